@@ -1,27 +1,18 @@
 """How many instances of a model there are, and with how many threads."""
 
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 
-from service.domain.errors import ModelFailure, StartupError
+from service.domain.errors import StartupError
 from service.models import instances
 from service.models.instances import InstanceFactory
 from service.runtime.onnx_model import OnnxModel
 from service.settings import Settings
-from tests.helpers.onnx_models import hungry, model_bytes, sample_rows
+from tests.helpers.device_fakes import is_closed
+from tests.helpers.onnx_models import hungry, model_bytes
 
 DATA = model_bytes()
-
-
-def is_closed(model: OnnxModel) -> bool:
-    try:
-        model.run(sample_rows(1))
-    except ModelFailure:
-        return True
-    return False
 
 
 class RecordingFactory:
@@ -43,49 +34,30 @@ class RecordingFactory:
         return [model for model in self.opened if not is_closed(model)]
 
 
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
-    """Returns the threads of each instance that is left running."""
-
-    def open_all(granted: int, *, slow: bool = False, **options: Any) -> list[int]:
-        monkeypatch.setattr(instances, "available_cpus", lambda: granted)
-        monkeypatch.setattr(instances, "_FAST_ROW_S", 0.0 if slow else 60.0)
+@pytest.mark.parametrize(
+    ("granted", "options", "fast", "slow"),
+    [
+        (1, {}, [1], [1]),
+        (2, {}, [1, 1], [2]),
+        (3, {}, [1, 1], [3]),
+        (9, {}, [1] * 8, [9]),
+        (20, {}, [2] * 8, [20]),
+        (64, {"threads": 8}, [1] * 7, [8]),
+        (6, {"cpu_instances": 2}, [3, 3], [3, 3]),
+        (6, {"cpu_instances": 4}, [1] * 4, [1] * 4),
+        (2, {"cpu_instances": 3}, [1] * 3, [1] * 3),
+    ],
+)
+def test_a_fast_model_runs_in_several_instances_and_a_slow_one_has_all_threads(
+    granted: int, options: dict[str, Any], fast: list[int], slow: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(instances, "available_cpus", lambda: granted)
+    for fast_row_s, threads in ((60.0, fast), (0.0, slow)):
+        monkeypatch.setattr(instances, "_FAST_ROW_S", fast_row_s)
         factory = RecordingFactory()
         models = InstanceFactory(factory, Settings(device="cpu", **options))(DATA)
         assert models == factory.running()
-        x = sample_rows(3)
-        for model in models[1:]:
-            np.testing.assert_array_equal(model.run(x), models[0].run(x))
-        for model in models:
-            model.close()
-        return factory.threads[-len(models) :]
-
-    return open_all
-
-
-@pytest.mark.parametrize(
-    ("granted", "threads"), [(1, [1]), (2, [1, 1]), (3, [1, 1]), (8, [1] * 7), (9, [1] * 8), (20, [2] * 8)]
-)
-def test_a_fast_model_runs_in_several_instances(
-    granted: int, threads: list[int], opened: Callable[..., list[int]]
-) -> None:
-    assert opened(granted) == threads
-    assert opened(64, threads=granted) == threads
-
-
-@pytest.mark.parametrize("granted", [1, 2, 20])
-def test_a_slow_model_has_all_threads(granted: int, opened: Callable[..., list[int]]) -> None:
-    assert opened(granted, slow=True) == [granted]
-
-
-@pytest.mark.parametrize(
-    ("sessions", "granted", "threads"), [(1, 6, [6]), (2, 6, [3, 3]), (4, 6, [1] * 4), (3, 2, [1] * 3)]
-)
-def test_a_configured_number_of_instances(
-    sessions: int, granted: int, threads: list[int], opened: Callable[..., list[int]]
-) -> None:
-    for slow in (False, True):
-        assert opened(granted, slow=slow, cpu_instances=sessions) == threads
+        assert factory.threads[-len(models) :] == threads
 
 
 def test_when_one_cannot_be_made_the_others_are_closed() -> None:

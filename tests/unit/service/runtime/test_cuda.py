@@ -1,6 +1,4 @@
-import sys
 import threading
-import weakref
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -12,15 +10,12 @@ import pytest
 from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceLost, DeviceOutOfMemory, never_continue
-from service.runtime import onnx_model
 from service.runtime.onnx_model import OnnxModel, bounded_buckets
 from service.runtime.runners import PaddedRunner
 from service.runtime.session import CudaOptions, CudaUnavailable
 from tests.helpers.device_fakes import cuda_on_the_cpu
 from tests.helpers.onnx_models import (
     ImageShape,
-    every_other_row,
-    hungry,
     make_card,
     model_bytes,
     sample_rows,
@@ -28,9 +23,6 @@ from tests.helpers.onnx_models import (
 
 SHAPES: list[ImageShape] = [(1, 8, 8), (3, 8, 8)]
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-
-
-# Buckets: the code path of CUDA, in the memory of the CPU
 
 
 @pytest.fixture
@@ -53,11 +45,6 @@ def test_buckets_give_the_rows_of_exact_batches(bucketed: Callable[..., OnnxMode
         np.testing.assert_array_equal(result, expected, strict=True)  # the second run has not overwritten it
 
 
-def test_a_model_that_loses_rows_fails_in_buckets_too(bucketed: Callable[..., OnnxModel]) -> None:
-    with pytest.raises(ModelFailure):
-        bucketed(every_other_row()).run(sample_rows(2))
-
-
 @pytest.mark.parametrize(
     ("options", "left"),
     [({}, [(1, 4), (1,), (1,)]), ({"cuda": CudaOptions(deterministic=True), "max_batch_rows": 40}, [(4,), (2,), (1,)])],
@@ -73,47 +60,29 @@ def test_reducing_the_batch_halves_the_single_bucket(
     assert len(model.run(sample_rows(5))) == 5
 
 
-def test_warm_up_gives_up_buckets_until_nothing_is_left(bucketed: Callable[..., OnnxModel]) -> None:
-    model = bucketed(hungry(2**45))
-    with pytest.raises(DeviceOutOfMemory):
-        model.warm_up()
-    assert model.buckets == (1,)
-
-
-# Rows that stay on the device
-
-
 @pytest.mark.parametrize("graphs", [False, True])
-@pytest.mark.parametrize("rows", [1, 3, 8])
-def test_rows_kept_on_the_device_are_the_same(bucketed: Callable[..., OnnxModel], graphs: bool, rows: int) -> None:
-    model = bucketed(model_bytes(make_card(buckets=(1, 4, 8))), cuda=CudaOptions(graphs=graphs))
+def test_rows_kept_on_the_device_are_the_same(bucketed: Callable[..., OnnxModel], graphs: bool) -> None:
+    data = model_bytes(make_card(buckets=(1, 4, 8)))
+    model, exact = bucketed(data, cuda=CudaOptions(graphs=graphs)), OnnxModel(data, device="cpu")
     model.warm_up()
     device_batch = model.device_batch
     assert device_batch is not None
-    x, out = sample_rows(rows), np.empty((rows, 1, 8, 8), np.float32)
-    for steps in (0, 1, 2, 5):
-        device_batch.upload(x)
-        expected = x
+    for rows, steps in ((1, 2), (3, 0), (3, 5), (8, 1)):
+        expected = sample_rows(rows)
+        out = np.empty_like(expected)
+        device_batch.upload(expected)
         for _ in range(steps):
             device_batch.run_steps()
-            expected = model_of_the_cpu().run(expected)
+            expected = exact.run(expected)
         device_batch.download(out)
         np.testing.assert_array_equal(out, expected)
         model.run(sample_rows(2, seed=9))  # other rows, in between
     model.close()
     with pytest.raises(ModelFailure, match="closed"):
         device_batch.run_steps()
-
-
-def model_of_the_cpu() -> OnnxModel:
-    return OnnxModel(model_bytes(make_card(buckets=(1, 4, 8))), device="cpu")
-
-
-def test_rows_do_not_stay_on_the_cpu() -> None:
-    model = model_of_the_cpu()
-    assert model.device_batch is None
+    assert exact.device_batch is None
     with pytest.raises(ValueError, match="device"):
-        model.upload(sample_rows(1))
+        exact.upload(sample_rows(1))
 
 
 def test_rows_that_do_not_fit_are_not_uploaded(bucketed: Callable[..., OnnxModel]) -> None:
@@ -129,186 +98,103 @@ def test_rows_that_do_not_fit_are_not_uploaded(bucketed: Callable[..., OnnxModel
         model.run_steps()  # nothing is loaded
 
 
-def test_out_of_memory_in_a_step_has_its_own_error_too(bucketed: Callable[..., OnnxModel]) -> None:
-    model = bucketed(hungry(2**45))
-    model.upload(sample_rows(2))
-    with pytest.raises(DeviceOutOfMemory, match="a step does not fit"):
-        model.run_steps()
+UNCLEAR = "CUBLAS failure 13: CUBLAS_STATUS_EXECUTION_FAILED"
+ILLEGAL = "CUDA failure 700: an illegal memory access was encountered"
+MEMORY = "CUDA failure 2: out of memory"
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("said", "probe_says", "in_run", "in_step"),
     [
-        ("BFCArena::AllocateRawInternal Available memory of 0 is smaller than requested bytes of 9", DeviceOutOfMemory),
-        ("Failed to allocate memory for requested buffer of size 1073741824", DeviceOutOfMemory),
-        ("CUDA failure 2: out of memory ; GPU=0 ; hostname=here", DeviceOutOfMemory),
-        ("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0", DeviceOutOfMemory),
-        ("CUDNN failure 4002: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED ; GPU=0", DeviceOutOfMemory),
-        ("CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=here ; line=131", DeviceLost),
-        ("CUDA error cudaErrorIllegalAddress:an illegal memory access was encountered", DeviceLost),
-        ("the node has no implementation", ModelFailure),
+        (MEMORY, "", DeviceOutOfMemory, DeviceOutOfMemory),
+        (ILLEGAL, "", DeviceLost, DeviceLost),
+        ("the node has no implementation", "", ModelFailure, ModelFailure),
+        (UNCLEAR, UNCLEAR, DeviceLost, ModelFailure),  # a row of zeros fails as well, so these rows are not to blame
+        (UNCLEAR, ILLEGAL, DeviceLost, ModelFailure),
+        (UNCLEAR, MEMORY, ModelFailure, ModelFailure),
+        (UNCLEAR, "", ModelFailure, ModelFailure),  # a row of zeros runs
     ],
 )
-def test_an_error_is_recognised_by_the_message(
-    said: str, expected: type[Exception], bucketed: Callable[..., OnnxModel], monkeypatch: pytest.MonkeyPatch
+def test_an_error_is_recognised_by_its_message_and_an_unclear_one_by_a_row_of_zeros(
+    said: str,
+    probe_says: str,
+    in_run: type[Exception],
+    in_step: type[Exception],
+    bucketed: Callable[..., OnnxModel],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model = bucketed(model_bytes())
-    monkeypatch.setattr(PaddedRunner, "run_steps", failing(f"[ONNXRuntimeError] : 1 : FAIL : {said}"))
-    with pytest.raises(expected) as caught:
-        model.run(sample_rows(1))
-    assert reason_of(caught.value).endswith(said.partition(" ; ")[0])
-    model.upload(sample_rows(1))
-    with pytest.raises(expected):
-        model.run_steps()
-
-
-def failing(message: str) -> Callable[..., None]:
-    def fail(*_: Any) -> None:
-        raise RuntimeError(message)
-
-    return fail
-
-
-def reason_of(error: Exception) -> str:
-    return error.reason if isinstance(error, ModelFailure) else str(error)
-
-
-UNCLEAR = "CUBLAS failure 13: CUBLAS_STATUS_EXECUTION_FAILED ; GPU=0 ; hostname=here"
-
-
-@pytest.mark.parametrize(
-    ("again", "expected"),
-    [
-        (UNCLEAR, DeviceLost),  # a row of zeros fails as well, so these rows are not to blame
-        ("CUDA failure 700: an illegal memory access was encountered", DeviceLost),
-        ("CUDA failure 2: out of memory", ModelFailure),
-        ("", ModelFailure),  # a row of zeros runs
-    ],
-)
-def test_after_an_unclear_error_a_row_of_zeros_is_run(
-    again: str, expected: type[Exception], bucketed: Callable[..., OnnxModel], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    """Rows that stay on the device are not probed for: a probe would overwrite those of the step before."""
     probes: list[int] = []
 
-    def fail(self: PaddedRunner, rows: FloatRows, out: FloatRows) -> None:
-        if rows.any():
-            raise RuntimeError(f"[ONNXRuntimeError] : 1 : FAIL : {UNCLEAR}")
-        probes.append(len(rows))
-        if again:
-            raise RuntimeError(again)
+    def fail(rows: FloatRows) -> None:
+        if not rows.any():
+            probes.append(len(rows))
+        if message := said if rows.any() else probe_says:
+            raise RuntimeError(f"[ONNXRuntimeError] : 1 : FAIL : {message} ; GPU=0 ; hostname=here")
 
+    x = sample_rows(4)
     model = bucketed(model_bytes(make_card(buckets=(1, 4, 8))))
-    monkeypatch.setattr(PaddedRunner, "__call__", fail)
-    with pytest.raises(expected) as caught:
-        model.run(sample_rows(8))
-    assert (
-        reason_of(caught.value) == "CUBLAS failure 13: CUBLAS_STATUS_EXECUTION_FAILED"
-    )  # the first error, not that of the probe
-    assert probes == [1]
-
-
-def test_an_unclear_error_leaves_the_rows_on_the_device(
-    bucketed: Callable[..., OnnxModel], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = bucketed(model_bytes(make_card(buckets=(1, 4))))
-    rows = sample_rows(3)
-    expected, out = model.run(rows), np.empty_like(rows)
-    model.upload(rows)
-    model.run_steps()
-    with monkeypatch.context() as patch:
-        patch.setattr(PaddedRunner, "run_steps", failing(UNCLEAR))
-        with pytest.raises(ModelFailure):
-            model.run_steps()
-    model.download(out)
-    np.testing.assert_array_equal(out, expected)
-
-
-NO_CODE = "CUDA error cudaErrorNoKernelImageForDevice:no kernel image is available for execution on the device"
+    monkeypatch.setattr(PaddedRunner, "__call__", lambda self, rows, out: fail(rows))
+    monkeypatch.setattr(PaddedRunner, "run_steps", lambda self, keep_going: fail(x))
+    with pytest.raises(in_run) as of_run:
+        model.run(x)
+    assert probes == [1] * (said == UNCLEAR)
+    model.upload(x)
+    with pytest.raises(in_step) as of_step:
+        model.run_steps()
+    assert probes == [1] * (said == UNCLEAR)
+    for error in (of_run.value, of_step.value):
+        assert (error.reason if isinstance(error, ModelFailure) else str(error)).endswith(
+            said
+        )  # not what the probe says
 
 
 def test_a_gpu_without_code_in_onnxruntime_is_named(
     bucketed: Callable[..., OnnxModel], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("CUDA error cudaErrorNoKernelImageForDevice:no kernel image is available for execution")
+
     monkeypatch.setattr("service.runtime.devices.compute_capability", lambda device_id: (10, 0))
     model = bucketed(model_bytes())
-    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert line.startswith("GPU 0 has compute capability 10.0, and onnxruntime-gpu")
-    monkeypatch.setattr(PaddedRunner, "run_steps", failing(NO_CODE))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    monkeypatch.setattr(PaddedRunner, "run_steps", fail)
     with pytest.raises(DeviceLost, match=r"no kernel image.*; GPU 0 has compute capability 10\.0"):
         model.warm_up()
 
 
-def test_a_session_with_graphs_is_run_in_one_thread(
+def test_a_session_with_graphs_runs_in_one_thread_that_ends_with_it(
     bucketed: Callable[..., OnnxModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: set[str] = set()
+    seen: set[threading.Thread] = set()
     run_steps = PaddedRunner.run_steps
 
     def recorded(self: PaddedRunner, keep_going: Callable[[], bool] = never_continue) -> None:
-        seen.add(threading.current_thread().name)
+        seen.add(threading.current_thread())
         run_steps(self, keep_going)
 
     monkeypatch.setattr(PaddedRunner, "run_steps", recorded)
-    model = bucketed(model_bytes(), cuda=CudaOptions(graphs=True))
-    model.warm_up()
-    callers = [threading.Thread(target=model.run, args=(sample_rows(2),)) for _ in range(2)]
-    for caller in callers:
-        caller.start()
-        caller.join()
-    assert len(seen) == 1
-    assert seen.pop().startswith("ign-graphs")
-    model.close()
-
-
-def test_no_thread_is_left_of_a_reduced_or_closed_model(bucketed: Callable[..., OnnxModel]) -> None:
     before = set(threading.enumerate())
     model = bucketed(model_bytes(), cuda=CudaOptions(graphs=True))
     model.warm_up()
-    (first,) = set(threading.enumerate()) - before
+    caller = threading.Thread(target=model.run, args=(sample_rows(2),))
+    caller.start()
+    caller.join()
+    (first,) = seen
     model.reduce_max_batch()
-    first.join(10)
-    (second,) = set(threading.enumerate()) - before
     model.close()
-    second.join(10)
+    (second,) = seen - {first}
+    for thread in (first, second):
+        thread.join(10)
     assert not set(threading.enumerate()) - before
-
-
-def test_with_graphs_too_the_old_session_is_gone_before_the_new_one_starts(
-    bucketed: Callable[..., OnnxModel], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    alive: list[weakref.ref[Any]] = []
-
-    def start(data: bytes, *_: Any) -> Any:
-        assert not [session for session in alive if session() is not None]
-        session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-        alive.append(weakref.ref(session))
-        return session
-
-    monkeypatch.setattr(onnx_model, "cuda_session", start)
-    model = bucketed(model_bytes(make_card(buckets=(1, 2, 4))), cuda=CudaOptions(graphs=True))
-    model.warm_up()
-    model.reduce_max_batch()
-    model.reduce_max_batch()
-    assert len(alive) == 3
-    model.close()
 
 
 @pytest.mark.parametrize(
     ("limit", "single", "buckets"),
-    [
-        (64, False, (4, 8, 32)),
-        (31, False, (4, 8)),
-        (32, True, (32,)),
-        (8, True, (8,)),
-        (3, False, (3,)),
-        (3, True, (3,)),
-    ],
+    [(64, False, (4, 8, 32)), (31, False, (4, 8)), (8, True, (8,)), (3, False, (3,)), (3, True, (3,))],
 )
 def test_buckets_are_bounded(limit: int, single: bool, buckets: tuple[int, ...]) -> None:
     assert bounded_buckets((4, 8, 32), limit, single=single) == buckets
-
-
-# Devices
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="needs an onnxruntime without CUDA")
@@ -349,18 +235,3 @@ def test_a_file_of_a_later_onnx_is_not_cudas_fault(
         OnnxModel(model.SerializeToString(), device=device)
     assert not isinstance(caught.value, CudaUnavailable)
     assert len(started) == 1  # another session would say the same
-
-
-def test_cuda_that_falls_back_silently_is_refused(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
-) -> None:
-    start = onnxruntime.InferenceSession
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: sys.stdout.write("Failed to load libcudart"))
-    monkeypatch.setattr(
-        onnxruntime, "InferenceSession", lambda data, *_, **__: start(data, providers=["CPUExecutionProvider"])
-    )
-    with pytest.raises(CudaUnavailable, match="its provider did not load"):
-        OnnxModel(model_bytes(), device="cuda")
-    assert "Failed to load libcudart" in caplog.text
-    assert capsys.readouterr().out == ""
