@@ -28,16 +28,6 @@ def pipe() -> Iterator[Pipe]:
     pipe.read.set()
 
 
-def test_lines_are_written_in_order(pipe: Pipe) -> None:
-    pipe.read.set()
-    handler = QueuedHandler(pipe)
-    for i in range(1000):
-        handler.handle(logging.makeLogRecord({"msg": "%d", "args": (i,)}))
-    assert handler.flushed()
-    assert pipe.lines == [str(i) for i in range(1000)]
-    handler.close()
-
-
 def test_what_cannot_be_written_is_dropped_and_counted(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "MAX_WAITING", 10)
     monkeypatch.setattr(logs, "_FLUSH_S", 0.01)
