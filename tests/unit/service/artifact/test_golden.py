@@ -10,7 +10,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from service.artifact import golden as module
-from service.artifact.files import read_npy, read_npy_header
 from service.artifact.golden import Golden, check_golden, read_golden
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
@@ -36,11 +35,6 @@ def zipped(members: dict[str, bytes]) -> bytes:
         for name, content in members.items():
             target.writestr(name, content)
     return buffer.getvalue()
-
-
-def header(shape: str, dtype: str = "'<f4'") -> bytes:
-    text = f"{{'descr': {dtype}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
-    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
 
 
 class Network:
@@ -75,7 +69,7 @@ GOLDEN = Golden(x=sample_rows(3), y=np.tanh(sample_rows(3)), digest="")
         archive(x=X.astype(np.float64), y=X.astype(np.float64), digest="a"),
         archive(x=X[:, :, :4], y=X[:, :, :4], digest="a"),
         archive(x=X, y=X * np.float32(np.nan), digest="a"),
-        zipped({"x.npy": header("(1000000000000, 1, 8, 8)"), "y.npy": b"", "digest.npy": b""}),
+        zipped({"x.npy": npy(X).replace(b"(2, ", b"(9, "), "y.npy": b"", "digest.npy": b""}),
     ],
 )
 def test_anything_else_is_refused(tmp_path: Path, content: bytes) -> None:
@@ -144,38 +138,3 @@ def test_every_place_of_every_bucket_is_seen(bad: tuple[int, int]) -> None:
     assert not report.passed
     assert report.difference == pytest.approx(0.25)
     assert report.batches == (1, 2, 8)
-
-
-@pytest.mark.parametrize(
-    "array",
-    [np.asfortranarray(np.arange(6, dtype=">f4").reshape(2, 3)), np.array("text"), np.zeros((0, 3))],
-    ids=["fortran-order", "text", "empty"],
-)
-def test_an_array_is_read_back(array: Any) -> None:
-    result = read_npy(npy(array))
-    assert result.dtype == array.dtype
-    np.testing.assert_array_equal(result, array)
-    assert read_npy_header(npy(array)[:128])[::2] == (array.shape, array.dtype)  # without the data
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"\x93NUMPY",
-        b"\x93NUMPY\x01\x00\xff\xff{",
-        npy(np.zeros(3, np.float32))[:-1],
-        npy(np.zeros(3, np.float32)) + b"x",
-        npy(np.array([{}], dtype=object)),
-        header("(1000000000000000000, 1000000000000000000)"),
-        header("(-1, -4)") + bytes(16),
-        header("(" * 300 + ")" * 300),
-        header("(1,)", "[('a', '|O')]") + bytes(8),
-        header("(1,)" + " " * 2000) + bytes(4),
-        header("(1,", "'|O'") + b"cos\nsystem\n",
-        b"\x93NUMPY\x03\x00",
-    ],
-)
-def test_damaged_and_hostile_data_is_refused(data: bytes) -> None:
-    with pytest.raises(ValueError, match=r"not a \.npy file|size differs|Python objects"):
-        read_npy(data)

@@ -98,23 +98,6 @@ def test_padding_is_zero_after_a_larger_batch() -> None:
     assert not downloaded(runner, 4)[1:].any()
 
 
-def test_no_graph_is_ever_replayed_with_other_buffers_or_shapes() -> None:
-    session = Session()
-    runner = PaddedRunner(session, SHAPE, (1, 2, 4), "cpu", graphs=True)
-    for rows in (1, 4, 2, 9, 3, 1):
-        x = sample_rows(rows)
-        out = np.empty_like(x)
-        runner(x, out)
-        np.testing.assert_array_equal(out, x + np.float32(1))
-        if rows <= 4:
-            runner.upload(x)
-            for _ in range(3):
-                runner.run_steps()
-    numbers = {graph for graph, *_ in session.runs}
-    assert numbers == {"1", "2", "3", "4", "5", "6"}  # three buckets, two directions; 0 and −1 mean other things
-    assert len(set(session.runs)) == len(numbers)
-
-
 class RecordingLock(CudaGraphLock):
     """Knows whether a thread has exclusive access."""
 
@@ -128,20 +111,28 @@ class RecordingLock(CudaGraphLock):
         self.captures = False
 
 
-def test_only_a_capture_has_exclusive_access(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_graph_is_ever_replayed_with_other_buffers_or_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """… and only a capture, which is the first run of a graph, has exclusive access."""
     lock, exclusive = RecordingLock(), list[bool]()
     monkeypatch.setattr(runners, "GRAPH_LOCK", lock)
     session = Session(on_run=lambda: exclusive.append(lock.captures))
-    runner = PaddedRunner(session, SHAPE, (1, 4), "cpu", graphs=True)
-    for rows in (1, 4, 1):
-        runner.upload(sample_rows(rows))
-        for _ in range(4):
-            runner.run_steps()
-    assert exclusive == [True, True, False, False] * 2 + [False] * 4
+    runner = PaddedRunner(session, SHAPE, (1, 2, 4), "cpu", graphs=True)
+    for rows in (1, 4, 2, 9, 3, 1):
+        x = sample_rows(rows)
+        out = np.empty_like(x)
+        runner(x, out)
+        np.testing.assert_array_equal(out, x + np.float32(1))
+        if rows <= 4:
+            runner.upload(x)
+            for _ in range(3):
+                runner.run_steps()
+    graphs = [graph for graph, *_ in session.runs]
+    assert set(graphs) == {"1", "2", "3", "4", "5", "6"}  # three buckets, two directions; 0 and −1 mean other things
+    assert len(set(session.runs)) == 6
+    assert exclusive == [graph not in graphs[:place] for place, graph in enumerate(graphs)]
     session.fails = True
-    runner.upload(sample_rows(4))
     with pytest.raises(RuntimeError):
-        runner.run_steps()
+        PaddedRunner(session, SHAPE, (1,), "cpu", graphs=True)(sample_rows(1), sample_rows(1))
     with lock.shared():  # would wait forever if the capture that failed had not ended
         pass
 
