@@ -1,6 +1,8 @@
 """Runs that are stopped, continued, repeated or rejected."""
 
 import fcntl
+import io
+import logging
 import os
 import signal
 import subprocess
@@ -12,7 +14,8 @@ import pytest
 
 from service.bulk.__main__ import main
 from service.bulk.output import Output
-from service.bulk.run import ShardPlan, start
+from service.bulk.pipeline import ShardResult
+from service.bulk.run import Progress, ShardPlan, start
 from tests.helpers.live import environment
 from tests.unit.service.bulk.conftest import (
     SHARD,
@@ -199,3 +202,35 @@ def test_settings_of_the_server_are_ignored(bulk: Run, tmp_path: Path, monkeypat
     assert bulk("generate", tmp_path / "out", "-n", 9).status == 0
     assert os.listdir(tmp_path) == ["out"]
     assert len(manifest(tmp_path / "out")) == 9
+
+
+PLAN = ShardPlan(images=1000, shards=10, missing=tuple(range(2, 10)), completed=200)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_line_for_each_shard_without_a_terminal(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with caplog.at_level(logging.INFO, "service.bulk"):
+        progress = Progress(PLAN)
+        progress.update(ShardResult(100, ()))
+        progress.update(ShardResult(100, tuple(f"{n}.png: bad" for n in range(50))))
+    lines = [line for line in caplog.messages if "/1000" in line]
+    assert lines == ["300/1000 images, 0 failed", "400/1000 images, 50 failed"]
+    failed = [line for line in caplog.messages if line.endswith(".png: bad")]
+    assert failed == [f"{n}.png: bad" for n in range(20)]
+    assert "manifest" in caplog.text
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    progress = Progress(PLAN)
+    progress.update(ShardResult(800, ()))
+    progress.bar.close()
+    assert "1000/1000" in terminal.getvalue()

@@ -6,12 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.domain.blending import blend, blend_result, close_loop
 from service.domain.latents import (
     MAX_MAGNITUDE,
     MAX_SEED,
     STREAM,
     FloatRow,
+    FloatRows,
     FrequencyStatistics,
+    Grid,
+    LatentPath,
+    Method,
     NoiseSource,
     from_frequencies,
     is_bounded,
@@ -19,6 +24,8 @@ from service.domain.latents import (
     slerp,
     weighted_sum,
 )
+from service.domain.tasks import Result, StepOutput
+from tests.helpers.onnx_models import sample_rows
 
 # The stream is part of every model: published seeds must give the same pictures for ever.
 GOLDEN = {
@@ -150,3 +157,106 @@ def test_bounded_rows(value: float) -> None:
     rows = np.zeros((2, 1, 3, 3), np.float32)
     rows[1, 0, 2, 2] = value
     assert is_bounded(rows) == (abs(value) <= MAX_MAGNITUDE)
+
+
+NOISE = NoiseSource((1, 2, 3))
+
+
+def points(n: int) -> list[FloatRow]:
+    return [NOISE.row(1, i) for i in range(n)]
+
+
+@given(st.integers(2, 8), st.integers(2, 64), st.booleans(), st.sampled_from(["slerp", "lerp"]))
+def test_frames_on_points_are_the_points(n: int, frames: int, loop: bool, method: Method) -> None:
+    stops = points(n)
+    path = LatentPath(frames=frames, method=method, loop=loop)
+    rows, times = path.rows(stops), path.times()
+    assert len(times) == frames
+    assert (times[0], times[-1]) == (0.0, 1.0)
+    assert times == sorted(times)
+    assert rows.shape == (frames - loop, 1, 2, 3)
+    assert rows.dtype == np.float32
+    assert rows.flags.c_contiguous
+    stops = [*stops, stops[0]] if loop else stops
+    segments = len(stops) - 1
+    for i, row in enumerate(rows):
+        segment, place = divmod(i * segments, frames - 1)
+        if place == 0:
+            assert row.tobytes() == stops[segment].tobytes()
+        else:
+            mix = slerp if method == "slerp" else lerp
+            expected = mix(stops[segment], stops[segment + 1], times[i] * segments - segment)
+            np.testing.assert_allclose(row, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["slerp", "lerp"])
+@pytest.mark.parametrize(("rows", "cols"), [(2, 2), (3, 5), (16, 16)])
+def test_corners_of_a_grid_are_the_points(rows: int, cols: int, method: Method) -> None:
+    corners = points(4)
+    grid = Grid(rows=rows, cols=cols, method=method)
+    latents = grid.latents(corners)
+    assert latents.shape == (rows * cols, 1, 2, 3)
+    assert grid.coordinates() == [(r, c) for r in range(rows) for c in range(cols)]
+    at = [0, cols - 1, (rows - 1) * cols, rows * cols - 1]
+    for place, corner in zip(at, corners, strict=True):
+        assert latents[place].tobytes() == corner.tobytes()
+
+
+def test_a_grid_goes_along_columns_first() -> None:
+    a, b, c, d = points(4)
+    latents = Grid(rows=3, cols=5).latents([a, b, c, d])
+    expected = slerp(slerp(a, b, 0.25), slerp(c, d, 0.25), 0.5)
+    np.testing.assert_array_equal(latents[1 * 5 + 1], expected)
+    bilinear = Grid(rows=3, cols=5, method="lerp").latents([a, b, c, d])[1 * 5 + 1]
+    np.testing.assert_allclose(bilinear, 0.375 * a + 0.125 * b + 0.375 * c + 0.125 * d, atol=1e-6)
+
+
+def result(rows: FloatRows, *, drift: bool = True, trajectory: bool = True) -> Result:
+    n = len(rows)
+    return Result(
+        rows=rows,
+        steps=np.arange(n),
+        converged=np.arange(n) % 2 == 0,
+        distance=np.arange(n) / 10,
+        drift=np.arange(n) / 100 if drift else None,
+        trajectory=[[step(i, rows[i], k) for k in (0, 1)] for i in range(n)] if trajectory else [],
+        queue_s=0.1,
+        compute_s=0.2,
+    )
+
+
+def step(index: int, row: FloatRow, number: int) -> StepOutput:
+    return StepOutput(index=index, step=number, row=row, change=None if number == 0 else 0.5)
+
+
+def test_blending_is_exact_at_its_ends() -> None:
+    x, y = sample_rows(2, SHAPE)
+    assert blend(x, y, 1.0) is y
+    np.testing.assert_array_equal(blend(x, y, 0.0), x)
+    half = blend(x, y, 0.5)
+    assert half.dtype == np.float32
+    np.testing.assert_allclose(half, (x + y) / 2, atol=1e-7)
+
+
+def test_a_result_is_blended_with_its_own_inputs_and_no_recorded_input_is() -> None:
+    x, y = sample_rows(3, SHAPE, seed=1), sample_rows(3, SHAPE, seed=2)
+    blended = blend_result(x, result(y), 0.25)
+    np.testing.assert_allclose(blended.rows, 0.75 * x + 0.25 * y, atol=1e-6)
+    np.testing.assert_array_equal(blended.distance, result(y).distance)
+    for i, (start, end) in enumerate(blended.trajectory):
+        np.testing.assert_array_equal(start.row, y[i])
+        np.testing.assert_allclose(end.row, 0.75 * x[i] + 0.25 * y[i], atol=1e-6)
+        assert (end.index, end.step, end.change) == (i, 1, 0.5)
+
+
+@pytest.mark.parametrize("optional", [False, True])
+def test_a_loop_ends_with_its_first_row(optional: bool) -> None:
+    rows = sample_rows(3, SHAPE)
+    closed = close_loop(result(rows, drift=optional, trajectory=optional))
+    np.testing.assert_array_equal(closed.rows, rows[[0, 1, 2, 0]])
+    assert closed.steps.tolist() == [0, 1, 2, 0]
+    assert closed.converged.tolist() == [True, False, True, True]
+    assert closed.distance.tolist() == [0.0, 0.1, 0.2, 0.0]
+    assert (None if closed.drift is None else closed.drift.tolist()) == ([0.0, 0.01, 0.02, 0.0] if optional else None)
+    assert len(closed.trajectory) == (4 if optional else 0)
+    assert (closed.queue_s, closed.compute_s) == (0.1, 0.2)

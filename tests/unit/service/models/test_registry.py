@@ -9,50 +9,47 @@ import pytest
 from service.artifact.golden import GoldenReport
 from service.domain.errors import Draining, LoadFailed, UnknownModel
 from service.domain.latents import NoiseSource
-from service.domain.tasks import Result, SchedulingParams, StepParams
+from service.domain.tasks import Result
 from service.models.registry import ModelRegistry, ServedModel
-from service.models.repository import InferenceModel, LoadedModel, Repository
+from service.models.repository import LoadedModel, Repository
 from service.observability.metrics import Metrics
 from service.observability.statistics import ModelStatistics
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
 from tests.helpers.onnx_models import make_card
-from tests.helpers.serving import marked, until_running
+from tests.helpers.serving import marked, params, until_running
 
 SHAPE = (1, 4, 4)
 
 
 class Instance(FakeModel):
-    """An instance of version ``version`` of the model `toy`; ``on_close`` is called in a thread."""
+    """An instance of version ``version`` of the model `toy`."""
 
-    def __init__(self, version: str, on_close: Callable[[], None], *, gate: threading.Event | None = None) -> None:
+    device: Literal["cpu", "cuda"] = "cpu"
+    provider, fallback_reason, closed = "fake", cast(str | None, None), False
+
+    def __init__(self, version: str, gate: threading.Event | None = None) -> None:
         super().__init__(SHAPE, gate=gate)
         self.card = make_card(version=version, shape=SHAPE)
         self.digest, self.noise = version * 64, NoiseSource(SHAPE)
-        self.device: Literal["cpu", "cuda"] = "cpu"
-        self.provider, self.fallback_reason = "fake", cast(str | None, None)
-        self.close = on_close
 
     def warm_up(self) -> None: ...
+
+    def close(self) -> None:
+        self.closed = True
 
 
 class Stage:
     """A registry over fake models; requests end when `gone` is set."""
 
     def __init__(self, directory: Path) -> None:
-        def unopened(_: bytes) -> list[InferenceModel]:
-            raise AssertionError("nothing is read here")
-
-        self.repository = Repository(directory, unopened, default="toy")
-        self.told: list[str] = []
-        self.closed = 0
-        self._loop = asyncio.get_running_loop()
-        self.gone, self.first_closed = asyncio.Event(), asyncio.Event()
+        self.repository = Repository(directory, lambda _: [], default="toy")
+        self.gone, self.instances = asyncio.Event(), list[Instance]()
         self.registry = ModelRegistry(
             self.repository,
             serve=self._serve,
-            on_activated=lambda loaded: self.told.append(f"{loaded.ref} activated"),
-            on_deactivated=lambda ref: self.told.append(f"{ref} deactivated"),
+            on_activated=lambda loaded: None,
+            on_deactivated=lambda ref: None,
             wait_for_requests=self._wait,
         )
 
@@ -65,30 +62,24 @@ class Stage:
         return ServedModel(loaded, scheduler, statistics)
 
     def model(self, version: str = "1", *, gate: threading.Event | None = None) -> LoadedModel:
-        instance = Instance(version, self._close, gate=gate)
+        self.instances.append(instance := Instance(version, gate))
+        golden = GoldenReport(difference=0.0, spread=0.0, tolerance=1.0, batches=(1,))
         return LoadedModel(
             card=instance.card,
             digest=instance.digest,
             instances=(instance,),
             noise=instance.noise,
-            golden=GoldenReport(difference=0.0, spread=0.0, tolerance=1.0, batches=(1,)),
+            golden=golden,
             device="cpu",
             provider="fake",
         )
 
-    def _close(self) -> None:
-        self.closed += 1
-        self._loop.call_soon_threadsafe(self.first_closed.set)
-
-    def served(self) -> ServedModel:
-        return self.registry.resolve("toy")
-
-    def run(self, model: ServedModel) -> "asyncio.Task[Result]":
-        return asyncio.create_task(model.scheduler.run(marked(1.0), SchedulingParams(step_params=StepParams(steps=1))))
+    def run(self) -> "asyncio.Task[Result]":
+        return asyncio.create_task(self.registry.resolve("toy").scheduler.run(marked(1.0), params()))
 
 
-def on_stage(tmp_path: Path, play: Callable[[Stage], Awaitable[None]]) -> Stage:
-    async def main() -> Stage:
+def on_stage(tmp_path: Path, play: Callable[[Stage], Awaitable[None]]) -> None:
+    async def main() -> None:
         stage = Stage(tmp_path)
         try:
             await play(stage)
@@ -96,40 +87,18 @@ def on_stage(tmp_path: Path, play: Callable[[Stage], Awaitable[None]]) -> Stage:
             stage.gone.set()
             await stage.registry.close()
         assert stage.registry.models == {}
-        return stage
+        assert all(instance.closed for instance in stage.instances)
 
-    return asyncio.run(main())
-
-
-def test_the_displaced_one_answers_until_nobody_can_hold_it(tmp_path: Path) -> None:
-    async def play(stage: Stage) -> None:
-        stage.registry.activate(stage.model())
-        old = stage.served()
-        stage.registry.activate(stage.model())
-        new = stage.served()
-        assert new is not old
-        assert stage.registry.models == {"toy/1": new}
-        # Resolved before the switch, asked only now.
-        for model in (old, new):
-            assert (await stage.run(model)).rows[0, 0, 0, 0] == 0.5
-        assert old.statistics.counts().rows == new.statistics.counts().rows == 1
-        assert stage.closed == 0
-        stage.gone.set()
-        await asyncio.wait_for(stage.first_closed.wait(), 10)
-        assert stage.registry.models == {"toy/1": new}
-
-    stage = on_stage(tmp_path, play)
-    assert stage.told == ["toy/1 activated", "toy/1 activated"]
-    assert stage.closed == 2
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("end", ["close", "abort_all"])
 def test_ending_everything_ends_what_was_leaving_too(tmp_path: Path, end: str) -> None:
     async def play(stage: Stage) -> None:
         gate = threading.Event()
-        stage.registry.activate(held_back := stage.model(gate=gate))
-        held = stage.run(stage.served())
-        await until_running(cast(FakeModel, held_back.instances[0]))
+        stage.registry.activate(stage.model(gate=gate))
+        held = stage.run()
+        await until_running(stage.instances[0])
         stage.registry.activate(stage.model())
         if end == "close":
             closing = asyncio.create_task(stage.registry.close())
@@ -141,7 +110,7 @@ def test_ending_everything_ends_what_was_leaving_too(tmp_path: Path, end: str) -
         if end == "close":
             await closing
 
-    assert on_stage(tmp_path, play).closed == 2
+    on_stage(tmp_path, play)
 
 
 def test_a_directory_that_cannot_be_read_is_a_failed_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,10 +148,10 @@ def test_while_it_loads_the_index_says_so(tmp_path: Path, monkeypatch: pytest.Mo
         assert found == {"toy/1": "READY", "toy/2": "LOADING"}
         with pytest.raises(UnknownModel):
             stage.registry.resolve("toy/2")
-        assert (await stage.run(stage.served())).rows[0, 0, 0, 0] == 0.5
+        assert (await stage.run()).rows[0, 0, 0, 0] == 0.5
         go.set()
         await loading
-        assert stage.served().ref == "toy/2"
+        assert stage.registry.resolve("toy").ref == "toy/2"
         await again
 
     on_stage(tmp_path, play)

@@ -1,10 +1,12 @@
+"""Which models are loaded and verified, and in how many instances."""
+
 import hashlib
 import os
 import shutil
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -13,29 +15,41 @@ import pytest
 from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceLost, DeviceOutOfMemory
+from service.models import instances
 from service.models import repository as module
+from service.models.instances import InstanceFactory
 from service.models.repository import Repository
 from service.runtime.onnx_model import OnnxModel
+from service.settings import Settings
 from tests.helpers.device_fakes import cuda_on_the_cpu, is_closed
 from tests.helpers.onnx_models import hungry, make_card, model_bytes, reference, sample_rows, write_golden, write_model
 
 
 class Opener:
-    """Opens real models on the CPU and remembers them."""
+    """Opens real models, by default on the CPU, and remembers them and their threads; not more than ``most``."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 64) -> None:
+        self.most = most
         self.opened: list[OnnxModel] = []
+        self.threads: list[int] = []
 
     def __call__(self, data: bytes) -> list[OnnxModel]:
-        self.opened.append(self.open(data))
-        return self.opened[-1:]
+        return [self.make(data)]
 
-    def open(self, data: bytes) -> OnnxModel:
-        return OnnxModel(data, device="cpu")
+    def make(
+        self, data: bytes, *, threads: int = 1, device: Literal["cpu", "cuda"] = "cpu", **options: Any
+    ) -> OnnxModel:
+        if len(self.opened) == self.most:
+            raise StartupError("no more")
+        self.threads.append(threads)
+        self.opened.append(self.open(data, threads=threads, device=device, **options))
+        return self.opened[-1]
 
-    def closed(self) -> bool:
-        """Whether none of them runs any more."""
-        return all(map(is_closed, self.opened))
+    def open(self, data: bytes, **options: Any) -> OnnxModel:
+        return OnnxModel(data, **options)
+
+    def running(self) -> list[OnnxModel]:
+        return [model for model in self.opened if not is_closed(model)]
 
 
 def repository(directory: Path, default: str = "toy", **options: Any) -> Repository:
@@ -47,7 +61,7 @@ def refusal(directory: Path, default: str = "toy", **options: Any) -> str:
     with pytest.raises(StartupError) as caught:
         Repository(directory, opener, default=default, **options).load_all()
     assert "\n" not in caught.value.detail
-    assert opener.closed()
+    assert not opener.running()
     return caught.value.detail
 
 
@@ -106,20 +120,15 @@ def test_other_entries_are_passed_over(tmp_path: Path, caplog: pytest.LogCapture
     assert {record.args for record in caplog.records} == {("lost+found",), ("latest",), ("01",)}
 
 
-def test_a_missing_or_empty_directory_is_refused(tmp_path: Path) -> None:
+def test_a_missing_or_empty_directory_or_default_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path / "none").startswith(f"IGN_MODEL_DIR={tmp_path}/none: no such directory")
     assert "holds no model" in refusal(tmp_path)
     (tmp_path / "toy").mkdir()
     assert "holds no model" in refusal(tmp_path)
-
-
-def test_a_default_that_is_not_there_is_refused_before_anything_is_opened(tmp_path: Path) -> None:
-    write_model(tmp_path)
-    opener = Opener()
+    shutil.copytree(write_model(tmp_path / "sound"), tmp_path / "toy" / "1")
+    shutil.rmtree(tmp_path / "sound")
     for default in ("mnist", "toy/2", "to"):
-        with pytest.raises(StartupError, match=f"IGN_DEFAULT_MODEL={default}: not there; there is toy/1"):
-            Repository(tmp_path, opener, default=default).load_all()
-    assert opener.opened == []
+        assert f"IGN_DEFAULT_MODEL={default}: not there; there is toy/1" in refusal(tmp_path, default)
 
 
 def golden_of(scale: float = 1.0, **changes: Any) -> Callable[[Path], object]:
@@ -228,34 +237,30 @@ class BrokenGpu(OnnxModel):
 class OpenerOnCuda(Opener):
     """Opens models on a stand-in for CUDA, of which those named fail."""
 
-    def __init__(self, error: Exception | None, *names: str) -> None:
+    def __init__(self, error: Exception | None, name: str = "toy") -> None:
         super().__init__()
-        self.error, self.names = error, names or ("toy",)
+        self.error, self.name = error, name
 
-    def open(self, data: bytes) -> OnnxModel:
+    def open(self, data: bytes, **options: Any) -> OnnxModel:
         model = OnnxModel(data, device="cuda")
-        if model.card.name in self.names:
+        if model.card.name == self.name:
             model = BrokenGpu(data, device="cuda")
             model.error = self.error
         return model
 
 
-CUDA_FAILURES = [
-    (ModelFailure("the model failed", reason="CUDNN failure 3000: NOT_SUPPORTED"), "CUDNN failure 3000: NOT_SUPPORTED"),
-    (DeviceLost("CUDA failure 209: no kernel image is available"), "CUDA failure 209: no kernel image is available"),
-    (DeviceOutOfMemory("1 rows do not fit"), "1 rows do not fit"),
-    (StartupError("CUDA cannot be used: no memory"), "CUDA cannot be used: no memory"),
-    (None, "differs by 1"),
-]
-
-
-@pytest.mark.parametrize(("error", "says"), CUDA_FAILURES)
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (ModelFailure("the model failed", reason="CUDNN failure 3000"), "CUDNN failure 3000"),
+        (DeviceLost("CUDA failure 209"), "CUDA failure 209"),
+        (DeviceOutOfMemory("1 rows do not fit"), "1 rows do not fit"),
+        (StartupError("CUDA cannot be used: no memory"), "CUDA cannot be used: no memory"),
+        (None, "differs by 1"),
+    ],
+)
 def test_a_model_that_fails_on_cuda_runs_on_the_cpu_and_says_why(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    error: Exception | None,
-    says: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None, says: str
 ) -> None:
     cuda_on_the_cpu(monkeypatch)
     write_model(tmp_path)
@@ -263,12 +268,9 @@ def test_a_model_that_fails_on_cuda_runs_on_the_cpu_and_says_why(
     with pytest.raises(StartupError, match=says):  # without a fallback
         Repository(tmp_path, gpu, default="toy").load_all()
     loaded = Repository(tmp_path, gpu, default="toy", open_on_cpu=Opener()).load("toy/1")
-    assert (loaded.device, loaded.provider) == ("cpu", "CPUExecutionProvider")
-    assert loaded.golden.passed
+    assert (loaded.device, loaded.provider, loaded.golden.passed) == ("cpu", "CPUExecutionProvider", True)
     assert says in (loaded.fallback_reason or "")
-    assert len(gpu.opened) == 2
-    assert gpu.closed()
-    assert [says in record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [True]
+    assert (len(gpu.opened), gpu.running()) == (2, [])
 
 
 @pytest.mark.parametrize(
@@ -302,7 +304,7 @@ def test_a_damaged_file_is_not_cudas_fault(
     with pytest.raises(StartupError, match=says):
         Repository(tmp_path, OpenerOnCuda(None), default="toy", open_on_cpu=opener).load_all()
     assert len(opener.opened) == tried
-    assert opener.closed()
+    assert not opener.running()
 
 
 def test_half_precision_answers_to_the_same_golden_rows_with_its_own_tolerance(tmp_path: Path) -> None:
@@ -313,3 +315,41 @@ def test_half_precision_answers_to_the_same_golden_rows_with_its_own_tolerance(t
     loaded = repository(tmp_path, precision="fp16").load_all()["toy/1"]
     assert loaded.digest == hashlib.sha256((folder / "model.fp16.onnx").read_bytes()).hexdigest()
     assert 1e-4 < loaded.golden.difference < loaded.golden.tolerance == 1e-2
+
+
+@pytest.mark.parametrize(
+    ("granted", "options", "fast", "slow"),
+    [
+        (1, {}, [1], [1]),
+        (2, {}, [1, 1], [2]),
+        (3, {}, [1, 1], [3]),
+        (9, {}, [1] * 8, [9]),
+        (20, {}, [2] * 8, [20]),
+        (64, {"threads": 8}, [1] * 7, [8]),
+        (6, {"cpu_instances": 2}, [3, 3], [3, 3]),
+        (6, {"cpu_instances": 4}, [1] * 4, [1] * 4),
+        (2, {"cpu_instances": 3}, [1] * 3, [1] * 3),
+    ],
+)
+def test_a_fast_model_runs_in_several_instances_and_a_slow_one_has_all_threads(
+    granted: int, options: dict[str, Any], fast: list[int], slow: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(instances, "available_cpus", lambda: granted)
+    for fast_row_s, threads in ((60.0, fast), (0.0, slow)):
+        monkeypatch.setattr(instances, "_FAST_ROW_S", fast_row_s)
+        factory = Opener()
+        models = InstanceFactory(factory.make, Settings(device="cpu", **options))(model_bytes())
+        assert models == factory.running()
+        assert factory.threads[-len(models) :] == threads
+
+
+def test_when_one_cannot_be_made_the_others_are_closed() -> None:
+    factory = Opener(most=2)
+    with pytest.raises(StartupError, match="no more"):
+        InstanceFactory(factory.make, Settings(device="cpu", cpu_instances=3))(model_bytes())
+    assert (len(factory.opened), factory.running()) == (2, [])
+
+
+def test_a_model_that_fails_is_left_to_verification() -> None:
+    # It is not taken for a slow one, which would be made again with all threads.
+    assert len(InstanceFactory(Opener().make, Settings(device="cpu", threads=2))(hungry(2**45))) == 2

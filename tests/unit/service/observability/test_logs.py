@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from service.observability import logs
-from service.observability.logs import QueuedHandler
+from service.observability.logs import QueuedHandler, TraceContext, parse_traceparent
 
 
 class Pipe(logging.Handler):
@@ -46,3 +46,49 @@ def test_what_cannot_be_written_is_dropped_and_counted(pipe: Pipe, monkeypatch: 
     assert pipe.lines[: 100 - len(dropped)] == [str(i) for i in range(100 - len(dropped))]
     assert str(len(dropped)) in pipe.lines[-2]
     assert pipe.lines[-1] == "last"
+
+
+TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+GIVEN = f"00-{TRACE}-{SPAN}-01"
+
+
+@pytest.mark.parametrize(
+    ("value", "flags"),
+    [
+        (GIVEN, 1),
+        (f" {GIVEN}\t", 1),
+        (f"00-{TRACE}-{SPAN}-00", 0),
+        (f"00-{TRACE}-{SPAN}-03", 3),  # the random flag of level 2
+        (f"00-{TRACE}-{SPAN}-ff", 3),
+        (f"cc-{TRACE}-{SPAN}-01", 1),  # a later version
+        (f"cc-{TRACE}-{SPAN}-01-what-else", 1),
+        (f"01-{TRACE}-{SPAN}-01-", 1),
+    ],
+)
+def test_a_valid_position_is_taken(value: str, flags: int) -> None:
+    found = parse_traceparent([value])
+    assert found == TraceContext(TRACE, SPAN, flags)
+    assert found.sampled == (flags > 0)
+    assert found.traceparent == f"00-{TRACE}-{SPAN}-0{flags}"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [],
+        [GIVEN, GIVEN],
+        [f"{GIVEN}, {GIVEN}"],
+        [f"ff-{TRACE}-{SPAN}-01"],
+        [f"00-{TRACE}-{SPAN}-01-x"],
+        [f"cc-{TRACE}-{SPAN}-01x"],
+        [f"00-{TRACE}-{SPAN}"],
+        [f"0-{TRACE}-{SPAN}-01"],
+        [f"00-{TRACE.upper()}-{SPAN}-01"],
+        [f"00-{TRACE[1:]}-{SPAN}-01"],
+        [f"00-{'0' * 32}-{SPAN}-01"],
+        [f"00-{TRACE}-{'0' * 16}-01"],
+        [f"٠٠-{TRACE}-{SPAN}-01"],
+    ],
+)
+def test_anything_else_is_ignored(values: list[str]) -> None:
+    assert parse_traceparent(values) is None
