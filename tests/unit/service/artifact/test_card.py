@@ -11,13 +11,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from service.artifact import golden as module
-from service.artifact.card import CARD_KEY, NOISE_KEY, CardError, ModelCard, Noise, from_metadata, to_metadata
+from service.artifact.card import CARD_KEY, NOISE_KEY, CardError, Noise, from_metadata, to_metadata
 from service.artifact.golden import Golden, check_golden, read_golden
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows, FrequencyStatistics
+from tests.helpers.fakes import FakeModel
 from tests.helpers.onnx_models import make_card, npy, reference, sample_rows
 
 SHAPE = (3, 4, 5)
@@ -76,9 +76,6 @@ def test_what_is_not_used_is_ignored() -> None:
 )
 def test_invalid_cards(changes: dict[str, Any], where: str) -> None:
     document = json.loads(to_metadata(make_card())[CARD_KEY]) | changes
-    with pytest.raises(ValidationError) as raised:
-        ModelCard.model_validate(document)
-    assert where in str(raised.value)
     with pytest.raises(CardError, match="invalid card: ") as refused:
         from_metadata({CARD_KEY: json.dumps(document, default=list)})
     assert where in str(refused.value)
@@ -106,7 +103,6 @@ def test_another_noise_stream_is_not_ours() -> None:
     ("text", "message"),
     [
         ("", "is not a base64"),
-        ("not base64!", "is not a base64"),
         (base64.b64encode(b"not npy").decode(), "is not a base64"),
         (encoded(np.zeros((2, *SHAPE), np.float32)), "must be finite float32 of shape"),
         (encoded(np.zeros((4, *SHAPE), np.float64)), "must be finite float32 of shape"),
@@ -132,60 +128,46 @@ def test_percentiles_lie_between_the_quantiles_and_never_beyond(distance: float,
 
 
 GREY = (1, 8, 8)
+X = sample_rows(3)
+GOLDEN = Golden(x=X, y=np.tanh(X), digest="")
 
 
-def archive(**arrays: Any) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    return buffer.getvalue()
-
-
-def valid(n: int = 3) -> bytes:
-    x = sample_rows(n)
-    return archive(x=x, y=reference(x), digest=np.array("a" * 64))
-
-
-def zipped(members: dict[str, bytes]) -> bytes:
+def zipped(**members: bytes) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as target:
         for name, content in members.items():
-            target.writestr(name, content)
+            target.writestr(f"{name}.npy", content)
     return buffer.getvalue()
 
 
-class Network:
+def archive(x: Any = X, y: Any = X, digest: str = "a" * 64) -> bytes:
+    return zipped(x=npy(x), y=npy(y), digest=npy(np.array(digest)))
+
+
+VALID = archive(y=reference(X))
+
+
+def network(buckets: tuple[int, ...] | None, fault: Callable[[int, int], float]) -> FakeModel:
     """f(x) = tanh(x), plus ``fault(batch size, place)`` on each row."""
 
-    def __init__(self, buckets: tuple[int, ...] | None, fault: Callable[[int, int], float]) -> None:
-        self.shape = GREY
-        self.buckets = buckets
-        self.sizes: list[int] = []
-        self._fault = fault
-
-    def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
-        self.sizes.append(len(rows))
-        faults = [self._fault(len(rows), place) for place in range(len(rows))]
+    def function(rows: FloatRows) -> FloatRows:
+        faults = [fault(len(rows), place) for place in range(len(rows))]
         return np.tanh(rows) + np.array(faults, np.float32)[:, None, None, None]
 
-    def reduce_max_batch(self) -> None:
-        raise AssertionError("not asked for")
-
-
-X = sample_rows(2)
-GOLDEN = Golden(x=sample_rows(3), y=np.tanh(sample_rows(3)), digest="")
+    return FakeModel(GREY, function, buckets)
 
 
 @pytest.mark.parametrize(
     "content",
     [
         b"",
-        archive(x=X, y=X),
-        archive(x=X, y=X[:1], digest="a"),
-        archive(x=X[:0], y=X[:0], digest="a"),
-        archive(x=X.astype(np.float64), y=X.astype(np.float64), digest="a"),
-        archive(x=X[:, :, :4], y=X[:, :, :4], digest="a"),
-        archive(x=X, y=X * np.float32(np.nan), digest="a"),
-        zipped({"x.npy": npy(X).replace(b"(2, ", b"(9, "), "y.npy": b"", "digest.npy": b""}),
+        zipped(x=npy(X), y=npy(X)),
+        archive(y=X[:1]),
+        archive(x=X[:0], y=X[:0]),
+        archive(x=X.astype(np.float64), y=X.astype(np.float64)),
+        archive(x=X[:, :, :4], y=X[:, :, :4]),
+        archive(y=X * np.float32(np.nan)),
+        zipped(x=npy(X).replace(b"(3, ", b"(9, "), y=b"", digest=b""),
     ],
 )
 def test_anything_else_is_refused(tmp_path: Path, content: bytes) -> None:
@@ -197,16 +179,13 @@ def test_anything_else_is_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def test_inflated_size_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bomb = zipped({"x.npy": bytes(2**20), "y.npy": b"", "digest.npy": b""})
+    bomb = zipped(x=bytes(2**20), y=b"", digest=b"")
     assert len(bomb) < 4096
     (tmp_path / "golden.npz").write_bytes(bomb)
     monkeypatch.setattr(module, "MAX_BYTES", 2**16)
     with pytest.raises(StartupError, match="damaged") as caught:
         read_golden(tmp_path / "golden.npz", GREY)
     assert str(caught.value.__cause__) == "too large"
-
-
-VALID = valid()
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -222,8 +201,8 @@ def test_damage_is_read_as_it_was_or_refused(tmp_path: Path, place: int, byte: i
     except StartupError:
         assert content != VALID or cut
         return
-    np.testing.assert_array_equal(golden.x, sample_rows(3))
-    np.testing.assert_array_equal(golden.y, reference(sample_rows(3)))
+    np.testing.assert_array_equal(golden.x, X)
+    np.testing.assert_array_equal(golden.y, reference(X))
     assert golden.digest == "a" * 64
 
 
@@ -239,9 +218,9 @@ def test_damage_is_read_as_it_was_or_refused(tmp_path: Path, place: int, byte: i
 def test_rows_run_alone_in_a_batch_and_rotated(
     fault: Callable[[int, int], float], tolerance: float, passed: bool, reproducible: str | None, difference: float
 ) -> None:
-    network = Network(None, fault)
-    report = check_golden(network, GOLDEN, tolerance=tolerance)
-    assert network.sizes == [1, 1, 1, 3, 3]
+    model = network(None, fault)
+    report = check_golden(model, GOLDEN, tolerance=tolerance)
+    assert model.sizes == [1, 1, 1, 3, 3]
     assert (report.passed, report.batches) == (passed, (1, 3))
     assert report.difference == pytest.approx(difference, rel=1e-3)
     assert reproducible in (None, report.reproducible)
@@ -249,8 +228,8 @@ def test_rows_run_alone_in_a_batch_and_rotated(
 
 @pytest.mark.parametrize("bad", [(1, 0), (2, 1), (8, 0), (8, 5), (8, 7)])
 def test_every_place_of_every_bucket_is_seen(bad: tuple[int, int]) -> None:
-    network = Network((1, 2, 8), lambda size, place: 0.25 if (size, place) == bad else 0.0)
-    report = check_golden(network, GOLDEN, tolerance=0.1)
+    model = network((1, 2, 8), lambda size, place: 0.25 if (size, place) == bad else 0.0)
+    report = check_golden(model, GOLDEN, tolerance=0.1)
     assert not report.passed
     assert report.difference == pytest.approx(0.25)
     assert report.batches == (1, 2, 8)

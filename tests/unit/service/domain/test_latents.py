@@ -189,26 +189,21 @@ def test_frames_on_points_are_the_points(n: int, frames: int, loop: bool, method
             np.testing.assert_allclose(row, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["slerp", "lerp"])
+@pytest.mark.parametrize(("method", "mix"), [("slerp", slerp), ("lerp", lerp)])
 @pytest.mark.parametrize(("rows", "cols"), [(2, 2), (3, 5), (16, 16)])
-def test_corners_of_a_grid_are_the_points(rows: int, cols: int, method: Method) -> None:
-    corners = points(4)
-    grid = Grid(rows=rows, cols=cols, method=method)
-    latents = grid.latents(corners)
-    assert latents.shape == (rows * cols, 1, 2, 3)
-    assert grid.coordinates() == [(r, c) for r in range(rows) for c in range(cols)]
-    at = [0, cols - 1, (rows - 1) * cols, rows * cols - 1]
-    for place, corner in zip(at, corners, strict=True):
-        assert latents[place].tobytes() == corner.tobytes()
-
-
-def test_a_grid_goes_along_columns_first() -> None:
+def test_corners_of_a_grid_are_the_points_and_it_goes_along_columns_first(
+    rows: int, cols: int, method: Method, mix: Callable[[FloatRow, FloatRow, float], FloatRow]
+) -> None:
     a, b, c, d = points(4)
-    latents = Grid(rows=3, cols=5).latents([a, b, c, d])
-    expected = slerp(slerp(a, b, 0.25), slerp(c, d, 0.25), 0.5)
-    np.testing.assert_array_equal(latents[1 * 5 + 1], expected)
-    bilinear = Grid(rows=3, cols=5, method="lerp").latents([a, b, c, d])[1 * 5 + 1]
-    np.testing.assert_allclose(bilinear, 0.375 * a + 0.125 * b + 0.375 * c + 0.125 * d, atol=1e-6)
+    grid = Grid(rows=rows, cols=cols, method=method)
+    latents = grid.latents([a, b, c, d]).reshape(rows, cols, 1, 2, 3)
+    assert grid.coordinates() == [(row, column) for row in range(rows) for column in range(cols)]
+    for row, column in grid.coordinates():
+        t = column / (cols - 1)
+        expected = mix(mix(a, b, t), mix(c, d, t), row / (rows - 1))
+        np.testing.assert_allclose(latents[row, column], expected, atol=1e-6)
+    for place, corner in (((0, 0), a), ((0, -1), b), ((-1, 0), c), ((-1, -1), d)):
+        assert latents[place].tobytes() == corner.tobytes()
 
 
 def result(rows: FloatRows, *, drift: bool = True, trajectory: bool = True) -> Result:

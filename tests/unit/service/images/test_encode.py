@@ -136,6 +136,9 @@ def test_every_frame_is_shown_and_frame_times_add_up(form: AnimationFormat, colo
         assert all(abs(time - 1000 / fps) <= tick for time in times)
     for (got, _), frame in zip(shown, frames, strict=True):
         assert np.array_equal(got, frame if colour else np.repeat(frame[..., None], 3, axis=2))
+    many = np.stack([np.asarray(make.smooth(64, 64)), np.asarray(make.smooth(64, 64).rotate(90))])
+    lost = np.abs(played(animate(many, form, fps=5))[1][0].astype(int) - many[1]).mean()
+    assert 0 < lost < 8 if form == "gif" else lost == 0  # only GIF reduces colours
 
 
 @pytest.mark.parametrize("form", get_args(AnimationFormat))
@@ -155,11 +158,3 @@ def test_animations_loop_or_stop(form: AnimationFormat) -> None:
     once = make.opened(animate(frames, form, fps=5, loop=False)).info
     assert once.get("loop", 1) == 1
     assert animate(frames, form, fps=5) == animate(frames, form, fps=5)
-
-
-def test_gif_reduces_colours_and_webp_does_not() -> None:
-    frames = np.stack([np.asarray(make.smooth(64, 64)), np.asarray(make.smooth(64, 64).rotate(90))])
-    exact, reduced = (played(animate(frames, form, fps=5)) for form in ("webp", "gif"))
-    assert np.array_equal(exact[1][0], frames[1])
-    assert not np.array_equal(reduced[1][0], frames[1])
-    assert np.abs(reduced[1][0].astype(int) - frames[1]).mean() < 8

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.artifact.card import ModelCard
-from service.domain.errors import InvalidContent
 from service.images import Picture, Resize, decode_picture, keep_mask, open_image, prepare, to_mask, to_uint8
 from service.images.pixels import to_rows
 from service.images.prepare import Prepared
@@ -180,9 +179,6 @@ def test_the_letterbox_is_background_also_when_inverted() -> None:
     prepared = prepare(picture(np.full((14, 28), 255, dtype=np.uint8)), card)
     assert prepared.inverted
     assert levels(prepared, card)[:, 0].tolist() == [64] * 7 + [0] * 14 + [64] * 7
-
-
-def test_colour_letterbox() -> None:
     card = make.card((3, 8, 8), background=(-1.0, 0.0, 1.0), polarity="none")
     got = levels(prepare(picture(np.zeros((4, 8, 3), dtype=np.uint8)), card), card)
     assert got[0, 0].tolist() == [0, 128, 255]
@@ -273,9 +269,3 @@ def test_a_mask_takes_the_pictures_turn(orientation: int) -> None:
     assert np.array_equal(kept(pixels, subject)[0], row < 128)
     marked = to_mask(open_image(make.png(pixels[..., None], make.GREY, 8, before=block), make.LIMITS, field="mask"))
     assert np.array_equal(keep_mask(marked, subject, GREY, field="mask")[0], row < 128)  # not turned twice
-
-
-def test_a_mask_of_another_size_is_refused() -> None:
-    with pytest.raises(InvalidContent, match=r"mask: .*29×28.*40×30.*28×28") as caught:
-        kept(make.noise(28, 29), picture(make.noise(30, 40)))
-    assert caught.value.error_code == "mask_size"

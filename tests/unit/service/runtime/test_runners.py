@@ -58,22 +58,6 @@ def downloaded(runner: PaddedRunner, rows: int) -> Any:
     return out
 
 
-def test_steps_alternate_between_two_fixed_buffers() -> None:
-    session = Session()
-    runner = PaddedRunner(session, SHAPE, (1, 4), "cpu")
-    x = sample_rows(3)
-    for _ in range(2):
-        runner.upload(x)
-        for _ in range(3):
-            runner.run_steps()
-        np.testing.assert_array_equal(downloaded(runner, 3), x + np.float32(1) + np.float32(1) + np.float32(1))
-    there, back = session.runs[:2]
-    assert there[1:3] == back[2:0:-1]
-    assert session.runs == [there, back, there, there, back, there]
-    assert there[0] is None
-    assert there[3] == (4, *SHAPE)
-
-
 def test_every_bucket_may_have_a_session_of_its_own() -> None:
     top, others = Session(), list[Session]()
 
