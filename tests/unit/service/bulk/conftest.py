@@ -3,9 +3,8 @@
 import json
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -16,8 +15,7 @@ from tests.helpers.pictures import noise, save
 SHARD = 4
 
 
-@dataclass
-class RunResult:
+class RunResult(NamedTuple):
     """Result of one run of the command."""
 
     status: int

@@ -69,17 +69,12 @@ def test_a_killed_run_continues(bulk: Run, models: Path, pictures: dict[str, byt
     assert ran.status == 0, ran.err
     assert before.items() <= inodes_of(output).items()
     assert f"{len(pictures)}/{len(pictures)} images" in ran.err
+    before = inodes_of(output)
+    assert bulk(*command).status == 0  # complete, so nothing is repeated
+    assert inodes_of(output) == before
     assert bulk("project", tmp_path / "in", tmp_path / "whole", "--shard", 2, "--steps", 2).status == 0
     assert output_files(output) == output_files(tmp_path / "whole")
     assert not list(output.glob(".*.partial"))
-
-
-def test_a_complete_run_is_not_repeated(bulk: Run, tmp_path: Path) -> None:
-    assert bulk("generate", tmp_path / "out", "-n", 5, "--shard", SHARD).status == 0
-    before, inodes = output_files(tmp_path / "out"), inodes_of(tmp_path / "out")
-    assert bulk("generate", tmp_path / "out", "-n", 5, "--shard", SHARD).status == 0  # with the seed that was chosen
-    assert output_files(tmp_path / "out") == before
-    assert inodes_of(tmp_path / "out") == inodes
 
 
 def test_a_stopped_run_reports_the_error_and_continues(

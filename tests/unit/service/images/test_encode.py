@@ -17,7 +17,6 @@ from service.images import (
     check_sides,
     contact_sheet,
     encode,
-    enlarge,
 )
 from tests.helpers import pictures as make
 
@@ -44,15 +43,6 @@ def test_jpeg_is_of_high_quality_and_keeps_colours_at_full_resolution() -> None:
     assert image.layer[0][1:3] == (1, 1)
     assert image.quantization[0][0] == 2
     assert make.opened(encode(make.noise(9, 9), "jpeg")).mode == "L"
-
-
-@pytest.mark.parametrize("form", get_args(PictureFormat))
-def test_pictures_carry_no_metadata_and_are_reproducible(form: PictureFormat) -> None:
-    pixels = make.noise(28, 28)
-    data = encode(pixels, form)
-    assert data == encode(pixels.copy(), form)
-    info = make.opened(data).info
-    assert not set(info) & {"exif", "icc_profile", "xmp", "comment", "Software", "dpi"}
 
 
 @pytest.mark.parametrize(
@@ -94,29 +84,6 @@ def test_a_contact_sheet_is_nearly_square_and_empty_cells_show_the_background(
         top, left = i // across * (height + gap), i % across * (width + gap)
         expected[top : top + height, left : left + width] = pictures[i]
     assert np.array_equal(sheet, expected)
-
-
-@pytest.mark.parametrize("shape", [(3, 5), (5, 3, 3)])
-@pytest.mark.parametrize("scale", [1, 2, 7, 32])
-def test_nearest_repeats_every_pixel_as_a_square(shape: tuple[int, ...], scale: int) -> None:
-    picture = make.noise(*shape)
-    large = enlarge(picture, scale, "nearest")
-    assert large.shape == (shape[0] * scale, shape[1] * scale, *shape[2:])
-    for dy, dx in ((0, 0), (scale - 1, scale - 1), (0, scale - 1)):
-        assert np.array_equal(large[dy::scale, dx::scale], picture)
-
-
-@pytest.mark.parametrize("channels", [(), (3,)])
-def test_smooth_has_levels_between_those_of_the_picture(channels: tuple[int, ...]) -> None:
-    picture = np.zeros((8, 8, *channels), dtype=np.uint8)
-    picture[:, 4:] = 200
-    assert np.array_equal(enlarge(picture, 1, "smooth"), picture)
-    large = enlarge(picture, 8, "smooth").astype(int)
-    assert large.shape == (64, 64, *channels)
-    assert (large[:, :8] == 0).all()
-    assert (large[:, -8:] == 200).all()
-    assert len(np.unique(large)) > 8
-    assert np.abs(np.diff(large, axis=1)).max() < 60
 
 
 def played(data: bytes) -> list[tuple[NDArray[np.uint8], float]]:

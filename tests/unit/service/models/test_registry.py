@@ -155,20 +155,3 @@ def test_while_it_loads_the_index_says_so(tmp_path: Path, monkeypatch: pytest.Mo
         await again
 
     on_stage(tmp_path, play)
-
-
-def test_names_resolve_to_versions(tmp_path: Path) -> None:
-    async def play(stage: Stage) -> None:
-        with pytest.raises(UnknownModel, match="none"):
-            stage.registry.resolve()
-        for version in ("9", "10", "8"):
-            stage.registry.activate(stage.model(version))
-        assert list(stage.registry.models) == ["toy/8", "toy/9", "toy/10"]
-        for name, ref in ((None, "toy/10"), ("toy", "toy/10"), ("toy/9", "toy/9")):
-            assert stage.registry.resolve(name).ref == ref
-        for unknown in ("", "tox", "toy/2", "toy/1/1", "toy/01", "TOY", "../toy", "x" * 10_000):
-            with pytest.raises(UnknownModel, match="toy/8, toy/9, toy/10") as caught:
-                stage.registry.resolve(unknown)
-            assert len(caught.value.detail) < 200
-
-    on_stage(tmp_path, play)

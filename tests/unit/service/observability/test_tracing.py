@@ -88,14 +88,6 @@ def test_an_exporter_that_is_not_installed_is_a_warning(caplog: pytest.LogCaptur
     assert "nonsense" in caplog.text
 
 
-def test_a_collector_out_of_reach_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.observability.tracing._CLOSE_S", 0.01)
-    provider, forever = TracerProvider(shutdown_on_exit=False), threading.Event()
-    monkeypatch.setattr(provider, "shutdown", forever.wait)
-    Tracing(provider).close()
-    forever.set()
-
-
 HTTP, GRPC = ("otlp_proto_http",), ("otlp_proto_grpc",)
 
 

@@ -99,13 +99,6 @@ def test_rows_are_downloaded_only_when_observed(options: dict[str, Any], steps: 
     assert model.calls == calls
 
 
-def test_device_batch_may_be_none() -> None:
-    class Elsewhere(FakeModel):
-        device_batch = None
-
-    assert answered(Elsewhere(), marked(16), params(4)).rows.max() == 1.0
-
-
 def nan_below_3(rows: FloatRows) -> FloatRows:
     y = rows * np.float32(0.5)
     return np.where(y < 3, np.float32(math.nan), y)

@@ -124,6 +124,11 @@ class Driver:
     def __init__(self, *capabilities: Capability, failing: str = "") -> None:
         self.capabilities, self.failing = capabilities, failing
 
+    def load(self, name: str) -> "Driver":
+        if self.failing == "load":
+            raise OSError(f"{name}: cannot open shared object file")
+        return self
+
     def cuInit(self, flags: int) -> int:
         return 3 if self.failing == "cuInit" else 0
 
@@ -138,17 +143,8 @@ class Driver:
         return 1 if self.failing == "cuDeviceGetAttribute" else 0
 
 
-def installed(monkeypatch: pytest.MonkeyPatch, driver: Driver | None) -> None:
-    def load(name: str) -> Driver:
-        if driver is None:
-            raise OSError(f"{name}: cannot open shared object file")
-        return driver
-
-    monkeypatch.setattr(ctypes, "CDLL", load)
-
-
 def test_the_driver_tells_the_capability_of_a_visible_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed(monkeypatch, Driver((9, 0), (10, 3)))
+    monkeypatch.setattr(ctypes, "CDLL", Driver((9, 0), (10, 3)).load)
     assert [compute_capability(i) for i in range(3)] == [(9, 0), (10, 3), None]
     assert missing_code(0) == ""
     assert missing_code(1) == (
@@ -157,11 +153,9 @@ def test_the_driver_tells_the_capability_of_a_visible_gpu(monkeypatch: pytest.Mo
     )
 
 
-@pytest.mark.parametrize(
-    "driver", [None, Driver(), Driver((10, 0), failing="cuInit"), Driver((10, 0), failing="cuDeviceGetAttribute")]
-)
-def test_a_driver_that_does_not_tell_is_no_reason(monkeypatch: pytest.MonkeyPatch, driver: Driver | None) -> None:
-    installed(monkeypatch, driver)
+@pytest.mark.parametrize("failing", ["load", "cuInit", "cuDeviceGetAttribute"])
+def test_a_driver_that_does_not_tell_is_no_reason(monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", Driver((10, 0), failing=failing).load)
     assert compute_capability(0) is None
     assert missing_code(0) == ""
 
