@@ -2,49 +2,30 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Literal, cast
 
+import numpy as np
 import pytest
 
-from service.artifact.golden import GoldenReport
 from service.domain.errors import Draining, LoadFailed, UnknownModel
-from service.domain.latents import NoiseSource
 from service.domain.tasks import Result
 from service.models.registry import ModelRegistry, ServedModel
 from service.models.repository import LoadedModel, Repository
 from service.observability.metrics import Metrics
 from service.observability.statistics import ModelStatistics
+from service.runtime.onnx_model import OnnxModel
 from service.scheduling.scheduler import Scheduler
-from tests.helpers.fakes import FakeModel
-from tests.helpers.onnx_models import make_card
-from tests.helpers.serving import marked, params, until_running
-
-SHAPE = (1, 4, 4)
-
-
-class Instance(FakeModel):
-    """An instance of version ``version`` of the model `toy`."""
-
-    device: Literal["cpu", "cuda"] = "cpu"
-    provider, fallback_reason, closed = "fake", cast(str | None, None), False
-
-    def __init__(self, version: str, gate: threading.Event | None = None) -> None:
-        super().__init__(SHAPE, gate=gate)
-        self.card = make_card(version=version, shape=SHAPE)
-        self.digest, self.noise = version * 64, NoiseSource(SHAPE)
-
-    def warm_up(self) -> None: ...
-
-    def close(self) -> None:
-        self.closed = True
+from tests.contract.harness import Gate
+from tests.helpers.device_fakes import is_closed
+from tests.helpers.onnx_models import reference, sample_rows, write_model
+from tests.helpers.serving import params
 
 
 class Stage:
-    """A registry over fake models; requests end when `gone` is set."""
+    """A registry over real models behind a gate; requests end when `gone` is set."""
 
     def __init__(self, directory: Path) -> None:
-        self.repository = Repository(directory, lambda _: [], default="toy")
-        self.gone, self.instances = asyncio.Event(), list[Instance]()
+        self.gate, self.gone, self.opened = Gate(), asyncio.Event(), list[OnnxModel]()
+        self.repository = Repository(directory, self._open, default="toy")
         self.registry = ModelRegistry(
             self.repository,
             serve=self._serve,
@@ -52,6 +33,10 @@ class Stage:
             on_deactivated=lambda ref: None,
             wait_for_requests=self._wait,
         )
+
+    def _open(self, data: bytes) -> list[OnnxModel]:
+        self.opened.append(self.gate.model(data, device="cpu"))
+        return self.opened[-1:]
 
     async def _wait(self) -> None:
         await self.gone.wait()
@@ -61,33 +46,22 @@ class Stage:
         scheduler = Scheduler(*loaded.instances, max_batch_rows=8, queue_rows=100, observer=statistics)
         return ServedModel(loaded, scheduler, statistics)
 
-    def model(self, version: str = "1", *, gate: threading.Event | None = None) -> LoadedModel:
-        self.instances.append(instance := Instance(version, gate))
-        golden = GoldenReport(difference=0.0, spread=0.0, tolerance=1.0, batches=(1,))
-        return LoadedModel(
-            card=instance.card,
-            digest=instance.digest,
-            instances=(instance,),
-            noise=instance.noise,
-            golden=golden,
-            device="cpu",
-            provider="fake",
-        )
-
     def run(self) -> "asyncio.Task[Result]":
-        return asyncio.create_task(self.registry.resolve("toy").scheduler.run(marked(1.0), params()))
+        return asyncio.create_task(self.registry.resolve("toy").scheduler.run(sample_rows(1), params()))
 
 
-def on_stage(tmp_path: Path, play: Callable[[Stage], Awaitable[None]]) -> None:
+def on_stage(directory: Path, play: Callable[[Stage], Awaitable[None]]) -> None:
+    write_model(directory)
+
     async def main() -> None:
-        stage = Stage(tmp_path)
+        stage = Stage(directory)
         try:
             await play(stage)
         finally:
             stage.gone.set()
             await stage.registry.close()
         assert stage.registry.models == {}
-        assert all(instance.closed for instance in stage.instances)
+        assert all(map(is_closed, stage.opened))
 
     asyncio.run(main())
 
@@ -95,18 +69,18 @@ def on_stage(tmp_path: Path, play: Callable[[Stage], Awaitable[None]]) -> None:
 @pytest.mark.parametrize("end", ["close", "abort_all"])
 def test_ending_everything_ends_what_was_leaving_too(tmp_path: Path, end: str) -> None:
     async def play(stage: Stage) -> None:
-        gate = threading.Event()
-        stage.registry.activate(stage.model(gate=gate))
-        held = stage.run()
-        await until_running(stage.instances[0])
-        stage.registry.activate(stage.model())
-        if end == "close":
-            closing = asyncio.create_task(stage.registry.close())
-        else:
-            stage.registry.abort_all()
-        with pytest.raises(Draining):
-            await held
-        gate.set()
+        leaving, staying = (stage.repository.load("toy/1") for _ in range(2))
+        stage.registry.activate(leaving)
+        with stage.gate:
+            held = stage.run()
+            assert await asyncio.to_thread(stage.gate.entered.wait, 10)
+            stage.registry.activate(staying)
+            if end == "close":
+                closing = asyncio.create_task(stage.registry.close())
+            else:
+                stage.registry.abort_all()
+            with pytest.raises(Draining):
+                await held
         if end == "close":
             await closing
 
@@ -118,7 +92,7 @@ def test_a_directory_that_cannot_be_read_is_a_failed_load(tmp_path: Path, monkey
         raise PermissionError(13, "Permission denied", str(tmp_path))
 
     async def play(stage: Stage) -> None:
-        stage.registry.activate(stage.model())
+        stage.registry.activate(stage.repository.load("toy/1"))
         monkeypatch.setattr(stage.repository, "find", unreadable)
         with pytest.raises(LoadFailed) as caught:
             await stage.registry.load("toy")
@@ -132,14 +106,15 @@ def test_while_it_loads_the_index_says_so(tmp_path: Path, monkeypatch: pytest.Mo
     entered, go = threading.Event(), threading.Event()
 
     async def play(stage: Stage) -> None:
+        load = stage.repository.load
+
         def slow(ref: str) -> LoadedModel:
             entered.set()
             assert go.wait(10)
-            return stage.model(ref.partition("/")[2])
+            return load(ref)
 
-        stage.registry.activate(stage.model())
-        (tmp_path / "toy" / "1").mkdir(parents=True)
-        (tmp_path / "toy" / "2").mkdir()
+        stage.registry.activate(load("toy/1"))
+        write_model(tmp_path, version="2")
         monkeypatch.setattr(stage.repository, "load", slow)
         loading = asyncio.create_task(stage.registry.load("toy"))
         assert await asyncio.to_thread(entered.wait, 10)
@@ -148,7 +123,7 @@ def test_while_it_loads_the_index_says_so(tmp_path: Path, monkeypatch: pytest.Mo
         assert found == {"toy/1": "READY", "toy/2": "LOADING"}
         with pytest.raises(UnknownModel):
             stage.registry.resolve("toy/2")
-        assert (await stage.run()).rows[0, 0, 0, 0] == 0.5
+        np.testing.assert_allclose((await stage.run()).rows, reference(sample_rows(1)), atol=1e-6)
         go.set()
         await loading
         assert stage.registry.resolve("toy").ref == "toy/2"
