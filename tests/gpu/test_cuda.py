@@ -4,6 +4,8 @@ import asyncio
 import resource
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
@@ -13,7 +15,7 @@ from onnx import helper
 from benchmarks.harness.device import gpu
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceOutOfMemory
-from service.domain.tasks import SchedulingParams, StepParams
+from service.domain.tasks import Result
 from service.models.instances import InstanceFactory
 from service.models.repository import LoadedModel, Repository
 from service.runtime.onnx_model import OnnxModel
@@ -22,6 +24,7 @@ from service.scheduling.scheduler import Scheduler
 from service.settings import Settings
 from tests.helpers.live import ROOT
 from tests.helpers.onnx_models import graph, hungry, make_card, model_bytes, reference, sample_rows, serialise
+from tests.helpers.serving import params
 
 pytestmark = pytest.mark.gpu
 
@@ -54,9 +57,6 @@ def stepped(model: OnnxModel, x: FloatRows, steps: int) -> FloatRows:
     return out
 
 
-# Parity
-
-
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("name", SHIPPED)
 def test_golden_rows(name: str, precision: Literal["fp32", "fp16"]) -> None:
@@ -69,16 +69,14 @@ def test_golden_rows(name: str, precision: Literal["fp32", "fp16"]) -> None:
     loaded.close()
 
 
-@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("options", [CudaOptions(), CudaOptions(deterministic=True), CudaOptions(graphs=True)])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_rows_of_the_cpu(shape: tuple[int, int, int], deterministic: bool) -> None:
-    model = on_cuda(model_bytes(make_card(shape=shape)), CudaOptions(deterministic=deterministic))
-    for n in (1, 3, 64, 70):
-        rows = sample_rows(n, shape)
+def test_the_rows_of_the_cpu(shape: tuple[int, int, int], options: CudaOptions) -> None:
+    model = on_cuda(model_bytes(make_card(shape=shape)), options)
+    for n in (8, 1, 3, 64, 2, 70, 1):
+        rows = sample_rows(n, shape, seed=n)
         np.testing.assert_allclose(model.run(rows), reference(rows), atol=1e-5)
-
-
-# The same bits. Within one batch size and one session; between batch sizes rows may differ, as the card allows.
+    model.close()
 
 
 @pytest.fixture(scope="module", params=SHIPPED)
@@ -90,43 +88,29 @@ def served(request: pytest.FixtureRequest) -> Iterator[OnnxModel]:
     loaded.close()
 
 
-@pytest.mark.parametrize("bucket", BUCKETS)
-def test_the_same_batch_twice(served: OnnxModel, bucket: int) -> None:
-    """If this fails, cuDNN chose a convolution with an undefined order of summation, and the next tests fail too."""
-    x = sample_rows(bucket, served.shape)
-    first = served.run(x)
-    for _ in range(10):
-        np.testing.assert_array_equal(served.run(x), first)
+def test_a_rows_bits_depend_neither_on_its_place_nor_on_its_neighbours(served: OnnxModel) -> None:
+    """Within one batch size and one session; between batch sizes rows may differ, as the card allows.
 
-
-def test_a_batch_after_batches_of_other_sizes(served: OnnxModel) -> None:
-    """onnxruntime makes new plans when the batch size changes; it should choose the same convolutions."""
-    batches = {n: sample_rows(n, served.shape, seed=n) for n in BUCKETS}
-    first = {n: served.run(x) for n, x in batches.items()}
-    for n in (64, 1, 32, 2, 16, 4, 8, 1, 64):
-        np.testing.assert_array_equal(served.run(batches[n]), first[n])
-
-
-@pytest.mark.parametrize("bucket", BUCKETS)
-def test_a_rows_bits_depend_neither_on_its_place_nor_on_its_neighbours(served: OnnxModel, bucket: int) -> None:
-    model = served
-    x = sample_rows(bucket, model.shape)
-    first = model.run(x)
-    others = sample_rows(bucket, model.shape, seed=1)
-    for place in {0, bucket // 2, bucket - 1}:
-        others[place] = x[0]
-        np.testing.assert_array_equal(model.run(others)[place], first[0])
-        others = sample_rows(bucket, model.shape, seed=2 + place)
+    If the same batch gives other bits, cuDNN chose a convolution with an undefined order of summation. onnxruntime
+    makes new plans when the batch size changes; it should choose the same convolutions.
+    """
+    first: dict[int, FloatRows] = {}
+    for n in (*BUCKETS, 64, 1, 32, 2, 16, 4, 8, 1, 64):
+        x = sample_rows(n, served.shape, seed=n)
+        first.setdefault(n, served.run(x))
+        for _ in range(10):
+            np.testing.assert_array_equal(served.run(x), first[n])
+        for place in {0, n // 2, n - 1}:
+            others = sample_rows(n, served.shape, seed=2 + place)
+            others[place] = x[0]
+            np.testing.assert_array_equal(served.run(others)[place], first[n][0])
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_graphs_change_no_bit(name: str) -> None:
     data = (ROOT / "models" / name / "1" / "model.onnx").read_bytes()
     # One batch size, and the same choice of convolutions in both.
-    plain, graphs = (
-        on_cuda(data, CudaOptions(deterministic=True)),
-        on_cuda(data, CudaOptions(deterministic=True, graphs=True)),
-    )
+    plain, graphs = (on_cuda(data, CudaOptions(deterministic=True, graphs=graphs)) for graphs in (False, True))
     for seed in range(3):
         x = sample_rows(64, plain.shape, seed)
         np.testing.assert_array_equal(graphs.run(x), plain.run(x))
@@ -147,15 +131,6 @@ def test_rows_kept_on_the_device_are_the_same(name: str, graphs: bool) -> None:
     model.close()
 
 
-@pytest.mark.parametrize("graphs", [False, True])
-def test_graphs_of_all_buckets_in_any_order(graphs: bool) -> None:
-    model = on_cuda(model_bytes(make_card(buckets=(1, 2, 4, 8))), CudaOptions(graphs=graphs))
-    for n in (8, 1, 3, 8, 2, 5, 1, 11):
-        rows = sample_rows(n, seed=n)
-        np.testing.assert_allclose(model.run(rows), reference(rows), atol=1e-5)
-    model.close()
-
-
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_graph_is_unchanged_by_other_captures_and_replays(name: str) -> None:
     """Its kernels are of convolution plans that onnxruntime has replaced by those of other batch sizes."""
@@ -170,51 +145,48 @@ def test_a_graph_is_unchanged_by_other_captures_and_replays(name: str) -> None:
 
 
 def test_a_model_is_loaded_and_closed_while_another_serves() -> None:
-    serving = shipped(SHIPPED[0], cuda=CudaOptions(graphs=True))
+    serving, done = shipped(SHIPPED[0], cuda=CudaOptions(graphs=True)), threading.Event()
     x = sample_rows(3, serving.card.shape)
     expected = serving.instances[0].run(x)
-    failed: list[BaseException] = []
-    done = threading.Event()
-    served = 0
 
-    def serve() -> None:
-        nonlocal served
+    def serve() -> int:
+        served = 0
+        while not done.is_set():
+            np.testing.assert_array_equal(serving.instances[0].run(x), expected)
+            served += 1
+        return served
+
+    with ThreadPoolExecutor(1) as pool:
+        caller = pool.submit(serve)
         try:
-            while not done.is_set():
-                np.testing.assert_array_equal(serving.instances[0].run(x), expected)
-                served += 1
-        except BaseException as exc:  # a thread's failure would be lost
-            failed.append(exc)
-
-    caller = threading.Thread(target=serve)
-    caller.start()
-    try:
-        for _ in range(3):
-            shipped(SHIPPED[-1], cuda=CudaOptions(graphs=True)).close()
-    finally:
-        done.set()
-        caller.join()
-    assert not failed, failed
-    assert served
+            for _ in range(3):
+                shipped(SHIPPED[-1], cuda=CudaOptions(graphs=True)).close()
+        finally:
+            done.set()
+    assert caller.result()
     serving.close()
 
 
 def test_through_the_scheduler() -> None:
     loaded = shipped(SHIPPED[0], cuda=CudaOptions(graphs=True))
-    scheduler = Scheduler(loaded.instances[0], max_batch_rows=64, queue_rows=64)
-    scheduler.start()
     x = loaded.noise.rows(0, 0, 3)
-    try:
-        result = asyncio.run(scheduler.run(x, SchedulingParams(step_params=StepParams(steps=200))))
-    finally:
-        scheduler.close()
+    with scheduler_of(loaded) as scheduler:
+        result = asyncio.run(scheduler.run(x, params(200)))
     for _ in range(200):
         x = loaded.instances[0].run(x)
     np.testing.assert_array_equal(result.rows, x)
     loaded.close()
 
 
-# Memory
+@contextmanager
+def scheduler_of(loaded: LoadedModel) -> Iterator[Scheduler]:
+    scheduler = Scheduler(*loaded.instances, max_batch_rows=16, queue_rows=4096)
+    scheduler.start()
+    try:
+        yield scheduler
+        assert scheduler.healthy
+    finally:
+        scheduler.close()
 
 
 def widened(channels: int) -> bytes:
@@ -270,9 +242,6 @@ def test_a_long_run_keeps_its_memory(graphs: bool) -> None:
     model.close()
 
 
-# Several
-
-
 def test_two_gpus_answer_as_one() -> None:
     name = SHIPPED[0]
     try:
@@ -285,21 +254,14 @@ def test_two_gpus_answer_as_one() -> None:
     assert isinstance(one, OnnxModel)
     x = sample_rows(64, loaded.card.shape)
     expected = stepped(one, x, 20)
-    scheduler = Scheduler(*loaded.instances, max_batch_rows=16, queue_rows=4096)
 
-    async def main() -> None:
-        params = SchedulingParams(step_params=StepParams(steps=20))
-        results = await asyncio.gather(*(scheduler.run(x, params) for _ in range(8)))
-        for result in results:
+    async def main(scheduler: Scheduler) -> list[Result]:
+        return await asyncio.gather(*(scheduler.run(x, params(20)) for _ in range(8)))
+
+    with scheduler_of(loaded) as scheduler:
+        for result in asyncio.run(main(scheduler)):
             np.testing.assert_allclose(result.rows, expected, atol=1e-4)
-
-    scheduler.start()
-    try:
-        asyncio.run(main())
-        assert scheduler.healthy
-    finally:
-        scheduler.close()
-        loaded.close()
+    loaded.close()
 
 
 def test_the_driver_tells_the_compute_capability() -> None:

@@ -1,12 +1,16 @@
-"""The code path of CUDA on a machine without CUDA."""
+"""The code path of CUDA on a machine without CUDA, and models whose end can be seen."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import pytest
 
+from service.domain.errors import ModelFailure
+from service.domain.model import DeviceOutOfMemory
 from service.runtime import onnx_model
+from service.runtime.onnx_model import OnnxModel
 from service.runtime.runners import PaddedRunner
 from tests.helpers.onnx_models import ImageShape
 
@@ -23,3 +27,13 @@ def cuda_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(onnx_model, "cuda_session", start)
     monkeypatch.setattr(onnx_model, "PaddedRunner", runner)
+
+
+def is_closed(model: OnnxModel) -> bool:
+    try:
+        OnnxModel.run(model, np.zeros((1, *model.shape), np.float32))
+    except ModelFailure as exc:
+        return "closed" in exc.detail
+    except DeviceOutOfMemory:
+        return False
+    return False

@@ -5,6 +5,7 @@ implementation here, so a test that passes has compared two independent ones.
 """
 
 import hashlib
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -134,6 +135,13 @@ def every_other_row() -> bytes:
 def sample_rows(n: int, shape: ImageShape = (1, 8, 8), seed: int = 0) -> FloatRows:
     """(n, C, H, W) rows spread over the model's range."""
     return np.random.default_rng(seed).uniform(-1, 1, (n, *shape)).astype(np.float32)
+
+
+def npy(array: NDArray[Any]) -> bytes:
+    """The array as a .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
 
 
 def write_golden(folder: Path, x: FloatRows, y: FloatRows, digest: str | None = None) -> Path:

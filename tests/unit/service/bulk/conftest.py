@@ -1,25 +1,21 @@
 """Runs of the command in this process, on tiny real models."""
 
-import io
 import json
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from service.bulk.__main__ import main
 from tests.contract.harness import Service, serving, settings, write_models
+from tests.helpers.pictures import noise, save
 
 SHARD = 4
 
 
-@dataclass
-class RunResult:
+class RunResult(NamedTuple):
     """Result of one run of the command."""
 
     status: int
@@ -78,10 +74,7 @@ def service_environment(models: Path) -> dict[str, str]:
 
 def picture(seed: int, size: tuple[int, int] = (8, 8), form: str = "PNG") -> bytes:
     """A random grey picture of this size."""
-    pixels = np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, form)
-    return buffer.getvalue()
+    return save(noise(*size, seed=seed), form)
 
 
 @pytest.fixture

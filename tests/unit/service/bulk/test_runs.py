@@ -1,6 +1,8 @@
 """Runs that are stopped, continued, repeated or rejected."""
 
 import fcntl
+import io
+import logging
 import os
 import signal
 import subprocess
@@ -12,7 +14,8 @@ import pytest
 
 from service.bulk.__main__ import main
 from service.bulk.output import Output
-from service.bulk.run import ShardPlan, start
+from service.bulk.pipeline import ShardResult
+from service.bulk.run import Progress, ShardPlan, start
 from tests.helpers.live import environment
 from tests.unit.service.bulk.conftest import (
     SHARD,
@@ -20,6 +23,7 @@ from tests.unit.service.bulk.conftest import (
     manifest,
     output_files,
     output_images,
+    picture,
     service_environment,
     write,
 )
@@ -40,6 +44,10 @@ sys.exit(__main__.main(sys.argv[1:]))
 """
 
 
+def inodes_of(output: Path) -> dict[Path, int]:
+    return {file: file.stat().st_ino for file in output.glob("0*/*")}
+
+
 def test_a_killed_run_continues(bulk: Run, models: Path, pictures: dict[str, bytes], tmp_path: Path) -> None:
     command = ["project", str(tmp_path / "in"), str(tmp_path / "out"), "--shard", "2", "--steps", "2"]
     dead = subprocess.run(
@@ -55,24 +63,18 @@ def test_a_killed_run_continues(bulk: Run, models: Path, pictures: dict[str, byt
     assert (output / ".000003.partial").is_dir()
     assert not (output / "000003").exists()
     assert not (output / "manifest.jsonl").exists()
-    before = {file: (file.stat().st_ino, file.stat().st_mtime_ns) for file in output.glob("0*/*")}
+    before = inodes_of(output)
     assert len({file.parent for file in before}) >= 2, "nothing was done that could be skipped"
     ran = bulk(*command)
     assert ran.status == 0, ran.err
-    assert {file: (file.stat().st_ino, file.stat().st_mtime_ns) for file in before} == before
+    assert before.items() <= inodes_of(output).items()
     assert f"{len(pictures)}/{len(pictures)} images" in ran.err
+    before = inodes_of(output)
+    assert bulk(*command).status == 0  # complete, so nothing is repeated
+    assert inodes_of(output) == before
     assert bulk("project", tmp_path / "in", tmp_path / "whole", "--shard", 2, "--steps", 2).status == 0
     assert output_files(output) == output_files(tmp_path / "whole")
     assert not list(output.glob(".*.partial"))
-
-
-def test_a_complete_run_is_not_repeated(bulk: Run, tmp_path: Path) -> None:
-    assert bulk("generate", tmp_path / "out", "-n", 5, "--shard", SHARD).status == 0
-    before = output_files(tmp_path / "out")
-    inodes = {file: file.stat().st_ino for file in (tmp_path / "out").glob("0*/*")}
-    assert bulk("generate", tmp_path / "out", "-n", 5, "--shard", SHARD).status == 0  # with the seed that was chosen
-    assert output_files(tmp_path / "out") == before
-    assert {file: file.stat().st_ino for file in inodes} == inodes
 
 
 def test_a_stopped_run_reports_the_error_and_continues(
@@ -112,69 +114,56 @@ def test_an_interrupted_run_returns_130(bulk: Run, tmp_path: Path, monkeypatch: 
     assert "interrupted" in ran.err
 
 
-OTHERS = [
-    (["--steps", "3"], "steps was 2, and is 3 now"),
-    (["--shard", "3"], "shard was 4, and is 3 now"),
-    (["--model", "colour"], "model was grey/10, and is colour/1 now"),
-    (["--format", "webp"], "format was png, and is webp now"),
-]
-
-
-@pytest.mark.parametrize(("change", "message"), OTHERS)
-def test_another_job_is_refused(
-    change: list[str], message: str, bulk: Run, pictures: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_another_job_is_refused(bulk: Run, pictures: dict[str, bytes], tmp_path: Path) -> None:
     command = ["project", tmp_path / "in", tmp_path / "out", "--steps", "2", "--shard", "4"]
     assert bulk(*command).status == 0
     before = output_files(tmp_path / "out")
-    ran = bulk(*command, *change)
-    assert ran.status == 2
-    assert message in ran.err
-    assert output_files(tmp_path / "out") == before
+    for change, message in (
+        (("--steps", "3"), "steps was 2, and is 3 now"),
+        (("--shard", "3"), "shard was 4, and is 3 now"),
+        (("--model", "colour"), "model was grey/10, and is colour/1 now"),
+        (("--format", "webp"), "format was png, and is webp now"),
+        ((), "source was"),
+    ):
+        if not change:
+            (tmp_path / "in" / "00.png").rename(tmp_path / "in" / "zz.png")
+        ran = bulk(*command, *change)
+        assert ran.status == 2
+        assert message in ran.err
+        assert output_files(tmp_path / "out") == before
 
 
-def test_other_inputs_are_refused(bulk: Run, pictures: dict[str, bytes], tmp_path: Path) -> None:
-    assert bulk("score", tmp_path / "in", tmp_path / "out").status == 0
-    (tmp_path / "in" / "00.png").rename(tmp_path / "in" / "zz.png")
-    ran = bulk("score", tmp_path / "in", tmp_path / "out")
-    assert ran.status == 2
-    assert "source was" in ran.err
-
-
-REFUSALS = [
-    (["project", "nothing", "out"], "nothing: "),
-    (["project", "in", "in/out"], "lies within in"),
-    (["project", "in", "in"], "lies within in"),
-    (["project", "in", "out", "--steps", "0"], "--steps: "),
-    (["project", "in", "out", "--steps", "300001"], "steps: must be at most 300000"),
-    (["project", "in", "out", "--strength", "1.5"], "--strength: "),
-    (["project", "in", "out", "--tolerance", "nan"], "--tolerance: "),
-    (["generate", "out", "-n", "0"], "-n: "),
-    (["generate", "out", "-n", "2", "--seed", "1", "--offset", str(2**32 - 1)], "2^32"),
-    (["generate", "out", "--seed", "-1"], "--seed: "),
-    (["generate", "out", "--model", "nobody"], "no model 'nobody'"),
-    (["generate", "file"], "not a folder"),
-    (["generate", "s3://bucket/out"], "only the input may be a URL"),
-    (["generate", "in"], "holds files of something else"),
-    (["generate", "file/out"], "cannot be written"),
-    (["generate", "list"], "run.json: damaged"),
-    (["generate", "text"], "run.json: damaged"),
-]
-
-
-@pytest.mark.parametrize(("command", "message"), REFUSALS)
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("project nothing out", "nothing: "),
+        ("project in in/out", "lies within in"),
+        ("project in in", "lies within in"),
+        ("project in out --steps 0", "--steps: "),
+        ("project in out --steps 300001", "steps: must be at most 300000"),
+        ("project in out --tolerance nan", "--tolerance: "),
+        ("generate out -n 0", "-n: "),
+        ("generate out -n 2 --seed 1 --offset 4294967295", "2^32"),
+        ("generate out --model nobody", "no model 'nobody'"),
+        ("generate file", "not a folder"),
+        ("generate s3://bucket/out", "only the input may be a URL"),
+        ("generate in", "holds files of something else"),
+        ("generate file/out", "cannot be written"),
+        ("generate list", "run.json: damaged"),
+        ("generate text", "run.json: damaged"),
+        ("score nonsense://bucket out", "nonsense"),
+        ("generate out", "grey/1/model.onnx"),
+    ],
+)
 def test_invalid_commands_write_nothing(
-    command: list[str],
-    message: str,
-    bulk: Run,
-    pictures: dict[str, bytes],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    command: str, message: str, bulk: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(tmp_path, {"file": b"here", "list/run.json": b"[]", "text/run.json": b"no JSON"})
+    write(tmp_path, {"in/a.png": picture(1), "file": b"", "list/run.json": b"[]", "text/run.json": b"no JSON"})
+    if message == "grey/1/model.onnx":
+        monkeypatch.setenv("IGN_MODEL_DIR", str(write(tmp_path / "models", {message: b"none"})))
     monkeypatch.chdir(tmp_path)
     before = output_files(tmp_path)
-    ran = bulk(*command)
+    ran = bulk(*command.split())
     assert (ran.status, ran.out) == (2, "")
     assert message in ran.err
     assert ran.err.count("\n") == 1
@@ -182,30 +171,12 @@ def test_invalid_commands_write_nothing(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["dance"],
-        ["project", "in"],
-        ["generate", "out", "--shard", "0"],
-        ["generate", "o", "--steps", "x"],
-        ["score", "i", "o", "--invert", "x"],
-    ],
-)
-def test_usage_errors(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", ["dance", "project in", "generate out --shard 0", "score i o --invert x"])
+def test_usage_errors(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as refused:
-        main(command)
+        main(command.split())
     assert refused.value.code == 2
     assert "usage: python -m service.bulk" in capsys.readouterr().err
-
-
-def test_a_bad_model_leaves_no_folder(bulk: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path / "models", {"grey/1/model.onnx": b"none"})
-    monkeypatch.setenv("IGN_MODEL_DIR", str(tmp_path / "models"))
-    ran = bulk("generate", tmp_path / "out")
-    assert ran.status == 2
-    assert "grey/1/model.onnx" in ran.err
-    assert not (tmp_path / "out").exists()
 
 
 def test_two_runs_at_once(bulk: Run, tmp_path: Path) -> None:
@@ -218,16 +189,43 @@ def test_two_runs_at_once(bulk: Run, tmp_path: Path) -> None:
     assert bulk("generate", tmp_path / "out").status == 0
 
 
-def test_a_queue_smaller_than_a_shard(bulk: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("IGN_QUEUE_ROWS", "2")
-    monkeypatch.setenv("IGN_MAX_IMAGES", "2")
+def test_settings_of_the_server_are_ignored(bulk: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """… and a queue may be smaller than a shard."""
+    changes = {"WORKERS": "4", "PRIVATE_ENDPOINTS": "page", "QUEUE_ROWS": "2", "MAX_IMAGES": "2"}
+    for name, value in (changes | {"API_KEYS_FILE": str(tmp_path / "nothing.json")}).items():
+        monkeypatch.setenv(f"IGN_{name}", value)
     assert bulk("generate", tmp_path / "out", "-n", 9).status == 0
+    assert os.listdir(tmp_path) == ["out"]
     assert len(manifest(tmp_path / "out")) == 9
 
 
-def test_settings_of_the_server_are_ignored(bulk: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("IGN_API_KEYS_FILE", str(tmp_path / "nothing.json"))
-    monkeypatch.setenv("IGN_WORKERS", "4")
-    monkeypatch.setenv("IGN_PRIVATE_ENDPOINTS", "page")
-    assert bulk("generate", tmp_path / "out").status == 0
-    assert os.listdir(tmp_path) == ["out"]
+PLAN = ShardPlan(images=1000, shards=10, missing=tuple(range(2, 10)), completed=200)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_line_for_each_shard_without_a_terminal(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with caplog.at_level(logging.INFO, "service.bulk"):
+        progress = Progress(PLAN)
+        progress.update(ShardResult(100, ()))
+        progress.update(ShardResult(100, tuple(f"{n}.png: bad" for n in range(50))))
+    lines = [line for line in caplog.messages if "/1000" in line]
+    assert lines == ["300/1000 images, 0 failed", "400/1000 images, 50 failed"]
+    failed = [line for line in caplog.messages if line.endswith(".png: bad")]
+    assert failed == [f"{n}.png: bad" for n in range(20)]
+    assert "manifest" in caplog.text
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    progress = Progress(PLAN)
+    progress.update(ShardResult(800, ()))
+    progress.bar.close()
+    assert "1000/1000" in terminal.getvalue()

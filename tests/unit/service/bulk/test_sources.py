@@ -1,41 +1,33 @@
-"""Folders, archives, and images that fail."""
+"""Folders, archives, tables and URLs, and images that fail."""
 
 import errno
-import io
 import os
+import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from PIL import Image
 
 from service.bulk.sources import SourceFiles, open_source
 from service.domain.errors import RequestError, StartupError
 from service.domain.latents import FloatRows
 from service.runtime.onnx_model import OnnxModel
-from tests.unit.service.bulk.conftest import SHARD, Run, manifest, output_images, picture, write, zipped
+from tests.helpers.pictures import save
+from tests.unit.service.bulk.conftest import SHARD, Run, manifest, output_files, output_images, picture, write, zipped
 
 
-def test_an_archive_gives_the_same_as_a_folder(bulk: Run, pictures: dict[str, bytes], tmp_path: Path) -> None:
-    archive = zipped(tmp_path / "in.zip", dict(reversed(pictures.items())) | {"__MACOSX/._00.png": b"-", "x.txt": b"-"})
-    assert bulk("project", tmp_path / "in", tmp_path / "folder").status == 0
-    assert bulk("project", archive, tmp_path / "archive").status == 0
-    assert manifest(tmp_path / "archive") == manifest(tmp_path / "folder")
-    assert output_images(tmp_path / "archive") == output_images(tmp_path / "folder")
-
-
-def test_one_image_is_a_source(bulk: Run, pictures: dict[str, bytes], tmp_path: Path) -> None:
-    assert bulk("score", tmp_path / "in" / "03.png", tmp_path / "out").status == 0
-    assert [line["source"] for line in manifest(tmp_path / "out")] == ["03.png"]
-
-
-def test_hidden_files_are_skipped(bulk: Run, tmp_path: Path) -> None:
-    write(
-        tmp_path / "in", {"a.png": picture(1), ".b.png": b"", ".git/c.png": b"", "d.PNG": picture(2), "notes.txt": b""}
-    )
-    assert bulk("score", tmp_path / "in", tmp_path / "out").status == 0
-    assert [line["source"] for line in manifest(tmp_path / "out")] == ["a.png", "d.PNG"]
+@pytest.mark.parametrize(("source", "names"), [("in", ["a.png", "d.PNG"]), ("in/d.PNG", ["d.PNG"])])
+def test_an_image_or_a_folder_is_a_source_without_its_hidden_files(
+    source: str, names: list[str], bulk: Run, tmp_path: Path
+) -> None:
+    others = dict.fromkeys((".b.png", ".git/c.png", "notes.txt"), b"")
+    write(tmp_path / "in", {"a.png": picture(1), "d.PNG": picture(2), **others})
+    assert bulk("score", tmp_path / source, tmp_path / "out").status == 0
+    assert [line["source"] for line in manifest(tmp_path / "out")] == names
 
 
 def test_an_unreadable_subfolder_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,26 +83,14 @@ def test_failed_images_are_listed_and_not_fatal(bulk: Run, tmp_path: Path) -> No
         n: code for n, (_, code) in BAD.items()
     }
     for line in lines:
-        bad = line["source"] in BAD
-        assert (line["picture"] is None) == bad
-        assert (line["distance"] is None) == bad
-        if bad:
-            assert line["detail"].startswith(line["source"])
-            assert line["detail"] in ran.err
+        assert (line["picture"] is None) == (line["distance"] is None) == (line["source"] in BAD)
+        assert line["source"] not in BAD or line["detail"] in ran.err
     assert bulk("project", tmp_path / "good", tmp_path / "alone").status == 0
     alone = dict(zip(good, output_images(tmp_path / "alone"), strict=True))
     together = {line["source"]: line["picture"] for line in lines}
     assert {name: (tmp_path / "out" / together[name]).read_bytes() for name in good} == alone
     again = bulk("project", tmp_path / "in", tmp_path / "out", "--shard", SHARD)
     assert (again.status, again.out) == (1, ran.out)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission_is_a_failed_image(tmp_path: Path) -> None:
-    write(tmp_path, {"a.png": picture(1)})
-    (tmp_path / "a.png").chmod(0)
-    (item,) = open_source(str(tmp_path), column="", limit=4096).read(0, 1)
-    assert isinstance(item.content, RequestError)
 
 
 def test_a_deleted_file_is_a_failed_image(tmp_path: Path) -> None:
@@ -139,32 +119,21 @@ def test_names_of_members_cannot_leave_the_output(bulk: Run, tmp_path: Path) -> 
     new = set(tmp_path.rglob("*")) - before
     assert all(file.is_relative_to(tmp_path / "out") for file in new)
     assert {line["source"] for line in manifest(tmp_path / "out")} == set(names)
-    assert sorted(file.name for file in new if file.suffix == ".png") == [
-        "00000000-up.png",
-        "00000001-root.png",
-        "00000002-b_c_.png",
-        "00000003-_.png",
-    ]
+    names = sorted(file.name for file in new if file.suffix == ".png")
+    assert names == ["00000000-up.png", "00000001-root.png", "00000002-b_c_.png", "00000003-_.png"]
 
 
-@pytest.fixture
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that fails on rows that are wholly light."""
-
+def test_a_model_failure_is_a_failed_image(bulk: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Poisoned(OnnxModel):
+        """Fails on rows that are wholly light."""
+
         def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
             if any((row == 1).all() for row in rows):
                 raise RuntimeError("poison")
             return super().run(rows, out)
 
     monkeypatch.setattr("service.app.OnnxModel", Poisoned)
-
-
-@pytest.mark.usefixtures("poisoned")
-def test_a_model_failure_is_a_failed_image(bulk: Run, tmp_path: Path) -> None:
-    light = io.BytesIO()
-    Image.new("L", (8, 8), 255).save(light, "PNG")
-    write(tmp_path / "in", {"a.png": picture(1), "b.png": light.getvalue(), "c.png": picture(3)})
+    write(tmp_path / "in", {"a.png": picture(1), "b.png": save(Image.new("L", (8, 8), 255)), "c.png": picture(3)})
     ran = bulk("project", tmp_path / "in", tmp_path / "out", "--invert", "false")
     assert ran.status == 1
     assert [line["error"] for line in manifest(tmp_path / "out")] == [None, "model_failure", None]
@@ -172,21 +141,21 @@ def test_a_model_failure_is_a_failed_image(bulk: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "arguments"),
+    ("package", "command"),
     [
-        ("pyarrow", ["score", "in.parquet", "out"]),
-        ("pyarrow", ["generate", "out", "--manifest", "parquet"]),
-        ("s3fs", ["score", "s3://bucket/pictures", "out"]),
-        ("ray", ["generate", "out", "--ray"]),
+        ("pyarrow", "score in.parquet out"),
+        ("pyarrow", "generate out --manifest parquet"),
+        ("s3fs", "score s3://bucket/pictures out"),
+        ("ray", "generate out --ray"),
     ],
 )
 def test_a_missing_package_is_named(
-    package: str, arguments: list[str], bulk: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    package: str, command: str, bulk: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "in.parquet").write_bytes(b"PAR1")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, package, None)
-    ran = bulk(*arguments)
+    ran = bulk(*command.split())
     assert ran.status == 2
     assert package in ran.err.lower()
     assert "install" in ran.err.lower()
@@ -208,3 +177,138 @@ def test_a_source_without_images(files: dict[str, bytes], source: str, message: 
     write(tmp_path, files)
     with pytest.raises(StartupError, match=message):
         open_source(str(tmp_path / source), column="", limit=1)
+
+
+FAR = "memory://far"
+
+
+@pytest.fixture
+def far(pictures: dict[str, bytes], tmp_path: Path) -> Iterator[None]:
+    """The images in a folder and in an archive of a file system in memory."""
+    files = MemoryFileSystem()
+    for name, content in pictures.items():
+        files.pipe_file(f"/far/{name}", content)
+    members = dict(reversed(pictures.items())) | {"__MACOSX/._00.png": b"-", "x.txt": b"-"}
+    files.pipe_file("/far.zip", zipped(tmp_path / "in.zip", members).read_bytes())
+    yield
+    files.rm("/far", recursive=True)
+    files.rm("/far.zip")
+
+
+@pytest.mark.usefixtures("far")
+def test_an_archive_and_a_url_give_the_same_as_a_folder(bulk: Run, tmp_path: Path) -> None:
+    assert bulk("project", tmp_path / "in", tmp_path / "folder").status == 0
+    for n, url in enumerate((tmp_path / "in.zip", FAR, f"{FAR}.zip", f"zip://::{tmp_path / 'in.zip'}")):
+        output = tmp_path / str(n)
+        assert bulk("project", url, output).status == 0
+        assert output_files(output).keys() == output_files(tmp_path / "folder").keys()
+        assert output_images(output) == output_images(tmp_path / "folder")
+        assert manifest(output) == manifest(tmp_path / "folder")
+    assert bulk("project", f"zip://below::{tmp_path / 'in.zip'}", tmp_path / "below").status == 0
+    assert [line["source"] for line in manifest(tmp_path / "below")] == ["a.jpg", "b.webp"]
+
+
+def raising(error: Exception) -> Any:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("method", "source", "status", "message"),
+    [
+        ("find", FAR, 2, "memory://far: cannot be read: no credentials"),
+        ("open", FAR, 3, "stopped: [Errno 5] no credentials"),
+        ("read", FAR, 3, "stopped: [Errno 5] no credentials"),
+        ("read", f"{FAR}.zip", 2, "memory://far.zip: cannot be read: no credentials"),
+        ("", "memory://nothing", 2, "memory://nothing"),
+    ],
+)
+@pytest.mark.usefixtures("far")
+def test_errors_of_fsspec_backends_are_one_line(
+    method: str, source: str, status: int, message: str, bulk: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if method:
+        failing = MemoryFile if method == "read" else MemoryFileSystem
+        monkeypatch.setattr(failing, method, raising(BufferError("no credentials")))  # no OSError
+    ran = bulk("score", source, tmp_path / "out")
+    monkeypatch.undo()
+    assert ran.status == status
+    assert message in ran.err
+    assert "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "expired"), ValueError("expired")])
+@pytest.mark.usefixtures("far")
+def test_an_archive_out_of_reach_stops_the_run(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(f"{FAR}.zip", column="", limit=4096)
+    monkeypatch.setattr(MemoryFile, "read", raising(error))
+    with pytest.raises(OSError, match="expired"):
+        source.read(0, 1)
+
+
+@pytest.mark.parametrize("shape", ["bytes", "struct"])
+def test_a_table(shape: str, arrow: Any, bulk: Run, pictures: dict[str, bytes], tmp_path: Path) -> None:
+    contents = list(pictures.values())
+    values = contents if shape == "bytes" else [{"bytes": one, "path": name} for name, one in pictures.items()]
+    rows = {"picture": [*values, None], "label": list(range(len(contents) + 1))}
+    arrow.parquet.write_table(arrow.table(rows), tmp_path / "in.parquet", row_group_size=3)
+    ran = bulk("project", tmp_path / "in.parquet", tmp_path / "table", "--column", "picture", "--shard", SHARD)
+    assert ran.status == 1
+    assert bulk("project", tmp_path / "in", tmp_path / "folder").status == 0
+    assert output_images(tmp_path / "table") == output_images(tmp_path / "folder")
+    lines = manifest(tmp_path / "table")
+    assert lines[-1]["error"] == "unreadable"
+    named = list(pictures) if shape == "struct" else [f"in.parquet#{n}" for n in range(len(contents))]
+    assert [line["source"] for line in lines[:-1]] == named
+
+
+def test_a_damaged_row_group_is_failed_images(arrow: Any, bulk: Run, tmp_path: Path) -> None:
+    file = tmp_path / "in.parquet"
+    table = arrow.table({"image": [picture(seed) for seed in range(9)]})
+    arrow.parquet.write_table(table, file, row_group_size=3, compression="gzip")
+    column = arrow.parquet.ParquetFile(file).metadata.row_group(1).column(0)
+    data = bytearray(file.read_bytes())
+    middle = column.dictionary_page_offset + column.total_compressed_size // 2
+    data[middle : middle + 20] = bytes(20)
+    file.write_bytes(bytes(data))
+    ran = bulk("project", file, tmp_path / "out", "--shard", SHARD)
+    assert ran.status == 1
+    assert "in.parquet#3: cannot be read: its part of the file is damaged" in ran.err
+    codes = [line["error"] for line in manifest(tmp_path / "out")]
+    assert codes == [None] * 3 + ["unreadable"] * 3 + [None] * 3
+
+
+def test_a_deleted_table_stops_the_run(arrow: Any, tmp_path: Path) -> None:
+    file = tmp_path / "in.parquet"
+    arrow.parquet.write_table(arrow.table({"image": [picture(1)]}), file)
+    source = open_source(str(file), column="image", limit=4096)
+    file.unlink()
+    with pytest.raises(FileNotFoundError):
+        source.read(0, 1)
+
+
+def test_more_tables_than_may_be_open(arrow: Any, tmp_path: Path) -> None:
+    for number in range(20):
+        table = arrow.table({"image": [picture(2 * number), picture(2 * number + 1)]})
+        arrow.parquet.write_table(table, tmp_path / f"{number:02}.parquet")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 10, limits[1]))
+    try:
+        items = open_source(str(tmp_path), column="image", limit=4096).read(0, 40)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert [one.content for one in items] == [picture(number) for number in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("column", "message"), [("nothing", "no column 'nothing'; the columns are image"), ("image", "no bytes")]
+)
+def test_a_table_without_images(column: str, message: str, arrow: Any, bulk: Run, tmp_path: Path) -> None:
+    arrow.parquet.write_table(arrow.table({"image": [1, 2]}), tmp_path / "in.parquet")
+    ran = bulk("score", tmp_path / "in.parquet", tmp_path / "out", "--column", column)
+    assert ran.status == 2
+    assert message in ran.err
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 and nothing else")
+    assert bulk("score", tmp_path / "bad.parquet", tmp_path / "out").status == 2

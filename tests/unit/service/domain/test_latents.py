@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from service.domain.latents import (
     MAX_MAGNITUDE,
@@ -13,6 +12,9 @@ from service.domain.latents import (
     STREAM,
     FloatRow,
     FrequencyStatistics,
+    Grid,
+    LatentPath,
+    Method,
     NoiseSource,
     from_frequencies,
     is_bounded,
@@ -51,28 +53,19 @@ def test_golden_values_of_frequency_noise() -> None:
     np.testing.assert_allclose(row.ravel(), GOLDEN_FREQUENCIES, rtol=1e-6)
 
 
+SHAPE = (3, 4, 5)
+SOURCES = [NoiseSource(SHAPE), NoiseSource(SHAPE, statistics(SHAPE))]
+
+
 @given(
-    seed=st.integers(0, MAX_SEED), offset=st.integers(0, MAX_SEED - 3), frequencies=st.booleans(), n=st.integers(1, 3)
+    st.integers(0, MAX_SEED), st.integers(0, MAX_SEED - 3), st.sampled_from(SOURCES), st.sampled_from([0.0, 0.25, 1.0])
 )
-def test_a_row_depends_on_seed_and_index_alone(seed: int, offset: int, frequencies: bool, n: int) -> None:
-    shape = (3, 4, 5)
-    source = NoiseSource(shape, statistics(shape) if frequencies else None)
-    rows = source.rows(seed, offset, n)
-    assert rows.shape == (n, *shape)
+def test_a_row_depends_on_seed_and_index_alone(seed: int, offset: int, source: NoiseSource, scale: float) -> None:
+    rows = source.rows(seed, offset, 3, scale)
+    assert rows.shape == (3, *SHAPE)
     assert rows.flags.c_contiguous
-    for i in range(n):
-        assert rows[i].tobytes() == source.row(seed, offset + i).tobytes()
-
-
-def test_seeds_and_indices_are_not_interchangeable() -> None:
-    source = NoiseSource((1, 8, 8))
-    assert len({source.row(seed, index).tobytes() for seed in range(8) for index in range(8)}) == 64
-
-
-@pytest.mark.parametrize("scale", [0.25, 0.0])
-def test_scale(scale: float) -> None:
-    source = NoiseSource((1, 4, 4))
-    np.testing.assert_array_equal(source.rows(1, 0, 2, scale), source.rows(1, 0, 2) * np.float32(scale))
+    for i in range(3):
+        assert rows[i].tobytes() == (source.row(seed, offset + i) * np.float32(scale)).tobytes()
 
 
 @pytest.mark.parametrize("std", [None, 3.0])
@@ -94,7 +87,7 @@ def test_mean_frequencies_are_an_image() -> None:
     np.testing.assert_allclose(from_frequencies(normal, mean), image, atol=1e-6)
 
 
-def row(*values: float) -> NDArray[np.float32]:
+def row(*values: float) -> FloatRow:
     return np.array(values, np.float32).reshape(1, 1, -1)
 
 
@@ -112,11 +105,14 @@ def test_ends_are_the_points_themselves(mix: Callable[[FloatRow, FloatRow, float
     assert np.isfinite(mix(big, -big, 0.3)).all()
 
 
-def test_slerp_is_an_arc_of_the_raw_vectors() -> None:
+@pytest.mark.parametrize("angle", [2e-4, 1.0, math.pi / 2, math.pi - 2e-4])
+def test_slerp_is_an_arc_of_the_raw_vectors(angle: float) -> None:
+    """… from a ten thousandth of a radian on."""
+    for t in (0.25, 0.5):
+        found = slerp(row(1, 0), row(math.cos(angle), math.sin(angle)), t)
+        np.testing.assert_allclose(found, row(math.cos(t * angle), math.sin(t * angle)), atol=1e-3)
     half = math.sin(math.pi / 4)
     np.testing.assert_allclose(slerp(A, B, 0.5), row(3 * half, 4 * half, 0), rtol=1e-6)
-    third = slerp(row(1, 0), row(0, 1), 1 / 3)
-    np.testing.assert_allclose(third, row(math.cos(math.pi / 6), math.sin(math.pi / 6)), rtol=1e-6)
 
 
 @given(st.integers(0, 1000), st.integers(1001, 2000), st.floats(0, 1))
@@ -136,20 +132,12 @@ def test_without_an_arc_slerp_is_lerp(other: FloatRow) -> None:
         np.testing.assert_array_equal(slerp(other, A, t), lerp(other, A, t))
 
 
-def test_beyond_a_ten_thousandth_of_a_radian_there_is_an_arc() -> None:
-    for angle in (2e-4, math.pi - 2e-4):
-        other = row(math.cos(angle), math.sin(angle))
-        found = slerp(row(1, 0), other, 0.5)
-        np.testing.assert_allclose(found, row(math.cos(angle / 2), math.sin(angle / 2)), atol=1e-3)
-
-
 def test_a_weighted_sum_and_its_length() -> None:
-    a, b = row(3, 0, 0), row(0, 4, 0)
-    np.testing.assert_array_equal(weighted_sum([a, b], [1.0, 1.0], None), row(3, 4, 0))
-    np.testing.assert_allclose(weighted_sum([a, b], [1.0, 1.0], 10.0), row(6, 8, 0), rtol=1e-6)
-    np.testing.assert_allclose(weighted_sum([a, b], [-1.0, 0.0], 1.0), row(-1, 0, 0), rtol=1e-6)
+    np.testing.assert_array_equal(weighted_sum([A, B], [1.0, 1.0], None), row(3, 4, 0))
+    np.testing.assert_allclose(weighted_sum([A, B], [1.0, 1.0], 10.0), row(6, 8, 0), rtol=1e-6)
+    np.testing.assert_allclose(weighted_sum([A, B], [-1.0, 0.0], 1.0), row(-1, 0, 0), rtol=1e-6)
     with pytest.raises(ValueError, match="the sum is zero"):
-        weighted_sum([a, a], [0.5, -0.5], 10.0)
+        weighted_sum([A, A], [0.5, -0.5], 10.0)
 
 
 @pytest.mark.parametrize("weight", [1e-99, 1e-101, 2e-237, 5e-324])
@@ -165,3 +153,50 @@ def test_bounded_rows(value: float) -> None:
     rows = np.zeros((2, 1, 3, 3), np.float32)
     rows[1, 0, 2, 2] = value
     assert is_bounded(rows) == (abs(value) <= MAX_MAGNITUDE)
+
+
+NOISE = NoiseSource((1, 2, 3))
+
+
+def points(n: int) -> list[FloatRow]:
+    return [NOISE.row(1, i) for i in range(n)]
+
+
+@given(st.integers(2, 8), st.integers(2, 64), st.booleans(), st.sampled_from(["slerp", "lerp"]))
+def test_frames_on_points_are_the_points(n: int, frames: int, loop: bool, method: Method) -> None:
+    stops = points(n)
+    path = LatentPath(frames=frames, method=method, loop=loop)
+    rows, times = path.rows(stops), path.times()
+    assert len(times) == frames
+    assert (times[0], times[-1]) == (0.0, 1.0)
+    assert times == sorted(times)
+    assert rows.shape == (frames - loop, 1, 2, 3)
+    assert rows.dtype == np.float32
+    assert rows.flags.c_contiguous
+    stops = [*stops, stops[0]] if loop else stops
+    segments = len(stops) - 1
+    for i, row in enumerate(rows):
+        segment, place = divmod(i * segments, frames - 1)
+        if place == 0:
+            assert row.tobytes() == stops[segment].tobytes()
+        else:
+            mix = slerp if method == "slerp" else lerp
+            expected = mix(stops[segment], stops[segment + 1], times[i] * segments - segment)
+            np.testing.assert_allclose(row, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("method", "mix"), [("slerp", slerp), ("lerp", lerp)])
+@pytest.mark.parametrize(("rows", "cols"), [(2, 2), (3, 5), (16, 16)])
+def test_corners_of_a_grid_are_the_points_and_it_goes_along_columns_first(
+    rows: int, cols: int, method: Method, mix: Callable[[FloatRow, FloatRow, float], FloatRow]
+) -> None:
+    a, b, c, d = points(4)
+    grid = Grid(rows=rows, cols=cols, method=method)
+    latents = grid.latents([a, b, c, d]).reshape(rows, cols, 1, 2, 3)
+    assert grid.coordinates() == [(row, column) for row in range(rows) for column in range(cols)]
+    for row, column in grid.coordinates():
+        t = column / (cols - 1)
+        expected = mix(mix(a, b, t), mix(c, d, t), row / (rows - 1))
+        np.testing.assert_allclose(latents[row, column], expected, atol=1e-6)
+    for place, corner in (((0, 0), a), ((0, -1), b), ((-1, 0), c), ((-1, -1), d)):
+        assert latents[place].tobytes() == corner.tobytes()

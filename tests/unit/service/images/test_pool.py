@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 import gc
-import subprocess
-import sys
 import threading
 import weakref
 from functools import partial
@@ -45,9 +43,6 @@ def test_pool_jobs_run_in_threads_and_are_observed() -> None:
 
 
 def test_a_pool_job_nobody_waits_for_never_starts_and_holds_nothing() -> None:
-    class Body:
-        pass
-
     async def main() -> None:
         pool, free, ran = CodecPool(2, lambda *_: None), threading.Event(), threading.Event()
         holding = await occupied(pool, free)
@@ -68,30 +63,20 @@ def test_a_pool_job_nobody_waits_for_never_starts_and_holds_nothing() -> None:
         assert await pool.run("decode", lambda: 1) == 1
         assert not ran.is_set()
         assert pool.waiting == 0
-        pool.close()
-
-    asyncio.run(main())
-
-
-def test_a_closed_pool_cancels_what_waits_and_finishes_what_runs() -> None:
-    async def main() -> None:
-        pool, free = CodecPool(1, lambda *_: None), threading.Event()
+        free.clear()
         holding = await occupied(pool, free)
         waiting = asyncio.create_task(pool.run("decode", int))
         await asyncio.sleep(0)
-        pool.close()
+        pool.close()  # cancels what waits and finishes what runs
         with pytest.raises(asyncio.CancelledError):
             await waiting
         free.set()
-        assert await asyncio.gather(*holding) == [True]
+        assert await asyncio.gather(*holding) == [True, True]
 
     asyncio.run(main())
 
 
 def test_a_failure_of_a_pool_job_leaves_nothing_to_the_garbage_collector() -> None:
-    class Body:
-        pass
-
     def fail(body: Body) -> None:
         raise ValueError
 
@@ -112,18 +97,5 @@ def test_a_failure_of_a_pool_job_leaves_nothing_to_the_garbage_collector() -> No
         gc.enable()
 
 
-BUSY = """
-import asyncio, threading, time
-from service.images.pool import CodecPool
-
-async def main():
-    began = threading.Event()
-    job = asyncio.create_task(CodecPool(2, print).run("decode", lambda: (began.set(), time.sleep(60))))
-    await asyncio.to_thread(began.wait)
-
-asyncio.run(main())
-"""
-
-
-def test_a_busy_thread_of_the_pool_keeps_no_process_alive() -> None:
-    assert subprocess.run([sys.executable, "-c", BUSY], timeout=30, check=False).returncode == 0
+class Body:
+    """What a job holds."""

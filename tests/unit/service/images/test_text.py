@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.artifact.files import read_npy
 from service.domain.errors import InvalidContent, TooLarge
 from service.images.decode import decode_npy
 from service.images.encode import encode_base64, encode_npy
@@ -18,17 +19,13 @@ SHAPE = (1, 3, 4)
 ROW = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
 
 
-# --- base64 ----------------------------------------------------------------------------------------------------------
-
-
 def plain(text: str, max_chars: int = 1000) -> bytes:
     return decode_base64(text, field="images.0", max_chars=max_chars)
 
 
 @given(st.binary(max_size=200))
 def test_base64_round_trip(data: bytes) -> None:
-    assert encode_base64(data) == base64.b64encode(data).decode()
-    assert plain(encode_base64(data)) == data
+    assert plain(encode_base64(data)) == plain(base64.b64encode(data).decode()) == data
 
 
 @pytest.mark.parametrize(
@@ -50,21 +47,11 @@ def test_base64_prefix_and_white_space(text: str) -> None:
     "text",
     [
         "aGVsbG8-Pw==",  # URL-safe
-        "aGVsbG8_Pw==",
         "aGVsbG8+Pw",  # padding
-        "aGVsbG8+Pw=",
-        "aGVsbG8+Pw===",
         "aGVsbG8+Pw==AAAA",
-        "=aGVsbG8+Pw==",
-        "aGVsbG8+P",
         "aGVs\u00a0bG8+Pw==",  # white space, but not ASCII's
-        "aGVsbG8+Pw==\u2028",
-        "aGVs\0bG8+Pw==",
-        "äöü=",
         "data:text/plain;base64,aGVsbG8+Pw==",
-        "data:image/png,aGVsbG8+Pw==",
         "data:image/png;base64;aGVsbG8+Pw==",
-        "https://example.org/cat.png",
         "\ud800",
     ],
 )
@@ -72,7 +59,6 @@ def test_other_base64_is_refused(text: str) -> None:
     with pytest.raises(InvalidContent, match=r"images\.0: ") as caught:
         plain(text)
     assert caught.value.error_code == "invalid_base64"
-    assert caught.value.fields[0][0] == "images.0"
 
 
 def test_base64_length_is_checked_first() -> None:
@@ -81,17 +67,13 @@ def test_base64_length_is_checked_first() -> None:
         plain("!!!!!", max_chars=4)
 
 
-@given(st.text(max_size=60))
+@given(st.text("AQgw09+/-_=: \t\n\v\u00a0ä", max_size=60))
 def test_random_text_decodes_or_is_refused(text: str) -> None:
     try:
         data = plain(text)
     except InvalidContent:
         return
-    bare = re.sub(r"[ \t\n\r\f\v]", "", text)
-    assert base64.b64decode(bare, validate=True) == data
-
-
-# --- npy -------------------------------------------------------------------------------------------------------------
+    assert base64.b64decode(re.sub(r"[ \t\n\r\f\v]", "", text), validate=True) == data
 
 
 def saved(array: np.ndarray[Any, Any], version: tuple[int, int] | None = None) -> bytes:
@@ -120,17 +102,14 @@ def test_npy_holds_any_number_of_rows_unclipped() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        *(
-            saved(array, version)
-            for array in (ROW, np.asfortranarray(ROW), ROW.astype(">f4"))
-            for version in ((1, 0), (2, 0), (3, 0))
-        ),
-        with_header("{'descr': '<f4', 'fortran_order': False, 'shape': (1, 3, 4), }"),
+        *(saved(array, (1, 0)) for array in (ROW, np.asfortranarray(ROW), ROW.astype(">f4"))),
+        *(saved(ROW, version) for version in ((2, 0), (3, 0))),
         with_header('{"shape":(1,3,4),"descr":"<f4","fortran_order":False}\n'),
         with_header("{ 'fortran_order' : False ,\n'descr' : '<f4', 'shape' : ( 1, 3, 4, ) }   \n"),
     ],
 )
 def test_npy_of_other_writers(data: bytes) -> None:
+    np.testing.assert_array_equal(read_npy(data), ROW)
     row = row_of(data)
     assert np.array_equal(row, ROW)
     assert row.dtype == np.dtype("=f4")
@@ -139,48 +118,32 @@ def test_npy_of_other_writers(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "keyword"),
+    "data",
     [
-        (b"", "npy"),
-        (b"\x93NUMPY", "npy"),
-        (b"\x93NUMPY\1\0\xff\xff{", "npy"),
-        (b"\x93NUMPY\4\0" + saved(ROW)[8:], "npy"),
-        (b"PK\3\4" + bytes(100), "npy"),
-        (with_header("{}"), "npy"),
-        (with_header("{'descr': '<f4', 'shape': (1, 3, 4)}"), "npy"),
-        (with_header("{'descr': __import__('os'), 'fortran_order': False, 'shape': (1, 3, 4)}"), "npy"),
-        (with_header("(" * 900), "npy"),
-        (with_header(f"{{'descr': '<f4', 'fortran_order': False, 'shape': (1, 3, 4)}}{' ' * 2000}"), "npy"),
-        (saved(ROW.astype(np.float64)), "float32"),
-        (saved(ROW.astype(np.int32)), "float32"),
-        (with_header("{'descr': '|O', 'fortran_order': False, 'shape': (1, 3, 4)}"), "float32"),
-        (with_header("{'descr': False, 'fortran_order': False, 'shape': (1, 3, 4)}"), "npy"),
-        (saved(ROW[None]), "shape"),
-        (saved(ROW[0]), "shape"),
-        (saved(ROW.reshape(1, 4, 3)), "shape"),
-        (with_header("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999, 3, 4)}"), "shape"),
-        (with_header("{'descr': '<f4', 'fortran_order': False, 'shape': '1,3,4'}"), "npy"),
-        (with_header("{'descr': '<f4', 'fortran_order': (1, 3, 4), 'shape': False}"), "npy"),
-        (saved(ROW)[:-1], "data"),
-        (saved(ROW) + b"\0", "data"),
-        (saved(np.where(ROW > 1, np.float32(np.nan), ROW)), "finite"),
-        (saved(np.full(SHAPE, -np.inf, dtype=np.float32)), "finite"),
-        (saved(np.where(ROW > 1, np.float32(1.1e6), ROW)), "1000000"),
-        (saved(np.where(ROW > 1, np.float32(-3.4e38), ROW)), "1000000"),
+        b"",
+        b"\x93NUMPY",
+        b"\x93NUMPY\1\0\xff\xff{",
+        b"\x93NUMPY\4\0" + saved(ROW)[8:],
+        with_header("{'descr': '<f4', 'shape': (1, 3, 4)}"),
+        with_header("{'descr': __import__('os'), 'fortran_order': False, 'shape': (1, 3, 4)}"),
+        with_header("(" * 900),
+        with_header(f"{{'descr': '<f4', 'fortran_order': False, 'shape': (1, 3, 4)}}{' ' * 2000}"),
+        saved(np.array([{"pickled": 1}], dtype=object)),
+        with_header("{'descr': [('a', '|O')], 'fortran_order': False, 'shape': (1, 3, 4)}"),
+        with_header("{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000, 10000000000, 4)}"),
+        with_header("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, -3, 4)}"),
+        with_header("{'descr': '<f4', 'fortran_order': False, 'shape': '1,3,4'}"),
+        saved(ROW)[:-1],
+        saved(ROW) + b"\0",
     ],
 )
-def test_other_npy_is_refused(data: bytes, keyword: str) -> None:
-    with pytest.raises(InvalidContent, match=keyword) as caught:
+def test_other_npy_is_refused(data: bytes) -> None:
+    """tests/contract/test_bad_uploads.py has arrays of another type, shape or range."""
+    with pytest.raises(InvalidContent) as caught:
         row_of(data)
     assert caught.value.error_code == "invalid_npy"
-    assert caught.value.fields[0][0] == "points.0.latent"
-
-
-def test_pickles_are_refused() -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(InvalidContent, match="float32"):
-        row_of(buffer.getvalue())
+    with pytest.raises(ValueError, match=r"not a \.npy file|size differs|Python objects"):
+        read_npy(data)
 
 
 @given(st.binary(max_size=120), st.sampled_from([b"", b"\x93NUMPY", b"\x93NUMPY\1\0\x30\0{'descr': '<f4', "]))

@@ -2,59 +2,41 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Literal, cast
 
+import numpy as np
 import pytest
 
-from service.artifact.golden import GoldenReport
 from service.domain.errors import Draining, LoadFailed, UnknownModel
-from service.domain.latents import NoiseSource
-from service.domain.tasks import Result, SchedulingParams, StepParams
+from service.domain.tasks import Result
 from service.models.registry import ModelRegistry, ServedModel
-from service.models.repository import InferenceModel, LoadedModel, Repository
+from service.models.repository import LoadedModel, Repository
 from service.observability.metrics import Metrics
 from service.observability.statistics import ModelStatistics
+from service.runtime.onnx_model import OnnxModel
 from service.scheduling.scheduler import Scheduler
-from tests.helpers.fakes import FakeModel
-from tests.helpers.onnx_models import make_card
-from tests.helpers.serving import marked, until_running
-
-SHAPE = (1, 4, 4)
-
-
-class Instance(FakeModel):
-    """An instance of version ``version`` of the model `toy`; ``on_close`` is called in a thread."""
-
-    def __init__(self, version: str, on_close: Callable[[], None], *, gate: threading.Event | None = None) -> None:
-        super().__init__(SHAPE, gate=gate)
-        self.card = make_card(version=version, shape=SHAPE)
-        self.digest, self.noise = version * 64, NoiseSource(SHAPE)
-        self.device: Literal["cpu", "cuda"] = "cpu"
-        self.provider, self.fallback_reason = "fake", cast(str | None, None)
-        self.close = on_close
-
-    def warm_up(self) -> None: ...
+from tests.contract.harness import Gate
+from tests.helpers.device_fakes import is_closed
+from tests.helpers.onnx_models import reference, sample_rows, write_model
+from tests.helpers.serving import params
 
 
 class Stage:
-    """A registry over fake models; requests end when `gone` is set."""
+    """A registry over real models behind a gate; requests end when `gone` is set."""
 
     def __init__(self, directory: Path) -> None:
-        def unopened(_: bytes) -> list[InferenceModel]:
-            raise AssertionError("nothing is read here")
-
-        self.repository = Repository(directory, unopened, default="toy")
-        self.told: list[str] = []
-        self.closed = 0
-        self._loop = asyncio.get_running_loop()
-        self.gone, self.first_closed = asyncio.Event(), asyncio.Event()
+        self.gate, self.gone, self.opened = Gate(), asyncio.Event(), list[OnnxModel]()
+        self.repository = Repository(directory, self._open, default="toy")
         self.registry = ModelRegistry(
             self.repository,
             serve=self._serve,
-            on_activated=lambda loaded: self.told.append(f"{loaded.ref} activated"),
-            on_deactivated=lambda ref: self.told.append(f"{ref} deactivated"),
+            on_activated=lambda loaded: None,
+            on_deactivated=lambda ref: None,
             wait_for_requests=self._wait,
         )
+
+    def _open(self, data: bytes) -> list[OnnxModel]:
+        self.opened.append(self.gate.model(data, device="cpu"))
+        return self.opened[-1:]
 
     async def _wait(self) -> None:
         await self.gone.wait()
@@ -64,84 +46,45 @@ class Stage:
         scheduler = Scheduler(*loaded.instances, max_batch_rows=8, queue_rows=100, observer=statistics)
         return ServedModel(loaded, scheduler, statistics)
 
-    def model(self, version: str = "1", *, gate: threading.Event | None = None) -> LoadedModel:
-        instance = Instance(version, self._close, gate=gate)
-        return LoadedModel(
-            card=instance.card,
-            digest=instance.digest,
-            instances=(instance,),
-            noise=instance.noise,
-            golden=GoldenReport(difference=0.0, spread=0.0, tolerance=1.0),
-            device="cpu",
-            provider="fake",
-        )
-
-    def _close(self) -> None:
-        self.closed += 1
-        self._loop.call_soon_threadsafe(self.first_closed.set)
-
-    def served(self) -> ServedModel:
-        return self.registry.resolve("toy")
-
-    def run(self, model: ServedModel) -> "asyncio.Task[Result]":
-        return asyncio.create_task(model.scheduler.run(marked(1.0), SchedulingParams(step_params=StepParams(steps=1))))
+    def run(self) -> "asyncio.Task[Result]":
+        return asyncio.create_task(self.registry.resolve("toy").scheduler.run(sample_rows(1), params()))
 
 
-def on_stage(tmp_path: Path, play: Callable[[Stage], Awaitable[None]]) -> Stage:
-    async def main() -> Stage:
-        stage = Stage(tmp_path)
+def on_stage(directory: Path, play: Callable[[Stage], Awaitable[None]]) -> None:
+    write_model(directory)
+
+    async def main() -> None:
+        stage = Stage(directory)
         try:
             await play(stage)
         finally:
             stage.gone.set()
             await stage.registry.close()
         assert stage.registry.models == {}
-        return stage
+        assert all(map(is_closed, stage.opened))
 
-    return asyncio.run(main())
-
-
-def test_the_displaced_one_answers_until_nobody_can_hold_it(tmp_path: Path) -> None:
-    async def play(stage: Stage) -> None:
-        stage.registry.activate(stage.model())
-        old = stage.served()
-        stage.registry.activate(stage.model())
-        new = stage.served()
-        assert new is not old
-        assert stage.registry.models == {"toy/1": new}
-        # Resolved before the switch, asked only now.
-        for model in (old, new):
-            assert (await stage.run(model)).rows[0, 0, 0, 0] == 0.5
-        assert old.statistics.counts().rows == new.statistics.counts().rows == 1
-        assert stage.closed == 0
-        stage.gone.set()
-        await asyncio.wait_for(stage.first_closed.wait(), 10)
-        assert stage.registry.models == {"toy/1": new}
-
-    stage = on_stage(tmp_path, play)
-    assert stage.told == ["toy/1 activated", "toy/1 activated"]
-    assert stage.closed == 2
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("end", ["close", "abort_all"])
 def test_ending_everything_ends_what_was_leaving_too(tmp_path: Path, end: str) -> None:
     async def play(stage: Stage) -> None:
-        gate = threading.Event()
-        stage.registry.activate(held_back := stage.model(gate=gate))
-        held = stage.run(stage.served())
-        await until_running(cast(FakeModel, held_back.instances[0]))
-        stage.registry.activate(stage.model())
-        if end == "close":
-            closing = asyncio.create_task(stage.registry.close())
-        else:
-            stage.registry.abort_all()
-        with pytest.raises(Draining):
-            await held
-        gate.set()
+        leaving, staying = (stage.repository.load("toy/1") for _ in range(2))
+        stage.registry.activate(leaving)
+        with stage.gate:
+            held = stage.run()
+            assert await asyncio.to_thread(stage.gate.entered.wait, 10)
+            stage.registry.activate(staying)
+            if end == "close":
+                closing = asyncio.create_task(stage.registry.close())
+            else:
+                stage.registry.abort_all()
+            with pytest.raises(Draining):
+                await held
         if end == "close":
             await closing
 
-    assert on_stage(tmp_path, play).closed == 2
+    on_stage(tmp_path, play)
 
 
 def test_a_directory_that_cannot_be_read_is_a_failed_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +92,7 @@ def test_a_directory_that_cannot_be_read_is_a_failed_load(tmp_path: Path, monkey
         raise PermissionError(13, "Permission denied", str(tmp_path))
 
     async def play(stage: Stage) -> None:
-        stage.registry.activate(stage.model())
+        stage.registry.activate(stage.repository.load("toy/1"))
         monkeypatch.setattr(stage.repository, "find", unreadable)
         with pytest.raises(LoadFailed) as caught:
             await stage.registry.load("toy")
@@ -163,14 +106,15 @@ def test_while_it_loads_the_index_says_so(tmp_path: Path, monkeypatch: pytest.Mo
     entered, go = threading.Event(), threading.Event()
 
     async def play(stage: Stage) -> None:
+        load = stage.repository.load
+
         def slow(ref: str) -> LoadedModel:
             entered.set()
             assert go.wait(10)
-            return stage.model(ref.partition("/")[2])
+            return load(ref)
 
-        stage.registry.activate(stage.model())
-        (tmp_path / "toy" / "1").mkdir(parents=True)
-        (tmp_path / "toy" / "2").mkdir()
+        stage.registry.activate(load("toy/1"))
+        write_model(tmp_path, version="2")
         monkeypatch.setattr(stage.repository, "load", slow)
         loading = asyncio.create_task(stage.registry.load("toy"))
         assert await asyncio.to_thread(entered.wait, 10)
@@ -179,27 +123,10 @@ def test_while_it_loads_the_index_says_so(tmp_path: Path, monkeypatch: pytest.Mo
         assert found == {"toy/1": "READY", "toy/2": "LOADING"}
         with pytest.raises(UnknownModel):
             stage.registry.resolve("toy/2")
-        assert (await stage.run(stage.served())).rows[0, 0, 0, 0] == 0.5
+        np.testing.assert_allclose((await stage.run()).rows, reference(sample_rows(1)), atol=1e-6)
         go.set()
         await loading
-        assert stage.served().ref == "toy/2"
+        assert stage.registry.resolve("toy").ref == "toy/2"
         await again
-
-    on_stage(tmp_path, play)
-
-
-def test_names_resolve_to_versions(tmp_path: Path) -> None:
-    async def play(stage: Stage) -> None:
-        with pytest.raises(UnknownModel, match="none"):
-            stage.registry.resolve()
-        for version in ("9", "10", "8"):
-            stage.registry.activate(stage.model(version))
-        assert list(stage.registry.models) == ["toy/8", "toy/9", "toy/10"]
-        for name, ref in ((None, "toy/10"), ("toy", "toy/10"), ("toy/9", "toy/9")):
-            assert stage.registry.resolve(name).ref == ref
-        for unknown in ("", "tox", "toy/2", "toy/1/1", "toy/01", "TOY", "../toy", "x" * 10_000):
-            with pytest.raises(UnknownModel, match="toy/8, toy/9, toy/10") as caught:
-                stage.registry.resolve(unknown)
-            assert len(caught.value.detail) < 200
 
     on_stage(tmp_path, play)

@@ -1,11 +1,10 @@
 import logging
 import threading
-from collections.abc import Iterator
 
 import pytest
 
 from service.observability import logs
-from service.observability.logs import QueuedHandler
+from service.observability.logs import QueuedHandler, TraceContext, parse_traceparent
 
 
 class Pipe(logging.Handler):
@@ -21,27 +20,10 @@ class Pipe(logging.Handler):
         self.lines.append(record.getMessage())
 
 
-@pytest.fixture
-def pipe() -> Iterator[Pipe]:
-    pipe = Pipe()
-    yield pipe
-    pipe.read.set()
-
-
-def test_lines_are_written_in_order(pipe: Pipe) -> None:
-    pipe.read.set()
-    handler = QueuedHandler(pipe)
-    for i in range(1000):
-        handler.handle(logging.makeLogRecord({"msg": "%d", "args": (i,)}))
-    assert handler.flushed()
-    assert pipe.lines == [str(i) for i in range(1000)]
-    handler.close()
-
-
-def test_what_cannot_be_written_is_dropped_and_counted(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_written_is_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "MAX_WAITING", 10)
     monkeypatch.setattr(logs, "_FLUSH_S", 0.01)
-    dropped: list[None] = []
+    pipe, dropped = Pipe(), list[None]()
     handler = QueuedHandler(pipe)
     handler.on_drop = lambda: dropped.append(None)
     for i in range(100):
@@ -56,3 +38,45 @@ def test_what_cannot_be_written_is_dropped_and_counted(pipe: Pipe, monkeypatch: 
     assert pipe.lines[: 100 - len(dropped)] == [str(i) for i in range(100 - len(dropped))]
     assert str(len(dropped)) in pipe.lines[-2]
     assert pipe.lines[-1] == "last"
+
+
+TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+GIVEN = f"00-{TRACE}-{SPAN}-01"
+
+
+@pytest.mark.parametrize(
+    ("value", "flags"),
+    [
+        (GIVEN, 1),
+        (f" {GIVEN}\t", 1),
+        (f"00-{TRACE}-{SPAN}-00", 0),
+        (f"00-{TRACE}-{SPAN}-03", 3),  # the random flag of level 2
+        (f"00-{TRACE}-{SPAN}-ff", 3),
+        (f"cc-{TRACE}-{SPAN}-01", 1),  # a later version
+        (f"cc-{TRACE}-{SPAN}-01-what-else", 1),
+        (f"01-{TRACE}-{SPAN}-01-", 1),
+    ],
+)
+def test_a_valid_position_is_taken(value: str, flags: int) -> None:
+    found = parse_traceparent([value])
+    assert found == TraceContext(TRACE, SPAN, flags)
+    assert found.sampled == (flags > 0)
+    assert found.traceparent == f"00-{TRACE}-{SPAN}-0{flags}"
+
+
+INVALID = "ff-T-S-01 00-T-S-01-x cc-T-S-01x 00-T-S 0-T-S-01 00-t-S-01 00-T0-S-01 ٠٠-T-S-01"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [],
+        [GIVEN, GIVEN],
+        [f"{GIVEN}, {GIVEN}"],
+        *([form.replace("T", TRACE).replace("S", SPAN).replace("t", TRACE.upper())] for form in INVALID.split()),
+        [f"00-{'0' * 32}-{SPAN}-01"],
+        [f"00-{TRACE}-{'0' * 16}-01"],
+    ],
+)
+def test_anything_else_is_ignored(values: list[str]) -> None:
+    assert parse_traceparent(values) is None

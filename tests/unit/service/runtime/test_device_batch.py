@@ -3,17 +3,20 @@
 import asyncio
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
 from service.domain.errors import ModelFailure
-from service.domain.latents import FloatRow, FloatRows
-from service.domain.tasks import Result, SchedulingParams, StepOutput, StepParams
+from service.domain.latents import FloatRows
+from service.domain.model import never_continue
+from service.domain.tasks import Result, SchedulingParams, StepOutput
 from service.scheduling.batch import RunningBatch
 from service.scheduling.request import ScheduledRequest
+from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
-from tests.helpers.serving import marked, params, serving
+from tests.helpers.serving import marked, params, play
 
 
 class DeviceModel(FakeModel):
@@ -37,7 +40,7 @@ class DeviceModel(FakeModel):
         self.calls.append("upload")
         self.there = rows.copy()
 
-    def run_steps(self, keep_going: Callable[[], bool] = bool) -> None:
+    def run_steps(self, keep_going: Callable[[], bool] = never_continue) -> None:
         self.step()
         while keep_going():
             self.step()
@@ -57,25 +60,13 @@ class DeviceModel(FakeModel):
 
 
 def answered(model: FakeModel, rows: FloatRows, wanted: SchedulingParams) -> Result:
-    async def main() -> Result:
-        with serving(model) as scheduler:
-            return await scheduler.run(rows, wanted)
-
-    return asyncio.run(main())
+    return play(lambda scheduler: scheduler.run(rows, wanted), model)
 
 
 @pytest.mark.parametrize("buckets", [None, (1, 2, 4, 8)])
 @pytest.mark.parametrize(
     "wanted",
-    [
-        params(1),
-        params(2),
-        params(9),
-        params(9, score=True),
-        params(9, record=(0, 4, 9)),
-        params(9, tolerance=0.6),
-        params(40),
-    ],
+    [params(1), params(2), params(9, score=True), params(9, record=(0, 4, 9)), params(9, tolerance=0.6), params(40)],
 )
 def test_the_answer_is_the_same(wanted: SchedulingParams, buckets: tuple[int, ...] | None) -> None:
     x = marked(16, -8, 1024)
@@ -86,71 +77,40 @@ def test_the_answer_is_the_same(wanted: SchedulingParams, buckets: tuple[int, ..
         assert [(step.step, step.change) for step in a] == [(step.step, step.change) for step in b]
 
 
-def test_rows_are_downloaded_only_when_observed() -> None:
-    model = DeviceModel()
-    answered(model, marked(1024), params(6))
-    # the first step for its distance, the last for the answer
-    assert model.calls == [1, "upload", *["step"] * 4, "download", 1]
+STEP = "step"
 
 
-def test_a_single_unobserved_step_runs_from_the_host() -> None:
-    model = DeviceModel()
-    answered(model, marked(1024), params(3))
-    assert model.calls == [1, 1, 1]
+@pytest.mark.parametrize(
+    ("options", "steps", "calls"),
+    [
+        # the first step for its distance, the last for the answer
+        ({}, 6, [1, "upload", STEP, STEP, STEP, STEP, "download", 1]),
+        ({}, 3, [1, 1, 1]),  # a single unobserved step runs from the host
+        # two steps were made and are not made again; from then on the rows come and go
+        ({"breaks_at": 3}, 8, [1, "upload", STEP, STEP, STEP, "download", 1, 1, 1, 1, 1]),
+        # rows that cannot be downloaded are computed again
+        ({"loses": True}, 5, [1, "upload", STEP, STEP, STEP, "download", 1, 1, 1, 1]),
+    ],
+)
+def test_rows_are_downloaded_only_when_observed(options: dict[str, Any], steps: int, calls: list[str | int]) -> None:
+    model = DeviceModel(**options)
+    result = answered(model, marked(1024), params(steps))
+    np.testing.assert_array_equal(result.rows, marked(1024 * 0.5**steps))
+    assert model.calls == calls
 
 
-def test_device_batch_may_be_none() -> None:
-    class Elsewhere(FakeModel):
-        device_batch = None
-
-    assert answered(Elsewhere(), marked(16), params(4)).rows.max() == 1.0
+def nan_below_3(rows: FloatRows) -> FloatRows:
+    y = rows * np.float32(0.5)
+    return np.where(y < 3, np.float32(math.nan), y)
 
 
-def test_a_step_that_fails_keeps_those_before_it() -> None:
-    model = DeviceModel(breaks_at=3)
-    result = answered(model, marked(1024), params(8))
-    np.testing.assert_array_equal(result.rows, marked(4))
-    # two steps were made and are not made again; from then on the rows come and go
-    assert model.calls == [1, "upload", "step", "step", "step", "download", 1, 1, 1, 1, 1]
+@pytest.mark.parametrize("options", [{"function": nan_below_3}, {"poison": lambda row: row.flat[0] == 2}])
+def test_a_row_that_becomes_nan_or_poison_fails_alone(options: dict[str, Any]) -> None:
+    async def main(scheduler: Scheduler) -> list[Result | BaseException]:
+        runs = [scheduler.run(marked(value), params(6)) for value in (1024, 64)]  # 16, and below 3 at step 5
+        return await asyncio.gather(*runs, return_exceptions=True)
 
-
-def test_rows_that_cannot_be_downloaded_are_computed_again() -> None:
-    model = DeviceModel(loses=True)
-    np.testing.assert_array_equal(answered(model, marked(1024), params(5)).rows, marked(32))
-    assert model.calls == [1, "upload", "step", "step", "step", "download", 1, 1, 1, 1]
-
-
-def nan_below(limit: float) -> Callable[[FloatRows], FloatRows]:
-    def function(rows: FloatRows) -> FloatRows:
-        y = rows * np.float32(0.5)
-        return np.where(y < limit, np.float32(math.nan), y)
-
-    return function
-
-
-def test_a_row_that_becomes_nan_fails_alone() -> None:
-    async def main() -> list[Result | BaseException]:
-        with serving(DeviceModel(function=nan_below(3))) as scheduler:
-            runs = [scheduler.run(marked(value), params(6)) for value in (1024, 64)]  # 16, and below 3 at step 5
-            return await asyncio.gather(*runs, return_exceptions=True)
-
-    good, bad = asyncio.run(main())
-    assert isinstance(good, Result)
-    np.testing.assert_array_equal(good.rows, marked(16))
-    assert isinstance(bad, ModelFailure)
-    assert "not finite" in str(bad)
-
-
-def test_poison_fails_alone() -> None:
-    def poisonous(row: FloatRow) -> bool:
-        return bool(row.flat[0] == 2)
-
-    async def main() -> list[Result | BaseException]:
-        with serving(DeviceModel(poison=poisonous)) as scheduler:
-            runs = [scheduler.run(marked(value), params(6)) for value in (1024, 32)]
-            return await asyncio.gather(*runs, return_exceptions=True)
-
-    good, bad = asyncio.run(main())
+    good, bad = play(main, DeviceModel(**options))
     assert isinstance(good, Result)
     np.testing.assert_array_equal(good.rows, marked(16))
     assert isinstance(bad, ModelFailure)
@@ -170,10 +130,9 @@ def test_out_of_memory_on_the_device_reduces_the_batch() -> None:
     assert model.buckets == (1, 2)
 
 
-def batch_of(model: FakeModel, rows: FloatRows, steps: int) -> RunningBatch:
+def batch_of(model: FakeModel) -> RunningBatch:
     batch = RunningBatch(model, 8, lambda: 0.0, lambda *_: None)
-    request = ScheduledRequest(rows, SchedulingParams(step_params=StepParams(steps=steps)), arrived=0.0)
-    batch.rebuild([request.begin()])
+    batch.rebuild([ScheduledRequest(marked(1024), params(100), arrived=0.0).begin()])
     batch.step()
     batch.commit()
     return batch
@@ -181,7 +140,7 @@ def batch_of(model: FakeModel, rows: FloatRows, steps: int) -> RunningBatch:
 
 def test_a_new_request_interrupts_after_the_current_step() -> None:
     model = DeviceModel()
-    batch = batch_of(model, marked(1024), 100)
+    batch = batch_of(model)
     inbox: list[StepOutput] = []
     step = model.step
 
@@ -196,16 +155,9 @@ def test_a_new_request_interrupts_after_the_current_step() -> None:
     assert batch.slices[0].steps == 4
 
 
-def test_the_time_limit_ends_unobserved_steps() -> None:
-    model = DeviceModel()
-    batch = batch_of(model, marked(1024), 100)
-    assert batch.run_unobserved(0.0, []) == 1
-    assert model.calls[1:] == ["upload", "step", "download"]
-
-
-def test_a_rebuilt_batch_may_run_on_the_device_again() -> None:
+def test_a_time_limit_ends_unobserved_steps_and_a_rebuilt_batch_may_run_on_the_device_again() -> None:
     model = DeviceModel(loses=True)
-    batch = batch_of(model, marked(1024), 100)
+    batch = batch_of(model)
     assert batch.run_unobserved(0.0, []) == 0
     model.loses = False
     assert batch.run_unobserved(0.0, []) == 1

@@ -1,9 +1,9 @@
-import hashlib
 import re
+import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -12,15 +12,16 @@ import pytest
 from onnx import TensorProto, helper
 
 from service.domain.errors import ModelFailure, StartupError
-from service.domain.latents import FrequencyStatistics
-from service.domain.model import DeviceOutOfMemory
-from service.runtime import onnx_model
-from service.runtime.onnx_model import OnnxModel
+from service.domain.latents import FloatRows
+from service.domain.model import DeviceLost, DeviceOutOfMemory, never_continue
+from service.runtime.onnx_model import OnnxModel, bounded_buckets
+from service.runtime.runners import PaddedRunner
+from service.runtime.session import CudaOptions, CudaUnavailable
+from tests.helpers.device_fakes import cuda_on_the_cpu
 from tests.helpers.onnx_models import (
     OPSET,
     ImageShape,
     every_other_row,
-    graph,
     hungry,
     make_card,
     model_bytes,
@@ -36,52 +37,17 @@ def open_cpu(data: bytes, **options: Any) -> OnnxModel:
     return OnnxModel(data, device="cpu", **options)
 
 
-def stretched_by_its_first_number() -> bytes:
-    """A network that broadcasts its rows to the width their first number says: 7 does not fit 8."""
-    nodes = [
-        helper.make_node("Slice", ["x", "start", "stop"], ["first"]),
-        helper.make_node("Reshape", ["first", "one"], ["flat"]),
-        helper.make_node("Cast", ["flat"], ["count"], to=TensorProto.INT64),
-        helper.make_node("Expand", ["x", "count"], ["y"]),
-    ]
-    shape = ("batch", 1, 8, 8)
-    zeros, ones = np.zeros(4, np.int64), np.ones(4, np.int64)
-    constants = {"start": zeros, "stop": ones, "one": np.array([1])}
-    return serialise(graph(nodes, constants, shape, shape), make_card())
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_it_computes_the_network_of_the_file(shape: ImageShape) -> None:
-    data = model_bytes(make_card(shape=shape))
-    model = open_cpu(data)
-    rows = sample_rows(5, shape)
-    np.testing.assert_allclose(model.run(rows), reference(rows), atol=1e-6)
-    assert model.digest == hashlib.sha256(data).hexdigest()
-    assert (model.card, model.shape, model.noise.shape) == (make_card(shape=shape), shape, shape)
-    assert (model.device, model.provider, model.fallback_reason) == ("cpu", "CPUExecutionProvider", None)
-    assert model.buckets is None
-
-
-def test_frequency_statistics_come_with_the_file() -> None:
-    card = make_card(noise={"kind": "frequency", "norm": 8.0})
-    arrays = sample_rows(4)
-    data = serialise(onnx.load_from_string(model_bytes()).graph, card, FrequencyStatistics(*arrays))
-    statistics = open_cpu(data).noise.statistics
-    assert statistics is not None
-    np.testing.assert_array_equal(statistics.imag_std, arrays[3])
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_rows_bits_depend_on_nothing_but_the_row(shape: ImageShape, threads: int) -> None:
     model = open_cpu(model_bytes(make_card(shape=shape)), threads=threads)
     rows = sample_rows(64, shape)
     alone = np.concatenate([model.run(row[np.newaxis]) for row in rows])
+    np.testing.assert_allclose(alone, reference(rows), atol=1e-6)
     for size in (1, 2, 3, 5, 8, 13, 31, 64):
         for start in (0, 64 - size):
-            np.testing.assert_array_equal(
-                model.run(rows[start : start + size]), alone[start : start + size], strict=True
-            )
+            some = slice(start, start + size)
+            np.testing.assert_array_equal(model.run(rows[some]), alone[some], strict=True)
 
 
 def test_rows_and_out_may_be_strided_or_the_same() -> None:
@@ -108,10 +74,7 @@ def test_rows_and_out_may_be_strided_or_the_same() -> None:
 @pytest.mark.parametrize(
     ("rows", "out", "message"),
     [
-        *(
-            (np.zeros(shape, np.float32), None, "rows")
-            for shape in ((0, 1, 8, 8), (1, 8, 8), (1, 3, 8, 8), (1, 1, 8, 9))
-        ),
+        *((np.zeros(shape, np.float32), None, "rows") for shape in ((0, 1, 8, 8), (1, 8, 8), (1, 3, 8, 8))),
         (np.zeros((1, 1, 8, 8)), None, "rows"),
         (sample_rows(2), sample_rows(3), "out"),
         (sample_rows(2), np.zeros((2, 1, 8, 8)), "out"),
@@ -122,30 +85,16 @@ def test_other_arrays_are_refused(rows: Any, out: Any, message: str) -> None:
         open_cpu(model_bytes()).run(rows, out)
 
 
-def test_a_closed_model_does_not_run() -> None:
-    model = open_cpu(model_bytes())
-    model.close()
-    with pytest.raises(ModelFailure, match="closed"):
-        model.run(sample_rows(1))
+def model_of(x: onnx.ValueInfoProto, y: onnx.ValueInfoProto) -> bytes:
+    """A network that returns its input."""
+    return serialise(helper.make_graph([helper.make_node("Identity", [x.name], [y.name])], "f", [x], [y]), make_card())
 
 
-# Files that are no model for this service
+def value(name: str, *shape: str | int, dtype: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, dtype, list(shape))
 
 
-def signature(inputs: Sequence[str | int], outputs: Sequence[str | int], dtype: int = TensorProto.FLOAT) -> bytes:
-    nodes = [helper.make_node("Identity", ["x"], ["y"])]
-    return serialise(graph(nodes, {}, inputs, outputs, dtype), make_card())
-
-
-def renamed(old: str, new: str) -> bytes:
-    model = onnx.load_from_string(signature(("n", 1, 8, 8), ("n", 1, 8, 8)))
-    for value in (*model.graph.input, *model.graph.output):
-        value.name = new if value.name == old else value.name
-    node = model.graph.node[0]
-    node.input[0] = new if node.input[0] == old else node.input[0]
-    node.output[0] = new if node.output[0] == old else node.output[0]
-    content: bytes = model.SerializeToString()
-    return content
+GOOD = ("n", 1, 8, 8)
 
 
 @pytest.mark.parametrize(
@@ -155,13 +104,12 @@ def renamed(old: str, new: str) -> bytes:
         (b"\x08\x0agarbage" * 9, "not a model onnxruntime can load"),
         (model_bytes()[:150], "not a model onnxruntime can load"),
         (serialise(onnx.load_from_string(model_bytes()).graph, None), "no ign.card metadata"),
-        (signature((4, 1, 8, 8), ("n", 1, 8, 8)), "input x is not float32"),
-        (signature(("n", 3, 8, 8), ("n", 3, 8, 8)), "input x is not float32"),
-        (signature(("n", 1, "h", 8), ("n", 1, "h", 8)), "input x is not float32"),
-        (signature(("n", 1, 8, 8), ("n", 1, 8, 8), TensorProto.DOUBLE), "input x is not float32"),
-        (signature(("n", 1, 8, 8), ("n", 64)), "output y is not float32"),
-        (renamed("x", "image"), "exactly one input, named x"),
-        (renamed("y", "image"), "exactly one output, named y"),
+        (model_of(value("x", 4, 1, 8, 8), value("y", *GOOD)), "input x is not float32"),
+        (model_of(value("x", "n", 3, 8, 8), value("y", "n", 3, 8, 8)), "input x is not float32"),
+        (model_of(value("x", *GOOD, dtype=11), value("y", *GOOD, dtype=11)), "input x is not float32"),
+        (model_of(value("x", *GOOD), value("y", "n", 64)), "output y is not float32"),
+        (model_of(value("image", *GOOD), value("y", *GOOD)), "exactly one input, named x"),
+        (model_of(value("x", *GOOD), value("image", *GOOD)), "exactly one output, named y"),
     ],
 )
 def test_files_that_are_no_model_are_refused_in_one_line(data: bytes, says: str) -> None:
@@ -171,46 +119,31 @@ def test_files_that_are_no_model_are_refused_in_one_line(data: bytes, says: str)
     assert "/onnxruntime" not in caught.value.detail
 
 
-def of_a_later_onnx(*, opset: int = OPSET, ir_version: int = 10) -> bytes:
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda"])
+@pytest.mark.parametrize(("field", "what"), [("opset", "opset"), ("ir_version", "IR version")])
+def test_a_file_of_a_later_onnx_says_what_it_needs_and_what_there_is(
+    field: str, what: str, device: Literal["auto", "cpu", "cuda"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not CUDA's fault: a session on the CPU would say the same."""
     model = onnx.load_from_string(model_bytes())
-    model.opset_import[0].version, model.ir_version = opset, ir_version
-    content: bytes = model.SerializeToString()
-    return content
+    model.ir_version = 998 if field == "ir_version" else model.ir_version
+    model.opset_import[0].version = 998 if field == "opset" else OPSET
+    start, started = onnxruntime.InferenceSession, list[object]()
 
+    def counted(data: bytes, *_: Any, **options: Any) -> Any:
+        started.append(options["providers"])
+        return start(data, providers=["CPUExecutionProvider"])
 
-@pytest.mark.parametrize(
-    ("data", "needs", "what"),
-    [
-        (of_a_later_onnx(opset=999), "opset 999", "opset"),
-        (of_a_later_onnx(ir_version=998), "IR version 998", "IR version"),
-    ],
-)
-def test_a_file_of_a_later_onnx_says_what_it_needs_and_what_there_is(data: bytes, needs: str, what: str) -> None:
-    with pytest.raises(StartupError) as caught:
-        open_cpu(data)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", counted)
     there = re.escape(onnxruntime.__version__)
-    assert re.fullmatch(
-        rf"needs ONNX {needs}, and onnxruntime {there} supports up to (\d+): install a newer onnxruntime, "
-        rf"or export the model for {what} \1",
-        caught.value.detail,
+    message = (
+        rf"^needs ONNX {what} 998, and onnxruntime {there} supports up to (\d+): .* export the model for {what} \1$"
     )
-
-
-def test_weights_outside_the_file_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shape = ("batch", 1, 8, 8)
-    nodes = [helper.make_node("Mul", ["x", "w"], ["y"])]
-    body = graph(nodes, {"w": np.full((1, 8, 8), 0.5, np.float32)}, shape, shape)
-    model = onnx.load_from_string(serialise(body, make_card()))
-    monkeypatch.chdir(tmp_path)
-    onnx.save_model(model, "model.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
-    data = Path("model.onnx").read_bytes()
-    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    assert session.get_providers() == ["CPUExecutionProvider"]  # so the refusal is ours, not the file's fault
-    with pytest.raises(StartupError, match="weights outside of the file"):
-        open_cpu(data)
-    monkeypatch.setattr(onnx_model, "check_self_contained", lambda data: None)
-    with pytest.raises(StartupError, match="not a model onnxruntime can load"):  # the second line of defence
-        open_cpu(data)
+    with pytest.raises(StartupError, match=message) as caught:
+        OnnxModel(model.SerializeToString(), device=device)
+    assert not isinstance(caught.value, CudaUnavailable)
+    assert len(started) == 1
 
 
 def test_another_format_of_onnxruntime_is_refused(tmp_path: Path) -> None:
@@ -226,21 +159,11 @@ def test_another_format_of_onnxruntime_is_refused(tmp_path: Path) -> None:
         open_cpu(data)
 
 
-# Failures while running
-
-
-@pytest.mark.parametrize("numbers", [2**45, 2**61])
-def test_out_of_memory_has_its_own_error(numbers: int) -> None:
-    model = open_cpu(hungry(numbers))
-    with pytest.raises(DeviceOutOfMemory, match="2 rows do not fit"):
-        model.run(sample_rows(2))
-    with pytest.raises(DeviceOutOfMemory):
-        model.reduce_max_batch()
-    with pytest.raises(DeviceOutOfMemory):
-        model.warm_up()
-
-
-def test_reducing_the_batch_frees_the_old_session_first(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("numbers", "device"), [(2**45, "cpu"), (2**61, "cpu"), (2**45, "cuda")])
+def test_out_of_memory_has_its_own_error(
+    numbers: int, device: Literal["cpu", "cuda"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Buckets are given up until none is left, and no old session holds memory when a new one starts."""
     alive: list[weakref.ref[Any]] = []
     start = onnxruntime.InferenceSession
 
@@ -250,31 +173,219 @@ def test_reducing_the_batch_frees_the_old_session_first(monkeypatch: pytest.Monk
         alive.append(weakref.ref(session))
         return session
 
+    cuda_on_the_cpu(monkeypatch)
     monkeypatch.setattr(onnxruntime, "InferenceSession", counted)
-    model = open_cpu(hungry(2**45))
+    model = OnnxModel(hungry(numbers), device=device, cuda=CudaOptions(graphs=True))
     try:
-        model.run(sample_rows(1))
-    except DeviceOutOfMemory:
+        model.run(sample_rows(2))
+    except DeviceOutOfMemory as exc:
+        said = str(exc)
         with pytest.raises(DeviceOutOfMemory):
             model.reduce_max_batch()  # within the handler, as a scheduler may
-    assert len(alive) == 2
+    assert said.startswith("2 rows do not fit")
+    assert len(alive) >= 2
+    assert model.buckets == (None if device == "cpu" else (1,))
+    with pytest.raises(DeviceOutOfMemory):
+        model.warm_up()
+    model.close()
+    with pytest.raises(ModelFailure, match="closed"):
+        model.run(sample_rows(1))
 
 
-def test_reducing_the_batch_changes_nothing_on_a_cpu() -> None:
-    model = open_cpu(model_bytes())
-    before = model.run(sample_rows(3))
-    model.reduce_max_batch()
-    assert model.buckets is None
-    np.testing.assert_array_equal(model.run(sample_rows(3)), before)
-
-
-def test_other_errors_are_model_failures() -> None:
-    model = open_cpu(stretched_by_its_first_number())
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_lost_rows_are_model_failures(device: Literal["cpu", "cuda"], monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda_on_the_cpu(monkeypatch)
     with pytest.raises(ModelFailure, match="failed on these rows") as caught:
-        model.run(np.full((2, 1, 8, 8), 7.0, np.float32))
+        OnnxModel(every_other_row(), device=device).run(sample_rows(2))
     assert caught.value.__cause__ is not None
 
 
-def test_a_model_that_loses_rows_fails() -> None:
+HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+@pytest.fixture
+def bucketed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., OnnxModel]:
+    """Models that run the code path of CUDA, with sessions and buffers on the CPU."""
+    cuda_on_the_cpu(monkeypatch)
+    return lambda data, **options: OnnxModel(data, device="cuda", **options)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_buckets_give_the_rows_of_exact_batches(bucketed: Callable[..., OnnxModel], shape: ImageShape) -> None:
+    data = model_bytes(make_card(shape=shape, buckets=(2, 4, 8)))
+    padded, exact = bucketed(data), OnnxModel(data, device="cpu")
+    padded.warm_up()
+    for n in (1, 2, 3, 4, 7, 8, 9, 21, 3):
+        rows = sample_rows(n, shape, seed=n)
+        result, expected = padded.run(rows), exact.run(rows)
+        padded.run(rows, rows)
+        np.testing.assert_array_equal(rows, expected, strict=True)
+        np.testing.assert_array_equal(result, expected, strict=True)  # the second run has not overwritten it
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [({}, [(1, 4), (1,), (1,)]), ({"cuda": CudaOptions(deterministic=True), "max_batch_rows": 40}, [(4,), (2,), (1,)])],
+)
+def test_reducing_the_batch_halves_the_single_bucket(
+    options: dict[str, Any], left: list[tuple[int, ...]], bucketed: Callable[..., OnnxModel]
+) -> None:
+    """Of several buckets it gives up the largest."""
+    model = bucketed(model_bytes(make_card(buckets=(1, 4, 8))), **options)
+    for buckets in left:
+        model.reduce_max_batch()
+        assert model.buckets == buckets
+    assert len(model.run(sample_rows(5))) == 5
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_rows_kept_on_the_device_are_the_same(bucketed: Callable[..., OnnxModel], graphs: bool) -> None:
+    data = model_bytes(make_card(buckets=(1, 4, 8)))
+    model, exact = bucketed(data, cuda=CudaOptions(graphs=graphs)), OnnxModel(data, device="cpu")
+    model.warm_up()
+    device_batch = model.device_batch
+    assert device_batch is not None
+    for rows, steps in ((1, 2), (3, 0), (3, 5), (8, 1)):
+        expected = sample_rows(rows)
+        out = np.empty_like(expected)
+        device_batch.upload(expected)
+        for _ in range(steps):
+            device_batch.run_steps()
+            expected = exact.run(expected)
+        device_batch.download(out)
+        np.testing.assert_array_equal(out, expected)
+        model.run(sample_rows(2, seed=9))  # other rows, in between
+    model.close()
+    with pytest.raises(ModelFailure, match="closed"):
+        device_batch.run_steps()
+    assert exact.device_batch is None
+    with pytest.raises(ValueError, match="device"):
+        exact.upload(sample_rows(1))
+
+
+def test_rows_that_do_not_fit_are_not_uploaded(bucketed: Callable[..., OnnxModel]) -> None:
+    model = bucketed(model_bytes(make_card(buckets=(1, 4))))
+    with pytest.raises(ValueError, match="rows must be"):
+        model.upload(sample_rows(2, (3, 8, 8)))
+    with pytest.raises(ModelFailure) as caught:
+        model.upload(sample_rows(5))
+    assert "5 rows, and the largest bucket is 4" in str(caught.value.__cause__)
     with pytest.raises(ModelFailure):
-        open_cpu(every_other_row()).run(sample_rows(2))
+        model.run_steps()  # nothing is loaded
+
+
+UNCLEAR = "CUBLAS failure 13: CUBLAS_STATUS_EXECUTION_FAILED"
+ILLEGAL = "CUDA failure 700: an illegal memory access was encountered"
+MEMORY = "CUDA failure 2: out of memory"
+
+
+@pytest.mark.parametrize(
+    ("said", "probe_says", "in_run", "in_step"),
+    [
+        (MEMORY, "", DeviceOutOfMemory, DeviceOutOfMemory),
+        (ILLEGAL, "", DeviceLost, DeviceLost),
+        ("the node has no implementation", "", ModelFailure, ModelFailure),
+        (UNCLEAR, UNCLEAR, DeviceLost, ModelFailure),  # a row of zeros fails as well, so these rows are not to blame
+        (UNCLEAR, ILLEGAL, DeviceLost, ModelFailure),
+        (UNCLEAR, MEMORY, ModelFailure, ModelFailure),
+        (UNCLEAR, "", ModelFailure, ModelFailure),  # a row of zeros runs
+    ],
+)
+def test_an_error_is_recognised_by_its_message_and_an_unclear_one_by_a_row_of_zeros(
+    said: str,
+    probe_says: str,
+    in_run: type[Exception],
+    in_step: type[Exception],
+    bucketed: Callable[..., OnnxModel],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rows that stay on the device are not probed for: a probe would overwrite those of the step before."""
+    probes: list[int] = []
+
+    def fail(rows: FloatRows) -> None:
+        if not rows.any():
+            probes.append(len(rows))
+        if message := said if rows.any() else probe_says:
+            raise RuntimeError(f"[ONNXRuntimeError] : 1 : FAIL : {message} ; GPU=0 ; hostname=here")
+
+    x = sample_rows(4)
+    model = bucketed(model_bytes(make_card(buckets=(1, 4, 8))))
+    monkeypatch.setattr(PaddedRunner, "__call__", lambda self, rows, out: fail(rows))
+    monkeypatch.setattr(PaddedRunner, "run_steps", lambda self, keep_going: fail(x))
+    with pytest.raises(in_run) as of_run:
+        model.run(x)
+    assert probes == [1] * (said == UNCLEAR)
+    model.upload(x)
+    with pytest.raises(in_step) as of_step:
+        model.run_steps()
+    assert probes == [1] * (said == UNCLEAR)
+    for error in (of_run.value, of_step.value):
+        reason = error.reason if isinstance(error, ModelFailure) else str(error)
+        assert reason.endswith(said)  # not what the probe says
+
+
+def test_a_gpu_without_code_in_onnxruntime_is_named(
+    bucketed: Callable[..., OnnxModel], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("CUDA error cudaErrorNoKernelImageForDevice:no kernel image is available for execution")
+
+    monkeypatch.setattr("service.runtime.devices.compute_capability", lambda device_id: (10, 0))
+    model = bucketed(model_bytes())
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    monkeypatch.setattr(PaddedRunner, "run_steps", fail)
+    with pytest.raises(DeviceLost, match=r"no kernel image.*; GPU 0 has compute capability 10\.0"):
+        model.warm_up()
+
+
+def test_a_session_with_graphs_runs_in_one_thread_that_ends_with_it(
+    bucketed: Callable[..., OnnxModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[threading.Thread] = set()
+    run_steps = PaddedRunner.run_steps
+
+    def recorded(self: PaddedRunner, keep_going: Callable[[], bool] = never_continue) -> None:
+        seen.add(threading.current_thread())
+        run_steps(self, keep_going)
+
+    monkeypatch.setattr(PaddedRunner, "run_steps", recorded)
+    before = set(threading.enumerate())
+    model = bucketed(model_bytes(), cuda=CudaOptions(graphs=True))
+    model.warm_up()
+    caller = threading.Thread(target=model.run, args=(sample_rows(2),))
+    caller.start()
+    caller.join()
+    (first,) = seen
+    model.reduce_max_batch()
+    model.close()
+    (second,) = seen - {first}
+    for thread in (first, second):
+        thread.join(10)
+    assert not set(threading.enumerate()) - before
+
+
+@pytest.mark.parametrize(
+    ("limit", "single", "buckets"),
+    [(64, False, (4, 8, 32)), (31, False, (4, 8)), (8, True, (8,)), (3, False, (3,)), (3, True, (3,))],
+)
+def test_buckets_are_bounded(limit: int, single: bool, buckets: tuple[int, ...]) -> None:
+    assert bounded_buckets((4, 8, 32), limit, single=single) == buckets
+
+
+@pytest.mark.skipif(HAS_CUDA, reason="needs an onnxruntime without CUDA")
+@pytest.mark.filterwarnings("ignore:Specified provider 'CUDAExecutionProvider'")
+@pytest.mark.parametrize(
+    ("listed", "reason"),
+    [(["CPUExecutionProvider"], "built without it"), (["CUDAExecutionProvider"], "cannot be used")],
+)
+def test_cuda_that_does_not_load_is_refused_and_auto_says_why(
+    listed: list[str], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a missing driver the provider is listed, but its session comes up on the CPU or not at all."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
+    model = OnnxModel(model_bytes(), device="auto")
+    assert (model.device, model.buckets) == ("cpu", None)
+    assert (model.fallback_reason or "").startswith("CUDA cannot be used: ")
+    assert reason in (model.fallback_reason or "")
+    with pytest.raises(CudaUnavailable, match=reason):
+        OnnxModel(model_bytes(), device="cuda")

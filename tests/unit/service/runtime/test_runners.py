@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 from service.runtime import runners
-from service.runtime.runners import GRAPH_LOCK, CudaGraphLock, PaddedRunner, SingleThreadRunner
+from service.runtime.runners import GRAPH_LOCK, CudaGraphLock, PaddedRunner
 from tests.helpers.onnx_models import sample_rows
 
 SHAPE = (1, 8, 8)
@@ -58,22 +57,6 @@ def downloaded(runner: PaddedRunner, rows: int) -> Any:
     return out
 
 
-def test_steps_alternate_between_two_fixed_buffers() -> None:
-    session = Session()
-    runner = PaddedRunner(session, SHAPE, (1, 4), "cpu")
-    x = sample_rows(3)
-    for _ in range(2):
-        runner.upload(x)
-        for _ in range(3):
-            runner.run_steps()
-        np.testing.assert_array_equal(downloaded(runner, 3), x + np.float32(1) + np.float32(1) + np.float32(1))
-    there, back = session.runs[:2]
-    assert there[1:3] == back[2:0:-1]
-    assert session.runs == [there, back, there, there, back, there]
-    assert there[0] is None
-    assert there[3] == (4, *SHAPE)
-
-
 def test_every_bucket_may_have_a_session_of_its_own() -> None:
     top, others = Session(), list[Session]()
 
@@ -98,8 +81,24 @@ def test_padding_is_zero_after_a_larger_batch() -> None:
     assert not downloaded(runner, 4)[1:].any()
 
 
-def test_no_graph_is_ever_replayed_with_other_buffers_or_shapes() -> None:
-    session = Session()
+class RecordingLock(CudaGraphLock):
+    """Knows whether a thread has exclusive access."""
+
+    captures = False
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        with super().exclusive():
+            self.captures = True
+            yield
+        self.captures = False
+
+
+def test_no_graph_is_ever_replayed_with_other_buffers_or_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """… and only a capture, which is the first run of a graph, has exclusive access."""
+    lock, exclusive = RecordingLock(), list[bool]()
+    monkeypatch.setattr(runners, "GRAPH_LOCK", lock)
+    session = Session(on_run=lambda: exclusive.append(lock.captures))
     runner = PaddedRunner(session, SHAPE, (1, 2, 4), "cpu", graphs=True)
     for rows in (1, 4, 2, 9, 3, 1):
         x = sample_rows(rows)
@@ -110,54 +109,21 @@ def test_no_graph_is_ever_replayed_with_other_buffers_or_shapes() -> None:
             runner.upload(x)
             for _ in range(3):
                 runner.run_steps()
-    numbers = {graph for graph, *_ in session.runs}
-    assert numbers == {"1", "2", "3", "4", "5", "6"}  # three buckets, two directions; 0 and −1 mean other things
-    assert len(set(session.runs)) == len(numbers)
-
-
-class RecordingLock(CudaGraphLock):
-    """Knows whether a thread has exclusive access."""
-
-    captures = False
-
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        with super().exclusive():
-            self.captures = True
-            try:
-                yield
-            finally:
-                self.captures = False
-
-
-def test_only_a_capture_has_exclusive_access(monkeypatch: pytest.MonkeyPatch) -> None:
-    lock, exclusive = RecordingLock(), list[bool]()
-    monkeypatch.setattr(runners, "GRAPH_LOCK", lock)
-    session = Session(on_run=lambda: exclusive.append(lock.captures))
-    runner = PaddedRunner(session, SHAPE, (1, 4), "cpu", graphs=True)
-    for rows in (1, 4, 1):
-        runner.upload(sample_rows(rows))
-        for _ in range(4):
-            runner.run_steps()
-    assert exclusive == [True, True, False, False] * 2 + [False] * 4
+    graphs = [graph for graph, *_ in session.runs]
+    assert set(graphs) == {"1", "2", "3", "4", "5", "6"}  # three buckets, two directions; 0 and −1 mean other things
+    assert len(set(session.runs)) == 6
+    assert exclusive == [graph not in graphs[:place] for place, graph in enumerate(graphs)]
     session.fails = True
-    runner.upload(sample_rows(4))
     with pytest.raises(RuntimeError):
-        runner.run_steps()
-    assert not lock.captures
+        PaddedRunner(session, SHAPE, (1,), "cpu", graphs=True)(sample_rows(1), sample_rows(1))
+    with lock.shared():  # would wait forever if the capture that failed had not ended
+        pass
 
 
-def test_without_graphs_the_lock_is_not_used() -> None:
-    runner = PaddedRunner(Session(), SHAPE, (1,), "cpu")
-    with GRAPH_LOCK.exclusive():  # would wait forever
-        runner.upload(sample_rows(1))
-        runner.run_steps()
-        downloaded(runner, 1)
-
-
-@pytest.mark.parametrize("what", ["upload", "run_steps", "download", "close"])
-def test_with_graphs_every_call_waits_for_a_capture(what: str) -> None:
-    runner = PaddedRunner(Session(), SHAPE, (1,), "cpu", graphs=True)
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("what", ["upload", "run_steps", "download"])
+def test_with_graphs_every_call_waits_for_a_capture(what: str, graphs: bool) -> None:
+    runner = PaddedRunner(Session(), SHAPE, (1,), "cpu", graphs=graphs)
     x = sample_rows(1)
     runner.upload(x)
     for _ in range(2):
@@ -166,7 +132,6 @@ def test_with_graphs_every_call_waits_for_a_capture(what: str) -> None:
         "upload": lambda: runner.upload(x),
         "run_steps": runner.run_steps,
         "download": lambda: downloaded(runner, 1),
-        "close": SingleThreadRunner(runner).close,
     }
     order: list[str] = []
 
@@ -177,10 +142,10 @@ def test_with_graphs_every_call_waits_for_a_capture(what: str) -> None:
     other = threading.Thread(target=call)
     with GRAPH_LOCK.exclusive():
         other.start()
-        other.join(0.05)
+        other.join(0.05 if graphs else 30)
         order.append("captured")
     other.join(30)
-    assert order == ["captured", what]
+    assert order == (["captured", what] if graphs else [what, "captured"])
 
 
 def test_a_step_that_fails_leaves_the_rows_as_they_were() -> None:
@@ -198,80 +163,33 @@ def test_a_step_that_fails_leaves_the_rows_as_they_were() -> None:
     np.testing.assert_array_equal(downloaded(runner, 2), x + np.float32(1) + np.float32(1))
 
 
-def test_rows_that_do_not_fit_are_refused_and_no_rows_are_uploaded() -> None:
-    runner = PaddedRunner(Session(), SHAPE, (2,), "cpu")
-    runner.upload(sample_rows(1))
-    with pytest.raises(ValueError, match="3 rows, and the largest bucket is 2"):
-        runner.upload(sample_rows(3))
-    with pytest.raises(ValueError, match="no rows are loaded"):
-        runner.run_steps()
-    with pytest.raises(ValueError, match="does not fit"):
-        runner.upload(np.zeros((1, 1, 8, 1), np.float32))  # would be broadcast
-
-
-# The lock
-
-
-def test_a_capture_waits_for_users_and_later_users_for_it() -> None:
+def test_a_capture_waits_for_users_and_captures_and_later_users_for_it() -> None:
     lock, order = CudaGraphLock(), list[str]()
     here, go = threading.Event(), threading.Event()
 
-    def use() -> None:
+    def use(name: str) -> None:
         with lock.shared():
             here.set()
             assert go.wait(30)
-            order.append("user")
+            order.append(name)
 
     def capture() -> None:
         with lock.exclusive():
             order.append("capture")
+            threading.Event().wait(0.01)  # another capture would begin meanwhile
+            order.append("captured")
 
-    def come_late() -> None:
-        with lock.shared():
-            order.append("late")
-
-    threads = [threading.Thread(target=use)]
-    threads[0].start()
-    assert here.wait(30)
-    threads.append(threading.Thread(target=capture))
-    threads[1].start()
-    for _ in range(1000):  # until a user has to wait, which is once the capture waits
-        threads.append(threading.Thread(target=come_late))
+    threads = [threading.Thread(target=use, args=("user",)), *(threading.Thread(target=capture) for _ in range(2))]
+    for thread in threads:
+        thread.start()
+        assert here.wait(30)
+    while here.is_set():  # until a user has to wait, which is once the capture waits
+        here.clear()
+        threads.append(threading.Thread(target=use, args=("late",)))
         threads[-1].start()
-        threads[-1].join(0.05)
-        if threads[-1].is_alive():
-            break
+        here.wait(0.05)
     go.set()
     for thread in threads:
         thread.join(30)
-    assert [event for event in order if event != "late"] == ["user", "capture"]
-    assert order[-2:] == ["capture", "late"]
-
-
-def test_users_share_access_and_one_thread_captures_at_a_time() -> None:
-    lock, together = CudaGraphLock(), threading.Barrier(4, timeout=30)
-    inside = most = 0
-
-    def capture() -> None:
-        nonlocal inside, most
-        with lock.shared():
-            together.wait()
-        for _ in range(200):
-            with lock.exclusive():
-                inside += 1
-                most = max(most, inside)
-                inside -= 1
-            with lock.shared():
-                assert not inside
-
-    with ThreadPoolExecutor(4) as pool:
-        for done in [pool.submit(capture) for _ in range(4)]:
-            done.result(60)
-    assert most == 1
-
-
-def test_an_error_releases_the_lock() -> None:
-    lock = CudaGraphLock()
-    for turn in (lock.exclusive, lock.shared, lock.exclusive):
-        with pytest.raises(ValueError, match="no"), turn():
-            raise ValueError("no")
+    assert [event for event in order if event != "late"] == ["user", *["capture", "captured"] * 2]
+    assert order[-2:] == ["captured", "late"]

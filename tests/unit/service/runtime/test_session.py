@@ -1,76 +1,60 @@
-"""Errors of CUDA sessions and their messages. The sessions are fakes, so no GPU is needed."""
+"""CUDA sessions, the driver and their messages. All are fakes, so no GPU is needed."""
 
 import ctypes
-from typing import Any
+from typing import Any, ClassVar
 
 import onnxruntime
 import pytest
 
-from service.runtime.session import CPU, CUDA, CudaOptions, CudaUnavailable, cuda_options, cuda_session, short_message
-
-
-class Session:
-    """Records its arguments; ``loads`` are the providers it starts with, by default those requested."""
-
-    loads: list[str] | None = None
-    raises: Exception | None = None
-    made: "list[Session]"
-
-    def __init__(self, data: bytes, options: Any, *, providers: list[tuple[str, dict[str, str]]], enable_fallback: int):
-        self.data, self.options, self.providers, self.enable_fallback = data, options, providers, enable_fallback
-        self.made.append(self)
-        if self.raises is not None:
-            raise self.raises
-
-    def get_providers(self) -> list[str]:
-        asked = [name for name, _ in self.providers]
-        return [*(asked if self.loads is None else self.loads), CPU]
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> type[Session]:
-    """An onnxruntime that has every provider."""
-
-    class Fresh(Session):
-        made: "list[Session]" = []  # noqa: RUF012 - one for each test
-
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
-    monkeypatch.setattr(onnxruntime, "InferenceSession", Fresh)
-    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: name)
-    return Fresh
-
-
-def test_cuda_has_no_cpu_fallback(gpu: type[Session]) -> None:
-    session = cuda_session(b"model", CudaOptions())
-    assert isinstance(session, gpu)
-    assert [name for name, _ in session.providers] == [CUDA]  # onnxruntime refuses the entry below beside the CPU
-    assert session.enable_fallback == 0
-    assert session.options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
-
-
-def test_float16_keeps_tensor_cores_and_float32_excludes_tf32() -> None:
-    assert [cuda_options(CudaOptions(half=half))["use_tf32"] for half in (True, False)] == ["1", "0"]
-
-
-@pytest.mark.parametrize(
-    ("available", "loads", "says"), [([CPU], None, "built without it"), ([CUDA, CPU], [], "did not load")]
+from service.runtime.devices import (
+    STICKY,
+    Capability,
+    Kind,
+    can_run,
+    compute_capability,
+    kind_of,
+    lacks_code,
+    missing_code,
 )
-def test_a_provider_that_is_not_there(
-    available: list[str], loads: list[str] | None, says: str, gpu: type[Session], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is not built in, or onnxruntime omits it without an error."""
-    gpu.loads = loads
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
-    with pytest.raises(CudaUnavailable, match=says):
-        cuda_session(b"", CudaOptions())
-    assert len(gpu.made) == (CUDA in available)
-
+from service.runtime.session import CPU, CUDA, CudaOptions, CudaUnavailable, cuda_session, short_message
 
 ON_CPU = (
     "[ONNXRuntimeError] : 1 : FAIL : This session contains graph nodes that are assigned to the default CPU EP, "
     "but fallback to CPU EP has been explicitly disabled by the user."
 )
+
+
+class Session:
+    """Has its arguments; ``loads`` are the providers it starts with. If ``left_over``, nodes are left to the CPU."""
+
+    loads: ClassVar = [CUDA]
+    left_over = False
+
+    def __init__(self, data: bytes, options: Any, *, providers: list[tuple[str, dict[str, str]]], enable_fallback: int):
+        self.options, self.providers, self.enable_fallback = options, providers, enable_fallback
+        if self.left_over and options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1":
+            raise RuntimeError(ON_CPU)
+
+    def get_providers(self) -> list[str]:
+        return [*self.loads, CPU]
+
+
+@pytest.fixture(autouse=True)
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An onnxruntime that has every provider."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: name)
+
+
+def test_cuda_has_no_cpu_fallback() -> None:
+    session = cuda_session(b"model", CudaOptions())
+    ((name, options),) = session.providers  # onnxruntime refuses the entry below beside the CPU
+    assert (name, options["use_tf32"]) == (CUDA, "0")
+    assert cuda_session(b"model", CudaOptions(half=True)).providers[0][1]["use_tf32"] == "1"  # forbids tensor cores
+    assert session.enable_fallback == 0
+    assert session.options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
 
 
 @pytest.mark.parametrize(
@@ -86,28 +70,17 @@ ON_CPU = (
     ],
 )
 def test_nodes_left_to_the_cpu_are_told_apart_from_a_provider_that_is_not_there(
-    loads: list[str],
-    printed: str,
-    says: str,
-    gpu: type[Session],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    loads: list[str], printed: str, says: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Strict(gpu):  # type: ignore[misc, valid-type]
-        def __init__(self, data: bytes, options: Any, **rest: Any) -> None:
-            super().__init__(data, options, **rest)
-            if options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1":
-                raise RuntimeError(ON_CPU)
-
-    gpu.loads = loads
-    monkeypatch.setattr(onnxruntime, "InferenceSession", Strict)
+    monkeypatch.setattr(Session, "loads", loads)
+    monkeypatch.setattr(Session, "left_over", True)
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print(printed, end=""))  # noqa: T201
     with pytest.raises(CudaUnavailable, match=says):
         cuda_session(b"", CudaOptions())
     assert "CUDA session failed" in caplog.text
 
 
-def test_without_cudnn_it_does_not_start(gpu: type[Session], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_cudnn_it_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         assert "cudnn" in name
         raise OSError(f"/secret/{name}: cannot open shared object file")
@@ -115,7 +88,6 @@ def test_without_cudnn_it_does_not_start(gpu: type[Session], monkeypatch: pytest
     monkeypatch.setattr(ctypes, "CDLL", missing)
     with pytest.raises(CudaUnavailable, match=r"^CUDA cannot be used: cuDNN 9 does not load \(extra `gpu` has it\)$"):
         cuda_session(b"", CudaOptions())
-    assert gpu.made  # onnxruntime itself has nothing against it
 
 
 @pytest.mark.parametrize(
@@ -144,3 +116,88 @@ def test_without_cudnn_it_does_not_start(gpu: type[Session], monkeypatch: pytest
 )
 def test_a_message_is_what_an_operator_can_use(said: str, line: str) -> None:
     assert short_message(RuntimeError(said)) == line
+
+
+class Driver:
+    """NVIDIA's driver on a machine with GPUs of these compute capabilities."""
+
+    def __init__(self, *capabilities: Capability, failing: str = "") -> None:
+        self.capabilities, self.failing = capabilities, failing
+
+    def load(self, name: str) -> "Driver":
+        if self.failing == "load":
+            raise OSError(f"{name}: cannot open shared object file")
+        return self
+
+    def cuInit(self, flags: int) -> int:
+        return 3 if self.failing == "cuInit" else 0
+
+    def cuDeviceGet(self, device: Any, ordinal: int) -> int:
+        if ordinal >= len(self.capabilities):
+            return 101
+        device._obj.value = 7 + ordinal  # a handle is no ordinal
+        return 0
+
+    def cuDeviceGetAttribute(self, value: Any, attribute: int, device: ctypes.c_int) -> int:
+        value._obj.value = self.capabilities[device.value - 7][attribute - 75]
+        return 1 if self.failing == "cuDeviceGetAttribute" else 0
+
+
+def test_the_driver_tells_the_capability_of_a_visible_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", Driver((9, 0), (10, 3)).load)
+    assert [compute_capability(i) for i in range(3)] == [(9, 0), (10, 3), None]
+    assert missing_code(0) == ""
+    assert missing_code(1) == (
+        "GPU 1 has compute capability 10.3, and onnxruntime-gpu from PyPI holds code for "
+        "7.5, 8.0, 8.6, 8.9, 9.0, 12.0 only"
+    )
+
+
+@pytest.mark.parametrize("failing", ["load", "cuInit", "cuDeviceGetAttribute"])
+def test_a_driver_that_does_not_tell_is_no_reason(monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", Driver((10, 0), failing=failing).load)
+    assert compute_capability(0) is None
+    assert missing_code(0) == ""
+
+
+def test_code_runs_on_the_same_major_version_and_later_minor_ones() -> None:
+    assert all(map(can_run, [(7, 5), (8, 0), (8, 7), (9, 0), (12, 1)]))
+    assert not any(map(can_run, [(6, 1), (7, 0), (10, 0), (11, 0)]))  # P100, V100, B200, …
+
+
+@pytest.mark.parametrize(("number", "name"), STICKY.items())
+def test_every_error_that_stays_is_recognised_by_number_and_by_name(number: int, name: str) -> None:
+    for text in (
+        f"CUDA failure {number}: it is broken ; GPU=0 ; hostname=here ; file=cuda_call.cc ; line=129",
+        f"Non-zero status code returned while running Conv node. Status Message: CUDA failure {number}: broken",
+        f"Non-zero status code returned while running Mul node. Name:'/m' CUDA error cudaError{name}:broken",
+    ):
+        assert kind_of(RuntimeError(text)) == "lost"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("CUDA failure 720: too many blocks in cooperative launch", "device"),  # one call's fault
+        ("CUDA failure 900: operation not permitted when stream is capturing", "device"),
+        ("CUDA error cudaErrorAssertion: not a name of CUDA", "device"),
+        ("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED", "device"),
+        ("CUDA failure 2: out of memory ; GPU=0", "out of memory"),
+        ("BFCArena::AllocateRawInternal Available memory of 0 is smaller than requested bytes of 9", "out of memory"),
+        ("Failed to allocate memory for requested buffer of size 1073741824", "out of memory"),
+        ("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0", "out of memory"),
+        ("CUDNN failure 4002: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", "out of memory"),
+        ("std::bad_alloc", "out of memory"),
+        ("Non-zero status code returned while running Expand node: invalid expand shape", "other"),
+        ("", "other"),
+    ],
+)
+def test_other_errors(text: str, kind: Kind) -> None:
+    assert kind_of(RuntimeError(text)) == kind
+    assert kind_of(MemoryError(text)) == ("lost" if kind == "lost" else "out of memory")
+
+
+def test_code_that_is_missing() -> None:
+    texts = ("CUDA failure 209: no kernel image is available", "CUDA error cudaErrorNoKernelImageForDevice:broken")
+    assert all(lacks_code(RuntimeError(text)) for text in texts)
+    assert not lacks_code(RuntimeError("CUDA failure 700: an illegal memory access was encountered"))
