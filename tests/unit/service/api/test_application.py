@@ -4,10 +4,10 @@ import logging
 import sys
 from collections.abc import AsyncIterator
 
-import httpx
 import pytest
 from fastapi import FastAPI
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Message
 
 from service.api.limits import InFlightRequests
 from service.observability.logs import JsonFormatter, TextFormatter
@@ -27,10 +27,16 @@ def test_a_failure_after_the_start_of_a_response_counts_as_500(caplog: pytest.Lo
 
     app = application(api, observe=lambda endpoint, status, _: observed.append((endpoint, status)))
 
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(_: Message) -> None:
+        pass
+
     async def main() -> None:
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
-            await client.get("/breaks")
+        scope = {"type": "http", "method": "GET", "path": "/breaks", "http_version": "1.0", "headers": []}
+        await app({**scope, "query_string": b""}, receive, send)
         await asyncio.sleep(0)  # metrics are counted in the next turn
 
     asyncio.run(main())
