@@ -166,7 +166,7 @@ def test_several_mistakes_are_all_named(service: Service) -> None:
     assert [error.field for error in found.errors or []] == ["n", "seed", "x"]
 
 
-@pytest.mark.parametrize("path", BASES)
+@pytest.mark.parametrize("path", [*BASES, INFER])
 @pytest.mark.parametrize(
     "content",
     [
@@ -219,8 +219,8 @@ def test_only_projections_take_forms_and_pictures(service: Service, path: str, k
     problem(send(service, path, PICTURE, kind), 415, "unsupported_media_type", "Content-Type")
 
 
-@pytest.mark.parametrize("path", BASES)
-@pytest.mark.parametrize("coding", ["gzip", "deflate", "br"])
+@pytest.mark.parametrize("path", [*BASES, INFER])
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "gzip, gzip", "nonsense"])
 def test_encoded_bodies_are_415(service: Service, path: str, coding: str) -> None:
     response = send(service, path, b"{}", headers={"Content-Encoding": coding})
     problem(response, 415, "unsupported_media_type", "Content-Encoding")

@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 
-from tests.contract.harness import GREY, Service, b64, latents, pixels, unb64
+from tests.contract.harness import GREY, PICTURE, Service, b64, latents
 from tests.helpers.live import ROOT
 from tests.helpers.openapi import FILE
 from tests.helpers.pictures import noise, save
 
+pytestmark = pytest.mark.slow
+
 NAME = "ign_generated"
-PICTURE = save(noise(8, 8))
 # The generator knows neither of these as the type of a body; forms and JSON carry the same pictures.
 UNKNOWN = {"image/png", "image/jpeg", "image/webp"}
 
@@ -90,6 +91,7 @@ def test_a_get(generated: Any, client: Any, service: Service) -> None:
     card = generated.call("model", "service").sync("grey", client=client)
     assert (card.version, card.shape) == ("10", list(GREY))
     assert "ign_requests_total" in generated.call("metrics", "service").sync(client=client)
+    assert asyncio.run(generated.call("readyz", "service").asyncio(client=client)).to_dict()["status"] == "ready"
     assert generated.call("live", "open_inference_protocol").sync_detailed(client=client).status_code == 200
 
 
@@ -131,13 +133,6 @@ def test_a_form_with_files(generated: Any, client: Any) -> None:
     assert all(image.drift is not None and len(image.trajectory) == 2 for image in answer.images)
 
 
-def test_a_binary_answer(generated: Any, client: Any) -> None:
-    """The calls themselves give JSON, the first form of the document; their client asks for any other."""
-    body = generated.models.GenerateRequest(seed=7).to_dict()
-    response = client.get_httpx_client().post("/generate", json=body, headers={"Accept": "image/png"})
-    as_json = generated.call("generate").sync(client=client, body=generated.models.GenerateRequest(seed=7))
-    assert response.content == unb64(as_json.images[0].data)
-    assert pixels(response.content).shape == GREY[1:]
 
 
 def test_an_open_inference_request(generated: Any, client: Any) -> None:
@@ -156,9 +151,3 @@ def test_an_error_has_its_type(generated: Any, client: Any) -> None:
     assert (answer.parsed.code, [error.field for error in answer.parsed.errors]) == ("invalid_value", ["n"])
 
 
-def test_an_awaited_call(generated: Any, service: Service) -> None:
-    async def main() -> Any:
-        async with generated.client.Client(base_url=service.url) as client:
-            return await generated.call("readyz", "service").asyncio(client=client)
-
-    assert asyncio.run(main()).to_dict()["status"] == "ready"

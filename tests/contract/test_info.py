@@ -86,8 +86,12 @@ def test_health(service: Service) -> None:
     assert ready["status"] == "ready"
     assert list(ready["models"]) == ["colour/1", "grey/2", "grey/10"]
     assert ready["models"]["grey/10"] == {"device": "cpu", "provider": "CPUExecutionProvider", "fallback_reason": None}
-    accept = {"Accept": "image/png"}  # a probe asks for whatever its tool sends
-    assert service.get("/healthz", headers=accept).status_code == 200
+    for path in ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"):
+        response = service.client.head(path)
+        assert (response.status_code, response.content) == (200, b"")
+        refused = service.client.post(path)
+        assert refused.status_code == 405
+        assert set(refused.headers["Allow"].split(", ")) == {"GET", "HEAD"}
 
 
 def test_metrics_are_prometheus_text(service: Service) -> None:

@@ -208,6 +208,8 @@ def test_while_loading_it_answers_503(models: Path, monkeypatch: Patch) -> None:
         assert service.get("/healthz").status_code == 200
         assert service.metric("ign_ready") == 0
         assert service.get("/docs").status_code == 200
+        paths = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
+        assert [service.client.head(path).status_code for path in paths] == [200, 503, 200, 503]
         asked = ("/readyz", "/models", "/models/grey", "/v2/health/ready", "/v2/models/grey/ready", "/v2/models/stats")
         gets = [service.get(path) for path in asked]
         for response in (*gets, *(service.post(path, {}) for path in (*CALLS, INFER, "/v2/repository/index"))):
