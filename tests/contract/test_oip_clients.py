@@ -110,11 +110,13 @@ def test_it_is_told_what_was_wrong(client: Any) -> None:
 
 
 def test_it_may_give_up_first(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with held(monkeypatch, settings(models)) as (service, gate):
-        with triton.InferenceServerClient(address(service), network_timeout=0.2) as client:
-            with pytest.raises(TimeoutError):
-                client.infer("grey", inputs())
-            service.until_metric("ign_cancelled_rows_total", 2, model="grey/10")
+    with (
+        held(monkeypatch, settings(models)) as (service, gate),
+        triton.InferenceServerClient(address(service), network_timeout=0.2) as client,
+    ):
+        with pytest.raises(TimeoutError):
+            client.infer("grey", inputs())
+        service.until_metric("ign_cancelled_rows_total", 2, model="grey/10")
     assert max(gate.sizes) == 1  # the rows of a client that left are never run
 
 

@@ -123,14 +123,14 @@ def test_a_deadline_in_doubt_is_429(models: Path, monkeypatch: Patch) -> None:
     seconds = {"X-Request-Timeout": "20"}
     patient = settings(models, max_batch_rows=1, request_timeout_s=3600.0)
     with gated(monkeypatch, patient) as (service, gate), ThreadPoolExecutor(1) as pool:
-        gate.pass_s = 0.05
-        assert service.post("/generate", {"steps": 4}).status_code == 200  # it learns what a pass costs
-        running = later(service, pool, {"n": 64, "steps": 20})
+        gate.pass_s = 0.02
+        assert service.post("/generate", {"steps": 10}).status_code == 200  # it learns what a pass costs
+        running = later(service, pool, {"n": 64, "steps": 50})
         service.until(lambda: service.metric("ign_queue_rows") > 0)
-        response = service.post("/generate", {"steps": 20}, headers=seconds)  # alone: 1 s
-        problem(response, 429, "would_miss_deadline")  # behind 64 × 20 passes: 64 s
+        response = service.post("/generate", {"steps": 50}, headers=seconds)  # alone: 1 s
+        problem(response, 429, "would_miss_deadline")  # behind 64 × 50 passes: 64 s
         assert int(response.headers["Retry-After"]) >= 1
-        response = service.post("/generate", {"n": 64, "steps": 20}, headers=seconds)  # alone: 64 s
+        response = service.post("/generate", {"n": 64, "steps": 50}, headers=seconds)  # alone: 64 s
         problem(response, 504, "deadline_unreachable")
         assert response.headers["X-Should-Retry"] == "false"
         assert "Retry-After" not in response.headers
