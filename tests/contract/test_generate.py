@@ -82,8 +82,11 @@ def test_every_member_of_the_contracts_example(service: Service) -> None:
     assert answer["images"][0].items() >= (given | {"drift": None, "trajectory": None}).items()
 
 
+@pytest.mark.parametrize("seed", [0, 2**32 - 1])
 def test_seeds_at_the_ends_of_their_range(service: Service, seed: int) -> None:
     np.testing.assert_allclose(rows(service, seed=seed, n=1), step_params(latents(seed), STEPS), atol=1e-5)
+    last = 2**32 - 1  # of indices
+    assert [image.index for image in generated(service, seed=seed, offset=last).images] == [last]
 
 
 def test_offset_continues_the_seeds_series(service: Service) -> None:
