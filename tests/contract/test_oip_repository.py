@@ -164,6 +164,16 @@ def test_a_version_whose_folder_is_gone_leaves_but_the_last_stays_until_it_is_un
     problem(service.get("/v2/models/colour/ready"), 404, "unknown_model")
 
 
+def test_the_pinned_default_stays_when_its_folder_is_gone(models: Path) -> None:
+    with serving(settings(models, default_model="grey/2")) as service:
+        shutil.rmtree(models / "grey" / "2")
+        replace(models, "grey/11", scale=0.5)
+        assert load(service, "grey").status_code == 200
+        why = "grey/2: its files are gone; it still serves, because callers rely on it"
+        assert index(service)["grey/2"] == ("READY", why)
+        np.testing.assert_allclose(f(service, None), step_params(X, 1, scale=1.5), atol=1e-6)
+
+
 def test_what_is_no_model_cannot_be_loaded(service: Service, models: Path) -> None:
     (models / ".hidden" / "1").mkdir(parents=True)
     for name in ("nope", "GREY", "..", "%2e%2e", "grey%20", "x" * 300, ".hidden"):
@@ -213,6 +223,33 @@ def test_a_broken_new_version_is_not_served_and_sound_ones_are(service: Service,
     assert load(service, "grey").status_code == 200
     assert "grey/12" not in index(service)
     assert service.get("/models").json()["failures"] == []
+
+
+def test_nothing_leaves_where_nothing_can_take_its_place(service: Service, models: Path) -> None:
+    shutil.rmtree(models / "grey")
+    damage(models, "grey/11")
+    problem(load(service, "grey"), 400, "load_failed")
+    found = index(service)
+    assert [found[f"grey/{version}"][0] for version in (2, 10, 11)] == ["READY", "READY", "UNAVAILABLE"]
+    assert "its files are gone" in found["grey/2"][1]
+    np.testing.assert_allclose(f(service), step_params(X, 1), atol=1e-6)
+
+
+def test_a_failure_nobody_foresaw_changes_nothing(
+    service: Service, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Repository, __: str) -> None:
+        raise RuntimeError(str(models))
+
+    replace(models, "grey/11", scale=0.5)
+    monkeypatch.setattr(Repository, "load", fail)
+    failure = problem(load(service, "grey"), 400, "load_failed")
+    assert "grey/11" in failure.detail
+    assert str(models) not in failure.detail
+    (record,) = service.errors
+    assert "grey/11" in record.getMessage()
+    service.errors.clear()
+    np.testing.assert_allclose(f(service), step_params(X, 1), atol=1e-6)
 
 
 # Unload
