@@ -53,6 +53,7 @@ class Gate:
         self.entered = threading.Event()  # a pass is in, or was
         self.sizes: list[int] = []  # rows of every pass that went through
         self.pass_s = 0.0  # how long the device takes at least
+        self.fails = False
 
     def close(self) -> None:
         self.opened.clear()
@@ -73,6 +74,8 @@ class Gate:
         class Gated(OnnxModel):
             def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
                 gate.entered.set()
+                if gate.fails:
+                    raise RuntimeError("secret")
                 if not gate.opened.wait(PATIENCE_S):
                     raise RuntimeError("nobody opened the gate")
                 if gate.pass_s:
@@ -91,6 +94,7 @@ class Service:
     client: httpx.Client
     services: AppState
     refusals: list[StartupError]
+    loop: Callable[[], asyncio.AbstractEventLoop]
     errors: list[logging.LogRecord] = field(default_factory=list)
 
     @property
@@ -134,6 +138,17 @@ class Service:
         self.until(lambda: self.get("/healthz").is_success and condition(self.services.in_flight.bytes))
 
     @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The event loop stands still meanwhile, and then finds at once all that was sent."""
+        held, go = threading.Event(), threading.Event()
+        self.loop().call_soon_threadsafe(lambda: (held.set(), go.wait(PATIENCE_S)))
+        assert held.wait(PATIENCE_S)
+        try:
+            yield
+        finally:
+            go.set()
+
+    @contextmanager
     def access_log(self) -> Iterator[list[dict[str, Any]]]:
         """The lines of the access log that this service writes meanwhile, as JSON."""
         handler, logger = _Lines(f"loop of {self.url}"), logging.getLogger("service.access")
@@ -174,7 +189,7 @@ def serving(
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     how = config(app, make_connections(services))
     how.loop, how.timeout_graceful_shutdown = loop, 5
-    server = uvicorn.Server(how)  # whose signals are the tests' own
+    server = _Server(how)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name=f"loop of {url}")
     heard = _Errors(thread.name)
     for name in ("asyncio", "uvicorn.error", "service"):
@@ -182,7 +197,7 @@ def serving(
     thread.start()
     try:
         with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
-            service = Service(url, client, services, refusals, heard.records)
+            service = Service(url, client, services, refusals, lambda: server.loop, heard.records)
             if ready:
                 service.until(lambda: service.get("/readyz").status_code == 200)
             yield service
@@ -193,6 +208,14 @@ def serving(
             logging.getLogger(name).removeHandler(heard)
     assert not thread.is_alive()
     assert [logging.Formatter().format(record) for record in heard.records] == []
+
+
+class _Server(uvicorn.Server):
+    loop: asyncio.AbstractEventLoop
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        self.loop = asyncio.get_running_loop()
+        await super().serve(sockets)
 
 
 class _Errors(logging.Handler):

@@ -20,6 +20,7 @@ import pytest
 from service.api.info.routes import ModelList
 from service.domain.latents import FloatRows
 from service.models.registry import ModelRegistry, ServedModel
+from service.models.repository import Repository
 from tests.contract.harness import (
     GREY,
     Service,
