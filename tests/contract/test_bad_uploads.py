@@ -184,6 +184,10 @@ IMAGE = part("image", PICTURE, "a.png")
         ("multipart/form-data; boundary=x", b"--x\r\nContent-Disposition: form-data\r\n\r\nno name\r\n" + END),
         ("multipart/form-data; boundary=x", IMAGE + part("steps", b"\xff") + END),
         ("multipart/form-data; boundary=x", b"hello"),
+        ("multipart/form-data; boundary=x", IMAGE.replace(b"form-data", b"attachment") + END),
+        ("multipart/form-data; boundary=x", IMAGE.replace(b'"image"', b'""') + END),
+        ("multipart/form-data; boundary=x", IMAGE.replace(b"image", b"\xff") + END),
+        ("multipart/form-data; boundary=x", IMAGE.replace(b"\r\n\r\n", b"\r\nX: y" * 1000 + b"\r\n\r\n", 1) + END),
     ],
 )
 def test_broken_multipart_is_400(service: Service, kind: str, body: bytes) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from tests.contract.harness import GREY, PICTURE, Service, b64, latents
-from tests.helpers.live import ROOT
 from tests.helpers.openapi import FILE
 from tests.helpers.pictures import noise, save
 
@@ -71,10 +70,6 @@ def generated(report: str, folder: Path) -> Iterator[Any]:
 def client(generated: Any, service: Service) -> Iterator[Any]:
     with generated.client.Client(base_url=service.url) as client:
         yield client
-
-
-def test_the_command_is_that_of_the_documentation() -> None:
-    assert "openapi-python-client generate --path docs/openapi.json" in (ROOT / "docs" / "sdk.md").read_text("utf-8")
 
 
 def test_nothing_is_left_out_but_raw_pictures(report: str) -> None:
@@ -133,8 +128,6 @@ def test_a_form_with_files(generated: Any, client: Any) -> None:
     assert all(image.drift is not None and len(image.trajectory) == 2 for image in answer.images)
 
 
-
-
 def test_an_open_inference_request(generated: Any, client: Any) -> None:
     models, rows = generated.models, latents(7, n=2)
     tensor = models.Input(name="x", shape=list(rows.shape), datatype="FP32", data=rows.ravel().tolist())
@@ -149,5 +142,3 @@ def test_an_error_has_its_type(generated: Any, client: Any) -> None:
     assert answer.status_code == 422
     assert isinstance(answer.parsed, generated.models.ProblemDocument)
     assert (answer.parsed.code, [error.field for error in answer.parsed.errors]) == ("invalid_value", ["n"])
-
-

@@ -1,7 +1,6 @@
 """Deadlines, a full queue, callers that leave, loading and draining."""
 
 import json
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -283,6 +282,7 @@ def test_bodies_beyond_the_limit_are_413(models: Path) -> None:
         problem(service.client.post("/generate", content=long, headers=headers), 413, "too_large")
         pieces = (long[i : i + 500] for i in range(0, len(long), 500))  # without a Content-Length
         problem(service.client.post("/generate", content=pieces, headers=headers), 413, "too_large")
+        problem(service.client.post(INFER, content=long), 413, "too_large")
         file = {"image": ("x.png", b"\0" * 4000)}
         problem(service.client.post("/project", files=file), 413, "too_large")
         headers = {"Content-Type": "image/png"}

@@ -83,13 +83,6 @@ def _own_collector() -> Iterator[None]:
     gc.set_threshold(*thresholds)
 
 
-@pytest.fixture(autouse=True)
-def _nothing_is_left_running() -> Iterator[None]:
-    before = set(threading.enumerate())
-    yield
-    assert [thread.name for thread in set(threading.enumerate()) - before if thread.name == "ign-executor"] == []
-
-
 @pytest.fixture
 def said() -> Iterator[Said]:
     handler = Said()
