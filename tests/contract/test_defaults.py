@@ -41,11 +41,12 @@ def test_options(service: Service, path: str, body: dict[str, Any], defaults: di
 
 
 def test_animations_have_twelve_frames_a_second(service: Service) -> None:
-    said, other, silent = (service.post("/latent-interpolate", PATH | fps, accept="image/webp").content for fps in FPS)
+    options = ({"fps": 12}, {"fps": 13}, {})
+    said, other, silent = (
+        service.post("/latent-interpolate", PATH | fps, accept="image/webp").content for fps in options
+    )
     assert silent == said != other
 
-
-FPS: tuple[dict[str, int], ...] = ({"fps": 12}, {"fps": 13}, {})
 
 SETTINGS: dict[str, object] = {
     "host": "127.0.0.1",

@@ -1,5 +1,6 @@
 """Several GPUs behind one queue, as callers and operators see them. The GPUs are stand-ins on the CPU."""
 
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -55,29 +56,23 @@ def generated(service: Service, seed: int, **options: Any) -> bytes:
     return response.content
 
 
-def test_callers_do_not_see_how_many_there_are(models: Path, gpus: type[Gpu]) -> None:
-    answers = []
-    for count in (1, 2):
-        gpus.used.clear()
-        with serving(settings(models, device="cuda", gpu_count=count)) as service, ThreadPoolExecutor(16) as pool:
-            assert gpus.used == set(range(count))  # each has been held to the golden rows
-            answers.append(list(pool.map(lambda seed: generated(service, seed, steps=3), range(16))))
-            assert service.metric("ign_devices_lost_total") == 0
-    assert answers[0] == answers[1]
+def test_callers_see_neither_how_many_there_are_nor_that_one_is_lost(
+    service: Service, models: Path, gpus: type[Gpu]
+) -> None:
+    expected = [generated(service, seed, steps=3) for seed in range(16)]
+    with serving(settings(models, device="cuda", gpu_count=2)) as several, ThreadPoolExecutor(8) as pool:
 
+        def found() -> list[bytes]:
+            return list(pool.map(lambda seed: generated(several, seed, steps=3), range(16)))
 
-def test_with_one_lost_the_others_serve_on(models: Path, gpus: type[Gpu]) -> None:
-    with serving(settings(models, device="cuda", gpu_count=2)) as service:
-        expected = [generated(service, seed) for seed in range(8)]
+        assert gpus.used == {0, 1}  # each has been held to the golden rows
+        assert found() == expected
         gpus.lost.add(1)
-        seeds = iter(range(10**6))
-        with ThreadPoolExecutor(8) as pool:
-            while service.metric("ign_devices_lost_total", model="grey/10") == 0:
-                list(pool.map(lambda seed: generated(service, seed), [next(seeds) for _ in range(16)]))
-        assert [generated(service, seed) for seed in range(8)] == expected
-        assert service.get("/readyz").status_code == 200
-        assert [record.levelname for record in service.errors] == []  # it is another thread's
-        assert service.metric("ign_devices_lost_total", model="grey/2") == 0  # nobody has asked it
+        while several.metric("ign_devices_lost_total", model="grey/10") == 0:
+            assert found() == expected
+        assert several.get("/readyz").status_code == 200
+        assert [record.levelname for record in several.errors] == []  # it is another thread's
+        assert several.metric("ign_devices_lost_total", model="grey/2") == 0  # nobody has asked it
 
 
 def test_without_any_it_is_not_ready(models: Path, gpus: type[Gpu], caplog: pytest.LogCaptureFixture) -> None:
@@ -95,13 +90,17 @@ def test_without_any_it_is_not_ready(models: Path, gpus: type[Gpu], caplog: pyte
     assert lines[-1].endswith("; requests the-lost-one")
 
 
-def test_auto_serves_on_the_cpu_if_the_first_run_fails_on_cuda(models: Path, gpus: type[Gpu]) -> None:
+def test_auto_serves_on_the_cpu_if_the_first_run_fails_on_cuda(
+    models: Path, gpus: type[Gpu], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "service")
     gpus.lost.add(0)  # its sessions start, and the first run fails
     with serving(settings(models, device="auto")) as service:
         for state in service.get("/readyz").json()["models"].values():
             assert state["device"] == "cpu"
             assert "CUDA failure 700: an illegal memory access was encountered" in state["fallback_reason"]
         generated(service, 1)
+    assert "serving grey/10 on cpu" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,8 @@ from tests.contract.harness import (
     pixels,
     problem,
     quantised,
-    serving,
-    settings,
     step_params,
 )
-from tests.helpers.onnx_models import write_model
 from tests.helpers.pictures import noise, opened, save
 
 POINTS = [{"seed": 1}, {"seed": 2, "index": 3}]
@@ -195,12 +192,3 @@ def test_the_longest_path_and_the_largest_grid(service: Service) -> None:
     grid = {"rows": 16, "cols": 16}
     corners = [{"seed": s} for s in range(4)]
     assert len(interpolated(service, points=corners, grid=grid).images) == 256
-
-
-def test_a_strip_beyond_its_formats_limit_is_refused_before_it_is_computed(tmp_path: Any) -> None:
-    write_model(tmp_path, "wide", "1", (1, 1, 300))
-    with serving(settings(tmp_path, default_model="wide")) as service:
-        response = service.post("/latent-interpolate", {"points": POINTS, "frames": 256}, accept="image/jpeg")
-        assert "76800" in problem(response, 422, "image_too_large").detail
-        assert service.metric("ign_batches_total") == 0
-        assert service.post("/latent-interpolate", {"points": POINTS, "frames": 4}, accept="image/jpeg").is_success

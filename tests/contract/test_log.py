@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from service import __version__
 from tests.contract.harness import Service, bearer, problem, serving, settings
@@ -121,5 +122,7 @@ def test_openmetrics_are_for_those_who_ask(service: Service) -> None:
     assert asked.text.endswith("# EOF\n")
     assert f'# {{trace_id="{TRACE}"}}' in asked.text
     plain = service.get("/metrics")
-    assert plain.headers["Content-Type"].startswith("text/plain")
+    assert plain.headers["Content-Type"].startswith("text/plain; version=")
+    names = {family.name for family in text_string_to_metric_families(plain.text)}
+    assert names >= {"ign_requests", "ign_request_seconds", "ign_queue_rows", "ign_batch_rows", "ign_model_info"}
     assert TRACE not in plain.text

@@ -24,16 +24,6 @@ def test_health(service: Service) -> None:
         assert service.get(path).status_code == 200
 
 
-def test_a_worker_that_is_being_replaced_is_not_ready(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with serving(settings(models)) as service:
-        with monkeypatch.context() as patch:
-            scheduler = service.services.registry.models["grey/2"].scheduler
-            patch.setattr(type(scheduler), "healthy", property(lambda self: self is not scheduler))
-            problem(service.get("/v2/health/ready"), 503, "not_ready")
-            problem(service.get("/v2/models/grey/versions/2/ready"), 503, "not_ready")
-        assert service.get("/v2/models/grey/versions/2/ready").status_code == 200
-
-
 @pytest.mark.parametrize("path", BOTH)
 def test_metadata(service: Service, path: str) -> None:
     assert checked(service.get("/v2/models/colour"), ModelMetadata).inputs[0].shape == [-1, 3, 8, 8]

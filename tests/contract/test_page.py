@@ -11,13 +11,8 @@ from PIL import Image
 from tests.contract.harness import Service, problem
 
 FOLDER = Path(__file__).parents[2] / "service" / "page"
-TYPES = {
-    ".css": "text/css",
-    ".html": "text/html",
-    ".js": "text/javascript",
-    ".png": "image/png",
-    ".svg": "image/svg+xml",
-}
+TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript"}
+TYPES |= {".png": "image/png", ".svg": "image/svg+xml"}
 FILES = sorted(path.name for path in FOLDER.iterdir() if path.is_file())
 ADDRESSES = ["/", *(f"/page/{name}" for name in FILES if name != "index.html")]
 MOST_LINES = 300  # of code; the document is one whole
@@ -117,8 +112,6 @@ def test_a_browser_asks_whether_its_copy_is_still_true(service: Service) -> None
 def test_it_is_only_read(service: Service, address: str) -> None:
     shown, asked = service.get(address), service.client.head(address)
     assert (asked.status_code, asked.content) == (200, b"")
-    for name in ("Content-Type", "Content-Length", "ETag", "Content-Security-Policy"):
-        assert asked.headers[name] == shown.headers[name]
-    refused = service.client.post(address, content=b"")
-    problem(refused, 405, "method_not_allowed")
-    assert set(refused.headers["Allow"].split(", ")) == {"GET", "HEAD"}
+    names = ("Content-Type", "Content-Length", "ETag", "Content-Security-Policy")
+    assert [asked.headers[name] for name in names] == [shown.headers[name] for name in names]
+    problem(service.client.post(address, content=b""), 405, "method_not_allowed")

@@ -234,7 +234,10 @@ def test_only_requests_for_a_model_without_worker_are_refused(models: Path, monk
     with serving(settings(models)) as service:
         scheduler = service.services.registry.models["grey/10"].scheduler
         monkeypatch.setattr(type(scheduler), "healthy", property(lambda self: self is not scheduler))
-        assert "grey/10" in problem(service.get("/readyz"), 503, "not_ready").detail
+        for path in ("/readyz", "/v2/health/ready"):
+            assert "grey/10 is being replaced" in problem(service.get(path), 503, "not_ready").detail
+        problem(service.get("/v2/models/grey/versions/10/ready"), 503, "not_ready")
+        assert service.get("/v2/models/grey/versions/2/ready").status_code == 200
         problem(service.post("/generate", {}), 503, "not_ready")
         problem(service.post("/generate", {"model": "grey/10"}), 503, "not_ready")
         for other in ("grey/2", "colour"):
