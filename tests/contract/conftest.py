@@ -3,7 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.harness import Service, serving, settings, write_models
+from service.domain.rate_limit import Rate
+from tests.contract.harness import Service, serving, settings, write_keys, write_models
+
+ORIGIN = "https://app.example"
 
 
 @pytest.fixture(scope="session")
@@ -13,7 +16,21 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def service(models: Path) -> Iterator[Service]:
-    with serving(settings(models, cors_origins=("https://app.example",))) as running:
+    with serving(settings(models, cors_origins=(ORIGIN,))) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    scopes = {"alice": "infer", "ops": "admin", "slow": "infer"}
+    return write_keys(tmp_path_factory.mktemp("keys"), scopes, slow="3/m")
+
+
+@pytest.fixture(scope="session")
+def guarded(models: Path, keys: Path) -> Iterator[Service]:
+    """A service with API keys and a rate limit."""
+    limit = Rate(100_000, 1.0)
+    with serving(settings(models, api_keys_file=keys, cors_origins=(ORIGIN,), rate_limit=limit)) as running:
         yield running
 
 

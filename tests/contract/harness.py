@@ -2,12 +2,15 @@
 
 import asyncio
 import base64
+import hashlib
 import io
+import json
 import logging
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,10 +30,12 @@ from service.api.native.schemas import ProblemDocument
 from service.app import build_services, create_app, make_connections
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows, NoiseSource
+from service.observability.logs import JsonFormatter
 from service.runtime.onnx_model import OnnxModel
 from service.server.uvicorn_server import config
 from service.settings import Settings
 from tests.helpers.onnx_models import reference, write_model
+from tests.helpers.pictures import noise, save
 
 Pixels = NDArray[np.uint8]
 Model = TypeVar("Model", bound=BaseModel)
@@ -48,6 +53,7 @@ class Gate:
         self.entered = threading.Event()  # a pass is in, or was
         self.sizes: list[int] = []  # rows of every pass that went through
         self.pass_s = 0.0  # how long the device takes at least
+        self.fails = False
 
     def close(self) -> None:
         self.opened.clear()
@@ -68,6 +74,8 @@ class Gate:
         class Gated(OnnxModel):
             def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
                 gate.entered.set()
+                if gate.fails:
+                    raise RuntimeError("secret")
                 if not gate.opened.wait(PATIENCE_S):
                     raise RuntimeError("nobody opened the gate")
                 if gate.pass_s:
@@ -86,6 +94,7 @@ class Service:
     client: httpx.Client
     services: AppState
     refusals: list[StartupError]
+    loop: Callable[[], asyncio.AbstractEventLoop]
     errors: list[logging.LogRecord] = field(default_factory=list)
 
     @property
@@ -121,6 +130,48 @@ class Service:
     def until_metric(self, name: str, value: float, **labels: str) -> None:
         self.until(lambda: self.metric(name, **labels) == value)
 
+    def until_in_flight(self, count: int) -> None:
+        self.until(lambda: self.get("/healthz").is_success and self.services.in_flight.count == count)
+
+    def until_bytes(self, condition: Callable[[int], bool]) -> None:
+        """Wait for a number of bytes in flight."""
+        self.until(lambda: self.get("/healthz").is_success and condition(self.services.in_flight.bytes))
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The event loop stands still meanwhile, and then finds at once all that was sent."""
+        held, go = threading.Event(), threading.Event()
+        self.loop().call_soon_threadsafe(lambda: (held.set(), go.wait(PATIENCE_S)))
+        assert held.wait(PATIENCE_S)
+        try:
+            yield
+        finally:
+            go.set()
+
+    @contextmanager
+    def access_log(self) -> Iterator[list[dict[str, Any]]]:
+        """The lines of the access log that this service writes meanwhile, as JSON."""
+        handler, logger = _Lines(f"loop of {self.url}"), logging.getLogger("service.access")
+        level = logger.level
+        logger.setLevel(logging.INFO)
+        logger.addHandler(handler)
+        try:
+            yield handler.found
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+
+
+class _Lines(logging.Handler):
+    def __init__(self, thread: str) -> None:
+        super().__init__(logging.INFO)
+        self.found: list[dict[str, Any]] = []
+        self._thread = thread
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.threadName == self._thread:
+            self.found.append(json.loads(JsonFormatter().format(record)))
+
 
 @contextmanager
 def serving(
@@ -138,7 +189,7 @@ def serving(
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     how = config(app, make_connections(services))
     how.loop, how.timeout_graceful_shutdown = loop, 5
-    server = uvicorn.Server(how)  # whose signals are the tests' own
+    server = _Server(how)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name=f"loop of {url}")
     heard = _Errors(thread.name)
     for name in ("asyncio", "uvicorn.error", "service"):
@@ -146,7 +197,7 @@ def serving(
     thread.start()
     try:
         with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
-            service = Service(url, client, services, refusals, heard.records)
+            service = Service(url, client, services, refusals, lambda: server.loop, heard.records)
             if ready:
                 service.until(lambda: service.get("/readyz").status_code == 200)
             yield service
@@ -157,6 +208,14 @@ def serving(
             logging.getLogger(name).removeHandler(heard)
     assert not thread.is_alive()
     assert [logging.Formatter().format(record) for record in heard.records] == []
+
+
+class _Server(uvicorn.Server):
+    loop: asyncio.AbstractEventLoop
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        self.loop = asyncio.get_running_loop()
+        await super().serve(sockets)
 
 
 class _Errors(logging.Handler):
@@ -184,6 +243,29 @@ def gated(monkeypatch: pytest.MonkeyPatch, settings: Settings, *, ready: bool = 
             yield service, gate
     finally:
         gate.opened.set()
+
+
+def later(service: Service, pool: ThreadPoolExecutor, body: dict[str, Any]) -> Callable[[], httpx.Response]:
+    """A `/generate` request on a connection of its own; call the result for its response."""
+
+    def send() -> httpx.Response:
+        with httpx.Client(base_url=service.url, timeout=PATIENCE_S) as client:
+            return client.post("/generate", json=body)
+
+    return pool.submit(send).result
+
+
+@contextmanager
+def held(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings, body: dict[str, Any] | None = None
+) -> Iterator[tuple[Service, Gate]]:
+    """A service with one request in the model, until the test opens the gate or ends; the request then succeeds."""
+    with gated(monkeypatch, settings) as (service, gate), ThreadPoolExecutor(1) as pool:
+        with gate:
+            running = later(service, pool, body or {"steps": 1})
+            assert gate.entered.wait(PATIENCE_S)
+            yield service, gate
+        assert running().status_code == 200
 
 
 @contextmanager
@@ -220,6 +302,22 @@ def write_models(directory: Path) -> Path:
 def settings(models: Path, **changes: Any) -> Settings:
     values: dict[str, Any] = {"model_dir": models, "default_model": "grey", "device": "cpu", "threads": 1}
     return Settings(**(values | changes))
+
+
+def write_keys(folder: Path, scopes: dict[str, str], **quotas: str) -> Path:
+    """A file of API keys; the key of NAME is `NAME-key`."""
+    keys = [
+        {"name": name, "sha256": hashlib.sha256(f"{name}-key".encode()).hexdigest(), "scopes": scope.split()}
+        | ({"quota": quotas[name]} if name in quotas else {})
+        for name, scope in scopes.items()
+    ]
+    file = folder / "keys.json"
+    file.write_text(json.dumps(keys))
+    return file
+
+
+def bearer(name: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {name}-key"}
 
 
 def latents(seed: int, offset: int = 0, n: int = 1, shape: tuple[int, int, int] = GREY) -> FloatRows:
@@ -306,3 +404,15 @@ def problem(response: httpx.Response, status: int, code: str, field: str | None 
         if found.errors is not None:
             assert field in [error.field for error in found.errors], found.errors
     return found
+
+
+PICTURE = save(noise(8, 8, seed=1))
+FILE = {"image": ("x.png", PICTURE, "image/png")}
+CALLS: dict[str, dict[str, Any]] = {
+    "/generate": {"seed": 7},
+    "/project": {"images": [b64(PICTURE)]},
+    "/latent-interpolate": {"points": [{"seed": 1}, {"seed": 2}], "frames": 3},
+    "/latent-arithmetic": {"terms": [{"seed": 1}, {"seed": 2}]},
+    "/score": {"images": [b64(PICTURE)]},
+}
+"""Every native endpoint with a small valid body, for what holds for all of them."""

@@ -6,17 +6,17 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.contract.harness import Service, b64, latents, npy, problem, send
-from tests.helpers.pictures import noise, save
+from tests.contract.harness import CALLS, PICTURE, Service, b64, latents, npy, problem, send
+from tests.contract.oip import INFER
 
 pytestmark = pytest.mark.usefixtures("unharmed")
 
-PICTURE = save(noise(8, 8, seed=1))
 GOOD = b64(PICTURE)
 POINTS = [{"seed": 1}, {"seed": 2}]
 FOUR = [{"seed": seed} for seed in range(4)]
 LATENT = b64(npy(latents(1)[0]))
 
+SCORE_HAS_NO = ("steps", "tolerance", "record", "score", "format", "strength", "mask", "masks")
 Cases = list[tuple[dict[str, Any], str]]
 
 
@@ -35,6 +35,10 @@ def bad_points(*points: Any) -> Cases:
 def bad_point(member: str, *values: Any) -> Cases:
     seed = {"seed": 1} if member == "index" else {}
     return [({"points": [seed | {member: value}, {"seed": 1}]}, f"points.0.{member}") for value in values]
+
+
+def bad_term(*terms: Any, member: str = "") -> Cases:
+    return [({"terms": [term]}, f"terms.0{member}") for term in terms]
 
 
 def bad_side(member: str, *values: Any) -> Cases:
@@ -102,20 +106,32 @@ INTERPOLATE = [
     *[case for k in (2, 3, 8) for case in bad("grid", {"rows": 2, "cols": 2}, also={"points": FOUR[:1] * k})],
     *[case for name in ("seed", "n", "strength", "tolerance", "record", "score") for case in bad(name, 1)],
 ]
-BASES: dict[str, dict[str, Any]] = {
+BASES = {path: body for path, body in CALLS.items() if path != "/latent-interpolate"} | {
     "/generate": {},
-    "/project": {"images": [GOOD]},
     "/latent-interpolate": {"points": POINTS},
-    "/latent-arithmetic": {"terms": POINTS},
-    "/score": {"images": [GOOD]},
 }
+ARITHMETIC = [
+    *bad("terms", None, [], [{"seed": 1}] * 17),
+    *bad_term({"seed": 1, "weight": 10.5}, {"seed": 1, "weight": "1"}, {"seed": 1, "weight": None}, member=".weight"),
+    *bad_term({"weight": 1}, {"seed": 1, "image": GOOD}),
+    *bad("normalize", 1),
+    *bad("tolerance", 0.1),
+    *bad("points", POINTS),
+]
+SCORE = [
+    *bad("images", [], None),
+    *bad("resize", "tile"),
+    *bad("invert", "yes"),
+    *[case for name in SCORE_HAS_NO for case in bad(name, 1)],
+]
 CASES = [
     (path, BASES[path] | change, field)
     for path, changes in {
         "/generate": ANY_REQUEST + APPLYING + GENERATE,
         "/project": ANY_REQUEST + APPLYING + PROJECT,
         "/latent-interpolate": ANY_REQUEST + INTERPOLATE,
-        "/latent-arithmetic": ANY_REQUEST,
+        "/latent-arithmetic": ANY_REQUEST + ARITHMETIC,
+        "/score": SCORE,
     }.items()
     for change, field in changes
 ]
@@ -139,10 +155,10 @@ def test_unknown_models(service: Service, path: str, model: str) -> None:
 
 
 def test_missing_fields(service: Service) -> None:
-    for path, field in (("/project", "images"), ("/score", "images"), ("/latent-interpolate", "points")):
+    missing = {"/project": "images", "/score": "images", "/latent-interpolate": "points", "/latent-arithmetic": "terms"}
+    for path, field in missing.items():
         for content in (b"", b"{}", b'{"steps": 1}'):
-            found = problem(send(service, path, content), 422, "invalid_value", field)
-            assert "required" in found.detail
+            assert "required" in problem(send(service, path, content), 422, "invalid_value", field).detail
 
 
 def test_several_mistakes_are_all_named(service: Service) -> None:
@@ -150,12 +166,12 @@ def test_several_mistakes_are_all_named(service: Service) -> None:
     assert [error.field for error in found.errors or []] == ["n", "seed", "x"]
 
 
-@pytest.mark.parametrize("path", BASES)
+@pytest.mark.parametrize("path", [*BASES, INFER])
 @pytest.mark.parametrize(
     "content",
     [
+        b" \t\n\r\x0b\x0c",
         b"{",
-        b"nonsense",
         b"{'n': 1}",
         b'{"steps": 1,}',
         b'{"steps": 1} x',
@@ -194,10 +210,6 @@ def test_json_that_no_field_can_hold_is_422(service: Service, path: str, content
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "application/xml", "json", "a/b"])
 def test_other_content_types_are_415(service: Service, path: str, kind: str) -> None:
     problem(send(service, path, b"{}", kind), 415, "unsupported_media_type", "Content-Type")
-
-
-@pytest.mark.parametrize("path", BASES)
-def test_no_content_type_is_415_where_there_is_a_body(service: Service, path: str) -> None:
     problem(service.client.post(path, content=b"{}"), 415, "unsupported_media_type", "Content-Type")
 
 
@@ -207,8 +219,8 @@ def test_only_projections_take_forms_and_pictures(service: Service, path: str, k
     problem(send(service, path, PICTURE, kind), 415, "unsupported_media_type", "Content-Type")
 
 
-@pytest.mark.parametrize("path", BASES)
-@pytest.mark.parametrize("coding", ["gzip", "deflate", "br"])
+@pytest.mark.parametrize("path", [*BASES, INFER])
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "gzip, gzip", "nonsense"])
 def test_encoded_bodies_are_415(service: Service, path: str, coding: str) -> None:
     response = send(service, path, b"{}", headers={"Content-Encoding": coding})
     problem(response, 415, "unsupported_media_type", "Content-Encoding")
@@ -220,27 +232,35 @@ def test_options_in_the_query_of_a_json_body_are_not_overlooked(service: Service
     problem(response, 422, "invalid_value", "steps")
 
 
-@pytest.mark.parametrize("path", BASES)
+@pytest.mark.parametrize("path", [*BASES, INFER])
 @pytest.mark.parametrize("value", ["0", "0.0", "-1", "abc", "", "1e3", "nan", "inf", "1,5", "5s", "1 2"])
 def test_bad_timeouts_are_400(service: Service, path: str, value: str) -> None:
-    response = service.post(path, BASES[path], headers={"X-Request-Timeout": value})
+    response = service.post(path, BASES.get(path, {}), headers={"X-Request-Timeout": value})
     problem(response, 400, "malformed", "X-Request-Timeout")
 
 
-@pytest.mark.parametrize("path", ["/nope", "/generate/", "/models/grey/10/x", "/v1/generate", "/docs/nope", "//"])
+V2 = "/ /nope /models /models/grey/versions /models/grey/nope /models/grey%2F10 /systemsharedmemory/status"
+NOWHERE = ("/nope", "/generate/", "/models/grey/10/x", "/v1/generate", "/docs/nope", "//")
+
+
+@pytest.mark.parametrize("path", [*NOWHERE, *(f"/v2{path}" for path in V2.split())])
 def test_other_paths_are_404(service: Service, path: str) -> None:
     problem(service.client.get(service.url + path), 404, "not_found")
 
 
 @pytest.mark.parametrize(
-    ("method", "path"),
-    [("GET", path) for path in BASES]
-    + [("DELETE", "/generate"), ("PUT", "/project"), ("POST", "/models"), ("POST", "/metrics")],
+    ("method", "path", "allowed"),
+    [
+        *(("GET", path, "POST") for path in (*BASES, INFER, "/v2/repository/index")),
+        ("DELETE", "/generate", "POST"),
+        ("DELETE", "/v2/repository/models/grey/unload", "POST"),
+        *(("POST", path, "GET") for path in ("/models", "/metrics", "/v2", "/v2/models/grey/config")),
+    ],
 )
-def test_other_methods_are_405(service: Service, method: str, path: str) -> None:
+def test_other_methods_are_405(service: Service, method: str, path: str, allowed: str) -> None:
     response = service.client.request(method, path)
     problem(response, 405, "method_not_allowed")
-    assert response.headers["Allow"] == ("POST" if path in BASES else "GET")
+    assert response.headers["Allow"] == allowed
 
 
 @pytest.mark.parametrize("path", ["/models/nope", "/models/grey/3", "/models/nope/1", "/models/%2e%2e"])

@@ -1,5 +1,6 @@
 """Several GPUs behind one queue, as callers and operators see them. The GPUs are stand-ins on the CPU."""
 
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -55,75 +56,68 @@ def generated(service: Service, seed: int, **options: Any) -> bytes:
     return response.content
 
 
-def test_callers_do_not_see_how_many_there_are(models: Path, gpus: type[Gpu]) -> None:
-    answers = []
-    for count in (1, 3):
-        gpus.used.clear()
-        with serving(settings(models, device="cuda", gpu_count=count)) as service, ThreadPoolExecutor(16) as pool:
-            assert gpus.used == set(range(count))  # each has been held to the golden rows
-            answers.append(list(pool.map(lambda seed: generated(service, seed, steps=3), range(40))))
-            assert service.metric("ign_devices_lost_total") == 0
-    assert answers[0] == answers[1]
+def test_callers_see_neither_how_many_there_are_nor_that_one_is_lost(
+    service: Service, models: Path, gpus: type[Gpu]
+) -> None:
+    expected = [generated(service, seed, steps=3) for seed in range(16)]
+    with serving(settings(models, device="cuda", gpu_count=2)) as several, ThreadPoolExecutor(8) as pool:
 
+        def found() -> list[bytes]:
+            return list(pool.map(lambda seed: generated(several, seed, steps=3), range(16)))
 
-def test_with_one_lost_the_others_serve_on(models: Path, gpus: type[Gpu]) -> None:
-    with serving(settings(models, device="cuda", gpu_count=2)) as service:
-        expected = [generated(service, seed) for seed in range(8)]
+        assert gpus.used == {0, 1}  # each has been held to the golden rows
+        assert found() == expected
         gpus.lost.add(1)
-        seeds = iter(range(10**6))
-        with ThreadPoolExecutor(8) as pool:
-            while service.metric("ign_devices_lost_total", model="grey/10") == 0:
-                list(pool.map(lambda seed: generated(service, seed), [next(seeds) for _ in range(16)]))
-        assert [generated(service, seed) for seed in range(8)] == expected
-        assert service.get("/readyz").status_code == 200
-        assert [record.levelname for record in service.errors] == []  # it is another thread's
-        assert service.metric("ign_devices_lost_total", model="grey/2") == 0  # nobody has asked it
+        while several.metric("ign_devices_lost_total", model="grey/10") == 0:
+            assert found() == expected
+        assert several.get("/readyz").status_code == 200
+        assert [record.levelname for record in several.errors] == []  # it is another thread's
+        assert several.metric("ign_devices_lost_total", model="grey/2") == 0  # nobody has asked it
 
 
-def test_without_any_it_is_not_ready(models: Path, gpus: type[Gpu]) -> None:
+def test_without_any_it_is_not_ready(models: Path, gpus: type[Gpu], caplog: pytest.LogCaptureFixture) -> None:
     with serving(settings(models, device="cuda", gpu_count=2)) as service:
         gpus.lost |= {0, 1}
-        problem(service.post("/generate", {}), 500, "model_failure")
+        response = service.post("/generate", {}, headers={"X-Request-ID": "the-lost-one"})
+        assert "CUDA" not in problem(response, 500, "model_failure").detail
         detail = problem(service.get("/readyz"), 503, "not_ready").detail
         assert "grey/10" in detail
         assert "CUDA failure 700: an illegal memory access was encountered" in detail
         problem(service.post("/generate", {}), 503, "not_ready")
         service.errors.clear()
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "CRITICAL"]
+    assert all("CUDA failure 700" in line for line in lines)
+    assert lines[-1].endswith("; requests the-lost-one")
 
 
-def test_auto_serves_on_the_cpu_if_the_first_run_fails_on_cuda(models: Path, gpus: type[Gpu]) -> None:
+def test_auto_serves_on_the_cpu_if_the_first_run_fails_on_cuda(
+    models: Path, gpus: type[Gpu], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "service")
     gpus.lost.add(0)  # its sessions start, and the first run fails
     with serving(settings(models, device="auto")) as service:
         for state in service.get("/readyz").json()["models"].values():
             assert state["device"] == "cpu"
             assert "CUDA failure 700: an illegal memory access was encountered" in state["fallback_reason"]
         generated(service, 1)
+    assert "serving grey/10 on cpu" in caplog.text
 
 
-def test_cuda_whose_first_run_fails_refuses_the_start_and_says_why(models: Path, gpus: type[Gpu]) -> None:
-    gpus.lost.add(0)
-    with serving(settings(models, device="cuda"), ready=False) as service:
+@pytest.mark.parametrize(
+    ("lost", "missing", "says"),
+    [
+        ({0}, set[int](), ": CUDA failure 700: an illegal memory access was encountered"),
+        (set[int](), {2}, "invalid device ordinal"),
+    ],
+)
+def test_a_gpu_that_does_not_work_refuses_the_start_and_is_named(
+    models: Path, gpus: type[Gpu], lost: set[int], missing: set[int], says: str
+) -> None:
+    gpus.lost |= lost
+    gpus.missing |= missing
+    with serving(settings(models, device="cuda", gpu_count=3), ready=False) as service:
         service.until(lambda: bool(service.refusals))
         (refusal,) = service.refusals
-    assert refusal.detail.startswith("colour/1/model.onnx: does not run on ")
-    assert refusal.detail.endswith(": CUDA failure 700: an illegal memory access was encountered")
-
-
-def test_the_log_names_cause_and_request(models: Path, gpus: type[Gpu], caplog: pytest.LogCaptureFixture) -> None:
-    with serving(settings(models, device="cuda")) as service:
-        gpus.lost.add(0)
-        response = service.post("/generate", {}, headers={"X-Request-ID": "the-lost-one"})
-        assert "CUDA" not in problem(response, 500, "model_failure").detail
-        service.errors.clear()
-    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "CRITICAL"]
-    assert "CUDA failure 700" in line
-    assert line.endswith("; requests the-lost-one")
-
-
-def test_one_that_is_not_there_refuses_the_start_and_is_named(models: Path, gpus: type[Gpu]) -> None:
-    gpus.missing.add(2)
-    with serving(settings(models, device="cuda", gpu_count=4), ready=False) as service:
-        service.until(lambda: bool(service.refusals))
-        (refusal,) = service.refusals
-    assert "colour/1" in refusal.detail
-    assert "device 2" in refusal.detail
+    assert refusal.detail.startswith("colour/1")
+    assert f"device {(lost | missing).pop()}" in refusal.detail or lost
+    assert says in refusal.detail

@@ -1,20 +1,13 @@
 """Negotiation, request ids, and what holds for every answer."""
 
 import json
-from typing import Any
+import re
 
 import pytest
 
-from tests.contract.harness import Service, array, b64, frames, pixels, problem
-from tests.helpers.pictures import noise, save
+from tests.contract.harness import CALLS, Service, array, frames, pixels, problem
 
-PICTURE = save(noise(8, 8, seed=1))
-BODIES: dict[str, dict[str, Any]] = {
-    "/generate": {"seed": 1, "n": 2},
-    "/project": {"images": [b64(PICTURE)]},
-    "/latent-interpolate": {"points": [{"seed": 1}, {"seed": 2}], "frames": 3},
-    "/latent-arithmetic": {"terms": [{"seed": 1}, {"seed": 2}]},
-}
+BODIES = {path: body for path, body in CALLS.items() if path != "/score"}  # which returns no pictures
 STREAMED = ("/generate", "/project")
 ANIMATED = ("/latent-interpolate",)
 
@@ -24,24 +17,15 @@ ANIMATED = ("/latent-interpolate",)
     ("accept", "given"),
     [
         (None, "application/json"),
-        ("", "application/json"),
         ("*/*", "application/json"),
-        ("application/*", "application/json"),
-        ("application/json", "application/json"),
         ("Application/JSON; charset=utf-8", "application/json"),
         ("image/*", "image/png"),
-        ("image/png", "image/png"),
         ("image/webp", "image/webp"),
         ("image/jpeg", "image/jpeg"),
         ("application/x-npy", "application/x-npy"),
         ("image/jpeg, image/webp", "image/webp"),  # ties in the contract's order
-        ("application/x-npy, image/jpeg", "image/jpeg"),
         ("image/png;q=0.5, image/webp;q=0.9", "image/webp"),
-        ("image/png;q=0.5, */*;q=0.1", "image/png"),
-        ("text/html, image/jpeg;q=0.2", "image/jpeg"),
-        ("application/json;q=0, */*", "image/png"),
         ("image/*;q=0.8, image/png;q=0", "image/webp"),
-        ("text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8", "image/webp"),
     ],
 )
 def test_accept_decides(service: Service, path: str, accept: str | None, given: str) -> None:
@@ -104,31 +88,25 @@ def test_raw_answers_have_no_place_for_a_trajectory(service: Service, path: str,
     problem(response, 422, "invalid_value", "record")
 
 
-@pytest.mark.parametrize("path", BODIES)
+@pytest.mark.parametrize("path", CALLS)
 @pytest.mark.parametrize("given", ["a", "A.b-c_9", "x" * 128])
 def test_a_valid_request_id_is_echoed(service: Service, path: str, given: str) -> None:
-    response = service.post(path, BODIES[path], headers={"X-Request-ID": given})
-    assert response.headers["X-Request-ID"] == given
-    assert response.json()["request_id"] == given
+    for body in (CALLS[path], {"unknown": 1}):
+        response = service.post(path, body, headers={"X-Request-ID": given})
+        assert response.headers["X-Request-ID"] == response.json()["request_id"] == given
 
 
 @pytest.mark.parametrize("given", ["", "x" * 129, "a b", "ä", "a/b", "<script>"])
 def test_any_other_request_id_is_replaced(service: Service, given: str) -> None:
     responses = [service.post("/generate", {}, headers={"X-Request-ID": given.encode()}) for _ in range(2)]
     minted = [response.headers["X-Request-ID"] for response in responses]
-    assert given not in minted
+    assert all(re.fullmatch("[0-9a-f]{32}", each) for each in minted)
     assert len(set(minted)) == 2
-    assert responses[0].json()["request_id"] == minted[0]
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/models", "/docs", "/openapi.json", "/nope"])
 def test_every_answer_has_a_request_id(service: Service, path: str) -> None:
     assert service.get(path, headers={"X-Request-ID": "mine"}).headers["X-Request-ID"] == "mine"
-
-
-def test_failures_carry_the_request_id_too(service: Service) -> None:
-    response = service.post("/generate", {"n": 0}, headers={"X-Request-ID": "mine"})
-    assert problem(response, 422, "invalid_value", "n").request_id == "mine"
 
 
 def test_pictures_carry_no_metadata(service: Service) -> None:

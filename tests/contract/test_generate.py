@@ -8,13 +8,13 @@ import pytest
 from service.api.native.schemas import GenerateAnswer
 from tests.contract.harness import (
     COLOUR,
+    GREY,
     Service,
     array,
     checked,
     latents,
     npy,
     pixels,
-    problem,
     quantised,
     step_params,
     unb64,
@@ -31,12 +31,6 @@ def rows(service: Service, **options: object) -> np.ndarray[tuple[int, ...], np.
     return array(service.post("/generate", options, accept="application/x-npy").content)
 
 
-@pytest.mark.parametrize("body", [b" ", b"\n", b" \t\n\r\x0b\x0c"])
-def test_white_space_is_no_json(service: Service, body: bytes) -> None:
-    response = service.client.post("/generate", content=body, headers={"Content-Type": "application/json"})
-    problem(response, 400, "malformed")
-
-
 @pytest.mark.parametrize(
     "body",
     [
@@ -50,6 +44,7 @@ def test_everything_is_optional(service: Service, body: dict[str, Any]) -> None:
     response = service.client.post("/generate", **body)
     answer = checked(response, GenerateAnswer)
     assert 0 <= answer.seed < 2**32
+    assert generated(service).seed != answer.seed
     assert response.headers["X-IGN-Seed"] == str(answer.seed)
     assert answer.model.name == "grey"
     assert answer.model.version == "10"
@@ -57,16 +52,6 @@ def test_everything_is_optional(service: Service, body: dict[str, Any]) -> None:
     assert answer.images[0].steps == STEPS
     expected = quantised(rows(service, seed=answer.seed, n=1, steps=STEPS))
     np.testing.assert_array_equal(pixels(unb64(answer.images[0].data)), expected[0])
-
-
-def test_a_long_answer_is_that_of_short_ones(service: Service) -> None:
-    options = {"seed": 3, "steps": 4, "record": [0, 2], "scale": 32, "resample": "smooth"}
-    response = service.post("/generate", options | {"n": 64})
-    assert int(response.headers["Content-Length"]) == len(response.content) > 1_000_000
-    images = checked(response, GenerateAnswer).images
-    for offset in (0, 31, 63):
-        (alone,) = generated(service, **options, n=1, offset=offset).images
-        assert images[offset].model_dump(exclude={"index"}) == alone.model_dump(exclude={"index"})
 
 
 def test_every_member_of_the_contracts_example(service: Service) -> None:
@@ -83,37 +68,15 @@ def test_every_member_of_the_contracts_example(service: Service) -> None:
     members = ["index", "data", "format", "width", "height", "steps", "converged", "distance", "drift", "trajectory"]
     assert [list(image) for image in answer["images"]] == [members] * 4
     assert [image["index"] for image in answer["images"]] == [0, 1, 2, 3]
-    assert answer["images"][0] | {"data": None, "distance": None} == {
-        "index": 0,
-        "data": None,
-        "format": "png",
-        "width": 8,
-        "height": 8,
-        "steps": 2,
-        "converged": False,
-        "distance": None,
-        "drift": None,
-        "trajectory": None,
-    }
-
-
-def test_headers_of_an_answer(service: Service) -> None:
-    response = service.post("/generate", {"seed": 7})
-    digest = response.json()["model"]["digest"].removeprefix("sha256:")
-    assert response.headers["X-IGN-Model"] == f"grey/10@{digest[:12]}"
-    assert response.headers["X-IGN-Seed"] == "7"
-    part = r"dur=[0-9]+\.[0-9]"
-    timing = rf"decode;{part}, queue;{part}, compute;{part}, encode;{part}"
-    assert re.fullmatch(timing, response.headers["Server-Timing"])
-
-
-def test_seeds_are_chosen_at_random(service: Service) -> None:
-    assert len({generated(service).seed for _ in range(4)}) == 4
+    given = {"index": 0, "format": "png", "width": 8, "height": 8, "steps": 2, "converged": False}
+    assert answer["images"][0].items() >= (given | {"drift": None, "trajectory": None}).items()
 
 
 @pytest.mark.parametrize("seed", [0, 2**32 - 1])
 def test_seeds_at_the_ends_of_their_range(service: Service, seed: int) -> None:
     np.testing.assert_allclose(rows(service, seed=seed, n=1), step_params(latents(seed), STEPS), atol=1e-5)
+    last = 2**32 - 1  # of indices
+    assert [image.index for image in generated(service, seed=seed, offset=last).images] == [last]
 
 
 def test_offset_continues_the_seeds_series(service: Service) -> None:
@@ -124,26 +87,14 @@ def test_offset_continues_the_seeds_series(service: Service) -> None:
     np.testing.assert_array_equal([pixels(unb64(image.data)) for image in answer.images], quantised(found))
 
 
-def test_the_last_index_there_is(service: Service) -> None:
-    last = 2**32 - 1
-    assert [image.index for image in generated(service, seed=5, offset=last).images] == [last]
-
-
 @pytest.mark.parametrize(
     ("model", "version", "scale"),
-    [("grey", "10", 1.0), ("grey/10", "10", 1.0), ("grey/2", "2", 1.5)],
+    [("grey", "10", 1.0), ("grey/10", "10", 1.0), ("grey/2", "2", 1.5), ("colour", "1", 1.0)],
 )
 def test_the_model_asked_for_answers(service: Service, model: str, version: str, scale: float) -> None:
     assert generated(service, model=model).model.version == version
-    expected = step_params(latents(3), 1, scale)
+    expected = step_params(latents(3, shape=COLOUR if model == "colour" else GREY), 1, scale)
     np.testing.assert_allclose(rows(service, model=model, seed=3, steps=1), expected, atol=1e-5)
-
-
-def test_colour(service: Service) -> None:
-    answer = generated(service, model="colour", seed=1, n=2, steps=1)
-    found = rows(service, model="colour", seed=1, n=2, steps=1)
-    np.testing.assert_allclose(found, step_params(latents(1, 0, 2, COLOUR), 1), atol=1e-5)
-    np.testing.assert_array_equal([pixels(unb64(image.data)) for image in answer.images], quantised(found))
 
 
 @pytest.mark.parametrize("scale", [0, 0.5, 2])
@@ -170,7 +121,10 @@ def test_record_returns_the_steps_on_the_way(service: Service) -> None:
     trajectory = image.trajectory or []
     assert [step.step for step in trajectory] == [0, 1, 3]
     assert trajectory[0].change is None
+    assert np.abs(z).max() > 2  # far beyond the model's range, to which pictures are clipped and arrays are not
     np.testing.assert_array_equal(pixels(unb64(trajectory[0].data)), quantised(z)[0])
+    (start,) = generated(service, seed=6, steps=4, record=[0], format="npy").images[0].trajectory or []
+    np.testing.assert_array_equal(array(unb64(start.data)), z[0])
     for step in trajectory[1:]:
         expected = quantised(rows(service, seed=6, steps=step.step))[0]
         np.testing.assert_array_equal(pixels(unb64(step.data)), expected)
@@ -179,12 +133,6 @@ def test_record_returns_the_steps_on_the_way(service: Service) -> None:
         assert step.change == pytest.approx(change, abs=2e-6)
     assert image.steps == 4
     assert image.data == generated(service, seed=6, steps=4).images[0].data
-
-
-def test_an_empty_record_is_none(service: Service) -> None:
-    response = service.post("/generate", {"record": []})
-    assert checked(response, GenerateAnswer).images[0].trajectory is None
-    assert service.post("/generate", {"record": []}, accept="image/png").status_code == 200
 
 
 def test_tolerance_stops_a_row_early(service: Service) -> None:
@@ -230,22 +178,23 @@ def test_a_one_row_image_answer_is_that_picture(service: Service) -> None:
         assert picture == unb64(generated(service, seed=3, format=form).images[0].data)
 
 
-@pytest.mark.parametrize(("n", "columns"), [(2, 2), (4, 2), (5, 3), (7, 3), (64, 8)])
-def test_several_rows_are_one_near_square_sheet(service: Service, n: int, columns: int) -> None:
-    sheet = pixels(raw(service, "image/png", n=n).content)
+@pytest.mark.parametrize(("accept", "slack"), [("image/png", 0), ("image/webp", 0), ("image/jpeg", 9)])
+@pytest.mark.parametrize("model", ["grey", "colour"])
+@pytest.mark.parametrize(("n", "columns"), [(2, 2), (5, 3), (64, 8)])
+def test_several_rows_are_one_near_square_sheet(
+    service: Service, n: int, columns: int, model: str, accept: str, slack: int
+) -> None:
+    mode, background = ("L", 0) if model == "grey" else ("RGB", (0, 128, 255))  # of the card
+    sheet = pixels(raw(service, accept, n=n, model=model).content, mode).astype(int)
     lines = -(-n // columns)
-    assert sheet.shape == (8 * lines, 8 * columns)
-    pictures = quantised(rows(service, seed=3, n=n))
+    assert sheet.shape[:2] == (8 * lines, 8 * columns)
+    pictures = quantised(rows(service, seed=3, n=n, model=model))
     for cell in range(columns * lines):
         top, left = 8 * (cell // columns), 8 * (cell % columns)
-        expected = pictures[cell] if cell < n else np.zeros((8, 8))  # the card's background, −1
-        np.testing.assert_array_equal(sheet[top : top + 8, left : left + 8], expected)
-
-
-def test_empty_cells_of_a_colour_sheet_are_background(service: Service) -> None:
-    sheet = pixels(raw(service, "image/webp", n=3, model="colour").content)
-    assert sheet.shape == (16, 16, 3)
-    assert np.unique(sheet[8:, 8:].reshape(-1, 3), axis=0).tolist() == [[0, 128, 255]]
+        expected = pictures[cell] if cell < n else np.full_like(pictures[0], background)
+        difference = np.abs(sheet[top : top + 8, left : left + 8] - expected)
+        assert difference.mean() <= slack
+        assert slack or not difference.any()
 
 
 def test_row_metrics_of_raw_answers_are_headers(service: Service) -> None:
@@ -267,23 +216,7 @@ def test_npy_is_exactly_numpys(service: Service) -> None:
     assert content == npy(decoded)
 
 
-@pytest.mark.parametrize(("accept", "slack"), [("image/png", 0), ("image/webp", 0), ("image/jpeg", 6)])
-def test_sheets_in_every_format(service: Service, accept: str, slack: int) -> None:
-    sheet = pixels(raw(service, accept, n=4).content, "L").astype(int)
-    cells = quantised(rows(service, seed=3, n=4))
-    expected = np.concatenate([np.concatenate(list(cells[i : i + 2]), axis=1) for i in (0, 2)])
-    assert sheet.shape == (16, 16)
-    assert np.abs(sheet - expected).max() <= slack
-
-
 def test_png_is_compressed_fast(service: Service) -> None:
     data = raw(service, "image/png").content
     start = data.index(b"IDAT") + 4
     assert data[start : start + 2] == b"\x78\x01"  # zlib's header at level 1
-
-
-def test_arrays_are_never_clipped(service: Service) -> None:
-    z = latents(6)
-    assert np.abs(z).max() > 2  # far beyond the model's range
-    image = generated(service, seed=6, record=[0], format="npy").images[0]
-    np.testing.assert_array_equal(array(unb64((image.trajectory or [])[0].data)), z[0])

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from tests.contract.harness import GREY, Service, b64, latents, pixels, unb64
-from tests.helpers.live import ROOT
+from tests.contract.harness import GREY, PICTURE, Service, b64, latents
 from tests.helpers.openapi import FILE
 from tests.helpers.pictures import noise, save
 
+pytestmark = pytest.mark.slow
+
 NAME = "ign_generated"
-PICTURE = save(noise(8, 8))
 # The generator knows neither of these as the type of a body; forms and JSON carry the same pictures.
 UNKNOWN = {"image/png", "image/jpeg", "image/webp"}
 
@@ -72,10 +72,6 @@ def client(generated: Any, service: Service) -> Iterator[Any]:
         yield client
 
 
-def test_the_command_is_that_of_the_documentation() -> None:
-    assert "openapi-python-client generate --path docs/openapi.json" in (ROOT / "docs" / "sdk.md").read_text("utf-8")
-
-
 def test_nothing_is_left_out_but_raw_pictures(report: str) -> None:
     warnings = re.findall(r"^WARNING .*$", report, re.MULTILINE)
     reasons = re.findall(r"^Unsupported content type (\S+)$", report, re.MULTILINE)
@@ -90,6 +86,7 @@ def test_a_get(generated: Any, client: Any, service: Service) -> None:
     card = generated.call("model", "service").sync("grey", client=client)
     assert (card.version, card.shape) == ("10", list(GREY))
     assert "ign_requests_total" in generated.call("metrics", "service").sync(client=client)
+    assert asyncio.run(generated.call("readyz", "service").asyncio(client=client)).to_dict()["status"] == "ready"
     assert generated.call("live", "open_inference_protocol").sync_detailed(client=client).status_code == 200
 
 
@@ -112,6 +109,13 @@ def test_every_post_of_json(generated: Any, client: Any, service: Service) -> No
         expected = service.post(f"/{name.replace('_', '-')}", body.to_dict()).json()
         assert answer.to_dict()["images"] == expected["images"], name
         assert answer.model.name == "grey"
+    wrong = generated.call("generate").sync_detailed(client=client, body=models.GenerateRequest(n=99))
+    assert wrong.status_code == 422
+    assert (wrong.parsed.code, [error.field for error in wrong.parsed.errors]) == ("invalid_value", ["n"])
+    tensor = models.Input(name="x", shape=[1, *GREY], datatype="FP32", data=latents(7).ravel().tolist())
+    infer = generated.call("infer", "open_inference_protocol")
+    answer = infer.sync("grey", client=client, body=models.InferRequest(inputs=[tensor], id="a"))
+    assert (answer.id, answer.outputs[0].shape) == ("a", [1, *GREY])
 
 
 def test_a_form_with_files(generated: Any, client: Any) -> None:
@@ -129,36 +133,3 @@ def test_a_form_with_files(generated: Any, client: Any) -> None:
     answer = generated.call("project").sync(client=client, body=body)
     assert [image.index for image in answer.images] == [0, 1]
     assert all(image.drift is not None and len(image.trajectory) == 2 for image in answer.images)
-
-
-def test_a_binary_answer(generated: Any, client: Any) -> None:
-    """The calls themselves give JSON, the first form of the document; their client asks for any other."""
-    body = generated.models.GenerateRequest(seed=7).to_dict()
-    response = client.get_httpx_client().post("/generate", json=body, headers={"Accept": "image/png"})
-    as_json = generated.call("generate").sync(client=client, body=generated.models.GenerateRequest(seed=7))
-    assert response.content == unb64(as_json.images[0].data)
-    assert pixels(response.content).shape == GREY[1:]
-
-
-def test_an_open_inference_request(generated: Any, client: Any) -> None:
-    models, rows = generated.models, latents(7, n=2)
-    tensor = models.Input(name="x", shape=list(rows.shape), datatype="FP32", data=rows.ravel().tolist())
-    body = models.InferRequest(inputs=[tensor], parameters=models.InferParameters(steps=2), id="a")
-    answer = generated.call("infer", "open_inference_protocol").sync("grey", client=client, body=body)
-    assert (answer.id, answer.model_version, answer.outputs[0].shape) == ("a", "10", list(rows.shape))
-    assert len(answer.outputs[0].data) == rows.size
-
-
-def test_an_error_has_its_type(generated: Any, client: Any) -> None:
-    answer = generated.call("generate").sync_detailed(client=client, body=generated.models.GenerateRequest(n=99))
-    assert answer.status_code == 422
-    assert isinstance(answer.parsed, generated.models.ProblemDocument)
-    assert (answer.parsed.code, [error.field for error in answer.parsed.errors]) == ("invalid_value", ["n"])
-
-
-def test_an_awaited_call(generated: Any, service: Service) -> None:
-    async def main() -> Any:
-        async with generated.client.Client(base_url=service.url) as client:
-            return await generated.call("readyz", "service").asyncio(client=client)
-
-    assert asyncio.run(main()).to_dict()["status"] == "ready"

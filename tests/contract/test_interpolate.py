@@ -7,6 +7,7 @@ from service.api.native.schemas import InterpolateAnswer
 from service.domain.latents import FloatRow, lerp, slerp
 from tests.contract.harness import (
     COLOUR,
+    GREY,
     Service,
     array,
     b64,
@@ -17,11 +18,8 @@ from tests.contract.harness import (
     pixels,
     problem,
     quantised,
-    serving,
-    settings,
     step_params,
 )
-from tests.helpers.onnx_models import write_model
 from tests.helpers.pictures import noise, opened, save
 
 POINTS = [{"seed": 1}, {"seed": 2, "index": 3}]
@@ -45,6 +43,22 @@ def single(service: Service, seed: int, index: int = 0, **options: Any) -> str:
     return data
 
 
+@pytest.mark.parametrize("model", ["grey", "colour"])
+@pytest.mark.parametrize("method", ["slerp", "lerp"])
+def test_the_frames_lie_on_the_way_between_the_points(service: Service, method: str, model: str) -> None:
+    shape = GREY if model == "grey" else COLOUR
+    a, b = latents(1, shape=shape)[0], latents(2, 3, shape=shape)[0]
+    mix = slerp if method == "slerp" else lerp
+    expected = step_params(np.stack([mix(a, b, i / 4) for i in range(5)]), 1)
+    found = rows(service, method=method, frames=5, steps=1, model=model)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    options = {"points": POINTS, "method": method, "frames": 5, "steps": 1, "model": model}
+    animation = opened(service.post("/latent-interpolate", options, accept="image/webp").content)
+    animation.seek(3)
+    shown = np.asarray(animation.convert("L" if model == "grey" else "RGB"))
+    np.testing.assert_array_equal(shown, quantised(found)[3])
+
+
 def test_defaults(service: Service) -> None:
     response = service.post("/latent-interpolate", {"points": POINTS})
     answer = checked(response, InterpolateAnswer)
@@ -54,15 +68,8 @@ def test_defaults(service: Service) -> None:
     assert {image.steps for image in answer.images} == {STEPS}
     assert all("row" not in image and "col" not in image for image in response.json()["images"])
     assert "X-IGN-Seed" not in response.headers
-    a, b = latents(1)[0], latents(2, 3)[0]
-    expected = step_params(np.stack([slerp(a, b, i / 8) for i in range(9)]), STEPS)
-    np.testing.assert_allclose(rows(service), expected, atol=1e-5)
-
-
-def test_lerp(service: Service) -> None:
-    a, b = latents(1)[0], latents(2, 3)[0]
-    expected = step_params(np.stack([lerp(a, b, i / 4) for i in range(5)]), 1)
-    np.testing.assert_allclose(rows(service, method="lerp", frames=5, steps=1), expected, atol=1e-5)
+    explicit = {"steps": STEPS, "method": "slerp", "frames": 9, "points": [{"seed": 1, "index": 0}, POINTS[1]]}
+    assert rows(service).tobytes() == rows(service, **explicit).tobytes()
 
 
 @pytest.mark.parametrize("method", ["slerp", "lerp"])
@@ -75,16 +82,13 @@ def test_the_ends_are_the_pictures_of_their_seeds(service: Service, method: str,
 
 
 def test_frames_on_points_are_the_points(service: Service) -> None:
+    images = interpolated(service, points=[{"seed": seed} for seed in range(16)], frames=2).images
+    assert [image.data for image in images] == [single(service, 0), single(service, 15)]
+    last = interpolated(service, points=[{"seed": 2**32 - 1, "index": 2**32 - 1}, {"seed": 0}]).images[0].data
+    assert last == single(service, 2**32 - 1, 2**32 - 1)
     points = [{"seed": seed} for seed in (5, 6, 7, 8)]
     images = interpolated(service, points=points, frames=10).images
     assert [images[i].data for i in (0, 3, 6, 9)] == [single(service, seed) for seed in (5, 6, 7, 8)]
-
-
-def test_more_points_than_frames(service: Service) -> None:
-    points = [{"seed": seed} for seed in range(16)]
-    images = interpolated(service, points=points, frames=2).images
-    assert [image.t for image in images] == [0.0, 1.0]
-    assert [image.data for image in images] == [single(service, 0), single(service, 15)]
 
 
 def test_a_loop_comes_back_to_its_first_point(service: Service) -> None:
@@ -138,12 +142,6 @@ def test_an_arc_beyond_the_bound_is_the_callers_fault(service: Service) -> None:
     interpolated(service, points=points, method="lerp")
 
 
-def test_index_zero_is_the_default(service: Service) -> None:
-    assert rows(service, points=[{"seed": 1, "index": 0}, {"seed": 2}])[0].tobytes() == rows(service)[0].tobytes()
-    last = interpolated(service, points=[{"seed": 2**32 - 1, "index": 2**32 - 1}, {"seed": 0}]).images[0].data
-    assert last == single(service, 2**32 - 1, 2**32 - 1)
-
-
 @pytest.mark.parametrize("accept", ["image/png", "image/jpeg"])
 def test_raw_pictures_of_a_path_are_one_strip(service: Service, accept: str) -> None:
     response = service.post("/latent-interpolate", {"points": POINTS, "frames": 5}, accept=accept)
@@ -155,7 +153,7 @@ def test_raw_pictures_of_a_path_are_one_strip(service: Service, accept: str) -> 
     assert len(response.headers["X-IGN-Distance"].split(",")) == 5
 
 
-@pytest.mark.parametrize("accept", ["image/png", "image/webp"])
+@pytest.mark.parametrize("accept", ["image/png", "image/webp", "image/gif, image/png"])
 def test_raw_pictures_of_a_grid_are_its_sheet(service: Service, accept: str) -> None:
     body = {"points": [{"seed": s} for s in range(4)], "grid": {"rows": 2, "cols": 3}}
     response = service.post("/latent-interpolate", body, accept=accept)
@@ -163,6 +161,8 @@ def test_raw_pictures_of_a_grid_are_its_sheet(service: Service, accept: str) -> 
     cells = quantised(rows(service, **body))
     expected = np.concatenate([np.concatenate(list(cells[i : i + 3]), axis=1) for i in (0, 3)])
     np.testing.assert_array_equal(pixels(response.content, "L"), expected)
+    for animation in ("image/gif", "image/apng"):
+        problem(service.post("/latent-interpolate", body, accept=animation), 406, "not_acceptable")
 
 
 @pytest.mark.parametrize("accept", ["image/webp", "image/gif", "image/apng"])
@@ -187,37 +187,8 @@ def duration(data: bytes) -> float:
     return total
 
 
-def test_a_colour_animation_keeps_its_colours(service: Service) -> None:
-    body = {"points": POINTS, "frames": 3, "model": "colour"}
-    image = opened(service.post("/latent-interpolate", body, accept="image/webp").content)
-    image.seek(2)
-    found = rows(service, **body)
-    np.testing.assert_allclose(found[2], step_params(latents(2, 3, 1, COLOUR), STEPS)[0], atol=1e-5)
-    np.testing.assert_array_equal(np.asarray(image.convert("RGB")), quantised(found)[2])
-
-
-@pytest.mark.parametrize(("accept", "status"), [("image/gif", 406), ("image/apng", 406), ("image/gif, image/png", 200)])
-def test_a_grid_is_no_animation(service: Service, accept: str, status: int) -> None:
-    body = {"points": [{"seed": s} for s in range(4)], "grid": {"rows": 2, "cols": 2}}
-    response = service.post("/latent-interpolate", body, accept=accept)
-    assert response.status_code == status
-    if status == 406:
-        problem(response, 406, "not_acceptable")
-    else:
-        assert response.headers["Content-Type"] == "image/png"
-
-
 def test_the_longest_path_and_the_largest_grid(service: Service) -> None:
     assert len(interpolated(service, frames=256).images) == 256
     grid = {"rows": 16, "cols": 16}
     corners = [{"seed": s} for s in range(4)]
     assert len(interpolated(service, points=corners, grid=grid).images) == 256
-
-
-def test_a_strip_beyond_its_formats_limit_is_refused_before_it_is_computed(tmp_path: Any) -> None:
-    write_model(tmp_path, "wide", "1", (1, 1, 300))
-    with serving(settings(tmp_path, default_model="wide")) as service:
-        response = service.post("/latent-interpolate", {"points": POINTS, "frames": 256}, accept="image/jpeg")
-        assert "76800" in problem(response, 422, "image_too_large").detail
-        assert service.metric("ign_batches_total") == 0
-        assert service.post("/latent-interpolate", {"points": POINTS, "frames": 4}, accept="image/jpeg").is_success

@@ -1,6 +1,5 @@
 """`/v2/…/infer`: every way in and out, and everything that is refused."""
 
-import gzip
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.contract.harness import GREY, Service, gated, latents, problem, serving, settings, step_params
+from tests.contract.harness import GREY, Service, gated, held, latents, problem, serving, settings, step_params
 from tests.contract.oip import INFER, LENGTH, as_binary, as_json, encoded, infer, rows_of, tensor
 
 X = latents(3, n=3)
@@ -22,14 +21,16 @@ JSON_OUT: dict[str, Any] = {"outputs": [{"name": "y", "parameters": {"binary_dat
 # What works
 
 
+@pytest.mark.parametrize("steps", [1, 9])
 @pytest.mark.parametrize("wanted", [BINARY_OUT, JSON_OUT, {}, {"parameters": {"binary_data_output": True}}])
 @pytest.mark.parametrize("binary_in", [True, False])
-def test_json_and_binary_in_and_out(service: Service, binary_in: bool, wanted: dict[str, Any]) -> None:
-    content, length = as_binary(X, **wanted) if binary_in else (encoded(X, **wanted), None)
+def test_json_and_binary_in_and_out(service: Service, binary_in: bool, wanted: dict[str, Any], steps: int) -> None:
+    members = wanted | {"parameters": wanted.get("parameters", {}) | {"steps": steps}}
+    content, length = as_binary(X, **members) if binary_in else (encoded(X, **members), None)
     response = infer(service, content, length, headers={"Accept-Encoding": "gzip"})
     assert "Content-Encoding" not in response.headers  # float32 noise hardly compresses
     assert (LENGTH in response.headers) == (wanted not in ({}, JSON_OUT))
-    np.testing.assert_allclose(rows_of(response), Y, atol=1e-6)
+    np.testing.assert_allclose(rows_of(response), step_params(X, steps), atol=1e-6)
 
 
 def test_all_ways_give_the_same_bits(service: Service) -> None:
@@ -46,16 +47,14 @@ def test_it_is_the_f_of_everything_else(service: Service) -> None:
 
 
 def test_rows_share_batches_with_other_endpoints(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with gated(monkeypatch, settings(models)) as (service, gate), ThreadPoolExecutor(3) as pool, gate:
-        first = pool.submit(service.post, "/generate", {"seed": 1})
-        assert gate.entered.wait(30)
+    with held(monkeypatch, settings(models), {"steps": 2}) as (service, gate), ThreadPoolExecutor(2) as pool:
         others = [
             pool.submit(infer, service, encoded(X)),
             pool.submit(service.post, "/generate", {"seed": 2, "n": 2, "steps": 1}),
         ]
         service.until_metric("ign_queue_rows", 5, model="grey/10")
         gate.opened.set()
-        assert {call.result().status_code for call in (first, *others)} == {200}
+        assert {call.result().status_code for call in others} == {200}
     assert max(gate.sizes) == 6  # the one that held the gate, in its second step, and the five that waited
 
 
@@ -74,12 +73,6 @@ def test_the_answer_names_model_version_and_request(service: Service) -> None:
 def test_versions_are_different_functions(service: Service) -> None:
     second = rows_of(infer(service, encoded(X), path="/v2/models/grey/versions/2/infer"))
     np.testing.assert_allclose(second, step_params(X, 1, scale=1.5), atol=1e-6)
-
-
-@pytest.mark.parametrize("steps", [1, 2, 9])
-def test_steps(service: Service, steps: int) -> None:
-    answer = infer(service, encoded(X, parameters={"steps": steps}))
-    np.testing.assert_allclose(rows_of(answer), step_params(X, steps), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [None, "application/octet-stream", "text/plain", "nonsense"])
@@ -162,14 +155,6 @@ def test_what_cannot_be_run_is_400(service: Service, body: Any, says: str) -> No
     assert says in problem(infer(service, content), 400, "invalid_inference").detail
 
 
-NO_JSON = (b"{", b"\xff", b'{"a": NaN}', b'{"a": [-Infinity]}', b'{"a": ' + b"9" * 5000 + b"}", b"[" * 99)
-
-
-@pytest.mark.parametrize("content", NO_JSON)
-def test_what_is_no_json_is_400(service: Service, content: bytes) -> None:
-    problem(infer(service, content), 400, "malformed")
-
-
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3.4e38, -1.1e6])
 @pytest.mark.usefixtures("unharmed")
 def test_binary_that_is_not_finite_or_too_large_is_400(service: Service, value: float) -> None:
@@ -196,9 +181,7 @@ def test_lengths_that_lie_are_400(service: Service, lie: Lie, code: str, says: s
     assert says in problem(infer(service, *lie(*as_binary(X))), 400, code).detail
 
 
-@pytest.mark.parametrize(
-    "values", [[value] for value in ("0", "-1", "+5", "", "1e3", "0x10", "9" * 13)] + [["127"] * 2]
-)
+@pytest.mark.parametrize("values", [["0"], ["-1"], ["+5"], [""], ["1e3"], ["0x10"], ["9" * 13], ["127"] * 2])
 def test_a_length_that_is_no_number_or_given_twice_is_400(service: Service, values: list[str]) -> None:
     content, _ = as_binary(X)
     response = service.client.post(INFER, content=content, headers=[(LENGTH, value) for value in values])
@@ -211,12 +194,6 @@ def test_a_size_that_is_not_the_shapes_is_400(service: Service, size: int) -> No
     head = json.dumps({"inputs": [tensor(X, parameters={"binary_data_size": size})]}).encode()
     detail = problem(infer(service, head + data, len(head)), 400, "invalid_inference").detail
     assert "binary_data_size" in detail
-
-
-@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "gzip, gzip", "nonsense"])
-def test_encoded_bodies_are_415(service: Service, coding: str) -> None:
-    content = gzip.compress(encoded(X))
-    problem(infer(service, content, headers={"Content-Encoding": coding}), 415, "unsupported_media_type")
 
 
 # Deadlines
@@ -233,33 +210,15 @@ def test_long_timeouts_and_none(service: Service, timeout: int) -> None:
     assert infer(service, encoded(X, parameters={"timeout": timeout})).status_code == 200
 
 
-@pytest.mark.parametrize(
-    ("timeout_us", "header"), [(200_000, None), (200_000, "300"), (0, "0.2"), (300_000_000, "0.2")]
-)
+@pytest.mark.parametrize(("timeout_us", "header"), [(100_000, "300"), (0, "0.1"), (300_000_000, "0.1")])
 def test_the_smaller_of_header_and_parameter_holds(
-    models: Path, monkeypatch: pytest.MonkeyPatch, timeout_us: int, header: str | None
+    models: Path, monkeypatch: pytest.MonkeyPatch, timeout_us: int, header: str
 ) -> None:
     # Without either, the client would give up first.
     with gated(monkeypatch, settings(models, request_timeout_s=600.0)) as (service, gate), gate:
-        headers = {} if header is None else {"X-Request-Timeout": header}
-        response = infer(service, encoded(X, parameters={"timeout": timeout_us}), headers=headers)
+        content = encoded(X, parameters={"timeout": timeout_us})
+        response = infer(service, content, headers={"X-Request-Timeout": header})
         # Which of the two depends on how much of it was over before the rows could be submitted.
         found = response.json()["code"]
         assert found in ("deadline_exceeded", "deadline_unreachable")
         problem(response, 504, found)
-        gate.opened.set()
-
-
-def test_a_full_queue_is_429(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    changes = {"queue_rows": 4, "max_images": 4, "max_batch_rows": 1}
-    with gated(monkeypatch, settings(models, **changes)) as (service, gate):
-        one = encoded(latents(1, n=4), parameters={"timeout": 3_000_000})
-        with ThreadPoolExecutor(2) as pool, gate:
-            calls = [pool.submit(infer, service, one)]
-            assert gate.entered.wait(30)
-            service.until_metric("ign_queue_rows", 3, model="grey/10")
-            response = infer(service, one)
-            problem(response, 429, "queue_full")
-            assert int(response.headers["Retry-After"]) >= 1
-            gate.opened.set()
-            assert calls[0].result().status_code == 200

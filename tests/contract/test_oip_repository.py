@@ -20,7 +20,6 @@ import pytest
 from service.api.info.routes import ModelList
 from service.domain.latents import FloatRows
 from service.models.registry import ModelRegistry, ServedModel
-from service.models.repository import Repository
 from tests.contract.harness import (
     GREY,
     Service,
@@ -38,7 +37,7 @@ from tests.helpers.onnx_models import write_model
 
 INDEX = "/v2/repository/index"
 X = latents(1)
-RELOADS = 100  # under load; every second one is of damaged files
+RELOADS = 20  # under load; every second one is of damaged files
 
 
 @pytest.fixture
@@ -236,30 +235,6 @@ def test_nothing_leaves_where_nothing_can_take_its_place(service: Service, model
     np.testing.assert_allclose(f(service), step_params(X, 1), atol=1e-6)
 
 
-def test_a_folder_that_leads_out_is_not_followed(service: Service, models: Path, tmp_path: Path) -> None:
-    write_model(tmp_path / "outside", "away", "1")
-    (models / "away").symlink_to(tmp_path / "outside" / "away")
-    problem(load(service, "away"), 400, "load_failed")
-    assert list(index(service)) == ["colour/1", "grey/2", "grey/10"]  # what serves, though the rest cannot be listed
-
-
-def test_a_failure_nobody_foresaw_changes_nothing(
-    service: Service, models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(_: Repository, __: str) -> None:
-        raise RuntimeError(str(models))
-
-    replace(models, "grey/11", scale=0.5)
-    monkeypatch.setattr(Repository, "load", fail)
-    failure = problem(load(service, "grey"), 400, "load_failed")
-    assert "grey/11" in failure.detail
-    assert str(models) not in failure.detail
-    (record,) = service.errors
-    assert "grey/11" in record.getMessage()
-    service.errors.clear()
-    np.testing.assert_allclose(f(service), step_params(X, 1), atol=1e-6)
-
-
 # Unload
 
 
@@ -289,32 +264,25 @@ def test_nothing_is_left_of_an_unloaded_model(service: Service) -> None:
     assert (found(), scheduler()) == (None, None)
 
 
-@pytest.mark.parametrize(("name", "status"), [("grey", 400), ("nope", 404), ("grey%2F10", 404), ("colour%2F1", 404)])
-def test_neither_the_default_nor_what_does_not_serve_can_be_unloaded(service: Service, name: str, status: int) -> None:
-    assert unload(service, name).status_code == status
-    assert service.post("/generate", {}).status_code == 200
-
-
-BAD_BODIES = [
-    ("load", b"{", "malformed"),
-    ("load", b"[]", "invalid_inference"),
-    ("load", b'{"parameters": {"config": "{}"}}', "invalid_inference"),
-    ("load", b'{"parameters": {"file:1/model.onnx": "AA=="}}', "invalid_inference"),
-    ("load", b'{"force": true}', "invalid_inference"),
-    ("unload", b'{"parameters": {"unload_dependents": 1}}', "invalid_inference"),
-]
-
-
-def test_bodies_that_ask_for_something_else_are_400(service: Service) -> None:
-    for call, body, code in BAD_BODIES:
-        problem(service.client.post(f"/v2/repository/models/colour/{call}", content=body), 400, code)
-        assert index(service)["colour/1"] == ("READY", "")
+def test_neither_the_default_nor_what_does_not_serve_can_be_unloaded(service: Service) -> None:
+    for name, status in (("grey", 400), ("nope", 404), ("grey%2F10", 404), ("colour%2F1", 404)):
+        assert unload(service, name).status_code == status
+        assert service.post("/generate", {}).status_code == 200
 
 
 def test_the_index_is_asked_for_with_any_body_or_none(service: Service) -> None:
     for content in (b"", b"{}", b'{"ready": true}', b'{"ready": false}'):
         assert len(service.client.post(INDEX, content=content).json()) == 3
     problem(service.client.post(INDEX, content=b'{"ready": "yes"}'), 400, "invalid_inference")
+    for body in (
+        '{"parameters": {"config": "{}"}}',
+        '{"parameters": {"unload_dependents": 1}}',
+        '{"force": true}',
+        "[]",
+    ):
+        for call in ("load", "unload"):
+            problem(service.client.post(f"/v2/repository/models/colour/{call}", content=body), 400, "invalid_inference")
+    assert index(service)["colour/1"] == ("READY", "")
 
 
 # While requests run
@@ -388,12 +356,6 @@ def test_reloading_under_load_drops_and_mixes_nothing(service: Service, models: 
         response = client.post("/generate", json=options, headers={"Accept": "application/x-npy"})
         check(response, latents(seed, n=2), array(response.content), 3)
 
-    def in_json(client: httpx.Client, seed: int) -> None:
-        options = {"model": "grey/10", "seed": seed, "steps": 5, "format": "npy"}
-        response = client.post("/generate", json=options)
-        check(response, latents(seed), array(base64.b64decode(response.json()["images"][0]["data"]))[None], 5)
-        assert response.json()["model"]["digest"][7:19] == response.headers["X-IGN-Model"][-12:]
-
     def protocol(client: httpx.Client, seed: int) -> None:
         content, length = as_binary(latents(seed, n=3), parameters={"steps": 2, "binary_data_output": True})
         headers = {"Inference-Header-Content-Length": str(length)}
@@ -410,7 +372,7 @@ def test_reloading_under_load_drops_and_mixes_nothing(service: Service, models: 
         return service.get("/healthz").is_success and digest in seen
 
     def caller(number: int) -> None:
-        calls = (generate, in_json, protocol)
+        calls = (generate, protocol)
         count = 0
         with httpx.Client(base_url=service.url, timeout=30) as client:
             while not stop.is_set():

@@ -1,73 +1,52 @@
 """Deadlines, a full queue, callers that leave, loading and draining."""
 
 import json
-import socket
-import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from service.images.decode import EncodedImage, Picture
-from tests.contract.harness import PATIENCE_S, Service, b64, busy_codec, gated, latents, problem, serving, settings
+from service.images import EncodedImage, Picture
+from tests.contract.harness import (
+    CALLS,
+    PATIENCE_S,
+    PICTURE,
+    Service,
+    b64,
+    busy_codec,
+    gated,
+    held,
+    latents,
+    later,
+    problem,
+    serving,
+    settings,
+)
 from tests.contract.oip import INFER, as_json
+from tests.helpers.connection import Connection
 from tests.helpers.pictures import noise, save
 
-PICTURE = save(noise(8, 8, seed=1))
 LARGE_PICTURE = save(noise(200, 200, seed=1))  # decoded in the pool
 JPEG = save(noise(8, 8, seed=1), "JPEG")  # likewise
+BODY = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n"
+SMALL = {"queue_rows": 4, "max_images": 4, "max_batch_rows": 1}
 Patch = pytest.MonkeyPatch
 
 
-def later(service: Service, pool: ThreadPoolExecutor, body: dict[str, Any], **headers: str) -> Callable[[], Any]:
-    """A request on a connection of its own; call the result for its answer."""
-
-    def send() -> httpx.Response:
-        with httpx.Client(base_url=service.url, timeout=PATIENCE_S) as client:
-            return client.post("/generate", json=body, headers=headers)
-
-    return pool.submit(send).result
-
-
-def sent(service: Service, body: dict[str, Any]) -> socket.socket:
-    """A request whose answer nobody reads yet."""
-    content = json.dumps(body)
-    head = f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
-    connection = socket.create_connection(service.address)
-    connection.sendall(f"{head}\r\n\r\n{content}".encode())
-    return connection
-
-
-def received(connection: socket.socket) -> bytes:
-    """A whole problem answer."""
-    answer = b""
-    while not answer.endswith(b"}"):
-        piece = connection.recv(65536)
-        assert piece, answer
-        answer += piece
-    return answer
-
-
 def test_a_full_queue_is_429(models: Path, monkeypatch: Patch) -> None:
-    small = settings(models, queue_rows=4, max_images=4, max_batch_rows=1)
-    with gated(monkeypatch, small) as (service, gate), ThreadPoolExecutor(2) as pool:
-        with gate:
-            running = later(service, pool, {"seed": 1})
-            assert gate.entered.wait(PATIENCE_S)
-            waiting = later(service, pool, {"seed": 1, "n": 4})
-            service.until_metric("ign_queue_rows", 4.0, model="grey/10")
-            response = service.post("/generate", {})
+    with held(monkeypatch, settings(models, **SMALL)) as (service, gate), ThreadPoolExecutor(1) as pool:
+        waiting = later(service, pool, {"seed": 1, "n": 4})
+        service.until_metric("ign_queue_rows", 4.0, model="grey/10")
+        for path, body in (("/generate", {}), (INFER, as_json(latents(1), parameters={"timeout": 3_000_000}))):
+            response = service.post(path, body)
             problem(response, 429, "queue_full")
             assert 1 <= int(response.headers["Retry-After"]) <= 60
             assert "X-Should-Retry" not in response.headers
-            assert service.get("/readyz").status_code == 200
-        assert running().status_code == 200
-        assert waiting().json()["images"][0]["data"] == running().json()["images"][0]["data"]
-        assert service.metric("ign_rejected_requests_total", reason="queue_full") == 1
-        assert service.post("/generate", {}).status_code == 200
+        assert service.get("/readyz").status_code == 200
+        gate.opened.set()
+        assert waiting().status_code == 200
+        assert service.metric("ign_rejected_requests_total", reason="queue_full") == 2
 
 
 POINTS = [{"seed": 1}, {"seed": 2}]
@@ -88,16 +67,13 @@ def test_what_a_full_queue_refuses_is_not_even_decoded(models: Path, monkeypatch
         return decode_image(image)
 
     monkeypatch.setattr(EncodedImage, "decode", decode)
-    small = settings(models, queue_rows=4, max_images=4, max_batch_rows=1)
-    with gated(monkeypatch, small) as (service, gate), ThreadPoolExecutor(2) as pool:
-        with gate:
-            running = later(service, pool, {"seed": 1})
-            assert gate.entered.wait(PATIENCE_S)
-            waiting = later(service, pool, {"seed": 1, "n": 4})
-            service.until_metric("ign_queue_rows", 4.0, model="grey/10")
-            for path, body in POOLED_CALLS:
-                problem(service.post(path, body), 429, "queue_full")
-        assert running().status_code == waiting().status_code == 200
+    with held(monkeypatch, settings(models, **SMALL)) as (service, gate), ThreadPoolExecutor(1) as pool:
+        waiting = later(service, pool, {"seed": 1, "n": 4})
+        service.until_metric("ign_queue_rows", 4.0, model="grey/10")
+        for path, body in POOLED_CALLS:
+            problem(service.post(path, body), 429, "queue_full")
+        gate.opened.set()
+        assert waiting().status_code == 200
         assert decoded == []
         for path, body in POOLED_CALLS:
             assert service.post(path, body).status_code == 200
@@ -105,12 +81,11 @@ def test_what_a_full_queue_refuses_is_not_even_decoded(models: Path, monkeypatch
 
 
 def test_rows_that_are_being_made_have_their_room(models: Path) -> None:
-    small = settings(models, queue_rows=4, max_images=4)
     body = {"images": [b64(JPEG)] * 4}
-    with serving(small) as service, ThreadPoolExecutor(1) as pool:
+    with serving(settings(models, queue_rows=4, max_images=4)) as service, ThreadPoolExecutor(1) as pool:
         with busy_codec(service):
             first = pool.submit(httpx.post, f"{service.url}/project", json=body, timeout=PATIENCE_S).result
-            service.until(lambda: service.get("/healthz").is_success and service.services.codec.waiting > 0)
+            service.until_metric("ign_codec_waiting_jobs", 1)
             for path, asked in POOLED_CALLS:
                 response = service.post(path, asked, headers={"X-Request-Timeout": "5"})
                 problem(response, 429, "queue_full")
@@ -119,32 +94,25 @@ def test_rows_that_are_being_made_have_their_room(models: Path) -> None:
 
 
 def test_a_loop_takes_a_row_less_than_it_shows(models: Path, monkeypatch: Patch) -> None:
-    small = settings(models, queue_rows=4, max_images=4, max_batch_rows=1)
     walk = {"points": POINTS, "frames": 5}
-    with gated(monkeypatch, small) as (service, gate), ThreadPoolExecutor(1) as pool:
-        with gate:
-            running = later(service, pool, {"seed": 1})
-            assert gate.entered.wait(PATIENCE_S)
-            problem(service.post("/latent-interpolate", walk), 429, "queue_full")
-            assert service.metric("ign_queue_rows") == 0
-        assert running().status_code == 200
+    with held(monkeypatch, settings(models, **SMALL)) as (service, gate):
+        problem(service.post("/latent-interpolate", walk), 429, "queue_full")
+        assert service.metric("ign_queue_rows") == 0
+        gate.opened.set()
         assert service.post("/latent-interpolate", walk | {"loop": True}).status_code == 200
 
 
 def test_a_missed_deadline_is_504_and_its_rows_never_run(models: Path, monkeypatch: Patch) -> None:
-    with gated(monkeypatch, settings(models, max_batch_rows=1)) as (service, gate), ThreadPoolExecutor(1) as pool:
-        with gate:
-            running = later(service, pool, {"steps": 1})
-            assert gate.entered.wait(PATIENCE_S)
-            response = service.post("/generate", {"n": 8}, headers={"X-Request-Timeout": "0.5"})
-            problem(response, 504, "deadline_exceeded")
-        assert running().status_code == 200
+    with held(monkeypatch, settings(models, max_batch_rows=1)) as (service, gate):
+        response = service.post("/generate", {"n": 8}, headers={"X-Request-Timeout": "0.1"})
+        problem(response, 504, "deadline_exceeded")
+        gate.opened.set()
         assert service.post("/generate", {"steps": 1}).status_code == 200
         assert len(gate.sizes) == 2
 
 
 def test_the_operators_timeout_is_default_and_maximum(models: Path, monkeypatch: Patch) -> None:
-    with gated(monkeypatch, settings(models, request_timeout_s=0.5)) as (service, gate), gate:
+    with gated(monkeypatch, settings(models, request_timeout_s=0.1)) as (service, gate), gate:
         for headers in ({}, {"X-Request-Timeout": "100"}):
             problem(service.post("/generate", {}, headers=headers), 504, "deadline_exceeded")
 
@@ -154,14 +122,14 @@ def test_a_deadline_in_doubt_is_429(models: Path, monkeypatch: Patch) -> None:
     seconds = {"X-Request-Timeout": "20"}
     patient = settings(models, max_batch_rows=1, request_timeout_s=3600.0)
     with gated(monkeypatch, patient) as (service, gate), ThreadPoolExecutor(1) as pool:
-        gate.pass_s = 0.01
+        gate.pass_s = 0.02
         assert service.post("/generate", {"steps": 10}).status_code == 200  # it learns what a pass costs
-        running = later(service, pool, {"n": 64, "steps": 100})
+        running = later(service, pool, {"n": 64, "steps": 50})
         service.until(lambda: service.metric("ign_queue_rows") > 0)
-        response = service.post("/generate", {"steps": 100}, headers=seconds)  # alone: 1 s
-        problem(response, 429, "would_miss_deadline")  # behind 64 × 100 passes: 64 s
+        response = service.post("/generate", {"steps": 50}, headers=seconds)  # alone: 1 s
+        problem(response, 429, "would_miss_deadline")  # behind 64 × 50 passes: 64 s
         assert int(response.headers["Retry-After"]) >= 1
-        response = service.post("/generate", {"n": 64, "steps": 100}, headers=seconds)  # alone: 64 s
+        response = service.post("/generate", {"n": 64, "steps": 50}, headers=seconds)  # alone: 64 s
         problem(response, 504, "deadline_unreachable")
         assert response.headers["X-Should-Retry"] == "false"
         assert "Retry-After" not in response.headers
@@ -169,31 +137,25 @@ def test_a_deadline_in_doubt_is_429(models: Path, monkeypatch: Patch) -> None:
         assert running().status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/generate", "/project", "/latent-interpolate"])
+@pytest.mark.parametrize("path", CALLS)
 def test_a_deadline_no_answer_can_meet_is_unreachable(service: Service, path: str) -> None:
-    body = {"/project": {"images": [b64(PICTURE)]}, "/latent-interpolate": {"points": [{"seed": 1}, {"seed": 2}]}}
-    response = service.post(path, body.get(path, {}), headers={"X-Request-Timeout": "0.000001"})
+    response = service.post(path, CALLS[path], headers={"X-Request-Timeout": "0.000001"})
     found = problem(response, 504, response.json()["code"])
     assert found.code in ("deadline_unreachable", "deadline_exceeded")
 
 
 def test_a_deadline_covers_the_body(service: Service) -> None:
-    head = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n"
-    with socket.create_connection(service.address) as connection:
-        connection.sendall(head + b"X-Request-Timeout: 0.1\r\n\r\n{")
-        answer = received(connection)
-    assert answer.startswith(b"HTTP/1.1 504 ")
-    assert b'"code": "deadline_exceeded"' in answer
+    with Connection(service.address).send(BODY + b"X-Request-Timeout: 0.1\r\n\r\n{") as connection:
+        status, _, body = connection.answer()
+    assert (status, json.loads(body)["code"]) == (504, "deadline_exceeded")
 
 
 def test_a_slow_body_is_408(models: Path) -> None:
-    head = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{"
     with serving(settings(models, body_timeout_s=0.1)) as service:
-        with socket.create_connection(service.address) as connection:
-            connection.sendall(head)
-            answer = received(connection)
-        assert answer.startswith(b"HTTP/1.1 408 ")
-        assert b'"code": "body_too_slow"' in answer
+        with Connection(service.address).send(BODY + b"\r\n{") as connection:
+            status, headers, body = connection.answer()
+            assert connection.is_over()
+        assert (status, json.loads(body)["code"], headers["connection"]) == (408, "body_too_slow", "close")
 
 
 def test_a_deadline_covers_the_codec_pool(models: Path) -> None:
@@ -211,55 +173,33 @@ def test_a_deadline_covers_the_codec_pool(models: Path) -> None:
 
 
 def test_rows_of_a_client_that_left_never_run(models: Path, monkeypatch: Patch) -> None:
-    with gated(monkeypatch, settings(models, max_batch_rows=1)) as (service, gate), ThreadPoolExecutor(1) as pool:
-        with gate:
-            running = later(service, pool, {"steps": 1})
-            assert gate.entered.wait(PATIENCE_S)
-            connection = sent(service, {"n": 7, "steps": 1})
+    with held(monkeypatch, settings(models, max_batch_rows=1)) as (service, gate):
+        with Connection(service.address).send(BODY.replace(b": 2", b": 17") + b'\r\n{"n":7,"steps":1}'):
             service.until_metric("ign_queue_rows", 7.0)
-            connection.close()
-            service.until_metric("ign_cancelled_rows_total", 7.0, model="grey/10")
-            service.until_metric("ign_requests_total", 1.0, endpoint="/generate", status="4xx")  # 499
-        assert running().status_code == 200
+        service.until_metric("ign_cancelled_rows_total", 7.0, model="grey/10")
+        service.until_metric("ign_requests_total", 1.0, endpoint="/generate", status="4xx")  # 499
+        gate.opened.set()
         assert service.post("/generate", {"steps": 1}).status_code == 200
         assert gate.sizes == [1, 1]
 
 
 def test_a_client_that_left_while_its_picture_waits_to_be_decoded(models: Path) -> None:
+    head = b"POST /project HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n"
     with serving(settings(models)) as service:
         with busy_codec(service):
-            head = b"POST /project HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n"
-            with socket.create_connection(service.address) as connection:
-                connection.sendall(head % len(LARGE_PICTURE) + LARGE_PICTURE)
-                service.until(lambda: service.get("/healthz").is_success and service.services.in_flight.count == 1)
-            service.until(lambda: service.get("/healthz").is_success and service.services.in_flight.count == 0)
+            with Connection(service.address).send(head % len(LARGE_PICTURE) + LARGE_PICTURE):
+                service.until_in_flight(1)
+            service.until_in_flight(0)
         assert service.post("/project", {"images": [b64(PICTURE)]}).status_code == 200
         assert service.metric("ign_batches_total") == 1
 
 
-def test_a_client_that_leaves_in_the_middle_of_its_body(models: Path) -> None:
-    head = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n{"
-    with serving(settings(models)) as service:
-        with socket.create_connection(service.address) as connection:
-            connection.sendall(head)
-            service.until(lambda: service.get("/healthz").is_success and service.services.in_flight.count == 1)
-        service.until_metric("ign_requests_total", 1.0, endpoint="/generate", status="4xx")
-        assert service.services.in_flight.count == 0
-
-
 def test_too_many_requests_in_flight_are_503(models: Path, monkeypatch: Patch) -> None:
-    with (
-        gated(monkeypatch, settings(models, max_inflight_requests=1)) as (service, gate),
-        ThreadPoolExecutor(1) as pool,
-    ):
-        with gate:
-            running = later(service, pool, {})
-            assert gate.entered.wait(PATIENCE_S)
-            response = service.post("/generate", {})
-            problem(response, 503, "too_many_connections")
-            assert int(response.headers["Retry-After"]) >= 1
-            assert service.get("/healthz").status_code == 200
-        assert running().status_code == 200
+    with held(monkeypatch, settings(models, max_inflight_requests=1)) as (service, _):
+        response = service.post("/generate", {})
+        problem(response, 503, "too_many_connections")
+        assert int(response.headers["Retry-After"]) >= 1
+        assert service.get("/healthz").status_code == 200
 
 
 def test_while_loading_it_answers_503(models: Path, monkeypatch: Patch) -> None:
@@ -267,14 +207,11 @@ def test_while_loading_it_answers_503(models: Path, monkeypatch: Patch) -> None:
         assert service.get("/healthz").status_code == 200
         assert service.metric("ign_ready") == 0
         assert service.get("/docs").status_code == 200
-        for response in (
-            service.get("/readyz"),
-            service.get("/models"),
-            service.get("/models/grey"),
-            service.post("/generate", {}),
-            service.post("/project", {}),
-            service.post("/latent-interpolate", {"points": "nonsense"}),
-        ):
+        paths = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
+        assert [service.client.head(path).status_code for path in paths] == [200, 503, 200, 503]
+        asked = ("/readyz", "/models", "/models/grey", "/v2/health/ready", "/v2/models/grey/ready", "/v2/models/stats")
+        gets = [service.get(path) for path in asked]
+        for response in (*gets, *(service.post(path, {}) for path in (*CALLS, INFER, "/v2/repository/index"))):
             assert "loaded" in problem(response, 503, "not_ready").detail
             assert int(response.headers["Retry-After"]) >= 1
         gate.opened.set()
@@ -284,24 +221,23 @@ def test_while_loading_it_answers_503(models: Path, monkeypatch: Patch) -> None:
 
 
 def test_while_draining_new_requests_are_503_and_old_ones_finish(models: Path, monkeypatch: Patch) -> None:
-    with gated(monkeypatch, settings(models)) as (service, gate), ThreadPoolExecutor(1) as pool:
-        with gate:
-            running = later(service, pool, {})
-            assert gate.entered.wait(PATIENCE_S)
-            service.services.in_flight.draining = True
-            for response in (service.post("/generate", {}), service.get("/readyz"), service.get("/models")):
-                problem(response, 503, "draining")
-                assert int(response.headers["Retry-After"]) >= 1
-            assert service.get("/healthz").status_code == 200
-            assert service.metric("ign_ready") == 0
-        assert running().status_code == 200
+    with held(monkeypatch, settings(models)) as (service, _):
+        service.services.in_flight.draining = True
+        for response in (service.post("/generate", {}), service.get("/readyz"), service.get("/models")):
+            problem(response, 503, "draining")
+            assert int(response.headers["Retry-After"]) >= 1
+        assert service.get("/healthz").status_code == 200
+        assert service.metric("ign_ready") == 0
 
 
 def test_only_requests_for_a_model_without_worker_are_refused(models: Path, monkeypatch: Patch) -> None:
     with serving(settings(models)) as service:
         scheduler = service.services.registry.models["grey/10"].scheduler
         monkeypatch.setattr(type(scheduler), "healthy", property(lambda self: self is not scheduler))
-        assert "grey/10" in problem(service.get("/readyz"), 503, "not_ready").detail
+        for path in ("/readyz", "/v2/health/ready"):
+            assert "grey/10 is being replaced" in problem(service.get(path), 503, "not_ready").detail
+        problem(service.get("/v2/models/grey/versions/10/ready"), 503, "not_ready")
+        assert service.get("/v2/models/grey/versions/2/ready").status_code == 200
         problem(service.post("/generate", {}), 503, "not_ready")
         problem(service.post("/generate", {"model": "grey/10"}), 503, "not_ready")
         for other in ("grey/2", "colour"):
@@ -315,20 +251,14 @@ def test_only_requests_for_a_model_without_worker_are_refused(models: Path, monk
 
 def test_a_model_that_fails_is_500_and_stays_up(models: Path, monkeypatch: Patch) -> None:
     with gated(monkeypatch, settings(models)) as (service, gate):
-        failing = gate.opened
-        monkeypatch.setattr(gate, "opened", _Broken())
+        gate.fails = True
         response = service.post("/generate", {"n": 2})
         found = problem(response, 500, "model_failure")
         assert "secret" not in response.text
         assert found.request_id in service.errors[0].getMessage()
         service.errors.clear()
-        monkeypatch.setattr(gate, "opened", failing)
+        gate.fails = False
         assert service.post("/generate", {"n": 2}).status_code == 200
-
-
-class _Broken(threading.Event):
-    def wait(self, timeout: float | None = None) -> bool:
-        raise RuntimeError("secret")
 
 
 def test_the_operators_limits(models: Path) -> None:
@@ -355,6 +285,7 @@ def test_bodies_beyond_the_limit_are_413(models: Path) -> None:
         problem(service.client.post("/generate", content=long, headers=headers), 413, "too_large")
         pieces = (long[i : i + 500] for i in range(0, len(long), 500))  # without a Content-Length
         problem(service.client.post("/generate", content=pieces, headers=headers), 413, "too_large")
+        problem(service.client.post(INFER, content=long), 413, "too_large")
         file = {"image": ("x.png", b"\0" * 4000)}
         problem(service.client.post("/project", files=file), 413, "too_large")
         headers = {"Content-Type": "image/png"}

@@ -1,7 +1,5 @@
 """`/openapi.json` held to its word by schemathesis, with all its checks: by examples, boundaries, fuzzing and links."""
 
-import hashlib
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,20 +11,14 @@ import schemathesis
 from schemathesis.checks import CHECKS, load_all_checks
 from schemathesis.engine import events, from_schema
 from schemathesis.schemas import BaseSchema
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse
-from starlette.routing import Route
 
 from tests.contract.fuzzing import MAX_IMAGES, MAX_STEPS, mended
-from tests.contract.harness import Service, serving, settings
+from tests.contract.harness import Service, bearer, serving, settings, write_keys
 
 pytestmark = pytest.mark.slow
 
 EXAMPLES = 60  # of each operation in the fuzzing phase, valid or not
 MORE = {"/project": 250, "/score": 120}  # where a body can have any of five forms
-KEY = "key-of-the-fuzzer"
-METHODS = {"GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "QUERY"}
 PHASES = {"examples", "coverage", "fuzzing", "stateful"}
 
 
@@ -84,9 +76,7 @@ def config(examples: int, **more: Any) -> schemathesis.Config:
 @pytest.fixture(scope="module")
 def fuzzed(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service of its own, since models are unloaded, with keys, and with limits that keep every request small."""
-    keys = tmp_path_factory.mktemp("keys") / "keys.json"
-    digest = hashlib.sha256(KEY.encode()).hexdigest()
-    keys.write_text(json.dumps([{"name": "fuzzer", "sha256": digest, "scopes": ["infer", "admin"]}]))
+    keys = write_keys(tmp_path_factory.mktemp("keys"), {"fuzzer": "infer admin"})
     limits = {"max_images": MAX_IMAGES, "max_steps": MAX_STEPS}
     with serving(settings(models, api_keys_file=keys, **limits)) as service:
         yield service
@@ -101,7 +91,7 @@ def document(fuzzed: Service) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def outcome(fuzzed: Service) -> Outcome:
     more = [{"include-path": path, "generation": {"max-examples": count}} for path, count in MORE.items()]
-    settled = config(EXAMPLES, headers={"Authorization": f"Bearer {KEY}"}, operations=more)
+    settled = config(EXAMPLES, headers=bearer("fuzzer"), operations=more)
     with mended():
         return run(schemathesis.openapi.from_url(f"{fuzzed.url}/openapi.json", config=settled))
 
@@ -125,61 +115,3 @@ def test_every_form_of_every_operation_was_also_answered_with_200(outcome: Outco
             given |= {(path, kind) for kind in operation["responses"]["200"].get("content", {"": None})}
     assert asked == {(path, kind) for path, kind, _ in outcome.answered}
     assert given == {(path, kind) for path, _, kind in outcome.answered}
-
-
-THING = {"type": "object", "properties": {"size": {"type": "integer"}}, "required": ["size"]}
-BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": THING}}}}
-NEEDED = {"name": "X-Needed", "in": "header", "required": True, "schema": {"type": "string"}}
-GIVEN = {"X-Given": {"required": True, "schema": {"type": "integer"}}}
-# By check: an operation and the status it answers with, which is not what the document says.
-BROKEN: dict[str, tuple[str, dict[str, Any], int]] = {
-    "status_code_conformance": ("GET", {}, 418),
-    "not_a_server_error": ("GET", {"responses": {"500": {"description": "as usual"}}}, 500),
-    "content_type_conformance": ("GET", {"responses": {"200": {"content": {"text/csv": {}}}}}, 200),
-    "response_schema_conformance": (
-        "GET",
-        {"responses": {"200": {"content": {"application/json": {"schema": THING}}}}},
-        200,
-    ),
-    "response_headers_conformance": ("GET", {"responses": {"200": {"headers": GIVEN}}}, 200),
-    "positive_data_acceptance": ("POST", {**BODY, "responses": {"422": {"description": "no"}}}, 422),
-    "negative_data_rejection": ("POST", BODY, 200),
-    "missing_required_header": ("GET", {"parameters": [NEEDED]}, 200),
-    "ignored_auth": ("GET", {"security": [{"key": []}]}, 200),
-    "unsupported_method": ("GET", {}, 200),
-}
-
-
-def broken(described: dict[str, Any], method: str, status: int, *, more_methods: bool) -> Starlette:
-    """An application with one operation, which takes anything and answers always the same."""
-    document = {
-        "openapi": "3.1.0",
-        "info": {"title": "broken", "version": "1"},
-        "paths": {"/thing": {method.lower(): {"responses": {"200": {"description": "fine"}}, **described}}},
-        "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
-    }
-
-    async def contract(_: Request) -> JSONResponse:
-        return JSONResponse(document)
-
-    async def thing(_: Request) -> JSONResponse:
-        return JSONResponse({}, status_code=status)
-
-    methods = list(METHODS) if more_methods else [method]
-    return Starlette(routes=[Route("/openapi.json", contract), Route("/thing", thing, methods=methods)])
-
-
-@pytest.mark.parametrize("check", BROKEN)
-def test_an_application_that_breaks_its_word_is_caught(check: str) -> None:
-    method, described, status = BROKEN[check]
-    app = broken(described, method, status, more_methods=check == "unsupported_method")
-    phases = {"fuzzing": {"enabled": False}, "stateful": {"enabled": False}}
-    schema = schemathesis.openapi.from_asgi("/openapi.json", app, config=config(1, phases=phases))
-    assert check in run(schema).failures
-
-
-def test_an_application_that_keeps_its_word_is_not() -> None:
-    schema = schemathesis.openapi.from_asgi(
-        "/openapi.json", broken({}, "GET", 200, more_methods=False), config=config(5)
-    )
-    assert not run(schema).failures

@@ -1,12 +1,12 @@
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 
 from service.api.native.schemas import ScoreAnswer
-from tests.contract.harness import Service, b64, checked, pixels, problem, serving, settings, step_params
+from tests.contract.harness import FILE, Service, b64, checked, pixels, problem, serving, settings, step_params
+from tests.contract.test_bad_input import SCORE_HAS_NO
 from tests.helpers.onnx_models import write_model
 from tests.helpers.pictures import noise, save
 
@@ -37,14 +37,6 @@ def test_scores_in_the_order_the_pictures_came(service: Service) -> None:
         assert image.in_distribution
 
 
-def test_the_three_forms_of_input_agree(service: Service) -> None:
-    by_json = scored(service, PICTURE).images
-    by_form: httpx.Response = service.client.post("/score", files={"image": ("x.png", PICTURE, "image/png")})
-    raw = service.client.post("/score", content=PICTURE, headers={"Content-Type": "image/png"})
-    assert checked(by_form, ScoreAnswer).images == by_json
-    assert checked(raw, ScoreAnswer).images == by_json
-
-
 @pytest.mark.parametrize("options", [{}, {"invert": False}, {"resize": "stretch"}, {"resize": "crop"}])
 def test_pictures_are_prepared_as_for_projection(options: dict[str, Any], service: Service) -> None:
     [score] = scored(service, WIDE, **options).images
@@ -53,12 +45,9 @@ def test_pictures_are_prepared_as_for_projection(options: dict[str, Any], servic
     assert (score.distance, score.drift) == (projected["distance"], projected["drift"])
     query = {name: str(value).lower() for name, value in options.items()}
     raw = service.client.post("/score", content=WIDE, headers={"Content-Type": "image/png"}, params=query)
-    assert checked(raw, ScoreAnswer).images == [score]
-
-
-def test_preparing_makes_a_difference(service: Service) -> None:
-    ways: list[dict[str, Any]] = [{}, {"resize": "stretch"}, {"resize": "crop"}]
-    assert len({scored(service, WIDE, **options).images[0].distance for options in ways}) == 3
+    form = service.client.post("/score", files={"image": ("x.png", WIDE, "image/png")}, data=query)
+    assert checked(raw, ScoreAnswer).images == checked(form, ScoreAnswer).images == [score]
+    assert (scored(service, WIDE).images == [score]) == ("resize" not in options)
 
 
 def test_what_lies_beyond_the_held_out_pictures(tmp_path: Path) -> None:
@@ -77,34 +66,12 @@ def test_there_are_no_pictures_in_the_answer(accept: str, service: Service) -> N
     problem(service.post("/score", {"images": [b64(PICTURE)]}, accept=accept), 406, "not_acceptable")
 
 
-@pytest.mark.parametrize("name", ["steps", "tolerance", "record", "score", "format", "strength", "mask", "masks"])
+@pytest.mark.parametrize("name", SCORE_HAS_NO)
 def test_options_of_projection_are_unknown(name: str, service: Service) -> None:
-    problem(service.post("/score", {"images": [b64(PICTURE)], name: 1}), 422, "invalid_value", name)
-    files = {"image": ("x.png", PICTURE, "image/png")}
-    problem(service.client.post("/score", files=files, data={name: "1"}), 422, "invalid_value", name)
+    problem(service.client.post("/score", files=FILE, data={name: "1"}), 422, "invalid_value", name)
     kind = {"Content-Type": "image/png"}
     problem(service.client.post(f"/score?{name}=1", content=PICTURE, headers=kind), 422, "invalid_value", name)
-
-
-def test_a_mask_file_is_unknown(service: Service) -> None:
-    files = {"image": ("x.png", PICTURE, "image/png"), "mask": ("m.png", PICTURE, "image/png")}
-    problem(service.client.post("/score", files=files), 422, "invalid_value", "mask")
-
-
-@pytest.mark.parametrize(
-    ("body", "field"),
-    [
-        ({}, "images"),
-        ({"images": []}, "images"),
-        ({"images": [b64(PICTURE), b64(b"no picture")]}, "images.1"),
-        ({"images": [b64(PICTURE)], "resize": "tile"}, "resize"),
-        ({"images": [b64(PICTURE)], "invert": "yes"}, "invert"),
-    ],
-)
-def test_bad_fields_are_named(body: object, field: str, service: Service) -> None:
-    response = service.post("/score", body)
-    assert response.status_code == 422
-    assert field in response.json()["detail"]
+    problem(service.client.post("/score", files=FILE | {"mask": FILE["image"]}), 422, "invalid_value", "mask")
 
 
 def test_pictures_are_in_distribution_up_to_the_99th_percentile(service: Service, tmp_path: Path) -> None:

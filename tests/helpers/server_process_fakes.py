@@ -33,24 +33,24 @@ def refuses(settings: Settings, messages: Connection) -> None:
 
 
 def refuses_later(settings: Settings, messages: Connection) -> None:
-    """Serve, if it is one of the first three; else refuse to start."""
-    if len(list(settings.model_dir.iterdir())) >= 3:
+    """Serve, if it is one of the first two; else refuse to start."""
+    if len(list(settings.model_dir.iterdir())) >= 2:
         refuses(settings, messages)
     else:
         serves(settings, messages)
 
 
 def drains_or_refuses(settings: Settings, messages: Connection) -> None:
-    """Like `refuses_later`, but two refuse at the same time, and those that serve end a second after SIGTERM.
+    """Like `refuses_later`, but with three that serve and two that refuse at the same time.
 
-    They write the signals that they get until then.
+    Those that serve end some time after SIGTERM, and write the signals that they get until then.
     """
 
     def stop(number: int, _: object) -> None:
         with (settings.model_dir / "drained").open("a") as file:
             file.write(f"{signal.Signals(number).name}\n")
         if number == signal.SIGTERM:
-            threading.Timer(1.0, os._exit, [0]).start()
+            threading.Timer(0.5, os._exit, [0]).start()
 
     if len([file for file in settings.model_dir.iterdir() if file.name.isdigit()]) >= 3:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # each refuses, although the other one did

@@ -37,14 +37,6 @@ def test_documented_defaults_are_the_defaults() -> None:
     assert load_settings(literal) == Settings()
 
 
-def test_settings_without_a_literal_default() -> None:
-    settings = load_settings({})
-    assert settings.model_dir == ROOT / "models"
-    assert settings.api_keys_file is None
-    assert settings.trusted_proxies == ()
-    assert settings.cors_origins == ()
-
-
 @pytest.mark.parametrize(
     ("name", "text", "value"),
     [
@@ -75,6 +67,7 @@ def test_settings_without_a_literal_default() -> None:
         ("cors_origins", "*", ("*",)),
         ("cors_origins", "https://a.example,http://[::1]:3000", ("https://a.example", "http://[::1]:3000")),
         ("log_format", "json", "json"),
+        ("private_endpoints", "", ()),
     ],
 )
 def test_values(name: str, text: str, value: object) -> None:
@@ -108,16 +101,14 @@ def test_values(name: str, text: str, value: object) -> None:
         ("CORS_ORIGINS", "https://a.example/path"),
         ("CORS_ORIGINS", "a.example"),
         ("LOG_FORMAT", "xml"),
+        ("PORT", "9" * 200),
     ],
 )
 def test_bad_value_names_variable_value_and_what_is_expected(name: str, text: str) -> None:
     line = refusal(**{f"IGN_{name}": text})
-    assert line.startswith(f"IGN_{name}={text!r} ")
+    assert line.startswith(f"IGN_{name}={text[:50]!r}"[:50])
+    assert len(line) < 300
     assert str(summary_of(name.lower())) in line
-
-
-def test_long_values_are_cut() -> None:
-    assert len(refusal(IGN_PORT="9" * 10_000)) < 300
 
 
 def test_unknown_name_is_ignored_with_a_warning_that_names_the_nearest() -> None:
@@ -131,12 +122,9 @@ def test_unknown_name_is_ignored_with_a_warning_that_names_the_nearest() -> None
 
 def test_names_of_the_client_and_of_others_are_ignored() -> None:
     environ = {"IGN_BASE_URL": "x", "IGN_API_KEY": "x", "PORT": "x", "ign_port": "x", "PATH": "/bin"}
+    environ |= dict.fromkeys((f"IGN_{name.upper()}" for name in FIELDS), "")  # which count as unset
     assert load_settings(environ) == Settings()
     assert name_warnings(environ) == []
-
-
-def test_empty_value_counts_as_unset() -> None:
-    assert load_settings(dict.fromkeys((f"IGN_{name.upper()}" for name in FIELDS), "")) == Settings()
 
 
 @pytest.mark.parametrize(
@@ -144,7 +132,7 @@ def test_empty_value_counts_as_unset() -> None:
     [
         ({"IGN_QUEUE_ROWS": "63"}, ("IGN_QUEUE_ROWS=63", "IGN_MAX_IMAGES=64")),
         ({"IGN_DRAIN_DELAY_S": "16"}, ("IGN_DRAIN_DELAY_S=16", "IGN_DRAIN_S=15")),
-        ({"IGN_PRIVATE_ENDPOINTS": "docs,page"}, ("IGN_PRIVATE_ENDPOINTS=docs,page", "needs IGN_API_KEYS_FILE")),
+        ({"IGN_PRIVATE_ENDPOINTS": "docs, page"}, ("IGN_PRIVATE_ENDPOINTS=docs,page", "needs IGN_API_KEYS_FILE")),
         ({"IGN_WORKERS": "2"}, ("IGN_WORKERS=2", "needs IGN_DEVICE=cpu")),
         ({"IGN_GPU_COUNT": "2"}, ("IGN_GPU_COUNT=2", "needs IGN_DEVICE=cuda")),
         ({"IGN_CPU_INSTANCES": "2", "IGN_DEVICE": "cuda"}, ("IGN_CPU_INSTANCES=2", "IGN_GPU_COUNT")),
@@ -156,16 +144,6 @@ def test_what_cannot_work_is_refused(environ: dict[str, str], names: tuple[str, 
     assert all(name in line for name in names)
 
 
-def test_combinations_are_checked_for_constructed_settings_too() -> None:
-    with pytest.raises(StartupError, match="IGN_QUEUE_ROWS"):
-        Settings(queue_rows=1)
-
-
-def test_private_endpoints() -> None:
-    settings = load_settings({"IGN_API_KEYS_FILE": "/run/keys", "IGN_PRIVATE_ENDPOINTS": "health,metrics, docs,page"})
-    assert settings.private_endpoints == ("health", "metrics", "docs", "page")
-
-
 def test_settings_are_frozen_and_copied_with_changes() -> None:
     settings: Any = Settings()
     with pytest.raises(ValidationError):
@@ -175,13 +153,6 @@ def test_settings_are_frozen_and_copied_with_changes() -> None:
     assert changed.replace(port=8000, rate_limit=None) == settings
     with pytest.raises(StartupError):
         settings.replace(queue_rows=1)
-
-
-def test_the_process_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in FIELDS:
-        monkeypatch.delenv(f"IGN_{name.upper()}", raising=False)
-    monkeypatch.setenv("IGN_PORT", "81")
-    assert from_environment() == Settings(port=81)
 
 
 @pytest.mark.parametrize(

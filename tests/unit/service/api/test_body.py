@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
-from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
 from service.api.multipart import parse_multipart
@@ -19,7 +18,6 @@ from service.domain.errors import (
     InvalidContent,
     MalformedRequest,
     TooLarge,
-    UnsupportedMedia,
 )
 
 DISCONNECT: Message = {"type": "http.disconnect"}
@@ -53,9 +51,11 @@ def test_body_up_to_the_cap_is_whole(parts: list[bytes]) -> None:
     assert read(pieces(*parts), content_length=str(len(b"".join(parts)))) == b"".join(parts)
 
 
-def test_body_over_the_cap_is_counted_as_received() -> None:
+def test_a_body_over_the_cap_is_counted_as_received_and_not_read_further() -> None:
+    messages = iter(pieces(b"1234", b"56789", b"more"))  # no Content-Length, as with chunked bodies
     with pytest.raises(TooLarge, match="8"):
-        read(pieces(b"1234", b"56789"))  # no Content-Length, as with chunked bodies
+        read(messages)
+    assert len(list(messages)) == 1
     with pytest.raises(TooLarge):
         read(pieces(b"1234", b"56789"), content_length="4")
 
@@ -66,28 +66,10 @@ def test_announced_length_over_the_cap_is_refused_unread(length: str) -> None:
         read([], content_length=length)
 
 
-def test_over_the_cap_stops_reading() -> None:
-    messages = iter(pieces(b"123456789", b"more"))
-    with pytest.raises(TooLarge):
-        read(messages)
-    assert len(list(messages)) == 1
-
-
 @pytest.mark.parametrize("seconds", [0.01, -1.0])
 def test_slow_body(seconds: float) -> None:
     with pytest.raises(BodyTooSlow):
         read(pieces(b"12", b"34")[:1], seconds=seconds)
-
-
-def test_client_leaves_while_sending() -> None:
-    with pytest.raises(ClientDisconnect):
-        read([*pieces(b"12", b"34")[:1], DISCONNECT])
-
-
-def test_content_encoding_is_refused_unless_wanted() -> None:
-    with pytest.raises(UnsupportedMedia, match="Content-Encoding"):
-        read(pieces(b"12"), content_encoding="gzip")
-    assert read(pieces(b"12"), content_encoding="Identity") == b"12"
 
 
 @pytest.mark.parametrize(
@@ -136,19 +118,10 @@ def test_json_refuses_in_our_own_words_only(body: bytes) -> None:
     "body",
     [
         b"",
-        b"{",
-        b'{"a": 1,}',
-        b"{'a': 1}",
-        b'{"a": 1} x',
-        b'{"a": NaN}',
-        b'{"a": [Infinity]}',
-        b'{"a": -Infinity}',
-        b'{"a": "\xff"}',
         b"\xef\xbb\xbf{}",
         '{"a": 1}'.encode("utf-16"),
         b'{"a": ' + b"9" * 5000 + b",}",
         b'{"a": ' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}",
-        b'{"a": ' + b"[" * 100_000,
         b'{"a": ' * 100_000,
         b'{"a": [1, ' + b"9" * 5000 + b"]}",
         rb'{"a": ["\ud800"]}',
@@ -158,26 +131,6 @@ def test_json_refuses_in_our_own_words_only(body: bytes) -> None:
 def test_json_malformed(body: bytes) -> None:
     with pytest.raises(MalformedRequest, match="body"):
         parse_json(body)
-
-
-@pytest.mark.parametrize(
-    ("body", "field"),
-    [
-        (b"[]", "body"),
-        (b"null", "body"),
-        (b'"text"', "body"),
-        (b'{"a": 1e400}', "a"),
-        (b'{"a": [0, {"b": -1e999}]}', "a.1.b"),
-    ],
-)
-def test_json_names_the_unusable_field(body: bytes, field: str) -> None:
-    with pytest.raises(InvalidContent) as caught:
-        parse_json(body)
-    assert [name for name, _ in caught.value.fields] == [field]
-
-
-def test_json_takes_the_last_value_of_a_key() -> None:
-    assert parse_json(b'{"a": 1, "b": 2, "a": 3}') == {"a": 3, "b": 2}
 
 
 def test_json_accepts_the_deepest_nesting_and_long_integers() -> None:
@@ -224,54 +177,10 @@ def test_a_multipart_file_needs_no_name_when_its_type_says_that_it_is_a_picture(
     assert files == {"image": [b"\xff\xd8", b"\x89PNG"]}
 
 
-def test_multipart_empty_form_and_untouched_file_input() -> None:
-    assert form() == ({}, {})
-    assert form(part('form-data; name="mask"; filename=""', b"")) == ({}, {})
-
-
-@pytest.mark.parametrize("bad", ["multipart/form-data", "multipart/form-data; boundary=", "multipart/form-data; x"])
-def test_multipart_without_boundary(bad: str) -> None:
-    with pytest.raises(MalformedRequest, match="boundary"):
-        parse_multipart(bad, b"", max_files=1, max_fields=1)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        part("form-data", b"x"),
-        part('form-data; name=""', b"x"),
-        part('attachment; name="a"', b"x"),
-        b"\r\nno headers",
-        b"Content Disposition: form-data; name=a\r\n\r\nx",
-        part('form-data; name="a"', b"\xff"),
-        b'Content-Disposition: form-data; name="\xff"\r\n\r\nx',
-        part('form-data; name="a"', b"x", *[f"X-{i}: y" for i in range(1000)]),
-    ],
-)
-def test_multipart_malformed_parts(content: bytes) -> None:
+@pytest.mark.parametrize("options", [{"end": b"-"}, {"end": b"\r\nContent-Disp"}, {"boundary": "b" * 5000}])
+def test_multipart_cut_short_or_with_a_long_boundary(options: dict[str, Any]) -> None:
     with pytest.raises(MalformedRequest):
-        form(content)
-
-
-@pytest.mark.parametrize("end", [b"", b"-", b"\r\nContent-Disp"])
-def test_multipart_cut_short(end: bytes) -> None:
-    with pytest.raises(MalformedRequest):
-        form(part('form-data; name="a"', b"x"), end=end)
-
-
-def test_multipart_that_is_none() -> None:
-    for body in (b"", b"\x89PNG\r\n", b"--other\r\n\r\nx\r\n--other--\r\n"):
-        with pytest.raises(MalformedRequest):
-            parse_multipart("multipart/form-data; boundary=b", body, max_files=1, max_fields=1)
-    with pytest.raises(MalformedRequest):
-        form(boundary="b" * 5000)
-
-
-def test_multipart_is_bounded() -> None:
-    with pytest.raises(InvalidContent, match="image: "):
-        form(*[part('form-data; name="image"; filename="a"', b"x")] * 3)
-    with pytest.raises(InvalidContent, match="steps: "):
-        form(*[part('form-data; name="steps"', b"1")] * 4)
+        form(part('form-data; name="a"', b"x"), **options)
 
 
 @given(st.binary(max_size=300))

@@ -1,6 +1,4 @@
 import asyncio
-import gc
-import weakref
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -10,7 +8,6 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
 from service.api.pipeline import DisconnectSweep, watch
-from service.domain.errors import UnknownModel
 
 T = TypeVar("T")
 
@@ -27,22 +24,6 @@ async def gone() -> Message:
 async def silent() -> Message:
     await asyncio.Event().wait()
     raise AssertionError
-
-
-def test_work_that_ends_first_is_the_answer_and_leaves_no_task() -> None:
-    async def main() -> None:
-        async def answer() -> int:
-            return 42
-
-        async def fail() -> int:
-            raise UnknownModel("no")
-
-        assert await until_disconnect(silent, answer()) == 42
-        with pytest.raises(UnknownModel):
-            await until_disconnect(silent, fail())
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    asyncio.run(main())
 
 
 def test_disconnect_cancels_the_work_and_waits_for_its_end() -> None:
@@ -101,27 +82,3 @@ def test_a_broken_channel_is_not_a_disconnect() -> None:
             await until_disconnect(broken, asyncio.Event().wait())
 
     asyncio.run(main())
-
-
-def test_a_watcher_leaves_nothing_to_the_garbage_collector() -> None:
-    class Channel:
-        def __init__(self) -> None:
-            self.asked = asyncio.Event()
-
-        async def receive(self) -> Message:
-            self.asked.set()
-            return await silent()
-
-    async def main() -> None:
-        channel = Channel()
-        seen = weakref.ref(channel)
-        await until_disconnect(channel.receive, channel.asked.wait())
-        await asyncio.sleep(0)  # the watcher ends
-        del channel
-        assert seen() is None
-
-    gc.disable()
-    try:
-        asyncio.run(main())
-    finally:
-        gc.enable()

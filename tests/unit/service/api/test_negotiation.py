@@ -19,14 +19,6 @@ def test_json_unless_told_otherwise(accept: str | None) -> None:
     assert negotiate(accept, ALL) is Media.JSON
 
 
-@pytest.mark.parametrize("media", ALL)
-def test_every_form_can_be_asked_for(media: Media) -> None:
-    assert negotiate(media.value, ALL) is media
-    assert negotiate(media.value.upper(), ALL) is media
-    with pytest.raises(NotAcceptable):
-        negotiate(media.value, tuple(other for other in ALL if other is not media))
-
-
 @pytest.mark.parametrize(
     ("accept", "expected"),
     [
@@ -76,39 +68,17 @@ def test_only_offers_are_chosen() -> None:
     assert negotiate(None, (Media.JSON,)) is Media.JSON
 
 
-@pytest.mark.parametrize(
-    "accept", ["text/html", "image/gif", "application/json;q=0", "*/*;q=0", "image/avif, text/*", "video/*"]
-)
-def test_nothing_acceptable(accept: str) -> None:
-    with pytest.raises(NotAcceptable, match="image/webp"):
-        negotiate(accept, STILLS)
+MALFORMED = "json|image/|/png|image/png/x|*/png|image png|image/png image/webp|;q=1|bild/prächtig|image/png\n"
+BAD_WEIGHTS = '2|1.1|-1|high|nan|1e-1|.|"0.5"||= 0.5'
 
 
 @pytest.mark.parametrize(
     "accept",
     [
-        "json",
-        "image/",
-        "/png",
-        "image/png/x",
-        "*/png",
-        "image png",
-        "image/png image/webp",
-        "image/png;q=2",
-        "image/png;q=1.1",
-        "image/png;q=-1",
-        "image/png;q=high",
-        "image/png;q=nan",
-        "image/png;q=1e-1",
-        "image/png;q=.",
-        'image/png;q="0.5"',
-        "image/png;q=",
+        *MALFORMED.split("|"),
+        *(f"image/png;q={weight}" for weight in BAD_WEIGHTS.split("|")),
         "image/png;q",
-        "image/png; q = 0.5",
         'image/png;a="open',
-        ";q=1",
-        "bild/prächtig",
-        "image/png\n",
         "a/b;" + "x=y;" * MAX_LENGTH,
     ],
 )
@@ -130,7 +100,3 @@ def test_long_headers_take_linear_time(part: str) -> None:
 def test_random_headers_raise_nothing_foreign(accept: str) -> None:
     with contextlib.suppress(MalformedRequest, NotAcceptable):
         assert negotiate(accept, ALL) in ALL
-
-
-def test_media_are_plain_text() -> None:
-    assert f"{Media.NPY}" == str(Media.NPY) == "application/x-npy"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from service.api.oip.tensors import Inference, read_head, read_rows, write_response
+from service.api.oip.tensors import Inference, read_head, read_rows
 from service.artifact.card import ModelCard
 from service.domain.errors import InvalidInference, MalformedRequest
 from service.domain.latents import MAX_MAGNITUDE, FloatRows
@@ -61,19 +61,6 @@ def test_binary_comes_out_as_it_went_in(rows: FloatRows, padding: str) -> None:
     assert found.id == padding
 
 
-@given(rows=batches(), binary=st.booleans())
-def test_answers_can_be_read(rows: FloatRows, binary: bool) -> None:
-    asked = Inference("a", rows.shape, steps=1, timeout_us=0, binary=binary, data=None, start=0)
-    pieces, length = write_response(asked, card_for(rows), rows[..., ::-1])
-    body = b"".join(pieces)
-    assert (length is not None) == binary
-    answer = json.loads(body[:length])
-    (output,) = answer.pop("outputs")
-    assert answer == {"model_name": "toy", "model_version": "1", "id": "a"}
-    data = np.frombuffer(body, "<f4", offset=length) if length else np.array(output["data"], np.float32)
-    assert data.reshape(output["shape"]).tobytes() == rows[..., ::-1].tobytes()
-
-
 ROWS = np.zeros((2, 1, 2, 2), np.float32)
 CARD = card_for(ROWS)
 WHOLE = request(ROWS, data=[0.0] * 8) | {
@@ -115,8 +102,3 @@ def test_anything_anywhere_is_refused_by_name_or_is_fine(place: tuple[str | int,
 def test_any_bytes_are_refused(body: bytes, length: int | None) -> None:
     with pytest.raises((InvalidInference, MalformedRequest)):
         read(body, length, CARD)
-
-
-def test_what_is_given_is_taken() -> None:
-    found, _ = read(json.dumps(WHOLE).encode(), None, CARD)
-    assert (found.id, found.steps, found.timeout_us, found.binary) == ("1", 2, 7, False)

@@ -10,14 +10,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from service import images
 from service.domain.errors import InvalidContent
-from service.images import (
-    AnimationFormat,
-    PictureFormat,
-    animate,
-    check_sides,
-    contact_sheet,
-    encode,
-)
+from service.images.encode import AnimationFormat, PictureFormat, animate, check_sides, contact_sheet, encode
 from tests.helpers import pictures as make
 
 

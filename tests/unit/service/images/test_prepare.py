@@ -8,10 +8,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.artifact.card import ModelCard
-from service.images import Picture, Resize, decode_picture, keep_mask, open_image, prepare, to_mask, to_uint8
-from service.images.pixels import to_rows
-from service.images.prepare import Prepared
+from service.images.decode import Picture, open_image
+from service.images.encode import to_uint8
+from service.images.prepare import Prepared, Resize, keep_mask, prepare, to_mask, to_rows
 from tests.helpers import pictures as make
+from tests.helpers.pictures import decode_picture
 
 GREY = make.card()
 COLOUR = make.card((3, 8, 8), polarity="none")

@@ -330,7 +330,7 @@ def test_a_gpu_without_code_in_onnxruntime_is_named(
     def fail(*_: Any) -> None:
         raise RuntimeError("CUDA error cudaErrorNoKernelImageForDevice:no kernel image is available for execution")
 
-    monkeypatch.setattr("service.runtime.devices.compute_capability", lambda device_id: (10, 0))
+    monkeypatch.setattr("service.runtime.session.compute_capability", lambda device_id: (10, 0))
     model = bucketed(model_bytes())
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     monkeypatch.setattr(PaddedRunner, "run_steps", fail)

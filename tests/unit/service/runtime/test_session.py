@@ -6,17 +6,22 @@ from typing import Any, ClassVar
 import onnxruntime
 import pytest
 
-from service.runtime.devices import (
+from service.runtime.session import (
+    CPU,
+    CUDA,
     STICKY,
     Capability,
+    CudaOptions,
+    CudaUnavailable,
     Kind,
     can_run,
     compute_capability,
+    cuda_session,
     kind_of,
     lacks_code,
     missing_code,
+    short_message,
 )
-from service.runtime.session import CPU, CUDA, CudaOptions, CudaUnavailable, cuda_session, short_message
 
 ON_CPU = (
     "[ONNXRuntimeError] : 1 : FAIL : This session contains graph nodes that are assigned to the default CPU EP, "

@@ -88,33 +88,6 @@ def few_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_beyond_the_limit_the_longest_idle_connection_is_closed() -> None:
-    async def main() -> None:
-        counts: list[int] = []
-        reasons: list[str] = []
-        connections = OpenConnections(limit=3, on_change=counts.append, on_closed=reasons.append)
-        busy, old, young = Open(connections, is_busy=True), Open(connections), Open(connections)
-        connections.on_busy(cast(Any, old))
-        connections.on_idle(cast(Any, old))
-        newest = Open(connections)
-        assert [one.is_closed for one in (busy, old, young, newest)] == [False, False, True, False]
-        connections.remove(cast(Any, young))
-        assert counts == [1, 2, 3, 4, 3]
-        assert reasons == ["limit"]
-
-    run(main())
-
-
-def test_if_none_is_idle_the_new_one_is_closed() -> None:
-    async def main() -> None:
-        connections = OpenConnections(limit=2)
-        busy = [Open(connections, is_busy=True) for _ in range(2)]
-        assert [Open(connections).is_closed for _ in range(3)] == [True] * 3
-        assert not any(one.is_closed for one in busy)
-
-    run(main())
-
-
 def test_an_exception_in_one_connection_does_not_end_the_sweeps(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -23,6 +23,7 @@ from tests.helpers import server_process_fakes as fakes
 def _own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """`supervise` changes the environment and the signal handlers of its process, which here is pytest's."""
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")
+    monkeypatch.setattr(process, "_RESTART_INTERVAL_S", 0.05)
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     before = {number: signal.signal(number, lambda *_: None) for number in numbers}
     yield
@@ -32,7 +33,7 @@ def _own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(workers=3, device="cpu", threads=7, queue_rows=100, max_inflight_requests=10, model_dir=tmp_path)
+    return Settings(workers=2, device="cpu", threads=5, queue_rows=100, max_inflight_requests=10, model_dir=tmp_path)
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -73,6 +74,7 @@ def supervised(settings: Settings, main: ChildMain, script: Callable[[], None], 
 
 
 def test_limits_are_divided_and_a_full_request_still_fits(settings: Settings) -> None:
+    settings = settings.replace(workers=3, threads=7)
     share = per_process_settings(settings)
     assert (share.threads, share.max_inflight_requests, share.queue_rows) == (2, 4, 64)
     assert share.max_images == settings.max_images
@@ -83,7 +85,7 @@ def test_limits_are_divided_and_a_full_request_still_fits(settings: Settings) ->
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_they_run_until_a_signal(settings: Settings, number: int) -> None:
-    assert supervised(settings, fakes.serves, started(settings, 3), number) == 0
+    assert supervised(settings, fakes.serves, started(settings, 2), number) == 0
     (said,) = {file.read_text() for file in settings.model_dir.iterdir()}
     threads, queue_rows, folder = said.split()
     assert (threads, queue_rows) == ("2", "64")
@@ -95,18 +97,18 @@ def test_a_process_that_dies_is_restarted_and_its_gauges_are_dropped(settings: S
     """A program that cleans folders may have removed that of the metrics."""
 
     def script() -> None:
-        started(settings, 3)()
+        started(settings, 2)()
         first = min(pids(settings))
         folder = Path((settings.model_dir / str(first)).read_text().split()[2])
         if is_removed:
             shutil.rmtree(folder)
             os.kill(first, signal.SIGKILL)
-            started(settings, 4)()
+            started(settings, 3)()
             return
         (folder / f"counter_{first}.db").touch()  # it died while it created the file, which nobody could read
         (folder / f"histogram_{first}.db").write_bytes(b"counts")
         os.kill(first, signal.SIGKILL)
-        started(settings, 4)()
+        started(settings, 3)()
         gauges = {f"gauge_livesum_{pid}.db" for pid in pids(settings) - {first}}
         assert {file.name for file in folder.iterdir()} == gauges | {f"histogram_{first}.db"}
 
@@ -118,8 +120,8 @@ def test_a_process_that_dies_again_and_again_is_restarted_after_a_pause(
 ) -> None:
     monkeypatch.setattr(process, "_RESTART_INTERVAL_S", 0.5)
     begun = time.monotonic()
-    assert supervised(settings.replace(workers=1), fakes.dies, started(settings, 3)) in (0, 5)
-    assert time.monotonic() - begun >= 1.0
+    assert supervised(settings.replace(workers=1), fakes.dies, started(settings, 2)) in (0, 5)
+    assert time.monotonic() - begun >= 0.5
 
 
 def failing_starts(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int], bool]) -> list[bool]:
@@ -137,7 +139,7 @@ def failing_starts(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int], bool]
 
 
 def test_without_processes_it_does_not_start(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    failing_starts(monkeypatch, lambda number: number == 2)
+    failing_starts(monkeypatch, lambda number: number == 1)
     with pytest.raises(StartupError, match="Resource temporarily unavailable"):
         supervise(settings, fakes.serves, on_listening=lambda: None)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids(settings))
@@ -147,16 +149,15 @@ def test_without_processes_it_does_not_start(settings: Settings, monkeypatch: py
 def test_a_replacement_that_cannot_be_started_is_tried_again(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, recovers: bool
 ) -> None:
-    monkeypatch.setattr(process, "_RESTART_INTERVAL_S", 0.05)
-    failed = failing_starts(monkeypatch, lambda number: number in (3, 4) or (number > 4 and not recovers))
+    failed = failing_starts(monkeypatch, lambda number: number in (2, 3) or (number > 3 and not recovers))
 
     def script() -> None:
-        started(settings, 3)()
+        started(settings, 2)()
         os.kill(min(pids(settings)), signal.SIGKILL)
         if recovers:
-            started(settings, 4)()
+            started(settings, 3)()
         else:  # a signal is obeyed meanwhile
-            until(lambda: len(failed) > 6)
+            until(lambda: len(failed) > 5)
 
     assert supervised(settings, fakes.serves, script) == 0
 
@@ -184,21 +185,19 @@ def rejected(settings: Settings, main: ChildMain, script: Callable[[], None]) ->
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids(settings))
 
 
-def test_a_process_that_does_not_start_stops_all(settings: Settings) -> None:
-    rejected(settings, fakes.refuses, lambda: None)
-
-
-def test_a_restarted_process_that_does_not_start_stops_all(settings: Settings) -> None:
+@pytest.mark.parametrize("at_first", [True, False])
+def test_a_process_that_does_not_start_stops_all(settings: Settings, at_first: bool) -> None:
     def script() -> None:
-        started(settings, 3)()
-        os.kill(min(pids(settings)), signal.SIGKILL)
+        if not at_first:
+            started(settings, 2)()
+            os.kill(min(pids(settings)), signal.SIGKILL)
 
-    rejected(settings, fakes.refuses_later, script)
+    rejected(settings, fakes.refuses if at_first else fakes.refuses_later, script)
 
 
-def test_several_that_do_not_start_cut_nothing_off(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_that_do_not_start_cut_nothing_off(settings: Settings) -> None:
     """A process that drains for long gets SIGTERM, and never the SIGINT that ends its requests."""
-    monkeypatch.setattr(process, "_RESTART_INTERVAL_S", 0.05)
+    settings = settings.replace(workers=3)
 
     def script() -> None:
         started(settings, 3)()
@@ -212,4 +211,4 @@ def test_several_that_do_not_start_cut_nothing_off(settings: Settings, monkeypat
 
 
 def test_a_process_that_stops_badly_is_seen_in_the_status(settings: Settings) -> None:
-    assert supervised(settings, fakes.stops_badly, started(settings, 3)) == 7
+    assert supervised(settings, fakes.stops_badly, started(settings, 2)) == 7
