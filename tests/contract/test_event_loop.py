@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from tests.contract.harness import Service, b64, serving, settings, write_models
+from tests.contract.data import b64
+from tests.contract.harness import Service, serving, settings, write_models
 from tests.helpers.pictures import chunk, noise, save
 
 LONGEST_S = 0.005

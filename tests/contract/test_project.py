@@ -7,17 +7,8 @@ import pytest
 from PIL import ImageCms
 
 from service.api.native.schemas import ProjectAnswer
-from tests.contract.harness import (
-    Pixels,
-    Service,
-    array,
-    b64,
-    checked,
-    pixels,
-    quantised,
-    step_params,
-    unb64,
-)
+from tests.contract.data import Pixels, array, b64, pixels, quantised, step_params, unb64
+from tests.contract.harness import Service, checked
 from tests.helpers.pictures import exif, noise, save
 
 DARK = np.pad(noise(6, 6, seed=1), 1)  # 8×8, its border black
