@@ -91,6 +91,7 @@ def started(environ: Mapping[str, str], *command: str) -> Iterator[Process]:
     popen = subprocess.Popen(
         command or (sys.executable, "-m", "service"),
         env=theirs | ours | dict(environ),
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -246,24 +247,47 @@ def rejected(environ: Mapping[str, str], *command: str) -> str:
     return line
 
 
-@pytest.mark.parametrize(
-    ("broken", "said"),
-    [
-        (missing, "nowhere: no such directory"),
-        (empty, "holds no model"),
-        (damaged, "toy/1/model.onnx: not a model onnxruntime can load"),
-        (different_golden_rows, "toy/1/golden.npz: CPUExecutionProvider differs by"),
-        (no_golden_rows, "toy/1/golden.npz: no such file"),
-        (no_keys, "keys.json: No such file"),
-        (later_version, "toy/2/model.onnx: its card says toy/1"),
-        (several_models, "--default-model"),
-        (setting("IGN_PORT", "80a"), "IGN_PORT='80a' is not allowed"),
-        (setting("IGN_DEFAULT_MODEL", "nope"), "IGN_DEFAULT_MODEL=nope: not there; there is toy/1"),
-        (setting("IGN_HOST", "192.0.2.1"), "cannot listen on 192.0.2.1:0: Cannot assign requested address"),
-    ],
-)
-def test_refusals_to_start(broken: Callable[[Path], dict[str, str]], said: str, tmp_path: Path) -> None:
-    assert said in rejected(broken(tmp_path))
+REFUSALS = [
+    (missing, "nowhere: no such directory"),
+    (empty, "holds no model"),
+    (damaged, "toy/1/model.onnx: not a model onnxruntime can load"),
+    (different_golden_rows, "toy/1/golden.npz: CPUExecutionProvider differs by"),
+    (no_golden_rows, "toy/1/golden.npz: no such file"),
+    (no_keys, "keys.json: No such file"),
+    (later_version, "toy/2/model.onnx: its card says toy/1"),
+    (several_models, "--default-model"),
+    (setting("IGN_PORT", "80a"), "IGN_PORT='80a' is not allowed"),
+    (setting("IGN_DEFAULT_MODEL", "nope"), "IGN_DEFAULT_MODEL=nope: not there; there is toy/1"),
+    (setting("IGN_HOST", "192.0.2.1"), "cannot listen on 192.0.2.1:0: Cannot assign requested address"),
+]
+SERVE_EACH = """
+import json, os, sys
+from service.cli import serve
+given = dict(os.environ)
+for environ in json.load(sys.stdin):
+    os.environ.update(given | environ)
+    assert serve({}) == 2
+    for name in environ:
+        del os.environ[name]
+"""
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The line of each. One process tries them one after the other, since a start takes a second."""
+    environs = [broken(tmp_path_factory.mktemp("models")) for broken, _ in REFUSALS]
+    with started({}, sys.executable, "-c", SERVE_EACH) as process:
+        _, said = process.popen.communicate(json.dumps(environs), timeout=PATIENCE_S)
+        assert process.popen.returncode == 0, said
+    lines = [line for line in said.splitlines() if " INFO " not in line]
+    assert len(lines) == len(REFUSALS), said
+    return lines
+
+
+@pytest.mark.parametrize(("place", "said"), list(enumerate(said for _, said in REFUSALS)))
+def test_refusals_to_start(refusals: list[str], place: int, said: str) -> None:
+    assert refusals[place].startswith("ign-service does not start: ")
+    assert said in refusals[place]
 
 
 @pytest.mark.parametrize("processes", ["1", pytest.param("2", marks=pytest.mark.slow)])
