@@ -57,18 +57,6 @@ class Process:
             assert next(lines) == "event: step"
             yield lines
 
-    def lines(self) -> Iterator[str]:
-        assert self.popen.stderr is not None
-        return self.popen.stderr
-
-    def listens(self) -> None:
-        """Read where it listens."""
-        for line in self.lines():
-            if found := re.search(r"listening on (http://\S+:[1-9][0-9]*)", line):
-                self.url = found[1]
-                return
-        raise AssertionError("it never said where it listens")
-
     def until(self, status: int) -> None:
         while self.get("/readyz").status_code != status:
             pass
@@ -82,6 +70,15 @@ class Process:
         assert self.popen.returncode == 0, said
         assert "Traceback" not in said
         return said
+
+
+def address_of(popen: "subprocess.Popen[str]") -> str:
+    """Where it says it listens."""
+    assert popen.stderr is not None
+    for line in popen.stderr:
+        if found := re.search(r"listening on (http://\S+:[1-9][0-9]*)", line):
+            return found[1]
+    raise AssertionError("it never said where it listens")
 
 
 @contextmanager
@@ -107,7 +104,7 @@ def started(environ: Mapping[str, str], *command: str) -> Iterator[Process]:
 @contextmanager
 def running(environ: Mapping[str, str], *command: str) -> Iterator[Process]:
     with started(environ, *command) as process:
-        process.listens()
+        process.url = address_of(process.popen)
         process.until(200)
         yield process
 
@@ -138,7 +135,8 @@ def test_it_starts_serves_and_stops(environ: dict[str, str]) -> None:
 
 def test_json_logs(environ: dict[str, str]) -> None:
     with started(environ | {"IGN_MAX_BATCH_ROW": "1", "IGN_LOG_FORMAT": "json"}) as process:
-        lines = process.lines()
+        assert process.popen.stderr is not None
+        lines = iter(process.popen.stderr)
         warning = json.loads(next(lines))
         assert (warning["level"], "IGN_MAX_BATCH_ROWS" in warning["message"]) == ("WARNING", True)
         assert any("listening on http://127.0.0.1:" in json.loads(line)["message"] for line in lines)
@@ -431,7 +429,7 @@ class TestSeveralProcesses:
                 with suppress(httpx.ConnectError):
                     assert process.get("/readyz").status_code == 200
                     break
-            process.listens()
+            assert address_of(process.popen) == process.url
             served_until(process, lambda: listeners(process) == 2)
 
     def test_a_process_that_dies_while_it_loads_is_restarted(self, environ: dict[str, str]) -> None:
@@ -439,7 +437,7 @@ class TestSeveralProcesses:
             while not (children := children_of(process)):
                 pass
             os.kill(children[0], signal.SIGKILL)
-            process.listens()
+            process.url = address_of(process.popen)
             served_until(process, lambda: listeners(process) == 2)
             process.terminate()
             process.ended()

@@ -25,7 +25,7 @@ def environment(**settings: str) -> dict[str, str]:
 
 
 @contextmanager
-def live_service(*command: str | Path, cwd: Path | None = None, **settings: str) -> Iterator[str]:
+def live_service(*command: str | Path, cwd: str = ".", **settings: str) -> Iterator[str]:
     """Run `python -m service` on a free port until the block ends; it has to stop with status 0.
 
     Args:

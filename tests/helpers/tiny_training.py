@@ -18,6 +18,7 @@ class TinyModel:
     """All files below ``folder`` that training, export and evaluation of `tiny` write. Tests copy what they change."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.data_file = folder / "patterns.npz"  # 240 + 80 labelled images
         self.run = folder / "runs" / "tiny"  # of a finished training
         self.models = folder / "models"  # a model directory with `tiny/1` in fp32, not evaluated

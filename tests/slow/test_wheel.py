@@ -60,7 +60,7 @@ def digits(url: str) -> bytes:
 
 @pytest.mark.parametrize("options", [(), ("--workers", "2", "--device", "cpu")])
 def test_it_serves_digits(installed: Path, folder: Path, options: tuple[str, ...]) -> None:
-    with live_service(installed / "ign", "serve", "--port", "0", *options, cwd=folder, PYTHONPATH="") as url:
+    with live_service(installed / "ign", "serve", "--port", "0", *options, cwd=str(folder), PYTHONPATH="") as url:
         assert digits(url).startswith(b"\x89PNG")
         assert httpx.get(url, headers={"Accept": "text/html"}).status_code == 200
         done = run([installed / "ign", "generate", "--base-url", url, "-n", "2", "-o", "out"], folder)
@@ -70,7 +70,7 @@ def test_it_serves_digits(installed: Path, folder: Path, options: tuple[str, ...
 
 def test_python_m_with_a_safe_path(installed: Path, folder: Path) -> None:
     """`python -m` looks into the working directory first, unless -P is given."""
-    with live_service(installed / "python", "-P", "-m", "service", cwd=folder, PYTHONPATH="") as url:
+    with live_service(installed / "python", "-P", "-m", "service", cwd=str(folder), PYTHONPATH="") as url:
         assert digits(url).startswith(b"\x89PNG")
 
 

@@ -129,20 +129,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
         yield n
 
 
-@pytest.fixture(scope="module")
-def unserved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
-    """nginx in front of a port where nothing listens."""
-    with front(tmp_path_factory.mktemp("nginx") / "front", f"127.0.0.1:{free_port()}") as found:
-        yield found
-
-
-@pytest.fixture
-def silent() -> Iterator[str]:
-    """An upstream that accepts connections and never answers."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield f"127.0.0.1:{server.getsockname()[1]}"
-
-
 def head(target: str, *lines: str, method: str = "GET") -> bytes:
     fixed = (f"{method} {target} HTTP/1.1", "Host: localhost", "Connection: close")
     return "\r\n".join((*fixed, *lines, "", "")).encode()
@@ -186,14 +172,8 @@ def test_the_codes_are_those_of_the_service() -> None:
     assert all(f"{status} `{code}`" in contract for status, code in codes.items())
 
 
-def test_plain_http_gets_a_problem_document(served: Front) -> None:
-    with httpx.Client(trust_env=False) as http:
-        answer = http.get(served.url.replace("https", "http"))
-    check_problem(answer.status_code, dict(answer.headers), answer.json(), "malformed")
-
-
-def test_without_the_service(unserved: Front) -> None:
-    with unserved.client() as http:
+def test_without_the_service(tmp_path: Path) -> None:
+    with front(tmp_path / "front", f"127.0.0.1:{free_port()}") as unserved, unserved.client() as http:
         answer = http.get("/models", headers={"X-Request-ID": "mine-1"})
         assert answer.json()["request_id"] == "mine-1"
         check_problem(answer.status_code, dict(answer.headers), answer.json(), "bad_gateway")
@@ -203,9 +183,11 @@ def test_without_the_service(unserved: Front) -> None:
         assert (entry["status"], entry["upstream_status"], entry["path"]) == (502, "502", "/models")
 
 
-def test_an_upstream_that_never_answers(silent: str, tmp_path: Path) -> None:
-    with front(tmp_path / "front", silent, proxy_read_timeout="1s") as found, found.client() as http:
-        answer = http.get("/models")
+def test_an_upstream_that_never_answers(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        upstream = f"127.0.0.1:{silent.getsockname()[1]}"
+        with front(tmp_path / "front", upstream, proxy_read_timeout="1s") as found, found.client() as http:
+            answer = http.get("/models")
     assert answer.status_code == 504
     check_problem(504, dict(answer.headers), answer.json(), "gateway_timeout")
 
@@ -243,12 +225,15 @@ def test_the_access_log_is_json_and_holds_no_key(served: Front) -> None:
     assert '"probe"' not in text
 
 
-def test_http_2(served: Front) -> None:
+def test_http_2_and_plain_http(served: Front) -> None:
     command = ["curl", "--silent", "--cacert", str(served.folder / "tls.crt"), "--noproxy", "*", "--http2"]
     shown = ["--output", "/dev/null", "--write-out", "%{http_version} %{http_code}"]
     for path, status in (("/models", 200), ("/metrics", 404)):
         done = subprocess.run([*command, *shown, served.url + path], capture_output=True, text=True, check=True)
         assert done.stdout == f"2 {status}"
+    with httpx.Client(trust_env=False) as http:
+        plain = http.get(served.url.replace("https", "http"))
+    check_problem(plain.status_code, dict(plain.headers), plain.json(), "malformed")
 
 
 def hold(found: Front, stack: ExitStack, key: str) -> None:
