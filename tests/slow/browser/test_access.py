@@ -61,6 +61,7 @@ def test_a_key_is_asked_for_and_kept_in_this_tab_only(browser: "Browser", guarde
 
 
 def test_what_fails_is_said_over_the_page(visit: Visit) -> None:
+    visit.page.set_viewport_size({"width": 390, "height": 800})
     visit.expected.append(FAILED)
     visit.says("generate", "16 pictures")
     visit.page.route("**/generate", refusing(500, {}))
@@ -68,25 +69,15 @@ def test_what_fails_is_said_over_the_page(visit: Visit) -> None:
     toast = visit.toast("too many rows wait")
     assert toast.get_attribute("role") == "alert"
     assert "queue_full · request abc" in toast.inner_text()
+    box = toast.get_by_role("button", name="Close").bounding_box()
+    assert box is not None
+    assert box["x"] + box["width"] <= 390
     toast.get_by_role("button", name="Try again").click()
     visit.says("generate", "16 pictures")
     assert toast.count() == 0
     visit.page.route("**/project", lambda route: route.abort())
     visit.draw()
     visit.toast("The service cannot be reached.")
-
-
-def test_a_message_fits_on_a_phone(browser: "Browser", service: Service) -> None:
-    with visiting(browser, service.url, viewport={"width": 390, "height": 800}) as visit:
-        visit.expected.append(FAILED)
-        visit.says("generate", "16 pictures")
-        visit.one("#generate").scroll_into_view_if_needed()
-        visit.says("walk", "32 frames")
-        visit.page.route("**/generate", refusing(500, {}))
-        visit.button("Generate").click()
-        box = visit.toast("too many rows wait").get_by_role("button", name="Close").bounding_box()
-        assert box is not None
-        assert box["x"] + box["width"] <= 390
 
 
 @pytest.mark.parametrize("name", ["no.png", "no.txt"])

@@ -221,33 +221,20 @@ def test_the_network_is_closed(overlay: str) -> None:
 
 
 @overlays
-def test_every_setting_exists(overlay: str) -> None:
-    found = settings(overlay)  # raises for a name or value that does not
-    assert found.device == {"cpu": "cpu", "gpu": "cuda"}[target(overlay)]
-    assert found.log_format == "json"
-    assert "env" not in container(overlay)
-
-
-@overlays
-def test_no_service_links(overlay: str) -> None:
+def test_settings_and_keys(overlay: str) -> None:
     """Kubernetes would set `IGN_PORT` for a Service named `ign`, with which the service does not start."""
-    assert one(overlay, "Service")["metadata"]["name"] == "ign"
-    assert pod(overlay)["enableServiceLinks"] is False
+    found = settings(overlay)  # raises for a name or value that does not exist
+    assert (found.device, found.log_format) == ({"cpu": "cpu", "gpu": "cuda"}[target(overlay)], "json")
+    assert "env" not in container(overlay)
+    assert (one(overlay, "Service")["metadata"]["name"], pod(overlay)["enableServiceLinks"]) == ("ign", False)
     with pytest.raises(StartupError):
         load_settings({"IGN_PORT": "tcp://10.96.0.7:80"})
-
-
-@overlays
-def test_keys_come_from_a_secret(overlay: str) -> None:
-    keys = settings(overlay).api_keys_file
-    assert keys is not None
-    mounts = {mount["mountPath"]: mount for mount in container(overlay)["volumeMounts"]}
-    mount = mounts[str(keys.parent)]
+    assert found.api_keys_file is not None
+    (mount,) = [m for m in container(overlay)["volumeMounts"] if m["mountPath"] == str(found.api_keys_file.parent)]
     assert mount["readOnly"] is True
     (volume,) = [each for each in pod(overlay)["volumes"] if each["name"] == mount["name"]]
-    secret = volume["secret"]
-    assert (secret["secretName"], secret["defaultMode"]) == ("ign-keys", 0o440)
-    assert f"--from-file={keys.name}" in read("docs/deployment.md")
+    assert (volume["secret"]["secretName"], volume["secret"]["defaultMode"]) == ("ign-keys", 0o440)
+    assert f"--from-file={found.api_keys_file.name}" in read("docs/deployment.md")
     assert not [each for each in objects(overlay) if each["kind"] == "Secret"]
 
 
@@ -297,16 +284,12 @@ def test_the_service_runs_with_what_a_pod_is_given(tmp_path: Path) -> None:
 
 
 @overlays
-def test_a_pod_has_time_to_drain(overlay: str) -> None:
+def test_a_pod_has_time_to_drain_and_others_serve(overlay: str) -> None:
     found, spec = settings(overlay), pod(overlay)
     before = container(overlay)["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert before > 0
     assert spec["terminationGracePeriodSeconds"] > before + found.drain_delay_s + found.drain_s
-    assert found.drain_s >= found.request_timeout_s  # so that every request that was let in is answered
-
-
-@overlays
-def test_a_node_can_be_emptied_and_somebody_serves(overlay: str) -> None:
+    assert found.drain_s >= found.request_timeout_s  # so that every admitted request gets its response
     budget = one(overlay, "PodDisruptionBudget")["spec"]
     assert set(budget) == {"maxUnavailable", "unhealthyPodEvictionPolicy", "selector"}
     scaler = [each for each in objects(overlay) if each["kind"] == "HorizontalPodAutoscaler"]
@@ -337,7 +320,7 @@ def adapter() -> Object:
 
 
 @autoscaled
-def test_the_autoscaler_asks_for_what_the_service_says(overlay: str) -> None:
+def test_the_autoscaler_asks_for_what_the_service_says_and_decides_alone(overlay: str) -> None:
     spec = one(overlay, "HorizontalPodAutoscaler")["spec"]
     queue, cpu = spec["metrics"]
     metric = queue["pods"]["metric"]["name"]
@@ -348,12 +331,7 @@ def test_the_autoscaler_asks_for_what_the_service_says(overlay: str) -> None:
     assert waiting == found.max_batch_rows < found.queue_rows
     cores = {"cpu": "1400m", "gpu": "700m"}[target(overlay)]
     assert cpu["resource"] == {"name": "cpu", "target": {"type": "AverageValue", "averageValue": cores}}
-
-
-@autoscaled
-def test_the_autoscaler_alone_says_how_many(overlay: str) -> None:
     deployment = one(overlay, "Deployment")
-    spec = one(overlay, "HorizontalPodAutoscaler")["spec"]
     assert "replicas" not in deployment["spec"]
     expected = {"apiVersion": deployment["apiVersion"], "kind": "Deployment", "name": deployment["metadata"]["name"]}
     assert spec["scaleTargetRef"] == expected
