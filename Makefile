@@ -24,6 +24,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # tests/conftest.py says how many workers. The tests of a file share fixtures, so they stay on one worker.
 PARALLEL := -n auto --dist loadfile
+# With COVERAGE set, as in CI, `make test` records its coverage, and `make check` adds only the slow tests to it.
+COVERAGE ?=
+MEASURED := -m coverage run -m pytest $(PARALLEL) --hypothesis-profile=ci
 
 # One stamp for each set of extras, written once pip has finished: an interrupted install is taken up again.
 SERVE := $(VENV)/.installed-$(RUNTIME)-serve
@@ -54,7 +57,8 @@ run: $(SERVE)  ## serve the models on http://127.0.0.1:8000
 	$(BIN)/python -m service $(if $(filter command,$(firstword $(origin PORT))),--port '$(PORT)') $(ARGS)
 
 test: $(DEVELOP)  ## run the tests but the slow ones, side by side; ARGS='-k name' for some of them
-	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+	$(if $(COVERAGE),$(BIN)/python -m coverage erase)
+	$(BIN)/python $(if $(COVERAGE),$(MEASURED),-m pytest $(PARALLEL)) $(ARGS)
 
 check: lint types coverage containers  ## everything that has to pass before a commit
 
@@ -73,8 +77,8 @@ types: $(DEVELOP)  ## check types
 	$(BIN)/python -m mypy
 
 coverage: $(DEVELOP)  ## run every test but those of containers, with coverage: the service 95 % at least, the client 100 %
-	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest $(PARALLEL) --slow --hypothesis-profile=ci --ignore=tests/slow/containers
+	$(if $(COVERAGE),,$(BIN)/python -m coverage erase)
+	$(BIN)/python $(MEASURED) $(if $(COVERAGE),-m slow,--slow) --ignore=tests/slow/containers
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 	$(BIN)/python -m coverage report --include='service/*' --fail-under=95 --format=total

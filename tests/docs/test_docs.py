@@ -310,29 +310,26 @@ def test_blocks_are_found() -> None:
     assert list(commands(found[3])) == ["IGN_PORT=9000 make run"]
 
 
-@pytest.mark.parametrize(
-    ("code", "language"),
-    [
-        ("raise SystemExit(3)", "python"),
-        ("print('another number: 2')", "python"),
-        ("make nothing", "sh"),
-        ("IGN_POTR=1 make run", "sh"),
-        ("python -m model_export train --nonsense 1", "sh"),
-        ("ign-client dance", "sh"),
-        ("python -m service --prot 9000", "sh"),
-        ("ign serve --prot 9000", "sh"),
-        ("ign keys lend alice", "sh"),
-        ("ign generate --local --seeds 7 --out digits/", "sh"),
-        ("python examples/nothing.py", "sh"),
-        ("python -m benchmarks.nothing", "sh"),
-        ("pip install -e '.[nothing]'", "sh"),
-        ("pip install './sdk[cpu]'", "sh"),
-        ("rm -r docs", "sh"),
-        ("curl http://127.0.0.1:9/", "sh"),
-        ('{"n": …}', "json"),
-        ("text", "nonsense"),
-    ],
-)
+SHELL = """
+make nothing
+IGN_POTR=1 make run
+python -m model_export train --nonsense 1
+ign-client dance
+python -m service --prot 9000
+ign serve --prot 9000
+ign keys lend alice
+ign generate --local --seeds 7 --out digits/
+python examples/nothing.py
+python -m benchmarks.nothing
+pip install -e '.[nothing]'
+pip install './sdk[cpu]'
+rm -r docs
+curl http://127.0.0.1:9/
+"""
+OTHERS = [("raise SystemExit(3)", "python"), ("print('another: 2')", "python"), ("{…}", "json"), ("text", "nonsense")]
+
+
+@pytest.mark.parametrize(("code", "language"), [*((line, "sh") for line in SHELL.strip().splitlines()), *OTHERS])
 def test_what_is_wrong_is_found(code: str, language: str, tmp_path: Path) -> None:
     page = [Block(language, code, 1, output=False), Block("text", "another number: 1", 4, output=True)]
     with pytest.raises((AssertionError, SystemExit, StartupError, click.UsageError)):

@@ -1,10 +1,11 @@
 """The examples do what they say, with the shipped model, and stay short."""
 
 import asyncio
-import importlib.util
+import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -13,10 +14,11 @@ import pytest
 from PIL import Image
 
 from ign_client import Client
+from tests.contract.harness import write_models
 from tests.helpers.live import ROOT, environment, live_service
 
 EXAMPLES = ROOT / "examples"
-SHORT = ["clean_folder", "find_outliers", "from_fastapi", "generate_sheet", "morph_to_gif", "refine"]
+SHORT = [path for path in sorted(EXAMPLES.glob("*.py")) if path.stem != "readme_pictures"]
 MOST_LINES = 30
 
 
@@ -53,13 +55,9 @@ def run(name: str, *arguments: object, url: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_all_of_them_are_here() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.py")} >= set(SHORT)
-
-
-@pytest.mark.parametrize("name", SHORT)
-def test_they_are_short(name: str) -> None:
-    assert len((EXAMPLES / f"{name}.py").read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+@pytest.mark.parametrize("path", SHORT, ids=lambda path: path.stem)
+def test_they_are_short(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
 
 
 def test_clean_a_folder(url: str, scans: Path, tmp_path: Path) -> None:
@@ -109,30 +107,35 @@ def test_find_outliers(url: str, scans: Path) -> None:
     assert [float(distance) for distance, _ in found] == sorted((float(d) for d, _ in found), reverse=True)
 
 
-def test_call_from_another_service(url: str, scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = importlib.util.spec_from_file_location("from_fastapi", EXAMPLES / "from_fastapi.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    app = module.app
+def test_the_triton_client(tmp_path: Path) -> None:
+    with live_service(IGN_MODEL_DIR=str(write_models(tmp_path)), IGN_DEFAULT_MODEL="grey") as tiny:
+        printed = run("triton_client", tiny.removeprefix("http://"), "grey", url=tiny)
+    distances = [float(line.rpartition(" ")[2]) for line in printed if line.startswith("step ")]
+    assert len(distances) == 3
+    assert distances[0] > distances[1] > distances[2] > 0  # the tiny network contracts
 
-    async def calls() -> None:
-        monkeypatch.setenv("IGN_BASE_URL", url)
+
+def test_call_from_another_service(url: str, scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = runpy.run_path(str(EXAMPLES / "from_fastapi.py"))["app"]
+
+    @asynccontextmanager
+    async def asking(base_url: str) -> AsyncIterator[httpx.AsyncClient]:
+        monkeypatch.setenv("IGN_BASE_URL", base_url)
+        transport = httpx.ASGITransport(app)
         async with (
             app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://other") as caller,
+            httpx.AsyncClient(transport=transport, base_url="http://a") as asks,
         ):
+            yield asks
+
+    async def calls() -> None:
+        async with asking(url) as caller:
             cleaned = await caller.post("/clean", content=(scans / "digit-0.png").read_bytes())
             assert (cleaned.status_code, cleaned.headers["Content-Type"]) == (200, "image/png")
             assert cleaned.content.startswith(b"\x89PNG")
             refused = await caller.post("/clean", content=b"no picture")
             assert refused.status_code == 422
-        monkeypatch.setenv("IGN_BASE_URL", "http://127.0.0.1:1")
-        async with (
-            app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://other") as caller,
-        ):
+        async with asking("http://127.0.0.1:1") as caller:
             assert (await caller.post("/clean", content=b"x")).status_code == 503
 
     asyncio.run(calls())

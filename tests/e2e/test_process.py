@@ -1,4 +1,4 @@
-"""`python -m service` as its operators know it: a process, signals, exit status, and what it says on stderr."""
+"""`python -m service` as its operators know it: a process, signals, exit status, and its lines on stderr."""
 
 import json
 import os
@@ -23,9 +23,9 @@ from tests.contract.harness import PATIENCE_S, problem
 from tests.helpers.live import free_port
 from tests.helpers.onnx_models import sample_rows, write_golden, write_model
 
-EVENTS = {"Accept": "text/event-stream"}
 ENDLESS = {"n": 64, "steps": 300_000, "record": [0]}  # half a minute at least
 LONG = {"steps": 100_000, "record": [0]}  # about a second
+TWO = {"IGN_WORKERS": "2"}
 
 
 def new_client() -> httpx.Client:
@@ -36,7 +36,7 @@ def new_client() -> httpx.Client:
 @dataclass
 class Process:
     popen: "subprocess.Popen[str]"
-    url: str
+    url: str = ""
     client: httpx.Client = field(default_factory=new_client)
 
     def get(self, path: str) -> httpx.Response:
@@ -45,54 +45,68 @@ class Process:
     def post(self, body: Mapping[str, object]) -> httpx.Response:
         return self.client.post(self.url + "/generate", json=body)
 
+    @contextmanager
+    def stream(self, body: Mapping[str, object]) -> Iterator[Iterator[str]]:
+        """The lines of an event stream, after the first."""
+        headers = {"Accept": "text/event-stream"}
+        with (
+            httpx.Client(timeout=PATIENCE_S) as client,
+            client.stream("POST", self.url + "/generate", json=body, headers=headers) as response,
+        ):
+            lines = response.iter_lines()
+            assert next(lines) == "event: step"
+            yield lines
+
+    def until(self, status: int) -> None:
+        while self.get("/readyz").status_code != status:
+            pass
+
     def terminate(self) -> None:
         self.popen.send_signal(signal.SIGTERM)
 
-    def ended(self) -> tuple[int, str]:
-        """Exit status, and what else it said."""
+    def ended(self) -> str:
+        """The rest of its log, once it has ended well."""
         _, said = self.popen.communicate(timeout=PATIENCE_S)
-        return self.popen.returncode, said
-
-    def until(self, status: int) -> httpx.Response:
-        while True:
-            response = self.get("/readyz")
-            if response.status_code == status:
-                return response
-
-
-def start(environ: Mapping[str, str], *command: str) -> "subprocess.Popen[str]":
-    ours = {"IGN_PORT": "0", "IGN_DEFAULT_MODEL": "toy", "IGN_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
-    theirs = {name: value for name, value in os.environ.items() if not name.startswith("IGN_")}
-    return subprocess.Popen(
-        command or (sys.executable, "-m", "service"),
-        env=theirs | ours | dict(environ),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # a process group of its own, which Ctrl-C would reach
-    )
+        assert self.popen.returncode == 0, said
+        assert "Traceback" not in said
+        return said
 
 
 def address_of(popen: "subprocess.Popen[str]") -> str:
     """Where it says it listens."""
     assert popen.stderr is not None
     for line in popen.stderr:
-        found = re.search(r"listening on (http://\S+:[1-9][0-9]*)", line)
-        if found:
+        if found := re.search(r"listening on (http://\S+:[1-9][0-9]*)", line):
             return found[1]
     raise AssertionError("it never said where it listens")
 
 
 @contextmanager
-def running(environ: Mapping[str, str], *command: str) -> Iterator[Process]:
-    popen = start(environ, *command)
+def started(environ: Mapping[str, str], *command: str) -> Iterator[Process]:
+    ours = {"IGN_PORT": "0", "IGN_DEFAULT_MODEL": "toy", "IGN_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+    theirs = {name: value for name, value in os.environ.items() if not name.startswith("IGN_")}
+    popen = subprocess.Popen(
+        command or (sys.executable, "-m", "service"),
+        env=theirs | ours | dict(environ),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a process group of its own, which Ctrl-C would reach
+    )
     try:
-        process = Process(popen, address_of(popen))
-        process.until(200)
-        yield process
+        yield Process(popen)
     finally:
         popen.kill()
         popen.communicate()
+
+
+@contextmanager
+def running(environ: Mapping[str, str], *command: str) -> Iterator[Process]:
+    with started(environ, *command) as process:
+        process.url = address_of(process.popen)
+        process.until(200)
+        yield process
 
 
 @pytest.fixture(scope="module")
@@ -108,94 +122,55 @@ def environ(models: Path) -> dict[str, str]:
 
 
 def test_it_starts_serves_and_stops(environ: dict[str, str]) -> None:
-    with running(environ) as process:
+    with running(environ | {"IGN_DEFAULT_MODEL": ""}) as process:  # the only model needs no default
         assert process.get("/healthz").status_code == 200
         response = process.post({"seed": 1})
         assert response.status_code == 200
         assert "Server" not in response.headers
         process.terminate()
-        status, said = process.ended()
-        assert status == 0
+        said = process.ended()
         assert "/generate 200" in said
-        assert "Traceback" not in said
         assert "WARNING" not in said
 
 
-def test_unknown_names_of_settings_are_warned_of(environ: dict[str, str]) -> None:
-    popen = start(environ | {"IGN_MAX_BATCH_ROW": "1", "IGN_LOG_FORMAT": "json"})
-    try:
-        assert popen.stderr is not None
-        warning = json.loads(popen.stderr.readline())
-    finally:
-        popen.kill()
-        popen.communicate()
-    assert warning["level"] == "WARNING"
-    assert "IGN_MAX_BATCH_ROWS" in warning["message"]
-
-
-def test_an_interrupt_stops_it_too(environ: dict[str, str]) -> None:
-    with running(environ) as process:
-        process.popen.send_signal(signal.SIGINT)
-        status, said = process.ended()
-        assert status == 0
-        assert "Traceback" not in said
+def test_json_logs(environ: dict[str, str]) -> None:
+    with started(environ | {"IGN_MAX_BATCH_ROW": "1", "IGN_LOG_FORMAT": "json"}) as process:
+        assert process.popen.stderr is not None
+        lines = iter(process.popen.stderr)
+        warning = json.loads(next(lines))
+        assert (warning["level"], "IGN_MAX_BATCH_ROWS" in warning["message"]) == ("WARNING", True)
+        assert any("listening on http://127.0.0.1:" in json.loads(line)["message"] for line in lines)
 
 
 def test_a_stop_lets_what_runs_finish_and_refuses_the_rest(environ: dict[str, str]) -> None:
-    with running(environ | {"IGN_DRAIN_S": "120"}) as process, httpx.Client(timeout=PATIENCE_S) as client:
-        with client.stream("POST", process.url + "/generate", json=LONG, headers=EVENTS) as response:
-            lines = response.iter_lines()
-            assert next(lines) == "event: step"
+    with running(environ | {"IGN_DRAIN_S": "120"}) as process:
+        with process.stream(LONG) as lines:
             process.terminate()
             process.until(503)
             problem(process.post({}), 503, "draining")
             assert process.get("/healthz").status_code == 200
             assert "event: done" in list(lines)
-        status, said = process.ended()
-        assert status == 0
-        assert "draining: 1 requests in flight" in said
-        assert "Traceback" not in said
+        assert "draining: 1 requests in flight" in process.ended()
 
 
 def test_what_does_not_finish_in_time_is_told(environ: dict[str, str]) -> None:
-    with running(environ | {"IGN_DRAIN_S": "0.3"}) as process, httpx.Client(timeout=PATIENCE_S) as client:
-        with client.stream("POST", process.url + "/generate", json=ENDLESS, headers=EVENTS) as response:
-            lines = response.iter_lines()
-            assert next(lines) == "event: step"
+    with running(environ | {"IGN_DRAIN_S": "0.3"}) as process:
+        with process.stream(ENDLESS) as lines:
             process.terminate()
             rest = list(lines)
         assert rest[-3] == "event: error"
         assert '"code":"draining"' in rest[-2]
-        status, said = process.ended()
-        assert status == 0
-        assert "cutting off 1 requests" in said
-        assert "Traceback" not in said
+        assert "cutting off 1 requests" in process.ended()
 
 
 def test_a_second_signal_ends_it_at_once(environ: dict[str, str]) -> None:
-    with running(environ) as process, httpx.Client(timeout=PATIENCE_S) as client:
-        with client.stream("POST", process.url + "/generate", json=ENDLESS, headers=EVENTS) as response:
-            lines = response.iter_lines()
-            assert next(lines) == "event: step"
-            process.terminate()
+    with running(environ) as process:
+        with process.stream(ENDLESS) as lines:
+            process.popen.send_signal(signal.SIGINT)  # which begins to drain, too
             process.until(503)
             process.terminate()
             assert list(lines)[-3] == "event: error"
-        status, said = process.ended()
-        assert status == 0
-        assert "Traceback" not in said
-
-
-def test_json_logs(environ: dict[str, str]) -> None:
-    popen = start(environ | {"IGN_LOG_FORMAT": "json"})
-    try:
-        assert popen.stderr is not None
-        lines = [popen.stderr.readline() for _ in range(3)]
-        assert all(line.startswith('{"time": "') for line in lines)
-        assert "listening on http://127.0.0.1:" in lines[-1]
-    finally:
-        popen.kill()
-        popen.communicate()
+        process.ended()
 
 
 def test_what_a_proxy_says_is_not_believed(environ: dict[str, str]) -> None:
@@ -246,68 +221,84 @@ def setting(name: str, value: str) -> Callable[[Path], dict[str, str]]:
     return environ
 
 
-def refused(environ: Mapping[str, str], *command: str) -> str:
-    """The one line with which it does not start."""
-    popen = start(environ, *command)
-    try:
-        out, said = popen.communicate(timeout=PATIENCE_S)
-    finally:
-        popen.kill()
-    assert popen.returncode == 2, said
-    assert out == ""
-    assert "listening on" not in said
-    # A process whose sibling refused first may have said that it stops.
-    lines = [line for line in said.splitlines() if " INFO " not in line]
-    assert len(lines) == 1, said
-    assert lines[0].startswith("ign-service does not start: ")
-    return lines[0]
+def later_version(tmp_path: Path) -> dict[str, str]:
+    shutil.copytree(write_model(tmp_path), tmp_path / "toy" / "2")
+    return {"IGN_MODEL_DIR": str(tmp_path)}
 
 
-@pytest.mark.parametrize(
-    ("broken", "said"),
-    [
-        (missing, "nowhere: no such directory"),
-        (empty, "holds no model"),
-        (damaged, "toy/1/model.onnx: not a model onnxruntime can load"),
-        (different_golden_rows, "toy/1/golden.npz: CPUExecutionProvider differs by"),
-        (no_golden_rows, "toy/1/golden.npz: no such file"),
-        (no_keys, "keys.json: No such file"),
-        (setting("IGN_PORT", "80a"), "IGN_PORT='80a' is not allowed"),
-        (setting("IGN_DEFAULT_MODEL", "nope"), "IGN_DEFAULT_MODEL=nope: not there; there is toy/1"),
-        (setting("IGN_HOST", "192.0.2.1"), "cannot listen on 192.0.2.1:0: Cannot assign requested address"),
-    ],
-)
-def test_refusals_to_start(broken: Callable[[Path], dict[str, str]], said: str, tmp_path: Path) -> None:
-    assert said in refused(broken(tmp_path))
-
-
-def test_the_only_model_needs_no_default(environ: dict[str, str]) -> None:
-    with running(environ | {"IGN_DEFAULT_MODEL": ""}) as process:
-        assert process.post({"n": 1}).status_code == 200
-
-
-def test_several_models_without_a_default_name_the_option(tmp_path: Path) -> None:
+def several_models(tmp_path: Path) -> dict[str, str]:
     for name in ("faces", "stamps"):
         write_model(tmp_path, name)
-    assert "--default-model" in refused({"IGN_MODEL_DIR": str(tmp_path), "IGN_DEFAULT_MODEL": ""})
+    return {"IGN_MODEL_DIR": str(tmp_path), "IGN_DEFAULT_MODEL": ""}
 
 
-def test_a_busy_port(environ: dict[str, str]) -> None:
+def rejected(environ: Mapping[str, str], *command: str) -> str:
+    """The one line with which it does not start."""
+    with started(environ, *command) as process:
+        out, said = process.popen.communicate(timeout=PATIENCE_S)
+        assert process.popen.returncode == 2, said
+    assert out == ""
+    assert "listening on" not in said
+    # A process may say that it stops, because another one has not started.
+    (line,) = [line for line in said.splitlines() if " INFO " not in line]
+    assert line.startswith("ign-service does not start: ")
+    return line
+
+
+REFUSALS = [
+    (missing, "nowhere: no such directory"),
+    (empty, "holds no model"),
+    (damaged, "toy/1/model.onnx: not a model onnxruntime can load"),
+    (different_golden_rows, "toy/1/golden.npz: CPUExecutionProvider differs by"),
+    (no_golden_rows, "toy/1/golden.npz: no such file"),
+    (no_keys, "keys.json: No such file"),
+    (later_version, "toy/2/model.onnx: its card says toy/1"),
+    (several_models, "--default-model"),
+    (setting("IGN_PORT", "80a"), "IGN_PORT='80a' is not allowed"),
+    (setting("IGN_DEFAULT_MODEL", "nope"), "IGN_DEFAULT_MODEL=nope: not there; there is toy/1"),
+    (setting("IGN_HOST", "192.0.2.1"), "cannot listen on 192.0.2.1:0: Cannot assign requested address"),
+]
+SERVE_EACH = """
+import json, os, sys
+from service.cli import serve
+given = dict(os.environ)
+for environ in json.load(sys.stdin):
+    os.environ.update(given | environ)
+    assert serve({}) == 2
+    for name in environ:
+        del os.environ[name]
+"""
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The line of each. One process tries them one after the other, since a start takes a second."""
+    environs = [broken(tmp_path_factory.mktemp("models")) for broken, _ in REFUSALS]
+    with started({}, sys.executable, "-c", SERVE_EACH) as process:
+        _, said = process.popen.communicate(json.dumps(environs), timeout=PATIENCE_S)
+        assert process.popen.returncode == 0, said
+    lines = [line for line in said.splitlines() if " INFO " not in line]
+    assert len(lines) == len(REFUSALS), said
+    return lines
+
+
+@pytest.mark.parametrize(("place", "said"), list(enumerate(said for _, said in REFUSALS)))
+def test_refusals_to_start(refusals: list[str], place: int, said: str) -> None:
+    assert refusals[place].startswith("ign-service does not start: ")
+    assert said in refusals[place]
+
+
+@pytest.mark.parametrize("processes", ["1", pytest.param("2", marks=pytest.mark.slow)])
+def test_a_busy_port(environ: dict[str, str], processes: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        line = refused(environ | {"IGN_PORT": str(port)})
+        line = rejected(environ | {"IGN_PORT": str(port), "IGN_WORKERS": processes})
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in line
 
 
 @pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this one may have CUDA")
 def test_cuda_without_cuda(environ: dict[str, str]) -> None:
-    assert "toy/1/model.onnx: CUDA cannot be used" in refused(environ | {"IGN_DEVICE": "cuda"})
-
-
-def test_a_later_version_of_a_good_model_does_not_hide_a_bad_one(tmp_path: Path) -> None:
-    good = write_model(tmp_path)
-    shutil.copytree(good, tmp_path / "toy" / "2")
-    assert "toy/2/model.onnx: its card says toy/1" in refused({"IGN_MODEL_DIR": str(tmp_path)})
+    assert "toy/1/model.onnx: CUDA cannot be used" in rejected(environ | {"IGN_DEVICE": "cuda"})
 
 
 STUCK = """
@@ -323,11 +314,9 @@ BUSY_EXECUTOR = "Repository.load_all = lambda _: time.sleep(600)"
 
 
 @pytest.mark.parametrize("line", [BUSY_THREAD, BUSY_EXECUTOR])
-@pytest.mark.parametrize("signals", [1, 2, 100])
-def test_it_ends_although_a_thread_does_not(environ: dict[str, str], line: str, signals: int) -> None:
-    drain_s = "600" if signals == 2 else "1"  # the second signal ends the drain
-    process = Process(start(environ | {"IGN_DRAIN_S": drain_s}, sys.executable, "-c", STUCK.format(line=line)), "")
-    try:
+@pytest.mark.parametrize(("signals", "drain_s"), [(1, "1"), (100, "600")])  # the second signal ends the drain
+def test_it_ends_although_a_thread_does_not(environ: dict[str, str], line: str, signals: int, drain_s: str) -> None:
+    with started(environ | {"IGN_DRAIN_S": drain_s}, sys.executable, "-c", STUCK.format(line=line)) as process:
         while not (ports := listening(process)):  # the startup line comes when the models are loaded
             pass
         process.url = f"http://127.0.0.1:{ports[0]}"
@@ -340,15 +329,12 @@ def test_it_ends_although_a_thread_does_not(environ: dict[str, str], line: str, 
             with suppress(subprocess.TimeoutExpired):
                 process.popen.wait(0.1)
         assert process.popen.returncode == 0
-    finally:
-        process.popen.kill()
-        process.popen.communicate()
 
 
 def test_a_log_that_nobody_reads_stops_nothing(environ: dict[str, str]) -> None:
     with running(environ) as process, httpx.Client(base_url=process.url, timeout=PATIENCE_S) as client:
-        for _ in range(1500):  # 90 bytes each; a pipe holds 64 KiB, and nobody reads it
-            assert client.get("/healthz").status_code == 200
+        for _ in range(600):  # more than 150 bytes each; a pipe holds 64 KiB, and nobody reads it
+            assert client.get("/healthz", headers={"X-Request-ID": "x" * 100}).status_code == 200
         assert "ign_dropped_log_lines_total 0.0" in client.get("/metrics").text
         process.terminate()
         assert process.popen.wait(PATIENCE_S) == 0
@@ -356,7 +342,7 @@ def test_a_log_that_nobody_reads_stops_nothing(environ: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("files", [20, 40])
 def test_too_few_open_files_are_one_line(environ: dict[str, str], files: int) -> None:
-    said = refused(environ, "sh", "-c", f"ulimit -n {files}; exec {sys.executable} -m service")
+    said = rejected(environ, "sh", "-c", f"ulimit -n {files}; exec {sys.executable} -m service")
     assert said.endswith(f"only {files} files may be open (ulimit -n); the service needs 64")
 
 
@@ -366,9 +352,6 @@ def test_the_soft_limit_of_open_files_is_raised(environ: dict[str, str]) -> None
         metrics = process.get("/metrics").text
         assert "process_max_fds 512.0" in metrics
         assert "ign_open_connections_limit 256.0" in metrics
-
-
-TWO = {"IGN_WORKERS": "2"}
 
 
 def children_of(process: Process) -> list[int]:
@@ -419,14 +402,13 @@ class TestSeveralProcesses:
                 pass  # one of them has not begun yet, or loads
             for seed in range(8):  # a connection each: with one, only one of them would be asked
                 assert process.post({"seed": seed}).status_code == 200
-            metrics = process.get("/metrics").text
-            assert 'ign_requests_total{endpoint="/generate",model="toy/1",status="2xx"} 8.0' in metrics
+            expected = 'ign_requests_total{endpoint="/generate",model="toy/1",status="2xx"} 8.0'
+            while expected not in (metrics := process.get("/metrics").text):
+                pass  # the text may be a second old
             assert 'ign_queue_rows{model="toy/1"} 0.0' in metrics
             assert metrics.count("ign_model_info{") == 1
             process.terminate()
-            status, said = process.ended()
-            assert status == 0
-            assert "Traceback" not in said
+            process.ended()
 
     def test_one_that_is_killed_is_replaced_and_nobody_refused(self, environ: dict[str, str]) -> None:
         with running(environ | TWO) as process:
@@ -441,57 +423,39 @@ class TestSeveralProcesses:
 
     def test_a_process_that_loads_accepts_no_connection(self, environ: dict[str, str]) -> None:
         port = free_port()
-        popen = start(environ | TWO | {"IGN_PORT": str(port)})
-        try:
-            process = Process(popen, f"http://127.0.0.1:{port}")
+        with started(environ | TWO | {"IGN_PORT": str(port)}) as process:
+            process.url = f"http://127.0.0.1:{port}"
             while True:
                 with suppress(httpx.ConnectError):
                     assert process.get("/readyz").status_code == 200
                     break
-            assert address_of(popen) == process.url
+            assert address_of(process.popen) == process.url
             served_until(process, lambda: listeners(process) == 2)
-        finally:
-            popen.kill()
-            popen.communicate()
 
     def test_a_process_that_dies_while_it_loads_is_restarted(self, environ: dict[str, str]) -> None:
-        popen = start(environ | TWO)
-        try:
-            while not (children := children_of(Process(popen, ""))):
+        with started(environ | TWO) as process:
+            while not (children := children_of(process)):
                 pass
             os.kill(children[0], signal.SIGKILL)
-            process = Process(popen, address_of(popen))
+            process.url = address_of(process.popen)
             served_until(process, lambda: listeners(process) == 2)
             process.terminate()
-            assert process.ended()[0] == 0
-        finally:
-            popen.kill()
-            popen.communicate()
+            process.ended()
 
     def test_an_interrupt_of_the_process_group_drains(self, environ: dict[str, str]) -> None:
         """Ctrl-C in a terminal: the processes must not take it for a second signal."""
-        with running(environ | TWO | {"IGN_DRAIN_S": "120"}) as process, httpx.Client(timeout=PATIENCE_S) as client:
-            with client.stream("POST", process.url + "/generate", json=LONG, headers=EVENTS) as response:
-                lines = response.iter_lines()
-                assert next(lines) == "event: step"
+        with running(environ | TWO | {"IGN_DRAIN_S": "120"}) as process:
+            with process.stream(LONG) as lines:
                 os.killpg(process.popen.pid, signal.SIGINT)
                 assert "event: done" in list(lines)
-            status, said = process.ended()
-            assert status == 0
-            assert "Traceback" not in said
+            process.ended()
 
     def test_an_interrupt_of_the_process_group_stops_processes_that_start(self, environ: dict[str, str]) -> None:
-        popen = start(environ | TWO)
-        try:
-            while len(children_of(Process(popen, ""))) < 2:
+        with started(environ | TWO) as process:
+            while len(children_of(process)) < 2:
                 pass
-            os.killpg(popen.pid, signal.SIGINT)
-            _, said = popen.communicate(timeout=PATIENCE_S)
-            assert popen.returncode == 0
-            assert "Traceback" not in said
-        finally:
-            popen.kill()
-            popen.communicate()
+            os.killpg(process.popen.pid, signal.SIGINT)
+            process.ended()
 
     def test_they_leave_with_their_parent(self, environ: dict[str, str]) -> None:
         with running(environ | TWO) as process:
@@ -502,9 +466,4 @@ class TestSeveralProcesses:
                 pass
 
     def test_a_refusal_to_start_is_one_line(self, tmp_path: Path) -> None:
-        assert "nowhere: no such directory" in refused(missing(tmp_path) | TWO)
-
-    def test_a_busy_port_is_noticed(self, environ: dict[str, str]) -> None:
-        with running(environ | TWO) as process:
-            port = process.url.rpartition(":")[2]
-            assert "Address already in use" in refused(environ | TWO | {"IGN_PORT": port})
+        assert "nowhere: no such directory" in rejected(missing(tmp_path) | TWO)

@@ -1,6 +1,5 @@
 """What ships with the repository is what its cards say, and the service keeps its promises with it."""
 
-import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,7 +7,6 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from PIL import Image
 
 from model_export.export.weights import read_weights
 from service.models.repository import LoadedModel, Repository
@@ -45,11 +43,7 @@ def test_every_shipped_model_verifies_and_says_where_it_comes_from(shipped: dict
         assert len(card.data.sha256) == 64
         assert card.distance_quantiles is not None
         assert card.quality["generation"]["f"]["frechet"] > 0
-
-
-def test_a_training_can_start_from_every_shipped_model(shipped: dict[str, LoadedModel]) -> None:
-    for ref, model in shipped.items():
-        assert read_weights(MODELS / ref).preset.shape == model.card.shape
+        assert read_weights(MODELS / ref).preset.shape == card.shape  # a training can start from it
 
 
 def test_generated_avatars_are_in_colour_and_kept(shipped: dict[str, LoadedModel]) -> None:
@@ -84,23 +78,3 @@ def test_a_seed_gives_the_same_bytes_alone_in_a_batch_and_under_load(client: htt
     assert [one(i) for i in range(64)] == together
     with ThreadPoolExecutor(32) as pool:
         assert list(pool.map(one, range(64))) == together
-
-
-def test_a_noisy_digit_is_made_real(client: httpx.Client) -> None:
-    raw = client.post("/generate", json={"seed": 7, "n": 1}, headers={"Accept": "application/x-npy"}).content
-    clean = np.load(io.BytesIO(raw))[0, 0]
-    noise = np.random.default_rng(0).standard_normal(clean.shape)
-    noisy = np.clip((clean + 0.8 * noise + 1) * 127.5, 0, 255).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(noisy).save(buffer, "PNG")
-    answer = client.post("/project", content=buffer.getvalue(), headers={"Content-Type": "image/png", "Accept": "*/*"})
-    image = answer.raise_for_status().json()["images"][0]
-    restored = client.post(
-        "/project",
-        content=buffer.getvalue(),
-        headers={"Content-Type": "image/png", "Accept": "application/x-npy"},
-    )
-    y = np.load(io.BytesIO(restored.content))[0, 0]
-    assert np.abs(y - clean).mean() < 0.5 * np.abs(noisy / 127.5 - 1 - clean).mean()
-    assert not image["inverted"]
-    assert image["distance"] > 0.1

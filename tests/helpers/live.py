@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -25,17 +25,19 @@ def environment(**settings: str) -> dict[str, str]:
 
 
 @contextmanager
-def live_service(**settings: str) -> Iterator[str]:
-    """Run `python -m service` on a free port until the block ends, and hold it to a clean stop.
+def live_service(*command: str | Path, cwd: str = ".", **settings: str) -> Iterator[str]:
+    """Run `python -m service` on a free port until the block ends; it has to stop with status 0.
 
     Args:
+        command: in place of `python -m service`.
         settings: `IGN_…` variables; without any, the shipped models are served.
 
     Yields:
         The base URL, once the service is ready.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", "service"],
+        command or [sys.executable, "-m", "service"],
+        cwd=cwd,
         env=environment(**{"IGN_PORT": "0", **settings}),
         stderr=subprocess.PIPE,
         text=True,
@@ -53,6 +55,26 @@ def live_service(**settings: str) -> Iterator[str]:
         process.wait()
         reader.join()
         process.stderr.close()
+
+
+def until(condition: Callable[[], object], say: Callable[[], object], patience_s: float = 60.0) -> None:
+    """Wait until ``condition`` holds.
+
+    Raises:
+        AssertionError: it does not within ``patience_s``; with what ``say`` returns then.
+    """
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < deadline, say()
+        time.sleep(0.05)  # between two looks at another process
+
+
+def certificate(folder: Path) -> Path:
+    """Write `tls.crt`, for 127.0.0.1, and `tls.key` into ``folder``; the path of the certificate."""
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    files = ["-keyout", f"{folder}/tls.key", "-out", f"{folder}/tls.crt", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*command.split(), *files], capture_output=True, check=True)
+    return folder / "tls.crt"
 
 
 def free_port() -> int:

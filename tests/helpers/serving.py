@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -98,24 +97,9 @@ async def streamed(scheduler: Scheduler, rows: FloatRows, params: SchedulingPara
 
 
 @contextlib.contextmanager
-def serving(
-    *models: FakeModel,
-    max_batch_rows: int = 8,
-    queue_rows: int = 100,
-    clock: Callable[[], float] | None = None,
-    observer: SchedulerObserver | None = None,
-    on_all_devices_lost: Callable[[], None] = lambda: None,
-    wake_rule: WakeRule | None = None,
-) -> Iterator[Scheduler]:
-    scheduler = Scheduler(
-        *models,
-        max_batch_rows=max_batch_rows,
-        queue_rows=queue_rows,
-        observer=observer,
-        on_all_devices_lost=on_all_devices_lost,
-        wake_rule=wake_rule,
-        clock=clock or time.monotonic,
-    )
+def serving(*models: FakeModel, max_batch_rows: int = 8, queue_rows: int = 100, **options: Any) -> Iterator[Scheduler]:
+    """A scheduler that runs; ``options`` of `Scheduler`."""
+    scheduler = Scheduler(*models, max_batch_rows=max_batch_rows, queue_rows=queue_rows, **options)
     scheduler.start()
     try:
         yield scheduler

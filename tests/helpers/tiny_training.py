@@ -3,7 +3,6 @@
 import fcntl
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,45 +14,17 @@ CLASSES = 4
 SAMPLES = 60
 
 
-@dataclass(frozen=True)
 class TinyModel:
-    """All files that training, export and evaluation of the preset `tiny` write. Tests copy what they change.
+    """All files below ``folder`` that training, export and evaluation of `tiny` write. Tests copy what they change."""
 
-    Args:
-        folder: holds all of it.
-    """
-
-    folder: Path
-
-    @property
-    def data_file(self) -> Path:
-        """An `.npz` of 240 + 80 labelled pictures."""
-        return self.folder / "patterns.npz"
-
-    @property
-    def run(self) -> Path:
-        """The folder of a finished training."""
-        return self.folder / "runs" / "tiny"
-
-    @property
-    def models(self) -> Path:
-        """A model directory with `tiny/1` in fp32, not evaluated."""
-        return self.folder / "models"
-
-    @property
-    def models_fp16(self) -> Path:
-        """The same with `model.fp16.onnx`."""
-        return self.folder / "models_fp16"
-
-    @property
-    def evaluated(self) -> Path:
-        """The version folder of `models_fp16`, evaluated with `SAMPLES` samples."""
-        return self.folder / "evaluated" / "tiny" / "1"
-
-    @property
-    def cache(self) -> Path:
-        """Folder of the trained classifiers; it may be written to."""
-        return self.folder / "cache"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.data_file = folder / "patterns.npz"  # 240 + 80 labelled images
+        self.run = folder / "runs" / "tiny"  # of a finished training
+        self.models = folder / "models"  # a model directory with `tiny/1` in fp32, not evaluated
+        self.models_fp16 = folder / "models_fp16"  # the same with `model.fp16.onnx`
+        self.evaluated = folder / "evaluated" / "tiny" / "1"  # of `models_fp16`, evaluated with `SAMPLES` samples
+        self.cache = folder / "cache"  # of the trained classifiers; it may be written to
 
     @property
     def metrics(self) -> dict[str, Any]:

@@ -1,28 +1,18 @@
 """The wheel as a person meets it: installed into a new environment, started in a folder that is not a clone."""
 
-import os
-import re
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.helpers.live import ROOT
+from tests.helpers.live import ROOT, environment, live_service
 
 BUILD_S, START_S = 600, 120
 OWN_PACKAGES = ("service", "model_export", "ign", "ign_client", "models")
 pytest.importorskip("hatchling")
-
-
-def environ() -> dict[str, str]:
-    """This environment without anything that leads to the clone or sets the service."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("IGN_")}
-    return {name: value for name, value in kept.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
 
 
 @pytest.fixture(scope="module")
@@ -55,30 +45,11 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(command: Sequence[str | Path], folder: Path) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        command, cwd=folder, env=environ(), capture_output=True, text=True, timeout=START_S, check=False
-    )
-
-
-@contextmanager
-def serving(command: Sequence[str | Path], folder: Path) -> Iterator[str]:
-    popen = subprocess.Popen(command, cwd=folder, env=environ(), stderr=subprocess.PIPE, text=True)
-    try:
-        assert popen.stderr is not None
-        log: list[str] = []
-        while not (found := re.search(r"listening on (http://\S+)", line := popen.stderr.readline())):
-            assert line, "".join(log)
-            log.append(line)
-        assert "CUDA" not in "".join(log)
-        yield found[1]
-        popen.send_signal(signal.SIGTERM)
-        _, rest = popen.communicate(timeout=START_S)
-        assert popen.returncode == 0, rest
-        assert "Traceback" not in rest
-    finally:
-        popen.kill()
-        popen.communicate()
+def run(
+    command: Sequence[str | Path], folder: Path, timeout: float = START_S, **variables: str
+) -> "subprocess.CompletedProcess[str]":
+    env = environment(PYTHONPATH="", **variables)
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=timeout, check=False)
 
 
 def digits(url: str) -> bytes:
@@ -89,7 +60,7 @@ def digits(url: str) -> bytes:
 
 @pytest.mark.parametrize("options", [(), ("--workers", "2", "--device", "cpu")])
 def test_it_serves_digits(installed: Path, folder: Path, options: tuple[str, ...]) -> None:
-    with serving([installed / "ign", "serve", "--port", "0", *options], folder) as url:
+    with live_service(installed / "ign", "serve", "--port", "0", *options, cwd=str(folder), PYTHONPATH="") as url:
         assert digits(url).startswith(b"\x89PNG")
         assert httpx.get(url, headers={"Accept": "text/html"}).status_code == 200
         done = run([installed / "ign", "generate", "--base-url", url, "-n", "2", "-o", "out"], folder)
@@ -99,7 +70,7 @@ def test_it_serves_digits(installed: Path, folder: Path, options: tuple[str, ...
 
 def test_python_m_with_a_safe_path(installed: Path, folder: Path) -> None:
     """`python -m` looks into the working directory first, unless -P is given."""
-    with serving([installed / "python", "-P", "-m", "service", "--port", "0"], folder) as url:
+    with live_service(installed / "python", "-P", "-m", "service", cwd=str(folder), PYTHONPATH="") as url:
         assert digits(url).startswith(b"\x89PNG")
 
 
@@ -139,17 +110,14 @@ def test_uv_runs_the_wheel(wheel: Path, tool: str, tmp_path: Path) -> None:
     uv = pytest.importorskip("uv").find_uv_bin()
     homes = {name: str(tmp_path / name) for name in ("UV_TOOL_DIR", "UV_TOOL_BIN_DIR", "XDG_DATA_HOME")}
     need = f"ign-service[cpu] @ {wheel.as_uri()}"
-    variables = environ() | homes
     if tool == "uvx":
-        command: list[str] = [uv, "tool", "run", "--python", sys.executable, "--from", need, "ign"]
+        command = [uv, "tool", "run", "--python", sys.executable, "--from", need, "ign"]
     else:
         command = [f"{homes['UV_TOOL_BIN_DIR']}/ign"]
         install = [uv, "tool", "install", "-q", "--python", sys.executable, need]
-        done = subprocess.run(install, env=variables, capture_output=True, text=True, timeout=BUILD_S, check=False)
+        done = run(install, tmp_path, BUILD_S, **homes)
         assert done.returncode == 0, done.stderr
     command += ["generate", "--local", "-n", "16", "--seed", "7", "-o", "digits.png"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=BUILD_S, check=False
-    )
+    done = run(command, tmp_path, BUILD_S, **homes)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")

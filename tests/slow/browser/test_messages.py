@@ -1,6 +1,4 @@
-"""What the page says of numbers, beside what the service says."""
-
-from typing import Any
+"""The page's modules, called by themselves: what they make of numbers, beside what the service responds."""
 
 import pytest
 
@@ -9,12 +7,6 @@ from tests.helpers.live import ROOT
 from tests.slow.browser.visit import Visit
 
 CARD = {"range": [-1, 1], "distance_quantiles": [i / 1000 for i in range(101)]}  # 0 … 0.1
-CALL = "async ([name, values]) => (await import('./page/verdict.js'))[name](...values)"
-
-
-def words(visit: Visit, name: str, *values: Any) -> Any:
-    said = visit.page.evaluate(CALL, [name, list(values)])
-    return said.replace("\xa0", " ") if isinstance(said, str) else said
 
 
 @pytest.mark.parametrize("picture", ["drawn", "page"])
@@ -22,7 +14,9 @@ def test_percentiles_are_the_services(visit: Visit, service: Service, picture: s
     quantiles = service.get("/models/mnist").json()["distance_quantiles"]
     image = (ROOT / "docs" / "images" / f"{picture}.png").read_bytes()
     scored = service.post("/score", content=image, headers={"Content-Type": "image/png"}).json()["images"][0]
-    assert words(visit, "percentile", scored["distance"], quantiles) == pytest.approx(scored["percentile"], abs=0.1)
+    assert visit.call("verdict", "percentile", scored["distance"], quantiles) == pytest.approx(
+        scored["percentile"], abs=0.1
+    )
 
 
 @pytest.mark.parametrize(
@@ -38,9 +32,33 @@ def test_percentiles_are_the_services(visit: Visit, service: Service, picture: s
 def test_a_verdict_is_one_line_in_one_unit(
     visit: Visit, distance: float, drift: float, options: dict[str, bool], said: str
 ) -> None:
-    assert words(visit, "verdict", {"distance": distance, "drift": drift}, CARD, options) == said
+    assert visit.call("verdict", "verdict", {"distance": distance, "drift": drift}, CARD, options) == said
 
 
 def test_a_card_without_real_pictures_compares_with_none(visit: Visit) -> None:
     bare = CARD | {"distance_quantiles": None}
-    assert words(visit, "verdict", {"distance": 0.01, "drift": 0.0}, bare, {}) == "Made real · moved 0.5 % · stable"
+    assert (
+        visit.call("verdict", "verdict", {"distance": 0.01, "drift": 0.0}, bare, {})
+        == "Made real · moved 0.5 % · stable"
+    )
+
+
+@pytest.mark.parametrize("steps", [1, 2, 16, 100, 1000])
+def test_recorded_steps_ascend_to_the_last(visit: Visit, steps: int) -> None:
+    recorded = visit.call("lasting_panel", "recordedSteps", steps)
+    assert recorded == sorted(set(recorded))
+    assert (recorded[0], recorded[-1]) == (0, steps)
+    assert len(recorded) <= 64
+
+
+@pytest.mark.parametrize(
+    ("distances", "said"),
+    [
+        ((0, 0.01, 0.02), "After 10 steps it is still the same picture"),
+        ((0, 0.01, 0.2), "It lasts 1 step, then changes"),
+        ((0, 0.2, 0.01), "It changes at once"),
+    ],
+)
+def test_the_story_is_true(visit: Visit, distances: tuple[float, ...], said: str) -> None:
+    points = [{"step": step, "from": share} for step, share in zip((0, 1, 10), distances, strict=True)]
+    assert said in visit.call("lasting_panel", "story", points, 0.2)

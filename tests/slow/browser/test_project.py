@@ -22,7 +22,7 @@ VERDICT = re.compile(r"^(Made real|Looked real already|Not settled|Little to go 
 
 
 @pytest.mark.smoke
-def test_a_drawing_is_made_real_while_it_is_drawn(browser: "Browser", service: Service, tmp_path: Path) -> None:
+def test_a_drawing_is_made_real_while_it_is_drawn(browser: "Browser", service: Service) -> None:
     """With motion: an example is shown at load, tiles and walk come by themselves, a stroke replaces the example."""
     with visiting(browser, service.url) as visit:
         visit.ready()
@@ -36,10 +36,9 @@ def test_a_drawing_is_made_real_while_it_is_drawn(browser: "Browser", service: S
         assert (seen[:, :4] == 0).all()  # and no noise of the example
         assert (made != seen).any()
         assert VERDICT.match(visit.one("#real .status").inner_text())
-        with visit.page.expect_download() as saved:
-            visit.button("Save picture").click()
-        saved.value.save_as(tmp_path / saved.value.suggested_filename)
-        large = pixels((tmp_path / "real.png").read_bytes(), "L")
+        saved = visit.saved("Save picture")
+        assert saved.name == "real.png"
+        large = pixels(saved.read_bytes(), "L")
         assert large.shape == (512, 512)
         assert (large[4:-4, 4:-4] == np.kron(made, np.ones((18, 18), np.uint8))).all()
 
@@ -81,15 +80,6 @@ def test_without_live_the_result_waits_and_says_that_it_is_old(visit: Visit) -> 
     assert (visit.picture("#made") != before).any()
 
 
-def test_what_f_saw_is_what_was_drawn(visit: Visit) -> None:
-    visit.draw()
-    drawn = visit.canvas()
-    visit.settled()
-    side = drawn.shape[0] // 28
-    means = drawn.reshape(28, side, 28, side).mean(axis=(1, 3))
-    assert np.abs(means - visit.picture("#seen")).max() <= 0.51
-
-
 def test_undo_redo_and_clear(visit: Visit) -> None:
     empty = visit.canvas()
     visit.draw()
@@ -108,12 +98,6 @@ def test_undo_redo_and_clear(visit: Visit) -> None:
     visit.choose("Eraser")
     visit.draw()
     assert (visit.canvas() != drawn).any()
-
-
-def test_a_dot_never_looked_real(visit: Visit) -> None:
-    visit.draw([(0.5, 0.5), (0.51, 0.5)])
-    visit.settled()
-    assert visit.one("#real .status").inner_text().startswith("Little to go on")
 
 
 def test_the_keyboard_draws(visit: Visit) -> None:
@@ -138,16 +122,15 @@ def test_more_steps(visit: Visit, service: Service) -> None:
     assert visit.one("#steps").get_attribute("max") == "16"
 
 
-def test_strength_none_leaves_it_as_it_is(visit: Visit) -> None:
+def test_strength_none_leaves_it_as_it_is_and_the_slider_compares(visit: Visit) -> None:
     visit.draw()
+    drawn = visit.canvas()
     visit.one("#strength").fill("0")
     visit.settled()
     assert (visit.picture("#made") == visit.picture("#seen")).all()
-
-
-def test_the_slider_compares_with_the_drawing(visit: Visit) -> None:
-    visit.draw()
-    visit.settled()
+    side = drawn.shape[0] // 28
+    means = drawn.reshape(28, side, 28, side).mean(axis=(1, 3))
+    assert np.abs(means - visit.picture("#seen")).max() <= 0.51  # f saw what was drawn
     slider = visit.page.get_by_role("slider", name="Compare with the drawing")
     slider.focus()
     for _ in range(3):
@@ -245,15 +228,6 @@ def test_a_picture_is_taken_from_elsewhere(visit: Visit, service: Service, kind:
     assert (visit.canvas() == np.kron(pixels(prepared.content), np.ones((16, 16), np.uint8))).all()
 
 
-def test_noise_is_taken_away(visit: Visit) -> None:
-    visit.one("#file").set_input_files(DRAWN)
-    visit.one("#invitation").wait_for(state="hidden")
-    visit.button("+ noise").click()
-    visit.settled()
-    made, seen = visit.picture("#made").astype(float), visit.picture("#seen").astype(float)
-    assert np.abs(np.diff(made)).mean() < np.abs(np.diff(seen)).mean() / 2
-
-
 @pytest.mark.parametrize("name", ["Drawn", "Noisy", "Half hidden"])
 def test_examples(visit: Visit, name: str) -> None:
     empty = visit.canvas()
@@ -265,44 +239,37 @@ def test_examples(visit: Visit, name: str) -> None:
     assert visit.one("#masking").is_visible() == (name == "Half hidden")
 
 
-def test_the_command_line_gives_the_same_picture(visit: Visit, service: Service, tmp_path: Path) -> None:
+def test_the_command_line_gives_the_same_picture(visit: Visit, service: Service) -> None:
     visit.draw()
     visit.one("#strength").fill("60")
     visit.settled()
     made = visit.picture("#made")
     visit.one("#real summary").click()
-    with visit.page.expect_download() as waiting:
-        visit.button("Save drawing.png").click()
-    waiting.value.save_as(tmp_path / "drawing.png")
-    assert waiting.value.suggested_filename == "drawing.png"
+    drawing = visit.saved("Save drawing.png")
     words = shlex.split(visit.one("#real code").inner_text())
     assert words[0] == "curl"
     assert words[1] == f"{service.url}/project"
     fields = dict(words[i + 1].split("=", 1) for i, word in enumerate(words) if word == "-F")
-    image = (tmp_path / fields.pop("image").removeprefix("@")).read_bytes()
+    assert fields.pop("image") == f"@{drawing.name}"
+    image = drawing.read_bytes()
     answer = service.client.post(
         "/project", data=fields, files={"image": image}, headers=dict([words[words.index("-H") + 1].split(": ")])
     )
     assert (pixels(answer.content, "L") == made).all()
 
 
-def test_a_result_can_be_drawn_on(visit: Visit) -> None:
+def test_a_result_is_saved_and_drawn_on(visit: Visit) -> None:
+    visit.draw([(0.5, 0.5), (0.51, 0.5)])
+    visit.settled()
+    assert visit.one("#real .status").inner_text().startswith("Little to go on")  # a dot never looked real
     visit.draw()
     visit.settled()
+    with Image.open(visit.saved("Save before and after")) as card:
+        assert card.size == (1200, 630)
     made, source = visit.picture("#made"), visit.one("#made").get_attribute("src")
     visit.button("Draw on the result").click()  # the next result replaces `source`
     visit.page.wait_for_function("source => document.querySelector('#seen').src === source", arg=source)
     assert (visit.picture("#seen") == made).all()
-
-
-def test_before_and_after_make_one_picture(visit: Visit, tmp_path: Path) -> None:
-    visit.draw()
-    visit.settled()
-    with visit.page.expect_download() as saved:
-        visit.button("Save before and after").click()
-    saved.value.save_as(tmp_path / "card.png")
-    with Image.open(tmp_path / "card.png") as card:
-        assert card.size == (1200, 630)
 
 
 def test_the_address_holds_model_seed_and_drawing(browser: "Browser", visit: Visit, service: Service) -> None:

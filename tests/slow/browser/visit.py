@@ -4,6 +4,7 @@ import base64
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -88,10 +89,29 @@ class Visit:
         assert address.startswith("data:image/png;base64,")
         return pixels(base64.b64decode(address.partition(",")[2]), "L")
 
-    def canvas(self) -> Pixels:
+    def canvas(self, mode: str = "L") -> Pixels:
         """What is drawn, as bytes of grey."""
         address = self.page.evaluate("document.querySelector('#paint').toDataURL()")
-        return pixels(base64.b64decode(address.partition(",")[2]), "L")
+        return pixels(base64.b64decode(address.partition(",")[2]), mode)
+
+    def call(self, file: str, name: str, *values: Any) -> Any:
+        """What a function of a module of the page returns."""
+        call = "async ([file, name, values]) => (await import(`./page/${file}.js`))[name](...values)"
+        said = self.page.evaluate(call, [file, name, list(values)])
+        return said.replace("\xa0", " ") if isinstance(said, str) else said
+
+    def saved(self, button: str) -> Path:
+        """The file that a button saves, with the name that the page gives it."""
+        with self.page.expect_download() as waiting:
+            self.button(button).click()
+        path = waiting.value.path().with_name(waiting.value.suggested_filename)
+        waiting.value.save_as(path)
+        return path
+
+    def give(self, file: Path) -> None:
+        """Open an image file."""
+        self.one("#file").set_input_files(file)
+        self.one("#invitation").wait_for(state="hidden")
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from ray.cluster_utils import Cluster
 
 from ign_client import Client
 from service.cluster import DeploymentOptions, app
+from tests.helpers import live
 
 URL = "http://127.0.0.1:8000"
 PATIENCE_S = 120.0
@@ -38,10 +39,7 @@ OPTIONS = DeploymentOptions(
     upscale_delay_s=1,
     downscale_delay_s=2,
 )
-BODY = {"n": 4, "seed": 7, "steps": 300}
 LONG_S = 10.0  # of a request that is in hand while its replica is told to go
-
-_pause = threading.Event()
 
 
 class Load:
@@ -76,14 +74,11 @@ class Load:
 
     @staticmethod
     def _bare() -> str:
-        return _seen(httpx.post(f"{URL}/generate", json=BODY, timeout=60))
-
-
-def _seen(response: httpx.Response) -> str:
-    if response.status_code == 200:
-        return "200"
-    kind = response.headers.get("content-type", "")
-    return f"{response.status_code} {response.json()['code'] if kind == 'application/problem+json' else kind}"
+        response = httpx.post(f"{URL}/generate", json={"n": 4, "seed": 7, "steps": 300}, timeout=60)
+        if response.status_code == 200:
+            return "200"
+        kind = response.headers.get("content-type", "")
+        return f"{response.status_code} {response.json()['code'] if kind == 'application/problem+json' else kind}"
 
 
 def replicas() -> int:
@@ -93,12 +88,8 @@ def replicas() -> int:
     return int(deployments["ign"].replica_states.get("RUNNING", 0)) if "ign" in deployments else 0
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not within {PATIENCE_S:g} s; {serve.status()}")
-        _pause.wait(0.2)
+def until(condition: Callable[[], object], what: str) -> None:
+    live.until(condition, lambda: f"{what}; {serve.status()}", PATIENCE_S)
 
 
 def until_replicas(count: int, what: str) -> int:

@@ -149,25 +149,17 @@ async def running(replica: Replica) -> AsyncIterator[None]:
         await lifespan.shutdown()
 
 
-def test_a_replica_is_healthy_once_its_models_are(tmp_path: Path) -> None:
+def test_the_health_of_a_replica_is_that_of_its_models(tmp_path: Path) -> None:
     async def main() -> None:
-        replica = Replica(settings(write_models(tmp_path)))
-        async with running(replica):
-            await replica.check_health()
-            assert replica.services is not None
-            replica.services.in_flight.draining = True
-            with pytest.raises(Draining, match="shutting down"):
-                await replica.check_health()
-
-    asyncio.run(main())
-
-
-def test_a_replica_whose_model_does_not_load_says_why(tmp_path: Path) -> None:
-    async def main() -> None:
-        replica = Replica(settings(tmp_path / "nothing"))
-        async with running(replica):
+        good, bad = Replica(settings(write_models(tmp_path))), Replica(settings(tmp_path / "nothing"))
+        async with running(good), running(bad):
+            await good.check_health()
             with pytest.raises(StartupError, match="no such directory"):
-                await replica.check_health()
+                await bad.check_health()
+            assert good.services is not None
+            good.services.in_flight.draining = True
+            with pytest.raises(Draining, match="shutting down"):
+                await good.check_health()
 
     asyncio.run(main())
 

@@ -5,14 +5,13 @@ import os
 import resource
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.helpers.live import ROOT, environment
+from tests.helpers.live import ROOT, environment, until
 
 BASE = "docker.io/library/python:3.11-slim-bookworm"
 HARDENED = (
@@ -25,18 +24,6 @@ HARDENED = (
 )
 PATIENCE_S = 120.0
 BUILD_S = 1500.0
-
-
-def until(there: Callable[[], bool], what: str, say: Callable[[], str] = str) -> None:
-    """Ask again until it is so.
-
-    Raises:
-        AssertionError: it was not within `PATIENCE_S`; with ``what``, and what ``say`` says then.
-    """
-    deadline = time.monotonic() + PATIENCE_S
-    while not there():
-        assert time.monotonic() < deadline, f"{what}\n{say()}"
-        time.sleep(0.1)  # between two looks at another process
 
 
 @dataclass(frozen=True)
@@ -153,7 +140,7 @@ class Container:
             assert self.state["Running"], self.log()
             return self.engine.run("healthcheck", "run", self.name).returncode == 0
 
-        until(check, f"{self.name} is not healthy", self.log)
+        until(check, self.log, PATIENCE_S)
         assert self.state["Health"]["Status"] == "healthy"
 
     def terminate(self) -> None:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import random
 import shutil
-import socket
 import ssl
 import subprocess
 import sys
@@ -19,18 +18,23 @@ import pytest
 import yaml
 
 from ign_client import Client, Done, Step, Unauthorized
-from tests.helpers.live import ROOT, environment
-from tests.slow.containers.engine import PATIENCE_S, Container, Engine, until
-from tests.slow.containers.standins import STAND_INS, image_of, recipe
+from tests.helpers.live import ROOT, certificate, environment, free_port, until
+from tests.slow.containers.engine import BASE, PATIENCE_S, Container, Engine
 
 KEY = "a-key-for-the-tests"
 FILES = "docker-compose.yml:docker/compose.cpu.yml"
+# Debian's package that stands in for a public image, its release, and the image's entry point.
+STAND_INS = {
+    "front": ("nginx-light", "trixie", "[]"),
+    "prometheus": ("prometheus", "bookworm", '["/usr/bin/prometheus"]'),
+}
 UP = ("up", "--detach", "--pull=never", "--no-build")
 
 
-def free_address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"127.0.0.1:{server.getsockname()[1]}"
+def image_of(service: str) -> str:
+    """The image that Compose runs for a service, with its registry and without a digest."""
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    return f"docker.io/{services[service]['image'].partition('@')[0]}"
 
 
 @contextmanager
@@ -45,7 +49,7 @@ def listening(engine: Engine, path: Path) -> Iterator[str]:
             stderr=log,
         )
         try:
-            until(path.is_socket, "podman's service does not listen")
+            until(path.is_socket, lambda: "podman's service does not listen", PATIENCE_S)
             yield url
         finally:
             serving.terminate()
@@ -105,7 +109,7 @@ def project(engine: Engine, compose: None, cpu: str, tmp_path: Path) -> Iterator
         "SERVICE_KEYS": str(keys),
         "SERVICE_SUBNET": f"172.28.{random.randrange(1, 250)}",
         "FRONT_TLS": str(tmp_path / "tls"),
-        **{f"{name}_LISTEN": free_address() for name in ("SERVICE", "FRONT", "PROMETHEUS", "GRAFANA")},
+        **{f"{name}_LISTEN": f"127.0.0.1:{free_port()}" for name in ("SERVICE", "FRONT", "PROMETHEUS", "GRAFANA")},
     }
     with listening(engine, tmp_path / "podman.sock") as url:
         found = Project(engine, f"ign-test-{random.randrange(10**9)}", {**variables, "DOCKER_HOST": url})
@@ -118,25 +122,26 @@ def project(engine: Engine, compose: None, cpu: str, tmp_path: Path) -> Iterator
 @pytest.fixture
 def neighbours(engine: Engine, base: str, tmp_path: Path) -> None:
     """nginx and Prometheus under the names that Compose knows, built of Debian's packages where they are not there."""
-    for service in STAND_INS:
+    for service, (package, release, entrypoint) in STAND_INS.items():
         if not engine.has(image_of(service)):
             context = tmp_path / service
             context.mkdir()
-            (context / "Containerfile").write_text(recipe(service, base))
+            (context / "Containerfile").write_text(
+                f"FROM {BASE}\n"
+                f"RUN sed -i 's/bookworm/{release}/g' /etc/apt/sources.list && apt-get update -q && \\\n"
+                f"    apt-get install -yq --no-install-recommends {package}\n"
+                f"ENTRYPOINT {entrypoint}\n"
+            )
             engine.build(image_of(service), context=context)
 
 
 @pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    """A certificate for 127.0.0.1, in the folder that nginx is given."""
-    folder = tmp_path / "tls"
-    folder.mkdir()
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
-    names = ["-addext", "subjectAltName=IP:127.0.0.1"]
-    files = ["-keyout", str(folder / "tls.key"), "-out", str(folder / "tls.crt")]
-    subprocess.run([*command.split(), *names, *files], capture_output=True, check=True)
-    (folder / "tls.key").chmod(0o644)
-    return folder / "tls.crt"
+def trust(tmp_path: Path) -> ssl.SSLContext:
+    """Trusts the certificate in the folder that nginx is given."""
+    (tmp_path / "tls").mkdir()
+    made = certificate(tmp_path / "tls")
+    made.with_suffix(".key").chmod(0o644)
+    return ssl.create_default_context(cafile=str(made))
 
 
 @pytest.mark.parametrize(
@@ -196,14 +201,13 @@ def test_up_is_healthy_bounded_and_asks_for_keys(project: Project) -> None:
     assert "draining" in service.log()
 
 
-def test_in_front_of_it_is_nginx(project: Project, neighbours: None, certificate: Path) -> None:
+def test_in_front_of_it_is_nginx(project: Project, neighbours: None, trust: ssl.SSLContext) -> None:
     project.say(*UP)
     project.container("ign").healthy()  # which nginx waits for
     project.say("--profile", "front", *UP)
     url = f"https://{project.address('front')}"
-    trust = ssl.create_default_context(cafile=str(certificate))
     with httpx.Client(verify=trust, timeout=PATIENCE_S, trust_env=False) as http:
-        until(lambda: reached(http, f"{url}/readyz"), "nginx does not answer", project.container("front").log)
+        until(lambda: reached(http, f"{url}/readyz"), project.container("front").log, PATIENCE_S)
         assert http.get(f"{url}/metrics").status_code == 404
         with Client(url, api_key=KEY, http_client=http) as client:
             assert len(client.generate(n=3, seed=7)) == 3
@@ -218,7 +222,7 @@ def test_prometheus_finds_it(project: Project, neighbours: None) -> None:
     url = f"http://{project.address('prometheus')}/api/v1/targets"
     log = project.container("prometheus").log
     with httpx.Client(timeout=PATIENCE_S, trust_env=False) as http:
-        until(lambda: reached(http, url) and scraped(http, url) == {"ign", "prometheus"}, "nothing was scraped", log)
+        until(lambda: reached(http, url) and scraped(http, url) == {"ign", "prometheus"}, log, PATIENCE_S)
 
 
 def reached(http: httpx.Client, url: str) -> bool:

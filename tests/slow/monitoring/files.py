@@ -22,7 +22,7 @@ OPERATIONS = ROOT / "docs" / "operations.md"
 
 needs_prometheus = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("promtool")),
-    reason="prometheus and promtool are not installed; .ci/monitoring installs them on Debian",
+    reason="prometheus and promtool are not installed; .ci/tools installs them on Debian",
 )
 
 _SELECTOR = re.compile(r"""(?<![\w:"|])((?:job|model):ign_\w+:\w+|(?:ign|process|DCGM)_\w+|up|ALERTS)\b(\{[^}]*\})?""")
@@ -79,9 +79,8 @@ def chosen(expr: str) -> str:
     return expr
 
 
-def rule_queries() -> Iterator[Query]:
-    for rule in rules():
-        yield Query(rule.get("alert") or rule["record"], rule["expr"])
+def rule_queries() -> list[Query]:
+    return [Query(rule.get("alert") or rule["record"], rule["expr"]) for rule in rules()]
 
 
 def selectors(expr: str) -> set[str]:

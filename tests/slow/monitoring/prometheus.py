@@ -1,4 +1,4 @@
-"""A real Prometheus with the project's own configuration, looking more often than it would in earnest."""
+"""A real Prometheus with the project's own configuration and shorter intervals."""
 
 import re
 import subprocess
@@ -12,28 +12,27 @@ from typing import Any
 import httpx
 import yaml
 
+from tests.helpers.live import until
 from tests.slow.monitoring.files import CONFIG, PROMETHEUS, RULES
 
 PATIENCE_S = 30.0
-_LISTENING = re.compile(r'msg="Listening on".* address=(\S+)')
 
 
 @dataclass(frozen=True)
 class Prometheus:
-    """One that runs."""
-
     client: httpx.Client
+
+    def ask(self, path: str, **parameters: str) -> Any:
+        response = self.client.get(f"/api/v1/{path}", params=parameters).json()
+        assert response["status"] == "success", f"{parameters}: {response}"
+        return response["data"]
 
     def query(self, expr: str) -> list[float]:
         """The values of an instant query; raises for one that does not parse."""
-        found: list[dict[str, Any]] | list[Any] = self._get("query", query=expr)["result"]
-        return [float(sample["value"][1]) for sample in found if isinstance(sample, dict)]
+        return [float(sample["value"][1]) for sample in self.ask("query", query=expr)["result"]]
 
     def until(self, expr: str, condition: Callable[[list[float]], bool]) -> list[float]:
-        """Ask, and ask again, until the answer is as expected or patience is at its end; the last answer.
-
-        Every look is a request.
-        """
+        """Repeat the query until its values are as expected or patience is at its end; the last values."""
         deadline = time.monotonic() + PATIENCE_S
         while not condition(found := self.query(expr)) and time.monotonic() < deadline:
             pass
@@ -42,52 +41,30 @@ class Prometheus:
     def exemplars(self, expr: str) -> list[dict[str, str]]:
         """The labels of the exemplars of an expression."""
         now = time.time()
-        series = self._ask("query_exemplars", query=expr, start=str(now - 3600), end=str(now))
+        series = self.ask("query_exemplars", query=expr, start=str(now - 3600), end=str(now))
         return [exemplar["labels"] for one in series for exemplar in one["exemplars"]]
 
-    def labels(self) -> set[str]:
-        """The names of all labels there are."""
-        names: set[str] = set(self._ask("labels"))
-        return names
-
     def rules(self) -> list[dict[str, Any]]:
-        """Every rule, and how it did when it was last evaluated."""
-        return [rule for group in self._get("rules")["groups"] for rule in group["rules"]]
-
-    def targets(self) -> list[dict[str, Any]]:
-        """What is scraped, and how that went."""
-        found: list[dict[str, Any]] = self._get("targets")["activeTargets"]
-        return found
-
-    def _get(self, path: str, **parameters: str) -> dict[str, Any]:
-        data: dict[str, Any] = self._ask(path, **parameters)
-        return data
-
-    def _ask(self, path: str, **parameters: str) -> Any:
-        answer = self.client.get(f"/api/v1/{path}", params=parameters).json()
-        assert answer["status"] == "success", f"{parameters}: {answer}"
-        return answer["data"]
+        """Every rule, and how its last evaluation ended."""
+        return [rule for group in self.ask("rules")["groups"] for rule in group["rules"]]
 
 
 @contextmanager
 def running(
     folder: Path, target: str, labels: Mapping[str, str] | None = None, relabel: Sequence[Mapping[str, str]] = ()
 ) -> Iterator[Prometheus]:
-    """Watch the service at ``target``, `host:port`, until the block ends; files go into ``folder``.
-
-    Args:
-        labels: of the target, where it has more than Compose's.
-        relabel: what is done with them.
-    """
-    config = folder / "prometheus.yml"
+    """Watch the service at ``target``, `host:port`, until the block ends; files go into ``folder``."""
+    config, log = folder / "prometheus.yml", folder / "log"
     config.write_text(yaml.safe_dump(_configuration(target, labels or {}, relabel)), encoding="utf-8")
-    log = folder / "log"
     command = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"]
     command.append("--enable-feature=exemplar-storage")  # as in docker-compose.yml
     with log.open("wb") as written:
         process = subprocess.Popen([*command, "--web.listen-address=127.0.0.1:0"], stderr=written)
         try:
-            with httpx.Client(base_url=_address(process, log), trust_env=False, timeout=PATIENCE_S) as client:
+            until(lambda: "Server is ready to receive web requests" in log.read_text(), log.read_text)
+            found = re.search(r'msg="Listening on".* address=(\S+)', log.read_text())
+            assert found is not None
+            with httpx.Client(base_url=f"http://{found[1]}", trust_env=False, timeout=PATIENCE_S) as client:
                 yield Prometheus(client)
         finally:
             process.terminate()
@@ -103,15 +80,4 @@ def _configuration(target: str, labels: Mapping[str, str], relabel: Sequence[Map
     service = next(job for job in found["scrape_configs"] if job["job_name"] == "ign")
     service["static_configs"] = [{"targets": [target], "labels": dict(labels)}]
     service["relabel_configs"] = [dict(step) for step in relabel]
-    found["scrape_configs"] = [service]
-    return found
-
-
-def _address(process: "subprocess.Popen[bytes]", log: Path) -> str:
-    deadline = time.monotonic() + PATIENCE_S
-    while process.poll() is None and time.monotonic() < deadline:
-        said = log.read_text(encoding="utf-8")
-        found = _LISTENING.search(said)
-        if found and "Server is ready to receive web requests" in said:
-            return f"http://{found[1]}"
-    raise AssertionError("Prometheus did not start:\n" + log.read_text(encoding="utf-8"))
+    return found | {"scrape_configs": [service]}

@@ -3,7 +3,9 @@
 import math
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -12,7 +14,6 @@ import yaml
 from tests.helpers.live import ROOT, live_service
 from tests.slow.monitoring.files import Query, alerts, needs_prometheus, panel_queries, rule_queries, rules, selectors
 from tests.slow.monitoring.prometheus import Prometheus, running
-from tests.slow.monitoring.traffic import SETTINGS, TRACE, traffic
 
 pytestmark = [needs_prometheus, pytest.mark.slow]
 
@@ -28,6 +29,44 @@ OPERATOR = {"namespace": "ign", "service": "ign", "pod": "ign-0", "container": "
 """What prometheus-operator adds to a target of a ServiceMonitor."""
 
 
+SETTINGS = {"IGN_QUEUE_ROWS": "64", "IGN_MAX_INFLIGHT_REQUESTS": "8", "IGN_CPU_INSTANCES": "1"}
+ENDLESS = {"steps": 300_000}
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+
+
+def traffic(url: str) -> None:
+    """Send one round of requests of every kind, so that no metric stays empty."""
+    with httpx.Client(base_url=url, trust_env=False, timeout=60) as client, ExitStack() as streams:
+
+        def post(status: int, path: str, json: Any = None, **content: Any) -> httpx.Response:
+            response = client.post(path, json=json, **content)
+            assert response.status_code == status, f"{path}: {response.status_code} {response.text}"
+            return response
+
+        def stream(rows: int) -> int:
+            headers = {"Accept": "text/event-stream"}
+            request = client.build_request("POST", "/generate", json={"n": rows, **ENDLESS}, headers=headers)
+            response = client.send(request, stream=True)
+            streams.callback(response.close)
+            return response.status_code
+
+        post(200, "/generate", {"n": 4, "score": True}, headers={"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"})
+        image = post(200, "/generate", {"seed": 7}, headers={"Accept": "image/png"})
+        for path in ("/project?steps=20&tolerance=1.5&score=true", "/score"):
+            post(200, path, content=image.content, headers={"Content-Type": "image/png"})
+        post(200, "/latent-interpolate", {"points": [{"seed": 1}, {"seed": 2}]})
+        post(200, "/latent-arithmetic", {"terms": [{"seed": 1}, {"seed": 2, "weight": -1}]})
+        tensor = {"name": "x", "shape": [1, 1, 28, 28], "datatype": "FP32", "data": [0.0] * 784}
+        post(200, "/v2/models/mnist/infer", {"inputs": [tensor]})
+        assert client.get("/readyz").status_code == 200
+        post(422, "/generate", {"n": 0})
+        post(404, "/nothing")
+        post(504, "/generate", ENDLESS, headers={"X-Request-Timeout": "0.001"})
+        assert [stream(rows) for rows in (64, 32)] == [200, 200]  # a full batch, and half of the queue
+        post(429, "/generate", {"n": 64})
+        assert 503 in [stream(1) for _ in range(8)]  # more requests than may be in flight
+
+
 @pytest.fixture(scope="module")
 def service() -> Iterator[str]:
     with live_service(**SETTINGS) as url:
@@ -41,7 +80,7 @@ def prometheus(service: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         for count in (1, 2):
             traffic(service)
             seen = found.until(f'sum(ign_requests_total{{endpoint="/score"}}) == {count}', answers)
-            assert seen == [count], found.targets()
+            assert seen == [count], found.ask("targets")
         yield found
 
 
@@ -103,9 +142,9 @@ def test_metrics_are_as_prometheus_wants_them(service: str) -> None:
 
 def test_labels_of_the_operator_move_none_of_ours(service: str, prometheus: Prometheus, tmp_path: Path) -> None:
     """What prometheus-operator says of a target wins, and the service's label of that name becomes `exported_…`."""
-    assert prometheus.labels() > {"endpoint", "model"}
+    assert set(prometheus.ask("labels")) > {"endpoint", "model"}
     monitor = ROOT / "deploy" / "k8s" / "components" / "monitoring" / "servicemonitor.yaml"
     (endpoint,) = yaml.safe_load(monitor.read_text(encoding="utf-8"))["spec"]["endpoints"]
     with running(tmp_path, str(httpx.URL(service).netloc, "ascii"), OPERATOR, endpoint["relabelings"]) as found:
         assert answers(found.until('count(ign_requests_total{endpoint="/score", pod="ign-0"})', answers))
-        assert not [name for name in found.labels() if name.startswith("exported_")]
+        assert not [name for name in found.ask("labels") if name.startswith("exported_")]

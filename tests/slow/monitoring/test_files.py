@@ -1,0 +1,280 @@
+"""Rules, dashboard and docs/operations.md, as promtool reads them, and held against each other and the service."""
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from service.observability.metrics import Metrics
+from service.settings import PREFIX, Settings
+from tests.helpers.live import ROOT
+from tests.slow.monitoring.files import (
+    CONFIG,
+    DASHBOARD,
+    OPERATIONS,
+    RULES,
+    TESTS,
+    alerts,
+    chosen,
+    dashboard,
+    names,
+    needs_prometheus,
+    panel_queries,
+    panels,
+    rule_queries,
+    rules,
+)
+
+PROVISIONING = ROOT / "docker" / "grafana" / "provisioning"
+TEXT = OPERATIONS.read_text(encoding="utf-8")
+METRICS = TEXT.partition("\n## Metrics\n")[2].partition("\n## ")[0]
+ROWS = re.findall(r"^\| `(\w+)` \| (.+) \|$", METRICS, flags=re.MULTILINE)
+RUNBOOKS = dict(re.findall(r"^### (\w+)\n\n```(?:sh|text)\n(.+)\n```\n", TEXT, flags=re.MULTILINE))
+FILES = pytest.mark.parametrize("file", TESTS, ids=lambda file: file.name)
+ALERTS = pytest.mark.parametrize("name", list(alerts()))
+
+
+def promtool(*arguments: str | Path) -> None:
+    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_prometheus
+def test_prometheus_accepts_the_configuration() -> None:
+    promtool("check", "config", "--lint-fatal", CONFIG)
+    promtool("check", "rules", "--lint-fatal", *RULES)
+
+
+@needs_prometheus
+@FILES
+def test_alerts_fire_when_they_should_and_not_otherwise(file: Path) -> None:
+    promtool("test", "rules", file)
+
+
+@needs_prometheus
+def test_runbooks_are_found_where_the_documents_are_published() -> None:
+    promtool("test", "rules", Path(__file__).with_name("runbooks.yml"))
+
+
+def situations() -> list[tuple[set[str], list[str]]]:
+    """Of every look at every situation: the metrics that were given, and what fires, as promtool writes it."""
+    found = []
+    for file in TESTS:
+        for test in yaml.safe_load(file.read_text(encoding="utf-8"))["tests"]:
+            given = {series["series"].partition("{")[0] for series in test["input_series"]}
+            found += [
+                (given, [sample["labels"] for sample in look["exp_samples"]])
+                for look in test["promql_expr_test"]
+                if look["expr"] == 'ALERTS{alertstate="firing"}'
+            ]
+    return found
+
+
+def firing(name: str) -> list[dict[str, str]]:
+    """The labels with which an alert fires in the tests."""
+    said = [dict(re.findall(r'(\w+)="([^"]*)"', sample)) for _, samples in situations() for sample in samples]
+    return [labels for labels in said if labels["alertname"] == name]
+
+
+@ALERTS
+def test_every_alert_has_a_firing_and_a_silent_test(name: str) -> None:
+    assert firing(name)
+    looked_at = base_metrics(alerts()[name]["expr"])
+    assert any(given & looked_at and f'alertname="{name}"' not in str(samples) for given, samples in situations())
+
+
+@ALERTS
+def test_annotations_use_only_labels_that_exist(name: str) -> None:
+    texts = alerts()[name]["annotations"]
+    assert set(texts) == {"summary", "description", "runbook_url"}
+    used = set(re.findall(r"\$labels\.(\w+)", " ".join(texts.values())))
+    assert all(used <= set(labels) for labels in firing(name))
+
+
+@ALERTS
+def test_every_alert_has_its_runbook(name: str) -> None:
+    rule = alerts()[name]
+    assert rule["labels"]["severity"] in ("page", "ticket")
+    page = '{{ or $externalLabels.ign_docs "docs" }}/operations.md'
+    assert rule["annotations"]["runbook_url"] == f"{page}#{name.lower()}"
+    section = TEXT.partition(f"\n### {name}\n")[2].partition("\n#")[0]
+    assert len(section.split()) >= 30, "its section says too little"
+
+
+def test_every_runbook_has_its_alert() -> None:
+    section = TEXT.partition("\n## Runbooks\n")[2].partition("\n## ")[0]
+    assert re.findall(r"^### (.+)$", section, flags=re.MULTILINE) == list(alerts())
+
+
+def recorded() -> dict[str, str]:
+    return {rule["record"]: rule["expr"] for rule in rules() if "record" in rule}
+
+
+def base_metrics(expr: str) -> set[str]:
+    """The metrics of the service that an expression comes down to, through recorded ones."""
+    found = names(expr)
+    while through := found & set(recorded()):
+        found = (found - through) | {name for record in through for name in names(recorded()[record])}
+    return found
+
+
+def exposed() -> set[str]:
+    """Every name that the service can send."""
+    suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "gauge": [""]}
+    families = Metrics().registry.collect()
+    return {f"{family.name}{suffix}" for family in families for suffix in suffixes[family.type]}
+
+
+def test_rules_use_existing_metrics() -> None:
+    looked_at = {name for query in rule_queries() for name in base_metrics(query.expr)}
+    assert len(looked_at) > 10
+    assert {name for name in looked_at if name.startswith("ign_")} <= exposed()
+    assert {name for name in looked_at if not name.startswith("ign_")} == {
+        "up",
+        "DCGM_FI_DEV_FB_USED",
+        "DCGM_FI_DEV_FB_FREE",
+    }
+
+
+def test_the_buckets_of_the_objectives_exist() -> None:
+    metrics = Metrics()
+    metrics.requests("/generate", 200, [(0.1, {})])
+    sent = metrics.render()[0].decode()
+    asked: set[Any] = {bucket for query in rule_queries() for bucket in re.findall(r'\ble="([^"]+)"', query.expr)}
+    assert asked
+    assert all(
+        f'ign_request_seconds_bucket{{endpoint="/generate",le="{bucket}",model="none"}}' in sent for bucket in asked
+    )
+
+
+# The dashboard; `test_live` asks its questions
+
+
+def test_every_panel_says_what_it_shows_and_in_which_unit() -> None:
+    ids = [panel["id"] for panel in dashboard()["panels"]]
+    assert len(set(ids)) == len(ids)
+    for panel in panels():
+        assert panel["title"]
+        assert len(panel["description"].split()) >= 3, panel["title"]
+        assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+        assert panel["targets"], panel["title"]
+        for target in panel["targets"]:
+            assert target["legendFormat"] or panel["type"] == "table", panel["title"]
+
+
+def test_legends_use_only_grouped_labels() -> None:
+    for panel in panels():
+        for target in panel["targets"]:
+            named = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
+            grouped = re.findall(r"\bby \(([^)]*)\)", target["expr"])
+            if grouped:
+                assert all(named <= set(re.split(r",\s*", by)) for by in grouped), (panel["title"], target["expr"])
+
+
+def test_every_metric_of_the_service_is_shown() -> None:
+    shown = {name for query in panel_queries() for name in base_metrics(query.expr) if name.startswith("ign_")}
+    assert shown <= exposed()
+    assert {family(name) for name in shown} == {family(name) for name in exposed() if name.startswith("ign_")}
+
+
+def family(name: str) -> str:
+    return re.sub(r"_(bucket|sum|count|total)$", "", name)
+
+
+def test_recorded_series_exist() -> None:
+    asked = {name for query in panel_queries() for name in names(query.expr) if ":" in name}
+    assert asked
+    assert asked <= recorded().keys()
+
+
+def test_all_variables_are_used() -> None:
+    variables = dashboard()["templating"]["list"]
+    assert [variable["name"] for variable in variables] == ["datasource", "instance", "model"]
+    assert all(variable["allValue"] == ".*" for variable in variables[1:])
+    used = set(re.findall(r"\$\{?(\w+)", DASHBOARD.read_text(encoding="utf-8")))
+    assert used == {"datasource", "instance", "model", "__rate_interval", "__all"}
+    assert all(base_metrics(chosen(variable["query"]["query"])) for variable in variables[1:])
+    sources = {str(panel["datasource"]) for panel in panels()} | {
+        str(target["datasource"]) for panel in panels() for target in panel["targets"]
+    }
+    assert sources == {str({"type": "prometheus", "uid": "${datasource}"})}
+
+
+def test_grafana_finds_prometheus_and_the_dashboard() -> None:
+    (source,) = yaml.safe_load((PROVISIONING / "datasources" / "prometheus.yml").read_text())["datasources"]
+    assert (source["type"], source["isDefault"]) == ("prometheus", True)
+    assert source["url"].startswith("http://prometheus:")
+    config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+    assert source["jsonData"]["timeInterval"].split()[0] == config["global"]["scrape_interval"]
+    (provider,) = yaml.safe_load((PROVISIONING / "dashboards" / "ign.yml").read_text())["providers"]
+    assert provider["options"]["path"].rsplit("/", 1)[-1] == DASHBOARD.parent.name
+
+
+def test_the_gpu_job_scrapes_the_exporter_of_compose() -> None:
+    added = yaml.safe_load((ROOT / "docker" / "compose.gpu-metrics.yml").read_text(encoding="utf-8"))["services"]
+    jobs = {job["job_name"]: job for job in yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["scrape_configs"]}
+    (lookup,) = jobs["gpu"]["dns_sd_configs"]
+    assert list(added) == lookup["names"]
+    (exporter,) = added.values()
+    assert exporter["expose"] == [str(lookup["port"])]
+    assert exporter["profiles"] == ["monitoring"]
+
+
+# docs/operations.md names what there is
+
+
+def test_metrics_that_it_names_exist() -> None:
+    families = Metrics().registry.collect()
+    there = {f"{family.name}_total" if family.type == "counter" else family.name for family in families}
+    assert len(ROWS) > 15
+    assert {name for name, _ in ROWS} <= there
+    assert all(family.documentation for family in families)
+
+
+def test_settings_that_it_names_exist() -> None:
+    named = set(re.findall(rf"`({PREFIX}[A-Z_]+)", TEXT))
+    known = {f"{PREFIX}{field.upper()}" for field in Settings.model_fields}
+    assert len(named) > 10
+    assert named <= known
+
+
+def test_panels_that_it_names_exist() -> None:
+    titles = {panel["title"] for panel in panels()} | {"Overview"}
+    prometheus = {"Service discovery", "Configuration", "Targets"}
+    runbooks = TEXT.partition("\n## Runbooks\n")[2]
+    named = {" ".join(name.split()) for name in re.findall(r"(?<!\*)\*([A-Z][^*]+)\*(?!\*)", runbooks)}
+    assert len(named) > 10
+    assert named <= titles | prometheus
+
+
+def test_every_runbook_begins_with_a_command() -> None:
+    assert list(RUNBOOKS) == list(alerts())
+    programs = {"curl", "dmesg", "docker", "nvidia-smi", "promtool"}
+    assert {command.split()[0] for command in RUNBOOKS.values()} == programs
+    queries = [query for command in RUNBOOKS.values() for query in re.findall("^promtool query .+ '(.+)'$", command)]
+    assert queries
+    assert {name for query in queries for name in base_metrics(query)} <= exposed()  # tests/docs runs the others
+
+
+def test_codes_that_it_names_are_those_of_the_contract() -> None:
+    contract = (OPERATIONS.parent / "http-api.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([a-z]+(?:_[a-z]+)+)`:", TEXT))
+    assert len(named) > 5
+    assert all(f"`{code}`" in contract for code in named)
+
+
+@pytest.mark.parametrize(
+    ("objective", "share", "record"),
+    [("99.9 % of answers are no 5xx", "0.001", "job:ign_errors:"), ("at most 1 s", "0.01", "job:ign_slow:")],
+)
+def test_objectives_are_those_of_the_rules(objective: str, share: str, record: str) -> None:
+    assert objective in TEXT
+    burning = [rule["expr"] for rule in alerts().values() if record in rule["expr"]]
+    assert len(burning) == 2
+    limits = {limit for expr in burning for limit in re.findall(rf"{record}\w+ > (?:[\d.]+ \* )?([\d.]+)", expr)}
+    assert limits == {share}
+    assert f"{record}ratio3d / {share})" in DASHBOARD.read_text(encoding="utf-8")
+    assert sum(rule.get("record", "").startswith(f"{record}ratio") for rule in rules()) == 5
