@@ -50,8 +50,6 @@ from service.api.request import ApiRequest, RequestHeaders
 from service.domain.errors import Draining, TooManyConnections
 from service.observability.logs import choose_request_id, log_request, parse_traceparent
 
-if TYPE_CHECKING:
-    pass
 
 CLIENT_GONE: Final = 499
 _REJECTIONS: Final = frozenset((429, 503))
