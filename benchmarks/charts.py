@@ -26,11 +26,7 @@ NAMES.update({"ray": "Ray Serve", "mlserver": "MLServer", "pytriton": "PyTriton"
 
 
 def speed(peers: Mapping[str, Any]) -> bytes:
-    """Requests per second of each system with the number of processes that suits it best, as SVG.
-
-    Args:
-        peers: the results of `benchmarks.bench_peers`.
-    """
+    """Requests per second of each system of `bench_peers` with the number of processes that suits it best, as SVG."""
     best: dict[str, float] = {}
     for row in peers["png_at_32_connections"]:
         name = row["entry"].split(" ")[0]
@@ -45,11 +41,7 @@ def speed(peers: Mapping[str, Any]) -> bytes:
 
 
 def quality(metrics: Mapping[str, Any]) -> bytes:
-    """Share of damaged test pictures that a classifier recognises, before and after one step of f, as SVG.
-
-    Args:
-        metrics: `metrics.json` of a model, from `model_export evaluate`.
-    """
+    """Share of damaged test pictures of a `metrics.json` that a classifier recognises, before and after f, as SVG."""
     restoration: Mapping[str, Any] = metrics["restoration"]
     kinds = [kind for kind, measured in restoration.items() if "accuracy" in measured.get("f", {})]
     axes = _axes(3, "test pictures that a classifier recognises, %")

@@ -90,10 +90,7 @@ def serving(
 ) -> Iterator[ServerProcess]:
     """Run a server until the block ends, then stop it: SIGTERM, after ``stop_s`` SIGKILL to its process group.
 
-    Args:
-        command: starts a server that listens on ``port`` of the loopback interface.
-        ready: a path that gets 200 when the server is ready.
-        environ: by default that of this process.
+    ``ready`` is a path that gets 200 when the server is ready. ``environ`` is by default that of this process.
     """
     with tempfile.NamedTemporaryFile() as output:
         env = None if environ is None else dict(environ)

@@ -24,16 +24,12 @@ class ConnectionClosed(Exception):
 async def fetch(
     port: int, data: bytes, *, leave_after_s: float | None = None, timeout_s: float = 60.0, host: str = HOST
 ) -> Answer:
-    """Send ``data`` on a new connection and wait for the answer.
-
-    Args:
-        leave_after_s: close the connection after so many seconds, answered or not.
-        timeout_s: the longest wait for the whole answer.
+    """Send ``data`` on a new connection and wait for the answer, but not longer than one of the times.
 
     Raises:
-        ConnectionClosed: the client closed the connection after ``leave_after_s``.
+        ConnectionClosed: ``leave_after_s`` passed.
         ConnectionError: the server closed the connection before its answer was complete, or it was not HTTP.
-        TimeoutError: no complete answer within ``timeout_s``.
+        TimeoutError: ``timeout_s`` passed.
     """
     reader, writer = await asyncio.open_connection(host, port)
     try:

@@ -39,24 +39,16 @@ _SAMPLE = 300  # characters of the body that is kept for each status that is not
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """A load.
-
-    Args:
-        requests: whole HTTP/1.1 requests, sent round robin.
-        connections: keep-alive connections, each with one request in flight.
-        seconds: time of measuring after ``warmup_s``, and until one response was counted.
-        pause_s: a client waits a random time of up to so long between a response and its next request.
-        server_pid: a local process whose CPU time, with its descendants, is reported too.
-    """
+    """A load."""
 
     port: int
-    requests: Sequence[bytes]
-    connections: int
-    seconds: float
+    requests: Sequence[bytes]  # whole HTTP/1.1 requests, sent round robin
+    connections: int  # keep-alive connections, each with one request in flight
+    seconds: float  # time of measuring after ``warmup_s``, and until one response was counted
     warmup_s: float = 0.5
     grace_s: float = 40.0
-    pause_s: float = 0.0
-    server_pid: int | None = None
+    pause_s: float = 0.0  # a client waits a random time of up to so long after each response
+    server_pid: int | None = None  # a local process whose CPU time, with its descendants, is reported too
 
 
 def measure(spec: Spec) -> Json:

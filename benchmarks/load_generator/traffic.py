@@ -38,21 +38,14 @@ _PATHS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A request and the answers it allows.
-
-    Args:
-        expected: allowed statuses, besides `REJECTIONS`.
-        check: raises if the body of a 200 is not what was requested.
-        leave_after_s: seconds until the client disconnects; None if it does not.
-        may_close: whether a close without an answer is right too, because the bytes need not be a whole request.
-    """
+    """A request and the answers it allows."""
 
     kind: str
     data: bytes
-    expected: frozenset[int] = frozenset({200})
-    check: Callable[[Answer], None] = lambda _: None
-    leave_after_s: float | None = None
-    may_close: bool = False
+    expected: frozenset[int] = frozenset({200})  # besides `REJECTIONS`
+    check: Callable[[Answer], None] = lambda _: None  # raises if the body of a 200 is not what was requested
+    leave_after_s: float | None = None  # seconds until the client disconnects
+    may_close: bool = False  # a close without an answer is right too: the bytes need not be a whole request
 
 
 def problem(case: Case, answer: Answer) -> str:

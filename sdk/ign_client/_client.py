@@ -19,7 +19,7 @@ from ign_client import _transport as network
 from ign_client._calls import CONCURRENT, Calls, Split, join
 from ign_client._errors import InputError, TransportError
 from ign_client._results import Image, Limits
-from ign_client._settings import DEFAULT_TIMEOUT_S, resolve
+from ign_client._settings import DEFAULT_TIMEOUT_S, Settings, resolve
 from ign_client._stream import AsyncStream, EventReader, Stream
 from ign_client._wire import Call, attempts
 
@@ -105,7 +105,7 @@ class _Common(Generic[TransportT, HttpClientT, WaitT]):
     ) -> None:
         if transport is not None and http_client is not None:
             raise InputError("transport: give transport or http_client, not both")
-        self._settings = resolve(base_url, api_key, timeout, max_retries, clock, jitter)
+        self._settings = Settings(*resolve(base_url, api_key), timeout, max_retries, clock, jitter)
         self._sleep: Callable[[float], WaitT] = sleep or type(self)._default_sleep
         self._transport = type(self)._network(self._settings, transport, http_client)
         self._limits: Limits | None = None  # asked for when a call may exceed them

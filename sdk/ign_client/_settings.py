@@ -26,16 +26,15 @@ class Settings:
     clock: Callable[[], float]
     jitter: Callable[[], float]
 
+    def __post_init__(self) -> None:
+        check_timeout(self.timeout)
+        retries: object = self.max_retries  # of a caller without type checks, it may be anything
+        if not isinstance(retries, int) or retries < 0:
+            raise InputError(f"max_retries: expected 0 or more, not {retries!r}")
 
-def resolve(
-    base_url: str | None,
-    api_key: str | None,
-    timeout: float | None,
-    max_retries: int,
-    clock: Callable[[], float],
-    jitter: Callable[[], float],
-) -> Settings:
-    """Combine arguments with `IGN_BASE_URL` and `IGN_API_KEY`: arguments come first, empty variables are ignored."""
+
+def resolve(base_url: str | None, api_key: str | None) -> tuple[str, str | None]:
+    """URL and key from arguments, or else from `IGN_BASE_URL` and `IGN_API_KEY`; empty variables are ignored."""
     for name, value in (("base_url", base_url), ("api_key", api_key)):
         if not isinstance(value, str | None):
             raise InputError(f"{name}: expected text, not {type(value).__name__}")
@@ -44,11 +43,7 @@ def resolve(
     _check_url(url)
     if key is not None and not _VISIBLE.fullmatch(key):
         raise InputError("api_key: must be visible ASCII characters without spaces")
-    check_timeout(timeout)
-    retries: object = max_retries  # of a caller without type checks, it may be anything
-    if not isinstance(retries, int) or retries < 0:
-        raise InputError(f"max_retries: expected 0 or more, not {max_retries!r}")
-    return Settings(url, key, timeout, max_retries, clock, jitter)
+    return url, key
 
 
 def check_timeout(timeout: float | None) -> None:

@@ -5,12 +5,11 @@ import re
 import socket
 import subprocess
 import sys
-import threading
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -90,60 +89,40 @@ def test_the_environment_passes_through_make_run(tmp_path: Path) -> None:
 # The health check
 
 
+HTTP = b"HTTP/1.0 %s X\r\n\r\n"
+
+
 @contextmanager
-def answering(status: int | None) -> Iterator[int]:
-    """A server on a free port that answers `/readyz` with a status, or every GET with what is not HTTP."""
+def answering(reply: bytes | None) -> Iterator[int]:
+    """A free port on which a server sends these bytes to one client; with None none, with an empty reply no server."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if status is None:
-                self.wfile.write(b"SSH-2.0-nothing\r\n")
-                return
-            self.send_response(status if self.path == "/readyz" else 404)
-            self.end_headers()
-            self.wfile.write(b'{"detail":\n "models are being loaded"}')
+        def serve(data: bytes) -> None:
+            connection, _ = listener.accept()
+            with connection:
+                assert connection.recv(4096).startswith(b"GET /readyz ")
+                connection.sendall(data)
 
-        def log_message(self, *args: object) -> None:
-            return
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server.server_port
-        finally:
-            server.shutdown()
-            thread.join()
+        if reply:
+            pool.submit(serve, reply)
+        elif reply is not None:
+            listener.close()
+        yield listener.getsockname()[1] if listener.fileno() >= 0 else 1
 
 
-def health(port: int, **settings: str) -> tuple[int, str]:
-    command = [sys.executable, "-I", str(ROOT / "docker" / "healthcheck.py")]
-    env = {"IGN_PORT": str(port), **settings}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
-    assert done.stderr == ""
-    return done.returncode, done.stdout
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1", ""])
-def test_healthy(host: str) -> None:
-    with answering(200) as port:
-        assert health(port, IGN_HOST=host) == (0, "")
-
-
-@pytest.mark.parametrize(("status", "reason"), [(503, r"503: (?s:.*)models are being loaded"), (None, "no answer: ")])
-def test_not_ready_or_something_else_says_why(status: int | None, reason: str) -> None:
-    with answering(status) as port:
-        code, text = health(port)
-    assert code == 1
-    assert re.match(reason, text)
-
-
-@pytest.mark.parametrize("listens", [True, False])
-def test_nobody_who_answers(listens: bool) -> None:
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        if listens:
-            silent.listen()
-        code, text = health(silent.getsockname()[1], IGN_HOST="127.0.0.1")
-    assert code == 1
-    assert text.startswith("no answer: ")
+@pytest.mark.parametrize(
+    ("host", "reply", "code", "text"),
+    [
+        *((host, HTTP % b"200", 0, "") for host in ("0.0.0.0", "127.0.0.1", "")),
+        (None, HTTP % b"503" + b'{"detail":\n "models are being loaded"}', 1, "503: (?s:.*)models are being loaded"),
+        *((None, reply, 1, "no answer: ") for reply in (b"SSH-2.0-nothing\r\n", None, b"")),
+    ],
+)
+def test_the_health_check_says_why_not(host: str | None, reply: bytes | None, code: int, text: str) -> None:
+    with answering(reply) as port:
+        env = {"IGN_PORT": str(port)} | ({} if host is None else {"IGN_HOST": host})
+        command = [sys.executable, "-I", str(ROOT / "docker" / "healthcheck.py")]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (code, "")
+    assert re.match(text, done.stdout)
+    assert bool(done.stdout) is bool(code)

@@ -162,15 +162,6 @@ def test_models(service: Service, ask: Ask) -> None:
     assert ask(service.url, "ready")
 
 
-def test_numbers_of_numpy_are_numbers(service: Service, ask: Ask) -> None:
-    images = ask(service.url, "generate", n=np.int64(2), seed=np.uint32(3), noise_scale=np.float32(1.5))
-    assert images[1].bytes == ask(service.url, "generate", n=2, seed=3, noise_scale=1.5)[1].bytes
-    for steps in (range(3), np.arange(3)):
-        assert len(ask(service.url, "generate", steps=2, record=steps)[0].trajectory) == 3
-    points = ask(service.url, "latent_interpolate", [np.int64(1), np.uint8(2)], frames=2)
-    assert points[0].bytes == ask(service.url, "generate", seed=1)[0].bytes
-
-
 def test_every_form_of_an_image_is_the_same_image(service: Service, ask: Ask, tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(PICTURE)
