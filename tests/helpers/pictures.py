@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.artifact.card import Data, ModelCard, Noise, Training
-from service.images.decode import DecodeLimits
+from service.images.decode import DecodeLimits, Picture, open_image
 
 LIMITS = DecodeLimits(max_pixels=1_000_000)
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6  # PNG colour types
@@ -46,6 +46,10 @@ def card(
         training=Training(command="none", sources="0" * 64, steps=1, parameters=1, config={}),
         licence="CC0-1.0",
     )
+
+
+def decode_picture(data: bytes | str, limits: DecodeLimits = LIMITS, *, field: str = "image") -> Picture:
+    return open_image(data, limits, field=field).decode()
 
 
 def save(image: Image.Image | NDArray[np.uint8], form: str = "PNG", **options: Any) -> bytes:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.artifact import golden as module
-from service.artifact.files import read_npy, read_npy_header
+from service.artifact.files import read_npy
 from service.artifact.golden import Golden, check_golden, read_golden
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
@@ -179,7 +179,6 @@ def test_an_array_is_read_back(array: Any) -> None:
     result = read_npy(npy(array))
     assert result.dtype == array.dtype
     np.testing.assert_array_equal(result, array)
-    assert read_npy_header(npy(array)[:128])[::2] == (array.shape, array.dtype)  # without the data
 
 
 @pytest.mark.parametrize(
@@ -201,5 +200,5 @@ def test_an_array_is_read_back(array: Any) -> None:
     ],
 )
 def test_damaged_and_hostile_data_is_refused(data: bytes) -> None:
-    with pytest.raises(ValueError, match=r"not a \.npy file|size differs|Python objects"):
+    with pytest.raises(ValueError, match=r"not a \.npy file|more or less data|Python objects"):
         read_npy(data)

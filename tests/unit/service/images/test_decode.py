@@ -14,9 +14,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from service.domain.errors import IgnError, InvalidContent, TooLarge
-from service.images.decode import DecodeLimits, Picture, decode_picture, load_png, simple_png_format
+from service.images.decode import DecodeLimits, Picture, load_png, simple_png_format
 from service.images.untrusted import PNG_SIGNATURE, exif_transpose, png_chunks
 from tests.helpers import pictures as make
+from tests.helpers.pictures import decode_picture
 
 
 def decode(data: bytes, limits: DecodeLimits = make.LIMITS) -> Picture:

@@ -15,9 +15,9 @@ from PIL import Image
 
 from service.domain.errors import IgnError, InvalidContent
 from service.images import decode
-from service.images.decode import DecodeLimits, decode_picture, open_image
+from service.images.decode import DecodeLimits, open_image
 from service.images.untrusted import MAX_PARTS, is_small
-from tests.helpers.pictures import LIMITS, chunk, exif, noise, save, smooth
+from tests.helpers.pictures import LIMITS, chunk, decode_picture, exif, noise, save, smooth
 
 LARGE = DecodeLimits(max_pixels=16_000_000)
 SIZE = 4_000_000  # bytes of each file

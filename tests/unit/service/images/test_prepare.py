@@ -9,10 +9,11 @@ from PIL import Image
 
 from service.artifact.card import ModelCard
 from service.domain.errors import InvalidContent
-from service.images.decode import Picture, decode_picture, open_image
+from service.images.decode import Picture, open_image
 from service.images.encode import to_uint8
 from service.images.prepare import Prepared, Resize, keep_mask, prepare, to_mask, to_rows
 from tests.helpers import pictures as make
+from tests.helpers.pictures import decode_picture
 
 GREY = make.card()
 COLOUR = make.card((3, 8, 8), polarity="none")
