@@ -37,11 +37,17 @@ class _Section(BaseModel):
 
 
 class Noise(_Section):
-    """Which latents the model was trained on."""
+    """Which latents the model was trained on.
 
-    kind: Literal["gaussian", "frequency"]  # standard normal, or with the statistics under `ign.noise`
+    Args:
+        kind: `gaussian` (standard normal) or `frequency` (statistics under `ign.noise`).
+        stream: name of the seeded stream; see `service.domain.latents.STREAM`.
+        norm: mean Euclidean norm of one latent, to which arithmetic rescales.
+    """
+
+    kind: Literal["gaussian", "frequency"]
     stream: str = STREAM
-    norm: Annotated[float, Field(gt=0, allow_inf_nan=False)]  # mean length of a latent, to which arithmetic rescales
+    norm: Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Steps(_Section):
@@ -59,24 +65,34 @@ class Tolerance(_Section):
 
 
 class Data(_Section):
-    """What the model learned from."""
+    """What the model learned from: file name, its SHA-256, its licence, number of training pictures."""
 
-    name: str  # of the file
+    name: str
     sha256: str
     licence: str
     pictures: int
 
 
 class Training(_Section):
-    """How it was trained."""
+    """How it was trained.
 
-    command: str  # data named by file name only
-    commit: str | None = None  # of the source tree; None when that was not clean
-    sources: str  # SHA-256 over the `model_export` sources that decide what training computes
-    continued: tuple[dict[str, Any], ...] = ()  # where others went on with the run: `from_step`, `sources`, `commit`
-    steps: int  # of the optimiser, over all stages
-    parameters: int  # trainable ones
-    config: dict[str, Any]  # the preset as it was run
+    Args:
+        command: the exact command, data named by file name only.
+        commit: commit of the clean source tree, or None when it was not clean.
+        sources: SHA-256 over the `model_export` sources that decide what training computes.
+        continued: where other sources went on with the run: `from_step`, `sources`, `commit`.
+        steps: optimiser steps over all stages.
+        parameters: trainable parameters.
+        config: the preset as it was run.
+    """
+
+    command: str
+    commit: str | None = None
+    sources: str
+    continued: tuple[dict[str, Any], ...] = ()
+    steps: int
+    parameters: int
+    config: dict[str, Any]
 
 
 class ModelCard(_Section):
@@ -150,8 +166,7 @@ def to_metadata(card: ModelCard, statistics: FrequencyStatistics | None = None) 
 def from_metadata(metadata: Mapping[str, str]) -> tuple[ModelCard, NoiseSource]:
     """Read the card and the noise source from ONNX metadata entries.
 
-    Raises:
-        CardError: no card, an invalid one, or noise statistics that do not fit it.
+    Raises CardError for no card, an invalid one, or noise statistics that do not fit it.
     """
     text = metadata.get(CARD_KEY)
     if text is None:

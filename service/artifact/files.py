@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -34,17 +34,12 @@ def only_model(directory: Path) -> str | None:
     return names.pop() if len(names) == 1 else None
 
 
-class NpyHeader(NamedTuple):
-    """The header of a `.npy` file."""
+def read_npy(data: bytes) -> NDArray[Any]:
+    """Read an array from the bytes of a `.npy` file, in either byte order: a read-only view of ``data``.
 
-    shape: tuple[int, ...]
-    fortran_order: bool  # the first index varies fastest
-    dtype: np.dtype[Any]
-    offset: int  # bytes before the data
-
-
-def read_npy_header(data: bytes) -> NpyHeader:
-    """Parse the header of a `.npy` file; raises ValueError if the data does not begin with a valid one."""
+    Raises ValueError, with a text such as `is not a .npy file`, also for Python objects and for missing or excess data.
+    """
+    # `numpy.load` is not used because it allocates the array that the header declares before it looks at the data.
     stream = io.BytesIO(data)
     try:
         major, _ = npy_format.read_magic(stream)
@@ -52,22 +47,11 @@ def read_npy_header(data: bytes) -> NpyHeader:
         shape, fortran_order, dtype = read(stream, max_header_size=_MAX_HEADER_BYTES)
     # A damaged header makes the tokenizer, the parser and the dtype constructor raise errors of a dozen types.
     except Exception as exc:
-        raise ValueError("not a .npy file") from exc
-    return NpyHeader(shape, fortran_order, dtype, stream.tell())
-
-
-def read_npy(data: bytes) -> NDArray[Any]:
-    """Read an array from the bytes of a `.npy` file: a read-only view of ``data``.
-
-    `numpy.load` is not used because it allocates the array that the header declares before it looks at the data.
-
-    Raises:
-        ValueError: not a `.npy` file, an array of Python objects, or a size that differs from the header.
-    """
-    header = read_npy_header(data)
-    if header.dtype.hasobject:
+        raise ValueError("is not a .npy file") from exc
+    if dtype.hasobject:
         raise ValueError("holds Python objects")
-    if math.prod(header.shape) * header.dtype.itemsize != len(data) - header.offset or min(header.shape, default=0) < 0:
-        raise ValueError("size differs from its header")
-    values = np.frombuffer(data, dtype=header.dtype, offset=header.offset)
-    return values.reshape(header.shape, order="F" if header.fortran_order else "C")
+    offset = stream.tell()
+    if math.prod(shape) * dtype.itemsize != len(data) - offset or min(shape, default=0) < 0:
+        raise ValueError("holds more or less data than its shape needs")
+    values = np.frombuffer(data, dtype=dtype, offset=offset)
+    return values.reshape(shape, order="F" if fortran_order else "C")

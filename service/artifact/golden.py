@@ -64,8 +64,7 @@ def digest_of(data: bytes) -> str:
 def read_golden(path: Path, shape: tuple[int, int, int]) -> Golden:
     """Read an untrusted `golden.npz` of rows (C, H, W): no pickles; sizes are checked before memory is allocated.
 
-    Raises:
-        StartupError: not such an archive, too large, or arrays of another type or shape; the text names no path.
+    Raises StartupError, which names no path, for anything else.
     """
     try:
         with zipfile.ZipFile(path) as archive:

@@ -31,10 +31,8 @@ NESTED: Final = {
     "SparseTensorProto": {1: "TensorProto", 2: "TensorProto"},
 }
 """The messages of `onnx.proto` on the way to tensors, nodes and operator sets: field number → type of its value."""
-DOMAIN: Final = {"OperatorSetIdProto": 1, "NodeProto": 7, "FunctionProto": 10}
-"""The field with the domain of operators, by type of message."""
-EXTERNAL: Final = frozenset({13, 14})
-"""Fields of a `TensorProto`: where its data is, and whether that is outside of the file."""
+DOMAIN: Final = {"OperatorSetIdProto": 1, "NodeProto": 7, "FunctionProto": 10}  # field with the domain of operators
+EXTERNAL: Final = frozenset({13, 14})  # of a `TensorProto`: where its data is, and whether that is outside of the file
 _METADATA: Final = 14  # the field of a `ModelProto` with its entries, whose fields are these
 _KEY, _VALUE = 1, 2
 _DOMAINS: Final = frozenset({b"", b"ai.onnx"})  # two names of the one standard domain
@@ -44,11 +42,7 @@ _VARINT, _BYTES = 0, 2
 
 
 def check_self_contained(data: bytes) -> None:
-    """Refuse a model whose weights are not all in the file, or that has operators outside of the ONNX standard.
-
-    Raises:
-        StartupError: such a model, or the fields cannot be read; one line without paths.
-    """
+    """Raise StartupError, one line without paths, unless all weights are in the file and all operators are standard."""
     try:
         _check(memoryview(data), "ModelProto", 0)
     except (ValueError, IndexError) as exc:
@@ -80,11 +74,7 @@ def _check(message: memoryview, kind: str, depth: int) -> None:
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, bytes | memoryview]]:
-    """The fields of a message: number, and value; a number as its little-endian bytes.
-
-    Raises:
-        ValueError, IndexError: not a message.
-    """
+    # Number and value of each; a number as its little-endian bytes. ValueError or IndexError: it is no message.
     position = 0
     while position < len(message):
         tag, position = _varint(message, position)
@@ -107,7 +97,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, bytes | memoryview]]:
 
 
 def _varint(message: memoryview, position: int) -> tuple[int, int]:
-    """A number of up to ten bytes with seven bits in each, the lowest first; and the position after it."""
+    # A number of up to ten bytes with seven bits in each, the lowest first: 300 = 0b10_0101100 is AC 02.
     number = shift = 0
     while shift < 70:
         byte = message[position]

@@ -24,7 +24,7 @@ from service.bulk.sources import Source, SourceItem, open_source
 from service.domain.errors import IgnError, InvalidContent, ModelFailure, RequestError, StartupError, UnknownModel
 from service.domain.latents import FloatRow
 from service.domain.tasks import Result, SchedulingParams, StepParams, blend_result
-from service.images.decode import DecodeLimits, decode_picture
+from service.images.decode import DecodeLimits, open_image
 from service.images.encode import encode, encode_npy, to_uint8
 from service.images.prepare import prepare
 
@@ -148,7 +148,7 @@ class Pipeline:
         try:
             if isinstance(image.content, RequestError):
                 raise image.content
-            picture = decode_picture(image.content, self._limits, field=image.name)
+            picture = open_image(image.content, self._limits, field=image.name).decode()
         except RequestError as exc:
             item.error = exc
         else:

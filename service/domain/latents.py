@@ -104,8 +104,7 @@ def lerp(a: FloatRow, b: FloatRow, t: float) -> FloatRow:
 def weighted_sum(rows: Sequence[FloatRow], weights: Sequence[float], norm: float | None) -> FloatRow:
     """Σ wᵢ·zᵢ of rows (C, H, W), computed in float64 and rescaled to the Euclidean length ``norm`` unless it is None.
 
-    Raises:
-        ValueError: the sum is zero, so it has no direction.
+    Raises ValueError if the sum is zero, so that it has no direction.
     """
     total = np.zeros(rows[0].shape, np.float64)
     for row, weight in zip(rows, weights, strict=True):

@@ -50,14 +50,14 @@ class RateLimiter(Protocol):
 class GCRA:
     """Limits every caller to a rate, in constant time and memory (generic cell rate algorithm, ITU-T I.371).
 
-    It stores one time for each caller, ``due``: the end of the requests admitted so far if they had come one
-    ``interval`` apart. That time may be up to ``seconds`` in the future, which is ``count`` requests at once. With 4/s,
-    four requests at 10.0 s move ``due`` to 11.0 s, and a fifth has to wait until 10.25 s. Beyond ``callers``, the one
-    that has been quiet longest is dropped and starts anew. Belongs to one thread.
+    Beyond ``callers``, the one that has been quiet longest is dropped and starts anew. Belongs to one thread.
     """
 
     def __init__(self, callers: int = 65_536) -> None:
         self._callers = callers
+        # The end of the requests admitted so far if they had come one `interval` apart. It may be up to `seconds` in
+        # the future, which is `count` requests at once. With 4/s, four requests at 10.0 s move it to 11.0 s, and a
+        # fifth has to wait until 10.25 s.
         self._due: OrderedDict[str, float] = OrderedDict()
 
     def wait(self, caller: str, rate: Rate, now: float) -> float:

@@ -9,7 +9,6 @@ files as multi-picture files, and reports large images through `warnings`, which
 """
 
 import io
-import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from service.artifact.files import read_npy_header
+from service.artifact.files import read_npy
 from service.domain.errors import IgnError, InvalidContent, TooLarge
 from service.domain.latents import MAX_MAGNITUDE, FloatRow, is_bounded
 from service.images import untrusted
@@ -64,10 +63,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedImage:
-    """An image whose header is read and whose pixels are not decoded.
-
-    It holds the bytes of the file, and after decoding also the pixels: drop it then.
-    """
+    """An image whose header is read. It holds the file, and after decoding also the pixels: drop it then."""
 
     field: str  # in errors
     pixels: int  # width × height in the header; 0 if that is damaged, which only decoding reports
@@ -75,7 +71,13 @@ class EncodedImage:
     _load: Callable[[], Image.Image]
 
     def decode(self) -> Picture:
-        """As `decode_picture`."""
+        """Decode the first frame as 8-bit grey or RGB, with or without alpha, and apply its EXIF orientation.
+
+        16-bit samples v become rint(v / 257). ICC profiles are ignored. CMYK becomes RGB, a palette RGB or RGBA.
+
+        Raises InvalidContent for anything else than base64 (code `invalid_base64`) of a PNG, JPEG or WebP
+        (`undecodable_image`), and TooLarge for more pixels than the header says.
+        """
         image = self.decode_as_stored()
         transpose = untrusted.exif_transpose(self._exif)
         return Picture(image if transpose is None else image.transpose(transpose), image.size, transpose)
@@ -87,12 +89,9 @@ class EncodedImage:
 
 
 def open_image(data: bytes | str, limits: DecodeLimits, *, field: str) -> EncodedImage:
-    """Read the header of an image, so that its size is known before any pixel is decoded.
+    """Read the header of a file, or of its base64 text, so that its size is known before any pixel is decoded.
 
-    ``data`` is the file or its base64 text; ``field`` names it in errors.
-
-    Raises:
-        TooLarge: beyond a limit. All other errors are left to `EncodedImage.decode`.
+    ``field`` names it in errors. Raises TooLarge beyond a limit; all other errors are left to `EncodedImage.decode`.
     """
     try:
         content = (
@@ -107,17 +106,6 @@ def open_image(data: bytes | str, limits: DecodeLimits, *, field: str) -> Encode
         limit = f"{limits.max_pixels} pixels and {limits.max_side} a side"
         raise TooLarge(f"{field}: {size[0]}×{size[1]} pixels; the limit is {limit}", code="image_too_large")
     return EncodedImage(field, size[0] * size[1], exif, load)
-
-
-def decode_picture(data: bytes | str, limits: DecodeLimits, *, field: str) -> Picture:
-    """Decode the first frame as 8-bit grey or RGB, with or without alpha, and apply its EXIF orientation.
-
-    16-bit samples v become rint(v / 257). ICC profiles are ignored. CMYK becomes RGB, a palette RGB or RGBA.
-
-    Raises TooLarge as `open_image`, and InvalidContent for anything else than base64 (code `invalid_base64`) of a PNG,
-    JPEG or WebP (`undecodable_image`).
-    """
-    return open_image(data, limits, field=field).decode()
 
 
 def _invalid(field: str, message: str, code: str = "undecodable_image") -> InvalidContent:
@@ -173,10 +161,7 @@ def _open_png(data: bytes) -> _Opened:
 
 
 def simple_png_format(parts: list[bytes]) -> tuple[str, tuple[int, int]] | None:
-    """Mode and (width, height) of a PNG with 8 bits, without interlacing, palette and transparent colour.
-
-    None for every other PNG, and for one with malformed chunks. ``parts`` are signature and chunks.
-    """
+    """Mode and (width, height) of a PNG with 8 bits, without interlacing, palette and transparent colour; else None."""
     head, data, end = parts[1] if len(parts) > 1 else b"", parts[2:-1], parts[-1]
     if len(head) != 25 or not data or end[4:] != untrusted.PNG_END[4:] or any(part[4:8] != b"IDAT" for part in data):
         return None
@@ -198,11 +183,9 @@ def _load_simple_png(parts: list[bytes], mode: str, size: tuple[int, int]) -> Im
 
 
 def load_png(chunks: bytes, image: PngImageFile) -> Image.Image:
-    """Decode `image`, opened from `chunks`, as 8-bit L, LA, RGB or RGBA.
-
-    Pillow keeps only the high byte of 16-bit colour, and clips 16-bit grey on conversion. Here every 16-bit sample v
-    becomes rint(v / 257).
-    """
+    """Decode `image`, opened from `chunks`, as 8-bit L, LA, RGB or RGBA."""
+    # Pillow keeps only the high byte of 16-bit colour, and clips 16-bit grey on conversion. Here every 16-bit sample v
+    # becomes rint(v / 257).
     raw = str(image.tile[0].args)  # Pillow's name of the layout in the file, such as "RGB;16B"
     key = image.info.get("transparency")
     if raw.endswith(";16B"):
@@ -246,7 +229,7 @@ def _sixteen_bit_bands(chunks: bytes, image: PngImageFile, raw: str) -> Iterator
 
 
 def _alpha(bands: Sequence[Samples], key: tuple[int, ...]) -> Image.Image:
-    """The alpha band: 0 where every band equals the transparent colour, else 255."""
+    # The alpha band: 0 where every band equals the transparent colour, else 255.
     hidden = np.ones(bands[0].shape, dtype=np.bool_)
     for band, value in zip(bands, key, strict=True):
         hidden &= band == value
@@ -255,7 +238,6 @@ def _alpha(bands: Sequence[Samples], key: tuple[int, ...]) -> Image.Image:
 
 @contextmanager
 def _map_decoder_errors(field: str) -> Iterator[None]:
-    """Turn every exception of the decoders into an error of the request."""
     try:
         yield
     except (IgnError, MemoryError):
@@ -269,23 +251,16 @@ def _map_decoder_errors(field: str) -> Iterator[None]:
 def decode_npy(data: bytes, shape: tuple[int, int, int], *, field: str) -> FloatRow:
     """Read one row (C, H, W) from a float32 `.npy` file, in either byte order, in C or Fortran order.
 
-    Raises:
-        InvalidContent: another type or shape, missing or excess data, or a value that is NaN or beyond
-            ±`MAX_MAGNITUDE` (code `invalid_npy`).
+    Raises InvalidContent (code `invalid_npy`) for anything else, and for values that are NaN or beyond `MAX_MAGNITUDE`.
     """
-    invalid = partial(_invalid, field, code="invalid_npy")
     try:
-        header = read_npy_header(data)
+        row = read_npy(data)
+        if row.dtype.kind != "f" or row.dtype.itemsize != 4:
+            raise ValueError("must be float32")
+        if row.shape != shape:
+            raise ValueError(f"must have shape {shape}")
+        if not is_bounded(row):
+            raise ValueError(f"must hold finite values within ±{MAX_MAGNITUDE:.0f}")
     except ValueError as exc:
-        raise invalid("is not a .npy file") from exc
-    if header.dtype.kind != "f" or header.dtype.itemsize != 4:
-        raise invalid("must be float32")
-    if header.shape != shape:
-        raise invalid(f"must have shape {shape}")
-    if len(data) - header.offset != 4 * math.prod(shape):
-        raise invalid("holds more or less data than its shape needs")
-    values = np.frombuffer(data, dtype=header.dtype, offset=header.offset)
-    row = values.reshape(shape, order="F" if header.fortran_order else "C")
-    if not is_bounded(row):
-        raise invalid(f"must hold finite values within ±{MAX_MAGNITUDE:.0f}")
+        raise _invalid(field, str(exc), code="invalid_npy") from exc
     return np.array(row, dtype=np.float32, order="C")

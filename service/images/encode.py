@@ -44,10 +44,7 @@ def to_uint8(rows: FloatRows, card: ModelCard) -> Pixels:
 
 
 def enlarge(image: Pixels, scale: int, resample: Resample) -> Pixels:
-    """Enlarge one image by a whole factor ≥ 1: (H, W[, 3]) → (scale·H, scale·W[, 3]).
-
-    `nearest` repeats each pixel as a square; `smooth` is Lanczos.
-    """
+    """Enlarge one image, (H, W[, 3]) → (scale·H, scale·W[, 3]): `nearest` makes pixels squares, `smooth` is Lanczos."""
     height, width, *channels = image.shape
     if scale == 1:
         return image
@@ -103,15 +100,15 @@ def check_sides(file_format: str, width: int, height: int) -> None:
 
 
 def encode(pixels: Pixels, picture_format: PictureFormat) -> bytes:
-    """Encode one image as PNG at level 1, lossless WebP, or JPEG of quality 95 without chroma subsampling.
-
-    ``pixels`` are uint8 (H, W) grey or (H, W, 3) RGB. Raises as `check_sides`.
-    """
+    """As `encode_many`, for one image: uint8 (H, W) grey or (H, W, 3) RGB."""
     return encode_many(pixels[None], picture_format)[0]
 
 
 def encode_many(pixels: Pixels, picture_format: PictureFormat) -> list[bytes]:
-    """As `encode`, for several images of one size: uint8 (N, H, W) grey or (N, H, W, 3) RGB."""
+    """Encode images as PNG at level 1, lossless WebP, or JPEG of quality 95 without chroma subsampling.
+
+    ``pixels`` are uint8 (N, H, W) grey or (N, H, W, 3) RGB. Raises as `check_sides`.
+    """
     if picture_format == "png":  # no image in memory reaches the limit of PNG
         return _pngs(pixels)
     check_sides(picture_format, pixels.shape[2], pixels.shape[1])
@@ -128,7 +125,6 @@ def encode_many(pixels: Pixels, picture_format: PictureFormat) -> list[bytes]:
 
 
 def _pngs(pixels: Pixels) -> list[bytes]:
-    """Encode as PNG with zlib-ng at level 1. Grey lines are not filtered, because drawings have long runs."""
     count, height, width = pixels.shape[:3]
     lines = pixels.reshape(count, height, -1)
     scanlines = np.empty((count, height, 1 + lines.shape[2]), dtype=np.uint8)
@@ -164,9 +160,8 @@ def animate(
 ) -> bytes:
     """Encode N ≥ 1 frames, uint8 (N, H, W) grey or (N, H, W, 3) RGB, as one animation; raises as `check_sides`.
 
-    WebP and APNG are lossless. GIF keeps grey and reduces RGB to 256 colours per frame. Pillow stores equal
-    neighbouring frames once and adds their durations. ``check`` is called before each frame is prepared; what it raises
-    ends the work.
+    WebP and APNG are lossless. GIF keeps grey and reduces RGB to 256 colours per frame. ``check`` is called before each
+    frame is prepared; what it raises ends the work.
     """
     check_sides(animation_format, frames.shape[2] * scale, frames.shape[1] * scale)
     images = []
@@ -187,7 +182,7 @@ def animate(
 
 
 def _frame(frame: Pixels, animation_format: AnimationFormat, scale: int, resample: Resample) -> Image.Image:
-    """One frame, enlarged, for GIF after its palette is made: Pillow takes 40 times as long for an enlarged one."""
+    # A frame for GIF is enlarged after its palette is made: Pillow takes 40 times as long for an enlarged one.
     if animation_format != "gif" or frame.ndim == 2 or scale == 1:
         return Image.fromarray(enlarge(frame, scale, resample))
     reduced = Image.fromarray(frame).convert("P", palette=Image.Palette.ADAPTIVE)
@@ -197,10 +192,8 @@ def _frame(frame: Pixels, animation_format: AnimationFormat, scale: int, resampl
 
 
 def _durations(n: int, fps: float, tick: int) -> list[int]:
-    """Duration of each frame in ms: multiples of `tick`, so that frame k ends as near as possible to k / fps.
-
-    30 fps in ticks of 10 ms is 30, 40, 30, 30, 40, 30…: rounding errors do not accumulate.
-    """
+    # In ms: multiples of `tick`, so that frame k ends as near as possible to k / fps. 30 fps in ticks of 10 ms is
+    # 30, 40, 30, 30, 40, 30…: rounding errors do not accumulate.
     ends = [round(k * 1000 / fps / tick) * tick for k in range(n + 1)]
     return [end - start for start, end in pairwise(ends)]
 

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -16,15 +15,11 @@ Observe = Callable[[str, float], None]
 
 
 class CodecPool:
-    """Runs jobs in at most ``threads`` ≥ 1 threads.
+    """Runs jobs in ``threads`` ≥ 1 threads; ``observe`` is called after every job, in its thread."""
 
-    The number of threads also limits the memory, because each thread decodes one image at a time. The threads are
-    daemons: `concurrent.futures` joins its threads when the interpreter exits, so one damaged image could keep a
-    stopped process alive for as long as its decoder runs.
-
-    ``observe`` is called after every job, in its thread.
-    """
-
+    # The number of threads also limits the memory, because each thread decodes one image at a time. The threads are
+    # daemons: `concurrent.futures` joins its threads when the interpreter exits, so one damaged image could keep a
+    # stopped process alive for as long as its decoder runs.
     def __init__(self, threads: int, observe: Observe) -> None:
         self.threads = threads
         self._observe = observe
@@ -49,7 +44,7 @@ class CodecPool:
             for number in range(self.threads):
                 threading.Thread(target=self._work, name=f"codec_{number}", daemon=True).start()
         loop = asyncio.get_running_loop()
-        waiting = _PoolJob(partial(self._timed, operation, job), loop, loop.create_future())
+        waiting = _PoolJob(operation, job, loop, loop.create_future())
         del job  # a cancelled future in the queue holds its exception, and that this frame
         self._queue.put(waiting)
         try:
@@ -70,30 +65,26 @@ class CodecPool:
 
     def _work(self) -> None:
         while waiting := self._queue.get():
-            waiting.run()
+            waiting.run(self._observe)
             del waiting  # `get` blocks, and meanwhile the last job would hold its image
-
-    def _timed(self, operation: str, job: Callable[[], T]) -> T:
-        start = time.perf_counter()
-        try:
-            return job()
-        finally:
-            self._observe(operation, time.perf_counter() - start)
 
 
 @dataclass(slots=True, eq=False)
 class _PoolJob:
+    operation: str
     job: Callable[[], Any] | None  # None: its caller has gone
     loop: asyncio.AbstractEventLoop
     done: asyncio.Future[Any]
 
-    def run(self) -> None:
-        """Run the job in this thread, unless its caller has gone."""
+    def run(self, observe: Observe) -> None:
         if (job := self.job) is None:
             return
-        result, failure = None, None
+        result, failure, began = None, None, time.perf_counter()
         try:
-            result = job()
+            try:
+                result = job()
+            finally:
+                observe(self.operation, time.perf_counter() - began)
         except BaseException as exc:  # the thread must survive every job
             failure = exc
         with contextlib.suppress(RuntimeError):  # the event loop is closed

@@ -104,7 +104,6 @@ def prepare_many(pictures: Iterable[tuple[Picture, Resize, Invert]], card: Model
 
 @lru_cache(maxsize=16)
 def _ring(size: tuple[int, int]) -> NDArray[np.bool_]:
-    """(H, W): True for the outermost ring of pixels."""
     ring = np.ones(size, np.bool_)
     ring[1:-1, 1:-1] = False
     return ring
@@ -122,7 +121,6 @@ def composite(image: Image.Image, mode: str, background: tuple[int, ...]) -> Ima
 
 
 def _is_dark_ink(image: Image.Image, mode: str) -> bool:
-    """Whether an image is partly transparent and its visible pixels are dark on average."""
     if "A" not in image.getbands():
         return False
     alpha = image.getchannel("A")
@@ -153,10 +151,8 @@ def fit_to_canvas(
 
 
 def _inscribed(size: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
-    """The largest size with the aspect ratio of `size` inside `frame`; each side is at least 1.
-
-    An image of 56×25 in a frame of 28×28 becomes 28×round(25·28/56) = 28×12: ties go to even.
-    """
+    # The largest size with the aspect ratio of `size` inside `frame`; each side is at least 1. An image of 56×25 in a
+    # frame of 28×28 becomes 28×round(25·28/56) = 28×12: ties go to even.
     (width, height), (frame_width, frame_height) = size, frame
     # Compare products of integers, because quotients of floats could decide wrongly for equal ratios.
     if frame_width * height <= frame_height * width:
@@ -165,7 +161,7 @@ def _inscribed(size: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]
 
 
 def _centred(inner: tuple[int, int], outer: tuple[int, int]) -> tuple[int, int]:
-    """The left and top margin; an odd pixel is on the right and below."""
+    # The left and top margin; an odd pixel is on the right and below.
     return (outer[0] - inner[0]) // 2, (outer[1] - inner[1]) // 2
 
 
@@ -177,16 +173,10 @@ def to_mask(encoded: EncodedImage) -> Mask:
 def keep_mask(
     mask: Mask, picture: Picture, card: ModelCard, *, resize: Resize = "fit", field: str
 ) -> NDArray[np.bool_]:
-    """Fit a mask to the row of its image.
+    """Fit a mask to the row of its image: (1, H, W), True for pixels that every step restores (grey level below 128).
 
     A mask with the stored size of the image gets the image's transpose and `resize`, with nearest neighbour; the
-    letterbox is kept. A mask with the size of the model is used without changes.
-
-    Returns:
-        (1, H, W) bool; True for pixels that every step restores, which are those with a grey level below 128.
-
-    Raises:
-        InvalidContent: another size (code `mask_size`).
+    letterbox is kept. One with the size of the model stays as it is. Raises InvalidContent (`mask_size`) for others.
     """
     target = (card.shape[2], card.shape[1])
     grey = mask

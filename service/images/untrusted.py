@@ -23,10 +23,9 @@ from zlib_ng import zlib_ng as zlib
 from service.domain.errors import InvalidContent, TooLarge
 
 PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+# Most chunks of a PNG or WebP, and most segments before the first scan of a JPEG. Reading one takes about 1 µs of
+# Python, in which no other thread runs, so 16 MiB of empty ones would take seconds. Encoders write 2000 in 16 MiB.
 MAX_PARTS: Final = 10_000
-"""Most chunks of a PNG or WebP, and most segments before the first scan of a JPEG. Reading one takes about 1 µs of
-Python, in which no other thread runs, so 16 MiB of empty ones would take seconds. Encoders write chunks of 8 KiB, which
-is 2000 in 16 MiB."""
 
 _PNG_KEPT: Final = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
 
@@ -59,13 +58,10 @@ _DATA_URL: Final = re.compile(rb"data:image/[^,;]{1,64}(?:;[^,;]{1,64})*;base64,
 
 
 def decode_base64(text: str, *, field: str, max_chars: int) -> bytes:
-    """Decode standard, padded base64 (RFC 4648, section 4).
+    """Decode standard, padded base64 (RFC 4648, section 4), without a prefix `data:image/…;base64,` and white space.
 
-    A prefix `data:image/…;base64,` is removed, and ASCII white space is ignored. Both count for ``max_chars``.
-
-    Raises:
-        TooLarge: the text is longer than ``max_chars``.
-        InvalidContent: not standard base64, for example URL-safe or without padding (code `invalid_base64`).
+    Raises TooLarge if there are more than ``max_chars``, those included, and InvalidContent (code `invalid_base64`) for
+    other text, such as URL-safe base64 and base64 without padding.
     """
     if len(text) > max_chars:
         raise TooLarge(f"{field}: {len(text)} characters of base64; the limit is {max_chars}")
@@ -142,10 +138,9 @@ def png_chunks(data: bytes) -> tuple[list[bytes], bytes]:
 
 
 def jpeg_without_metadata(data: bytes) -> tuple[bytes, bytes]:
-    """A file that starts with SOI without metadata and padding before its first scan; and its EXIF block, or b"".
+    """A JPEG file without metadata and padding before its first scan; and its EXIF block, or b"".
 
-    Raises ValueError for more than `MAX_PARTS` segments and bytes of padding, more than 64 segments that decoding
-    needs, or a marker that cannot stand before the first scan.
+    Raises ValueError for too many segments and bytes of padding, or a marker that cannot stand before the first scan.
     """
     kept, exif = [data[:2]], b""
     for code, segment in _jpeg_segments(data):
@@ -159,7 +154,7 @@ def jpeg_without_metadata(data: bytes) -> tuple[bytes, bytes]:
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The segments with content before the first scan, and then everything from that scan on: marker and bytes."""
+    # The segments with content before the first scan, and then everything from that scan on: marker and bytes.
     position = data.find(b"\xff", 2)
     for _ in range(MAX_PARTS):
         if not 0 < position < len(data) - 1:
@@ -191,11 +186,9 @@ def check_webp_chunks(data: bytes) -> None:
 
 
 def exif_transpose(exif: bytes) -> Transpose | None:
-    """The transpose that makes an image with this EXIF block upright; None if it is upright, absent or damaged.
-
-    Pillow's EXIF reader is not used, because it reports damaged blocks through `warnings`, which cannot be silenced for
-    one thread. Layout: TIFF 6.0, section 2. Tag: CIPA DC-008 (Exif 2.3), section 4.6.4.
-    """
+    """The transpose that makes an image with this EXIF block upright; None if it is upright, absent or damaged."""
+    # Pillow's EXIF reader is not used, because it reports damaged blocks through `warnings`, which cannot be silenced
+    # for one thread. Layout: TIFF 6.0, section 2. Tag: CIPA DC-008 (Exif 2.3), section 4.6.4.
     tiff = exif.removeprefix(_EXIF)
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None:

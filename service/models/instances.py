@@ -1,7 +1,4 @@
-"""Model instances: how many of a model run in parallel, on which devices and with how many threads.
-
-An instance is one onnxruntime session of the model file, with a worker thread of its own.
-"""
+"""Model instances: how many of a model run in parallel, on which devices and with how many threads."""
 
 import time
 from collections.abc import Callable
@@ -20,8 +17,6 @@ _MEASUREMENTS: Final = 10  # the fastest of them counts, as other programs may s
 _MAX_INSTANCES: Final = 8  # on a CPU: one Python thread at a time prepares their batches
 
 Device = Literal["auto", "cpu", "cuda"]
-
-
 MakeModel = Callable[..., InferenceModel]
 """Makes one instance; has the parameters of `service.runtime.onnx_model.OnnxModel`."""
 
@@ -34,11 +29,7 @@ class InstanceFactory:
         self._threads = settings.threads or available_cpus()
 
     def __call__(self, data: bytes) -> list[InferenceModel]:
-        """The instances of one model file, at least one.
-
-        Raises:
-            StartupError: one cannot be made. The others are closed.
-        """
+        """The instances of one model file, at least one; raises StartupError, all closed, if one cannot be made."""
         settings, configured = self._settings, self._settings.cpu_instances
         count = configured or _default_instance_count(self._threads)
         first = self._make(data, settings.device, threads=self._threads // count)
@@ -74,15 +65,12 @@ class InstanceFactory:
 
 
 def _default_instance_count(threads: int) -> int:
-    """One instance for each thread; with more than two threads, one thread less, which is left to HTTP."""
+    # With more than two threads, one is left to HTTP.
     return min(_MAX_INSTANCES, threads - 1 if threads > 2 else threads)
 
 
 def _is_slow(model: InferenceModel) -> bool:
-    """Whether one row takes longer than `_FAST_ROW_S` in the fastest of some runs.
-
-    A model that fails counts as fast; its verification reports the failure.
-    """
+    # A model that fails counts as fast; its verification reports the failure.
     row = model.noise.rows(0, 0, 1)
     for _ in range(_MEASUREMENTS):
         start = time.perf_counter()

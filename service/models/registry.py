@@ -1,8 +1,8 @@
 """Which models serve now, and how one version replaces another while requests go on.
 
-A thread opens a new version, warms it up and checks its golden rows. Then one turn of the event loop gives it the name:
-later requests resolve to the new version, and requests that resolved the old one earlier finish on it. The registry
-closes the old version when the last of those requests has ended. A version that does not load changes only `failures`.
+A thread opens and verifies a new version. Then one turn of the event loop gives it the name: later requests resolve to
+the new version, and requests that resolved the old one earlier finish on it. The registry closes the old version when
+the last of those requests has ended. A version that does not load changes only `failures`.
 
 The event loop owns everything here, except the work that `Repository` does in threads.
 """
@@ -28,8 +28,6 @@ class ServedModel:
     """A verified model, the scheduler that runs it and its statistics.
 
     A request resolves its model once and passes this object on, so that it ends on the version on which it began.
-
-    Scheduler and statistics are of this model alone; `ModelRegistry.activate` starts the scheduler.
     """
 
     __slots__ = ("__weakref__", "card", "digest", "loaded", "noise", "ref", "scheduler", "statistics", "tag")
@@ -39,7 +37,6 @@ class ServedModel:
         # Copied, because every request reads them.
         self.card, self.digest, self.noise, self.ref = loaded.card, loaded.digest, loaded.noise, loaded.ref
         self.tag = f"{loaded.ref}@{loaded.digest[:12]}"
-        """`name/version@digest`, the digest cut to 12 characters."""
 
 
 class IndexEntry(NamedTuple):
@@ -53,12 +50,9 @@ class IndexEntry(NamedTuple):
 class ModelRegistry:
     """The served models by name and version.
 
-    Args:
-        repository: the model directory.
-        serve: makes the scheduler and the statistics of a model; starts no thread.
-        on_activated: called with every model that begins to serve under its name.
-        on_deactivated: called with every `name/version` that no longer serves.
-        wait_for_requests: returns when every request in flight at the time of the call has ended.
+    ``serve`` starts no thread. ``wait_for_requests`` returns when every request in flight at the time of the call has
+    ended. ``on_activated`` gets every model that begins to serve under its name, ``on_deactivated`` every
+    `name/version` that no longer serves.
     """
 
     def __init__(
@@ -75,8 +69,8 @@ class ModelRegistry:
         self._wait_for_requests = wait_for_requests
         self._models: Mapping[str, ServedModel] = {}
         self._by_name: dict[str, ServedModel] = {}  # the highest version
+        # Why a version in the directory does not serve, by `name/version`: one line, no path outside the directory.
         self.failures: dict[str, str] = {}
-        """Why a version in the directory does not serve, by `name/version`: one line, no path outside the directory."""
         self._lock = asyncio.Lock()  # one load or unload at a time
         self._loading: set[str] = set()
         self._retiring: dict[ServedModel, asyncio.Task[None]] = {}
@@ -87,13 +81,9 @@ class ModelRegistry:
         return self._models
 
     def resolve(self, name: str | None = None) -> ServedModel:
-        """The model that a caller means.
+        """The model `name/version`, the highest version of `name`, or the default for None.
 
-        Args:
-            name: `name/version`, `name` for its highest version, or None for the default.
-
-        Raises:
-            UnknownModel: no such model or version serves; the text names those that do.
+        Raises UnknownModel if no such model or version serves; the text names those that do.
         """
         wanted = self._repository.default if name is None else name
         model = self._models.get(wanted) or self._by_name.get(wanted)
@@ -103,11 +93,7 @@ class ModelRegistry:
         return model
 
     async def open(self) -> None:
-        """Load, verify and activate every model of the directory.
-
-        Raises:
-            StartupError: one cannot be verified.
-        """
+        """Load, verify and activate every model of the directory; raises StartupError if one cannot be verified."""
         for loaded in (await asyncio.to_thread(self._repository.load_all)).values():
             self.activate(loaded)
 
@@ -155,12 +141,7 @@ class ModelRegistry:
             raise LoadFailed("; ".join(self.failures[ref] for ref in failed))
 
     async def unload(self, name: str) -> None:
-        """Stop serving every version of a model.
-
-        Raises:
-            UnknownModel: no version of it serves.
-            UnloadRefused: it is the default model.
-        """
+        """Stop serving a model; raises UnknownModel if no version of it serves, UnloadRefused if it is the default."""
         async with self._lock:
             refs = self._refs(name)
             if not refs:
@@ -203,7 +184,6 @@ class ModelRegistry:
         self._by_name = {model.card.name: model for model in self._models.values()}  # later, so higher, versions win
 
     async def _load(self, ref: str) -> bool:
-        """Serve the version that the directory holds; False if it does not load."""
         served = self._models.get(ref)
         if served is not None and served.loaded.files == await asyncio.to_thread(self._repository.files, ref):
             self.failures.pop(ref, None)

@@ -9,13 +9,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
 from service.artifact.card import ModelCard
 from service.artifact.files import GOLDEN_FILE, MODEL_FILE, MODEL_FILES, NAME_PATTERN, VERSION_PATTERN
-from service.artifact.golden import Golden, GoldenReport, check_golden, read_golden
+from service.artifact.golden import Golden, GoldenReport, check_golden, digest_of, read_golden
 from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import NoiseSource
 from service.domain.model import DeviceLost, DeviceOutOfMemory, Model
@@ -33,16 +32,11 @@ class InferenceModel(Model, Protocol):
     """An opened model; the implementation is `service.runtime.onnx_model.OnnxModel`."""
 
     card: ModelCard
-    """The model card in the metadata of the file."""
-    digest: str
-    """SHA-256 of the file, in hexadecimal."""
+    digest: str  # SHA-256 of the file, in hexadecimal
     noise: NoiseSource
-    """Source of its seeded latents."""
     device: Literal["cpu", "cuda"]
-    provider: str
-    """Name of the onnxruntime execution provider."""
-    fallback_reason: str | None
-    """Why the device `auto` did not select CUDA, or None."""
+    provider: str  # onnxruntime's name of it
+    fallback_reason: str | None  # why the device `auto` did not select CUDA
 
     def warm_up(self) -> None:
         """Run every batch size once."""
@@ -56,29 +50,22 @@ class _FailsOnCuda(StartupError):
 
 
 ModelFactory = Callable[[bytes], Sequence[InferenceModel]]
-"""Opens the bytes of a model file as one or more instances."""
+"""Opens the bytes of a model file as one or more instances; raises StartupError if they hold no valid model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LoadedModel:
-    """A verified model.
-
-    Args:
-        digest: SHA-256 of the file that runs, in hexadecimal.
-        golden: how exactly its provider reproduces the golden rows.
-        fallback_reason: why `auto` did not select CUDA.
-        files: identities of the files it was loaded from, as `Repository.files` returns them.
-    """
+    """A verified model."""
 
     card: ModelCard
-    digest: str
+    digest: str  # SHA-256 of the file that runs, in hexadecimal
     instances: tuple[InferenceModel, ...]
     noise: NoiseSource
     golden: GoldenReport
     device: Literal["cpu", "cuda"]
     provider: str
-    fallback_reason: str | None = None
-    files: Files = ()
+    fallback_reason: str | None = None  # why `auto` did not select CUDA
+    files: Files = ()  # that it was loaded from
 
     @property
     def ref(self) -> str:
@@ -93,14 +80,9 @@ class LoadedModel:
 class Repository:
     """Finds, loads and verifies the models of one directory. It keeps no loaded model; any thread may call it.
 
-    Args:
-        directory: the model directory.
-        open_models: opens the bytes of a model file as one or more instances; raises `StartupError` if they hold no
-            valid model.
-        default: `name` or `name/version` for requests that name no model.
-        precision: which file of a version runs.
-        open_on_cpu: opens the bytes on the CPU if a model from ``open_models`` runs on CUDA and fails there when it is
-            warmed up or verified; None: such a model is refused.
+    Requests that name no model get ``default``, `name` or `name/version`. ``open_on_cpu`` opens a model that
+    ``open_models`` opened on CUDA and that fails there when it is warmed up or verified; without it, such a model is
+    refused.
     """
 
     def __init__(
@@ -112,19 +94,14 @@ class Repository:
         precision: Literal["fp32", "fp16"] = "fp32",
         open_on_cpu: ModelFactory | None = None,
     ) -> None:
-        self._directory = directory
+        self._directory, self.default = directory, default
         self._open_models, self._open_on_cpu = open_models, open_on_cpu
-        self.default = default
         self._precision: Literal["fp32", "fp16"] = precision
         self._cuda_lost = ""  # why CUDA fails every call of this process, once a model has found that out
         self._ignored_names: set[str] = set()  # folders that a warning was logged for
 
     def find_all(self) -> list[str]:
-        """`name/version` of every version folder, as `find`, at least one.
-
-        Raises:
-            StartupError: the directory is missing or empty.
-        """
+        """`name/version` of every version folder, as `find`; raises StartupError if there is none."""
         if not self._directory.is_dir():
             raise StartupError(f"IGN_MODEL_DIR={self._directory}: no such directory; {_HINT}")
         refs = self.find()
@@ -135,8 +112,7 @@ class Repository:
     def load_all(self) -> Mapping[str, LoadedModel]:
         """Load every version in the directory; this blocks until all are verified.
 
-        Raises:
-            StartupError: as `find_all`; the default is missing, or a version cannot be verified.
+        Raises StartupError as `find_all`; also if the default is missing, or a version cannot be verified.
         """
         refs = self.find_all()  # and the default before the loading, which can take minutes
         if not any(self.default in (ref, ref.partition("/")[0]) for ref in refs):
@@ -159,8 +135,7 @@ class Repository:
     def find(self, name: str | None = None) -> list[str]:
         """`name/version` of every version folder, or of those of one model, sorted; invalid names are passed over.
 
-        Raises:
-            StartupError: a folder is a link that leads out of the directory.
+        Raises StartupError if a folder is a link that leads out of the directory.
         """
         folders = self._subfolders(self._directory, re.compile(NAME_PATTERN))
         if name is not None:
@@ -187,8 +162,7 @@ class Repository:
     def load(self, ref: str) -> LoadedModel:
         """Read, open, warm up and verify one version, `name/version`.
 
-        Raises:
-            StartupError: it cannot be loaded or verified; the text begins with the file, relative to the directory.
+        Raises StartupError if that fails; the text begins with the file, relative to the directory.
         """
         files = self.files(ref)  # before the files are read, so that a change during the loading is noticed
         file = f"{ref}/{MODEL_FILES[self._precision]}"
@@ -228,7 +202,7 @@ class Repository:
             golden = read_golden(path, card.shape)
         exported = model.digest
         if self._precision != "fp32":  # golden.npz names the digest of the fp32 file
-            exported = sha256(self._read(f"{ref}/{MODEL_FILE}")).hexdigest()
+            exported = digest_of(self._read(f"{ref}/{MODEL_FILE}"))
         if golden.digest != exported:
             raise StartupError(f"{golden_file}: belongs to another {MODEL_FILE}, {golden.digest[:12]!r}")
         report = self._check_golden(file, golden, models)

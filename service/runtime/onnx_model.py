@@ -6,7 +6,6 @@ cuDNN's algorithms and grow the memory arena while callers wait. There, rows can
 steps.
 """
 
-import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -15,6 +14,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from service.artifact.card import INPUT, OUTPUT, from_metadata
+from service.artifact.golden import digest_of
 from service.artifact.onnx_file import check_self_contained
 from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FloatRows
@@ -48,13 +48,9 @@ class OnnxModel:
     One thread at a time may call :meth:`run`, the methods of `device_batch`, and :meth:`reduce_max_batch`, because on
     CUDA there is one set of buffers.
 
-    Args:
-        data: the ONNX file's bytes; `digest` is their SHA-256 in hexadecimal. It must pass
-            `check_self_contained`.
-        device: `auto` uses CUDA if it works, and else the CPU with the reason in `fallback_reason`.
-        cuda: options for CUDA.
-        threads: CPU threads within an operator, ≥ 1; see :func:`service.environment.available_cpus`.
-        max_batch_rows: upper bound of the buckets.
+    ``data`` is an ONNX file that passes `check_self_contained`; `digest` is its SHA-256 in hexadecimal. The device
+    `auto` is CUDA if it works, and else the CPU with the reason in `fallback_reason`. ``threads`` ≥ 1 run one operator
+    on the CPU; ``max_batch_rows`` bounds the buckets.
 
     Raises:
         StartupError: not a model this service can run, or ``device`` is `cuda` and it does not work.
@@ -70,10 +66,9 @@ class OnnxModel:
         max_batch_rows: int = 64,
     ) -> None:
         check_self_contained(data)
-        self._data = data
+        self._data, self._threads = data, threads
         self._cuda = cuda or CudaOptions()
-        self._threads = threads
-        self.digest = hashlib.sha256(data).hexdigest()
+        self.digest = digest_of(data)
         self.device: Literal["cpu", "cuda"] = "cpu" if device == "cpu" else "cuda"
         self.fallback_reason: str | None = None
         try:
@@ -133,9 +128,9 @@ class OnnxModel:
         self._call(lambda runner: runner.download(out), f"{len(out)} rows do not fit")
 
     def warm_up(self) -> None:
-        """Run every bucket in every way, so that no caller waits for algorithm search, allocations or captures.
+        """Run every bucket in every way, and give up those that do not fit.
 
-        Buckets that do not fit are given up. Raises as :meth:`run`; DeviceOutOfMemory if not even the smallest fits.
+        So no caller waits for algorithm search, allocations or captures. Raises as :meth:`run`.
         """
         while True:
             try:
@@ -151,9 +146,9 @@ class OnnxModel:
     def reduce_max_batch(self) -> None:
         """After `DeviceOutOfMemory`: give up the largest bucket, or halve the only one, and start a new session.
 
-        The session is replaced because onnxruntime's arena may fail every later run after one failed allocation.
         Raises as :meth:`warm_up`; StartupError if no session starts any more.
         """
+        # The session is replaced because onnxruntime's arena may fail every later run after one failed allocation.
         self._reset_session()
         self.warm_up()
 
@@ -206,7 +201,6 @@ class OnnxModel:
             raise ValueError(f"rows must be float32 (N, *{self.shape}), not {rows.dtype} {rows.shape}")
 
     def _call(self, call: Callable[[DeviceRunner], None], message: str, *, resident: bool = True) -> None:
-        """Call the runner, and raise its errors as :meth:`run` documents; ``resident`` rows are on the device."""
         runner = self._runner
         if runner is None:
             raise ModelFailure("the model is closed")
@@ -225,7 +219,7 @@ class OnnxModel:
         raise DeviceOutOfMemory(f"{message}: {shortage}")
 
     def _describe_shortage(self, exc: Exception, probe: Runner | None) -> str:
-        """A line about memory that ran out; any other error of onnxruntime is raised as :meth:`run` documents."""
+        # A line about memory that ran out; any other error of onnxruntime is raised as `run` documents.
         kind, message = kind_of(exc), short_message(exc)
         if self._missing_code and lacks_code(exc):
             message = f"{message}; {self._missing_code}"
@@ -236,7 +230,7 @@ class OnnxModel:
         raise ModelFailure("the model failed on these rows", reason=message) from exc
 
     def _fails_on_zeros(self, runner: Runner) -> bool:
-        """Whether CUDA fails on a row of zeros, so that a failure is not the fault of the rows before."""
+        # If CUDA fails on a row of zeros too, a failure is not the fault of the rows before.
         zeros = np.zeros((1, *self.shape), dtype=np.float32)
         try:
             runner(zeros, np.empty_like(zeros))

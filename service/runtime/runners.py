@@ -53,18 +53,13 @@ class DirectRunner(Runner):
 
 
 class CudaGraphLock:
-    """A readers–writer lock: any number of threads use devices, or one thread captures a CUDA graph.
+    """A readers–writer lock, not reentrant: any number of threads use devices, or one thread captures a CUDA graph."""
 
-    onnxruntime captures in CUDA's global mode. While one thread captures, any allocation, copy or release by another
-    thread fails, on any device (error 900), and invalidates the capture.
-
-    Not reentrant: a thread that has either access must not ask for another one.
-    """
-
+    # onnxruntime captures in CUDA's global mode. While one thread captures, any allocation, copy or release by another
+    # thread fails, on any device (error 900), and invalidates the capture.
     def __init__(self) -> None:
         self._changed = Condition()
-        self._users = 0
-        self._waiting_captures = 0
+        self._users = self._waiting_captures = 0
         self._capturing = False
 
     @contextmanager
@@ -106,16 +101,14 @@ GRAPH_LOCK = CudaGraphLock()  # of this process
 class BoundBuffers:
     """The buffers of one bucket (bucket, C, H, W): one array on the host for padding, and two buffers on the device.
 
-    A step reads one device buffer and writes the other, so the rows of the step before survive a step that fails.
-
-        rows ─▶ host ─ upload ─▶ a ═ f ═▶ b      steps 1, 3, …; download reads the one written last
-                                 a ◀═ f ═ b      steps 2, 4, …
-
-    Args:
-        device: onnxruntime's name of the device type, and the device's index.
-        graph_ids: source of CUDA graph ids; None without CUDA graphs.
+    ``device`` is onnxruntime's name of the device type, and the device's index. ``graph_ids`` gives CUDA graph ids; it
+    is None without CUDA graphs.
     """
 
+    # A step reads one device buffer and writes the other, so the rows of the step before survive a step that fails.
+    #
+    #     rows ─▶ host ─ upload ─▶ a ═ f ═▶ b      steps 1, 3, …; download reads the one written last
+    #                              a ◀═ f ═ b      steps 2, 4, …
     def __init__(
         self, session: Any, shape: tuple[int, int, int, int], device: tuple[str, int], graph_ids: Iterator[int] | None
     ) -> None:
@@ -152,12 +145,10 @@ class BoundBuffers:
 
 
 class Binding:
-    """One direction: a session's input bound to one buffer and its output to the other, with a CUDA graph of its own.
+    """One direction: a session's input bound to one buffer and its output to the other, with its own CUDA graph."""
 
-    A graph replays the addresses and shapes it was captured with, and onnxruntime does not check them. So every pair of
-    buffers and direction has its own graph id.
-    """
-
+    # A graph replays the addresses and shapes it was captured with, and onnxruntime does not check them. So every pair
+    # of buffers and direction has its own graph id.
     def __init__(self, session: Any, x: Any, y: Any, graph_ids: Iterator[int] | None) -> None:
         self.binding = session.io_binding()
         self.binding.bind_ortvalue_input(INPUT, x)
@@ -177,13 +168,9 @@ class Binding:
 class PaddedRunner(DeviceRunner):
     """Runs a batch padded with zeros to the smallest bucket that holds it, in device buffers that never move.
 
-    Batches larger than the largest bucket run in several calls. The buffers of a bucket are made at its first use.
-
-    Args:
-        buckets: batch sizes, ascending.
-        device: onnxruntime's name of the type of device whose memory holds the buffers.
-        graphs: the session captures CUDA graphs.
-        make_session: makes a session of the same model for each bucket but the largest; None if all share ``session``.
+    Batches larger than the largest of the ascending ``buckets`` run in several calls. The buffers of a bucket are made
+    at its first use, in the memory of ``device``, onnxruntime's name of a type of device. ``make_session`` makes a
+    session of the same model for each bucket but the largest; without it all share ``session``.
     """
 
     def __init__(
@@ -197,10 +184,8 @@ class PaddedRunner(DeviceRunner):
         graphs: bool = False,
         make_session: Callable[[], Any] | None = None,
     ) -> None:
-        self._session = session
-        self._make_session = make_session
-        self._shape = shape
-        self._buckets = tuple(buckets)
+        self._session, self._make_session = session, make_session
+        self._shape, self._buckets = shape, tuple(buckets)
         self._device = (device, device_id)
         self._graph_ids = itertools.count(1) if graphs else None  # onnxruntime uses 0 when no id is given
         self._buffers: dict[int, BoundBuffers] = {}
@@ -252,12 +237,10 @@ class PaddedRunner(DeviceRunner):
 
 
 class SingleThreadRunner(DeviceRunner):
-    """Makes every call of a runner in one thread of its own.
+    """Makes every call of a runner in one thread of its own."""
 
-    onnxruntime keeps captured CUDA graphs for each thread, and does not allow several threads to run such a session.
-    But a model is warmed up and verified in one thread, and serves in another.
-    """
-
+    # onnxruntime keeps captured CUDA graphs for each thread, and does not allow several threads to run such a session.
+    # But a model is warmed up and verified in one thread, and serves in another.
     def __init__(self, runner: DeviceRunner) -> None:
         self._runner: DeviceRunner | None = runner
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="ign-graphs")

@@ -39,7 +39,6 @@ _UNSUPPORTED_VERSION: Final = (
 )
 
 Kind = Literal["out of memory", "lost", "device", "other"]
-
 Capability = tuple[int, int]
 
 _OUT_OF_MEMORY: Final = re.compile(
@@ -107,11 +106,7 @@ def cuda_is_built_in() -> bool:
 
 
 def cpu_session(data: bytes, threads: int) -> Any:
-    """A session on the CPU, with ``threads`` ≥ 1 within one operator.
-
-    Raises:
-        StartupError: ``data`` is not a model, or it needs a newer onnxruntime.
-    """
+    """A session on the CPU; raises StartupError if ``data`` is not a model, or it needs a newer onnxruntime."""
     options = _session_options(threads)
     # The arena and the memory patterns keep one set of buffers per batch size, and cost as much as they save.
     options.enable_cpu_mem_arena = False
@@ -156,18 +151,15 @@ def cuda_session(data: bytes, cuda: CudaOptions) -> Any:
 
 
 def cuda_options(cuda: CudaOptions) -> dict[str, str]:
-    """Options of the CUDA provider for a convolutional network that runs only at its bucket sizes.
-
-    With cuDNN 9 both algorithm searches are heuristics; EXHAUSTIVE is the slower and better one, and neither times a
-    convolution. TF32 is off because it costs three decimal digits. With float16 it stays on, because onnxruntime
-    switches it off by forbidding all tensor cores; :func:`service.environment.prepare_process` covers float32 there.
-    The arena grows by the size requested, because the shapes are few.
-    """
+    """Options of the CUDA provider for a convolutional network that runs only at its bucket sizes."""
     options = {
         "device_id": str(cuda.device_id),
+        # With cuDNN 9 both searches are heuristics that time nothing; EXHAUSTIVE is the slower and better one.
         "cudnn_conv_algo_search": "HEURISTIC" if cuda.deterministic else "EXHAUSTIVE",
         "cudnn_conv_use_max_workspace": "1",
-        "arena_extend_strategy": "kSameAsRequested",
+        "arena_extend_strategy": "kSameAsRequested",  # the shapes are few
+        # TF32 is off because it costs three decimal digits. With float16 it stays on, because onnxruntime switches it
+        # off by forbidding all tensor cores; `service.environment.prepare_process` covers float32 there.
         "use_tf32": "1" if cuda.half else "0",
     }
     if cuda.memory_mib:
@@ -185,19 +177,17 @@ def short_message(exc: Exception) -> str:
 
 
 def _truncate(text: str) -> str:
-    """The first line, with paths replaced by "…", at most 200 characters."""
     return "".join(re.sub(r"\S*/\S*", "…", text).strip().splitlines()[:1])[:200]
 
 
 def _check_loaded(session: Any, library_error: str) -> None:
-    """Refuse a session without CUDA: onnxruntime omits a provider that does not load, without an error."""
+    # onnxruntime omits a provider that does not load, without an error.
     if CUDA not in session.get_providers():
         reason = f": {library_error}" if library_error else "; is NVIDIA's driver there?"
         raise CudaUnavailable(f"CUDA cannot be used: its provider did not load{reason}")
 
 
 def _preload_libraries() -> str:
-    """Load NVIDIA's libraries; returns the first failure, or an empty string."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):  # preload_dlls prints failures instead of raising them
         ort.preload_dlls()
@@ -208,7 +198,7 @@ def _preload_libraries() -> str:
 
 
 def _cudnn_error() -> str:
-    """Why cuDNN does not load, or an empty string. Without it a session starts, and its first run fails."""
+    # Without cuDNN a session starts, and its first run fails.
     try:
         ctypes.CDLL({"win32": "cudnn64_9.dll"}.get(sys.platform, "libcudnn.so.9"))
     except OSError as exc:
@@ -232,7 +222,6 @@ def _session_options(threads: int) -> Any:
 
 
 def _version_error(exc: Exception) -> str | None:
-    """What to do if the error says that the file needs a newer ONNX version than this onnxruntime has; else None."""
     for pattern in _UNSUPPORTED_VERSION:
         if match := pattern.search(str(exc)):
             what = match["what"].replace("IR", "IR version").replace("Opset", "opset")

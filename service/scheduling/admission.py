@@ -222,10 +222,8 @@ class Admission:
         if request.deadline <= now:
             raise DeadlineUnreachable("the deadline has already passed")
         self.check_capacity(request.open.rows)
-        if request.params.deadline is not None:
-            self._check_deadline(request, caller, now)
-
-    def _check_deadline(self, request: ScheduledRequest, caller: Counters, now: float) -> None:
+        if request.params.deadline is None:
+            return
         steps, seconds_left = request.min_steps_to_answer(), request.deadline - now
         own_work = request.open.rows * steps
         ahead = self._work_ahead(caller, own_work, steps) if self.total.rows else 0

@@ -195,13 +195,17 @@ class RunningBatch:
         return 0
 
     def _run_on_host(self, max_steps: int, until: float, interrupt: Sized) -> int:
-        # It ends before a step that fails or is not finite.
         steps = 0
-        while steps < max_steps and not interrupt and self._run_whole():
-            self._buffers.swap()
-            steps += 1
-            if self._clock() >= until:
-                break
+        # A step that fails is left to `step`, which repeats the call and finds out which rows it is about.
+        with contextlib.suppress(Exception):
+            while steps < max_steps and not interrupt:
+                self._call_part(0, self._buffers.n)
+                if not self._buffers.is_finite():
+                    break
+                self._buffers.swap()
+                steps += 1
+                if self._clock() >= until:
+                    break
         return steps
 
     def step(self) -> list[tuple[ScheduledRequest, IgnError]]:
@@ -282,7 +286,8 @@ class RunningBatch:
         changes = buffers.changes[piece.at : piece.at + piece.count]
         rows = buffers.next[piece.at : piece.at + piece.count]
         if request.is_plain and piece.count == len(request.inputs):
-            request.finish(rows, changes)
+            request.outputs, request.distance = rows.copy(), changes.copy()
+            request.steps, request.converged = np.ones(piece.count, np.int64), np.zeros(piece.count, np.bool_)
             piece.steps, piece.done = 1, True
             return (piece,)
         step_params, mask = request.params.step_params, request.params.keep_mask
@@ -336,13 +341,6 @@ class RunningBatch:
         buckets = self._model.buckets or ()
         index = bisect_left(buckets, n)
         return buckets[index] if index < len(buckets) else n
-
-    def _run_whole(self) -> bool:
-        try:
-            self._call_part(0, self._buffers.n)
-        except Exception:  # `step` repeats the call and finds out which rows it is about
-            return False
-        return self._buffers.is_finite()
 
     def _call_model(self, x: FloatRows, out: FloatRows, rows: int, reason: str) -> None:
         began = self._clock()

@@ -99,7 +99,7 @@ class Slice:
 class ScheduledRequest:
     """The rows of one request, whose results are delivered together. Times are those of the scheduler's clock."""
 
-    # Of the results. Most requests have one step and stay in one slice, and then `finish` sets these at once.
+    # Of the results. Most requests have one step and stay in one slice, and then the batch sets these at once.
     outputs: FloatRows
     steps: NDArray[np.int64]
     converged: NDArray[np.bool_]
@@ -142,11 +142,6 @@ class ScheduledRequest:
         self.outputs = np.empty(self.inputs.shape, np.float32)
         self.steps, self.converged = np.zeros(n, np.int64), np.zeros(n, np.bool_)
         self.distance, self.drift = np.zeros(n), np.zeros(n if self.params.step_params.score else 0)
-
-    def finish(self, rows: FloatRows, distance: NDArray[np.float64]) -> None:
-        """Store the results of the only step of a plain request, which all rows have had in one batch."""
-        self.outputs, self.distance = rows.copy(), distance.copy()
-        self.steps, self.converged = np.ones(len(rows), np.int64), np.zeros(len(rows), np.bool_)
 
     def min_steps_to_answer(self) -> int:
         """Fewest model steps until the result or, of a stream, the first event; a tolerance may be met after one."""

@@ -41,13 +41,9 @@ _TIMER_S: Final = 0.002  # a timer of the event loop may be early by so much
 class Scheduler:
     """Applies one model to the rows of many requests at a time. Belongs to one event loop, unless a method says more.
 
-    Args:
-        models: the instances of the model, one for each device; each is called from one thread only.
-        max_batch_rows: largest batch of a device; the model's largest bucket may lower it.
-        queue_rows: most rows that may wait; rows in a batch do not count.
-        clock: monotonic seconds; deadlines are times on it.
-        on_all_devices_lost: called on the event loop.
-        wake_rule: how many rows of few steps are worth a batch of their own while another one runs; None: any.
+    Each of the ``models``, one for each device, is called from one thread only; its largest bucket may lower
+    ``max_batch_rows``. At most ``queue_rows`` rows may wait, those in a batch not counted. Deadlines are times on
+    ``clock``, in monotonic seconds. ``on_all_devices_lost`` is called on the event loop.
     """
 
     def __init__(
@@ -213,10 +209,7 @@ class Scheduler:
         return event
 
     def cancel(self, request: ScheduledRequest) -> None:
-        """End a request whose caller has gone; it has no further event. Does nothing after its last event.
-
-        Waiting rows leave the queue; rows in a batch leave it after the current step.
-        """
+        """End a request whose caller has gone; it has no further event. Does nothing after its last event."""
         if self._open.pop(request, None) is None:
             return
         for closed, open_rows in self._admission.close([request]).items():

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.artifact.card import ModelCard
-from service.images.decode import DecodeLimits
+from service.images.decode import DecodeLimits, Picture, open_image
 from tests.helpers.onnx_models import make_card
 
 LIMITS = DecodeLimits(max_pixels=1_000_000)
@@ -35,6 +35,10 @@ def card(
 ) -> ModelCard:
     background = background or (bounds[0],) * shape[0]
     return make_card(shape=shape, polarity=polarity, background=background, range=bounds, distance_quantiles=None)
+
+
+def decode_picture(data: bytes | str, limits: DecodeLimits = LIMITS, *, field: str = "image") -> Picture:
+    return open_image(data, limits, field=field).decode()
 
 
 def save(image: Image.Image | NDArray[np.uint8], form: str = "PNG", **options: Any) -> bytes:
