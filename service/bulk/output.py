@@ -119,12 +119,8 @@ class Output:
         for leftover in self.root.glob(f".*{_TEMP_SUFFIX}"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
-    def is_complete(self, shard: int) -> bool:
-        """Whether a shard is complete."""
-        return self.shard_dir(shard).is_dir()
-
     def shard_dir(self, shard: int) -> Path:
-        """Folder of a complete shard."""
+        """Folder of a shard; there is none until the shard is complete."""
         return self.root / f"{shard:06}"
 
     def temp_dir(self, shard: int) -> Path:

@@ -65,7 +65,7 @@ def start(job: Job, output: Output, pipeline: Pipeline) -> ShardPlan:
     images = pipeline.images
     output.start(pipeline.fingerprint())
     shards = -(-images // job.shard)
-    missing = tuple(number for number in range(shards) if not output.is_complete(number))
+    missing = tuple(number for number in range(shards) if not output.shard_dir(number).is_dir())
     left = sum(min(job.shard, images - number * job.shard) for number in missing)
     return ShardPlan(images, shards, missing, images - left)
 
@@ -168,7 +168,7 @@ class Actor:
         """
         number, records, error = int(batch["item"][0]), list[Record](), ""
         try:
-            if self._output.is_complete(number):  # by an actor that died before it returned its result
+            if self._output.shard_dir(number).is_dir():  # by an actor that died before it returned its result
                 records = self._output.records(number)
             else:
                 records = self._await(self._pipeline.shard(number))
