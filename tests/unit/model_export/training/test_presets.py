@@ -50,14 +50,6 @@ def test_the_cards_of_shipped_models_are_read(ref: str) -> None:
         Preset.from_dict({**config, "unknown": 1})
 
 
-def test_what_the_terms_of_a_stage_need() -> None:
-    assert not Weights(imle=1.0, match=1.0, project=1.0).latents
-    assert all(Weights(**{term: 0.1}).latents for term in ("distill", "idem", "tight", "settle", "critic", "drifting"))
-    terms = ("distill", "settle", "critic", "code_consistency", "drifting", "features")
-    assert [term for term in terms if Weights(**{term: 0.1}).teacher] == ["distill", "critic", "drifting", "features"]
-    assert [term for term in terms if Weights(**{term: 0.1}).whole_batch] == ["code_consistency", "drifting"]
-
-
 def test_steps_are_shared_out_in_proportion() -> None:
     whole = get_preset("fashion_mnist")
     preset = with_overrides(whole, Choices(steps=whole.steps // 40))
