@@ -101,10 +101,7 @@ def load_files(
 def decode(data: bytes, mode: str | None = None) -> Image.Image:
     """Decode a picture upright, in 8 bits, in mode L or RGB; by default in the one that it is stored in.
 
-    16-bit grey is scaled and alpha is composited on black, as the service does.
-
-    Raises:
-        UnidentifiedImageError, OSError, ValueError: not a readable picture.
+    16-bit grey is scaled and alpha is composited on black, as the service does. Raises an error of `_BAD_PICTURE`.
     """
     with Image.open(io.BytesIO(data)) as opened:
         image = ImageOps.exif_transpose(opened)

@@ -318,10 +318,7 @@ class FigureContext:
 
 
 def first_of_classes(labels: NDArray[np.int64] | None, count: int, n: int) -> NDArray[np.int64]:
-    """Indices of ``n`` of ``count`` pictures: the first of every class, then the second, and so on.
-
-    All indices if there are fewer; the first ``n`` without labels.
-    """
+    """Indices of at most n pictures: the first of every class, then the second, …; without labels the first n."""
     if labels is None:
         return np.arange(min(n, count))
     order = np.argsort(labels, kind="stable")

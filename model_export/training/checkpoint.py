@@ -194,9 +194,9 @@ def _stages(preset: Preset, recorded: Preset, saved: Checkpoint) -> tuple[Stage,
 
 
 def _differences(recorded: Preset, preset: Preset) -> list[Difference]:
-    """Fields that differ, but for those of the card: `batch`, `network.size`, `stage imle.lr`."""
+    """Fields that differ, but for those of the card: `batch`, `network.size`, `stage 1.lr`."""
     before, now = _flat(recorded.to_dict()), _flat(preset.to_dict())
-    # A field that only one of them has is that of a stage of another name, which `stages` shows.
+    # A field that only one of them has is that of a further stage, which `stages` shows.
     names = [name for name in before if name in now and name not in CARD_FIELDS and before[name] != now[name]]
     return [(_OPTIONS.get(name, name), _text(before[name]), _text(now[name])) for name in names]
 
@@ -208,8 +208,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
             flat |= _flat(value, f"{prefix}{name}.")
         elif name == "stages":
             flat[name] = [stage["name"] for stage in value]
-            for stage in value:
-                flat |= _flat(stage, f"stage {stage['name']}.")
+            for number, stage in enumerate(value, start=1):
+                flat |= _flat(stage, f"stage {number}.")
         else:
             flat[prefix + name] = value
     return flat

@@ -27,13 +27,11 @@ _EDGE_SHARE: Final = 0.4  # of the edges in `mse_l1_edges`: a mouth of few pixel
 
 
 def distance(a: Tensor, b: Tensor, kind: Distance) -> Tensor:
-    """D(a, b) over C·H·W: mean squared or mean absolute difference, or the first plus a fifth of the second (`mse_l1`).
+    """D(a, b) (B,) over C·H·W: mean squared or mean absolute difference, or the first plus a fifth of the second.
 
     `mse_l1_edges` adds the absolute differences of the image gradients in both directions, per pixel (after the
     gradient difference loss of Mathieu et al., 2016, arXiv 1511.05440). `mse_l1_focal` is `mse_l1` with the weights of
     `_focal_weights`.
-
-    Returns (B,).
     """
     error = a - b
     difference = error.flatten(1)

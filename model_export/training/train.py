@@ -104,10 +104,9 @@ class Run:
         self._f = self._compiled  # what the loss calls; `train` wraps it for several ranks
 
     def train(self) -> None:
-        """Train to the end of the last stage. A finished run stores what the command changes of its card.
+        """Train to the end of the last stage, or write a checkpoint and raise `Interrupted` after SIGINT or SIGTERM.
 
-        Raises:
-            Interrupted: SIGINT or SIGTERM arrived; a checkpoint was written first.
+        A finished run stores what the command changes of its card.
         """
         with file_lock(self.out) if self.world.is_main else nullcontext():
             self._check_same_checkpoint()
