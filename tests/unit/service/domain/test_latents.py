@@ -68,16 +68,6 @@ def test_a_row_depends_on_seed_and_index_alone(seed: int, offset: int, source: N
         assert rows[i].tobytes() == (source.row(seed, offset + i) * np.float32(scale)).tobytes()
 
 
-@pytest.mark.parametrize("std", [None, 3.0])
-def test_noise_has_its_moments(std: float | None) -> None:
-    """Standard normal, or the real part of an inverse transform of 64 independent complex numbers."""
-    shape = (1, 8, 8)
-    rows = NoiseSource(shape, None if std is None else statistics(shape, std=std)).rows(5, 0, 1000)
-    variance = 1.0 if std is None else std**2 / 64
-    assert abs(rows.mean()) < 5 * math.sqrt(variance / rows.size)
-    assert abs(rows.var() / variance - 1) < 10 * math.sqrt(2 / rows.size)
-
-
 def test_mean_frequencies_are_an_image() -> None:
     image = np.linspace(-1, 1, 64).reshape(1, 8, 8)
     spectrum = np.fft.fft2(image)
@@ -130,14 +120,6 @@ def test_without_an_arc_slerp_is_lerp(other: FloatRow) -> None:
     for t in (0.25, 0.5, 0.9):
         np.testing.assert_array_equal(slerp(A, other, t), lerp(A, other, t))
         np.testing.assert_array_equal(slerp(other, A, t), lerp(other, A, t))
-
-
-def test_a_weighted_sum_and_its_length() -> None:
-    np.testing.assert_array_equal(weighted_sum([A, B], [1.0, 1.0], None), row(3, 4, 0))
-    np.testing.assert_allclose(weighted_sum([A, B], [1.0, 1.0], 10.0), row(6, 8, 0), rtol=1e-6)
-    np.testing.assert_allclose(weighted_sum([A, B], [-1.0, 0.0], 1.0), row(-1, 0, 0), rtol=1e-6)
-    with pytest.raises(ValueError, match="the sum is zero"):
-        weighted_sum([A, A], [0.5, -0.5], 10.0)
 
 
 @pytest.mark.parametrize("weight", [1e-99, 1e-101, 2e-237, 5e-324])

@@ -56,9 +56,7 @@ def test_sides_beyond_the_format_are_refused(form: Any, most: int) -> None:
         assert caught.value.error_code == "image_too_large"
     if form in ("webp", "jpeg"):
         assert make.opened(encode(np.zeros((1, most), np.uint8), form)).size == (most, 1)
-        with pytest.raises(InvalidContent):
-            encode(np.zeros((1, most + 1), np.uint8), form)
-    if form in ("webp", "gif"):
+    if form == "webp":
         with pytest.raises(InvalidContent):
             animate(np.zeros((2, 1, most + 1), np.uint8), form, fps=5)
 

@@ -43,15 +43,7 @@ def test_base64_prefix_and_white_space(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [
-        "aGVsbG8-Pw==",  # URL-safe
-        "aGVsbG8+Pw",  # padding
-        "aGVsbG8+Pw==AAAA",
-        "aGVs\u00a0bG8+Pw==",  # white space, but not ASCII's
-        "data:text/plain;base64,aGVsbG8+Pw==",
-        "data:image/png;base64;aGVsbG8+Pw==",
-        "\ud800",
-    ],
+    ["aGVs\u00a0bG8+Pw==", "data:text/plain;base64,aGVs", "data:image/png;base64;aGVs", "aGVsbG8-Pw==", "\ud800"],
 )
 def test_other_base64_is_refused(text: str) -> None:
     with pytest.raises(InvalidContent, match=r"images\.0: ") as caught:
