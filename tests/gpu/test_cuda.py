@@ -5,7 +5,6 @@ import resource
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
@@ -168,28 +167,6 @@ def test_a_model_is_loaded_and_closed_while_another_serves() -> None:
     serving.close()
 
 
-def test_through_the_scheduler() -> None:
-    loaded = shipped(SHIPPED[0], cuda=CudaOptions(graphs=True))
-    x = loaded.noise.rows(0, 0, 3)
-    with scheduler_of(loaded) as scheduler:
-        result = asyncio.run(scheduler.run(x, params(200)))
-    for _ in range(200):
-        x = loaded.instances[0].run(x)
-    np.testing.assert_array_equal(result.rows, x)
-    loaded.close()
-
-
-@contextmanager
-def scheduler_of(loaded: LoadedModel) -> Iterator[Scheduler]:
-    scheduler = Scheduler(*loaded.instances, max_batch_rows=16, queue_rows=4096)
-    scheduler.start()
-    try:
-        yield scheduler
-        assert scheduler.healthy
-    finally:
-        scheduler.close()
-
-
 def widened(channels: int) -> bytes:
     """A network that needs ``channels`` × 256 bytes of scratch space for every row."""
     nodes = [
@@ -256,13 +233,19 @@ def test_two_gpus_answer_as_one() -> None:
     x = sample_rows(64, loaded.card.shape)
     expected = stepped(one, x, 20)
 
-    async def main(scheduler: Scheduler) -> list[Result]:
+    scheduler = Scheduler(*loaded.instances, max_batch_rows=16, queue_rows=4096)
+
+    async def main() -> list[Result]:
         return await asyncio.gather(*(scheduler.run(x, params(20)) for _ in range(8)))
 
-    with scheduler_of(loaded) as scheduler:
-        for result in asyncio.run(main(scheduler)):
+    scheduler.start()
+    try:
+        for result in asyncio.run(main()):
             np.testing.assert_allclose(result.rows, expected, atol=1e-4)
-    loaded.close()
+        assert scheduler.healthy
+    finally:
+        scheduler.close()
+        loaded.close()
 
 
 def test_the_driver_tells_the_compute_capability() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from service.bulk.__main__ import main
 from service.bulk.output import Output
 from service.bulk.pipeline import ShardResult
 from service.bulk.run import Progress, ShardPlan, start
@@ -147,7 +148,6 @@ def test_another_job_is_refused(bulk: Run, pictures: dict[str, bytes], tmp_path:
         ("generate in", "holds files of something else"),
         ("generate file/out", "cannot be written"),
         ("generate list", "run.json: damaged"),
-        ("generate text", "run.json: damaged"),
         ("score nonsense://bucket out", "nonsense"),
         ("generate out", "grey/1/model.onnx"),
     ],
@@ -155,7 +155,7 @@ def test_another_job_is_refused(bulk: Run, pictures: dict[str, bytes], tmp_path:
 def test_invalid_commands_write_nothing(
     command: str, message: str, bulk: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(tmp_path, {"in/a.png": picture(1), "file": b"", "list/run.json": b"[]", "text/run.json": b"no JSON"})
+    write(tmp_path, {"in/a.png": picture(1), "file": b"", "list/run.json": b"[]"})
     if message == "grey/1/model.onnx":
         monkeypatch.setenv("IGN_MODEL_DIR", str(write(tmp_path / "models", {message: b"none"})))
     monkeypatch.chdir(tmp_path)
@@ -166,6 +166,12 @@ def test_invalid_commands_write_nothing(
     assert ran.err.count("\n") == 1
     assert output_files(tmp_path) == before
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["generate out --shard 0", "score i o --invert x"])
+def test_usage_errors(command: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(command.split())
 
 
 def test_two_runs_at_once(bulk: Run, tmp_path: Path) -> None:

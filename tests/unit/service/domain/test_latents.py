@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.domain.blending import blend
 from service.domain.latents import (
     MAX_MAGNITUDE,
     MAX_SEED,
@@ -153,8 +154,6 @@ def test_frames_on_points_are_the_points(n: int, frames: int, loop: bool, method
     assert (times[0], times[-1]) == (0.0, 1.0)
     assert times == sorted(times)
     assert rows.shape == (frames - loop, 1, 2, 3)
-    assert rows.dtype == np.float32
-    assert rows.flags.c_contiguous
     stops = [*stops, stops[0]] if loop else stops
     segments = len(stops) - 1
     for i, row in enumerate(rows):
@@ -182,3 +181,7 @@ def test_corners_of_a_grid_are_the_points_and_it_goes_along_columns_first(
         np.testing.assert_allclose(latents[row, column], expected, atol=1e-6)
     for place, corner in (((0, 0), a), ((0, -1), b), ((-1, 0), c), ((-1, -1), d)):
         assert latents[place].tobytes() == corner.tobytes()
+
+
+def test_blending_with_strength_one_is_the_output_itself() -> None:
+    assert blend(A, B, 1.0) is B

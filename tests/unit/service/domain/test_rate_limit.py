@@ -51,7 +51,7 @@ def test_no_window_admits_more_than_burst_plus_rate(rate: Rate, gaps: list[float
 def test_after_a_burst_a_caller_that_waits_as_told_is_admitted(rate: Rate, requests: int) -> None:
     meter, now = GCRA(), 0.0
     for _ in range(2):
-        assert [meter.wait("a", rate, now) for _ in range(rate.count)] == [0.0] * rate.count
+        assert not any(meter.wait("a", rate, now) for _ in range(int(rate.count)))
         assert meter.wait("a", rate, now) == pytest.approx(rate.interval)
         now += rate.count * rate.interval + 1e-6  # rested
     for _ in range(requests):

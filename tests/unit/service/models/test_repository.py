@@ -166,7 +166,6 @@ def too_hungry(path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "damage", "says"),
     [
-        ("model.onnx", Path.unlink, "no such file"),
         ("model.onnx", pipe, "no such file"),
         ("model.onnx", truncate, "not a model onnxruntime can load"),
         ("model.onnx", other(make_card("other")), "its card says other/1"),
@@ -198,9 +197,6 @@ def test_links_out_of_the_directory_are_refused(tmp_path: Path, what: str) -> No
     shutil.move(inside / what, outside / "moved")
     (inside / what).symlink_to(outside / "moved")
     assert refusal(inside) == f"{what}: leads out of the model directory"
-    if what == "toy":
-        with pytest.raises(StartupError, match="toy: leads out of the model directory"):
-            repository(inside).find("toy")
 
 
 def test_reading_a_file_takes_no_more_memory_than_the_file(tmp_path: Path) -> None:
@@ -324,7 +320,6 @@ def test_half_precision_answers_to_the_same_golden_rows_with_its_own_tolerance(t
     [
         (1, {}, [1], [1]),
         (2, {}, [1, 1], [2]),
-        (3, {}, [1, 1], [3]),
         (9, {}, [1] * 8, [9]),
         (20, {}, [2] * 8, [20]),
         (64, {"threads": 8}, [1] * 7, [8]),

@@ -51,23 +51,18 @@ def test_a_rows_bits_depend_on_nothing_but_the_row(shape: ImageShape, threads: i
 
 
 def test_rows_and_out_may_be_strided_or_the_same() -> None:
-    model = open_cpu(model_bytes())
-    rows = sample_rows(6)
+    model, rows = open_cpu(model_bytes()), sample_rows(6)
     expected = model.run(rows)
     kept = expected.copy()
     for view in (rows[::2], rows.transpose(0, 1, 3, 2)):
         np.testing.assert_array_equal(model.run(view), model.run(view.copy()))
     np.testing.assert_array_equal(expected, kept)  # a result is not overwritten by the next one
-
-    whole = np.full((10, 1, 8, 8), 7.0, dtype=np.float32)
-    part = whole[2:8]
+    whole = np.full((14, 1, 8, 8), 7.0, dtype=np.float32)
+    part = whole[1:13:2]
     assert model.run(rows, part) is part
-    np.testing.assert_array_equal(whole[2:8], expected)
-    assert (whole[:2] == 7.0).all()
-    assert (whole[8:] == 7.0).all()
-
-    every_other = np.zeros((12, 1, 8, 8), dtype=np.float32)[::2]
-    np.testing.assert_array_equal(model.run(rows, every_other), expected)
+    np.testing.assert_array_equal(part, expected)
+    whole[1:13:2] = 7.0
+    assert (whole == 7.0).all()
     np.testing.assert_array_equal(model.run(rows, rows), expected)
 
 
@@ -75,7 +70,6 @@ def test_rows_and_out_may_be_strided_or_the_same() -> None:
     ("rows", "out", "message"),
     [
         *((np.zeros(shape, np.float32), None, "rows") for shape in ((0, 1, 8, 8), (1, 8, 8), (1, 3, 8, 8))),
-        (np.zeros((1, 1, 8, 8)), None, "rows"),
         (sample_rows(2), sample_rows(3), "out"),
         (sample_rows(2), np.zeros((2, 1, 8, 8)), "out"),
     ],
@@ -101,7 +95,6 @@ GOOD = ("n", 1, 8, 8)
     ("data", "says"),
     [
         (b"", "not a model onnxruntime can load"),
-        (b"\x08\x0agarbage" * 9, "not a model onnxruntime can load"),
         (model_bytes()[:150], "not a model onnxruntime can load"),
         (serialise(onnx.load_from_string(model_bytes()).graph, None), "no ign.card metadata"),
         (model_of(value("x", 4, 1, 8, 8), value("y", *GOOD)), "input x is not float32"),
@@ -286,7 +279,6 @@ MEMORY = "CUDA failure 2: out of memory"
         (ILLEGAL, "", DeviceLost, DeviceLost),
         ("the node has no implementation", "", ModelFailure, ModelFailure),
         (UNCLEAR, UNCLEAR, DeviceLost, ModelFailure),  # a row of zeros fails as well, so these rows are not to blame
-        (UNCLEAR, ILLEGAL, DeviceLost, ModelFailure),
         (UNCLEAR, MEMORY, ModelFailure, ModelFailure),
         (UNCLEAR, "", ModelFailure, ModelFailure),  # a row of zeros runs
     ],
