@@ -167,20 +167,16 @@ def test_a_model_is_loaded_and_closed_while_another_serves() -> None:
     serving.close()
 
 
-def widened(channels: int) -> bytes:
-    """A network that needs ``channels`` × 256 bytes of scratch space for every row."""
+def test_buckets_that_do_not_fit_are_given_up() -> None:
     nodes = [
-        helper.make_node("Expand", ["x", "wide"], ["scratch"]),
+        helper.make_node("Expand", ["x", "wide"], ["scratch"]),  # 2^14 × 256 bytes for every row
         helper.make_node("Tanh", ["scratch"], ["squashed"]),
         helper.make_node("ReduceMax", ["squashed", "axes"], ["y"], keepdims=1),
     ]
     shape = ("batch", 1, 8, 8)
-    constants = {"wide": np.array([1, channels, 1, 1]), "axes": np.array([1])}
-    return serialise(graph(nodes, constants, shape, shape), make_card())
-
-
-def test_buckets_that_do_not_fit_are_given_up() -> None:
-    model = on_cuda(widened(2**14), CudaOptions(memory_mib=128))  # 4 MiB a row: 64 rows do not fit, one does
+    constants = {"wide": np.array([1, 2**14, 1, 1]), "axes": np.array([1])}
+    data = serialise(graph(nodes, constants, shape, shape), make_card())
+    model = on_cuda(data, CudaOptions(memory_mib=128))  # 4 MiB a row: 64 rows do not fit, one does
     assert model.buckets is not None
     assert 1 <= model.buckets[-1] < 64
     rows = sample_rows(64)

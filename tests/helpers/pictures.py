@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.artifact.card import Data, ModelCard, Noise, Training
+from service.artifact.card import ModelCard
 from service.images import DecodeLimits
+from tests.helpers.onnx_models import make_card
 
 LIMITS = DecodeLimits(max_pixels=1_000_000)
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6  # PNG colour types
@@ -32,20 +33,8 @@ def card(
     polarity: Any = "light-on-dark",
     bounds: tuple[float, float] = (-1.0, 1.0),
 ) -> ModelCard:
-    return ModelCard(
-        name="toy",
-        version="1",
-        objective="naign",
-        shape=shape,
-        range=bounds,
-        background=background or (bounds[0],) * shape[0],
-        polarity=polarity,
-        noise=Noise(kind="gaussian", norm=28.0),
-        opset=18,
-        data=Data(name="none", sha256="0" * 64, licence="CC0-1.0", pictures=1),
-        training=Training(command="none", sources="0" * 64, steps=1, parameters=1, config={}),
-        licence="CC0-1.0",
-    )
+    fill = background or (bounds[0],) * shape[0]
+    return make_card(shape=shape, polarity=polarity, range=bounds, background=fill)
 
 
 def save(image: Image.Image | NDArray[np.uint8], form: str = "PNG", **options: Any) -> bytes:

@@ -73,7 +73,6 @@ def test_what_is_not_used_is_ignored() -> None:
         ({"buckets": (1, 1)}, "buckets must ascend"),
         ({"distance_quantiles": (0.1,) * 100}, "101 ascending numbers"),
         ({"distance_quantiles": tuple(1 - i / 100 for i in range(101))}, "101 ascending numbers"),
-        ({"steps": {"generate": 0}}, "steps.generate"),
     ],
 )
 def test_invalid_cards(changes: dict[str, Any], where: str) -> None:
@@ -104,10 +103,8 @@ def test_another_noise_stream_is_not_ours() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is not a base64"),
         (base64.b64encode(b"not npy").decode(), "is not a base64"),
         (encoded(np.zeros((2, *SHAPE), np.float32)), "must be finite float32 of shape"),
-        (encoded(np.zeros((4, *SHAPE), np.float64)), "must be finite float32 of shape"),
         (encoded(np.full((4, *SHAPE), np.nan, np.float32)), "must be finite float32 of shape"),
     ],
 )
@@ -247,20 +244,15 @@ def test_the_standard_domain_has_another_name() -> None:
     check_self_contained(model.SerializeToString())
 
 
-def with_a_weight_outside() -> bytes:
+def test_weights_outside_of_the_file_are_refused() -> None:
+    """Every other place of a tensor is compared with the definition of ONNX below."""
     model = onnx.load_from_string(model_bytes())
     weight = model.graph.initializer[0]
     weight.ClearField("raw_data")
     weight.data_location = TensorProto.EXTERNAL
     weight.external_data.add(key="location", value="/etc/passwd")
-    content: bytes = model.SerializeToString()
-    return content
-
-
-def test_weights_outside_of_the_file_are_refused() -> None:
-    """Every other place of a tensor is compared with the definition of ONNX below."""
     with pytest.raises(StartupError, match=r"^has weights outside of the file") as caught:
-        check_self_contained(with_a_weight_outside())
+        check_self_contained(model.SerializeToString())
     assert "passwd" not in caught.value.detail
 
 

@@ -33,14 +33,10 @@ from tests.helpers.onnx_models import (
 SHAPES: list[ImageShape] = [(1, 8, 8), (3, 8, 8)]
 
 
-def open_cpu(data: bytes, **options: Any) -> OnnxModel:
-    return OnnxModel(data, device="cpu", **options)
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_rows_bits_depend_on_nothing_but_the_row(shape: ImageShape, threads: int) -> None:
-    model = open_cpu(model_bytes(make_card(shape=shape)), threads=threads)
+    model = OnnxModel(model_bytes(make_card(shape=shape)), device="cpu", threads=threads)
     rows = sample_rows(64, shape)
     alone = np.concatenate([model.run(row[np.newaxis]) for row in rows])
     np.testing.assert_allclose(alone, reference(rows), atol=1e-6)
@@ -51,7 +47,7 @@ def test_a_rows_bits_depend_on_nothing_but_the_row(shape: ImageShape, threads: i
 
 
 def test_rows_and_out_may_be_strided_or_the_same() -> None:
-    model, rows = open_cpu(model_bytes()), sample_rows(6)
+    model, rows = OnnxModel(model_bytes(), device="cpu"), sample_rows(6)
     expected = model.run(rows)
     kept = expected.copy()
     for view in (rows[::2], rows.transpose(0, 1, 3, 2)):
@@ -76,7 +72,7 @@ def test_rows_and_out_may_be_strided_or_the_same() -> None:
 )
 def test_other_arrays_are_refused(rows: Any, out: Any, message: str) -> None:
     with pytest.raises(ValueError, match=f"{message} must be float32"):
-        open_cpu(model_bytes()).run(rows, out)
+        OnnxModel(model_bytes(), device="cpu").run(rows, out)
 
 
 def model_of(x: onnx.ValueInfoProto, y: onnx.ValueInfoProto) -> bytes:
@@ -107,7 +103,7 @@ GOOD = ("n", 1, 8, 8)
 )
 def test_files_that_are_no_model_are_refused_in_one_line(data: bytes, says: str) -> None:
     with pytest.raises(StartupError, match=says) as caught:
-        open_cpu(data)
+        OnnxModel(data, device="cpu")
     assert "\n" not in caught.value.detail
     assert "/onnxruntime" not in caught.value.detail
 
@@ -149,7 +145,7 @@ def test_another_format_of_onnxruntime_is_refused(tmp_path: Path) -> None:
     data = (tmp_path / "model.ort").read_bytes()
     assert onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])  # so the refusal is ours
     with pytest.raises(StartupError, match="not a model onnxruntime can load"):
-        open_cpu(data)
+        OnnxModel(data, device="cpu")
 
 
 @pytest.mark.parametrize(("numbers", "device"), [(2**45, "cpu"), (2**61, "cpu"), (2**45, "cuda")])
