@@ -152,7 +152,6 @@ def test_base64_round_trip(data: bytes) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "aGVsbG8+Pw==",
         "  aGVs\r\nbG8+\tPw=\v\f=\n",
         "data:image/png;base64,aGVsbG8+Pw==",
         "data:image/svg+xml;charset=utf-8;base64,aGVsbG8+Pw==",

@@ -100,7 +100,7 @@ def ringed(ring: int, inside: int, size: int = 28) -> NDArray[np.uint8]:
 
 @given(st.tuples(st.integers(1, 6), st.integers(1, 6)), st.integers(0, 2**32 - 1), st.sampled_from([28, 1]))
 def test_auto_inverts_pictures_whose_outermost_ring_is_light(shape: tuple[int, int], seed: int, side: int) -> None:
-    """Every pixel of the ring counts once, before resizing; an image of the model's size is judged with others."""
+    """Every pixel of the ring counts once, also in an image of the model's size, which is judged with others."""
     pixels = np.where(make.noise(*shape, seed=seed) > 127, 255, 0).astype(np.uint8)
     ring = np.ones(shape, dtype=np.bool_)
     ring[1:-1, 1:-1] = False
@@ -112,7 +112,7 @@ def test_auto_inverts_pictures_whose_outermost_ring_is_light(shape: tuple[int, i
 
 @pytest.mark.parametrize("polarity", ["none", "dark-on-light", "light-on-dark"])
 @pytest.mark.parametrize("ring", [0, 255])
-def test_invert_can_be_said_and_auto_leaves_other_models_alone(ring: int, polarity: str) -> None:
+def test_invert_can_be_said_and_auto_judges_the_ring_before_resizing(ring: int, polarity: str) -> None:
     card, pixels = make.card(polarity=polarity), ringed(ring, 255 - ring)
     for invert in (True, False):
         prepared = prepare(picture(pixels), card, invert=invert)
@@ -120,6 +120,8 @@ def test_invert_can_be_said_and_auto_leaves_other_models_alone(ring: int, polari
         assert np.array_equal(levels(prepared, card), 255 - pixels if invert else pixels)
     for auto in (pixels, np.zeros((28, 28, 2), dtype=np.uint8)):
         assert polarity == "light-on-dark" or not prepare(picture(auto), card).inverted
+    large = ringed(255, 0, size=280)  # 10 to 1: the ring vanishes in what the model sees
+    assert prepare(picture(large), card).inverted == (polarity == "light-on-dark")
 
 
 def inked(ink: int, hidden: int = 0, alpha: int = 255, bands: int = 2) -> NDArray[np.uint8]:

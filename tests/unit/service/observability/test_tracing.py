@@ -97,7 +97,6 @@ HTTP, GRPC = ("otlp_proto_http",), ("otlp_proto_grpc",)
 @pytest.mark.parametrize(
     ("environ", "exporters"),
     [
-        ({}, ()),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x"}, HTTP),
         ({"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://x"}, ()),
         ({"OTEL_TRACES_EXPORTER": " otlp, console"}, (*HTTP, "console")),
