@@ -5,7 +5,6 @@ import resource
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
@@ -167,42 +166,16 @@ def test_a_model_is_loaded_and_closed_while_another_serves() -> None:
     serving.close()
 
 
-def test_through_the_scheduler() -> None:
-    loaded = shipped(SHIPPED[0], cuda=CudaOptions(graphs=True))
-    x = loaded.noise.rows(0, 0, 3)
-    with scheduler_of(loaded) as scheduler:
-        result = asyncio.run(scheduler.run(x, params(200)))
-    for _ in range(200):
-        x = loaded.instances[0].run(x)
-    np.testing.assert_array_equal(result.rows, x)
-    loaded.close()
-
-
-@contextmanager
-def scheduler_of(loaded: LoadedModel) -> Iterator[Scheduler]:
-    scheduler = Scheduler(*loaded.instances, max_batch_rows=16, queue_rows=4096)
-    scheduler.start()
-    try:
-        yield scheduler
-        assert scheduler.healthy
-    finally:
-        scheduler.close()
-
-
-def widened(channels: int) -> bytes:
-    """A network that needs ``channels`` × 256 bytes of scratch space for every row."""
+def test_buckets_that_do_not_fit_are_given_up() -> None:
     nodes = [
-        helper.make_node("Expand", ["x", "wide"], ["scratch"]),
+        helper.make_node("Expand", ["x", "wide"], ["scratch"]),  # 2^14 × 256 bytes for every row
         helper.make_node("Tanh", ["scratch"], ["squashed"]),
         helper.make_node("ReduceMax", ["squashed", "axes"], ["y"], keepdims=1),
     ]
     shape = ("batch", 1, 8, 8)
-    constants = {"wide": np.array([1, channels, 1, 1]), "axes": np.array([1])}
-    return serialise(graph(nodes, constants, shape, shape), make_card())
-
-
-def test_buckets_that_do_not_fit_are_given_up() -> None:
-    model = on_cuda(widened(2**14), CudaOptions(memory_mib=128))  # 4 MiB a row: 64 rows do not fit, one does
+    constants = {"wide": np.array([1, 2**14, 1, 1]), "axes": np.array([1])}
+    data = serialise(graph(nodes, constants, shape, shape), make_card())
+    model = on_cuda(data, CudaOptions(memory_mib=128))  # 4 MiB a row: 64 rows do not fit, one does
     assert model.buckets is not None
     assert 1 <= model.buckets[-1] < 64
     rows = sample_rows(64)
@@ -255,13 +228,19 @@ def test_two_gpus_answer_as_one() -> None:
     x = sample_rows(64, loaded.card.shape)
     expected = stepped(one, x, 20)
 
-    async def main(scheduler: Scheduler) -> list[Result]:
+    scheduler = Scheduler(*loaded.instances, max_batch_rows=16, queue_rows=4096)
+
+    async def main() -> list[Result]:
         return await asyncio.gather(*(scheduler.run(x, params(20)) for _ in range(8)))
 
-    with scheduler_of(loaded) as scheduler:
-        for result in asyncio.run(main(scheduler)):
+    scheduler.start()
+    try:
+        for result in asyncio.run(main()):
             np.testing.assert_allclose(result.rows, expected, atol=1e-4)
-    loaded.close()
+        assert scheduler.healthy
+    finally:
+        scheduler.close()
+        loaded.close()
 
 
 def test_the_driver_tells_the_compute_capability() -> None:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.domain.blending import blend
 from service.domain.latents import (
-    MAX_MAGNITUDE,
     MAX_SEED,
     STREAM,
     FloatRow,
@@ -17,7 +17,6 @@ from service.domain.latents import (
     Method,
     NoiseSource,
     from_frequencies,
-    is_bounded,
     lerp,
     slerp,
     weighted_sum,
@@ -40,17 +39,14 @@ def statistics(shape: tuple[int, int, int], mean: float = 0.0, std: float = 1.0)
 
 
 @pytest.mark.parametrize(("seed", "index"), GOLDEN)
-def test_golden_values_of_the_stream(seed: int, index: int) -> None:
+def test_golden_values_of_the_stream_and_of_frequency_noise(seed: int, index: int) -> None:
     row = NoiseSource((1, 2, 2)).row(seed, index)
     assert row.dtype == np.float32
     assert row.ravel().tolist() == GOLDEN[seed, index]
     assert STREAM == "philox4x64-10(key=(seed, index)) / numpy standard_normal(float32)"
-
-
-def test_golden_values_of_frequency_noise() -> None:
     row = NoiseSource((1, 2, 2), statistics((1, 2, 2))).row(7, 3)
-    assert row.dtype == np.float32
     np.testing.assert_allclose(row.ravel(), GOLDEN_FREQUENCIES, rtol=1e-6)
+    assert row.dtype == np.float32
 
 
 SHAPE = (3, 4, 5)
@@ -66,16 +62,6 @@ def test_a_row_depends_on_seed_and_index_alone(seed: int, offset: int, source: N
     assert rows.flags.c_contiguous
     for i in range(3):
         assert rows[i].tobytes() == (source.row(seed, offset + i) * np.float32(scale)).tobytes()
-
-
-@pytest.mark.parametrize("std", [None, 3.0])
-def test_noise_has_its_moments(std: float | None) -> None:
-    """Standard normal, or the real part of an inverse transform of 64 independent complex numbers."""
-    shape = (1, 8, 8)
-    rows = NoiseSource(shape, None if std is None else statistics(shape, std=std)).rows(5, 0, 1000)
-    variance = 1.0 if std is None else std**2 / 64
-    assert abs(rows.mean()) < 5 * math.sqrt(variance / rows.size)
-    assert abs(rows.var() / variance - 1) < 10 * math.sqrt(2 / rows.size)
 
 
 def test_mean_frequencies_are_an_image() -> None:
@@ -132,27 +118,12 @@ def test_without_an_arc_slerp_is_lerp(other: FloatRow) -> None:
         np.testing.assert_array_equal(slerp(other, A, t), lerp(other, A, t))
 
 
-def test_a_weighted_sum_and_its_length() -> None:
-    np.testing.assert_array_equal(weighted_sum([A, B], [1.0, 1.0], None), row(3, 4, 0))
-    np.testing.assert_allclose(weighted_sum([A, B], [1.0, 1.0], 10.0), row(6, 8, 0), rtol=1e-6)
-    np.testing.assert_allclose(weighted_sum([A, B], [-1.0, 0.0], 1.0), row(-1, 0, 0), rtol=1e-6)
-    with pytest.raises(ValueError, match="the sum is zero"):
-        weighted_sum([A, A], [0.5, -0.5], 10.0)
-
-
 @pytest.mark.parametrize("weight", [1e-99, 1e-101, 2e-237, 5e-324])
 def test_a_sum_whose_square_vanishes_still_has_a_direction(weight: float) -> None:
     np.testing.assert_allclose(weighted_sum([row(3, 4, 0)], [weight], 10.0), row(6, 8, 0), rtol=0.2)
     np.testing.assert_array_equal(weighted_sum([row(3, 4, 0)], [weight], None), row(0, 0, 0))
     large, small = row(2.0**24, 0, 0), row(1, 0, 0)  # float32 would lose the small one
     np.testing.assert_array_equal(weighted_sum([large, small, large], [1.0, 1.0, -1.0], None), small)
-
-
-@pytest.mark.parametrize("value", [0.0, 1e6, -1e6, 1.0000001e6, -3.4e38, np.inf, -np.inf, np.nan])
-def test_bounded_rows(value: float) -> None:
-    rows = np.zeros((2, 1, 3, 3), np.float32)
-    rows[1, 0, 2, 2] = value
-    assert is_bounded(rows) == (abs(value) <= MAX_MAGNITUDE)
 
 
 NOISE = NoiseSource((1, 2, 3))
@@ -171,8 +142,6 @@ def test_frames_on_points_are_the_points(n: int, frames: int, loop: bool, method
     assert (times[0], times[-1]) == (0.0, 1.0)
     assert times == sorted(times)
     assert rows.shape == (frames - loop, 1, 2, 3)
-    assert rows.dtype == np.float32
-    assert rows.flags.c_contiguous
     stops = [*stops, stops[0]] if loop else stops
     segments = len(stops) - 1
     for i, row in enumerate(rows):
@@ -200,3 +169,7 @@ def test_corners_of_a_grid_are_the_points_and_it_goes_along_columns_first(
         np.testing.assert_allclose(latents[row, column], expected, atol=1e-6)
     for place, corner in (((0, 0), a), ((0, -1), b), ((-1, 0), c), ((-1, -1), d)):
         assert latents[place].tobytes() == corner.tobytes()
+
+
+def test_blending_with_strength_one_is_the_output_itself() -> None:
+    assert blend(A, B, 1.0) is B

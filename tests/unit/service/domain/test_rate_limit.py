@@ -51,7 +51,7 @@ def test_no_window_admits_more_than_burst_plus_rate(rate: Rate, gaps: list[float
 def test_after_a_burst_a_caller_that_waits_as_told_is_admitted(rate: Rate, requests: int) -> None:
     meter, now = GCRA(), 0.0
     for _ in range(2):
-        assert [meter.wait("a", rate, now) for _ in range(rate.count)] == [0.0] * rate.count
+        assert not any(meter.wait("a", rate, now) for _ in range(int(rate.count)))
         assert meter.wait("a", rate, now) == pytest.approx(rate.interval)
         now += rate.count * rate.interval + 1e-6  # rested
     for _ in range(requests):
@@ -65,7 +65,6 @@ def test_after_a_burst_a_caller_that_waits_as_told_is_admitted(rate: Rate, reque
     ("options", "message"),
     [
         ({"steps": 0}, "steps must be at least 1"),
-        ({"steps": 1, "tolerance": 0.0}, "tolerance must be above 0"),
         ({"steps": 1, "tolerance": float("nan")}, "tolerance must be above 0"),
         ({"steps": 3, "record": (1, 1)}, "ascending and unique"),
         ({"steps": 3, "record": (-1,)}, "must lie in 0…steps"),

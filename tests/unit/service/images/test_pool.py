@@ -42,9 +42,26 @@ def test_pool_jobs_run_in_threads_and_are_observed() -> None:
     assert seen == [("decode", True), ("encode", True)] + [("decode", True)] * 9
 
 
-def test_a_pool_job_nobody_waits_for_never_starts_and_holds_nothing() -> None:
+class Body:
+    """What a job holds."""
+
+
+def fail(body: Body) -> None:
+    raise ValueError
+
+
+def test_a_pool_job_that_fails_or_that_nobody_waits_for_holds_nothing() -> None:
     async def main() -> None:
         pool, free, ran = CodecPool(2, lambda *_: None), threading.Event(), threading.Event()
+        ended = threading.Event()
+        ended.set()
+        body = Body()
+        seen = weakref.ref(body)
+        with contextlib.suppress(ValueError):
+            await pool.run("decode", partial(fail, body))
+        del body
+        await asyncio.gather(*await occupied(pool, ended))  # the threads have left the job before
+        assert seen() is None
         holding = await occupied(pool, free)
         assert pool.waiting == 0
         body = Body()
@@ -73,29 +90,8 @@ def test_a_pool_job_nobody_waits_for_never_starts_and_holds_nothing() -> None:
         free.set()
         assert await asyncio.gather(*holding) == [True, True]
 
-    asyncio.run(main())
-
-
-def test_a_failure_of_a_pool_job_leaves_nothing_to_the_garbage_collector() -> None:
-    def fail(body: Body) -> None:
-        raise ValueError
-
-    async def main() -> None:
-        pool, body = CodecPool(1, lambda *_: None), Body()
-        seen = weakref.ref(body)
-        with contextlib.suppress(ValueError):
-            await pool.run("decode", partial(fail, body))
-        del body
-        await pool.run("decode", int)  # the thread has left the job before
-        assert seen() is None
-        pool.close()
-
     gc.disable()
     try:
         asyncio.run(main())
     finally:
         gc.enable()
-
-
-class Body:
-    """What a job holds."""

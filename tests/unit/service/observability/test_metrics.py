@@ -40,6 +40,8 @@ def test_requests_count_by_route_status_class_model_and_the_name_of_the_key() ->
     metrics.requests("/generate", 499, [(0.04, {**key, "trace": TraceContext("a" * 32, "b" * 16, 0)})])
     metrics.requests("/generate", 429, [(0.0, {"problem": "queue_full"})])
     metrics.codec("encode_png", 0.0002)
+    metrics.set_queue_rows({"toy/1": 9, "grey/1": 3})
+    metrics.set_queue_rows({"grey/1": 4})
     metrics.rows("toy/1", "/project", steps=[1, 300], distances=[0.05, 0.3], drifts=[0.004], api_key="alice")
     metrics.rows("toy/1", "/project", steps=[5], distances=[0.1])
     assert {
@@ -49,6 +51,8 @@ def test_requests_count_by_route_status_class_model_and_the_name_of_the_key() ->
         'ign_request_seconds_sum{endpoint="/generate",model="toy/1"}': 0.05,
         'ign_request_seconds_bucket{endpoint="/generate",le="0.025",model="toy/1"}': 1,
         'ign_http_errors_total{code="queue_full"}': 1,
+        'ign_queue_rows{model="toy/1"}': 0,  # the latest reading names it no more
+        'ign_queue_rows{model="grey/1"}': 4,
         'ign_codec_seconds_bucket{le="0.00025",operation="encode_png"}': 1,
         'ign_row_steps_sum{model="toy/1"}': 306,
         'ign_distance_count{endpoint="/project",model="toy/1"}': 3,
@@ -78,14 +82,6 @@ def test_one_model_is_described_once_and_with_the_percentiles_of_its_card() -> N
     for model in ("toy/1", "toy/1", "bare/1"):
         metrics.unloaded(model)
     assert not [name for name in samples(metrics) if "/1" in name]
-
-
-def test_waiting_rows_are_those_of_the_latest_reading() -> None:
-    metrics = Metrics()
-    metrics.set_queue_rows({"toy/1": 9, "grey/1": 3})
-    metrics.set_queue_rows({"grey/1": 4})
-    values = samples(metrics)
-    assert [values[f'ign_queue_rows{{model="{model}"}}'] for model in ("toy/1", "grey/1")] == [0, 4]
 
 
 def test_the_number_of_label_values_is_limited() -> None:

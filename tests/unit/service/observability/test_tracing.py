@@ -1,4 +1,7 @@
+"""Traces and log lines."""
+
 import asyncio
+import logging
 import threading
 import time
 from dataclasses import replace
@@ -10,7 +13,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
-from service.observability.logs import TraceContext
+from service.observability import logs
+from service.observability.logs import QueuedHandler, TraceContext, parse_traceparent
 from service.observability.tracing import Tracing, start_tracing
 from service.scheduling.scheduler import Scheduler
 from service.settings import trace_exporters
@@ -20,21 +24,15 @@ from tests.helpers.serving import marked, params, release, submitted, until_queu
 PARENT = TraceContext("a" * 32, "b" * 16, 1)
 
 
-@pytest.fixture
-def exporter() -> InMemorySpanExporter:
-    return InMemorySpanExporter()
-
-
-@pytest.fixture
-def tracing(exporter: InMemorySpanExporter) -> Tracing:
-    provider = TracerProvider(shutdown_on_exit=False)
+def recording() -> tuple[Tracing, InMemorySpanExporter]:
+    provider, exporter = TracerProvider(shutdown_on_exit=False), InMemorySpanExporter()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    return Tracing(provider)
+    return Tracing(provider), exporter
 
 
-def test_a_batch_is_linked_to_all_its_requests_and_a_caller_that_leaves_is_seen(
-    tracing: Tracing, exporter: InMemorySpanExporter
-) -> None:
+def test_a_batch_is_linked_to_all_its_requests_and_a_caller_that_leaves_is_seen() -> None:
+    tracing, exporter = recording()
+
     async def main() -> list[str]:
         model = FakeModel(gate=threading.Event())
         scheduler = Scheduler(model, max_batch_rows=8, queue_rows=100, on_batch=partial(tracing.batch_ran, "toy/1"))
@@ -64,28 +62,33 @@ def test_a_batch_is_linked_to_all_its_requests_and_a_caller_that_leaves_is_seen(
     assert {"ign.outcome": "cancelled"} in queued
 
 
-def test_the_parts_of_a_long_stream_are_bounded(tracing: Tracing, exporter: InMemorySpanExporter) -> None:
+def test_the_parts_of_a_long_stream_are_bounded() -> None:
+    tracing, exporter = recording()
     spans = tracing.start_request(time.monotonic(), None, [])
     for _ in range(1000):
         spans.add("encode", 0.001)
     assert 10 < len(exporter.get_finished_spans()) < 100
 
 
-def test_the_tracestate_of_the_caller_is_kept(tracing: Tracing) -> None:
-    spans = tracing.start_request(time.monotonic(), PARENT, ["a=1", "b=2"])
+def test_the_tracestate_of_the_caller_is_kept() -> None:
+    spans = recording()[0].start_request(time.monotonic(), PARENT, ["a=1", "b=2"])
     assert dict(spans.span.get_span_context().trace_state) == {"a": "1", "b": "2"}
     assert spans.position.trace_id == PARENT.trace_id
-
-
-def test_the_sampler_decides() -> None:
     spans = Tracing(TracerProvider(ALWAYS_OFF)).start_request(time.monotonic(), PARENT, [])
-    assert not spans.recorded
-    assert not spans.position.sampled
+    assert (spans.recorded, spans.position.sampled) == (False, False)  # the sampler decides
 
 
 def test_an_exporter_that_is_not_installed_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     assert start_tracing(["nonsense"]) is None
     assert "nonsense" in caplog.text
+
+
+def test_a_collector_out_of_reach_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.observability.tracing._CLOSE_S", 0.01)
+    provider, forever = TracerProvider(shutdown_on_exit=False), threading.Event()
+    monkeypatch.setattr(provider, "shutdown", forever.wait)
+    Tracing(provider).close()
+    forever.set()
 
 
 HTTP, GRPC = ("otlp_proto_http",), ("otlp_proto_grpc",)
@@ -94,15 +97,87 @@ HTTP, GRPC = ("otlp_proto_http",), ("otlp_proto_grpc",)
 @pytest.mark.parametrize(
     ("environ", "exporters"),
     [
-        ({}, ()),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x"}, HTTP),
         ({"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://x"}, ()),
         ({"OTEL_TRACES_EXPORTER": " otlp, console"}, (*HTTP, "console")),
         ({"OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://x"}, ()),
         ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_SDK_DISABLED": "TRUE"}, ()),
-        ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, HTTP),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc"}, GRPC),
     ],
 )
 def test_the_standard_variables_switch_traces_on(environ: dict[str, str], exporters: tuple[str, ...]) -> None:
     assert trace_exporters(environ) == exporters
+
+
+class Pipe(logging.Handler):
+    """A target that blocks until it is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = threading.Event()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.read.wait()
+        self.lines.append(record.getMessage())
+
+
+def test_what_cannot_be_written_is_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "MAX_WAITING", 10)
+    monkeypatch.setattr(logs, "_FLUSH_S", 0.01)
+    pipe, dropped = Pipe(), list[None]()
+    handler = QueuedHandler(pipe)
+    handler.on_drop = lambda: dropped.append(None)
+    for i in range(100):
+        handler.handle(logging.makeLogRecord({"msg": str(i)}))
+    assert 100 - 11 <= len(dropped) <= 100 - 10  # one may be with the target
+    assert not handler.flushed()
+    pipe.read.set()
+    monkeypatch.setattr(logs, "_FLUSH_S", 10)
+    assert handler.flushed()
+    handler.handle(logging.makeLogRecord({"msg": "last"}))
+    handler.close()
+    assert pipe.lines[: 100 - len(dropped)] == [str(i) for i in range(100 - len(dropped))]
+    assert str(len(dropped)) in pipe.lines[-2]
+    assert pipe.lines[-1] == "last"
+
+
+TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+GIVEN = f"00-{TRACE}-{SPAN}-01"
+
+
+@pytest.mark.parametrize(
+    ("value", "flags"),
+    [
+        (GIVEN, 1),
+        (f" {GIVEN}\t", 1),
+        (f"00-{TRACE}-{SPAN}-00", 0),
+        (f"00-{TRACE}-{SPAN}-03", 3),  # the random flag of level 2
+        (f"cc-{TRACE}-{SPAN}-01", 1),  # a later version
+        (f"cc-{TRACE}-{SPAN}-01-what-else", 1),
+        (f"01-{TRACE}-{SPAN}-01-", 1),
+    ],
+)
+def test_a_valid_position_is_taken(value: str, flags: int) -> None:
+    found = parse_traceparent([value])
+    assert found == TraceContext(TRACE, SPAN, flags)
+    assert found.sampled == (flags > 0)
+    assert found.traceparent == f"00-{TRACE}-{SPAN}-0{flags}"
+
+
+INVALID = "ff-T-S-01 00-T-S-01-x cc-T-S-01x 00-T-S 0-T-S-01 00-t-S-01 00-T0-S-01 ٠٠-T-S-01"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [],
+        [GIVEN, GIVEN],
+        [f"{GIVEN}, {GIVEN}"],
+        *([form.replace("T", TRACE).replace("S", SPAN).replace("t", TRACE.upper())] for form in INVALID.split()),
+        [f"00-{'0' * 32}-{SPAN}-01"],
+        [f"00-{TRACE}-{'0' * 16}-01"],
+    ],
+)
+def test_anything_else_is_ignored(values: list[str]) -> None:
+    assert parse_traceparent(values) is None

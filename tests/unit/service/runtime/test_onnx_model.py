@@ -33,14 +33,10 @@ from tests.helpers.onnx_models import (
 SHAPES: list[ImageShape] = [(1, 8, 8), (3, 8, 8)]
 
 
-def open_cpu(data: bytes, **options: Any) -> OnnxModel:
-    return OnnxModel(data, device="cpu", **options)
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_rows_bits_depend_on_nothing_but_the_row(shape: ImageShape, threads: int) -> None:
-    model = open_cpu(model_bytes(make_card(shape=shape)), threads=threads)
+    model = OnnxModel(model_bytes(make_card(shape=shape)), device="cpu", threads=threads)
     rows = sample_rows(64, shape)
     alone = np.concatenate([model.run(row[np.newaxis]) for row in rows])
     np.testing.assert_allclose(alone, reference(rows), atol=1e-6)
@@ -51,23 +47,18 @@ def test_a_rows_bits_depend_on_nothing_but_the_row(shape: ImageShape, threads: i
 
 
 def test_rows_and_out_may_be_strided_or_the_same() -> None:
-    model = open_cpu(model_bytes())
-    rows = sample_rows(6)
+    model, rows = OnnxModel(model_bytes(), device="cpu"), sample_rows(6)
     expected = model.run(rows)
     kept = expected.copy()
     for view in (rows[::2], rows.transpose(0, 1, 3, 2)):
         np.testing.assert_array_equal(model.run(view), model.run(view.copy()))
     np.testing.assert_array_equal(expected, kept)  # a result is not overwritten by the next one
-
-    whole = np.full((10, 1, 8, 8), 7.0, dtype=np.float32)
-    part = whole[2:8]
+    whole = np.full((14, 1, 8, 8), 7.0, dtype=np.float32)
+    part = whole[1:13:2]
     assert model.run(rows, part) is part
-    np.testing.assert_array_equal(whole[2:8], expected)
-    assert (whole[:2] == 7.0).all()
-    assert (whole[8:] == 7.0).all()
-
-    every_other = np.zeros((12, 1, 8, 8), dtype=np.float32)[::2]
-    np.testing.assert_array_equal(model.run(rows, every_other), expected)
+    np.testing.assert_array_equal(part, expected)
+    whole[1:13:2] = 7.0
+    assert (whole == 7.0).all()
     np.testing.assert_array_equal(model.run(rows, rows), expected)
 
 
@@ -75,14 +66,13 @@ def test_rows_and_out_may_be_strided_or_the_same() -> None:
     ("rows", "out", "message"),
     [
         *((np.zeros(shape, np.float32), None, "rows") for shape in ((0, 1, 8, 8), (1, 8, 8), (1, 3, 8, 8))),
-        (np.zeros((1, 1, 8, 8)), None, "rows"),
         (sample_rows(2), sample_rows(3), "out"),
         (sample_rows(2), np.zeros((2, 1, 8, 8)), "out"),
     ],
 )
 def test_other_arrays_are_refused(rows: Any, out: Any, message: str) -> None:
     with pytest.raises(ValueError, match=f"{message} must be float32"):
-        open_cpu(model_bytes()).run(rows, out)
+        OnnxModel(model_bytes(), device="cpu").run(rows, out)
 
 
 def model_of(x: onnx.ValueInfoProto, y: onnx.ValueInfoProto) -> bytes:
@@ -101,7 +91,6 @@ GOOD = ("n", 1, 8, 8)
     ("data", "says"),
     [
         (b"", "not a model onnxruntime can load"),
-        (b"\x08\x0agarbage" * 9, "not a model onnxruntime can load"),
         (model_bytes()[:150], "not a model onnxruntime can load"),
         (serialise(onnx.load_from_string(model_bytes()).graph, None), "no ign.card metadata"),
         (model_of(value("x", 4, 1, 8, 8), value("y", *GOOD)), "input x is not float32"),
@@ -114,7 +103,7 @@ GOOD = ("n", 1, 8, 8)
 )
 def test_files_that_are_no_model_are_refused_in_one_line(data: bytes, says: str) -> None:
     with pytest.raises(StartupError, match=says) as caught:
-        open_cpu(data)
+        OnnxModel(data, device="cpu")
     assert "\n" not in caught.value.detail
     assert "/onnxruntime" not in caught.value.detail
 
@@ -156,7 +145,7 @@ def test_another_format_of_onnxruntime_is_refused(tmp_path: Path) -> None:
     data = (tmp_path / "model.ort").read_bytes()
     assert onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])  # so the refusal is ours
     with pytest.raises(StartupError, match="not a model onnxruntime can load"):
-        open_cpu(data)
+        OnnxModel(data, device="cpu")
 
 
 @pytest.mark.parametrize(("numbers", "device"), [(2**45, "cpu"), (2**61, "cpu"), (2**45, "cuda")])
@@ -286,7 +275,6 @@ MEMORY = "CUDA failure 2: out of memory"
         (ILLEGAL, "", DeviceLost, DeviceLost),
         ("the node has no implementation", "", ModelFailure, ModelFailure),
         (UNCLEAR, UNCLEAR, DeviceLost, ModelFailure),  # a row of zeros fails as well, so these rows are not to blame
-        (UNCLEAR, ILLEGAL, DeviceLost, ModelFailure),
         (UNCLEAR, MEMORY, ModelFailure, ModelFailure),
         (UNCLEAR, "", ModelFailure, ModelFailure),  # a row of zeros runs
     ],

@@ -1,5 +1,7 @@
-"""Runners and bound buffers: which buffers and graphs run in which order. The session is a fake that adds one."""
+"""Runners, and rows that stay in device memory between steps. Sessions and models are fakes."""
 
+import asyncio
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,27 +10,32 @@ from typing import Any
 import numpy as np
 import pytest
 
+from service.domain.errors import ModelFailure
+from service.domain.latents import FloatRows
+from service.domain.model import never_continue
+from service.domain.tasks import Result, SchedulingParams, StepOutput
 from service.runtime import runners
 from service.runtime.runners import GRAPH_LOCK, CudaGraphLock, PaddedRunner
+from service.scheduling.batch import RunningBatch
+from service.scheduling.request import ScheduledRequest
+from service.scheduling.scheduler import Scheduler
+from tests.helpers.fakes import FakeModel
 from tests.helpers.onnx_models import sample_rows
+from tests.helpers.serving import marked, params, play
 
 SHAPE = (1, 8, 8)
 
 
 class Binding:
     def bind_ortvalue_input(self, name: str, value: Any) -> None:
-        assert name == "x"
         self.x = value
 
     def bind_ortvalue_output(self, name: str, value: Any) -> None:
-        assert name == "y"
         self.y = value
 
-    def synchronize_inputs(self) -> None:
-        return
+    def synchronize_inputs(self) -> None: ...
 
-    def synchronize_outputs(self) -> None:
-        return
+    def synchronize_outputs(self) -> None: ...
 
 
 class Session:
@@ -121,31 +128,18 @@ def test_no_graph_is_ever_replayed_with_other_buffers_or_shapes(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("graphs", [False, True])
-@pytest.mark.parametrize("what", ["upload", "run_steps", "download"])
-def test_with_graphs_every_call_waits_for_a_capture(what: str, graphs: bool) -> None:
-    runner = PaddedRunner(Session(), SHAPE, (1,), "cpu", graphs=graphs)
-    x = sample_rows(1)
+def test_with_graphs_every_call_waits_for_a_capture(graphs: bool) -> None:
+    runner, x = PaddedRunner(Session(), SHAPE, (1,), "cpu", graphs=graphs), sample_rows(1)
     runner.upload(x)
     for _ in range(2):
         runner.run_steps()
-    calls: dict[str, Any] = {
-        "upload": lambda: runner.upload(x),
-        "run_steps": runner.run_steps,
-        "download": lambda: downloaded(runner, 1),
-    }
-    order: list[str] = []
-
-    def call() -> None:
-        calls[what]()
-        order.append(what)
-
-    other = threading.Thread(target=call)
-    with GRAPH_LOCK.exclusive():
-        other.start()
-        other.join(0.05 if graphs else 30)
-        order.append("captured")
-    other.join(30)
-    assert order == (["captured", what] if graphs else [what, "captured"])
+    for call in (lambda: runner.upload(x), runner.run_steps, lambda: downloaded(runner, 1)):
+        other = threading.Thread(target=call)
+        with GRAPH_LOCK.exclusive():
+            other.start()
+            other.join(0.05 if graphs else 30)
+            assert other.is_alive() == graphs
+        other.join(30)
 
 
 def test_a_step_that_fails_leaves_the_rows_as_they_were() -> None:
@@ -193,3 +187,147 @@ def test_a_capture_waits_for_users_and_captures_and_later_users_for_it() -> None
         thread.join(30)
     assert [event for event in order if event != "late"] == ["user", *["capture", "captured"] * 2]
     assert order[-2:] == ["captured", "late"]
+
+
+class DeviceModel(FakeModel):
+    """A fake with a device batch. ``calls`` has the calls in order; a number is the rows of a `run`."""
+
+    def __init__(self, *args: object, breaks_at: int = 0, loses: bool = False, **options: object) -> None:
+        super().__init__(*args, **options)  # type: ignore[arg-type]
+        self.calls: list[str | int] = []
+        self.breaks_at, self.loses = breaks_at, loses
+        self.there = np.empty((0, *self.shape), np.float32)
+
+    @property
+    def device_batch(self) -> "DeviceModel":
+        return self
+
+    def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
+        self.calls.append(len(rows))
+        return super().run(rows, out)
+
+    def upload(self, rows: FloatRows) -> None:
+        self.calls.append("upload")
+        self.there = rows.copy()
+
+    def run_steps(self, keep_going: Callable[[], bool] = never_continue) -> None:
+        self.step()
+        while keep_going():
+            self.step()
+
+    def step(self) -> None:
+        self.calls.append("step")
+        self.breaks_at -= 1
+        if self.breaks_at == 0:
+            raise RuntimeError("for once")
+        self.there = super().run(self.there)
+
+    def download(self, out: FloatRows) -> None:
+        self.calls.append("download")
+        if self.loses:
+            raise RuntimeError("gone")
+        out[...] = self.there[: len(out)]
+
+
+def answered(model: FakeModel, rows: FloatRows, wanted: SchedulingParams) -> Result:
+    return play(lambda scheduler: scheduler.run(rows, wanted), model)
+
+
+@pytest.mark.parametrize("buckets", [None, (1, 2, 4, 8)])
+@pytest.mark.parametrize(
+    "wanted",
+    [params(1), params(2), params(9, score=True), params(9, record=(0, 4, 9)), params(9, tolerance=0.6), params(40)],
+)
+def test_the_answer_is_the_same(wanted: SchedulingParams, buckets: tuple[int, ...] | None) -> None:
+    x = marked(16, -8, 1024)
+    there, here = answered(DeviceModel(buckets=buckets), x, wanted), answered(FakeModel(buckets=buckets), x, wanted)
+    for field in ("rows", "steps", "converged", "distance", "drift"):
+        np.testing.assert_array_equal(getattr(there, field), getattr(here, field))
+    for a, b in zip(there.trajectory, here.trajectory, strict=True):
+        assert [(step.step, step.change) for step in a] == [(step.step, step.change) for step in b]
+
+
+@pytest.mark.parametrize(
+    ("options", "steps", "calls"),
+    [
+        # the first step for its distance, the last for the answer
+        ({}, 6, [1, "upload", "step", "step", "step", "step", "download", 1]),
+        ({}, 3, [1, 1, 1]),  # a single unobserved step runs from the host
+        # two steps were made and are not made again; from then on the rows come and go
+        ({"breaks_at": 3}, 8, [1, "upload", "step", "step", "step", "download", 1, 1, 1, 1, 1]),
+        # rows that cannot be downloaded are computed again
+        ({"loses": True}, 5, [1, "upload", "step", "step", "step", "download", 1, 1, 1, 1]),
+    ],
+)
+def test_rows_are_downloaded_only_when_observed(options: dict[str, Any], steps: int, calls: list[str | int]) -> None:
+    model = DeviceModel(**options)
+    result = answered(model, marked(1024), params(steps))
+    np.testing.assert_array_equal(result.rows, marked(1024 * 0.5**steps))
+    assert model.calls == calls
+
+
+def nan_below_3(rows: FloatRows) -> FloatRows:
+    y = rows * np.float32(0.5)
+    return np.where(y < 3, np.float32(math.nan), y)
+
+
+@pytest.mark.parametrize("options", [{"function": nan_below_3}, {"poison": lambda row: row.flat[0] == 2}])
+def test_a_row_that_becomes_nan_or_poison_fails_alone(options: dict[str, Any]) -> None:
+    async def main(scheduler: Scheduler) -> list[Result | BaseException]:
+        runs = [scheduler.run(marked(value), params(6)) for value in (1024, 64)]  # 16, and below 3 at step 5
+        return await asyncio.gather(*runs, return_exceptions=True)
+
+    good, bad = play(main, DeviceModel(**options))
+    assert isinstance(good, Result)
+    np.testing.assert_array_equal(good.rows, marked(16))
+    assert isinstance(bad, ModelFailure)
+
+
+def test_out_of_memory_on_the_device_reduces_the_batch() -> None:
+    model = DeviceModel(buckets=(1, 2, 4))
+
+    def step() -> None:
+        model.memory_rows = 2  # somebody else has taken the rest
+        model.there = FakeModel.run(model, model.there)
+
+    model.step = step  # type: ignore[method-assign]
+    x = marked(64, 128, 256, 512)
+    np.testing.assert_array_equal(answered(model, x, params(6)).rows, marked(1, 2, 4, 8))
+    assert model.batch_size_reductions == 1
+    assert model.buckets == (1, 2)
+
+
+def batch_of(model: FakeModel) -> RunningBatch:
+    batch = RunningBatch(model, 8, lambda: 0.0, lambda *_: None)
+    batch.rebuild([ScheduledRequest(marked(1024), params(100), arrived=0.0).begin()])
+    batch.step()
+    batch.commit()
+    return batch
+
+
+def test_a_new_request_interrupts_after_the_current_step() -> None:
+    model = DeviceModel()
+    batch = batch_of(model)
+    inbox: list[StepOutput] = []
+    step = model.step
+
+    def counted() -> None:
+        step()
+        if model.calls.count("step") == 3:
+            inbox.append(None)  # type: ignore[arg-type]
+
+    model.step = counted  # type: ignore[method-assign]
+    assert batch.run_unobserved(math.inf, inbox) == 3
+    assert batch.run_unobserved(math.inf, inbox) == 0
+    assert batch.slices[0].steps == 4
+
+
+def test_a_time_limit_ends_unobserved_steps_and_a_rebuilt_batch_may_run_on_the_device_again() -> None:
+    model = DeviceModel(loses=True)
+    batch = batch_of(model)
+    assert batch.run_unobserved(0.0, []) == 0
+    model.loses = False
+    assert batch.run_unobserved(0.0, []) == 1
+    batch.rebuild(batch.slices)
+    assert batch.run_unobserved(0.0, []) == 1
+    assert model.calls == [1, "upload", "step", "download", 1, "upload", "step", "download"]

@@ -99,21 +99,17 @@ def test_without_cudnn_it_does_not_start(monkeypatch: pytest.MonkeyPatch) -> Non
     ("said", "line"),
     [
         (
-            "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : /src/onnxruntime/core/providers/cuda/cuda_call.cc:129 "
-            "std::conditional_t<THRW, void, Status> onnxruntime::CudaCall(ERRTYPE, const char*, int) "
-            "[with ERRTYPE = cudaError; bool THRW = true] CUDA failure 35: CUDA driver version is insufficient for "
-            "CUDA runtime version ; GPU=-1 ; hostname=secret ; file=/src/x.cc ; line=280 ; expr=cudaSetDevice(0);",
-            "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version",
+            "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : /src/core/providers/cuda/cuda_call.cc:129 "
+            "std::conditional_t<THRW, void, Status> onnxruntime::CudaCall(ERRTYPE, const char*, int) [with ERRTYPE = "
+            "cudaError; bool THRW = true] CUDA failure 35: CUDA driver is insufficient ; GPU=-1 ; hostname=secret",
+            "CUDA failure 35: CUDA driver is insufficient",
         ),
         (
             "/src/onnxruntime/core/providers/cuda/cuda_execution_provider_info.cc:63 static onnxruntime::"
             "CUDAExecutionProviderInfo onnxruntime::CUDAExecutionProviderInfo::FromProviderOptions(const onnxruntime::"
             "ProviderOptions&) [ONNXRuntimeError] : 1 : FAIL : provider_options_utils.h:187 Parse Failed to parse "
-            'provider option "device_id": CUDA failure 35: CUDA driver version is insufficient for CUDA runtime '
-            "version ; GPU=-1 ; hostname=vm ; file=/src/onnxruntime/core/x.cc ; line=70 ; "
-            "expr=cudaGetDeviceCount(&num_devices); \n",
-            'Failed to parse provider option "device_id": CUDA failure 35: CUDA driver version is insufficient for '
-            "CUDA runtime version",
+            'provider option "device_id": CUDA failure 35: CUDA driver is insufficient ; GPU=-1 ; expr=count(&n); \n',
+            'Failed to parse provider option "device_id": CUDA failure 35: CUDA driver is insufficient',
         ),
         ("Load model from /secret/model.onnx failed\nmore", "Load model from … failed"),
         ("", "RuntimeError"),
