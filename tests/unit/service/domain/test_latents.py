@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.domain.blending import blend
 from service.domain.latents import (
     MAX_SEED,
     STREAM,
@@ -21,6 +20,7 @@ from service.domain.latents import (
     slerp,
     weighted_sum,
 )
+from service.domain.tasks import blend
 
 # The stream is part of every model: published seeds must give the same pictures for ever.
 GOLDEN = {

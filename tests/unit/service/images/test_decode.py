@@ -20,9 +20,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from service.domain.errors import IgnError, InvalidContent, TooLarge
-from service.images import DecodeLimits, Picture, decode_picture, is_small, open_image
-from service.images.decode import load_png
-from service.images.untrusted import MAX_PARTS, PNG_SIGNATURE, exif_transpose, png_chunks
+from service.images.decode import DecodeLimits, Picture, load_png, open_image
+from service.images.untrusted import MAX_PARTS, PNG_SIGNATURE, exif_transpose, is_small, png_chunks
 from tests.helpers.pictures import (
     GREY,
     GREY_ALPHA,
@@ -31,6 +30,7 @@ from tests.helpers.pictures import (
     RGB,
     RGBA,
     chunk,
+    decode_picture,
     exif,
     noise,
     opened,

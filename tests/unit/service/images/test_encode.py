@@ -17,18 +17,18 @@ from PIL.JpegImagePlugin import JpegImageFile
 from service import images
 from service.artifact.files import read_npy
 from service.domain.errors import InvalidContent, TooLarge
-from service.images import (
+from service.images.decode import decode_npy
+from service.images.encode import (
     AnimationFormat,
     PictureFormat,
     animate,
     check_sides,
     contact_sheet,
-    decode_base64,
-    decode_npy,
     encode,
     encode_base64,
     encode_npy,
 )
+from service.images.untrusted import decode_base64
 from tests.helpers import pictures as make
 
 
