@@ -20,7 +20,7 @@ from schemathesis import Case, GenerationMode, HookContext
 from schemathesis.hooks import GLOBAL_HOOK_DISPATCHER
 
 from service.domain.latents import MAX_SEED, FloatRow
-from tests.contract.harness import COLOUR, GREY, b64, npy
+from tests.contract.data import COLOUR, GREY, b64, npy
 from tests.contract.oip import LENGTH, as_binary
 from tests.helpers.pictures import noise, save
 

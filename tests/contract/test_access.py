@@ -4,7 +4,8 @@ import pytest
 
 from service.api.cors import EXPOSED_HEADERS
 from tests.contract.conftest import ORIGIN
-from tests.contract.harness import CALLS, Service, bearer, problem, serving, settings
+from tests.contract.data import CALLS
+from tests.contract.harness import Service, bearer, problem, serving, settings
 from tests.contract.oip import INFER
 
 PAGE = {"Origin": ORIGIN}

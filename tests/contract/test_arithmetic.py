@@ -6,18 +6,8 @@ import numpy as np
 import pytest
 
 from service.api.native.schemas import ArithmeticAnswer
-from tests.contract.harness import (
-    Service,
-    array,
-    b64,
-    checked,
-    latents,
-    npy,
-    pixels,
-    problem,
-    send,
-    step_params,
-)
+from tests.contract.data import array, b64, latents, npy, pixels, step_params
+from tests.contract.harness import Service, checked, problem, send
 from tests.helpers.pictures import noise, save
 
 TERMS = [{"seed": 1}, {"seed": 2, "index": 3, "weight": -0.5}]

@@ -6,7 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.contract.harness import CALLS, PICTURE, Service, b64, latents, npy, problem, send
+from tests.contract.data import CALLS, PICTURE, b64, latents, npy
+from tests.contract.harness import Service, problem, send
 from tests.contract.oip import INFER
 
 pytestmark = pytest.mark.usefixtures("unharmed")

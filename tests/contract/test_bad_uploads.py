@@ -6,7 +6,8 @@ import struct
 import numpy as np
 import pytest
 
-from tests.contract.harness import FILE, PICTURE, Service, b64, latents, npy, problem, send
+from tests.contract.data import FILE, PICTURE, b64, latents, npy
+from tests.contract.harness import Service, problem, send
 from tests.helpers.pictures import chunk, noise, save
 
 pytestmark = pytest.mark.usefixtures("unharmed")

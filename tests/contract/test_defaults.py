@@ -10,7 +10,8 @@ import pytest
 from service.api.native.validation import MAX_FRAMES, MAX_PICTURES
 from service.images import DecodeLimits
 from service.settings import load_settings
-from tests.contract.harness import Service, b64, problem
+from tests.contract.data import b64
+from tests.contract.harness import Service, problem
 from tests.helpers.pictures import noise, save
 
 WIDE = b64(save(255 - np.pad(noise(6, 12, seed=1), 1)))  # neither of the model's shape nor of its polarity

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from tests.contract.harness import Service, b64, serving, settings, write_models
+from tests.contract.data import b64
+from tests.contract.harness import Service, serving, settings, write_models
 from tests.helpers.pictures import chunk, noise, save
 
 LONGEST_S = 0.005
@@ -87,7 +88,6 @@ def repository_call() -> Callable[[Service], object]:
 
 ENLARGED = {"n": 64, "scale": 24, "resample": "smooth"}
 REQUESTS: dict[str, Callable[[Service], object]] = {
-    "64 pictures": lambda service: service.post("/generate", {"n": 64}),
     "64 colour pictures": lambda service: service.post("/generate", {"n": 64, "model": "colour"}),
     "64 colour pictures as an array": lambda service: service.post(
         "/generate", {"n": 64, "model": "colour"}, accept="application/x-npy"
@@ -97,7 +97,6 @@ REQUESTS: dict[str, Callable[[Service], object]] = {
     "1024 recorded pictures": lambda service: service.post(
         "/generate", {"n": 64, "steps": 16, "record": list(range(1, 17))}
     ),
-    "a small PNG": raw(28, "PNG"),
     "a PNG of a megabyte": raw(1000, "PNG"),
     "a JPEG of a megabyte": raw(1000, "JPEG"),
     "a WebP": raw(700, "WEBP"),

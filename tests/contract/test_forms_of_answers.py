@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from tests.contract.harness import CALLS, Service, array, frames, pixels, problem
+from tests.contract.data import CALLS, array, frames, pixels
+from tests.contract.harness import Service, problem
 
 BODIES = {path: body for path, body in CALLS.items() if path != "/score"}  # which returns no pictures
 STREAMED = ("/generate", "/project")

@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.contract.harness import Service, b64
+from tests.contract.data import b64
+from tests.contract.harness import Service
 from tests.helpers.pictures import noise, save
 
 PNG = {"Content-Type": "image/png"}

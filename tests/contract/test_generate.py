@@ -6,19 +6,8 @@ import numpy as np
 import pytest
 
 from service.api.native.schemas import GenerateAnswer
-from tests.contract.harness import (
-    COLOUR,
-    GREY,
-    Service,
-    array,
-    checked,
-    latents,
-    npy,
-    pixels,
-    quantised,
-    step_params,
-    unb64,
-)
+from tests.contract.data import COLOUR, GREY, array, latents, npy, pixels, quantised, step_params, unb64
+from tests.contract.harness import Service, checked
 
 STEPS = 2  # the card's
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.contract.harness import GREY, PICTURE, Service, b64, latents
+from tests.contract.data import GREY, PICTURE, b64, latents
+from tests.contract.harness import Service
 from tests.helpers.openapi import FILE
 from tests.helpers.pictures import noise, save
 

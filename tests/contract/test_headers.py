@@ -13,7 +13,8 @@ from service.api.native.schemas import (
     ScoreRequest,
     TermRequest,
 )
-from tests.contract.harness import CALLS, FILE, PICTURE, Service, latents
+from tests.contract.data import CALLS, FILE, PICTURE, latents
+from tests.contract.harness import Service
 from tests.contract.oip import INFER, as_json
 
 REQUESTS = (GenerateRequest, ProjectRequest, InterpolateRequest, ArithmeticRequest, TermRequest, ScoreRequest)

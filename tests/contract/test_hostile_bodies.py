@@ -11,21 +11,8 @@ import pytest
 from service.domain.latents import FloatRows
 from service.images import EncodedImage, Picture
 from service.runtime.onnx_model import OnnxModel
-from tests.contract.harness import (
-    CALLS,
-    GREY,
-    PATIENCE_S,
-    PICTURE,
-    Service,
-    b64,
-    busy_codec,
-    latents,
-    npy,
-    problem,
-    send,
-    serving,
-    settings,
-)
+from tests.contract.data import CALLS, GREY, PICTURE, b64, latents, npy
+from tests.contract.harness import PATIENCE_S, Service, busy_codec, problem, send, serving, settings
 from tests.contract.oip import INFER, as_binary, infer
 from tests.helpers.connection import Connection
 from tests.helpers.pictures import noise, save

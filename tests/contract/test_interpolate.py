@@ -5,21 +5,8 @@ import pytest
 
 from service.api.native.schemas import InterpolateAnswer
 from service.domain.latents import FloatRow, lerp, slerp
-from tests.contract.harness import (
-    COLOUR,
-    GREY,
-    Service,
-    array,
-    b64,
-    checked,
-    frames,
-    latents,
-    npy,
-    pixels,
-    problem,
-    quantised,
-    step_params,
-)
+from tests.contract.data import COLOUR, GREY, array, b64, frames, latents, npy, pixels, quantised, step_params
+from tests.contract.harness import Service, checked, problem
 from tests.helpers.pictures import noise, opened, save
 
 POINTS = [{"seed": 1}, {"seed": 2, "index": 3}]

@@ -12,7 +12,8 @@ import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
-from tests.contract.harness import Service, held, latents, serving, settings, step_params
+from tests.contract.data import latents, step_params
+from tests.contract.harness import Service, held, serving, settings
 from tests.contract.oip import LENGTH, rows_of
 
 X = latents(5, n=2)

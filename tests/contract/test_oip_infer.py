@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.contract.harness import GREY, Service, gated, held, latents, problem, serving, settings, step_params
+from tests.contract.data import GREY, latents, step_params
+from tests.contract.harness import Service, gated, held, problem, serving, settings
 from tests.contract.oip import INFER, LENGTH, as_binary, as_json, encoded, infer, rows_of, tensor
 
 X = latents(3, n=3)

@@ -6,7 +6,8 @@ import pytest
 
 from service import __version__
 from service.api.oip.tensors import ModelConfig, ModelMetadata, ServerMetadata, StatisticsAnswer
-from tests.contract.harness import Service, checked, latents, problem, serving, settings
+from tests.contract.data import latents
+from tests.contract.harness import Service, checked, problem, serving, settings
 from tests.contract.oip import encoded, infer
 
 X = latents(3, n=3)

@@ -20,18 +20,8 @@ import pytest
 from service.api.info.routes import ModelList
 from service.domain.latents import FloatRows
 from service.models.registry import ModelRegistry, ServedModel
-from tests.contract.harness import (
-    GREY,
-    Service,
-    array,
-    checked,
-    latents,
-    problem,
-    serving,
-    settings,
-    step_params,
-    write_models,
-)
+from tests.contract.data import GREY, array, latents, step_params
+from tests.contract.harness import Service, checked, problem, serving, settings, write_models
 from tests.contract.oip import INFER, as_binary, encoded, infer, rows_of
 from tests.helpers.onnx_models import write_model
 

@@ -14,19 +14,8 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.images import EncodedImage
-from tests.contract.harness import (
-    PATIENCE_S,
-    PICTURE,
-    Gate,
-    Service,
-    b64,
-    bearer,
-    gated,
-    latents,
-    serving,
-    settings,
-    write_keys,
-)
+from tests.contract.data import PICTURE, b64, latents
+from tests.contract.harness import PATIENCE_S, Gate, Service, bearer, gated, serving, settings, write_keys
 from tests.contract.oip import INFER, LENGTH, as_binary
 from tests.helpers.connection import Connection
 from tests.helpers.gateways import GATEWAYS, TRACEPARENT

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.contract.harness import Service, latents, serving, settings
+from tests.contract.data import latents
+from tests.contract.harness import Service, serving, settings
 from tests.contract.oip import LENGTH, as_binary
 from tests.helpers.onnx_models import write_model
 from tests.helpers.openapi import FILE, document

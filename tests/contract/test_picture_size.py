@@ -12,22 +12,8 @@ from PIL import Image
 
 from service.api.native import responses
 from service.images import enlarge
-from tests.contract.harness import (
-    FILE,
-    PATIENCE_S,
-    PICTURE,
-    Pixels,
-    Service,
-    b64,
-    busy_codec,
-    frames,
-    gated,
-    pixels,
-    problem,
-    serving,
-    settings,
-    unb64,
-)
+from tests.contract.data import FILE, PICTURE, Pixels, b64, frames, pixels, unb64
+from tests.contract.harness import PATIENCE_S, Service, busy_codec, gated, problem, serving, settings
 from tests.contract.test_streaming import EVENTS, of, parsed, streamed
 from tests.helpers.onnx_models import write_model
 from tests.helpers.pictures import opened

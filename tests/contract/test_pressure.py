@@ -8,21 +8,8 @@ import httpx
 import pytest
 
 from service.images import EncodedImage, Picture
-from tests.contract.harness import (
-    CALLS,
-    PATIENCE_S,
-    PICTURE,
-    Service,
-    b64,
-    busy_codec,
-    gated,
-    held,
-    latents,
-    later,
-    problem,
-    serving,
-    settings,
-)
+from tests.contract.data import CALLS, PICTURE, b64, latents
+from tests.contract.harness import PATIENCE_S, Service, busy_codec, gated, held, later, problem, serving, settings
 from tests.contract.oip import INFER, as_json
 from tests.helpers.connection import Connection
 from tests.helpers.pictures import noise, save

@@ -7,17 +7,8 @@ import pytest
 from PIL import ImageCms
 
 from service.api.native.schemas import ProjectAnswer
-from tests.contract.harness import (
-    Pixels,
-    Service,
-    array,
-    b64,
-    checked,
-    pixels,
-    quantised,
-    step_params,
-    unb64,
-)
+from tests.contract.data import Pixels, array, b64, pixels, quantised, step_params, unb64
+from tests.contract.harness import Service, checked
 from tests.helpers.pictures import exif, noise, save
 
 DARK = np.pad(noise(6, 6, seed=1), 1)  # 8×8, its border black
@@ -206,17 +197,6 @@ def test_masks_arrive_in_every_form(service: Service) -> None:
     both = rows(service, PICTURE, PICTURE, masks=[b64(MASK), other], steps=2)  # one each
     for row, mask in zip(both, (b64(MASK), other), strict=True):
         np.testing.assert_array_equal(row, rows(service, mask=mask, steps=2)[0])
-
-
-def test_a_mask_of_the_pictures_size_is_resized_with_it(service: Service) -> None:
-    wide_mask = np.zeros((8, 16), dtype=np.uint8)
-    wide_mask[:, :8] = 255
-    keep = np.ones((8, 8), dtype=bool)
-    keep[2:6, :4] = False  # the letterbox keeps
-    found = rows(service, save(WIDE), invert=False, mask=b64(save(wide_mask)))
-    start = rows(service, save(WIDE), invert=False, strength=0)
-    np.testing.assert_array_equal(found[0, 0][keep], start[0, 0][keep])
-    assert (found[0, 0][~keep] != start[0, 0][~keep]).all()
 
 
 def test_an_empty_file_input_of_a_browser_is_no_mask(service: Service) -> None:

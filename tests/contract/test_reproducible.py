@@ -6,7 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.contract.harness import PATIENCE_S, Service, b64
+from tests.contract.data import b64
+from tests.contract.harness import PATIENCE_S, Service
 from tests.helpers.pictures import noise, save
 
 CALLERS = 32

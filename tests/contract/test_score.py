@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from service.api.native.schemas import ScoreAnswer
-from tests.contract.harness import FILE, Service, b64, checked, pixels, problem, serving, settings, step_params
+from tests.contract.data import FILE, b64, pixels, step_params
+from tests.contract.harness import Service, checked, problem, serving, settings
 from tests.contract.test_bad_input import SCORE_HAS_NO
 from tests.helpers.onnx_models import write_model
 from tests.helpers.pictures import noise, save

@@ -6,7 +6,8 @@ import pytest
 
 from service.api.native import stream
 from service.api.native.schemas import GenerateAnswer, ProblemDocument, ProjectAnswer
-from tests.contract.harness import Service, b64, checked, gated, problem, settings
+from tests.contract.data import b64
+from tests.contract.harness import Service, checked, gated, problem, settings
 from tests.helpers.pictures import noise, save
 
 EVENTS = "text/event-stream"

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.contract.harness import Service, gated, pixels, serving, settings, write_models
+from tests.contract.data import pixels
+from tests.contract.harness import Service, gated, serving, settings, write_models
 from tests.slow.browser.visit import Visit, visiting
 
 if TYPE_CHECKING:

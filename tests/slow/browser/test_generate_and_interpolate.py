@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from tests.contract.harness import Service, frames, pixels, unb64
+from tests.contract.data import frames, pixels, unb64
+from tests.contract.harness import Service
 from tests.slow.browser.visit import Visit, visiting
 
 if TYPE_CHECKING:

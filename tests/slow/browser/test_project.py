@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.contract.harness import Service, b64, pixels
+from tests.contract.data import b64, pixels
+from tests.contract.harness import Service
 from tests.helpers.live import ROOT
 from tests.slow.browser.visit import Visit, visiting
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from tests.contract.harness import Pixels, pixels
+from tests.contract.data import Pixels, pixels
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page

@@ -15,7 +15,8 @@ import pytest
 from ign_client import Client
 from ign_client._batches import Terminal
 from ign_client._cli import main, parse, parser, run
-from tests.contract.harness import Service, frames, pixels
+from tests.contract.data import frames, pixels
+from tests.contract.harness import Service
 from tests.helpers.live import environment
 from tests.helpers.pictures import noise, save
 from tests.unit.sdk.clients import IMAGE, SCORE, Answer, Canned, answer, limited, problem

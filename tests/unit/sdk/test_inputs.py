@@ -15,7 +15,8 @@ from PIL import Image
 
 from ign_client import Client, InputError, InvalidContent, Picture, Seed, Term
 from ign_client._inputs import content, mask, picture, point
-from tests.contract.harness import Service, array, pixels
+from tests.contract.data import array, pixels
+from tests.contract.harness import Service
 from tests.helpers.pictures import noise, opened, save
 from tests.unit.sdk.clients import Ask, Canned, answer, problem
 

@@ -15,7 +15,8 @@ from PIL import Image as PilImage
 import ign_client
 from ign_client import AsyncClient, Client, Done, Frame, Image, ProjectedImage, Raw, Scores, Seed, Step, Term
 from service.app import build_services, create_app
-from tests.contract.harness import GREY, Service, b64, latents, npy, pixels, quantised, settings, step_params
+from tests.contract.data import GREY, b64, latents, npy, pixels, quantised, step_params
+from tests.contract.harness import Service, settings
 from tests.helpers.pictures import noise, save
 from tests.unit.sdk.clients import Ask
 

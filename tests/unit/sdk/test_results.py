@@ -26,7 +26,8 @@ from ign_client import (
     Step,
     Timing,
 )
-from tests.contract.harness import Service, npy
+from tests.contract.data import npy
+from tests.contract.harness import Service
 from tests.helpers.pictures import noise, save
 
 PNG = save(noise(4, 5, 3))

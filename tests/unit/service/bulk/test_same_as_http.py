@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.harness import Service, b64, unb64
+from tests.contract.data import b64, unb64
+from tests.contract.harness import Service
 from tests.unit.service.bulk.conftest import SHARD, Run, manifest, output_images
 
 MEASURES = ("steps", "converged", "inverted", "distance", "drift")
