@@ -134,7 +134,12 @@ class Service:
     def paused(self) -> Iterator[None]:
         """The event loop stands still meanwhile, and then finds at once all that was sent."""
         held, go = threading.Event(), threading.Event()
-        self.loop().call_soon_threadsafe(lambda: (held.set(), go.wait(PATIENCE_S)))
+
+        def hold() -> None:
+            held.set()
+            go.wait(PATIENCE_S)
+
+        self.loop().call_soon_threadsafe(hold)
         assert held.wait(PATIENCE_S)
         try:
             yield
