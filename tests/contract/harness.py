@@ -1,9 +1,7 @@
 """The whole service on a real port, with tiny real models, and what its tests ask of it."""
 
 import asyncio
-import base64
 import hashlib
-import io
 import json
 import logging
 import socket
@@ -17,11 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import httpx
-import numpy as np
 import pytest
 import uvicorn
-from numpy.typing import NDArray
-from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
 
@@ -29,18 +24,16 @@ from service.api.app_state import AppState
 from service.api.native.schemas import ProblemDocument
 from service.app import build_services, create_app, make_connections
 from service.domain.errors import StartupError
-from service.domain.latents import FloatRows, NoiseSource
+from service.domain.latents import FloatRows
 from service.observability.logs import JsonFormatter
 from service.runtime.onnx_model import OnnxModel
 from service.server.uvicorn_server import config
 from service.settings import Settings
-from tests.helpers.onnx_models import reference, write_model
-from tests.helpers.pictures import noise, save
+from tests.contract.data import COLOUR, GREY
+from tests.helpers.onnx_models import write_model
 
-Pixels = NDArray[np.uint8]
 Model = TypeVar("Model", bound=BaseModel)
 
-GREY, COLOUR = (1, 8, 8), (3, 8, 8)
 PATIENCE_S = 30.0  # nothing here takes a tenth of it
 
 
@@ -141,7 +134,12 @@ class Service:
     def paused(self) -> Iterator[None]:
         """The event loop stands still meanwhile, and then finds at once all that was sent."""
         held, go = threading.Event(), threading.Event()
-        self.loop().call_soon_threadsafe(lambda: (held.set(), go.wait(PATIENCE_S)))
+
+        def hold() -> None:
+            held.set()
+            go.wait(PATIENCE_S)
+
+        self.loop().call_soon_threadsafe(hold)
         assert held.wait(PATIENCE_S)
         try:
             yield
@@ -320,57 +318,6 @@ def bearer(name: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {name}-key"}
 
 
-def latents(seed: int, offset: int = 0, n: int = 1, shape: tuple[int, int, int] = GREY) -> FloatRows:
-    return NoiseSource(shape).rows(seed, offset, n)
-
-
-def step_params(rows: FloatRows, steps: int, scale: float = 1.0) -> FloatRows:
-    """f^steps by the numpy network, (N, C, H, W)."""
-    for _ in range(steps):
-        rows = reference(rows, scale)
-    return rows
-
-
-def quantised(rows: FloatRows) -> Pixels:
-    """(N, H, W) or (N, H, W, 3) of rows in −1…1."""
-    levels = np.clip(np.rint((rows.astype(np.float64) + 1) * 255 / 2), 0, 255).astype(np.uint8)
-    return levels[:, 0] if rows.shape[1] == 1 else np.moveaxis(levels, 1, -1)
-
-
-def pixels(data: bytes, mode: str | None = None) -> Pixels:
-    with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image if mode is None else image.convert(mode))
-
-
-def frames(data: bytes) -> list[Pixels]:
-    with Image.open(io.BytesIO(data)) as image:
-        shown = []
-        for i in range(getattr(image, "n_frames", 1)):
-            image.seek(i)
-            shown.append(np.asarray(image.convert("L")))
-        return shown
-
-
-def array(data: bytes) -> FloatRows:
-    rows: FloatRows = np.load(io.BytesIO(data), allow_pickle=False)
-    return rows
-
-
-def b64(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
-
-
-def unb64(text: str | None) -> bytes:
-    assert text is not None
-    return base64.b64decode(text, validate=True)
-
-
-def npy(rows: NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, rows)
-    return buffer.getvalue()
-
-
 def send(service: Service, path: str, content: bytes, kind: str = "application/json", **options: Any) -> httpx.Response:
     headers = {"Content-Type": kind} | options.pop("headers", {})
     return service.client.post(path, content=content, headers=headers, **options)
@@ -404,15 +351,3 @@ def problem(response: httpx.Response, status: int, code: str, field: str | None 
         if found.errors is not None:
             assert field in [error.field for error in found.errors], found.errors
     return found
-
-
-PICTURE = save(noise(8, 8, seed=1))
-FILE = {"image": ("x.png", PICTURE, "image/png")}
-CALLS: dict[str, dict[str, Any]] = {
-    "/generate": {"seed": 7},
-    "/project": {"images": [b64(PICTURE)]},
-    "/latent-interpolate": {"points": [{"seed": 1}, {"seed": 2}], "frames": 3},
-    "/latent-arithmetic": {"terms": [{"seed": 1}, {"seed": 2}]},
-    "/score": {"images": [b64(PICTURE)]},
-}
-"""Every native endpoint with a small valid body, for what holds for all of them."""

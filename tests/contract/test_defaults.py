@@ -42,7 +42,7 @@ def test_options(service: Service, path: str, body: dict[str, Any], defaults: di
 
 
 def test_animations_have_twelve_frames_a_second(service: Service) -> None:
-    options = ({"fps": 12}, {"fps": 13}, {})
+    options: tuple[dict[str, int], ...] = ({"fps": 12}, {"fps": 13}, {})
     said, other, silent = (
         service.post("/latent-interpolate", PATH | fps, accept="image/webp").content for fps in options
     )

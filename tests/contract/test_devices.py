@@ -12,8 +12,10 @@ from service.domain.latents import FloatRows
 from service.domain.model import DeviceLost
 from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import CudaOptions, CudaUnavailable
+from tests.contract.data import GREY
 from tests.contract.harness import Service, problem, serving, settings
 from tests.helpers.device_fakes import cuda_on_the_cpu
+from tests.helpers.onnx_models import write_model
 
 
 class Gpu(OnnxModel):
@@ -40,6 +42,15 @@ class Gpu(OnnxModel):
         return None  # every step is a run
 
 
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fewer than in other tests, because each has to start on every GPU."""
+    directory = tmp_path_factory.mktemp("models")
+    write_model(directory, "grey", "2", GREY, scale=1.5)
+    write_model(directory, "grey", "10", GREY)
+    return directory
+
+
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Gpu]]:
     cuda_on_the_cpu(monkeypatch)
@@ -57,10 +68,10 @@ def generated(service: Service, seed: int, **options: Any) -> bytes:
 
 
 def test_callers_see_neither_how_many_there_are_nor_that_one_is_lost(
-    service: Service, models: Path, gpus: type[Gpu]
+    service: Service, few: Path, gpus: type[Gpu]
 ) -> None:
     expected = [generated(service, seed, steps=3) for seed in range(16)]
-    with serving(settings(models, device="cuda", gpu_count=2)) as several, ThreadPoolExecutor(8) as pool:
+    with serving(settings(few, device="cuda", gpu_count=2)) as several, ThreadPoolExecutor(8) as pool:
 
         def found() -> list[bytes]:
             return list(pool.map(lambda seed: generated(several, seed, steps=3), range(16)))
@@ -75,8 +86,8 @@ def test_callers_see_neither_how_many_there_are_nor_that_one_is_lost(
         assert several.metric("ign_devices_lost_total", model="grey/2") == 0  # nobody has asked it
 
 
-def test_without_any_it_is_not_ready(models: Path, gpus: type[Gpu], caplog: pytest.LogCaptureFixture) -> None:
-    with serving(settings(models, device="cuda", gpu_count=2)) as service:
+def test_without_any_it_is_not_ready(few: Path, gpus: type[Gpu], caplog: pytest.LogCaptureFixture) -> None:
+    with serving(settings(few, device="cuda", gpu_count=2)) as service:
         gpus.lost |= {0, 1}
         response = service.post("/generate", {}, headers={"X-Request-ID": "the-lost-one"})
         assert "CUDA" not in problem(response, 500, "model_failure").detail
@@ -91,11 +102,11 @@ def test_without_any_it_is_not_ready(models: Path, gpus: type[Gpu], caplog: pyte
 
 
 def test_auto_serves_on_the_cpu_if_the_first_run_fails_on_cuda(
-    models: Path, gpus: type[Gpu], caplog: pytest.LogCaptureFixture
+    few: Path, gpus: type[Gpu], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "service")
     gpus.lost.add(0)  # its sessions start, and the first run fails
-    with serving(settings(models, device="auto")) as service:
+    with serving(settings(few, device="auto")) as service:
         for state in service.get("/readyz").json()["models"].values():
             assert state["device"] == "cpu"
             assert "CUDA failure 700: an illegal memory access was encountered" in state["fallback_reason"]
@@ -107,17 +118,17 @@ def test_auto_serves_on_the_cpu_if_the_first_run_fails_on_cuda(
     ("lost", "missing", "says"),
     [
         ({0}, set[int](), ": CUDA failure 700: an illegal memory access was encountered"),
-        (set[int](), {2}, "invalid device ordinal"),
+        (set[int](), {1}, "invalid device ordinal"),
     ],
 )
 def test_a_gpu_that_does_not_work_refuses_the_start_and_is_named(
-    models: Path, gpus: type[Gpu], lost: set[int], missing: set[int], says: str
+    few: Path, gpus: type[Gpu], lost: set[int], missing: set[int], says: str
 ) -> None:
     gpus.lost |= lost
     gpus.missing |= missing
-    with serving(settings(models, device="cuda", gpu_count=3), ready=False) as service:
+    with serving(settings(few, device="cuda", gpu_count=2), ready=False) as service:
         service.until(lambda: bool(service.refusals))
         (refusal,) = service.refusals
-    assert refusal.detail.startswith("colour/1")
+    assert refusal.detail.startswith("grey/2")
     assert f"device {(lost | missing).pop()}" in refusal.detail or lost
     assert says in refusal.detail

@@ -88,7 +88,6 @@ def repository_call() -> Callable[[Service], object]:
 
 ENLARGED = {"n": 64, "scale": 24, "resample": "smooth"}
 REQUESTS: dict[str, Callable[[Service], object]] = {
-    "64 pictures": lambda service: service.post("/generate", {"n": 64}),
     "64 colour pictures": lambda service: service.post("/generate", {"n": 64, "model": "colour"}),
     "64 colour pictures as an array": lambda service: service.post(
         "/generate", {"n": 64, "model": "colour"}, accept="application/x-npy"
@@ -98,7 +97,6 @@ REQUESTS: dict[str, Callable[[Service], object]] = {
     "1024 recorded pictures": lambda service: service.post(
         "/generate", {"n": 64, "steps": 16, "record": list(range(1, 17))}
     ),
-    "a small PNG": raw(28, "PNG"),
     "a PNG of a megabyte": raw(1000, "PNG"),
     "a JPEG of a megabyte": raw(1000, "JPEG"),
     "a WebP": raw(700, "WEBP"),

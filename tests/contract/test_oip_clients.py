@@ -1,7 +1,10 @@
-"""Stock clients against a real server: `tritonclient.http`, its aio twin, and the calls of `perf_analyzer`."""
+"""Stock clients against a real server: `tritonclient.http`, its aio twin, and `perf_analyzer`."""
 
 import asyncio
+import importlib.util
 import json
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -139,6 +142,43 @@ def test_aio_infers_at_the_same_time(service: Service) -> None:
                 np.testing.assert_allclose(answer.as_numpy("y"), step_params(X, 1), atol=1e-6)
 
     asyncio.run(main())
+
+
+def perf_analyzer() -> str | None:
+    """The program, where it is installed: its package holds it, or a container has it on the path."""
+    found = importlib.util.find_spec("perf_analyzer")
+    inside = found and found.origin and Path(found.origin).parent / "bin" / "perf_analyzer"
+    return str(inside) if inside and inside.is_file() else shutil.which("perf_analyzer")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", [[], ["--input-tensor-format", "json", "--output-tensor-format", "json"], ["--async"]])
+def test_perf_analyzer_measures_it(service: Service, form: list[str], tmp_path: Path) -> None:
+    program = perf_analyzer()
+    if program is None:
+        pytest.skip("perf_analyzer is not installed, so only its calls were replayed (pip install perf-analyzer)")
+
+    def counted() -> int:
+        (found,) = service.get("/v2/models/grey/versions/10/stats").json()["model_stats"]
+        return int(found["inference_count"])
+
+    # Zeros, because its random data are random bits: not finite, or beyond the bound of rows.
+    data = ["-b", "2", "--shape", "x:1,8,8", "--input-data", "zero"]
+    measured = ["--request-count", "40", "--concurrency-range", "4", *data]
+    before = counted()
+    done = subprocess.run(
+        [program, "-m", "grey", "-u", address(service), "-i", "http", *measured, *form],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert "Request count: 40" in done.stdout
+    assert "Avg request latency" in done.stdout  # by the service's statistics; it reads them while requests run
+    assert counted() - before == 80
 
 
 CURL = {"User-Agent": "libcurl-agent/1.0", "Accept": "*/*"}

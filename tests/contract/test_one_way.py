@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.images.decode import EncodedImage
+from service.images import EncodedImage
 from tests.contract.data import PICTURE, b64, latents
 from tests.contract.harness import PATIENCE_S, Gate, Service, bearer, gated, serving, settings, write_keys
 from tests.contract.oip import INFER, LENGTH, as_binary
@@ -68,25 +68,28 @@ PLAIN: dict[str, tuple[str, str, bytes]] = {
 
 
 def seen(service: Service, name: str, headers: dict[str, str]) -> tuple[Any, ...]:
-    """What the client, the log and the metrics see of a request."""
+    """What the client and the log see of a request."""
     path, kind, body = PLAIN[name]
     own = {"Content-Type": kind, "Accept": "image/png"} | ({LENGTH: str(TENSOR_HEAD)} if path == INFER else {})
-    before = counts(service)
     with service.access_log() as lines:
         response = service.client.post(path, content=body, headers=own | headers)
         service.until(lambda: bool(lines) and service.get("/healthz").is_success)
     (line,) = lines
     assert line["response_bytes"] == len(response.content)
     told = {name: value for name, value in response.headers.items() if name.startswith("x-ign") or "content" in name}
-    return response.status_code, response.content, told, said(line), counts(service) - before
+    return response.status_code, response.content, told, said(line)
 
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_headers_of_gateways_and_browsers_change_nothing(service: Service, name: str) -> None:
+    before = counts(service)
     plain = seen(service, name, {})
     assert plain[0] == 200
+    between = counts(service)
     for gateway, headers in GATEWAYS.items():
         assert seen(service, name, headers) == plain, gateway
+    once, all_together = between - before, counts(service) - between
+    assert all_together == {labels: value * len(GATEWAYS) for labels, value in once.items()}
 
 
 def test_other_spellings_of_a_request_are_the_same_request(service: Service) -> None:
@@ -135,7 +138,8 @@ class Requests:
             headers.append(("Content-Length", str(len(body))))
         method = "GET" if self.chance(0.02) else "POST"
         head = "".join(f"{name}: {value}\r\n" for name, value in headers)
-        return f"{method} {path} HTTP/1.1\r\nHost: x\r\n{head}\r\n".encode("latin-1") + body
+        made: bytes = f"{method} {path} HTTP/1.1\r\nHost: x\r\n{head}\r\n".encode("latin-1") + body
+        return made
 
     def odd_header(self) -> tuple[str, str]:
         found: tuple[str, str] = self.pick(

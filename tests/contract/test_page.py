@@ -62,8 +62,10 @@ def test_link_previews_find_a_picture(service: Service, headers: dict[str, str],
 
 
 @pytest.mark.parametrize("name", ["index.html", "__init__.py", "nothing.js", "..%2fapp.py", "", "a/b.js"])
-def test_nothing_else_is_served(service: Service, name: str) -> None:
-    problem(service.get(f"/page/{name}"), 404, "not_found")
+@pytest.mark.parametrize("folder", ["page", "docs"])
+def test_nothing_else_is_served(service: Service, folder: str, name: str) -> None:
+    if (folder, name) != ("docs", ""):
+        problem(service.get(f"/{folder}/{name}"), 404, "not_found")
 
 
 def test_what_it_names_is_there_and_is_its_own(service: Service, start: httpx.Response) -> None:
@@ -115,3 +117,19 @@ def test_it_is_only_read(service: Service, address: str) -> None:
     names = ("Content-Type", "Content-Length", "ETag", "Content-Security-Policy")
     assert [asked.headers[name] for name in names] == [shown.headers[name] for name in names]
     problem(service.client.post(address, content=b""), 405, "method_not_allowed")
+
+
+def test_swagger_ui_and_everything_it_names_come_from_the_service(service: Service) -> None:
+    docs, start = service.get("/docs"), service.get("/docs/start.js").text
+    files = re.findall(r'(?:src|href)="([^"]+)"', docs.text)
+    assert {file.rpartition(".")[2] for file in files} == {"css", "js", "png"}
+    for file in files:
+        asset = service.get(str(httpx.URL("http://service/docs").join(file).path))
+        assert asset.headers["Content-Type"].partition(";")[0] == TYPES[file[file.rindex(".") :]]
+    (document,) = re.findall(r'new URL\("([^"]+)"', start)
+    assert service.get(f"/{document}").status_code == 200
+    assert "//" not in docs.text + start  # no other host
+    policy = docs.headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'")
+    assert not re.search(r"https?:|\*|unsafe-eval", policy)
+    assert "<script>" not in docs.text  # inline scripts would not run

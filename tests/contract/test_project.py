@@ -199,17 +199,6 @@ def test_masks_arrive_in_every_form(service: Service) -> None:
         np.testing.assert_array_equal(row, rows(service, mask=mask, steps=2)[0])
 
 
-def test_a_mask_of_the_pictures_size_is_resized_with_it(service: Service) -> None:
-    wide_mask = np.zeros((8, 16), dtype=np.uint8)
-    wide_mask[:, :8] = 255
-    keep = np.ones((8, 8), dtype=bool)
-    keep[2:6, :4] = False  # the letterbox keeps
-    found = rows(service, save(WIDE), invert=False, mask=b64(save(wide_mask)))
-    start = rows(service, save(WIDE), invert=False, strength=0)
-    np.testing.assert_array_equal(found[0, 0][keep], start[0, 0][keep])
-    assert (found[0, 0][~keep] != start[0, 0][~keep]).all()
-
-
 def test_an_empty_file_input_of_a_browser_is_no_mask(service: Service) -> None:
     part = b'--x\r\nContent-Disposition: form-data; name="%s"; filename="%s"\r\n\r\n%s\r\n'
     body = part % (b"image", b"a.png", PICTURE) + part % (b"mask", b"", b"") + b"--x--\r\n"

@@ -29,8 +29,8 @@ def test_a_pickled_error_is_the_same_error(error: IgnError) -> None:
     assert vars(copy) == vars(error)
 
 
-@pytest.mark.parametrize("kind", list(tree(IgnError)))
-def test_every_class_can_be_pickled(kind: type[IgnError]) -> None:
-    error = kind.__new__(kind, "why")
-    error.detail = "why"
-    assert pickle.loads(pickle.dumps(error)).detail == "why"
+def test_every_class_can_be_pickled() -> None:
+    for kind in tree(IgnError):
+        error = kind.__new__(kind, "why")
+        error.detail = "why"
+        assert pickle.loads(pickle.dumps(error)).detail == "why"

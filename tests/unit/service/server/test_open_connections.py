@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from service.server import open_connections
 from service.server.open_connections import JoinedWrites, OpenConnections
 from service.server.uvicorn_server import config
-from tests.contract.harness import PATIENCE_S
+from tests.helpers.connection import PATIENCE_S
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 

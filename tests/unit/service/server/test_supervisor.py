@@ -15,8 +15,8 @@ from service.domain.errors import StartupError
 from service.server import process
 from service.server.process import ChildMain, per_process_settings, supervise
 from service.settings import Settings
-from tests.contract.harness import PATIENCE_S
 from tests.helpers import server_process_fakes as fakes
+from tests.helpers.connection import PATIENCE_S
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +85,9 @@ def test_limits_are_divided_and_a_full_request_still_fits(settings: Settings) ->
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_they_run_until_a_signal(settings: Settings, number: int) -> None:
-    assert supervised(settings, fakes.serves, started(settings, 2), number) == 0
+    count = 2 if number == signal.SIGTERM else 1
+    settings = settings.replace(workers=count, threads=2 * count, queue_rows=100 if count == 2 else 64)
+    assert supervised(settings, fakes.serves, started(settings, count), number) == 0
     (said,) = {file.read_text() for file in settings.model_dir.iterdir()}
     threads, queue_rows, folder = said.split()
     assert (threads, queue_rows) == ("2", "64")

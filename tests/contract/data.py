@@ -1,0 +1,82 @@
+"""Images, arrays and request bodies, as tests send them and read them."""
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from service.domain.latents import FloatRows, NoiseSource
+from tests.helpers.onnx_models import reference
+from tests.helpers.pictures import noise, save
+
+Pixels = NDArray[np.uint8]
+
+GREY, COLOUR = (1, 8, 8), (3, 8, 8)
+
+
+def latents(seed: int, offset: int = 0, n: int = 1, shape: tuple[int, int, int] = GREY) -> FloatRows:
+    return NoiseSource(shape).rows(seed, offset, n)
+
+
+def step_params(rows: FloatRows, steps: int, scale: float = 1.0) -> FloatRows:
+    """f^steps by the numpy network, (N, C, H, W)."""
+    for _ in range(steps):
+        rows = reference(rows, scale)
+    return rows
+
+
+def quantised(rows: FloatRows) -> Pixels:
+    """(N, H, W) or (N, H, W, 3) of rows in −1…1."""
+    levels = np.clip(np.rint((rows.astype(np.float64) + 1) * 255 / 2), 0, 255).astype(np.uint8)
+    return levels[:, 0] if rows.shape[1] == 1 else np.moveaxis(levels, 1, -1)
+
+
+def pixels(data: bytes, mode: str | None = None) -> Pixels:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image if mode is None else image.convert(mode))
+
+
+def frames(data: bytes) -> list[Pixels]:
+    with Image.open(io.BytesIO(data)) as image:
+        shown = []
+        for i in range(getattr(image, "n_frames", 1)):
+            image.seek(i)
+            shown.append(np.asarray(image.convert("L")))
+        return shown
+
+
+def array(data: bytes) -> FloatRows:
+    rows: FloatRows = np.load(io.BytesIO(data), allow_pickle=False)
+    return rows
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def unb64(text: str | None) -> bytes:
+    assert text is not None
+    return base64.b64decode(text, validate=True)
+
+
+def npy(rows: NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, rows)
+    return buffer.getvalue()
+
+
+PICTURE = save(noise(8, 8, seed=1))
+
+FILE = {"image": ("x.png", PICTURE, "image/png")}
+
+CALLS: dict[str, dict[str, Any]] = {
+    "/generate": {"seed": 7},
+    "/project": {"images": [b64(PICTURE)]},
+    "/latent-interpolate": {"points": [{"seed": 1}, {"seed": 2}], "frames": 3},
+    "/latent-arithmetic": {"terms": [{"seed": 1}, {"seed": 2}]},
+    "/score": {"images": [b64(PICTURE)]},
+}
+"""Every native endpoint with a small valid body, for what holds for all of them."""
