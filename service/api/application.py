@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from fastapi import FastAPI
 from starlette.requests import ClientDisconnect
@@ -49,7 +49,6 @@ from service.api.problems import describe, log_failure, problem_response
 from service.api.request import ApiRequest, RequestHeaders
 from service.domain.errors import Draining, TooManyConnections
 from service.observability.logs import choose_request_id, log_request, parse_traceparent
-
 
 CLIENT_GONE: Final = 499
 _REJECTIONS: Final = frozenset((429, 503))

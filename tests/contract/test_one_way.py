@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.images import EncodedImage
+from service.images.decode import EncodedImage
 from tests.contract.data import PICTURE, b64, latents
 from tests.contract.harness import PATIENCE_S, Gate, Service, bearer, gated, serving, settings, write_keys
 from tests.contract.oip import INFER, LENGTH, as_binary

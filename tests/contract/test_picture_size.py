@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from service.api.native import responses
-from service.images import enlarge
+from service.images.encode import enlarge
 from tests.contract.data import FILE, PICTURE, Pixels, b64, frames, pixels, unb64
 from tests.contract.harness import PATIENCE_S, Service, busy_codec, gated, problem, serving, settings
 from tests.contract.test_streaming import EVENTS, of, parsed, streamed

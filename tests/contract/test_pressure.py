@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.images import EncodedImage, Picture
+from service.images.decode import EncodedImage, Picture
 from tests.contract.data import CALLS, PICTURE, b64, latents
 from tests.contract.harness import PATIENCE_S, Service, busy_codec, gated, held, later, problem, serving, settings
 from tests.contract.oip import INFER, as_json

@@ -44,7 +44,11 @@ async def send_events(api: ApiRequest, spec: ResponseSpec, rows: FloatRows, even
     api.deadline = api.arrival + api.services.settings.stream_timeout_s
     headers = api.response_headers(spec.model, spec.members.get("seed"))
     del headers["Server-Timing"]  # unknown before the end
-    headers |= {"Content-Type": f"{Media.EVENTS}; charset=utf-8", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    headers |= {
+        "Content-Type": f"{Media.EVENTS}; charset=utf-8",
+        "Cache-Control": "no-store",
+        "X-Accel-Buffering": "no",
+    }
     raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": 200, "headers": raw})
     try:

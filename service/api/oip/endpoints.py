@@ -357,7 +357,9 @@ async def _read(request: Request, services: AppState, schema: type[tensors.Schem
     """The body of a call, whatever its Content-Type. FastAPI would read one of any size, and want application/json."""
     settings, arrival = services.settings, request.state.arrival
     deadline = arrival + settings.body_timeout_s
-    body = await read_body(RequestHeaders(request.scope["headers"]), request.receive, max_bytes=_MAX_REPOSITORY_BYTES, deadline=deadline)
+    body = await read_body(
+        RequestHeaders(request.scope["headers"]), request.receive, max_bytes=_MAX_REPOSITORY_BYTES, deadline=deadline
+    )
     if len(body) <= _MAX_INLINE_BYTES:
         return tensors.parse(body, schema)
     try:

@@ -16,7 +16,8 @@ from service.bulk.__main__ import main
 from service.bulk.output import Output
 from service.bulk.pipeline import ShardResult
 from service.bulk.run import Progress, ShardPlan, start
-from tests.contract.harness import Service, b64, unb64
+from tests.contract.data import b64, unb64
+from tests.contract.harness import Service
 from tests.helpers.live import environment
 from tests.unit.service.bulk.conftest import (
     SHARD,
