@@ -149,6 +149,7 @@ def test_another_job_is_refused(bulk: Run, pictures: dict[str, bytes], tmp_path:
         ("generate in", "holds files of something else"),
         ("generate file/out", "cannot be written"),
         ("generate list", "run.json: damaged"),
+        ("generate text", "run.json: damaged"),
         ("score nonsense://bucket out", "nonsense"),
         ("generate out", "grey/1/model.onnx"),
     ],
@@ -156,7 +157,7 @@ def test_another_job_is_refused(bulk: Run, pictures: dict[str, bytes], tmp_path:
 def test_invalid_commands_write_nothing(
     command: str, message: str, bulk: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(tmp_path, {"in/a.png": picture(1), "file": b"", "list/run.json": b"[]"})
+    write(tmp_path, {"in/a.png": picture(1), "file": b"", "list/run.json": b"[]", "text/run.json": b"no JSON"})
     if message == "grey/1/model.onnx":
         monkeypatch.setenv("IGN_MODEL_DIR", str(write(tmp_path / "models", {message: b"none"})))
     monkeypatch.chdir(tmp_path)

@@ -343,7 +343,7 @@ HOSTILE = {
     "stray zeros": jpeg(repeated(b"\xff\0")),
     "EXIF appended again and again": jpeg(repeated(segment(0xE1, b"Exif\0\0" + bytes(300)))),
     "Photoshop resources": jpeg(repeated(PHOTOSHOP)),
-    "quantisation tables": jpeg(repeated(segment(0xDB, (b"\0" + b"\1" * 64) * 1000))),
+    "quantisation tables": jpeg(repeated(segment(0xDB, (b"\0" + b"\1" * 64) * 500))),
     "empty IDAT": png(repeated(chunk(b"IDAT"))),
     "empty text": png(repeated(chunk(b"tEXt"))),
     "palettes": png(repeated(chunk(b"PLTE", bytes(3)))),

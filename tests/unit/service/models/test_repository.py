@@ -324,7 +324,6 @@ def test_half_precision_answers_to_the_same_golden_rows_with_its_own_tolerance(t
         (20, {}, [2] * 8, [20]),
         (64, {"threads": 8}, [1] * 7, [8]),
         (6, {"cpu_instances": 2}, [3, 3], [3, 3]),
-        (6, {"cpu_instances": 4}, [1] * 4, [1] * 4),
         (2, {"cpu_instances": 3}, [1] * 3, [1] * 3),
     ],
 )

@@ -207,7 +207,7 @@ def test_a_process_that_creates_its_files_does_not_break_the_others(tmp_path: Pa
     metrics, file = Metrics(tmp_path), tmp_path / "counter_1.db"
 
     def create() -> None:
-        for _ in range(200):
+        for _ in range(1000):
             file.write_bytes(b"")  # what another process sees until the file has its size
             MmapedDict(str(file)).close()  # type: ignore[no-untyped-call]
 
