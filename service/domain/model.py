@@ -20,9 +20,7 @@ class Model(Protocol):
     def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
         """One step of f for rows (N, C, H, W): an array of the same shape and order, written to ``out`` if given.
 
-        Raises:
-            DeviceOutOfMemory: the device could not hold a batch of this size.
-            DeviceLost: the device fails every call of this process from now on.
+        Raises DeviceOutOfMemory, DeviceLost, or anything else that is about these rows.
         """
 
     def reduce_max_batch(self) -> None:

@@ -186,32 +186,29 @@ class Repository:
         with wrap_errors(file):
             models = open_models(data)
         try:
-            return self._load_verified(ref, file, files, models)
+            return self._verify(ref, file, files, models)
         except BaseException:
             _close(models)
             raise
 
-    def _load_verified(self, ref: str, file: str, files: Files, models: Sequence[InferenceModel]) -> LoadedModel:
-        model = models[0]
-        card = model.card
-        if card.ref != ref:
-            raise StartupError(f"{file}: its card says {card.ref}")
-        golden_file = f"{ref}/{GOLDEN_FILE}"
+    def _verify(self, ref: str, file: str, files: Files, models: Sequence[InferenceModel]) -> LoadedModel:
+        model, golden_file = models[0], f"{ref}/{GOLDEN_FILE}"
+        if model.card.ref != ref:
+            raise StartupError(f"{file}: its card says {model.card.ref}")
         path = self._file(golden_file)
         with wrap_errors(golden_file):
-            golden = read_golden(path, card.shape)
+            golden = read_golden(path, model.card.shape)
         exported = model.digest
         if self._precision != "fp32":  # golden.npz names the digest of the fp32 file
             exported = digest_of(self._read(f"{ref}/{MODEL_FILE}"))
         if golden.digest != exported:
             raise StartupError(f"{golden_file}: belongs to another {MODEL_FILE}, {golden.digest[:12]!r}")
-        report = self._check_golden(file, golden, models)
         return LoadedModel(
-            card=card,
+            card=model.card,
             digest=model.digest,
             instances=tuple(models),
             noise=model.noise,
-            golden=report,
+            golden=self._check_golden(file, golden, models),
             device=model.device,
             provider=model.provider,
             fallback_reason=model.fallback_reason,

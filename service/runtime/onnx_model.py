@@ -128,10 +128,8 @@ class OnnxModel:
         self._call(lambda runner: runner.download(out), f"{len(out)} rows do not fit")
 
     def warm_up(self) -> None:
-        """Run every bucket in every way, and give up those that do not fit.
-
-        So no caller waits for algorithm search, allocations or captures. Raises as :meth:`run`.
-        """
+        """Run every bucket in every way, and give up those that do not fit; raises as :meth:`run`."""
+        # So no caller waits for algorithm search, allocations or captures.
         while True:
             try:
                 for size in self.buckets or (1,):

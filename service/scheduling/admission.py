@@ -77,8 +77,7 @@ class CostModel:
 class Admission:
     """Counts the open rows and decides whether a new request is admitted. Every method may be called from any thread.
 
-    ``queue_rows`` is how many rows may wait, those in a batch not counted; ``batch_rows`` the largest batch of each
-    device.
+    At most ``queue_rows`` rows may wait, those in a batch not counted.
     """
 
     def __init__(self, queue_rows: int, *batch_rows: int) -> None:
