@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from service.api.heads import MAX_HEAD_BYTES, check_head_size
 from service.domain.errors import HeadTooLarge, IgnError, MalformedRequest, TooManyConnections
-from service.server.open_connections import LINGER_S, Flow, JoinedWrites, LingeringTransport, OpenConnections
+from service.server.open_connections import LINGER_S, Flow, LingeringTransport, OpenConnections
 
 MAX_PIPELINED: Final = 64  # requests that wait on one connection for the response before theirs
 
@@ -33,7 +33,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count the connection."""
-        super().connection_made(cast(asyncio.Transport, JoinedWrites(transport)))
+        super().connection_made(transport)
         self.flow = Flow(transport, self.pipeline)
         self._connections.add(self, self.reject)
 
@@ -47,9 +47,10 @@ class HttpProtocol(HttpToolsProtocol):
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Keep the connection shortly for the response to a whole request; a client that has left looks the same."""
-        is_over = self._is_idle() or self.cycle.more_body or self.cycle.response_started
-        self.loop.call_later(0 if is_over else LINGER_S, self.transport.close)
-        return True  # else uvloop would close at once, without what `JoinedWrites` holds
+        if self._is_idle() or self.cycle.more_body or self.cycle.response_started:
+            return False
+        self.loop.call_later(LINGER_S, self.transport.close)
+        return True
 
     def data_received(self, data: bytes) -> None:
         """Parse the data in pieces, between which the size of the head is checked."""

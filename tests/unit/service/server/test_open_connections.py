@@ -15,7 +15,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from service.server import open_connections
-from service.server.open_connections import JoinedWrites, OpenConnections
+from service.server.open_connections import OpenConnections
 from service.server.uvicorn_server import config
 from tests.helpers.connection import PATIENCE_S
 
@@ -220,28 +220,3 @@ def test_the_limit_of_files_limits_connections(
         monkeypatch.setattr(resource, "getrlimit", lambda _, files=files: (files, files))
         assert open_connections.connection_limit(4096) == possible
     assert len(caplog.records) == 2
-
-
-def test_a_head_and_its_body_are_sent_together_and_nothing_is_held_longer_than_a_turn() -> None:
-    sent: list[object] = []
-    transport = SimpleNamespace(
-        write=sent.append,
-        writelines=lambda parts: sent.append(b"".join(parts)),
-        is_closing=lambda: False,
-        close=lambda: sent.append("closed"),
-        write_eof=lambda: sent.append("half closed"),
-    )
-
-    async def main() -> None:
-        joined = JoinedWrites(cast(Any, transport))
-        joined.write(b"head")
-        joined.write(b"body")
-        joined.write(b"event")
-        assert sent == [b"headbody"]
-        await asyncio.sleep(0)
-        for end in (joined.write_eof, joined.close):
-            joined.write(b"last")
-            end()
-
-    run(main())
-    assert sent == [b"headbody", b"event", b"last", "half closed", b"last", "closed"]
