@@ -242,10 +242,9 @@ class Run:
         return bool(self.world.mean(torch.tensor(float(flag), device=self.device)) > 0)
 
     def _log_throughput(self, stage: str, log: Log | None) -> None:
-        throughput = self.meter.interval()
-        self.throughput.append((stage, throughput))
+        self.throughput.append((stage, self.meter.interval()))
         if log is not None:
-            log.throughput(self.step, stage, throughput)
+            log.throughput(self.step, *self.throughput[-1])
 
     def _check_same_checkpoint(self) -> None:
         """Raise a `UserError` if the ranks resumed at different steps, as on machines without a shared folder."""
