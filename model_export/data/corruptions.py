@@ -95,10 +95,6 @@ class Draws(NamedTuple):
     kind: Tensor  # (B,) index of the corruption in `RandomCorruptions.names`
     eight_bit: Tensor  # (B,) whether the row is rounded to 8 bits
 
-    def map(self, select: Callable[[Tensor], Tensor]) -> "Draws":
-        """Apply a selection of rows to every part."""
-        return Draws(*map(select, self))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RandomCorruptions:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from model_export.data.corruptions import RandomCorruptions
+from model_export.data.corruptions import Draws, RandomCorruptions
 from model_export.data.datasets import to_model_range
 from model_export.training.execution import World
 from model_export.training.log import ThroughputMeter
@@ -153,7 +153,7 @@ class BatchBuilder:
             if weights.project > 0:
                 generator = self.generator(RngStream.CORRUPTION, step)
                 draws = self._corruptions.draw(self.size, self._preset.shape, generator)
-                rows["corrupted"] = self._corruptions.apply(x, draws.map(shard))
+                rows["corrupted"] = self._corruptions.apply(x, Draws(*map(shard, draws)))
             if weights.code_consistency > 0 and stage.code_noise > 0:
                 count = sum(len(rows[name]) for name in ("x", "z", "corrupted") if name in rows)
                 rows["code_noise"] = self.latents(count, RngStream.CODE_NOISE, step)

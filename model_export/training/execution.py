@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from types import FrameType
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model_export.errors import UserError
+from model_export.training.network import Autoencoder
 from model_export.training.presets import Preset
 
 
@@ -77,9 +78,6 @@ def join_world(device: torch.device) -> Iterator[tuple[World, torch.device]]:
         dist.destroy_process_group()
 
 
-_Network = TypeVar("_Network", bound=nn.Module)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
     """Options of speed, memory and files. They change results by rounding only, so a run can continue with others."""
@@ -113,14 +111,11 @@ class Execution:
         """The network, compiled if the option is set."""
         return cast("nn.Module", torch.compile(network)) if self.compile else network
 
-    def to_device(self, network: _Network, device: torch.device) -> _Network:
+    def to_device(self, network: Autoencoder, device: torch.device) -> Autoencoder:
         """Move the network to the device, in the memory format of the options."""
         network = network.to(device)
-        if self.channels_last:
-            for parameter in network.parameters():
-                if parameter.dim() == 4:
-                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-        return network
+        # torch converts parameters of four dimensions only.
+        return network.to(memory_format=torch.channels_last) if self.channels_last else network
 
     def to_dict(self) -> dict[str, Any]:
         """The options as the checkpoint's provenance stores them."""

@@ -155,11 +155,9 @@ class Log:
 
     def __init__(self, path: Path, step: int, *, board: Path | None = None) -> None:
         self._board = None if board is None else _summary_writer(board, step)
-        path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_text().splitlines() if path.is_file() else []
-        kept = [line for line in lines if _step_of(line) <= step]
         with atomic_write(path) as file:
-            file.write("".join(f"{line}\n" for line in kept).encode())
+            file.write("".join(f"{line}\n" for line in lines if _step_of(line) <= step).encode())
         self._path = path
 
     def __enter__(self) -> "Log":

@@ -124,44 +124,35 @@ def network_for(size: int, channels: int) -> NetworkConfig:
     return NetworkConfig(size=size, channels=channels, widths=tuple(widths), bottleneck=256 if size <= 40 else 512)
 
 
-_DIGITS = NetworkConfig(size=28, channels=1, widths=(32, 64, 128), bottleneck=256)
-_DIGITS_MATCHING = Matching(pool_refresh=32)
-_FACES = NetworkConfig(size=64, channels=3, widths=(32, 64, 128, 256), bottleneck=64, places=4)
+_MNIST = Preset(
+    name="mnist",
+    objective="naign",
+    network=NetworkConfig(size=28, channels=1, widths=(32, 64, 128), bottleneck=256, quantizer=192),
+    stages=(*naign_stages(4000, 3000, 2880), quantised_stage(4800), texture_stage(960, distill=0.5)),
+    matching=Matching(pool_refresh=32),
+    corruptions=(*_DIGITS_CORRUPTIONS, "hole", "hole"),
+    eight_bit=0.5,
+    checkpoint_every=480,
+    polarity="light-on-dark",
+    data="mnist",
+    licence="Apache-2.0",
+    description="Handwritten digits, 28×28 grey, light on dark.",
+)
 
 PRESETS = {
     preset.name: preset
     for preset in (
-        Preset(
-            name="mnist",
-            objective="naign",
-            network=dataclasses.replace(_DIGITS, quantizer=192),
-            stages=(*naign_stages(4000, 3000, 2880), quantised_stage(4800), texture_stage(960, distill=0.5)),
-            matching=_DIGITS_MATCHING,
-            corruptions=(*_DIGITS_CORRUPTIONS, "hole", "hole"),
-            eight_bit=0.5,
-            checkpoint_every=480,
-            polarity="light-on-dark",
-            data="mnist",
-            licence="Apache-2.0",
-            description="Handwritten digits, 28×28 grey, light on dark.",
-        ),
-        Preset(
+        _MNIST,
+        dataclasses.replace(
+            _MNIST,
             name="fashion_mnist",
-            objective="naign",
-            network=dataclasses.replace(_DIGITS, quantizer=192),
             stages=(
                 *naign_stages(4000, 3000, 2880),
                 DRIFTING_STAGE,
                 quantised_stage(2400, drifting=0.25),
                 texture_stage(320),
             ),
-            matching=_DIGITS_MATCHING,
-            corruptions=(*_DIGITS_CORRUPTIONS, "hole", "hole"),
-            eight_bit=0.5,
-            checkpoint_every=480,
-            polarity="light-on-dark",
             data="fashion_mnist",
-            licence="Apache-2.0",
             description="Clothes, 28×28 grey, light on dark.",
         ),
         Preset(
@@ -185,7 +176,7 @@ PRESETS = {
         Preset(
             name="avatars64",
             objective="naign",
-            network=_FACES,
+            network=NetworkConfig(size=64, channels=3, widths=(32, 64, 128, 256), bottleneck=64, places=4),
             stages=AVATAR_STAGES,
             distance="mse_l1",
             batch=32,

@@ -143,6 +143,16 @@ class Run:
         checkpoints.save(state, self.out / checkpoints.FILE)
         checkpoints.rotate(self.out, self.step, self.execution.keep)
 
+    # Where a run may stop, for example with pool_refresh = 4, pairs_refresh = 2 and checkpoint_every = 8:
+    #
+    #   steps done in the stage   0   1   2   3   4   5   6   7   8   9
+    #   the next builds a pool    ×               ×               ×
+    #   the next builds pairs     ×       ×       ×       ×       ×
+    #   a signal stops the run    ×               ×               ×
+    #   checkpoint                                                ×
+    #
+    # A signal writes a checkpoint where it stops, so it loses no step; a crash loses those after the last checkpoint.
+    # Both continue where pool and pairs are built anew, from the same weights as in a run that was never interrupted.
     def _train(self) -> None:
         board = self.out / _BOARD if self.execution.tensorboard else None
         opened = Log(self.out / LOG, self.step, board=board) if self.world.is_main else nullcontext()
@@ -166,7 +176,6 @@ class Run:
                         self._save_samples()
                 elif self.step == _FIRST_GRID:
                     self._save_samples()
-                # Pool and pairs are not saved, so a run stops only where both are refreshed at the next step.
                 refreshing = self.stage_step % self.preset.refresh_interval == 0
                 # All ranks stop at the same step, whichever of them the signal reached.
                 stopping = not last and refreshing and self._any_rank(signalled())
@@ -180,6 +189,8 @@ class Run:
     def step_once(self) -> dict[str, Tensor]:
         """One optimiser step; returns the terms of the loss."""
         stage = self.preset.stages[self.stage]
+        # A function of the step alone, in place of torch's schedulers: a resumed run has no state of it to restore, and a
+        # stage can be lengthened.
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(stage, self.stage_step)
         self.network.train()
@@ -242,10 +253,9 @@ class Run:
         return bool(self.world.mean(torch.tensor(float(flag), device=self.device)) > 0)
 
     def _log_throughput(self, stage: str, log: Log | None) -> None:
-        throughput = self.meter.interval()
-        self.throughput.append((stage, throughput))
+        self.throughput.append((stage, self.meter.interval()))
         if log is not None:
-            log.throughput(self.step, stage, throughput)
+            log.throughput(self.step, *self.throughput[-1])
 
     def _check_same_checkpoint(self) -> None:
         """Raise a `UserError` if the ranks resumed at different steps, as on machines without a shared folder."""

@@ -7,7 +7,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from model_export.data import corruptions
-from model_export.data.corruptions import CORRUPTIONS, Corruption, CorruptionName, RandomCorruptions
+from model_export.data.corruptions import CORRUPTIONS, Corruption, CorruptionName, Draws, RandomCorruptions
 from model_export.evaluation.metrics import psnr
 from model_export.training.execution import World
 from service.artifact.pixels import to_levels, to_rows
@@ -135,7 +135,7 @@ def test_ranks_corrupt_their_rows_as_one_process_does(pictures: Tensor) -> None:
     chosen = random_corruptions(eight_bit=0.5)
     draws = chosen.draw(BATCH, SHAPE, seeded(3))
     shards = [World(rank, 4).shard for rank in range(4)]
-    parts = [chosen.apply(shard(pictures), draws.map(shard)) for shard in shards]
+    parts = [chosen.apply(shard(pictures), Draws(*map(shard, draws))) for shard in shards]
     torch.testing.assert_close(torch.cat(parts), chosen.apply(pictures, draws), atol=1e-6, rtol=0)
 
 
