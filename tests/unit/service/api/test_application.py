@@ -10,7 +10,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Message
 
 from service.api.limits import InFlightRequests
-from service.observability.logs import JsonFormatter, TextFormatter
+from service.observability.logs import JsonFormatter
 from tests.helpers.application import application
 
 
@@ -42,13 +42,6 @@ def test_a_failure_after_the_start_of_a_response_counts_as_500(caplog: pytest.Lo
     asyncio.run(main())
     assert observed == [("/breaks", 500)]
     assert sum(record.exc_info is not None for record in caplog.records) == 1
-
-
-@pytest.mark.parametrize("created", [1_700_000_000.0625, 1_700_000_000.9375, 1_700_000_061.0])
-def test_text_lines_are_those_of_logging(created: float) -> None:
-    record = logging.makeLogRecord({"msg": "%d rows", "args": (3,), "levelname": "INFO", "created": created})
-    record.msecs = created % 1 * 1000
-    assert TextFormatter().format(record) == logging.Formatter("%(asctime)s %(levelname)s %(message)s").format(record)
 
 
 def test_json_log_keeps_tracebacks_on_one_line() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from service.api.access import ApiKey, identify, load_keys, peer_key
-from service.api.application import RequestHeaders
+from service.api.request import RequestHeaders
 from service.domain.errors import StartupError, UnauthorizedError
 from service.domain.rate_limit import Rate
 

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from starlette.datastructures import Headers
 from starlette.types import Message, Receive
 
 from service.api.multipart import parse_multipart
-from service.api.request import MAX_DEPTH, parse_content_type, parse_json, read_body
+from service.api.request import MAX_DEPTH, RequestHeaders, parse_content_type, parse_json, read_body
 from service.domain.errors import (
     BodyTooSlow,
     InvalidContent,
@@ -41,7 +40,7 @@ def channel(messages: Iterable[Message]) -> Receive:
 
 
 def read(messages: Iterable[Message], *, seconds: float = 5.0, max_bytes: int = 8, **headers: str) -> bytes:
-    given = Headers({name.replace("_", "-"): value for name, value in headers.items()})
+    given = RequestHeaders([(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()])
     deadline = time.monotonic() + seconds
     return asyncio.run(read_body(given, channel(messages), max_bytes=max_bytes, deadline=deadline))
 

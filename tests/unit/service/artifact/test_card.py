@@ -220,7 +220,7 @@ def test_rows_run_alone_in_a_batch_and_rotated(
     model = network(None, fault)
     report = check_golden(model, GOLDEN, tolerance=tolerance)
     assert model.sizes == [1, 1, 1, 3, 3]
-    assert (report.passed, report.batches) == (passed, (1, 3))
+    assert report.passed == passed
     assert report.difference == pytest.approx(difference, rel=1e-3)
     assert reproducible in (None, report.reproducible)
 
@@ -231,7 +231,6 @@ def test_every_place_of_every_bucket_is_seen(bad: tuple[int, int]) -> None:
     report = check_golden(model, GOLDEN, tolerance=0.1)
     assert not report.passed
     assert report.difference == pytest.approx(0.25)
-    assert report.batches == (1, 2, 8)
 
 
 BATCH = ("batch", 1, 8, 8)

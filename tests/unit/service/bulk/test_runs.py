@@ -14,7 +14,6 @@ import pytest
 
 from service.bulk.__main__ import main
 from service.bulk.output import Output
-from service.bulk.pipeline import ShardResult
 from service.bulk.run import Progress, ShardPlan, start
 from tests.contract.data import b64, unb64
 from tests.contract.harness import Service
@@ -196,6 +195,7 @@ def test_settings_of_the_server_are_ignored(bulk: Run, tmp_path: Path, monkeypat
     assert len(manifest(tmp_path / "out")) == 9
 
 
+GOOD = {"error": None, "detail": None}
 PLAN = ShardPlan(images=1000, shards=10, missing=tuple(range(2, 10)), completed=200)
 
 
@@ -209,8 +209,8 @@ def test_a_line_for_each_shard_without_a_terminal(
 ) -> None:
     with caplog.at_level(logging.INFO, "service.bulk"):
         progress = Progress(PLAN)
-        progress.update(ShardResult(100, ()))
-        progress.update(ShardResult(100, tuple(f"{n}.png: bad" for n in range(50))))
+        progress.update([GOOD] * 100)
+        progress.update([GOOD] * 50 + [{"error": "unreadable", "detail": f"{n}.png: bad"} for n in range(50)])
     lines = [line for line in caplog.messages if "/1000" in line]
     assert lines == ["300/1000 images, 0 failed", "400/1000 images, 50 failed"]
     failed = [line for line in caplog.messages if line.endswith(".png: bad")]
@@ -223,7 +223,7 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     progress = Progress(PLAN)
-    progress.update(ShardResult(800, ()))
+    progress.update([GOOD] * 800)
     progress.bar.close()
     assert "1000/1000" in terminal.getvalue()
 

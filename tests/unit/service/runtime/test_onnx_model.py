@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FloatRows
-from service.domain.model import DeviceLost, DeviceOutOfMemory, never_continue
+from service.domain.model import DeviceLost, DeviceOutOfMemory
 from service.runtime.onnx_model import OnnxModel, bounded_buckets
 from service.runtime.runners import PaddedRunner
 from service.runtime.session import CudaOptions, CudaUnavailable
@@ -332,7 +332,7 @@ def test_a_session_with_graphs_runs_in_one_thread_that_ends_with_it(
     seen: set[threading.Thread] = set()
     run_steps = PaddedRunner.run_steps
 
-    def recorded(self: PaddedRunner, keep_going: Callable[[], bool] = never_continue) -> None:
+    def recorded(self: PaddedRunner, keep_going: Callable[[], bool] = bool) -> None:
         seen.add(threading.current_thread())
         run_steps(self, keep_going)
 

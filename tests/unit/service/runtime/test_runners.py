@@ -12,7 +12,6 @@ import pytest
 
 from service.domain.errors import ModelFailure
 from service.domain.latents import FloatRows
-from service.domain.model import never_continue
 from service.domain.tasks import Result, SchedulingParams, StepOutput
 from service.runtime import runners
 from service.runtime.runners import GRAPH_LOCK, CudaGraphLock, PaddedRunner
@@ -210,7 +209,7 @@ class DeviceModel(FakeModel):
         self.calls.append("upload")
         self.there = rows.copy()
 
-    def run_steps(self, keep_going: Callable[[], bool] = never_continue) -> None:
+    def run_steps(self, keep_going: Callable[[], bool] = bool) -> None:
         self.step()
         while keep_going():
             self.step()
