@@ -175,6 +175,7 @@ def _expectations(run: "Run", data: "Dataset", *, estimated: bool) -> Iterator[s
 
 
 def _train_run(run: "Run", prog: str) -> Iterator[str]:
+    from model_export.training.log import Throughput
     from model_export.training.train import Interrupted
 
     line = f"trained {run.preset.steps} steps; next: {prog} export --run {run.out}"
@@ -187,7 +188,7 @@ def _train_run(run: "Run", prog: str) -> Iterator[str]:
     if run.world.is_main:
         yield from (f"{stage}: {throughput}" for stage, throughput in run.throughput)
         if len(run.throughput) > 1:
-            yield f"in all: {run.total}"
+            yield f"in all: {sum((throughput for _, throughput in run.throughput), Throughput())}"
         yield line
     if stopped:
         raise KeyboardInterrupt
@@ -212,8 +213,8 @@ def _export(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
 def _verify(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
     from model_export.export.verify import verify
 
-    verifications = verify(Path(options.run_folder), Path(options.model), threads=options.threads)
-    yield from (f"{file}: {verification}" for file, verification in verifications.items())
+    for file, verification in verify(Path(options.run_folder), Path(options.model), threads=options.threads).items():
+        yield f"{file}: {verification}"
 
 
 def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
@@ -257,11 +258,10 @@ def _given(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
 def _device(name: str) -> "torch.device":
     import torch
 
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
+    found = torch.cuda.is_available()
+    if name == "cuda" and not found:
         raise UserError("--device cuda: torch finds no CUDA device")
-    return torch.device(name)
+    return torch.device(("cuda" if found else "cpu") if name == "auto" else name)
 
 
 def bf16(precision: str, device: "torch.device") -> bool:
@@ -271,15 +271,10 @@ def bf16(precision: str, device: "torch.device") -> bool:
     if precision == "auto":
         if device.type == "cuda":
             return bool(torch.cuda.is_bf16_supported())
-        return torch.backends.cpu.get_cpu_capability() == "AVX512" and _amx()
+        processor = Path("/proc/cpuinfo")  # torch does not tell whether the processor has AMX
+        wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+        return wide and processor.exists() and "amx_bf16" in processor.read_text()
     return precision == "bf16"
-
-
-def _amx() -> bool:
-    try:
-        return "amx_bf16" in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
 
 
 def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:

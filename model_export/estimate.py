@@ -22,17 +22,9 @@ def estimate_seconds(preset: Preset, data: Dataset, *, device: torch.device, bf1
     The time of pool and pairs is divided by their refresh intervals. Checkpoints are not counted.
     """
     stages = tuple(dataclasses.replace(stage, steps=STEPS, warmup=1) for stage in preset.stages)
-    seconds = 0.0
+    short, seconds = dataclasses.replace(preset, stages=stages), 0.0
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(
-            dataclasses.replace(preset, stages=stages),
-            data,
-            Path(folder),
-            seed=0,
-            device=device,
-            bf16=bf16,
-            provenance={},
-        )
+        run = Run(short, data, Path(folder), seed=0, device=device, bf16=bf16, provenance={})
         for stage in preset.stages:
             times, refreshes = [], {}
             for step in range(STEPS):

@@ -15,10 +15,8 @@ from model_export.errors import UserError
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside ``path``; it replaces ``path`` when the block succeeds and is deleted otherwise.
 
-    A symbolic link stays one: the file that it leads to is replaced. Devices and pipes are written to, not replaced.
-
-    Raises:
-        OSError: the file cannot be written; it names ``path``.
+    A symbolic link stays one: the file that it leads to is replaced. Devices and pipes are written to, not replaced. An
+    OSError names ``path``.
     """
     target = Path(os.path.realpath(path))
     with errors_name(path, target):

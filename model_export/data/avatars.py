@@ -8,11 +8,10 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from importlib.util import find_spec
 from multiprocessing import get_context
@@ -51,7 +50,7 @@ _SMALLEST, _LARGEST = 8, 512
 
 @dataclass(frozen=True, slots=True)
 class AvatarOptions:
-    """What to draw."""
+    """What `write_avatars` draws."""
 
     count: int  # number of pictures, ≥ 20; the last tenth is held out
     size: int = 64  # height and width, 8 … 512
@@ -81,19 +80,17 @@ def write_avatars(options: AvatarOptions, out: Path, *, processes: int = 0) -> N
     """
     if out.suffix != ".npz":
         raise UserError(f"--out {out}: the file name must end in .npz")
-    values = _attribute_values(_definition())
-    starts = range(0, options.count, _CHUNK)
+    values = _attribute_values()
     pictures = np.empty((options.count, options.size, options.size, 3), np.uint8)
     attributes = np.empty((options.count, len(values)), np.uint8)
-    workers = min(processes or len(os.sched_getaffinity(0)), len(starts))
+    workers = min(processes or len(os.sched_getaffinity(0)), -(-options.count // _CHUNK))
     # `spawn`, because a fork would copy the threads' locks of libraries that are already loaded.
     several = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers > 1 else nullcontext()
-    with several as pool, tqdm(total=options.count, unit="picture", mininterval=1.0) as bar:
-        chunks = (pool.map if pool else map)(_draw_chunk, [options] * len(starts), starts)
-        for start, (drawn, chosen) in zip(starts, chunks, strict=True):
-            end = start + len(drawn)
-            pictures[start:end], attributes[start:end] = drawn, chosen
-            bar.update(len(drawn))
+    with several as pool:
+        draw, indices = partial(_draw, options), range(options.count)
+        drawn = pool.map(draw, indices, chunksize=_CHUNK) if pool else map(draw, indices)
+        for i, each in enumerate(tqdm(drawn, total=options.count, unit="picture", mininterval=1.0)):
+            pictures[i], attributes[i] = each
     train = options.count - options.count // _HELD_OUT
     arrays: dict[str, NDArray[Any]] = {
         "x_train": pictures[:train],
@@ -109,26 +106,27 @@ def write_avatars(options: AvatarOptions, out: Path, *, processes: int = 0) -> N
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
-def _draw_chunk(options: AvatarOptions, start: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Pictures (N, size, size, 3) and their attributes (N, attributes), from index ``start``."""
-    draw, values = _renderer(), _attribute_values(_definition())
-    pictures, attributes = [], []
-    for index in range(start, min(start + _CHUNK, options.count)):
-        picture, chosen = draw(
-            {
-                "seed": f"{options.seed}-{index}",
-                "size": options.size,
-                "backgroundColor": list(options.backgrounds or BACKGROUNDS),
-                "glassesProbability": _GLASSES,
-            }
-        )
-        pictures.append(picture)
-        attributes.append([names.index(_value_of(name, chosen)) for name, names in values.items()])
-    return np.stack(pictures), np.array(attributes, np.uint8)
+def _draw(options: AvatarOptions, index: int) -> tuple[NDArray[np.uint8], list[int]]:
+    """A picture (size, size, 3) and its attributes."""
+    import resvg_py
+    from dicebear import Avatar
+
+    chosen = {
+        "seed": f"{options.seed}-{index}",
+        "size": options.size,
+        "backgroundColor": list(options.backgrounds or BACKGROUNDS),
+        "glassesProbability": _GLASSES,
+    }
+    drawn = Avatar(_style(), chosen).to_json()
+    data = resvg_py.svg_to_bytes(svg_string=drawn["svg"], skip_system_fonts=True)
+    with Image.open(io.BytesIO(data)) as image:
+        picture = np.asarray(image.convert("RGB"))
+    return picture, [names.index(_value_of(name, drawn["options"])) for name, names in _attribute_values().items()]
 
 
-def _attribute_values(definition: dict[str, Any]) -> dict[str, list[str]]:
-    components, colours = definition["components"], definition["colors"]
+@cache
+def _attribute_values() -> dict[str, list[str]]:
+    components, colours = _definition()["components"], _definition()["colors"]
     values = {
         name: [*([_NONE] if "probability" in components[part] else []), *components[part]["variants"]]
         for name, part in _COMPONENTS.items()
@@ -152,17 +150,7 @@ def _definition() -> dict[str, Any]:
 
 
 @cache
-def _renderer() -> Callable[[dict[str, Any]], tuple[NDArray[np.uint8], dict[str, Any]]]:
-    """A function that maps DiceBear's options to a picture (size, size, 3) and the resolved options."""
-    import resvg_py
-    from dicebear import Avatar, Style
+def _style() -> Any:
+    from dicebear import Style
 
-    style = Style(_definition())
-
-    def draw(options: dict[str, Any]) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        drawn = Avatar(style, options).to_json()
-        data = resvg_py.svg_to_bytes(svg_string=drawn["svg"], skip_system_fonts=True)
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB")), drawn["options"]
-
-    return draw
+    return Style(_definition())

@@ -95,10 +95,6 @@ class Draws(NamedTuple):
     kind: Tensor  # (B,) index of the corruption in `RandomCorruptions.names`
     eight_bit: Tensor  # (B,) whether the row is rounded to 8 bits
 
-    def map(self, select: Callable[[Tensor], Tensor]) -> "Draws":
-        """Apply a selection of rows to every part."""
-        return Draws(*map(select, self))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RandomCorruptions:
@@ -190,9 +186,8 @@ def noise(sigma: float) -> Corruption:
 
     def apply(x: FloatRows) -> FloatRows:
         generators = (np.random.Generator(np.random.Philox(key=i)) for i in range(len(x)))
-        return np.stack(
-            [row + sigma * g.standard_normal(row.shape) for row, g in zip(x, generators, strict=True)]
-        ).astype(np.float32)
+        noisy = [row + sigma * g.standard_normal(row.shape) for row, g in zip(x, generators, strict=True)]
+        return np.stack(noisy).astype(np.float32)
 
     return apply
 
@@ -234,7 +229,7 @@ def hole_mask(share: float, shape: Sequence[int]) -> NDArray[np.bool_]:
 
 
 def grey() -> Corruption:
-    """The mean of the channels in every channel."""
+    """See `to_grey`."""
     return _fixed(to_grey)
 
 

@@ -6,7 +6,7 @@ A loaded data set is held in memory as uint8 tensors (N, C, H, W), split into tr
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,63 +63,9 @@ class Dataset:
     attributes: Attributes | None = None
 
 
-class Source(Protocol):
-    """Pictures that `--data` names, before their size and channels are chosen."""
-
-    name: str
-    known: str  # name of the published set with this content; empty if it is none or not known before loading
-
-    def inspect(self) -> Inspection:
-        """Look at number, sizes, colours and borders of the pictures."""
-
-    def load(self, *, size: int, channels: int) -> Dataset:
-        """Load all pictures as (channels, size, size)."""
-
-
 def to_model_range(images: Tensor) -> Tensor:
-    """Convert levels 0…255 uint8 to −1…1 float32, on the device of the tensor.
-
-    `service.artifact.pixels` computes the same in float64; the results differ in the last bit at most.
-    """
+    """Levels 0…255 uint8 as −1…1 float32; `service.artifact.pixels`, in float64, differs in the last bit at most."""
     return images.float() / 127.5 - 1.0
-
-
-def load_dataset(source: str, *, size: int, channels: int, skip_bad: bool = False) -> Dataset:
-    """Load pictures as (channels, size, size).
-
-    Those in arrays must have this size; those in files are cropped to the centre square and resized (Lanczos).
-    """
-    return open_source(source, skip_bad=skip_bad).load(size=size, channels=channels)
-
-
-def load_data_of(card: ModelCard, source: str, *, skip_bad: bool = False) -> Dataset:
-    """Load the data that a model was trained on, in the model's shape."""
-    data = load_dataset(source, size=card.shape[1], channels=card.shape[0], skip_bad=skip_bad)
-    if data.sha256 != card.data.sha256:
-        raise UserError(f"--data {data.name}: not what {card.ref} was trained on, {card.data.name} of another SHA-256")
-    return data
-
-
-def open_source(source: str, *, skip_bad: bool = False) -> Source:
-    """Find the pictures that `--data` names.
-
-    Args:
-        source: path of an `.npz` (`x_train`, `x_test`, optional `y_train`, `y_test`), of a folder or zip of pictures
-            (sub-folders `train` and `test` or `val` are the split; without them every tenth picture is held out), or
-            the name of a published set, downloaded to `~/.cache/ign-service`.
-    """
-    path = Path(source).expanduser()
-    if path.is_dir() or (path.is_file() and path.suffix == ".zip"):
-        return FileSource(path.resolve().name, find_files(path), skip_bad=skip_bad)
-    if path.is_file():
-        if path.suffix != ".npz":
-            raise UserError(f"--data {source}: expected an .npz, a .zip or a folder of pictures")
-        return ArraySource(path.name, _read_npz(path))
-    name = find_downloadable(source)
-    if name is None:
-        known = ", ".join(sorted(name for name, known in KNOWN_SETS.items() if known.torchvision))
-        raise UserError(f"--data {source}: no such file or folder, and not one of the sets to download: {known}")
-    return ArraySource(name, download(name), downloaded=True)
 
 
 class FileSource:
@@ -139,25 +85,21 @@ class FileSource:
 
     def load(self, *, size: int, channels: int) -> Dataset:
         """Load all pictures as (channels, size, size)."""
-        loaded = load_files(self.name, self._files, size, channels, skip_bad=self._skip_bad)
-        known = recognise(loaded.sha256)
+        sha256, pictures, held_out, bad = load_files(self.name, self._files, size, channels, skip_bad=self._skip_bad)
+        known = recognise(sha256)
         return Dataset(
             name=self.name,
-            sha256=loaded.sha256,
+            sha256=sha256,
             licence=KNOWN_SETS[known].licence if known else "unknown",
-            train=loaded.pictures[~loaded.held_out],
-            held_out=loaded.pictures[loaded.held_out],
+            train=pictures[~held_out],
+            held_out=pictures[held_out],
             known=known,
-            skipped=loaded.skipped,
+            skipped=tuple(bad),
         )
 
 
 class ArraySource:
-    """Pictures in arrays of one size.
-
-    Args:
-        arrays: pictures (N, H, W), (N, H, W, C) or (N, C, H, W), labels and attributes.
-    """
+    """Pictures (N, H, W), (N, H, W, C) or (N, C, H, W) of one size in arrays, with labels and attributes."""
 
     def __init__(self, name: str, arrays: Arrays, *, downloaded: bool = False) -> None:
         self.name = name
@@ -201,6 +143,47 @@ class ArraySource:
             known=self.known,
             attributes=self._attributes,
         )
+
+
+Source = FileSource | ArraySource
+"""Pictures that `--data` names, before their size and channels are chosen."""
+
+
+def load_dataset(source: str, *, size: int, channels: int, skip_bad: bool = False) -> Dataset:
+    """Load pictures as (channels, size, size).
+
+    Those in arrays must have this size; those in files are cropped to the centre square and resized (Lanczos).
+    """
+    return open_source(source, skip_bad=skip_bad).load(size=size, channels=channels)
+
+
+def load_data_of(card: ModelCard, source: str, *, skip_bad: bool = False) -> Dataset:
+    """Load the data that a model was trained on, in the model's shape."""
+    data = load_dataset(source, size=card.shape[1], channels=card.shape[0], skip_bad=skip_bad)
+    if data.sha256 != card.data.sha256:
+        raise UserError(f"--data {data.name}: not what {card.ref} was trained on, {card.data.name} of another SHA-256")
+    return data
+
+
+def open_source(source: str, *, skip_bad: bool = False) -> Source:
+    """Find the pictures that `--data` names.
+
+    It is the path of an `.npz` (`x_train`, `x_test`, optional `y_train`, `y_test`), of a folder or zip of pictures
+    (sub-folders `train` and `test` or `val` are the split; without them every tenth picture is held out), or the name
+    of a published set, downloaded to `~/.cache/ign-service`.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir() or (path.is_file() and path.suffix == ".zip"):
+        return FileSource(path.resolve().name, find_files(path), skip_bad=skip_bad)
+    if path.is_file():
+        if path.suffix != ".npz":
+            raise UserError(f"--data {source}: expected an .npz, a .zip or a folder of pictures")
+        return ArraySource(path.name, _read_npz(path))
+    name = find_downloadable(source)
+    if name is None:
+        known = ", ".join(sorted(name for name, known in KNOWN_SETS.items() if known.torchvision))
+        raise UserError(f"--data {source}: no such file or folder, and not one of the sets to download: {known}")
+    return ArraySource(name, download(name), downloaded=True)
 
 
 def _read_npz(path: Path) -> Arrays:

@@ -2,9 +2,8 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +16,7 @@ Arrays = dict[str, NDArray[Any]]
 _CACHE: Final = "~/.cache/ign-service"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KnownSet:
+class KnownSet(NamedTuple):
     """A published data set."""
 
     licence: str  # `unknown` if it is not known
@@ -28,36 +26,25 @@ class KnownSet:
     sha256: str = ""
 
 
+_FASHION: Final = "b7ec5add42a42a2b36a522e440fd4a1fea95b83181060595822e387f2f2ac9de"
+_CELEBA: Final = "5ee93006da3ead4e860f28769e7614c7924fe2a49685cf3e8f2fe2286e83adff"
+
 KNOWN_SETS: Final[Mapping[str, KnownSet]] = {
-    "mnist": KnownSet(
-        licence="CC BY-SA 3.0",
-        torchvision="MNIST",
-        sha256="ac969aa42fb53e74925b2bdb3b90b0a45891b6ac344ab2c92d66b61a87b59898",
-    ),
-    "fashion_mnist": KnownSet(
-        licence="MIT",
-        torchvision="FashionMNIST",
-        sha256="b7ec5add42a42a2b36a522e440fd4a1fea95b83181060595822e387f2f2ac9de",
-    ),
-    "kmnist": KnownSet(licence="CC BY-SA 4.0", torchvision="KMNIST"),
-    "cifar10": KnownSet(licence="unknown", torchvision="CIFAR10"),
-    "svhn": KnownSet(licence="non-commercial", torchvision="SVHN"),
+    "mnist": KnownSet("CC BY-SA 3.0", "MNIST", "ac969aa42fb53e74925b2bdb3b90b0a45891b6ac344ab2c92d66b61a87b59898"),
+    "fashion_mnist": KnownSet("MIT", "FashionMNIST", _FASHION),
+    "kmnist": KnownSet("CC BY-SA 4.0", "KMNIST"),
+    "cifar10": KnownSet("unknown", "CIFAR10"),
+    "svhn": KnownSet("non-commercial", "SVHN"),
     # `python -m model_export data avatars` with its defaults makes it.
-    "avatars64": KnownSet(
-        licence="CC BY 4.0",
-        sha256="d2082e5a1640d31982539c789563875b339d26ae58dbdf61c8b020a8637ff6ff",
-    ),
-    "celeba64": KnownSet(
-        licence="non-commercial research",
-        sha256="5ee93006da3ead4e860f28769e7614c7924fe2a49685cf3e8f2fe2286e83adff",
-    ),
+    "avatars64": KnownSet("CC BY 4.0", "", "d2082e5a1640d31982539c789563875b339d26ae58dbdf61c8b020a8637ff6ff"),
+    "celeba64": KnownSet("non-commercial research", "", _CELEBA),
 }
 
 
 def find_downloadable(source: str) -> str | None:
     """The name of the set that `--data` names, as in this module or as torchvision writes it; None if there is none."""
-    names = (name for name, known in KNOWN_SETS.items() if known.torchvision and source in (name, known.torchvision))
-    return next(names, None)
+    sets = KNOWN_SETS.items()
+    return next((name for name, known in sets if known.torchvision and source in (name, known.torchvision)), None)
 
 
 def recognise(sha256: str) -> str:
@@ -66,11 +53,7 @@ def recognise(sha256: str) -> str:
 
 
 def content_digest(arrays: Mapping[str, NDArray[Any]]) -> str:
-    """SHA-256 of pictures and labels: the same for every file format, compression and order of the arrays.
-
-    Args:
-        arrays: pictures (N, C, H, W) uint8 and integer labels (N,), by name.
-    """
+    """SHA-256 of pictures (N, C, H, W) uint8 and labels (N,): the same for every file format and order of arrays."""
     digest = hashlib.sha256()
     for name, array in sorted(arrays.items()):
         canonical = np.ascontiguousarray(array, dtype=np.uint8 if array.ndim > 1 else "<i8")

@@ -49,16 +49,6 @@ _PLAIN: Final = 0.8  # share of such pixels from which a background is plain
 _AGREE: Final = 0.95  # share of pictures with a dark (light) border from which the data has a dark (light) background
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LoadedFiles:
-    """The readable pictures of a folder or zip."""
-
-    sha256: str
-    pictures: Tensor  # (N, C, H, W) uint8
-    held_out: Tensor  # (N,) bool
-    skipped: tuple[str, ...]  # files that are no readable pictures
-
-
 def find_files(path: Path) -> list[PictureFile]:
     """The pictures of a folder or zip, sorted by their path."""
     files = list(_folder(path)) if path.is_dir() else _zip(path)
@@ -67,8 +57,14 @@ def find_files(path: Path) -> list[PictureFile]:
     return files
 
 
-def load_files(name: str, files: Sequence[PictureFile], size: int, channels: int, *, skip_bad: bool) -> LoadedFiles:
-    """Read, crop and resize every picture."""
+def load_files(
+    name: str, files: Sequence[PictureFile], size: int, channels: int, *, skip_bad: bool
+) -> tuple[str, Tensor, Tensor, list[str]]:
+    """Read, crop and resize every picture.
+
+    Returns the SHA-256 of names and contents, the pictures (N, C, H, W) uint8, a mask (N,) of those that are held out,
+    and the names of the files that are not readable.
+    """
     digest = hashlib.sha256()
     pictures = torch.empty((len(files), channels, size, size), dtype=torch.uint8)
     names: list[str] = []
@@ -99,16 +95,13 @@ def load_files(name: str, files: Sequence[PictureFile], size: int, channels: int
     held_out = _held_out(names)
     if bool(held_out.all()) or not bool(held_out.any()):
         raise UserError(f"--data {name}: needs both training and held-out pictures, at least 10 in all")
-    return LoadedFiles(digest.hexdigest(), pictures[: len(names)], held_out, tuple(bad))
+    return digest.hexdigest(), pictures[: len(names)], held_out, bad
 
 
 def decode(data: bytes, mode: str | None = None) -> Image.Image:
     """Decode a picture upright, in 8 bits, in mode L or RGB; by default in the one that it is stored in.
 
-    16-bit grey is scaled and alpha is composited on black, as the service does.
-
-    Raises:
-        UnidentifiedImageError, OSError, ValueError: not a readable picture.
+    16-bit grey is scaled and alpha is composited on black, as the service does. Raises an error of `_BAD_PICTURE`.
     """
     with Image.open(io.BytesIO(data)) as opened:
         image = ImageOps.exif_transpose(opened)
@@ -197,9 +190,8 @@ def inspect_pictures(
 ) -> Inspection:
     """Look at a sample of pictures.
 
-    Args:
-        picture: index → (H, W) or (H, W, C) uint8, or None if the picture is not readable.
-        available: number of indices; ``count`` when not given.
+    ``picture`` maps an index below ``available``, or ``count``, to (H, W) or (H, W, C) uint8, or to None if the picture
+    is not readable.
     """
     available = count if available is None else available
     indices = np.unique(np.linspace(0, available - 1, min(_SAMPLE, available)).astype(int))

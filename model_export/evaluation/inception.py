@@ -7,7 +7,7 @@ import hashlib
 import pickle
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -40,7 +40,15 @@ class Inception:
             )
         self.source = hashlib.sha256(path.read_bytes()).hexdigest()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._network = _load_network(FeatureExtractorInceptionV3, path).to(self._device)
+        try:
+            # torch-fidelity unpickles the file, which can run any code. This load comes first and accepts tensors only.
+            torch.load(path, map_location="cpu", weights_only=True)
+            network = FeatureExtractorInceptionV3(
+                "inception-v3-compat", [str(FEATURES)], feature_extractor_weights_path=str(path)
+            )
+        except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, TypeError) as exc:
+            raise UserError(f"--fid inception: {path} does not hold the weights of this network") from exc
+        self._network = network.to(self._device)
 
     @torch.inference_mode()
     def features(self, levels: Levels) -> NDArray[np.float64]:
@@ -50,12 +58,3 @@ class Inception:
         features = [self._network(chunk.to(self._device))[0].double().cpu() for chunk in chunks]
         joined: NDArray[np.float64] = torch.cat(features).numpy()
         return joined
-
-
-def _load_network(network_class: Any, path: Path) -> Any:
-    try:
-        # torch-fidelity unpickles the file, which can run any code. This load comes first and accepts tensors only.
-        torch.load(path, map_location="cpu", weights_only=True)
-        return network_class("inception-v3-compat", [str(FEATURES)], feature_extractor_weights_path=str(path))
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, TypeError) as exc:
-        raise UserError(f"--fid inception: {path} does not hold the weights of this network") from exc

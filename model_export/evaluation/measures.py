@@ -6,7 +6,6 @@ The measured function is the exported file, run by onnxruntime. Pictures are rou
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from itertools import pairwise
-from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -41,7 +40,6 @@ STEPS: Final = 1000
 _SEED: Final = 0
 _POWERS: Final = ("f", "f2", "f3", "f4")
 _FULL_POWERS: Final = 3  # how many of them a full evaluation measures
-_BRIEF_CORRUPTIONS: Final = ("noise_0.8",)
 _REPEATED_STEPS: Final = (1, 4, 10, 100, 1000, 10_000, 100_000)
 # Larger pictures cost more. By the cost of its parts, an evaluation of 64×64 RGB within these bounds takes about 280 s
 # of CPU time. They do not reach MNIST.
@@ -63,7 +61,6 @@ _TASKS: Final[Mapping[Task, str]] = {
     "attributes": "the data's attributes",
     "rotation": "four rotations; the data have no classes",
 }
-_NO_VARIANTS: Final[Mapping[str, Function]] = MappingProxyType({})
 
 
 class Evaluation:
@@ -79,11 +76,11 @@ class Evaluation:
         classifier: Classifier,
         samples: int = SAMPLES,
         steps: int = STEPS,
-        variants: Mapping[str, Function] = _NO_VARIANTS,
+        variants: Mapping[str, Function] | None = None,
         inception: Inception | None = None,
     ) -> None:
         self._f, self._card, self._noise, self._data, self._classifier = f, card, noise, data, classifier
-        self._steps, self._variants, self._inception = steps, variants, inception
+        self._steps, self._variants, self._inception = steps, variants or {}, inception
         self._n = min(samples, len(data.train))
         self._train = data.train.numpy()
         self._held_out = self._classifier.predict(data.held_out.numpy())
@@ -120,7 +117,8 @@ class Evaluation:
             "restoration": self._restoration.run(),
             **self._precision(chain),
         }
-        return _rounded({"warnings": warnings(table), **table})
+        full: Table = _rounded({"warnings": warnings(table), **table})
+        return full
 
     def brief(self) -> Table:
         """The measures that compare runs: generation to f⁴, drift, f^k, clean and noisy pictures."""
@@ -130,9 +128,10 @@ class Evaluation:
             "drift": _drift(chain),
             "repeated_application": self._repeated_application(chain[0]),
             "clean": self._real_pictures(chain)["clean"],
-            "restoration": self._restoration.run(_BRIEF_CORRUPTIONS, baselines=False),
+            "restoration": self._restoration.run(["noise_0.8"], baselines=False),
         }
-        return _rounded(table)
+        rounded: Table = _rounded(table)
+        return rounded
 
     def _apply_repeatedly(self, powers: int) -> list[FloatRows]:
         """The latents z, f(z), f(f(z)), …: powers + 1 arrays (N, C, H, W)."""
@@ -145,17 +144,17 @@ class Evaluation:
 
     def _predict(self, chain: list[FloatRows]) -> dict[str, Predictions]:
         """f(z), f²(z), … by their names in the table."""
-        predictions = (self._classifier.predict(to_levels(rows)) for rows in chain[1:])
-        return dict(zip(_POWERS, predictions, strict=False))
+        return {name: self._read(rows) for name, rows in zip(_POWERS, chain[1:], strict=False)}
 
     def _served(self, chain: list[FloatRows]) -> dict[str, Predictions]:
         """What the service generates by default, if it applies f more often than the chain."""
         rows, steps = chain[-1], self._card.steps.generate
-        if steps < len(chain):
-            return {}
         for _ in range(steps - len(chain) + 1):
             rows = self._f(rows)
-        return {f"f{steps}": self._classifier.predict(to_levels(rows))}
+        return {f"f{steps}": self._read(rows)} if steps >= len(chain) else {}
+
+    def _read(self, rows: FloatRows) -> Predictions:
+        return self._classifier.predict(to_levels(rows))
 
     def _protocol(self) -> Table:
         """How the figures were measured, for the reader of `metrics.json`."""
@@ -211,23 +210,17 @@ class Evaluation:
         if self._inception is None:
             return {}
         reference = self._inception.features(self._held_out.levels)
-        return {
-            "inception": {
-                name: frechet(self._inception.features(each.levels), reference)
-                for name, each in {**samples, "training": self._floor}.items()
-            }
-        }
+        levels = {name: each.levels for name, each in {**samples, "training": self._floor}.items()}
+        return {"inception": {name: frechet(self._inception.features(x), reference) for name, x in levels.items()}}
 
     def _nearest(self, samples: Predictions) -> Table:
         """Whether samples are copies of one another or of training pictures more often than real pictures are."""
         real = self._floor.levels
         queries = min(self._n, max(_NEAREST_VALUES // self._train.size, _MIN_QUERIES))
-        held_out = random_subset(self._held_out.levels, queries)
+        few, held_out = samples.levels[:queries], random_subset(self._held_out.levels, queries)
         return {
             "other_sample": _compare_distances(nearest(samples.levels, samples.levels), nearest(real, real)),
-            "training_picture": _compare_distances(
-                nearest(samples.levels[:queries], self._train), nearest(held_out, self._train)
-            ),
+            "training_picture": _compare_distances(nearest(few, self._train), nearest(held_out, self._train)),
         }
 
     def _real_pictures(self, chain: list[FloatRows]) -> Table:
@@ -248,16 +241,12 @@ class Evaluation:
 
     def _repeated(self, latents: FloatRows) -> Table:
         """Drift, displacement from f(z) and coverage after many applications of f."""
-        latents = latents[: self._n_repeated]
-        counts = [k for k in _REPEATED_STEPS if k <= self._steps]
-        table: Table = {"n": len(latents)}
-        first = None
-        for k, (y, after) in zip(counts, apply_repeatedly(self._f, latents, counts), strict=True):
-            first = y if first is None else first
-            table["f" if k == 1 else f"f{k}"] = {
+        table: Table = {"n": self._n_repeated}
+        for name, first, y, after in self._powers(latents[: self._n_repeated], _REPEATED_STEPS):
+            table[name] = {
                 "drift": mean_distance(after, y).mean(),
                 "moved": mean_distance(y, first).mean(),
-                **self._classifier.coverage(self._classifier.predict(to_levels(y))),
+                **self._classifier.coverage(self._read(y)),
             }
         return table
 
@@ -270,15 +259,12 @@ class Evaluation:
         return {"n": n, **{name: self._long_run(rows) for name, rows in starts.items()}}
 
     def _long_run(self, rows: FloatRows) -> Table:
-        counts = [k for k in _LONG_RUN if k <= self._steps]
         kept = "same_class" if self._classifier.task == "classes" else "same_attributes"
         table: Table = {}
-        first = None
-        for k, (y, after) in zip(counts, apply_repeatedly(self._f, rows, counts), strict=True):
-            predictions = self._classifier.predict(to_levels(y))
-            first = predictions.values if first is None else first
-            same = predictions.values == first
-            table["f" if k == 1 else f"f{k}"] = {
+        for name, first, y, after in self._powers(rows, _LONG_RUN):
+            predictions = self._read(y)
+            same = predictions.values == self._read(first).values
+            table[name] = {
                 "frechet": frechet(predictions.features, self._held_out.features),
                 **({kept: same.mean()} if self._classifier.task == "classes" or same.shape[1] > 1 else {}),
                 "drift": mean_distance(after, y).mean(),
@@ -286,12 +272,19 @@ class Evaluation:
             }
         return table
 
+    def _powers(self, rows: FloatRows, counts: Sequence[int]) -> Iterator[tuple[str, FloatRows, FloatRows, FloatRows]]:
+        """For each k up to the steps of the evaluation: its name, f(rows), f^k(rows) and f^(k+1)(rows)."""
+        counts, first = [k for k in counts if k <= self._steps], None
+        for k, (y, after) in zip(counts, apply_repeatedly(self._f, rows, counts), strict=True):
+            first = y if first is None else first
+            yield "f" if k == 1 else f"f{k}", first, y, after
+
     def _precision(self, chain: list[FloatRows]) -> Table:
         """The other precisions in comparison with fp32."""
         table: Table = {}
         for name, f in self._variants.items():
             rows = f(chain[0])
-            features = self._classifier.predict(to_levels(rows)).features
+            features = self._read(rows).features
             difference = np.abs(rows.astype(np.float64) - chain[1])
             table[name] = {
                 "frechet": frechet(features, self._held_out.features),
@@ -367,14 +360,10 @@ def _ratio(name: str, value: float, unit: float) -> Table:
     return {name: value / unit} if unit > 0.0 else {}
 
 
-def _rounded(table: Table) -> Table:
+def _rounded(value: Any) -> Any:
     """Plain JSON values with floats of six decimals."""
-
-    def rounded(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: rounded(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [rounded(item) for item in value]
-        return round(float(value), 6) if isinstance(value, float) else value
-
-    return {key: rounded(value) for key, value in table.items()}
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return round(float(value), 6) if isinstance(value, float) else value

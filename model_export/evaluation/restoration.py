@@ -26,7 +26,6 @@ Grid = Mapping[str, Corruption]
 BASELINE_PICTURES: Final = 1000  # held-out pictures of 28×28: classical methods take up to 5 ms for one
 TUNING_PICTURES: Final = 64  # training pictures of 28×28 on which the parameters of a method are chosen
 _HOLES: Final = {"hole_0.4": 0.4}
-_MASKED_STEPS: Final = (("f", 1), ("f4", 4))
 PROTOCOL: Final = (
     "the pictures of `real`; PSNR and SSIM (Gaussian window) against the clean picture; with_mask: kept pixels are put "
     "back after every step; baselines: the first n of them, f and the degraded picture (input) on the same; "
@@ -154,19 +153,14 @@ class Restoration:
         table = {"input": self._compare(corrupted), "f": self._compare(once), "f2": self._compare(self._f(once))}
         if name in _HOLES:
             mask = hole_mask(_HOLES[name], corrupted.shape)
-            table["with_mask"] = {
-                key: self._compare(self._masked(corrupted, mask, steps)) for key, steps in _MASKED_STEPS
-            }
+            masked = {name: self._masked(corrupted, mask, steps) for name, steps in (("f", 1), ("f4", 4))}
+            table["with_mask"] = {name: self._compare(rows) for name, rows in masked.items()}
         if baselines and name in BASELINES:
-            n = self._n_baseline
-            group: Table = {
-                "n": len(corrupted[:n]),
-                "input": self._compare(corrupted[:n]),
-                "f": self._compare(once[:n]),
-            }
+            few, once = corrupted[: self._n_baseline], once[: self._n_baseline]
+            group: Table = {"n": len(few), "input": self._compare(few), "f": self._compare(once)}
             for method, grid in BASELINES[name].items():
                 setting, restore = tune(grid, corrupt(self._tuning), self._tuning)
-                group[method] = {**self._compare(restore(corrupted[:n])), **({"setting": setting} if setting else {})}
+                group[method] = {**self._compare(restore(few)), **({"setting": setting} if setting else {})}
             table["baselines"] = group
         return table
 

@@ -4,19 +4,21 @@ import contextlib
 import io
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 import onnx
 import torch
+from onnx import ModelProto
+from onnxruntime.transformers.float16 import convert_float_to_float16
+from onnxruntime.transformers.onnx_model import OnnxModel
 from pydantic import ValidationError
 from torch import nn
 from torch.export import Dim
 
 from model_export.errors import UserError
 from model_export.export.artifact import OnnxFunction, publish, stamp
-from model_export.export.fp16 import to_fp16
 from model_export.export.verify import Verification, compare
 from model_export.training.checkpoint import TrainedModel, load_run
 from model_export.training.network import parameter_count
@@ -56,11 +58,14 @@ def export(
         raise UserError(
             f"{run} has done {model.checkpoint.step} of {model.preset.steps} steps; finish it, or say --unfinished"
         )
-    number = _next_version(models / model.preset.name) if version is None else version
-    folder = models / model.preset.name / str(number)
+    versions = models / model.preset.name
+    if version is None:  # the highest number in the folder plus one
+        names = (entry.name for entry in versions.iterdir()) if versions.is_dir() else ()
+        version = 1 + max((int(name) for name in names if name.isascii() and name.isdigit()), default=0)
+    folder = versions / str(version)
     if folder.exists() and not force:
         raise UserError(f"{folder} exists; choose another --version, or say --force")
-    card = card_of(model, str(number), card_fields or {})
+    card = card_of(model, str(version), card_fields or {})
     noise = NoiseSource(model.preset.shape, None)
     files: dict[Precision, bytes] = {"fp32": stamp(to_onnx(model.network, model.preset.shape), card, noise)}
     if fp16:
@@ -81,7 +86,9 @@ def to_onnx(network: nn.Module, shape: tuple[int, int, int]) -> bytes:
     The weights are inside the file.
     """
     example = torch.zeros((2, *shape))
-    with _silence_exporter():
+    # The exporter prints its progress, and torch warns of its own use of a deprecated class.
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.filterwarnings("ignore", r".*LeafSpec.* is deprecated", FutureWarning)
         program = torch.onnx.export(
             network,
             (example,),
@@ -104,6 +111,54 @@ def to_onnx(network: nn.Module, shape: tuple[int, int, int]) -> bytes:
     onnx.checker.check_model(model, full_check=True)
     data: bytes = model.SerializeToString(deterministic=True)
     return data
+
+
+def to_fp16(data: bytes) -> bytes:
+    """Convert weights and intermediate values to float16; `x`, `y` and the metadata are unchanged.
+
+    What comes before a quantiser stays in float32, because its ramps between two levels magnify rounding errors. The
+    converter is that of onnxruntime, which knows the operators without half precision.
+    """
+    single = onnx.load_model_from_string(data)
+    model: ModelProto = convert_float_to_float16(single, keep_io_types=True, node_block_list=_before_levels(single))
+    _remove_round_trips(model)
+    # ONNX requires the nodes in topological order; the converter appends its casts at the end.
+    OnnxModel(model).topological_sort(is_deterministic=True)
+    del model.graph.value_info[:]  # the converter leaves types there that are no longer true
+    onnx.checker.check_model(model, full_check=True)
+    half: bytes = model.SerializeToString(deterministic=True)
+    return half
+
+
+def _before_levels(model: ModelProto) -> list[str]:
+    """The names of the nodes that compute the levels of a quantiser: from the input to the convolution behind it."""
+    nodes = model.graph.node
+    levels = {name for node in nodes if node.op_type == "Round" for name in node.output}
+    for node in nodes:  # in topological order
+        if node.op_type != "Conv" and levels.intersection(node.input):
+            levels.update(node.output)
+    blocked, needed = [], levels
+    for node in reversed(nodes):
+        if needed.intersection(node.output):
+            blocked.append(node.name)
+            needed.update(node.input)
+    return blocked
+
+
+def _remove_round_trips(model: ModelProto) -> None:
+    """Remove casts float32 → float16 → float32, which the converter puts between `x` and a node in float32."""
+    casts = {node.output[0]: node for node in model.graph.node if node.op_type == "Cast"}
+    replaced = {
+        name: casts[node.input[0]].input[0]
+        for name, node in casts.items()
+        if node.input[0] in casts and node.attribute[0].i == onnx.TensorProto.FLOAT
+    }
+    for node in model.graph.node:
+        node.input[:] = [replaced.get(name, name) for name in node.input]
+    used = {name for node in model.graph.node for name in node.input} | {value.name for value in model.graph.output}
+    kept = [node for node in model.graph.node if node.op_type != "Cast" or used.intersection(node.output)]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
 
 
 def card_of(model: TrainedModel, version: str, fields: Mapping[str, object]) -> ModelCard:
@@ -142,17 +197,3 @@ def card_of(model: TrainedModel, version: str, fields: Mapping[str, object]) -> 
         # A check of several fields has the whole card as its input. Its message begins with the field of an option.
         where = f"{'.'.join(map(str, first['loc']))} {first['input']!r}: " if first["loc"] else "--"
         raise UserError(where + first["msg"].removeprefix("Value error, ")) from exc
-
-
-def _next_version(folder: Path) -> int:
-    """The highest version in the folder plus one."""
-    names = (entry.name for entry in folder.iterdir()) if folder.is_dir() else ()
-    return 1 + max((int(name) for name in names if name.isascii() and name.isdigit()), default=0)
-
-
-@contextlib.contextmanager
-def _silence_exporter() -> Iterator[None]:
-    """Suppress the exporter's progress on standard output and a warning about torch's own use of a deprecated class."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.filterwarnings("ignore", r".*LeafSpec.* is deprecated", FutureWarning)
-        yield

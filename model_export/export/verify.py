@@ -92,12 +92,9 @@ def compare(
     def computed(size: int) -> FloatRows:
         return np.concatenate([function.run_batch(rows[i : i + size]) for i in range(0, len(rows), size)])
 
-    single = computed(1)
-    difference = spread = 0.0
-    for size in batches:
-        result = computed(size)
-        difference = max(difference, max_abs_diff(result, expected))
-        spread = max(spread, max_abs_diff(result, single))
+    single, results = computed(1), [computed(size) for size in batches]
+    difference = max(max_abs_diff(result, expected) for result in results)
+    spread = max(max_abs_diff(result, single) for result in results)
     allowed: float = getattr(card.tolerance, precision)
     if difference > allowed:
         name = card.ref if precision == "fp32" else f"{card.ref} in {precision}"

@@ -1,17 +1,27 @@
-"""The figures of the IGN paper, drawn from an exported model with onnxruntime.
+"""The figures of the IGN paper, drawn from an exported model with onnxruntime, and the losses of its training.
 
 Nothing is selected by hand: latents are the first of a seed, pictures the first held-out ones of every class.
+torchvision lays out the grids, Pillow adds the text, matplotlib plots the losses.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
+from itertools import chain, groupby
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple
 
+import matplotlib as mpl
 import numpy as np
+import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from model_export.data import corruptions
@@ -22,11 +32,11 @@ from model_export.evaluation.measures import apply_repeatedly
 from model_export.export.artifact import Artifact
 from model_export.export.verify import check_run
 from model_export.files import atomic_write
-from model_export.report.image_grid import ImageGrid
-from model_export.report.loss_curves import plot_losses
 from model_export.training.checkpoint import FILE, load
+from model_export.training.stages import Weights
+from model_export.training.train import LOG
 from service.artifact.card import ModelCard
-from service.artifact.pixels import to_rows
+from service.artifact.pixels import to_levels, to_rows
 from service.domain import latents
 from service.domain.latents import FloatRows
 
@@ -65,6 +75,92 @@ def file_name(figure: str, channels: int) -> str:
     return f"{figure}.svg" if figure == LOSSES else f"{figure}.png" if channels == 1 else f"{figure}.webp"
 
 
+# The grid of a figure.
+
+_FONT_SIZE: Final = 15
+_LINE: Final = 22  # height of a line of text
+_MARGIN: Final = 8
+_GAP: Final = 2  # between pictures
+_MAX_SCALE: Final = 3
+_MAX_SIDE: Final = 128  # of an enlarged picture
+_WHITE: Final = 255
+_WEBP_QUALITY: Final = 80
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ImageGrid:
+    """A grid of pictures with labels. Labels are ASCII: Pillow's built-in font has few other characters."""
+
+    caption: str  # line above the grid
+    # Label and pictures (N, C, H, W) in [−1, 1] of every row; N is the same in all rows.
+    rows: Sequence[tuple[str, FloatRows]]
+    columns: Sequence[str] = ()  # labels above the columns, or none
+
+    @property
+    def scale(self) -> int:
+        """Enlargement of a pixel: 3 up to 42×42, 2 up to 64×64, else 1."""
+        return max(1, min(_MAX_SCALE, _MAX_SIDE // self._shape[1]))
+
+    def box(self, row: int, column: int) -> tuple[int, int, int, int]:
+        """Position of a picture in the image: left, top, right, bottom, in pixels."""
+        (left, top), (_, height, width) = self._origin, (side * self.scale for side in self._shape)
+        left, top = left + _GAP + column * (width + _GAP), top + _GAP + row * (height + _GAP)
+        return left, top, left + width, top + height
+
+    def encode(self, form: Literal["PNG", "WEBP"]) -> bytes:
+        """The grid as PNG, grey or RGB, without metadata; or as WebP, whose losses are hard to see."""
+        options = {"optimize": True} if form == "PNG" else {"quality": _WEBP_QUALITY, "method": 6}
+        buffer = io.BytesIO()
+        self._image().save(buffer, form, **options)
+        return buffer.getvalue()
+
+    def _image(self) -> Image.Image:
+        grid = Image.fromarray(self._grid())
+        (left, top), font = self._origin, _font()
+        width = max(left + grid.width, _MARGIN + _text_width(self.caption)) + _MARGIN
+        image = Image.new(grid.mode, (width, top + grid.height + _MARGIN), "white")
+        image.paste(grid, (left, top))
+        draw = ImageDraw.Draw(image)
+        draw.text((_MARGIN, _MARGIN // 2), self.caption, fill="black", font=font)
+        for column, label in enumerate(self.columns):
+            draw.text((self.box(0, column)[0], top - _LINE + 2), label, fill="black", font=font)
+        for row, (label, _) in enumerate(self.rows):
+            _, upper, _, lower = self.box(row, 0)
+            draw.text((_MARGIN, (upper + lower) // 2), label, fill="black", font=font, anchor="lm")
+        return image
+
+    def _grid(self) -> NDArray[np.uint8]:
+        """All pictures, enlarged without smoothing: (H, W) or (H, W, 3) uint8."""
+        levels = torch.from_numpy(to_levels(np.concatenate([pictures for _, pictures in self.rows])))
+        large = levels.repeat_interleave(self.scale, 2).repeat_interleave(self.scale, 3)
+        # make_grid repeats grey pictures to three channels.
+        grid = make_grid(large, nrow=len(self.rows[0][1]), padding=_GAP, pad_value=_WHITE).numpy()
+        return grid[0] if self._shape[0] == 1 else np.ascontiguousarray(grid.transpose(1, 2, 0))
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        channels, height, width = self.rows[0][1].shape[1:]
+        return channels, height, width
+
+    @property
+    def _origin(self) -> tuple[int, int]:
+        """Left and top of the grid, beside the labels."""
+        left = 2 * _MARGIN + max(_text_width(label) for label, _ in self.rows)
+        return left, _MARGIN + _LINE * (2 if self.columns else 1)
+
+
+@cache
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(_FONT_SIZE)
+
+
+def _text_width(text: str) -> int:
+    return round(_font().getlength(text))
+
+
+# The figures.
+
+
 class RestorationFigure(NamedTuple):
     """A figure of a corruption and its restoration."""
 
@@ -77,21 +173,17 @@ class RestorationFigure(NamedTuple):
 def restoration_figures(card: ModelCard) -> list[RestorationFigure]:
     """The corruptions that are shown for a model: thin strokes for grey models, grey and sketch for colour models."""
     thinned = corruptions.thin(light=card.polarity != "dark-on-light")
-    return [
+    figures = [
         RestorationFigure("noise_0.15", "noise, sigma 0.15", "x + n", corruptions.noise(0.15)),
         RestorationFigure("noise_0.8", "noise, sigma 0.8", "x + n", corruptions.noise(0.8)),
         RestorationFigure("blur", "blur", "b(x)", corruptions.blur(1.5)),
         RestorationFigure("low_resolution", "low resolution", "d(x)", corruptions.low_resolution(4)),
         RestorationFigure("hole", "hole", "m(x)", corruptions.hole(0.4)),
-        *(
-            [RestorationFigure("thinned", "thinned strokes", "e(x)", thinned)]
-            if card.shape[0] == 1
-            else [
-                RestorationFigure("grey", "grey", "g(x)", corruptions.grey()),
-                RestorationFigure("sketch", "sketch", "s(x)", corruptions.sketch(3.5)),
-            ]
-        ),
     ]
+    if card.shape[0] == 1:
+        return [*figures, RestorationFigure("thinned", "thinned strokes", "e(x)", thinned)]
+    grey = RestorationFigure("grey", "grey", "g(x)", corruptions.grey())
+    return [*figures, grey, RestorationFigure("sketch", "sketch", "s(x)", corruptions.sketch(3.5))]
 
 
 def draw_figures(
@@ -120,23 +212,17 @@ def draw_figures(
     if run is not None:
         check_run(card, run, load(run / FILE))
     context = FigureContext(artifact, data, seed=seed)
-    channels = card.shape[0]
-    form: Literal["PNG", "WEBP"] = "PNG" if channels == 1 else "WEBP"
-
-    def write(figure: str, content: bytes) -> Path:
-        path = out / file_name(figure, channels)
-        with atomic_write(path) as file:
+    form: Literal["PNG", "WEBP"] = "PNG" if card.shape[0] == 1 else "WEBP"
+    drawn = ((figure, draw().encode(form)) for figure, draw in context.figures(steps))
+    written = []
+    for figure, content in chain([] if losses is None else [(LOSSES, losses)], drawn):
+        written.append(out / file_name(figure, card.shape[0]))
+        with atomic_write(written[-1]) as file:
             file.write(content)
-        return path
-
-    written = [] if losses is None else [write(LOSSES, losses)]
-    for figure, draw in context.figures():
-        written.append(write(figure, draw().encode(form)))
-    written.append(write("repeated", context.repeated(steps).encode(form)))
     return written
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class FigureContext:
     """The model and the data from which the figures are drawn, with one method for each figure."""
 
@@ -144,8 +230,8 @@ class FigureContext:
     data: Dataset  # what it was trained on
     seed: int = 0
 
-    def figures(self) -> Iterator[tuple[str, Callable[[], ImageGrid]]]:
-        """Keys of `FIGURES` and their grids, except `repeated`."""
+    def figures(self, steps: int) -> Iterator[tuple[str, Callable[[], ImageGrid]]]:
+        """Keys of `FIGURES`, but for `losses`, and their grids; ``steps`` is for `repeated`."""
         yield "samples", self.samples
         yield "generation", self.generation
         yield "clean", self.clean
@@ -153,6 +239,7 @@ class FigureContext:
             yield figure.figure, partial(self.restoration, figure)
         yield "interpolation", self.interpolation
         yield "arithmetic", self.arithmetic
+        yield "repeated", partial(self.repeated, steps)
 
     def samples(self) -> ImageGrid:
         """f(z) for 8 × 12 latents, row-major."""
@@ -178,9 +265,8 @@ class FigureContext:
         path = latents.LatentPath(frames=_FRAMES)
         z = self._latents(2 * _LINES)
         lines = [(f"z {i}-{i + 1}", self.artifact.function(path.rows([z[i], z[i + 1]]))) for i in range(0, len(z), 2)]
-        return self._grid(
-            f"from one latent to another, seed {self.seed}", lines, columns=[f"t = {t:.1f}" for t in path.times()]
-        )
+        times = [f"t = {t:.1f}" for t in path.times()]
+        return self._grid(f"from one latent to another, seed {self.seed}", lines, times)
 
     def arithmetic(self) -> ImageGrid:
         """Latents a, b, c and their sums, under f; column i has latents i, 12 + i and 24 + i."""
@@ -189,10 +275,8 @@ class FigureContext:
         sums["f(a + b)"] = self._sum([a, b], [1.0, 1.0])
         sums["f(a + b + c)"] = self._sum([a, b, c], [1.0, 1.0, 1.0])
         sums["f(a - b + c)"] = self._sum([a, b, c], [1.0, -1.0, 1.0])
-        return self._grid(
-            f"sums of latents, seed {self.seed}",
-            [(label, self.artifact.function(rows)) for label, rows in sums.items()],
-        )
+        lines = [(label, self.artifact.function(rows)) for label, rows in sums.items()]
+        return self._grid(f"sums of latents, seed {self.seed}", lines)
 
     def repeated(self, steps: int) -> ImageGrid:
         """f^k(z) for the recorded k up to ``steps``, and for ``steps``. A progress bar shows the remaining time."""
@@ -229,18 +313,86 @@ class FigureContext:
         index = first_of_classes(None if labels is None else labels.numpy(), len(self.data.held_out), _COLUMNS)
         return to_rows(self.data.held_out[index].numpy())
 
-    def _grid(self, what: str, rows: list[tuple[str, FloatRows]], columns: list[str] | None = None) -> ImageGrid:
-        return ImageGrid(caption=f"{self.artifact.card.ref}: {what}", rows=rows, columns=columns or ())
+    def _grid(self, what: str, rows: list[tuple[str, FloatRows]], columns: Sequence[str] = ()) -> ImageGrid:
+        return ImageGrid(caption=f"{self.artifact.card.ref}: {what}", rows=rows, columns=columns)
 
 
 def first_of_classes(labels: NDArray[np.int64] | None, count: int, n: int) -> NDArray[np.int64]:
-    """Indices of ``n`` of ``count`` pictures: the first of every class, then the second, and so on.
-
-    All indices if there are fewer; the first ``n`` without labels.
-    """
+    """Indices of at most n pictures: the first of every class, then the second, …; without labels the first n."""
     if labels is None:
         return np.arange(min(n, count))
     order = np.argsort(labels, kind="stable")
     _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
     rank = np.arange(count) - np.repeat(starts, sizes)  # within its class
     return order[np.argsort(rank, kind="stable")][:n]
+
+
+# The losses.
+
+_TERMS: Final = tuple(field.name for field in dataclasses.fields(Weights))
+_COLOURS: Final = (*(f"C{i}" for i in range(10)), "black", "gold")  # one for each term; matplotlib has ten
+_MAX_POINTS: Final = 150  # of a curve in a stage; more are averaged
+_MIN_VALUE: Final = 1e-8  # the logarithmic scale needs values above 0
+
+
+class _Entry(NamedTuple):
+    """One line of the log."""
+
+    step: int
+    stage: str
+    terms: Mapping[str, float]  # of the loss, absolute values
+
+
+def plot_losses(run: Path) -> bytes:
+    """Plot every term of the loss, unweighted, against the step; vertical lines mark the stages."""
+    path = run / LOG
+    if not path.is_file():
+        raise UserError(f"no log at {path}")
+    entries = list(_read(path.read_text(encoding="utf-8", errors="replace")))
+    if not any(entry.terms for entry in entries):
+        raise UserError(f"{path}: no losses in it")
+    # Text stays text instead of outlines, and ids are the same in every run: equal logs give equal files.
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "model_export", "font.size": 9}):
+        figure = Figure(figsize=(9, 3.7), layout="constrained")
+        axes = figure.add_subplot(yscale="log", xlabel="step", xmargin=0)
+        axes.grid(axis="y", color="#ddd")
+        start = entries[0].step  # not 0 in a run with `--start`
+        for stage, group in groupby(entries, key=lambda entry: entry.stage):
+            lines = list(group)
+            axes.axvline(start, color="#999", linestyle=":")
+            # The name stands above the axes: x in data units, y in units of the axes.
+            axes.text(start, 1.02, stage, transform=axes.get_xaxis_transform(), color="#555")
+            for term, colour in zip(_TERMS, _COLOURS, strict=True):
+                points = _average([(line.step, line.terms[term]) for line in lines if term in line.terms])
+                if points:
+                    marker = "." if len(points) == 1 else ""  # a line needs two points
+                    axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.2, marker=marker, label=term)
+            start = lines[-1].step
+        # A term that occurs in several stages has several curves: one legend entry each.
+        handles, labels = axes.get_legend_handles_labels()
+        unique = dict(zip(labels, handles, strict=True))
+        axes.legend(unique.values(), unique.keys(), loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def _read(text: str) -> Iterator[_Entry]:
+    """The entries of a log, without lines that a crash has cut."""
+    for line in text.splitlines():
+        try:
+            values = json.loads(line)
+            step, stage = int(values["step"]), str(values["stage"])
+            # Tightness is negative.
+            terms = {name: max(abs(float(values[name])), _MIN_VALUE) for name in _TERMS if name in values}
+        except (ValueError, KeyError, TypeError):
+            continue
+        if step > 0 and all(map(math.isfinite, terms.values())):
+            yield _Entry(step, stage, terms)
+
+
+def _average(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
+    """Means of neighbours, so that at most `_MAX_POINTS` remain."""
+    size = math.ceil(len(points) / _MAX_POINTS)
+    groups = (points[i : i + size] for i in range(0, len(points), size or 1))
+    return [(sum(s for s, _ in group) / len(group), sum(v for _, v in group) / len(group)) for group in groups]

@@ -59,10 +59,9 @@ def limitations(card: ModelCard) -> list[str]:
 def _generation(generation: Table) -> Iterator[str]:
     samples = generation.get("f", {})
     floor = generation.get("training", {}).get("frechet")
-    distance = samples.get("frechet")
-    if distance is not None and floor:
-        yield f"Samples differ from real pictures: Fréchet distance {distance / floor:.1f} times that of real ones."
-    if distance is not None:
+    if (distance := samples.get("frechet")) is not None:
+        if floor:
+            yield f"Samples differ from real pictures: Fréchet distance {distance / floor:.1f} times that of real ones."
         powers = {name: row["frechet"] for name, row in generation.items() if is_power(name) and "frechet" in row}
         best = min(powers, key=lambda name: powers[name])
         if powers[best] < _BETTER * distance:
@@ -145,14 +144,9 @@ def summary(card: ModelCard) -> str:
     warnings = "\n".join(f"- **Warning**: {one_line(warning)}" for warning in quality.get("warnings", ()))
     samples, noisy = quality.get("generation", {}).get("f", {}), quality.get("restoration", {}).get("noise_0.8", {})
     floor = quality.get("generation", {}).get("training", {}).get("frechet")
+    ideal = f"{floor:.2f}: training pictures" if floor else "0"
     figures = [
-        (
-            "Fréchet distance of samples f(z)",
-            samples,
-            "frechet",
-            ".2f",
-            f"{floor:.2f}: training pictures" if floor else "0",
-        ),
+        ("Fréchet distance of samples f(z)", samples, "frechet", ".2f", ideal),
         ("Unevenness of the classes of f(z), KL in nats", samples, "kl", ".4f", "0"),
         ("Diversity of samples, relative to real pictures", quality, "diversity", ".2f", "1"),
         ("Change of f(z) by a second step, mean per pixel, range 2", quality.get("drift", {}), "f", ".4f", "0"),
@@ -270,7 +264,6 @@ def _precision(name: str, row: Table) -> str:
 
 
 def _arrow(row: Table, key: str, form: str) -> str:
-    """The value before and after one step of f."""
     before, after = row.get("input", {}).get(key), row.get("f", {}).get(key)
     return "–" if before is None and after is None else f"{_number(before, form)} → {_number(after, form)}"
 
@@ -280,5 +273,4 @@ def _cells(row: Table, forms: Mapping[str, str]) -> list[str]:
 
 
 def _number(value: float | None, form: str) -> str:
-    """A formatted number; – for None."""
     return "–" if value is None else format(value, form).replace("%", " %")

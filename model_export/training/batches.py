@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from model_export.data.corruptions import RandomCorruptions
+from model_export.data.corruptions import Draws, RandomCorruptions
 from model_export.data.datasets import to_model_range
 from model_export.training.execution import World
 from model_export.training.log import ThroughputMeter
@@ -23,7 +23,6 @@ from model_export.training.presets import Preset
 from model_export.training.stages import Stage
 
 _CHUNK: Final = 512  # latents in one forward pass: larger chunks are not faster on a CPU and need more memory
-_ALONE: Final = World()
 
 
 class RngStream(IntEnum):
@@ -60,56 +59,38 @@ class CandidatePool:
     thousands chooses much better than the few candidates that one step could afford.
     """
 
-    latents: Tensor | None = None
-
-    def refresh(self, f: Function, latents: Tensor, world: World = _ALONE) -> None:
-        """Replace the candidates by these latents (N, C, H, W). Each rank computes the outputs of its shard."""
-        self.latents, self._outputs = latents, _outputs(f, latents, world)
+    def __init__(self, f: Function, latents: Tensor, world: World) -> None:
+        self._latents, self._outputs = latents, _outputs(f, latents, world)
         self._norms = self._outputs.square().sum(1)
 
     def nearest(self, x: Tensor) -> Tensor:
-        """For each picture (B, C, H, W), the latent whose output has the least squared distance; same shape.
-
-        Raises:
-            RuntimeError: the pool is empty; call `refresh` first.
-        """
-        if self.latents is None:
-            raise RuntimeError("refresh the pool before using it")
+        """For each picture (B, C, H, W), the latent whose output has the least squared distance; same shape."""
         # In bfloat16 the rounding of the product would be as large as the distances between candidates.
         with torch.autocast(x.device.type, enabled=False):
             # ‖a − p‖² = ‖a‖² − 2a·p + ‖p‖². ‖p‖² is the same for all candidates a of a picture p.
             squared = self._norms - 2.0 * x.float().flatten(1) @ self._outputs.T  # (B, pool)
-        return self.latents[squared.argmin(1)]
+        return self._latents[squared.argmin(1)]
 
 
 class BalancedPairs:
-    """Latents and pictures, paired one to one by an optimal assignment and handed out in batches.
+    """M latents and M pictures, paired one to one so that the total squared distance is least, for several batches.
 
     Every latent has a target and no picture is preferred, in contrast to `CandidatePool`.
     """
 
-    latents: Tensor | None = None
-
-    def refresh(self, f: Function, latents: Tensor, pictures: Tensor, world: World = _ALONE) -> None:
-        """Pair M latents with M pictures, (M, C, H, W) each, so that the total squared distance is least."""
+    def __init__(self, f: Function, latents: Tensor, pictures: Tensor, world: World) -> None:
         samples = _outputs(f, latents, world)
         columns = torch.empty(len(pictures), dtype=torch.int64)
         # Rank 0 decides for all: two ranks whose costs differ in the last bit could find different assignments.
         if world.is_main:
             cost = torch.cdist(samples, pictures.float().flatten(1)).square()
             columns = torch.from_numpy(linear_sum_assignment(cost.cpu().numpy())[1])
-        self.latents, self._partners = latents, pictures[world.broadcast(columns.to(pictures.device))]
+        self._latents, self._partners = latents, pictures[world.broadcast(columns.to(pictures.device))]
 
     def batch(self, index: int, size: int) -> tuple[Tensor, Tensor]:
-        """Batch number ``index`` since the refresh: latents and pictures, (size, C, H, W) each. Wraps around.
-
-        Raises:
-            RuntimeError: there are no pairs; call `refresh` first.
-        """
-        if self.latents is None:
-            raise RuntimeError("refresh the pairs before using them")
-        rows = torch.arange(index * size, (index + 1) * size, device=self.latents.device) % len(self.latents)
-        return self.latents[rows], self._partners[rows]
+        """Batch number ``index``: latents and pictures, (size, C, H, W) each. Wraps around."""
+        rows = torch.arange(index * size, (index + 1) * size, device=self._latents.device) % len(self._latents)
+        return self._latents[rows], self._partners[rows]
 
 
 @torch.no_grad()
@@ -133,10 +114,7 @@ class TrainingBatch:
     drift_pictures: Tensor | None = None  # pictures that attract the samples
 
     def split(self, parts: int) -> list["TrainingBatch"]:
-        """Split into micro-batches of equal size.
-
-        Terms that need the whole batch (`Weights.whole_batch`) allow one part only.
-        """
+        """Split into micro-batches of equal size; terms that need the whole batch (`Weights.whole_batch`) allow one."""
         if parts == 1:
             return [self]
         rows = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
@@ -145,55 +123,43 @@ class TrainingBatch:
 
 
 class BatchBuilder:
-    """Builds this rank's rows for any step. It refreshes the pool and the pairs at the steps where they are due.
-
-    Args:
-        pictures: (N, C, H, W) uint8, on the device to compute on.
-    """
+    """Builds this rank's rows for any step, from pictures (N, C, H, W) uint8 on the device to compute on."""
 
     def __init__(self, preset: Preset, pictures: Tensor, *, seed: int, meter: ThroughputMeter, world: World) -> None:
         self._preset, self._pictures, self._seed = preset, pictures, seed
         self._meter, self._world = meter, world
         self._corruptions = RandomCorruptions(names=preset.corruptions, eight_bit=preset.eight_bit)
-        self._pool, self._pairs = CandidatePool(), BalancedPairs()
+        self._pool: CandidatePool | None = None
+        self._pairs: BalancedPairs | None = None
         self._epoch, self._permutation = -1, torch.empty(0)
         self.size = min(preset.batch, len(pictures))
 
     def build(self, step: int, stage_step: int, stage: Stage, f: Function) -> TrainingBatch:
         """Build this rank's rows. The step of the run seeds random numbers, that of the stage times the refreshes."""
         weights, shard = stage.weights, self._world.shard
-        nearest = matched = partner = z = corrupted = code_noise = drift_pictures = None
         with self._meter.phase("data"):
             x = to_model_range(self._pictures[shard(self.picture_indices(step)).to(self._pictures.device)])
+        rows = {"x": x}
         if weights.imle > 0:
             with self._meter.phase("pool"):
-                nearest = self._nearest(x, step, stage_step, f)
+                rows["nearest"] = self._nearest(x, step, stage_step, f)
         if weights.match > 0:
             with self._meter.phase("pairs"):
-                matched, partner = map(shard, self._matched(step, stage_step, f))
+                rows["matched"], rows["partner"] = map(shard, self._matched(step, stage_step, f))
         with self._meter.phase("data"):
             samples = stage.drift_pictures if weights.drifting > 0 and stage.drift_pictures else self.size
             if weights.latents:
-                z = shard(self.latents(samples, RngStream.NOISE, step))
+                rows["z"] = shard(self.latents(samples, RngStream.NOISE, step))
             if weights.project > 0:
                 generator = self.generator(RngStream.CORRUPTION, step)
                 draws = self._corruptions.draw(self.size, self._preset.shape, generator)
-                corrupted = self._corruptions.apply(x, draws.map(shard))
+                rows["corrupted"] = self._corruptions.apply(x, Draws(*map(shard, draws)))
             if weights.code_consistency > 0 and stage.code_noise > 0:
-                rows = sum(len(part) for part in (x, z, corrupted) if part is not None)
-                code_noise = self.latents(rows, RngStream.CODE_NOISE, step)
+                count = sum(len(rows[name]) for name in ("x", "z", "corrupted") if name in rows)
+                rows["code_noise"] = self.latents(count, RngStream.CODE_NOISE, step)
             if weights.drifting > 0:
-                drift_pictures = self._random_pictures(samples, RngStream.DRIFT_PICTURES, step)
-        return TrainingBatch(
-            x=x,
-            nearest=nearest,
-            matched=matched,
-            partner=partner,
-            z=z,
-            corrupted=corrupted,
-            code_noise=code_noise,
-            drift_pictures=drift_pictures,
-        )
+                rows["drift_pictures"] = self._random_pictures(samples, RngStream.DRIFT_PICTURES, step)
+        return TrainingBatch(**rows)
 
     def picture_indices(self, step: int) -> Tensor:
         """Indices of a step's pictures (B,). Every epoch is a permutation; its incomplete last batch is dropped."""
@@ -219,17 +185,19 @@ class BatchBuilder:
 
     def _nearest(self, x: Tensor, step: int, stage_step: int, f: Function) -> Tensor:
         matching = self._preset.matching
-        if stage_step % matching.pool_refresh == 0 or self._pool.latents is None:
-            self._pool.refresh(f, self.latents(matching.pool, RngStream.POOL, step), self._world)
+        # A resumed run has no pool, but it resumes only where the pool is due anyway: see `Preset.refresh_interval`.
+        if stage_step % matching.pool_refresh == 0 or self._pool is None:
+            self._pool = CandidatePool(f, self.latents(matching.pool, RngStream.POOL, step), self._world)
         return self._pool.nearest(x)
 
     def _matched(self, step: int, stage_step: int, f: Function) -> tuple[Tensor, Tensor]:
         """The pairs of the whole batch."""
         matching = self._preset.matching
         index = stage_step % matching.pairs_refresh
-        if index == 0 or self._pairs.latents is None:
+        if index == 0 or self._pairs is None:
             pictures = self._random_pictures(matching.pairs, RngStream.PAIR_PICTURES, step)
-            self._pairs.refresh(f, self.latents(len(pictures), RngStream.PAIRS, step), pictures, self._world)
+            latents = self.latents(len(pictures), RngStream.PAIRS, step)
+            self._pairs = BalancedPairs(f, latents, pictures, self._world)
         return self._pairs.batch(index, self.size)
 
     def _random_pictures(self, count: int, stream: RngStream, step: int) -> Tensor:

@@ -10,7 +10,7 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -145,16 +145,14 @@ def continued_preset(preset: Preset, saved: Checkpoint, *, out: Path, data: Data
     further stages.
     """
     precisions = ("fp32", "bf16")
-    differences: list[Difference] = [
-        (name, before, now)
-        for name, before, now in (
-            ("--seed", saved.seed, seed),
-            ("--precision", precisions[bool(saved.provenance.get("bf16"))], precisions[bf16]),
-        )
-        if before != now
+    options: list[Difference] = [
+        ("--seed", saved.seed, seed),
+        ("--precision", precisions[bool(saved.provenance.get("bf16"))], precisions[bf16]),
     ]
-    if data.sha256 != saved.data.get("sha256"):
-        differences.append(("--data", _data(saved.data), _data({"name": data.name, "sha256": data.sha256})))
+    differences = [(name, before, now) for name, before, now in options if before != now]
+    if data.sha256 != saved.data["sha256"]:
+        before = f"{saved.data['name']} of SHA-256 {saved.data['sha256'][:12]}"
+        differences.append(("--data", before, f"{data.name} of SHA-256 {data.sha256[:12]}"))
     adapted, others = _adapt(preset, saved)
     differences += others
     if differences:
@@ -178,14 +176,11 @@ def _adapt(preset: Preset, saved: Checkpoint) -> tuple[Preset, list[Difference]]
     if adds_stages(preset, saved):
         recorded = replace(recorded, stages=(*recorded.stages, *preset.stages[len(recorded.stages) :]))
     adapted = replace(preset, stages=_stages(preset, recorded, saved))
-    differences = list(_differences(_compared(recorded), _compared(preset)))
-    lengths = [name for name, _, _ in differences if name.endswith((".steps", ".warmup"))]
-    if len(lengths) == len(differences) and preset.steps >= recorded.steps:
-        return adapted, []
-    others = [each for each in differences if each[0] not in lengths]
+    # More steps change the lengths of stages; nothing else may differ.
+    others = [each for each in _differences(recorded, preset) if not each[0].endswith((".steps", ".warmup"))]
     if preset.steps < recorded.steps and not adds_stages(preset, saved):
         others.append(("--steps", recorded.steps, f"{preset.steps}, and it may only grow"))
-    return preset, others
+    return adapted, others
 
 
 def _stages(preset: Preset, recorded: Preset, saved: Checkpoint) -> tuple[Stage, ...]:
@@ -198,30 +193,30 @@ def _stages(preset: Preset, recorded: Preset, saved: Checkpoint) -> tuple[Stage,
     return (*done, *(replace(stage, steps=n) for stage, n in zip(rest, steps, strict=True)))
 
 
-def _compared(preset: Preset) -> dict[str, Any]:
-    return {name: value for name, value in preset.to_dict().items() if name not in CARD_FIELDS}
+def _differences(recorded: Preset, preset: Preset) -> list[Difference]:
+    """Fields that differ, but for those of the card: `batch`, `network.size`, `stage 1.lr`."""
+    before, now = _flat(recorded.to_dict()), _flat(preset.to_dict())
+    # A field that only one of them has is that of a further stage, which `stages` shows.
+    names = [name for name in before if name in now and name not in CARD_FIELDS and before[name] != now[name]]
+    return [(_OPTIONS.get(name, name), _text(before[name]), _text(now[name])) for name in names]
 
 
-def _differences(before: Any, now: Any, name: str = "") -> Iterator[Difference]:
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for key in dict.fromkeys((*before, *now)):
-            yield from _differences(before.get(key), now.get(key), f"{name}.{key}" if name else str(key))
-    elif name == "stages" and len(before) == len(now):
-        for one, other in zip(before, now, strict=True):
-            yield from _differences(one, other, f"stage {one['name']}")
-    elif before != now:
-        yield _OPTIONS.get(name, name), _text(before), _text(now)
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        elif name == "stages":
+            flat[name] = [stage["name"] for stage in value]
+            for number, stage in enumerate(value, start=1):
+                flat |= _flat(stage, f"stage {number}.")
+        else:
+            flat[prefix + name] = value
+    return flat
 
 
 def _text(value: object) -> object:
-    """A short form: stages by their names."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return " ".join(str(each.get("name", each)) if isinstance(each, Mapping) else str(each) for each in value)
-    return value
-
-
-def _data(data: Mapping[str, Any]) -> str:
-    return f"{data.get('name')} of SHA-256 {str(data.get('sha256'))[:12]}"
+    return " ".join(map(str, value)) if isinstance(value, list) else value
 
 
 _PACKAGE = Path(__file__).parents[1]

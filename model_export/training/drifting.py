@@ -23,22 +23,19 @@ _MIN_VARIANCE: Final = 1e-6  # keeps the gradient of a deviation finite
 
 
 def field(distances: Tensor, signed: Tensor, pictures: int, temperature: float) -> Tensor:
-    """V of every sample: attraction to pictures, repulsion from other samples (the paper, eqs. 8–11, algorithm 2).
+    """V of every sample (…, N, D): attraction to pictures, repulsion from others (the paper, eqs. 8–11, algorithm 2).
 
-    A = √(softmax over rows · softmax over columns) of −distance/τ is split into A⁺ (N, M) and A⁻ (N, K). With row sums
-    Σ, W⁺ = A⁺·ΣA⁻, W⁻ = A⁻·ΣA⁺ and V = W⁺·pictures − W⁻·others. V is anti-symmetric: it changes its sign if pictures
-    and others are exchanged, so V = 0 if they are equal.
-
-    Args:
-        distances: of samples to M pictures and K others side by side, (…, N, M + K); infinite for a sample to itself.
-            The leading dimensions are groups of features that do not interact.
-        signed: the pictures and, with the opposite sign, the others: (…, M + K, D).
-        pictures: M.
-        temperature: τ > 0.
-
-    Returns:
-        (…, N, D).
+    ``distances`` (…, N, M + K) are those of samples to M ``pictures`` and K others side by side; infinite for a sample
+    to itself. ``signed`` (…, M + K, D) holds the pictures and, with the opposite sign, the others. The leading
+    dimensions are groups of features that do not interact.
     """
+    #                 M pictures   K others
+    #               ┌────────────┬──────────┐   A = √(softmax over rows · softmax over columns) of −distance/τ
+    #    N samples  │     A⁺     │    A⁻    │
+    #               └────────────┴──────────┘   W⁺ = A⁺ · row sum of A⁻,  W⁻ = A⁻ · row sum of A⁺
+    #
+    # V = W⁺·pictures − W⁻·others changes its sign if pictures and others are exchanged, so V = 0 if they are equal:
+    # samples rest when they have the distribution of the pictures.
     logits = distances / -temperature
     # √(softmax · softmax) in place, with one exp of the matrix: these passes take most of the time of the loss.
     halved = (logits.logsumexp(-1, keepdim=True) / 2, logits.logsumexp(-2, keepdim=True) / 2)
@@ -54,13 +51,8 @@ def field(distances: Tensor, signed: Tensor, pictures: int, temperature: float) 
 def normalised_field(samples: Tensor, pictures: Tensor, temperatures: Sequence[float] = _TEMPERATURES) -> Tensor:
     """Σ over τ of V, each scaled to mean square 1, so that every temperature has equal influence (appendix A).
 
-    Args:
-        samples: (…, N, D), scaled by `distance_scale`; they repel one another.
-        pictures: (…, M, D), likewise.
-        temperatures: τ in units of √D.
-
-    Returns:
-        (…, N, D), without gradient.
+    Samples (…, N, D), which repel one another, and pictures (…, M, D) are scaled by `distance_scale`; τ is in units of
+    √D.
     """
     unit, count = samples.shape[-1] ** 0.5, pictures.shape[-2]
     distances = torch.cat([torch.cdist(samples, pictures), torch.cdist(samples, samples)], -1)
@@ -88,10 +80,7 @@ def drifting_loss(samples: Sequence[Tensor], pictures: Sequence[Tensor]) -> Tens
     """Mean over feature groups of ‖φ(y) − sg(φ(y) + V)‖² (the paper, eq. 6 and section 3.4).
 
     The value depends on the normalisation of V and hardly changes during training; its gradient is what trains f.
-
-    Args:
-        samples: features of y with gradient, (N, D) for every group.
-        pictures: features of pictures, (M, D) for every group.
+    Samples have features (N, D) with gradient for every group, pictures (M, D).
     """
     # Groups of the same D are computed together: there are many small ones.
     sizes: dict[int, list[int]] = {}
@@ -101,6 +90,8 @@ def drifting_loss(samples: Sequence[Tensor], pictures: Sequence[Tensor]) -> Tens
     for indices in sizes.values():
         ours, theirs = (torch.stack([groups[i] for i in indices]) for groups in (samples, pictures))
         scale = distance_scale(ours, theirs)
+        # The target is where the field carries the features of today. It is a constant, so the gradient of the square
+        # is −2V: f moves its samples along V, as in a regression.
         fixed = (ours.detach() * scale).float()
         target = fixed + normalised_field(fixed, (theirs * scale).float())
         terms.append((ours * scale - target).square().mean((1, 2)))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from types import FrameType
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model_export.errors import UserError
+from model_export.training.network import Autoencoder
 from model_export.training.presets import Preset
 
 
@@ -43,14 +44,6 @@ class World:
         parts = [torch.empty_like(padded) for _ in range(self.size)]
         dist.all_gather(parts, padded)
         return torch.cat(parts)[:total]
-
-    def any(self, flags: Tensor) -> Tensor:
-        """Elementwise logical or over the ranks; bool of any shape."""
-        if self.size == 1:
-            return flags
-        votes = flags.to(torch.int32)
-        dist.all_reduce(votes, dist.ReduceOp.MAX)
-        return votes > 0
 
     def mean(self, values: Tensor) -> Tensor:
         """Elementwise mean over the ranks."""
@@ -83,9 +76,6 @@ def join_world(device: torch.device) -> Iterator[tuple[World, torch.device]]:
         yield World(dist.get_rank(), dist.get_world_size()), device
     finally:
         dist.destroy_process_group()
-
-
-_Network = TypeVar("_Network", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,14 +111,11 @@ class Execution:
         """The network, compiled if the option is set."""
         return cast("nn.Module", torch.compile(network)) if self.compile else network
 
-    def to_device(self, network: _Network, device: torch.device) -> _Network:
+    def to_device(self, network: Autoencoder, device: torch.device) -> Autoencoder:
         """Move the network to the device, in the memory format of the options."""
         network = network.to(device)
-        if self.channels_last:
-            for parameter in network.parameters():
-                if parameter.dim() == 4:
-                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-        return network
+        # torch converts parameters of four dimensions only.
+        return network.to(memory_format=torch.channels_last) if self.channels_last else network
 
     def to_dict(self) -> dict[str, Any]:
         """The options as the checkpoint's provenance stores them."""
@@ -139,10 +126,7 @@ class Execution:
 
 def no_sync_until(f: nn.Module, *, last: bool) -> AbstractContextManager[None]:
     """Average gradients over the ranks only in the ``last`` micro-batch of a step: every average costs traffic."""
-    if last or not isinstance(f, DistributedDataParallel):
-        return nullcontext()
-    no_sync: AbstractContextManager[None] = f.no_sync()
-    return no_sync
+    return f.no_sync() if isinstance(f, DistributedDataParallel) and not last else nullcontext()
 
 
 @contextmanager

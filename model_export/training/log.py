@@ -3,10 +3,10 @@
 import json
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -44,11 +44,11 @@ TERMS: Final[Mapping[str, str]] = {
 class Throughput:
     """The throughput of an interval of training."""
 
-    steps: int  # optimiser steps
-    pictures: int  # training pictures used, over all ranks
-    seconds: float  # wall-clock time
+    steps: int = 0  # optimiser steps
+    pictures: int = 0  # training pictures used, over all ranks
+    seconds: float = 0.0  # wall-clock time
     # Seconds by phase; `compute` is forward, backward and optimiser. Their sum may be less than `seconds`.
-    phases: Mapping[str, float]
+    phases: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def pictures_per_second(self) -> float:
@@ -102,24 +102,23 @@ class ThroughputMeter:
     def start(self) -> None:
         """Start a new interval."""
         self._steps, self._pictures = 0, 0
-        self._phases: Counter[str] = Counter()
+        self._phases: defaultdict[str, float] = defaultdict(float)
         self._spans.clear()
         self._started = time.perf_counter()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Count the time of the block for this phase. Phases must not be nested."""
-        if self._device.type == "cuda":
-            begin = self._event()
-            yield
-            self._spans.append((name, begin, self._event()))
-            # Bound the number of pending events: their times are read now and then.
-            if len(self._spans) >= _MAX_SPANS:
-                self._read_events()
-        else:
+        if self._device.type != "cuda":
             started = time.perf_counter()
             yield
-            self._phases[name] += time.perf_counter() - started  # type: ignore[assignment]  # Counter's stub knows int only
+            self._phases[name] += time.perf_counter() - started
+            return
+        begin = self._event()
+        yield
+        self._spans.append((name, begin, self._event()))
+        if len(self._spans) >= _MAX_SPANS:  # pending events take memory
+            self._read_events()
 
     def step(self, pictures: int) -> None:
         """Count one optimiser step."""
@@ -130,9 +129,8 @@ class ThroughputMeter:
         """End the present interval, return its throughput, and start the next one."""
         self._read_events()
         now = time.perf_counter()
-        ended = Throughput(
-            steps=self._steps, pictures=self._pictures, seconds=now - self._started, phases=dict(self._phases)
-        )
+        seconds, phases = now - self._started, dict(self._phases)
+        ended = Throughput(steps=self._steps, pictures=self._pictures, seconds=seconds, phases=phases)
         self.start()
         return ended
 
@@ -144,7 +142,7 @@ class ThroughputMeter:
     def _read_events(self) -> None:
         for name, begin, end in self._spans:
             end.synchronize()
-            self._phases[name] += begin.elapsed_time(end) / 1000.0  # type: ignore[assignment]  # as above
+            self._phases[name] += begin.elapsed_time(end) / 1000.0
         self._spans.clear()
 
 
@@ -157,11 +155,9 @@ class Log:
 
     def __init__(self, path: Path, step: int, *, board: Path | None = None) -> None:
         self._board = None if board is None else _summary_writer(board, step)
-        path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_text().splitlines() if path.is_file() else []
-        kept = [line for line in lines if _step_of(line) <= step]
         with atomic_write(path) as file:
-            file.write("".join(f"{line}\n" for line in kept).encode())
+            file.write("".join(f"{line}\n" for line in lines if _step_of(line) <= step).encode())
         self._path = path
 
     def __enter__(self) -> "Log":
@@ -181,10 +177,8 @@ class Log:
     def throughput(self, step: int, stage: str, measured: Throughput) -> None:
         """Log the throughput of the interval that ends at this step."""
         self._write({"step": step, "stage": stage, "throughput": measured.to_dict()})
-        self._scalars(
-            step,
-            {"throughput/pictures_per_second": measured.pictures_per_second, "throughput/outside": measured.outside},
-        )
+        rates = {"pictures_per_second": measured.pictures_per_second, "outside": measured.outside}
+        self._scalars(step, {f"throughput/{name}": value for name, value in rates.items()})
 
     def _write(self, line: Mapping[str, object]) -> None:
         self._file.write(json.dumps(line) + "\n")

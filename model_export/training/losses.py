@@ -27,13 +27,11 @@ _EDGE_SHARE: Final = 0.4  # of the edges in `mse_l1_edges`: a mouth of few pixel
 
 
 def distance(a: Tensor, b: Tensor, kind: Distance) -> Tensor:
-    """D(a, b) over C·H·W: mean squared or mean absolute difference, or the first plus a fifth of the second (`mse_l1`).
+    """D(a, b) (B,) over C·H·W: mean squared or mean absolute difference, or the first plus a fifth of the second.
 
     `mse_l1_edges` adds the absolute differences of the image gradients in both directions, per pixel (after the
     gradient difference loss of Mathieu et al., 2016, arXiv 1511.05440). `mse_l1_focal` is `mse_l1` with the weights of
     `_focal_weights`.
-
-    Returns (B,).
     """
     error = a - b
     difference = error.flatten(1)
@@ -91,48 +89,15 @@ def tightness(f: Function, y: Tensor, kind: Distance) -> Tensor:
     return -distance(f(fixed), fixed, kind)
 
 
-def fused_idempotence_tightness(f: Function, y: Tensor, idem: float, tight: float, kind: Distance) -> Tensor:
-    """−D(f(y), y), scaled so that ``tight`` times its gradient is that of idem·L_idem + tight·L_tight.
-
-    Both terms use the distance d = D(f(y), y) of one forward pass. Idempotence wants +idem·∂d/∂y, which flows on into
-    f(z). Tightness wants −tight·∂d/∂θ for the outer f. One backward pass of −tight·d gives both if the gradient that
-    enters y is multiplied by −idem/tight. IGN's frozen copy has the same gradient and needs one more forward pass.
-
-    Args:
-        f: the trained network.
-        y: f(z) with its gradient.
-        idem: weight of idempotence, ≥ 0.
-        tight: weight of tightness, > 0.
-        kind: of the distance.
-    """
-    fixed = y.detach()
-    # y − fixed is zero, so the value is exactly y, while the gradient with respect to y is −idem/tight.
-    scaled = fixed - (idem / tight) * (y - fixed)
-    return -distance(f(scaled), scaled, kind).mean()
-
-
 def smooth_clamp(tight: Tensor, rec: Tensor, ratio: float | None) -> Tensor:
-    """a·L_rec·tanh(L_tight/(a·L_rec)) for every row (IGN, eq. 9), with L_rec as a constant. Returns (B,).
+    """a·L_rec·tanh(L_tight/(a·L_rec)) for every row (IGN, eq. 9), with L_rec as a constant; (B,) each.
 
-    Args:
-        tight: (B,), ≤ 0.
-        rec: (B,), ≥ 0.
-        ratio: a; None returns ``tight`` unchanged.
+    Without a ratio a, tightness is not clamped.
     """
     if ratio is None:
         return tight
     bound = (ratio * rec.detach()).clamp_min(1e-12)
     return bound * torch.tanh(tight / bound)
-
-
-def imle(f: Function, nearest: Tensor, x: Tensor, kind: Distance) -> Tensor:
-    """D(f(z*), x), where z* is the candidate latent whose output is nearest to x (IMLE; NAIGN, eq. 6)."""
-    return distance(f(nearest), x, kind).mean()
-
-
-def matched(f: Function, z: Tensor, partner: Tensor, kind: Distance) -> Tensor:
-    """D(f(z_i), x_σ(i)), where σ is an optimal one-to-one assignment of latents to pictures."""
-    return distance(f(z), partner, kind).mean()
 
 
 def distillation(y: Tensor, teacher: Function, z: Tensor, steps: int, kind: Distance) -> Tensor:
@@ -144,18 +109,10 @@ def distillation(y: Tensor, teacher: Function, z: Tensor, steps: int, kind: Dist
     return distance(y, target, kind).mean()
 
 
-def idempotence_on_outputs(f: Function, y: Tensor, kind: Distance) -> Tensor:
-    """D(f(sg y), sg y) = −L_tight: the outer f learns to keep its outputs. Stages with a discriminator use it."""
-    fixed = y.detach()
-    return distance(f(fixed), fixed, kind).mean()
-
-
 def hinge_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
     """Σ over scales of E max(0, 1 − s(x)) + E max(0, 1 + s(y)): the discriminator's loss (arXiv 1705.02894).
 
-    Args:
-        real: scores of pictures, (B,) for every scale.
-        fake: scores of samples, likewise.
+    There is one score (B,) for every scale.
     """
     terms = [functional.relu(1 - s).mean() + functional.relu(1 + t).mean() for s, t in zip(real, fake, strict=True)]
     return torch.stack(terms).sum()
@@ -166,19 +123,10 @@ def generator_loss(scores: Sequence[Tensor]) -> Tensor:
     return -torch.stack([score.mean() for score in scores]).sum()
 
 
-def projection(f: Function, corrupted: Tensor, x: Tensor, kind: Distance) -> Tensor:
-    """D(f(corrupted x), x): one step of f restores a corrupted picture."""
-    return distance(f(corrupted), x, kind).mean()
-
-
 def feature_distance(features: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
     """Mean over scales of ‖φ(f(x')) − φ(x)‖²/‖φ(x)‖², with φ a frozen encoder; x' is x or a corrupted copy of x.
 
-    Pixel distances hardly count small parts and average what a corruption has removed; features do so less.
-
-    Args:
-        features: φ(f(x')) with gradient, (B, c, h, w) for every scale.
-        target: φ(x), likewise.
+    Pixel distances hardly count small parts and average what a corruption has removed; features (B, c, h, w) less.
     """
     terms = []
     for ours, theirs in zip(features, target, strict=True):
@@ -191,12 +139,7 @@ def code_consistency(network: Autoencoder, source: Tensor, y: Tensor) -> Tensor:
     """How far the components of y = f(source) are from the quantised components that y was decoded from.
 
     Mean of max(0, |error| − 0.15)², in levels. Rounding corrects errors below 0.5, so f(y) = y if all errors are small;
-    0.15 leaves a margin. Decoder and encoder both learn.
-
-    Args:
-        network: with a fitted quantiser.
-        source: the input of f, (B, C, H, W).
-        y: f(source) with its gradient, (B, C, H, W).
+    0.15 leaves a margin. Decoder and encoder both learn. The quantiser must be fitted.
     """
     with torch.no_grad():
         target = round_with_ramps(network.components(source))

@@ -41,9 +41,9 @@ class NetworkConfig:
             sizes.append(sizes[-1] // 2)
         if sizes[-1] < 1:
             raise ValueError(f"size {self.size} is too small for {len(self.widths)} halvings")
-        if self.places > 1 and self.places != sizes[-1]:
+        if self.places not in (1, sizes[-1]):
             raise ValueError(
-                f"a bottleneck of {self.places} places needs that side, not {sizes[-1]}, after the halvings"
+                f"a bottleneck of {self.places} places needs that side after the halvings, not {sizes[-1]}"
             )
         if self.places > 1 and self.quantizer:
             raise ValueError("the quantiser needs a bottleneck of one place")
@@ -77,12 +77,8 @@ class Autoencoder(nn.Module):
             layers.append(ScalarQuantizer(config.bottleneck, config.quantizer))
         self.encoder = nn.Sequential(*layers)
 
-        wide = (
-            nn.Conv2d(config.bottleneck, last, 3, 1, 1)
-            if places
-            else _GlobalConvTranspose(config.bottleneck, last, side)
-        )
-        layers = [wide]
+        code = config.bottleneck
+        layers = [nn.Conv2d(code, last, 3, 1, 1) if places else _GlobalConvTranspose(code, last, side)]
         for depth in range(len(config.widths), 0, -1):
             a, b, odd = channels[depth], channels[depth - 1], sizes[depth - 1] % 2
             layers += [_norm(a), nn.SiLU(), nn.ConvTranspose2d(a, b, 4, 2, 1, output_padding=odd)]
@@ -90,10 +86,7 @@ class Autoencoder(nn.Module):
         self.apply(_initialise)
 
     def features(self, x: Tensor, first: int = 1) -> list[Tensor]:
-        """Activations of the encoder at every scale from ``first`` on: (B, c, h, w) each, the bottleneck last.
-
-        Scale 0 has half the side of the picture.
-        """
+        """Activations (B, c, h, w) at every scale of the encoder from ``first`` on; scale 0 has half the side of x."""
         features = []
         for layer in self.encoder:
             x = layer(x)
@@ -162,12 +155,9 @@ class ScalarQuantizer(nn.Module):
     def fit(self, pictures: Tensor, others: Tensor, deviation: float, generator: torch.Generator | None = None) -> None:
         """Set the components to a random rotation of the first principal components of the codes.
 
-        The rotation gives all components about the same variance, so one unit fits all.
-
-        Args:
-            pictures: codes of pictures, (N, channels, 1, 1). Their mean gets u = 0.
-            others: further codes that the components shall describe, (M, channels, 1, 1), N + M ≥ channels.
-            deviation: mean standard deviation of the components of pictures before the bound, in levels; > 0.
+        The rotation gives all components about the same variance, so one unit fits all: ``deviation`` levels, before
+        the bound, for the codes of pictures (N, channels, 1, 1). Their mean gets u = 0. ``others`` (M, channels, 1, 1)
+        are further codes that the components shall describe; N + M ≥ channels.
         """
         codes = torch.cat([pictures, others]).flatten(1).double()
         mean = pictures.flatten(1).double().mean(0)

@@ -46,18 +46,17 @@ class Objective:
         # Reconstruction comes first, even with weight 0: the clamp of tightness and `health` need it.
         rec = losses.reconstruction(lambda _: y, x, kind)
         terms = {"rec": rec.mean()}
-        if batch.nearest is not None:
-            terms["imle"] = losses.imle(f, batch.nearest, x, kind)
-        if batch.matched is not None and batch.partner is not None:
-            terms["match"] = losses.matched(f, batch.matched, batch.partner, kind)
+        if batch.nearest is not None:  # every picture attracts its nearest sample f(z*) (IMLE; NAIGN, eq. 6)
+            terms["imle"] = losses.distance(f(batch.nearest), x, kind).mean()
+        if batch.matched is not None and batch.partner is not None:  # σ(i) is an optimal one-to-one assignment
+            terms["match"] = losses.distance(f(batch.matched), batch.partner, kind).mean()
         outputs = []  # of f for latents and for corrupted pictures
         if batch.z is not None:
             outputs.append(f(batch.z))
             terms |= self._sample_terms(f, network, batch.z, outputs[0], rec)
         if batch.corrupted is not None:
-            restored = f(batch.corrupted)
-            outputs.append(restored)
-            terms["project"] = losses.projection(lambda _: restored, batch.corrupted, x, kind)
+            outputs.append(f(batch.corrupted))
+            terms["project"] = losses.distance(outputs[-1], x, kind).mean()
         if self.feature_groups is not None:
             terms |= self._feature_terms(self.feature_groups, batch, y, outputs)
         if self.stage.weights.code_consistency > 0 and isinstance(network, Autoencoder):
@@ -73,11 +72,17 @@ class Objective:
     def _sample_terms(self, f: Function, network: nn.Module, z: Tensor, y: Tensor, rec: Tensor) -> dict[str, Tensor]:
         """The active terms of y = f(z). All share one forward pass for y."""
         weights = self.stage.weights
-        terms = self._adversarial_terms(f, network, y, rec)
+        terms: dict[str, Tensor] = {}
+        if weights.idem > 0:
+            terms["idem"] = losses.idempotence(losses.frozen(network), y, self.kind)
+        if weights.tight > 0:
+            tight = losses.tightness(f, y, self.kind)
+            terms["tight"] = losses.smooth_clamp(tight, rec, self.stage.tight_clamp).mean()
         if weights.distill > 0 and self.teacher is not None:
             terms["distill"] = losses.distillation(y, self.teacher, z, self.stage.teacher_steps, self.kind)
         if weights.settle > 0 and weights.code_consistency == 0:  # else `_code_terms` computes it
-            terms["settle"] = losses.idempotence_on_outputs(f, y[: len(rec)], self.kind)
+            fixed = y[: len(rec)].detach()  # the outer f learns to keep its outputs
+            terms["settle"] = losses.distance(f(fixed), fixed, self.kind).mean()
         if self.scores is not None:
             terms["critic"] = losses.generator_loss(self.scores(y))
         return terms
@@ -122,21 +127,6 @@ class Objective:
             decoded = decoded + self.stage.code_noise * batch.code_noise[: len(decoded)]
         return {**terms, "code_consistency": losses.code_consistency(network, source, decoded)}
 
-    def _adversarial_terms(self, f: Function, network: nn.Module, y: Tensor, rec: Tensor) -> dict[str, Tensor]:
-        """Idempotence and tightness of y = f(z), as far as they are active."""
-        weights, clamp = self.stage.weights, self.stage.tight_clamp
-        # The clamp scales tightness row by row, so its gradient differs from that of idempotence by more than a factor
-        # and the two cannot share a pass.
-        if weights.idem > 0 and weights.tight > 0 and clamp is None:
-            fused = losses.fused_idempotence_tightness(f, y, weights.idem, weights.tight, self.kind)
-            return {"idem": -fused.detach(), "tight": fused}
-        terms = {}
-        if weights.idem > 0:
-            terms["idem"] = losses.idempotence(losses.frozen(network), y, self.kind)
-        if weights.tight > 0:
-            terms["tight"] = losses.smooth_clamp(losses.tightness(f, y, self.kind), rec, clamp).mean()
-        return terms
-
 
 def health(terms: dict[str, float]) -> float | None:
     """The ratio r = L_idem / L_rec; None if idempotence is not active.
@@ -153,10 +143,7 @@ class Discriminator(nn.Module):
     Discriminators on frozen features are stable and learn in few steps (Projected GANs: Sauer et al., 2021, arXiv
     2111.01007; their features come from ImageNet). There is one head for every scale, spectrally normalised (Miyato et
     al., 2018, arXiv 1802.05957).
-
-    Args:
-        features: the frozen encoder: (B, C, H, W) → (B, c, h, w) for every scale.
-        pictures: (N, C, H, W) in [−1, 1]; each feature channel is scaled to mean 0 and deviation 1 on them.
+    Each feature channel is scaled to mean 0 and deviation 1 on the ``pictures`` (N, C, H, W).
     """
 
     def __init__(self, features: Features, pictures: Tensor) -> None:
@@ -180,28 +167,23 @@ class Discriminator(nn.Module):
 
 
 class DiscriminatorTrainer:
-    """The discriminator with its optimiser. It takes one step before every step of f."""
+    """The discriminator with its optimiser. It takes one step before every step of f, in which it is frozen."""
 
     def __init__(self, discriminator: Discriminator, world: World) -> None:
-        self._discriminator, self._world = discriminator, world
+        self.discriminator, self._world = discriminator, world
         self._optimiser = torch.optim.Adam(discriminator.heads.parameters(), betas=_BETAS)
         self._freeze()
-
-    def scores(self, y: Tensor) -> list[Tensor]:
-        """Scores of samples (B, C, H, W), (B,) for every scale. Gradients flow into y only."""
-        scores: list[Tensor] = self._discriminator(y)
-        return scores
 
     def step(self, x: Tensor, y: Tensor, lr: float, autocast: torch.autocast) -> None:
         """Train one step on pictures x against samples y, (B, C, H, W) each, with this learning rate."""
         for group in self._optimiser.param_groups:
             group["lr"] = lr
-        self._discriminator.train().requires_grad_(True)
+        self.discriminator.train().requires_grad_(True)
         self._optimiser.zero_grad(set_to_none=True)
         with autocast:
-            loss = losses.hinge_loss(self._discriminator(x), self._discriminator(y.detach()))
+            loss = losses.hinge_loss(self.discriminator(x), self.discriminator(y.detach()))
         torch.autograd.backward(loss)
-        for parameter in self._discriminator.parameters():
+        for parameter in self.discriminator.parameters():
             if parameter.grad is not None:
                 parameter.grad = self._world.mean(parameter.grad)
         self._optimiser.step()
@@ -209,16 +191,16 @@ class DiscriminatorTrainer:
 
     def state_dict(self) -> dict[str, Any]:
         """The state for a checkpoint. The keys are part of the checkpoint format."""
-        return {"critic": self._discriminator.state_dict(), "optimiser": self._optimiser.state_dict()}
+        return {"critic": self.discriminator.state_dict(), "optimiser": self._optimiser.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state of :meth:`state_dict`."""
-        self._discriminator.load_state_dict(state["critic"])
+        self.discriminator.load_state_dict(state["critic"])
         self._optimiser.load_state_dict(state["optimiser"])
 
     def _freeze(self) -> None:
         # In evaluation mode a forward pass does not update the estimates of the spectral norms.
-        self._discriminator.eval().requires_grad_(False)
+        self.discriminator.eval().requires_grad_(False)
 
 
 def _head(channels: int, kernel: int) -> nn.Module:

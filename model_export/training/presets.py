@@ -14,36 +14,26 @@ from model_export.data.picture_files import Inspection
 from model_export.errors import UserError
 from model_export.training.network import NetworkConfig
 from model_export.training.stages import (
+    AVATAR_STAGES,
+    DRIFTING_STAGE,
     Distance,
     Matching,
     Stage,
     Weights,
-    details_stage,
-    drifting_stage,
-    drifting_stages,
-    edges_stage,
     ign_stages,
     naign_stages,
     quantised_stage,
-    samples_stage,
     texture_stage,
 )
 
 NO_LICENCE: Final = "not stated"
 SMALL: Final = "small"  # the preset for data without one of its own
-# Options of earlier versions, which the cards of the shipped models state, by the only value that is left.
-_FORMER: Final[dict[str, dict[str, Any]]] = {
-    "preset": {"noise": "gaussian", "ema": 0.999, "noise_range": [0.0, 1.2], "project_steps": 1},
-    "network": {
-        "norm": "group",
-        "groups": 8,
-        "activation": "silu",
-        "upsampling": "transposed",
-        "quantizer_levels": 15,
-    },
-    "matching": {"epsilon": 0.0, "downsample": 1},
-    "stage": {"copy_free": True, "matching": None, "critic_lr": 4e-4},
-}
+# Options of earlier versions, which the cards of the shipped models state. One value of each is left; whoever reads the
+# weights of a card (`model_export.export.weights`) compares their outputs, which would show another value.
+_FORMER: Final = (
+    *("noise", "ema", "noise_range", "project_steps", "norm", "groups", "activation", "upsampling"),
+    *("quantizer_levels", "epsilon", "downsample", "copy_free", "critic_lr"),
+)
 _DIGITS_CORRUPTIONS: tuple[CorruptionName, ...] = ("noise", "noise", "noise", "blur", "low_resolution", "hole")
 _MIN_SIDE: Final = 8
 _LARGEST: Final = 1024  # that `--size` allows
@@ -110,31 +100,18 @@ class Preset:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preset":
-        """The inverse of :meth:`to_dict`. Missing fields get their defaults.
-
-        Raises:
-            KeyError, TypeError, ValueError: not a preset that this version knows.
-        """
-        values = _without_former("preset", values)
-        return cls(
-            **{
-                **values,
-                "network": NetworkConfig(**_without_former("network", values["network"])),
-                "stages": tuple(
-                    Stage(**{**_without_former("stage", stage), "weights": Weights(**stage["weights"])})
-                    for stage in values["stages"]
-                ),
-                "matching": Matching(**_without_former("matching", values["matching"])),
-            }
-        )
+        """The inverse of :meth:`to_dict`. Raises KeyError, TypeError or ValueError for one of another version."""
+        stages = [{**_known(stage), "weights": Weights(**stage["weights"])} for stage in values["stages"]]
+        for stage in stages:
+            stage.pop("matching", None)  # of earlier versions
+        network, matching = NetworkConfig(**_known(values["network"])), Matching(**_known(values["matching"]))
+        parts = {"network": network, "stages": tuple(Stage(**stage) for stage in stages), "matching": matching}
+        return cls(**{**_known(values), **parts})
 
 
-def _without_former(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values without former options, and with tuples for lists."""
-    former = _FORMER[kind]
-    if changed := [name for name, value in former.items() if values.get(name, value) != value]:
-        raise ValueError(f"options of another version: {', '.join(changed)}")
-    kept = {name: value for name, value in values.items() if name not in former}
+    kept = {name: value for name, value in values.items() if name not in _FORMER}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
 
 
@@ -147,44 +124,35 @@ def network_for(size: int, channels: int) -> NetworkConfig:
     return NetworkConfig(size=size, channels=channels, widths=tuple(widths), bottleneck=256 if size <= 40 else 512)
 
 
-_DIGITS = NetworkConfig(size=28, channels=1, widths=(32, 64, 128), bottleneck=256)
-_DIGITS_MATCHING = Matching(pool_refresh=32)
-_FACES = NetworkConfig(size=64, channels=3, widths=(32, 64, 128, 256), bottleneck=64, places=4)
+_MNIST = Preset(
+    name="mnist",
+    objective="naign",
+    network=NetworkConfig(size=28, channels=1, widths=(32, 64, 128), bottleneck=256, quantizer=192),
+    stages=(*naign_stages(4000, 3000, 2880), quantised_stage(4800), texture_stage(960, distill=0.5)),
+    matching=Matching(pool_refresh=32),
+    corruptions=(*_DIGITS_CORRUPTIONS, "hole", "hole"),
+    eight_bit=0.5,
+    checkpoint_every=480,
+    polarity="light-on-dark",
+    data="mnist",
+    licence="Apache-2.0",
+    description="Handwritten digits, 28×28 grey, light on dark.",
+)
 
 PRESETS = {
     preset.name: preset
     for preset in (
-        Preset(
-            name="mnist",
-            objective="naign",
-            network=dataclasses.replace(_DIGITS, quantizer=192),
-            stages=(*naign_stages(4000, 3000, 2880), quantised_stage(4800), texture_stage(960, distill=0.5)),
-            matching=_DIGITS_MATCHING,
-            corruptions=(*_DIGITS_CORRUPTIONS, "hole", "hole"),
-            eight_bit=0.5,
-            checkpoint_every=480,
-            polarity="light-on-dark",
-            data="mnist",
-            licence="Apache-2.0",
-            description="Handwritten digits, 28×28 grey, light on dark.",
-        ),
-        Preset(
+        _MNIST,
+        dataclasses.replace(
+            _MNIST,
             name="fashion_mnist",
-            objective="naign",
-            network=dataclasses.replace(_DIGITS, quantizer=192),
             stages=(
                 *naign_stages(4000, 3000, 2880),
-                drifting_stage(2000),
+                DRIFTING_STAGE,
                 quantised_stage(2400, drifting=0.25),
                 texture_stage(320),
             ),
-            matching=_DIGITS_MATCHING,
-            corruptions=(*_DIGITS_CORRUPTIONS, "hole", "hole"),
-            eight_bit=0.5,
-            checkpoint_every=480,
-            polarity="light-on-dark",
             data="fashion_mnist",
-            licence="Apache-2.0",
             description="Clothes, 28×28 grey, light on dark.",
         ),
         Preset(
@@ -208,13 +176,8 @@ PRESETS = {
         Preset(
             name="avatars64",
             objective="naign",
-            network=_FACES,
-            stages=(
-                *drifting_stages(4000, 600, 480, cells=4),
-                edges_stage(2000),
-                details_stage(2000),
-                samples_stage(800),
-            ),
+            network=NetworkConfig(size=64, channels=3, widths=(32, 64, 128, 256), bottleneck=64, places=4),
+            stages=AVATAR_STAGES,
             distance="mse_l1",
             batch=32,
             corruptions=("noise", "noise", "blur", "low_resolution", "hole", "hole", "grey", "sketch"),
@@ -261,23 +224,29 @@ def split_steps(total: int, proportions: Sequence[int]) -> list[int]:
     return steps
 
 
-def with_overrides(
-    preset: Preset,
-    *,
-    size: int | None = None,
-    channels: int | None = None,
-    steps: int | None = None,
-    batch: int | None = None,
-    corruptions: Sequence[str] | None = None,
-    eight_bit: float | None = None,
-) -> Preset:
-    """The preset with some values replaced; None keeps a value.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """What the command line says about the training."""
+
+    preset: str | None = None
+    name: str | None = None
+    size: int | None = None
+    channels: int | None = None
+    steps: int | None = None
+    batch: int | None = None
+    corruptions: Sequence[str] | None = None
+    eight_bit: float | None = None
+    licence: str | None = None
+
+
+def with_overrides(preset: Preset, choices: Choices) -> Preset:
+    """The preset with its values replaced by those of the choices.
 
     ``steps`` is the total. It is split over the stages in the preset's proportions; the warm-up of a shorter stage is
     shorter in proportion. The preset `small` gets a network that fits the size.
     """
-    size, channels = size or preset.network.size, channels or preset.network.channels
-    if (batch is not None and batch < 1) or channels not in (1, 3):
+    size, channels = choices.size or preset.network.size, choices.channels or preset.network.channels
+    if (choices.batch is not None and choices.batch < 1) or channels not in (1, 3):
         raise UserError("--batch must be at least 1, --channels 1 or 3")
     if preset.name == SMALL:
         network = network_for(size, channels)
@@ -288,10 +257,10 @@ def with_overrides(
         return dataclasses.replace(
             preset,
             network=network,
-            stages=preset.stages if steps is None else _with_steps(preset.stages, steps),
-            batch=batch or preset.batch,
-            corruptions=cast("tuple[CorruptionName, ...]", tuple(corruptions or preset.corruptions)),
-            eight_bit=preset.eight_bit if eight_bit is None else eight_bit,
+            stages=preset.stages if choices.steps is None else _with_steps(preset.stages, choices.steps),
+            batch=choices.batch or preset.batch,
+            corruptions=cast("tuple[CorruptionName, ...]", tuple(choices.corruptions or preset.corruptions)),
+            eight_bit=preset.eight_bit if choices.eight_bit is None else choices.eight_bit,
         )
     except ValueError as exc:
         raise UserError(str(exc)) from exc
@@ -304,21 +273,6 @@ def _with_steps(stages: tuple[Stage, ...], steps: int) -> tuple[Stage, ...]:
         dataclasses.replace(stage, steps=count, warmup=round(stage.warmup * share))
         for stage, count in zip(stages, counts, strict=True)
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choices:
-    """What the command line says about the training; None: nothing."""
-
-    preset: str | None = None
-    name: str | None = None
-    size: int | None = None
-    channels: int | None = None
-    steps: int | None = None
-    batch: int | None = None
-    corruptions: Sequence[str] | None = None
-    eight_bit: float | None = None
-    licence: str | None = None
 
 
 def choose_preset(choices: Choices, source: Source, found: Inspection) -> Preset:
@@ -343,15 +297,8 @@ def choose_preset(choices: Choices, source: Source, found: Inspection) -> Preset
             f"{size or _size_for(source.name, found)} --channels {found.channels}, or leave out --preset, which then "
             "fits the data"
         )
-    return with_overrides(
-        preset,
-        size=size,
-        channels=channels,
-        steps=choices.steps,
-        batch=choices.batch,
-        corruptions=corruptions,
-        eight_bit=choices.eight_bit,
-    )
+    chosen = dataclasses.replace(choices, size=size, channels=channels, corruptions=corruptions)
+    return with_overrides(preset, chosen)
 
 
 def describe_model(preset: Preset, choices: Choices, data: Dataset, found: Inspection) -> Preset:

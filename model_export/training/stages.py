@@ -1,7 +1,7 @@
 """The stages of a training run: weights of the terms, optimiser and schedule, as frozen dataclasses."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Final, Literal
 
 Distance = Literal["mse", "l1", "mse_l1", "mse_l1_edges", "mse_l1_focal"]
 """D of the loss terms; see `model_export.training.losses.distance`."""
@@ -117,20 +117,17 @@ def ign_stages(steps: int, weights: Weights, *, lr: float, clamp: float | None) 
     return (Stage(name="ign", steps=steps, lr=lr, weights=weights, warmup=0, betas=(0.5, 0.999), tight_clamp=clamp),)
 
 
-def drifting_stage(steps: int) -> Stage:
-    """A stage that gives samples the texture of pictures: f learns eight steps of the network before, and `drifting`.
-
-    For pictures whose samples improve with every step of f; those of MNIST do not.
-    """
-    return Stage(
-        name="drifting",
-        steps=steps,
-        lr=4e-4,
-        distance="mse_l1",
-        weights=Weights(rec=1.5, distill=0.5, project=0.5, settle=0.7, drifting=0.3, features=0.2),
-        teacher_steps=8,
-        drift_pictures=256,
-    )
+# Gives samples the texture of pictures: f learns eight steps of the network before, and `drifting`. It is for pictures
+# whose samples improve with every step of f; those of MNIST do not.
+DRIFTING_STAGE: Final = Stage(
+    name="drifting",
+    steps=2000,
+    lr=4e-4,
+    distance="mse_l1",
+    weights=Weights(rec=1.5, distill=0.5, project=0.5, settle=0.7, drifting=0.3, features=0.2),
+    teacher_steps=8,
+    drift_pictures=256,
+)
 
 
 def quantised_stage(steps: int, *, drifting: float = 0.06) -> Stage:
@@ -175,61 +172,55 @@ def texture_stage(steps: int, *, distill: float = 0.0) -> Stage:
     )
 
 
-def drifting_stages(autoencoder: int, drifting: int, distill: int, *, cells: int = 0) -> tuple[Stage, ...]:
-    """Drifting from the start, for pictures that are too rich to match latents with them.
+_AVATAR_TERMS: Final = Weights(rec=1.0, project=1.0, settle=0.7, drifting=0.03, features=0.3)
+_AVATAR_DETAILS: Final = Stage(
+    name="details",
+    steps=2000,
+    lr=6e-4,
+    warmup=50,
+    distance="mse_l1_focal",
+    weights=replace(_AVATAR_TERMS, settle=1.0, distill=0.4, drifting=0.02),
+    teacher_steps=8,
+    drift_pictures=96,
+    drift_cells=4,
+)
 
-    1. An autoencoder that restores corrupted pictures. Its encoder gives the features for drifting.
-    2. Drifting draws samples, and keeps restoring.
-    3. One step of f learns four.
-
-    The three numbers are their steps, ``cells`` is `Stage.drift_cells`.
-    """
-    weights = Weights(rec=1.0, project=1.0, settle=0.7, drifting=0.03, features=0.3)
-    last = replace(weights, settle=1.0, distill=1.0, drifting=0.02)
-    drift: dict[str, Any] = {"drift_pictures": 96, "drift_cells": cells}
-    return (
-        Stage(name="autoencoder", steps=autoencoder, lr=1e-3, weights=Weights(rec=0.5, project=1.0)),
-        Stage(name="drifting", steps=drifting, lr=8e-4, warmup=50, weights=weights, **drift),
-        Stage(name="distill", steps=distill, lr=6e-4, warmup=30, weights=last, teacher_steps=4, **drift),
-    )
-
-
-def edges_stage(steps: int) -> Stage:
-    """A stage for outlines, by which small parts such as mouths count more than by their area."""
-    return Stage(
+AVATAR_STAGES: Final = (
+    # Pictures in colour are too rich to match latents with them, so samples are drawn by drifting from the start. An
+    # autoencoder that restores corrupted pictures comes first: its encoder gives the features for drifting.
+    Stage(name="autoencoder", steps=4000, lr=1e-3, weights=Weights(rec=0.5, project=1.0)),
+    Stage(name="drifting", steps=600, lr=8e-4, warmup=50, weights=_AVATAR_TERMS, drift_pictures=96, drift_cells=4),
+    # One step of f learns four.
+    Stage(
+        name="distill",
+        steps=480,
+        lr=6e-4,
+        warmup=30,
+        weights=replace(_AVATAR_TERMS, settle=1.0, distill=1.0, drifting=0.02),
+        teacher_steps=4,
+        drift_pictures=96,
+        drift_cells=4,
+    ),
+    # Outlines, by which small parts such as mouths count more than by their area.
+    Stage(
         name="edges",
-        steps=steps,
+        steps=2000,
         lr=6e-4,
         warmup=50,
         distance="mse_l1_edges",
-        weights=Weights(rec=1.0, project=1.0, settle=1.5, distill=0.7, features=0.3),
+        weights=replace(_AVATAR_TERMS, settle=1.5, distill=0.7, drifting=0.0),
         teacher_steps=3,
-    )
-
-
-def details_stage(steps: int) -> Stage:
-    """A stage for small parts that f still gets wrong, of pictures and of samples."""
-    return Stage(
-        name="details",
-        steps=steps,
-        lr=6e-4,
-        warmup=50,
-        distance="mse_l1_focal",
-        weights=Weights(rec=1.0, project=1.0, settle=1.0, distill=0.4, features=0.3, drifting=0.02),
-        teacher_steps=8,
-        drift_pictures=96,
-        drift_cells=4,
-    )
-
-
-def samples_stage(steps: int) -> Stage:
-    """A stage for samples: `details_stage` with ten times the weight of `drifting`, of twice as many pictures."""
-    details = details_stage(steps)
-    return replace(
-        details,
+    ),
+    # Small parts that f still gets wrong, of pictures and of samples.
+    _AVATAR_DETAILS,
+    # Samples: ten times the weight of `drifting`, of twice as many pictures.
+    replace(
+        _AVATAR_DETAILS,
         name="samples",
+        steps=800,
         lr=4e-4,
         warmup=30,
-        weights=replace(details.weights, settle=1.5, drifting=0.2),
+        weights=replace(_AVATAR_DETAILS.weights, settle=1.5, drifting=0.2),
         drift_pictures=192,
-    )
+    ),
+)

@@ -80,12 +80,8 @@ class Run:
         self.world = self.execution.world
         started = None if start is None else start.digest
         self.provenance = {**provenance, "bf16": bf16, "execution": self.execution.to_dict(), "start": started}
-        self.data: dict[str, Any] = {
-            "name": data.name,
-            "sha256": data.sha256,
-            "licence": data.licence,
-            "pictures": len(data.train),
-        }
+        self.data: dict[str, Any] = {name: getattr(data, name) for name in ("name", "sha256", "licence")}
+        self.data["pictures"] = len(data.train)
         self.stage, self.stage_step, self.step = 0, 0, 0
         self.teacher: Autoencoder | None = None
         self.discriminator: DiscriminatorTrainer | None = None
@@ -108,10 +104,9 @@ class Run:
         self._f = self._compiled  # what the loss calls; `train` wraps it for several ranks
 
     def train(self) -> None:
-        """Train to the end of the last stage. A finished run stores what the command changes of its card.
+        """Train to the end of the last stage, or write a checkpoint and raise `Interrupted` after SIGINT or SIGTERM.
 
-        Raises:
-            Interrupted: SIGINT or SIGTERM arrived; a checkpoint was written first.
+        A finished run stores what the command changes of its card.
         """
         with file_lock(self.out) if self.world.is_main else nullcontext():
             self._check_same_checkpoint()
@@ -127,35 +122,37 @@ class Run:
                 if self.world.size > 1:
                     gc.collect()  # the wrapper is part of a reference cycle
 
-    @property
-    def total(self) -> Throughput:
-        """Throughput of all stages that this process has trained."""
-        empty = Throughput(steps=0, pictures=0, seconds=0.0, phases={})
-        return sum((throughput for _, throughput in self.throughput), empty)
-
     def save(self) -> None:
         """Write the checkpoint. Only rank 0 writes; other ranks return at once."""
         if not self.world.is_main:
             return
-        checkpoints.save(
-            Checkpoint(
-                preset=self.preset.to_dict(),
-                seed=self.seed,
-                stage=self.stage,
-                stage_step=self.stage_step,
-                step=self.step,
-                network=self.network.state_dict(),
-                average=self.average.state_dict(),
-                optimiser=self.optimiser.state_dict(),
-                teacher=None if self.teacher is None else self.teacher.state_dict(),
-                critic=None if self.discriminator is None else self.discriminator.state_dict(),
-                data=self.data,
-                provenance=self.provenance,
-            ),
-            self.out / checkpoints.FILE,
+        state = Checkpoint(
+            preset=self.preset.to_dict(),
+            seed=self.seed,
+            stage=self.stage,
+            stage_step=self.stage_step,
+            step=self.step,
+            network=self.network.state_dict(),
+            average=self.average.state_dict(),
+            optimiser=self.optimiser.state_dict(),
+            teacher=None if self.teacher is None else self.teacher.state_dict(),
+            critic=None if self.discriminator is None else self.discriminator.state_dict(),
+            data=self.data,
+            provenance=self.provenance,
         )
+        checkpoints.save(state, self.out / checkpoints.FILE)
         checkpoints.rotate(self.out, self.step, self.execution.keep)
 
+    # Where a run may stop, for example with pool_refresh = 4, pairs_refresh = 2 and checkpoint_every = 8:
+    #
+    #   steps done in the stage   0   1   2   3   4   5   6   7   8   9
+    #   the next builds a pool    ×               ×               ×
+    #   the next builds pairs     ×       ×       ×       ×       ×
+    #   a signal stops the run    ×               ×               ×
+    #   checkpoint                                                ×
+    #
+    # A signal writes a checkpoint where it stops, so it loses no step; a crash loses those after the last checkpoint.
+    # Both continue where pool and pairs are built anew, from the same weights as in a run that was never interrupted.
     def _train(self) -> None:
         board = self.out / _BOARD if self.execution.tensorboard else None
         opened = Log(self.out / LOG, self.step, board=board) if self.world.is_main else nullcontext()
@@ -179,8 +176,8 @@ class Run:
                         self._save_samples()
                 elif self.step == _FIRST_GRID:
                     self._save_samples()
-                # Pool and pairs are not saved, so a run stops only where both are refreshed at the next step.
                 refreshing = self.stage_step % self.preset.refresh_interval == 0
+                # All ranks stop at the same step, whichever of them the signal reached.
                 stopping = not last and refreshing and self._any_rank(signalled())
                 if stopping and not saving:
                     self.save()
@@ -192,6 +189,8 @@ class Run:
     def step_once(self) -> dict[str, Tensor]:
         """One optimiser step; returns the terms of the loss."""
         stage = self.preset.stages[self.stage]
+        # A function of the step alone, in place of torch's schedulers: there is no state to restore, and a stage can be
+        # lengthened.
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(stage, self.stage_step)
         self.network.train()
@@ -251,19 +250,17 @@ class Run:
         bar.set_postfix_str(" ".join(f"{k} {v:.4f}" for k, v in values.items()))
 
     def _any_rank(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank: all ranks must stop at the same step."""
-        return bool(self.world.any(torch.tensor(flag, device=self.device)))
+        return bool(self.world.mean(torch.tensor(float(flag), device=self.device)) > 0)
 
     def _log_throughput(self, stage: str, log: Log | None) -> None:
-        throughput = self.meter.interval()
-        self.throughput.append((stage, throughput))
+        self.throughput.append((stage, self.meter.interval()))
         if log is not None:
-            log.throughput(self.step, stage, throughput)
+            log.throughput(self.step, *self.throughput[-1])
 
     def _check_same_checkpoint(self) -> None:
         """Raise a `UserError` if the ranks resumed at different steps, as on machines without a shared folder."""
         step = torch.tensor([float(self.step)], device=self.device)
-        if bool(self.world.any(self.world.mean(step) != step)):
+        if self._any_rank(bool(self.world.mean(step) != step)):
             raise UserError(f"the ranks see different checkpoints; {self.out} must be one folder for all")
 
     def _autocast(self) -> torch.autocast:
@@ -282,14 +279,15 @@ class Run:
         self.average: AveragedModel = averaged_model(self.network).eval()
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=stage.lr, betas=stage.betas)
         self.discriminator = self._new_discriminator(stage)
+        groups = None
+        if self.teacher is not None:
+            groups = FeatureGroups(partial(self.teacher.features, first=stage.first_scale), stage.drift_cells)
         self.objective = Objective(
             stage=stage,
             kind=stage.distance or self.preset.distance,
             teacher=None if self.teacher is None else self.execution.compiled(self.teacher),
-            scores=None if self.discriminator is None else self.discriminator.scores,
-            feature_groups=None
-            if self.teacher is None
-            else FeatureGroups(partial(self.teacher.features, first=stage.first_scale), stage.drift_cells),
+            scores=None if self.discriminator is None else self.discriminator.discriminator,
+            feature_groups=groups,
         )
 
     def _new_discriminator(self, stage: Stage) -> DiscriminatorTrainer | None:
@@ -308,6 +306,8 @@ class Run:
         self._start_stage()
 
     def _resume(self, saved: Checkpoint) -> None:
+        # `_start_stage` makes teacher, average, optimiser and discriminator of the right shapes from a network that is
+        # not trained; then the saved states replace all their values.
         self.stage, self.stage_step, self.step = saved.stage, saved.stage_step, saved.step
         self._start_stage()
         self.network.load_state_dict(saved.network)
@@ -317,12 +317,12 @@ class Run:
             self.teacher.load_state_dict(saved.teacher)
         if saved.critic is not None and self.discriminator is not None:
             self.discriminator.load_state_dict(saved.critic)
-        command = (self.provenance if self._changed else saved.provenance).get("command")
+        origin = saved.provenance
         if saved.step < self.preset.steps:
-            self.provenance = _continued(saved.provenance, self.provenance, saved.step)
-        else:
-            self.provenance = saved.provenance
-        self.provenance = {**self.provenance, "command": command}  # the one that names all options of the preset
+            origin = _continued(origin, self.provenance, saved.step)
+        # The command that names all options of the preset.
+        command = (self.provenance if self._changed else saved.provenance).get("command")
+        self.provenance = {**origin, "command": command}
         if adds_stages(self.preset, saved):
             self._end_stage()
 
