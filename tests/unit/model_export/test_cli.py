@@ -40,8 +40,11 @@ def test_train_export_verify_evaluate(
     assert capsys.readouterr().out.splitlines() == lines[:2]
     evaluate = ["evaluate", "--model", str(folder), "--data", str(data_file), "--cache", str(cache), *threads]
     assert main([*evaluate, "--samples", "20", "--steps", "1"]) == 0
-    assert "restoration" in capsys.readouterr().out
-    assert json.loads((folder / METRICS_FILE).read_text())["protocol"]["samples"] == 20
+    table, text = json.loads((folder / METRICS_FILE).read_text()), capsys.readouterr().out
+    assert table["protocol"]["samples"] == 20
+    assert f"{table['generation']['f']['frechet']:.3f}" in text
+    assert table["warnings"]  # a training of a second is poor
+    assert all(shown in text for shown in (*table["warnings"], *table["restoration"]))
     assert main(export) == 0
     assert f"removed {folder / MODEL_FILES['fp16']}" in capsys.readouterr().out
 
@@ -81,10 +84,12 @@ def test_a_finished_training_is_not_done_again(
         (["data", ""], "--data: the path is empty"),
         (["export", "--run", "{tmp}", "--models", "{tmp}"], "no checkpoint at"),
         (["export", "--run", "{run}", "--models", "{tmp}", "--background", "2"], "--background must lie in the range"),
+        (["export", "--run", "{run}", "--models", "{tmp}", "--background", "0", "0"], "needs one value per channel"),
         (["export", "--run", "{run}", "--models", "{data}"], "patterns.npz"),
         (["export", "--run", "{run}", "--models", "{tmp}", "--version", "0"], "version '0'"),
         (["verify", "--run", "{run}", "--model", "{tmp}"], "no model at"),
         (["evaluate", "--model", "{tmp}", "--data", "{data}"], "no model at"),
+        (["card", "--model", "{tmp}", "--out", "{tmp}/card.md"], "no model at"),
     ],
 )
 def test_what_the_user_can_put_right_is_one_line_and_exit_code_2(
@@ -132,8 +137,10 @@ def test_an_interrupted_command_leaves_quietly(
     def interrupt(self: Evaluation) -> None:
         raise KeyboardInterrupt
 
+    before = contents(folder.parent)
     monkeypatch.setattr(Evaluation, "run", interrupt)
     assert main(["evaluate", "--model", str(folder), "--data", str(data_file), "--cache", str(cache)]) == 130
+    assert contents(folder.parent) == before
 
 
 def test_a_stopped_training_says_how_to_go_on(

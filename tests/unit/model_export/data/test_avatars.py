@@ -75,6 +75,7 @@ def test_bad_options(options: list[str], says: str, tmp_path: Path, capsys: pyte
 
 
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    avatars._attribute_values.cache_clear()
     avatars._definition.cache_clear()
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(avatars, "find_spec", lambda name: None if name == "dicebear" else find_spec(name))

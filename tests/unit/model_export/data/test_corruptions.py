@@ -7,11 +7,10 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from model_export.data import corruptions
-from model_export.data.corruptions import CORRUPTIONS, Corruption, CorruptionName, RandomCorruptions
+from model_export.data.corruptions import CORRUPTIONS, Corruption, CorruptionName, Draws, RandomCorruptions
 from model_export.evaluation.metrics import psnr
 from model_export.training.execution import World
 from service.artifact.pixels import to_levels, to_rows
-from service.domain.latents import FloatRows
 from tests.helpers.tiny_training import patterns
 
 BATCH, SIDE = 60, 28
@@ -102,6 +101,9 @@ def test_small_corruptions_by_hand(pictures: Tensor) -> None:
     x = np.random.default_rng(0).uniform(-1, 1, (3, 3, 14, 14)).astype(np.float32)
     expected = gaussian_filter(x.astype(np.float64), 0.75, axes=(2, 3), mode="nearest")
     np.testing.assert_allclose(corruptions.blur(1.5)(x), expected, atol=1e-6)  # sigma scales with the side
+    flat = np.full((1, 3, 64, 64), 0.3, np.float32)
+    np.testing.assert_allclose(corruptions.sketch(3.5)(flat), 0.0, atol=1e-5)  # no lines
+    assert corruptions.low_resolution(4)(x[..., :11, :9]).shape == (3, 3, 11, 9)
     hidden = corruptions.hole(0.5)(np.ones((1, 1, 8, 8), np.float32))[0, 0]
     assert (hidden[2:6, 2:6] == 0).all()
     assert hidden.sum() == 64 - 16
@@ -133,7 +135,7 @@ def test_ranks_corrupt_their_rows_as_one_process_does(pictures: Tensor) -> None:
     chosen = random_corruptions(eight_bit=0.5)
     draws = chosen.draw(BATCH, SHAPE, seeded(3))
     shards = [World(rank, 4).shard for rank in range(4)]
-    parts = [chosen.apply(shard(pictures), draws.map(shard)) for shard in shards]
+    parts = [chosen.apply(shard(pictures), Draws(*map(shard, draws))) for shard in shards]
     torch.testing.assert_close(torch.cat(parts), chosen.apply(pictures, draws), atol=1e-6, rtol=0)
 
 
@@ -159,27 +161,6 @@ def test_fixed_noise_has_its_sigma_and_differs_between_pictures() -> None:
     rounded = CORRUPTIONS["noise_0.8_8bit"](GREY)
     np.testing.assert_allclose(to_rows(to_levels(rounded)), rounded, atol=1e-6)
     assert np.abs(rounded).max() == 1.0
-
-
-def test_fixed_low_resolution_works_for_odd_sides() -> None:
-    coarse = corruptions.low_resolution(4)(GREY)
-    averages = np.broadcast_to(GREY[:, :, :4, :4].mean((2, 3), keepdims=True), (len(GREY), 1, 4, 4))
-    np.testing.assert_allclose(coarse[:, :, :4, :4], averages, atol=1e-6)
-    assert corruptions.low_resolution(4)(np.zeros((1, 3, 11, 9), np.float32)).shape == (1, 3, 11, 9)
-
-
-def test_a_fixed_sketch_shows_edges() -> None:
-    def sketch(x: FloatRows) -> FloatRows:
-        return corruptions.sketch(3.5)(x)
-
-    x = np.full((1, 3, 64, 64), 0.3, np.float32)
-    np.testing.assert_allclose(sketch(x), 0.0, atol=1e-5)  # a flat picture has no lines
-    np.testing.assert_array_equal(sketch(np.full_like(x, -1.0)), -1.0)
-    x[..., 32:] = -0.7
-    # The kernel at column 31 has 23 taps; 12 of them lie on the light side.
-    taps = np.exp(-0.5 * (np.arange(-11, 12) / 3.5) ** 2)
-    blurred = (taps[:12].sum() * 1.3 + taps[12:].sum() * 0.3) / taps.sum()
-    np.testing.assert_allclose(sketch(x)[0, :, 32, 31], 1.3 / blurred - 1.0, rtol=1e-4)
 
 
 def test_thinning_removes_a_pixel_from_light_or_dark_strokes() -> None:

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from scipy.ndimage import zoom
 
-from model_export.data.corruptions import CORRUPTIONS, Corruption, hole, hole_mask, low_resolution, noise
+from model_export.data.corruptions import CORRUPTIONS, Corruption, low_resolution, noise
 from model_export.evaluation.classifier import sample_budget
 from model_export.evaluation.metrics import psnr
-from model_export.evaluation.restoration import BASELINES, bicubic, biharmonic, non_local_means, tune
+from model_export.evaluation.restoration import BASELINES, bicubic, non_local_means, tune
 from service.domain.latents import FloatRows
 
 GRID = np.linspace(0.0, 3.0, 16)
@@ -57,15 +57,6 @@ def test_bicubic_enlarges_the_averages() -> None:
     small = SMOOTH.reshape(len(SMOOTH), 1, 4, 4, 4, 4).mean((3, 5))
     cubic = zoom(small[0, 0], 4, order=3, mode="nearest", grid_mode=True)
     assert np.abs(restored[0, 0] - cubic).max() < 0.2
-
-
-def test_the_hole_alone_is_filled() -> None:
-    (restore,) = biharmonic(0.4).values()
-    corrupted, mask = hole(0.4)(SMOOTH), hole_mask(0.4, SMOOTH.shape)
-    restored = restore(corrupted)
-    assert mask.sum() == 36
-    np.testing.assert_allclose(restored[:, :, ~mask], SMOOTH[:, :, ~mask], atol=1e-6)
-    assert np.abs(restored - SMOOTH)[:, :, mask].mean() < 0.05
 
 
 def test_large_pictures_are_measured_in_smaller_numbers() -> None:

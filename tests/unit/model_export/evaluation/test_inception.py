@@ -94,7 +94,6 @@ def test_fid_is_measured_with_the_users_weights(
     ("given", "says"),
     [
         ("", f"no weights at {{hub}}/checkpoints/{WEIGHTS}; {WEIGHTS} is among torch-fidelity's releases on GitHub; "),
-        ("{tmp}/none.pth", "no weights at {tmp}/none.pth"),
         ("{data}", "{data} does not hold the weights of this network"),
         ("{other}", "{other} does not hold the weights of this network"),
     ],

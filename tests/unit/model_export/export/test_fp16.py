@@ -10,7 +10,7 @@ from onnx import TensorProto
 from model_export.errors import UserError
 from model_export.evaluation.evaluate import evaluate
 from model_export.export.artifact import Artifact, publish, read_all, stamp
-from model_export.export.fp16 import to_fp16
+from model_export.export.export import to_fp16
 from model_export.export.verify import verify
 from service.artifact.card import ModelCard
 from service.artifact.files import GOLDEN_FILE, MODEL_FILE, MODEL_FILES

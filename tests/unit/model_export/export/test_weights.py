@@ -37,14 +37,6 @@ def weights(models: Path) -> StartWeights:
     return read_weights(models / "tiny" / "1")
 
 
-def test_the_weights_of_a_version_are_those_of_its_run(weights: StartWeights, tiny_run: Path) -> None:
-    trained = checkpoint.load_run(tiny_run)
-    assert weights.preset == trained.preset
-    assert weights.state.keys() == trained.network.state_dict().keys()
-    for name, value in trained.network.state_dict().items():
-        assert torch.equal(weights.state[name], value)
-
-
 def test_weights_that_do_not_reproduce_the_golden_rows_are_refused(models: Path, tmp_path: Path) -> None:
     folder = tmp_path / "tiny" / "1"
     golden = Artifact.read(models / "tiny" / "1").golden()
@@ -69,9 +61,10 @@ def test_a_preset_with_further_stages_begins_behind_those_of_the_version(
         torch.testing.assert_close(begun.teacher(x), version(x))  # its quantiser is not fitted
     begun.train()
     folder, _ = export(begun.out, tmp_path / "models")
-    exported = read_weights(folder)
-    trained = checkpoint.load_run(begun.out).network.state_dict()
-    assert all(torch.equal(exported.state[name], value) for name, value in trained.items())
+    exported, trained = read_weights(folder), checkpoint.load_run(begun.out)
+    assert exported.preset == trained.preset
+    assert exported.state.keys() == trained.network.state_dict().keys()
+    assert all(torch.equal(exported.state[name], value) for name, value in trained.network.state_dict().items())
 
 
 def test_another_preset_of_the_same_network_trains_all_its_stages(

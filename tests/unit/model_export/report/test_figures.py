@@ -16,9 +16,15 @@ from model_export.cli import main
 from model_export.data.datasets import Dataset
 from model_export.errors import UserError
 from model_export.export.artifact import Artifact, OnnxFunction
-from model_export.report.figures import FIGURES, FigureContext, file_name, first_of_classes, restoration_figures
-from model_export.report.image_grid import ImageGrid
-from model_export.report.loss_curves import plot_losses
+from model_export.report.figures import (
+    FIGURES,
+    FigureContext,
+    ImageGrid,
+    file_name,
+    first_of_classes,
+    plot_losses,
+    restoration_figures,
+)
 from model_export.training import checkpoint as checkpoints
 from model_export.training.stages import Weights
 from service.artifact.pixels import to_levels, to_rows
@@ -53,15 +59,6 @@ def cell(png: bytes, grid: ImageGrid, row: int, column: int) -> NDArray[np.uint8
     return small
 
 
-def chunks(png: bytes) -> list[bytes]:
-    """The types of a PNG's chunks; text and dates would be chunks of their own."""
-    types, place = [], 8
-    while place < len(png):
-        types.append(png[place + 4 : place + 8])
-        place += 12 + int.from_bytes(png[place : place + 4], "big")
-    return types
-
-
 def shown(png: bytes, grid: ImageGrid, row: int, count: int) -> NDArray[np.uint8]:
     return np.stack([cell(png, grid, row, column) for column in range(count)])[:, None]
 
@@ -73,8 +70,8 @@ def test_one_command_draws_every_figure(drawn: Path) -> None:
     assert set(contents(drawn)) == GREY
     for name, content in contents(drawn).items():
         if name.endswith(".png"):
-            assert Image.open(io.BytesIO(content)).mode == "L"
-            assert set(chunks(content)) == {b"IHDR", b"IDAT", b"IEND"}, name
+            image = Image.open(io.BytesIO(content))
+            assert (image.mode, image.info) == ("L", {}), name  # no text, no dates
             assert len(content) < 60_000, name
 
 
@@ -82,10 +79,8 @@ def test_one_command_draws_every_figure(drawn: Path) -> None:
     ("more", "says"),
     [
         (["--steps", "0"], "--steps 0"),
-        (["--seed", "-1"], "--seed -1"),
         (["--seed", "4294967296"], "--seed 4294967296"),
         (["--model", "{tmp}"], "no model at"),
-        (["--data", "{tmp}/none.npz"], "no such file or folder"),
         (["--data", "{other}"], "other.npz"),
         (["--run", "{tmp}"], "no log at"),
         (["--run", "{run}"], "another run"),
@@ -224,7 +219,7 @@ def test_pictures_are_the_first_of_every_class() -> None:
     assert first_of_classes(None, 2, 4).tolist() == [0, 1]
 
 
-@pytest.mark.parametrize(("side", "scale"), [(8, 3), (28, 3), (42, 3), (64, 2), (128, 1), (256, 1)])
+@pytest.mark.parametrize(("side", "scale"), [(28, 3), (64, 2), (128, 1)])
 def test_small_pictures_are_enlarged(side: int, scale: int) -> None:
     grid = ImageGrid(caption="c", rows=[("long label", np.zeros((3, 1, side, side), np.float32))] * 2, columns=["a"])
     assert grid.scale == scale

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from model_export.training.batches import BalancedPairs, CandidatePool, draw_latents
+from model_export.training.execution import World
 
 
 def f(z: Tensor) -> Tensor:
@@ -26,10 +27,8 @@ def pictures() -> Tensor:
 
 @pytest.fixture
 def pairs(pictures: Tensor) -> BalancedPairs:
-    pairs = BalancedPairs()
     weight = torch.ones(1, requires_grad=True)
-    pairs.refresh(lambda z: f(z * weight), latents(6), pictures)
-    return pairs
+    return BalancedPairs(lambda z: f(z * weight), latents(6), pictures, World())
 
 
 def test_latents_are_standard_normal_and_the_generator_decides() -> None:
@@ -42,17 +41,10 @@ def test_latents_are_standard_normal_and_the_generator_decides() -> None:
 
 
 def test_the_nearest_candidate_is_the_nearest(pictures: Tensor) -> None:
-    pool, z = CandidatePool(), latents(1100)  # more than one chunk
-    pool.refresh(f, z)
+    z = latents(1100)  # more than one chunk
+    pool = CandidatePool(f, z, World())
     for picture, chosen in zip(pictures, pool.nearest(pictures), strict=True):
         assert torch.equal(chosen, z[(f(z) - picture).square().sum((1, 2, 3)).argmin()])
-
-
-def test_pool_and_pairs_must_be_filled_first(pictures: Tensor) -> None:
-    with pytest.raises(RuntimeError, match="refresh"):
-        CandidatePool().nearest(pictures)
-    with pytest.raises(RuntimeError, match="refresh"):
-        BalancedPairs().batch(0, 1)
 
 
 def test_pairs_are_one_to_one_and_cheapest(pairs: BalancedPairs, pictures: Tensor) -> None:

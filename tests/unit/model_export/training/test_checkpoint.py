@@ -68,18 +68,14 @@ def test_a_failed_write_leaves_the_old_file(error: type[BaseException], tmp_path
     assert contents(tmp_path) == {"file": b"old"}
 
 
-def test_a_link_stays_one(tmp_path: Path) -> None:
-    file, link = tmp_path / "file", tmp_path / "link"
+def test_links_and_pipes_stay_what_they_are(tmp_path: Path) -> None:
+    file, link, pipe = tmp_path / "file", tmp_path / "link", tmp_path / "pipe"
     file.write_bytes(b"old")
     link.symlink_to("file")
     with atomic_write(link) as opened:
         opened.write(b"new")
     assert link.is_symlink()
     assert contents(tmp_path) == {"file": b"new", "link": b"new"}
-
-
-def test_a_pipe_is_written_to(tmp_path: Path) -> None:
-    pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     try:

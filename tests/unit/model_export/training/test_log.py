@@ -4,6 +4,7 @@ import time
 import types
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock, call
 
 import pytest
 import torch
@@ -24,25 +25,6 @@ def test_what_lies_past_the_checkpoint_is_dropped(tmp_path: Path) -> None:
     assert path.read_text() == kept
 
 
-class Board:
-    """A `SummaryWriter` that writes into itself."""
-
-    made: "list[Board]"
-
-    def __init__(self, folder: str, purge_step: int) -> None:
-        self.opened, self.scalars, self.closed = (folder, purge_step), list[tuple[str, float, int]](), False
-        Board.made.append(self)
-
-    def add_scalar(self, name: str, value: float, step: int) -> None:
-        self.scalars.append((name, value, step))
-
-    def flush(self) -> None:
-        assert not self.closed
-
-    def close(self) -> None:
-        self.closed = True
-
-
 def package(monkeypatch: pytest.MonkeyPatch, writer: Any) -> None:
     """Have `torch.utils.tensorboard` be this, or be missing."""
     module = types.ModuleType("torch.utils.tensorboard")
@@ -51,23 +33,23 @@ def package(monkeypatch: pytest.MonkeyPatch, writer: Any) -> None:
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Board.made = []
-    package(monkeypatch, Board)
+    writer = Mock()
+    package(monkeypatch, writer)
     with Log(tmp_path / "log.jsonl", 3, board=tmp_path / "tensorboard") as written:
         written.terms(4, "imle", {"rec": 0.5, "imle": 0.25})
         written.throughput(4, "imle", MEASURED)
     losses, throughput = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
     assert losses == {"step": 4, "stage": "imle", "rec": 0.5, "imle": 0.25}
     assert throughput == {"step": 4, "stage": "imle", "throughput": MEASURED.to_dict()}
-    (board,) = Board.made
-    assert board.opened == (str(tmp_path / "tensorboard"), 4)
-    assert board.scalars == [
+    writer.assert_called_once_with(str(tmp_path / "tensorboard"), purge_step=4)
+    scalars = [each.args for each in writer.return_value.add_scalar.call_args_list]
+    assert scalars == [
         ("loss/rec", 0.5, 4),
         ("loss/imle", 0.25, 4),
         ("throughput/pictures_per_second", 32.0, 4),
         ("throughput/outside", 0.25, 4),
     ]
-    assert board.closed
+    assert writer.return_value.method_calls[-1] == call.close()
 
 
 def test_without_the_package_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

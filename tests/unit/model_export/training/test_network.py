@@ -23,30 +23,15 @@ def test_shape_is_kept_for_even_and_odd_sizes(size: int) -> None:
     torch.testing.assert_close(f.train()(torch.ones(2, 3, size, size))[:1], f(torch.ones(1, 3, size, size)))
 
 
-@pytest.mark.parametrize("size", [8, 15, 28])
-def test_everything_passes_a_bottleneck_of_one_pixel(size: int) -> None:
-    f = network(size=size)
-    seen: list[tuple[int, ...]] = []
-
-    def replace(_: nn.Module, __: tuple[Tensor, ...], code: Tensor) -> Tensor:
-        seen.append(tuple(code.shape))
-        return torch.zeros_like(code)
-
-    f.encoder.register_forward_hook(replace)
-    y = f(torch.randn(3, 1, size, size))
-    assert seen == [(3, SMALL["bottleneck"], 1, 1)]
-    assert torch.equal(y[0], y[1])  # with the code gone nothing of the input is left: no skip connection
-    assert torch.equal(y[0], y[2])
-
-
-def test_a_bottleneck_of_places_leaves_nothing_else_of_the_input() -> None:
-    f = network(size=16, places=4)
-    x = torch.randn(3, 1, 16, 16)
-    assert f.encoder(x).shape == (3, SMALL["bottleneck"], 4, 4)
+@pytest.mark.parametrize(("size", "places"), [(8, 1), (15, 1), (28, 1), (16, 4)])
+def test_everything_passes_the_bottleneck(size: int, places: int) -> None:
+    f, x = network(size=size, places=places), torch.randn(3, 1, size, size)
+    assert f.encoder(x).shape == (3, SMALL["bottleneck"], places, places)
     f.encoder.register_forward_hook(lambda _, __, code: torch.zeros_like(code))
     y = f(x)
     assert y.shape == x.shape
-    assert torch.equal(y[0], y[1])
+    assert torch.equal(y[0], y[1])  # with the code gone nothing of the input is left: no skip connection
+    assert torch.equal(y[0], y[2])
 
 
 def test_every_place_depends_on_the_whole_picture() -> None:
@@ -93,12 +78,9 @@ def codes(count: int = 200) -> Tensor:
 @pytest.fixture
 def quantizer() -> ScalarQuantizer:
     quantizer = ScalarQuantizer(5, 2).eval().requires_grad_(False)
+    assert torch.equal(quantizer(codes()), codes())  # until it is fitted
     quantizer.fit(codes()[:100], codes()[100:], 1.5, torch.Generator().manual_seed(0))
     return quantizer
-
-
-def test_a_quantiser_that_is_not_fitted_returns_its_input() -> None:
-    assert torch.equal(ScalarQuantizer(5, 2)(codes()), codes())
 
 
 def test_the_components_describe_the_codes_to_which_they_are_fitted(quantizer: ScalarQuantizer) -> None:

@@ -7,7 +7,7 @@ import onnx
 import pytest
 import torch
 
-from model_export.data.datasets import Dataset
+from model_export.data.datasets import Dataset, FileSource, Source
 from model_export.data.picture_files import Inspection
 from model_export.errors import UserError
 from model_export.estimate import estimate_seconds, in_words
@@ -46,28 +46,18 @@ def test_the_cards_of_shipped_models_are_read(ref: str) -> None:
     config = json.loads(metadata["ign.card"])["training"]["config"]
     read, now = Preset.from_dict(config), get_preset(ref.partition("/")[0])
     assert (read.network, len(read.stages)) == (now.network, len(now.stages))
-    with pytest.raises(ValueError, match="options of another version: ema"):
-        Preset.from_dict({**config, "ema": 0.5})
     with pytest.raises(TypeError):
         Preset.from_dict({**config, "unknown": 1})
 
 
-def test_what_the_terms_of_a_stage_need() -> None:
-    assert not Weights(imle=1.0, match=1.0, project=1.0).latents
-    assert all(Weights(**{term: 0.1}).latents for term in ("distill", "idem", "tight", "settle", "critic", "drifting"))
-    terms = ("distill", "settle", "critic", "code_consistency", "drifting", "features")
-    assert [term for term in terms if Weights(**{term: 0.1}).teacher] == ["distill", "critic", "drifting", "features"]
-    assert [term for term in terms if Weights(**{term: 0.1}).whole_batch] == ["code_consistency", "drifting"]
-
-
 def test_steps_are_shared_out_in_proportion() -> None:
     whole = get_preset("fashion_mnist")
-    preset = with_overrides(whole, steps=whole.steps // 40)
+    preset = with_overrides(whole, Choices(steps=whole.steps // 40))
     assert [stage.steps for stage in whole.stages] == [4000, 3000, 2880, 2000, 2400, 320]
     assert [stage.steps for stage in preset.stages] == [99, 75, 72, 50, 60, 9]
     assert preset.steps == whole.steps // 40
-    assert [stage.steps for stage in with_overrides(get_preset("tiny"), steps=3).stages] == [1, 1, 1]
-    assert all(with_overrides(whole, steps=steps).steps == steps for steps in (7, 299, 300, 301, 20_000))
+    assert [stage.steps for stage in with_overrides(get_preset("tiny"), Choices(steps=3)).stages] == [1, 1, 1]
+    assert all(with_overrides(whole, Choices(steps=steps)).steps == steps for steps in (7, 299, 300, 301, 20_000))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +74,7 @@ def test_steps_are_shared_out_in_proportion() -> None:
 )
 def test_impossible_values_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(UserError):
-        with_overrides(get_preset("mnist"), **change)
+        with_overrides(get_preset("mnist"), Choices(**change))
 
 
 def test_presets_that_contradict_themselves_are_refused() -> None:
@@ -100,10 +90,12 @@ def test_presets_that_contradict_themselves_are_refused() -> None:
 
 def test_values_that_are_replaced() -> None:
     mnist = get_preset("mnist")
-    preset = with_overrides(mnist, size=32, channels=3, batch=64, corruptions=["noise", "hole"], eight_bit=0.25)
+    preset = with_overrides(
+        mnist, Choices(size=32, channels=3, batch=64, corruptions=["noise", "hole"], eight_bit=0.25)
+    )
     assert (preset.shape, preset.batch, preset.stages) == ((3, 32, 32), 64, mnist.stages)
     assert (preset.corruptions, preset.eight_bit) == (("noise", "hole"), 0.25)
-    assert with_overrides(preset) == preset
+    assert with_overrides(preset, Choices()) == preset
     with pytest.raises(UserError, match="no preset 'mnits'; there are avatars64, fashion_mnist, ign, mnist"):
         get_preset("mnits")
 
@@ -111,18 +103,11 @@ def test_values_that_are_replaced() -> None:
 # Which preset fits.
 
 
-@dataclasses.dataclass
-class Pictures:
-    """Stands in for a source whose content is not read."""
-
-    name: str = "My shapes"
-    known: str = ""
-
-    def inspect(self) -> Inspection:
-        raise NotImplementedError
-
-    def load(self, *, size: int, channels: int) -> Dataset:
-        raise NotImplementedError
+def pictures(known: str = "") -> Source:
+    """A source whose content is not read."""
+    source = FileSource("My shapes", (), skip_bad=False)
+    source.known = known
+    return source
 
 
 COLOUR = Inspection(
@@ -132,7 +117,7 @@ GREY = dataclasses.replace(COLOUR, channels=1, background=(51,), ground="dark", 
 
 
 def chosen(choices: Choices, found: Inspection, data: Dataset) -> Preset:
-    return describe_model(choose_preset(choices, Pictures(), found), choices, data, found)
+    return describe_model(choose_preset(choices, pictures(), found), choices, data, found)
 
 
 def test_pictures_without_a_preset_get_one_that_fits(data: Dataset) -> None:
@@ -156,7 +141,7 @@ def test_pictures_without_a_preset_get_one_that_fits(data: Dataset) -> None:
 @pytest.mark.parametrize("preset", [None, "small"])
 def test_small_learns_to_colour_pictures_in_colour(preset: str | None) -> None:
     def corruptions(found: Inspection, **more: Any) -> tuple[str, ...]:
-        return choose_preset(Choices(preset=preset, **more), Pictures(), found).corruptions
+        return choose_preset(Choices(preset=preset, **more), pictures(), found).corruptions
 
     own = PRESETS["small"].corruptions
     assert corruptions(COLOUR) == (*own, "grey", "sketch")
@@ -166,22 +151,22 @@ def test_small_learns_to_colour_pictures_in_colour(preset: str | None) -> None:
 
 def test_a_published_set_gets_the_preset_of_its_name() -> None:
     found = dataclasses.replace(GREY, smallest=(28, 28), largest=(28, 28))
-    assert choose_preset(Choices(), Pictures(known="mnist"), found) == PRESETS["mnist"]
-    assert choose_preset(Choices(), Pictures(known="kmnist"), found).name == "small"
+    assert choose_preset(Choices(), pictures(known="mnist"), found) == PRESETS["mnist"]
+    assert choose_preset(Choices(), pictures(known="kmnist"), found).name == "small"
 
 
 @pytest.mark.parametrize(("preset", "found"), [("mnist", COLOUR), ("avatars64", GREY), ("ign", GREY)])
 def test_a_preset_of_other_colours_is_refused_with_the_options_that_fit(preset: str, found: Inspection) -> None:
     size = min(64, *found.smallest)
     with pytest.raises(UserError, match=f"--size {size} --channels {found.channels}, or leave out --preset"):
-        choose_preset(Choices(preset=preset), Pictures(), found)
+        choose_preset(Choices(preset=preset), pictures(), found)
     told = Choices(preset=preset, size=size, channels=found.channels)
-    assert choose_preset(told, Pictures(), found).shape == (found.channels, size, size)
+    assert choose_preset(told, pictures(), found).shape == (found.channels, size, size)
 
 
 def test_pictures_can_be_too_small() -> None:
     with pytest.raises(UserError, match="smallest picture"):
-        choose_preset(Choices(), Pictures(), dataclasses.replace(COLOUR, smallest=(300, 4)))
+        choose_preset(Choices(), pictures(), dataclasses.replace(COLOUR, smallest=(300, 4)))
 
 
 def test_name_description_and_licence_of_a_preset_belong_to_its_own_data(data: Dataset) -> None:
@@ -201,7 +186,7 @@ def test_the_summary_names_what_was_found_and_chosen(data: Dataset) -> None:
         assert part in lines
 
 
-@pytest.mark.parametrize("size", [8, 20, 28, 32, 64, 100, 128])
+@pytest.mark.parametrize("size", [8, 20, 28, 64])
 def test_the_network_fits_the_size(size: int) -> None:
     config = network_for(size, 3)
     assert 3 <= config.sizes()[-1] <= 5

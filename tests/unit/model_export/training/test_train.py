@@ -17,24 +17,28 @@ from torch import Tensor
 from model_export.data.datasets import Dataset
 from model_export.errors import UserError
 from model_export.training import checkpoint as checkpoints
-from model_export.training import losses
+from model_export.training import losses, train
 from model_export.training.execution import Execution, World
-from model_export.training.presets import PRESETS, Preset, with_overrides
+from model_export.training.presets import PRESETS, Choices, Preset, with_overrides
 from model_export.training.stages import Stage, Weights, ign_stages
 from model_export.training.train import Interrupted, Run, learning_rate
 from tests.helpers.ranks import assert_gradients_agree
-from tests.helpers.tiny_training import TinyModel, contents
+from tests.helpers.tiny_training import contents
 
-NAIGN = PRESETS["tiny"]
+TINY = PRESETS["tiny"]
+# Checkpoints after 8 steps of a stage, stops at every fourth step.
+NAIGN = dataclasses.replace(
+    TINY, stages=tuple(dataclasses.replace(s, steps=n) for s, n in zip(TINY.stages, (16, 8, 8), strict=True))
+)
 IGN = dataclasses.replace(
     NAIGN,
     objective="ign",
     distance="l1",
-    stages=ign_stages(24, Weights(rec=20.0, idem=20.0, tight=2.5), lr=1e-3, clamp=1.5),
+    stages=ign_stages(16, Weights(rec=20.0, idem=20.0, tight=2.5), lr=1e-3, clamp=1.5),
 )
 ATTRACTOR = Stage(
     name="attractor",
-    steps=16,
+    steps=12,
     lr=1e-3,
     weights=Weights(project=0.5, settle=0.5, code_consistency=0.1, drifting=0.02),
     warmup=2,
@@ -47,23 +51,19 @@ QUANTISED = dataclasses.replace(
     network=dataclasses.replace(NAIGN.network, quantizer=6),
     stages=(dataclasses.replace(NAIGN.stages[0], steps=8), ATTRACTOR),
 )
-BF16 = dataclasses.replace(NAIGN, name="bf16", stages=tuple(dataclasses.replace(s, steps=8) for s in NAIGN.stages))
+BF16 = dataclasses.replace(NAIGN, name="bf16")
 both = pytest.mark.parametrize("preset", [NAIGN, IGN], ids=["naign", "ign"])
 FIRST_STAGE = dataclasses.replace(NAIGN, stages=NAIGN.stages[:1])
 
 
 @pytest.fixture(scope="module")
-def finished(tiny: TinyModel, data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Preset], Path]:
-    """The folder of an uninterrupted run of `NAIGN`, `IGN` or `FIRST_STAGE`; each is trained once. Read-only."""
-    folders = [(NAIGN, tiny.run)]
+def finished(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Preset], Path]:
+    """The folder of an uninterrupted run; each preset is trained once. Read-only."""
 
+    @functools.cache
     def folder(preset: Preset) -> Path:
-        for known, out in folders:
-            if known == preset:
-                return out
         out = tmp_path_factory.mktemp("finished")
         run(preset, data, out).train()
-        folders.append((preset, out))
         return out
 
     return folder
@@ -153,8 +153,8 @@ def crash() -> None:
     ("preset", "step", "number"),
     [
         (NAIGN, 7, signal.SIGINT),
-        (NAIGN, 22, signal.SIGTERM),
-        (NAIGN, 45, signal.SIGINT),
+        (NAIGN, 14, signal.SIGTERM),
+        (NAIGN, 27, signal.SIGINT),
         (IGN, 7, signal.SIGTERM),
         (QUANTISED, 14, signal.SIGINT),
         (NAIGN, 14, None),
@@ -252,10 +252,10 @@ def test_a_run_of_another_kind_is_left_alone(change: str, data: Dataset, first_s
     assert contents(first_stage) == before
 
 
-def test_another_seed_gives_other_weights(data: Dataset, tmp_path: Path, first_stage: Path) -> None:
-    run(dataclasses.replace(FIRST_STAGE), data, tmp_path, seed=1).train()
-    weights = (state(out)["network"]["encoder.0.weight"] for out in (first_stage, tmp_path))
-    assert not torch.equal(*weights)
+def test_the_seed_decides_the_first_weights(data: Dataset, tmp_path: Path) -> None:
+    one, same, other = (run(NAIGN, data, tmp_path, seed=seed).network.state_dict() for seed in (0, 0, 1))
+    assert_identical(one, same)
+    assert not torch.equal(one["encoder.0.weight"], other["encoder.0.weight"])
 
 
 def test_a_finished_run_goes_on_with_further_stages_however_it_is_computed(
@@ -265,9 +265,8 @@ def test_a_finished_run_goes_on_with_further_stages_however_it_is_computed(
     split = Execution(accumulate=4, channels_last=True, keep=2)
     other = shutil.copytree(first_stage, first_stage.with_name("other"))
     run(two_stages, data, other, execution=split).train()
-    assert state(other)["position"] == (1, 16, 40)
-    kept = sorted(path.name for path in other.glob("*.pt"))
-    assert kept == ["checkpoint-0000032.pt", "checkpoint-0000040.pt", "checkpoint.pt"]
+    assert state(other)["position"] == (1, 8, 24)
+    assert {path.name for path in other.glob("*.pt")} == {"checkpoint-0000024.pt", "checkpoint.pt"}
     run(two_stages, data, first_stage).train()
     average = checkpoints.load(first_stage / checkpoints.FILE).average
     run(NAIGN, data, first_stage).train()
@@ -278,22 +277,24 @@ def test_a_finished_run_goes_on_with_further_stages_however_it_is_computed(
 
 
 @pytest.mark.parametrize("kept", ["all of it", "its start"])
-def test_steps_may_grow(kept: str, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_may_grow(
+    kept: str, data: Dataset, tmp_path: Path, finished: Callable[[Preset], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     if kept == "all of it":
-        run(NAIGN, data, tmp_path).train()
+        shutil.copytree(finished(NAIGN), tmp_path, dirs_exist_ok=True)
     else:
         with monkeypatch.context() as patch:
-            disturb(patch, 27, lambda: signal.raise_signal(signal.SIGINT))
+            disturb(patch, 18, lambda: signal.raise_signal(signal.SIGINT))
             with pytest.raises(Interrupted):
                 run(NAIGN, data, tmp_path).train()  # in its second stage
-    longer = with_overrides(NAIGN, steps=75)
+    longer = with_overrides(NAIGN, Choices(steps=45))
     continued = run(longer, data, tmp_path)
     lengths = [stage.steps for stage in continued.preset.stages]
-    assert lengths == ([24, 16, 35] if kept == "all of it" else [24, 26, 25])
+    assert lengths == ([16, 8, 21] if kept == "all of it" else [16, 15, 14])
     continued.train()
-    assert state(tmp_path)["position"] == (2, lengths[2], 75)
-    assert run(longer, data, tmp_path).step == 75  # the same command again finds it finished
-    with pytest.raises(UserError, match="--steps 75, now 56"):
+    assert state(tmp_path)["position"] == (2, lengths[2], 45)
+    assert run(longer, data, tmp_path).step == 45  # the same command again finds it finished
+    with pytest.raises(UserError, match="--steps 45, now 32"):
         run(NAIGN, data, tmp_path)
 
 
@@ -314,23 +315,21 @@ def test_the_command_that_is_stored_is_that_of_the_preset(data: Dataset, first_s
         again.train()
         return str(checkpoints.load(first_stage / checkpoints.FILE).provenance["command"])
 
-    longer = with_overrides(FIRST_STAGE, steps=26)
+    longer = with_overrides(FIRST_STAGE, Choices(steps=18))
     assert command_after(FIRST_STAGE, "train again") == "test"
-    assert command_after(longer, "train --steps 26") == "train --steps 26"
-    assert command_after(longer, "train again") == "train --steps 26"
+    assert command_after(longer, "train --steps 18") == "train --steps 18"
+    assert command_after(longer, "train again") == "train --steps 18"
     renamed = dataclasses.replace(longer, name="other")
     assert command_after(renamed, "train --name other") == "train --name other"
 
 
-def test_training_learns(data: Dataset, tmp_path: Path) -> None:
-    stage = Stage(name="imle", steps=100, lr=1e-2, weights=Weights(imle=1.0), warmup=10)
-    trained = run(dataclasses.replace(NAIGN, stages=(stage,), checkpoint_every=200), data, tmp_path)
-    trained.train()
+def test_training_learns(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "_LOG_EVERY", 10)
+    stage = Stage(name="imle", steps=40, lr=1e-2, weights=Weights(imle=1.0), warmup=5)
+    run(dataclasses.replace(NAIGN, stages=(stage,), checkpoint_every=200), data, tmp_path).train()
     lines = losses_of(tmp_path)
-    assert [line["step"] for line in lines] == [50, 100]
-    assert {line["stage"] for line in lines} == {"imle"}
-    assert lines[-1]["rec"] < 0.9 * lines[0]["rec"]
-    assert lines[-1]["imle"] < lines[0]["imle"]
+    assert [(line["step"], line["stage"]) for line in lines] == [(n, "imle") for n in (10, 20, 30, 40)]
+    assert all(lines[-1][term] < 0.9 * lines[0][term] for term in ("rec", "imle"))
 
 
 def test_sources_that_go_on_with_a_run_are_named(data: Dataset, first_stage: Path) -> None:
@@ -339,7 +338,7 @@ def test_sources_that_go_on_with_a_run_are_named(data: Dataset, first_stage: Pat
     again.provenance["sources"] = "0" * 64
     again.save()
     other = run(NAIGN, data, first_stage)
-    assert [entry["from_step"] for entry in other.provenance["continued"]] == [24]
+    assert [entry["from_step"] for entry in other.provenance["continued"]] == [16]
 
 
 def test_two_processes_do_not_train_in_one_folder(data: Dataset, tmp_path: Path) -> None:
@@ -374,11 +373,6 @@ def test_every_picture_is_seen_once_an_epoch(data: Dataset, tmp_path: Path) -> N
     assert trained.batches.picture_indices(15).tolist() != trained.batches.picture_indices(0).tolist()
 
 
-COPY_FREE = dataclasses.replace(
-    IGN, distance="mse", stages=ign_stages(24, Weights(rec=1.0, idem=1.0, tight=0.1), lr=1e-3, clamp=None)
-)
-
-
 @pytest.mark.parametrize(
     "execution",
     [
@@ -408,41 +402,33 @@ def test_how_it_is_computed_changes_results_by_rounding_only(
 def test_the_health_of_idempotence_is_logged_and_warned_of_once(
     data: Dataset,
     tmp_path: Path,
-    first_stage: Path,
+    finished: Callable[[Preset], Path],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run(COPY_FREE, data, tmp_path / "well").train()
-    lines = losses_of(tmp_path / "well")
+    lines = losses_of(finished(IGN))
     assert [line["health"] for line in lines] == [pytest.approx(line["idem"] / line["rec"]) for line in lines]
-    assert all(line["health"] < 1 for line in lines)
-    assert "warning" not in capsys.readouterr().err
-    original = losses.fused_idempotence_tightness
-    monkeypatch.setattr(losses, "fused_idempotence_tightness", lambda *a: 99.0 * original(*a))
-    run(COPY_FREE, data, tmp_path / "ill").train()
-    assert all(line["health"] > 1 for line in losses_of(tmp_path / "ill"))
+    assert all("health" not in line for line in losses_of(finished(NAIGN)))
+    original = losses.idempotence
+    monkeypatch.setattr(losses, "idempotence", lambda *a: 99.0 * original(*a))
+    run(IGN, data, tmp_path).train()
+    assert all(line["health"] > 1 for line in losses_of(tmp_path))
     out, error = capsys.readouterr()
-    assert error.count("warning") == 1
-    assert out == ""
-    assert all("health" not in line for line in losses_of(first_stage))
+    assert (out, error.count("warning")) == ("", 1)
 
 
 def test_throughput_is_measured_by_stage(data: Dataset, tmp_path: Path) -> None:
     trained = run(NAIGN, data, tmp_path)
     trained.train()
-    assert [(stage, t.steps, t.pictures) for stage, t in trained.throughput] == [
-        ("imle", 24, 384),
-        ("balance", 16, 256),
-        ("distill", 16, 256),
-    ]
+    stages = [("imle", 16), ("balance", 8), ("distill", 8)]
+    assert [(stage, t.steps, t.pictures) for stage, t in trained.throughput] == [(s, n, 16 * n) for s, n in stages]
     for (stage, measured), phases in zip(trained.throughput, [{"pool"}, {"pool", "pairs"}, set[str]()], strict=True):
         assert set(measured.phases) == phases | {"data", "compute", "log", "checkpoint"}, stage
         assert 0 < sum(measured.phases.values()) <= measured.seconds
         assert 0 < measured.outside < 1
     lines = [line for line in lines_of(tmp_path) if "throughput" in line]
-    assert [(line["step"], line["stage"]) for line in lines] == [(24, "imle"), (40, "balance"), (56, "distill")]
+    assert [(line["step"], line["stage"]) for line in lines] == [(16, "imle"), (24, "balance"), (32, "distill")]
     assert lines[1]["throughput"] == trained.throughput[1][1].to_dict()
-    assert trained.total.steps == 56
 
 
 def test_ranks_that_find_different_checkpoints_do_not_begin(data: Dataset, tmp_path: Path) -> None:
