@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
 
-from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -87,7 +86,6 @@ _FRAMEWORK_CODES: Final = {
 }  # other codes are the status phrase in snake_case
 _FRAMEWORK_DETAILS: Final = {404: "nothing is served at this path", 405: "this path has no such method"}
 _INTERNAL_ERROR: Final = "the service failed on this request; its log tells why under this request id"
-_LOCATIONS: Final = frozenset({"body", "query", "path", "header", "cookie"})
 _MESSAGES: Final = {"extra_forbidden": "unknown field", "missing": "required"}
 _MAX_FIELDS: Final = 32  # a body can hold a million invalid items
 _MAX_PATH: Final = 200  # characters; an unknown field can have a name of any length
@@ -145,8 +143,6 @@ def describe(exc: Exception) -> Problem:
         )
     if isinstance(exc, HTTPException):
         return _framework_problem(exc)
-    if isinstance(exc, RequestValidationError):
-        return _request_problem(exc)
     if isinstance(exc, ValidationError):
         errors = exc.errors(include_url=False, include_context=False, include_input=False)
         return _invalid_content((_field_path(error["loc"]), _message(error)) for error in errors)
@@ -172,8 +168,7 @@ def log_failure(exc: Exception, request_id: str) -> None:
 
 def install(app: Starlette) -> None:
     """Let the exceptions of endpoints and of the framework pass to `service.api.application`, which answers them."""
-    for exception in (HTTPException, RequestValidationError):
-        app.add_exception_handler(exception, _reraise)
+    app.add_exception_handler(HTTPException, _reraise)
     app.add_exception_handler(Exception, _no_response)
 
 
@@ -230,17 +225,6 @@ def _framework_problem(exc: HTTPException) -> Problem:
     )
 
 
-def _request_problem(exc: RequestValidationError) -> Problem:
-    errors = exc.errors()
-    for error in errors:
-        if error["type"] == "json_invalid":
-            return Problem(status=400, code=MalformedRequest.code, detail="the body is not valid JSON")
-        if error["loc"][:1] == ("header",):
-            detail = f"{_field_path(error['loc'][1:])}: {_message(error)}"
-            return Problem(status=400, code=MalformedRequest.code, detail=detail)
-    return _invalid_content((_field_path(_strip_location(error["loc"])), _message(error)) for error in errors)
-
-
 def _invalid_content(errors: Iterable[tuple[str, str]]) -> Problem:
     fields = list(errors)
     name, message = fields[0]
@@ -251,10 +235,6 @@ def _invalid_content(errors: Iterable[tuple[str, str]]) -> Problem:
         detail=f"{name}: {message}{more}",
         fields=fields[:_MAX_FIELDS],
     )
-
-
-def _strip_location(loc: Sequence[int | str]) -> Sequence[int | str]:
-    return loc[1:] if len(loc) > 1 and loc[0] in _LOCATIONS else loc
 
 
 def _field_path(loc: Sequence[int | str]) -> str:
