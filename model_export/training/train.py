@@ -189,13 +189,8 @@ class Run:
     def step_once(self) -> dict[str, Tensor]:
         """One optimiser step; returns the terms of the loss."""
         stage = self.preset.stages[self.stage]
-<<<<<<< HEAD
-        # A function of the step alone, in place of torch's schedulers: a resumed run has no state of it to restore, and a
-        # stage can be lengthened.
-=======
         # A function of the step alone, in place of torch's schedulers: there is no state to restore, and a stage can be
         # lengthened.
->>>>>>> slime/slime
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(stage, self.stage_step)
         self.network.train()
