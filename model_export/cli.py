@@ -89,8 +89,7 @@ def _data(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
 
         chosen = AvatarOptions(options.n, options.size, options.seed, tuple(options.backgrounds))
         write_avatars(chosen, Path(options.out), processes=options.processes)
-        yield f"wrote {options.out}"
-        yield f"next: {options.prog} train --data {options.out} --out runs/NAME"
+        yield from (f"wrote {options.out}", f"next: {options.prog} train --data {options.out} --out runs/NAME")
         return
     from model_export.data.datasets import open_source
     from model_export.training.presets import Choices, choose_preset

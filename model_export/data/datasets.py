@@ -127,10 +127,8 @@ class ArraySource:
         """All pictures, which must be (channels, size, size)."""
         for key, pictures in self._pictures.items():
             if pictures.shape[1:] != (channels, size, size):
-                raise UserError(
-                    f"--data {self.name}: {key} has pictures {pictures.shape[1:]}, the preset wants "
-                    f"{(channels, size, size)}; see --size, --channels"
-                )
+                differs = f"pictures {pictures.shape[1:]}, the preset wants {(channels, size, size)}"
+                raise UserError(f"--data {self.name}: {key} has {differs}; see --size, --channels")
         labels = {key: torch.from_numpy(value) for key, value in self._labels.items()}
         return Dataset(
             name=self.name,

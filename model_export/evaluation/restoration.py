@@ -50,18 +50,6 @@ def non_local_means(sigma: float) -> Grid:
     }
 
 
-def total_variation(sigma: float) -> Grid:
-    """Total variation denoising (Chambolle, 2004)."""
-    shares = (0.25, 0.5, 0.75, 1.0)
-    return {f"weight {share} σ": _per_picture(denoise_tv_chambolle, weight=share * sigma) for share in shares}
-
-
-def deconvolution(sigma: float) -> Grid:
-    """Wiener filter with the Gaussian kernel of the blur, σ in pixels of a 28-pixel side, and a Laplacian prior."""
-    balances = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
-    return {f"balance {balance:g}, kernel given": _wiener(sigma, balance) for balance in balances}
-
-
 def bicubic(factor: int) -> Grid:
     """Enlarges the averages by cubic convolution with a = −0.5 (Keys, 1981)."""
 
@@ -101,6 +89,8 @@ def _per_picture(method: Callable[..., Picture], **options: Any) -> Corruption:
 
 
 def _wiener(sigma: float, balance: float) -> Corruption:
+    """Wiener filter with the Gaussian kernel of the blur, σ in pixels of a 28-pixel side, and a Laplacian prior."""
+
     def restore(x: FloatRows) -> FloatRows:
         pixels = sigma * x.shape[-1] / _BLUR_SIDE
         radius = int(np.ceil(4 * pixels))
@@ -119,10 +109,21 @@ def _wiener(sigma: float, balance: float) -> Corruption:
 
 BASELINES: Final[Mapping[str, Mapping[str, Grid]]] = {
     **{
-        name: {"non_local_means": non_local_means(sigma), "total_variation": total_variation(sigma)}
+        name: {
+            "non_local_means": non_local_means(sigma),
+            "total_variation": {  # Chambolle, 2004
+                f"weight {share} σ": _per_picture(denoise_tv_chambolle, weight=share * sigma)
+                for share in (0.25, 0.5, 0.75, 1.0)
+            },
+        }
         for name, sigma in (("noise_0.8", 0.8), ("noise_0.8_8bit", 0.8), ("noise_0.4_8bit", 0.4))
     },
-    "blur_1.5": {"wiener": deconvolution(1.5)},
+    "blur_1.5": {
+        "wiener": {
+            f"balance {balance:g}, kernel given": _wiener(1.5, balance)
+            for balance in (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+        }
+    },
     "low_resolution_4": {"bicubic": bicubic(4)},
     "hole_0.4": {"biharmonic": biharmonic(0.4)},
 }

@@ -96,10 +96,8 @@ class Execution:
             raise UserError("--accumulate and --keep must be at least 1")
         parts, batch = self.world.size * self.accumulate, min(preset.batch, pictures)
         if batch % parts:
-            raise UserError(
-                f"{batch} pictures a step do not split evenly over {self.world.size} ranks × "
-                f"{self.accumulate} micro-batches; choose another --batch"
-            )
+            split = f"{self.world.size} ranks × {self.accumulate} micro-batches"
+            raise UserError(f"{batch} pictures a step do not split evenly over {split}; choose another --batch")
         if parts > 1 and any(stage.weights.whole_batch for stage in preset.stages):
             raise UserError("code_consistency and drifting need the whole batch in one pass: one rank, --accumulate 1")
 

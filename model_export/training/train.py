@@ -156,9 +156,8 @@ class Run:
     def _train(self) -> None:
         board = self.out / _BOARD if self.execution.tensorboard else None
         opened = Log(self.out / LOG, self.step, board=board) if self.world.is_main else nullcontext()
-        bar = tqdm(
-            total=self.preset.steps, initial=self.step, unit="step", mininterval=1.0, disable=not self.world.is_main
-        )
+        steps, quiet = self.preset.steps, not self.world.is_main
+        bar = tqdm(total=steps, initial=self.step, unit="step", mininterval=1.0, disable=quiet)
         with stop_signal() as signalled, bar, opened as log:
             self.meter.start()
             while self.step < self.preset.steps:
