@@ -1,13 +1,9 @@
 """A further worker on a CPU is woken only where the model, not the event loop, takes more CPU time for a request."""
 
-import asyncio
-import threading
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.domain.latents import FloatRows
 from service.scheduling.scheduler import Scheduler
 from service.scheduling.worker import WakeRule, wake_rule
 from tests.helpers.fakes import FakeModel
@@ -69,26 +65,3 @@ def test_the_first_worker_runs_what_one_can_run() -> None:
 
     play(main, *models)
     assert [len(model.sizes) for model in models] == [20, 0, 0]
-
-
-def test_where_http_is_the_limit_one_worker_runs_all() -> None:
-    """The event loop seems slow, so the second worker sleeps although many rows wait."""
-    seconds = iter(range(1_000_000))
-    main_thread = threading.get_ident()
-    rule = WakeRule(2, cpu_clock=lambda: float(next(seconds)) if threading.get_ident() == main_thread else 0.0)
-
-    def takes_time(rows: FloatRows) -> FloatRows:
-        threading.Event().wait(0.001)
-        return rows
-
-    models = [FakeModel(function=takes_time) for _ in range(2)]
-
-    async def main(scheduler: Scheduler) -> None:
-        await idle(scheduler, 2)
-        for _ in range(3):
-            await scheduler.run(marked(1), params())
-        before = len(models[1].sizes)
-        await asyncio.gather(*(scheduler.run(marked(1), params()) for _ in range(50)))
-        assert len(models[1].sizes) == before
-
-    play(main, *models, max_batch_rows=2, queue_rows=1000, wake_rule=rule)
