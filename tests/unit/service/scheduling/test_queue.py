@@ -2,7 +2,6 @@
 
 import gc
 import math
-import time
 import weakref
 from collections import Counter
 
@@ -96,24 +95,6 @@ def test_removed_rows_do_not_pile_up(filed: bool) -> None:
     del dropped
     gc.collect()  # a request and its slices refer to each other
     assert sum(ref() is not None for ref in removed) < 150
-
-
-def seconds_per_row(waiting: int) -> float:
-    """Thread time of forming a batch and putting its rows back, per place, with so many rows waiting."""
-    queue, places, batches = FairQueue(), 64, 40
-    for i in range(waiting // 50):
-        push(queue, request(50, key=str(i % 5)))
-    run(queue, queue.take(places, 0.0)[0])  # the first batch puts the new rows in order
-    began = time.thread_time()
-    for _ in range(batches):
-        run(queue, queue.take(places, 0.0)[0])
-    return (time.thread_time() - began) / (places * batches)
-
-
-def test_forming_a_batch_costs_the_same_however_many_rows_wait() -> None:
-    small = min(seconds_per_row(1_000) for _ in range(3))
-    large = min(seconds_per_row(100_000) for _ in range(2))
-    assert large < 10 * small  # a scan or a sort per batch would cost a hundred times as much
 
 
 @given(

@@ -1,10 +1,8 @@
 """Results of the scheduler, and how it forms batches."""
 
 import asyncio
-import gc
 import itertools
 import threading
-import weakref
 
 import numpy as np
 import pytest
@@ -39,23 +37,6 @@ def test_drift_is_measured_only_on_request_and_costs_one_step() -> None:
         assert [step.step for step in result.trajectory[0]] == [2]
 
     play(main, model)
-
-
-def test_finished_rows_are_freed_without_the_garbage_collector() -> None:
-    async def main() -> None:
-        with serving(FakeModel()) as scheduler:
-            rows = marked(1, 2)
-            gone = weakref.ref(rows)
-            await scheduler.run(rows, params(3, record=(0, 2), score=True))
-            del rows
-            await scheduler.run(marked(3), params())  # the batch has been formed anew
-            assert gone() is None
-
-    gc.disable()
-    try:
-        asyncio.run(main())
-    finally:
-        gc.enable()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from service.domain.errors import Draining, ModelFailure, NotReady
 from service.domain.latents import FloatRows
-from service.domain.model import DeviceLost, DeviceOutOfMemory
+from service.domain.model import DeviceOutOfMemory
 from service.domain.tasks import Result
 from service.scheduling import worker
 from service.scheduling.scheduler import Scheduler
@@ -22,37 +22,11 @@ from tests.helpers.serving import (
     params,
     play,
     release,
-    serving,
     streamed,
     submitted,
     until_queued,
     until_running,
 )
-
-
-def test_losing_the_only_device_fails_open_requests_and_rejects_new_ones(caplog: pytest.LogCaptureFixture) -> None:
-    sizes: list[int] = []
-
-    def gone(rows: FloatRows) -> FloatRows:
-        sizes.append(len(rows))
-        raise DeviceLost("CUDA failure 700: an illegal memory access was encountered")
-
-    async def main(scheduler: Scheduler) -> None:
-        assert (scheduler.healthy, scheduler.all_devices_lost) == (True, False)
-        with pytest.raises(ModelFailure) as caught:
-            await scheduler.run(marked(1, 2, 3, 4), params(5, request_id="a-lost-request"))
-        assert isinstance(caught.value.__cause__, DeviceLost)
-        assert (scheduler.healthy, scheduler.all_devices_lost) == (False, True)
-        assert "CUDA failure 700" in scheduler.device_error
-        with pytest.raises(NotReady):
-            await scheduler.run(marked(1), params())
-
-    play(main, FakeModel(function=gone))
-    assert sizes == [4]  # halves of it would fail as well
-    (record,) = caplog.records
-    assert record.levelname == "CRITICAL"
-    assert "CUDA failure 700" in record.getMessage()
-    assert "a-lost-request" in record.getMessage()
 
 
 def test_the_log_says_why_the_model_failed_and_for_which_requests(caplog: pytest.LogCaptureFixture) -> None:
@@ -201,21 +175,3 @@ def test_close_fails_what_is_left(elsewhere: bool) -> None:
     play(main, model, max_batch_rows=1, observer=observer)
     assert len(model.sizes) == 1
     assert sorted(observer.of("finished")) == [(1, "draining"), (2, "draining")]
-
-
-def test_a_closed_event_loop_does_not_stop_the_worker() -> None:
-    model = FakeModel(gate=threading.Event())
-
-    async def abandon(scheduler: Scheduler) -> None:
-        task = submitted(scheduler, marked(1), params(record=(1,)))
-        await until_running(model)
-        task.cancel()
-
-    async def again(scheduler: Scheduler) -> Result:
-        return await scheduler.run(marked(4), params())
-
-    with serving(model) as scheduler:
-        asyncio.run(abandon(scheduler))
-        release(model)
-        assert asyncio.run(again(scheduler)).rows.flat[0] == 2.0
-        assert scheduler.healthy

@@ -1,13 +1,19 @@
-"""A further worker on a CPU is woken only where the model, not the event loop, takes more CPU time for a request."""
+"""How rows are divided among workers.
+
+A further worker on a CPU is woken only where the model, not the event loop, takes more CPU time for a request.
+"""
+
+import threading
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.domain.latents import FloatRows
 from service.scheduling.scheduler import Scheduler
 from service.scheduling.worker import WakeRule, wake_rule
 from tests.helpers.fakes import FakeModel
-from tests.helpers.serving import idle, marked, params, play
+from tests.helpers.serving import idle, marked, params, play, rows_worth_waking
 
 NEVER = 1000
 
@@ -65,3 +71,43 @@ def test_the_first_worker_runs_what_one_can_run() -> None:
 
     play(main, *models)
     assert [len(model.sizes) for model in models] == [20, 0, 0]
+
+
+def test_idle_devices_share_a_request() -> None:
+    models = [FakeModel() for _ in range(2)]
+
+    async def main(scheduler: Scheduler) -> None:
+        await idle(scheduler, 2)
+        await scheduler.run(marked(*range(8)), params())
+
+    play(main, *models)
+    assert [size for model in models for size in model.sizes] == [4, 4]  # the second by whoever is faster
+
+
+def test_few_rows_stay_together() -> None:
+    models = [FakeModel() for _ in range(2)]
+
+    async def main(scheduler: Scheduler) -> None:
+        for rows, sizes in ((8, [8]), (16, [16]), (31, [16, 15]), (64, [32, 32])):
+            await idle(scheduler, 2)
+            before = [len(model.sizes) for model in models]
+            await scheduler.run(marked(*range(rows)), params())
+            ran = [size for model, n in zip(models, before, strict=True) for size in model.sizes[n:]]
+            assert sorted(ran) == sorted(sizes)
+
+    play(main, *models, max_batch_rows=64, queue_rows=200, wake_rule=rows_worth_waking(16))
+
+
+def test_rows_with_many_steps_are_divided() -> None:
+    def takes_time(rows: FloatRows) -> FloatRows:
+        threading.Event().wait(0.001)  # longer than a thread takes to wake
+        return rows
+
+    models = [FakeModel(function=takes_time) for _ in range(2)]
+
+    async def main(scheduler: Scheduler) -> None:
+        await idle(scheduler, 2)
+        await scheduler.run(marked(1, 2, 3, 4), params(1000))
+
+    play(main, *models, max_batch_rows=64, wake_rule=rows_worth_waking(16))
+    assert all(len(model.sizes) > 100 for model in models)
