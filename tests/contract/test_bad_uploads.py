@@ -201,6 +201,7 @@ def test_broken_multipart_is_400(service: Service, kind: str, body: bytes) -> No
         (END, "image"),
         (part("steps", b"1") + END, "image"),
         (part("image", b"hello") + END, "image"),  # no file
+        (IMAGE.replace(b'filename="a.png"', b"filename*=UTF-8''a.png") + END, "image"),
         (part("image", b"", "") + END, "image"),  # an input left empty
         (IMAGE + part("picture", PICTURE, "b.png") + END, "picture"),
         (IMAGE + part("steps", b"1", "steps.txt") + END, "steps"),

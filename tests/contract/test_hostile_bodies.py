@@ -11,7 +11,7 @@ import pytest
 from service.domain.latents import FloatRows
 from service.images.decode import EncodedImage, Picture
 from service.runtime.onnx_model import OnnxModel
-from tests.contract.data import CALLS, GREY, PICTURE, b64, latents, npy
+from tests.contract.data import CALLS, GREY, b64, latents, npy
 from tests.contract.harness import PATIENCE_S, Service, busy_codec, problem, send, serving, settings
 from tests.contract.oip import INFER, as_binary, infer
 from tests.helpers.connection import Connection
@@ -160,29 +160,6 @@ def test_values_of_a_json_body_are_bounded(service: Service, name: str) -> None:
         problem(send(service, path, body), 422, "invalid_value", "body")
     found = problem(send(service, INFER, body), 400, "invalid_inference")
     assert found.detail.startswith("body: ")
-
-
-def part(disposition: bytes, content: bytes, *headers: bytes) -> bytes:
-    lines = (b"--x", b"Content-Disposition: form-data; " + disposition, *headers, b"", content, b"")
-    return b"\r\n".join(lines)
-
-
-FILENAME_STAR = b"name=%s; filename*=UTF-8''a.png"
-
-
-@pytest.mark.parametrize(
-    ("field", "content"),
-    [
-        ("image", part(b"name=image", PICTURE)),
-        ("image", part(b"name=image", PICTURE, b"Content-Type: application/octet-stream")),
-        ("image", part(FILENAME_STAR % b"image", PICTURE)),
-        ("image", part(b"name=image", b64(PICTURE).encode())),
-        ("mask", part(b'name=image; filename="a.png"', PICTURE) + part(FILENAME_STAR % b"mask", PICTURE)),
-    ],
-)
-def test_a_picture_that_is_no_file_is_told(service: Service, field: str, content: bytes) -> None:
-    response = send(service, "/project", content + b"--x--\r\n", "multipart/form-data; boundary=x")
-    assert "file" in problem(response, 422, "invalid_value", field).detail
 
 
 def test_the_largest_nested_inference_passes(models: Path) -> None:

@@ -78,21 +78,3 @@ def test_health(service: Service) -> None:
         refused = service.client.post(path)
         assert refused.status_code == 405
         assert set(refused.headers["Allow"].split(", ")) == {"GET", "HEAD"}
-
-
-def test_requests_are_counted_by_route_status_and_model(service: Service) -> None:
-    def counts() -> list[float]:
-        return [
-            service.metric("ign_requests_total", endpoint="/generate", status="2xx", model="grey/2"),
-            service.metric("ign_requests_total", endpoint="/generate", status="4xx"),
-            service.metric("ign_requests_total", endpoint="/models/{name}", status="4xx"),
-            service.metric("ign_http_errors_total", code="unknown_model"),
-            service.metric("ign_distance_count", model="grey/2", endpoint="/generate"),
-            service.metric("ign_drift_count", model="grey/2", endpoint="/generate"),
-        ]
-
-    before = counts()
-    service.post("/generate", {"model": "grey/2", "n": 3, "score": True})
-    service.post("/generate", {"n": 0})
-    service.get("/models/nope")
-    assert [b - a for a, b in zip(before, counts(), strict=True)] == [1, 1, 1, 1, 3, 3]

@@ -53,26 +53,6 @@ def test_a_line_says_who_asked_what_of_which_model(guarded: Service) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("path", "endpoint"),
-    [
-        ("/generate?x=1", "/generate"),
-        ("/models/grey", "/models/{name}"),
-        ("/v2/models/grey/versions/2/infer", "/v2/models/{name}/versions/{version}/infer"),
-        ("/v2/repository/models/grey/load", "/v2/repository/models/{name}/load"),
-        ("/nope", "unmatched"),
-    ],
-)
-def test_a_refused_call_keeps_the_name_of_its_endpoint(guarded: Service, path: str, endpoint: str) -> None:
-    before = guarded.metric("ign_requests_total", endpoint=endpoint, status="4xx", model="none")
-    with guarded.access_log() as lines:
-        problem(guarded.post(path, {}), 401, "unauthorized")
-        guarded.until(lambda: bool(lines))
-    assert (lines[0]["route"], lines[0]["status"], lines[0]["code"]) == (endpoint, 401, "unauthorized")
-    assert lines[0]["caller"] == "127.0.0.1"
-    guarded.until_metric("ign_requests_total", before + 1, endpoint=endpoint, status="4xx", model="none")
-
-
 def test_beyond_the_quota_too_and_it_counts_for_the_key(guarded: Service) -> None:
     with guarded.access_log() as lines:
         assert guarded.post("/generate", {"n": 3, "steps": 2}, headers=bearer("slow")).status_code == 200

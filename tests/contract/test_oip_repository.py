@@ -22,7 +22,7 @@ from service.domain.latents import FloatRows
 from service.models.registry import ModelRegistry, ServedModel
 from tests.contract.data import GREY, array, latents, step_params
 from tests.contract.harness import Service, checked, problem, serving, settings, write_models
-from tests.contract.oip import INFER, as_binary, encoded, infer, rows_of
+from tests.contract.oip import as_binary, encoded, infer, rows_of
 from tests.helpers.onnx_models import write_model
 
 INDEX = "/v2/repository/index"
@@ -312,27 +312,6 @@ def test_an_unloaded_model_finishes_what_it_has(service: Service) -> None:
         assert service.post("/generate", {"model": "colour"}).status_code == 200
     service.until(lambda: service.get("/healthz").is_success and colour not in running(service))
     assert service.post("/generate", {"model": "colour"}).status_code == 200
-
-
-def test_a_slow_upload_is_answered_by_whoever_serves_when_it_is_there(service: Service, models: Path) -> None:
-    """The request came before the reload, and asks for its model after it."""
-    content, length = as_binary(X)
-    halfway, go = threading.Event(), threading.Event()
-
-    def body() -> Iterator[bytes]:
-        yield content[:50]
-        halfway.set()
-        assert go.wait(30)
-        yield content[50:]
-
-    headers = {"Inference-Header-Content-Length": str(length)}
-    with ThreadPoolExecutor(1) as pool:
-        call = pool.submit(service.client.post, INFER, content=body(), headers=headers)
-        assert halfway.wait(30)
-        replace(models, "grey/10", scale=0.5)
-        assert load(service, "grey").status_code == 200
-        go.set()
-        np.testing.assert_allclose(rows_of(call.result()), step_params(X, 1, scale=0.5), atol=1e-6)
 
 
 @pytest.mark.slow

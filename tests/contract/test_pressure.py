@@ -4,12 +4,11 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
 import pytest
 
 from service.images.decode import EncodedImage, Picture
 from tests.contract.data import CALLS, PICTURE, b64, latents
-from tests.contract.harness import PATIENCE_S, Service, busy_codec, gated, held, later, problem, serving, settings
+from tests.contract.harness import Service, busy_codec, gated, held, later, problem, serving, settings
 from tests.contract.oip import INFER, as_json
 from tests.helpers.connection import Connection
 from tests.helpers.pictures import noise, save
@@ -67,19 +66,6 @@ def test_what_a_full_queue_refuses_is_not_even_decoded(models: Path, monkeypatch
         assert decoded == ["images.0", "images.0", "terms.0.image"]
 
 
-def test_rows_that_are_being_made_have_their_room(models: Path) -> None:
-    body = {"images": [b64(JPEG)] * 4}
-    with serving(settings(models, queue_rows=4, max_images=4)) as service, ThreadPoolExecutor(1) as pool:
-        with busy_codec(service):
-            first = pool.submit(httpx.post, f"{service.url}/project", json=body, timeout=PATIENCE_S).result
-            service.until_metric("ign_codec_waiting_jobs", 1)
-            for path, asked in POOLED_CALLS:
-                response = service.post(path, asked, headers={"X-Request-Timeout": "5"})
-                problem(response, 429, "queue_full")
-        assert first().status_code == 200
-        assert service.post("/project", body).status_code == 200
-
-
 def test_a_loop_takes_a_row_less_than_it_shows(models: Path, monkeypatch: Patch) -> None:
     walk = {"points": POINTS, "frames": 5}
     with held(monkeypatch, settings(models, **SMALL)) as (service, gate):
@@ -124,13 +110,6 @@ def test_a_deadline_in_doubt_is_429(models: Path, monkeypatch: Patch) -> None:
         assert running().status_code == 200
 
 
-@pytest.mark.parametrize("path", CALLS)
-def test_a_deadline_no_answer_can_meet_is_unreachable(service: Service, path: str) -> None:
-    response = service.post(path, CALLS[path], headers={"X-Request-Timeout": "0.000001"})
-    found = problem(response, 504, response.json()["code"])
-    assert found.code in ("deadline_unreachable", "deadline_exceeded")
-
-
 def test_a_deadline_covers_the_body(service: Service) -> None:
     with Connection(service.address).send(BODY + b"X-Request-Timeout: 0.1\r\n\r\n{") as connection:
         status, _, body = connection.answer()
@@ -168,17 +147,6 @@ def test_rows_of_a_client_that_left_never_run(models: Path, monkeypatch: Patch) 
         gate.opened.set()
         assert service.post("/generate", {"steps": 1}).status_code == 200
         assert gate.sizes == [1, 1]
-
-
-def test_a_client_that_left_while_its_picture_waits_to_be_decoded(models: Path) -> None:
-    head = b"POST /project HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n"
-    with serving(settings(models)) as service:
-        with busy_codec(service):
-            with Connection(service.address).send(head % len(LARGE_PICTURE) + LARGE_PICTURE):
-                service.until_in_flight(1)
-            service.until_in_flight(0)
-        assert service.post("/project", {"images": [b64(PICTURE)]}).status_code == 200
-        assert service.metric("ign_batches_total") == 1
 
 
 def test_too_many_requests_in_flight_are_503(models: Path, monkeypatch: Patch) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 import time
 from multiprocessing.connection import Connection
 
@@ -38,34 +37,6 @@ def refuses_later(settings: Settings, messages: Connection) -> None:
         refuses(settings, messages)
     else:
         serves(settings, messages)
-
-
-def drains_or_refuses(settings: Settings, messages: Connection) -> None:
-    """Like `refuses_later`, but with three that serve and two that refuse at the same time.
-
-    Those that serve end some time after SIGTERM, and write the signals that they get until then.
-    """
-
-    def stop(number: int, _: object) -> None:
-        with (settings.model_dir / "drained").open("a") as file:
-            file.write(f"{signal.Signals(number).name}\n")
-        if number == signal.SIGTERM:
-            threading.Timer(0.5, os._exit, [0]).start()
-
-    if len([file for file in settings.model_dir.iterdir() if file.name.isdigit()]) >= 3:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # each refuses, although the other one did
-        (settings.model_dir / f"refuses-{os.getpid()}").touch()
-        while len(list(settings.model_dir.glob("refuses-*"))) < 2:
-            time.sleep(0.01)
-        messages.send("no model in /nowhere")
-        return
-    signal.signal(signal.SIGINT, stop)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    (settings.model_dir / str(os.getpid())).write_text("started")
-    messages.send("")
-    signal.signal(signal.SIGTERM, stop)
-    while True:
-        time.sleep(60)
 
 
 def dies(settings: Settings, messages: Connection) -> None:

@@ -49,14 +49,8 @@ class RecordingObserver(SchedulerObserver):
     def cancelled(self, rows: int) -> None:
         self.events.append(("cancelled", (rows,)))
 
-    def early_exit(self, rows: int) -> None:
-        self.events.append(("early_exit", (rows,)))
-
     def reduce_max_batch(self, batch_rows: int) -> None:
         self.events.append(("reduce_max_batch", (batch_rows,)))
-
-    def device_lost(self) -> None:
-        self.events.append(("device_lost", ()))
 
     def worker_replaced(self) -> None:
         self.events.append(("worker_replaced", ()))

@@ -65,13 +65,6 @@ def test_bad_keys_file_refuses_to_start_in_one_line(tmp_path: Path, content: str
     assert "alice-key" not in caught.value.detail  # somebody may have put the key itself into the file
 
 
-def test_missing_keys_file_refuses_to_start(tmp_path: Path) -> None:
-    with pytest.raises(StartupError, match="No such file"):
-        load_keys(tmp_path / "none.json")
-    with pytest.raises(StartupError, match="directory"):
-        load_keys(tmp_path)
-
-
 @pytest.mark.parametrize(
     "fields",
     [

@@ -1,74 +1,14 @@
-import asyncio
 import contextlib
 import json
-import time
-from collections.abc import Iterable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from starlette.types import Message, Receive
 
 from service.api.multipart import parse_multipart
-from service.api.request import MAX_DEPTH, RequestHeaders, parse_content_type, parse_json, read_body
-from service.domain.errors import (
-    BodyTooSlow,
-    InvalidContent,
-    MalformedRequest,
-    TooLarge,
-)
-
-DISCONNECT: Message = {"type": "http.disconnect"}
-
-
-def pieces(*parts: bytes) -> list[Message]:
-    last = len(parts) - 1
-    return [{"type": "http.request", "body": part, "more_body": i < last} for i, part in enumerate(parts)]
-
-
-def channel(messages: Iterable[Message]) -> Receive:
-    left = iter(messages)
-
-    async def receive() -> Message:
-        for message in left:
-            return message
-        await asyncio.Event().wait()  # nothing more ever comes
-        raise AssertionError
-
-    return receive
-
-
-def read(messages: Iterable[Message], *, seconds: float = 5.0, max_bytes: int = 8, **headers: str) -> bytes:
-    given = RequestHeaders([(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()])
-    deadline = time.monotonic() + seconds
-    return asyncio.run(read_body(given, channel(messages), max_bytes=max_bytes, deadline=deadline))
-
-
-@pytest.mark.parametrize("parts", [[b""], [b"12345678"], [b"1234", b"", b"5678"], [b"12345678", b""]])
-def test_body_up_to_the_cap_is_whole(parts: list[bytes]) -> None:
-    assert read(pieces(*parts), content_length=str(len(b"".join(parts)))) == b"".join(parts)
-
-
-def test_a_body_over_the_cap_is_counted_as_received_and_not_read_further() -> None:
-    messages = iter(pieces(b"1234", b"56789", b"more"))  # no Content-Length, as with chunked bodies
-    with pytest.raises(TooLarge, match="8"):
-        read(messages)
-    assert len(list(messages)) == 1
-    with pytest.raises(TooLarge):
-        read(pieces(b"1234", b"56789"), content_length="4")
-
-
-@pytest.mark.parametrize("length", ["9", "9" * 40, "9" * 5000])
-def test_announced_length_over_the_cap_is_refused_unread(length: str) -> None:
-    with pytest.raises(TooLarge):
-        read([], content_length=length)
-
-
-@pytest.mark.parametrize("seconds", [0.01, -1.0])
-def test_slow_body(seconds: float) -> None:
-    with pytest.raises(BodyTooSlow):
-        read(pieces(b"12", b"34")[:1], seconds=seconds)
+from service.api.request import MAX_DEPTH, parse_content_type, parse_json
+from service.domain.errors import InvalidContent, MalformedRequest
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from service.api.problems import describe, problem_response
 from service.domain import errors
 from service.domain.errors import (
-    BodyTooSlow,
-    DeadlineUnreachable,
-    Draining,
-    IgnError,
     InvalidContent,
     NotReady,
     OverloadedError,
     QueueFull,
     StartupError,
-    UnauthorizedError,
     UnavailableError,
     UnknownModel,
 )
@@ -60,20 +55,6 @@ def test_retry_after_is_whole_seconds(
     kind: type[OverloadedError | UnavailableError], seconds: float, header: str
 ) -> None:
     assert describe(kind("later", retry_after=seconds)).headers["Retry-After"] == header
-
-
-@pytest.mark.parametrize(
-    ("error", "headers"),
-    [
-        (UnauthorizedError("no key"), {"WWW-Authenticate": "Bearer"}),
-        (DeadlineUnreachable("too short"), {"X-Should-Retry": "false"}),
-        (BodyTooSlow("slow"), {"Connection": "close"}),
-        (Draining("bye"), {"Retry-After": "1", "Connection": "close"}),
-        (UnknownModel("no"), {}),
-    ],
-)
-def test_headers_that_belong_to_an_error(error: IgnError, headers: dict[str, str]) -> None:
-    assert describe(error).headers == headers
 
 
 def test_startup_errors_keep_their_paths_to_the_log() -> None:

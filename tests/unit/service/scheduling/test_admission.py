@@ -195,22 +195,6 @@ def test_a_single_fast_call_makes_no_deadline_reachable() -> None:
     assert admit(admission, request(1, steps=100, deadline=0.9)) == "deadline_unreachable"
 
 
-def test_a_single_slow_call_makes_no_deadline_unreachable() -> None:
-    admission = Admission(10_000, 64)
-    admission.on_model_call(64, 2.0, 0.0)
-    for _ in range(100):
-        admission.on_model_call(32, 0.05, 0.0)
-    admit(admission, request(64 * 100))
-    assert admit(admission, request(32, deadline=0.5)) == "would_miss_deadline"
-
-
-def test_few_calls_of_every_size_tell_what_is_out_of_reach() -> None:
-    admission = Admission(100, 8)
-    for n in (1, 2, 3, 8) * 2:
-        admission.on_model_call(n, 0.010, 0.0)
-    assert admit(admission, request(1, steps=300_000, deadline=0.001)) == "deadline_unreachable"
-
-
 def test_the_queue_in_the_way_rejects_with_retry_after() -> None:
     admission = with_measured_calls()
     admit(admission, request(8 * 1000))  # 1000 model calls of 18 ms

@@ -2,7 +2,6 @@
 
 import gc
 import math
-import time
 import weakref
 from collections import Counter
 
@@ -57,27 +56,6 @@ def test_places_are_dealt_round_robin_to_keys() -> None:
     assert [one.params.key for _ in range(5) for one in take(queue, 2)] == list("abcdeabcde")
 
 
-def test_fewest_steps_first_then_deadline_then_arrival() -> None:
-    queue = FairQueue()
-    late, early, first, second = request(deadline=9.0), request(deadline=5.0), request(), request()
-    worn = request(deadline=1.0, steps=1)
-    push(queue, worn, late, first, second, early)
-    assert [one for _ in range(5) for one in take(queue, 1)] == [early, late, first, second, worn]
-
-
-def test_skips_are_counted_anew_after_every_place() -> None:
-    queue, old = FairQueue(), request(steps=500)
-    push(queue, old)
-    served = []
-    for turn in range(4 * (MAX_SKIPS + 1)):
-        push(queue, request())
-        taken, _ = queue.take(1, 0.0)
-        if taken[0].request is old:
-            served.append(turn)
-            run(queue, taken)
-    assert served == [64, 129, 194, 259]
-
-
 def test_behind_a_very_long_queue_new_rows_get_every_second_place() -> None:
     queue, fresh = FairQueue(), request(2)
     push(queue, request(10 * MAX_SKIPS, steps=5))
@@ -117,24 +95,6 @@ def test_removed_rows_do_not_pile_up(filed: bool) -> None:
     del dropped
     gc.collect()  # a request and its slices refer to each other
     assert sum(ref() is not None for ref in removed) < 150
-
-
-def seconds_per_row(waiting: int) -> float:
-    """Thread time of forming a batch and putting its rows back, per place, with so many rows waiting."""
-    queue, places, batches = FairQueue(), 64, 40
-    for i in range(waiting // 50):
-        push(queue, request(50, key=str(i % 5)))
-    run(queue, queue.take(places, 0.0)[0])  # the first batch puts the new rows in order
-    began = time.thread_time()
-    for _ in range(batches):
-        run(queue, queue.take(places, 0.0)[0])
-    return (time.thread_time() - began) / (places * batches)
-
-
-def test_forming_a_batch_costs_the_same_however_many_rows_wait() -> None:
-    small = min(seconds_per_row(1_000) for _ in range(3))
-    large = min(seconds_per_row(100_000) for _ in range(2))
-    assert large < 10 * small  # a scan or a sort per batch would cost a hundred times as much
 
 
 @given(
@@ -193,44 +153,3 @@ def test_a_row_waits_for_its_turn_and_no_longer(places: int, before: int, extra:
         if old in take(queue, places):
             return
     raise AssertionError(f"passed over {bound} times")
-
-
-@given(
-    places=st.integers(1, 6),
-    plans=st.lists(
-        st.tuples(
-            st.integers(1, 4),
-            st.sampled_from("ab"),
-            st.none() | st.floats(0, 20),
-            st.integers(0, 19),
-            st.integers(1, 4),
-        ),
-        min_size=1,
-        max_size=30,
-    ),
-)
-def test_expired_rows_take_no_place_and_no_other_row_is_lost_or_taken_twice(
-    places: int, plans: list[tuple[int, str, float | None, int, int]]
-) -> None:
-    queue, left, dropped = FairQueue(), dict[RowId, int](), set[ScheduledRequest]()
-    for now in range(200):
-        for n, key, deadline, arrival, steps_run in plans:
-            if arrival == now:
-                one = request(n, key=key, deadline=deadline)
-                push(queue, one)
-                left |= dict.fromkeys(rows(one.slices), steps_run)
-        taken, expired = queue.take(places, float(now))
-        assert not dropped & set(expired), "told twice"
-        dropped |= set(expired)
-        assert all(one.deadline <= now for one in expired)
-        again = []
-        for piece in taken:
-            assert piece.request.deadline > now
-            assert piece.request not in dropped
-            for row in rows([piece]):
-                left[row] -= 1
-            if left[rows([piece])[0]]:  # all rows of a slice have had the same steps
-                again.append(piece)
-        run(queue, again)
-    assert queue.row_count == 0
-    assert all(steps_run == 0 or one in dropped for (one, _), steps_run in left.items())

@@ -1,10 +1,8 @@
 """Results of the scheduler, and how it forms batches."""
 
 import asyncio
-import gc
 import itertools
 import threading
-import weakref
 
 import numpy as np
 import pytest
@@ -39,70 +37,6 @@ def test_drift_is_measured_only_on_request_and_costs_one_step() -> None:
         assert [step.step for step in result.trajectory[0]] == [2]
 
     play(main, model)
-
-
-def test_tolerance_returns_the_row_that_met_it() -> None:
-    observer = RecordingObserver()
-
-    async def main(scheduler: Scheduler) -> None:
-        result = await scheduler.run(marked(16, 1, 1024), params(6, tolerance=1.5, score=True))
-        # changes of the first: 8, 4, 2, 1; of the second: 0.5; the third is not done after six
-        assert result.steps.tolist() == [4, 1, 6]
-        assert result.converged.tolist() == [True, True, False]
-        np.testing.assert_array_equal(result.rows, marked(1, 0.5, 16))
-        assert result.drift is not None
-        assert result.drift.tolist() == [0.5, 0.25, 8.0]
-        assert observer.of("early_exit") == [(2,)]
-
-    play(main, FakeModel(), observer=observer)
-
-
-def test_trajectory_holds_recorded_steps_and_no_step_after_an_early_stop() -> None:
-    async def main(scheduler: Scheduler) -> None:
-        result = await scheduler.run(marked(16, 2), params(4, tolerance=0.75, record=(0, 1, 3, 4)))
-        first, second = result.trajectory
-        assert [(s.index, s.step, s.change, float(s.row.flat[0])) for s in first] == [
-            (0, 0, None, 16.0), (0, 1, 8.0, 8.0), (0, 3, 2.0, 2.0), (0, 4, 1.0, 1.0),
-        ]  # fmt: skip
-        assert [(s.index, s.step, s.change) for s in second] == [(1, 0, None), (1, 1, 1.0)]
-        assert result.steps.tolist() == [4, 2]
-
-    play(main, FakeModel())
-
-
-def test_kept_pixels_are_put_back_after_every_step() -> None:
-    keep = np.zeros((2, 1, 4, 4), np.bool_)
-    keep[0, :, :2] = True
-
-    async def main(scheduler: Scheduler) -> None:
-        step_params = StepParams(steps=3, record=(1, 3), score=True)
-        result = await scheduler.run(marked(16, 16), SchedulingParams(step_params=step_params, keep_mask=keep))
-        expected = marked(2, 2)
-        expected[0, :, :2] = 16
-        np.testing.assert_array_equal(result.rows, expected)
-        assert result.distance.tolist() == [8.0, 8.0]  # before the mask
-        assert [step.change for step in result.trajectory[0]] == [4.0, 1.0]  # after it
-        assert result.drift is not None
-        assert result.drift.tolist() == [4.5, 1.0]
-
-    play(main, FakeModel())
-
-
-def test_finished_rows_are_freed_without_the_garbage_collector() -> None:
-    async def main() -> None:
-        with serving(FakeModel()) as scheduler:
-            rows = marked(1, 2)
-            gone = weakref.ref(rows)
-            await scheduler.run(rows, params(3, record=(0, 2), score=True))
-            del rows
-            await scheduler.run(marked(3), params())  # the batch has been formed anew
-            assert gone() is None
-
-    gc.disable()
-    try:
-        asyncio.run(main())
-    finally:
-        gc.enable()
 
 
 @pytest.mark.parametrize(
@@ -181,18 +115,6 @@ def test_rows_of_different_requests_share_a_batch() -> None:
     model = FakeModel(function=recorded, gate=threading.Event())
     play(lambda scheduler: behind(scheduler, model, *[(marked(i), params()) for i in (1, 2)]), model)
     assert [sorted(rows) for rows in recorded.batches] == [[0], [1, 2]]
-
-
-@pytest.mark.parametrize("key", ["same", "other"])
-@pytest.mark.parametrize("steps", [1, 10])
-def test_requests_take_turns_after_every_step(key: str, steps: int) -> None:
-    recorded = RecordingFunction()
-    model = FakeModel(function=recorded, gate=threading.Event())
-    calls = (marked(1), params(20, key="same")), (marked(2), params(steps, key=key))
-    play(lambda scheduler: behind(scheduler, model, *calls), model, max_batch_rows=1)
-    order = [row for (row,) in recorded.batches[1:]]
-    assert (order.count(1), order.count(2)) == (20, steps)
-    assert all(abs(order[:n].count(1) - order[:n].count(2)) <= 1 for n in range(2 * steps + 1))
 
 
 def test_two_callers_share_the_batch_evenly() -> None:

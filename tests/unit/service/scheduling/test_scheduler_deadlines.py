@@ -6,9 +6,8 @@ import threading
 import numpy as np
 import pytest
 
-from service.domain.errors import DeadlineExceeded, DeadlineUnreachable, QueueFull, WouldMissDeadline
+from service.domain.errors import DeadlineExceeded, QueueFull
 from service.domain.latents import FloatRows
-from service.domain.tasks import Result
 from service.scheduling.request import Event, ScheduledRequest
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
@@ -16,49 +15,15 @@ from tests.helpers.serving import (
     Clock,
     RecordingFunction,
     RecordingObserver,
-    collect,
     marked,
     params,
     play,
     release,
     rows_open,
-    streamed,
     submitted,
     until_queued,
     until_running,
 )
-
-
-def ticking(clock: Clock, seconds: float, gate: threading.Event | None = None) -> FakeModel:
-    """A model whose calls take so long."""
-
-    def tick(rows: FloatRows) -> FloatRows:
-        clock.now += seconds
-        return rows
-
-    return FakeModel(function=tick, gate=gate)
-
-
-def test_expired_rows_are_never_run() -> None:
-    clock, recorded, observer = Clock(), RecordingFunction(), RecordingObserver()
-    model = FakeModel(function=recorded, gate=threading.Event())
-
-    async def main(scheduler: Scheduler) -> None:
-        plug = submitted(scheduler, marked(1), params())
-        await until_running(model)
-        late = submitted(scheduler, marked(2, 3), params(deadline=clock.now + 50))
-        after = submitted(scheduler, marked(4), params())
-        await until_queued(scheduler, late, after)
-        clock.now += 50
-        release(model)
-        await asyncio.gather(plug, after)
-        with pytest.raises(DeadlineExceeded):
-            await late
-
-    play(main, model, max_batch_rows=1, clock=clock, observer=observer)
-    assert recorded.batches == [[1], [4]]
-    assert sorted(observer.of("finished")) == [(1, "ok"), (1, "ok"), (2, "deadline_exceeded")]
-    assert observer.of("cancelled") == []
 
 
 def test_a_deadline_is_kept_while_the_device_is_busy() -> None:
@@ -80,61 +45,6 @@ def test_a_deadline_is_kept_while_the_device_is_busy() -> None:
 
     play(main, model)
     assert recorded.batches == [[1], [3]]
-
-
-def test_the_deadline_of_a_stream_ends_with_its_first_event() -> None:
-    """One that has not begun has no progress, so it keeps its deadline."""
-    clock = Clock()
-    model = ticking(clock, 1, threading.Event())
-
-    async def main(scheduler: Scheduler) -> None:
-        stream = streamed(scheduler, marked(*range(10)), params(deadline=clock.now + 4))
-        running = asyncio.create_task(collect(stream))
-        await until_running(model)
-        waiting = asyncio.create_task(anext(streamed(scheduler, marked(1), params(deadline=clock.now + 5))))
-        await asyncio.sleep(0)
-        release(model)
-        with pytest.raises(DeadlineExceeded):
-            await waiting
-        assert isinstance((await running)[-1], Result)
-
-    play(main, model, max_batch_rows=1, clock=clock)
-    assert len(model.sizes) == 10
-
-
-def test_rejections_name_their_reason() -> None:
-    clock, observer, gate = Clock(), RecordingObserver(), threading.Event()
-    model = ticking(clock, 1.0, gate)  # one second a step
-
-    async def main(scheduler: Scheduler) -> None:
-        async def rejected(kind: type[Exception], rows: int, steps: int = 1, seconds: float | None = None) -> None:
-            deadline = None if seconds is None else clock.now + seconds
-            with pytest.raises(kind):
-                await scheduler.run(marked(*range(rows)), params(steps, deadline=deadline))
-
-        gate.set()
-        await scheduler.run(marked(1), params(20))
-        await rejected(DeadlineUnreachable, 1, seconds=0)
-        await rejected(DeadlineUnreachable, 1, 10, seconds=9)
-        await rejected(QueueFull, 41)
-        gate.clear()
-        model.entered.clear()
-        queue = submitted(scheduler, marked(*range(31)), params())
-        await until_running(model)
-        await rejected(WouldMissDeadline, 1, seconds=20)
-        await rejected(QueueFull, 11)
-        with pytest.raises(QueueFull), scheduler.room_for(11):
-            raise AssertionError
-        with scheduler.room_for(10):
-            pass
-        more = submitted(scheduler, marked(*range(10)), params(deadline=clock.now + 1000))
-        await until_queued(scheduler, more)
-        release(model)
-        await asyncio.gather(queue, more)
-
-    play(main, model, max_batch_rows=1, queue_rows=40, clock=clock, observer=observer)
-    reasons = ["deadline_unreachable"] * 2 + ["queue_full", "would_miss_deadline", *["queue_full"] * 2]
-    assert [reason for (reason,) in observer.of("rejected")] == reasons
 
 
 def test_room_is_promised_once() -> None:
@@ -176,59 +86,6 @@ def test_one_rejected_request_rejects_no_other_of_its_turn() -> None:
         assert set(ended) == {first, last}
 
     play(main, FakeModel(), queue_rows=4)
-
-
-def test_cancelled_rows_never_reach_the_model() -> None:
-    recorded, observer = RecordingFunction(), RecordingObserver()
-    model = FakeModel(function=recorded, gate=threading.Event())
-
-    async def main(scheduler: Scheduler) -> None:
-        running = submitted(scheduler, marked(1, 2), params(50))
-        await until_running(model)
-        waiting = submitted(scheduler, marked(3, 4, 5), params())
-        stays = submitted(scheduler, marked(6), params())
-        await until_queued(scheduler, waiting, stays)
-        for call in (waiting, running):
-            call.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await call
-        assert scheduler.rows_queued == 1
-        release(model)
-        await stays
-
-    play(main, model, max_batch_rows=1, observer=observer)
-    assert recorded.batches == [[1], [6]]
-    assert observer.of("cancelled") == [(3,), (2,)]
-
-
-def test_a_row_cancelled_in_the_batch_leaves_it_after_the_step() -> None:
-    recorded = RecordingFunction()
-
-    async def main(scheduler: Scheduler) -> None:
-        loop = asyncio.get_running_loop()
-
-        def leave(left: threading.Event) -> None:
-            goes.cancel()
-            loop.call_soon(left.set)
-
-        def watched(rows: FloatRows) -> FloatRows:
-            if len(rows) == 2 and len(recorded.batches) == 3:
-                left = threading.Event()
-                loop.call_soon_threadsafe(leave, left)
-                left.wait(10)
-            return recorded(rows)
-
-        model.function = watched
-        stays = submitted(scheduler, marked(1), params(9))
-        await until_running(model)
-        goes = submitted(scheduler, marked(2), params(10**9))
-        await until_queued(scheduler, goes)
-        release(model)
-        await stays
-
-    model = FakeModel(gate=threading.Event())
-    play(main, model)
-    assert [len(rows) for rows in recorded.batches] == [1, 2, 2, 2, 1, 1, 1, 1, 1]
 
 
 def test_requests_that_end_while_their_batch_runs_do_not_disturb_the_others(

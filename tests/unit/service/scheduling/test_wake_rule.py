@@ -1,6 +1,8 @@
-"""A further worker on a CPU is woken only where the model, not the event loop, takes more CPU time for a request."""
+"""How rows are divided among workers.
 
-import asyncio
+A further worker on a CPU is woken only where the model, not the event loop, takes more CPU time for a request.
+"""
+
 import threading
 
 import pytest
@@ -11,7 +13,7 @@ from service.domain.latents import FloatRows
 from service.scheduling.scheduler import Scheduler
 from service.scheduling.worker import WakeRule, wake_rule
 from tests.helpers.fakes import FakeModel
-from tests.helpers.serving import idle, marked, params, play
+from tests.helpers.serving import idle, marked, params, play, rows_worth_waking
 
 NEVER = 1000
 
@@ -71,24 +73,41 @@ def test_the_first_worker_runs_what_one_can_run() -> None:
     assert [len(model.sizes) for model in models] == [20, 0, 0]
 
 
-def test_where_http_is_the_limit_one_worker_runs_all() -> None:
-    """The event loop seems slow, so the second worker sleeps although many rows wait."""
-    seconds = iter(range(1_000_000))
-    main_thread = threading.get_ident()
-    rule = WakeRule(2, cpu_clock=lambda: float(next(seconds)) if threading.get_ident() == main_thread else 0.0)
+def test_idle_devices_share_a_request() -> None:
+    models = [FakeModel() for _ in range(2)]
 
+    async def main(scheduler: Scheduler) -> None:
+        await idle(scheduler, 2)
+        await scheduler.run(marked(*range(8)), params())
+
+    play(main, *models)
+    assert [size for model in models for size in model.sizes] == [4, 4]  # the second by whoever is faster
+
+
+def test_few_rows_stay_together() -> None:
+    models = [FakeModel() for _ in range(2)]
+
+    async def main(scheduler: Scheduler) -> None:
+        for rows, sizes in ((8, [8]), (16, [16]), (31, [16, 15]), (64, [32, 32])):
+            await idle(scheduler, 2)
+            before = [len(model.sizes) for model in models]
+            await scheduler.run(marked(*range(rows)), params())
+            ran = [size for model, n in zip(models, before, strict=True) for size in model.sizes[n:]]
+            assert sorted(ran) == sorted(sizes)
+
+    play(main, *models, max_batch_rows=64, queue_rows=200, wake_rule=rows_worth_waking(16))
+
+
+def test_rows_with_many_steps_are_divided() -> None:
     def takes_time(rows: FloatRows) -> FloatRows:
-        threading.Event().wait(0.001)
+        threading.Event().wait(0.001)  # longer than a thread takes to wake
         return rows
 
     models = [FakeModel(function=takes_time) for _ in range(2)]
 
     async def main(scheduler: Scheduler) -> None:
         await idle(scheduler, 2)
-        for _ in range(3):
-            await scheduler.run(marked(1), params())
-        before = len(models[1].sizes)
-        await asyncio.gather(*(scheduler.run(marked(1), params()) for _ in range(50)))
-        assert len(models[1].sizes) == before
+        await scheduler.run(marked(1, 2, 3, 4), params(1000))
 
-    play(main, *models, max_batch_rows=2, queue_rows=1000, wake_rule=rule)
+    play(main, *models, max_batch_rows=64, wake_rule=rows_worth_waking(16))
+    assert all(len(model.sizes) > 100 for model in models)

@@ -139,32 +139,6 @@ def ready(url: str) -> None:
         pass
 
 
-@pytest.mark.parametrize("end", ["it finishes", "the drain ends", "a second signal"])
-def test_a_stop_waits_for_what_is_in_flight(configured: Callable[..., None], said: Said, gate: Gate, end: str) -> None:
-    configured(DRAIN_S="0.3" if end == "the drain ends" else "15")
-
-    def script() -> None:
-        url = said.until("listening on ")
-        ready(url)
-        with gate, ThreadPoolExecutor(1) as pool:
-            running = pool.submit(httpx.post, f"{url}/generate", json={}, timeout=PATIENCE_S)
-            assert gate.entered.wait(PATIENCE_S)
-            stop()
-            assert said.until("draining: ") == "1 requests in flight"
-            if end == "it finishes":
-                problem(httpx.post(f"{url}/generate", json={}), 503, "draining")
-                problem(httpx.get(f"{url}/readyz"), 503, "draining")
-                gate.opened.set()
-                assert running.result().status_code == 200
-                return
-            if end == "a second signal":
-                stop()
-            assert said.until("cutting off ") == "1 requests"
-            problem(running.result(), 503, "draining")
-
-    assert main_beside(script) == 0
-
-
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
 

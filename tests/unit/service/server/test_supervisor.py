@@ -164,19 +164,6 @@ def test_a_replacement_that_cannot_be_started_is_tried_again(
     assert supervised(settings, fakes.serves, script) == 0
 
 
-def test_a_signal_at_the_moment_a_process_is_found_dead(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    waitpid = os.waitpid
-
-    def signalled(pid: int, options: int) -> tuple[int, int]:
-        found = waitpid(pid, options)
-        if found[0]:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return found
-
-    monkeypatch.setattr(os, "waitpid", signalled)
-    assert supervise(settings.replace(workers=1), fakes.dies, on_listening=lambda: None) in (0, 5)
-
-
 def rejected(settings: Settings, main: ChildMain, script: Callable[[], None]) -> None:
     """Run a script beside processes that do not start; none of them is left."""
     with ThreadPoolExecutor(1) as pool:
@@ -195,21 +182,6 @@ def test_a_process_that_does_not_start_stops_all(settings: Settings, at_first: b
             os.kill(min(pids(settings)), signal.SIGKILL)
 
     rejected(settings, fakes.refuses if at_first else fakes.refuses_later, script)
-
-
-def test_several_that_do_not_start_cut_nothing_off(settings: Settings) -> None:
-    """A process that drains for long gets SIGTERM, and never the SIGINT that ends its requests."""
-    settings = settings.replace(workers=3)
-
-    def script() -> None:
-        started(settings, 3)()
-        drains, *others = sorted(pids(settings))
-        for pid in others:
-            os.kill(pid, signal.SIGKILL)
-        until(lambda: not Path(f"/proc/{drains}").exists())
-
-    rejected(settings, fakes.drains_or_refuses, script)
-    assert (settings.model_dir / "drained").read_text() == "SIGTERM\n"
 
 
 def test_a_process_that_stops_badly_is_seen_in_the_status(settings: Settings) -> None:
