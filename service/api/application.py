@@ -53,6 +53,8 @@ from service.observability.logs import choose_request_id, log_request, parse_tra
 CLIENT_GONE: Final = 499
 _REJECTIONS: Final = frozenset((429, 503))
 UNMATCHED: Final = "unmatched"
+_WHOLE_RESPONSE: Final = "ign.http.response"
+"""The ASGI extension of `service.server` that sends a whole response at once; other servers get two messages."""
 _CACHED, _MAX_PATH = 1024, 256  # how many paths are remembered, and the longest of them
 _LINGER_BYTES: Final = 1 << 26
 _LINGER_S, _QUIET_S = 30.0, 0.5  # for the whole of an unwanted body, and for the next part of it
@@ -112,21 +114,31 @@ class Exchange:
         self.body_bytes = 0
         self.added: list[tuple[bytes, bytes]] = []
         self.closes = False
+        self._head: Message = {}
+        self._send_whole = scope.get("extensions", {}).pop(_WHOLE_RESPONSE, None)  # it holds the scope
 
     async def send(self, message: Message) -> None:
-        """Pass a message of the response on to the server."""
+        """Pass a message of the response on to the server; the head waits for the first part of the body."""
         if message["type"] == "http.response.start":
-            self.started = True
             self.status = message["status"]
             message["headers"] = [*message.get("headers", ()), *self.added]
+            self._head = message
             if "request_bytes" not in self.state:  # the body was not read
                 self.closes = self._has_body() and self._is_last(message["headers"])
-        elif message["type"] == "http.response.body":
-            self.body_bytes += len(message.get("body", b""))
-            self.complete = not message.get("more_body", False)
-            if self.complete and (self.closes or self.is_rejection):
-                # The client gets the whole body now. The connection goes on, or closes, after `finish`.
-                message = {**message, "more_body": True}
+            return
+        body = message.get("body", b"")
+        self.body_bytes += len(body)
+        self.complete = not message.get("more_body", False)
+        if self.complete and (self.closes or self.is_rejection):
+            # The client gets the whole body now. The connection goes on, or closes, after `finish`.
+            message = {**message, "more_body": True}
+        elif self.complete and self._send_whole and not self.started and self.method != "HEAD":
+            self.started = self._send_whole(self.status, self._head["headers"], body)
+            if self.started:
+                return
+        if not self.started:
+            self.started = True
+            await self._send(self._head)
         await self._send(message)
 
     async def finish(self, pace: RejectionPace) -> None:

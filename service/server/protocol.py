@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from service.api.heads import MAX_HEAD_BYTES, check_head_size
 from service.domain.errors import HeadTooLarge, IgnError, MalformedRequest, TooManyConnections
-from service.server.open_connections import LINGER_S, Flow, LingeringTransport, OpenConnections
+from service.server.open_connections import LINGER_S, Flow, LingeringTransport, OpenConnections, whole_response
 
 MAX_PIPELINED: Final = 64  # requests that wait on one connection for the response before theirs
 
@@ -105,6 +105,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.scope["state"]["arrival"] = time.monotonic()  # deadlines count from here, also of a request that waits
         self.expect_100_continue &= self.parser.get_http_version() != "1.0"  # RFC 9110, section 10.1.1
         super().on_headers_complete()
+        cast(dict[str, Any], self.scope)["extensions"] = whole_response(self.cycle)
         self.headers = []  # trailers go to this list: they are no headers of the request
 
     def on_body(self, body: bytes) -> None:
