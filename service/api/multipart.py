@@ -169,13 +169,8 @@ def _integers(text: str) -> object:
 
 
 _CONVERTERS: Final[dict[str, Callable[[str], object]]] = {
-    "steps": _integer,
-    "scale": _integer,
-    "columns": _integer,
-    "gap": _integer,
-    "tolerance": _number,
-    "strength": _number,
-    "score": _boolean,
+    **dict.fromkeys(("steps", "scale", "columns", "gap"), _integer),
+    **dict.fromkeys(("tolerance", "strength"), _number),
+    **dict.fromkeys(("score", "invert"), _boolean),
     "record": _integers,
-    "invert": _boolean,
 }
