@@ -32,8 +32,7 @@ def parse_multipart(
     A part with a file name, or with the content type of a picture, is a file. Every other part is a UTF-8 field. A
     file part without name and content, which browsers send for an empty file input, is skipped.
 
-    Args:
-        file_names: names of parts that hold a picture.
+    A part with one of ``file_names`` should be a file.
 
     Raises:
         MalformedRequest: no boundary, no last boundary, a part without a name, a field that is not UTF-8.

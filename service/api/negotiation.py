@@ -45,13 +45,11 @@ def negotiate(accept: str | None, offers: tuple[Media, ...]) -> Media:
     Among equal weights the order of `Media` decides, so `*/*` gives JSON and `image/*` gives PNG. The weight of an
     offer is that of the most specific range that matches it. Parameters other than `q` are ignored.
 
-    Args:
-        accept: the value of the Accept header; several headers joined by commas. None or blank accepts everything.
-        offers: the media types in which the endpoint can answer this request.
+    Several Accept headers come joined by commas; None or blank accepts everything.
 
     Raises:
         MalformedRequest: not a list of media ranges, or a weight outside 0…1.
-        NotAcceptable: every offer has weight 0 or matches no range.
+        NotAcceptable: every offer has weight 0.
     """
     ranges = dict(_ranges(accept)) if accept and accept.strip(" \t,") else {"*/*": 1.0}
     best, best_weight = None, 0.0

@@ -296,18 +296,11 @@ def _is_large_body(_: ApiRequest, body: bytes) -> bool:
 
 
 _ROWS: Final = (_decode, _encode, _respond)
+_SCORES: Final = (_decode, _results, _respond_scores)
 ENDPOINTS: Final = (
     Endpoint("/generate", _check_json(ROW_FORMATS), _is_large_body, _parse_generate, *_ROWS),
     Endpoint("/project", _check_upload(ROW_FORMATS, ProjectOptions), _is_large_body, _parse_project, *_ROWS),
     Endpoint("/latent-interpolate", _check_json(PATH_FORMATS), _is_large_body, _parse_interpolate, *_ROWS),
     Endpoint("/latent-arithmetic", _check_json(FORMATS), _is_large_body, _parse_arithmetic, *_ROWS),
-    Endpoint(
-        "/score",
-        _check_upload((Media.JSON,), ScoreOptions),
-        _is_large_body,
-        _parse_score,
-        _decode,
-        _results,
-        _respond_scores,
-    ),
+    Endpoint("/score", _check_upload((Media.JSON,), ScoreOptions), _is_large_body, _parse_score, *_SCORES),
 )

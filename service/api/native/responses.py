@@ -111,7 +111,7 @@ def _check_layout(api: ApiRequest, spec: ResponseSpec, recorded: int) -> None:
     in_flight = api.services.in_flight
     # A stream sends its pictures one by one.
     size = channels * (width * height if media is Media.EVENTS else pixels)
-    in_flight.hold(api.state, size if in_flight.max_bytes is None else min(size, in_flight.max_bytes))
+    in_flight.hold(api.state, min(size, in_flight.max_bytes))
 
 
 def encode_contents(ended: Sequence[tuple[ApiRequest, ResponseSpec, Result]]) -> list[list[bytes]]:
