@@ -42,7 +42,6 @@ OPEN: Final = MappingProxyType(
 """What needs no key, unless `IGN_PRIVATE_ENDPOINTS` names it."""
 
 HEALTH_PATHS: Final = (*OPEN["health"], *OPEN["metrics"])
-OPEN_PATHS: Final = tuple(path for paths in OPEN.values() for path in paths)
 ADMIN_PATHS: Final = ("/v2/repository/models/*",)
 
 

@@ -103,9 +103,7 @@ class _MultipartParser:
         self._filename = options.get(b"filename", b"")
         # A file name is optional (RFC 7578, section 4.2), and programs often send a picture from memory without one.
         self._is_file = b"filename" in options or self._headers.get(b"content-type", b"").lower().startswith(b"image/")
-        self._check_count("files" if self._is_file else "fields")
-
-    def _check_count(self, part_type: str) -> None:
+        part_type = "files" if self._is_file else "fields"
         self._remaining[part_type] -= 1
         if self._remaining[part_type] < 0:
             raise InvalidContent.field(printable_name(self._name), f"too many {part_type} in the form")

@@ -45,15 +45,6 @@ ResponseParts = tuple[dict[str, str], Sequence[bytes | memoryview], str]
 """Headers, pieces of the body and media type of a response with status 200."""
 
 
-class Inputs(Protocol):
-    """What `Endpoint.decode` makes of a request."""
-
-    @property
-    def rows(self) -> FloatRows:
-        """(N, C, H, W) float32 in the model's range."""
-        ...
-
-
 class Work(Protocol):
     """What a request asks of a model, after its options have been checked."""
 
@@ -91,7 +82,8 @@ class Endpoint(NamedTuple):
 
     `has_large_body` says whether `parse` needs a thread of the codec pool.
 
-    `decode` returns, for each of several requests, its inputs or the error of one that has none. `encode` gets
+    `decode` returns, for each of several requests, its inputs or the error of one that has none; their ``rows`` are
+    (N, C, H, W) float32 in the model's range. `encode` gets
     (work, rows, result) of each; if it raises, it runs again for each request alone. `respond` gets what `encode` made.
     All but a large `parse`, `decode` and `encode` run on the event loop.
     """

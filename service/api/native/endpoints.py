@@ -137,16 +137,6 @@ def _parse_json(api: ApiRequest, schema: type[Schema], body: bytes) -> Schema:
     return parse_as(schema, body)
 
 
-def _check_upload(formats: tuple[Media, ...], schema: type[ScoreOptions]) -> Callable[[ApiRequest], None]:
-    """The check of an endpoint that takes pictures in one of three kinds of body."""
-
-    def check(api: ApiRequest) -> None:
-        api.media = api.negotiate(formats)
-        check_upload(api, schema)
-
-    return check
-
-
 def _parse_generate(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWork:
     options, settings = _parse_json(api, GenerateRequest, body), api.services.settings
     check_count("n", options.n, settings.max_images)
@@ -299,8 +289,8 @@ _ROWS: Final = (_decode, _encode, _respond)
 _SCORES: Final = (_decode, _results, _respond_scores)
 ENDPOINTS: Final = (
     Endpoint("/generate", _check_json(ROW_FORMATS), _is_large_body, _parse_generate, *_ROWS),
-    Endpoint("/project", _check_upload(ROW_FORMATS, ProjectOptions), _is_large_body, _parse_project, *_ROWS),
+    Endpoint("/project", check_upload(ROW_FORMATS, ProjectOptions), _is_large_body, _parse_project, *_ROWS),
     Endpoint("/latent-interpolate", _check_json(PATH_FORMATS), _is_large_body, _parse_interpolate, *_ROWS),
     Endpoint("/latent-arithmetic", _check_json(FORMATS), _is_large_body, _parse_arithmetic, *_ROWS),
-    Endpoint("/score", _check_upload((Media.JSON,), ScoreOptions), _is_large_body, _parse_score, *_SCORES),
+    Endpoint("/score", check_upload((Media.JSON,), ScoreOptions), _is_large_body, _parse_score, *_SCORES),
 )

@@ -11,6 +11,7 @@ from starlette.datastructures import QueryParams
 from service.api.multipart import MUST_BE_A_FILE, parse_fields, parse_multipart
 from service.api.native.schemas import PointRequest, ProjectOptions, ProjectRequest, ScoreOptions, ScoreRequest
 from service.api.native.validation import check_count
+from service.api.negotiation import Media
 from service.api.request import ApiRequest, parse_as, printable_name
 from service.artifact.card import ModelCard
 from service.domain.errors import IgnError, InvalidContent, TooLarge, UnsupportedMedia
@@ -63,20 +64,22 @@ class InputRows:
     inverted: Sequence[bool] = ()
 
 
-def check_upload(api: ApiRequest, schema: type[ScoreOptions]) -> None:
-    """Check what the head of a request says of its upload, before the body is read.
+def check_upload(formats: tuple[Media, ...], schema: type[ScoreOptions]) -> Callable[[ApiRequest], None]:
+    """The check of an endpoint that takes pictures in one of three kinds of body: a form, JSON or one picture.
 
-    Raises:
-        UnsupportedMedia: the body is neither a form, nor JSON, nor a picture.
-        InvalidContent, ValidationError: an option in the query is invalid, or stands there though the body has options.
+    Only the options of a picture are in the query.
     """
-    content_type = api.content_type
-    if content_type in PICTURE_TYPES:
-        _from_query(schema, api.query)
-        return
-    if content_type not in UPLOAD_TYPES:
-        raise UnsupportedMedia(f"Content-Type: expected one of {', '.join(UPLOAD_TYPES)}")
-    api.reject_query()
+
+    def check(api: ApiRequest) -> None:
+        api.media = api.negotiate(formats)
+        if api.content_type in PICTURE_TYPES:
+            _from_query(schema, api.query)
+            return
+        if api.content_type not in UPLOAD_TYPES:
+            raise UnsupportedMedia(f"Content-Type: expected one of {', '.join(UPLOAD_TYPES)}")
+        api.reject_query()
+
+    return check
 
 
 def parse_upload(api: ApiRequest, schema: type[Options], body: type[Options], content: bytes) -> Upload[Options]:
