@@ -115,50 +115,54 @@ def prepare_uploads(uploads: Sequence[tuple[ApiRequest, Upload[Any]]], card: Mod
     A large upload comes alone, in the codec pool. Its pictures and masks are decoded one at a time, because each of
     them can have `IGN_MAX_PIXELS`.
     """
-    prepared: list[tuple[slice, list[KeepMask]] | IgnError] = []
+    prepared: list[slice | IgnError] = []
+    keep: list[KeepMask] = []  # an upload with masks is large
 
-    def pictures() -> Iterator[tuple[Picture, Resize, Invert]]:
+    def given() -> Iterator[tuple[Picture, Resize, Invert]]:
         count = 0
         for api, upload in uploads:
-            first, keep = count, list[KeepMask]()
+            first = count
             try:
-                for picture in _decode(api, upload, card, keep):
+                for each in _decode(api, upload, card, keep):
                     count += 1
-                    yield picture, upload.options.resize, upload.options.invert
+                    yield each
             except IgnError as exc:
                 prepared.append(exc)
             else:
-                prepared.append((slice(first, count), keep))
+                prepared.append(slice(first, count))
         if not count:
             raise InvalidContent("no picture")
 
+    # Decoding many small ones before preparing them is faster: the code and data of each step stay in the cache.
     try:
-        rows, inverted = prepare_many(pictures(), card)
+        rows, inverted = prepare_many(list(given()) if len(uploads) > 1 else given(), card)
     except InvalidContent:  # nothing could be decoded
         return [each for each in prepared if isinstance(each, IgnError)]
+    kept = np.stack(keep) if keep else None
     return [
-        each
-        if isinstance(each, IgnError)
-        else InputRows(rows=rows[each[0]], keep=np.stack(each[1]) if each[1] else None, inverted=inverted[each[0]])
+        InputRows(rows=rows[each], keep=kept, inverted=inverted[each]) if isinstance(each, slice) else each
         for each in prepared
     ]
 
 
-def _decode(api: ApiRequest, upload: Upload[Any], card: ModelCard, keep: list[KeepMask]) -> Iterator[Picture]:
+def _decode(
+    api: ApiRequest, upload: Upload[Any], card: ModelCard, keep: list[KeepMask]
+) -> Iterator[tuple[Picture, Resize, Invert]]:
     """Decode the pictures of an upload, one at a time, and add the masks that belong to them to ``keep``."""
-    settings, images, masks = api.services.settings, upload.images, upload.masks
-    image_names, mask_names = _names(upload.image_field, images), _names(upload.mask_field, masks)
-    named = [*zip(image_names, images, strict=True), *zip(mask_names, masks, strict=True)]
-    opened = _check_pixels(named, settings, api.check_not_over)
-    for i, data in enumerate(images):
+    settings, options, masks = api.services.settings, upload.options, upload.masks
+    named = _named(upload.image_field, upload.images)
+    named_masks = _named(upload.mask_field, masks) if masks else []
+    opened = _check_pixels(named + named_masks, settings, api.check_not_over)
+    for i, (name, data) in enumerate(named):
         api.check_not_over()
-        picture = _take(opened, image_names[i], data, settings).decode()
+        picture = _take(opened, name, data, settings).decode()
         if masks:
             j = min(i, len(masks) - 1)  # one mask for all images is decoded once
+            name, data = named_masks[j]
             if i == j:
-                mask = to_mask(_take(opened, mask_names[j], masks[j], settings))
-            keep.append(keep_mask(mask, picture, card, resize=upload.options.resize, field=mask_names[j]))
-        yield picture
+                mask = to_mask(_take(opened, name, data, settings))
+            keep.append(keep_mask(mask, picture, card, resize=options.resize, field=name))
+        yield picture, options.resize, options.invert
 
 
 def read_points(api: ApiRequest, model: ServedModel, field: str, points: Sequence[PointRequest]) -> list[FloatRow]:
@@ -255,7 +259,7 @@ def _take(opened: dict[str, EncodedImage], field: str, data: bytes | str, settin
     return opened.pop(field, None) or open_image(data, limits, field=field)
 
 
-def _names(field: str, items: Sequence[object]) -> list[str]:
-    """The names of items in errors, such as `images.0`; a single body, file or shared mask has no number."""
+def _named(field: str, items: Sequence[bytes | str]) -> list[tuple[str, bytes | str]]:
+    """Items with their names in errors, such as `images.0`; a single body, file or shared mask has no number."""
     numbered = len(items) > 1 or field in ("images", "masks")
-    return [f"{field}.{i}" if numbered else field for i in range(len(items))]
+    return [(f"{field}.{i}" if numbered else field, item) for i, item in enumerate(items)]
