@@ -17,13 +17,12 @@ import hashlib
 import hmac
 import ipaddress
 from collections.abc import Collection, MutableMapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
 from service.api.request import RequestHeaders
 from service.domain.errors import ForbiddenError, StartupError, UnauthorizedError
@@ -43,7 +42,6 @@ OPEN: Final = MappingProxyType(
 """What needs no key, unless `IGN_PRIVATE_ENDPOINTS` names it."""
 
 HEALTH_PATHS: Final = (*OPEN["health"], *OPEN["metrics"])
-OPEN_PATHS: Final = tuple(path for paths in OPEN.values() for path in paths)
 ADMIN_PATHS: Final = ("/v2/repository/models/*",)
 
 
@@ -63,30 +61,15 @@ def _parse_quota(value: object) -> Rate | None:
         raise ValueError(f"expected {exc}") from exc
 
 
-class _KeyEntry(BaseModel):
+class ApiKey(BaseModel):
+    """The API key of one caller: an entry of the keys file. Its name counts for fair queueing, quotas and logs."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$", to_lower=True)]
     scopes: Annotated[frozenset[ScopeName], Field(min_length=1)]
     quota: Annotated[Rate | None, BeforeValidator(_parse_quota)] = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ApiKey:
-    """The API key of one caller.
-
-    Args:
-        name: of the caller, for fair queueing, quotas and logs.
-        digest: SHA-256 of the key, 32 bytes.
-        scopes: which paths the key allows.
-        quota: rate limit of this key; None for the common one.
-    """
-
-    name: str
-    digest: bytes
-    scopes: frozenset[ScopeName]
-    quota: Rate | None = None
 
 
 def load_keys(path: Path) -> tuple[ApiKey, ...]:
@@ -104,25 +87,17 @@ def load_keys(path: Path) -> tuple[ApiKey, ...]:
 
 
 def parse_keys(data: bytes) -> tuple[ApiKey, ...]:
-    """Parse the content of a keys file.
-
-    Raises:
-        StartupError: as `load_keys`; the text names no path.
-    """
+    """As `load_keys`, with the content of the file; errors name no path."""
     try:
-        entries = TypeAdapter(list[_KeyEntry]).validate_json(data)
+        keys = TypeAdapter(tuple[ApiKey, ...]).validate_json(data)
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         what = first["msg"].removeprefix("Value error, ")
         raise StartupError(f"{where + ': ' if where else ''}{what}") from exc
-    keys = tuple(
-        ApiKey(name=entry.name, digest=bytes.fromhex(entry.sha256), scopes=entry.scopes, quota=entry.quota)
-        for entry in entries
-    )
     if not keys:
         raise StartupError("it holds no key")
-    for field in ("name", "digest"):
+    for field in ("name", "sha256"):
         if len({getattr(key, field) for key in keys}) < len(keys):
             raise StartupError(f"a {field} is given twice")
     return keys
@@ -133,9 +108,7 @@ def identify(
 ) -> None:
     """Set the name of the caller's API key and its quota in the state of the request.
 
-    Raises:
-        UnauthorizedError: no valid key.
-        ForbiddenError: the key does not have the scope.
+    Raises `UnauthorizedError` without a valid key, and `ForbiddenError` if the key does not have the scope.
     """
     key = _find_key(headers, keys)
     state.update(caller=key.name, api_key=key.name, quota=key.quota)
@@ -150,10 +123,10 @@ def _find_key(headers: RequestHeaders, keys: Sequence[ApiKey]) -> ApiKey:
     token = token.strip()
     if scheme.lower() != "bearer" or not token:
         raise UnauthorizedError("send one header Authorization: Bearer KEY")
-    digest = hashlib.sha256(token.encode("latin-1")).digest()
+    digest = hashlib.sha256(token.encode("latin-1")).hexdigest()
     matched = None
     for key in keys:  # no early exit, so that the duration does not reveal which key matched
-        if hmac.compare_digest(key.digest, digest):
+        if hmac.compare_digest(key.sha256, digest):
             matched = key
     if matched is None:
         raise UnauthorizedError("this key is not known")
@@ -161,11 +134,7 @@ def _find_key(headers: RequestHeaders, keys: Sequence[ApiKey]) -> ApiKey:
 
 
 class PathSet:
-    """A set of exact paths and of `…/*` subtrees.
-
-    Args:
-        patterns: paths; one that ends in `/*` covers every path below it.
-    """
+    """Paths; one that ends in `/*` covers every path below it."""
 
     def __init__(self, patterns: Collection[str]) -> None:
         self._exact = frozenset(pattern for pattern in patterns if not pattern.endswith("/*"))

@@ -54,11 +54,9 @@ class AppState:
         self.metrics.in_flight.set(self.in_flight.count)
 
     def require_serving(self) -> None:
-        """Raise unless the service accepts requests; it checks no model, so that one never blocks the others.
+        """Raise `Draining` or `NotReady` unless the service accepts requests.
 
-        Raises:
-            Draining: the service is shutting down.
-            NotReady: models are being loaded, or one of them could not be loaded.
+        It checks no model, so that one never blocks the others.
         """
         if self.in_flight.draining:
             raise Draining("the service is shutting down")
@@ -66,11 +64,7 @@ class AppState:
             raise NotReady("models are being loaded" if self.phase == "loading" else "a model could not be loaded")
 
     def require_ready(self) -> None:
-        """Raise unless every model serves.
-
-        Raises:
-            Draining, NotReady: as `require_serving`; or the workers of a model are not healthy.
-        """
+        """As `require_serving`; raise `NotReady` also if the workers of a model are not healthy."""
         self.require_serving()
         for ref, model in self.registry.models.items():
             if model.scheduler.all_devices_lost:

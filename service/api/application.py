@@ -32,7 +32,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.access import (
     ADMIN_PATHS,
     HEALTH_PATHS,
-    OPEN_PATHS,
     ApiKey,
     PathSet,
     address_key,
@@ -205,7 +204,11 @@ class Application:
         settings = services.settings
         self._settings, self._in_flight, self._tracing = settings, services.in_flight, services.tracing
         self._keyless = PathSet(open_paths(settings.private_endpoints))
-        self._unlimited, self._admin, self._probes = PathSet(OPEN_PATHS), PathSet(ADMIN_PATHS), frozenset(HEALTH_PATHS)
+        self._unlimited, self._admin, self._probes = (
+            PathSet(open_paths()),
+            PathSet(ADMIN_PATHS),
+            frozenset(HEALTH_PATHS),
+        )
         self._inner: ASGIApp = self._serve
         if settings.cors_origins:
             self._inner = CorsMiddleware(self._serve, origins=settings.cors_origins, reject=self._send_problem)

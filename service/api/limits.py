@@ -5,6 +5,7 @@ import fcntl
 import mmap
 import os
 import struct
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, MutableMapping
@@ -34,10 +35,10 @@ class InFlightRequests:
     it closes a model.
 
     Args:
-        max_bytes: most bytes of the bodies and enlarged pictures of all requests in flight; None for no limit.
+        max_bytes: most bytes of the bodies and enlarged pictures of all requests in flight.
     """
 
-    def __init__(self, max_bytes: int | None = None) -> None:
+    def __init__(self, max_bytes: int = sys.maxsize) -> None:
         self.draining = False
         self.count = 0
         self.bytes = 0
@@ -59,12 +60,9 @@ class InFlightRequests:
         """Count bytes of a body, or of enlarged pictures, until their request ends.
 
         Bytes of a body count as they arrive. If an announced length counted, a few slow clients could reserve
-        everything without sending a byte.
-
-        Raises:
-            TooManyBytes: they would pass the limit.
+        everything without sending a byte. Raises `TooManyBytes` if they would pass the limit.
         """
-        if self.max_bytes is not None and self.bytes + size > self.max_bytes:
+        if self.bytes + size > self.max_bytes:
             raise TooManyBytes("the requests in flight hold too many bytes")
         self.bytes += size
         state["body_bytes"] = state.get("body_bytes", 0) + size
@@ -168,11 +166,7 @@ class CallerRates:
         self._rate, self._limiter, self._clock = rate, limiter or GCRA(), clock
 
     def count(self, state: Mapping[str, Any]) -> None:
-        """Count a request with this state.
-
-        Raises:
-            RateLimited: it is beyond the rate of its caller; then it does not count.
-        """
+        """Count a request with this state, or raise `RateLimited` if it is beyond the rate of its caller."""
         rate: Rate | None = state.get("quota") or self._rate
         if rate is not None:
             wait = self._limiter.wait(state["caller"], rate, self._clock())

@@ -32,8 +32,7 @@ def parse_multipart(
     A part with a file name, or with the content type of a picture, is a file. Every other part is a UTF-8 field. A
     file part without name and content, which browsers send for an empty file input, is skipped.
 
-    Args:
-        file_names: names of parts that hold a picture.
+    A part with one of ``file_names`` should be a file.
 
     Raises:
         MalformedRequest: no boundary, no last boundary, a part without a name, a field that is not UTF-8.
@@ -104,9 +103,7 @@ class _MultipartParser:
         self._filename = options.get(b"filename", b"")
         # A file name is optional (RFC 7578, section 4.2), and programs often send a picture from memory without one.
         self._is_file = b"filename" in options or self._headers.get(b"content-type", b"").lower().startswith(b"image/")
-        self._check_count("files" if self._is_file else "fields")
-
-    def _check_count(self, part_type: str) -> None:
+        part_type = "files" if self._is_file else "fields"
         self._remaining[part_type] -= 1
         if self._remaining[part_type] < 0:
             raise InvalidContent.field(printable_name(self._name), f"too many {part_type} in the form")
@@ -169,13 +166,8 @@ def _integers(text: str) -> object:
 
 
 _CONVERTERS: Final[dict[str, Callable[[str], object]]] = {
-    "steps": _integer,
-    "scale": _integer,
-    "columns": _integer,
-    "gap": _integer,
-    "tolerance": _number,
-    "strength": _number,
-    "score": _boolean,
+    **dict.fromkeys(("steps", "scale", "columns", "gap"), _integer),
+    **dict.fromkeys(("tolerance", "strength"), _number),
+    **dict.fromkeys(("score", "invert"), _boolean),
     "record": _integers,
-    "invert": _boolean,
 }

@@ -1,7 +1,6 @@
 """Content negotiation: choose the media type of a response by the Accept header (RFC 9110, section 12.5.1)."""
 
 import re
-from collections.abc import Iterator
 from enum import StrEnum
 from functools import lru_cache
 from typing import Final
@@ -45,18 +44,16 @@ def negotiate(accept: str | None, offers: tuple[Media, ...]) -> Media:
     Among equal weights the order of `Media` decides, so `*/*` gives JSON and `image/*` gives PNG. The weight of an
     offer is that of the most specific range that matches it. Parameters other than `q` are ignored.
 
-    Args:
-        accept: the value of the Accept header; several headers joined by commas. None or blank accepts everything.
-        offers: the media types in which the endpoint can answer this request.
+    Several Accept headers come joined by commas; None or blank accepts everything.
 
     Raises:
         MalformedRequest: not a list of media ranges, or a weight outside 0…1.
-        NotAcceptable: every offer has weight 0 or matches no range.
+        NotAcceptable: every offer has weight 0.
     """
-    ranges = dict(_ranges(accept)) if accept and accept.strip(" \t,") else {"*/*": 1.0}
+    ranges = _ranges(accept) if accept and accept.strip(" \t,") else {"*/*": 1.0}
     best, best_weight = None, 0.0
-    for media, patterns in _PATTERNS.items():
-        weight = _weight(patterns, ranges) if media in offers else 0.0
+    for media in (each for each in Media if each in offers):
+        weight = next((ranges[pattern] for pattern in _PATTERNS[media] if pattern in ranges), 0.0)
         if weight > best_weight:
             best, best_weight = media, weight
     if best is None:
@@ -64,15 +61,8 @@ def negotiate(accept: str | None, offers: tuple[Media, ...]) -> Media:
     return best
 
 
-def _weight(patterns: tuple[str, ...], ranges: dict[str, float]) -> float:
-    for pattern in patterns:
-        if pattern in ranges:
-            return ranges[pattern]
-    return 0.0
-
-
-def _ranges(accept: str) -> Iterator[tuple[str, float]]:
-    """Media ranges in lower case with their weights, by ascending weight, so that the last duplicate is the best."""
+def _ranges(accept: str) -> dict[str, float]:
+    """Media ranges in lower case with their weights, by ascending weight, so that the best duplicate counts."""
     if len(accept) > MAX_LENGTH:
         raise MalformedRequest(f"Accept is longer than {MAX_LENGTH} characters")
     ranges: list[tuple[str, float]] = []
@@ -84,7 +74,7 @@ def _ranges(accept: str) -> Iterator[tuple[str, float]]:
         position = match.end()
         if match[1]:
             ranges.append((_range(match[1].lower(), match[2]), _quality(match[3])))
-    return iter(sorted(ranges, key=lambda pair: pair[1]))
+    return dict(sorted(ranges, key=lambda pair: pair[1]))
 
 
 def _range(main_type: str, subtype: str | None) -> str:

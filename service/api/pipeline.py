@@ -18,14 +18,14 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Send
 
-from service.api.request import ApiRequest
+from service.api.request import ApiRequest, field_name
 from service.domain.errors import IgnError
 from service.domain.latents import FloatRows
 from service.domain.tasks import Result, SchedulingParams
@@ -43,15 +43,6 @@ Key = TypeVar("Key")
 
 ResponseParts = tuple[dict[str, str], Sequence[bytes | memoryview], str]
 """Headers, pieces of the body and media type of a response with status 200."""
-
-
-class Inputs(Protocol):
-    """What `Endpoint.decode` makes of a request."""
-
-    @property
-    def rows(self) -> FloatRows:
-        """(N, C, H, W) float32 in the model's range."""
-        ...
 
 
 class Work(Protocol):
@@ -91,7 +82,8 @@ class Endpoint(NamedTuple):
 
     `has_large_body` says whether `parse` needs a thread of the codec pool.
 
-    `decode` returns, for each of several requests, its inputs or the error of one that has none. `encode` gets
+    `decode` returns, for each of several requests, its inputs or the error of one that has none; their ``rows`` are
+    (N, C, H, W) float32 in the model's range. `encode` gets
     (work, rows, result) of each; if it raises, it runs again for each request alone. `respond` gets what `encode` made.
     All but a large `parse`, `decode` and `encode` run on the event loop.
     """
@@ -338,17 +330,12 @@ def _respond_to(endpoint: Endpoint, calls: list[Call]) -> None:
 async def _send(response: ResponseParts, send: Send) -> None:
     """Send piece after piece, as fast as the client reads; joining pieces would copy up to 60 MB on the event loop."""
     headers, pieces, media_type = response
-    raw = [(_field_name(name), value.encode("latin-1")) for name, value in headers.items()]
+    raw = [(field_name(name), value.encode("latin-1")) for name, value in headers.items()]
     raw += ((b"content-length", b"%d" % sum(map(len, pieces))), (b"content-type", media_type.encode("ascii")))
     await send({"type": "http.response.start", "status": 200, "headers": raw})
     for piece in pieces[:-1]:
         await send({"type": "http.response.body", "body": piece, "more_body": True})
     await send({"type": "http.response.body", "body": pieces[-1]})
-
-
-@lru_cache
-def _field_name(name: str) -> bytes:
-    return name.lower().encode("latin-1")
 
 
 def _grouped(items: Sequence[Item], key: Callable[[Item], Key]) -> Iterable[tuple[Key, list[Item]]]:

@@ -9,7 +9,7 @@ request id, and the response has a fixed text.
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
@@ -21,69 +21,35 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service.domain.errors import (
-    BodyTooSlow,
-    DeadlineError,
-    DeadlineUnreachable,
-    Draining,
-    ForbiddenError,
-    HeadTooLarge,
-    HeadTooSlow,
-    IgnError,
-    InvalidContent,
-    InvalidInference,
-    LoadFailed,
-    MalformedRequest,
-    ModelFailure,
-    NotAcceptable,
-    NotSupported,
-    OverloadedError,
-    RequestError,
-    StartupError,
-    TooLarge,
-    UnauthorizedError,
-    UnavailableError,
-    UnknownModel,
-    UnloadRefused,
-    UnsupportedMedia,
-)
+from service.domain import errors
+from service.domain.errors import IgnError, InvalidContent
 
 MEDIA_TYPE: Final = "application/problem+json"
 
 STATUS: Final[Mapping[type[IgnError], int]] = {
     IgnError: 500,
-    RequestError: 400,
-    MalformedRequest: 400,
+    errors.RequestError: 400,
+    errors.UnauthorizedError: 401,
+    errors.ForbiddenError: 403,
+    errors.UnknownModel: 404,
+    errors.NotAcceptable: 406,
+    errors.BodyTooSlow: 408,
+    errors.HeadTooSlow: 408,
+    errors.TooLarge: 413,
+    errors.UnsupportedMedia: 415,
     InvalidContent: 422,
-    UnauthorizedError: 401,
-    ForbiddenError: 403,
-    UnknownModel: 404,
-    InvalidInference: 400,
-    LoadFailed: 400,
-    UnloadRefused: 400,
-    NotSupported: 501,
-    NotAcceptable: 406,
-    UnsupportedMedia: 415,
-    TooLarge: 413,
-    BodyTooSlow: 408,
-    HeadTooSlow: 408,
-    HeadTooLarge: 431,
-    OverloadedError: 429,
-    DeadlineError: 504,
-    UnavailableError: 503,
-    ModelFailure: 500,
-    StartupError: 500,
+    errors.OverloadedError: 429,
+    errors.HeadTooLarge: 431,
+    errors.NotSupported: 501,
+    errors.UnavailableError: 503,
+    errors.DeadlineError: 504,
 }
 """HTTP status of each error class; a class that is not listed has the status of its nearest base."""
 
-_TITLES: Final = {
-    413: "Content Too Large",
-    422: "Unprocessable Content",
-}  # `http.HTTPStatus` of older Pythons has other phrases
-_FRAMEWORK_CODES: Final = {
-    400: MalformedRequest.code,
-    413: TooLarge.code,
-}  # other codes are the status phrase in snake_case
+# `http.HTTPStatus` of older Pythons has other phrases.
+_TITLES: Final = {413: "Content Too Large", 422: "Unprocessable Content"}
+# Other codes are the status phrase in snake_case.
+_FRAMEWORK_CODES: Final = {400: errors.MalformedRequest.code, 413: errors.TooLarge.code}
 _FRAMEWORK_DETAILS: Final = {404: "nothing is served at this path", 405: "this path has no such method"}
 _INTERNAL_ERROR: Final = "the service failed on this request; its log tells why under this request id"
 _MESSAGES: Final = {"extra_forbidden": "unknown field", "missing": "required"}
@@ -96,14 +62,11 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """A problem document and its headers.
+    """A problem document, and headers of its response such as Retry-After.
 
     Args:
-        status: HTTP status, 400…599.
-        code: stable, machine-readable.
         detail: one sentence, without paths of files and without a traceback.
         fields: pairs of dotted field path and message, for validation errors.
-        headers: headers of the response, such as Retry-After.
     """
 
     status: int
@@ -130,22 +93,16 @@ class Problem:
 
 def describe(exc: Exception) -> Problem:
     """The problem document of an exception; one that no rule covers gets status 500 and a fixed text."""
-    if isinstance(exc, StartupError):  # its text is for the operator and may name files
+    if isinstance(exc, errors.StartupError):  # its text is for the operator and may name files
         return Problem(status=500, code=exc.error_code, detail=_INTERNAL_ERROR)
     if isinstance(exc, IgnError):
         fields = exc.fields if isinstance(exc, InvalidContent) else ()
-        return Problem(
-            status=status_of(type(exc)),
-            code=exc.error_code,
-            detail=exc.detail,
-            fields=fields,
-            headers=_headers(exc),
-        )
+        status, headers = status_of(type(exc)), _headers(exc)
+        return Problem(status=status, code=exc.error_code, detail=exc.detail, fields=fields, headers=headers)
     if isinstance(exc, HTTPException):
         return _framework_problem(exc)
     if isinstance(exc, ValidationError):
-        errors = exc.errors(include_url=False, include_context=False, include_input=False)
-        return _invalid_content((_field_path(error["loc"]), _message(error)) for error in errors)
+        return _invalid_content(exc)
     return Problem(status=500, code=IgnError.code, detail=_INTERNAL_ERROR)
 
 
@@ -190,17 +147,16 @@ def _title(status: int) -> str:
 
 
 def _headers(exc: IgnError) -> dict[str, str]:
-    if isinstance(exc, UnauthorizedError):
+    if isinstance(exc, errors.UnauthorizedError):
         return {"WWW-Authenticate": "Bearer"}
-    if isinstance(exc, DeadlineUnreachable):
+    if isinstance(exc, errors.DeadlineUnreachable):
         return {"X-Should-Retry": "false"}
-    if isinstance(exc, BodyTooSlow):  # the rest of the body may never arrive, so the connection cannot be reused
+    if isinstance(exc, errors.BodyTooSlow):  # the rest of the body may never arrive, so the connection cannot be reused
         return {"Connection": "close"}
-    if isinstance(exc, OverloadedError | UnavailableError):
-        headers = {"Retry-After": str(_whole_seconds(exc.retry_after))}
-        if isinstance(exc, Draining):  # so that the client connects to another replica for its next attempt
-            headers["Connection"] = "close"
-        return headers
+    if isinstance(exc, errors.OverloadedError | errors.UnavailableError):
+        after = {"Retry-After": str(_whole_seconds(exc.retry_after))}
+        # While it drains, the client should connect to another replica for its next attempt.
+        return after | ({"Connection": "close"} if isinstance(exc, errors.Draining) else {})
     return {}
 
 
@@ -225,20 +181,15 @@ def _framework_problem(exc: HTTPException) -> Problem:
     )
 
 
-def _invalid_content(errors: Iterable[tuple[str, str]]) -> Problem:
-    fields = list(errors)
+def _invalid_content(exc: ValidationError) -> Problem:
+    found = exc.errors(include_url=False, include_context=False, include_input=False)
+    fields = [
+        (".".join(map(str, error["loc"]))[:_MAX_PATH] or "request", _message(error)) for error in found[:_MAX_FIELDS]
+    ]
     name, message = fields[0]
-    more = f" (and {len(fields) - 1} more)" if len(fields) > 1 else ""
-    return Problem(
-        status=status_of(InvalidContent),
-        code=InvalidContent.code,
-        detail=f"{name}: {message}{more}",
-        fields=fields[:_MAX_FIELDS],
-    )
-
-
-def _field_path(loc: Sequence[int | str]) -> str:
-    return ".".join(str(part) for part in loc)[:_MAX_PATH] or "request"
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    status, detail = status_of(InvalidContent), f"{name}: {message}{more}"
+    return Problem(status=status, code=InvalidContent.code, detail=detail, fields=fields)
 
 
 def _message(error: Mapping[str, Any]) -> str:

@@ -65,33 +65,32 @@ class RequestHeaders:
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of the field, or ``default``."""
-        value = self._first.get(_field_name(key))
+        value = self._first.get(field_name(key))
         return default if value is None else value.decode("latin-1")
 
     def getlist(self, key: str) -> list[str]:
         """Every value of a field, in order."""
-        name = _field_name(key)
+        name = field_name(key)
         if name not in self._first:
             return []
         return [value.decode("latin-1") for each, value in self.fields if each == name]
 
 
 @lru_cache
-def _field_name(key: str) -> bytes:
+def field_name(key: str) -> bytes:
+    """The name of a header as ASGI has it."""
     return key.lower().encode("latin-1")
 
 
 class ApiRequest:
     """A request to an endpoint that runs a model: its deadline, body, codec jobs and timing.
 
+    To make one raises `NotReady` or `Draining` if the service accepts no requests now, and `MalformedRequest` if
+    X-Request-Timeout is not a number of seconds above 0.
+
     Args:
         endpoint: template of the route.
-        query: the query string, undecoded.
         state: arrival time, request id and caller, as `service.api.application` sets them.
-
-    Raises:
-        NotReady, Draining: the service accepts no requests now.
-        MalformedRequest: X-Request-Timeout is not a number of seconds above 0.
     """
 
     def __init__(
@@ -123,11 +122,7 @@ class ApiRequest:
         """Whether the response is complete or the client has gone; a codec job of the request then stops."""
 
     def negotiate(self, offers: tuple[Media, ...]) -> Media:
-        """The media type of the answer.
-
-        Raises:
-            NotAcceptable: the caller accepts none of the offers.
-        """
+        """The media type of the response; raises `NotAcceptable` if the caller accepts none of the offers."""
         return negotiate(", ".join(self.headers.getlist("accept")) or None, offers)
 
     async def read_body(self) -> bytes:
@@ -156,32 +151,21 @@ class ApiRequest:
             raise InvalidContent.field(printable_name(name), "unknown query parameter; options belong in the body")
 
     def resolve(self, name: str | None) -> ServedModel:
-        """Resolve the requested model, and record its name for the metrics.
-
-        Raises:
-            UnknownModel: no model of that name serves.
-        """
+        """Resolve the requested model, and record its name for the metrics."""
         model = self.services.registry.resolve(name)
         self.state["model"] = model.ref
         return model
 
     def check_not_over(self) -> None:
-        """Raise if nobody waits for a codec job of this request any more; a job calls it between two pictures.
+        """Raise `DeadlineExceeded` if nobody waits for this request any more; codec jobs call it before every picture.
 
         Thread-safe: it reads one flag that the event loop sets.
-
-        Raises:
-            DeadlineExceeded: the deadline has passed, or the client has disconnected.
         """
         if self.is_over or time.monotonic() > self.deadline:
             raise DeadlineExceeded("the deadline passed")
 
     async def run_codec(self, part: str, job: Callable[[], T]) -> T:
-        """Run a large job in the codec pool; its time counts as ``part``, `decode` or `encode`.
-
-        Raises:
-            DeadlineExceeded: the job had not ended when the deadline passed.
-        """
+        """Run a large job in the codec pool until the deadline; its time counts as ``part``, `decode` or `encode`."""
         start = time.perf_counter()
         try:
             async with asyncio.timeout(self.deadline - time.monotonic()):
@@ -243,11 +227,7 @@ def _seconds(header: str) -> float:
 
 
 def parse_as(schema: type[Body], body: bytes, *, max_values: int = MAX_VALUES) -> Body:
-    """A JSON body as ``schema``, with at most ``max_values`` values; an empty body counts as `{}`.
-
-    Raises:
-        InvalidContent, MalformedRequest: the body does not fit the schema, or is not JSON.
-    """
+    """A JSON body as ``schema``; an empty body counts as `{}`. Raises `InvalidContent`, and as `parse_json`."""
     try:
         return schema.model_validate(parse_json(body, max_values=max_values) if body else {})
     except ValidationError as exc:  # formatted here, in the codec pool: a large body can hold 100 000 errors
@@ -282,10 +262,7 @@ async def read_body(
 
     Raises:
         UnsupportedMedia: the body has a Content-Encoding.
-        TooLarge: more than ``max_bytes``.
-        BodyTooSlow: the deadline passed.
-        TooManyBytes: from ``hold``.
-        ClientDisconnect: the client disconnected first.
+        TooLarge, BodyTooSlow, ClientDisconnect: it is beyond a limit, or the client disconnected first.
     """
     encoding = headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
@@ -329,10 +306,7 @@ def parse_content_type(header: str | None) -> tuple[str, dict[str, str]]:
 
 
 def parse_json(body: bytes, *, max_values: int = MAX_VALUES) -> dict[str, Any]:
-    """Parse a JSON object; if a key occurs twice, its last value counts.
-
-    Args:
-        max_values: most values, objects and arrays included.
+    """Parse a JSON object with a limited number of values; if a key occurs twice, its last value counts.
 
     Raises:
         MalformedRequest: not UTF-8, not JSON, NaN or Infinity, or nested deeper than `MAX_DEPTH`.

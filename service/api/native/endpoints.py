@@ -8,7 +8,6 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel
@@ -36,13 +35,12 @@ from service.api.native.schemas import (
 from service.api.native.stream import send_events
 from service.api.native.uploads import (
     InputRows,
-    PointReader,
     Upload,
     check_upload,
     is_large,
     parse_upload,
-    prepare_upload,
     prepare_uploads,
+    read_points,
 )
 from service.api.native.validation import check_count, check_mixture, check_steps, latent_path, step_params
 from service.api.negotiation import Media
@@ -67,16 +65,15 @@ class RowWork:
     """What a request asks of a model, after its options have been checked. See `service.api.pipeline.Work`.
 
     Args:
-        is_large: run ``make_rows`` in the codec pool.
-        upload: what ``make_rows`` decodes, if it decodes pictures.
+        source: the upload, or what makes the rows.
+        is_large: decode it in the codec pool.
     """
 
     api: ApiRequest
     spec: ResponseSpec
     params: StepParams
-    make_rows: Callable[[], InputRows]
+    source: Upload[Any] | Callable[[], InputRows]
     is_large: bool
-    upload: Upload[Any] | None = None
 
     model: ServedModel = field(init=False)
     count: int = field(init=False)
@@ -140,16 +137,6 @@ def _parse_json(api: ApiRequest, schema: type[Schema], body: bytes) -> Schema:
     return parse_as(schema, body)
 
 
-def _check_upload(formats: tuple[Media, ...], schema: type[ScoreOptions]) -> Callable[[ApiRequest], None]:
-    """The check of an endpoint that takes pictures in one of three kinds of body."""
-
-    def check(api: ApiRequest) -> None:
-        api.media = api.negotiate(formats)
-        check_upload(api, schema)
-
-    return check
-
-
 def _parse_generate(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWork:
     options, settings = _parse_json(api, GenerateRequest, body), api.services.settings
     check_count("n", options.n, settings.max_images)
@@ -165,7 +152,7 @@ def _parse_generate(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWo
         return InputRows(rows=model.noise.rows(seed, options.offset, options.n, options.noise_scale))
 
     large = options.n * channels * height * width > _LARGE_NOISE
-    return RowWork(api=api, spec=spec, params=params, make_rows=make_rows, is_large=large)
+    return RowWork(api=api, spec=spec, params=params, source=make_rows, is_large=large)
 
 
 def _parse_project(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWork:
@@ -193,8 +180,7 @@ def _upload_work(
     labels: list[dict[str, Any]] = [{"index": i} for i in range(len(upload.images))]
     spec = ResponseSpec(model=model, media=api.media, options=options, labels=labels, strength=strength)
     check_format(api, spec, params.record)
-    make_rows = partial(prepare_upload, upload, model, api.services.settings, api.check_not_over)
-    return RowWork(api=api, spec=spec, params=params, make_rows=make_rows, is_large=is_large(upload), upload=upload)
+    return RowWork(api=api, spec=spec, params=params, source=upload, is_large=is_large(upload))
 
 
 def _parse_interpolate(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWork:
@@ -214,14 +200,13 @@ def _parse_interpolate(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> Ro
         closed=isinstance(path, LatentPath) and path.loop,
     )
     check_format(api, spec)
-    reader = PointReader(model, settings, api.check_not_over)
 
     def make_rows() -> InputRows:
-        points = reader.rows("points", options.points)
+        points = read_points(api, model, "points", options.points)
         rows = path.latents(points) if isinstance(path, Grid) else path.rows(points)
         return InputRows(rows=check_mixture("points", rows))
 
-    return RowWork(api=api, spec=spec, params=StepParams(steps=steps), make_rows=make_rows, is_large=True)
+    return RowWork(api=api, spec=spec, params=StepParams(steps=steps), source=make_rows, is_large=True)
 
 
 def _parse_arithmetic(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWork:
@@ -230,10 +215,9 @@ def _parse_arithmetic(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> Row
     steps = check_steps(options.steps, recommended=model.card.steps.generate, settings=settings)
     spec = ResponseSpec(model=model, media=api.media, options=options, labels=[{"index": 0}], members={"seed": None})
     check_format(api, spec)
-    reader = PointReader(model, settings, api.check_not_over)
 
     def make_rows() -> InputRows:
-        rows = reader.rows("terms", options.terms)
+        rows = read_points(api, model, "terms", options.terms)
         norm = model.card.noise.norm if options.normalize else None
         try:
             mixture = weighted_sum(rows, [term.weight for term in options.terms], norm)[None]
@@ -241,29 +225,27 @@ def _parse_arithmetic(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> Row
             raise InvalidContent.field("terms", "their sum is zero, which is no latent") from exc
         return InputRows(rows=check_mixture("terms", mixture))
 
-    return RowWork(api=api, spec=spec, params=StepParams(steps=steps), make_rows=make_rows, is_large=True)
+    return RowWork(api=api, spec=spec, params=StepParams(steps=steps), source=make_rows, is_large=True)
 
 
 def _decode(works: Sequence[RowWork]) -> list[InputRows | IgnError]:
-    """The input rows of requests, or why one has none; small uploads to the same model are prepared together."""
-    together: dict[ServedModel, list[Upload[Any]]] = {}
-    for work in works:
-        if work.upload is not None and not work.is_large:
-            together.setdefault(work.model, []).append(work.upload)
-    prepared: dict[Upload[Any], InputRows | IgnError] = {}
+    """The input rows of requests, or why one has none; uploads to the same model are prepared together."""
+    together: dict[ServedModel, dict[RowWork, Upload[Any]]] = {}
+    made: dict[RowWork, InputRows | IgnError] = {}
     start = time.perf_counter()
-    for model, uploads in together.items():
-        prepared |= zip(uploads, prepare_uploads(uploads, model, works[0].api.services.settings), strict=True)
-    if prepared:
-        count_codec("decode", [work.api for work in works if work.upload in prepared], time.perf_counter() - start)
-    made: list[InputRows | IgnError] = []
     for work in works:
-        inputs = prepared[work.upload] if work.upload in prepared else work.make_rows()
-        if isinstance(inputs, InputRows) and inputs.inverted:
+        if isinstance(work.source, Upload):
+            together.setdefault(work.model, {})[work] = work.source
+    for model, uploads in together.items():
+        prepared = prepare_uploads([(work.api, upload) for work, upload in uploads.items()], model.card)
+        made |= zip(uploads, prepared, strict=True)
+    if made and not works[0].is_large:  # the codec pool counts by itself
+        count_codec("decode", [work.api for work in made], time.perf_counter() - start)
+    for work, inputs in made.items():
+        if isinstance(inputs, InputRows):
             for label, inverted in zip(work.spec.labels, inputs.inverted, strict=True):
                 label["inverted"] = inverted
-        made.append(inputs)
-    return made
+    return [made[work] if isinstance(work.source, Upload) else work.source() for work in works]
 
 
 Encoded = tuple[Result, list[bytes]]
@@ -304,18 +286,11 @@ def _is_large_body(_: ApiRequest, body: bytes) -> bool:
 
 
 _ROWS: Final = (_decode, _encode, _respond)
+_SCORES: Final = (_decode, _results, _respond_scores)
 ENDPOINTS: Final = (
     Endpoint("/generate", _check_json(ROW_FORMATS), _is_large_body, _parse_generate, *_ROWS),
-    Endpoint("/project", _check_upload(ROW_FORMATS, ProjectOptions), _is_large_body, _parse_project, *_ROWS),
+    Endpoint("/project", check_upload(ROW_FORMATS, ProjectOptions), _is_large_body, _parse_project, *_ROWS),
     Endpoint("/latent-interpolate", _check_json(PATH_FORMATS), _is_large_body, _parse_interpolate, *_ROWS),
     Endpoint("/latent-arithmetic", _check_json(FORMATS), _is_large_body, _parse_arithmetic, *_ROWS),
-    Endpoint(
-        "/score",
-        _check_upload((Media.JSON,), ScoreOptions),
-        _is_large_body,
-        _parse_score,
-        _decode,
-        _results,
-        _respond_scores,
-    ),
+    Endpoint("/score", check_upload((Media.JSON,), ScoreOptions), _is_large_body, _parse_score, *_SCORES),
 )

@@ -1,8 +1,9 @@
 """Build responses from results: JSON with base64 pictures, a raw picture, a contact sheet, an animation, or `.npy`."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from types import MappingProxyType
 from typing import Any, Final
@@ -66,20 +67,20 @@ class ResponseSpec:
     closed: bool = False
     strength: float = 1.0
 
+    @property
+    def is_animation(self) -> bool:
+        """Whether the body is an animation."""
+        return self.fps > 0 and self.media in _ANIMATED
+
 
 def check_format(api: ApiRequest, spec: ResponseSpec, record: Sequence[int] = ()) -> None:
-    """Check before the model runs that the format can hold the response.
-
-    Raises:
-        InvalidContent: ``record`` with a raw response, an option that the format has no place for, or too many pixels.
-        TooManyBytes: the requests in flight leave no room for the enlarged pictures.
-    """
+    """Raise, before the model runs, if the format cannot hold the response or the service has no room for it."""
     options = spec.options
     if record and spec.media not in (Media.JSON, Media.EVENTS):
         raise InvalidContent.field("record", f"only JSON and event streams carry a trajectory, not {spec.media}")
     if options.has_layout:
         _check_layout(api, spec, len(record))
-    elif len(spec.labels) > 1 and spec.media in RASTER and not _is_animation(spec):
+    elif len(spec.labels) > 1 and spec.media in RASTER and not spec.is_animation:
         check_sides(RASTER[spec.media], *sheet_size(len(spec.labels), spec.model.card, columns=spec.columns))
 
 
@@ -89,10 +90,10 @@ def _check_layout(api: ApiRequest, spec: ResponseSpec, recorded: int) -> None:
     is_raw = media not in (Media.JSON, Media.EVENTS)
     if options.scale > 1 and (media is Media.NPY or (not is_raw and options.format == "npy")):
         raise InvalidContent.field("scale", "only pictures are enlarged, not arrays")
-    is_sheet = media in RASTER and not _is_animation(spec)
+    is_sheet = media in RASTER and not spec.is_animation
     for name, is_given in (("columns", options.columns is not None), ("gap", options.gap > 0)):
         if is_given and not is_sheet:
-            shown = "an animation" if _is_animation(spec) else media
+            shown = "an animation" if spec.is_animation else media
             raise InvalidContent.field(name, f"only a sheet as PNG, WebP or JPEG has {name}, not {shown}")
     channels, height, width = spec.model.card.shape
     width, height = width * options.scale, height * options.scale
@@ -101,7 +102,7 @@ def _check_layout(api: ApiRequest, spec: ResponseSpec, recorded: int) -> None:
         width, height = sheet_size(count, spec.model.card, columns=columns, scale=options.scale, gap=options.gap)
         count = 1
     if is_raw:
-        check_sides(_ANIMATED[media] if _is_animation(spec) else RASTER[media], width, height)
+        check_sides(_ANIMATED[media] if spec.is_animation else RASTER[media], width, height)
     pixels, limit = count * (1 + recorded) * width * height, api.services.settings.max_pixels
     if pixels > limit:
         field = "scale" if options.scale > 1 else "gap" if options.gap else "columns"
@@ -110,7 +111,7 @@ def _check_layout(api: ApiRequest, spec: ResponseSpec, recorded: int) -> None:
     in_flight = api.services.in_flight
     # A stream sends its pictures one by one.
     size = channels * (width * height if media is Media.EVENTS else pixels)
-    in_flight.hold(api.state, size if in_flight.max_bytes is None else min(size, in_flight.max_bytes))
+    in_flight.hold(api.state, min(size, in_flight.max_bytes))
 
 
 def encode_contents(ended: Sequence[tuple[ApiRequest, ResponseSpec, Result]]) -> list[list[bytes]]:
@@ -211,28 +212,18 @@ def round_metric(value: float) -> float:
 
 
 def _images(api: ApiRequest, spec: ResponseSpec, result: Result, pngs: Sequence[bytes] | None) -> list[dict[str, Any]]:
-    card, options = spec.model.card, spec.options
-    if pngs is not None:
-        data = [encode_base64(file) for file in pngs]
-    elif options.format == "npy":
-        data = [picture(row, card, options) for row in result.rows]
-    else:
-        frames = to_uint8(result.rows, card)
-        pictures = frames if options.scale == 1 else _enlarged(api, options, frames)
-        data = [encode_base64(encode(pixels, options.format)) for pixels in pictures]
+    def encoded(row: FloatRow) -> str:
+        api.check_not_over()
+        return picture(row, spec.model.card, spec.options)
+
+    data = map(encoded, result.rows) if pngs is None else map(encode_base64, pngs)
     images = [image(spec, result, index, text) for index, text in enumerate(data)]
     for index, steps in enumerate(result.trajectory):
         if steps:
-            api.check_not_over()
-            images[index]["trajectory"] = [_recorded_step(step, card, options) for step in steps]
+            images[index]["trajectory"] = [
+                {"step": step.step, "data": encoded(step.row), "change": round_change(step)} for step in steps
+            ]
     return images
-
-
-def _enlarged(api: ApiRequest, options: PictureOptions, pictures: Pixels) -> Iterator[Pixels]:
-    """The pictures (N, H, W[, 3]), enlarged one by one while the request lasts."""
-    for pixels in pictures:
-        api.check_not_over()
-        yield enlarge(pixels, options.scale, options.resample)
 
 
 def _json(value: object) -> bytes:
@@ -258,9 +249,9 @@ def _json_pieces(images: list[dict[str, Any]]) -> list[bytes]:
     return [*pieces, "".join(texts).encode("ascii")]
 
 
-def _recorded_step(step: StepOutput, card: ModelCard, options: PictureOptions) -> dict[str, Any]:
-    change = None if step.change is None else round_metric(step.change)
-    return {"step": step.step, "data": picture(step.row, card, options), "change": change}
+def round_change(step: StepOutput) -> float | None:
+    """The change of a recorded step as responses show it; None for the input."""
+    return None if step.change is None else round_metric(step.change)
 
 
 def _raw(api: ApiRequest, spec: ResponseSpec, result: Result) -> bytes:
@@ -268,33 +259,23 @@ def _raw(api: ApiRequest, spec: ResponseSpec, result: Result) -> bytes:
         return encode_npy(result.rows)
     options, card = spec.options, spec.model.card
     pixels = to_uint8(result.rows, card)
-    if spec.fps > 0 and spec.media in _ANIMATED:
-        return animate(
-            pixels,
-            _ANIMATED[spec.media],
-            fps=spec.fps,
-            scale=options.scale,
-            resample=options.resample,
-            check=api.check_not_over,
-        )
+    if spec.is_animation:
+        make = partial(animate, scale=options.scale, resample=options.resample, check=api.check_not_over)
+        return make(pixels, _ANIMATED[spec.media], fps=spec.fps)
     if options.scale > 1:
-        pixels = np.stack(list(_enlarged(api, options, pixels)))
+        large: list[Pixels] = []
+        for each in pixels:
+            api.check_not_over()
+            large.append(enlarge(each, options.scale, options.resample))
+        pixels = np.stack(large)
     if len(pixels) > 1:
-        sheet = contact_sheet(pixels, card, columns=options.columns or spec.columns, gap=options.gap)
-    else:
-        sheet = pixels[0]
-    return encode(sheet, RASTER[spec.media])
+        pixels = contact_sheet(pixels, card, columns=options.columns or spec.columns, gap=options.gap)[None]
+    return encode(pixels[0], RASTER[spec.media])
 
 
 def _row_headers(result: Result) -> dict[str, str]:
-    headers = {
-        "X-IGN-Steps": ",".join(map(str, result.steps.tolist())),
-        "X-IGN-Distance": ",".join([str(round(value, METRIC_DECIMALS)) for value in result.distance.tolist()]),
-    }
-    if result.drift is not None:
-        headers["X-IGN-Drift"] = ",".join([str(round(value, METRIC_DECIMALS)) for value in result.drift.tolist()])
+    headers = {"X-IGN-Steps": ",".join(map(str, result.steps.tolist()))}
+    for name, values in (("X-IGN-Distance", result.distance), ("X-IGN-Drift", result.drift)):
+        if values is not None:
+            headers[name] = ",".join([str(round(value, METRIC_DECIMALS)) for value in values.tolist()])
     return headers
-
-
-def _is_animation(spec: ResponseSpec) -> bool:
-    return spec.fps > 0 and spec.media in _ANIMATED

@@ -4,17 +4,9 @@
 part of the OpenAPI document.
 """
 
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic.config import JsonDict
 
 from service.domain.latents import MAX_SEED
@@ -23,19 +15,28 @@ from service.images.encode import Resample
 Format = Literal["png", "jpeg", "webp", "npy"]
 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
-Steps = Annotated[int, Field(ge=1)]
 Record = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=64, json_schema_extra={"uniqueItems": True})]
-Tolerance = Annotated[float, Field(gt=0)]
 
-_STEPS = "Number of applications of f; default: the recommendation of the card."
-_TOLERANCE = "Stop a row when mean |f(y) − y| of its last step is below this value."
 _NULL: Final[JsonDict] = {"type": "null"}
-_RECORD = "Ascending step numbers whose pictures are returned as `trajectory`; step 0 is the input."
 
 
-def _exclusive(field: str, schema: JsonDict, *excluded: str) -> JsonDict:
+def _exclusive(field: str, field_type: str, *excluded: str) -> JsonDict:
     """Schema in which ``field`` is required and ``excluded`` fields are absent or null."""
-    return {"required": [field], "properties": {field: schema, **dict.fromkeys(excluded, _NULL)}}
+    return {"required": [field], "properties": {field: {"type": field_type}, **dict.fromkeys(excluded, _NULL)}}
+
+
+def _either(*alternatives: JsonDict) -> ConfigDict:
+    """Schema in which the properties fit at least one of several sets."""
+    options: list[JsonDict] = [{"properties": properties} for properties in alternatives]
+    return ConfigDict(json_schema_extra={"allOf": [{"anyOf": [*options]}]})
+
+
+def _base64(content: str, description: str) -> Any:
+    return Field(min_length=1, description=description, json_schema_extra={"format": f"base64-{content}"})
+
+
+Base64 = Annotated[str, _base64("picture", "Base64, with or without a `data:image/…;base64,` prefix.")]
+Base64Npy = Annotated[str, _base64("npy", "Base64 of a float32 .npy file, C×H×W.")]
 
 
 class PictureOptions(BaseModel):
@@ -60,25 +61,34 @@ class PictureOptions(BaseModel):
         return self.scale > 1 or self.gap > 0 or self.columns is not None
 
 
-class _Strict(BaseModel):
-    """Base of all requests: a string is not accepted as a number, and an unknown field is an error."""
+class StrictModel(BaseModel):
+    """A part of a request: a string is not accepted as a number, and an unknown field is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
+
+class _ModelChoice(StrictModel):
     model: Annotated[str | None, Field(description="`name` or `name/version`; default: the configured model.")] = None
 
 
-class _Request(PictureOptions, _Strict):
+class _Request(PictureOptions, _ModelChoice):
     """Base of the requests whose response holds pictures."""
 
-    steps: Annotated[Steps | None, Field(description=_STEPS)] = None
+    steps: Annotated[
+        int | None, Field(ge=1, description="Number of applications of f; default: the recommendation of the card.")
+    ] = None
 
 
 class StepOptions(_Request):
     """Options of the endpoints that return each row separately."""
 
-    tolerance: Annotated[Tolerance | None, Field(description=_TOLERANCE)] = None
-    record: Annotated[Record | None, Field(description=_RECORD)] = None
+    tolerance: Annotated[
+        float | None, Field(gt=0, description="Stop a row when mean |f(y) − y| of its last step is below this value.")
+    ] = None
+    record: Annotated[
+        Record | None,
+        Field(description="Ascending step numbers whose pictures are returned as `trajectory`; step 0 is the input."),
+    ] = None
     score: Annotated[bool, Field(description="Also measure `drift`, which costs one more step.")] = False
 
 
@@ -105,7 +115,7 @@ def _bool_or_auto(value: object) -> object:
     raise ValueError("must be true, false or auto")
 
 
-class ScoreOptions(_Strict):
+class ScoreOptions(_ModelChoice):
     """Options of `/score`, for all three kinds of body: how pictures become rows."""
 
     resize: Annotated[
@@ -119,16 +129,6 @@ class ScoreOptions(_Strict):
             description="Exchange light and dark; `auto` does so if the model is light on dark and the border is light."
         ),
     ] = "auto"
-
-
-Base64 = Annotated[
-    str,
-    Field(
-        min_length=1,
-        description="Base64, with or without a `data:image/…;base64,` prefix.",
-        json_schema_extra={"format": "base64-picture"},
-    ),
-]
 
 
 class ProjectOptions(ScoreOptions, StepOptions):
@@ -146,9 +146,7 @@ class ScoreRequest(ScoreOptions):
 class ProjectRequest(ProjectOptions):
     """The JSON body of `/project`."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"allOf": [{"anyOf": [{"properties": {"mask": _NULL}}, {"properties": {"masks": _NULL}}]}]}
-    )
+    model_config = _either({"mask": _NULL}, {"masks": _NULL})
 
     images: Annotated[list[Base64], Field(min_length=1, description="The pictures: PNG, JPEG or WebP.")]
     mask: Annotated[Base64 | None, Field(description="One mask for all images: white = regenerate, black = keep.")] = (
@@ -167,35 +165,17 @@ class ProjectRequest(ProjectOptions):
         return masks
 
 
-Base64Npy = Annotated[
-    str,
-    Field(
-        min_length=1,
-        description="Base64 of a float32 .npy file, C×H×W.",
-        json_schema_extra={"format": "base64-npy"},
-    ),
-]
+_SOURCES: Final = (
+    _exclusive("seed", "integer", "image", "latent"),
+    _exclusive("image", "string", "seed", "index", "latent"),
+    _exclusive("latent", "string", "seed", "index", "image"),
+)
 
 
-class PointRequest(BaseModel):
+class PointRequest(StrictModel):
     """A latent: a seed with an optional index, an image, or a `.npy` array; exactly one of the three."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        json_schema_extra={
-            "allOf": [
-                {
-                    "oneOf": [
-                        _exclusive("seed", {"type": "integer"}, "image", "latent"),
-                        _exclusive("image", {"type": "string"}, "seed", "index", "latent"),
-                        _exclusive("latent", {"type": "string"}, "seed", "index", "image"),
-                    ]
-                }
-            ]
-        },
-    )
+    model_config = ConfigDict(json_schema_extra={"allOf": [{"oneOf": [*_SOURCES]}]})
 
     seed: Seed | None = None
     index: Seed | None = None
@@ -214,7 +194,7 @@ class PointRequest(BaseModel):
 class TermRequest(PointRequest):
     """A latent and its weight."""
 
-    weight: Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False, description="Factor of the latent.")] = 1.0
+    weight: Annotated[float, Field(ge=-10, le=10, description="Factor of the latent.")] = 1.0
 
 
 class ArithmeticRequest(_Request):
@@ -224,10 +204,8 @@ class ArithmeticRequest(_Request):
     normalize: Annotated[bool, Field(description="Rescale the sum to the mean norm of the model's noise.")] = True
 
 
-class GridRequest(BaseModel):
+class GridRequest(StrictModel):
     """A grid between four corners: top left, top right, bottom left, bottom right."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     rows: Annotated[int, Field(ge=2)]
     cols: Annotated[int, Field(ge=2)]
@@ -236,24 +214,9 @@ class GridRequest(BaseModel):
 class InterpolateRequest(_Request):
     """f^k along a path of latents, or over a grid between four of them."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "allOf": [
-                {
-                    "anyOf": [
-                        {"properties": {"grid": _NULL}},
-                        {
-                            "properties": {
-                                "points": {"minItems": 4, "maxItems": 4},
-                                "frames": _NULL,
-                                "loop": {"const": False},
-                                "columns": _NULL,
-                            }
-                        },
-                    ]
-                }
-            ]
-        }
+    model_config = _either(
+        {"grid": _NULL},
+        {"points": {"minItems": 4, "maxItems": 4}, "frames": _NULL, "loop": {"const": False}, "columns": _NULL},
     )
 
     points: Annotated[list[PointRequest], Field(min_length=2, max_length=16, description="The latents on the way.")]

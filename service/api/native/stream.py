@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from starlette.types import Send
 
-from service.api.native.responses import INLINE_VALUES, ResponseSpec, envelope, image, picture, round_metric
+from service.api.native.responses import INLINE_VALUES, ResponseSpec, envelope, image, picture, round_change
 from service.api.negotiation import Media
 from service.api.problems import describe, log_failure
 from service.api.request import ApiRequest, count_codec, count_rows
@@ -115,7 +115,7 @@ async def _step(api: ApiRequest, spec: ResponseSpec, rows: FloatRows, step: Step
         "step": step.step,
         "data": data,
         "format": options.format,
-        "change": None if step.change is None else round_metric(step.change),
+        "change": round_change(step),
     }
 
 

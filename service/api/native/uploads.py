@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 from starlette.datastructures import QueryParams
@@ -11,12 +11,14 @@ from starlette.datastructures import QueryParams
 from service.api.multipart import MUST_BE_A_FILE, parse_fields, parse_multipart
 from service.api.native.schemas import PointRequest, ProjectOptions, ProjectRequest, ScoreOptions, ScoreRequest
 from service.api.native.validation import check_count
+from service.api.negotiation import Media
 from service.api.request import ApiRequest, parse_as, printable_name
+from service.artifact.card import ModelCard
 from service.domain.errors import IgnError, InvalidContent, TooLarge, UnsupportedMedia
 from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import KeepMask
 from service.images.decode import DecodeLimits, EncodedImage, Picture, decode_npy, open_image
-from service.images.prepare import Invert, Mask, Resize, keep_mask, prepare, prepare_many, to_mask
+from service.images.prepare import Invert, Resize, keep_mask, prepare, prepare_many, to_mask
 from service.images.untrusted import decode_base64, is_small
 from service.models.registry import ServedModel
 from service.settings import Settings
@@ -62,20 +64,22 @@ class InputRows:
     inverted: Sequence[bool] = ()
 
 
-def check_upload(api: ApiRequest, schema: type[ScoreOptions]) -> None:
-    """Check what the head of a request says of its upload, before the body is read.
+def check_upload(formats: tuple[Media, ...], schema: type[ScoreOptions]) -> Callable[[ApiRequest], None]:
+    """The check of an endpoint that takes pictures in one of three kinds of body: a form, JSON or one picture.
 
-    Raises:
-        UnsupportedMedia: the body is neither a form, nor JSON, nor a picture.
-        InvalidContent, ValidationError: an option in the query is invalid, or stands there though the body has options.
+    Only the options of a picture are in the query.
     """
-    content_type = api.content_type
-    if content_type in PICTURE_TYPES:
-        _from_query(schema, api.query)
-        return
-    if content_type not in UPLOAD_TYPES:
-        raise UnsupportedMedia(f"Content-Type: expected one of {', '.join(UPLOAD_TYPES)}")
-    api.reject_query()
+
+    def check(api: ApiRequest) -> None:
+        api.media = api.negotiate(formats)
+        if api.content_type in PICTURE_TYPES:
+            _from_query(schema, api.query)
+            return
+        if api.content_type not in UPLOAD_TYPES:
+            raise UnsupportedMedia(f"Content-Type: expected one of {', '.join(UPLOAD_TYPES)}")
+        api.reject_query()
+
+    return check
 
 
 def parse_upload(api: ApiRequest, schema: type[Options], body: type[Options], content: bytes) -> Upload[Options]:
@@ -105,156 +109,110 @@ def is_large(upload: Upload[Options]) -> bool:
     return bool(upload.masks) or len(images) > _MAX_INLINE or not all(map(is_small, images))
 
 
-def prepare_upload(
-    upload: Upload[Options], model: ServedModel, settings: Settings, check_not_over: Callable[[], None]
-) -> InputRows:
-    """Decode every picture and mask and prepare the rows; call it in the codec pool if `is_large`.
+def prepare_uploads(uploads: Sequence[tuple[ApiRequest, Upload[Any]]], card: ModelCard) -> list[InputRows | IgnError]:
+    """Decode uploads to one model and prepare their rows together; an invalid one has its error in place of rows.
 
-    Args:
-        check_not_over: raises if the request is over; called before every picture, because decoding one of the largest
-            pictures takes a second or more.
+    A large upload comes alone, in the codec pool. Its pictures and masks are decoded one at a time, because each of
+    them can have `IGN_MAX_PIXELS`.
+    """
+    prepared: list[slice | IgnError] = []
+    keep: list[KeepMask] = []  # an upload with masks is large
+
+    def given() -> Iterator[tuple[Picture, Resize, Invert]]:
+        count = 0
+        for api, upload in uploads:
+            first = count
+            try:
+                for each in _decode(api, upload, card, keep):
+                    count += 1
+                    yield each
+            except IgnError as exc:
+                prepared.append(exc)
+            else:
+                prepared.append(slice(first, count))
+        if not count:
+            raise InvalidContent("no picture")
+
+    # Decoding many small ones before preparing them is faster: the code and data of each step stay in the cache.
+    try:
+        rows, inverted = prepare_many(list(given()) if len(uploads) > 1 else given(), card)
+    except InvalidContent:  # nothing could be decoded
+        return [each for each in prepared if isinstance(each, IgnError)]
+    kept = np.stack(keep) if keep else None
+    return [
+        InputRows(rows=rows[each], keep=kept, inverted=inverted[each]) if isinstance(each, slice) else each
+        for each in prepared
+    ]
+
+
+def _decode(
+    api: ApiRequest, upload: Upload[Any], card: ModelCard, keep: list[KeepMask]
+) -> Iterator[tuple[Picture, Resize, Invert]]:
+    """Decode the pictures of an upload, one at a time, and add the masks that belong to them to ``keep``."""
+    settings, options, masks = api.services.settings, upload.options, upload.masks
+    named = _named(upload.image_field, upload.images)
+    named_masks = _named(upload.mask_field, masks) if masks else []
+    opened = _check_pixels(named + named_masks, settings, api.check_not_over)
+    for i, (name, data) in enumerate(named):
+        api.check_not_over()
+        picture = _take(opened, name, data, settings).decode()
+        if masks:
+            j = min(i, len(masks) - 1)  # one mask for all images is decoded once
+            name, data = named_masks[j]
+            if i == j:
+                mask = to_mask(_take(opened, name, data, settings))
+            keep.append(keep_mask(mask, picture, card, resize=options.resize, field=name))
+        yield picture, options.resize, options.invert
+
+
+def read_points(api: ApiRequest, model: ServedModel, field: str, points: Sequence[PointRequest]) -> list[FloatRow]:
+    """The rows (C, H, W) of points, which come as seed, picture or array; call it in the codec pool.
 
     Raises:
-        InvalidContent, TooLarge: a picture or mask is invalid, or all together are too large; the text names it.
+        InvalidContent, TooLarge: a picture or array is invalid, or all together are too large; the text names it.
     """
-    card, options = model.card, upload.options
-    named = [
-        (_field_name(field, i, items), item)
-        for field, items in ((upload.image_field, upload.images), (upload.mask_field, upload.masks))
-        for i, item in enumerate(items)
-    ]
-    opened = _check_pixels(named, settings, check_not_over)
+    settings = api.services.settings
+    pictures = [(f"{field}.{i}.image", point.image) for i, point in enumerate(points) if point.image is not None]
+    opened = _check_pixels(pictures, settings, api.check_not_over)
 
-    def mask(i: int) -> tuple[Mask, str]:
-        name = _field_name(upload.mask_field, i, upload.masks)
-        return to_mask(_take(opened, name, upload.masks[i], settings)), name
-
-    shared_mask = mask(0) if len(upload.masks) == 1 else None
-    keep: list[KeepMask] = []
-
-    def pictures() -> Iterator[tuple[Picture, Resize, Invert]]:  # one at a time: a decoded one can be large
-        for i, picture in enumerate(_decode_upload(upload, opened, settings, check_not_over)):
-            if upload.masks:
-                # Masks too are decoded one at a time, because each can have as many pixels as the largest picture.
-                decoded_mask, name = shared_mask or mask(i)
-                keep.append(keep_mask(decoded_mask, picture, card, resize=options.resize, field=name))
-            yield picture, options.resize, options.invert
-
-    rows, inverted = prepare_many(pictures(), card)
-    return InputRows(rows=rows, keep=np.stack(keep) if keep else None, inverted=inverted)
-
-
-def prepare_uploads(
-    uploads: Sequence[Upload[Options]], model: ServedModel, settings: Settings
-) -> list[InputRows | IgnError]:
-    """As `prepare_upload` for several small uploads without masks; returns an error in place of raising it."""
-    prepared: list[IgnError | slice] = []
-    pictures: list[tuple[Picture, Resize, Invert]] = []
-    for upload in uploads:
-        options, first = upload.options, len(pictures)
-        named = [(_field_name(upload.image_field, i, upload.images), item) for i, item in enumerate(upload.images)]
-        try:
-            opened = _check_pixels(named, settings, _go_on)
-            decoded = list(_decode_upload(upload, opened, settings, _go_on))
-        except IgnError as exc:
-            prepared.append(exc)
-            continue
-        pictures += [(picture, options.resize, options.invert) for picture in decoded]
-        prepared.append(slice(first, len(pictures)))
-    if not pictures:
-        return [each for each in prepared if isinstance(each, IgnError)]
-    rows, inverted = prepare_many(pictures, model.card)
-    return [
-        InputRows(rows=rows[each], inverted=inverted[each]) if isinstance(each, slice) else each for each in prepared
-    ]
-
-
-def _decode_upload(
-    upload: Upload[Options],
-    opened: dict[str, EncodedImage],
-    settings: Settings,
-    check_not_over: Callable[[], None],
-) -> Iterator[Picture]:
-    """Decode the images of an upload, one at a time; those in ``opened`` are taken out of it."""
-    for i, data in enumerate(upload.images):
-        check_not_over()
-        field = _field_name(upload.image_field, i, upload.images)
-        yield _take(opened, field, data, settings).decode()
-
-
-def _go_on() -> None:
-    """Small pictures need no check between them."""
-
-
-@dataclass(frozen=True, slots=True)
-class PointReader:
-    """Reads the latents of a request, which come as seed, picture or array.
-
-    Args:
-        check_not_over: raises if the request is over; called before every picture.
-    """
-
-    model: ServedModel
-    settings: Settings
-    check_not_over: Callable[[], None]
-
-    def rows(self, field: str, points: Sequence[PointRequest]) -> list[FloatRow]:
-        """The rows (C, H, W) of the points in ``field``; call it in the codec pool.
-
-        Raises:
-            InvalidContent, TooLarge: a picture or array is invalid, or all together are too large; the text names the
-                point.
-        """
-        pictures = [(f"{field}.{i}.image", point.image) for i, point in enumerate(points) if point.image is not None]
-        opened = _check_pixels(pictures, self.settings, self.check_not_over)
-        return [self._row(f"{field}.{i}", point, opened) for i, point in enumerate(points)]
-
-    def _row(self, field: str, point: PointRequest, opened: dict[str, EncodedImage]) -> FloatRow:
-        card, max_chars = self.model.card, self.settings.max_body_bytes
+    def row(name: str, point: PointRequest) -> FloatRow:
         if point.seed is not None:
-            return self.model.noise.row(point.seed, point.index or 0)
+            return model.noise.row(point.seed, point.index or 0)
         if point.image is not None:
-            self.check_not_over()
-            field = f"{field}.image"
-            return prepare(_take(opened, field, point.image, self.settings).decode(), card).row
-        field = f"{field}.latent"
-        return decode_npy(decode_base64(point.latent or "", field=field, max_chars=max_chars), card.shape, field=field)
+            api.check_not_over()
+            return prepare(_take(opened, f"{name}.image", point.image, settings).decode(), model.card).row
+        name = f"{name}.latent"
+        array = decode_base64(point.latent or "", field=name, max_chars=settings.max_body_bytes)
+        return decode_npy(array, model.card.shape, field=name)
+
+    return [row(f"{field}.{i}", point) for i, point in enumerate(points)]
 
 
 def _from_form(content_type: str, body: bytes, schema: type[Options], settings: Settings) -> Upload[Options]:
-    accepts_mask = issubclass(schema, ProjectOptions)
-    fields, files = parse_multipart(
-        content_type,
-        body,
-        max_files=settings.max_images + 1,
-        max_fields=_MAX_FIELDS,
-        file_names=("image", "mask") if accepts_mask else ("image",),
-    )
-    images = files.pop("image", [])
-    masks = list(files.pop("mask", [])) if accepts_mask else []
-    mask_texts = fields.pop("mask", []) if accepts_mask else []  # a mask may come as base64 text, too
+    names = ("image", "mask") if issubclass(schema, ProjectOptions) else ("image",)
+    limits = {"max_files": settings.max_images + 1, "max_fields": _MAX_FIELDS}
+    fields, files = parse_multipart(content_type, body, file_names=names, **limits)
     for name in files:
-        expected = "image or mask" if accepts_mask else "image"
-        raise InvalidContent.field(printable_name(name), f"unknown file; expected {expected}")
+        if name not in names:
+            raise InvalidContent.field(printable_name(name), f"unknown file; expected {' or '.join(names)}")
     if "image" in fields:
         raise InvalidContent.field("image", MUST_BE_A_FILE)
-    if len(masks) + len(mask_texts) > 1:
+    mask_texts = fields.pop("mask", []) if "mask" in names else []  # a mask may come as base64 text, too
+    masks = [*files.get("mask", ()), *mask_texts]
+    if len(masks) > 1:
         raise InvalidContent.field("mask", "given more than once")
-    if not images:
+    if "image" not in files:
         raise InvalidContent.field("image", "at least one file is required")
-    options = schema.model_validate(parse_fields(fields))
-    return Upload(options=options, images=images, masks=[*masks, *mask_texts])
+    return Upload(options=schema.model_validate(parse_fields(fields)), images=files["image"], masks=masks)
 
 
 def _from_json(request: Options) -> Upload[Options]:
-    masks: list[str] = []
-    mask_field = "mask"
-    if isinstance(request, ProjectRequest):
-        if request.masks is not None:
-            masks, mask_field = request.masks, "masks"
-        elif request.mask is not None:
-            masks = [request.mask]
     images = request.images if isinstance(request, ProjectRequest | ScoreRequest) else []
+    masks, mask_field = list[str](), "mask"
+    if isinstance(request, ProjectRequest) and request.masks is not None:
+        masks, mask_field = request.masks, "masks"
+    elif isinstance(request, ProjectRequest) and request.mask is not None:
+        masks = [request.mask]
     return Upload(options=request, images=images, masks=masks, image_field="images", mask_field=mask_field)
 
 
@@ -280,36 +238,28 @@ def _check_pixels(
 
     Returns:
         The opened images by field, so that no file is read twice; empty if the limit of each image is enough.
-
-    Raises:
-        TooLarge: one image, or all together, have too many pixels.
     """
     limit = max(settings.max_request_pixels, settings.max_pixels)  # a single image within its own limit always passes
     if len(images) * settings.max_pixels <= limit:
         return {}  # the usual case
-    limits, total, opened = _limits(settings), 0, dict[str, EncodedImage]()
+    total, opened = 0, dict[str, EncodedImage]()
     for field, data in images:
         check_not_over()
-        opened[field] = open_image(data, limits, field=field)
+        opened[field] = _take(opened, field, data, settings)
         total += opened[field].pixels
         if total > limit:
-            raise TooLarge(
-                f"{field}: with it the request has {total} pixels; the limit is {limit}",
-                code="image_too_large",
-            )
+            message = f"{field}: with it the request has {total} pixels; the limit is {limit}"
+            raise TooLarge(message, code="image_too_large")
     return opened
 
 
 def _take(opened: dict[str, EncodedImage], field: str, data: bytes | str, settings: Settings) -> EncodedImage:
     """Remove an image from ``opened``, so that its memory is free once it is decoded; open it if it is not there."""
-    image = opened.pop(field, None)
-    return open_image(data, _limits(settings), field=field) if image is None else image
+    limits = DecodeLimits(max_pixels=settings.max_pixels, max_chars=settings.max_body_bytes)
+    return opened.pop(field, None) or open_image(data, limits, field=field)
 
 
-def _limits(settings: Settings) -> DecodeLimits:
-    return DecodeLimits(max_pixels=settings.max_pixels, max_chars=settings.max_body_bytes)
-
-
-def _field_name(field: str, i: int, items: Sequence[object]) -> str:
-    """The name of one item in errors, such as `images.0`; a single body, file or shared mask has no number."""
-    return f"{field}.{i}" if len(items) > 1 or field in ("images", "masks") else field
+def _named(field: str, items: Sequence[bytes | str]) -> list[tuple[str, bytes | str]]:
+    """Items with their names in errors, such as `images.0`; a single body, file or shared mask has no number."""
+    numbered = len(items) > 1 or field in ("images", "masks")
+    return [(f"{field}.{i}" if numbered else field, item) for i, item in enumerate(items)]

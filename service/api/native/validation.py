@@ -18,12 +18,9 @@ def check_count(field: str, count: int, limit: int) -> None:
 
 
 def check_mixture(field: str, rows: FloatRows) -> FloatRows:
-    """Return ``rows``, a mixture of the latents in ``field``.
+    """Return ``rows``, a mixture of the latents in ``field``, unless a value is beyond ±`MAX_MAGNITUDE`.
 
     Latents within the bound can give a mixture beyond it: by their weights, or on the arc between almost opposite ones.
-
-    Raises:
-        InvalidContent: a value is not finite or beyond ±`MAX_MAGNITUDE`.
     """
     if not is_bounded(rows):
         raise InvalidContent.field(field, f"their mixture holds values beyond ±{MAX_MAGNITUDE:.0f}")
@@ -31,11 +28,7 @@ def check_mixture(field: str, rows: FloatRows) -> FloatRows:
 
 
 def step_params(options: StepOptions, *, recommended: int, rows: int, settings: Settings) -> StepParams:
-    """Validate the options that say how f is applied.
-
-    Raises:
-        InvalidContent: the steps, the recorded steps or the number of pictures are out of range.
-    """
+    """Validate the options that say how f is applied, and how many pictures that gives."""
     steps = check_steps(options.steps, recommended=recommended, settings=settings)
     record = tuple(options.record or ())
     if rows * len(record) > MAX_PICTURES:
@@ -47,11 +40,7 @@ def step_params(options: StepOptions, *, recommended: int, rows: int, settings: 
 
 
 def check_steps(steps: int | None, *, recommended: int, settings: Settings) -> int:
-    """The number of steps: the requested one, or else the recommended one, reduced to the operator's limit.
-
-    Raises:
-        InvalidContent: more steps are requested than the operator allows.
-    """
+    """The number of steps: the requested one, or else the recommended one, reduced to the operator's limit."""
     if steps is None:
         return min(recommended, settings.max_steps)
     check_count("steps", steps, settings.max_steps)
@@ -59,11 +48,7 @@ def check_steps(steps: int | None, *, recommended: int, settings: Settings) -> i
 
 
 def latent_path(request: InterpolateRequest) -> LatentPath | Grid:
-    """The requested path or grid.
-
-    Raises:
-        InvalidContent: more than 256 frames.
-    """
+    """The requested path or grid, of at most `MAX_FRAMES` frames."""
     if request.grid is not None:
         check_count("grid", request.grid.rows * request.grid.cols, MAX_FRAMES)
         return Grid(rows=request.grid.rows, cols=request.grid.cols, method=request.method)

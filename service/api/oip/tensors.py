@@ -13,9 +13,10 @@ from itertools import chain
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from pydantic.config import JsonDict
 
+from service.api.native.schemas import StrictModel
 from service.api.request import MAX_VALUES, parse_as
 from service.artifact.card import INPUT, OUTPUT, ModelCard
 from service.domain.errors import InvalidContent, InvalidInference
@@ -30,11 +31,7 @@ _SHAPE: Final[JsonDict] = {"minItems": 4, "maxItems": 4, "items": {"type": "inte
 _ONE: Final[JsonDict] = {"maxItems": 1}
 
 
-class _StrictModel(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class InputParameters(_StrictModel):
+class InputParameters(StrictModel):
     """Parameters of an input."""
 
     binary_data_size: Annotated[
@@ -42,7 +39,7 @@ class InputParameters(_StrictModel):
     ] = None
 
 
-class Input(_StrictModel):
+class Input(StrictModel):
     """The rows: N×C×H×W."""
 
     name: Annotated[str, Field(description="`x`", json_schema_extra={"const": INPUT})]
@@ -55,20 +52,20 @@ class Input(_StrictModel):
     ] = None
 
 
-class OutputParameters(_StrictModel):
+class OutputParameters(StrictModel):
     """Parameters of an output."""
 
     binary_data: bool | None = None
 
 
-class RequestedOutput(_StrictModel):
+class RequestedOutput(StrictModel):
     """A requested output."""
 
     name: Annotated[str, Field(description="`y`", json_schema_extra={"const": OUTPUT})]
     parameters: OutputParameters = OutputParameters()
 
 
-class InferParameters(_StrictModel):
+class InferParameters(StrictModel):
     """Parameters of the inference."""
 
     steps: Annotated[int, Field(ge=1, description="Number of applications of f.")] = 1
@@ -77,7 +74,7 @@ class InferParameters(_StrictModel):
     binary_data_output: Annotated[bool, Field(description="Whether outputs without `binary_data` are binary.")] = False
 
 
-class InferRequest(_StrictModel):
+class InferRequest(StrictModel):
     """Apply f to rows, `steps` times."""
 
     id: Annotated[str | None, Field(description="Repeated in the response.")] = None
@@ -201,7 +198,7 @@ class StatisticsAnswer(BaseModel):
     model_stats: list[ModelStatistics]
 
 
-class IndexRequest(_StrictModel):
+class IndexRequest(StrictModel):
     """Filter of the index."""
 
     ready: Annotated[bool, Field(description="Only versions that serve.")] = False
@@ -216,23 +213,23 @@ class IndexEntry(BaseModel):
     reason: str
 
 
-class LoadParameters(_StrictModel):
+class LoadParameters(StrictModel):
     """No parameters: the files of a model define it."""
 
 
-class LoadRequest(_StrictModel):
+class LoadRequest(StrictModel):
     """Body of a load request."""
 
     parameters: LoadParameters = LoadParameters()
 
 
-class UnloadParameters(_StrictModel):
+class UnloadParameters(StrictModel):
     """Parameters of an unload request; no model depends on another, so they have no effect."""
 
     unload_dependents: bool = False
 
 
-class UnloadRequest(_StrictModel):
+class UnloadRequest(StrictModel):
     """Body of an unload request."""
 
     parameters: UnloadParameters = UnloadParameters()

@@ -28,7 +28,7 @@ def test_an_added_key_is_one_that_the_service_reads(file: Path) -> None:
     secret = done.stdout.strip()
     (alice,) = load_keys(file)
     assert (alice.name, alice.scopes, alice.quota) == ("alice", frozenset({"infer"}), Rate(600, 60.0))
-    assert alice.digest == hashlib.sha256(secret.encode()).digest()
+    assert alice.sha256 == hashlib.sha256(secret.encode()).hexdigest()
     assert secret not in file.read_text()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert [entry.name for entry in file.parent.iterdir()] == ["keys.json"]
