@@ -23,7 +23,7 @@ from service.api.oip import endpoints as oip
 from service.domain.errors import StartupError
 from service.environment import available_cpus, metrics_folder, onnxruntime_version
 from service.images.pool import CodecPool
-from service.models.instances import InstanceFactory
+from service.models.instances import open_instances
 from service.models.registry import ModelRegistry, ServedModel
 from service.models.repository import LoadedModel, Repository
 from service.observability.metrics import Metrics
@@ -60,10 +60,10 @@ def build_services(settings: Settings, *, on_device_lost: Callback = lambda: Non
     auto = settings.device == "auto"
     repository = Repository(
         settings.model_dir,
-        InstanceFactory(OnnxModel, settings),
+        partial(open_instances, OnnxModel, settings),
         default=settings.default_model,
         precision=settings.precision,
-        open_on_cpu=InstanceFactory(OnnxModel, settings.model_copy(update={"device": "cpu"})) if auto else None,
+        open_on_cpu=partial(open_instances, OnnxModel, settings.model_copy(update={"device": "cpu"})) if auto else None,
     )
     registry = ModelRegistry(
         repository,
@@ -172,13 +172,7 @@ def make_connections(services: AppState) -> OpenConnections:
     metrics, settings = services.metrics, services.settings
     limit = connection_limit(settings.max_open_connections)
     metrics.connection_limit.set(limit)
-    return OpenConnections(
-        limit=limit,
-        head_timeout_s=settings.head_timeout_s,
-        on_change=metrics.open_connections.set,
-        on_closed=lambda reason: metrics.closed_connections(reason).inc(),
-        on_files_exhausted=metrics.files_exhausted.inc,
-    )
+    return OpenConnections(metrics, limit=limit, head_timeout_s=settings.head_timeout_s)
 
 
 @asynccontextmanager

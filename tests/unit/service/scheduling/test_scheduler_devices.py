@@ -67,7 +67,7 @@ def test_another_device_finishes_the_rows_of_a_lost_one(lost_in: int, caplog: py
         while not observer.of("device_lost"):
             await idle(scheduler, 2)
             np.testing.assert_array_equal((await scheduler.run(rows, params(3))).rows, rows / 8)
-        assert (scheduler.healthy, scheduler.all_devices_lost) == (True, False)
+        assert (scheduler.healthy, scheduler.device_error) == (True, "")
 
     play(main, *models, max_batch_rows=4, observer=observer, on_all_devices_lost=lambda: left.append(True))
     assert observer.of("device_lost") == [()]
@@ -132,7 +132,7 @@ def test_losing_the_last_device_fails_all_requests() -> None:
             await scheduler.run(marked(1, 2), params(2))
         assert isinstance(caught.value.__cause__, DeviceLost)
         await asyncio.wait_for(told.wait(), 10)
-        assert (scheduler.healthy, scheduler.all_devices_lost) == (False, True)
+        assert (scheduler.healthy, bool(scheduler.device_error)) == (False, True)
         with pytest.raises(NotReady):
             await scheduler.run(marked(1), params())
 
