@@ -29,7 +29,7 @@ from typing import Final, NoReturn
 from service.domain.errors import StartupError
 from service.environment import available_cpus, share_metrics, stop_signals
 from service.observability.logs import JsonFormatter, QueuedHandler, count_drops, flush_log
-from service.server import sockets, uvicorn_server
+from service.server import uvicorn_server
 from service.settings import Settings
 
 ChildMain = Callable[[Settings, Connection], None]  # importable by name, because processes are spawned
@@ -55,7 +55,7 @@ def child_main(settings: Settings, messages: Connection) -> None:
     threading.Thread(target=_stop_with_parent, name="ign-parent", daemon=True).start()
     configure_logging(settings)
     try:
-        with sockets.bind(settings.host, settings.port, shared=True) as bound:
+        with uvicorn_server.bind(settings.host, settings.port, shared=True) as bound:
             status = run_server(settings, bound, messages)
     except StartupError as exc:
         _report(messages, exc.detail)
@@ -95,7 +95,7 @@ def run_server(settings: Settings, listener: socket.socket, messages: Connection
     def on_ready() -> None:
         tune_gc()
         if messages is None:
-            sockets.write_startup_line(listener)
+            uvicorn_server.write_startup_line(listener)
         else:
             tasks.append(asyncio.get_running_loop().create_task(start_listening(messages)))
 
@@ -104,7 +104,7 @@ def run_server(settings: Settings, listener: socket.socket, messages: Connection
             await server.add_sockets(listeners)
             _report(messages, "")
         except OSError as exc:  # another program listens on the port
-            on_startup_error(sockets.bind_error(settings.host, settings.port, exc))
+            on_startup_error(uvicorn_server.bind_error(settings.host, settings.port, exc))
 
     services = build_services(settings, on_device_lost=lambda: server.abort())
     app = create_app(services, on_startup_error=on_startup_error, on_ready=on_ready)
