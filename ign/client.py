@@ -73,13 +73,14 @@ def _local_service() -> Iterator[str]:
     settings = from_environment(_OVERRIDES)
     decided, rejections = threading.Event(), list[StartupError]()
 
-    def reject(exc: StartupError) -> None:
-        rejections.append(exc)
+    def on_loaded(error: StartupError | None) -> None:
+        if error is not None:
+            rejections.append(error)
         decided.set()
 
     with uvicorn_server.bind(settings.host, settings.port, listens=True) as listener:
         services = build_services(settings)
-        app = create_app(services, on_startup_error=reject, on_ready=decided.set)
+        app = create_app(services, on_loaded=on_loaded)
         server = uvicorn.Server(uvicorn_server.config(app, make_connections(services)))
 
         def run() -> None:

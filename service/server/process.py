@@ -88,11 +88,11 @@ def run_server(settings: Settings, listener: socket.socket, messages: Connection
     errors: list[StartupError] = []
     tasks: list[asyncio.Task[None]] = []
 
-    def on_startup_error(exc: StartupError) -> None:
-        errors.append(exc)
-        server.should_exit = True
-
-    def on_ready() -> None:
+    def on_loaded(error: StartupError | None) -> None:
+        if error is not None:
+            errors.append(error)
+            server.should_exit = True
+            return
         tune_gc()
         if messages is None:
             uvicorn_server.write_startup_line(listener)
@@ -104,10 +104,10 @@ def run_server(settings: Settings, listener: socket.socket, messages: Connection
             await server.add_sockets(listeners)
             _report(messages, "")
         except OSError as exc:  # another program listens on the port
-            on_startup_error(uvicorn_server.bind_error(settings.host, settings.port, exc))
+            on_loaded(uvicorn_server.bind_error(settings.host, settings.port, exc))
 
     services = build_services(settings, on_device_lost=lambda: server.abort())
-    app = create_app(services, on_startup_error=on_startup_error, on_ready=on_ready)
+    app = create_app(services, on_loaded=on_loaded)
     connections = make_connections(services)
     config = uvicorn_server.config(app, connections)
     server = uvicorn_server.IgnServer(config, services, connections, is_child=messages is not None)
