@@ -21,7 +21,7 @@ from service.api.native import endpoints as native_endpoints
 from service.api.native import routes as native
 from service.api.oip import endpoints as oip
 from service.domain.errors import StartupError
-from service.environment import available_cpus, metrics_folder, onnxruntime_version
+from service.environment import available_cpus, metrics_folder
 from service.images.pool import CodecPool
 from service.models.instances import open_instances
 from service.models.registry import ModelRegistry, ServedModel
@@ -55,7 +55,6 @@ def build_services(settings: Settings, *, on_device_lost: Callback = lambda: Non
     devices again.
     """
     metrics, tracing = Metrics(metrics_folder()), _start_tracing()
-    metrics.describe_build(onnxruntime_version())
     metrics.queue_limit.set(settings.queue_rows)
     in_flight = InFlightRequests(max(settings.max_inflight_bytes, settings.max_body_bytes))
     auto = settings.device == "auto"

@@ -24,7 +24,8 @@ MakeModel = Callable[..., InferenceModel]
 def open_instances(make_model: MakeModel, settings: Settings, data: bytes) -> list[InferenceModel]:
     """The instances of one model file, at least one; raises StartupError, all closed, if one cannot be made."""
     threads, configured = settings.threads or available_cpus(), settings.cpu_instances
-    count = configured or _default_instance_count(threads)
+    # With more than two threads, one is left to HTTP.
+    count = configured or min(_MAX_INSTANCES, threads - 1 if threads > 2 else threads)
 
     def make(device: Device, device_id: int = 0, *, threads: int = 1) -> InferenceModel:
         cuda = CudaOptions(
@@ -55,11 +56,6 @@ def open_instances(make_model: MakeModel, settings: Settings, data: bytes) -> li
             instance.close()
         raise
     return instances
-
-
-def _default_instance_count(threads: int) -> int:
-    # With more than two threads, one is left to HTTP.
-    return min(_MAX_INSTANCES, threads - 1 if threads > 2 else threads)
 
 
 def _is_slow(model: InferenceModel) -> bool:

@@ -98,7 +98,7 @@ class Scheduler:
         return self._admission.waiting
 
     def start(self) -> None:
-        """Start the threads. May be called once."""
+        """Start the threads, once."""
         for worker in self._workers:
             worker.start()
 

@@ -29,6 +29,7 @@ from typing import Final, NoReturn
 from service.domain.errors import StartupError
 from service.environment import available_cpus, share_metrics, stop_signals
 from service.observability.logs import JsonFormatter, QueuedHandler, count_drops, flush_log
+from service.observability.metrics import forget_process
 from service.server import uvicorn_server
 from service.settings import Settings
 
@@ -258,8 +259,6 @@ class _Supervisor:
                     self._on_listening()
 
     def _reap(self, child: _Child) -> None:
-        from service.observability.metrics import forget_process  # its import reads the variable of `share_metrics`
-
         child.process.join()
         child.messages.close()
         self._children.remove(child)
