@@ -33,17 +33,11 @@ class _Section(BaseModel):
 
 
 class Noise(_Section):
-    """Which latents the model was trained on.
-
-    Args:
-        kind: `gaussian`, the standard normal distribution.
-        stream: name of the seeded stream; see `service.domain.latents.STREAM`.
-        norm: mean Euclidean norm of one latent, to which arithmetic rescales.
-    """
+    """Which latents the model was trained on: standard normal ones of a named stream, and their mean Euclidean norm."""
 
     kind: Literal["gaussian"]
     stream: str = STREAM
-    norm: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    norm: Annotated[float, Field(gt=0, allow_inf_nan=False)]  # to which arithmetic rescales
 
 
 class Steps(_Section):
@@ -70,25 +64,15 @@ class Data(_Section):
 
 
 class Training(_Section):
-    """How it was trained.
+    """How it was trained."""
 
-    Args:
-        command: the exact command, data named by file name only.
-        commit: commit of the clean source tree, or None when it was not clean.
-        sources: SHA-256 over the `model_export` sources that decide what training computes.
-        continued: where other sources went on with the run: `from_step`, `sources`, `commit`.
-        steps: optimiser steps over all stages.
-        parameters: trainable parameters.
-        config: the preset as it was run.
-    """
-
-    command: str
-    commit: str | None = None
-    sources: str
-    continued: tuple[dict[str, Any], ...] = ()
-    steps: int
-    parameters: int
-    config: dict[str, Any]
+    command: str  # the exact one, data named by file name only
+    commit: str | None = None  # of the clean source tree; None if it was not clean
+    sources: str  # SHA-256 over the `model_export` sources that decide what training computes
+    continued: tuple[dict[str, Any], ...] = ()  # where other sources went on: `from_step`, `sources`, `commit`
+    steps: int  # of the optimiser, over all stages
+    parameters: int  # trainable ones
+    config: dict[str, Any]  # the preset as it was run
 
 
 class ModelCard(_Section):
