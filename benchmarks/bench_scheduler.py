@@ -26,7 +26,7 @@ from benchmarks.harness.common import MODEL, Json, latency, rounded, run_benchma
 from service.domain.latents import FloatRows
 from service.domain.tasks import SchedulingParams, StepParams
 from service.environment import available_cpus
-from service.models.instances import InstanceFactory
+from service.models.instances import open_instances
 from service.models.repository import LoadedModel, Repository
 from service.observability.metrics import Metrics
 from service.observability.statistics import ModelStatistics
@@ -57,7 +57,7 @@ Run = Callable[[FloatRows, int], Awaitable[object]]
 def scheduled() -> Iterator[tuple[LoadedModel, Run]]:
     """A verified model, and its scheduler as the service starts it: it takes rows and a number of steps."""
     cpus = available_cpus()
-    factory = InstanceFactory(OnnxModel, Settings(threads=cpus, max_batch_rows=BATCH_ROWS))
+    factory = partial(open_instances, OnnxModel, Settings(threads=cpus, max_batch_rows=BATCH_ROWS))
     loaded = Repository(MODEL.parents[2], factory, default=REF).load_all()[REF]
     scheduler = Scheduler(
         *loaded.instances,

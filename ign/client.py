@@ -66,21 +66,22 @@ def _local_service() -> Iterator[str]:
     prepare_process()  # before the modules below, which import onnxruntime
     import uvicorn
 
-    from service.app import build_services, create_app
-    from service.server import sockets, uvicorn_server
+    from service.app import build_services, create_app, make_connections
+    from service.server import uvicorn_server
     from service.settings import from_environment
 
     settings = from_environment(_OVERRIDES)
     decided, rejections = threading.Event(), list[StartupError]()
 
-    def reject(exc: StartupError) -> None:
-        rejections.append(exc)
+    def on_loaded(error: StartupError | None) -> None:
+        if error is not None:
+            rejections.append(error)
         decided.set()
 
-    with sockets.listen(settings) as listener:
+    with uvicorn_server.bind(settings.host, settings.port, listens=True) as listener:
         services = build_services(settings)
-        app = create_app(services, on_startup_error=reject, on_ready=decided.set)
-        server = uvicorn.Server(uvicorn_server.config(app))
+        app = create_app(services, on_loaded=on_loaded)
+        server = uvicorn.Server(uvicorn_server.config(app, make_connections(services)))
 
         def run() -> None:
             try:

@@ -21,9 +21,9 @@ from service.api.native import endpoints as native_endpoints
 from service.api.native import routes as native
 from service.api.oip import endpoints as oip
 from service.domain.errors import StartupError
-from service.environment import available_cpus, metrics_folder, onnxruntime_version
+from service.environment import available_cpus, metrics_folder
 from service.images.pool import CodecPool
-from service.models.instances import InstanceFactory
+from service.models.instances import open_instances
 from service.models.registry import ModelRegistry, ServedModel
 from service.models.repository import LoadedModel, Repository
 from service.observability.metrics import Metrics
@@ -43,7 +43,8 @@ _MAX_CODEC_THREADS = 8
 _GAUGES_S = 1.0
 _ROUTERS = (native.router, info.router, oip.router, oip.repository)
 
-OnStartupError = Callable[[StartupError], None]
+OnLoaded = Callable[[StartupError | None], None]
+"""Called once, when every model serves, or with the reason why one does not load: the app then answers 503."""
 Callback = Callable[[], None]
 
 
@@ -54,16 +55,15 @@ def build_services(settings: Settings, *, on_device_lost: Callback = lambda: Non
     devices again.
     """
     metrics, tracing = Metrics(metrics_folder()), _start_tracing()
-    metrics.describe_build(onnxruntime_version())
     metrics.queue_limit.set(settings.queue_rows)
     in_flight = InFlightRequests(max(settings.max_inflight_bytes, settings.max_body_bytes))
     auto = settings.device == "auto"
     repository = Repository(
         settings.model_dir,
-        InstanceFactory(OnnxModel, settings),
+        partial(open_instances, OnnxModel, settings),
         default=settings.default_model,
         precision=settings.precision,
-        open_on_cpu=InstanceFactory(OnnxModel, settings.model_copy(update={"device": "cpu"})) if auto else None,
+        open_on_cpu=partial(open_instances, OnnxModel, settings.model_copy(update={"device": "cpu"})) if auto else None,
     )
     registry = ModelRegistry(
         repository,
@@ -125,16 +125,13 @@ async def running_services(settings: Settings) -> AsyncIterator[AppState]:
         await _close(services)
 
 
-def create_app(
-    services: AppState, *, on_startup_error: OnStartupError | None = None, on_ready: Callback = lambda: None
-) -> Application:
-    """The service as an ASGI application. Its lifespan loads the models; until they are loaded it answers 503.
+def _log_error(error: StartupError | None) -> None:
+    if error is not None:
+        _LOG.error("%s", error.detail)
 
-    Args:
-        services: from `build_services`; the lifespan closes them.
-        on_startup_error: called when a model does not load, so that the server can end; without it, the error is
-            logged and the app keeps answering 503.
-        on_ready: called when every model is loaded.
+
+def create_app(services: AppState, *, on_loaded: OnLoaded = _log_error) -> Application:
+    """The service as an ASGI application. Its lifespan loads the models, and answers 503 until then; it closes them.
 
     Raises StartupError if the API keys file is unusable.
     """
@@ -154,7 +151,7 @@ def create_app(
         generate_unique_id_function=openapi.operation_id,
         # The service has its own metrics; FastAPI's would look for a telemetry provider at every request.
         telemetry={"tracing": False, "metrics": False, "logs": False},
-        lifespan=lambda _: _lifespan(services, on_startup_error, on_ready),
+        lifespan=lambda _: _lifespan(services, on_loaded),
     )
     app.state.services = services
     for router in _ROUTERS:
@@ -172,20 +169,12 @@ def make_connections(services: AppState) -> OpenConnections:
     metrics, settings = services.metrics, services.settings
     limit = connection_limit(settings.max_open_connections)
     metrics.connection_limit.set(limit)
-    return OpenConnections(
-        limit=limit,
-        head_timeout_s=settings.head_timeout_s,
-        on_change=metrics.open_connections.set,
-        on_closed=lambda reason: metrics.closed_connections(reason).inc(),
-        on_files_exhausted=metrics.files_exhausted.inc,
-    )
+    return OpenConnections(metrics, limit=limit, head_timeout_s=settings.head_timeout_s)
 
 
 @asynccontextmanager
-async def _lifespan(
-    services: AppState, on_startup_error: OnStartupError | None, on_ready: Callback
-) -> AsyncIterator[None]:
-    loading = asyncio.create_task(_load(services, on_startup_error, on_ready))
+async def _lifespan(services: AppState, on_loaded: OnLoaded) -> AsyncIterator[None]:
+    loading = asyncio.create_task(_load(services, on_loaded))
     publishing = asyncio.create_task(_publish_gauges(services))
     try:
         yield
@@ -203,16 +192,13 @@ async def _publish_gauges(services: AppState) -> None:
         await asyncio.sleep(_GAUGES_S)
 
 
-async def _load(services: AppState, on_startup_error: OnStartupError | None, on_ready: Callback) -> None:
+async def _load(services: AppState, on_loaded: OnLoaded) -> None:
     try:
         await load_models(services)
     except StartupError as exc:
-        if on_startup_error is None:
-            _LOG.error("%s", exc.detail)
-        else:
-            on_startup_error(exc)
+        on_loaded(exc)
     else:
-        on_ready()
+        on_loaded(None)
 
 
 def _on_activated(metrics: Metrics, loaded: LoadedModel) -> None:

@@ -12,7 +12,7 @@ import click
 from service.domain.errors import StartupError
 from service.environment import prepare_process
 from service.observability.logs import flush_log
-from service.server import process, sockets
+from service.server import process, uvicorn_server
 from service.server.open_connections import raise_file_limit
 from service.server.process import supervise
 from service.settings import Settings, from_environment, log_name_warnings, meaning_of, variable_of
@@ -44,13 +44,13 @@ def serve(options: Mapping[str, str], *, check: bool = False) -> int:
 
 def _serve(settings: Settings) -> int:
     raise_file_limit()
-    with sockets.listen(settings) as listener:
+    with uvicorn_server.bind(settings.host, settings.port, listens=True) as listener:
         if settings.workers == 1:
             return process.run_server(settings, listener)
         port = listener.getsockname()[1]
     # No other program listens on this port. This socket is bound but does not listen: it reserves the port.
-    with sockets.bind(settings.host, port, shared=True) as reserved:
-        show_url = partial(sockets.write_startup_line, reserved)
+    with uvicorn_server.bind(settings.host, port, shared=True) as reserved:
+        show_url = partial(uvicorn_server.write_startup_line, reserved)
         return supervise(settings.replace(port=port), process.child_main, on_listening=show_url)
 
 

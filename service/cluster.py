@@ -4,7 +4,6 @@ A replica is the whole service without its HTTP server; Ray's proxies distribute
 """
 
 import asyncio
-from functools import partial
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -85,7 +84,8 @@ class Replica:
 
         loading, self.services = self._loading, build_services(self._settings)
         return create_app(
-            self.services, on_startup_error=loading.set_exception, on_ready=partial(loading.set_result, None)
+            self.services,
+            on_loaded=lambda error: loading.set_result(None) if error is None else loading.set_exception(error),
         )
 
     async def check_health(self) -> None:

@@ -61,7 +61,7 @@ def evaluate(
     quality = {key: _without_histograms(value) for key, value in measures.items() if key not in _NOT_QUALITY}
     measured = {"quality": quality, "distance_quantiles": measures["distance_quantiles"]}
     new_card = ModelCard.model_validate({**card.model_dump(), **measured})
-    stamped = {artifact.precision: stamp(artifact.data, new_card, exported.noise) for artifact in artifacts}
+    stamped = {artifact.precision: stamp(artifact.data, new_card) for artifact in artifacts}
     # The rewritten files must still compute the same before they replace the old ones.
     for precision, content in stamped.items():
         _check_golden(OnnxFunction(content, threads=1), golden, new_card, precision)

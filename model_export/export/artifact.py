@@ -99,10 +99,10 @@ def read_all(folder: Path, *, threads: int = 0) -> list[Artifact]:
     return [Artifact.read(folder, precision=precision, threads=threads) for precision in present]
 
 
-def stamp(data: bytes, card: ModelCard, noise: NoiseSource) -> bytes:
+def stamp(data: bytes, card: ModelCard) -> bytes:
     """Replace the card in the metadata of a model; returns the new content of the file."""
     model = onnx.load_model_from_string(data)
-    onnx.helper.set_model_props(model, to_metadata(card, noise.statistics))
+    onnx.helper.set_model_props(model, to_metadata(card))
     # Without this option protobuf does not guarantee equal bytes for equal messages.
     stamped: bytes = model.SerializeToString(deterministic=True)
     return stamped

@@ -66,8 +66,8 @@ def export(
     if folder.exists() and not force:
         raise UserError(f"{folder} exists; choose another --version, or say --force")
     card = card_of(model, str(version), card_fields or {})
-    noise = NoiseSource(model.preset.shape, None)
-    files: dict[Precision, bytes] = {"fp32": stamp(to_onnx(model.network, model.preset.shape), card, noise)}
+    noise = NoiseSource(model.preset.shape)
+    files: dict[Precision, bytes] = {"fp32": stamp(to_onnx(model.network, model.preset.shape), card)}
     if fp16:
         files["fp16"] = to_fp16(files["fp32"])
     digest = digest_of(files["fp32"])

@@ -67,8 +67,7 @@ class AppState:
         """As `require_serving`; raise `NotReady` also if the workers of a model are not healthy."""
         self.require_serving()
         for ref, model in self.registry.models.items():
-            if model.scheduler.all_devices_lost:
-                reason = model.scheduler.device_error
+            if reason := model.scheduler.device_error:
                 raise NotReady(f"the device of {ref} is lost, only a new process can use it again: {reason}")
             if not model.scheduler.healthy:
                 raise NotReady(f"a worker of {ref} is being replaced")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from service.domain.errors import RateLimited, TooManyBytes
-from service.domain.rate_limit import GCRA, Rate, RateLimiter, next_due
+from service.domain.rate_limit import GCRA, Rate, next_due
 
 _CREDITS_OF_RESPONSE: Final = 4.0  # at five times the capacity no rejected connection waits
 _MANY_WAITING: Final = 512  # more connections wait only if their clients come back at once
@@ -161,7 +161,11 @@ class CallerRates:
     """
 
     def __init__(
-        self, rate: Rate | None, limiter: RateLimiter | None = None, *, clock: Callable[[], float] = time.monotonic
+        self,
+        rate: Rate | None,
+        limiter: "GCRA | SharedGCRA | None" = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rate, self._limiter, self._clock = rate, limiter or GCRA(), clock
 

@@ -1,24 +1,20 @@
 """The model card: the description that an exported file contains, and the contract between training and serving.
 
-`model.onnx` stores the card as JSON under the metadata key `ign.card`. If the noise has frequency statistics, the key
-`ign.noise` stores them as base64 of `.npy`, float32 (4, C, H, W): real mean, real deviation, imaginary mean, imaginary
-deviation. `service.artifact.golden` describes `golden.npz` beside it.
+`model.onnx` stores the card as JSON under the metadata key `ign.card`. `service.artifact.golden` describes `golden.npz`
+beside it.
 """
 
-import base64
-import io
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from service.artifact.files import NAME_PATTERN, VERSION_PATTERN, read_npy
+from service.artifact.files import NAME_PATTERN, VERSION_PATTERN
 from service.domain.errors import StartupError
-from service.domain.latents import STREAM, FrequencyStatistics, NoiseSource
+from service.domain.latents import STREAM, NoiseSource
 
 CARD_KEY: Final = "ign.card"
-NOISE_KEY: Final = "ign.noise"
 INPUT: Final = "x"
 OUTPUT: Final = "y"
 QUANTILES: Final = 101
@@ -37,17 +33,11 @@ class _Section(BaseModel):
 
 
 class Noise(_Section):
-    """Which latents the model was trained on.
+    """Which latents the model was trained on: standard normal ones of a named stream, and their mean Euclidean norm."""
 
-    Args:
-        kind: `gaussian` (standard normal) or `frequency` (statistics under `ign.noise`).
-        stream: name of the seeded stream; see `service.domain.latents.STREAM`.
-        norm: mean Euclidean norm of one latent, to which arithmetic rescales.
-    """
-
-    kind: Literal["gaussian", "frequency"]
+    kind: Literal["gaussian"]
     stream: str = STREAM
-    norm: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    norm: Annotated[float, Field(gt=0, allow_inf_nan=False)]  # to which arithmetic rescales
 
 
 class Steps(_Section):
@@ -74,25 +64,15 @@ class Data(_Section):
 
 
 class Training(_Section):
-    """How it was trained.
+    """How it was trained."""
 
-    Args:
-        command: the exact command, data named by file name only.
-        commit: commit of the clean source tree, or None when it was not clean.
-        sources: SHA-256 over the `model_export` sources that decide what training computes.
-        continued: where other sources went on with the run: `from_step`, `sources`, `commit`.
-        steps: optimiser steps over all stages.
-        parameters: trainable parameters.
-        config: the preset as it was run.
-    """
-
-    command: str
-    commit: str | None = None
-    sources: str
-    continued: tuple[dict[str, Any], ...] = ()
-    steps: int
-    parameters: int
-    config: dict[str, Any]
+    command: str  # the exact one, data named by file name only
+    commit: str | None = None  # of the clean source tree; None if it was not clean
+    sources: str  # SHA-256 over the `model_export` sources that decide what training computes
+    continued: tuple[dict[str, Any], ...] = ()  # where other sources went on: `from_step`, `sources`, `commit`
+    steps: int  # of the optimiser, over all stages
+    parameters: int  # trainable ones
+    config: dict[str, Any]  # the preset as it was run
 
 
 class ModelCard(_Section):
@@ -152,21 +132,15 @@ class ModelCard(_Section):
         return float(np.interp(distance, self.distance_quantiles, np.linspace(0.0, 100.0, QUANTILES)))
 
 
-def to_metadata(card: ModelCard, statistics: FrequencyStatistics | None = None) -> dict[str, str]:
-    """The ONNX metadata entries of a card, and of frequency statistics if the noise has them."""
-    entries = {CARD_KEY: card.model_dump_json()}
-    if statistics is not None:
-        parts = (statistics.real_mean, statistics.real_std, statistics.imag_mean, statistics.imag_std)
-        buffer = io.BytesIO()
-        np.save(buffer, np.stack(parts).astype("<f4"), allow_pickle=False)
-        entries[NOISE_KEY] = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return entries
+def to_metadata(card: ModelCard) -> dict[str, str]:
+    """The ONNX metadata entries of a card."""
+    return {CARD_KEY: card.model_dump_json()}
 
 
 def from_metadata(metadata: Mapping[str, str]) -> tuple[ModelCard, NoiseSource]:
     """Read the card and the noise source from ONNX metadata entries.
 
-    Raises CardError for no card, an invalid one, or noise statistics that do not fit it.
+    Raises CardError for no card, or an invalid one.
     """
     text = metadata.get(CARD_KEY)
     if text is None:
@@ -179,18 +153,4 @@ def from_metadata(metadata: Mapping[str, str]) -> tuple[ModelCard, NoiseSource]:
         raise CardError(f"invalid card: {where}: {first['msg']}") from exc
     if card.noise.stream != STREAM:
         raise CardError(f"unknown noise stream {card.noise.stream!r}")
-    if card.noise.kind == "gaussian":
-        return card, NoiseSource(card.shape)
-    return card, NoiseSource(card.shape, _statistics(metadata.get(NOISE_KEY), card.shape))
-
-
-def _statistics(text: str | None, shape: tuple[int, int, int]) -> FrequencyStatistics:
-    if text is None:
-        raise CardError(f"frequency noise needs {NOISE_KEY} metadata")
-    try:
-        array = read_npy(base64.b64decode(text, validate=True))
-    except ValueError as exc:
-        raise CardError(f"{NOISE_KEY} is not a base64 .npy array") from exc
-    if array.shape != (4, *shape) or array.dtype != np.float32 or not np.isfinite(array).all():
-        raise CardError(f"{NOISE_KEY} must be finite float32 of shape {(4, *shape)}")
-    return FrequencyStatistics(*array)
+    return card, NoiseSource(card.shape)

@@ -171,23 +171,20 @@ class Pipeline:
             return
         for index, item in enumerate(items):
             item.row = result.rows[index] if self._format else None
-            item.record |= self._measures(result, index)
+            distance = float(result.distance[index])
+            item.record |= {
+                "steps": int(result.steps[index]),
+                "converged": bool(result.converged[index]),
+                "distance": round_metric(distance),
+                "drift": None if result.drift is None else round_metric(result.drift[index]),
+                **in_distribution_fields(self.model.card, distance),
+            }
 
     async def _run(self, items: Sequence[_Item]) -> Result:
         rows = np.stack([item.row for item in items if item.row is not None])
         result = await self.model.scheduler.run(rows, SchedulingParams(step_params=self._step_params))
         options = self._job.options
         return blend_result(rows, result, options.strength if isinstance(options, ProjectOptions) else 1.0)
-
-    def _measures(self, result: Result, index: int) -> Record:
-        distance = float(result.distance[index])
-        return {
-            "steps": int(result.steps[index]),
-            "converged": bool(result.converged[index]),
-            "distance": round_metric(distance),
-            "drift": None if result.drift is None else round_metric(result.drift[index]),
-            **in_distribution_fields(self.model.card, distance),
-        }
 
     def _write(self, folder: Path, items: Sequence[_Item]) -> None:
         """Write the images, drop their rows, and complete their records with the file name or the error."""

@@ -1,6 +1,6 @@
 """Seeded latents, mixtures of latents, and paths and grids of them.
 
-Row i of seed s is a pure function of (s, i) and the card's noise statistics. So it does not depend on the number of
+Row i of seed s is a pure function of (s, i). So it does not depend on the number of
 rows requested, their order, or the other requests.
 """
 
@@ -31,33 +31,16 @@ _TINY: Final = 1e-100  # the squares of smaller numbers underflow
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class FrequencyStatistics:
-    """Mean and standard deviation (C, H, W) of the real and the imaginary part of FFT2 over a data set.
-
-    Noise drawn from them has the data's second-order spatial statistics (Shocher et al., 2024, arXiv 2311.01462).
-    """
-
-    real_mean: FloatRow
-    real_std: FloatRow
-    imag_mean: FloatRow
-    imag_std: FloatRow
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class NoiseSource:
-    """The distribution of a model's latents (C, H, W): standard normal, or with given frequency statistics."""
+    """The distribution of a model's latents (C, H, W): standard normal."""
 
     shape: tuple[int, int, int]
-    statistics: FrequencyStatistics | None = None
 
     def row(self, seed: int, index: int) -> FloatRow:
         """Latent number ``index`` of ``seed``: (C, H, W) float32, both numbers uint32."""
         key = _Key(seed, index)
         generator = np.random.Generator(np.random.Philox(key))  # type: ignore[arg-type] # missing in numpy's stubs
-        if self.statistics is None:
-            return generator.standard_normal(self.shape, dtype=np.float32)
-        normal = generator.standard_normal((2, *self.shape), dtype=np.float32)
-        return from_frequencies(normal, self.statistics)
+        return generator.standard_normal(self.shape, dtype=np.float32)
 
     def rows(self, seed: int, offset: int, n: int, scale: float = 1.0) -> FloatRows:
         """Latents ``offset`` … ``offset + n − 1`` of ``seed``, times ``scale``: (n, C, H, W) float32."""
@@ -77,13 +60,6 @@ class _Key(ISeedSequence):
 
     def generate_state(self, n_words: int, dtype: DTypeLike = np.uint64) -> NDArray[np.uint64]:
         return self._words
-
-
-def from_frequencies(normal: FloatRows, statistics: FrequencyStatistics) -> FloatRow:
-    """The real part of IFFT2 of independent real and imaginary parts: draws (2, C, H, W) → an image (C, H, W)."""
-    real = statistics.real_mean + statistics.real_std * normal[0]
-    imag = statistics.imag_mean + statistics.imag_std * normal[1]
-    return np.fft.ifft2(real + 1j * imag, axes=(-2, -1)).real.astype(np.float32)
 
 
 def is_bounded(rows: FloatRows | FloatRow) -> bool:

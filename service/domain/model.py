@@ -36,10 +36,10 @@ class DeviceBatch(Protocol):
     def upload(self, rows: FloatRows) -> None:
         """Copy rows (N, C, H, W) to the device, N at most the largest bucket; they replace earlier ones."""
 
-    def run_steps(self, keep_going: Callable[[], bool] = bool) -> None:
-        """Apply f to the rows on the device, and again while ``keep_going``, called after every step, is true.
+    def run_steps(self, keep_going: Callable[[], bool] | None = None) -> None:
+        """Apply f to the rows on the device, once or while ``keep_going``, called after every step, is true.
 
-        By default that is one step: `bool()` is false. A step that raises leaves the rows as they were before it.
+        A step that raises leaves the rows as they were before it.
         ``keep_going`` may be called in another thread while the caller waits.
         """
 

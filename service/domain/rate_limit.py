@@ -3,7 +3,7 @@
 import re
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 EXPECTED: Final = "requests per second or minute such as 20/s or 600/m"
 _SECONDS: Final = {"s": 1.0, "m": 60.0}
@@ -40,13 +40,6 @@ def next_due(due: float, rate: Rate, now: float) -> tuple[float, float]:
     return following, ahead if ahead > 1e-9 else 0.0  # sums of intervals have rounding errors
 
 
-class RateLimiter(Protocol):
-    """Limits every caller to a rate: `GCRA`, in one process or over several."""
-
-    def wait(self, caller: str, rate: Rate, now: float) -> float:
-        """Count a request of this caller at ``now`` and return 0, or return the seconds that it has to wait."""
-
-
 class GCRA:
     """Limits every caller to a rate, in constant time and memory (generic cell rate algorithm, ITU-T I.371).
 
@@ -61,7 +54,7 @@ class GCRA:
         self._due: OrderedDict[str, float] = OrderedDict()
 
     def wait(self, caller: str, rate: Rate, now: float) -> float:
-        """As `RateLimiter.wait`; ``now`` is in seconds on any monotonic clock."""
+        """Count a request at ``now``, in seconds on any monotonic clock, and return 0; or the seconds to wait."""
         due, wait = next_due(self._due.get(caller, now), rate, now)
         if wait:
             self._due.move_to_end(caller)

@@ -21,38 +21,13 @@ MakeModel = Callable[..., InferenceModel]
 """Makes one instance; has the parameters of `service.runtime.onnx_model.OnnxModel`."""
 
 
-class InstanceFactory:
-    """Makes all instances of a model file, as the settings have it."""
+def open_instances(make_model: MakeModel, settings: Settings, data: bytes) -> list[InferenceModel]:
+    """The instances of one model file, at least one; raises StartupError, all closed, if one cannot be made."""
+    threads, configured = settings.threads or available_cpus(), settings.cpu_instances
+    # With more than two threads, one is left to HTTP.
+    count = configured or min(_MAX_INSTANCES, threads - 1 if threads > 2 else threads)
 
-    def __init__(self, make_model: MakeModel, settings: Settings) -> None:
-        self._make_model, self._settings = make_model, settings
-        self._threads = settings.threads or available_cpus()
-
-    def __call__(self, data: bytes) -> list[InferenceModel]:
-        """The instances of one model file, at least one; raises StartupError, all closed, if one cannot be made."""
-        settings, configured = self._settings, self._settings.cpu_instances
-        count = configured or _default_instance_count(self._threads)
-        first = self._make(data, settings.device, threads=self._threads // count)
-        instances = [first]
-        try:
-            if first.device == "cuda":
-                for device_id in range(1, settings.gpu_count):
-                    with wrap_errors(f"device {device_id}"):
-                        instances.append(self._make(data, settings.device, device_id))
-            elif count > 1 and not configured and _is_slow(first):
-                first.close()
-                instances = [self._make(data, settings.device, threads=self._threads)]
-            else:
-                for _ in range(count - 1):
-                    instances.append(self._make(data, "cpu", threads=self._threads // count))
-        except BaseException:
-            for instance in instances:
-                instance.close()
-            raise
-        return instances
-
-    def _make(self, data: bytes, device: Device, device_id: int = 0, *, threads: int = 1) -> InferenceModel:
-        settings = self._settings
+    def make(device: Device, device_id: int = 0, *, threads: int = 1) -> InferenceModel:
         cuda = CudaOptions(
             device_id=device_id,
             deterministic=settings.deterministic,
@@ -61,12 +36,26 @@ class InstanceFactory:
             half=settings.precision == "fp16",
         )
         limit = settings.max_batch_rows
-        return self._make_model(data, device=device, cuda=cuda, threads=max(1, threads), max_batch_rows=limit)
+        return make_model(data, device=device, cuda=cuda, threads=max(1, threads), max_batch_rows=limit)
 
-
-def _default_instance_count(threads: int) -> int:
-    # With more than two threads, one is left to HTTP.
-    return min(_MAX_INSTANCES, threads - 1 if threads > 2 else threads)
+    first = make(settings.device, threads=threads // count)
+    instances = [first]
+    try:
+        if first.device == "cuda":
+            for device_id in range(1, settings.gpu_count):
+                with wrap_errors(f"device {device_id}"):
+                    instances.append(make(settings.device, device_id))
+        elif count > 1 and not configured and _is_slow(first):
+            first.close()
+            instances = [make(settings.device, threads=threads)]
+        else:
+            for _ in range(count - 1):
+                instances.append(make("cpu", threads=threads // count))
+    except BaseException:
+        for instance in instances:
+            instance.close()
+        raise
+    return instances
 
 
 def _is_slow(model: InferenceModel) -> bool:

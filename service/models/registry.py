@@ -67,7 +67,8 @@ class ModelRegistry:
         self._repository, self._serve = repository, serve
         self._on_activated, self._on_deactivated = on_activated, on_deactivated
         self._wait_for_requests = wait_for_requests
-        self._models: Mapping[str, ServedModel] = {}
+        # By `name/version`, in order of name and number; a mapping that never changes, but is replaced.
+        self.models: Mapping[str, ServedModel] = {}
         self._by_name: dict[str, ServedModel] = {}  # the highest version
         # Why a version in the directory does not serve, by `name/version`: one line, no path outside the directory.
         self.failures: dict[str, str] = {}
@@ -75,20 +76,15 @@ class ModelRegistry:
         self._loading: set[str] = set()
         self._retiring: dict[ServedModel, asyncio.Task[None]] = {}
 
-    @property
-    def models(self) -> Mapping[str, ServedModel]:
-        """The served models by `name/version`, in order of name and number; a snapshot that never changes."""
-        return self._models
-
     def resolve(self, name: str | None = None) -> ServedModel:
         """The model `name/version`, the highest version of `name`, or the default for None.
 
         Raises UnknownModel if no such model or version serves; the text names those that do.
         """
         wanted = self._repository.default if name is None else name
-        model = self._models.get(wanted) or self._by_name.get(wanted)
+        model = self.models.get(wanted) or self._by_name.get(wanted)
         if model is None:
-            served = ", ".join(self._models) or "none"
+            served = ", ".join(self.models) or "none"
             raise UnknownModel(f"no model {wanted[:80]!r}; there is {served}")
         return model
 
@@ -100,7 +96,7 @@ class ModelRegistry:
     def rows_queued(self) -> dict[str, int]:
         """Rows that wait for a batch now, by `name/version`, those of a version that is being replaced included."""
         waiting = Counter[str]()
-        for served in (*self._models.values(), *self._retiring):
+        for served in (*self.models.values(), *self._retiring):
             waiting[served.ref] += served.scheduler.rows_queued
         return waiting
 
@@ -108,9 +104,9 @@ class ModelRegistry:
         """Serve a verified model from now on; it replaces the one of its name and version, if there is one."""
         model = self._serve(loaded)
         model.scheduler.start()
-        displaced = self._models.get(model.ref)
+        displaced = self.models.get(model.ref)
         self.failures.pop(model.ref, None)
-        self._set_models({**self._models, model.ref: model})
+        self._set_models({**self.models, model.ref: model})
         self._on_activated(loaded)
         if displaced is not None:
             self._retire(displaced)
@@ -160,12 +156,12 @@ class ModelRegistry:
             _LOG.warning("the model directory cannot be read: %s", exc)
             on_disk = []
         unloading = {model.ref for model in self._retiring}
-        refs = {*on_disk, *self._models, *self.failures, *self._loading, *unloading}
+        refs = {*on_disk, *self.models, *self.failures, *self._loading, *unloading}
         return [IndexEntry(ref, *self._state(ref, unloading)) for ref in sorted(refs, key=version_key)]
 
     def abort_all(self) -> None:
         """Fail every request in flight with `Draining`, without waiting for the model calls that run."""
-        for model in (*self._models.values(), *self._retiring):
+        for model in (*self.models.values(), *self._retiring):
             model.scheduler.close(0)
 
     async def close(self) -> None:
@@ -173,18 +169,18 @@ class ModelRegistry:
         for task in self._retiring.values():
             task.cancel()
         await asyncio.gather(*self._retiring.values(), return_exceptions=True)
-        models = [*self._retiring, *self._models.values()]
+        models = [*self._retiring, *self.models.values()]
         self._retiring.clear()
         self._set_models({})
         for model in models:
             await self._close(model)
 
     def _set_models(self, models: Mapping[str, ServedModel]) -> None:
-        self._models = {ref: models[ref] for ref in sorted(models, key=version_key)}
-        self._by_name = {model.card.name: model for model in self._models.values()}  # later, so higher, versions win
+        self.models = {ref: models[ref] for ref in sorted(models, key=version_key)}
+        self._by_name = {model.card.name: model for model in self.models.values()}  # later, so higher, versions win
 
     async def _load(self, ref: str) -> bool:
-        served = self._models.get(ref)
+        served = self.models.get(ref)
         if served is not None and served.loaded.files == await asyncio.to_thread(self._repository.files, ref):
             self.failures.pop(ref, None)
             return True
@@ -201,15 +197,15 @@ class ModelRegistry:
         return True
 
     def _refs(self, name: str) -> list[str]:
-        return [ref for ref, model in self._models.items() if model.card.name == name]
+        return [ref for ref, model in self.models.items() if model.card.name == name]
 
     def _forget_failures(self, name: str, keep: list[str]) -> None:
         for ref in [ref for ref in self.failures if ref.partition("/")[0] == name and ref not in keep]:
             del self.failures[ref]
 
     def _deactivate(self, ref: str) -> None:
-        model = self._models[ref]
-        self._set_models({other: served for other, served in self._models.items() if other != ref})
+        model = self.models[ref]
+        self._set_models({other: served for other, served in self.models.items() if other != ref})
         self._on_deactivated(ref)
         self._retire(model)
 
@@ -229,7 +225,7 @@ class ModelRegistry:
 
     def _state(self, ref: str, unloading: set[str]) -> tuple[State, str]:
         reason = self.failures.get(ref, "")
-        if ref in self._models:
+        if ref in self.models:
             return "READY", reason
         if ref in self._loading:
             return "LOADING", ""

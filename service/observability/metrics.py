@@ -23,6 +23,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from service import __version__
+from service.environment import onnxruntime_version
 from service.observability.logs import TraceContext
 
 CACHE_S: Final = 1.0
@@ -102,7 +103,8 @@ class Metrics:
         started = gauge("ign_start_time_seconds", "Unix time at which the newest process started.", mode="max")
         started.set(time.time())
         build, text = ("version", "python", "onnxruntime"), "1; versions of the service and of what it runs on."
-        self._build = gauge("ign_build_info", text, *build, mode="livemax")
+        versions = gauge("ign_build_info", text, *build, mode="livemax")
+        versions.labels(__version__, platform.python_version(), onnxruntime_version()).set(1)
         self.dropped_log_lines = counter("ign_dropped_log_lines", "Lines of the log that could not be written in time.")
 
         # Connections and requests
@@ -165,10 +167,6 @@ class Metrics:
         self.batch_size_reductions = counters("ign_batch_size_reductions", text, model | {"rows": str})
         self.devices_lost = counters("ign_devices_lost", "Devices that fail every call until a restart.", model)
         self.replacements = counters("ign_worker_replacements", "Worker threads that died and were replaced.", model)
-
-    def describe_build(self, onnxruntime: str) -> None:
-        """Export the versions of the service, of Python and of onnxruntime."""
-        self._build.labels(__version__, platform.python_version(), onnxruntime).set(1)
 
     def add_callers(self, names: Collection[str]) -> None:
         """Start the counters of these names of API keys at 0; `increase` misses the first event of a new series."""

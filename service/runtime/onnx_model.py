@@ -118,7 +118,7 @@ class OnnxModel:
         self._check_rows(rows)
         self._call(lambda runner: runner.upload(rows), f"{len(rows)} rows do not fit")
 
-    def run_steps(self, keep_going: Callable[[], bool] = bool) -> None:
+    def run_steps(self, keep_going: Callable[[], bool] | None = None) -> None:
         """See `DeviceBatch.run_steps`; raises as :meth:`run`."""
         self._call(lambda runner: runner.run_steps(keep_going), "a step does not fit")
 

@@ -214,11 +214,11 @@ class PaddedRunner(DeviceRunner):
             self._buffers[size].upload(rows)
         self._uploaded = self._buffers[size]
 
-    def run_steps(self, keep_going: Callable[[], bool] = bool) -> None:
-        """Apply f to the rows on the device, and again while ``keep_going``, called after every step, is true."""
+    def run_steps(self, keep_going: Callable[[], bool] | None = None) -> None:
+        """See `DeviceBatch.run_steps`."""
         buffers = self._require_uploaded()
         buffers.run_step()  # takes its own access to devices, because a first run captures a graph
-        while keep_going():
+        while keep_going is not None and keep_going():
             buffers.run_step()
 
     def download(self, out: FloatRows) -> None:
@@ -253,7 +253,7 @@ class SingleThreadRunner(DeviceRunner):
         """Copy rows to the device."""
         self._call(lambda runner: runner.upload(rows))
 
-    def run_steps(self, keep_going: Callable[[], bool] = bool) -> None:
+    def run_steps(self, keep_going: Callable[[], bool] | None = None) -> None:
         """Apply f. ``keep_going`` is called in the runner's thread, so that many steps need one change of threads."""
         self._call(lambda runner: runner.run_steps(keep_going))
 

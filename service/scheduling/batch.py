@@ -44,7 +44,8 @@ class BatchBuffers:
     #                            │ │   └┐└┐
     #                            A A   C  C  D . .      next, which becomes `current`
     def __init__(self, shape: tuple[int, ...]) -> None:
-        self.current, self.next = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        # Zeros, because `measure` also reads rows of failed calls, to which nothing has been written.
+        self.current, self.next = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         self.n = self.padded = 0  # rows in use, without and with padding
         size = math.prod(shape[1:])
         self._differences = np.empty((max(1, _SCRATCH // size), size), np.float64)

@@ -88,13 +88,8 @@ class Scheduler:
         return is_open and all(worker.running or worker.device_lost for worker in self._workers)
 
     @property
-    def all_devices_lost(self) -> bool:
-        """Whether only a new process can use the model again."""
-        return self._pool.alive_devices == 0
-
-    @property
     def device_error(self) -> str:
-        """Why the latest device was lost, in one line for the operator; empty if none was."""
+        """Why the last device was lost, so that only a new process can use the model again; empty if one is left."""
         return self._pool.device_error
 
     @property
@@ -103,7 +98,7 @@ class Scheduler:
         return self._admission.waiting
 
     def start(self) -> None:
-        """Start the threads. May be called once."""
+        """Start the threads, once."""
         for worker in self._workers:
             worker.start()
 

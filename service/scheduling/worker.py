@@ -149,7 +149,7 @@ class WorkerPool:
         self.inbox: deque[ScheduledRequest] = deque()
         self.queue = FairQueue()
         self.batches: list[RunningBatch] = []  # two of each worker, in the order of the workers
-        self.alive_devices, self.device_error = devices, ""  # those that are not lost, and why the latest was
+        self.alive_devices, self.device_error = devices, ""  # those that are not lost; why the last was
         self.stopped = False  # whether every worker is to end
         self.wake_rule, self._publish = wake_rule, publish
         self._events: list[tuple[ScheduledRequest, Event]] = []
@@ -499,7 +499,6 @@ class Worker:
         if not self.device_lost:
             self.device_lost = True
             pool.alive_devices -= 1
-            pool.device_error = str(cause)
             pool.observer.device_lost()
             others = f"; others go on, {pool.alive_devices} of them" if pool.alive_devices else ""
             logger.critical(
@@ -511,6 +510,7 @@ class Worker:
             if pool.alive_devices:
                 pool.admission.set_limit(self._index, 0)
             else:
+                pool.device_error = str(cause) or type(cause).__name__
                 pool.on_all_devices_lost()
         if pool.alive_devices:
             pool.requeue(lost)

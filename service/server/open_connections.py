@@ -18,6 +18,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.domain.errors import HeadTooSlow, IgnError, StartupError
+from service.observability.metrics import Metrics
 
 _LOG = logging.getLogger("service")
 SWEEP_S: Final = 1.0  # a connection may outlive its limit by this time
@@ -53,25 +54,12 @@ class OpenConnections:
 
     If all others are busy, the new one is closed.
 
-    Args:
-        on_change: called with the number of open connections.
-        on_closed: called with the reason when the service closes a connection because of a limit.
-        on_files_exhausted: called in each sweep in which no file can be opened. uvloop then closes new connections, and
-            reports nothing.
+    The ``metrics`` count those that are open, those that the service closes because of a limit, and the sweeps in which
+    no file can be opened: uvloop then closes new connections, and reports nothing.
     """
 
-    def __init__(
-        self,
-        *,
-        limit: int = 4096,
-        head_timeout_s: float = 10.0,
-        on_change: Callable[[int], None] = lambda _: None,
-        on_closed: Callable[[str], None] = lambda _: None,
-        on_files_exhausted: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.on_closed = on_closed
-        self._limit, self._head_timeout_s = limit, head_timeout_s
-        self._on_change, self._on_files_exhausted = on_change, on_files_exhausted
+    def __init__(self, metrics: Metrics, *, limit: int = 4096, head_timeout_s: float = 10.0) -> None:
+        self.metrics, self._limit, self._head_timeout_s = metrics, limit, head_timeout_s
         self._open: dict[HttpToolsProtocol, _State] = {}
         self._idle: dict[HttpToolsProtocol, None] = {}  # the one that is idle for longest first
         self._timer: asyncio.TimerHandle | None = None
@@ -88,18 +76,18 @@ class OpenConnections:
         if len(self._open) >= self._limit:
             oldest = next(iter(self._idle))  # the new one itself if all others are busy
             del self._idle[oldest]
-            self.on_closed("limit")
+            self.metrics.closed_connections("limit").inc()
             oldest.transport.close()
             if oldest.transport.get_write_buffer_size():  # its client does not read
                 oldest.transport.abort()
         self._open[connection] = _State(reject, idle_since=now, head_since=now)
-        self._on_change(len(self._open))
+        self.metrics.open_connections.set(len(self._open))
 
     def remove(self, connection: HttpToolsProtocol) -> None:
         """Forget a connection that is closed."""
         del self._open[connection]
         self._idle.pop(connection, None)
-        self._on_change(len(self._open))
+        self.metrics.open_connections.set(len(self._open))
 
     def on_head(self, connection: HttpToolsProtocol) -> None:
         """Note the first byte of a head."""
@@ -151,10 +139,10 @@ class OpenConnections:
         if not before or state.unsent < before:
             state.taken_at = now
         if now - max(state.taken_at, self._resumed_at) > SEND_TIMEOUT_S:
-            self.on_closed("send_timeout")
+            self.metrics.closed_connections("send_timeout").inc()
             connection.transport.abort()
         elif connection in self._idle and now - max(state.head_since or now, self._resumed_at) > self._head_timeout_s:
-            self.on_closed("head_timeout")
+            self.metrics.closed_connections("head_timeout").inc()
             if state.has_begun:
                 state.reject(HeadTooSlow("the head of the request did not arrive in time"))
             else:
@@ -165,7 +153,7 @@ class OpenConnections:
             os.close(os.open(os.devnull, os.O_RDONLY))
             self._had_files = True
         except OSError:
-            self._on_files_exhausted()
+            self.metrics.files_exhausted.inc()
             if self._had_files:
                 _LOG.error("no more files can be opened (ulimit -n): new connections are closed without a response")
             self._had_files = False

@@ -29,7 +29,8 @@ from typing import Final, NoReturn
 from service.domain.errors import StartupError
 from service.environment import available_cpus, share_metrics, stop_signals
 from service.observability.logs import JsonFormatter, QueuedHandler, count_drops, flush_log
-from service.server import sockets, uvicorn_server
+from service.observability.metrics import forget_process
+from service.server import uvicorn_server
 from service.settings import Settings
 
 ChildMain = Callable[[Settings, Connection], None]  # importable by name, because processes are spawned
@@ -55,7 +56,7 @@ def child_main(settings: Settings, messages: Connection) -> None:
     threading.Thread(target=_stop_with_parent, name="ign-parent", daemon=True).start()
     configure_logging(settings)
     try:
-        with sockets.bind(settings.host, settings.port, shared=True) as bound:
+        with uvicorn_server.bind(settings.host, settings.port, shared=True) as bound:
             status = run_server(settings, bound, messages)
     except StartupError as exc:
         _report(messages, exc.detail)
@@ -88,14 +89,14 @@ def run_server(settings: Settings, listener: socket.socket, messages: Connection
     errors: list[StartupError] = []
     tasks: list[asyncio.Task[None]] = []
 
-    def on_startup_error(exc: StartupError) -> None:
-        errors.append(exc)
-        server.should_exit = True
-
-    def on_ready() -> None:
+    def on_loaded(error: StartupError | None) -> None:
+        if error is not None:
+            errors.append(error)
+            server.should_exit = True
+            return
         tune_gc()
         if messages is None:
-            sockets.write_startup_line(listener)
+            uvicorn_server.write_startup_line(listener)
         else:
             tasks.append(asyncio.get_running_loop().create_task(start_listening(messages)))
 
@@ -104,10 +105,10 @@ def run_server(settings: Settings, listener: socket.socket, messages: Connection
             await server.add_sockets(listeners)
             _report(messages, "")
         except OSError as exc:  # another program listens on the port
-            on_startup_error(sockets.bind_error(settings.host, settings.port, exc))
+            on_loaded(uvicorn_server.bind_error(settings.host, settings.port, exc))
 
     services = build_services(settings, on_device_lost=lambda: server.abort())
-    app = create_app(services, on_startup_error=on_startup_error, on_ready=on_ready)
+    app = create_app(services, on_loaded=on_loaded)
     connections = make_connections(services)
     config = uvicorn_server.config(app, connections)
     server = uvicorn_server.IgnServer(config, services, connections, is_child=messages is not None)
@@ -258,8 +259,6 @@ class _Supervisor:
                     self._on_listening()
 
     def _reap(self, child: _Child) -> None:
-        from service.observability.metrics import forget_process  # its import reads the variable of `share_metrics`
-
         child.process.join()
         child.messages.close()
         self._children.remove(child)

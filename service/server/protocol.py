@@ -67,7 +67,8 @@ class HttpProtocol(HttpToolsProtocol):
         except (httptools.HttpParserError, HeadTooLarge) as exc:
             cause = exc if isinstance(exc, HeadTooLarge) else exc.__context__  # what a callback has raised
             error = cause if isinstance(cause, IgnError) else MalformedRequest("the request is not HTTP/1.1")
-            self._connections.on_closed("pipelining" if isinstance(error, TooManyConnections) else error.code)
+            reason = "pipelining" if isinstance(error, TooManyConnections) else error.code
+            self._connections.metrics.closed_connections(reason).inc()
             self.reject(error)
 
     def _feed(self, data: bytes) -> bytes:

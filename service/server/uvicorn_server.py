@@ -1,14 +1,16 @@
-"""uvicorn as this service configures it, with its own shutdown."""
+"""uvicorn as this service configures it: its listening sockets, and its own shutdown."""
 
 import asyncio
+import contextlib
+import ctypes
 import logging
 import os
 import signal
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final, cast
 
@@ -16,11 +18,11 @@ import uvicorn
 from uvicorn import Config
 
 from service.api.app_state import AppState
+from service.domain.errors import StartupError
 from service.environment import stop_signals
 from service.observability.logs import flush_log
 from service.server.open_connections import OpenConnections
 from service.server.protocol import HttpProtocol
-from service.server.sockets import BACKLOG, accept_waiting, stop_handshakes
 
 KEEP_ALIVE_S: Final = 75
 """Seconds that an idle connection stays open: longer than in most load balancers (60 s). If the server closed first,
@@ -29,6 +31,17 @@ _EXIT_GRACE_S: Final = 3.0  # after the time of draining, to close connections a
 _HANDSHAKE_S: Final = 0.1  # for connections that the kernel has begun when the server stops listening
 _QUIET_S: Final = 0.5  # a stopping server closes a connection on which nothing has arrived for this time
 _LAST_REQUESTS_S: Final = 1.0  # for all connections to become quiet
+
+BACKLOG: Final = 2048
+_SO_ATTACH_FILTER: Final = 26  # of Linux
+_DROP_SYN: Final = struct.pack(
+    "HBBI" * 4,
+    *(0x30, 0, 0, 13),  # the flags of the TCP header
+    *(0x45, 0, 1, 0x02),  # SYN?
+    *(0x06, 0, 0, 0),  # drop the segment
+    *(0x06, 0, 0, 1 << 30),  # pass the whole segment
+)
+_WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - address that stands for all → one to open
 
 _LOG = logging.getLogger("service")
 
@@ -56,7 +69,7 @@ class IgnServer(uvicorn.Server):
         finally:
             self._has_ended.set()
 
-    @contextmanager
+    @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Handle signals: the first one drains, the second one ends the requests in flight."""
         loop, numbers = asyncio.get_running_loop(), stop_signals()
@@ -157,9 +170,9 @@ class IgnServer(uvicorn.Server):
         threading.Thread(target=wait, name="ign-exit", daemon=True).start()
 
 
-def config(app: Callable[..., Any], connections: OpenConnections | None = None) -> Config:
+def config(app: Callable[..., Any], connections: OpenConnections) -> Config:
     """Configure uvicorn: without its access log, its `Server` header and its handling of proxy headers."""
-    protocol = partial(HttpProtocol, connections=connections or OpenConnections())
+    protocol = partial(HttpProtocol, connections=connections)
     return Config(
         app,
         http=cast(type[asyncio.Protocol], protocol),
@@ -173,3 +186,57 @@ def config(app: Callable[..., Any], connections: OpenConnections | None = None) 
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=1,
     )
+
+
+def bind(host: str, port: int, *, shared: bool = False, listens: bool = False) -> socket.socket:
+    """A socket bound to this address; port 0 takes a free one, and ``shared`` lets others have it too (SO_REUSEPORT).
+
+    Raises StartupError if the address is not available.
+    """
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        bound.bind((host, port))
+        if listens:
+            bound.listen(BACKLOG)
+    except OSError as exc:
+        bound.close()
+        raise bind_error(host, port, exc) from exc
+    return bound
+
+
+def stop_handshakes(listener: socket.socket) -> None:
+    """Let the kernel begin no further connection on this socket, where the system can do that (Linux).
+
+    A close resets connections that wait to be accepted, so nothing may arrive between the last accept and the close.
+    A client that connects later tries again after a second. Then another process listens, or the client is refused.
+    """
+    program = ctypes.create_string_buffer(_DROP_SYN)
+    pointer = struct.pack("HP", len(_DROP_SYN) // 8, ctypes.addressof(program))
+    with contextlib.suppress(OSError):
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, pointer)
+
+
+def accept_waiting(listener: socket.socket) -> Iterator[socket.socket]:
+    """The connections that wait to be accepted."""
+    with contextlib.suppress(OSError):  # none is left, or the socket does not listen
+        while True:
+            yield listener.accept()[0]
+
+
+def write_startup_line(bound: socket.socket) -> None:
+    """Log the URL of this socket, one that a browser on this machine opens. Tests read the port from this line.
+
+    Call it when the service is ready, so that the last line of a service that refuses to start is the refusal.
+    """
+    host, port = bound.getsockname()[:2]
+    shown = f"[{host}]" if bound.family == socket.AF_INET6 else host
+    everywhere = " (all interfaces)" if host in _WILDCARDS else ""
+    _LOG.info("listening on http://%s:%d%s", _WILDCARDS.get(host, shown), port, everywhere)
+
+
+def bind_error(host: str, port: int, exc: OSError) -> StartupError:
+    """The error of a service whose address is not available."""
+    return StartupError(f"cannot listen on {host}:{port}: {exc.strerror or exc}")

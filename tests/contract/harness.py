@@ -182,7 +182,12 @@ def serving(
     """Run the service in a thread of its own; nothing may be logged as an error that the test did not expect."""
     refusals: list[StartupError] = []
     services = build_services(settings)
-    app = create_app(services, on_startup_error=refusals.append if may_refuse else None)
+
+    def on_loaded(error: StartupError | None) -> None:
+        if error is not None:
+            refusals.append(error)
+
+    app = create_app(services, on_loaded=on_loaded) if may_refuse else create_app(services)
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     how = config(app, make_connections(services))

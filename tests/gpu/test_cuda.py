@@ -5,6 +5,7 @@ import resource
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from benchmarks.harness.device import gpu
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceOutOfMemory
 from service.domain.tasks import Result
-from service.models.instances import InstanceFactory
+from service.models.instances import open_instances
 from service.models.repository import LoadedModel, Repository
 from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import CudaOptions, CudaUnavailable, can_run, compute_capability
@@ -221,7 +222,7 @@ def test_two_gpus_answer_as_one() -> None:
         OnnxModel(model_bytes(), device="cuda", cuda=CudaOptions(device_id=1)).close()
     except CudaUnavailable as exc:
         pytest.skip(f"there is no second GPU: {exc.detail}")
-    both = InstanceFactory(OnnxModel, Settings(device="cuda", gpu_count=2))
+    both = partial(open_instances, OnnxModel, Settings(device="cuda", gpu_count=2))
     loaded = Repository(ROOT / "models", both, default=name).load(f"{name}/1")
     one = loaded.instances[0]
     assert isinstance(one, OnnxModel)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from service.artifact.card import Data, ModelCard, Noise, Steps, Training, to_metadata
-from service.domain.latents import FloatRows, FrequencyStatistics
+from service.domain.latents import FloatRows
 
 ImageShape = tuple[int, int, int]
 Polarity = Literal["light-on-dark", "dark-on-light", "none"]
@@ -97,11 +97,11 @@ def graph(
     )
 
 
-def serialise(body: onnx.GraphProto, card: ModelCard | None, statistics: FrequencyStatistics | None = None) -> bytes:
+def serialise(body: onnx.GraphProto, card: ModelCard | None) -> bytes:
     """An ONNX file's bytes; without a card when that is None."""
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
     if card is not None:
-        helper.set_model_props(model, to_metadata(card, statistics))
+        helper.set_model_props(model, to_metadata(card))
     content: bytes = model.SerializeToString()
     return content
 

@@ -70,7 +70,7 @@ def test_verify_compares_every_file(both: Path, tiny_run: Path) -> None:
 def test_verify_wants_one_card(both: Path, tiny_run: Path) -> None:
     half = Artifact.read(both, precision="fp16", threads=1)
     card = ModelCard.model_validate({**half.card.model_dump(), "description": "another"})
-    (both / HALF).write_bytes(stamp(half.data, card, half.noise))
+    (both / HALF).write_bytes(stamp(half.data, card))
     with pytest.raises(UserError, match="another card"):
         verify(tiny_run, both, threads=1)
 

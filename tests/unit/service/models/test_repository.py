@@ -19,7 +19,7 @@ from service.domain.model import DeviceLost, DeviceOutOfMemory
 from service.domain.tasks import Result
 from service.models import instances
 from service.models import repository as module
-from service.models.instances import InstanceFactory
+from service.models.instances import open_instances
 from service.models.registry import ModelRegistry, ServedModel
 from service.models.repository import LoadedModel, Repository
 from service.observability.metrics import Metrics
@@ -334,7 +334,7 @@ def test_a_fast_model_runs_in_several_instances_and_a_slow_one_has_all_threads(
     for fast_row_s, threads in ((60.0, fast), (0.0, slow)):
         monkeypatch.setattr(instances, "_FAST_ROW_S", fast_row_s)
         factory = Opener()
-        models = InstanceFactory(factory.make, Settings(device="cpu", **options))(model_bytes())
+        models = open_instances(factory.make, Settings(device="cpu", **options), model_bytes())
         assert models == factory.running()
         assert factory.threads[-len(models) :] == threads
 
@@ -342,13 +342,13 @@ def test_a_fast_model_runs_in_several_instances_and_a_slow_one_has_all_threads(
 def test_when_one_cannot_be_made_the_others_are_closed() -> None:
     factory = Opener(most=2)
     with pytest.raises(StartupError, match="no more"):
-        InstanceFactory(factory.make, Settings(device="cpu", cpu_instances=3))(model_bytes())
+        open_instances(factory.make, Settings(device="cpu", cpu_instances=3), model_bytes())
     assert (len(factory.opened), factory.running()) == (2, [])
 
 
 def test_a_model_that_fails_is_left_to_verification() -> None:
     # It is not taken for a slow one, which would be made again with all threads.
-    assert len(InstanceFactory(Opener().make, Settings(device="cpu", threads=2))(hungry(2**45))) == 2
+    assert len(open_instances(Opener().make, Settings(device="cpu", threads=2), hungry(2**45))) == 2
 
 
 class Stage:

@@ -15,6 +15,7 @@ from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.parser import text_string_to_metric_families
 
 from service import __version__
+from service.environment import onnxruntime_version
 from service.observability.logs import TraceContext
 from service.observability.metrics import MAX_CALLERS, MAX_VALUES, OTHER, Metrics, label_limiter
 from service.observability.statistics import Duration, ModelStatistics
@@ -225,7 +226,6 @@ from service.observability.metrics import Metrics
 from service.observability.logs import TraceContext
 
 metrics = Metrics(Path(sys.argv[1]))
-metrics.describe_build("1.2.3")
 metrics.loaded("toy/1", digest="aaa", provider="p", reproducible="exact")
 metrics.unloaded("toy/1")
 metrics.in_flight.set(3)
@@ -243,7 +243,8 @@ def test_processes_add_up(tmp_path: Path) -> None:
     try:
         metrics = Metrics(tmp_path)
         expected = {
-            f'ign_build_info{{onnxruntime="1.2.3",python="{platform.python_version()}",version="{__version__}"}} 1.0',
+            f'ign_build_info{{onnxruntime="{onnxruntime_version()}",python="{platform.python_version()}",'
+            f'version="{__version__}"}} 1.0',
             'ign_model_info{digest="aaa",model="toy/1",provider="p",reproducible="exact"} 0.0',
             "ign_requests_in_flight 6.0",
             'ign_caller_requests_total{caller="alice",status="2xx"} 2.0',

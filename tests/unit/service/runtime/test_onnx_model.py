@@ -332,7 +332,7 @@ def test_a_session_with_graphs_runs_in_one_thread_that_ends_with_it(
     seen: set[threading.Thread] = set()
     run_steps = PaddedRunner.run_steps
 
-    def recorded(self: PaddedRunner, keep_going: Callable[[], bool] = bool) -> None:
+    def recorded(self: PaddedRunner, keep_going: Callable[[], bool] | None = None) -> None:
         seen.add(threading.current_thread())
         run_steps(self, keep_going)
 

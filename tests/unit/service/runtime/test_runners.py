@@ -209,9 +209,9 @@ class DeviceModel(FakeModel):
         self.calls.append("upload")
         self.there = rows.copy()
 
-    def run_steps(self, keep_going: Callable[[], bool] = bool) -> None:
+    def run_steps(self, keep_going: Callable[[], bool] | None = None) -> None:
         self.step()
-        while keep_going():
+        while keep_going is not None and keep_going():
             self.step()
 
     def step(self) -> None:

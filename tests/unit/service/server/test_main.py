@@ -25,7 +25,7 @@ from service.domain.latents import FloatRows
 from service.domain.model import DeviceLost
 from service.observability.logs import flush_log
 from service.runtime.onnx_model import OnnxModel
-from service.server import process, sockets
+from service.server import process, uvicorn_server
 from service.settings import Settings
 from tests.contract.harness import PATIENCE_S, Gate, problem
 from tests.helpers.connection import Connection
@@ -231,11 +231,11 @@ def test_failures_nobody_foresaw(
 def test_ipv6(said: Said) -> None:
     logging.getLogger("service").setLevel(logging.INFO)
     try:
-        listener = sockets.listen(Settings(host="::1", port=0))
+        listener = uvicorn_server.bind("::1", 0, listens=True)
     except StartupError:
         pytest.skip("no IPv6 here")
     with listener:
-        sockets.write_startup_line(listener)
+        uvicorn_server.write_startup_line(listener)
         port = listener.getsockname()[1]
         assert said.until("listening on ") == f"http://[::1]:{port}"
         socket.create_connection(("::1", port)).close()
