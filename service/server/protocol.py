@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from service.api.heads import MAX_HEAD_BYTES, check_head_size
+from service.api.heads import MAX_HEAD_BYTES, MAX_HEADERS, check_head_size
 from service.domain.errors import HeadTooLarge, IgnError, MalformedRequest, TooManyConnections
 from service.server.open_connections import LINGER_S, Flow, LingeringTransport, OpenConnections, whole_response
 
@@ -97,8 +97,9 @@ class HttpProtocol(HttpToolsProtocol):
             raise MalformedRequest("the method CONNECT is not supported")
         if self.parser.should_upgrade():
             return
-        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        check_head_size(size, len(self.headers))
+        if self._unplaced > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:  # else the head is surely smaller
+            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            check_head_size(size, len(self.headers))
         if len(self.pipeline) >= MAX_PIPELINED and not self._is_rejected:
             raise TooManyConnections(f"more than {MAX_PIPELINED} requests wait on this connection")
         self._unplaced = 0
