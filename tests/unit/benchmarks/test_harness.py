@@ -3,7 +3,6 @@
 import argparse
 import itertools
 import json
-import os
 import re
 import sys
 from pathlib import Path
@@ -12,11 +11,10 @@ import numpy as np
 import pytest
 
 from benchmarks import capacity
-from benchmarks.charts import charts, quality, speed
+from benchmarks.charts import charts
 from benchmarks.harness import common, tables
 from benchmarks.harness.common import Json
-from benchmarks.harness.device import gpu
-from benchmarks.harness.processes import MemoryWatch, ServerFailed
+from benchmarks.harness.processes import ServerFailed
 
 
 def test_percentiles_are_nearest_ranks_and_figures_have_four_digits() -> None:
@@ -44,14 +42,6 @@ def test_memory_that_leaks_grows_and_growth_at_first_does_not_count(leak_per_s: 
     summary = common.memory([(float(s), 100.0 + min(s, 30) + leak_per_s * s) for s in range(100)])
     assert summary["growth_mib"] == pytest.approx(growth, abs=1e-9)
     assert summary["allowed_growth_mib"] == 8.0
-
-
-def test_memory_is_sampled() -> None:
-    with MemoryWatch(os.getpid(), every_s=0.001) as watch:
-        while len(watch.samples) < 3:
-            pass
-    assert watch.samples == sorted(watch.samples, key=lambda sample: sample[0])
-    assert all(mib > 1 for _, mib in watch.samples)
 
 
 def test_a_target_is_met_or_missed() -> None:
@@ -123,17 +113,6 @@ def test_a_result_becomes_tables() -> None:
     assert "quick run" in tables.render(RESULT | {"options": {"quick": True}})
 
 
-def test_what_is_no_result_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "list.json").write_text("[]")
-    (tmp_path / "text.json").write_text("{")
-    for name in ("list.json", "text.json", "none.json"):
-        monkeypatch.setattr(sys, "argv", ["tables", str(tmp_path / name)])
-        assert tables.main() == 2
-    assert capsys.readouterr().err.count("error: ") == 3
-
-
 SERVICE: Json = {
     "machine": {"processor": "A CPU", "cpus_granted": 2, "python": "3.11.7"},
     "single_images": [
@@ -188,31 +167,6 @@ def texts(svg: bytes) -> list[str]:
     return re.findall(r"<text[^>]*>([^<]*)</text>", svg.decode())
 
 
-def test_charts_show_the_best_of_each_system_and_each_damage_with_an_accuracy() -> None:
-    entries = [("mosec ×1", 10.0), ("mosec ×2", 30.0), ("ign as it comes", 20.0)]
-    peers = {"png_at_32_connections": [{"entry": entry, "requests_per_s": rate} for entry, rate in entries]}
-    assert {"mosec", "ign-service", "30", "20"} <= set(texts(speed(peers)))
-    assert speed(peers) == speed(peers)
-    blur = {"input": {"accuracy": 0.5}, "f": {"accuracy": 0.75}}
-    drawn = texts(quality({"restoration": {"blur_1.5": blur, "unmeasured": {"f": {"psnr": 4.0}}}}))
-    assert {"blur 1.5", "50.0", "75.0"} <= set(drawn)
-    assert "unmeasured" not in drawn
-
-
 def test_the_stored_charts_are_those_of_the_stored_results() -> None:
     stale = [file.name for file, content in charts().items() if texts(file.read_bytes()) != texts(content)]
     assert not stale, "run `python -m benchmarks.charts`"
-
-
-def test_the_visible_gpu_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "nvidia-smi"
-    program.write_text('#!/bin/sh\nfor last; do :; done\necho "a, 1, 2 MiB, 3, 4, ${last#--id=} MiB"\n')
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    for visible, index in (("", 0), ("3", 3), ("2,1", 2)):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        assert gpu()["memory.used"] == f"{index} MiB"
-    program.write_text("#!/bin/sh\nexit 9\n")
-    assert gpu() == {}
-    program.unlink()
-    assert gpu() == {}
