@@ -231,10 +231,7 @@ EMPHASISED = re.findall(r"(?<!\*)\*([A-Z][^*]+)\*(?!\*)", TEXT.partition("\n## R
 PAGES = {"Overview", "Service discovery", "Configuration", "Targets"}  # of Grafana and Prometheus
 NAMED = {
     "metrics": ({name for name, _ in ROWS}, exposed() | {family(name) for name in exposed()}),
-    "settings": (
-        set(re.findall(rf"`({PREFIX}[A-Z_]+)", TEXT)),
-        {f"{PREFIX}{name.upper()}" for name in Settings.model_fields},
-    ),
+    "settings": (set(re.findall(rf"`({PREFIX}[A-Z_]+)", TEXT)), set(map(variable_of, Settings.model_fields))),
     "panels": ({" ".join(name.split()) for name in EMPHASISED}, PAGES | {panel["title"] for panel in panels()}),
     "codes": (set(re.findall(r"`([a-z]+(?:_[a-z]+)+)`:", TEXT)), set(re.findall(r"`(\w+)`", CONTRACT))),
 }
