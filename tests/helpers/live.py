@@ -26,14 +26,10 @@ def environment(**settings: str) -> dict[str, str]:
 
 @contextmanager
 def live_service(*command: str | Path, cwd: str = ".", **settings: str) -> Iterator[str]:
-    """Run `python -m service` on a free port until the block ends; it has to stop with status 0.
+    """Run `python -m service`, or ``command``, on a free port until the block ends; it has to stop with status 0.
 
-    Args:
-        command: in place of `python -m service`.
-        settings: `IGN_…` variables; without any, the shipped models are served.
-
-    Yields:
-        The base URL, once the service is ready.
+    Yields the base URL, once the service is ready. ``settings`` are `IGN_…` variables; without any, the shipped models
+    are served.
     """
     process = subprocess.Popen(
         command or [sys.executable, "-m", "service"],
@@ -58,11 +54,7 @@ def live_service(*command: str | Path, cwd: str = ".", **settings: str) -> Itera
 
 
 def until(condition: Callable[[], object], say: Callable[[], object], patience_s: float = 60.0) -> None:
-    """Wait until ``condition`` holds.
-
-    Raises:
-        AssertionError: it does not within ``patience_s``; with what ``say`` returns then.
-    """
+    """Wait until ``condition`` holds; fail with what ``say`` returns if it does not within ``patience_s``."""
     deadline = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < deadline, say()

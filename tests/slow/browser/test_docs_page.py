@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from tests.contract.harness import Service
-from tests.helpers.openapi import document
 from tests.slow.browser.visit import visiting
 
 if TYPE_CHECKING:
@@ -40,10 +39,3 @@ def test_it_follows_the_colour_scheme_and_shows_pictures(browser: "Browser", ser
         generate.get_by_label("Media Type").first.select_option("image/png")
         generate.get_by_role("button", name="Execute").click()
         visit.page.wait_for_function(NATURAL_WIDTH, arg=".response-col_description img")
-
-
-def test_every_parameter_has_its_own_description() -> None:
-    for path in ("/project", "/score"):
-        parameters = document()["paths"][path]["post"]["parameters"]
-        texts = [parameter["description"] for parameter in parameters]
-        assert len(set(texts)) == len(texts)

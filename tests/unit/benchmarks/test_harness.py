@@ -83,36 +83,6 @@ def test_a_result_is_printed_and_saved_and_judged(
     assert not any("/home" in str(value) or str(tmp_path) in str(value) for value in result["machine"].values())
 
 
-RESULT = {
-    "benchmark": "service",
-    "machine": {"processor": "A CPU", "cpus_granted": 2, "python": "3.11.7", "onnxruntime": "1.32.0", "load_1m": 0.04},
-    "targets": [common.target("share", 0.912345, at_least=0.9), common.target("added", None, at_most=0.3, unit="ms")],
-    "many_rows": [{"form": "a|b", "p50_ms": 1234.5, "ok": True}, {"form": "c", "p50_ms": 0.012345, "extra": {"x": 1}}],
-    "note": ["not", "a", "table"],
-}
-RENDERED = """\
-A CPU, 2 cores, Python 3.11.7, onnxruntime 1.32.0; load average 0.04.
-
-| target | bound | measured |  |
-| --- | --- | --- | --- |
-| share | ≥ 0.9 | 0.9123 | met |
-| added | ≤ 0.3 ms | nothing | **missed** |
-
-**many rows**
-
-| form | p50 ms | ok | extra.x |
-| --- | ---: | ---: | ---: |
-| a\\|b | 1234 | yes |  |
-| c | 0.01235 |  | 1 |
-
-"""
-
-
-def test_a_result_becomes_tables() -> None:
-    assert tables.render(RESULT) == RENDERED
-    assert "quick run" in tables.render(RESULT | {"options": {"quick": True}})
-
-
 SERVICE: Json = {
     "machine": {"processor": "A CPU", "cpus_granted": 2, "python": "3.11.7"},
     "single_images": [
