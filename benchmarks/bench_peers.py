@@ -7,9 +7,6 @@ FastAPI runs in this environment, mosec in one of its own (--environments), with
 settings that its documentation recommends (benchmarks/peers/*_server.py name and explain them), of those the fastest
 batching that was measured. A server must return the same images as this service, or it is not measured. Compare the
 ratios of one run, not the figures of two runs.
-
-benchmarks/results/peers.json holds a run with five further servers, which were slower: LitServe, BentoML, Ray Serve,
-MLServer and PyTriton.
 """
 
 import argparse

@@ -34,12 +34,10 @@ _VALUES: Final[tuple[Any, ...]] = (
     *([], {}, [[]], [None], [0] * 300, ["a"] * 9, {"a": 1}, {"seed": 1}, [{"seed": 1}], [{"image": ""}] * 3, [[[[1]]]]),
 )
 _ACCEPTS: Final = ("image/png", "image/webp", "image/gif", JSON, NPY, EVENTS, "*/*")
-_HEADERS: Final = (
-    *"Accept Accept-Encoding Authorization Connection Content-Encoding Content-Length Content-Type Cookie".split(),
-    *"Expect Forwarded Host Origin Range Sec-Fetch-Site traceparent TE Trailer Transfer-Encoding Upgrade".split(),
-    *"X-Forwarded-For X-HTTP-Method-Override X-Request-ID X-Request-Timeout :path".split(),
-    *(HEADER_LENGTH, "X Y", "a" * 300, "\xff"),
-)
+_NAMES: Final = """Accept Accept-Encoding Authorization Connection Content-Encoding Content-Length Content-Type Cookie
+    Expect Forwarded Host Origin Range Sec-Fetch-Site traceparent TE Trailer Transfer-Encoding Upgrade X-Forwarded-For
+    X-HTTP-Method-Override X-Request-ID X-Request-Timeout :path"""
+_HEADERS: Final = (*_NAMES.split(), HEADER_LENGTH, "X Y", "a" * 300, "\xff")
 _HEADER_VALUES: Final = (
     *("", " ", "0", "-1", "1", "9" * 40, "1e9", "nan", "*", "*/*;q=0", "a/b;q=1.0000", "chunked", "gzip", "identity"),
     *("gzip, chunked", "close", "keep-alive, upgrade", "100-continue", "h2c", "bytes=0-1", "null", "http://a", "a\tb"),
