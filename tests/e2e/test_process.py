@@ -424,13 +424,6 @@ class TestSeveralProcesses:
                 assert "event: done" in list(lines)
             process.ended()
 
-    def test_an_interrupt_of_the_process_group_stops_processes_that_start(self, environ: dict[str, str]) -> None:
-        with started(environ | TWO) as process:
-            while len(children_of(process)) < 2:
-                pass
-            os.killpg(process.popen.pid, signal.SIGINT)
-            process.ended()
-
     def test_they_leave_with_their_parent(self, environ: dict[str, str]) -> None:
         with running(environ | TWO) as process:
             children = children_of(process)

@@ -2,7 +2,6 @@
 
 import os
 import queue
-import socket
 import subprocess
 import sys
 import threading
@@ -13,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-ROOT = Path(__file__).resolve().parents[2]
+from benchmarks.harness.processes import ROOT as ROOT
+from benchmarks.harness.processes import free_port as free_port
+
 START_S = 120.0
 STOP_S = 30.0
 
@@ -67,13 +68,6 @@ def certificate(folder: Path) -> Path:
     files = ["-keyout", f"{folder}/tls.key", "-out", f"{folder}/tls.crt", "-addext", "subjectAltName=IP:127.0.0.1"]
     subprocess.run([*command.split(), *files], capture_output=True, check=True)
     return folder / "tls.crt"
-
-
-def free_port() -> int:
-    """A free TCP port of the loopback interface."""
-    with socket.socket() as reserved:
-        reserved.bind(("127.0.0.1", 0))
-        return int(reserved.getsockname()[1])
 
 
 def _follow(stream: IO[str], log: "queue.SimpleQueue[str | None]") -> None:

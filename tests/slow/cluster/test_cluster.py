@@ -97,14 +97,6 @@ def test_the_options_of_kuberay_are_ours() -> None:
         assert group["template"]["spec"]["enableServiceLinks"] is False
 
 
-def test_ray_takes_the_configuration_of_kuberay() -> None:
-    schema = pytest.importorskip(
-        "ray.serve.schema", reason="Ray is not installed, so it did not check its configuration"
-    )
-    spec = yaml.safe_load(KUBERAY.read_text(encoding="utf-8"))["spec"]
-    schema.ServeDeploySchema.model_validate(yaml.safe_load(spec["serveConfigV2"]))
-
-
 @pytest.mark.parametrize(
     ("device", "gpus", "told"), [("cpu", 1, "contradicts IGN_DEVICE=cpu"), ("cuda", 0, "IGN_DEVICE=cuda needs gpus=1")]
 )

@@ -269,19 +269,6 @@ def test_a_pod_has_time_to_drain_and_others_serve(overlay: str) -> None:
     assert 0 < budget["maxUnavailable"] < replicas
 
 
-@overlays
-def test_rollouts_and_resources(overlay: str) -> None:
-    """A rollout of GPU pods needs no GPU to spare; `IGN_THREADS` follows the limit of the CPU."""
-    surge, unavailable, gpus = {"cpu": (1, 0, {}), "gpu": (0, 1, {"nvidia.com/gpu": "1"})}[target(overlay)]
-    strategy = one(overlay, "Deployment")["spec"]["strategy"]["rollingUpdate"]
-    assert strategy == {"maxSurge": surge, "maxUnavailable": unavailable}
-    found = container(overlay)["resources"]
-    assert found["requests"]["cpu"] == "2"
-    assert {name: value for name, value in found["limits"].items() if "/" in name} == gpus
-    assert ("cpu" in found["limits"]) == (target(overlay) == "cpu")
-    assert {"memory"} <= found["limits"].keys() & found["requests"].keys()
-
-
 # Autoscaling and metrics
 
 
