@@ -4,6 +4,7 @@ import argparse
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Final
 
@@ -71,31 +72,23 @@ def _local_service() -> Iterator[str]:
     from service.settings import from_environment
 
     settings = from_environment(_OVERRIDES)
-    decided, rejections = threading.Event(), list[StartupError]()
-
-    def reject(exc: StartupError) -> None:
-        rejections.append(exc)
-        decided.set()
-
+    started: Future[None] = Future()
     with sockets.listen(settings) as listener:
         services = build_services(settings)
-        app = create_app(services, on_startup_error=reject, on_ready=decided.set)
+        app = create_app(services, on_startup_error=started.set_exception, on_ready=lambda: started.set_result(None))
         server = uvicorn.Server(uvicorn_server.config(app))
 
         def run() -> None:
             try:
                 server.run(sockets=[listener])
             finally:
-                decided.set()
+                if not started.done():
+                    started.set_exception(StartupError("the service ended before it was ready"))
 
         thread = threading.Thread(target=run, name="ign-local")
         thread.start()
         try:
-            decided.wait()
-            if rejections:
-                raise rejections[0]
-            if not services.ready:
-                raise StartupError("the service ended before it was ready")
+            started.result()
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True

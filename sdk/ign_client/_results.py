@@ -198,11 +198,9 @@ class Models:
         return iter(self.models)
 
     def __contains__(self, name: object) -> bool:
-        """Whether a card, or a model of this name, is in service."""
         return any(name in (card, card.name, card.ref) for card in self.models)
 
     def __getitem__(self, key: int | str) -> Card:
-        """A card by position, by ``name/version``, or by ``name``, which is its highest version."""
         if isinstance(key, int):
             return self.models[key]
         matching = [card for card in self.models if key in (card.name, card.ref)]
