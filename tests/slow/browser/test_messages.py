@@ -39,14 +39,6 @@ def test_a_verdict_is_one_line_in_one_unit(
     assert visit.call("verdict", "verdict", {"distance": distance, "drift": drift}, card, options) == said
 
 
-@pytest.mark.parametrize("steps", [1, 2, 16, 100, 1000])
-def test_recorded_steps_ascend_to_the_last(visit: Visit, steps: int) -> None:
-    recorded = visit.call("lasting_panel", "recordedSteps", steps)
-    assert recorded == sorted(set(recorded))
-    assert (recorded[0], recorded[-1]) == (0, steps)
-    assert len(recorded) <= 64
-
-
 @pytest.mark.parametrize(
     ("distances", "said"),
     [

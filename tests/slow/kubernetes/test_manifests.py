@@ -295,14 +295,3 @@ def test_the_autoscaler_asks_for_what_the_service_says_and_decides_alone(overlay
     expected = {"apiVersion": deployment["apiVersion"], "kind": "Deployment", "name": deployment["metadata"]["name"]}
     assert spec["scaleTargetRef"] == expected
     assert 2 <= spec["minReplicas"] < spec["maxReplicas"]
-
-
-@autoscaled
-def test_prometheus_is_told_where(overlay: str) -> None:
-    monitor = one(overlay, "ServiceMonitor")["spec"]
-    (endpoint,) = monitor["endpoints"]
-    assert endpoint["port"] in {port["name"] for port in one(overlay, "Service")["spec"]["ports"]}
-    assert endpoint["path"] in json.loads(read("docs/openapi.json"))["paths"]
-    assert one(overlay, "Service")["metadata"]["labels"][monitor["jobLabel"]] == "ign"  # as the rules call the job
-    scrape = yaml.safe_load(read("docker/prometheus/prometheus.yml"))["global"]["scrape_interval"]
-    assert endpoint["interval"] == scrape

@@ -2,7 +2,6 @@
 
 import argparse
 import itertools
-import json
 import re
 import sys
 from pathlib import Path
@@ -106,24 +105,6 @@ def test_the_wanted_p99_and_the_steps_decide_what_a_pod_does() -> None:
     single = capacity.capacities(SERVICE, p99_ms=60.0)[0].with_steps(5, 0.25)
     assert single.core_ms == pytest.approx(2.0)
     assert single.per_s == pytest.approx(50.0)
-
-
-def test_documents_get_the_tables_of_the_results(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    document = tmp_path / "page.md"
-    document.write_text("# A\n\n<!-- results: capacity -->\nold\n<!-- end -->\n\nleft\n")
-    monkeypatch.setattr(capacity, "DOCUMENTS", (document,))
-    argv = ["capacity", "--results", str(tmp_path), "--images-per-s", "50", "700", "--write"]
-    monkeypatch.setattr(sys, "argv", argv)
-    assert capacity.main() == 2  # there are no results
-    (tmp_path / "service.json").write_text(json.dumps(SERVICE))
-    assert capacity.main() == capacity.main() == 0
-    line = "| 700 | 1 image: PNG to PNG | 100 | 50 | 10 | 20 | 70% |\n"
-    assert document.read_text().count(line) == 1
-    assert "old" not in document.read_text()
-    assert document.read_text().endswith("<!-- end -->\n\nleft\n")
-    assert capsys.readouterr().out.count(line) == 2
 
 
 def test_every_marked_table_exists_and_can_be_made() -> None:
