@@ -7,9 +7,6 @@ FastAPI runs in this environment, mosec in one of its own (--environments), with
 settings that its documentation recommends (benchmarks/peers/*_server.py name and explain them), of those the fastest
 batching that was measured. A server must return the same images as this service, or it is not measured. Compare the
 ratios of one run, not the figures of two runs.
-
-benchmarks/results/peers.json holds a run with five further servers, which were slower: LitServe, BentoML, Ray Serve,
-MLServer and PyTriton.
 """
 
 import argparse
@@ -48,7 +45,6 @@ BODIES: Final[Mapping[str, list[bytes]]] = {
     PNG: [encoded(disc(number, size=28)) for number in range(32)],
     RAW: [row.tobytes() for row in np.random.default_rng(0).standard_normal((32, 784), np.float32)],
 }
-CLOSE: Final = 1e-5  # tolerance of floats: the last bits may differ between batch sizes
 READY: Final = {OURS: "/readyz", "fastapi": "/openapi.json", "mosec": "/"}
 # (rows of the largest batch, milliseconds that it waits for more), by the number of copies: the fastest of those tried
 BATCHING: Final = {"fastapi": {1: (16, 0)}, "mosec": {1: (32, 2), 2: (8, 1)}}
@@ -108,7 +104,7 @@ def values(payload: str, response: Answer) -> "np.ndarray[Any, np.dtype[np.float
 
 def check(payload: str, responses: Sequence[Answer], expected: Sequence[Answer]) -> None:
     """Raise `ServerFailed` for a response that is not what this service returns."""
-    tolerance = 0 if payload == PNG else CLOSE
+    tolerance = 0 if payload == PNG else 1e-5  # the last bits of floats may differ between batch sizes
     for number, (response, right) in enumerate(zip(responses, expected, strict=True)):
         try:
             measured, wanted = values(payload, response), values(payload, right)

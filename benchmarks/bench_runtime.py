@@ -39,7 +39,7 @@ Way = Callable[[FloatRows], Callable[[], object]]
 
 def measure(options: argparse.Namespace) -> Json:
     prepare_process()
-    path, threads = Path(options.model), options.threads or available_cpus()
+    path, threads = Path(options.model), available_cpus()
     data, largest = path.read_bytes(), max(options.sizes)
     half = path.name == "model.fp16.onnx"
     open_model = partial(OnnxModel, data, device=options.device, threads=threads, max_batch_rows=largest)
@@ -138,7 +138,6 @@ OPTIONS: Final = {
     "sizes": ([1, 2, 4, 8, 16, 32, 64],),
     "seconds": (0.5, 0.05),
     "rounds": (3, 1),
-    "threads": (0,),
     "device": ("auto",),
 }
 

@@ -22,7 +22,6 @@ from benchmarks.harness.common import Json, duration, positive, rounded
 from benchmarks.harness.processes import ROOT
 from benchmarks.harness.tables import RESULTS, about, read, table, verdict
 
-DEMANDS: Final = (1_000, 100_000)
 DOCUMENTS: Final = (ROOT / "docs" / "performance.md", ROOT / "docs" / "capacity.md")
 _MARKED: Final = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -68,7 +67,6 @@ def capacities(service: Json, p99_ms: float) -> list[Capacity]:
 
 def plan(service: Json, options: argparse.Namespace) -> list[Json]:
     """One record for every demand and kind of request."""
-    cores = service["machine"]["cpus_granted"]
     step_ms = service["many_rows"][0]["raw_core_ms"]  # CPU time of a row in onnxruntime alone
     lines = []
     for images_per_s in options.images_per_s:
@@ -76,7 +74,7 @@ def plan(service: Json, options: argparse.Namespace) -> list[Json]:
             capacity = measured.with_steps(options.steps, step_ms)
             pods = capacity.pods(images_per_s, options.max_busy)
             line = {"images per s": images_per_s, "request": capacity.request, "one pod does": rounded(capacity.per_s)}
-            line |= {"p99 ms then": capacity.p99_ms, "pods": pods, "cores": pods * cores}
+            line |= {"p99 ms then": capacity.p99_ms, "pods": pods, "cores": pods * service["machine"]["cpus_granted"]}
             lines.append(line | {"busy": f"{images_per_s / (pods * capacity.per_s):.0%}"})
     return lines
 
@@ -107,23 +105,10 @@ def filled(text: str, options: argparse.Namespace) -> str:
 
 
 def main() -> int:
-    options = parser().parse_args()
-    try:
-        print(f"{TABLES['machine'](options.results, options)}\n\n{TABLES['capacity'](options.results, options)}")
-        for document in DOCUMENTS if options.write else ():
-            document.write_text(filled(document.read_text(encoding="utf-8"), options), encoding="utf-8")
-    except KeyError as exc:
-        print(f"error: a result lacks {exc}", file=sys.stderr)
-        return 2
-    except (OSError, ValueError) as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def parser() -> argparse.ArgumentParser:
     cli = argparse.ArgumentParser(description="Compute how many pods serve a number of images per second.")
-    cli.add_argument("--images-per-s", type=positive, nargs="+", default=DEMANDS, help="the load (%(default)s)")
+    cli.add_argument(
+        "--images-per-s", type=positive, nargs="+", default=(1_000, 100_000), help="the load (%(default)s)"
+    )
     cli.add_argument("--steps", type=positive, default=1, help="steps per image (%(default)s)")
     cli.add_argument("--p99-ms", type=duration, default=200.0, help="the highest p99 to accept (%(default)s)")
     cli.add_argument(
@@ -131,7 +116,15 @@ def parser() -> argparse.ArgumentParser:
     )
     cli.add_argument("--results", type=Path, default=RESULTS, help="folder of the measured results")
     cli.add_argument("--write", action="store_true", help="write the tables into the documentation")
-    return cli
+    options = cli.parse_args()
+    try:
+        print(f"{TABLES['machine'](options.results, options)}\n\n{TABLES['capacity'](options.results, options)}")
+        for document in DOCUMENTS if options.write else ():
+            document.write_text(filled(document.read_text(encoding="utf-8"), options), encoding="utf-8")
+    except (KeyError, OSError, ValueError) as exc:
+        print(f"error: {exc!r}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":

@@ -81,7 +81,14 @@ _COLUMNS: Final = {
 
 
 def main() -> int:
-    options = _parser().parse_args()
+    cli = argparse.ArgumentParser(description="Train and measure variants of the objective.")
+    cli.add_argument("--data", default="MNIST", help="MNIST as an .npz, or the torchvision name (default MNIST)")
+    cli.add_argument("--out", default="runs/ablations", help="folder for the runs")
+    cli.add_argument("--results", default="benchmarks/results/ablations.json", help="file for the measures")
+    cli.add_argument("--only", nargs="+", choices=list(VARIANTS), help="variants (default: all)")
+    cli.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds (default 0)")
+    cli.add_argument("--table", nargs="+", metavar="FILE", help="only print the table of these results")
+    options = cli.parse_args()
     try:
         if options.table:
             reports = [json.loads(Path(path).read_text(encoding="utf-8")) for path in options.table]
@@ -96,7 +103,7 @@ def main() -> int:
 
 def measure_all(options: argparse.Namespace) -> None:
     """Train and measure what is missing; the results file is complete after every variant."""
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
     data = load_dataset(options.data, size=_BASE.network.size, channels=_BASE.network.channels)
     results = Path(options.results)
     rows: list[dict[str, Any]] = json.loads(results.read_text(encoding="utf-8"))["rows"] if results.is_file() else []
@@ -126,7 +133,7 @@ def trained(name: str, seed: int, data: Dataset, out: Path) -> Path:
         "command": f"python benchmarks/training_ablations.py --only {name} --seeds {seed}",
         "commit": checkpoints.commit(),
         "sources": checkpoints.source_digest(),
-        "threads": torch.get_num_threads(),
+        "threads": 1,
         "torch": str(torch.__version__),
     }
     precision = bf16("auto", device)
@@ -174,18 +181,6 @@ def _values(row: Mapping[str, Any]) -> dict[str, float]:
     if "repeated_application.samples.f1000.frechet" in figures:
         values["f¹⁰⁰⁰/f"] = values.pop("f¹⁰⁰⁰") / figures["repeated_application.samples.f.frechet"]
     return values
-
-
-def _parser() -> argparse.ArgumentParser:
-    cli = argparse.ArgumentParser(description="Train and measure variants of the objective.")
-    cli.add_argument("--data", default="MNIST", help="MNIST as an .npz, or the torchvision name (default MNIST)")
-    cli.add_argument("--out", default="runs/ablations", help="folder for the runs")
-    cli.add_argument("--results", default="benchmarks/results/ablations.json", help="file for the measures")
-    cli.add_argument("--only", nargs="+", choices=list(VARIANTS), help="variants (default: all)")
-    cli.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds (default 0)")
-    cli.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
-    cli.add_argument("--table", nargs="+", metavar="FILE", help="only print the table of these results")
-    return cli
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 import service
+from ign.parsers import from_parser, subparsers
 
 Loader = Callable[[], click.Command]
 _PROGRAM: Final = "ign"
@@ -54,7 +55,6 @@ def _client(name: str) -> click.Command:
 
 
 def _bulk() -> click.Command:
-    from ign.parsers import from_parser
     from service.bulk import __main__ as bulk
 
     prog = f"{_PROGRAM} bulk"
@@ -62,7 +62,6 @@ def _bulk() -> click.Command:
 
 
 def _training(name: str) -> click.Command:
-    from ign.parsers import from_parser, subparsers
     from model_export import cli
 
     parser = subparsers(cli.parser(_PROGRAM))[name]

@@ -4,6 +4,7 @@ import argparse
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Final
 
@@ -71,32 +72,24 @@ def _local_service() -> Iterator[str]:
     from service.settings import from_environment
 
     settings = from_environment(_OVERRIDES)
-    decided, rejections = threading.Event(), list[StartupError]()
-
-    def on_loaded(error: StartupError | None) -> None:
-        if error is not None:
-            rejections.append(error)
-        decided.set()
-
+    started: Future[StartupError | None] = Future()
     with uvicorn_server.bind(settings.host, settings.port, listens=True) as listener:
         services = build_services(settings)
-        app = create_app(services, on_loaded=on_loaded)
+        app = create_app(services, on_loaded=started.set_result)
         server = uvicorn.Server(uvicorn_server.config(app, make_connections(services)))
 
         def run() -> None:
             try:
                 server.run(sockets=[listener])
             finally:
-                decided.set()
+                if not started.done():
+                    started.set_exception(StartupError("the service ended before it was ready"))
 
         thread = threading.Thread(target=run, name="ign-local")
         thread.start()
         try:
-            decided.wait()
-            if rejections:
-                raise rejections[0]
-            if not services.ready:
-                raise StartupError("the service ended before it was ready")
+            if (error := started.result()) is not None:
+                raise error
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True

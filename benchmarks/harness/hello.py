@@ -1,7 +1,4 @@
-"""A FastAPI hello-world on uvicorn with uvloop and httptools: the cost of HTTP alone.
-
-python -m benchmarks.harness.hello PORT
-"""
+"""`python -m benchmarks.harness.hello PORT`: FastAPI on uvicorn with uvloop and httptools, the cost of HTTP alone."""
 
 import sys
 

@@ -13,13 +13,12 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = "127.0.0.1"
 START_S, STOP_S = 120.0, 30.0
-_POLL_S = 0.05
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _PAGE_MIB = os.sysconf("SC_PAGE_SIZE") / 2**20
 
@@ -32,10 +31,19 @@ class ServerFailed(Exception):
 class ServerProcess:
     """A running server; ``status`` is its exit status after it stopped, None before."""
 
-    pid: int
+    process: "subprocess.Popen[bytes]"
     port: int
     log: Path
     status: int | None = None
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def await_exit(self) -> None:
+        """Wait until it has exited, but at most `STOP_S`."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(STOP_S)
 
     def log_text(self) -> str:
         """Its stdout and stderr so far."""
@@ -97,23 +105,23 @@ def serving(
         process = subprocess.Popen(
             command, env=env, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
-        server = ServerProcess(process.pid, port, Path(output.name))
+        server = ServerProcess(process, port, Path(output.name))
         try:
-            _await_ready(server, process, ready, start_s)
+            _await_ready(server, ready, start_s)
             yield server
         finally:
             server.status = _stop(process, stop_s)
 
 
-def _await_ready(server: ServerProcess, process: "subprocess.Popen[bytes]", path: str, start_s: float) -> None:
+def _await_ready(server: ServerProcess, path: str, start_s: float) -> None:
     deadline = time.monotonic() + start_s
     while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise ServerFailed(f"the server exited with status {process.returncode}:\n{server.log_text()[-2000:]}")
+        if (status := server.process.poll()) is not None:
+            raise ServerFailed(f"the server exited with status {status}:\n{server.log_text()[-2000:]}")
         with contextlib.suppress(OSError, http.client.HTTPException):
             if server.get(path)[0] == 200:
                 return
-        time.sleep(_POLL_S)
+        time.sleep(0.05)
     raise ServerFailed(f"the server was not ready within {start_s:g} s:\n{server.log_text()[-2000:]}")
 
 
@@ -164,27 +172,21 @@ def rss_mib(pid: int) -> float:
     return total
 
 
-@dataclass
-class MemoryWatch:
-    """Samples a server's resident memory during a block: ``samples`` are (seconds since the start, MiB)."""
+@contextmanager
+def memory_samples(pid: int, every_s: float) -> Iterator[list[tuple[float, float]]]:
+    """Sample a server's resident memory during a block: (seconds since the start, MiB)."""
+    samples, end, start = list[tuple[float, float]](), threading.Event(), time.monotonic()
 
-    pid: int
-    every_s: float = 0.25
-    samples: list[tuple[float, float]] = field(default_factory=list)
-
-    def __enter__(self) -> "MemoryWatch":
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        self._thread.join()
-
-    def _follow(self) -> None:
-        start = time.monotonic()
+    def follow() -> None:
         while True:
-            self.samples.append((time.monotonic() - start, rss_mib(self.pid)))
-            if self._end.wait(self.every_s):
+            samples.append((time.monotonic() - start, rss_mib(pid)))
+            if end.wait(every_s):
                 return
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        end.set()
+        thread.join()

@@ -21,9 +21,7 @@ class ConnectionClosed(Exception):
     """The client closed the connection before the answer was complete."""
 
 
-async def fetch(
-    port: int, data: bytes, *, leave_after_s: float | None = None, timeout_s: float = 60.0, host: str = HOST
-) -> Answer:
+async def fetch(port: int, data: bytes, *, leave_after_s: float | None = None, timeout_s: float = 60.0) -> Answer:
     """Send ``data`` on a new connection and wait for the answer, but not longer than one of the times.
 
     Raises:
@@ -31,7 +29,7 @@ async def fetch(
         ConnectionError: the server closed the connection before its answer was complete, or it was not HTTP.
         TimeoutError: ``timeout_s`` passed.
     """
-    reader, writer = await asyncio.open_connection(host, port)
+    reader, writer = await asyncio.open_connection(HOST, port)
     try:
         writer.write(data)
         async with asyncio.timeout(timeout_s if leave_after_s is None else leave_after_s):

@@ -32,7 +32,6 @@ import uvloop
 from benchmarks.harness.common import Json, latency, median_of, rounded
 from benchmarks.harness.processes import HOST, ROOT, ServerFailed, ServerProcess, cpu_seconds
 
-_TIMER_S = 0.001  # uvloop's resolution; anything shorter would be a busy loop
 _RETRY_S = 0.05  # pause before a connection that was not accepted is opened again
 _SAMPLE = 300  # characters of the body that is kept for each status that is not 2xx
 

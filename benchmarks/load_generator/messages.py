@@ -41,18 +41,14 @@ def upload(path: str, image: bytes, accept: str = "image/png", media: str = "ima
     return request(path, image, {"Accept": accept, "Content-Type": media})
 
 
-def form(parts: Sequence[tuple[str, bytes]]) -> tuple[bytes, str]:
-    """The body of a multipart form, and its content type; `image` and `mask` parts are files."""
+def post_form(path: str, parts: Sequence[tuple[str, bytes]], accept: str = JSON) -> bytes:
+    """A multipart form; `image` and `mask` parts are files."""
     edge, body = "edge-of-a-part", b""
     for name, content in parts:
         file = '; filename="a"' if name in ("image", "mask") else ""
         body += f'--{edge}\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'.encode() + content + b"\r\n"
-    return body + f"--{edge}--\r\n".encode(), f"multipart/form-data; boundary={edge}"
-
-
-def post_form(path: str, parts: Sequence[tuple[str, bytes]], accept: str = JSON) -> bytes:
-    body, media = form(parts)
-    return request(path, body, {"Accept": accept, "Content-Type": media})
+    headers = {"Accept": accept, "Content-Type": f"multipart/form-data; boundary={edge}"}
+    return request(path, body + f"--{edge}--\r\n".encode(), headers)
 
 
 def text(content: bytes) -> str:

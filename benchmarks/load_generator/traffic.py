@@ -10,12 +10,12 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
+from benchmarks.harness.common import Json
 from benchmarks.load_generator import messages
 from benchmarks.load_generator.fetch import Answer
 from benchmarks.load_generator.messages import EVENTS, HEADER_LENGTH, JSON, NPY, get, post, post_form, request, text
 
 Rng = np.random.Generator
-Json = dict[str, Any]
 
 BODY_BYTES: Final = 1 << 20
 PIXELS: Final = 250_000

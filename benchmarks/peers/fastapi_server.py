@@ -7,7 +7,7 @@ decoded and encoded in the model's thread, so that the event loop stays free.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
@@ -24,25 +24,15 @@ async def batches(queue: asyncio.Queue[Waiting], function: common.Function, exec
         batch = [await queue.get()]
         while not queue.empty() and len(batch) < common.setting("MAX_BATCH"):
             batch.append(queue.get_nowait())
-        futures = [future for _, future in batch]
+        answers: Sequence[bytes | Exception]
         try:
             bodies = [body for body, _ in batch]
             answers = await asyncio.get_running_loop().run_in_executor(executor, function, bodies)
         except Exception as exc:
-            for future in futures:
-                settle(future, exc)
-        else:
-            for future, answer in zip(futures, answers, strict=True):
-                settle(future, answer)
-
-
-def settle(future: asyncio.Future[bytes], answer: bytes | Exception) -> None:
-    if future.done():  # its client disconnected
-        return
-    if isinstance(answer, bytes):
-        future.set_result(answer)
-    else:
-        future.set_exception(answer)
+            answers = [exc] * len(batch)
+        for (_, future), answer in zip(batch, answers, strict=True):
+            if not future.done():  # else its client disconnected
+                future.set_result(answer) if isinstance(answer, bytes) else future.set_exception(answer)
 
 
 @asynccontextmanager

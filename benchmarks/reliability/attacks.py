@@ -24,7 +24,7 @@ import uvloop
 from PIL import Image
 
 from benchmarks.harness.common import Json, latency, percentile, rounded, run_benchmark, target
-from benchmarks.harness.processes import HOST, ROOT, MemoryWatch, ServerProcess, raise_file_limit, rss_mib, service
+from benchmarks.harness.processes import HOST, ROOT, ServerProcess, memory_samples, raise_file_limit, rss_mib, service
 from benchmarks.load_generator.fetch import ConnectionClosed, fetch
 from benchmarks.load_generator.messages import encoded, get, post_form, upload
 from benchmarks.load_generator.traffic import Rng, disconnecting, oversized, slow_body
@@ -152,10 +152,10 @@ def one_attack(name: str, seconds: float) -> Json:
     """Run one attack against a service of its own."""
     with service({"IGN_ACCESS_LOG": "0"}) as server:
         before = rss_mib(server.pid)
-        with MemoryWatch(server.pid, every_s=0.1) as watch:
+        with memory_samples(server.pid, every_s=0.1) as samples:
             line = uvloop.run(beside(server, name, seconds))
         line["failed"] += len(log_errors(server))
-    return line | {"growth_mib": rounded(max(value for _, value in watch.samples) - before)}
+    return line | {"growth_mib": rounded(max(value for _, value in samples) - before)}
 
 
 async def beside(server: ServerProcess, name: str, seconds: float) -> Json:

@@ -31,10 +31,8 @@ MIN_FOR_MEMORY: Final = 10_000
 def measure(options: argparse.Namespace) -> Json:
     bombs()  # now, because they take seconds, and clients that connect and send nothing are closed
     known: list[KnownAnswers] = []
-    hangs = 0
 
     async def load(server: ServerProcess, log: Log) -> None:
-        nonlocal hangs
         known.append(KnownAnswers(await right_answer(server.port)))
         numbers = iter(range(options.n))
 
@@ -46,10 +44,10 @@ def measure(options: argparse.Namespace) -> Json:
                 await send(server, log, case, lambda _, answer: problem(answer), f"request {number}: ")
 
         await asyncio.gather(*(work() for _ in range(options.clients)))
-        hangs = sum(n for (_, how), n in log.kinds.items() if how == "TimeoutError")
 
     result = run_and_judge(SETTINGS, load, judges_memory=options.n >= MIN_FOR_MEMORY)
     outcomes = known[0].outcomes
+    hangs = sum(line["count"] for line in result["answers"] if line["answer"] == "TimeoutError")
     result["targets"] += [
         target("hangs", hangs, at_most=0),
         target("known requests that failed", outcomes.total() - outcomes["ok"], at_most=0),

@@ -21,7 +21,7 @@ from typing import Final
 import uvloop
 
 from benchmarks.harness.common import Json, rounded, run_benchmark, target
-from benchmarks.harness.processes import ROOT, STOP_S, ServerFailed, ServerProcess, service, stat
+from benchmarks.harness.processes import ROOT, ServerFailed, ServerProcess, service
 from benchmarks.load_generator.fetch import fetch
 from benchmarks.load_generator.messages import post
 from benchmarks.reliability.soak import KnownAnswers, right_answer
@@ -107,18 +107,10 @@ async def stop(server: ServerProcess, options: argparse.Namespace) -> tuple[Know
     await asyncio.sleep(1.0)
     begin = time.monotonic()
     os.kill(server.pid, signal.SIGTERM)
-    await asyncio.to_thread(await_exit, server.pid)
+    await asyncio.to_thread(server.await_exit)
     seconds = time.monotonic() - begin
     await asyncio.gather(*clients)
     return known, seconds
-
-
-def await_exit(pid: int) -> None:
-    """Wait until a process has exited, but at most `STOP_S`; its parent reads its status later."""
-    end = time.monotonic() + STOP_S
-    with suppress(OSError):
-        while stat(pid)[0] != "Z" and time.monotonic() < end:
-            time.sleep(0.02)
 
 
 OPTIONS: Final = {"reloads": (100, 4), "stops": (50, 2), "clients": (16,)}

@@ -20,7 +20,7 @@ import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.harness.common import Json, memory, rounded, run_benchmark, target
-from benchmarks.harness.processes import MemoryWatch, ServerProcess, service
+from benchmarks.harness.processes import ServerProcess, memory_samples, service
 from benchmarks.load_generator.fetch import Answer, ConnectionClosed, fetch
 from benchmarks.load_generator.messages import post
 from benchmarks.load_generator.traffic import REJECTIONS, SETTINGS, Case, Rng, pick, problem
@@ -130,12 +130,12 @@ def run_and_judge(
     """
     log = Log()
     with service(settings) as server:
-        with MemoryWatch(server.pid, every_s=0.2) as watch:
+        with memory_samples(server.pid, every_s=0.2) as samples:
             start = time.monotonic()
             uvloop.run(load(server, log))
             seconds = time.monotonic() - start
         state, errors = wait_until_idle(server), log_errors(server)
-    kept = memory(watch.samples, warmup=warmup)
+    kept = memory(samples, warmup=warmup)
     targets = [
         target("unexplained answers", log.wrong, at_most=0),
         target("errors in the log", len(errors), at_most=0),

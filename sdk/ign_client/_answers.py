@@ -46,7 +46,6 @@ def _image(kind: type[ImageT], member: Document) -> ImageT:
 
 
 def images(kind: type[ImageT], response: Response) -> results.Images[ImageT]:
-    """A response with images of this class."""
     return images_of(kind, document(response))
 
 
@@ -62,7 +61,6 @@ def step(event: Document) -> results.Step:
 
 
 def scores(response: Response) -> results.Scores:
-    """The answer of `/score`."""
     answer = document(response)
     return results.Scores(images=tuple(value(results.Score, member) for member in answer["images"]), **_head(answer))
 
@@ -86,14 +84,12 @@ def raw(response: Response) -> results.Raw:
 
 
 def models(response: Response) -> results.Models:
-    """The answer of `/models`."""
     answer = document(response)
     cards = tuple(map(_card, answer["models"]))
     return results.Models(models=cards, default=answer["default"], limits=value(results.Limits, answer["limits"]))
 
 
 def card(response: Response) -> results.Card:
-    """The answer of `/models/…`."""
     return _card(document(response))
 
 

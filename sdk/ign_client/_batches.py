@@ -60,11 +60,9 @@ class Terminal:
         self._write_error("\r" + text.ljust(self._drawn), len(text))
 
     def error(self, text: str) -> None:
-        """Write a line about an error in place of the progress line."""
         self._write_error(("\r" + " " * self._drawn + "\r" if self._drawn else "") + text + "\n", 0)
 
     def end(self) -> None:
-        """End the progress line."""
         if self._drawn:
             self._write_error("\n", 0)
 
@@ -103,7 +101,6 @@ def _is_image(file: Path, below: Path) -> bool:
 
 
 def require_file(path: Path) -> Path:
-    """Return the path of an existing file, or raise `InputError`."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     return path

@@ -80,11 +80,7 @@ def generate(**options: Unpack[lists.GenerateOptions]) -> Calls[results.Images[r
 
 @described
 def generate_as(form: Format, **options: Unpack[lists.GenerateFileOptions]) -> Call[results.Raw]:
-    """Like `generate`, but as one file: an image, a near-square contact sheet, or ``npy`` float32 (N, C, H, W).
-
-    Args:
-        form: format of the file.
-    """
+    """Like `generate`, but as one file: an image, a near-square contact sheet, or ``npy`` float32 (N, C, H, W)."""
     return _file("/generate", form, options, _json(options))
 
 
@@ -103,11 +99,7 @@ def stream_generate(**options: Unpack[lists.GenerateOptions]) -> Call[EventReade
 def project(
     images: PictureLike | Sequence[PictureLike], **options: Unpack[lists.ProjectOptions]
 ) -> Calls[results.Images[results.ProjectedImage]]:
-    """Project images onto the model's distribution: f^k(x).
-
-    Args:
-        images: one image or several: paths, bytes, open files, PIL images, uint8 arrays, or earlier results.
-    """
+    """Project images onto the model's distribution: f^k(x)."""
     return _uploads("/project", partial(_answers.images, results.ProjectedImage), images, options)
 
 
@@ -115,12 +107,7 @@ def project(
 def project_as(
     form: Format, images: PictureLike | Sequence[PictureLike], **options: Unpack[lists.ProjectFileOptions]
 ) -> Call[results.Raw]:
-    """Like `project`, but as one file: an image, a near-square contact sheet, or ``npy`` float32 (N, C, H, W).
-
-    Args:
-        form: format of the file.
-        images: as for `project`.
-    """
+    """Like `project`, but as one file: an image, a near-square contact sheet, or ``npy`` float32 (N, C, H, W)."""
     return _file("/project", form, options, _upload(images, options))
 
 
@@ -128,22 +115,14 @@ def project_as(
 def stream_project(
     images: PictureLike | Sequence[PictureLike], **options: Unpack[lists.ProjectOptions]
 ) -> Call[EventReader[results.ProjectedImage]]:
-    """Like `project`, but as a stream of events; see `stream_generate`.
-
-    Args:
-        images: as for `project`.
-    """
+    """Like `project`, but as a stream of events; see `stream_generate`."""
     parse = partial(EventReader, results.ProjectedImage, options.get("record") or ())
     return _call("/project", parse, options, _upload(images, options), EVENTS)
 
 
 @described
 def score(images: PictureLike | Sequence[PictureLike], **options: Unpack[lists.ScoreOptions]) -> Calls[results.Scores]:
-    """Score images: the distance that f moves them, compared with held-out real images.
-
-    Args:
-        images: as for `project`.
-    """
+    """Score images: the distance that f moves them, compared with held-out real images."""
     return _uploads("/score", _answers.scores, images, options)
 
 
@@ -151,12 +130,7 @@ def score(images: PictureLike | Sequence[PictureLike], **options: Unpack[lists.S
 def latent_interpolate(
     points: Sequence[PointLike], **options: Unpack[lists.PathOptions]
 ) -> Call[results.Images[results.Frame]]:
-    """Apply f^k along a path of latents, or over a grid between four latents.
-
-    Args:
-        points: 2…16 latents: seeds, `Seed`, images, or float32 (C, H, W) arrays. A grid needs four: top left, top
-            right, bottom left, bottom right.
-    """
+    """Apply f^k along a path of latents, or over a grid between four latents."""
     return _call("/latent-interpolate", partial(_answers.images, results.Frame), options, _path(points, options))
 
 
@@ -167,10 +141,7 @@ def latent_interpolate_as(
     """Like `latent_interpolate`, but as one file.
 
     ``gif``, ``apng`` and ``webp`` are an animation, ``png`` and ``jpeg`` a strip, and ``npy`` is float32 (N, C, H, W).
-
-    Args:
-        form: format of the file. A grid is a sheet; it has no ``gif`` and no ``apng``.
-        points: as for `latent_interpolate`.
+    A grid is a sheet; it has no ``gif`` and no ``apng``.
     """
     return _file("/latent-interpolate", form, options, _path(points, options))
 
@@ -179,11 +150,7 @@ def latent_interpolate_as(
 def latent_arithmetic(
     terms: Sequence[Term | PointLike], **options: Unpack[lists.SumOptions]
 ) -> Call[results.Images[results.Image]]:
-    """Apply f^k to a weighted sum of latents; the result is one image.
-
-    Args:
-        terms: 1…16 terms, each a `Term`, or a latent as for `latent_interpolate` with weight 1.
-    """
+    """Apply f^k to a weighted sum of latents; the result is one image."""
     return _call("/latent-arithmetic", partial(_answers.images, results.Image), options, _sum(terms, options))
 
 
@@ -191,12 +158,7 @@ def latent_arithmetic(
 def latent_arithmetic_as(
     form: Format, terms: Sequence[Term | PointLike], **options: Unpack[lists.SumFileOptions]
 ) -> Call[results.Raw]:
-    """Like `latent_arithmetic`, but as one file.
-
-    Args:
-        form: format of the file.
-        terms: as for `latent_arithmetic`.
-    """
+    """Like `latent_arithmetic`, but as one file."""
     return _file("/latent-arithmetic", form, options, _sum(terms, options))
 
 
@@ -208,11 +170,7 @@ def models(**options: Unpack[Connection]) -> Call[results.Models]:
 
 @described
 def model(name: str, **options: Unpack[Connection]) -> Call[results.Card]:
-    """The complete card of one model.
-
-    Args:
-        name: ``name`` for the highest version, or ``name/version``.
-    """
+    """The complete card of one model."""
     parts = checked("name", name, str).split("/")
     if len(parts) > 2 or not all(parts):
         raise InputError(f"name: expected name or name/version, not {name!r}")

@@ -21,7 +21,7 @@ from ign_client._errors import InputError, TransportError
 from ign_client._results import Image, Limits
 from ign_client._settings import DEFAULT_TIMEOUT_S, Settings, resolve
 from ign_client._stream import AsyncStream, EventReader, Stream
-from ign_client._wire import Call, attempts
+from ign_client._wire import Call, Response, attempts
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -168,17 +168,16 @@ class Client(_Common[network.HttpTransport, network.HttpClient, object]):
 
     def _run(self, call: Call[T], *, stream: bool = False) -> T:
         steps = attempts(call, self._settings)
+        outcome: Response | TransportError | None = None
         try:
-            request, delay_s = next(steps)
             while True:
+                request, delay_s = steps.send(outcome)
                 if delay_s:
                     self._sleep(delay_s)
                 try:
-                    response = self._transport.send(request, stream=stream)
+                    outcome = self._transport.send(request, stream=stream)
                 except TransportError as exc:
-                    request, delay_s = steps.throw(exc)
-                else:
-                    request, delay_s = steps.send(response)
+                    outcome = exc
         except StopIteration as done:
             return cast(T, done.value)
 
@@ -231,17 +230,16 @@ class AsyncClient(_Common[network.AsyncHttpTransport, network.AsyncHttpClient, A
 
     async def _run(self, call: Call[T], *, stream: bool = False) -> T:
         steps = attempts(call, self._settings)
+        outcome: Response | TransportError | None = None
         try:
-            request, delay_s = next(steps)
             while True:
+                request, delay_s = steps.send(outcome)
                 if delay_s:
                     await self._sleep(delay_s)
                 try:
-                    response = await self._transport.send(request, stream=stream)
+                    outcome = await self._transport.send(request, stream=stream)
                 except TransportError as exc:
-                    request, delay_s = steps.throw(exc)
-                else:
-                    request, delay_s = steps.send(response)
+                    outcome = exc
         except StopIteration as done:
             return cast(T, done.value)
 

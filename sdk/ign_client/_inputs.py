@@ -20,9 +20,7 @@ NPY: Final = b"\x93NUMPY"
 class BinaryFile(Protocol):
     """An open binary file."""
 
-    def read(self) -> bytes:
-        """The remaining content."""
-        ...
+    def read(self) -> bytes: ...
 
 
 class PilImage(Protocol):
@@ -108,7 +106,6 @@ def point(value: PointLike, field: str) -> dict[str, Any]:
 
 
 def base64_text(data: bytes) -> str:
-    """Encode bytes for JSON."""
     return base64.b64encode(data).decode("ascii")
 
 

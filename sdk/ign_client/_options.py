@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from functools import wraps
 from types import UnionType
-from typing import Annotated, Any, Literal, ParamSpec, TypeAlias, TypedDict, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, ParamSpec, TypeAlias, TypedDict, TypeVar, Union, get_args, get_origin
 
 from ign_client._errors import InputError
 from ign_client._inputs import PictureLike
@@ -24,6 +24,17 @@ PathForm: TypeAlias = Literal["png", "jpeg", "webp", "npy", "gif", "apng"]
 Resample: TypeAlias = Literal["nearest", "smooth"]
 Resize: TypeAlias = Literal["fit", "crop", "stretch"]
 Invert: TypeAlias = bool | Literal["auto"]
+
+
+# The positional arguments of the methods
+
+ARGUMENTS: Final = {
+    "form": "format of the file",
+    "images": "one image or several: paths, bytes, open files, PIL images, uint8 arrays, or earlier results",
+    "points": "2…16 latents: seeds, `Seed`, images, or float32 (C, H, W) arrays; a grid needs four, row by row",
+    "terms": "1…16 terms, each a `Term`, or a latent as for `latent_interpolate` with weight 1",
+    "name": "``name`` for the highest version, or ``name/version``",
+}
 
 
 class Unset(Enum):
@@ -177,8 +188,10 @@ def described(build: Callable[P, T]) -> Callable[P, T]:
         return call(**arguments)  # type: ignore[no-any-return]
 
     vars(checking)["__signature__"] = signature
-    lines = [f"    {name}: {text}." for name, (_, _, text) in options.items()]
-    checking.__doc__ = "\n".join([inspect.getdoc(build) or "", *([] if positional else ["", "Args:"]), *lines])
+    texts = {argument.name: ARGUMENTS[argument.name] for argument in positional}
+    texts |= {name: text for name, (_, _, text) in options.items()}
+    lines = [f"    {name}: {text}." for name, text in texts.items()]
+    checking.__doc__ = "\n".join([inspect.getdoc(build) or "", "", "Args:", *lines])
     return checking
 
 

@@ -104,7 +104,6 @@ class Images(_Members[ImageT], Generic[ImageT]):
         return result_repr(self)
 
     def _repr_html_(self) -> str:
-        """The contact sheet that a notebook shows."""
         return contact_sheet(self.images)
 
 
@@ -140,11 +139,12 @@ class Scores(_Members[Score]):
     """A result with scores: a sequence of them, with the metadata of the response."""
 
     def _repr_html_(self) -> str:
-        """The table that a notebook shows."""
         return table(MEASURES, [[getattr(score, name) for name in MEASURES] for score in self.images])
 
     def __repr__(self) -> str:
-        shown = [_score_text(score) for score in self.images[:_SHOWN_SCORES]]
+        shown = [
+            f"<distance={one.distance:g}, drift={one.drift:g}{_place(one)}>" for one in self.images[:_SHOWN_SCORES]
+        ]
         more = [f"… {len(self.images) - _SHOWN_SCORES} more"] if len(self.images) > _SHOWN_SCORES else []
         return f"Scores([{', '.join(shown + more)}], model={self.model!r})"
 
@@ -153,9 +153,8 @@ MEASURES: Final = ("index", "distance", "drift", "percentile", "in_distribution"
 _SHOWN_SCORES: Final = 4
 
 
-def _score_text(score: Score) -> str:
-    place = "" if score.percentile is None else f", percentile={score.percentile:g}"
-    return f"<distance={score.distance:g}, drift={score.drift:g}{place}>"
+def _place(score: Score) -> str:
+    return "" if score.percentile is None else f", percentile={score.percentile:g}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,11 +198,9 @@ class Models:
         return iter(self.models)
 
     def __contains__(self, name: object) -> bool:
-        """Whether a card, or a model of this name, is in service."""
         return any(name in (card, card.name, card.ref) for card in self.models)
 
     def __getitem__(self, key: int | str) -> Card:
-        """A card by position, by ``name/version``, or by ``name``, which is its highest version."""
         if isinstance(key, int):
             return self.models[key]
         matching = [card for card in self.models if key in (card.name, card.ref)]
@@ -212,7 +209,6 @@ class Models:
         return max(matching, key=_version_order)
 
     def _repr_html_(self) -> str:
-        """The table that a notebook shows."""
         return table(MODEL_COLUMNS, model_rows(self))
 
 

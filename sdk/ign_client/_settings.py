@@ -60,8 +60,8 @@ def _check_url(url: str) -> None:
     try:
         parts = urlsplit(url)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError as exc:
-        raise InputError(f"base_url: {exc}") from exc
+    except ValueError:  # such as a port that is no number
+        valid = False
     if not valid or parts.query or parts.fragment or not _VISIBLE.fullmatch(url):
         raise InputError("base_url: expected a plain http or https URL, such as http://127.0.0.1:8000")
     if parts.username is not None:

@@ -1,7 +1,7 @@
 """Requests, responses and retries, without I/O and independent of the HTTP library.
 
 The generator `attempts` yields the next request. The client that drives it waits, sends the request, and passes in
-the response with `send` or the `TransportError` with `throw`. Both clients drive the same generator, so that the rules
+the response or the `TransportError` with `send`. Both clients drive the same generator, so that the rules
 exist once.
 """
 
@@ -118,7 +118,7 @@ class Call(Generic[T_co]):
         return Request(method=method, path=self.path, headers=headers, body=self.body, timeout=timeout)
 
 
-def attempts(call: Call[T], settings: Settings) -> Generator[tuple[Request, float], Response, T]:
+def attempts(call: Call[T], settings: Settings) -> Generator[tuple[Request, float], Any, T]:
     """Yield requests, each with the seconds to wait before it, until one succeeds; return the parsed response.
 
     Every call may be repeated, because the service keeps no state for callers.
@@ -130,16 +130,14 @@ def attempts(call: Call[T], settings: Settings) -> Generator[tuple[Request, floa
     request = call.request(settings.timeout)
     delay, retries = 0.0, 0
     while True:
-        try:
-            response = yield request, delay
-        except errors.TransportError:
-            if (next_delay := _delay(settings, None, retries)) is None:
-                raise
-        else:
-            if response.status in call.statuses:
-                return _parse(call, response)
-            if (next_delay := _delay(settings, response, retries)) is None:
-                raise call.error(errors.status_error(response.problem(settings.clock())))
+        outcome: Response | errors.TransportError = yield request, delay
+        response = outcome if isinstance(outcome, Response) else None
+        if response is not None and response.status in call.statuses:
+            return _parse(call, response)
+        if (next_delay := _delay(settings, response, retries)) is None:
+            if isinstance(outcome, errors.TransportError):
+                raise outcome
+            raise call.error(errors.status_error(outcome.problem(settings.clock())))
         delay, retries = next_delay, retries + 1
 
 

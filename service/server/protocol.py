@@ -9,16 +9,14 @@ A head that is wrong, large or late is a request with ``scope["state"]["rejected
 
 import asyncio
 import time
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from service.api.heads import MAX_HEAD_BYTES, MAX_HEADERS, check_head_size
+from service.api.heads import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED, check_head_size
 from service.domain.errors import HeadTooLarge, IgnError, MalformedRequest, TooManyConnections
 from service.server.open_connections import LINGER_S, Flow, LingeringTransport, OpenConnections, whole_response
-
-MAX_PIPELINED: Final = 64  # requests that wait on one connection for the response before theirs
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -76,12 +74,11 @@ class HttpProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as exc:
-            # httptools takes what follows `Upgrade` for another protocol. There is none (RFC 9110, section 7.8): a new
-            # parser gets the head again without it. The callbacks skip the first pass, where `should_upgrade` is true.
+            # httptools takes what follows for another protocol. There is none (RFC 9110, 7.8): a new parser gets the
+            # head without `Upgrade`. The callbacks skip the first pass, where `should_upgrade` is true.
             line = b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
             fields = [b"%s: %s" % field for field in self.headers if field[0] != b"upgrade"]
             self.parser = httptools.HttpRequestParser(self)
-            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
             return b"\r\n".join((line, *fields, b"", data[exc.args[0] :]))
         return b""
 
@@ -108,7 +105,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.expect_100_continue &= self.parser.get_http_version() != "1.0"  # RFC 9110, section 10.1.1
         super().on_headers_complete()
         cast(dict[str, Any], self.scope)["extensions"] = whole_response(self.cycle)
-        self.headers = []  # trailers go to this list: they are no headers of the request
+        self.headers = []  # for trailers, which are no headers of the request
 
     def on_body(self, body: bytes) -> None:
         """Note that the parser makes progress."""

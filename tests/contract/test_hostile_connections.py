@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from service.api.heads import MAX_HEAD_BYTES, MAX_HEADERS
-from service.server.protocol import MAX_PIPELINED
+from service.api.heads import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED
 from tests.contract.harness import PATIENCE_S, Service, gated, held, problem, serving, settings
 from tests.helpers.connection import Connection
 

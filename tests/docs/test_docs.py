@@ -29,7 +29,6 @@ from ign_client import _cli as client
 from model_export import cli
 from service import cli as service_cli
 from service.bulk import __main__ as bulk
-from service.domain.errors import StartupError
 from service.settings import Settings, load_settings, variable_of
 from tests.helpers.live import ROOT, environment, live_service
 
@@ -269,68 +268,3 @@ def test_the_readme_is_short() -> None:
 
 
 # The harness itself.
-
-PAGE = f"""
-```python
-print("distance", 0.12345)
-```
-
-```text
-distance 0.1234
-```
-
-1. Then:
-   ```sh
-   make test   # all of them
-   curl {BASE_URL}/generate \\
-     --json '{{
-     "n": 1}}'
-   ```
-
-```console
-$ IGN_PORT=9000 make run
-listening
-```
-"""
-
-
-def test_blocks_are_found() -> None:
-    found = blocks(PAGE)
-    assert [(block.language, block.output) for block in found] == [
-        ("python", False),
-        ("text", True),
-        ("sh", False),
-        ("console", True),
-    ]
-    assert [block.needs_service for block in found] == [False, False, True, False]
-    assert list(commands(found[2])) == [
-        "make test   # all of them",
-        f"curl {BASE_URL}/generate \\\n  --json '{{\n  \"n\": 1}}'",
-    ]
-    assert list(commands(found[3])) == ["IGN_PORT=9000 make run"]
-
-
-SHELL = """
-make nothing
-IGN_POTR=1 make run
-python -m model_export train --nonsense 1
-ign-client dance
-python -m service --prot 9000
-ign serve --prot 9000
-ign keys lend alice
-ign generate --local --seeds 7 --out digits/
-python examples/nothing.py
-python -m benchmarks.nothing
-pip install -e '.[nothing]'
-pip install './sdk[cpu]'
-rm -r docs
-curl http://127.0.0.1:9/
-"""
-OTHERS = [("raise SystemExit(3)", "python"), ("print('another: 2')", "python"), ("{…}", "json"), ("text", "nonsense")]
-
-
-@pytest.mark.parametrize(("code", "language"), [*((line, "sh") for line in SHELL.strip().splitlines()), *OTHERS])
-def test_what_is_wrong_is_found(code: str, language: str, tmp_path: Path) -> None:
-    page = [Block(language, code, 1, output=False), Block("text", "another number: 1", 4, output=True)]
-    with pytest.raises((AssertionError, SystemExit, StartupError, click.UsageError)):
-        Runner(page, "page:", tmp_path, BASE_URL).run(page)

@@ -1,13 +1,11 @@
-"""The pages that the site makes from the program name every command, setting and metric."""
+"""The page of commands that the site makes from the program names every command."""
 
 import re
 
 import click
 
-from docs.site_reference import commands_page, metrics_page, settings_page
+from docs.site_reference import commands_page
 from ign.__main__ import main
-from service.observability.metrics import Metrics
-from service.settings import Settings, variable_of
 
 
 def test_commands_have_a_section_with_their_options() -> None:
@@ -18,14 +16,3 @@ def test_commands_have_a_section_with_their_options() -> None:
     sections = dict(zip(headings, re.split(r"^## .+$", page, flags=re.MULTILINE)[1:], strict=True))
     for heading, option in [("ign serve", "--port"), ("ign train", "--corruptions"), ("ign generate", "--seed")]:
         assert re.search(rf"(?<![\w-]){option}\b", sections[heading])
-
-
-def test_every_setting_has_a_row() -> None:
-    rows = re.findall(r"^\| `(IGN_[A-Z_]+)` \|", settings_page(), re.MULTILINE)
-    assert rows == [variable_of(field) for field in Settings.model_fields]
-
-
-def test_every_metric_has_a_row() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| (\w+) \|", metrics_page(), re.MULTILINE)
-    families = {family.name: family.type for family in Metrics().registry.collect()}
-    assert {name.removesuffix("_total"): kind for name, kind in rows} == families

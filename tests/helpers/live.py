@@ -2,7 +2,6 @@
 
 import os
 import queue
-import socket
 import subprocess
 import sys
 import threading
@@ -13,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-ROOT = Path(__file__).resolve().parents[2]
+from benchmarks.harness.processes import ROOT as ROOT
+from benchmarks.harness.processes import free_port as free_port
+
 START_S = 120.0
 STOP_S = 30.0
 
@@ -26,14 +27,10 @@ def environment(**settings: str) -> dict[str, str]:
 
 @contextmanager
 def live_service(*command: str | Path, cwd: str = ".", **settings: str) -> Iterator[str]:
-    """Run `python -m service` on a free port until the block ends; it has to stop with status 0.
+    """Run `python -m service`, or ``command``, on a free port until the block ends; it has to stop with status 0.
 
-    Args:
-        command: in place of `python -m service`.
-        settings: `IGN_…` variables; without any, the shipped models are served.
-
-    Yields:
-        The base URL, once the service is ready.
+    Yields the base URL, once the service is ready. ``settings`` are `IGN_…` variables; without any, the shipped models
+    are served.
     """
     process = subprocess.Popen(
         command or [sys.executable, "-m", "service"],
@@ -58,11 +55,7 @@ def live_service(*command: str | Path, cwd: str = ".", **settings: str) -> Itera
 
 
 def until(condition: Callable[[], object], say: Callable[[], object], patience_s: float = 60.0) -> None:
-    """Wait until ``condition`` holds.
-
-    Raises:
-        AssertionError: it does not within ``patience_s``; with what ``say`` returns then.
-    """
+    """Wait until ``condition`` holds; fail with what ``say`` returns if it does not within ``patience_s``."""
     deadline = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < deadline, say()
@@ -75,13 +68,6 @@ def certificate(folder: Path) -> Path:
     files = ["-keyout", f"{folder}/tls.key", "-out", f"{folder}/tls.crt", "-addext", "subjectAltName=IP:127.0.0.1"]
     subprocess.run([*command.split(), *files], capture_output=True, check=True)
     return folder / "tls.crt"
-
-
-def free_port() -> int:
-    """A free TCP port of the loopback interface."""
-    with socket.socket() as reserved:
-        reserved.bind(("127.0.0.1", 0))
-        return int(reserved.getsockname()[1])
 
 
 def _follow(stream: IO[str], log: "queue.SimpleQueue[str | None]") -> None:

@@ -161,15 +161,9 @@ def write_model(
     scale: float = 1.0,
     **changes: Any,
 ) -> Path:
-    """Write `<directory>/<name>/<version>/{model.onnx, golden.npz}`.
+    """Write `<directory>/<name>/<version>/{model.onnx, golden.npz}`; the version's folder.
 
-    Args:
-        directory: the model directory.
-        name, version, shape, polarity: of the card; ``changes`` replace other fields of it.
-        scale: factor of the convolution, so that models can differ.
-
-    Returns:
-        The version's folder.
+    ``scale`` is a factor of the convolution, so that models can differ; ``changes`` replace fields of the card.
     """
     folder = directory / name / version
     folder.mkdir(parents=True)

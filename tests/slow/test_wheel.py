@@ -103,21 +103,3 @@ def test_without_onnxruntime_the_line_says_what_to_type(installed: Path, wheel: 
         done = run([*pip, "install", "ign-service[cpu]"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert run([installed / "ign", "serve", "--check"], tmp_path).returncode == 0
-
-
-@pytest.mark.parametrize("tool", ["uvx", "uv tool install"])
-def test_uv_runs_the_wheel(wheel: Path, tool: str, tmp_path: Path) -> None:
-    uv = pytest.importorskip("uv").find_uv_bin()
-    homes = {name: str(tmp_path / name) for name in ("UV_TOOL_DIR", "UV_TOOL_BIN_DIR", "XDG_DATA_HOME")}
-    need = f"ign-service[cpu] @ {wheel.as_uri()}"
-    if tool == "uvx":
-        command = [uv, "tool", "run", "--python", sys.executable, "--from", need, "ign"]
-    else:
-        command = [f"{homes['UV_TOOL_BIN_DIR']}/ign"]
-        install = [uv, "tool", "install", "-q", "--python", sys.executable, need]
-        done = run(install, tmp_path, BUILD_S, **homes)
-        assert done.returncode == 0, done.stderr
-    command += ["generate", "--local", "-n", "16", "--seed", "7", "-o", "digits.png"]
-    done = run(command, tmp_path, BUILD_S, **homes)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")

@@ -1,12 +1,9 @@
 """What is shipped around the code: extras, wheels, `make run`, and the containers' health check on real sockets."""
 
-import importlib.util
 import re
 import socket
 import subprocess
 import sys
-import tomllib
-import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,57 +12,6 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.live import ROOT, environment
-
-
-def project(folder: str = "") -> dict[str, list[str]]:
-    """Extra → its requirements, as names only; "" for those that are always there."""
-    table = tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"]
-    groups = {"": table["dependencies"], **table["optional-dependencies"]}
-    return {extra: sorted(re.split(r"[^\w-]", need)[0] for need in needs) for extra, needs in groups.items()}
-
-
-def test_each_runtime_has_its_extra_only_training_has_torch_and_the_client_httpx() -> None:
-    packages = {"onnxruntime", "onnxruntime-gpu", "torch"}
-    places = {(extra, name) for extra, needs in project().items() for name in packages.intersection(needs)}
-    assert places == {("cpu", "onnxruntime"), ("gpu", "onnxruntime-gpu"), ("train", "torch")}
-    assert project("sdk")[""] == ["httpx"]
-    pythons = {
-        re.findall("requires-python.*", (ROOT / folder / "pyproject.toml").read_text())[0] for folder in ("", "sdk")
-    }
-    assert len(pythons) == 1
-    # The wheel of the service holds the client.
-    assert {"httpx", *project("sdk")["images"]} <= set(project()[""])
-
-
-@pytest.mark.parametrize(
-    ("folder", "packages"),
-    [
-        (".", ["ign", "ign_client", "model_export", "service", "service/shipped_models"]),
-        ("sdk", ["ign_client"]),
-    ],
-)
-def test_a_wheel_holds_every_file_of_its_packages_and_its_licence(
-    folder: str, packages: list[str], tmp_path: Path
-) -> None:
-    if importlib.util.find_spec("hatchling") is None:
-        pytest.skip("hatchling is not installed, so no wheel was built")
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT / folder, capture_output=True, timeout=60, check=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        names = {name for name in archive.namelist() if ".dist-info/" not in name}
-        (licence,) = (name for name in archive.namelist() if name.endswith("/LICENSE"))
-        assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
-    sources = {"ign_client": ROOT / "sdk/ign_client", "service/shipped_models": ROOT / "models"}
-    wanted = {
-        f"{package}/{file.relative_to(source)}"
-        for package in packages
-        for source in [sources.get(package, ROOT / package)]
-        for file in source.rglob("*")
-        if file.is_file() and file.suffix != ".pyc"
-    }
-    assert {f"{package}/py.typed" for package in packages if package != "service/shipped_models"} <= wanted
-    assert names == wanted
 
 
 def test_the_environment_passes_through_make_run(tmp_path: Path) -> None:

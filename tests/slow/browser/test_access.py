@@ -148,17 +148,6 @@ def test_models_are_chosen_and_described(browser: "Browser", tiny: Path) -> None
         assert answered.value.json()["model"]["name"] == "grey"
 
 
-def test_the_facts_of_every_shipped_model_have_values(visit: Visit) -> None:
-    choices = visit.one("#served button")
-    for i in range(choices.count()):
-        choices.nth(i).click()
-        facts = visit.one("#about-facts")
-        name = choices.nth(i).locator(".hint").first.inner_text().partition("/")[0]
-        visit.one("#about-name").filter(has_text=f"{name}, version").wait_for()
-        assert visit.one("#about-facts dt").count() >= 8
-        assert not re.search("NaN|undefined|null", facts.inner_text())
-
-
 def test_colour_models_draw_in_colour(browser: "Browser", tiny: Path) -> None:
     with (
         serving(settings(tiny, default_model="colour")) as service,

@@ -108,11 +108,6 @@ class Visit:
         waiting.value.save_as(path)
         return path
 
-    def give(self, file: Path) -> None:
-        """Open an image file."""
-        self.one("#file").set_input_files(file)
-        self.one("#invitation").wait_for(state="hidden")
-
 
 @contextmanager
 def visiting(browser: "Browser", url: str, **options: Any) -> Iterator[Visit]:

@@ -234,11 +234,3 @@ def reached(http: httpx.Client, url: str) -> bool:
 def scraped(http: httpx.Client, url: str) -> set[str]:
     targets: list[dict[str, Any]] = http.get(url).json()["data"]["activeTargets"]
     return {target["labels"]["job"] for target in targets if target["health"] == "up"}
-
-
-def test_without_keys_it_says_what_is_missing(project: Project) -> None:
-    del project.variables["SERVICE_KEYS"]
-    done = project.run("config", "--quiet")
-    project.variables["SERVICE_KEYS"] = "keys.json"
-    assert done.returncode != 0
-    assert "give the path of a file of API keys" in done.stderr

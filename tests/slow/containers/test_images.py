@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ign_client import Client, Done
+from ign_client import Client
 from service import __version__
 from tests.helpers.live import ROOT
 from tests.slow.containers.engine import Engine
@@ -77,27 +77,6 @@ def test_it_serves_on_the_cpu_and_stops_at_sigterm(engine: Engine, image: str, w
         assert (written.returncode, "Read-only file system" in written.stderr) == (1, True)
         container.terminate()
         assert container.ended() == 0
-
-
-def test_a_stream_is_finished_after_sigterm(engine: Engine, cpu: str) -> None:
-    with engine.started(cpu, "--env=IGN_DRAIN_S=100") as container:
-        container.healthy()
-        with Client(container.url) as client, client.stream_generate(n=1, seed=1, steps=5000, record=[1]) as stream:
-            next(stream)
-            container.terminate()
-            assert isinstance(list(stream)[-1], Done)
-        assert container.ended() == 0
-        assert "draining: 1 request" in container.log()
-
-
-def test_other_models_are_mounted(engine: Engine, cpu: str, tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "models" / "fashion_mnist", tmp_path / "models" / "fashion_mnist")
-    options = (f"--volume={tmp_path}/models:/app/models:ro", "--env=IGN_DEFAULT_MODEL=fashion_mnist")
-    with engine.started(cpu, *options) as container:
-        container.healthy()
-        with Client(container.url) as client:
-            assert [model.name for model in client.models().models] == ["fashion_mnist"]
-            assert client.generate(n=1).model.name == "fashion_mnist"
 
 
 def test_a_checkout_kept_to_oneself_makes_the_same_image(engine: Engine, cpu: str, tmp_path: Path) -> None:

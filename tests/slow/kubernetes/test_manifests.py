@@ -22,7 +22,7 @@ from service.domain.errors import StartupError
 from service.observability.metrics import Metrics
 from service.settings import Settings, load_settings
 from tests.helpers.live import ROOT, live_service
-from tests.structure.test_deployment import lineage, read, services
+from tests.structure.test_deployment import lineage, read
 
 K8S = ROOT / "deploy" / "k8s"
 OVERLAYS = sorted(path.parent.name for path in (K8S / "overlays").glob("*/kustomization.yaml"))
@@ -84,23 +84,6 @@ CUSTOM = {"ServiceMonitor"}  # kinds that a cluster knows by an operator; there 
 LABEL = {"app.kubernetes.io/name": "ign"}
 
 # The files
-
-
-def test_every_file_belongs_to_a_kustomization() -> None:
-    used = {K8S / "prometheus-adapter.yaml"}
-    for file in K8S.rglob("kustomization.yaml"):
-        said = yaml.safe_load(file.read_text(encoding="utf-8"))
-        named = [*said.get("resources", []), *said.get("components", [])]
-        named += [patch["path"] for patch in said.get("patches", []) if "path" in patch]
-        assert all((file.parent / name).exists() for name in named), file
-        used |= {file, *((file.parent / name).resolve() for name in named)}
-    assert {file for file in K8S.rglob("*") if file.is_file()} <= used
-
-
-def test_the_guide_names_what_there_is() -> None:
-    folders = {file.parent for file in (*K8S.glob("overlays/*/*"), *K8S.glob("components/*/*"))}
-    assert len(folders) == 7
-    assert all(folder.relative_to(K8S).as_posix() in read("docs/deployment.md") for folder in folders)
 
 
 # Kubernetes' own schemas
@@ -238,17 +221,6 @@ def test_settings_and_keys(overlay: str) -> None:
     assert not [each for each in objects(overlay) if each["kind"] == "Secret"]
 
 
-@overlays
-def test_image_volumes_and_mounts(overlay: str) -> None:
-    file = {"cpu": "docker/compose.cpu.yml", "gpu": "docker-compose.yml"}[target(overlay)]
-    assert container(overlay)["image"] == services(file)["ign"]["image"]
-    volumes = {volume["name"]: volume for volume in pod(overlay)["volumes"]}
-    mounts = {mount["name"]: mount["mountPath"] for mount in container(overlay)["volumeMounts"]}
-    assert mounts.keys() == volumes.keys()
-    assert mounts["tmp"] == "/tmp"
-    assert set(volumes["tmp"]["emptyDir"]) == {"sizeLimit"}
-
-
 def test_models_may_come_from_a_claim(tmp_path: Path) -> None:
     # kustomize takes relative paths alone
     up = os.path.relpath(K8S, tmp_path)
@@ -297,19 +269,6 @@ def test_a_pod_has_time_to_drain_and_others_serve(overlay: str) -> None:
     assert 0 < budget["maxUnavailable"] < replicas
 
 
-@overlays
-def test_rollouts_and_resources(overlay: str) -> None:
-    """A rollout of GPU pods needs no GPU to spare; `IGN_THREADS` follows the limit of the CPU."""
-    surge, unavailable, gpus = {"cpu": (1, 0, {}), "gpu": (0, 1, {"nvidia.com/gpu": "1"})}[target(overlay)]
-    strategy = one(overlay, "Deployment")["spec"]["strategy"]["rollingUpdate"]
-    assert strategy == {"maxSurge": surge, "maxUnavailable": unavailable}
-    found = container(overlay)["resources"]
-    assert found["requests"]["cpu"] == "2"
-    assert {name: value for name, value in found["limits"].items() if "/" in name} == gpus
-    assert ("cpu" in found["limits"]) == (target(overlay) == "cpu")
-    assert {"memory"} <= found["limits"].keys() & found["requests"].keys()
-
-
 # Autoscaling and metrics
 
 
@@ -336,27 +295,3 @@ def test_the_autoscaler_asks_for_what_the_service_says_and_decides_alone(overlay
     expected = {"apiVersion": deployment["apiVersion"], "kind": "Deployment", "name": deployment["metadata"]["name"]}
     assert spec["scaleTargetRef"] == expected
     assert 2 <= spec["minReplicas"] < spec["maxReplicas"]
-
-
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed; .ci/tools installs it")
-def test_prometheus_understands_the_adapter(tmp_path: Path) -> None:
-    query = adapter()["metricsQuery"]
-    filled = {"<<.Series>>": "ign_queue_rows", "<<.LabelMatchers>>": 'namespace="a",pod=~"b|c"', "<<.GroupBy>>": "pod"}
-    for name, value in filled.items():
-        assert name in query
-        query = query.replace(name, value)
-    rules = {"groups": [{"name": "adapter", "rules": [{"record": "ign:asked", "expr": query}]}]}
-    (tmp_path / "rules.yml").write_text(yaml.safe_dump(rules))
-    done = subprocess.run(["promtool", "check", "rules", str(tmp_path / "rules.yml")], capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr.decode()
-
-
-@autoscaled
-def test_prometheus_is_told_where(overlay: str) -> None:
-    monitor = one(overlay, "ServiceMonitor")["spec"]
-    (endpoint,) = monitor["endpoints"]
-    assert endpoint["port"] in {port["name"] for port in one(overlay, "Service")["spec"]["ports"]}
-    assert endpoint["path"] in json.loads(read("docs/openapi.json"))["paths"]
-    assert one(overlay, "Service")["metadata"]["labels"][monitor["jobLabel"]] == "ign"  # as the rules call the job
-    scrape = yaml.safe_load(read("docker/prometheus/prometheus.yml"))["global"]["scrape_interval"]
-    assert endpoint["interval"] == scrape

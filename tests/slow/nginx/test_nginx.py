@@ -268,12 +268,14 @@ def test_each_key_has_its_own_limit(served: Front) -> None:
             assert refused.value.retry_after
 
 
-def test_callers_without_a_key_are_limited_by_address(served: Front) -> None:
+@pytest.mark.parametrize(
+    ("keys", "probe", "limit", "other"),
+    [
+        ([""] * MOST_HELD, "", CALLER_LIMIT, "alice"),  # callers without a key are limited by address
+        (list(map(str, range(MOST_HELD))), "another", ADDRESS_LIMIT, None),  # and many keys do not lift that limit
+    ],
+)
+def test_an_address_has_a_limit(served: Front, keys: list[str], probe: str, limit: int, other: str | None) -> None:
     with ExitStack() as stack:
-        assert fill(served, stack, [""] * MOST_HELD, "") >= CALLER_LIMIT
-        assert status(served, "alice") == 200
-
-
-def test_many_keys_do_not_lift_the_limit_of_an_address(served: Front) -> None:
-    with ExitStack() as stack:
-        assert fill(served, stack, map(str, range(MOST_HELD)), "another") >= ADDRESS_LIMIT
+        assert fill(served, stack, keys, probe) >= limit
+        assert other is None or status(served, other) == 200

@@ -2,8 +2,6 @@
 
 import argparse
 import itertools
-import json
-import os
 import re
 import sys
 from pathlib import Path
@@ -12,11 +10,10 @@ import numpy as np
 import pytest
 
 from benchmarks import capacity
-from benchmarks.charts import charts, quality, speed
+from benchmarks.charts import charts
 from benchmarks.harness import common, tables
 from benchmarks.harness.common import Json
-from benchmarks.harness.device import gpu
-from benchmarks.harness.processes import MemoryWatch, ServerFailed
+from benchmarks.harness.processes import ServerFailed
 
 
 def test_percentiles_are_nearest_ranks_and_figures_have_four_digits() -> None:
@@ -44,14 +41,6 @@ def test_memory_that_leaks_grows_and_growth_at_first_does_not_count(leak_per_s: 
     summary = common.memory([(float(s), 100.0 + min(s, 30) + leak_per_s * s) for s in range(100)])
     assert summary["growth_mib"] == pytest.approx(growth, abs=1e-9)
     assert summary["allowed_growth_mib"] == 8.0
-
-
-def test_memory_is_sampled() -> None:
-    with MemoryWatch(os.getpid(), every_s=0.001) as watch:
-        while len(watch.samples) < 3:
-            pass
-    assert watch.samples == sorted(watch.samples, key=lambda sample: sample[0])
-    assert all(mib > 1 for _, mib in watch.samples)
 
 
 def test_a_target_is_met_or_missed() -> None:
@@ -93,47 +82,6 @@ def test_a_result_is_printed_and_saved_and_judged(
     assert not any("/home" in str(value) or str(tmp_path) in str(value) for value in result["machine"].values())
 
 
-RESULT = {
-    "benchmark": "service",
-    "machine": {"processor": "A CPU", "cpus_granted": 2, "python": "3.11.7", "onnxruntime": "1.32.0", "load_1m": 0.04},
-    "targets": [common.target("share", 0.912345, at_least=0.9), common.target("added", None, at_most=0.3, unit="ms")],
-    "many_rows": [{"form": "a|b", "p50_ms": 1234.5, "ok": True}, {"form": "c", "p50_ms": 0.012345, "extra": {"x": 1}}],
-    "note": ["not", "a", "table"],
-}
-RENDERED = """\
-A CPU, 2 cores, Python 3.11.7, onnxruntime 1.32.0; load average 0.04.
-
-| target | bound | measured |  |
-| --- | --- | --- | --- |
-| share | ≥ 0.9 | 0.9123 | met |
-| added | ≤ 0.3 ms | nothing | **missed** |
-
-**many rows**
-
-| form | p50 ms | ok | extra.x |
-| --- | ---: | ---: | ---: |
-| a\\|b | 1234 | yes |  |
-| c | 0.01235 |  | 1 |
-
-"""
-
-
-def test_a_result_becomes_tables() -> None:
-    assert tables.render(RESULT) == RENDERED
-    assert "quick run" in tables.render(RESULT | {"options": {"quick": True}})
-
-
-def test_what_is_no_result_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "list.json").write_text("[]")
-    (tmp_path / "text.json").write_text("{")
-    for name in ("list.json", "text.json", "none.json"):
-        monkeypatch.setattr(sys, "argv", ["tables", str(tmp_path / name)])
-        assert tables.main() == 2
-    assert capsys.readouterr().err.count("error: ") == 3
-
-
 SERVICE: Json = {
     "machine": {"processor": "A CPU", "cpus_granted": 2, "python": "3.11.7"},
     "single_images": [
@@ -159,24 +107,6 @@ def test_the_wanted_p99_and_the_steps_decide_what_a_pod_does() -> None:
     assert single.per_s == pytest.approx(50.0)
 
 
-def test_documents_get_the_tables_of_the_results(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    document = tmp_path / "page.md"
-    document.write_text("# A\n\n<!-- results: capacity -->\nold\n<!-- end -->\n\nleft\n")
-    monkeypatch.setattr(capacity, "DOCUMENTS", (document,))
-    argv = ["capacity", "--results", str(tmp_path), "--images-per-s", "50", "700", "--write"]
-    monkeypatch.setattr(sys, "argv", argv)
-    assert capacity.main() == 2  # there are no results
-    (tmp_path / "service.json").write_text(json.dumps(SERVICE))
-    assert capacity.main() == capacity.main() == 0
-    line = "| 700 | 1 image: PNG to PNG | 100 | 50 | 10 | 20 | 70% |\n"
-    assert document.read_text().count(line) == 1
-    assert "old" not in document.read_text()
-    assert document.read_text().endswith("<!-- end -->\n\nleft\n")
-    assert capsys.readouterr().out.count(line) == 2
-
-
 def test_every_marked_table_exists_and_can_be_made() -> None:
     options = argparse.Namespace(results=tables.RESULTS, images_per_s=[1], p99_ms=200.0, steps=2, max_busy=0.7)
     assert all(make(tables.RESULTS, options) for make in capacity.TABLES.values())
@@ -188,31 +118,6 @@ def texts(svg: bytes) -> list[str]:
     return re.findall(r"<text[^>]*>([^<]*)</text>", svg.decode())
 
 
-def test_charts_show_the_best_of_each_system_and_each_damage_with_an_accuracy() -> None:
-    entries = [("mosec ×1", 10.0), ("mosec ×2", 30.0), ("ign as it comes", 20.0)]
-    peers = {"png_at_32_connections": [{"entry": entry, "requests_per_s": rate} for entry, rate in entries]}
-    assert {"mosec", "ign-service", "30", "20"} <= set(texts(speed(peers)))
-    assert speed(peers) == speed(peers)
-    blur = {"input": {"accuracy": 0.5}, "f": {"accuracy": 0.75}}
-    drawn = texts(quality({"restoration": {"blur_1.5": blur, "unmeasured": {"f": {"psnr": 4.0}}}}))
-    assert {"blur 1.5", "50.0", "75.0"} <= set(drawn)
-    assert "unmeasured" not in drawn
-
-
 def test_the_stored_charts_are_those_of_the_stored_results() -> None:
     stale = [file.name for file, content in charts().items() if texts(file.read_bytes()) != texts(content)]
     assert not stale, "run `python -m benchmarks.charts`"
-
-
-def test_the_visible_gpu_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "nvidia-smi"
-    program.write_text('#!/bin/sh\nfor last; do :; done\necho "a, 1, 2 MiB, 3, 4, ${last#--id=} MiB"\n')
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    for visible, index in (("", 0), ("3", 3), ("2,1", 2)):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        assert gpu()["memory.used"] == f"{index} MiB"
-    program.write_text("#!/bin/sh\nexit 9\n")
-    assert gpu() == {}
-    program.unlink()
-    assert gpu() == {}

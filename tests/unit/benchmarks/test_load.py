@@ -53,17 +53,6 @@ def test_a_closed_loop_has_one_request_by_connection_in_turn() -> None:
     assert abs(sum(b"/a" in data[:8] for data in seen.requests) * 2 - len(seen.requests)) <= 1
 
 
-def test_a_closed_loop_waits_for_its_first_answer() -> None:
-    async def reply(seen: Seen, writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(0.2)
-        writer.write(OK)
-
-    with fake_server(reply) as seen:
-        report = run(spec(seen, seconds=0.01, warmup_s=0.0))
-    assert report["ok"]["count"] >= 1
-    assert report["seconds"] > 0.19
-
-
 def test_statuses_are_told_apart() -> None:
     async def reply(seen: Seen, writer: asyncio.StreamWriter) -> None:
         writer.write(OK if len(seen.requests) % 2 else BUSY)

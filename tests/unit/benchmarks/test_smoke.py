@@ -64,24 +64,6 @@ def test_a_bad_option_is_an_error(command: str, tmp_path: Path) -> None:
     assert not (tmp_path / "result.json").exists()
 
 
-FILES = "import http.server as s, sys; s.test(s.SimpleHTTPRequestHandler, port=int(sys.argv[1]), bind='127.0.0.1')"
-
-
-def test_a_server_is_started_measured_and_stopped() -> None:
-    port = processes.free_port()
-    shell = ["sh", "-c", f'{sys.executable} -c "{FILES}" {port}; true']  # so the server is a descendant
-    with processes.serving(shell, port=port, ready="/README.md") as server:
-        assert server.get("/nothing")[0] == 404
-        assert "GET /nothing" in server.log_text()
-        parent, descendant = processes.process_tree(server.pid)
-        assert parent == server.pid
-        assert processes.rss_mib(parent) > processes.rss_mib(descendant) > 1
-        assert processes.cpu_seconds(parent) >= processes.cpu_seconds(descendant) > 0
-    assert server.status == -15
-    with pytest.raises(OSError, match=r"refused|reset|closed"):
-        server.get("/")
-
-
 @pytest.mark.parametrize(
     ("command", "reason"), [(["sh", "-c", "echo no; exit 1"], r"(?s)status 1.*no"), (["sleep", "60"], "not ready")]
 )

@@ -15,7 +15,7 @@ from PIL import Image as PilImage
 import ign_client
 from ign_client import AsyncClient, Client, Done, Frame, Image, ProjectedImage, Raw, Scores, Seed, Step, Term
 from service.app import build_services, create_app
-from tests.contract.data import GREY, b64, latents, npy, pixels, quantised, step_params
+from tests.contract.data import GREY, b64, latents, npy, pixels, quantised
 from tests.contract.harness import Service, settings
 from tests.helpers.pictures import noise, save
 from tests.unit.sdk.clients import Ask
@@ -94,16 +94,6 @@ def test_results_hold_what_the_service_answers(
         ]
         found = {(event.index, event.step) for event in events if isinstance(event, Step)}
         assert found == {(image.index, k) for image in result for k in (0, image.steps)}
-
-
-def test_images_are_f_of_the_seed(service: Service, ask: Ask) -> None:
-    expected = step_params(latents(7), 2)
-    (image,) = ask(service.url, "generate", seed=7, steps=2)
-    np.testing.assert_array_equal(image.to_numpy(), quantised(expected)[0])
-    (row,) = ask(service.url, "generate", seed=7, steps=2, format="npy")
-    np.testing.assert_allclose(row.to_numpy(), expected[0], atol=1e-5)
-    first = ask(service.url, "generate")
-    assert ask(service.url, "generate", seed=first.seed)[0].bytes == first[0].bytes
 
 
 def test_masks(service: Service, ask: Ask) -> None:

@@ -180,18 +180,3 @@ def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path: Path) -> None:
             (tmp_path / "out.png").symlink_to(f"/proc/self/fd/{writing}")
             IMAGE.save(tmp_path / "out.png")
         assert file.read() == IMAGE.bytes
-
-
-def test_files_appear_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = tmp_path / "x.png"
-    target.write_bytes(b"before")
-
-    def full(self: Path, other: Path) -> None:
-        raise OSError(28, os.strerror(28))
-
-    monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(OSError, match="No space left"):
-        IMAGE.save(target)
-    assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("x.png", b"before")]
-    with pytest.raises(FileNotFoundError):
-        IMAGE.save(tmp_path / "nowhere" / "x.png")

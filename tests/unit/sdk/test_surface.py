@@ -70,23 +70,6 @@ def test_constructors_take_the_same() -> None:
 # Settings
 
 
-@pytest.mark.parametrize(
-    ("base_url", "variable", "expected"),
-    [
-        (None, None, "http://127.0.0.1:8000"),
-        (None, "", "http://127.0.0.1:8000"),
-        (None, "https://ign.example/", "https://ign.example"),
-        ("http://[::1]:9000/ign/", "https://ign.example", "http://[::1]:9000/ign"),
-    ],
-)
-def test_where_the_service_is(
-    base_url: str | None, variable: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if variable is not None:
-        monkeypatch.setenv("IGN_BASE_URL", variable)
-    assert Client(base_url, transport=Canned()).base_url == expected
-
-
 SECRET = "http://me:secret@x"
 URLS = (
     "ftp://x 127.0.0.1:8000 localhost http:// http://x:port http://x:0 http://x:99999 http://x?y http://x#y http://[::1"
@@ -115,13 +98,15 @@ def test_the_environment_is_read_when_a_client_is_made(monkeypatch: pytest.Monke
     to = Canned(ready(), ready())
     with Client(transport=to) as client:
         client.ready()
-    with Client("http://other/prefix", api_key="given", transport=to) as client:
+    with Client("http://other/prefix/", api_key="given", transport=to) as client:
         client.ready(request_id="mine")
     assert [str(request.url) for request in to.asked] == ["http://ign.example:1/readyz", "http://other/prefix/readyz"]
     assert [request.headers["Authorization"] for request in to.asked] == ["Bearer secret", "Bearer given"]
     assert to.asked[1].headers["User-Agent"] == f"ign-client/{ign_client.__version__}"
     assert to.asked[1].headers["X-Request-ID"] == "mine"
     assert to.asked[0].method == "GET"
+    monkeypatch.setenv("IGN_BASE_URL", "")
+    assert Client(transport=to).base_url == "http://127.0.0.1:8000"
 
 
 def test_reprs_do_not_hold_the_key() -> None:
