@@ -53,6 +53,7 @@ def test_it_runs_with_a_service_that_serves(url: str, monkeypatch: pytest.Monkey
         assert client.ready()
 
 
+@pytest.mark.slow
 def test_it_starts_a_service_and_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
     monkeypatch.setenv("IGN_PORT", str(port))

@@ -287,7 +287,7 @@ BUSY_THREAD = "threading.Thread(target=time.sleep, args=(600,)).start()"
 BUSY_EXECUTOR = "Repository.load_all = lambda _: time.sleep(600)"
 
 
-@pytest.mark.parametrize("line", [BUSY_THREAD, BUSY_EXECUTOR])
+@pytest.mark.parametrize("line", [BUSY_THREAD, pytest.param(BUSY_EXECUTOR, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("signals", "drain_s"), [(1, "1"), (100, "600")])  # the second signal ends the drain
 def test_it_ends_although_a_thread_does_not(environ: dict[str, str], line: str, signals: int, drain_s: str) -> None:
     with started(environ | {"IGN_DRAIN_S": drain_s}, sys.executable, "-c", STUCK.format(line=line)) as process:

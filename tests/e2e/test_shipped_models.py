@@ -43,7 +43,12 @@ def test_every_shipped_model_verifies_and_says_where_it_comes_from(shipped: dict
         assert len(card.data.sha256) == 64
         assert card.distance_quantiles is not None
         assert card.quality["generation"]["f"]["frechet"] > 0
-        assert read_weights(MODELS / ref).preset.shape == card.shape  # a training can start from it
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ref", ["mnist/3", "fashion_mnist/3", "avatars64/4"])
+def test_a_training_can_start_from_every_shipped_model(ref: str, shipped: dict[str, LoadedModel]) -> None:
+    assert read_weights(MODELS / ref).preset.shape == shipped[ref].card.shape
 
 
 def test_generated_avatars_are_in_colour_and_kept(shipped: dict[str, LoadedModel]) -> None:

@@ -179,6 +179,7 @@ def folder_of_shapes(folder: Path, count: int) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_folder_of_pictures_needs_no_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shapes = folder_of_shapes(tmp_path / "Red shapes", 40)
     (shapes / "bad.png").write_bytes(b"no picture")

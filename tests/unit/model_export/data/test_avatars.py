@@ -21,6 +21,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_the_set_is_one_that_training_reads(drawn: Path) -> None:
     data = load_dataset(str(drawn), size=SIZE, channels=3)
     assert (len(data.train), len(data.held_out)) == (27, 3)
@@ -45,6 +46,7 @@ def test_attributes_describe_the_picture(drawn: Path) -> None:
     assert "Lisa Wischofsky" in str(arrays["attribution"])
 
 
+@pytest.mark.slow
 def test_it_depends_on_the_seed_and_not_on_the_processes(
     drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

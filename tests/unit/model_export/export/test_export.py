@@ -190,8 +190,8 @@ def test_other_files_are_no_models(models: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        NetworkConfig(size=11, channels=3, widths=(8, 16), bottleneck=8),
-        NetworkConfig(size=8, channels=1, widths=(8,), bottleneck=6, places=4),
+        pytest.param(NetworkConfig(size=11, channels=3, widths=(8, 16), bottleneck=8), marks=pytest.mark.slow),
+        pytest.param(NetworkConfig(size=8, channels=1, widths=(8,), bottleneck=6, places=4), marks=pytest.mark.slow),
         NetworkConfig(size=8, channels=1, widths=(8, 16), bottleneck=12, quantizer=6),
     ],
     ids=["odd", "places", "quantiser"],

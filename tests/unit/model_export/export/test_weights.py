@@ -37,6 +37,7 @@ def weights(models: Path) -> StartWeights:
     return read_weights(models / "tiny" / "1")
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_reproduce_the_golden_rows_are_refused(models: Path, tmp_path: Path) -> None:
     folder = tmp_path / "tiny" / "1"
     golden = Artifact.read(models / "tiny" / "1").golden()
@@ -49,6 +50,7 @@ def test_weights_that_do_not_reproduce_the_golden_rows_are_refused(models: Path,
         read_weights(folder)
 
 
+@pytest.mark.slow
 def test_a_preset_with_further_stages_begins_behind_those_of_the_version(
     weights: StartWeights, data: Dataset, tmp_path: Path
 ) -> None:
