@@ -32,8 +32,8 @@ def parse_multipart(
     A part with a file name, or with the content type of a picture, is a file. Every other part is a UTF-8 field. A
     file part without name and content, which browsers send for an empty file input, is skipped.
 
-    Raises `MalformedRequest` without a boundary, or for a part without a name or a field that is not UTF-8, and
-    `InvalidContent` for too many files or fields, or if a part of ``file_names`` is a field that is not UTF-8.
+    Raises `MalformedRequest` without a first or last boundary, or for a part without a name or a field that is not
+    UTF-8, and `InvalidContent` for too many files or fields, or if a part of ``file_names`` is a field not in UTF-8.
     """
     boundary = parse_content_type(content_type)[1].get("boundary", "")
     if not boundary:

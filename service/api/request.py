@@ -82,7 +82,7 @@ def field_name(key: str) -> bytes:
 
 
 class ApiRequest:
-    """A request to an endpoint (a template) that runs a model: its deadline, body, codec jobs and timing.
+    """A request to an endpoint that runs a model: its deadline, body, codec jobs and timing.
 
     To make one raises `NotReady` or `Draining` if the service accepts no requests now, and `MalformedRequest` if
     X-Request-Timeout is not a number of seconds above 0. `service.api.application` has set its ``state``.
@@ -109,7 +109,7 @@ class ApiRequest:
         max_timeout = services.settings.request_timeout_s
         self.deadline: float = self.arrival + (max_timeout if timeout is None else min(_seconds(timeout), max_timeout))
         self.seconds = {"decode": 0.0, "queue": 0.0, "compute": 0.0, "encode": 0.0}
-        self.content_type = parse_content_type(headers.get("content-type"))[0]  # "" where there is none
+        self.content_type = parse_content_type(headers.get("content-type"))[0]  # of the body, in lower case; else ""
         self.media = Media.JSON  # of the response, once it is negotiated
         self.is_over = False  # the response is complete or the client has gone; a codec job of the request then stops
 
@@ -245,7 +245,7 @@ async def read_body(
 ) -> bytes:
     """Read the whole body, at most ``max_bytes``; a larger Content-Length is rejected before reading.
 
-    The last byte must arrive by ``deadline`` (`time.monotonic()`), unless ``is_received``: the server has the body.
+    The last byte must arrive by ``deadline`` (`time.monotonic()`), unless the server has all of it (``is_received``).
     ``hold`` is called with the number of bytes whenever more than 4 KiB have arrived; it raises if they are too many.
 
     Raises `UnsupportedMedia` for a Content-Encoding, else `TooLarge`, `BodyTooSlow` or `ClientDisconnect`.

@@ -18,14 +18,14 @@ from service.domain.errors import DeadlineExceeded, IgnError
 from service.domain.latents import FloatRows
 from service.domain.tasks import Result, StepOutput, StreamProgress, blend_step
 
-_KEEPALIVE_S: Final = 10.0  # without an event, then a comment line is sent: proxies keep the connection open
+_KEEPALIVE_S: Final = 10.0  # seconds without an event; a comment line then makes proxies keep the connection open
 
 Event = StepOutput | StreamProgress | Result | IgnError
 Events = asyncio.Queue[Event]
 
 
 async def send_events(api: ApiRequest, spec: ResponseSpec, rows: FloatRows, events: Events, send: Send) -> bytes:
-    """Send the events of a request until its result; returns the last piece of the body, to be sent when no row runs.
+    """Send the events of a request until its result; returns the last piece, to be sent once no row runs.
 
     A failure before the first event becomes an ordinary problem document with its own status. A later failure becomes
     the event `error`, because status 200 is sent already. ``rows`` (N, C, H, W) float32 are the inputs of f.

@@ -34,7 +34,7 @@ _MAX_INLINE: Final = 4  # small pictures; decoding them takes less time than wak
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Upload(Generic[Options]):
-    """The pictures of a request, not yet decoded: bytes, or base64 text. There is no mask, one for all images, or N."""
+    """The pictures of a request as bytes or base64 text. There is no mask, one for all images, or one for each."""
 
     options: Options
     images: Sequence[bytes | str]
