@@ -5,12 +5,9 @@ The keys file is a JSON list. It holds the SHA-256 of each key, never the key it
     [{"name": "alice", "sha256": "<64 hex digits>", "scopes": ["infer"]},
      {"name": "ops", "sha256": "<64 hex digits>", "scopes": ["infer", "admin"]}]
 
-`ign keys add` creates a key and adds its entry.
 The scope `admin` allows the administrative paths, and the scope `infer` every other path that needs a key. An entry may
-have a `quota`, such as `"20/s"` or `"600/m"`. It replaces the rate `IGN_RATE_LIMIT` for this key.
-
-With keys configured, a path needs a key unless it is listed as open. A listed path matches exactly; one that ends in
-`/*` matches every path below it.
+have a `quota`, such as `"20/s"` or `"600/m"`. It replaces the rate `IGN_RATE_LIMIT` for this key. With keys
+configured, a path needs a key unless it is listed as open.
 """
 
 import hashlib
@@ -73,11 +70,7 @@ class ApiKey(BaseModel):
 
 
 def load_keys(path: Path) -> tuple[ApiKey, ...]:
-    """Read the keys file.
-
-    Raises:
-        StartupError: the file is unreadable, invalid or empty, or a name or key occurs twice.
-    """
+    """Read the keys file; a `StartupError` says why it is unreadable or invalid, or which field occurs twice."""
     try:
         return parse_keys(path.read_bytes())
     except OSError as exc:
@@ -145,16 +138,10 @@ class PathSet:
 
 
 def peer_key(peer: str | None, forwarded: Sequence[str], trusted: Sequence[Network]) -> str:
-    """The fairness key of a request behind proxies: the address of its peer, or the one that trusted proxies report.
+    """The fairness key of a request behind proxies: the right-most hop of its X-Forwarded-For that is not ``trusted``.
 
-    Args:
-        peer: address of the connection, or None where it has none (a Unix socket).
-        forwarded: the values of all X-Forwarded-For headers, in order.
-        trusted: proxies whose X-Forwarded-For is believed.
-
-    Returns:
-        The right-most hop that is not a trusted proxy: an IPv4 address, or the /64 of an IPv6 address, within which
-        a caller can pick addresses at will.
+    An IPv6 address counts by its /64, within which a caller can pick addresses at will. ``peer``, the address of the
+    connection, is None for a Unix socket.
     """
     address = _address(peer or "")
     if address is None:

@@ -20,13 +20,9 @@ Phase = Literal["loading", "serving", "failed"]
 
 @dataclass(slots=True, kw_only=True)
 class AppState:
-    """The running parts of one service.
+    """The running parts of one service. The registry is empty until all models are verified.
 
-    Args:
-        registry: the models that serve; empty until all of them are verified.
-        codec: threads that decode and encode large pictures.
-        tracing: makes the spans of requests and batches; None if no traces are wanted.
-        phase: `loading` until every model is verified; `failed` if one was not.
+    ``phase`` is `loading` until then, and `failed` if one was not. Without traces ``tracing`` is None.
     """
 
     settings: Settings
@@ -54,10 +50,7 @@ class AppState:
         self.metrics.in_flight.set(self.in_flight.count)
 
     def require_serving(self) -> None:
-        """Raise `Draining` or `NotReady` unless the service accepts requests.
-
-        It checks no model, so that one never blocks the others.
-        """
+        """Raise `Draining` or `NotReady` unless requests are accepted; it checks no model, so none blocks others."""
         if self.in_flight.draining:
             raise Draining("the service is shutting down")
         if self.phase != "serving":

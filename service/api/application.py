@@ -70,9 +70,7 @@ class Match(NamedTuple):
 class RouteTable:
     """Finds the template of a path and its endpoint, for every request before it is admitted.
 
-    Args:
-        routes: of FastAPI or Starlette, in their order; anything without a template, such as a mount, is left out.
-        endpoints: those that run a model.
+    Of ``routes`` those without a template, such as a mount, are left out; ``endpoints`` are those that run a model.
     """
 
     def __init__(self, routes: Iterable[Any], endpoints: Iterable[Endpoint]) -> None:
@@ -182,12 +180,7 @@ class Exchange:
 
 
 class Application:
-    """See the module; this is what the server calls.
-
-    Args:
-        keys: API keys; None where none are needed.
-        rates: counts the requests of each caller; None for no limit.
-    """
+    """See the module; this is what the server calls. None stands for no API ``keys`` and no limit of ``rates``."""
 
     def __init__(
         self,
@@ -287,9 +280,8 @@ class Application:
     def _admit(self, exchange: Exchange) -> None:
         """Let the request in, and count it.
 
-        Raises:
-            IgnError: the server rejected its head, the head is wrong, the service drains, too many requests are in
-                flight, the key is missing, unknown or without the scope, or the caller is beyond its rate.
+        Raises `IgnError` if the server rejected its head, the head is wrong, the service drains, too many requests are
+        in flight, the key is missing, unknown or without the scope, or the caller is beyond its rate.
         """
         state, path, in_flight = exchange.state, exchange.path, self._in_flight
         if "rejected" in state:

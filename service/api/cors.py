@@ -31,12 +31,7 @@ _ALLOWED_HEADERS: Final = (
 
 
 class CorsMiddleware(CORSMiddleware):
-    """Starlette's `CORSMiddleware` that exposes this service's headers and rejects a preflight with a problem document.
-
-    Args:
-        origins: origins allowed to call, or `*`.
-        reject: sends the problem document of an error.
-    """
+    """Starlette's `CORSMiddleware` with this service's headers; ``reject`` sends the problem of a bad preflight."""
 
     def __init__(
         self, app: ASGIApp, *, origins: Sequence[str], reject: Callable[[Scope, Send, Exception], Awaitable[None]]

@@ -5,8 +5,7 @@ from typing import Final
 
 from service.domain.errors import HeadTooLarge, IgnError, MalformedRequest, NotSupported, UnsupportedMedia
 
-MAX_HEAD_BYTES: Final = 1 << 16
-"""Request line and headers; also trailers, and the extensions of one chunk."""
+MAX_HEAD_BYTES: Final = 1 << 16  # request line and headers; also trailers, and the extensions of one chunk
 MAX_HEADERS: Final = 256
 MAX_PIPELINED: Final = 64  # requests that wait on one connection for the response before theirs
 _VERSIONS: Final = ("1.1", "1.0")

@@ -27,15 +27,10 @@ _BUCKET_BYTES: Final = _WAYS * _ENTRY.size
 
 
 class InFlightRequests:
-    """Counts the requests in flight and the bytes that they hold, and holds the flag `draining`.
-
-    Belongs to one event loop.
+    """Counts the requests in flight and the bytes of their bodies and enlarged pictures. Belongs to one event loop.
 
     `service.server` sets `draining` once, and waits with `idle`. `ModelRegistry` waits with `wait_for_current` before
     it closes a model.
-
-    Args:
-        max_bytes: most bytes of the bodies and enlarged pictures of all requests in flight.
     """
 
     def __init__(self, max_bytes: int = sys.maxsize) -> None:
@@ -101,7 +96,7 @@ class Epoch:
 
 
 class RejectionPace:
-    """Lets connections whose request was rejected go on in their turn.
+    """Lets connections whose request was rejected go on in their turn. Belongs to one event loop.
 
     A client that ignores `Retry-After` comes back at once, and a rejection takes CPU time that accepted requests then
     lack. So the number of rejections follows from the number of other responses, not from the number of such clients:
@@ -109,8 +104,6 @@ class RejectionPace:
         other response  + 4 credits, or + 1/4 while more than 512 connections wait
         each second     + 250 credits
         rejection       - 1 credit, or the connection waits for one
-
-    Belongs to one event loop.
     """
 
     def __init__(self) -> None:
@@ -153,11 +146,9 @@ class RejectionPace:
 
 
 class CallerRates:
-    """Counts the requests of each caller.
+    """Counts the requests of each caller: in this process alone, unless a limiter is given.
 
-    Args:
-        rate: of callers whose API key has no quota; None for no limit.
-        limiter: counts the requests; None for a count in this process alone.
+    ``rate`` is that of callers whose API key has no quota; None for no limit.
     """
 
     def __init__(
@@ -179,15 +170,11 @@ class CallerRates:
 
 
 class SharedGCRA:
-    """As `service.domain.rate_limit.GCRA`, over all processes that open the same file.
+    """As `service.domain.rate_limit.GCRA`, over all processes that open the same file; the first one creates it.
 
     The hash of a caller chooses a bucket. A process locks the bytes of that bucket for some microseconds; the kernel
-    drops the lock of a process that dies.
-
-    Args:
-        path: the file; the first process creates it.
-        callers: how many are stored. Beyond that, or if a bucket is full, the caller that has been quiet longest is
-            dropped and starts anew.
+    drops the lock of a process that dies. Beyond ``callers``, or if a bucket is full, the caller that has been quiet
+    longest is dropped and starts anew.
     """
 
     def __init__(self, path: Path, callers: int = 65_536) -> None:
@@ -200,8 +187,7 @@ class SharedGCRA:
     def wait(self, caller: str, rate: Rate, now: float) -> float:
         """Count a request of this caller at ``now``, in seconds of `time.monotonic`, which all processes share.
 
-        Returns:
-            0 if it is within the rate; else the seconds after which it would be. Then it does not count.
+        Returns 0 if it is within the rate; else the seconds after which it would be. Then it does not count.
         """
         digest = int.from_bytes(blake2b(caller.encode(), digest_size=8).digest(), "little")
         start, key = digest % self._buckets * _BUCKET_BYTES, digest or 1

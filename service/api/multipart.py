@@ -32,11 +32,8 @@ def parse_multipart(
     A part with a file name, or with the content type of a picture, is a file. Every other part is a UTF-8 field. A
     file part without name and content, which browsers send for an empty file input, is skipped.
 
-    A part with one of ``file_names`` should be a file.
-
-    Raises:
-        MalformedRequest: no boundary, no last boundary, a part without a name, a field that is not UTF-8.
-        InvalidContent: too many files or fields; or bytes in a part that should be a file, but says neither.
+    Raises `MalformedRequest` without a first or last boundary, or for a part without a name or a field that is not
+    UTF-8, and `InvalidContent` for too many files or fields, or if a part of ``file_names`` is a field not in UTF-8.
     """
     boundary = parse_content_type(content_type)[1].get("boundary", "")
     if not boundary:
@@ -134,12 +131,9 @@ def _utf8(data: bytes | bytearray, name: str) -> str:
 
 
 def parse_fields(fields: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Convert one text for each field by the type of the option; other fields stay text.
+    """Convert one text for each field by the type of the option; raises `InvalidContent` if one is given twice.
 
-    Text that cannot be converted stays text, too, and validation rejects it later with the name of the field.
-
-    Raises:
-        InvalidContent: a field is given more than once.
+    Other fields, and text that cannot be converted, stay text. Validation rejects it later with the name of the field.
     """
     converted = {}
     for name, texts in fields.items():

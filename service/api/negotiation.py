@@ -39,16 +39,12 @@ _WEIGHT: Final = re.compile(r"(?:0?\.[0-9]{1,9}|0\.?|1(?:\.0{0,9})?)")
 
 @lru_cache(maxsize=256)  # a client sends the same header with every request
 def negotiate(accept: str | None, offers: tuple[Media, ...]) -> Media:
-    """Choose the offer with the highest weight.
+    """Choose the offer with the highest weight; several Accept headers come joined by commas, None accepts everything.
 
     Among equal weights the order of `Media` decides, so `*/*` gives JSON and `image/*` gives PNG. The weight of an
     offer is that of the most specific range that matches it. Parameters other than `q` are ignored.
 
-    Several Accept headers come joined by commas; None or blank accepts everything.
-
-    Raises:
-        MalformedRequest: not a list of media ranges, or a weight outside 0…1.
-        NotAcceptable: every offer has weight 0.
+    Raises `MalformedRequest` for a weight outside 0…1 or no media ranges, and `NotAcceptable` if every weight is 0.
     """
     ranges = _ranges(accept) if accept and accept.strip(" \t,") else {"*/*": 1.0}
     best, best_weight = None, 0.0

@@ -32,8 +32,7 @@ from service.domain.tasks import Result, SchedulingParams
 from service.models.registry import ServedModel
 
 LARGE_BODY: Final = 1 << 15  # bytes; a larger body is parsed in the codec pool
-MAX_PER_TURN: Final = 32
-"""Requests of one turn of the event loop: about 2 ms of work."""
+MAX_PER_TURN: Final = 32  # requests of one turn of the event loop: about 2 ms of work
 _MAX_BYTES_PER_TURN: Final = 1 << 16  # of their bodies; a body of 16 KiB takes as long as forty of 400 bytes
 
 _GRACE_S: Final = 0.25  # most requests end within this time, even under load, and need no task that watches them
@@ -80,12 +79,10 @@ class Work(Protocol):
 class Endpoint(NamedTuple):
     """The stages of one endpoint. `check` sees the head only, before the body is read.
 
-    `has_large_body` says whether `parse` needs a thread of the codec pool.
-
-    `decode` returns, for each of several requests, its inputs or the error of one that has none; their ``rows`` are
-    (N, C, H, W) float32 in the model's range. `encode` gets
-    (work, rows, result) of each; if it raises, it runs again for each request alone. `respond` gets what `encode` made.
-    All but a large `parse`, `decode` and `encode` run on the event loop.
+    `has_large_body` says whether `parse` needs a thread of the codec pool. `decode` returns, for each of several
+    requests, its inputs or the error of one that has none; their ``rows`` are (N, C, H, W) float32 in the model's
+    range. `encode` gets (work, rows, result) of each; if it raises, it runs again for each request alone. `respond`
+    gets what `encode` made. All but a large `parse`, `decode` and `encode` run on the event loop.
     """
 
     template: str
@@ -142,11 +139,9 @@ class Pipeline:
         self._disconnects = DisconnectSweep()
 
     async def run(self, endpoint: Endpoint, api: ApiRequest, parameters: Mapping[str, str], send: Send) -> None:
-        """Answer one request; if its client disconnects, its rows are dropped.
+        """Answer one request; if its client disconnects, its rows are dropped and `ClientDisconnect` is raised.
 
-        Raises:
-            ClientDisconnect: the client disconnected first.
-            Exception: the reason of a problem document, unless the response has started.
+        It raises the reason of a problem document, unless the response has started.
         """
         endpoint.check(api)
         body = await api.read_body()
@@ -163,11 +158,7 @@ class Pipeline:
             await send({"type": "http.response.body", "body": last})
 
     async def _run(self, call: Call, send: Send) -> bytes:
-        """The stages of one request: large parts here, in the codec pool, small ones in the turns.
-
-        Returns:
-            The last piece of a stream.
-        """
+        """Run the stages: large parts in the codec pool, small ones in turns; returns the last piece of a stream."""
         api = call.api
         if call.endpoint.has_large_body(api, call.body):
             await api.run_codec("decode", partial(_parse, call))

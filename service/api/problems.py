@@ -62,11 +62,9 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """A problem document, and headers of its response such as Retry-After.
+    """A problem document, and headers of its response. ``detail`` names no file's path and holds no traceback.
 
-    Args:
-        detail: one sentence, without paths of files and without a traceback.
-        fields: pairs of dotted field path and message, for validation errors.
+    ``fields`` are pairs of dotted field path and message, for validation errors.
     """
 
     status: int

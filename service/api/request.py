@@ -41,8 +41,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Body = TypeVar("Body", bound=BaseModel)
 
-MAX_DEPTH: Final = 32
-"""Deepest nesting of objects and arrays that a JSON body may have."""
+MAX_DEPTH: Final = 32  # of nested objects and arrays in a JSON body
 MAX_VALUES: Final = 200_000
 """Most values in a JSON body, objects and arrays included. Parsing and rejecting one takes about 1 µs and 200 bytes, so
 16 MiB of empty objects would take many seconds and a gigabyte. The largest request has one picture for each of at most
@@ -86,11 +85,7 @@ class ApiRequest:
     """A request to an endpoint that runs a model: its deadline, body, codec jobs and timing.
 
     To make one raises `NotReady` or `Draining` if the service accepts no requests now, and `MalformedRequest` if
-    X-Request-Timeout is not a number of seconds above 0.
-
-    Args:
-        endpoint: template of the route.
-        state: arrival time, request id and caller, as `service.api.application` sets them.
+    X-Request-Timeout is not a number of seconds above 0. `service.api.application` has set its ``state``.
     """
 
     def __init__(
@@ -114,12 +109,9 @@ class ApiRequest:
         max_timeout = services.settings.request_timeout_s
         self.deadline: float = self.arrival + (max_timeout if timeout is None else min(_seconds(timeout), max_timeout))
         self.seconds = {"decode": 0.0, "queue": 0.0, "compute": 0.0, "encode": 0.0}
-        self.content_type = parse_content_type(headers.get("content-type"))[0]
-        """Media type of the body in lower case, without parameters; empty where there is none."""
-        self.media = Media.JSON
-        """Media type of the response, once it is negotiated."""
-        self.is_over = False
-        """Whether the response is complete or the client has gone; a codec job of the request then stops."""
+        self.content_type = parse_content_type(headers.get("content-type"))[0]  # of the body, in lower case; else ""
+        self.media = Media.JSON  # of the response, once it is negotiated
+        self.is_over = False  # the response is complete or the client has gone; a codec job of the request then stops
 
     def negotiate(self, offers: tuple[Media, ...]) -> Media:
         """The media type of the response; raises `NotAcceptable` if the caller accepts none of the offers."""
@@ -251,18 +243,12 @@ async def read_body(
     hold: Callable[[int], None] | None = None,
     is_received: bool = False,
 ) -> bytes:
-    """Read the whole body.
+    """Read the whole body, at most ``max_bytes``; a larger Content-Length is rejected before reading.
 
-    Args:
-        max_bytes: largest body accepted, counted in received bytes; a larger Content-Length is rejected before reading.
-        deadline: `time.monotonic()` seconds by which the last byte must have arrived.
-        hold: called with the number of bytes whenever more than 4 KiB have arrived; it raises if they are too many
-            for the service.
-        is_received: the server has the whole body, so no time limit is needed.
+    The last byte must arrive by ``deadline`` (`time.monotonic()`), unless the server has all of it (``is_received``).
+    ``hold`` is called with the number of bytes whenever more than 4 KiB have arrived; it raises if they are too many.
 
-    Raises:
-        UnsupportedMedia: the body has a Content-Encoding.
-        TooLarge, BodyTooSlow, ClientDisconnect: it is beyond a limit, or the client disconnected first.
+    Raises `UnsupportedMedia` for a Content-Encoding, else `TooLarge`, `BodyTooSlow` or `ClientDisconnect`.
     """
     encoding = headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
@@ -308,9 +294,8 @@ def parse_content_type(header: str | None) -> tuple[str, dict[str, str]]:
 def parse_json(body: bytes, *, max_values: int = MAX_VALUES) -> dict[str, Any]:
     """Parse a JSON object with a limited number of values; if a key occurs twice, its last value counts.
 
-    Raises:
-        MalformedRequest: not UTF-8, not JSON, NaN or Infinity, or nested deeper than `MAX_DEPTH`.
-        InvalidContent: not an object, too many values, or a number beyond float64 (1e400).
+    Raises `MalformedRequest` if it is not UTF-8, not JSON, has NaN or Infinity, or nests deeper than `MAX_DEPTH`; and
+    `InvalidContent` if it is not an object, has too many values, or a number beyond float64 (1e400).
     """
     # A container begins with a bracket, and a comma precedes every other value but the first of its container. Those
     # inside strings count, too: base64 has none, and a data URL has one comma.

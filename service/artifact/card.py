@@ -138,10 +138,7 @@ def to_metadata(card: ModelCard) -> dict[str, str]:
 
 
 def from_metadata(metadata: Mapping[str, str]) -> tuple[ModelCard, NoiseSource]:
-    """Read the card and the noise source from ONNX metadata entries.
-
-    Raises CardError for no card, or an invalid one.
-    """
+    """Read the card and the noise source from ONNX metadata entries; raises CardError without a valid card."""
     text = metadata.get(CARD_KEY)
     if text is None:
         raise CardError(f"the file has no {CARD_KEY} metadata; it was not exported by model_export")

@@ -40,8 +40,7 @@ SCHEMAS: Final[Mapping[str, type[Options]]] = {
 _LAYOUT: Final = 1  # of the output folder; a run does not continue a folder of another layout
 _SUFFIXES: Final = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "npy": ".npy"}
 _MAX_STEM: Final = 80
-_BATCHES_IN_FLIGHT: Final = 4
-"""Per model instance: one batch on the device, one waiting for it, one being decoded, one being encoded."""
+_BATCHES_IN_FLIGHT: Final = 4  # of an instance: one on the device, one waiting, one being decoded, one encoded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

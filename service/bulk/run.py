@@ -162,10 +162,7 @@ class Actor:
         self._output = output
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """Process the shard whose number is in column `item`; returns its records, or the error as text.
-
-        Ray would wrap an exception and lose its type.
-        """
+        """Process the shard in column `item`; returns its records, or the error as text: Ray would lose its type."""
         number, records, error = int(batch["item"][0]), list[Record](), ""
         try:
             if self._output.shard_dir(number).is_dir():  # by an actor that died before it returned its result

@@ -114,10 +114,8 @@ class ModelRegistry:
     async def load(self, name: str) -> None:
         """Serve what the directory holds of this model: new versions, changed versions again, removed ones no longer.
 
-        Raises:
-            UnknownModel: the directory holds no version of it.
-            LoadFailed: a version does not load. The others now serve; a version that served before under the same
-                name and number goes on serving.
+        Raises `UnknownModel` if the directory holds no version of it, and `LoadFailed` if one does not load. The others
+        now serve; a version that served before under the same name and number goes on serving.
         """
         async with self._lock:
             try:

@@ -24,13 +24,11 @@ State = Mapping[str, Any]
 _TRACEPARENT: Final = re.compile(r"(?!ff)([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _SAMPLED: Final = 1
 _KNOWN_FLAGS: Final = 3  # sampled, and the random flag of level 2; the others are zero when they are passed on
-REQUEST_ID_PATTERN: Final = "[A-Za-z0-9._-]{1,128}"
-"""A valid value of the header X-Request-ID, as a regular expression."""
+REQUEST_ID_PATTERN: Final = "[A-Za-z0-9._-]{1,128}"  # of the header X-Request-ID
 _REQUEST_ID: Final = re.compile(REQUEST_ID_PATTERN)
 _FIELDS: Final = ("caller", "peer", "model", "rows", "steps", "request_bytes", "response_bytes")
 _SECONDS: Final = {"queue_s": "queue_ms", "compute_s": "compute_ms"}
-MAX_WAITING: Final = 10_000
-"""Lines that may wait to be written, some megabytes; further ones are dropped."""
+MAX_WAITING: Final = 10_000  # lines to be written, some megabytes; further ones are dropped
 _FLUSH_S: Final = 1.0
 _LINE: Final = "%s %s %s %d %.1f ms"
 _access = logging.getLogger("service.access")

@@ -50,10 +50,8 @@ class OnnxModel:
 
     ``data`` is an ONNX file that passes `check_self_contained`; `digest` is its SHA-256 in hexadecimal. The device
     `auto` is CUDA if it works, and else the CPU with the reason in `fallback_reason`. ``threads`` ≥ 1 run one operator
-    on the CPU; ``max_batch_rows`` bounds the buckets.
-
-    Raises:
-        StartupError: not a model this service can run, or ``device`` is `cuda` and it does not work.
+    on the CPU; ``max_batch_rows`` bounds the buckets. Raises `StartupError` for a model that this service cannot run,
+    and if ``device`` is `cuda` and it does not work.
     """
 
     def __init__(
@@ -99,12 +97,9 @@ class OnnxModel:
     def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
         """One step of f: (N, C, H, W) → the same shape and order, written to ``out`` if given (it may be ``rows``).
 
-        Raises:
-            ValueError: rows or ``out`` are not float32 of the model's shape, or differ in length.
-            DeviceOutOfMemory: the device could not hold the batch.
-            DeviceLost: CUDA fails every call of this process from now on. After an error that does not tell, a row of
-                zeros is run: if that fails too, the device is lost.
-            ModelFailure: onnxruntime raised anything else, or the model is closed.
+        Raises `ValueError` if rows or ``out`` are not float32 of the model's shape or differ in length,
+        `DeviceOutOfMemory`, `DeviceLost` if CUDA fails every call of this process from now on, and else `ModelFailure`.
+        After an error that does not tell, a row of zeros is run: if that fails too, the device is lost.
         """
         self._check_rows(rows)
         target = np.empty(rows.shape, dtype=np.float32) if out is None else out

@@ -118,11 +118,9 @@ def cpu_session(data: bytes, threads: int) -> Any:
 
 
 def cuda_session(data: bytes, cuda: CudaOptions) -> Any:
-    """A session on a CUDA device that runs every node of the model.
+    """A session on a CUDA device that runs every node; raises `CudaUnavailable` if there is none.
 
-    Raises:
-        CudaUnavailable: CUDA is not built in, its libraries do not load, or it does not run every node.
-        StartupError: the file needs a newer onnxruntime.
+    Raises `StartupError` if the file needs a newer onnxruntime.
     """
     if not cuda_is_built_in():
         raise CudaUnavailable(f"CUDA cannot be used: this onnxruntime is built without it{_HINT}")

@@ -7,9 +7,7 @@ from typing import Final
 
 from service.scheduling.request import ScheduledRequest, Slice
 
-MAX_SKIPS: Final = 64
-"""At most every second row of a caller is one that missed this many batches."""
-
+MAX_SKIPS: Final = 64  # at most every second row of a caller is one that missed this many batches
 _STALE_ALLOWANCE: Final = 64  # stale entries that are always tolerated, so that short queues are never rebuilt
 
 _ByProgress = tuple[int, float, int, Slice]  # steps applied, deadline, seq, slice: heap order

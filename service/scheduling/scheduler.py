@@ -129,10 +129,8 @@ class Scheduler:
         arrives meanwhile would find the same room, and most of them would be rejected after their rows were made.
         :meth:`submit` ignores reservations.
 
-        Raises:
-            QueueFull: too many rows would wait.
-            NotReady: not started, a worker is being replaced, or no device is left.
-            Draining: closed.
+        Raises `QueueFull`, `Draining` if closed, or `NotReady` if not started, without a device, or while a worker is
+        being replaced.
         """
         try:
             self._check_serving()
@@ -151,22 +149,18 @@ class Scheduler:
     ) -> list[ScheduledRequest | IgnError]:
         """Admit the requests of one turn of the event loop together.
 
-        Args:
-            requests: rows (N, C, H, W) float32, which must not change until the last event, and their parameters.
-            on_events: called on the event loop with all events that these requests, and others submitted with the same
-                function, have in that turn. With `SchedulingParams.streamed` these are recorded steps, the last step of
-                every row, and progress. The last event of every request is its `Result` or one of these errors:
+        Their rows (N, C, H, W) float32 must not change until the last event. ``on_events`` is called on the event loop
+        with all events that these requests, and others submitted with the same function, have in that turn. With
+        `SchedulingParams.streamed` these are recorded steps, the last step of every row, and progress. The last event
+        of every request is its `Result` or one of these errors:
 
-                - `DeadlineExceeded`: the deadline passed; rows still in the queue were not run.
-                - `ModelFailure`: the model raised, or gave values that are not finite, on one of the rows.
-                - `Draining`: closed meanwhile.
+        - `DeadlineExceeded`: the deadline passed; rows still in the queue were not run.
+        - `ModelFailure`: the model raised, or gave values that are not finite, on one of the rows.
+        - `Draining`: closed meanwhile.
 
-        Returns:
-            For each request its handle, or the error with which it is rejected: one of :meth:`room_for` or of
-            `Admission.admit`. A rejected request has no events.
-
-        Raises:
-            ValueError: rows or mask do not fit the model; no request is admitted.
+        Returns for each request its handle, or the error with which it is rejected: one of :meth:`room_for` or of
+        `Admission.admit`. A rejected request has no events. Raises ValueError, and admits none, if rows or mask do not
+        fit the model.
         """
         check_rows(requests, self._shape)
         loop, now = asyncio.get_running_loop(), self._clock()

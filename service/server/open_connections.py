@@ -52,10 +52,9 @@ class _State:
 class OpenConnections:
     """The open connections of one event loop. Beyond the limit, a new one replaces the one that is idle for longest.
 
-    If all others are busy, the new one is closed.
-
-    The ``metrics`` count those that are open, those that the service closes because of a limit, and the sweeps in which
-    no file can be opened: uvloop then closes new connections, and reports nothing.
+    If all others are busy, the new one is closed. The ``metrics`` count those that are open, those that the service
+    closes because of a limit, and the sweeps in which no file can be opened: uvloop then closes new connections, and
+    reports nothing.
     """
 
     def __init__(self, metrics: Metrics, *, limit: int = 4096, head_timeout_s: float = 10.0) -> None:
@@ -180,9 +179,8 @@ def whole_response(cycle: RequestResponseCycle) -> dict[str, Any]:
 def _send_whole(cycle: RequestResponseCycle, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bool:
     """Send a response in one call of the system. uvicorn takes two, which wakes the client twice.
 
-    Returns:
-        Whether it was sent. Otherwise use ``send``: the client does not read or has gone, the connection closes, or the
-        response has no Content-Length.
+    If it returns False, use ``send``: the client does not read or has gone, the connection closes, or the response has
+    no Content-Length.
     """
     if cycle.disconnected or cycle.response_started or cycle.flow.write_paused or not cycle.keep_alive:
         return False

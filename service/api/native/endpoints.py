@@ -62,18 +62,13 @@ _SEED_BITS: Final = 32
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class RowWork:
-    """What a request asks of a model, after its options have been checked. See `service.api.pipeline.Work`.
-
-    Args:
-        source: the upload, or what makes the rows.
-        is_large: decode it in the codec pool.
-    """
+    """What a request asks of a model, after its options are checked; ``source`` is the upload, or makes the rows."""
 
     api: ApiRequest
     spec: ResponseSpec
     params: StepParams
     source: Upload[Any] | Callable[[], InputRows]
-    is_large: bool
+    is_large: bool  # decode it in the codec pool
 
     model: ServedModel = field(init=False)
     count: int = field(init=False)

@@ -47,11 +47,7 @@ _IMAGES: Final = frozenset(("images", "mask", "masks"))  # files of a form
 def operation(
     answer: type[BaseModel], media_types: Collection[Media], upload: type[BaseModel] | None = None
 ) -> dict[str, Any]:
-    """Keyword arguments of the route decorator.
-
-    Args:
-        upload: schema of the JSON body, if a form or an image can be sent instead.
-    """
+    """Keyword arguments of the route decorator; ``upload`` is the JSON body if a form or an image can replace it."""
     content = {media.value: BINARY for media in media_types}
     content |= {Media.JSON: {}, Media.EVENTS: {"itemSchema": _event(answer)}}
     images = dict.fromkeys(("image/png", "image/jpeg", "image/webp"), BINARY)

@@ -48,13 +48,10 @@ _ENCODER: Final = json.JSONEncoder(separators=(",", ":"))
 class ResponseSpec:
     """How a result becomes a response.
 
-    Args:
-        labels: for each image, the members that are not in the result: `index`, `inverted`, `t`, `row`, `col`.
-        members: members of the JSON body before `images`: `seed`, if the endpoint has one.
-        columns: of a sheet, unless the options say otherwise; None for ceil(√N).
-        fps: frames per second; if above 0, WebP, GIF and APNG are animations.
-        closed: repeat the first picture at the end (a loop); the model does not run it again.
-        strength: s of (1−s)·x + s·f^k(x), 0…1.
+    ``labels`` has for each image the members that are not in the result: `index`, `inverted`, `t`, `row`, `col`.
+    ``members`` precede `images` in the JSON body. A sheet has ``columns``, or ceil(√N) for None. With ``fps`` above 0,
+    WebP, GIF and APNG are animations; if ``closed``, they repeat the first picture at the end. ``strength`` is the s of
+    (1−s)·x + s·f^k(x), 0…1.
     """
 
     model: ServedModel
@@ -115,10 +112,7 @@ def _check_layout(api: ApiRequest, spec: ResponseSpec, recorded: int) -> None:
 
 
 def encode_contents(ended: Sequence[tuple[ApiRequest, ResponseSpec, Result]]) -> list[list[bytes]]:
-    """The body of each response in pieces or, if it is JSON, its list of images.
-
-    PNGs of one model are encoded together.
-    """
+    """The body of each response in pieces, or its images as JSON. PNGs of one model are encoded together."""
     together: dict[ServedModel, list[int]] = {}
     for index, (_, spec, result) in enumerate(ended):
         is_json = spec.media is Media.JSON

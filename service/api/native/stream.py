@@ -18,25 +18,17 @@ from service.domain.errors import DeadlineExceeded, IgnError
 from service.domain.latents import FloatRows
 from service.domain.tasks import Result, StepOutput, StreamProgress, blend_step
 
-_KEEPALIVE_S: Final = 10.0
-"""Seconds without an event after which a comment line is sent, so that proxies keep the connection open."""
+_KEEPALIVE_S: Final = 10.0  # seconds without an event; a comment line then makes proxies keep the connection open
 
 Event = StepOutput | StreamProgress | Result | IgnError
 Events = asyncio.Queue[Event]
 
 
 async def send_events(api: ApiRequest, spec: ResponseSpec, rows: FloatRows, events: Events, send: Send) -> bytes:
-    """Send the events of a request until its result.
+    """Send the events of a request until its result; returns the last piece, to be sent once no row runs.
 
     A failure before the first event becomes an ordinary problem document with its own status. A later failure becomes
-    the event `error`, because status 200 is sent already.
-
-    Args:
-        rows: (N, C, H, W) float32, the inputs of f.
-        events: from the scheduler; the last one is a `Result` or an error.
-
-    Returns:
-        The last piece of the body, which the caller sends once the rows run no more.
+    the event `error`, because status 200 is sent already. ``rows`` (N, C, H, W) float32 are the inputs of f.
     """
     first = await events.get()
     if isinstance(first, IgnError):

@@ -34,29 +34,21 @@ _MAX_INLINE: Final = 4  # small pictures; decoding them takes less time than wak
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Upload(Generic[Options]):
-    """The pictures of a request, not yet decoded.
-
-    Args:
-        images: one picture each: bytes, or base64 text.
-        masks: none, one for all images, or one for each image.
-        image_field, mask_field: names of the two fields in error messages.
-    """
+    """The pictures of a request as bytes or base64 text. There is no mask, one for all images, or one for each."""
 
     options: Options
     images: Sequence[bytes | str]
     masks: Sequence[bytes | str] = ()
-    image_field: str = "image"
+    image_field: str = "image"  # in error messages
     mask_field: str = "mask"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class InputRows:
-    """The input rows of a request, ready for the scheduler.
+    """The input rows of a request: (N, C, H, W) float32 in the model's range.
 
-    Args:
-        rows: (N, C, H, W) float32 in the model's range.
-        keep: (N, 1, H, W) bool, True for pixels that every step restores; or None.
-        inverted: for each uploaded picture, whether light and dark were exchanged.
+    ``keep`` (N, 1, H, W) bool is True for pixels that every step restores. ``inverted`` has for each uploaded picture
+    whether light and dark were exchanged.
     """
 
     rows: FloatRows
@@ -83,14 +75,9 @@ def check_upload(formats: tuple[Media, ...], schema: type[ScoreOptions]) -> Call
 
 
 def parse_upload(api: ApiRequest, schema: type[Options], body: type[Options], content: bytes) -> Upload[Options]:
-    """The pictures and options of a request, from multipart, JSON or a raw body.
+    """The pictures and options of a request, from multipart, JSON or a raw body. Masks need `ProjectOptions`.
 
-    Args:
-        schema: of the options in forms and queries; masks are accepted with `ProjectOptions` only.
-        body: schema of the JSON body: the same options and `images`.
-
-    Raises:
-        MalformedRequest, InvalidContent, ValidationError: the body or an option is invalid.
+    Raises `MalformedRequest`, `InvalidContent` or pydantic's `ValidationError` if the body or an option is invalid.
     """
     content_type, settings = api.content_type, api.services.settings
     if content_type == "multipart/form-data":
@@ -168,8 +155,7 @@ def _decode(
 def read_points(api: ApiRequest, model: ServedModel, field: str, points: Sequence[PointRequest]) -> list[FloatRow]:
     """The rows (C, H, W) of points, which come as seed, picture or array; call it in the codec pool.
 
-    Raises:
-        InvalidContent, TooLarge: a picture or array is invalid, or all together are too large; the text names it.
+    Raises `InvalidContent` or `TooLarge` if a picture or array is invalid, or all together are too large.
     """
     settings = api.services.settings
     pictures = [(f"{field}.{i}.image", point.image) for i, point in enumerate(points) if point.image is not None]
@@ -236,8 +222,7 @@ def _check_pixels(
 ) -> dict[str, EncodedImage]:
     """Add up the pixels of images by their headers. Errors other than their size are left to the decoder.
 
-    Returns:
-        The opened images by field, so that no file is read twice; empty if the limit of each image is enough.
+    Returns the opened images by field, so that no file is read twice; none if the limit of each image is enough.
     """
     limit = max(settings.max_request_pixels, settings.max_pixels)  # a single image within its own limit always passes
     if len(images) * settings.max_pixels <= limit:
