@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from model_export.data.datasets import Dataset
     from model_export.training.train import Run
 
-_AVATARS: Final = "avatars"
 _DATA: Final = ".npz, folder or zip of pictures, or mnist, fashion_mnist, kmnist, cifar10 or svhn, which are downloaded"
-_INTERRUPTED: Final = 128 + signal.SIGINT
 _PROG: Final = "python -m model_export"
 # Options that replace fields of the card.
 _CARD_OPTIONS: Final = ("description", "title", "prompt", "licence", "polarity", "background", "generate_steps")
@@ -57,7 +55,7 @@ def main(arguments: Sequence[str], *, prog: str = _PROG) -> int:
             raise
         return _fail(f"this command needs {exc.name}: pip install 'ign-service[train,cpu]'")
     except KeyboardInterrupt:
-        return _INTERRUPTED
+        return 128 + signal.SIGINT
     return 0
 
 
@@ -84,7 +82,7 @@ def _count(text: str) -> int:
 
 
 def _data(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
-    if options.data == _AVATARS and options.out:
+    if options.data == "avatars" and options.out:
         from model_export.data.avatars import AvatarOptions, write_avatars
 
         chosen = AvatarOptions(options.n, options.size, options.seed, tuple(options.backgrounds))

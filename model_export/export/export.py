@@ -21,14 +21,12 @@ from model_export.errors import UserError
 from model_export.export.artifact import OnnxFunction, publish, stamp
 from model_export.export.verify import Verification, compare
 from model_export.training.checkpoint import TrainedModel, load_run
-from model_export.training.network import parameter_count
 from service.artifact.card import INPUT, OUTPUT, ModelCard
 from service.artifact.files import GOLDEN_FILE, MODEL_FILES, Precision
 from service.artifact.golden import digest_of
 from service.domain.latents import NoiseSource
 
 OPSET: Final = 20
-_MAX_BATCH: Final = 1024
 
 # Names and prompts for the page, by model. They are no part of the presets, which runs store and compare.
 _TITLES: Final[Mapping[str, Mapping[str, str]]] = {
@@ -93,7 +91,7 @@ def to_onnx(network: nn.Module, shape: tuple[int, int, int]) -> bytes:
             network,
             (example,),
             dynamo=True,
-            dynamic_shapes=({0: Dim("batch", min=1, max=_MAX_BATCH)},),
+            dynamic_shapes=({0: Dim("batch", min=1, max=1024)},),
             input_names=[INPUT],
             output_names=[OUTPUT],
             opset_version=OPSET,
@@ -185,7 +183,7 @@ def card_of(model: TrainedModel, version: str, fields: Mapping[str, object]) -> 
                     **{key: checkpoint.provenance.get(key) for key in ("command", "commit", "sources")},
                     "continued": checkpoint.provenance.get("continued", ()),
                     "steps": checkpoint.step,
-                    "parameters": parameter_count(model.network),
+                    "parameters": sum(p.numel() for p in model.network.parameters() if p.requires_grad),
                     "config": checkpoint.preset,
                 },
                 "licence": preset.licence,

@@ -30,7 +30,6 @@ class Verification:
     batches: tuple[int, ...]  # batch sizes that were run
 
     def __str__(self) -> str:
-        """One line of text."""
         rows = "rows identical" if self.spread == 0.0 else f"rows differ by {self.spread:.1e}"
         sizes = ", ".join(map(str, self.batches))
         return f"torch and onnxruntime differ by at most {self.difference:.1e}; {rows} at batch sizes {sizes}"

@@ -44,7 +44,6 @@ STEPS: Final = 300_000
 _RECORDED: Final = (1, 10, 20, 100, 1000, 10_000, 100_000, 300_000)
 _COLUMNS: Final = 12
 _REPEATED_COLUMNS: Final = 8  # fewer, because the time of this figure is steps × columns
-_FRAMES: Final = 11
 _LINES: Final = 8
 
 LOSSES: Final = "losses"
@@ -77,14 +76,11 @@ def file_name(figure: str, channels: int) -> str:
 
 # The grid of a figure.
 
-_FONT_SIZE: Final = 15
 _LINE: Final = 22  # height of a line of text
 _MARGIN: Final = 8
 _GAP: Final = 2  # between pictures
 _MAX_SCALE: Final = 3
 _MAX_SIDE: Final = 128  # of an enlarged picture
-_WHITE: Final = 255
-_WEBP_QUALITY: Final = 80
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -109,7 +105,7 @@ class ImageGrid:
 
     def encode(self, form: Literal["PNG", "WEBP"]) -> bytes:
         """The grid as PNG, grey or RGB, without metadata; or as WebP, whose losses are hard to see."""
-        options = {"optimize": True} if form == "PNG" else {"quality": _WEBP_QUALITY, "method": 6}
+        options = {"optimize": True} if form == "PNG" else {"quality": 80, "method": 6}
         buffer = io.BytesIO()
         self._image().save(buffer, form, **options)
         return buffer.getvalue()
@@ -134,7 +130,7 @@ class ImageGrid:
         levels = torch.from_numpy(to_levels(np.concatenate([pictures for _, pictures in self.rows])))
         large = levels.repeat_interleave(self.scale, 2).repeat_interleave(self.scale, 3)
         # make_grid repeats grey pictures to three channels.
-        grid = make_grid(large, nrow=len(self.rows[0][1]), padding=_GAP, pad_value=_WHITE).numpy()
+        grid = make_grid(large, nrow=len(self.rows[0][1]), padding=_GAP, pad_value=255).numpy()
         return grid[0] if self._shape[0] == 1 else np.ascontiguousarray(grid.transpose(1, 2, 0))
 
     @property
@@ -151,7 +147,7 @@ class ImageGrid:
 
 @cache
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(_FONT_SIZE)
+    return ImageFont.load_default(15)
 
 
 def _text_width(text: str) -> int:
@@ -262,7 +258,7 @@ class FigureContext:
 
     def interpolation(self) -> ImageGrid:
         """Eight great arcs, each from latent 2i to latent 2i + 1, under f."""
-        path = latents.LatentPath(frames=_FRAMES)
+        path = latents.LatentPath(frames=11)
         z = self._latents(2 * _LINES)
         lines = [(f"z {i}-{i + 1}", self.artifact.function(path.rows([z[i], z[i + 1]]))) for i in range(0, len(z), 2)]
         times = [f"t = {t:.1f}" for t in path.times()]

@@ -108,7 +108,6 @@ def _loss(stage: Table) -> str:
 
 
 def _commands(card: ModelCard) -> str:
-    """The commands that make the model."""
     training, data = card.training, shlex.quote(card.data.name)
     run = shlex.quote(_option(training.command, "--out") or f"runs/{card.name}")
     chosen = " --fp16" if "fp16" in card.quality.get("precision", {}) else ""

@@ -255,11 +255,6 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def parameter_count(network: nn.Module) -> int:
-    """Number of trainable parameters."""
-    return sum(p.numel() for p in network.parameters() if p.requires_grad)
-
-
 def averaged_model(network: nn.Module) -> AveragedModel:
     """An exponential moving average of the weights; call ``update_parameters(network)`` after every step.
 

@@ -205,10 +205,9 @@ PRESETS = {
 
 def get_preset(name: str) -> Preset:
     """The preset of this name."""
-    try:
-        return PRESETS[name]
-    except KeyError:
-        raise UserError(f"no preset {name!r}; there are {', '.join(sorted(PRESETS))}") from None
+    if name not in PRESETS:
+        raise UserError(f"no preset {name!r}; there are {', '.join(sorted(PRESETS))}")
+    return PRESETS[name]
 
 
 def split_steps(total: int, proportions: Sequence[int]) -> list[int]:
@@ -353,6 +352,5 @@ def _background(found: Inspection, channels: int) -> tuple[float, ...]:
 
 
 def _name_of(data: str) -> str:
-    """A model name made of the name of a file or folder."""
     stem = re.sub(r"\.(npz|zip)$", "", data.lower())
     return re.sub(r"[^a-z0-9_.-]+", "-", stem).strip("-_.")[:64] or "model"

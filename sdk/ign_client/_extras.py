@@ -1,25 +1,23 @@
 """Import Pillow, numpy and OpenTelemetry, which are optional, when they are needed."""
 
 import sys
+from importlib import import_module
 from typing import Any
 
 
 def pillow() -> Any:
-    """`PIL.Image`; the ImportError says how to install it."""
-    try:
-        import PIL.Image
-    except ImportError as exc:
-        raise ImportError("Pillow is needed for this: pip install 'ign-client[images]'") from exc
-    return PIL.Image
+    return _optional("PIL.Image", "Pillow")
 
 
 def numpy() -> Any:
-    """`numpy`; the ImportError says how to install it."""
+    return _optional("numpy", "numpy")
+
+
+def _optional(module: str, package: str) -> Any:
     try:
-        import numpy
+        return import_module(module)
     except ImportError as exc:
-        raise ImportError("numpy is needed for this: pip install 'ign-client[images]'") from exc
-    return numpy
+        raise ImportError(f"{package} is needed for this: pip install 'ign-client[images]'") from exc
 
 
 def trace_headers() -> dict[str, str]:

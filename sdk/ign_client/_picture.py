@@ -68,7 +68,6 @@ class Picture:
         return result_repr(self)
 
     def _repr_html_(self) -> str:
-        """The picture in a notebook, large enough to see its pixels."""
         return figure(self)
 
     def _repr_png_(self) -> _Bytes | None:
@@ -91,10 +90,7 @@ def result_repr(value: Any) -> str:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, and rename it. A link stays a link, devices and pipes are written to.
-
-    An OSError names ``path``, and no temporary file is left.
-    """
+    """Replace a file by a rename. A link stays a link, devices and pipes are written to; an OSError names ``path``."""
     try:
         if path.exists() and not path.is_file():
             path.write_bytes(data)

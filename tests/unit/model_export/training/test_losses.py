@@ -75,27 +75,6 @@ def test_the_feature_distance_is_relative_to_the_features_of_the_picture() -> No
     assert float(losses.feature_distance(target, target)) == 0.0
 
 
-def test_idempotence_moves_the_inner_f_only(f: Autoencoder, z: Tensor) -> None:
-    torch.autograd.backward(losses.idempotence(losses.frozen(f), f(z), "mse"))
-    ours = [grad.clone() for grad in gradients(f)]
-    f.zero_grad()
-    f_copy = copy.deepcopy(f).requires_grad_(False)
-    y = f(z)
-    torch.autograd.backward((f_copy(y) - y).square().mean())
-    for a, b in zip(ours, gradients(f), strict=True):
-        torch.testing.assert_close(a, b)
-    assert any(grad.abs().max() > 0 for grad in ours)
-
-
-@pytest.mark.parametrize("term", [losses.tightness, losses.idempotence])
-def test_which_f_a_term_trains(term: Any, f: Autoencoder, z: Tensor) -> None:
-    y = f(z).detach().requires_grad_()
-    inner = term is losses.idempotence
-    torch.autograd.backward(term(losses.frozen(f) if inner else f, y, "mse").mean())
-    assert (y.grad is not None and bool(y.grad.any())) == inner
-    assert any(bool(grad.any()) for grad in gradients(f)) != inner
-
-
 def test_clamp_bounds_each_row_and_leaves_small_values() -> None:
     rec = torch.tensor([0.1, 0.1, 0.4])
     tight = torch.tensor([-1e-4, -50.0, -50.0])
