@@ -25,7 +25,6 @@ _CARD_OPTIONS: Final = ("description", "title", "prompt", "licence", "polarity",
 # What the extra `train` installs and the commands import.
 _EXTRA: Final = ("matplotlib", "onnx", "onnxruntime", "onnxscript", "scipy", "skimage", "torch", "torchvision")
 _MOST_THREADS: Final = 1024
-_PATHS: Final = ("data", "out", "start", "run", "models", "model", "cache", "fid-weights")
 
 
 def main(arguments: Sequence[str], *, prog: str = _PROG) -> int:
@@ -66,7 +65,7 @@ def _fail(line: str) -> int:
 
 def _refuse_empty_paths(options: argparse.Namespace) -> None:
     """Paths without a character would stand for the current folder."""
-    for name in _PATHS:
+    for name in ("data", "out", "start", "run", "models", "model", "cache", "fid-weights"):
         if getattr(options, "run_folder" if name == "run" else name.replace("-", "_"), None) == "":
             raise UserError(f"--{name}: the path is empty")
 

@@ -24,7 +24,6 @@ from service.artifact.card import QUANTILES, ModelCard
 from service.artifact.pixels import MID_GREY, Levels, ring_mean, to_levels, to_rows
 from service.domain.latents import FloatRows, NoiseSource
 
-_LONG_RUN: Final = (1, 10, 100, 1000)  # k
 _LONG_RUN_CORRUPTION: Final = "noise_0.8"  # of the restored pictures
 # Pictures of 28×28 for each of the three starts. One core computes about 7700 of their applications of f per second, so
 # 3 · 1000 · 100 applications take 40 seconds; fewer if pictures come to rest.
@@ -40,7 +39,6 @@ STEPS: Final = 1000
 _SEED: Final = 0
 _POWERS: Final = ("f", "f2", "f3", "f4")
 _FULL_POWERS: Final = 3  # how many of them a full evaluation measures
-_REPEATED_STEPS: Final = (1, 4, 10, 100, 1000, 10_000, 100_000)
 # Larger pictures cost more. By the cost of its parts, an evaluation of 64×64 RGB within these bounds takes about 280 s
 # of CPU time. They do not reach MNIST.
 _REPEATED_SAMPLES: Final = 256  # of 28×28
@@ -242,7 +240,8 @@ class Evaluation:
     def _repeated(self, latents: FloatRows) -> Table:
         """Drift, displacement from f(z) and coverage after many applications of f."""
         table: Table = {"n": self._n_repeated}
-        for name, first, y, after in self._powers(latents[: self._n_repeated], _REPEATED_STEPS):
+        counts = (1, 4, 10, 100, 1000, 10_000, 100_000)
+        for name, first, y, after in self._powers(latents[: self._n_repeated], counts):
             table[name] = {
                 "drift": mean_distance(after, y).mean(),
                 "moved": mean_distance(y, first).mean(),
@@ -261,7 +260,7 @@ class Evaluation:
     def _long_run(self, rows: FloatRows) -> Table:
         kept = "same_class" if self._classifier.task == "classes" else "same_attributes"
         table: Table = {}
-        for name, first, y, after in self._powers(rows, _LONG_RUN):
+        for name, first, y, after in self._powers(rows, (1, 10, 100, 1000)):
             predictions = self._read(y)
             same = predictions.values == self._read(first).values
             table[name] = {

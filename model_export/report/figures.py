@@ -41,7 +41,6 @@ from service.domain import latents
 from service.domain.latents import FloatRows
 
 STEPS: Final = 300_000
-_RECORDED: Final = (1, 10, 20, 100, 1000, 10_000, 100_000, 300_000)
 _COLUMNS: Final = 12
 _REPEATED_COLUMNS: Final = 8  # fewer, because the time of this figure is steps × columns
 _LINES: Final = 8
@@ -79,8 +78,6 @@ def file_name(figure: str, channels: int) -> str:
 _LINE: Final = 22  # height of a line of text
 _MARGIN: Final = 8
 _GAP: Final = 2  # between pictures
-_MAX_SCALE: Final = 3
-_MAX_SIDE: Final = 128  # of an enlarged picture
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -95,7 +92,7 @@ class ImageGrid:
     @property
     def scale(self) -> int:
         """Enlargement of a pixel: 3 up to 42×42, 2 up to 64×64, else 1."""
-        return max(1, min(_MAX_SCALE, _MAX_SIDE // self._shape[1]))
+        return max(1, min(3, 128 // self._shape[1]))
 
     def box(self, row: int, column: int) -> tuple[int, int, int, int]:
         """Position of a picture in the image: left, top, right, bottom, in pixels."""
@@ -222,8 +219,8 @@ def draw_figures(
 class FigureContext:
     """The model and the data from which the figures are drawn, with one method for each figure."""
 
-    artifact: Artifact  # the model
-    data: Dataset  # what it was trained on
+    artifact: Artifact
+    data: Dataset
     seed: int = 0
 
     def figures(self, steps: int) -> Iterator[tuple[str, Callable[[], ImageGrid]]]:
@@ -277,7 +274,7 @@ class FigureContext:
     def repeated(self, steps: int) -> ImageGrid:
         """f^k(z) for the recorded k up to ``steps``, and for ``steps``. A progress bar shows the remaining time."""
         z = self._latents(_REPEATED_COLUMNS)
-        counts = sorted({k for k in _RECORDED if k < steps} | {steps})
+        counts = sorted({k for k in (1, 10, 20, 100, 1000, 10_000, 100_000, 300_000) if k < steps} | {steps})
         lines = [("k = 0", z)]
         with tqdm(total=steps, desc="f^k(z)", unit="step", mininterval=1.0) as bar:
 

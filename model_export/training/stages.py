@@ -9,10 +9,7 @@ Distance = Literal["mse", "l1", "mse_l1", "mse_l1_edges", "mse_l1_focal"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """Weight of each term of the loss; 0 switches the term off. `model_export.training.losses` defines the terms.
-
-    The names are those of the log and of the checkpoint.
-    """
+    """Weight of each term of the loss, by its name in log and checkpoint; 0 switches the term off."""
 
     rec: float = 1.0  # reconstruction D(f(x), x)
     imle: float = 0.0  # D(f(z*), x) with z* the candidate whose output is nearest to x

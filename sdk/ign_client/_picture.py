@@ -115,7 +115,6 @@ def _replace(target: Path, data: bytes) -> None:
 # What notebooks show
 
 _MAX_SHOWN: Final = 100
-_STYLE: Final = "min-height:84px;image-rendering:pixelated;margin:2px"
 
 
 def figure(picture: Any) -> str:
@@ -125,7 +124,8 @@ def figure(picture: Any) -> str:
     data = base64.b64encode(picture.bytes).decode("ascii")
     values = {name: getattr(picture, name, None) for name in ("index", "steps", "step", "distance", "drift")}
     title = ", ".join(f"{name} {_cell(value)}" for name, value in values.items() if value is not None)
-    return f'<img style="{_STYLE}" title="{escape(title)}" src="data:{MEDIA[picture.format]};base64,{data}">'
+    style = "min-height:84px;image-rendering:pixelated;margin:2px"
+    return f'<img style="{style}" title="{escape(title)}" src="data:{MEDIA[picture.format]};base64,{data}">'
 
 
 def contact_sheet(pictures: Sequence[Any]) -> str:

@@ -19,11 +19,6 @@ def f() -> Autoencoder:
 
 
 @pytest.fixture
-def x() -> Tensor:
-    return torch.rand((3, 1, 8, 8), generator=torch.Generator().manual_seed(1)) * 2 - 1
-
-
-@pytest.fixture
 def z() -> Tensor:
     return torch.randn((3, 1, 8, 8), generator=torch.Generator().manual_seed(2))
 

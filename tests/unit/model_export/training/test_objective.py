@@ -30,12 +30,6 @@ def batch() -> TrainingBatch:
     )
 
 
-@pytest.fixture
-def game(batch: TrainingBatch) -> TrainingBatch:
-    """What the paper's three terms need."""
-    return TrainingBatch(x=batch.x, z=batch.z)
-
-
 def scores(y: Tensor) -> list[Tensor]:
     """A discriminator that prefers light pictures, above all in the middle."""
     return [y.mean((1, 2, 3)), y[:, :, 2:6, 2:6].mean((1, 2, 3))]
@@ -72,8 +66,9 @@ def small() -> Small:
 
 
 @pytest.mark.parametrize("clamp", [None, 1e9])
-def test_the_gradient_is_that_of_the_game(small: Small, game: TrainingBatch, clamp: float | None) -> None:
+def test_the_gradient_is_that_of_the_game(small: Small, batch: TrainingBatch, clamp: float | None) -> None:
     """Central differences, with everything held still that the paper holds still."""
+    game = TrainingBatch(x=batch.x, z=batch.z)
     weights = Weights(rec=2.0, idem=3.0, tight=0.5)
     ours, _ = gradient(small, Objective(stage=stage(weights, clamp=clamp), kind="mse"), game)
     fixed = copy.deepcopy(small)
