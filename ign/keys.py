@@ -18,7 +18,6 @@ from service.settings import from_environment
 _SCOPE: Final = click.Choice(["infer", "admin"])
 
 Entry = dict[str, Any]
-"""An entry of the file, as JSON."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -14,7 +14,6 @@ from service.models.repository import Repository
 from service.settings import from_environment, variable_of
 
 Row = dict[str, Any]
-"""What is listed of one model, as JSON."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

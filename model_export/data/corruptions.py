@@ -168,7 +168,6 @@ RANDOM: Final[Mapping[CorruptionName, Callable[[Tensor, Tensor], Tensor]]] = Map
 
 
 def _scale(uniform: Tensor, bounds: tuple[float, float]) -> Tensor:
-    """Map uniform numbers in [0, 1) to the bounds."""
     return uniform * (bounds[1] - bounds[0]) + bounds[0]
 
 
@@ -255,8 +254,6 @@ def thin(*, light: bool) -> Corruption:
 
 
 def _fixed(function: Callable[[Tensor], Tensor]) -> Corruption:
-    """A function of tensors as one of arrays."""
-
     def apply(x: FloatRows) -> FloatRows:
         chunks = torch.split(torch.from_numpy(np.ascontiguousarray(x)), _CHUNK)
         out: FloatRows = torch.cat([function(chunk) for chunk in chunks]).contiguous().numpy()

@@ -155,7 +155,6 @@ class Evaluation:
         return self._classifier.predict(to_levels(rows))
 
     def _protocol(self) -> Table:
-        """How the figures were measured, for the reader of `metrics.json`."""
         classifier, n = self._classifier, self._n
         return {
             "samples": n,
@@ -192,7 +191,6 @@ class Evaluation:
         return min(self._n, sample_budget(_REPEATED_SAMPLES, self._card.shape))
 
     def _generation(self, samples: Mapping[str, Predictions]) -> Table:
-        """Fréchet distance and coverage of f(z), f²(z), … and of training pictures before and after f."""
         floor = frechet(self._floor.features, self._held_out.features)
         table: Table = {}
         after_f = self._classifier.predict(to_levels(self._f(to_rows(self._floor.levels))))
@@ -238,7 +236,6 @@ class Evaluation:
         }
 
     def _repeated(self, latents: FloatRows) -> Table:
-        """Drift, displacement from f(z) and coverage after many applications of f."""
         table: Table = {"n": self._n_repeated}
         counts = (1, 4, 10, 100, 1000, 10_000, 100_000)
         for name, first, y, after in self._powers(latents[: self._n_repeated], counts):
@@ -250,7 +247,6 @@ class Evaluation:
         return table
 
     def _repeated_application(self, latents: FloatRows) -> Table:
-        """Figures of f^k for latents, real pictures and corrupted pictures."""
         n = max(_LONG_RUN_LEAST, sample_budget(_LONG_RUN_PICTURES, self._card.shape))
         n = min(n, len(latents), len(self._real))
         x = to_rows(self._real[:n])
@@ -279,7 +275,6 @@ class Evaluation:
             yield "f" if k == 1 else f"f{k}", first, y, after
 
     def _precision(self, chain: list[FloatRows]) -> Table:
-        """The other precisions in comparison with fp32."""
         table: Table = {}
         for name, f in self._variants.items():
             rows = f(chain[0])

@@ -75,8 +75,6 @@ def tune(grid: Grid, corrupted: FloatRows, clean: FloatRows) -> tuple[str, Corru
 
 
 def _per_picture(method: Callable[..., Picture], **options: Any) -> Corruption:
-    """Apply a method of scikit-image to one picture after the other, with all its channels."""
-
     def restore(x: FloatRows) -> FloatRows:
         # A single channel is passed without its axis: non-local means would return it transposed.
         pictures, axis = (x[:, 0], None) if x.shape[1] == 1 else (x, 0)

@@ -52,7 +52,7 @@ def export(
     Nothing is written if onnxruntime computes other values than torch.
     """
     model = load_run(run)
-    if not (model.finished or unfinished):
+    if model.checkpoint.step < model.preset.steps and not unfinished:
         raise UserError(
             f"{run} has done {model.checkpoint.step} of {model.preset.steps} steps; finish it, or say --unfinished"
         )

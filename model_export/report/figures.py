@@ -287,7 +287,6 @@ class FigureContext:
         return self._grid(f"f applied k times to z, seed {self.seed}", lines)
 
     def _chain(self, label: str, x: FloatRows, steps: int) -> list[tuple[str, FloatRows]]:
-        """The rows x, f(x), f(f(x)), … with their labels."""
         lines = [(label, x)]
         for _ in range(steps):
             label, x = f"f({label})", self.artifact.function(x)

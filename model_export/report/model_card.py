@@ -134,7 +134,6 @@ def _figure(figure: str, shown: Mapping[str, str]) -> str:
 
 
 def _option(command: str, name: str) -> str | None:
-    """The value of an option in a recorded command."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument(name, dest="value")
     value: str | None = parser.parse_known_args(shlex.split(command))[0].value

@@ -130,8 +130,7 @@ DRIFTING_STAGE: Final = Stage(
 def quantised_stage(steps: int, *, drifting: float = 0.06) -> Stage:
     """A last stage that quantises the code, so that f keeps pictures and samples under many applications.
 
-    `distill` keeps the samples of the network before, which has no quantiser. `drifting` and L1 sharpen
-    what the levels blur.
+    `distill` keeps the samples of the network before, without a quantiser. `drifting` and L1 sharpen what levels blur.
     """
     return Stage(
         name="quantise",

@@ -264,7 +264,6 @@ class Run:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def _start_stage(self) -> None:
-        """Create what the present stage needs from the present network."""
         stage = self.preset.stages[self.stage]
         # Before the quantiser is fitted, so that f learns from a network without one.
         self.teacher = copy.deepcopy(self.network).requires_grad_(False).eval() if stage.weights.teacher else None
