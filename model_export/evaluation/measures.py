@@ -319,10 +319,7 @@ def random_indices(count: int, n: int) -> slice | NDArray[np.int64]:
 
 
 def _prepare_as_service(levels: Levels, card: ModelCard) -> tuple[FloatRows, int]:
-    """Pictures as the service passes them to f, and how many of them are inverted.
-
-    For a light-on-dark model the service inverts pictures whose outermost ring of pixels is light.
-    """
+    """Pictures as the service passes them to f (light-on-dark: light borders are inverted), and the number inverted."""
     light = np.zeros(len(levels), dtype=np.bool_)
     if card.polarity == "light-on-dark":
         light = np.array([ring_mean(picture.transpose(1, 2, 0)) > MID_GREY for picture in levels])

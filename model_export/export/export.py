@@ -79,10 +79,7 @@ def export(
 
 
 def to_onnx(network: nn.Module, shape: tuple[int, int, int]) -> bytes:
-    """Convert the network to ONNX: input `x`, output `y`, both float32 (batch, C, H, W) with any batch size.
-
-    The weights are inside the file.
-    """
+    """The network as ONNX with its weights: input `x`, output `y`, float32 (batch, C, H, W) with any batch size."""
     example = torch.zeros((2, *shape))
     # The exporter prints its progress, and torch warns of its own use of a deprecated class.
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

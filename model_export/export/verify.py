@@ -78,10 +78,7 @@ def compare(
     digest: str,
     precision: Precision = "fp32",
 ) -> tuple[Golden, Verification]:
-    """Run the same rows through torch and onnxruntime, in batches of every bucket and of one more size.
-
-    The golden rows belong to the `model.onnx` with this digest.
-    """
+    """Run the same rows through torch and onnxruntime, in batches of every bucket and of one more size."""
     batches = tuple(sorted({*card.buckets, _ODD_BATCH}))
     golden_rows = _golden_inputs(card, noise)
     rows = np.concatenate([golden_rows, noise.rows(_SEED, _GOLDEN_ROWS, max(0, batches[-1] - _GOLDEN_ROWS))])

@@ -40,7 +40,6 @@ from service.artifact.pixels import to_levels, to_rows
 from service.domain import latents
 from service.domain.latents import FloatRows
 
-STEPS: Final = 300_000
 _COLUMNS: Final = 12
 _REPEATED_COLUMNS: Final = 8  # fewer, because the time of this figure is steps × columns
 _LINES: Final = 8
@@ -72,8 +71,6 @@ def file_name(figure: str, channels: int) -> str:
     """The file of a figure: losses are SVG, pictures grey PNG or WebP in colour, which is a quarter of the size."""
     return f"{figure}.svg" if figure == LOSSES else f"{figure}.png" if channels == 1 else f"{figure}.webp"
 
-
-# The grid of a figure.
 
 _LINE: Final = 22  # height of a line of text
 _MARGIN: Final = 8
@@ -151,9 +148,6 @@ def _text_width(text: str) -> int:
     return round(_font().getlength(text))
 
 
-# The figures.
-
-
 class RestorationFigure(NamedTuple):
     """A figure of a corruption and its restoration."""
 
@@ -185,7 +179,7 @@ def draw_figures(
     out: Path,
     *,
     skip_bad: bool = False,
-    steps: int = STEPS,
+    steps: int = 300_000,
     seed: int = 0,
     run: Path | None = None,
     threads: int = 0,
@@ -318,8 +312,6 @@ def first_of_classes(labels: NDArray[np.int64] | None, count: int, n: int) -> ND
     rank = np.arange(count) - np.repeat(starts, sizes)  # within its class
     return order[np.argsort(rank, kind="stable")][:n]
 
-
-# The losses.
 
 _TERMS: Final = tuple(field.name for field in dataclasses.fields(Weights))
 _COLOURS: Final = (*(f"C{i}" for i in range(10)), "black", "gold")  # one for each term; matplotlib has ten

@@ -61,9 +61,6 @@ def shown(png: bytes, grid: ImageGrid, row: int, count: int) -> NDArray[np.uint8
     return np.stack([cell(png, grid, row, column) for column in range(count)])[:, None]
 
 
-# The command.
-
-
 def test_one_command_draws_every_figure(drawn: Path) -> None:
     assert set(contents(drawn)) == GREY
     for name, content in contents(drawn).items():
@@ -83,9 +80,6 @@ def test_an_interrupted_command_keeps_whole_figures_only(
     assert main(command(models, data_file, tmp_path, "--steps", "12")) == 130
     before = contents(drawn)
     assert contents(tmp_path) == {name: before[name] for name in GREY - {"losses.svg", "repeated.png"}}
-
-
-# What the figures show.
 
 
 def test_figures_of_latents(artifact: Artifact, data: Dataset, drawn: Path) -> None:
@@ -169,9 +163,6 @@ def test_colour_models_get_grey_and_sketch_in_colour(artifact: Artifact, data: D
     assert 0.0 < np.abs(close - exact).mean() < 16.0  # noise, which WebP keeps worst
 
 
-# Parts.
-
-
 def test_pictures_are_the_first_of_every_class() -> None:
     labels = np.array([2, 2, 0, 1, 0, 2])
     assert first_of_classes(labels, 6, 4).tolist() == [2, 3, 0, 4]
@@ -197,9 +188,6 @@ def test_small_pictures_are_enlarged(side: int, scale: int) -> None:
     ink = (np.asarray(image) != 255) & (covered == 0)
     assert ink[: boxes[0][1]].any()  # caption
     assert ink[boxes[0][1] :, : boxes[0][0]].any()  # labels
-
-
-# Losses.
 
 
 def log(tmp_path: Path, *entries: dict[str, Any] | str) -> Path:

@@ -216,9 +216,6 @@ def test_reconstruction_is_told_but_not_trained_where_it_is_off(small: Small, ba
     assert float(terms["rec"].detach()) > 0
 
 
-# The discriminator.
-
-
 @pytest.fixture
 def teacher() -> Autoencoder:
     torch.manual_seed(0)

@@ -83,9 +83,6 @@ def test_values_that_are_replaced() -> None:
         get_preset("mnits")
 
 
-# Which preset fits.
-
-
 def pictures(known: str = "") -> Source:
     """A source whose content is not read."""
     source = FileSource("My shapes", (), skip_bad=False)
