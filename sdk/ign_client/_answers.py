@@ -54,7 +54,6 @@ def images_of(kind: type[ImageT], answer: Document) -> results.Images[ImageT]:
 
 
 def step(event: Document) -> results.Step:
-    """One recorded step, from an event of a stream or from `trajectory`."""
     return value(results.Step, event, bytes=_data(event["data"]))
 
 

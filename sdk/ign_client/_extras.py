@@ -1,23 +1,23 @@
 """Import Pillow, numpy and OpenTelemetry, which are optional, when they are needed."""
 
 import sys
-from importlib import import_module
 from typing import Any
 
 
 def pillow() -> Any:
-    return _optional("PIL.Image", "Pillow")
+    try:
+        import PIL.Image
+    except ImportError as exc:
+        raise ImportError("Pillow is needed for this: pip install 'ign-client[images]'") from exc
+    return PIL.Image
 
 
 def numpy() -> Any:
-    return _optional("numpy", "numpy")
-
-
-def _optional(module: str, package: str) -> Any:
     try:
-        return import_module(module)
+        import numpy
     except ImportError as exc:
-        raise ImportError(f"{package} is needed for this: pip install 'ign-client[images]'") from exc
+        raise ImportError("numpy is needed for this: pip install 'ign-client[images]'") from exc
+    return numpy
 
 
 def trace_headers() -> dict[str, str]:
