@@ -15,7 +15,6 @@ from ign_client import _cli as client
 from ign_client._batches import Terminal
 from service.domain.errors import StartupError
 
-_PROGRAM: Final = "ign"
 # Only this process knows the port, so nobody needs a key or a quota.
 _OVERRIDES: Final = {
     "IGN_HOST": "127.0.0.1",
@@ -33,7 +32,7 @@ def client_command(name: str) -> click.Command:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = client.parser(_PROGRAM)
+    parser = client.parser("ign")
     for command in subparsers(parser).values():
         command.add_argument(
             "--local",

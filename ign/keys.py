@@ -15,12 +15,9 @@ from service.api.access import parse_keys
 from service.domain.errors import StartupError
 from service.settings import from_environment
 
-_KEY_BYTES: Final = 32
-_PRIVATE: Final = 0o600
 _SCOPE: Final = click.Choice(["infer", "admin"])
 
 Entry = dict[str, Any]
-"""An entry of the file, as JSON."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -51,7 +48,7 @@ _FILE: Final = click.option(
 def add(name: str, file: Path | None, scopes: Sequence[str], quota: str | None) -> None:
     """Make a key for the caller NAME, print it, and store its hash. A new file is readable for its owner only."""
     file = file or _default_file()
-    key = secrets.token_urlsafe(_KEY_BYTES)
+    key = secrets.token_urlsafe(32)
     digest = hashlib.sha256(key.encode()).hexdigest()
     entry: Entry = {"name": name, "sha256": digest, "scopes": list(dict.fromkeys(scopes))}
     if quota is not None:
@@ -117,7 +114,7 @@ def _write(file: Path, entries: Sequence[Entry]) -> None:
     target = file.resolve()  # a link stays a link
     lines = ",\n ".join(json.dumps(entry) for entry in entries)
     try:
-        mode = target.stat().st_mode & 0o777 if target.exists() else _PRIVATE
+        mode = target.stat().st_mode & 0o777 if target.exists() else 0o600
         with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=f".{target.name}-", delete=False) as new:
             new.write(f"[{lines}]\n")
         os.chmod(new.name, mode)

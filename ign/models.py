@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 
@@ -14,8 +14,6 @@ from service.models.repository import Repository
 from service.settings import from_environment, variable_of
 
 Row = dict[str, Any]
-"""What is listed of one model, as JSON."""
-_COLOURS: Final = {1: "grey", 3: "colour"}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -59,5 +57,5 @@ def _describe(folder: Path, ref: str) -> Row:
 
 def _line(row: Row, width: int) -> str:
     mark = "*" if row["default"] else " "
-    size = f"{row['height']}×{row['width']} {_COLOURS[row['channels']]}"
+    size = f"{row['height']}×{row['width']} {'grey' if row['channels'] == 1 else 'colour'}"
     return f"{mark} {row['model']:<{width}}  {size}  {'+'.join(row['precisions'])}  {row['description']}"

@@ -18,16 +18,13 @@ if TYPE_CHECKING:
     from model_export.data.datasets import Dataset
     from model_export.training.train import Run
 
-_AVATARS: Final = "avatars"
 _DATA: Final = ".npz, folder or zip of pictures, or mnist, fashion_mnist, kmnist, cifar10 or svhn, which are downloaded"
-_INTERRUPTED: Final = 128 + signal.SIGINT
 _PROG: Final = "python -m model_export"
 # Options that replace fields of the card.
 _CARD_OPTIONS: Final = ("description", "title", "prompt", "licence", "polarity", "background", "generate_steps")
 # What the extra `train` installs and the commands import.
 _EXTRA: Final = ("matplotlib", "onnx", "onnxruntime", "onnxscript", "scipy", "skimage", "torch", "torchvision")
 _MOST_THREADS: Final = 1024
-_PATHS: Final = ("data", "out", "start", "run", "models", "model", "cache", "fid-weights")
 
 
 def main(arguments: Sequence[str], *, prog: str = _PROG) -> int:
@@ -57,7 +54,7 @@ def main(arguments: Sequence[str], *, prog: str = _PROG) -> int:
             raise
         return _fail(f"this command needs {exc.name}: pip install 'ign-service[train,cpu]'")
     except KeyboardInterrupt:
-        return _INTERRUPTED
+        return 128 + signal.SIGINT
     return 0
 
 
@@ -68,7 +65,7 @@ def _fail(line: str) -> int:
 
 def _refuse_empty_paths(options: argparse.Namespace) -> None:
     """Paths without a character would stand for the current folder."""
-    for name in _PATHS:
+    for name in ("data", "out", "start", "run", "models", "model", "cache", "fid-weights"):
         if getattr(options, "run_folder" if name == "run" else name.replace("-", "_"), None) == "":
             raise UserError(f"--{name}: the path is empty")
 
@@ -84,7 +81,7 @@ def _count(text: str) -> int:
 
 
 def _data(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
-    if options.data == _AVATARS and options.out:
+    if options.data == "avatars" and options.out:
         from model_export.data.avatars import AvatarOptions, write_avatars
 
         chosen = AvatarOptions(options.n, options.size, options.seed, tuple(options.backgrounds))

@@ -42,7 +42,6 @@ _COMPONENTS: Final = {
 }
 _COLOURS: Final = {"skin": "skin", "hair_colour": "hair"}
 _NONE: Final = "none"  # the value of an attribute that the picture does not have
-_GLASSES: Final = 30  # per cent; the style's own 10 would make them rare
 _HELD_OUT: Final = 10  # every tenth picture, at the end of the set
 _CHUNK: Final = 100  # pictures that a process draws at once
 _SMALLEST, _LARGEST = 8, 512
@@ -73,10 +72,7 @@ def write_avatars(options: AvatarOptions, out: Path, *, processes: int = 0) -> N
 
     The file has `x_train` and `x_test` (N, size, size, 3) uint8, `attributes` (the names), `attributes_train` and
     `attributes_test` (N, attributes) uint8, the names of the values as `values_<attribute>`, `licence` and
-    `attribution`.
-
-    The file is replaced when the set is complete. With 0 processes there is one for each core; the result does not
-    depend on their number.
+    `attribution`. With 0 processes there is one for each core; the result does not depend on their number.
     """
     if out.suffix != ".npz":
         raise UserError(f"--out {out}: the file name must end in .npz")
@@ -115,7 +111,7 @@ def _draw(options: AvatarOptions, index: int) -> tuple[NDArray[np.uint8], list[i
         "seed": f"{options.seed}-{index}",
         "size": options.size,
         "backgroundColor": list(options.backgrounds or BACKGROUNDS),
-        "glassesProbability": _GLASSES,
+        "glassesProbability": 30,  # per cent; the style's own 10 would make them rare
     }
     drawn = Avatar(_style(), chosen).to_json()
     data = resvg_py.svg_to_bytes(svg_string=drawn["svg"], skip_system_fonts=True)

@@ -43,9 +43,6 @@ _FIXED_TRUNCATE: Final = 4.0  # the same in evaluation: SciPy's default
 _CHUNK: Final = 512  # pictures that are corrupted at once in evaluation: bounds memory
 
 
-# One function for each corruption.
-
-
 def gaussian_blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
     """Separable Gaussian blur that repeats the pixels at the edges; sigma (N,) in pixels, 2·radius + 1 taps."""
     n, channels, height, width = x.shape
@@ -82,9 +79,6 @@ def to_sketch(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
 def round_to_8_bits(x: Tensor) -> Tensor:
     """Clip to [−1, 1] and round to the 256 levels that a picture file holds."""
     return ((x.clamp(-1.0, 1.0) + 1.0) * 127.5).round() / 127.5 - 1.0
-
-
-# Random parameters, for training.
 
 
 class Draws(NamedTuple):
@@ -168,7 +162,6 @@ RANDOM: Final[Mapping[CorruptionName, Callable[[Tensor, Tensor], Tensor]]] = Map
 
 
 def _scale(uniform: Tensor, bounds: tuple[float, float]) -> Tensor:
-    """Map uniform numbers in [0, 1) to the bounds."""
     return uniform * (bounds[1] - bounds[0]) + bounds[0]
 
 
@@ -176,9 +169,6 @@ def _random_kernel(x: Tensor, uniform: Tensor, bounds: tuple[float, float], side
     """σ of every row in pixels of x, and one radius that suits the largest σ."""
     scale = x.shape[2] / side
     return _scale(uniform[:, 0], bounds) * scale, max(1, math.ceil(_TRUNCATE * bounds[1] * scale))
-
-
-# Fixed parameters, for evaluation and figures.
 
 
 def noise(sigma: float) -> Corruption:
@@ -255,8 +245,6 @@ def thin(*, light: bool) -> Corruption:
 
 
 def _fixed(function: Callable[[Tensor], Tensor]) -> Corruption:
-    """A function of tensors as one of arrays."""
-
     def apply(x: FloatRows) -> FloatRows:
         chunks = torch.split(torch.from_numpy(np.ascontiguousarray(x)), _CHUNK)
         out: FloatRows = torch.cat([function(chunk) for chunk in chunks]).contiguous().numpy()

@@ -148,10 +148,7 @@ Source = FileSource | ArraySource
 
 
 def load_dataset(source: str, *, size: int, channels: int, skip_bad: bool = False) -> Dataset:
-    """Load pictures as (channels, size, size).
-
-    Those in arrays must have this size; those in files are cropped to the centre square and resized (Lanczos).
-    """
+    """Load pictures as (channels, size, size); those in files are cropped to the centre square and resized."""
     return open_source(source, skip_bad=skip_bad).load(size=size, channels=channels)
 
 
@@ -209,10 +206,7 @@ def _channels_first(array: NDArray[Any], what: str) -> NDArray[np.uint8]:
 
 
 def _read_attributes(arrays: Arrays, name: str, train: int, held_out: int) -> Attributes | None:
-    """The attributes in an `.npz`, or None if it has none.
-
-    `attributes` (K,) has their names, `attributes_train` and `attributes_test` (N, K) unsigned integers.
-    """
+    """The attributes in an `.npz`, or None: names (K,), and for each part unsigned integers (N, K)."""
     if not any(key in arrays for key in _ATTRIBUTES):
         return None
     missing = [key for key in _ATTRIBUTES if key not in arrays]

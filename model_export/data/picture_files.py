@@ -188,11 +188,7 @@ class Inspection:
 def inspect_pictures(
     name: str, count: int, picture: Callable[[int], Picture | None], available: int | None = None
 ) -> Inspection:
-    """Look at a sample of pictures.
-
-    ``picture`` maps an index below ``available``, or ``count``, to (H, W) or (H, W, C) uint8, or to None if the picture
-    is not readable.
-    """
+    """Look at a sample: ``picture`` maps an index to (H, W) or (H, W, C) uint8, or to None if it is not readable."""
     available = count if available is None else available
     indices = np.unique(np.linspace(0, available - 1, min(_SAMPLE, available)).astype(int))
     pictures = [np.atleast_3d(each) for index in indices if (each := picture(int(index))) is not None]

@@ -107,8 +107,8 @@ def _check_usable(data: Dataset, samples: int, steps: int) -> None:
     if samples < _MIN_PICTURES:
         raise UserError(f"--samples {samples}: at least {_MIN_PICTURES}")
     if min(len(data.train), len(data.held_out)) < _MIN_PICTURES:
-        n = _MIN_PICTURES
-        raise UserError(f"--data {data.name}: needs at least {n} training and {n} held-out pictures")
+        needed = f"at least {_MIN_PICTURES} training and {_MIN_PICTURES} held-out pictures"
+        raise UserError(f"--data {data.name}: needs {needed}")
     if steps < 1:
         raise UserError(f"--steps {steps}: at least 1")
 

@@ -20,7 +20,6 @@ from service.artifact.pixels import Levels
 FEATURES: Final = 2048
 WEIGHTS: Final = "weights-inception-2015-12-05-6726825d.pth"  # its name in the releases of torch-fidelity
 _PACKAGE: Final = "torch-fidelity"
-_BATCH: Final = 50
 
 
 class Inception:
@@ -54,7 +53,7 @@ class Inception:
     def features(self, levels: Levels) -> NDArray[np.float64]:
         """Features (N, 2048) of pictures (N, C, H, W) uint8; grey pictures are repeated to three channels."""
         colour = torch.from_numpy(np.repeat(levels, 3 // levels.shape[1], 1))
-        chunks = tqdm(torch.split(colour, _BATCH), desc="inception", unit="batch", mininterval=1.0)
+        chunks = tqdm(torch.split(colour, 50), desc="inception", unit="batch", mininterval=1.0)
         features = [self._network(chunk.to(self._device))[0].double().cpu() for chunk in chunks]
         joined: NDArray[np.float64] = torch.cat(features).numpy()
         return joined

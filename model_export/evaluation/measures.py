@@ -24,7 +24,6 @@ from service.artifact.card import QUANTILES, ModelCard
 from service.artifact.pixels import MID_GREY, Levels, ring_mean, to_levels, to_rows
 from service.domain.latents import FloatRows, NoiseSource
 
-_LONG_RUN: Final = (1, 10, 100, 1000)  # k
 _LONG_RUN_CORRUPTION: Final = "noise_0.8"  # of the restored pictures
 # Pictures of 28×28 for each of the three starts. One core computes about 7700 of their applications of f per second, so
 # 3 · 1000 · 100 applications take 40 seconds; fewer if pictures come to rest.
@@ -40,7 +39,6 @@ STEPS: Final = 1000
 _SEED: Final = 0
 _POWERS: Final = ("f", "f2", "f3", "f4")
 _FULL_POWERS: Final = 3  # how many of them a full evaluation measures
-_REPEATED_STEPS: Final = (1, 4, 10, 100, 1000, 10_000, 100_000)
 # Larger pictures cost more. By the cost of its parts, an evaluation of 64×64 RGB within these bounds takes about 280 s
 # of CPU time. They do not reach MNIST.
 _REPEATED_SAMPLES: Final = 256  # of 28×28
@@ -157,7 +155,6 @@ class Evaluation:
         return self._classifier.predict(to_levels(rows))
 
     def _protocol(self) -> Table:
-        """How the figures were measured, for the reader of `metrics.json`."""
         classifier, n = self._classifier, self._n
         return {
             "samples": n,
@@ -194,7 +191,6 @@ class Evaluation:
         return min(self._n, sample_budget(_REPEATED_SAMPLES, self._card.shape))
 
     def _generation(self, samples: Mapping[str, Predictions]) -> Table:
-        """Fréchet distance and coverage of f(z), f²(z), … and of training pictures before and after f."""
         floor = frechet(self._floor.features, self._held_out.features)
         table: Table = {}
         after_f = self._classifier.predict(to_levels(self._f(to_rows(self._floor.levels))))
@@ -240,9 +236,9 @@ class Evaluation:
         }
 
     def _repeated(self, latents: FloatRows) -> Table:
-        """Drift, displacement from f(z) and coverage after many applications of f."""
         table: Table = {"n": self._n_repeated}
-        for name, first, y, after in self._powers(latents[: self._n_repeated], _REPEATED_STEPS):
+        counts = (1, 4, 10, 100, 1000, 10_000, 100_000)
+        for name, first, y, after in self._powers(latents[: self._n_repeated], counts):
             table[name] = {
                 "drift": mean_distance(after, y).mean(),
                 "moved": mean_distance(y, first).mean(),
@@ -251,7 +247,6 @@ class Evaluation:
         return table
 
     def _repeated_application(self, latents: FloatRows) -> Table:
-        """Figures of f^k for latents, real pictures and corrupted pictures."""
         n = max(_LONG_RUN_LEAST, sample_budget(_LONG_RUN_PICTURES, self._card.shape))
         n = min(n, len(latents), len(self._real))
         x = to_rows(self._real[:n])
@@ -261,7 +256,7 @@ class Evaluation:
     def _long_run(self, rows: FloatRows) -> Table:
         kept = "same_class" if self._classifier.task == "classes" else "same_attributes"
         table: Table = {}
-        for name, first, y, after in self._powers(rows, _LONG_RUN):
+        for name, first, y, after in self._powers(rows, (1, 10, 100, 1000)):
             predictions = self._read(y)
             same = predictions.values == self._read(first).values
             table[name] = {
@@ -280,7 +275,6 @@ class Evaluation:
             yield "f" if k == 1 else f"f{k}", first, y, after
 
     def _precision(self, chain: list[FloatRows]) -> Table:
-        """The other precisions in comparison with fp32."""
         table: Table = {}
         for name, f in self._variants.items():
             rows = f(chain[0])
@@ -325,10 +319,7 @@ def random_indices(count: int, n: int) -> slice | NDArray[np.int64]:
 
 
 def _prepare_as_service(levels: Levels, card: ModelCard) -> tuple[FloatRows, int]:
-    """Pictures as the service passes them to f, and how many of them are inverted.
-
-    For a light-on-dark model the service inverts pictures whose outermost ring of pixels is light.
-    """
+    """Pictures as the service passes them to f (light-on-dark: light borders are inverted), and the number inverted."""
     light = np.zeros(len(levels), dtype=np.bool_)
     if card.polarity == "light-on-dark":
         light = np.array([ring_mean(picture.transpose(1, 2, 0)) > MID_GREY for picture in levels])

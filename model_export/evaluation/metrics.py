@@ -22,10 +22,7 @@ _CHUNK: Final = 4096
 
 
 def frechet(a: Numbers, b: Numbers) -> float:
-    """Fréchet distance of two Gaussians fitted to features (N, D) and (M, D) (Dowson and Landau, 1982).
-
-    |μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½).
-    """
+    """|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½) of Gaussians fitted to (N, D) and (M, D) (Dowson and Landau, 1982)."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     # tr (Σ₁Σ₂)^½ is the sum of the roots of the eigenvalues of Σ₁^½ Σ₂ Σ₁^½. That matrix is symmetric, so the result is

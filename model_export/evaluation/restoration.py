@@ -18,14 +18,12 @@ from service.domain.latents import FloatRows
 
 Picture = NDArray[np.float64]
 
-_BLUR_SIDE: Final = 28  # the strength of a blur is stated for this picture side
 _PATCH: Final = {"patch_size": 5, "patch_distance": 6}  # as in scikit-image's example of non-local means
 Function = Callable[[FloatRows], FloatRows]
 Grid = Mapping[str, Corruption]
 """Settings of a method in words → corrupted rows (N, C, H, W) → restored rows."""
 BASELINE_PICTURES: Final = 1000  # held-out pictures of 28×28: classical methods take up to 5 ms for one
 TUNING_PICTURES: Final = 64  # training pictures of 28×28 on which the parameters of a method are chosen
-_HOLES: Final = {"hole_0.4": 0.4}
 PROTOCOL: Final = (
     "the pictures of `real`; PSNR and SSIM (Gaussian window) against the clean picture; with_mask: kept pixels are put "
     "back after every step; baselines: the first n of them, f and the degraded picture (input) on the same; "
@@ -77,8 +75,6 @@ def tune(grid: Grid, corrupted: FloatRows, clean: FloatRows) -> tuple[str, Corru
 
 
 def _per_picture(method: Callable[..., Picture], **options: Any) -> Corruption:
-    """Apply a method of scikit-image to one picture after the other, with all its channels."""
-
     def restore(x: FloatRows) -> FloatRows:
         # A single channel is passed without its axis: non-local means would return it transposed.
         pictures, axis = (x[:, 0], None) if x.shape[1] == 1 else (x, 0)
@@ -92,7 +88,7 @@ def _wiener(sigma: float, balance: float) -> Corruption:
     """Wiener filter with the Gaussian kernel of the blur, σ in pixels of a 28-pixel side, and a Laplacian prior."""
 
     def restore(x: FloatRows) -> FloatRows:
-        pixels = sigma * x.shape[-1] / _BLUR_SIDE
+        pixels = sigma * x.shape[-1] / 28
         radius = int(np.ceil(4 * pixels))
         kernel = np.zeros((2 * radius + 1, 2 * radius + 1))
         kernel[radius, radius] = 1.0
@@ -152,8 +148,8 @@ class Restoration:
         corrupted = corrupt(self._x)
         once = self._f(corrupted)
         table = {"input": self._compare(corrupted), "f": self._compare(once), "f2": self._compare(self._f(once))}
-        if name in _HOLES:
-            mask = hole_mask(_HOLES[name], corrupted.shape)
+        if name == "hole_0.4":
+            mask = hole_mask(0.4, corrupted.shape)
             masked = {name: self._masked(corrupted, mask, steps) for name, steps in (("f", 1), ("f4", 4))}
             table["with_mask"] = {name: self._compare(rows) for name, rows in masked.items()}
         if baselines and name in BASELINES:
@@ -173,6 +169,5 @@ class Restoration:
         return rows
 
     def _compare(self, rows: FloatRows) -> Table:
-        """Measures of rows against the first clean pictures."""
         truth = None if self._truth is None else self._truth[: len(rows)]
         return self._classifier.compare(rows, self._x[: len(rows)], truth)

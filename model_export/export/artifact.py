@@ -24,7 +24,6 @@ from service.domain.errors import StartupError
 from service.domain.latents import FloatRows, NoiseSource
 
 _BATCH: Final = 64
-_LOG_SEVERITY: Final = 4  # fatal only: onnxruntime raises all other errors as exceptions
 
 
 class OnnxFunction:
@@ -33,7 +32,7 @@ class OnnxFunction:
     def __init__(self, data: bytes, *, threads: int = 0) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = _LOG_SEVERITY
+        options.log_severity_level = 4  # fatal only: onnxruntime raises all other errors as exceptions
         try:
             self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         # onnxruntime's errors have no common base class.

@@ -21,14 +21,12 @@ from model_export.errors import UserError
 from model_export.export.artifact import OnnxFunction, publish, stamp
 from model_export.export.verify import Verification, compare
 from model_export.training.checkpoint import TrainedModel, load_run
-from model_export.training.network import parameter_count
 from service.artifact.card import INPUT, OUTPUT, ModelCard
 from service.artifact.files import GOLDEN_FILE, MODEL_FILES, Precision
 from service.artifact.golden import digest_of
 from service.domain.latents import NoiseSource
 
 OPSET: Final = 20
-_MAX_BATCH: Final = 1024
 
 # Names and prompts for the page, by model. They are no part of the presets, which runs store and compare.
 _TITLES: Final[Mapping[str, Mapping[str, str]]] = {
@@ -54,7 +52,7 @@ def export(
     Nothing is written if onnxruntime computes other values than torch.
     """
     model = load_run(run)
-    if not (model.finished or unfinished):
+    if model.checkpoint.step < model.preset.steps and not unfinished:
         raise UserError(
             f"{run} has done {model.checkpoint.step} of {model.preset.steps} steps; finish it, or say --unfinished"
         )
@@ -81,10 +79,7 @@ def export(
 
 
 def to_onnx(network: nn.Module, shape: tuple[int, int, int]) -> bytes:
-    """Convert the network to ONNX: input `x`, output `y`, both float32 (batch, C, H, W) with any batch size.
-
-    The weights are inside the file.
-    """
+    """The network as ONNX with its weights: input `x`, output `y`, float32 (batch, C, H, W) with any batch size."""
     example = torch.zeros((2, *shape))
     # The exporter prints its progress, and torch warns of its own use of a deprecated class.
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -93,7 +88,7 @@ def to_onnx(network: nn.Module, shape: tuple[int, int, int]) -> bytes:
             network,
             (example,),
             dynamo=True,
-            dynamic_shapes=({0: Dim("batch", min=1, max=_MAX_BATCH)},),
+            dynamic_shapes=({0: Dim("batch", min=1, max=1024)},),
             input_names=[INPUT],
             output_names=[OUTPUT],
             opset_version=OPSET,
@@ -185,7 +180,7 @@ def card_of(model: TrainedModel, version: str, fields: Mapping[str, object]) -> 
                     **{key: checkpoint.provenance.get(key) for key in ("command", "commit", "sources")},
                     "continued": checkpoint.provenance.get("continued", ()),
                     "steps": checkpoint.step,
-                    "parameters": parameter_count(model.network),
+                    "parameters": sum(p.numel() for p in model.network.parameters() if p.requires_grad),
                     "config": checkpoint.preset,
                 },
                 "licence": preset.licence,

@@ -30,7 +30,6 @@ class Verification:
     batches: tuple[int, ...]  # batch sizes that were run
 
     def __str__(self) -> str:
-        """One line of text."""
         rows = "rows identical" if self.spread == 0.0 else f"rows differ by {self.spread:.1e}"
         sizes = ", ".join(map(str, self.batches))
         return f"torch and onnxruntime differ by at most {self.difference:.1e}; {rows} at batch sizes {sizes}"
@@ -79,10 +78,7 @@ def compare(
     digest: str,
     precision: Precision = "fp32",
 ) -> tuple[Golden, Verification]:
-    """Run the same rows through torch and onnxruntime, in batches of every bucket and of one more size.
-
-    The golden rows belong to the `model.onnx` with this digest.
-    """
+    """Run the same rows through torch and onnxruntime, in batches of every bucket and of one more size."""
     batches = tuple(sorted({*card.buckets, _ODD_BATCH}))
     golden_rows = _golden_inputs(card, noise)
     rows = np.concatenate([golden_rows, noise.rows(_SEED, _GOLDEN_ROWS, max(0, batches[-1] - _GOLDEN_ROWS))])

@@ -2,7 +2,7 @@
 
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,8 +17,6 @@ from model_export.training.checkpoint import FILE, StartWeights, load
 from model_export.training.network import Autoencoder
 from model_export.training.presets import Preset
 from service.artifact.files import MODEL_FILE
-
-_TOLERANCE: Final = 1e-4  # of the golden rows
 
 
 def read_weights(folder: Path) -> StartWeights:
@@ -47,7 +45,7 @@ def read_weights(folder: Path) -> StartWeights:
     network.load_state_dict(state)
     with torch.inference_mode():
         difference = np.abs(network(torch.tensor(golden.x)).numpy() - golden.y).max()
-    if not difference <= _TOLERANCE:
+    if not difference <= 1e-4:
         raise UserError(f"{folder}: its weights do not reproduce its golden rows (difference {difference:.1e})")
     return StartWeights(preset=preset, state=network.state_dict(), digest=_digest(artifact.data))
 

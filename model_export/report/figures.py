@@ -40,11 +40,8 @@ from service.artifact.pixels import to_levels, to_rows
 from service.domain import latents
 from service.domain.latents import FloatRows
 
-STEPS: Final = 300_000
-_RECORDED: Final = (1, 10, 20, 100, 1000, 10_000, 100_000, 300_000)
 _COLUMNS: Final = 12
 _REPEATED_COLUMNS: Final = 8  # fewer, because the time of this figure is steps × columns
-_FRAMES: Final = 11
 _LINES: Final = 8
 
 LOSSES: Final = "losses"
@@ -75,16 +72,9 @@ def file_name(figure: str, channels: int) -> str:
     return f"{figure}.svg" if figure == LOSSES else f"{figure}.png" if channels == 1 else f"{figure}.webp"
 
 
-# The grid of a figure.
-
-_FONT_SIZE: Final = 15
 _LINE: Final = 22  # height of a line of text
 _MARGIN: Final = 8
 _GAP: Final = 2  # between pictures
-_MAX_SCALE: Final = 3
-_MAX_SIDE: Final = 128  # of an enlarged picture
-_WHITE: Final = 255
-_WEBP_QUALITY: Final = 80
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -99,7 +89,7 @@ class ImageGrid:
     @property
     def scale(self) -> int:
         """Enlargement of a pixel: 3 up to 42×42, 2 up to 64×64, else 1."""
-        return max(1, min(_MAX_SCALE, _MAX_SIDE // self._shape[1]))
+        return max(1, min(3, 128 // self._shape[1]))
 
     def box(self, row: int, column: int) -> tuple[int, int, int, int]:
         """Position of a picture in the image: left, top, right, bottom, in pixels."""
@@ -109,7 +99,7 @@ class ImageGrid:
 
     def encode(self, form: Literal["PNG", "WEBP"]) -> bytes:
         """The grid as PNG, grey or RGB, without metadata; or as WebP, whose losses are hard to see."""
-        options = {"optimize": True} if form == "PNG" else {"quality": _WEBP_QUALITY, "method": 6}
+        options = {"optimize": True} if form == "PNG" else {"quality": 80, "method": 6}
         buffer = io.BytesIO()
         self._image().save(buffer, form, **options)
         return buffer.getvalue()
@@ -134,7 +124,7 @@ class ImageGrid:
         levels = torch.from_numpy(to_levels(np.concatenate([pictures for _, pictures in self.rows])))
         large = levels.repeat_interleave(self.scale, 2).repeat_interleave(self.scale, 3)
         # make_grid repeats grey pictures to three channels.
-        grid = make_grid(large, nrow=len(self.rows[0][1]), padding=_GAP, pad_value=_WHITE).numpy()
+        grid = make_grid(large, nrow=len(self.rows[0][1]), padding=_GAP, pad_value=255).numpy()
         return grid[0] if self._shape[0] == 1 else np.ascontiguousarray(grid.transpose(1, 2, 0))
 
     @property
@@ -151,14 +141,11 @@ class ImageGrid:
 
 @cache
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(_FONT_SIZE)
+    return ImageFont.load_default(15)
 
 
 def _text_width(text: str) -> int:
     return round(_font().getlength(text))
-
-
-# The figures.
 
 
 class RestorationFigure(NamedTuple):
@@ -192,7 +179,7 @@ def draw_figures(
     out: Path,
     *,
     skip_bad: bool = False,
-    steps: int = STEPS,
+    steps: int = 300_000,
     seed: int = 0,
     run: Path | None = None,
     threads: int = 0,
@@ -226,8 +213,8 @@ def draw_figures(
 class FigureContext:
     """The model and the data from which the figures are drawn, with one method for each figure."""
 
-    artifact: Artifact  # the model
-    data: Dataset  # what it was trained on
+    artifact: Artifact
+    data: Dataset
     seed: int = 0
 
     def figures(self, steps: int) -> Iterator[tuple[str, Callable[[], ImageGrid]]]:
@@ -262,7 +249,7 @@ class FigureContext:
 
     def interpolation(self) -> ImageGrid:
         """Eight great arcs, each from latent 2i to latent 2i + 1, under f."""
-        path = latents.LatentPath(frames=_FRAMES)
+        path = latents.LatentPath(frames=11)
         z = self._latents(2 * _LINES)
         lines = [(f"z {i}-{i + 1}", self.artifact.function(path.rows([z[i], z[i + 1]]))) for i in range(0, len(z), 2)]
         times = [f"t = {t:.1f}" for t in path.times()]
@@ -281,7 +268,7 @@ class FigureContext:
     def repeated(self, steps: int) -> ImageGrid:
         """f^k(z) for the recorded k up to ``steps``, and for ``steps``. A progress bar shows the remaining time."""
         z = self._latents(_REPEATED_COLUMNS)
-        counts = sorted({k for k in _RECORDED if k < steps} | {steps})
+        counts = sorted({k for k in (1, 10, 20, 100, 1000, 10_000, 100_000, 300_000) if k < steps} | {steps})
         lines = [("k = 0", z)]
         with tqdm(total=steps, desc="f^k(z)", unit="step", mininterval=1.0) as bar:
 
@@ -294,7 +281,6 @@ class FigureContext:
         return self._grid(f"f applied k times to z, seed {self.seed}", lines)
 
     def _chain(self, label: str, x: FloatRows, steps: int) -> list[tuple[str, FloatRows]]:
-        """The rows x, f(x), f(f(x)), … with their labels."""
         lines = [(label, x)]
         for _ in range(steps):
             label, x = f"f({label})", self.artifact.function(x)
@@ -326,8 +312,6 @@ def first_of_classes(labels: NDArray[np.int64] | None, count: int, n: int) -> ND
     rank = np.arange(count) - np.repeat(starts, sizes)  # within its class
     return order[np.argsort(rank, kind="stable")][:n]
 
-
-# The losses.
 
 _TERMS: Final = tuple(field.name for field in dataclasses.fields(Weights))
 _COLOURS: Final = (*(f"C{i}" for i in range(10)), "black", "gold")  # one for each term; matplotlib has ten

@@ -108,7 +108,6 @@ def _loss(stage: Table) -> str:
 
 
 def _commands(card: ModelCard) -> str:
-    """The commands that make the model."""
     training, data = card.training, shlex.quote(card.data.name)
     run = shlex.quote(_option(training.command, "--out") or f"runs/{card.name}")
     chosen = " --fp16" if "fp16" in card.quality.get("precision", {}) else ""
@@ -135,7 +134,6 @@ def _figure(figure: str, shown: Mapping[str, str]) -> str:
 
 
 def _option(command: str, name: str) -> str | None:
-    """The value of an option in a recorded command."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument(name, dest="value")
     value: str | None = parser.parse_known_args(shlex.split(command))[0].value

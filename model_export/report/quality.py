@@ -6,12 +6,9 @@ from typing import Any, Final
 from model_export.evaluation.warnings import COPIES, KL, KL_INCREASE, SSIM
 from service.artifact.card import ModelCard
 
-_SUPERSCRIPTS: Final = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
-
 Table = Mapping[str, Any]
 _MIN_GAIN: Final = 1.0  # dB of PSNR; a smaller gain does not count as restored
 _BETTER: Final = 0.9  # a further step is mentioned if it reaches this share of the Fréchet distance
-_QUANTILES: Final = (50, 95, 99)
 _PICTURES: Final = {"training": "training pictures", "training_after_f": "f(training pictures)"}
 
 
@@ -38,7 +35,7 @@ def formula(name: str) -> str:
 
 def superscript(k: int) -> str:
     """The exponent k; empty for 1."""
-    return "" if k == 1 else str(k).translate(_SUPERSCRIPTS)
+    return "" if k == 1 else str(k).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def limitations(card: ModelCard) -> list[str]:
@@ -185,7 +182,7 @@ def measurements(card: ModelCard) -> Iterator[str]:
     yield from _restoration_measurements(quality)
     if card.distance_quantiles:
         yield "### Distance of real pictures"
-        quantiles = ", ".join(f"{q} % below {card.distance_quantiles[q]:.4f}" for q in _QUANTILES)
+        quantiles = ", ".join(f"{q} % below {card.distance_quantiles[q]:.4f}" for q in (50, 95, 99))
         yield f"`/score` compares with mean |f(x) − x| of held-out pictures: {quantiles}."
     if precision := quality.get("precision"):
         yield "### Half precision"

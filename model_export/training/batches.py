@@ -191,7 +191,6 @@ class BatchBuilder:
         return self._pool.nearest(x)
 
     def _matched(self, step: int, stage_step: int, f: Function) -> tuple[Tensor, Tensor]:
-        """The pairs of the whole batch."""
         matching = self._preset.matching
         index = stage_step % matching.pairs_refresh
         if index == 0 or self._pairs is None:

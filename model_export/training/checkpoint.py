@@ -68,11 +68,6 @@ class TrainedModel:
     preset: Preset
     network: nn.Module  # f with the averaged weights, on the CPU, in evaluation mode
 
-    @property
-    def finished(self) -> bool:
-        """Whether all steps of the preset are done."""
-        return self.checkpoint.step >= self.preset.steps
-
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
     """Write ``path`` atomically."""
@@ -265,13 +260,8 @@ def _strip_folders(argument: str) -> str:
 
 def _git(root: Path, *arguments: str) -> str:
     # The arguments are constants of this module.
-    done = subprocess.run(  # noqa: S603
-        ["git", "-C", str(root), *arguments],  # noqa: S607
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    return done.stdout.strip()
+    git = ["git", "-C", str(root), *arguments]
+    return subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -17,7 +17,6 @@ from torch.nn import functional
 
 _TEMPERATURES: Final = (0.02, 0.05, 0.2)  # τ in units of √D (the paper, appendix A)
 _MAX_MAP: Final = 1024  # numbers; larger feature maps are averaged over squares
-_MIN_DISTANCE: Final = 1e-12
 _MIN_FIELD: Final = 1e-6  # root mean square; a smaller field is rounding error and is not normalised
 _MIN_VARIANCE: Final = 1e-6  # keeps the gradient of a deviation finite
 
@@ -68,11 +67,8 @@ def normalised_field(samples: Tensor, pictures: Tensor, temperatures: Sequence[f
 
 @torch.no_grad()
 def distance_scale(samples: Tensor, pictures: Tensor) -> Tensor:
-    """The factor that makes √D the mean distance of samples (…, N, D) to pictures (…, M, D): (…, 1, 1).
-
-    One τ then suits all groups.
-    """
-    mean = torch.cdist(samples, pictures).mean((-2, -1), keepdim=True).clamp_min(_MIN_DISTANCE)
+    """The factor that makes √D the mean distance of samples (…, N, D) to pictures (…, M, D): one τ suits all groups."""
+    mean = torch.cdist(samples, pictures).mean((-2, -1), keepdim=True).clamp_min(1e-12)
     return torch.full_like(mean, samples.shape[-1] ** 0.5) / mean
 
 

@@ -19,7 +19,6 @@ from model_export.training.stages import Distance
 
 Function = Callable[[Tensor], Tensor]
 
-_CODE_MARGIN: Final = 0.15  # levels
 _L1_SHARE: Final = 0.2  # of the absolute difference in `mse_l1`: it sharpens small errors, which hardly count squared
 _FOCUS: Final = 5  # pixels: side of the neighbourhood in `mse_l1_focal`
 _FOCAL_LIMITS: Final = (1.0, 10.0)  # even areas keep their weight, or they get a texture
@@ -90,10 +89,7 @@ def tightness(f: Function, y: Tensor, kind: Distance) -> Tensor:
 
 
 def smooth_clamp(tight: Tensor, rec: Tensor, ratio: float | None) -> Tensor:
-    """a·L_rec·tanh(L_tight/(a·L_rec)) for every row (IGN, eq. 9), with L_rec as a constant; (B,) each.
-
-    Without a ratio a, tightness is not clamped.
-    """
+    """a·L_rec·tanh(L_tight/(a·L_rec)) for every row (IGN, eq. 9), with L_rec as a constant; (B,) each."""
     if ratio is None:
         return tight
     bound = (ratio * rec.detach()).clamp_min(1e-12)
@@ -110,10 +106,7 @@ def distillation(y: Tensor, teacher: Function, z: Tensor, steps: int, kind: Dist
 
 
 def hinge_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
-    """Σ over scales of E max(0, 1 − s(x)) + E max(0, 1 + s(y)): the discriminator's loss (arXiv 1705.02894).
-
-    There is one score (B,) for every scale.
-    """
+    """Σ over scales of E max(0, 1 − s(x)) + E max(0, 1 + s(y)), with scores (B,) (arXiv 1705.02894)."""
     terms = [functional.relu(1 - s).mean() + functional.relu(1 + t).mean() for s, t in zip(real, fake, strict=True)]
     return torch.stack(terms).sum()
 
@@ -144,4 +137,4 @@ def code_consistency(network: Autoencoder, source: Tensor, y: Tensor) -> Tensor:
     with torch.no_grad():
         target = round_with_ramps(network.components(source))
     error = (network.components(y) - target).abs()
-    return functional.relu(error - _CODE_MARGIN).square().mean()
+    return functional.relu(error - 0.15).square().mean()

@@ -17,7 +17,6 @@ _LEVELS = 15  # of each component of the quantiser, odd: integers around 0; the 
 _RAMP = 1 / 32  # of a level: width of the ramp between two levels of the quantiser
 _MARGIN = 0.45  # levels between the outermost level and the bound; below 0.5, so that no level is added
 _MIN_UNIT = 1e-4  # of codes without variance
-_EMA = 0.999  # decay of the averaged weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,11 +222,7 @@ class _GlobalConvTranspose(nn.ConvTranspose2d):
 
 
 class _PlaceMixing(_GlobalConv):
-    """Adds a dense layer over all places: (B, C, side, side) → the same shape.
-
-    A convolution of few layers sees a part of the picture only. Without this layer the places of f(z) would be drawn
-    independently.
-    """
+    """Adds a dense layer over all places (B, C, side, side): without it those of f(z) would be drawn independently."""
 
     def __init__(self, channels: int, side: int) -> None:
         super().__init__(channels, channels * side**2, side)
@@ -255,11 +250,6 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def parameter_count(network: nn.Module) -> int:
-    """Number of trainable parameters."""
-    return sum(p.numel() for p in network.parameters() if p.requires_grad)
-
-
 def averaged_model(network: nn.Module) -> AveragedModel:
     """An exponential moving average of the weights; call ``update_parameters(network)`` after every step.
 
@@ -268,6 +258,6 @@ def averaged_model(network: nn.Module) -> AveragedModel:
 
     def update(average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
         n = int(count)
-        return average.lerp(current, 1.0 - min(_EMA, (1 + n) / (10 + n)))
+        return average.lerp(current, 1.0 - min(0.999, (1 + n) / (10 + n)))
 
     return AveragedModel(network, avg_fn=update)

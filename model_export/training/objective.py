@@ -21,8 +21,6 @@ Features = Callable[[Tensor], list[Tensor]]
 
 SCALING_PICTURES: Final = 2048  # pictures that give mean and deviation of every feature channel
 CRITIC_LR: Final = 4e-4  # peak learning rate of the discriminator, with the schedule of f
-_BETAS: Final = (0.0, 0.99)
-_MIN_DEVIATION: Final = 1e-3
 _SLOPE: Final = 0.2
 
 
@@ -154,7 +152,7 @@ class Discriminator(nn.Module):
         self.heads = nn.ModuleList(_head(feature.shape[1], min(3, *feature.shape[2:])) for feature in examples)
         for i, feature in enumerate(examples):
             self.register_buffer(f"mean_{i}", feature.mean((0, 2, 3), keepdim=True))
-            self.register_buffer(f"deviation_{i}", feature.std((0, 2, 3), keepdim=True).clamp_min(_MIN_DEVIATION))
+            self.register_buffer(f"deviation_{i}", feature.std((0, 2, 3), keepdim=True).clamp_min(1e-3))
         self.to(pictures.device)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -171,7 +169,7 @@ class DiscriminatorTrainer:
 
     def __init__(self, discriminator: Discriminator, world: World) -> None:
         self.discriminator, self._world = discriminator, world
-        self._optimiser = torch.optim.Adam(discriminator.heads.parameters(), betas=_BETAS)
+        self._optimiser = torch.optim.Adam(discriminator.heads.parameters(), betas=(0.0, 0.99))
         self._freeze()
 
     def step(self, x: Tensor, y: Tensor, lr: float, autocast: torch.autocast) -> None:

@@ -39,7 +39,6 @@ _MIN_SIDE: Final = 8
 _LARGEST: Final = 1024  # that `--size` allows
 _MAX_SIDE: Final = 64  # larger pictures are reduced to it unless --size says otherwise
 _FEW: Final = 1000  # pictures; with fewer, a network of this kind learns them by heart
-_COLOUR_CORRUPTIONS: Final = ("grey", "sketch")
 _LUMA: Final = (0.299, 0.587, 0.114)  # ITU-R 601, as in `datasets`
 
 
@@ -205,10 +204,9 @@ PRESETS = {
 
 def get_preset(name: str) -> Preset:
     """The preset of this name."""
-    try:
-        return PRESETS[name]
-    except KeyError:
-        raise UserError(f"no preset {name!r}; there are {', '.join(sorted(PRESETS))}") from None
+    if name not in PRESETS:
+        raise UserError(f"no preset {name!r}; there are {', '.join(sorted(PRESETS))}")
+    return PRESETS[name]
 
 
 def split_steps(total: int, proportions: Sequence[int]) -> list[int]:
@@ -240,10 +238,9 @@ class Choices:
 
 
 def with_overrides(preset: Preset, choices: Choices) -> Preset:
-    """The preset with its values replaced by those of the choices.
+    """The preset with the values of the choices; ``steps``, the total, is split in the preset's proportions.
 
-    ``steps`` is the total. It is split over the stages in the preset's proportions; the warm-up of a shorter stage is
-    shorter in proportion. The preset `small` gets a network that fits the size.
+    The warm-up of a shorter stage is shorter in proportion. The preset `small` gets a network that fits the size.
     """
     size, channels = choices.size or preset.network.size, choices.channels or preset.network.channels
     if (choices.batch is not None and choices.batch < 1) or channels not in (1, 3):
@@ -288,7 +285,7 @@ def choose_preset(choices: Choices, source: Source, found: Inspection) -> Preset
     if preset.name == SMALL:
         size, channels = size or _size_for(source.name, found), channels or found.channels
         if not corruptions and channels == found.channels == 3:
-            corruptions = (*preset.corruptions, *_COLOUR_CORRUPTIONS)
+            corruptions = (*preset.corruptions, "grey", "sketch")
     elif channels is None and found.channels != preset.network.channels:
         colour = "grey" if preset.network.channels == 1 else "colour"
         wanted = f"{preset.network.size}×{preset.network.size} {colour}"
@@ -353,6 +350,5 @@ def _background(found: Inspection, channels: int) -> tuple[float, ...]:
 
 
 def _name_of(data: str) -> str:
-    """A model name made of the name of a file or folder."""
     stem = re.sub(r"\.(npz|zip)$", "", data.lower())
     return re.sub(r"[^a-z0-9_.-]+", "-", stem).strip("-_.")[:64] or "model"

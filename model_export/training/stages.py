@@ -9,10 +9,7 @@ Distance = Literal["mse", "l1", "mse_l1", "mse_l1_edges", "mse_l1_focal"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """Weight of each term of the loss; 0 switches the term off. `model_export.training.losses` defines the terms.
-
-    The names are those of the log and of the checkpoint.
-    """
+    """Weight of each term of the loss, by its name in log and checkpoint; 0 switches the term off."""
 
     rec: float = 1.0  # reconstruction D(f(x), x)
     imle: float = 0.0  # D(f(z*), x) with z* the candidate whose output is nearest to x
@@ -133,8 +130,7 @@ DRIFTING_STAGE: Final = Stage(
 def quantised_stage(steps: int, *, drifting: float = 0.06) -> Stage:
     """A last stage that quantises the code, so that f keeps pictures and samples under many applications.
 
-    `distill` keeps the samples of the network before, which has no quantiser. `drifting` and L1 sharpen
-    what the levels blur.
+    `distill` keeps the samples of the network before, without a quantiser. `drifting` and L1 sharpen what levels blur.
     """
     return Stage(
         name="quantise",

@@ -43,7 +43,6 @@ from model_export.training.presets import Preset
 from model_export.training.stages import Stage
 
 LOG = "log.jsonl"
-_BOARD = "tensorboard"
 _LOG_EVERY = 50
 _FIRST_GRID = 50  # the step of the first samples: early enough to see that a run is on its way
 _GRID_SIDE = 8
@@ -154,7 +153,7 @@ class Run:
     # A signal writes a checkpoint where it stops, so it loses no step; a crash loses those after the last checkpoint.
     # Both continue where pool and pairs are built anew, from the same weights as in a run that was never interrupted.
     def _train(self) -> None:
-        board = self.out / _BOARD if self.execution.tensorboard else None
+        board = self.out / "tensorboard" if self.execution.tensorboard else None
         opened = Log(self.out / LOG, self.step, board=board) if self.world.is_main else nullcontext()
         steps, quiet = self.preset.steps, not self.world.is_main
         bar = tqdm(total=steps, initial=self.step, unit="step", mininterval=1.0, disable=quiet)
@@ -224,7 +223,6 @@ class Run:
 
     @torch.no_grad()
     def _forward(self, z: Tensor) -> Tensor:
-        """f(z) without gradients."""
         with self._autocast():
             y: Tensor = self._compiled(z)
         return y
@@ -266,7 +264,6 @@ class Run:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def _start_stage(self) -> None:
-        """Create what the present stage needs from the present network."""
         stage = self.preset.stages[self.stage]
         # Before the quantiser is fitted, so that f learns from a network without one.
         self.teacher = copy.deepcopy(self.network).requires_grad_(False).eval() if stage.weights.teacher else None

@@ -22,7 +22,6 @@ _DURATION: Final = re.compile(r"(\w+);dur=([0-9.]+)")
 
 
 def document(response: Response) -> Document:
-    """The JSON object in the body."""
     body = json.loads(response.content)
     if not isinstance(body, dict):
         raise TypeError("expected a JSON object")
@@ -50,13 +49,11 @@ def images(kind: type[ImageT], response: Response) -> results.Images[ImageT]:
 
 
 def images_of(kind: type[ImageT], answer: Document) -> results.Images[ImageT]:
-    """The result in the JSON object of a response."""
     members = tuple(_image(kind, member) for member in answer["images"])
     return results.Images(images=members, seed=answer.get("seed"), **_head(answer))
 
 
 def step(event: Document) -> results.Step:
-    """One recorded step, from an event of a stream or from `trajectory`."""
     return value(results.Step, event, bytes=_data(event["data"]))
 
 

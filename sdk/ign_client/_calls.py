@@ -208,7 +208,6 @@ def _generate(options: Options) -> Call[results.Images[results.Image]]:
 
 
 def _sent(options: Options) -> dict[str, Any]:
-    """The options in the body."""
     return {name: value for name, value in options.items() if name not in _CONNECTION}
 
 
@@ -233,7 +232,6 @@ def _upload(images: PictureLike | Sequence[PictureLike], options: Options) -> Bo
 
 
 def _text(value: Any) -> str:
-    """The text of an option in a form."""
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)

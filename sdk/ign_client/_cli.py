@@ -63,22 +63,17 @@ def run(options: argparse.Namespace, terminal: Terminal, hint: str = "") -> int:
         terminal.error(f"{options.command.prog.split()[0]}: {exc}")
         if hint and isinstance(exc, errors.ConnectionFailed):
             terminal.error(hint)
-        return _status(exc)
+        if isinstance(exc, errors.InputError):
+            return USAGE
+        return UNREACHABLE if isinstance(exc, _UNREACHABLE_ERRORS) else REFUSED
     terminal.end()
     return DONE if done else REFUSED
-
-
-def _status(exc: Exception) -> int:
-    if isinstance(exc, errors.InputError):
-        return USAGE
-    return UNREACHABLE if isinstance(exc, _UNREACHABLE_ERRORS) else REFUSED
 
 
 # The parser. Options that a method has, too, come from `_options`
 
 
 def parser(prog: str = "ign-client") -> argparse.ArgumentParser:
-    """The parser of the command line of a program."""
     top = argparse.ArgumentParser(
         prog=prog,
         description="Send requests to a running ign-service. IGN_BASE_URL holds its URL, IGN_API_KEY the API key.",
@@ -221,7 +216,6 @@ def _given(options: argparse.Namespace, kind: Any) -> dict[str, Any]:
 
 
 def generate(client: Client, options: argparse.Namespace, terminal: Terminal) -> bool:
-    """Generate images into a folder, or as one sheet."""
     if form := _file_format(options):
         check_free([options.out], options.force)
         sheet = client.generate_as(form, **_given(options, lists.GenerateFileOptions))
@@ -254,7 +248,6 @@ def _runs(indices: Sequence[int]) -> Iterator[list[int]]:
 
 
 def project(client: Client, options: argparse.Namespace, terminal: Terminal) -> bool:
-    """Project images, one output file for each."""
     out: Path = options.out
     is_file = _file_format(options)
     sources = list_images(options.inputs)
@@ -278,7 +271,6 @@ def project(client: Client, options: argparse.Namespace, terminal: Terminal) -> 
 
 
 def interpolate(client: Client, options: argparse.Namespace, terminal: Terminal) -> bool:
-    """Interpolate along a path or over a grid, into a folder or as one file."""
     points = [_point(text) for text in options.points]
     options.grid = _grid(options.grid)
     target: Path = options.out

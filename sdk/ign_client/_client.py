@@ -85,8 +85,6 @@ def _like(build: Callable[..., Any], method: M, stream: type | None = None) -> M
 
 
 class _Common(Generic[TransportT, HttpClientT, WaitT]):
-    """Arguments and properties that both clients share."""
-
     _network: ClassVar[Callable[..., Any]]
     _default_sleep: ClassVar[Callable[[float], Any]]
 

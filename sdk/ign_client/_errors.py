@@ -149,7 +149,6 @@ class DeadlineExceeded(StatusError, status=504):
 
 
 def status_error(problem: Problem) -> StatusError:
-    """The error for a problem, by its status."""
     error = BY_STATUS.get(problem.status) or (ServiceFailed if problem.status > 500 else StatusError)
     return error(problem)
 

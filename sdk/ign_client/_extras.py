@@ -5,7 +5,6 @@ from typing import Any
 
 
 def pillow() -> Any:
-    """`PIL.Image`; the ImportError says how to install it."""
     try:
         import PIL.Image
     except ImportError as exc:
@@ -14,7 +13,6 @@ def pillow() -> Any:
 
 
 def numpy() -> Any:
-    """`numpy`; the ImportError says how to install it."""
     try:
         import numpy
     except ImportError as exc:

@@ -80,7 +80,6 @@ def pictures(images: PictureLike | Sequence[PictureLike]) -> list[bytes]:
 
 
 def picture(image: PictureLike, field: str) -> bytes:
-    """One picture as the content of a file."""
     data = content(image, field)
     if data.startswith(NPY):
         raise InputError(f"{field}: a float32 array or .npy file is a latent, not a picture; pictures are uint8")

@@ -68,7 +68,6 @@ class Picture:
         return result_repr(self)
 
     def _repr_html_(self) -> str:
-        """The picture in a notebook, large enough to see its pixels."""
         return figure(self)
 
     def _repr_png_(self) -> _Bytes | None:
@@ -91,10 +90,7 @@ def result_repr(value: Any) -> str:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, and rename it. A link stays a link, devices and pipes are written to.
-
-    An OSError names ``path``, and no temporary file is left.
-    """
+    """Replace a file by a rename. A link stays a link, devices and pipes are written to; an OSError names ``path``."""
     try:
         if path.exists() and not path.is_file():
             path.write_bytes(data)
@@ -119,7 +115,6 @@ def _replace(target: Path, data: bytes) -> None:
 # What notebooks show
 
 _MAX_SHOWN: Final = 100
-_STYLE: Final = "min-height:84px;image-rendering:pixelated;margin:2px"
 
 
 def figure(picture: Any) -> str:
@@ -129,7 +124,8 @@ def figure(picture: Any) -> str:
     data = base64.b64encode(picture.bytes).decode("ascii")
     values = {name: getattr(picture, name, None) for name in ("index", "steps", "step", "distance", "drift")}
     title = ", ".join(f"{name} {_cell(value)}" for name, value in values.items() if value is not None)
-    return f'<img style="{_STYLE}" title="{escape(title)}" src="data:{MEDIA[picture.format]};base64,{data}">'
+    style = "min-height:84px;image-rendering:pixelated;margin:2px"
+    return f'<img style="{style}" title="{escape(title)}" src="data:{MEDIA[picture.format]};base64,{data}">'
 
 
 def contact_sheet(pictures: Sequence[Any]) -> str:

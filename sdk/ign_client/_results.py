@@ -216,7 +216,6 @@ MODEL_COLUMNS: Final = ("model", "shape", "device", "default")
 
 
 def model_rows(models: Models) -> list[tuple[str, str, str, bool]]:
-    """The models as rows of a table."""
     return [
         (card.ref, "×".join(map(str, card.shape)), card.device, models.default in (card.ref, card.name))
         for card in models

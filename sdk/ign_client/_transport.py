@@ -80,7 +80,6 @@ class AsyncTransport:
 
 
 async def _async_chunks(request: Request, response: httpx.Response) -> AsyncGenerator[bytes, None]:
-    """Asynchronous version of `_chunks`."""
     with _map_errors(request):
         async with aclosing(response):
             async for chunk in response.aiter_bytes():
@@ -88,7 +87,6 @@ async def _async_chunks(request: Request, response: httpx.Response) -> AsyncGene
 
 
 def _arguments(settings: Settings, request: Request, *, stream: bool) -> dict[str, Any]:
-    """The request as httpx takes it."""
     headers = {"User-Agent": f"ign-client/{__version__}", **trace_headers(), **request.headers}
     if settings.api_key is not None:
         headers["Authorization"] = f"Bearer {settings.api_key}"
@@ -104,7 +102,6 @@ def _arguments(settings: Settings, request: Request, *, stream: bool) -> dict[st
 
 @contextmanager
 def _map_errors(request: Request) -> Iterator[None]:
-    """Turn the exceptions of httpx into those of this package."""
     request_line = f"{request.method} {request.path}"
     try:
         yield
@@ -115,7 +112,6 @@ def _map_errors(request: Request) -> Iterator[None]:
 
 
 def _is_event_stream(response: httpx.Response) -> bool:
-    """Whether the response is an event stream; any other response is read completely."""
     return response.status_code == 200 and response.headers.get("content-type", "").startswith(EVENTS)
 
 

@@ -1,8 +1,7 @@
 """Requests, responses and retries, without I/O and independent of the HTTP library.
 
 The generator `attempts` yields the next request. The client that drives it waits, sends the request, and passes in
-the response or the `TransportError` with `send`. Both clients drive the same generator, so that the rules
-exist once.
+the response or the `TransportError` with `send`.
 """
 
 import json
@@ -19,10 +18,7 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 EVENTS: Final = "text/event-stream"
-_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 RETRIED: Final = frozenset({408, 429, 502, 503, 504})
-_FIRST_DELAY_S: Final = 0.5
-_MAX_DELAY_S: Final = 8.0
 _MAX_RETRY_AFTER_S: Final = 60.0  # a longer Retry-After raises the error instead of blocking the caller
 
 
@@ -100,7 +96,7 @@ class Call(Generic[T_co]):
     def __post_init__(self) -> None:
         if not isinstance(self.timeout, Unset):
             check_timeout(self.timeout)
-        if self.request_id is not None and not _REQUEST_ID.fullmatch(self.request_id):
+        if self.request_id is not None and not re.fullmatch(r"[A-Za-z0-9._-]{1,128}", self.request_id):
             raise errors.InputError(f"request_id: expected 1 to 128 of A-Z a-z 0-9 . _ -, not {self.request_id!r}")
 
     def request(self, default_timeout: float | None) -> Request:
@@ -151,7 +147,7 @@ def _delay(settings: Settings, response: Response | None, retries: int) -> float
             return None
         seconds = errors.retry_after(response.headers, settings.clock())
     if seconds is None:
-        return min(_FIRST_DELAY_S * 2.0**retries, _MAX_DELAY_S) * (0.5 + 0.5 * settings.jitter())
+        return min(0.5 * 2.0**retries, 8.0) * (0.5 + 0.5 * settings.jitter())
     # Up to 10 % later than Retry-After says, never earlier.
     return seconds * (1 + 0.1 * settings.jitter()) if seconds <= _MAX_RETRY_AFTER_S else None
 

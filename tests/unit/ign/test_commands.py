@@ -53,9 +53,6 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "loaded: []"
 
 
-# serve
-
-
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, str], bool]]:
     """What `ign serve` would serve, in place of serving."""
@@ -129,9 +126,6 @@ def test_a_refusal_names_the_option_that_was_given(capsys: Any) -> None:
     assert capsys.readouterr().err.startswith("ign-service does not start: --port='80a' is not allowed: ")
 
 
-# completion
-
-
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -155,9 +149,6 @@ def test_the_completion_script_calls_ign(shell: str) -> None:
     done = ign("completion", shell)
     assert done.exit_code == 0
     assert f"_IGN_COMPLETE={shell}_complete" in done.output
-
-
-# models, and the client's commands in process
 
 
 @pytest.fixture
@@ -209,9 +200,6 @@ def test_a_service_that_is_not_there_or_does_not_start(tmp_path: Path) -> None:
     assert len(done.output.splitlines()) == 1
     assert "IGN_MODEL_DIR=/nowhere" in done.output
     assert not (tmp_path / "out").exists()
-
-
-# What is not installed
 
 
 @pytest.mark.parametrize(

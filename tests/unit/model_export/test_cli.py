@@ -1,5 +1,7 @@
+import dataclasses
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,14 +13,16 @@ from PIL import Image
 from torch import Tensor
 
 from model_export.cli import main
-from model_export.evaluation.measures import Evaluation
 from model_export.export.artifact import Artifact
 from model_export.training import checkpoint as checkpoints
 from model_export.training import losses
 from model_export.training.presets import NO_LICENCE
 from model_export.training.stages import Distance
 from service.artifact.files import METRICS_FILE, MODEL_FILES
-from tests.helpers.tiny_training import contents, train_arguments
+from tests.helpers.tiny_training import TinyModel, contents, patterns, train_arguments
+
+FIGURES = ["figures", "--model", "{model}", "--data", "{data}", "--out", "{tmp}", "--threads", "1"]
+AVATARS = ["data", "avatars", "--out", "{tmp}/avatars.npz"]
 
 
 def test_train_export_verify_evaluate(
@@ -60,6 +64,18 @@ def test_a_finished_training_is_not_done_again(
     assert (tiny_run / "checkpoint.pt").read_bytes() == checkpoint
 
 
+@pytest.fixture(scope="module")
+def others(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a data set and a run that are not those of the tiny model."""
+    folder = tmp_path_factory.mktemp("others")
+    x = patterns(30, 9)[0]
+    np.savez(folder / "other.npz", x_train=x, x_test=x)
+    shutil.copytree(tiny_run, folder / "run")
+    saved = checkpoints.load(tiny_run / checkpoints.FILE)
+    checkpoints.save(dataclasses.replace(saved, provenance={"command": "x"}), folder / "run" / checkpoints.FILE)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -81,6 +97,9 @@ def test_a_finished_training_is_not_done_again(
         (["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--size", "0"], "--size 0: 8 to 1024"),
         (["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--size", "4"], "--size 4"),
         (["train", "--data", "{data}", "--out", "{tmp}", "--size", "100000"], "--size 100000"),
+        (["train", "--preset", "tiny", "--data", "{data}", "--dry-run", "--steps", "2"], "has 3 stages"),
+        (["train", "--preset", "tiny", "--data", "{data}", "--dry-run", "--batch", "-1"], "--batch must be at least 1"),
+        (["train", "--preset", "tiny", "--data", "{data}", "--dry-run", "--eight-bit", "1.5"], "the 8-bit share 1.5"),
         (["data", ""], "--data: the path is empty"),
         (["export", "--run", "{tmp}", "--models", "{tmp}"], "no checkpoint at"),
         (["export", "--run", "{run}", "--models", "{tmp}", "--background", "2"], "--background must lie in the range"),
@@ -90,25 +109,40 @@ def test_a_finished_training_is_not_done_again(
         (["verify", "--run", "{run}", "--model", "{tmp}"], "no model at"),
         (["evaluate", "--model", "{tmp}", "--data", "{data}"], "no model at"),
         (["card", "--model", "{tmp}", "--out", "{tmp}/card.md"], "no model at"),
+        (["evaluate", "--model", "{model}", "--data", "{other}"], "other.npz"),
+        (["evaluate", "--model", "{model}", "--data", "{data}", "--samples", "1"], "--samples 1"),
+        (["evaluate", "--model", "{model}", "--data", "{data}", "--steps", "0"], "--steps 0"),
+        ([*FIGURES, "--steps", "0"], "--steps 0"),
+        ([*FIGURES, "--seed", "4294967296"], "--seed 4294967296"),
+        ([*FIGURES, "--model", "{tmp}"], "no model at"),
+        ([*FIGURES, "--data", "{other}"], "other.npz"),
+        ([*FIGURES, "--run", "{tmp}"], "no log at"),
+        ([*FIGURES, "--run", "{altered}"], "another run"),
+        ([*FIGURES, "--out", "{other}/figures"], "other.npz"),
+        ([*AVATARS, "--n", "19"], "--n 19"),
+        ([*AVATARS, "--size", "7"], "--size 7"),
+        ([*AVATARS, "--backgrounds", "red"], "--backgrounds red"),
+        ([*AVATARS, "--out", "avatars.zip"], "avatars.zip"),
     ],
 )
 def test_what_the_user_can_put_right_is_one_line_and_exit_code_2(
     arguments: list[str],
     says: str,
-    tiny_run: Path,
-    data_file: Path,
+    tiny: TinyModel,
+    others: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    before = contents(tiny_run)
-    places = {"data": data_file, "tmp": tmp_path, "run": tiny_run}
+    before = contents(tiny.run)
+    places = {"data": tiny.data_file, "tmp": tmp_path, "run": tiny.run, "model": tiny.models / "tiny" / "1"}
+    places |= {"other": others / "other.npz", "altered": others / "run"}
     assert main([argument.format(**places) for argument in arguments]) == 2
     out, error = capsys.readouterr()
     assert out == ""
     line = error.rpartition("\r")[2].lstrip()  # after the progress bar, where one had begun
     assert re.fullmatch(r"(?:\d+%.*\n)?error: .+\n", line)
     assert says in line
-    assert contents(tiny_run) == before
+    assert contents(tiny.run) == before
     assert contents(tmp_path) == {}
 
 
@@ -129,18 +163,6 @@ def test_a_wrong_command_line_shows_the_usage(arguments: list[str], capsys: pyte
         main(arguments)
     assert stopped.value.code == 2
     assert "usage: python -m model_export" in capsys.readouterr().err
-
-
-def test_an_interrupted_command_leaves_quietly(
-    folder: Path, data_file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(self: Evaluation) -> None:
-        raise KeyboardInterrupt
-
-    before = contents(folder.parent)
-    monkeypatch.setattr(Evaluation, "run", interrupt)
-    assert main(["evaluate", "--model", str(folder), "--data", str(data_file), "--cache", str(cache)]) == 130
-    assert contents(folder.parent) == before
 
 
 def test_a_stopped_training_says_how_to_go_on(

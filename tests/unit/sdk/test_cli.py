@@ -82,9 +82,6 @@ def names(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-# generate
-
-
 def test_generate_into_a_folder(shell: Shell, service: Service, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
     command = ("generate", "-n", 20, "--seed", 7, "--offset", 3, "--steps", 2, "-o", out)
@@ -119,9 +116,6 @@ def test_sheets(shell: Shell, tmp_path: Path, words: Any, shape: tuple[int, int]
     assert shell(*words, "-o", target) == DONE
     assert pixels(target.read_bytes()).shape == shape
     assert shell.out.startswith(str(target))
-
-
-# project
 
 
 def test_project_a_folder(shell: Shell, service: Service, scans: Path, tmp_path: Path) -> None:
@@ -199,9 +193,6 @@ def test_an_image_that_vanishes(shell: Shell, tmp_path: Path, monkeypatch: pytes
     assert names(tmp_path / "out") == ["x.png"]
 
 
-# interpolate, score, models
-
-
 def test_interpolate(shell: Shell, service: Service, tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(PICTURE)
     target, out = tmp_path / "walk.gif", tmp_path / "out"
@@ -247,9 +238,6 @@ def test_models(shell: Shell, service: Service) -> None:
         served = client.models()
     assert [line[0] for line in lines] == [card.ref for card in served]
     assert [line[0] for line in lines if line[3] == "yes"] == [served.default]
-
-
-# Outputs and errors
 
 
 def test_outputs_are_not_overwritten(shell: Shell, scans: Path, tmp_path: Path) -> None:
@@ -404,9 +392,6 @@ def test_usage(shell: Shell, command: str, options: str, capsys: pytest.CaptureF
         shell(*command.split(), *(options.split(" ") if options else ()))
     assert caught.value.code == USAGE
     assert capsys.readouterr().err.startswith(f"usage: ign-client {command}".strip())
-
-
-# The terminal
 
 
 def test_progress_tells_rate_and_time_left() -> None:

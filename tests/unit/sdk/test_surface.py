@@ -67,9 +67,6 @@ def test_constructors_take_the_same() -> None:
     assert all(f"\n        {name}: " in text for name in inspect.signature(Client).parameters)
 
 
-# Settings
-
-
 SECRET = "http://me:secret@x"
 URLS = (
     "ftp://x 127.0.0.1:8000 localhost http:// http://x:port http://x:0 http://x:99999 http://x?y http://x#y http://[::1"
@@ -116,9 +113,6 @@ def test_reprs_do_not_hold_the_key() -> None:
     assert repr(AsyncClient("http://x", transport=Canned())) == "AsyncClient('http://x', timeout=30.0, max_retries=2)"
 
 
-# Who closes what
-
-
 def test_a_client_of_the_caller_stays_open() -> None:
     to = Canned(answer(), ready(), ready())
     with httpx.Client(transport=to, headers={"X-Tenant": "a"}) as http_client:
@@ -145,9 +139,6 @@ def test_a_closed_client_is_closed() -> None:
     with pytest.raises(RuntimeError, match="closed"):
         client.ready()
     asyncio.run(AsyncClient("http://x").aclose())
-
-
-# Traces
 
 
 @pytest.mark.parametrize("method", ["ready", "generate"])

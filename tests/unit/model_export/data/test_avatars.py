@@ -1,6 +1,5 @@
 import importlib.util
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -62,21 +61,6 @@ def test_it_depends_on_the_seed_and_not_on_the_processes(
         assert not np.array_equal(first["attributes_train"][:18], second["attributes_train"])
 
 
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        (["--n", "19"], "--n 19"),
-        (["--size", "7"], "--size 7"),
-        (["--backgrounds", "red"], "--backgrounds red"),
-        (["--out", "avatars.zip"], "avatars.zip"),
-    ],
-)
-def test_bad_options(options: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "avatars", "--out", str(tmp_path / "a.npz"), *options]) == 2
-    assert says in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
-
-
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     avatars._attribute_values.cache_clear()
     avatars._definition.cache_clear()
@@ -86,27 +70,3 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         write_avatars(AvatarOptions(count=20), tmp_path / "a.npz", processes=1)
     assert not list(tmp_path.iterdir())
     avatars._definition.cache_clear()
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"attributes": None},
-        {"attributes_test": np.zeros((3, 2), np.uint8)},
-        {"attributes_train": np.zeros((4, 2), np.float32)},
-        {"attributes": np.array([1, 2])},
-    ],
-)
-def test_attributes_that_do_not_fit_are_refused(change: dict[str, Any], tmp_path: Path) -> None:
-    arrays: dict[str, Any] = {
-        "x_train": np.zeros((4, 8, 8), np.uint8),
-        "x_test": np.zeros((2, 8, 8), np.uint8),
-        "attributes": np.array(["hair", "eyes"]),
-        "attributes_train": np.zeros((4, 2), np.uint8),
-        "attributes_test": np.zeros((2, 2), np.uint8),
-        **change,
-    }
-    path = tmp_path / "data.npz"
-    np.savez(path, **{key: value for key, value in arrays.items() if value is not None})
-    with pytest.raises(UserError, match=r"data\.npz: .*attributes"):
-        load_dataset(str(path), size=8, channels=1)

@@ -35,9 +35,6 @@ def uniform(count: int = BATCH) -> Tensor:
     return torch.rand((count, 3), generator=seeded(2))
 
 
-# Random parameters.
-
-
 def test_noise_alone_is_two_draws(pictures: Tensor) -> None:
     chosen, generator = random_corruptions("noise"), seeded(5)
     sigma = torch.rand((BATCH, 1, 1, 1), generator=generator) * 1.2
@@ -137,9 +134,6 @@ def test_ranks_corrupt_their_rows_as_one_process_does(pictures: Tensor) -> None:
     shards = [World(rank, 4).shard for rank in range(4)]
     parts = [chosen.apply(shard(pictures), Draws(*map(shard, draws))) for shard in shards]
     torch.testing.assert_close(torch.cat(parts), chosen.apply(pictures, draws), atol=1e-6, rtol=0)
-
-
-# Fixed parameters.
 
 
 @pytest.mark.parametrize("corrupt", CORRUPTIONS.values(), ids=list(CORRUPTIONS))

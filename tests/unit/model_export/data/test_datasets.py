@@ -100,6 +100,9 @@ def test_16_bit_is_scaled_and_alpha_falls_on_black(tmp_path: Path) -> None:
 
 X = np.zeros((12, 8, 8), np.uint8)
 Y = np.zeros(12, np.uint8)
+KINDS = np.zeros((12, 2), np.uint8)
+LABELLED = {"x_train": X, "x_test": X, "attributes_train": KINDS, "attributes_test": KINDS}
+NAMES = np.array(["hair", "eyes"])
 
 
 def npz(**arrays: NDArray[np.generic]) -> Callable[[Path], Path]:
@@ -131,6 +134,10 @@ def folder(**files: bytes) -> Callable[[Path], Path]:
         (npz(x_train=X, x_test=X, y_train=Y[:3]), "y_train must be one integer for each picture"),
         (npz(x_train=X, x_test=X, y_test=Y.astype(float)), "y_test must be one integer for each picture"),
         (npz(x_train=X, x_test=X, y_test=np.array([None] * 12)), "not a readable .npz"),  # a pickle
+        (npz(**LABELLED), "array attributes is missing"),
+        (npz(**LABELLED | {"attributes_test": KINDS[:3]}, attributes=NAMES), "attributes must be names"),
+        (npz(**LABELLED | {"attributes_train": KINDS.astype(float)}, attributes=NAMES), "attributes must be names"),
+        (npz(**LABELLED, attributes=np.array([1, 2])), "attributes must be names"),
         (file("data.zip", b"no archive"), "not a readable .zip"),
         (file("data.tar", b"something else"), "expected an .npz, a .zip or a folder"),
         (folder(notes_txt=b"no picture"), "no pictures in it"),

@@ -116,18 +116,6 @@ def test_a_checkpoint_of_other_code_is_refused(damage: dict[str, object], tiny_r
         export(altered_run(tiny_run, tmp_path / "run", **damage), tmp_path)
 
 
-def test_a_file_that_computes_something_else_fails(folder: Path, tiny_run: Path) -> None:
-    model = onnx.load_model_from_string((folder / MODEL_FILE).read_bytes())
-    weights = next(w for w in model.graph.initializer if w.name == "encoder.0.weight")
-    changed = onnx.numpy_helper.to_array(weights) + np.float32(0.05)
-    weights.CopyFrom(onnx.numpy_helper.from_array(changed, weights.name))
-    (folder / MODEL_FILE).write_bytes(model.SerializeToString())
-    before = contents(folder)
-    with pytest.raises(UserError, match="differ by"):
-        verify(tiny_run, folder)
-    assert contents(folder) == before
-
-
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -173,8 +161,6 @@ def test_golden_rows_come_from_torch_and_verify_mends_them(
 
 
 def test_other_files_are_no_models(models: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no model at"):
-        Artifact.read(tmp_path)
     model = onnx.load(models / "tiny" / "1" / MODEL_FILE)
     del model.metadata_props[:]
     for content, says in (

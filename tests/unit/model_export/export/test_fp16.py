@@ -54,15 +54,21 @@ def test_half_precision_is_inside_and_float32_outside(exported: Path) -> None:
     assert 1e-6 < difference < 1e-2
 
 
-def test_verify_compares_every_file(both: Path, tiny_run: Path) -> None:
-    assert list(verify(tiny_run, both, threads=1)) == list(MODEL_FILES.values())
-    model = onnx.load(both / HALF)
+def change_weights(file: Path, factor: float) -> None:
+    """Scale the weights of the first layer in a model file."""
+    model = onnx.load(file)
     weights = next(w for w in model.graph.initializer if w.name == "encoder.0.weight")
-    changed = onnx.numpy_helper.to_array(weights) + np.float16(0.2)
-    weights.CopyFrom(onnx.numpy_helper.from_array(changed, weights.name))
-    (both / HALF).write_bytes(model.SerializeToString())
+    changed = onnx.numpy_helper.to_array(weights)
+    weights.CopyFrom(onnx.numpy_helper.from_array((changed * factor).astype(changed.dtype), weights.name))
+    file.write_bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize(("file", "says"), [(MODEL_FILE, "tiny/1: .* differ by"), (HALF, "fp16: .* differ by")])
+def test_verify_compares_every_file(file: str, says: str, both: Path, tiny_run: Path) -> None:
+    assert list(verify(tiny_run, both, threads=1)) == list(MODEL_FILES.values())
+    change_weights(both / file, 2.0)
     before = contents(both)
-    with pytest.raises(UserError, match="fp16"):
+    with pytest.raises(UserError, match=says):
         verify(tiny_run, both, threads=1)
     assert contents(both) == before
 
@@ -89,10 +95,7 @@ def test_evaluation_measures_and_stamps_both(tiny: TinyModel) -> None:
 
 
 def test_a_half_that_is_of_another_model_is_not_stamped(both: Path, data_file: Path, cache: Path) -> None:
-    model = onnx.load(both / HALF)
-    weights = next(w for w in model.graph.initializer if w.name == "encoder.0.weight")
-    weights.CopyFrom(onnx.numpy_helper.from_array(np.zeros(tuple(weights.dims), np.float16), weights.name))
-    (both / HALF).write_bytes(model.SerializeToString())
+    change_weights(both / HALF, 0.0)
     before = contents(both)
     with pytest.raises(UserError, match="fp16: differs from its golden rows"):
         evaluate(both, str(data_file), cache=cache, samples=20, steps=1, threads=1)

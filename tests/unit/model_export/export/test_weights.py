@@ -18,7 +18,7 @@ from model_export.training.checkpoint import StartWeights, record
 from model_export.training.presets import PRESETS, Preset
 from model_export.training.stages import quantised_stage
 from model_export.training.train import Run
-from service.artifact.files import GOLDEN_FILE, MODEL_FILE
+from service.artifact.files import GOLDEN_FILE
 from tests.helpers.tiny_training import TinyModel, contents
 
 TINY = PRESETS["tiny"]
@@ -44,9 +44,6 @@ def test_weights_that_do_not_reproduce_the_golden_rows_are_refused(models: Path,
     wrong = dataclasses.replace(golden, y=np.roll(golden.y, 1, axis=0))
     publish(folder, {**contents(models / "tiny" / "1"), GOLDEN_FILE: wrong.to_bytes()})
     with pytest.raises(UserError, match="golden rows"):
-        read_weights(folder)
-    (folder / MODEL_FILE).unlink()
-    with pytest.raises(UserError, match="no model"):
         read_weights(folder)
 
 
@@ -107,5 +104,3 @@ def test_the_command_starts_from_a_version(
     assert main([*arguments, "--start", str(tmp_path / "removed")]) == 0  # a run that exists has its weights
     assert checkpoint.load(out / checkpoint.FILE).provenance["start"] == read_weights(version).digest
     assert "begins at stage `imle`, step 0 of 3" in capsys.readouterr().out
-    assert main([*arguments[:-3], str(tmp_path / "other"), "--start", str(tmp_path / "none")]) == 2
-    assert "no model at" in capsys.readouterr().err

@@ -2,7 +2,6 @@ import dataclasses
 import io
 import json
 import re
-import shutil
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,10 @@ from model_export.report.figures import (
     plot_losses,
     restoration_figures,
 )
-from model_export.training import checkpoint as checkpoints
 from model_export.training.stages import Weights
 from service.artifact.pixels import to_levels, to_rows
 from service.domain.latents import FloatRows, slerp
-from tests.helpers.tiny_training import contents, patterns
+from tests.helpers.tiny_training import contents
 
 GREY = {file_name(figure, 1) for figure in FIGURES if figure not in ("grey", "sketch")}
 
@@ -63,9 +61,6 @@ def shown(png: bytes, grid: ImageGrid, row: int, count: int) -> NDArray[np.uint8
     return np.stack([cell(png, grid, row, column) for column in range(count)])[:, None]
 
 
-# The command.
-
-
 def test_one_command_draws_every_figure(drawn: Path) -> None:
     assert set(contents(drawn)) == GREY
     for name, content in contents(drawn).items():
@@ -73,43 +68,6 @@ def test_one_command_draws_every_figure(drawn: Path) -> None:
             image = Image.open(io.BytesIO(content))
             assert (image.mode, image.info) == ("L", {}), name  # no text, no dates
             assert len(content) < 60_000, name
-
-
-@pytest.mark.parametrize(
-    ("more", "says"),
-    [
-        (["--steps", "0"], "--steps 0"),
-        (["--seed", "4294967296"], "--seed 4294967296"),
-        (["--model", "{tmp}"], "no model at"),
-        (["--data", "{other}"], "other.npz"),
-        (["--run", "{tmp}"], "no log at"),
-        (["--run", "{run}"], "another run"),
-        (["--out", "{other}/figures"], "other.npz"),
-    ],
-)
-def test_what_the_user_can_put_right_is_one_line(
-    more: list[str],
-    says: str,
-    models: Path,
-    data_file: Path,
-    tiny_run: Path,
-    tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    other = tmp_path_factory.mktemp("other") / "other.npz"
-    x = patterns(30, 9)[0]
-    np.savez(other, x_train=x, x_test=x)
-    run = shutil.copytree(tiny_run, other.parent / "run")
-    saved = dataclasses.replace(checkpoints.load(run / checkpoints.FILE), provenance={"command": "train --seed 1"})
-    checkpoints.save(saved, run / checkpoints.FILE)
-    places = {"tmp": tmp_path, "other": other, "run": run}
-    assert main([*command(models, data_file, tmp_path), *(word.format(**places) for word in more)]) == 2
-    out, error = capsys.readouterr()
-    assert out == ""
-    assert re.fullmatch(r"error: .+\n", error)
-    assert says in error
-    assert contents(tmp_path) == {}
 
 
 def test_an_interrupted_command_keeps_whole_figures_only(
@@ -122,9 +80,6 @@ def test_an_interrupted_command_keeps_whole_figures_only(
     assert main(command(models, data_file, tmp_path, "--steps", "12")) == 130
     before = contents(drawn)
     assert contents(tmp_path) == {name: before[name] for name in GREY - {"losses.svg", "repeated.png"}}
-
-
-# What the figures show.
 
 
 def test_figures_of_latents(artifact: Artifact, data: Dataset, drawn: Path) -> None:
@@ -208,9 +163,6 @@ def test_colour_models_get_grey_and_sketch_in_colour(artifact: Artifact, data: D
     assert 0.0 < np.abs(close - exact).mean() < 16.0  # noise, which WebP keeps worst
 
 
-# Parts.
-
-
 def test_pictures_are_the_first_of_every_class() -> None:
     labels = np.array([2, 2, 0, 1, 0, 2])
     assert first_of_classes(labels, 6, 4).tolist() == [2, 3, 0, 4]
@@ -236,9 +188,6 @@ def test_small_pictures_are_enlarged(side: int, scale: int) -> None:
     ink = (np.asarray(image) != 255) & (covered == 0)
     assert ink[: boxes[0][1]].any()  # caption
     assert ink[boxes[0][1] :, : boxes[0][0]].any()  # labels
-
-
-# Losses.
 
 
 def log(tmp_path: Path, *entries: dict[str, Any] | str) -> Path:

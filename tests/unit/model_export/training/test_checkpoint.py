@@ -2,6 +2,7 @@ import os
 import pickle
 import resource
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -106,24 +107,25 @@ class Foreign:
         return print, ("unpickled",)
 
 
-@pytest.mark.parametrize("kind", ["missing", "cut", "text", "pickle", "fields", "format"])
-def test_damaged_and_foreign_files_are_refused(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (Path.unlink, r"no checkpoint at .*checkpoint\.pt"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-200]), "damaged checkpoint"),
+        (lambda path: path.write_text("no checkpoint"), "damaged checkpoint"),
+        (lambda path: torch.save({"format": 1, "preset": Foreign()}, path), "damaged checkpoint"),
+        (lambda path: torch.save({"format": 1, "preset": {}}, path), "damaged checkpoint"),
+        (lambda path: torch.save({"format": 2}, path), "written by another version"),
+    ],
+    ids=["missing", "cut", "text", "pickle", "fields", "format"],
+)
+def test_damaged_and_foreign_files_are_refused(
+    damage: Callable[[Path], object], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "checkpoint.pt"
     checkpoints.save(example(), path)
-    if kind == "missing":
-        path.unlink()
-    elif kind == "cut":
-        path.write_bytes(path.read_bytes()[:-200])
-    elif kind == "text":
-        path.write_text("no checkpoint")
-    elif kind == "pickle":
-        torch.save({"format": 1, "preset": Foreign()}, path)
-    elif kind == "fields":
-        torch.save({"format": 1, "preset": {}}, path)
-    else:
-        torch.save({"format": 2}, path)
-    says = {"missing": r"no checkpoint at .*checkpoint\.pt", "format": "written by another version"}
-    with pytest.raises(UserError, match=says.get(kind, "damaged checkpoint")):
+    damage(path)
+    with pytest.raises(UserError, match=says):
         checkpoints.load(path)
     assert capsys.readouterr().out == ""
 

@@ -58,9 +58,6 @@ def test_without_the_package_the_extra_is_named(tmp_path: Path, monkeypatch: pyt
         Log(tmp_path / "log.jsonl", 0, board=tmp_path / "tensorboard")
 
 
-# Throughput.
-
-
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What the meter on the wall says."""

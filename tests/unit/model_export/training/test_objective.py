@@ -30,12 +30,6 @@ def batch() -> TrainingBatch:
     )
 
 
-@pytest.fixture
-def game(batch: TrainingBatch) -> TrainingBatch:
-    """What the paper's three terms need."""
-    return TrainingBatch(x=batch.x, z=batch.z)
-
-
 def scores(y: Tensor) -> list[Tensor]:
     """A discriminator that prefers light pictures, above all in the middle."""
     return [y.mean((1, 2, 3)), y[:, :, 2:6, 2:6].mean((1, 2, 3))]
@@ -72,8 +66,9 @@ def small() -> Small:
 
 
 @pytest.mark.parametrize("clamp", [None, 1e9])
-def test_the_gradient_is_that_of_the_game(small: Small, game: TrainingBatch, clamp: float | None) -> None:
+def test_the_gradient_is_that_of_the_game(small: Small, batch: TrainingBatch, clamp: float | None) -> None:
     """Central differences, with everything held still that the paper holds still."""
+    game = TrainingBatch(x=batch.x, z=batch.z)
     weights = Weights(rec=2.0, idem=3.0, tight=0.5)
     ours, _ = gradient(small, Objective(stage=stage(weights, clamp=clamp), kind="mse"), game)
     fixed = copy.deepcopy(small)
@@ -117,14 +112,8 @@ def test_every_term_trains_alone(name: str, small: Small, batch: TrainingBatch) 
         teacher=teacher if name == "distill" else None,
         scores=scores if name == "critic" else None,
     )
-    only = TrainingBatch(
-        x=batch.x,
-        nearest=batch.nearest if name == "imle" else None,
-        matched=batch.matched if name == "match" else None,
-        partner=batch.partner if name == "match" else None,
-        z=batch.z if weights.latents else None,
-        corrupted=batch.corrupted if name == "project" else None,
-    )
+    rows = {"imle": ["nearest"], "match": ["matched", "partner"], "project": ["corrupted"]}.get(name, ["z"])
+    only = TrainingBatch(x=batch.x, **{row: getattr(batch, row) for row in rows})
     flat, terms = gradient(small, objective, only)
     assert set(terms) == {"rec", name}
     assert flat.abs().max() > 0
@@ -227,9 +216,6 @@ def test_reconstruction_is_told_but_not_trained_where_it_is_off(small: Small, ba
     assert float(terms["rec"].detach()) > 0
 
 
-# The discriminator.
-
-
 @pytest.fixture
 def teacher() -> Autoencoder:
     torch.manual_seed(0)
@@ -307,14 +293,3 @@ def test_only_its_heads_learn_and_only_in_its_own_step(
     assert len(weights) == 9
     assert not any(torch.equal(parameter, before[name]) for name, parameter in weights.items())
     assert all(torch.equal(features[name], now) for name, now in teacher.state_dict().items())
-
-
-def test_its_state_can_be_restored(teacher: Autoencoder, pictures: Tensor, samples: Tensor) -> None:
-    one = DiscriminatorTrainer(Discriminator(teacher.features, pictures), World())
-    one.step(pictures, samples, 1e-2, FULL)
-    other = DiscriminatorTrainer(Discriminator(teacher.features, pictures[:9]), World())
-    other.load_state_dict(copy.deepcopy(one.state_dict()))
-    for trainer in (one, other):
-        trainer.step(pictures, samples, 1e-2, FULL)
-    for a, b in zip(one.discriminator(samples), other.discriminator(samples), strict=True):
-        assert torch.equal(a, b)
