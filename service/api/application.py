@@ -41,22 +41,20 @@ from service.api.access import (
 )
 from service.api.app_state import AppState
 from service.api.cors import CorsMiddleware
-from service.api.heads import check_head
+from service.api.heads import WHOLE_RESPONSE, check_head
 from service.api.limits import CallerRates, Epoch, RejectionPace
 from service.api.pipeline import Endpoint, Pipeline
 from service.api.problems import describe, log_failure, problem_response
 from service.api.request import ApiRequest, RequestHeaders
-from service.domain.errors import Draining, TooManyConnections
+from service.domain.errors import Draining, IgnError, TooManyConnections
 from service.observability.logs import choose_request_id, log_request, parse_traceparent
 
 CLIENT_GONE: Final = 499
 _REJECTIONS: Final = frozenset((429, 503))
 UNMATCHED: Final = "unmatched"
-_WHOLE_RESPONSE: Final = "ign.http.response"
-"""The ASGI extension of `service.server` that sends a whole response at once; other servers get two messages."""
 _CACHED, _MAX_PATH = 1024, 256  # how many paths are remembered, and the longest of them
-_LINGER_BYTES: Final = 1 << 26
-_LINGER_S, _QUIET_S = 30.0, 0.5  # for the whole of an unwanted body, and for the next part of it
+_DISCARD_BYTES: Final = 1 << 26
+_DISCARD_S, _QUIET_S = 30.0, 0.5  # for the whole of an unwanted body, and for the next part of it
 
 
 class Match(NamedTuple):
@@ -105,14 +103,16 @@ class Exchange:
             self.path = self.path.removeprefix(root)
         self.headers = RequestHeaders(scope["headers"])
         self.state: dict[str, Any] = scope.setdefault("state", {})
+        self.error: IgnError | None = None  # of the head
+        self.match = Match(UNMATCHED)
         self.epoch: Epoch | None = None
         self.status = 500
         self.started = self.complete = False
-        self.body_bytes = 0
+        self.sent_bytes = 0
         self.added: list[tuple[bytes, bytes]] = []
         self.closes = False
         self._head: Message = {}
-        self._send_whole = scope.get("extensions", {}).pop(_WHOLE_RESPONSE, None)  # it holds the scope
+        self._send_whole = scope.get("extensions", {}).pop(WHOLE_RESPONSE, None)  # it holds the scope
 
     async def send(self, message: Message) -> None:
         """Pass a message of the response on to the server; the head waits for the first part of the body."""
@@ -124,7 +124,7 @@ class Exchange:
                 self.closes = self._has_body() and self._is_last(message["headers"])
             return
         body = message.get("body", b"")
-        self.body_bytes += len(body)
+        self.sent_bytes += len(body)
         self.complete = not message.get("more_body", False)
         if self.complete and (self.closes or self.is_rejection):
             # The client gets the whole body now. The connection goes on, or closes, after `finish`.
@@ -168,8 +168,8 @@ class Exchange:
         """
         size = 0
         try:
-            async with asyncio.timeout(_LINGER_S):
-                while size < _LINGER_BYTES:
+            async with asyncio.timeout(_DISCARD_S):
+                while size < _DISCARD_BYTES:
                     async with asyncio.timeout(_QUIET_S):
                         message = await self.receive()
                     size += len(message.get("body", b""))
@@ -214,7 +214,8 @@ class Application:
             return
         exchange = self._begin(scope, receive, send)
         try:
-            await self._inner(scope, receive, exchange.send)
+            app = self._inner if exchange.error is None else self._serve  # CORS answers preflights by itself
+            await app(scope, receive, exchange.send)
         except ClientDisconnect:
             exchange.status = CLIENT_GONE
         else:
@@ -230,6 +231,7 @@ class Application:
 
     def _begin(self, scope: Scope, receive: Receive, send: Send) -> Exchange:
         exchange = Exchange(scope, receive, send)
+        exchange.match = self._routes.find(exchange.path)
         state, headers = exchange.state, exchange.headers
         peer = scope["client"][0] if scope.get("client") else None
         request_id = choose_request_id(headers.get("x-request-id"))
@@ -238,6 +240,7 @@ class Application:
         state.update(request_id=request_id, peer=peer, exchange=exchange)
         state.setdefault("arrival", time.monotonic())  # the server sets it for requests that wait on their connection
         exchange.added.append((b"x-request-id", request_id.encode("ascii")))
+        exchange.error = state.get("rejected") or check_head(scope["http_version"], headers.fields)
         traces = headers.getlist("traceparent")
         if traces or self._tracing is not None:
             self._start_trace(exchange, traces)
@@ -259,7 +262,7 @@ class Application:
         """Admit the request and run it; an exception becomes a problem document."""
         exchange: Exchange = scope["state"]["exchange"]
         try:
-            match = self._routes.find(exchange.path)
+            match = exchange.match
             self._admit(exchange)
             if match.endpoint is not None and exchange.method == "POST":
                 api = ApiRequest(
@@ -284,12 +287,9 @@ class Application:
         in flight, the key is missing, unknown or without the scope, or the caller is beyond its rate.
         """
         state, path, in_flight = exchange.state, exchange.path, self._in_flight
-        if "rejected" in state:
-            raise state["rejected"]
-        error = check_head(exchange.scope["http_version"], exchange.headers.fields)
-        if error is not None:
-            exchange.added.append((b"connection", b"close"))  # where its body ends is in doubt
-            raise error
+        if exchange.error is not None:
+            exchange.added.append((b"connection", b"close"))  # where the next request begins is in doubt
+            raise exchange.error
         if path not in self._probes:
             if in_flight.draining:
                 raise Draining("the service is shutting down")
@@ -314,9 +314,9 @@ class Application:
         """Count and log a request that has ended."""
         state, status = exchange.state, exchange.status
         if exchange.epoch is not None:
-            self._in_flight.leave(exchange.epoch, state.get("body_bytes", 0))
-        state["response_bytes"] = exchange.body_bytes
-        endpoint = self._routes.find(exchange.path).template
+            self._in_flight.leave(exchange.epoch, state.get("held_bytes", 0))
+        state["response_bytes"] = exchange.sent_bytes
+        endpoint = exchange.match.template
         seconds = time.monotonic() - state["arrival"]
         if "spans" in state:
             state["spans"].end(exchange.method, endpoint, status, state)

@@ -8,6 +8,7 @@ from service.domain.errors import HeadTooLarge, IgnError, MalformedRequest, NotS
 MAX_HEAD_BYTES: Final = 1 << 16  # request line and headers; also trailers, and the extensions of one chunk
 MAX_HEADERS: Final = 256
 MAX_PIPELINED: Final = 64  # requests that wait on one connection for the response before theirs
+WHOLE_RESPONSE: Final = "ign.http.response"  # ASGI extension of `service.server`: sends a whole response at once
 _VERSIONS: Final = ("1.1", "1.0")
 
 

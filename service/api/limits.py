@@ -60,7 +60,7 @@ class InFlightRequests:
         if self.bytes + size > self.max_bytes:
             raise TooManyBytes("the requests in flight hold too many bytes")
         self.bytes += size
-        state["body_bytes"] = state.get("body_bytes", 0) + size
+        state["held_bytes"] = state.get("held_bytes", 0) + size
 
     def leave(self, epoch: "Epoch", body_bytes: int = 0) -> None:
         """Count a request that has ended, and the bytes of its body that `hold` counted."""

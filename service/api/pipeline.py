@@ -1,13 +1,13 @@
 """The way of every request that runs a model: parse → decode → submit → respond.
 
     run()          one task for each request: reads the body, sends the response
-      │ add
+      │ _join_turn
       ▼
     _turn()        parse   all requests of one turn of the event loop, then
                    decode  all of them, then
                    submit  all of them to the schedulers of their models
       ⋮            worker threads apply f
-    _on_events()   respond to all requests whose last step ended together
+    _on_events()   encode and respond, for all requests whose last step ended together
 
 A stage runs for many requests in a row, so its code and data stay in the CPU's cache: a small request costs half of
 what it costs alone. A part that takes longer than waking a thread runs in the codec pool, with a list of one. The task
@@ -71,10 +71,6 @@ class Work(Protocol):
         """The error of the response for an error of the scheduler."""
         ...
 
-    async def send_events(self, inputs: Any, events: "asyncio.Queue[Any]", send: Send) -> bytes:
-        """Send the response of a streamed request but for its last piece; ends at a `Result` or an `IgnError`."""
-        ...
-
 
 class Endpoint(NamedTuple):
     """The stages of one endpoint. `check` sees the head only, before the body is read.
@@ -88,7 +84,7 @@ class Endpoint(NamedTuple):
     template: str
     check: Callable[[ApiRequest], None]
     has_large_body: Callable[[ApiRequest, bytes], bool]
-    parse: Callable[[ApiRequest, bytes, Mapping[str, str]], Any]
+    parse: Callable[[ApiRequest, bytes, Mapping[str, str]], Work]
     decode: Callable[[Sequence[Any]], Sequence[Any]]
     encode: Callable[[Sequence[tuple[Any, FloatRows, Result]]], Sequence[Any]]
     respond: Callable[[Sequence[tuple[Any, Any]]], list[ResponseParts]]
@@ -115,8 +111,8 @@ class Call:
         return self.work, self.inputs.rows, self.result
 
     @property
-    def is_over(self) -> bool:
-        """Whether an error or a disconnect of the client has ended the request."""
+    def is_settled(self) -> bool:
+        """Whether nothing awaits this call: it failed, it has advanced, or its client has gone."""
         return self.progress is None or self.progress.done()
 
     def advance(self) -> None:
@@ -175,7 +171,10 @@ class Pipeline:
         return b""
 
     async def _decode_large(self, call: Call) -> None:
-        """Decode in the codec pool, but only for rows that have room in the queue."""
+        """Decode in the codec pool, but only for rows that have room in the queue when this begins.
+
+        Small requests ignore the reservation, so the queue may still be full at the end.
+        """
         work, loop = call.work, asyncio.get_running_loop()
         call.progress = progress = loop.create_future()
         with work.model.scheduler.room_for(work.count):
@@ -183,7 +182,7 @@ class Pipeline:
             if isinstance(inputs, Exception):
                 raise inputs
             call.inputs = inputs
-        self._submit(work.model, [call])  # directly: nobody else takes the room
+        self._submit(work.model, [call])  # directly: no other large request takes the room
         await progress
 
     def _forget(self, call: Call) -> None:
@@ -204,10 +203,10 @@ class Pipeline:
 
     def _turn(self) -> None:
         """The stages up to the scheduler, for the requests that arrived in this turn."""
-        calls = [call for call in self._take() if not call.is_over]
+        calls = [call for call in self._take() if not call.is_settled]
         for call in calls:
             _parse_small(call)
-        calls = [call for call in calls if call.work is not None and not call.is_over]
+        calls = [call for call in calls if call.work is not None and not call.is_settled]
         small = [call for call in calls if not call.work.is_large]
         for call in calls:
             call.api.state["rows"], call.api.state["steps"] = call.work.count, call.work.steps
@@ -268,7 +267,7 @@ class Pipeline:
     def _respond(self, ended: list[Call]) -> None:
         if len(ended) > MAX_PER_TURN:
             asyncio.get_running_loop().call_soon(self._respond, ended[MAX_PER_TURN:])
-        calls = [call for call in ended[:MAX_PER_TURN] if not call.is_over]
+        calls = [call for call in ended[:MAX_PER_TURN] if not call.is_settled]
         small = [call for call in calls if not call.work.has_large_response]
         for endpoint, group in _grouped(small, lambda call: call.endpoint):
             _respond_to(endpoint, group)
@@ -296,7 +295,8 @@ def _decode(decode: Callable[[Sequence[Any]], Sequence[Any]], calls: list[Call])
     try:
         decoded = decode([call.work for call in calls])
     except Exception as exc:
-        decoded = [exc] * len(calls)
+        _each_alone(partial(_decode, decode), calls, exc)
+        return
     for call, inputs in zip(calls, decoded, strict=True):
         if isinstance(inputs, Exception):
             call.fail(inputs)
@@ -307,15 +307,26 @@ def _decode(decode: Callable[[Sequence[Any]], Sequence[Any]], calls: list[Call])
 def _respond_to(endpoint: Endpoint, calls: list[Call]) -> None:
     try:
         contents = endpoint.encode([call.ended() for call in calls])
-        responses = endpoint.respond([(call.work, content) for call, content in zip(calls, contents, strict=True)])
     except Exception as exc:
-        if len(calls) == 1:
-            calls[0].fail(exc)
-        for call in calls if len(calls) > 1 else ():  # the deadline of one request, for example, must not end others
-            _respond_to(endpoint, [call])
+        _each_alone(partial(_respond_to, endpoint), calls, exc)
+        return
+    try:
+        responses = endpoint.respond([(call.work, content) for call, content in zip(calls, contents, strict=True)])
+    except Exception as exc:  # not again: the rows are counted
+        for call in calls:
+            call.fail(exc)
         return
     for call, response in zip(calls, responses, strict=True):
         call.response = response
+
+
+def _each_alone(stage: Callable[[list[Call]], None], calls: list[Call], exc: Exception) -> None:
+    """After a stage has raised: the error of one request, such as its deadline, must not end the others."""
+    if len(calls) == 1:
+        calls[0].fail(exc)
+        return
+    for call in calls:
+        stage([call])
 
 
 async def _send(response: ResponseParts, send: Send) -> None:

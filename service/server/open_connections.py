@@ -17,13 +17,13 @@ from typing import Any, Final
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from service.api.heads import WHOLE_RESPONSE
 from service.domain.errors import HeadTooSlow, IgnError, StartupError
 from service.observability.metrics import Metrics
 
 _LOG = logging.getLogger("service")
 SWEEP_S: Final = 1.0  # a connection may outlive its limit by this time
 SEND_TIMEOUT_S: Final = 60.0  # in which a client must take some of what is sent to it
-WHOLE_RESPONSE: Final = "ign.http.response"
 LINGER_S: Final = 1.0  # for a client to read its last response, or to get one after it closed its sending half
 _RESERVED_FILES, _MIN_FILES = 256, 64  # for models, listeners, the log and threads; to start at all
 

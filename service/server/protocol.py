@@ -1,10 +1,8 @@
 """uvicorn's HTTP protocol with limits on what one connection may send and hold.
 
-    made ──first byte──▶ head ──complete──▶ busy ──last response──▶ idle ──first byte──▶ head …
-      │ head_timeout_s     │ head_timeout_s   │ limits of the         │ uvicorn's timeout_keep_alive
-      ▼ close              ▼ 408              ▼ application           ▼ close
-
-A head that is wrong, large or late is a request with ``scope["state"]["rejected"]``, after which the connection ends.
+made ──first byte──▶ head ──complete──▶ busy ──last response──▶ idle ──first byte──▶ head …
+  │ head_timeout_s     │ head_timeout_s   │ limits of the         │ uvicorn's timeout_keep_alive
+  ▼ close              ▼ 408              ▼ application           ▼ close
 """
 
 import asyncio
@@ -64,6 +62,8 @@ class HttpProtocol(HttpToolsProtocol):
             check_head_size(self._unplaced, len(self.headers or ()))
         except (httptools.HttpParserError, HeadTooLarge) as exc:
             cause = exc if isinstance(exc, HeadTooLarge) else exc.__context__  # what a callback has raised
+            if not isinstance(cause, IgnError | ValueError | httptools.HttpParserError | None):
+                raise  # a fault of this program, not of the client
             error = cause if isinstance(cause, IgnError) else MalformedRequest("the request is not HTTP/1.1")
             reason = "pipelining" if isinstance(error, TooManyConnections) else error.code
             self._connections.metrics.closed_connections(reason).inc()
@@ -132,7 +132,7 @@ class HttpProtocol(HttpToolsProtocol):
         return bool(getattr(self.cycle, "response_complete", True))  # there is none before the first request
 
     def reject(self, error: IgnError) -> None:
-        """Let the application answer the error after the requests before, and end the connection."""
+        """End the connection with a request that has ``state["rejected"]``: the application answers the error in turn."""
         self._is_rejected = True
         if not self._is_idle() and self.cycle.more_body:  # the body is wrong: the error takes the place of its request
             if self.pipeline:

@@ -360,6 +360,7 @@ async def _read(request: Request, services: AppState, schema: type[tensors.Schem
     body = await read_body(
         RequestHeaders(request.scope["headers"]), request.receive, max_bytes=_MAX_REPOSITORY_BYTES, deadline=deadline
     )
+    request.state.request_bytes = len(body)
     if len(body) <= _MAX_INLINE_BYTES:
         return tensors.parse(body, schema)
     try:
