@@ -62,8 +62,8 @@ class HttpProtocol(HttpToolsProtocol):
             check_head_size(self._unplaced, len(self.headers or ()))
         except (httptools.HttpParserError, HeadTooLarge) as exc:
             cause = exc if isinstance(exc, HeadTooLarge) else exc.__context__  # what a callback has raised
-            if not isinstance(cause, IgnError | ValueError | httptools.HttpParserError | None):
-                raise  # a fault of this program, not of the client
+            if not isinstance(cause, IgnError | ValueError | AttributeError | httptools.HttpParserError | None):
+                raise  # a fault of this program; uvicorn fails with AttributeError on a URL without a path
             error = cause if isinstance(cause, IgnError) else MalformedRequest("the request is not HTTP/1.1")
             reason = "pipelining" if isinstance(error, TooManyConnections) else error.code
             self._connections.metrics.closed_connections(reason).inc()
@@ -132,7 +132,7 @@ class HttpProtocol(HttpToolsProtocol):
         return bool(getattr(self.cycle, "response_complete", True))  # there is none before the first request
 
     def reject(self, error: IgnError) -> None:
-        """End the connection with a request that has ``state["rejected"]``: the application answers the error in turn."""
+        """End the connection with a request that has ``state["rejected"]``: the application answers it in turn."""
         self._is_rejected = True
         if not self._is_idle() and self.cycle.more_body:  # the body is wrong: the error takes the place of its request
             if self.pipeline:
