@@ -54,11 +54,13 @@ FORM = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r
 FIELD = b'--b\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n'
 MULTIPART = "multipart/form-data; boundary=b"
 TENSOR, TENSOR_HEAD = as_binary(latents(1, n=2), parameters={"binary_data_output": True})
+JSON_IMAGE = json.dumps({"images": [b64(PICTURE)]}).encode()
 SHEET = {"seed": 1, "n": 3, "scale": 2, "columns": 3, "gap": 1}
 PLAIN: dict[str, tuple[str, str, bytes]] = {
     "JSON": ("/generate", "application/json", b'{"seed": 1}'),
     "JSON with a charset": ("/generate", "application/json; charset=utf-8", b'{"seed": 1}'),
     "JSON of a sheet": ("/generate", "application/json", json.dumps(SHEET).encode()),
+    "JSON of an image": ("/project", "application/json", JSON_IMAGE),
     "a raw image": ("/project", "image/png", PICTURE),
     "a raw image and a query": ("/project?scale=2&columns=1&gap=1", "image/png", PICTURE),
     "a form": ("/project", MULTIPART, FORM + b"--b--\r\n"),
@@ -112,115 +114,60 @@ OTHER_PICTURES: Final = [
 ]
 
 
-class Requests:
-    """Random requests: most of them valid and small, each of the others wrong or unusual in one or two ways."""
+OPTIONS: Final = {
+    "steps": (2, 3, 0, 9, "x"),
+    "model": ("colour", "absent"),
+    "format": ("npy", "gif"),
+    "tolerance": (0.5, 0),
+    "record": (1, 5),
+    "scale": (2, 0),
+    "strength": (0.5,),
+    "unknown": (1,),
+}
+ODD_HEADERS: Final[list[dict[str, str]]] = [
+    *({"X-Request-ID": value} for value in ("abc.1", "not valid!", "", "é")),
+    *({"X-Request-Timeout": value} for value in ("5", "0", "abc", "1e3", "999999999")),
+    *({"Accept": value} for value in ("application/json", "application/x-npy", "image/webp", "text/html", "", "*/*")),
+    *({"Origin": value} for value in ("https://app.example", "https://other.example")),
+    *({"Content-Encoding": value} for value in ("gzip", "identity")),
+    *({"Content-Type": value} for value in ("text/plain", "application/json", "image/png; x=1", "multipart/form-data")),
+    *({"Authorization": value} for value in ("bearer  alice-key", "Bearer ops-key", "Bearer x", "Basic x")),
+    *({LENGTH: value} for value in ("0", "1000000", str(TENSOR_HEAD - 1))),
+    {"Accept": "text/event-stream"},
+    {"traceparent": TRACEPARENT},
+    *GATEWAYS.values(),
+]
 
-    def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)
 
-    def pick(self, *choices: Any) -> Any:
-        return self._random.choice(choices)
-
-    def chance(self, share: float) -> bool:
-        return self._random.random() < share
-
-    def request(self) -> bytes:
-        path, headers, body = self.pick(self.generate, self.raw, self.json, self.form, self.infer)()
-        if self.chance(0.2):
-            headers.append(self.odd_header())
-        if self.chance(0.9):
-            key = self.pick(*["Bearer alice-key"] * 9, "bearer  alice-key", "Bearer ops-key", "Bearer x", "Basic x")
-            headers.append(("Authorization", key))
-        if self.chance(0.03):
-            headers.append(("Transfer-Encoding", "chunked"))
-            body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
-        else:
-            headers.append(("Content-Length", str(len(body))))
-        method = "GET" if self.chance(0.02) else "POST"
-        head = "".join(f"{name}: {value}\r\n" for name, value in headers)
-        made: bytes = f"{method} {path} HTTP/1.1\r\nHost: x\r\n{head}\r\n".encode("latin-1") + body
-        return made
-
-    def odd_header(self) -> tuple[str, str]:
-        found: tuple[str, str] = self.pick(
-            ("X-Request-ID", self.pick("abc.1", "not valid!", "", "é")),
-            ("X-Request-Timeout", self.pick("5", "0", "-1", "abc", "1e3", "999999999")),
-            ("Accept", self.pick("image/png", "*/*", "nonsense", "")),
-            ("Origin", self.pick("https://app.example", "https://other.example")),
-            ("Content-Encoding", self.pick("gzip", "identity")),
-            ("traceparent", TRACEPARENT),
-            ("Content-Type", "application/json"),
-            *self.pick(*GATEWAYS.values()).items(),
-        )
-        return found
-
-    def accept(self, *media: str) -> list[tuple[str, str]]:
-        chosen = self.pick("image/png", "image/png", "application/json", None, *media)
-        return [] if chosen is None else [("Accept", chosen)]
-
-    def changed(self, share: float, **values: tuple[Any, ...]) -> dict[str, Any]:
-        return {name: self.pick(*choices) for name, choices in values.items() if self.chance(share)}
-
-    def options(self) -> dict[str, Any]:
-        return {"steps": self.pick(1, 1, 2, 3)} | self.changed(
-            0.03,
-            steps=(0, 9, "x", 10**30),
-            model=("grey", "grey/2", "colour", "absent", 7),
-            format=("npy", "webp", "gif"),
-            tolerance=(0.5, 0, 1e-9),
-            score=(True, False, "yes"),
-            record=([1], [0, 1], [5], []),
-            unknown=(1,),
-            scale=(2, 0),
-            columns=(1,),
-            gap=(1,),
-        )
-
-    def generate(self) -> tuple[str, list[tuple[str, str]], bytes]:
-        body = self.options() | {"seed": self.pick(1, 2, 3)}
-        body |= self.changed(0.05, n=(2, 3, 5, 300), seed=(-1, 1.5), offset=(4, -1), noise_scale=(0.5, 9))
-        content = json.dumps(body).encode()
-        if self.chance(0.05):
-            content = self.pick(b"[]", b"{", b'{"seed": NaN}', b"\xff", b'{"seed": 1, "seed": 2}')
-        kind = self.pick(*["application/json"] * 8, "application/json; charset=utf-8", "text/plain")
-        media = ("application/x-npy", "image/webp", "image/jpeg", "text/event-stream", "image/gif", "text/html")
-        path = self.pick(*["/generate"] * 9, "/generate?steps=1")
-        return path, [("Content-Type", kind), *self.accept(*media)], content
-
-    def picture(self) -> bytes:
-        found: bytes = PICTURE if self.chance(0.7) else self.pick(*OTHER_PICTURES)
-        return found
-
-    def raw(self) -> tuple[str, list[tuple[str, str]], bytes]:
-        options = self.options() | self.changed(0.1, strength=(0, 0.5, 2))
-        query = "&".join(f"{name}={str(value).strip('[]').replace(' ', '')}" for name, value in options.items())
-        path = f"/project?{query}" + (self.pick("#x", "&steps=2", "&%20", "&a") if self.chance(0.05) else "")
-        kind = self.pick(*["image/png"] * 8, "image/jpeg", "image/gif", "image/png; x=1")
-        return path, [("Content-Type", kind), *self.accept("application/x-npy", "image/webp")], self.picture()
-
-    def json(self) -> tuple[str, list[tuple[str, str]], bytes]:
-        body = self.options() | {"images": [b64(self.picture()) for _ in range(self.pick(1, 1, 2, 5, 0))]}
-        body |= self.changed(0.2, mask=(b64(PICTURE),))
-        path = self.pick("/project", "/project", "/score")
-        return path, [("Content-Type", "application/json"), *self.accept()], json.dumps(body).encode()
-
-    def form(self) -> tuple[str, list[tuple[str, str]], bytes]:
-        body = FORM.replace(PICTURE, self.picture()) * self.pick(1, 1, 2)
-        body += b"".join(FIELD % (name.encode(), str(value).encode()) for name, value in self.options().items())
-        body += b"" if self.chance(0.05) else b"--b--\r\n"
-        return "/project", [("Content-Type", self.pick(*[MULTIPART] * 9, "multipart/form-data")), *self.accept()], body
-
-    def infer(self) -> tuple[str, list[tuple[str, str]], bytes]:
-        rows = latents(self.pick(1, 2), n=self.pick(1, 1, 1, 2))
-        parameters: dict[str, Any] = {"steps": self.pick(1, 2)}
-        parameters |= self.changed(0.7, binary_data_output=(True,)) | self.changed(0.05, steps=(0,), unknown=(1,))
-        body, length = as_binary(rows, parameters=parameters, **({"id": "x"} if self.chance(0.2) else {}))
-        if self.chance(0.05):
-            body = self.pick(body[:-1], body[:10], body + b"x")
-        if self.chance(0.05):
-            length = self.pick(0, 10**6, length - 1)
-        path = self.pick(*[INFER] * 5, "/v2/models/grey/versions/2/infer", "/v2/models/absent/infer")
-        return path, [(LENGTH, str(length)), *self.accept()], body
+def random_request(chance: random.Random) -> bytes:
+    """A request of `PLAIN`; two of three are changed in one or two ways, many of which make it invalid."""
+    path, kind, body = chance.choice([*PLAIN.values(), ("/score", "application/json", JSON_IMAGE)])
+    headers = {"Authorization": "Bearer alice-key", "Content-Type": kind, "Accept": "image/png"}
+    headers |= {LENGTH: str(TENSOR_HEAD)} if path == INFER else {}
+    method, chunked = "POST", False
+    for change in chance.sample(range(24), 2):
+        match change:
+            case 0 | 1 | 2 | 3 | 4:
+                headers |= chance.choice(ODD_HEADERS)
+            case 5 | 6 | 7:
+                name = chance.choice(list(OPTIONS))
+                path += f"{'&' if '?' in path else '?'}{name}={chance.choice(OPTIONS[name])}"
+            case 8 | 9:
+                other = chance.choice(OTHER_PICTURES)
+                body = body.replace(PICTURE, other).replace(b64(PICTURE).encode(), b64(other).encode())
+            case 10:
+                body = chance.choice((body[:-1], body[:10], body + b"x", b"", body * 2))
+            case 11 if kind.startswith("application/json"):
+                body = chance.choice((b"[]", b"{", b'{"seed": NaN}', b"\xff", b'{"seed": 1, "seed": 2}', b'{"n": 300}'))
+            case 12:
+                chunked = True
+            case 13:
+                method = "GET"
+    headers |= {"Transfer-Encoding": "chunked"} if chunked else {"Content-Length": str(len(body))}
+    if chunked:
+        body = (b"%x\r\n%s\r\n" % (len(body), body) if body else b"") + b"0\r\n\r\n"
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"{method} {path} HTTP/1.1\r\nHost: x\r\n{head}\r\n".encode("latin-1") + body
 
 
 Reply = tuple[bytes, tuple[tuple[str, str], ...], bytes]
@@ -277,8 +224,8 @@ def together(service: Service, requests: list[bytes], ends: list[bool]) -> list[
 
 @pytest.mark.parametrize("seed", [7, 8])
 def test_a_request_is_answered_alike_alone_and_beside_others(models: Path, keys: Path, seed: int) -> None:
-    made = Requests(seed)
-    requests = [made.request() for _ in range(REQUESTS // 2)]
+    chance = random.Random(seed)
+    requests = [random_request(chance) for _ in range(REQUESTS // 2)]
     more = {"api_keys_file": keys} if seed == 8 else {"trusted_proxies": ("127.0.0.0/8",)}
     with serving(settings(models, max_steps=8, cors_origins=("https://app.example",), **more)) as service:
         start = counts(service)

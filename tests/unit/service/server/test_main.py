@@ -1,7 +1,6 @@
 """`service.cli.serve` inside this process; `tests/e2e/test_process.py` starts it as one of its own."""
 
 import gc
-import json
 import logging
 import os
 import queue
@@ -23,10 +22,8 @@ from service.cli import serve
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceLost
-from service.observability.logs import flush_log
 from service.runtime.onnx_model import OnnxModel
-from service.server import process, uvicorn_server
-from service.settings import Settings
+from service.server import uvicorn_server
 from tests.contract.harness import PATIENCE_S, Gate, problem
 from tests.helpers.connection import Connection
 from tests.helpers.live import free_port
@@ -239,17 +236,6 @@ def test_ipv6(said: Said) -> None:
         port = listener.getsockname()[1]
         assert said.until("listening on ") == f"http://[::1]:{port}"
         socket.create_connection(("::1", port)).close()
-
-
-def test_logs_are_text_or_json(capsys: Any) -> None:
-    process.configure_logging(Settings(log_format="json"))
-    logging.getLogger("service").info("hello")
-    assert flush_log()
-    assert json.loads(capsys.readouterr().err)["message"] == "hello"
-    process.configure_logging(Settings())
-    logging.getLogger("service").info("hello")
-    assert flush_log()
-    assert capsys.readouterr().err.endswith(" INFO hello\n")
 
 
 def test_without_a_device_left_it_ends_to_be_started_anew(
