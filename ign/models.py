@@ -22,7 +22,7 @@ Row = dict[str, Any]
 )
 @click.option("--json", "as_json", is_flag=True, help="write a line of JSON for each model instead")
 def models(*, folder: str | None, as_json: bool) -> None:
-    """List the models of a directory: name/version, pictures, precisions and what they draw. * is the default."""
+    """List the models of a directory: name/version, images, precisions and what they draw. * is the default."""
     try:
         settings = from_environment({} if folder is None else {variable_of("model_dir"): folder})
         repository = Repository(settings.model_dir, lambda _: [], default=settings.default_model)

@@ -94,18 +94,18 @@ class Settings(BaseModel):
     queue_rows: int = Field(default=4096, ge=1, le=10_000_000)
     """rows that may wait. Beyond it, requests get 429; at least the images of one request."""
     max_images: int = Field(default=64, ge=1, le=65_536)
-    """images of one request. They are n, uploaded pictures, or rows of /v2/…/infer."""
+    """images of one request. They are n, uploaded images, or rows of /v2/…/infer."""
     max_steps: int = Field(default=300_000, ge=1, le=1_000_000_000)
     """applications of f in one request"""
     max_body_bytes: int = Field(default=16 * 2**20, ge=1024, lt=2**31)
     """bytes of the largest request body. They are counted as it arrives and again when it is decompressed."""
     max_pixels: int = Field(default=16_000_000, ge=1, le=2**28)
-    """pixels of the largest picture. They are checked before decoding; a side may have 16384. Enlarged pictures of
+    """pixels of the largest image. They are checked before decoding; a side may have 16384. Enlarged images of
     a response may have as many together."""
     max_request_pixels: int = Field(default=64_000_000, ge=1, le=2**34)
-    """pixels of all pictures and masks of one request. Never less than those of the largest picture."""
+    """pixels of all images and masks of one request. Never less than those of the largest image."""
     max_inflight_bytes: int = Field(default=128 * 2**20, ge=1024, le=2**40)
-    """bytes of the bodies and enlarged pictures of all requests in flight. Beyond it, requests get 503; never less
+    """bytes of the bodies and enlarged images of all requests in flight. Beyond it, requests get 503; never less
     than the largest body."""
     max_inflight_requests: int = Field(default=1024, ge=1, le=1_000_000)
     """requests in flight. Beyond it, requests get 503."""

@@ -106,32 +106,32 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _generate(commands: Commands) -> None:
-    command = commands.add_parser("generate", help="generate pictures from noise")
+    command = commands.add_parser("generate", help="generate images from noise")
     command.set_defaults(run=generate)
     _add(command, lists.GenerateOptions, "n", "seed", "offset", "noise_scale")
     _common(command)
     _add(command, lists.GenerateFileOptions, "columns", "gap")
     _output(command, "folder for one file each, or a file (.png .jpg .webp .npy) for a sheet of all")
     _add_jobs(command)
-    command.add_argument("--skip-existing", action="store_true", help="skip pictures whose file exists")
+    command.add_argument("--skip-existing", action="store_true", help="skip images whose file exists")
 
 
 def _project(commands: Commands) -> None:
-    command = commands.add_parser("project", help="project pictures")
+    command = commands.add_parser("project", help="project images")
     command.set_defaults(run=project)
-    command.add_argument("inputs", nargs="+", metavar="INPUT", help="pictures, or folders of pictures")
+    command.add_argument("inputs", nargs="+", metavar="INPUT", help="images, or folders of images")
     _add(command, lists.ProjectOptions, "strength", "resize", "invert")
-    command.add_argument("--mask", type=Path, help="picture: white = regenerate, black = keep")
+    command.add_argument("--mask", type=Path, help="image: white = regenerate, black = keep")
     _common(command)
-    _output(command, "folder, in which files keep their names; or for one picture a file (.png .jpg .webp .npy)")
+    _output(command, "folder, in which files keep their names; or for one image a file (.png .jpg .webp .npy)")
     _add_jobs(command)
     command.add_argument("--skip-existing", action="store_true", help="skip inputs whose output exists")
 
 
 def _interpolate(commands: Commands) -> None:
-    command = commands.add_parser("interpolate", help="interpolate between seeds, pictures or .npy latents")
+    command = commands.add_parser("interpolate", help="interpolate between seeds, images or .npy latents")
     command.set_defaults(run=interpolate)
-    command.add_argument("points", nargs="+", metavar="POINT", help="SEED, SEED:INDEX, or a picture or .npy file")
+    command.add_argument("points", nargs="+", metavar="POINT", help="SEED, SEED:INDEX, or an image or .npy file")
     _add(command, lists.PathFileOptions, "frames", "method", "loop")
     command.add_argument("--grid", metavar="ROWSxCOLS", help="grid between four points, instead of a path")
     _add(command, lists.PathFileOptions, "fps")
@@ -141,10 +141,10 @@ def _interpolate(commands: Commands) -> None:
 
 
 def _score(commands: Commands) -> None:
-    command = commands.add_parser("score", help="score pictures, as tab-separated values")
+    command = commands.add_parser("score", help="score images, as tab-separated values")
     command.set_defaults(run=score)
-    command.add_argument("inputs", nargs="+", metavar="INPUT", help="pictures, or folders of pictures")
-    command.add_argument("--json", action="store_true", help="write a line of JSON for each picture instead")
+    command.add_argument("inputs", nargs="+", metavar="INPUT", help="images, or folders of images")
+    command.add_argument("--json", action="store_true", help="write a line of JSON for each image instead")
     _add_jobs(command)
     _add(command, lists.ScoreOptions, "model", "resize", "invert")
 
@@ -252,7 +252,7 @@ def project(client: Client, options: argparse.Namespace, terminal: Terminal) -> 
     is_file = _file_format(options)
     sources = list_images(options.inputs)
     if is_file and len(sources) > 1:
-        raise errors.InputError(f"--out: {out} is one file, but there are {len(sources)} pictures; name a folder")
+        raise errors.InputError(f"--out: {out} is one file, but there are {len(sources)} images; name a folder")
     targets = {
         source: out if is_file else (out / name).with_suffix(_suffix(options)) for source, name in sources.items()
     }
@@ -423,4 +423,4 @@ def _grid(text: str | None) -> tuple[int, int] | None:
 
 
 def _count(pictures: int) -> str:
-    return f"{pictures} picture{'' if pictures == 1 else 's'}"
+    return f"{pictures} image{'' if pictures == 1 else 's'}"

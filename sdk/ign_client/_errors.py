@@ -117,7 +117,7 @@ class BodyTooSlow(StatusError, status=408):
 
 
 class TooLarge(StatusError, status=413):
-    """413: body or picture above a limit."""
+    """413: body or image above a limit."""
 
 
 class UnsupportedMedia(StatusError, status=415):
@@ -125,7 +125,7 @@ class UnsupportedMedia(StatusError, status=415):
 
 
 class InvalidContent(StatusError, status=422):
-    """422: a value, picture, array or mask is invalid; ``errors`` names the fields."""
+    """422: a value, image, array or mask is invalid; ``errors`` names the fields."""
 
 
 class TooManyRequests(StatusError, status=429):

@@ -32,7 +32,7 @@ class PilImage(Protocol):
 
 
 class Array(Protocol):
-    """A `numpy.ndarray`: uint8 (H, W) or (H, W, C) is a picture, float32 (C, H, W) a latent."""
+    """A `numpy.ndarray`: uint8 (H, W) or (H, W, C) is an image, float32 (C, H, W) a latent."""
 
     @property
     def __array_interface__(self) -> dict[str, Any]: ...
@@ -41,7 +41,7 @@ class Array(Protocol):
 PictureLike: TypeAlias = (
     str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile | PilImage | Array | Picture
 )
-"""A path, the content of a file, an open binary file, a PIL image, a numpy array, or a picture from the service.
+"""A path, the content of a file, an open binary file, a PIL image, a numpy array, or an image from the service.
 
 The pixels of a PIL image are sent as they are, without its EXIF orientation. The service applies that of a file.
 """
@@ -56,7 +56,7 @@ class Seed:
 
 
 PointLike: TypeAlias = SupportsIndex | Seed | PictureLike
-"""A latent: a seed as a number, a `Seed`, a picture, or an array in the range of the model, float32 (C, H, W).
+"""A latent: a seed as a number, a `Seed`, an image, or an array in the range of the model, float32 (C, H, W).
 
 Content that begins like a ``.npy`` file is such an array, whatever its source.
 """
@@ -71,7 +71,7 @@ class Term:
 
 
 def pictures(images: PictureLike | Sequence[PictureLike]) -> list[bytes]:
-    """One or several pictures as the content of files."""
+    """One or several images as the content of files."""
     if isinstance(images, Sequence) and not isinstance(images, str | bytes | bytearray | memoryview):
         if not images:
             raise InputError("images: at least one is required")
@@ -82,7 +82,7 @@ def pictures(images: PictureLike | Sequence[PictureLike]) -> list[bytes]:
 def picture(image: PictureLike, field: str) -> bytes:
     data = content(image, field)
     if data.startswith(NPY):
-        raise InputError(f"{field}: a float32 array or .npy file is a latent, not a picture; pictures are uint8")
+        raise InputError(f"{field}: a float32 array or .npy file is a latent, not an image; images are uint8")
     return data
 
 
@@ -109,7 +109,7 @@ def base64_text(data: bytes) -> str:
 
 
 def content(source: PictureLike, field: str) -> bytes:
-    """The content of the file, or the content that a file with this picture would have; float32 arrays as ``.npy``."""
+    """The content of the file, or the content that a file with this image would have; float32 arrays as ``.npy``."""
     if isinstance(source, Picture):
         return source.bytes
     if isinstance(source, bytes | bytearray | memoryview):

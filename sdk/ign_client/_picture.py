@@ -71,7 +71,7 @@ class Picture:
         return figure(self)
 
     def _repr_png_(self) -> _Bytes | None:
-        """The bytes of a PNG, for frontends that show pictures but no HTML; None for other formats."""
+        """The bytes of a PNG, for frontends that show images but no HTML; None for other formats."""
         return self.bytes if self.format in ("png", "apng") else None
 
 

@@ -48,9 +48,9 @@ class Step(Picture):
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Image(Picture):
-    """One picture of a result, and how f made it."""
+    """One image of a result, and how f made it."""
 
-    index: int  # in the pictures of the seed for `generate`; else in the request
+    index: int  # in the images of the seed for `generate`; else in the request
     width: int
     height: int
     steps: int  # applications of f
@@ -69,7 +69,7 @@ class ProjectedImage(Image):
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Frame(Image):
-    """One picture of a path, at ``t`` in 0…1, or of a grid, at ``row`` and ``col``."""
+    """One image of a path, at ``t`` in 0…1, or of a grid, at ``row`` and ``col``."""
 
     t: float | None = None
     row: int | None = None
@@ -125,12 +125,12 @@ class Raw(Picture):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """The score of one image. Without distances of held-out real pictures in the card, the last two are None."""
+    """The score of one image. Without distances of held-out real images in the card, the last two are None."""
 
     index: int
     distance: float  # mean |f(x) − x|
     drift: float  # mean |f(y) − y| of y = f(x)
-    percentile: float | None  # of the distance among those of held-out real pictures, 0…100
+    percentile: float | None  # of the distance among those of held-out real images, 0…100
     in_distribution: bool | None  # whether the percentile is at most 99
 
 

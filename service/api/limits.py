@@ -27,7 +27,7 @@ _BUCKET_BYTES: Final = _WAYS * _ENTRY.size
 
 
 class InFlightRequests:
-    """Counts the requests in flight and the bytes of their bodies and enlarged pictures. Belongs to one event loop.
+    """Counts the requests in flight and the bytes of their bodies and enlarged images. Belongs to one event loop.
 
     `service.server` sets `draining` once, and waits with `idle`. `ModelRegistry` waits with `wait_for_current` before
     it closes a model.
@@ -52,7 +52,7 @@ class InFlightRequests:
         return epoch
 
     def hold(self, state: MutableMapping[str, Any], size: int) -> None:
-        """Count bytes of a body, or of enlarged pictures, until their request ends.
+        """Count bytes of a body, or of enlarged images, until their request ends.
 
         Bytes of a body count as they arrive. If an announced length counted, a few slow clients could reserve
         everything without sending a byte. Raises `TooManyBytes` if they would pass the limit.

@@ -1,6 +1,6 @@
 """Parse `multipart/form-data` bodies, and options that arrive as text in their fields or in a query.
 
-Starlette's `request.form()` uses the same parser library, but cannot keep the contract: it treats a picture without a
+Starlette's `request.form()` uses the same parser library, but cannot keep the contract: it treats an image without a
 file name as text, decodes text that is not UTF-8 as latin-1, accepts a body without its last boundary, and answers too
 many files or fields with 400 and without a field name instead of 422.
 """
@@ -17,7 +17,7 @@ from python_multipart.multipart import parse_options_header
 from service.api.request import parse_content_type, printable_name
 from service.domain.errors import InvalidContent, MalformedRequest
 
-MUST_BE_A_FILE: Final = "must be a file, with a file name or the Content-Type of a picture"
+MUST_BE_A_FILE: Final = "must be a file, with a file name or the Content-Type of an image"
 _CHUNK_BYTES: Final = 1 << 16
 _INTEGER: Final = re.compile(r"-?[0-9]{1,20}")
 _NUMBER: Final = re.compile(r"-?[0-9]{1,30}(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,3})?")
@@ -29,7 +29,7 @@ def parse_multipart(
 ) -> tuple[dict[str, list[str]], dict[str, list[bytes]]]:
     """Split a `multipart/form-data` body into fields and files, each as a mapping from name to its values in order.
 
-    A part with a file name, or with the content type of a picture, is a file. Every other part is a UTF-8 field. A
+    A part with a file name, or with the content type of an image, is a file. Every other part is a UTF-8 field. A
     file part without name and content, which browsers send for an empty file input, is skipped.
 
     Raises `MalformedRequest` without a first or last boundary, or for a part without a name or a field that is not
@@ -98,7 +98,7 @@ class _MultipartParser:
             raise MalformedRequest("a multipart part has no Content-Disposition: form-data with a name")
         self._name = _utf8(options[b"name"], "a part's name")
         self._filename = options.get(b"filename", b"")
-        # A file name is optional (RFC 7578, section 4.2), and programs often send a picture from memory without one.
+        # A file name is optional (RFC 7578, section 4.2), and programs often send an image from memory without one.
         self._is_file = b"filename" in options or self._headers.get(b"content-type", b"").lower().startswith(b"image/")
         part_type = "files" if self._is_file else "fields"
         self._remaining[part_type] -= 1
@@ -115,7 +115,7 @@ class _MultipartParser:
         try:
             return _utf8(self._content, printable_name(self._name))
         except MalformedRequest as exc:
-            if self._name in self._file_names:  # a picture whose program named no file, or named it with `filename*`
+            if self._name in self._file_names:  # an image whose program named no file, or named it with `filename*`
                 raise InvalidContent.field(self._name, MUST_BE_A_FILE) from exc
             raise
 

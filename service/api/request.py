@@ -44,7 +44,7 @@ Body = TypeVar("Body", bound=BaseModel)
 MAX_DEPTH: Final = 32  # of nested objects and arrays in a JSON body
 MAX_VALUES: Final = 200_000
 """Most values in a JSON body, objects and arrays included. Parsing and rejecting one takes about 1 µs and 200 bytes, so
-16 MiB of empty objects would take many seconds and a gigabyte. The largest request has one picture for each of at most
+16 MiB of empty objects would take many seconds and a gigabyte. The largest request has one image for each of at most
 65 536 images. Bodies of the Open Inference Protocol hold more numbers; `service.api.oip.tensors` adds them."""
 
 _NO_LIMIT: Final = nullcontext()
@@ -149,7 +149,7 @@ class ApiRequest:
         return model
 
     def check_not_over(self) -> None:
-        """Raise `DeadlineExceeded` if nobody waits for this request any more; codec jobs call it before every picture.
+        """Raise `DeadlineExceeded` if nobody waits for this request any more; codec jobs call it before every image.
 
         Thread-safe: it reads one flag that the event loop sets.
         """

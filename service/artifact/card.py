@@ -55,7 +55,7 @@ class Tolerance(_Section):
 
 
 class Data(_Section):
-    """What the model learned from: file name, its SHA-256, its licence, number of training pictures."""
+    """What the model learned from: file name, its SHA-256, its licence, number of training images."""
 
     name: str
     sha256: str
@@ -123,7 +123,7 @@ class ModelCard(_Section):
         return f"{self.name}/{self.version}"
 
     def percentile(self, distance: float) -> float | None:
-        """The percentile of a distance, mean |f(x) − x| of a picture, among held-out real pictures: 0 to 100.
+        """The percentile of a distance, mean |f(x) − x| of an image, among held-out real images: 0 to 100.
 
         Linear between the quantiles, 0 below and 100 above them; None if the card has no quantiles.
         """

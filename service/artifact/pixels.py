@@ -41,9 +41,9 @@ def to_levels(rows: FloatRows, lo: float = -1.0, hi: float = 1.0) -> Levels:
 
 
 def ring_mean(pixels: Levels) -> float:
-    """The mean level of the outermost ring of pixels of a picture (H, W) or (H, W, C), each counted once.
+    """The mean level of the outermost ring of pixels of an image (H, W) or (H, W, C), each counted once.
 
-    A light-on-dark model inverts pictures whose ring is lighter than `MID_GREY`.
+    A light-on-dark model inverts images whose ring is lighter than `MID_GREY`.
     """
     edges = [pixels[0]]
     if len(pixels) > 1:

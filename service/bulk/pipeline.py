@@ -17,7 +17,7 @@ import numpy as np
 
 from service.api.app_state import AppState
 from service.api.native.responses import in_distribution_fields, round_metric
-from service.api.native.schemas import Format, GenerateRequest, PictureOptions, ProjectOptions, ScoreOptions
+from service.api.native.schemas import Format, GenerateRequest, ImageOptions, ProjectOptions, ScoreOptions
 from service.api.native.validation import step_params
 from service.bulk.output import COLUMNS, Fingerprint, Output, Record
 from service.bulk.sources import Source, SourceItem, open_source
@@ -95,7 +95,7 @@ class Pipeline:
     def fingerprint(self) -> Fingerprint:
         """Everything that determines the bytes of the output, as JSON values."""
         job = self._job
-        unused = {"model", "record", *PictureOptions.model_fields} - {"format"}
+        unused = {"model", "record", *ImageOptions.model_fields} - {"format"}
         options = job.options.model_dump(mode="json", exclude=unused)
         if self._format:
             options["steps"] = self._step_params.steps

@@ -44,7 +44,7 @@ class MalformedRequest(RequestError, code="malformed"):
 
 
 class InvalidContent(RequestError, code="invalid_value"):
-    """Valid syntax, but an invalid value, picture or mask; ``fields`` are pairs of path (``images.0``) and message."""
+    """Valid syntax, but an invalid value, image or mask; ``fields`` are pairs of path (``images.0``) and message."""
 
     def __init__(self, detail: str, *, fields: Sequence[tuple[str, str]] = (), code: str | None = None) -> None:
         super().__init__(detail, code=code)
@@ -93,7 +93,7 @@ class UnsupportedMedia(RequestError, code="unsupported_media_type"):
 
 
 class TooLarge(RequestError, code="too_large"):
-    """Body or picture above a limit."""
+    """Body or image above a limit."""
 
 
 class BodyTooSlow(RequestError, code="body_too_slow"):

@@ -23,7 +23,7 @@ MAX_SEED: Final = 2**32 - 1
 # Latents and images are of order 1. Far larger values overflow float32 inside f, which then gives values that are not
 # finite: an error that looks like the model's. This bound leaves a factor of 1e32 before that.
 MAX_MAGNITUDE: Final = 1e6  # largest |x| of a row that a caller gives
-LARGE: Final = 100.0  # no seed and no picture gives a larger |x|; a larger one comes from the caller
+LARGE: Final = 100.0  # no seed and no image gives a larger |x|; a larger one comes from the caller
 _PARALLEL: Final = 1e-4  # radians: closer than this to 0 or π, slerp divides by almost 0
 _TINY: Final = 1e-100  # the squares of smaller numbers underflow
 

@@ -1,11 +1,11 @@
 """Decode untrusted bytes as PNG, JPEG or WebP; the first bytes decide which. Decode `.npy` arrays, too.
 
-    bytes, base64 ── open_image ──▶ EncodedImage ── decode ──▶ Picture
+    bytes, base64 ── open_image ──▶ EncodedImage ── decode ──▶ Image
                      the header and its size,       the pixels:
                      in microseconds                up to seconds
 
 This module calls Pillow's format classes instead of `Image.open`. `Image.open` tries every format, opens some JPEG
-files as multi-picture files, and reports large images through `warnings`, which cannot be silenced for one thread.
+files as multi-image files, and reports large images through `warnings`, which cannot be silenced for one thread.
 """
 
 import io
@@ -128,7 +128,7 @@ def _open(data: bytes, field: str) -> _Opened:
         untrusted.check_webp_chunks(data)
         image = WebPImageFile(io.BytesIO(data))
         return image.size, image.info.get("exif", b""), partial(_load, image)
-    raise _invalid(field, "is not a PNG, JPEG or WebP picture")
+    raise _invalid(field, "is not a PNG, JPEG or WebP image")
 
 
 class _Jpeg(JpegImageFile):

@@ -22,7 +22,7 @@ from service.images.prepare import Pixels, as_pixels, background_levels
 from service.images.untrusted import PNG_END, PNG_SIGNATURE, png_chunk, png_header
 
 Resample = Literal["nearest", "smooth"]
-PictureFormat = Literal["png", "webp", "jpeg"]
+ImageFormat = Literal["png", "webp", "jpeg"]
 AnimationFormat = Literal["webp", "gif", "apng"]
 
 _MAX_SIDE: Final = {
@@ -99,23 +99,23 @@ def check_sides(file_format: str, width: int, height: int) -> None:
         raise InvalidContent(message, code="image_too_large")
 
 
-def encode(pixels: Pixels, picture_format: PictureFormat) -> bytes:
+def encode(pixels: Pixels, image_format: ImageFormat) -> bytes:
     """As `encode_many`, for one image: uint8 (H, W) grey or (H, W, 3) RGB."""
-    return encode_many(pixels[None], picture_format)[0]
+    return encode_many(pixels[None], image_format)[0]
 
 
-def encode_many(pixels: Pixels, picture_format: PictureFormat) -> list[bytes]:
+def encode_many(pixels: Pixels, image_format: ImageFormat) -> list[bytes]:
     """Encode images as PNG at level 1, lossless WebP, or JPEG of quality 95 without chroma subsampling.
 
     ``pixels`` are uint8 (N, H, W) grey or (N, H, W, 3) RGB. Raises as `check_sides`.
     """
-    if picture_format == "png":  # no image in memory reaches the limit of PNG
+    if image_format == "png":  # no image in memory reaches the limit of PNG
         return _pngs(pixels)
-    check_sides(picture_format, pixels.shape[2], pixels.shape[1])
+    check_sides(image_format, pixels.shape[2], pixels.shape[1])
     files: list[bytes] = []
     for picture in pixels:
         buffer, image = io.BytesIO(), Image.fromarray(picture)
-        if picture_format == "webp":
+        if image_format == "webp":
             # `quality` of lossless WebP is the effort; 0 is 30 times as fast as the default and gives 23 % more bytes.
             image.save(buffer, "WEBP", lossless=True, method=0, quality=0)
         else:

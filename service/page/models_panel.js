@@ -120,7 +120,7 @@ function cardFacts(card) {
   const f = quality?.generation?.f;
   const floor = quality?.generation?.training;
   return [
-    ["Pictures", `${size(card.shape)}${card.polarity === "none" ? "" : `, ${card.polarity.replaceAll("-", " ")}`}`],
+    ["Images", `${size(card.shape)}${card.polarity === "none" ? "" : `, ${card.polarity.replaceAll("-", " ")}`}`],
     f && ["Fréchet distance", `${round(f.frechet)} for f of noise; real training pictures: ${round(floor?.frechet)}`],
     ["Heavy noise", restored(quality?.restoration?.["noise_0.8_8bit"])],
     quality?.drift?.f !== undefined && ["Drift", `a second f moves its pictures by ${quality.drift.f.toFixed(3)}`],

@@ -27,7 +27,7 @@ from service.settings import Settings
 
 _FOLDER: Final = Path(__file__).parent
 _TAGS: Final = {
-    "Pictures": "Make, repair, mix and measure pictures. All of them share one queue and its batches.",
+    "Images": "Make, repair, mix and measure images. All of them share one queue and its batches.",
     "Service": "Which models serve, within which limits, and how the service is.",
     "Open Inference Protocol": "Version 2 of the protocol of KServe and Triton, with Triton's extensions for binary "
     "tensors, statistics and the model repository. Its clients work unchanged; rows are float32 in the model's range.",
@@ -44,9 +44,9 @@ _PROBLEMS: Final = {
     404: (rf"{_IMAGES}|.*{{name}}", "No such model."),
     406: (_IMAGES, "The endpoint offers none of the accepted formats."),
     408: (_BODIES, "The body did not arrive in time."),
-    413: (_BODIES, "Body or picture above a limit."),
+    413: (_BODIES, "Body or image above a limit."),
     415: (_BODIES, "Unsupported content type or content encoding."),
-    422: (_IMAGES, "Valid syntax, but an invalid value, picture or mask; `errors` names the fields."),
+    422: (_IMAGES, "Valid syntax, but an invalid value, image or mask; `errors` names the fields."),
     429: (_GUARDED, "Queue full, deadline too short for the queue, or rate limit exceeded; see Retry-After."),
     500: ("", "The model failed on these rows."),
     501: ("/v2/repository/", "Not available with several processes."),

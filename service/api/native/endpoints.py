@@ -1,4 +1,4 @@
-"""The endpoints that return pictures or scores. Each has the stages that `service.api.pipeline` runs.
+"""The endpoints that return images or scores. Each has the stages that `service.api.pipeline` runs.
 
 `parse` checks the options against the operator's limits and the card, and resolves the model, once.
 """
@@ -25,8 +25,8 @@ from service.api.native.responses import (
 from service.api.native.schemas import (
     ArithmeticRequest,
     GenerateRequest,
+    ImageOptions,
     InterpolateRequest,
-    PictureOptions,
     ProjectOptions,
     ProjectRequest,
     ScoreOptions,
@@ -76,7 +76,7 @@ class RowWork:
 
     def __post_init__(self) -> None:
         self.model, self.steps = self.spec.model, self.params.steps
-        self.count = len(self.spec.labels) - self.spec.closed  # the repeated picture of a loop is not run again
+        self.count = len(self.spec.labels) - self.spec.closed  # the repeated image of a loop is not run again
 
     @property
     def has_large_response(self) -> bool:
@@ -161,7 +161,7 @@ def _parse_project(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWor
 def _parse_score(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWork:
     upload = parse_upload(api, ScoreOptions, ScoreRequest, body)
     model = api.resolve(upload.options.model)
-    return _upload_work(api, model, upload, StepParams(steps=1, score=True), PictureOptions())
+    return _upload_work(api, model, upload, StepParams(steps=1, score=True), ImageOptions())
 
 
 def _upload_work(
@@ -169,7 +169,7 @@ def _upload_work(
     model: ServedModel,
     upload: Upload[Any],
     params: StepParams,
-    options: PictureOptions,
+    options: ImageOptions,
     strength: float = 1.0,
 ) -> RowWork:
     labels: list[dict[str, Any]] = [{"index": i} for i in range(len(upload.images))]
@@ -247,7 +247,7 @@ Encoded = tuple[Result, list[bytes]]
 
 
 def _encode(ended: Sequence[tuple[RowWork, FloatRows, Result]]) -> list[Encoded]:
-    """Results as they are shown, and their pictures; those of the same model are encoded together."""
+    """Results as they are shown, and their images; those of the same model are encoded together."""
     works, results = [work for work, _, _ in ended], [work.shown(rows, result) for work, rows, result in ended]
     start = time.perf_counter()
     contents = encode_contents([(work.api, work.spec, result) for work, result in zip(works, results, strict=True)])
@@ -262,7 +262,7 @@ def _respond(ended: Sequence[tuple[RowWork, Encoded]]) -> list[ResponseParts]:
 
 
 def _results(ended: Sequence[tuple[RowWork, FloatRows, Result]]) -> list[Result]:
-    return [result for _, _, result in ended]  # scores have no pictures to encode
+    return [result for _, _, result in ended]  # scores have no images to encode
 
 
 def _respond_scores(ended: Sequence[tuple[RowWork, Result]]) -> list[ResponseParts]:

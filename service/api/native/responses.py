@@ -1,4 +1,4 @@
-"""Build responses from results: JSON with base64 pictures, a raw picture, a contact sheet, an animation, or `.npy`."""
+"""Build responses from results: JSON with base64 images, a raw image, a contact sheet, an animation, or `.npy`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from service.api.native.schemas import PictureOptions
+from service.api.native.schemas import ImageOptions
 from service.api.negotiation import Media
 from service.api.pipeline import ResponseParts
 from service.api.request import ApiRequest
@@ -20,7 +20,7 @@ from service.domain.latents import FloatRow
 from service.domain.tasks import Result, StepOutput
 from service.images.encode import (
     AnimationFormat,
-    PictureFormat,
+    ImageFormat,
     animate,
     check_sides,
     contact_sheet,
@@ -35,10 +35,10 @@ from service.images.encode import (
 from service.images.prepare import Pixels
 from service.models.registry import ServedModel
 
-RASTER: Final[Mapping[Media, PictureFormat]] = {Media.PNG: "png", Media.WEBP: "webp", Media.JPEG: "jpeg"}
+RASTER: Final[Mapping[Media, ImageFormat]] = {Media.PNG: "png", Media.WEBP: "webp", Media.JPEG: "jpeg"}
 _ANIMATED: Final[Mapping[Media, AnimationFormat]] = {Media.WEBP: "webp", Media.GIF: "gif", Media.APNG: "apng"}
 METRIC_DECIMALS: Final = 6  # of distance, drift and change in answers
-_IN_DISTRIBUTION: Final = 99.0  # highest percentile, among the distances of real pictures, that counts as real
+_IN_DISTRIBUTION: Final = 99.0  # highest percentile, among the distances of real images, that counts as real
 INLINE_VALUES: Final = 1 << 13  # values; encoding so few takes less time than waking a thread of the codec pool
 _PIECE: Final = 1 << 18  # bytes of JSON that are made in one call, or sent at a time
 _ENCODER: Final = json.JSONEncoder(separators=(",", ":"))
@@ -50,13 +50,13 @@ class ResponseSpec:
 
     ``labels`` has for each image the members that are not in the result: `index`, `inverted`, `t`, `row`, `col`.
     ``members`` precede `images` in the JSON body. A sheet has ``columns``, or ceil(√N) for None. With ``fps`` above 0,
-    WebP, GIF and APNG are animations; if ``closed``, they repeat the first picture at the end. ``strength`` is the s of
+    WebP, GIF and APNG are animations; if ``closed``, they repeat the first image at the end. ``strength`` is the s of
     (1−s)·x + s·f^k(x), 0…1.
     """
 
     model: ServedModel
     media: Media
-    options: PictureOptions
+    options: ImageOptions
     labels: Sequence[dict[str, Any]]
     members: Mapping[str, Any] = field(default_factory=dict)
     columns: int | None = None
@@ -86,7 +86,7 @@ def _check_layout(api: ApiRequest, spec: ResponseSpec, recorded: int) -> None:
     options, media, count = spec.options, spec.media, len(spec.labels)
     is_raw = media not in (Media.JSON, Media.EVENTS)
     if options.scale > 1 and (media is Media.NPY or (not is_raw and options.format == "npy")):
-        raise InvalidContent.field("scale", "only pictures are enlarged, not arrays")
+        raise InvalidContent.field("scale", "only images are enlarged, not arrays")
     is_sheet = media in RASTER and not spec.is_animation
     for name, is_given in (("columns", options.columns is not None), ("gap", options.gap > 0)):
         if is_given and not is_sheet:
@@ -106,7 +106,7 @@ def _check_layout(api: ApiRequest, spec: ResponseSpec, recorded: int) -> None:
         message = f"the response would have {pixels} pixels; the limit, IGN_MAX_PIXELS, is {limit}"
         raise InvalidContent.field(field, message, code="image_too_large")
     in_flight = api.services.in_flight
-    # A stream sends its pictures one by one.
+    # A stream sends its images one by one.
     size = channels * (width * height if media is Media.EVENTS else pixels)
     in_flight.hold(api.state, min(size, in_flight.max_bytes))
 
@@ -144,7 +144,7 @@ def response_parts(api: ApiRequest, spec: ResponseSpec, result: Result, content:
 
 
 def score_response(api: ApiRequest, model: ServedModel, result: Result) -> ResponseParts:
-    """The response of `/score`, which has numbers and no pictures."""
+    """The response of `/score`, which has numbers and no images."""
     drifts = [] if result.drift is None else result.drift.tolist()
     images: list[dict[str, Any]] = []
     for index, (distance, drift) in enumerate(zip(result.distance.tolist(), drifts, strict=True)):
@@ -154,7 +154,7 @@ def score_response(api: ApiRequest, model: ServedModel, result: Result) -> Respo
 
 
 def in_distribution_fields(card: ModelCard, distance: float) -> dict[str, Any]:
-    """The percentile of a distance among those of real pictures, and whether it is at most 99; None if unknown."""
+    """The percentile of a distance among those of real images, and whether it is at most 99; None if unknown."""
     percentile = card.percentile(distance)
     return {
         "percentile": None if percentile is None else round_metric(percentile),
@@ -192,8 +192,8 @@ def image(spec: ResponseSpec, result: Result, index: int, data: str | None) -> d
     }
 
 
-def picture(row: FloatRow, card: ModelCard, options: PictureOptions) -> str:
-    """Encode one row (C, H, W) as a base64 picture."""
+def picture(row: FloatRow, card: ModelCard, options: ImageOptions) -> str:
+    """Encode one row (C, H, W) as a base64 image."""
     if options.format == "npy":
         return encode_base64(encode_npy(row))
     pixels = enlarge(to_uint8(row, card), options.scale, options.resample)

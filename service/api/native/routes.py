@@ -18,57 +18,57 @@ from service.api.native.schemas import (
 )
 from service.api.negotiation import Media
 
-router = APIRouter(tags=["Pictures"])
+router = APIRouter(tags=["Images"])
 
 
 @router.post("/generate", **openapi.operation(GenerateAnswer, ROW_FORMATS))
 def generate(body: GenerateRequest) -> None:
-    """Generate pictures from noise.
+    """Generate images from noise.
 
-    f^k(z): apply f `steps` times to latents `offset` … `offset + n − 1` of a seed. Picture i of a seed depends on
+    f^k(z): apply f `steps` times to latents `offset` … `offset + n − 1` of a seed. Image i of a seed depends on
     nothing else. `record` returns steps on the way, `tolerance` stops a row that no longer changes, `noise_scale` takes
     more or less noise.
 
-    Several pictures in one file are a contact sheet, with `columns` and a `gap`. `scale` enlarges pictures in every
+    Several images in one file are a contact sheet, with `columns` and a `gap`. `scale` enlarges images in every
     format.
     """
 
 
 @router.post("/project", **openapi.operation(ProjectAnswer, ROW_FORMATS, ProjectRequest))
 def project(body: ProjectRequest) -> None:
-    """Make pictures real.
+    """Make images real.
 
-    f^k(x): apply f to pictures x, which makes drawings, noisy, damaged or half-hidden pictures look like those that the
+    f^k(x): apply f to images x, which makes drawings, noisy, damaged or half-hidden images look like those that the
     model learned.
 
-    Pictures are prepared for the model: turned by their EXIF orientation, resized (`resize`), light and dark exchanged
+    Images are prepared for the model: turned by their EXIF orientation, resized (`resize`), light and dark exchanged
     if needed (`invert`). A `mask` limits the change to its white part; `strength` below 1 blends with the input.
 
-    The body is a form, JSON or one picture; the options in the query belong to the latter.
+    The body is a form, JSON or one image; the options in the query belong to the latter.
     """
 
 
 @router.post("/latent-interpolate", **openapi.operation(InterpolateAnswer, PATH_FORMATS))
 def latent_interpolate(body: InterpolateRequest) -> None:
-    """Walk between pictures.
+    """Walk between images.
 
-    f^k along a path through 2 to 16 points, or over a grid between four. A point is a seed, a picture or a latent. A
+    f^k along a path through 2 to 16 points, or over a grid between four. A point is a seed, an image or a latent. A
     path as GIF, APNG or WebP is an animation, as PNG or JPEG a strip.
     """
 
 
 @router.post("/latent-arithmetic", **openapi.operation(ArithmeticAnswer, FORMATS))
 def latent_arithmetic(body: ArithmeticRequest) -> None:
-    """Add and subtract pictures.
+    """Add and subtract images.
 
-    f^k of a weighted sum of up to 16 seeds, pictures or latents: one picture.
+    f^k of a weighted sum of up to 16 seeds, images or latents: one image.
     """
 
 
 @router.post("/score", **openapi.operation(ScoreAnswer, (Media.JSON,), ScoreRequest))
 def score(body: ScoreRequest) -> None:
-    """Measure how real pictures look to the model.
+    """Measure how real images look to the model.
 
-    How far f moves each picture (`distance`), and how that compares with held-out real pictures (`percentile`,
-    `in_distribution`). A large distance marks outliers, changed data or a wrong polarity. No picture is returned.
+    How far f moves each image (`distance`), and how that compares with held-out real images (`percentile`,
+    `in_distribution`). A large distance marks outliers, changed data or a wrong polarity. No image is returned.
     """

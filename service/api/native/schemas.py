@@ -39,25 +39,25 @@ Base64 = Annotated[str, _base64("picture", "Base64, with or without a `data:imag
 Base64Npy = Annotated[str, _base64("npy", "Base64 of a float32 .npy file, C×H×W.")]
 
 
-class PictureOptions(BaseModel):
-    """How the pictures of a response look."""
+class ImageOptions(BaseModel):
+    """How the images of a response look."""
 
-    format: Annotated[Format, Field(description="Format of the base64 pictures in a JSON response.")] = "png"
-    scale: Annotated[int, Field(ge=1, le=32, description="Factor that enlarges every picture.")] = 1
+    format: Annotated[Format, Field(description="Format of the base64 images in a JSON response.")] = "png"
+    scale: Annotated[int, Field(ge=1, le=32, description="Factor that enlarges every image.")] = 1
     resample: Annotated[
-        Resample, Field(description="`nearest` repeats the pixels of enlarged pictures; `smooth` interpolates them.")
+        Resample, Field(description="`nearest` repeats the pixels of enlarged images; `smooth` interpolates them.")
     ] = "nearest"
     columns: Annotated[
         int | None,
         Field(ge=1, le=65_535, description="Columns of a sheet; default: a near-square sheet, or the strip of a path."),
     ] = None
     gap: Annotated[
-        int, Field(ge=0, le=64, description="Pixels between the pictures of a sheet, in the background colour.")
+        int, Field(ge=0, le=64, description="Pixels between the images of a sheet, in the background colour.")
     ] = 0
 
     @property
     def has_layout(self) -> bool:
-        """Whether an option changes the size of the response's pictures or sheet."""
+        """Whether an option changes the size of the response's images or sheet."""
         return self.scale > 1 or self.gap > 0 or self.columns is not None
 
 
@@ -71,8 +71,8 @@ class _ModelChoice(StrictModel):
     model: Annotated[str | None, Field(description="`name` or `name/version`; default: the configured model.")] = None
 
 
-class _Request(PictureOptions, _ModelChoice):
-    """Base of the requests whose response holds pictures."""
+class _Request(ImageOptions, _ModelChoice):
+    """Base of the requests whose response holds images."""
 
     steps: Annotated[
         int | None, Field(ge=1, description="Number of applications of f; default: the recommendation of the card.")
@@ -87,7 +87,7 @@ class StepOptions(_Request):
     ] = None
     record: Annotated[
         Record | None,
-        Field(description="Ascending step numbers whose pictures are returned as `trajectory`; step 0 is the input."),
+        Field(description="Ascending step numbers whose images are returned as `trajectory`; step 0 is the input."),
     ] = None
     score: Annotated[bool, Field(description="Also measure `drift`, which costs one more step.")] = False
 
@@ -95,9 +95,9 @@ class StepOptions(_Request):
 class GenerateRequest(StepOptions):
     """f^k(z) of the latents with index offset … offset + n − 1 of a seed."""
 
-    n: Annotated[int, Field(ge=1, description="Number of pictures.")] = 1
+    n: Annotated[int, Field(ge=1, description="Number of images.")] = 1
     seed: Annotated[Seed | None, Field(description="Chosen by the service if absent; the response repeats it.")] = None
-    offset: Annotated[int, Field(ge=0, le=MAX_SEED, description="Index of the first picture of the seed.")] = 0
+    offset: Annotated[int, Field(ge=0, le=MAX_SEED, description="Index of the first image of the seed.")] = 0
     noise_scale: Annotated[float, Field(ge=0, le=2, description="Factor of the noise.")] = 1.0
 
     @field_validator("offset")
@@ -116,7 +116,7 @@ def _bool_or_auto(value: object) -> object:
 
 
 class ScoreOptions(_ModelChoice):
-    """Options of `/score`, for all three kinds of body: how pictures become rows."""
+    """Options of `/score`, for all three kinds of body: how images become rows."""
 
     resize: Annotated[
         Literal["fit", "crop", "stretch"],
@@ -140,7 +140,7 @@ class ProjectOptions(ScoreOptions, StepOptions):
 class ScoreRequest(ScoreOptions):
     """The JSON body of `/score`."""
 
-    images: Annotated[list[Base64], Field(min_length=1, description="The pictures: PNG, JPEG or WebP.")]
+    images: Annotated[list[Base64], Field(min_length=1, description="The images: PNG, JPEG or WebP.")]
 
 
 class ProjectRequest(ProjectOptions):
@@ -148,7 +148,7 @@ class ProjectRequest(ProjectOptions):
 
     model_config = _either({"mask": _NULL}, {"masks": _NULL})
 
-    images: Annotated[list[Base64], Field(min_length=1, description="The pictures: PNG, JPEG or WebP.")]
+    images: Annotated[list[Base64], Field(min_length=1, description="The images: PNG, JPEG or WebP.")]
     mask: Annotated[Base64 | None, Field(description="One mask for all images: white = regenerate, black = keep.")] = (
         None
     )
@@ -260,15 +260,15 @@ class TrajectoryStep(BaseModel):
     """A recorded step. Step 0 is the prepared input; its `change` is null."""
 
     step: int
-    data: Annotated[str | None, Field(description="Base64 picture.")]
+    data: Annotated[str | None, Field(description="Base64 image.")]
     change: float | None
 
 
 class Image(BaseModel):
-    """One picture of a response."""
+    """One image of a response."""
 
     index: int
-    data: Annotated[str | None, Field(description="Base64 picture; null in the event `done` of a stream.")]
+    data: Annotated[str | None, Field(description="Base64 image; null in the event `done` of a stream.")]
     format: Format
     width: int
     height: int
@@ -280,7 +280,7 @@ class Image(BaseModel):
 
 
 class ProjectedImage(Image):
-    """One projected picture."""
+    """One projected image."""
 
     inverted: bool
 
@@ -306,7 +306,7 @@ class StepEvent(BaseModel):
 
     index: int
     step: int
-    data: Annotated[str, Field(description="Base64 picture.")]
+    data: Annotated[str, Field(description="Base64 image.")]
     format: Format
     change: float | None
 
@@ -321,34 +321,34 @@ class ProgressEvent(BaseModel):
 
 
 class GenerateAnswer(Answer):
-    """Generated pictures."""
+    """Generated images."""
 
     seed: int
     images: list[Image]
 
 
 class ProjectAnswer(Answer):
-    """Projected pictures, in the order of the request."""
+    """Projected images, in the order of the request."""
 
     images: list[ProjectedImage]
 
 
 class ArithmeticAnswer(Answer):
-    """The picture of the weighted sum."""
+    """The image of the weighted sum."""
 
     seed: Annotated[None, Field(description="Always null; for the same members as `/generate`.")]
     images: list[Image]
 
 
 class Score(BaseModel):
-    """The score of one picture."""
+    """The score of one image."""
 
     index: int
     distance: Annotated[float, Field(description="Mean |f(x) − x|, in the range of the model.")]
     drift: Annotated[float, Field(description="Mean |f(y) − y| of y = f(x).")]
     percentile: Annotated[
         float | None,
-        Field(ge=0, le=100, description="Percentage of held-out real pictures with a smaller distance; null: unknown."),
+        Field(ge=0, le=100, description="Percentage of held-out real images with a smaller distance; null: unknown."),
     ]
     in_distribution: Annotated[bool | None, Field(description="Whether the percentile is at most 99; null: unknown.")]
 

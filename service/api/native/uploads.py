@@ -1,4 +1,4 @@
-"""Read uploads (pictures, masks and latents, as multipart, JSON or a raw body) and decode them to rows."""
+"""Read uploads (images, masks and latents, as multipart, JSON or a raw body) and decode them to rows."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,12 +29,12 @@ PICTURE_TYPES: Final = ("image/png", "image/jpeg", "image/webp")
 UPLOAD_TYPES: Final = ("multipart/form-data", "application/json", *PICTURE_TYPES)
 _CACHED_QUERY: Final = 256  # bytes; a longer query is not cached
 _MAX_FIELDS: Final = 32  # of a form; there are about twelve options
-_MAX_INLINE: Final = 4  # small pictures; decoding them takes less time than waking a thread of the codec pool
+_MAX_INLINE: Final = 4  # small images; decoding them takes less time than waking a thread of the codec pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Upload(Generic[Options]):
-    """The pictures of a request as bytes or base64 text. There is no mask, one for all images, or one for each."""
+    """The images of a request as bytes or base64 text. There is no mask, one for all images, or one for each."""
 
     options: Options
     images: Sequence[bytes | str]
@@ -47,7 +47,7 @@ class Upload(Generic[Options]):
 class InputRows:
     """The input rows of a request: (N, C, H, W) float32 in the model's range.
 
-    ``keep`` (N, 1, H, W) bool is True for pixels that every step restores. ``inverted`` has for each uploaded picture
+    ``keep`` (N, 1, H, W) bool is True for pixels that every step restores. ``inverted`` has for each uploaded image
     whether light and dark were exchanged.
     """
 
@@ -57,9 +57,9 @@ class InputRows:
 
 
 def check_upload(formats: tuple[Media, ...], schema: type[ScoreOptions]) -> Callable[[ApiRequest], None]:
-    """The check of an endpoint that takes pictures in one of three kinds of body: a form, JSON or one picture.
+    """The check of an endpoint that takes images in one of three kinds of body: a form, JSON or one image.
 
-    Only the options of a picture are in the query.
+    Only the options of an image are in the query.
     """
 
     def check(api: ApiRequest) -> None:
@@ -75,7 +75,7 @@ def check_upload(formats: tuple[Media, ...], schema: type[ScoreOptions]) -> Call
 
 
 def parse_upload(api: ApiRequest, schema: type[Options], body: type[Options], content: bytes) -> Upload[Options]:
-    """The pictures and options of a request, from multipart, JSON or a raw body. Masks need `ProjectOptions`.
+    """The images and options of a request, from multipart, JSON or a raw body. Masks need `ProjectOptions`.
 
     Raises `MalformedRequest`, `InvalidContent` or pydantic's `ValidationError` if the body or an option is invalid.
     """
@@ -99,7 +99,7 @@ def is_large(upload: Upload[Options]) -> bool:
 def prepare_uploads(uploads: Sequence[tuple[ApiRequest, Upload[Any]]], card: ModelCard) -> list[InputRows | IgnError]:
     """Decode uploads to one model and prepare their rows together; an invalid one has its error in place of rows.
 
-    A large upload comes alone, in the codec pool. Its pictures and masks are decoded one at a time, because each of
+    A large upload comes alone, in the codec pool. Its images and masks are decoded one at a time, because each of
     them can have `IGN_MAX_PIXELS`.
     """
     prepared: list[slice | IgnError] = []
@@ -118,7 +118,7 @@ def prepare_uploads(uploads: Sequence[tuple[ApiRequest, Upload[Any]]], card: Mod
             else:
                 prepared.append(slice(first, count))
         if not count:
-            raise InvalidContent("no picture")
+            raise InvalidContent("no image")
 
     # Decoding many small ones before preparing them is faster: the code and data of each step stay in the cache.
     try:
@@ -135,7 +135,7 @@ def prepare_uploads(uploads: Sequence[tuple[ApiRequest, Upload[Any]]], card: Mod
 def _decode(
     api: ApiRequest, upload: Upload[Any], card: ModelCard, keep: list[KeepMask]
 ) -> Iterator[tuple[Picture, Resize, Invert]]:
-    """Decode the pictures of an upload, one at a time, and add the masks that belong to them to ``keep``."""
+    """Decode the images of an upload, one at a time, and add the masks that belong to them to ``keep``."""
     settings, options, masks = api.services.settings, upload.options, upload.masks
     named = _named(upload.image_field, upload.images)
     named_masks = _named(upload.mask_field, masks) if masks else []
@@ -153,9 +153,9 @@ def _decode(
 
 
 def read_points(api: ApiRequest, model: ServedModel, field: str, points: Sequence[PointRequest]) -> list[FloatRow]:
-    """The rows (C, H, W) of points, which come as seed, picture or array; call it in the codec pool.
+    """The rows (C, H, W) of points, which come as seed, image or array; call it in the codec pool.
 
-    Raises `InvalidContent` or `TooLarge` if a picture or array is invalid, or all together are too large.
+    Raises `InvalidContent` or `TooLarge` if an image or array is invalid, or all together are too large.
     """
     settings = api.services.settings
     pictures = [(f"{field}.{i}.image", point.image) for i, point in enumerate(points) if point.image is not None]
@@ -213,7 +213,7 @@ def _parse_query(schema: type[Options], query: bytes) -> Options:
     return schema.model_validate(parse_fields(fields))
 
 
-# A client sends the same query with every picture, and the parsed options are immutable.
+# A client sends the same query with every image, and the parsed options are immutable.
 _parse_query_cached: Callable[[type[Options], bytes], Options] = lru_cache(maxsize=256)(_parse_query)
 
 

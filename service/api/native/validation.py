@@ -28,7 +28,7 @@ def check_mixture(field: str, rows: FloatRows) -> FloatRows:
 
 
 def step_params(options: StepOptions, *, recommended: int, rows: int, settings: Settings) -> StepParams:
-    """Validate the options that say how f is applied, and how many pictures that gives."""
+    """Validate the options that say how f is applied, and how many images that gives."""
     steps = check_steps(options.steps, recommended=recommended, settings=settings)
     record = tuple(options.record or ())
     if rows * len(record) > MAX_PICTURES:

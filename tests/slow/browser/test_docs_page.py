@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 def test_the_document_is_shown_and_a_request_can_be_sent(browser: "Browser", service: Service) -> None:
     with visiting(browser, f"{service.url}/docs") as visit:  # fails on errors and on requests to other hosts
-        generate = visit.one("#operations-Pictures-generate")
+        generate = visit.one("#operations-Images-generate")
         generate.click()
         assert "OAS 3.1" in visit.one(".info").inner_text()
         generate.get_by_role("button", name="Try it out").click()

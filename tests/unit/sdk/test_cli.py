@@ -125,7 +125,7 @@ def test_project_a_folder(shell: Shell, service: Service, scans: Path, tmp_path:
     with Client(service.url) as client:
         (image,) = client.project(scans / "b.png", steps=2, format="jpeg", invert=False)
     assert (out / "b.jpg").read_bytes() == image.bytes
-    assert (shell.out, shell.err) == (f"{out}: 3 pictures\n", "")
+    assert (shell.out, shell.err) == (f"{out}: 3 images\n", "")
     assert shell("project", scans, "-o", tmp_path / "large", "--scale", 32, "--resample", "smooth") == DONE
     assert pixels((tmp_path / "large" / "a.png").read_bytes()).shape == (256, 256)
 
@@ -146,7 +146,7 @@ def test_a_bad_image_does_not_stop_the_others(shell: Shell, scans: Path, tmp_pat
     assert names(out) == ["a.png", "b.png", "more/a.png"]
     assert shell.err.startswith(f"{scans / 'bad.png'}: 422 undecodable_image: ")
     assert shell.err.count("\n") == 1
-    assert shell.out == f"{out}: 3 pictures, 1 failed\n"
+    assert shell.out == f"{out}: 3 images, 1 failed\n"
     assert shell("project", scans, "-o", out, "--force", "--jobs", 1, terminal=True) == REFUSED
     assert shell.err.startswith("\r[........................] 0/4\r[")
     assert shell.err.split("\r")[-1].startswith("[########################] 4/4, 1 failed")
@@ -308,7 +308,7 @@ def test_images_saved_before_an_error_are_counted(canned: Callable[..., Shell], 
     out = tmp_path / "out"
     shell = canned(limited(images=1), answer(), *gone)
     assert shell(*ONE, "project", scans, "-o", out, "--jobs", 1) == UNREACHABLE
-    assert shell.out.startswith(f"{out}: 1 of 3 pictures; --skip-existing ")
+    assert shell.out.startswith(f"{out}: 1 of 3 images; --skip-existing ")
     assert names(out) == ["a.png"]
     shell = canned(limited(images=1), answer(images=[SCORE]), *gone)
     assert shell(*ONE, "score", scans, "--jobs", 1) == UNREACHABLE
@@ -316,7 +316,7 @@ def test_images_saved_before_an_error_are_counted(canned: Callable[..., Shell], 
     shell = canned(answer(), *[KeyboardInterrupt()] * 40)
     command = ("generate", "-n", 40, "--scale", 32, "--seed", 5, "-o", out, "--jobs", 1)
     assert shell(*command) == INTERRUPTED
-    assert shell.out.startswith(f"{out}: 1 of 40 pictures; --seed 5 --skip-existing ")
+    assert shell.out.startswith(f"{out}: 1 of 40 images; --seed 5 --skip-existing ")
 
 
 def test_retries_and_a_hint_if_there_is_no_service(canned: Callable[..., Shell], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from service.domain.errors import InvalidContent, TooLarge
 from service.images.decode import decode_npy
 from service.images.encode import (
     AnimationFormat,
-    PictureFormat,
+    ImageFormat,
     animate,
     check_sides,
     contact_sheet,
@@ -33,7 +33,7 @@ from tests.helpers import pictures as make
 
 
 @given(st.sampled_from(["png", "webp"]), st.integers(1, 40), st.integers(1, 100), st.booleans(), st.integers(1, 255))
-def test_png_and_webp_are_lossless(form: PictureFormat, height: int, width: int, colour: bool, levels: int) -> None:
+def test_png_and_webp_are_lossless(form: ImageFormat, height: int, width: int, colour: bool, levels: int) -> None:
     pixels = make.noise(2 * height, width, *[3] * colour)[::2, ::-1] // levels * levels  # need not be contiguous
     image = make.opened(encode(pixels, form))
     assert (image.format, image.mode) == (form.upper(), "L" if form == "png" and not colour else "RGB")
