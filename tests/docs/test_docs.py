@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import httpx
 import pytest
 
 from ign.__main__ import main as ign
@@ -105,6 +106,7 @@ def base_url() -> Iterator[str]:
     if not any((ROOT / "models").glob("*/*/model.onnx")):
         pytest.skip("models/ holds no model, so nothing that talks to the service was run")
     with live_service() as url:
+        httpx.post(f"{url}/generate", json={}, trust_env=False).raise_for_status()  # metrics of a page need a request
         yield url
 
 
