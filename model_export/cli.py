@@ -44,7 +44,7 @@ def main(arguments: Sequence[str], *, prog: str = _PROG) -> int:
 
             torch.set_num_threads(options.threads)
         for line in options.run(options, arguments):
-            print(line)  # noqa: T201
+            print(line)
     except UserError as exc:
         return _fail(str(exc))
     except OSError as exc:  # a folder without write permission, a full disk
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str], *, prog: str = _PROG) -> int:
 
 
 def _fail(line: str) -> int:
-    print(f"error: {line}", file=sys.stderr)  # noqa: T201
+    print(f"error: {line}", file=sys.stderr)
     return 2
 
 

@@ -32,7 +32,7 @@ def value(kind: type[T], member: Document, **others: Any) -> T:
     """A dataclass from the members with the names of its fields; those of fields with a default may be missing."""
     found = {
         item.name: member[item.name]
-        for item in fields(kind)  # type: ignore[arg-type]
+        for item in fields(kind)  # type: ignore[arg-type] # the type of dataclasses is only in stubs
         if item.name not in others and (item.name in member or item.default is MISSING)
     }
     return kind(**found, **others)

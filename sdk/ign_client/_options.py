@@ -184,8 +184,8 @@ def described(build: Callable[P, T]) -> Callable[P, T]:
                 arguments[name] = checked(name, arguments[name], hint)
             elif default is not UNSET:
                 arguments.pop(name, None)
-        call: Any = build
-        return call(**arguments)  # type: ignore[no-any-return]
+        call: Callable[..., T] = build
+        return call(**arguments)
 
     vars(checking)["__signature__"] = signature
     texts = {argument.name: ARGUMENTS[argument.name] for argument in positional}

@@ -2,11 +2,11 @@
 
 Every request, of every size and kind, passes the same functions:
 
-    server ─▶ Application.__call__     request id, arrival, caller, trace
+    server ─▶ Application.__call__     request id, arrival, caller, trace, errors of the head
                  │
                  ├─ CorsMiddleware     only if origins are configured; preflights end here
                  │
-                 ├─ _admit             head, draining, requests in flight, API key, rate
+                 ├─ _admit             draining, requests in flight, API key, rate
                  │
                  ├─ Pipeline.run       POST to an endpoint that runs a model
                  │  or FastAPI         all others: information, documents, model repository

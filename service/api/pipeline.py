@@ -143,7 +143,7 @@ class Pipeline:
         body = await api.read_body()
         call = Call(endpoint, api, parameters, body)
         try:
-            with watch(self._disconnects, api.receive):
+            with DisconnectWatch(self._disconnects, api.receive):
                 last = await self._run(call, send)
         finally:
             api.is_over = True
@@ -351,21 +351,21 @@ def _grouped(items: Sequence[Item], key: Callable[[Item], Key]) -> Iterable[tupl
 class DisconnectSweep:
     """Watches the requests that last longer than a quarter of a second. Belongs to one event loop.
 
-    ASGI reports a disconnect only to a task that waits in `receive`. A request enters a `watch` block, which costs
-    next to nothing; one timer for all blocks starts a task for each block that has become old.
+    ASGI reports a disconnect only to a task that waits in `receive`. A request enters a `DisconnectWatch` block, which
+    costs next to nothing; one timer for all blocks starts a task for each block that has become old.
     """
 
     def __init__(self) -> None:
-        self._young: dict[watch, float] = {}  # in the order of their beginning
+        self._young: dict[DisconnectWatch, float] = {}  # in the order of their beginning
         self._timer: asyncio.TimerHandle | None = None
 
-    def add(self, block: "watch", loop: asyncio.AbstractEventLoop) -> None:
+    def add(self, block: "DisconnectWatch", loop: asyncio.AbstractEventLoop) -> None:
         """Start ``block`` when it has become old."""
         self._young[block] = loop.time()
         if self._timer is None:
             self._timer = loop.call_later(_GRACE_S, self._sweep, loop)
 
-    def remove(self, block: "watch") -> None:
+    def remove(self, block: "DisconnectWatch") -> None:
         """Forget a block that has ended."""
         self._young.pop(block, None)
 
@@ -377,7 +377,7 @@ class DisconnectSweep:
         self._timer = loop.call_later(_GRACE_S, self._sweep, loop) if self._young else None
 
 
-class watch:  # noqa: N801 - a context manager, as `asyncio.timeout`
+class DisconnectWatch:
     """A block that ends with `ClientDisconnect` when the client disconnects.
 
     Use it after the body was read: it consumes every further message of ``receive``. A cancellation by somebody else

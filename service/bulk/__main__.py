@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = _PROG) -> int:
         line, status = f"stopped: {detail}; the same command continues", STOPPED
     except KeyboardInterrupt:
         line, status = "interrupted; the same command continues", INTERRUPTED
-    print(f"service.bulk: {line}", file=sys.stderr)  # noqa: T201
+    print(f"service.bulk: {line}", file=sys.stderr)
     return status
 
 
@@ -58,7 +58,7 @@ def _run(options: argparse.Namespace) -> int:
     with closing(source) if source else nullcontext(), output.lock():
         plan = run(job, source, output, settings)
         manifest, failed = output.merge(plan.shards, options.manifest)
-    print(f"{manifest}: {plan.images} images{f', {failed} failed' if failed else ''}")  # noqa: T201
+    print(f"{manifest}: {plan.images} images{f', {failed} failed' if failed else ''}")
     return SOME_FAILED if failed else DONE
 
 

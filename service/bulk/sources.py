@@ -25,7 +25,7 @@ IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp")
 _CHUNK: Final = 1 << 16  # bytes
 _MAX_CACHED: Final = 2  # row groups kept in memory; two batches in flight may span two neighbouring groups
 # zipfile raises these for members that are damaged, encrypted, or compressed with an unknown method.
-_DAMAGED: Final = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, ValueError)
+_DAMAGED: Final = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError)
 
 
 class SourceItem(NamedTuple):

@@ -72,7 +72,7 @@ class Metrics:
 
     def __init__(self, shared: Path | None = None) -> None:
         # Series of creation times double the series of counters, and Prometheus 3 does not need them.
-        disable_created_metrics()  # type: ignore[no-untyped-call]
+        disable_created_metrics()
         self.shared = shared
         self.registry = registry = CollectorRegistry()
         self._rendering = threading.Lock()
@@ -278,7 +278,7 @@ class Metrics:
         if self.shared is None:
             return self.registry
         registry = CollectorRegistry()
-        MultiProcessCollector(registry, str(self.shared))  # type: ignore[no-untyped-call]
+        MultiProcessCollector(registry, str(self.shared))
         return registry
 
 
@@ -304,7 +304,7 @@ def _short_switch_interval() -> Iterator[None]:
 
 def forget_process(pid: int, shared: Path) -> None:
     """Drop the gauges of a process that has ended; its counters stay in the totals."""
-    mark_process_dead(pid, str(shared))  # type: ignore[no-untyped-call]
+    mark_process_dead(pid, str(shared))
     for file in shared.glob(f"*_{pid}.db"):
         if not file.stat().st_size:  # the process ended while it created the file, which then cannot be read
             file.unlink()

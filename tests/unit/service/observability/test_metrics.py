@@ -210,7 +210,7 @@ def test_a_process_that_creates_its_files_does_not_break_the_others(tmp_path: Pa
     def create() -> None:
         for _ in range(1000):
             file.write_bytes(b"")  # what another process sees until the file has its size
-            MmapedDict(str(file)).close()  # type: ignore[no-untyped-call]
+            MmapedDict(str(file)).close()
 
     with ThreadPoolExecutor(1) as other:
         created = other.submit(create)
