@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -53,7 +53,7 @@ class Generated:
     def __getattr__(self, name: str) -> ModuleType:
         return importlib.import_module(f"{NAME}.{name}")
 
-    def call(self, name: str, tag: str = "pictures") -> Any:
+    def call(self, name: str, tag: str = "images") -> Any:
         return importlib.import_module(f"{NAME}.api.{tag}.{name}")
 
 
@@ -81,13 +81,20 @@ def test_nothing_is_left_out_but_raw_pictures(report: str) -> None:
     assert all(" /project " in warning or " /score " in warning for warning in warnings)
 
 
+async def closing(client: Any, call: Callable[..., Any]) -> Any:
+    async with client:  # a connection left open would end with its loop, and warn
+        return await call(client=client)
+
+
 def test_a_get(generated: Any, client: Any, service: Service) -> None:
     found = generated.call("models", "service").sync(client=client)
     assert found.to_dict() == service.get("/models").json()
     card = generated.call("model", "service").sync("grey", client=client)
     assert (card.version, card.shape) == ("10", list(GREY))
     assert "ign_requests_total" in generated.call("metrics", "service").sync(client=client)
-    assert asyncio.run(generated.call("readyz", "service").asyncio(client=client)).to_dict()["status"] == "ready"
+
+    ready = closing(generated.client.Client(base_url=service.url), generated.call("readyz", "service").asyncio)
+    assert asyncio.run(ready).to_dict()["status"] == "ready"
     assert generated.call("live", "open_inference_protocol").sync_detailed(client=client).status_code == 200
 
 

@@ -1,8 +1,6 @@
 """Stock clients against a real server: `tritonclient.http`, its aio twin, and `perf_analyzer`."""
 
 import asyncio
-import importlib.util
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -133,19 +131,10 @@ def test_it_loads_and_unloads(models: Path) -> None:
         client.load_model("grey")
 
 
-def perf_analyzer() -> str | None:
-    """The program, where it is installed: its package holds it, or a container has it on the path."""
-    found = importlib.util.find_spec("perf_analyzer")
-    inside = found and found.origin and Path(found.origin).parent / "bin" / "perf_analyzer"
-    return str(inside) if inside and inside.is_file() else shutil.which("perf_analyzer")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("form", [[], ["--input-tensor-format", "json", "--output-tensor-format", "json"], ["--async"]])
 def test_perf_analyzer_measures_it(service: Service, form: list[str], tmp_path: Path) -> None:
-    program = perf_analyzer()
-    if program is None:
-        pytest.skip("perf_analyzer is not installed (pip install perf-analyzer)")
+    program = Path(*pytest.importorskip("perf_analyzer").__path__, "bin", "perf_analyzer")
 
     def counted() -> int:
         (found,) = service.get("/v2/models/grey/versions/10/stats").json()["model_stats"]

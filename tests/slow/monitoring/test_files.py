@@ -101,7 +101,7 @@ def test_every_alert_has_its_runbook(name: str) -> None:
     page = '{{ or $externalLabels.ign_docs "docs" }}/operations.md'
     assert rule["annotations"]["runbook_url"] == f"{page}#{name.lower()}"
     section = TEXT.partition(f"\n### {name}\n")[2].partition("\n#")[0]
-    assert len(section.split()) >= 30, "its section says too little"
+    assert "**Do" in section, "its section does not say what to do"
 
 
 def test_every_runbook_has_its_alert() -> None:
