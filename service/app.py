@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 from service import __version__
 from service.api import problems
-from service.api.access import load_keys
+from service.api.access import ApiKeys, load_keys
 from service.api.app_state import AppState
 from service.api.application import Application, RouteTable
 from service.api.info import openapi, page
@@ -21,6 +21,7 @@ from service.api.native import endpoints as native_endpoints
 from service.api.native import routes as native
 from service.api.oip import endpoints as oip
 from service.domain.errors import StartupError
+from service.domain.shares import Capacity
 from service.environment import available_cpus, metrics_folder
 from service.images.pool import CodecPool
 from service.models.instances import open_instances
@@ -56,7 +57,10 @@ def build_services(settings: Settings, *, on_device_lost: Callback = lambda: Non
     """
     metrics, tracing = Metrics(metrics_folder()), _start_tracing()
     metrics.queue_limit.set(settings.queue_rows)
-    in_flight = InFlightRequests(max(settings.max_inflight_bytes, settings.max_body_bytes))
+    in_flight = InFlightRequests(
+        Capacity.of(settings.max_inflight_requests),
+        Capacity.of(max(settings.max_inflight_bytes, settings.max_body_bytes), settings.max_body_bytes),
+    )
     auto = settings.device == "auto"
     repository = Repository(
         settings.model_dir,
@@ -161,7 +165,7 @@ def create_app(services: AppState, *, on_loaded: OnLoaded = _log_error) -> Appli
     problems.install(app)
     routes = [route for router in _ROUTERS for route in router.routes]
     table = RouteTable([*routes, *app.routes], [*native_endpoints.ENDPOINTS, *oip.ENDPOINTS])
-    return Application(services, app, table, keys=keys, rates=rates)
+    return Application(services, app, table, keys=None if keys is None else ApiKeys(keys), rates=rates)
 
 
 def make_connections(services: AppState) -> OpenConnections:
@@ -224,6 +228,7 @@ def _serve(
         *loaded.instances,
         max_batch_rows=settings.max_batch_rows,
         queue_rows=settings.queue_rows,
+        max_rows=settings.max_images,
         observer=statistics,
         on_batch=None if tracing is None else partial(tracing.batch_ran, loaded.ref),
         on_all_devices_lost=on_device_lost,

@@ -92,7 +92,8 @@ class Settings(BaseModel):
     max_batch_rows: int = Field(default=64, ge=1, le=65_536)
     """rows in the largest batch. On CUDA it is the largest batch size of the model card that is used."""
     queue_rows: int = Field(default=4096, ge=1, le=10_000_000)
-    """rows that may wait. Beyond it, requests get 429; at least the images of one request."""
+    """rows that may wait. A quarter more is left for callers below their share. Beyond it, requests get 429; at
+    least the images of one request."""
     max_images: int = Field(default=64, ge=1, le=65_536)
     """images of one request. They are n, uploaded images, or rows of /v2/…/infer."""
     max_steps: int = Field(default=300_000, ge=1, le=1_000_000_000)
@@ -105,12 +106,13 @@ class Settings(BaseModel):
     max_request_pixels: int = Field(default=64_000_000, ge=1, le=2**34)
     """pixels of all images and masks of one request. Never less than those of the largest image."""
     max_inflight_bytes: int = Field(default=128 * 2**20, ge=1024, le=2**40)
-    """bytes of the bodies and enlarged images of all requests in flight. Beyond it, requests get 503; never less
-    than the largest body."""
+    """bytes that all requests in flight hold: their bodies, their responses and the arrays that these are made from.
+    A quarter more is left for callers below their share. Beyond it, requests get 429; never less than the largest
+    body."""
     max_inflight_requests: int = Field(default=1024, ge=1, le=1_000_000)
-    """requests in flight. Beyond it, requests get 503."""
+    """requests in flight. A quarter more is left for callers below their share. Beyond it, requests get 429."""
     max_open_connections: int = Field(default=4096, ge=1, le=1_000_000)
-    """open connections, at most `ulimit -n` − 256. A new one replaces the oldest."""
+    """open connections, at most `ulimit -n` − 256. A new one replaces the oldest of the address with the most."""
     head_timeout_s: Seconds = 10.0
     """seconds a request head may take. Then it gets 408, or the connection closes."""
     request_timeout_s: Seconds = 30.0
@@ -132,6 +134,9 @@ class Settings(BaseModel):
     """requests per caller such as 20/s or 600/m, or off. Beyond it, requests get 429."""
     trusted_proxies: Annotated[tuple[Network, ...], CommaSeparated] = ()
     """addresses or networks such as 10.0.0.0/8, separated by commas. Their X-Forwarded-For header is believed."""
+    allowed_hosts: Annotated[tuple[Host, ...], CommaSeparated] = ()
+    """names such as ign.example.org, separated by commas. Without API keys, models are loaded and unloaded only by
+    requests whose Host is one of them, an IP address or localhost."""
     cors_origins: Annotated[tuple[Origin, ...], CommaSeparated] = ()
     """origins such as https://example.org (no path), separated by commas, or *. Browsers may call from them."""
     log_format: Literal["text", "json"] = "text"

@@ -11,7 +11,6 @@ configured, a path needs a key unless it is listed as open.
 """
 
 import hashlib
-import hmac
 import ipaddress
 from collections.abc import Collection, MutableMapping, Sequence
 from functools import lru_cache
@@ -20,10 +19,12 @@ from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from starlette.datastructures import Headers
 
 from service.api.request import RequestHeaders
 from service.domain.errors import ForbiddenError, StartupError, UnauthorizedError
 from service.domain.rate_limit import EXPECTED, Rate
+from service.settings import Settings
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 ScopeName = Literal["infer", "admin"]
@@ -96,34 +97,49 @@ def parse_keys(data: bytes) -> tuple[ApiKey, ...]:
     return keys
 
 
-def identify(
-    headers: RequestHeaders, keys: Sequence[ApiKey], state: MutableMapping[str, Any], needed: ScopeName = "infer"
-) -> None:
-    """Set the name of the caller's API key and its quota in the state of the request.
+class ApiKeys:
+    """The keys of the callers, found by their digest."""
 
-    Raises `UnauthorizedError` without a valid key, and `ForbiddenError` if the key does not have the scope.
+    def __init__(self, keys: Collection[ApiKey]) -> None:
+        # A lookup by digest reveals nothing of a key: nobody can choose digests that are near to that of a key.
+        self._keys = {key.sha256: key for key in keys}
+
+    def identify(self, headers: RequestHeaders, state: MutableMapping[str, Any], needed: ScopeName = "infer") -> None:
+        """Set the name of the caller's API key and its quota in the state of the request.
+
+        Raises `UnauthorizedError` without a valid key, and `ForbiddenError` if the key does not have the scope.
+        """
+        values = headers.getlist("authorization")
+        # Several headers are rejected, because proxies disagree on which of them counts.
+        scheme, _, token = values[0].partition(" ") if len(values) == 1 else ("", "", "")
+        token = token.strip()
+        if scheme.lower() != "bearer" or not token:
+            raise UnauthorizedError("send one header Authorization: Bearer KEY")
+        key = self._keys.get(hashlib.sha256(token.encode("latin-1")).hexdigest())
+        if key is None:
+            raise UnauthorizedError("this key is not known")
+        state.update(caller=key.name, api_key=key.name, quota=key.quota)
+        if needed not in key.scopes:
+            raise ForbiddenError(f"this key does not have the scope {needed}")
+
+
+def check_origin(headers: Headers, settings: Settings) -> None:
+    """Raise `ForbiddenError` if a page of another site may have sent the request; browsers send some without asking.
+
+    Its `Origin` must be the service's own or one of `IGN_CORS_ORIGINS`. A site whose name resolves to this service
+    looks like its own (DNS rebinding), so `Host` must be an IP address, `localhost` or one of `IGN_ALLOWED_HOSTS`.
     """
-    key = _find_key(headers, keys)
-    state.update(caller=key.name, api_key=key.name, quota=key.quota)
-    if needed not in key.scopes:
-        raise ForbiddenError(f"this key does not have the scope {needed}")
-
-
-def _find_key(headers: RequestHeaders, keys: Sequence[ApiKey]) -> ApiKey:
-    values = headers.getlist("authorization")
-    # Several headers are rejected, because proxies disagree on which of them counts.
-    scheme, _, token = values[0].partition(" ") if len(values) == 1 else ("", "", "")
-    token = token.strip()
-    if scheme.lower() != "bearer" or not token:
-        raise UnauthorizedError("send one header Authorization: Bearer KEY")
-    digest = hashlib.sha256(token.encode("latin-1")).hexdigest()
-    matched = None
-    for key in keys:  # no early exit, so that the duration does not reveal which key matched
-        if hmac.compare_digest(key.sha256, digest):
-            matched = key
-    if matched is None:
-        raise UnauthorizedError("this key is not known")
-    return matched
+    origin, host = headers.get("origin"), headers.get("host", "")
+    is_cross_site = headers.get("sec-fetch-site") in ("cross-site", "same-site")
+    if origin not in settings.cors_origins and (
+        is_cross_site if origin is None else origin.partition("://")[2] != host
+    ):
+        raise ForbiddenError("pages of other sites may not change models")
+    name = host.removeprefix("[").partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    if name.lower() != "localhost" and name not in settings.allowed_hosts and _address(name) is None:
+        raise ForbiddenError(
+            "without API keys, only these hosts may change models: addresses, localhost, IGN_ALLOWED_HOSTS"
+        )
 
 
 class PathSet:

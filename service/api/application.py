@@ -6,7 +6,7 @@ Every request, of every size and kind, passes the same functions:
                  │
                  ├─ CorsMiddleware     only if origins are configured; preflights end here
                  │
-                 ├─ _admit             draining, requests in flight, API key, rate
+                 ├─ _admit             API key, draining, requests in flight, rate
                  │
                  ├─ Pipeline.run       POST to an endpoint that runs a model
                  │  or FastAPI         all others: information, documents, model repository
@@ -32,10 +32,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.access import (
     ADMIN_PATHS,
     HEALTH_PATHS,
-    ApiKey,
+    ApiKeys,
     PathSet,
     address_key,
-    identify,
     open_paths,
     peer_key,
 )
@@ -46,14 +45,15 @@ from service.api.limits import CallerRates, Epoch, RejectionPace
 from service.api.pipeline import Endpoint, Pipeline
 from service.api.problems import describe, log_failure, problem_response
 from service.api.request import ApiRequest, RequestHeaders
-from service.domain.errors import Draining, IgnError, TooManyConnections
+from service.domain.errors import Draining, IgnError
 from service.observability.logs import choose_request_id, log_request, parse_traceparent
 
 CLIENT_GONE: Final = 499
-_REJECTIONS: Final = frozenset((429, 503))
+_REJECTIONS: Final = frozenset((401, 403, 429, 503))
 UNMATCHED: Final = "unmatched"
 _CACHED, _MAX_PATH = 1024, 256  # how many paths are remembered, and the longest of them
 _DISCARD_BYTES: Final = 1 << 26
+_UNREAD_BYTES, _MAX_DIGITS = 1 << 16, 10  # of a body that is received without a valid key; of its Content-Length
 _DISCARD_S, _QUIET_S = 30.0, 0.5  # for the whole of an unwanted body, and for the next part of it
 
 
@@ -120,8 +120,10 @@ class Exchange:
             self.status = message["status"]
             message["headers"] = [*message.get("headers", ()), *self.added]
             self._head = message
-            if "request_bytes" not in self.state:  # the body was not read
-                self.closes = self._has_body() and self._is_last(message["headers"])
+            if "request_bytes" not in self.state and self._has_body():  # it was not read
+                if self._is_unwanted():
+                    message["headers"].append((b"connection", b"close"))
+                self.closes = self._is_last(message["headers"])
             return
         body = message.get("body", b"")
         self.sent_bytes += len(body)
@@ -143,14 +145,20 @@ class Exchange:
         if self.closes:
             await self._discard_body()
         elif self.is_rejection:
-            await pace.turn()
+            await pace.turn(self.state["caller"])
         if self.complete:
             await self._send({"type": "http.response.body"})
 
     @property
     def is_rejection(self) -> bool:
-        """Whether the client should come back later."""
+        """Whether the client may not have what it asks for, now or ever, and would get the same if it asked again."""
         return self.status in _REJECTIONS
+
+    def _is_unwanted(self) -> bool:
+        """Whether the body of a caller without a valid key is too long to be received and thrown away."""
+        length = self.headers.get("content-length", "")
+        is_short = length.isdecimal() and len(length) < _MAX_DIGITS and int(length) <= _UNREAD_BYTES
+        return self.status == HTTPStatus.UNAUTHORIZED and not is_short
 
     def _has_body(self) -> bool:
         return self.headers.get("content-length", "0") != "0" or self.headers.get("transfer-encoding") is not None
@@ -166,6 +174,9 @@ class Exchange:
         The server closes the connection next. If the client were still sending, the system would then reset the
         connection, and the client could lose the response.
         """
+        if self._is_unwanted():
+            await asyncio.sleep(_QUIET_S)  # the client may read the response; then the system resets the connection
+            return
         size = 0
         try:
             async with asyncio.timeout(_DISCARD_S):
@@ -188,7 +199,7 @@ class Application:
         fastapi: FastAPI,
         routes: RouteTable,
         *,
-        keys: Sequence[ApiKey] | None = None,
+        keys: ApiKeys | None = None,
         rates: CallerRates | None = None,
     ) -> None:
         self.services, self.fastapi = services, fastapi
@@ -240,7 +251,7 @@ class Application:
         state.update(request_id=request_id, peer=peer, exchange=exchange)
         state.setdefault("arrival", time.monotonic())  # the server sets it for requests that wait on their connection
         exchange.added.append((b"x-request-id", request_id.encode("ascii")))
-        exchange.error = state.get("rejected") or check_head(scope["http_version"], headers.fields)
+        exchange.error = state.get("rejected") or check_head(scope, headers.fields)
         traces = headers.getlist("traceparent")
         if traces or self._tracing is not None:
             self._start_trace(exchange, traces)
@@ -283,21 +294,19 @@ class Application:
     def _admit(self, exchange: Exchange) -> None:
         """Let the request in, and count it.
 
-        Raises `IgnError` if the server rejected its head, the head is wrong, the service drains, too many requests are
-        in flight, the key is missing, unknown or without the scope, or the caller is beyond its rate.
+        Raises `IgnError` if the server rejected its head, the head is wrong, the key is missing, unknown or without the
+        scope, the service drains, too many requests are in flight, or the caller is beyond its rate.
         """
         state, path, in_flight = exchange.state, exchange.path, self._in_flight
         if exchange.error is not None:
             exchange.added.append((b"connection", b"close"))  # where the next request begins is in doubt
             raise exchange.error
+        if self._keys is not None and path not in self._keyless:
+            self._keys.identify(exchange.headers, state, "admin" if path in self._admin else "infer")
         if path not in self._probes:
             if in_flight.draining:
                 raise Draining("the service is shutting down")
-            if in_flight.count >= self._settings.max_inflight_requests:
-                raise TooManyConnections("too many requests are in flight")
-            exchange.epoch = in_flight.enter()
-        if self._keys is not None and path not in self._keyless:
-            identify(exchange.headers, self._keys, state, "admin" if path in self._admin else "infer")
+            exchange.epoch = in_flight.enter(state["caller"])
         if self._rates is not None and path not in self._unlimited:
             self._rates.count(state)
 
@@ -314,7 +323,7 @@ class Application:
         """Count and log a request that has ended."""
         state, status = exchange.state, exchange.status
         if exchange.epoch is not None:
-            self._in_flight.leave(exchange.epoch, state.get("held_bytes", 0))
+            self._in_flight.leave(exchange.epoch, state)
         state["response_bytes"] = exchange.sent_bytes
         endpoint = exchange.match.template
         seconds = time.monotonic() - state["arrival"]

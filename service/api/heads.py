@@ -3,24 +3,32 @@
 from collections.abc import Sequence
 from typing import Final
 
+from starlette.types import Scope
+
 from service.domain.errors import HeadTooLarge, IgnError, MalformedRequest, NotSupported, UnsupportedMedia
 
-MAX_HEAD_BYTES: Final = 1 << 16  # request line and headers; also trailers, and the extensions of one chunk
-MAX_HEADERS: Final = 256
+MAX_HEAD_BYTES: Final = 1 << 14  # request line and headers; also trailers, and the extensions of one chunk
+MAX_HEADERS: Final = 128
+MAX_QUERY_BYTES: Final = 1 << 12
+MAX_CONTENT_TYPE: Final = 256  # bytes; the boundary of a form has at most 70
 MAX_PIPELINED: Final = 64  # requests that wait on one connection for the response before theirs
 WHOLE_RESPONSE: Final = "ign.http.response"  # ASGI extension of `service.server`: sends a whole response at once
 _VERSIONS: Final = ("1.1", "1.0")
 
 
 def check_head_size(size: int, count: int) -> None:
-    """Raise `HeadTooLarge` for a head of more than 64 KiB or 256 headers."""
+    """Raise `HeadTooLarge` for a head of more than 16 KiB or 128 headers."""
     if size > MAX_HEAD_BYTES or count > MAX_HEADERS:
         raise HeadTooLarge(f"the head of the request is larger than {MAX_HEAD_BYTES} bytes or {MAX_HEADERS} headers")
 
 
-def check_head(http_version: str, headers: Sequence[tuple[bytes, bytes]]) -> IgnError | None:
+def check_head(scope: Scope, headers: Sequence[tuple[bytes, bytes]]) -> IgnError | None:
     """What is wrong with a parsed head, if anything. The parser has checked `Content-Length`."""
-    names = dict(headers)
+    names, http_version = dict(headers), scope["http_version"]
+    if len(scope["query_string"]) > MAX_QUERY_BYTES:
+        return HeadTooLarge(f"the query is longer than {MAX_QUERY_BYTES} bytes")
+    if len(names.get(b"content-type", b"")) > MAX_CONTENT_TYPE:
+        return UnsupportedMedia(f"Content-Type: longer than {MAX_CONTENT_TYPE} bytes")
     if http_version not in _VERSIONS:
         return MalformedRequest("the request is not HTTP/1.1")
     if b"host" not in names and http_version == "1.1":

@@ -13,9 +13,11 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final
 
-from service.domain.errors import RateLimited, TooManyBytes
+from service.domain.errors import OverShare, RateLimited, TooManyBytes, TooManyConnections
 from service.domain.rate_limit import GCRA, Rate, next_due
+from service.domain.shares import Capacity, Shares
 
+UNLIMITED: Final = Capacity(sys.maxsize, 0)
 _CREDITS_OF_RESPONSE: Final = 4.0  # at five times the capacity no rejected connection waits
 _MANY_WAITING: Final = 512  # more connections wait only if their clients come back at once
 _CREDITS_OF_SECOND: Final = 250.0  # however slow the model is: up to 4 % of the event loop's time
@@ -27,46 +29,55 @@ _BUCKET_BYTES: Final = _WAYS * _ENTRY.size
 
 
 class InFlightRequests:
-    """Counts the requests in flight and the bytes of their bodies and enlarged images. Belongs to one event loop.
+    """Counts the requests in flight and the bytes that they hold, for each caller. Belongs to one event loop.
 
-    `service.server` sets `draining` once, and waits with `idle`. `ModelRegistry` waits with `wait_for_current` before
-    it closes a model.
+    Bytes are those of bodies, of responses and of the arrays that these are made from. `service.server` sets `draining`
+    once, and waits with `idle`. `ModelRegistry` waits with `wait_for_current` before it closes a model.
     """
 
-    def __init__(self, max_bytes: int = sys.maxsize) -> None:
+    def __init__(self, max_requests: Capacity = UNLIMITED, max_bytes: Capacity = UNLIMITED) -> None:
         self.draining = False
-        self.count = 0
-        self.bytes = 0
-        self.max_bytes = max_bytes
+        self.requests, self.bytes = Shares(max_requests), Shares(max_bytes)
         self._idle = asyncio.Event()
         self._idle.set()
         self._epoch = Epoch()
         self._past_epochs: list[Epoch] = []
 
-    def enter(self) -> "Epoch":
-        """Count a request that begins; pass the return value to `leave`."""
+    @property
+    def count(self) -> int:
+        """Requests in flight."""
+        return self.requests.total
+
+    def enter(self, caller: str) -> "Epoch":
+        """Count a request that begins; pass the return value to `leave`. Raises `OverShare` or `TooManyConnections`."""
+        if not self.requests.take(caller, 1):
+            if self.requests.is_over_share(caller, 1):
+                raise OverShare("too many requests of this caller are in flight (IGN_MAX_INFLIGHT_REQUESTS)")
+            raise TooManyConnections("too many requests are in flight")
         epoch = self._epoch
         epoch.requests += 1
-        self.count += 1
         self._idle.clear()
         return epoch
 
     def hold(self, state: MutableMapping[str, Any], size: int) -> None:
-        """Count bytes of a body, or of enlarged images, until their request ends.
+        """Count bytes until their request ends. Raises `OverShare` or `TooManyBytes` if there is no room for them.
 
         Bytes of a body count as they arrive. If an announced length counted, a few slow clients could reserve
-        everything without sending a byte. Raises `TooManyBytes` if they would pass the limit.
+        everything without sending a byte. A response that is larger than all there is gets all.
         """
-        if self.bytes + size > self.max_bytes:
+        caller, size = state["caller"], min(size, self.bytes.capacity.size)
+        if not self.bytes.take(caller, size):
+            if self.bytes.is_over_share(caller, size):
+                raise OverShare("the requests of this caller hold too many bytes (IGN_MAX_INFLIGHT_BYTES)")
             raise TooManyBytes("the requests in flight hold too many bytes")
-        self.bytes += size
         state["held_bytes"] = state.get("held_bytes", 0) + size
 
-    def leave(self, epoch: "Epoch", body_bytes: int = 0) -> None:
-        """Count a request that has ended, and the bytes of its body that `hold` counted."""
-        self.count -= 1
-        self.bytes -= body_bytes
-        if self.count == 0:
+    def leave(self, epoch: "Epoch", state: Mapping[str, Any]) -> None:
+        """Count a request that has ended, and the bytes that `hold` counted for it."""
+        self.requests.give_back(state["caller"], 1)
+        if held := state.get("held_bytes"):
+            self.bytes.give_back(state["caller"], held)
+        if not self.count:
             self._idle.set()
         epoch.requests -= 1
         if epoch.requests == 0 and epoch is not self._epoch:
@@ -96,7 +107,7 @@ class Epoch:
 
 
 class RejectionPace:
-    """Lets connections whose request was rejected go on in their turn. Belongs to one event loop.
+    """Lets connections whose request was rejected go on, the callers in turn. Belongs to one event loop.
 
     A client that ignores `Retry-After` comes back at once, and a rejection takes CPU time that accepted requests then
     lack. So the number of rejections follows from the number of other responses, not from the number of such clients:
@@ -107,23 +118,25 @@ class RejectionPace:
     """
 
     def __init__(self) -> None:
-        self._waiting: deque[asyncio.Future[None]] = deque()  # in the order of the rejections
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # by caller, whose turn is next first
+        self._count = 0
         self._credit, self._counted_at = _MAX_CREDIT, 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def on_response(self) -> None:
         """Count a response that is no rejection."""
-        self._earn(_CREDITS_OF_RESPONSE if len(self._waiting) <= _MANY_WAITING else _CREDITS_OF_RESPONSE / 16)
+        self._earn(_CREDITS_OF_RESPONSE if self._count <= _MANY_WAITING else _CREDITS_OF_RESPONSE / 16)
 
-    async def turn(self) -> None:
-        """Wait until the connection of a rejected request may send the next one."""
+    async def turn(self, caller: str) -> None:
+        """Wait until the connection of a rejected request of this caller may send the next one."""
         loop = asyncio.get_running_loop()
         self._earn_for_time(loop)
         if not self._waiting and self._credit >= 1:
             self._credit -= 1
             return
         turn = loop.create_future()
-        self._waiting.append(turn)
+        self._waiting.setdefault(caller, deque()).append(turn)
+        self._count += 1
         if self._timer is None:
             self._timer = loop.call_later(_PACE_S, self._tick, loop)
         await turn
@@ -139,7 +152,12 @@ class RejectionPace:
     def _earn(self, credits_: float) -> None:
         self._credit = min(_MAX_CREDIT, self._credit + credits_)
         while self._waiting and self._credit >= 1:
-            turn = self._waiting.popleft()
+            caller = next(iter(self._waiting))
+            turns = self._waiting.pop(caller)
+            turn = turns.popleft()
+            self._count -= 1
+            if turns:
+                self._waiting[caller] = turns  # behind the others
             if not turn.done():  # done: the server has cancelled the request
                 self._credit -= 1
                 turn.set_result(None)

@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeVar
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Send
 
-from service.api.request import ApiRequest, field_name
+from service.api.request import MIN_HELD, ApiRequest, field_name
 from service.domain.errors import IgnError
 from service.domain.latents import FloatRows
 from service.domain.tasks import Result, SchedulingParams
@@ -52,6 +52,11 @@ class Work(Protocol):
     """Number of rows."""
     steps: int
     """Steps of each row."""
+
+    @property
+    def held_bytes(self) -> int:
+        """What the response and the arrays that it is made from take, at most."""
+        ...
 
     @property
     def is_large(self) -> bool:
@@ -171,18 +176,15 @@ class Pipeline:
         return b""
 
     async def _decode_large(self, call: Call) -> None:
-        """Decode in the codec pool, but only for rows that have room in the queue when this begins.
-
-        Small requests ignore the reservation, so the queue may still be full at the end.
-        """
+        """Decode in the codec pool, but only for rows that have room in the queue when this begins."""
         work, loop = call.work, asyncio.get_running_loop()
         call.progress = progress = loop.create_future()
-        with work.model.scheduler.room_for(work.count):
+        with work.model.scheduler.room_for(work.count, call.api.caller):
             (inputs,) = await call.api.run_codec("decode", partial(call.endpoint.decode, [work]))
             if isinstance(inputs, Exception):
                 raise inputs
             call.inputs = inputs
-        self._submit(work.model, [call])  # directly: no other large request takes the room
+        self._submit(work.model, [call])  # directly: nobody else takes the room
         await progress
 
     def _forget(self, call: Call) -> None:
@@ -206,7 +208,8 @@ class Pipeline:
         calls = [call for call in self._take() if not call.is_settled]
         for call in calls:
             _parse_small(call)
-        calls = [call for call in calls if call.work is not None and not call.is_settled]
+            _hold(call)
+        calls = [call for call in calls if not call.is_settled]
         small = [call for call in calls if not call.work.is_large]
         for call in calls:
             call.api.state["rows"], call.api.state["steps"] = call.work.count, call.work.steps
@@ -289,6 +292,16 @@ def _parse_small(call: Call) -> None:
     except Exception as exc:
         call.fail(exc)
     call.api.spend("decode", time.perf_counter() - start)
+
+
+def _hold(call: Call) -> None:
+    """Count what the response will take. It is known before a row runs, so that no result has to be thrown away."""
+    if call.is_settled or (size := call.work.held_bytes) <= MIN_HELD:
+        return
+    try:
+        call.api.services.in_flight.hold(call.api.state, size)
+    except IgnError as exc:
+        call.fail(exc)
 
 
 def _decode(decode: Callable[[Sequence[Any]], Sequence[Any]], calls: list[Call]) -> None:

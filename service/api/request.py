@@ -108,6 +108,7 @@ class ApiRequest:
         timeout = headers.get("x-request-timeout")
         max_timeout = services.settings.request_timeout_s
         self.deadline: float = self.arrival + (max_timeout if timeout is None else min(_seconds(timeout), max_timeout))
+        self.stream_deadline = self.arrival + services.settings.stream_timeout_s
         self.seconds = {"decode": 0.0, "queue": 0.0, "compute": 0.0, "encode": 0.0}
         self.content_type = parse_content_type(headers.get("content-type"))[0]  # of the body, in lower case; else ""
         self.media = Media.JSON  # of the response, once it is negotiated
@@ -161,7 +162,7 @@ class ApiRequest:
         start = time.perf_counter()
         try:
             async with asyncio.timeout(self.deadline - time.monotonic()):
-                return await self.services.codec.run(part, job)  # the pool records the metric
+                return await self.services.codec.run(part, job, self.caller)  # the pool records the metric
         except TimeoutError as exc:
             raise DeadlineExceeded("the deadline passed") from exc
         except asyncio.CancelledError:

@@ -124,6 +124,10 @@ class QueueFull(OverloadedError, code="queue_full"):
     """The queue would exceed its limit on rows."""
 
 
+class OverShare(OverloadedError, code="over_share"):
+    """The caller holds as much of a resource as it may while others need some."""
+
+
 class WouldMissDeadline(OverloadedError, code="would_miss_deadline"):
     """The queue, or other load of the machine, takes longer than the deadline allows."""
 

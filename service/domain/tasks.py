@@ -57,6 +57,7 @@ class SchedulingParams:
     # The caller gets recorded steps, last steps and progress as events while the rows run. The deadline then bounds the
     # wait for the first event only.
     streamed: bool = False
+    stream_deadline: float | None = None  # of the last event
     request_id: str = ""  # names the request in the log if the model fails on it
     observer: RequestObserver | None = None
 

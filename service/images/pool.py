@@ -2,11 +2,11 @@
 
 import asyncio
 import contextlib
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -15,7 +15,12 @@ Observe = Callable[[str, float], None]
 
 
 class CodecPool:
-    """Runs jobs in ``threads`` ≥ 1 threads; ``observe`` is called after every job, in its thread."""
+    """Runs jobs in ``threads`` ≥ 1 threads, and one more; ``observe`` is called after every job, in its thread.
+
+    The next job is that of the caller with the fewest jobs running, and of those, with the least time spent. At most
+    ``threads`` jobs run, but one more for a caller that has none running. So a caller with many large images never
+    takes all threads: another one waits for nobody, unless several others wait as well.
+    """
 
     # The number of threads also limits the memory, because each thread decodes one image at a time. The threads are
     # daemons: `concurrent.futures` joins its threads when the interpreter exits, so one damaged image could keep a
@@ -23,30 +28,39 @@ class CodecPool:
     def __init__(self, threads: int, observe: Observe) -> None:
         self.threads = threads
         self._observe = observe
-        self._queue: queue.SimpleQueue[_PoolJob | None] = queue.SimpleQueue()
+        self._callers: dict[str, _Caller] = {}  # those that have a job
+        self._running = 0
+        self._changed = threading.Condition()
         self._started = self._closed = False
 
     @property
     def waiting(self) -> int:
         """Jobs that no thread has taken yet; those whose request has ended count until a thread drops them."""
-        return self._queue.qsize()
+        with self._changed:
+            return sum(len(caller.jobs) for caller in self._callers.values())
 
-    async def run(self, operation: str, job: Callable[[], T]) -> T:
+    async def run(self, operation: str, job: Callable[[], T], key: str = "") -> T:
         """Run ``job`` and return its result; ``operation`` (`decode` or `encode`) is for ``observe``.
 
-        If the call is cancelled before the job starts, the job is dropped. If it is cancelled later, the job runs on
-        and its result is dropped; a long job has to ask by itself whether somebody still waits for it.
+        ``key`` is the caller's fairness key. If the call is cancelled before the job starts, the job is dropped. If it
+        is cancelled later, the job runs on and its result is dropped; a long job has to ask by itself whether somebody
+        still waits for it.
         """
         if self._closed:
             raise RuntimeError("the codec pool is closed")
         if not self._started:
             self._started = True
-            for number in range(self.threads):
+            for number in range(self.threads + 1):
                 threading.Thread(target=self._work, name=f"codec_{number}", daemon=True).start()
         loop = asyncio.get_running_loop()
         waiting = _PoolJob(operation, job, loop, loop.create_future())
         del job  # a cancelled future in the queue holds its exception, and that this frame
-        self._queue.put(waiting)
+        with self._changed:
+            if key not in self._callers:
+                # As if it had spent as little as any other: it is next, but not for as long as it was away.
+                self._callers[key] = _Caller(min((other.spent for other in self._callers.values()), default=0.0))
+            self._callers[key].jobs.append(waiting)
+            self._changed.notify()
         try:
             result: T = await waiting.done
             return result
@@ -56,17 +70,56 @@ class CodecPool:
 
     def close(self) -> None:
         """Cancel the jobs that have not started, and let the threads end; call it on the event loop of the jobs."""
-        self._closed = True
-        with contextlib.suppress(queue.Empty):
-            while waiting := self._queue.get_nowait():
-                waiting.done.cancel()
-        for _ in range(self.threads):
-            self._queue.put(None)
+        with self._changed:
+            self._closed = True
+            for caller in self._callers.values():
+                for waiting in caller.jobs:
+                    waiting.done.cancel()
+                caller.jobs.clear()
+            self._changed.notify_all()
 
     def _work(self) -> None:
-        while waiting := self._queue.get():
+        while (taken := self._take()) is not None:
+            key, waiting = taken
+            del taken
+            began = time.perf_counter()
             waiting.run(self._observe)
-            del waiting  # `get` blocks, and meanwhile the last job would hold its image
+            del waiting  # `_take` blocks, and meanwhile the last job would hold its image
+            self._end(key, time.perf_counter() - began)
+
+    def _take(self) -> "tuple[str, _PoolJob] | None":
+        """Wait for the next job; None if the pool is closed."""
+        with self._changed:
+            while not self._closed:
+                key = self._next()
+                if key is not None:
+                    self._running += 1
+                    self._callers[key].running += 1
+                    return key, self._callers[key].jobs.popleft()
+                self._changed.wait()
+        return None
+
+    def _next(self) -> str | None:
+        waiting = [(each.running, each.spent, key) for key, each in self._callers.items() if each.jobs]
+        running, _, key = min(waiting, default=(0, 0.0, None))
+        return key if self._running < self.threads or not running else None
+
+    def _end(self, key: str, seconds: float) -> None:
+        with self._changed:
+            caller = self._callers[key]
+            self._running -= 1
+            caller.running -= 1
+            caller.spent += seconds
+            if not (caller.jobs or caller.running):
+                del self._callers[key]
+            self._changed.notify()
+
+
+@dataclass(slots=True, eq=False)
+class _Caller:
+    spent: float  # seconds of its jobs
+    jobs: "deque[_PoolJob]" = field(default_factory=deque)  # that no thread has taken
+    running: int = 0
 
 
 @dataclass(slots=True, eq=False)

@@ -7,12 +7,14 @@ The event loop admits and closes requests, and workers report what has run. So `
 import math
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import numpy as np
 
 from service.domain.errors import DeadlineUnreachable, IgnError, QueueFull, WouldMissDeadline
+from service.domain.shares import Capacity
 from service.scheduling.request import Counters, ScheduledRequest, Slice
 
 _WINDOW: Final = 64  # model calls that the line is fitted to
@@ -77,13 +79,14 @@ class CostModel:
 class Admission:
     """Counts the open rows and decides whether a new request is admitted. Every method may be called from any thread.
 
-    At most ``queue_rows`` rows may wait, those in a batch not counted.
+    At most ``queue_rows`` rows may wait, those in a batch not counted, beside a reserve for callers below their share:
+    see `service.domain.shares`. ``max_rows`` is the number of rows of the largest request.
     """
 
-    def __init__(self, queue_rows: int, *batch_rows: int) -> None:
+    def __init__(self, queue_rows: int, *batch_rows: int, max_rows: int = 1) -> None:
         self.limits = list(batch_rows)  # largest batch of each device; 0 if it is lost
         self._places, self._devices = sum(batch_rows), len(batch_rows)  # of all devices that are not lost
-        self._queue_rows = queue_rows
+        self._queue = Capacity.of(queue_rows, max_rows)
         self._lock = threading.Lock()
         self.total = Counters()  # of all callers
         self._callers: dict[str, Counters] = {}
@@ -95,7 +98,7 @@ class Admission:
     @property
     def waiting(self) -> int:
         """Rows admitted, unfinished and in no batch."""
-        return self.total.rows - self.total.in_batch
+        return self.total.waiting
 
     def set_limit(self, device: int, rows: int) -> None:
         """Lower the largest batch of a device, to 0 if it is lost."""
@@ -129,11 +132,22 @@ class Admission:
                     counters.steps += steps
         return rejected
 
-    def check_capacity(self, rows: int) -> None:
-        """Raise `QueueFull` if a request with this number of rows would be rejected for that number. Needs no lock."""
-        excess = self.waiting + rows - self._queue_rows
-        if excess > 0:
-            raise QueueFull("the queue is full", retry_after=self._retry_after(self._seconds_to_drain(excess)))
+    @contextmanager
+    def room_for(self, rows: int, key: str) -> Iterator[None]:
+        """Reserve places for rows of a caller during the block; raises `QueueFull` if there are not so many."""
+        with self._lock:
+            caller = self._callers.get(key) or Counters()
+            self._check_room(rows, caller)
+            self._callers[key] = caller
+            caller.reserved += rows
+            self.total.reserved += rows
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.total.reserved -= rows
+                caller.reserved -= rows
+                self._forget(key, caller)
 
     def close(self, requests: Iterable[ScheduledRequest]) -> dict[ScheduledRequest, int]:
         """Close requests; returns those that were not closed already, with the number of their open rows."""
@@ -150,9 +164,23 @@ class Admission:
                     counters.rows -= own.rows
                     counters.steps -= own.steps
                     counters.in_batch -= own.in_batch
-                if caller.rows == 0 and self._callers.get(request.params.key) is caller:
-                    del self._callers[request.params.key]
+                self._forget(request.params.key, caller)
         return closed
+
+    def _forget(self, key: str, caller: Counters) -> None:
+        if not (caller.rows or caller.reserved) and self._callers.get(key) is caller:
+            del self._callers[key]
+
+    def _check_room(self, rows: int, caller: Counters) -> None:
+        held, total = caller.waiting + caller.reserved, self.total.waiting + self.total.reserved
+        callers = len(self._callers) + (not (caller.rows or caller.reserved))  # this one included
+        if self._queue.has_room(rows, held, total, callers):
+            return
+        excess = max(rows, total + rows - self._queue.size)
+        text = "the queue is full"
+        if callers > 1 and self._queue.is_over_share(held + rows, callers):
+            text = f"{held} rows of this caller wait, and {callers - 1} other callers need places (IGN_QUEUE_ROWS)"
+        raise QueueFull(text, retry_after=self._retry_after(self._seconds_to_drain(excess)))
 
     def on_rows_moved(self, left: Iterable[Slice], joined: Iterable[Slice], now: float) -> None:
         """Count the rows that ``left`` a batch for the queue, and those that ``joined`` one."""
@@ -199,13 +227,14 @@ class Admission:
     def _has_room_for_all(self, requests: Sequence[ScheduledRequest], now: float) -> bool:
         # Whether none of the requests would be rejected, even if each ran after all that is open or in the list. The
         # prediction grows with the work ahead and with the steps, so this one is above that of every request.
-        rows, steps, work, deadline = 0, 1, self.total.steps, math.inf
+        rows, steps, work, deadline = self.total.waiting + self.total.reserved, 1, self.total.steps, math.inf
         for request in requests:
             rows += request.open.rows
             steps = max(steps, request.row_steps)
             work += request.open.steps
             deadline = min(deadline, request.deadline)
-        if deadline <= now or self.waiting + rows > self._queue_rows:
+        # If all rows together are no more than one share, no caller has more.
+        if deadline <= now or rows * (len(self._callers) + len(requests)) > self._queue.size:
             return False
         seconds = self._seconds_for(work, steps, now)
         return seconds is None or now + seconds + self._seconds_left_in_call(now) <= deadline
@@ -220,11 +249,11 @@ class Admission:
     def _check(self, request: ScheduledRequest, caller: Counters, now: float) -> None:
         if request.deadline <= now:
             raise DeadlineUnreachable("the deadline has already passed")
-        self.check_capacity(request.open.rows)
-        if request.params.deadline is None:
-            return
-        steps, seconds_left = request.min_steps_to_answer(), request.deadline - now
-        own_work = request.open.rows * steps
+        self._check_room(request.open.rows, caller)
+        for steps, deadline in request.promises():
+            self._check_deadline(request.open.rows * steps, steps, deadline - now, caller, now)
+
+    def _check_deadline(self, own_work: int, steps: int, seconds_left: float, caller: Counters, now: float) -> None:
         ahead = self._work_ahead(caller, own_work, steps) if self.total.rows else 0
         queued = self._seconds_for(own_work + ahead, steps, now)
         if queued is None:  # too few model calls to predict anything

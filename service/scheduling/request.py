@@ -1,6 +1,7 @@
 """A request, the slices of its rows, and its results so far. `WorkerPool` says which thread may change what."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,12 @@ class Counters:
     rows: int = 0  # admitted and not finished
     steps: int = 0  # model steps that these rows still need, at most
     in_batch: int = 0  # how many of these rows are in a batch
+    reserved: int = 0  # places for rows that are being made
+
+    @property
+    def waiting(self) -> int:
+        """Rows that are in no batch."""
+        return self.rows - self.in_batch
 
 
 class Slice:
@@ -143,12 +150,14 @@ class ScheduledRequest:
         self.steps, self.converged = np.zeros(n, np.int64), np.zeros(n, np.bool_)
         self.distance, self.drift = np.zeros(n), np.zeros(n if self.params.step_params.score else 0)
 
-    def min_steps_to_answer(self) -> int:
-        """Fewest model steps until the result or, of a stream, the first event; a tolerance may be met after one."""
-        step_params = self.params.step_params
-        if self.params.streamed:
-            return 1
-        return (step_params.steps if step_params.tolerance is None else 1) + step_params.score
+    def promises(self) -> Iterator[tuple[int, float]]:
+        """Fewest model steps and the time until which they must be applied; a tolerance may be met after one."""
+        params, step_params = self.params, self.params.step_params
+        steps = (step_params.steps if step_params.tolerance is None else 1) + step_params.score
+        if params.deadline is not None:
+            yield 1 if params.streamed else steps, params.deadline
+        if params.stream_deadline is not None:
+            yield steps, params.stream_deadline
 
     def progress(self) -> StreamProgress:
         """Steps of the slowest row, and the number of finished rows."""

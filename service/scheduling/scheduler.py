@@ -42,7 +42,8 @@ class Scheduler:
     """Applies one model to the rows of many requests at a time. Belongs to one event loop, unless a method says more.
 
     Each of the ``models``, one for each device, is called from one thread only; its largest bucket may lower
-    ``max_batch_rows``. At most ``queue_rows`` rows may wait, those in a batch not counted. Deadlines are times on
+    ``max_batch_rows``. At most ``queue_rows`` rows may wait, those in a batch not counted, and a request has at most
+    ``max_rows`` rows. Deadlines are times on
     ``clock``, in monotonic seconds. ``on_all_devices_lost`` is called on the event loop.
     """
 
@@ -51,6 +52,7 @@ class Scheduler:
         *models: Model,
         max_batch_rows: int,
         queue_rows: int,
+        max_rows: int = 1,
         clock: Clock = time.monotonic,
         observer: SchedulerObserver | None = None,
         on_all_devices_lost: Callable[[], None] = lambda: None,
@@ -59,7 +61,8 @@ class Scheduler:
     ) -> None:
         self._shape, self._clock = models[0].shape, clock
         self._observer = observer or SchedulerObserver()
-        self._admission = Admission(queue_rows, *(largest_batch(model, max_batch_rows) for model in models))
+        batches = (largest_batch(model, max_batch_rows) for model in models)
+        self._admission = Admission(queue_rows, *batches, max_rows=max_rows)
         self._pool = WorkerPool(
             self._admission,
             clock,
@@ -71,7 +74,6 @@ class Scheduler:
             on_all_devices_lost=partial(self._call_on_loop, on_all_devices_lost),
         )
         self._workers = [Worker(model, self._pool, index) for index, model in enumerate(models)]
-        self._reserved = 0  # rows that are being made in the blocks of `room_for`
         self._open: dict[ScheduledRequest, OnEvents] = {}
         self._arrivals: list[ScheduledRequest] = []  # of this turn of the event loop
         self._outbox: deque[tuple[ScheduledRequest, Event]] = deque()  # workers append, the event loop pops
@@ -122,27 +124,23 @@ class Scheduler:
             worker.join(max(0.0, until - time.monotonic()))
 
     @contextlib.contextmanager
-    def room_for(self, rows: int) -> Iterator[None]:
-        """Reserve places for rows while the block makes them; submit them directly after it.
+    def room_for(self, rows: int, key: str) -> Iterator[None]:
+        """Reserve places for rows of a caller while the block makes them; submit them directly after it.
 
         For rows that are expensive to make, such as those of large images. Without the reservation, every request that
         arrives meanwhile would find the same room, and most of them would be rejected after their rows were made.
-        :meth:`submit` ignores reservations.
 
         Raises `QueueFull`, `Draining` if closed, or `NotReady` if not started, without a device, or while a worker is
         being replaced.
         """
-        try:
-            self._check_serving()
-            self._admission.check_capacity(self._reserved + rows)
-        except IgnError as exc:
-            self._observer.rejected(exc.error_code)
-            raise
-        self._reserved += rows
-        try:
+        with contextlib.ExitStack() as stack:
+            try:
+                self._check_serving()
+                stack.enter_context(self._admission.room_for(rows, key))
+            except IgnError as exc:
+                self._observer.rejected(exc.error_code)
+                raise
             yield
-        finally:
-            self._reserved -= rows
 
     def submit(
         self, requests: Sequence[tuple[FloatRows, SchedulingParams]], on_events: OnEvents

@@ -1,13 +1,13 @@
 """The open connections of one event loop: a limit of their number, and a sweep that closes those that are late."""
 
 import asyncio
-import fcntl
 import logging
 import os
 import resource
+import socket
 import sys
-import termios
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sized
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,13 +17,15 @@ from typing import Any, Final
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from service.api.access import address_key
 from service.api.heads import WHOLE_RESPONSE
 from service.domain.errors import HeadTooSlow, IgnError, StartupError
 from service.observability.metrics import Metrics
 
 _LOG = logging.getLogger("service")
 SWEEP_S: Final = 1.0  # a connection may outlive its limit by this time
-SEND_TIMEOUT_S: Final = 60.0  # in which a client must take some of what is sent to it
+READ_WINDOW_S: Final = 30.0  # over which a client that reads must take `MIN_READ_RATE` of what is sent to it
+MIN_READ_RATE: Final = 4096  # bytes per second
 LINGER_S: Final = 1.0  # for a client to read its last response, or to get one after it closed its sending half
 _RESERVED_FILES, _MIN_FILES = 256, 64  # for models, listeners, the log and threads; to start at all
 
@@ -42,17 +44,19 @@ class _State:
     """
 
     reject: Callable[[IgnError], None]
+    peer: str  # address of the client, as `address_key` shortens it
     idle_since: float
     head_since: float | None
     has_begun: bool = False
-    unsent: int = 0
-    taken_at: float = 0.0  # when the client last took some of the unsent bytes, or there were none
+    unread_since: float | None = None  # since when bytes have been waiting to be sent: the begin of a window
+    taken: int = 0  # bytes that the client had taken then
 
 
 class OpenConnections:
-    """The open connections of one event loop. Beyond the limit, a new one replaces the one that is idle for longest.
+    """The open connections of one event loop. Beyond the limit, a new one replaces one of the address with the most.
 
-    If all others are busy, the new one is closed. The ``metrics`` count those that are open, those that the service
+    It is the one that is idle for longest. If the address has none, that of any address is closed; if all others are
+    busy, the new one. The ``metrics`` count those that are open, those that the service
     closes because of a limit, and the sweeps in which no file can be opened: uvloop then closes new connections, and
     reports nothing.
     """
@@ -61,6 +65,7 @@ class OpenConnections:
         self.metrics, self._limit, self._head_timeout_s = metrics, limit, head_timeout_s
         self._open: dict[HttpToolsProtocol, _State] = {}
         self._idle: dict[HttpToolsProtocol, None] = {}  # the one that is idle for longest first
+        self._peers = Counter[str]()  # open connections by address
         self._timer: asyncio.TimerHandle | None = None
         self._swept_at = 0.0
         self._resumed_at = 0.0  # end of the last pause of this process, during which it could not read
@@ -71,20 +76,31 @@ class OpenConnections:
         now = time.monotonic()
         if self._timer is None:
             self._timer, self._swept_at = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep), now
+        address = connection.transport.get_extra_info("peername")
+        peer = address_key(address[0] if isinstance(address, tuple) else None)
+        self._peers[peer] += 1
         self._idle[connection] = None
-        if len(self._open) >= self._limit:
-            oldest = next(iter(self._idle))  # the new one itself if all others are busy
-            del self._idle[oldest]
-            self.metrics.closed_connections("limit").inc()
-            oldest.transport.close()
-            if oldest.transport.get_write_buffer_size():  # its client does not read
-                oldest.transport.abort()
-        self._open[connection] = _State(reject, idle_since=now, head_since=now)
+        self._open[connection] = _State(reject, peer, idle_since=now, head_since=now)
+        if len(self._open) > self._limit:
+            self._close_oldest()
         self.metrics.open_connections.set(len(self._open))
+
+    def _close_oldest(self) -> None:
+        greedy = max(self._peers, key=self._peers.__getitem__)
+        of_greedy = (each for each in self._idle if self._open[each].peer == greedy)
+        oldest = next(of_greedy, None) or next(iter(self._idle))
+        del self._idle[oldest]
+        self.metrics.closed_connections("limit").inc()
+        oldest.transport.close()
+        if oldest.transport.get_write_buffer_size():  # its client does not read
+            oldest.transport.abort()
 
     def remove(self, connection: HttpToolsProtocol) -> None:
         """Forget a connection that is closed."""
-        del self._open[connection]
+        peer = self._open.pop(connection).peer
+        self._peers[peer] -= 1
+        if not self._peers[peer]:
+            del self._peers[peer]
         self._idle.pop(connection, None)
         self.metrics.open_connections.set(len(self._open))
 
@@ -130,14 +146,11 @@ class OpenConnections:
         self._check_files()
 
     def _check(self, connection: HttpToolsProtocol, state: _State, now: float) -> None:
-        """Close the connection if its client does not read, or if a head is late.
+        """Close the connection if its client reads too slowly, or if a head is late.
 
         Times count from the end of the last pause at the earliest: what clients sent meanwhile is still unread.
         """
-        before, state.unsent = state.unsent, _unsent(connection.transport)
-        if not before or state.unsent < before:
-            state.taken_at = now
-        if now - max(state.taken_at, self._resumed_at) > SEND_TIMEOUT_S:
+        if self._reads_slowly(connection.transport, state, now):
             self.metrics.closed_connections("send_timeout").inc()
             connection.transport.abort()
         elif connection in self._idle and now - max(state.head_since or now, self._resumed_at) > self._head_timeout_s:
@@ -146,6 +159,20 @@ class OpenConnections:
                 state.reject(HeadTooSlow("the head of the request did not arrive in time"))
             else:
                 connection.transport.close()
+
+    def _reads_slowly(self, transport: asyncio.Transport, state: _State, now: float) -> bool:
+        """Whether the client took less than the rate allows in a window in which bytes waited all the time."""
+        if not transport.get_write_buffer_size():
+            state.unread_since = None
+            return False
+        since, taken = state.unread_since, _taken(transport)
+        if since is not None and since >= self._resumed_at and now - since < READ_WINDOW_S:
+            return False
+        is_slow = (
+            since is not None and since >= self._resumed_at and taken - state.taken < MIN_READ_RATE * (now - since)
+        )
+        state.unread_since, state.taken = now, taken
+        return is_slow
 
     def _check_files(self) -> None:
         try:
@@ -247,16 +274,10 @@ def _file_limit() -> int:
     return 2**31 if soft == resource.RLIM_INFINITY else soft
 
 
-def _unsent(transport: asyncio.Transport) -> int:
-    """Bytes that the client has not taken, those in the kernel's buffer (TIOCOUTQ) included.
+def _taken(transport: asyncio.Transport) -> int:
+    """Bytes that the client's system has acknowledged since the connection was made: `tcpi_bytes_acked` of Linux.
 
-    The kernel empties ours in large steps, so ours alone looks stuck while a slow client reads.
+    Our buffer alone does not say it: the kernel takes from it in large steps, so it looks stuck while a client reads.
     """
-    size = transport.get_write_buffer_size()
-    if not size:
-        return 0
-    fileno = transport.get_extra_info("socket").fileno()
-    try:
-        return size + int.from_bytes(fcntl.ioctl(fileno, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
-    except OSError:
-        return size
+    info: bytes = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 128)
+    return int.from_bytes(info[120:128], sys.byteorder)

@@ -128,7 +128,7 @@ class Service:
 
     def until_bytes(self, condition: Callable[[int], bool]) -> None:
         """Wait for a number of bytes in flight."""
-        self.until(lambda: self.get("/healthz").is_success and condition(self.services.in_flight.bytes))
+        self.until(lambda: self.get("/healthz").is_success and condition(self.services.in_flight.bytes.total))
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -275,14 +275,14 @@ def held(
 def busy_codec(service: Service) -> Iterator[None]:
     """Every thread of the codec pool is busy."""
     codec = service.services.codec
-    held, free = threading.Barrier(codec.threads + 1), threading.Event()
+    held, free = threading.Barrier(codec.threads + 2), threading.Event()
 
     def hold() -> None:
         held.wait(PATIENCE_S)
         free.wait(PATIENCE_S)
 
     async def hold_all() -> None:
-        await asyncio.gather(*(codec.run("hold", hold) for _ in range(codec.threads)))
+        await asyncio.gather(*(codec.run("hold", hold, f"caller {i}") for i in range(codec.threads + 1)))
 
     holder = threading.Thread(target=lambda: asyncio.run(hold_all()))
     holder.start()

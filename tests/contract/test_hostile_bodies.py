@@ -119,10 +119,10 @@ def test_bytes_in_flight_are_bounded(models: Path) -> None:
             service.until_bytes(lambda size: size > 45_000)  # the last 4 KiB may not count
             for content in (b"\0" * 60_000, (b"\0" * 6_000 for _ in range(10))):
                 response = service.client.post("/project", content=content, headers={"Content-Type": "image/png"})
-                problem(response, 503, "too_many_bytes")
+                problem(response, 429, "over_share")
                 assert int(response.headers["Retry-After"]) >= 1
-            assert 45_000 < held.bytes <= 50_000
-            assert service.metric("ign_http_errors_total", code="too_many_bytes") == 2
+            assert 45_000 < held.bytes.total <= 50_000
+            assert service.metric("ign_http_errors_total", code="over_share") == 2
             problem(send(service, "/project", b"\0" * 40_000, "image/png"), 422, "undecodable_image", "body")
             assert service.post("/generate", {}).status_code == 200
         service.until_bytes(lambda size: size == 0)

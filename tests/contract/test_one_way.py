@@ -241,7 +241,7 @@ def test_a_request_is_answered_alike_alone_and_beside_others(models: Path, keys:
                     assert one == other, request
             assert counts(service) - between == between - start
         assert Counter(map(said, lines_together)) == Counter(map(said, lines_alone))
-        assert service.services.in_flight.count == service.services.in_flight.bytes == 0
+        assert service.services.in_flight.count == service.services.in_flight.bytes.total == 0
     statuses = Counter(int(line.split()[1]) for line, _, _ in expected)
     assert statuses[200] > REQUESTS // 8
     assert len(statuses) > 5
@@ -366,5 +366,5 @@ def test_a_request_leaves_one_line_and_is_counted_once(
     ]
     errors = [(dict(labels)["code"], value) for (name, labels), value in counted.items() if "http_errors" in name]
     assert errors == ([] if code is None else [(code, 1)])
-    assert service.services.in_flight.count == service.services.in_flight.bytes == 0
+    assert service.services.in_flight.count == service.services.in_flight.bytes.total == 0
     service.errors.clear()

@@ -234,7 +234,7 @@ def test_enlarged_answers_in_flight_are_bounded(models: Path) -> None:
             waiting = threading.Thread(target=lambda: service.post("/generate", big, accept="image/png"))
             waiting.start()
             service.until_bytes(lambda size: size > 57_000)
-            problem(service.post("/generate", big, accept="image/png"), 503, "too_many_bytes")
+            problem(service.post("/generate", big, accept="image/png"), 429, "over_share")
             assert service.post("/generate", small, accept="image/png").status_code == 200
         waiting.join(PATIENCE_S)
         service.until_bytes(lambda size: size == 0)

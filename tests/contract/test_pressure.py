@@ -149,10 +149,10 @@ def test_rows_of_a_client_that_left_never_run(models: Path, monkeypatch: Patch) 
         assert gate.sizes == [1, 1]
 
 
-def test_too_many_requests_in_flight_are_503(models: Path, monkeypatch: Patch) -> None:
+def test_a_caller_with_too_many_requests_in_flight_gets_429(models: Path, monkeypatch: Patch) -> None:
     with held(monkeypatch, settings(models, max_inflight_requests=1)) as (service, _):
         response = service.post("/generate", {})
-        problem(response, 503, "too_many_connections")
+        problem(response, 429, "over_share")
         assert int(response.headers["Retry-After"]) >= 1
         assert service.get("/healthz").status_code == 200
 

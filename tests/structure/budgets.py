@@ -17,12 +17,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Lines of Python, with blanks and docstrings, of folders together; "." is the whole repository.
 LINES = {
-    ("service",): 14_000,
+    ("service",): 14_300,
     ("model_export",): 6_500,
     ("sdk", "ign"): 3_500,
-    ("benchmarks",): 4_000,
-    ("tests",): 27_000,
-    (".",): 56_000,
+    ("benchmarks",): 4_150,
+    ("tests",): 27_800,
+    (".",): 57_300,
 }
 FILE_LINES = 600
 SERVICE_MODULES = 75  # without `__init__`

@@ -19,6 +19,7 @@ from service.api.native.responses import (
     ResponseSpec,
     check_format,
     encode_contents,
+    response_bytes,
     response_parts,
     score_response,
 )
@@ -79,6 +80,11 @@ class RowWork:
         self.count = len(self.spec.labels) - self.spec.closed  # the repeated image of a loop is not run again
 
     @property
+    def held_bytes(self) -> int:
+        """What the response and the arrays that it is made from take, at most."""
+        return response_bytes(self.spec, len(self.params.record))
+
+    @property
     def has_large_response(self) -> bool:
         """Whether the codec pool encodes the response."""
         spec, (channels, height, width) = self.spec, self.model.card.shape
@@ -94,6 +100,7 @@ class RowWork:
             deadline=api.deadline,
             key=api.caller,
             streamed=self.spec.media is Media.EVENTS,
+            stream_deadline=api.stream_deadline if self.spec.media is Media.EVENTS else None,
             request_id=api.request_id,
             observer=api.spans,
         )

@@ -40,6 +40,7 @@ _ANIMATED: Final[Mapping[Media, AnimationFormat]] = {Media.WEBP: "webp", Media.G
 METRIC_DECIMALS: Final = 6  # of distance, drift and change in answers
 _IN_DISTRIBUTION: Final = 99.0  # highest percentile, among the distances of real images, that counts as real
 INLINE_VALUES: Final = 1 << 13  # values; encoding so few takes less time than waking a thread of the codec pool
+_FLOAT_BYTES: Final = 4
 _PIECE: Final = 1 << 18  # bytes of JSON that are made in one call, or sent at a time
 _ENCODER: Final = json.JSONEncoder(separators=(",", ":"))
 
@@ -71,7 +72,7 @@ class ResponseSpec:
 
 
 def check_format(api: ApiRequest, spec: ResponseSpec, record: Sequence[int] = ()) -> None:
-    """Raise, before the model runs, if the format cannot hold the response or the service has no room for it."""
+    """Raise, before the model runs, if the format cannot hold the response."""
     options = spec.options
     if record and spec.media not in (Media.JSON, Media.EVENTS):
         raise InvalidContent.field("record", f"only JSON and event streams carry a trajectory, not {spec.media}")
@@ -82,7 +83,7 @@ def check_format(api: ApiRequest, spec: ResponseSpec, record: Sequence[int] = ()
 
 
 def _check_layout(api: ApiRequest, spec: ResponseSpec, recorded: int) -> None:
-    """Check the size of a response that is not laid out by default, and hold its bytes until the request ends."""
+    """Check the size of a response that is not laid out by default."""
     options, media, count = spec.options, spec.media, len(spec.labels)
     is_raw = media not in (Media.JSON, Media.EVENTS)
     if options.scale > 1 and (media is Media.NPY or (not is_raw and options.format == "npy")):
@@ -92,7 +93,7 @@ def _check_layout(api: ApiRequest, spec: ResponseSpec, recorded: int) -> None:
         if is_given and not is_sheet:
             shown = "an animation" if spec.is_animation else media
             raise InvalidContent.field(name, f"only a sheet as PNG, WebP or JPEG has {name}, not {shown}")
-    channels, height, width = spec.model.card.shape
+    _, height, width = spec.model.card.shape
     width, height = width * options.scale, height * options.scale
     if is_sheet:
         columns = options.columns or spec.columns
@@ -105,10 +106,17 @@ def _check_layout(api: ApiRequest, spec: ResponseSpec, recorded: int) -> None:
         field = "scale" if options.scale > 1 else "gap" if options.gap else "columns"
         message = f"the response would have {pixels} pixels; the limit, IGN_MAX_PIXELS, is {limit}"
         raise InvalidContent.field(field, message, code="image_too_large")
-    in_flight = api.services.in_flight
-    # A stream sends its images one by one.
-    size = channels * (width * height if media is Media.EVENTS else pixels)
-    in_flight.hold(api.state, min(size, in_flight.max_bytes))
+
+
+def response_bytes(spec: ResponseSpec, recorded: int) -> int:
+    """What a response and the arrays that it is made from take, at most; ``recorded`` steps are those of one row."""
+    options, (channels, height, width) = spec.options, spec.model.card.shape
+    values = channels * height * width
+    is_array = spec.media is Media.NPY or (options.format == "npy" and spec.media in (Media.JSON, Media.EVENTS))
+    encoded = values * (_FLOAT_BYTES if is_array else options.scale**2)
+    images = len(spec.labels) * (1 + recorded)
+    sent = 1 if spec.media is Media.EVENTS else images  # a stream sends its images one by one
+    return images * values * _FLOAT_BYTES + sent * (encoded * 4 // 3 if spec.media is Media.JSON else encoded)
 
 
 def encode_contents(ended: Sequence[tuple[ApiRequest, ResponseSpec, Result]]) -> list[list[bytes]]:

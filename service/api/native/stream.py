@@ -33,7 +33,7 @@ async def send_events(api: ApiRequest, spec: ResponseSpec, rows: FloatRows, even
     first = await events.get()
     if isinstance(first, IgnError):
         raise first
-    api.deadline = api.arrival + api.services.settings.stream_timeout_s
+    api.deadline = api.stream_deadline
     headers = api.response_headers(spec.model, spec.members.get("seed"))
     del headers["Server-Timing"]  # unknown before the end
     headers |= {

@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service import __version__
+from service.api.access import check_origin
 from service.api.app_state import AppState, app_state
 from service.api.oip import tensors
 from service.api.pipeline import LARGE_BODY, Endpoint, ResponseParts
@@ -27,7 +28,6 @@ from service.api.request import ApiRequest, RequestHeaders, count_codec, count_r
 from service.artifact.card import INPUT, OUTPUT
 from service.domain.errors import (
     DeadlineExceeded,
-    ForbiddenError,
     IgnError,
     InvalidContent,
     InvalidInference,
@@ -218,6 +218,7 @@ class InferWork:
     steps: int
     is_large: bool  # a codec thread is to read the rows
     has_large_response: bool  # a codec thread is to write the response
+    held_bytes: int  # of the response and its array
 
     def scheduling(self, _: Inputs) -> SchedulingParams:
         """The request as the scheduler sees it."""
@@ -246,7 +247,7 @@ def _parse(api: ApiRequest, body: bytes, path_parameters: Mapping[str, str]) -> 
     model, settings = api.resolve(_ref(path_parameters)), api.services.settings
     limits = {"max_rows": settings.max_images, "max_steps": settings.max_steps}
     inference = tensors.read_head(body, api.headers.getlist(tensors.HEADER_LENGTH), model.card.shape, **limits)
-    values = prod(inference.shape)
+    values, binary = prod(inference.shape), inference.binary
     return InferWork(
         api=api,
         model=model,
@@ -255,7 +256,8 @@ def _parse(api: ApiRequest, body: bytes, path_parameters: Mapping[str, str]) -> 
         count=inference.shape[0],
         steps=inference.steps,
         is_large=_has_large_head(api, body),
-        has_large_response=4 * values > _LARGE_BINARY if inference.binary else values * _JSON_BYTES > LARGE_BODY,
+        has_large_response=4 * values > _LARGE_BINARY if binary else values * _JSON_BYTES > LARGE_BODY,
+        held_bytes=values * (8 if binary else 4 + _JSON_BYTES),
     )
 
 
@@ -309,11 +311,9 @@ _MAX_INLINE_BYTES: Final = 1 << 10  # parsing so few takes less time than waking
 
 
 async def _check_allowed(request: Request) -> None:
-    settings, headers = app_state(request).settings, request.headers
-    # A browser sends such a request for a page of any site without asking.
-    cross_site = headers.get("sec-fetch-site") == "cross-site" and headers.get("origin") not in settings.cors_origins
-    if cross_site and settings.api_keys_file is None:
-        raise ForbiddenError("pages of other sites may not use the model repository")
+    settings = app_state(request).settings
+    if settings.api_keys_file is None:
+        check_origin(request.headers, settings)
     if settings.workers > 1:
         raise NotSupported("the model repository is that of one process, and this service has several (IGN_WORKERS)")
 
@@ -364,6 +364,6 @@ async def _read(request: Request, services: AppState, schema: type[tensors.Schem
         return tensors.parse(body, schema)
     try:
         async with asyncio.timeout(arrival + settings.request_timeout_s - time.monotonic()):
-            return await services.codec.run("decode", partial(tensors.parse, body, schema))
+            return await services.codec.run("decode", partial(tensors.parse, body, schema), request.state.caller)
     except TimeoutError as exc:
         raise DeadlineExceeded("the deadline passed") from exc

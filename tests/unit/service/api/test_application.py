@@ -21,23 +21,23 @@ def test_json_log_keeps_tracebacks_on_one_line() -> None:
 
 def test_wait_for_current_waits_for_earlier_requests_only() -> None:
     async def main() -> None:
-        in_flight = InFlightRequests()
+        in_flight, caller = InFlightRequests(), {"caller": "a"}
         await asyncio.wait_for(in_flight.wait_for_current(), 5)
-        first = in_flight.enter()
+        first = in_flight.enter("a")
         one = asyncio.create_task(in_flight.wait_for_current())
         await asyncio.sleep(0)
-        second = in_flight.enter()
+        second = in_flight.enter("a")
         two = asyncio.create_task(in_flight.wait_for_current())
         await asyncio.sleep(0)
-        third = in_flight.enter()
-        in_flight.leave(second)
+        third = in_flight.enter("a")
+        in_flight.leave(second, caller)
         await asyncio.sleep(0)
         assert not one.done()
         assert not two.done()  # the first was there before it, too
-        in_flight.leave(first)
+        in_flight.leave(first, caller)
         await asyncio.wait_for(asyncio.gather(one, two), 5)
         assert in_flight.count == 1
-        in_flight.leave(third)
+        in_flight.leave(third, caller)
         await asyncio.wait_for(in_flight.idle(), 5)
 
     asyncio.run(main())

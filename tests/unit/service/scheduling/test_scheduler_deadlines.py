@@ -52,16 +52,16 @@ def test_room_is_promised_once() -> None:
     observer = RecordingObserver()
 
     async def main(scheduler: Scheduler) -> None:
-        with scheduler.room_for(6):
-            with pytest.raises(QueueFull), scheduler.room_for(5):
+        with scheduler.room_for(6, ""):
+            with pytest.raises(QueueFull), scheduler.room_for(5, ""):
                 raise AssertionError
-            with scheduler.room_for(4), pytest.raises(QueueFull), scheduler.room_for(1):
+            with scheduler.room_for(4, ""), pytest.raises(QueueFull), scheduler.room_for(1, ""):
                 raise AssertionError
-            with pytest.raises(ZeroDivisionError), scheduler.room_for(4):
+            with pytest.raises(ZeroDivisionError), scheduler.room_for(4, ""):
                 raise ZeroDivisionError
-            with scheduler.room_for(4):
+            with scheduler.room_for(4, ""):
                 pass
-        with scheduler.room_for(10):
+        with scheduler.room_for(10, ""):
             pass
         await scheduler.run(marked(*range(10)), params())
 

@@ -142,10 +142,10 @@ def test_before_start_it_is_not_ready() -> None:
         assert not scheduler.healthy
         with pytest.raises(NotReady):
             await scheduler.run(marked(1), params())
-        with pytest.raises(NotReady), scheduler.room_for(1):
+        with pytest.raises(NotReady), scheduler.room_for(1, ""):
             raise AssertionError
         scheduler.close()
-        with pytest.raises(Draining), scheduler.room_for(1):
+        with pytest.raises(Draining), scheduler.room_for(1, ""):
             raise AssertionError
 
     asyncio.run(main())

@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -26,9 +26,9 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 class Open:
     """A connection and its transport."""
 
-    def __init__(self, connections: OpenConnections, *, is_busy: bool = False) -> None:
+    def __init__(self, connections: OpenConnections, *, is_busy: bool = False, peer: str = "192.0.2.1") -> None:
         self.transport = self
-        self.socket: socket.socket | None = None
+        self.info: dict[str, Any] = {"peername": (peer, 1)}
         self.closed = asyncio.Event()
         self.unsent: Callable[[], int] = lambda: 0
         connections.add(cast(Any, self), lambda _: None)
@@ -47,8 +47,8 @@ class Open:
     def get_write_buffer_size(self) -> int:
         return self.unsent()
 
-    def get_extra_info(self, _: str) -> socket.socket | None:
-        return self.socket
+    def get_extra_info(self, name: str) -> Any:
+        return self.info[name]
 
 
 async def healthy(scope: Scope, receive: Receive, send: Send) -> None:
@@ -114,31 +114,52 @@ def test_an_exception_in_one_connection_does_not_end_the_sweeps(
     assert "a defect" in caplog.text
 
 
-def test_a_client_that_takes_nothing_is_closed_and_a_slow_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(open_connections, "SWEEP_S", 0.05)
-    monkeypatch.setattr(open_connections, "SEND_TIMEOUT_S", 0.3)
-    sizes = iter(range(10**6, 0, -1))
+def test_a_client_that_takes_too_little_is_closed_and_a_slow_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(open_connections, "SWEEP_S", 0.02)
+    monkeypatch.setattr(open_connections, "READ_WINDOW_S", 0.4)
 
     async def main() -> None:
         metrics = Metrics()
         connections = OpenConnections(metrics)
-        stuck, slow, slower = (Open(connections, is_busy=True) for _ in range(3))
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            for _ in range(100):
-                ours.send(bytes(100))
-
-            def take_from_the_kernel() -> int:
-                theirs.recv(100, socket.MSG_DONTWAIT)
-                return 10  # the service's own buffer stays as it is for long
-
-            slow.socket = slower.socket = ours
-            stuck.unsent, slow.unsent, slower.unsent = lambda: 10**6, lambda: next(sizes), take_from_the_kernel
-            stuck.socket = theirs  # whose kernel buffer stays empty
-            await stuck.closed.wait()
+        stuck, trickling, slow = (Open(connections, is_busy=True) for _ in range(3))
+        with socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as stack:
+            clients = []
+            for each in (stuck, trickling, slow):
+                client = stack.enter_context(socket.socket())
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                client.connect(listener.getsockname())
+                ours, _ = listener.accept()
+                ours.setblocking(False)
+                each.info["socket"], each.unsent = stack.enter_context(ours), lambda: 1
+                clients.append(client)
+            with suppress(BlockingIOError):
+                while True:
+                    stuck.info["socket"].send(bytes(1 << 16))
+            while not (stuck.is_closed and trickling.is_closed):
+                for sender, reader, count in ((trickling, clients[1], 1), (slow, clients[2], 4000)):
+                    if not sender.is_closed:
+                        sender.info["socket"].send(bytes(count))
+                        reader.recv(1 << 16)
+                await asyncio.sleep(0.02)
         assert not slow.is_closed
-        assert not slower.is_closed
-        assert b'ign_closed_connections_total{reason="send_timeout"}' in metrics.render()[0]
+        assert metrics.registry.get_sample_value("ign_closed_connections_total", {"reason": "send_timeout"})
+
+    run(main())
+
+
+def test_beyond_the_limit_the_address_with_the_most_connections_loses_one() -> None:
+    async def main() -> None:
+        connections = OpenConnections(Metrics(), limit=4)
+        few = Open(connections, peer="192.0.2.1")
+        busy, older, newer = (Open(connections, peer="192.0.2.2", is_busy=is_busy) for is_busy in (True, False, False))
+        for number, closed in enumerate([older, newer]):
+            assert not Open(connections, peer=f"192.0.2.{3 + number}").is_closed
+            assert closed.is_closed
+            connections.remove(cast(Any, closed))
+        assert not few.is_closed
+        Open(connections, peer="192.0.2.5")
+        assert few.is_closed  # all have one, and this one is idle for longest
+        assert not busy.is_closed
 
     run(main())
 
