@@ -1,13 +1,13 @@
 """The service's ASGI application around a few routes of a test."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
 from fastapi import FastAPI
 
 from service.api import problems
-from service.api.access import ApiKey
+from service.api.access import ApiKeys
 from service.api.application import Application, RouteTable
 from service.api.limits import InFlightRequests
 from service.settings import Settings
@@ -16,7 +16,7 @@ from service.settings import Settings
 def application(
     api: FastAPI,
     *,
-    keys: Sequence[ApiKey] | None = None,
+    keys: ApiKeys | None = None,
     in_flight: InFlightRequests | None = None,
     observe: Callable[[str, int, Any], None] = lambda *_: None,
     **settings: Any,
