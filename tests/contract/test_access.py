@@ -102,3 +102,9 @@ def test_preflight(service: Service, guarded: Service) -> None:
 def test_other_origins_get_no_permission(service: Service) -> None:
     response = service.post("/generate", {}, headers={"Origin": "https://other.example"})
     assert "Access-Control-Allow-Origin" not in response.headers
+
+
+def test_a_large_body_without_a_key_is_not_received(guarded: Service) -> None:
+    response = guarded.client.post("/project", content=bytes(8 << 20), headers={"Content-Type": "image/png"})
+    problem(response, 401, "unauthorized")
+    assert response.headers["connection"] == "close"
