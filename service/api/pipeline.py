@@ -53,10 +53,8 @@ class Work(Protocol):
     steps: int
     """Steps of each row."""
 
-    @property
-    def held_bytes(self) -> int:
-        """What the response and the arrays that it is made from take, at most."""
-        ...
+    held_bytes: int
+    """What the response and the arrays that it is made from take, at most."""
 
     @property
     def is_large(self) -> bool:
@@ -208,7 +206,6 @@ class Pipeline:
         calls = [call for call in self._take() if not call.is_settled]
         for call in calls:
             _parse_small(call)
-            _hold(call)
         calls = [call for call in calls if not call.is_settled]
         small = [call for call in calls if not call.work.is_large]
         for call in calls:
@@ -284,24 +281,16 @@ def _parse(call: Call) -> None:
 
 
 def _parse_small(call: Call) -> None:
-    if call.work is not None:  # parsed in the codec pool
-        return
+    """Parse the body, unless the codec pool has, and count what the response will take: before a row runs for it."""
     start = time.perf_counter()
     try:
-        _parse(call)
+        if call.work is None:
+            _parse(call)
+        if call.work.held_bytes > MIN_HELD:
+            call.api.services.in_flight.hold(call.api.state, call.work.held_bytes)
     except Exception as exc:
         call.fail(exc)
     call.api.spend("decode", time.perf_counter() - start)
-
-
-def _hold(call: Call) -> None:
-    """Count what the response will take. It is known before a row runs, so that no result has to be thrown away."""
-    if call.is_settled or (size := call.work.held_bytes) <= MIN_HELD:
-        return
-    try:
-        call.api.services.in_flight.hold(call.api.state, size)
-    except IgnError as exc:
-        call.fail(exc)
 
 
 def _decode(decode: Callable[[Sequence[Any]], Sequence[Any]], calls: list[Call]) -> None:

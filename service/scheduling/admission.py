@@ -227,7 +227,8 @@ class Admission:
     def _has_room_for_all(self, requests: Sequence[ScheduledRequest], now: float) -> bool:
         # Whether none of the requests would be rejected, even if each ran after all that is open or in the list. The
         # prediction grows with the work ahead and with the steps, so this one is above that of every request.
-        rows, steps, work, deadline = self.total.waiting + self.total.reserved, 1, self.total.steps, math.inf
+        total = self.total
+        rows, steps, work, deadline = total.rows - total.in_batch + total.reserved, 1, total.steps, math.inf
         for request in requests:
             rows += request.open.rows
             steps = max(steps, request.row_steps)

@@ -74,15 +74,12 @@ class RowWork:
     model: ServedModel = field(init=False)
     count: int = field(init=False)
     steps: int = field(init=False)
+    held_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.model, self.steps = self.spec.model, self.params.steps
+        self.held_bytes = response_bytes(self.spec, len(self.params.record))
         self.count = len(self.spec.labels) - self.spec.closed  # the repeated image of a loop is not run again
-
-    @property
-    def held_bytes(self) -> int:
-        """What the response and the arrays that it is made from take, at most."""
-        return response_bytes(self.spec, len(self.params.record))
 
     @property
     def has_large_response(self) -> bool:
