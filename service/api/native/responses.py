@@ -114,9 +114,9 @@ def response_bytes(spec: ResponseSpec, recorded: int) -> int:
     values = channels * height * width
     is_array = spec.media is Media.NPY or (options.format == "npy" and spec.media in (Media.JSON, Media.EVENTS))
     encoded = values * (_FLOAT_BYTES if is_array else options.scale**2)
-    images = len(spec.labels) * (1 + recorded)
+    inputs, images = len(spec.labels), len(spec.labels) * (1 + recorded)
     sent = 1 if spec.media is Media.EVENTS else images  # a stream sends its images one by one
-    return images * values * _FLOAT_BYTES + sent * (encoded * 4 // 3 if spec.media is Media.JSON else encoded)
+    return (inputs + images) * values * _FLOAT_BYTES + sent * (encoded * 4 // 3 if spec.media is Media.JSON else encoded)
 
 
 def encode_contents(ended: Sequence[tuple[ApiRequest, ResponseSpec, Result]]) -> list[list[bytes]]:
