@@ -80,6 +80,7 @@ def other_value(field: str) -> str:
         "private_endpoints": "metrics,docs",
         "rate_limit": "20/s",
         "trusted_proxies": "10.0.0.0/8",
+        "allowed_hosts": "ign.example.org",
         "cors_origins": "https://example.org",
     }
     default = Settings.model_fields[field].default
