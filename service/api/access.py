@@ -41,6 +41,7 @@ OPEN: Final = MappingProxyType(
 
 HEALTH_PATHS: Final = (*OPEN["health"], *OPEN["metrics"])
 ADMIN_PATHS: Final = ("/v2/repository/models/*",)
+_MAX_HOPS: Final = 16  # of X-Forwarded-For that are looked at, the last ones
 
 
 def open_paths(closed: Collection[str] = ()) -> tuple[str, ...]:
@@ -162,7 +163,7 @@ def peer_key(peer: str | None, forwarded: Sequence[str], trusted: Sequence[Netwo
     address = _address(peer or "")
     if address is None:
         return peer or "local"
-    hops = [hop for value in forwarded for hop in value.split(",")]
+    hops = [hop for value in forwarded[-_MAX_HOPS:] for hop in value.rsplit(",", _MAX_HOPS)][-_MAX_HOPS:]
     while hops and any(address in network for network in trusted):
         before = _address(hops.pop())
         if before is None:  # the proxy forwarded nonsense, so the proxy is the last known hop

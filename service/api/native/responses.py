@@ -116,7 +116,9 @@ def response_bytes(spec: ResponseSpec, recorded: int) -> int:
     encoded = values * (_FLOAT_BYTES if is_array else options.scale**2)
     inputs, images = len(spec.labels), len(spec.labels) * (1 + recorded)
     sent = 1 if spec.media is Media.EVENTS else images  # a stream sends its images one by one
-    return (inputs + images) * values * _FLOAT_BYTES + sent * (encoded * 4 // 3 if spec.media is Media.JSON else encoded)
+    return (inputs + images) * values * _FLOAT_BYTES + sent * (
+        encoded * 4 // 3 if spec.media is Media.JSON else encoded
+    )
 
 
 def encode_contents(ended: Sequence[tuple[ApiRequest, ResponseSpec, Result]]) -> list[list[bytes]]:
