@@ -131,6 +131,10 @@ class ModelCard(_Section):
             return None
         return float(np.interp(distance, self.distance_quantiles, np.linspace(0.0, 100.0, QUANTILES)))
 
+    def percentile_distance(self, percentile: float) -> float:
+        """The inverse of `percentile`; the card must have quantiles."""
+        return float(np.interp(percentile, np.linspace(0.0, 100.0, QUANTILES), self.distance_quantiles or ()))
+
 
 def to_metadata(card: ModelCard) -> dict[str, str]:
     """The ONNX metadata entries of a card."""

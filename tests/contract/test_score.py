@@ -62,8 +62,35 @@ def test_what_lies_beyond_the_held_out_pictures(tmp_path: Path) -> None:
         assert unknown.distance == far.distance
 
 
-@pytest.mark.parametrize("accept", ["image/png", "image/*", "application/x-npy", "text/event-stream"])
-def test_there_are_no_pictures_in_the_answer(accept: str, service: Service) -> None:
+def changes(picture: bytes) -> Any:
+    x = (pixels(picture).astype(np.float64) * 2 / 255 - 1).astype(np.float32)[None, None]
+    return np.abs(step_params(x, 1) - x)[0, 0]
+
+
+def test_the_worst_box_is_the_square_that_changes_most(service: Service) -> None:
+    for image, picture in zip(scored(service, PICTURE, OTHER).images, (PICTURE, OTHER), strict=True):
+        change, box = changes(picture), image.worst
+        means = {(x, y): float(change[y : y + 2, x : x + 2].mean()) for x in range(7) for y in range(7)}
+        assert (box.width, box.height) == (2, 2)
+        assert box.distance == pytest.approx(max(means.values()), abs=2e-6)
+        assert means[box.x, box.y] == pytest.approx(box.distance, abs=2e-6)
+
+
+@pytest.mark.parametrize("model", ["grey", "colour"])
+def test_a_heat_map_shows_where_an_image_changes(service: Service, model: str) -> None:
+    heat = service.post("/score", {"images": [b64(PICTURE)], "model": model}, accept="image/png")
+    [score] = scored(service, PICTURE, model=model).images
+    assert heat.headers["X-IGN-Distance"] == str(score.distance)
+    found = pixels(heat.content)
+    if model == "grey":
+        expected = np.clip(np.rint(changes(PICTURE) / (2 * 0.99) * 255), 0, 255)  # the card's quantiles are 0.00 … 1.00
+        assert np.abs(found.astype(int) - expected).max() <= 1
+    sheet = service.post("/score", {"images": [b64(PICTURE), b64(OTHER)], "model": model}, accept="image/png")
+    assert pixels(sheet.content)[:, : found.shape[1]].tolist() == found.tolist()
+
+
+@pytest.mark.parametrize("accept", ["image/webp", "image/jpeg", "application/x-npy", "text/event-stream"])
+def test_there_are_no_other_pictures_in_the_answer(accept: str, service: Service) -> None:
     problem(service.post("/score", {"images": [b64(PICTURE)]}, accept=accept), 406, "not_acceptable")
 
 

@@ -21,6 +21,7 @@ from service.api.native.responses import (
     encode_contents,
     response_bytes,
     response_parts,
+    score_content,
     score_response,
 )
 from service.api.native.schemas import (
@@ -56,6 +57,7 @@ Schema = TypeVar("Schema", bound=BaseModel)
 
 FORMATS: Final = (Media.JSON, Media.PNG, Media.WEBP, Media.JPEG, Media.NPY)
 ROW_FORMATS: Final = (*FORMATS, Media.EVENTS)
+SCORE_FORMATS: Final = (Media.JSON, Media.PNG)
 PATH_FORMATS: Final = (*FORMATS, Media.GIF, Media.APNG)  # for paths only; a grid has no animation
 _LARGE_NOISE: Final = 1 << 14  # values; a request with more of them draws its noise in the codec pool
 _SEED_BITS: Final = 32
@@ -265,13 +267,13 @@ def _respond(ended: Sequence[tuple[RowWork, Encoded]]) -> list[ResponseParts]:
     return [response_parts(work.api, work.spec, result, content) for work, (result, content) in ended]
 
 
-def _results(ended: Sequence[tuple[RowWork, FloatRows, Result]]) -> list[Result]:
-    return [result for _, _, result in ended]  # scores have no images to encode
+def _encode_scores(ended: Sequence[tuple[RowWork, FloatRows, Result]]) -> list[tuple[Result, Any]]:
+    return [(result, score_content(work.spec, rows, result)) for work, rows, result in ended]
 
 
-def _respond_scores(ended: Sequence[tuple[RowWork, Result]]) -> list[ResponseParts]:
-    count_rows([(work.api, work.model, result) for work, result in ended])
-    return [score_response(work.api, work.model, result) for work, result in ended]
+def _respond_scores(ended: Sequence[tuple[RowWork, tuple[Result, Any]]]) -> list[ResponseParts]:
+    count_rows([(work.api, work.model, result) for work, (result, _) in ended])
+    return [score_response(work.api, work.spec, result, content) for work, (result, content) in ended]
 
 
 def _frame_labels(path: LatentPath | Grid) -> list[dict[str, Any]]:
@@ -285,11 +287,11 @@ def _is_large_body(_: ApiRequest, body: bytes) -> bool:
 
 
 _ROWS: Final = (_decode, _encode, _respond)
-_SCORES: Final = (_decode, _results, _respond_scores)
+_SCORES: Final = (_decode, _encode_scores, _respond_scores)
 ENDPOINTS: Final = (
     Endpoint("/generate", _check_json(ROW_FORMATS), _is_large_body, _parse_generate, *_ROWS),
     Endpoint("/project", check_upload(ROW_FORMATS, ProjectOptions), _is_large_body, _parse_project, *_ROWS),
     Endpoint("/latent-interpolate", _check_json(PATH_FORMATS), _is_large_body, _parse_interpolate, *_ROWS),
     Endpoint("/latent-arithmetic", _check_json(FORMATS), _is_large_body, _parse_arithmetic, *_ROWS),
-    Endpoint("/score", check_upload((Media.JSON,), ScoreOptions), _is_large_body, _parse_score, *_SCORES),
+    Endpoint("/score", check_upload(SCORE_FORMATS, ScoreOptions), _is_large_body, _parse_score, *_SCORES),
 )

@@ -9,14 +9,16 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.api.native.schemas import ImageOptions
 from service.api.negotiation import Media
 from service.api.pipeline import ResponseParts
 from service.api.request import ApiRequest
 from service.artifact.card import ModelCard
+from service.artifact.pixels import to_levels
 from service.domain.errors import InvalidContent
-from service.domain.latents import FloatRow
+from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import Result, StepOutput
 from service.images.encode import (
     AnimationFormat,
@@ -153,14 +155,40 @@ def response_parts(api: ApiRequest, spec: ResponseSpec, result: Result, content:
     return headers, [before + marker[:-1], *content, after[1:]], spec.media
 
 
-def score_response(api: ApiRequest, model: ServedModel, result: Result) -> ResponseParts:
-    """The response of `/score`, which has numbers and no images."""
+def score_content(spec: ResponseSpec, rows: FloatRows, result: Result) -> Any:
+    """The body of a score as an image, the heat map of |f(x) − x|; as JSON, the box of each image that changes most."""
+    changes, card = np.abs(result.rows - rows).mean(axis=1), spec.model.card
+    if spec.media is Media.JSON:
+        return [worst_box(change) for change in changes]
+    lo, hi = card.range
+    limit = (hi - lo) / 16 if card.distance_quantiles is None else card.percentile_distance(_IN_DISTRIBUTION)
+    heat = to_levels(changes, 0.0, 2 * max(limit, 1e-6))
+    if card.shape[0] > 1:
+        heat = np.repeat(heat[..., None], card.shape[0], axis=-1)
+    return [encode(contact_sheet(heat, card) if len(heat) > 1 else heat[0], RASTER[spec.media])]
+
+
+def worst_box(change: NDArray[np.float32]) -> dict[str, Any]:
+    """The square with the largest mean of ``change`` (H, W); its side is a quarter of the shorter one of the image."""
+    side = max(1, min(change.shape) // 4)
+    sums = np.pad(change.astype(np.float64).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+    windows = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
+    y, x = divmod(int(windows.argmax()), windows.shape[1])
+    return {"x": x, "y": y, "width": side, "height": side, "distance": round_metric(windows[y, x] / side**2)}
+
+
+def score_response(api: ApiRequest, spec: ResponseSpec, result: Result, content: Any) -> ResponseParts:
+    """The response of `/score`, whose ``content`` comes from `score_content`."""
+    model = spec.model
+    headers = api.response_headers(model)
+    if spec.media is not Media.JSON:
+        return headers | _row_headers(result), content, spec.media
     drifts = [] if result.drift is None else result.drift.tolist()
     images: list[dict[str, Any]] = []
-    for index, (distance, drift) in enumerate(zip(result.distance.tolist(), drifts, strict=True)):
-        measured = {"index": index, "distance": round_metric(distance), "drift": round_metric(drift)}
+    for index, (distance, drift, box) in enumerate(zip(result.distance.tolist(), drifts, content, strict=True)):
+        measured = {"index": index, "distance": round_metric(distance), "drift": round_metric(drift), "worst": box}
         images.append(measured | in_distribution_fields(model.card, distance))
-    return api.response_headers(model), [_json(envelope(api, model, images))], Media.JSON
+    return headers, [_json(envelope(api, model, images))], Media.JSON
 
 
 def in_distribution_fields(card: ModelCard, distance: float) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 
 from service.api.native import openapi
-from service.api.native.endpoints import FORMATS, PATH_FORMATS, ROW_FORMATS
+from service.api.native.endpoints import FORMATS, PATH_FORMATS, ROW_FORMATS, SCORE_FORMATS
 from service.api.native.schemas import (
     ArithmeticAnswer,
     ArithmeticRequest,
@@ -16,7 +16,6 @@ from service.api.native.schemas import (
     ScoreAnswer,
     ScoreRequest,
 )
-from service.api.negotiation import Media
 
 router = APIRouter(tags=["Images"])
 
@@ -65,7 +64,7 @@ def latent_arithmetic(body: ArithmeticRequest) -> None:
     """
 
 
-@router.post("/score", **openapi.operation(ScoreAnswer, (Media.JSON,), ScoreRequest))
+@router.post("/score", **openapi.operation(ScoreAnswer, SCORE_FORMATS, ScoreRequest))
 def score(body: ScoreRequest) -> None:
     """Measure how real images look to the model.
 

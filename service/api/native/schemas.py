@@ -340,6 +340,16 @@ class ArithmeticAnswer(Answer):
     images: list[Image]
 
 
+class Box(BaseModel):
+    """A part of an image, in pixels of the model."""
+
+    x: Annotated[int, Field(description="Of the left edge.")]
+    y: Annotated[int, Field(description="Of the upper edge.")]
+    width: int
+    height: int
+    distance: Annotated[float, Field(description="Mean |f(x) − x| in it.")]
+
+
 class Score(BaseModel):
     """The score of one image."""
 
@@ -351,6 +361,7 @@ class Score(BaseModel):
         Field(ge=0, le=100, description="Percentage of held-out real images with a smaller distance; null: unknown."),
     ]
     in_distribution: Annotated[bool | None, Field(description="Whether the percentile is at most 99; null: unknown.")]
+    worst: Annotated[Box, Field(description="Of the squares of a quarter of the side, the one that f changes most.")]
 
 
 class ScoreAnswer(Answer):
