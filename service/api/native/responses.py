@@ -41,6 +41,7 @@ RASTER: Final[Mapping[Media, ImageFormat]] = {Media.PNG: "png", Media.WEBP: "web
 _ANIMATED: Final[Mapping[Media, AnimationFormat]] = {Media.WEBP: "webp", Media.GIF: "gif", Media.APNG: "apng"}
 METRIC_DECIMALS: Final = 6  # of distance, drift and change in answers
 _IN_DISTRIBUTION: Final = 99.0  # highest percentile, among the distances of real images, that counts as real
+_WHITE: Final = 8  # white of a heat map, in units of the distance of `_IN_DISTRIBUTION`: few pixels change most
 INLINE_VALUES: Final = 1 << 13  # values; encoding so few takes less time than waking a thread of the codec pool
 _FLOAT_BYTES: Final = 4
 _PIECE: Final = 1 << 18  # bytes of JSON that are made in one call, or sent at a time
@@ -162,7 +163,7 @@ def score_content(spec: ResponseSpec, rows: FloatRows, result: Result) -> Any:
         return [worst_box(change) for change in changes]
     lo, hi = card.range
     limit = (hi - lo) / 16 if card.distance_quantiles is None else card.percentile_distance(_IN_DISTRIBUTION)
-    heat = to_levels(changes, 0.0, 2 * max(limit, 1e-6))
+    heat = to_levels(changes, 0.0, _WHITE * max(limit, 1e-6))
     if card.shape[0] > 1:
         heat = np.repeat(heat[..., None], card.shape[0], axis=-1)
     return [encode(contact_sheet(heat, card) if len(heat) > 1 else heat[0], RASTER[spec.media])]
