@@ -28,7 +28,7 @@ from starlette.types import Receive, Send
 from service.api.request import MIN_HELD, ApiRequest, field_name
 from service.domain.errors import IgnError
 from service.domain.latents import FloatRows
-from service.domain.tasks import Result, SchedulingParams
+from service.domain.tasks import Result, SchedulingParams, StreamProgress
 from service.models.registry import ServedModel
 
 LARGE_BODY: Final = 1 << 15  # bytes; a larger body is parsed in the codec pool
@@ -256,7 +256,9 @@ class Pipeline:
                 del self._running[handle]
                 call.handle = None
             if call.events is not None:
-                call.events.put_nowait(event)
+                # Steps that wait for a slow reader are counted as bytes of its response; progress would only add up.
+                if call.events.empty() or not isinstance(event, StreamProgress):
+                    call.events.put_nowait(event)
             elif isinstance(event, IgnError):
                 call.fail(call.work.error(event))
             else:
