@@ -10,8 +10,9 @@ files as multi-image files, and reports large images through `warnings`, which c
 
 import io
 import struct
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Never
@@ -40,7 +41,24 @@ _MODES: Final = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by number of bands
 # The chunk tRNS holds the transparent colour as a raw sample; Pillow scales 2-bit and 4-bit pixels to 8 bit.
 _KEY_SCALE: Final = {"1": 1, "L;2": 85, "L;4": 17}
 
-Samples = NDArray[np.uint8] | NDArray[np.uint16]  # (H, W), one band
+_STRIP: Final = 64  # lines that are converted at a time, to hold few temporary arrays
+_HALF: Final = 128  # of 257, rounded down
+
+Samples = NDArray[np.uint8]  # (H, W, bands)
+
+
+_LARGE: Final = 1 << 21  # pixels
+_one_large = threading.Lock()
+
+
+@contextmanager
+def memory_for(pixels: int) -> Iterator[None]:
+    """Decode and prepare an image with this number of pixels in the block; of large ones, one at a time.
+
+    That takes up to 18 bytes a pixel, 270 MiB at 16 megapixels, and there is a thread for every core.
+    """
+    with _one_large if pixels > _LARGE else nullcontext():
+        yield
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,24 +202,79 @@ def _load_simple_png(parts: list[bytes], mode: str, size: tuple[int, int]) -> Im
 
 def load_png(chunks: bytes, image: PngImageFile) -> Image.Image:
     """Decode `image`, opened from `chunks`, as 8-bit L, LA, RGB or RGBA."""
-    # Pillow keeps only the high byte of 16-bit colour, and clips 16-bit grey on conversion. Here every 16-bit sample v
-    # becomes rint(v / 257).
     raw = str(image.tile[0].args)  # Pillow's name of the layout in the file, such as "RGB;16B"
-    key = image.info.get("transparency")
+    found = image.info.get("transparency")
+    key: tuple[int, ...] = () if found is None else found if isinstance(found, tuple) else (found,)
     if raw.endswith(";16B"):
-        samples = list(_sixteen_bit_bands(chunks, image, raw))
-        # (v + 128) // 257 = rint(v / 257) for all v in 0…65535
-        bands = [Image.fromarray(((band.astype(np.uint32) + 128) // 257).astype(np.uint8)) for band in samples]
-    else:
+        return _load_sixteen_bit(chunks, image, raw, key)
+    image.load()
+    if image.mode == "P":
+        return image.convert("RGB" if found is None else "RGBA")
+    grey_or_colour = image.convert("L") if image.mode == "1" else image
+    if found is None:
+        return grey_or_colour
+    pixels = _array(grey_or_colour)
+    return _to_image(_with_alpha(pixels, _equals(pixels, [value * _KEY_SCALE.get(raw, 1) for value in key])))
+
+
+def _array(image: Image.Image) -> Samples:
+    return np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, -1)
+
+
+def _to_image(pixels: Samples) -> Image.Image:
+    height, width, bands = pixels.shape
+    return Image.frombytes(_MODES[bands], (width, height), pixels.tobytes())
+
+
+def _with_alpha(pixels: Samples, hidden: NDArray[np.bool_]) -> Samples:
+    return np.dstack((pixels, np.where(hidden, np.uint8(0), np.uint8(255))))
+
+
+def _equals(samples: Samples, values: Sequence[int]) -> NDArray[np.bool_]:
+    """Where every band of (H, W, bands) has its value: there a PNG with a transparent colour is transparent."""
+    equal: NDArray[np.bool_] = (samples == np.array(values)).all(axis=2)
+    return equal
+
+
+def _load_sixteen_bit(chunks: bytes, image: PngImageFile, raw: str, key: tuple[int, ...]) -> Image.Image:
+    """Convert every 16-bit sample v to rint(v / 257). Pillow keeps only the high byte, and clips grey.
+
+    The conversion takes some lines at a time, because its arrays would take more memory than the image.
+    """
+    sources: list[Image.Image]
+    if raw == "I;16B":
         image.load()
-        if image.mode == "P":
-            return image.convert("RGB" if key is None else "RGBA")
-        bands = list((image.convert("L") if image.mode == "1" else image).split())
-        samples = [np.asarray(band) for band in bands]
-        key = key * _KEY_SCALE.get(raw, 1) if isinstance(key, int) else key
-    if key is not None:
-        bands.append(_alpha(samples, key if isinstance(key, tuple) else (key,)))
-    return Image.merge(_MODES[len(bands)], bands)
+        sources = [image]
+    elif raw == "LA;16B":  # two bands of two bytes: read as four bands of one byte
+        sources = [_load_raw(image, "RGBA")]
+    else:  # Pillow keeps the high byte of big-endian samples. Read as little-endian samples, it keeps the low byte.
+        sources = [_load_raw(image, raw), _load_raw(PngImageFile(io.BytesIO(chunks)), raw[:-1] + "L")]
+    result = None
+    for top in range(0, image.height, _STRIP):
+        box = (0, top, image.width, min(image.height, top + _STRIP))
+        high, low = _high_and_low([source.crop(box) for source in sources], raw)
+        # v = 256·h + l = 257·h + (l − h), so rint(v / 257) is h − 1, h or h + 1
+        above = low.astype(np.int16) - high
+        levels = high + (above > _HALF) - (above < -_HALF)
+        if key:
+            hidden = _equals(high, [value >> 8 for value in key]) & _equals(low, [value & 255 for value in key])
+            levels = _with_alpha(levels.astype(np.uint8), hidden)
+        strip = _to_image(levels.astype(np.uint8))
+        result = result or Image.new(strip.mode, image.size)
+        result.paste(strip, box)
+    assert result is not None  # noqa: S101 - a PNG has a line
+    return result
+
+
+def _high_and_low(strips: list[Image.Image], raw: str) -> tuple[Samples, Samples]:
+    """The high and the low bytes of samples, each (lines, W, bands)."""
+    if raw == "I;16B":
+        samples = np.asarray(strips[0])[:, :, None]
+        return (samples >> 8).astype(np.uint8), samples.astype(np.uint8)
+    if raw == "LA;16B":
+        pixels = _array(strips[0])
+        return pixels[:, :, ::2], pixels[:, :, 1::2]
+    return _array(strips[0]), _array(strips[1])
 
 
 def _load_raw(image: PngImageFile, rawmode: str) -> Image.Image:
@@ -210,30 +283,6 @@ def _load_raw(image: PngImageFile, rawmode: str) -> Image.Image:
     image.tile = [image.tile[0]._replace(args=rawmode)]
     image.load()
     return image
-
-
-def _sixteen_bit_bands(chunks: bytes, image: PngImageFile, raw: str) -> Iterator[Samples]:
-    if raw == "I;16B":
-        image.load()
-        yield np.asarray(image)
-        return
-    if raw == "LA;16B":  # two bands of two bytes: read as four bands of one byte
-        pixels = _load_raw(image, "RGBA").split()
-        pairs = [(pixels[0], pixels[1]), (pixels[2], pixels[3])]
-    else:
-        # Pillow keeps the high byte of big-endian samples. Read as little-endian samples, it keeps the low byte.
-        low = _load_raw(PngImageFile(io.BytesIO(chunks)), raw[:-1] + "L")
-        pairs = list(zip(_load_raw(image, raw).split(), low.split(), strict=True))
-    for high_byte, low_byte in pairs:
-        yield (np.asarray(high_byte).astype(np.uint16) << 8) | np.asarray(low_byte)
-
-
-def _alpha(bands: Sequence[Samples], key: tuple[int, ...]) -> Image.Image:
-    # The alpha band: 0 where every band equals the transparent colour, else 255.
-    hidden = np.ones(bands[0].shape, dtype=np.bool_)
-    for band, value in zip(bands, key, strict=True):
-        hidden &= band == value
-    return Image.fromarray(np.where(hidden, np.uint8(0), np.uint8(255)))
 
 
 @contextmanager

@@ -2,12 +2,16 @@
 
 import asyncio
 import contextlib
+import ctypes
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
+
+_M_MMAP_THRESHOLD: Final = -3  # of malloc.h
+_LARGE_BLOCK: Final = 1 << 20  # bytes
 
 T = TypeVar("T")
 Observe = Callable[[str, float], None]
@@ -50,6 +54,7 @@ class CodecPool:
             raise RuntimeError("the codec pool is closed")
         if not self._started:
             self._started = True
+            _return_large_blocks()
             for number in range(self.threads + 1):
                 threading.Thread(target=self._work, name=f"codec_{number}", daemon=True).start()
         loop = asyncio.get_running_loop()
@@ -113,6 +118,15 @@ class CodecPool:
             if not (caller.jobs or caller.running):
                 del self._callers[key]
             self._changed.notify()
+
+
+def _return_large_blocks() -> None:
+    """Let glibc give large blocks back to the system as soon as they are free.
+
+    By default it keeps, for each thread, what its largest image took, because the threshold grows with what is freed.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
 @dataclass(slots=True, eq=False)

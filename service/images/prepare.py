@@ -88,10 +88,11 @@ def prepare_many(pictures: Iterable[tuple[Picture, Resize, Invert]], card: Model
             # The ring is that of the image before resizing, and the letterbox is background also when inverted.
             if auto and not dark_ink:
                 inverts = levels.ring_mean(as_pixels(flat)) > levels.MID_GREY
-            source = ImageChops.invert(flat) if inverts else flat
-            fitted.append(as_pixels(fit_to_canvas(source, target, resize, background, Image.Resampling.LANCZOS)))
+            flat = ImageChops.invert(flat) if inverts else flat
+            fitted.append(as_pixels(fit_to_canvas(flat, target, resize, background, Image.Resampling.LANCZOS)))
             late.append(False)
         inverted.append(inverts)
+        del picture, flat  # the next image is decoded now, and each may take 60 MB
     pixels = np.stack(fitted)
     if undecided:
         light = pixels[undecided][:, _ring(card.shape[1:])].reshape(len(undecided), -1).mean(axis=1) > levels.MID_GREY
@@ -116,8 +117,8 @@ def composite(image: Image.Image, mode: str, background: tuple[int, ...]) -> Ima
     working_mode = "L" if image.mode == "LA" and mode == "L" else "RGB"
     fill = background * 3 if len(background) < len(working_mode) else background
     canvas = Image.new(working_mode, image.size, fill)
-    opaque = Image.composite(image.convert(working_mode), canvas, image.getchannel("A"))
-    return opaque if working_mode == mode else opaque.convert(mode)
+    canvas.paste(image.convert(working_mode), mask=image.getchannel("A"))
+    return canvas if working_mode == mode else canvas.convert(mode)
 
 
 def _is_dark_ink(image: Image.Image, mode: str) -> bool:

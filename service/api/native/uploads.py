@@ -1,6 +1,7 @@
 """Read uploads (images, masks and latents, as multipart, JSON or a raw body) and decode them to rows."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, Generic, TypeVar
@@ -17,7 +18,7 @@ from service.artifact.card import ModelCard
 from service.domain.errors import IgnError, InvalidContent, TooLarge, UnsupportedMedia
 from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import KeepMask
-from service.images.decode import DecodeLimits, EncodedImage, Picture, decode_npy, open_image
+from service.images.decode import DecodeLimits, EncodedImage, Picture, decode_npy, memory_for, open_image
 from service.images.prepare import Invert, Resize, keep_mask, prepare, prepare_many, to_mask
 from service.images.untrusted import decode_base64, is_small
 from service.models.registry import ServedModel
@@ -105,7 +106,7 @@ def prepare_uploads(uploads: Sequence[tuple[ApiRequest, Upload[Any]]], card: Mod
     prepared: list[slice | IgnError] = []
     keep: list[KeepMask] = []  # an upload with masks is large
 
-    def given() -> Iterator[tuple[Picture, Resize, Invert]]:
+    def given() -> Generator[tuple[Picture, Resize, Invert], None, None]:
         count = 0
         for api, upload in uploads:
             first = count
@@ -113,6 +114,7 @@ def prepare_uploads(uploads: Sequence[tuple[ApiRequest, Upload[Any]]], card: Mod
                 for each in _decode(api, upload, card, keep):
                     count += 1
                     yield each
+                    del each  # it holds the pixels while the next image is decoded
             except IgnError as exc:
                 prepared.append(exc)
             else:
@@ -122,7 +124,8 @@ def prepare_uploads(uploads: Sequence[tuple[ApiRequest, Upload[Any]]], card: Mod
 
     # Decoding many small ones before preparing them is faster: the code and data of each step stay in the cache.
     try:
-        rows, inverted = prepare_many(list(given()) if len(uploads) > 1 else given(), card)
+        with closing(given()) as pictures:
+            rows, inverted = prepare_many(list(pictures) if len(uploads) > 1 else pictures, card)
     except InvalidContent:  # nothing could be decoded
         return [each for each in prepared if isinstance(each, IgnError)]
     kept = np.stack(keep) if keep else None
@@ -140,16 +143,23 @@ def _decode(
     named = _named(upload.image_field, upload.images)
     named_masks = _named(upload.mask_field, masks) if masks else []
     opened = _check_pixels(named + named_masks, settings, api.check_not_over)
+    mask = None
     for i, (name, data) in enumerate(named):
         api.check_not_over()
-        picture = _take(opened, name, data, settings).decode()
-        if masks:
-            j = min(i, len(masks) - 1)  # one mask for all images is decoded once
-            name, data = named_masks[j]
-            if i == j:
-                mask = to_mask(_take(opened, name, data, settings))
-            keep.append(keep_mask(mask, picture, card, resize=options.resize, field=name))
-        yield picture, options.resize, options.invert
+        if i < len(named_masks):  # one mask for all images is decoded once
+            mask_name, mask_data = named_masks[i]
+            encoded = _take(opened, mask_name, mask_data, settings)
+            with memory_for(encoded.pixels):
+                mask = to_mask(encoded)
+        encoded = _take(opened, name, data, settings)
+        with memory_for(encoded.pixels):
+            api.check_not_over()
+            picture = encoded.decode()
+            del encoded  # it holds the pixels, too
+            if mask is not None:
+                keep.append(keep_mask(mask, picture, card, resize=options.resize, field=mask_name))
+            yield picture, options.resize, options.invert
+            del picture
 
 
 def read_points(api: ApiRequest, model: ServedModel, field: str, points: Sequence[PointRequest]) -> list[FloatRow]:
@@ -166,7 +176,9 @@ def read_points(api: ApiRequest, model: ServedModel, field: str, points: Sequenc
             return model.noise.row(point.seed, point.index or 0)
         if point.image is not None:
             api.check_not_over()
-            return prepare(_take(opened, f"{name}.image", point.image, settings).decode(), model.card).row
+            encoded = _take(opened, f"{name}.image", point.image, settings)
+            with memory_for(encoded.pixels):
+                return prepare(encoded.decode(), model.card).row
         name = f"{name}.latent"
         array = decode_base64(point.latent or "", field=name, max_chars=settings.max_body_bytes)
         return decode_npy(array, model.card.shape, field=name)

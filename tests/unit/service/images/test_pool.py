@@ -101,26 +101,25 @@ def test_a_caller_with_many_jobs_holds_up_nobody() -> None:
     """Its jobs take all threads but one; of two callers that wait, the one that has spent less is next."""
 
     async def main() -> None:
-        pool, began, free = CodecPool(2, lambda *_: None), asyncio.Queue[str](), threading.Semaphore(0)
-        loop = asyncio.get_running_loop()
+        pool, began, loop = CodecPool(2, lambda *_: None), asyncio.Queue[str](), asyncio.get_running_loop()
+        free = {name: threading.Semaphore(0) for name in ("many", "one")}
 
         def job(name: str) -> None:
             loop.call_soon_threadsafe(began.put_nowait, name)
-            assert free.acquire(timeout=10)
+            assert free[name].acquire(timeout=10)
 
         def start(name: str) -> "asyncio.Task[None]":
             return asyncio.create_task(pool.run("decode", partial(job, name), name))
 
         jobs = [start("many") for _ in range(6)]
         assert [await began.get() for _ in range(2)] == ["many"] * 2
-        jobs.append(start("one"))
+        jobs += [start("one"), start("one")]
         assert await began.get() == "one"
-        jobs.append(start("one"))
-        await asyncio.sleep(0)
         assert pool.waiting == 5
-        free.release(3)
-        assert "one" in [await began.get() for _ in range(2)]
-        free.release(10)
+        free["one"].release()
+        assert await began.get() == "one"
+        for semaphore in free.values():
+            semaphore.release(10)
         await asyncio.gather(*jobs)
         pool.close()
 
