@@ -32,6 +32,7 @@ class CodecPool:
     def __init__(self, threads: int, observe: Observe) -> None:
         self.threads = threads
         self._observe = observe
+        _return_large_blocks()
         self._callers: dict[str, _Caller] = {}  # those that have a job
         self._running = 0
         self._changed = threading.Condition()
@@ -54,7 +55,6 @@ class CodecPool:
             raise RuntimeError("the codec pool is closed")
         if not self._started:
             self._started = True
-            _return_large_blocks()
             for number in range(self.threads + 1):
                 threading.Thread(target=self._work, name=f"codec_{number}", daemon=True).start()
         loop = asyncio.get_running_loop()
