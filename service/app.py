@@ -16,11 +16,12 @@ from service.api.app_state import AppState
 from service.api.application import Application, RouteTable
 from service.api.info import openapi, page
 from service.api.info import routes as info
-from service.api.limits import CallerRates, InFlightRequests, SharedGCRA
+from service.api.limits import CallerRates, InFlightRequests
 from service.api.native import endpoints as native_endpoints
 from service.api.native import routes as native
 from service.api.oip import endpoints as oip
 from service.domain.errors import StartupError
+from service.domain.rate_limit import SharedGCRA
 from service.environment import available_cpus, metrics_folder
 from service.images.pool import CodecPool
 from service.models.instances import open_instances
@@ -186,9 +187,10 @@ async def _lifespan(services: AppState, on_loaded: OnLoaded) -> AsyncIterator[No
 
 
 async def _publish_gauges(services: AppState) -> None:
-    """Refresh this process's gauges every second if other processes answer scrapes too, from files that all share."""
+    """Write this process's metrics to its file every second if other processes answer scrapes too."""
     while services.metrics.shared is not None:
         services.update_gauges()
+        await asyncio.to_thread(services.metrics.publish)
         await asyncio.sleep(_GAUGES_S)
 
 

@@ -11,6 +11,7 @@ from typing import Final
 from service.domain.errors import StartupError
 
 _RUNTIMES: Final = ("onnxruntime", "onnxruntime-gpu")
+_SHARED_FOLDER: Final = "_IGN_SHARED_FOLDER"  # only `share_metrics` sets it
 
 
 def prepare_process() -> None:
@@ -85,11 +86,11 @@ def onnxruntime_version() -> str:
 
 
 def share_metrics(folder: Path) -> None:
-    """Make this process and its children keep their metrics in files in this folder, which `/metrics` adds up."""
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+    """Make the children of this process keep their metrics and rates in files in this folder, which all share."""
+    os.environ[_SHARED_FOLDER] = str(folder)
 
 
 def metrics_folder() -> Path | None:
-    """The folder of `share_metrics`, if this process or its parent has set it."""
-    found = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    return Path(found) if found else None
+    """The folder of `share_metrics`, if the parent of this process has called it."""
+    folder = os.environ.get(_SHARED_FOLDER)
+    return Path(folder) if folder else None

@@ -6,7 +6,9 @@ A model file is read once. The same bytes are hashed, opened and run on the gold
 import logging
 import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +21,9 @@ from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import NoiseSource
 from service.domain.model import DeviceLost, DeviceOutOfMemory, Model
 
+LOAD_S: Final = 300.0
+"""Seconds that loading, warm-up and verification of a version may take. The largest file, read from a slow network disk
+at 20 MB/s, takes a third of them; a model that loops for ever does not end."""
 MAX_MODEL_BYTES: Final = 2**31 - 1  # the limit of a protobuf message, which an ONNX file is
 _VERSION: Final = re.compile(VERSION_PATTERN)
 _HINT: Final = "unset, the shipped models are served; `ign export` writes others"
@@ -162,8 +167,29 @@ class Repository:
     def load(self, ref: str) -> LoadedModel:
         """Read, open, warm up and verify one version, `name/version`.
 
-        Raises StartupError if that fails; the text begins with the file, relative to the directory.
+        Raises StartupError if that fails or takes longer than `LOAD_S`; the text begins with the file, relative to the
+        directory.
         """
+        try:
+            return self.start_load(ref).result(LOAD_S)
+        except TimeoutError as exc:
+            raise StartupError(timeout_detail(ref)) from exc
+
+    def start_load(self, ref: str) -> Future[LoadedModel]:
+        """As `load`, in a thread of its own and without its time limit: nothing waits behind a model that hangs."""
+        loaded: Future[LoadedModel] = Future()
+        loaded.set_running_or_notify_cancel()  # whoever gives up waiting does not cancel it
+
+        def run() -> None:
+            try:
+                loaded.set_result(self._load(ref))
+            except BaseException as exc:
+                loaded.set_exception(exc)
+
+        threading.Thread(target=run, name="ign-load").start()
+        return loaded
+
+    def _load(self, ref: str) -> LoadedModel:
         files = self.files(ref)  # before the files are read, so that a change during the loading is noticed
         file = f"{ref}/{MODEL_FILES[self._precision]}"
         if self._precision == "fp16" and not (self._directory / file).is_file():
@@ -280,6 +306,11 @@ def wrap_errors(prefix: str) -> Iterator[None]:
         yield
     except StartupError as exc:
         raise StartupError(f"{prefix}: {exc.detail}") from exc
+
+
+def timeout_detail(ref: str) -> str:
+    """Why a version whose loading does not end does not serve."""
+    return f"{ref}: not loaded and verified in time ({LOAD_S:g} s, or until the service stops)"
 
 
 def version_key(ref: str) -> tuple[str, int]:

@@ -3,6 +3,13 @@
 Each of several has a socket of its own, and the kernel distributes connections among those that listen (SO_REUSEPORT).
 So a process gets none until its models are ready; an inherited socket that listens would give it some. Each has its own
 models, queue and batches, which is for CPUs: on a GPU, a second process would split the batches.
+
+The event loop of each child sends a beat to the supervisor every second. A child without a beat for 10 s, because it
+is stopped or its event loop is, is killed and replaced like one that has died:
+
+    start ── imports, models: 60 s without a beat ──▶ listens ── 10 s without a beat ──▶ SIGKILL ─┐
+      ▲                                                                                           ▼
+      └── 1 s after the last start; 2, 4 … 60 s for one that died within 10 s of listening ◀──── ended
 """
 
 import asyncio
@@ -20,6 +27,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -29,7 +37,7 @@ from typing import Final, NoReturn
 from service.domain.errors import StartupError
 from service.environment import available_cpus, share_metrics, stop_signals
 from service.observability.logs import JsonFormatter, QueuedHandler, count_drops, flush_log
-from service.observability.metrics import forget_process
+from service.observability.metrics import Metrics
 from service.server import uvicorn_server
 from service.settings import Settings
 
@@ -38,14 +46,23 @@ ChildMain = Callable[[Settings, Connection], None]  # importable by name, becaus
 _LOG = logging.getLogger("service")
 _ACCEPTS_PER_TICK: Final = 8  # uvloop accepts one per listening socket, so there are as many duplicates of the socket
 _RESTART_INTERVAL_S: Final = 1.0  # between the start of a process and that of its replacement, at least
+_MAX_INTERVALS: Final = 60  # … for one that dies again and again
+_SERVED_S: Final = 10.0  # a process that dies after listening for so long does not die again and again
+_MOST_FAILURES: Final = 5  # deaths of each process in a row before one listens, after which the service ends
+_TICK_S: Final = 1.0  # between two looks at the processes
+_SILENCE_S: Final = 10.0  # without a beat from a process that listens
+_START_SILENCE_S: Final = 60.0  # … from one that starts: it imports modules before its event loop runs
+_KILL_S: Final = 4.0  # after the time of draining; a process that is not stopped ends within 3 s
 _JOIN_S: Final = 0.5  # for threads that are about to end
+_MESSAGE: Final = 1000  # characters, which a pipe takes whole or not at all (PIPE_BUF)
 _GC_THRESHOLD: Final = 10_000  # new objects between two collections; Python's default is 700
 
 
 def child_main(settings: Settings, messages: Connection) -> None:
     """The main function of one of several server processes.
 
-    It sends "" when it listens, or the reason why it does not start. It drains upon SIGTERM and when its parent ends.
+    It sends None every second, "" when it listens, or the reason why it does not start. It drains upon SIGTERM and when
+    its parent ends.
     systemd sends SIGTERM to every process, and the parent passes its own on, so a second SIGTERM changes nothing;
     SIGINT ends the requests of a process that drains.
     """
@@ -71,9 +88,9 @@ def _stop_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _report(messages: Connection, text: str) -> None:
-    with contextlib.suppress(OSError):  # the parent is gone
-        messages.send(text)
+def _report(messages: Connection, text: str | None) -> None:
+    with contextlib.suppress(OSError):  # the parent is gone, or has not read for long
+        messages.send(text and text[:_MESSAGE])
 
 
 def run_server(settings: Settings, listener: socket.socket, messages: Connection | None = None) -> int:
@@ -111,10 +128,14 @@ def run_server(settings: Settings, listener: socket.socket, messages: Connection
     app = create_app(services, on_loaded=on_loaded)
     connections = make_connections(services)
     config = uvicorn_server.config(app, connections)
-    server = uvicorn_server.IgnServer(config, services, connections, is_child=messages is not None)
+    if messages is not None:
+        os.set_blocking(messages.fileno(), False)  # a supervisor that is stopped does not read
+    beat = None if messages is None else partial(_report, messages, None)
+    server = uvicorn_server.IgnServer(config, services, connections, beat)
     listeners = [listener, *(listener.dup() for _ in range(_ACCEPTS_PER_TICK - 1))]
     count_drops(services.metrics.dropped_log_lines.inc)
     server.run(sockets=listeners)
+    services.metrics.publish()  # what it has counted since the last second
     if errors:
         raise errors[0]
     return int(server.aborted)
@@ -177,12 +198,17 @@ def supervise(settings: Settings, main: ChildMain, *, on_listening: Callable[[],
 
     The first signal drains them, a second one ends their requests. ``on_listening`` is called when the first listens.
 
-    The exit status is 0 if every process stopped cleanly, else the status of the first that did not. Raises
-    StartupError if a process did not start; the others are stopped.
+    The exit status is 0 if every process stopped cleanly, else the status of the first that did not, or the number of
+    the signal that killed it; 1 if processes die again and again before one listens. Raises StartupError if a process
+    did not start; the others are stopped.
     """
-    with tempfile.TemporaryDirectory(prefix="ign-metrics-", ignore_cleanup_errors=True) as folder:
-        share_metrics(Path(folder))
-        return _Supervisor(settings, main, on_listening, Path(folder)).run()
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="ign-metrics-", ignore_cleanup_errors=True)
+    except OSError as exc:
+        raise StartupError(f"IGN_WORKERS={settings.workers} needs a folder in TMPDIR: {exc.strerror}") from exc
+    with folder as name:
+        share_metrics(Path(name))
+        return _Supervisor(settings, main, on_listening, Path(name)).run()
 
 
 @dataclass(eq=False)
@@ -190,18 +216,26 @@ class _Child:
     process: SpawnProcess
     messages: Connection
     started: float
+    deaths: int  # of processes in this place that served for less than `_SERVED_S`, in a row
+    listened: float = math.inf  # since when
+    silence: float = 0.0  # seconds since the last beat
+    is_killed: bool = False
 
 
 class _Supervisor:
-    def __init__(self, settings: Settings, main: ChildMain, on_listening: Callable[[], None], metrics: Path) -> None:
-        self._settings, self._main, self._on_listening, self._metrics = settings, main, on_listening, metrics
-        self._child_settings = per_process_settings(settings)
+    def __init__(self, settings: Settings, main: ChildMain, on_listening: Callable[[], None], folder: Path) -> None:
+        self._settings, self._main, self._on_listening, self._folder = settings, main, on_listening, folder
+        self._child_settings, self._metrics = per_process_settings(settings), Metrics(folder)
         self._context = multiprocessing.get_context("spawn")
         # Signal handlers only write into this pipe: an OSError of a handler within `is_alive` would lose the status.
         self._signals, self._signalled = self._context.Pipe(duplex=False)
         self._children: list[_Child] = []
-        self._listening = self._stopping = False
-        self._status, self._error = 0, ""
+        self._starts: list[tuple[float, int]] = []  # when to start a replacement, and `deaths` in its place
+        self._failures = 0  # processes that died before they listened, since one has listened
+        self._looked = time.monotonic()
+        self._kill_at = math.inf
+        self._listening = self._stopping = self._unfolded = False
+        self._status, self._error, self._final_message = 0, "", ""
 
     def run(self) -> int:
         numbers = stop_signals()
@@ -213,17 +247,19 @@ class _Supervisor:
                 self._start()
         except OSError as exc:
             self._fail(f"IGN_WORKERS={self._settings.workers}: a process cannot be started: {exc}")
-        while self._children:
+        while self._children or self._starts:
             self._watch()
         for number in numbers:  # nothing is left to stop, and the status is known
             signal.signal(number, signal.SIG_IGN)
         if self._error:
             raise StartupError(self._error)
+        if self._final_message:
+            _LOG.error("%s", self._final_message)
         return self._status
 
-    def _start(self) -> None:
+    def _start(self, deaths: int = 0) -> None:
         """Start a process; raises `OSError` if the system has no files, processes or memory for it."""
-        self._metrics.mkdir(mode=0o700, exist_ok=True)  # a program that cleans folders may have removed it
+        self._folder.mkdir(mode=0o700, exist_ok=True)  # a program that cleans folders may have removed it
         messages, its_messages = self._context.Pipe(duplex=False)
         with its_messages:
             process = self._context.Process(target=self._main, args=(self._child_settings, its_messages))
@@ -232,16 +268,28 @@ class _Supervisor:
                 process.start()
             finally:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        self._children.append(_Child(process, messages, time.monotonic()))
+        self._children.append(_Child(process, messages, time.monotonic(), deaths))
 
     def _watch(self) -> None:
         handles = [handle for child in self._children for handle in (child.messages, child.process.sentinel)]
-        wait([self._signals, *handles])
+        next_start = min((start for start, _ in self._starts), default=math.inf)
+        wait([self._signals, *handles], max(0.0, min(_TICK_S, next_start - time.monotonic())))
+        # If this process was stopped, beats wait in the pipes, and the pause counts as two ticks at most.
+        now = time.monotonic()
+        passed, self._looked = min(now - self._looked, 2 * _TICK_S), now
         self._receive_signals()
         for child in list(self._children):
+            child.silence += passed
             self._receive(child)
             if not child.process.is_alive():
                 self._reap(child)
+            else:
+                self._kill_if_stuck(child, now)
+        if self._unfolded:
+            with contextlib.suppress(OSError):  # no space is left: it is tried again
+                self._metrics.fold({child.process.pid or 0 for child in self._children})
+                self._unfolded = False
+        self._start_replacements(now)
 
     def _receive_signals(self) -> None:
         while self._signals.poll():
@@ -252,38 +300,63 @@ class _Supervisor:
         with contextlib.suppress(EOFError, OSError):  # the process is gone
             while child.messages.poll():
                 error = child.messages.recv()
+                child.silence = 0.0
                 if error:
                     self._fail(error)
-                elif not self._listening:
-                    self._listening = True
-                    self._on_listening()
+                elif error is not None:
+                    self._on_child_listening(child)
+
+    def _on_child_listening(self, child: _Child) -> None:
+        child.listened, self._failures = time.monotonic(), 0
+        if not self._listening:
+            self._listening = True
+            self._on_listening()
+
+    def _kill_if_stuck(self, child: _Child, now: float) -> None:
+        silence = _START_SILENCE_S if child.listened == math.inf else _SILENCE_S
+        if now < self._kill_at and (self._stopping or child.silence < silence):
+            return
+        if not child.is_killed:
+            reason = "did not stop in time" if self._stopping else f"sent no beat for {child.silence:.0f} s"
+            _LOG.error("server process %s %s and is killed", child.process.pid, reason)
+        child.is_killed = True
+        child.process.kill()
 
     def _reap(self, child: _Child) -> None:
         child.process.join()
         child.messages.close()
         self._children.remove(child)
-        forget_process(child.process.pid or 0, self._metrics)
+        self._unfolded = True
         status = child.process.exitcode or 0
-        if not self._stopping:
-            _LOG.error("server process %s ended with status %s and is restarted", child.process.pid, status)
-            self._replace(child.started)
-        elif status != -signal.SIGTERM:  # a process that has just started dies of the signal
-            self._status = self._status or abs(status)
+        if self._stopping:
+            if status != -signal.SIGTERM:  # a process that has just started dies of the signal
+                self._status = self._status or abs(status)
+            return
+        deaths = 0 if time.monotonic() - child.listened >= _SERVED_S else child.deaths
+        pause = _RESTART_INTERVAL_S * min(2**deaths, _MAX_INTERVALS)
+        text = "server process %s ended with status %s; another one is started %g s after its start, or now"
+        _LOG.error(text, child.process.pid, status, pause)
+        self._starts.append((child.started + pause, deaths + 1))
+        self._metrics.process_replacements("hung" if child.is_killed else "ended").inc()
+        self._failures += child.listened == math.inf
+        if self._failures >= _MOST_FAILURES * self._settings.workers and not self._is_any_listening():
+            self._status = 1
+            self._final_message = (
+                f"the service ends: its processes died {self._failures} times in a row before one served"
+            )
+            self._stop(signal.SIGTERM)
 
-    def _replace(self, started: float) -> None:
-        """Start a process again. While the system starts none, try again until a signal."""
-        while True:
-            wait([self._signals], max(0.0, started + _RESTART_INTERVAL_S - time.monotonic()))
-            self._receive_signals()
-            if self._stopping:
-                return
-            started = time.monotonic()
+    def _is_any_listening(self) -> bool:
+        return any(child.listened < math.inf for child in self._children)
+
+    def _start_replacements(self, now: float) -> None:
+        for start, deaths in [each for each in self._starts if each[0] <= now]:
+            self._starts.remove((start, deaths))
             try:
-                self._start()
+                self._start(deaths)
             except OSError as exc:
                 _LOG.error("a process cannot be started: %s", exc)
-            else:
-                return
+                self._starts.append((now + _RESTART_INTERVAL_S, deaths))
 
     def _fail(self, error: str) -> None:
         self._error = self._error or error
@@ -291,7 +364,10 @@ class _Supervisor:
             self._stop(signal.SIGTERM)
 
     def _stop(self, number: signal.Signals) -> None:
+        if not self._stopping:
+            self._kill_at = time.monotonic() + self._settings.drain_s + _KILL_S
         self._stopping = True
+        self._starts.clear()
         for child in self._children:
             if child.process.is_alive() and child.process.pid is not None:
                 os.kill(child.process.pid, number)

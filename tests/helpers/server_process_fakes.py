@@ -1,11 +1,13 @@
 """Main functions of server processes for `test_supervisor`. The processes import them, so they stand in a module."""
 
+import contextlib
 import os
 import signal
 import time
 from multiprocessing.connection import Connection
 
 from service.environment import metrics_folder
+from service.observability.metrics import Metrics
 from service.settings import Settings
 
 
@@ -14,16 +16,31 @@ def serves(settings: Settings, messages: Connection, *, status: int = 0) -> None
     signal.signal(signal.SIGTERM, lambda *_: os._exit(status))
     folder = metrics_folder()
     assert folder is not None
-    (folder / f"gauge_livesum_{os.getpid()}.db").touch()
+    Metrics(folder).publish()
     (settings.model_dir / str(os.getpid())).write_text(f"{settings.threads} {settings.queue_rows} {folder}")
     messages.send("")
     while True:
-        time.sleep(60)
+        messages.send(None)
+        time.sleep(0.05)
 
 
 def stops_badly(settings: Settings, messages: Connection) -> None:
     """End with status 7 upon SIGTERM."""
     serves(settings, messages, status=7)
+
+
+def serves_shortly(settings: Settings, messages: Connection) -> None:
+    """Listen and end at once."""
+    messages.send("")
+    dies(settings, messages)
+
+
+def serves_alone(settings: Settings, messages: Connection) -> None:
+    """Serve, if it is the first; else end at once."""
+    with contextlib.suppress(FileExistsError):
+        (settings.model_dir / "first").touch(exist_ok=False)
+        serves(settings, messages)
+    dies(settings, messages)
 
 
 def refuses(settings: Settings, messages: Connection) -> None:

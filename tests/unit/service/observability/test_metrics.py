@@ -1,17 +1,21 @@
 import asyncio
+import errno
+import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import threading
-import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from prometheus_client import REGISTRY, CollectorRegistry
-from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.parser import text_string_to_metric_families
 
 from service import __version__
@@ -204,23 +208,8 @@ def test_scrapes_of_a_second_share_a_rendering_off_the_event_loop(monkeypatch: p
     assert threading.get_ident() not in threads
 
 
-def test_a_process_that_creates_its_files_does_not_break_the_others(tmp_path: Path) -> None:
-    metrics, file = Metrics(tmp_path), tmp_path / "counter_1.db"
-
-    def create() -> None:
-        for _ in range(1000):
-            file.write_bytes(b"")  # what another process sees until the file has its size
-            MmapedDict(str(file)).close()
-
-    with ThreadPoolExecutor(1) as other:
-        created = other.submit(create)
-        while not created.done():
-            metrics.render()
-    created.result()
-
-
 PROCESS = """
-import sys
+import os, sys
 from pathlib import Path
 from service.observability.metrics import Metrics
 from service.observability.logs import TraceContext
@@ -228,34 +217,105 @@ from service.observability.logs import TraceContext
 metrics = Metrics(Path(sys.argv[1]))
 metrics.loaded("toy/1", digest="aaa", provider="p", reproducible="exact")
 metrics.unloaded("toy/1")
+metrics.loaded("grey/1", digest="aaa", provider="p", reproducible="exact")
 metrics.in_flight.set(3)
+metrics.ready.set(1)
 trace = TraceContext("a" * 32, "b" * 16, 1)
-metrics.requests("/generate", 200, [(0.02, {"model": "toy/1", "api_key": "alice", "trace": trace})])
+metrics.requests("/generate", 200, [(0.02, {"model": "toy/1", "api_key": "alice \\n# HELP", "trace": trace})])
 metrics.rows("toy/1", "/generate", [7], [0.1], api_key="alice")
+for _ in range(2):
+    metrics.publish()
+print(os.getpid(), flush=True)
 sys.stdin.read()
 """
+COUNTED = {
+    'ign_caller_requests_total{caller="alice \\n# HELP",status="2xx"}',
+    'ign_request_seconds_count{endpoint="/generate",model="toy/1"}',
+}
+
+
+@contextmanager
+def processes(folder: Path) -> Iterator[list["subprocess.Popen[str]"]]:
+    """Two processes that have published their metrics."""
+    command = [sys.executable, "-c", PROCESS, str(folder)]
+    started = [
+        subprocess.Popen(command, env=environment(), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    try:
+        for process in started:
+            assert process.stdout is not None
+            assert int(process.stdout.readline()) == process.pid
+        yield started
+    finally:
+        for process in started:
+            process.communicate()
 
 
 def test_processes_add_up(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", PROCESS, str(tmp_path)]
-    environ = environment(PROMETHEUS_MULTIPROC_DIR=str(tmp_path))
-    processes = [subprocess.Popen(command, env=environ, stdin=subprocess.PIPE) for _ in range(2)]
-    try:
+    with processes(tmp_path):
         metrics = Metrics(tmp_path)
-        expected = {
-            f'ign_build_info{{onnxruntime="{onnxruntime_version()}",python="{platform.python_version()}",'
-            f'version="{__version__}"}} 1.0',
-            'ign_model_info{digest="aaa",model="toy/1",provider="p",reproducible="exact"} 0.0',
-            "ign_requests_in_flight 6.0",
-            'ign_caller_requests_total{caller="alice",status="2xx"} 2.0',
-            'ign_caller_row_steps_total{caller="alice"} 14.0',
-            'ign_request_seconds_count{endpoint="/generate",model="toy/1"} 2.0',
-        }
-        deadline = time.monotonic() + 60
-        while not expected <= set(lines := metrics.render(OPENMETRICS)[0].decode().splitlines()):
-            assert time.monotonic() < deadline, lines
-            time.sleep(0.05)
-        assert expected <= set(metrics.render()[0].decode().splitlines())
-    finally:
-        for process in processes:
-            process.communicate()
+        lines, values = metrics.render(OPENMETRICS)[0].decode().splitlines(), samples(metrics)
+    assert {
+        f'ign_build_info{{onnxruntime="{onnxruntime_version()}",python="{platform.python_version()}",'
+        f'version="{__version__}"}}': 1,
+        'ign_model_info{digest="aaa",model="grey/1",provider="p",reproducible="exact"}': 1,
+        "ign_requests_in_flight": 6,
+        "ign_ready": 0,
+        'ign_caller_row_steps_total{caller="alice"}': 14,
+        **dict.fromkeys(COUNTED, 2.0),
+    }.items() <= values.items()
+    assert not [name for name in values if "ign_model_info" in name and "toy/1" in name]
+    heads = [line for line in lines if line.startswith("#")]
+    assert len(set(heads)) == len(heads)
+    assert list(text_string_to_metric_families("\n".join([*lines, ""])))
+
+
+def test_processes_that_have_ended_leave_their_counters_in_one_file(tmp_path: Path) -> None:
+    supervisor, metrics = Metrics(tmp_path), Metrics(tmp_path)
+    for round_ in range(1, 3):
+        with processes(tmp_path) as started:
+            supervisor.process_replacements("ended").inc()
+            (tmp_path / f"{started[0].pid}.new").touch()  # it ended while it wrote
+            supervisor.fold({started[1].pid, os.getpid()})
+            values = samples(metrics)
+            assert values["ign_requests_in_flight"] == 3
+            assert [values[name] for name in sorted(COUNTED)] == [2 * round_, 2 * round_]
+            supervisor.fold({os.getpid()})
+            values = samples(metrics)
+            assert values["ign_requests_in_flight"] == 0
+            assert [values[name] for name in sorted(COUNTED)] == [2 * round_, 2 * round_]
+            assert values['ign_process_replacements_total{reason="ended"}'] == round_
+        assert {file.name for file in tmp_path.iterdir()} == {str(os.getpid()), "totals"}
+
+
+def test_a_scrape_during_a_fold_counts_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    supervisor, metrics = Metrics(tmp_path), Metrics(tmp_path)
+    with processes(tmp_path):
+        metrics.publish()
+        monkeypatch.setattr(Path, "unlink", Mock())
+        supervisor.fold({os.getpid()})
+        assert {samples(metrics)[name] for name in COUNTED} == {2}
+
+
+@pytest.mark.parametrize("is_removed", [True, False])
+def test_a_folder_that_cannot_be_written_costs_the_metrics_only(
+    tmp_path: Path, is_removed: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics, folder = Metrics(tmp_path / "shared"), tmp_path / "shared"
+    metrics.in_flight.set(1)
+    metrics.publish()
+    metrics.in_flight.set(2)
+    if is_removed:  # a program that cleans folders has removed it
+        shutil.rmtree(folder)
+        assert samples(metrics)["ign_requests_in_flight"] == 2
+        return
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+        for _ in range(2):
+            assert samples(metrics)["ign_requests_in_flight"] == 1
+        with pytest.raises(OSError, match="No space left"):
+            metrics.fold(set())
+        assert samples(metrics)["ign_requests_in_flight"] == 1
+    assert caplog.text.count("No space left on device") == 1
+    assert samples(metrics)["ign_requests_in_flight"] == 2

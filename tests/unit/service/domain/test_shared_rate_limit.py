@@ -9,8 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.api.limits import SharedGCRA
-from service.domain.rate_limit import GCRA, Rate
+from service.domain.rate_limit import GCRA, Rate, SharedGCRA
 
 RATES = st.builds(Rate, st.integers(1, 50), st.sampled_from([1.0, 60.0]))
 
