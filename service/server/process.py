@@ -334,7 +334,7 @@ class _Supervisor:
             return
         deaths = 0 if time.monotonic() - child.listened >= _SERVED_S else child.deaths
         pause = _RESTART_INTERVAL_S * min(2**deaths, _MAX_INTERVALS)
-        text = "server process %s ended with status %s; another one is started %g s after its start, or now"
+        text = "server process %s ended with status %s and is replaced, at the earliest %g s after its start"
         _LOG.error(text, child.process.pid, status, pause)
         self._starts.append((child.started + pause, deaths + 1))
         self._metrics.process_replacements("hung" if child.is_killed else "ended").inc()
