@@ -22,7 +22,7 @@ from service.api.native import routes as native
 from service.api.oip import endpoints as oip
 from service.domain.errors import StartupError
 from service.domain.rate_limit import SharedGCRA
-from service.environment import available_cpus, metrics_folder
+from service.environment import available_cpus, metrics_file
 from service.images.pool import CodecPool
 from service.models.instances import open_instances
 from service.models.registry import ModelRegistry, ServedModel
@@ -55,7 +55,7 @@ def build_services(settings: Settings, *, on_device_lost: Callback = lambda: Non
     ``on_device_lost`` is called on that event loop when a model has no device left. Only a new process can use the
     devices again.
     """
-    metrics, tracing = Metrics(metrics_folder()), _start_tracing()
+    metrics, tracing = Metrics(metrics_file()), _start_tracing()
     metrics.queue_limit.set(settings.queue_rows)
     in_flight = InFlightRequests(max(settings.max_inflight_bytes, settings.max_body_bytes))
     auto = settings.device == "auto"
@@ -140,8 +140,9 @@ def create_app(services: AppState, *, on_loaded: OnLoaded = _log_error) -> Appli
     keys = None if settings.api_keys_file is None else load_keys(settings.api_keys_file)
     services.metrics.add_callers([key.name for key in keys or ()])
     limited = settings.rate_limit is not None or any(key.quota for key in keys or ())
-    folder = metrics_folder() if settings.workers > 1 else None  # all processes count in one new folder
-    rates = CallerRates(settings.rate_limit, SharedGCRA(folder / "quotas") if folder else None) if limited else None
+    file = metrics_file() if settings.workers > 1 else None  # all processes count in one new folder
+    limiter = SharedGCRA(file.with_name("quotas")) if file and limited else None
+    rates = CallerRates(settings.rate_limit, limiter) if limited else None
     app = FastAPI(
         title="ign-service",
         summary="Idempotent Generative Networks over HTTP: generate, make real, walk between latents.",

@@ -19,8 +19,8 @@ _SECONDS: Final = {"s": 1.0, "m": 60.0}
 _ENTRY: Final = struct.Struct("<Qd")  # hash of the caller, 0 for an empty entry; its `due`
 _WAYS: Final = 8  # entries of a bucket, one of which a caller takes
 _BUCKET_BYTES: Final = _WAYS * _ENTRY.size
-_LOCK_S: Final = 0.1  # a process that holds a lock for longer is stopped, or waits for the CPU
-_LOCK_PAUSE_S: Final = 20e-6
+_TRIES: Final = 500  # to count a request, in at least 25 ms: whoever holds the lock for longer is stopped
+_PAUSE_S: Final = 50e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,6 @@ class SharedGCRA:
 
     def __init__(self, path: Path, callers: int = 65_536) -> None:
         self._buckets = max(1, callers // _WAYS)
-        self._stuck: dict[int, float] = {}  # start of a bucket → the time until which its lock is not tried again
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             os.posix_fallocate(self._file, 0, self._buckets * _BUCKET_BYTES)
@@ -107,28 +106,15 @@ class SharedGCRA:
         """
         digest = int.from_bytes(blake2b(caller.encode(), digest_size=8).digest(), "little")
         start = digest % self._buckets * _BUCKET_BYTES
-        if self._lock(start):
-            try:
-                return self._count(start, digest or 1, rate, now)
-            except OSError:
-                return 0.0
-            finally:
-                fcntl.lockf(self._file, fcntl.LOCK_UN, _BUCKET_BYTES, start)
-        return 0.0
-
-    def _lock(self, start: int) -> bool:
-        """Lock a bucket, unless another process holds the lock for `_LOCK_S`."""
-        begun = time.monotonic()
-        if begun < self._stuck.get(start, 0.0):
-            return False
-        while time.monotonic() - begun < _LOCK_S:
+        for _ in range(_TRIES):
             with contextlib.suppress(OSError):
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, _BUCKET_BYTES, start)
-                self._stuck.pop(start, None)
-                return True
-            time.sleep(_LOCK_PAUSE_S)
-        self._stuck[start] = begun + 10 * _LOCK_S
-        return False
+                try:
+                    return self._count(start, digest or 1, rate, now)
+                finally:
+                    fcntl.lockf(self._file, fcntl.LOCK_UN, _BUCKET_BYTES, start)
+            time.sleep(_PAUSE_S)
+        return 0.0
 
     def _count(self, start: int, key: int, rate: Rate, now: float) -> float:
         entries = list(_ENTRY.iter_unpack(os.pread(self._file, _BUCKET_BYTES, start)))

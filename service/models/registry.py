@@ -15,7 +15,7 @@ from typing import Final, Literal, NamedTuple
 from weakref import WeakValueDictionary
 
 from service.domain.errors import LoadFailed, StartupError, UnknownModel, UnloadRefused
-from service.models.repository import LOAD_S, LoadedModel, Repository, timeout_detail, version_key
+from service.models.repository import LOAD_S, LoadedModel, Repository, version_key
 from service.observability.statistics import ModelStatistics
 from service.scheduling.scheduler import Scheduler
 
@@ -239,7 +239,7 @@ def _describe_failure(ref: str, exc: Exception) -> str:
     if isinstance(exc, StartupError):
         return exc.detail
     if isinstance(exc, TimeoutError):
-        return timeout_detail(ref)
+        return f"{ref}: not loaded and verified in time ({LOAD_S:g} s, or until the service stops)"
     if isinstance(exc, OSError):
         return f"{ref}: {exc.strerror or type(exc).__name__}"
     _LOG.error("loading %s failed", ref, exc_info=exc)

@@ -6,9 +6,8 @@ A model file is read once. The same bytes are hashed, opened and run on the gold
 import logging
 import os
 import re
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -173,20 +172,13 @@ class Repository:
         try:
             return self.start_load(ref).result(LOAD_S)
         except TimeoutError as exc:
-            raise StartupError(timeout_detail(ref)) from exc
+            raise StartupError(f"{ref}: not loaded and verified in time ({LOAD_S:g} s)") from exc
 
     def start_load(self, ref: str) -> Future[LoadedModel]:
         """As `load`, in a thread of its own and without its time limit: nothing waits behind a model that hangs."""
-        loaded: Future[LoadedModel] = Future()
-        loaded.set_running_or_notify_cancel()  # whoever gives up waiting does not cancel it
-
-        def run() -> None:
-            try:
-                loaded.set_result(self._load(ref))
-            except BaseException as exc:
-                loaded.set_exception(exc)
-
-        threading.Thread(target=run, name="ign-load").start()
+        executor = ThreadPoolExecutor(1, "ign-load")
+        loaded = executor.submit(self._load, ref)
+        executor.shutdown(wait=False)
         return loaded
 
     def _load(self, ref: str) -> LoadedModel:
@@ -306,11 +298,6 @@ def wrap_errors(prefix: str) -> Iterator[None]:
         yield
     except StartupError as exc:
         raise StartupError(f"{prefix}: {exc.detail}") from exc
-
-
-def timeout_detail(ref: str) -> str:
-    """Why a version whose loading does not end does not serve."""
-    return f"{ref}: not loaded and verified in time ({LOAD_S:g} s, or until the service stops)"
 
 
 def version_key(ref: str) -> tuple[str, int]:

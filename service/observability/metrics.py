@@ -5,16 +5,15 @@ an unlimited number of series. Times are in seconds, batch and queue sizes in ro
 
 A scrape must not hold up the event loop, so a thread makes its text, and all scrapes of a second share it.
 
-Each of several processes writes its metrics as text to a file named after its pid. A scrape adds up the files; the
-supervisor adds those of processes that have ended to the file `totals`. Files are replaced whole and never mapped, so
-on a full disk they stay as they are, and nothing else happens.
+Each of several processes writes its metrics to a file every second, and a scrape adds up the files. A process that
+replaces another one takes over its file, and goes on from the counters there. Files are replaced whole and never
+mapped, so on a full disk they stay as they are, and nothing else happens.
 """
 
 import asyncio
 import contextlib
 import logging
 import operator
-import os
 import platform
 import sys
 import threading
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import choose_encoder, generate_latest
 
 from service import __version__
 from service.environment import onnxruntime_version
@@ -34,7 +33,7 @@ from service.observability.logs import TraceContext
 CACHE_S: Final = 1.0
 _OPENMETRICS: Final = "application/openmetrics-text"
 _SWITCH_S: Final = 0.0005
-_TOTALS: Final = "totals"
+_FRESH_S: Final = 10.0  # the gauges of a process that has not written its file for so long do not count
 
 MAX_VALUES: Final = 64
 MAX_CALLERS: Final = 1000
@@ -53,7 +52,6 @@ _STEPS: Final = (1, 2, 4, 8, 16, 64, 256, 1024, 4096, 16_384, 65_536, 300_000)
 _DRIFT: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5)
 _DISTANCE: Final = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0)
 _REFERENCE: Final = (50, 90, 99)  # percentiles of the card that are exported for comparison with ign_distance
-_REPLACED: Final = ("ended", "hung")
 _CLOSED: Final = ("limit", "head_timeout", "head_too_large", "malformed", "pipelining", "send_timeout")
 
 
@@ -74,7 +72,7 @@ class Metrics:
     """The metric objects, and methods that record events. Thread-safe, as prometheus_client is.
 
     A metric with labels is a function from their values to one series, such as ``metrics.batches("mnist/3", "full")``.
-    ``shared`` is the folder for the values of all processes of one service, which `scrape` combines; None for one.
+    ``shared`` is the file of this process, one of several; `scrape` combines those in its folder.
     """
 
     def __init__(self, shared: Path | None = None) -> None:
@@ -83,7 +81,7 @@ class Metrics:
         self.shared = shared
         self.registry = registry = CollectorRegistry()
         self._combine: dict[str, Combine] = {}  # of gauges, by name; other metrics are added
-        self._totals = ""  # of processes that have ended
+        self._earlier = _read(shared)[0] if shared else ""  # metrics of the processes that this one replaces
         self._is_published = True
         self._rendering, self._publishing = threading.Lock(), threading.Lock()
         self._latest: dict[str, tuple[float, asyncio.Task[tuple[bytes, str]]]] = {}
@@ -120,7 +118,7 @@ class Metrics:
 
         text = "Server processes that were replaced: they ended, or hung and were killed."
         self.process_replacements = counters("ign_process_replacements", text, {"reason": str})
-        for reason in _REPLACED:
+        for reason in ("ended", "hung"):
             self.process_replacements(reason)
 
         # Connections and requests
@@ -289,7 +287,7 @@ class Metrics:
                 return encode(self.registry), content_type
             # Its own from the file too: what a scrape of another process has shown must not decrease.
             self.publish()
-            return self._add_up(_read_all(self.shared), with_gauges=True).encode(), content_type
+            return self._add_up(map(_read, self.shared.parent.glob(f"*{self.shared.suffix}"))), content_type
 
     def publish(self) -> None:
         """Write the metrics of this process to its file, for scrapes of all processes."""
@@ -297,7 +295,10 @@ class Metrics:
             return
         with self._publishing:
             try:
-                _replace(self.shared / str(os.getpid()), self._text())
+                self.shared.parent.mkdir(mode=0o700, exist_ok=True)  # a program that cleans folders may have removed it
+                new = self.shared.with_suffix(".new")
+                new.write_bytes(self._add_up([(self._earlier, False), (generate_latest(self.registry).decode(), True)]))
+                new.replace(self.shared)
             except OSError as exc:
                 if self._is_published:
                     _LOG.warning("the metrics of this process cannot be written, so /metrics is old: %s", exc)
@@ -305,40 +306,19 @@ class Metrics:
             else:
                 self._is_published = True
 
-    def fold(self, alive: Collection[int]) -> None:
-        """Add the counters of all processes but those ``alive``, and of this one, to the totals; delete their files.
-
-        Only the supervisor calls it. Raises `OSError`, without a change, if the totals cannot be written.
-        """
-        if self.shared is None:
-            return
-        ended = [file for file in self.shared.glob("[0-9]*") if int(file.stem) not in alive]
-        texts = [file.read_bytes().decode() for file in ended if not file.suffix]
-        totals = self._add_up([self._totals, *texts], with_gauges=False)
-        # A scrape between the next two lines finds a process in both, so the first line names those to leave out.
-        names = " ".join(file.name for file in ended)
-        _replace(self.shared / _TOTALS, f"{names}\n{self._add_up([totals, self._text()], with_gauges=False)}")
-        self._totals = totals
-        for file in ended:
-            file.unlink(missing_ok=True)
-
-    def _text(self) -> str:
-        return choose_encoder("")[0](self.registry).decode()
-
-    def _add_up(self, texts: Iterable[str], *, with_gauges: bool) -> str:
-        """One text of several: equal series become one."""
+    def _add_up(self, texts: Iterable[tuple[str, bool]]) -> bytes:
+        """One text of several, each with or without its gauges: equal series become one."""
         families: dict[str, dict[str, float]] = {}
-        for family in (family for text in texts for family in f"\n{text}".split("\n# HELP ")[1:]):
-            head, kind, *lines = family.strip("\n").split("\n")
-            values = families.setdefault(f"# HELP {head}\n{kind}", {})
-            combine = self._combine.get(head.partition(" ")[0])
-            if combine is not None and not with_gauges:
-                continue
-            for series, _, value in (line.rpartition(" ") for line in lines):
-                number = float(value)
-                values[series] = (combine or operator.add)(values[series], number) if series in values else number
+        for text, with_gauges in texts:
+            for family in f"\n{text}".split("\n# HELP ")[1:]:
+                head, kind, *lines = family.strip("\n").split("\n")
+                values = families.setdefault(f"# HELP {head}\n{kind}", {})
+                combine = self._combine.get(head.partition(" ")[0])
+                for series, _, value in (line.rpartition(" ") for line in lines if with_gauges or combine is None):
+                    number = float(value)
+                    values[series] = (combine or operator.add)(values[series], number) if series in values else number
         lines = [line for head, values in families.items() for line in (head, *(f"{k} {v}" for k, v in values.items()))]
-        return "\n".join([*lines, ""])
+        return "\n".join([*lines, ""]).encode()
 
 
 def _children(metric: Metric, labels: Labels) -> Callable[..., Metric]:
@@ -361,23 +341,8 @@ def _short_switch_interval() -> Iterator[None]:
         sys.setswitchinterval(usual)
 
 
-def _replace(file: Path, text: str) -> None:
-    file.parent.mkdir(mode=0o700, exist_ok=True)  # a program that cleans folders may have removed it
-    new = file.with_suffix(".new")
-    new.write_bytes(text.encode())
-    new.replace(file)
-
-
-def _read(file: Path) -> str:
-    """The text of a file, or none if the file has just been deleted."""
+def _read(file: Path) -> tuple[str, bool]:
+    """The metrics of a file, if there is one, and whether its gauges count."""
     with contextlib.suppress(OSError):
-        return file.read_bytes().decode()
-    return ""
-
-
-def _read_all(folder: Path) -> list[str]:
-    """The metrics of each process that runs, and the totals."""
-    texts = {file.name: _read(file) for file in folder.glob("[0-9]*") if not file.suffix}
-    # Last: a file that had been deleted before it was read is in these totals.
-    ended, _, totals = _read(folder / _TOTALS).partition("\n")
-    return [totals, *(text for name, text in texts.items() if name not in ended.split())]
+        return file.read_bytes().decode(), time.time() - file.stat().st_mtime < _FRESH_S
+    return "", False

@@ -4,12 +4,8 @@ Each of several has a socket of its own, and the kernel distributes connections 
 So a process gets none until its models are ready; an inherited socket that listens would give it some. Each has its own
 models, queue and batches, which is for CPUs: on a GPU, a second process would split the batches.
 
-The event loop of each child sends a beat to the supervisor every second. A child without a beat for 10 s, because it
-is stopped or its event loop is, is killed and replaced like one that has died:
-
-    start ── imports, models: 60 s without a beat ──▶ listens ── 10 s without a beat ──▶ SIGKILL ─┐
-      ▲                                                                                           ▼
-      └── 1 s after the last start; 2, 4 … 60 s for one that died within 10 s of listening ◀──── ended
+The event loop of each sends a beat to the supervisor every second. A process without a beat for 10 s is killed, and
+replaced like one that has died.
 """
 
 import asyncio
@@ -62,15 +58,13 @@ def child_main(settings: Settings, messages: Connection) -> None:
     """The main function of one of several server processes.
 
     It sends None every second, "" when it listens, or the reason why it does not start. It drains upon SIGTERM and when
-    its parent ends.
-    systemd sends SIGTERM to every process, and the parent passes its own on, so a second SIGTERM changes nothing;
-    SIGINT ends the requests of a process that drains.
+    its parent ends. systemd sends SIGTERM to every process, and the parent passes its own on, so a second SIGTERM
+    changes nothing; SIGINT ends the requests of a process that drains.
     """
     # Ctrl-C in a terminal then reaches the parent only, which passes it on as SIGTERM.
     os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # discards a SIGINT that arrived while the parent blocked it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    threading.Thread(target=_stop_with_parent, name="ign-parent", daemon=True).start()
     configure_logging(settings)
     try:
         with uvicorn_server.bind(settings.host, settings.port, shared=True) as bound:
@@ -81,16 +75,13 @@ def child_main(settings: Settings, messages: Connection) -> None:
     leave(status)
 
 
-def _stop_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
 def _report(messages: Connection, text: str | None) -> None:
-    with contextlib.suppress(OSError):  # the parent is gone, or has not read for long
+    try:
         messages.send(text and text[:_MESSAGE])
+    except BlockingIOError:  # the parent is stopped
+        pass
+    except OSError:  # it is gone
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def run_server(settings: Settings, listener: socket.socket, messages: Connection | None = None) -> int:
@@ -199,15 +190,14 @@ def supervise(settings: Settings, main: ChildMain, *, on_listening: Callable[[],
     The first signal drains them, a second one ends their requests. ``on_listening`` is called when the first listens.
 
     The exit status is 0 if every process stopped cleanly, else the status of the first that did not, or the number of
-    the signal that killed it; 1 if processes die again and again before one listens. Raises StartupError if a process
-    did not start; the others are stopped.
+    the signal that killed it. Raises StartupError if a process did not start, or processes die again and again before
+    one listens; the others are stopped.
     """
     try:
         folder = tempfile.TemporaryDirectory(prefix="ign-metrics-", ignore_cleanup_errors=True)
     except OSError as exc:
         raise StartupError(f"IGN_WORKERS={settings.workers} needs a folder in TMPDIR: {exc.strerror}") from exc
     with folder as name:
-        share_metrics(Path(name))
         return _Supervisor(settings, main, on_listening, Path(name)).run()
 
 
@@ -216,6 +206,7 @@ class _Child:
     process: SpawnProcess
     messages: Connection
     started: float
+    place: int  # among the processes; its replacement gets the same
     deaths: int  # of processes in this place that served for less than `_SERVED_S`, in a row
     listened: float = math.inf  # since when
     silence: float = 0.0  # seconds since the last beat
@@ -225,17 +216,18 @@ class _Child:
 class _Supervisor:
     def __init__(self, settings: Settings, main: ChildMain, on_listening: Callable[[], None], folder: Path) -> None:
         self._settings, self._main, self._on_listening, self._folder = settings, main, on_listening, folder
-        self._child_settings, self._metrics = per_process_settings(settings), Metrics(folder)
+        self._child_settings, self._metrics = per_process_settings(settings), Metrics(folder / "supervisor.prom")
+        self._metrics.ready.set(1)  # only the others say whether the service is ready
         self._context = multiprocessing.get_context("spawn")
         # Signal handlers only write into this pipe: an OSError of a handler within `is_alive` would lose the status.
         self._signals, self._signalled = self._context.Pipe(duplex=False)
         self._children: list[_Child] = []
-        self._starts: list[tuple[float, int]] = []  # when to start a replacement, and `deaths` in its place
+        self._starts: list[tuple[float, int, int]] = []  # when to start a replacement, its place, and `deaths` there
         self._failures = 0  # processes that died before they listened, since one has listened
         self._looked = time.monotonic()
         self._kill_at = math.inf
-        self._listening = self._stopping = self._unfolded = False
-        self._status, self._error, self._final_message = 0, "", ""
+        self._listening = self._stopping = False
+        self._status, self._error = 0, ""
 
     def run(self) -> int:
         numbers = stop_signals()
@@ -243,8 +235,8 @@ class _Supervisor:
             signal.signal(number, lambda *_: self._signalled.send(None))
         resource_tracker.ensure_running()  # else `Process.start` starts it, and that unblocks SIGINT
         try:
-            for _ in range(self._settings.workers):
-                self._start()
+            for place in range(self._settings.workers):
+                self._start(place)
         except OSError as exc:
             self._fail(f"IGN_WORKERS={self._settings.workers}: a process cannot be started: {exc}")
         while self._children or self._starts:
@@ -253,13 +245,12 @@ class _Supervisor:
             signal.signal(number, signal.SIG_IGN)
         if self._error:
             raise StartupError(self._error)
-        if self._final_message:
-            _LOG.error("%s", self._final_message)
         return self._status
 
-    def _start(self, deaths: int = 0) -> None:
+    def _start(self, place: int, deaths: int = 0) -> None:
         """Start a process; raises `OSError` if the system has no files, processes or memory for it."""
         self._folder.mkdir(mode=0o700, exist_ok=True)  # a program that cleans folders may have removed it
+        share_metrics(self._folder / f"{place}.prom")
         messages, its_messages = self._context.Pipe(duplex=False)
         with its_messages:
             process = self._context.Process(target=self._main, args=(self._child_settings, its_messages))
@@ -268,12 +259,12 @@ class _Supervisor:
                 process.start()
             finally:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        self._children.append(_Child(process, messages, time.monotonic(), deaths))
+        self._children.append(_Child(process, messages, time.monotonic(), place, deaths))
 
     def _watch(self) -> None:
         handles = [handle for child in self._children for handle in (child.messages, child.process.sentinel)]
-        next_start = min((start for start, _ in self._starts), default=math.inf)
-        wait([self._signals, *handles], max(0.0, min(_TICK_S, next_start - time.monotonic())))
+        until = min([start for start, *_ in self._starts], default=math.inf) - time.monotonic()
+        wait([self._signals, *handles], max(0.0, min(_TICK_S, until)))
         # If this process was stopped, beats wait in the pipes, and the pause counts as two ticks at most.
         now = time.monotonic()
         passed, self._looked = min(now - self._looked, 2 * _TICK_S), now
@@ -285,10 +276,6 @@ class _Supervisor:
                 self._reap(child)
             else:
                 self._kill_if_stuck(child, now)
-        if self._unfolded:
-            with contextlib.suppress(OSError):  # no space is left: it is tried again
-                self._metrics.fold({child.process.pid or 0 for child in self._children})
-                self._unfolded = False
         self._start_replacements(now)
 
     def _receive_signals(self) -> None:
@@ -304,29 +291,24 @@ class _Supervisor:
                 if error:
                     self._fail(error)
                 elif error is not None:
-                    self._on_child_listening(child)
-
-    def _on_child_listening(self, child: _Child) -> None:
-        child.listened, self._failures = time.monotonic(), 0
-        if not self._listening:
-            self._listening = True
-            self._on_listening()
+                    child.listened, self._failures = time.monotonic(), 0
+                    if not self._listening:
+                        self._listening = True
+                        self._on_listening()
 
     def _kill_if_stuck(self, child: _Child, now: float) -> None:
         silence = _START_SILENCE_S if child.listened == math.inf else _SILENCE_S
         if now < self._kill_at and (self._stopping or child.silence < silence):
             return
-        if not child.is_killed:
-            reason = "did not stop in time" if self._stopping else f"sent no beat for {child.silence:.0f} s"
-            _LOG.error("server process %s %s and is killed", child.process.pid, reason)
         child.is_killed = True
+        reason = "did not stop in time" if self._stopping else f"sent no beat for {child.silence:.0f} s"
+        _LOG.error("server process %s %s and is killed", child.process.pid, reason)
         child.process.kill()
 
     def _reap(self, child: _Child) -> None:
         child.process.join()
         child.messages.close()
         self._children.remove(child)
-        self._unfolded = True
         status = child.process.exitcode or 0
         if self._stopping:
             if status != -signal.SIGTERM:  # a process that has just started dies of the signal
@@ -336,27 +318,23 @@ class _Supervisor:
         pause = _RESTART_INTERVAL_S * min(2**deaths, _MAX_INTERVALS)
         text = "server process %s ended with status %s and is replaced, at the earliest %g s after its start"
         _LOG.error(text, child.process.pid, status, pause)
-        self._starts.append((child.started + pause, deaths + 1))
+        self._starts.append((child.started + pause, child.place, deaths + 1))
         self._metrics.process_replacements("hung" if child.is_killed else "ended").inc()
+        self._metrics.publish()
         self._failures += child.listened == math.inf
-        if self._failures >= _MOST_FAILURES * self._settings.workers and not self._is_any_listening():
-            self._status = 1
-            self._final_message = (
-                f"the service ends: its processes died {self._failures} times in a row before one served"
-            )
-            self._stop(signal.SIGTERM)
-
-    def _is_any_listening(self) -> bool:
-        return any(child.listened < math.inf for child in self._children)
+        is_any_listening = any(other.listened < math.inf for other in self._children)
+        if self._failures >= _MOST_FAILURES * self._settings.workers and not is_any_listening:
+            self._fail(f"server processes died {self._failures} times in a row before one served, see the log")
 
     def _start_replacements(self, now: float) -> None:
-        for start, deaths in [each for each in self._starts if each[0] <= now]:
-            self._starts.remove((start, deaths))
+        due = [each for each in self._starts if each[0] <= now]
+        self._starts = [each for each in self._starts if each not in due]
+        for _, place, deaths in due:
             try:
-                self._start(deaths)
+                self._start(place, deaths)
             except OSError as exc:
                 _LOG.error("a process cannot be started: %s", exc)
-                self._starts.append((now + _RESTART_INTERVAL_S, deaths))
+                self._starts.append((now + _RESTART_INTERVAL_S, place, deaths))
 
     def _fail(self, error: str) -> None:
         self._error = self._error or error

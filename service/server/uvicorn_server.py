@@ -29,7 +29,6 @@ KEEP_ALIVE_S: Final = 75
 a proxy could send a POST on a closed connection, and it does not send a POST twice."""
 _EXIT_GRACE_S: Final = 3.0  # after the time of draining, to close connections and models
 _HANDSHAKE_S: Final = 0.1  # for connections that the kernel has begun when the server stops listening
-_BEAT_S: Final = 1.0
 _QUIET_S: Final = 0.5  # a stopping server closes a connection on which nothing has arrived for this time
 _LAST_REQUESTS_S: Final = 1.0  # for all connections to become quiet
 
@@ -73,18 +72,11 @@ class IgnServer(uvicorn.Server):
         finally:
             self._has_ended.set()
 
-    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve until a signal, on the running event loop."""
-        beats = asyncio.create_task(self._send_beats())
-        try:
-            await super().serve(sockets)
-        finally:
-            beats.cancel()
-
-    async def _send_beats(self) -> None:
-        while self._beat is not None:
+    async def on_tick(self, counter: int) -> bool:
+        """Send a beat every second; uvicorn calls this ten times a second until the server has drained."""
+        if self._beat is not None and counter % 10 == 0:
             self._beat()
-            await asyncio.sleep(_BEAT_S)
+        return await super().on_tick(counter)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -6,7 +6,7 @@ import signal
 import time
 from multiprocessing.connection import Connection
 
-from service.environment import metrics_folder
+from service.environment import metrics_file
 from service.observability.metrics import Metrics
 from service.settings import Settings
 
@@ -14,10 +14,10 @@ from service.settings import Settings
 def serves(settings: Settings, messages: Connection, *, status: int = 0) -> None:
     """Write a file named after the process, and wait for SIGTERM."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(status))
-    folder = metrics_folder()
-    assert folder is not None
-    Metrics(folder).publish()
-    (settings.model_dir / str(os.getpid())).write_text(f"{settings.threads} {settings.queue_rows} {folder}")
+    file = metrics_file()
+    assert file is not None
+    Metrics(file).publish()
+    (settings.model_dir / str(os.getpid())).write_text(f"{settings.threads} {settings.queue_rows} {file.parent}")
     messages.send("")
     while True:
         messages.send(None)

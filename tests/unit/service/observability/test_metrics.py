@@ -4,12 +4,8 @@ import os
 import platform
 import re
 import shutil
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -24,7 +20,6 @@ from service.observability.logs import TraceContext
 from service.observability.metrics import MAX_CALLERS, MAX_VALUES, OTHER, Metrics, label_limiter
 from service.observability.statistics import Duration, ModelStatistics
 from service.scheduling.observer import Finished
-from tests.helpers.live import environment
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.5,*/*;q=0.2"
 """The beginning of what Prometheus sends as Accept."""
@@ -208,114 +203,72 @@ def test_scrapes_of_a_second_share_a_rendering_off_the_event_loop(monkeypatch: p
     assert threading.get_ident() not in threads
 
 
-PROCESS = """
-import os, sys
-from pathlib import Path
-from service.observability.metrics import Metrics
-from service.observability.logs import TraceContext
-
-metrics = Metrics(Path(sys.argv[1]))
-metrics.loaded("toy/1", digest="aaa", provider="p", reproducible="exact")
-metrics.unloaded("toy/1")
-metrics.loaded("grey/1", digest="aaa", provider="p", reproducible="exact")
-metrics.in_flight.set(3)
-metrics.ready.set(1)
-trace = TraceContext("a" * 32, "b" * 16, 1)
-metrics.requests("/generate", 200, [(0.02, {"model": "toy/1", "api_key": "alice \\n# HELP", "trace": trace})])
-metrics.rows("toy/1", "/generate", [7], [0.1], api_key="alice")
-for _ in range(2):
+def published(file: Path) -> Metrics:
+    """One process after some requests."""
+    metrics = Metrics(file)
+    metrics.loaded("toy/1", **DESCRIBED)
+    metrics.unloaded("toy/1")
+    metrics.loaded("grey/1", **DESCRIBED)
+    metrics.in_flight.set(3)
+    metrics.ready.set(1)
+    state = {"model": "toy/1", "api_key": "alice\n# HELP", "trace": TraceContext("a" * 32, "b" * 16, 1)}
+    metrics.requests("/generate", 200, [(0.02, state)])
+    metrics.rows("toy/1", "/generate", [7], [0.1], api_key="alice")
     metrics.publish()
-print(os.getpid(), flush=True)
-sys.stdin.read()
-"""
-COUNTED = {
-    'ign_caller_requests_total{caller="alice \\n# HELP",status="2xx"}',
-    'ign_request_seconds_count{endpoint="/generate",model="toy/1"}',
-}
-
-
-@contextmanager
-def processes(folder: Path) -> Iterator[list["subprocess.Popen[str]"]]:
-    """Two processes that have published their metrics."""
-    command = [sys.executable, "-c", PROCESS, str(folder)]
-    started = [
-        subprocess.Popen(command, env=environment(), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        for _ in range(2)
-    ]
-    try:
-        for process in started:
-            assert process.stdout is not None
-            assert int(process.stdout.readline()) == process.pid
-        yield started
-    finally:
-        for process in started:
-            process.communicate()
+    return metrics
 
 
 def test_processes_add_up(tmp_path: Path) -> None:
-    with processes(tmp_path):
-        metrics = Metrics(tmp_path)
-        lines, values = metrics.render(OPENMETRICS)[0].decode().splitlines(), samples(metrics)
+    published(tmp_path / "0.prom"), published(tmp_path / "1.prom")
+    metrics = Metrics(tmp_path / "2.prom")
+    (tmp_path / "quotas").write_bytes(bytes(100))
+    text, values = metrics.render(OPENMETRICS)[0].decode(), samples(metrics)
     assert {
         f'ign_build_info{{onnxruntime="{onnxruntime_version()}",python="{platform.python_version()}",'
         f'version="{__version__}"}}': 1,
-        'ign_model_info{digest="aaa",model="grey/1",provider="p",reproducible="exact"}': 1,
+        'ign_model_info{digest="aaa",model="grey/1",provider="CPUExecutionProvider",reproducible="exact"}': 1,
         "ign_requests_in_flight": 6,
-        "ign_ready": 0,
+        "ign_ready": 0,  # of the third
+        'ign_caller_requests_total{caller="alice\\n# HELP",status="2xx"}': 2,
         'ign_caller_row_steps_total{caller="alice"}': 14,
-        **dict.fromkeys(COUNTED, 2.0),
+        'ign_request_seconds_count{endpoint="/generate",model="toy/1"}': 2,
     }.items() <= values.items()
     assert not [name for name in values if "ign_model_info" in name and "toy/1" in name]
-    heads = [line for line in lines if line.startswith("#")]
+    heads = [line for line in text.split("\n") if line.startswith("#")]
     assert len(set(heads)) == len(heads)
-    assert list(text_string_to_metric_families("\n".join([*lines, ""])))
+    assert list(text_string_to_metric_families(text))
 
 
-def test_processes_that_have_ended_leave_their_counters_in_one_file(tmp_path: Path) -> None:
-    supervisor, metrics = Metrics(tmp_path), Metrics(tmp_path)
-    for round_ in range(1, 3):
-        with processes(tmp_path) as started:
-            supervisor.process_replacements("ended").inc()
-            (tmp_path / f"{started[0].pid}.new").touch()  # it ended while it wrote
-            supervisor.fold({started[1].pid, os.getpid()})
-            values = samples(metrics)
-            assert values["ign_requests_in_flight"] == 3
-            assert [values[name] for name in sorted(COUNTED)] == [2 * round_, 2 * round_]
-            supervisor.fold({os.getpid()})
-            values = samples(metrics)
-            assert values["ign_requests_in_flight"] == 0
-            assert [values[name] for name in sorted(COUNTED)] == [2 * round_, 2 * round_]
-            assert values['ign_process_replacements_total{reason="ended"}'] == round_
-        assert {file.name for file in tmp_path.iterdir()} == {str(os.getpid()), "totals"}
+def test_a_process_goes_on_from_the_counters_of_the_one_that_it_replaces(tmp_path: Path) -> None:
+    """So 500 that have ended cost a scrape no more than one."""
+    other = Metrics(tmp_path / "other.prom")
+    name = 'ign_request_seconds_count{endpoint="/generate",model="toy/1"}'
+    for count in range(1, 4):
+        published(tmp_path / "0.prom")
+        assert samples(other)[name] == count
+        assert samples(other)["ign_requests_in_flight"] == 3
+    assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_scrape_during_a_fold_counts_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    supervisor, metrics = Metrics(tmp_path), Metrics(tmp_path)
-    with processes(tmp_path):
-        metrics.publish()
-        monkeypatch.setattr(Path, "unlink", Mock())
-        supervisor.fold({os.getpid()})
-        assert {samples(metrics)[name] for name in COUNTED} == {2}
+def test_the_gauges_of_a_process_that_writes_no_more_do_not_count(tmp_path: Path) -> None:
+    published(tmp_path / "0.prom")
+    os.utime(tmp_path / "0.prom", (0, 0))
+    values = samples(Metrics(tmp_path / "1.prom"))
+    assert values["ign_requests_in_flight"] == 0
+    assert values['ign_caller_row_steps_total{caller="alice"}'] == 7
 
 
 @pytest.mark.parametrize("is_removed", [True, False])
 def test_a_folder_that_cannot_be_written_costs_the_metrics_only(
     tmp_path: Path, is_removed: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    metrics, folder = Metrics(tmp_path / "shared"), tmp_path / "shared"
-    metrics.in_flight.set(1)
-    metrics.publish()
+    metrics = published(tmp_path / "shared" / "0.prom")
     metrics.in_flight.set(2)
     if is_removed:  # a program that cleans folders has removed it
-        shutil.rmtree(folder)
-        assert samples(metrics)["ign_requests_in_flight"] == 2
-        return
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
-        for _ in range(2):
-            assert samples(metrics)["ign_requests_in_flight"] == 1
-        with pytest.raises(OSError, match="No space left"):
-            metrics.fold(set())
-        assert samples(metrics)["ign_requests_in_flight"] == 1
-    assert caplog.text.count("No space left on device") == 1
+        shutil.rmtree(tmp_path / "shared")
+    else:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "write_bytes", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+            assert [samples(metrics)["ign_requests_in_flight"] for _ in range(2)] == [3, 3]
+        assert caplog.text.count("No space left on device") == 1
     assert samples(metrics)["ign_requests_in_flight"] == 2

@@ -24,7 +24,7 @@ from tests.helpers.connection import PATIENCE_S
 @pytest.fixture(autouse=True)
 def _own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """`supervise` changes the environment and the signal handlers of its process, which here is pytest's."""
-    monkeypatch.setenv("_IGN_SHARED_FOLDER", "")
+    monkeypatch.setenv("_IGN_METRICS_FILE", "")
     monkeypatch.setattr(process, "_RESTART_INTERVAL_S", 0.05)
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     before = {number: signal.signal(number, lambda *_: None) for number in numbers}
@@ -97,7 +97,7 @@ def test_they_run_until_a_signal(settings: Settings, number: int) -> None:
 
 
 @pytest.mark.parametrize("is_removed", [False, True])
-def test_a_process_that_dies_is_restarted_and_its_gauges_are_dropped(settings: Settings, is_removed: bool) -> None:
+def test_a_process_that_dies_is_restarted_and_its_metrics_go_on(settings: Settings, is_removed: bool) -> None:
     """A program that cleans folders may have removed that of the metrics."""
 
     def script() -> None:
@@ -111,8 +111,8 @@ def test_a_process_that_dies_is_restarted_and_its_gauges_are_dropped(settings: S
             return
         os.kill(first, signal.SIGKILL)
         started(settings, 3)()
-        assert {file.name for file in folder.iterdir()} == {str(pid) for pid in pids(settings) - {first}} | {"totals"}
-        assert 'ign_process_replacements_total{reason="ended"} 1.0' in (folder / "totals").read_text()
+        assert {file.name for file in folder.iterdir()} == {"0.prom", "1.prom", "supervisor.prom"}
+        assert 'ign_process_replacements_total{reason="ended"} 1.0' in (folder / "supervisor.prom").read_text()
 
     assert supervised(settings, fakes.serves, script) == 0
 
@@ -138,11 +138,11 @@ def test_a_process_that_dies_again_and_again_is_restarted_after_a_pause(
 
 
 def test_processes_that_all_die_before_they_listen_end_the_service(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process, "_MAX_INTERVALS", 1)
-    assert supervise(settings, fakes.dies, on_listening=lambda: None) == 1
-    assert "died 10 times in a row before one served" in caplog.messages[-1]
+    with pytest.raises(StartupError, match="died 10 times in a row before one served"):
+        supervise(settings, fakes.dies, on_listening=lambda: None)
 
 
 def test_as_long_as_one_serves_the_others_may_die(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +160,7 @@ def test_a_process_that_hangs_is_killed_and_replaced(settings: Settings, monkeyp
         os.kill(stopped, signal.SIGSTOP)
         started(settings, 3)()
         until(lambda: not Path(f"/proc/{stopped}").exists())
-        assert 'ign_process_replacements_total{reason="hung"} 0.0' not in (folder / "totals").read_text()
+        assert 'ign_process_replacements_total{reason="hung"} 0.0' not in (folder / "supervisor.prom").read_text()
 
     assert supervised(settings, fakes.serves, script) == 0
 
