@@ -85,10 +85,8 @@ class SharedGCRA:
 
     The hash of a caller chooses a bucket. A process locks the bytes of that bucket for some microseconds; the kernel
     drops the lock of a process that dies. Beyond ``callers``, or if a bucket is full, the caller that has been quiet
-    longest is dropped and starts anew. A request does not count if its bucket cannot be locked, read or written.
-
-    The file has its whole size from the start, and is not mapped, so a full disk changes nothing. Raises StartupError
-    if it cannot be made.
+    longest is dropped and starts anew. A request does not count if its bucket cannot be locked, read or written. The
+    file has its whole size from the start, so a full disk changes nothing; raises StartupError if it cannot be made.
     """
 
     def __init__(self, path: Path, callers: int = 65_536) -> None:

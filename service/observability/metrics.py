@@ -82,7 +82,7 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         self._combine: dict[str, Combine] = {}  # of gauges, by name; other metrics are added
         self._earlier = _read(shared)[0] if shared else ""  # metrics of the processes that this one replaces
-        self._is_published = True
+        self._warn_once = lru_cache(_LOG.warning)
         self._rendering, self._publishing = threading.Lock(), threading.Lock()
         self._latest: dict[str, tuple[float, asyncio.Task[tuple[bytes, str]]]] = {}
         if shared is None:
@@ -300,11 +300,7 @@ class Metrics:
                 new.write_bytes(self._add_up([(self._earlier, False), (generate_latest(self.registry).decode(), True)]))
                 new.replace(self.shared)
             except OSError as exc:
-                if self._is_published:
-                    _LOG.warning("the metrics of this process cannot be written, so /metrics is old: %s", exc)
-                self._is_published = False
-            else:
-                self._is_published = True
+                self._warn_once(f"the metrics of this process cannot be written, so /metrics is old: {exc}")
 
     def _add_up(self, texts: Iterable[tuple[str, bool]]) -> bytes:
         """One text of several, each with or without its gauges: equal series become one."""

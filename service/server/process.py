@@ -302,7 +302,7 @@ class _Supervisor:
             return
         child.is_killed = True
         reason = "did not stop in time" if self._stopping else f"sent no beat for {child.silence:.0f} s"
-        _LOG.error("server process %s %s and is killed", child.process.pid, reason)
+        _LOG.error("process %s %s and is killed", child.process.pid, reason)
         child.process.kill()
 
     def _reap(self, child: _Child) -> None:
@@ -316,8 +316,7 @@ class _Supervisor:
             return
         deaths = 0 if time.monotonic() - child.listened >= _SERVED_S else child.deaths
         pause = _RESTART_INTERVAL_S * min(2**deaths, _MAX_INTERVALS)
-        text = "server process %s ended with status %s and is replaced, at the earliest %g s after its start"
-        _LOG.error(text, child.process.pid, status, pause)
+        _LOG.error("process %s ended with status %s; next start %g s after its own", child.process.pid, status, pause)
         self._starts.append((child.started + pause, child.place, deaths + 1))
         self._metrics.process_replacements("hung" if child.is_killed else "ended").inc()
         self._metrics.publish()

@@ -29,6 +29,7 @@ KEEP_ALIVE_S: Final = 75
 a proxy could send a POST on a closed connection, and it does not send a POST twice."""
 _EXIT_GRACE_S: Final = 3.0  # after the time of draining, to close connections and models
 _HANDSHAKE_S: Final = 0.1  # for connections that the kernel has begun when the server stops listening
+_BEAT_S: Final = 1.0
 _QUIET_S: Final = 0.5  # a stopping server closes a connection on which nothing has arrived for this time
 _LAST_REQUESTS_S: Final = 1.0  # for all connections to become quiet
 
@@ -43,6 +44,7 @@ _DROP_SYN: Final = struct.pack(
 )
 _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - address that stands for all → one to open
 
+Beat = Callable[[], None]
 _LOG = logging.getLogger("service")
 
 
@@ -56,13 +58,11 @@ class IgnServer(uvicorn.Server):
     `service.server.process.child_main`.
     """
 
-    def __init__(
-        self, config: Config, services: AppState, connections: OpenConnections, beat: Callable[[], None] | None = None
-    ) -> None:
+    def __init__(self, config: Config, services: AppState, connections: OpenConnections, beat: Beat | None) -> None:
         super().__init__(config)
         self._services, self._connections, self._beat = services, connections, beat
         self._drain_task: asyncio.Task[None] | None = None  # a task without a reference may be collected
-        self._has_ended = threading.Event()
+        self._has_ended, self._next_beat = threading.Event(), 0.0
         self.aborted = False  # whether it stopped because it could not serve any more
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
@@ -73,8 +73,9 @@ class IgnServer(uvicorn.Server):
             self._has_ended.set()
 
     async def on_tick(self, counter: int) -> bool:
-        """Send a beat every second; uvicorn calls this ten times a second until the server has drained."""
-        if self._beat is not None and counter % 10 == 0:
+        """Send a beat every second; uvicorn calls this ten times a second, if the event loop has time for it."""
+        if self._beat is not None and time.monotonic() >= self._next_beat:
+            self._next_beat = time.monotonic() + _BEAT_S
             self._beat()
         return await super().on_tick(counter)
 

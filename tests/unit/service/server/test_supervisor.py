@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -117,24 +118,18 @@ def test_a_process_that_dies_is_restarted_and_its_metrics_go_on(settings: Settin
     assert supervised(settings, fakes.serves, script) == 0
 
 
-@pytest.mark.parametrize(
-    ("served_s", "pauses"), [(60.0, ["0.0625", "0.125", "0.1875", "0.1875"]), (0.0, ["0.0625"] * 4)]
-)
+@pytest.mark.parametrize(("served_s", "factors"), [(60.0, [1, 2, 3, 3]), (0.0, [1, 1, 1, 1])])
 def test_a_process_that_dies_again_and_again_is_restarted_after_a_pause(
-    settings: Settings,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    served_s: float,
-    pauses: list[str],
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: Any, served_s: float, factors: list[int]
 ) -> None:
     """The pause grows, until a process has served for a while."""
-    monkeypatch.setattr(process, "_RESTART_INTERVAL_S", 0.0625)
+    begun = time.monotonic()
+    monkeypatch.setattr(process, "_RESTART_INTERVAL_S", 0.125)
     monkeypatch.setattr(process, "_MAX_INTERVALS", 3)
     monkeypatch.setattr(process, "_SERVED_S", served_s)
-    begun = time.monotonic()
     assert supervised(settings.replace(workers=1), fakes.serves_shortly, started(settings, 5)) in (0, 5)
-    assert time.monotonic() - begun >= sum(map(float, pauses))
-    assert re.findall(r"the earliest ([0-9.]+) s after", caplog.text)[:4] == pauses
+    assert time.monotonic() - begun >= 0.125 * sum(factors)
+    assert re.findall(r"next start ([0-9.]+) s after", caplog.text)[:4] == [f"{0.125 * each:g}" for each in factors]
 
 
 def test_processes_that_all_die_before_they_listen_end_the_service(
