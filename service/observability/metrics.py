@@ -42,8 +42,6 @@ _LOG = logging.getLogger(__name__)
 Labels = dict[str, Callable[[str], str]]
 """The labels of a metric, and for each a function that limits its values."""
 Metric = TypeVar("Metric", Counter, Histogram)
-Combine = Callable[[float, float], float]
-"""How the gauges of two processes become one."""
 
 _LATENCY: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _COMPUTE: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
@@ -80,7 +78,8 @@ class Metrics:
         disable_created_metrics()
         self.shared = shared
         self.registry = registry = CollectorRegistry()
-        self._combine: dict[str, Combine] = {}  # of gauges, by name; other metrics are added
+        # How the gauges of two processes become one, by name; other metrics are added.
+        self._combine: dict[str, Callable[[float, float], float]] = {}
         self._earlier = _read(shared)[0] if shared else ""  # metrics of the processes that this one replaces
         self._warn_once = lru_cache(_LOG.warning)
         self._rendering, self._publishing = threading.Lock(), threading.Lock()
@@ -94,7 +93,7 @@ class Metrics:
         self._described: dict[str, list[tuple[Gauge, tuple[str, ...]]]] = {}  # series that describe a loaded model
         self._queued: dict[str, str] = {}
 
-        def gauge(name: str, text: str, *labels: str, combine: Combine = operator.add) -> Gauge:
+        def gauge(name: str, text: str, *labels: str, combine: Any = operator.add) -> Gauge:
             self._combine[name] = combine
             return Gauge(name, text, labels, registry=registry)
 
@@ -181,6 +180,13 @@ class Metrics:
         self.batch_size_reductions = counters("ign_batch_size_reductions", text, model | {"rows": str})
         self.devices_lost = counters("ign_devices_lost", "Devices that fail every call until a restart.", model)
         self.replacements = counters("ign_worker_replacements", "Worker threads that died and were replaced.", model)
+
+    @classmethod
+    def of_supervisor(cls, shared: Path) -> "Metrics":
+        """Those of the process that starts the others; whether the service is ready does not depend on it."""
+        metrics = cls(shared)
+        metrics.ready.set(1)
+        return metrics
 
     def add_callers(self, names: Collection[str]) -> None:
         """Start the counters of these names of API keys at 0; `increase` misses the first event of a new series."""

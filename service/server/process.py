@@ -2,10 +2,8 @@
 
 Each of several has a socket of its own, and the kernel distributes connections among those that listen (SO_REUSEPORT).
 So a process gets none until its models are ready; an inherited socket that listens would give it some. Each has its own
-models, queue and batches, which is for CPUs: on a GPU, a second process would split the batches.
-
-The event loop of each sends a beat to the supervisor every second. A process without a beat for 10 s is killed, and
-replaced like one that has died.
+models, queue and batches, which is for CPUs: on a GPU, a second process would split the batches. The event loop of each
+sends a beat to the supervisor every second. Without one for 10 s it is killed and replaced, as if it had died.
 """
 
 import asyncio
@@ -216,8 +214,8 @@ class _Child:
 class _Supervisor:
     def __init__(self, settings: Settings, main: ChildMain, on_listening: Callable[[], None], folder: Path) -> None:
         self._settings, self._main, self._on_listening, self._folder = settings, main, on_listening, folder
-        self._child_settings, self._metrics = per_process_settings(settings), Metrics(folder / "supervisor.prom")
-        self._metrics.ready.set(1)  # only the others say whether the service is ready
+        self._child_settings = per_process_settings(settings)
+        self._metrics = Metrics.of_supervisor(folder / "supervisor.prom")
         self._context = multiprocessing.get_context("spawn")
         # Signal handlers only write into this pipe: an OSError of a handler within `is_alive` would lose the status.
         self._signals, self._signalled = self._context.Pipe(duplex=False)
