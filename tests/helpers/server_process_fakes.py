@@ -36,10 +36,12 @@ def serves_shortly(settings: Settings, messages: Connection) -> None:
 
 
 def serves_alone(settings: Settings, messages: Connection) -> None:
-    """Serve, if it is the first; else end at once."""
+    """Serve, if it is the first; else end when that one serves."""
     with contextlib.suppress(FileExistsError):
         (settings.model_dir / "first").touch(exist_ok=False)
         serves(settings, messages)
+    while len(list(settings.model_dir.iterdir())) < 2:
+        time.sleep(0.05)
     dies(settings, messages)
 
 

@@ -141,8 +141,8 @@ def test_processes_that_all_die_before_they_listen_end_the_service(
 
 
 def test_as_long_as_one_serves_the_others_may_die(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "_MAX_INTERVALS", 1)
-    assert supervised(settings, fakes.serves_alone, started(settings, 12)) in (0, 5)
+    monkeypatch.setattr(process, "_MOST_FAILURES", 1)
+    assert supervised(settings, fakes.serves_alone, started(settings, 5)) in (0, 5)
 
 
 def test_a_process_that_hangs_is_killed_and_replaced(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
