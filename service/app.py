@@ -16,13 +16,14 @@ from service.api.app_state import AppState
 from service.api.application import Application, RouteTable
 from service.api.info import openapi, page
 from service.api.info import routes as info
-from service.api.limits import CallerRates, InFlightRequests, SharedGCRA
+from service.api.limits import CallerRates, InFlightRequests
 from service.api.native import endpoints as native_endpoints
 from service.api.native import routes as native
 from service.api.oip import endpoints as oip
 from service.domain.errors import StartupError
+from service.domain.rate_limit import SharedGCRA
 from service.domain.shares import Capacity
-from service.environment import available_cpus, metrics_folder
+from service.environment import available_cpus, metrics_file
 from service.images.pool import CodecPool
 from service.models.instances import open_instances
 from service.models.registry import ModelRegistry, ServedModel
@@ -55,7 +56,7 @@ def build_services(settings: Settings, *, on_device_lost: Callback = lambda: Non
     ``on_device_lost`` is called on that event loop when a model has no device left. Only a new process can use the
     devices again.
     """
-    metrics, tracing = Metrics(metrics_folder()), _start_tracing()
+    metrics, tracing = Metrics(metrics_file()), _start_tracing()
     metrics.queue_limit.set(settings.queue_rows)
     in_flight = InFlightRequests(
         Capacity.of(settings.max_inflight_requests),
@@ -143,8 +144,9 @@ def create_app(services: AppState, *, on_loaded: OnLoaded = _log_error) -> Appli
     keys = None if settings.api_keys_file is None else load_keys(settings.api_keys_file)
     services.metrics.add_callers([key.name for key in keys or ()])
     limited = settings.rate_limit is not None or any(key.quota for key in keys or ())
-    folder = metrics_folder() if settings.workers > 1 else None  # all processes count in one new folder
-    rates = CallerRates(settings.rate_limit, SharedGCRA(folder / "quotas") if folder else None) if limited else None
+    file = metrics_file() if settings.workers > 1 else None  # all processes count in one new folder
+    limiter = SharedGCRA(file.with_name("quotas")) if file and limited else None
+    rates = CallerRates(settings.rate_limit, limiter) if limited else None
     app = FastAPI(
         title="ign-service",
         summary="Idempotent Generative Networks over HTTP: generate, make real, walk between latents.",
@@ -190,9 +192,10 @@ async def _lifespan(services: AppState, on_loaded: OnLoaded) -> AsyncIterator[No
 
 
 async def _publish_gauges(services: AppState) -> None:
-    """Refresh this process's gauges every second if other processes answer scrapes too, from files that all share."""
+    """Write this process's metrics to its file every second if other processes answer scrapes too."""
     while services.metrics.shared is not None:
         services.update_gauges()
+        await asyncio.to_thread(services.metrics.publish)
         await asyncio.sleep(_GAUGES_S)
 
 

@@ -134,7 +134,8 @@ command: Final = click.Command(
     callback=_run,
     help="Serve the models of a directory over HTTP until a signal. Each option takes precedence over its environment "
     "variable, which stands in brackets before the default.",
-    epilog="Exit status: 0 after a clean stop, 1 when no device is left, 2 for a refusal to start.",
+    epilog="Exit status: 0 after a clean stop, 1 when no device is left, 2 for a refusal to start, 9 when a server "
+    "process was killed because it did not stop in time.",
     params=[*_options(), click.Option(["--check"], is_flag=True, help="verify the models and the API keys, and end")],
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -11,6 +11,7 @@ from typing import Final
 from service.domain.errors import StartupError
 
 _RUNTIMES: Final = ("onnxruntime", "onnxruntime-gpu")
+_METRICS_FILE: Final = "_IGN_METRICS_FILE"  # only `share_metrics` sets it
 
 
 def prepare_process() -> None:
@@ -84,12 +85,12 @@ def onnxruntime_version() -> str:
     return next((metadata.version(name) for name in sorted(installed_onnxruntimes())), "")
 
 
-def share_metrics(folder: Path) -> None:
-    """Make this process and its children keep their metrics in files in this folder, which `/metrics` adds up."""
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+def share_metrics(file: Path) -> None:
+    """Make the next process that this one starts keep its metrics in this file, beside those of the others."""
+    os.environ[_METRICS_FILE] = str(file)
 
 
-def metrics_folder() -> Path | None:
-    """The folder of `share_metrics`, if this process or its parent has set it."""
-    found = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    return Path(found) if found else None
+def metrics_file() -> Path | None:
+    """The file of `share_metrics`, if the parent of this process has called it."""
+    file = os.environ.get(_METRICS_FILE)
+    return Path(file) if file else None

@@ -86,9 +86,9 @@ async def stop_process(chaos: Chaos) -> None:
     os.kill(pid, signal.SIGCONT)
 
 
-async def kill_process(chaos: Chaos) -> None:
+async def kill_process(chaos: Chaos, number: int = signal.SIGKILL) -> None:
     dead = chaos.processes()[0]
-    os.kill(dead, signal.SIGKILL)
+    os.kill(dead, number)
     await asyncio.to_thread(chaos.await_successor, dead)
 
 

@@ -1,20 +1,14 @@
 """What the service counts to limit its callers: requests in flight, the bytes that they hold, and requests a second."""
 
 import asyncio
-import fcntl
-import mmap
-import os
-import struct
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, MutableMapping
-from hashlib import blake2b
-from pathlib import Path
 from typing import Any, Final
 
 from service.domain.errors import OverShare, RateLimited, TooManyBytes, TooManyConnections
-from service.domain.rate_limit import GCRA, Rate, next_due
+from service.domain.rate_limit import GCRA, Rate, SharedGCRA
 from service.domain.shares import Capacity, Shares
 
 UNLIMITED: Final = Capacity(sys.maxsize, 0)
@@ -23,9 +17,6 @@ _MANY_WAITING: Final = 512  # more connections wait only if their clients come b
 _CREDITS_OF_SECOND: Final = 250.0  # however slow the model is: up to 4 % of the event loop's time
 _MAX_CREDIT: Final = 256.0  # what the responses of one batch of 64 rows allow
 _PACE_S: Final = 0.02
-_ENTRY: Final = struct.Struct("<Qd")  # hash of the caller, 0 for an empty entry; its `due`
-_WAYS: Final = 8  # entries of a bucket, one of which a caller takes
-_BUCKET_BYTES: Final = _WAYS * _ENTRY.size
 
 
 class InFlightRequests:
@@ -172,7 +163,7 @@ class CallerRates:
     def __init__(
         self,
         rate: Rate | None,
-        limiter: "GCRA | SharedGCRA | None" = None,
+        limiter: GCRA | SharedGCRA | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -185,45 +176,3 @@ class CallerRates:
             wait = self._limiter.wait(state["caller"], rate, self._clock())
             if wait:
                 raise RateLimited(f"more than {rate}", retry_after=wait)
-
-
-class SharedGCRA:
-    """As `service.domain.rate_limit.GCRA`, over all processes that open the same file; the first one creates it.
-
-    The hash of a caller chooses a bucket. A process locks the bytes of that bucket for some microseconds; the kernel
-    drops the lock of a process that dies. Beyond ``callers``, or if a bucket is full, the caller that has been quiet
-    longest is dropped and starts anew.
-    """
-
-    def __init__(self, path: Path, callers: int = 65_536) -> None:
-        self._buckets = max(1, callers // _WAYS)
-        size = self._buckets * _BUCKET_BYTES
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        os.ftruncate(self._file, size)
-        self._memory = mmap.mmap(self._file, size)
-
-    def wait(self, caller: str, rate: Rate, now: float) -> float:
-        """Count a request of this caller at ``now``, in seconds of `time.monotonic`, which all processes share.
-
-        Returns 0 if it is within the rate; else the seconds after which it would be. Then it does not count.
-        """
-        digest = int.from_bytes(blake2b(caller.encode(), digest_size=8).digest(), "little")
-        start, key = digest % self._buckets * _BUCKET_BYTES, digest or 1
-        fcntl.lockf(self._file, fcntl.LOCK_EX, _BUCKET_BYTES, start)
-        try:
-            entries = list(_ENTRY.iter_unpack(self._memory[start : start + _BUCKET_BYTES]))
-            known = {found: way for way, (found, _) in enumerate(entries)}
-            way = known.get(key, -1)
-            due, wait = next_due(entries[way][1] if way >= 0 else now, rate, now)
-            if not wait:
-                if way < 0:
-                    way = min(range(_WAYS), key=lambda each: entries[each][1] if entries[each][0] else 0.0)
-                _ENTRY.pack_into(self._memory, start + way * _ENTRY.size, key, due)
-            return wait
-        finally:
-            fcntl.lockf(self._file, fcntl.LOCK_UN, _BUCKET_BYTES, start)
-
-    def close(self) -> None:
-        """Unmap and close the file."""
-        self._memory.close()
-        os.close(self._file)

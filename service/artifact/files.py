@@ -6,6 +6,7 @@
 import io
 import math
 import re
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -25,6 +26,7 @@ METRICS_FILE: Final = "metrics.json"
 NAME_PATTERN: Final = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
 VERSION_PATTERN: Final = r"^[1-9][0-9]{0,8}$"
 _MAX_HEADER_BYTES: Final = 1024  # NumPy parses the header with `ast.literal_eval`: keep its input small
+_PARSER: Final = threading.Lock()  # … which fails at random if two threads run it at a time (SystemError, Python 3.11)
 
 
 def only_model(directory: Path) -> str | None:
@@ -44,7 +46,8 @@ def read_npy(data: bytes) -> NDArray[Any]:
     try:
         major, _ = npy_format.read_magic(stream)
         read = npy_format.read_array_header_1_0 if major == 1 else npy_format.read_array_header_2_0
-        shape, fortran_order, dtype = read(stream, max_header_size=_MAX_HEADER_BYTES)
+        with _PARSER:
+            shape, fortran_order, dtype = read(stream, max_header_size=_MAX_HEADER_BYTES)
     # A damaged header makes the tokenizer, the parser and the dtype constructor raise errors of a dozen types.
     except Exception as exc:
         raise ValueError("is not a .npy file") from exc

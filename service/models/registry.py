@@ -12,9 +12,10 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Literal, NamedTuple
+from weakref import WeakValueDictionary
 
 from service.domain.errors import LoadFailed, StartupError, UnknownModel, UnloadRefused
-from service.models.repository import LoadedModel, Repository, version_key
+from service.models.repository import LOAD_S, LoadedModel, Repository, version_key
 from service.observability.statistics import ModelStatistics
 from service.scheduling.scheduler import Scheduler
 
@@ -72,8 +73,9 @@ class ModelRegistry:
         self._by_name: dict[str, ServedModel] = {}  # the highest version
         # Why a version in the directory does not serve, by `name/version`: one line, no path outside the directory.
         self.failures: dict[str, str] = {}
-        self._lock = asyncio.Lock()  # one load or unload at a time
-        self._loading: set[str] = set()
+        # One load or unload of a name at a time: a model that hangs does not hold up others.
+        self._locks = WeakValueDictionary[str, asyncio.Lock]()
+        self._loading: dict[str, asyncio.Timeout] = {}  # by `name/version`
         self._retiring: dict[ServedModel, asyncio.Task[None]] = {}
 
     def resolve(self, name: str | None = None) -> ServedModel:
@@ -117,7 +119,7 @@ class ModelRegistry:
         Raises `UnknownModel` if the directory holds no version of it, and `LoadFailed` if one does not load. The others
         now serve; a version that served before under the same name and number goes on serving.
         """
-        async with self._lock:
+        async with self._locks.setdefault(name, asyncio.Lock()):
             try:
                 refs = await asyncio.to_thread(self._repository.find, name)
             except (StartupError, OSError) as exc:
@@ -136,7 +138,7 @@ class ModelRegistry:
 
     async def unload(self, name: str) -> None:
         """Stop serving a model; raises UnknownModel if no version of it serves, UnloadRefused if it is the default."""
-        async with self._lock:
+        async with self._locks.setdefault(name, asyncio.Lock()):
             refs = self._refs(name)
             if not refs:
                 raise UnknownModel(f"no model {name[:80]!r} in service")
@@ -158,7 +160,10 @@ class ModelRegistry:
         return [IndexEntry(ref, *self._state(ref, unloading)) for ref in sorted(refs, key=version_key)]
 
     def abort_all(self) -> None:
-        """Fail every request in flight with `Draining`, without waiting for the model calls that run."""
+        """Fail every request in flight, with `Draining` if it runs a model, without waiting for what runs."""
+        for limit in self._loading.values():
+            if not limit.expired():
+                limit.reschedule(0.0)
         for model in (*self.models.values(), *self._retiring):
             model.scheduler.close(0)
 
@@ -182,15 +187,15 @@ class ModelRegistry:
         if served is not None and served.loaded.files == await asyncio.to_thread(self._repository.files, ref):
             self.failures.pop(ref, None)
             return True
-        self._loading.add(ref)
         try:
-            loaded = await asyncio.to_thread(self._repository.load, ref)
+            async with asyncio.timeout(LOAD_S) as self._loading[ref]:
+                loaded = await asyncio.wrap_future(self._repository.start_load(ref))
         except Exception as exc:
             self.failures[ref] = _describe_failure(ref, exc)
             _LOG.warning("%s", self.failures[ref])
             return False
         finally:
-            self._loading.discard(ref)
+            self._loading.pop(ref, None)
         self.activate(loaded)
         return True
 
@@ -233,6 +238,8 @@ class ModelRegistry:
 def _describe_failure(ref: str, exc: Exception) -> str:
     if isinstance(exc, StartupError):
         return exc.detail
+    if isinstance(exc, TimeoutError):
+        return f"{ref}: not loaded and verified in time ({LOAD_S:g} s, or until the service stops)"
     if isinstance(exc, OSError):
         return f"{ref}: {exc.strerror or type(exc).__name__}"
     _LOG.error("loading %s failed", ref, exc_info=exc)

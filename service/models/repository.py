@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,9 @@ from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import NoiseSource
 from service.domain.model import DeviceLost, DeviceOutOfMemory, Model
 
+LOAD_S: Final = 300.0
+"""Seconds that loading, warm-up and verification of a version may take. The largest file, read from a slow network disk
+at 20 MB/s, takes a third of them; a model that loops for ever does not end."""
 MAX_MODEL_BYTES: Final = 2**31 - 1  # the limit of a protobuf message, which an ONNX file is
 _VERSION: Final = re.compile(VERSION_PATTERN)
 _HINT: Final = "unset, the shipped models are served; `ign export` writes others"
@@ -162,8 +166,22 @@ class Repository:
     def load(self, ref: str) -> LoadedModel:
         """Read, open, warm up and verify one version, `name/version`.
 
-        Raises StartupError if that fails; the text begins with the file, relative to the directory.
+        Raises StartupError if that fails or takes longer than `LOAD_S`; the text begins with the file, relative to the
+        directory.
         """
+        try:
+            return self.start_load(ref).result(LOAD_S)
+        except TimeoutError as exc:
+            raise StartupError(f"{ref}: not loaded and verified in time ({LOAD_S:g} s)") from exc
+
+    def start_load(self, ref: str) -> Future[LoadedModel]:
+        """As `load`, in a thread of its own and without its time limit: nothing waits behind a model that hangs."""
+        executor = ThreadPoolExecutor(1, "ign-load")
+        loaded = executor.submit(self._load, ref)
+        executor.shutdown(wait=False)
+        return loaded
+
+    def _load(self, ref: str) -> LoadedModel:
         files = self.files(ref)  # before the files are read, so that a change during the loading is noticed
         file = f"{ref}/{MODEL_FILES[self._precision]}"
         if self._precision == "fp16" and not (self._directory / file).is_file():

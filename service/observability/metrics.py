@@ -4,23 +4,27 @@ Each label has at most 64 different values, `caller` 1000; further values become
 an unlimited number of series. Times are in seconds, batch and queue sizes in rows.
 
 A scrape must not hold up the event loop, so a thread makes its text, and all scrapes of a second share it.
+
+Each of several processes writes its metrics to a file every second, and a scrape adds up the files. A process that
+replaces another one takes over its file, and goes on from the counters there. Files are replaced whole and never
+mapped, so on a full disk they stay as they are, and nothing else happens.
 """
 
 import asyncio
 import contextlib
+import logging
+import operator
 import platform
-import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.exposition import choose_encoder, generate_latest
 
 from service import __version__
 from service.environment import onnxruntime_version
@@ -29,16 +33,15 @@ from service.observability.logs import TraceContext
 CACHE_S: Final = 1.0
 _OPENMETRICS: Final = "application/openmetrics-text"
 _SWITCH_S: Final = 0.0005
-_READ_ATTEMPTS: Final = 100  # of the files of several processes
-_READ_PAUSE_S: Final = 0.001
+_FRESH_S: Final = 10.0  # the gauges of a process that has not written its file for so long do not count
 
 MAX_VALUES: Final = 64
 MAX_CALLERS: Final = 1000
 OTHER: Final = "other"
+_LOG = logging.getLogger(__name__)
 Labels = dict[str, Callable[[str], str]]
 """The labels of a metric, and for each a function that limits its values."""
 Metric = TypeVar("Metric", Counter, Histogram)
-MultiprocessMode = Literal["livemin", "livemax", "livesum", "max"]
 
 _LATENCY: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _COMPUTE: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
@@ -67,7 +70,7 @@ class Metrics:
     """The metric objects, and methods that record events. Thread-safe, as prometheus_client is.
 
     A metric with labels is a function from their values to one series, such as ``metrics.batches("mnist/3", "full")``.
-    ``shared`` is the folder for the values of all processes of one service, which `scrape` combines; None for one.
+    ``shared`` is the file of this process, one of several; `scrape` combines those in its folder.
     """
 
     def __init__(self, shared: Path | None = None) -> None:
@@ -75,7 +78,11 @@ class Metrics:
         disable_created_metrics()
         self.shared = shared
         self.registry = registry = CollectorRegistry()
-        self._rendering = threading.Lock()
+        # How the gauges of two processes become one, by name; other metrics are added.
+        self._combine: dict[str, Callable[[float, float], float]] = {}
+        self._earlier = _read(shared)[0] if shared else ""  # metrics of the processes that this one replaces
+        self._warn_once = lru_cache(_LOG.warning)
+        self._rendering, self._publishing = threading.Lock(), threading.Lock()
         self._latest: dict[str, tuple[float, asyncio.Task[tuple[bytes, str]]]] = {}
         if shared is None:
             ProcessCollector(registry=registry)
@@ -86,8 +93,9 @@ class Metrics:
         self._described: dict[str, list[tuple[Gauge, tuple[str, ...]]]] = {}  # series that describe a loaded model
         self._queued: dict[str, str] = {}
 
-        def gauge(name: str, text: str, *labels: str, mode: MultiprocessMode = "livesum") -> Gauge:
-            return Gauge(name, text, labels, registry=registry, multiprocess_mode=mode)
+        def gauge(name: str, text: str, *labels: str, combine: Any = operator.add) -> Gauge:
+            self._combine[name] = combine
+            return Gauge(name, text, labels, registry=registry)
 
         def counter(name: str, text: str) -> Counter:
             return Counter(name, text, registry=registry)
@@ -99,13 +107,18 @@ class Metrics:
             return _children(Histogram(name, text, labels, buckets=bounds, registry=registry), labels)
 
         # The process
-        self.ready = gauge("ign_ready", "1 while /readyz answers 200, else 0.", mode="livemin")
-        started = gauge("ign_start_time_seconds", "Unix time at which the newest process started.", mode="max")
+        self.ready = gauge("ign_ready", "1 while /readyz answers 200, else 0.", combine=min)
+        started = gauge("ign_start_time_seconds", "Unix time at which the newest process started.", combine=max)
         started.set(time.time())
         build, text = ("version", "python", "onnxruntime"), "1; versions of the service and of what it runs on."
-        versions = gauge("ign_build_info", text, *build, mode="livemax")
+        versions = gauge("ign_build_info", text, *build, combine=max)
         versions.labels(__version__, platform.python_version(), onnxruntime_version()).set(1)
         self.dropped_log_lines = counter("ign_dropped_log_lines", "Lines of the log that could not be written in time.")
+
+        text = "Server processes that were replaced: they ended, or hung and were killed."
+        self.process_replacements = counters("ign_process_replacements", text, {"reason": str})
+        for reason in ("ended", "hung"):
+            self.process_replacements(reason)
 
         # Connections and requests
         self.open_connections = gauge("ign_open_connections", "Open connections.")
@@ -139,9 +152,9 @@ class Metrics:
 
         # Models
         text = "Percentiles of mean |f(x) - x| of held-out real images, from the model card."
-        self._reference = gauge("ign_distance_reference", text, "model", "percentile", mode="livemax")
+        self._reference = gauge("ign_distance_reference", text, "model", "percentile", combine=max)
         info = ("model", "digest", "provider", "reproducible")
-        self._info = gauge("ign_model_info", "1 for each loaded model.", *info, mode="livemax")
+        self._info = gauge("ign_model_info", "1 for each loaded model.", *info, combine=max)
         self._instances = gauge("ign_model_instances", "Instances of a loaded model.", "model")
         self._queue_rows = gauge("ign_queue_rows", "Rows waiting for a batch.", "model")
 
@@ -167,6 +180,13 @@ class Metrics:
         self.batch_size_reductions = counters("ign_batch_size_reductions", text, model | {"rows": str})
         self.devices_lost = counters("ign_devices_lost", "Devices that fail every call until a restart.", model)
         self.replacements = counters("ign_worker_replacements", "Worker threads that died and were replaced.", model)
+
+    @classmethod
+    def of_supervisor(cls, shared: Path) -> "Metrics":
+        """Those of the process that starts the others; whether the service is ready does not depend on it."""
+        metrics = cls(shared)
+        metrics.ready.set(1)
+        return metrics
 
     def add_callers(self, names: Collection[str]) -> None:
         """Start the counters of these names of API keys at 0; `increase` misses the first event of a new series."""
@@ -242,10 +262,7 @@ class Metrics:
     def unloaded(self, model: str) -> None:
         """Remove the description of a model that no longer serves."""
         for gauge, labels in self._described.pop(model, ()):
-            if self.shared is None:
-                gauge.remove(*labels)
-            elif gauge is not self._reference:  # prometheus_client cannot remove series from a shared file
-                gauge.labels(*labels).set(0)
+            gauge.remove(*labels)
 
     def set_queue_rows(self, waiting: Mapping[str, int]) -> None:
         """Set the rows waiting now, by `name/version`. A model that is not in ``waiting`` has none."""
@@ -265,21 +282,45 @@ class Metrics:
         return await asyncio.shield(rendering)  # a client that disconnects must not stop it for the others
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
-        """All metrics, and their content type: OpenMetrics, which has exemplars, if ``accept`` names it."""
-        encode, content_type = choose_encoder(_OPENMETRICS if _OPENMETRICS in accept else "")
-        with self._rendering, _short_switch_interval():
-            for _ in range(_READ_ATTEMPTS if self.shared else 0):
-                with contextlib.suppress(struct.error, ValueError):
-                    return encode(self._all_processes()), content_type
-                time.sleep(_READ_PAUSE_S)  # another process is just creating one of its files, which takes microseconds
-            return encode(self._all_processes()), content_type
+        """All metrics, and their content type: OpenMetrics, which has exemplars, if ``accept`` names it.
 
-    def _all_processes(self) -> CollectorRegistry:
+        The metrics of several processes have no exemplars, and are never in OpenMetrics.
+        """
+        is_open = _OPENMETRICS in accept and self.shared is None
+        encode, content_type = choose_encoder(_OPENMETRICS if is_open else "")
+        with self._rendering, _short_switch_interval():
+            if self.shared is None:
+                return encode(self.registry), content_type
+            # Its own from the file too: what a scrape of another process has shown must not decrease.
+            self.publish()
+            return self._add_up(map(_read, self.shared.parent.glob(f"*{self.shared.suffix}"))), content_type
+
+    def publish(self) -> None:
+        """Write the metrics of this process to its file, for scrapes of all processes."""
         if self.shared is None:
-            return self.registry
-        registry = CollectorRegistry()
-        MultiProcessCollector(registry, str(self.shared))
-        return registry
+            return
+        with self._publishing:
+            try:
+                self.shared.parent.mkdir(mode=0o700, exist_ok=True)  # a program that cleans folders may have removed it
+                new = self.shared.with_suffix(".new")
+                new.write_bytes(self._add_up([(self._earlier, False), (generate_latest(self.registry).decode(), True)]))
+                new.replace(self.shared)
+            except OSError as exc:
+                self._warn_once(f"the metrics of this process cannot be written, so /metrics is old: {exc}")
+
+    def _add_up(self, texts: Iterable[tuple[str, bool]]) -> bytes:
+        """One text of several, each with or without its gauges: equal series become one."""
+        families: dict[str, dict[str, float]] = {}
+        for text, with_gauges in texts:
+            for family in f"\n{text}".split("\n# HELP ")[1:]:
+                head, kind, *lines = family.strip("\n").split("\n")
+                values = families.setdefault(f"# HELP {head}\n{kind}", {})
+                combine = self._combine.get(head.partition(" ")[0])
+                for series, _, value in (line.rpartition(" ") for line in lines if with_gauges or combine is None):
+                    number = float(value)
+                    values[series] = (combine or operator.add)(values[series], number) if series in values else number
+        lines = [line for head, values in families.items() for line in (head, *(f"{k} {v}" for k, v in values.items()))]
+        return "\n".join([*lines, ""]).encode()
 
 
 def _children(metric: Metric, labels: Labels) -> Callable[..., Metric]:
@@ -302,9 +343,8 @@ def _short_switch_interval() -> Iterator[None]:
         sys.setswitchinterval(usual)
 
 
-def forget_process(pid: int, shared: Path) -> None:
-    """Drop the gauges of a process that has ended; its counters stay in the totals."""
-    mark_process_dead(pid, str(shared))
-    for file in shared.glob(f"*_{pid}.db"):
-        if not file.stat().st_size:  # the process ended while it created the file, which then cannot be read
-            file.unlink()
+def _read(file: Path) -> tuple[str, bool]:
+    """The metrics of a file, if there is one, and whether its gauges count."""
+    with contextlib.suppress(OSError):
+        return file.read_bytes().decode(), time.time() - file.stat().st_mtime < _FRESH_S
+    return "", False

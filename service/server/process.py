@@ -2,7 +2,8 @@
 
 Each of several has a socket of its own, and the kernel distributes connections among those that listen (SO_REUSEPORT).
 So a process gets none until its models are ready; an inherited socket that listens would give it some. Each has its own
-models, queue and batches, which is for CPUs: on a GPU, a second process would split the batches.
+models, queue and batches, which is for CPUs: on a GPU, a second process would split the batches. The event loop of each
+sends a beat to the supervisor every second. Without one for 10 s it is killed and replaced, as if it had died.
 """
 
 import asyncio
@@ -20,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -29,7 +31,7 @@ from typing import Final, NoReturn
 from service.domain.errors import StartupError
 from service.environment import available_cpus, share_metrics, stop_signals
 from service.observability.logs import JsonFormatter, QueuedHandler, count_drops, flush_log
-from service.observability.metrics import forget_process
+from service.observability.metrics import Metrics
 from service.server import uvicorn_server
 from service.settings import Settings
 
@@ -38,22 +40,29 @@ ChildMain = Callable[[Settings, Connection], None]  # importable by name, becaus
 _LOG = logging.getLogger("service")
 _ACCEPTS_PER_TICK: Final = 8  # uvloop accepts one per listening socket, so there are as many duplicates of the socket
 _RESTART_INTERVAL_S: Final = 1.0  # between the start of a process and that of its replacement, at least
+_MAX_INTERVALS: Final = 60  # … for one that dies again and again
+_SERVED_S: Final = 10.0  # a process that dies after listening for so long does not die again and again
+_MOST_FAILURES: Final = 5  # deaths of each process in a row before one listens, after which the service ends
+_TICK_S: Final = 1.0  # between two looks at the processes
+_SILENCE_S: Final = 10.0  # without a beat from a process that listens
+_START_SILENCE_S: Final = 60.0  # … from one that starts: it imports modules before its event loop runs
+_KILL_S: Final = 4.0  # after the time of draining; a process that is not stopped ends within 3 s
 _JOIN_S: Final = 0.5  # for threads that are about to end
+_MESSAGE: Final = 1000  # characters, which a pipe takes whole or not at all (PIPE_BUF)
 _GC_THRESHOLD: Final = 10_000  # new objects between two collections; Python's default is 700
 
 
 def child_main(settings: Settings, messages: Connection) -> None:
     """The main function of one of several server processes.
 
-    It sends "" when it listens, or the reason why it does not start. It drains upon SIGTERM and when its parent ends.
-    systemd sends SIGTERM to every process, and the parent passes its own on, so a second SIGTERM changes nothing;
-    SIGINT ends the requests of a process that drains.
+    It sends None every second, "" when it listens, or the reason why it does not start. It drains upon SIGTERM and when
+    its parent ends. systemd sends SIGTERM to every process, and the parent passes its own on, so a second SIGTERM
+    changes nothing; SIGINT ends the requests of a process that drains.
     """
     # Ctrl-C in a terminal then reaches the parent only, which passes it on as SIGTERM.
     os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # discards a SIGINT that arrived while the parent blocked it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    threading.Thread(target=_stop_with_parent, name="ign-parent", daemon=True).start()
     configure_logging(settings)
     try:
         with uvicorn_server.bind(settings.host, settings.port, shared=True) as bound:
@@ -64,16 +73,13 @@ def child_main(settings: Settings, messages: Connection) -> None:
     leave(status)
 
 
-def _stop_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
+def _report(messages: Connection, text: str | None) -> None:
+    try:
+        messages.send(text and text[:_MESSAGE])
+    except BlockingIOError:  # the parent is stopped
+        pass
+    except OSError:  # it is gone
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _report(messages: Connection, text: str) -> None:
-    with contextlib.suppress(OSError):  # the parent is gone
-        messages.send(text)
 
 
 def run_server(settings: Settings, listener: socket.socket, messages: Connection | None = None) -> int:
@@ -111,10 +117,14 @@ def run_server(settings: Settings, listener: socket.socket, messages: Connection
     app = create_app(services, on_loaded=on_loaded)
     connections = make_connections(services)
     config = uvicorn_server.config(app, connections)
-    server = uvicorn_server.IgnServer(config, services, connections, is_child=messages is not None)
+    if messages is not None:
+        os.set_blocking(messages.fileno(), False)  # a supervisor that is stopped does not read
+    beat = None if messages is None else partial(_report, messages, None)
+    server = uvicorn_server.IgnServer(config, services, connections, beat)
     listeners = [listener, *(listener.dup() for _ in range(_ACCEPTS_PER_TICK - 1))]
     count_drops(services.metrics.dropped_log_lines.inc)
     server.run(sockets=listeners)
+    services.metrics.publish()  # what it has counted since the last second
     if errors:
         raise errors[0]
     return int(server.aborted)
@@ -177,12 +187,16 @@ def supervise(settings: Settings, main: ChildMain, *, on_listening: Callable[[],
 
     The first signal drains them, a second one ends their requests. ``on_listening`` is called when the first listens.
 
-    The exit status is 0 if every process stopped cleanly, else the status of the first that did not. Raises
-    StartupError if a process did not start; the others are stopped.
+    The exit status is 0 if every process stopped cleanly, else the status of the first that did not, or the number of
+    the signal that killed it. Raises StartupError if a process did not start, or processes die again and again before
+    one listens; the others are stopped.
     """
-    with tempfile.TemporaryDirectory(prefix="ign-metrics-", ignore_cleanup_errors=True) as folder:
-        share_metrics(Path(folder))
-        return _Supervisor(settings, main, on_listening, Path(folder)).run()
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="ign-metrics-", ignore_cleanup_errors=True)
+    except OSError as exc:
+        raise StartupError(f"IGN_WORKERS={settings.workers} needs a folder in TMPDIR: {exc.strerror}") from exc
+    with folder as name:
+        return _Supervisor(settings, main, on_listening, Path(name)).run()
 
 
 @dataclass(eq=False)
@@ -190,16 +204,26 @@ class _Child:
     process: SpawnProcess
     messages: Connection
     started: float
+    place: int  # among the processes; its replacement gets the same
+    deaths: int  # of processes in this place that served for less than `_SERVED_S`, in a row
+    listened: float = math.inf  # since when
+    silence: float = 0.0  # seconds since the last beat
+    is_killed: bool = False
 
 
 class _Supervisor:
-    def __init__(self, settings: Settings, main: ChildMain, on_listening: Callable[[], None], metrics: Path) -> None:
-        self._settings, self._main, self._on_listening, self._metrics = settings, main, on_listening, metrics
+    def __init__(self, settings: Settings, main: ChildMain, on_listening: Callable[[], None], folder: Path) -> None:
+        self._settings, self._main, self._on_listening, self._folder = settings, main, on_listening, folder
         self._child_settings = per_process_settings(settings)
+        self._metrics = Metrics.of_supervisor(folder / "supervisor.prom")
         self._context = multiprocessing.get_context("spawn")
         # Signal handlers only write into this pipe: an OSError of a handler within `is_alive` would lose the status.
         self._signals, self._signalled = self._context.Pipe(duplex=False)
         self._children: list[_Child] = []
+        self._starts: list[tuple[float, int, int]] = []  # when to start a replacement, its place, and `deaths` there
+        self._failures = 0  # processes that died before they listened, since one has listened
+        self._looked = time.monotonic()
+        self._kill_at = math.inf
         self._listening = self._stopping = False
         self._status, self._error = 0, ""
 
@@ -209,11 +233,11 @@ class _Supervisor:
             signal.signal(number, lambda *_: self._signalled.send(None))
         resource_tracker.ensure_running()  # else `Process.start` starts it, and that unblocks SIGINT
         try:
-            for _ in range(self._settings.workers):
-                self._start()
+            for place in range(self._settings.workers):
+                self._start(place)
         except OSError as exc:
             self._fail(f"IGN_WORKERS={self._settings.workers}: a process cannot be started: {exc}")
-        while self._children:
+        while self._children or self._starts:
             self._watch()
         for number in numbers:  # nothing is left to stop, and the status is known
             signal.signal(number, signal.SIG_IGN)
@@ -221,9 +245,10 @@ class _Supervisor:
             raise StartupError(self._error)
         return self._status
 
-    def _start(self) -> None:
+    def _start(self, place: int, deaths: int = 0) -> None:
         """Start a process; raises `OSError` if the system has no files, processes or memory for it."""
-        self._metrics.mkdir(mode=0o700, exist_ok=True)  # a program that cleans folders may have removed it
+        self._folder.mkdir(mode=0o700, exist_ok=True)  # a program that cleans folders may have removed it
+        share_metrics(self._folder / f"{place}.prom")
         messages, its_messages = self._context.Pipe(duplex=False)
         with its_messages:
             process = self._context.Process(target=self._main, args=(self._child_settings, its_messages))
@@ -232,16 +257,24 @@ class _Supervisor:
                 process.start()
             finally:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        self._children.append(_Child(process, messages, time.monotonic()))
+        self._children.append(_Child(process, messages, time.monotonic(), place, deaths))
 
     def _watch(self) -> None:
         handles = [handle for child in self._children for handle in (child.messages, child.process.sentinel)]
-        wait([self._signals, *handles])
+        until = min([start for start, *_ in self._starts], default=math.inf) - time.monotonic()
+        wait([self._signals, *handles], max(0.0, min(_TICK_S, until)))
+        # If this process was stopped, beats wait in the pipes, and the pause counts as two ticks at most.
+        now = time.monotonic()
+        passed, self._looked = min(now - self._looked, 2 * _TICK_S), now
         self._receive_signals()
         for child in list(self._children):
+            child.silence += passed
             self._receive(child)
             if not child.process.is_alive():
                 self._reap(child)
+            else:
+                self._kill_if_stuck(child, now)
+        self._start_replacements(now)
 
     def _receive_signals(self) -> None:
         while self._signals.poll():
@@ -252,38 +285,53 @@ class _Supervisor:
         with contextlib.suppress(EOFError, OSError):  # the process is gone
             while child.messages.poll():
                 error = child.messages.recv()
+                child.silence = 0.0
                 if error:
                     self._fail(error)
-                elif not self._listening:
-                    self._listening = True
-                    self._on_listening()
+                elif error is not None:
+                    child.listened, self._failures = time.monotonic(), 0
+                    if not self._listening:
+                        self._listening = True
+                        self._on_listening()
+
+    def _kill_if_stuck(self, child: _Child, now: float) -> None:
+        silence = _START_SILENCE_S if child.listened == math.inf else _SILENCE_S
+        if now < self._kill_at and (self._stopping or child.silence < silence):
+            return
+        child.is_killed = True
+        reason = "did not stop in time" if self._stopping else f"sent no beat for {child.silence:.0f} s"
+        _LOG.error("process %s %s and is killed", child.process.pid, reason)
+        child.process.kill()
 
     def _reap(self, child: _Child) -> None:
         child.process.join()
         child.messages.close()
         self._children.remove(child)
-        forget_process(child.process.pid or 0, self._metrics)
         status = child.process.exitcode or 0
-        if not self._stopping:
-            _LOG.error("server process %s ended with status %s and is restarted", child.process.pid, status)
-            self._replace(child.started)
-        elif status != -signal.SIGTERM:  # a process that has just started dies of the signal
-            self._status = self._status or abs(status)
+        if self._stopping:
+            if status != -signal.SIGTERM:  # a process that has just started dies of the signal
+                self._status = self._status or abs(status)
+            return
+        deaths = 0 if time.monotonic() - child.listened >= _SERVED_S else child.deaths
+        pause = _RESTART_INTERVAL_S * min(2**deaths, _MAX_INTERVALS)
+        _LOG.error("process %s ended with status %s; next start %g s after its own", child.process.pid, status, pause)
+        self._starts.append((child.started + pause, child.place, deaths + 1))
+        self._metrics.process_replacements("hung" if child.is_killed else "ended").inc()
+        self._metrics.publish()
+        self._failures += child.listened == math.inf
+        is_any_listening = any(other.listened < math.inf for other in self._children)
+        if self._failures >= _MOST_FAILURES * self._settings.workers and not is_any_listening:
+            self._fail(f"server processes died {self._failures} times in a row before one served, see the log")
 
-    def _replace(self, started: float) -> None:
-        """Start a process again. While the system starts none, try again until a signal."""
-        while True:
-            wait([self._signals], max(0.0, started + _RESTART_INTERVAL_S - time.monotonic()))
-            self._receive_signals()
-            if self._stopping:
-                return
-            started = time.monotonic()
+    def _start_replacements(self, now: float) -> None:
+        due = [each for each in self._starts if each[0] <= now]
+        self._starts = [each for each in self._starts if each not in due]
+        for _, place, deaths in due:
             try:
-                self._start()
+                self._start(place, deaths)
             except OSError as exc:
                 _LOG.error("a process cannot be started: %s", exc)
-            else:
-                return
+                self._starts.append((now + _RESTART_INTERVAL_S, place, deaths))
 
     def _fail(self, error: str) -> None:
         self._error = self._error or error
@@ -291,7 +339,10 @@ class _Supervisor:
             self._stop(signal.SIGTERM)
 
     def _stop(self, number: signal.Signals) -> None:
+        if not self._stopping:
+            self._kill_at = time.monotonic() + self._settings.drain_s + _KILL_S
         self._stopping = True
+        self._starts.clear()
         for child in self._children:
             if child.process.is_alive() and child.process.pid is not None:
                 os.kill(child.process.pid, number)

@@ -29,6 +29,7 @@ KEEP_ALIVE_S: Final = 75
 a proxy could send a POST on a closed connection, and it does not send a POST twice."""
 _EXIT_GRACE_S: Final = 3.0  # after the time of draining, to close connections and models
 _HANDSHAKE_S: Final = 0.1  # for connections that the kernel has begun when the server stops listening
+_BEAT_S: Final = 1.0
 _QUIET_S: Final = 0.5  # a stopping server closes a connection on which nothing has arrived for this time
 _LAST_REQUESTS_S: Final = 1.0  # for all connections to become quiet
 
@@ -43,6 +44,7 @@ _DROP_SYN: Final = struct.pack(
 )
 _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - address that stands for all → one to open
 
+Beat = Callable[[], None]
 _LOG = logging.getLogger("service")
 
 
@@ -51,15 +53,16 @@ class IgnServer(uvicorn.Server):
 
     Only this class sets `AppState.in_flight.draining`. All methods run in the event loop.
 
-    The app of a child, one of several server processes, starts without its sockets, which `add_sockets` takes. A
-    second SIGTERM changes nothing there, see `service.server.process.child_main`.
+    ``beat`` is that of a child, one of several server processes: the event loop calls it every second. The app of a
+    child starts without its sockets, which `add_sockets` takes. A second SIGTERM changes nothing there, see
+    `service.server.process.child_main`.
     """
 
-    def __init__(self, config: Config, services: AppState, connections: OpenConnections, *, is_child: bool) -> None:
+    def __init__(self, config: Config, services: AppState, connections: OpenConnections, beat: Beat | None) -> None:
         super().__init__(config)
-        self._services, self._connections, self._is_child = services, connections, is_child
+        self._services, self._connections, self._beat = services, connections, beat
         self._drain_task: asyncio.Task[None] | None = None  # a task without a reference may be collected
-        self._has_ended = threading.Event()
+        self._has_ended, self._next_beat = threading.Event(), 0.0
         self.aborted = False  # whether it stopped because it could not serve any more
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
@@ -68,6 +71,13 @@ class IgnServer(uvicorn.Server):
             super().run(sockets)
         finally:
             self._has_ended.set()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Send a beat every second; uvicorn calls this ten times a second, if the event loop has time for it."""
+        if self._beat is not None and time.monotonic() >= self._next_beat:
+            self._next_beat = time.monotonic() + _BEAT_S
+            self._beat()
+        return await super().on_tick(counter)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -85,7 +95,7 @@ class IgnServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the app, and listen unless this is a child."""
-        await super().startup([] if self._is_child else sockets)
+        await super().startup([] if self._beat else sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, answer what has arrived, and close the connections and the app."""
@@ -132,7 +142,7 @@ class IgnServer(uvicorn.Server):
     def _on_signal(self, number: int) -> None:
         if not self._services.in_flight.draining:
             self._begin_drain()
-        elif not (self._is_child and number == signal.SIGTERM):
+        elif not (self._beat and number == signal.SIGTERM):
             self._cut_off()
 
     def _begin_drain(self) -> None:

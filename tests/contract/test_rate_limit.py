@@ -42,7 +42,7 @@ def test_a_key_has_its_own_quota_or_the_general_rate(models: Path, tmp_path: Pat
 
 
 def test_processes_count_together(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.app.metrics_folder", lambda: tmp_path)
+    monkeypatch.setattr("service.app.metrics_file", lambda: tmp_path / "0.prom")
     one_of_two = settings(models, rate_limit=Rate(3, 60.0), workers=2)
     with serving(one_of_two) as first, serving(one_of_two) as second:
         statuses = [service.get("/models").status_code for _ in range(3) for service in (first, second)]

@@ -395,6 +395,21 @@ class TestSeveralProcesses:
             served_until(process, lambda: dead not in children_of(process) and listeners(process) == 2)
             assert alive in children_of(process)
 
+    def test_one_that_hangs_is_replaced_and_does_not_hold_up_the_end(self, environ: dict[str, str]) -> None:
+        with running(environ | TWO | {"IGN_DRAIN_S": "1"}) as process:
+            served_until(process, lambda: listeners(process) == 2)
+            hung, alive = children_of(process)
+            os.kill(hung, signal.SIGSTOP)
+            while Path(f"/proc/{hung}").exists() or listeners(process) < 2:
+                pass
+            served_until(process, lambda: True)
+            assert alive in children_of(process)
+            metrics = process.get("/metrics").text
+            assert 'ign_process_replacements_total{reason="hung"} 1.0' in metrics
+            os.kill(alive, signal.SIGSTOP)
+            process.terminate()
+            assert process.popen.wait(PATIENCE_S) == signal.SIGKILL
+
     def test_a_process_that_loads_accepts_no_connection(self, environ: dict[str, str]) -> None:
         port = free_port()
         with started(environ | TWO | {"IGN_PORT": str(port)}) as process:

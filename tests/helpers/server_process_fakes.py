@@ -1,29 +1,48 @@
 """Main functions of server processes for `test_supervisor`. The processes import them, so they stand in a module."""
 
+import contextlib
 import os
 import signal
 import time
 from multiprocessing.connection import Connection
 
-from service.environment import metrics_folder
+from service.environment import metrics_file
+from service.observability.metrics import Metrics
 from service.settings import Settings
 
 
 def serves(settings: Settings, messages: Connection, *, status: int = 0) -> None:
     """Write a file named after the process, and wait for SIGTERM."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(status))
-    folder = metrics_folder()
-    assert folder is not None
-    (folder / f"gauge_livesum_{os.getpid()}.db").touch()
-    (settings.model_dir / str(os.getpid())).write_text(f"{settings.threads} {settings.queue_rows} {folder}")
+    file = metrics_file()
+    assert file is not None
+    Metrics(file).publish()
+    (settings.model_dir / str(os.getpid())).write_text(f"{settings.threads} {settings.queue_rows} {file.parent}")
     messages.send("")
     while True:
-        time.sleep(60)
+        messages.send(None)
+        time.sleep(0.05)
 
 
 def stops_badly(settings: Settings, messages: Connection) -> None:
     """End with status 7 upon SIGTERM."""
     serves(settings, messages, status=7)
+
+
+def serves_shortly(settings: Settings, messages: Connection) -> None:
+    """Listen and end at once."""
+    messages.send("")
+    dies(settings, messages)
+
+
+def serves_alone(settings: Settings, messages: Connection) -> None:
+    """Serve, if it is the first; else end when that one serves."""
+    with contextlib.suppress(FileExistsError):
+        (settings.model_dir / "first").touch(exist_ok=False)
+        serves(settings, messages)
+    while len(list(settings.model_dir.iterdir())) < 2:
+        time.sleep(0.05)
+    dies(settings, messages)
 
 
 def refuses(settings: Settings, messages: Connection) -> None:

@@ -30,7 +30,7 @@ def measured(module: str, results: Path, *options: str) -> "subprocess.Completed
         ("reliability.soak --seconds 2 --clients 2", 3),
         ("reliability.campaign --n 10000", 6),
         ("reliability.attacks", 21),
-        ("reliability.restarts", 8),
+        ("reliability.restarts", 14),
         ("reliability.chaos --clients 32", 6),
         ("reliability.storm --seconds 0.5 --few 8 --many 24", 8),
     ],

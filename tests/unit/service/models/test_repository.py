@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from service.domain.errors import Draining, LoadFailed, ModelFailure, StartupError, UnknownModel
+from service.domain.errors import Draining, LoadFailed, ModelFailure, StartupError, UnknownModel, UnloadRefused
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceLost, DeviceOutOfMemory
 from service.domain.tasks import Result
@@ -352,9 +352,14 @@ def test_a_model_that_fails_is_left_to_verification() -> None:
 
 
 class Stage:
-    """A registry over real models behind a gate; requests end when `gone` is set."""
+    """A registry over real models behind a gate; requests end when `gone` is set.
+
+    Without `loadable` no model can be loaded; `loading` says that one tries.
+    """
 
     def __init__(self, directory: Path) -> None:
+        self.loadable, self.loading = threading.Event(), threading.Event()
+        self.loadable.set()
         self.gate, self.gone, self.opened = Gate(), asyncio.Event(), list[OnnxModel]()
         self.repository = Repository(directory, self._open, default="toy")
         self.registry = ModelRegistry(
@@ -366,6 +371,8 @@ class Stage:
         )
 
     def _open(self, data: bytes) -> list[OnnxModel]:
+        self.loading.set()
+        assert self.loadable.wait(60)
         self.opened.append(self.gate.model(data, device="cpu"))
         return self.opened[-1:]
 
@@ -381,7 +388,7 @@ class Stage:
         return asyncio.create_task(self.registry.resolve("toy").scheduler.run(sample_rows(1), params()))
 
 
-def on_stage(directory: Path, play: Callable[[Stage], Awaitable[None]]) -> None:
+def on_stage(directory: Path, play: Callable[[Stage], Awaitable[None]], *, are_closed: bool = True) -> None:
     write_model(directory)
 
     async def main() -> None:
@@ -392,7 +399,7 @@ def on_stage(directory: Path, play: Callable[[Stage], Awaitable[None]]) -> None:
             stage.gone.set()
             await stage.registry.close()
         assert stage.registry.models == {}
-        assert all(map(is_closed, stage.opened))
+        assert not are_closed or all(map(is_closed, stage.opened))
 
     asyncio.run(main())
 
@@ -433,31 +440,66 @@ def test_a_directory_that_cannot_be_read_is_a_failed_load(tmp_path: Path, monkey
     on_stage(tmp_path, play)
 
 
-def test_while_it_loads_the_index_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entered, go = threading.Event(), threading.Event()
+async def start_loading(stage: Stage, name: str) -> "asyncio.Task[None]":
+    """A load that does not end before `loadable` is set."""
+    stage.loadable.clear()
+    stage.loading.clear()
+    loading = asyncio.create_task(stage.registry.load(name))
+    assert await asyncio.to_thread(stage.loading.wait, 60)
+    return loading
 
+
+def test_while_it_loads_the_index_says_so(tmp_path: Path) -> None:
     async def play(stage: Stage) -> None:
-        load = stage.repository.load
-
-        def slow(ref: str) -> LoadedModel:
-            entered.set()
-            assert go.wait(10)
-            return load(ref)
-
-        stage.registry.activate(load("toy/1"))
+        stage.registry.activate(stage.repository.load("toy/1"))
         write_model(tmp_path, version="2")
-        monkeypatch.setattr(stage.repository, "load", slow)
-        loading = asyncio.create_task(stage.registry.load("toy"))
-        assert await asyncio.to_thread(entered.wait, 10)
+        loading = await start_loading(stage, "toy")
         again = asyncio.create_task(stage.registry.load("toy"))
         found = {entry.ref: entry.state for entry in await stage.registry.index()}
         assert found == {"toy/1": "READY", "toy/2": "LOADING"}
         with pytest.raises(UnknownModel):
             stage.registry.resolve("toy/2")
         np.testing.assert_allclose((await stage.run()).rows, reference(sample_rows(1)), atol=1e-6)
-        go.set()
+        stage.loadable.set()
         await loading
         assert stage.registry.resolve("toy").ref == "toy/2"
         await again
 
     on_stage(tmp_path, play)
+
+
+@pytest.mark.parametrize("limit_s", [0.01, 300.0])
+def test_a_model_whose_loading_hangs_holds_up_no_other_and_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit_s: float
+) -> None:
+    monkeypatch.setattr("service.models.registry.LOAD_S", limit_s)
+
+    async def play(stage: Stage) -> None:
+        stage.registry.activate(stage.repository.load("toy/1"))
+        write_model(tmp_path, "other")
+        loading = await start_loading(stage, "other")
+        await stage.registry.load("toy")  # is not changed, so it is not opened
+        with pytest.raises(UnloadRefused):
+            await stage.registry.unload("toy")
+        if limit_s > 1:
+            assert not loading.done()
+            stage.registry.abort_all()
+            stage.registry.abort_all()  # a second signal
+        with pytest.raises(LoadFailed, match="other/1: not loaded and verified in time"):
+            await loading
+        monkeypatch.undo()
+        stage.loadable.set()
+        await stage.registry.load("other")
+        assert stage.registry.resolve("other").ref == "other/1"
+
+    on_stage(tmp_path, play, are_closed=False)
+
+
+def test_a_start_with_a_model_that_hangs_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.models.repository.LOAD_S", 0.01)
+    stage = Stage(tmp_path)
+    write_model(tmp_path)
+    stage.loadable.clear()
+    with pytest.raises(StartupError, match="toy/1: not loaded and verified in time"):
+        stage.repository.load_all()
+    stage.loadable.set()

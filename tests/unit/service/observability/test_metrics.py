@@ -1,17 +1,17 @@
 import asyncio
+import errno
+import os
 import platform
 import re
-import subprocess
-import sys
+import shutil
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from prometheus_client import REGISTRY, CollectorRegistry
-from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.parser import text_string_to_metric_families
 
 from service import __version__
@@ -20,7 +20,6 @@ from service.observability.logs import TraceContext
 from service.observability.metrics import MAX_CALLERS, MAX_VALUES, OTHER, Metrics, label_limiter
 from service.observability.statistics import Duration, ModelStatistics
 from service.scheduling.observer import Finished
-from tests.helpers.live import environment
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.5,*/*;q=0.2"
 """The beginning of what Prometheus sends as Accept."""
@@ -204,58 +203,72 @@ def test_scrapes_of_a_second_share_a_rendering_off_the_event_loop(monkeypatch: p
     assert threading.get_ident() not in threads
 
 
-def test_a_process_that_creates_its_files_does_not_break_the_others(tmp_path: Path) -> None:
-    metrics, file = Metrics(tmp_path), tmp_path / "counter_1.db"
-
-    def create() -> None:
-        for _ in range(1000):
-            file.write_bytes(b"")  # what another process sees until the file has its size
-            MmapedDict(str(file)).close()
-
-    with ThreadPoolExecutor(1) as other:
-        created = other.submit(create)
-        while not created.done():
-            metrics.render()
-    created.result()
-
-
-PROCESS = """
-import sys
-from pathlib import Path
-from service.observability.metrics import Metrics
-from service.observability.logs import TraceContext
-
-metrics = Metrics(Path(sys.argv[1]))
-metrics.loaded("toy/1", digest="aaa", provider="p", reproducible="exact")
-metrics.unloaded("toy/1")
-metrics.in_flight.set(3)
-trace = TraceContext("a" * 32, "b" * 16, 1)
-metrics.requests("/generate", 200, [(0.02, {"model": "toy/1", "api_key": "alice", "trace": trace})])
-metrics.rows("toy/1", "/generate", [7], [0.1], api_key="alice")
-sys.stdin.read()
-"""
+def published(file: Path) -> Metrics:
+    """One process after some requests."""
+    metrics = Metrics(file)
+    metrics.loaded("toy/1", **DESCRIBED)
+    metrics.unloaded("toy/1")
+    metrics.loaded("grey/1", **DESCRIBED)
+    metrics.in_flight.set(3)
+    metrics.ready.set(1)
+    state = {"model": "toy/1", "api_key": "alice\n# HELP", "trace": TraceContext("a" * 32, "b" * 16, 1)}
+    metrics.requests("/generate", 200, [(0.02, state)])
+    metrics.rows("toy/1", "/generate", [7], [0.1], api_key="alice")
+    metrics.publish()
+    return metrics
 
 
 def test_processes_add_up(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", PROCESS, str(tmp_path)]
-    environ = environment(PROMETHEUS_MULTIPROC_DIR=str(tmp_path))
-    processes = [subprocess.Popen(command, env=environ, stdin=subprocess.PIPE) for _ in range(2)]
-    try:
-        metrics = Metrics(tmp_path)
-        expected = {
-            f'ign_build_info{{onnxruntime="{onnxruntime_version()}",python="{platform.python_version()}",'
-            f'version="{__version__}"}} 1.0',
-            'ign_model_info{digest="aaa",model="toy/1",provider="p",reproducible="exact"} 0.0',
-            "ign_requests_in_flight 6.0",
-            'ign_caller_requests_total{caller="alice",status="2xx"} 2.0',
-            'ign_caller_row_steps_total{caller="alice"} 14.0',
-            'ign_request_seconds_count{endpoint="/generate",model="toy/1"} 2.0',
-        }
-        deadline = time.monotonic() + 60
-        while not expected <= set(lines := metrics.render(OPENMETRICS)[0].decode().splitlines()):
-            assert time.monotonic() < deadline, lines
-            time.sleep(0.05)
-        assert expected <= set(metrics.render()[0].decode().splitlines())
-    finally:
-        for process in processes:
-            process.communicate()
+    published(tmp_path / "0.prom"), published(tmp_path / "1.prom")
+    metrics = Metrics(tmp_path / "2.prom")
+    (tmp_path / "quotas").write_bytes(bytes(100))
+    text, values = metrics.render(OPENMETRICS)[0].decode(), samples(metrics)
+    assert {
+        f'ign_build_info{{onnxruntime="{onnxruntime_version()}",python="{platform.python_version()}",'
+        f'version="{__version__}"}}': 1,
+        'ign_model_info{digest="aaa",model="grey/1",provider="CPUExecutionProvider",reproducible="exact"}': 1,
+        "ign_requests_in_flight": 6,
+        "ign_ready": 0,  # of the third
+        'ign_caller_requests_total{caller="alice\\n# HELP",status="2xx"}': 2,
+        'ign_caller_row_steps_total{caller="alice"}': 14,
+        'ign_request_seconds_count{endpoint="/generate",model="toy/1"}': 2,
+    }.items() <= values.items()
+    assert not [name for name in values if "ign_model_info" in name and "toy/1" in name]
+    heads = [line for line in text.split("\n") if line.startswith("#")]
+    assert len(set(heads)) == len(heads)
+    assert list(text_string_to_metric_families(text))
+
+
+def test_a_process_goes_on_from_the_counters_of_the_one_that_it_replaces(tmp_path: Path) -> None:
+    """So 500 that have ended cost a scrape no more than one."""
+    other = Metrics(tmp_path / "other.prom")
+    name = 'ign_request_seconds_count{endpoint="/generate",model="toy/1"}'
+    for count in range(1, 4):
+        published(tmp_path / "0.prom")
+        assert samples(other)[name] == count
+        assert samples(other)["ign_requests_in_flight"] == 3
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_gauges_of_a_process_that_writes_no_more_do_not_count(tmp_path: Path) -> None:
+    published(tmp_path / "0.prom")
+    os.utime(tmp_path / "0.prom", (0, 0))
+    values = samples(Metrics(tmp_path / "1.prom"))
+    assert values["ign_requests_in_flight"] == 0
+    assert values['ign_caller_row_steps_total{caller="alice"}'] == 7
+
+
+@pytest.mark.parametrize("is_removed", [True, False])
+def test_a_folder_that_cannot_be_written_costs_the_metrics_only(
+    tmp_path: Path, is_removed: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics = published(tmp_path / "shared" / "0.prom")
+    metrics.in_flight.set(2)
+    if is_removed:  # a program that cleans folders has removed it
+        shutil.rmtree(tmp_path / "shared")
+    else:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "write_bytes", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+            assert [samples(metrics)["ign_requests_in_flight"] for _ in range(2)] == [3, 3]
+        assert caplog.text.count("No space left on device") == 1
+    assert samples(metrics)["ign_requests_in_flight"] == 2

@@ -9,7 +9,8 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -23,7 +24,8 @@ from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceLost
 from service.runtime.onnx_model import OnnxModel
-from service.server import uvicorn_server
+from service.server import process, uvicorn_server
+from service.settings import from_environment
 from tests.contract.harness import PATIENCE_S, Gate, problem
 from tests.helpers.connection import Connection
 from tests.helpers.live import free_port
@@ -109,7 +111,7 @@ def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     return configure
 
 
-def main_beside(script: Callable[[], None]) -> int:
+def main_beside(script: Callable[[], None], main: Callable[[], int] = lambda: serve({})) -> int:
     """Run `main` here, where signals arrive, and the script in another thread, which must see to its end."""
 
     def run() -> None:
@@ -122,7 +124,7 @@ def main_beside(script: Callable[[], None]) -> int:
 
     with ThreadPoolExecutor(1) as pool:
         done: Future[None] = pool.submit(run)
-        status = serve({})
+        status = main()
         done.result(PATIENCE_S)
     return status
 
@@ -223,6 +225,26 @@ def test_failures_nobody_foresaw(
     err = capsys.readouterr().err
     assert says in err.splitlines()[-1]
     assert ("Traceback" in err) == isinstance(error, RuntimeError)
+
+
+def test_a_parent_that_reads_no_beats_stops_nothing(configured: Callable[..., None]) -> None:
+    configured()
+    beats, messages = Pipe(duplex=False)
+    os.set_blocking(messages.fileno(), False)
+    with suppress(BlockingIOError):
+        while True:
+            messages.send(None)
+    os.set_blocking(messages.fileno(), True)
+    with uvicorn_server.bind("127.0.0.1", 0, shared=True) as bound, beats, messages:
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}"
+
+        def script() -> None:
+            while True:
+                with suppress(httpx.ConnectError):
+                    assert httpx.get(f"{url}/healthz").status_code == 200
+                    return stop()
+
+        assert main_beside(script, lambda: process.run_server(from_environment({}), bound, messages)) == 0
 
 
 def test_ipv6(said: Said) -> None:

@@ -1,6 +1,7 @@
 import errno
 import math
 import os
+import re
 import shutil
 import signal
 import time
@@ -8,6 +9,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -22,7 +25,7 @@ from tests.helpers.connection import PATIENCE_S
 @pytest.fixture(autouse=True)
 def _own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """`supervise` changes the environment and the signal handlers of its process, which here is pytest's."""
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")
+    monkeypatch.setenv("_IGN_METRICS_FILE", "")
     monkeypatch.setattr(process, "_RESTART_INTERVAL_S", 0.05)
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     before = {number: signal.signal(number, lambda *_: None) for number in numbers}
@@ -69,7 +72,7 @@ def supervised(settings: Settings, main: ChildMain, script: Callable[[], None], 
             return supervise(settings, main, on_listening=lambda: listening.append(True))
         finally:
             done.result(PATIENCE_S)
-            assert len(listening) == (main in (fakes.serves, fakes.stops_badly))
+            assert len(listening) == (main is not fakes.dies)
             assert not any(Path(f"/proc/{pid}").exists() for pid in pids(settings))
 
 
@@ -95,7 +98,7 @@ def test_they_run_until_a_signal(settings: Settings, number: int) -> None:
 
 
 @pytest.mark.parametrize("is_removed", [False, True])
-def test_a_process_that_dies_is_restarted_and_its_gauges_are_dropped(settings: Settings, is_removed: bool) -> None:
+def test_a_process_that_dies_is_restarted_and_its_metrics_go_on(settings: Settings, is_removed: bool) -> None:
     """A program that cleans folders may have removed that of the metrics."""
 
     def script() -> None:
@@ -107,23 +110,94 @@ def test_a_process_that_dies_is_restarted_and_its_gauges_are_dropped(settings: S
             os.kill(first, signal.SIGKILL)
             started(settings, 3)()
             return
-        (folder / f"counter_{first}.db").touch()  # it died while it created the file, which nobody could read
-        (folder / f"histogram_{first}.db").write_bytes(b"counts")
         os.kill(first, signal.SIGKILL)
         started(settings, 3)()
-        gauges = {f"gauge_livesum_{pid}.db" for pid in pids(settings) - {first}}
-        assert {file.name for file in folder.iterdir()} == gauges | {f"histogram_{first}.db"}
+        assert {file.name for file in folder.iterdir()} == {"0.prom", "1.prom", "supervisor.prom"}
+        assert 'ign_process_replacements_total{reason="ended"} 1.0' in (folder / "supervisor.prom").read_text()
 
     assert supervised(settings, fakes.serves, script) == 0
 
 
+@pytest.mark.parametrize(("served_s", "factors"), [(60.0, [1, 2, 3, 3]), (0.0, [1, 1, 1, 1])])
 def test_a_process_that_dies_again_and_again_is_restarted_after_a_pause(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: Any, served_s: float, factors: list[int]
+) -> None:
+    """The pause grows, until a process has served for a while."""
+    begun = time.monotonic()
+    monkeypatch.setattr(process, "_RESTART_INTERVAL_S", 0.125)
+    monkeypatch.setattr(process, "_MAX_INTERVALS", 3)
+    monkeypatch.setattr(process, "_SERVED_S", served_s)
+    assert supervised(settings.replace(workers=1), fakes.serves_shortly, started(settings, 5)) in (0, 5)
+    assert time.monotonic() - begun >= 0.125 * sum(factors)
+    assert re.findall(r"next start ([0-9.]+) s after", caplog.text)[:4] == [f"{0.125 * each:g}" for each in factors]
+
+
+def test_processes_that_all_die_before_they_listen_end_the_service(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "_RESTART_INTERVAL_S", 0.5)
-    begun = time.monotonic()
-    assert supervised(settings.replace(workers=1), fakes.dies, started(settings, 2)) in (0, 5)
-    assert time.monotonic() - begun >= 0.5
+    monkeypatch.setattr(process, "_MAX_INTERVALS", 1)
+    with pytest.raises(StartupError, match="died 10 times in a row before one served"):
+        supervise(settings, fakes.dies, on_listening=lambda: None)
+
+
+def test_as_long_as_one_serves_the_others_may_die(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_MOST_FAILURES", 1)
+    assert supervised(settings, fakes.serves_alone, started(settings, 5)) in (0, 5)
+
+
+def test_a_process_that_hangs_is_killed_and_replaced(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_SILENCE_S", 1.0)
+
+    def script() -> None:
+        started(settings, 2)()
+        stopped = min(pids(settings))
+        folder = Path((settings.model_dir / str(stopped)).read_text().split()[2])
+        os.kill(stopped, signal.SIGSTOP)
+        started(settings, 3)()
+        until(lambda: not Path(f"/proc/{stopped}").exists())
+        assert 'ign_process_replacements_total{reason="hung"} 0.0' not in (folder / "supervisor.prom").read_text()
+
+    assert supervised(settings, fakes.serves, script) == 0
+
+
+def test_a_supervisor_that_was_stopped_kills_nobody(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beats wait in the pipes meanwhile, and its own pause is no silence of a process that starts."""
+    clock = Mock(wraps=time.monotonic)
+    monkeypatch.setattr(process, "time", Mock(monotonic=clock))
+
+    def stop_for(seconds: float) -> None:
+        clock.side_effect = lambda: time.monotonic() + seconds
+        calls = clock.call_count
+        until(lambda: clock.call_count > calls + 20)
+
+    def script() -> None:
+        stop_for(1000.0)
+        started(settings, 2)()
+        stop_for(2000.0)
+        assert len(pids(settings)) == 2
+
+    assert supervised(settings, fakes.serves, script) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_process_ends_with_the_service(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(process, "_KILL_S", 0.2)
+    settings = settings.replace(drain_s=0.2, drain_delay_s=0.0)
+
+    def script() -> None:
+        started(settings, 2)()
+        os.kill(min(pids(settings)), signal.SIGSTOP)
+
+    assert supervised(settings, fakes.serves, script, number) == signal.SIGKILL
+
+
+def test_without_a_usable_folder_it_does_not_start(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+    monkeypatch.setattr("tempfile.TemporaryDirectory", Mock(side_effect=error))
+    with pytest.raises(StartupError, match="TMPDIR: No usable temporary directory"):
+        supervise(settings, fakes.serves, on_listening=lambda: None)
 
 
 def failing_starts(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int], bool]) -> list[bool]:

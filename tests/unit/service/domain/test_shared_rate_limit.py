@@ -1,16 +1,21 @@
 """One rate limit over several processes."""
 
+import errno
 import multiprocessing
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from multiprocessing.pool import Pool
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.api.limits import SharedGCRA
-from service.domain.rate_limit import GCRA, Rate
+from service.domain.errors import StartupError
+from service.domain.rate_limit import GCRA, Rate, SharedGCRA
 
 RATES = st.builds(Rate, st.integers(1, 50), st.sampled_from([1.0, 60.0]))
 
@@ -56,3 +61,33 @@ def test_a_full_bucket_forgets_the_caller_that_has_been_quiet_longest(tmp_path: 
     assert meter.wait("caller 1", rate, 12.0) > 0
     assert meter.wait("caller 0", rate, 12.0) == 0.0
     meter.close()
+
+
+HOLDS_THE_LOCK = """
+import fcntl, sys
+with open(sys.argv[1], "r+b") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_process_that_stops_while_it_holds_the_lock_stops_nobody(tmp_path: Path, meter: SharedGCRA) -> None:
+    rate, command = Rate(1, 60.0), [sys.executable, "-c", HOLDS_THE_LOCK, str(tmp_path / "quotas")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"locked\n"
+        assert [meter.wait("a", rate, 1.0) for _ in range(3)] == [0.0] * 3
+        other.communicate()
+    assert [meter.wait("b", rate, 1.0) > 0 for _ in range(2)] == [False, True]
+
+
+def test_a_full_disk_changes_nothing(tmp_path: Path, meter: SharedGCRA, monkeypatch: pytest.MonkeyPatch) -> None:
+    stat = (tmp_path / "quotas").stat()
+    assert stat.st_blocks * 512 >= stat.st_size > 0  # no hole that a write would have to fill
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(os, "pwrite", Mock(side_effect=full))
+    assert [meter.wait("a", Rate(1, 60.0), 1.0) for _ in range(2)] == [0.0, 0.0]
+    monkeypatch.setattr(os, "posix_fallocate", Mock(side_effect=full))
+    with pytest.raises(StartupError, match=r"TMPDIR: .* No space left on device"):
+        SharedGCRA(tmp_path / "others")
