@@ -81,7 +81,14 @@ def test_errors_say_what_the_problem_says(ask: Ask, status: int, kind: type[Stat
     assert caught.value.problem == pickle.loads(pickle.dumps(caught.value)).problem == expected
 
 
-OTHER_IMAGES = (None, [], [IMAGE, IMAGE], [IMAGE | {"index": 1}], [IMAGE | {"format": "jpeg"}], [IMAGE | {"data": "?"}])
+OTHER_IMAGES: tuple[Any, ...] = (
+    None,
+    [],
+    [IMAGE, IMAGE],
+    [IMAGE | {"index": 1}],
+    [IMAGE | {"format": "jpeg"}],
+    [IMAGE | {"data": "?"}],
+)
 
 
 @pytest.mark.parametrize(
