@@ -145,6 +145,8 @@ def _map_errors(request: Request) -> Iterator[None]:
         raise TimedOut(f"{request_line}: no answer in time ({type(exc).__name__})") from exc
     except httpx.RequestError as exc:
         raise ConnectionFailed(f"{request_line}: {str(exc) or type(exc).__name__}") from exc
+    except (httpx.InvalidURL, ValueError) as exc:  # httpx also parses the address of a redirect
+        raise UnexpectedAnswer(f"{request_line}: {exc}") from exc
 
 
 def _is_event_stream(response: httpx.Response) -> bool:

@@ -102,6 +102,12 @@ def test_responses_of_another_service(ask: Ask, content: bytes) -> None:
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
+@pytest.mark.parametrize("location", [":ttp://[::1/%zz", "//x:99999999/", "http:////"])
+def test_redirects_to_nowhere(ask: Ask, location: str) -> None:
+    with pytest.raises((ign_client.UnexpectedAnswer, ign_client.ConnectionFailed, StatusError)):
+        ask(Canned(*[httpx.Response(302, headers={"Location": location})] * 3), "generate")
+
+
 @pytest.mark.parametrize(
     ("raised", "kind"),
     [
