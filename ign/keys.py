@@ -1,19 +1,21 @@
 """`ign keys add|list|revoke`: edit the file of API keys. The service reads it when it starts."""
 
+import fcntl
 import hashlib
 import json
 import os
 import secrets
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
-from service.api.access import parse_keys
+from service.api.access import parse_keys, read_file
 from service.domain.errors import StartupError
-from service.settings import from_environment
+from service.settings import variable_of
 
 _SCOPE: Final = click.Choice(["infer", "admin"])
 
@@ -25,18 +27,13 @@ def keys() -> None:
     """Edit the file of API keys. It holds the SHA-256 of each key; the service reads it when it starts."""
 
 
-def _default_file() -> Path:
-    try:
-        file = from_environment().api_keys_file
-    except StartupError as exc:
-        raise click.ClickException(exc.detail) from exc
-    if file is None:
-        raise click.UsageError("say which file: --file FILE, or the variable IGN_API_KEYS_FILE")
-    return file
-
-
 _FILE: Final = click.option(
-    "--file", type=click.Path(path_type=Path, dir_okay=False), help="file of API keys  [IGN_API_KEYS_FILE]"
+    "--file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar=variable_of("api_keys_file"),
+    show_envvar=True,
+    required=True,
+    help="file of API keys",
 )
 
 
@@ -45,57 +42,67 @@ _FILE: Final = click.option(
 @_FILE
 @click.option("--scope", "scopes", type=_SCOPE, multiple=True, default=["infer"], help="may be repeated  [infer]")
 @click.option("--quota", metavar="RATE", help="such as 20/s or 600/m, in place of IGN_RATE_LIMIT")
-def add(name: str, file: Path | None, scopes: Sequence[str], quota: str | None) -> None:
+def add(name: str, file: Path, scopes: Sequence[str], quota: str | None) -> None:
     """Make a key for the caller NAME, print it, and store its hash. A new file is readable for its owner only."""
-    file = file or _default_file()
     key = secrets.token_urlsafe(32)
     digest = hashlib.sha256(key.encode()).hexdigest()
     entry: Entry = {"name": name, "sha256": digest, "scopes": list(dict.fromkeys(scopes))}
     if quota is not None:
         entry["quota"] = quota
-    entries = _read(file)
-    if any(other["name"] == name for other in entries):
-        raise click.ClickException(f"{file} holds a key of {name} already; `ign keys revoke {name}` removes it")
-    entries.append(entry)
-    _check(json.dumps(entries).encode(), f"the key of {name}")
-    _write(file, entries)
+    with _locked(file):
+        entries = _read(file) if file.exists() else []
+        if any(other["name"] == name for other in entries):
+            raise click.ClickException(f"{file} holds a key of {name} already; `ign keys revoke {name}` removes it")
+        entries.append(entry)
+        _check(json.dumps(entries).encode(), f"the key of {name}")
+        _write(file, entries)
     click.echo(key)
     click.echo(f"{name} is in {file}, which does not hold the key: keep it. Restart the service.", err=True)
 
 
 @keys.command("list")
 @_FILE
-def list_(file: Path | None) -> None:
+def list_(file: Path) -> None:
     """Print name, scopes and quota of every key, separated by tabs."""
-    for entry in _read(file or _default_file(), must_exist=True):
+    for entry in _read(file):
         click.echo("\t".join((entry["name"], ",".join(entry["scopes"]), entry.get("quota") or "-")))
 
 
 @keys.command()
 @click.argument("name")
 @_FILE
-def revoke(name: str, file: Path | None) -> None:
+def revoke(name: str, file: Path) -> None:
     """Remove the key of the caller NAME. A service that runs accepts it until it is restarted."""
-    file = file or _default_file()
-    entries = _read(file, must_exist=True)
-    left = [entry for entry in entries if entry["name"] != name]
-    if len(left) == len(entries):
-        names = ", ".join(entry["name"] for entry in entries) or "nobody"
-        raise click.ClickException(f"{file} holds no key of {name}; it holds those of {names}")
-    _write(file, left)
+    with _locked(file):
+        entries = _read(file)
+        left = [entry for entry in entries if entry["name"] != name]
+        if len(left) == len(entries):
+            names = ", ".join(entry["name"] for entry in entries) or "nobody"
+            raise click.ClickException(f"{file} holds no key of {name}; it holds those of {names}")
+        _write(file, left)
     end = "Restart the service." if left else "The file holds no key: the service does not start with it."
     click.echo(f"{name} is removed from {file}. {end}", err=True)
 
 
-def _read(file: Path, *, must_exist: bool = False) -> list[Entry]:
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Hold a lock on the folder of the file, so that no other command changes the file between reading and writing."""
     try:
-        data = file.read_bytes()
-    except FileNotFoundError as exc:
-        if must_exist:
-            raise click.ClickException(f"{file}: no such file; `ign keys add NAME` makes one") from exc
-        return []
+        folder = os.open(file.resolve().parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
     except OSError as exc:
         raise click.ClickException(f"{file}: {exc.strerror}") from exc
+
+
+def _read(file: Path) -> list[Entry]:
+    try:
+        data = read_file(file)
+    except StartupError as exc:
+        raise click.ClickException(f"{file}: {exc.detail}") from exc
     if data.strip() != b"[]":
         _check(data, str(file))
     entries: list[Entry] = json.loads(data)
@@ -113,11 +120,13 @@ def _write(file: Path, entries: Sequence[Entry]) -> None:
     """Replace the file at once, so that a service that starts meanwhile reads the old one or the new one."""
     target = file.resolve()  # a link stays a link
     lines = ",\n ".join(json.dumps(entry) for entry in entries)
-    try:
-        mode = target.stat().st_mode & 0o777 if target.exists() else 0o600
-        with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=f".{target.name}-", delete=False) as new:
+    mode = target.stat().st_mode & 0o777 if target.exists() else 0o600
+    with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=f".{target.name}-", delete=False) as new:
+        try:
             new.write(f"[{lines}]\n")
-        os.chmod(new.name, mode)
-        os.replace(new.name, target)
-    except OSError as exc:
-        raise click.ClickException(f"{file}: {exc.strerror}") from exc
+            new.flush()
+            os.chmod(new.name, mode)
+            os.replace(new.name, target)
+        except BaseException:
+            os.unlink(new.name)
+            raise

@@ -3,6 +3,7 @@
 A loaded data set is held in memory as uint8 tensors (N, C, H, W), split into training and held-out pictures.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,6 @@ from model_export.data.known_sets import (
     recognise,
 )
 from model_export.data.picture_files import (
-    UNREADABLE,
     Inspection,
     PictureFile,
     find_files,
@@ -34,6 +34,7 @@ from model_export.data.picture_files import (
 from model_export.errors import UserError
 from service.artifact.card import ModelCard
 
+_MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes
 _ATTRIBUTES = ("attributes", "attributes_train", "attributes_test")
 _ARRAYS = ("x_train", "x_test", "y_train", "y_test", "licence", *_ATTRIBUTES)  # of an `.npz`
 
@@ -78,8 +79,8 @@ class FileSource:
         """Look at number, sizes, colours and borders of the pictures, the last three in a sample."""
 
         def picture(index: int) -> NDArray[np.uint8] | None:
-            image = readable(self._files[index])
-            return None if image is None else np.asarray(image, dtype=np.uint8)
+            found = readable(self._files[index])
+            return None if found is None else np.asarray(found[1], dtype=np.uint8)
 
         return inspect_pictures(self.name, len(self._files), picture)
 
@@ -185,8 +186,13 @@ def _read_npz(path: Path) -> Arrays:
     try:
         # Opened here, because numpy does not close a file that is not an archive.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            members = [member for member in file.zip.infolist() if member.filename.removesuffix(".npy") in _ARRAYS]
+            if sum(member.file_size for member in members) > _MEMORY:
+                raise UserError(f"--data {path.name}: larger than the memory of this machine, {_MEMORY >> 20} MiB")
             arrays = {key: file[key] for key in _ARRAYS if key in file}
-    except UNREADABLE as exc:
+    except UserError:
+        raise
+    except Exception as exc:  # for damaged files numpy, zipfile and zlib raise nearly every built-in exception
         raise UserError(f"--data {path.name}: not a readable .npz file") from exc
     for key in ("x_train", "x_test"):
         if key not in arrays:

@@ -3,18 +3,19 @@
 import hashlib
 import io
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Final, Literal
+from threading import Lock
+from typing import IO, Final, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from model_export.errors import UserError
@@ -25,18 +26,8 @@ PictureFile = tuple[str, ReadBytes]
 """The path of a picture inside its folder or zip, and what reads it."""
 
 SUFFIXES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-UNREADABLE: Final = (
-    OSError,
-    ValueError,
-    EOFError,
-    TypeError,
-    KeyError,
-    NotImplementedError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-"""What numpy, zipfile and zlib raise on damaged files and on files with a wrong suffix."""
-_BAD_PICTURE: Final = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+_FORMATS: Final = ("BMP", "JPEG", "PNG", "WEBP")
+_MAX_BYTES: Final = 64 << 20  # of the file of a picture
 _HELD_OUT: Final = 10  # every tenth picture is held out where the folders define no split
 _NAMED: Final = 100  # bad files that an error names
 Picture = NDArray[np.uint8]
@@ -71,12 +62,9 @@ def load_files(
     bad: list[str] = []
 
     def read(file: PictureFile) -> tuple[str, bytes, NDArray[np.uint8] | None]:
-        try:
-            data = file[1]()
-            with decode(data, "L" if channels == 1 else "RGB") as picture:
-                return file[0], hashlib.sha256(data).digest(), _fit(picture, size)
-        except _BAD_PICTURE:
+        if (found := readable(file, "L" if channels == 1 else "RGB")) is None:
             return file[0], b"", None
+        return file[0], hashlib.sha256(found[0]).digest(), _fit(found[1], size)
 
     with ThreadPoolExecutor() as pool:
         for path, hashed, array in pool.map(read, files):
@@ -98,12 +86,21 @@ def load_files(
     return digest.hexdigest(), pictures[: len(names)], held_out, bad
 
 
-def decode(data: bytes, mode: str | None = None) -> Image.Image:
+def readable(file: PictureFile, mode: str | None = None) -> tuple[bytes, Image.Image] | None:
+    """Content and decoded picture of a file, or None if it is not a readable picture."""
+    try:
+        data = file[1]()
+        return data, _decode(data, mode)
+    except Exception:  # for damaged files Pillow, zipfile and zlib raise nearly every built-in exception
+        return None
+
+
+def _decode(data: bytes, mode: str | None) -> Image.Image:
     """Decode a picture upright, in 8 bits, in mode L or RGB; by default in the one that it is stored in.
 
-    16-bit grey is scaled and alpha is composited on black, as the service does. Raises an error of `_BAD_PICTURE`.
+    16-bit grey is scaled and alpha is composited on black, as the service does.
     """
-    with Image.open(io.BytesIO(data)) as opened:
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
         image = ImageOps.exif_transpose(opened)
         if image.mode.startswith("I"):
             image = Image.fromarray(np.rint(np.asarray(image).clip(0, 65535) / 257).astype(np.uint8))
@@ -111,14 +108,6 @@ def decode(data: bytes, mode: str | None = None) -> Image.Image:
             rgba = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
         return image.convert(mode or ("L" if image.mode in ("1", "L") else "RGB"))
-
-
-def readable(file: PictureFile) -> Image.Image | None:
-    """The decoded picture of a file, or None if it is not readable."""
-    try:
-        return decode(file[1]())
-    except _BAD_PICTURE:
-        return None
 
 
 def _fit(image: Image.Image, size: int) -> NDArray[np.uint8]:
@@ -133,17 +122,30 @@ def _folder(root: Path) -> Iterator[PictureFile]:
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
         if _is_picture(name) and path.is_file():
-            yield name, path.read_bytes
+            yield name, partial(_read, partial(_open, path), nullcontext())
+
+
+def _open(path: Path) -> IO[bytes]:
+    return path.open("rb")
 
 
 def _zip(path: Path) -> list[PictureFile]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = sorted(name for name in archive.namelist() if _is_picture(name))
-            # Read here in order, because the decoding threads must not share one open archive.
-            return [(name, partial(bytes, archive.read(name))) for name in names]
-    except (*UNREADABLE, RuntimeError) as exc:  # RuntimeError: encrypted
+        archive = zipfile.ZipFile(path)
+    except Exception as exc:  # see `readable`
         raise UserError(f"--data {path.name}: not a readable .zip file") from exc
+    lock = Lock()  # the decoding threads share the open archive
+    names = sorted(name for name in archive.namelist() if _is_picture(name))
+    return [(name, partial(_read, partial(archive.open, name), lock)) for name in names]
+
+
+def _read(open_file: Callable[[], IO[bytes]], lock: AbstractContextManager[object]) -> bytes:
+    """The content of a file; an OSError if it is too large, also when that of a zip is decompressed."""
+    with lock, open_file() as file:
+        data = file.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise OSError("too large")
+    return data
 
 
 def _is_picture(name: str) -> bool:

@@ -32,7 +32,7 @@ from ign_client._errors import (
     UnexpectedAnswer,
     UnsupportedMedia,
 )
-from ign_client._inputs import PictureLike, PointLike, Seed, Term
+from ign_client._inputs import PictureLike, Pictures, PointLike, Seed, Term
 from ign_client._options import Format, Invert, PathForm, Resize
 from ign_client._picture import Picture
 from ign_client._results import (
@@ -63,8 +63,8 @@ for _name, _value in list(globals().items()):  # classes print, pickle and appea
 __all__ = ["AsyncClient", "AsyncStream", "BadGateway", "BadRequest", "BodyTooSlow", "Card", "Client"]
 __all__ += ["ConnectionFailed", "DeadlineExceeded", "Done", "Event", "FieldError", "Forbidden", "Format", "Frame"]
 __all__ += ["IgnError", "Image", "Images", "InputError", "InvalidContent", "Invert", "Limits", "MethodNotAllowed"]
-__all__ += ["ModelRef", "Models", "NotAcceptable", "NotFound", "PathForm", "Picture", "PictureLike", "PointLike"]
-__all__ += ["Problem", "Progress", "ProjectedImage", "Raw", "Readiness", "Resize", "Score", "Scores", "Seed"]
-__all__ += ["ServiceFailed", "StatusError", "Step", "Stream", "Term", "TimedOut", "Timing", "TooLarge"]
-__all__ += ["TooManyRequests", "TransportError", "Unauthorized", "Unavailable", "UnexpectedAnswer"]
-__all__ += ["UnsupportedMedia", "__version__"]
+__all__ += ["ModelRef", "Models", "NotAcceptable", "NotFound", "PathForm", "Picture", "PictureLike", "Pictures"]
+__all__ += ["PointLike", "Problem", "Progress", "ProjectedImage", "Raw", "Readiness", "Resize", "Score", "Scores"]
+__all__ += ["Seed", "ServiceFailed", "StatusError", "Step", "Stream", "Term", "TimedOut", "Timing", "TooLarge"]
+__all__ += ["TooManyRequests", "TransportError", "Unauthorized", "Unavailable", "UnexpectedAnswer", "UnsupportedMedia"]
+__all__ += ["__version__"]

@@ -1,15 +1,18 @@
 """Parse responses into results. Members that this version of the client does not know are ignored.
 
-`_wire` turns every LookupError, TypeError and ValueError of a parser into `UnexpectedAnswer`.
+`errors.unexpected` turns every error of a parser into `UnexpectedAnswer`.
 """
 
 import base64
 import json
 import re
+from collections.abc import Callable
 from dataclasses import MISSING, fields
-from typing import Any, Final, TypeVar
+from functools import cache, partial
+from typing import Any, Final, NamedTuple, TypeVar, get_type_hints
 
 from ign_client import _results as results
+from ign_client._options import fits
 from ign_client._picture import MEDIA
 from ign_client._wire import Response
 
@@ -17,59 +20,94 @@ T = TypeVar("T")
 ImageT = TypeVar("ImageT", bound=results.Image)
 Document = dict[str, Any]
 
-FORMATS: Final = {media: form for form, media in MEDIA.items()}
 _DURATION: Final = re.compile(r"(\w+);dur=([0-9.]+)")
 
 
+class Expected(NamedTuple):
+    """What the images of a response must be, because they were asked for."""
+
+    format: str = "png"
+    total: int | None = None  # None if the service decides
+    first: int = 0  # index of the first one in the response
+    moved: int = 0  # to the index of the first one in the result
+
+
 def document(response: Response) -> Document:
-    body = json.loads(response.content)
-    if not isinstance(body, dict):
-        raise TypeError("expected a JSON object")
+    body: Document = typed(json.loads(response.content), dict)
     return body
 
 
-def value(kind: type[T], member: Document, **others: Any) -> T:
+def typed(member: Any, hint: Any) -> Any:
+    """The value of a member if it has this type, with a tuple in place of a list; else a TypeError."""
+    if not fits(member, hint):
+        raise TypeError(f"expected {hint}, not {type(member).__name__}")
+    return tuple(member) if isinstance(member, list) else member
+
+
+def value(kind: Callable[..., T], member: Document, **others: Any) -> T:
     """A dataclass from the members with the names of its fields; those of fields with a default may be missing."""
     found = {
-        item.name: member[item.name]
-        for item in fields(kind)  # type: ignore[arg-type] # the type of dataclasses is only in stubs
-        if item.name not in others and (item.name in member or item.default is MISSING)
+        name: typed(member[name], hint)
+        for name, (hint, is_required) in _fields(kind).items()
+        if name not in others and (is_required or name in member)
     }
     return kind(**found, **others)
 
 
-def _image(kind: type[ImageT], member: Document) -> ImageT:
+@cache
+def _fields(kind: Any) -> dict[str, tuple[Any, bool]]:
+    """Type of each field of a dataclass, and whether it has no default."""
+    hints = get_type_hints(kind)
+    return {item.name: (hints[item.name], item.default is MISSING) for item in fields(kind)}
+
+
+def images(kind: type[ImageT], expected: Expected, response: Response) -> results.Images[ImageT]:
+    return images_of(kind, expected, document(response))
+
+
+def images_of(kind: type[ImageT], expected: Expected, answer: Document) -> results.Images[ImageT]:
+    return _result(results.Images, expected, answer, partial(_image, kind, expected))
+
+
+def scores(expected: Expected, response: Response) -> results.Scores:
+    return _result(results.Scores, expected, document(response), partial(value, results.Score))
+
+
+def _result(kind: type[T], expected: Expected, answer: Document, parse: Callable[[Document], object]) -> T:
+    first, total = expected.first, len(answer["images"]) if expected.total is None else expected.total
+    if [member["index"] for member in answer["images"]] != list(range(first, first + total)):
+        raise ValueError(f"expected {total} images from index {first} on")
+    members = tuple(parse({**member, "index": member["index"] + expected.moved}) for member in answer["images"])
+    model, timing = value(results.ModelRef, answer["model"]), value(results.Timing, answer["timing"])
+    return value(kind, answer, images=members, model=model, timing=timing)
+
+
+def _image(kind: type[ImageT], expected: Expected, member: Document) -> ImageT:
     shared = {"index": member["index"], "format": member["format"]}
-    trajectory = tuple(step(shared | recorded) for recorded in member["trajectory"] or [])
-    return value(kind, member, bytes=_data(member["data"]), trajectory=trajectory)
+    trajectory = tuple(step(expected, shared | recorded) for recorded in member["trajectory"] or [])
+    return value(kind, member, bytes=_content(expected, member), trajectory=trajectory)
 
 
-def images(kind: type[ImageT], response: Response) -> results.Images[ImageT]:
-    return images_of(kind, document(response))
+def step(expected: Expected, event: Document) -> results.Step:
+    return value(results.Step, event, bytes=_content(expected, event))
 
 
-def images_of(kind: type[ImageT], answer: Document) -> results.Images[ImageT]:
-    members = tuple(_image(kind, member) for member in answer["images"])
-    return results.Images(images=members, seed=answer.get("seed"), **_head(answer))
+def _content(expected: Expected, member: Document) -> bytes:
+    if member["format"] != expected.format:
+        raise ValueError(f"format: expected {expected.format}")
+    return base64.b64decode(member["data"], validate=True)
 
 
-def step(event: Document) -> results.Step:
-    return value(results.Step, event, bytes=_data(event["data"]))
-
-
-def scores(response: Response) -> results.Scores:
-    answer = document(response)
-    return results.Scores(images=tuple(value(results.Score, member) for member in answer["images"]), **_head(answer))
-
-
-def raw(response: Response) -> results.Raw:
-    """A response that is one file; the metadata is in its headers."""
+def raw(form: str, response: Response) -> results.Raw:
+    """A response that is one file in this format; the metadata is in its headers."""
+    if response.media_type != MEDIA[form]:
+        raise ValueError(f"expected {MEDIA[form]}, not {response.media_type!r:.80}")
     headers = response.headers
     name, version, digest = re.split("[/@]", headers["x-ign-model"])
     times = {f"{part}_ms": float(duration) for part, duration in _DURATION.findall(headers["server-timing"])}
     return results.Raw(
         bytes=response.content,
-        format=FORMATS[response.media_type],
+        format=form,
         model=results.ModelRef(name=name, version=version, digest=digest),
         request_id=headers["x-request-id"],
         timing=value(results.Timing, times),
@@ -83,7 +121,7 @@ def raw(response: Response) -> results.Raw:
 def models(response: Response) -> results.Models:
     answer = document(response)
     cards = tuple(map(_card, answer["models"]))
-    return results.Models(models=cards, default=answer["default"], limits=value(results.Limits, answer["limits"]))
+    return value(results.Models, answer, models=cards, limits=value(results.Limits, answer["limits"]))
 
 
 def card(response: Response) -> results.Card:
@@ -93,27 +131,13 @@ def card(response: Response) -> results.Card:
 def readiness(response: Response) -> results.Readiness:
     """The response of `/readyz` with status 200 or 503."""
     if response.status == 200:
-        status = document(response)["status"]
+        status = typed(document(response)["status"], str)
         return results.Readiness(ready=status == "ready", detail=status)
-    return results.Readiness(ready=False, detail=response.problem(now=0.0).detail)
-
-
-def _head(answer: Document) -> Document:
-    return {
-        "model": value(results.ModelRef, answer["model"]),
-        "request_id": answer["request_id"],
-        "timing": value(results.Timing, answer["timing"]),
-    }
+    return results.Readiness(ready=False, detail=response.problem().detail)
 
 
 def _card(member: Document) -> results.Card:
-    channels, height, width = member["shape"]
-    low, high = member["range"]
-    return value(results.Card, member, shape=(channels, height, width), range=(low, high), document=member)
-
-
-def _data(text: str) -> bytes:
-    return base64.b64decode(text, validate=True)
+    return value(results.Card, member, document=member)
 
 
 def _numbers(text: str) -> tuple[float, ...]:

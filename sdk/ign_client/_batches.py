@@ -1,9 +1,11 @@
 """Work on many images at a terminal: list the inputs, check the outputs, run several requests at a time, report."""
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import islice
 from pathlib import Path
 from typing import Final, TextIO, TypeVar
 
@@ -13,11 +15,18 @@ T = TypeVar("T")
 
 _CELLS: Final = 24
 _IMAGE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp")
+# Control characters, ends of lines, marks that change the direction of text, and bytes that are no text.
+_UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _IMAGE_ERRORS: Final = {"undecodable_image", "image_too_large", "too_large", "mask_size", "model_failure"}
 
 
 class ResultsClosed(Exception):
     """The pipe to which the results go is closed, as after `| head -1`."""
+
+
+def printable(text: str) -> str:
+    """The text with escapes in place of what controls a terminal or ends a line."""
+    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 class Terminal:
@@ -29,13 +38,13 @@ class Terminal:
         self._begun = clock()
         self._drawn = 0
 
-    def result(self, text: str) -> None:
-        """Write a line of output; raise `ResultsClosed` if nobody reads it any more."""
+    def result(self, *cells: str) -> None:
+        """Write a line of output, with tabs between its cells; raise `ResultsClosed` if nobody reads it any more."""
         self.end()
         if self._out is None:
             return
         try:
-            self._out.write(text + "\n")
+            self._out.write("\t".join(map(printable, cells)) + "\n")
             self._out.flush()
         except BrokenPipeError as exc:
             # Python flushes stdout again when it exits; without a device to write to, it would complain.
@@ -49,22 +58,29 @@ class Terminal:
         """
         if not done:
             self._begun = self._clock()
-        if not self._err.isatty():
-            return
         filled = _CELLS * done // total
         text = f"[{'#' * filled:.<{_CELLS}}] {done}/{total}" + (f", {failed} failed" if failed else "")
         seconds = self._clock() - self._begun
         if done and seconds > 0:
             text += f", {done / seconds:.3g}/s"
             text += f", {_duration(seconds * (total - done) / done)} left" if done < total else ""
-        self._write_error("\r" + text.ljust(self._drawn), len(text))
+        self._draw(text)
+
+    def sleep(self, seconds: float) -> None:
+        """Wait before another attempt of a request, and show it."""
+        self._draw(f"no service, or a busy one; next attempt in {_duration(seconds)}")
+        time.sleep(seconds)
 
     def error(self, text: str) -> None:
-        self._write_error(("\r" + " " * self._drawn + "\r" if self._drawn else "") + text + "\n", 0)
+        self._write_error(("\r" + " " * self._drawn + "\r" if self._drawn else "") + printable(text) + "\n", 0)
 
     def end(self) -> None:
         if self._drawn:
             self._write_error("\n", 0)
+
+    def _draw(self, text: str) -> None:
+        if self._err.isatty():
+            self._write_error("\r" + text.ljust(self._drawn), len(text))
 
     def _write_error(self, text: str, drawn: int) -> None:
         self._err.write(text)
@@ -108,28 +124,32 @@ def require_file(path: Path) -> Path:
 
 def check_free(targets: Iterable[Path], force: bool, ways: str = "--force overwrites") -> None:
     """Raise `InputError` if an output exists, before any request; ``ways`` says what the user may do else."""
-    taken = [] if force else [target for target in targets if target.exists()]
-    if taken:
-        more = f" (and {len(taken) - 1} more)" if len(taken) > 1 else ""
-        raise InputError(f"{taken[0]} is there already{more}; {ways}")
+    taken = (target for target in targets if not force and target.exists())
+    if (first := next(taken, None)) is not None:
+        others = sum(1 for _ in taken)
+        raise InputError(f"{first} is there already{f' (and {others} more)' if others else ''}; {ways}")
 
 
 def for_each_item(
-    items: Sequence[T], work: Callable[[Sequence[T]], None], jobs: int, terminal: Terminal, *, group: int
+    items: Iterable[T], total: int, work: Callable[[Sequence[T]], None], jobs: int, terminal: Terminal, *, group: int
 ) -> int:
     """Run ``work`` for all items in threads, in groups. A rejected item does not stop the others; returns their number.
 
-    If ``work`` fails because of an image, it is called again for each item of the group alone. An error that would stop
-    the other items, too, is raised.
+    Items are taken as threads become free. If ``work`` fails because of an image, it is called again for each item of
+    the group alone. An error that would stop the other items, too, is raised.
     """
     done = failed = 0
-    if items:
-        terminal.progress(0, len(items))
+    if total:
+        terminal.progress(0, total)
+    items = iter(items)
+    groups = iter(lambda: list(islice(items, group)), [])
+    running: dict[Future[None], Sequence[T]] = {}
     with ThreadPoolExecutor(jobs) as pool:
-        groups = [items[start : start + group] for start in range(0, len(items), group)]
-        running = {pool.submit(work, each): each for each in groups}
         try:
-            while running:
+            while True:
+                running |= {pool.submit(work, each): each for each in islice(groups, max(0, 2 * jobs - len(running)))}
+                if not running:
+                    break
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     ended = running.pop(future)
                     error = _image_error(future)
@@ -140,7 +160,7 @@ def for_each_item(
                         terminal.error(f"{ended[0]}: {error}")
                         failed += 1
                     done += len(ended)
-                    terminal.progress(done, len(items), failed)
+                    terminal.progress(done, total, failed)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -23,8 +23,9 @@ from urllib.parse import quote
 from ign_client import _answers, _inputs
 from ign_client import _options as lists
 from ign_client import _results as results
+from ign_client._answers import Expected
 from ign_client._errors import FieldError, InputError, StatusError
-from ign_client._inputs import PictureLike, PointLike, Term
+from ign_client._inputs import Pictures, PointLike, Term
 from ign_client._options import Connection, Format, PathForm, checked, described
 from ign_client._picture import MEDIA
 from ign_client._stream import EventReader
@@ -91,37 +92,34 @@ def stream_generate(**options: Unpack[lists.GenerateOptions]) -> Call[EventReade
     ``timeout`` limits the wait for the first event. The client retries only before the first event. Closing the
     stream cancels the computation.
     """
-    parse = partial(EventReader, results.Image, options.get("record") or ())
+    parse = partial(EventReader, results.Image, _noise(options), options.get("record") or ())
     return _call("/generate", parse, options, _json(options), EVENTS)
 
 
 @described
-def project(
-    images: PictureLike | Sequence[PictureLike], **options: Unpack[lists.ProjectOptions]
-) -> Calls[results.Images[results.ProjectedImage]]:
+def project(images: Pictures, **options: Unpack[lists.ProjectOptions]) -> Calls[results.Images[results.ProjectedImage]]:
     """Project images onto the model's distribution: f^k(x)."""
     return _uploads("/project", partial(_answers.images, results.ProjectedImage), images, options)
 
 
 @described
-def project_as(
-    form: Format, images: PictureLike | Sequence[PictureLike], **options: Unpack[lists.ProjectFileOptions]
-) -> Call[results.Raw]:
+def project_as(form: Format, images: Pictures, **options: Unpack[lists.ProjectFileOptions]) -> Call[results.Raw]:
     """Like `project`, but as one file: an image, a near-square contact sheet, or ``npy`` float32 (N, C, H, W)."""
     return _file("/project", form, options, _upload(images, options))
 
 
 @described
 def stream_project(
-    images: PictureLike | Sequence[PictureLike], **options: Unpack[lists.ProjectOptions]
+    images: Pictures, **options: Unpack[lists.ProjectOptions]
 ) -> Call[EventReader[results.ProjectedImage]]:
     """Like `project`, but as a stream of events; see `stream_generate`."""
-    parse = partial(EventReader, results.ProjectedImage, options.get("record") or ())
-    return _call("/project", parse, options, _upload(images, options), EVENTS)
+    contents = _inputs.pictures(images)
+    parse = partial(EventReader, results.ProjectedImage, _expected(options, len(contents)), options.get("record") or ())
+    return _call("/project", parse, options, _upload(contents, options), EVENTS)
 
 
 @described
-def score(images: PictureLike | Sequence[PictureLike], **options: Unpack[lists.ScoreOptions]) -> Calls[results.Scores]:
+def score(images: Pictures, **options: Unpack[lists.ScoreOptions]) -> Calls[results.Scores]:
     """Score images: the distance that f moves them, compared with held-out real images."""
     return _uploads("/score", _answers.scores, images, options)
 
@@ -131,7 +129,8 @@ def latent_interpolate(
     points: Sequence[PointLike], **options: Unpack[lists.PathOptions]
 ) -> Call[results.Images[results.Frame]]:
     """Apply f^k along a path of latents, or over a grid between four latents."""
-    return _call("/latent-interpolate", partial(_answers.images, results.Frame), options, _path(points, options))
+    parse = partial(_answers.images, results.Frame, _expected(options))
+    return _call("/latent-interpolate", parse, options, _path(points, options))
 
 
 @described
@@ -151,7 +150,8 @@ def latent_arithmetic(
     terms: Sequence[Term | PointLike], **options: Unpack[lists.SumOptions]
 ) -> Call[results.Images[results.Image]]:
     """Apply f^k to a weighted sum of latents; the result is one image."""
-    return _call("/latent-arithmetic", partial(_answers.images, results.Image), options, _sum(terms, options))
+    parse = partial(_answers.images, results.Image, _expected(options, 1))
+    return _call("/latent-arithmetic", parse, options, _sum(terms, options))
 
 
 @described
@@ -196,7 +196,7 @@ def _call(
 def _file(path: str, form: str, options: Options, body: Body) -> Call[results.Raw]:
     if form not in list(MEDIA):  # of a caller without type checks, it may be unhashable
         raise InputError(f"form: expected one of {', '.join(MEDIA)}, not {form!r}")
-    return _call(path, _answers.raw, options, body, MEDIA[form])
+    return _call(path, partial(_answers.raw, form), options, body, MEDIA[form])
 
 
 def _models(options: Options) -> Call[results.Models]:
@@ -204,7 +204,15 @@ def _models(options: Options) -> Call[results.Models]:
 
 
 def _generate(options: Options) -> Call[results.Images[results.Image]]:
-    return _call("/generate", partial(_answers.images, results.Image), options, _json(options))
+    return _call("/generate", partial(_answers.images, results.Image, _noise(options)), options, _json(options))
+
+
+def _noise(options: Options) -> Expected:
+    return _expected(options, options.get("n", 1), options.get("offset", 0))
+
+
+def _expected(options: Options, total: int | None = None, first: int = 0, moved: int = 0) -> Expected:
+    return Expected(options.get("format", "png"), total, first, moved)
 
 
 def _sent(options: Options) -> dict[str, Any]:
@@ -215,7 +223,7 @@ def _json(options: Options, **members: Any) -> bytes:
     return json.dumps({**_sent(options), **members}, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
-def _upload(images: PictureLike | Sequence[PictureLike], options: Options) -> Body:
+def _upload(images: Pictures, options: Options) -> Body:
     """A multipart form, which needs no base64; or JSON if each image has its own mask."""
     sent = _sent(options)
     mask, masks = sent.pop("mask", None), sent.pop("masks", None)
@@ -264,11 +272,11 @@ def _latents(values: object, field: str) -> Sequence[Any]:
 
 def images_of_request(scale: int, limit: int = FEW) -> int:
     """How many images one request may have: enlarged ones are fewer, so that they keep below the limit of pixels."""
-    return min(limit, max(1, _ENLARGED // scale**2) if scale > 0 else limit)
+    return max(1, min(limit, _ENLARGED // scale**2 if scale > 0 else limit))
 
 
 def _uploads(
-    path: str, parse: Callable[[Response], ResultT], images: PictureLike | Sequence[PictureLike], options: Options
+    path: str, parse: Callable[[Expected, Response], ResultT], images: Pictures, options: Options
 ) -> Calls[ResultT]:
     contents, sent = _inputs.pictures(images), _encoded_masks(options)
     sizes, scale = [len(data) + _PER_PART for data in contents], options.get("scale", 1)
@@ -280,8 +288,10 @@ def _uploads(
 
     def call(chosen: slice) -> Call[ResultT]:
         own = {**sent, "masks": sent["masks"][chosen]} if "masks" in sent else sent
-        part = _call(path, parse, own, _upload(contents[chosen], own))
-        return part if len(contents) == 1 else _placed(part, chosen.start, cast(Sequence[object], images))
+        expected = _expected(own, len(contents[chosen]), moved=chosen.start)
+        part = _call(path, partial(parse, expected), own, _upload(contents[chosen], own))
+        placed = partial(_placed_error, start=chosen.start, sources=cast(Sequence[object], images))
+        return part if len(contents) == 1 else replace(part, error=placed)
 
     def parts(limits: results.Limits) -> list[Callable[[], Call[ResultT]]]:
         room = limits.body_bytes - _ROOM - len(sent.get("mask", b""))
@@ -320,31 +330,14 @@ def join(parts: Sequence[Any]) -> Any:
     return replace(parts[0], images=members, timing=results.Timing(**times))
 
 
-def _placed(call: Call[ResultT], start: int, sources: Sequence[object]) -> Call[ResultT]:
-    """The call for images from ``start`` on, whose result and errors count all ``sources``."""
-
-    def parse(response: Response) -> ResultT:
-        result = call.parse(response)
-        return replace(result, images=tuple(_moved(member, start) for member in result.images))
-
-    return replace(call, parse=parse, error=partial(_placed_error, start=start, sources=sources))
-
-
-def _moved(member: Any, start: int) -> Any:
-    index = member.index + start
-    if isinstance(member, results.Score):
-        return replace(member, index=index)
-    return replace(member, index=index, trajectory=tuple(replace(step, index=index) for step in member.trajectory))
-
-
 def _placed_error(error: StatusError, start: int, sources: Sequence[object]) -> StatusError:
     """The error with the indices of the whole call; its text names the file of the image, too."""
     problem = error.problem
     errors = tuple(FieldError(_moved_field(item.field, start), item.message) for item in problem.errors)
     field, colon, reason = problem.detail.partition(":")
     field = _moved_field(field, start)
-    match = re.fullmatch(r"images\.([0-9]+)", field)
-    source = sources[int(match[1])] if match else None
+    match = re.fullmatch(r"images\.([0-9]{1,9})", field)
+    source = next(iter(sources[int(match[1]) :]), None) if match else None  # the service may name others
     if isinstance(source, str | os.PathLike):
         field = f"{field} ({os.fspath(source)})"
     return type(error)(replace(problem, errors=errors, detail=field + colon + reason))
@@ -352,7 +345,7 @@ def _placed_error(error: StatusError, start: int, sources: Sequence[object]) -> 
 
 def _moved_field(field: str, start: int) -> str:
     """``image``, ``image.2`` and ``masks.2`` with the index in the whole call; ``mask`` is that of all images."""
-    match = re.fullmatch(r"(image|mask)(s?)(?:\.([0-9]+))?", field)
+    match = re.fullmatch(r"(image|mask)(s?)(?:\.([0-9]{1,9}))?", field)
     if match is None or (match[1] == "mask" and match[3] is None):
         return field
     return f"{match[1]}s.{int(match[3] or 0) + start}"

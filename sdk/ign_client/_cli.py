@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias, TypeVar, get_args, get_origin
+from threading import Lock
+from typing import Any, Final, Literal, TypeVar, get_args, get_origin
 
 from ign_client import _errors as errors
 from ign_client import _options as lists
@@ -34,6 +35,7 @@ _UNREACHABLE_ERRORS: Final = (
     errors.DeadlineExceeded,
 )
 _SHOWN_MEASURES: Final = MEASURES[1:]  # the file stands for the index
+_KEPT: Final = "--skip-existing leaves them, --force overwrites"
 
 
 def main(arguments: Sequence[str] | None = None, terminal: Terminal | None = None) -> int:
@@ -51,8 +53,9 @@ def parse(top: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argp
 
 def run(options: argparse.Namespace, terminal: Terminal, hint: str = "") -> int:
     """Run the command of parsed arguments; returns the exit status. ``hint``: what helps if no service is reached."""
+    settings = {"timeout": options.timeout, "deadline": options.deadline, "max_retries": options.retries}
     try:
-        with Client(options.base_url, timeout=options.timeout, max_retries=options.retries) as client:
+        with Client(options.base_url, **settings, sleep=terminal.sleep) as client:
             done: bool = options.run(client, options, terminal)
     except KeyboardInterrupt:
         terminal.error("interrupted")
@@ -70,6 +73,209 @@ def run(options: argparse.Namespace, terminal: Terminal, hint: str = "") -> int:
     return DONE if done else REFUSED
 
 
+def _given(options: argparse.Namespace, kind: Any) -> dict[str, Any]:
+    """The options of a method that the command has, too."""
+    given = {name: getattr(options, name) for name in lists.options_of(kind) if hasattr(options, name)}
+    if "invert" in given:
+        given["invert"] = {"true": True, "false": False}.get(given["invert"], "auto")
+    return given
+
+
+# The commands. Each returns whether everything was done
+
+
+def generate(client: Client, options: argparse.Namespace, terminal: Terminal) -> bool:
+    if form := _file_format(options):
+        check_free([options.out], options.force)
+        sheet = client.generate_as(form, **_given(options, lists.GenerateFileOptions))
+        _save(sheet, options.out)
+        terminal.result(f"{options.out}: seed {sheet.seed}")
+        return True
+    if options.n < 1:
+        raise errors.InputError(f"-n: expected 1 or more, not {options.n}")
+    seed = secrets.randbits(32) if options.seed is None else options.seed
+    indices = range(options.offset, options.offset + options.n)
+    digits = len(str(indices[-1]))  # so that the names sort as the indices do
+    suffix, given = _suffix(options), _given(options, lists.GenerateOptions)
+
+    def target(index: int) -> Path:
+        out: Path = options.out
+        return out / f"{seed}-{index:0{digits}}{suffix}"
+
+    def generate_some(wanted: Sequence[int]) -> Iterator[tuple[Path, Picture]]:
+        # Neighbours go into one request; between them some files may exist.
+        for _, pairs in groupby(enumerate(wanted), key=lambda pair: pair[1] - pair[0]):
+            run = [index for _, index in pairs]
+            for image in client.generate(**{**given, "n": len(run), "seed": seed, "offset": run[0]}):
+                yield target(image.index), image
+
+    # Neither the indices nor their paths are listed: there may be a thousand million of them.
+    pattern = re.compile(rf"{seed}-([0-9]{{{digits}}}){re.escape(suffix)}")
+    files = options.out.iterdir() if options.out.exists() else ()
+    existing = (file for file in files if (match := pattern.fullmatch(file.name)) and int(match[1]) in indices)
+    total = options.n
+    if options.skip_existing:
+        total -= sum(1 for _ in existing)
+    check_free(existing, options.force, _KEPT)
+    wanted = (index for index in indices if not (options.skip_existing and target(index).exists()))
+    again = f"--seed {seed} --skip-existing"
+    _, failed = _save_all(wanted, total, generate_some, options, terminal, images_of_request(options.scale), again)
+    terminal.result(f"{options.out}: seed {seed}")
+    return not failed
+
+
+def project(client: Client, options: argparse.Namespace, terminal: Terminal) -> bool:
+    out: Path = options.out
+    is_file = _file_format(options)
+    sources = list_images(options.inputs)
+    if is_file and len(sources) > 1:
+        raise errors.InputError(f"--out: {out} is one file, but there are {len(sources)} images; name a folder")
+    suffix, given = _suffix(options), _given(options, lists.ProjectOptions)
+    targets = {source: out if is_file else (out / name).with_suffix(suffix) for source, name in sources.items()}
+    _check_distinct(targets)
+    if options.mask is not None:
+        given["mask"] = require_file(options.mask).read_bytes()
+    if options.skip_existing:
+        targets = {source: target for source, target in targets.items() if not target.exists()}
+    check_free(targets.values(), options.force, _KEPT)
+
+    def project_some(some: Sequence[Path]) -> Iterable[tuple[Path, Picture]]:
+        images = client.project(some[0] if len(some) == 1 else some, **given)  # so that errors do not number one image
+        return zip(map(targets.__getitem__, some), images, strict=True)
+
+    size = images_of_request(options.scale, _images_of_request(client, targets))
+    saved, failed = _save_all(targets, len(targets), project_some, options, terminal, size, "--skip-existing")
+    terminal.result(f"{out}: {_count(saved)}" + (f", {failed} failed" if failed else ""))
+    return not failed
+
+
+def interpolate(client: Client, options: argparse.Namespace, terminal: Terminal) -> bool:
+    points = [_point(text) for text in options.points]
+    target: Path = options.out
+    if form := _file_format(options):
+        check_free([target], options.force)
+        _save(client.latent_interpolate_as(form, points, **_given(options, lists.PathFileOptions)), target)
+        terminal.result(str(target))
+        return True
+    if target.is_dir() and any(target.iterdir()) and not options.force:
+        raise errors.InputError(f"{target} is not empty; --force overwrites")
+    frames = client.latent_interpolate(points, **_given(options, lists.PathOptions))
+    digits = max(3, len(str(len(frames) - 1)))
+    for frame in frames:
+        _save(frame, target / f"{frame.index:0{digits}}{_suffix(options)}")
+    terminal.result(f"{target}: {len(frames)} frames")
+    return True
+
+
+def score(client: Client, options: argparse.Namespace, terminal: Terminal) -> bool:
+    """Write a line with the scores of each image, in the order of the inputs."""
+    sources = list(list_images(options.inputs))
+    given = _given(options, lists.ScoreOptions)
+    scores: dict[Path, Score] = {}
+
+    def score_some(some: Sequence[Path]) -> None:
+        scores.update(zip(some, client.score(some[0] if len(some) == 1 else some, **given), strict=True))
+
+    try:
+        size = _images_of_request(client, sources)
+        return not for_each_item(sources, len(sources), score_some, options.jobs, terminal, group=size)
+    finally:  # also after an error, so that no score is lost
+        if not options.json:
+            terminal.result("file", *_SHOWN_MEASURES)
+        for source in filter(scores.__contains__, sources):
+            values = {name: getattr(scores[source], name) for name in _SHOWN_MEASURES}
+            if options.json:
+                terminal.result(json.dumps({"file": str(source), **values}))
+            else:
+                cells = ("-" if value is None else json.dumps(value) for value in values.values())
+                terminal.result(str(source), *cells)
+
+
+def models(client: Client, _options: argparse.Namespace, terminal: Terminal) -> bool:
+    """Write a line for each model: name/version, shape, device, and whether it is the default."""
+    rows = model_rows(client.models())
+    terminal.result(*MODEL_COLUMNS)
+    for *cells, is_default in rows:
+        terminal.result(*cells, "yes" if is_default else "-")
+    return True
+
+
+def _file_format(options: argparse.Namespace) -> Any:
+    """The format of the one file that `--out` names, or None for a folder; sets `options.format`."""
+    form = SUFFIXES.get(options.out.suffix.lower())
+    if form is None:
+        for name in ("columns", "gap"):
+            if getattr(options, name, None):
+                raise errors.InputError(f"--{name}: only a sheet has {name}; --out names a folder for one file each")
+    elif options.format not in (None, form):
+        raise errors.InputError(f"--format {options.format}: --out {options.out} is {form}; leave one of them out")
+    options.format = form or options.format or "png"
+    return form
+
+
+def _suffix(options: argparse.Namespace) -> str:
+    return ".jpg" if options.format == "jpeg" else f".{options.format}"
+
+
+def _save_all(
+    items: Iterable[K],
+    total: int,
+    make: Callable[[Sequence[K]], Iterable[tuple[Path, Picture]]],
+    options: argparse.Namespace,
+    terminal: Terminal,
+    group: int,
+    again: str,
+) -> tuple[int, int]:
+    """Save the images that ``make`` yields for groups of items; returns how many were saved and how many rejected.
+
+    ``make`` is called from several threads. With the options ``again`` the command goes on after an error.
+    """
+    saved, lock = 0, Lock()
+
+    def save_some(some: Sequence[K]) -> None:
+        nonlocal saved
+        for target, image in make(some):
+            _save(image, target)
+            with lock:
+                saved += 1
+
+    try:
+        failed = for_each_item(items, total, save_some, options.jobs, terminal, group=group)
+    except BaseException:
+        if saved:
+            terminal.result(f"{options.out}: {saved} of {_count(total)}; {again} goes on")
+        raise
+    return saved, failed
+
+
+def _save(picture: Picture, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(target)
+
+
+def _images_of_request(client: Client, sources: Collection[Path]) -> int:
+    """Most images of one request: 16, so that several requests run at a time, or fewer if the service takes fewer."""
+    return max(1, min(FEW, client.models().limits.images)) if len(sources) > 1 else 1
+
+
+def _check_distinct(targets: Mapping[Path, Path]) -> None:
+    sources: dict[Path, Path] = {}
+    for source, target in targets.items():
+        if target in sources:
+            raise errors.InputError(f"{sources[target]} and {source} would both become {target}")
+        sources[target] = source
+
+
+def _point(text: str) -> PointLike:
+    if match := re.fullmatch(r"([0-9]{1,10})(?::([0-9]{1,10}))?", text):
+        return Seed(int(match[1]), int(match[2] or 0))
+    return require_file(Path(text))
+
+
+def _count(pictures: int) -> str:
+    return f"{pictures} image{'' if pictures == 1 else 's'}"
+
+
 # The parser. Options that a method has, too, come from `_options`
 
 
@@ -80,97 +286,29 @@ def parser(prog: str = "ign-client") -> argparse.ArgumentParser:
         epilog="exit status: 0 done, 1 refused or partly done, 2 usage, 3 service out of reach, 130 interrupted",
     )
     top.add_argument("--version", action="version", version=f"ign-client {__version__}")
-    top.set_defaults(base_url=None, timeout=DEFAULT_TIMEOUT_S, retries=2)
-    _connection(top)
+    top.set_defaults(base_url=None, timeout=DEFAULT_TIMEOUT_S, deadline=None, retries=None)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    _generate(commands)
-    _project(commands)
-    _interpolate(commands)
-    _score(commands)
-    commands.add_parser("models", help="list the models, their shapes and devices").set_defaults(run=models)
-    for command in commands.choices.values():
-        command.set_defaults(command=command)
-        _connection(command)
+    for run, (summary, names) in _COMMANDS.items():
+        command = commands.add_parser(run.__name__, help=summary)
+        command.set_defaults(run=run, command=command)
+        for name in names.split():
+            _add(command, name)
+    for each in (top, *commands.choices.values()):
+        # They stand before or after the name of the command; a missing one leaves what stands before.
+        connection = each.add_argument_group("connection", argument_default=argparse.SUPPRESS)
+        for name in ("base_url", "timeout", "deadline", "retries"):
+            _add(connection, name)
     return top
 
 
-def _connection(command: argparse.ArgumentParser) -> None:
-    """Options that stand before or after the name of the command; a missing one leaves what stands before."""
-    options = command.add_argument_group("connection", argument_default=argparse.SUPPRESS)
-    options.add_argument("--base-url", help="URL of the service (default: IGN_BASE_URL, else http://127.0.0.1:8000)")
-    options.add_argument("--timeout", type=float, help="seconds for one attempt (30)")
-    options.add_argument("--retries", type=int, help="attempts after the first (2)")
-
-
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-
-
-def _generate(commands: Commands) -> None:
-    command = commands.add_parser("generate", help="generate images from noise")
-    command.set_defaults(run=generate)
-    _add(command, lists.GenerateOptions, "n", "seed", "offset", "noise_scale")
-    _common(command)
-    _add(command, lists.GenerateFileOptions, "columns", "gap")
-    _output(command, "folder for one file each, or a file (.png .jpg .webp .npy) for a sheet of all")
-    _add_jobs(command)
-    command.add_argument("--skip-existing", action="store_true", help="skip images whose file exists")
-
-
-def _project(commands: Commands) -> None:
-    command = commands.add_parser("project", help="project images")
-    command.set_defaults(run=project)
-    command.add_argument("inputs", nargs="+", metavar="INPUT", help="images, or folders of images")
-    _add(command, lists.ProjectOptions, "strength", "resize", "invert")
-    command.add_argument("--mask", type=Path, help="image: white = regenerate, black = keep")
-    _common(command)
-    _output(command, "folder, in which files keep their names; or for one image a file (.png .jpg .webp .npy)")
-    _add_jobs(command)
-    command.add_argument("--skip-existing", action="store_true", help="skip inputs whose output exists")
-
-
-def _interpolate(commands: Commands) -> None:
-    command = commands.add_parser("interpolate", help="interpolate between seeds, images or .npy latents")
-    command.set_defaults(run=interpolate)
-    command.add_argument("points", nargs="+", metavar="POINT", help="SEED, SEED:INDEX, or an image or .npy file")
-    _add(command, lists.PathFileOptions, "frames", "method", "loop")
-    command.add_argument("--grid", metavar="ROWSxCOLS", help="grid between four points, instead of a path")
-    _add(command, lists.PathFileOptions, "fps")
-    _common(command)
-    _add(command, lists.PathFileOptions, "columns", "gap")
-    _output(command, "file: .gif .apng .webp animate, .png .jpg are a strip, .npy an array; or a folder for the frames")
-
-
-def _score(commands: Commands) -> None:
-    command = commands.add_parser("score", help="score images, as tab-separated values")
-    command.set_defaults(run=score)
-    command.add_argument("inputs", nargs="+", metavar="INPUT", help="images, or folders of images")
-    command.add_argument("--json", action="store_true", help="write a line of JSON for each image instead")
-    _add_jobs(command)
-    _add(command, lists.ScoreOptions, "model", "resize", "invert")
-
-
-def _common(command: argparse.ArgumentParser) -> None:
-    _add(command, lists.GenerateOptions, "model", "steps", "scale", "resample")
-    command.add_argument("--format", choices=get_args(lists.Format), help="format of the files in a folder (png)")
-
-
-def _add_jobs(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--jobs", type=_jobs, default=4, help="requests at a time (4)")
-
-
-def _output(command: argparse.ArgumentParser, what: str) -> None:
-    command.add_argument("-o", "--out", type=_output_path, required=True, help=what)
-    command.add_argument("--force", action="store_true", help="overwrite existing outputs")
-
-
-def _add(command: argparse.ArgumentParser, kind: Any, *names: str) -> None:
-    """Add options of a method under their names, with the same default and meaning."""
-    options = lists.options_of(kind)
-    for name in names:
-        hint, default, text = options[name]
+def _add(parser: argparse._ActionsContainer, name: str) -> None:
+    """Add an option of the commands, or one of a method, with the same name, default and meaning."""
+    if (own := _OWN.get(name)) is None:
+        hint, default, text = _OF_METHODS[name]
         text = text.replace("``", "") + ("" if default is None or default is False else f" ({default})")
-        flag = f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
-        command.add_argument(flag, default=default, help=text, **_argument(hint))
+        own = {"default": default, "help": text, **_argument(hint)}
+    flags = {"inputs": ["inputs"], "points": ["points"], "n": ["-n"], "out": ["-o", "--out"]}
+    parser.add_argument(*flags.get(name, [f"--{name.replace('_', '-')}"]), **own)
 
 
 def _argument(hint: Any) -> dict[str, Any]:
@@ -198,229 +336,45 @@ def _jobs(text: str) -> int:
     return int(text)
 
 
+def _grid(text: str) -> tuple[int, int]:
+    if (match := re.fullmatch(r"([0-9]{1,4})x([0-9]{1,4})", text)) is None:
+        raise argparse.ArgumentTypeError("expected ROWSxCOLS, such as 5x5")
+    return int(match[1]), int(match[2])
+
+
 def _output_path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("expected the path of a file or folder")
     return Path(text)
 
 
-def _given(options: argparse.Namespace, kind: Any) -> dict[str, Any]:
-    """The options of a method that the command has, too."""
-    given = {name: getattr(options, name) for name in lists.options_of(kind) if hasattr(options, name)}
-    if "invert" in given:
-        given["invert"] = {"true": True, "false": False}.get(given["invert"], "auto")
-    return given
-
-
-# The commands. Each returns whether everything was done
-
-
-def generate(client: Client, options: argparse.Namespace, terminal: Terminal) -> bool:
-    if form := _file_format(options):
-        check_free([options.out], options.force)
-        sheet = client.generate_as(form, **_given(options, lists.GenerateFileOptions))
-        _save(sheet, options.out)
-        terminal.result(f"{options.out}: seed {sheet.seed}")
-        return True
-    if options.n < 1:
-        raise errors.InputError(f"-n: expected 1 or more, not {options.n}")
-    seed = secrets.randbits(32) if options.seed is None else options.seed
-    indices = range(options.offset, options.offset + options.n)
-    digits = len(str(indices[-1]))  # so that the names sort as the indices do
-    targets = {i: options.out / f"{seed}-{i:0{digits}}{_suffix(options)}" for i in indices}
-    targets, given = _wanted(targets, options), _given(options, lists.GenerateOptions)
-
-    def generate_some(wanted: Sequence[int]) -> Iterator[tuple[int, Picture]]:
-        for run in _runs(wanted):
-            for image in client.generate(**{**given, "n": len(run), "seed": seed, "offset": run[0]}):
-                yield image.index, image
-
-    again = f"--seed {seed} --skip-existing"
-    _, failed = _save_all(targets, generate_some, options, terminal, images_of_request(options.scale), again)
-    terminal.result(f"{options.out}: seed {seed}")
-    return not failed
-
-
-def _runs(indices: Sequence[int]) -> Iterator[list[int]]:
-    """Split ascending indices where some are missing in between."""
-    for _, run in groupby(enumerate(indices), key=lambda pair: pair[1] - pair[0]):
-        yield [index for _, index in run]
-
-
-def project(client: Client, options: argparse.Namespace, terminal: Terminal) -> bool:
-    out: Path = options.out
-    is_file = _file_format(options)
-    sources = list_images(options.inputs)
-    if is_file and len(sources) > 1:
-        raise errors.InputError(f"--out: {out} is one file, but there are {len(sources)} images; name a folder")
-    targets = {
-        source: out if is_file else (out / name).with_suffix(_suffix(options)) for source, name in sources.items()
-    }
-    _check_distinct(targets)
-    if options.mask is not None:
-        options.mask = require_file(options.mask).read_bytes()
-    targets, given = _wanted(targets, options), _given(options, lists.ProjectOptions)
-
-    def project_some(some: Sequence[Path]) -> Iterable[tuple[Path, Picture]]:
-        return zip(some, client.project(_one_or_more(some), **given), strict=True)
-
-    size = images_of_request(options.scale, _images_of_request(client, targets))
-    saved, failed = _save_all(targets, project_some, options, terminal, size, "--skip-existing")
-    terminal.result(f"{out}: {_count(saved)}" + (f", {failed} failed" if failed else ""))
-    return not failed
-
-
-def interpolate(client: Client, options: argparse.Namespace, terminal: Terminal) -> bool:
-    points = [_point(text) for text in options.points]
-    options.grid = _grid(options.grid)
-    target: Path = options.out
-    if form := _file_format(options):
-        check_free([target], options.force)
-        _save(client.latent_interpolate_as(form, points, **_given(options, lists.PathFileOptions)), target)
-        terminal.result(str(target))
-        return True
-    if target.is_dir() and any(target.iterdir()) and not options.force:
-        raise errors.InputError(f"{target} is not empty; --force overwrites")
-    frames = client.latent_interpolate(points, **_given(options, lists.PathOptions))
-    digits = max(3, len(str(len(frames) - 1)))
-    for frame in frames:
-        _save(frame, target / f"{frame.index:0{digits}}{_suffix(options)}")
-    terminal.result(f"{target}: {len(frames)} frames")
-    return True
-
-
-def score(client: Client, options: argparse.Namespace, terminal: Terminal) -> bool:
-    """Write a line with the scores of each image, in the order of the inputs."""
-    sources = list(list_images(options.inputs))
-    given = _given(options, lists.ScoreOptions)
-    scores: dict[Path, Score] = {}
-
-    def score_some(some: Sequence[Path]) -> None:
-        scores.update(zip(some, client.score(_one_or_more(some), **given), strict=True))
-
-    try:
-        size = _images_of_request(client, sources)
-        return not for_each_item(sources, score_some, options.jobs, terminal, group=size)
-    finally:  # also after an error, so that no score is lost
-        if not options.json:
-            terminal.result("\t".join(("file", *_SHOWN_MEASURES)))
-        for source in sources:
-            if source in scores:
-                terminal.result(_line(source, scores[source], options.json))
-
-
-def models(client: Client, _options: argparse.Namespace, terminal: Terminal) -> bool:
-    """Write a line for each model: name/version, shape, device, and whether it is the default."""
-    rows = model_rows(client.models())
-    terminal.result("\t".join(MODEL_COLUMNS))
-    for *cells, is_default in rows:
-        terminal.result("\t".join((*cells, "yes" if is_default else "-")))
-    return True
-
-
-def _file_format(options: argparse.Namespace) -> Any:
-    """The format of the one file that `--out` names, or None for a folder; sets `options.format`."""
-    form = SUFFIXES.get(options.out.suffix.lower())
-    if form is None:
-        for name in ("columns", "gap"):
-            if getattr(options, name, None):
-                raise errors.InputError(f"--{name}: only a sheet has {name}; --out names a folder for one file each")
-    elif options.format not in (None, form):
-        raise errors.InputError(f"--format {options.format}: --out {options.out} is {form}; leave one of them out")
-    options.format = form or options.format or "png"
-    return form
-
-
-def _suffix(options: argparse.Namespace) -> str:
-    return ".jpg" if options.format == "jpeg" else f".{options.format}"
-
-
-def _wanted(targets: dict[K, Path], options: argparse.Namespace) -> dict[K, Path]:
-    """The files to write: all, or with `--skip-existing` those that do not exist."""
-    if options.skip_existing:
-        targets = {key: target for key, target in targets.items() if not target.exists()}
-    check_free(targets.values(), options.force, "--skip-existing leaves them, --force overwrites")
-    return targets
-
-
-def _save_all(
-    targets: Mapping[K, Path],
-    make: Callable[[Sequence[K]], Iterable[tuple[K, Picture]]],
-    options: argparse.Namespace,
-    terminal: Terminal,
-    group: int,
-    again: str,
-) -> tuple[int, int]:
-    """Save the images that ``make`` yields for groups of keys; returns how many were saved and how many rejected.
-
-    ``make`` is called from several threads. With the options ``again`` the command goes on after an error.
-    """
-    saved: list[K] = []
-
-    def save_some(keys: Sequence[K]) -> None:
-        for key, image in make(keys):
-            _save(image, targets[key])
-            saved.append(key)
-
-    try:
-        failed = for_each_item(list(targets), save_some, options.jobs, terminal, group=group)
-    except BaseException:
-        if saved:
-            terminal.result(f"{options.out}: {len(saved)} of {_count(len(targets))}; {again} goes on")
-        raise
-    return len(saved), failed
-
-
-def _save(picture: Picture, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(target)
-
-
-def _images_of_request(client: Client, sources: Collection[Path]) -> int:
-    """Most images of one request: 16, so that several requests run at a time, or fewer if the service takes fewer."""
-    return min(FEW, client.models().limits.images) if len(sources) > 1 else 1
-
-
-def _one_or_more(sources: Sequence[Path]) -> Path | Sequence[Path]:
-    """A single image without a list around it, so that errors do not number it."""
-    return sources[0] if len(sources) == 1 else sources
-
-
-def _check_distinct(targets: Mapping[Path, Path]) -> None:
-    sources: dict[Path, Path] = {}
-    for source, target in targets.items():
-        if target in sources:
-            raise errors.InputError(f"{sources[target]} and {source} would both become {target}")
-        sources[target] = source
-
-
-def _line(source: Path, score: Score, as_json: bool) -> str:
-    values = {name: getattr(score, name) for name in _SHOWN_MEASURES}
-    if as_json:
-        return json.dumps({"file": str(source), **values})
-    return "\t".join((str(source), *map(_cell, values.values())))
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "-"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _point(text: str) -> PointLike:
-    if match := re.fullmatch(r"([0-9]+)(?::([0-9]+))?", text):
-        return Seed(int(match[1]), int(match[2] or 0))
-    return require_file(Path(text))
-
-
-def _grid(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    match = re.fullmatch(r"([0-9]{1,4})x([0-9]{1,4})", text)
-    if match is None:
-        raise errors.InputError(f"--grid: expected ROWSxCOLS, such as 5x5, not {text!r}")
-    return int(match[1]), int(match[2])
-
-
-def _count(pictures: int) -> str:
-    return f"{pictures} image{'' if pictures == 1 else 's'}"
+_SUFFIXES: Final = ".png .jpg .webp .npy, and for a path .gif .apng"
+_OWN: Final[Mapping[str, dict[str, Any]]] = {
+    "inputs": {"nargs": "+", "metavar": "INPUT", "help": "images, or folders of images"},
+    "points": {"nargs": "+", "metavar": "POINT", "help": "SEED, SEED:INDEX, or an image or .npy file"},
+    "mask": {"type": Path, "help": "image: white = regenerate, black = keep"},
+    "grid": {"type": _grid, "metavar": "ROWSxCOLS", "help": "grid between four points, instead of a path"},
+    "format": {"choices": get_args(lists.Format), "help": "format of the files in a folder (png)"},
+    "out": {"type": _output_path, "required": True, "help": f"folder for one file each, or a file: {_SUFFIXES}"},
+    "force": {"action": "store_true", "help": "overwrite existing outputs"},
+    "skip_existing": {"action": "store_true", "help": "skip images whose output exists"},
+    "jobs": {"type": _jobs, "default": 4, "help": "requests at a time (4)"},
+    "json": {"action": "store_true", "help": "write a line of JSON for each image instead"},
+    "base_url": {"help": "URL of the service (default: IGN_BASE_URL, else http://127.0.0.1:8000)"},
+    "timeout": {"type": float, "help": "seconds for one attempt (30)"},
+    "deadline": {"type": float, "help": "seconds for a request with its retries (no limit)"},
+    "retries": {"type": int, "help": "attempts after the first (all that begin within the timeout)"},
+}
+"""What argparse needs to know of options that no method has in this form."""
+_KINDS: Final = (lists.GenerateOptions, lists.GenerateFileOptions, lists.ProjectOptions, lists.PathFileOptions)
+_OF_METHODS: Final = {name: option for kind in _KINDS for name, option in lists.options_of(kind).items()}
+_WALK: Final = "points frames method loop grid fps"
+_COMMON: Final = "model steps scale resample format out force"
+_COMMANDS: Final = {
+    generate: ("generate images from noise", f"n seed offset noise_scale columns gap {_COMMON} jobs skip_existing"),
+    project: ("project images", f"inputs strength resize invert mask {_COMMON} jobs skip_existing"),
+    interpolate: ("walk between seeds, images or .npy latents", f"{_WALK} columns gap {_COMMON}"),
+    score: ("score images, as tab-separated values", "inputs json jobs model resize invert"),
+    models: ("list the models, their shapes and devices", ""),
+}
+"""Function → summary and options of a command."""

@@ -21,7 +21,7 @@ from ign_client._errors import InputError, TransportError
 from ign_client._results import Image, Limits
 from ign_client._settings import DEFAULT_TIMEOUT_S, Settings, resolve
 from ign_client._stream import AsyncStream, EventReader, Stream
-from ign_client._wire import Call, Response, attempts
+from ign_client._wire import Call, attempts
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -85,7 +85,7 @@ def _like(build: Callable[..., Any], method: M, stream: type | None = None) -> M
 
 
 class _Common(Generic[TransportT, HttpClientT, WaitT]):
-    _network: ClassVar[Callable[..., Any]]
+    _default_http_client: ClassVar[Callable[..., Any]]
     _default_sleep: ClassVar[Callable[[float], Any]]
 
     def __init__(
@@ -94,18 +94,20 @@ class _Common(Generic[TransportT, HttpClientT, WaitT]):
         *,
         api_key: str | None = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,
-        max_retries: int = 2,
+        deadline: float | None = None,
+        max_retries: int | None = None,
         transport: TransportT | None = None,
         http_client: HttpClientT | None = None,
         sleep: Callable[[float], WaitT] | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         if transport is not None and http_client is not None:
             raise InputError("transport: give transport or http_client, not both")
-        self._settings = Settings(*resolve(base_url, api_key), timeout, max_retries, clock, jitter)
+        self._settings = Settings(*resolve(base_url, api_key), timeout, deadline, max_retries, clock, jitter)
         self._sleep: Callable[[float], WaitT] = sleep or type(self)._default_sleep
-        self._transport = type(self)._network(self._settings, transport, http_client)
+        self._is_owner = http_client is None
+        self._http_client: HttpClientT = http_client or type(self)._default_http_client(transport=transport)
         self._limits: Limits | None = None  # asked for when a call may exceed them
 
     @property
@@ -124,20 +126,22 @@ class Client(_Common[network.HttpTransport, network.HttpClient, object]):
     Args:
         base_url: URL of the service; default ``IGN_BASE_URL``, or else ``http://127.0.0.1:8000``.
         api_key: default ``IGN_API_KEY``, or else none.
-        timeout: seconds for one attempt, which the service is told, too; None for the limit of the service.
-        max_retries: attempts after the first one, for status 408, 429, 502, 503 and 504 and for transport errors.
+        timeout: seconds for one attempt until its response is complete, which the service is told, too; None for the
+            limit of the service.
+        deadline: seconds for a whole call with its retries, also if it sends several requests; None for no limit.
+        max_retries: attempts after the first one, for status 408, 429, 502, 503 and 504 and for transport errors. None:
+            as many as begin before the deadline, or without one within the timeout.
         transport: an httpx transport instead of the network.
         http_client: an `httpx.Client` with its own settings (proxies, certificates); the caller closes it.
         sleep: waits for a number of seconds; `time.sleep` by default.
-        clock: returns seconds since the epoch.
+        clock: returns seconds, by which timeouts and deadlines are measured.
         jitter: returns uniform random numbers in [0, 1), so that clients that failed together do not retry together.
 
     Raises:
         InputError: an argument or an environment variable is invalid.
     """
 
-    _network, _default_sleep = network.Transport, time.sleep
-    _transport: network.Transport
+    _default_http_client, _default_sleep = network.HttpClient, time.sleep
 
     generate = _blocking(_calls.generate)
     generate_as = _blocking(_calls.generate_as)
@@ -156,7 +160,8 @@ class Client(_Common[network.HttpTransport, network.HttpClient, object]):
 
     def close(self) -> None:
         """Close the connections."""
-        self._transport.close()
+        if self._is_owner:
+            self._http_client.close()
 
     def __enter__(self) -> Self:
         return self
@@ -164,27 +169,28 @@ class Client(_Common[network.HttpTransport, network.HttpClient, object]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _run(self, call: Call[T], *, stream: bool = False) -> T:
-        steps = attempts(call, self._settings)
-        outcome: Response | TransportError | None = None
+    def _run(self, call: Call[T], ends: float | None = None, *, stream: bool = False) -> T:
+        steps = attempts(call, self._settings, ends)
+        outcome: object = None
         try:
             while True:
-                request, delay_s = steps.send(outcome)
-                if delay_s:
-                    self._sleep(delay_s)
+                if isinstance(step := steps.send(outcome), float):
+                    outcome = self._sleep(step)
+                    continue
                 try:
-                    outcome = self._transport.send(request, stream=stream)
+                    outcome = network.send(self._http_client, self._settings, step, stream=stream)
                 except TransportError as exc:
                     outcome = exc
         except StopIteration as done:
             return cast(T, done.value)
 
     def _run_split(self, split: Split[T]) -> T:
+        ends = split.models.ends(self._settings)
         if self._limits is None:
-            self._limits = self._run(split.models).limits
+            self._limits = self._run(split.models, ends).limits
         parts = split.parts(self._limits)
         with ThreadPoolExecutor(CONCURRENT) as pool:
-            running = [pool.submit(lambda part: self._run(part()), part) for part in parts]
+            running = [pool.submit(lambda part: self._run(part(), ends), part) for part in parts]
             try:
                 return cast(T, join([future.result() for future in running]))
             finally:
@@ -198,8 +204,7 @@ class AsyncClient(_Common[network.AsyncHttpTransport, network.AsyncHttpClient, A
     calls an app in the same process) and an asynchronous ``sleep``.
     """
 
-    _network, _default_sleep = network.AsyncTransport, asyncio.sleep
-    _transport: network.AsyncTransport
+    _default_http_client, _default_sleep = network.AsyncHttpClient, asyncio.sleep
 
     generate = _awaited(_calls.generate)
     generate_as = _awaited(_calls.generate_as)
@@ -218,7 +223,8 @@ class AsyncClient(_Common[network.AsyncHttpTransport, network.AsyncHttpClient, A
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._transport.close()
+        if self._is_owner:
+            await self._http_client.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -226,30 +232,31 @@ class AsyncClient(_Common[network.AsyncHttpTransport, network.AsyncHttpClient, A
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def _run(self, call: Call[T], *, stream: bool = False) -> T:
-        steps = attempts(call, self._settings)
-        outcome: Response | TransportError | None = None
+    async def _run(self, call: Call[T], ends: float | None = None, *, stream: bool = False) -> T:
+        steps = attempts(call, self._settings, ends)
+        outcome: object = None
         try:
             while True:
-                request, delay_s = steps.send(outcome)
-                if delay_s:
-                    await self._sleep(delay_s)
+                if isinstance(step := steps.send(outcome), float):
+                    outcome = await self._sleep(step)
+                    continue
                 try:
-                    outcome = await self._transport.send(request, stream=stream)
+                    outcome = await network.send_async(self._http_client, self._settings, step, stream=stream)
                 except TransportError as exc:
                     outcome = exc
         except StopIteration as done:
             return cast(T, done.value)
 
     async def _run_split(self, split: Split[T]) -> T:
+        ends = split.models.ends(self._settings)
         if self._limits is None:
-            self._limits = (await self._run(split.models)).limits
+            self._limits = (await self._run(split.models, ends)).limits
         parts = await asyncio.to_thread(split.parts, self._limits)
         turn = asyncio.Semaphore(CONCURRENT)
 
         async def run(part: Callable[[], Call[T]]) -> T:
             async with turn:
-                return await self._run(await asyncio.to_thread(part))
+                return await self._run(await asyncio.to_thread(part), ends)
 
         running = [asyncio.ensure_future(run(part)) for part in parts]
         try:

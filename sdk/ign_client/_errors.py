@@ -4,9 +4,9 @@ The client raises 408, 429, 502, 503, 504 and `TransportError` only after the la
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any
@@ -33,7 +33,7 @@ class TimedOut(TransportError):
 
 
 class UnexpectedAnswer(IgnError):
-    """The response does not come from ign-service (another server, the page of a proxy), or a stream ended early."""
+    """The response is not one of ign-service: of another server or a proxy, damaged, too large, or ended early."""
 
     def __init__(self, detail: str, request_id: str | None = None) -> None:
         super().__init__(detail, request_id)
@@ -42,6 +42,17 @@ class UnexpectedAnswer(IgnError):
 
     def __str__(self) -> str:
         return _with_id(self.detail, self.request_id)
+
+
+@contextmanager
+def unexpected(what: str, request_id: str | None = None) -> Iterator[None]:
+    """Raise `UnexpectedAnswer` for every error in the block, which parses what a server has sent."""
+    try:
+        yield
+    except IgnError:
+        raise
+    except Exception as exc:  # hostile responses make parsers raise nearly every built-in exception
+        raise UnexpectedAnswer(f"{what} ({type(exc).__name__}: {exc!s:.200})", request_id) from exc
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,23 +178,23 @@ def problem_from(
         request_id=request_id or texts.get("request_id"),
         retry_after=retry_after,
         errors=tuple(
-            FieldError(str(error.get("field", "")), str(error.get("message", "")))
+            FieldError(*(text if isinstance(text := error.get(name), str) else "" for name in ("field", "message")))
             for error in (errors if isinstance(errors, list) else [])
             if isinstance(error, dict)
         ),
     )
 
 
-def retry_after(headers: Mapping[str, str], now: float) -> float | None:
+def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds of a Retry-After header, which holds a number or an HTTP date; None if it is missing or invalid."""
     text = headers.get("retry-after", "").strip()
     try:
         seconds = float(text)
     except ValueError:
-        try:
-            date = parsedate_to_datetime(text)  # HTTP dates are in UTC, also without a zone
-            seconds = date.replace(tzinfo=date.tzinfo or UTC).timestamp() - now
-        except (ValueError, OverflowError, OSError):
+        try:  # by the clock of the server; HTTP dates are in UTC, also without a zone
+            date, sent = (parsedate_to_datetime(each).replace(tzinfo=None) for each in (text, headers["date"]))
+            seconds = (date - sent).total_seconds()
+        except (LookupError, TypeError, ValueError, OverflowError):
             return None
     return max(0.0, seconds) if math.isfinite(seconds) else None
 

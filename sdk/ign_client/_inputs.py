@@ -47,6 +47,9 @@ The pixels of a PIL image are sent as they are, without its EXIF orientation. Th
 """
 
 
+Pictures: TypeAlias = PictureLike | Sequence[PictureLike]
+
+
 @dataclass(frozen=True, slots=True)
 class Seed:
     """Latent number ``index`` of a seed, both 0…2³² − 1."""
@@ -70,7 +73,7 @@ class Term:
     weight: float = 1.0
 
 
-def pictures(images: PictureLike | Sequence[PictureLike]) -> list[bytes]:
+def pictures(images: Pictures) -> list[bytes]:
     """One or several images as the content of files."""
     if isinstance(images, Sequence) and not isinstance(images, str | bytes | bytearray | memoryview):
         if not images:
@@ -154,11 +157,8 @@ def _array(array: Any, field: str) -> bytes:
 
 
 _PNG_MODES: Final = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
-_CONVERTIBLE: Final = {
-    **dict.fromkeys(("CMYK", "YCbCr", "HSV", "RGBX"), "RGB"),
-    **dict.fromkeys(("PA", "RGBa"), "RGBA"),
-    "La": "LA",
-}
+_AS_RGB: Final = frozenset({"CMYK", "YCbCr", "HSV", "RGBX"})
+_CONVERTIBLE: Final = dict.fromkeys(_AS_RGB, "RGB") | {"PA": "RGBA", "RGBa": "RGBA", "La": "LA"}
 
 
 def _image(image: Any, field: str) -> bytes:

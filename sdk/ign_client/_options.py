@@ -5,7 +5,7 @@ the signature and the docstring that `help()` shows, and `_cli` makes the option
 """
 
 import inspect
-import math
+import sys
 import typing
 from collections.abc import Callable, Sequence
 from enum import Enum
@@ -56,6 +56,7 @@ class Connection(TypedDict, total=False):
     """Options of every method; they are not part of the body."""
 
     timeout: Annotated[float | None, UNSET, "seconds for one attempt or the first event; None: the service's limit"]
+    deadline: Annotated[float | None, UNSET, "seconds for the whole call, a stream to its end; None: no limit"]
     request_id: Annotated[str | None, None, "1 to 128 of A-Z a-z 0-9 . _ -, repeated in the response"]
 
 
@@ -201,24 +202,25 @@ def checked(name: str, value: Any, hint: Any) -> Any:
         return value
     to_list = getattr(value, "tolist", None)
     plain = list(value) if isinstance(value, range) else to_list() if callable(to_list) else value
-    if not _fits(plain, hint):
+    if not fits(plain, hint):
         expected = inspect.formatannotation(hint).replace("collections.abc.", "")
         raise InputError(f"{name}: expected {expected}, not {value!r:.80}")
     return plain
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value that JSON can hold is of a type."""
     kind, members = get_origin(hint) or hint, get_args(hint)
     if kind in (Union, UnionType):
-        return any(_fits(value, member) for member in members)
+        return any(fits(value, member) for member in members)
     if kind is Sequence:
-        return isinstance(value, list | tuple) and all(_fits(item, members[0]) for item in value)
+        return isinstance(value, list | tuple) and all(fits(item, members[0]) for item in value)
     if kind is tuple:
-        return isinstance(value, list | tuple) and len(value) == len(members) and all(map(_fits, value, members))
+        return isinstance(value, list | tuple) and len(value) == len(members) and all(map(fits, value, members))
     if isinstance(value, bool):
         return kind is bool
     if kind is float:
-        return isinstance(value, int | float) and math.isfinite(value)
+        return isinstance(value, int | float) and abs(value) <= sys.float_info.max
     return isinstance(value, str if kind is Literal else kind)
 
 

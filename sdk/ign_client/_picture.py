@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ign_client import _extras
-from ign_client._errors import InputError
+from ign_client._errors import InputError, unexpected
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,15 +38,18 @@ class Picture:
         """Decode the image; an animation supports `seek`. ``npy``, an array, is an `InputError`."""
         if self.format == "npy":
             raise InputError("format npy holds the model's own numbers: use to_numpy(), or ask for another format")
-        image: PIL.Image.Image = _extras.pillow().open(io.BytesIO(self.bytes))
-        image.load()
+        pillow, name = _extras.pillow(), self.format.upper().removeprefix("A")  # an APNG is a PNG
+        with unexpected(f"the {self.format} cannot be decoded"):
+            image: PIL.Image.Image = pillow.open(io.BytesIO(self.bytes), formats=[name])
+            image.load()
         return image
 
     def to_numpy(self) -> "NDArray[np.uint8] | NDArray[np.float32]":
         """Decode an image to uint8 (H, W) or (H, W, C), and ``npy`` to float32 in the range of the model."""
         numpy = _extras.numpy()
         if self.format == "npy":
-            rows: NDArray[np.float32] = numpy.load(io.BytesIO(self.bytes), allow_pickle=False)
+            with unexpected("the npy cannot be decoded"):
+                rows: NDArray[np.float32] = numpy.load(io.BytesIO(self.bytes), allow_pickle=False)
             return rows
         pixels: NDArray[np.uint8] = numpy.array(self.to_pil())
         return pixels

@@ -222,9 +222,9 @@ def model_rows(models: Models) -> list[tuple[str, str, str, bool]]:
     ]
 
 
-def _version_order(card: Card) -> tuple[int, str]:
-    """Versions are numbers; what is none comes first, by its text."""
-    return (int(card.version), "") if card.version.isdecimal() else (-1, card.version)
+def _version_order(card: Card) -> tuple[bool, int, str]:
+    """Versions are numbers, of which a longer one is larger; what is none comes first."""
+    return card.version.isdecimal(), len(card.version), card.version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,15 +22,17 @@ class Settings:
     base_url: str
     api_key: str | None = field(repr=False)
     timeout: float | None
-    max_retries: int
+    deadline: float | None
+    max_retries: int | None
     clock: Callable[[], float]
     jitter: Callable[[], float]
 
     def __post_init__(self) -> None:
-        check_timeout(self.timeout)
+        check_seconds("timeout", self.timeout)
+        check_seconds("deadline", self.deadline)
         retries: object = self.max_retries  # of a caller without type checks, it may be anything
-        if not isinstance(retries, int) or retries < 0:
-            raise InputError(f"max_retries: expected 0 or more, not {retries!r}")
+        if retries is not None and (not isinstance(retries, int) or retries < 0):
+            raise InputError(f"max_retries: expected 0 or more, or None, not {retries!r}")
 
 
 def resolve(base_url: str | None, api_key: str | None) -> tuple[str, str | None]:
@@ -46,14 +48,14 @@ def resolve(base_url: str | None, api_key: str | None) -> tuple[str, str | None]
     return url, key
 
 
-def check_timeout(timeout: float | None) -> None:
-    """Raise `InputError` unless a timeout is a number of seconds above 0, or None."""
+def check_seconds(name: str, seconds: float | None) -> None:
+    """Raise `InputError` unless an option is a number of seconds above 0, or None."""
     try:
-        valid = timeout is None or 0 < timeout <= _MAX_TIMEOUT_S
+        valid = seconds is None or 0 < seconds <= _MAX_TIMEOUT_S
     except TypeError:  # of a caller without type checks
         valid = False
     if not valid:
-        raise InputError(f"timeout: expected seconds above 0 and up to {_MAX_TIMEOUT_S:.0e}, or None, not {timeout!r}")
+        raise InputError(f"{name}: expected seconds above 0 and up to {_MAX_TIMEOUT_S:.0e}, or None, not {seconds!r}")
 
 
 def _check_url(url: str) -> None:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeAlias, TypeVar
 
 from ign_client import _answers
-from ign_client._errors import IgnError, UnexpectedAnswer, problem_from, status_error
+from ign_client._errors import IgnError, UnexpectedAnswer, problem_from, status_error, unexpected
 from ign_client._results import Done, Image, Progress, Step
-from ign_client._wire import EVENTS, Response
+from ign_client._wire import EVENT_S, EVENTS, Response
 
 ImageT = TypeVar("ImageT", bound=Image)
 Event: TypeAlias = Step | Progress | Done[ImageT]
@@ -31,7 +31,7 @@ class Decoder:
     def __init__(self) -> None:
         # A byte order mark at the start is dropped, and invalid UTF-8 is replaced, as the standard says.
         self._text = codecs.getincrementaldecoder("utf-8-sig")("replace")
-        self._line = ""
+        self._line: list[str] = []  # pieces of a line that has not ended
         self._after_cr = False
         self._event = ""
         self._data: list[str] = []
@@ -44,7 +44,12 @@ class Decoder:
         # A line ends with CR, LF or CRLF. If a chunk ended between CR and LF, the LF belongs to the same line end.
         rest = text[1:] if self._after_cr and text.startswith("\n") else text
         self._after_cr = text.endswith("\r")
-        *lines, self._line = (self._line + rest).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        first, *others = rest.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        self._line.append(first)
+        if not others:
+            return []
+        lines = ["".join(self._line), *others[:-1]]
+        self._line = others[-1:]
         return [event for line in lines if (event := self._take(line)) is not None]
 
     def _take(self, line: str) -> tuple[str, str] | None:
@@ -67,13 +72,16 @@ class EventReader(Generic[ImageT]):
     ``record`` are the steps of trajectories; the service sends the last step of a row in any case.
     """
 
-    def __init__(self, kind: type[ImageT], record: Sequence[int], response: Response) -> None:
+    def __init__(
+        self, kind: type[ImageT], expected: _answers.Expected, record: Sequence[int], response: Response
+    ) -> None:
         if response.rest is None:
             raise ValueError(f"expected {EVENTS}, not {response.media_type!r}")
         self.first, self.rest, self.cut = response.content, response.rest, response.cut
         self.finished = False
+        self._limit = response.limit
         self._request_id = response.request_id
-        self._kind, self._record = kind, frozenset(record)
+        self._kind, self._expected, self._record = kind, expected, frozenset(record)
         self._decoder = Decoder()
         self._steps: dict[int, list[dict[str, Any]]] = {}
 
@@ -82,12 +90,11 @@ class EventReader(Generic[ImageT]):
         if chunk is None:
             raise UnexpectedAnswer("the stream ended before its answer", self._request_id)
         for name, data in self._decoder.feed(chunk):
-            try:
+            with unexpected(f"an event {name!r:.80} that cannot be read", self._request_id):
                 event = self._read(name, data)
-            except (LookupError, TypeError, ValueError, AttributeError) as exc:
-                raise UnexpectedAnswer(f"an event {name!r} that cannot be read: {exc!r}", self._request_id) from exc
             if event is not None:
                 yield event
+                self._limit.renew(EVENT_S)
             if isinstance(event, Done):
                 self.finished = True
                 return
@@ -97,14 +104,15 @@ class EventReader(Generic[ImageT]):
             return None  # an event of a later version of the service
         document = json.loads(data)
         if name == "step":
-            self._steps.setdefault(document["index"], []).append(document)
-            return _answers.step(document)
+            step = _answers.step(self._expected, document)
+            self._steps.setdefault(step.index, []).append(document)
+            return step
         if name == "progress":
             return _answers.value(Progress, document)
         if name == "done":
             members = [self._with_images(member) for member in document["images"]]
-            return Done(answer=_answers.images_of(self._kind, {**document, "images": members}))
-        raise status_error(problem_from(document, document["status"], self._request_id))
+            return Done(answer=_answers.images_of(self._kind, self._expected, {**document, "images": members}))
+        raise status_error(problem_from(document, _answers.typed(document["status"], int), self._request_id))
 
     def _with_images(self, member: dict[str, Any]) -> dict[str, Any]:
         """A member of the event `done`, which has no images, with the images of the earlier events."""

@@ -1,89 +1,123 @@
 """Send requests with httpx, and map its exceptions. No other module imports httpx."""
 
+import asyncio
 import socket
-from collections.abc import AsyncGenerator, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
 from contextlib import aclosing, closing, contextmanager, suppress
+from contextvars import ContextVar
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import httpx
 
-from ign_client._errors import ConnectionFailed, TimedOut
+from ign_client._errors import ConnectionFailed, TimedOut, UnexpectedAnswer
 from ign_client._extras import trace_headers
 from ign_client._settings import Settings
 from ign_client._version import __version__
-from ign_client._wire import EVENTS, MultipartBody, Request, Response
+from ign_client._wire import EVENT_S, EVENTS, Limit, MultipartBody, Request, Response
 
+T = TypeVar("T")
 HttpClient = httpx.Client
 AsyncHttpClient = httpx.AsyncClient
 HttpTransport = httpx.BaseTransport
 AsyncHttpTransport = httpx.AsyncBaseTransport
 
-_DEADLINE_GRACE_S: Final = 1.0  # added to the timeout, so that the service's 504 at the deadline still arrives
-_MIN_STREAM_READ_S: Final = 30.0  # the service sends a comment every 10 s: a longer silence is a broken connection
+_LIMIT: Final[ContextVar[Limit | None]] = ContextVar("_LIMIT", default=None)
+"""The limit of the request that this thread sends or receives."""
+_OPENED: Final = (".connect_tcp.complete", ".connect_unix_socket.complete", ".start_tls.complete")
+_WRITE_BYTES: Final = 1 << 14  # at a time, so that a server that reads slowly does not prolong a write
 
 
-class Transport:
-    """Blocking transport; ``transport`` and ``http_client`` are those of `Client`."""
-
-    def __init__(self, settings: Settings, transport: HttpTransport | None, http_client: HttpClient | None) -> None:
-        self._settings = settings
-        self._owned = http_client is None
-        self._client = http_client or httpx.Client(transport=transport)
-
-    def send(self, request: Request, *, stream: bool = False) -> Response:
-        """Send a request and read the whole response, or of a stream the first chunk; raises `TransportError`."""
-        built = self._client.build_request(**_arguments(self._settings, request, stream=stream))
-        with _map_errors(request):
-            response = self._client.send(built, stream=True, follow_redirects=False)
-            if not stream or not _is_event_stream(response):
-                with closing(response):
-                    return _response(response, response.read())
-        chunks = _chunks(request, response)
-        return _response(response, next(chunks, b""), chunks)
-
-    def close(self) -> None:
-        if self._owned:
-            self._client.close()
+def send(client: HttpClient, settings: Settings, request: Request, *, stream: bool) -> Response:
+    """Send a request and read the whole response, or of a stream the first chunk; raises `TransportError`."""
+    with _map_errors(request), _limited(request.limit):
+        arguments = _arguments(settings, request, stream=stream)
+        built = client.build_request(**arguments, extensions={"trace": _limit_connection})
+        response = client.send(built, stream=True, follow_redirects=False)
+    chunks = _chunks(request, response)
+    if stream and _is_event_stream(response):
+        return _response(request, response, next(chunks, b""), chunks)
+    return _response(request, response, b"".join(chunks))
 
 
 def _chunks(request: Request, response: httpx.Response) -> Generator[bytes, None, None]:
-    """The chunks of a stream. Closing the generator closes the connection, which stops the computation."""
+    """The content in pieces. Closing the generator closes the connection, which stops the computation."""
     with _map_errors(request), closing(response):
-        yield from response.iter_bytes()
+        pieces = _pieces(response, response.iter_bytes)
+        while True:
+            with _limited(request.limit):
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield request.limit.count(piece)
 
 
-class AsyncTransport:
-    """Like `Transport`, for `AsyncClient`."""
+@contextmanager
+def _limited(limit: Limit) -> Iterator[None]:
+    """Let each read and write of this thread end when the limit does."""
+    limit.left()
+    token = _LIMIT.set(limit)
+    try:
+        yield
+    finally:
+        _LIMIT.reset(token)
 
-    def __init__(
-        self, settings: Settings, transport: AsyncHttpTransport | None, http_client: AsyncHttpClient | None
-    ) -> None:
-        self._settings = settings
-        self._owned = http_client is None
-        self._client = http_client or httpx.AsyncClient(transport=transport)
 
-    async def send(self, request: Request, *, stream: bool = False) -> Response:
-        """Send a request and read the whole response, or of a stream the first chunk; raises `TransportError`."""
-        built = self._client.build_request(**_arguments(self._settings, request, stream=stream))
-        with _map_errors(request):
-            response = await self._client.send(built, stream=True, follow_redirects=False)
-            if not stream or not _is_event_stream(response):
-                async with aclosing(response):
-                    return _response(response, await response.aread())
-        chunks = _async_chunks(request, response)
-        return _response(response, await anext(chunks, b""), chunks)
+def _limit_connection(event: str, info: Mapping[str, Any]) -> None:
+    """Called by httpcore: let the reads and writes of a new connection observe the limit of their thread.
 
-    async def close(self) -> None:
-        if self._owned:
-            await self._client.aclose()
+    The timeouts of httpx start again with each byte that arrives. Those of a read cannot change while a response is
+    received, so the methods of the connection are replaced.
+    """
+    if not event.endswith(_OPENED):
+        return
+    stream = info["return_value"]
+    read, write = stream.read, stream.write
+
+    def limited_read(max_bytes: int, timeout: float | None = None) -> Any:
+        return read(max_bytes, _seconds(timeout))
+
+    def limited_write(data: bytes, timeout: float | None = None) -> None:
+        for start in range(0, len(data), _WRITE_BYTES):
+            write(data[start : start + _WRITE_BYTES], _seconds(timeout))
+
+    stream.read, stream.write = limited_read, limited_write
+
+
+def _seconds(timeout: float | None) -> float | None:
+    limit = _LIMIT.get()
+    return timeout if limit is None else limit.left()
+
+
+async def send_async(client: AsyncHttpClient, settings: Settings, request: Request, *, stream: bool) -> Response:
+    """Like `send`."""
+    with _map_errors(request):
+        async with asyncio.timeout(request.limit.left()):
+            built = client.build_request(**_arguments(settings, request, stream=stream))
+            response = await client.send(built, stream=True, follow_redirects=False)
+    chunks = _async_chunks(request, response)
+    if stream and _is_event_stream(response):
+        return _response(request, response, await anext(chunks, b""), chunks)
+    return _response(request, response, b"".join([chunk async for chunk in chunks]))
 
 
 async def _async_chunks(request: Request, response: httpx.Response) -> AsyncGenerator[bytes, None]:
     with _map_errors(request):
         async with aclosing(response):
-            async for chunk in response.aiter_bytes():
-                yield chunk
+            pieces = _pieces(response, response.aiter_bytes)
+            while True:
+                async with asyncio.timeout(request.limit.left()):
+                    piece = await anext(pieces, None)
+                if piece is None:
+                    return
+                yield request.limit.count(piece)
+
+
+def _pieces(response: httpx.Response, pieces: Callable[[], T]) -> T:
+    """Begin to read the content, unless it is compressed: a small response could become a large one."""
+    if (coding := response.headers.get("content-encoding", "identity")) != "identity":
+        raise UnexpectedAnswer(f"the response is compressed ({coding}), which the client did not ask for")
+    return pieces()
 
 
 def _arguments(settings: Settings, request: Request, *, stream: bool) -> dict[str, Any]:
@@ -91,7 +125,9 @@ def _arguments(settings: Settings, request: Request, *, stream: bool) -> dict[st
     if settings.api_key is not None:
         headers["Authorization"] = f"Bearer {settings.api_key}"
     arguments: dict[str, Any] = {"method": request.method, "url": settings.base_url + request.path, "headers": headers}
-    arguments["timeout"] = _timeout(request.timeout, stream=stream)
+    seconds = request.limit.left()
+    read = seconds if seconds is None or not stream else max(seconds, EVENT_S)
+    arguments["timeout"] = httpx.Timeout(seconds, read=read)
     if isinstance(request.body, MultipartBody):
         arguments["data"] = dict(request.body.fields)
         arguments["files"] = [(name, (name, data, "application/octet-stream")) for name, data in request.body.files]
@@ -105,20 +141,21 @@ def _map_errors(request: Request) -> Iterator[None]:
     request_line = f"{request.method} {request.path}"
     try:
         yield
-    except httpx.TimeoutException as exc:
+    except (httpx.TimeoutException, TimeoutError) as exc:
         raise TimedOut(f"{request_line}: no answer in time ({type(exc).__name__})") from exc
     except httpx.RequestError as exc:
         raise ConnectionFailed(f"{request_line}: {str(exc) or type(exc).__name__}") from exc
+    except (httpx.InvalidURL, ValueError) as exc:  # httpx also parses the address of a redirect
+        raise UnexpectedAnswer(f"{request_line}: {exc}") from exc
 
 
 def _is_event_stream(response: httpx.Response) -> bool:
     return response.status_code == 200 and response.headers.get("content-type", "").startswith(EVENTS)
 
 
-def _response(response: httpx.Response, content: bytes, rest: object = None) -> Response:
+def _response(request: Request, response: httpx.Response, content: bytes, rest: object = None) -> Response:
     headers = {name.lower(): value for name, value in response.headers.items()}
-    cut = partial(_cut, response)
-    return Response(status=response.status_code, headers=headers, content=content, rest=rest, cut=cut)
+    return Response(response.status_code, headers, content, request.limit, rest, partial(_cut, response))
 
 
 def _cut(response: httpx.Response) -> None:
@@ -128,10 +165,3 @@ def _cut(response: httpx.Response) -> None:
     if open_socket is not None:
         with suppress(OSError):  # the service has closed it
             open_socket.shutdown(socket.SHUT_RDWR)
-
-
-def _timeout(seconds: float | None, *, stream: bool) -> httpx.Timeout:
-    if seconds is None:
-        return httpx.Timeout(None)
-    waits = seconds + _DEADLINE_GRACE_S
-    return httpx.Timeout(waits, connect=seconds, read=max(waits, _MIN_STREAM_READ_S) if stream else waits)

@@ -1,10 +1,11 @@
 """Requests, responses and retries, without I/O and independent of the HTTP library.
 
-The generator `attempts` yields the next request. The client that drives it waits, sends the request, and passes in
-the response or the `TransportError` with `send`.
+The generator `attempts` yields the next request, or the seconds to wait before it. The client that drives it waits, or
+sends the request and passes in the response or the `TransportError` with `send`.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,14 +13,16 @@ from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 from ign_client import _errors as errors
 from ign_client._options import UNSET, Unset
-from ign_client._settings import Settings, check_timeout
+from ign_client._settings import DEFAULT_TIMEOUT_S, Settings, check_seconds
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 EVENTS: Final = "text/event-stream"
 RETRIED: Final = frozenset({408, 429, 502, 503, 504})
-_MAX_RETRY_AFTER_S: Final = 60.0  # a longer Retry-After raises the error instead of blocking the caller
+MAX_ANSWER_BYTES: Final = 1 << 30
+EVENT_S: Final = 30.0  # between two events of a stream; the service sends its progress each second
+GRACE_S: Final = 1.0  # added to the timeout, so that the service's 504 at its deadline still arrives
 
 
 class MultipartBody(NamedTuple):
@@ -33,6 +36,35 @@ Body: TypeAlias = bytes | MultipartBody
 """JSON text, or a multipart form."""
 
 
+@dataclass(slots=True)
+class Limit:
+    """What the client waits for and takes at most: until the end of the attempt or the next event, and of the call.
+
+    The times are those of ``clock``; they are infinite without a limit.
+    """
+
+    clock: Callable[[], float]
+    call_ends: float
+    ends: float = math.inf
+    received: int = 0  # bytes
+
+    def renew(self, seconds: float) -> None:
+        self.ends = min(self.clock() + seconds, self.call_ends)
+
+    def left(self) -> float | None:
+        """Seconds that are left, None for any number; raises `TimeoutError` if there are none."""
+        if (seconds := self.ends - self.clock()) <= 0:
+            raise TimeoutError
+        return None if seconds == math.inf else seconds
+
+    def count(self, piece: bytes) -> bytes:
+        """Count the next bytes of the response, and return them."""
+        self.received += len(piece)
+        if self.received > MAX_ANSWER_BYTES:
+            raise errors.UnexpectedAnswer(f"a response of more than {MAX_ANSWER_BYTES} bytes")
+        return piece
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One HTTP request, without what the transport adds: the URL of the service, User-Agent and Authorization."""
@@ -41,10 +73,10 @@ class Request:
     path: str
     headers: Mapping[str, str]
     body: Body | None
-    timeout: float | None
+    limit: Limit
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Response:
     """One HTTP response, with the names of its headers in lower case.
 
@@ -55,6 +87,7 @@ class Response:
     status: int
     headers: Mapping[str, str]
     content: bytes
+    limit: Limit
     rest: Any = None
     cut: Callable[[], None] = lambda: None
 
@@ -67,14 +100,14 @@ class Response:
         """The media type in lower case, without parameters."""
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
-    def problem(self, now: float) -> errors.Problem:
-        """What an error response says, of the service or of a proxy; ``now``: seconds since the epoch."""
+    def problem(self) -> errors.Problem:
+        """What an error response says, of the service or of a proxy."""
         try:
             document = json.loads(self.content)
-        except ValueError:
+        except (ValueError, RecursionError):
             document = None
         known = document if isinstance(document, dict) else {}
-        return errors.problem_from(known, self.status, self.request_id, errors.retry_after(self.headers, now))
+        return errors.problem_from(known, self.status, self.request_id, errors.retry_after(self.headers))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,21 +122,29 @@ class Call(Generic[T_co]):
     body: Body | None = None
     accept: str = "application/json"
     timeout: float | Unset | None = UNSET
+    deadline: float | Unset | None = UNSET
     request_id: str | None = None
     statuses: frozenset[int] = frozenset({200})
     error: Callable[[errors.StatusError], errors.StatusError] = lambda error: error
 
     def __post_init__(self) -> None:
-        if not isinstance(self.timeout, Unset):
-            check_timeout(self.timeout)
+        for name, seconds in (("timeout", self.timeout), ("deadline", self.deadline)):
+            if not isinstance(seconds, Unset):
+                check_seconds(name, seconds)
         if self.request_id is not None and not re.fullmatch(r"[A-Za-z0-9._-]{1,128}", self.request_id):
             raise errors.InputError(f"request_id: expected 1 to 128 of A-Z a-z 0-9 . _ -, not {self.request_id!r}")
 
-    def request(self, default_timeout: float | None) -> Request:
-        """The request, which is the same for every attempt."""
-        timeout = default_timeout if isinstance(self.timeout, Unset) else self.timeout
-        headers = {"Accept": self.accept}
-        if timeout is not None:
+    def ends(self, settings: Settings) -> float:
+        """When the call ends that begins now."""
+        return settings.clock() + _chosen(self.deadline, settings.deadline)
+
+    def request(self, settings: Settings, ends: float) -> Request:
+        """The request of an attempt that begins now, in a call that ends at ``ends``."""
+        limit = Limit(settings.clock, ends)
+        timeout = min(_chosen(self.timeout, settings.timeout), ends - settings.clock())
+        limit.renew(timeout + GRACE_S)
+        headers = {"Accept": self.accept, "Accept-Encoding": "identity"}
+        if timeout < math.inf:
             # The service stops at the client's timeout, because nobody would read the response.
             headers["X-Request-Timeout"] = f"{max(timeout, 0.001):.3f}"
         if self.request_id is not None:
@@ -111,50 +152,50 @@ class Call(Generic[T_co]):
         if isinstance(self.body, bytes):
             headers["Content-Type"] = "application/json"
         method = "GET" if self.body is None else "POST"
-        return Request(method=method, path=self.path, headers=headers, body=self.body, timeout=timeout)
+        return Request(method=method, path=self.path, headers=headers, body=self.body, limit=limit)
 
 
-def attempts(call: Call[T], settings: Settings) -> Generator[tuple[Request, float], Any, T]:
-    """Yield requests, each with the seconds to wait before it, until one succeeds; return the parsed response.
+def _chosen(seconds: float | Unset | None, default: float | None) -> float:
+    chosen = default if isinstance(seconds, Unset) else seconds
+    return math.inf if chosen is None else chosen
 
-    Every call may be repeated, because the service keeps no state for callers.
+
+def attempts(call: Call[T], settings: Settings, ends: float | None) -> Generator[Request | float, Any, T]:
+    """Yield requests, and before repetitions seconds to wait, until one succeeds; return the parsed response.
+
+    Every call may be repeated, because the service keeps no state for callers. The last repetition begins before
+    ``ends``; without such an end, before the timeout has passed since the first attempt.
 
     Raises:
         errors.TransportError, errors.StatusError: the error of the last attempt.
         errors.UnexpectedAnswer: the response cannot be parsed.
     """
-    request = call.request(settings.timeout)
-    delay, retries = 0.0, 0
+    ends = call.ends(settings) if ends is None else ends
+    budgets = (ends - settings.clock(), _chosen(call.timeout, settings.timeout), DEFAULT_TIMEOUT_S)
+    gives_up = settings.clock() + next(seconds for seconds in budgets if seconds < math.inf)
+    retries = 0
     while True:
-        outcome: Response | errors.TransportError = yield request, delay
+        outcome: Response | errors.TransportError = yield call.request(settings, ends)
         response = outcome if isinstance(outcome, Response) else None
         if response is not None and response.status in call.statuses:
-            return _parse(call, response)
-        if (next_delay := _delay(settings, response, retries)) is None:
-            if isinstance(outcome, errors.TransportError):
-                raise outcome
-            raise call.error(errors.status_error(outcome.problem(settings.clock())))
-        delay, retries = next_delay, retries + 1
+            with errors.unexpected(f"{call.path} answered with something that is not its answer", response.request_id):
+                return call.parse(response)
+        error = call.error(errors.status_error(outcome.problem())) if isinstance(outcome, Response) else outcome
+        delay = _delay(settings, response, retries)
+        if delay is None or settings.clock() + delay > gives_up:
+            raise error
+        yield delay
+        retries += 1
 
 
 def _delay(settings: Settings, response: Response | None, retries: int) -> float | None:
     """Seconds to wait before the next attempt, after so many retries; None to give up."""
-    if retries >= settings.max_retries:
+    if retries == settings.max_retries:
         return None
-    seconds = None
-    if response is not None:
-        if response.status not in RETRIED or response.headers.get("x-should-retry", "").strip().lower() == "false":
-            return None
-        seconds = errors.retry_after(response.headers, settings.clock())
-    if seconds is None:
-        return min(0.5 * 2.0**retries, 8.0) * (0.5 + 0.5 * settings.jitter())
-    # Up to 10 % later than Retry-After says, never earlier.
-    return seconds * (1 + 0.1 * settings.jitter()) if seconds <= _MAX_RETRY_AFTER_S else None
-
-
-def _parse(call: Call[T], response: Response) -> T:
-    try:
-        return call.parse(response)
-    except (LookupError, TypeError, ValueError, AttributeError) as exc:
-        detail = f"{call.path} answered with something that is not its answer ({type(exc).__name__}: {exc})"
-        raise errors.UnexpectedAnswer(detail, response.request_id) from exc
+    own = 0.5 * 2.0 ** min(retries, 4) * (0.5 + 0.5 * settings.jitter())
+    if response is None:
+        return own
+    if response.status not in RETRIED or response.headers.get("x-should-retry", "").strip().lower() == "false":
+        return None
+    seconds = errors.retry_after(response.headers) or 0.0
+    return max(own, seconds * (1 + 0.1 * settings.jitter()))  # up to 10 % later than Retry-After says, never earlier

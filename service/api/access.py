@@ -42,6 +42,7 @@ OPEN: Final = MappingProxyType(
 HEALTH_PATHS: Final = (*OPEN["health"], *OPEN["metrics"])
 ADMIN_PATHS: Final = ("/v2/repository/models/*",)
 _MAX_HOPS: Final = 16  # of X-Forwarded-For that are looked at, the last ones
+_MAX_BYTES: Final = 16 << 20  # of the keys file; each key takes about 150
 
 
 def open_paths(closed: Collection[str] = ()) -> tuple[str, ...]:
@@ -74,11 +75,23 @@ class ApiKey(BaseModel):
 def load_keys(path: Path) -> tuple[ApiKey, ...]:
     """Read the keys file; a `StartupError` says why it is unreadable or invalid, or which field occurs twice."""
     try:
-        return parse_keys(path.read_bytes())
-    except OSError as exc:
-        raise StartupError(f"API keys file {path}: {exc.strerror}") from exc
+        return parse_keys(read_file(path))
     except StartupError as exc:
         raise StartupError(f"API keys file {path}: {exc.detail}") from exc
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a keys file; a `StartupError` says why there is none. A pipe or device could block the reader."""
+    try:
+        if path.exists() and not path.is_file():
+            raise StartupError("it is not a regular file")
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+    except OSError as exc:
+        raise StartupError(str(exc.strerror)) from exc
+    if len(data) > _MAX_BYTES:
+        raise StartupError(f"it is larger than {_MAX_BYTES >> 20} MiB")
+    return data
 
 
 def parse_keys(data: bytes) -> tuple[ApiKey, ...]:

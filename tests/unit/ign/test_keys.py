@@ -2,14 +2,19 @@
 
 import hashlib
 import json
+import os
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from ign.__main__ import main
+from ign.keys import add, revoke
 from service.api.access import load_keys
+from service.domain.errors import StartupError
 from service.domain.rate_limit import Rate
 
 
@@ -47,6 +52,33 @@ def test_keys_are_added_listed_and_revoked(file: Path) -> None:
     assert json.loads(file.read_text()) == []
     assert keys("add", "carol", **where).exit_code == 0
     assert [key.name for key in load_keys(file)] == ["carol"]
+
+
+def test_commands_at_the_same_time_lose_no_change(file: Path) -> None:
+    names = [f"caller-{i}" for i in range(16)]
+    for name in names[:8]:
+        keys("add", name, "--file", str(file))
+    together = threading.Barrier(16)
+
+    def change(name: str) -> None:
+        together.wait()
+        (revoke if name in names[:8] else add).main(["--file", str(file), name], standalone_mode=False)
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(change, names))
+    assert {key.name for key in load_keys(file)} == set(names[8:])
+
+
+def test_a_disk_that_is_full_changes_nothing(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys("add", "alice", "--file", str(file))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    done = keys("add", "bob", "--file", str(file))
+    assert (done.exit_code, done.output) == (1, f"Error: {file}: No space left on device\n")
+    assert [entry.name for entry in file.parent.iterdir()] == ["keys.json"]
 
 
 @pytest.mark.parametrize(
@@ -88,5 +120,18 @@ def test_a_file_of_another_kind_is_left_alone_and_without_one_it_says_how_to_nam
 def test_a_file_that_cannot_be_read_or_written() -> None:
     done = keys("list", IGN_API_KEYS_FILE="/nowhere/keys.json")
     assert done.exit_code == 1
-    assert "/nowhere/keys.json: no such file" in done.output
+    assert "/nowhere/keys.json: No such file" in done.output
     assert keys("add", "bob", "--file", "/nowhere/keys.json").exit_code == 1
+
+
+def test_a_pipe_or_a_giant_file_is_not_read(file: Path) -> None:
+    os.mkfifo(file)
+    for command in (["list"], ["add", "bob"], ["revoke", "bob"]):
+        assert "not a regular file" in keys(*command, "--file", str(file)).output
+    with pytest.raises(StartupError, match="not a regular file"):
+        load_keys(file)
+    file.unlink()
+    with file.open("wb") as giant:
+        giant.truncate(1 << 40)
+    with pytest.raises(StartupError, match="larger than 16 MiB"):
+        load_keys(file)

@@ -14,7 +14,7 @@ Answer = httpx.Response | BaseException
 Piece = bytes | Exception | Callable[[], None]
 NOW = 1_000_000.0
 TLS = ssl.create_default_context()  # made once: reading the certificates takes longer than most calls
-CLOCK: dict[str, Any] = {"clock": lambda: NOW, "jitter": lambda: 0.0}
+CLOCK: dict[str, Any] = {"clock": lambda: NOW, "jitter": lambda: 0.0, "max_retries": 2}
 
 
 class Canned(httpx.MockTransport):
@@ -38,10 +38,13 @@ class Blocking:
 
     def __init__(self) -> None:
         self.waits: list[float] = []
+        self.settings = CLOCK
 
     def client(self, to: str | httpx.MockTransport) -> Client:
         transport = httpx.HTTPTransport(verify=TLS) if isinstance(to, str) else to
-        return Client(to if isinstance(to, str) else None, transport=transport, sleep=self.waits.append, **CLOCK)
+        return Client(
+            to if isinstance(to, str) else None, transport=transport, sleep=self.waits.append, **self.settings
+        )
 
     def __call__(self, to: str | httpx.MockTransport, method: str, /, *arguments: Any, **options: Any) -> Any:
         with self.client(to) as client:
@@ -57,13 +60,14 @@ class Awaiting:
 
     def __init__(self) -> None:
         self.waits: list[float] = []
+        self.settings = CLOCK
 
     def client(self, to: str | httpx.MockTransport) -> AsyncClient:
         async def sleep(seconds: float) -> None:
             self.waits.append(seconds)
 
         transport = httpx.AsyncHTTPTransport(verify=TLS) if isinstance(to, str) else to
-        return AsyncClient(to if isinstance(to, str) else None, transport=transport, sleep=sleep, **CLOCK)
+        return AsyncClient(to if isinstance(to, str) else None, transport=transport, sleep=sleep, **self.settings)
 
     def __call__(self, to: str | httpx.MockTransport, method: str, /, *arguments: Any, **options: Any) -> Any:
         async def answer() -> Any:
@@ -153,8 +157,9 @@ def generated(**changes: Any) -> dict[str, Any]:
     return {"model": MODEL, "request_id": "abc", "seed": 1, "images": [IMAGE], "timing": TIMING, **changes}
 
 
-def answer(**changes: Any) -> httpx.Response:
-    return httpx.Response(200, json=generated(**changes))
+def answer(count: int = 1, start: int = 0, **changes: Any) -> httpx.Response:
+    images = [IMAGE | {"index": start + i} for i in range(count)]
+    return httpx.Response(200, json=generated(**{"images": images, **changes}))
 
 
 def limited(**limits: int) -> httpx.Response:

@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tests.contract.data import frames, pixels
 from tests.contract.harness import Service
 from tests.helpers.live import environment
 from tests.helpers.pictures import noise, save
-from tests.unit.sdk.clients import IMAGE, SCORE, Answer, Canned, answer, limited, problem
+from tests.unit.sdk.clients import SCORE, Answer, Canned, answer, limited, problem
 
 PICTURE = save(noise(8, 8, seed=1))
 DONE, REFUSED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -61,7 +62,7 @@ def canned(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Shell]:
 
     def made(*answers: Answer) -> Shell:
         network: dict[str, Any] = {"transport": Canned(*answers), "sleep": lambda _: None}
-        monkeypatch.setattr("ign_client._cli.Client", lambda url, **options: Client(url, **options, **network))
+        monkeypatch.setattr("ign_client._cli.Client", lambda url, **options: Client(url, **options | network))
         return Shell("http://x")
 
     return made
@@ -166,8 +167,7 @@ def test_hidden_files_of_a_folder_are_left_out(shell: Shell, scans: Path, tmp_pa
 def test_a_request_has_several_images_until_one_is_rejected(
     canned: Callable[..., Shell], scans: Path, tmp_path: Path
 ) -> None:
-    pair = answer(images=[IMAGE, IMAGE | {"index": 1}])
-    shell = canned(limited(images=2), pair, answer())
+    shell = canned(limited(images=2), answer(2), answer())
     assert shell(*ONE, "project", scans, "-o", tmp_path / "out", "--jobs", 1) == DONE
     assert names(tmp_path / "out") == ["a.png", "b.png", "more/a.png"]
     bad = problem(422, "undecodable_image")
@@ -319,9 +319,27 @@ def test_images_saved_before_an_error_are_counted(canned: Callable[..., Shell], 
     assert shell.out.startswith(f"{out}: 1 of 40 images; --seed 5 --skip-existing ")
 
 
+@pytest.mark.parametrize("more", [(), ("--skip-existing",)])
+def test_any_number_of_images_takes_little_memory(
+    canned: Callable[..., Shell], tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    (tmp_path / f"5-{'0' * (9 if more else 8)}.png").write_bytes(b"mine")
+    command = ("generate", "-n", 10**9, "--seed", 5, "-o", tmp_path, "--jobs", 1)
+    start = len(more)
+    shell = canned(answer(16, start), answer(16, start + 16), *[KeyboardInterrupt()] * 40)
+    tracemalloc.start()
+    try:
+        assert shell(*command, *more) == INTERRUPTED
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    finally:
+        tracemalloc.stop()
+    assert len(names(tmp_path)) == 33
+    assert f"32 of {10**9 - start} images" in shell.out
+
+
 def test_retries_and_a_hint_if_there_is_no_service(canned: Callable[..., Shell], tmp_path: Path) -> None:
     shell = canned(problem(503), problem(503), answer())
-    assert shell("--retries", 2, "--timeout", 5, "generate", "-o", tmp_path) == DONE
+    assert shell("--timeout", 5, "generate", "-o", tmp_path) == DONE
     canned(httpx.ConnectError("refused"))
     err = io.StringIO()
     options = parse(parser(), ["--retries", "0", "models"])
@@ -349,8 +367,8 @@ def test_a_disk_that_is_full(shell: Shell, tmp_path: Path, monkeypatch: pytest.M
         ("project x.png -o out --mask missing.png", "missing.png: no such file"),
         ("project x.png x.jpg -o out", "x.png and x.jpg would both become out/x.png"),
         ("interpolate 1 two -o x.gif", "two: no such file"),
-        ("interpolate 1 2 3 4 --grid 5 -o y.png", "--grid: expected ROWSxCOLS"),
         ("generate -n 0 -o out", "-n: expected 1 or more"),
+        ("--deadline -1 generate -o out", "deadline: expected seconds above 0"),
         *((f"{command} -o out --columns 2", "--columns: ") for command in ("generate", "interpolate 1 2")),
         *((f"{command} -o out --gap 2", "--gap: ") for command in ("generate", "interpolate 1 2")),
         ("--timeout 0 generate -o out", "timeout: expected seconds above 0"),
@@ -380,6 +398,7 @@ def test_commands_that_cannot_be_carried_out(
         ("generate", "-o x --jobs 0"),
         ("generate", "-o x --jobs many"),
         ("interpolate", "1 2 -o x --jobs 2"),
+        ("interpolate", "1 2 3 4 --grid 5 -o y.png"),
         ("generate", "-o x --noise-scale much"),
         ("generate", "-o x --noise-scale nan"),
         ("generate", "-o x --resample bent"),
@@ -397,6 +416,10 @@ def test_usage(shell: Shell, command: str, options: str, capsys: pytest.CaptureF
 def test_progress_tells_rate_and_time_left() -> None:
     now, err = [0.0], Screen(terminal=True)
     terminal = Terminal(io.StringIO(), err, clock=lambda: now[0])
+    terminal.sleep(0.0)
+    assert "next attempt in 0 s" in err.getvalue()
+    terminal.end()
+    err.truncate(err.seek(0))
     terminal.progress(0, 2)
     terminal.error("x: no")  # takes its place
     terminal.progress(2, 2)

@@ -223,7 +223,7 @@ def test_forms_are_forms(ask: Ask) -> None:
 
 
 def test_options_not_given_are_left_to_the_service() -> None:
-    to = Canned(answer(), answer(), answer())
+    to = Canned(answer(), answer(2), answer())
     with Client(transport=to) as client:
         client.generate()
         client.generate(model=None, n=2, seed=None, timeout=None)

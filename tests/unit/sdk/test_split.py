@@ -11,7 +11,7 @@ import pytest
 from ign_client import InputError, InvalidContent, TooLarge
 from tests.contract.harness import Service
 from tests.helpers.pictures import noise, save
-from tests.unit.sdk.clients import IMAGE, Ask, Awaiting, Blocking, Canned, answer, limited
+from tests.unit.sdk.clients import Ask, Awaiting, Blocking, Canned, answer, limited
 
 PICTURES = [save(noise(8, 8, seed=i)) for i in range(100)]
 
@@ -64,7 +64,7 @@ def test_errors_about_masks_keep_their_place(ask: Ask, before: int) -> None:
         if request.url.path == "/models":
             return limited(images=2)
         is_bad = b"bad" in request.read()
-        return httpx.Response(422, json={"detail": "masks.1: no", "errors": fields}) if is_bad else answer()
+        return httpx.Response(422, json={"detail": "masks.1: no", "errors": fields}) if is_bad else answer(2)
 
     large = bytes(3 << 20) if before else b""  # so that two are one request of several
     with pytest.raises(InvalidContent) as rejected:
@@ -92,7 +92,7 @@ class Small(httpx.MockTransport):
         options = {} if b'filename="image"' in body else json.loads(body)
         count = options.get("n") or len(options.get("images", ())) or body.count(b'filename="image"')
         self.counts.append(count)
-        return answer(images=[{**IMAGE, "index": i} for i in range(count)])
+        return answer(count, options.get("offset", 0))
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,11 @@ URLS = (
     [
         *(("base_url", url) for url in (*URLS.split(), "http://x y", SECRET, 8000, b"http://x")),
         *(("api_key", key) for key in ("a secret", "secret\n", "ключsecret", b"secret")),
-        *(("timeout", timeout) for timeout in (0, -1, float("nan"), float("inf"), "soon")),
+        *(
+            (name, seconds)
+            for name in ("timeout", "deadline")
+            for seconds in (0, -1, float("nan"), float("inf"), "soon")
+        ),
         *(("max_retries", most) for most in (-1, "two")),
     ],
 )
@@ -110,7 +114,9 @@ def test_reprs_do_not_hold_the_key() -> None:
     client = Client("http://x", api_key="secret", timeout=None, max_retries=0, transport=Canned())
     assert repr(client) == "Client('http://x', timeout=None, max_retries=0)"
     assert "secret" not in repr(vars(client))
-    assert repr(AsyncClient("http://x", transport=Canned())) == "AsyncClient('http://x', timeout=30.0, max_retries=2)"
+    assert (
+        repr(AsyncClient("http://x", transport=Canned())) == "AsyncClient('http://x', timeout=30.0, max_retries=None)"
+    )
 
 
 def test_a_client_of_the_caller_stays_open() -> None:

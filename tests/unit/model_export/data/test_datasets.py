@@ -113,6 +113,14 @@ def npz(**arrays: NDArray[np.generic]) -> Callable[[Path], Path]:
     return make
 
 
+def giant_npz(folder: Path) -> Path:
+    """Its header claims 711 TiB."""
+    header = b"\x93NUMPY\x01\x00v\x00{'descr': '|u1', 'fortran_order': False, 'shape': (781250000000, 1000), }"
+    with zipfile.ZipFile(folder / "data.npz", "w") as archive:
+        archive.writestr("x_train.npy", header.ljust(127) + b"\n" + bytes(1000))
+    return folder / "data.npz"
+
+
 def file(name: str, content: bytes) -> Callable[[Path], Path]:
     return lambda folder: write(folder, {name: content}) / name
 
@@ -126,6 +134,7 @@ def folder(**files: bytes) -> Callable[[Path], Path]:
     [
         (file("data.npz", b"no archive"), "not a readable .npz"),
         (file("data.npz", b""), "not a readable .npz"),
+        (giant_npz, "not a readable .npz"),
         (npz(x_train=X), "array x_test is missing"),
         (npz(x_train=X.astype(float), x_test=X), "x_train must be uint8"),
         (npz(x_train=X[:0], x_test=X), "x_train must be uint8"),
@@ -170,6 +179,36 @@ def test_bad_files_can_be_skipped(tmp_path: Path) -> None:
     assert data.sha256 == whole.sha256
     assert torch.equal(data.train, whole.train)
     assert torch.equal(data.held_out, whole.held_out)
+
+
+def test_formats_that_are_not_promised_are_no_pictures(tmp_path: Path) -> None:
+    good = {f"{i:02}.png": png(picture) for i, picture in enumerate(numbered(20, (16, 16)))}
+    other = {"97.png": b"DDS \x7c" + bytes(71) + b"\x20\0\0\0\x04\0\0\0none" + bytes(40)}  # NotImplementedError
+    for i, form in enumerate(("DDS", "ICNS")):
+        buffer = io.BytesIO()
+        Image.fromarray(numbered(2, (16, 16, 4))[1]).save(buffer, form)
+        other[f"{98 + i}.png"] = buffer.getvalue()
+    data = load_dataset(str(write(tmp_path, good | other)), size=8, channels=1, skip_bad=True)
+    assert data.skipped == tuple(other)
+
+
+def test_members_of_a_zip_are_read_up_to_a_size(tmp_path: Path) -> None:
+    path = tmp_path / "pictures.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for i, picture in enumerate(numbered(20)):
+            archive.writestr(f"{i:02}.png", png(picture))
+        archive.writestr("98.png", bytes(65 << 20))
+        archive.writestr("99.png", png(numbered(1)[0]), zipfile.ZIP_STORED)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"IEND", b"IENx"))  # of the last one, which is not compressed
+    data = load_dataset(str(path), size=8, channels=1, skip_bad=True)
+    assert data.skipped == ("98.png", "99.png")
+
+
+def test_arrays_larger_than_the_memory_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model_export.data.datasets._MEMORY", 1000)
+    with pytest.raises(UserError, match="larger than the memory"):
+        load_dataset(str(npz(x_train=X, x_test=X)(tmp_path)), size=8, channels=1)
 
 
 def test_the_digest_is_that_of_the_content_and_not_of_the_file(tmp_path: Path) -> None:
