@@ -191,7 +191,7 @@ def serving(
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     how = config(app, make_connections(services))
-    how.loop, how.timeout_graceful_shutdown = loop, 5
+    how.loop, how.timeout_graceful_shutdown = f"tests.helpers.watchdog:{loop}_loop", 5
     server = _Server(how)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name=f"loop of {url}")
     heard = _Errors(thread.name)

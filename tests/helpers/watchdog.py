@@ -1,0 +1,79 @@
+"""Event loops of a service under test that report each callback which takes too much CPU time."""
+
+import asyncio
+import gc
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import uvloop
+
+LIMIT_S = 0.005
+if sys.gettrace() is not None:
+    LIMIT_S *= 3  # coverage counts every line
+slow: list[str] = []  # what was reported
+_collecting_s = defaultdict[int, float](float)  # CPU seconds of garbage collection by thread: they may hit any callback
+
+
+def _on_collection(phase: str, _: dict[str, int]) -> None:
+    _collecting_s[threading.get_ident()] += time.thread_time() * (1 if phase == "stop" else -1)
+
+
+gc.callbacks.append(_on_collection)
+
+
+def _cpu_s() -> float:
+    return time.thread_time() - _collecting_s[threading.get_ident()]
+
+
+def _timed(callback: Callable[..., Any], *args: Any) -> Any:
+    began, modules = _cpu_s(), len(sys.modules)
+    try:
+        return callback(*args)
+    finally:
+        seconds = _cpu_s() - began
+        if seconds > LIMIT_S and len(sys.modules) == modules:  # an import happens once
+            slow.append(f"{seconds * 1e3:.1f} ms: {_name(callback)}")
+
+
+def _name(callback: Any) -> str:
+    owner = getattr(callback, "__self__", None)
+    return str(owner.get_coro() if isinstance(owner, asyncio.Task) else callback)
+
+
+def watched(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
+    """The loop, which times its callbacks and those of the connections that it accepts."""
+    create_server = loop.create_server
+
+    def schedule(place: int, schedule: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        if args[place] is not _timed:  # else one of these methods calls another
+            args = (*args[:place], _timed, *args[place:])
+        return schedule(*args, **options)
+
+    def create_watched_server(make: Callable[[], Any], **options: Any) -> Any:
+        def make_watched() -> Any:
+            protocol = make()
+            for name in ("connection_made", "data_received", "eof_received", "connection_lost"):
+                setattr(protocol, name, partial(_timed, getattr(protocol, name)))
+            return protocol
+
+        return create_server(make_watched, **options)
+
+    for name, place in (("call_soon", 0), ("call_soon_threadsafe", 0), ("call_later", 1), ("call_at", 1)):
+        setattr(loop, name, partial(schedule, place, getattr(loop, name)))
+    loop.create_server = create_watched_server
+    return loop
+
+
+def auto_loop() -> asyncio.AbstractEventLoop:
+    """What uvicorn calls auto."""
+    return watched(uvloop.new_event_loop())
+
+
+def asyncio_loop() -> asyncio.AbstractEventLoop:
+    """What uvicorn calls asyncio."""
+    return watched(asyncio.SelectorEventLoop())
