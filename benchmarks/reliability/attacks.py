@@ -63,7 +63,7 @@ class Attacker:
         await asyncio.get_running_loop().sock_connect(connection, (HOST, self.port))
         return await asyncio.open_connection(sock=connection, limit=receive_bytes or PART)
 
-    async def read(self, reader: asyncio.StreamReader, most: int = PART) -> bytes:
+    async def read(self, reader: asyncio.StreamReader, most: int) -> bytes:
         """Read a part of an answer; raises EOFError at the end of the connection."""
         data = await reader.read(most)
         if not data:
@@ -89,6 +89,8 @@ def on(count: int, talk: Talk, *, pause_s: float = 0.05, receive_bytes: int = 0)
                     await talk(attacker, reader, writer)
             if writer is not None:
                 writer.transport.abort()
+                with contextlib.suppress(OSError):
+                    await writer.wait_closed()
             await asyncio.sleep(pause_s)
 
     async def begin(attacker: Attacker) -> None:
@@ -113,15 +115,20 @@ def sending(start: bytes, part: bytes, pause_s: float = 0.0) -> Talk:
     return talk
 
 
-def waiting(*parts: bytes, seconds: float = 3600.0) -> Talk:
-    """Send one of the parts in turn, and read until the service closes or reports an error, or for so long."""
+def waiting(*parts: bytes, seconds: float = 3600.0, is_slow: bool = False) -> Talk:
+    """Send one of the parts in turn, and read until the service closes or reports an error, or for so long.
+
+    A slow reader takes 1 KiB a second.
+    """
     turns = itertools.cycle(parts)
 
     async def talk(attacker: Attacker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(attacker.signed(next(turns)))
         async with asyncio.timeout(seconds):
-            while not (await attacker.read(reader)).startswith((b"HTTP/1.1 4", b"HTTP/1.1 5")):
-                pass
+            while True:
+                if (await attacker.read(reader, 1024 if is_slow else PART)).startswith((b"HTTP/1.1 4", b"HTTP/1.1 5")):
+                    return
+                await asyncio.sleep(1.0 if is_slow else 0.0)
 
     return talk
 
@@ -132,19 +139,7 @@ def asking(*requests: bytes) -> Talk:
     async def talk(attacker: Attacker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for data in itertools.cycle(requests):
             writer.write(attacker.signed(data))
-            await attacker.read(reader)
-
-    return talk
-
-
-def reading_slowly(data: bytes) -> Talk:
-    """Send a request and read 1 KiB of the answer a second."""
-
-    async def talk(attacker: Attacker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(attacker.signed(data))
-        while True:
-            await attacker.read(reader, 1024)
-            await asyncio.sleep(1.0)
+            await attacker.read(reader, PART)
 
     return talk
 
@@ -171,9 +166,10 @@ def long_stream(n: int) -> bytes:
     return post("/generate", {"n": n, "steps": 300_000}, EVENTS)
 
 
-def recorded(**options: Any) -> bytes:
-    """A small request with a large answer."""
-    return post("/generate", {"model": "avatars64", "n": 64, "record": [1, 2, 3, 4], "steps": 4} | options, EVENTS)
+def recorded(accept: str) -> bytes:
+    """A small request with an answer of 20 MiB."""
+    options = {"model": "avatars64", "n": 64, "steps": 4, "record": [1, 2, 3, 4], "format": "npy"}
+    return post("/generate", options, accept)
 
 
 def unload(**headers: str) -> bytes:
@@ -218,10 +214,8 @@ ATTACKS: Final[dict[str, Attack]] = {
     "long Content-Type": Attack(lambda: on(4, asking(request("/project", b"", LONG_TYPE)))),
     "5000 empty images": Attack(lambda: on(4, asking(post("/project", {"images": [{}] * 5000})))),
     "long streams": Attack(lambda: on(300, waiting(long_stream(64), long_stream(1)))),
-    "arrays read slowly": Attack(
-        lambda: on(24, reading_slowly(recorded(format="npy").replace(EVENTS.encode(), b"*/*")), receive_bytes=4096)
-    ),
-    "streams read slowly": Attack(lambda: on(24, reading_slowly(recorded()), receive_bytes=4096)),
+    "arrays read slowly": Attack(lambda: on(40, waiting(recorded("*/*"), is_slow=True), receive_bytes=4096)),
+    "streams read slowly": Attack(lambda: on(40, waiting(recorded(EVENTS), is_slow=True), receive_bytes=4096)),
     "forms of 4 x 16 Mpx": Attack(lambda: on(24, waiting(large_form(4), seconds=30.0))),
     "one of two processes stops": Attack(
         lambda: stop_process, {"IGN_WORKERS": "2", "IGN_DEVICE": "cpu"}, settle_s=15.0

@@ -30,6 +30,7 @@ from service.runtime.onnx_model import OnnxModel
 from service.server.uvicorn_server import config
 from service.settings import Settings
 from tests.contract.data import COLOUR, GREY
+from tests.helpers import watchdog
 from tests.helpers.onnx_models import write_model
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -203,6 +204,7 @@ def serving(
             service = Service(url, client, services, refusals, lambda: server.loop, heard.records)
             if ready:
                 service.until(lambda: service.get("/readyz").status_code == 200)
+                watchdog.slow.clear()  # of the start
             yield service
     finally:
         server.should_exit = True
