@@ -18,7 +18,7 @@ LIMIT_S = 0.01  # twice what is allowed: on a busy machine the same code takes u
 if sys.gettrace() is not None:
     LIMIT_S *= 3  # coverage counts every line
 _BIG_DOCUMENT = "/openapi.json"  # 4 ms to encode at each request, and 150 ms to make at the first
-_PIPELINE = ("/generate", "/project", "/latent-interpolate", "/latent-arithmetic", "/score")
+_PIPELINE = ("/generate", "/project", "/latent-interpolate", "/latent-arithmetic", "/score", "/infer")
 
 slow: list[str] = []  # what was reported
 _collecting_s = defaultdict[int, float](float)  # CPU seconds of garbage collection by thread: it may hit any callback

@@ -8,25 +8,24 @@ import pytest
 
 from tests.helpers import watchdog
 
+WAYS: dict[str, Callable[[asyncio.AbstractEventLoop, float], object]] = {
+    "soon": lambda loop, seconds: loop.call_soon(work, seconds),
+    "thread": lambda loop, seconds: loop.call_soon_threadsafe(work, seconds),
+    "later": lambda loop, seconds: loop.call_later(0.001, work, seconds),
+    "at": lambda loop, seconds: loop.call_at(loop.time(), work, seconds),
+    "task": lambda loop, seconds: loop.create_task(working(seconds)),
+}
+
 
 def work(seconds: float) -> None:
     end = time.thread_time() + seconds
     while time.thread_time() < end:
         pass
+    asyncio.get_running_loop().stop()
 
 
-async def worker(seconds: float) -> None:
-    await asyncio.sleep(0)
+async def working(seconds: float) -> None:
     work(seconds)
-
-
-Begin = Callable[[asyncio.AbstractEventLoop, float], object]
-WAYS: dict[str, Begin] = {
-    "soon": lambda loop, seconds: loop.call_soon(work, seconds),
-    "later": lambda loop, seconds: loop.call_later(0.001, work, seconds),
-    "at": lambda loop, seconds: loop.call_at(loop.time(), work, seconds),
-    "task": lambda loop, seconds: loop.create_task(worker(seconds)),
-}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -36,9 +35,9 @@ def test_a_callback_that_takes_too_long_is_reported(
     make: Callable[[], asyncio.AbstractEventLoop], way: str, is_slow: bool
 ) -> None:
     loop = make()
-    task = WAYS[way](loop, 1.2 * watchdog.LIMIT_S if is_slow else 0.0)
-    loop.run_until_complete(asyncio.sleep(0.01))
+    begun = WAYS[way](loop, 1.2 * watchdog.LIMIT_S if is_slow else 0.0)
+    loop.run_forever()
     loop.close()
-    del task
+    assert begun
     assert len(watchdog.slow) == is_slow
     watchdog.slow.clear()

@@ -25,6 +25,7 @@ def measured(module: str, results: Path, *options: str) -> "subprocess.Completed
     [
         ("bench_runtime --sizes 1 2", 1),
         ("bench_scheduler --seconds 0.1 --depth 100", 3),
+        ("bench_admission --callers 100", 2),
         ("bench_service --seconds 0.2 --connections 2", 7),
         ("bench_processes --seconds 0.2", 1),
         ("bench_peers --seconds 0.3 --connections 4 --only fastapi --headers gateway", 2),
