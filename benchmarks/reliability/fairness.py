@@ -85,7 +85,7 @@ def measure(options: argparse.Namespace) -> Json:
     for name in options.attacks:
         for callers in options.callers:
             line, limits = one_attack(name, callers, options.seconds)
-            missed = [f"{each['what']} {shown(each['measured'])} {each['unit']}" for each in limits if not each["met"]]
+            missed = [f"{each['what']} {shown(each['measured'])}{each['unit']}" for each in limits if not each["met"]]
             lines.append(line | {"verdict": ", ".join(missed) or "met", "before": verdicts.get((name, callers))})
             named = [each | {"what": f"{name}, {callers}: {each['what']}"} for each in limits]
             targets += named[: 3 if options.quick else None]  # too short to judge milliseconds
