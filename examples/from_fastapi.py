@@ -10,7 +10,7 @@ from ign_client import AsyncClient, IgnError, InvalidContent
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    async with AsyncClient(timeout=5) as app.state.ign:  # one client for all requests reuses its connections
+    async with AsyncClient(deadline=5) as app.state.ign:  # one client for all requests reuses its connections
         yield
 
 

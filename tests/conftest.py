@@ -1,6 +1,8 @@
 """Which tests run by default, and how many examples a property test takes."""
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if not item.get_closest_marker("slow")]
     config.hook.pytest_deselected(items=slow)
     config.stash[LEFT_OUT] = len(slow)
+
+
+@pytest.fixture(autouse=True)
+def _no_slow_callback() -> Iterator[None]:
+    """No test makes the event loop of a service wait."""
+    yield
+    watchdog = sys.modules.get("tests.helpers.watchdog")
+    if watchdog and watchdog.slow:
+        reported = "; ".join(watchdog.slow)
+        watchdog.slow.clear()
+        pytest.fail(f"slow callbacks of the service: {reported}")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -154,6 +154,11 @@ def process_tree(pid: int) -> list[int]:
     return result
 
 
+def serving_processes(pid: int) -> list[int]:
+    """The serving processes below the first one, without those that only keep resources."""
+    return [each for each in process_tree(pid)[1:] if b"spawn_main" in Path(f"/proc/{each}/cmdline").read_bytes()]
+
+
 def cpu_seconds(pid: int) -> float:
     """CPU time (user and system) of a process and its living descendants, with the resolution of a clock tick."""
     total = 0

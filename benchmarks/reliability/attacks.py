@@ -1,72 +1,111 @@
-"""What a good client notices while another one attacks, and how soon the service is as before.
+"""What one caller does to deny the others: the attacks that `fairness` measures."""
 
-    python -m benchmarks.reliability.attacks --results benchmarks/results/attacks.json
-    python -m benchmarks.reliability.attacks NAME PORT SECONDS [CLIENTS] [SEED]     # only attacks
-
-Attackers are a process of their own, so that they cannot delay good clients. Exits with status 0 if every target is
-met, else with 1.
-"""
-
-import argparse
 import asyncio
 import contextlib
 import itertools
 import os
-import subprocess
-import sys
+import signal
+import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from functools import partial
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
 import uvloop
 from PIL import Image
 
-from benchmarks.harness.common import Json, latency, percentile, rounded, run_benchmark, target
-from benchmarks.harness.processes import HOST, ROOT, ServerProcess, memory_samples, raise_file_limit, rss_mib, service
+from benchmarks.harness.processes import HOST, raise_file_limit, serving_processes
 from benchmarks.load_generator.fetch import ConnectionClosed, fetch
-from benchmarks.load_generator.messages import encoded, get, post_form, upload
+from benchmarks.load_generator.messages import (
+    EVENTS,
+    JSON,
+    encoded,
+    get,
+    post,
+    post_form,
+    request,
+    upload,
+    with_headers,
+)
 from benchmarks.load_generator.traffic import Rng, disconnecting, oversized, slow_body
 from benchmarks.reliability.hostile_inputs import hostile
-from benchmarks.reliability.soak import KnownAnswers, log_errors, right_answer
-
-METHOD: Final = (
-    "A service with the default settings for each attack. A good client asks for an image every 20 ms on a new "
-    "connection, and /healthz every 100 ms: alone, during the attack, and after it. Attackers run at nice 10 on the "
-    "same machine. p99 over alone compares the good client with itself. growth: of the largest resident memory over "
-    "that before. normal after: seconds until ten answers in a row take at most five times the p99 alone"
-)
-Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 PART: Final = 1 << 16
 BODY: Final = 16 << 20
 NICENESS: Final = 10  # attackers compete for the service, not for the cores of a shared machine
 
 
-async def on_connections(count: int, talk: Talk, port: int, end: float, pause_s: float = 0.05) -> None:
-    """Talk on ``count`` connections at once, again and again until ``end``."""
+@dataclass(frozen=True, slots=True)
+class Attacker:
+    """The caller that attacks a service, until ``end`` in `time.monotonic`."""
 
-    async def again() -> None:
-        while time.monotonic() < end:
+    port: int
+    service_pid: int
+    source: str = HOST  # its address
+    headers: Mapping[str, str] = field(default_factory=dict)
+    end: float = 0.0
+    statuses: Counter[str] = field(default_factory=Counter)
+
+    def signed(self, data: bytes) -> bytes:
+        """A request, or the beginning of one, with the headers of this caller."""
+        return with_headers(data, self.headers) if b"\r\n" in data else data
+
+    async def connect(self, receive_bytes: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Open a connection; the system buffers at most ``receive_bytes`` of answers, or the default if that is 0."""
+        connection = socket.socket()
+        connection.setblocking(False)
+        if receive_bytes:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        connection.bind((self.source, 0))
+        await asyncio.get_running_loop().sock_connect(connection, (HOST, self.port))
+        return await asyncio.open_connection(sock=connection, limit=receive_bytes or PART)
+
+    async def read(self, reader: asyncio.StreamReader, most: int) -> bytes:
+        """Read a part of an answer; raises EOFError at the end of the connection."""
+        data = await reader.read(most)
+        if not data:
+            raise EOFError
+        if data.startswith(b"HTTP/1.1 "):
+            self.statuses[data[9:12].decode("latin-1")] += 1
+        return data
+
+
+Talk = Callable[[Attacker, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+Begin = Callable[[Attacker], Coroutine[Any, Any, None]]
+
+
+def on(count: int, talk: Talk, *, pause_s: float = 0.05, receive_bytes: int = 0) -> Begin:
+    """Talk on ``count`` connections at once, again and again."""
+
+    async def again(attacker: Attacker) -> None:
+        while time.monotonic() < attacker.end:
             writer: asyncio.StreamWriter | None = None
-            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-                async with asyncio.timeout(end - time.monotonic()):
-                    reader, writer = await asyncio.open_connection(HOST, port)
-                    await talk(reader, writer)
+            with contextlib.suppress(OSError, EOFError):
+                async with asyncio.timeout(attacker.end - time.monotonic()):
+                    reader, writer = await attacker.connect(receive_bytes)
+                    await talk(attacker, reader, writer)
             if writer is not None:
                 writer.transport.abort()
+                with contextlib.suppress(OSError):
+                    await writer.wait_closed()
             await asyncio.sleep(pause_s)
 
-    await asyncio.gather(*(again() for _ in range(count)))
+    async def begin(attacker: Attacker) -> None:
+        await asyncio.gather(*(again(attacker) for _ in range(count)))
+
+    return begin
 
 
 def sending(start: bytes, part: bytes, pause_s: float = 0.0) -> Talk:
     """Send ``start``, then ``part`` without end, and read nothing."""
 
-    async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        for place in range(0, len(start), PART):
-            writer.write(start[place : place + PART])
+    async def talk(attacker: Attacker, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        signed = attacker.signed(start)
+        for place in range(0, len(signed), PART):
+            writer.write(signed[place : place + PART])
             await writer.drain()
         while True:
             writer.write(part)
@@ -76,21 +115,46 @@ def sending(start: bytes, part: bytes, pause_s: float = 0.0) -> Talk:
     return talk
 
 
-def waiting(*parts: bytes, seconds: float = 3600.0) -> Talk:
-    """Send one of the parts in turn, and read until the service closes, or for so long."""
+def waiting(*parts: bytes, seconds: float = 3600.0, is_slow: bool = False) -> Talk:
+    """Send one of the parts in turn, and read until the service closes or reports an error, or for so long.
+
+    A slow reader takes 1 KiB a second.
+    """
     turns = itertools.cycle(parts)
 
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(next(turns))
+    async def talk(attacker: Attacker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(attacker.signed(next(turns)))
         async with asyncio.timeout(seconds):
-            while await reader.read(PART):
-                pass
+            while True:
+                if (await attacker.read(reader, 1024 if is_slow else PART)).startswith((b"HTTP/1.1 4", b"HTTP/1.1 5")):
+                    return
+                await asyncio.sleep(1.0 if is_slow else 0.0)
 
     return talk
 
 
-def large_form() -> bytes:
-    return post_form("/project", [("image", encoded(Image.new("RGBA", (4000, 4000)), compress_level=9))] * 64)
+def asking(*requests: bytes) -> Talk:
+    """Send the requests in turn, the next one as soon as something of the answer has come."""
+
+    async def talk(attacker: Attacker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for data in itertools.cycle(requests):
+            writer.write(attacker.signed(data))
+            await attacker.read(reader, PART)
+
+    return talk
+
+
+async def stop_process(attacker: Attacker) -> None:
+    """Stop one of the processes of the service, as a driver that hangs would."""
+    pid = serving_processes(attacker.service_pid)[0]
+    os.kill(pid, signal.SIGSTOP)
+    await asyncio.sleep(attacker.end - time.monotonic())
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
+
+
+def large_form(count: int) -> bytes:
+    return post_form("/project", [("image", encoded(Image.new("RGBA", (4000, 4000)), compress_level=9))] * count)
 
 
 def empty_segments() -> bytes:
@@ -98,135 +162,100 @@ def empty_segments() -> bytes:
     return upload("/project", b"\xff\xd8" + b"\xff\xe1\x00\x02" * 3_000_000 + b"\xff\xd9", media="image/jpeg")
 
 
-async def bad_clients(count: int, seed: int, port: int, end: float) -> None:
+def long_stream(n: int) -> bytes:
+    return post("/generate", {"n": n, "steps": 300_000}, EVENTS)
+
+
+def recorded(accept: str) -> bytes:
+    """A small request with an answer of 20 MiB."""
+    options = {"model": "avatars64", "n": 64, "steps": 4, "record": [1, 2, 3, 4], "format": "npy"}
+    return post("/generate", options, accept)
+
+
+def unload(**headers: str) -> bytes:
+    """What a page of another site can make a browser send."""
+    fields = {name.replace("_", "-"): value for name, value in headers.items()}
+    return request("/v2/repository/models/fashion_mnist/unload", b"{}", {"Content-Type": JSON, **fields})
+
+
+def bad_clients(count: int) -> Begin:
     """A quarter each is slow, disconnects, sends too much, or sends hostile requests, whatever the answers are."""
     makers = (slow_body, disconnecting, oversized, hostile)
 
-    async def bad_client(rng: Rng, kind: int) -> None:
-        while time.monotonic() < end:
+    async def bad_client(attacker: Attacker, rng: Rng, kind: int) -> None:
+        while time.monotonic() < attacker.end:
             case = makers[kind % len(makers)](rng)
             with contextlib.suppress(OSError, ConnectionClosed):
-                await fetch(port, case.data, leave_after_s=case.leave_after_s or 1.0)
+                await fetch(attacker.port, case.data, leave_after_s=case.leave_after_s or 1.0)
             await asyncio.sleep(0.5)
 
-    rngs = np.random.default_rng(seed).spawn(count)
-    await asyncio.gather(*(bad_client(rng, kind) for kind, rng in enumerate(rngs)))
+    async def begin(attacker: Attacker) -> None:
+        rngs = enumerate(np.random.default_rng(0).spawn(count))
+        await asyncio.gather(*(bad_client(attacker, rng, kind) for kind, rng in rngs))
+
+    return begin
 
 
+@dataclass(frozen=True, slots=True)
+class Attack:
+    """An attack, and the service that it needs."""
+
+    make: Callable[[], Begin]
+    settings: Mapping[str, str] = field(default_factory=dict)
+    settle_s: float = 0.0  # seconds from its begin in which the service may do what it likes
+
+
+BAD_CLIENTS: Final = "96 bad clients"
 HEAD: Final = b"GET / HTTP/1.1\r\nHost: x\r\n"
 HALF_A_BODY: Final = upload("/project", bytes(BODY))[: BODY // 2]
-ATTACKS: Final[dict[str, Callable[[], Callable[[int, float], Coroutine[Any, Any, None]]]]] = {
-    "endless header": lambda: partial(on_connections, 4, sending(HEAD + b"X-A: ", b"b" * PART)),
-    "endless URL": lambda: partial(on_connections, 4, sending(b"GET /", b"b" * PART)),
-    "pipelining": lambda: partial(on_connections, 4, sending(b"", get("/healthz") * 2000)),
-    "3000 silent, half-headed": lambda: partial(on_connections, 3000, waiting(b"", HEAD), pause_s=1.0),
-    "slow 16 MiB bodies": lambda: partial(on_connections, 100, sending(HALF_A_BODY, bytes(1024), 0.5), pause_s=5.0),
-    "64 x 16 Mpx form": lambda: partial(on_connections, 2, waiting(large_form(), seconds=2.0)),
-    "empty segments": lambda: partial(on_connections, 2, waiting(empty_segments(), seconds=2.0)),
+LONG_TYPE: Final = {"Content-Type": "multipart/form-data" + ";" * 60_000 + "boundary=a"}
+WRONG_KEY: Final = {"Authorization": "Bearer wrong"}
+ATTACKS: Final[dict[str, Attack]] = {
+    "long Content-Type": Attack(lambda: on(4, asking(request("/project", b"", LONG_TYPE)))),
+    "5000 empty images": Attack(lambda: on(4, asking(post("/project", {"images": [{}] * 5000})))),
+    "long streams": Attack(lambda: on(300, waiting(long_stream(64), long_stream(1)))),
+    "arrays read slowly": Attack(lambda: on(40, waiting(recorded("*/*"), is_slow=True), receive_bytes=4096)),
+    "streams read slowly": Attack(lambda: on(40, waiting(recorded(EVENTS), is_slow=True), receive_bytes=4096)),
+    "forms of 4 x 16 Mpx": Attack(lambda: on(24, waiting(large_form(4), seconds=30.0))),
+    "one of two processes stops": Attack(
+        lambda: stop_process, {"IGN_WORKERS": "2", "IGN_DEVICE": "cpu"}, settle_s=15.0
+    ),
+    "16 MiB less one byte": Attack(lambda: on(8, waiting(upload("/project", bytes(BODY - 1))[:-1]))),
+    "1100 bodies of one byte": Attack(lambda: on(1100, waiting(post("/generate", {})[:-1]), pause_s=1.0)),
+    "pages of other sites": Attack(
+        lambda: on(1, asking(unload(Origin="http://a.example"), unload(Host="a.example", Sec_Fetch_Site="same-origin")))
+    ),
+    "/metrics pipelined": Attack(lambda: on(8, asking(get("/metrics") * 16))),
+    "429 on 60 connections": Attack(
+        lambda: on(60, asking(post("/generate", {"steps": 1}))), {"IGN_RATE_LIMIT": "50/s"}
+    ),
+    "wrong keys": Attack(lambda: on(8, asking(with_headers(post("/generate", {"steps": 1}), WRONG_KEY)))),
+    "query of 60 KB": Attack(lambda: on(4, asking(upload("/project?" + "steps=1&" * 7500, b"-")))),
+    "endless header": Attack(lambda: on(4, sending(HEAD + b"X-A: ", b"b" * PART))),
+    "endless URL": Attack(lambda: on(4, sending(b"GET /", b"b" * PART))),
+    "/healthz pipelined": Attack(lambda: on(4, sending(b"", get("/healthz") * 2000))),
+    "3000 silent, half-headed": Attack(lambda: on(3000, waiting(b"", HEAD), pause_s=1.0)),
+    "slow 16 MiB bodies": Attack(lambda: on(100, sending(HALF_A_BODY, bytes(1024), 0.5), pause_s=5.0)),
+    "64 x 16 Mpx form": Attack(lambda: on(2, waiting(large_form(64), seconds=2.0))),
+    "empty segments": Attack(lambda: on(2, waiting(empty_segments(), seconds=2.0))),
+    BAD_CLIENTS: Attack(lambda: bad_clients(96)),
 }
-BAD_CLIENTS: Final = "bad clients"
-GIVE_UP_S: Final = 60.0
-FACTOR: Final = 5
-IN_A_ROW: Final = 10
 
 
-def measure(options: argparse.Namespace) -> Json:
-    lines = [one_attack(name, options.seconds) for name in options.attacks]
-    targets = []
-    for line in lines:
-        name = line["attack"]
-        targets += [
-            target(f"{name}: growth of memory", line["growth_mib"], at_most=256.0, unit="MiB"),
-            target(f"{name}: normal after", line["normal_after_s"], at_most=20.0, unit="s"),
-            target(f"{name}: failed good requests, errors in the log", line["failed"], at_most=0),
-        ]
-        if not options.quick:  # which is too short to judge milliseconds
-            targets += [
-                target(f"{name}: p99 over alone", line["p99_over_alone"], at_most=FACTOR),
-                target(f"{name}: /healthz p99", line["healthz_p99_ms"], at_most=250.0, unit="ms"),
-            ]
-    return {"targets": targets, "attacks": lines}
+@cache
+def made(name: str) -> Begin:
+    """An attack with what it sends, which may take seconds to make."""
+    return ATTACKS[name].make()
 
 
-def one_attack(name: str, seconds: float) -> Json:
-    """Run one attack against a service of its own."""
-    with service({"IGN_ACCESS_LOG": "0"}) as server:
-        before = rss_mib(server.pid)
-        with memory_samples(server.pid, every_s=0.1) as samples:
-            line = uvloop.run(beside(server, name, seconds))
-        line["failed"] += len(log_errors(server))
-    return line | {"growth_mib": rounded(max(value for _, value in samples) - before)}
-
-
-async def beside(server: ServerProcess, name: str, seconds: float) -> Json:
-    """The good client alone, beside the attack, and after it."""
-    right = await right_answer(server.port)
-    warm, alone, during, after = (KnownAnswers(right) for _ in range(4))
-    for _ in range(20):
-        await warm.ask(server.port)
-    await ask_for(server, alone, seconds / 2)
-    command = [sys.executable, "-m", "benchmarks.reliability.attacks", name, str(server.port), str(seconds)]
-    attacker = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL)  # noqa: ASYNC220 # it starts at once
-    try:
-        probes = await ask_for(server, during, seconds)
-    finally:
-        attacker.kill()
-        attacker.wait()  # it is dead
-    start, p99 = time.monotonic(), percentile(sorted(alone.seconds), 99)
-    is_normal = await until_normal(server, after, FACTOR * p99)
-    attacked = percentile(sorted(during.seconds), 99) if during.seconds else float("inf")
-    return {
-        "attack": name,
-        "good_requests": during.outcomes.total(),
-        "alone_p99_ms": rounded(p99 * 1e3),
-        "p99_ms": rounded(attacked * 1e3),
-        "p99_over_alone": rounded(attacked / p99),
-        "healthz_p99_ms": latency(probes).get("p99_ms"),
-        "rejected": during.outcomes["rejected"],
-        "failed": sum(of != "rejected" for each in (warm, alone, during, after) for of, _, _ in each.failures),
-        "normal_after_s": rounded(time.monotonic() - start) if is_normal else None,
-    }
-
-
-async def ask_for(server: ServerProcess, known: KnownAnswers, seconds: float) -> list[float]:
-    """Ask for images for so long; returns the latencies of `/healthz` meanwhile."""
-    end, probes = time.monotonic() + seconds, list[float]()
-
-    async def probe() -> None:
-        while time.monotonic() < end:
-            start = time.perf_counter()
-            await fetch(server.port, get("/healthz"))
-            probes.append(time.perf_counter() - start)
-            await asyncio.sleep(0.1)
-
-    await asyncio.gather(known.work(server.port, end, pause_s=0.02), probe())
-    return probes
-
-
-async def until_normal(server: ServerProcess, known: KnownAnswers, limit_s: float) -> bool:
-    """Whether `IN_A_ROW` answers come within the limit, before `GIVE_UP_S`."""
-    end = time.monotonic() + GIVE_UP_S
-    while time.monotonic() < end:
-        await known.ask(server.port)
-        last = known.seconds[-IN_A_ROW:]
-        if len(last) == IN_A_ROW and max(last) <= limit_s:
-            return True
-        await asyncio.sleep(0.02)
-    return False
-
-
-def attack(name: str, port: str, seconds: str, count: str = "1", seed: str = "0") -> None:
+def prepare(name: str) -> None:
+    """Make in this process what the attack sends."""
     os.nice(NICENESS)
     raise_file_limit()
-    end = time.monotonic() + float(seconds)
-    begin = partial(bad_clients, int(count), int(seed)) if name == BAD_CLIENTS else ATTACKS[name]()
-    uvloop.run(begin(int(port), end))
+    made(name)
 
 
-OPTIONS: Final = {"seconds": (15.0, 3.0), "attacks": (list(ATTACKS),)}
-
-if __name__ == "__main__":
-    if sys.argv[1:] and not sys.argv[1].startswith("-"):
-        attack(*sys.argv[1:])
-    else:
-        sys.exit(run_benchmark("attacks", METHOD, measure, OPTIONS, judge=True))
+def attack(name: str, seconds: float, attacker: Attacker) -> Counter[str]:
+    """Attack for so long; returns how often each status was received."""
+    uvloop.run(made(name)(replace(attacker, end=time.monotonic() + seconds)))
+    return attacker.statuses

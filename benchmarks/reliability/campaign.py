@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.harness.common import Json, run_benchmark, target
 from benchmarks.harness.processes import ServerProcess
 from benchmarks.reliability.hostile_inputs import SETTINGS, bombs, hostile, problem
-from benchmarks.reliability.soak import KnownAnswers, Log, right_answer, run_and_judge, send
+from benchmarks.reliability.soak import KnownAnswers, Log, right_answers, run_and_judge, send
 
 METHOD = (
     "`clients` clients send hostile requests, each on a connection of its own. Right is: any 2xx; a 4xx, 501, 503 or "
@@ -33,7 +33,7 @@ def measure(options: argparse.Namespace) -> Json:
     known: list[KnownAnswers] = []
 
     async def load(server: ServerProcess, log: Log) -> None:
-        known.append(KnownAnswers(await right_answer(server.port)))
+        known.append(KnownAnswers(await right_answers(server.port)))
         numbers = iter(range(options.n))
 
         async def work() -> None:

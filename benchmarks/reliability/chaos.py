@@ -14,19 +14,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
 
 import uvloop
 
 from benchmarks.harness.common import Json, rounded, run_benchmark, target
-from benchmarks.harness.processes import ROOT, ServerProcess, free_port, process_tree, serving, without_settings
-from benchmarks.reliability.attacks import BAD_CLIENTS
-from benchmarks.reliability.soak import KnownAnswers, end_state, right_answer
+from benchmarks.harness.processes import ServerProcess, free_port, serving, serving_processes, without_settings
+from benchmarks.reliability.attacks import BAD_CLIENTS, Attacker, attack, prepare
+from benchmarks.reliability.soak import KnownAnswers, end_state, right_answers
 
 METHOD: Final = (
-    "`clients` clients: five eighths good, the others slow, vanishing, oversized or malformed. One process for half "
+    "`clients` good clients, and 96 that are slow, vanishing, oversized or malformed. One process for half "
     "of the time, two for the other half. Each fault of `FAULTS` happens once, at equal distances. An outage is "
     "declared for kills and stops, from the fault until `SETTLE_S` after it. good: answered with the right bytes, of "
     "all good requests that touch no outage; a 429 or 503 is not good. Wrong bytes always count"
@@ -47,14 +49,9 @@ class Chaos:
         with self.commands.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
-    def processes(self) -> list[int]:
-        """The serving processes below the first one, without those that only keep resources."""
-        below = process_tree(self.server.pid)[1:]
-        return [pid for pid in below if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-
     def await_successor(self, dead: int) -> None:
         """Wait until another process has taken the place of a dead one."""
-        while dead in (pids := self.processes()) or len(pids) < 2:
+        while dead in (pids := serving_processes(self.server.pid)) or len(pids) < 2:
             time.sleep(0.1)
 
 
@@ -80,14 +77,14 @@ async def disk_full(chaos: Chaos) -> None:
 
 
 async def stop_process(chaos: Chaos) -> None:
-    pid = next(iter(chaos.processes()), chaos.server.pid)
+    pid = next(iter(serving_processes(chaos.server.pid)), chaos.server.pid)
     os.kill(pid, signal.SIGSTOP)
     await asyncio.sleep(STOPPED_S)
     os.kill(pid, signal.SIGCONT)
 
 
 async def kill_process(chaos: Chaos, number: int = signal.SIGKILL) -> None:
-    dead = chaos.processes()[0]
+    dead = serving_processes(chaos.server.pid)[0]
     os.kill(dead, number)
     await asyncio.to_thread(chaos.await_successor, dead)
 
@@ -147,25 +144,25 @@ async def run(
     chaos: Chaos, options: argparse.Namespace, faults: tuple[Fault, ...]
 ) -> tuple[KnownAnswers, list[tuple[float, float]]]:
     """What good clients got, and start and end of each declared outage, in `time.monotonic`."""
-    known, outages = KnownAnswers(await right_answer(chaos.server.port)), list[tuple[float, float]]()
-    seconds, good = options.seconds / 2, options.clients * 5 // 8
+    known, outages = KnownAnswers(await right_answers(chaos.server.port)), list[tuple[float, float]]()
+    seconds = options.seconds / 2
     end = time.monotonic() + seconds
-    tasks = [asyncio.create_task(known.work(chaos.server.port, end, pause_s=0.5)) for _ in range(good)]
-    given = (BAD_CLIENTS, chaos.server.port, seconds, options.clients - good, options.seed)
-    command = [sys.executable, "-m", "benchmarks.reliability.attacks", *map(str, given)]
-    bad = await asyncio.create_subprocess_exec(*command, cwd=ROOT)
-    for fault in faults:
-        await asyncio.sleep(seconds / (len(faults) + 1))
-        start = time.monotonic()
-        await fault(chaos)
-        if fault in OUTAGES:
-            outages.append((start, time.monotonic() + SETTLE_S))
-    await asyncio.gather(*tasks)
-    await bad.wait()
+    tasks = [asyncio.create_task(known.work(chaos.server.port, end, pause_s=0.5)) for _ in range(options.clients)]
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        attacker = Attacker(chaos.server.port, chaos.server.pid)
+        pool.submit(prepare, BAD_CLIENTS)
+        bad = asyncio.get_running_loop().run_in_executor(pool, attack, BAD_CLIENTS, seconds, attacker)
+        for fault in faults:
+            await asyncio.sleep(seconds / (len(faults) + 1))
+            start = time.monotonic()
+            await fault(chaos)
+            if fault in OUTAGES:
+                outages.append((start, time.monotonic() + SETTLE_S))
+        await asyncio.gather(*tasks, bad)
     return known, outages
 
 
-OPTIONS: Final = {"seconds": (600.0, 20.0), "clients": (256,), "seed": (0,)}
+OPTIONS: Final = {"seconds": (600.0, 20.0), "clients": (160,)}
 
 if __name__ == "__main__":
     sys.exit(run_benchmark("chaos", METHOD, measure, OPTIONS, judge=True))

@@ -25,7 +25,7 @@ from benchmarks.harness.processes import ROOT, ServerFailed, ServerProcess, serv
 from benchmarks.load_generator.fetch import fetch
 from benchmarks.load_generator.messages import post
 from benchmarks.reliability.chaos import Chaos, kill_process
-from benchmarks.reliability.soak import KnownAnswers, right_answer
+from benchmarks.reliability.soak import KnownAnswers, right_answers
 
 METHOD: Final = (
     "`clients` good clients ask without a pause, each request on a new connection. Reloads: of a model, every second "
@@ -61,7 +61,7 @@ def measure(options: argparse.Namespace) -> Json:
 async def reload_often(server: ServerProcess, file: Path, options: argparse.Namespace) -> Json:
     """Load the model again under load, every second time from damaged files."""
     whole, unexpected = await asyncio.to_thread(file.read_bytes), 0
-    known = KnownAnswers(await right_answer(server.port))
+    known = KnownAnswers(await right_answers(server.port))
     clients = [asyncio.create_task(known.work(server.port, float("inf"))) for _ in range(options.clients)]
     for number in range(options.reloads):
         data, expected = (whole[: len(whole) // 2], 400) if number % 2 else (whole, 200)
@@ -95,7 +95,7 @@ def stop_often(options: argparse.Namespace, processes: int, number: signal.Signa
 
 async def stop(server: ServerProcess, clients: int, number: signal.Signals) -> tuple[KnownAnswers, float]:
     """Send the signal under load, and stop the service; returns what clients got, and the seconds that this took."""
-    known = KnownAnswers(await right_answer(server.port))
+    known = KnownAnswers(await right_answers(server.port))
 
     async def work() -> None:
         while await known.ask(server.port) != NOT_ACCEPTED:

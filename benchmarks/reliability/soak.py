@@ -8,10 +8,12 @@ log has no error; else with 1.
 
 import argparse
 import asyncio
+import itertools
+import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -22,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks.harness.common import Json, memory, rounded, run_benchmark, target
 from benchmarks.harness.processes import ServerProcess, memory_samples, service
 from benchmarks.load_generator.fetch import Answer, ConnectionClosed, fetch
-from benchmarks.load_generator.messages import post
+from benchmarks.load_generator.messages import JSON, post
 from benchmarks.load_generator.traffic import REJECTIONS, SETTINGS, Case, Rng, pick, problem
 
 METHOD = (
@@ -71,35 +73,44 @@ async def send(
 KNOWN: Final = post("/generate", {"seed": 1, "steps": 1}, "image/png")
 
 
-async def right_answer(port: int) -> bytes:
-    """The body that `KNOWN` gets."""
-    answer = await fetch(port, KNOWN)
-    if answer.status != 200:
-        raise RuntimeError(f"the known request was answered with {answer.status}")
-    return answer.body
+async def right_answers(port: int, requests: Sequence[bytes] = (KNOWN,)) -> dict[bytes, object]:
+    """Requests whose answer is always the same, and the content of that answer."""
+    answers = {data: await fetch(port, data) for data in requests}
+    if wrong := [answer.status for answer in answers.values() if answer.status != 200]:
+        raise RuntimeError(f"a known request was answered with {wrong[0]}")
+    return {data: content(answer) for data, answer in answers.items()}
+
+
+def content(answer: Answer) -> object:
+    """What the same request always gets: the body, or the images of a JSON answer, which also has times."""
+    return json.loads(answer.body)["images"] if answer.headers.get("content-type") == JSON else answer.body
 
 
 @dataclass(slots=True)
 class KnownAnswers:
-    """What good clients got; ``right`` is the body that each 200 must have."""
+    """What good clients got that send the requests of ``right`` in turn; each 200 must have the content there."""
 
-    right: bytes
+    right: Mapping[bytes, object]
     seconds: list[float] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)  # ok, wrong, rejected, a status, or the error
     failures: list[tuple[str, float, float]] = field(default_factory=list)
     """All other outcomes than ok, with the times of sending and of the outcome in `time.monotonic`."""
+    _turns: Iterator[bytes] = field(init=False)
 
-    async def ask(self, port: int) -> str:
-        """Send the known request once on a new connection; returns the outcome."""
-        start = time.monotonic()
+    def __post_init__(self) -> None:
+        self._turns = itertools.cycle(self.right)
+
+    async def ask(self, port: int, timeout_s: float = 60.0) -> str:
+        """Send the next known request on a new connection; returns the outcome."""
+        start, data = time.monotonic(), next(self._turns)
         try:
-            answer = await fetch(port, KNOWN)
+            answer = await fetch(port, data, timeout_s=timeout_s)
         except OSError as exc:
             outcome = type(exc).__name__
         else:
             outcome = str(answer.status)
             if answer.status == 200:
-                outcome = "ok" if answer.body == self.right else "wrong"
+                outcome = "ok" if content(answer) == self.right[data] else "wrong"
             elif answer.status in REJECTIONS and "retry-after" in answer.headers:
                 outcome = "rejected"
         if outcome == "ok":

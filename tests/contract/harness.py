@@ -30,6 +30,7 @@ from service.runtime.onnx_model import OnnxModel
 from service.server.uvicorn_server import config
 from service.settings import Settings
 from tests.contract.data import COLOUR, GREY
+from tests.helpers import watchdog
 from tests.helpers.onnx_models import write_model
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -191,7 +192,7 @@ def serving(
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     how = config(app, make_connections(services))
-    how.loop, how.timeout_graceful_shutdown = loop, 5
+    how.loop, how.timeout_graceful_shutdown = f"tests.helpers.watchdog:{loop}_loop", 5
     server = _Server(how)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name=f"loop of {url}")
     heard = _Errors(thread.name)
@@ -203,6 +204,7 @@ def serving(
             service = Service(url, client, services, refusals, lambda: server.loop, heard.records)
             if ready:
                 service.until(lambda: service.get("/readyz").status_code == 200)
+                watchdog.slow.clear()  # of the start
             yield service
     finally:
         server.should_exit = True

@@ -17,12 +17,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Lines of Python, with blanks and docstrings, of folders together; "." is the whole repository.
 LINES = {
-    ("service",): 14_300,
+    ("service",): 14_600,
     ("model_export",): 6_500,
-    ("sdk", "ign"): 3_500,
-    ("benchmarks",): 4_150,
-    ("tests",): 27_800,
-    (".",): 57_300,
+    ("sdk", "ign"): 3_620,
+    ("benchmarks",): 4_400,
+    ("tests",): 28_200,
+    (".",): 57_900,
 }
 FILE_LINES = 600
 SERVICE_MODULES = 75  # without `__init__`

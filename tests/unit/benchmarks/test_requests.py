@@ -11,7 +11,7 @@ import pytest
 from benchmarks.load_generator import traffic
 from benchmarks.load_generator.fetch import Answer, ConnectionClosed, fetch
 from benchmarks.reliability import hostile_inputs
-from benchmarks.reliability.soak import KNOWN, KnownAnswers, right_answer
+from benchmarks.reliability.soak import KNOWN, KnownAnswers, right_answers
 from benchmarks.request_path import steady_calls
 from tests.unit.benchmarks.fake_server import OK, Seen, fake_server
 
@@ -70,7 +70,7 @@ def test_a_good_client_knows_the_right_bytes_and_may_disconnect() -> None:
             writer.close()
 
     async def ask(port: int) -> KnownAnswers:
-        known = KnownAnswers(await right_answer(port))
+        known = KnownAnswers(await right_answers(port))
         for _ in data[1:]:
             await known.ask(port)
         with pytest.raises(ConnectionClosed):

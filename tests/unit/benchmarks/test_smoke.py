@@ -1,6 +1,7 @@
 """Every benchmark as a short run that shows it works, and the processes that it starts."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -24,20 +25,21 @@ def measured(module: str, results: Path, *options: str) -> "subprocess.Completed
     [
         ("bench_runtime --sizes 1 2", 1),
         ("bench_scheduler --seconds 0.1 --depth 100", 3),
+        ("bench_admission --callers 100", 2),
         ("bench_service --seconds 0.2 --connections 2", 7),
         ("bench_processes --seconds 0.2", 1),
         ("bench_peers --seconds 0.3 --connections 4 --only fastapi --headers gateway", 2),
         ("reliability.soak --seconds 2 --clients 2", 3),
         ("reliability.campaign --n 10000", 6),
-        ("reliability.attacks", 21),
+        ("reliability.fairness --attacks '/healthz pipelined' --callers address", 3),
         ("reliability.restarts", 14),
         ("reliability.chaos --clients 32", 6),
         ("reliability.storm --seconds 0.5 --few 8 --many 24", 8),
     ],
 )
 def test_a_benchmark_runs(command: str, targets: int, tmp_path: Path) -> None:
-    file = tmp_path / "result.json"
-    done = measured(command.split()[0], file, *command.split()[1:])
+    file, (module, *options) = tmp_path / "result.json", shlex.split(command)
+    done = measured(module, file, *options)
     assert done.returncode in (0, 1), done.stderr[-3000:]  # 1: missed targets, of the benchmarks of reliability
     result = json.loads(file.read_text(encoding="utf-8"))
     missed = [line["what"] for line in result["targets"] if not line["met"] and done.returncode]

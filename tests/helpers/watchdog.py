@@ -1,0 +1,101 @@
+"""Event loops of a service under test that report each callback which takes too much CPU time."""
+
+import asyncio
+import gc
+import inspect
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import uvloop
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+LIMIT_S = 0.01  # twice what is allowed: on a busy machine the same code takes up to twice the CPU time
+if sys.gettrace() is not None:
+    LIMIT_S *= 3  # coverage counts every line
+_BIG_DOCUMENT = "/openapi.json"  # 4 ms to encode at each request, and 150 ms to make at the first
+_PIPELINE = ("/generate", "/project", "/latent-interpolate", "/latent-arithmetic", "/score", "/infer")
+
+slow: list[str] = []  # what was reported
+_collecting_s = defaultdict[int, float](float)  # CPU seconds of garbage collection by thread: it may hit any callback
+
+
+def _on_collection(phase: str, _: dict[str, int]) -> None:
+    _collecting_s[threading.get_ident()] += time.thread_time() * (1 if phase == "stop" else -1)
+
+
+gc.callbacks.append(_on_collection)
+
+
+def _cpu_s() -> float:
+    return time.thread_time() - _collecting_s[threading.get_ident()]
+
+
+class _Watch:
+    """The callbacks of one event loop."""
+
+    def __init__(self) -> None:
+        self._made: set[str] = set()  # paths of requests that were slow once
+
+    def run(self, callback: Callable[..., Any], *args: Any) -> Any:
+        path = _path(callback)
+        began, modules = _cpu_s(), len(sys.modules)
+        try:
+            return callback(*args)
+        finally:
+            seconds = _cpu_s() - began
+            if seconds > LIMIT_S and len(sys.modules) == modules and not self._is_excused(path):
+                slow.append(f"{seconds * 1e3:.1f} ms: {callback} {path}")
+
+    def _is_excused(self, path: str) -> bool:
+        # FastAPI makes what a route needs at its first request. The endpoints that run a model do without.
+        is_first = bool(path) and path not in self._made and not path.endswith(_PIPELINE)
+        self._made.add(path)
+        return is_first or path == _BIG_DOCUMENT
+
+
+def _path(callback: Callable[..., Any]) -> str:
+    """The path of the request whose task goes on; empty for other callbacks."""
+    task = getattr(callback, "__self__", None)
+    coroutine = task.get_coro() if isinstance(task, asyncio.Task) else None
+    cycle = inspect.getcoroutinelocals(coroutine).get("self") if inspect.iscoroutine(coroutine) else None
+    return str(cycle.scope["path"]) if isinstance(cycle, RequestResponseCycle) else ""
+
+
+def watched(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
+    """The loop, which times its callbacks and those of the connections that it accepts."""
+    create_server, run = loop.create_server, _Watch().run
+
+    def schedule(place: int, schedule: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        if args[place] != run:  # else one of these methods calls another
+            args = (*args[:place], run, *args[place:])
+        return schedule(*args, **options)
+
+    def create_watched_server(make: Callable[[], Any], **options: Any) -> Any:
+        def make_watched() -> Any:
+            protocol = make()
+            for name in ("connection_made", "data_received", "eof_received", "connection_lost"):
+                setattr(protocol, name, partial(run, getattr(protocol, name)))
+            return protocol
+
+        return create_server(make_watched, **options)
+
+    places = {"call_soon": 0, "call_soon_threadsafe": 0, "call_later": 1, "call_at": 1}  # of the callback
+    watching = {name: partial(schedule, place, getattr(loop, name)) for name, place in places.items()}
+    for name, method in {**watching, "create_server": create_watched_server}.items():
+        setattr(loop, name, method)
+    return loop
+
+
+def auto_loop() -> asyncio.AbstractEventLoop:
+    """What uvicorn calls auto."""
+    return watched(uvloop.new_event_loop())
+
+
+def asyncio_loop() -> asyncio.AbstractEventLoop:
+    """What uvicorn calls asyncio."""
+    return watched(asyncio.SelectorEventLoop())
