@@ -153,6 +153,7 @@ def create_app(services: AppState, *, on_loaded: OnLoaded = _log_error) -> Appli
         version=__version__,
         docs_url=None,
         redoc_url=None,
+        openapi_url=None,
         redirect_slashes=False,
         generate_unique_id_function=openapi.operation_id,
         # The service has its own metrics; FastAPI's would look for a telemetry provider at every request.

@@ -17,8 +17,6 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 LIMIT_S = 0.01  # twice what is allowed: on a busy machine the same code takes up to twice the CPU time
 if sys.gettrace() is not None:
     LIMIT_S *= 3  # coverage counts every line
-_BIG_DOCUMENT = "/openapi.json"  # 4 ms to encode at each request, and 150 ms to make at the first
-_PIPELINE = ("/generate", "/project", "/latent-interpolate", "/latent-arithmetic", "/score", "/infer")
 
 slow: list[str] = []  # what was reported
 _collecting_s = defaultdict[int, float](float)  # CPU seconds of garbage collection by thread: it may hit any callback
@@ -35,27 +33,15 @@ def _cpu_s() -> float:
     return time.thread_time() - _collecting_s[threading.get_ident()]
 
 
-class _Watch:
-    """The callbacks of one event loop."""
-
-    def __init__(self) -> None:
-        self._made: set[str] = set()  # paths of requests that were slow once
-
-    def run(self, callback: Callable[..., Any], *args: Any) -> Any:
-        path = _path(callback)
-        began, modules = _cpu_s(), len(sys.modules)
-        try:
-            return callback(*args)
-        finally:
-            seconds = _cpu_s() - began
-            if seconds > LIMIT_S and len(sys.modules) == modules and not self._is_excused(path):
-                slow.append(f"{seconds * 1e3:.1f} ms: {callback} {path}")
-
-    def _is_excused(self, path: str) -> bool:
-        # FastAPI makes what a route needs at its first request. The endpoints that run a model do without.
-        is_first = bool(path) and path not in self._made and not path.endswith(_PIPELINE)
-        self._made.add(path)
-        return is_first or path == _BIG_DOCUMENT
+def _run(callback: Callable[..., Any], *args: Any) -> Any:
+    path = _path(callback)
+    began, modules = _cpu_s(), len(sys.modules)
+    try:
+        return callback(*args)
+    finally:
+        seconds = _cpu_s() - began
+        if seconds > LIMIT_S and len(sys.modules) == modules:
+            slow.append(f"{seconds * 1e3:.1f} ms: {callback} {path}")
 
 
 def _path(callback: Callable[..., Any]) -> str:
@@ -68,18 +54,18 @@ def _path(callback: Callable[..., Any]) -> str:
 
 def watched(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
     """The loop, which times its callbacks and those of the connections that it accepts."""
-    create_server, run = loop.create_server, _Watch().run
+    create_server = loop.create_server
 
     def schedule(place: int, schedule: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        if args[place] != run:  # else one of these methods calls another
-            args = (*args[:place], run, *args[place:])
+        if args[place] is not _run:  # else one of these methods calls another
+            args = (*args[:place], _run, *args[place:])
         return schedule(*args, **options)
 
     def create_watched_server(make: Callable[[], Any], **options: Any) -> Any:
         def make_watched() -> Any:
             protocol = make()
             for name in ("connection_made", "data_received", "eof_received", "connection_lost"):
-                setattr(protocol, name, partial(run, getattr(protocol, name)))
+                setattr(protocol, name, partial(_run, getattr(protocol, name)))
             return protocol
 
         return create_server(make_watched, **options)

@@ -18,19 +18,19 @@ ROOT = Path(__file__).resolve().parents[2]
 # Lines of Python, with blanks and docstrings, of folders together; "." is the whole repository.
 LINES = {
     ("service",): 14_600,
-    ("model_export",): 6_500,
+    ("model_export",): 6_525,
     ("sdk", "ign"): 3_620,
     ("benchmarks",): 4_400,
-    ("tests",): 28_200,
-    (".",): 57_900,
+    ("tests",): 28_400,
+    (".",): 58_100,
 }
 FILE_LINES = 600
 SERVICE_MODULES = 75  # without `__init__`
 SERVICE_ENTRIES = 16  # modules and packages at its top, without `__init__`
-WORDS = 20_000  # of README.md and docs, without the pages that commands write
+WORDS = 20_400  # of README.md and docs, without the pages that commands write
 GENERATED = ROOT / "docs" / "models"
 REQUEST = "POST /generate -> PNG"
-REQUEST_FILES, REQUEST_CALLS = 30, 225  # measured 28 and 215 to 220; aimed at and missed: 16 and 120
+REQUEST_FILES, REQUEST_CALLS = 30, 230  # measured 29 and 224 to 229; aimed at and missed: 16 and 120
 # Rule → the function that follows it, which exactly one place may call, besides tests and the function itself. A dotted
 # name is the end of the called expression, without leading underscores: `self._rates.count` is `rates.count`.
 # `service.cluster` does not count: its proxy runs in a process of Ray, where no other code of the service is, and
