@@ -36,6 +36,7 @@ from ign_client._inputs import PictureLike, Pictures, PointLike, Seed, Term
 from ign_client._options import Format, Invert, PathForm, Resize
 from ign_client._picture import Picture
 from ign_client._results import (
+    Box,
     Card,
     Done,
     Frame,
@@ -60,7 +61,7 @@ for _name, _value in list(globals().items()):  # classes print, pickle and appea
     if not _name.startswith("_") and isinstance(_value, type):
         _value.__module__ = "ign_client"
 
-__all__ = ["AsyncClient", "AsyncStream", "BadGateway", "BadRequest", "BodyTooSlow", "Card", "Client"]
+__all__ = ["AsyncClient", "AsyncStream", "BadGateway", "BadRequest", "BodyTooSlow", "Box", "Card", "Client"]
 __all__ += ["ConnectionFailed", "DeadlineExceeded", "Done", "Event", "FieldError", "Forbidden", "Format", "Frame"]
 __all__ += ["IgnError", "Image", "Images", "InputError", "InvalidContent", "Invert", "Limits", "MethodNotAllowed"]
 __all__ += ["ModelRef", "Models", "NotAcceptable", "NotFound", "PathForm", "Picture", "PictureLike", "Pictures"]

@@ -70,7 +70,11 @@ def images_of(kind: type[ImageT], expected: Expected, answer: Document) -> resul
 
 
 def scores(expected: Expected, response: Response) -> results.Scores:
-    return _result(results.Scores, expected, document(response), partial(value, results.Score))
+    return _result(results.Scores, expected, document(response), _score)
+
+
+def _score(member: Document) -> results.Score:
+    return value(results.Score, member, worst=value(results.Box, member["worst"]) if "worst" in member else None)
 
 
 def _result(kind: type[T], expected: Expected, answer: Document, parse: Callable[[Document], object]) -> T:

@@ -124,14 +124,26 @@ class Raw(Picture):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Box:
+    """A part of an image, in pixels of the model, and the mean |f(x) − x| in it."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+    distance: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """The score of one image. Without distances of held-out real images in the card, the last two are None."""
+    """The score of one image. `percentile` and `in_distribution` are None if the card has no held-out distances."""
 
     index: int
     distance: float  # mean |f(x) − x|
     drift: float  # mean |f(y) − y| of y = f(x)
     percentile: float | None  # of the distance among those of held-out real images, 0…100
     in_distribution: bool | None  # whether the percentile is at most 99
+    worst: Box | None = None  # the square that f changes most; None from a service that does not say it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

@@ -175,6 +175,8 @@ def test_calls_within_a_process(models: Path) -> None:
                 while not await client.ready():
                     pass
                 images, scores = await asyncio.gather(client.generate(seed=1, n=2), client.score(PICTURE))
+                assert scores[0].worst is not None
+                assert scores[0].worst.distance >= scores[0].distance
                 assert (len(images), len(scores)) == (2, 1)
                 async with client.stream_generate(seed=1, n=2) as events:
                     *_, done = [event async for event in events]
