@@ -88,8 +88,8 @@ class RowWork:
         """Whether the codec pool encodes the response."""
         spec, (channels, height, width) = self.spec, self.model.card.shape
         values = len(spec.labels) * channels * height * width * spec.options.scale**2
-        is_slow = spec.is_animation or (spec.options.gap > 0 and spec.media in RASTER)
-        return values > INLINE_VALUES or bool(self.params.record) or is_slow
+        is_slow = (spec.fps and spec.is_animation) or (spec.options.gap > 0 and spec.media in RASTER)
+        return values > INLINE_VALUES or bool(self.params.record or is_slow)
 
     def scheduling(self, inputs: InputRows) -> SchedulingParams:
         """The request as the scheduler sees it."""
