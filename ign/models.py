@@ -49,7 +49,7 @@ def _describe(folder: Path, ref: str) -> Row:
         "name": card.name,
         **dict(zip(("channels", "height", "width"), card.shape, strict=True)),
         "precisions": [name for name, file in MODEL_FILES.items() if (folder / ref / file).is_file()],
-        "parameters": card.training.parameters,
+        "parameters": card.training and card.training.parameters,
         "licence": card.licence,
         "description": card.description,
     }

@@ -17,7 +17,7 @@ import onnxruntime as ort
 
 from model_export.errors import UserError
 from model_export.files import errors_name
-from service.artifact.card import INPUT, OUTPUT, CardError, ModelCard, from_metadata, to_metadata
+from service.artifact.card import INPUT, OUTPUT, Card, CardError, ModelCard, from_metadata, to_metadata
 from service.artifact.files import GOLDEN_FILE, MODEL_FILE, MODEL_FILES, Precision
 from service.artifact.golden import Golden, digest_of, read_golden
 from service.domain.errors import StartupError
@@ -78,6 +78,8 @@ class Artifact:
             card, noise = from_metadata(function.metadata)
         except (UserError, CardError) as exc:
             raise UserError(f"{path}: {exc}") from exc
+        if not isinstance(card, ModelCard):
+            raise UserError(f"{path}: was imported, and this command is about networks that were trained here")
         return cls(folder=folder, precision=precision, data=data, card=card, noise=noise, function=function)
 
     def golden(self) -> Golden:
@@ -98,7 +100,23 @@ def read_all(folder: Path, *, threads: int = 0) -> list[Artifact]:
     return [Artifact.read(folder, precision=precision, threads=threads) for precision in present]
 
 
-def stamp(data: bytes, card: ModelCard) -> bytes:
+def version_folder(versions: Path, version: int | None) -> Path:
+    """The folder of a version of a model; without a number, that of the highest one in the model's folder plus one."""
+    if version is None:
+        names = (entry.name for entry in versions.iterdir()) if versions.is_dir() else ()
+        version = 1 + max((int(name) for name in names if name.isascii() and name.isdigit()), default=0)
+    return versions / str(version)
+
+
+def remove_annotations(model: onnx.ModelProto) -> None:
+    """Remove what exporters write beside a graph, such as paths of source files on this machine."""
+    graph = model.graph
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+
+
+def stamp(data: bytes, card: Card) -> bytes:
     """Replace the card in the metadata of a model; returns the new content of the file."""
     model = onnx.load_model_from_string(data)
     onnx.helper.set_model_props(model, to_metadata(card))

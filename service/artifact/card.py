@@ -75,31 +75,40 @@ class Training(_Section):
     config: dict[str, Any]  # the preset as it was run
 
 
-class ModelCard(_Section):
-    """All a service needs to know of one exported model."""
+class Origin(_Section):
+    """Which file a network was imported from, and what was folded into its graph, in words."""
 
-    schema_version: Literal[1] = 1
+    file: str  # name without folders
+    sha256: str
+    folded: tuple[str, ...] = ()
+
+
+class Card(_Section):
+    """All a service needs to know of one model. In schema 2, what was trained elsewhere, less of it is known."""
+
+    schema_version: Literal[1, 2] = 1
     name: Annotated[str, Field(pattern=NAME_PATTERN)]  # the folder under the model directory
     version: Annotated[str, Field(pattern=VERSION_PATTERN)]  # decimal number ≥ 1
     description: str = ""  # one or two sentences for people
     title: Annotated[str, Field(max_length=40)] = ""  # a short name for people, such as `Digits`
     prompt: Annotated[str, Field(max_length=120)] = ""  # what the page asks people to draw: `Draw a digit, 0–9`
-    objective: Literal["naign", "ign"]
+    objective: Literal["naign", "ign"] | None = None
     shape: tuple[Literal[1, 3], Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)]]  # C, H, W
     range: tuple[Finite, Finite] = (-1.0, 1.0)  # (lo, hi) of pixel values
     background: tuple[Finite, ...]  # one value per channel, in the range: letterbox and alpha colour
     polarity: Literal["light-on-dark", "dark-on-light", "none"] = "none"  # the first inverts under `invert: auto`
-    noise: Noise
+    noise: Noise | None = None  # None: the model makes nothing of noise
     steps: Steps = Steps()
     tolerance: Tolerance = Tolerance()
     buckets: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)  # batch sizes that were verified at export, ascending
     opset: int  # ONNX opset of the default domain
-    data: Data
-    training: Training
+    data: Data | None = None
+    training: Training | None = None
     quality: dict[str, Any] = Field(default_factory=dict)  # measured figures, name → number or table
     # 101 quantiles (0…100 %) of mean |f(x) − x| over held-out real images
     distance_quantiles: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] | None = None
     licence: str  # of the weights
+    origin: Origin | None = None  # of an imported network
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -136,22 +145,37 @@ class ModelCard(_Section):
         return float(np.interp(percentile, np.linspace(0.0, 100.0, QUANTILES), self.distance_quantiles or ()))
 
 
-def to_metadata(card: ModelCard) -> dict[str, str]:
+class ModelCard(Card):
+    """The card of a network that was trained here, schema 1."""
+
+    schema_version: Literal[1] = 1
+    objective: Literal["naign", "ign"]
+    noise: Noise
+    data: Data
+    training: Training
+
+
+def to_metadata(card: Card) -> dict[str, str]:
     """The ONNX metadata entries of a card."""
-    return {CARD_KEY: card.model_dump_json()}
+    return {CARD_KEY: card.model_dump_json(exclude={"origin"} if card.schema_version == 1 else None)}
 
 
-def from_metadata(metadata: Mapping[str, str]) -> tuple[ModelCard, NoiseSource]:
-    """Read the card and the noise source from ONNX metadata entries; raises CardError without a valid card."""
+def from_metadata(metadata: Mapping[str, str]) -> tuple[Card, NoiseSource]:
+    """Read the card, schema 1 as a `ModelCard`, and the noise source; raises CardError without a valid card.
+
+    The source has the model's shape, also where the card has no noise.
+    """
     text = metadata.get(CARD_KEY)
     if text is None:
-        raise CardError(f"the file has no {CARD_KEY} metadata; it was not exported by model_export")
+        raise CardError(f"the file has no {CARD_KEY} metadata; `ign export` and `ign import` write it")
     try:
-        card = ModelCard.model_validate_json(text)
+        card = Card.model_validate_json(text)
+        if card.schema_version == 1:
+            card = ModelCard.model_validate_json(text)
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "card"
         raise CardError(f"invalid card: {where}: {first['msg']}") from exc
-    if card.noise.stream != STREAM:
+    if card.noise is not None and card.noise.stream != STREAM:
         raise CardError(f"unknown noise stream {card.noise.stream!r}")
     return card, NoiseSource(card.shape)

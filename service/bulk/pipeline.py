@@ -18,7 +18,7 @@ import numpy as np
 from service.api.app_state import AppState
 from service.api.native.responses import in_distribution_fields, round_metric
 from service.api.native.schemas import Format, GenerateRequest, ImageOptions, ProjectOptions, ScoreOptions
-from service.api.native.validation import step_params
+from service.api.native.validation import no_noise, step_params
 from service.bulk.output import COLUMNS, Fingerprint, Output, Record
 from service.bulk.sources import Source, SourceItem, open_source
 from service.domain.errors import IgnError, InvalidContent, ModelFailure, RequestError, StartupError, UnknownModel
@@ -85,10 +85,12 @@ class Pipeline:
         self._batches = asyncio.Semaphore(max(1, min(in_flight, settings.queue_rows // self._batch_rows)))
 
     def _chosen_steps(self) -> StepParams:
-        """How f is applied to each image; raises InvalidContent for more steps than the settings allow."""
+        """How f is applied to each image; raises InvalidContent for too many, or without noise."""
         options, steps = self._job.options, self.model.card.steps
         if not isinstance(options, GenerateRequest | ProjectOptions):
             return StepParams(steps=1, score=True)
+        if isinstance(options, GenerateRequest) and self.model.card.noise is None:
+            raise no_noise(self.model.card)
         recommended = steps.generate if isinstance(options, GenerateRequest) else steps.project
         return step_params(options, recommended=recommended, rows=1, settings=self._services.settings)
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from zlib_ng import zlib_ng as zlib
 
-from service.artifact.card import ModelCard
+from service.artifact.card import Card
 from service.artifact.pixels import to_levels
 from service.domain.errors import InvalidContent
 from service.domain.latents import FloatRows
@@ -37,7 +37,7 @@ _GREY, _RGB = 0, 2  # PNG colour types
 _SMALL: Final = 1 << 14  # bytes before compression
 
 
-def to_uint8(rows: FloatRows, card: ModelCard) -> Pixels:
+def to_uint8(rows: FloatRows, card: Card) -> Pixels:
     """Convert finite rows (…, C, H, W) to pixels (…, H, W) or (…, H, W, 3); values outside the range are clipped."""
     channels = to_levels(rows, *card.range)
     return channels[..., 0, :, :] if card.shape[0] == 1 else np.ascontiguousarray(np.moveaxis(channels, -3, -1))
@@ -55,14 +55,14 @@ def enlarge(image: Pixels, scale: int, resample: Resample) -> Pixels:
     return squares.reshape(height * scale, width * scale, *channels)
 
 
-def sheet_size(n: int, card: ModelCard, *, columns: int | None = None, scale: int = 1, gap: int = 0) -> tuple[int, int]:
+def sheet_size(n: int, card: Card, *, columns: int | None = None, scale: int = 1, gap: int = 0) -> tuple[int, int]:
     """(width, height) in pixels of the contact sheet of `n` ≥ 1 images, each enlarged by ``scale``."""
     rows, columns = _rows_and_columns(n, columns)
     _, height, width = card.shape
     return columns * (width * scale + gap) - gap, rows * (height * scale + gap) - gap
 
 
-def contact_sheet(images: Pixels, card: ModelCard, *, columns: int | None = None, gap: int = 0) -> Pixels:
+def contact_sheet(images: Pixels, card: Card, *, columns: int | None = None, gap: int = 0) -> Pixels:
     """Combine N ≥ 1 images row-major: (N, H, W[, 3]) → (rows·(H + gap) − gap, columns·(W + gap) − gap[, 3]).
 
     The background of the card fills empty cells and the gaps between images. At most N ``columns`` are used, by default

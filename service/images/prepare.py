@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
 from service.artifact import pixels as levels
-from service.artifact.card import ModelCard
+from service.artifact.card import Card
 from service.domain.errors import InvalidContent
 from service.domain.latents import FloatRow, FloatRows
 from service.images.decode import EncodedImage, Picture
@@ -34,13 +34,13 @@ def as_pixels(image: Image.Image) -> Pixels:
     return flat.reshape((height, width) if image.mode == "L" else (height, width, 3))
 
 
-def to_rows(pixels: Pixels, card: ModelCard) -> FloatRows:
+def to_rows(pixels: Pixels, card: Card) -> FloatRows:
     """Convert pixels (…, H, W) or (…, H, W, 3) to rows (…, C, H, W) float32 in the model's range."""
     channels = pixels[..., None, :, :] if card.shape[0] == 1 else np.moveaxis(pixels, -1, -3)
     return levels.to_rows(np.ascontiguousarray(channels), *card.range)
 
 
-def background_levels(card: ModelCard) -> tuple[int, ...]:
+def background_levels(card: Card) -> tuple[int, ...]:
     """The background of the card as one 8-bit level per channel, by the formula of `to_uint8`."""
     lo, hi = card.range
     return tuple(round((value - lo) * 255 / (hi - lo)) for value in card.background)
@@ -53,7 +53,7 @@ class Prepared(NamedTuple):
     inverted: bool
 
 
-def prepare(picture: Picture, card: ModelCard, *, resize: Resize = "fit", invert: Invert = "auto") -> Prepared:
+def prepare(picture: Picture, card: Card, *, resize: Resize = "fit", invert: Invert = "auto") -> Prepared:
     """Prepare an image as a row of the model.
 
     Alpha is composited on the background of the card. Grey models use ITU-R 601 luma, colour models repeat grey.
@@ -66,7 +66,7 @@ def prepare(picture: Picture, card: ModelCard, *, resize: Resize = "fit", invert
     return Prepared(rows[0], inverted[0])
 
 
-def prepare_many(pictures: Iterable[tuple[Picture, Resize, Invert]], card: ModelCard) -> tuple[FloatRows, list[bool]]:
+def prepare_many(pictures: Iterable[tuple[Picture, Resize, Invert]], card: Card) -> tuple[FloatRows, list[bool]]:
     """As `prepare`, for several images at once: the rows (N, C, H, W), and which of them are inverted."""
     mode, target = "L" if card.shape[0] == 1 else "RGB", (card.shape[2], card.shape[1])
     background, white = background_levels(card), (255,) * card.shape[0]
@@ -171,9 +171,7 @@ def to_mask(encoded: EncodedImage) -> Mask:
     return composite(encoded.decode_as_stored(), "L", (_KEEP,))
 
 
-def keep_mask(
-    mask: Mask, picture: Picture, card: ModelCard, *, resize: Resize = "fit", field: str
-) -> NDArray[np.bool_]:
+def keep_mask(mask: Mask, picture: Picture, card: Card, *, resize: Resize = "fit", field: str) -> NDArray[np.bool_]:
     """Fit a mask to the row of its image: (1, H, W), True for pixels that every step restores (grey level below 128).
 
     A mask with the stored size of the image gets the image's transpose and `resize`, with nearest neighbour; the

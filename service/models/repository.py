@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
-from service.artifact.card import ModelCard
+from service.artifact.card import Card
 from service.artifact.files import GOLDEN_FILE, MODEL_FILE, MODEL_FILES, NAME_PATTERN, VERSION_PATTERN
 from service.artifact.golden import Golden, GoldenReport, check_golden, digest_of, read_golden
 from service.domain.errors import ModelFailure, StartupError
@@ -35,7 +35,7 @@ Files = tuple[tuple[int, int, int, int], ...]
 class InferenceModel(Model, Protocol):
     """An opened model; the implementation is `service.runtime.onnx_model.OnnxModel`."""
 
-    card: ModelCard
+    card: Card
     digest: str  # SHA-256 of the file, in hexadecimal
     noise: NoiseSource
     device: Literal["cpu", "cuda"]
@@ -61,7 +61,7 @@ ModelFactory = Callable[[bytes], Sequence[InferenceModel]]
 class LoadedModel:
     """A verified model."""
 
-    card: ModelCard
+    card: Card
     digest: str  # SHA-256 of the file that runs, in hexadecimal
     instances: tuple[InferenceModel, ...]
     noise: NoiseSource

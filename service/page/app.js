@@ -51,9 +51,15 @@ async function setModel(card) {
   canvas.setModel(card);
   for (const panel of [project, lasting, generate, interpolate, examples, modelsPanel]) panel.setModel(card);
   for (const section of document.querySelectorAll("section[inert]")) section.inert = false;
+  document.querySelector(".pair").hidden = card.noise === null; // an imported network may make nothing of noise
   writeAddress({ m: models.reference });
   await restoreDrawing();
-  generate.generate();
+  if (card.noise !== null) {
+    generate.generate();
+    return;
+  }
+  models.loadThumbnails();
+  whenVisible(byId("lasting"), () => model === card && lasting.runWithResult());
 }
 
 /** Use the first generated pictures of a model: for examples, comparisons and colours. */

@@ -31,7 +31,8 @@ export class Examples {
     this.#running?.abort();
     this.setSamples(null);
     for (const button of this.buttons) {
-      button.hidden = card.shape[0] === 1 && ["grey", "sketch"].includes(button.dataset.example);
+      const inGrey = card.shape[0] === 1 && ["grey", "sketch"].includes(button.dataset.example);
+      button.hidden = inGrey || card.noise === null; // examples are generated pictures
     }
   }
 

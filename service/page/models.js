@@ -69,7 +69,8 @@ export class Models extends EventTarget {
 
   /** Generate the thumbnails that are missing, one after the other; a model without one keeps an empty square. */
   async loadThumbnails() {
-    for (const reference of this.list.slice(0, MOST_THUMBNAILS).map(referenceOf)) {
+    const generate = this.list.filter(({ noise }) => noise !== null);
+    for (const reference of generate.slice(0, MOST_THUMBNAILS).map(referenceOf)) {
       if (this.#thumbnails.has(reference)) continue;
       try {
         const { images } = await callJson("generate", { json: { model: reference, ...THUMBNAIL } });

@@ -116,7 +116,7 @@ function showCard(card) {
 }
 
 function cardFacts(card) {
-  const { training, data, quality, reproducible } = card;
+  const { training, data, quality, reproducible, origin } = card;
   const f = quality?.generation?.f;
   const floor = quality?.generation?.training;
   return [
@@ -125,6 +125,7 @@ function cardFacts(card) {
     ["Heavy noise", restored(quality?.restoration?.["noise_0.8_8bit"])],
     quality?.drift?.f !== undefined && ["Drift", `a second f moves its pictures by ${quality.drift.f.toFixed(3)}`],
     ["Trained on", list(data?.pictures && `${count(data.pictures)} pictures of ${data.name}`, data?.licence && `licence ${data.licence}`)],
+    origin && ["Imported from", list(origin.file, ...origin.folded)],
     training?.parameters && ["Parameters", count(training.parameters)],
     card.licence && ["Licence of the weights", card.licence],
     ["Runs on", list(card.device ?? card.provider, reproducible?.kind === "exact" && "the same bits every time")],

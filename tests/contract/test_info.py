@@ -35,6 +35,8 @@ def test_models_lists_cards_without_their_arrays(service: Service) -> None:
 def test_one_card(service: Service, path: str, ref: str) -> None:
     card = checked(service.get(path), ServedCard)
     assert (card.ref, card.shape, card.range, card.background) == (ref, (1, 8, 8), (-1.0, 1.0), (-1.0,))
+    assert card.noise is not None
+    assert card.training is not None
     assert (card.polarity, card.noise.kind, card.licence) == ("light-on-dark", "gaussian", "CC0-1.0")
     assert (card.steps.generate, card.steps.project, card.training.parameters) == (2, 1, 9)
     assert len(card.distance_quantiles or ()) == 101

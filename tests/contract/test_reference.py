@@ -12,7 +12,7 @@ from service.domain.errors import IgnError
 from tests.contract.harness import Service
 
 PAGE = (Path(__file__).parents[2] / "docs" / "http-api.md").read_text(encoding="utf-8")
-IN_PICTURES = {"image_too_large", "undecodable_image", "invalid_base64", "invalid_npy", "mask_size"}
+IN_FIELDS = {"no_noise", "image_too_large", "undecodable_image", "invalid_base64", "invalid_npy", "mask_size"}
 
 
 def test_every_path_is_there(service: Service) -> None:
@@ -45,5 +45,5 @@ def raised(kind: type[IgnError]) -> set[tuple[int, str]]:
 def test_every_code_is_there_and_no_other() -> None:
     described = {(int(status), code) for status, code in re.findall(r"^- ([45]\d\d) `(\w+)`:", PAGE, re.MULTILINE)}
     others = {(500, IgnError.code), (404, "not_found"), (405, "method_not_allowed"), (413, "image_too_large")}
-    others |= {(422, code) for code in IN_PICTURES}
+    others |= {(422, code) for code in IN_FIELDS}
     assert described == (raised(IgnError) | others) - {(500, errors.StartupError.code)}

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from model_export.export.weights import read_weights
+from service.artifact.card import ModelCard, to_metadata
+from service.artifact.onnx_file import read_metadata
 from service.models.repository import LoadedModel, Repository
 from service.runtime.onnx_model import OnnxModel
 from tests.helpers.live import live_service
@@ -36,7 +38,9 @@ def test_every_shipped_model_verifies_and_says_where_it_comes_from(shipped: dict
     assert "mnist/3" in shipped
     for ref, model in shipped.items():
         card = model.card
+        assert isinstance(card, ModelCard)
         assert (MODELS / ref / "model.onnx").stat().st_size <= LARGEST
+        assert read_metadata((MODELS / ref / "model.onnx").read_bytes()) == to_metadata(card)
         assert model.golden.reproducible == "exact"
         assert card.training.command.startswith("python -m model_export train --preset ")
         assert len(card.training.sources) == 64
@@ -60,6 +64,7 @@ def test_generated_avatars_are_in_colour_and_kept(shipped: dict[str, LoadedModel
     assert np.abs(once - y).mean() < 0.1
     assert np.abs(model.instances[0].run(once) - once).mean() < 0.05
     assert "Lisa Wischofsky" in model.card.description
+    assert model.card.data is not None
     assert model.card.licence == model.card.data.licence == "CC BY 4.0"
 
 

@@ -15,12 +15,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from service.artifact.card import Data, ModelCard, Noise, Steps, Training, to_metadata
+from service.artifact.card import Card, Data, ModelCard, Noise, Steps, Training, to_metadata
 from service.domain.latents import FloatRows
 
 ImageShape = tuple[int, int, int]
 Polarity = Literal["light-on-dark", "dark-on-light", "none"]
 OPSET = 20
+UNKNOWN = {"schema_version": 2, "objective": None, "noise": None, "data": None, "training": None}
 
 
 def make_card(
@@ -97,7 +98,7 @@ def graph(
     )
 
 
-def serialise(body: onnx.GraphProto, card: ModelCard | None) -> bytes:
+def serialise(body: onnx.GraphProto, card: Card | None) -> bytes:
     """An ONNX file's bytes; without a card when that is None."""
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
     if card is not None:
@@ -106,7 +107,7 @@ def serialise(body: onnx.GraphProto, card: ModelCard | None) -> bytes:
     return content
 
 
-def model_bytes(card: ModelCard | None = None, *, scale: float = 1.0) -> bytes:
+def model_bytes(card: Card | None = None, *, scale: float = 1.0) -> bytes:
     """The default network with a card."""
     card = card or make_card()
     return serialise(network(card.shape, scale), card)
@@ -159,15 +160,19 @@ def write_model(
     shape: ImageShape = (1, 8, 8),
     polarity: Polarity = "light-on-dark",
     scale: float = 1.0,
+    imported: bool = False,
     **changes: Any,
 ) -> Path:
     """Write `<directory>/<name>/<version>/{model.onnx, golden.npz}`; the version's folder.
 
-    ``scale`` is a factor of the convolution, so that models can differ; ``changes`` replace fields of the card.
+    ``scale`` is a factor of the convolution, so that models can differ; ``changes`` replace fields of the card. That of
+    an ``imported`` model tells nothing of training and noise.
     """
     folder = directory / name / version
     folder.mkdir(parents=True)
-    card = make_card(name, version, shape, polarity, **changes)
+    card: Card = make_card(name, version, shape, polarity, **changes)
+    if imported:
+        card = Card.model_validate(card.model_dump() | UNKNOWN)
     (folder / "model.onnx").write_bytes(model_bytes(card, scale=scale))
     x = sample_rows(4, shape)
     write_golden(folder, x, reference(x, scale))

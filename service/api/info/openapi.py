@@ -49,7 +49,11 @@ _PROBLEMS: Final = {
     408: (_BODIES, "The body did not arrive in time."),
     413: (_BODIES, "Body or image above a limit."),
     415: (_BODIES, "Unsupported content type or content encoding."),
-    422: (_IMAGES, "Valid syntax, but an invalid value, image or mask; `errors` names the fields."),
+    422: (
+        _IMAGES,
+        "Valid syntax, but an invalid value, image or mask; `errors` names the fields. `no_noise`: the model makes "
+        "nothing of noise.",
+    ),
     429: (_GUARDED, "Queue full, deadline too short for the queue, or rate limit exceeded; see Retry-After."),
     500: ("", "The model failed on these rows."),
     501: ("/v2/repository/", "Not available with several processes."),

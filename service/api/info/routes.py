@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from service.api.app_state import app_state
 from service.api.native.validation import MAX_FRAMES
-from service.artifact.card import ModelCard
+from service.artifact.card import Card
 from service.models.registry import ServedModel
 
 router = APIRouter(tags=["Service"])
@@ -22,7 +22,7 @@ class Reproducible(BaseModel):
     difference: float
 
 
-class ServedCard(ModelCard):
+class ServedCard(Card):
     """A model card, and the device that runs the model."""
 
     digest: str

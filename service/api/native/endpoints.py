@@ -44,7 +44,7 @@ from service.api.native.uploads import (
     prepare_uploads,
     read_points,
 )
-from service.api.native.validation import check_count, check_mixture, check_steps, latent_path, step_params
+from service.api.native.validation import check_count, check_mixture, check_steps, latent_path, no_noise, step_params
 from service.api.negotiation import Media
 from service.api.pipeline import LARGE_BODY, Endpoint, ResponseParts
 from service.api.request import ApiRequest, count_codec, count_rows, parse_as
@@ -143,6 +143,8 @@ def _parse_generate(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWo
     options, settings = _parse_json(api, GenerateRequest, body), api.services.settings
     check_count("n", options.n, settings.max_images)
     model = api.resolve(options.model)
+    if model.card.noise is None:
+        raise no_noise(model.card)
     params = step_params(options, recommended=model.card.steps.generate, rows=options.n, settings=settings)
     seed = secrets.randbits(_SEED_BITS) if options.seed is None else options.seed
     labels = [{"index": options.offset + i} for i in range(options.n)]
@@ -191,6 +193,8 @@ def _parse_interpolate(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> Ro
     if isinstance(path, Grid):
         api.media = api.negotiate(FORMATS)
     model = api.resolve(options.model)
+    if model.card.noise is None:
+        raise no_noise(model.card)
     steps = check_steps(options.steps, recommended=model.card.steps.generate, settings=settings)
     spec = ResponseSpec(
         model=model,
@@ -214,13 +218,16 @@ def _parse_interpolate(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> Ro
 def _parse_arithmetic(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWork:
     options, settings = _parse_json(api, ArithmeticRequest, body), api.services.settings
     model = api.resolve(options.model)
+    noise = model.card.noise
+    if noise is None:
+        raise no_noise(model.card)
     steps = check_steps(options.steps, recommended=model.card.steps.generate, settings=settings)
     spec = ResponseSpec(model=model, media=api.media, options=options, labels=[{"index": 0}], members={"seed": None})
     check_format(api, spec)
 
     def make_rows() -> InputRows:
         rows = read_points(api, model, "terms", options.terms)
-        norm = model.card.noise.norm if options.normalize else None
+        norm = noise.norm if options.normalize else None
         try:
             mixture = weighted_sum(rows, [term.weight for term in options.terms], norm)[None]
         except ValueError as exc:

@@ -15,7 +15,7 @@ from service.api.native.schemas import ImageOptions
 from service.api.negotiation import Media
 from service.api.pipeline import ResponseParts
 from service.api.request import ApiRequest
-from service.artifact.card import ModelCard
+from service.artifact.card import Card
 from service.artifact.pixels import to_levels
 from service.domain.errors import InvalidContent
 from service.domain.latents import FloatRow, FloatRows
@@ -192,7 +192,7 @@ def score_response(api: ApiRequest, spec: ResponseSpec, result: Result, content:
     return headers, [_json(envelope(api, model, images))], Media.JSON
 
 
-def in_distribution_fields(card: ModelCard, distance: float) -> dict[str, Any]:
+def in_distribution_fields(card: Card, distance: float) -> dict[str, Any]:
     """The percentile of a distance among those of real images, and whether it is at most 99; None if unknown."""
     percentile = card.percentile(distance)
     return {
@@ -231,7 +231,7 @@ def image(spec: ResponseSpec, result: Result, index: int, data: str | None) -> d
     }
 
 
-def picture(row: FloatRow, card: ModelCard, options: ImageOptions) -> str:
+def picture(row: FloatRow, card: Card, options: ImageOptions) -> str:
     """Encode one row (C, H, W) as a base64 image."""
     if options.format == "npy":
         return encode_base64(encode_npy(row))

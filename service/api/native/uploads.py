@@ -14,7 +14,7 @@ from service.api.native.schemas import PointRequest, ProjectOptions, ProjectRequ
 from service.api.native.validation import check_count
 from service.api.negotiation import Media
 from service.api.request import ApiRequest, parse_as, printable_name
-from service.artifact.card import ModelCard
+from service.artifact.card import Card
 from service.domain.errors import IgnError, InvalidContent, TooLarge, UnsupportedMedia
 from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import KeepMask
@@ -97,7 +97,7 @@ def is_large(upload: Upload[Options]) -> bool:
     return bool(upload.masks) or len(images) > _MAX_INLINE or not all(map(is_small, images))
 
 
-def prepare_uploads(uploads: Sequence[tuple[ApiRequest, Upload[Any]]], card: ModelCard) -> list[InputRows | IgnError]:
+def prepare_uploads(uploads: Sequence[tuple[ApiRequest, Upload[Any]]], card: Card) -> list[InputRows | IgnError]:
     """Decode uploads to one model and prepare their rows together; an invalid one has its error in place of rows.
 
     A large upload comes alone, in the codec pool. Its images and masks are decoded one at a time, because each of
@@ -136,7 +136,7 @@ def prepare_uploads(uploads: Sequence[tuple[ApiRequest, Upload[Any]]], card: Mod
 
 
 def _decode(
-    api: ApiRequest, upload: Upload[Any], card: ModelCard, keep: list[KeepMask]
+    api: ApiRequest, upload: Upload[Any], card: Card, keep: list[KeepMask]
 ) -> Iterator[tuple[Picture, Resize, Invert]]:
     """Decode the images of an upload, one at a time, and add the masks that belong to them to ``keep``."""
     settings, options, masks = api.services.settings, upload.options, upload.masks

@@ -1,6 +1,7 @@
 """Check the options of a request against the operator's limits and the model's card."""
 
 from service.api.native.schemas import InterpolateRequest, StepOptions
+from service.artifact.card import Card
 from service.domain.errors import InvalidContent
 from service.domain.latents import MAX_MAGNITUDE, FloatRows, Grid, LatentPath, is_bounded
 from service.domain.tasks import StepParams
@@ -15,6 +16,12 @@ def check_count(field: str, count: int, limit: int) -> None:
     """Raise `InvalidContent` for ``field`` if ``count`` is above ``limit``."""
     if count > limit:
         raise InvalidContent.field(field, f"must be at most {limit}")
+
+
+def no_noise(card: Card) -> InvalidContent:
+    """The error for a model that makes nothing of noise."""
+    text = f"{card.ref} makes nothing of noise; only /project and /score, and infer of /v2, run it"
+    return InvalidContent.field("model", text, code="no_noise")
 
 
 def check_mixture(field: str, rows: FloatRows) -> FloatRows:

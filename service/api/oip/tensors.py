@@ -18,7 +18,7 @@ from pydantic.config import JsonDict
 
 from service.api.native.schemas import StrictModel
 from service.api.request import MAX_VALUES, parse_as
-from service.artifact.card import INPUT, OUTPUT, ModelCard
+from service.artifact.card import INPUT, OUTPUT, Card
 from service.domain.errors import InvalidContent, InvalidInference
 from service.domain.latents import MAX_MAGNITUDE, FloatRows, is_bounded
 
@@ -387,7 +387,7 @@ _SLICE: Final = 4096  # numbers that become JSON in one call
 _to_json: Final = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` would make an encoder for each call
 
 
-def write_response(inference: Inference, card: ModelCard, rows: FloatRows) -> tuple[list[Piece], int | None]:
+def write_response(inference: Inference, card: Card, rows: FloatRows) -> tuple[list[Piece], int | None]:
     """The pieces of the body, and how many of its bytes are JSON, None for all; a binary one ends in a view of rows."""
     before, after = _response_json(card.name, card.version, rows.shape, inference.binary)
     if inference.id is not None:

@@ -47,7 +47,7 @@ def test_what_is_not_used_is_ignored() -> None:
 @pytest.mark.parametrize(
     ("changes", "where"),
     [
-        ({"schema_version": 2}, "schema_version"),
+        ({"schema_version": 3}, "schema_version"),
         ({"name": "../x"}, "name"),
         ({"shape": (2, 8, 8)}, "shape"),
         ({"range": (1.0, -1.0)}, "range must ascend"),
@@ -69,6 +69,17 @@ def test_invalid_cards(changes: dict[str, Any], where: str) -> None:
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("name", ["objective", "noise", "data", "training"])
+def test_schema_1_needs_what_schema_2_may_lack(name: str) -> None:
+    document = json.loads(to_metadata(make_card())[CARD_KEY]) | {name: None}
+    with pytest.raises(CardError, match=f"invalid card: {name}"):
+        from_metadata({CARD_KEY: json.dumps(document)})
+    document |= {"schema_version": 2, "origin": {"file": "net.onnx", "sha256": "0" * 64, "folded": ["BGR"]}}
+    card, _ = from_metadata({CARD_KEY: json.dumps(document)})
+    assert getattr(card, name) is None
+    assert from_metadata(to_metadata(card))[0] == card
+
+
 @pytest.mark.parametrize(
     ("text", "where"),
     [("", "card"), ("{", "card"), ("[]", "card"), ("null", "card"), ("{}", "name"), ('{"name": "toy"}', "version")],
@@ -76,7 +87,7 @@ def test_invalid_cards(changes: dict[str, Any], where: str) -> None:
 def test_what_is_no_card(text: str, where: str) -> None:
     with pytest.raises(CardError, match=f"invalid card: {where}: "):
         from_metadata({CARD_KEY: text})
-    with pytest.raises(CardError, match="it was not exported by model_export"):
+    with pytest.raises(CardError, match="`ign export` and `ign import` write it"):
         from_metadata({})
 
 

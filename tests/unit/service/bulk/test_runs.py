@@ -18,6 +18,7 @@ from service.bulk.run import Progress, ShardPlan, start
 from tests.contract.data import b64, unb64
 from tests.contract.harness import Service
 from tests.helpers.live import environment
+from tests.helpers.onnx_models import write_model
 from tests.unit.service.bulk.conftest import (
     SHARD,
     Run,
@@ -270,3 +271,11 @@ def test_score(bulk: Run, service: Service, pictures: dict[str, bytes], tmp_path
     assert [{name: line[name] for name in names} for line in lines] == images
     assert {line["picture"] for line in lines} == {None}
     assert [file.name for file in (tmp_path / "out" / "000000").iterdir()] == ["manifest.jsonl"]
+
+
+def test_a_model_without_noise_generates_nothing(bulk: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    write_model(tmp_path / "models", "grey", imported=True)
+    monkeypatch.setenv("IGN_MODEL_DIR", str(tmp_path / "models"))
+    ran = bulk("generate", tmp_path / "out", "--model", "grey")
+    assert (ran.status, ran.err.count("\n")) == (2, 1)
+    assert "grey/1 makes nothing of noise" in ran.err
