@@ -102,6 +102,7 @@ _COMMANDS: Final[Mapping[str, tuple[str, Loader]]] = {
     "train": ("train a model on your images", partial(_training, "train")),
     "export": ("write a trained model as ONNX, verified", partial(_training, "export")),
     "verify": ("check an exported model against its training run", partial(_training, "verify")),
+    "import": ("import a network of another program, as ONNX or a torch checkpoint", partial(_training, "import")),
     "evaluate": ("measure the quality of an exported model", partial(_training, "evaluate")),
     "figures": ("draw figures of an exported model", partial(_training, "figures")),
     "card": ("write a page about an exported model", partial(_training, "card")),

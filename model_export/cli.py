@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from model_export.errors import UserError
+from model_export.importing.command import add_import
 
 if TYPE_CHECKING:
     import torch
@@ -365,6 +366,8 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
     card = commands.add_parser("card", help="write a page about an exported model from its card")
     card.set_defaults(run=_card)
     card.add_argument("--out", required=True, help="page to write, such as docs/models/mnist.md")
+
+    add_import(commands)
 
     for command in (data, train, evaluate, figures):
         command.add_argument("--skip-bad", action="store_true", help="leave out files that are no readable pictures")

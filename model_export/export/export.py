@@ -18,7 +18,7 @@ from torch import nn
 from torch.export import Dim
 
 from model_export.errors import UserError
-from model_export.export.artifact import OnnxFunction, publish, stamp
+from model_export.export.artifact import OnnxFunction, publish, remove_annotations, stamp, version_folder
 from model_export.export.verify import Verification, compare
 from model_export.training.checkpoint import TrainedModel, load_run
 from service.artifact.card import INPUT, OUTPUT, ModelCard
@@ -56,14 +56,10 @@ def export(
         raise UserError(
             f"{run} has done {model.checkpoint.step} of {model.preset.steps} steps; finish it, or say --unfinished"
         )
-    versions = models / model.preset.name
-    if version is None:  # the highest number in the folder plus one
-        names = (entry.name for entry in versions.iterdir()) if versions.is_dir() else ()
-        version = 1 + max((int(name) for name in names if name.isascii() and name.isdigit()), default=0)
-    folder = versions / str(version)
+    folder = version_folder(models / model.preset.name, version)
     if folder.exists() and not force:
         raise UserError(f"{folder} exists; choose another --version, or say --force")
-    card = card_of(model, str(version), card_fields or {})
+    card = card_of(model, folder.name, card_fields or {})
     noise = NoiseSource(model.preset.shape)
     files: dict[Precision, bytes] = {"fp32": stamp(to_onnx(model.network, model.preset.shape), card)}
     if fp16:
@@ -98,11 +94,7 @@ def to_onnx(network: nn.Module, shape: tuple[int, int, int]) -> bytes:
     if program is None:
         raise RuntimeError("the exporter returned no program")
     model = program.model_proto
-    graph = model.graph
-    # The exporter annotates nodes with paths of source files on this machine. Remove all annotations.
-    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        part.ClearField("metadata_props")
-        part.ClearField("doc_string")
+    remove_annotations(model)
     onnx.checker.check_model(model, full_check=True)
     data: bytes = model.SerializeToString(deterministic=True)
     return data

@@ -2,8 +2,9 @@
 
 Of every page,
 - `python` blocks run in a fresh interpreter; a `text` block right below is their output, numbers to three digits;
-- `sh` and `bash` blocks hold commands, `console` blocks commands behind `$ `. `curl` runs and must succeed; of the
-  others, the target, file, option or extra they name must exist. What cannot be checked belongs into a `text` block;
+- `sh` and `bash` blocks hold commands, `console` blocks commands behind `$ `. `curl` and `ign import` run and must
+  succeed; of the others, the target, file, option or extra they name must exist. What cannot be checked belongs into a
+  `text` block;
 - `json` blocks parse.
 
 Blocks of one page share a folder, in order. The base URL in them is that of the real service with the shipped model.
@@ -158,8 +159,10 @@ class Runner:
 
     def shell(self, block: Block) -> None:
         for command in commands(block):
-            if command.startswith("curl "):
-                assert BASE_URL in command, f"{self.here}{block.line}: only the service itself may be asked"
+            if command.startswith(("curl ", "ign import ")):
+                assert "ign " in command or BASE_URL in command, (
+                    f"{self.here}{block.line}: only the service may be asked"
+                )
                 script = command.replace(BASE_URL, self.base_url)
                 self.execute(block, ["bash", "-euo", "pipefail", "-c", script])
             else:
@@ -229,7 +232,7 @@ def check_ign(options: list[str], where: str) -> None:
         client.parser().parse_args([word for word in options if word != "--local"])
     elif name == "bulk":
         bulk.parser().parse_args(rest)
-    elif name in ("data", "train", "export", "verify", "evaluate", "figures", "card"):
+    elif name in ("data", "train", "export", "import", "verify", "evaluate", "figures", "card"):
         cli.parser().parse_args(options)
     else:
         context = click.Context(ign)

@@ -1,0 +1,1 @@
+"""Import networks that were trained elsewhere."""

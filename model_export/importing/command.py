@@ -1,0 +1,138 @@
+"""`import`: its options, and the child process that opens the network.
+
+A foreign file may let onnxruntime run for ever, or crash. So only a child process opens it, and ends with it.
+"""
+
+import argparse
+import multiprocessing
+import re
+import signal
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from model_export.errors import UserError
+
+_END_S: Final = 10.0
+# What onnxruntime puts before its message: its error number, and file, line and signature of its function.
+_ONNXRUNTIME: Final = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |\S+\.(?:cc|h):\d+ .*\) ")
+
+
+def add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command to the parser of `model_export.cli`."""
+    command = commands.add_parser("import", help="import a network of another program: ONNX, or a checkpoint of torch")
+    command.set_defaults(run=run_import)
+    command._negative_number_matcher = re.compile(r"^-[\d.]")  # else argparse takes `-1,1` for an option
+    add = command.add_argument
+    add("file", metavar="FILE", type=Path, help="an .onnx file; with --module, a checkpoint of torch")
+    add("--name", required=True, help="of the model")
+    add("--models", default="models", help="model directory (default models)")
+    add("--version", type=int, help="number of the version (default: the next free one)")
+    add("--module", metavar="FILE.py:CLASS", help="the class of the torch network; its code is run")
+    add(
+        "--shape",
+        type=_sizes,
+        metavar="C,H,W",
+        help="channels, height and width, where the file leaves them open",
+    )
+    add(
+        "--range",
+        type=_pair,
+        metavar="LOW,HIGH",
+        help="values of black and white (default: what the graph tells)",
+    )
+    add("--mean", type=_numbers, help="what is subtracted from the input, for each channel, in units of --range")
+    add("--std", type=_numbers, help="what the input is divided by, likewise")
+    add("--layout", choices=("nchw", "nhwc"), help="order of the dimensions (default: what the graph tells)")
+    add("--bgr", action="store_true", help="its channels are blue, green, red")
+    add("--residual", action="store_true", help="it gives what has to be subtracted from its input")
+    add("--noise", choices=("gaussian",), help="it makes images of noise as well, as an IGN does")
+    add("--data", help="folder or .zip of images, to measure distance and drift")
+    add("--licence", default="not stated", help="of the weights")
+    add("--title", default="", help="short name for people")
+    add("--timeout", type=float, default=120.0, metavar="SECONDS", help="longest time of a step (default 120)")
+    add("--dry-run", action="store_true", help="say what would be imported, and end")
+
+
+def run_import(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
+    """Import a network into a model directory; yields lines for people."""
+    from model_export.export.artifact import publish, version_folder
+    from service.artifact.files import NAME_PATTERN
+
+    if not re.fullmatch(NAME_PATTERN, options.name):
+        raise UserError(f"--name {options.name}: small letters, digits, and _ . - after the first, 64 at most")
+    folder = version_folder(Path(options.models, options.name), options.version)
+    if folder.exists():
+        raise UserError(f"{folder} exists; choose another --version")
+    for message in _in_child(options, folder.name):
+        if isinstance(message, str):
+            yield message
+        elif not options.dry_run:
+            publish(folder, message)
+            yield f"imported {folder}; next: ign serve --models {options.models}"
+
+
+def _in_child(options: argparse.Namespace, version: str) -> Iterator[str | Mapping[str, bytes]]:
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_run_child, args=(options, version, sender), daemon=True)
+    child.start()
+    sender.close()
+    try:
+        while receiver.poll(options.timeout):
+            if isinstance(message := receiver.recv(), BaseException):
+                child.join(_END_S)  # else the process that tracks resources warns of what a killed one held
+                raise message
+            yield message
+        raise UserError(f"{options.file}: a step takes more than {options.timeout:g} s; does it end? See --timeout")
+    except EOFError as exc:
+        child.join()
+        if child.exitcode:
+            raise UserError(f"{options.file}: the process that ran it crashed, or needed too much memory") from exc
+    finally:
+        child.kill()
+        child.join()
+
+
+def _run_child(*arguments: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the child
+    warnings.simplefilter("ignore")
+    _work(*arguments)
+
+
+def _work(options: argparse.Namespace, version: str, sender: "Connection[Any, Any]") -> None:
+    try:
+        from model_export.importing.network import import_network
+
+        for message in import_network(options, version):
+            sender.send(message)
+    except OSError as exc:
+        sender.send(exc)
+    except UserError as exc:  # about an option, or the file
+        about = "" if str(exc).startswith("--") else f"{options.file}: "
+        sender.send(UserError(f"{about}{exc}"))
+    except ValidationError as exc:  # of the card
+        first = exc.errors(include_url=False)[0]
+        sender.send(UserError(f"--{first['loc'][-1]} {first['input']!r}: {first['msg']}"))
+    except Exception as exc:  # onnx, onnxruntime, protobuf, torch and foreign code raise errors of a dozen types
+        text = _ONNXRUNTIME.sub("", " ".join(str(exc).split()))
+        sender.send(UserError(f"{options.file}: {type(exc).__name__}: {text[:300]}"))
+
+
+def _numbers(text: str, *, counts: Sequence[int] = (1, 3), kind: type[float] = float) -> tuple[float, ...]:
+    try:
+        values = tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) not in counts:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {' or '.join(map(str, counts))} numbers with commas between")
+    return values
+
+
+_pair = partial(_numbers, counts=(2,))
+_sizes = partial(_numbers, counts=(3,), kind=int)

@@ -1,0 +1,238 @@
+"""Turn a network that was trained elsewhere into a model of the service: propose, check, fold, compare, measure."""
+
+import math
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+from onnx import TensorProto
+
+from model_export.errors import UserError
+from model_export.export.artifact import OnnxFunction, stamp
+from model_export.importing.form import Array, Form, Layout, Shape
+from model_export.importing.sources import Source, dims, dims_text, read_checkpoint, read_onnx
+from service.artifact.card import QUANTILES, Card, Noise
+from service.artifact.files import GOLDEN_FILE, MODEL_FILE
+from service.artifact.golden import Golden, digest_of, max_abs_diff
+from service.artifact.onnx_file import check_self_contained
+from service.artifact.pixels import to_rows
+from service.domain.latents import FloatRows, NoiseSource
+
+Function = Callable[[FloatRows], FloatRows]
+_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64)
+_BATCH_VALUES: Final = 2**22  # float32 numbers of the largest batch, 16 MiB
+_FEWEST_ROWS, _MOST_ROWS = 3, 16  # that are tried
+_GOLDEN_VALUES: Final = 2**26  # float32 numbers that `golden.npz` may hold
+_BATCH: Final = 7
+_IMAGES: Final = 2000  # that drift and distance are measured on
+# Shares of the range:
+_EXACT: Final = 1e-4  # largest rounding error, between batches
+_CLOSE: Final = 1e-3  # and between implementations: a quarter of a level
+_NARROW: Final = 0.02  # what outputs span, over images that span all, is more
+_BEYOND: Final = 0.1  # most outputs are no further outside
+
+
+def import_network(options: Namespace, version: str) -> Iterator[str | Mapping[str, bytes]]:
+    """Yield what is found and chosen, a line each, and then the files; raises UserError if it cannot be f."""
+    source = read_checkpoint(options) if options.module else read_onnx(options.file)
+    yield f"found: {source}"
+    form, reason = _propose(source, options)
+    card = _card(source, form, options, version)
+    (low, high), (channels, height, width) = form.interval, form.shape
+    colour = "grey" if channels == 1 else "colour"
+    yield f"chosen: images of {height}×{width}, {colour}, values {low:g}…{high:g}{reason}"
+    rows = _rows(card)
+    form, expected = _expected(source, form, rows)
+    form, function, data, difference = _fold(source, form, card, rows, expected)
+    folded = (*source.notes, *form.folded)
+    yield f"folded into the graph: {'; '.join(folded) or 'nothing'}"
+    yield f"checked: the same every time and in every batch; {difference:.1e} of the range from {source.second}"
+    measured = _measure(function, card, options.data) if options.data else {}
+    if options.data:
+        figures = measured["quality"]["images"]
+        yield "measured on {n} images: distance {distance:.4f}, drift {drift:.4f}".format(**figures)
+    tolerance = (card.range[1] - card.range[0]) * max(_EXACT, min(4 * difference, _CLOSE))
+    origin = {"file": options.file.name, "sha256": digest_of(options.file.read_bytes()), "folded": folded}
+    fields = card.model_dump() | measured | {"origin": origin, "tolerance": {"fp32": tolerance}}
+    stamped = stamp(data, Card.model_validate(fields))
+    check_self_contained(stamped)
+    kept = max(1, _GOLDEN_VALUES // rows[0].size)
+    golden = Golden(x=rows[:kept], y=expected[:kept], digest=digest_of(stamped))
+    yield {MODEL_FILE: stamped, GOLDEN_FILE: golden.to_bytes()}
+
+
+def _propose(source: Source, options: Namespace) -> tuple[Form, str]:
+    """The form of a network, and what tells its range."""
+    layout, shape, batch = _shape(source, options)
+    bounds = None if options.residual else source.bounds
+    normalised = bool(options.mean or options.std)
+    interval = options.range or ((0.0, 1.0) if normalised else bounds)
+    if interval is None:
+        raise UserError("say which values are black and white: --range 0,1, --range -1,1 or --range 0,255")
+    bounded = bounds is not None and np.allclose(bounds, interval)
+    if bounds is not None and not normalised and not bounded:
+        raise UserError("--range: its last operator gives values {:g}…{:g}; leave --range out".format(*bounds))
+    mean, std = options.mean or (0.0,), options.std or (1.0,)
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, shape[0]):
+            raise UserError(f"--{name}: {len(values)} values for {shape[0]} channels")
+    if not min(std) > 0 or not interval[0] < interval[1]:
+        raise UserError("--range must ascend, and --std be above 0")
+    if options.bgr and shape[0] == 1:
+        raise UserError("--bgr: its images are grey")
+    form = Form(
+        shape=shape,
+        interval=interval,
+        mean=mean,
+        std=std,
+        plain_output=normalised and bounded,
+        layout=layout,
+        bgr=options.bgr,
+        residual=options.residual,
+        batch="opened" if batch == 1 else "any",
+    )
+    if options.noise and form.is_scaled:
+        raise UserError("--noise: the graph scales its values, and noise has a deviation of 1 before that")
+    return form, "" if options.range or normalised else ", as its last operator tells"
+
+
+def _shape(source: Source, options: Namespace) -> tuple[Layout, Shape, int | None]:
+    """Layout, (C, H, W) and batch size of the input, which the options may only complete."""
+    given, _ = source.ends
+    text, sizes = f"its input is {dims_text(given)}", dims(given)
+    if len(sizes) != 4 or given.type.tensor_type.elem_type != TensorProto.FLOAT:
+        raise UserError(f"{text}; f takes images as float32 of four dimensions")
+    if sizes[0] not in (None, 1):
+        raise UserError(f"{text}; export it with a batch of 1, or of any size")
+    orders: dict[Layout, list[int | None]] = {"nchw": sizes[1:], "nhwc": [sizes[3], *sizes[1:3]]}
+    orders = {layout: order for layout, order in orders.items() if options.layout in (None, layout)}
+    fitting = {layout: order for layout, order in orders.items() if order[0] in (1, 3)}
+    if len(fitting) > 1:
+        raise UserError(f"{text}; say --layout nchw or --layout nhwc")
+    layout, order = next(iter((fitting or orders).items()))
+    channels, *sides = (size or option for size, option in zip(order, options.shape or (0, 0, 0), strict=True))
+    shape = (channels, sides[0], sides[1])
+    if channels not in (1, 3) or 0 in sides:
+        raise UserError(f"{text}; f takes grey (1) or colour (3) images of one size; see --shape")
+    if options.shape not in (None, shape):
+        raise UserError(f"--shape: {text}")
+    return layout, shape, sizes[0]
+
+
+def _card(source: Source, form: Form, options: Namespace, version: str) -> Card:
+    """The card, without what is measured."""
+    values = math.prod(form.shape)
+    return Card(
+        schema_version=2,
+        name=options.name,
+        version=version,
+        title=options.title,
+        shape=form.shape,
+        range=form.range,
+        background=form.range[:1] * form.shape[0],
+        noise=Noise(kind=options.noise, norm=math.sqrt(values)) if options.noise else None,
+        buckets=tuple(size for size in _BUCKETS if size == 1 or size * values <= _BATCH_VALUES),
+        opset=source.opset,
+        licence=options.licence,
+    )
+
+
+def _rows(card: Card) -> FloatRows:
+    """Rows of every kind that f gets: images that differ by channel, random ones, and latents if there is noise."""
+    (low, high), (channels, height, width) = card.range, card.shape
+    down, right = np.meshgrid(np.linspace(0, 1, height), np.linspace(0, 1, width), indexing="ij")
+    patterns = np.stack([right, np.abs(right - 0.5) < 0.12, right * down, down, 0 * down, 1 + 0 * down])
+    count = max(_FEWEST_ROWS, min(_MOST_ROWS, _BATCH_VALUES // math.prod(card.shape)))
+    images = np.stack([np.roll(patterns, -2 * channel, axis=0)[:count] for channel in range(channels)], axis=1)
+    random = np.random.default_rng(0).random((count, *card.shape))
+    rows = (low + np.concatenate([images, random])[:count] * (high - low)).astype(np.float32)
+    if card.noise is not None:
+        latents = count - min(len(images) + 1, count - 1)
+        rows[count - latents :] = NoiseSource(card.shape).rows(0, 0, latents)
+    return rows
+
+
+def _expected(source: Source, form: Form, rows: FloatRows) -> tuple[Form, FloatRows]:
+    """What the second implementation makes of the rows, clipped; the form says whether that was needed."""
+
+    def run(values: Array) -> Array:
+        result = source.run(values)
+        if result.shape != values.shape:
+            made, given = ("×".join(map(str, array.shape[1:])) for array in (result, values))
+            raise UserError(f"it makes {made} of {given}, and f an image of the same shape: see docs/import.md")
+        return result
+
+    (low, high), width = form.range, form.range[1] - form.range[0]
+    expected = form.apply(run, rows)
+    if not np.isfinite(expected).all():
+        raise UserError("it makes values that are not finite of ordinary images; is --range right?")
+    if not np.array_equal(form.apply(run, rows), expected):
+        raise UserError("it does not give the same result every time")
+    beyond = np.maximum(low - expected, expected - high)
+    narrow = source.bounds is None and np.ptp(expected) < _NARROW * width
+    if narrow or (beyond > _BEYOND * width).mean() > 0.5:
+        made = "from {:.0%} to {:.0%}".format(*(np.array([expected.min(), expected.max()]) - low) / width)
+        raise UserError(f"--range: of images that span all of it, it makes values {made} of it; the range does not fit")
+    return replace(form, clip=bool(beyond.max() > 0)), expected.clip(low, high)
+
+
+def _fold(
+    source: Source, form: Form, card: Card, rows: FloatRows, expected: FloatRows
+) -> tuple[Form, Function, bytes, float]:
+    """The form that works, f, its graph, and the difference from ``expected`` as a share of the range."""
+    data = form.fold(source.model)
+    try:
+        function = OnnxFunction(data, threads=1).run_batch
+        return form, function, data, _compare(source, function, card, rows, expected)
+    except Exception:
+        if form.batch != "opened":
+            raise
+    # A graph with a batch of 1 often runs others as well; this one needs a loop over the rows.
+    return _fold(source, replace(form, batch="loop"), card, rows, expected)
+
+
+def _compare(source: Source, function: Function, card: Card, rows: FloatRows, expected: FloatRows) -> float:
+    width = card.range[1] - card.range[0]
+    alone = _in_batches(function, rows, 1)
+    for size in (_BATCH, len(rows)):
+        together = _in_batches(function, rows, size)
+        if together.shape != alone.shape or not max_abs_diff(together, alone) <= _EXACT * width:
+            raise UserError(
+                f"its rows depend on each other: in batches of {size} it gives others than alone. A batch norm in "
+                "training mode does that; call model.eval() and export it again"
+            )
+    difference = max_abs_diff(alone, expected) / width
+    if not difference <= _CLOSE:
+        raise UserError(f"onnxruntime and {source.second} differ by {difference:.1e} of the range: no rounding error")
+    return difference
+
+
+def _in_batches(function: Function, rows: FloatRows, size: int) -> FloatRows:
+    return np.concatenate([function(rows[i : i + size]) for i in range(0, len(rows), size)])
+
+
+def _measure(function: Function, card: Card, source: str) -> dict[str, Any]:
+    """The fields of the card that images tell: drift and distance, background and polarity."""
+    import torch
+
+    from model_export.data.datasets import open_source
+
+    channels, height, width = card.shape
+    if height != width:
+        raise UserError("--data: images are cropped to squares, and this network takes no squares")
+    opened = open_source(source)
+    found, data = opened.inspect(), opened.load(size=height, channels=channels)
+    x = to_rows(torch.cat([data.held_out, data.train])[:_IMAGES].numpy(), *card.range)
+    y = _in_batches(function, x, _BATCH)
+    distance = np.abs(y - x).mean(axis=(1, 2, 3), dtype=np.float64)
+    drift = float(np.abs(_in_batches(function, y, _BATCH) - y).mean(dtype=np.float64))
+    images = {"name": data.name, "sha256": data.sha256, "n": len(x), "distance": float(distance.mean()), "drift": drift}
+    background = np.resize(np.array(found.background, dtype=np.uint8), channels)
+    return {
+        "quality": {"images": images},
+        "distance_quantiles": np.quantile(distance, np.linspace(0, 1, QUANTILES)).tolist(),
+        "background": to_rows(background, *card.range).tolist(),
+        "polarity": found.polarity if channels == 1 else "none",
+    }

@@ -1,0 +1,193 @@
+"""Read a network: from an ONNX file, or from a class of torch and a checkpoint."""
+
+import runpy
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
+from onnx.inliner import inline_local_functions
+
+from model_export.errors import UserError
+from model_export.export.artifact import remove_annotations
+from model_export.importing.form import Array
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_OLDEST_OPSET: Final = 9  # which has the loop over rows that `Form` writes
+_BOUNDED: Final[Mapping[str, tuple[float, float]]] = {"Sigmoid": (0, 1), "HardSigmoid": (0, 1), "Tanh": (-1, 1)}
+_PASS_ON: Final = ("Identity", "Transpose", "Reshape")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A network as it is found; ``run`` is a second implementation of the same graph."""
+
+    model: ModelProto
+    run: Callable[[Array], Array]
+    second: str = "onnxruntime without optimisations"  # what `run` is
+    notes: tuple[str, ...] = ()  # how a checkpoint became a graph
+
+    @property
+    def ends(self) -> tuple[ValueInfoProto, ValueInfoProto]:
+        """Input and output; raises UserError if there are more."""
+        graph, weights = self.model.graph, {tensor.name for tensor in self.model.graph.initializer}
+        inputs = [value for value in graph.input if value.name not in weights]
+        for kind, values in (("input", inputs), ("output", list(graph.output))):
+            if len(values) != 1:
+                names = ", ".join(value.name for value in values)
+                raise UserError(f"it has {len(values)} {kind}s ({names}), and f has one: see docs/import.md")
+        return inputs[0], graph.output[0]
+
+    @property
+    def opset(self) -> int:
+        """The version of the standard operators."""
+        return int(self.model.opset_import[0].version)
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Between which values the last operator gives all; None if it does not tell."""
+        makers = {name: node for node in self.model.graph.node for name in node.output}
+        node = makers.get(self.ends[1].name)
+        while node is not None and node.op_type in _PASS_ON:
+            node = makers.get(node.input[0])
+        if node is None or node.op_type != "Clip":
+            return None if node is None else _BOUNDED.get(node.op_type)
+        values = {attribute.name: attribute.f for attribute in node.attribute}  # before opset 11
+        constants = {tensor.name: tensor for tensor in self.model.graph.initializer}
+        constants |= {
+            name: maker.attribute[0].t
+            for name, maker in makers.items()
+            if maker.op_type == "Constant" and maker.attribute[0].HasField("t")
+        }
+        named = zip(("min", "max"), node.input[1:], strict=False)
+        values |= {end: float(numpy_helper.to_array(constants[name])) for end, name in named if name in constants}
+        return (values["min"], values["max"]) if len(values) == 2 else None
+
+    def __str__(self) -> str:
+        graph, (first, last) = self.model.graph, self.ends
+        weights = sum(int(np.prod(tensor.dims)) for tensor in graph.initializer)
+        ends = f"input `{first.name}` {dims_text(first)}, output `{last.name}` {dims_text(last)}"
+        return f"opset {self.opset}, {len(graph.node)} operators, {weights:,} weights, {ends}"
+
+
+def read_onnx(path: Path) -> Source:
+    """Read an ONNX file and all of its weights; raises UserError, or what onnx and onnxruntime raise."""
+    data = path.read_bytes()
+    try:
+        model = onnx.load_model_from_string(data)
+    except Exception as exc:  # of protobuf, which has no type hints
+        raise UserError("not an ONNX file, or a damaged one") from exc
+    if not model.graph.node:
+        raise UserError("not an ONNX file, or an empty one")
+    onnx.load_external_data_for_model(model, str(path.parent))
+    model = inline_local_functions(model) if model.functions else model
+    remove_annotations(model)
+    _check_nodes(model)
+    onnx.checker.check_model(model)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1  # so that it gives the same result every time
+    options.log_severity_level = 4  # onnxruntime raises errors as exceptions
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    plain = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    (name, shape), *_ = [(value.name, value.shape) for value in plain.get_inputs()]
+    size = 1 if shape and shape[0] == 1 else 3
+
+    def run(values: Array) -> Array:
+        batches = [values[i : i + size] for i in range(0, len(values), size)]
+        return np.concatenate([plain.run(None, {name: batch})[0] for batch in batches])
+
+    return Source(model=model, run=run)
+
+
+def read_checkpoint(options: Namespace) -> Source:
+    """Export the class that `--module` names, with the weights of a checkpoint, from torch."""
+    if options.shape is None:
+        raise UserError("--module: say --shape as well, such as --shape 1,28,28: channels, height, width")
+    file, _, name = options.module.rpartition(":")
+    sys.path[:0] = [str(Path(file).resolve().parent), str(Path.cwd())]  # where the file imports from
+    make = runpy.run_path(file).get(name)
+    if not callable(make):
+        raise UserError(f"--module {options.module}: expected FILE.py:CLASS, and {file} defines no {name!r}")
+    import torch
+
+    from model_export.export.export import to_onnx
+
+    network: nn.Module = make()
+    weights = _load_weights(network, options.file)
+    network.eval()
+
+    def run(values: Array) -> Array:
+        with torch.inference_mode():
+            result: Array = network(torch.from_numpy(values)).numpy()
+        return result
+
+    model = onnx.load_model_from_string(to_onnx(network, options.shape))
+    notes = (f"torch {torch.__version__} exported {Path(options.module).name}", *weights)
+    return Source(model=model, run=run, second="torch", notes=notes)
+
+
+def dims(value: ValueInfoProto) -> list[int | None]:
+    """The sizes of a value; None for one that may be any."""
+    return [dim.dim_value if dim.HasField("dim_value") else None for dim in value.type.tensor_type.shape.dim]
+
+
+def dims_text(value: ValueInfoProto) -> str:
+    """Type and sizes, such as `float any×3×64×64`."""
+    kind = TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()
+    return f"{kind} {'×'.join('any' if size is None else str(size) for size in dims(value))}"
+
+
+def _check_nodes(model: ModelProto) -> None:
+    for node in _nodes(model.graph):
+        if node.domain not in ("", "ai.onnx"):
+            operator = f"{node.op_type} of the domain {node.domain}"
+            raise UserError(f"it holds the operator {operator}; only those of the ONNX standard are run")
+        if any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute):
+            raise UserError(f"{node.op_type} is in training mode: call model.eval() and export it again")
+        node.domain = ""
+    versions = [each.version for each in model.opset_import if each.domain in ("", "ai.onnx")]
+    if not versions or versions[0] < _OLDEST_OPSET:
+        raise UserError(f"its opset is older than {_OLDEST_OPSET}; export it again")
+    del model.opset_import[:]  # other domains may be named without being used
+    model.opset_import.append(onnx.helper.make_opsetid("", versions[0]))
+
+
+def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
+    """The nodes of a graph and of the graphs in it."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from _nodes(inner)
+
+
+def _load_weights(network: "nn.Module", path: Path) -> tuple[str, ...]:
+    """Load the part of a checkpoint that fits the network, of several the averaged one; returns its name, if any."""
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as exc:  # pickle, zipfile and torch raise a dozen types
+        raise UserError("more than weights; torch.save(model.state_dict(), …) writes weights alone") from exc
+    parts = {"": content} | {str(name): part for name, part in content.items() if isinstance(part, Mapping)}
+    own = list(network.state_dict())
+    # Trainers put the network into another module, which puts a prefix such as `module.` before its names.
+    keys = [(name, str(key)) for name, part in parts.items() for key in part]
+    places = [(name, key.removesuffix(own[0])) for name, key in keys if key.endswith(own[0])]
+    fitting = [(name, prefix) for name, prefix in places if all(prefix + each in parts[name] for each in own)]
+    if not fitting:
+        missing = [each for each in own if all(prefix + each not in parts[name] for name, prefix in places)]
+        raise UserError(f"it lacks weights of the class, such as {missing[0] if missing else own[-1]}")
+    name, prefix = next((place for place in fitting if "ema" in "".join(place)), fitting[0])
+    network.load_state_dict({each: parts[name][prefix + each] for each in own})
+    return (f"weights `{name or prefix}`",) if name or prefix else ()
