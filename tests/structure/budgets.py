@@ -17,17 +17,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Lines of Python, with blanks and docstrings, of folders together; "." is the whole repository.
 LINES = {
-    ("service",): 14_600,
-    ("model_export",): 6_525,
+    ("service",): 14_700,
+    ("model_export",): 7_290,
     ("sdk", "ign"): 3_620,
     ("benchmarks",): 4_400,
-    ("tests",): 28_400,
-    (".",): 58_100,
+    ("tests",): 29_150,
+    (".",): 59_700,
 }
 FILE_LINES = 600
 SERVICE_MODULES = 75  # without `__init__`
 SERVICE_ENTRIES = 16  # modules and packages at its top, without `__init__`
-WORDS = 20_400  # of README.md and docs, without the pages that commands write
+WORDS = 20_900  # of README.md and docs, without the pages that commands write
 GENERATED = ROOT / "docs" / "models"
 REQUEST = "POST /generate -> PNG"
 REQUEST_FILES, REQUEST_CALLS = 30, 230  # measured 29 and 224 to 229; aimed at and missed: 16 and 120
