@@ -60,7 +60,8 @@ def build_services(settings: Settings, *, on_device_lost: Callback = lambda: Non
     metrics.queue_limit.set(settings.queue_rows)
     in_flight = InFlightRequests(
         Capacity.of(settings.max_inflight_requests),
-        Capacity.of(max(settings.max_inflight_bytes, settings.max_body_bytes), settings.max_body_bytes),
+        # A body arrives in pieces, and the last one must find as much room as all before it have taken.
+        Capacity.of(max(settings.max_inflight_bytes, settings.max_body_bytes), 2 * settings.max_body_bytes),
     )
     auto = settings.device == "auto"
     repository = Repository(

@@ -6,7 +6,7 @@ The event loop admits and closes requests, and workers report what has run. So `
 
 import math
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
@@ -17,6 +17,7 @@ from service.domain.errors import DeadlineUnreachable, IgnError, QueueFull, Woul
 from service.domain.shares import Capacity
 from service.scheduling.request import Counters, ScheduledRequest, Slice
 
+_NOBODY: Final = Counters()
 _WINDOW: Final = 64  # model calls that the line is fitted to
 _MAX_AGE_S: Final = 30.0  # older calls are dropped: a service that refuses everybody must start to measure again
 _MIN_CALLS: Final = 8  # model calls before a request is refused because of a prediction
@@ -90,6 +91,7 @@ class Admission:
         self._lock = threading.Lock()
         self.total = Counters()  # of all callers
         self._callers: dict[str, Counters] = {}
+        self._reserved = Counter[str]()  # places for rows that are being made, by caller; of the event loop only
         self._cost = CostModel()
         self._call_began = 0.0
         self._steps_per_call, self._seconds_per_call = 0.0, 0.0  # smoothed: row-steps and seconds of a model call
@@ -134,20 +136,19 @@ class Admission:
 
     @contextmanager
     def room_for(self, rows: int, key: str) -> Iterator[None]:
-        """Reserve places for rows of a caller during the block; raises `QueueFull` if there are not so many."""
-        with self._lock:
-            caller = self._callers.get(key) or Counters()
-            self._check_room(rows, caller)
-            self._callers[key] = caller
-            caller.reserved += rows
-            self.total.reserved += rows
+        """Reserve places for rows of a caller during the block; raises `QueueFull` if there are not so many.
+
+        Only the event loop may call it. It takes no lock: the event loop would wait for workers, thousands of times a
+        second while requests are rejected.
+        """
+        self._check_room(rows, key)
+        self._reserved[key] += rows
         try:
             yield
         finally:
-            with self._lock:
-                self.total.reserved -= rows
-                caller.reserved -= rows
-                self._forget(key, caller)
+            self._reserved[key] -= rows
+            if not self._reserved[key]:
+                del self._reserved[key]
 
     def close(self, requests: Iterable[ScheduledRequest]) -> dict[ScheduledRequest, int]:
         """Close requests; returns those that were not closed already, with the number of their open rows."""
@@ -164,22 +165,20 @@ class Admission:
                     counters.rows -= own.rows
                     counters.steps -= own.steps
                     counters.in_batch -= own.in_batch
-                self._forget(request.params.key, caller)
+                if caller.rows == 0 and self._callers.get(request.params.key) is caller:
+                    del self._callers[request.params.key]
         return closed
 
-    def _forget(self, key: str, caller: Counters) -> None:
-        if not (caller.rows or caller.reserved) and self._callers.get(key) is caller:
-            del self._callers[key]
-
-    def _check_room(self, rows: int, caller: Counters) -> None:
-        held, total = caller.waiting + caller.reserved, self.total.waiting + self.total.reserved
-        callers = len(self._callers) + (not (caller.rows or caller.reserved))  # this one included
+    def _check_room(self, rows: int, key: str) -> None:
+        callers = len(self._callers) + (key not in self._callers)  # this one included
+        held = self._callers.get(key, _NOBODY).waiting + self._reserved.get(key, 0)
+        total = self.total.waiting + self._reserved.total()
         if self._queue.has_room(rows, held, total, callers):
             return
-        excess = max(rows, total + rows - self._queue.size)
         text = "the queue is full"
         if callers > 1 and self._queue.is_over_share(held + rows, callers):
             text = f"{held} rows of this caller wait, and {callers - 1} other callers need places (IGN_QUEUE_ROWS)"
+        excess = max(rows, total + rows - self._queue.size)
         raise QueueFull(text, retry_after=self._retry_after(self._seconds_to_drain(excess)))
 
     def on_rows_moved(self, left: Iterable[Slice], joined: Iterable[Slice], now: float) -> None:
@@ -228,7 +227,9 @@ class Admission:
         # Whether none of the requests would be rejected, even if each ran after all that is open or in the list. The
         # prediction grows with the work ahead and with the steps, so this one is above that of every request.
         total = self.total
-        rows, steps, work, deadline = total.rows - total.in_batch + total.reserved, 1, total.steps, math.inf
+        rows, steps, work, deadline = total.rows - total.in_batch, 1, total.steps, math.inf
+        if self._reserved:
+            rows += self._reserved.total()
         for request in requests:
             rows += request.open.rows
             steps = max(steps, request.row_steps)
@@ -250,7 +251,7 @@ class Admission:
     def _check(self, request: ScheduledRequest, caller: Counters, now: float) -> None:
         if request.deadline <= now:
             raise DeadlineUnreachable("the deadline has already passed")
-        self._check_room(request.open.rows, caller)
+        self._check_room(request.open.rows, request.params.key)
         for steps, deadline in request.promises():
             self._check_deadline(request.open.rows * steps, steps, deadline - now, caller, now)
 

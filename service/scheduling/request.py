@@ -23,7 +23,6 @@ class Counters:
     rows: int = 0  # admitted and not finished
     steps: int = 0  # model steps that these rows still need, at most
     in_batch: int = 0  # how many of these rows are in a batch
-    reserved: int = 0  # places for rows that are being made
 
     @property
     def waiting(self) -> int:
