@@ -49,7 +49,6 @@ from service.domain.errors import Draining, IgnError
 from service.observability.logs import choose_request_id, log_request, parse_traceparent
 
 CLIENT_GONE: Final = 499
-_REJECTIONS: Final = frozenset((401, 403, 429, 503))
 UNMATCHED: Final = "unmatched"
 _CACHED, _MAX_PATH = 1024, 256  # how many paths are remembered, and the longest of them
 _DISCARD_BYTES: Final = 1 << 26
@@ -151,8 +150,8 @@ class Exchange:
 
     @property
     def is_rejection(self) -> bool:
-        """Whether the client may not have what it asks for, now or ever, and would get the same if it asked again."""
-        return self.status in _REJECTIONS
+        """Whether the response is an error. Clients that ignore it come back at once, and it takes CPU time again."""
+        return self.status >= HTTPStatus.BAD_REQUEST
 
     def _is_unwanted(self) -> bool:
         """Whether the body of a caller without a valid key is too long to be received and thrown away."""

@@ -98,14 +98,14 @@ class Epoch:
 
 
 class RejectionPace:
-    """Lets connections whose request was rejected go on, the callers in turn. Belongs to one event loop.
+    """Lets connections go on after an error, the callers in turn. Belongs to one event loop.
 
-    A client that ignores `Retry-After` comes back at once, and a rejection takes CPU time that accepted requests then
-    lack. So the number of rejections follows from the number of other responses, not from the number of such clients:
+    A client that ignores `Retry-After`, or repeats what is wrong, comes back at once, and an error takes CPU time that
+    other requests then lack. So the number of errors follows from that of good responses, not from that of clients:
 
-        other response  + 4 credits, or + 1/4 while more than 512 connections wait
-        each second     + 250 credits
-        rejection       - 1 credit, or the connection waits for one
+        good response  + 4 credits, or + 1/4 while more than 512 connections wait
+        each second    + 250 credits
+        error          - 1 credit, or the connection waits for one
     """
 
     def __init__(self) -> None:

@@ -4,12 +4,13 @@ A resource has a capacity C and, above it, a reserve R. A caller that holds h of
 T is held in all, and n callers hold some, this one included:
 
     T + x ≤ C      and  h + x ≤ C / n               its share
-    T + x ≤ C + R  and  h = 0 and x ≤ C             the first request of a newcomer
+    T + x ≤ C + R  and  h = 0                       the first request of a newcomer
     T + x ≤ C + R  and  h + x ≤ C + R − (T + x)     no more than what it leaves free
 
-So a caller that is alone may hold C. When another comes, a caller above its share keeps what it holds and gets no more,
-and the newcomer finds the reserve: those above their share do not get it. The third rule is the dynamic threshold of
-switch buffers (Choudhury and Hahne, 1998). Where many callers hold little, it allows more than C / n to one of them.
+and h + x ≤ C. So a caller that is alone may hold C. When another comes, a caller above its share keeps what it holds
+and gets no more, and the newcomer finds the reserve: those above their share do not get it. The third rule is the
+dynamic threshold of switch buffers (Choudhury and Hahne, 1998). Where many callers hold little, it allows more than
+C / n to one of them.
 """
 
 from typing import NamedTuple
@@ -32,7 +33,7 @@ class Capacity(NamedTuple):
         if after <= self.size and own * callers <= self.size:
             return True
         free = self.size + self.reserve - after
-        return free >= 0 and own <= (free if held else self.size)
+        return free >= 0 and own <= self.size and (not held or own <= free)
 
     def is_over_share(self, own: int, callers: int) -> bool:
         """Whether ``own`` is more than an equal share."""
