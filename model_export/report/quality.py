@@ -180,6 +180,14 @@ def measurements(card: ModelCard) -> Iterator[str]:
             "attributes: as after one application. At rest: one more application changes no bit."
         )
     yield from _restoration_measurements(quality)
+    if drawings := quality.get("drawings"):
+        yield "### Drawings that are no pictures"
+        yield _drawings_table(drawings)
+        yield (
+            "Letters and shapes u that training never shows. AUROC: how well |f(u) − u| tells them from real pictures. "
+            "Sure: share that a classifier reads with a probability of 0.9 or more. Own: share of pairs in which f(u) "
+            "resembles its own u more than another f(u) does."
+        )
     if card.distance_quantiles:
         yield "### Distance of real pictures"
         quantiles = ", ".join(f"{q} % below {card.distance_quantiles[q]:.4f}" for q in (50, 95, 99))
@@ -241,6 +249,17 @@ def _restoration_table(restoration: Table) -> str:
         cells = (_arrow(row, key, form) for key, form in (("psnr", ".1f"), ("accuracy", ".1%")))
         rows.append((name, *cells, f"{psnr:.1f} ({method})" if method else "–"))
     return table(["corruption", "PSNR, dB", "classified correctly", "best classical method, PSNR"], rows)
+
+
+def _drawings_table(drawings: Table) -> str:
+    rows = []
+    for name, row in drawings.items():
+        sure = " → ".join(_cells(row.get("sure", {}), dict.fromkeys(("u", "f", "f3"), ".0%")))
+        frechet = " → ".join(_cells(row.get("frechet", {}), dict.fromkeys(("u", "f", "f3"), ".0f")))
+        classes = _number(row.get("classes", {}).get("f"), ".1f")
+        rows.append((name, *_cells(row, {"auroc": ".3f"}), sure, classes, *_cells(row, {"own": ".2f"}), frechet))
+    head = ["drawings", "AUROC", "sure: u → f → f³", "effective classes", "own", "Fréchet distance: u → f → f³"]
+    return table(head, rows)
 
 
 def _attributes_table(quality: Table) -> str:

@@ -58,6 +58,7 @@ QUALITY: dict[str, Any] = {
         "samples": {"f": {"frechet": 50.0, "same_class": 1.0, "drift": 0.02, "at_rest": 0.0}},
         "pictures": {"f1000": {"frechet": 61.25, "drift": 0.0001, "at_rest": 0.875}},
     },
+    "drawings": {"letters": {"auroc": 0.9712, "own": 0.94, "sure": {"u": 0.3, "f": 0.8}, "classes": {"f": 7.12}}},
     "inception": {"f": 41.5},
 }
 
@@ -206,6 +207,7 @@ def test_tables_and_warnings(card: ModelCard) -> None:
     for line in (
         "| samples | 1 | 50.00 | 100.0 % | 0.0200 | 0.0 % |",
         "| pictures | 1000 | 61.25 | – | 0.0001 | 87.5 % |",
+        "| letters | 0.971 | 30 % → 80 % → – | 7.1 | 0.94 | – → – → – |",
         "| picture | hair | hair colour |",
         "| real pictures | 99.0 % | 98.0 % |",
         "| f(grey) | 75.0 % | 25.0 % |",
