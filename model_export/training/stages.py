@@ -182,6 +182,7 @@ def projector_stage(steps: int) -> Stage:
         name="projector",
         lr=6e-4,
         teacher_steps=2,
+        drift_pictures=192,
         weights=replace(texture.weights, rec=2.0, settle=2.0, code_consistency=3.0, project_any=2.0, settle_any=0.5),
     )
 
