@@ -184,9 +184,9 @@ def measurements(card: ModelCard) -> Iterator[str]:
         yield "### Drawings that are no pictures"
         yield _drawings_table(drawings)
         yield (
-            "Letters and shapes u that training never shows. AUROC: how well |f(u) − u| tells them from real pictures. "
-            "Sure: share that a classifier reads with a probability of 0.9 or more. Own: share of pairs in which f(u) "
-            "resembles its own u more than another f(u) does."
+            "Fonts and figures unknown to training. AUROC: |f(u) − u| against real pictures. Sure: probability "
+            "of 0.9 or more. Own: f(u) is more like its u than another f(u) is. Changed: distance of f(u) and of the "
+            "nearest training picture from u."
         )
     if card.distance_quantiles:
         yield "### Distance of real pictures"
@@ -254,12 +254,12 @@ def _restoration_table(restoration: Table) -> str:
 def _drawings_table(drawings: Table) -> str:
     rows = []
     for name, row in drawings.items():
-        sure = " → ".join(_cells(row.get("sure", {}), dict.fromkeys(("u", "f", "f3"), ".0%")))
-        frechet = " → ".join(_cells(row.get("frechet", {}), dict.fromkeys(("u", "f", "f3"), ".0f")))
+        steps, moved = dict.fromkeys(("u", "f", "f3"), ".0%"), {"f": ".2f", "nearest": ".2f"}
+        sure, changed = (_cells(row.get(key, {}), forms) for key, forms in (("sure", steps), ("distance", moved)))
         classes = _number(row.get("classes", {}).get("f"), ".1f")
-        rows.append((name, *_cells(row, {"auroc": ".3f"}), sure, classes, *_cells(row, {"own": ".2f"}), frechet))
-    head = ["drawings", "AUROC", "sure: u → f → f³", "effective classes", "own", "Fréchet distance: u → f → f³"]
-    return table(head, rows)
+        auroc, own = _cells(row, {"auroc": ".3f", "own": ".2f"})
+        rows.append((name, auroc, " → ".join(sure), classes, own, ", ".join(changed)))
+    return table(["u", "AUROC", "sure: u → f(u) → f³(u)", "classes of f(u)", "own", "changed, nearest"], rows)
 
 
 def _attributes_table(quality: Table) -> str:
