@@ -8,7 +8,7 @@ figures.
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -19,10 +19,10 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 from torch.nn import functional
 
-from service.artifact.pixels import Levels
+from service.artifact.pixels import Levels, to_rows
 from service.domain.latents import FloatRows
 
-Points = NDArray[np.float64]
+Points = NDArray[np.floating[Any]]
 """The corners of a line (N, 2) in about [−1, 1], y downwards."""
 
 
@@ -122,7 +122,7 @@ def _render(g: Generator, figure: Figure, side: int) -> Levels:
 def _glyph(g: Generator, fonts: Sequence[str], characters: str, side: int) -> Levels:
     """Draw a random character in random size and weight: (side, side), 255 on 0."""
     image = Image.new("L", (_SIDE, _SIDE))
-    font = _font(fonts[g.integers(len(fonts))], int(g.integers(56, 93)))
+    font = _font(fonts[int(g.integers(len(fonts)))], int(g.integers(56, 93)))
     character, weight = characters[g.integers(len(characters))], int(g.integers(0, 4))
     ImageDraw.Draw(image).text((_SIDE / 2, _SIDE / 2), character, 255, font, "mm", stroke_width=weight)
     return _finish(g, image, side)
@@ -136,21 +136,20 @@ def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
 def _finish(g: Generator, image: Image.Image, side: int) -> Levels:
     soft = image.filter(ImageFilter.GaussianBlur(g.uniform(1.0, 2.5)))
     levels = np.asarray(soft.resize((side, side), Image.Resampling.BOX), np.float64)
-    return (levels * (255 / max(levels.max(), 1.0))).astype(np.uint8)
+    bright: Levels = (levels * (255 / max(levels.max(), 1.0))).astype(np.uint8)
+    return bright
 
 
 def training_drawings(count: int, side: int, seed: int) -> Levels:
     """Letters, signs and figures, not yet varied: (count, side, side), 255 on 0."""
     g = np.random.default_rng(seed)
-    glyphs = (i % 5 < 3 for i in range(count))
-    return np.stack(
-        [
-            _glyph(g, _FONTS, _SIGNS if g.random() < 0.3 else _LETTERS, side)
-            if glyph
-            else _render(g, _random_figure(g), side)
-            for glyph in glyphs
-        ]
-    )
+
+    def drawing(index: int) -> Levels:
+        if index % 5 < 3:
+            return _glyph(g, _FONTS, _SIGNS if g.random() < 0.3 else _LETTERS, side)
+        return _render(g, _random_figure(g), side)
+
+    return np.stack([drawing(i) for i in range(count)])
 
 
 def held_out_drawings(count: int, side: int) -> Mapping[str, Levels]:
@@ -165,9 +164,10 @@ def held_out_drawings(count: int, side: int) -> Mapping[str, Levels]:
 
 def on_background(ink: Levels, channels: int, background: Sequence[float]) -> FloatRows:
     """Drawings (N, H, W), 255 on 0, as rows (N, channels, H, W): light on a dark background, dark on a light one."""
-    ground = np.broadcast_to(np.asarray(background, np.float32), channels)[:, None, None]
-    rows: FloatRows = ground + ink[:, None] / np.float32(255) * (np.where(ground > 0, -1, 1) - ground)
-    return rows.astype(np.float32)
+    ground: FloatRows = np.broadcast_to(np.asarray(background, np.float32), channels)[:, None, None]
+    contrast: FloatRows = np.where(ground > 0, np.float32(-1), np.float32(1)) - ground
+    rows: FloatRows = ground + to_rows(ink[:, None], 0.0, 1.0) * contrast
+    return rows
 
 
 class RandomDrawings:

@@ -108,7 +108,7 @@ class Objective:
         if batch.drift_pictures is not None:
             # Each set repels its own samples only, so each must have the distribution of the pictures.
             sizes = [*map(len, drawn), sum(map(len, outputs))]
-            sets = zip(*(feature[: sum(sizes)].split(sizes) for feature in features), strict=True)
+            sets = zip(*(torch.split(feature[: sum(sizes)], sizes) for feature in features), strict=True)
             with torch.no_grad():
                 pictures = groups(batch.drift_pictures)
             *any_drifts, terms["drifting"] = [drifting_loss(groups.split(each), pictures) for each in sets]

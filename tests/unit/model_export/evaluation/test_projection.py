@@ -25,7 +25,8 @@ def projected(pictures: FloatRows) -> Any:
 
     def f(x: FloatRows) -> FloatRows:
         squared = np.square(pictures.reshape(len(pictures), -1)[None] - x.reshape(len(x), 1, -1)).sum(2)
-        return pictures[squared.argmin(1)]
+        y: FloatRows = pictures[squared.argmin(1)]
+        return y
 
     return f
 
@@ -37,7 +38,8 @@ def test_a_projector_is_told_from_a_copy_and_from_a_stamp(kind: str, models: Pat
     pictures = to_rows(np.concatenate([train, real]))
 
     def measured(f: Any) -> dict[str, Any]:
-        return measure_drawings(f, card, classifier, held_out, real, train)[kind]
+        table: dict[str, Any] = measure_drawings(f, card, classifier, held_out, real, train)[kind]
+        return table
 
     ideal = measured(projected(pictures))
     copy = measured(lambda x: x)
