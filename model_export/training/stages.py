@@ -171,19 +171,18 @@ def texture_stage(steps: int, *, distill: float = 0.0) -> Stage:
     )
 
 
-def projector_stage(steps: int) -> Stage:
-    """A stage after `texture_stage` that makes f a projector: drawings that are no pictures become pictures.
+def projector_stages(project: int, rest: int) -> tuple[Stage, Stage]:
+    """Stages after `texture_stage` that make f a projector: drawings that are no pictures become pictures.
 
-    Other terms than in `texture_stage` count more, because `project_any` moves codes of real pictures too.
+    `project_any` moves the codes of real pictures too. The second stage, with a smaller rate and a smaller weight of
+    it, brings them back to rest; f learns four steps of the network before, whose samples are nearer to rest.
     """
-    texture = texture_stage(steps, distill=0.5)
-    return replace(
-        texture,
-        name="projector",
-        lr=6e-4,
-        teacher_steps=2,
-        drift_pictures=192,
-        weights=replace(texture.weights, rec=2.0, settle=2.0, code_consistency=3.0, project_any=2.0, settle_any=0.5),
+    texture = texture_stage(project, distill=0.5)
+    weights = replace(texture.weights, rec=2.0, settle=2.0, code_consistency=3.0, project_any=2.0, settle_any=0.5)
+    projector = replace(texture, name="projector", lr=6e-4, teacher_steps=2, drift_pictures=192, weights=weights)
+    weights = replace(weights, rec=3.0, project=1.0, code_consistency=5.0, project_any=1.0)
+    return projector, replace(
+        projector, name="rest", steps=rest, lr=3e-4, teacher_steps=4, drift_pictures=128, weights=weights
     )
 
 
