@@ -132,7 +132,7 @@ _MNIST = Preset(
         *naign_stages(4000, 3000, 2880),
         quantised_stage(4800),
         texture_stage(960, distill=0.5),
-        *projector_stages(900, 340),
+        *projector_stages(900, 600),
     ),
     matching=Matching(pool_refresh=32),
     corruptions=(*_DIGITS_CORRUPTIONS, "hole", "hole"),
