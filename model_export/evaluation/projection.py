@@ -21,10 +21,10 @@ _ROUNDING: Final = 1e-9  # of a correlation
 _BLUR: Final = 1.5  # pixels of a 28-pixel side: strokes need not be at the same pixel to resemble one another
 PROTOCOL: Final = (
     "drawings u of fonts and figures that training never shows; auroc: of mean |f(u) - u| against that of held-out "
-    f"pictures; sure: share with a class of probability {_SURE} or more; classes: effective number, exp(entropy); own: "
-    "share of pairs in which f(u) resembles its own u more than another f(u) does, correlation of blurred pictures; "
-    "distance: root mean square of f(u) - u and of u to the nearest training picture, medians; frechet: of the "
-    "drawings against all held-out pictures"
+    f"pictures; sure: share with a class of probability {_SURE} or more; effective_classes: exp(entropy) of the "
+    "classes; own: share of pairs in which f(u) resembles its own u more than another f(u) does, correlation of "
+    "blurred pictures; distance: root mean square of f(u) - u and of u to the nearest training picture, medians; "
+    "frechet: of the drawings against all held-out pictures"
 )
 
 
@@ -65,7 +65,7 @@ def _measure(
     if classifier.task == "classes":
         table["sure"] = {name: (each.probabilities.max(1) >= _SURE).mean() for name, each in read.items()}
         kl = {name: classifier.coverage(each)["kl"] for name, each in read.items()}
-        table["classes"] = {name: classifier.heads[0] * math.exp(-value) for name, value in kl.items()}
+        table["effective_classes"] = {name: classifier.heads[0] * math.exp(-value) for name, value in kl.items()}
     return table
 
 

@@ -256,7 +256,7 @@ def _drawings_table(drawings: Table) -> str:
     for name, row in drawings.items():
         steps, moved = dict.fromkeys(("u", "f", "f3"), ".0%"), {"f": ".2f", "nearest": ".2f"}
         sure, changed = (_cells(row.get(key, {}), forms) for key, forms in (("sure", steps), ("distance", moved)))
-        classes = _number(row.get("classes", {}).get("f"), ".1f")
+        classes = _number(row.get("effective_classes", {}).get("f"), ".1f")
         auroc, own = _cells(row, {"auroc": ".3f", "own": ".2f"})
         rows.append((name, auroc, " → ".join(sure), classes, own, ", ".join(changed)))
     return table(["u", "AUROC", "sure: u → f(u) → f³(u)", "classes of f(u)", "own", "changed, nearest"], rows)

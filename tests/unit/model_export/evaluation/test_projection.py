@@ -50,4 +50,4 @@ def test_a_projector_is_told_from_a_copy_and_from_a_stamp(kind: str, models: Pat
     assert ideal["distance"]["f"] == pytest.approx(ideal["distance"]["nearest"], rel=0.2)
     assert (copy["distance"]["f"], copy["drift"], ideal["drift"]) == (0.0, 0.0, 0.0)
     assert ideal["own"] > 0.5 > stamp["own"] == 0.0  # a stamp makes sure pictures, but not of what was drawn
-    assert ideal["classes"]["f"] > stamp["classes"]["f"] == pytest.approx(1.0)
+    assert ideal["effective_classes"]["f"] > stamp["effective_classes"]["f"] == pytest.approx(1.0)

@@ -58,7 +58,9 @@ QUALITY: dict[str, Any] = {
         "samples": {"f": {"frechet": 50.0, "same_class": 1.0, "drift": 0.02, "at_rest": 0.0}},
         "pictures": {"f1000": {"frechet": 61.25, "drift": 0.0001, "at_rest": 0.875}},
     },
-    "drawings": {"letters": {"auroc": 0.9712, "own": 0.94, "sure": {"u": 0.3, "f": 0.8}, "classes": {"f": 7.12}}},
+    "drawings": {
+        "letters": {"auroc": 0.9712, "own": 0.94, "sure": {"u": 0.3, "f": 0.8}, "effective_classes": {"f": 7.12}}
+    },
     "inception": {"f": 41.5},
 }
 
