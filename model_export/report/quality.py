@@ -154,6 +154,13 @@ def summary(card: ModelCard) -> str:
         rows.append(("Strong noise (σ = 0.8), PSNR in dB", _arrow(noisy, "psnr", ".1f"), "higher is better"))
     if "accuracy" in noisy.get("f", {}):
         rows.append(("The same, share classified correctly", _arrow(noisy, "accuracy", ".1%"), "100 %"))
+    for name, row in quality.get("drawings", {}).items():  # of fonts and figures that training never shows
+        rows.append(
+            (f"{name.capitalize()} told from real pictures by mean |f(u) − u|, AUROC", f"{row['auroc']:.3f}", "1")
+        )
+        if "sure" in row:
+            sure = " → ".join(_cells(row["sure"], {"u": ".0%", "f": ".0%", "f3": ".0%"}))
+            rows.append(("The same, classified with probability ≥ 0.9: u → f(u) → f³(u)", sure, "100 %"))
     return "\n\n".join(part for part in (warnings, table(["measure", "value", "ideal"], rows)) if part)
 
 
@@ -180,14 +187,6 @@ def measurements(card: ModelCard) -> Iterator[str]:
             "attributes: as after one application. At rest: one more application changes no bit."
         )
     yield from _restoration_measurements(quality)
-    if drawings := quality.get("drawings"):
-        yield "### Drawings that are no pictures"
-        yield _drawings_table(drawings)
-        yield (
-            "Fonts and figures unknown to training. AUROC: |f(u) − u| against real pictures. Sure: probability "
-            "of 0.9 or more. Own: f(u) is more like its u than another f(u) is. Changed: distance of f(u) and of the "
-            "nearest training picture from u."
-        )
     if card.distance_quantiles:
         yield "### Distance of real pictures"
         quantiles = ", ".join(f"{q} % below {card.distance_quantiles[q]:.4f}" for q in (50, 95, 99))
@@ -249,17 +248,6 @@ def _restoration_table(restoration: Table) -> str:
         cells = (_arrow(row, key, form) for key, form in (("psnr", ".1f"), ("accuracy", ".1%")))
         rows.append((name, *cells, f"{psnr:.1f} ({method})" if method else "–"))
     return table(["corruption", "PSNR, dB", "classified correctly", "best classical method, PSNR"], rows)
-
-
-def _drawings_table(drawings: Table) -> str:
-    rows = []
-    for name, row in drawings.items():
-        steps, moved = dict.fromkeys(("u", "f", "f3"), ".0%"), {"f": ".2f", "nearest": ".2f"}
-        sure, changed = (_cells(row.get(key, {}), forms) for key, forms in (("sure", steps), ("distance", moved)))
-        classes = _number(row.get("effective_classes", {}).get("f"), ".1f")
-        auroc, own = _cells(row, {"auroc": ".3f", "own": ".2f"})
-        rows.append((name, auroc, " → ".join(sure), classes, own, ", ".join(changed)))
-    return table(["u", "AUROC", "sure: u → f(u) → f³(u)", "classes of f(u)", "own", "changed, nearest"], rows)
 
 
 def _attributes_table(quality: Table) -> str:
