@@ -42,7 +42,7 @@ def measure(options: argparse.Namespace) -> Json:
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(ROOT / "models" / "mnist", Path(folder) / "mnist")
         with service(SETTINGS | {"IGN_MODEL_DIR": folder}) as server:
-            reloads = uvloop.run(reload_often(server, Path(folder) / "mnist" / "3" / "model.onnx", options))
+            reloads = uvloop.run(reload_often(server, Path(folder) / "mnist" / "4" / "model.onnx", options))
     stops = [stop_often(options, processes) for processes in (1, 2)]
     targets = [
         target("reloads: failed or wrong requests", reloads["failed"], at_most=0),
