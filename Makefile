@@ -8,7 +8,7 @@ PRESET ?= mnist
 DATA ?=
 OUT ?= runs/$(PRESET)
 MODELS ?= models
-MODEL ?= $(MODELS)/mnist/3/model.onnx
+MODEL ?= $(MODELS)/mnist/4/model.onnx
 BENCH ?= runtime
 ARGS ?=
 

@@ -89,6 +89,10 @@ def summary(table: Table) -> str:
     lines.append(_row("restoration", "PSNR", "after f", "SSIM", "after f", "accuracy", "after f"))
     for name, row in {"clean": {"input": {}, "f": table["clean"]}, **table["restoration"]}.items():
         lines.append(_row(name, *(row[way].get(key) for key in ("psnr", "ssim", "accuracy") for way in ("input", "f"))))
+    lines.append(_row("drawings", "AUROC", "sure", "after f", "after f3", "classes", "own"))
+    for name, row in table["drawings"].items():
+        sure = (row.get("sure", {}).get(way) for way in ("u", "f", "f3"))
+        lines.append(_row(name, row["auroc"], *sure, row.get("effective_classes", {}).get("f"), row["own"]))
     return "\n".join([*lines, *(f"warning: {line}" for line in table["warnings"])])
 
 

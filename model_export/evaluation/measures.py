@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from model_export.data.corruptions import CORRUPTIONS
 from model_export.data.datasets import Dataset
 from model_export.errors import UserError
-from model_export.evaluation import restoration
+from model_export.evaluation import projection, restoration
 from model_export.evaluation.classifier import FEATURES, Classifier, Predictions, Table, Task, sample_budget, targets
 from model_export.evaluation.inception import Inception
 from model_export.evaluation.metrics import frechet, mean_distance, nearest
@@ -113,6 +113,9 @@ class Evaluation:
             "repeated": self._repeated(chain[0]),
             "repeated_application": self._repeated_application(chain[0]),
             "restoration": self._restoration.run(),
+            "drawings": projection.measure_drawings(
+                self._f, self._card, self._classifier, self._held_out, self._real, self._train
+            ),
             **self._precision(chain),
         }
         full: Table = _rounded({"warnings": warnings(table), **table})
@@ -181,6 +184,7 @@ class Evaluation:
             "|f(y) - y|, moved: mean |y - f(z)|",
             "repeated_application": _LONG_RUN_PROTOCOL,
             "restoration": restoration.PROTOCOL,
+            "drawings": projection.PROTOCOL,
             **({"inception": _INCEPTION_PROTOCOL.format(self._inception)} if self._inception else {}),
             **({"precision": _PRECISION_PROTOCOL} if self._variants else {}),
             "provider": f"onnxruntime {version('onnxruntime')}, CPU",

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from model_export.data import corruptions
 from model_export.data.corruptions import Corruption
 from model_export.data.datasets import Dataset, load_data_of
+from model_export.data.drawings import held_out_drawings, on_background
 from model_export.errors import UserError
 from model_export.evaluation.measures import apply_repeatedly
 from model_export.export.artifact import Artifact
@@ -60,6 +61,7 @@ FIGURES: Final[Mapping[str, str]] = MappingProxyType(
         "hole": "A grey hole of 0.4 of the side.",
         "interpolation": "Spherical interpolation between latents.",
         "arithmetic": "Sums of latents.",
+        "drawings": "Letters and shapes that are no pictures: f should make pictures of them.",
         "repeated": "f applied k times to the same noise.",
         LOSSES: "Terms of the training loss, unweighted.",
     }
@@ -226,6 +228,7 @@ class FigureContext:
             yield figure.figure, partial(self.restoration, figure)
         yield "interpolation", self.interpolation
         yield "arithmetic", self.arithmetic
+        yield "drawings", self.drawings
         yield "repeated", partial(self.repeated, steps)
 
     def samples(self) -> ImageGrid:
@@ -264,6 +267,14 @@ class FigureContext:
         sums["f(a - b + c)"] = self._sum([a, b, c], [1.0, -1.0, 1.0])
         lines = [(label, self.artifact.function(rows)) for label, rows in sums.items()]
         return self._grid(f"sums of latents, seed {self.seed}", lines)
+
+    def drawings(self) -> ImageGrid:
+        """u, f(u), f(f(u)) for letters, then for shapes."""
+        card = self.artifact.card
+        lines = []
+        for ink in held_out_drawings(_COLUMNS, card.shape[1]).values():
+            lines += self._chain("u", on_background(ink, card.shape[0], card.background), 2)
+        return self._grid("letters and shapes", lines)
 
     def repeated(self, steps: int) -> ImageGrid:
         """f^k(z) for the recorded k up to ``steps``, and for ``steps``. A progress bar shows the remaining time."""
@@ -314,7 +325,13 @@ def first_of_classes(labels: NDArray[np.int64] | None, count: int, n: int) -> ND
 
 
 _TERMS: Final = tuple(field.name for field in dataclasses.fields(Weights))
-_COLOURS: Final = (*(f"C{i}" for i in range(10)), "black", "gold")  # one for each term; matplotlib has ten
+_COLOURS: Final = (
+    *(f"C{i}" for i in range(10)),
+    "black",
+    "gold",
+    "navy",
+    "teal",
+)  # one for each term; matplotlib has ten
 _MAX_POINTS: Final = 150  # of a curve in a stage; more are averaged
 _MIN_VALUE: Final = 1e-8  # the logarithmic scale needs values above 0
 

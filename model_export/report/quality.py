@@ -154,6 +154,13 @@ def summary(card: ModelCard) -> str:
         rows.append(("Strong noise (σ = 0.8), PSNR in dB", _arrow(noisy, "psnr", ".1f"), "higher is better"))
     if "accuracy" in noisy.get("f", {}):
         rows.append(("The same, share classified correctly", _arrow(noisy, "accuracy", ".1%"), "100 %"))
+    for name, row in quality.get("drawings", {}).items():  # of fonts and figures that training never shows
+        rows.append(
+            (f"{name.capitalize()} told from real pictures by mean |f(u) − u|, AUROC", f"{row['auroc']:.3f}", "1")
+        )
+        if "sure" in row:
+            sure = " → ".join(_cells(row["sure"], {"u": ".0%", "f": ".0%", "f3": ".0%"}))
+            rows.append(("The same, classified with probability ≥ 0.9: u → f(u) → f³(u)", sure, "100 %"))
     return "\n\n".join(part for part in (warnings, table(["measure", "value", "ideal"], rows)) if part)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from model_export.data.corruptions import Draws, RandomCorruptions
 from model_export.data.datasets import to_model_range
+from model_export.data.drawings import RandomDrawings
 from model_export.training.execution import World
 from model_export.training.log import ThroughputMeter
 from model_export.training.losses import Function
@@ -40,6 +41,8 @@ class RngStream(IntEnum):
     CODE_NOISE = 9
     DRIFT_PICTURES = 10
     QUANTIZER = 13
+    DRAWINGS = 14
+    DRAWN = 15
 
 
 def derive_seed(seed: int, stream: int, step: int) -> int:
@@ -112,6 +115,7 @@ class TrainingBatch:
     corrupted: Tensor | None = None  # corrupted copies of x
     code_noise: Tensor | None = None  # standard normal, for every row of x, z and corrupted
     drift_pictures: Tensor | None = None  # pictures that attract the samples
+    drawings: Tensor | None = None  # u, as many as pictures
 
     def split(self, parts: int) -> list["TrainingBatch"]:
         """Split into micro-batches of equal size; terms that need the whole batch (`Weights.whole_batch`) allow one."""
@@ -131,6 +135,7 @@ class BatchBuilder:
         self._corruptions = RandomCorruptions(names=preset.corruptions, eight_bit=preset.eight_bit)
         self._pool: CandidatePool | None = None
         self._pairs: BalancedPairs | None = None
+        self._drawings: RandomDrawings | None = None
         self._epoch, self._permutation = -1, torch.empty(0)
         self.size = min(preset.batch, len(pictures))
 
@@ -147,7 +152,8 @@ class BatchBuilder:
             with self._meter.phase("pairs"):
                 rows["matched"], rows["partner"] = map(shard, self._matched(step, stage_step, f))
         with self._meter.phase("data"):
-            samples = stage.drift_pictures if weights.drifting > 0 and stage.drift_pictures else self.size
+            drifting = max(weights.drifting, weights.project_any) > 0
+            samples = stage.drift_pictures if drifting and stage.drift_pictures else self.size
             if weights.latents:
                 rows["z"] = shard(self.latents(samples, RngStream.NOISE, step))
             if weights.project > 0:
@@ -157,7 +163,9 @@ class BatchBuilder:
             if weights.code_consistency > 0 and stage.code_noise > 0:
                 count = sum(len(rows[name]) for name in ("x", "z", "corrupted") if name in rows)
                 rows["code_noise"] = self.latents(count, RngStream.CODE_NOISE, step)
-            if weights.drifting > 0:
+            if weights.project_any > 0:
+                rows["drawings"] = self._drawn(x, step)
+            if drifting:
                 rows["drift_pictures"] = self._random_pictures(samples, RngStream.DRIFT_PICTURES, step)
         return TrainingBatch(**rows)
 
@@ -198,6 +206,12 @@ class BatchBuilder:
             latents = self.latents(len(pictures), RngStream.PAIRS, step)
             self._pairs = BalancedPairs(f, latents, pictures, self._world)
         return self._pairs.batch(index, self.size)
+
+    def _drawn(self, x: Tensor, step: int) -> Tensor:
+        if self._drawings is None:  # drawing them takes seconds
+            seed = derive_seed(self._seed, RngStream.DRAWINGS, 0)
+            self._drawings = RandomDrawings(self._preset.shape, self._preset.background, seed, x.device)
+        return self._drawings.draw(x, self.generator(RngStream.DRAWN, step))
 
     def _random_pictures(self, count: int, stream: RngStream, step: int) -> Tensor:
         """Random pictures without repetition, at most as many as there are: (count, C, H, W) in [−1, 1]."""

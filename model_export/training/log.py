@@ -35,6 +35,8 @@ TERMS: Final[Mapping[str, str]] = {
     "code_consistency": "how much the code of a picture changes after f",
     "drifting": "drifting: distance of samples to where the pictures draw them",
     "features": "restoration: the same distances in features of the earlier stage's encoder",
+    "project_any": "drifting, of drawings after f and after f twice",
+    "settle_any": "idempotence: how much f changes drawings that it has been applied to",
     "health": "idem / rec; above 1 the samples collapse",
 }
 """Every name that `log.jsonl` and the progress bar show."""

@@ -55,10 +55,13 @@ class Objective:
         if batch.corrupted is not None:
             outputs.append(f(batch.corrupted))
             terms["project"] = losses.distance(outputs[-1], x, kind).mean()
+        drawn = self._drawn(f, batch)
+        if drawn and self.stage.weights.settle_any > 0:
+            terms["settle_any"] = losses.distance(drawn[1], drawn[0][::2].detach(), kind).mean()
         if self.feature_groups is not None:
-            terms |= self._feature_terms(self.feature_groups, batch, y, outputs)
+            terms |= self._feature_terms(self.feature_groups, batch, y, outputs, drawn)
         if self.stage.weights.code_consistency > 0 and isinstance(network, Autoencoder):
-            terms |= self._code_terms(f, network, batch, y, outputs)
+            terms |= self._code_terms(f, network, batch, y, outputs, drawn)
         return terms
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
@@ -85,31 +88,48 @@ class Objective:
             terms["critic"] = losses.generator_loss(self.scores(y))
         return terms
 
+    def _drawn(self, f: Function, batch: TrainingBatch) -> list[Tensor]:
+        """f(u), and f(sg f(u)) of every second one; empty without drawings."""
+        if batch.drawings is None:
+            return []
+        y = f(batch.drawings)
+        return [y, f(y[::2].detach())]
+
     def _feature_terms(
-        self, groups: FeatureGroups, batch: TrainingBatch, y: Tensor, outputs: list[Tensor]
+        self, groups: FeatureGroups, batch: TrainingBatch, y: Tensor, outputs: list[Tensor], drawn: list[Tensor]
     ) -> dict[str, Tensor]:
         """The active terms in features of the frozen encoder. All share one pass of it for the outputs of f."""
         restoring = self.stage.weights.features > 0
         if not restoring and batch.drift_pictures is None:
             return {}
         # y comes last, so that the rows next to it are f(corrupted x), if there are any.
-        features = groups.features(torch.cat([*outputs, y] if restoring else outputs))
+        features = groups.features(torch.cat([*drawn, *outputs, *([y] if restoring else [])]))
         terms = {}
         if batch.drift_pictures is not None:
-            count = sum(map(len, outputs))
+            # Each set repels its own samples only, so each must have the distribution of the pictures.
+            sizes = [*map(len, drawn), sum(map(len, outputs))]
+            sets = zip(*(torch.split(feature[: sum(sizes)], sizes) for feature in features), strict=True)
             with torch.no_grad():
                 pictures = groups(batch.drift_pictures)
-            terms["drifting"] = drifting_loss(groups.split([feature[:count] for feature in features]), pictures)
+            *any_drifts, terms["drifting"] = [drifting_loss(groups.split(each), pictures) for each in sets]
+            if any_drifts:
+                terms["project_any"] = any_drifts[0] + any_drifts[1] / 2
         if restoring:
-            copies = 1 if batch.corrupted is None else 2
             with torch.no_grad():
-                target = groups.features(batch.x.repeat(copies, 1, 1, 1))
+                target = groups.features(batch.x)
+            copies = 1 if batch.corrupted is None else 2
             restored = [feature[-copies * len(batch.x) :] for feature in features]
-            terms["features"] = losses.feature_distance(restored, target)
+            terms["features"] = losses.feature_distance(restored, [torch.cat([each] * copies) for each in target])
         return terms
 
     def _code_terms(
-        self, f: Function, network: Autoencoder, batch: TrainingBatch, y: Tensor, outputs: list[Tensor]
+        self,
+        f: Function,
+        network: Autoencoder,
+        batch: TrainingBatch,
+        y: Tensor,
+        outputs: list[Tensor],
+        drawn: list[Tensor],
     ) -> dict[str, Tensor]:
         """Code consistency of f(x) and, with `settle`, of half of the samples as pictures. Both share a forward pass.
 
@@ -121,6 +141,8 @@ class Objective:
             again = f(fixed)
             terms["settle"] = losses.distance(again, fixed, self.kind).mean()
             source, decoded = torch.cat([source, fixed]), torch.cat([decoded, again])
+        if self.stage.weights.settle_any > 0 and drawn:
+            source, decoded = torch.cat([source, drawn[0][::2].detach()]), torch.cat([decoded, drawn[1]])
         if batch.code_noise is not None:
             decoded = decoded + self.stage.code_noise * batch.code_noise[: len(decoded)]
         return {**terms, "code_consistency": losses.code_consistency(network, source, decoded)}

@@ -22,6 +22,7 @@ from model_export.training.stages import (
     Weights,
     ign_stages,
     naign_stages,
+    projector_stages,
     quantised_stage,
     texture_stage,
 )
@@ -127,7 +128,12 @@ _MNIST = Preset(
     name="mnist",
     objective="naign",
     network=NetworkConfig(size=28, channels=1, widths=(32, 64, 128), bottleneck=256, quantizer=192),
-    stages=(*naign_stages(4000, 3000, 2880), quantised_stage(4800), texture_stage(960, distill=0.5)),
+    stages=(
+        *naign_stages(4000, 3000, 2880),
+        quantised_stage(4800),
+        texture_stage(960, distill=0.5),
+        *projector_stages(900, 600),
+    ),
     matching=Matching(pool_refresh=32),
     corruptions=(*_DIGITS_CORRUPTIONS, "hole", "hole"),
     eight_bit=0.5,

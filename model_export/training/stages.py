@@ -25,6 +25,9 @@ class Weights:
     drifting: float = 0.0  # drifting loss of f(z) and f(corrupted x), towards the distribution of pictures
     # Distance of f(x) and f(corrupted x) from x in features of the frozen encoder of an earlier stage.
     features: float = 0.0
+    # Drifting loss of f(u), as a set of its own, and of f(sg f(u)); u are drawings that are no pictures.
+    project_any: float = 0.0
+    settle_any: float = 0.0  # D(f(sg f(u)), sg f(u)); `code_consistency` then holds for f(u) too
 
     @property
     def latents(self) -> bool:
@@ -34,12 +37,12 @@ class Weights:
     @property
     def teacher(self) -> bool:
         """Whether any active term needs the frozen network of an earlier stage."""
-        return max(self.distill, self.critic, self.drifting, self.features) > 0
+        return max(self.distill, self.critic, self.drifting, self.features, self.project_any) > 0
 
     @property
     def whole_batch(self) -> bool:
         """Whether any active term does not split into shards or micro-batches."""
-        return max(self.code_consistency, self.drifting) > 0
+        return max(self.code_consistency, self.drifting, self.project_any) > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +168,21 @@ def texture_stage(steps: int, *, distill: float = 0.0) -> Stage:
         code_noise=0.01,
         drift_pictures=256,
         first_scale=0,
+    )
+
+
+def projector_stages(project: int, rest: int) -> tuple[Stage, Stage]:
+    """Stages after `texture_stage` that make f a projector: drawings that are no pictures become pictures.
+
+    `project_any` moves the codes of real pictures too. The second stage, with a smaller rate and a smaller weight of
+    it, brings them back to rest; f learns four steps of the network before, whose samples are nearer to rest.
+    """
+    texture = texture_stage(project, distill=0.5)
+    weights = replace(texture.weights, rec=2.0, settle=2.0, code_consistency=3.0, project_any=2.0, settle_any=0.5)
+    projector = replace(texture, name="projector", lr=6e-4, teacher_steps=2, drift_pictures=192, weights=weights)
+    weights = replace(weights, rec=3.0, project=1.0, code_consistency=5.0, project_any=1.0)
+    return projector, replace(
+        projector, name="rest", steps=rest, lr=3e-4, teacher_steps=4, drift_pictures=128, weights=weights
     )
 
 

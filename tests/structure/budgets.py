@@ -18,11 +18,11 @@ ROOT = Path(__file__).resolve().parents[2]
 # Lines of Python, with blanks and docstrings, of folders together; "." is the whole repository.
 LINES = {
     ("service",): 14_700,
-    ("model_export",): 7_290,
+    ("model_export",): 7_700,
     ("sdk", "ign"): 3_620,
     ("benchmarks",): 4_400,
-    ("tests",): 29_150,
-    (".",): 59_700,
+    ("tests",): 29_350,
+    (".",): 60_200,
 }
 FILE_LINES = 600
 SERVICE_MODULES = 75  # without `__init__`

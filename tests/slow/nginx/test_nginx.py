@@ -215,7 +215,7 @@ def test_the_access_log_is_json_and_holds_no_key(served: Front) -> None:
     entry = served.log("logged-2")
     assert body["request_id"] == "logged"
     assert (entry["method"], entry["path"], entry["status"]) == ("POST", "/generate", 200)
-    assert entry["model"].startswith("mnist/3@")
+    assert entry["model"].startswith("mnist/4@")
     assert entry["address"] == "127.0.0.1"
     assert entry["seconds"] >= 0
     assert float(entry["upstream_seconds"]) >= 0  # of another clock: it may be a millisecond longer

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from model_export.training import losses
 from model_export.training.batches import TrainingBatch
-from model_export.training.drifting import FeatureGroups
+from model_export.training.drifting import FeatureGroups, drifting_loss
 from model_export.training.execution import World
 from model_export.training.network import Autoencoder, NetworkConfig, round_with_ramps
 from model_export.training.objective import Discriminator, DiscriminatorTrainer, Objective
 from model_export.training.stages import Stage, Weights
 
 FULL = torch.autocast("cpu", torch.bfloat16, enabled=False)
-ATTRACTOR_TERMS = ["code_consistency", "drifting", "features"]
+ATTRACTOR_TERMS = ["code_consistency", "drifting", "features", "project_any", "settle_any"]
 TERMS = [field.name for field in dataclasses.fields(Weights) if field.name not in ATTRACTOR_TERMS]
 
 
@@ -148,6 +148,7 @@ def single(batch: TrainingBatch) -> TrainingBatch:
         corrupted=corrupted,
         code_noise=torch.cat([rows(i).float() for i in (9, 10, 11)]),
         drift_pictures=rows(4).float().tanh(),
+        drawings=rows(12).float(),
     )
 
 
@@ -177,6 +178,33 @@ def test_features_of_pictures_and_restored_pictures_are_compared(quantised: Auto
     torch.testing.assert_close(terms["features"], torch.stack(expected).mean())
     alone = attractor_objective(quantised, Weights(project=1.0, settle=1.0, drifting=1.0))
     torch.testing.assert_close(terms["drifting"], alone.terms(quantised, quantised, single)["drifting"])
+
+
+def test_drawings_after_f_are_sets_of_their_own(quantised: Autoencoder, single: TrainingBatch) -> None:
+    """Each set repels its own samples only: joined, f(u) could be all of one kind and f(z) all of another."""
+    objective = attractor_objective(quantised, Weights(drifting=1.0, project_any=1.0))
+    terms = objective.terms(quantised, quantised, single)
+    assert single.drawings is not None
+    assert single.drift_pictures is not None
+    assert objective.feature_groups is not None
+    groups = objective.feature_groups
+    once = quantised(single.drawings)
+    pictures, both = groups(single.drift_pictures), (once, quantised(once[::2]))
+    first, second = (drifting_loss(groups(y), pictures) for y in both)
+    torch.testing.assert_close(terms["project_any"], first + second / 2)
+    without = objective.terms(quantised, quantised, dataclasses.replace(single, drawings=None))
+    torch.testing.assert_close(terms["drifting"], without["drifting"])
+    assert "project_any" not in without
+
+
+def test_what_has_become_a_picture_stays(quantised: Autoencoder, single: TrainingBatch) -> None:
+    objective = attractor_objective(quantised, Weights(project_any=1.0, settle_any=1.0, code_consistency=1.0))
+    terms = objective.terms(quantised, quantised, dataclasses.replace(single, code_noise=None))
+    assert single.drawings is not None
+    y = quantised(single.drawings)[::2]
+    torch.testing.assert_close(terms["settle_any"], losses.distance(quantised(y), y, "mse").mean())
+    sources, outputs = torch.cat([single.x, y]), torch.cat([quantised(single.x), quantised(y)])
+    torch.testing.assert_close(terms["code_consistency"], losses.code_consistency(quantised, sources, outputs))
 
 
 def test_settle_takes_as_many_samples_as_there_are_pictures(small: Small, batch: TrainingBatch) -> None:
