@@ -22,10 +22,10 @@ METHOD = (
     "504 that is a problem document with a code and without paths or tracebacks; for bytes that are no whole request, "
     "also a close. hangs: neither within a minute. Every `KNOWN_EVERY` requests a good one must get the right "
     "bytes. Memory: a least-squares line through the last two thirds of the run; flat means a growth of at most 5 % "
-    "or 8 MiB"
+    "or 8 MiB; shorter runs than `MIN_FOR_MEMORY` requests have no memory target"
 )
 KNOWN_EVERY: Final = 500
-MIN_FOR_MEMORY: Final = 10_000
+MIN_FOR_MEMORY: Final = 50_000  # about two minutes; before, threads and caches still grow
 
 
 def measure(options: argparse.Namespace) -> Json:
