@@ -41,7 +41,7 @@ from service.api.access import (
 from service.api.app_state import AppState
 from service.api.cors import CorsMiddleware
 from service.api.heads import WHOLE_RESPONSE, check_head
-from service.api.limits import CallerRates, Epoch, RejectionPace
+from service.api.limits import CallerRates, Epoch, ErrorPace
 from service.api.pipeline import Endpoint, Pipeline
 from service.api.problems import describe, log_failure, problem_response
 from service.api.request import ApiRequest, RequestHeaders
@@ -127,7 +127,7 @@ class Exchange:
         body = message.get("body", b"")
         self.sent_bytes += len(body)
         self.complete = not message.get("more_body", False)
-        if self.complete and (self.closes or self.is_rejection):
+        if self.complete and (self.closes or self.is_error):
             # The client gets the whole body now. The connection goes on, or closes, after `finish`.
             message = {**message, "more_body": True}
         elif self.complete and self._send_whole and not self.started and self.method != "HEAD":
@@ -139,17 +139,17 @@ class Exchange:
             await self._send(self._head)
         await self._send(message)
 
-    async def finish(self, pace: RejectionPace) -> None:
+    async def finish(self, pace: ErrorPace) -> None:
         """End a response whose last part `send` has held back."""
         if self.closes:
             await self._discard_body()
-        elif self.is_rejection:
+        elif self.is_error:
             await pace.turn(self.state["caller"])
         if self.complete:
             await self._send({"type": "http.response.body"})
 
     @property
-    def is_rejection(self) -> bool:
+    def is_error(self) -> bool:
         """Whether the response is an error. Clients that ignore it come back at once, and it takes CPU time again."""
         return self.status >= HTTPStatus.BAD_REQUEST
 
@@ -202,7 +202,7 @@ class Application:
         rates: CallerRates | None = None,
     ) -> None:
         self.services, self.fastapi = services, fastapi
-        self._routes, self._pipeline, self._pace = routes, Pipeline(), RejectionPace()
+        self._routes, self._pipeline, self._pace = routes, Pipeline(), ErrorPace()
         self._keys, self._rates = keys, rates
         settings = services.settings
         self._settings, self._in_flight, self._tracing = settings, services.in_flight, services.tracing
@@ -234,7 +234,7 @@ class Application:
         finally:
             del exchange.state["exchange"]  # the cycle would wait for the garbage collector
             self._record(exchange)
-        if exchange.is_rejection or exchange.closes:
+        if exchange.is_error or exchange.closes:
             await exchange.finish(self._pace)
         else:
             self._pace.on_response()

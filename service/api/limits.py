@@ -12,7 +12,7 @@ from service.domain.rate_limit import GCRA, Rate, SharedGCRA
 from service.domain.shares import Capacity, Shares
 
 UNLIMITED: Final = Capacity(sys.maxsize, 0)
-_CREDITS_OF_RESPONSE: Final = 4.0  # at five times the capacity no rejected connection waits
+_CREDITS_OF_RESPONSE: Final = 4.0  # at five times the capacity no connection waits after an error
 _MANY_WAITING: Final = 512  # more connections wait only if their clients come back at once
 _CREDITS_OF_SECOND: Final = 250.0  # however slow the model is: up to 4 % of the event loop's time
 _MAX_CREDIT: Final = 256.0  # what the responses of one batch of 64 rows allow
@@ -97,7 +97,7 @@ class Epoch:
         self.over = asyncio.Event()  # set when no request is left and none can be added
 
 
-class RejectionPace:
+class ErrorPace:
     """Lets connections go on after an error, the callers in turn. Belongs to one event loop.
 
     A client that ignores `Retry-After`, or repeats what is wrong, comes back at once, and an error takes CPU time that
@@ -119,7 +119,7 @@ class RejectionPace:
         self._earn(_CREDITS_OF_RESPONSE if self._count <= _MANY_WAITING else _CREDITS_OF_RESPONSE / 16)
 
     async def turn(self, caller: str) -> None:
-        """Wait until the connection of a rejected request of this caller may send the next one."""
+        """Wait until the connection of this caller, whose request ended with an error, may send the next one."""
         loop = asyncio.get_running_loop()
         self._earn_for_time(loop)
         if not self._waiting and self._credit >= 1:

@@ -249,7 +249,8 @@ def _load_sixteen_bit(chunks: bytes, image: PngImageFile, raw: str, key: tuple[i
         sources = [_load_raw(image, "RGBA")]
     else:  # Pillow keeps the high byte of big-endian samples. Read as little-endian samples, it keeps the low byte.
         sources = [_load_raw(image, raw), _load_raw(PngImageFile(io.BytesIO(chunks)), raw[:-1] + "L")]
-    result = None
+    bands = len(raw.partition(";")[0])  # "I" stands for one, "LA", "RGB" and "RGBA" for as many as they have letters
+    result = Image.new(_MODES[bands + bool(key)], image.size)
     for top in range(0, image.height, _STRIP):
         box = (0, top, image.width, min(image.height, top + _STRIP))
         high, low = _high_and_low([source.crop(box) for source in sources], raw)
@@ -259,10 +260,7 @@ def _load_sixteen_bit(chunks: bytes, image: PngImageFile, raw: str, key: tuple[i
         if key:
             hidden = _equals(high, [value >> 8 for value in key]) & _equals(low, [value & 255 for value in key])
             levels = _with_alpha(levels.astype(np.uint8), hidden)
-        strip = _to_image(levels.astype(np.uint8))
-        result = result or Image.new(strip.mode, image.size)
-        result.paste(strip, box)
-    assert result is not None  # noqa: S101 - a PNG has a line
+        result.paste(_to_image(levels.astype(np.uint8)), box)
     return result
 
 

@@ -150,6 +150,7 @@ def _decode(
             mask_name, mask_data = named_masks[i]
             encoded = _take(opened, mask_name, mask_data, settings)
             with memory_for(encoded.pixels):
+                api.check_not_over()  # waiting for the block may take long
                 mask = to_mask(encoded)
         encoded = _take(opened, name, data, settings)
         with memory_for(encoded.pixels):
@@ -178,6 +179,7 @@ def read_points(api: ApiRequest, model: ServedModel, field: str, points: Sequenc
             api.check_not_over()
             encoded = _take(opened, f"{name}.image", point.image, settings)
             with memory_for(encoded.pixels):
+                api.check_not_over()
                 return prepare(encoded.decode(), model.card).row
         name = f"{name}.latent"
         array = decode_base64(point.latent or "", field=name, max_chars=settings.max_body_bytes)
