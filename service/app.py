@@ -228,10 +228,12 @@ def _on_activated(metrics: Metrics, loaded: LoadedModel) -> None:
 def _serve(
     settings: Settings, metrics: Metrics, tracing: "Tracing | None", on_device_lost: Callback, loaded: LoadedModel
 ) -> ServedModel:
-    statistics = ModelStatistics(metrics, loaded.ref)
+    statistics, card = ModelStatistics(metrics, loaded.ref), loaded.card
+    # Tiles are large: one batch of 64 could occupy a CPU for seconds.
+    largest = card.buckets[-1] if card.tiles else settings.max_batch_rows
     scheduler = Scheduler(
         *loaded.instances,
-        max_batch_rows=settings.max_batch_rows,
+        max_batch_rows=min(largest, settings.max_batch_rows),
         queue_rows=settings.queue_rows,
         max_rows=settings.max_images,
         observer=statistics,

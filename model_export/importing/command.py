@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from model_export.errors import UserError
 
 _END_S: Final = 10.0
+_MOST_PIXELS: Final = 2048
 # What onnxruntime puts before its message: its error number, and file, line and signature of its function.
 _ONNXRUNTIME: Final = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |\S+\.(?:cc|h):\d+ .*\) ")
 
@@ -40,6 +41,8 @@ def add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="C,H,W",
         help="channels, height and width, where the file leaves them open",
     )
+    add("--tile", type=_side, metavar="PIXELS", help="side of the tiles that images of any size are cut into")
+    add("--overlap", type=_overlap, metavar="PIXELS", help="of tiles (default: how far the network looks)")
     add(
         "--range",
         type=_pair,
@@ -134,5 +137,12 @@ def _numbers(text: str, *, counts: Sequence[int] = (1, 3), kind: type[float] = f
     return values
 
 
+def _pixels(text: str, *, least: int) -> int:
+    if not (text.isdecimal() and least <= int(text) <= _MOST_PIXELS):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of pixels from {least} to {_MOST_PIXELS}")
+    return int(text)
+
+
+_side, _overlap = partial(_pixels, least=16), partial(_pixels, least=0)
 _pair = partial(_numbers, counts=(2,))
 _sizes = partial(_numbers, counts=(3,), kind=int)

@@ -13,7 +13,8 @@ from model_export.errors import UserError
 from model_export.export.artifact import OnnxFunction, stamp
 from model_export.importing.form import Array, Form, Layout, Shape
 from model_export.importing.sources import Source, dims, dims_text, read_checkpoint, read_onnx
-from service.artifact.card import QUANTILES, Card, Noise
+from model_export.importing.tiles import choose_tiles
+from service.artifact.card import QUANTILES, Card, Noise, Tiles
 from service.artifact.files import GOLDEN_FILE, MODEL_FILE
 from service.artifact.golden import Golden, digest_of, max_abs_diff
 from service.artifact.onnx_file import check_self_contained
@@ -23,6 +24,7 @@ from service.domain.latents import FloatRows, NoiseSource
 Function = Callable[[FloatRows], FloatRows]
 _BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64)
 _BATCH_VALUES: Final = 2**22  # float32 numbers of the largest batch, 16 MiB
+_TILE_VALUES: Final = 2**20  # of tiles: other requests wait until a batch ends
 _FEWEST_ROWS, _MOST_ROWS = 3, 16  # that are tried
 _GOLDEN_VALUES: Final = 2**26  # float32 numbers that `golden.npz` may hold
 _BATCH: Final = 7
@@ -39,10 +41,19 @@ def import_network(options: Namespace, version: str) -> Iterator[str | Mapping[s
     source = read_checkpoint(options) if options.module else read_onnx(options.file)
     yield f"found: {source}"
     form, reason = _propose(source, options)
-    card = _card(source, form, options, version)
+    tiles: Tiles | None = None
+    if options.tile or options.overlap is not None or 0 in form.shape:
+        for chosen in _choose_tiles(source, form, options):
+            if isinstance(chosen, str):
+                yield chosen
+            else:
+                side, tiles = chosen
+                form = replace(form, shape=(form.shape[0], side, side))
+    card = _card(source, form, options, version, tiles)
     (low, high), (channels, height, width) = form.interval, form.shape
     colour = "grey" if channels == 1 else "colour"
-    yield f"chosen: images of {height}×{width}, {colour}, values {low:g}…{high:g}{reason}"
+    size = "any size" if tiles else f"{height}×{width}"
+    yield f"chosen: images of {size}, {colour}, values {low:g}…{high:g}{reason}"
     rows = _rows(card)
     form, expected = _expected(source, form, rows)
     form, function, data, difference = _fold(source, form, card, rows, expected)
@@ -114,26 +125,40 @@ def _shape(source: Source, options: Namespace) -> tuple[Layout, Shape, int | Non
     layout, order = next(iter((fitting or orders).items()))
     channels, *sides = (size or option for size, option in zip(order, options.shape or (0, 0, 0), strict=True))
     shape = (channels, sides[0], sides[1])
-    if channels not in (1, 3) or 0 in sides:
-        raise UserError(f"{text}; f takes grey (1) or colour (3) images of one size; see --shape")
+    if channels not in (1, 3) or (0 in sides and sides != [0, 0]):
+        raise UserError(f"{text}; f takes grey (1) or colour (3) images of one size, or of any; see --shape")
     if options.shape not in (None, shape):
         raise UserError(f"--shape: {text}")
+    if options.tile and sides not in ([0, 0], [options.tile] * 2):
+        raise UserError(f"--tile {options.tile}: {text}")
     return layout, shape, sizes[0]
 
 
-def _card(source: Source, form: Form, options: Namespace, version: str) -> Card:
+def _choose_tiles(source: Source, form: Form, options: Namespace) -> Iterator[str | tuple[int, Tiles | None]]:
+    channels, height, width = form.shape
+    if height != width:
+        raise UserError(f"--overlap: its images are {height}×{width}, and tiles are squares")
+
+    def function(rows: FloatRows) -> FloatRows:
+        return form.apply(source.run, rows)
+
+    return choose_tiles(function, channels, form.range, side=options.tile or height, overlap=options.overlap)
+
+
+def _card(source: Source, form: Form, options: Namespace, version: str, tiles: Tiles | None) -> Card:
     """The card, without what is measured."""
-    values = math.prod(form.shape)
+    values, most = math.prod(form.shape), _TILE_VALUES if tiles else _BATCH_VALUES
     return Card(
         schema_version=2,
         name=options.name,
         version=version,
         title=options.title,
         shape=form.shape,
+        tiles=tiles,
         range=form.range,
         background=form.range[:1] * form.shape[0],
         noise=Noise(kind=options.noise, norm=math.sqrt(values)) if options.noise else None,
-        buckets=tuple(size for size in _BUCKETS if size == 1 or size * values <= _BATCH_VALUES),
+        buckets=tuple(size for size in _BUCKETS if size == 1 or size * values <= most),
         opset=source.opset,
         licence=options.licence,
     )

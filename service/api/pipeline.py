@@ -16,7 +16,7 @@ of the request then continues with the next stage.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -27,8 +27,7 @@ from starlette.types import Receive, Send
 
 from service.api.request import MIN_HELD, ApiRequest, field_name
 from service.domain.errors import IgnError
-from service.domain.latents import FloatRows
-from service.domain.tasks import Result, SchedulingParams, StreamProgress
+from service.domain.tasks import Images, Result, SchedulingParams, StreamProgress
 from service.models.registry import ServedModel
 
 LARGE_BODY: Final = 1 << 15  # bytes; a larger body is parsed in the codec pool
@@ -55,6 +54,11 @@ class Work(Protocol):
 
     held_bytes: int
     """What the response and the arrays that it is made from take, at most."""
+
+    @property
+    def is_tiled(self) -> bool:
+        """Whether the rows are tiles, which run some at a time; then decoding and encoding are large."""
+        ...
 
     @property
     def is_large(self) -> bool:
@@ -89,7 +93,7 @@ class Endpoint(NamedTuple):
     has_large_body: Callable[[ApiRequest, bytes], bool]
     parse: Callable[[ApiRequest, bytes, Mapping[str, str]], Work]
     decode: Callable[[Sequence[Any]], Sequence[Any]]
-    encode: Callable[[Sequence[tuple[Any, FloatRows, Result]]], Sequence[Any]]
+    encode: Callable[[Sequence[tuple[Any, Images, Result]]], Sequence[Any]]
     respond: Callable[[Sequence[tuple[Any, Any]]], list[ResponseParts]]
 
 
@@ -109,7 +113,7 @@ class Call:
     result: Result | None = None
     response: ResponseParts | None = None
 
-    def ended(self) -> tuple[Any, FloatRows, Any]:
+    def ended(self) -> tuple[Any, Images, Any]:
         """What `Endpoint.encode` gets."""
         return self.work, self.inputs.rows, self.result
 
@@ -164,24 +168,28 @@ class Pipeline:
         await self._join_turn(call)
         if call.inputs is None:  # decoding is large
             await self._decode_large(call)
+        if call.work.is_tiled:
+            return await _run_tiles(call, send)
         if call.events is not None:
             last: bytes = await call.work.send_events(call.inputs, call.events, send)
             return last
         if call.response is None:  # so is the response
-            job = partial(call.endpoint.encode, [call.ended()])
-            (content,) = await api.run_codec("encode", job)
-            (call.response,) = call.endpoint.respond([(call.work, content)])
+            await _respond_large(call)
         return b""
 
     async def _decode_large(self, call: Call) -> None:
         """Decode in the codec pool, but only for rows that have room in the queue when this begins."""
         work, loop = call.work, asyncio.get_running_loop()
         call.progress = progress = loop.create_future()
-        with work.model.scheduler.room_for(work.count, call.api.caller):
+        scheduler = work.model.scheduler
+        rows = min(work.count, scheduler.batch_rows) if work.is_tiled else work.count
+        with scheduler.room_for(rows, call.api.caller):
             (inputs,) = await call.api.run_codec("decode", partial(call.endpoint.decode, [work]))
             if isinstance(inputs, Exception):
                 raise inputs
             call.inputs = inputs
+        if work.is_tiled:
+            return
         self._submit(work.model, [call])  # directly: nobody else takes the room
         await progress
 
@@ -275,6 +283,34 @@ class Pipeline:
             _respond_to(endpoint, group)
         for call in calls:
             call.advance()
+
+
+async def _run_tiles(call: Call, send: Send) -> bytes:
+    """Run the tiles of a request and respond; returns the last piece of a stream."""
+    work, inputs = call.work, call.inputs
+    if not work.scheduling(inputs).streamed:
+        call.result = await work.run_tiles(inputs)
+        await _respond_large(call)
+        return b""
+    events = asyncio.Queue[Any]()
+    task = asyncio.create_task(_deliver(work.run_tiles(inputs, events.put_nowait), events))
+    try:
+        last: bytes = await work.send_events(inputs, events, send)
+        return last
+    finally:
+        task.cancel()
+
+
+async def _deliver(result: Coroutine[Any, Any, Result], events: "asyncio.Queue[Any]") -> None:
+    try:
+        events.put_nowait(await result)
+    except Exception as exc:  # the one that reads the events raises it
+        events.put_nowait(exc)
+
+
+async def _respond_large(call: Call) -> None:
+    (content,) = await call.api.run_codec("encode", partial(call.endpoint.encode, [call.ended()]))
+    (call.response,) = call.endpoint.respond([(call.work, content)])
 
 
 def _parse(call: Call) -> None:

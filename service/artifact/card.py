@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from service.artifact.files import NAME_PATTERN, VERSION_PATTERN
 from service.domain.errors import StartupError
 from service.domain.latents import STREAM, NoiseSource
+from service.domain.tiles import Tiling
 
 CARD_KEY: Final = "ign.card"
 INPUT: Final = "x"
@@ -45,6 +46,13 @@ class Steps(_Section):
 
     generate: Annotated[int, Field(ge=1, le=64)] = 1
     project: Annotated[int, Field(ge=1, le=64)] = 1
+
+
+class Tiles(_Section):
+    """How f, which takes one size, is applied to images of any size: see `service.domain.tiles`."""
+
+    overlap: Annotated[int, Field(ge=0, le=2048)]  # pixels at an inner edge that are not used: the receptive field
+    multiple: Annotated[int, Field(ge=1, le=1024)] = 1  # where tiles may begin: by how much f reduces images inside
 
 
 class Tolerance(_Section):
@@ -94,6 +102,7 @@ class Card(_Section):
     prompt: Annotated[str, Field(max_length=120)] = ""  # what the page asks people to draw: `Draw a digit, 0–9`
     objective: Literal["naign", "ign"] | None = None
     shape: tuple[Literal[1, 3], Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)]]  # C, H, W
+    tiles: Tiles | None = None  # None: images are resized to the shape; else the shape is that of a tile
     range: tuple[Finite, Finite] = (-1.0, 1.0)  # (lo, hi) of pixel values
     background: tuple[Finite, ...]  # one value per channel, in the range: letterbox and alpha colour
     polarity: Literal["light-on-dark", "dark-on-light", "none"] = "none"  # the first inverts under `invert: auto`
@@ -121,10 +130,28 @@ class Card(_Section):
             raise ValueError("background must lie in the range")
         if list(self.buckets) != sorted(set(self.buckets)) or not self.buckets or self.buckets[0] < 1:
             raise ValueError("buckets must ascend from 1 or more")
+        if self.tiles is not None:
+            self._check_tiles(self.tiles)
         quantiles = self.distance_quantiles
         if quantiles is not None and (len(quantiles) != QUANTILES or list(quantiles) != sorted(quantiles)):
             raise ValueError(f"distance_quantiles must be {QUANTILES} ascending numbers")
         return self
+
+    def _check_tiles(self, tiles: Tiles) -> None:
+        if any(side % tiles.multiple for side in self.shape[1:]):
+            raise ValueError(f"the sides of a tile must be multiples of {tiles.multiple}")
+        if min(self.shape[1:]) < 2 * (tiles.overlap + tiles.multiple):
+            raise ValueError("a tile must have more than twice the overlap")
+
+    def sized(self, size: tuple[int, int]) -> Self:
+        """The card for images of this size, (H, W) in pixels: itself unless they are cut into tiles."""
+        return self if self.tiles is None else self.model_copy(update={"shape": (self.shape[0], *size)})
+
+    def tiling(self, size: tuple[int, int]) -> Tiling:
+        """The tiles of an image of this size, (H, W) in pixels; the card must have `tiles`."""
+        assert self.tiles is not None  # noqa: S101 - checked by the caller
+        _, height, width = self.shape
+        return Tiling(size, (height, width), overlap=self.tiles.overlap, multiple=self.tiles.multiple)
 
     @property
     def ref(self) -> str:
@@ -157,7 +184,7 @@ class ModelCard(Card):
 
 def to_metadata(card: Card) -> dict[str, str]:
     """The ONNX metadata entries of a card."""
-    return {CARD_KEY: card.model_dump_json(exclude={"origin"} if card.schema_version == 1 else None)}
+    return {CARD_KEY: card.model_dump_json(exclude={"origin", "tiles"} if card.schema_version == 1 else None)}
 
 
 def from_metadata(metadata: Mapping[str, str]) -> tuple[Card, NoiseSource]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from service.domain.latents import FloatRow, FloatRows
 
+Images = FloatRows | list[FloatRow]  # (N, C, H, W), or a list if their sizes may differ
 KeepMask = NDArray[np.bool_]  # (N, 1 or C, H, W): True = the pixel of the input is put back after every step
 
 
@@ -58,6 +59,7 @@ class SchedulingParams:
     # wait for the first event only.
     streamed: bool = False
     stream_deadline: float | None = None  # of the last event
+    later_rows: int = 0  # model steps of rows that follow in further requests, to be done by the same deadline
     request_id: str = ""  # names the request in the log if the model fails on it
     observer: RequestObserver | None = None
 
@@ -86,7 +88,7 @@ class StreamProgress:
 class Result:
     """A finished request. Arrays have one entry per row, in the order of the request."""
 
-    rows: FloatRows  # after the last step and the mask
+    rows: Images  # after the last step and the mask
     steps: NDArray[np.int64]  # applied
     converged: NDArray[np.bool_]  # whether the row stopped because it met the tolerance
     distance: NDArray[np.float64]  # mean |f(x) − x| of the first step, before the mask
@@ -107,20 +109,20 @@ def blend(start: FloatRow, end: FloatRow, strength: float) -> FloatRow:
     return blended
 
 
-def blend_step(inputs: FloatRows, step: StepOutput, strength: float) -> StepOutput:
-    """A recorded step, blended with its row of ``inputs`` (N, C, H, W); step 0 is the input and stays as it is."""
+def blend_step(inputs: Images, step: StepOutput, strength: float) -> StepOutput:
+    """A recorded step, blended with its row of ``inputs``; step 0 is the input and stays as it is."""
     if step.step == 0 or strength == 1.0:
         return step
     return replace(step, row=blend(inputs[step.index], step.row, strength))
 
 
-def blend_result(inputs: FloatRows, result: Result, strength: float) -> Result:
-    """A result whose rows and trajectory are blended with ``inputs`` (N, C, H, W)."""
+def blend_result(inputs: Images, result: Result, strength: float) -> Result:
+    """A result whose rows and trajectory are blended with ``inputs``."""
     if strength == 1.0:
         return result
-    rows = np.stack([blend(start, end, strength) for start, end in zip(inputs, result.rows, strict=True)])
+    rows = [blend(start, end, strength) for start, end in zip(inputs, result.rows, strict=True)]
     trajectory = [[blend_step(inputs, step, strength) for step in steps] for steps in result.trajectory]
-    return replace(result, rows=rows, trajectory=trajectory)
+    return replace(result, rows=rows if isinstance(inputs, list) else np.stack(rows), trajectory=trajectory)
 
 
 def close_loop(result: Result) -> Result:
@@ -128,7 +130,7 @@ def close_loop(result: Result) -> Result:
     order = [*range(len(result.rows)), 0]
     return replace(
         result,
-        rows=result.rows[order],
+        rows=np.stack([result.rows[index] for index in order]),
         steps=result.steps[order],
         converged=result.converged[order],
         distance=result.distance[order],

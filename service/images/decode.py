@@ -41,6 +41,9 @@ _MODES: Final = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by number of bands
 # The chunk tRNS holds the transparent colour as a raw sample; Pillow scales 2-bit and 4-bit pixels to 8 bit.
 _KEY_SCALE: Final = {"1": 1, "L;2": 85, "L;4": 17}
 
+_TURNED: Final = (  # which exchange width and height
+    *(Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270, Image.Transpose.TRANSPOSE, Image.Transpose.TRANSVERSE),
+)
 _STRIP: Final = 64  # lines that are converted at a time, to hold few temporary arrays
 _HALF: Final = 128  # of 257, rounded down
 
@@ -84,9 +87,21 @@ class EncodedImage:
     """An image whose header is read. It holds the file, and after decoding also the pixels: drop it then."""
 
     field: str  # in errors
-    pixels: int  # width × height in the header; 0 if that is damaged, which only decoding reports
+    stored_size: tuple[int, int]  # (width, height) in the header; (0, 0) if that is damaged, which decoding reports
     _exif: bytes
     _load: Callable[[], Image.Image]
+
+    @property
+    def pixels(self) -> int:
+        """Width × height."""
+        return self.stored_size[0] * self.stored_size[1]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the upright image; at least 1 each."""
+        width, height = (max(1, side) for side in self.stored_size)
+        is_turned = untrusted.exif_transpose(self._exif) in _TURNED
+        return (width, height) if is_turned else (height, width)
 
     def decode(self) -> Picture:
         """Decode the first frame as 8-bit grey or RGB, with or without alpha, and apply its EXIF orientation.
@@ -119,11 +134,11 @@ def open_image(data: bytes | str, limits: DecodeLimits, *, field: str) -> Encode
             size, exif, load = _open(content, field)
     except InvalidContent as exc:
         # Without the exception, whose frames hold the file: the image, its error and the frames would be a cycle.
-        return EncodedImage(field, 0, b"", partial(_reject, field, exc.fields[0][1], exc.error_code))
+        return EncodedImage(field, (0, 0), b"", partial(_reject, field, exc.fields[0][1], exc.error_code))
     if max(size) > limits.max_side or size[0] * size[1] > limits.max_pixels:
         limit = f"{limits.max_pixels} pixels and {limits.max_side} a side"
         raise TooLarge(f"{field}: {size[0]}×{size[1]} pixels; the limit is {limit}", code="image_too_large")
-    return EncodedImage(field, size[0] * size[1], exif, load)
+    return EncodedImage(field, size, exif, load)
 
 
 def _invalid(field: str, message: str, code: str = "undecodable_image") -> InvalidContent:

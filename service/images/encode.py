@@ -6,7 +6,7 @@ The PNG encoder is our own: it takes an eighth of Pillow's time for 28×28 grey,
 import binascii
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, Final, Literal
 
@@ -55,11 +55,11 @@ def enlarge(image: Pixels, scale: int, resample: Resample) -> Pixels:
     return squares.reshape(height * scale, width * scale, *channels)
 
 
-def sheet_size(n: int, card: Card, *, columns: int | None = None, scale: int = 1, gap: int = 0) -> tuple[int, int]:
-    """(width, height) in pixels of the contact sheet of `n` ≥ 1 images, each enlarged by ``scale``."""
+def sheet_size(n: int, cell: tuple[int, int], *, columns: int | None = None, gap: int = 0) -> tuple[int, int]:
+    """(width, height) in pixels of the contact sheet of `n` ≥ 1 images in cells of (H, W) pixels."""
     rows, columns = _rows_and_columns(n, columns)
-    _, height, width = card.shape
-    return columns * (width * scale + gap) - gap, rows * (height * scale + gap) - gap
+    height, width = cell
+    return columns * (width + gap) - gap, rows * (height + gap) - gap
 
 
 def contact_sheet(images: Pixels, card: Card, *, columns: int | None = None, gap: int = 0) -> Pixels:
@@ -84,6 +84,16 @@ def contact_sheet(images: Pixels, card: Card, *, columns: int | None = None, gap
     cells = images.reshape(rows, columns, height, width, *channels)
     sheet = np.ascontiguousarray(cells.swapaxes(1, 2)).reshape(rows * height, columns * width, *channels)
     return sheet[: rows * height - gap, : columns * width - gap]
+
+
+def padded(images: Sequence[Pixels], card: Card) -> Pixels:
+    """Images (H, W[, 3]) of several sizes as one array (N, H, W[, 3]), on the background of the card."""
+    height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
+    result = np.empty((len(images), height, width, *images[0].shape[2:]), dtype=np.uint8)
+    result[...] = np.array(background_levels(card), dtype=np.uint8).reshape(images[0].shape[2:])
+    for cell, image in zip(result, images, strict=True):
+        cell[: image.shape[0], : image.shape[1]] = image
+    return result
 
 
 def _rows_and_columns(n: int, columns: int | None) -> tuple[int, int]:

@@ -10,14 +10,17 @@ The event loop owns everything here, except the work that `Repository` does in t
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Final, Literal, NamedTuple
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple
 from weakref import WeakValueDictionary
 
 from service.domain.errors import LoadFailed, StartupError, UnknownModel, UnloadRefused
+from service.domain.latents import FloatRow
+from service.domain.tasks import KeepMask, Result, SchedulingParams
 from service.models.repository import LOAD_S, LoadedModel, Repository, version_key
 from service.observability.statistics import ModelStatistics
 from service.scheduling.scheduler import Scheduler
+from service.scheduling.tiled import RunCodec, TiledRun
 
 State = Literal["READY", "UNAVAILABLE", "LOADING", "UNLOADING"]
 
@@ -38,6 +41,21 @@ class ServedModel:
         # Copied, because every request reads them.
         self.card, self.digest, self.noise, self.ref = loaded.card, loaded.digest, loaded.noise, loaded.ref
         self.tag = f"{loaded.ref}@{loaded.digest[:12]}"
+
+    async def run_tiles(
+        self,
+        images: Sequence[FloatRow],
+        masks: Sequence[KeepMask] | None,
+        params: Callable[[], SchedulingParams],
+        run_codec: RunCodec,
+        on_event: Callable[[Any], None] = lambda _: None,
+    ) -> Result:
+        """Apply a model that takes any size to images (C, H, W), with masks (1, H, W); see `TiledRun`."""
+        each_mask = [None] * len(images) if masks is None else masks
+        tiled = [
+            (image, self.card.tiling(image.shape[1:]), mask) for image, mask in zip(images, each_mask, strict=True)
+        ]
+        return await TiledRun(tiled, params, scheduler=self.scheduler, run_codec=run_codec, on_event=on_event).run()
 
 
 class IndexEntry(NamedTuple):

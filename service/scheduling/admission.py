@@ -233,7 +233,7 @@ class Admission:
         for request in requests:
             rows += request.open.rows
             steps = max(steps, request.row_steps)
-            work += request.open.steps
+            work += request.open.steps + request.params.later_rows
             deadline = min(deadline, request.deadline)
         # If all rows together are no more than one share, no caller has more.
         if deadline <= now or rows * (len(self._callers) + len(requests)) > self._queue.size:
@@ -252,8 +252,8 @@ class Admission:
         if request.deadline <= now:
             raise DeadlineUnreachable("the deadline has already passed")
         self._check_room(request.open.rows, request.params.key)
-        for steps, deadline in request.promises():
-            self._check_deadline(request.open.rows * steps, steps, deadline - now, caller, now)
+        for steps, work, deadline in request.promises():
+            self._check_deadline(work, steps, deadline - now, caller, now)
 
     def _check_deadline(self, own_work: int, steps: int, seconds_left: float, caller: Counters, now: float) -> None:
         ahead = self._work_ahead(caller, own_work, steps) if self.total.rows else 0

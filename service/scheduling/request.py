@@ -149,14 +149,18 @@ class ScheduledRequest:
         self.steps, self.converged = np.zeros(n, np.int64), np.zeros(n, np.bool_)
         self.distance, self.drift = np.zeros(n), np.zeros(n if self.params.step_params.score else 0)
 
-    def promises(self) -> Iterator[tuple[int, float]]:
-        """Fewest model steps and the time until which they must be applied; a tolerance may be met after one."""
-        params, step_params = self.params, self.params.step_params
+    def promises(self) -> Iterator[tuple[int, int, float]]:
+        """Fewest model steps of a row, of all rows, and the time until which they must be applied.
+
+        A tolerance may be met after one step. Later requests follow this one until the last deadline.
+        """
+        params, step_params, n = self.params, self.params.step_params, len(self.inputs)
         steps = (step_params.steps if step_params.tolerance is None else 1) + step_params.score
         if params.deadline is not None:
-            yield 1 if params.streamed else steps, params.deadline
+            first, later = (1, 0) if params.streamed else (steps, 0 if params.stream_deadline else params.later_rows)
+            yield first, n * first + later, params.deadline
         if params.stream_deadline is not None:
-            yield steps, params.stream_deadline
+            yield steps, n * steps + params.later_rows, params.stream_deadline
 
     def progress(self) -> StreamProgress:
         """Steps of the slowest row, and the number of finished rows."""

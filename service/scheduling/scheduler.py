@@ -63,6 +63,7 @@ class Scheduler:
         self._observer = observer or SchedulerObserver()
         batches = (largest_batch(model, max_batch_rows) for model in models)
         self._admission = Admission(queue_rows, *batches, max_rows=max_rows)
+        self._max_rows = max_rows
         self._pool = WorkerPool(
             self._admission,
             clock,
@@ -93,6 +94,11 @@ class Scheduler:
     def device_error(self) -> str:
         """Why the last device was lost, so that only a new process can use the model again; empty if one is left."""
         return self._pool.device_error
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows of the largest batch that runs now, at most those of a request; 1 without a device."""
+        return max(1, min(self._max_rows, *self._admission.limits))
 
     @property
     def rows_queued(self) -> int:

@@ -17,15 +17,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Lines of Python, with blanks and docstrings, of folders together; "." is the whole repository.
 LINES = {
-    ("service",): 14_700,
-    ("model_export",): 7_700,
+    ("service",): 15_900,
+    ("model_export",): 8_300,
     ("sdk", "ign"): 3_620,
     ("benchmarks",): 4_400,
-    ("tests",): 29_350,
-    (".",): 60_200,
+    ("tests",): 31_500,
+    (".",): 64_200,
 }
 FILE_LINES = 600
-SERVICE_MODULES = 75  # without `__init__`
+SERVICE_MODULES = 80  # without `__init__`
 SERVICE_ENTRIES = 16  # modules and packages at its top, without `__init__`
 WORDS = 21_800  # of README.md and docs, without the pages that commands write
 GENERATED = ROOT / "docs" / "models"

@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel
@@ -39,6 +40,7 @@ from service.api.native.uploads import (
     InputRows,
     Upload,
     check_upload,
+    image_sizes,
     is_large,
     parse_upload,
     prepare_uploads,
@@ -49,8 +51,8 @@ from service.api.negotiation import Media
 from service.api.pipeline import LARGE_BODY, Endpoint, ResponseParts
 from service.api.request import ApiRequest, count_codec, count_rows, parse_as
 from service.domain.errors import IgnError, InvalidContent, UnsupportedMedia
-from service.domain.latents import FloatRows, Grid, LatentPath, weighted_sum
-from service.domain.tasks import Result, SchedulingParams, StepParams, blend_result, close_loop
+from service.domain.latents import Grid, LatentPath, weighted_sum
+from service.domain.tasks import Images, Result, SchedulingParams, StepParams, blend_result, close_loop
 from service.models.registry import ServedModel
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -82,21 +84,28 @@ class RowWork:
         self.model, self.steps = self.spec.model, self.params.steps
         self.held_bytes = response_bytes(self.spec, len(self.params.record))
         self.count = len(self.spec.labels) - self.spec.closed  # the repeated image of a loop is not run again
+        if self.is_tiled:
+            self.count = sum(self.model.card.tiling(size).count for size in self.spec.sizes)
+
+    @property
+    def is_tiled(self) -> bool:
+        """Whether the rows are tiles of images of any size."""
+        return bool(self.spec.sizes)
 
     @property
     def has_large_response(self) -> bool:
         """Whether the codec pool encodes the response."""
-        spec, (channels, height, width) = self.spec, self.model.card.shape
-        values = len(spec.labels) * channels * height * width * spec.options.scale**2
+        spec = self.spec
+        values = spec.values * spec.options.scale**2
         is_slow = (spec.fps and spec.is_animation) or (spec.options.gap > 0 and spec.media in RASTER)
-        return values > INLINE_VALUES or bool(self.params.record or is_slow)
+        return values > INLINE_VALUES or bool(self.params.record or is_slow or self.is_tiled)
 
     def scheduling(self, inputs: InputRows) -> SchedulingParams:
         """The request as the scheduler sees it."""
         api = self.api
         return SchedulingParams(
             step_params=self.params,
-            keep_mask=inputs.keep,
+            keep_mask=None if isinstance(inputs.keep, list) else inputs.keep,
             deadline=api.deadline,
             key=api.caller,
             streamed=self.spec.media is Media.EVENTS,
@@ -105,15 +114,20 @@ class RowWork:
             observer=api.spans,
         )
 
+    async def run_tiles(self, inputs: InputRows, on_event: Callable[[Any], None] = lambda _: None) -> Result:
+        """Run the tiles of images; ``on_event`` gets what a stream sends before the result."""
+        masks, params = None if inputs.keep is None else [*inputs.keep], partial(self.scheduling, inputs)
+        return await self.model.run_tiles([*inputs.rows], masks, params, self.api.run_codec, on_event)
+
     def error(self, exc: IgnError) -> IgnError:
         """The error of the response for an error of the scheduler."""
         return exc
 
-    async def send_events(self, inputs: InputRows, events: asyncio.Queue[Any], send: Send) -> bytes:
+    async def send_events(self, inputs: InputRows, events: "asyncio.Queue[Any]", send: Send) -> bytes:
         """Send the events of a stream; returns its last piece."""
         return await send_events(self.api, self.spec, inputs.rows, events, send)
 
-    def shown(self, rows: FloatRows, result: Result) -> Result:
+    def shown(self, rows: Images, result: Result) -> Result:
         """The result as the caller is shown it."""
         if self.spec.strength != 1.0:
             result = blend_result(rows, result, self.spec.strength)
@@ -182,9 +196,10 @@ def _upload_work(
     strength: float = 1.0,
 ) -> RowWork:
     labels: list[dict[str, Any]] = [{"index": i} for i in range(len(upload.images))]
-    spec = ResponseSpec(model=model, media=api.media, options=options, labels=labels, strength=strength)
+    sizes = image_sizes(api, upload) if model.card.tiles else ()
+    spec = ResponseSpec(model=model, media=api.media, options=options, labels=labels, strength=strength, sizes=sizes)
     check_format(api, spec, params.record)
-    return RowWork(api=api, spec=spec, params=params, source=upload, is_large=is_large(upload))
+    return RowWork(api=api, spec=spec, params=params, source=upload, is_large=bool(sizes) or is_large(upload))
 
 
 def _parse_interpolate(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWork:
@@ -260,7 +275,7 @@ def _decode(works: Sequence[RowWork]) -> list[InputRows | IgnError]:
 Encoded = tuple[Result, list[bytes]]
 
 
-def _encode(ended: Sequence[tuple[RowWork, FloatRows, Result]]) -> list[Encoded]:
+def _encode(ended: Sequence[tuple[RowWork, Images, Result]]) -> list[Encoded]:
     """Results as they are shown, and their images; those of the same model are encoded together."""
     works, results = [work for work, _, _ in ended], [work.shown(rows, result) for work, rows, result in ended]
     start = time.perf_counter()
@@ -275,7 +290,7 @@ def _respond(ended: Sequence[tuple[RowWork, Encoded]]) -> list[ResponseParts]:
     return [response_parts(work.api, work.spec, result, content) for work, (result, content) in ended]
 
 
-def _encode_scores(ended: Sequence[tuple[RowWork, FloatRows, Result]]) -> list[tuple[Result, Any]]:
+def _encode_scores(ended: Sequence[tuple[RowWork, Images, Result]]) -> list[tuple[Result, Any]]:
     return [(result, score_content(work.spec, rows, result)) for work, rows, result in ended]
 
 

@@ -18,8 +18,8 @@ from service.api.request import ApiRequest
 from service.artifact.card import Card
 from service.artifact.pixels import to_levels
 from service.domain.errors import InvalidContent
-from service.domain.latents import FloatRow, FloatRows
-from service.domain.tasks import Result, StepOutput
+from service.domain.latents import FloatRow
+from service.domain.tasks import Images, Result, StepOutput
 from service.images.encode import (
     AnimationFormat,
     ImageFormat,
@@ -31,6 +31,7 @@ from service.images.encode import (
     encode_many,
     encode_npy,
     enlarge,
+    padded,
     sheet_size,
     to_uint8,
 )
@@ -55,7 +56,7 @@ class ResponseSpec:
     ``labels`` has for each image the members that are not in the result: `index`, `inverted`, `t`, `row`, `col`.
     ``members`` precede `images` in the JSON body. A sheet has ``columns``, or ceil(√N) for None. With ``fps`` above 0,
     WebP, GIF and APNG are animations; if ``closed``, they repeat the first image at the end. ``strength`` is the s of
-    (1−s)·x + s·f^k(x), 0…1.
+    (1−s)·x + s·f^k(x), 0…1. ``sizes`` are those of the images, (H, W), if the model takes any.
     """
 
     model: ServedModel
@@ -67,6 +68,21 @@ class ResponseSpec:
     fps: int = 0
     closed: bool = False
     strength: float = 1.0
+    sizes: Sequence[tuple[int, int]] = ()
+
+    @property
+    def cell(self) -> tuple[int, int]:
+        """(H, W) of the images, or of the largest sides that they have."""
+        if not self.sizes:
+            return self.model.card.shape[1:]
+        return max(height for height, _ in self.sizes), max(width for _, width in self.sizes)
+
+    @property
+    def values(self) -> int:
+        """Numbers in all images, before they are enlarged."""
+        channels, height, width = self.model.card.shape
+        pixels = sum(h * w for h, w in self.sizes) if self.sizes else len(self.labels) * height * width
+        return channels * pixels
 
     @property
     def is_animation(self) -> bool:
@@ -79,10 +95,14 @@ def check_format(api: ApiRequest, spec: ResponseSpec, record: Sequence[int] = ()
     options = spec.options
     if record and spec.media not in (Media.JSON, Media.EVENTS):
         raise InvalidContent.field("record", f"only JSON and event streams carry a trajectory, not {spec.media}")
-    if options.has_layout:
+    if spec.media is Media.NPY and len(set(spec.sizes)) > 1:
+        raise InvalidContent.field("image", "one .npy array holds images of one size; ask for JSON with format npy")
+    if options.has_layout or (len(spec.sizes) > 1 and spec.media in RASTER):
         _check_layout(api, spec, len(record))
     elif len(spec.labels) > 1 and spec.media in RASTER and not spec.is_animation:
-        check_sides(RASTER[spec.media], *sheet_size(len(spec.labels), spec.model.card, columns=spec.columns))
+        check_sides(RASTER[spec.media], *sheet_size(len(spec.labels), spec.cell, columns=spec.columns))
+    elif spec.sizes and spec.media in RASTER:
+        check_sides(RASTER[spec.media], spec.cell[1], spec.cell[0])
 
 
 def _check_layout(api: ApiRequest, spec: ResponseSpec, recorded: int) -> None:
@@ -96,32 +116,30 @@ def _check_layout(api: ApiRequest, spec: ResponseSpec, recorded: int) -> None:
         if is_given and not is_sheet:
             shown = "an animation" if spec.is_animation else media
             raise InvalidContent.field(name, f"only a sheet as PNG, WebP or JPEG has {name}, not {shown}")
-    _, height, width = spec.model.card.shape
-    width, height = width * options.scale, height * options.scale
+    height, width = (side * options.scale for side in spec.cell)
     if is_sheet:
         columns = options.columns or spec.columns
-        width, height = sheet_size(count, spec.model.card, columns=columns, scale=options.scale, gap=options.gap)
+        width, height = sheet_size(count, (height, width), columns=columns, gap=options.gap)
         count = 1
     if is_raw:
         check_sides(_ANIMATED[media] if spec.is_animation else RASTER[media], width, height)
     pixels, limit = count * (1 + recorded) * width * height, api.services.settings.max_pixels
     if pixels > limit:
-        field = "scale" if options.scale > 1 else "gap" if options.gap else "columns"
+        field = "scale" if options.scale > 1 else "gap" if options.gap else "columns" if options.columns else "image"
         message = f"the response would have {pixels} pixels; the limit, IGN_MAX_PIXELS, is {limit}"
         raise InvalidContent.field(field, message, code="image_too_large")
 
 
 def response_bytes(spec: ResponseSpec, recorded: int) -> int:
     """What a response and the arrays that it is made from take, at most; ``recorded`` steps are those of one row."""
-    options, (channels, height, width) = spec.options, spec.model.card.shape
-    values = channels * height * width
+    options, values = spec.options, spec.values
     is_array = spec.media is Media.NPY or (options.format == "npy" and spec.media in (Media.JSON, Media.EVENTS))
     encoded = values * (_FLOAT_BYTES if is_array else options.scale**2)
-    inputs, images = len(spec.labels), len(spec.labels) * (1 + recorded)
-    sent = 1 if spec.media is Media.EVENTS else images  # a stream sends its images one by one
-    return (inputs + images) * values * _FLOAT_BYTES + sent * (
-        encoded * 4 // 3 if spec.media is Media.JSON else encoded
-    )
+    arrays = 2 + recorded + bool(spec.sizes)  # input, result and recorded steps; a pass over tiles makes a new result
+    sent = 1 + recorded
+    if spec.media is Media.EVENTS:  # a stream sends its images one by one
+        sent, encoded = 1, encoded // len(spec.labels)
+    return arrays * values * _FLOAT_BYTES + sent * (encoded * 4 // 3 if spec.media is Media.JSON else encoded)
 
 
 def encode_contents(ended: Sequence[tuple[ApiRequest, ResponseSpec, Result]]) -> list[list[bytes]]:
@@ -130,11 +148,11 @@ def encode_contents(ended: Sequence[tuple[ApiRequest, ResponseSpec, Result]]) ->
     for index, (_, spec, result) in enumerate(ended):
         is_json = spec.media is Media.JSON
         is_png = spec.options.format == "png" if is_json else spec.media is Media.PNG and len(result.rows) == 1
-        if is_png and spec.options.scale == 1:
+        if is_png and spec.options.scale == 1 and not spec.sizes:
             together.setdefault(spec.model, []).append(index)
     files: dict[int, list[bytes]] = {}
     for model, indices in together.items():
-        rows = [ended[index][2].rows for index in indices]
+        rows = [np.asarray(ended[index][2].rows) for index in indices]
         pngs = iter(encode_many(to_uint8(rows[0] if len(rows) == 1 else np.concatenate(rows), model.card), "png"))
         files |= {index: list(islice(pngs, len(each))) for index, each in zip(indices, rows, strict=True)}
     return [
@@ -156,17 +174,18 @@ def response_parts(api: ApiRequest, spec: ResponseSpec, result: Result, content:
     return headers, [before + marker[:-1], *content, after[1:]], spec.media
 
 
-def score_content(spec: ResponseSpec, rows: FloatRows, result: Result) -> Any:
+def score_content(spec: ResponseSpec, rows: Images, result: Result) -> Any:
     """The body of a score as an image, the heat map of |f(x) − x|; as JSON, the box of each image that changes most."""
-    changes, card = np.abs(result.rows - rows).mean(axis=1), spec.model.card
+    changes = [np.abs(made - given).mean(axis=0) for made, given in zip(result.rows, rows, strict=True)]
+    card = spec.model.card
     if spec.media is Media.JSON:
         return [worst_box(change) for change in changes]
     lo, hi = card.range
     limit = (hi - lo) / 16 if card.distance_quantiles is None else card.percentile_distance(_IN_DISTRIBUTION)
-    heat = to_levels(changes, 0.0, _WHITE * max(limit, 1e-6))
+    heat = [to_levels(change, 0.0, _WHITE * max(limit, 1e-6)) for change in changes]
     if card.shape[0] > 1:
-        heat = np.repeat(heat[..., None], card.shape[0], axis=-1)
-    return [encode(contact_sheet(heat, card) if len(heat) > 1 else heat[0], RASTER[spec.media])]
+        heat = [np.repeat(each[..., None], card.shape[0], axis=-1) for each in heat]
+    return [encode(contact_sheet(padded(heat, card), card) if len(heat) > 1 else heat[0], RASTER[spec.media])]
 
 
 def worst_box(change: NDArray[np.float32]) -> dict[str, Any]:
@@ -216,7 +235,7 @@ def envelope(
 
 def image(spec: ResponseSpec, result: Result, index: int, data: str | None) -> dict[str, Any]:
     """One member of `images`, without its trajectory; ``data`` is None in a stream, which has sent it already."""
-    _, height, width = spec.model.card.shape
+    height, width = spec.sizes[index] if spec.sizes else spec.model.card.shape[1:]
     return {
         **spec.labels[index],
         "data": data,
@@ -289,21 +308,19 @@ def round_change(step: StepOutput) -> float | None:
 
 def _raw(api: ApiRequest, spec: ResponseSpec, result: Result) -> bytes:
     if spec.media is Media.NPY:
-        return encode_npy(result.rows)
+        return encode_npy(np.asarray(result.rows))
     options, card = spec.options, spec.model.card
-    pixels = to_uint8(result.rows, card)
     if spec.is_animation:
         make = partial(animate, scale=options.scale, resample=options.resample, check=api.check_not_over)
-        return make(pixels, _ANIMATED[spec.media], fps=spec.fps)
-    if options.scale > 1:
-        large: list[Pixels] = []
-        for each in pixels:
-            api.check_not_over()
-            large.append(enlarge(each, options.scale, options.resample))
-        pixels = np.stack(large)
-    if len(pixels) > 1:
-        pixels = contact_sheet(pixels, card, columns=options.columns or spec.columns, gap=options.gap)[None]
-    return encode(pixels[0], RASTER[spec.media])
+        return make(to_uint8(np.asarray(result.rows), card), _ANIMATED[spec.media], fps=spec.fps)
+    rows, images = result.rows, list[Pixels]()
+    for pixels in to_uint8(rows, card) if isinstance(rows, np.ndarray) else (to_uint8(row, card) for row in rows):
+        api.check_not_over()
+        images.append(enlarge(pixels, options.scale, options.resample))
+    if len(images) == 1:
+        return encode(images[0], RASTER[spec.media])
+    sheet = contact_sheet(padded(images, card), card, columns=options.columns or spec.columns, gap=options.gap)
+    return encode(sheet, RASTER[spec.media])
 
 
 def _row_headers(result: Result) -> dict[str, str]:

@@ -14,24 +14,23 @@ from service.api.native.responses import INLINE_VALUES, ResponseSpec, envelope, 
 from service.api.negotiation import Media
 from service.api.problems import describe, log_failure
 from service.api.request import ApiRequest, count_codec, count_rows
-from service.domain.errors import DeadlineExceeded, IgnError
-from service.domain.latents import FloatRows
-from service.domain.tasks import Result, StepOutput, StreamProgress, blend_step
+from service.domain.errors import DeadlineExceeded
+from service.domain.tasks import Images, Result, StepOutput, StreamProgress, blend_step
 
 _KEEPALIVE_S: Final = 10.0  # seconds without an event; a comment line then makes proxies keep the connection open
 
-Event = StepOutput | StreamProgress | Result | IgnError
+Event = StepOutput | StreamProgress | Result | Exception
 Events = asyncio.Queue[Event]
 
 
-async def send_events(api: ApiRequest, spec: ResponseSpec, rows: FloatRows, events: Events, send: Send) -> bytes:
+async def send_events(api: ApiRequest, spec: ResponseSpec, rows: Images, events: Events, send: Send) -> bytes:
     """Send the events of a request until its result; returns the last piece, to be sent once no row runs.
 
     A failure before the first event becomes an ordinary problem document with its own status. A later failure becomes
-    the event `error`, because status 200 is sent already. ``rows`` (N, C, H, W) float32 are the inputs of f.
+    the event `error`, because status 200 is sent already. ``rows`` are the inputs of f.
     """
     first = await events.get()
-    if isinstance(first, IgnError):
+    if isinstance(first, Exception):
         raise first
     api.deadline = api.stream_deadline
     headers = api.response_headers(spec.model, spec.members.get("seed"))
@@ -58,13 +57,13 @@ async def send_events(api: ApiRequest, spec: ResponseSpec, rows: FloatRows, even
 
 
 async def _texts(
-    api: ApiRequest, spec: ResponseSpec, rows: FloatRows, first: Event, events: Events
+    api: ApiRequest, spec: ResponseSpec, rows: Images, first: Event, events: Events
 ) -> AsyncGenerator[bytes, None]:
     item: Event | None = first
     while True:
         if item is None:
             yield b": still here\n\n"
-        elif isinstance(item, IgnError):
+        elif isinstance(item, Exception):
             raise item
         else:
             yield await _encode(api, spec, rows, item)
@@ -78,7 +77,7 @@ async def _texts(
 
 
 async def _encode(
-    api: ApiRequest, spec: ResponseSpec, rows: FloatRows, item: StepOutput | StreamProgress | Result
+    api: ApiRequest, spec: ResponseSpec, rows: Images, item: StepOutput | StreamProgress | Result
 ) -> bytes:
     if isinstance(item, StreamProgress):
         members = {"steps_done": item.steps_done, "steps": item.steps, "rows_done": item.rows_done, "rows": item.rows}
@@ -90,7 +89,7 @@ async def _encode(
     return event("done", envelope(api, spec.model, images, spec.members))
 
 
-async def _step(api: ApiRequest, spec: ResponseSpec, rows: FloatRows, step: StepOutput) -> dict[str, Any]:
+async def _step(api: ApiRequest, spec: ResponseSpec, rows: Images, step: StepOutput) -> dict[str, Any]:
     step, options = blend_step(rows, step, spec.strength), spec.options
 
     def encode() -> str:

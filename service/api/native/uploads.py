@@ -1,6 +1,6 @@
 """Read uploads (images, masks and latents, as multipart, JSON or a raw body) and decode them to rows."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,8 +16,8 @@ from service.api.negotiation import Media
 from service.api.request import ApiRequest, parse_as, printable_name
 from service.artifact.card import Card
 from service.domain.errors import IgnError, InvalidContent, TooLarge, UnsupportedMedia
-from service.domain.latents import FloatRow, FloatRows
-from service.domain.tasks import KeepMask
+from service.domain.latents import FloatRow
+from service.domain.tasks import Images, KeepMask
 from service.images.decode import DecodeLimits, EncodedImage, Picture, decode_npy, memory_for, open_image
 from service.images.prepare import Invert, Resize, keep_mask, prepare, prepare_many, to_mask
 from service.images.untrusted import decode_base64, is_small
@@ -46,14 +46,14 @@ class Upload(Generic[Options]):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class InputRows:
-    """The input rows of a request: (N, C, H, W) float32 in the model's range.
+    """The input rows of a request: (N, C, H, W) float32 in the model's range, or a list if the model takes any size.
 
-    ``keep`` (N, 1, H, W) bool is True for pixels that every step restores. ``inverted`` has for each uploaded image
-    whether light and dark were exchanged.
+    ``keep`` (N, 1, H, W) bool, or a list as well, is True for pixels that every step restores. ``inverted`` has for
+    each uploaded image whether light and dark were exchanged.
     """
 
-    rows: FloatRows
-    keep: KeepMask | None = None
+    rows: Images
+    keep: KeepMask | list[KeepMask] | None = None
     inverted: Sequence[bool] = ()
 
 
@@ -97,6 +97,13 @@ def is_large(upload: Upload[Options]) -> bool:
     return bool(upload.masks) or len(images) > _MAX_INLINE or not all(map(is_small, images))
 
 
+def image_sizes(api: ApiRequest, upload: Upload[Any]) -> list[tuple[int, int]]:
+    """(H, W) of the images of an upload, by their headers."""
+    settings = api.services.settings
+    named = _named(upload.image_field, upload.images)
+    return [_take({}, field, data, settings).size for field, data in named]
+
+
 def prepare_uploads(uploads: Sequence[tuple[ApiRequest, Upload[Any]]], card: Card) -> list[InputRows | IgnError]:
     """Decode uploads to one model and prepare their rows together; an invalid one has its error in place of rows.
 
@@ -105,26 +112,11 @@ def prepare_uploads(uploads: Sequence[tuple[ApiRequest, Upload[Any]]], card: Car
     """
     prepared: list[slice | IgnError] = []
     keep: list[KeepMask] = []  # an upload with masks is large
-
-    def given() -> Generator[tuple[Picture, Resize, Invert], None, None]:
-        count = 0
-        for api, upload in uploads:
-            first = count
-            try:
-                for each in _decode(api, upload, card, keep):
-                    count += 1
-                    yield each
-                    del each  # it holds the pixels while the next image is decoded
-            except IgnError as exc:
-                prepared.append(exc)
-            else:
-                prepared.append(slice(first, count))
-        if not count:
-            raise InvalidContent("no image")
-
     # Decoding many small ones before preparing them is faster: the code and data of each step stay in the cache.
     try:
-        with closing(given()) as pictures:
+        with closing(_given(uploads, card, prepared, keep)) as pictures:
+            if card.tiles is not None:
+                return [_prepare_sized(pictures, prepared, keep, card)]
             rows, inverted = prepare_many(list(pictures) if len(uploads) > 1 else pictures, card)
     except InvalidContent:  # nothing could be decoded
         return [each for each in prepared if isinstance(each, IgnError)]
@@ -133,6 +125,50 @@ def prepare_uploads(uploads: Sequence[tuple[ApiRequest, Upload[Any]]], card: Car
         InputRows(rows=rows[each], keep=kept, inverted=inverted[each]) if isinstance(each, slice) else each
         for each in prepared
     ]
+
+
+def _given(
+    uploads: Sequence[tuple[ApiRequest, Upload[Any]]],
+    card: Card,
+    prepared: list[slice | IgnError],
+    keep: list[KeepMask],
+) -> Generator[tuple[Picture, Resize, Invert], None, None]:
+    """The images of uploads, one at a time; ``keep`` gets their masks. Raises `InvalidContent` if there is none.
+
+    ``prepared`` gets the place of each upload's images among all, or the error of one.
+    """
+    count = 0
+    for api, upload in uploads:
+        first = count
+        try:
+            for each in _decode(api, upload, card, keep):
+                count += 1
+                yield each
+                del each  # it holds the pixels while the next image is decoded
+        except IgnError as exc:
+            prepared.append(exc)
+        else:
+            prepared.append(slice(first, count))
+    if not count:
+        raise InvalidContent("no image")
+
+
+def _prepare_sized(
+    pictures: Iterable[tuple[Picture, Resize, Invert]],
+    prepared: Sequence[slice | IgnError],
+    keep: list[KeepMask],
+    card: Card,
+) -> InputRows | IgnError:
+    """As `prepare_uploads`, for one upload to a model that takes images of any size."""
+    rows, inverted = list[FloatRow](), list[bool]()
+    for picture, resize, invert in pictures:
+        width, height = picture.image.size
+        each = prepare(picture, card.sized((height, width)), resize=resize, invert=invert)
+        rows.append(each.row)
+        inverted.append(each.inverted)
+        del picture
+    error = next((each for each in prepared if isinstance(each, IgnError)), None)
+    return error or InputRows(rows=rows, keep=keep or None, inverted=inverted)
 
 
 def _decode(
@@ -158,7 +194,8 @@ def _decode(
             picture = encoded.decode()
             del encoded  # it holds the pixels, too
             if mask is not None:
-                keep.append(keep_mask(mask, picture, card, resize=options.resize, field=mask_name))
+                sized = card.sized(picture.image.size[::-1])
+                keep.append(keep_mask(mask, picture, sized, resize=options.resize, field=mask_name))
             yield picture, options.resize, options.invert
             del picture
 

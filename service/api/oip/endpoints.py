@@ -15,6 +15,7 @@ from functools import partial
 from math import prod
 from typing import Annotated, Any, Final, NamedTuple
 
+import numpy as np
 from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import Response
@@ -25,7 +26,7 @@ from service.api.app_state import AppState, app_state
 from service.api.oip import tensors
 from service.api.pipeline import LARGE_BODY, Endpoint, ResponseParts
 from service.api.request import ApiRequest, RequestHeaders, count_codec, count_rows, read_body
-from service.artifact.card import INPUT, OUTPUT
+from service.artifact.card import INPUT, OUTPUT, Card
 from service.domain.errors import (
     DeadlineExceeded,
     IgnError,
@@ -35,7 +36,7 @@ from service.domain.errors import (
     NotSupported,
 )
 from service.domain.latents import FloatRows
-from service.domain.tasks import Result, SchedulingParams, StepParams
+from service.domain.tasks import Images, Result, SchedulingParams, StepParams
 from service.models.registry import ServedModel
 from service.observability.statistics import Counts, Duration
 
@@ -104,7 +105,7 @@ async def all_statistics(services: ServingState) -> tensors.StatisticsAnswer:
 @router.get(_VERSION)
 async def metadata(services: ServingState, model: Model) -> tensors.ModelMetadata:
     """Inputs and outputs of a model."""
-    shape = [-1, *model.card.shape]
+    shape = [-1, *_row_shape(model.card)]
     x, y = (tensors.TensorMetadata(name=name, datatype=tensors.DATATYPE, shape=shape) for name in (INPUT, OUTPUT))
     return tensors.ModelMetadata(
         name=model.card.name,
@@ -129,7 +130,7 @@ async def model_ready(model: Model) -> Response:
 async def config(services: ServingState, model: Model) -> tensors.ModelConfig:
     """Triton's configuration of a model."""
     form = {"data_type": f"TYPE_{tensors.DATATYPE}", "format": "FORMAT_NONE"}
-    x, y = (tensors.TensorConfig(name=name, dims=[*model.card.shape], **form) for name in (INPUT, OUTPUT))
+    x, y = (tensors.TensorConfig(name=name, dims=[*_row_shape(model.card)], **form) for name in (INPUT, OUTPUT))
     return tensors.ModelConfig(
         name=model.card.name,
         platform="onnxruntime_onnx",
@@ -219,6 +220,7 @@ class InferWork:
     is_large: bool  # a codec thread is to read the rows
     has_large_response: bool  # a codec thread is to write the response
     held_bytes: int  # of the response and its array
+    is_tiled: bool = False
 
     def scheduling(self, _: Inputs) -> SchedulingParams:
         """The request as the scheduler sees it."""
@@ -233,9 +235,19 @@ class InferWork:
             observer=api.spans,
         )
 
+    async def run_tiles(self, inputs: Inputs) -> Result:
+        """Run the tiles of images of any size."""
+        params = partial(self.scheduling, inputs)
+        return await self.model.run_tiles([*inputs.rows], None, params, self.api.run_codec)
+
     def error(self, exc: IgnError) -> IgnError:
         """The error of the response for an error of the scheduler."""
         return InvalidInference(exc.detail) if isinstance(exc, InvalidContent) else exc
+
+
+def _row_shape(card: Card) -> tuple[int, int, int]:
+    """(C, H, W) of one row; −1 for any number."""
+    return card.shape if card.tiles is None else (card.shape[0], -1, -1)
 
 
 def _has_large_head(api: ApiRequest, body: bytes) -> bool:
@@ -245,19 +257,21 @@ def _has_large_head(api: ApiRequest, body: bytes) -> bool:
 
 def _parse(api: ApiRequest, body: bytes, path_parameters: Mapping[str, str]) -> InferWork:
     model, settings = api.resolve(_ref(path_parameters)), api.services.settings
-    limits = {"max_rows": settings.max_images, "max_steps": settings.max_steps}
-    inference = tensors.read_head(body, api.headers.getlist(tensors.HEADER_LENGTH), model.card.shape, **limits)
-    values, binary = prod(inference.shape), inference.binary
+    limits = {"max_rows": settings.max_images, "max_steps": settings.max_steps, "max_pixels": settings.max_pixels}
+    inference = tensors.read_head(body, api.headers.getlist(tensors.HEADER_LENGTH), _row_shape(model.card), **limits)
+    values, binary, is_tiled = prod(inference.shape), inference.binary, model.card.tiles is not None
+    count, _, *size = inference.shape
     return InferWork(
         api=api,
         model=model,
         inference=inference,
         body=body,
-        count=inference.shape[0],
+        count=count * model.card.tiling((size[0], size[1])).count if is_tiled else count,
         steps=inference.steps,
-        is_large=_has_large_head(api, body),
-        has_large_response=4 * values > _LARGE_BINARY if binary else values * _JSON_BYTES > LARGE_BODY,
+        is_large=is_tiled or _has_large_head(api, body),
+        has_large_response=is_tiled or (4 * values > _LARGE_BINARY if binary else values * _JSON_BYTES > LARGE_BODY),
         held_bytes=values * (8 if binary else 4 + _JSON_BYTES),
+        is_tiled=is_tiled,
     )
 
 
@@ -277,10 +291,11 @@ Encoded = tuple[Result, list[tensors.Piece], int | None]
 """A result, the pieces of its response, and how many of their bytes are JSON; None: all of them."""
 
 
-def _encode(ended: Sequence[tuple[InferWork, FloatRows, Result]]) -> list[Encoded]:
+def _encode(ended: Sequence[tuple[InferWork, Images, Result]]) -> list[Encoded]:
     start, encoded = time.perf_counter(), list[Encoded]()
     for work, _, result in ended:
-        encoded.append((result, *tensors.write_response(work.inference, work.model.card, result.rows)))
+        rows = np.asarray(result.rows)
+        encoded.append((result, *tensors.write_response(work.inference, work.model.card, rows)))
     if not ended[0][0].has_large_response:
         count_codec("encode", [work.api for work, _, _ in ended], time.perf_counter() - start)
     return encoded

@@ -243,6 +243,7 @@ class UnloadRequest(StrictModel):
 _WIRE: Final = np.dtype("<f4")
 _LENGTH: Final = re.compile(r"[0-9]{1,12}")
 _NUMBERS: Final = frozenset((int, float))
+_MAX_ANY_SIZE: Final = 2**20  # numbers of images of any size in JSON; more come as binary tensors
 _MAX_CACHED_BYTES: Final = 512  # of JSON; a longer one holds data and is not cached
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -263,8 +264,12 @@ class Inference(NamedTuple):
     start: int
 
 
-def read_head(body: bytes, lengths: Sequence[str], row_shape: Dims, *, max_rows: int, max_steps: int) -> Inference:
+def read_head(
+    body: bytes, lengths: Sequence[str], row_shape: Dims, *, max_rows: int, max_steps: int, max_pixels: int
+) -> Inference:
     """Parse and validate the JSON of a request for rows of a shape (C, H, W); ``lengths``: headers `HEADER_LENGTH`.
+
+    −1 in the shape stands for any number; then all rows together have at most ``max_pixels``.
 
     Raises `MalformedRequest` or `InvalidInference`; the text of the latter names what is invalid.
     """
@@ -273,7 +278,7 @@ def read_head(body: bytes, lengths: Sequence[str], row_shape: Dims, *, max_rows:
     if rest < 0:
         raise InvalidInference(f"{HEADER_LENGTH}: {length} bytes of JSON, but the body has only {len(body)}")
     read = _read_cached if length <= _MAX_CACHED_BYTES else _read_json
-    inference = read(body[:length], row_shape, max_rows, max_steps)
+    inference = read(body[:length], row_shape, max_rows, max_steps, max_pixels)
     if inference.data is not None:
         if rest:
             raise InvalidInference(f"{rest} bytes follow the JSON that belong to no input")
@@ -314,18 +319,18 @@ def _json_length(values: Sequence[str]) -> int:
     return int(values[0])
 
 
-def _read_json(head: bytes, row_shape: Dims, max_rows: int, max_steps: int) -> Inference:
+def _read_json(head: bytes, row_shape: Dims, max_rows: int, max_steps: int, max_pixels: int) -> Inference:
     # The largest legal body nests every number of `max_rows` rows like the shape: arrays of rows, channels and lines.
     channels, height, width = row_shape
-    values_of_row = 1 + channels * (1 + height * (1 + width))
-    request = parse(head, InferRequest, max_values=MAX_VALUES + max_rows * values_of_row)
+    values = _MAX_ANY_SIZE if width < 0 else max_rows * (1 + channels * (1 + height * (1 + width)))
+    request = parse(head, InferRequest, max_values=MAX_VALUES + values)
     parameters = request.parameters
     if parameters.steps > max_steps:
         raise InvalidInference(f"parameters.steps: must be at most {max_steps}")
     x = _only(request.inputs, INPUT, "inputs")
     wanted = _only(request.outputs or [RequestedOutput(name=OUTPUT)], OUTPUT, "outputs").parameters.binary_data
     binary = parameters.binary_data_output if wanted is None else wanted
-    _check_input(x, row_shape, max_rows)
+    _check_input(x, row_shape, max_rows, max_pixels)
     return Inference(request.id, tuple(x.shape), parameters.steps, parameters.timeout, binary, x.data, start=len(head))
 
 
@@ -347,13 +352,17 @@ def _only(tensors: Sequence[NamedTensor], name: str, where: str) -> NamedTensor:
     return tensors[0]
 
 
-def _check_input(x: Input, row_shape: Dims, max_rows: int) -> None:
+def _check_input(x: Input, row_shape: Dims, max_rows: int, max_pixels: int) -> None:
     if x.datatype != DATATYPE:
         raise InvalidInference(f"inputs.0.datatype: must be {DATATYPE}, not {x.datatype[:80]!r}")
-    if len(x.shape) != 4 or tuple(x.shape[1:]) != row_shape or x.shape[0] < 1:
-        raise InvalidInference(f"inputs.0.shape: must be [N, {', '.join(map(str, row_shape))}] with N of at least 1")
+    fits = len(x.shape) == 4 and all(want in (-1, size) for want, size in zip(row_shape, x.shape[1:], strict=True))
+    if not fits or min(x.shape) < 1:
+        dims = ", ".join(name if size < 0 else str(size) for name, size in zip("CHW", row_shape, strict=True))
+        raise InvalidInference(f"inputs.0.shape: must be [N, {dims}] with N of at least 1")
     if x.shape[0] > max_rows:
         raise InvalidInference(f"inputs.0.shape: at most {max_rows} rows")
+    if -1 in row_shape and x.shape[0] * x.shape[2] * x.shape[3] > max_pixels:
+        raise InvalidInference(f"inputs.0.shape: at most {max_pixels} pixels (IGN_MAX_PIXELS)")
     size, expected = x.parameters.binary_data_size, _bytes_of(tuple(x.shape))
     if (x.data is None) == (size is None):
         raise InvalidInference("inputs.0: needs either data or parameters.binary_data_size")

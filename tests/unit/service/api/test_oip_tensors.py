@@ -34,7 +34,7 @@ def card_for(rows: FloatRows) -> ModelCard:
 
 def read(body: bytes, length: int | None, card: ModelCard) -> tuple[Inference, FloatRows]:
     lengths = [] if length is None else [str(length)]
-    inference = read_head(body, lengths, card.shape, max_rows=4, max_steps=10)
+    inference = read_head(body, lengths, card.shape, max_rows=4, max_steps=10, max_pixels=10**6)
     return inference, read_rows(inference, body)
 
 

@@ -86,7 +86,7 @@ def test_a_contact_sheet_is_nearly_square_and_empty_cells_show_the_background(
     sheet = contact_sheet(pictures, card, columns=columns, gap=gap)
     across = min(columns or int(np.ceil(np.sqrt(n))), n)
     down = -(-n // across)
-    assert sheet_size(n, card, columns=columns, gap=gap) == sheet.shape[1::-1]
+    assert sheet_size(n, card.shape[1:], columns=columns, gap=gap) == sheet.shape[1::-1]
     expected = np.empty((down * (height + gap) - gap, across * (width + gap) - gap, *[3] * colour), np.uint8)
     expected[...] = (0, 128, 255) if colour else 128
     for i in range(n):

@@ -32,9 +32,9 @@ def test_a_deadline_is_kept_while_the_device_is_busy() -> None:
 
     async def main(scheduler: Scheduler) -> None:
         loop = asyncio.get_running_loop()
-        running = submitted(scheduler, marked(1), params(5, deadline=loop.time() + 0.05))
+        running = submitted(scheduler, marked(1), params(5, deadline=loop.time() + 1.0))
         await until_running(model)
-        waiting = submitted(scheduler, marked(2), params(deadline=loop.time() + 0.02))
+        waiting = submitted(scheduler, marked(2), params(deadline=loop.time() + 0.5))
         await until_queued(scheduler, waiting)
         for call in (waiting, running):
             with pytest.raises(DeadlineExceeded):

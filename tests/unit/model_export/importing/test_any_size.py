@@ -1,0 +1,184 @@
+"""Networks that take images of any size, over HTTP, beside plain onnxruntime on the whole image."""
+
+import io
+import json
+from base64 import b64decode
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from model_export import cli
+from tests.contract.data import b64
+from tests.contract.harness import Service, problem, serving, settings
+from tests.contract.oip import as_binary, infer, rows_of
+from tests.helpers.foreign import Network
+from tests.helpers.pictures import noise, save
+
+REACH = 3  # pixels, of the denoisers
+
+
+def denoiser(channels: int) -> Network:
+    network = Network(["n", channels, "h", "w"])
+    return network.conv(channels, 8).add("Relu").conv(8, 8).add("Relu").conv(8, channels, gain=0.3)
+
+
+def reducing() -> Network:
+    """Reduces images by 8 inside, so their sides are multiples of 8."""
+    network = Network(["n", 3, "h", "w"]).conv(3, 8).add("Relu")
+    network.add("MaxPool", kernel_shape=[8, 8], strides=[8, 8]).conv(8, 8)
+    return network.add("Resize", "", np.array([1, 1, 8, 8], np.float32), mode="nearest").conv(8, 3).add("Sigmoid")
+
+
+@pytest.fixture(scope="module")
+def folder(_quick: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("any")
+    networks = {"grey": denoiser(1), "colour": denoiser(3), "reducing": reducing()}
+    for name, network in networks.items():
+        words = [] if name == "reducing" else ["--residual", "--range", "0,1", "--tile", "32"]
+        file = network.write(folder / name)
+        assert cli.main(["import", str(file), "--name", name, "--models", str(folder / "models"), *words]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def service(folder: Path) -> Iterator[Service]:
+    with serving(settings(folder / "models", default_model="grey", max_pixels=200_000)) as running:
+        yield running
+
+
+def whole(folder: Path, name: str, x: NDArray[Any]) -> NDArray[np.float64]:
+    """f of a whole image, levels (H, W) or (H, W, 3), by plain onnxruntime."""
+    session = onnxruntime.InferenceSession(folder / name, providers=["CPUExecutionProvider"])
+    rows = np.moveaxis(np.atleast_3d(x), 2, 0)[None].astype(np.float32) / 255
+    height, width = x.shape[:2]
+    if name == "reducing":
+        rows = np.pad(rows, [(0, 0), (0, 0), (0, -height % 8), (0, -width % 8)], mode="symmetric")
+    y = session.run(None, {"data": rows})[0]
+    y = y if name == "reducing" else rows - y
+    made: NDArray[np.float64] = 255 * np.moveaxis(y[0, :, :height, :width], 0, 2).astype(np.float64).clip(0, 1)
+    return made.reshape(x.shape)
+
+
+def project(service: Service, image: NDArray[Any], **options: Any) -> NDArray[np.float64]:
+    response = service.client.post(
+        "/project",
+        params=options,
+        content=save(image),
+        headers={"Content-Type": "image/png", "Accept": "image/png"},
+    )
+    assert response.status_code == 200, response.text
+    return np.asarray(Image.open(io.BytesIO(response.content)), np.float64)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 90), (150, 57), (200, 256)])
+@pytest.mark.parametrize("name", ["grey", "colour"])
+def test_tiles_give_what_the_whole_image_gives(
+    service: Service, folder: Path, name: str, size: tuple[int, int]
+) -> None:
+    image = noise(*size, *([3] if name == "colour" else []), seed=1)
+    assert np.abs(project(service, image, model=name) - whole(folder, name, image)).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 20), (31, 100)])
+def test_small_images_are_mirrored_at_their_border(service: Service, folder: Path, size: tuple[int, int]) -> None:
+    image = noise(*size, seed=2)
+    made, expected = project(service, image), whole(folder, "grey", image)
+    assert made.shape == size
+    inside = (slice(0, max(0, size[0] - REACH)), slice(0, max(0, size[1] - REACH)))
+    assert np.abs(made - expected)[inside].max(initial=0) <= 1
+
+
+def test_tiles_begin_where_a_network_that_reduces_allows(service: Service, folder: Path) -> None:
+    image = noise(301, 203, 3, seed=3)
+    difference = np.abs(project(service, image, model="reducing") - whole(folder, "reducing", image))
+    assert difference.max() <= 1
+
+
+def test_steps_are_passes_over_the_whole_image(service: Service, folder: Path) -> None:
+    image = noise(70, 61, seed=4)
+    body = {"images": [b64(save(image))], "steps": 3, "record": [0, 1, 3], "score": True, "format": "npy"}
+    (made,) = service.post("/project", body).json()["images"]
+    steps = [np.load(io.BytesIO(b64decode(each["data"])))[0] for each in made["trajectory"]]
+    assert (made["width"], made["height"], made["steps"]) == (61, 70, 3)
+    np.testing.assert_allclose(steps[0] * 255, image, atol=1e-4)
+    x = image.astype(np.float64)
+    for number in range(3):
+        before, x = x, whole(folder, "grey", x)
+        if number == 0:
+            np.testing.assert_allclose(steps[1] * 255, x, atol=1e-2)
+            assert made["distance"] == pytest.approx(np.abs(x - before).mean() / 255, abs=1e-5)
+    np.testing.assert_allclose(steps[2] * 255, x, atol=1e-2)
+    assert made["drift"] == pytest.approx(np.abs(whole(folder, "grey", x) - x).mean() / 255, abs=1e-5)
+
+
+def test_a_mask_and_strength_are_of_the_image(service: Service, folder: Path) -> None:
+    image, mask = noise(40, 90, seed=5), np.zeros((40, 90), np.uint8)
+    mask[:, 50:] = 255
+    body = {"images": [b64(save(image))], "mask": b64(save(mask)), "strength": 0.5}
+    made = np.asarray(Image.open(io.BytesIO(service.post("/project", body, accept="image/png").content)), np.float64)
+    np.testing.assert_array_equal(made[:, :50], image[:, :50])
+    expected = (image + whole(folder, "grey", image)) / 2
+    assert np.abs(made - expected)[:, 50:].max() <= 1
+
+
+def test_images_of_several_sizes(service: Service, folder: Path) -> None:
+    images = [noise(20, 90, seed=6), noise(64, 40, seed=7)]
+    body = {"images": [b64(save(image)) for image in images]}
+    answer = service.post("/project", body).json()["images"]
+    assert [(each["width"], each["height"]) for each in answer] == [(90, 20), (40, 64)]
+    sheet = Image.open(io.BytesIO(service.post("/project", body, accept="image/png").content))
+    assert sheet.size == (180, 64)
+    made = np.asarray(sheet, np.float64)[:, 90:130]
+    assert np.abs(made - whole(folder, "grey", images[1])).max() <= 1
+    problem(service.post("/project", body, accept="application/x-npy"), 422, "invalid_value", "image")
+
+
+def test_a_stream_counts_tiles(service: Service, folder: Path) -> None:
+    image = noise(150, 57, seed=8)
+    body = {"images": [b64(save(image))], "steps": 2}
+    text = service.post("/project", body, accept="text/event-stream").text
+    events = [event.split("\ndata: ") for event in text.removesuffix("\n\n").split("\n\n")]
+    progress = [json.loads(data) for name, data in events if name == "event: progress"]
+    assert [name for name, _ in events][-2:] == ["event: step", "event: done"]
+    assert [each["rows_done"] for each in progress] == sorted(each["rows_done"] for each in progress)
+    assert (progress[-1]["rows_done"], progress[-1]["steps_done"], progress[-1]["steps"]) == (
+        progress[-1]["rows"],
+        1,
+        2,
+    )
+    step = json.loads(events[-2][1])
+    made = np.asarray(Image.open(io.BytesIO(b64decode(step["data"]))), np.float64)
+    expected = whole(folder, "grey", whole(folder, "grey", image.astype(np.float64)))
+    assert np.abs(made - expected).max() <= 1
+
+
+def test_a_score_says_where(service: Service, folder: Path) -> None:
+    image = np.full((100, 140), 128, np.uint8)
+    image[60:80, 90:110] = noise(20, 20, seed=9)
+    (score,) = service.post("/score", {"images": [b64(save(image))]}).json()["images"]
+    box = score["worst"]
+    assert box["x"] <= 95 <= box["x"] + box["width"]
+    assert box["y"] <= 65 <= box["y"] + box["height"]
+    heat = service.post("/score", {"images": [b64(save(image))]}, accept="image/png")
+    assert Image.open(io.BytesIO(heat.content)).size == (140, 100)
+
+
+def test_one_image_too_many_pixels(service: Service) -> None:
+    response = service.client.post("/project", content=save(noise(500, 500)), headers={"Content-Type": "image/png"})
+    problem(response, 413, "image_too_large")
+
+
+def test_infer_takes_any_size_as_a_row(service: Service, folder: Path) -> None:
+    assert service.get("/v2/models/grey").json()["inputs"][0]["shape"] == [-1, 1, -1, -1]
+    rows = np.random.default_rng(1).random((2, 1, 45, 130)).astype(np.float32)
+    made = rows_of(infer(service, *as_binary(rows), path="/v2/models/grey/infer"))
+    session = onnxruntime.InferenceSession(folder / "grey", providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(made, (rows - session.run(None, {"data": rows})[0]).clip(0, 1), atol=1e-6)
+    for shape in ((1, 3, 8, 8), (1, 1, 600, 600)):
+        assert infer(service, *as_binary(np.zeros(shape, np.float32)), path="/v2/models/grey/infer").status_code == 400
