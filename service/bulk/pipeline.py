@@ -23,7 +23,7 @@ from service.bulk.output import COLUMNS, Fingerprint, Output, Record
 from service.bulk.sources import Source, SourceItem, open_source
 from service.domain.errors import IgnError, InvalidContent, ModelFailure, RequestError, StartupError, UnknownModel
 from service.domain.latents import FloatRow
-from service.domain.tasks import Result, SchedulingParams, StepParams, blend_result
+from service.domain.tasks import Images, Result, SchedulingParams, StepParams, blend_result
 from service.images.decode import DecodeLimits, open_image
 from service.images.encode import encode, encode_npy, to_uint8
 from service.images.prepare import prepare
@@ -79,7 +79,8 @@ class Pipeline:
         self.images = job.options.n if isinstance(job.options, GenerateRequest) else len(self._source or ())
         self._limits = DecodeLimits(max_pixels=settings.max_pixels)
         self._format = job.options.format if isinstance(job.options, GenerateRequest | ProjectOptions) else None
-        self._batch_rows = min(settings.max_batch_rows, settings.queue_rows, job.shard)
+        batch_rows = 1 if self.model.card.tiles else settings.max_batch_rows  # an image of any size may be large
+        self._batch_rows = min(batch_rows, settings.queue_rows, job.shard)
         in_flight = _BATCHES_IN_FLIGHT * len(self.model.loaded.instances)
         # The queue must have room for all batches in flight, or the scheduler would reject some.
         self._batches = asyncio.Semaphore(max(1, min(in_flight, settings.queue_rows // self._batch_rows)))
@@ -153,7 +154,9 @@ class Pipeline:
         except RequestError as exc:
             item.error = exc
         else:
-            prepared = prepare(picture, self.model.card, resize=options.resize, invert=options.invert)
+            width, height = picture.image.size
+            card = self.model.card.sized((height, width))
+            prepared = prepare(picture, card, resize=options.resize, invert=options.invert)
             item.row, item.record["inverted"] = prepared.row, prepared.inverted
         return item
 
@@ -182,9 +185,13 @@ class Pipeline:
             }
 
     async def _run(self, items: Sequence[_Item]) -> Result:
-        rows = np.stack([item.row for item in items if item.row is not None])
-        result = await self.model.scheduler.run(rows, SchedulingParams(step_params=self._step_params))
-        options = self._job.options
+        images, options = [item.row for item in items if item.row is not None], self._job.options
+        rows: Images = images if self.model.card.tiles else np.stack(images)
+        params = SchedulingParams(step_params=self._step_params)
+        if isinstance(rows, list):
+            result = await self.model.run_tiles(rows, None, lambda: params, self._services.codec.run)
+        else:
+            result = await self.model.scheduler.run(rows, params)
         return blend_result(rows, result, options.strength if isinstance(options, ProjectOptions) else 1.0)
 
     def _write(self, folder: Path, items: Sequence[_Item]) -> None:

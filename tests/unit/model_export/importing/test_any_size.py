@@ -13,7 +13,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from ign_client import Client
 from model_export import cli
+from service.bulk import __main__ as bulk
 from tests.contract.data import b64
 from tests.contract.harness import Service, problem, serving, settings
 from tests.contract.oip import as_binary, infer, rows_of
@@ -182,3 +184,21 @@ def test_infer_takes_any_size_as_a_row(service: Service, folder: Path) -> None:
     np.testing.assert_allclose(made, (rows - session.run(None, {"data": rows})[0]).clip(0, 1), atol=1e-6)
     for shape in ((1, 3, 8, 8), (1, 1, 600, 600)):
         assert infer(service, *as_binary(np.zeros(shape, np.float32)), path="/v2/models/grey/infer").status_code == 400
+
+
+def test_bulk_and_the_client_take_any_size(
+    service: Service, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [noise(50, 30, seed=10), noise(5, 70, seed=11)]
+    for number, image in enumerate(images):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / f"{number}.png").write_bytes(save(image))
+    for name, value in {"MODEL_DIR": folder / "models", "DEFAULT_MODEL": "grey", "DEVICE": "cpu"}.items():
+        monkeypatch.setenv(f"IGN_{name}", str(value))
+    assert bulk.main(["project", str(tmp_path / "in"), str(tmp_path / "out")]) == 0
+    with Client(service.url) as client:
+        together = client.project([tmp_path / "in" / "0.png", tmp_path / "in" / "1.png"])
+    for made, image, path in zip(together, images, sorted((tmp_path / "out").rglob("*.png")), strict=True):
+        assert (made.height, made.width) == image.shape
+        np.testing.assert_array_equal(made.to_numpy(), np.asarray(Image.open(path)))
+        assert np.abs(made.to_numpy().astype(float) - whole(folder, "grey", image))[:2, :27].max() <= 1

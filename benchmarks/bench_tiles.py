@@ -1,0 +1,157 @@
+"""A page through an imported network of any size, beside onnxruntime over the same tiles, and who waits for it.
+
+python -m benchmarks.bench_tiles --results benchmarks/results/tiles.json
+"""
+
+import argparse
+import asyncio
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from benchmarks.bench_service import SETTINGS, generate
+from benchmarks.harness.common import Json, each_round, in_turn, median_of, median_ratio, rounded, run_benchmark, target
+from benchmarks.harness.processes import ROOT, ServerFailed, ServerProcess, memory_samples, service
+from benchmarks.load_generator.fetch import fetch
+from benchmarks.load_generator.load import run_load
+from benchmarks.load_generator.messages import encoded, upload
+from service.artifact.files import MODEL_FILE
+from service.artifact.pixels import Levels as Pixels
+from service.artifact.pixels import to_rows
+from service.domain.latents import FloatRows
+from service.environment import available_cpus
+from service.runtime.onnx_model import OnnxModel
+
+METHOD: Final = (
+    "`layers` convolutions of 64 channels (six: 0.2 million parameters), imported by `ign import`. A grey page of "
+    "`width`×`height` as PNG, in and out. plain: onnxruntime with all threads over the same tiles, in batches of the "
+    "service. share: pixels/s of the service over those of plain, round by round. others: p99 of /generate with the "
+    "digits while `uploads` such pages are sent again and again, over p99 alone"
+)
+NAME: Final = "denoiser"
+PNG: Final = "image/png"
+_WAIT_S: Final = 600
+WAIT: Final = {"IGN_REQUEST_TIMEOUT_S": str(_WAIT_S), "IGN_DEVICE": "cpu"}
+
+
+def measure(options: argparse.Namespace) -> Json:
+    with tempfile.TemporaryDirectory() as folder:
+        models = import_network(Path(folder), options.layers)
+        shutil.copytree(ROOT / "models" / "mnist", models / "mnist")
+        with service(SETTINGS | WAIT | {"IGN_MODEL_DIR": str(models)}) as server:
+            return compare(server, models / NAME / "1" / MODEL_FILE, options)
+
+
+def compare(server: ServerProcess, model: Path, options: argparse.Namespace) -> Json:
+    page = np.random.default_rng(0).integers(128, 256, (options.height, options.width), dtype=np.uint8)
+    request = upload(f"/project?model={NAME}&invert=false", encoded(Image.fromarray(page)))
+    with memory_samples(server.pid, 0.1) as samples:
+        ways: dict[str, Callable[[], Json]] = {
+            "service": partial(seconds_of, server, request),
+            "plain": plain(model, page),
+        }
+        rounds = in_turn(ways, options.rounds)
+    share = median_ratio([each["s"] for each in rounds["plain"]], [each["s"] for each in rounds["service"]])
+    alone, beside = (others(server, request, uploads, options) for uploads in (0, options.uploads))
+    pixels = options.width * options.height / 1e6
+    return {
+        "targets": [
+            target("pixels/s of a page, share of plain onnxruntime", share, at_least=0.8),
+            target("p99 of others over p99 alone", beside["p99_ms"] / alone["p99_ms"], at_most=3.0),
+        ],
+        "page": [
+            {"way": way, "seconds": median_of(each, "s"), "megapixels_per_s": rounded(pixels / median_of(each, "s"))}
+            for way, each in rounds.items()
+        ],
+        "memory_mib": [{"idle": rounded(samples[0][1]), "most": rounded(max(mib for _, mib in samples))}],
+        "others": [{"uploads": 0, **alone}, {"uploads": options.uploads, **beside}],
+    }
+
+
+def import_network(folder: Path, layers: int) -> Path:
+    """Write a network of random weights, import it, and return the model directory."""
+    random, names, nodes, weights = np.random.default_rng(0), ["data"], [], []
+    for number in range(layers):
+        last = number == layers - 1
+        shape = (1 if last else 64, 64 if number else 1, 3, 3)
+        weights.append(numpy_helper.from_array(random.normal(0, 0.03, shape).astype(np.float32), f"w{number}"))
+        nodes.append(helper.make_node("Conv", [names[-1], f"w{number}"], [f"c{number}"], pads=[1, 1, 1, 1]))
+        names.append(f"c{number}")
+        if not last:
+            nodes.append(helper.make_node("Relu", [names[-1]], [f"r{number}"]))
+            names.append(f"r{number}")
+    dims: list[str | int | None] = ["n", 1, "h", "w"]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name in (names[0], names[-1])]
+    graph = helper.make_graph(nodes, NAME, ends[:1], ends[1:], weights)
+    file, models = folder / "network.onnx", folder / "models"
+    file.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString())
+    command = [sys.executable, "-m", "ign", "import", str(file), "--name", NAME, "--models", str(models)]
+    subprocess.run([*command, "--residual", "--range", "0,1"], cwd=ROOT, check=True, capture_output=True, timeout=600)
+    return models
+
+
+def plain(file: Path, page: Pixels) -> Callable[[], Json]:
+    """What runs the tiles of a page alone."""
+    model = OnnxModel(file.read_bytes(), threads=available_cpus())
+    row, tiling = to_rows(page[None], *model.card.range), model.card.tiling((page.shape[0], page.shape[1]))
+    mirrored, tiles = tiling.mirrored(row), np.empty((tiling.count, *model.card.shape), np.float32)
+    for index, tile in enumerate(tiles):
+        tiling.cut(mirrored, index, tile)
+    return partial(run_plain, model, tiles)
+
+
+def run_plain(model: OnnxModel, tiles: FloatRows) -> Json:
+    began, batch = time.perf_counter(), model.card.buckets[-1]
+    for first in range(0, len(tiles), batch):
+        model.run(tiles[first : first + batch])
+    return {"s": time.perf_counter() - began}
+
+
+def seconds_of(server: ServerProcess, request: bytes) -> Json:
+    began = time.perf_counter()
+    answer = asyncio.run(fetch(server.port, request, timeout_s=_WAIT_S))
+    if answer.status != 200:
+        raise ServerFailed(f"a page got {answer.status}: {answer.body[:300]!r}")
+    return {"s": time.perf_counter() - began}
+
+
+def others(server: ServerProcess, request: bytes, uploads: int, options: argparse.Namespace) -> Json:
+    """Latencies of /generate with the digits, beside uploads that are repeated until these end."""
+    over = False
+
+    def repeat() -> None:
+        while not over:
+            seconds_of(server, request)
+
+    with ThreadPoolExecutor(max(1, uploads)) as pool:
+        repeated = [pool.submit(repeat) for _ in range(uploads)]
+        time.sleep(1.0 if uploads else 0.0)
+        rounds = [run_load(server, generate(PNG, 1), 1, options.seconds) for _ in range(options.rounds)]
+        over = True
+        for each in repeated:
+            each.result()
+    return {name: rounded(max(each_round(rounds, f"ok.{name}"))) for name in ("p50_ms", "p99_ms")}
+
+
+OPTIONS: Final = {
+    "layers": (7, 3),
+    "width": (2480, 400),
+    "height": (3508, 600),
+    "rounds": (3, 1),
+    "seconds": (10.0, 0.5),
+    "uploads": (10, 2),
+}
+
+if __name__ == "__main__":
+    sys.exit(run_benchmark("tiles", METHOD, measure, OPTIONS))
