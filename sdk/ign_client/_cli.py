@@ -371,7 +371,10 @@ _OF_METHODS: Final = {name: option for kind in _KINDS for name, option in lists.
 _WALK: Final = "points frames method loop grid fps"
 _COMMON: Final = "model steps scale resample format out force"
 _COMMANDS: Final = {
-    generate: ("generate images from noise", f"n seed offset noise_scale columns gap {_COMMON} jobs skip_existing"),
+    generate: (
+        "generate images from noise",
+        f"n seed offset noise_scale width height columns gap {_COMMON} jobs skip_existing",
+    ),
     project: ("project images", f"inputs strength resize invert mask {_COMMON} jobs skip_existing"),
     interpolate: ("walk between seeds, images or .npy latents", f"{_WALK} columns gap {_COMMON}"),
     score: ("score images, as tab-separated values", "inputs json jobs model resize invert"),

@@ -93,6 +93,8 @@ class _Noise(TypedDict, total=False):
     seed: Annotated[int | None, None, "0…2³² − 1; the same seed gives the same images; random by default"]
     offset: Annotated[int, 0, "index of the first image of the seed"]
     noise_scale: Annotated[float, 1.0, "factor of the noise, 0…2"]
+    width: Annotated[int | None, None, "pixels, of a model that takes any size; ``height`` likewise"]
+    height: Annotated[int | None, None, "pixels"]
 
 
 class _Preparation(TypedDict, total=False):

@@ -69,6 +69,7 @@ GENERATE = [
     *bad("offset", -1, 2**32, 0.5, "0", None, True),
     *bad("offset", 2**32 - 1, also={"n": 2}),
     *bad("noise_scale", -0.1, 2.1, 10**400, "1", None, True),
+    *[case for name in ("width", "height") for case in bad(name, 0, 9, 10**6, "8", 8.0, True)],
     *bad("record", list(range(17)), also={"n": 64, "steps": 64}),  # 1088 pictures
 ]
 PROJECT = [

@@ -46,12 +46,20 @@ from service.api.native.uploads import (
     prepare_uploads,
     read_points,
 )
-from service.api.native.validation import check_count, check_mixture, check_steps, latent_path, no_noise, step_params
+from service.api.native.validation import (
+    check_count,
+    check_mixture,
+    check_steps,
+    image_size,
+    latent_path,
+    no_noise,
+    step_params,
+)
 from service.api.negotiation import Media
 from service.api.pipeline import LARGE_BODY, Endpoint, ResponseParts
 from service.api.request import ApiRequest, count_codec, count_rows, parse_as
 from service.domain.errors import IgnError, InvalidContent, UnsupportedMedia
-from service.domain.latents import Grid, LatentPath, weighted_sum
+from service.domain.latents import Grid, LatentPath, NoiseSource, weighted_sum
 from service.domain.tasks import Images, Result, SchedulingParams, StepParams, blend_result, close_loop
 from service.models.registry import ServedModel
 
@@ -162,15 +170,21 @@ def _parse_generate(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWo
     params = step_params(options, recommended=model.card.steps.generate, rows=options.n, settings=settings)
     seed = secrets.randbits(_SEED_BITS) if options.seed is None else options.seed
     labels = [{"index": options.offset + i} for i in range(options.n)]
-    spec = ResponseSpec(model=model, media=api.media, options=options, labels=labels, members={"seed": seed})
+    size = image_size(options, model.card, settings)
+    sizes = [] if size is None else [size] * options.n
+    spec = ResponseSpec(
+        model=model, media=api.media, options=options, labels=labels, members={"seed": seed}, sizes=sizes
+    )
     check_format(api, spec, params.record)
-    channels, height, width = model.card.shape
 
     def make_rows() -> InputRows:
-        return InputRows(rows=model.noise.rows(seed, options.offset, options.n, options.noise_scale))
+        noise = model.noise if size is None else NoiseSource((model.card.shape[0], *size))
+        rows = noise.rows(seed, options.offset, options.n, options.noise_scale)
+        return InputRows(rows=[*rows] if sizes else rows)
 
-    large = options.n * channels * height * width > _LARGE_NOISE
-    return RowWork(api=api, spec=spec, params=params, source=make_rows, is_large=large)
+    return RowWork(
+        api=api, spec=spec, params=params, source=make_rows, is_large=spec.values > _LARGE_NOISE or bool(sizes)
+    )
 
 
 def _parse_project(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWork:

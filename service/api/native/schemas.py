@@ -39,6 +39,9 @@ Base64 = Annotated[str, _base64("picture", "Base64, with or without a `data:imag
 Base64Npy = Annotated[str, _base64("npy", "Base64 of a float32 .npy file, C×H×W.")]
 
 
+Side = Annotated[int, Field(ge=1, le=16_384)]
+
+
 class ImageOptions(BaseModel):
     """How the images of a response look."""
 
@@ -99,6 +102,8 @@ class GenerateRequest(StepOptions):
     seed: Annotated[Seed | None, Field(description="Chosen by the service if absent; the response repeats it.")] = None
     offset: Annotated[int, Field(ge=0, le=MAX_SEED, description="Index of the first image of the seed.")] = 0
     noise_scale: Annotated[float, Field(ge=0, le=2, description="Factor of the noise.")] = 1.0
+    width: Annotated[Side | None, Field(description="Pixels, of a model that takes any size; default: a tile.")] = None
+    height: Annotated[Side | None, Field(description="Pixels, likewise.")] = None
 
     @field_validator("offset")
     @classmethod

@@ -1,6 +1,6 @@
 """Check the options of a request against the operator's limits and the model's card."""
 
-from service.api.native.schemas import InterpolateRequest, StepOptions
+from service.api.native.schemas import GenerateRequest, InterpolateRequest, StepOptions
 from service.artifact.card import Card
 from service.domain.errors import InvalidContent
 from service.domain.latents import MAX_MAGNITUDE, FloatRows, Grid, LatentPath, is_bounded
@@ -22,6 +22,21 @@ def no_noise(card: Card) -> InvalidContent:
     """The error for a model that makes nothing of noise."""
     text = f"{card.ref} makes nothing of noise; only /project and /score, and infer of /v2, run it"
     return InvalidContent.field("model", text, code="no_noise")
+
+
+def image_size(options: GenerateRequest, card: Card, settings: Settings) -> tuple[int, int] | None:
+    """(H, W) of the images, if the model makes any size and the caller asks for another than that of a tile."""
+    _, height, width = card.shape
+    size = options.height or height, options.width or width
+    if size == (height, width):
+        return None
+    if card.tiles is None:
+        name = "height" if options.height not in (None, height) else "width"
+        raise InvalidContent.field(name, f"{card.ref} makes images of {width}×{height} pixels only")
+    if options.n * size[0] * size[1] > settings.max_pixels:
+        message = f"n × width × height must be at most {settings.max_pixels} (IGN_MAX_PIXELS)"
+        raise InvalidContent.field("width", message, code="image_too_large")
+    return size
 
 
 def check_mixture(field: str, rows: FloatRows) -> FloatRows:

@@ -16,6 +16,7 @@ from PIL import Image
 from ign_client import Client
 from model_export import cli
 from service.bulk import __main__ as bulk
+from service.domain.latents import NoiseSource
 from tests.contract.data import b64
 from tests.contract.harness import Service, problem, serving, settings
 from tests.contract.oip import as_binary, infer, rows_of
@@ -43,6 +44,7 @@ def folder(_quick: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     networks = {"grey": denoiser(1), "colour": denoiser(3), "reducing": reducing()}
     for name, network in networks.items():
         words = [] if name == "reducing" else ["--residual", "--range", "0,1", "--tile", "32"]
+        words += ["--noise", "gaussian"] if name == "colour" else []
         file = network.write(folder / name)
         assert cli.main(["import", str(file), "--name", name, "--models", str(folder / "models"), *words]) == 0
     return folder
@@ -184,6 +186,16 @@ def test_infer_takes_any_size_as_a_row(service: Service, folder: Path) -> None:
     np.testing.assert_allclose(made, (rows - session.run(None, {"data": rows})[0]).clip(0, 1), atol=1e-6)
     for shape in ((1, 3, 8, 8), (1, 1, 600, 600)):
         assert infer(service, *as_binary(np.zeros(shape, np.float32)), path="/v2/models/grey/infer").status_code == 400
+
+
+def test_noise_of_any_size(service: Service, folder: Path) -> None:
+    body = {"model": "colour", "seed": 3, "n": 2, "width": 50, "height": 40}
+    made = np.load(io.BytesIO(service.post("/generate", body, accept="application/x-npy").content))
+    z = NoiseSource((3, 40, 50)).rows(3, 0, 2)
+    session = onnxruntime.InferenceSession(folder / "colour", providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(made, (z - session.run(None, {"data": z})[0]).clip(0, 1), atol=1e-5)
+    assert service.post("/generate", {"model": "colour", "seed": 3}).json()["images"][0]["width"] == 32
+    problem(service.post("/generate", body | {"n": 64, "width": 400}), 422, "image_too_large", "width")
 
 
 def test_bulk_and_the_client_take_any_size(
