@@ -24,6 +24,7 @@ _LONG: Final = 4
 _COMPRESSIONS: Final = {1: "none", 3: "G3", 4: "G4", 5: "LZW", 7: "JPEG", 8: "Deflate", 32946: "", 32773: "PackBits"}
 _PHOTOMETRICS: Final = (0, 1, 2, 3, 5)  # white is 0, black is 0, RGB, palette, CMYK
 _JPEG, _YCBCR = 7, 6
+_MAX_BANDS: Final = 6  # Pillow logs more as an error
 _MAX_VALUES: Final = 10 * MAX_PARTS  # in the directories of all pages
 _MAX_TILE: Final = 1 << 22  # pixels: a small image has one whole tile
 
@@ -126,6 +127,8 @@ def _page(data: bytes, order: str, offset: int) -> tuple[TiffPage, int, int]:
         raise Unsupported(f"is a TIFF of compression {compression}; expected one of {names}")
     if photometric not in _PHOTOMETRICS and (photometric, compression) != (_YCBCR, _JPEG):
         raise Unsupported(f"is a TIFF of photometric interpretation {photometric}; expected grey, RGB, palette or CMYK")
+    if page.value(_SAMPLES, 1) > _MAX_BANDS:
+        raise Unsupported(f"is a TIFF of {page.value(_SAMPLES, 1)} bands; expected at most {_MAX_BANDS}")
     page.parts.extend(_parts(data, page))
     return page, entries, struct.unpack_from(order + "I", data, end)[0]
 

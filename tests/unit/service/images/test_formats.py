@@ -4,7 +4,7 @@ import struct
 import time
 import tracemalloc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -23,6 +23,7 @@ from tests.helpers.pictures import decode_picture, noise, save, smooth
 COLOURS = Image.fromarray(noise(37, 51, 3))
 GREY = Image.fromarray(noise(37, 51))
 ALPHA = Image.fromarray(noise(37, 51, 4))
+Tags = Mapping[int, tuple[int, ...]]
 DEEP = np.random.default_rng(1).integers(0, 65_536, (37, 51), dtype=np.uint16)
 
 
@@ -30,7 +31,7 @@ def levels(data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return np.asarray(decode_picture(data).image)
 
 
-def tiff(order: str, tags: dict[int, tuple[int, ...]], strips: bytes = b"", following: int = 0) -> bytes:
+def tiff(order: str, tags: Tags, strips: bytes = b"", following: int = 0) -> bytes:
     """A TIFF whose strips begin at byte 8; the values of its tags are 32-bit numbers."""
     start, entries, values = 8 + len(strips), b"", b""
     place = start + 2 + 12 * len(tags) + 4
@@ -43,7 +44,7 @@ def tiff(order: str, tags: dict[int, tuple[int, ...]], strips: bytes = b"", foll
     return head + strips + struct.pack(order + "H", len(tags)) + entries + struct.pack(order + "I", following) + values
 
 
-PLAIN = {256: (4,), 257: (2,), 258: (8,), 259: (1,), 262: (1,), 273: (8,), 277: (1,), 278: (2,), 279: (8,)}
+PLAIN: Tags = {256: (4,), 257: (2,), 258: (8,), 259: (1,), 262: (1,), 273: (8,), 277: (1,), 278: (2,), 279: (8,)}
 """The tags of a grey image of 4×2 pixels in one strip."""
 
 
@@ -78,23 +79,23 @@ def test_both_byte_orders_strips_and_white_as_zero(order: str, white_zero: bool,
     strips = samples.astype(f"{order}u{bits // 8}").tobytes()
     own = {258: (bits,), 262: (int(not white_zero),), 273: (8, 8 + size), 278: (1,), 279: (size, size)}
     expected = np.rint(samples / 257) if bits == 16 else samples
-    assert np.array_equal(levels(tiff(order, PLAIN | own, strips)), 255 - expected if white_zero else expected)
+    assert np.array_equal(levels(tiff(order, {**PLAIN, **own}, strips)), 255 - expected if white_zero else expected)
 
 
 def test_tiles() -> None:
     pixels = noise(20, 40)
     padded = np.pad(pixels, ((0, 12), (0, 8)))
     tiles = b"".join(padded[y : y + 16, x : x + 16].tobytes() for y in (0, 16) for x in (0, 16, 32))
-    tags = PLAIN | {256: (40,), 257: (20,), 322: (16,), 323: (16,)}
-    tags |= {324: tuple(range(8, 8 + 6 * 256, 256)), 325: (256,) * 6}
-    tags = {tag: values for tag, values in tags.items() if tag not in (273, 278, 279)}
+    kept: Tags = {tag: values for tag, values in PLAIN.items() if tag not in (273, 278, 279)}
+    tags: Tags = {**kept, 256: (40,), 257: (20,), 322: (16,), 323: (16,), 325: (256,) * 6}
+    tags = {**tags, 324: tuple(range(8, 8 + 6 * 256, 256))}
     assert np.array_equal(levels(tiff("<", tags, tiles)), pixels)
     with pytest.raises(InvalidContent):  # one tile of 4 gigapixels for 4×2 pixels
-        levels(tiff("<", tags | {256: (4,), 257: (2,), 322: (65_536,), 323: (65_536,), 324: (8,), 325: (9,)}, tiles))
+        levels(tiff("<", {**tags, 256: (4,), 257: (2,), 322: (65_536,), 323: (65_536,), 324: (8,), 325: (9,)}, tiles))
 
 
 def test_orientation_and_size() -> None:
-    picture = decode_picture(tiff("<", PLAIN | {274: (6,)}, bytes(range(8))))
+    picture = decode_picture(tiff("<", {**PLAIN, 274: (6,)}, bytes(range(8))))
     assert (picture.image.size, picture.stored_size) == ((2, 4), (4, 2))
     assert np.asarray(picture.image).tolist() == [[4, 0], [5, 1], [6, 2], [7, 3]]
 
@@ -113,7 +114,7 @@ def test_pages() -> None:
 
 def test_a_reduced_copy_is_no_page() -> None:
     first = tiff("<", PLAIN, bytes(range(8)), following=0)
-    second = tiff("<", PLAIN | {254: (1,)}, bytes(8))
+    second = tiff("<", {**PLAIN, 254: (1,)}, bytes(8))
     following = len(first) + struct.unpack_from("<I", second, 4)[0]
     both = tiff("<", PLAIN, bytes(range(8)), following=following) + second
     assert levels(both).flatten().tolist() == list(range(8))
@@ -125,22 +126,23 @@ def test_a_reduced_copy_is_no_page() -> None:
         ({259: (34_712,)}, "compression 34712; expected one of none, G3"),
         ({259: (6,)}, "compression 6"),
         ({262: (8,)}, "photometric interpretation 8"),
+        ({277: (7,)}, "of 7 bands"),
         ({262: (6,), 277: (3,)}, "photometric interpretation 6"),
         ({258: (32,), 339: (3,), 279: (32,)}, "no fixed scale"),
         ({258: (32,), 279: (32,)}, "no fixed scale"),
     ],
 )
-def test_what_tiff_may_hold_and_is_not_decoded_is_named(tags: dict[int, tuple[int, ...]], message: str) -> None:
+def test_what_tiff_may_hold_and_is_not_decoded_is_named(tags: Tags, message: str) -> None:
     with pytest.raises(InvalidContent, match=f"^image: is a TIFF.*{message}"):
-        decode_picture(tiff("<", PLAIN | tags, bytes(32)))
+        decode_picture(tiff("<", {**PLAIN, **tags}, bytes(32)))
 
 
 HOSTILE_TIFFS = {
-    "no pixels": tiff("<", PLAIN | {256: (0,)}, bytes(8)),
+    "no pixels": tiff("<", {**PLAIN, 256: (0,)}, bytes(8)),
     "no strips": tiff("<", {tag: values for tag, values in PLAIN.items() if tag != 273}, bytes(8)),
-    "too few strips": tiff("<", PLAIN | {278: (1,)}, bytes(8)),
-    "strips of more bytes than the file": tiff("<", PLAIN | {279: (9_999,)}, bytes(8)),
-    "very many values": tiff("<", PLAIN | {273: tuple(range(MAX_PARTS + 1))}, bytes(8)),
+    "too few strips": tiff("<", {**PLAIN, 278: (1,)}, bytes(8)),
+    "strips of more bytes than the file": tiff("<", {**PLAIN, 279: (9_999,)}, bytes(8)),
+    "very many values": tiff("<", {**PLAIN, 273: tuple(range(MAX_PARTS + 1))}, bytes(8)),
     "an offset beyond the file": tiff("<", PLAIN)[:4] + b"\xff\xff\xff\x7f" + bytes(99),
     "a directory that follows itself": tiff("<", PLAIN, bytes(8), following=16),
     "an empty directory that follows itself": b"II*\0" + struct.pack("<IHI", 8, 0, 8),
@@ -167,7 +169,7 @@ def test_too_many_pixels_are_refused_before_decoding(form: str) -> None:
         "AVIF": (struct.pack(">I", 16_384), data.find(b"ispe") + 8),
     }[form]
     if form == "TIFF":
-        data = bytearray(tiff("<", PLAIN | {256: (16_384,), 257: (16_384,), 278: (16_384,)}, bytes(8)))
+        data = bytearray(tiff("<", {**PLAIN, 256: (16_384,), 257: (16_384,), 278: (16_384,)}, bytes(8)))
     else:
         assert at is not None
         data[at : at + len(width)] = width
