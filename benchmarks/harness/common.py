@@ -37,7 +37,7 @@ def duration(text: str) -> float:
     return number
 
 
-_PARSERS: Final[Mapping[str, Callable[[str], Any]]] = {"seed": int, "flat_after": float}
+_PARSERS: Final[Mapping[str, Callable[[str], Any]]] = {"seed": int, "flat_after": float, "start": int}
 _CHOICES: Final = {"headers": ("plain", "gateway"), "device": ("auto", "cpu", "cuda")}
 
 MODEL: Final = ROOT / "models" / "mnist" / "4" / "model.onnx"

@@ -230,7 +230,10 @@ def image(rng: Rng, size: tuple[int, int] | None = None, mode: str | None = None
     noise = rng.integers(256, size=(height, width), dtype=np.uint8)
     result = Image.fromarray(noise)
     result = Image.fromarray(noise.astype(np.uint16) * 257) if chosen == "I;16" else result.convert(chosen)
-    kinds = ["PNG"] + ["JPEG"] * (chosen in ("L", "RGB")) + ["WEBP"] * (chosen in ("RGB", "RGBA"))
+    kinds = (
+        ["PNG", "TIFF"] + ["JPEG", "AVIF"] * (chosen in ("L", "RGB")) + ["WEBP", "AVIF"] * (chosen in ("RGB", "RGBA"))
+    )
+    kinds += ["BMP", "GIF"] * (chosen in ("1", "L", "P", "RGB"))
     return messages.encoded(result, choose(rng, kinds))
 
 

@@ -6,9 +6,23 @@ import zlib
 from functools import cache
 from typing import Any, Final
 
+from PIL import Image
+
 from benchmarks.load_generator.fetch import Answer
-from benchmarks.load_generator.messages import EVENTS, HEADER_LENGTH, JSON, NPY, post, post_form, request, text, upload
+from benchmarks.load_generator.messages import (
+    EVENTS,
+    HEADER_LENGTH,
+    JSON,
+    NPY,
+    encoded,
+    post,
+    post_form,
+    request,
+    text,
+    upload,
+)
 from benchmarks.load_generator.traffic import Case, Rng, choose, good, image
+from service.api.negotiation import PICTURE_TYPES
 
 SETTINGS: Final = {
     "IGN_MAX_BODY_BYTES": str(1 << 20),
@@ -26,7 +40,7 @@ LEAKS: Final = (b"Traceback", b'File \\"', b"site-packages", b"/service/")
 JSON_TYPE: Final = {"Content-Type": JSON}
 INFER: Final = "/v2/models/mnist/infer"
 PATHS: Final = ("/generate", "/project", "/latent-interpolate", "/latent-arithmetic", "/score", INFER)
-_VALUES: Final[tuple[Any, ...]] = (
+VALUES: Final[tuple[Any, ...]] = (
     *(None, True, False, 0, 1, -1, 0.5, -0.0, 1e-320, 1e300, 2**31, 2**32, 2**53 + 1, 2**64, 10**400),
     *("", "a", "1", "\0", "\ud800", "é" * 300, "../../etc/passwd", "file:///etc/passwd", "data:image/png;base64,"),
     "AAAA",
@@ -37,7 +51,7 @@ _NAMES: Final = """Accept Accept-Encoding Authorization Connection Content-Encod
     Expect Forwarded Host Origin Range Sec-Fetch-Site traceparent TE Trailer Transfer-Encoding Upgrade X-Forwarded-For
     X-HTTP-Method-Override X-Request-ID X-Request-Timeout :path"""
 _HEADERS: Final = (*_NAMES.split(), HEADER_LENGTH, "X Y", "a" * 300, "\xff")
-_HEADER_VALUES: Final = (
+_HEADERVALUES: Final = (
     *("", " ", "0", "-1", "1", "9" * 40, "1e9", "nan", "*", "*/*;q=0", "a/b;q=1.0000", "chunked", "gzip", "identity"),
     *("gzip, chunked", "close", "keep-alive, upgrade", "100-continue", "h2c", "bytes=0-1", "null", "http://a", "a\tb"),
     *("multipart/form-data", "multipart/form-data; boundary=", "image/png; a=b", "text/plain", "Bearer x", "Basic !!"),
@@ -120,10 +134,54 @@ def bombs() -> tuple[bytes, ...]:
         b"\xff\xd8" + b"\xff\xe1\x00\x02" * 60_000 + b"\xff\xd9",
         b"RIFF" + struct.pack("<I", 30) + b"WEBPVP8X" + struct.pack("<I", 10) + b"\x02\0\0\0" + b"\xff" * 6,
         b"GIF89a" + b"\xff" * 40,
+        b"GIF89a\x10\0\x10\0\0\0\0" + b"!\xfe\0" * 60_000,
+        b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0;",
         b"II*\0" + b"\xff" * 100,
+        tiff({256: 60_000, 257: 60_000, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 60_000, 279: 1}),
+        tiff({256: 9, 257: 9, 258: 8, 262: 1, 322: 1 << 16, 323: 1 << 16, 324: 8, 325: 1}),
+        tiff({256: 9, 257: 9, 258: 8, 259: 5, 262: 1, 273: 8, 277: 1, 278: 9, 279: 1}, following=8),
+        b"BM" + bytes(12) + struct.pack("<IiiHHII", 40, 1 << 30, -(1 << 31), 1, 8, 1, 0) + bytes(16),
+        small_avif(3000, 16),
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
         b"<svg xmlns='http://www.w3.org/2000/svg'/>",
     )
+
+
+def tiff(tags: dict[int, int], following: int = 0) -> bytes:
+    """A TIFF of one directory, which may be followed by another one; its pixels begin at its own start."""
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + struct.pack("<I", following)
+
+
+def small_avif(side: int, stated: int) -> bytes:
+    """An AVIF that states another side than it has."""
+    data = bytearray(encoded(Image.new("L", (side, side)), "AVIF"))
+    place = data.index(b"ispe") + 8
+    data[place : place + 8] = struct.pack(">II", stated, stated)
+    return bytes(data)
+
+
+def damaged_image(rng: Rng, data: bytes) -> bytes:
+    """A bomb instead of the image, or the image damaged: mostly in its head, where its structure is."""
+    if rng.random() < 0.1:
+        return bytes(choose(rng, bombs()))
+    if data.startswith(b"\x89PNG") and rng.random() < 0.5:
+        return repaired(rng, data)
+    if data.startswith(b"II*\0") and rng.random() < 0.5:  # its directory is at the end
+        place = int.from_bytes(data[4:8], "little")
+        return data[:place] + overwritten(rng, data[place:])
+    return overwritten(rng, data) if rng.random() < 0.5 else damaged(rng, data)
+
+
+def overwritten(rng: Rng, data: bytes) -> bytes:
+    """Numbers in the first bytes replaced, so that all places stay where they are."""
+    changed = bytearray(data)
+    for _ in range(int(rng.integers(1, 5))):
+        place = int(rng.integers(max(1, min(len(data), 400))))
+        value = int(choose(rng, (0, 1, 2, 3, 7, 8, 127, 128, 255, 256, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)))
+        size = int(choose(rng, (1, 2, 4)))
+        changed[place : place + size] = (value & (256**size - 1)).to_bytes(size, choose(rng, ("little", "big")))
+    return bytes(changed)
 
 
 def repaired(rng: Rng, data: bytes) -> bytes:
@@ -160,7 +218,7 @@ def wrong_options(rng: Rng) -> Case:
     except ValueError:
         options = {}
     for _ in range(int(rng.integers(1, 4))):
-        options[choose(rng, (*options, "extra", ""))] = choose(rng, _VALUES)
+        options[choose(rng, (*options, "extra", ""))] = choose(rng, VALUES)
     if rng.random() < 0.3:
         path, fields = choose(rng, PATHS), fields | {"Accept": choose(rng, _ACCEPTS)}
     return Case("JSON", request(path, json.dumps(options).encode(), fields | JSON_TYPE))
@@ -175,14 +233,10 @@ def deep(rng: Rng) -> Case:
 
 def bad_image(rng: Rng) -> Case:
     """A bomb, or a damaged image, wherever an endpoint takes one."""
-    data = image(rng)
-    if rng.random() < 0.4:
-        data = bytes(choose(rng, bombs()))
-    elif data.startswith(b"\x89PNG"):
-        data = repaired(rng, data)
+    data = damaged_image(rng, image(rng))
     how = rng.integers(3)
     if how == 0:
-        media = choose(rng, ("image/png", "image/jpeg", "image/webp", "image/gif", "image/svg+xml"))
+        media = choose(rng, (*PICTURE_TYPES, "image/svg+xml"))
         query = choose(rng, ("", "?steps=1", "?resize=crop&invert=true", "?mask=a", "?steps=&steps=2"))
         return Case("image", upload(choose(rng, ("/project", "/score")) + query, data, media=media))
     if how == 1:
@@ -198,7 +252,7 @@ def raw_http(rng: Rng) -> Case:
 
 
 def headers(rng: Rng) -> Case:
-    chosen = {choose(rng, _HEADERS): choose(rng, _HEADER_VALUES) for _ in range(int(rng.integers(1, 5)))}
+    chosen = {choose(rng, _HEADERS): choose(rng, _HEADERVALUES) for _ in range(int(rng.integers(1, 5)))}
     method = choose(rng, ("POST", "POST", "GET", "PUT", "DELETE", "PATCH", "TRACE", "OPTIONS", "PROPFIND"))
     path = choose(rng, (*PATHS, "/models", "/models/mnist/4", "/v2/repository/models/none/load", "/docs", "/nothing"))
     data = b"" if method != "POST" else b"{}"

@@ -5,7 +5,9 @@ A foreign file may let onnxruntime run for ever, or crash. So only a child proce
 
 import argparse
 import multiprocessing
+import os
 import re
+import resource
 import signal
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -104,8 +106,17 @@ def _in_child(options: argparse.Namespace, version: str) -> Iterator[str | Mappi
 
 def _run_child(*arguments: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the child
+    limit_memory()
     warnings.simplefilter("ignore")
     _work(*arguments)
+
+
+def limit_memory() -> None:
+    """Let this process have half of the memory of the machine; a network that needs more fails alone."""
+    half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    lowest = min([half, *(each for each in (soft, hard) if each != resource.RLIM_INFINITY)])
+    resource.setrlimit(resource.RLIMIT_DATA, (lowest, hard))
 
 
 def _work(options: argparse.Namespace, version: str, sender: "Connection[Any, Any]") -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 from onnx.inliner import inline_local_functions
 
 from model_export.errors import UserError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 _OLDEST_OPSET: Final = 9  # which has the loop over rows that `Form` writes
+_MAX_OPERATORS: Final = 100_000  # large transformers have 10 000
 _BOUNDED: Final[Mapping[str, tuple[float, float]]] = {"Sigmoid": (0, 1), "HardSigmoid": (0, 1), "Tanh": (-1, 1)}
 _PASS_ON: Final = ("Identity", "Transpose", "Reshape")
 
@@ -88,7 +89,9 @@ def read_onnx(path: Path) -> Source:
     if not model.graph.node:
         raise UserError("not an ONNX file, or an empty one")
     onnx.load_external_data_for_model(model, str(path.parent))
-    model = inline_local_functions(model) if model.functions else model
+    if model.functions:
+        _check_functions(model)
+        model = inline_local_functions(model)
     remove_annotations(model)
     _check_nodes(model)
     onnx.checker.check_model(model)
@@ -160,8 +163,24 @@ def _check_nodes(model: ModelProto) -> None:
     model.opset_import.append(onnx.helper.make_opsetid("", versions[0]))
 
 
-def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
-    """The nodes of a graph and of the graphs in it."""
+def _check_functions(model: ModelProto) -> None:
+    """Raise UserError if the functions of a file, written out, make very many operators: each may call others twice."""
+    calls: dict[tuple[str, ...], list[tuple[str, ...]]] = {
+        (each.domain, each.name): [(node.domain, node.op_type) for node in _nodes(each)] for each in model.functions
+    }
+    calls[()] = [(node.domain, node.op_type) for node in _nodes(model.graph)]
+    operators: dict[tuple[str, ...], int] = {}
+    while calls:
+        known = [name for name, called in calls.items() if not any(each in calls for each in called)]
+        if not known:
+            raise UserError("its functions call each other without end")
+        operators |= {name: sum(operators.get(each, 1) for each in calls.pop(name)) for name in known}
+    if operators[()] > _MAX_OPERATORS:
+        raise UserError(f"its functions make {operators[()]:,} operators; at most {_MAX_OPERATORS:,} are run")
+
+
+def _nodes(graph: GraphProto | FunctionProto) -> Iterator[NodeProto]:
+    """The nodes of a graph or function, and of the graphs in them."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:

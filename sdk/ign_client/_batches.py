@@ -13,8 +13,10 @@ from ign_client._errors import InputError, StatusError
 
 T = TypeVar("T")
 
+PAGED: Final = (".tif", ".tiff")
+"""Suffixes of files that may hold several images."""
 _CELLS: Final = 24
-_IMAGE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp")
+_IMAGE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", *PAGED, ".bmp", ".gif", ".avif")
 # Control characters, ends of lines, marks that change the direction of text, and bytes that are no text.
 _UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _IMAGE_ERRORS: Final = {"undecodable_image", "image_too_large", "too_large", "mask_size", "model_failure"}

@@ -43,6 +43,7 @@ _CONNECTION: Final = Connection.__annotations__
 _SMALL: Final = 4 << 20  # bytes that every service takes
 _ENLARGED: Final = 1 << 10  # images of one request × scale²; with 64×64 pixels a quarter of what a service allows
 _ROOM: Final = 1 << 16  # of a body, for the options
+_ALONE: Final = 1 << 62  # more than a request may have: a file that may have pages has its own
 _PER_PART: Final = 512  # bytes of a part's headers, or of JSON around an image
 
 
@@ -114,7 +115,9 @@ def stream_project(
 ) -> Call[EventReader[results.ProjectedImage]]:
     """Like `project`, but as a stream of events; see `stream_generate`."""
     contents = _inputs.pictures(images)
-    parse = partial(EventReader, results.ProjectedImage, _expected(options, len(contents)), options.get("record") or ())
+    parse = partial(
+        EventReader, results.ProjectedImage, _expected(options, _count(contents)), options.get("record") or ()
+    )
     return _call("/project", parse, options, _upload(contents, options), EVENTS)
 
 
@@ -215,6 +218,11 @@ def _expected(options: Options, total: int | None = None, first: int = 0, moved:
     return Expected(options.get("format", "png"), total, first, moved)
 
 
+def _count(contents: Sequence[bytes]) -> int | None:
+    """The number of images, None if the service counts the pages of a TIFF."""
+    return None if any(map(_inputs.may_have_pages, contents)) else len(contents)
+
+
 def _sent(options: Options) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in _CONNECTION}
 
@@ -279,7 +287,8 @@ def _uploads(
     path: str, parse: Callable[[Expected, Response], ResultT], images: Pictures, options: Options
 ) -> Calls[ResultT]:
     contents, sent = _inputs.pictures(images), _encoded_masks(options)
-    sizes, scale = [len(data) + _PER_PART for data in contents], options.get("scale", 1)
+    sizes = [_ALONE if _inputs.may_have_pages(data) else len(data) + _PER_PART for data in contents]
+    scale = options.get("scale", 1)
     if "masks" in sent:
         if len(sent["masks"]) != len(contents):
             raise InputError(f"masks: {len(sent['masks'])} for {len(contents)} images")
@@ -288,7 +297,7 @@ def _uploads(
 
     def call(chosen: slice) -> Call[ResultT]:
         own = {**sent, "masks": sent["masks"][chosen]} if "masks" in sent else sent
-        expected = _expected(own, len(contents[chosen]), moved=chosen.start)
+        expected = _expected(own, _count(contents[chosen]), moved=chosen.start)
         part = _call(path, partial(parse, expected), own, _upload(contents[chosen], own))
         placed = partial(_placed_error, start=chosen.start, sources=cast(Sequence[object], images))
         return part if len(contents) == 1 else replace(part, error=placed)
@@ -325,9 +334,10 @@ def _groups(sizes: Sequence[int], most: int, room: int) -> Iterator[slice]:
 
 def join(parts: Sequence[Any]) -> Any:
     """One result of all parts: model and request id of the first, times added."""
-    members = tuple(member for result in parts for member in result.images)
+    members = [member for result in parts for member in result.images]
+    members = [replace(member, index=index) for index, member in enumerate(members, members[0].index)]
     times = {item.name: sum(getattr(result.timing, item.name) for result in parts) for item in fields(results.Timing)}
-    return replace(parts[0], images=members, timing=results.Timing(**times))
+    return replace(parts[0], images=tuple(members), timing=results.Timing(**times))
 
 
 def _placed_error(error: StatusError, start: int, sources: Sequence[object]) -> StatusError:

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, TypeVar, get_args, get_origin
 
 from ign_client import _errors as errors
 from ign_client import _options as lists
-from ign_client._batches import ResultsClosed, Terminal, check_free, for_each_item, list_images, require_file
+from ign_client._batches import PAGED, ResultsClosed, Terminal, check_free, for_each_item, list_images, require_file
 from ign_client._calls import FEW, images_of_request
 from ign_client._client import Client
 from ign_client._inputs import PointLike, Seed
@@ -141,7 +141,13 @@ def project(client: Client, options: argparse.Namespace, terminal: Terminal) -> 
 
     def project_some(some: Sequence[Path]) -> Iterable[tuple[Path, Picture]]:
         images = client.project(some[0] if len(some) == 1 else some, **given)  # so that errors do not number one image
-        return zip(map(targets.__getitem__, some), images, strict=True)
+        if len(some) > 1:
+            if len(images) > len(some):  # a TIFF under another name
+                return [pair for source in some for pair in project_some([source])]
+            return zip(map(targets.__getitem__, some), images, strict=True)
+        names = _pages(targets[some[0]], len(images))
+        check_free(names[1:], options.force, _KEPT)
+        return zip(names, images, strict=True)
 
     size = images_of_request(options.scale, _images_of_request(client, targets))
     saved, failed = _save_all(targets, len(targets), project_some, options, terminal, size, "--skip-existing")
@@ -171,10 +177,15 @@ def score(client: Client, options: argparse.Namespace, terminal: Terminal) -> bo
     """Write a line with the scores of each image, in the order of the inputs."""
     sources = list(list_images(options.inputs))
     given = _given(options, lists.ScoreOptions)
-    scores: dict[Path, Score] = {}
+    scores: dict[Path, Sequence[Score]] = {}
 
     def score_some(some: Sequence[Path]) -> None:
-        scores.update(zip(some, client.score(some[0] if len(some) == 1 else some, **given), strict=True))
+        found = list(client.score(some[0] if len(some) == 1 else some, **given))
+        if 1 < len(some) < len(found):  # a TIFF under another name
+            for source in some:
+                score_some([source])
+        else:
+            scores.update(zip(some, [found] if len(some) == 1 else [[score] for score in found], strict=True))
 
     try:
         size = _images_of_request(client, sources)
@@ -183,12 +194,13 @@ def score(client: Client, options: argparse.Namespace, terminal: Terminal) -> bo
         if not options.json:
             terminal.result("file", *_SHOWN_MEASURES)
         for source in filter(scores.__contains__, sources):
-            values = {name: getattr(scores[source], name) for name in _SHOWN_MEASURES}
-            if options.json:
-                terminal.result(json.dumps({"file": str(source), **values}))
-            else:
-                cells = ("-" if value is None else json.dumps(value) for value in values.values())
-                terminal.result(str(source), *cells)
+            for file, measured in zip(_pages(source, len(scores[source])), scores[source], strict=True):
+                values = {name: getattr(measured, name) for name in _SHOWN_MEASURES}
+                if options.json:
+                    terminal.result(json.dumps({"file": str(file), **values}))
+                else:
+                    cells = ("-" if value is None else json.dumps(value) for value in values.values())
+                    terminal.result(str(file), *cells)
 
 
 def models(client: Client, _options: argparse.Namespace, terminal: Terminal) -> bool:
@@ -253,8 +265,18 @@ def _save(picture: Picture, target: Path) -> None:
     picture.save(target)
 
 
+def _pages(path: Path, count: int) -> list[Path]:
+    """The path, and for each further page of its file a name of its own."""
+    return [path, *(path.with_stem(f"{path.stem}.page{number}") for number in range(2, count + 1))]
+
+
 def _images_of_request(client: Client, sources: Collection[Path]) -> int:
-    """Most images of one request: 16, so that several requests run at a time, or fewer if the service takes fewer."""
+    """Most images of one request: 16, so that several requests run at a time, or fewer if the service takes fewer.
+
+    A file that may have pages is alone.
+    """
+    if any(source.suffix.lower() in PAGED for source in sources):
+        return 1
     return max(1, min(FEW, client.models().limits.images)) if len(sources) > 1 else 1
 
 

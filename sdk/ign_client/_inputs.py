@@ -15,6 +15,7 @@ from ign_client._errors import InputError
 from ign_client._picture import Picture
 
 NPY: Final = b"\x93NUMPY"
+_TIFF: Final = (b"II*\0", b"MM\0*")
 
 
 class BinaryFile(Protocol):
@@ -87,6 +88,11 @@ def picture(image: PictureLike, field: str) -> bytes:
     if data.startswith(NPY):
         raise InputError(f"{field}: a float32 array or .npy file is a latent, not an image; images are uint8")
     return data
+
+
+def may_have_pages(data: bytes) -> bool:
+    """Whether it is a TIFF, of which every page is an image to the service."""
+    return data.startswith(_TIFF)
 
 
 def mask(image: PictureLike, field: str) -> bytes:

@@ -21,6 +21,9 @@ class Media(StrEnum):
     APNG = "image/apng"
 
 
+PICTURE_TYPES: Final = tuple(f"image/{name}" for name in ("png", "jpeg", "webp", "tiff", "bmp", "gif", "avif"))
+"""The media types of uploaded images. The first bytes of an image decide which it is."""
+
 # The media ranges that match each media type, most specific first.
 _PATTERNS: Final = {media: (media.value, f"{media.partition('/')[0]}/*", "*/*") for media in Media}
 

@@ -21,7 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from service.domain.errors import InvalidContent, RequestError, StartupError, TooLarge
 
-IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp")
+IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
 _CHUNK: Final = 1 << 16  # bytes
 _MAX_CACHED: Final = 2  # row groups kept in memory; two batches in flight may span two neighbouring groups
 # zipfile raises these for members that are damaged, encrypted, or compressed with an unknown method.

@@ -1,4 +1,4 @@
-"""Decode untrusted bytes as PNG, JPEG or WebP; the first bytes decide which. Decode `.npy` arrays, too.
+"""Decode untrusted bytes as PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF; the first bytes decide which. Decode `.npy`, too.
 
     bytes, base64 ── open_image ──▶ EncodedImage ── decode ──▶ Image
                      the header and its size,       the pixels:
@@ -8,27 +8,32 @@ This module calls Pillow's format classes instead of `Image.open`. `Image.open` 
 files as multi-image files, and reports large images through `warnings`, which cannot be silenced for one thread.
 """
 
+import ctypes
 import io
 import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Never
+from typing import Any, Final, Never
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import AvifImagePlugin, Image, ImageChops, _imaging
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from service.artifact.files import read_npy
 from service.domain.errors import IgnError, InvalidContent, TooLarge
 from service.domain.latents import MAX_MAGNITUDE, FloatRow, is_bounded
 from service.images import untrusted
+from service.images.formats import TiffPage, avif_still, gif_first_frame, is_tiff, tiff_pages
 
 # An empty progressive scan has 30 bytes, and decoding it visits all blocks (9 ms at 16 megapixels). Without a limit, a
 # file of 16 MiB could occupy a core for an hour. Encoders write about ten scans. The limit for sequential files is
@@ -44,6 +49,16 @@ _KEY_SCALE: Final = {"1": 1, "L;2": 85, "L;4": 17}
 _TURNED: Final = (  # which exchange width and height
     *(Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270, Image.Transpose.TRANSPOSE, Image.Transpose.TRANSVERSE),
 )
+_CONVERTED: Final = {"1": "L", "La": "LA", "P": "RGB", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "RGBa": "RGBA"}
+_BMP_HEADERS: Final = (12, 40, 52, 56, 64, 108, 124)  # bytes
+_BMP_COMPRESSIONS: Final = (0, 3)  # none, and none with masks of bits; Pillow decodes run lengths in Python
+_AVIF_SLACK: Final = 1 << 20  # pixels of AV1 frames beyond the image: tiles of a grid overlap its border
+
+with suppress(ImportError):  # a build of Pillow without AVIF
+    from PIL import _avif
+with suppress(OSError, AttributeError):  # LibTIFF writes a line to stderr for every damaged line of an image
+    ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
+
 _STRIP: Final = 64  # lines that are converted at a time, to hold few temporary arrays
 _HALF: Final = 128  # of 257, rounded down
 
@@ -58,7 +73,8 @@ _one_large = threading.Lock()
 def memory_for(pixels: int) -> Iterator[None]:
     """Decode and prepare an image with this number of pixels in the block; of large ones, one at a time.
 
-    That takes up to 18 bytes a pixel, 270 MiB at 16 megapixels, and there is a thread for every core.
+    That takes up to 18 bytes a pixel, 270 MiB at 16 megapixels, and of AVIF tiles of 12 bits up to 30; and there is a
+    thread for every core.
     """
     with _one_large if pixels > _LARGE else nullcontext():
         yield
@@ -88,7 +104,7 @@ class EncodedImage:
 
     field: str  # in errors
     stored_size: tuple[int, int]  # (width, height) in the header; (0, 0) if that is damaged, which decoding reports
-    _exif: bytes
+    _transpose: Image.Transpose | None
     _load: Callable[[], Image.Image]
 
     @property
@@ -100,23 +116,21 @@ class EncodedImage:
     def size(self) -> tuple[int, int]:
         """(height, width) of the upright image; at least 1 each."""
         width, height = (max(1, side) for side in self.stored_size)
-        is_turned = untrusted.exif_transpose(self._exif) in _TURNED
-        return (width, height) if is_turned else (height, width)
+        return (width, height) if self._transpose in _TURNED else (height, width)
 
     def decode(self) -> Picture:
-        """Decode the first frame as 8-bit grey or RGB, with or without alpha, and apply its EXIF orientation.
+        """Decode the first frame as 8-bit grey or RGB, with or without alpha, and apply its orientation.
 
         16-bit samples v become rint(v / 257). ICC profiles are ignored. CMYK becomes RGB, a palette RGB or RGBA.
 
-        Raises InvalidContent for anything else than base64 (code `invalid_base64`) of a PNG, JPEG or WebP
+        Raises InvalidContent for anything else than base64 (code `invalid_base64`) of a format that is decoded
         (`undecodable_image`), and TooLarge for more pixels than the header says.
         """
-        image = self.decode_as_stored()
-        transpose = untrusted.exif_transpose(self._exif)
+        image, transpose = self.decode_as_stored(), self._transpose
         return Picture(image if transpose is None else image.transpose(transpose), image.size, transpose)
 
     def decode_as_stored(self) -> Image.Image:
-        """Decode without the EXIF orientation."""
+        """Decode without the orientation."""
         with _map_decoder_errors(self.field):
             return self._load()
 
@@ -131,14 +145,14 @@ def open_image(data: bytes | str, limits: DecodeLimits, *, field: str) -> Encode
             data if isinstance(data, bytes) else untrusted.decode_base64(data, field=field, max_chars=limits.max_chars)
         )
         with _map_decoder_errors(field):
-            size, exif, load = _open(content, field)
+            size, transpose, load = _open(content, field)
     except InvalidContent as exc:
         # Without the exception, whose frames hold the file: the image, its error and the frames would be a cycle.
-        return EncodedImage(field, (0, 0), b"", partial(_reject, field, exc.fields[0][1], exc.error_code))
+        return EncodedImage(field, (0, 0), None, partial(_reject, field, exc.fields[0][1], exc.error_code))
     if max(size) > limits.max_side or size[0] * size[1] > limits.max_pixels:
         limit = f"{limits.max_pixels} pixels and {limits.max_side} a side"
         raise TooLarge(f"{field}: {size[0]}×{size[1]} pixels; the limit is {limit}", code="image_too_large")
-    return EncodedImage(field, size, exif, load)
+    return EncodedImage(field, size, transpose, load)
 
 
 def _invalid(field: str, message: str, code: str = "undecodable_image") -> InvalidContent:
@@ -149,19 +163,89 @@ def _reject(field: str, message: str, code: str) -> Never:
     raise _invalid(field, message, code)
 
 
-_Opened = tuple[tuple[int, int], bytes, Callable[[], Image.Image]]  # size in the header, EXIF block, decoder
+# size in the header, what makes the image upright, decoder
+_Opened = tuple[tuple[int, int], Image.Transpose | None, Callable[[], Image.Image]]
+
+
+def is_picture(data: bytes) -> bool:
+    """Whether the first bytes are those of a format that is decoded."""
+    return _opener(data) is not None
 
 
 def _open(data: bytes, field: str) -> _Opened:
+    opener = _opener(data)
+    if opener is None:
+        raise _invalid(field, "is not a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF image")
+    return opener(data)
+
+
+def _opener(data: bytes) -> Callable[[bytes], _Opened] | None:
     if data.startswith(untrusted.PNG_SIGNATURE):
-        return _open_png(data)
+        return _open_png
     if data.startswith(b"\xff\xd8\xff"):
-        return _open_jpeg(data)
+        return _open_jpeg
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        untrusted.check_webp_chunks(data)
-        image = WebPImageFile(io.BytesIO(data))
-        return image.size, image.info.get("exif", b""), partial(_load, image)
-    raise _invalid(field, "is not a PNG, JPEG or WebP image")
+        return _open_webp
+    if data[4:12] in (b"ftypavif", b"ftypavis"):
+        return _open_avif
+    if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in _BMP_HEADERS:
+        return _open_bmp
+    others = {b"GIF87a": _open_gif, b"GIF89a": _open_gif}
+    return _open_tiff if is_tiff(data) else others.get(data[:6])
+
+
+def _open_webp(data: bytes) -> _Opened:
+    untrusted.check_webp_chunks(data)
+    image = WebPImageFile(io.BytesIO(data))
+    return image.size, untrusted.exif_transpose(image.info.get("exif", b"")), partial(_load, image)
+
+
+def _open_gif(data: bytes) -> _Opened:
+    size, first = gif_first_frame(data)
+    return size, None, lambda: _load(GifImageFile(io.BytesIO(first)))
+
+
+def _open_bmp(data: bytes) -> _Opened:
+    image = BmpImageFile(io.BytesIO(data))
+    if image.info["compression"] not in _BMP_COMPRESSIONS:
+        raise untrusted.Unsupported("is a BMP with run lengths; save it without compression, or as PNG")
+    return image.size, None, partial(_load, image)
+
+
+def _open_avif(data: bytes) -> _Opened:
+    if not AvifImagePlugin.SUPPORTED:
+        raise untrusted.Unsupported("is an AVIF image, and this installation of Pillow cannot decode it")
+    still, largest, together = avif_still(data)
+    decoder = _avif.AvifDecoder(still, "auto", 1)  # one thread: the codec pool has one for every core
+    size, _, mode, _, _, orientation, _ = decoder.get_info()
+    pixels = size[0] * size[1]
+    if largest > pixels + _AVIF_SLACK or together > 4 * pixels + _AVIF_SLACK:
+        raise ValueError("larger than it says")
+    load = partial(_load_avif, decoder, mode, size)
+    return size, untrusted.TRANSPOSES.get(orientation), load
+
+
+def _load_avif(decoder: Any, mode: str, size: tuple[int, int]) -> Image.Image:
+    return Image.frombytes(mode, size, decoder.get_frame(0)[0])
+
+
+def _open_tiff(data: bytes) -> _Opened:
+    pages = list(tiff_pages(data))
+    if len(pages) > 1:
+        raise untrusted.Unsupported(f"is a TIFF of {len(pages)} pages, where one image is expected")
+    (page,) = pages
+    return page.size, untrusted.TRANSPOSES.get(page.orientation), partial(_load_tiff, page)
+
+
+def _load_tiff(page: TiffPage) -> Image.Image:
+    image = TiffImageFile(io.BytesIO(page.file(with_orientation=False)))
+    if image.mode in ("I", "F", "LAB"):
+        raise untrusted.Unsupported("is a TIFF whose samples have no fixed scale; save it with 8 or 16 bits")
+    if not image.mode.startswith("I;16"):
+        return _load(image)
+    image.load()
+    levels = Image.fromarray(((np.asarray(image).astype(np.uint32) + _HALF) // 257).astype(np.uint8))
+    return ImageChops.invert(levels) if page.is_white_zero else levels
 
 
 class _Jpeg(JpegImageFile):
@@ -176,21 +260,25 @@ def _open_jpeg(data: bytes) -> _Opened:
     limit = _MAX_PROGRESSIVE_SCANS if "progressive" in image.info else _MAX_SEQUENTIAL_SCANS
     if needed.count(b"\xff\xda") > limit:
         raise ValueError("too many scans")
-    return image.size, exif, partial(_load, image)
+    return image.size, untrusted.exif_transpose(exif), partial(_load, image)
 
 
 def _load(image: ImageFile) -> Image.Image:
     image.load()
-    return image.convert("RGB") if image.mode == "CMYK" else image
+    mode = _CONVERTED.get(image.mode, image.mode)
+    if "transparency" in image.info and mode in ("L", "RGB"):  # a level or a place in the palette
+        mode += "A"
+    return image if mode == image.mode else image.convert(mode)
 
 
 def _open_png(data: bytes) -> _Opened:
     parts, exif = untrusted.png_chunks(data)
+    transpose = untrusted.exif_transpose(exif)
     if simple := simple_png_format(parts):
-        return simple[1], exif, partial(_load_simple_png, parts, *simple)
+        return simple[1], transpose, partial(_load_simple_png, parts, *simple)
     chunks = b"".join(parts)
     image = PngImageFile(io.BytesIO(chunks))
-    return image.size, exif, partial(load_png, chunks, image)
+    return image.size, transpose, partial(load_png, chunks, image)
 
 
 def simple_png_format(parts: list[bytes]) -> tuple[str, tuple[int, int]] | None:
@@ -304,6 +392,8 @@ def _map_decoder_errors(field: str) -> Iterator[None]:
         yield
     except (IgnError, MemoryError):
         raise
+    except untrusted.Unsupported as exc:
+        raise _invalid(field, str(exc)) from exc
     except Image.DecompressionBombError as exc:
         raise TooLarge(f"{field}: too many pixels", code="image_too_large") from exc
     except Exception as exc:  # for hostile bytes Pillow's parsers raise nearly every built-in exception

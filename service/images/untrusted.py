@@ -39,7 +39,7 @@ _MAX_KEPT: Final = 64  # segments; encoders write about ten, and Pillow reads th
 
 _ORIENTATION: Final = 0x0112
 _NUMBER: Final = {3: "H", 4: "I"}  # TIFF type SHORT or LONG → struct format
-_TRANSPOSES: Final = {
+TRANSPOSES: Final = {
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
     4: Transpose.FLIP_TOP_BOTTOM,
@@ -48,6 +48,7 @@ _TRANSPOSES: Final = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
+"""What makes an image with this orientation upright."""
 
 _SMALL: Final = 1 << 14  # bytes, and pixels
 _HEAD_BYTES: Final = 24  # signature, length and type of IHDR, width, height
@@ -55,6 +56,10 @@ _HEAD: Final = PNG_SIGNATURE + struct.pack(">I4s", 13, b"IHDR")
 
 _WHITE_SPACE: Final = b" \t\n\r\f\v"
 _DATA_URL: Final = re.compile(rb"data:image/[^,;]{1,64}(?:;[^,;]{1,64})*;base64,", re.IGNORECASE)
+
+
+class Unsupported(ValueError):
+    """A file is not damaged, but of a kind that is not decoded; the text says which."""
 
 
 def decode_base64(text: str, *, field: str, max_chars: int) -> bytes:
@@ -201,7 +206,7 @@ def exif_transpose(exif: bytes) -> Transpose | None:
             tag, value_type = struct.unpack_from(order + "HH", tiff, entry)
             if tag == _ORIENTATION:
                 number = _NUMBER.get(value_type)
-                return _TRANSPOSES.get(struct.unpack_from(order + number, tiff, entry + 8)[0]) if number else None
+                return TRANSPOSES.get(struct.unpack_from(order + number, tiff, entry + 8)[0]) if number else None
     except struct.error:  # the block ends before an offset or count in it
         pass
     return None

@@ -15,7 +15,7 @@ import numpy as np
 
 from service.artifact.card import INPUT, OUTPUT, from_metadata
 from service.artifact.golden import digest_of
-from service.artifact.onnx_file import check_self_contained
+from service.artifact.onnx_file import check_self_contained, read_metadata
 from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceBatch, DeviceLost, DeviceOutOfMemory
@@ -77,7 +77,7 @@ class OnnxModel:
             self.device, self.fallback_reason = "cpu", exc.detail
             session = self._make_session()
         self.provider: str = session.get_providers()[0]
-        self.card, self.noise = from_metadata(session.get_modelmeta().custom_metadata_map)
+        self.card, self.noise = from_metadata(read_metadata(data))
         self.shape: ImageShape = self.card.shape
         self.buckets: tuple[int, ...] | None = None
         self._missing_code = ""

@@ -42,7 +42,7 @@ def _pictures(form: str) -> list[bytes]:
 _ROW: FloatRow = np.tile(np.arange(8, dtype=np.float32), (1, 8, 1))
 _NPY = [b64(npy(_ROW)), b64(npy(_ROW.astype(">f4"))), b64(npy(np.asfortranarray(_ROW)))]
 _TENSOR = as_binary(_ROW[None], parameters={"binary_data_output": True})
-_FILES = {f"image/{form.lower()}": _pictures(form) for form in ("PNG", "JPEG", "WEBP")}
+_FILES = {f"image/{form.lower()}": _pictures(form) for form in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")}
 _TEXTS = [b64(data) for files in _FILES.values() for data in files]
 _TEXTS += [f"data:image/png;base64,{_TEXTS[0]}", f" {_TEXTS[0][:20]}\n{_TEXTS[0][20:]}"]
 

@@ -24,13 +24,14 @@ UNDECODABLE = {
     "truncated webp": save(noise(32, 32, 3), "WEBP")[:60],
     "signature only": PICTURE[:8],
     "damaged": PICTURE[:45] + b"\xff\xff\xff\xff" + PICTURE[49:],
-    "gif": save(noise(8, 8), "GIF"),
-    "bmp": save(noise(8, 8), "BMP"),
+    **{f"truncated {form.lower()}": save(noise(32, 32, 3), form)[:200] for form in ("TIFF", "BMP", "GIF", "AVIF")},
+    "heic": b"\0\0\0\x1cftypheic" + bytes(40),
+    "bigtiff": b"II+\0\x08\0\0\0" + bytes(40),
     "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
 }
 
 
-@pytest.mark.parametrize("kind", ["image/gif", "image/*", "image/svg+xml", "application/octet-stream"])
+@pytest.mark.parametrize("kind", ["image/heic", "image/*", "image/svg+xml", "application/octet-stream"])
 def test_raw_bodies_of_other_types_are_415(service: Service, kind: str) -> None:
     problem(send(service, "/project", PICTURE, kind), 415, "unsupported_media_type", "Content-Type")
 

@@ -27,7 +27,9 @@ EXAMPLES = [
     for path, operation in OPERATIONS.items()
     for name, example in operation["requestBody"]["content"]["application/json"].get("examples", {}).items()
 ]
-PICTURES = {f"image/{form}": save(noise(9, 9, 3), form) for form in ("png", "jpeg", "webp")}
+PICTURES = {
+    f"image/{form}": save(noise(9, 9, 3), form) for form in ("png", "jpeg", "webp", "tiff", "bmp", "gif", "avif")
+}
 OTHER_BODIES = [
     (path, kind)
     for path, operation in OPERATIONS.items()

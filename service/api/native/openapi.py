@@ -6,7 +6,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from service.api.native.schemas import ProblemDocument, ProgressEvent, StepEvent
-from service.api.negotiation import Media
+from service.api.negotiation import PICTURE_TYPES, Media
 from service.observability.logs import REQUEST_ID_PATTERN
 
 REFERENCE: Final = "#/components/schemas/{model}"
@@ -50,7 +50,7 @@ def operation(
     """Keyword arguments of the route decorator; ``upload`` is the JSON body if a form or an image can replace it."""
     content = {media.value: BINARY for media in media_types}
     content |= {Media.JSON: {}, Media.EVENTS: {"itemSchema": _event(answer)}}
-    images = dict.fromkeys(("image/png", "image/jpeg", "image/webp"), BINARY)
+    images = dict.fromkeys(PICTURE_TYPES, BINARY)
     forms = {} if upload is None else {"multipart/form-data": _form(upload, ", ".join(images)), **images}
     return {
         "response_model": answer,

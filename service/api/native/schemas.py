@@ -145,7 +145,9 @@ class ProjectOptions(ScoreOptions, StepOptions):
 class ScoreRequest(ScoreOptions):
     """The JSON body of `/score`."""
 
-    images: Annotated[list[Base64], Field(min_length=1, description="The images: PNG, JPEG or WebP.")]
+    images: Annotated[
+        list[Base64], Field(min_length=1, description="The images: PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF.")
+    ]
 
 
 class ProjectRequest(ProjectOptions):
@@ -153,7 +155,9 @@ class ProjectRequest(ProjectOptions):
 
     model_config = _either({"mask": _NULL}, {"masks": _NULL})
 
-    images: Annotated[list[Base64], Field(min_length=1, description="The images: PNG, JPEG or WebP.")]
+    images: Annotated[
+        list[Base64], Field(min_length=1, description="The images: PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF.")
+    ]
     mask: Annotated[Base64 | None, Field(description="One mask for all images: white = regenerate, black = keep.")] = (
         None
     )

@@ -1,8 +1,9 @@
 """Read uploads (images, masks and latents, as multipart, JSON or a raw body) and decode them to rows."""
 
+import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final, Generic, TypeVar
 
@@ -12,13 +13,14 @@ from starlette.datastructures import QueryParams
 from service.api.multipart import MUST_BE_A_FILE, parse_fields, parse_multipart
 from service.api.native.schemas import PointRequest, ProjectOptions, ProjectRequest, ScoreOptions, ScoreRequest
 from service.api.native.validation import check_count
-from service.api.negotiation import Media
+from service.api.negotiation import PICTURE_TYPES, Media
 from service.api.request import ApiRequest, parse_as, printable_name
 from service.artifact.card import Card
 from service.domain.errors import IgnError, InvalidContent, TooLarge, UnsupportedMedia
 from service.domain.latents import FloatRow
 from service.domain.tasks import Images, KeepMask
-from service.images.decode import DecodeLimits, EncodedImage, Picture, decode_npy, memory_for, open_image
+from service.images.decode import DecodeLimits, EncodedImage, Picture, decode_npy, is_picture, memory_for, open_image
+from service.images.formats import is_tiff, tiff_pages
 from service.images.prepare import Invert, Resize, keep_mask, prepare, prepare_many, to_mask
 from service.images.untrusted import decode_base64, is_small
 from service.models.registry import ServedModel
@@ -26,19 +28,24 @@ from service.settings import Settings
 
 Options = TypeVar("Options", bound=ScoreOptions)
 
-PICTURE_TYPES: Final = ("image/png", "image/jpeg", "image/webp")
 UPLOAD_TYPES: Final = ("multipart/form-data", "application/json", *PICTURE_TYPES)
 _CACHED_QUERY: Final = 256  # bytes; a longer query is not cached
 _MAX_FIELDS: Final = 32  # of a form; there are about twelve options
+_TIFF_TEXT: Final = re.compile("SUkq|TU0A")  # base64 of II* and MM\\0
+_MAX_PREFIX: Final = 200  # characters before it: white space, and `data:image/tiff;base64,`
 _MAX_INLINE: Final = 4  # small images; decoding them takes less time than waking a thread of the codec pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Upload(Generic[Options]):
-    """The images of a request as bytes or base64 text. There is no mask, one for all images, or one for each."""
+    """The images of a request as bytes or base64 text. There is no mask, one for all images, or one for each.
+
+    A TIFF of several pages is as many images.
+    """
 
     options: Options
     images: Sequence[bytes | str]
+    names: Sequence[str] = ()  # of the images in error messages
     masks: Sequence[bytes | str] = ()
     image_field: str = "image"  # in error messages
     mask_field: str = "mask"
@@ -65,11 +72,11 @@ def check_upload(formats: tuple[Media, ...], schema: type[ScoreOptions]) -> Call
 
     def check(api: ApiRequest) -> None:
         api.media = api.negotiate(formats)
-        if api.content_type in PICTURE_TYPES:
+        if api.content_type in PICTURE_TYPES or api.headers.get("content-type") is None:
             _from_query(schema, api.query)
             return
         if api.content_type not in UPLOAD_TYPES:
-            raise UnsupportedMedia(f"Content-Type: expected one of {', '.join(UPLOAD_TYPES)}")
+            raise _unsupported()
         api.reject_query()
 
     return check
@@ -78,17 +85,52 @@ def check_upload(formats: tuple[Media, ...], schema: type[ScoreOptions]) -> Call
 def parse_upload(api: ApiRequest, schema: type[Options], body: type[Options], content: bytes) -> Upload[Options]:
     """The images and options of a request, from multipart, JSON or a raw body. Masks need `ProjectOptions`.
 
-    Raises `MalformedRequest`, `InvalidContent` or pydantic's `ValidationError` if the body or an option is invalid.
+    Without a Content-Type, the body is an image. Raises `UnsupportedMedia` if that is not so, and `MalformedRequest`,
+    `InvalidContent` or pydantic's `ValidationError` if the body or an option is invalid.
     """
     content_type, settings = api.content_type, api.services.settings
     if content_type == "multipart/form-data":
         upload = _from_form(api.headers.get("content-type", ""), content, schema, settings)
     elif content_type == "application/json":
         upload = _from_json(parse_as(body, content))
-    else:
+    elif content_type or is_picture(content):
         upload = Upload(options=_from_query(schema, api.query), images=[content], image_field="body")
+    else:
+        raise _unsupported()
+    if any(map(_may_be_tiff, upload.images)):
+        check_count(upload.image_field, len(upload.images), settings.max_images)
+        upload = _with_pages(upload, settings)
     check_count(upload.image_field, len(upload.images), settings.max_images)
     return upload
+
+
+def _unsupported() -> UnsupportedMedia:
+    return UnsupportedMedia(f"Content-Type: expected one of {', '.join(UPLOAD_TYPES)}")
+
+
+def _may_be_tiff(data: bytes | str) -> bool:
+    return is_tiff(data) if isinstance(data, bytes) else _TIFF_TEXT.search(data, 0, _MAX_PREFIX) is not None
+
+
+def _with_pages(upload: Upload[Options], settings: Settings) -> Upload[Options]:
+    """The upload with an image for each page of a TIFF."""
+    named: list[tuple[str, bytes | str]] = []
+    for name, data in _named(upload.image_field, upload.images):
+        pages = _pages(data, name, settings) if _may_be_tiff(data) else [data]
+        named += [(f"{name}.page.{number}", page) for number, page in enumerate(pages)] if pages[1:] else [(name, data)]
+    if upload.mask_field == "masks" and len(named) > len(upload.images):
+        raise InvalidContent.field("masks", "an image has several pages; give one mask for all")
+    names, images = zip(*named, strict=True)
+    return replace(upload, images=images, names=names)
+
+
+def _pages(data: bytes | str, name: str, settings: Settings) -> Sequence[bytes]:
+    """A file for each page of a TIFF; none if it is damaged, which decoding reports."""
+    try:
+        content = decode_base64(data, field=name, max_chars=settings.max_body_bytes) if isinstance(data, str) else data
+        return [page.file(with_orientation=True) for page in tiff_pages(content)]
+    except Exception:  # a damaged file raises nearly any
+        return ()
 
 
 def is_large(upload: Upload[Options]) -> bool:
@@ -176,7 +218,8 @@ def _decode(
 ) -> Iterator[tuple[Picture, Resize, Invert]]:
     """Decode the images of an upload, one at a time, and add the masks that belong to them to ``keep``."""
     settings, options, masks = api.services.settings, upload.options, upload.masks
-    named = _named(upload.image_field, upload.images)
+    named = list(zip(upload.names, upload.images, strict=True)) if upload.names else None
+    named = named or _named(upload.image_field, upload.images)
     named_masks = _named(upload.mask_field, masks) if masks else []
     opened = _check_pixels(named + named_masks, settings, api.check_not_over)
     mask = None

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.load_generator import traffic
 from benchmarks.load_generator.fetch import Answer, ConnectionClosed, fetch
-from benchmarks.reliability import hostile_inputs
+from benchmarks.reliability import hostile_files, hostile_inputs
 from benchmarks.reliability.soak import KNOWN, KnownAnswers, right_answers
 from benchmarks.request_path import steady_calls
 from tests.unit.benchmarks.fake_server import OK, Seen, fake_server
@@ -28,6 +28,14 @@ def test_every_kind_of_request_is_made_and_the_same_again(
     assert [case.data for case in one] == [case.data for case in two]
     assert kinds <= {case.kind.split()[0] for case in one}
     assert len({case.data for case in one}) > 200
+
+
+@pytest.mark.parametrize("kind", hostile_files.KINDS)
+def test_hostile_files_are_opened_and_what_came_of_them_is_told(kind: str) -> None:
+    outcomes = [hostile_files.run(7, number, kind) for number in range(20)]
+    assert outcomes == [hostile_files.run(7, number, kind) for number in range(20)]
+    assert len(set(outcomes)) > 1 or kind == "version"
+    assert not any(outcome.startswith("FAULT") for outcome in outcomes)
 
 
 @pytest.mark.parametrize(

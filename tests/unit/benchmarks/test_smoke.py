@@ -34,6 +34,7 @@ def measured(module: str, results: Path, *options: str) -> "subprocess.Completed
         ("bench_peers --seconds 0.3 --connections 4 --only fastapi --headers gateway", 2),
         ("reliability.soak --seconds 2 --clients 2", 3),
         ("reliability.campaign --n 3000", 5),
+        ("reliability.files --n 90", 4),
         ("reliability.fairness --attacks '/healthz pipelined' --callers address", 3),
         ("reliability.restarts", 14),
         ("reliability.chaos --clients 32", 6),

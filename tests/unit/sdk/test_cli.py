@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 
 from ign_client import Client
 from ign_client._batches import Terminal
@@ -152,6 +153,23 @@ def test_a_bad_image_does_not_stop_the_others(shell: Shell, scans: Path, tmp_pat
     assert shell.err.startswith("\r[........................] 0/4\r[")
     assert shell.err.split("\r")[-1].startswith("[########################] 4/4, 1 failed")
     assert f"\r{scans / 'bad.png'}: 422 " in shell.err
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".png"])  # the bytes decide
+def test_every_page_of_a_tiff_has_a_file(shell: Shell, scans: Path, tmp_path: Path, suffix: str) -> None:
+    pages = [Image.fromarray(noise(8, 8, seed=i)) for i in range(3)]
+    (scans / f"scan{suffix}").write_bytes(save(pages[0], "TIFF", save_all=True, append_images=pages[1:]))
+    out = tmp_path / "out"
+    assert shell("project", scans, "-o", out) == DONE
+    assert names(out) == ["a.png", "b.png", "more/a.png", "scan.page2.png", "scan.page3.png", "scan.png"]
+    assert (out / "scan.page2.png").read_bytes() == (out / "b.png").read_bytes()
+    (out / "scan.png").unlink()
+    assert shell("project", scans, "-o", out, "--skip-existing") == REFUSED  # its other pages are there
+    assert "scan.page2.png is there already" in shell.err
+    assert shell("score", scans) == DONE
+    lines = dict(line.split("\t", 1) for line in shell.out.splitlines()[1:])
+    assert len(lines) == 6
+    assert lines[str(scans / f"scan.page2{suffix}")] == lines[str(scans / "b.png")]
 
 
 def test_hidden_files_of_a_folder_are_left_out(shell: Shell, scans: Path, tmp_path: Path) -> None:
@@ -362,7 +380,7 @@ def test_a_disk_that_is_full(shell: Shell, tmp_path: Path, monkeypatch: pytest.M
     ("words", "text"),
     [
         ("project missing.png -o out", "missing.png: no such file"),
-        ("project empty -o out", "no .png .jpg .jpeg .webp in empty"),
+        ("project empty -o out", "no .png .jpg .jpeg .webp .tif .tiff .bmp .gif .avif in empty"),
         ("score missing", "missing: no such file"),
         ("project x.png -o out --mask missing.png", "missing.png: no such file"),
         ("project x.png x.jpg -o out", "x.png and x.jpg would both become out/x.png"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from ign_client import InputError, InvalidContent, TooLarge
 from tests.contract.harness import Service
@@ -29,6 +30,19 @@ def test_many_images_give_what_each_gives_alone(service: Service, ask: Ask, opti
     scores = ask(service.url, "score", PICTURES)
     assert [score.index for score in scores] == list(range(100))
     assert scores[99].distance == pytest.approx(ask(service.url, "score", PICTURES[99])[0].distance)
+
+
+def test_every_page_of_a_tiff_is_an_image(service: Service, ask: Ask) -> None:
+    pages = [Image.fromarray(noise(8, 8, seed=i)) for i in range(1, 4)]
+    scan = save(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    expected = [image.bytes for image in ask(service.url, "project", PICTURES[:4])]
+    for images, order in ((scan, (1, 2, 3)), ([PICTURES[0], scan, PICTURES[0], scan], (0, 1, 2, 3, 0, 1, 2, 3))):
+        found = ask(service.url, "project", images)
+        assert [image.index for image in found] == list(range(len(order)))
+        assert [image.bytes for image in found] == [expected[i] for i in order]
+        assert len(ask(service.url, "score", images)) == len(order)
+    (*_, done) = ask.stream(service.url, "stream_project", scan)
+    assert [image.bytes for image in done.answer] == expected[1:]
 
 
 @pytest.mark.parametrize("options", [{}, {"seed": 7, "offset": 5}, {"scale": 32, "n": 20}])

@@ -1,5 +1,7 @@
 """`import`: networks of other programs become models, or are refused with one line that says why."""
 
+import os
+import resource
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -102,9 +104,23 @@ def test_a_batch_of_one_becomes_any(opens: bool) -> None:
     np.testing.assert_allclose(loaded().instances[0].run(x), expected, atol=1e-6)
 
 
+def nested_functions(depth: int, last: str) -> bytes:
+    """A function of the file calls the next one twice, and so on; the last one makes ``last`` of `u`."""
+    bodies = [f"v = own.f{number}(u) w = own.f{number}(v)" for number in range(1, depth)] + [f"w = {last}(u)"]
+    text = (
+        '<ir_version: 8, opset_import: ["": 17, "own": 1]> g (float[n,1,8,8] x) => (float[n,1,8,8] y) {y = own.f0(x)}'
+    )
+    for number, body in enumerate(bodies):
+        text += f'<domain: "own", opset_import: ["": 17, "own": 1]> f{number} (u) => (w) {{{body}}}'
+    data: bytes = onnx.parser.parse_model(text).SerializeToString()
+    return data
+
+
 @pytest.mark.parametrize(
     ("network", "options", "words"),
     [
+        (lambda: nested_functions(40, "Tanh"), (), ("549,755,813,888 operators",)),
+        (lambda: nested_functions(3, "own.f0"), (), ("without end",)),
         (two_inputs().SerializeToString, (), ("2 inputs (data, sigma)",)),
         (
             Network(["n", 1, 8, 8]).conv(1, 4).add("DepthToSpace", blocksize=2).add("Tanh"),
@@ -160,6 +176,17 @@ def test_a_graph_that_does_not_end_is_refused_in_time(capsys: pytest.CaptureFixt
 def test_a_crash_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     Path("net.py").write_text("import os\nos._exit(3)\n")
     in_one_line(capsys, run_import("net.pt", "--module", "net.py:Net", "--shape", "1,8,8"), "net.pt", "crashed")
+
+
+def test_a_network_may_have_half_of_the_memory_of_the_machine() -> None:
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    try:
+        command.limit_memory()
+        assert (
+            0 < resource.getrlimit(resource.RLIMIT_DATA)[0] < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 @pytest.mark.usefixtures("_child")

@@ -1,6 +1,7 @@
 """Folders, archives, tables and URLs, and images that fail."""
 
 import errno
+import io
 import os
 import resource
 import sys
@@ -28,6 +29,16 @@ def test_an_image_or_a_folder_is_a_source_without_its_hidden_files(
     write(tmp_path / "in", {"a.png": picture(1), "d.PNG": picture(2), **others})
     assert bulk("score", tmp_path / source, tmp_path / "out").status == 0
     assert [line["source"] for line in manifest(tmp_path / "out")] == names
+
+
+def test_other_formats_and_a_scan_of_several_pages(bulk: Run, tmp_path: Path) -> None:
+    image = Image.open(io.BytesIO(picture(1)))
+    files = {f"{form}.{form}": save(image, form) for form in ("tiff", "bmp", "gif", "avif")}
+    write(tmp_path / "in", files | {"scan.tif": save(image, "TIFF", save_all=True, append_images=[image])})
+    assert bulk("project", tmp_path / "in", tmp_path / "out").status == 1
+    lines = {line["source"]: line for line in manifest(tmp_path / "out")}
+    assert [name for name, line in lines.items() if line["error"]] == ["scan.tif"]
+    assert "TIFF of 2 pages" in lines["scan.tif"]["detail"]
 
 
 def test_an_unreadable_subfolder_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,6 +93,7 @@ GOOD = ("n", 1, 8, 8)
         (b"", "not a model onnxruntime can load"),
         (model_bytes()[:150], "not a model onnxruntime can load"),
         (serialise(onnx.load_from_string(model_bytes()).graph, None), "no ign.card metadata"),
+        (model_bytes().replace(b'"description"', b'"descripti\xffn"'), "its protobuf is damaged"),
         (model_of(value("x", 4, 1, 8, 8), value("y", *GOOD)), "input x is not float32"),
         (model_of(value("x", "n", 3, 8, 8), value("y", "n", 3, 8, 8)), "input x is not float32"),
         (model_of(value("x", *GOOD, dtype=11), value("y", *GOOD, dtype=11)), "input x is not float32"),

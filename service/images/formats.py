@@ -1,0 +1,305 @@
+"""Read the structure of untrusted TIFF, GIF and AVIF files in bounded time, as `service.images.untrusted` reads others.
+
+    TIFF  II or MM, 42, offset 4 · directory: count 2, (tag 2, type 2, count 4, value or offset 4)…, next 4   TIFF 6.0
+    GIF   screen, palette · (0x21, label, blocks)… · 0x2C, frame, blocks…                                    GIF89a
+    AVIF  (size 4, type 4, content)…, of which `meta` says where the AV1 data of each image is      ISO/IEC 14496-12
+
+A page of a TIFF, and the first frame of a GIF, are written anew with only what decoding needs.
+"""
+
+import struct
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from service.images.untrusted import MAX_PARTS, Unsupported
+
+_REDUCED, _WIDTH, _LENGTH, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES = 254, 256, 257, 259, 262, 274, 277
+_STRIPS, _ROWS, _STRIP_BYTES, _PLANAR = 273, 278, 279, 284
+_TILE_WIDTH, _TILE_LENGTH, _TILES, _TILE_BYTES = 322, 323, 324, 325
+# Also bits, their order, options of CCITT, predictor, palette, alpha, sample format, and JPEG's tables and subsampling.
+_KEPT: Final = frozenset((*range(254, 260), 262, 266, 273, 274, *range(277, 280), 284, 292, 293, 317, 320))
+_KEPT_TOO: Final = frozenset((*range(322, 326), 338, 339, 347, 530))
+_TYPES: Final = {1: "B", 3: "H", 4: "I", 7: "B"}  # BYTE, SHORT, LONG, UNDEFINED
+_LONG: Final = 4
+_COMPRESSIONS: Final = {1: "none", 3: "G3", 4: "G4", 5: "LZW", 7: "JPEG", 8: "Deflate", 32946: "", 32773: "PackBits"}
+_PHOTOMETRICS: Final = (0, 1, 2, 3, 5)  # white is 0, black is 0, RGB, palette, CMYK
+_JPEG, _YCBCR = 7, 6
+_MAX_BANDS: Final = 6  # Pillow logs more as an error
+_MAX_VALUES: Final = 10 * MAX_PARTS  # in the directories of all pages
+_MAX_TILE: Final = 1 << 22  # pixels: a small image has one whole tile
+
+_MAX_META: Final = 1 << 15  # bytes; libavif compares every item of the box with every other one
+_MAX_FRAMES: Final = 8  # of an AVIF image: one, or one for each layer
+_MAX_UNITS: Final = 64  # of AV1 in an image; encoders write three
+_SEQUENCE_HEADER, _FRAME_HEADER, _FRAME = 1, 3, 6  # types of AV1 units
+
+
+class TiffPage(NamedTuple):
+    """One image of a TIFF file: its directory, checked, and its strips or tiles."""
+
+    order: str  # of bytes, for `struct`
+    tags: dict[int, tuple[int, tuple[int, ...]]]  # type and values
+    parts: list[bytes]
+
+    def value(self, tag: int, default: int) -> int:
+        """The first value of a tag."""
+        return self.tags[tag][1][0] if tag in self.tags else default
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels, as stored."""
+        return self.value(_WIDTH, 0), self.value(_LENGTH, 0)
+
+    @property
+    def orientation(self) -> int:
+        """As in EXIF."""
+        return self.value(_ORIENTATION, 1)
+
+    @property
+    def is_white_zero(self) -> bool:
+        """Whether the level 0 is white; Pillow inverts such images of up to 8 bits."""
+        return self.value(_PHOTOMETRIC, 1) == 0
+
+    def file(self, *, with_orientation: bool) -> bytes:
+        """A TIFF file of this page alone."""
+        tags, offsets, place = dict(self.tags), [], 8
+        for part in self.parts:
+            offsets.append(place)
+            place += len(part)
+        tags[_TILES if _TILES in tags else _STRIPS] = _LONG, tuple(offsets)
+        if not with_orientation:
+            tags.pop(_ORIENTATION, None)
+        start = place + place % 2  # of the directory; then come the values that have no room in it
+        place, entries, values = start + 2 + 12 * len(tags) + 4, b"", b""
+        for tag, (kind, numbers) in sorted(tags.items()):
+            packed = struct.pack(f"{self.order}{len(numbers)}{_TYPES[kind]}", *numbers)
+            entries += struct.pack(self.order + "HHI", tag, kind, len(numbers))
+            if len(packed) > 4:
+                entries += struct.pack(self.order + "I", place + len(values))
+                values += packed + bytes(len(packed) % 2)
+            else:
+                entries += packed.ljust(4, b"\0")
+        head = (b"II" if self.order == "<" else b"MM") + struct.pack(self.order + "HI", 42, start)
+        count = struct.pack(self.order + "H", len(tags))
+        return b"".join((head, *self.parts, bytes(sum(map(len, self.parts)) % 2), count, entries, bytes(4), values))
+
+
+def is_tiff(data: bytes) -> bool:
+    """Whether a file begins as a TIFF does."""
+    return data.startswith((b"II*\0", b"MM\0*"))
+
+
+def tiff_pages(data: bytes) -> Iterator[TiffPage]:
+    """The pages of a TIFF file, without reduced copies of others.
+
+    Raises `Unsupported` for a kind of TIFF that is not decoded, and another exception for damage, such as strips that
+    overlap, or directories that never end.
+    """
+    order = "<" if data.startswith(b"II") else ">"
+    (offset,) = struct.unpack_from(order + "I", data, 4)
+    values = stored = 0
+    while offset:
+        page, entries, offset = _page(data, order, offset)
+        values += entries + sum(len(numbers) for _, numbers in page.tags.values())
+        stored += sum(map(len, page.parts))
+        if not entries or values > _MAX_VALUES or stored > len(data):
+            raise ValueError("too many values, or strips overlap")
+        if not page.value(_REDUCED, 0) & 1:
+            yield page
+
+
+def _page(data: bytes, order: str, offset: int) -> tuple[TiffPage, int, int]:
+    """A page, the number of its tags, also of those that are dropped, and the offset of the next directory or 0."""
+    (entries,) = struct.unpack_from(order + "H", data, offset)
+    page = TiffPage(order, {}, [])
+    end = offset + 2 + 12 * min(entries, MAX_PARTS)
+    for at in range(offset + 2, end, 12):
+        tag, kind, count = struct.unpack_from(order + "HHI", data, at)
+        if (tag in _KEPT or tag in _KEPT_TOO) and tag not in page.tags:
+            if kind not in _TYPES or not 0 < count <= MAX_PARTS:
+                raise ValueError("unexpected type or number of values")
+            form = f"{order}{count}{_TYPES[kind]}"
+            place = at + 8 if struct.calcsize(form) <= 4 else struct.unpack_from(order + "I", data, at + 8)[0]
+            page.tags[tag] = kind, struct.unpack_from(form, data, place)
+    compression, photometric = page.value(_COMPRESSION, 1), page.value(_PHOTOMETRIC, 1)
+    if compression not in _COMPRESSIONS:
+        names = ", ".join(filter(None, _COMPRESSIONS.values()))
+        raise Unsupported(f"is a TIFF of compression {compression}; expected one of {names}")
+    if photometric not in _PHOTOMETRICS and (photometric, compression) != (_YCBCR, _JPEG):
+        raise Unsupported(f"is a TIFF of photometric interpretation {photometric}; expected grey, RGB, palette or CMYK")
+    if page.value(_SAMPLES, 1) > _MAX_BANDS:
+        raise Unsupported(f"is a TIFF of {page.value(_SAMPLES, 1)} bands; expected at most {_MAX_BANDS}")
+    page.parts.extend(_parts(data, page))
+    return page, entries, struct.unpack_from(order + "I", data, end)[0]
+
+
+def _parts(data: bytes, page: TiffPage) -> list[bytes]:
+    """The content of the strips or tiles, if there are as many as the size of the image needs."""
+    tags, (width, height) = page.tags, page.size
+    if _TILES in tags:
+        across, down = page.value(_TILE_WIDTH, 0), page.value(_TILE_LENGTH, 0)
+    else:
+        across, down = width, min(height, page.value(_ROWS, height))
+        tags[_ROWS] = _LONG, (down,)
+    _, offsets = tags[_TILES if _TILES in tags else _STRIPS]
+    _, counts = tags[_TILE_BYTES if _TILES in tags else _STRIP_BYTES]
+    planes = page.value(_SAMPLES, 1) if page.value(_PLANAR, 1) > 1 else 1
+    if not width * height * across * down or (_TILES in tags and across * down > _MAX_TILE):
+        raise ValueError("no pixels, or large tiles")
+    if len(offsets) != -(-width // across) * -(-height // down) * planes or sum(counts) > len(data):
+        raise ValueError("another number of strips than the size says")
+    return [data[start : start + count] for start, count in zip(offsets, counts, strict=True)]
+
+
+def gif_first_frame(data: bytes) -> tuple[tuple[int, int], bytes]:
+    """(width, height) of a GIF, and the file without extensions but that of the first frame.
+
+    Raises ValueError, IndexError or struct.error if there is no frame within `MAX_PARTS` blocks.
+    """
+    width, height, flags = struct.unpack_from("<HHB", data, 6)
+    position = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+    head, control, blocks = data[:position], b"", 0
+    while data[position] == 0x21:
+        start, is_control = position, data[position + 1] == 0xF9
+        position, length = position + 2, 1
+        while length:
+            length = data[position]
+            position += 1 + length
+            blocks += 1
+            if blocks > MAX_PARTS:
+                raise ValueError("too many blocks")
+        control = data[start:position] if is_control else control
+    if data[position] != 0x2C:
+        raise ValueError("no frame")
+    left, top, across, down = struct.unpack_from("<4H", data, position + 1)
+    return (max(width, left + across), max(height, top + down)), head + control + data[position:]
+
+
+def avif_still(data: bytes) -> tuple[bytes, int, int]:
+    """An AVIF file without its animation; and of its AV1 frames the pixels of the largest, and of all together.
+
+    libavif limits the size that the file states, but decodes what its AV1 data says: up to 268 megapixels. A frame of
+    an animation may be twice as wide and high as stated here.
+    """
+    content, metas = bytearray(data), []
+    for kind, start, end in _boxes(data, 0, len(data)):
+        if kind == b"ftyp":
+            content[start:end] = data[start:end].replace(b"avis", b"avif")
+        elif kind == b"moov":
+            content[start - 4 : start] = b"free"
+        elif kind == b"meta":
+            metas.append((start + 4, end))
+    if len(metas) != 1 or metas[0][1] - metas[0][0] > _MAX_META:
+        raise ValueError("no meta box, or several, or a large one")
+    locations = [start for kind, start, _ in _boxes(data, *metas[0]) if kind == b"iloc"]
+    if len(locations) != 1:
+        raise ValueError("no or several iloc boxes")
+    frames = [size for item in _items(data, locations[0]) for size in _av1_frames(item)]
+    return bytes(content), max(frames, default=0), sum(frames)
+
+
+def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Type, and start and end of the content, of the boxes in a part of an AVIF file."""
+    for _ in range(MAX_PARTS):
+        if start + 8 > end:
+            return
+        size, kind = struct.unpack_from(">I4s", data, start)
+        head = 8
+        if size == 1:
+            (size,), head = struct.unpack_from(">Q", data, start + 8), 16
+        stop = end if size == 0 else start + size
+        if stop < start + head or stop > end:
+            raise ValueError("a box that ends elsewhere")
+        if head == 16 and kind in (b"moov", b"meta"):
+            raise ValueError("a long box")
+        yield kind, start + head, stop
+        start = stop
+    raise ValueError("too many boxes")
+
+
+def _items(data: bytes, start: int) -> Iterator[bytes]:
+    """The content of the items that an iloc box lists."""
+    reader, total = _Bits(data[start : start + _MAX_META]), 0
+    version, _ = reader.read(8), reader.read(24)
+    offset_bits, length_bits, base_bits, index_bits = (8 * reader.read(4) for _ in range(4))
+    for _ in range(reader.read(32 if version == 2 else 16)):
+        reader.read(32 if version == 2 else 16)
+        method = reader.read(16) & 15 if version else 0
+        reader.read(16)
+        base, extents = reader.read(base_bits), reader.read(16)
+        if method or extents != 1:
+            raise Unsupported("is an AVIF whose images are stored in pieces")
+        reader.read(index_bits if version else 0)
+        offset, length = base + reader.read(offset_bits), reader.read(length_bits)
+        item = data[offset : offset + length] if length else data[offset:]
+        total += len(item)
+        if total > len(data):
+            raise ValueError("images overlap")
+        yield item
+
+
+def _av1_frames(item: bytes) -> Iterator[int]:
+    """The most pixels of each frame in AV1 data; nothing for other data."""
+    position = pixels = units = frames = 0
+    while position < len(item):
+        head = item[position]
+        position += 2 if head & 4 else 1
+        size = len(item) - position
+        if head & 2:
+            size, position = _leb128(item, position)
+        kind = head >> 3 & 15
+        if kind == _SEQUENCE_HEADER:
+            pixels = max(pixels, _av1_pixels(_Bits(item[position : position + min(size, 64)])))
+        elif kind in (_FRAME_HEADER, _FRAME):
+            frames += 1
+            yield pixels
+        position += size
+        units += 1
+        if units > _MAX_UNITS or frames > _MAX_FRAMES:
+            raise Unsupported("is an AVIF of many frames")
+
+
+def _leb128(data: bytes, position: int) -> tuple[int, int]:
+    """A number of at most eight bytes, seven bits in each, and the position after it."""
+    number = 0
+    for shift in range(0, 56, 7):
+        byte, position = data[position], position + 1
+        number |= (byte & 127) << shift
+        if byte < 128:
+            break
+    return number, position
+
+
+def _av1_pixels(bits: "_Bits") -> int:
+    """The most pixels of a frame after this sequence header (AV1 specification, section 5.5)."""
+    _, is_reduced = bits.read(4), bits.read(1)
+    if is_reduced:
+        bits.read(5)
+    else:
+        if bits.read(1):
+            raise Unsupported("is an AVIF with timing information")
+        has_delay = bits.read(1)
+        for _ in range(bits.read(5) + 1):
+            _, level = bits.read(12), bits.read(5)
+            bits.read(1 if level > 7 else 0)
+            if has_delay and bits.read(1):
+                bits.read(4)
+    sizes = bits.read(4) + 1, bits.read(4) + 1
+    width, height = (bits.read(size) for size in sizes)
+    # A frame may say another size with as many bits.
+    if not is_reduced and sizes != (max(1, width.bit_length()), max(1, height.bit_length())):
+        raise Unsupported("is an AVIF whose frames may be larger than it says")
+    return (width + 1) * (height + 1)
+
+
+class _Bits:
+    """Reads unsigned numbers, most significant bit first; raises ValueError at the end."""
+
+    def __init__(self, data: bytes) -> None:
+        self._number, self._left = int.from_bytes(data, "big"), 8 * len(data)
+
+    def read(self, count: int) -> int:
+        self._left -= count
+        if self._left < 0:
+            raise ValueError("the data ends early")
+        return self._number >> self._left & (1 << count) - 1

@@ -1,0 +1,104 @@
+"""Every format of an uploaded image, TIFF files of several pages, and bodies without a Content-Type."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.api.native.schemas import ProjectAnswer, ScoreAnswer
+from tests.contract.data import FILE, b64
+from tests.contract.harness import Service, checked, problem
+from tests.helpers.pictures import noise, save
+
+PIXELS = [np.pad(noise(6, 6, seed=seed), 1) for seed in range(3)]  # 8×8, its border black
+FILES = [save(pixels) for pixels in PIXELS]
+PAGES = save(Image.fromarray(PIXELS[0]), "TIFF", save_all=True, append_images=list(map(Image.fromarray, PIXELS[1:])))
+OTHERS = {
+    "TIFF": save(PIXELS[0], "TIFF", compression="tiff_lzw"),
+    "BMP": save(PIXELS[0], "BMP"),
+    "GIF": save(PIXELS[0], "GIF"),
+    "16 bits": save(Image.fromarray(PIXELS[0].astype(np.uint16) * 257), "TIFF"),
+}
+
+
+def projected(service: Service, *images: bytes, **options: Any) -> ProjectAnswer:
+    return checked(service.post("/project", {"images": [b64(image) for image in images], **options}), ProjectAnswer)
+
+
+def raw(service: Service, image: bytes, path: str = "/project", kind: str | None = None) -> Any:
+    return service.client.post(path, content=image, headers={} if kind is None else {"Content-Type": kind})
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_same_pixels_give_the_same_answer_in_any_format(service: Service, name: str) -> None:
+    expected = projected(service, FILES[0]).images
+    assert projected(service, OTHERS[name]).images == expected
+    form = service.client.post("/project", files={"image": ("scan", OTHERS[name])})
+    assert checked(form, ProjectAnswer).images == expected
+    for kind in (None, f"image/{name.lower()}" if " " not in name else "image/tiff"):
+        assert checked(raw(service, OTHERS[name], kind=kind), ProjectAnswer).images == expected
+
+
+def test_avif(service: Service) -> None:
+    answer = checked(raw(service, save(PIXELS[0], "AVIF"), kind="image/avif"), ProjectAnswer)
+    assert len(answer.images) == 1
+
+
+@pytest.mark.parametrize("how", ["JSON", "form", "raw"])
+def test_every_page_of_a_tiff_is_an_image(service: Service, how: str) -> None:
+    if how == "JSON":
+        response = service.post("/project", {"images": [b64(PAGES)]})
+    elif how == "form":
+        response = service.client.post("/project", files={"image": ("scan.tif", PAGES)})
+    else:
+        response = raw(service, PAGES)
+    answer = checked(response, ProjectAnswer)
+    assert answer.images == projected(service, *FILES).images
+    assert [image.index for image in answer.images] == [0, 1, 2]
+
+
+def test_pages_stand_between_other_images(service: Service) -> None:
+    expected = projected(service, FILES[1], *FILES, FILES[2]).images
+    assert projected(service, FILES[1], PAGES, FILES[2]).images == expected
+    scores = checked(service.post("/score", {"images": [b64(FILES[1]), b64(PAGES)]}), ScoreAnswer)
+    assert [score.index for score in scores.images] == [0, 1, 2, 3]
+
+
+def test_one_mask_serves_all_pages_and_masks_serve_images(service: Service) -> None:
+    mask = b64(save(np.tile(np.array([0, 255], np.uint8), (8, 4))))
+    assert projected(service, PAGES, mask=mask).images == projected(service, *FILES, mask=mask).images
+    body = {"images": [b64(PAGES), b64(FILES[0])], "masks": [mask, mask]}
+    problem(service.post("/project", body), 422, "invalid_value", "masks")
+    problem(service.post("/project", {"images": [b64(FILES[0])], "mask": b64(PAGES)}), 422, "undecodable_image", "mask")
+
+
+def test_pages_count_as_images(service: Service) -> None:
+    page = Image.fromarray(PIXELS[0])
+    many = save(page, "TIFF", save_all=True, append_images=[page] * 64)
+    problem(service.post("/project", {"images": [b64(many)]}), 422, "invalid_value", "images")
+    assert len(projected(service, save(page, "TIFF", save_all=True, append_images=[page] * 63)).images) == 64
+
+
+def test_a_damaged_page_is_named(service: Service) -> None:
+    broken = save(
+        Image.fromarray(PIXELS[0]),
+        "TIFF",
+        save_all=True,
+        append_images=[Image.fromarray(PIXELS[1])],
+        compression="tiff_adobe_deflate",
+    )
+    second = broken.rindex(b"\x78\x9c" if b"\x78\x9c" in broken else b"\x78")
+    broken = broken[:second] + bytes(8) + broken[second + 8 :]
+    problem(service.post("/project", {"images": [b64(broken)]}), 422, "undecodable_image", "images.0.page.1")
+    cut = PAGES[: len(PAGES) // 2]
+    problem(service.post("/project", {"images": [b64(cut)]}), 422, "undecodable_image", "images.0")
+
+
+@pytest.mark.parametrize("path", ["/project", "/score"])
+def test_a_body_without_a_content_type_is_an_image_if_it_begins_like_one(service: Service, path: str) -> None:
+    for image in (*FILES, *OTHERS.values()):
+        assert raw(service, image, path).status_code == 200
+    for other in (b"{}", b"", b"hello", FILE["image"][1][1:]):
+        problem(raw(service, other, path), 415, "unsupported_media_type", "Content-Type")
+    problem(raw(service, FILES[0], path + "?nonsense=1"), 422, "invalid_value", "nonsense")
