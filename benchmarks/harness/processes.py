@@ -156,7 +156,12 @@ def process_tree(pid: int) -> list[int]:
 
 def serving_processes(pid: int) -> list[int]:
     """The serving processes below the first one, without those that only keep resources."""
-    return [each for each in process_tree(pid)[1:] if b"spawn_main" in Path(f"/proc/{each}/cmdline").read_bytes()]
+    serving = list[int]()
+    for each in process_tree(pid)[1:]:
+        with contextlib.suppress(OSError):  # it has just ended
+            if b"spawn_main" in Path(f"/proc/{each}/cmdline").read_bytes():
+                serving.append(each)
+    return serving
 
 
 def cpu_seconds(pid: int) -> float:
