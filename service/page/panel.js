@@ -66,9 +66,9 @@ export class Panel {
     if (this.status.textContent !== text) this.status.textContent = text;
   }
 
-  /** Show the curl command of the last task. */
+  /** Show the curl command of the last task, if there is one. */
   showCommand(line) {
-    this.curl.hidden = false;
+    this.curl.hidden = line === "";
     this.curl.querySelector("code").textContent = line;
   }
 
