@@ -17,19 +17,21 @@ export async function toRow(blob, card, { invert } = {}) {
   const { range: [low, high], shape: [channels, height, width] } = card;
   const paper = Uint8ClampedArray.from(card.background, (value) => ((value - low) * 255) / (high - low));
   const { data } = await drawn(blob, width, height);
-  const grey = (at) => (data[at] * 19595 + data[at + 1] * 38470 + data[at + 2] * 7471 + 32768) >> 16; // ITU-R 601
   const area = width * height;
   const auto = invert === undefined && card.polarity === "light-on-dark";
-  const darkInk = auto && isDarkInk(data, grey);
+  const darkInk = auto && isDarkInk(data);
   const level = (i, c) => {
     const ground = darkInk ? 255 : paper[c];
-    const ink = channels === 1 ? grey(4 * i) : data[4 * i + c];
+    const ink = channels === 1 ? luma(data, 4 * i) : data[4 * i + c];
     return Math.round(ground + ((ink - ground) * data[4 * i + 3]) / 255);
   };
   const levels = Uint8Array.from({ length: channels * area }, (_, i) => level(i % area, Math.floor(i / area)));
   const inverts = invert || darkInk || (auto && ringMean(levels, width, height) > MID_GREY);
   return Float32Array.from(levels, (value) => low + ((inverts ? 255 - value : value) * (high - low)) / 255);
 }
+
+/** The grey of a pixel, 0…255 (ITU-R 601, as Pillow computes it). */
+const luma = (data, at) => (data[at] * 19595 + data[at + 1] * 38470 + data[at + 2] * 7471 + 32768) >> 16;
 
 async function drawn(blob, width, height) {
   const picture = await createImageBitmap(blob, { premultiplyAlpha: "none", colorSpaceConversion: "none" });
@@ -41,9 +43,9 @@ async function drawn(blob, width, height) {
 }
 
 /** Whether a picture is partly transparent and what is visible is dark. */
-function isDarkInk(data, grey) {
+function isDarkInk(data) {
   let [visible, sum] = [0, 0];
-  for (let at = 0; at < data.length; at += 4) [visible, sum] = [visible + data[at + 3], sum + data[at + 3] * grey(at)];
+  for (let at = 0; at < data.length; at += 4) [visible, sum] = [visible + data[at + 3], sum + data[at + 3] * luma(data, at)];
   return visible > 0 && visible < (data.length / 4) * 255 && sum / visible < MID_GREY;
 }
 
@@ -57,7 +59,7 @@ function ringMean(levels, width, height) {
 /** A mask as booleans of the model's size: true where the picture is kept. */
 export async function toKeep(blob, { shape: [, height, width] }) {
   const { data } = await drawn(blob, width, height);
-  return Array.from({ length: width * height }, (_, i) => data[4 * i] < 128);
+  return Array.from({ length: width * height }, (_, i) => (luma(data, 4 * i) * data[4 * i + 3]) / 255 < 128);
 }
 
 /** The 8-bit levels of a row, interleaved: H×W×C. The array clips and rounds, ties to even. */
