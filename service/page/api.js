@@ -38,7 +38,7 @@ export async function callApi(path, { json, form, accept = "application/json", s
     });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Problem({ detail: "The service cannot be reached.", code: "unreachable" });
+    throw new Problem({ detail: "The service cannot be reached.", offline: true });
   }
   if (response.ok) return response;
   throw await parseProblem(response);

@@ -121,12 +121,16 @@ export class Backend {
   }
 }
 
-async function generate(card, { n = 1, seed, offset = 0, steps = card.steps.generate }, context) {
+async function generate(card, { n = 1, seed, offset = 0, steps = card.steps.generate, score = false }, context) {
   const size = card.shape.reduce((product, side) => product * side);
   const start = performance.now();
   const noise = Array.from({ length: n }, (_, i) => latent(seed, offset + i, size));
   const rows = await context.backend.applyOften(card, noise, steps, context);
-  const images = rows.map(async (row, i) => ({ index: offset + i, data: await toBase64(await toPng([row], card)) }));
+  const next = score ? await context.backend.apply(card, rows, context) : [];
+  const images = rows.map(async (row, i) => {
+    const drift = score ? distance(next[i], row) : null;
+    return { index: offset + i, data: await toBase64(await toPng([row], card)), drift };
+  });
   const timing = { decode_ms: 0, queue_ms: 0, compute_ms: performance.now() - start, encode_ms: 0 };
   return { images: await Promise.all(images), timing };
 }

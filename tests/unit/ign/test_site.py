@@ -44,7 +44,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     packages = {name: (sri("sha512", archives[name]), members) for name, (_, members) in site.PACKAGES.items()}
 
     def get(url: str, **_: object) -> httpx.Response:
-        base, _, name = url.rpartition("/-/")
+        base, name = url.split("/-/")
         if name not in archives:
             raise httpx.ConnectError("no network")
         assert name.startswith(base.removeprefix("https://registry.npmjs.org/"))
@@ -140,8 +140,8 @@ def test_an_earlier_site_is_replaced_and_other_files_stay(
 ) -> None:
     out, packages = tmp_path / "deep" / "out", tmp_path / "packages"
     packages.mkdir()
-    for name, data in registry.items():
-        (packages / name).write_bytes(data)
+    for file, data in registry.items():
+        (packages / file).write_bytes(data)
     registry.clear()  # there is no network
     assert make(out, models, "--runtime", str(packages)).exit_code == 0
     before = content(out)
