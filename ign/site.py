@@ -110,9 +110,7 @@ def _add_models(files: Files, folder: Path, refs: list[str], default: str) -> di
             click.echo(f"{ref}: left out: {exc.detail}", err=True)
             failures.append(dict(zip(("name", "version"), ref.split("/"), strict=True)) | {"reason": exc.detail})
             continue
-        file = _add_packed(files, f"models/{ref}/{MODEL_FILE}", data, planes=True)
-        models[ref] = card | {"file": file}
-        click.echo(f"{ref}: {len(files[file['path']]) / 1e6:.1f} MB", err=True)
+        models[ref] = card | {"file": _add_packed(files, f"models/{ref}/{MODEL_FILE}", data, planes=True)}
     if not models:
         raise StartupError(f"{folder}: no model of it can be used")
     first = next((ref for ref in models if default in (ref, ref.split("/")[0])), next(iter(models)))
@@ -152,8 +150,10 @@ def _find(message: memoryview, number: int) -> Iterator[memoryview]:
 
 def _add_packed(files: Files, name: str, content: bytes, *, planes: bool) -> dict[str, Any]:
     """Add a file packed with xz, for weights by `planes` of bytes; returns what the page needs to unpack it."""
+    click.echo(f"packing {name}: ", nl=False, err=True)
     words = np.frombuffer(content + bytes(-len(content) % 4), np.uint8).reshape(-1, 4)
     packed = lzma.compress(words.T.tobytes() if planes else content, check=lzma.CHECK_CRC32, filters=_XZ)
+    click.echo(f"{len(packed) / 1e6:.1f} MB", err=True)
     files[f"{name}.xz"] = packed
     integrity = f"sha256-{base64.b64encode(hashlib.sha256(packed).digest()).decode()}"
     return {"path": f"{name}.xz", "integrity": integrity, "bytes": len(content), "planes": planes}
