@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib import import_module
 from typing import Any, Final
 
 import click
@@ -62,16 +61,29 @@ def _bulk() -> click.Command:
     return from_parser("bulk", bulk.parser(prog), partial(bulk.main, prog=prog))
 
 
-def _own(name: str) -> click.Command:
-    command: click.Command = getattr(import_module(f"ign.{name}"), name)
-    return command
-
-
 def _training(name: str) -> click.Command:
     from model_export import cli
 
     parser = subparsers(cli.parser(_PROGRAM))[name]
     return from_parser(name, parser, lambda arguments: cli.main([name, *arguments], prog=_PROGRAM))
+
+
+def _keys() -> click.Command:
+    from ign.keys import keys
+
+    return keys
+
+
+def _models() -> click.Command:
+    from ign.models import models
+
+    return models
+
+
+def _site() -> click.Command:
+    from ign.site import site
+
+    return site
 
 
 @click.command()
@@ -85,9 +97,9 @@ def _completion(shell: str) -> None:
 
 _COMMANDS: Final[Mapping[str, tuple[str, Loader]]] = {
     "serve": ("serve models over HTTP, with a page to draw in", _serve),
-    "models": ("list the models that serve would serve", partial(_own, "models")),
-    "site": ("write the page as static files that run the models in the browser", partial(_own, "site")),
-    "keys": ("add, list and revoke API keys", partial(_own, "keys")),
+    "models": ("list the models that serve would serve", _models),
+    "site": ("write the page as static files that run the models in the browser", _site),
+    "keys": ("add, list and revoke API keys", _keys),
     "generate": ("generate images from noise", partial(_client, "generate")),
     "project": ("make images real", partial(_client, "project")),
     "score": ("measure how real images look", partial(_client, "score")),

@@ -1,7 +1,6 @@
 """`ign site`: the page “Make it real” as a folder of static files, which runs the models in the browser.
 
-The page is that of `service/page`, with the files of `service/page/local` in place of the calls of the HTTP API. The
-runtime, onnxruntime-web, comes from the npm registry.
+It is the page of `service/page`, with `service/page/local` for the calls of the API. The runtime comes from npm.
 """
 
 import base64
@@ -9,9 +8,8 @@ import hashlib
 import io
 import json
 import lzma
-import shutil
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,12 +60,14 @@ def site(out: Path, *, runtime: Path | None, **options: str | None) -> None:
         prepare_process()
         settings = from_environment({variable_of(name): value for name, value in options.items() if value is not None})
         refs = Repository(settings.model_dir, lambda _: [], default=settings.default_model).find_all()
-        if out.is_dir() and any(out.iterdir()) and not (out / "models.json").is_file():
-            raise StartupError(f"{out} holds other files; give an empty folder, or one that `ign site` wrote")
+        if (out / "index.html").exists() and not (out / "service-worker.js").exists():
+            raise StartupError(f"{out} holds another page; give a new folder, or one that `ign site` wrote")
         files = _runtime_files(runtime)
         index = _add_models(files, settings.model_dir, refs, settings.default_model)
         _add_page(files, index)
-        _write(files, out)
+        for name, content in files.items():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            (out / name).write_bytes(content)
     except StartupError as exc:
         raise click.ClickException(exc.detail) from exc
     except OSError as exc:
@@ -136,16 +136,13 @@ def _read_model(folder: Path) -> tuple[dict[str, Any], bytes]:
 def _round_weights(data: bytes) -> bytes:
     """An ONNX file whose float32 weights have zeros after the first bits of the mantissa."""
     rounded, dropped = bytearray(data), 23 - _MANTISSA_BITS
-    tensors = (tensor for graph in _find(memoryview(rounded), _GRAPH) for tensor in _find(graph, _INITIALIZER))
-    for fields in map(dict, map(fields_of, tensors)):
+    graphs = [value for field, value in fields_of(memoryview(rounded)) if field == _GRAPH]
+    tensors = [value for graph in graphs for field, value in fields_of(memoryview(graph)) if field == _INITIALIZER]
+    for fields in [dict(fields_of(memoryview(tensor))) for tensor in tensors]:
         if int.from_bytes(fields.get(_DATA_TYPE, b""), "little") == _FLOAT32 and _RAW_DATA in fields:
             words = np.frombuffer(fields[_RAW_DATA], np.uint32)
             words[...] = (words + np.uint32(1 << dropped - 1)) >> dropped << dropped
     return bytes(rounded)
-
-
-def _find(message: memoryview, number: int) -> Iterator[memoryview]:
-    return (memoryview(value) for field, value in fields_of(message) if field == number)
 
 
 def _add_packed(files: Files, name: str, content: bytes, *, planes: bool) -> dict[str, Any]:
@@ -166,19 +163,10 @@ def _add_page(files: Files, index: Mapping[str, Any]) -> None:
     files["models.json"] = json.dumps(index, separators=(",", ":")).encode()
     policy = PAGE_POLICY.replace("script-src 'self'", "script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:")
     policy = policy.replace("connect-src 'self'", "connect-src 'self' data:").replace("frame-ancestors 'none'; ", "")
-    head = f'<meta http-equiv="Content-Security-Policy" content="{policy}; trusted-types ign">\n'
     page = files.pop("page/index.html").decode().replace('<html lang="en">', '<html lang="en" class="site">')
-    files["index.html"] = page.replace("<title>", f"{head}<title>").encode()
+    head = f'<meta http-equiv="Content-Security-Policy" content="{policy}; trusted-types ign">\n<title>'
+    files["index.html"] = page.replace("<title>", head).encode()
     worker = files.pop("page/service-worker.js")
     kept = ["./", *(name for name in sorted(files) if not name.endswith((".xz", ".png", ".txt", "index.html")))]
     build = hashlib.sha256(b"".join(files[name] for name in sorted(files))).hexdigest()[:16]
     files["service-worker.js"] = f'const BUILD = "{build}";\nconst FILES = {json.dumps(kept)};\n'.encode() + worker
-
-
-def _write(files: Files, out: Path) -> None:
-    """Write the files; those of an earlier site are removed, others in the folder stay."""
-    for name in ("models", "page", "runtime"):
-        shutil.rmtree(out / name, ignore_errors=True)
-    for name, content in files.items():
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        (out / name).write_bytes(content)

@@ -36,13 +36,15 @@ export async function callJson(path, { json, form, accept, signal, onEvent } = {
   signal?.throwIfAborted();
   const id = ++last;
   const result = await new Promise((resolve, reject) => {
-    calls.set(id, { resolve, reject, onEvent });
+    const message = { id, path, options: json ?? Object.fromEntries(form ?? []), accept };
+    calls.set(id, { resolve, reject, onEvent, message });
     signal?.addEventListener("abort", () => {
       port.postMessage({ id, abort: true });
+      calls.delete(id);
       reject(signal.reason);
     });
-    port.postMessage({ id, path, options: json ?? Object.fromEntries(form ?? []), accept });
-  }).finally(() => calls.delete(id));
+    port.postMessage(message);
+  });
   if (runs) keepPage();
   return result;
 }
@@ -80,9 +82,15 @@ function startWorker() {
   const started = new Worker(policy.createScriptURL(address));
   return new Promise((resolve, reject) => {
     const fail = () => {
-      worker = null;
+      worker = null; // the next call tries again
       const problem = new Problem({ detail: "The program that runs the models could not be loaded." });
       for (const call of [...calls.values(), { reject }]) call.reject(problem);
+      calls.clear();
+    };
+    const restart = () => {
+      started.terminate();
+      worker = startWorker();
+      worker.then((port) => calls.forEach(({ message }) => port.postMessage(message)), () => {});
     };
     started.addEventListener("error", fail);
     started.addEventListener("message", ({ data: { id, ready, broken, event, result, problem } }) => {
@@ -91,6 +99,8 @@ function startWorker() {
       else if (event) calls.get(id)?.onEvent?.(event);
       else if (problem) calls.get(id)?.reject(new Problem(problem));
       else calls.get(id)?.resolve(result);
+      if (result || problem) calls.delete(id);
+      if (problem?.fatal) restart();
     });
   });
 }

@@ -96,7 +96,8 @@ export class Backend {
       this.#sessions.delete(digest);
       const missing = error instanceof TypeError; // of fetch: not there, or not the file that was meant
       const reason = missing ? "its file could not be loaded whole" : String(error.message ?? error).split("\n")[0];
-      throw Object.assign(new Error(`The model ${card.title || card.name} cannot run here: ${reason}.`), { retry: missing });
+      const problem = new Error(`The model ${card.title || card.name} cannot run here: ${reason}.`);
+      throw Object.assign(problem, { retry: missing, fatal: !missing }); // out of memory, the runtime is of no use
     }
   }
 
