@@ -78,14 +78,15 @@ def site(out: Path, *, runtime: Path | None, **options: str | None) -> None:
 
 def _runtime_files(folder: Path | None) -> Files:
     contents: Files = {}
-    for name, (integrity, members) in PACKAGES.items():
-        data = _download(name) if folder is None else (folder / name).read_bytes()
+    for package, (integrity, members) in PACKAGES.items():
+        data = _download(package) if folder is None else (folder / package).read_bytes()
         if f"sha512-{base64.b64encode(hashlib.sha512(data).digest()).decode()}" != integrity:
-            raise StartupError(f"{name}: not what was published, whose hash is {integrity}; load it again")
+            raise StartupError(f"{package}: not what was published, whose hash is {integrity}; load it again")
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
             for member in members:
                 file = archive.extractfile(f"package/dist/{member}")
-                contents[f"runtime/{Path(member).name}"] = file.read() if file else b""
+                name = Path(member).name.replace(".mjs", ".js")  # whose type every web server knows
+                contents[f"runtime/{name}"] = file.read() if file else b""
     return contents
 
 

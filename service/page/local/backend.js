@@ -116,8 +116,9 @@ export class Backend {
 
   async #loadRuntime() {
     const { runtime } = await this.#index;
-    const [ort, wasmBinary] = await Promise.all([import("../runtime/ort.wasm.min.mjs"), readFile(runtime)]);
-    Object.assign(ort.env.wasm, { numThreads: 1, wasmBinary });
+    const [ort, wasmBinary] = await Promise.all([import("../runtime/ort.wasm.min.js"), readFile(runtime)]);
+    const mjs = new URL("../runtime/ort-wasm-simd-threaded.js", import.meta.url).href;
+    Object.assign(ort.env.wasm, { numThreads: 1, wasmBinary, wasmPaths: { mjs } });
     return ort;
   }
 }
