@@ -80,6 +80,12 @@ def _models() -> click.Command:
     return models
 
 
+def _site() -> click.Command:
+    from ign.site import site
+
+    return site
+
+
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def _completion(shell: str) -> None:
@@ -92,6 +98,7 @@ def _completion(shell: str) -> None:
 _COMMANDS: Final[Mapping[str, tuple[str, Loader]]] = {
     "serve": ("serve models over HTTP, with a page to draw in", _serve),
     "models": ("list the models that serve would serve", _models),
+    "site": ("write the page as static files that run the models in the browser", _site),
     "keys": ("add, list and revoke API keys", _keys),
     "generate": ("generate images from noise", partial(_client, "generate")),
     "project": ("make images real", partial(_client, "project")),

@@ -1,14 +1,10 @@
 // Calls of the HTTP API. URLs are relative to the page, so that it also works behind a proxy that adds a path prefix.
 
-const KEY = "ign-api-key";
+import { Problem } from "./problem.js";
 
-/** An error response (problem+json), or a failure to reach the service. */
-export class Problem extends Error {
-  constructor({ detail, status = 0, code = "", request_id: requestId = "", retryAfter = null, retry = true }) {
-    super(detail);
-    Object.assign(this, { status, code, requestId, retryAfter, retry });
-  }
-}
+export { Problem };
+
+const KEY = "ign-api-key";
 
 export const hasApiKey = () => sessionStorage.getItem(KEY) !== null;
 
@@ -42,7 +38,7 @@ export async function callApi(path, { json, form, accept = "application/json", s
     });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Problem({ detail: "The service cannot be reached.", code: "unreachable" });
+    throw new Problem({ detail: "The service cannot be reached.", offline: true });
   }
   if (response.ok) return response;
   throw await parseProblem(response);

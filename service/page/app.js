@@ -54,6 +54,8 @@ async function setModel(card) {
   document.querySelector(".pair").hidden = card.noise === null; // an imported network may make nothing of noise
   writeAddress({ m: models.reference });
   await restoreDrawing();
+  if (!canvas.isEmpty) await project.project(); // before what nobody has asked for yet
+  if (model !== card) return;
   if (card.noise !== null) {
     generate.generate();
     return;

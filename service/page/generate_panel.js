@@ -63,7 +63,7 @@ export class GeneratePanel extends EventTarget {
     if (!this.card || seed === null || steps === null) return;
     const json = { model: this.models.reference, n: this.count, seed, steps };
     await this.#panel.run("Generating", async (signal) => {
-      const answer = await callJson("generate", { json, signal });
+      const answer = await callJson("generate", { json: { ...json, score: true }, signal });
       signal.throwIfAborted();
       const tiles = answer.images.map((image) => this.#tile({ seed, index: image.index, data: image.data }));
       this.#shown = [seed, steps].join();
@@ -72,8 +72,7 @@ export class GeneratePanel extends EventTarget {
       byId("tiles").replaceChildren(...tiles);
       byId("tile-tools").hidden = true;
       this.#panel.showCommand(curlCommand("generate", { json, accept: "image/png", file: "sheet.png" }));
-      const images = answer.images.map((image) => image.data);
-      this.dispatchEvent(new CustomEvent("generated", { detail: { seed, images } }));
+      this.dispatchEvent(new CustomEvent("generated", { detail: { seed, images: answer.images } }));
       const made = `${answer.images.length} pictures of seed ${seed} in ${serviceTime(answer.timing)}.`;
       return `${made} Choose one to go on with it.`;
     });

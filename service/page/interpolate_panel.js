@@ -150,7 +150,8 @@ export class InterpolatePanel {
       const wanted = Math.round(SAVED_SIDE / Math.max(height, width));
       const scale = Math.max(1, Math.floor(Math.min(wanted, allowed, MOST_SCALE)));
       const json = { ...this.#request, scale };
-      saveBlob(await (await callApi("latent-interpolate", { json, accept: "image/webp", signal })).blob(), "walk.webp");
+      const blob = await (await callApi("latent-interpolate", { json, accept: "image/webp", signal })).blob();
+      saveBlob(blob, `walk.${blob.type.split("/")[1]}`);
       return undefined;
     });
   }

@@ -8,7 +8,8 @@ import { dataUrl, decodePixels, difference, inkOf, toBlob } from "./pixels.js";
 import { formatShare } from "./verdict.js";
 
 const FRAMES = 17; // about so many pictures of a run
-const SAME = 0.25; // of the distance between two pictures: nearer ones are the same picture
+// Of the distance between two pictures: nearer ones are the same picture, further ones are others.
+const [SAME, OTHER] = [0.25, 0.6];
 const APART = 0.2; // the distance where no generated pictures are known
 
 /** The steps to record of 0…steps, at growing distances. */
@@ -25,14 +26,11 @@ export function recordedSteps(steps) {
  */
 export function story(points, apart) {
   const last = points.at(-1);
-  const lost = points.findIndex((point) => point.from > SAME * apart);
-  const steps = last.step.toLocaleString("en");
-  const moved = formatShare(last.from);
-  const other = `another picture would be ${formatShare(apart)} away`;
-  if (lost < 0) return `After ${steps} steps it is still the same picture, ${moved} from the first; ${other}.`;
-  const held = points[lost - 1].step;
-  const until = held === 0 ? "It changes at once" : `It lasts ${held.toLocaleString("en")} step${held === 1 ? "" : "s"}, then changes`;
-  return `${until}: after ${steps} it is ${moved} from the first; ${other}.`;
+  const after = ({ step }) => `After ${step.toLocaleString("en")} step${step === 1 ? "" : "s"}`;
+  const far = `${formatShare(last.from)} from the first; another picture would be ${formatShare(apart)} away`;
+  if (last.from <= SAME * apart) return `${after(last)} it is still the same picture, ${far}.`;
+  if (last.from <= OTHER * apart) return `${after(last)} it has changed a little, ${far}.`;
+  return `${after(points.find(({ from }) => from > OTHER * apart))} it is another picture: in the end ${far}.`;
 }
 
 export class LastingPanel {

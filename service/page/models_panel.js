@@ -53,7 +53,7 @@ export class ModelsPanel {
       { type: "button", disabled: !serves, "aria-pressed": String(reference === this.models.reference) },
       image,
       createElement("b", {}, titleOf(model)),
-      createElement("span", { className: "hint" }, serves ? list(reference, size(model.shape), quality(model)) : reference),
+      createElement("span", { className: "hint" }, serves ? list(reference, size(model.shape)) : reference),
       createElement("span", { className: `state ${serves && !reason ? "good" : "bad"}` }, state),
       createElement("span", { className: "hint load" }, reason),
     );
@@ -95,10 +95,6 @@ export class ModelsPanel {
   }
 }
 
-const quality = ({ quality: measured }) => {
-  const frechet = measured?.generation?.f?.frechet;
-  return frechet && `Fréchet distance ${round(frechet)}`;
-};
 const size = ([channels, height, width]) => `${width} × ${height} ${channels === 1 ? "grey" : "colour"}`;
 
 /** Show the facts of a model card, warnings first. */
@@ -116,12 +112,11 @@ function showCard(card) {
 }
 
 function cardFacts(card) {
-  const { training, data, quality, reproducible, origin } = card;
-  const f = quality?.generation?.f;
-  const floor = quality?.generation?.training;
+  const { training, data, quality, reproducible, origin, steps } = card;
+  const generated = quality?.generation?.[steps.generate === 1 ? "f" : `f${steps.generate}`];
   return [
     ["Images", `${size(card.shape)}${card.polarity === "none" ? "" : `, ${card.polarity.replaceAll("-", " ")}`}`],
-    f && ["Fréchet distance", `${round(f.frechet)} for f of noise; real training pictures: ${round(floor?.frechet)}`],
+    generated && ["Generated", `${round(generated.multiple)} times the Fréchet distance of real pictures`],
     ["Heavy noise", restored(quality?.restoration?.["noise_0.8_8bit"])],
     quality?.drift?.f !== undefined && ["Drift", `a second f moves its pictures by ${quality.drift.f.toFixed(3)}`],
     ["Trained on", list(data?.pictures && `${count(data.pictures)} pictures of ${data.name}`, data?.licence && `licence ${data.licence}`)],

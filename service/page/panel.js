@@ -66,9 +66,9 @@ export class Panel {
     if (this.status.textContent !== text) this.status.textContent = text;
   }
 
-  /** Show the curl command of the last task. */
+  /** Show the curl command of the last task, if there is one. */
   showCommand(line) {
-    this.curl.hidden = false;
+    this.curl.hidden = line === "";
     this.curl.querySelector("code").textContent = line;
   }
 
@@ -102,7 +102,10 @@ export class Panel {
     const problem = error instanceof Problem ? error : new Problem({ detail: "The page failed at this.", retry: false });
     const facts = [problem.code, problem.requestId && `request ${problem.requestId}`].filter(Boolean).join(" · ");
     const action = problem.retry ? { name: "Try again", run: retry } : undefined;
-    showToast({ owner: this.root.id, text: problem.message, facts, action });
+    const toast = showToast({ owner: this.root.id, text: problem.message, facts, action });
+    if (!problem.offline) return;
+    const again = () => toast.isShown() && retry();
+    addEventListener("online", again, { once: true });
   }
 
   async #copy(button) {

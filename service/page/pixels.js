@@ -72,6 +72,13 @@ export function inkOf(image, card) {
   return sum / ((image.data.length / 4) * 3 * 255);
 }
 
+/** The standard deviation of an image, as a share of the range: 0 if it is plain. */
+export function contrastOf(image) {
+  const levels = image.data.filter((_, i) => i % 4 < 3);
+  const mean = levels.reduce((sum, level) => sum + level, 0) / levels.length;
+  return Math.sqrt(levels.reduce((sum, level) => sum + (level - mean) ** 2, 0) / levels.length) / 255;
+}
+
 /** @returns {HTMLCanvasElement} */
 export function toCanvas(image) {
   const canvas = document.createElement("canvas");

@@ -8,16 +8,17 @@ import { inkOf, toCanvas, toPng } from "./pixels.js";
 import { Result } from "./result.js";
 import { saveUrl } from "./saving.js";
 import { onUpload, prepareUpload } from "./uploads.js";
-import { formatTimes, isNearlyEmpty, powerOfF, showVerdict, verdict } from "./verdict.js";
+import { formatTimes, isNearlyEmpty, showVerdict, verdict } from "./verdict.js";
 
 const BLANK = 0.002; // least ink of a drawing, as a share of the range
 const MASK_STEPS = 8; // with fewer, a large hole stays grey
+const DRAWING_STEPS = 4; // of a model that takes several from noise: with fewer, a drawn face stays smeared
 
 export class ProjectPanel extends EventTarget {
   #panel = new Panel(byId("real"));
   #uploads = new Panel(byId("real")); // so that an upload and a projection do not end each other
   #wanted = false; // whether the drawing has changed since the last request
-  #busy = false;
+  #running = null; // a promise, while requests are sent
   #stepsChosen = false; // by the user, for this model
   samples = null;
 
@@ -72,8 +73,9 @@ export class ProjectPanel extends EventTarget {
   #changed() {
     if (!this.card) return;
     if (!this.#stepsChosen) {
-      const { project } = this.card.steps;
-      byId("steps").value = this.canvas.isMasked ? Math.max(MASK_STEPS, project) : project;
+      const { generate, project } = this.card.steps;
+      const usual = this.canvas.isMasked ? MASK_STEPS : Math.min(DRAWING_STEPS, generate);
+      byId("steps").value = Math.max(usual, project);
       this.#showSettings();
     }
     this.result.expect(this.#mark);
@@ -81,14 +83,16 @@ export class ProjectPanel extends EventTarget {
   }
 
   /** Show f^k of the drawing as it is now; if a request is in flight, after that. */
-  async project() {
+  project() {
     this.#wanted = true;
-    if (this.#busy) return;
-    this.#busy = true;
+    return (this.#running ??= this.#run());
+  }
+
+  async #run() {
     // Two events of one gesture make one request.
     await new Promise(requestAnimationFrame);
     while (this.#wanted) await this.#panel.run("Making it real", (signal) => this.#once(signal));
-    this.#busy = false;
+    this.#running = null;
   }
 
   async #once(signal) {
@@ -106,7 +110,7 @@ export class ProjectPanel extends EventTarget {
     const answer = (await callJson("project", { form: await this.#form(image, mask, options), signal })).images[0];
     signal.throwIfAborted();
     const text = verdict(answer, card, { nearlyEmpty: isNearlyEmpty(image, card, samples) });
-    const description = `${powerOfF(steps)} of the drawing`;
+    const description = `The drawing made real ${formatTimes(steps)}`;
     const [seen, made] = [answer.trajectory[0].data, answer.data];
     this.result.show({ seen, made, description, verdict: text, mark });
     showVerdict(text, answer.distance, card, { drawing: this.canvas.isDrawing });

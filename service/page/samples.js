@@ -17,9 +17,10 @@ export class Samples {
     this.apart = median(pictures.slice(1).map((picture, i) => difference(picture, pictures[i])));
   }
 
-  /** @param {string[]} images base64 of PNG files */
+  /** @param {{data: string, drift: number}[]} images base64 of PNG files; those that the model moves least come first */
   static async decode(images, card) {
-    return new Samples(await Promise.all(images.map(decodePixels)), card);
+    const lasting = images.toSorted((a, b) => a.drift - b.drift);
+    return new Samples(await Promise.all(lasting.map(({ data }) => decodePixels(data))), card);
   }
 
   /** A picture, another one each time. */

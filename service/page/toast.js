@@ -6,7 +6,7 @@ import { byId, createElement } from "./dom.js";
  * Show a message until it is closed, replaced by one with the same owner, or removed.
  *
  * @param {{owner: string, text: string, facts?: string, quiet?: boolean, action?: {name: string, run: () => void}}} message
- * @returns {{say: (text: string) => void, remove: () => void}}
+ * @returns {{say: (text: string) => void, remove: () => void, isShown: () => boolean}}
  */
 export function showToast({ owner, text, facts = "", quiet = false, action }) {
   removeToast(owner);
@@ -30,7 +30,7 @@ export function showToast({ owner, text, facts = "", quiet = false, action }) {
   });
   toast.append(close);
   byId("toasts").append(toast);
-  return { say: (words) => (line.textContent = words), remove: () => toast.remove() };
+  return { say: (words) => (line.textContent = words), remove: () => toast.remove(), isShown: () => toast.isConnected };
 }
 
 export function removeToast(owner) {

@@ -1,9 +1,11 @@
 // One line about a result: what f made of the picture, in per cent of the range of a pixel.
 
 import { byId } from "./dom.js";
-import { inkOf } from "./pixels.js";
+import { contrastOf, inkOf } from "./pixels.js";
 
 const NEARLY_EMPTY = 0.5; // of the least ink of a generated picture
+const FOREIGN = 10; // times as far as f moves nearly all real pictures: noise and holes move less, photos more
+const PLAIN = 0.04; // contrast: of a photo of a wall
 
 /** A mean difference as a percentage of the model's range. */
 export function formatShare(share) {
@@ -39,14 +41,15 @@ export function verdict({ distance, drift }, card, { nearlyEmpty = false } = {})
 
   function word() {
     if (nearlyEmpty) return "Little to go on";
+    if (quantiles && distance > FOREIGN * quantiles[99]) return "Not recognised";
     if (quantiles && percentile(distance, quantiles) <= 90) return "Looked real already";
     return stable ? "Made real" : "Not settled";
   }
 }
 
-/** Whether so little is drawn that nothing can be said of it. */
+/** Whether so little is drawn, or to be seen, that nothing can be said of it. */
 export const isNearlyEmpty = (image, card, samples) =>
-  samples !== null && inkOf(image, card) < NEARLY_EMPTY * samples.leastInk;
+  contrastOf(image) < PLAIN || (samples !== null && inkOf(image, card) < NEARLY_EMPTY * samples.leastInk);
 
 /** Show how far f moved the picture, beside how far it moves real ones. */
 function showMeter(distance, card) {
@@ -77,12 +80,6 @@ export function showVerdict(text, distance, card, { drawing = false } = {}) {
   line.setAttribute("aria-live", drawing ? "off" : "polite");
   if (line.textContent !== text) line.textContent = text;
   showMeter(distance, card);
-}
-
-/** f, f² … f¹⁰⁰⁰ */
-export function powerOfF(steps) {
-  const raised = "⁰¹²³⁴⁵⁶⁷⁸⁹";
-  return steps === 1 ? "f" : `f${[...String(steps)].map((digit) => raised[digit]).join("")}`;
 }
 
 export const formatTimes = (steps) => (steps === 1 ? "once" : steps === 2 ? "twice" : `${steps} times`);

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-_FOLDER: Final = Path(__file__).parents[2] / "page"
+PAGE_FOLDER: Final = Path(__file__).parents[2] / "page"
 _SWAGGER: Final = Path(str(files("fastapi_swagger.resources")))
 _TYPES: Final = {
     ".css": "text/css",
@@ -33,7 +33,7 @@ _POLICY: Final = (  # images are data: and blob: URLs
     "default-src 'none'; script-src 'self'; img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'; style-src 'self'"
 )
-_PAGE_POLICY: Final = f"{_POLICY}; require-trusted-types-for 'script'"  # browsers refuse to parse text as markup
+PAGE_POLICY: Final = f"{_POLICY}; require-trusted-types-for 'script'"  # browsers refuse to parse text as markup
 _DOCS_POLICY: Final = f"{_POLICY} 'unsafe-inline'"  # Swagger UI sets style attributes
 
 
@@ -58,15 +58,15 @@ class _File:
 
 def install(app: FastAPI) -> None:
     """Serve `/`, `/page/…`, `/docs` and `/docs/…`, to GET and HEAD."""
-    index, page = _read(_PAGE_POLICY, _FOLDER)
-    docs_index, docs = _read(_DOCS_POLICY, _FOLDER / "docs", _SWAGGER)
+    index, page = _read(PAGE_POLICY, PAGE_FOLDER)
+    docs_index, docs = _read(_DOCS_POLICY, PAGE_FOLDER / "docs", _SWAGGER)
 
     @lru_cache(maxsize=64)  # a request can name any host
     def document(base: str) -> _File:
         if not base:
             return index
         tag = f'<meta property="og:image" content="{html.escape(base)}/page/preview.png">\n<title>'
-        return _File(index.content.replace(b"<title>", tag.encode(), 1), ".html", _PAGE_POLICY)
+        return _File(index.content.replace(b"<title>", tag.encode(), 1), ".html", PAGE_POLICY)
 
     def serve(path: str, find: Callable[[Request], _File | None]) -> None:
         @app.api_route(path, methods=["GET", "HEAD"], include_in_schema=False)

@@ -80,6 +80,24 @@ def test_what_fails_is_said_over_the_page(visit: Visit) -> None:
     visit.toast("The service cannot be reached.")
 
 
+def test_a_drawing_outlasts_a_reload_and_a_lost_network(visit: Visit) -> None:
+    visit.draw()
+    visit.settled()
+    visit.page.wait_for_function("() => location.hash.includes('d=')")
+    drawn = visit.canvas().astype("int64")
+    visit.page.reload()
+    visit.ready()
+    visit.settled()
+    assert abs(visit.canvas() - drawn).mean() < 4  # points are rounded
+    visit.expected.append(FAILED)
+    visit.page.context.set_offline(True)
+    visit.draw([(0.2, 0.8), (0.8, 0.8)])
+    assert "unreachable" not in visit.toast("The service cannot be reached.").inner_text()
+    visit.page.context.set_offline(False)
+    visit.one("#toasts > *").wait_for(state="detached")
+    visit.settled()
+
+
 @pytest.mark.parametrize("name", ["no.png", "no.txt"])
 def test_what_is_no_picture_is_not_sent(visit: Visit, name: str) -> None:
     visit.one("#file").set_input_files({"name": name, "mimeType": "image/png", "buffer": b"no picture"})

@@ -29,6 +29,7 @@ def test_percentiles_are_the_services(visit: Visit, service: Service, picture: s
         (0.0, 0.0, {"nearlyEmpty": True}, "Little to go on · moved less than 0.1 % · stable"),
         (0.5, 0.09, {}, "Made real · moved 25 % · stable"),
         (0.5, 0.2, {}, "Not settled · moved 25 % · still moves 10 %"),
+        (1.2, 0.01, {}, "Not recognised · moved 60 % · stable"),
         (0.01, 0.0, {"distance_quantiles": None}, "Made real · moved 0.5 % · stable"),
     ],
 )
@@ -43,8 +44,10 @@ def test_a_verdict_is_one_line_in_one_unit(
     ("distances", "said"),
     [
         ((0, 0.01, 0.02), "After 10 steps it is still the same picture"),
-        ((0, 0.01, 0.2), "It lasts 1 step, then changes"),
-        ((0, 0.2, 0.01), "It changes at once"),
+        ((0, 0.01, 0.2), "After 10 steps it is another picture"),
+        ((0, 0.2, 0.01), "After 10 steps it is still the same picture"),
+        ((0, 0.01, 0.1), "After 10 steps it has changed a little"),
+        ((0, 0.2, 0.2), "After 1 step it is another picture"),
     ],
 )
 def test_the_story_is_true(visit: Visit, distances: tuple[float, ...], said: str) -> None:

@@ -130,7 +130,7 @@ def test_a_refusal_names_the_option_that_was_given(capsys: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["s"], ["serve", "score"]),
+        (["s"], ["serve", "site", "score"]),
         (["serve", "--de"], ["--default-model", "--device", "--deterministic"]),
         (["serve", "--device", ""], ["auto", "cpu", "cuda"]),
         (["generate", "--for"], ["--format", "--force"]),

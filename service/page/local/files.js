@@ -1,0 +1,45 @@
+// The large files of the site, which are packed with xz and whose hashes `models.json` has.
+
+const ROOT = new URL("../", import.meta.url);
+const KEPT = "ign-files"; // the cache of the browser
+
+/** @returns {Promise<object>} models.json */
+export async function readIndex() {
+  const response = await fetch(new URL("models.json", ROOT), { cache: "no-cache" });
+  if (!response.ok) throw new Error("The list of the models could not be loaded.");
+  return response.json();
+}
+
+/**
+ * The bytes of a file, from the browser's cache if it is there.
+ *
+ * @param {{path: string, integrity: string, bytes: number, planes: boolean}} file bytes: when unpacked; planes: whether
+ *   the first bytes of all words come first, then all second ones, and so on, which makes numbers smaller when packed
+ */
+export async function readFile({ path, integrity, bytes, planes }) {
+  const { XzReadableStream } = globalThis["xz-decompress"];
+  const response = await download(path, integrity);
+  const content = new Uint8Array(await new Response(new XzReadableStream(response.body)).arrayBuffer());
+  return (planes ? joinPlanes(content) : content).subarray(0, bytes);
+}
+
+async function download(path, integrity) {
+  const url = new URL(`${path}?${encodeURIComponent(integrity)}`, ROOT);
+  const cache = await globalThis.caches?.open(KEPT); // only with HTTPS, or on this machine
+  const known = await cache?.match(url);
+  if (known) return known;
+  const response = await fetch(url, { integrity }); // the browser refuses other content
+  if (!response.ok) throw new Error(`${response.status} ${response.statusText}`);
+  for (const old of (await cache?.keys()) ?? []) if (new URL(old.url).pathname === url.pathname) await cache.delete(old);
+  await cache?.put(url, response.clone()).catch(() => {}); // the disk may be full
+  return response;
+}
+
+function joinPlanes(planes) {
+  const count = planes.length / 4;
+  const joined = new Uint8Array(planes.length);
+  for (let plane = 0; plane < 4; plane++) {
+    for (let i = 0; i < count; i++) joined[4 * i + plane] = planes[plane * count + i];
+  }
+  return joined;
+}

@@ -1,0 +1,140 @@
+// Pictures ⇄ rows of a model, as `service/images` and `service/artifact/pixels.py` convert them, and PNG files.
+
+const GREY_TYPE = 0; // colour types of PNG
+const RGB_TYPE = 2;
+const MID_GREY = 127.5;
+const SIGNATURE = Uint8Array.of(137, 80, 78, 71, 13, 10, 26, 10);
+
+/**
+ * A picture as a row of the model, in its size; transparent parts show the background.
+ *
+ * @param {Blob} blob
+ * @param {object} card
+ * @param {{invert?: boolean}} options undefined: as the service's `auto` decides
+ * @returns {Promise<Float32Array>} C×H×W in the model's range
+ */
+export async function toRow(blob, card, { invert } = {}) {
+  const { range: [low, high], shape: [channels, height, width] } = card;
+  const paper = Uint8ClampedArray.from(card.background, (value) => ((value - low) * 255) / (high - low));
+  const { data } = await drawn(blob, width, height);
+  const area = width * height;
+  const auto = invert === undefined && card.polarity === "light-on-dark";
+  const darkInk = auto && isDarkInk(data);
+  const level = (i, c) => {
+    const ground = darkInk ? 255 : paper[c];
+    const ink = channels === 1 ? luma(data, 4 * i) : data[4 * i + c];
+    return Math.round(ground + ((ink - ground) * data[4 * i + 3]) / 255);
+  };
+  const levels = Uint8Array.from({ length: channels * area }, (_, i) => level(i % area, Math.floor(i / area)));
+  const inverts = invert || darkInk || (auto && ringMean(levels, width, height) > MID_GREY);
+  return Float32Array.from(levels, (value) => low + ((inverts ? 255 - value : value) * (high - low)) / 255);
+}
+
+/** The grey of a pixel, 0…255 (ITU-R 601, as Pillow computes it). */
+const luma = (data, at) => (data[at] * 19595 + data[at + 1] * 38470 + data[at + 2] * 7471 + 32768) >> 16;
+
+async function drawn(blob, width, height) {
+  const picture = await createImageBitmap(blob, { premultiplyAlpha: "none", colorSpaceConversion: "none" });
+  const context = new OffscreenCanvas(width, height).getContext("2d");
+  context.imageSmoothingQuality = "high";
+  context.drawImage(picture, 0, 0, width, height);
+  picture.close();
+  return context.getImageData(0, 0, width, height);
+}
+
+/** Whether a picture is partly transparent and what is visible is dark. */
+function isDarkInk(data) {
+  let [visible, sum] = [0, 0];
+  for (let at = 0; at < data.length; at += 4) [visible, sum] = [visible + data[at + 3], sum + data[at + 3] * luma(data, at)];
+  return visible > 0 && visible < (data.length / 4) * 255 && sum / visible < MID_GREY;
+}
+
+/** The mean of the outermost ring of pixels. */
+function ringMean(levels, width, height) {
+  const isRing = (_, i) => i % width === 0 || i % width === width - 1 || i < width || i >= width * (height - 1);
+  const ring = levels.slice(0, width * height).filter(isRing);
+  return ring.reduce((sum, value) => sum + value, 0) / ring.length;
+}
+
+/** A mask as booleans of the model's size: true where the picture is kept. */
+export async function toKeep(blob, { shape: [, height, width] }) {
+  const { data } = await drawn(blob, width, height);
+  return Array.from({ length: width * height }, (_, i) => (luma(data, 4 * i) * data[4 * i + 3]) / 255 < 128);
+}
+
+/** The 8-bit levels of a row, interleaved: H×W×C. The array clips and rounds, ties to even. */
+function toLevels(row, { range: [low, high], shape: [channels, height, width] }) {
+  const area = height * width;
+  return Uint8ClampedArray.from({ length: row.length }, (_, i) => {
+    return ((row[(i % channels) * area + Math.floor(i / channels)] - low) * 255) / (high - low);
+  });
+}
+
+/**
+ * A PNG of a row, or an animation of several (APNG), of which every pixel becomes a square.
+ *
+ * @param {Float32Array[]} rows
+ * @param {{fps?: number, scale?: number}} options
+ * @returns {Promise<Blob>}
+ */
+export async function toPng(rows, card, { fps = 1, scale = 1 } = {}) {
+  const [channels, height, width] = card.shape;
+  const size = [...uint32(width * scale), ...uint32(height * scale)];
+  const parts = [SIGNATURE, chunk("IHDR", [...size, 8, channels === 1 ? GREY_TYPE : RGB_TYPE, 0, 0, 0])];
+  if (rows.length > 1) parts.push(chunk("acTL", [...uint32(rows.length), ...uint32(0)])); // for ever
+  let sequence = 0; // number of the next chunk of the animation
+  for (const [i, row] of rows.entries()) {
+    const timing = [0, 1, fps >> 8, fps & 255]; // 1/fps seconds
+    if (rows.length > 1) parts.push(chunk("fcTL", [...uint32(sequence++), ...size, ...uint32(0), ...uint32(0), ...timing, 0, 0]));
+    const content = await deflate(scanlines(toLevels(row, card), card.shape, scale));
+    parts.push(i === 0 ? chunk("IDAT", content) : chunk("fdAT", [...uint32(sequence++), ...content]));
+  }
+  return new Blob([...parts, chunk("IEND", [])], { type: "image/png" });
+}
+
+/** The lines of a picture, enlarged, each after the byte 0: not filtered. */
+function scanlines(levels, [channels, height, width], scale) {
+  const length = width * scale * channels;
+  const lines = new Uint8Array(height * scale * (1 + length));
+  for (let y = 0; y < height * scale; y++) {
+    const from = Math.floor(y / scale) * width;
+    for (let i = 0; i < length; i++) {
+      const x = Math.floor(i / channels / scale);
+      lines[y * (1 + length) + 1 + i] = levels[(from + x) * channels + (i % channels)];
+    }
+  }
+  return lines;
+}
+
+async function deflate(bytes) {
+  const packed = new Blob([bytes]).stream().pipeThrough(new CompressionStream("deflate"));
+  return new Uint8Array(await new Response(packed).arrayBuffer());
+}
+
+const uint32 = (value) => [value >>> 24, (value >>> 16) & 255, (value >>> 8) & 255, value & 255];
+
+function chunk(type, content) {
+  const body = new Uint8Array(type.length + content.length);
+  body.set([...type].map((letter) => letter.charCodeAt(0)));
+  body.set(content, type.length);
+  return new Blob([Uint8Array.from(uint32(content.length)), body, Uint8Array.from(uint32(crc32(body)))]);
+}
+
+const CRC = Uint32Array.from({ length: 256 }, (_, n) => {
+  for (let bit = 0; bit < 8; bit++) n = n & 1 ? 0xedb88320 ^ (n >>> 1) : n >>> 1;
+  return n;
+});
+
+function crc32(bytes) {
+  let crc = 0xffffffff;
+  for (const byte of bytes) crc = CRC[(crc ^ byte) & 255] ^ (crc >>> 8);
+  return ~crc >>> 0;
+}
+
+/** @returns {Promise<string>} */
+export async function toBase64(blob) {
+  const bytes = new Uint8Array(await blob.arrayBuffer());
+  return btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
+}
+
+export const fromBase64 = (text) => new Blob([Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0))]);

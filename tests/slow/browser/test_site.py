@@ -1,0 +1,263 @@
+"""The page without a server: `ign site`, served as files, beside the service with the same models."""
+
+import base64
+import functools
+import http.server
+import io
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image, ImageSequence
+
+from ign.site import site as command
+from service.domain.latents import NoiseSource
+from tests.contract.data import Pixels, pixels
+from tests.contract.harness import Service
+from tests.slow.browser.conftest import MODELS
+from tests.slow.browser.test_access import FAILED, used
+from tests.slow.browser.visit import SEVEN, Visit, visiting
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+MOST_BYTES = 16_000_000  # of all that a visit loads
+MOST_BYTES_BEFORE_A_DIGIT = 5_000_000
+SIZES = ((390, 844), (820, 1180), (1280, 720))
+CALL = """async ([path, request]) => {
+  const { callJson } = await import("./page/api.js");
+  const { image, mask, ...options } = request;
+  const file = async (data) => (await fetch(`data:image/png;base64,${data}`)).blob();
+  const form = new FormData();
+  for (const [name, value] of Object.entries({ image, mask })) if (value) form.append(name, await file(value));
+  for (const [name, value] of Object.entries(options)) form.append(name, value);
+  return callJson(path, image ? { form } : { json: options });
+}"""
+WALK = """async (json) => {
+  const { callApi } = await import("./page/api.js");
+  const bytes = new Uint8Array(await (await callApi("latent-interpolate", { json })).arrayBuffer());
+  return Array.from(bytes);
+}"""
+LATENTS = """async (size) => {
+  const { latent } = await import("./page/latents.js");
+  const bits = (seed) => Array.from(new Uint32Array(latent(seed, seed % 5, size).buffer));
+  return Array.from({ length: 100 }, (_, i) => bits(i < 50 ? i : (i * 2654435761) % 2 ** 32));
+}"""
+UNABLE = "WebAssembly.validate = () => false"
+
+
+class Host:
+    """A folder behind a plain web server that counts what it sends."""
+
+    def __init__(self, folder: Path) -> None:
+        self.sent: list[tuple[str, int]] = []
+        host = self
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def copyfile(self, source: IO[bytes], outputfile: IO[bytes]) -> None:  # type: ignore[override]
+                data = source.read()
+                host.sent.append((self.path.partition("?")[0], len(data)))
+                outputfile.write(data)
+
+            def log_request(self, *_: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    @property
+    def bytes(self) -> int:
+        return sum(count for _, count in self.sent)
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@contextmanager
+def hosting(folder: Path) -> Iterator[Host]:
+    host = Host(folder)
+    try:
+        yield host
+    finally:
+        host.stop()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("site") / "out"
+    done = CliRunner().invoke(command, [str(out), "--models", str(MODELS), "--default-model", "mnist"])
+    if "npm pack" in done.output:
+        pytest.skip(f"the npm registry cannot be had, so the site was not tried: {done.output.splitlines()[-1]}")
+    assert done.exit_code == 0, done.output
+    return out
+
+
+@pytest.fixture(scope="module")
+def host(folder: Path) -> Iterator[Host]:
+    with hosting(folder) as running:
+        yield running
+
+
+@pytest.fixture
+def visit(browser: "Browser", host: Host) -> Iterator[Visit]:
+    with visiting(browser, host.url, reduced_motion="reduce") as opened:
+        opened.ready()
+        opened.settled()
+        yield opened
+
+
+def share_within_a_level(a: Pixels, b: Pixels) -> float:
+    assert a.shape == b.shape
+    return float((np.abs(a.astype(int) - b.astype(int)) <= 1).mean())
+
+
+def test_a_stroke_gives_the_picture_of_the_service(browser: "Browser", folder: Path, service: Service) -> None:
+    pictures = []
+    with hosting(folder) as host:
+        for url in (host.url, service.url):
+            with visiting(browser, url, reduced_motion="reduce") as visit:
+                visit.one("#tiles img").first.wait_for()
+                if url == host.url:
+                    first = [size for path, size in host.sent if "avatars" not in path and "fashion" not in path]
+                    assert sum(first) <= MOST_BYTES_BEFORE_A_DIGIT
+                visit.empty()
+                visit.draw(SEVEN)
+                visit.settled()
+                pictures.append([visit.picture(selector) for selector in ("#seen", "#made", "#tiles img >> nth=3")])
+                visit.one("#served img").nth(2).wait_for(state="attached")  # all models are loaded
+        assert host.bytes <= MOST_BYTES
+        assert len({path for path, _ in host.sent}) == len(host.sent)  # nothing is loaded twice
+    for local, remote in zip(*pictures, strict=True):
+        assert share_within_a_level(local, remote) >= 0.999
+    assert (pictures[0][0] == pictures[1][0]).all()
+
+
+@pytest.mark.parametrize("size", [784, 12_288])
+def test_latents_are_those_of_python(visit: Visit, size: int) -> None:
+    source = NoiseSource((1, 1, size))
+    for i, bits in enumerate(visit.page.evaluate(LATENTS, size)):
+        seed = i if i < 50 else i * 2654435761 % 2**32
+        assert (source.row(seed, seed % 5).view(np.uint32).ravel() == np.array(bits, np.uint32)).all(), seed
+
+
+@pytest.mark.parametrize("model", ["mnist/4", "fashion_mnist/3", "avatars64/4"])
+def test_pictures_and_measures_are_those_of_the_service(visit: Visit, service: Service, model: str) -> None:
+    request = {"model": model, "seed": 11, "offset": 2, "n": 5, "steps": 1, "score": True}
+    noise = service.post("/generate", request).json()["images"]
+    compare(visit.page.evaluate(CALL, ["generate", request])["images"], noise)
+    drawing, mask = noise[0]["data"], noise[1]["data"]
+    options = {"model": model, "steps": 2, "strength": 0.7, "invert": False, "score": True}
+    request = {"image": drawing, "mask": mask, "record": "0,1", **options}
+    (made,) = visit.page.evaluate(CALL, ["project", request])["images"]
+    request = {"images": [drawing], "mask": mask, "record": [0, 1], **options}
+    (expected,) = service.post("/project", request).json()["images"]
+    compare([made, *made["trajectory"]], [expected, *expected["trajectory"]])
+
+
+def compare(images: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    for ours, theirs in zip(images, expected, strict=True):
+        shown = [pixels(base64.b64decode(image["data"]), "RGB") for image in (ours, theirs)]
+        assert share_within_a_level(*shown) >= 0.999
+        for name in {"index", "step", "distance", "drift", "change"} & ours.keys() & theirs.keys():
+            assert ours[name] == (theirs[name] and pytest.approx(theirs[name], rel=0.01, abs=1e-4)), name
+
+
+@pytest.mark.parametrize(("loop", "scale"), [(True, 1), (False, 3)])
+def test_a_walk_is_an_animation_of_the_same_frames(visit: Visit, service: Service, loop: bool, scale: int) -> None:
+    points = [{"seed": 7, "index": 2}, {"seed": 7, "index": 9}]
+    request = {"model": "mnist/4", "points": points, "frames": 5, "loop": loop, "fps": 12, "scale": scale}
+    remote = service.client.post("/latent-interpolate", json=request, headers={"Accept": "image/apng"}).content
+    shown = []
+    for file in (bytes(visit.page.evaluate(WALK, request)), remote):
+        with Image.open(io.BytesIO(file)) as animation:
+            assert animation.info["loop"] == 0 or file is remote
+            shown.append([np.asarray(frame.convert("L")) for frame in ImageSequence.Iterator(animation)])
+    assert len(shown[0]) == len(shown[1]) == 5
+    for ours, theirs in zip(*shown, strict=True):
+        assert share_within_a_level(ours, theirs) >= 0.999
+
+
+def test_an_upload_is_prepared_as_by_the_service(visit: Visit, service: Service, tmp_path: Path) -> None:
+    ink = np.full((90, 90, 4), 0, np.uint8)
+    ink[20:70, 40:50, 3] = 255  # black on nothing
+    Image.fromarray(ink).save(tmp_path / "bar.png")
+    visit.one("#file").set_input_files(tmp_path / "bar.png")
+    visit.page.wait_for_function("() => !document.querySelector('#share').disabled")
+    visit.settled()
+    options = {"strength": "0", "resize": "stretch", "model": "mnist/4"}
+    sent = {"image": (tmp_path / "bar.png").read_bytes()}
+    prepared = service.client.post("/project", data=options, files=sent, headers={"Accept": "image/png"}).content
+    difference = np.abs(visit.picture("#seen").astype(int) - pixels(prepared, "L"))
+    assert difference.mean() < 5  # another filter reduces it
+
+
+def test_the_second_visit_needs_no_server(browser: "Browser", folder: Path) -> None:
+    with hosting(folder) as host, visiting(browser, host.url, reduced_motion="reduce") as visit:
+        visit.expected += [FAILED]
+        visit.one("#tiles img").first.wait_for()
+        visit.page.evaluate("async () => { await navigator.serviceWorker.ready; }")
+        host.stop()
+        visit.page.goto(f"{host.url}/?from=a-link#m=mnist/4")
+        visit.empty()
+        visit.draw()
+        visit.settled()
+        visit.says("generate", "16 pictures of seed 7")
+
+
+@pytest.mark.parametrize("damage", ["cut", "no model"])
+def test_a_damaged_model_is_said_and_the_others_go_on(
+    browser: "Browser", folder: Path, tmp_path: Path, damage: str
+) -> None:
+    broken = shutil.copytree(folder, tmp_path / "out")
+    file = broken / "models" / "fashion_mnist" / "3" / "model.onnx.xz"
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:100_000])
+    else:  # a file that is what the list says, and yet no model
+        index = json.loads((broken / "models.json").read_text())
+        card = next(card for card in index["models"] if card["name"] == "fashion_mnist")
+        card["file"] = index["runtime"]
+        (broken / "models.json").write_text(json.dumps(index))
+    with hosting(broken) as host, visiting(browser, host.url, reduced_motion="reduce") as visit:
+        visit.expected += [FAILED, "integrity"]
+        visit.empty()
+        visit.choose("Clothes")
+        visit.toast("The model Clothes cannot run here")
+        visit.choose("Digits")
+        visit.draw()
+        visit.settled()
+
+
+def test_a_browser_that_cannot_run_models_says_so(browser: "Browser", host: Host) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    page.add_init_script(UNABLE)
+    page.goto(host.url)
+    visit = Visit(page, host.url)
+    visit.ready()
+    visit.toast("This browser cannot run the models")
+    visit.draw()  # and the canvas works
+    assert visit.canvas().max() == 255
+    context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_axe_finds_nothing(browser: "Browser", host: Host, width: int, height: int, scheme: Any) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    size = {"width": width, "height": height}
+    with visiting(browser, host.url, viewport=size, color_scheme=scheme, reduced_motion="reduce") as visit:
+        used(visit)
+        assert visit.page.evaluate("() => document.documentElement.scrollWidth") <= width
+        assert visit.one(".at-service:visible, .curl:visible").count() == 0
+        visit.page.evaluate("() => Promise.all(document.getAnimations().map((animation) => animation.finished))")
+        found = axe.Axe().run(visit.page)
+        assert found.violations_count == 0, found.generate_report()
