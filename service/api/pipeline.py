@@ -91,6 +91,7 @@ class Endpoint(NamedTuple):
     decode: Callable[[Sequence[Any]], Sequence[Any]]
     encode: Callable[[Sequence[tuple[Any, FloatRows, Result]]], Sequence[Any]]
     respond: Callable[[Sequence[tuple[Any, Any]]], list[ResponseParts]]
+    methods: tuple[str, ...] = ("POST",)
 
 
 @dataclass(slots=True, eq=False)

@@ -160,7 +160,11 @@ def _parse_generate(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWo
 
 
 def _parse_project(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWork:
-    upload = parse_upload(api, ProjectOptions, ProjectRequest, body)
+    return project_work(api, parse_upload(api, ProjectOptions, ProjectRequest, body))
+
+
+def project_work(api: ApiRequest, upload: Upload[ProjectOptions]) -> RowWork:
+    """The work of `/project`."""
     options, settings, count = upload.options, api.services.settings, len(upload.images)
     model = api.resolve(options.model)
     params = step_params(options, recommended=model.card.steps.project, rows=count, settings=settings)

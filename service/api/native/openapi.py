@@ -1,9 +1,10 @@
 """What FastAPI cannot derive of the OpenAPI document: headers, media types of responses, bodies besides JSON."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from pydantic import BaseModel
+from starlette.responses import Response
 
 from service.api.native.schemas import ProblemDocument, ProgressEvent, StepEvent
 from service.api.negotiation import Media
@@ -59,6 +60,38 @@ def operation(
     }
 
 
+def url_operation(request: type[BaseModel], own: Mapping[str, dict[str, Any]], formats: Mapping[str, Media]) -> Any:
+    """Keyword arguments of the decorator of a GET route: the options of ``request`` that have a text form.
+
+    ``own`` has the parameters of GET alone; one of them may be in the path. The first of ``formats`` is the default.
+    """
+    options = {name: _described(schema) for name, schema in _text_options(request).items() if name not in own}
+    for name in ("record", "points", "grid", *(("columns", "gap") if "points" in options else ())):
+        options.pop(name, None)  # only JSON has them, and an animation is no sheet
+    if len(formats) == 1:  # the path has it
+        del options["format"]
+    else:
+        schema = {"type": "string", "enum": [*formats], "default": next(iter(formats))}
+        options["format"] = {"in": "query", "description": "Format of the response.", "schema": schema}
+    parameters = [{"name": name, **parameter} for name, parameter in (options | dict(own)).items()]
+    headers = {"ETag": {"schema": {"type": "string"}}, "Cache-Control": {"schema": {"type": "string"}}}
+    unchanged = {"description": "The caller has the image: `If-None-Match` names its `ETag`."}
+    return {
+        "response_class": Response,
+        "responses": {
+            200: {"content": {media.value: BINARY for media in formats.values()}, "headers": headers},
+            304: unchanged,
+        },
+        "openapi_extra": {"parameters": parameters},
+    }
+
+
+def _described(schema: dict[str, Any]) -> dict[str, Any]:
+    """A query parameter with this schema."""
+    rest = {key: value for key, value in schema.items() if key != "description"}
+    return {"in": "query", "description": schema["description"], "schema": rest}
+
+
 def schema_of(model: type[BaseModel]) -> dict[str, Any]:
     """A reference to the schema of a model that a route names, or `service.api.info.openapi`."""
     return {"$ref": REFERENCE.format(model=model.__name__)}
@@ -94,15 +127,12 @@ def _form(request: type[BaseModel], content_type: str) -> dict[str, Any]:
 
 def _query(request: type[BaseModel]) -> list[dict[str, Any]]:
     """The query parameters for an image as the body, without defaults, which clients would send with other bodies."""
-    return [
-        {
-            "name": name,
-            "in": "query",
-            "description": f"{schema['description']} Only with an image as the body.",
-            "schema": {key: value for key, value in schema.items() if key not in ("default", "description")},
-        }
-        for name, schema in _text_options(request).items()
-    ]
+    parameters = []
+    for name, schema in _text_options(request).items():
+        description = f"{schema['description']} Only with an image as the body."
+        without = {key: value for key, value in schema.items() if key != "default"}
+        parameters.append({"name": name, **_described(without | {"description": description})})
+    return parameters
 
 
 def _text_options(request: type[BaseModel]) -> dict[str, Any]:

@@ -1,8 +1,11 @@
 """The native endpoints as FastAPI documents them. `service.api.pipeline` answers them, so the functions are empty."""
 
-from fastapi import APIRouter
+from typing import Any, Final
 
-from service.api.native import openapi
+from fastapi import APIRouter
+from starlette.convertors import StringConvertor, register_url_convertor
+
+from service.api.native import openapi, urls
 from service.api.native.endpoints import FORMATS, PATH_FORMATS, ROW_FORMATS, SCORE_FORMATS
 from service.api.native.schemas import (
     ArithmeticAnswer,
@@ -20,7 +23,28 @@ from service.api.native.schemas import (
 router = APIRouter(tags=["Images"])
 
 
+class _TextConvertor(StringConvertor):
+    regex = r"[\s\S]+"  # also a slash and a line break
+
+
+register_url_convertor("text", _TextConvertor())
+_TEXT: Final = {"type": "string", "minLength": 1, "maxLength": urls.MAX_TEXT}
+_SEED: Final[dict[str, Any]] = {
+    "in": "query",
+    "description": "A number, or a text that stands for one; random if absent.",
+    "schema": _TEXT,
+}
+_IN_PATH: Final = {"seed": _SEED | {"in": "path", "required": True}}
+_SEEDS: Final = {
+    "in": "query",
+    "required": True,
+    "description": "2 to 16 seeds, numbers or texts, with a comma between them.",
+    "schema": {"type": "string", "pattern": "^[^,]{1,200}(,[^,]{1,200}){1,15}$"},
+}
+
+
 @router.post("/generate", **openapi.operation(GenerateAnswer, ROW_FORMATS))
+@router.api_route("/generate", methods=["GET", "HEAD", "POST"], include_in_schema=False)  # first, for `Allow`
 def generate(body: GenerateRequest) -> None:
     """Generate images from noise.
 
@@ -30,6 +54,44 @@ def generate(body: GenerateRequest) -> None:
 
     Several images in one file are a contact sheet, with `columns` and a `gap`. `scale` enlarges images in every
     format.
+    """
+
+
+@router.get("/generate", **openapi.url_operation(GenerateRequest, {"seed": _SEED}, urls.IMAGES))
+def generate_url() -> None:
+    """Generate images as a URL.
+
+    The options of the POST as the query, `record` excepted. A `seed` may be a text, such as `alice`; `X-IGN-Seed` has
+    its number. The image has an `ETag`, and caches may keep it: for a year if `model` names a version.
+    """
+
+
+@router.get(
+    "/generate/{seed:text}.png", **openapi.url_operation(GenerateRequest, _IN_PATH, {"png": urls.IMAGES["png"]})
+)
+def generate_png() -> None:
+    """Generate a PNG as a short URL.
+
+    As `GET /generate`.
+    """
+
+
+@router.get(
+    "/generate/{seed:text}.webp", **openapi.url_operation(GenerateRequest, _IN_PATH, {"webp": urls.IMAGES["webp"]})
+)
+def generate_webp() -> None:
+    """Generate a WebP as a short URL.
+
+    As `GET /generate`.
+    """
+
+
+@router.get("/latent-interpolate", **openapi.url_operation(InterpolateRequest, {"seeds": _SEEDS}, urls.ANIMATIONS))
+def latent_interpolate_url() -> None:
+    """Walk between images as a URL.
+
+    An animation of the path through `seeds`, with the options of the POST as the query. Caches may keep it, as those of
+    `GET /generate`.
     """
 
 
@@ -48,6 +110,7 @@ def project(body: ProjectRequest) -> None:
 
 
 @router.post("/latent-interpolate", **openapi.operation(InterpolateAnswer, PATH_FORMATS))
+@router.api_route("/latent-interpolate", methods=["GET", "HEAD", "POST"], include_in_schema=False)
 def latent_interpolate(body: InterpolateRequest) -> None:
     """Walk between images.
 

@@ -3,8 +3,9 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -24,11 +25,19 @@ Event = StepOutput | StreamProgress | Result | IgnError
 Events = asyncio.Queue[Event]
 
 
-async def send_events(api: ApiRequest, spec: ResponseSpec, rows: FloatRows, events: Events, send: Send) -> bytes:
+async def send_events(
+    api: ApiRequest,
+    spec: ResponseSpec,
+    rows: FloatRows,
+    events: Events,
+    send: Send,
+    encode: Callable[[Any], Awaitable[bytes]] | None = None,
+) -> bytes:
     """Send the events of a request until its result; returns the last piece, to be sent once no row runs.
 
     A failure before the first event becomes an ordinary problem document with its own status. A later failure becomes
     the event `error`, because status 200 is sent already. ``rows`` (N, C, H, W) float32 are the inputs of f.
+    ``encode`` makes other bytes of what the scheduler delivers; nothing is sent for empty ones.
     """
     first = await events.get()
     if isinstance(first, IgnError):
@@ -46,7 +55,7 @@ async def send_events(api: ApiRequest, spec: ResponseSpec, rows: FloatRows, even
     try:
         async with (
             asyncio.timeout(api.deadline - time.monotonic()),
-            aclosing(_texts(api, spec, rows, first, events)) as texts,
+            aclosing(_texts(first, events, encode or partial(_encode, api, spec, rows))) as texts,
         ):
             async for text in texts:
                 await send({"type": "http.response.body", "body": text, "more_body": True})
@@ -58,7 +67,7 @@ async def send_events(api: ApiRequest, spec: ResponseSpec, rows: FloatRows, even
 
 
 async def _texts(
-    api: ApiRequest, spec: ResponseSpec, rows: FloatRows, first: Event, events: Events
+    first: Event, events: Events, encode: Callable[[Any], Awaitable[bytes]]
 ) -> AsyncGenerator[bytes, None]:
     item: Event | None = first
     while True:
@@ -66,8 +75,8 @@ async def _texts(
             yield b": still here\n\n"
         elif isinstance(item, IgnError):
             raise item
-        else:
-            yield await _encode(api, spec, rows, item)
+        elif text := await encode(item):
+            yield text
         if isinstance(item, Result):
             return
         try:
@@ -84,13 +93,14 @@ async def _encode(
         members = {"steps_done": item.steps_done, "steps": item.steps, "rows_done": item.rows_done, "rows": item.rows}
         return event("progress", members)
     if isinstance(item, StepOutput):
-        return event("step", await _step(api, spec, rows, item))
+        return event("step", await step_members(api, spec, rows, item))
     count_rows([(api, spec.model, item)])
     images = [image(spec, item, index, None) for index in range(len(item.rows))]
     return event("done", envelope(api, spec.model, images, spec.members))
 
 
-async def _step(api: ApiRequest, spec: ResponseSpec, rows: FloatRows, step: StepOutput) -> dict[str, Any]:
+async def step_members(api: ApiRequest, spec: ResponseSpec, rows: FloatRows, step: StepOutput) -> dict[str, Any]:
+    """The members of the event `step`; ``rows`` are the inputs of f."""
     step, options = blend_step(rows, step, spec.strength), spec.options
 
     def encode() -> str:
@@ -116,7 +126,7 @@ def _error_event(api: ApiRequest, exc: Exception) -> bytes:
     if problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         log_failure(exc, api.request_id)
     api.state["problem"] = problem.code
-    return event("error", problem.body(api.request_id))
+    return event("error", problem.body(api.request_id, api.endpoint))
 
 
 def event(name: str, members: dict[str, Any]) -> bytes:

@@ -7,9 +7,9 @@ from functools import lru_cache
 from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
-from starlette.datastructures import QueryParams
+from pydantic import BaseModel
 
-from service.api.multipart import MUST_BE_A_FILE, parse_fields, parse_multipart
+from service.api.multipart import MUST_BE_A_FILE, parse_fields, parse_multipart, parse_query
 from service.api.native.schemas import PointRequest, ProjectOptions, ProjectRequest, ScoreOptions, ScoreRequest
 from service.api.native.validation import check_count
 from service.api.negotiation import Media
@@ -25,6 +25,7 @@ from service.models.registry import ServedModel
 from service.settings import Settings
 
 Options = TypeVar("Options", bound=ScoreOptions)
+Form = TypeVar("Form", bound=BaseModel)
 
 PICTURE_TYPES: Final = ("image/png", "image/jpeg", "image/webp")
 UPLOAD_TYPES: Final = ("multipart/form-data", "application/json", *PICTURE_TYPES)
@@ -34,12 +35,13 @@ _MAX_INLINE: Final = 4  # small images; decoding them takes less time than wakin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Upload(Generic[Options]):
+class Upload(Generic[Form]):
     """The images of a request as bytes or base64 text. There is no mask, one for all images, or one for each."""
 
-    options: Options
+    options: Form
     images: Sequence[bytes | str]
     masks: Sequence[bytes | str] = ()
+    masks_by_alpha: bool = False  # transparent pixels are regenerated, instead of white ones
     image_field: str = "image"  # in error messages
     mask_field: str = "mask"
 
@@ -82,7 +84,8 @@ def parse_upload(api: ApiRequest, schema: type[Options], body: type[Options], co
     """
     content_type, settings = api.content_type, api.services.settings
     if content_type == "multipart/form-data":
-        upload = _from_form(api.headers.get("content-type", ""), content, schema, settings)
+        has_mask = issubclass(schema, ProjectOptions)
+        upload = read_form(api.headers.get("content-type", ""), content, schema, settings, mask=has_mask)
     elif content_type == "application/json":
         upload = _from_json(parse_as(body, content))
     else:
@@ -151,7 +154,7 @@ def _decode(
             encoded = _take(opened, mask_name, mask_data, settings)
             with memory_for(encoded.pixels):
                 api.check_not_over()  # waiting for the block may take long
-                mask = to_mask(encoded)
+                mask = to_mask(encoded, by_alpha=upload.masks_by_alpha)
         encoded = _take(opened, name, data, settings)
         with memory_for(encoded.pixels):
             api.check_not_over()
@@ -188,8 +191,17 @@ def read_points(api: ApiRequest, model: ServedModel, field: str, points: Sequenc
     return [row(f"{field}.{i}", point) for i, point in enumerate(points)]
 
 
-def _from_form(content_type: str, body: bytes, schema: type[Options], settings: Settings) -> Upload[Options]:
-    names = ("image", "mask") if issubclass(schema, ProjectOptions) else ("image",)
+def read_form(
+    content_type: str,
+    body: bytes,
+    schema: type[Form],
+    settings: Settings,
+    *,
+    images: tuple[str, ...] = ("image",),
+    mask: bool,
+) -> Upload[Form]:
+    """The files named ``images``, at most one ``mask``, and the options of a form; raises as `parse_upload`."""
+    names = (*images, "mask") if mask else images
     limits = {"max_files": settings.max_images + 1, "max_fields": _MAX_FIELDS}
     fields, files = parse_multipart(content_type, body, file_names=names, **limits)
     for name in files:
@@ -197,13 +209,14 @@ def _from_form(content_type: str, body: bytes, schema: type[Options], settings: 
             raise InvalidContent.field(printable_name(name), f"unknown file; expected {' or '.join(names)}")
     if "image" in fields:
         raise InvalidContent.field("image", MUST_BE_A_FILE)
-    mask_texts = fields.pop("mask", []) if "mask" in names else []  # a mask may come as base64 text, too
+    mask_texts = fields.pop("mask", []) if mask else []  # a mask may come as base64 text, too
     masks = [*files.get("mask", ()), *mask_texts]
     if len(masks) > 1:
         raise InvalidContent.field("mask", "given more than once")
-    if "image" not in files:
+    uploaded = [data for name in images for data in files.get(name, ())]
+    if not uploaded:
         raise InvalidContent.field("image", "at least one file is required")
-    return Upload(options=schema.model_validate(parse_fields(fields)), images=files["image"], masks=masks)
+    return Upload(options=schema.model_validate(parse_fields(fields)), images=uploaded, masks=masks)
 
 
 def _from_json(request: Options) -> Upload[Options]:
@@ -221,10 +234,7 @@ def _from_query(schema: type[Options], query: bytes) -> Options:
 
 
 def _parse_query(schema: type[Options], query: bytes) -> Options:
-    fields: dict[str, list[str]] = {}
-    for name, value in QueryParams(query).multi_items():
-        fields.setdefault(name, []).append(value)
-    return schema.model_validate(parse_fields(fields))
+    return schema.model_validate(parse_query(query))
 
 
 # A client sends the same query with every image, and the parsed options are immutable.
