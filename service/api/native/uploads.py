@@ -1,5 +1,6 @@
 """Read uploads (images, masks and latents, as multipart, JSON or a raw body) and decode them to rows."""
 
+import json
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from service.api.multipart import MUST_BE_A_FILE, parse_fields, parse_multipart,
 from service.api.native.schemas import PointRequest, ProjectOptions, ProjectRequest, ScoreOptions, ScoreRequest
 from service.api.native.validation import check_count
 from service.api.negotiation import Media
-from service.api.request import ApiRequest, parse_as, printable_name
+from service.api.request import ApiRequest, parse_as, parse_json, printable_name
 from service.artifact.card import Card
 from service.domain.errors import IgnError, InvalidContent, TooLarge, UnsupportedMedia
 from service.domain.latents import FloatRow, FloatRows
@@ -31,6 +32,10 @@ PICTURE_TYPES: Final = ("image/png", "image/jpeg", "image/webp")
 UPLOAD_TYPES: Final = ("multipart/form-data", "application/json", *PICTURE_TYPES)
 _CACHED_QUERY: Final = 256  # bytes; a longer query is not cached
 _MAX_FIELDS: Final = 32  # of a form; there are about twelve options
+_EXPECTED: Final = f"Content-Type: expected one of {', '.join(UPLOAD_TYPES)}"
+_SIGNATURES: Final = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF")  # of an image without a Content-Type
+_HUB_NAMES: Final = {"num_inference_steps": "steps"}
+_HUB_IGNORED: Final = ("prompt", "negative_prompt", "guidance_scale", "target_size")  # no model here has a use for them
 _MAX_INLINE: Final = 4  # small images; decoding them takes less time than waking a thread of the codec pool
 
 
@@ -62,17 +67,17 @@ class InputRows:
 def check_upload(formats: tuple[Media, ...], schema: type[ScoreOptions]) -> Callable[[ApiRequest], None]:
     """The check of an endpoint that takes images in one of three kinds of body: a form, JSON or one image.
 
-    Only the options of an image are in the query.
+    Only the options of an image are in the query; `parse_upload` checks that of JSON.
     """
 
     def check(api: ApiRequest) -> None:
         api.media = api.negotiate(formats)
-        if api.content_type in PICTURE_TYPES:
+        if api.content_type in ("", *PICTURE_TYPES):
             _from_query(schema, api.query)
-            return
-        if api.content_type not in UPLOAD_TYPES:
-            raise UnsupportedMedia(f"Content-Type: expected one of {', '.join(UPLOAD_TYPES)}")
-        api.reject_query()
+        elif api.content_type not in UPLOAD_TYPES:
+            raise UnsupportedMedia(_EXPECTED)
+        elif api.content_type != "application/json":
+            api.reject_query()
 
     return check
 
@@ -87,7 +92,9 @@ def parse_upload(api: ApiRequest, schema: type[Options], body: type[Options], co
         has_mask = issubclass(schema, ProjectOptions)
         upload = read_form(api.headers.get("content-type", ""), content, schema, settings, mask=has_mask)
     elif content_type == "application/json":
-        upload = _from_json(parse_as(body, content))
+        upload = _from_json(parse_as(body, _native_json(api, content)))
+    elif not content_type and not content.startswith(_SIGNATURES):
+        raise UnsupportedMedia(_EXPECTED)
     else:
         upload = Upload(options=_from_query(schema, api.query), images=[content], image_field="body")
     check_count(upload.image_field, len(upload.images), settings.max_images)
@@ -217,6 +224,22 @@ def read_form(
     if not uploaded:
         raise InvalidContent.field("image", "at least one file is required")
     return Upload(options=schema.model_validate(parse_fields(fields)), images=uploaded, masks=masks)
+
+
+def _native_json(api: ApiRequest, content: bytes) -> bytes:
+    """A JSON body of this service for one of `huggingface_hub`: `{"inputs": IMAGE, "parameters": {…}}`.
+
+    That client cannot choose a model but by the query of its URL, so options may be there, too.
+    """
+    values = parse_json(content) if b'"inputs"' in content else {}
+    if "inputs" not in values:
+        api.reject_query()
+        return content
+    images, parameters = [values.pop("inputs")], values.pop("parameters", None) or {}
+    if not isinstance(parameters, dict):
+        raise InvalidContent.field("parameters", "must be an object")
+    options = {_HUB_NAMES.get(name, name): value for name, value in parameters.items() if name not in _HUB_IGNORED}
+    return json.dumps(parse_query(api.query) | values | options | {"images": images}).encode("ascii")
 
 
 def _from_json(request: Options) -> Upload[Options]:
