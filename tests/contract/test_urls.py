@@ -143,14 +143,14 @@ def test_how_long_caches_may_keep_it(service: Service, url: str, control: str) -
 
 def test_an_unchanged_image_runs_no_model(service: Service) -> None:
     first = service.get("/generate?seed=5&steps=3")
-    etag, before = first.headers["ETag"], service.metric("ign_row_steps_total")
+    etag, before = first.headers["ETag"], service.metric("ign_row_steps_count")
     assert before > 0
     for value in (etag, etag.removeprefix("W/"), f'"x", {etag}', "*"):
         unchanged = service.get("/generate?seed=5&steps=3", headers={"If-None-Match": value})
         assert (unchanged.status_code, unchanged.content) == (304, b"")
         assert [unchanged.headers[name] for name in ("ETag", "Cache-Control")] == [etag, "max-age=60"]
         assert "Content-Length" not in unchanged.headers
-    assert service.metric("ign_row_steps_total") == before
+    assert service.metric("ign_row_steps_count") == before
     changed = ("seed=6&steps=3", "seed=5&steps=2", "seed=5&steps=3&scale=2", "seed=5&steps=3&model=grey/2")
     others = {service.get(f"/generate?{query}", headers={"If-None-Match": etag}) for query in changed}
     assert {other.status_code for other in others} == {200}

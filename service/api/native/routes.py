@@ -86,15 +86,6 @@ def generate_webp() -> None:
     """
 
 
-@router.get("/latent-interpolate", **openapi.url_operation(InterpolateRequest, {"seeds": _SEEDS}, urls.ANIMATIONS))
-def latent_interpolate_url() -> None:
-    """Walk between images as a URL.
-
-    An animation of the path through `seeds`, with the options of the POST as the query. Caches may keep it, as those of
-    `GET /generate`.
-    """
-
-
 @router.post("/project", **openapi.operation(ProjectAnswer, ROW_FORMATS, ProjectRequest))
 def project(body: ProjectRequest) -> None:
     """Make images real.
@@ -116,6 +107,15 @@ def latent_interpolate(body: InterpolateRequest) -> None:
 
     f^k along a path through 2 to 16 points, or over a grid between four. A point is a seed, an image or a latent. A
     path as GIF, APNG or WebP is an animation, as PNG or JPEG a strip.
+    """
+
+
+@router.get("/latent-interpolate", **openapi.url_operation(InterpolateRequest, {"seeds": _SEEDS}, urls.ANIMATIONS))
+def latent_interpolate_url() -> None:
+    """Walk between images as a URL.
+
+    An animation of the path through `seeds`, with the options of the POST as the query. Caches may keep it, as those of
+    `GET /generate`.
     """
 
 
