@@ -77,7 +77,10 @@ class Problem:
     def body(self, request_id: str, path: str = "") -> dict[str, Any]:
         """The members of the problem document, ready for JSON; below `/v1`, of the error of OpenAI's API."""
         if path.startswith(_OPENAI):
-            return {"error": self._openai_error()}
+            kind = "server_error" if self.status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
+            kind = "rate_limit_error" if self.status == HTTPStatus.TOO_MANY_REQUESTS else kind
+            parameter = self.fields[0][0] if self.fields else None
+            return {"error": {"message": self.detail, "type": kind, "param": parameter, "code": self.code}}
         members: dict[str, Any] = {
             "type": "about:blank",
             "title": _title(self.status),
@@ -90,14 +93,6 @@ class Problem:
         if self.fields:
             members["errors"] = [{"field": name, "message": message} for name, message in self.fields]
         return members
-
-    def _openai_error(self) -> dict[str, str | None]:
-        if self.status == HTTPStatus.TOO_MANY_REQUESTS:
-            kind = "rate_limit_error"
-        else:
-            kind = "server_error" if self.status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
-        field_name = self.fields[0][0] if self.fields else None
-        return {"message": self.detail, "type": kind, "param": field_name, "code": self.code}
 
 
 def describe(exc: Exception) -> Problem:

@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel
@@ -34,7 +35,7 @@ from service.api.native.schemas import (
     ScoreOptions,
     ScoreRequest,
 )
-from service.api.native.stream import send_events
+from service.api.native.stream import encode_event, send_events
 from service.api.native.uploads import (
     InputRows,
     Upload,
@@ -111,7 +112,9 @@ class RowWork:
 
     async def send_events(self, inputs: InputRows, events: asyncio.Queue[Any], send: Send) -> bytes:
         """Send the events of a stream; returns its last piece."""
-        return await send_events(self.api, self.spec, inputs.rows, events, send)
+        return await send_events(
+            self.api, self.spec, events, send, partial(encode_event, self.api, self.spec, inputs.rows)
+        )
 
     def shown(self, rows: FloatRows, result: Result) -> Result:
         """The result as the caller is shown it."""

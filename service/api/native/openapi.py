@@ -60,36 +60,29 @@ def operation(
     }
 
 
-def url_operation(request: type[BaseModel], own: Mapping[str, dict[str, Any]], formats: Mapping[str, Media]) -> Any:
-    """Keyword arguments of the decorator of a GET route: the options of ``request`` that have a text form.
-
-    ``own`` has the parameters of GET alone; one of them may be in the path. The first of ``formats`` is the default.
-    """
-    options = {name: _described(schema) for name, schema in _text_options(request).items() if name not in own}
-    for name in ("record", "points", "grid", *(("columns", "gap") if "points" in options else ())):
-        options.pop(name, None)  # only JSON has them, and an animation is no sheet
-    if len(formats) == 1:  # the path has it
-        del options["format"]
-    else:
-        schema = {"type": "string", "enum": [*formats], "default": next(iter(formats))}
-        options["format"] = {"in": "query", "description": "Format of the response.", "schema": schema}
-    parameters = [{"name": name, **parameter} for name, parameter in (options | dict(own)).items()]
-    headers = {"ETag": {"schema": {"type": "string"}}, "Cache-Control": {"schema": {"type": "string"}}}
-    unchanged = {"description": "The caller has the image: `If-None-Match` names its `ETag`."}
+def url_operation(request: type[BaseModel], texts: Mapping[str, Any], formats: Mapping[str, Media]) -> Any:
+    """Keyword arguments of the decorator of a GET route, with own parameters ``texts``; the default format is first."""
+    # Only JSON has a trajectory, points and a grid, and an animation is no sheet.
+    without = {"seed", "record", *(("points", "grid", "columns", "gap") if "seeds" in texts else ())}
+    schemas = {name: schema for name, schema in _text_options(request).items() if name not in without}
+    schemas |= {name: {"type": "string", "minLength": 1, **schema} for name, schema in texts.items()}
+    schemas["format"] |= {"enum": [*formats], "default": next(iter(formats)), "description": "Of the response."}
+    parameters = [_described(name, schema) | {"required": name == "seeds"} for name, schema in schemas.items()]
+    headers = {name: {"schema": {"type": "string"}} for name in ("ETag", "Cache-Control")}
     return {
         "response_class": Response,
         "responses": {
             200: {"content": {media.value: BINARY for media in formats.values()}, "headers": headers},
-            304: unchanged,
+            304: {"description": "The caller has the image: `If-None-Match` names its `ETag`."},
         },
         "openapi_extra": {"parameters": parameters},
     }
 
 
-def _described(schema: dict[str, Any]) -> dict[str, Any]:
+def _described(name: str, schema: dict[str, Any]) -> dict[str, Any]:
     """A query parameter with this schema."""
     rest = {key: value for key, value in schema.items() if key != "description"}
-    return {"in": "query", "description": schema["description"], "schema": rest}
+    return {"name": name, "in": "query", "description": schema["description"], "schema": rest}
 
 
 def schema_of(model: type[BaseModel]) -> dict[str, Any]:
@@ -127,12 +120,11 @@ def _form(request: type[BaseModel], content_type: str) -> dict[str, Any]:
 
 def _query(request: type[BaseModel]) -> list[dict[str, Any]]:
     """The query parameters for an image as the body, without defaults, which clients would send with other bodies."""
-    parameters = []
-    for name, schema in _text_options(request).items():
-        description = f"{schema['description']} Only with an image as the body."
-        without = {key: value for key, value in schema.items() if key != "default"}
-        parameters.append({"name": name, **_described(without | {"description": description})})
-    return parameters
+    options = {name: dict(schema) for name, schema in _text_options(request).items()}
+    for schema in options.values():
+        schema.pop("default", None)
+        schema["description"] += " Only with an image as the body."
+    return [_described(name, schema) for name, schema in options.items()]
 
 
 def _text_options(request: type[BaseModel]) -> dict[str, Any]:

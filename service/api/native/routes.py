@@ -1,6 +1,6 @@
 """The native endpoints as FastAPI documents them. `service.api.pipeline` answers them, so the functions are empty."""
 
-from typing import Any, Final
+from typing import Final
 
 from fastapi import APIRouter
 from starlette.convertors import StringConvertor, register_url_convertor
@@ -28,19 +28,8 @@ class _TextConvertor(StringConvertor):
 
 
 register_url_convertor("text", _TextConvertor())
-_TEXT: Final = {"type": "string", "minLength": 1, "maxLength": urls.MAX_TEXT}
-_SEED: Final[dict[str, Any]] = {
-    "in": "query",
-    "description": "A number, or a text that stands for one; random if absent.",
-    "schema": _TEXT,
-}
-_IN_PATH: Final = {"seed": _SEED | {"in": "path", "required": True}}
-_SEEDS: Final = {
-    "in": "query",
-    "required": True,
-    "description": "2 to 16 seeds, numbers or texts, with a comma between them.",
-    "schema": {"type": "string", "pattern": "^[^,]{1,200}(,[^,]{1,200}){1,15}$"},
-}
+_SEED: Final = {"description": "A number, or a text that stands for one; random if absent.", "maxLength": urls.MAX_TEXT}
+_SEEDS: Final = {"description": "2 to 16 seeds, joined by commas.", "pattern": "^[^,]{1,200}(,[^,]{1,200}){1,15}$"}
 
 
 @router.post("/generate", **openapi.operation(GenerateAnswer, ROW_FORMATS))
@@ -58,31 +47,14 @@ def generate(body: GenerateRequest) -> None:
 
 
 @router.get("/generate", **openapi.url_operation(GenerateRequest, {"seed": _SEED}, urls.IMAGES))
+@router.get("/generate/{seed:text}.png", include_in_schema=False)
+@router.get("/generate/{seed:text}.webp", include_in_schema=False)
 def generate_url() -> None:
     """Generate images as a URL.
 
-    The options of the POST as the query, `record` excepted. A `seed` may be a text, such as `alice`; `X-IGN-Seed` has
-    its number. The image has an `ETag`, and caches may keep it: for a year if `model` names a version.
-    """
-
-
-@router.get(
-    "/generate/{seed:text}.png", **openapi.url_operation(GenerateRequest, _IN_PATH, {"png": urls.IMAGES["png"]})
-)
-def generate_png() -> None:
-    """Generate a PNG as a short URL.
-
-    As `GET /generate`.
-    """
-
-
-@router.get(
-    "/generate/{seed:text}.webp", **openapi.url_operation(GenerateRequest, _IN_PATH, {"webp": urls.IMAGES["webp"]})
-)
-def generate_webp() -> None:
-    """Generate a WebP as a short URL.
-
-    As `GET /generate`.
+    The options of the POST as the query, `record` excepted. A `seed` may be a text, such as `alice`, which
+    `/generate/alice.png` and `.webp` have in the path; `X-IGN-Seed` has its number. Caches may keep the image: for a
+    year if `model` names a version.
     """
 
 

@@ -5,7 +5,6 @@ import json
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -23,21 +22,14 @@ _KEEPALIVE_S: Final = 10.0  # seconds without an event; a comment line then make
 
 Event = StepOutput | StreamProgress | Result | IgnError
 Events = asyncio.Queue[Event]
+Encode = Callable[[Any], Awaitable[bytes]]
 
 
-async def send_events(
-    api: ApiRequest,
-    spec: ResponseSpec,
-    rows: FloatRows,
-    events: Events,
-    send: Send,
-    encode: Callable[[Any], Awaitable[bytes]] | None = None,
-) -> bytes:
+async def send_events(api: ApiRequest, spec: ResponseSpec, events: Events, send: Send, encode: Encode) -> bytes:
     """Send the events of a request until its result; returns the last piece, to be sent once no row runs.
 
     A failure before the first event becomes an ordinary problem document with its own status. A later failure becomes
-    the event `error`, because status 200 is sent already. ``rows`` (N, C, H, W) float32 are the inputs of f.
-    ``encode`` makes other bytes of what the scheduler delivers; nothing is sent for empty ones.
+    the event `error`, because status 200 is sent already. Nothing is sent for what ``encode`` makes no bytes of.
     """
     first = await events.get()
     if isinstance(first, IgnError):
@@ -55,7 +47,7 @@ async def send_events(
     try:
         async with (
             asyncio.timeout(api.deadline - time.monotonic()),
-            aclosing(_texts(first, events, encode or partial(_encode, api, spec, rows))) as texts,
+            aclosing(_texts(first, events, encode)) as texts,
         ):
             async for text in texts:
                 await send({"type": "http.response.body", "body": text, "more_body": True})
@@ -66,9 +58,7 @@ async def send_events(
     return b""
 
 
-async def _texts(
-    first: Event, events: Events, encode: Callable[[Any], Awaitable[bytes]]
-) -> AsyncGenerator[bytes, None]:
+async def _texts(first: Event, events: Events, encode: Encode) -> AsyncGenerator[bytes, None]:
     item: Event | None = first
     while True:
         if item is None:
@@ -86,9 +76,10 @@ async def _texts(
             item = None
 
 
-async def _encode(
+async def encode_event(
     api: ApiRequest, spec: ResponseSpec, rows: FloatRows, item: StepOutput | StreamProgress | Result
 ) -> bytes:
+    """The event for what the scheduler delivers; ``rows`` (N, C, H, W) float32 are the inputs of f."""
     if isinstance(item, StreamProgress):
         members = {"steps_done": item.steps_done, "steps": item.steps, "rows_done": item.rows_done, "rows": item.rows}
         return event("progress", members)

@@ -34,7 +34,6 @@ _CACHED_QUERY: Final = 256  # bytes; a longer query is not cached
 _MAX_FIELDS: Final = 32  # of a form; there are about twelve options
 _EXPECTED: Final = f"Content-Type: expected one of {', '.join(UPLOAD_TYPES)}"
 _SIGNATURES: Final = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF")  # of an image without a Content-Type
-_HUB_NAMES: Final = {"num_inference_steps": "steps"}
 _HUB_IGNORED: Final = ("prompt", "negative_prompt", "guidance_scale", "target_size")  # no model here has a use for them
 _MAX_INLINE: Final = 4  # small images; decoding them takes less time than waking a thread of the codec pool
 
@@ -89,8 +88,7 @@ def parse_upload(api: ApiRequest, schema: type[Options], body: type[Options], co
     """
     content_type, settings = api.content_type, api.services.settings
     if content_type == "multipart/form-data":
-        has_mask = issubclass(schema, ProjectOptions)
-        upload = read_form(api.headers.get("content-type", ""), content, schema, settings, mask=has_mask)
+        upload = read_form(api, content, schema, "image", mask=issubclass(schema, ProjectOptions))
     elif content_type == "application/json":
         upload = _from_json(parse_as(body, _native_json(api, content)))
     elif not content_type and not content.startswith(_SIGNATURES):
@@ -198,18 +196,10 @@ def read_points(api: ApiRequest, model: ServedModel, field: str, points: Sequenc
     return [row(f"{field}.{i}", point) for i, point in enumerate(points)]
 
 
-def read_form(
-    content_type: str,
-    body: bytes,
-    schema: type[Form],
-    settings: Settings,
-    *,
-    images: tuple[str, ...] = ("image",),
-    mask: bool,
-) -> Upload[Form]:
+def read_form(api: ApiRequest, body: bytes, schema: type[Form], *images: str, mask: bool = True) -> Upload[Form]:
     """The files named ``images``, at most one ``mask``, and the options of a form; raises as `parse_upload`."""
-    names = (*images, "mask") if mask else images
-    limits = {"max_files": settings.max_images + 1, "max_fields": _MAX_FIELDS}
+    content_type, names = api.headers.get("content-type", ""), (*images, "mask") if mask else images
+    limits = {"max_files": api.services.settings.max_images + 1, "max_fields": _MAX_FIELDS}
     fields, files = parse_multipart(content_type, body, file_names=names, **limits)
     for name in files:
         if name not in names:
@@ -232,13 +222,15 @@ def _native_json(api: ApiRequest, content: bytes) -> bytes:
     That client cannot choose a model but by the query of its URL, so options may be there, too.
     """
     values = parse_json(content) if b'"inputs"' in content else {}
-    if "inputs" not in values:
+    if "inputs" not in values or "images" in values:
         api.reject_query()
         return content
     images, parameters = [values.pop("inputs")], values.pop("parameters", None) or {}
     if not isinstance(parameters, dict):
         raise InvalidContent.field("parameters", "must be an object")
-    options = {_HUB_NAMES.get(name, name): value for name, value in parameters.items() if name not in _HUB_IGNORED}
+    options = {name: value for name, value in parameters.items() if name not in _HUB_IGNORED}
+    if "num_inference_steps" in options:
+        options["steps"] = options.pop("num_inference_steps")
     return json.dumps(parse_query(api.query) | values | options | {"images": images}).encode("ascii")
 
 

@@ -11,7 +11,6 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, Final, cast
 
 from service.api.multipart import parse_query
@@ -26,10 +25,9 @@ from service.domain.latents import MAX_SEED
 MAX_TEXT: Final = 200  # characters of a text seed
 IMAGES: Final = {"png": Media.PNG, "webp": Media.WEBP, "jpeg": Media.JPEG}  # the first is the default
 ANIMATIONS: Final = {"webp": Media.WEBP, "gif": Media.GIF, "apng": Media.APNG}
-SHORT_FORMS: Final = ("png", "webp")
+NATIVE: Final = {endpoint.template: endpoint for endpoint in native.ENDPOINTS}
 _LONG_S, _SHORT_S = 31_536_000, 60  # how long caches may keep an image of a named version, of the highest version
 _DECIMAL: Final = re.compile("0|[1-9][0-9]{0,9}")
-_NO_STORE: Final = {"Cache-Control": "no-store"}
 
 Fields = dict[str, Any]
 
@@ -43,7 +41,7 @@ def seed_of(text: str, field: str = "seed") -> int:
         raise InvalidContent.field(field, f"must have 1 to {MAX_TEXT} characters")
     if _DECIMAL.fullmatch(text) and int(text) <= MAX_SEED:
         return int(text)
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:4], "big")
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:4], "big")
 
 
 def as_json(api: ApiRequest, template: str, body: Fields) -> RowWork:
@@ -57,43 +55,43 @@ def _image(fields: Fields) -> Fields:
 
 
 def _animation(fields: Fields) -> Fields:
-    for name in ("points", "grid"):
-        if name in fields:
-            raise InvalidContent.field(name, "unknown query parameter; seeds=A,B,… names the points")
+    for name in fields.keys() & {"points", "grid"}:
+        raise InvalidContent.field(name, "unknown query parameter; seeds=A,B,… names the points")
     seeds = fields.pop("seeds", "").split(",")
     if len(seeds) < 2:
         raise InvalidContent.field("seeds", "needs at least two, with a comma between them")
     return fields | {"points": [{"seed": seed_of(text, "seeds")} for text in seeds]}
 
 
-def _parse(
-    api: ApiRequest,
-    body: bytes,
-    parameters: Mapping[str, str],
-    *,
-    template: str,
-    formats: Mapping[str, Media],
-    translate: Callable[[Fields], Fields],
-) -> RowWork:
-    if body:
-        raise InvalidContent.field("body", "a GET request has none; its options belong in the query")
-    fields = parse_query(api.query, parameters)
-    name = fields.pop("format", next(iter(formats)))
-    if name not in formats:
-        raise InvalidContent.field("format", f"must be one of {', '.join(formats)}")
-    api.media = api.negotiate((formats[name],))
-    work = as_json(api, template, translate(fields))
-    headers = _cache_headers(work)
-    if _is_known(headers.get("ETag"), api.headers.getlist("if-none-match")):
-        raise NotModified(headers)
-    return work
+def _by_url(path: str, template: str, formats: Mapping[str, Media], translate: Callable[[Fields], Fields]) -> Endpoint:
+    def parse(api: ApiRequest, body: bytes, parameters: Mapping[str, str]) -> RowWork:
+        if body:
+            raise InvalidContent.field("body", "a GET request has none; its options belong in the query")
+        fields = parse_query(api.query, parameters)
+        name = fields.pop("format", next(iter(formats)))
+        if name not in formats:
+            raise InvalidContent.field("format", f"must be one of {', '.join(formats)}")
+        api.media = api.negotiate((formats[name],))
+        work = as_json(api, template, translate(fields))
+        headers = _cache_headers(work)
+        if _is_known(headers.get("ETag"), api.headers.getlist("if-none-match")):
+            raise NotModified(headers)
+        return work
+
+    def respond(ended: Sequence[tuple[RowWork, native.Encoded]]) -> list[ResponseParts]:
+        responses = zip(ended, NATIVE[template].respond(ended), strict=True)
+        return [(headers | _cache_headers(work), *rest) for (work, _), (headers, *rest) in responses]
+
+    return NATIVE[template]._replace(
+        template=path, methods=("GET", "HEAD"), check=lambda _: None, parse=parse, respond=respond
+    )
 
 
 def _cache_headers(work: RowWork) -> dict[str, str]:
     """How caches may use the response. Those that several callers share keep one for each API key."""
     spec, options = work.spec, work.spec.options
-    if spec.members.get("seed", 0) != getattr(options, "seed", 0):
-        return _NO_STORE  # the service has chosen the seed
+    if spec.members.get("seed", 0) != getattr(options, "seed", 0):  # the service has chosen the seed
+        return {"Cache-Control": "no-store"}
     what = (work.model.digest, spec.media, work.params, options.model_dump_json(exclude={"model"}))
     is_named = "/" in (getattr(options, "model", None) or "")
     return {
@@ -110,29 +108,8 @@ def _is_known(etag: str | None, values: Sequence[str]) -> bool:
     return etag is not None and ("*" in tags or etag.removeprefix("W/") in tags)
 
 
-def _respond(ended: Sequence[tuple[RowWork, native.Encoded]], *, template: str) -> list[ResponseParts]:
-    responses = NATIVE[template].respond(ended)
-    return [
-        (headers | _cache_headers(work), pieces, media_type)
-        for (work, _), (headers, pieces, media_type) in zip(ended, responses, strict=True)
-    ]
-
-
-def _by_url(
-    template: str, formats: Mapping[str, Media], translate: Callable[[Fields], Fields], path: str = ""
-) -> Endpoint:
-    return NATIVE[template]._replace(
-        template=path or template,
-        methods=("GET", "HEAD"),
-        check=lambda _: None,  # `parse` knows the format
-        parse=partial(_parse, template=template, formats=formats, translate=translate),
-        respond=partial(_respond, template=template),
-    )
-
-
-NATIVE: Final = {endpoint.template: endpoint for endpoint in native.ENDPOINTS}
 ENDPOINTS: Final = (
-    _by_url("/generate", IMAGES, _image),
-    *(_by_url("/generate", {name: IMAGES[name]}, _image, f"/generate/{{seed}}.{name}") for name in SHORT_FORMS),
-    _by_url("/latent-interpolate", ANIMATIONS, _animation),
+    _by_url("/generate", "/generate", IMAGES, _image),
+    *(_by_url(f"/generate/{{seed}}.{name}", "/generate", {name: IMAGES[name]}, _image) for name in ("png", "webp")),
+    _by_url("/latent-interpolate", "/latent-interpolate", ANIMATIONS, _animation),
 )

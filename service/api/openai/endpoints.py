@@ -10,7 +10,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Final, Literal
 
@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.types import Send
 
 from service.api.app_state import app_state
-from service.api.native.endpoints import RowWork, project_work
+from service.api.native.endpoints import Encoded, RowWork, project_work
 from service.api.native.responses import picture
 from service.api.native.schemas import MAX_SCALE, ProjectOptions, StrictModel
 from service.api.native.stream import event, send_events, step_members
@@ -28,10 +28,10 @@ from service.api.native.uploads import InputRows, Upload, read_form
 from service.api.native.urls import NATIVE, as_json, seed_of
 from service.api.native.validation import check_count, check_steps
 from service.api.negotiation import Media
-from service.api.pipeline import Endpoint, ResponseParts
+from service.api.pipeline import ResponseParts
 from service.api.request import ApiRequest, count_codec, count_rows, parse_as
 from service.artifact.card import Card
-from service.domain.errors import InvalidContent, UnsupportedMedia
+from service.domain.errors import InvalidContent
 from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import Result, StepOutput
 from service.models.registry import ServedModel
@@ -39,12 +39,9 @@ from service.models.registry import ServedModel
 router = APIRouter(include_in_schema=False)  # OpenAI's own document describes it
 
 _SIZE: Final = re.compile("([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
-_USAGE: Final = {  # tokens, which the types of the clients require
-    "input_tokens": 0,
-    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
-    "output_tokens": 0,
-    "total_tokens": 0,
-}
+# The types of the clients require it.
+_NO_TOKENS: Final = {"image_tokens": 0, "text_tokens": 0}
+_USAGE: Final = {"input_tokens": 0, "input_tokens_details": _NO_TOKENS, "output_tokens": 0, "total_tokens": 0}
 
 
 class ImagesRequest(StrictModel):
@@ -69,13 +66,11 @@ class ImagesRequest(StrictModel):
     safety_identifier: str | None = None
 
     def native(self, api: ApiRequest, card: Card, recommended: int) -> dict[str, Any]:
-        """The native options, after the response is found to be a stream or not."""
+        """The native options; it sets the media type of the response."""
         options: dict[str, Any] = {"model": self.model, "steps": self.steps, "scale": _scale(self.size, card)}
         options["format"] = self.output_format or "png"
+        api.media = Media.EVENTS if self.stream else Media.JSON
         if self.stream:
-            if self.n not in (None, 1):
-                raise InvalidContent.field("n", "a stream has one image")
-            api.media = Media.EVENTS
             steps = check_steps(self.steps, recommended=recommended, settings=api.services.settings)
             parts = (self.partial_images or 0) + 1
             options["record"] = sorted({steps * i // parts for i in range(1, parts)} - {0})
@@ -105,8 +100,9 @@ class ImagesWork(RowWork):
     @classmethod
     def of(cls, work: RowWork, kind: str, note: str) -> "ImagesWork":
         """The same work, with another form of the response."""
-        same = {each.name: getattr(work, each.name) for each in fields(RowWork) if each.init}
-        return cls(**same, kind=kind, note=note)
+        if work.spec.media is Media.EVENTS and work.count > 1:
+            raise InvalidContent.field("stream", "a stream has one image")
+        return cls(**{each.name: getattr(work, each.name) for each in fields(work) if each.init}, kind=kind, note=note)
 
     def described(self, row: FloatRow) -> dict[str, Any]:
         """What a response and an event say of an image like this row."""
@@ -129,16 +125,7 @@ class ImagesWork(RowWork):
             members = {"type": name, "b64_json": data, "created_at": int(time.time()), **own}
             return event(name, members | self.described(item.row))
 
-        return await send_events(self.api, self.spec, inputs.rows, events, send, encode)
-
-
-def _check(content_type: str) -> Callable[[ApiRequest], None]:
-    def check(api: ApiRequest) -> None:
-        api.reject_query()
-        if api.content_type != content_type:
-            raise UnsupportedMedia(f"Content-Type: expected {content_type}")
-
-    return check
+        return await send_events(self.api, self.spec, events, send, encode)
 
 
 def _parse_generations(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> ImagesWork:
@@ -150,23 +137,15 @@ def _parse_generations(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> Im
 
 
 def _parse_edits(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> ImagesWork:
-    settings = api.services.settings
-    names = ("image", "image[]")
-    upload = read_form(api.headers.get("content-type", ""), body, ImagesRequest, settings, images=names, mask=True)
-    check_count("image", len(upload.images), settings.max_images)
+    upload = read_form(api, body, ImagesRequest, "image", "image[]")
+    check_count("image", len(upload.images), api.services.settings.max_images)
     options = upload.options
-    if options.n not in (None, 1):
-        raise InvalidContent.field("n", "must be 1: each image has one projection")
-    if options.stream and len(upload.images) > 1:
-        raise InvalidContent.field("image", "a stream has one image")
+    check_count("n", options.n or 1, 1)  # each image has one projection
     card = api.resolve(options.model).card
     native = ProjectOptions.model_validate(options.native(api, card, card.steps.project))
     work = project_work(api, Upload(options=native, images=upload.images, masks=upload.masks, masks_by_alpha=True))
     note = f"The image is projected by {card.ref}; the model does not read the prompt."
     return ImagesWork.of(work, "image_edit", note)
-
-
-Encoded = tuple[Result, list[bytes]]
 
 
 def _encode(ended: Sequence[tuple[ImagesWork, FloatRows, Result]]) -> list[Encoded]:
@@ -197,15 +176,10 @@ def _respond(ended: Sequence[tuple[ImagesWork, Encoded]]) -> list[ResponseParts]
     ]
 
 
-def _adapt(template: str, path: str, content_type: str, parse: Callable[..., ImagesWork]) -> Endpoint:
-    return NATIVE[template]._replace(
-        template=path, check=_check(content_type), parse=parse, encode=_encode, respond=_respond
-    )
-
-
+_OWN: Final[dict[str, Any]] = {"check": ApiRequest.reject_query, "encode": _encode, "respond": _respond}
 ENDPOINTS: Final = (
-    _adapt("/generate", "/v1/images/generations", "application/json", _parse_generations),
-    _adapt("/project", "/v1/images/edits", "multipart/form-data", _parse_edits),
+    NATIVE["/generate"]._replace(template="/v1/images/generations", parse=_parse_generations, **_OWN),
+    NATIVE["/project"]._replace(template="/v1/images/edits", parse=_parse_edits, **_OWN),
 )
 
 
@@ -222,14 +196,12 @@ def _described(model: ServedModel) -> dict[str, Any]:
 @router.get("/v1/models")
 async def models(request: Request) -> dict[str, Any]:
     """List the models."""
-    services = app_state(request)
-    services.require_serving()
-    return {"object": "list", "data": [_described(model) for model in services.registry.models.values()]}
+    app_state(request).require_serving()
+    return {"object": "list", "data": [_described(each) for each in app_state(request).registry.models.values()]}
 
 
 @router.get("/v1/models/{ref:path}")
 async def model(request: Request) -> dict[str, Any]:
     """Describe one model, `name` or `name/version`."""
-    services = app_state(request)
-    services.require_serving()
-    return _described(services.registry.resolve(request.path_params["ref"]))
+    app_state(request).require_serving()
+    return _described(app_state(request).registry.resolve(request.path_params["ref"]))
