@@ -8,7 +8,6 @@ many files or fields with 400 and without a field name instead of 422.
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, Final
 
 import python_multipart
@@ -143,10 +142,10 @@ def parse_fields(fields: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     return {name: _CONVERTERS.get(name, str)(texts[0]) for name, texts in fields.items()}
 
 
-def parse_query(query: bytes, path: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
+def parse_query(query: bytes, path: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The options in a query, and in the parameters of a ``path``, as `parse_fields` converts them."""
     fields: dict[str, list[str]] = {}
-    for name, value in (*path.items(), *QueryParams(query).multi_items()):
+    for name, value in (*(path or {}).items(), *QueryParams(query).multi_items()):
         fields.setdefault(name, []).append(value)
     return parse_fields(fields)
 

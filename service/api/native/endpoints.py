@@ -112,9 +112,8 @@ class RowWork:
 
     async def send_events(self, inputs: InputRows, events: asyncio.Queue[Any], send: Send) -> bytes:
         """Send the events of a stream; returns its last piece."""
-        return await send_events(
-            self.api, self.spec, events, send, partial(encode_event, self.api, self.spec, inputs.rows)
-        )
+        encode = partial(encode_event, self.api, self.spec, inputs.rows)
+        return await send_events(self.api, self.spec, events, send, encode)
 
     def shown(self, rows: FloatRows, result: Result) -> Result:
         """The result as the caller is shown it."""

@@ -9,7 +9,6 @@ the response is, also its format. So browsers and proxies can cache it:
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, cast
 
@@ -27,7 +26,6 @@ IMAGES: Final = {"png": Media.PNG, "webp": Media.WEBP, "jpeg": Media.JPEG}  # th
 ANIMATIONS: Final = {"webp": Media.WEBP, "gif": Media.GIF, "apng": Media.APNG}
 NATIVE: Final = {endpoint.template: endpoint for endpoint in native.ENDPOINTS}
 _LONG_S, _SHORT_S = 31_536_000, 60  # how long caches may keep an image of a named version, of the highest version
-_DECIMAL: Final = re.compile("0|[1-9][0-9]{0,9}")
 
 Fields = dict[str, Any]
 
@@ -39,8 +37,8 @@ def seed_of(text: str, field: str = "seed") -> int:
     """
     if not 1 <= len(text) <= MAX_TEXT:
         raise InvalidContent.field(field, f"must have 1 to {MAX_TEXT} characters")
-    if _DECIMAL.fullmatch(text) and int(text) <= MAX_SEED:
-        return int(text)
+    if text.isascii() and text.isdecimal() and str(number := int(text)) == text and number <= MAX_SEED:
+        return number
     return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:4], "big")
 
 
@@ -74,13 +72,15 @@ def _by_url(path: str, template: str, formats: Mapping[str, Media], translate: C
         api.media = api.negotiate((formats[name],))
         work = as_json(api, template, translate(fields))
         headers = _cache_headers(work)
-        if _is_known(headers.get("ETag"), api.headers.getlist("if-none-match")):
+        tags = ",".join(api.headers.getlist("if-none-match")).split(",")
+        known = {tag.strip(" \t").removeprefix("W/") for tag in tags}  # weak comparison (RFC 9110, section 13.1.2)
+        if "ETag" in headers and known & {"*", headers["ETag"].removeprefix("W/")}:
             raise NotModified(headers)
         return work
 
     def respond(ended: Sequence[tuple[RowWork, native.Encoded]]) -> list[ResponseParts]:
-        responses = zip(ended, NATIVE[template].respond(ended), strict=True)
-        return [(headers | _cache_headers(work), *rest) for (work, _), (headers, *rest) in responses]
+        responses = zip(NATIVE[template].respond(ended), ended, strict=True)
+        return [(headers | _cache_headers(work), pieces, kind) for (headers, pieces, kind), (work, _) in responses]
 
     return NATIVE[template]._replace(
         template=path, methods=("GET", "HEAD"), check=lambda _: None, parse=parse, respond=respond
@@ -100,12 +100,6 @@ def _cache_headers(work: RowWork) -> dict[str, str]:
         "Cache-Control": f"max-age={_LONG_S}, immutable" if is_named else f"max-age={_SHORT_S}",
         "Vary": "Authorization",
     }
-
-
-def _is_known(etag: str | None, values: Sequence[str]) -> bool:
-    """Whether `If-None-Match` has the tag, by weak comparison (RFC 9110, section 13.1.2)."""
-    tags = {tag.strip(" \t").removeprefix("W/") for value in values for tag in value.split(",")}
-    return etag is not None and ("*" in tags or etag.removeprefix("W/") in tags)
 
 
 ENDPOINTS: Final = (
