@@ -53,23 +53,24 @@ def check(service: Service, answers: dict[str, Any]) -> None:
 
 def test_the_openai_client_of_python(service: Service, guarded: Service) -> None:
     openai = pytest.importorskip("openai", reason=f"openai {MISSING}")
-    client = openai.OpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0)
-    with pytest.raises(openai.UnprocessableEntityError) as refused:
-        client.images.generate(prompt="x" * 201)
-    stream = client.images.generate(prompt="alice", stream=True, partial_images=2, extra_body={"steps": 3})
-    answers = {
-        "models": [model.id for model in client.models.list()],
-        "generated": client.images.generate(prompt="alice", n=2, size="16x16").to_dict()["data"],
-        "edited": client.images.edit(image=PICTURE, mask=MASK, prompt="fill", n=1).to_dict()["data"],
-        "events": [event.to_dict() for event in stream],
-        "param": refused.value.param,
-    }
+    with openai.OpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0) as client:
+        with pytest.raises(openai.UnprocessableEntityError) as refused:
+            client.images.generate(prompt="x" * 201)
+        stream = client.images.generate(prompt="alice", stream=True, partial_images=2, extra_body={"steps": 3})
+        answers = {
+            "models": [model.id for model in client.models.list()],
+            "generated": client.images.generate(prompt="alice", n=2, size="16x16").to_dict()["data"],
+            "edited": client.images.edit(image=PICTURE, mask=MASK, prompt="fill", n=1).to_dict()["data"],
+            "events": [event.to_dict() for event in stream],
+            "param": refused.value.param,
+        }
+        assert client.models.retrieve("grey").id == "grey/10"
+        assert len(client.images.edit(image=[PICTURE, PICTURE], prompt="fill").data) == 2
     check(service, answers)
-    assert client.models.retrieve("grey").id == "grey/10"
-    assert len(client.images.edit(image=[PICTURE, PICTURE], prompt="fill").data) == 2
-    with pytest.raises(openai.AuthenticationError):
-        openai.OpenAI(base_url=f"{guarded.url}/v1", api_key="wrong", max_retries=0).models.list()
-    assert openai.OpenAI(base_url=f"{guarded.url}/v1", api_key="alice-key").images.generate(prompt="alice").data
+    with openai.OpenAI(base_url=f"{guarded.url}/v1", api_key="wrong", max_retries=0) as client:
+        with pytest.raises(openai.AuthenticationError):
+            client.models.list()
+        assert client.with_options(api_key="alice-key").images.generate(prompt="alice").data
 
 
 @pytest.mark.slow
@@ -105,6 +106,7 @@ def test_the_client_of_hugging_face(service: Service, tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(client.image_to_image(image, **more)), pixels(unb64(expected["data"])))
     with pytest.raises(hub.errors.HfHubHTTPError, match="foo: unknown field"):
         client.image_to_image(PICTURE, foo=1)
+    hub.close_session()
 
 
 @pytest.mark.parametrize(

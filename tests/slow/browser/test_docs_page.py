@@ -1,4 +1,4 @@
-"""Other pages in a real browser: `/docs`, where Swagger UI reads our OpenAPI 3.1 document, and the example of avatars."""
+"""Other pages in a real browser: `/docs`, where Swagger UI reads our OpenAPI 3.1 document, and the avatars' example."""
 
 from typing import TYPE_CHECKING
 
