@@ -19,7 +19,9 @@ from service.api.info import routes as info
 from service.api.limits import CallerRates, InFlightRequests
 from service.api.native import endpoints as native_endpoints
 from service.api.native import routes as native
+from service.api.native import urls
 from service.api.oip import endpoints as oip
+from service.api.openai import endpoints as openai
 from service.domain.errors import StartupError
 from service.domain.rate_limit import SharedGCRA
 from service.domain.shares import Capacity
@@ -43,7 +45,8 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _MAX_CODEC_THREADS = 8
 _GAUGES_S = 1.0
-_ROUTERS = (native.router, info.router, oip.router, oip.repository)
+_ROUTERS = (native.router, info.router, oip.router, oip.repository, openai.router)
+_ENDPOINTS = (*native_endpoints.ENDPOINTS, *urls.ENDPOINTS, *oip.ENDPOINTS, *openai.ENDPOINTS)
 
 OnLoaded = Callable[[StartupError | None], None]
 """Called once, when every model serves, or with the reason why one does not load: the app then answers 503."""
@@ -168,7 +171,7 @@ def create_app(services: AppState, *, on_loaded: OnLoaded = _log_error) -> Appli
     page.install(app)
     problems.install(app)
     routes = [route for router in _ROUTERS for route in router.routes]
-    table = RouteTable([*routes, *app.routes], [*native_endpoints.ENDPOINTS, *oip.ENDPOINTS])
+    table = RouteTable([*routes, *app.routes], _ENDPOINTS)
     return Application(services, app, table, keys=None if keys is None else ApiKeys(keys), rates=rates)
 
 

@@ -8,7 +8,7 @@ Every request, of every size and kind, passes the same functions:
                  │
                  ├─ _admit             API key, draining, requests in flight, rate
                  │
-                 ├─ Pipeline.run       POST to an endpoint that runs a model
+                 ├─ Pipeline.run       an endpoint that runs a model
                  │  or FastAPI         all others: information, documents, model repository
                  │
                  └─ _record            problem document of an error; log line, metrics, trace
@@ -27,6 +27,7 @@ from typing import Any, Final, NamedTuple
 
 from fastapi import FastAPI
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.access import (
@@ -44,7 +45,7 @@ from service.api.heads import WHOLE_RESPONSE, check_head
 from service.api.limits import CallerRates, Epoch, ErrorPace
 from service.api.pipeline import Endpoint, Pipeline
 from service.api.problems import describe, log_failure, problem_response
-from service.api.request import ApiRequest, RequestHeaders
+from service.api.request import ApiRequest, NotModified, RequestHeaders
 from service.domain.errors import Draining, IgnError
 from service.observability.logs import choose_request_id, log_request, parse_traceparent
 
@@ -57,10 +58,10 @@ _DISCARD_S, _QUIET_S = 30.0, 0.5  # for the whole of an unwanted body, and for t
 
 
 class Match(NamedTuple):
-    """What a path belongs to: a template for logs and metrics, and the endpoint if its POST runs a model."""
+    """What a path belongs to: a template for logs and metrics, and by method the endpoints that run a model."""
 
     template: str
-    endpoint: Endpoint | None = None
+    endpoints: Mapping[str, Endpoint] = {}
     parameters: Mapping[str, str] = {}
 
 
@@ -71,10 +72,12 @@ class RouteTable:
     """
 
     def __init__(self, routes: Iterable[Any], endpoints: Iterable[Endpoint]) -> None:
-        models = {endpoint.template: endpoint for endpoint in endpoints}
+        models: dict[str, dict[str, Endpoint]] = {}
+        for endpoint in endpoints:
+            models.setdefault(endpoint.template, {}).update(dict.fromkeys(endpoint.methods, endpoint))
         templates = {route.path_format: route.path_regex for route in routes if hasattr(route, "path_format")}
-        self._exact = {path: Match(path, models.get(path)) for path in templates if "{" not in path}
-        self._patterns = [(regex, path, models.get(path)) for path, regex in templates.items() if "{" in path]
+        self._exact = {path: Match(path, models.get(path, {})) for path in templates if "{" not in path}
+        self._patterns = [(regex, path, models.get(path, {})) for path, regex in templates.items() if "{" in path]
         self._find_cached = lru_cache(maxsize=_CACHED)(self._find)
 
     def find(self, path: str) -> Match:
@@ -84,10 +87,10 @@ class RouteTable:
     def _find(self, path: str) -> Match:
         if path in self._exact:
             return self._exact[path]
-        for regex, template, endpoint in self._patterns:
+        for regex, template, endpoints in self._patterns:
             match = regex.match(path)
             if match is not None:
-                return Match(template, endpoint, match.groupdict())
+                return Match(template, endpoints, match.groupdict())
         return Match(UNMATCHED)
 
 
@@ -274,11 +277,11 @@ class Application:
         try:
             match = exchange.match
             self._admit(exchange)
-            if match.endpoint is not None and exchange.method == "POST":
+            if endpoint := match.endpoints.get(exchange.method):
                 api = ApiRequest(
                     self.services, match.template, scope["query_string"], exchange.headers, exchange.state, receive
                 )
-                await self._pipeline.run(match.endpoint, api, match.parameters, send)
+                await self._pipeline.run(endpoint, api, match.parameters, send)
             else:
                 await self.fastapi(scope, receive, send)
         except ClientDisconnect:
@@ -310,11 +313,15 @@ class Application:
             self._rates.count(state)
 
     async def _send_problem(self, scope: Scope, send: Send, exc: Exception) -> None:
-        state, problem = scope["state"], describe(exc)
-        state["problem"] = problem.code
-        if problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
-            log_failure(exc, state["request_id"])
-        response = problem_response(problem, state["request_id"])
+        state = scope["state"]
+        if isinstance(exc, NotModified):
+            response = Response(status_code=HTTPStatus.NOT_MODIFIED, headers=exc.headers)
+        else:
+            problem = describe(exc)
+            state["problem"] = problem.code
+            if problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+                log_failure(exc, state["request_id"])
+            response = problem_response(problem, state["request_id"], state["exchange"].path)
         await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
         await send({"type": "http.response.body", "body": bytes(response.body)})
 

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.domain.errors import MalformedRequest
 
 EXPOSED_HEADERS: Final = (
+    "ETag",
     "Retry-After",
     "Server-Timing",
     "traceparent",

@@ -13,6 +13,7 @@ from typing import Any, Final
 import python_multipart
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
+from starlette.datastructures import QueryParams
 
 from service.api.request import parse_content_type, printable_name
 from service.domain.errors import InvalidContent, MalformedRequest
@@ -131,16 +132,22 @@ def _utf8(data: bytes | bytearray, name: str) -> str:
 
 
 def parse_fields(fields: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Convert one text for each field by the type of the option; raises `InvalidContent` if one is given twice.
+    """Convert one text for each field by the type of the option; raises `InvalidContent` for those given twice.
 
     Other fields, and text that cannot be converted, stay text. Validation rejects it later with the name of the field.
     """
-    converted = {}
-    for name, texts in fields.items():
-        if len(texts) != 1:
-            raise InvalidContent.field(printable_name(name), "given more than once")
-        converted[name] = _CONVERTERS.get(name, str)(texts[0])
-    return converted
+    if repeated := [printable_name(name) for name, texts in fields.items() if len(texts) != 1]:
+        message = "given more than once"
+        raise InvalidContent(f"{', '.join(repeated)}: {message}", fields=[(name, message) for name in repeated])
+    return {name: _CONVERTERS.get(name, str)(texts[0]) for name, texts in fields.items()}
+
+
+def parse_query(query: bytes, path: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The options in a query, and in the parameters of a ``path``, as `parse_fields` converts them."""
+    fields: dict[str, list[str]] = {}
+    for name, value in (*(path or {}).items(), *QueryParams(query).multi_items()):
+        fields.setdefault(name, []).append(value)
+    return parse_fields(fields)
 
 
 def _integer(text: str) -> object:
@@ -160,8 +167,8 @@ def _integers(text: str) -> object:
 
 
 _CONVERTERS: Final[dict[str, Callable[[str], object]]] = {
-    **dict.fromkeys(("steps", "scale", "columns", "gap"), _integer),
-    **dict.fromkeys(("tolerance", "strength"), _number),
-    **dict.fromkeys(("score", "invert"), _boolean),
+    **dict.fromkeys(("steps", "scale", "columns", "gap", "n", "offset", "frames", "fps", "partial_images"), _integer),
+    **dict.fromkeys(("tolerance", "strength", "noise_scale"), _number),
+    **dict.fromkeys(("score", "invert", "loop", "stream"), _boolean),
     "record": _integers,
 }

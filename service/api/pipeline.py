@@ -95,6 +95,7 @@ class Endpoint(NamedTuple):
     decode: Callable[[Sequence[Any]], Sequence[Any]]
     encode: Callable[[Sequence[tuple[Any, Images, Result]]], Sequence[Any]]
     respond: Callable[[Sequence[tuple[Any, Any]]], list[ResponseParts]]
+    methods: tuple[str, ...] = ("POST",)
 
 
 @dataclass(slots=True, eq=False)

@@ -25,6 +25,7 @@ from service.domain import errors
 from service.domain.errors import IgnError, InvalidContent
 
 MEDIA_TYPE: Final = "application/problem+json"
+_OPENAI: Final = "/v1/"  # the paths of OpenAI's API, whose clients expect its errors
 
 STATUS: Final[Mapping[type[IgnError], int]] = {
     IgnError: 500,
@@ -73,8 +74,13 @@ class Problem:
     fields: Sequence[tuple[str, str]] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
 
-    def body(self, request_id: str) -> dict[str, Any]:
-        """The members of the problem document, ready for JSON."""
+    def body(self, request_id: str, path: str = "") -> dict[str, Any]:
+        """The members of the problem document, ready for JSON; below `/v1`, of the error of OpenAI's API."""
+        if path.startswith(_OPENAI):
+            kind = "server_error" if self.status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
+            kind = "rate_limit_error" if self.status == HTTPStatus.TOO_MANY_REQUESTS else kind
+            parameter = self.fields[0][0] if self.fields else None
+            return {"error": {"message": self.detail, "type": kind, "param": parameter, "code": self.code}}
         members: dict[str, Any] = {
             "type": "about:blank",
             "title": _title(self.status),
@@ -109,11 +115,12 @@ def status_of(error: type[IgnError]) -> int:
     return next(STATUS[base] for base in error.__mro__ if base in STATUS)
 
 
-def problem_response(problem: Problem, request_id: str) -> Response:
-    """The response to a failed request."""
+def problem_response(problem: Problem, request_id: str, path: str = "") -> Response:
+    """The response to a failed request for ``path``."""
     # JSON in ASCII, because a field name of the caller may hold a lone surrogate, which UTF-8 cannot encode.
-    content = json.dumps(problem.body(request_id)).encode("ascii")
-    return Response(content, problem.status, dict(problem.headers), MEDIA_TYPE)
+    content = json.dumps(problem.body(request_id, path)).encode("ascii")
+    media_type = "application/json" if path.startswith(_OPENAI) else MEDIA_TYPE
+    return Response(content, problem.status, dict(problem.headers), media_type)
 
 
 def log_failure(exc: Exception, request_id: str) -> None:

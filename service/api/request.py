@@ -8,7 +8,7 @@ The parsers are synchronous: large bodies are parsed in the codec pool.
 import asyncio
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import lru_cache, partial
 from math import isfinite
@@ -79,6 +79,14 @@ class RequestHeaders:
 def field_name(key: str) -> bytes:
     """The name of a header as ASGI has it."""
     return key.lower().encode("latin-1")
+
+
+class NotModified(Exception):
+    """The caller has the response already (304); raised by the stages of the pipeline, with the response's headers."""
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        super().__init__()
+        self.headers = headers
 
 
 class ApiRequest:

@@ -166,9 +166,17 @@ def _centred(inner: tuple[int, int], outer: tuple[int, int]) -> tuple[int, int]:
     return (outer[0] - inner[0]) // 2, (outer[1] - inner[1]) // 2
 
 
-def to_mask(encoded: EncodedImage) -> Mask:
-    """Decode a mask; one mask can serve any number of images. Its own EXIF orientation is ignored."""
-    return composite(encoded.decode_as_stored(), "L", (_KEEP,))
+def to_mask(encoded: EncodedImage, *, by_alpha: bool = False) -> Mask:
+    """Decode a mask; one mask can serve any number of images. Its own EXIF orientation is ignored.
+
+    ``by_alpha``: its transparent pixels are regenerated, whatever their colour; InvalidContent if it has no alpha.
+    """
+    image = encoded.decode_as_stored()
+    if not by_alpha:
+        return composite(image, "L", (_KEEP,))
+    if "A" not in image.getbands():
+        raise InvalidContent.field(encoded.field, "needs an alpha channel: its transparent pixels are regenerated")
+    return ImageChops.invert(image.getchannel("A"))
 
 
 def keep_mask(mask: Mask, picture: Picture, card: Card, *, resize: Resize = "fit", field: str) -> NDArray[np.bool_]:

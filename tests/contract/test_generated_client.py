@@ -24,6 +24,8 @@ pytestmark = pytest.mark.slow
 NAME = "ign_generated"
 # The generator knows neither of these as the type of a body; forms and JSON carry the same pictures.
 UNKNOWN = {"image/png", "image/jpeg", "image/webp"}
+# Nor does it parse an image; it is the `content` of the response.
+BY_URL = ("/generate", "/latent-interpolate")
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +76,14 @@ def client(generated: Any, service: Service) -> Iterator[Any]:
 
 
 def test_nothing_is_left_out_but_raw_pictures(report: str) -> None:
-    warnings = re.findall(r"^WARNING .*$", report, re.MULTILINE)
+    warnings = re.findall(r"^WARNING parsing (POST|GET) (\S+) .*$", report, re.MULTILINE)
+    assert len(warnings) == report.count("WARNING")
     reasons = re.findall(r"^Unsupported content type (\S+)$", report, re.MULTILINE)
     assert set(reasons) == UNKNOWN
-    assert len(reasons) == len(warnings) == 2 * len(UNKNOWN), report
-    assert all(" /project " in warning or " /score " in warning for warning in warnings)
+    posts = [path for method, path in warnings if method == "POST"]
+    assert len(reasons) == len(posts) == 2 * len(UNKNOWN), report
+    assert set(posts) == {"/project", "/score"}
+    assert {path for method, path in warnings if method == "GET"} == set(BY_URL), report
 
 
 async def closing(client: Any, call: Callable[..., Any]) -> Any:
@@ -91,6 +96,8 @@ def test_a_get(generated: Any, client: Any, service: Service) -> None:
     assert found.to_dict() == service.get("/models").json()
     card = generated.call("model", "service").sync("grey", client=client)
     assert (card.version, card.shape) == ("10", list(GREY))
+    by_url = generated.call("generate_url").sync_detailed(client=client, seed="alice", scale=2)
+    assert by_url.content == service.get("/generate/alice.png?scale=2").content
     assert "ign_requests_total" in generated.call("metrics", "service").sync(client=client)
 
     ready = closing(generated.client.Client(base_url=service.url), generated.call("readyz", "service").asyncio)

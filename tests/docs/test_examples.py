@@ -115,6 +115,25 @@ def test_the_triton_client(tmp_path: Path) -> None:
     assert distances[0] > distances[1] > distances[2] > 0  # the tiny network contracts
 
 
+def test_the_client_of_openai(url: str, tmp_path: Path) -> None:
+    pytest.importorskip("openai", reason="openai is not installed: pip install '.[dev]'")
+    generated, edited, *events = run("openai_client", "alice", tmp_path / "alice.png", url=url)
+    assert generated.startswith("252x252 The prompt is a text seed, seed 735577801 of mnist/")
+    assert edited.startswith("252x252 The image is projected by mnist/")
+    kinds = [event.partition(" ")[0].partition(".")[2] for event in events]
+    assert kinds == ["partial_image"] * 3 + ["completed"]
+    expected = httpx.get(f"{url}/generate/alice.png?scale=9", trust_env=False).content
+    assert (tmp_path / "alice.png").read_bytes() == expected
+
+
+def test_the_client_of_hugging_face(url: str, scans: Path, tmp_path: Path) -> None:
+    pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed: pip install '.[dev]'")
+    assert run("hugging_face", scans / "drawn.png", tmp_path / "real.png", url=url) == []
+    with Client(url) as client, Image.open(tmp_path / "real.png") as found:
+        (expected,) = client.project([(scans / "drawn.png").read_bytes()], steps=2)
+        assert np.array_equal(np.asarray(found), expected.to_numpy())
+
+
 def test_call_from_another_service(url: str, scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app = runpy.run_path(str(EXAMPLES / "from_fastapi.py"))["app"]
 

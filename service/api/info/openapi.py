@@ -35,7 +35,7 @@ _TAGS: Final = {
     "Open Inference Protocol": "Version 2 of the protocol of KServe and Triton, with Triton's extensions for binary "
     "tensors, statistics and the model repository. Its clients work unchanged; rows are float32 in the model's range.",
 }
-_IMAGES: Final = r"/(generate|project|score|latent-\w+)$"
+_IMAGES: Final = r"/(generate|generate/.*|project|score|latent-\w+)$"
 _MODELS: Final = rf"{_IMAGES}|.*/infer$"
 _BODIES: Final = rf"{_MODELS}|/v2/repository/"
 _GUARDED: Final = "guarded"  # in place of a pattern: every path that can need a key
@@ -142,12 +142,12 @@ def _complete_request(path: str, operation: dict[str, Any], examples: dict[str, 
 
 def _complete_responses(path: str, operation: dict[str, Any], *, guarded: bool) -> None:
     content = {MEDIA_TYPE: {"schema": schema_of(ProblemDocument)}}
-    responses: dict[str, Any] = {"200": operation["responses"]["200"]}
+    responses = {code: response for code, response in operation["responses"].items() if code in ("200", "304")}
     for status, (pattern, meaning) in _PROBLEMS.items():
         if guarded if pattern == _GUARDED else re.match(pattern, path):
             responses[str(status)] = {"description": meaning, "content": content}
     for code, response in responses.items():
-        response["headers"] = HEADERS_OF_ALL | HEADERS.get(code, {})
+        response["headers"] = HEADERS_OF_ALL | HEADERS.get(code, {}) | response.get("headers", {})
     operation["responses"] = responses
 
 

@@ -35,7 +35,7 @@ from service.api.native.schemas import (
     ScoreOptions,
     ScoreRequest,
 )
-from service.api.native.stream import send_events
+from service.api.native.stream import encode_event, send_events
 from service.api.native.uploads import (
     InputRows,
     Upload,
@@ -133,7 +133,8 @@ class RowWork:
 
     async def send_events(self, inputs: InputRows, events: "asyncio.Queue[Any]", send: Send) -> bytes:
         """Send the events of a stream; returns its last piece."""
-        return await send_events(self.api, self.spec, inputs.rows, events, send)
+        encode = partial(encode_event, self.api, self.spec, inputs.rows)
+        return await send_events(self.api, self.spec, events, send, encode)
 
     def shown(self, rows: Images, result: Result) -> Result:
         """The result as the caller is shown it."""
@@ -188,7 +189,11 @@ def _parse_generate(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWo
 
 
 def _parse_project(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWork:
-    upload = parse_upload(api, ProjectOptions, ProjectRequest, body)
+    return project_work(api, parse_upload(api, ProjectOptions, ProjectRequest, body))
+
+
+def project_work(api: ApiRequest, upload: Upload[ProjectOptions]) -> RowWork:
+    """The work of `/project`."""
     options, settings, count = upload.options, api.services.settings, len(upload.images)
     model = api.resolve(options.model)
     params = step_params(options, recommended=model.card.steps.project, rows=count, settings=settings)

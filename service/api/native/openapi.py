@@ -1,9 +1,10 @@
 """What FastAPI cannot derive of the OpenAPI document: headers, media types of responses, bodies besides JSON."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from pydantic import BaseModel
+from starlette.responses import Response
 
 from service.api.native.schemas import ProblemDocument, ProgressEvent, StepEvent
 from service.api.negotiation import PICTURE_TYPES, Media
@@ -59,6 +60,31 @@ def operation(
     }
 
 
+def url_operation(request: type[BaseModel], texts: Mapping[str, Any], formats: Mapping[str, Media]) -> Any:
+    """Keyword arguments of the decorator of a GET route, with own parameters ``texts``; the default format is first."""
+    # Only JSON has a trajectory, points and a grid, and an animation is no sheet.
+    without = {"seed", "record", *(("points", "grid", "columns", "gap") if "seeds" in texts else ())}
+    schemas = {name: schema for name, schema in _text_options(request).items() if name not in without}
+    schemas |= {name: {"type": "string", "minLength": 1, **schema} for name, schema in texts.items()}
+    schemas["format"] |= {"enum": [*formats], "default": next(iter(formats)), "description": "Of the response."}
+    parameters = [_described(name, schema) | {"required": name == "seeds"} for name, schema in schemas.items()]
+    headers = {name: {"schema": {"type": "string"}} for name in ("ETag", "Cache-Control")}
+    return {
+        "response_class": Response,
+        "responses": {
+            200: {"content": {media.value: BINARY for media in formats.values()}, "headers": headers},
+            304: {"description": "The caller has the image: `If-None-Match` names its `ETag`."},
+        },
+        "openapi_extra": {"parameters": parameters},
+    }
+
+
+def _described(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """A query parameter with this schema."""
+    rest = {key: value for key, value in schema.items() if key != "description"}
+    return {"name": name, "in": "query", "description": schema["description"], "schema": rest}
+
+
 def schema_of(model: type[BaseModel]) -> dict[str, Any]:
     """A reference to the schema of a model that a route names, or `service.api.info.openapi`."""
     return {"$ref": REFERENCE.format(model=model.__name__)}
@@ -94,15 +120,11 @@ def _form(request: type[BaseModel], content_type: str) -> dict[str, Any]:
 
 def _query(request: type[BaseModel]) -> list[dict[str, Any]]:
     """The query parameters for an image as the body, without defaults, which clients would send with other bodies."""
-    return [
-        {
-            "name": name,
-            "in": "query",
-            "description": f"{schema['description']} Only with an image as the body.",
-            "schema": {key: value for key, value in schema.items() if key not in ("default", "description")},
-        }
-        for name, schema in _text_options(request).items()
-    ]
+    options = {name: dict(schema) for name, schema in _text_options(request).items()}
+    for schema in options.values():
+        schema.pop("default", None)
+        schema["description"] += " Only with an image as the body."
+    return [_described(name, schema) for name, schema in options.items()]
 
 
 def _text_options(request: type[BaseModel]) -> dict[str, Any]:

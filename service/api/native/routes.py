@@ -1,8 +1,11 @@
 """The native endpoints as FastAPI documents them. `service.api.pipeline` answers them, so the functions are empty."""
 
-from fastapi import APIRouter
+from typing import Final
 
-from service.api.native import openapi
+from fastapi import APIRouter
+from starlette.convertors import StringConvertor, register_url_convertor
+
+from service.api.native import openapi, urls
 from service.api.native.endpoints import FORMATS, PATH_FORMATS, ROW_FORMATS, SCORE_FORMATS
 from service.api.native.schemas import (
     ArithmeticAnswer,
@@ -20,7 +23,17 @@ from service.api.native.schemas import (
 router = APIRouter(tags=["Images"])
 
 
+class _TextConvertor(StringConvertor):
+    regex = r"[\s\S]+"  # also a slash and a line break
+
+
+register_url_convertor("text", _TextConvertor())
+_SEED: Final = {"description": "A number, or a text that stands for one; random if absent.", "maxLength": urls.MAX_TEXT}
+_SEEDS: Final = {"description": "2 to 16 seeds, joined by commas.", "pattern": "^[^,]{1,200}(,[^,]{1,200}){1,15}$"}
+
+
 @router.post("/generate", **openapi.operation(GenerateAnswer, ROW_FORMATS))
+@router.api_route("/generate", methods=["GET", "HEAD", "POST"], include_in_schema=False)  # first, for `Allow`
 def generate(body: GenerateRequest) -> None:
     """Generate images from noise.
 
@@ -30,6 +43,18 @@ def generate(body: GenerateRequest) -> None:
 
     Several images in one file are a contact sheet, with `columns` and a `gap`. `scale` enlarges images in every
     format.
+    """
+
+
+@router.get("/generate", **openapi.url_operation(GenerateRequest, {"seed": _SEED}, urls.IMAGES))
+@router.get("/generate/{seed:text}.png", include_in_schema=False)
+@router.get("/generate/{seed:text}.webp", include_in_schema=False)
+def generate_url() -> None:
+    """Generate images as a URL.
+
+    The options of the POST as the query, `record` excepted. A `seed` may be a text, such as `alice`, which
+    `/generate/alice.png` and `.webp` have in the path; `X-IGN-Seed` has its number. Caches may keep the image: for a
+    year if `model` names a version.
     """
 
 
@@ -48,11 +73,21 @@ def project(body: ProjectRequest) -> None:
 
 
 @router.post("/latent-interpolate", **openapi.operation(InterpolateAnswer, PATH_FORMATS))
+@router.api_route("/latent-interpolate", methods=["GET", "HEAD", "POST"], include_in_schema=False)
 def latent_interpolate(body: InterpolateRequest) -> None:
     """Walk between images.
 
     f^k along a path through 2 to 16 points, or over a grid between four. A point is a seed, an image or a latent. A
     path as GIF, APNG or WebP is an animation, as PNG or JPEG a strip.
+    """
+
+
+@router.get("/latent-interpolate", **openapi.url_operation(InterpolateRequest, {"seeds": _SEEDS}, urls.ANIMATIONS))
+def latent_interpolate_url() -> None:
+    """Walk between images as a URL.
+
+    An animation of the path through `seeds`, with the options of the POST as the query. Caches may keep it, as those of
+    `GET /generate`.
     """
 
 

@@ -13,6 +13,7 @@ from service.domain.latents import MAX_SEED
 from service.images.encode import Resample
 
 Format = Literal["png", "jpeg", "webp", "npy"]
+MAX_SCALE: Final = 32
 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Record = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=64, json_schema_extra={"uniqueItems": True})]
@@ -46,7 +47,7 @@ class ImageOptions(BaseModel):
     """How the images of a response look."""
 
     format: Annotated[Format, Field(description="Format of the base64 images in a JSON response.")] = "png"
-    scale: Annotated[int, Field(ge=1, le=32, description="Factor that enlarges every image.")] = 1
+    scale: Annotated[int, Field(ge=1, le=MAX_SCALE, description="Factor that enlarges every image.")] = 1
     resample: Annotated[
         Resample, Field(description="`nearest` repeats the pixels of enlarged images; `smooth` interpolates them.")
     ] = "nearest"

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any, Final
@@ -21,13 +21,14 @@ _KEEPALIVE_S: Final = 10.0  # seconds without an event; a comment line then make
 
 Event = StepOutput | StreamProgress | Result | Exception
 Events = asyncio.Queue[Event]
+Encode = Callable[[Any], Awaitable[bytes]]
 
 
-async def send_events(api: ApiRequest, spec: ResponseSpec, rows: Images, events: Events, send: Send) -> bytes:
+async def send_events(api: ApiRequest, spec: ResponseSpec, events: Events, send: Send, encode: Encode) -> bytes:
     """Send the events of a request until its result; returns the last piece, to be sent once no row runs.
 
     A failure before the first event becomes an ordinary problem document with its own status. A later failure becomes
-    the event `error`, because status 200 is sent already. ``rows`` are the inputs of f.
+    the event `error`, because status 200 is sent already. Nothing is sent for what ``encode`` makes no bytes of.
     """
     first = await events.get()
     if isinstance(first, Exception):
@@ -45,7 +46,7 @@ async def send_events(api: ApiRequest, spec: ResponseSpec, rows: Images, events:
     try:
         async with (
             asyncio.timeout(api.deadline - time.monotonic()),
-            aclosing(_texts(api, spec, rows, first, events)) as texts,
+            aclosing(_texts(first, events, encode)) as texts,
         ):
             async for text in texts:
                 await send({"type": "http.response.body", "body": text, "more_body": True})
@@ -56,17 +57,15 @@ async def send_events(api: ApiRequest, spec: ResponseSpec, rows: Images, events:
     return b""
 
 
-async def _texts(
-    api: ApiRequest, spec: ResponseSpec, rows: Images, first: Event, events: Events
-) -> AsyncGenerator[bytes, None]:
+async def _texts(first: Event, events: Events, encode: Encode) -> AsyncGenerator[bytes, None]:
     item: Event | None = first
     while True:
         if item is None:
             yield b": still here\n\n"
         elif isinstance(item, Exception):
             raise item
-        else:
-            yield await _encode(api, spec, rows, item)
+        elif text := await encode(item):
+            yield text
         if isinstance(item, Result):
             return
         try:
@@ -76,20 +75,22 @@ async def _texts(
             item = None
 
 
-async def _encode(
+async def encode_event(
     api: ApiRequest, spec: ResponseSpec, rows: Images, item: StepOutput | StreamProgress | Result
 ) -> bytes:
+    """The event for what the scheduler delivers; ``rows`` are the inputs of f."""
     if isinstance(item, StreamProgress):
         members = {"steps_done": item.steps_done, "steps": item.steps, "rows_done": item.rows_done, "rows": item.rows}
         return event("progress", members)
     if isinstance(item, StepOutput):
-        return event("step", await _step(api, spec, rows, item))
+        return event("step", await step_members(api, spec, rows, item))
     count_rows([(api, spec.model, item)])
     images = [image(spec, item, index, None) for index in range(len(item.rows))]
     return event("done", envelope(api, spec.model, images, spec.members))
 
 
-async def _step(api: ApiRequest, spec: ResponseSpec, rows: Images, step: StepOutput) -> dict[str, Any]:
+async def step_members(api: ApiRequest, spec: ResponseSpec, rows: Images, step: StepOutput) -> dict[str, Any]:
+    """The members of the event `step`; ``rows`` are the inputs of f."""
     step, options = blend_step(rows, step, spec.strength), spec.options
 
     def encode() -> str:
@@ -115,7 +116,7 @@ def _error_event(api: ApiRequest, exc: Exception) -> bytes:
     if problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         log_failure(exc, api.request_id)
     api.state["problem"] = problem.code
-    return event("error", problem.body(api.request_id))
+    return event("error", problem.body(api.request_id, api.endpoint))
 
 
 def event(name: str, members: dict[str, Any]) -> bytes:

@@ -1,5 +1,6 @@
 """Read uploads (images, masks and latents, as multipart, JSON or a raw body) and decode them to rows."""
 
+import json
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -8,13 +9,13 @@ from functools import lru_cache
 from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
-from starlette.datastructures import QueryParams
+from pydantic import BaseModel
 
-from service.api.multipart import MUST_BE_A_FILE, parse_fields, parse_multipart
+from service.api.multipart import MUST_BE_A_FILE, parse_fields, parse_multipart, parse_query
 from service.api.native.schemas import PointRequest, ProjectOptions, ProjectRequest, ScoreOptions, ScoreRequest
 from service.api.native.validation import check_count
 from service.api.negotiation import PICTURE_TYPES, Media
-from service.api.request import ApiRequest, parse_as, printable_name
+from service.api.request import ApiRequest, parse_as, parse_json, printable_name
 from service.artifact.card import Card
 from service.domain.errors import IgnError, InvalidContent, TooLarge, UnsupportedMedia
 from service.domain.latents import FloatRow
@@ -27,26 +28,29 @@ from service.models.registry import ServedModel
 from service.settings import Settings
 
 Options = TypeVar("Options", bound=ScoreOptions)
+Form = TypeVar("Form", bound=BaseModel)
 
 UPLOAD_TYPES: Final = ("multipart/form-data", "application/json", *PICTURE_TYPES)
 _CACHED_QUERY: Final = 256  # bytes; a longer query is not cached
 _MAX_FIELDS: Final = 32  # of a form; there are about twelve options
 _TIFF_TEXT: Final = re.compile("SUkq|TU0A")  # base64 of II* and MM\\0
 _MAX_PREFIX: Final = 200  # characters before it: white space, and `data:image/tiff;base64,`
+_HUB_IGNORED: Final = ("prompt", "negative_prompt", "guidance_scale", "target_size")  # no model here has a use for them
 _MAX_INLINE: Final = 4  # small images; decoding them takes less time than waking a thread of the codec pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Upload(Generic[Options]):
+class Upload(Generic[Form]):
     """The images of a request as bytes or base64 text. There is no mask, one for all images, or one for each.
 
     A TIFF of several pages is as many images.
     """
 
-    options: Options
+    options: Form
     images: Sequence[bytes | str]
     names: Sequence[str] = ()  # of the images in error messages
     masks: Sequence[bytes | str] = ()
+    masks_by_alpha: bool = False  # transparent pixels are regenerated, instead of white ones
     image_field: str = "image"  # in error messages
     mask_field: str = "mask"
 
@@ -67,17 +71,17 @@ class InputRows:
 def check_upload(formats: tuple[Media, ...], schema: type[ScoreOptions]) -> Callable[[ApiRequest], None]:
     """The check of an endpoint that takes images in one of three kinds of body: a form, JSON or one image.
 
-    Only the options of an image are in the query.
+    Only the options of an image are in the query; `parse_upload` checks that of JSON.
     """
 
     def check(api: ApiRequest) -> None:
         api.media = api.negotiate(formats)
         if api.content_type in PICTURE_TYPES or api.headers.get("content-type") is None:
             _from_query(schema, api.query)
-            return
-        if api.content_type not in UPLOAD_TYPES:
+        elif api.content_type not in UPLOAD_TYPES:
             raise _unsupported()
-        api.reject_query()
+        elif api.content_type != "application/json":
+            api.reject_query()
 
     return check
 
@@ -90,9 +94,9 @@ def parse_upload(api: ApiRequest, schema: type[Options], body: type[Options], co
     """
     content_type, settings = api.content_type, api.services.settings
     if content_type == "multipart/form-data":
-        upload = _from_form(api.headers.get("content-type", ""), content, schema, settings)
+        upload = read_form(api, content, schema, "image", mask=issubclass(schema, ProjectOptions))
     elif content_type == "application/json":
-        upload = _from_json(parse_as(body, content))
+        upload = _from_json(parse_as(body, _native_json(api, content)))
     elif content_type or is_picture(content):
         upload = Upload(options=_from_query(schema, api.query), images=[content], image_field="body")
     else:
@@ -230,7 +234,7 @@ def _decode(
             encoded = _take(opened, mask_name, mask_data, settings)
             with memory_for(encoded.pixels):
                 api.check_not_over()  # waiting for the block may take long
-                mask = to_mask(encoded)
+                mask = to_mask(encoded, by_alpha=upload.masks_by_alpha)
         encoded = _take(opened, name, data, settings)
         with memory_for(encoded.pixels):
             api.check_not_over()
@@ -268,22 +272,42 @@ def read_points(api: ApiRequest, model: ServedModel, field: str, points: Sequenc
     return [row(f"{field}.{i}", point) for i, point in enumerate(points)]
 
 
-def _from_form(content_type: str, body: bytes, schema: type[Options], settings: Settings) -> Upload[Options]:
-    names = ("image", "mask") if issubclass(schema, ProjectOptions) else ("image",)
-    limits = {"max_files": settings.max_images + 1, "max_fields": _MAX_FIELDS}
+def read_form(api: ApiRequest, body: bytes, schema: type[Form], *images: str, mask: bool = True) -> Upload[Form]:
+    """The files named ``images``, at most one ``mask``, and the options of a form; raises as `parse_upload`."""
+    content_type, names = api.headers.get("content-type", ""), (*images, "mask") if mask else images
+    limits = {"max_files": api.services.settings.max_images + 1, "max_fields": _MAX_FIELDS}
     fields, files = parse_multipart(content_type, body, file_names=names, **limits)
     for name in files:
         if name not in names:
             raise InvalidContent.field(printable_name(name), f"unknown file; expected {' or '.join(names)}")
     if "image" in fields:
         raise InvalidContent.field("image", MUST_BE_A_FILE)
-    mask_texts = fields.pop("mask", []) if "mask" in names else []  # a mask may come as base64 text, too
+    mask_texts = fields.pop("mask", []) if mask else []  # a mask may come as base64 text, too
     masks = [*files.get("mask", ()), *mask_texts]
     if len(masks) > 1:
         raise InvalidContent.field("mask", "given more than once")
-    if "image" not in files:
+    uploaded = [data for name in images for data in files.get(name, ())]
+    if not uploaded:
         raise InvalidContent.field("image", "at least one file is required")
-    return Upload(options=schema.model_validate(parse_fields(fields)), images=files["image"], masks=masks)
+    return Upload(options=schema.model_validate(parse_fields(fields)), images=uploaded, masks=masks)
+
+
+def _native_json(api: ApiRequest, content: bytes) -> bytes:
+    """A JSON body of this service for one of `huggingface_hub`: `{"inputs": IMAGE, "parameters": {…}}`.
+
+    That client cannot choose a model but by the query of its URL, so options may be there, too.
+    """
+    values = parse_json(content) if b'"inputs"' in content else {}
+    if "inputs" not in values or "images" in values:
+        api.reject_query()
+        return content
+    images, parameters = [values.pop("inputs")], values.pop("parameters", None) or {}
+    if not isinstance(parameters, dict):
+        raise InvalidContent.field("parameters", "must be an object")
+    options = {name: value for name, value in parameters.items() if name not in _HUB_IGNORED}
+    if "num_inference_steps" in options:
+        options["steps"] = options.pop("num_inference_steps")
+    return json.dumps(parse_query(api.query) | values | options | {"images": images}).encode("ascii")
 
 
 def _from_json(request: Options) -> Upload[Options]:
@@ -301,10 +325,7 @@ def _from_query(schema: type[Options], query: bytes) -> Options:
 
 
 def _parse_query(schema: type[Options], query: bytes) -> Options:
-    fields: dict[str, list[str]] = {}
-    for name, value in QueryParams(query).multi_items():
-        fields.setdefault(name, []).append(value)
-    return schema.model_validate(parse_fields(fields))
+    return schema.model_validate(parse_query(query))
 
 
 # A client sends the same query with every image, and the parsed options are immutable.

@@ -1,8 +1,9 @@
-"""`/docs` in a real browser: Swagger UI reads our OpenAPI 3.1 document under the content security policy."""
+"""Other pages in a real browser: `/docs`, where Swagger UI reads our OpenAPI 3.1 document, and the avatars' example."""
 
 from typing import TYPE_CHECKING
 
 from tests.contract.harness import Service
+from tests.helpers.live import ROOT
 from tests.slow.browser.visit import visiting
 
 if TYPE_CHECKING:
@@ -18,3 +19,10 @@ def test_the_document_is_shown_and_a_request_can_be_sent(browser: "Browser", ser
         generate.get_by_role("button", name="Execute").click()
         status = generate.locator(".live-responses-table .response-col_status").nth(1)
         assert status.inner_text().startswith("200")
+
+
+def test_the_example_of_avatars_shows_every_one(browser: "Browser", service: Service) -> None:
+    page = browser.new_page()
+    page.goto(f"{(ROOT / 'examples' / 'wall_of_avatars.html').as_uri()}?service={service.url}")
+    page.wait_for_function("[...document.images].filter(image => image.naturalWidth === 128).length === 10")
+    page.close()

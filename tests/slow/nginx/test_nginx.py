@@ -1,12 +1,15 @@
 """`docker/nginx/nginx.conf` in a real nginx, in front of the service and of upstreams that fail."""
 
 import json
+import os
+import random
 import re
 import shutil
 import socket
 import ssl
 import subprocess
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,7 @@ from ign_client import Client, Done, Step, TooManyRequests
 from ign_client import TooLarge as TooLargeAnswer
 from service.api.problems import describe
 from service.domain.errors import RateLimited, TooLarge
+from tests.contract.harness import bearer, write_keys
 from tests.helpers.live import ROOT, certificate, free_port, live_service, until
 
 PATIENCE_S = 60.0
@@ -103,7 +107,9 @@ def front(folder: Path, upstream: str, **changed: str) -> Iterator[Front]:
     certificate(folder)
     port = free_port()
     (folder / "nginx.conf").write_text(configuration(folder, port, upstream, **changed))
-    command = ["nginx", "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log"), "-g", "daemon off;"]
+    # Started by root, its workers would otherwise be `nobody`, who cannot reach the folder.
+    directives = "daemon off; user root;" if os.geteuid() == 0 else "daemon off;"
+    command = ["nginx", "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log"), "-g", directives]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             until(lambda: listens(port) or process.poll() is not None, lambda: "nginx does not listen")
@@ -279,3 +285,51 @@ def test_an_address_has_a_limit(served: Front, keys: list[str], probe: str, limi
     with ExitStack() as stack:
         assert fill(served, stack, keys, probe) >= limit
         assert other is None or status(served, other) == 200
+
+
+GETS, URLS, CALLERS = 10_000, 100, CALLER_LIMIT - 1
+
+
+def rows_run(service: str) -> int:
+    """The rows that the model has run, as the service counts them."""
+    models = httpx.get(f"{service}/v2/models/stats", trust_env=False).json()["model_stats"]
+    return sum(int(model["inference_count"]) for model in models)
+
+
+def test_images_by_url_are_made_once(tmp_path: Path) -> None:
+    paths = [f"/generate/name-{i}.png?model=mnist/4" if i % 2 else f"/generate?seed={i}" for i in range(URLS)]
+
+    def ask(caller: int) -> set[tuple[str, bytes]]:
+        chosen = random.Random(caller)
+        found = set()
+        with cached.client() as http:
+            for _ in range(-(-GETS // CALLERS)):
+                path = chosen.choice(paths)
+                found.add((path, http.get(path).raise_for_status().content))
+        return found
+
+    with live_service() as url, front(tmp_path / "front", str(httpx.URL(url).netloc, "ascii")) as cached:
+        before = rows_run(url)
+        with ThreadPoolExecutor(CALLERS) as pool:
+            found = set.union(*pool.map(ask, range(CALLERS)))
+        assert len(found) == URLS
+        assert rows_run(url) - before == URLS
+        with cached.client() as http:
+            first, again = (http.get(paths[1], headers={"X-Request-ID": name}) for name in ("one", "two"))
+            assert [first.headers["X-Request-ID"], again.headers["X-Request-ID"]] == ["one", "two"]
+            assert http.get(paths[1], headers={"If-None-Match": first.headers["ETag"]}).status_code == 304
+            assert http.get("/generate").content != http.get("/generate").content
+            assert http.post("/generate", json={"seed": 1}).headers["Content-Type"] == "application/json"
+            assert rows_run(url) - before == URLS + 3
+
+
+def test_a_cached_image_is_for_its_key_alone(tmp_path: Path) -> None:
+    keys = write_keys(tmp_path, {"alice": "infer"})
+    with (
+        live_service(IGN_API_KEYS_FILE=str(keys)) as url,
+        front(tmp_path / "front", str(httpx.URL(url).netloc, "ascii")) as cached,
+        cached.client() as http,
+    ):
+        sent = [bearer("alice"), bearer("alice"), {}, bearer("mallory")]
+        statuses = [http.get("/generate/alice.png", headers=headers).status_code for headers in sent]
+        assert statuses == [200, 200, 401, 401]

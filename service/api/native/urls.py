@@ -1,0 +1,109 @@
+"""Images by URL: GET of `/generate` and `/latent-interpolate`, with the options in the query.
+
+The query becomes the JSON body of the POST, so both are one request with one set of rules. The URL alone decides what
+the response is, also its format. So browsers and proxies can cache it:
+
+    GET ──▶ parse: options, model ──▶ ETag = hash(digest, options) ──▶ If-None-Match has it: 304
+                                                                  └──▶ the stages of the POST, 200
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, cast
+
+from service.api.multipart import parse_query
+from service.api.native import endpoints as native
+from service.api.native.endpoints import RowWork
+from service.api.negotiation import Media
+from service.api.pipeline import Endpoint, ResponseParts
+from service.api.request import ApiRequest, NotModified
+from service.domain.errors import InvalidContent
+from service.domain.latents import MAX_SEED
+
+MAX_TEXT: Final = 200  # characters of a text seed
+IMAGES: Final = {"png": Media.PNG, "webp": Media.WEBP, "jpeg": Media.JPEG}  # the first is the default
+ANIMATIONS: Final = {"webp": Media.WEBP, "gif": Media.GIF, "apng": Media.APNG}
+NATIVE: Final = {endpoint.template: endpoint for endpoint in native.ENDPOINTS}
+_LONG_S, _SHORT_S = 31_536_000, 60  # how long caches may keep an image of a named version, of the highest version
+
+Fields = dict[str, Any]
+
+
+def seed_of(text: str, field: str = "seed") -> int:
+    """The seed that a text names: a decimal number up to 2³² − 1 itself, else the start of the text's SHA-256.
+
+    Raises `InvalidContent` for ``field`` unless it has 1 to 200 characters.
+    """
+    if not 1 <= len(text) <= MAX_TEXT:
+        raise InvalidContent.field(field, f"must have 1 to {MAX_TEXT} characters")
+    if text.isascii() and text.isdecimal() and str(number := int(text)) == text and number <= MAX_SEED:
+        return number
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:4], "big")
+
+
+def as_json(api: ApiRequest, template: str, body: Fields) -> RowWork:
+    """The work of a native endpoint for a request that arrived in another form."""
+    api.content_type = "application/json"
+    return cast(RowWork, NATIVE[template].parse(api, json.dumps(body).encode("ascii"), {}))
+
+
+def _image(fields: Fields) -> Fields:
+    return fields | ({"seed": seed_of(fields["seed"])} if "seed" in fields else {})
+
+
+def _animation(fields: Fields) -> Fields:
+    for name in fields.keys() & {"points", "grid"}:
+        raise InvalidContent.field(name, "unknown query parameter; seeds=A,B,… names the points")
+    seeds = fields.pop("seeds", "").split(",")
+    if len(seeds) < 2:
+        raise InvalidContent.field("seeds", "needs at least two, with a comma between them")
+    return fields | {"points": [{"seed": seed_of(text, "seeds")} for text in seeds]}
+
+
+def _by_url(path: str, template: str, formats: Mapping[str, Media], translate: Callable[[Fields], Fields]) -> Endpoint:
+    def parse(api: ApiRequest, body: bytes, parameters: Mapping[str, str]) -> RowWork:
+        if body:
+            raise InvalidContent.field("body", "a GET request has none; its options belong in the query")
+        fields = parse_query(api.query, parameters)
+        name = fields.pop("format", next(iter(formats)))
+        if name not in formats:
+            raise InvalidContent.field("format", f"must be one of {', '.join(formats)}")
+        api.media = api.negotiate((formats[name],))
+        work = as_json(api, template, translate(fields))
+        headers = _cache_headers(work)
+        tags = ",".join(api.headers.getlist("if-none-match")).split(",")
+        known = {tag.strip(" \t").removeprefix("W/") for tag in tags}  # weak comparison (RFC 9110, section 13.1.2)
+        if "ETag" in headers and known & {"*", headers["ETag"].removeprefix("W/")}:
+            raise NotModified(headers)
+        return work
+
+    def respond(ended: Sequence[tuple[RowWork, native.Encoded]]) -> list[ResponseParts]:
+        responses = zip(NATIVE[template].respond(ended), ended, strict=True)
+        return [(headers | _cache_headers(work), pieces, kind) for (headers, pieces, kind), (work, _) in responses]
+
+    return NATIVE[template]._replace(
+        template=path, methods=("GET", "HEAD"), check=lambda _: None, parse=parse, respond=respond
+    )
+
+
+def _cache_headers(work: RowWork) -> dict[str, str]:
+    """How caches may use the response. Those that several callers share keep one for each API key."""
+    spec, options = work.spec, work.spec.options
+    if spec.members.get("seed", 0) != getattr(options, "seed", 0):  # the service has chosen the seed
+        return {"Cache-Control": "no-store"}
+    what = (work.model.digest, spec.media, work.params, options.model_dump_json(exclude={"model"}))
+    is_named = "/" in (getattr(options, "model", None) or "")
+    return {
+        # Weak: on another type of CPU the last bit of a pixel may differ.
+        "ETag": f'W/"{hashlib.sha256(repr(what).encode("utf-8")).hexdigest()[:32]}"',
+        "Cache-Control": f"max-age={_LONG_S}, immutable" if is_named else f"max-age={_SHORT_S}",
+        "Vary": "Authorization",
+    }
+
+
+ENDPOINTS: Final = (
+    _by_url("/generate", "/generate", IMAGES, _image),
+    *(_by_url(f"/generate/{{seed}}.{name}", "/generate", {name: IMAGES[name]}, _image) for name in ("png", "webp")),
+    _by_url("/latent-interpolate", "/latent-interpolate", ANIMATIONS, _animation),
+)

@@ -1,0 +1,207 @@
+"""OpenAI's images API for programs that speak it, over the stages of the native endpoints.
+
+    POST /v1/images/generations ─▶ JSON of /generate, with the prompt as its seed ┐ the same rows and options,
+    POST /v1/images/edits ───────▶ form of /project, with its mask by alpha       ┘ a response of OpenAI's form
+
+No model here reads words, which `revised_prompt` says in every response. `service.api.problems` writes the errors.
+"""
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Final, Literal
+
+from fastapi import APIRouter
+from pydantic import Field
+from starlette.requests import Request
+from starlette.types import Send
+
+from service.api.app_state import app_state
+from service.api.native.endpoints import Encoded, RowWork, project_work
+from service.api.native.responses import picture
+from service.api.native.schemas import MAX_SCALE, ProjectOptions, StrictModel
+from service.api.native.stream import event, send_events, step_members
+from service.api.native.uploads import InputRows, Upload, read_form
+from service.api.native.urls import NATIVE, as_json, seed_of
+from service.api.native.validation import check_count, check_steps
+from service.api.negotiation import Media
+from service.api.pipeline import ResponseParts
+from service.api.request import ApiRequest, count_codec, count_rows, parse_as
+from service.artifact.card import Card
+from service.domain.errors import InvalidContent
+from service.domain.latents import FloatRow, FloatRows
+from service.domain.tasks import Result, StepOutput
+from service.models.registry import ServedModel
+
+router = APIRouter(include_in_schema=False)  # OpenAI's own document describes it
+
+_SIZE: Final = re.compile("([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
+# The types of the clients require it.
+_NO_TOKENS: Final = {"image_tokens": 0, "text_tokens": 0}
+_USAGE: Final = {"input_tokens": 0, "input_tokens_details": _NO_TOKENS, "output_tokens": 0, "total_tokens": 0}
+
+
+class ImagesRequest(StrictModel):
+    """What both endpoints take. The last seven are accepted without effect."""
+
+    prompt: str
+    model: str | None = None
+    n: Annotated[int | None, Field(ge=1)] = None
+    size: str | None = None
+    output_format: Literal["png", "webp", "jpeg"] | None = None
+    response_format: Literal["b64_json"] | None = None
+    background: Literal["auto", "opaque"] | None = None
+    stream: bool | None = None
+    partial_images: Annotated[int | None, Field(ge=0, le=3)] = None
+    steps: Annotated[int | None, Field(ge=1)] = None  # not of OpenAI's API
+    quality: str | None = None
+    style: str | None = None
+    moderation: str | None = None
+    input_fidelity: str | None = None
+    output_compression: int | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+
+    def native(self, api: ApiRequest, card: Card, recommended: int) -> dict[str, Any]:
+        """The native options; it sets the media type of the response."""
+        options: dict[str, Any] = {"model": self.model, "steps": self.steps, "scale": _scale(self.size, card)}
+        options["format"] = self.output_format or "png"
+        api.media = Media.EVENTS if self.stream else Media.JSON
+        if self.stream:
+            steps = check_steps(self.steps, recommended=recommended, settings=api.services.settings)
+            parts = (self.partial_images or 0) + 1
+            options["record"] = sorted({steps * i // parts for i in range(1, parts)} - {0})
+        return options
+
+
+def _scale(size: str | None, card: Card) -> int:
+    """The largest factor with which an image fits into ``size``."""
+    if size in (None, "auto"):
+        return 1
+    match, (_, height, width) = _SIZE.fullmatch(size or ""), card.shape
+    if match is None:
+        raise InvalidContent.field("size", "must be auto or WIDTHxHEIGHT, such as 512x512")
+    scale = min(int(match[1]) // width, int(match[2]) // height, MAX_SCALE)
+    if not scale:
+        raise InvalidContent.field("size", f"must be at least {width}x{height}, the size of {card.ref}")
+    return scale
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class ImagesWork(RowWork):
+    """Work whose response has OpenAI's form: ``kind`` begins the names of its events."""
+
+    kind: str
+    note: str  # the `revised_prompt`
+
+    @classmethod
+    def of(cls, work: RowWork, kind: str, note: str) -> "ImagesWork":
+        """The same work, with another form of the response."""
+        if work.spec.media is Media.EVENTS and work.count > 1:
+            raise InvalidContent.field("stream", "a stream has one image")
+        return cls(**{each.name: getattr(work, each.name) for each in fields(work) if each.init}, kind=kind, note=note)
+
+    def described(self, row: FloatRow) -> dict[str, Any]:
+        """What a response and an event say of an image like this row."""
+        options, (height, width) = self.spec.options, row.shape[-2:]
+        size = f"{width * options.scale}x{height * options.scale}"
+        return {"background": "opaque", "output_format": options.format, "quality": "auto", "size": size}
+
+    async def send_events(self, inputs: InputRows, events: asyncio.Queue[Any], send: Send) -> bytes:
+        """Send partial images and the complete one as events; returns the last piece of the stream."""
+
+        async def encode(item: Any) -> bytes:
+            if isinstance(item, Result):
+                count_rows([(self.api, self.model, item)])
+            if not isinstance(item, StepOutput):
+                return b""
+            data = (await step_members(self.api, self.spec, inputs.rows, item))["data"]
+            is_last = item.step == self.steps
+            name = f"{self.kind}.{'completed' if is_last else 'partial_image'}"
+            own = {"usage": _USAGE} if is_last else {"partial_image_index": self.params.record.index(item.step)}
+            members = {"type": name, "b64_json": data, "created_at": int(time.time()), **own}
+            return event(name, members | self.described(item.row))
+
+        return await send_events(self.api, self.spec, events, send, encode)
+
+
+def _parse_generations(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> ImagesWork:
+    options = parse_as(ImagesRequest, body)
+    card, seed = api.resolve(options.model).card, seed_of(options.prompt, "prompt")
+    native = options.native(api, card, card.steps.generate) | {"n": options.n or 1, "seed": seed}
+    note = f"The prompt is a text seed, seed {seed} of {card.ref}; the model does not read its words."
+    return ImagesWork.of(as_json(api, "/generate", native), "image_generation", note)
+
+
+def _parse_edits(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> ImagesWork:
+    upload = read_form(api, body, ImagesRequest, "image", "image[]")
+    check_count("image", len(upload.images), api.services.settings.max_images)
+    options = upload.options
+    check_count("n", options.n or 1, 1)  # each image has one projection
+    card = api.resolve(options.model).card
+    native = ProjectOptions.model_validate(options.native(api, card, card.steps.project))
+    work = project_work(api, Upload(options=native, images=upload.images, masks=upload.masks, masks_by_alpha=True))
+    note = f"The image is projected by {card.ref}; the model does not read the prompt."
+    return ImagesWork.of(work, "image_edit", note)
+
+
+def _encode(ended: Sequence[tuple[ImagesWork, FloatRows, Result]]) -> list[Encoded]:
+    start = time.perf_counter()
+    encoded = [(result, _pieces(work, work.shown(rows, result))) for work, rows, result in ended]
+    if not ended[0][0].has_large_response:  # the codec pool counts by itself
+        count_codec("encode", [work.api for work, _, _ in ended], time.perf_counter() - start)
+    return encoded
+
+
+def _pieces(work: ImagesWork, result: Result) -> list[bytes]:
+    """The body, an image a piece."""
+    head = {"created": int(time.time()), "usage": _USAGE, **work.described(result.rows[0])}
+    note, before, pieces = json.dumps(work.note), json.dumps(head)[:-1] + ', "data": [', list[bytes]()
+    for row in result.rows:
+        work.api.check_not_over()
+        data = picture(row, work.model.card, work.spec.options)
+        pieces.append(f'{before}{{"b64_json": "{data}", "revised_prompt": {note}}}'.encode("ascii"))
+        before = ", "
+    return [*pieces, b"]}"]
+
+
+def _respond(ended: Sequence[tuple[ImagesWork, Encoded]]) -> list[ResponseParts]:
+    count_rows([(work.api, work.model, result) for work, (result, _) in ended])
+    return [
+        (work.api.response_headers(work.model, work.spec.members.get("seed")), pieces, Media.JSON)
+        for work, (_, pieces) in ended
+    ]
+
+
+_OWN: Final[dict[str, Any]] = {"check": ApiRequest.reject_query, "encode": _encode, "respond": _respond}
+ENDPOINTS: Final = (
+    NATIVE["/generate"]._replace(template="/v1/images/generations", parse=_parse_generations, **_OWN),
+    NATIVE["/project"]._replace(template="/v1/images/edits", parse=_parse_edits, **_OWN),
+)
+
+
+@router.post("/v1/images/generations")
+@router.post("/v1/images/edits")
+def images() -> None:
+    """Answered by the pipeline."""
+
+
+def _described(model: ServedModel) -> dict[str, Any]:
+    return {"id": model.ref, "object": "model", "created": 0, "owned_by": "ign-service"}
+
+
+@router.get("/v1/models")
+async def models(request: Request) -> dict[str, Any]:
+    """List the models."""
+    app_state(request).require_serving()
+    return {"object": "list", "data": [_described(each) for each in app_state(request).registry.models.values()]}
+
+
+@router.get("/v1/models/{ref:path}")
+async def model(request: Request) -> dict[str, Any]:
+    """Describe one model, `name` or `name/version`."""
+    app_state(request).require_serving()
+    return _described(app_state(request).registry.resolve(request.path_params["ref"]))
