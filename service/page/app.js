@@ -34,22 +34,17 @@ let samples = null; // its generated pictures
 let restored = false; // whether the drawing of the address is on the canvas
 
 async function setModel(card) {
-  [model, samples] = [card, null];
-  const [channels, height, width] = card.shape;
+  samples = null;
   document.body.classList.toggle("light-paper", inkColour(card)[0] === 0);
-  document.body.classList.toggle("fine", Math.max(height, width) >= 48);
   document.documentElement.style.setProperty("--paper", cssColour(backgroundColour(card)));
-  document.documentElement.style.setProperty("--shape", `${width} / ${height}`);
   const prompt = card.prompt || "Draw something";
   byId("prompt").textContent = prompt;
   byId("invitation").querySelector("span").textContent = prompt;
-  setPalette(channels === 1 ? [] : ["#000000", "#ffffff"]);
-  // A stroke of handwriting is about a tenth of the image wide; larger models get a finer brush.
-  const brush = Math.max(0.03, 0.09 * Math.sqrt(28 / Math.max(height, width)));
-  Object.assign(byId("brush"), { min: 0.5 / width, max: 0.3, step: "any", value: brush });
-  setBrush(brush);
-  canvas.setModel(card);
-  for (const panel of [project, lasting, generate, interpolate, examples, modelsPanel]) panel.setModel(card);
+  model = card;
+  setPalette(card.shape[0] === 1 ? [] : ["#000000", "#ffffff"]);
+  setShape(card);
+  for (const panel of [lasting, generate, interpolate, examples, modelsPanel]) panel.setModel(card);
+  byId("lasting").hidden = Boolean(card.tiles); // a large image many times would take minutes
   for (const section of document.querySelectorAll("section[inert]")) section.inert = false;
   document.querySelector(".pair").hidden = card.noise === null; // an imported network may make nothing of noise
   writeAddress({ m: models.reference });
@@ -63,6 +58,22 @@ async function setModel(card) {
   models.loadThumbnails();
   whenVisible(byId("lasting"), () => model === card && lasting.runWithResult());
 }
+
+/** Give the canvas the shape of a card: that of the model, or of an opened image if the model takes any size. */
+function setShape(card) {
+  model = card;
+  const [, height, width] = card.shape;
+  document.body.classList.toggle("fine", Math.max(height, width) >= 48);
+  document.documentElement.style.setProperty("--shape", `${width} / ${height}`);
+  // A stroke of handwriting is about a tenth of the image wide; larger models get a finer brush.
+  const brush = Math.max(0.03, 0.09 * Math.sqrt(28 / Math.max(height, width)));
+  Object.assign(byId("brush"), { min: 0.5 / width, max: 0.3, step: "any", value: brush });
+  setBrush(brush);
+  canvas.setModel(card);
+  project.setModel(card);
+}
+
+project.addEventListener("sized", ({ detail }) => setShape({ ...model, shape: [model.shape[0], ...detail] }));
 
 /** Use the first generated pictures of a model: for examples, comparisons and colours. */
 async function setSamples(card, images) {
@@ -117,6 +128,7 @@ canvas.addEventListener("changed", () => {
   byId("masking").hidden = !canvas.isMasked && canvas.tool !== "mask";
 });
 canvas.addEventListener("finished", async () => {
+  if (model.tiles) return; // an image of any size is too long for an address
   const { revision } = canvas;
   const drawing = await encodeDrawing(canvas.actions, [model.shape[2], model.shape[1]]);
   if (revision === canvas.revision && restored) writeAddress({ d: drawing });

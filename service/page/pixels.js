@@ -22,7 +22,9 @@ export const canvasScale = ([, height, width]) => Math.max(1, Math.round(CANVAS_
 /** Reduce the canvas to the model's size. Each pixel is the mean of a block, so that enlarged images return exactly. */
 export function downsample(canvas, width, height) {
   const scale = canvas.width / width;
-  const from = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  const all = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  if (scale === 1) return all;
+  const from = all.data;
   const to = new ImageData(width, height);
   const sums = new Float64Array(width * height * 4);
   for (let y = 0; y < canvas.height; y++) {

@@ -1,10 +1,11 @@
 // Panel “Make it real”: applies f to the drawing, live while it changes, with one request in flight.
 
-import { callJson, curlCommand } from "./api.js";
+import { callJson, curlCommand, streamEvents } from "./api.js";
 import { byId } from "./dom.js";
 import { NOISE, toGrey, toSketch, withNoise } from "./effects.js";
 import { Panel } from "./panel.js";
 import { inkOf, toCanvas, toPng } from "./pixels.js";
+import { Problem } from "./problem.js";
 import { Result } from "./result.js";
 import { saveUrl } from "./saving.js";
 import { onUpload, prepareUpload } from "./uploads.js";
@@ -12,6 +13,7 @@ import { formatTimes, isNearlyEmpty, showVerdict, verdict } from "./verdict.js";
 
 const BLANK = 0.002; // least ink of a drawing, as a share of the range
 const MASK_STEPS = 8; // with fewer, a large hole stays grey
+const LARGE = 2 ** 19; // pixels; a larger image is not sent while it is drawn on
 const DRAWING_STEPS = 4; // of a model that takes several from noise: with fewer, a drawn face stays smeared
 
 export class ProjectPanel extends EventTarget {
@@ -56,7 +58,15 @@ export class ProjectPanel extends EventTarget {
     for (const id of ["grey", "sketch"]) byId(id).hidden = card.shape[0] === 1;
     this.#panel.reset();
     this.result.setModel(card);
+    if (this.#isLarge) {
+      byId("live").checked = false;
+      byId("go").hidden = false;
+    }
     this.#changed();
+  }
+
+  get #isLarge() {
+    return this.card.shape[1] * this.card.shape[2] > LARGE;
   }
 
   /** Whether there is a result, and it belongs to what is on the canvas, with the pen up. */
@@ -106,8 +116,9 @@ export class ProjectPanel extends EventTarget {
     }
     const { card, samples } = this;
     const [steps, strength] = [byId("steps").valueAsNumber, byId("strength").valueAsNumber / 100];
-    const options = { steps, strength, record: "0", score: true };
-    const answer = (await callJson("project", { form: await this.#form(image, mask, options), signal })).images[0];
+    const options = { steps, strength, record: "0", score: !this.#isLarge };
+    const request = { form: await this.#form(image, mask, options), signal };
+    const answer = card.tiles ? await this.#byTiles(request) : (await callJson("project", request)).images[0];
     signal.throwIfAborted();
     const text = verdict(answer, card, { nearlyEmpty: isNearlyEmpty(image, card, samples) });
     const description = `The drawing made real ${formatTimes(steps)}`;
@@ -117,6 +128,17 @@ export class ProjectPanel extends EventTarget {
     this.#showCommand(options, mask);
     this.dispatchEvent(new Event("projected"));
     return undefined;
+  }
+
+  /** The image of a response, while it says how many tiles are done. */
+  async #byTiles(request) {
+    const pictures = [];
+    for await (const [name, data] of streamEvents("project", request)) {
+      if (name === "progress") this.#panel.say(`${data.rows_done} of ${data.rows} tiles …`);
+      else if (name === "step") pictures.push(data);
+      else return { ...data.images[0], data: pictures.at(-1).data, trajectory: pictures };
+    }
+    throw new Problem({ detail: "The response ended too early." });
   }
 
   async #form(image, mask, options) {
@@ -147,8 +169,12 @@ export class ProjectPanel extends EventTarget {
   #upload(file) {
     if (!this.card) return undefined; // dropped or pasted before the models are loaded
     return this.#uploads.run("Reading the picture", async (signal) => {
-      const picture = await prepareUpload(file, { card: this.card, model: this.models.reference, signal });
-      if (picture && !signal.aborted) this.canvas.placeImage(picture);
+      const { card, models } = this;
+      const picture = await prepareUpload(file, { card, model: models.reference, limits: models.limits, signal });
+      if (!picture || signal.aborted) return undefined;
+      if (card.tiles) this.dispatchEvent(new CustomEvent("sized", { detail: [picture.height, picture.width] }));
+      this.canvas.placeImage(picture);
+      if (!byId("live").checked) this.project();
       return undefined;
     });
   }

@@ -28,19 +28,22 @@ export function onUpload(input, area, onFile) {
   });
 }
 
+const MOST_PIXELS = 9e6; // of an image of any size: an A4 page at 300 dpi
+
 /**
  * An image as the model sees it: the part that the user chooses if the proportions are not the model's, in its size and
- * polarity. Strength 0 returns the input itself.
+ * polarity. Strength 0 returns the input itself. For a model that takes any size, the whole image.
  *
  * @returns {Promise<ImageBitmap | null>} null if the user cancels
  */
-export async function prepareUpload(file, { card, model, signal }) {
+export async function prepareUpload(file, { card, model, limits, signal }) {
   let picture;
   try {
     picture = await createImageBitmap(file); // turned as its EXIF data says
   } catch {
     throw new Problem({ detail: `${file.name} is no picture that this browser can read.`, retry: false });
   }
+  if (card.tiles) return reduced(picture, Math.min(MOST_PIXELS, limits.pixels));
   const [, height, width] = card.shape;
   const part = await chooseCrop(picture, width / height);
   if (!part) return null;
@@ -51,4 +54,12 @@ export async function prepareUpload(file, { card, model, signal }) {
   }
   const response = await callApi("project", { form, accept: "image/png", signal });
   return createImageBitmap(await response.blob());
+}
+
+/** The image with at most so many pixels. */
+function reduced(picture, most) {
+  const scale = Math.sqrt(most / (picture.width * picture.height));
+  if (scale >= 1) return picture;
+  const [resizeWidth, resizeHeight] = [picture.width, picture.height].map((side) => Math.max(1, Math.floor(side * scale)));
+  return createImageBitmap(picture, { resizeWidth, resizeHeight, resizeQuality: "high" });
 }

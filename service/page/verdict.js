@@ -26,7 +26,7 @@ export function percentile(value, quantiles) {
 /**
  * The verdict on one result.
  *
- * @param {{distance: number, drift: number}} result in the model's units
+ * @param {{distance: number, drift: number | null}} result in the model's units; no drift if it was not measured
  * @param {object} card
  * @param {{nearlyEmpty: boolean}} input
  * @returns {string} such as "Made real · moved 6 % · stable"
@@ -34,10 +34,10 @@ export function percentile(value, quantiles) {
 export function verdict({ distance, drift }, card, { nearlyEmpty = false } = {}) {
   const quantiles = card.distance_quantiles;
   const [low, high] = card.range;
-  const stable = drift <= Math.max(quantiles?.[90] ?? 0, distance / 10);
+  const stable = drift === null || drift <= Math.max(quantiles?.[90] ?? 0, distance / 10);
   const moved = `moved ${formatShare(distance / (high - low))}`;
   const rest = stable ? "stable" : `still moves ${formatShare(drift / (high - low))}`;
-  return [word(), moved, rest].join(" · ");
+  return [word(), moved, ...(drift === null ? [] : [rest])].join(" · ");
 
   function word() {
     if (nearlyEmpty) return "Little to go on";
