@@ -214,8 +214,8 @@ def encode_tiff(rows: FloatRows, card: Card) -> bytes:
     (lo, hi), is_grey = card.range, card.shape[0] == 1
 
     def deep(row: FloatRow) -> NDArray[np.uint16]:
-        levels = (row[0].astype(np.float64) - lo) * 65_535 / (hi - lo)
-        return np.rint(levels).clip(0, 65_535).astype(np.uint16)
+        levels = np.rint((row[0].astype(np.float64) - lo) * 65_535 / (hi - lo)).clip(0, 65_535)
+        return np.asarray(levels, dtype=np.uint16)
 
     first, *others = (Image.fromarray(deep(row) if is_grey else to_uint8(row, card)) for row in rows)
     buffer = io.BytesIO()
