@@ -183,10 +183,11 @@ def avif_still(data: bytes) -> tuple[bytes, int, int]:
             metas.append((start + 4, end))
     if len(metas) != 1 or metas[0][1] - metas[0][0] > _MAX_META:
         raise ValueError("no meta box, or several, or a large one")
-    locations = [start for kind, start, _ in _boxes(data, *metas[0]) if kind == b"iloc"]
-    if len(locations) != 1:
-        raise ValueError("no or several iloc boxes")
-    frames = [size for item in _items(data, locations[0]) for size in _av1_frames(item)]
+    boxes = list(_boxes(data, *metas[0]))
+    locations, inner = ([start for kind, start, _ in boxes if kind == name] for name in (b"iloc", b"idat"))
+    if len(locations) != 1 or len(inner) > 1:
+        raise ValueError("no iloc box, or several")
+    frames = [size for item in _items(data, locations[0], inner) for size in _av1_frames(item)]
     return bytes(content), max(frames, default=0), sum(frames)
 
 
@@ -209,8 +210,8 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]
     raise ValueError("too many boxes")
 
 
-def _items(data: bytes, start: int) -> Iterator[bytes]:
-    """The content of the items that an iloc box lists."""
+def _items(data: bytes, start: int, inner: list[int]) -> Iterator[bytes]:
+    """The content of the items that the iloc box at ``start`` lists; some are in the idat box at ``inner``."""
     reader, total = _Bits(data[start : start + _MAX_META]), 0
     version, _ = reader.read(8), reader.read(24)
     offset_bits, length_bits, base_bits, index_bits = (8 * reader.read(4) for _ in range(4))
@@ -219,10 +220,10 @@ def _items(data: bytes, start: int) -> Iterator[bytes]:
         method = reader.read(16) & 15 if version else 0
         reader.read(16)
         base, extents = reader.read(base_bits), reader.read(16)
-        if method or extents != 1:
+        if method > len(inner) or extents != 1:
             raise Unsupported("is an AVIF whose images are stored in pieces")
         reader.read(index_bits if version else 0)
-        offset, length = base + reader.read(offset_bits), reader.read(length_bits)
+        offset, length = base + reader.read(offset_bits) + sum(inner[:method]), reader.read(length_bits)
         item = data[offset : offset + length] if length else data[offset:]
         total += len(item)
         if total > len(data):

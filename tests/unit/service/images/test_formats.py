@@ -16,7 +16,7 @@ from PIL import Image
 
 from service.domain.errors import IgnError, InvalidContent, TooLarge
 from service.images.decode import DecodeLimits, is_picture, open_image
-from service.images.formats import tiff_pages
+from service.images.formats import avif_still, tiff_pages
 from service.images.untrusted import MAX_PARTS
 from tests.helpers.pictures import decode_picture, noise, save, smooth
 
@@ -246,13 +246,13 @@ def box(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", 8 + len(content)) + kind + content
 
 
-def avif(*, items: int = 1, length: int = 0, size: int = 64, method: int = 0, meta: bytes = b"", data: bytes) -> bytes:
-    """An AVIF whose iloc lists the same data several times."""
+def avif(*, items: int = 1, length: int = 0, method: int = 0, meta: bytes = b"", data: bytes) -> bytes:
+    """An AVIF whose iloc lists the same data several times; with method 1 it is in the box `idat`."""
     entry = struct.pack(">HHHHII", 1, method, 0, 1, 0, length)
     iloc = box(b"iloc", b"\1\0\0\0\x44\0" + struct.pack(">H", items) + entry * items)
     head = box(b"ftyp", b"avif\0\0\0\0avifmif1") + box(b"meta", b"\0\0\0\0" + iloc + meta) + b"\0\0\0\0mdat"
     at = iloc.index(entry) + len(entry) - 8
-    located = iloc.replace(entry, entry[:-8] + struct.pack(">II", len(head), length))
+    located = iloc.replace(entry, entry[:-8] + struct.pack(">II", 0 if method else len(head), length))
     assert at > 0
     return head.replace(iloc, located) + data
 
@@ -269,6 +269,13 @@ HOSTILE_AVIFS = {
     "many boxes": box(b"ftyp", b"avif\0\0\0\0avif") + box(b"free", b"") * (MAX_PARTS + 1),
     "a box beyond the end": box(b"ftyp", b"avif\0\0\0\0avif") + b"\0\1\0\0meta",
 }
+
+
+def test_the_size_of_av1_frames_is_read_wherever_they_are() -> None:
+    sequence = b"\x0a\x05\x18\x11;6\x15"  # of a still image of 30×20 pixels
+    for data in (sequence + FRAME, b"\x12\0" + sequence + FRAME):
+        assert avif_still(avif(length=len(data), data=data))[1:] == (600, 600)
+        assert avif_still(avif(method=1, length=len(data), meta=box(b"idat", data), data=b""))[1:] == (600, 600)
 
 
 @pytest.mark.parametrize("name", HOSTILE_AVIFS)
