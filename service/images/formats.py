@@ -18,9 +18,8 @@ _REDUCED, _WIDTH, _LENGTH, _COMPRESSION, _SAMPLES = 254, 256, 257, 259, 277
 _STRIPS, _ROWS, _STRIP_BYTES, _PLANAR = 273, 278, 279, 284
 _TILE_WIDTH, _TILE_LENGTH, _TILES, _TILE_BYTES = 322, 323, 324, 325
 # Also bits, their order, options of CCITT, predictor, palette, alpha, sample format, and JPEG's tables and subsampling.
-_KEPT: Final = frozenset({254, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320}) | {
-    *(322, 323, 324, 325, 338, 339, 347, 530)
-}
+_SINGLE: Final = frozenset({254, 256, 257, 259, 262, 266, 274, 277, 278, 284, 292, 293, 317, 322, 323})
+_KEPT: Final = _SINGLE | {258, 273, 279, 320, 324, 325, 338, 339, 347, 530}
 _TYPES: Final = {1: "B", 3: "H", 4: "I", 7: "B"}  # BYTE, SHORT, LONG, UNDEFINED
 _LONG: Final = 4
 _COMPRESSIONS: Final = {1: "none", 3: "G3", 4: "G4", 5: "LZW", 7: "JPEG", 8: "Deflate", 32946: "", 32773: "PackBits"}
@@ -112,7 +111,8 @@ def _page(data: bytes, order: str, offset: int) -> tuple[TiffPage, int, int]:
                 raise ValueError("unexpected type or number of values")
             form = f"{order}{count}{_TYPES[kind]}"
             place = at + 8 if struct.calcsize(form) <= 4 else struct.unpack_from(order + "I", data, at + 8)[0]
-            page.tags[tag] = kind, struct.unpack_from(form, data, place)
+            numbers = struct.unpack_from(form, data, place)
+            page.tags[tag] = kind, numbers[:1] if tag in _SINGLE else numbers  # Pillow warns of more
     compression, photometric = page.value(_COMPRESSION, 1), page.value(PHOTOMETRIC, 1)
     if compression not in _COMPRESSIONS:
         names = ", ".join(filter(None, _COMPRESSIONS.values()))

@@ -94,6 +94,12 @@ def test_tiles() -> None:
         levels(tiff("<", {**tags, 256: (4,), 257: (2,), 322: (65_536,), 323: (65_536,), 324: (8,), 325: (9,)}, tiles))
 
 
+def test_further_values_of_a_tag_are_dropped_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert levels(tiff("<", {**PLAIN, 256: (4, 9, 9), 284: (1,) * 99}, bytes(range(8)))).shape == (2, 4)
+
+
 def test_orientation_and_size() -> None:
     picture = decode_picture(tiff("<", {**PLAIN, 274: (6,)}, bytes(range(8))))
     assert (picture.image.size, picture.stored_size) == ((2, 4), (4, 2))
