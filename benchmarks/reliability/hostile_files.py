@@ -39,7 +39,7 @@ _LIMITS: Final = DecodeLimits(max_pixels=250_000)
 _ROWS: Final = np.zeros((2, 1, 28, 28), np.float32)
 _OPERATORS: Final = sorted({schema.name for schema in onnx.defs.get_all_schemas() if not schema.domain})
 _ATTRIBUTES: Final = ("pads", "strides", "group", "kernel_shape", "auto_pad", "axis", "training_mode", "to", "perm")
-_TEXT: Final = """<ir_version: 8, opset_import: ["": 17, "own": 1]>
+_TEXT: Final = """<ir_version: 8, opset_import: ["": 17]>
 f (float[batch,1,28,28] x) => (float[batch,1,28,28] y)
 <float[4,1,3,3] first = {%s}, float[1,4,3,3] second = {%s}, float low = {-1}, float high = {1}> {
     a = Conv<pads = [1,1,1,1]>(x, first)
@@ -75,7 +75,8 @@ def _base(rng: Rng, middle: str) -> ModelProto:
             last = "w = Tanh(u)" if ends else "w = own.f0(u)"
             body = last if number == depth - 1 else f"v = own.f{number + 1}(u) w = own.f{number + 1}(v)"
             functions += f'<domain: "own", opset_import: ["": 17, "own": 1]> f{number} (u) => (w) {{{body}}}\n'
-    return parser.parse_model(_TEXT % (*kernels, text, functions))
+    whole = _TEXT % (*kernels, text, functions)
+    return parser.parse_model(whole.replace(": 17]", ': 17, "own": 1]', 1) if functions else whole)
 
 
 def _nested(depth: int) -> str:

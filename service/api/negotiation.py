@@ -16,6 +16,7 @@ class Media(StrEnum):
     WEBP = "image/webp"
     JPEG = "image/jpeg"
     NPY = "application/x-npy"
+    TIFF = "image/tiff"
     EVENTS = "text/event-stream"
     GIF = "image/gif"
     APNG = "image/apng"

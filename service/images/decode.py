@@ -33,7 +33,7 @@ from service.artifact.files import read_npy
 from service.domain.errors import IgnError, InvalidContent, TooLarge
 from service.domain.latents import MAX_MAGNITUDE, FloatRow, is_bounded
 from service.images import untrusted
-from service.images.formats import TiffPage, avif_still, gif_first_frame, is_tiff, tiff_pages
+from service.images.formats import ORIENTATION, PHOTOMETRIC, TiffPage, avif_still, gif_first_frame, is_tiff, tiff_pages
 
 # An empty progressive scan has 30 bytes, and decoding it visits all blocks (9 ms at 16 megapixels). Without a limit, a
 # file of 16 MiB could occupy a core for an hour. Encoders write about ten scans. The limit for sequential files is
@@ -234,7 +234,7 @@ def _open_tiff(data: bytes) -> _Opened:
     if len(pages) > 1:
         raise untrusted.Unsupported(f"is a TIFF of {len(pages)} pages, where one image is expected")
     (page,) = pages
-    return page.size, untrusted.TRANSPOSES.get(page.orientation), partial(_load_tiff, page)
+    return page.size, untrusted.TRANSPOSES.get(page.value(ORIENTATION, 1)), partial(_load_tiff, page)
 
 
 def _load_tiff(page: TiffPage) -> Image.Image:
@@ -245,7 +245,8 @@ def _load_tiff(page: TiffPage) -> Image.Image:
         return _load(image)
     image.load()
     levels = Image.fromarray(((np.asarray(image).astype(np.uint32) + _HALF) // 257).astype(np.uint8))
-    return ImageChops.invert(levels) if page.is_white_zero else levels
+    is_white_zero = page.value(PHOTOMETRIC, 1) == 0  # Pillow inverts images of up to 8 bits only
+    return ImageChops.invert(levels) if is_white_zero else levels
 
 
 class _Jpeg(JpegImageFile):

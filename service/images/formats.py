@@ -13,19 +13,20 @@ from typing import Final, NamedTuple
 
 from service.images.untrusted import MAX_PARTS, Unsupported
 
-_REDUCED, _WIDTH, _LENGTH, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES = 254, 256, 257, 259, 262, 274, 277
+PHOTOMETRIC, ORIENTATION = 262, 274
+_REDUCED, _WIDTH, _LENGTH, _COMPRESSION, _SAMPLES = 254, 256, 257, 259, 277
 _STRIPS, _ROWS, _STRIP_BYTES, _PLANAR = 273, 278, 279, 284
 _TILE_WIDTH, _TILE_LENGTH, _TILES, _TILE_BYTES = 322, 323, 324, 325
 # Also bits, their order, options of CCITT, predictor, palette, alpha, sample format, and JPEG's tables and subsampling.
-_KEPT: Final = frozenset((*range(254, 260), 262, 266, 273, 274, *range(277, 280), 284, 292, 293, 317, 320))
-_KEPT_TOO: Final = frozenset((*range(322, 326), 338, 339, 347, 530))
+_SINGLE: Final = frozenset({254, 256, 257, 259, 262, 266, 274, 277, 278, 284, 292, 293, 317, 322, 323})
+_KEPT: Final = _SINGLE | {258, 273, 279, 320, 324, 325, 338, 339, 347, 530}
 _TYPES: Final = {1: "B", 3: "H", 4: "I", 7: "B"}  # BYTE, SHORT, LONG, UNDEFINED
 _LONG: Final = 4
 _COMPRESSIONS: Final = {1: "none", 3: "G3", 4: "G4", 5: "LZW", 7: "JPEG", 8: "Deflate", 32946: "", 32773: "PackBits"}
 _PHOTOMETRICS: Final = (0, 1, 2, 3, 5)  # white is 0, black is 0, RGB, palette, CMYK
 _JPEG, _YCBCR = 7, 6
 _MAX_BANDS: Final = 6  # Pillow logs more as an error
-_MAX_VALUES: Final = 10 * MAX_PARTS  # in the directories of all pages
+_MAX_VALUES: Final = 3 * MAX_PARTS  # in the directories of all pages
 _MAX_TILE: Final = 1 << 22  # pixels: a small image has one whole tile
 
 _MAX_META: Final = 1 << 15  # bytes; libavif compares every item of the box with every other one
@@ -50,16 +51,6 @@ class TiffPage(NamedTuple):
         """(width, height) in pixels, as stored."""
         return self.value(_WIDTH, 0), self.value(_LENGTH, 0)
 
-    @property
-    def orientation(self) -> int:
-        """As in EXIF."""
-        return self.value(_ORIENTATION, 1)
-
-    @property
-    def is_white_zero(self) -> bool:
-        """Whether the level 0 is white; Pillow inverts such images of up to 8 bits."""
-        return self.value(_PHOTOMETRIC, 1) == 0
-
     def file(self, *, with_orientation: bool) -> bytes:
         """A TIFF file of this page alone."""
         tags, offsets, place = dict(self.tags), [], 8
@@ -68,7 +59,7 @@ class TiffPage(NamedTuple):
             place += len(part)
         tags[_TILES if _TILES in tags else _STRIPS] = _LONG, tuple(offsets)
         if not with_orientation:
-            tags.pop(_ORIENTATION, None)
+            tags.pop(ORIENTATION, None)
         start = place + place % 2  # of the directory; then come the values that have no room in it
         place, entries, values = start + 2 + 12 * len(tags) + 4, b"", b""
         for tag, (kind, numbers) in sorted(tags.items()):
@@ -115,13 +106,14 @@ def _page(data: bytes, order: str, offset: int) -> tuple[TiffPage, int, int]:
     end = offset + 2 + 12 * min(entries, MAX_PARTS)
     for at in range(offset + 2, end, 12):
         tag, kind, count = struct.unpack_from(order + "HHI", data, at)
-        if (tag in _KEPT or tag in _KEPT_TOO) and tag not in page.tags:
+        if tag in _KEPT and tag not in page.tags:
             if kind not in _TYPES or not 0 < count <= MAX_PARTS:
                 raise ValueError("unexpected type or number of values")
             form = f"{order}{count}{_TYPES[kind]}"
             place = at + 8 if struct.calcsize(form) <= 4 else struct.unpack_from(order + "I", data, at + 8)[0]
-            page.tags[tag] = kind, struct.unpack_from(form, data, place)
-    compression, photometric = page.value(_COMPRESSION, 1), page.value(_PHOTOMETRIC, 1)
+            numbers = struct.unpack_from(form, data, place)
+            page.tags[tag] = kind, numbers[:1] if tag in _SINGLE else numbers  # Pillow warns of more
+    compression, photometric = page.value(_COMPRESSION, 1), page.value(PHOTOMETRIC, 1)
     if compression not in _COMPRESSIONS:
         names = ", ".join(filter(None, _COMPRESSIONS.values()))
         raise Unsupported(f"is a TIFF of compression {compression}; expected one of {names}")
@@ -191,10 +183,11 @@ def avif_still(data: bytes) -> tuple[bytes, int, int]:
             metas.append((start + 4, end))
     if len(metas) != 1 or metas[0][1] - metas[0][0] > _MAX_META:
         raise ValueError("no meta box, or several, or a large one")
-    locations = [start for kind, start, _ in _boxes(data, *metas[0]) if kind == b"iloc"]
-    if len(locations) != 1:
-        raise ValueError("no or several iloc boxes")
-    frames = [size for item in _items(data, locations[0]) for size in _av1_frames(item)]
+    boxes = list(_boxes(data, *metas[0]))
+    locations, inner = ([start for kind, start, _ in boxes if kind == name] for name in (b"iloc", b"idat"))
+    if len(locations) != 1 or len(inner) > 1:
+        raise ValueError("no iloc box, or several")
+    frames = [size for item in _items(data, locations[0], inner) for size in _av1_frames(item)]
     return bytes(content), max(frames, default=0), sum(frames)
 
 
@@ -217,8 +210,8 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]
     raise ValueError("too many boxes")
 
 
-def _items(data: bytes, start: int) -> Iterator[bytes]:
-    """The content of the items that an iloc box lists."""
+def _items(data: bytes, start: int, inner: list[int]) -> Iterator[bytes]:
+    """The content of the items that the iloc box at ``start`` lists; some are in the idat box at ``inner``."""
     reader, total = _Bits(data[start : start + _MAX_META]), 0
     version, _ = reader.read(8), reader.read(24)
     offset_bits, length_bits, base_bits, index_bits = (8 * reader.read(4) for _ in range(4))
@@ -227,10 +220,10 @@ def _items(data: bytes, start: int) -> Iterator[bytes]:
         method = reader.read(16) & 15 if version else 0
         reader.read(16)
         base, extents = reader.read(base_bits), reader.read(16)
-        if method or extents != 1:
+        if method > len(inner) or extents != 1:
             raise Unsupported("is an AVIF whose images are stored in pieces")
         reader.read(index_bits if version else 0)
-        offset, length = base + reader.read(offset_bits), reader.read(length_bits)
+        offset, length = base + reader.read(offset_bits) + sum(inner[:method]), reader.read(length_bits)
         item = data[offset : offset + length] if length else data[offset:]
         total += len(item)
         if total > len(data):

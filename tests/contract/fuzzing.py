@@ -111,7 +111,7 @@ def _native(case: Case[Any]) -> None:
     if options.get("columns") or options.get("gap"):
         forms = ["image/png", "image/jpeg"]
     if options.get("scale", 1) != 1:
-        forms = [form for form in forms if form != "application/x-npy"]
+        forms = [form for form in forms if form not in ("application/x-npy", "image/tiff")]
     # Schemathesis accepts anything, which is JSON; each of the other forms has its turn, whatever the body is.
     case.headers["Accept"] = forms[_number(options, case.media_type) % len(forms)]
 

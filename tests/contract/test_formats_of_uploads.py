@@ -1,13 +1,14 @@
 """Every format of an uploaded image, TIFF files of several pages, and bodies without a Content-Type."""
 
+import io
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from service.api.native.schemas import ProjectAnswer, ScoreAnswer
-from tests.contract.data import FILE, b64
+from tests.contract.data import FILE, array, b64, pixels, unb64
 from tests.contract.harness import Service, checked, problem
 from tests.helpers.pictures import noise, save
 
@@ -102,3 +103,29 @@ def test_a_body_without_a_content_type_is_an_image_if_it_begins_like_one(service
     for other in (b"{}", b"", b"hello", FILE["image"][1][1:]):
         problem(raw(service, other, path), 415, "unsupported_media_type", "Content-Type")
     problem(raw(service, FILES[0], path + "?nonsense=1"), 422, "invalid_value", "nonsense")
+
+
+def pages(response: Any) -> list[np.ndarray[Any, Any]]:
+    assert (response.status_code, response.headers["content-type"]) == (200, "image/tiff")
+    with Image.open(io.BytesIO(response.content)) as image:
+        return [np.array(page) for page in ImageSequence.Iterator(image)]
+
+
+def test_an_answer_as_tiff_has_a_page_for_each_row_and_16_bits_of_grey(service: Service) -> None:
+    body = {"seed": 3, "n": 3}
+    rows = array(service.post("/generate", body, accept="application/x-npy").content)
+    answer = service.post("/generate", body, accept="image/tiff")
+    expected = np.rint((rows[:, 0].astype(np.float64) + 1) * 65_535 / 2).clip(0, 65_535)
+    np.testing.assert_array_equal(pages(answer), expected)
+    assert len(projected(service, answer.content).images) == 3
+    colour = body | {"model": "colour"}
+    for page, image in zip(
+        pages(service.post("/generate", colour, accept="image/tiff")), generated(service, colour), strict=True
+    ):
+        np.testing.assert_array_equal(page, image)
+    for option in ("scale", "gap", "columns"):
+        problem(service.post("/generate", body | {option: 2}, accept="image/tiff"), 422, "invalid_value", option)
+
+
+def generated(service: Service, body: dict[str, Any]) -> list[Any]:
+    return [pixels(unb64(image["data"])) for image in service.post("/generate", body).json()["images"]]

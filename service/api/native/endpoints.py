@@ -65,7 +65,7 @@ from service.models.registry import ServedModel
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
-FORMATS: Final = (Media.JSON, Media.PNG, Media.WEBP, Media.JPEG, Media.NPY)
+FORMATS: Final = (Media.JSON, Media.PNG, Media.WEBP, Media.JPEG, Media.NPY, Media.TIFF)
 ROW_FORMATS: Final = (*FORMATS, Media.EVENTS)
 SCORE_FORMATS: Final = (Media.JSON, Media.PNG)
 PATH_FORMATS: Final = (*FORMATS, Media.GIF, Media.APNG)  # for paths only; a grid has no animation

@@ -30,6 +30,7 @@ from service.images.encode import (
     encode_base64,
     encode_many,
     encode_npy,
+    encode_tiff,
     enlarge,
     padded,
     sheet_size,
@@ -109,8 +110,8 @@ def _check_layout(api: ApiRequest, spec: ResponseSpec, recorded: int) -> None:
     """Check the size of a response that is not laid out by default."""
     options, media, count = spec.options, spec.media, len(spec.labels)
     is_raw = media not in (Media.JSON, Media.EVENTS)
-    if options.scale > 1 and (media is Media.NPY or (not is_raw and options.format == "npy")):
-        raise InvalidContent.field("scale", "only images are enlarged, not arrays")
+    if options.scale > 1 and (media in (Media.NPY, Media.TIFF) or (not is_raw and options.format == "npy")):
+        raise InvalidContent.field("scale", "only images of 8 bits are enlarged, not arrays and TIFF")
     is_sheet = media in RASTER and not spec.is_animation
     for name, is_given in (("columns", options.columns is not None), ("gap", options.gap > 0)):
         if is_given and not is_sheet:
@@ -133,7 +134,9 @@ def _check_layout(api: ApiRequest, spec: ResponseSpec, recorded: int) -> None:
 def response_bytes(spec: ResponseSpec, recorded: int) -> int:
     """What a response and the arrays that it is made from take, at most; ``recorded`` steps are those of one row."""
     options, values = spec.options, spec.values
-    is_array = spec.media is Media.NPY or (options.format == "npy" and spec.media in (Media.JSON, Media.EVENTS))
+    is_array = spec.media in (Media.NPY, Media.TIFF) or (
+        options.format == "npy" and spec.media in (Media.JSON, Media.EVENTS)
+    )
     encoded = values * (_FLOAT_BYTES if is_array else options.scale**2)
     arrays = 2 + recorded + bool(spec.sizes)  # input, result and recorded steps; a pass over tiles makes a new result
     sent = 1 + recorded
@@ -310,6 +313,8 @@ def _raw(api: ApiRequest, spec: ResponseSpec, result: Result) -> bytes:
     if spec.media is Media.NPY:
         return encode_npy(np.asarray(result.rows))
     options, card = spec.options, spec.model.card
+    if spec.media is Media.TIFF:
+        return encode_tiff(result.rows, card)
     if spec.is_animation:
         make = partial(animate, scale=options.scale, resample=options.resample, check=api.check_not_over)
         return make(to_uint8(np.asarray(result.rows), card), _ANIMATED[spec.media], fps=spec.fps)

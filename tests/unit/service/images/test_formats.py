@@ -16,7 +16,7 @@ from PIL import Image
 
 from service.domain.errors import IgnError, InvalidContent, TooLarge
 from service.images.decode import DecodeLimits, is_picture, open_image
-from service.images.formats import tiff_pages
+from service.images.formats import avif_still, tiff_pages
 from service.images.untrusted import MAX_PARTS
 from tests.helpers.pictures import decode_picture, noise, save, smooth
 
@@ -92,6 +92,12 @@ def test_tiles() -> None:
     assert np.array_equal(levels(tiff("<", tags, tiles)), pixels)
     with pytest.raises(InvalidContent):  # one tile of 4 gigapixels for 4×2 pixels
         levels(tiff("<", {**tags, 256: (4,), 257: (2,), 322: (65_536,), 323: (65_536,), 324: (8,), 325: (9,)}, tiles))
+
+
+def test_further_values_of_a_tag_are_dropped_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert levels(tiff("<", {**PLAIN, 256: (4, 9, 9), 284: (1,) * 99}, bytes(range(8)))).shape == (2, 4)
 
 
 def test_orientation_and_size() -> None:
@@ -246,20 +252,20 @@ def box(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", 8 + len(content)) + kind + content
 
 
-def avif(*, items: int = 1, length: int = 0, size: int = 64, method: int = 0, meta: bytes = b"", data: bytes) -> bytes:
-    """An AVIF whose iloc lists the same data several times."""
+def avif(*, items: int = 1, length: int = 0, method: int = 0, meta: bytes = b"", data: bytes) -> bytes:
+    """An AVIF whose iloc lists the same data several times; with method 1 it is in the box `idat`."""
     entry = struct.pack(">HHHHII", 1, method, 0, 1, 0, length)
     iloc = box(b"iloc", b"\1\0\0\0\x44\0" + struct.pack(">H", items) + entry * items)
     head = box(b"ftyp", b"avif\0\0\0\0avifmif1") + box(b"meta", b"\0\0\0\0" + iloc + meta) + b"\0\0\0\0mdat"
     at = iloc.index(entry) + len(entry) - 8
-    located = iloc.replace(entry, entry[:-8] + struct.pack(">II", len(head), length))
+    located = iloc.replace(entry, entry[:-8] + struct.pack(">II", 0 if method else len(head), length))
     assert at > 0
     return head.replace(iloc, located) + data
 
 
 FRAME = b"\x32\x01\0"
 HOSTILE_AVIFS = {
-    "images that overlap": avif(items=1000, length=3, data=FRAME),
+    "images that overlap": avif(items=1000, length=300, data=bytes(300)),
     "frames without end": avif(length=300, data=FRAME * 100),
     "units without end": avif(length=300, data=b"\x12\0" * 150),
     "data in the index": avif(method=1, data=FRAME),
@@ -268,8 +274,14 @@ HOSTILE_AVIFS = {
     "no index": box(b"ftyp", b"avif\0\0\0\0avif") + box(b"meta", bytes(4)),
     "many boxes": box(b"ftyp", b"avif\0\0\0\0avif") + box(b"free", b"") * (MAX_PARTS + 1),
     "a box beyond the end": box(b"ftyp", b"avif\0\0\0\0avif") + b"\0\1\0\0meta",
-    "a number without end": avif(length=20, data=b"\x32" + b"\xff" * 19),
 }
+
+
+def test_the_size_of_av1_frames_is_read_wherever_they_are() -> None:
+    sequence = b"\x0a\x05\x18\x11;6\x15"  # of a still image of 30×20 pixels
+    for data in (sequence + FRAME, b"\x12\0" + sequence + FRAME):
+        assert avif_still(avif(length=len(data), data=data))[1:] == (600, 600)
+        assert avif_still(avif(method=1, length=len(data), meta=box(b"idat", data), data=b""))[1:] == (600, 600)
 
 
 @pytest.mark.parametrize("name", HOSTILE_AVIFS)
