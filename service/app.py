@@ -26,6 +26,7 @@ from service.domain.shares import Capacity
 from service.environment import available_cpus, metrics_file
 from service.images.pool import CodecPool
 from service.models.instances import open_instances
+from service.models.on_demand import Memory, OnDemandRepository
 from service.models.registry import ModelRegistry, ServedModel
 from service.models.repository import LoadedModel, Repository
 from service.observability.metrics import Metrics
@@ -64,10 +65,16 @@ def build_services(settings: Settings, *, on_device_lost: Callback = lambda: Non
         Capacity.of(max(settings.max_inflight_bytes, settings.max_body_bytes), 2 * settings.max_body_bytes),
     )
     auto = settings.device == "auto"
-    repository = Repository(
+    make_repository: Callable[..., Repository] = Repository
+    if settings.model_memory_mib:
+        memory = Memory(settings.model_memory_mib, on_change=metrics.open_models, on_opened=metrics.opened_models.inc)
+        make_repository = partial(OnDemandRepository, memory=memory, max_batch_rows=settings.max_batch_rows)
+    repository = make_repository(
         settings.model_dir,
         partial(open_instances, OnnxModel, settings),
         default=settings.default_model,
+        pins=settings.pins,
+        strict=settings.strict_models,
         precision=settings.precision,
         open_on_cpu=partial(open_instances, OnnxModel, settings.model_copy(update={"device": "cpu"})) if auto else None,
     )
@@ -237,6 +244,7 @@ def _serve(
         observer=statistics,
         on_batch=None if tracing is None else partial(tracing.batch_ran, loaded.ref),
         on_all_devices_lost=on_device_lost,
+        memory=loaded.memory,
         wake_rule=wake_rule(loaded.device, len(loaded.instances), available_cpus()),
     )
     return ServedModel(loaded, scheduler, statistics)

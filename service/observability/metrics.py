@@ -156,6 +156,12 @@ class Metrics:
         info = ("model", "digest", "provider", "reproducible")
         self._info = gauge("ign_model_info", "1 for each loaded model.", *info, combine=max)
         self._instances = gauge("ign_model_instances", "Instances of a loaded model.", "model")
+        text = "Versions in the model directory that failed to load."
+        self.failed_models = gauge("ign_failed_models", text, combine=max)
+        self._open_models = gauge("ign_open_models", "Open models, with a limit (IGN_MODEL_MEMORY_MIB).")
+        self.opened_models = counter("ign_opened_models", "Closed models that were opened for a request.")
+        self._model_bytes = gauge("ign_model_memory_bytes", "Memory of open models, with a limit.")
+
         self._queue_rows = gauge("ign_queue_rows", "Rows waiting for a batch.", "model")
 
         # Their schedulers, recorded by `service.observability.statistics`
@@ -263,6 +269,11 @@ class Metrics:
         """Remove the description of a model that no longer serves."""
         for gauge, labels in self._described.pop(model, ()):
             gauge.remove(*labels)
+
+    def open_models(self, count: int, size: int) -> None:
+        """Set the number of open models and their bytes."""
+        self._open_models.set(count)
+        self._model_bytes.set(size)
 
     def set_queue_rows(self, waiting: Mapping[str, int]) -> None:
         """Set the rows waiting now, by `name/version`. A model that is not in ``waiting`` has none."""
