@@ -131,8 +131,9 @@ class OnDemandModel(ModelMemory):
                     self.instances, self.failure = self.open_again(), ""
                     self._memory.on_opened()
                 except Exception as exc:
-                    self.failure = describe_failure(self.ref, exc)
-                    _LOG.error("%s cannot be opened: %s", self.ref, self.failure)
+                    earlier, self.failure = self.failure, describe_failure(self.ref, exc)
+                    if self.failure != earlier:
+                        _LOG.error("%s cannot be opened: %s", self.ref, self.failure)
                     self._memory.remove(self)
                 free_unused()
             return True
