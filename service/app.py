@@ -184,7 +184,8 @@ def make_connections(services: AppState) -> OpenConnections:
     metrics, settings = services.metrics, services.settings
     limit = connection_limit(settings.max_open_connections)
     metrics.connection_limit.set(limit)
-    return OpenConnections(metrics, limit=limit, head_timeout_s=settings.head_timeout_s)
+    max_age_s = settings.max_connection_age_s
+    return OpenConnections(metrics, limit=limit, head_timeout_s=settings.head_timeout_s, max_age_s=max_age_s)
 
 
 @asynccontextmanager

@@ -50,7 +50,7 @@ _STEPS: Final = (1, 2, 4, 8, 16, 64, 256, 1024, 4096, 16_384, 65_536, 300_000)
 _DRIFT: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5)
 _DISTANCE: Final = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0)
 _REFERENCE: Final = (50, 90, 99)  # percentiles of the card that are exported for comparison with ign_distance
-_CLOSED: Final = ("limit", "head_timeout", "head_too_large", "malformed", "pipelining", "send_timeout")
+_CLOSED: Final = ("age", "limit", "head_timeout", "head_too_large", "malformed", "pipelining", "send_timeout")
 
 
 def label_limiter(limit: int = MAX_VALUES) -> Callable[[str], str]:
