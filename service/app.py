@@ -28,7 +28,7 @@ from service.images.pool import CodecPool
 from service.models.instances import open_instances
 from service.models.on_demand import Memory, OnDemandRepository
 from service.models.registry import ModelRegistry, ServedModel
-from service.models.repository import LoadedModel, Repository
+from service.models.repository import LoadedModel, Repository, repository_options
 from service.observability.metrics import Metrics
 from service.observability.statistics import ModelStatistics
 from service.runtime.onnx_model import OnnxModel
@@ -64,20 +64,15 @@ def build_services(settings: Settings, *, on_device_lost: Callback = lambda: Non
         # A body arrives in pieces, and the last one must find as much room as all before it have taken.
         Capacity.of(max(settings.max_inflight_bytes, settings.max_body_bytes), 2 * settings.max_body_bytes),
     )
-    auto = settings.device == "auto"
-    make_repository: Callable[..., Repository] = Repository
+    options = repository_options(settings) | {"open_models": partial(open_instances, OnnxModel, settings)}
+    if settings.device == "auto":
+        on_cpu = settings.model_copy(update={"device": "cpu"})
+        options["open_on_cpu"] = partial(open_instances, OnnxModel, on_cpu)
     if settings.model_memory_mib:
         memory = Memory(settings.model_memory_mib, on_change=metrics.open_models, on_opened=metrics.opened_models.inc)
-        make_repository = partial(OnDemandRepository, memory=memory, max_batch_rows=settings.max_batch_rows)
-    repository = make_repository(
-        settings.model_dir,
-        partial(open_instances, OnnxModel, settings),
-        default=settings.default_model,
-        pins=settings.pins,
-        strict=settings.strict_models,
-        precision=settings.precision,
-        open_on_cpu=partial(open_instances, OnnxModel, settings.model_copy(update={"device": "cpu"})) if auto else None,
-    )
+        repository: Repository = OnDemandRepository(memory=memory, max_batch_rows=settings.max_batch_rows, **options)
+    else:
+        repository = Repository(**options)
     registry = ModelRegistry(
         repository,
         serve=partial(_serve, settings, metrics, tracing, on_device_lost),

@@ -118,7 +118,7 @@ def _default(field: str) -> str:
             return "none"
         case bool():
             return "on" if default else "off"
-        case int() | float() | str():
+        case int() | float() | str() | Path():
             return f"{default:g}" if isinstance(default, float) else str(default)
     return "the shipped models"
 

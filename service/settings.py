@@ -15,13 +15,13 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from service.artifact.files import only_model
 from service.domain.errors import StartupError
 from service.domain.rate_limit import Rate
 
 _LOG = logging.getLogger("service")
 PREFIX: Final = "IGN_"
 _CLIENT: Final = frozenset({"IGN_BASE_URL", "IGN_API_KEY"})  # of the client package, in the same environment
+_STORES: Final = ("s3", "gs", "az")
 _MAX_SHOWN: Final = 80  # characters of a bad value in the message
 
 Network = IPv4Network | IPv6Network
@@ -67,7 +67,10 @@ class Settings(BaseModel):
     port: int = Field(default=8000, ge=0, le=65_535)
     """port to listen on; 0 takes a free one"""
     model_dir: Path = Field(default_factory=_shipped_models)
-    """directory of the models. It holds NAME/VERSION/{model.onnx, golden.npz}; later changes are loaded on request."""
+    """directory of the models, or a URL such as s3://bucket/models (gs, az). It holds
+    NAME/VERSION/{model.onnx, golden.npz}; later changes are loaded on request."""
+    model_cache: Path = Path("~/.cache/ign-service")
+    """directory for copies of the models of a URL. With them the service starts when the store is out of reach."""
     default_model: ModelName = "mnist"
     """default model, such as mnist or mnist/1. A name alone stands for its highest version. Unset, the only model
     of a directory takes the place of mnist."""
@@ -199,13 +202,19 @@ class Settings(BaseModel):
         return self
 
     @property
+    def model_url(self) -> str:
+        """The URL of models in an object store; empty for a directory. A `Path` keeps one slash of two."""
+        scheme, _, rest = str(self.model_dir).partition(":/")
+        return f"{scheme}://{rest}" if rest and scheme in _STORES else ""
+
+    @property
     def pins(self) -> dict[str, str]:
         """The version of each name in ``versions``."""
         return dict(pin.split("=") for pin in self.versions)
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated again."""
-        return type(self)(**{**dict(self), **changes})
+        return type(self)(**{name: value for name, value in self if name in self.model_fields_set} | changes)
 
 
 def load_settings(environ: Mapping[str, str]) -> Settings:
@@ -246,14 +255,12 @@ def name_warnings(environ: Mapping[str, str]) -> list[str]:
 
 
 def from_environment(overrides: Mapping[str, str] = MappingProxyType({})) -> Settings:
-    """The settings of this process. If no default model is set, the only one of the directory is it.
+    """The settings of this process.
 
     ``overrides`` are texts by variable, in place of the environment's; an empty text stands for the default. Raises as
     `load_settings`.
     """
-    settings = load_settings({**os.environ, **overrides})
-    only = None if "default_model" in settings.model_fields_set else only_model(settings.model_dir)
-    return settings if only is None else settings.replace(default_model=only)
+    return load_settings({**os.environ, **overrides})
 
 
 def variable_of(field: str) -> str:

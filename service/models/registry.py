@@ -128,6 +128,7 @@ class ModelRegistry:
         """
         async with self._locks.setdefault(name, asyncio.Lock()):
             try:
+                uncopied = await asyncio.to_thread(self._repository.refresh)
                 refs = await asyncio.to_thread(self._repository.find, name)
             except (StartupError, OSError) as exc:
                 raise LoadFailed(describe_failure(name, exc)) from exc
@@ -140,6 +141,9 @@ class ModelRegistry:
                 else:
                     self._deactivate(ref)
             self._forget_failures(name, [*refs, *self._refs(name)])
+            for ref in [ref for ref in uncopied if ref.startswith(f"{name}/")]:
+                self._failures[ref] = uncopied[ref]
+                failed.append(ref)
         if failed:
             raise LoadFailed("; ".join(self._failures[ref] for ref in failed))
 

@@ -5,16 +5,16 @@ A single model may also lie as KServe mounts one: in the directory itself, or in
 A model file is read once. The same bytes are hashed, opened and run on the golden rows.
 """
 
+import contextlib
 import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from types import MappingProxyType
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from service.artifact.card import Card, from_metadata
 from service.artifact.files import GOLDEN_FILE, MODEL_FILE, MODEL_FILES, NAME_PATTERN, VERSION_PATTERN
@@ -23,12 +23,15 @@ from service.artifact.onnx_file import read_metadata
 from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import NoiseSource
 from service.domain.model import DeviceLost, DeviceOutOfMemory, Model, ModelMemory
+from service.models.store import ModelStore
+from service.settings import Settings
 
 LOAD_S: Final = 300.0
 """Seconds that loading, warm-up and verification of a version may take. The largest file, read from a slow network disk
 at 20 MB/s, takes a third of them; a model that loops for ever does not end."""
 MAX_MODEL_BYTES: Final = 2**31 - 1  # the limit of a protobuf message, which an ONNX file is
 _VERSION: Final = re.compile(VERSION_PATTERN)
+_MOUNTED: Final = re.compile(rf"([1-9][0-9]{{0,8}}/)?{MODEL_FILE}")
 _HINT: Final = "unset, the shipped models are served; `ign export` writes others"
 _INTERNAL_ERROR: Final = "loading it failed in a way nobody foresaw; the log says how"
 _LOG = logging.getLogger(__name__)
@@ -90,6 +93,20 @@ class LoadedModel:
         _close(self.instances)
 
 
+def repository_options(settings: Settings) -> dict[str, Any]:
+    """The parameters of `Repository` that follow from the settings."""
+    store = ModelStore(settings.model_url, settings.model_cache) if settings.model_url else None
+    return {
+        "directory": settings.model_dir if store is None else store.folder,
+        "store": store,
+        "default": settings.default_model,
+        "only_a_guess": "default_model" not in settings.model_fields_set,
+        "pins": settings.pins,
+        "strict": settings.strict_models,
+        "precision": settings.precision,
+    }
+
+
 class Loaded(NamedTuple):
     """The models of a directory, and why the other versions failed to load, by `name/version`."""
 
@@ -100,9 +117,11 @@ class Loaded(NamedTuple):
 class Repository:
     """Finds, loads and verifies the models of one directory. It keeps no loaded model; any thread may call it.
 
-    Requests that name no model get ``default``, `name` or `name/version`. A name stands for its version in ``pins``,
-    else for its highest. With ``strict`` every version must load. ``open_on_cpu`` opens a model that ``open_models``
-    opened on CUDA and that fails there when it is warmed up or verified; without it, such a model is refused.
+    Requests that name no model get ``default``, `name` or `name/version`; if the directory holds one model only, that
+    takes the place of a default that is ``only_a_guess``. A name stands for its version in ``pins``, else for its
+    highest. With ``strict`` every version must load. ``open_on_cpu`` opens a model that ``open_models`` opened on CUDA
+    and that fails there when it is warmed up or verified; without it, such a model is refused. With a ``store``, the
+    directory holds copies from there.
     """
 
     def __init__(
@@ -111,12 +130,15 @@ class Repository:
         open_models: ModelFactory,
         *,
         default: str,
+        only_a_guess: bool = False,
         pins: Mapping[str, str] = MappingProxyType({}),
         strict: bool = False,
         precision: Literal["fp32", "fp16"] = "fp32",
         open_on_cpu: ModelFactory | None = None,
+        store: ModelStore | None = None,
     ) -> None:
         self._directory, self.default, self.pins, self._strict = directory, default, pins, strict
+        self._only_a_guess, self._store = only_a_guess, store
         self._roots = _roots(directory.resolve())
         self._open_models, self._open_on_cpu = open_models, open_on_cpu
         self._precision: Literal["fp32", "fp16"] = precision
@@ -131,7 +153,14 @@ class Repository:
         refs = self.find()
         if not refs:
             raise StartupError(f"IGN_MODEL_DIR={self._directory}: holds no model such as mnist/1/model.onnx; {_HINT}")
+        names = {ref.partition("/")[0] for ref in refs}
+        if self._only_a_guess and len(names) == 1:
+            self.default = names.pop()
         return refs
+
+    def refresh(self, *, may_fail: bool = False) -> dict[str, str]:
+        """Copy what has changed in the store, if there is one; as `ModelStore.refresh`."""
+        return {} if self._store is None else self._store.refresh(may_fail=may_fail)
 
     def load_all(self) -> Loaded:
         """Load every version in the directory; this blocks until all are verified or have failed.
@@ -139,10 +168,11 @@ class Repository:
         Raises StartupError as `find_all`; also if a version is missing that is the default or pinned, or if one fails
         that is the default, or any if they are ``strict``.
         """
+        failures = {ref: reason for ref, reason in self.refresh(may_fail=True).items() if ref.count("/") == 1}
         refs = self.find_all()
         default = self._default_of(refs)  # before the loading, which can take minutes
         _LOG.info("loading %d models of %s", len(refs), self._directory)
-        loaded, failures = dict[str, LoadedModel](), dict[str, str]()
+        loaded = dict[str, LoadedModel]()
         try:
             for ref in refs:
                 self._try(ref, loaded, failures, is_needed=self._strict or ref == default)
@@ -197,20 +227,14 @@ class Repository:
 
     def _find_mounted(self) -> list[str]:
         """`name/version` of a model that lies as KServe mounts one, without a folder of its name."""
-        if (self._directory / MODEL_FILE).is_file():
-            return [self._card_ref(MODEL_FILE)]
-        versions = [entry.name for entry in self._directory.iterdir() if _VERSION.fullmatch(entry.name)]
-        files = {version: f"{version}/{MODEL_FILE}" for version in sorted(versions, key=int, reverse=True)}
-        files = {version: file for version, file in files.items() if (self._directory / file).is_file()}
-        for file in files.values():  # one with a damaged card has the name of the others
-            try:
-                name = self._card_ref(file).partition("/")[0]
-            except StartupError:
-                if file == [*files.values()][-1]:
-                    raise
-            else:
-                return [f"{name}/{version}" for version in files]
-        return []
+        files = [MODEL_FILE, *(f"{entry.name}/{MODEL_FILE}" for entry in self._directory.iterdir())]
+        files = [file for file in files if (self._directory / file).is_file() and _MOUNTED.fullmatch(file)]
+        for file in files:  # a version with a damaged card has the name of another one
+            with contextlib.suppress(StartupError):
+                ref = self._card_ref(file)
+                name, _, version = ref.partition("/")
+                return [f"{name}/{each.rpartition('/')[0] or version}" for each in files]
+        return [self._card_ref(file) for file in files]  # which raises
 
     def _card_ref(self, file: str) -> str:
         """`name/version` in the card of a file."""
@@ -221,13 +245,14 @@ class Repository:
                 self._names[key] = from_metadata(read_metadata(data))[0].ref
         return self._names[key]
 
+    def path(self, ref: str, file: str) -> Path:
+        """A file of a version."""
+        return self._directory / self._path(ref, file)
+
     def _path(self, ref: str, file: str) -> str:
         """A file of a version, relative to the directory."""
-        folder = ref
-        if not (self._directory / ref).is_dir():
-            version = ref.partition("/")[2]
-            mounted = (self._directory / version / MODEL_FILE).is_file(), (self._directory / MODEL_FILE).is_file()
-            folder = version if mounted[0] else "" if mounted[1] else ref
+        folders = (ref, ref.partition("/")[2], "")
+        folder = next((each for each in folders if (self._directory / each / MODEL_FILE).exists()), ref)
         return str(PurePath(folder, file))
 
     def files(self, ref: str) -> Files:
@@ -399,7 +424,7 @@ def _close(models: Iterable[LoadedModel | InferenceModel]) -> None:
         model.close()
 
 
-@contextmanager
+@contextlib.contextmanager
 def wrap_errors(prefix: str) -> Iterator[None]:
     """Put ``prefix``, such as a file name, before the text of a `StartupError`."""
     try:

@@ -101,8 +101,9 @@ def test_closing_a_model_ends_the_wait_for_it_and_frees_its_room() -> None:
         assert not waiting.result(30)
     shelf.models["a"].close()
     assert shelf.seen[-1] == (1, 40)
-    with pytest.raises(ModelFailure, match="is closed"):
+    with pytest.raises(ModelFailure) as caught:
         shelf.models["a"].call(0, "run", marked(1))
+    assert caught.value.reason == "it is closed"
 
 
 def test_a_model_that_cannot_be_opened_says_why_and_takes_no_room_until_it_can() -> None:
@@ -160,8 +161,8 @@ class Library:
         settings, self.opened = Settings(device="cpu", threads=2), list[OnnxModel]()
         self.memory = Memory(room)
         self.repository = OnDemandRepository(
-            folder,
-            lambda data, count=None: open_instances(self._make, settings, data, count),
+            directory=folder,
+            open_models=lambda data, count=None: open_instances(self._make, settings, data, count),
             default="toy",
             memory=self.memory,
             max_batch_rows=8,

@@ -139,6 +139,22 @@ def test_a_missing_or_empty_directory_or_default_is_refused(tmp_path: Path) -> N
         assert f"IGN_DEFAULT_MODEL={default}: not there; there is toy/1" in refusal(tmp_path, default)
 
 
+@pytest.mark.parametrize(
+    ("refs", "default"),
+    [(("faces/1", "faces/12"), "faces"), (("faces/1", ".hidden/1", "No Name/1"), "faces"), (("mnist/1",), "mnist")],
+)
+def test_without_a_default_model_the_only_one_is_it(tmp_path: Path, refs: tuple[str, ...], default: str) -> None:
+    for ref in refs:
+        (tmp_path / ref).mkdir(parents=True)
+    guess = repository(tmp_path, "mnist", only_a_guess=True)
+    guess.find_all()
+    assert guess.default == default
+    (tmp_path / "stamps" / "1").mkdir(parents=True)
+    for here in (repository(tmp_path, "mnist", only_a_guess=True), repository(tmp_path, "mnist")):
+        here.find_all()
+        assert here.default == "mnist"
+
+
 def golden_of(scale: float = 1.0, **changes: Any) -> Callable[[Path], object]:
     """Writes other golden rows."""
     x = changes.pop("x", sample_rows(2))

@@ -17,7 +17,10 @@ OF_PROTOCOL = (
     "expect_100_continue flow headers loop on_body on_headers_complete on_message_begin on_message_complete "
     "on_response_complete parser pipeline scope transport url"
 )
-OF_CYCLE = "disconnected keep_alive message_event more_body response_complete response_started scope transport waiting_for_100_continue"
+OF_CYCLE = (
+    "disconnected keep_alive message_event more_body response_complete response_started scope transport "
+    "waiting_for_100_continue"
+)
 OF_FLOW = "read_paused resume_reading"
 
 
