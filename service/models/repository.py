@@ -139,7 +139,6 @@ class Repository:
     ) -> None:
         self._directory, self.default, self.pins, self._strict = directory, default, pins, strict
         self._only_a_guess, self._store = only_a_guess, store
-        self._roots = _roots(directory.resolve())
         self._open_models, self._open_on_cpu = open_models, open_on_cpu
         self._precision: Literal["fp32", "fp16"] = precision
         self._cuda_lost = ""  # why CUDA fails every call of this process, once a model has found that out
@@ -381,7 +380,7 @@ class Repository:
         if not path.is_file():
             raise StartupError(f"{relative}: no such file")
         resolved = path.resolve()  # what is checked is opened, even if a link changes meanwhile
-        if not any(resolved.is_relative_to(root) for root in self._roots):
+        if not any(resolved.is_relative_to(root) for root in _roots(self._directory.resolve())):
             raise StartupError(f"{relative}: leads out of the model directory")
         return resolved
 
