@@ -58,7 +58,7 @@ class Bucket:
     def store(self) -> Any:
         from obstore.store import S3Store
 
-        options = {"allow_http": True}
+        options: Any = {"allow_http": True}
         return S3Store(
             "models",
             endpoint=self.environment["AWS_ENDPOINT_URL"],
