@@ -58,7 +58,7 @@ def scheduled() -> Iterator[tuple[LoadedModel, Run]]:
     """A verified model, and its scheduler as the service starts it: it takes rows and a number of steps."""
     cpus = available_cpus()
     factory = partial(open_instances, OnnxModel, Settings(threads=cpus, max_batch_rows=BATCH_ROWS))
-    loaded = Repository(MODEL.parents[2], factory, default=REF).load_all()[REF]
+    loaded = Repository(MODEL.parents[2], factory, default=REF).load_all().models[REF]
     scheduler = Scheduler(
         *loaded.instances,
         max_batch_rows=BATCH_ROWS,

@@ -1,7 +1,6 @@
 """`ign models`: the models of a directory, from their cards."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import click
@@ -10,7 +9,7 @@ from service.artifact.card import CardError, from_metadata
 from service.artifact.files import MODEL_FILE, MODEL_FILES
 from service.artifact.onnx_file import read_metadata
 from service.domain.errors import StartupError
-from service.models.repository import Repository
+from service.models.repository import Repository, repository_options
 from service.settings import from_environment, variable_of
 
 Row = dict[str, Any]
@@ -25,20 +24,23 @@ def models(*, folder: str | None, as_json: bool) -> None:
     """List the models of a directory: name/version, images, precisions and what they draw. * is the default."""
     try:
         settings = from_environment({} if folder is None else {variable_of("model_dir"): folder})
-        repository = Repository(settings.model_dir, lambda _: [], default=settings.default_model)
-        rows = [_describe(settings.model_dir, ref) for ref in repository.find_all()]
+        repository = Repository(open_models=lambda _: [], **repository_options(settings))
+        repository.refresh(may_fail=True)
+        rows = [_describe(repository, ref) for ref in repository.find_all()]
     except StartupError as exc:
         raise click.ClickException(exc.detail) from exc
-    found = [row["model"] for row in rows if settings.default_model in (row["model"], row["name"])]
+    default = repository.default
+    found = [row["model"] for row in rows if default in (row["model"], row["name"])]
+    found = [ref for ref in found if repository.is_named(ref)] or found
     width = max(len(row["model"]) for row in rows)
     for row in rows:
         row["default"] = row["model"] in found[-1:]
         click.echo(json.dumps(row) if as_json else _line(row, width))
 
 
-def _describe(folder: Path, ref: str) -> Row:
+def _describe(repository: Repository, ref: str) -> Row:
     try:
-        data = (folder / ref / MODEL_FILE).read_bytes()
+        data = repository.path(ref, MODEL_FILE).read_bytes()
         card, _ = from_metadata(read_metadata(data))
     except OSError as exc:
         raise StartupError(f"{ref}/{MODEL_FILE}: {exc.strerror}") from exc
@@ -48,7 +50,7 @@ def _describe(folder: Path, ref: str) -> Row:
         "model": ref,
         "name": card.name,
         **dict(zip(("channels", "height", "width"), card.shape, strict=True)),
-        "precisions": [name for name, file in MODEL_FILES.items() if (folder / ref / file).is_file()],
+        "precisions": [name for name, file in MODEL_FILES.items() if repository.path(ref, file).is_file()],
         "parameters": card.training and card.training.parameters,
         "licence": card.licence,
         "description": card.description,

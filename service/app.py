@@ -28,8 +28,9 @@ from service.domain.shares import Capacity
 from service.environment import available_cpus, metrics_file
 from service.images.pool import CodecPool
 from service.models.instances import open_instances
+from service.models.on_demand import Memory, OnDemandRepository
 from service.models.registry import ModelRegistry, ServedModel
-from service.models.repository import LoadedModel, Repository
+from service.models.repository import LoadedModel, Repository, repository_options
 from service.observability.metrics import Metrics
 from service.observability.statistics import ModelStatistics
 from service.runtime.onnx_model import OnnxModel
@@ -66,14 +67,15 @@ def build_services(settings: Settings, *, on_device_lost: Callback = lambda: Non
         # A body arrives in pieces, and the last one must find as much room as all before it have taken.
         Capacity.of(max(settings.max_inflight_bytes, settings.max_body_bytes), 2 * settings.max_body_bytes),
     )
-    auto = settings.device == "auto"
-    repository = Repository(
-        settings.model_dir,
-        partial(open_instances, OnnxModel, settings),
-        default=settings.default_model,
-        precision=settings.precision,
-        open_on_cpu=partial(open_instances, OnnxModel, settings.model_copy(update={"device": "cpu"})) if auto else None,
-    )
+    options = repository_options(settings) | {"open_models": partial(open_instances, OnnxModel, settings)}
+    if settings.device == "auto":
+        on_cpu = settings.model_copy(update={"device": "cpu"})
+        options["open_on_cpu"] = partial(open_instances, OnnxModel, on_cpu)
+    if settings.model_memory_mib:
+        memory = Memory(settings.model_memory_mib, on_change=metrics.open_models, on_opened=metrics.opened_models.inc)
+        repository: Repository = OnDemandRepository(memory=memory, max_batch_rows=settings.max_batch_rows, **options)
+    else:
+        repository = Repository(**options)
     registry = ModelRegistry(
         repository,
         serve=partial(_serve, settings, metrics, tracing, on_device_lost),
@@ -180,7 +182,8 @@ def make_connections(services: AppState) -> OpenConnections:
     metrics, settings = services.metrics, services.settings
     limit = connection_limit(settings.max_open_connections)
     metrics.connection_limit.set(limit)
-    return OpenConnections(metrics, limit=limit, head_timeout_s=settings.head_timeout_s)
+    max_age_s = settings.max_connection_age_s
+    return OpenConnections(metrics, limit=limit, head_timeout_s=settings.head_timeout_s, max_age_s=max_age_s)
 
 
 @asynccontextmanager
@@ -242,6 +245,7 @@ def _serve(
         observer=statistics,
         on_batch=None if tracing is None else partial(tracing.batch_ran, loaded.ref),
         on_all_devices_lost=on_device_lost,
+        memory=loaded.memory,
         wake_rule=wake_rule(loaded.device, len(loaded.instances), available_cpus()),
     )
     return ServedModel(loaded, scheduler, statistics)

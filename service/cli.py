@@ -33,7 +33,7 @@ def serve(options: Mapping[str, str], *, check: bool = False) -> int:
         settings = from_environment({variable_of(field): text for field, text in options.items()})
         process.configure_logging(settings)
         log_name_warnings()
-        return _check(settings) if check else _serve(settings)
+        return _check(settings.replace(strict_models=True)) if check else _serve(settings)
     except StartupError as exc:
         flush_log()
         click.echo(f"ign-service does not start: {_with_options(exc.detail, options)}", err=True)
@@ -118,7 +118,7 @@ def _default(field: str) -> str:
             return "none"
         case bool():
             return "on" if default else "off"
-        case int() | float() | str():
+        case int() | float() | str() | Path():
             return f"{default:g}" if isinstance(default, float) else str(default)
     return "the shipped models"
 

@@ -15,13 +15,13 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from service.artifact.files import only_model
 from service.domain.errors import StartupError
 from service.domain.rate_limit import Rate
 
 _LOG = logging.getLogger("service")
 PREFIX: Final = "IGN_"
 _CLIENT: Final = frozenset({"IGN_BASE_URL", "IGN_API_KEY"})  # of the client package, in the same environment
+_STORES: Final = ("s3", "gs", "az")
 _MAX_SHOWN: Final = 80  # characters of a bad value in the message
 
 Network = IPv4Network | IPv6Network
@@ -49,6 +49,7 @@ DrainSeconds = Annotated[float, Field(ge=0, le=86_400)]
 CommaSeparated: Final = BeforeValidator(_split)
 Origin = Annotated[str, StringConstraints(pattern=r"^(\*|https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?)$")]
 Host = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.:_-]{1,253}$")]
+Pin = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}=[1-9][0-9]{0,8}$")]
 ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}(/[1-9][0-9]{0,8})?$")]
 Endpoint = Literal["health", "metrics", "docs", "page"]
 
@@ -66,10 +67,21 @@ class Settings(BaseModel):
     port: int = Field(default=8000, ge=0, le=65_535)
     """port to listen on; 0 takes a free one"""
     model_dir: Path = Field(default_factory=_shipped_models)
-    """directory of the models. It holds NAME/VERSION/{model.onnx, golden.npz}; later changes are loaded on request."""
+    """directory of the models, or a URL such as s3://bucket/models (gs, az). It holds
+    NAME/VERSION/{model.onnx, golden.npz}; later changes are loaded on request."""
+    model_cache: Path = Path("~/.cache/ign-service")
+    """directory for copies of the models of a URL. With them the service starts when the store is out of reach."""
     default_model: ModelName = "mnist"
     """default model, such as mnist or mnist/1. A name alone stands for its highest version. Unset, the only model
     of a directory takes the place of mnist."""
+    versions: Annotated[tuple[Pin, ...], CommaSeparated] = ()
+    """versions such as mnist=3 that names stand for, separated by commas. Other names stand for their highest
+    version."""
+    strict_models: bool = False
+    """whether a version that fails to load prevents the start. Else only the default version does."""
+    model_memory_mib: int = Field(default=0, ge=0, le=10_000_000)
+    """memory of open models in MiB; 0 for no limit. Those used least recently close, and open again for the next
+    request. Needs device cpu."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where models run. auto takes CUDA where the model passes its checks, else the CPU, and gives the reason in
     the log and in /readyz; cuda does not start where CUDA does not work."""
@@ -119,6 +131,9 @@ class Settings(BaseModel):
     """seconds a request may take. They are the default and the maximum of X-Request-Timeout."""
     stream_timeout_s: float = Field(default=900.0, ge=0.001, le=604_800)
     """seconds an event stream may take"""
+    max_connection_age_s: float = Field(default=0.0, ge=0, le=604_800)
+    """seconds after which a connection closes with its next response; 0 for no limit. Each has up to a tenth more or
+    less, so that clients spread over new replicas."""
     body_timeout_s: Seconds = 15.0
     """seconds a request body may take. They count from the headers to the last byte; then it gets 408."""
     drain_delay_s: DrainSeconds = 0.0
@@ -167,6 +182,14 @@ class Settings(BaseModel):
                 self.workers > 1 and self.device != "cpu",
                 f"IGN_WORKERS={self.workers} needs IGN_DEVICE=cpu: on a GPU, processes would split the batches",
             ),
+            (
+                self.model_memory_mib and self.device != "cpu",
+                f"IGN_MODEL_MEMORY_MIB={self.model_memory_mib} needs IGN_DEVICE=cpu: it limits no memory of GPUs",
+            ),
+            (
+                len(self.pins) < len(self.versions),
+                f"IGN_VERSIONS={','.join(self.versions)} names a model twice",
+            ),
             (self.gpu_count > 1 and not cuda, f"IGN_GPU_COUNT={self.gpu_count} needs IGN_DEVICE=cuda"),
             (
                 self.cpu_instances and cuda,
@@ -178,9 +201,20 @@ class Settings(BaseModel):
                 raise StartupError(message)
         return self
 
+    @property
+    def model_url(self) -> str:
+        """The URL of models in an object store; empty for a directory. A `Path` keeps one slash of two."""
+        scheme, _, rest = str(self.model_dir).partition(":/")
+        return f"{scheme}://{rest}" if rest and scheme in _STORES else ""
+
+    @property
+    def pins(self) -> dict[str, str]:
+        """The version of each name in ``versions``."""
+        return dict(pin.split("=") for pin in self.versions)
+
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated again."""
-        return type(self)(**{**dict(self), **changes})
+        return type(self)(**{name: value for name, value in self if name in self.model_fields_set} | changes)
 
 
 def load_settings(environ: Mapping[str, str]) -> Settings:
@@ -221,14 +255,12 @@ def name_warnings(environ: Mapping[str, str]) -> list[str]:
 
 
 def from_environment(overrides: Mapping[str, str] = MappingProxyType({})) -> Settings:
-    """The settings of this process. If no default model is set, the only one of the directory is it.
+    """The settings of this process.
 
     ``overrides`` are texts by variable, in place of the environment's; an empty text stands for the default. Raises as
     `load_settings`.
     """
-    settings = load_settings({**os.environ, **overrides})
-    only = None if "default_model" in settings.model_fields_set else only_model(settings.model_dir)
-    return settings if only is None else settings.replace(default_model=only)
+    return load_settings({**os.environ, **overrides})
 
 
 def variable_of(field: str) -> str:

@@ -45,6 +45,7 @@ class AppState:
     def update_gauges(self) -> None:
         """Set the metrics that show a state, not a count; to be called before they are read."""
         self.metrics.ready.set(self.ready)
+        self.metrics.failed_models.set(len(self.registry.failures))
         self.metrics.set_queue_rows(self.registry.rows_queued())
         self.metrics.codec_waiting.set(self.codec.waiting)
         self.metrics.in_flight.set(self.in_flight.count)

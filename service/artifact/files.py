@@ -5,10 +5,8 @@
 
 import io
 import math
-import re
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
@@ -27,13 +25,6 @@ NAME_PATTERN: Final = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
 VERSION_PATTERN: Final = r"^[1-9][0-9]{0,8}$"
 _MAX_HEADER_BYTES: Final = 1024  # NumPy parses the header with `ast.literal_eval`: keep its input small
 _PARSER: Final = threading.Lock()  # … which fails at random if two threads run it at a time (SystemError, Python 3.11)
-
-
-def only_model(directory: Path) -> str | None:
-    """The name of the model in a directory; None if that holds several, none, or cannot be read."""
-    files = directory.glob(f"*/[1-9]*/{MODEL_FILE}")
-    names = {file.parts[-3] for file in files if re.match(NAME_PATTERN, file.parts[-3])}
-    return names.pop() if len(names) == 1 else None
 
 
 def read_npy(data: bytes) -> NDArray[Any]:

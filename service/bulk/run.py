@@ -129,7 +129,8 @@ def _run_actors(
 ) -> None:
     if job.source and not is_url(job.source):  # actors have another working directory
         job = dataclasses.replace(job, source=str(Path(job.source).resolve()))
-    settings = settings.replace(model_dir=settings.model_dir.resolve())
+    if not settings.model_url:
+        settings = settings.replace(model_dir=settings.model_dir.resolve())
     gpus = 0 if settings.device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
     nodes = sum(node["Alive"] for node in ray.nodes())
     ray.data.DataContext.get_current().enable_progress_bars = False  # `progress` shows one already

@@ -47,6 +47,24 @@ class DeviceBatch(Protocol):
         """Copy the first ``len(out)`` rows from the device to ``out``."""
 
 
+class ModelMemory(Protocol):
+    """The memory of a model that is open only while it is used, or while no other model needs the room.
+
+    Any thread may call it. ``failure`` says why it could not be opened; empty if it could.
+    """
+
+    failure: str
+
+    def acquire(self, is_wanted: Callable[[], bool]) -> bool:
+        """Open the model and keep it open until `release`. Waits for room, and returns False if nobody wants it then.
+
+        If it cannot be opened, `Model.run` raises the reason.
+        """
+
+    def release(self) -> None:
+        """End one `acquire` that returned True; without any, the model may close."""
+
+
 class DeviceOutOfMemory(Exception):
     """The device could not hold the batch. The scheduler lowers its largest batch and tries again."""
 

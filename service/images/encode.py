@@ -19,6 +19,7 @@ from service.artifact.card import Card
 from service.artifact.pixels import to_levels
 from service.domain.errors import InvalidContent
 from service.domain.latents import FloatRow, FloatRows
+from service.domain.tasks import Images
 from service.images.prepare import Pixels, as_pixels, background_levels
 from service.images.untrusted import PNG_END, PNG_SIGNATURE, png_chunk, png_header
 

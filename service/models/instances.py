@@ -20,9 +20,14 @@ MakeModel = Callable[..., InferenceModel]
 """Makes one instance; has the parameters of `service.runtime.onnx_model.OnnxModel`."""
 
 
-def open_instances(make_model: MakeModel, settings: Settings, data: bytes) -> list[InferenceModel]:
-    """The instances of one model file, at least one; raises StartupError, all closed, if one cannot be made."""
-    threads, configured = settings.threads or available_cpus(), settings.cpu_instances
+def open_instances(
+    make_model: MakeModel, settings: Settings, data: bytes, count: int | None = None
+) -> list[InferenceModel]:
+    """The instances of one model file, at least one, on a CPU ``count`` if that is given.
+
+    Raises StartupError, all closed, if one cannot be made.
+    """
+    threads, configured = settings.threads or available_cpus(), count or settings.cpu_instances
     # With more than two threads, one is left to HTTP.
     count = configured or min(_MAX_INSTANCES, threads - 1 if threads > 2 else threads)
 

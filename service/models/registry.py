@@ -11,13 +11,13 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 from weakref import WeakValueDictionary
 
 from service.domain.errors import LoadFailed, StartupError, UnknownModel, UnloadRefused
 from service.domain.latents import FloatRow
 from service.domain.tasks import KeepMask, Result, SchedulingParams
-from service.models.repository import LOAD_S, LoadedModel, Repository, version_key
+from service.models.repository import LOAD_S, LoadedModel, Repository, describe_failure, version_key
 from service.observability.statistics import ModelStatistics
 from service.scheduling.scheduler import Scheduler
 from service.scheduling.tiled import RunCodec, TiledRun
@@ -25,7 +25,6 @@ from service.scheduling.tiled import RunCodec, TiledRun
 State = Literal["READY", "UNAVAILABLE", "LOADING", "UNLOADING"]
 
 _LOG = logging.getLogger(__name__)
-_INTERNAL_ERROR: Final = "loading it failed in a way nobody foresaw; the log says how"
 
 
 class ServedModel:
@@ -88,16 +87,21 @@ class ModelRegistry:
         self._wait_for_requests = wait_for_requests
         # By `name/version`, in order of name and number; a mapping that never changes, but is replaced.
         self.models: Mapping[str, ServedModel] = {}
-        self._by_name: dict[str, ServedModel] = {}  # the highest version
-        # Why a version in the directory does not serve, by `name/version`: one line, no path outside the directory.
-        self.failures: dict[str, str] = {}
+        self._by_name: dict[str, ServedModel] = {}  # the pinned version, else the highest
+        self._failures: dict[str, str] = {}
         # One load or unload of a name at a time: a model that hangs does not hold up others.
         self._locks = WeakValueDictionary[str, asyncio.Lock]()
         self._loading: dict[str, asyncio.Timeout] = {}  # by `name/version`
         self._retiring: dict[ServedModel, asyncio.Task[None]] = {}
 
+    @property
+    def failures(self) -> dict[str, str]:
+        """Why versions in the directory do not serve, by `name/version`: one line, no path outside the directory."""
+        memories = {ref: model.loaded.memory for ref, model in self.models.items()}
+        return self._failures | {ref: each.failure for ref, each in memories.items() if each and each.failure}
+
     def resolve(self, name: str | None = None) -> ServedModel:
-        """The model `name/version`, the highest version of `name`, or the default for None.
+        """The model `name/version`, the version that `name` stands for, or the default for None.
 
         Raises UnknownModel if no such model or version serves; the text names those that do.
         """
@@ -105,12 +109,15 @@ class ModelRegistry:
         model = self.models.get(wanted) or self._by_name.get(wanted)
         if model is None:
             served = ", ".join(self.models) or "none"
-            raise UnknownModel(f"no model {wanted[:80]!r}; there is {served}")
+            failed = any(wanted in (ref, ref.partition("/")[0]) for ref in self.failures)
+            hint = "; it failed to load, and /models says why" if failed else ""
+            raise UnknownModel(f"no model {wanted[:80]!r}{hint}; there is {served}")
         return model
 
     async def open(self) -> None:
-        """Load, verify and activate every model of the directory; raises StartupError if one cannot be verified."""
-        for loaded in (await asyncio.to_thread(self._repository.load_all)).values():
+        """Load, verify and activate every model of the directory; raises as `Repository.load_all`."""
+        models, self._failures = await asyncio.to_thread(self._repository.load_all)
+        for loaded in models.values():
             self.activate(loaded)
 
     def rows_queued(self) -> dict[str, int]:
@@ -125,7 +132,7 @@ class ModelRegistry:
         model = self._serve(loaded)
         model.scheduler.start()
         displaced = self.models.get(model.ref)
-        self.failures.pop(model.ref, None)
+        self._failures.pop(model.ref, None)
         self._set_models({**self.models, model.ref: model})
         self._on_activated(loaded)
         if displaced is not None:
@@ -139,20 +146,24 @@ class ModelRegistry:
         """
         async with self._locks.setdefault(name, asyncio.Lock()):
             try:
+                uncopied = await asyncio.to_thread(self._repository.refresh)
                 refs = await asyncio.to_thread(self._repository.find, name)
             except (StartupError, OSError) as exc:
-                raise LoadFailed(_describe_failure(name, exc)) from exc
+                raise LoadFailed(describe_failure(name, exc)) from exc
             if not refs:
                 raise UnknownModel(f"no model {name[:80]!r} in the model directory")
             failed = [ref for ref in refs if not await self._load(ref)]
             for ref in [ref for ref in self._refs(name) if ref not in refs]:
-                if len(failed) == len(refs) or ref == self._repository.default:  # nothing can replace it
-                    self.failures[ref] = f"{ref}: its files are gone; it still serves, because callers rely on it"
+                if len(failed) == len(refs) or self._repository.is_named(ref):  # nothing can replace it
+                    self._failures[ref] = f"{ref}: its files are gone; it still serves, because callers rely on it"
                 else:
                     self._deactivate(ref)
             self._forget_failures(name, [*refs, *self._refs(name)])
+            for ref in [ref for ref in uncopied if ref.startswith(f"{name}/")]:
+                self._failures[ref] = uncopied[ref]
+                failed.append(ref)
         if failed:
-            raise LoadFailed("; ".join(self.failures[ref] for ref in failed))
+            raise LoadFailed("; ".join(self._failures[ref] for ref in failed))
 
     async def unload(self, name: str) -> None:
         """Stop serving a model; raises UnknownModel if no version of it serves, UnloadRefused if it is the default."""
@@ -174,8 +185,12 @@ class ModelRegistry:
             _LOG.warning("the model directory cannot be read: %s", exc)
             on_disk = []
         unloading = {model.ref for model in self._retiring}
-        refs = {*on_disk, *self.models, *self.failures, *self._loading, *unloading}
-        return [IndexEntry(ref, *self._state(ref, unloading)) for ref in sorted(refs, key=version_key)]
+        failures = self.failures
+        refs = {*on_disk, *self.models, *failures, *self._loading, *unloading}
+        return [
+            IndexEntry(ref, *self._state(ref, failures.get(ref, ""), unloading))
+            for ref in sorted(refs, key=version_key)
+        ]
 
     def abort_all(self) -> None:
         """Fail every request in flight, with `Draining` if it runs a model, without waiting for what runs."""
@@ -198,19 +213,24 @@ class ModelRegistry:
 
     def _set_models(self, models: Mapping[str, ServedModel]) -> None:
         self.models = {ref: models[ref] for ref in sorted(models, key=version_key)}
-        self._by_name = {model.card.name: model for model in self.models.values()}  # later, so higher, versions win
+        pins = self._repository.pins
+        self._by_name = {  # of several, the last and highest one wins
+            model.card.name: model
+            for model in self.models.values()
+            if pins.get(model.card.name, model.card.version) == model.card.version
+        }
 
     async def _load(self, ref: str) -> bool:
         served = self.models.get(ref)
         if served is not None and served.loaded.files == await asyncio.to_thread(self._repository.files, ref):
-            self.failures.pop(ref, None)
+            self._failures.pop(ref, None)
             return True
         try:
             async with asyncio.timeout(LOAD_S) as self._loading[ref]:
                 loaded = await asyncio.wrap_future(self._repository.start_load(ref))
         except Exception as exc:
-            self.failures[ref] = _describe_failure(ref, exc)
-            _LOG.warning("%s", self.failures[ref])
+            self._failures[ref] = describe_failure(ref, exc)
+            _LOG.warning("%s", self._failures[ref])
             return False
         finally:
             self._loading.pop(ref, None)
@@ -221,8 +241,8 @@ class ModelRegistry:
         return [ref for ref, model in self.models.items() if model.card.name == name]
 
     def _forget_failures(self, name: str, keep: list[str]) -> None:
-        for ref in [ref for ref in self.failures if ref.partition("/")[0] == name and ref not in keep]:
-            del self.failures[ref]
+        for ref in [ref for ref in self._failures if ref.partition("/")[0] == name and ref not in keep]:
+            del self._failures[ref]
 
     def _deactivate(self, ref: str) -> None:
         model = self.models[ref]
@@ -244,21 +264,9 @@ class ModelRegistry:
         await asyncio.to_thread(model.scheduler.close)
         model.loaded.close()
 
-    def _state(self, ref: str, unloading: set[str]) -> tuple[State, str]:
-        reason = self.failures.get(ref, "")
+    def _state(self, ref: str, reason: str, unloading: set[str]) -> tuple[State, str]:
         if ref in self.models:
             return "READY", reason
         if ref in self._loading:
             return "LOADING", ""
         return ("UNLOADING", "finishes what it has") if ref in unloading else ("UNAVAILABLE", reason or "not loaded")
-
-
-def _describe_failure(ref: str, exc: Exception) -> str:
-    if isinstance(exc, StartupError):
-        return exc.detail
-    if isinstance(exc, TimeoutError):
-        return f"{ref}: not loaded and verified in time ({LOAD_S:g} s, or until the service stops)"
-    if isinstance(exc, OSError):
-        return f"{ref}: {exc.strerror or type(exc).__name__}"
-    _LOG.error("loading %s failed", ref, exc_info=exc)
-    return f"{ref}: {_INTERNAL_ERROR}"

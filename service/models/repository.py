@@ -1,31 +1,39 @@
 """Find, load and verify the models in the model directory: `<name>/<version>/{model.onnx, golden.npz}`.
 
+A single model may also lie as KServe mounts one: in the directory itself, or in `<version>`; its card has the name.
+
 A model file is read once. The same bytes are hashed, opened and run on the golden rows.
 """
 
+import contextlib
 import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Final, Literal, Protocol
+from pathlib import Path, PurePath
+from types import MappingProxyType
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
-from service.artifact.card import Card
+from service.artifact.card import Card, from_metadata
 from service.artifact.files import GOLDEN_FILE, MODEL_FILE, MODEL_FILES, NAME_PATTERN, VERSION_PATTERN
 from service.artifact.golden import Golden, GoldenReport, check_golden, digest_of, read_golden
+from service.artifact.onnx_file import read_metadata
 from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import NoiseSource
-from service.domain.model import DeviceLost, DeviceOutOfMemory, Model
+from service.domain.model import DeviceLost, DeviceOutOfMemory, Model, ModelMemory
+from service.models.store import ModelStore
+from service.settings import Settings
 
 LOAD_S: Final = 300.0
 """Seconds that loading, warm-up and verification of a version may take. The largest file, read from a slow network disk
 at 20 MB/s, takes a third of them; a model that loops for ever does not end."""
 MAX_MODEL_BYTES: Final = 2**31 - 1  # the limit of a protobuf message, which an ONNX file is
 _VERSION: Final = re.compile(VERSION_PATTERN)
+_MOUNTED: Final = re.compile(rf"([1-9][0-9]{{0,8}}/)?{MODEL_FILE}")
 _HINT: Final = "unset, the shipped models are served; `ign export` writes others"
+_INTERNAL_ERROR: Final = "loading it failed in a way nobody foresaw; the log says how"
 _LOG = logging.getLogger(__name__)
 
 Files = tuple[tuple[int, int, int, int], ...]
@@ -53,8 +61,11 @@ class _FailsOnCuda(StartupError):
     """CUDA does not run the model, or does not reproduce its golden rows."""
 
 
-ModelFactory = Callable[[bytes], Sequence[InferenceModel]]
-"""Opens the bytes of a model file as one or more instances; raises StartupError if they hold no valid model."""
+ModelFactory = Callable[..., Sequence[InferenceModel]]
+"""Opens the bytes of a model file as one or more instances, or as ``count``, if that is passed.
+
+Raises StartupError if they hold no valid model.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -70,6 +81,7 @@ class LoadedModel:
     provider: str
     fallback_reason: str | None = None  # why `auto` did not select CUDA
     files: Files = ()  # that it was loaded from
+    memory: ModelMemory | None = None  # of instances that open on demand
 
     @property
     def ref(self) -> str:
@@ -81,12 +93,35 @@ class LoadedModel:
         _close(self.instances)
 
 
+def repository_options(settings: Settings) -> dict[str, Any]:
+    """The parameters of `Repository` that follow from the settings."""
+    store = ModelStore(settings.model_url, settings.model_cache) if settings.model_url else None
+    return {
+        "directory": settings.model_dir if store is None else store.folder,
+        "store": store,
+        "default": settings.default_model,
+        "only_a_guess": "default_model" not in settings.model_fields_set,
+        "pins": settings.pins,
+        "strict": settings.strict_models,
+        "precision": settings.precision,
+    }
+
+
+class Loaded(NamedTuple):
+    """The models of a directory, and why the other versions failed to load, by `name/version`."""
+
+    models: Mapping[str, LoadedModel]
+    failures: dict[str, str]  # one line each, without a path outside of the directory
+
+
 class Repository:
     """Finds, loads and verifies the models of one directory. It keeps no loaded model; any thread may call it.
 
-    Requests that name no model get ``default``, `name` or `name/version`. ``open_on_cpu`` opens a model that
-    ``open_models`` opened on CUDA and that fails there when it is warmed up or verified; without it, such a model is
-    refused.
+    Requests that name no model get ``default``, `name` or `name/version`; if the directory holds one model only, that
+    takes the place of a default that is ``only_a_guess``. A name stands for its version in ``pins``, else for its
+    highest. With ``strict`` every version must load. ``open_on_cpu`` opens a model that ``open_models`` opened on CUDA
+    and that fails there when it is warmed up or verified; without it, such a model is refused. With a ``store``, the
+    directory holds copies from there.
     """
 
     def __init__(
@@ -95,14 +130,20 @@ class Repository:
         open_models: ModelFactory,
         *,
         default: str,
+        only_a_guess: bool = False,
+        pins: Mapping[str, str] = MappingProxyType({}),
+        strict: bool = False,
         precision: Literal["fp32", "fp16"] = "fp32",
         open_on_cpu: ModelFactory | None = None,
+        store: ModelStore | None = None,
     ) -> None:
-        self._directory, self.default = directory, default
+        self._directory, self.default, self.pins, self._strict = directory, default, pins, strict
+        self._only_a_guess, self._store = only_a_guess, store
         self._open_models, self._open_on_cpu = open_models, open_on_cpu
         self._precision: Literal["fp32", "fp16"] = precision
         self._cuda_lost = ""  # why CUDA fails every call of this process, once a model has found that out
         self._ignored_names: set[str] = set()  # folders that a warning was logged for
+        self._names: dict[Files, str] = {}  # of models that lie as KServe mounts one
 
     def find_all(self) -> list[str]:
         """`name/version` of every version folder, as `find`; raises StartupError if there is none."""
@@ -111,53 +152,118 @@ class Repository:
         refs = self.find()
         if not refs:
             raise StartupError(f"IGN_MODEL_DIR={self._directory}: holds no model such as mnist/1/model.onnx; {_HINT}")
+        names = {ref.partition("/")[0] for ref in refs}
+        if self._only_a_guess and len(names) == 1:
+            self.default = names.pop()
         return refs
 
-    def load_all(self) -> Mapping[str, LoadedModel]:
-        """Load every version in the directory; this blocks until all are verified.
+    def refresh(self, *, may_fail: bool = False) -> dict[str, str]:
+        """Copy what has changed in the store, if there is one; as `ModelStore.refresh`."""
+        return {} if self._store is None else self._store.refresh(may_fail=may_fail)
 
-        Raises StartupError as `find_all`; also if the default is missing, or a version cannot be verified.
+    def load_all(self) -> Loaded:
+        """Load every version in the directory; this blocks until all are verified or have failed.
+
+        Raises StartupError as `find_all`; also if a version is missing that is the default or pinned, or if one fails
+        that is the default, or any if they are ``strict``.
         """
-        refs = self.find_all()  # and the default before the loading, which can take minutes
-        if not any(self.default in (ref, ref.partition("/")[0]) for ref in refs):
-            there = f"there is {', '.join(refs)}; choose with --default-model"
-            raise StartupError(f"IGN_DEFAULT_MODEL={self.default}: not there; {there}")
+        failures = {ref: reason for ref, reason in self.refresh(may_fail=True).items() if ref.count("/") == 1}
+        refs = self.find_all()
+        default = self._default_of(refs)  # before the loading, which can take minutes
         _LOG.info("loading %d models of %s", len(refs), self._directory)
-        loaded: dict[str, LoadedModel] = {}
+        loaded = dict[str, LoadedModel]()
         try:
             for ref in refs:
-                loaded[ref] = self.load(ref)
+                self._try(ref, loaded, failures, is_needed=self._strict or ref == default)
             # The device of models that were verified earlier is lost: load them again, on the CPU.
             for ref in [ref for ref, model in loaded.items() if self._cuda_lost and model.device == "cuda"]:
                 loaded[ref].close()
-                loaded[ref] = self.load(ref)
+                self._try(ref, loaded, failures, is_needed=self._strict or ref == default)
         except BaseException:
             _close(loaded.values())
             raise
-        return loaded
+        return Loaded({ref: loaded[ref] for ref in refs if ref in loaded}, failures)
+
+    def _try(self, ref: str, loaded: dict[str, LoadedModel], failures: dict[str, str], *, is_needed: bool) -> None:
+        loaded.pop(ref, None)
+        try:
+            loaded[ref] = self.load(ref)
+        except Exception as exc:
+            if is_needed:
+                raise
+            failures[ref] = describe_failure(ref, exc)
+            _LOG.error("%s does not serve: %s", ref, failures[ref])
+
+    def _default_of(self, refs: Sequence[str]) -> str:
+        """`name/version` of the default; raises StartupError if it or a pinned version is missing."""
+        there = f"not there; there is {', '.join(refs)}"
+        for name, version in self.pins.items():
+            if f"{name}/{version}" not in refs:
+                raise StartupError(f"IGN_VERSIONS={name}={version}: {there}")
+        versions = [ref for ref in refs if self.default in (ref, ref.partition("/")[0])]
+        if not versions:
+            raise StartupError(f"IGN_DEFAULT_MODEL={self.default}: {there}; choose with --default-model")
+        return f"{self.default}/{self.pins[self.default]}" if self.default in self.pins else versions[-1]
+
+    def is_named(self, ref: str) -> bool:
+        """Whether the settings name this very version."""
+        name, _, version = ref.partition("/")
+        return ref == self.default or self.pins.get(name) == version
 
     def find(self, name: str | None = None) -> list[str]:
         """`name/version` of every version folder, or of those of one model, sorted; invalid names are passed over.
 
-        Raises StartupError if a folder is a link that leads out of the directory.
+        Raises StartupError if a model at the top of the directory has no valid card.
         """
         folders = self._subfolders(self._directory, re.compile(NAME_PATTERN))
         if name is not None:
             folder = self._directory / name
-            if not re.fullmatch(NAME_PATTERN, name) or not folder.is_dir():
-                return []
-            self._check_inside(folder)
-            folders = iter([folder])
+            is_there = re.fullmatch(NAME_PATTERN, name) and folder.is_dir()
+            folders = iter([folder] if is_there else ())
         refs = [f"{folder.name}/{version.name}" for folder in folders for version in self._subfolders(folder, _VERSION)]
+        refs += [ref for ref in self._find_mounted() if name in (None, ref.partition("/")[0])]
         return sorted(refs, key=version_key)
+
+    def _find_mounted(self) -> list[str]:
+        """`name/version` of a model that lies as KServe mounts one, without a folder of its name."""
+        files = [MODEL_FILE, *(f"{entry.name}/{MODEL_FILE}" for entry in self._directory.iterdir())]
+        files = [file for file in files if (self._directory / file).is_file() and _MOUNTED.fullmatch(file)]
+        for file in files:  # a version with a damaged card has the name of another one
+            with contextlib.suppress(StartupError):
+                ref = self._card_ref(file)
+                name, _, version = ref.partition("/")
+                return [f"{name}/{each.rpartition('/')[0] or version}" for each in files]
+        return [self._card_ref(file) for file in files]  # which raises
+
+    def _card_ref(self, file: str) -> str:
+        """`name/version` in the card of a file."""
+        key = self._identities([file])
+        if key not in self._names:
+            data = self._read(file)
+            with wrap_errors(file):
+                self._names[key] = from_metadata(read_metadata(data))[0].ref
+        return self._names[key]
+
+    def path(self, ref: str, file: str) -> Path:
+        """A file of a version."""
+        return self._directory / self._path(ref, file)
+
+    def _path(self, ref: str, file: str) -> str:
+        """A file of a version, relative to the directory."""
+        folders = (ref, ref.partition("/")[2], "")
+        folder = next((each for each in folders if (self._directory / each / MODEL_FILE).exists()), ref)
+        return str(PurePath(folder, file))
 
     def files(self, ref: str) -> Files:
         """Identities of the current files of a version; missing files are left out."""
         names = dict.fromkeys((MODEL_FILES[self._precision], MODEL_FILE, GOLDEN_FILE))
+        return self._identities([self._path(ref, name) for name in names])
+
+    def _identities(self, files: Iterable[str]) -> Files:
         identities = []
-        for name in names:
+        for file in files:
             try:
-                stat = os.stat(self._directory / ref / name)
+                stat = os.stat(self._directory / file)
             except OSError:  # `load` reports the missing file
                 continue
             identities.append((stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
@@ -183,13 +289,14 @@ class Repository:
 
     def _load(self, ref: str) -> LoadedModel:
         files = self.files(ref)  # before the files are read, so that a change during the loading is noticed
-        file = f"{ref}/{MODEL_FILES[self._precision]}"
+        file = self._path(ref, MODEL_FILES[self._precision])
         if self._precision == "fp16" and not (self._directory / file).is_file():
             raise StartupError(f"IGN_PRECISION=fp16: {file} is not there; use fp32, or export it")
         data, reason = self._read(file), self._cuda_lost
+        golden = self._read_golden(ref, file, data)
         if not reason or self._open_on_cpu is None:
             try:
-                return self._open_verified(self._open_models, data, ref, file, files)
+                return self._open_verified(self._open_models, data, file, golden, files)
             except _FailsOnCuda as exc:
                 if self._open_on_cpu is None:
                     raise
@@ -198,35 +305,42 @@ class Repository:
                     self._cuda_lost = reason
         # Outside of the handler, whose traceback would keep the sessions on CUDA alive.
         _LOG.warning("%s runs on the CPU: %s", ref, reason)
-        return replace(self._open_verified(self._open_on_cpu, data, ref, file, files), fallback_reason=reason)
+        loaded = self._open_verified(self._open_on_cpu, data, file, golden, files)
+        return replace(loaded, fallback_reason=reason)
 
-    def _open_verified(self, open_models: ModelFactory, data: bytes, ref: str, file: str, files: Files) -> LoadedModel:
+    def _read_golden(self, ref: str, file: str, data: bytes) -> Golden:
+        """The golden rows of a model file; raises StartupError, before onnxruntime reads the file, if it has others."""
+        golden_file = self._path(ref, GOLDEN_FILE)
+        with wrap_errors(file):
+            card, _ = from_metadata(read_metadata(data))
+        if card.ref != ref:
+            raise StartupError(f"{file}: its card says {card.ref}")
+        path = self._file(golden_file)
+        with wrap_errors(golden_file):
+            golden = read_golden(path, card.shape)
+        # golden.npz names the digest of the fp32 file.
+        exported = digest_of(data if self._precision == "fp32" else self._read(self._path(ref, MODEL_FILE)))
+        if golden.digest != exported:
+            raise StartupError(f"{golden_file}: belongs to another {MODEL_FILE}, {golden.digest[:12]!r}")
+        return golden
+
+    def _open_verified(
+        self, open_models: ModelFactory, data: bytes, file: str, golden: Golden, files: Files
+    ) -> LoadedModel:
         with wrap_errors(file):
             models = open_models(data)
         try:
-            return self._verify(ref, file, files, models)
+            report = self._check_golden(file, golden, models)
         except BaseException:
             _close(models)
             raise
-
-    def _verify(self, ref: str, file: str, files: Files, models: Sequence[InferenceModel]) -> LoadedModel:
-        model, golden_file = models[0], f"{ref}/{GOLDEN_FILE}"
-        if model.card.ref != ref:
-            raise StartupError(f"{file}: its card says {model.card.ref}")
-        path = self._file(golden_file)
-        with wrap_errors(golden_file):
-            golden = read_golden(path, model.card.shape)
-        exported = model.digest
-        if self._precision != "fp32":  # golden.npz names the digest of the fp32 file
-            exported = digest_of(self._read(f"{ref}/{MODEL_FILE}"))
-        if golden.digest != exported:
-            raise StartupError(f"{golden_file}: belongs to another {MODEL_FILE}, {golden.digest[:12]!r}")
+        model = models[0]
         return LoadedModel(
             card=model.card,
             digest=model.digest,
             instances=tuple(models),
             noise=model.noise,
-            golden=self._check_golden(file, golden, models),
+            golden=report,
             device=model.device,
             provider=model.provider,
             fallback_reason=model.fallback_reason,
@@ -245,7 +359,7 @@ class Repository:
             raise error(f"{file}: does not run on {model.provider}: {reason}") from exc
         if not report.passed:
             raise error(
-                f"{Path(file).parent}/{GOLDEN_FILE}: {model.provider} differs by {report.difference:.2g}, "
+                f"{PurePath(file).with_name(GOLDEN_FILE)}: {model.provider} differs by {report.difference:.2g}, "
                 f"allowed are {report.tolerance:.2g}"
             )
         return report
@@ -259,19 +373,16 @@ class Repository:
                     self._ignored_names.add(entry.name)
                     _LOG.warning("model directory: %r is no model name or version; passed over", entry.name)
                 continue
-            self._check_inside(entry)
             yield entry
-
-    def _check_inside(self, path: Path) -> None:
-        if not path.resolve().is_relative_to(self._directory.resolve()):
-            raise StartupError(f"{path.relative_to(self._directory)}: leads out of the model directory")
 
     def _file(self, relative: str) -> Path:
         path = self._directory / relative
         if not path.is_file():
             raise StartupError(f"{relative}: no such file")
-        self._check_inside(path)
-        return path.resolve()  # so that what was checked is opened, even if a link changes meanwhile
+        resolved = path.resolve()  # what is checked is opened, even if a link changes meanwhile
+        if not any(resolved.is_relative_to(root) for root in _roots(self._directory.resolve())):
+            raise StartupError(f"{relative}: leads out of the model directory")
+        return resolved
 
     def _read(self, relative: str) -> bytes:
         with self._file(relative).open("rb") as file:
@@ -286,12 +397,33 @@ class Repository:
         return data
 
 
+def _roots(directory: Path) -> list[Path]:
+    """The folders that may hold files: the directory and, if it is in a snapshot of the Hugging Face Hub, the blobs.
+
+    models--ign--digits/snapshots/1b2c…/mnist/3/model.onnx ──▶ models--ign--digits/blobs/9f8e…
+    """
+    snapshots = (folder.parent for folder in (directory, *directory.parents) if folder.parent.name == "snapshots")
+    return [directory, *(folder.parent / "blobs" for folder in snapshots)]
+
+
+def describe_failure(ref: str, exc: Exception) -> str:
+    """Why a version failed to load: one line; an unexpected error is also logged."""
+    if isinstance(exc, StartupError):
+        return exc.detail
+    if isinstance(exc, TimeoutError):
+        return f"{ref}: not loaded and verified in time ({LOAD_S:g} s, or until the service stops)"
+    if isinstance(exc, OSError):
+        return f"{ref}: {exc.strerror or type(exc).__name__}"
+    _LOG.error("loading %s failed", ref, exc_info=exc)
+    return f"{ref}: {_INTERNAL_ERROR}"
+
+
 def _close(models: Iterable[LoadedModel | InferenceModel]) -> None:
     for model in models:
         model.close()
 
 
-@contextmanager
+@contextlib.contextmanager
 def wrap_errors(prefix: str) -> Iterator[None]:
     """Put ``prefix``, such as a file name, before the text of a `StartupError`."""
     try:

@@ -50,7 +50,7 @@ _STEPS: Final = (1, 2, 4, 8, 16, 64, 256, 1024, 4096, 16_384, 65_536, 300_000)
 _DRIFT: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5)
 _DISTANCE: Final = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0)
 _REFERENCE: Final = (50, 90, 99)  # percentiles of the card that are exported for comparison with ign_distance
-_CLOSED: Final = ("limit", "head_timeout", "head_too_large", "malformed", "pipelining", "send_timeout")
+_CLOSED: Final = ("age", "limit", "head_timeout", "head_too_large", "malformed", "pipelining", "send_timeout")
 
 
 def label_limiter(limit: int = MAX_VALUES) -> Callable[[str], str]:
@@ -156,6 +156,12 @@ class Metrics:
         info = ("model", "digest", "provider", "reproducible")
         self._info = gauge("ign_model_info", "1 for each loaded model.", *info, combine=max)
         self._instances = gauge("ign_model_instances", "Instances of a loaded model.", "model")
+        text = "Versions in the model directory that failed to load."
+        self.failed_models = gauge("ign_failed_models", text, combine=max)
+        self._open_models = gauge("ign_open_models", "Open models, with a limit (IGN_MODEL_MEMORY_MIB).")
+        self.opened_models = counter("ign_opened_models", "Closed models that were opened for a request.")
+        self._model_bytes = gauge("ign_model_memory_bytes", "Memory of open models, with a limit.")
+
         self._queue_rows = gauge("ign_queue_rows", "Rows waiting for a batch.", "model")
 
         # Their schedulers, recorded by `service.observability.statistics`
@@ -263,6 +269,11 @@ class Metrics:
         """Remove the description of a model that no longer serves."""
         for gauge, labels in self._described.pop(model, ()):
             gauge.remove(*labels)
+
+    def open_models(self, count: int, size: int) -> None:
+        """Set the number of open models and their bytes."""
+        self._open_models.set(count)
+        self._model_bytes.set(size)
 
     def set_queue_rows(self, waiting: Mapping[str, int]) -> None:
         """Set the rows waiting now, by `name/version`. A model that is not in ``waiting`` has none."""

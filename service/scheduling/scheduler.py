@@ -26,7 +26,7 @@ import numpy as np
 
 from service.domain.errors import DeadlineExceeded, Draining, IgnError, NotReady
 from service.domain.latents import FloatRows
-from service.domain.model import Model, largest_batch
+from service.domain.model import Model, ModelMemory, largest_batch
 from service.domain.tasks import Result, SchedulingParams
 from service.scheduling.admission import Admission
 from service.scheduling.observer import SchedulerObserver
@@ -43,8 +43,8 @@ class Scheduler:
 
     Each of the ``models``, one for each device, is called from one thread only; its largest bucket may lower
     ``max_batch_rows``. At most ``queue_rows`` rows may wait, those in a batch not counted, and a request has at most
-    ``max_rows`` rows. Deadlines are times on
-    ``clock``, in monotonic seconds. ``on_all_devices_lost`` is called on the event loop.
+    ``max_rows`` rows. Deadlines are times on ``clock``, in monotonic seconds. ``on_all_devices_lost`` is called on the
+    event loop. Without ``memory`` the models are always open.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class Scheduler:
         on_all_devices_lost: Callable[[], None] = lambda: None,
         wake_rule: WakeRule | None = None,
         on_batch: OnBatch | None = None,
+        memory: ModelMemory | None = None,
     ) -> None:
         self._shape, self._clock = models[0].shape, clock
         self._observer = observer or SchedulerObserver()
@@ -74,7 +75,7 @@ class Scheduler:
             on_batch=on_batch,
             on_all_devices_lost=partial(self._call_on_loop, on_all_devices_lost),
         )
-        self._workers = [Worker(model, self._pool, index) for index, model in enumerate(models)]
+        self._workers = [Worker(model, self._pool, index, memory) for index, model in enumerate(models)]
         self._open: dict[ScheduledRequest, OnEvents] = {}
         self._arrivals: list[ScheduledRequest] = []  # of this turn of the event loop
         self._outbox: deque[tuple[ScheduledRequest, Event]] = deque()  # workers append, the event loop pops

@@ -10,10 +10,11 @@ import time
 from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from service.domain.errors import DeadlineExceeded, IgnError, ModelFailure
-from service.domain.model import Model
+from service.domain.model import Model, ModelMemory
 from service.domain.tasks import RequestObserver, Result, StepOutput, StreamProgress
 from service.scheduling.admission import Admission
 from service.scheduling.batch import RunningBatch, model_failure
@@ -181,11 +182,11 @@ class WorkerPool:
         """Wait until there is something to do for the worker with this index; returns whether it slept."""
         woken = False
         with self._wake:
-            while not self._has_work():
+            while not self.has_work():
                 woken = True
                 insort(self.sleepers, index)
                 self._conditions[index].wait()  # `_wake_workers` has taken this worker out of the sleepers
-                if not self._has_work():  # another worker took the rows
+                if not self.has_work():  # another worker took the rows
                     self._waking_workers = max(0, self._waking_workers - 1)
         return woken
 
@@ -307,15 +308,20 @@ class WorkerPool:
             self._conditions[index].notify()
         return len(woken)
 
-    def _has_work(self) -> bool:
+    def has_work(self) -> bool:
+        """Whether a worker is to form a batch, or to end."""
         return self.stopped or bool(self.inbox) or self.queue.row_count > 0
 
 
 class Worker:
     """Forms batches for one model instance, and runs them in a thread of its own, which alone calls ``model``."""
 
-    def __init__(self, model: Model, pool: WorkerPool, index: int) -> None:
+    def __init__(self, model: Model, pool: WorkerPool, index: int, memory: ModelMemory | None = None) -> None:
         self._model, self._pool, self._index = model, pool, index
+        self._wait_for_work = partial(pool.wait_for_work, index)
+        if memory is not None:
+            self._wait_for_work = partial(self._wait_and_open, memory)
+        self._has_memory = False  # whether this worker has acquired it
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         self.running = self.device_lost = False
@@ -350,7 +356,7 @@ class Worker:
         pool = self._pool
         try:
             while True:
-                woken = not self._batch.slices and pool.wait_for_work(self._index)
+                woken = not self._batch.slices and self._wait_for_work()
                 if pool.stopped:
                     break
                 with pool.lock:
@@ -373,6 +379,17 @@ class Worker:
                 pool.observer.finished([request.finished(failure, pool.clock()) for request, failure in failed.items()])
             finally:
                 pool.publish_events()
+
+    def _wait_and_open(self, memory: ModelMemory) -> bool:
+        # As `WorkerPool.wait_for_work`. Rows that wait for memory wait in the queue, where their deadline ends them.
+        pool = self._pool
+        if self._has_memory and not pool.has_work():
+            self._has_memory = False
+            memory.release()
+        woken = pool.wait_for_work(self._index)
+        if not self._has_memory:
+            self._has_memory = memory.acquire(lambda: pool.admission.waiting > 0 and not pool.stopped)
+        return woken
 
     def _fail_rows(self, cause: BaseException) -> dict[ScheduledRequest, IgnError]:
         # If the thread died in a step, fail the requests in the batches, else all of them: the queue may be broken.

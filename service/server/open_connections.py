@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import os
 import resource
 import socket
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
+import numpy as np
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -56,12 +58,15 @@ class OpenConnections:
     """The open connections of one event loop. Beyond the limit, a new one replaces one of the address with the most.
 
     It is the one that is idle for longest. If the address has none, that of any address is closed; if all others are
-    busy, the new one. The ``metrics`` count those that are open, those that the service
-    closes because of a limit, and the sweeps in which no file can be opened: uvloop then closes new connections, and
-    reports nothing.
+    busy, the new one. The ``metrics`` count those that are open, those that the service closes because of a limit, and
+    the sweeps in which no file can be opened: uvloop then closes new connections, and reports nothing. Without
+    ``max_age_s`` a connection may last for ever.
     """
 
-    def __init__(self, metrics: Metrics, *, limit: int = 4096, head_timeout_s: float = 10.0) -> None:
+    def __init__(
+        self, metrics: Metrics, *, limit: int = 4096, head_timeout_s: float = 10.0, max_age_s: float = 0.0
+    ) -> None:
+        self._max_age_s, self._spread = max_age_s or math.inf, np.random.default_rng()
         self.metrics, self._limit, self._head_timeout_s = metrics, limit, head_timeout_s
         self._open: dict[HttpToolsProtocol, _State] = {}
         self._idle: dict[HttpToolsProtocol, None] = {}  # the one that is idle for longest first
@@ -84,6 +89,11 @@ class OpenConnections:
         if len(self._open) > self._limit:
             self._close_oldest()
         self.metrics.open_connections.set(len(self._open))
+
+    def expiry(self) -> float:
+        """When a connection that is made now is to end with its next response, in `time.monotonic()` seconds."""
+        # Spread, so that connections that were made together, as when a service starts, do not end together.
+        return time.monotonic() + self._max_age_s * float(self._spread.uniform(0.9, 1.1))
 
     def _close_oldest(self) -> None:
         greedy = max(self._peers, key=self._peers.__getitem__)
@@ -227,19 +237,24 @@ def _send_whole(cycle: RequestResponseCycle, status: int, headers: Iterable[tupl
 
 
 class LingeringTransport:
-    """The transport of the last response of a connection, whose input is not read any more.
+    """The transport of the last response of a connection.
 
     A close with unread input resets the connection, and the client may lose the response. So it comes later.
     """
 
     def __init__(self, transport: asyncio.Transport, flow: FlowControl) -> None:
-        self.write, self.is_closing, self._transport = transport.write, transport.is_closing, transport
-        transport.pause_reading()
-        flow.read_paused = False  # so that nothing ends this pause
+        self.write, self.is_closing = transport.write, transport.is_closing
+        self._transport, self._flow = transport, flow
+
+    def pause_reading(self) -> None:
+        """Read no more, for good."""
+        self._transport.pause_reading()
+        self._flow.read_paused = False  # so that nothing ends this pause
 
     def close(self) -> None:
         """Close the sending half now, and the connection soon."""
         if not self.is_closing():
+            self.pause_reading()
             self._transport.write_eof()
             asyncio.get_running_loop().call_later(LINGER_S, self._transport.close)
 

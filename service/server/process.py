@@ -175,6 +175,7 @@ def per_process_settings(settings: Settings) -> Settings:
 
     return settings.replace(
         threads=max(1, (settings.threads or available_cpus()) // settings.workers),
+        model_memory_mib=math.ceil(settings.model_memory_mib / settings.workers),
         queue_rows=share(settings.queue_rows, settings.max_images),
         max_inflight_requests=share(settings.max_inflight_requests),
         max_inflight_bytes=share(settings.max_inflight_bytes, settings.max_body_bytes),

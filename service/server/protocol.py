@@ -3,6 +3,8 @@
 made ──first byte──▶ head ──complete──▶ busy ──last response──▶ idle ──first byte──▶ head …
   │ head_timeout_s     │ head_timeout_s   │ limits of the         │ uvicorn's timeout_keep_alive
   ▼ close              ▼ 408              ▼ application           ▼ close
+
+A connection that reaches max_connection_age_s closes with its next response: nothing that was sent is lost.
 """
 
 import asyncio
@@ -26,6 +28,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._running: RequestResponseCycle | None = None  # `cycle` is the one that arrived last
         self._unplaced = 0  # bytes received since the parser last completed a head or found a part of a body
         self._is_rejected = False  # what arrives is ignored
+        self._expires = connections.expiry()
+        self._last: RequestResponseCycle | None = None  # closes the connection, because it has expired
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count the connection."""
@@ -106,6 +110,8 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         cast(dict[str, Any], self.scope)["extensions"] = whole_response(self.cycle)
         self.headers = []  # for trailers, which are no headers of the request
+        if self.pipeline and self._last is not None and not self._last.response_started:
+            self._last.keep_alive = True  # this request is the last one instead
 
     def on_body(self, body: bytes) -> None:
         """Note that the parser makes progress."""
@@ -120,12 +126,19 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Begin the next request, or the time of an idle connection."""
+        if self._last is not None and self._last.response_complete and not self._last.keep_alive:
+            self.pipeline.clear()  # they came after the response had said that it is the last one
         super().on_response_complete()
         if self._is_idle():
             self._connections.on_idle(self)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
+        if cycle.keep_alive and not self.pipeline and time.monotonic() > self._expires:
+            self._last, cycle.keep_alive = cycle, False
+            cycle.transport = cast(asyncio.Transport, LingeringTransport(self.transport, self.flow))
+            cast(list[tuple[bytes, bytes]], cycle.scope["headers"]).insert(0, (b"connection", b"close"))
+            self._connections.metrics.closed_connections("age").inc()
         super()._start_asgi_task(cycle, app)
 
     def _is_idle(self) -> bool:
@@ -147,4 +160,6 @@ class HttpProtocol(HttpToolsProtocol):
         self.parser.feed_data(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
         cast(dict[str, Any], self.cycle.scope).update(method="-", path="", raw_path=b"", headers=[])
         self.cycle.scope["state"]["rejected"] = error
-        self.cycle.transport = cast(asyncio.Transport, LingeringTransport(self.transport, self.flow))
+        last = LingeringTransport(self.transport, self.flow)
+        last.pause_reading()
+        self.cycle.transport = cast(asyncio.Transport, last)

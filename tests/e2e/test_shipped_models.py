@@ -22,7 +22,7 @@ LARGEST = 16 * 2**20
 @pytest.fixture(scope="module")
 def shipped() -> Iterator[dict[str, LoadedModel]]:
     repository = Repository(MODELS, lambda data: [OnnxModel(data, device="cpu")], default="mnist")
-    models = dict(repository.load_all())
+    models = dict(repository.load_all().models)
     yield models
     for model in models.values():
         model.close()

@@ -79,19 +79,19 @@ async def server(request: Request) -> tensors.ServerMetadata:
     return tensors.ServerMetadata(name="ign-service", version=__version__, extensions=extensions)
 
 
-@router.get("/v2/health/live", response_class=Response)
+@router.get("/v2/health/live")
 @router.api_route("/v2/health/live", methods=["GET", "HEAD"], include_in_schema=False)
-async def live() -> Response:
+async def live() -> tensors.ServerLive:
     """Is the process alive?"""
-    return Response()
+    return tensors.ServerLive()
 
 
-@router.get("/v2/health/ready", response_class=Response)
+@router.get("/v2/health/ready")
 @router.api_route("/v2/health/ready", methods=["GET", "HEAD"], include_in_schema=False)
-async def ready(request: Request) -> Response:
+async def ready(request: Request) -> tensors.ServerReady:
     """Do all models serve?"""
     app_state(request).require_ready()
-    return Response()
+    return tensors.ServerReady()
 
 
 # Registered before the routes of one model, so that, as with Triton, a model named `stats` is not reachable.

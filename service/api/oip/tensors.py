@@ -78,6 +78,8 @@ class InferRequest(StrictModel):
     """Apply f to rows, `steps` times."""
 
     id: Annotated[str | None, Field(description="Repeated in the response.")] = None
+    model_name: Annotated[str | None, Field(description="Accepted, but without effect: the path names it.")] = None
+    model_version: Annotated[str | None, Field(description="Accepted, but without effect: the path names it.")] = None
     parameters: InferParameters = InferParameters()
     inputs: Annotated[list[Input], Field(min_length=1, max_length=_MAX_ITEMS, json_schema_extra=_ONE)]
     outputs: Annotated[list[RequestedOutput], Field(max_length=_MAX_ITEMS, json_schema_extra=_ONE)] | None = None
@@ -100,6 +102,18 @@ class InferAnswer(BaseModel):
     model_version: str
     id: str | None = None
     outputs: list[Output]
+
+
+class ServerLive(BaseModel):
+    """The process is alive."""
+
+    live: Literal[True] = True
+
+
+class ServerReady(BaseModel):
+    """The models serve."""
+
+    ready: Literal[True] = True
 
 
 class ServerMetadata(BaseModel):

@@ -72,7 +72,9 @@ def other_value(field: str) -> str:
     special = {
         "host": "0.0.0.0",
         "model_dir": "/srv/models",
+        "model_cache": "/var/cache/ign",
         "default_model": "shapes/2",
+        "versions": "mnist=3",
         "device": "cuda",
         "precision": "fp16",
         "log_format": "json",
@@ -100,7 +102,7 @@ def test_an_option_equals_its_variable(field: str, served: list[tuple[dict[str, 
     ((options, check),) = served
     assert not check
     needs = {"private_endpoints": {"IGN_API_KEYS_FILE": "k"}, "gpu_count": {"IGN_DEVICE": "cuda"}}
-    needs |= {"workers": {"IGN_DEVICE": "cpu"}, "drain_delay_s": {}}
+    needs |= {"workers": {"IGN_DEVICE": "cpu"}, "model_memory_mib": {"IGN_DEVICE": "cpu"}, "drain_delay_s": {}}
     extra = needs.get(field, {})
     by_option = load_settings(extra | {variable_of(name): text for name, text in options.items()})
     assert by_option == load_settings(extra | {variable_of(field): value})

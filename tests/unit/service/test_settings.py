@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from docs.site_reference import settings_page
 from service.domain.errors import StartupError
 from service.domain.rate_limit import Rate
-from service.settings import Settings, from_environment, load_settings, name_warnings, summary_of
+from service.settings import Settings, load_settings, name_warnings, summary_of
 
 ROOT = Path(__file__).resolve().parents[3]
 FIELDS = tuple(Settings.model_fields)
@@ -156,25 +156,20 @@ def test_settings_are_frozen_and_copied_with_changes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("models", "given", "default"),
+    ("given", "url"),
     [
-        (("faces/1", "faces/12"), {}, "faces"),
-        (("faces/1", ".hidden/1", "No Name/1"), {}, "faces"),
-        (("faces/1", "stamps/1"), {}, "mnist"),
-        (("faces/1", "mnist/1"), {}, "mnist"),
-        (("faces/1",), {"IGN_DEFAULT_MODEL": "mnist"}, "mnist"),
-        (("faces/1",), {"IGN_DEFAULT_MODEL": ""}, "faces"),
-        ((), {}, "mnist"),
+        ("s3://models/fleet", "s3://models/fleet"),
+        ("gs://models", "gs://models"),
+        ("az://models/a/b", "az://models/a/b"),
+        ("/srv/models", ""),
+        ("s3:", ""),
+        ("models", ""),
     ],
 )
-def test_without_a_default_model_the_only_one_is_it(
-    models: tuple[str, ...], given: dict[str, str], default: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("IGN_DEFAULT_MODEL", raising=False)
-    for ref in models:
-        (tmp_path / ref).mkdir(parents=True)
-        (tmp_path / ref / "model.onnx").touch()
-    settings = from_environment({"IGN_MODEL_DIR": str(tmp_path), **given})
-    assert settings.default_model == default
-    assert settings.replace(port=1).default_model == default
-    assert from_environment({"IGN_MODEL_DIR": str(tmp_path / "nowhere")}).default_model == "mnist"
+def test_models_may_be_at_a_url(given: str, url: str) -> None:
+    assert load_settings({"IGN_MODEL_DIR": given}).model_url == url
+
+
+def test_a_copy_keeps_what_was_set() -> None:
+    settings = load_settings({"IGN_PORT": "1"}).replace(host="::")
+    assert settings.model_fields_set == {"port", "host"}

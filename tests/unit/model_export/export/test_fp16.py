@@ -104,9 +104,11 @@ def test_a_half_that_is_of_another_model_is_not_stamped(both: Path, data_file: P
 
 def test_the_service_serves_it(tiny: TinyModel) -> None:
     folder = tiny.evaluated
-    models = Repository(
-        folder.parents[1], lambda data: [OnnxModel(data, device="cpu")], default="tiny", precision="fp16"
-    ).load_all()
+    models = (
+        Repository(folder.parents[1], lambda data: [OnnxModel(data, device="cpu")], default="tiny", precision="fp16")
+        .load_all()
+        .models
+    )
     loaded = models["tiny/1"]
     assert loaded.digest == digest_of((folder / HALF).read_bytes())
     assert loaded.golden.passed

@@ -18,7 +18,8 @@ OF_PROTOCOL = (
     "on_response_complete parser pipeline scope transport url"
 )
 OF_CYCLE = (
-    "disconnected message_event more_body response_complete response_started scope transport waiting_for_100_continue"
+    "disconnected keep_alive message_event more_body response_complete response_started scope transport "
+    "waiting_for_100_continue"
 )
 OF_FLOW = "read_paused resume_reading"
 

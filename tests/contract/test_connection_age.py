@@ -1,0 +1,109 @@
+"""Connections that end because of their age (IGN_MAX_CONNECTION_AGE_S): after a whole response, and nothing is lost."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.contract.harness import Service, serving, settings
+from tests.helpers.connection import Connection
+
+GET = b"GET /models HTTP/1.1\r\nHost: ign\r\n\r\n"
+GENERATE = b"POST /generate HTTP/1.1\r\nHost: ign\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+AGE_S = 0.05
+
+
+def generate(**options: object) -> bytes:
+    body = json.dumps({"seed": 1, "n": 1} | options).encode()
+    return GENERATE % (len(body), body)
+
+
+@pytest.fixture
+def aged(models: Path) -> Iterator[Service]:
+    with serving(settings(models, max_connection_age_s=AGE_S)) as service:
+        yield service
+
+
+@contextmanager
+def old_connection(service: Service) -> Iterator[Connection]:
+    """A connection that is old at its second request."""
+    headers = {"connection": "close"}
+    with ExitStack() as stack:
+        while "connection" in headers:  # it was old at its first, on a busy machine
+            connection = stack.enter_context(Connection(service.address))
+            _, headers, _ = connection.send(GET).answer()
+        time.sleep(2 * AGE_S)
+        yield connection
+
+
+@pytest.fixture
+def old(aged: Service) -> Iterator[Connection]:
+    with old_connection(aged) as connection:
+        yield connection
+
+
+@pytest.mark.parametrize("request_", [GET, generate(), generate(n=64)], ids=["get", "small", "large"])
+def test_an_old_connection_ends_after_a_whole_response_that_says_so(
+    aged: Service, old: Connection, request_: bytes
+) -> None:
+    status, headers, body = old.send(request_).answer()
+    assert (status, headers["connection"]) == (200, "close")
+    assert json.loads(body)
+    assert old.is_over()
+    aged.until(lambda: aged.metric("ign_closed_connections_total", reason="age") >= 1)
+
+
+def test_an_error_whose_body_was_not_read_arrives_too(old: Connection) -> None:
+    old.send(b"POST /nowhere HTTP/1.1\r\nHost: ign\r\nContent-Length: 300000\r\n\r\n")
+    old.send(b"x" * 300_000)
+    status, headers, _ = old.answer()
+    assert (status, headers["connection"]) == (404, "close")
+    assert old.is_over()
+
+
+def test_a_stream_ends_before_its_connection(aged: Service) -> None:
+    options = {"seed": 1, "steps": 50, "record": [1]}
+    with httpx.Client(base_url=aged.url) as client:
+        for _ in range(3):
+            response = client.post("/generate", json=options, headers={"Accept": "text/event-stream"})
+            assert response.text.count("event: done") == 1
+
+
+def test_pipelined_requests_are_all_answered_before_it_ends(old: Connection) -> None:
+    old.send(generate() + GET * 2)
+    answers = [old.answer() for _ in range(3)]
+    assert [status for status, _, _ in answers] == [200] * 3
+    assert ["connection" in headers for _, headers, _ in answers] == [False, False, True]
+    assert old.is_over()
+
+
+def test_what_a_client_sends_after_the_last_response_does_not_destroy_it(aged: Service, old: Connection) -> None:
+    options = b'{"seed": 1, "steps": 3000, "record": [1]}'
+    old.send(GENERATE.replace(b"Host", b"Accept: text/event-stream\r\nHost") % (len(options), options))
+    head = old.stream.readline()
+    old.send(GET)
+    received = head + old.stream.read()
+    assert b"connection: close" in received
+    assert (received.count(b"HTTP/1.1"), received.count(b"event: done")) == (1, 1)
+    aged.until_in_flight(0)
+
+
+@pytest.mark.parametrize("age", [0.0, 86_400.0])
+def test_a_connection_that_is_not_old_goes_on(models: Path, age: float) -> None:
+    with serving(settings(models, max_connection_age_s=age)) as service, Connection(service.address) as connection:
+        for _ in range(20):
+            status, headers, _ = connection.send(GET).answer()
+            assert status == 200
+            assert "connection" not in headers
+
+
+def test_callers_notice_nothing(aged: Service) -> None:
+    def is_replaced() -> bool:
+        assert aged.get("/models").status_code == 200
+        return aged.metric("ign_closed_connections_total", reason="age") > 3
+
+    aged.until(is_replaced)

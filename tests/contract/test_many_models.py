@@ -1,0 +1,114 @@
+"""Directories with broken, pinned and many models."""
+
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.api.info.routes import ModelList
+from service.domain.errors import StartupError
+from service.models import on_demand
+from tests.contract.data import array, latents, step_params
+from tests.contract.harness import Service, checked, problem, serving, settings, write_models
+from tests.contract.oip import encoded, infer
+from tests.helpers.onnx_models import write_model
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    return write_models(tmp_path / "models")
+
+
+def answers(service: Service, model: str | None, scale: float) -> bool:
+    """Whether a model gives f of its scale."""
+    response = service.post("/generate", {"model": model, "seed": 1, "steps": 1}, accept="application/x-npy")
+    return np.allclose(array(response.content), step_params(latents(1), 1, scale=scale), atol=1e-6)
+
+
+def test_a_broken_version_is_reported_and_the_others_serve(models: Path) -> None:
+    (models / "colour" / "1" / "golden.npz").unlink()
+    why = "colour/1/golden.npz: no such file"
+    with serving(settings(models)) as service:
+        listed = checked(service.get("/models"), ModelList)
+        assert [found.model_dump() for found in listed.failures] == [{"name": "colour", "version": "1", "reason": why}]
+        assert service.metric("ign_failed_models") == 1
+        assert answers(service, "grey", 1.0)
+        assert (
+            "it failed to load" in problem(service.post("/generate", {"model": "colour"}), 404, "unknown_model").detail
+        )
+        index = service.post("/v2/repository/index").json()
+        assert [(e["state"], e["reason"]) for e in index if e["name"] == "colour"] == [("UNAVAILABLE", why)]
+        # Repaired, it loads on request.
+        shutil.rmtree(models / "colour" / "1")
+        write_model(models, "colour", "1", (3, 8, 8))
+        assert service.post("/v2/repository/models/colour/load").status_code == 200
+        assert service.metric("ign_failed_models") == 0
+
+
+@pytest.mark.parametrize("options", [{"default_model": "colour"}, {"strict_models": True}])
+def test_a_broken_default_or_with_strict_models_any_prevents_the_start(
+    models: Path, options: dict[str, object]
+) -> None:
+    (models / "colour" / "1" / "golden.npz").unlink()
+    with serving(settings(models, **options), ready=False) as service:
+        service.until(lambda: bool(service.get("/healthz").is_success and service.refusals))
+        assert [str(error) for error in service.refusals] == ["colour/1/golden.npz: no such file"]
+        assert all(isinstance(error, StartupError) for error in service.refusals)
+
+
+def test_a_pinned_name_stands_for_its_version_whatever_comes_and_goes(models: Path) -> None:
+    with serving(settings(models, versions=("grey=2",))) as service:
+        assert service.get("/models").json()["default"] == "grey/2"
+        write_model(models, "grey", "11", (1, 8, 8), scale=0.5)
+        shutil.rmtree(models / "grey" / "2")
+        assert service.post("/v2/repository/models/grey/load").status_code == 200
+        for name in ("grey", None):
+            assert answers(service, name, 1.5)
+        assert answers(service, "grey/11", 0.5)
+        assert infer(service, encoded(latents(1))).json()["model_version"] == "2"
+
+
+@pytest.fixture
+def few(models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    """Six models, two of which may be open at a time."""
+    for number in range(3):
+        write_model(models, f"m{number}", scale=0.5 + number)
+    sizes = [file.stat().st_size for file in models.glob("*/*/model.onnx")]
+    monkeypatch.setattr(on_demand, "_resident_bytes", lambda: 0)
+    monkeypatch.setattr(on_demand, "_ESTIMATE", 2)
+    monkeypatch.setattr(on_demand, "_MIB", 2 * max(sizes))
+    with serving(settings(models, device="cpu", cpu_instances=1, model_memory_mib=2)) as service:
+        yield service
+
+
+def test_more_models_serve_than_memory_holds(few: Service) -> None:
+    assert few.metric("ign_open_models") == 2
+    assert {entry["state"] for entry in few.post("/v2/repository/index").json()} == {"READY"}
+    scales = {"grey": 1.0, "grey/2": 1.5, "m0": 0.5, "m1": 1.5, "m2": 2.5}
+    with ThreadPoolExecutor(5) as pool:
+        assert all(pool.map(lambda name: answers(few, name, scales[name]), [*scales] * 4))
+    assert few.get("/readyz").status_code == 200
+    assert few.metric("ign_open_models") <= 2
+    assert few.metric("ign_opened_models_total") >= 3
+    assert 0 < few.metric("ign_model_memory_bytes") <= 2 * on_demand._MIB
+    assert few.post("/v2/repository/models/m0/unload").status_code == 200
+    assert few.post("/v2/repository/models/m0/load").status_code == 200
+    assert answers(few, "m0", 0.5)
+
+
+def test_a_model_whose_file_is_gone_fails_its_requests_and_is_reported(few: Service, models: Path) -> None:
+    file = models / "m0" / "1" / "model.onnx"
+    file.rename(models / "kept")
+    for name in ("m1", "m2", "grey"):  # m0 is closed
+        few.post("/generate", {"model": name})
+    problem(few.post("/generate", {"model": "m0"}), 500, "model_failure")
+    few.errors.clear()
+    failures = {entry["name"]: entry["reason"] for entry in few.get("/models").json()["failures"]}
+    assert failures == {"m0": "m0/1/model.onnx: no such file"}
+    assert few.metric("ign_failed_models") == 1
+    (models / "kept").rename(file)
+    assert answers(few, "m0", 0.5)
+    assert few.get("/models").json()["failures"] == []
