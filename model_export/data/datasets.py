@@ -32,7 +32,7 @@ from model_export.data.picture_files import (
     readable,
 )
 from model_export.errors import UserError
-from service.artifact.card import ModelCard
+from service.artifact.card import Card
 
 _MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes
 _ATTRIBUTES = ("attributes", "attributes_train", "attributes_test")
@@ -161,10 +161,10 @@ def load_dataset(source: str, *, size: int, channels: int, skip_bad: bool = Fals
     return open_source(source, skip_bad=skip_bad).load(size=size, channels=channels)
 
 
-def load_data_of(card: ModelCard, source: str, *, skip_bad: bool = False) -> Dataset:
+def load_data_of(card: Card, source: str, *, skip_bad: bool = False) -> Dataset:
     """Load the data that a model was trained on, in the model's shape."""
     data = load_dataset(source, size=card.shape[1], channels=card.shape[0], skip_bad=skip_bad)
-    if data.sha256 != card.data.sha256:
+    if card.data is not None and data.sha256 != card.data.sha256:
         raise UserError(f"--data {data.name}: not what {card.ref} was trained on, {card.data.name} of another SHA-256")
     return data
 

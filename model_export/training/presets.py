@@ -24,7 +24,7 @@ from model_export.training.stages import (
     naign_stages,
     projector_stages,
     quantised_stage,
-    restoring_stage,
+    restoring_stages,
     texture_stage,
 )
 
@@ -208,9 +208,9 @@ PRESETS = {
             name="scans",
             objective="restore",
             network=NetworkConfig(size=160, channels=1, widths=(16, 32, 64, 64), bottleneck=0, full=8),
-            stages=(restoring_stage(14_000),),
+            stages=restoring_stages(36_000, 12_000),
             distance="l1_ink",
-            batch=12,
+            batch=6,
             background=(1.0,),
             tile=512,
             data="scans",

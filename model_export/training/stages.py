@@ -172,9 +172,11 @@ def texture_stage(steps: int, *, distill: float = 0.0) -> Stage:
     )
 
 
-def restoring_stage(steps: int) -> Stage:
-    """The only stage of a `Restorer`. The data have pairs, of which some are equal, so `rec` is not needed."""
-    return Stage(name="restore", steps=steps, lr=2e-3, weights=Weights(rec=0.0, project=1.0, again=0.5))
+def restoring_stages(restore: int, settle: int) -> tuple[Stage, Stage]:
+    """The stages of a `Restorer`. The data have pairs, of which some are equal, so `rec` is not needed."""
+    stage = Stage(name="restore", steps=restore, lr=2e-3, weights=Weights(rec=0.0, project=1.0))
+    weights = replace(stage.weights, again=0.5)
+    return stage, replace(stage, name="settle", steps=settle, lr=1e-3, weights=weights)
 
 
 def projector_stages(project: int, rest: int) -> tuple[Stage, Stage]:

@@ -1,0 +1,439 @@
+"""What tesseract reads from damaged pages: as they are, cleaned by classical methods, and cleaned by `scans`.
+
+    python -m benchmarks.scans_ocr --model models/scans/1 --blocks 40 --out benchmarks/results/scans-ocr.json
+
+Blocks of text in fonts and words that training never shows are damaged, cleaned by every method, and read. It needs
+Debian's `tesseract-ocr` and `debian-handbook`, fonts of the families `HELD_OUT_FONTS`, and OpenCV; DoxaPy's Sauvola and
+damages of Augraphy are measured where they are installed. `--card` writes the figures into the model's card.
+"""
+
+import argparse
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.random import Generator
+from PIL import Image, ImageDraw
+from skimage import __file__ as skimage_file
+
+from benchmarks.harness.tables import table
+from model_export.data import damages
+from model_export.data.pages import (
+    HELD_OUT_PICTURES,
+    FloatImage,
+    font_files,
+    load_font,
+    noise_field,
+    to_levels,
+    wrap,
+)
+from model_export.errors import UserError
+from model_export.export.artifact import Artifact, TrainedCard, publish, read_all, with_card
+from model_export.files import atomic_write
+from service.artifact.pixels import Levels, to_rows
+from service.artifact.pixels import to_levels as rows_to_levels
+
+HANDBOOK: Final = Path(os.environ.get("SCANS_TEXT", "/usr/share/doc/debian-handbook/html/en-US"))
+OVERLAP: Final = 48  # pixels at the inner edges of a tile that are not used
+SMALL_PRINT: Final = 200  # dpi: pages of less are enlarged twice, for every method
+SEEN: Final[Mapping[str, tuple[damages.Damage, ...]]] = {
+    # The first is the one under test; the others are weak.
+    "light": (damages.light, damages.paper, damages.noise),
+    "bleed": (damages.bleed, damages.paper, damages.noise),
+    "blur": (damages.blur, damages.noise),
+    "noise": (damages.noise,),
+    "low resolution": (damages.low, damages.jpeg),
+    "stain and fold": (damages.stain, damages.fold, damages.paper, damages.noise),
+    "fade": (damages.fade, damages.paper, damages.noise),
+    "specks": (damages.specks, damages.blur),
+    "dirt": (damages.dirt, damages.streaks, damages.paper),
+    "ruled": (damages.ruled, damages.paper, damages.noise),
+    "halftone": (damages.halftone, damages.noise),
+}
+AUGRAPHY: Final = ("InkBleed", "BadPhotoCopy", "DirtyDrum", "ShadowCast", "Faxify")
+
+
+def moire(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
+    """Waves of a screen that was photographed."""
+    rows, columns = np.indices(image.shape)
+    angle, pitch = g.uniform(0, np.pi), em / g.uniform(3, 8)
+    waves = np.sin(2 * np.pi * (columns * np.cos(angle) + rows * np.sin(angle)) / pitch)
+    return np.asarray(image * (0.85 - 0.2 * strength) + (0.06 + 0.1 * strength) * waves)
+
+
+def ink_spread(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
+    """Too much ink on wet paper."""
+    cv2 = import_module("cv2")
+    size = max(2, round(em * (0.04 + 0.03 * strength)))
+    thick = cv2.erode(image.astype(np.float32), np.ones((size, size), np.uint8))
+    near = cv2.GaussianBlur(1 - thick, (0, 0), em / 20) > 0.05
+    thick = np.clip(thick + 0.25 * noise_field(g, image.shape, max(1, em / 15)) * near, 0, 1)
+    return np.asarray(cv2.GaussianBlur(thick.astype(np.float32), (0, 0), em / 40) * 0.92)
+
+
+def marker(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
+    """A text marker over some lines."""
+    out = image.copy()
+    for top in np.arange(g.uniform(0, 2) * em, image.shape[0], g.uniform(1.5, 4) * em):
+        left, right = np.sort(g.uniform(0, image.shape[1], 2)).astype(int)
+        out[int(top) : int(top + em), left:right] *= g.uniform(0.75, 0.9) - 0.3 * strength
+    return out
+
+
+UNSEEN: Final[Mapping[str, damages.Damage]] = {
+    "new: moire": moire,
+    "new: ink spread": ink_spread,
+    "new: marker": marker,
+}
+
+
+class Block(NamedTuple):
+    """Lines of held-out text in a held-out font, as after a perfect scan."""
+
+    image: Levels
+    text: str
+    dpi: int
+    em: float
+    hard: bool
+
+
+@cache
+def words() -> list[str]:
+    """Prose of Debian's handbook in plain letters."""
+    pages = "".join(file.read_text("utf-8") for file in sorted(HANDBOOK.glob("sect.*.html")))
+    paragraphs = re.findall(r'<div class="para">(.*?)</div>', pages, re.DOTALL)
+    text = html.unescape(re.sub(r"<[^>]+>", "", " ".join(paragraphs)))
+    return [word for word in text.split() if re.fullmatch(r"[A-Za-z0-9,.;:!?'()-]{1,18}", word)]
+
+
+@cache
+def faces(*, held_out: bool) -> tuple[Path, ...]:
+    return font_files(held_out=held_out)
+
+
+def block(number: int, *, held_out: bool = True, lines: int = 4) -> Block:
+    """Blocks alternate between 150 and 300 dpi, and pairs of them between weak and strong damages."""
+    g, dpi = np.random.default_rng((90, number, held_out)), 300 if number % 2 else 150
+    em = g.uniform(8.5, 12) * dpi / 72
+    font = load_font(faces(held_out=held_out)[int(g.integers(len(faces(held_out=held_out))))], round(em))
+    start, width, pad = int(g.integers(len(words()) - 400)), int(3.7 * dpi), int(0.22 * dpi)
+    rows, pitch = wrap(font, " ".join(words()[start : start + 200]), width)[:lines], em * g.uniform(1.15, 1.4)
+    image = Image.new("L", (width + 2 * pad, int(pitch * lines + em * 0.3) + 2 * pad), 255)
+    for i, row in enumerate(rows):
+        ImageDraw.Draw(image).text((pad, pad + i * pitch), row, font=font, fill=0)
+    return Block(np.asarray(image), "\n".join(rows), dpi, em, number % 4 > 1)
+
+
+def conditions(number: int, sample: Block) -> Iterator[tuple[str, Levels]]:
+    """A block without damage, and with every damage. Block and damage have the same random numbers in every run."""
+    clean, strength = sample.image.astype(np.float32) / 255, 0.85 if sample.hard else 0.45
+    yield "clean", sample.image
+    for kind, (name, chain) in enumerate(SEEN.items()):
+        g = np.random.default_rng((91, number, kind))
+        image: FloatImage = clean
+        for damage in sorted(chain, key=list(damages.SHARES).index):  # in the order in which they happen
+            image = damage(g, image, strength if damage is chain[0] else 0.25, sample.em)
+        yield name, to_levels(image)
+    for kind, (name, unseen) in enumerate(UNSEEN.items()):
+        yield name, to_levels(unseen(np.random.default_rng((92, number, kind)), clean, strength, sample.em))
+    for kind, name in enumerate(AUGRAPHY if find_spec("augraphy") else ()):
+        yield f"augraphy: {name}", augraphy(name, sample.image, 1000 * number + kind)
+
+
+def augraphy(name: str, image: Levels, seed: int) -> Levels:
+    """A damage of the library Augraphy, whose random numbers are the global ones of `random` and numpy."""
+    import_module("random").seed(seed)
+    np.random.seed(seed % 2**32)
+    damage = getattr(import_module("augraphy"), name)(p=1)
+    out = damage(np.repeat(image[..., None], 3, 2))
+    return np.asarray(Image.fromarray(np.asarray(out, np.uint8)).convert("L").resize(image.shape[::-1]))
+
+
+# The methods: functions of picture and dpi.
+
+
+def background(image: Levels, dpi: int) -> Levels:
+    """Divide by the paper: closing and blur, then stretch. What answers on the web recommend."""
+    cv2, size = import_module("cv2"), max(7, dpi // 8) | 1
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
+    ground = cv2.GaussianBlur(cv2.morphologyEx(image, cv2.MORPH_CLOSE, kernel), (0, 0), size / 2)
+    divided = image / np.maximum(ground, 1).astype(np.float32)
+    low = np.percentile(divided, 1)
+    return to_levels((divided - low) / max(0.05, 1 - low))
+
+
+def classic(image: Levels, dpi: int) -> Levels:
+    """Non-local means at the noise that is estimated (Immerkær, with a median), then `background`."""
+    cv2 = import_module("cv2")
+    kernel = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
+    sigma = float(np.median(np.abs(cv2.filter2D(image.astype(np.float32), -1, kernel))) / 0.6745 / 6)
+    return background(cv2.fastNlMeansDenoising(image, None, sigma + 1, 5, 15), dpi)
+
+
+def sauvola(image: Levels, dpi: int, *, window: int, k: float) -> Levels:
+    """DoxaPy's Sauvola; the window is for 150 dpi."""
+    binarization = import_module("doxapy").Binarization
+    out, method = np.empty_like(image), binarization(binarization.Algorithms.SAUVOLA)
+    method.initialize(np.ascontiguousarray(image))
+    method.to_binary(out, {"window": window * dpi // 150, "k": k})
+    return out
+
+
+def restored(artifact: Artifact, image: Levels) -> Levels:
+    """f of a picture of any size, in tiles whose inner edges are not used; rounded to 8 bits, as in a file."""
+    tile, (height, width) = artifact.card.shape[1], image.shape
+    starts = [_starts(side, tile) for side in image.shape]
+    padded = np.pad(image, [(0, max(0, tile - side)) for side in image.shape], mode="edge")
+    out = np.empty_like(padded)
+    for top in starts[0]:
+        for left in starts[1]:
+            part = padded[top : top + tile, left : left + tile]
+            done = rows_to_levels(artifact.function(to_rows(part[None, None])))[0, 0]
+            y, x = (OVERLAP if start else 0 for start in (top, left))
+            out[top + y : top + tile, left + x : left + tile] = done[y:, x:]
+    return out[:height, :width]
+
+
+def _starts(side: int, tile: int) -> list[int]:
+    """Where the tiles of a side begin; the last one ends where the picture ends."""
+    return [*range(0, side - tile, tile - 2 * OVERLAP), max(0, side - tile)]
+
+
+Method = Callable[[Levels, int], Levels]
+
+
+def read(images: Sequence[Levels], *, options: Sequence[str] = ()) -> list[str]:
+    """What tesseract reads from pictures of 300 dpi; one process for all of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, f"{i}.png") for i in range(len(images))]
+        for file, image in zip(files, images, strict=True):
+            Image.fromarray(image).save(file, dpi=(300, 300), compress_level=1)
+        listed = Path(folder, "files.txt")
+        listed.write_text("\n".join(map(str, files)))
+        command = ["tesseract", str(listed), "-", "--psm", "6", "-l", "eng", *options]
+        done = subprocess.run(
+            command, check=True, capture_output=True, text=True, env={**os.environ, "OMP_THREAD_LIMIT": "1"}
+        )
+    return done.stdout.split("\f")[: len(images)]
+
+
+def error_rate(found: str, wanted: str) -> float:
+    """Edit distance in characters over the length of the text, at most 1."""
+    a, b = (" ".join(text.translate(str.maketrans("’‘“”—", "''\"\"-")).split()) for text in (found, wanted))
+    row = np.arange(len(b) + 1)
+    letters, places = np.array([*b]), np.arange(len(b) + 1)
+    for i, letter in enumerate(a, start=1):
+        best = np.concatenate([[i], np.minimum(row[1:] + 1, row[:-1] + (letters != letter))])
+        row = np.minimum.accumulate(best - places) + places
+    return min(1.0, float(row[-1]) / len(b))
+
+
+def tuned_sauvola(count: int = 6) -> dict[str, Any]:
+    """Window and k with the least error on damages and fonts of training."""
+    samples = [block(i, held_out=False) for i in range(count)]
+    scans = [
+        to_levels(damages.damaged(np.random.default_rng((93, i)), each.image.astype(np.float32) / 255, each.em))
+        for i, each in enumerate(samples)
+    ]
+    settings = [{"window": window, "k": k} for window in (25, 51, 101) for k in (0.1, 0.2, 0.34)]
+
+    def error(setting: Mapping[str, Any]) -> float:
+        pages = [enlarged(scan, each.dpi) for scan, each in zip(scans, samples, strict=True)]
+        images = [sauvola(page, dpi, **setting) for page, dpi in pages]
+        return sum(error_rate(text, each.text) for text, each in zip(read(images), samples, strict=True))
+
+    return min(settings, key=error)
+
+
+def enlarged(image: Levels, dpi: int) -> tuple[Levels, int]:
+    """Small print twice as large, and its dpi."""
+    if dpi >= SMALL_PRINT:
+        return image, dpi
+    size = (2 * image.shape[1], 2 * image.shape[0])
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)), 2 * dpi
+
+
+def measure(number: int, methods: Mapping[str, Method], sheet: list[list[Levels]]) -> list[dict[str, Any]]:
+    """Clean and read one block under every condition: a record for each picture and method."""
+    sample, records = block(number), []
+    for condition, scan in conditions(number, sample):
+        image, dpi = enlarged(scan, sample.dpi)
+        done = {name: method(image, dpi) for name, method in methods.items()}
+        texts = dict(zip(done, read(list(done.values())), strict=True))
+        texts["tess-sauvola"] = read([image], options=("-c", "thresholding_method=2"))[0]
+        changed = {
+            "changed": float((np.abs(done["f"].astype(int) - image) > 8).mean()),
+            "moved": float((np.abs(done["f2"].astype(int) - done["f"]) > 8).mean()),
+        }
+        for name, text in texts.items():
+            extra = changed if name == "f" else {}
+            errors = {"cer": error_rate(text, sample.text)}
+            records.append({"block": number, "condition": condition, "method": name, **errors, **extra})
+        sheet.append([image, *(done[name] for name in ("background", "f", "f2") if name in done)])
+    return records
+
+
+def photographs(artifact: Artifact) -> dict[str, float]:
+    """Mean change in levels of held-out photographs on a white page of 150 dpi, enlarged as pages are."""
+    changes = {}
+    for name in HELD_OUT_PICTURES:
+        picture = Image.open(Path(skimage_file).parent / "data" / name).convert("L").resize((400, 400))
+        page = np.pad(np.asarray(picture), 120, constant_values=255)
+        inside = np.abs(restored(artifact, page).astype(int) - page)[120:-120, 120:-120]
+        changes[Path(name).stem] = float(inside.mean())
+    return changes
+
+
+def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means by damage and group in per cent, and how many blocks are read worse than raw."""
+    errors: dict[str, dict[str, dict[int, float]]] = {}
+    for each in records:
+        errors.setdefault(each["condition"], {}).setdefault(each["method"], {})[each["block"]] = each["cer"]
+    names = list(errors["clean"])
+    rows = {
+        condition: {name: 100 * float(np.mean(list(found[name].values()))) for name in names}
+        for condition, found in errors.items()
+    }
+    groups = {
+        "seen": [name for name in rows if name in SEEN],
+        "unseen": [name for name in rows if name.startswith("new")],
+        "augraphy": [name for name in rows if name.startswith("augraphy")],
+    }
+    means = {
+        group: {name: float(np.mean([rows[each][name] for each in members])) for name in names}
+        for group, members in groups.items()
+        if members
+    }
+    worse = {
+        group: {name: 100 * _share_worse(errors, members, name) for name in names if name != "raw"}
+        for group, members in {"clean": ["clean"], **groups}.items()
+        if members
+    }
+    rivals = [name for name in names if name not in ("f", "f2")]
+    oracle = {g: float(np.mean([min(rows[each][r] for r in rivals) for each in groups[g]])) for g in means}
+    f = [each for each in records if each["method"] == "f"]
+    pixels = {
+        name: {key: 100 * float(np.mean([each[key] for each in f if chosen(each)])) for key in ("changed", "moved")}
+        for name, chosen in (
+            ("clean", lambda each: each["condition"] == "clean"),
+            ("seen", lambda each: each["condition"] in SEEN),
+        )
+    }
+    blocks = len({each["block"] for each in records})
+    return {"blocks": blocks, "cer": rows, "means": means, "best_of_each": oracle, "worse": worse, "pixels": pixels}
+
+
+def _share_worse(errors: Mapping[str, Any], members: Sequence[str], name: str) -> float:
+    pairs = [(errors[each][name][i], raw) for each in members for i, raw in errors[each]["raw"].items()]
+    return float(np.mean([ours > raw + 0.01 for ours, raw in pairs]))
+
+
+def render(result: Mapping[str, Any]) -> str:
+    """The result as Markdown."""
+
+    def lines(rows: Mapping[str, Mapping[str, float]]) -> str:
+        return table([{"": name, **{k: f"{v:.1f}" for k, v in row.items()}} for name, row in rows.items()])
+
+    rows = {**result["cer"], **{f"mean {name}": row for name, row in result["means"].items()}}
+    return "\n\n".join(
+        [
+            f"Character error rate in per cent, {result['blocks']} blocks for each damage",
+            lines(rows),
+            "Blocks that are read worse than raw by more than one point, in per cent",
+            lines(result["worse"]),
+            "Pixels that f changes, and that a second step changes, by more than 8 levels, in per cent",
+            lines(result["pixels"]),
+        ]
+    )
+
+
+def missing(artifact: Path) -> str:
+    """Why nothing can be measured; empty if everything is there."""
+    needs = {
+        "tesseract of Debian's tesseract-ocr": shutil.which("tesseract") is not None,
+        "OpenCV, pip install opencv-python-headless": find_spec("cv2") is not None,
+        f"{HANDBOOK} of Debian's debian-handbook": HANDBOOK.is_dir(),
+        "fonts of the held-out families, see docs/training.md": bool(faces(held_out=True)),
+        f"a model in {artifact}": artifact.is_dir(),
+    }
+    return ", ".join(name for name, found in needs.items() if not found)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    cli = argparse.ArgumentParser(description="Measure what tesseract reads from cleaned pages.")
+    cli.add_argument("--model", type=Path, default=Path("models/scans/1"))
+    cli.add_argument("--blocks", type=int, default=40)
+    cli.add_argument("--methods", nargs="*", help="only these, and raw, background, f, f2")
+    cli.add_argument("--out", type=Path, help="JSON")
+    cli.add_argument("--sheet", type=Path, help="picture of the first blocks: damaged, background, f, f2")
+    cli.add_argument("--card", action="store_true", help="write the figures into the model's card")
+    options = cli.parse_args(arguments)
+    if reason := missing(options.model):
+        print(f"skipped: needs {reason}")
+        return 0
+    artifact = Artifact.read(options.model, threads=1)
+    result, sheet = run(artifact, options.blocks, options.methods)
+    print(render(result))
+    if options.sheet:
+        _save_sheet(sheet, options.sheet)
+    if options.out:
+        with atomic_write(options.out) as file:
+            file.write((json.dumps(result, indent=1) + "\n").encode())
+    if options.card:
+        _write_card(options.model, result)
+    return 0
+
+
+def run(artifact: Artifact, blocks: int, chosen: Sequence[str] | None) -> tuple[dict[str, Any], list[list[Levels]]]:
+    f = partial(restored, artifact)
+    methods: dict[str, Method] = {"raw": lambda image, _: image, "background": background, "classic": classic}
+    setting: dict[str, Any] = {}
+    if find_spec("doxapy"):
+        setting = tuned_sauvola()
+        methods["sauvola"] = lambda image, dpi: sauvola(image, dpi, **setting)
+    methods |= {"f": lambda image, _: f(image), "f2": lambda image, _: f(f(image))}
+    always = ("raw", "background", "f", "f2")
+    methods = {name: each for name, each in methods.items() if not chosen or name in (*chosen, *always)}
+    records: list[dict[str, Any]] = []
+    sheet: list[list[Levels]] = []
+    for number in range(blocks):
+        records += measure(number, methods, sheet if number in (2, 3) else [])
+        print(f"block {number + 1} of {blocks}", file=sys.stderr, flush=True)
+    result = summarise(records) | {"photographs": photographs(artifact), "sauvola": setting}
+    result["not_run"] = [name for name in ("doxapy", "augraphy") if not find_spec(name)]
+    return result, sheet
+
+
+def _save_sheet(rows: Sequence[Sequence[Levels]], file: Path) -> None:
+    """The same part of every picture, one line for each damage."""
+    parts = [np.hstack([np.pad(each[60:220, 60:560], 2) for each in row]) for row in rows]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.vstack(parts)).save(file, optimize=True)
+
+
+def _write_card(folder: Path, result: Mapping[str, Any]) -> None:
+    artifacts = read_all(folder, threads=1)
+    card = artifacts[0].card
+    quality = {key: value for key, value in result.items() if key != "records"}
+    new = TrainedCard.model_validate({**card.model_dump(), "quality": {"ocr": quality}})
+    publish(folder, with_card(artifacts, new), keep=True)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (UserError, subprocess.CalledProcessError) as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        sys.exit(2)
