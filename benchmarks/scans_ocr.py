@@ -1,6 +1,6 @@
 """What tesseract reads from damaged pages: as they are, cleaned by classical methods, and cleaned by `scans`.
 
-    python -m benchmarks.scans_ocr --model models/scans/1 --blocks 40 --out benchmarks/results/scans-ocr.json
+    python -m benchmarks.scans_ocr --blocks 25 --out benchmarks/results/scans-ocr.json
 
 Blocks of text in fonts and words that training never shows are damaged, cleaned by every method, and read. It needs
 Debian's `tesseract-ocr` and `debian-handbook`, fonts of the families `HELD_OUT_FONTS`, and OpenCV; DoxaPy's Sauvola and
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, partial
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,8 +25,10 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from skimage import __file__ as skimage_file
+from tqdm import tqdm
 
 from benchmarks.harness.tables import table
 from model_export.data import damages
@@ -61,6 +63,14 @@ SEEN: Final[Mapping[str, tuple[damages.Damage, ...]]] = {
     "dirt": (damages.dirt, damages.streaks, damages.paper),
     "ruled": (damages.ruled, damages.paper, damages.noise),
     "halftone": (damages.halftone, damages.noise),
+}
+_PATTERNS: Final = ("dirt", "ruled", "halftone")  # which no method without training removes
+GROUPS: Final[Mapping[str, Callable[[str], bool]]] = {
+    "clean": lambda name: name == "clean",
+    "seen": lambda name: name in SEEN and name not in _PATTERNS,
+    "seen, dirt and patterns": lambda name: name in _PATTERNS,
+    "unseen": lambda name: name.startswith("new"),
+    "unseen, Augraphy": lambda name: name.startswith("augraphy"),
 }
 AUGRAPHY: Final = ("InkBleed", "BadPhotoCopy", "DirtyDrum", "ShadowCast", "Faxify")
 
@@ -265,24 +275,29 @@ def enlarged(image: Levels, dpi: int) -> tuple[Levels, int]:
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)), 2 * dpi
 
 
-def measure(number: int, methods: Mapping[str, Method], sheet: list[list[Levels]]) -> list[dict[str, Any]]:
+def measure(
+    number: int, methods: Mapping[str, Method], artifact: Artifact, sheet: list[list[Levels]]
+) -> list[dict[str, Any]]:
     """Clean and read one block under every condition: a record for each picture and method."""
     sample, records = block(number), []
     for condition, scan in conditions(number, sample):
         image, dpi = enlarged(scan, sample.dpi)
         done = {name: method(image, dpi) for name, method in methods.items()}
-        texts = dict(zip(done, read(list(done.values())), strict=True))
+        done["f2"] = restored(artifact, done["f"])
+        texts = dict(zip(done, read([*done.values()]), strict=True))
         texts["tess-sauvola"] = read([image], options=("-c", "thresholding_method=2"))[0]
-        changed = {
-            "changed": float((np.abs(done["f"].astype(int) - image) > 8).mean()),
-            "moved": float((np.abs(done["f2"].astype(int) - done["f"]) > 8).mean()),
-        }
         for name, text in texts.items():
-            extra = changed if name == "f" else {}
-            errors = {"cer": error_rate(text, sample.text)}
-            records.append({"block": number, "condition": condition, "method": name, **errors, **extra})
-        sheet.append([image, *(done[name] for name in ("background", "f", "f2") if name in done)])
+            records.append(
+                {"block": number, "condition": condition, "method": name, "cer": error_rate(text, sample.text)}
+            )
+            if name == "f":
+                records[-1] |= {"changed": _differ(image, done["f"]), "moved": _differ(done["f"], done["f2"])}
+        sheet.append([image, *(done[name] for name in ("background", "f", "f2"))])
     return records
+
+
+def _differ(a: Levels, b: Levels) -> float:
+    return float((np.abs(a.astype(int) - b) > 8).mean())
 
 
 def photographs(artifact: Artifact) -> dict[str, float]:
@@ -297,65 +312,48 @@ def photographs(artifact: Artifact) -> dict[str, float]:
 
 
 def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means by damage and group in per cent, and how many blocks are read worse than raw."""
-    errors: dict[str, dict[str, dict[int, float]]] = {}
-    for each in records:
-        errors.setdefault(each["condition"], {}).setdefault(each["method"], {})[each["block"]] = each["cer"]
-    names = list(errors["clean"])
-    rows = {
-        condition: {name: 100 * float(np.mean(list(found[name].values()))) for name in names}
-        for condition, found in errors.items()
-    }
-    groups = {
-        "seen": [name for name in rows if name in SEEN],
-        "unseen": [name for name in rows if name.startswith("new")],
-        "augraphy": [name for name in rows if name.startswith("augraphy")],
-    }
-    means = {
-        group: {name: float(np.mean([rows[each][name] for each in members])) for name in names}
-        for group, members in groups.items()
-        if members
-    }
-    worse = {
-        group: {name: 100 * _share_worse(errors, members, name) for name in names if name != "raw"}
-        for group, members in {"clean": ["clean"], **groups}.items()
-        if members
-    }
-    rivals = [name for name in names if name not in ("f", "f2")]
-    oracle = {g: float(np.mean([min(rows[each][r] for r in rivals) for each in groups[g]])) for g in means}
-    f = [each for each in records if each["method"] == "f"]
-    pixels = {
-        name: {key: 100 * float(np.mean([each[key] for each in f if chosen(each)])) for key in ("changed", "moved")}
-        for name, chosen in (
-            ("clean", lambda each: each["condition"] == "clean"),
-            ("seen", lambda each: each["condition"] in SEEN),
-        )
-    }
-    blocks = len({each["block"] for each in records})
-    return {"blocks": blocks, "cer": rows, "means": means, "best_of_each": oracle, "worse": worse, "pixels": pixels}
+    """Means by damage and group in per cent, and how many blocks are read worse than raw by over one point."""
+    names, kinds, blocks = ([*dict.fromkeys(each[key] for each in records)] for key in ("method", "condition", "block"))
+    found = {(each["condition"], each["method"], each["block"]): each for each in records}
+    errors = np.array([[[100 * found[kind, name, i]["cer"] for i in blocks] for name in names] for kind in kinds])
+    groups = {group: [i for i, kind in enumerate(kinds) if belongs(kind)] for group, belongs in GROUPS.items()}
+    groups = {group: members for group, members in groups.items() if members}
+    rivals = [i for i, name in enumerate(names) if name not in ("f", "f2")]
 
+    def by_name(rates: NDArray[Any]) -> dict[str, float]:
+        return dict(zip(names, rates.tolist(), strict=True))
 
-def _share_worse(errors: Mapping[str, Any], members: Sequence[str], name: str) -> float:
-    pairs = [(errors[each][name][i], raw) for each in members for i, raw in errors[each]["raw"].items()]
-    return float(np.mean([ours > raw + 0.01 for ours, raw in pairs]))
+    worse = errors > errors[:, [names.index("raw")]] + 1.0
+    return {
+        "blocks": len(blocks),
+        "cer": {kind: by_name(errors[i].mean(1)) for i, kind in enumerate(kinds)},
+        "means": {group: by_name(errors[members].mean((0, 2))) for group, members in groups.items()},
+        "best_of_each": {
+            group: float(errors[members][:, rivals].mean(2).min(1).mean()) for group, members in groups.items()
+        },
+        "worse": {group: by_name(100 * worse[members].mean((0, 2))) for group, members in groups.items()},
+        "pixels": {
+            group: {
+                key: 100 * float(np.mean([found[kinds[i], "f", n][key] for i in members for n in blocks]))
+                for key in ("changed", "moved")
+            }
+            for group, members in groups.items()
+        },
+    }
 
 
 def render(result: Mapping[str, Any]) -> str:
     """The result as Markdown."""
-
-    def lines(rows: Mapping[str, Mapping[str, float]]) -> str:
-        return table([{"": name, **{k: f"{v:.1f}" for k, v in row.items()}} for name, row in rows.items()])
-
-    rows = {**result["cer"], **{f"mean {name}": row for name, row in result["means"].items()}}
+    means = {f"mean {name}": row for name, row in result["means"].items() if name != "clean"}
+    parts = {
+        f"Character error rate in per cent, {result['blocks']} blocks for each damage": result["cer"] | means,
+        "Blocks that are read worse than raw by more than one point, in per cent": result["worse"],
+        "Pixels that f, and one more f, change by more than 8 levels, in per cent": result["pixels"],
+        "Levels by which photographs on a page change, on average": {"": result["photographs"]},
+    }
     return "\n\n".join(
-        [
-            f"Character error rate in per cent, {result['blocks']} blocks for each damage",
-            lines(rows),
-            "Blocks that are read worse than raw by more than one point, in per cent",
-            lines(result["worse"]),
-            "Pixels that f changes, and that a second step changes, by more than 8 levels, in per cent",
-            lines(result["pixels"]),
-        ]
+        f"{title}\n\n" + table([{"": name} | {k: f"{v:.1f}" for k, v in row.items()} for name, row in rows.items()])
+        for title, rows in parts.items()
     )
 
 
@@ -371,64 +369,56 @@ def missing(artifact: Path) -> str:
     return ", ".join(name for name, found in needs.items() if not found)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    cli = argparse.ArgumentParser(description="Measure what tesseract reads from cleaned pages.")
-    cli.add_argument("--model", type=Path, default=Path("models/scans/1"))
-    cli.add_argument("--blocks", type=int, default=40)
-    cli.add_argument("--methods", nargs="*", help="only these, and raw, background, f, f2")
-    cli.add_argument("--out", type=Path, help="JSON")
-    cli.add_argument("--sheet", type=Path, help="picture of the first blocks: damaged, background, f, f2")
-    cli.add_argument("--card", action="store_true", help="write the figures into the model's card")
-    options = cli.parse_args(arguments)
-    if reason := missing(options.model):
-        print(f"skipped: needs {reason}")
-        return 0
-    artifact = Artifact.read(options.model, threads=1)
-    result, sheet = run(artifact, options.blocks, options.methods)
-    print(render(result))
-    if options.sheet:
-        _save_sheet(sheet, options.sheet)
-    if options.out:
-        with atomic_write(options.out) as file:
-            file.write((json.dumps(result, indent=1) + "\n").encode())
-    if options.card:
-        _write_card(options.model, result)
-    return 0
-
-
-def run(artifact: Artifact, blocks: int, chosen: Sequence[str] | None) -> tuple[dict[str, Any], list[list[Levels]]]:
-    f = partial(restored, artifact)
+def run(artifact: Artifact, blocks: int, sheet: list[list[Levels]]) -> dict[str, Any]:
+    """Measure every method that is installed."""
     methods: dict[str, Method] = {"raw": lambda image, _: image, "background": background, "classic": classic}
     setting: dict[str, Any] = {}
     if find_spec("doxapy"):
         setting = tuned_sauvola()
         methods["sauvola"] = lambda image, dpi: sauvola(image, dpi, **setting)
-    methods |= {"f": lambda image, _: f(image), "f2": lambda image, _: f(f(image))}
-    always = ("raw", "background", "f", "f2")
-    methods = {name: each for name, each in methods.items() if not chosen or name in (*chosen, *always)}
+    methods["f"] = lambda image, _: restored(artifact, image)
     records: list[dict[str, Any]] = []
-    sheet: list[list[Levels]] = []
-    for number in range(blocks):
-        records += measure(number, methods, sheet if number in (2, 3) else [])
-        print(f"block {number + 1} of {blocks}", file=sys.stderr, flush=True)
-    result = summarise(records) | {"photographs": photographs(artifact), "sauvola": setting}
-    result["not_run"] = [name for name in ("doxapy", "augraphy") if not find_spec(name)]
-    return result, sheet
+    for number in tqdm(range(blocks), unit="block"):
+        records += measure(number, methods, artifact, sheet if number < 2 else [])
+    missing = [name for name in ("doxapy", "augraphy") if not find_spec(name)]
+    return {**summarise(records), "photographs": photographs(artifact), "sauvola": setting, "not_run": missing}
 
 
-def _save_sheet(rows: Sequence[Sequence[Levels]], file: Path) -> None:
+def save_sheet(rows: Sequence[Sequence[Levels]], file: Path) -> None:
     """The same part of every picture, one line for each damage."""
-    parts = [np.hstack([np.pad(each[60:220, 60:560], 2) for each in row]) for row in rows]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.vstack(parts)).save(file, optimize=True)
+    parts = [np.hstack([np.pad(each[60:180, 60:460], 2) for each in row]) for row in rows]
+    with atomic_write(file) as opened:
+        Image.fromarray(np.vstack(parts)).save(opened, "PNG", optimize=True)
 
 
-def _write_card(folder: Path, result: Mapping[str, Any]) -> None:
+def write_card(folder: Path, result: Mapping[str, Any]) -> None:
     artifacts = read_all(folder, threads=1)
-    card = artifacts[0].card
-    quality = {key: value for key, value in result.items() if key != "records"}
-    new = TrainedCard.model_validate({**card.model_dump(), "quality": {"ocr": quality}})
-    publish(folder, with_card(artifacts, new), keep=True)
+    card = TrainedCard.model_validate({**artifacts[0].card.model_dump(), "quality": {"ocr": result}})
+    publish(folder, with_card(artifacts, card), keep=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    cli = argparse.ArgumentParser(description="Measure what tesseract reads from cleaned pages.")
+    cli.add_argument("--model", type=Path, default=Path("models/scans/1"))
+    cli.add_argument("--blocks", type=int, default=25)
+    cli.add_argument("--out", type=Path, help="JSON")
+    cli.add_argument("--sheet", type=Path, help="PNG of two blocks: damaged, background, f, f2")
+    cli.add_argument("--card", action="store_true", help="write the figures into the model's card")
+    options = cli.parse_args(arguments)
+    if reason := missing(options.model):
+        print(f"skipped: needs {reason}")
+        return 0
+    sheet: list[list[Levels]] = []
+    result = run(Artifact.read(options.model, threads=1), options.blocks, sheet)
+    print(render(result))
+    if options.sheet:
+        save_sheet(sheet, options.sheet)
+    if options.out:
+        with atomic_write(options.out) as file:
+            file.write((json.dumps(result, indent=1) + "\n").encode())
+    if options.card:
+        write_card(options.model, result)
+    return 0
 
 
 if __name__ == "__main__":

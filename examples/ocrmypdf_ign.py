@@ -22,6 +22,10 @@ def filter_ocr_image(page: object, image: Image.Image) -> Image.Image:
     image.convert("L").resize(size, Image.Resampling.BICUBIC).save(scan, "PNG")
     with Client(timeout=120) as client:
         (cleaned,) = client.project(scan.getvalue(), model="scans")
-    result = cleaned.to_pil().resize(size)
+    result = cleaned.to_pil()
+    if result.size != size:
+        raise ValueError(
+            f"{client.base_url} answers with {result.size}: its model `scans` is not for pages of any size"
+        )
     result.info["dpi"] = tuple(factor * each for each in dpi)
     return result
