@@ -9,6 +9,7 @@ damages of Augraphy are measured where they are installed. `--card` writes the f
 
 import argparse
 import html
+import itertools
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -44,6 +45,7 @@ from model_export.data.pages import (
 from model_export.errors import UserError
 from model_export.export.artifact import Artifact, TrainedCard, publish, read_all, with_card
 from model_export.files import atomic_write
+from service.artifact.golden import digest_of
 from service.artifact.pixels import Levels, to_rows
 from service.artifact.pixels import to_levels as rows_to_levels
 
@@ -222,6 +224,22 @@ def _starts(side: int, tile: int) -> list[int]:
 
 
 Method = Callable[[Levels, int], Levels]
+_OPTIONS: Final = {"tess-sauvola": ("-c", "thresholding_method=2")}
+
+
+def methods_of(artifact: Artifact, setting: Mapping[str, Any] | None) -> dict[str, Method]:
+    """Name → method; without a setting there is no Sauvola of DoxaPy."""
+    methods: dict[str, Method] = {
+        "raw": lambda image, _: image,
+        "background": background,
+        "classic": classic,
+        "f": lambda image, _: restored(artifact, image),
+        "f2": lambda image, _: restored(artifact, restored(artifact, image)),
+        "tess-sauvola": lambda image, _: image,
+    }
+    if setting is not None:
+        methods["sauvola"] = lambda image, dpi: sauvola(image, dpi, **setting)
+    return methods
 
 
 def read(images: Sequence[Levels], *, options: Sequence[str] = ()) -> list[str]:
@@ -276,24 +294,34 @@ def enlarged(image: Levels, dpi: int) -> tuple[Levels, int]:
 
 
 def measure(
-    number: int, methods: Mapping[str, Method], artifact: Artifact, sheet: list[list[Levels]]
-) -> list[dict[str, Any]]:
-    """Clean and read one block under every condition: a record for each picture and method."""
-    sample, records = block(number), []
+    number: int, methods: Mapping[str, Method], known: Container[tuple[int, str, str]]
+) -> Iterator[dict[str, Any]]:
+    """Clean and read one block under every condition: a record for each picture and method that is not known."""
+    sample = block(number)
     for condition, scan in conditions(number, sample):
         image, dpi = enlarged(scan, sample.dpi)
-        done = {name: method(image, dpi) for name, method in methods.items()}
-        done["f2"] = restored(artifact, done["f"])
-        texts = dict(zip(done, read([*done.values()]), strict=True))
-        texts["tess-sauvola"] = read([image], options=("-c", "thresholding_method=2"))[0]
-        for name, text in texts.items():
-            records.append(
-                {"block": number, "condition": condition, "method": name, "cer": error_rate(text, sample.text)}
-            )
-            if name == "f":
-                records[-1] |= {"changed": _differ(image, done["f"]), "moved": _differ(done["f"], done["f2"])}
-        sheet.append([image, *(done[name] for name in ("background", "f", "f2"))])
-    return records
+        names = [name for name in methods if (number, condition, name) not in known]
+        done = {name: methods[name](image, dpi) for name in names}
+        changes: dict[str, Any] = {}
+        if {"f", "f2"} <= done.keys():
+            changes = {"changed": _differ(image, done["f"]), "moved": _differ(done["f"], done["f2"])}
+        for options, group in itertools.groupby(names, lambda name: _OPTIONS.get(name, ())):
+            found = list(group)
+            for name, text in zip(found, read([done[each] for each in found], options=options), strict=True):
+                record = {"block": number, "condition": condition, "method": name}
+                yield record | {"cer": error_rate(text, sample.text)} | (changes if name == "f" else {})
+
+
+def sheet(methods: Mapping[str, Method]) -> Levels:
+    """The same part of two blocks, damaged and cleaned; one line for each damage."""
+    lines = []
+    for number in range(2):
+        sample = block(number)
+        for _, scan in conditions(number, sample):
+            image, dpi = enlarged(scan, sample.dpi)
+            row = [image, *(methods[name](image, dpi) for name in ("background", "f", "f2"))]
+            lines.append(np.hstack([np.pad(each[60:180, 60:460], 2) for each in row]))
+    return np.vstack(lines)
 
 
 def _differ(a: Levels, b: Levels) -> float:
@@ -369,26 +397,22 @@ def missing(artifact: Path) -> str:
     return ", ".join(name for name, found in needs.items() if not found)
 
 
-def run(artifact: Artifact, blocks: int, sheet: list[list[Levels]]) -> dict[str, Any]:
-    """Measure every method that is installed."""
-    methods: dict[str, Method] = {"raw": lambda image, _: image, "background": background, "classic": classic}
-    setting: dict[str, Any] = {}
-    if find_spec("doxapy"):
-        setting = tuned_sauvola()
-        methods["sauvola"] = lambda image, dpi: sauvola(image, dpi, **setting)
-    methods["f"] = lambda image, _: restored(artifact, image)
-    records: list[dict[str, Any]] = []
-    for number in tqdm(range(blocks), unit="block"):
-        records += measure(number, methods, artifact, sheet if number < 2 else [])
-    missing = [name for name in ("doxapy", "augraphy") if not find_spec(name)]
-    return {**summarise(records), "photographs": photographs(artifact), "sauvola": setting, "not_run": missing}
-
-
-def save_sheet(rows: Sequence[Sequence[Levels]], file: Path) -> None:
-    """The same part of every picture, one line for each damage."""
-    parts = [np.hstack([np.pad(each[60:180, 60:460], 2) for each in row]) for row in rows]
-    with atomic_write(file) as opened:
-        Image.fromarray(np.vstack(parts)).save(opened, "PNG", optimize=True)
+def run(artifact: Artifact, blocks: int, file: Path | None) -> tuple[dict[str, Any], dict[str, Method]]:
+    """Measure every method that is installed. Records of ``file``, which it lengthens, are not measured again."""
+    setting = tuned_sauvola() if find_spec("doxapy") else None
+    methods = methods_of(artifact, setting)
+    digest = digest_of(artifact.data)
+    records = [] if file is None or not file.is_file() else [json.loads(line) for line in file.read_text().splitlines()]
+    records = [each for each in records if each["model"] in ("", digest) and each["block"] < blocks]
+    known = {(each["block"], each["condition"], each["method"]) for each in records}
+    with (file or Path(os.devnull)).open("a") as opened:
+        for number in tqdm(range(blocks), unit="block"):
+            for record in measure(number, methods, known):
+                records.append(record | {"model": digest if record["method"] in ("f", "f2") else ""})
+                print(json.dumps(records[-1]), file=opened, flush=True)
+    absent = [name for name in ("doxapy", "augraphy") if not find_spec(name)]
+    result = {**summarise(records), "photographs": photographs(artifact), "sauvola": setting, "not_run": absent}
+    return result, methods
 
 
 def write_card(folder: Path, result: Mapping[str, Any]) -> None:
@@ -402,17 +426,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cli.add_argument("--model", type=Path, default=Path("models/scans/1"))
     cli.add_argument("--blocks", type=int, default=25)
     cli.add_argument("--out", type=Path, help="JSON")
+    cli.add_argument("--records", type=Path, help="JSON lines of what is read, which continue a run")
     cli.add_argument("--sheet", type=Path, help="PNG of two blocks: damaged, background, f, f2")
     cli.add_argument("--card", action="store_true", help="write the figures into the model's card")
     options = cli.parse_args(arguments)
     if reason := missing(options.model):
         print(f"skipped: needs {reason}")
         return 0
-    sheet: list[list[Levels]] = []
-    result = run(Artifact.read(options.model, threads=1), options.blocks, sheet)
+    result, methods = run(Artifact.read(options.model, threads=1), options.blocks, options.records)
     print(render(result))
     if options.sheet:
-        save_sheet(sheet, options.sheet)
+        with atomic_write(options.sheet) as file:
+            Image.fromarray(sheet(methods)).save(file, "PNG", optimize=True)
     if options.out:
         with atomic_write(options.out) as file:
             file.write((json.dumps(result, indent=1) + "\n").encode())
