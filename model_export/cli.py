@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from model_export.data.datasets import Dataset
     from model_export.training.train import Run
 
-_DATA: Final = ".npz, folder or zip of pictures, or mnist, fashion_mnist, kmnist, cifar10 or svhn, which are downloaded"
+_DATA: Final = (
+    ".npz, folder or zip of pictures, or mnist, fashion_mnist, kmnist, cifar10 or svhn, which are downloaded, or "
+    "scans, which is drawn"
+)
 _PROG: Final = "python -m model_export"
 # Options that replace fields of the card.
 _CARD_OPTIONS: Final = ("description", "title", "prompt", "licence", "polarity", "background", "generate_steps")
@@ -108,13 +111,13 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> Iterator[st
     from model_export.export.weights import start_weights
     from model_export.training.checkpoint import record
     from model_export.training.execution import Execution, join_world
-    from model_export.training.presets import Choices, choose_preset, describe_model, summary
+    from model_export.training.presets import Choices, choose_preset, describe_model, own_data, summary
     from model_export.training.train import Run
 
     _check_train_options(options)
     choices = Choices(**_given(options, Choices.__slots__))
     with join_world(_device(options.device)) as (world, device):
-        source = open_source(options.data, skip_bad=options.skip_bad)
+        source = open_source(options.data or own_data(options.preset), skip_bad=options.skip_bad)
         found = source.inspect()
         base = choose_preset(choices, source, found)
         data = source.load(size=base.network.size, channels=base.network.channels)
@@ -278,7 +281,7 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     train = commands.add_parser("train", help="train a preset; the same command again continues")
     train.set_defaults(run=_train)
     train.add_argument("--preset", help="one of docs/training.md, such as mnist or small (default: what fits the data)")
-    train.add_argument("--data", required=True, help=_DATA)
+    train.add_argument("--data", help=f"{_DATA} (default: the preset's own)")
     train.add_argument("--out", help="folder of the run: checkpoint, log, sample grids")
     train.add_argument("--dry-run", action="store_true", help="say what would be trained and how long, and end")
     train.add_argument("--name", help="name of the model (default: the preset's, for other data that of the data)")

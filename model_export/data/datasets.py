@@ -32,11 +32,12 @@ from model_export.data.picture_files import (
     readable,
 )
 from model_export.errors import UserError
-from service.artifact.card import ModelCard
+from service.artifact.card import Card
 
 _MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes
 _ATTRIBUTES = ("attributes", "attributes_train", "attributes_test")
-_ARRAYS = ("x_train", "x_test", "y_train", "y_test", "licence", *_ATTRIBUTES)  # of an `.npz`
+_DAMAGED = "damaged_train"
+_ARRAYS = ("x_train", "x_test", "y_train", "y_test", "licence", _DAMAGED, *_ATTRIBUTES)  # of an `.npz`
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +58,7 @@ class Dataset:
     licence: str  # `unknown` if it is not known
     train: Tensor  # (N, C, H, W) uint8
     held_out: Tensor
+    damaged: Tensor | None = None  # of each training picture, what f shall restore to it; None: made in training
     train_labels: Tensor | None = None  # (N,) int64, or None if the data has no classes
     held_out_labels: Tensor | None = None
     known: str = ""  # name of the published set with this content; empty if it is none
@@ -104,7 +106,10 @@ class ArraySource:
 
     def __init__(self, name: str, arrays: Arrays, *, downloaded: bool = False) -> None:
         self.name = name
-        self._pictures = {key: _channels_first(arrays[key], f"--data {name}: {key}") for key in ("x_train", "x_test")}
+        keys = [key for key in ("x_train", "x_test", _DAMAGED) if key in arrays]
+        self._pictures = {key: _channels_first(arrays[key], f"--data {name}: {key}") for key in keys}
+        if len(self._pictures.get(_DAMAGED, self._pictures["x_train"])) != len(self._pictures["x_train"]):
+            raise UserError(f"--data {name}: {_DAMAGED} must be one picture for each of x_train")
         self._labels: dict[str, NDArray[np.int64]] = {}
         for key, pictures in (("y_train", "x_train"), ("y_test", "x_test")):
             value = arrays.get(key)
@@ -112,10 +117,12 @@ class ArraySource:
                 raise UserError(f"--data {name}: {key} must be one integer for each picture of {pictures}")
             if value is not None:
                 self._labels[key] = value.astype(np.int64)
-        self._attributes = _read_attributes(arrays, name, *(len(pictures) for pictures in self._pictures.values()))
+        self._attributes = _read_attributes(
+            arrays, name, *(len(self._pictures[part]) for part in ("x_train", "x_test"))
+        )
         self._licence = str(arrays["licence"]) if "licence" in arrays else "unknown"
         self._sha256 = content_digest({**self._pictures, **self._labels})
-        self.known = recognise(self._sha256)
+        self.known = recognise(self._sha256) or (name if downloaded else "")
         if downloaded:
             check_content(name, self._sha256)
 
@@ -137,6 +144,7 @@ class ArraySource:
             licence=KNOWN_SETS[self.known].licence if self.known else self._licence,
             train=torch.from_numpy(self._pictures["x_train"]),
             held_out=torch.from_numpy(self._pictures["x_test"]),
+            damaged=torch.from_numpy(self._pictures[_DAMAGED]) if _DAMAGED in self._pictures else None,
             train_labels=labels.get("y_train"),
             held_out_labels=labels.get("y_test"),
             known=self.known,
@@ -153,10 +161,10 @@ def load_dataset(source: str, *, size: int, channels: int, skip_bad: bool = Fals
     return open_source(source, skip_bad=skip_bad).load(size=size, channels=channels)
 
 
-def load_data_of(card: ModelCard, source: str, *, skip_bad: bool = False) -> Dataset:
+def load_data_of(card: Card, source: str, *, skip_bad: bool = False) -> Dataset:
     """Load the data that a model was trained on, in the model's shape."""
     data = load_dataset(source, size=card.shape[1], channels=card.shape[0], skip_bad=skip_bad)
-    if data.sha256 != card.data.sha256:
+    if card.data is not None and data.sha256 != card.data.sha256:
         raise UserError(f"--data {data.name}: not what {card.ref} was trained on, {card.data.name} of another SHA-256")
     return data
 
@@ -164,9 +172,9 @@ def load_data_of(card: ModelCard, source: str, *, skip_bad: bool = False) -> Dat
 def open_source(source: str, *, skip_bad: bool = False) -> Source:
     """Find the pictures that `--data` names.
 
-    It is the path of an `.npz` (`x_train`, `x_test`, optional `y_train`, `y_test`), of a folder or zip of pictures
-    (sub-folders `train` and `test` or `val` are the split; without them every tenth picture is held out), or the name
-    of a published set, downloaded to `~/.cache/ign-service`.
+    It is the path of an `.npz` (`x_train`, `x_test`, optional `y_train`, `y_test`, `damaged_train`), of a folder or zip
+    of pictures (sub-folders `train` and `test` or `val` are the split; without them every tenth picture is held out),
+    or the name of a published set, downloaded or drawn to `~/.cache/ign-service`.
     """
     path = Path(source).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix == ".zip"):
@@ -177,7 +185,7 @@ def open_source(source: str, *, skip_bad: bool = False) -> Source:
         return ArraySource(path.name, _read_npz(path))
     name = find_downloadable(source)
     if name is None:
-        known = ", ".join(sorted(name for name, known in KNOWN_SETS.items() if known.torchvision))
+        known = ", ".join(sorted(name for name, known in KNOWN_SETS.items() if known.torchvision or known.drawn))
         raise UserError(f"--data {source}: no such file or folder, and not one of the sets to download: {known}")
     return ArraySource(name, download(name), downloaded=True)
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_export.errors import UserError
+from model_export.files import atomic_write
 
 Arrays = dict[str, NDArray[Any]]
 """`x_train`, `x_test`: uint8 pictures; `y_train`, `y_test`: labels, if there are any."""
@@ -24,6 +25,7 @@ class KnownSet(NamedTuple):
     # `content_digest` of the set, or for pictures in files the digest of their names and contents. Empty: the set is
     # not checked.
     sha256: str = ""
+    drawn: bool = False  # by this program, in place of a download
 
 
 _FASHION: Final = "b7ec5add42a42a2b36a522e440fd4a1fea95b83181060595822e387f2f2ac9de"
@@ -37,6 +39,7 @@ KNOWN_SETS: Final[Mapping[str, KnownSet]] = {
     "svhn": KnownSet("non-commercial", "SVHN"),
     # `python -m model_export data avatars` with its defaults makes it.
     "avatars64": KnownSet("CC BY 4.0", "", "d2082e5a1640d31982539c789563875b339d26ae58dbdf61c8b020a8637ff6ff"),
+    "scans": KnownSet("PSF-2.0 (words), see scikit-image (photographs)", drawn=True),
     "celeba64": KnownSet("non-commercial research", "", _CELEBA),
 }
 
@@ -44,7 +47,10 @@ KNOWN_SETS: Final[Mapping[str, KnownSet]] = {
 def find_downloadable(source: str) -> str | None:
     """The name of the set that `--data` names, as in this module or as torchvision writes it; None if there is none."""
     sets = KNOWN_SETS.items()
-    return next((name for name, known in sets if known.torchvision and source in (name, known.torchvision)), None)
+    return next(
+        (name for name, known in sets if (known.drawn or known.torchvision) and source in (name, known.torchvision)),
+        None,
+    )
 
 
 def recognise(sha256: str) -> str:
@@ -63,7 +69,9 @@ def content_digest(arrays: Mapping[str, NDArray[Any]]) -> str:
 
 
 def download(name: str) -> Arrays:
-    """Pictures and labels of a set, through torchvision. It keeps its files in `~/.cache/ign-service`."""
+    """Pictures and labels of a set, through torchvision or drawn. The files stay in `~/.cache/ign-service`."""
+    if KNOWN_SETS[name].drawn:
+        return _drawn(Path(_CACHE).expanduser() / f"{name}.npz")
     from torchvision import datasets
 
     root, class_name = str(Path(_CACHE).expanduser()), KNOWN_SETS[name].torchvision
@@ -77,6 +85,17 @@ def download(name: str) -> Arrays:
     except (OSError, RuntimeError) as exc:
         raise UserError(f"--data {name}: the download failed: {str(exc).strip()}") from exc
     return {key: np.asarray(array) for key, array in arrays.items()}
+
+
+def _drawn(file: Path) -> Arrays:
+    if not file.is_file():
+        from model_export.data.scans import draw_scans
+
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(file) as opened:
+            np.savez_compressed(opened, allow_pickle=False, **draw_scans())
+    with np.load(file) as arrays:
+        return dict(arrays)
 
 
 def check_content(name: str, sha256: str) -> None:

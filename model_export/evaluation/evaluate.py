@@ -1,6 +1,5 @@
 """Measure an exported model; write the figures beside it and into its card."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any, Final
@@ -10,11 +9,10 @@ from model_export.errors import UserError
 from model_export.evaluation.classifier import Table, classifier_for
 from model_export.evaluation.inception import Inception
 from model_export.evaluation.measures import SAMPLES, STEPS, Evaluation
-from model_export.export.artifact import OnnxFunction, publish, read_all, stamp
+from model_export.export.artifact import TrainedCard, check_golden, publish, read_all, with_card
 from model_export.files import atomic_write
-from service.artifact.card import ModelCard
-from service.artifact.files import GOLDEN_FILE, METRICS_FILE, MODEL_FILE, MODEL_FILES, Precision
-from service.artifact.golden import Golden, digest_of, max_abs_diff
+from service.artifact.files import GOLDEN_FILE, METRICS_FILE, MODEL_FILE
+from service.artifact.golden import digest_of
 
 _MIN_PICTURES: Final = 2  # of each part: a covariance and a nearest neighbour need two
 _NOT_QUALITY: Final = ("data", "distance_quantiles")  # other fields of the card hold them
@@ -40,8 +38,10 @@ def evaluate(
     artifacts = read_all(folder, threads=threads)
     exported = artifacts[0]
     card, golden = exported.card, exported.golden()
+    if card.noise is None:
+        raise UserError(f"{card.ref}: makes nothing of noise; `python -m benchmarks.scans_ocr` measures it")
     golden_rows = {
-        artifact.precision: _check_golden(artifact.function, golden, card, artifact.precision) for artifact in artifacts
+        artifact.precision: check_golden(artifact.function, golden, card, artifact.precision) for artifact in artifacts
     }
     data = load_data_of(card, source, skip_bad=skip_bad)
     _check_usable(data, samples, steps)
@@ -60,17 +60,11 @@ def evaluate(
         table |= {"golden": golden_rows[precision], "tolerance": getattr(card.tolerance, precision)}
     quality = {key: _without_histograms(value) for key, value in measures.items() if key not in _NOT_QUALITY}
     measured = {"quality": quality, "distance_quantiles": measures["distance_quantiles"]}
-    new_card = ModelCard.model_validate({**card.model_dump(), **measured})
-    stamped = {artifact.precision: stamp(artifact.data, new_card) for artifact in artifacts}
-    # The rewritten files must still compute the same before they replace the old ones.
-    for precision, content in stamped.items():
-        _check_golden(OnnxFunction(content, threads=1), golden, new_card, precision)
-    files = {MODEL_FILES[precision]: content for precision, content in stamped.items()}
-    digests = {name: digest_of(content) for name, content in files.items()}
+    files = with_card(artifacts, TrainedCard.model_validate({**card.model_dump(), **measured}))
+    digests = {name: digest_of(content) for name, content in files.items() if name != GOLDEN_FILE}
     identity = {"name": card.name, "version": card.version, "digest": digests[MODEL_FILE], "files": digests}
     table = {"model": identity, **measures}
     text = (json.dumps(table, indent=1, allow_nan=False) + "\n").encode()
-    files[GOLDEN_FILE] = dataclasses.replace(golden, digest=digests[MODEL_FILE]).to_bytes()
     if out:  # first, because it may fail
         with atomic_write(out) as file:
             file.write(text)
@@ -115,12 +109,3 @@ def _check_usable(data: Dataset, samples: int, steps: int) -> None:
         raise UserError(f"--data {data.name}: needs {needed}")
     if steps < 1:
         raise UserError(f"--steps {steps}: at least 1")
-
-
-def _check_golden(function: OnnxFunction, golden: Golden, card: ModelCard, precision: Precision) -> float:
-    """Largest difference of a file from the golden rows; a `UserError` if it exceeds the tolerance of the card."""
-    difference = max_abs_diff(function(golden.x), golden.y)
-    if difference > getattr(card.tolerance, precision):
-        name = card.ref if precision == "fp32" else f"{card.ref} in {precision}"
-        raise UserError(f"{name}: differs from its golden rows by {difference:.2g}; `verify` it first")
-    return round(difference, 6)

@@ -20,7 +20,8 @@ from model_export.evaluation.inception import Inception
 from model_export.evaluation.metrics import frechet, mean_distance, nearest
 from model_export.evaluation.restoration import Function
 from model_export.evaluation.warnings import warnings
-from service.artifact.card import QUANTILES, ModelCard
+from model_export.export.artifact import TrainedCard
+from service.artifact.card import QUANTILES
 from service.artifact.pixels import MID_GREY, Levels, ring_mean, to_levels, to_rows
 from service.domain.latents import FloatRows, NoiseSource
 
@@ -68,7 +69,7 @@ class Evaluation:
         self,
         f: Function,
         *,
-        card: ModelCard,
+        card: TrainedCard,
         noise: NoiseSource,
         data: Dataset,
         classifier: Classifier,
@@ -322,7 +323,7 @@ def random_indices(count: int, n: int) -> slice | NDArray[np.int64]:
     return np.sort(np.random.default_rng(_SEED).choice(count, n, replace=False))
 
 
-def _prepare_as_service(levels: Levels, card: ModelCard) -> tuple[FloatRows, int]:
+def _prepare_as_service(levels: Levels, card: TrainedCard) -> tuple[FloatRows, int]:
     """Pictures as the service passes them to f (light-on-dark: light borders are inverted), and the number inverted."""
     light = np.zeros(len(levels), dtype=np.bool_)
     if card.polarity == "light-on-dark":

@@ -11,7 +11,7 @@ from model_export.data.drawings import held_out_drawings, on_background
 from model_export.evaluation.classifier import Classifier, Predictions, Table, sample_budget
 from model_export.evaluation.metrics import auroc, frechet, mean_distance, nearest
 from model_export.evaluation.restoration import Function
-from service.artifact.card import ModelCard
+from model_export.export.artifact import TrainedCard
 from service.artifact.pixels import Levels, to_levels, to_rows
 from service.domain.latents import FloatRows
 
@@ -29,7 +29,7 @@ PROTOCOL: Final = (
 
 
 def measure_drawings(
-    f: Function, card: ModelCard, classifier: Classifier, held_out: Predictions, real: Levels, train: Levels
+    f: Function, card: TrainedCard, classifier: Classifier, held_out: Predictions, real: Levels, train: Levels
 ) -> Table:
     """What f makes of letters and of shapes, beside what it makes of ``real`` pictures."""
     x = to_rows(real)

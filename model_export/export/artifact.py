@@ -3,10 +3,11 @@
 `model.fp16.onnx` is optional. The golden rows belong to `model.onnx` and are valid for both.
 """
 
+import dataclasses
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,13 +18,20 @@ import onnxruntime as ort
 
 from model_export.errors import UserError
 from model_export.files import errors_name
-from service.artifact.card import INPUT, OUTPUT, Card, CardError, ModelCard, from_metadata, to_metadata
+from service.artifact.card import INPUT, OUTPUT, Card, CardError, Data, Training, from_metadata, to_metadata
 from service.artifact.files import GOLDEN_FILE, MODEL_FILE, MODEL_FILES, Precision
-from service.artifact.golden import Golden, digest_of, read_golden
+from service.artifact.golden import Golden, digest_of, max_abs_diff, read_golden
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows, NoiseSource
 
 _BATCH: Final = 64
+
+
+class TrainedCard(Card):
+    """The card of a network that was trained here. In schema 2 the network makes nothing of noise."""
+
+    data: Data
+    training: Training
 
 
 class OnnxFunction:
@@ -61,7 +69,7 @@ class Artifact:
 
     folder: Path  # the version folder
     data: bytes  # content of the file
-    card: ModelCard
+    card: TrainedCard
     noise: NoiseSource
     function: OnnxFunction
     precision: Precision = "fp32"
@@ -78,9 +86,10 @@ class Artifact:
             card, noise = from_metadata(function.metadata)
         except (UserError, CardError) as exc:
             raise UserError(f"{path}: {exc}") from exc
-        if not isinstance(card, ModelCard):
+        if card.data is None or card.training is None:
             raise UserError(f"{path}: was imported, and this command is about networks that were trained here")
-        return cls(folder=folder, precision=precision, data=data, card=card, noise=noise, function=function)
+        trained = TrainedCard.model_validate(card.model_dump())
+        return cls(folder=folder, precision=precision, data=data, card=trained, noise=noise, function=function)
 
     def golden(self) -> Golden:
         """The golden rows beside `model.onnx`."""
@@ -98,6 +107,28 @@ def read_all(folder: Path, *, threads: int = 0) -> list[Artifact]:
     """Read all model files of a version, `model.onnx` first."""
     present = [precision for precision, file in MODEL_FILES.items() if precision == "fp32" or (folder / file).is_file()]
     return [Artifact.read(folder, precision=precision, threads=threads) for precision in present]
+
+
+def with_card(artifacts: Sequence[Artifact], card: TrainedCard) -> dict[str, bytes]:
+    """The files of a version with another card, and their golden rows, for `publish`."""
+    golden = artifacts[0].golden()
+    files = {}
+    for artifact in artifacts:
+        content = stamp(artifact.data, card)
+        # The rewritten file must still compute the same before it replaces the old one.
+        check_golden(OnnxFunction(content, threads=1), golden, card, artifact.precision)
+        files[MODEL_FILES[artifact.precision]] = content
+    files[GOLDEN_FILE] = dataclasses.replace(golden, digest=digest_of(files[MODEL_FILES["fp32"]])).to_bytes()
+    return files
+
+
+def check_golden(function: OnnxFunction, golden: Golden, card: TrainedCard, precision: Precision) -> float:
+    """Largest difference of a file from the golden rows; a `UserError` if it exceeds the tolerance of the card."""
+    difference = max_abs_diff(function(golden.x), golden.y)
+    if difference > getattr(card.tolerance, precision):
+        name = card.ref if precision == "fp32" else f"{card.ref} in {precision}"
+        raise UserError(f"{name}: differs from its golden rows by {difference:.2g}; `verify` it first")
+    return round(difference, 6)
 
 
 def version_folder(versions: Path, version: int | None) -> Path:

@@ -18,10 +18,11 @@ from torch import nn
 from torch.export import Dim
 
 from model_export.errors import UserError
-from model_export.export.artifact import OnnxFunction, publish, remove_annotations, stamp, version_folder
+from model_export.export.artifact import OnnxFunction, TrainedCard, publish, remove_annotations, stamp, version_folder
 from model_export.export.verify import Verification, compare
 from model_export.training.checkpoint import TrainedModel, load_run
-from service.artifact.card import INPUT, OUTPUT, ModelCard
+from model_export.training.presets import Preset
+from service.artifact.card import INPUT, OUTPUT
 from service.artifact.files import GOLDEN_FILE, MODEL_FILES, Precision
 from service.artifact.golden import digest_of
 from service.domain.latents import NoiseSource
@@ -33,6 +34,7 @@ _TITLES: Final[Mapping[str, Mapping[str, str]]] = {
     "mnist": {"title": "Digits", "prompt": "Draw a digit, 0–9"},
     "fashion_mnist": {"title": "Clothes", "prompt": "Draw a shirt, a shoe or a bag"},
     "avatars64": {"title": "Avatars", "prompt": "Draw a face, or paste a picture"},
+    "scans": {"title": "Scans", "prompt": "Drop a photograph of a page"},
 }
 
 
@@ -60,8 +62,9 @@ def export(
     if folder.exists() and not force:
         raise UserError(f"{folder} exists; choose another --version, or say --force")
     card = card_of(model, folder.name, card_fields or {})
-    noise = NoiseSource(model.preset.shape)
-    files: dict[Precision, bytes] = {"fp32": stamp(to_onnx(model.network, model.preset.shape), card)}
+    shape = model.preset.exported_shape
+    noise = NoiseSource(shape)
+    files: dict[Precision, bytes] = {"fp32": stamp(to_onnx(model.network, shape), card)}
     if fp16:
         files["fp16"] = to_fp16(files["fp32"])
     digest = digest_of(files["fp32"])
@@ -148,23 +151,30 @@ def _remove_round_trips(model: ModelProto) -> None:
     model.graph.node.extend(kept)
 
 
-def card_of(model: TrainedModel, version: str, fields: Mapping[str, object]) -> ModelCard:
+def _kind(preset: Preset) -> dict[str, object]:
+    """The fields of a generator, or of a network that restores: that one has rows as large as many pictures."""
+    if preset.objective == "restore":
+        return {"schema_version": 2, "buckets": (1, 2)}
+    noise = {"kind": "gaussian", "norm": math.sqrt(math.prod(preset.shape))}
+    return {"objective": preset.objective, "noise": noise}
+
+
+def card_of(model: TrainedModel, version: str, fields: Mapping[str, object]) -> TrainedCard:
     """The card of a trained model. ``fields`` replace those of the preset; `evaluate` adds the quality."""
     preset, checkpoint = model.preset, model.checkpoint
     fields = dict(fields)
     steps = {"generate": fields.pop("generate_steps", preset.generate_steps), "project": 1}
     try:
-        return ModelCard.model_validate(
+        return TrainedCard.model_validate(
             {
                 "name": preset.name,
                 "version": version,
                 "description": preset.description,
                 **_TITLES.get(preset.name, {}),
-                "objective": preset.objective,
-                "shape": preset.shape,
+                **_kind(preset),
+                "shape": preset.exported_shape,
                 "background": preset.background * (preset.network.channels // len(preset.background)),
                 "polarity": preset.polarity,
-                "noise": {"kind": "gaussian", "norm": math.sqrt(math.prod(preset.shape))},
                 "steps": steps,
                 "opset": OPSET,
                 "data": checkpoint.data,

@@ -14,13 +14,13 @@ from model_export.errors import UserError
 from model_export.export.artifact import Artifact
 from model_export.export.export import to_onnx
 from model_export.training.checkpoint import FILE, StartWeights, load
-from model_export.training.network import Autoencoder
 from model_export.training.presets import Preset
+from model_export.training.restorer import Network, build_network
 from service.artifact.files import MODEL_FILE
 
 
 def read_weights(folder: Path) -> StartWeights:
-    """The weights of a version folder, in the names of `Autoencoder`.
+    """The weights of a version folder, in the names of its network.
 
     ONNX keeps the names of some parameters only. A network of the same architecture with random weights is exported as
     well: where a parameter lands in that file, it is in this one. The golden rows of the version confirm the result.
@@ -31,9 +31,9 @@ def read_weights(folder: Path) -> StartWeights:
         preset = Preset.from_dict(artifact.card.training.config)
     except (KeyError, TypeError, ValueError) as exc:
         raise UserError(f"{folder}: this program does not know its network") from exc
-    network = Autoencoder(preset.network).eval()
+    network = build_network(preset.network).eval()
     _randomise(network)
-    found = _tensors(to_onnx(network, preset.shape))
+    found = _tensors(to_onnx(network, preset.exported_shape))
     stored = _tensors(artifact.data)
     state = {name: value.clone() for name, value in network.state_dict().items()}
     for name, parameter in network.named_parameters():
@@ -68,7 +68,7 @@ def _digest(data: bytes) -> str:
     return sha256(b"".join(values.tobytes() for values in _tensors(data))).hexdigest()
 
 
-def _randomise(network: Autoencoder) -> None:
+def _randomise(network: Network) -> None:
     """Different values in all parameters, and a quantiser that is active."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -30,13 +30,12 @@ from model_export.data.datasets import Dataset, load_data_of
 from model_export.data.drawings import held_out_drawings, on_background
 from model_export.errors import UserError
 from model_export.evaluation.measures import apply_repeatedly
-from model_export.export.artifact import Artifact
+from model_export.export.artifact import Artifact, TrainedCard
 from model_export.export.verify import check_run
 from model_export.files import atomic_write
 from model_export.training.checkpoint import FILE, load
 from model_export.training.stages import Weights
 from model_export.training.train import LOG
-from service.artifact.card import ModelCard
 from service.artifact.pixels import to_levels, to_rows
 from service.domain import latents
 from service.domain.latents import FloatRows
@@ -48,6 +47,7 @@ _LINES: Final = 8
 LOSSES: Final = "losses"
 FIGURES: Final[Mapping[str, str]] = MappingProxyType(
     {
+        "pages": "Damaged blocks of text; background division; f; f applied twice.",
         "samples": "f(z) for the first latents of a seed; none is left out.",
         "generation": "Noise z, and f applied up to three times.",
         "clean": "Held-out pictures: f should not change them.",
@@ -159,7 +159,7 @@ class RestorationFigure(NamedTuple):
     corrupt: Corruption
 
 
-def restoration_figures(card: ModelCard) -> list[RestorationFigure]:
+def restoration_figures(card: TrainedCard) -> list[RestorationFigure]:
     """The corruptions that are shown for a model: thin strokes for grey models, grey and sketch for colour models."""
     thinned = corruptions.thin(light=card.polarity != "dark-on-light")
     figures = [
@@ -299,7 +299,7 @@ class FigureContext:
         return lines
 
     def _sum(self, terms: list[FloatRows], weights: list[float]) -> FloatRows:
-        norm = self.artifact.card.noise.norm
+        norm = self.artifact.card.noise.norm if self.artifact.card.noise else None
         return np.stack([latents.weighted_sum(rows, weights, norm) for rows in zip(*terms, strict=True)])
 
     def _latents(self, n: int) -> FloatRows:

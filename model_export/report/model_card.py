@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from model_export.evaluation.measures import SAMPLES, STEPS
-from model_export.export.artifact import Artifact
+from model_export.export.artifact import Artifact, TrainedCard
 from model_export.files import atomic_write
 from model_export.report.figures import FIGURES, LOSSES, file_name
 from model_export.report.quality import Table, limitations, measurements, one_line, summary, superscript, table
-from service.artifact.card import ModelCard
 from service.artifact.golden import digest_of
 
 _FIRST_FIGURE = "samples"
@@ -27,7 +26,7 @@ def write_page(folder: Path, out: Path) -> Path:
     return out
 
 
-def page(card: ModelCard, *, digest: str, size: int, shown: Mapping[str, str]) -> str:
+def page(card: TrainedCard, *, digest: str, size: int, shown: Mapping[str, str]) -> str:
     """The page in Markdown. Its first screen states what the model is, how good, its limitations and its licence."""
     others = [figure for figure in shown if figure not in (LOSSES, _FIRST_FIGURE)]
     parts = [
@@ -57,8 +56,14 @@ def page(card: ModelCard, *, digest: str, size: int, shown: Mapping[str, str]) -
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _introduction(card: ModelCard) -> str:
+def _introduction(card: TrainedCard) -> str:
     channels, height, width = card.shape
+    if card.noise is None:
+        return (
+            f"A network f that restores, f(f(x)) ≈ f(x), for {'grey' if channels == 1 else 'RGB'} pictures of any size "
+            f"in tiles of {height}×{width}, trained on {card.data.pictures:,} parts of pages that the program draws. "
+            "`python -m model_export card` generates this page; do not edit it."
+        )
     return (
         f"An Idempotent Generative Network f, f(f(z)) ≈ f(z), for {height}×{width} "
         f"{'grey' if channels == 1 else 'RGB'} pictures, trained on {card.data.pictures:,} of {card.data.name}. "
@@ -66,11 +71,11 @@ def _introduction(card: ModelCard) -> str:
     )
 
 
-def _facts(card: ModelCard, digest: str, size: int) -> str:
+def _facts(card: TrainedCard, digest: str, size: int) -> str:
     lo, hi = card.range
     rows = [
         ("Input and output", f"float32 (N, {', '.join(map(str, card.shape))}), {lo:g} … {hi:g}"),
-        ("Latents", card.noise.kind),
+        ("Latents", card.noise.kind if card.noise else "none"),
         ("Steps", f"{card.steps.generate} to generate, {card.steps.project} to project"),
         ("Polarity, background", f"{card.polarity}, {', '.join(f'{value:g}' for value in card.background)}"),
         ("Parameters", f"{card.training.parameters:,}"),
@@ -79,7 +84,7 @@ def _facts(card: ModelCard, digest: str, size: int) -> str:
     return table(["", ""], rows)
 
 
-def _training(card: ModelCard) -> Iterator[str]:
+def _training(card: TrainedCard) -> Iterator[str]:
     training = card.training
     stages = training.config.get("stages", [])
     planned = sum(stage["steps"] for stage in stages)
@@ -107,7 +112,7 @@ def _loss(stage: Table) -> str:
     return " + ".join(terms) + teacher
 
 
-def _commands(card: ModelCard) -> str:
+def _commands(card: TrainedCard) -> str:
     training, data = card.training, shlex.quote(card.data.name)
     run = shlex.quote(_option(training.command, "--out") or f"runs/{card.name}")
     chosen = " --fp16" if "fp16" in card.quality.get("precision", {}) else ""
@@ -116,7 +121,9 @@ def _commands(card: ModelCard) -> str:
     commands = (
         training.command,
         f"python -m model_export export --run {run} --models models --version {card.version}{chosen}",
-        f"python -m model_export evaluate --model models/{card.ref} --data {data}{_evaluate_options(card.quality)}",
+        f"python -m model_export evaluate --model models/{card.ref} --data {data}{_evaluate_options(card.quality)}"
+        if card.noise
+        else f"python -m benchmarks.scans_ocr --model models/{card.ref} --card",
     )
     return "\n".join(["```sh", *commands, "```"])
 

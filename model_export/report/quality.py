@@ -4,10 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from model_export.evaluation.warnings import COPIES, KL, KL_INCREASE, SSIM
-from service.artifact.card import ModelCard
+from model_export.export.artifact import TrainedCard
 
 Table = Mapping[str, Any]
 _MIN_GAIN: Final = 1.0  # dB of PSNR; a smaller gain does not count as restored
+_NO_GAIN: Final = 0.3  # points of the character error rate, which are chance
 _BETTER: Final = 0.9  # a further step is mentioned if it reaches this share of the Fréchet distance
 _PICTURES: Final = {"training": "training pictures", "training_after_f": "f(training pictures)"}
 
@@ -38,7 +39,7 @@ def superscript(k: int) -> str:
     return "" if k == 1 else str(k).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
-def limitations(card: ModelCard) -> list[str]:
+def limitations(card: TrainedCard) -> list[str]:
     """One or two sentences for each limitation; at least one entry. The warnings are not repeated here."""
     quality = card.quality
     domain = f"It is made for pictures like those of {card.data.name} only."
@@ -46,11 +47,25 @@ def limitations(card: ModelCard) -> list[str]:
         return [domain, "Its quality has not been measured."]
     return [
         domain,
+        *_reading(quality.get("ocr", {})),
         *_generation(quality.get("generation", {})),
         *_idempotence(quality),
         *_variety(quality.get("nearest", {})),
         *_restoration(quality),
     ]
+
+
+def _reading(ocr: Table) -> Iterator[str]:
+    """What OCR does not gain."""
+    if not ocr:
+        return
+    yield "It is no generator: f of noise shows strokes, no letters."
+    rows = {name: (row["raw"], row["f"]) for name, row in ocr["cer"].items() if row["f"] > row["raw"] + _NO_GAIN}
+    if rows:
+        cases = "; ".join(f"{name} {raw:.1f} % → {f:.1f} %" for name, (raw, f) in rows.items())
+        yield f"Characters that tesseract reads wrongly are more with f than without it: {cases}."
+    pictures = ", ".join(f"{name} {levels:.0f}" for name, levels in ocr["photographs"].items())
+    yield f"Photographs on a page change, by levels of 255 on average: {pictures}."
 
 
 def _generation(generation: Table) -> Iterator[str]:
@@ -133,11 +148,13 @@ def best_baseline(row: Table) -> tuple[str, float]:
     return max(methods, key=lambda pair: pair[1], default=("", float("-inf")))
 
 
-def summary(card: ModelCard) -> str:
+def summary(card: TrainedCard) -> str:
     """The most important figures as a table; one sentence if nothing was measured."""
     quality = card.quality
     if not quality:
         return "Not measured: run `python -m model_export evaluate`."
+    if ocr := quality.get("ocr"):
+        return table(*_error_rates(ocr["means"] | {"clean": ocr["cer"]["clean"]}))
     warnings = "\n".join(f"- **Warning**: {one_line(warning)}" for warning in quality.get("warnings", ()))
     samples, noisy = quality.get("generation", {}).get("f", {}), quality.get("restoration", {}).get("noise_0.8", {})
     floor = quality.get("generation", {}).get("training", {}).get("frechet")
@@ -164,9 +181,16 @@ def summary(card: ModelCard) -> str:
     return "\n\n".join(part for part in (warnings, table(["measure", "value", "ideal"], rows)) if part)
 
 
-def measurements(card: ModelCard) -> Iterator[str]:
+def measurements(card: TrainedCard) -> Iterator[str]:
     """Paragraphs and tables; none if nothing was measured."""
     quality = card.quality
+    if ocr := quality.get("ocr"):
+        yield "### Characters that tesseract reads wrongly, in per cent"
+        yield table(*_error_rates(ocr["cer"]))
+        yield f"{ocr['blocks']} blocks for each damage. f2 is f applied twice."
+        yield "### Pixels that change by more than 8 levels, in per cent"
+        rows = [(name, *_cells(row, {"changed": ".2f", "moved": ".2f"})) for name, row in ocr["pixels"].items()]
+        yield table(["pages", "by f", "by one more f"], rows)
     if generation := quality.get("generation"):
         yield "### Generation"
         yield _generation_table(generation)
@@ -197,6 +221,12 @@ def measurements(card: ModelCard) -> Iterator[str]:
     if inception := quality.get("inception"):
         values = ", ".join(f"{formula(name)} {value:.2f}" for name, value in inception.items())
         yield f"FID (Inception v3): {values}."
+
+
+def _error_rates(rows: Table) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Head and lines of a table, method by method."""
+    names = list(next(iter(rows.values())))
+    return ["damage", *names], [(name, *_cells(row, dict.fromkeys(names, ".1f"))) for name, row in rows.items()]
 
 
 def _restoration_measurements(quality: Table) -> Iterator[str]:

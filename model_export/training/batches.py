@@ -129,8 +129,17 @@ class TrainingBatch:
 class BatchBuilder:
     """Builds this rank's rows for any step, from pictures (N, C, H, W) uint8 on the device to compute on."""
 
-    def __init__(self, preset: Preset, pictures: Tensor, *, seed: int, meter: ThroughputMeter, world: World) -> None:
-        self._preset, self._pictures, self._seed = preset, pictures, seed
+    def __init__(
+        self,
+        preset: Preset,
+        pictures: Tensor,
+        *,
+        seed: int,
+        meter: ThroughputMeter,
+        world: World,
+        damaged: Tensor | None = None,
+    ) -> None:
+        self._preset, self._pictures, self._damaged, self._seed = preset, pictures, damaged, seed
         self._meter, self._world = meter, world
         self._corruptions = RandomCorruptions(names=preset.corruptions, eight_bit=preset.eight_bit)
         self._pool: CandidatePool | None = None
@@ -143,7 +152,7 @@ class BatchBuilder:
         """Build this rank's rows. The step of the run seeds random numbers, that of the stage times the refreshes."""
         weights, shard = stage.weights, self._world.shard
         with self._meter.phase("data"):
-            x = to_model_range(self._pictures[shard(self.picture_indices(step)).to(self._pictures.device)])
+            x = self._chosen_rows(self._pictures, step)
         rows = {"x": x}
         if weights.imle > 0:
             with self._meter.phase("pool"):
@@ -157,9 +166,7 @@ class BatchBuilder:
             if weights.latents:
                 rows["z"] = shard(self.latents(samples, RngStream.NOISE, step))
             if weights.project > 0:
-                generator = self.generator(RngStream.CORRUPTION, step)
-                draws = self._corruptions.draw(self.size, self._preset.shape, generator)
-                rows["corrupted"] = self._corruptions.apply(x, Draws(*map(shard, draws)))
+                rows["corrupted"] = self._corrupted(x, step)
             if weights.code_consistency > 0 and stage.code_noise > 0:
                 count = sum(len(rows[name]) for name in ("x", "z", "corrupted") if name in rows)
                 rows["code_noise"] = self.latents(count, RngStream.CODE_NOISE, step)
@@ -168,6 +175,17 @@ class BatchBuilder:
             if drifting:
                 rows["drift_pictures"] = self._random_pictures(samples, RngStream.DRIFT_PICTURES, step)
         return TrainingBatch(**rows)
+
+    def _chosen_rows(self, pictures: Tensor, step: int) -> Tensor:
+        """This rank's rows of a step, in [−1, 1]."""
+        return to_model_range(pictures[self._world.shard(self.picture_indices(step)).to(pictures.device)])
+
+    def _corrupted(self, x: Tensor, step: int) -> Tensor:
+        """Damaged copies of x: those of the data, else random ones."""
+        if self._damaged is not None:
+            return self._chosen_rows(self._damaged, step)
+        draws = self._corruptions.draw(self.size, self._preset.shape, self.generator(RngStream.CORRUPTION, step))
+        return self._corruptions.apply(x, Draws(*map(self._world.shard, draws)))
 
     def picture_indices(self, step: int) -> Tensor:
         """Indices of a step's pictures (B,). Every epoch is a permutation; its incomplete last batch is dropped."""
@@ -185,6 +203,11 @@ class BatchBuilder:
     def latents(self, count: int, stream: RngStream, step: int) -> Tensor:
         """The first latents (count, C, H, W) of a stream at a step."""
         return draw_latents(count, self._preset.shape, self.generator(stream, step))
+
+    def inputs(self, count: int, stream: RngStream, step: int) -> Tensor:
+        """What f is for: latents, or damaged pictures of the data, at most ``count``."""
+        damaged = self._damaged
+        return self.latents(count, stream, step) if damaged is None else to_model_range(damaged[:count])
 
     def example_pictures(self, count: int) -> Tensor:
         """Random pictures, the same for every stage: (count, C, H, W) in [−1, 1]. Few pictures are repeated."""

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from model_export.data.datasets import Dataset
 from model_export.errors import UserError
 from model_export.files import atomic_write
-from model_export.training.network import Autoencoder, NetworkConfig, averaged_model
+from model_export.training.network import NetworkConfig, averaged_model
 from model_export.training.presets import Preset, split_steps
+from model_export.training.restorer import Network, build_network
 from model_export.training.stages import Stage
 
 FORMAT = 1
@@ -104,7 +105,7 @@ def load_run(folder: Path) -> TrainedModel:
     checkpoint = load(folder / FILE)
     try:
         preset = Preset.from_dict(checkpoint.preset)
-        average = averaged_model(Autoencoder(preset.network))
+        average = averaged_model(build_network(preset.network))
         average.load_state_dict(checkpoint.average)
     # Missing and unknown fields, values out of range, weights of other names or shapes.
     except (KeyError, TypeError, ValueError, RuntimeError) as exc:
@@ -272,7 +273,7 @@ class StartWeights:
     state: dict[str, Tensor]  # state dict of its network
     digest: str  # SHA-256 of the weights in its `model.onnx`
 
-    def load_into(self, network: Autoencoder, config: NetworkConfig) -> None:
+    def load_into(self, network: Network, config: NetworkConfig) -> None:
         """Copy the weights into a network of this architecture. A quantiser that the version lacks keeps its own."""
         recorded = self.preset.network
         if recorded != config and (recorded.quantizer or recorded != replace(config, quantizer=0)):

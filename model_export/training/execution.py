@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model_export.errors import UserError
-from model_export.training.network import Autoencoder
 from model_export.training.presets import Preset
+from model_export.training.restorer import Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class Execution:
         """The network, compiled if the option is set."""
         return cast("nn.Module", torch.compile(network)) if self.compile else network
 
-    def to_device(self, network: Autoencoder, device: torch.device) -> Autoencoder:
+    def to_device(self, network: Network, device: torch.device) -> Network:
         """Move the network to the device, in the memory format of the options."""
         network = network.to(device)
         # torch converts parameters of four dimensions only.

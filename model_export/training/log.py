@@ -37,6 +37,7 @@ TERMS: Final[Mapping[str, str]] = {
     "features": "restoration: the same distances in features of the earlier stage's encoder",
     "project_any": "drifting, of drawings after f and after f twice",
     "settle_any": "idempotence: how much f changes drawings that it has been applied to",
+    "again": "idempotence: distance of f(f(corrupted picture)) to f of it, or to the picture",
     "health": "idem / rec; above 1 the samples collapse",
 }
 """Every name that `log.jsonl` and the progress bar show."""

@@ -30,12 +30,15 @@ def distance(a: Tensor, b: Tensor, kind: Distance) -> Tensor:
 
     `mse_l1_edges` adds the absolute differences of the image gradients in both directions, per pixel (after the
     gradient difference loss of Mathieu et al., 2016, arXiv 1511.05440). `mse_l1_focal` is `mse_l1` with the weights of
-    `_focal_weights`.
+    `_focal_weights`. `l1_ink` is the mean absolute difference, in which pixels of ``b`` that are dark count twice, and
+    half of that of the gradients.
     """
     error = a - b
     difference = error.flatten(1)
     if kind == "l1":
         return difference.abs().mean(1)
+    if kind == "l1_ink":
+        return ((1.0 + (b < 0).float()) * error.abs()).mean((1, 2, 3)) + 0.5 * _edges(error)
     if kind == "mse_l1_focal":
         return (_focal_weights(error) * (error.square() + _L1_SHARE * error.abs())).mean((1, 2, 3))
     squared = difference.square().mean(1)
@@ -43,9 +46,14 @@ def distance(a: Tensor, b: Tensor, kind: Distance) -> Tensor:
         return squared
     total = squared + _L1_SHARE * difference.abs().mean(1)
     if kind == "mse_l1_edges":
-        edges = torch.cat([error.diff(dim=axis).flatten(1) for axis in (2, 3)], 1).abs().sum(1)
-        total = total + _EDGE_SHARE * edges / difference.shape[1]
+        total = total + _EDGE_SHARE * _edges(error)
     return total
+
+
+def _edges(error: Tensor) -> Tensor:
+    """The absolute differences of the image gradients in both directions, per pixel: (B,)."""
+    steps = torch.cat([error.diff(dim=axis).flatten(1) for axis in (2, 3)], 1).abs().sum(1)
+    return steps / error[0].numel()
 
 
 def _focal_weights(error: Tensor) -> Tensor:

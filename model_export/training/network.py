@@ -32,6 +32,9 @@ class NetworkConfig:
     # the last stride-2 convolution: every place then holds the detail of its part of the picture, and a dense layer
     # over all places makes the parts agree.
     places: int = 1
+    # Channels at the full side of a `model_export.training.restorer.Restorer`, which has no bottleneck and no size of
+    # its own; 0: an `Autoencoder`.
+    full: int = 0
 
     def sizes(self) -> list[int]:
         """Height before each stride-2 convolution and after the last one; each halves it, rounding down."""
@@ -40,6 +43,8 @@ class NetworkConfig:
             sizes.append(sizes[-1] // 2)
         if sizes[-1] < 1:
             raise ValueError(f"size {self.size} is too small for {len(self.widths)} halvings")
+        if self.full and self.size % 2 ** len(self.widths):
+            raise ValueError(f"size {self.size} is no multiple of {2 ** len(self.widths)}")
         if self.places not in (1, sizes[-1]):
             raise ValueError(
                 f"a bottleneck of {self.places} places needs that side after the halvings, not {sizes[-1]}"

@@ -15,6 +15,7 @@ from model_export.training.drifting import FeatureGroups, drifting_loss
 from model_export.training.execution import World
 from model_export.training.losses import Function
 from model_export.training.network import Autoencoder
+from model_export.training.restorer import Restorer
 from model_export.training.stages import Distance, Stage
 
 Features = Callable[[Tensor], list[Tensor]]
@@ -35,10 +36,15 @@ class Objective:
     feature_groups: FeatureGroups | None = None  # the teacher's encoder, if the stage has a teacher
 
     def terms(self, f: Function, network: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
-        """Compute every active term, unweighted, by the name of its weight; `rec` always.
+        """Compute every active term, unweighted, by the name of its weight; `rec` always, but of a `Restorer`.
 
         ``f`` is the network as it is called, possibly compiled or wrapped; the frozen copy is made of ``network``.
         """
+        if isinstance(network, Restorer):
+            return self._restoring_terms(f, network, batch)
+        return self._terms(f, network, batch)
+
+    def _terms(self, f: Function, network: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
         x, kind = batch.x, self.kind
         y = f(x)
         # Reconstruction comes first, even with weight 0: the clamp of tightness and `health` need it.
@@ -68,7 +74,21 @@ class Objective:
         """The weighted sum, a scalar to minimise."""
         weights = dataclasses.asdict(self.stage.weights)
         active = [weight * terms[name] for name, weight in weights.items() if weight > 0]
-        return sum(active, torch.zeros((), device=terms["rec"].device))
+        return sum(active, torch.zeros((), device=next(iter(terms.values())).device))
+
+    def _restoring_terms(self, f: Function, network: Restorer, batch: TrainingBatch) -> dict[str, Tensor]:
+        """`project`, and `again` of every second row, rounded to 8 bits as in a file."""
+        if batch.corrupted is None:
+            raise ValueError("a Restorer learns from `project`")
+        y, x = f(batch.corrupted), batch.x
+        terms = {"project": losses.distance(y, x, self.kind).mean()}
+        if self.stage.weights.again > 0:
+            settled = network.settle(batch.corrupted[::2], y[::2].detach())
+            kept, truth = settled[::2], x[::2][1::2]
+            rounded = ((settled + 1) * 127.5).round() / 127.5 - 1
+            again = f(torch.cat([rounded[::2], rounded[1::2]]))
+            terms["again"] = losses.distance(again, torch.cat([kept, truth]), self.kind).mean()
+        return terms
 
     def _sample_terms(self, f: Function, network: nn.Module, z: Tensor, y: Tensor, rec: Tensor) -> dict[str, Tensor]:
         """The active terms of y = f(z). All share one forward pass for y."""

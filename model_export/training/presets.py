@@ -24,6 +24,7 @@ from model_export.training.stages import (
     naign_stages,
     projector_stages,
     quantised_stage,
+    restoring_stages,
     texture_stage,
 )
 
@@ -48,7 +49,7 @@ class Preset:
     """The training of one model."""
 
     name: str
-    objective: Literal["naign", "ign"]
+    objective: Literal["naign", "ign", "restore"]
     network: NetworkConfig
     stages: tuple[Stage, ...]
     distance: Distance = "mse"  # D of every term, in the stages that set none
@@ -61,6 +62,7 @@ class Preset:
     # pairs from the same weights that built them.
     checkpoint_every: int = 400
     generate_steps: int = 1  # recommended steps in the card
+    tile: int = 0  # side of the exported rows, where it is not that of the training pictures
     # One value for each channel, in [−1, 1]; a single one is that of every channel.
     background: tuple[float, ...] = (-1.0,)
     polarity: Literal["light-on-dark", "dark-on-light", "none"] = "none"
@@ -73,6 +75,8 @@ class Preset:
             raise ValueError("checkpoint_every must be a multiple of all refresh intervals")
         if not self.network.quantizer and any(s.weights.code_consistency or s.quantizer_deviation for s in self.stages):
             raise ValueError("code_consistency and quantizer_deviation need a network with a quantizer")
+        if bool(self.network.full) != (self.objective == "restore"):
+            raise ValueError("the objective `restore` and a network with `full` belong together")
         if not self.corruptions or not set(self.corruptions) <= set(get_args(CorruptionName)):
             raise ValueError(f"corruptions are one or more of {', '.join(get_args(CorruptionName))}")
         if not 0.0 <= self.eight_bit <= 1.0:
@@ -92,6 +96,11 @@ class Preset:
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one row."""
         return (self.network.channels, self.network.size, self.network.size)
+
+    @property
+    def exported_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a row of the exported model."""
+        return (self.network.channels, *(2 * (self.tile,) if self.tile else self.shape[1:]))
 
     def to_dict(self) -> dict[str, Any]:
         """The preset as numbers, strings, lists and dicts."""
@@ -194,6 +203,20 @@ PRESETS = {
             description="Drawn faces, 64×64 RGB. Remix of “Adventurer” by Lisa Wischofsky (CC BY 4.0), drawn with "
             "DiceBear.",
         ),
+        # f for pages of any size; see `model_export.data.scans`.
+        Preset(
+            name="scans",
+            objective="restore",
+            network=NetworkConfig(size=160, channels=1, widths=(16, 32, 64, 64), bottleneck=0, full=8),
+            stages=restoring_stages(36_000, 12_000),
+            distance="l1_ink",
+            batch=6,
+            background=(1.0,),
+            tile=512,
+            data="scans",
+            licence="Apache-2.0",
+            description="Scanned and photographed pages of text, grey: removes stains, shadows and dirt for OCR.",
+        ),
         Preset(
             name="tiny",
             objective="naign",
@@ -213,6 +236,14 @@ def get_preset(name: str) -> Preset:
     if name not in PRESETS:
         raise UserError(f"no preset {name!r}; there are {', '.join(sorted(PRESETS))}")
     return PRESETS[name]
+
+
+def own_data(name: str | None) -> str:
+    """The published set of a preset."""
+    data = "" if name is None else get_preset(name).data
+    if not data:
+        raise UserError("--data: name the pictures; a preset such as mnist or scans has its own")
+    return data
 
 
 def split_steps(total: int, proportions: Sequence[int]) -> list[int]:

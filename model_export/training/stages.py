@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-Distance = Literal["mse", "l1", "mse_l1", "mse_l1_edges", "mse_l1_focal"]
+Distance = Literal["mse", "l1", "mse_l1", "mse_l1_edges", "mse_l1_focal", "l1_ink"]
 """D of the loss terms; see `model_export.training.losses.distance`."""
 
 
@@ -28,6 +28,7 @@ class Weights:
     # Drifting loss of f(u), as a set of its own, and of f(sg f(u)); u are drawings that are no pictures.
     project_any: float = 0.0
     settle_any: float = 0.0  # D(f(sg f(u)), sg f(u)); `code_consistency` then holds for f(u) too
+    again: float = 0.0  # of a `Restorer`: half of f(corrupted x) stays, and half becomes x, when f is applied again
 
     @property
     def latents(self) -> bool:
@@ -169,6 +170,13 @@ def texture_stage(steps: int, *, distill: float = 0.0) -> Stage:
         drift_pictures=256,
         first_scale=0,
     )
+
+
+def restoring_stages(restore: int, settle: int) -> tuple[Stage, Stage]:
+    """The stages of a `Restorer`. The data have pairs, of which some are equal, so `rec` is not needed."""
+    stage = Stage(name="restore", steps=restore, lr=2e-3, weights=Weights(rec=0.0, project=1.0))
+    weights = replace(stage.weights, again=0.5)
+    return stage, replace(stage, name="settle", steps=settle, lr=1e-3, weights=weights)
 
 
 def projector_stages(project: int, rest: int) -> tuple[Stage, Stage]:

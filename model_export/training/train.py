@@ -40,6 +40,7 @@ from model_export.training.objective import (
     health,
 )
 from model_export.training.presets import Preset
+from model_export.training.restorer import build_network
 from model_export.training.stages import Stage
 
 LOG = "log.jsonl"
@@ -88,9 +89,10 @@ class Run:
         self.throughput: list[tuple[str, Throughput]] = []  # of this process, by stage
         self.meter, self._warned = ThroughputMeter(device), False
         pictures = data.train.to(device)
-        self.batches = BatchBuilder(preset, pictures, seed=seed, meter=self.meter, world=self.world)
+        damaged = None if data.damaged is None else data.damaged.to(device)
+        self.batches = BatchBuilder(preset, pictures, seed=seed, meter=self.meter, world=self.world, damaged=damaged)
         torch.manual_seed(derive_seed(seed, RngStream.INIT, 0))
-        self.network = self.execution.to_device(Autoencoder(preset.network), device)
+        self.network = self.execution.to_device(build_network(preset.network), device)
         if saved is not None:
             self._resume(saved)
         else:
@@ -266,12 +268,15 @@ class Run:
     def _start_stage(self) -> None:
         stage = self.preset.stages[self.stage]
         # Before the quantiser is fitted, so that f learns from a network without one.
-        self.teacher = copy.deepcopy(self.network).requires_grad_(False).eval() if stage.weights.teacher else None
-        if stage.quantizer_deviation > 0:
+        autoencoder = self.network if isinstance(self.network, Autoencoder) else None
+        self.teacher = None
+        if autoencoder is not None and stage.weights.teacher:
+            self.teacher = copy.deepcopy(autoencoder).requires_grad_(False).eval()
+        if autoencoder is not None and stage.quantizer_deviation > 0:
             generator = self.batches.generator(RngStream.QUANTIZER, 0)
             latents = draw_latents(_QUANTIZER_PICTURES, self.preset.shape, generator)
             pictures = self.batches.example_pictures(_QUANTIZER_PICTURES)
-            self.network.fit_quantizer(pictures, latents, stage.quantizer_deviation, generator)
+            autoencoder.fit_quantizer(pictures, latents, stage.quantizer_deviation, generator)
         self.average: AveragedModel = averaged_model(self.network).eval()
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=stage.lr, betas=stage.betas)
         self.discriminator = self._new_discriminator(stage)
@@ -324,10 +329,10 @@ class Run:
 
     @torch.no_grad()
     def _save_samples(self) -> None:
-        """Write a picture of samples: f(z) in the upper half, f(f(z)) in the lower half. Only rank 0 writes."""
+        """Write a picture of f(z) above f(f(z)); z are latents, or damaged pictures. Only rank 0 writes."""
         if not self.world.is_main:
             return
-        z = self.batches.latents(_GRID_SIDE**2, RngStream.SAMPLES, 0)
+        z = self.batches.inputs(_GRID_SIDE**2, RngStream.SAMPLES, 0)
         folder = self.out / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         y = self.average(z)

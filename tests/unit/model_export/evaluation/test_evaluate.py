@@ -14,8 +14,8 @@ from model_export.evaluation.evaluate import evaluate, summary
 from model_export.evaluation.measures import Evaluation, apply_repeatedly, random_subset
 from model_export.evaluation.metrics import mean_distance
 from model_export.evaluation.warnings import warnings
-from model_export.export.artifact import Artifact, publish
-from service.artifact.card import ModelCard, Steps
+from model_export.export.artifact import Artifact, TrainedCard, publish
+from service.artifact.card import Steps
 from service.artifact.files import GOLDEN_FILE, METRICS_FILE, MODEL_FILE, MODEL_FILES
 from service.artifact.golden import digest_of
 from service.artifact.pixels import to_rows
@@ -28,7 +28,7 @@ def measured(
 ) -> dict[str, Any]:
     return Evaluation(
         f,
-        card=ModelCard.model_validate({**artifact.card.model_dump(), **card}),
+        card=TrainedCard.model_validate({**artifact.card.model_dump(), **card}),
         noise=artifact.noise,
         data=data,
         classifier=classifier_for(data, cache),

@@ -10,13 +10,12 @@ import pytest
 import torch
 
 from model_export.errors import UserError
-from model_export.export.artifact import Artifact, OnnxFunction, publish, stamp
+from model_export.export.artifact import Artifact, OnnxFunction, TrainedCard, publish, stamp
 from model_export.export.export import export, to_fp16, to_onnx
 from model_export.export.verify import verify
 from model_export.training import checkpoint as checkpoints
 from model_export.training.checkpoint import load_run
 from model_export.training.network import Autoencoder, NetworkConfig
-from service.artifact.card import ModelCard
 from service.artifact.files import GOLDEN_FILE, MODEL_FILE
 from service.domain.latents import NoiseSource
 from tests.helpers.tiny_training import contents
@@ -43,6 +42,7 @@ def test_the_file_computes_what_was_trained(models: Path, tiny_run: Path) -> Non
 def test_the_file_describes_itself(models: Path, tiny_run: Path) -> None:
     card, checkpoint = Artifact.read(models / "tiny" / "1").card, checkpoints.load(tiny_run / checkpoints.FILE)
     assert (card.ref, card.objective, card.shape, card.background) == ("tiny/1", "naign", (1, 8, 8), (-1.0,))
+    assert card.noise is not None
     assert (card.noise.kind, card.noise.norm) == ("gaussian", 8.0)
     assert card.buckets == (1, 2, 4, 8, 16, 32, 64)
     assert card.training.config == checkpoint.preset
@@ -199,7 +199,7 @@ def test_every_architecture_is_exported_in_both_precisions(config: NetworkConfig
 
 def test_a_new_card_replaces_the_old_one_only(models: Path) -> None:
     artifact = Artifact.read(models / "tiny" / "1")
-    card = ModelCard.model_validate({**artifact.card.model_dump(), "description": "another"})
+    card = TrainedCard.model_validate({**artifact.card.model_dump(), "description": "another"})
     function = OnnxFunction(stamp(artifact.data, card))
     rows = artifact.noise.rows(0, 0, 4)
     assert np.array_equal(function(rows), artifact.function(rows))

@@ -9,10 +9,9 @@ from onnx import TensorProto
 
 from model_export.errors import UserError
 from model_export.evaluation.evaluate import evaluate
-from model_export.export.artifact import Artifact, publish, read_all, stamp
+from model_export.export.artifact import Artifact, TrainedCard, publish, read_all, stamp
 from model_export.export.export import to_fp16
 from model_export.export.verify import verify
-from service.artifact.card import ModelCard
 from service.artifact.files import GOLDEN_FILE, MODEL_FILE, MODEL_FILES
 from service.artifact.golden import digest_of
 from service.models.repository import Repository
@@ -75,7 +74,7 @@ def test_verify_compares_every_file(file: str, says: str, both: Path, tiny_run: 
 
 def test_verify_wants_one_card(both: Path, tiny_run: Path) -> None:
     half = Artifact.read(both, precision="fp16", threads=1)
-    card = ModelCard.model_validate({**half.card.model_dump(), "description": "another"})
+    card = TrainedCard.model_validate({**half.card.model_dump(), "description": "another"})
     (both / HALF).write_bytes(stamp(half.data, card))
     with pytest.raises(UserError, match="another card"):
         verify(tiny_run, both, threads=1)

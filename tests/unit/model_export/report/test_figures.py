@@ -118,6 +118,7 @@ def test_restoration_shows_picture_corrupted_and_restored(artifact: Artifact, da
 def test_arithmetic_keeps_the_length_of_noise(artifact: Artifact, data: Dataset) -> None:
     rows = dict(FigureContext(artifact, data).arithmetic().rows)
     a, b, c = np.split(artifact.noise.rows(0, 0, 36).astype(np.float64), 3)
+    assert artifact.card.noise is not None
     for label, total in {"f(a + b)": a + b, "f(a + b + c)": a + b + c, "f(a - b + c)": a - b + c}.items():
         length = np.sqrt(np.square(total).sum((1, 2, 3), keepdims=True))
         z = (total * artifact.card.noise.norm / length).astype(np.float32)

@@ -6,11 +6,10 @@ from typing import Any
 import pytest
 
 from model_export.cli import main, parser
-from model_export.export.artifact import Artifact
+from model_export.export.artifact import Artifact, TrainedCard
 from model_export.report.figures import FIGURES, file_name
 from model_export.report.model_card import page, write_page
 from model_export.report.quality import limitations
-from service.artifact.card import ModelCard
 from service.artifact.golden import digest_of
 from tests.helpers.tiny_training import TinyModel, contents
 
@@ -66,16 +65,16 @@ QUALITY: dict[str, Any] = {
 
 
 @pytest.fixture
-def card(tiny: TinyModel) -> ModelCard:
+def card(tiny: TinyModel) -> TrainedCard:
     return Artifact.read(tiny.models / "tiny" / "1", threads=1).card
 
 
-def with_quality(card: ModelCard, quality: dict[str, Any] = QUALITY) -> ModelCard:
+def with_quality(card: TrainedCard, quality: dict[str, Any] = QUALITY) -> TrainedCard:
     quantiles = tuple(i / 1000 for i in range(101))
-    return ModelCard.model_validate({**card.model_dump(), "quality": quality, "distance_quantiles": quantiles})
+    return TrainedCard.model_validate({**card.model_dump(), "quality": quality, "distance_quantiles": quantiles})
 
 
-def written(card: ModelCard, *shown: str) -> str:
+def written(card: TrainedCard, *shown: str) -> str:
     files = {figure: f"{card.name}/{file_name(figure, 1)}" for figure in shown}
     return page(card, digest="d" * 64, size=1234, shown=files)
 
@@ -105,7 +104,7 @@ def test_the_command_writes_the_page_of_an_evaluated_model(tiny: TinyModel, tmp_
     assert set(contents(out.parent)) == {"tiny.md"}
 
 
-def test_the_first_screen_states_quality_limitations_and_licence(card: ModelCard) -> None:
+def test_the_first_screen_states_quality_limitations_and_licence(card: TrainedCard) -> None:
     text = written(with_quality(card), *FIGURES)
     chapters = re.findall(r"^## (.*)$", text, re.MULTILINE)
     assert chapters[:3] == ["How good it is", "Limitations", "Licence"]
@@ -114,7 +113,7 @@ def test_the_first_screen_states_quality_limitations_and_licence(card: ModelCard
     assert len(text.split()) < 1050
 
 
-def test_the_page_says_how_the_model_was_made(card: ModelCard) -> None:
+def test_the_page_says_how_the_model_was_made(card: TrainedCard) -> None:
     text = written(card)
     for value in (card.data.sha256, card.training.sources, card.training.command, card.description):
         assert value in text
@@ -132,17 +131,17 @@ def test_the_page_says_how_the_model_was_made(card: ModelCard) -> None:
     assert "--fp16" not in export
 
 
-def test_unfinished_and_continued_trainings_say_so(card: ModelCard) -> None:
+def test_unfinished_and_continued_trainings_say_so(card: TrainedCard) -> None:
     training = {**card.training.model_dump(), "steps": 40, "commit": "c0ffee"}
     training["continued"] = [{"from_step": 21, "sources": "beef", "commit": None}]
-    text = written(ModelCard.model_validate({**card.model_dump(), "training": training}))
+    text = written(TrainedCard.model_validate({**card.model_dump(), "training": training}))
     assert "40 optimiser steps of 56" in text
     assert "c0ffee" in text
     assert "step 21" in text
     assert "beef" in text
 
 
-def test_limitations_come_from_the_numbers(card: ModelCard) -> None:
+def test_limitations_come_from_the_numbers(card: TrainedCard) -> None:
     text = " ".join(limitations(with_quality(card)))
     for number in ("12.5 times", "2 steps", "12.00", "0.031", "0.0567", "1000 steps", "0.200", "11.5 %", "0.953"):
         assert number in text, number
@@ -157,7 +156,7 @@ def test_limitations_come_from_the_numbers(card: ModelCard) -> None:
 @pytest.mark.parametrize(
     ("at_rest", "says"), [(1.0, "90 % of samples and 80 % of real pictures keep"), (0.99, "add up over")]
 )
-def test_many_steps_are_judged_by_what_is_at_rest(card: ModelCard, at_rest: float, says: str) -> None:
+def test_many_steps_are_judged_by_what_is_at_rest(card: TrainedCard, at_rest: float, says: str) -> None:
     start = {"f": {"at_rest": 0.0, "same_class": 1.0}}
     repeated = {
         "n": 100,
@@ -168,7 +167,7 @@ def test_many_steps_are_judged_by_what_is_at_rest(card: ModelCard, at_rest: floa
     assert says in " ".join(limitations(measured))
 
 
-def test_a_better_model_has_fewer_limitations(card: ModelCard) -> None:
+def test_a_better_model_has_fewer_limitations(card: TrainedCard) -> None:
     better = {
         **QUALITY,
         "generation": {"f": {"frechet": 5.0, "kl": 0.001}, "f2": {"frechet": 4.8}, "training": {"frechet": 2.4}},
@@ -190,14 +189,14 @@ def test_a_better_model_has_fewer_limitations(card: ModelCard) -> None:
     ],
 )
 def test_the_page_says_how_the_model_was_measured(
-    card: ModelCard, samples: int, repeated: dict[str, Any], options: str
+    card: TrainedCard, samples: int, repeated: dict[str, Any], options: str
 ) -> None:
     text = written(with_quality(card, {"protocol": {"samples": samples}, "repeated": repeated}))
     evaluate = commands(text)[2]
     assert evaluate.partition(f"--data {card.data.name}")[2] == options
 
 
-def test_tables_and_warnings(card: ModelCard) -> None:
+def test_tables_and_warnings(card: TrainedCard) -> None:
     quality = {
         **QUALITY,
         "warnings": ["collapse: f(z) are alike"],
@@ -218,7 +217,7 @@ def test_tables_and_warnings(card: ModelCard) -> None:
         assert line in text.splitlines()
 
 
-def test_a_model_without_measures_says_so(card: ModelCard) -> None:
+def test_a_model_without_measures_says_so(card: TrainedCard) -> None:
     assert "not been measured" in limitations(card)[-1]
     text = written(card)
     assert "model_export evaluate" in text

@@ -16,7 +16,7 @@ from model_export.training.stages import Stage, Weights
 
 FULL = torch.autocast("cpu", torch.bfloat16, enabled=False)
 ATTRACTOR_TERMS = ["code_consistency", "drifting", "features", "project_any", "settle_any"]
-TERMS = [field.name for field in dataclasses.fields(Weights) if field.name not in ATTRACTOR_TERMS]
+TERMS = [field.name for field in dataclasses.fields(Weights) if field.name not in (*ATTRACTOR_TERMS, "again")]
 
 
 def rows(seed: int) -> Tensor:

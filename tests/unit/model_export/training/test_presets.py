@@ -25,6 +25,7 @@ from model_export.training.presets import (
     summary,
     with_overrides,
 )
+from model_export.training.restorer import build_network
 from model_export.training.stages import Matching, Stage, Weights
 from service.artifact.files import NAME_PATTERN
 from tests.helpers.live import ROOT
@@ -35,7 +36,7 @@ def test_a_preset_can_be_built_and_survives_json(name: str) -> None:
     preset = get_preset(name)
     assert re.fullmatch(NAME_PATTERN, preset.name)
     assert Preset.from_dict(json.loads(json.dumps(preset.to_dict()))) == preset
-    Autoencoder(preset.network)
+    build_network(preset.network)
     assert preset.steps == sum(stage.steps for stage in preset.stages) > 0
     assert all(-1.0 <= value <= 1.0 for value in preset.background)
 

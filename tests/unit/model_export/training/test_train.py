@@ -19,6 +19,7 @@ from model_export.errors import UserError
 from model_export.training import checkpoint as checkpoints
 from model_export.training import losses, train
 from model_export.training.execution import Execution, World
+from model_export.training.network import Autoencoder
 from model_export.training.presets import PRESETS, Choices, Preset, with_overrides
 from model_export.training.stages import Stage, Weights, ign_stages
 from model_export.training.train import Interrupted, Run, learning_rate
@@ -196,9 +197,11 @@ def test_the_quantiser_is_fitted_after_the_teacher_is_copied(data: Dataset, tmp_
         last = dataclasses.replace(ATTRACTOR, steps=1, warmup=0, first_scale=first_scale)
         preset = dataclasses.replace(QUANTISED, stages=(QUANTISED.stages[0], last))
         trained = run(preset, data, tmp_path / str(first_scale))
-        assert trained.network.quantizer.fitted == 0
+        network = trained.network
+        assert isinstance(network, Autoencoder)
+        assert network.quantizer.fitted == 0
         trained.train()
-        assert trained.network.quantizer.fitted == 1
+        assert network.quantizer.fitted == 1
         assert trained.teacher is not None
         assert trained.teacher.quantizer.fitted == 0
         losses.append(losses_of(tmp_path / str(first_scale))[-1])

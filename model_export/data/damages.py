@@ -1,0 +1,259 @@
+"""Damages of scanned pages, each a function of (generator, image, strength, em).
+
+An image is (H, W) float32 in [0, 1], 1 is white; the strength is 0 to 1; em is the height of the type in pixels.
+"""
+
+import io
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+from numpy.random import Generator
+from PIL import Image
+from scipy.ndimage import convolve, gaussian_filter, grey_dilation
+
+from model_export.data.pages import FloatImage, noise_field, resized, smooth_field, to_levels
+
+Damage = Callable[[Generator, FloatImage, float, float], FloatImage]
+
+
+def _step(values: FloatImage) -> FloatImage:
+    """A soft step from 0 to 1."""
+    return np.asarray(1 / (1 + np.exp(-np.clip(values, -30, 30))))
+
+
+def _grid(image: FloatImage) -> tuple[FloatImage, FloatImage]:
+    """Rows and columns of the pixels."""
+    grid = np.indices(image.shape).astype(np.float32)
+    return grid[0], grid[1]
+
+
+def _cells(g: Generator, image: FloatImage) -> int:
+    return int(np.clip(max(image.shape) / g.uniform(80, 400), 2, 12))
+
+
+def light(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
+    """Uneven light: bumps, a slope, and perhaps the soft edge of a shadow."""
+    low, side = 1 - (0.25 + 0.5 * strength) * g.uniform(0.6, 1), max(image.shape)
+    rows, columns = _grid(image)
+    angle, (height, width) = g.uniform(0, 2 * np.pi), image.shape
+    slope = ((columns - width / 2) * np.cos(angle) + (rows - height / 2) * np.sin(angle)) / (side / 2)
+    lit = smooth_field(g, image.shape, _cells(g, image), low, 1.0)
+    lit = lit * (1 - (1 - low) * 0.5 * (1 + np.clip(slope, -1, 1)) * g.uniform(0, 0.7))
+    if g.random() < 0.4:
+        edge = _step((slope - g.uniform(-0.6, 0.6)) * side / g.uniform(4, 80))
+        lit = lit * (1 - edge * g.uniform(0.15, 0.3 + 0.35 * strength))
+    out: FloatImage = image * lit
+    return out
+
+
+def paper(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
+    """Paper that is not white, with fibres and clouds."""
+    level = 1 - g.uniform(0.03, 0.12 + 0.3 * strength)
+    texture = sum(g.uniform(0, 1) * noise_field(g, image.shape, sigma) for sigma in (0.7, 2, 6, 20))
+    out: FloatImage = image * np.clip(level + (0.008 + 0.03 * strength) * texture, 0, 1)
+    return out
+
+
+def ruled(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
+    """Ruled or squared paper under the text."""
+    out, step, pen = image.copy(), max(4, int(em * g.uniform(0.5, 2.2))), max(1, round(em * g.uniform(0.02, 0.08)))
+    dark = g.uniform(0.6, 0.92) - 0.25 * strength
+    squared, slant = g.random() < 0.5, g.uniform(-0.02, 0.02)
+    rows, columns = _grid(image)
+    for along, across in ((rows, columns), (columns, rows))[: 2 if squared else 1]:
+        out = np.where((along + slant * across + g.integers(step)) % step < pen, out * dark, out)
+    return out
+
+
+def halftone(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
+    """A printed screen of dots as the ground of the page or of a part of it."""
+    rows, columns = _grid(image)
+    angle, pitch = g.uniform(0, np.pi / 2), max(2.5, em / g.uniform(5, 12))
+    u, v = columns * np.cos(angle) + rows * np.sin(angle), rows * np.cos(angle) - columns * np.sin(angle)
+    dots = np.cos(2 * np.pi * u / pitch) * np.cos(2 * np.pi * v / pitch) > g.uniform(0.45, 0.8) - 0.3 * strength
+    ground = gaussian_filter(1 - g.uniform(0.25, 0.6) * dots.astype(np.float32), g.uniform(0.4, 0.9))
+    if g.random() < 0.4:
+        ground = np.where(smooth_field(g, image.shape, 4, 0, 1) > 0.5, ground, 1)
+    return np.minimum(image, ground)
+
+
+def stain(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
+    """Blots with uneven edges, dried drops with a dark rim, rings of a cup."""
+    rows, columns = _grid(image)
+    for _ in range(int(g.integers(1, 6))):
+        y, x, radius = g.uniform(0, image.shape[0]), g.uniform(0, image.shape[1]), g.uniform(0.8, 6) * em
+        away = np.hypot((rows - y) * g.uniform(0.6, 1.6), columns - x)
+        away = away + noise_field(g, image.shape, em / 2) * em * 0.15
+        dark, edge = g.uniform(0.1, 0.25 + 0.35 * strength), g.uniform(1, 10)
+        if g.random() < 0.35:
+            mask = np.exp(-(((away - radius) / (em * g.uniform(0.1, 0.3))) ** 2))
+        else:
+            mask = _step((radius - away) / edge)
+            if g.random() < 0.5:
+                mask = mask * 0.6 + 0.5 * np.exp(-(((away - radius) / (2 + edge)) ** 2))
+        image = image * (1 - dark * np.clip(mask * (1 + 0.15 * noise_field(g, image.shape, 3)), 0, 1))
+    return image
+
+
+def fold(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
+    """Folds: a line that is dark, or where ink is worn off, with a shade beside it."""
+    rows, columns = _grid(image)
+    for _ in range(int(g.integers(1, 3))):
+        angle = g.choice([0, np.pi / 2]) + g.normal(0, 0.06)
+        away = (columns - g.uniform(0, image.shape[1])) * np.cos(angle)
+        away = away + (rows - g.uniform(0, image.shape[0])) * np.sin(angle)
+        core = np.exp(-((away / g.uniform(0.5, 1.2 + 0.04 * em)) ** 2))
+        if g.random() < 0.5:
+            image = image + (0.9 - image) * core * g.uniform(0.3, 0.4 + 0.4 * strength)
+        else:
+            image = image * (1 - core * g.uniform(0.2, 0.3 + 0.4 * strength))
+        shade = g.uniform(0, 0.1 + 0.15 * strength) * np.exp(-np.abs(away) / g.uniform(5, 40))
+        image = image * (1 - np.where(away > 0, shade, 0))
+    return image
+
+
+def bleed(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
+    """The back of the sheet shines through."""
+    back = np.roll(image, (int(g.uniform(0.3, 9) * em), int(g.uniform(1, 9) * em)), (0, 1))[:, ::-1]
+    back = gaussian_filter(back, max(0.5, em * g.uniform(0.015, 0.05)))
+    return image * (1 - (1 - back) * g.uniform(0.08, 0.15 + 0.3 * strength))
+
+
+def fade(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
+    """Ink that is pale, unevenly so, with gaps."""
+    ink = smooth_field(g, image.shape, _cells(g, image), 0.65 - 0.42 * strength, 0.9 - 0.3 * strength)
+    if g.random() < 0.4:
+        ink = ink * np.where(noise_field(g, image.shape, max(0.7, em * 0.03)) > 1.2, 1 - 0.5 * strength, 1)
+    return 1 - (1 - image) * ink
+
+
+def dirt(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
+    """Dark dirt of a copier: clouds of toner with hard grains, often towards one side of the sheet."""
+    rows, columns = _grid(image)
+    angle = g.uniform(0, 2 * np.pi)
+    slope = (columns * np.cos(angle) + rows * np.sin(angle)) / max(image.shape)
+    cloud = 0.5 * noise_field(g, image.shape, em * g.uniform(0.3, 3)) + g.uniform(0, 4) * (slope - slope.mean())
+    share = _step((cloud - g.uniform(0.3, 1.6)) * g.uniform(1, 5)) * g.uniform(0.1, 0.3 + 0.5 * strength)
+    grain = noise_field(g, image.shape, g.uniform(0.4, 1.2)) + g.uniform(0, 1) * noise_field(g, image.shape, 3)
+    hits = _step((grain + 3.2 * share - 2.2) * 8) * g.uniform(0.4, 0.95)
+    out: FloatImage = np.minimum(image, 1 - hits) * (1 - share * g.uniform(0, 0.5))
+    return out
+
+
+def streaks(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
+    """Streaks of toner, or of a dirty sensor, along the direction of transport."""
+    across = noise_field(g, (1, image.shape[1]), g.uniform(0.6, 0.1 * em + 1))[0]
+    lines = np.clip((across - g.uniform(1.0, 2.0)) * g.uniform(0.4, 2), 0, 1) * g.uniform(0.1, 0.3 + 0.5 * strength)
+    worn = np.clip(1 + noise_field(g, image.shape, em) * 0.5, 0, 1) if g.random() < 0.5 else 1.0
+    mask = (lines[None] * worn).astype(np.float32)
+    mask = mask[: image.shape[0]] if mask.shape[0] == image.shape[0] else np.broadcast_to(mask, image.shape)
+    if g.random() < 0.5 and mask.shape[0] == mask.shape[1]:
+        mask = mask.T
+    out: FloatImage = image * (1 - mask) if g.random() < 0.8 else image + (1 - image) * mask
+    return out
+
+
+def border(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
+    """Narrow dark edges, as a copier makes them. Wide ones look like dark boxes."""
+    out = image
+    for turns in range(4):
+        if g.random() < 0.5:
+            out = np.rot90(out, turns)
+            depth = em * g.uniform(0.2, 0.4 + 0.6 * strength) + noise_field(g, (1, out.shape[1]), 15) * em * 0.1
+            mask = _step((depth - np.arange(out.shape[0], dtype=np.float32)[:, None]) / g.uniform(0.5, 4))
+            out = np.rot90(out * (1 - mask * g.uniform(0.5, 0.98)), -turns)
+    return out
+
+
+def contrast(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
+    """Less contrast, and another gamma."""
+    black, white = g.uniform(0, 0.15 + 0.2 * strength), g.uniform(0, 0.15)
+    toned: FloatImage = (black + (1 - black - white) * np.clip(image, 0, 1)) ** g.uniform(0.6, 1.5)
+    return toned
+
+
+def blur(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
+    """Out of focus, or moved."""
+    sigma = em * g.uniform(0.015, 0.025 + 0.03 * strength)
+    if g.random() < 0.2:
+        reach = max(1, round(sigma * 2.5))
+        ends, kernel = reach * np.array([np.cos(a := g.uniform(0, np.pi)), np.sin(a)]), np.zeros((2 * reach + 1,) * 2)
+        for share in np.linspace(-1, 1, 4 * reach + 1):
+            row, column = np.rint(reach + share * ends).astype(int)
+            kernel[row, column] = 1
+        return convolve(image, (kernel / kernel.sum()).astype(np.float32), mode="nearest")
+    return gaussian_filter(image, max(0.3, sigma))
+
+
+def low(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
+    """Low resolution: down and up again; about 10 pixels an em remain."""
+    factor = min(g.uniform(1.2, 1.6 + 1.6 * strength), max(1.1, em / 10))
+    small = resized(image, [max(2, int(side / factor)) for side in image.shape], Image.Resampling.BOX)
+    ways = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.NEAREST)
+    return resized(small, image.shape, ways[int(g.integers(3))])
+
+
+def noise(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
+    """Noise of a sensor, fine or coarse."""
+    sigma = 0.0 if g.random() < 0.7 else g.uniform(0.6, 1.5)
+    grain = noise_field(g, image.shape, sigma) if sigma else g.standard_normal(image.shape, np.float32)
+    return image + grain * g.uniform(0.02, 0.06 + 0.16 * strength)
+
+
+def specks(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
+    """Salt and pepper, in dots of one pixel and of several."""
+    share = g.uniform(0.002, 0.006 + 0.03 * strength)
+    mask = g.random(image.shape) < share
+    if g.random() < 0.5:
+        size = max(2, int(em * g.uniform(0.03, 0.09)))
+        mask |= grey_dilation((g.random(image.shape) < share / 8).astype(np.uint8), size=(size, size)) > 0
+    salt = noise_field(g, image.shape, 2) > g.uniform(-0.5, 1.0)
+    return np.where(mask, np.where(salt, g.uniform(0.8, 1), g.uniform(0, 0.3)), image)
+
+
+def one_bit(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
+    """A bad scan in black and white: noise, then a threshold."""
+    noisy = image + g.standard_normal(image.shape, np.float32) * g.uniform(0.02, 0.05 + 0.1 * strength)
+    out: FloatImage = (noisy > np.median(noisy) * g.uniform(0.55, 0.85)).astype(np.float32)
+    return out
+
+
+def jpeg(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
+    """The blocks of a JPEG file."""
+    file, quality = io.BytesIO(), int(max(6, g.uniform(50 - 40 * strength, 70 - 40 * strength)))
+    Image.fromarray(to_levels(image)).save(file, "JPEG", quality=quality)
+    return np.asarray(Image.open(file), np.float32) / 255
+
+
+SHARES: Final[dict[Damage, float]] = {
+    # In the order in which they happen, each with the share of the pages that have it.
+    fade: 0.2,
+    bleed: 0.2,
+    paper: 0.45,
+    ruled: 0.09,
+    halftone: 0.06,
+    stain: 0.2,
+    fold: 0.12,
+    light: 0.4,
+    dirt: 0.12,
+    streaks: 0.07,
+    border: 0.06,
+    contrast: 0.2,
+    blur: 0.35,
+    low: 0.2,
+    noise: 0.4,
+    specks: 0.14,
+    one_bit: 0.06,
+    jpeg: 0.3,
+}
+
+
+def damaged(g: Generator, image: FloatImage, em: float) -> FloatImage:
+    """An image with one to about six damages; the more there are, the weaker is each."""
+    heavy = g.beta(1.0, 1.3)
+    chosen = [damage for damage, share in SHARES.items() if g.random() < share] or [noise]
+    for damage in chosen:
+        strength = min(1.0, heavy * g.uniform(0.4, 1.3)) / (1 + 0.15 * (len(chosen) - 1))
+        image = damage(g, image, strength, em)
+    return image

@@ -1,0 +1,313 @@
+"""Clean pages: text, tables, boxes, diagrams, stamps, handwriting and photographs.
+
+They are drawn with the fonts of this machine. The words are those of Python's own manual. Photographs are those that
+scikit-image contains, and made ones. The families of `HELD_OUT_FONTS` and the pictures of `HELD_OUT_PICTURES` are never
+drawn: they are for measurements.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
+from itertools import pairwise
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any, Final
+
+import matplotlib as mpl
+import numpy as np
+import skimage
+from numpy.random import Generator
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from scipy.ndimage import gaussian_filter, gaussian_filter1d
+
+from model_export.errors import UserError
+from service.artifact.pixels import Levels
+
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom, in pixels."""
+FloatImage = NDArray[np.floating[Any]]
+"""(H, W)."""
+
+# With the families that have the same outlines.
+HELD_OUT_FONTS: Final = (
+    *("Liberation", "Arimo", "Cousine", "Tinos", "Carlito", "Lato", "Linux Libertine", "Linux Biolinum", "Charis"),
+    *("Courier Prime", "Source Sans", "EB Garamond", "Vollkorn"),
+)
+HELD_OUT_PICTURES: Final = ("camera.png", "coins.png", "moon.png")
+_PICTURES: Final = (
+    *("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg", "brick.png", "motorcycle_left.png", "grass.png"),
+    *("hubble_deep_field.jpg", "horse.png", "gravel.png", "retina.jpg"),
+)
+_FEW_FONTS: Final = 10
+_FACES: Final = 6  # of a family, at most
+_NO_TEXT: Final = ("Math", "Emoji", "Symbol", "Dingbat", "Initials", "Outline", "Icon", "Variable", "VF", "Keyboard")
+_CYRILLIC: Final = str.maketrans("abcdefghijklmnopqrstuvwxyz", "абцдефгхийклмнопяретувжыюз")
+_GREEK: Final = str.maketrans("abcdefghijklmnopqrstuvwxyz", "αβξδεφγηιςκλμνοπψρστυωχθζά")
+_ACCENTS: Final = {"a": "áàâäãåąā", "c": "çćč", "e": "éèêëęě", "i": "íìîï", "l": "ł", "n": "ñńň", "o": "óòôöõøő",
+                   "s": "ßśšş", "u": "úùûüůű", "y": "ýÿ", "z": "żźž"}  # fmt: skip
+_EM: Final = (11.0, 62.0)  # pixels: heights of the type, small print at 150 dpi to headings at 300
+_TILT: Final = 3.0  # degrees
+
+
+def font_files(*, held_out: bool) -> tuple[Path, ...]:
+    """The fonts with Latin letters of this machine and of matplotlib, at most six faces of a family."""
+    home = os.environ.get("XDG_DATA_HOME") or Path("~/.local/share").expanduser()
+    shared = os.environ.get("XDG_DATA_DIRS") or "/usr/local/share:/usr/share"
+    folders = [Path(mpl.get_data_path(), "fonts"), *(Path(each, "fonts") for each in (home, *shared.split(":")))]
+    faces: dict[str, dict[str, Path]] = {}
+    for file in sorted(file for folder in folders for file in folder.rglob("*.[ot]tf")):
+        if any(word.casefold() in file.name.casefold() for word in _NO_TEXT):
+            continue
+        face = ImageFont.truetype(file, 16)
+        family, style = (str(name) for name in face.getname())
+        if family.startswith(HELD_OUT_FONTS) == held_out and _has_latin(face):
+            faces.setdefault(family, {}).setdefault(style, file)
+    return tuple(file for styles in faces.values() for file in _spread(list(styles.values()), _FACES))
+
+
+def _has_latin(face: ImageFont.FreeTypeFont) -> bool:
+    """Whether letters differ from the box of a missing character."""
+    missing = bytes(face.getmask("\uffff"))
+    return all(bytes(face.getmask(letter)) not in (missing, b"") for letter in "aQg7é")
+
+
+def _spread(items: Sequence[Path], count: int) -> Sequence[Path]:
+    return items if len(items) <= count else [items[i * len(items) // count] for i in range(count)]
+
+
+@cache
+def _fonts() -> tuple[Path, ...]:
+    found = font_files(held_out=False)
+    if len(found) < _FEW_FONTS:
+        raise UserError(f"{len(found)} fonts with Latin letters: install at least {_FEW_FONTS} (docs/training.md)")
+    return found
+
+
+@lru_cache(512)
+def load_font(file: Path, size: int) -> ImageFont.FreeTypeFont:
+    """A font of this size in pixels."""
+    return ImageFont.truetype(file, size, layout_engine=ImageFont.Layout.BASIC)
+
+
+@cache
+def _words() -> list[str]:
+    return [word for text in topics.values() for word in text.split() if len(word) < 20]
+
+
+def _text(g: Generator, count: int) -> str:
+    """About ``count`` characters: prose, also with other letters, or numbers."""
+    kind, size = g.random(), count // 6 + 1
+    if kind < 0.12:
+        return " ".join(f"{g.integers(1, 10 ** g.integers(2, 7)) / 10 ** g.integers(0, 3):n}{g.choice(list(' .%€–'))}"
+                        for _ in range(size))  # fmt: skip
+    start = int(g.integers(max(1, len(_words()) - size)))
+    text = " ".join(_words()[start : start + size])
+    if kind < 0.3:
+        accents = {ord(letter): str(g.choice(list(others))) for letter, others in _ACCENTS.items() if g.random() < 0.5}
+        text = text.translate(accents)
+    elif kind < 0.42:
+        text = text.translate(_CYRILLIC if kind < 0.37 else _GREEK)
+    return text.upper() if g.random() < 0.06 else text
+
+
+def wrap(font: ImageFont.FreeTypeFont, text: str, width: float) -> list[str]:
+    """Break a text into lines of at most this width in pixels."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+class _Painter:
+    """Draws regions on a page that is ``scale`` times as large as the result."""
+
+    def __init__(self, g: Generator, side: int, em: float, scale: int) -> None:
+        self.g, self.em, self.scale = g, max(8, int(em * scale)), scale
+        self.image = Image.new("L", (side * scale, side * scale), 255)
+        self.draw = ImageDraw.Draw(self.image)
+        self.font = load_font(_fonts()[int(g.integers(len(_fonts())))], self.em)
+
+    def text(self, box: Box, ink: int) -> None:
+        """One or two columns, a few lines underlined."""
+        g, em, font, (x0, y0, x1, y1) = self.g, self.em, self.font, box
+        columns = 2 if x1 - x0 > 22 * em and g.random() < 0.3 else 1
+        step, pitch = (x1 - x0) / columns, em * g.uniform(1.0, 1.6)
+        width, rows = step - (em if columns > 1 else 0), max(1, int((y1 - y0) / pitch))
+        for column in range(columns):
+            for i, line in enumerate(wrap(font, _text(g, int(width / em * 2.2 * rows)), width)[:rows]):
+                at = (x0 + column * step, y0 + i * pitch)
+                self.draw.text(at, line, font=font, fill=ink)
+                if g.random() < 0.03:
+                    under = at[1] + em * 1.15
+                    self.draw.line(
+                        (at[0], under, at[0] + font.getlength(line), under), fill=ink, width=max(1, em // 16)
+                    )
+        if g.random() < 0.15:
+            self.draw.line((x0, y1, x1, y1), fill=ink, width=self._pen())
+
+    def box(self, box: Box, ink: int) -> None:
+        """Text on a shaded or a dark ground."""
+        g, inner = self.g, self.em / 2
+        dark = g.random() < 0.45
+        ground = int(g.integers(0, 90) if dark else g.integers(195, 250))
+        outline = int(g.integers(0, 100)) if g.random() < 0.5 else None
+        self.draw.rectangle(box, fill=ground, outline=outline, width=self._pen())
+        x0, y0, x1, y1 = box
+        self.text((x0 + inner, y0 + inner, x1 - inner, y1 - inner), 255 if dark else ink)
+
+    def table(self, box: Box, ink: int) -> None:
+        """Cells with rules."""
+        g, (x0, y0, x1, y1) = self.g, box
+        edges, pitch, pen = np.linspace(x0, x1, int(g.integers(3, 7))), self.em * g.uniform(1.3, 2.0), self._pen()
+        rows = max(1, int((y1 - y0) / pitch))
+        for row in range(rows + 1):
+            y = y0 + row * pitch
+            self.draw.line((x0, y, x1, y), fill=ink, width=pen)
+            for left, right in pairwise(edges) if row < rows else ():
+                cell = wrap(self.font, _text(g, int(g.integers(2, 14))), right - left)[0]
+                if self.font.getlength(cell) < right - left - self.em / 3:
+                    self.draw.text((left + self.em / 6, y + 0.15 * self.em), cell, font=self.font, fill=ink)
+        if g.random() < 0.7:
+            for x in edges:
+                self.draw.line((x, y0, x, y0 + rows * pitch), fill=ink, width=pen)
+
+    def photograph(self, box: Box, ink: int) -> None:
+        """A photograph and its caption."""
+        x0, y0, x1, y1 = box
+        bottom = y1 - 1.5 * self.em if self.g.random() < 0.7 else y1
+        size = int(x1 - x0), int(bottom - y0)
+        if min(size) > 30 * self.scale:
+            self.image.paste(photograph(self.g, *size), (int(x0), int(y0)))
+            self.text((x0, bottom + self.em / 5, x1, y1), ink)
+
+    def diagram(self, box: Box, ink: int) -> None:
+        """Axes with bars or curves, and labels."""
+        g, (x0, y0, x1, y1) = self.g, box
+        y1 -= self.em * 1.4
+        values = y1 - (y1 - y0) * np.clip(0.5 + np.cumsum(g.normal(0, 0.15, (3, 12)), 1), 0, 1)
+        xs = np.linspace(x0, x1, 12)
+        if g.random() < 0.5:
+            for x, y in zip(xs[:-1], values[0], strict=False):
+                self.draw.rectangle((x, y, x + (xs[1] - xs[0]) * 0.7, y1), fill=int(g.integers(0, 230)), outline=ink)
+        else:
+            for line in values:
+                self.draw.line(list(zip(xs, line, strict=True)), fill=int(g.integers(0, 150)), width=self._pen())
+        self.draw.line((x0, y0, x0, y1, x1, y1), fill=ink, width=self._pen())
+        self.draw.text((x0, y1), " ".join(_text(g, 30).split()[:5]), font=self.font, fill=ink)
+
+    def stamp(self, box: Box, ink: int) -> None:
+        """Text under a rubber stamp."""
+        self.text(box, ink)
+        g, side = self.g, int(self.em * self.g.uniform(4, 8))
+        layer = Image.new("L", (side, side), 255)
+        draw, colour, pen = ImageDraw.Draw(layer), int(g.integers(60, 170)), max(2, self.em // 10)
+        shape = draw.ellipse if g.random() < 0.5 else draw.rectangle
+        shape((pen, side * g.uniform(0, 0.3), side - pen, side * g.uniform(0.7, 1)), outline=colour, width=pen)
+        draw.text((side / 2, side / 2), _text(g, 6)[:8], colour, self.font, "mm")
+        layer = layer.rotate(g.uniform(-40, 40), Image.Resampling.BILINEAR, fillcolor=255)
+        at = int(g.uniform(box[0], max(box[0] + 1, box[2] - side))), int(box[1])
+        under = self.image.crop((*at, at[0] + side, at[1] + side))
+        self.image.paste(Image.fromarray(np.minimum(np.asarray(under), np.asarray(layer))), at)
+
+    def writing(self, box: Box, ink: int) -> None:
+        """Lines as of a pen: loops that run to the right."""
+        g, em, (x0, y0, x1, y1) = self.g, self.em, box
+        pen = max(1, int(em * g.uniform(0.04, 0.12)))
+        for y in np.arange(y0 + em, y1, 1.8 * em):
+            count = max(8, int((x1 - x0) / em * 14 * g.uniform(0.3, 1)))
+            loops = gaussian_filter1d(g.normal(0, 1, (2, count)), 1.6, axis=1) * em
+            xs = np.linspace(x0, x0 + count * em / 14, count) + 0.5 * loops[0]
+            self.draw.line(list(zip(xs, y + loops[1], strict=True)), fill=ink, width=pen, joint="curve")
+
+    def _pen(self) -> int:
+        return int(self.g.integers(1, 4)) * self.scale
+
+
+_REGIONS: Final[Sequence[tuple[float, Callable[[_Painter, Box, int], None]]]] = (
+    (0.48, _Painter.text),
+    (0.12, _Painter.box),
+    (0.12, _Painter.table),
+    (0.12, _Painter.photograph),
+    (0.05, _Painter.diagram),
+    (0.05, _Painter.stamp),
+    (0.06, _Painter.writing),
+)
+
+
+def draw_page(g: Generator, side: int) -> tuple[Levels, float]:
+    """A part of a page (side, side), and the usual height of its type in pixels."""
+    em, scale = float(np.exp(g.uniform(*np.log(_EM)))), int(g.choice([1, 1, 2, 3]))
+    ink = int(g.choice([0, 0, 0, int(g.integers(0, 110))]))
+    painter = _Painter(g, side, em, scale)
+    shares = np.array([share for share, _ in _REGIONS])
+    margin, y, end = int(g.integers(0, side // 12)) * scale, float(g.integers(-20, 60) * scale), side * scale
+    while y < end:
+        size = em * scale * (float(g.choice([1, 1, 1, 1, 1.4, 2.0])) if em < 45 else 1.0)
+        painter.em = int(size)
+        painter.font = load_font(_fonts()[int(g.integers(len(_fonts())))], painter.em)
+        region = _REGIONS[int(g.choice(len(_REGIONS), p=shares / shares.sum()))][1]
+        height = size * g.uniform(2.2, 9)
+        if region is _Painter.photograph:
+            height = max(height, end * g.uniform(0.15, 0.8))
+        region(painter, (margin, y, end - margin, y + height), ink)
+        y += height + size * g.uniform(0.1, 1.5)
+    image = painter.image
+    if g.random() < 0.3:
+        image = image.rotate(g.uniform(-_TILT, _TILT), Image.Resampling.BICUBIC, fillcolor=255)
+    return np.asarray(image.resize((side, side), Image.Resampling.BOX)), em
+
+
+@cache
+def _photographs() -> list[Image.Image]:
+    folder = Path(skimage.__file__).parent / "data"
+    return [Image.open(folder / name).convert("L") for name in _PICTURES]
+
+
+def photograph(g: Generator, width: int, height: int) -> Image.Image:
+    """A part of a photograph, or a made one: shapes that hide one another, shaded and with grain."""
+    if g.random() < 0.6:
+        whole = _photographs()[int(g.integers(len(_photographs())))]
+        share = g.uniform(0.4, 1.0) * min(whole.width / width, whole.height / height)
+        w, h = share * width, share * height
+        left, top = g.uniform(0, whole.width - w), g.uniform(0, whole.height - h)
+        return whole.resize((width, height), Image.Resampling.BICUBIC, (left, top, left + w, top + h))
+    image = Image.new("L", (width, height), int(g.integers(256)))
+    draw, side = ImageDraw.Draw(image), max(width, height)
+    for _ in range(int(g.integers(10, 150))):
+        x, y, r = g.uniform(0, width), g.uniform(0, height), side * 0.5 * g.uniform(0.05, 1) ** 2
+        shape = draw.ellipse if g.random() < 0.6 else draw.rectangle
+        shape((x - r * g.uniform(0.3, 1), y - r, x + r, y + r * g.uniform(0.3, 1)), fill=int(g.integers(256)))
+    image = image.filter(ImageFilter.GaussianBlur(g.uniform(0.5, 3)))
+    levels = np.asarray(image, np.float32) * smooth_field(g, (height, width), int(g.integers(2, 7)), 0.6, 1.1)
+    return Image.fromarray(to_levels(levels / 255 + noise_field(g, levels.shape, 1.0) * g.uniform(0, 0.05)))
+
+
+def to_levels(image: FloatImage) -> Levels:
+    """0…1 → levels, rounded and clipped."""
+    levels: Levels = np.clip(np.rint(image * 255), 0, 255).astype(np.uint8)
+    return levels
+
+
+def resized(image: NDArray[Any], shape: Sequence[int], how: Image.Resampling = Image.Resampling.BICUBIC) -> FloatImage:
+    """An image (h, w) in another size (H, W)."""
+    scaled: FloatImage = np.asarray(Image.fromarray(image.astype(np.float32)).resize((shape[1], shape[0]), how))
+    return scaled
+
+
+def smooth_field(g: Generator, shape: Sequence[int], cells: int, low: float, high: float) -> FloatImage:
+    """A smooth random field (H, W) between two values, with this number of bumps on a side."""
+    field: FloatImage = low + (high - low) * np.clip(resized(g.random((cells, cells)), shape), 0, 1)
+    return field
+
+
+def noise_field(g: Generator, shape: Sequence[int], sigma: float) -> FloatImage:
+    """Gaussian noise (H, W) of variance 1, smoothed over ``sigma`` pixels."""
+    step = max(1, int(sigma))
+    small = g.standard_normal((shape[0] // step + 2, shape[1] // step + 2), np.float32)
+    field = resized(gaussian_filter(small, max(0.5, sigma / step)), shape, Image.Resampling.BILINEAR)
+    return field / max(float(field.std()), 1e-6)

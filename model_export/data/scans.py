@@ -1,0 +1,54 @@
+"""The data set `scans`: parts of drawn pages, clean and damaged. A fifth of the pages has no damage."""
+
+import os
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from functools import partial
+from multiprocessing import get_context
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from model_export.data.damages import damaged
+from model_export.data.pages import draw_page, to_levels
+from service.artifact.pixels import Levels
+
+PAGES: Final = 2800
+SIDE: Final = 160  # of a part
+_PARTS: Final = 3  # along each side of a page
+_UNDAMAGED: Final = 5  # every fifth page
+_HELD_OUT: Final = 20  # every twentieth page
+_INK: Final = 0.01  # share of dark pixels; of parts with less, few are kept
+_FEW: Final = 0.15
+_CHUNK: Final = 10  # pages that a process draws at once
+
+
+def draw_scans(pages: int = PAGES, *, side: int = SIDE, seed: int = 7) -> dict[str, NDArray[Any]]:
+    """Draw the set: `x_train`, `x_test` and `damaged_train`, `damaged_test`, each (N, side, side) uint8.
+
+    Up to nine parts of a page are kept. A page is a function of seed, number, side and the fonts of this machine.
+    """
+    workers = min(len(os.sched_getaffinity(0)), -(-pages // _CHUNK))
+    # `spawn`, because a fork would copy the threads' locks of libraries that are already loaded.
+    several = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers > 1 else nullcontext()
+    with several as pool:
+        draw, numbers = partial(_pairs, seed, side), range(pages)
+        drawn = pool.map(draw, numbers, chunksize=_CHUNK) if pool else map(draw, numbers)
+        pairs = list(tqdm(drawn, total=pages, unit="page", mininterval=1.0))
+    test = np.concatenate(pairs[::_HELD_OUT])
+    train = np.concatenate([each for i, each in enumerate(pairs) if i % _HELD_OUT])
+    return {"x_train": train[:, 0], "damaged_train": train[:, 1], "x_test": test[:, 0], "damaged_test": test[:, 1]}
+
+
+def _pairs(seed: int, side: int, number: int) -> Levels:
+    """The parts of a page, each with its damaged copy: (N, 2, side, side)."""
+    g = np.random.default_rng((seed, number))
+    page, em = draw_page(g, _PARTS * side)
+    scan = to_levels(damaged(g, page.astype(np.float32) / 255, em)) if number % _UNDAMAGED else page
+    both = np.stack([page, scan]).reshape(2, _PARTS, side, _PARTS, side).transpose(1, 3, 0, 2, 4)
+    parts = both.reshape(-1, 2, side, side)
+    keep = ((parts[:, 0] < 128).mean((1, 2)) > _INK) | (g.random(len(parts)) < _FEW)
+    kept: Levels = parts[keep]
+    return kept

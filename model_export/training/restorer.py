@@ -1,0 +1,104 @@
+"""The network f for pictures of any size: it changes only what must change.
+
+There is no bottleneck, so f is no generator: it restores. No layer looks at the whole picture, so a picture can be cut
+into tiles that overlap. A tile is computed as a part of the whole picture is, except near its edges.
+"""
+
+from itertools import pairwise
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model_export.training.network import Autoencoder, NetworkConfig
+
+_LEVEL: Final = 1 / 127.5
+_KEEP: Final = 14 * _LEVEL  # a pixel that f would change by less keeps its value
+_RAMP: Final = 8 * _LEVEL  # up to the change that f makes in full; a jump would magnify rounding errors without limit
+_END_RAMP: Final = 5 * _LEVEL  # before black and white, which f makes in any case
+_BRANCH: Final = 0.2  # scale of the initial weights of a block's sum
+
+
+class Block(nn.Module):
+    """x + g(x), with two convolutions."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(width, width, 3, 1, 1), nn.Conv2d(width, width, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, H, W) → the same."""
+        out: Tensor = x + self.second(functional.relu(self.first(x)))
+        return out
+
+
+class Restorer(nn.Module):
+    """f: (B, channels, H, W) in [−1, 1] → the same; H and W are multiples of 2 to the number of widths.
+
+    A pyramid: ``widths`` are the channels at 1/2, 1/4, … of the side, ``full`` those at the full side. It proposes a
+    change of each pixel. `forward` makes a change that is large, or that ends in black or white, and leaves other
+    pixels as they are, bit for bit. So clean paper and clean ink are fixed points. Without normalisation, no row and
+    no tile depends on others.
+    """
+
+    def __init__(self, channels: int, widths: tuple[int, ...], full: int) -> None:
+        super().__init__()
+        first, *_, last = widths
+        self.stem = nn.Conv2d(channels, first, 6, 2, 2)
+        self.refine = nn.Conv2d(first, first, 3, 1, 1)
+        steps = list(pairwise(widths))
+        self.down = nn.ModuleList(nn.Sequential(nn.Conv2d(a, b, 4, 2, 1), nn.ReLU(), Block(b)) for a, b in steps)
+        self.middle = Block(last)
+        self.up = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in steps)
+        self.joined = nn.ModuleList(Block(a) if i else nn.Conv2d(a, a, 3, 1, 1) for i, (a, _) in enumerate(steps))
+        self.enlarge = nn.Conv2d(first, 4 * full, 3, 1, 1)
+        self.full = nn.Conv2d(channels, full, 3, 1, 1)
+        self.sharpen = nn.Conv2d(full, full, 3, 1, 1)
+        self.change = nn.Conv2d(full, channels, 3, 1, 1)
+        self.apply(_initialise)
+
+    def propose(self, x: Tensor) -> Tensor:
+        """The picture that f would make if it made all changes, (B, C, H, W); it can leave [−1, 1]."""
+        sides = [functional.relu(self.refine(functional.relu(self.stem(x))))]
+        for step in self.down:
+            sides.append(step(sides[-1]))
+        y = self.middle(sides.pop())
+        for enlarge, joined, side in zip(reversed(self.up), reversed(self.joined), reversed(sides), strict=True):
+            y = joined(side + functional.interpolate(enlarge(y), scale_factor=2.0, mode="nearest"))
+        y = functional.relu(functional.pixel_shuffle(self.enlarge(functional.relu(y)), 2) + self.full(x))
+        change: Tensor = self.change(functional.relu(self.sharpen(y)))
+        return x + change.float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply f once. In training it makes every change, and gradients pass the bounds of the range."""
+        proposed = self.propose(x)
+        bounded = proposed.clamp(-1.0, 1.0)
+        return proposed + (bounded - proposed).detach() if self.training else self.settle(x, bounded)
+
+    @staticmethod
+    def settle(x: Tensor, proposed: Tensor) -> Tensor:
+        """Of a proposed picture in [−1, 1], take the changes of x that are large or end in black or white."""
+        large = ((proposed - x).abs() - _KEEP) / _RAMP
+        end = (proposed.abs() - (1.0 - _END_RAMP)) / _END_RAMP
+        share = torch.maximum(large, end).clamp(0.0, 1.0)
+        return (x + share * (proposed - x)).clamp(-1.0, 1.0)
+
+
+Network = Autoencoder | Restorer
+
+
+def build_network(config: NetworkConfig) -> Network:
+    """The untrained network of a configuration."""
+    config.sizes()
+    return Restorer(config.channels, config.widths, config.full) if config.full else Autoencoder(config)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    scaled = {Block: "second", Restorer: "change"}.get(type(module))
+    if scaled:
+        module.get_submodule(scaled).get_parameter("weight").data.mul_(_BRANCH)

@@ -1,0 +1,80 @@
+"""The judge of `scans`: its arithmetic, and its tiles."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from benchmarks import scans_ocr
+from model_export.export.artifact import Artifact
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "rate"),
+    [
+        ("the same text", "the same text", 0.0),
+        ("the  same\ntext\n", "the same text", 0.0),
+        ("the sane text", "the same text", 1 / 13),
+        ("the same tex", "the same text", 1 / 13),
+        ("", "four", 1.0),
+        ("it’s “so”", 'it\'s "so"', 0.0),
+        ("far more letters than there were", "far", 1.0),
+    ],
+)
+def test_the_error_rate_counts_edits(found: str, wanted: str, rate: float) -> None:
+    assert scans_ocr.error_rate(found, wanted) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (64, 64), (65, 200), (150, 333)])
+def test_tiles_cover_a_picture_of_any_size(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoiled_at_the_edge(rows: np.ndarray) -> np.ndarray:
+        rows = -rows.copy()
+        rows[..., :3] = rows[..., :3, :] = 0.5
+        return rows
+
+    monkeypatch.setattr(scans_ocr, "OVERLAP", 8)
+    artifact = cast("Artifact", SimpleNamespace(card=SimpleNamespace(shape=(1, 64, 64)), function=spoiled_at_the_edge))
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    done = scans_ocr.restored(artifact, image)
+    assert done.shape == image.shape
+    np.testing.assert_array_equal(done[3:, 3:], 255 - image[3:, 3:])  # inner edges are those of other tiles
+
+
+def test_means_and_shares_by_group() -> None:
+    rates = {"clean": (0.0, 0.0), "light": (0.4, 0.1), "fade": (0.1, 0.3), "new: moire": (0.2, 0.2)}
+    records: list[dict[str, Any]] = []
+    for number in range(2):
+        for condition, (raw, f) in rates.items():
+            records.append({"block": number, "condition": condition, "method": "raw", "cer": raw})
+            pixels = {"changed": 0.01, "moved": 0.002}
+            records.append({"block": number, "condition": condition, "method": "f", "cer": f, **pixels})
+    result = scans_ocr.summarise(records)
+    assert result["blocks"] == 2
+    assert result["cer"]["light"] == pytest.approx({"raw": 40.0, "f": 10.0})
+    assert result["means"]["seen"] == pytest.approx({"raw": 25.0, "f": 20.0})
+    assert result["worse"]["seen"]["f"] == 50.0
+    assert result["worse"]["unseen"]["f"] == 0.0
+    assert result["best_of_each"]["seen"] == pytest.approx(25.0)
+    assert result["pixels"]["clean"] == pytest.approx({"changed": 1.0, "moved": 0.2})
+    text = scans_ocr.render(result | {"photographs": {"coins": 3.0}})
+    assert "| light | 40.0 | 10.0 |" in text
+
+
+def test_it_says_what_it_needs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    assert scans_ocr.main(["--model", str(tmp_path / "none")]) == 0
+    assert capsys.readouterr().out.startswith("skipped: needs tesseract")
+
+
+@pytest.mark.slow
+def test_one_block_is_read(tmp_path: Path) -> None:
+    model = Path("models/scans/1")
+    if reason := scans_ocr.missing(model):
+        pytest.skip(reason)
+    out = tmp_path / "out.json"
+    assert scans_ocr.main(["--model", str(model), "--blocks", "1", "--out", str(out)]) == 0
+    assert out.is_file()

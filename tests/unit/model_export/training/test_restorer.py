@@ -1,0 +1,188 @@
+"""The network for pictures of any size: what it leaves, what it makes, and its run from training to export."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from model_export.cli import main
+from model_export.data.datasets import Dataset
+from model_export.errors import UserError
+from model_export.evaluation.evaluate import evaluate
+from model_export.export.artifact import Artifact, TrainedCard, publish, read_all, with_card
+from model_export.export.export import export
+from model_export.export.verify import verify
+from model_export.export.weights import read_weights
+from model_export.report.model_card import write_page
+from model_export.training.checkpoint import load_run
+from model_export.training.network import NetworkConfig
+from model_export.training.presets import PRESETS, Choices, own_data, with_overrides
+from model_export.training.restorer import Restorer, build_network
+from model_export.training.stages import restoring_stages
+from model_export.training.train import Run
+from service.artifact.card import from_metadata
+
+LEVEL = 1 / 127.5
+PRESET = dataclasses.replace(
+    PRESETS["scans"],
+    network=NetworkConfig(size=16, channels=1, widths=(8, 8), bottleneck=0, full=8),
+    stages=tuple(dataclasses.replace(stage, warmup=2) for stage in restoring_stages(8, 8)),
+    batch=8,
+    checkpoint_every=16,
+    tile=24,
+    name="pages",
+)
+
+
+@pytest.fixture
+def network() -> Restorer:
+    torch.manual_seed(0)
+    return Restorer(1, (4, 8, 8), 4).eval()
+
+
+@pytest.fixture
+def pairs() -> Dataset:
+    """White pictures with a bar; the damaged ones are grey."""
+    clean = torch.full((24, 1, 16, 16), 255, dtype=torch.uint8)
+    clean[:, :, 4:8] = 0
+    damaged = (clean * 0.6).to(torch.uint8)
+    return Dataset(name="pairs.npz", sha256="0" * 64, licence="none", train=clean, held_out=clean, damaged=damaged)
+
+
+def restorer_run(data: Dataset, out: Path) -> Run:
+    return Run(
+        PRESET, data, out, seed=0, device=torch.device("cpu"), bf16=False, provenance={"command": "c", "sources": "s"}
+    )
+
+
+def test_small_changes_are_not_made_and_large_ones_are() -> None:
+    x = torch.tensor([0.0, 0.0, 0.0, 0.95, 0.0])
+    proposed = torch.tensor([10 * LEVEL, 40 * LEVEL, 18 * LEVEL, 1.0, -1.0])
+    y = Restorer.settle(x, proposed)
+    assert y[0] == 0.0
+    assert y[1] == proposed[1]
+    assert 0.0 < y[2] < proposed[2]  # the ramp between
+    assert y[3:].tolist() == [1.0, -1.0]  # black and white are made in any case
+
+
+def test_what_it_leaves_stays_in_every_bit(network: Restorer) -> None:
+    with torch.no_grad():
+        for parameter in network.change.parameters():
+            parameter.mul_(1e-3)  # so that the proposed changes are small
+    x = torch.rand(2, 1, 32, 48) * 1.6 - 0.8
+    assert torch.equal(network(x), x)
+    assert not torch.equal(network.propose(x), x)
+
+
+def test_outputs_are_in_range_and_rows_independent(network: Restorer) -> None:
+    x = torch.randn(3, 1, 32, 16) * 2
+    y = network(x)
+    assert y.abs().max() <= 1.0
+    torch.testing.assert_close(network(x[1:2]), y[1:2], atol=1e-5, rtol=0)
+
+
+def test_a_tile_is_a_part_of_the_whole(network: Restorer) -> None:
+    x = torch.randn(1, 1, 32, 256).clamp(-1, 1)
+    whole, part = network.propose(x), network.propose(x[..., 48:208])
+    torch.testing.assert_close(part[..., 72:-72], whole[..., 120:136], atol=1e-5, rtol=0)
+    assert (part[..., :8] - whole[..., 48:56]).abs().max() > 1e-4  # the edge of a tile differs
+
+
+def test_gradients_pass_the_bounds_in_training(network: Restorer) -> None:
+    network.train()
+    x = torch.zeros(1, 1, 16, 16)
+    network.change.bias.data.fill_(5.0)
+    y: Tensor = network(x)
+    assert (y == 1.0).all()
+    y.sum().backward()
+    assert network.change.bias.grad is not None
+    assert network.change.bias.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("config", [{"size": 18}, {"size": 24, "widths": (4, 8, 8, 8)}])
+def test_sizes_that_do_not_halve_are_refused(config: dict[str, object]) -> None:
+    fields = dataclasses.asdict(PRESET.network) | config
+    with pytest.raises(ValueError, match="no multiple of"):
+        build_network(NetworkConfig(**fields))
+
+
+def test_objective_and_network_belong_together() -> None:
+    with pytest.raises(ValueError, match="belong together"):
+        dataclasses.replace(PRESET, objective="naign")
+    assert with_overrides(PRESET, Choices(steps=4)).steps == 4
+
+
+def test_a_preset_with_data_of_its_own_needs_no_data() -> None:
+    assert (own_data("scans"), own_data("mnist")) == ("scans", "mnist")
+    with pytest.raises(UserError, match="--data"):
+        own_data("tiny")
+
+
+def test_training_learns_to_restore_and_continues(pairs: Dataset, tmp_path: Path) -> None:
+    run = restorer_run(pairs, tmp_path / "run")
+    assert set(run.step_once()) == {"project"}
+    run.train()
+    again = restorer_run(pairs, tmp_path / "run")
+    assert again.step == 16
+    assert (tmp_path / "run" / "samples" / "0000016.png").is_file()
+    longer = dataclasses.replace(PRESET, stages=(dataclasses.replace(PRESET.stages[1], steps=120),))
+    whole = Run(longer, pairs, tmp_path / "long", seed=0, device=torch.device("cpu"), bf16=False, provenance={})
+    terms = [whole.step_once() for _ in range(120)]
+    for name in ("project", "again"):
+        values = [float(each[name].detach()) for each in terms]
+        assert np.mean(values[-10:]) < 0.7 * np.mean(values[:10])
+
+
+@pytest.fixture
+def exported(pairs: Dataset, tmp_path: Path) -> Path:
+    restorer_run(pairs, tmp_path / "runs" / "pages").train()
+    folder, verifications = export(tmp_path / "runs" / "pages", tmp_path / "models", fp16=True, threads=1)
+    assert set(verifications) == {"model.onnx", "model.fp16.onnx"}
+    return folder
+
+
+def test_an_exported_model_has_rows_of_a_tile_and_no_noise(exported: Path, tmp_path: Path) -> None:
+    artifact = Artifact.read(exported, threads=1)
+    card = from_metadata(artifact.function.metadata)[0]
+    assert (card.schema_version, card.shape, card.noise, card.objective) == (2, (1, 24, 24), None, None)
+    assert card.training is not None
+    network = load_run(tmp_path / "runs" / "pages").network
+    x = np.random.default_rng(0).uniform(-1, 1, (3, 1, 24, 24)).astype(np.float32)
+    with torch.inference_mode():
+        np.testing.assert_allclose(artifact.function(x), network(torch.from_numpy(x)), atol=1e-5)
+    verify(tmp_path / "runs" / "pages", exported, threads=1)
+    state = read_weights(exported).state
+    assert all(torch.equal(state[name], value) for name, value in network.state_dict().items())
+
+
+def test_its_page_shows_what_ocr_reads(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="makes nothing of noise"):
+        evaluate(exported, "pairs.npz", cache=tmp_path)
+    rates = {"raw": 4.0, "background": 3.0, "f": 1.5, "f2": 1.6}
+    ocr = {
+        "blocks": 7,
+        "cer": {"clean": dict.fromkeys(rates, 0.1), "light": rates, "fade": rates | {"f": 9.0}},
+        "means": {"seen": rates},
+        "pixels": {"clean": {"changed": 0.5, "moved": 0.1}},
+        "photographs": {"coins": 3.2},
+    }
+    artifacts = read_all(exported, threads=1)
+    card = TrainedCard.model_validate({**artifacts[0].card.model_dump(), "quality": {"ocr": ocr}})
+    publish(exported, with_card(artifacts, card), keep=True)
+    page = write_page(exported, tmp_path / "pages.md").read_text()
+    assert "| seen | 4.0 | 3.0 | 1.5 | 1.6 |" in page
+    assert "fade 4.0 % → 9.0 %" in page
+    assert "coins 3" in page
+    assert "of any size in tiles of 24×24" in page
+
+
+def test_the_command_line_trains_on_pairs_of_a_file(pairs: Dataset, tmp_path: Path) -> None:
+    assert pairs.damaged is not None
+    file = tmp_path / "pairs.npz"
+    big = {"x_train": pairs.train, "x_test": pairs.held_out, "damaged_train": pairs.damaged}
+    np.savez(file, **{name: np.kron(each.numpy()[:, 0], np.ones((2, 2), np.uint8)) for name, each in big.items()})
+    command = ["train", "--preset", "scans", "--data", str(file), "--size", "32", "--steps", "2", "--batch", "4"]
+    assert main([*command, "--out", str(tmp_path / "run"), "--threads", "1"]) == 0
