@@ -154,7 +154,8 @@ def _remove_round_trips(model: ModelProto) -> None:
 def _kind(preset: Preset) -> dict[str, object]:
     """The fields of a generator, or of a network that restores: that one has rows as large as many pictures."""
     if preset.objective == "restore":
-        return {"schema_version": 2, "buckets": (1, 2)}
+        tiles = {"overlap": preset.overlap, "multiple": 2 ** len(preset.network.widths)}
+        return {"schema_version": 2, "buckets": (1, 2), "tiles": tiles if preset.tile else None}
     noise = {"kind": "gaussian", "norm": math.sqrt(math.prod(preset.shape))}
     return {"objective": preset.objective, "noise": noise}
 

@@ -62,7 +62,8 @@ class Preset:
     # pairs from the same weights that built them.
     checkpoint_every: int = 400
     generate_steps: int = 1  # recommended steps in the card
-    tile: int = 0  # side of the exported rows, where it is not that of the training pictures
+    tile: int = 0  # side of the exported rows: a network of any size is exported for tiles
+    overlap: int = 0  # of tiles, in pixels
     # One value for each channel, in [−1, 1]; a single one is that of every channel.
     background: tuple[float, ...] = (-1.0,)
     polarity: Literal["light-on-dark", "dark-on-light", "none"] = "none"
@@ -212,7 +213,8 @@ PRESETS = {
             distance="l1_ink",
             batch=6,
             background=(1.0,),
-            tile=512,
+            tile=640,
+            overlap=64,  # beyond it, a pixel matters less than half a level
             data="scans",
             licence="Apache-2.0",
             description="Scanned and photographed pages of text, grey: removes stains, shadows and dirt for OCR.",

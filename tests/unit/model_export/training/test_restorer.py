@@ -33,6 +33,7 @@ PRESET = dataclasses.replace(
     batch=8,
     checkpoint_every=16,
     tile=24,
+    overlap=4,
     name="pages",
 )
 
