@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,11 @@ def always() -> bool:
 
 def never() -> bool:
     return False
+
+
+def seen(waits: threading.Event) -> bool:
+    waits.set()
+    return True
 
 
 class Shelf:
@@ -100,7 +106,7 @@ def test_who_waits_first_is_opened_first() -> None:
     with ThreadPoolExecutor(len(names)) as pool:
         for name in names:
             waits = threading.Event()
-            pool.submit(shelf.models[name].acquire, lambda waits=waits: waits.set() or True)
+            pool.submit(shelf.models[name].acquire, partial(seen, waits))
             assert waits.wait(30)
         for name in "ab" + names[:2]:
             shelf.models[name].release()
