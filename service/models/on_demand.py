@@ -53,14 +53,19 @@ class Memory:
         self.limit, self._on_change, self.on_opened = limit_mib * _MIB, on_change, on_opened
         self._changed = threading.Condition()
         self._open: dict[OnDemandModel, int] = {}  # its bytes; the one used least recently first
+        self._waiting: list[OnDemandModel] = []  # for room; who came first gets it first
 
     def enter(self, model: "OnDemandModel", is_wanted: Callable[[], bool]) -> bool:
         """Count a use of a model, and its bytes; waits for room, and returns False if nobody wants it then."""
         with self._changed:
-            while model not in self._open and not self._make_room(model.size):
-                if not is_wanted():
-                    return False
-                self._changed.wait(_POLL_S)
+            self._waiting.append(model)
+            try:
+                while model not in self._open and not (self._waiting[0] is model and self._make_room(model.size)):
+                    if not is_wanted():
+                        return False
+                    self._changed.wait(_POLL_S)
+            finally:
+                self._waiting.remove(model)
             model.users += 1
             self._set(model, model.size)
             return True

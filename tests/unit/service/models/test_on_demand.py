@@ -1,9 +1,11 @@
 """Models that are open within a limit of memory."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,11 @@ def always() -> bool:
 
 def never() -> bool:
     return False
+
+
+def seen(waits: threading.Event) -> bool:
+    waits.set()
+    return True
 
 
 class Shelf:
@@ -89,6 +96,21 @@ def test_a_model_in_use_is_never_closed_and_others_wait_for_it() -> None:
         assert [each.result(30) for each in waiting] == [True, True]
     assert shelf.open_names() == "ac"
     assert shelf.opened == ["a", "b", "c"]
+
+
+def test_who_waits_first_is_opened_first() -> None:
+    shelf, names = Shelf(), "cdef"
+    shelf.models |= {name: shelf.model(name) for name in "def"}
+    for name in "ab":
+        assert shelf.models[name].acquire(always)
+    with ThreadPoolExecutor(len(names)) as pool:
+        for name in names:
+            waits = threading.Event()
+            pool.submit(shelf.models[name].acquire, partial(seen, waits))
+            assert waits.wait(30)
+        for name in "ab" + names[:2]:
+            shelf.models[name].release()
+    assert "".join(shelf.opened) == "ab" + names
 
 
 def test_closing_a_model_ends_the_wait_for_it_and_frees_its_room() -> None:
