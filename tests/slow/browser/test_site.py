@@ -208,14 +208,19 @@ def test_the_second_visit_needs_no_server(browser: "Browser", folder: Path) -> N
         visit.says("generate", "16 pictures of seed 7")
 
 
-@pytest.mark.parametrize("damage", ["cut", "no model"])
-def test_a_damaged_model_is_said_and_the_others_go_on(
+@pytest.mark.parametrize("damage", ["cut", "no model", "no memory"])
+def test_a_model_that_cannot_run_is_said_and_the_others_go_on(
     browser: "Browser", folder: Path, tmp_path: Path, damage: str
 ) -> None:
     broken = shutil.copytree(folder, tmp_path / "out")
     file = broken / "models" / "fashion_mnist" / "3" / "model.onnx.xz"
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:100_000])
+    elif damage == "no memory":
+        backend = broken / "page" / "backend.js"
+        create, fail = "return InferenceSession.create(", 'throw new RangeError("Array buffer allocation failed");'
+        text = backend.read_text()
+        backend.write_text(text.replace(create, f'if (card.name === "fashion_mnist") {fail} {create}'))
     else:  # a file that is what the list says, and yet no model
         index = json.loads((broken / "models.json").read_text())
         card = next(card for card in index["models"] if card["name"] == "fashion_mnist")
