@@ -49,7 +49,7 @@ async function setModel(card) {
   document.querySelector(".pair").hidden = card.noise === null; // an imported network may make nothing of noise
   writeAddress({ m: models.reference });
   await restoreDrawing();
-  if (!canvas.isEmpty) await project.project(); // before what nobody has asked for yet
+  await project.running; // the drawing comes before what nobody has asked for yet
   if (model !== card) return;
   if (card.noise !== null) {
     generate.generate();
@@ -82,9 +82,11 @@ async function setSamples(card, images) {
   samples = project.samples = decoded;
   examples.setSamples(samples);
   if (card.shape[0] === 3) setPalette(samples.palette());
+  if (canvas.isEmpty) await examples.introduce();
+  await project.running;
+  if (model !== card) return;
   models.loadThumbnails();
   whenVisible(byId("walk"), () => model === card && interpolate.interpolate());
-  if (canvas.isEmpty) await examples.introduce();
   whenVisible(byId("lasting"), () => model === card && lasting.runWithResult());
 }
 

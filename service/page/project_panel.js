@@ -20,7 +20,7 @@ export class ProjectPanel extends EventTarget {
   #panel = new Panel(byId("real"));
   #uploads = new Panel(byId("real")); // so that an upload and a projection do not end each other
   #wanted = false; // whether the drawing has changed since the last request
-  #running = null; // a promise, while requests are sent
+  running = null; // a promise, while requests are sent
   #stepsChosen = false; // by the user, for this model
   samples = null;
 
@@ -95,14 +95,14 @@ export class ProjectPanel extends EventTarget {
   /** Show f^k of the drawing as it is now; if a request is in flight, after that. */
   project() {
     this.#wanted = true;
-    return (this.#running ??= this.#run());
+    this.running ??= this.#run();
   }
 
   async #run() {
     // Two events of one gesture make one request.
     await new Promise(requestAnimationFrame);
     while (this.#wanted) await this.#panel.run("Making it real", (signal) => this.#once(signal));
-    this.#running = null;
+    this.running = null;
   }
 
   async #once(signal) {

@@ -14,7 +14,7 @@ from tests.contract.data import Pixels, pixels
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
 
-PATIENCE_MS = 30_000.0  # nothing here takes a tenth of it
+PATIENCE_MS = 120_000.0  # nothing here takes a tenth of it, unless the machine is busy
 SEVEN = ((0.28, 0.25), (0.5, 0.24), (0.72, 0.25), (0.62, 0.45), (0.52, 0.65), (0.45, 0.82))
 
 
