@@ -17,7 +17,13 @@ _LEVEL: Final = 1 / 127.5
 _KEEP: Final = 14 * _LEVEL  # a pixel that f would change by less keeps its value
 _RAMP: Final = 8 * _LEVEL  # up to the change that f makes in full; a jump would magnify rounding errors without limit
 _END_RAMP: Final = 5 * _LEVEL  # before black and white, which f makes in any case
+_SLOPE: Final = 0.1
 _BRANCH: Final = 0.2  # scale of the initial weights of a block's sum
+
+
+def _active(x: Tensor) -> Tensor:
+    """Leaky: with plain ReLUs all channels of a level died in training, and f became a change of contrast."""
+    return functional.leaky_relu(x, _SLOPE)
 
 
 class Block(nn.Module):
@@ -29,7 +35,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, width, H, W) → the same."""
-        out: Tensor = x + self.second(functional.relu(self.first(x)))
+        out: Tensor = x + self.second(_active(self.first(x)))
         return out
 
 
@@ -48,7 +54,9 @@ class Restorer(nn.Module):
         self.stem = nn.Conv2d(channels, first, 6, 2, 2)
         self.refine = nn.Conv2d(first, first, 3, 1, 1)
         steps = list(pairwise(widths))
-        self.down = nn.ModuleList(nn.Sequential(nn.Conv2d(a, b, 4, 2, 1), nn.ReLU(), Block(b)) for a, b in steps)
+        self.down = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, b, 4, 2, 1), nn.LeakyReLU(_SLOPE), Block(b)) for a, b in steps
+        )
         self.middle = Block(last)
         self.up = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in steps)
         self.joined = nn.ModuleList(Block(a) if i else nn.Conv2d(a, a, 3, 1, 1) for i, (a, _) in enumerate(steps))
@@ -60,14 +68,14 @@ class Restorer(nn.Module):
 
     def propose(self, x: Tensor) -> Tensor:
         """The picture that f would make if it made all changes, (B, C, H, W); it can leave [−1, 1]."""
-        sides = [functional.relu(self.refine(functional.relu(self.stem(x))))]
+        sides = [_active(self.refine(_active(self.stem(x))))]
         for step in self.down:
             sides.append(step(sides[-1]))
         y = self.middle(sides.pop())
         for enlarge, joined, side in zip(reversed(self.up), reversed(self.joined), reversed(sides), strict=True):
             y = joined(side + functional.interpolate(enlarge(y), scale_factor=2.0, mode="nearest"))
-        y = functional.relu(functional.pixel_shuffle(self.enlarge(functional.relu(y)), 2) + self.full(x))
-        change: Tensor = self.change(functional.relu(self.sharpen(y)))
+        y = _active(functional.pixel_shuffle(self.enlarge(_active(y)), 2) + self.full(x))
+        change: Tensor = self.change(_active(self.sharpen(y)))
         return x + change.float()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,7 +104,9 @@ def build_network(config: NetworkConfig) -> Network:
 
 def _initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        # A convolution of kernel 1 has no activation behind it.
+        gain = "linear" if module.kernel_size == (1, 1) else "leaky_relu"
+        nn.init.kaiming_normal_(module.weight, _SLOPE, nonlinearity=gain)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     scaled = {Block: "second", Restorer: "change"}.get(type(module))

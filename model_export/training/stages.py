@@ -174,9 +174,9 @@ def texture_stage(steps: int, *, distill: float = 0.0) -> Stage:
 
 def restoring_stages(restore: int, settle: int) -> tuple[Stage, Stage]:
     """The stages of a `Restorer`. The data have pairs, of which some are equal, so `rec` is not needed."""
-    stage = Stage(name="restore", steps=restore, lr=2e-3, weights=Weights(rec=0.0, project=1.0))
+    stage = Stage(name="restore", steps=restore, lr=1e-3, weights=Weights(rec=0.0, project=1.0))
     weights = replace(stage.weights, again=0.5)
-    return stage, replace(stage, name="settle", steps=settle, lr=1e-3, weights=weights)
+    return stage, replace(stage, name="settle", steps=settle, lr=5e-4, weights=weights)
 
 
 def projector_stages(project: int, rest: int) -> tuple[Stage, Stage]:
