@@ -5,7 +5,7 @@ into tiles that overlap. A tile is computed as a part of the whole picture is, e
 """
 
 from itertools import pairwise
-from typing import Final
+from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +105,7 @@ def build_network(config: NetworkConfig) -> Network:
 def _initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
         # A convolution of kernel 1 has no activation behind it.
-        gain = "linear" if module.kernel_size == (1, 1) else "leaky_relu"
+        gain: Literal["linear", "leaky_relu"] = "linear" if module.kernel_size == (1, 1) else "leaky_relu"
         nn.init.kaiming_normal_(module.weight, _SLOPE, nonlinearity=gain)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

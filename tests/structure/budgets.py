@@ -17,17 +17,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Lines of Python, with blanks and docstrings, of folders together; "." is the whole repository.
 LINES = {
-    ("service",): 15_900,
-    ("model_export",): 8_300,
-    ("sdk", "ign"): 3_620,
-    ("benchmarks",): 4_400,
-    ("tests",): 31_500,
-    (".",): 64_200,
+    ("service",): 16_800,
+    ("model_export",): 8_900,
+    ("sdk", "ign"): 3_860,
+    ("benchmarks",): 5_550,
+    ("tests",): 33_000,
+    (".",): 68_800,
 }
 FILE_LINES = 600
 SERVICE_MODULES = 80  # without `__init__`
 SERVICE_ENTRIES = 16  # modules and packages at its top, without `__init__`
-WORDS = 21_800  # of README.md and docs, without the pages that commands write
+WORDS = 25_400  # of README.md and docs, without the pages that commands write
 GENERATED = ROOT / "docs" / "models"
 REQUEST = "POST /generate -> PNG"
 REQUEST_FILES, REQUEST_CALLS = 30, 230  # measured 29 and 224 to 229; aimed at and missed: 16 and 120
