@@ -95,7 +95,7 @@ def test_a_drawing_outlasts_a_reload_and_a_lost_network(visit: Visit) -> None:
     toast = visit.one("#toasts [data-owner=real]").filter(has_text="The service cannot be reached.")
     assert "unreachable" not in toast.inner_text()
     visit.page.context.set_offline(False)
-    visit.one("#toasts > *").wait_for(state="detached")
+    visit.page.wait_for_function("() => !document.querySelector('#toasts > *')")
     visit.settled()
 
 
