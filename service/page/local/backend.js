@@ -131,7 +131,7 @@ async function generate(card, { n = 1, seed, offset = 0, steps = card.steps.gene
   const next = score ? await context.backend.apply(card, rows, context) : [];
   const images = rows.map(async (row, i) => {
     const drift = score ? distance(next[i], row) : null;
-    return { index: offset + i, data: await toBase64(await toPng([row], card)), drift };
+    return { index: offset + i, data: toBase64(await toPng([row], card)), drift };
   });
   const timing = { decode_ms: 0, queue_ms: 0, compute_ms: performance.now() - start, encode_ms: 0 };
   return { images: await Promise.all(images), timing };
@@ -145,7 +145,7 @@ async function project(card, options, { accept, emit, ...context }) {
   const keep = options.mask && (await toKeep(options.mask, card));
   const encode = async (row) => toBase64(await toPng([blend(x, row, strength)], card));
   const f = async (row) => (await context.backend.apply(card, [row], { ...context, urgent: steps < LIMITS.steps / 20 }))[0];
-  if (strength === 0 && accept === "image/png") return toPng([x], card); // what f would see
+  if (strength === 0 && accept === "image/png") return toFile([x], card); // what f would see
 
   const trajectory = [];
   let [row, moved] = [x, 0];
@@ -173,5 +173,7 @@ async function interpolate(card, { points, frames, loop, fps, scale }, context) 
   const ends = points.map(({ seed, index, image }) => (image ? toRow(fromBase64(image), card) : latent(seed, index, size)));
   const rows = path(await Promise.all(ends), frames, loop);
   const made = await context.backend.applyOften(card, rows, card.steps.generate, context);
-  return toPng(loop ? [...made, made[0]] : made, card, { fps, scale });
+  return toFile(loop ? [...made, made[0]] : made, card, { fps, scale });
 }
+
+const toFile = async (...picture) => new Blob([await toPng(...picture)], { type: "image/png" });

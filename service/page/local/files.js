@@ -18,8 +18,8 @@ export async function readIndex() {
  */
 export async function readFile({ path, integrity, bytes, planes }) {
   const { XzReadableStream } = globalThis["xz-decompress"];
-  const response = await download(path, integrity);
-  const content = new Uint8Array(await new Response(new XzReadableStream(response.body)).arrayBuffer());
+  const packed = await (await download(path, integrity)).arrayBuffer();
+  const content = new Uint8Array(await new Response(new XzReadableStream(new Response(packed).body)).arrayBuffer());
   return (planes ? joinPlanes(content) : content).subarray(0, bytes);
 }
 

@@ -75,7 +75,7 @@ function toLevels(row, { range: [low, high], shape: [channels, height, width] })
  *
  * @param {Float32Array[]} rows
  * @param {{fps?: number, scale?: number}} options
- * @returns {Promise<Blob>}
+ * @returns {Promise<Uint8Array>} without a Blob on the way: the browser's main process keeps those
  */
 export async function toPng(rows, card, { fps = 1, scale = 1 } = {}) {
   const [channels, height, width] = card.shape;
@@ -89,7 +89,7 @@ export async function toPng(rows, card, { fps = 1, scale = 1 } = {}) {
     const content = await deflate(scanlines(toLevels(row, card), card.shape, scale));
     parts.push(i === 0 ? chunk("IDAT", content) : chunk("fdAT", [...uint32(sequence++), ...content]));
   }
-  return new Blob([...parts, chunk("IEND", [])], { type: "image/png" });
+  return joined([...parts, chunk("IEND", [])]);
 }
 
 /** The lines of a picture, enlarged, each after the byte 0: not filtered. */
@@ -107,17 +107,25 @@ function scanlines(levels, [channels, height, width], scale) {
 }
 
 async function deflate(bytes) {
-  const packed = new Blob([bytes]).stream().pipeThrough(new CompressionStream("deflate"));
+  const packed = new Response(bytes).body.pipeThrough(new CompressionStream("deflate"));
   return new Uint8Array(await new Response(packed).arrayBuffer());
 }
 
 const uint32 = (value) => [value >>> 24, (value >>> 16) & 255, (value >>> 8) & 255, value & 255];
 
 function chunk(type, content) {
-  const body = new Uint8Array(type.length + content.length);
-  body.set([...type].map((letter) => letter.charCodeAt(0)));
-  body.set(content, type.length);
-  return new Blob([Uint8Array.from(uint32(content.length)), body, Uint8Array.from(uint32(crc32(body)))]);
+  const body = joined([[...type].map((letter) => letter.charCodeAt(0)), content]);
+  return joined([uint32(content.length), body, uint32(crc32(body))]);
+}
+
+function joined(parts) {
+  const bytes = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    bytes.set(part, at);
+    at += part.length;
+  }
+  return bytes;
 }
 
 const CRC = Uint32Array.from({ length: 256 }, (_, n) => {
@@ -131,9 +139,7 @@ function crc32(bytes) {
   return ~crc >>> 0;
 }
 
-/** @returns {Promise<string>} */
-export async function toBase64(blob) {
-  const bytes = new Uint8Array(await blob.arrayBuffer());
+export function toBase64(bytes) {
   return btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
 }
 

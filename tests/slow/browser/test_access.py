@@ -92,9 +92,10 @@ def test_a_drawing_outlasts_a_reload_and_a_lost_network(visit: Visit) -> None:
     visit.expected.append(FAILED)
     visit.page.context.set_offline(True)
     visit.draw([(0.2, 0.8), (0.8, 0.8)])
-    assert "unreachable" not in visit.toast("The service cannot be reached.").inner_text()
+    toast = visit.one("#toasts [data-owner=real]").filter(has_text="The service cannot be reached.")
+    assert "unreachable" not in toast.inner_text()
     visit.page.context.set_offline(False)
-    visit.one("#toasts > *").wait_for(state="detached")
+    visit.page.wait_for_function("() => !document.querySelector('#toasts > *')")
     visit.settled()
 
 
