@@ -20,7 +20,7 @@ import numpy as np
 from service.api.info.page import PAGE_FOLDER, PAGE_POLICY
 from service.artifact.files import GOLDEN_FILE, MODEL_FILE
 from service.artifact.golden import check_golden, read_golden
-from service.artifact.onnx_file import _fields as fields_of
+from service.artifact.onnx_file import fields_of
 from service.domain.errors import StartupError
 from service.environment import prepare_process
 from service.models.repository import Repository

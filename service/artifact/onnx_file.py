@@ -52,8 +52,8 @@ def check_self_contained(data: bytes) -> None:
 def read_metadata(data: bytes) -> dict[str, str]:
     """The metadata of an ONNX file; raises StartupError, one line without paths, if it cannot be read."""
     try:
-        fields = _fields(memoryview(data))
-        entries = [dict(_fields(memoryview(value))) for number, value in fields if number == _METADATA]
+        fields = fields_of(memoryview(data))
+        entries = [dict(fields_of(memoryview(value))) for number, value in fields if number == _METADATA]
         return {str(entry[_KEY], "utf-8"): str(entry[_VALUE], "utf-8") for entry in entries}
     except (ValueError, IndexError, KeyError) as exc:
         raise StartupError("not a model onnxruntime can load: its protobuf is damaged") from exc
@@ -63,7 +63,7 @@ def _check(message: memoryview, kind: str, depth: int) -> None:
     if depth > _MAX_DEPTH:
         raise ValueError("nested too deeply")
     nested, domain = NESTED.get(kind, {}), DOMAIN.get(kind)
-    for number, value in _fields(message):
+    for number, value in fields_of(message):
         if number in nested:
             _check(memoryview(value), nested[number], depth + 1)
         elif number == domain and bytes(value) not in _DOMAINS:
@@ -73,7 +73,7 @@ def _check(message: memoryview, kind: str, depth: int) -> None:
             raise StartupError("has weights outside of the file; export it with all weights inside")
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, bytes | memoryview]]:
+def fields_of(message: memoryview) -> Iterator[tuple[int, bytes | memoryview]]:
     # Number and value of each; a number as its little-endian bytes. ValueError or IndexError: it is no message.
     position = 0
     while position < len(message):
