@@ -74,7 +74,10 @@ def _check(message: memoryview, kind: str, depth: int) -> None:
 
 
 def fields_of(message: memoryview) -> Iterator[tuple[int, bytes | memoryview]]:
-    # Number and value of each; a number as its little-endian bytes. ValueError or IndexError: it is no message.
+    """Number and value of each field of a message of protobuf; a number comes as its little-endian bytes.
+
+    Raises ValueError or IndexError if it is no message.
+    """
     position = 0
     while position < len(message):
         tag, position = _varint(message, position)
