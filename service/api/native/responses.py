@@ -102,8 +102,19 @@ def check_format(api: ApiRequest, spec: ResponseSpec, record: Sequence[int] = ()
         _check_layout(api, spec, len(record))
     elif len(spec.labels) > 1 and spec.media in RASTER and not spec.is_animation:
         check_sides(RASTER[spec.media], *sheet_size(len(spec.labels), spec.cell, columns=spec.columns))
-    elif spec.sizes and spec.media in RASTER:
-        check_sides(RASTER[spec.media], spec.cell[1], spec.cell[0])
+    if spec.sizes:
+        _check_sizes(api, spec, len(record))
+
+
+def _check_sizes(api: ApiRequest, spec: ResponseSpec, recorded: int) -> None:
+    """Check the sizes of images of a model that takes any."""
+    height, width = spec.cell
+    if spec.media in RASTER or (spec.media in (Media.JSON, Media.EVENTS) and spec.options.format != "npy"):
+        check_sides(RASTER.get(spec.media, spec.options.format), width, height)
+    pixels, limit = (1 + recorded) * sum(h * w for h, w in spec.sizes), api.services.settings.max_request_pixels
+    if recorded and pixels > limit:
+        message = f"the trajectory would have {pixels} pixels; the limit, IGN_MAX_REQUEST_PIXELS, is {limit}"
+        raise InvalidContent.field("record", message, code="image_too_large")
 
 
 def _check_layout(api: ApiRequest, spec: ResponseSpec, recorded: int) -> None:

@@ -52,7 +52,8 @@ def folder(_quick: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def service(folder: Path) -> Iterator[Service]:
-    with serving(settings(folder / "models", default_model="grey", max_pixels=200_000)) as running:
+    limits = {"max_pixels": 200_000, "max_request_pixels": 400_000}
+    with serving(settings(folder / "models", default_model="grey", **limits)) as running:
         yield running
 
 
@@ -173,7 +174,11 @@ def test_a_score_says_where(service: Service, folder: Path) -> None:
     assert Image.open(io.BytesIO(heat.content)).size == (140, 100)
 
 
-def test_one_image_too_many_pixels(service: Service) -> None:
+def test_what_is_too_large_is_named(service: Service) -> None:
+    body = {"images": [b64(save(noise(300, 300)))], "steps": 9, "record": [0, 2, 4, 6]}
+    problem(service.post("/project", body), 422, "image_too_large", "record")
+    wide = {"images": [b64(save(np.zeros((2, 16_384), np.uint8)))], "format": "webp"}
+    problem(service.post("/project", wide), 422, "image_too_large")
     response = service.client.post("/project", content=save(noise(500, 500)), headers={"Content-Type": "image/png"})
     problem(response, 413, "image_too_large")
 
