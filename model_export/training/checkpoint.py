@@ -30,7 +30,7 @@ FORMAT = 1
 FILE = "checkpoint.pt"
 _NUMBERED = re.compile(r"checkpoint-(\d+)\.pt")
 # Fields that only the card uses. They may change at any time.
-CARD_FIELDS: Final = ("name", "data", "licence", "description", "background", "polarity", "generate_steps")
+CARD_FIELDS: Final = ("name", "data", "licence", "description", "background", "polarity", "generate_steps", "tile")
 _OPTIONS: Final = {
     "batch": "--batch",
     "network.size": "--size",
