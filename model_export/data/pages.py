@@ -5,7 +5,6 @@ scikit-image contains, and made ones. The families of `HELD_OUT_FONTS` and the p
 drawn: they are for measurements.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from itertools import pairwise
@@ -39,6 +38,7 @@ _PICTURES: Final = (
     *("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg", "brick.png", "motorcycle_left.png", "grass.png"),
     *("hubble_deep_field.jpg", "horse.png", "gravel.png", "retina.jpg"),
 )
+_FONT_FOLDERS: Final = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts")
 _FEW_FONTS: Final = 10
 _FACES: Final = 6  # of a family, at most
 _NO_TEXT: Final = ("Math", "Emoji", "Symbol", "Dingbat", "Initials", "Outline", "Icon", "Variable", "VF", "Keyboard")
@@ -52,9 +52,7 @@ _TILT: Final = 3.0  # degrees
 
 def font_files(*, held_out: bool) -> tuple[Path, ...]:
     """The fonts with Latin letters of this machine and of matplotlib, at most six faces of a family."""
-    home = os.environ.get("XDG_DATA_HOME") or Path("~/.local/share").expanduser()
-    shared = os.environ.get("XDG_DATA_DIRS") or "/usr/local/share:/usr/share"
-    folders = [Path(mpl.get_data_path(), "fonts"), *(Path(each, "fonts") for each in (home, *shared.split(":")))]
+    folders = [Path(mpl.get_data_path(), "fonts"), *(Path(each).expanduser() for each in _FONT_FOLDERS)]
     faces: dict[str, dict[str, Path]] = {}
     for file in sorted(file for folder in folders for file in folder.rglob("*.[ot]tf")):
         if any(word.casefold() in file.name.casefold() for word in _NO_TEXT):
