@@ -50,7 +50,7 @@ from service.artifact.pixels import Levels, to_rows
 from service.artifact.pixels import to_levels as rows_to_levels
 
 HANDBOOK: Final = Path(os.environ.get("SCANS_TEXT", "/usr/share/doc/debian-handbook/html/en-US"))
-OVERLAP: Final = 48  # pixels at the inner edges of a tile that are not used
+OVERLAP: Final = 144  # pixels at the inner edges of a tile that are not used; f sees no farther
 SMALL_PRINT: Final = 200  # dpi: pages of less are enlarged twice, for every method
 SEEN: Final[Mapping[str, tuple[damages.Damage, ...]]] = {
     # The first is the one under test; the others are weak.

@@ -38,6 +38,7 @@ _PICTURES: Final = (
     *("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg", "brick.png", "motorcycle_left.png", "grass.png"),
     *("hubble_deep_field.jpg", "horse.png", "gravel.png", "retina.jpg"),
 )
+_FONT_FOLDERS: Final = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts")
 _FEW_FONTS: Final = 10
 _FONT_FOLDERS: Final = ("~/.local/share/fonts", "/usr/local/share/fonts", "/usr/share/fonts")
 _FACES: Final = 6  # of a family, at most

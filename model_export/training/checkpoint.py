@@ -30,7 +30,17 @@ FORMAT = 1
 FILE = "checkpoint.pt"
 _NUMBERED = re.compile(r"checkpoint-(\d+)\.pt")
 # Fields that only the card uses. They may change at any time.
-CARD_FIELDS: Final = ("name", "data", "licence", "description", "background", "polarity", "generate_steps")
+CARD_FIELDS: Final = (
+    "name",
+    "data",
+    "licence",
+    "description",
+    "background",
+    "polarity",
+    "generate_steps",
+    "tile",
+    "overlap",
+)
 _OPTIONS: Final = {
     "batch": "--batch",
     "network.size": "--size",

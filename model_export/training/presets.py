@@ -209,12 +209,12 @@ PRESETS = {
             name="scans",
             objective="restore",
             network=NetworkConfig(size=160, channels=1, widths=(16, 32, 64, 64), bottleneck=0, full=8),
-            stages=restoring_stages(36_000, 12_000),
+            stages=restoring_stages(7_500, 6_500),
             distance="l1_ink",
             batch=6,
             background=(1.0,),
-            tile=640,
-            overlap=64,  # beyond it, a pixel matters less than half a level
+            tile=768,
+            overlap=96,  # beyond it, a pixel matters less than a rounding error
             data="scans",
             licence="Apache-2.0",
             description="Scanned and photographed pages of text, grey: removes stains, shadows and dirt for OCR.",

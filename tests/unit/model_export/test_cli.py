@@ -81,6 +81,7 @@ def others(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (["train", "--preset", "mnits", "--data", "{data}", "--out", "{tmp}"], "no preset 'mnits'"),
         (["train", "--preset", "tiny", "--data", "{tmp}/none.npz", "--out", "{tmp}"], "no such file or folder"),
+        (["train", "--preset", "tiny", "--out", "{tmp}"], "--data: name the pictures"),
         (["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--name", "My Model"], "--name My Model"),
         (["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--steps", "0"], "--steps"),
         (["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--size", "16"], "the preset wants"),
@@ -151,7 +152,6 @@ def test_what_the_user_can_put_right_is_one_line_and_exit_code_2(
     [
         [],
         ["fly"],
-        ["train"],
         ["export", "--run"],
         ["export", "--run", "x", "--threads", "-1"],
         ["data", "avatars", "--out", "x.npz", "--processes", "-1"],
