@@ -40,7 +40,6 @@ _PICTURES: Final = (
 )
 _FONT_FOLDERS: Final = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts")
 _FEW_FONTS: Final = 10
-_FONT_FOLDERS: Final = ("~/.local/share/fonts", "/usr/local/share/fonts", "/usr/share/fonts")
 _FACES: Final = 6  # of a family, at most
 _NO_TEXT: Final = ("Math", "Emoji", "Symbol", "Dingbat", "Initials", "Outline", "Icon", "Variable", "VF", "Keyboard")
 _CYRILLIC: Final = str.maketrans("abcdefghijklmnopqrstuvwxyz", "абцдефгхийклмнопяретувжыюз")
