@@ -5,7 +5,7 @@ into tiles that overlap. A tile is computed as a part of the whole picture is, e
 """
 
 from itertools import pairwise
-from typing import Final, Literal
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -105,8 +105,8 @@ def build_network(config: NetworkConfig) -> Network:
 def _initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
         # A convolution of kernel 1 has no activation behind it.
-        gain: Literal["linear", "leaky_relu"] = "linear" if module.kernel_size == (1, 1) else "leaky_relu"
-        nn.init.kaiming_normal_(module.weight, _SLOPE, nonlinearity=gain)
+        slope = 1.0 if module.kernel_size == (1, 1) else _SLOPE
+        nn.init.kaiming_normal_(module.weight, slope)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     scaled = {Block: "second", Restorer: "change"}.get(type(module))

@@ -87,9 +87,10 @@ def test_only_the_picture_for_ocr_is_cleaned(url: str, tmp_path: Path, dpi: int)
     packages.mkdir()
     scan, text, pdf = tmp_path / "scan.png", tmp_path / "text.txt", tmp_path / "out.pdf"
     page("Dirty scan", 120).save(scan, dpi=(dpi, dpi))
-    command = ["ocrmypdf", "--plugin", str(ROOT / "examples" / "ocrmypdf_ign.py"), "--output-type", "pdf", "-O0", "-j1"]
+    plugin = str(ROOT / "examples" / "ocrmypdf_ign.py")
+    command = ["ocrmypdf", "--plugin", plugin, "--output-type", "pdf", "-O0", "-j1", "--image-dpi", str(dpi)]
     done = subprocess.run(
-        [*command, "--image-dpi", str(dpi), "--sidecar", text, scan, pdf],
+        [*command, "--sidecar", text, scan, pdf],
         env=environment(IGN_BASE_URL=url, NO_PROXY="*", PYTHONPATH=str(client_packages(packages))),
         capture_output=True,
         text=True,
