@@ -24,8 +24,6 @@ def filter_ocr_image(page: object, image: Image.Image) -> Image.Image:
         (cleaned,) = client.project(scan.getvalue(), model="scans")
     result = cleaned.to_pil()
     if result.size != size:
-        raise ValueError(
-            f"{client.base_url} answers with {result.size}: its model `scans` is not for pages of any size"
-        )
+        raise ValueError(f"{client.base_url}: its model `scans` is not for pages of any size")
     result.info["dpi"] = tuple(factor * each for each in dpi)
     return result

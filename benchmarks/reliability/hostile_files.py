@@ -146,7 +146,8 @@ def network(rng: Rng, folder: Path) -> str:
     """`ign import --dry-run`: what its child process does."""
     data, file, sent = _model(rng).SerializeToString(), folder / "net.onnx", list[Any]()
     file.write_bytes(damaged(rng, data) if rng.random() < 0.3 else data)
-    asked = dict.fromkeys(("module", "shape", "mean", "std", "layout", "noise", "data", "licence", "title"), None)
+    asked: dict[str, Any] = dict.fromkeys(("module", "shape", "mean", "std", "layout", "noise", "data"))
+    asked |= {"tile": choose(rng, (None, None, 16)), "overlap": choose(rng, (None, None, 0))}
     asked |= {"range": choose(rng, (None, None, (-1.0, 1.0), (0.0, 1.0))), "licence": "none", "title": ""}
     options = Namespace(file=file, name="net", bgr=rng.random() < 0.1, residual=rng.random() < 0.2, **asked)
     sender: Any = SimpleNamespace(send=sent.append)

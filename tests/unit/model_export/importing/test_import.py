@@ -143,7 +143,7 @@ def nested_functions(depth: int, last: str) -> bytes:
         (dncnn(), ("--range", "0,1", "--std", "0"), ("--std",)),
         (dncnn(), ("--range", "0,1", "--shape", "1,28,28"), ("--shape", "any×1×20×28")),
         (keras(), ("--noise", "gaussian"), ("--noise",)),
-        (Network(["n", 1, "h", "w"]).conv(1, 1).add("Tanh"), (), ("any×1×any×any", "--shape")),
+        (Network(["n", 1, "h", 8]).conv(1, 1).add("Tanh"), (), ("any×1×any×8", "--shape")),
         (Network(["n", 3, 8, 3]).conv(3, 3).add("Tanh"), (), ("--layout",)),
         (Network(["n", 4, 8, 8]).conv(4, 4).add("Tanh"), (), ("any×4×8×8", "colour (3)")),
         (Network([2, 1, 8, 8]).conv(1, 1).add("Tanh"), (), ("float 2×1×8×8", "batch of 1")),
