@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
@@ -37,7 +38,7 @@ METHOD: Final = (
     "`layers` convolutions of 64 channels (six: 0.2 million parameters), imported by `ign import`. A grey page of "
     "`width`×`height` as PNG, in and out. plain: onnxruntime with all threads over the same tiles, in batches of the "
     "service. share: pixels/s of the service over those of plain, round by round. others: p99 of /generate with the "
-    "digits while `uploads` such pages are sent again and again, over p99 alone"
+    "digits while `uploads` such pages are sent again and again, over p99 alone; uploads that get 429 pause a second"
 )
 NAME: Final = "denoiser"
 PNG: Final = "image/png"
@@ -132,7 +133,8 @@ def others(server: ServerProcess, request: bytes, uploads: int, options: argpars
 
     def repeat() -> None:
         while not over:
-            seconds_of(server, request)
+            status = asyncio.run(fetch(server.port, request, timeout_s=_WAIT_S)).status
+            time.sleep(1.0 if status == HTTPStatus.TOO_MANY_REQUESTS else 0.0)
 
     with ThreadPoolExecutor(max(1, uploads)) as pool:
         repeated = [pool.submit(repeat) for _ in range(uploads)]
