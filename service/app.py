@@ -25,7 +25,7 @@ from service.api.openai import endpoints as openai
 from service.domain.errors import StartupError
 from service.domain.rate_limit import SharedGCRA
 from service.domain.shares import Capacity
-from service.environment import available_cpus, metrics_file
+from service.environment import available_cpus, lower_priority, metrics_file
 from service.images.pool import CodecPool
 from service.models.instances import open_instances
 from service.models.on_demand import Memory, OnDemandRepository
@@ -246,6 +246,7 @@ def _serve(
         on_batch=None if tracing is None else partial(tracing.batch_ran, loaded.ref),
         on_all_devices_lost=on_device_lost,
         memory=loaded.memory,
+        prepare_thread=lower_priority if card.tiles and loaded.device == "cpu" else lambda: None,
         wake_rule=wake_rule(loaded.device, len(loaded.instances), available_cpus()),
     )
     return ServedModel(loaded, scheduler, statistics)

@@ -8,6 +8,7 @@ steps.
 
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any, Literal, cast
 
@@ -19,6 +20,7 @@ from service.artifact.onnx_file import check_self_contained, read_metadata
 from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceBatch, DeviceLost, DeviceOutOfMemory
+from service.environment import lower_priority
 from service.runtime.runners import (
     GRAPH_LOCK,
     DeviceRunner,
@@ -69,6 +71,7 @@ class OnnxModel:
         self.digest = digest_of(data)
         self.device: Literal["cpu", "cuda"] = "cpu" if device == "cpu" else "cuda"
         self.fallback_reason: str | None = None
+        self._prepare_thread: Callable[[], None] | None = None
         try:
             session = self._make_session()
         except CudaUnavailable as exc:
@@ -78,6 +81,9 @@ class OnnxModel:
             session = self._make_session()
         self.provider: str = session.get_providers()[0]
         self.card, self.noise = from_metadata(read_metadata(data))
+        if self.device == "cpu" and self.card.tiles is not None:  # they take long, so they let others go first
+            self._prepare_thread = lower_priority
+            session = self._make_session()
         self.shape: ImageShape = self.card.shape
         self.buckets: tuple[int, ...] | None = None
         self._missing_code = ""
@@ -168,7 +174,9 @@ class OnnxModel:
 
     def _make_session(self) -> Any:
         if self.device == "cpu":
-            return cpu_session(self._data, self._threads)
+            # Its threads inherit the priority of the one that makes it.
+            with ThreadPoolExecutor(1, initializer=self._prepare_thread) as pool:
+                return pool.submit(cpu_session, self._data, self._threads).result()
         with GRAPH_LOCK.shared() if self._cuda.graphs else nullcontext():
             return cuda_session(self._data, self._cuda)
 

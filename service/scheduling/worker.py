@@ -142,9 +142,10 @@ class WorkerPool:
         wake_rule: WakeRule | None,
         on_batch: OnBatch | None,
         on_all_devices_lost: Callable[[], None],
+        prepare_thread: Callable[[], None],
     ) -> None:
         self.admission, self.clock, self.observer, self.on_batch = admission, clock, observer, on_batch
-        self.on_all_devices_lost = on_all_devices_lost
+        self.on_all_devices_lost, self.prepare_thread = on_all_devices_lost, prepare_thread
         self.lock = threading.Lock()
         # New requests, and closed ones that are to be removed. Appending and popping are atomic.
         self.inbox: deque[ScheduledRequest] = deque()
@@ -354,6 +355,7 @@ class Worker:
 
     def _main(self) -> None:
         pool = self._pool
+        pool.prepare_thread()
         try:
             while True:
                 woken = not self._batch.slices and self._wait_for_work()
