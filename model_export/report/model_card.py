@@ -43,7 +43,7 @@ def page(card: TrainedCard, *, digest: str, size: int, shown: Mapping[str, str])
         "## Use",
         _facts(card, digest, size),
         "## Measurements",
-        f"`models/{card.ref}/metrics.json` has all figures and how they were measured.",
+        f"`{_source(card)}` has all figures and how they were measured.",
         *measurements(card),
         "## Training",
         *_training(card),
@@ -54,6 +54,11 @@ def page(card: TrainedCard, *, digest: str, size: int, shown: Mapping[str, str])
     if not card.quality:
         del parts[parts.index("## Measurements") : parts.index("## Training")]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _source(card: TrainedCard) -> str:
+    """The file of the measurements."""
+    return "benchmarks/results/scans-ocr.json" if card.noise is None else f"models/{card.ref}/metrics.json"
 
 
 def _introduction(card: TrainedCard) -> str:

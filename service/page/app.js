@@ -64,6 +64,7 @@ function setShape(card) {
   model = card;
   const [, height, width] = card.shape;
   document.body.classList.toggle("fine", Math.max(height, width) >= 48);
+  document.body.classList.toggle("large", Math.max(height, width) > 448); // the browser reduces it
   document.documentElement.style.setProperty("--shape", `${width} / ${height}`);
   // A stroke of handwriting is about a tenth of the image wide; larger models get a finer brush.
   const brush = Math.max(0.03, 0.09 * Math.sqrt(28 / Math.max(height, width)));

@@ -53,7 +53,7 @@ export class ModelsPanel {
       { type: "button", disabled: !serves, "aria-pressed": String(reference === this.models.reference) },
       image,
       createElement("b", {}, titleOf(model)),
-      createElement("span", { className: "hint" }, serves ? list(reference, size(model.shape)) : reference),
+      createElement("span", { className: "hint" }, serves ? list(reference, size(model)) : reference),
       createElement("span", { className: `state ${serves && !reason ? "good" : "bad"}` }, state),
       createElement("span", { className: "hint load" }, reason),
     );
@@ -95,7 +95,8 @@ export class ModelsPanel {
   }
 }
 
-const size = ([channels, height, width]) => `${width} × ${height} ${channels === 1 ? "grey" : "colour"}`;
+const size = ({ shape: [channels, height, width], tiles }) =>
+  `${tiles ? "any size," : `${width} × ${height}`} ${channels === 1 ? "grey" : "colour"}`;
 
 /** Show the facts of a model card, warnings first. */
 function showCard(card) {
@@ -115,7 +116,7 @@ function cardFacts(card) {
   const { training, data, quality, reproducible, origin, steps } = card;
   const generated = quality?.generation?.[steps.generate === 1 ? "f" : `f${steps.generate}`];
   return [
-    ["Images", `${size(card.shape)}${card.polarity === "none" ? "" : `, ${card.polarity.replaceAll("-", " ")}`}`],
+    ["Images", `${size(card)}${card.polarity === "none" ? "" : `, ${card.polarity.replaceAll("-", " ")}`}`],
     generated && ["Generated", `${round(generated.multiple)} times the Fréchet distance of real pictures`],
     ["Heavy noise", restored(quality?.restoration?.["noise_0.8_8bit"])],
     quality?.drift?.f !== undefined && ["Drift", `a second f moves its pictures by ${quality.drift.f.toFixed(3)}`],
