@@ -22,8 +22,8 @@ def service(models: Path) -> Iterator[Service]:
 
 @pytest.fixture(scope="session")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    scopes = {"alice": "infer", "ops": "admin", "slow": "infer"}
-    return write_keys(tmp_path_factory.mktemp("keys"), scopes, slow="3/m")
+    scopes = {"alice": "infer", "ops": "admin", "slow": "infer", "slower": "infer"}
+    return write_keys(tmp_path_factory.mktemp("keys"), scopes, slow="3/m", slower="3/m")
 
 
 @pytest.fixture(scope="session")

@@ -145,7 +145,7 @@ def test_an_error_of_a_stream_has_that_form(monkeypatch: pytest.MonkeyPatch, ser
 def test_keys_and_limits_hold(guarded: Service) -> None:
     assert error(guarded.post(GENERATIONS, {"prompt": "alice"}), 401, "unauthorized") == "invalid_request_error"
     error(guarded.get("/v1/models", headers=bearer("ops")), 403, "forbidden")
-    responses = [guarded.post(GENERATIONS, {"prompt": "alice"}, headers=bearer("slow")) for _ in range(5)]
+    responses = [guarded.post(GENERATIONS, {"prompt": "alice"}, headers=bearer("slower")) for _ in range(5)]
     limited = next(response for response in responses if response.status_code == 429)
     assert error(limited, 429, "rate_limited") == "rate_limit_error"
     assert limited.headers["Retry-After"]
