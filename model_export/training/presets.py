@@ -208,7 +208,7 @@ PRESETS = {
             name="scans",
             objective="restore",
             network=NetworkConfig(size=160, channels=1, widths=(16, 32, 64, 64), bottleneck=0, full=8),
-            stages=restoring_stages(7_500, 6_500),
+            stages=restoring_stages(7_500, 11_500),
             distance="l1_ink",
             batch=6,
             background=(1.0,),

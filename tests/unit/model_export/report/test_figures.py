@@ -29,7 +29,7 @@ from service.artifact.pixels import to_levels, to_rows
 from service.domain.latents import FloatRows, slerp
 from tests.helpers.tiny_training import contents
 
-GREY = {file_name(figure, 1) for figure in FIGURES if figure not in ("grey", "sketch")}
+GREY = {file_name(figure, 1) for figure in FIGURES if figure not in ("grey", "sketch", "pages")}
 
 
 def command(models: Path, data_file: Path, out: Path, *more: str) -> list[str]:

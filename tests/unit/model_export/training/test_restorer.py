@@ -98,7 +98,7 @@ def test_gradients_pass_the_bounds_in_training(network: Restorer) -> None:
     y: Tensor = network(x)
     assert (y == 1.0).all()
     torch.autograd.backward(y.sum())
-    gradient = network.change.weight.grad
+    gradient = network.change.get_parameter("bias").grad
     assert gradient is not None
     assert gradient.abs().sum() > 0
 
