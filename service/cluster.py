@@ -121,6 +121,6 @@ def _corrected(proxied: ASGIApp) -> ASGIApp:
         if scope["type"] == "http" and not started:
             ids = [value.decode("latin-1") for name, value in scope["headers"] if name == _REQUEST_ID]
             gone = NotReady("the replica that had this request is gone; send it again")
-            await problem_response(describe(gone), ids[-1] if ids else "", scope["path"])(scope, receive, send)
+            await problem_response(describe(gone), ids[-1] if ids else "", scope.get("path", ""))(scope, receive, send)
 
     return handle

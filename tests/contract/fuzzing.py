@@ -91,6 +91,14 @@ def _mend(_: HookContext, case: Case[Any], kwargs: dict[str, Any]) -> None:
         case.path_parameters["name"] = "colour"  # the default model stays
     elif case.method == "POST" and not case.path.startswith("/v2"):
         _native(case)
+    elif case.query:
+        _take_own_size(case.query)
+
+
+def _take_own_size(options: dict[str, Any]) -> None:
+    """The models that there are make images of their own size only."""
+    for name in ("width", "height"):
+        options.pop(name, None)
 
 
 def _native(case: Case[Any]) -> None:
@@ -118,6 +126,7 @@ def _native(case: Case[Any]) -> None:
 
 def _options(options: dict[str, Any]) -> None:
     """The rules between fields that JSON Schema has no words for, and models that there are, for three in four."""
+    _take_own_size(options)
     if isinstance(name := options.get("model"), str):
         options["model"] = ("grey", "grey/2", "grey/10", name)[_number(name) % 4]
     if record := options.get("record"):

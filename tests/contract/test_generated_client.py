@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 NAME = "ign_generated"
 # The generator knows neither of these as the type of a body; forms and JSON carry the same pictures.
-UNKNOWN = {"image/png", "image/jpeg", "image/webp"}
+UNKNOWN = {f"image/{form}" for form in ("png", "jpeg", "webp", "tiff", "bmp", "gif", "avif")}
 # Nor does it parse an image; it is the `content` of the response.
 BY_URL = ("/generate", "/latent-interpolate")
 
