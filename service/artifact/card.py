@@ -148,8 +148,9 @@ class Card(_Section):
         return self if self.tiles is None else self.model_copy(update={"shape": (self.shape[0], *size)})
 
     def tiling(self, size: tuple[int, int]) -> Tiling:
-        """The tiles of an image of this size, (H, W) in pixels; the card must have `tiles`."""
-        assert self.tiles is not None  # noqa: S101 - checked by the caller
+        """The tiles of an image of this size, (H, W) in pixels; raises ValueError if the card has no `tiles`."""
+        if self.tiles is None:
+            raise ValueError(f"{self.ref} takes images of one size")
         _, height, width = self.shape
         return Tiling(size, (height, width), overlap=self.tiles.overlap, multiple=self.tiles.multiple)
 

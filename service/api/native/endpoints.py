@@ -87,24 +87,22 @@ class RowWork:
     count: int = field(init=False)
     steps: int = field(init=False)
     held_bytes: int = field(init=False)
+    is_tiled: bool = field(init=False)  # whether the rows are tiles of images of any size
+    _values: int = field(init=False)  # numbers in all images, before they are enlarged
 
     def __post_init__(self) -> None:
         self.model, self.steps = self.spec.model, self.params.steps
-        self.held_bytes = response_bytes(self.spec, len(self.params.record))
+        self.is_tiled, self._values = bool(self.spec.sizes), self.spec.values
+        self.held_bytes = response_bytes(self.spec, self._values, len(self.params.record))
         self.count = len(self.spec.labels) - self.spec.closed  # the repeated image of a loop is not run again
         if self.is_tiled:
             self.count = sum(self.model.card.tiling(size).count for size in self.spec.sizes)
 
     @property
-    def is_tiled(self) -> bool:
-        """Whether the rows are tiles of images of any size."""
-        return bool(self.spec.sizes)
-
-    @property
     def has_large_response(self) -> bool:
         """Whether the codec pool encodes the response."""
         spec = self.spec
-        values = spec.values * spec.options.scale**2
+        values = self._values * spec.options.scale**2
         is_slow = (spec.fps and spec.is_animation) or (spec.options.gap > 0 and spec.media in RASTER)
         return values > INLINE_VALUES or bool(self.params.record or is_slow or self.is_tiled)
 
@@ -183,9 +181,9 @@ def _parse_generate(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWo
         rows = noise.rows(seed, options.offset, options.n, options.noise_scale)
         return InputRows(rows=[*rows] if sizes else rows)
 
-    return RowWork(
-        api=api, spec=spec, params=params, source=make_rows, is_large=spec.values > _LARGE_NOISE or bool(sizes)
-    )
+    channels, height, width = model.card.shape
+    large = bool(sizes) or options.n * channels * height * width > _LARGE_NOISE
+    return RowWork(api=api, spec=spec, params=params, source=make_rows, is_large=large)
 
 
 def _parse_project(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWork:

@@ -142,9 +142,12 @@ def _check_layout(api: ApiRequest, spec: ResponseSpec, recorded: int) -> None:
         raise InvalidContent.field(field, message, code="image_too_large")
 
 
-def response_bytes(spec: ResponseSpec, recorded: int) -> int:
-    """What a response and the arrays that it is made from take, at most; ``recorded`` steps are those of one row."""
-    options, values = spec.options, spec.values
+def response_bytes(spec: ResponseSpec, values: int, recorded: int) -> int:
+    """What a response and the arrays that it is made from take, at most.
+
+    ``values`` are `ResponseSpec.values`, and ``recorded`` the number of recorded steps of one row.
+    """
+    options = spec.options
     is_array = spec.media in (Media.NPY, Media.TIFF) or (
         options.format == "npy" and spec.media in (Media.JSON, Media.EVENTS)
     )
