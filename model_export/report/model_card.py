@@ -58,7 +58,7 @@ def page(card: TrainedCard, *, digest: str, size: int, shown: Mapping[str, str])
 
 def _source(card: TrainedCard) -> str:
     """The file of the measurements."""
-    return "benchmarks/results/scans-ocr.json" if card.noise is None else f"models/{card.ref}/metrics.json"
+    return "benchmarks/results/scans-ocr.json" if "ocr" in card.quality else f"models/{card.ref}/metrics.json"
 
 
 def _introduction(card: TrainedCard) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from service.domain.errors import QueueFull
+from service.domain.errors import DeadlineExceeded, DeadlineUnreachable, QueueFull
 from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import KeepMask, Result, SchedulingParams, StepOutput, StepParams, StreamProgress
 from service.domain.tiles import Tiling
@@ -159,6 +159,10 @@ class TiledRun:
             except QueueFull:
                 if self._queue_s is None:  # nothing is done yet
                     raise
+            except DeadlineUnreachable as exc:
+                if self._queue_s is None:
+                    raise
+                raise DeadlineExceeded("the deadline passed") from exc
             await asyncio.sleep(_RETRY_S)
             params = replace(params, deadline=self._params().deadline)
         self._queue_s = result.queue_s if self._queue_s is None else self._queue_s
