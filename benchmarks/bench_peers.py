@@ -2,7 +2,9 @@
 
     python -m benchmarks.bench_peers --results benchmarks/results/peers.json
     python -m benchmarks.bench_peers --quick --only fastapi
+    python -m benchmarks.bench_peers --layers 17 --results benchmarks/results/peers-imported.json
 
+`--layers` takes an imported network in place of the shipped model: DnCNN's 17 convolutions, for images of 28×28.
 FastAPI runs in this environment, mosec in one of its own (--environments), with the same onnxruntime release and the
 settings that its documentation recommends (benchmarks/peers/*_server.py name and explain them), of those the fastest
 batching that was measured. A server must return the same images as this service, or it is not measured. Compare the
@@ -15,6 +17,8 @@ import io
 import json
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,11 +29,14 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from benchmarks.harness.common import MODEL, Json, each_round, in_turn, median_ratio, run_benchmark, target
+from benchmarks.bench_tiles import NAME, import_network
+from benchmarks.harness.common import MODEL, Json, each_round, in_turn, median_ratio, rounded, run_benchmark, target
 from benchmarks.harness.processes import ROOT, ServerFailed, ServerProcess, free_port, serving, without_settings
 from benchmarks.load_generator.fetch import Answer, fetch
 from benchmarks.load_generator.load import run_load, summary
 from benchmarks.load_generator.messages import HEADER_LENGTH, disc, encoded, request, sent_by, upload
+from service.artifact.files import MODEL_FILE
+from service.runtime.onnx_model import OnnxModel
 
 METHOD: Final = (
     "Closed loop. In every round the entries take turns, in reverse order every second round: the server starts "
@@ -37,7 +44,7 @@ METHOD: Final = (
     "same pixels; raw: within 1e-5), then every load runs for `seconds`. `×n` has n copies of the model with one "
     "thread each; `as it comes` is this service with its default settings. No server writes an access log. Requests/s "
     "counts 2xx. Figures are medians over the rounds, ratios are medians of the ratios of each round. CPU time "
-    "includes all processes of the server"
+    "includes all processes of the server; that of the model alone is measured in this process, in batches of 16 rows"
 )
 OURS: Final = "ign"
 PNG, RAW = "png", "raw"
@@ -62,34 +69,34 @@ class Entry:
     def __str__(self) -> str:
         return f"{self.name} as it comes" if self.copies == 0 else f"{self.name} ×{self.copies}"
 
-    def environment(self, port: int) -> dict[str, str]:
-        """The settings of its server, as environment variables."""
+    def environment(self, port: int, model: Path) -> dict[str, str]:
+        """The settings of its server, as environment variables; ``model`` is a version's file."""
         if self.name == OURS:
-            ours: Json = {"IGN_PORT": port, "IGN_ACCESS_LOG": 0}
+            ours: Json = {"IGN_PORT": port, "IGN_ACCESS_LOG": 0, "IGN_MODEL_DIR": model.parents[2]}
             if self.copies:  # one thread each: they are divided among the processes
                 ours |= {"IGN_DEVICE": "cpu", "IGN_WORKERS": self.copies, "IGN_THREADS": self.copies}
             return {name: str(value) for name, value in ours.items()}
         known = BATCHING[self.name]
         rows, wait_ms = known.get(self.copies, known[max(known)])
-        peer: Json = {"PORT": port, "PROCESSES": self.copies, "MAX_BATCH": rows, "WAIT_MS": wait_ms, "MODEL": MODEL}
+        peer: Json = {"PORT": port, "PROCESSES": self.copies, "MAX_BATCH": rows, "WAIT_MS": wait_ms, "MODEL": model}
         return {"PYTHONPATH": str(ROOT)} | {f"PEER_{name}": str(value) for name, value in peer.items()}
 
-    def requests(self, payload: str) -> list[bytes]:
+    def requests(self, payload: str, model: Path) -> list[bytes]:
         """The requests for all bodies of a kind."""
         send: Callable[[bytes], bytes]
         if self.name != OURS:
             send = partial(request, "/predict", headers={"Content-Type": "application/octet-stream"})
         else:
-            send = partial(upload, "/project?steps=1") if payload == PNG else binary_tensor
+            send = partial(upload, "/project?steps=1") if payload == PNG else partial(binary_tensor, model)
         return [send(body) for body in BODIES[payload]]
 
 
-def binary_tensor(body: bytes) -> bytes:
+def binary_tensor(model: Path, body: bytes) -> bytes:
     """A row as an Open Inference Protocol request with binary data, both ways."""
     tensor = {"name": "x", "shape": [1, 1, 28, 28], "datatype": "FP32", "parameters": {"binary_data_size": len(body)}}
     head = json.dumps({"parameters": {"binary_data_output": True, "steps": 1}, "inputs": [tensor]}).encode()
     headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
-    return request("/v2/models/mnist/infer", head + body, headers)
+    return request(f"/v2/models/{model.parents[1].name}/infer", head + body, headers)
 
 
 def values(payload: str, response: Answer) -> "np.ndarray[Any, np.dtype[np.float64]]":
@@ -122,8 +129,16 @@ class Benchmark:
         self.pythons = dict.fromkeys((OURS, *options.only), sys.executable)
         self.expected: dict[str, list[Answer]] = {}
         self.skipped: dict[str, str] = {}
+        self.model = MODEL
 
     def run(self) -> Json:
+        with tempfile.TemporaryDirectory() as folder:
+            if self.options.layers:
+                models = import_network(Path(folder), self.options.layers, "--range=-1,1", "--shape", "1,28,28")
+                self.model = models / NAME / "1" / MODEL_FILE
+            return self.compare()
+
+    def compare(self) -> Json:
         options = self.options
         self.turn(Entry(OURS, 1), [])  # takes the expected responses
         for name in options.only:
@@ -137,6 +152,7 @@ class Benchmark:
         return {
             "targets": targets(compared),
             "skipped": self.skipped,
+            "model": [{"core_ms": rounded(core_ms(self.model))}],
             **{f"{payload}_at_{n}_connections": lines(whole, payload, n) for payload, n in loads},
             "ratios": compared,
         }
@@ -167,15 +183,15 @@ class Benchmark:
         """Start a server, compare its responses, and run the loads."""
         options, port = self.options, free_port()
         module = "service" if entry.name == OURS else f"benchmarks.peers.{entry.name}_server"
-        environ = without_settings() | entry.environment(port)
+        environ = without_settings() | entry.environment(port, self.model)
         command = [self.pythons[entry.name], "-m", module]
         with serving(command, port=port, ready=READY[entry.name], environ=environ, stop_s=10.0) as server:
             for payload in BODIES:
-                responses = asyncio.run(all_responses(server, entry.requests(payload)))
+                responses = asyncio.run(all_responses(server, entry.requests(payload, self.model)))
                 check(payload, responses, self.expected.setdefault(payload, responses))
             result: Json = {payload: {} for payload in BODIES}
             for payload in BODIES:
-                sent = sent_by(options.headers, entry.requests(payload))
+                sent = sent_by(options.headers, entry.requests(payload, self.model))
                 for n in connections:
                     result[payload][str(n)] = load = run_load(server, sent, n, options.seconds)
                     print(f"{entry}: {payload} at {n}: {load['ok_per_s']}/s", file=sys.stderr, flush=True)
@@ -184,6 +200,17 @@ class Benchmark:
     def skip(self, name: str, reason: str) -> None:
         self.skipped[name] = reason
         print(f"skipped: {name}: {reason}", file=sys.stderr, flush=True)
+
+
+def core_ms(file: Path, rows: int = 16, calls: int = 60) -> float:
+    """CPU time of a row in the model alone, one thread: the median of some calls."""
+    model, batch = OnnxModel(file.read_bytes(), threads=1), np.zeros((rows, 1, 28, 28), np.float32)
+    seconds = []
+    for _ in range(calls):
+        began = time.process_time()
+        model.run(batch)
+        seconds.append(time.process_time() - began)
+    return float(np.median(seconds)) * 1e3 / rows
 
 
 async def all_responses(server: ServerProcess, requests: Sequence[bytes]) -> list[Answer]:
@@ -237,6 +264,7 @@ OPTIONS: Final = {
     "environments": ("~/.cache/ign-service/peers",),
     "only": (["fastapi", "mosec"],),
     "headers": ("plain",),
+    "layers": (0,),
     "copies": ([1, 2], [1]),
     "connections": ([32, 256], [32]),
     "seconds": (6.0, 1.0),

@@ -80,8 +80,8 @@ def compare(server: ServerProcess, model: Path, options: argparse.Namespace) -> 
     }
 
 
-def import_network(folder: Path, layers: int) -> Path:
-    """Write a network of random weights, import it, and return the model directory."""
+def import_network(folder: Path, layers: int, *arguments: str) -> Path:
+    """Write a network of random weights, import it with these further arguments, and return the model directory."""
     random, names, nodes, weights = np.random.default_rng(0), ["data"], [], []
     for number in range(layers):
         last = number == layers - 1
@@ -98,7 +98,8 @@ def import_network(folder: Path, layers: int) -> Path:
     file, models = folder / "network.onnx", folder / "models"
     file.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString())
     command = [sys.executable, "-m", "ign", "import", str(file), "--name", NAME, "--models", str(models)]
-    subprocess.run([*command, "--residual", "--range", "0,1"], cwd=ROOT, check=True, capture_output=True, timeout=600)
+    command += ["--residual", *(arguments or ("--range", "0,1"))]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=600)
     return models
 
 
