@@ -29,6 +29,7 @@ SWEEP_S: Final = 1.0  # a connection may outlive its limit by this time
 READ_WINDOW_S: Final = 30.0  # over which a client that reads must take `MIN_READ_RATE` of what is sent to it
 MIN_READ_RATE: Final = 4096  # bytes per second
 LINGER_S: Final = 1.0  # for a client to read its last response, or to get one after it closed its sending half
+_MAX_COPY: Final = 1 << 18  # bytes of a body that are copied behind their head
 _RESERVED_FILES, _MIN_FILES = 256, 64  # for models, listeners, the log and threads; to start at all
 
 
@@ -216,10 +217,12 @@ def whole_response(cycle: RequestResponseCycle) -> dict[str, Any]:
 def _send_whole(cycle: RequestResponseCycle, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bool:
     """Send a response in one call of the system. uvicorn takes two, which wakes the client twice.
 
-    If it returns False, use ``send``: the client does not read or has gone, the connection closes, or the response has
-    no Content-Length.
+    If it returns False, use ``send``: the client does not read or has gone, the connection closes, the response has no
+    Content-Length, or its body is large: a copy of it would hold up the event loop.
     """
     if cycle.disconnected or cycle.response_started or cycle.flow.write_paused or not cycle.keep_alive:
+        return False
+    if len(body) > _MAX_COPY:
         return False
     parts, has_length = [STATUS_LINE[status]], False
     for name, value in (*cycle.default_headers, *headers):

@@ -99,6 +99,29 @@ def test_small_images_are_mirrored_at_their_border(service: Service, folder: Pat
     assert np.abs(made - expected)[inside].max(initial=0) <= 1
 
 
+@pytest.mark.slow
+def test_images_from_1_by_1_to_3000_by_2000_have_no_seam(folder: Path, tmp_path: Path) -> None:
+    """In the tiles that `import` chooses: as the whole image within 1e-4, so also without a step between two tiles."""
+    command = ["import", str(folder / "grey"), "--name", "grey", "--models", str(tmp_path)]
+    assert cli.main([*command, "--residual", "--range", "0,1"]) == 0
+    session = onnxruntime.InferenceSession(folder / "grey", providers=["CPUExecutionProvider"])
+    random = np.random.default_rng(5)
+    sizes = [(1, 1), (2000, 3000), *np.exp(random.uniform(0, np.log([2000, 3000]), (48, 2))).astype(int)]
+    with serving(settings(tmp_path, default_model="grey")) as service:
+        tile = service.get("/models/grey").json()["shape"][1]
+        for height, width in sizes:
+            image = noise(int(height), int(width), seed=int(height)) & 0xE0  # so that its file is small
+            headers = {"Content-Type": "image/png", "Accept": "application/x-npy"}
+            answer = service.client.post("/project", content=save(image), headers=headers)
+            made = np.load(io.BytesIO(answer.content)).reshape(image.shape)
+            x = image[None, None].astype(np.float32) / 255
+            difference = np.abs(made - (x - session.run(None, {"data": x})[0]).clip(0, 1)[0, 0])
+            # A smaller image is mirrored to a tile, and a network of its own pads it with zeros.
+            known = tuple(slice(None, None if side >= tile else max(0, side - REACH)) for side in image.shape)
+            assert difference[known].max(initial=0) <= 1e-4, (height, width)
+    assert tile < 2000
+
+
 def test_tiles_begin_where_a_network_that_reduces_allows(service: Service, folder: Path) -> None:
     image = noise(301, 203, 3, seed=3)
     difference = np.abs(project(service, image, model="reducing") - whole(folder, "reducing", image))
