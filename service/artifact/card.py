@@ -103,6 +103,7 @@ class Card(_Section):
     objective: Literal["naign", "ign"] | None = None
     shape: tuple[Literal[1, 3], Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)]]  # C, H, W
     tiles: Tiles | None = None  # None: images are resized to the shape; else the shape is that of a tile
+    color: Literal["luma"] | None = None  # of a grey model: f gets the luma of colour images, which keep their colours
     range: tuple[Finite, Finite] = (-1.0, 1.0)  # (lo, hi) of pixel values
     background: tuple[Finite, ...]  # one value per channel, in the range: letterbox and alpha colour
     polarity: Literal["light-on-dark", "dark-on-light", "none"] = "none"  # the first inverts under `invert: auto`
@@ -130,6 +131,8 @@ class Card(_Section):
             raise ValueError("background must lie in the range")
         if list(self.buckets) != sorted(set(self.buckets)) or not self.buckets or self.buckets[0] < 1:
             raise ValueError("buckets must ascend from 1 or more")
+        if self.color is not None and self.shape[0] != 1:
+            raise ValueError("color is of grey models")
         if self.tiles is not None:
             self._check_tiles(self.tiles)
         quantiles = self.distance_quantiles
@@ -142,6 +145,11 @@ class Card(_Section):
             raise ValueError(f"the sides of a tile must be multiples of {tiles.multiple}")
         if min(self.shape[1:]) < 2 * (tiles.overlap + tiles.multiple):
             raise ValueError("a tile must have more than twice the overlap")
+
+    @property
+    def coloured(self) -> Self:
+        """The card of a colour model with the range and the background of this grey one."""
+        return self.model_copy(update={"shape": (3, *self.shape[1:]), "background": self.background * 3})
 
     def sized(self, size: tuple[int, int]) -> Self:
         """The card for images of this size, (H, W) in pixels: itself unless they are cut into tiles."""
@@ -185,7 +193,7 @@ class ModelCard(Card):
 
 def to_metadata(card: Card) -> dict[str, str]:
     """The ONNX metadata entries of a card."""
-    return {CARD_KEY: card.model_dump_json(exclude={"origin", "tiles"} if card.schema_version == 1 else None)}
+    return {CARD_KEY: card.model_dump_json(exclude={"color", "origin", "tiles"} if card.schema_version == 1 else None)}
 
 
 def from_metadata(metadata: Mapping[str, str]) -> tuple[Card, NoiseSource]:

@@ -55,6 +55,7 @@ def test_what_is_not_used_is_ignored() -> None:
         ({"background": (-1.0, -1.0)}, "background needs one value per channel"),
         ({"background": (-1.5,)}, "background must lie in the range"),
         ({"noise": {"kind": "frequency", "norm": 3.0}}, "noise.kind"),
+        ({"shape": (3, 8, 8), "background": (0.0,) * 3, "color": "luma"}, "color is of grey models"),
         ({"buckets": ()}, "buckets must ascend"),
         ({"buckets": (1, 1)}, "buckets must ascend"),
         ({"distance_quantiles": (0.1,) * 100}, "101 ascending numbers"),
