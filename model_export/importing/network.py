@@ -48,7 +48,8 @@ def import_network(options: Namespace, version: str) -> Iterator[str | Mapping[s
                 yield chosen
             else:
                 side, tiles = chosen
-                form = replace(form, shape=(form.shape[0], side, side))
+                open_sides = tiles is not None and bool(tiles.smaller)
+                form = replace(form, shape=(form.shape[0], side, side), open_sides=open_sides)
     card = _card(source, form, options, version, tiles)
     (low, high), (channels, height, width) = form.interval, form.shape
     colour = "colour" if channels == 3 else "grey" if card.color is None else "luma"
@@ -57,6 +58,12 @@ def import_network(options: Namespace, version: str) -> Iterator[str | Mapping[s
     rows = _rows(card)
     form, expected = _expected(source, form, rows)
     form, function, data, difference = _fold(source, form, card, rows, expected)
+    if tiles and form.batch == "loop":  # whose rows have one size
+        card = card.model_copy(update={"tiles": tiles.model_copy(update={"smaller": ()})})
+    for _, width in card.tile_sizes[:-1]:
+        part = np.ascontiguousarray(rows[:, :, :width, :width])
+        expected_part = form.apply(source.run, part).clip(*card.range)
+        difference = max(difference, _compare(source, function, card, part, expected_part))
     folded = (*source.notes, *form.folded)
     yield f"folded into the graph: {'; '.join(folded) or 'nothing'}"
     yield f"checked: the same every time and in every batch; {difference:.1e} of the range from {source.second}"
@@ -148,7 +155,14 @@ def _choose_tiles(source: Source, form: Form, options: Namespace) -> Iterator[st
     def function(rows: FloatRows) -> FloatRows:
         return form.apply(source.run, rows)
 
-    return choose_tiles(function, channels, form.range, side=options.tile or height, overlap=options.overlap)
+    return choose_tiles(
+        function,
+        channels,
+        form.range,
+        side=options.tile or height,
+        overlap=options.overlap,
+        takes_others=height == 0,
+    )
 
 
 def _card(source: Source, form: Form, options: Namespace, version: str, tiles: Tiles | None) -> Card:

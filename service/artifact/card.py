@@ -53,6 +53,8 @@ class Tiles(_Section):
 
     overlap: Annotated[int, Field(ge=0, le=2048)]  # pixels at an inner edge that are not used: the receptive field
     multiple: Annotated[int, Field(ge=1, le=1024)] = 1  # where tiles may begin: by how much f reduces images inside
+    # Sides of smaller tiles, ascending: an image that one of them holds is not mirrored to the size of the others.
+    smaller: Annotated[tuple[int, ...], Field(max_length=2)] = ()
 
 
 class Tolerance(_Section):
@@ -145,6 +147,9 @@ class Card(_Section):
             raise ValueError(f"the sides of a tile must be multiples of {tiles.multiple}")
         if min(self.shape[1:]) < 2 * (tiles.overlap + tiles.multiple):
             raise ValueError("a tile must have more than twice the overlap")
+        sides = [0, *tiles.smaller, min(self.shape[1:])]
+        if sides != sorted(set(sides)) or any(side % tiles.multiple for side in tiles.smaller):
+            raise ValueError(f"smaller tiles must be multiples of {tiles.multiple}, ascending, below the shape")
 
     @property
     def coloured(self) -> Self:
@@ -159,8 +164,13 @@ class Card(_Section):
         """The tiles of an image of this size, (H, W) in pixels; raises ValueError if the card has no `tiles`."""
         if self.tiles is None:
             raise ValueError(f"{self.ref} takes images of one size")
-        _, height, width = self.shape
-        return Tiling(size, (height, width), overlap=self.tiles.overlap, multiple=self.tiles.multiple)
+        tile = next((tile for tile in self.tile_sizes if max(size) <= min(tile)), self.shape[1:])
+        return Tiling(size, tile, overlap=self.tiles.overlap, multiple=self.tiles.multiple)
+
+    @property
+    def tile_sizes(self) -> list[tuple[int, int]]:
+        """(H, W) of the rows that f takes, ascending; one, unless there are smaller tiles."""
+        return [*((side, side) for side in (self.tiles.smaller if self.tiles else ())), self.shape[1:]]
 
     @property
     def ref(self) -> str:
