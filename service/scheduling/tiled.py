@@ -89,9 +89,8 @@ class TiledRun:
         self._scheduler_for, self._run_codec, self._on_event = scheduler_for, run_codec, on_event
         passes = self._step_params.steps + self._step_params.score
         self._done, self._tiles = 0, passes * sum(image.tiling.count for image in self._images)
-        self._pixels = passes * sum(
-            image.tiling.count * prod(image.tiling.tile) for image in self._images
-        )  # to be done
+        # Of the tiles that are not done.
+        self._pixels = passes * sum(image.tiling.count * prod(image.tiling.tile) for image in self._images)
         self._queue_s: float | None = None
 
     async def run(self) -> Result:

@@ -105,18 +105,9 @@ def test_tiles_give_what_the_whole_image_gives(
     assert np.abs(project(service, image, model=name) - whole(folder, name, image)).max() <= 1
 
 
-@pytest.mark.parametrize("size", [(1, 1), (5, 20), (31, 100)])
-def test_small_images_are_mirrored_at_their_border(service: Service, folder: Path, size: tuple[int, int]) -> None:
-    image = noise(*size, seed=2)
-    made, expected = project(service, image), whole(folder, "grey", image)
-    assert made.shape == size
-    inside = (slice(0, max(0, size[0] - REACH)), slice(0, max(0, size[1] - REACH)))
-    assert np.abs(made - expected)[inside].max(initial=0) <= 1
-
-
 @pytest.mark.parametrize("name", ["grey", "colour"])
 @pytest.mark.parametrize(
-    ("size", "side"), [((1, 1), 8), ((8, 7), 8), ((9, 3), 16), ((16, 16), 16), ((17, 5), 32), ((20, 40), 32)]
+    ("size", "side"), [((1, 1), 8), ((8, 7), 8), ((9, 3), 16), ((16, 16), 16), ((17, 5), 32), ((31, 100), 32)]
 )
 def test_the_smallest_tile_that_holds_an_image_is_used(
     service: Service, folder: Path, name: str, size: tuple[int, int], side: int
@@ -149,13 +140,10 @@ def test_smaller_tiles_cost_nothing_before_they_are_used(folder: Path, memory: i
     asyncio.run(main())
 
 
-def test_a_network_that_takes_one_row_has_tiles_of_one_size(
-    folder: Path, tmp_path: Path, service: Service, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_network_that_takes_one_row_has_tiles_of_one_size(tmp_path: Path, service: Service) -> None:
     network = Network([1, 1, "h", "w"]).conv(1, 1).add("Squeeze", np.array([0])).add("Unsqueeze", np.array([0]))
     words = ["--name", "alone", "--models", str(tmp_path), "--range", "0,1", "--tile", "32"]
     assert cli.main(["import", str(network.write(tmp_path / "alone.onnx")), *words]) == 0
-    assert "a loop over the rows" in capsys.readouterr().out
     with serving(settings(tmp_path, default_model="alone")) as running:
         assert running.get("/models/alone").json()["tiles"]["smaller"] == []
         assert project(running, noise(5, 6)).shape == (5, 6)
