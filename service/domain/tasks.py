@@ -148,7 +148,7 @@ def colour_step(step: StepOutput, chroma: Sequence[FloatRow | None]) -> StepOutp
 
 
 def colour_result(result: Result, chroma: Sequence[FloatRow | None]) -> Result:
-    """A result whose images and trajectory have the ``chroma`` of each image, if that is not empty."""
+    """A result whose images and trajectory have the ``chroma`` of each image."""
     if not any(each is not None for each in chroma):
         return result
     rows = [with_chroma(row, each) for row, each in zip(result.rows, chroma, strict=True)]

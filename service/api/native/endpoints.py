@@ -138,7 +138,8 @@ class RowWork:
         """The result as the caller is shown it."""
         if self.spec.strength != 1.0:
             result = blend_result(rows, result, self.spec.strength)
-        result = colour_result(result, self.spec.chroma)
+        if self.spec.chroma:
+            result = colour_result(result, self.spec.chroma)
         return close_loop(result) if self.spec.closed else result
 
 

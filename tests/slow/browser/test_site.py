@@ -191,9 +191,8 @@ def test_images_of_any_size_are_those_of_the_service(browser: "Browser", tmp_pat
             compare([made], service.post("/project", {"images": [image], **masks, **options}).json()["images"])
         visit.one("#file").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": save(noise(70, 99, 3))})
         visit.says("real", "moved")
-        made = visit.picture("#made", "RGB")
-        assert made.shape == (70, 99, 3)
-        assert np.ptp(made, axis=2).mean() > 50  # levels between its colours
+        assert visit.picture("#made", "RGB").shape == (70, 99, 3)
+        assert np.ptp(visit.picture("#made", "RGB"), axis=2).mean() > 50  # levels between its colours
 
 
 @pytest.mark.parametrize(("loop", "scale"), [(True, 1), (False, 3)])
