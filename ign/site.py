@@ -126,8 +126,6 @@ def _read_model(folder: Path) -> tuple[dict[str, Any], bytes]:
         raise StartupError(f"{MODEL_FILE} has {size / 1e6:.0f} MB; a page has room for {_MAX_MODEL_BYTES / 1e6:.0f}")
     data = (folder / MODEL_FILE).read_bytes()
     model = OnnxModel(data, device="cpu")
-    if model.card.tiles is not None:
-        raise StartupError("it takes images of any size, and only the service cuts them into tiles")
     card, golden = model.card, read_golden(folder / GOLDEN_FILE, model.card.shape)
     for content, tolerance in ((_round_weights(data), card.tolerance.fp16), (data, card.tolerance.fp32)):
         if check_golden(OnnxModel(content, device="cpu"), golden, tolerance).passed:

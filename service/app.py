@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -23,11 +24,12 @@ from service.api.native import urls
 from service.api.oip import endpoints as oip
 from service.api.openai import endpoints as openai
 from service.domain.errors import StartupError
+from service.domain.model import Model
 from service.domain.rate_limit import SharedGCRA
 from service.domain.shares import Capacity
 from service.environment import available_cpus, lower_priority, metrics_file
 from service.images.pool import CodecPool
-from service.models.instances import open_instances
+from service.models.instances import SizedInstance, open_instances
 from service.models.on_demand import Memory, OnDemandRepository
 from service.models.registry import ModelRegistry, ServedModel
 from service.models.repository import LoadedModel, Repository, repository_options
@@ -237,16 +239,23 @@ def _serve(
     statistics, card = ModelStatistics(metrics, loaded.ref), loaded.card
     # Tiles are large: one batch of 64 could occupy a CPU for seconds.
     largest = card.buckets[-1] if card.tiles else settings.max_batch_rows
-    scheduler = Scheduler(
-        *loaded.instances,
-        max_batch_rows=min(largest, settings.max_batch_rows),
-        queue_rows=settings.queue_rows,
-        max_rows=settings.max_images,
-        observer=statistics,
-        on_batch=None if tracing is None else partial(tracing.batch_ran, loaded.ref),
-        on_all_devices_lost=on_device_lost,
-        memory=loaded.memory,
-        prepare_thread=lower_priority if card.tiles and loaded.device == "cpu" else lambda: None,
-        wake_rule=wake_rule(loaded.device, len(loaded.instances), available_cpus()),
-    )
-    return ServedModel(loaded, scheduler, statistics)
+    turns = [threading.Lock() for _ in loaded.instances]
+
+    def make_scheduler(size: tuple[int, int]) -> Scheduler:
+        instances: Sequence[Model] = loaded.instances
+        if len(card.tile_sizes) > 1:
+            instances = [SizedInstance(each, size, turn) for each, turn in zip(instances, turns, strict=True)]
+        return Scheduler(
+            *instances,
+            max_batch_rows=min(largest, settings.max_batch_rows),
+            queue_rows=settings.queue_rows,
+            max_rows=settings.max_images,
+            observer=statistics,
+            on_batch=None if tracing is None else partial(tracing.batch_ran, loaded.ref),
+            on_all_devices_lost=on_device_lost,
+            memory=loaded.memory,
+            prepare_thread=lower_priority if card.tiles and loaded.device == "cpu" else lambda: None,
+            wake_rule=wake_rule(loaded.device, len(loaded.instances), available_cpus()),
+        )
+
+    return ServedModel(loaded, make_scheduler, statistics)

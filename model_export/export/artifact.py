@@ -147,6 +147,22 @@ def remove_annotations(model: onnx.ModelProto) -> None:
         part.ClearField("doc_string")
 
 
+def smaller_tiles(side: int, multiple: int) -> tuple[int, ...]:
+    """The sides of smaller tiles, ascending: a quarter and a half of a ``side``, if these are multiples."""
+    return tuple(side // part for part in (4, 2) if side % (part * multiple) == 0)
+
+
+def open_sides(data: bytes) -> bytes:
+    """A network whose operators take any height and width, as one that also says so."""
+    model = onnx.load_model_from_string(data)
+    for value in (*model.graph.input, *model.graph.output):
+        for dim, name in zip(value.type.tensor_type.shape.dim[2:], ("height", "width"), strict=True):
+            dim.dim_param = name
+    del model.graph.value_info[:]  # the sizes between them
+    opened: bytes = model.SerializeToString(deterministic=True)
+    return opened
+
+
 def stamp(data: bytes, card: Card) -> bytes:
     """Replace the card in the metadata of a model; returns the new content of the file."""
     model = onnx.load_model_from_string(data)

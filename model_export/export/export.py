@@ -18,7 +18,16 @@ from torch import nn
 from torch.export import Dim
 
 from model_export.errors import UserError
-from model_export.export.artifact import OnnxFunction, TrainedCard, publish, remove_annotations, stamp, version_folder
+from model_export.export.artifact import (
+    OnnxFunction,
+    TrainedCard,
+    open_sides,
+    publish,
+    remove_annotations,
+    smaller_tiles,
+    stamp,
+    version_folder,
+)
 from model_export.export.verify import Verification, compare
 from model_export.training.checkpoint import TrainedModel, load_run
 from model_export.training.presets import Preset
@@ -64,7 +73,8 @@ def export(
     card = card_of(model, folder.name, card_fields or {})
     shape = model.preset.exported_shape
     noise = NoiseSource(shape)
-    files: dict[Precision, bytes] = {"fp32": stamp(to_onnx(model.network, shape), card)}
+    data = to_onnx(model.network, shape)
+    files: dict[Precision, bytes] = {"fp32": stamp(open_sides(data) if len(card.tile_sizes) > 1 else data, card)}
     if fp16:
         files["fp16"] = to_fp16(files["fp32"])
     digest = digest_of(files["fp32"])
@@ -154,7 +164,8 @@ def _remove_round_trips(model: ModelProto) -> None:
 def _kind(preset: Preset) -> dict[str, object]:
     """The fields of a generator, or of a network that restores: that one has rows as large as many pictures."""
     if preset.objective == "restore":
-        tiles = {"overlap": preset.overlap, "multiple": 2 ** len(preset.network.widths)}
+        multiple = 2 ** len(preset.network.widths)
+        tiles = {"overlap": preset.overlap, "multiple": multiple, "smaller": smaller_tiles(preset.tile, multiple)}
         return {"schema_version": 2, "buckets": (1, 2), "tiles": tiles if preset.tile else None}
     noise = {"kind": "gaussian", "norm": math.sqrt(math.prod(preset.shape))}
     return {"objective": preset.objective, "noise": noise}

@@ -39,6 +39,7 @@ class Form:
     residual: bool = False  # the network gives what has to be subtracted from its input
     batch: Literal["any", "opened", "loop"] = "any"  # a batch of 1 is opened, or runs in a loop over the rows
     clip: bool = False
+    open_sides: bool = False  # the network takes other heights and widths, too
 
     @property
     def _affine(self) -> list[tuple[Array, Array]]:
@@ -106,7 +107,8 @@ class Form:
         self._add_after(after, self._add_before(before))
         del graph.node[:], graph.input[:], graph.output[:]
         graph.node.extend([*before.ending(given), *nodes, *after.ending(OUTPUT)])
-        dims: list[str | int] = ["batch", *self.shape]
+        has_open_sides = self.open_sides and self.batch != "loop"
+        dims: list[str | int] = ["batch", self.shape[0], *(("height", "width") if has_open_sides else self.shape[1:])]
         graph.input.append(helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, dims))
         graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, dims))
         data: bytes = model.SerializeToString(deterministic=True)

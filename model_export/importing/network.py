@@ -48,15 +48,22 @@ def import_network(options: Namespace, version: str) -> Iterator[str | Mapping[s
                 yield chosen
             else:
                 side, tiles = chosen
-                form = replace(form, shape=(form.shape[0], side, side))
+                open_sides = tiles is not None and bool(tiles.smaller)
+                form = replace(form, shape=(form.shape[0], side, side), open_sides=open_sides)
     card = _card(source, form, options, version, tiles)
     (low, high), (channels, height, width) = form.interval, form.shape
-    colour = "grey" if channels == 1 else "colour"
+    colour = "colour" if channels == 3 else "grey" if card.color is None else "luma"
     size = "any size" if tiles else f"{height}×{width}"
     yield f"chosen: images of {size}, {colour}, values {low:g}…{high:g}{reason}"
     rows = _rows(card)
     form, expected = _expected(source, form, rows)
     form, function, data, difference = _fold(source, form, card, rows, expected)
+    if tiles and form.batch == "loop":  # whose rows have one size
+        card = card.model_copy(update={"tiles": tiles.model_copy(update={"smaller": ()})})
+    for _, width in card.tile_sizes[:-1]:
+        part = np.ascontiguousarray(rows[:, :, :width, :width])
+        expected_part = form.apply(source.run, part).clip(*card.range)
+        difference = max(difference, _compare(source, function, card, part, expected_part))
     folded = (*source.notes, *form.folded)
     yield f"folded into the graph: {'; '.join(folded) or 'nothing'}"
     yield f"checked: the same every time and in every batch; {difference:.1e} of the range from {source.second}"
@@ -91,8 +98,7 @@ def _propose(source: Source, options: Namespace) -> tuple[Form, str]:
             raise UserError(f"--{name}: {len(values)} values for {shape[0]} channels")
     if not min(std) > 0 or not interval[0] < interval[1]:
         raise UserError("--range must ascend, and --std be above 0")
-    if options.bgr and shape[0] == 1:
-        raise UserError("--bgr: its images are grey")
+    _check_colours(options, shape[0])
     form = Form(
         shape=shape,
         interval=interval,
@@ -107,6 +113,13 @@ def _propose(source: Source, options: Namespace) -> tuple[Form, str]:
     if options.noise and form.is_scaled:
         raise UserError("--noise: the graph scales its values, and noise has a deviation of 1 before that")
     return form, "" if options.range or normalised else ", as its last operator tells"
+
+
+def _check_colours(options: Namespace, channels: int) -> None:
+    if options.bgr and channels == 1:
+        raise UserError("--bgr: its images are grey")
+    if options.color and channels == 3:
+        raise UserError(f"--color {options.color}: its images are in colour, and only a grey network gets their luma")
 
 
 def _shape(source: Source, options: Namespace) -> tuple[Layout, Shape, int | None]:
@@ -142,7 +155,14 @@ def _choose_tiles(source: Source, form: Form, options: Namespace) -> Iterator[st
     def function(rows: FloatRows) -> FloatRows:
         return form.apply(source.run, rows)
 
-    return choose_tiles(function, channels, form.range, side=options.tile or height, overlap=options.overlap)
+    return choose_tiles(
+        function,
+        channels,
+        form.range,
+        side=options.tile or height,
+        overlap=options.overlap,
+        takes_others=height == 0,
+    )
 
 
 def _card(source: Source, form: Form, options: Namespace, version: str, tiles: Tiles | None) -> Card:
@@ -155,6 +175,7 @@ def _card(source: Source, form: Form, options: Namespace, version: str, tiles: T
         title=options.title,
         shape=form.shape,
         tiles=tiles,
+        color=options.color,
         range=form.range,
         background=form.range[:1] * form.shape[0],
         noise=Noise(kind=options.noise, norm=math.sqrt(values)) if options.noise else None,

@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 
 from model_export.errors import UserError
+from model_export.export.artifact import smaller_tiles
 from service.artifact.card import Tiles
 from service.domain.latents import FloatRows
 
@@ -66,11 +67,18 @@ def _commutes(f: Function, images: FloatRows, results: FloatRows, shift: int, li
 
 
 def choose_tiles(
-    f: Function, channels: int, values: tuple[float, float], *, side: int | None, overlap: int | None
+    f: Function,
+    channels: int,
+    values: tuple[float, float],
+    *,
+    side: int | None,
+    overlap: int | None,
+    takes_others: bool = True,
 ) -> Iterator[str | tuple[int, Tiles | None]]:
     """Yield lines for people, and last the side of a tile with its overlap; without, f takes images of one size.
 
-    Raises `UserError` if a ``side`` or an ``overlap`` that is given does not fit.
+    There are smaller tiles only if f ``takes_others``. Raises `UserError` if a ``side`` or an ``overlap`` that is given
+    does not fit.
     """
     for tile in (side,) if side else _SIDES:
         reach = measure_reach(f, channels, tile, values)
@@ -85,8 +93,19 @@ def choose_tiles(
         yield f"measured: f looks {reach.radius} pixels far; tiles of {tile} pixels overlap by {chosen}"
         if chosen < reach.radius:
             yield f"warning: --overlap {chosen} is less than {reach.radius}, so results depend on where tiles begin"
-        yield tile, Tiles(overlap=chosen, multiple=reach.multiple)
+        smaller = [each for each in smaller_tiles(tile, reach.multiple) if takes_others and _runs(f, channels, each)]
+        yield tile, Tiles(overlap=chosen, multiple=reach.multiple, smaller=tuple(smaller))
         return
     tile = side or _SIDES[-1]
     yield f"warning: it looks too far for tiles, so images are resized to {tile}×{tile}"
     yield tile, None
+
+
+def _runs(f: Function, channels: int, side: int) -> bool:
+    """Whether f takes images of ``side``×``side`` pixels; some need more than they see around a pixel."""
+    images = np.zeros((_TRIALS, channels, side, side), np.float32)
+    try:
+        result = f(images)
+    except Exception:  # onnxruntime and torch raise errors of a dozen types
+        return False
+    return result.shape == images.shape and bool(np.isfinite(result).all())

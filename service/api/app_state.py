@@ -60,10 +60,11 @@ class AppState:
     def require_ready(self) -> None:
         """As `require_serving`; raise `NotReady` also if the workers of a model are not healthy."""
         self.require_serving()
-        for ref, model in self.registry.models.items():
-            if reason := model.scheduler.device_error:
+        models = self.registry.models.items()
+        for ref, scheduler in ((ref, each) for ref, model in models for each in model.schedulers.values()):
+            if reason := scheduler.device_error:
                 raise NotReady(f"the device of {ref} is lost, only a new process can use it again: {reason}")
-            if not model.scheduler.healthy:
+            if not scheduler.healthy:
                 raise NotReady(f"a worker of {ref} is being replaced")
 
 

@@ -53,6 +53,8 @@ class Tiles(_Section):
 
     overlap: Annotated[int, Field(ge=0, le=2048)]  # pixels at an inner edge that are not used: the receptive field
     multiple: Annotated[int, Field(ge=1, le=1024)] = 1  # where tiles may begin: by how much f reduces images inside
+    # Sides of smaller tiles, ascending: an image that one of them holds is not mirrored to the size of the others.
+    smaller: Annotated[tuple[int, ...], Field(max_length=2)] = ()
 
 
 class Tolerance(_Section):
@@ -103,6 +105,7 @@ class Card(_Section):
     objective: Literal["naign", "ign"] | None = None
     shape: tuple[Literal[1, 3], Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)]]  # C, H, W
     tiles: Tiles | None = None  # None: images are resized to the shape; else the shape is that of a tile
+    color: Literal["luma"] | None = None  # of a grey model: f gets the luma of colour images, which keep their colours
     range: tuple[Finite, Finite] = (-1.0, 1.0)  # (lo, hi) of pixel values
     background: tuple[Finite, ...]  # one value per channel, in the range: letterbox and alpha colour
     polarity: Literal["light-on-dark", "dark-on-light", "none"] = "none"  # the first inverts under `invert: auto`
@@ -130,6 +133,8 @@ class Card(_Section):
             raise ValueError("background must lie in the range")
         if list(self.buckets) != sorted(set(self.buckets)) or not self.buckets or self.buckets[0] < 1:
             raise ValueError("buckets must ascend from 1 or more")
+        if self.color is not None and self.shape[0] != 1:
+            raise ValueError("color is of grey models")
         if self.tiles is not None:
             self._check_tiles(self.tiles)
         quantiles = self.distance_quantiles
@@ -142,6 +147,14 @@ class Card(_Section):
             raise ValueError(f"the sides of a tile must be multiples of {tiles.multiple}")
         if min(self.shape[1:]) < 2 * (tiles.overlap + tiles.multiple):
             raise ValueError("a tile must have more than twice the overlap")
+        sides = [0, *tiles.smaller, min(self.shape[1:])]
+        if sides != sorted(set(sides)) or any(side % tiles.multiple for side in tiles.smaller):
+            raise ValueError(f"smaller tiles must be multiples of {tiles.multiple}, ascending, below the shape")
+
+    @property
+    def coloured(self) -> Self:
+        """The card of a colour model with the range and the background of this grey one."""
+        return self.model_copy(update={"shape": (3, *self.shape[1:]), "background": self.background * 3})
 
     def sized(self, size: tuple[int, int]) -> Self:
         """The card for images of this size, (H, W) in pixels: itself unless they are cut into tiles."""
@@ -151,8 +164,13 @@ class Card(_Section):
         """The tiles of an image of this size, (H, W) in pixels; raises ValueError if the card has no `tiles`."""
         if self.tiles is None:
             raise ValueError(f"{self.ref} takes images of one size")
-        _, height, width = self.shape
-        return Tiling(size, (height, width), overlap=self.tiles.overlap, multiple=self.tiles.multiple)
+        tile = next((tile for tile in self.tile_sizes if max(size) <= min(tile)), self.shape[1:])
+        return Tiling(size, tile, overlap=self.tiles.overlap, multiple=self.tiles.multiple)
+
+    @property
+    def tile_sizes(self) -> list[tuple[int, int]]:
+        """(H, W) of the rows that f takes, ascending; one, unless there are smaller tiles."""
+        return [*((side, side) for side in (self.tiles.smaller if self.tiles else ())), self.shape[1:]]
 
     @property
     def ref(self) -> str:
@@ -185,7 +203,7 @@ class ModelCard(Card):
 
 def to_metadata(card: Card) -> dict[str, str]:
     """The ONNX metadata entries of a card."""
-    return {CARD_KEY: card.model_dump_json(exclude={"origin", "tiles"} if card.schema_version == 1 else None)}
+    return {CARD_KEY: card.model_dump_json(exclude={"color", "origin", "tiles"} if card.schema_version == 1 else None)}
 
 
 def from_metadata(metadata: Mapping[str, str]) -> tuple[Card, NoiseSource]:

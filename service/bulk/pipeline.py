@@ -23,7 +23,7 @@ from service.bulk.output import COLUMNS, Fingerprint, Output, Record
 from service.bulk.sources import Source, SourceItem, open_source
 from service.domain.errors import IgnError, InvalidContent, ModelFailure, RequestError, StartupError, UnknownModel
 from service.domain.latents import FloatRow
-from service.domain.tasks import Images, Result, SchedulingParams, StepParams, blend_result
+from service.domain.tasks import Images, Result, SchedulingParams, StepParams, blend_result, with_chroma
 from service.images.decode import DecodeLimits, open_image
 from service.images.encode import encode, encode_npy, to_uint8
 from service.images.prepare import prepare
@@ -57,6 +57,7 @@ class Job:
 class _Item:
     record: Record  # the line of one image in the manifest, filled in step by step
     row: FloatRow | None = None  # (C, H, W) in the model's units: the input, then the output; None if there is none
+    chroma: FloatRow | None = None  # (3, H, W) of a colour image whose luma is the row
     error: IgnError | None = None
 
 
@@ -157,7 +158,7 @@ class Pipeline:
             width, height = picture.image.size
             card = self.model.card.sized((height, width))
             prepared = prepare(picture, card, resize=options.resize, invert=options.invert)
-            item.row, item.record["inverted"] = prepared.row, prepared.inverted
+            item.row, item.record["inverted"], item.chroma = prepared
         return item
 
     async def _run_isolating(self, items: Sequence[_Item]) -> None:
@@ -174,7 +175,7 @@ class Pipeline:
                     await self._run_isolating([item])
             return
         for index, item in enumerate(items):
-            item.row = result.rows[index] if self._format else None
+            item.row = with_chroma(result.rows[index], item.chroma) if self._format else None
             distance = float(result.distance[index])
             item.record |= {
                 "steps": int(result.steps[index]),
@@ -207,7 +208,7 @@ class Pipeline:
                     content = encode(to_uint8(row, self.model.card), self._format)
                 record["picture"] = _file_name(record, self._format)
                 (folder / record["picture"]).write_bytes(content)
-            item.row = None
+            item.row = item.chroma = None
 
 
 async def gather_all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

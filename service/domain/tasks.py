@@ -5,7 +5,7 @@ A *row* is one C×H×W float32 image in the model's range; a *step* is one appli
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from service.domain.latents import FloatRow, FloatRows
 
 Images = FloatRows | list[FloatRow]  # (N, C, H, W), or a list if their sizes may differ
+_LUMA: Final = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 KeepMask = NDArray[np.bool_]  # (N, 1 or C, H, W): True = the pixel of the input is put back after every step
 
 
@@ -123,6 +124,36 @@ def blend_result(inputs: Images, result: Result, strength: float) -> Result:
     rows = [blend(start, end, strength) for start, end in zip(inputs, result.rows, strict=True)]
     trajectory = [[blend_step(inputs, step, strength) for step in steps] for steps in result.trajectory]
     return replace(result, rows=rows if isinstance(inputs, list) else np.stack(rows), trajectory=trajectory)
+
+
+def split_luma(image: FloatRow) -> tuple[FloatRow, FloatRow | None]:
+    """The luma (1, H, W) of a colour image (3, H, W), and its chroma for `with_chroma`; None if the image is grey.
+
+    Luma is Y of ITU-R BT.601, as JPEG and Pillow have it: 0.299·R + 0.587·G + 0.114·B in the full range.
+    """
+    if np.array_equal(image[:1], image[1:2]) and np.array_equal(image[:1], image[2:]):
+        return np.ascontiguousarray(image[:1]), None
+    luma: FloatRow = np.tensordot(_LUMA, image, axes=1)[None]
+    return luma, image - luma
+
+
+def with_chroma(luma: FloatRow, chroma: FloatRow | None) -> FloatRow:
+    """The image (3, H, W) of this luma (1, H, W): to a change of Y alone, YCbCr adds the same to R, G and B."""
+    return luma if chroma is None else luma + chroma
+
+
+def colour_step(step: StepOutput, chroma: Sequence[FloatRow | None]) -> StepOutput:
+    """A recorded step with the ``chroma`` of its image; an empty sequence leaves all as they are."""
+    return replace(step, row=with_chroma(step.row, chroma[step.index])) if chroma else step
+
+
+def colour_result(result: Result, chroma: Sequence[FloatRow | None]) -> Result:
+    """A result whose images and trajectory have the ``chroma`` of each image."""
+    if not any(each is not None for each in chroma):
+        return result
+    rows = [with_chroma(row, each) for row, each in zip(result.rows, chroma, strict=True)]
+    trajectory = [[colour_step(step, chroma) for step in steps] for steps in result.trajectory]
+    return replace(result, rows=rows, trajectory=trajectory)
 
 
 def close_loop(result: Result) -> Result:

@@ -29,6 +29,8 @@ class _Axis(NamedTuple):
 @lru_cache(maxsize=64)
 def _axis(length: int, tile: int, overlap: int, multiple: int) -> _Axis:
     length = max(tile, -(-length // multiple) * multiple)
+    if length == tile:  # without inner edges, and perhaps smaller than the overlap
+        return _Axis(length, [0], np.ones((1, tile), dtype=np.float32))
     blend = min(_BLEND, (tile - 2 * overlap) // 2)
     stride = (tile - 2 * overlap - blend) // multiple * multiple
     starts = [*range(0, length - tile, stride), length - tile]
@@ -48,7 +50,7 @@ def _axis(length: int, tile: int, overlap: int, multiple: int) -> _Axis:
 class Tiling:
     """The tiles of an image, row by row; sizes are (H, W) in pixels.
 
-    Tiles begin at multiples of ``multiple``, and have more than twice the ``overlap``.
+    Tiles begin at multiples of ``multiple``, and have more than twice the ``overlap`` where there are several.
     """
 
     def __init__(self, size: tuple[int, int], tile: tuple[int, int], *, overlap: int, multiple: int = 1) -> None:

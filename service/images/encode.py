@@ -42,7 +42,7 @@ _SMALL: Final = 1 << 14  # bytes before compression
 def to_uint8(rows: FloatRows, card: Card) -> Pixels:
     """Convert finite rows (…, C, H, W) to pixels (…, H, W) or (…, H, W, 3); values outside the range are clipped."""
     channels = to_levels(rows, *card.range)
-    return channels[..., 0, :, :] if card.shape[0] == 1 else np.ascontiguousarray(np.moveaxis(channels, -3, -1))
+    return channels[..., 0, :, :] if rows.shape[-3] == 1 else np.ascontiguousarray(np.moveaxis(channels, -3, -1))
 
 
 def enlarge(image: Pixels, scale: int, resample: Resample) -> Pixels:
@@ -73,7 +73,7 @@ def contact_sheet(images: Pixels, card: Card, *, columns: int | None = None, gap
     n, height, width, *channels = images.shape
     rows, columns = _rows_and_columns(n, columns)
     if gap or rows * columns > n:
-        background = np.array(background_levels(card), dtype=np.uint8).reshape(channels)
+        background = np.array(background_levels(card), dtype=np.uint8)
     if gap:
         # Every cell gets the gap at its right and at its bottom; the last line cuts it off at the edges of the sheet.
         padded = np.empty((n, height + gap, width + gap, *channels), dtype=np.uint8)
@@ -92,7 +92,7 @@ def padded(images: Sequence[Pixels], card: Card) -> Pixels:
     """Images (H, W[, 3]) of several sizes as one array (N, H, W[, 3]), on the background of the card."""
     height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
     result = np.empty((len(images), height, width, *images[0].shape[2:]), dtype=np.uint8)
-    result[...] = np.array(background_levels(card), dtype=np.uint8).reshape(images[0].shape[2:])
+    result[...] = np.array(background_levels(card), dtype=np.uint8)
     for cell, image in zip(result, images, strict=True):
         cell[: image.shape[0], : image.shape[1]] = image
     return result
@@ -222,13 +222,13 @@ def encode_tiff(rows: Images, card: Card) -> bytes:
 
     A grey level is rint((v − lo) · 65535 / (hi − lo)) of a value v, clipped.
     """
-    (lo, hi), is_grey = card.range, card.shape[0] == 1
+    lo, hi = card.range
 
     def deep(row: FloatRow) -> NDArray[np.uint16]:
         levels = np.rint((row[0].astype(np.float64) - lo) * 65_535 / (hi - lo)).clip(0, 65_535)
         return np.asarray(levels, dtype=np.uint16)
 
-    first, *others = (Image.fromarray(deep(row) if is_grey else to_uint8(row, card)) for row in rows)
+    first, *others = (Image.fromarray(deep(row) if len(row) == 1 else to_uint8(row, card)) for row in rows)
     buffer = io.BytesIO()
     first.save(buffer, "TIFF", save_all=True, append_images=others, compression="tiff_adobe_deflate")
     return buffer.getvalue()

@@ -15,6 +15,7 @@ from service.artifact import pixels as levels
 from service.artifact.card import Card
 from service.domain.errors import InvalidContent
 from service.domain.latents import FloatRow, FloatRows
+from service.domain.tasks import split_luma
 from service.images.decode import EncodedImage, Picture
 
 Pixels = NDArray[np.uint8]  # (…, H, W) grey or (…, H, W, 3) RGB
@@ -47,23 +48,30 @@ def background_levels(card: Card) -> tuple[int, ...]:
 
 
 class Prepared(NamedTuple):
-    """A row (C, H, W) float32 in the model's range, C-contiguous, and whether light and dark were exchanged."""
+    """A row (C, H, W) float32 in the model's range, C-contiguous, and whether light and dark were exchanged.
+
+    ``chroma`` (3, H, W) is that of a colour image whose luma is the row: see `split_luma`.
+    """
 
     row: FloatRow
     inverted: bool
+    chroma: FloatRow | None = None
 
 
 def prepare(picture: Picture, card: Card, *, resize: Resize = "fit", invert: Invert = "auto") -> Prepared:
     """Prepare an image as a row of the model.
 
-    Alpha is composited on the background of the card. Grey models use ITU-R 601 luma, colour models repeat grey.
+    Alpha is composited on the background of the card. Grey models use ITU-R 601 luma, colour models repeat grey. A card
+    with `color: luma` keeps the chroma, too.
     `auto` acts only for cards with polarity light-on-dark. It inverts an image if the outermost ring of pixels has a
     mean above 127.5. It also inverts a transparent image if the visible pixels (alpha > 0) have a mean below 127.5;
     that image is composited on white. Then the image is resized with Lanczos in 8 bit if its size differs.
     `fit` letterboxes on the background, `crop` cuts centrally, `stretch` ignores proportions.
     """
-    rows, inverted = prepare_many([(picture, resize, invert)], card)
-    return Prepared(rows[0], inverted[0])
+    is_split = card.color == "luma" and picture.image.mode in ("RGB", "RGBA")
+    rows, inverted = prepare_many([(picture, resize, invert)], card.coloured if is_split else card)
+    row, chroma = split_luma(rows[0]) if is_split else (rows[0], None)
+    return Prepared(row, inverted[0], chroma)
 
 
 def prepare_many(pictures: Iterable[tuple[Picture, Resize, Invert]], card: Card) -> tuple[FloatRows, list[bool]]:

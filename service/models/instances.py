@@ -1,11 +1,13 @@
 """Model instances: how many of a model run in parallel, on which devices and with how many threads."""
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
 from service.domain.errors import ModelFailure
-from service.domain.model import DeviceOutOfMemory
+from service.domain.latents import FloatRows
+from service.domain.model import DeviceOutOfMemory, Model
 from service.environment import available_cpus
 from service.models.repository import InferenceModel, wrap_errors
 from service.runtime.session import CudaOptions
@@ -60,6 +62,28 @@ def open_instances(
             instance.close()
         raise
     return instances
+
+
+class SizedInstance:
+    """An instance as one for rows of a ``size``, (H, W). All sizes share the ``turn``, so one runs at a time."""
+
+    def __init__(self, model: Model, size: tuple[int, int], turn: threading.Lock) -> None:
+        self.shape, self._model, self._turn = (model.shape[0], *size), model, turn
+
+    @property
+    def buckets(self) -> Sequence[int] | None:
+        """See `Model`."""
+        return self._model.buckets
+
+    def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
+        """See `Model`."""
+        with self._turn:
+            return self._model.run(rows, out)
+
+    def reduce_max_batch(self) -> None:
+        """See `Model`."""
+        with self._turn:
+            self._model.reduce_max_batch()
 
 
 def _is_slow(model: InferenceModel) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 from weakref import WeakValueDictionary
 
-from service.domain.errors import LoadFailed, StartupError, UnknownModel, UnloadRefused
+from service.domain.errors import Draining, LoadFailed, StartupError, UnknownModel, UnloadRefused
 from service.domain.latents import FloatRow
 from service.domain.tasks import KeepMask, Result, SchedulingParams
 from service.models.repository import LOAD_S, LoadedModel, Repository, describe_failure, version_key
@@ -28,15 +28,23 @@ _LOG = logging.getLogger(__name__)
 
 
 class ServedModel:
-    """A verified model, the scheduler that runs it and its statistics.
+    """A verified model, the schedulers that run it and its statistics.
 
     A request resolves its model once and passes this object on, so that it ends on the version on which it began.
+    ``make_scheduler`` makes a scheduler for rows of a size (H, W): one, and at their first use those of smaller tiles.
     """
 
-    __slots__ = ("__weakref__", "card", "digest", "loaded", "noise", "ref", "scheduler", "statistics", "tag")
+    __slots__ = (
+        *("__weakref__", "_is_closed", "_make_scheduler", "card", "digest", "loaded", "noise", "ref", "scheduler"),
+        *("schedulers", "statistics", "tag"),
+    )
 
-    def __init__(self, loaded: LoadedModel, scheduler: Scheduler, statistics: ModelStatistics) -> None:
-        self.loaded, self.scheduler, self.statistics = loaded, scheduler, statistics
+    def __init__(
+        self, loaded: LoadedModel, make_scheduler: Callable[[tuple[int, int]], Scheduler], statistics: ModelStatistics
+    ) -> None:
+        self.loaded, self.statistics, self._make_scheduler = loaded, statistics, make_scheduler
+        self.scheduler, self._is_closed = make_scheduler(loaded.card.shape[1:]), False
+        self.schedulers = {loaded.card.shape[1:]: self.scheduler}  # by the size of their rows
         # Copied, because every request reads them.
         self.card, self.digest, self.noise, self.ref = loaded.card, loaded.digest, loaded.noise, loaded.ref
         self.tag = f"{loaded.ref}@{loaded.digest[:12]}"
@@ -54,7 +62,22 @@ class ServedModel:
         tiled = [
             (image, self.card.tiling(image.shape[1:]), mask) for image, mask in zip(images, each_mask, strict=True)
         ]
-        return await TiledRun(tiled, params, scheduler=self.scheduler, run_codec=run_codec, on_event=on_event).run()
+        run = TiledRun(tiled, params, scheduler_for=self._scheduler_for, run_codec=run_codec, on_event=on_event)
+        return await run.run()
+
+    def close(self, seconds: float = 5.0) -> None:
+        """Close the schedulers, as `Scheduler.close`."""
+        self._is_closed = True
+        for scheduler in [*self.schedulers.values()]:
+            scheduler.close(seconds)
+
+    def _scheduler_for(self, size: tuple[int, int]) -> Scheduler:
+        if size not in self.schedulers:
+            if self._is_closed:
+                raise Draining("the service is shutting down")
+            self.schedulers[size] = self._make_scheduler(size)
+            self.schedulers[size].start()
+        return self.schedulers[size]
 
 
 class IndexEntry(NamedTuple):
@@ -124,7 +147,7 @@ class ModelRegistry:
         """Rows that wait for a batch now, by `name/version`, those of a version that is being replaced included."""
         waiting = Counter[str]()
         for served in (*self.models.values(), *self._retiring):
-            waiting[served.ref] += served.scheduler.rows_queued
+            waiting[served.ref] += sum(scheduler.rows_queued for scheduler in served.schedulers.values())
         return waiting
 
     def activate(self, loaded: LoadedModel) -> None:
@@ -198,7 +221,7 @@ class ModelRegistry:
             if not limit.expired():
                 limit.reschedule(0.0)
         for model in (*self.models.values(), *self._retiring):
-            model.scheduler.close(0)
+            model.close(0)
 
     async def close(self) -> None:
         """Stop and close every model."""
@@ -261,7 +284,7 @@ class ModelRegistry:
 
     async def _close(self, model: ServedModel) -> None:
         # In a thread, because it waits for the model call that runs, whose end the event loop must receive.
-        await asyncio.to_thread(model.scheduler.close)
+        await asyncio.to_thread(model.close)
         model.loaded.close()
 
     def _state(self, ref: str, reason: str, unloading: set[str]) -> tuple[State, str]:

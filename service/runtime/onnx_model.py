@@ -85,6 +85,7 @@ class OnnxModel:
             self._prepare_thread = lower_priority
             session = self._make_session()
         self.shape: ImageShape = self.card.shape
+        self._shapes = [(self.shape[0], *size) for size in self.card.tile_sizes]
         self.buckets: tuple[int, ...] | None = None
         self._missing_code = ""
         if self.device == "cuda":
@@ -92,7 +93,7 @@ class OnnxModel:
             self._missing_code = missing_code(self._cuda.device_id)
             if self._missing_code:  # not an error yet, because another build may hold code for this GPU
                 _LOG.warning("%s", self._missing_code)
-        _check_signature(session, self.shape)
+        _check_signature(session, self._shapes)
         self._runner: Runner | None = self._make_runner(session)
 
     @property
@@ -103,7 +104,7 @@ class OnnxModel:
     def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
         """One step of f: (N, C, H, W) → the same shape and order, written to ``out`` if given (it may be ``rows``).
 
-        Raises `ValueError` if rows or ``out`` are not float32 of the model's shape or differ in length,
+        Raises `ValueError` if rows or ``out`` are not float32 of a size of the model or differ in length,
         `DeviceOutOfMemory`, `DeviceLost` if CUDA fails every call of this process from now on, and else `ModelFailure`.
         After an error that does not tell, a row of zeros is run: if that fails too, the device is lost.
         """
@@ -198,8 +199,9 @@ class OnnxModel:
         return SingleThreadRunner(runner) if cuda.graphs else runner
 
     def _check_rows(self, rows: FloatRows) -> None:
-        if rows.ndim != 4 or rows.shape[1:] != self.shape or rows.dtype != np.float32 or not len(rows):
-            raise ValueError(f"rows must be float32 (N, *{self.shape}), not {rows.dtype} {rows.shape}")
+        if rows.ndim != 4 or rows.shape[1:] not in self._shapes or rows.dtype != np.float32 or not len(rows):
+            shapes = " or ".join(f"(N, *{shape})" for shape in self._shapes)
+            raise ValueError(f"rows must be float32 {shapes}, not {rows.dtype} {rows.shape}")
 
     def _call(self, call: Callable[[DeviceRunner], None], message: str, *, resident: bool = True) -> None:
         runner = self._runner
@@ -246,11 +248,15 @@ def bounded_buckets(buckets: Sequence[int], limit: int, *, single: bool) -> tupl
     return kept[-1:] if single else kept
 
 
-def _check_signature(session: Any, shape: ImageShape) -> None:
+def _check_signature(session: Any, shapes: Sequence[ImageShape]) -> None:
+    *smaller, shape = shapes
     for kind, name, values in (("input", INPUT, session.get_inputs()), ("output", OUTPUT, session.get_outputs())):
         if [value.name for value in values] != [name]:
             raise StartupError(f"the model needs exactly one {kind}, named {name}")
         batch, *rest = values[0].shape or (None,)
-        if values[0].type != "tensor(float)" or isinstance(batch, int) or tuple(rest) != shape:
-            expected = "×".join(map(str, shape))
+        fits = tuple(rest) == shape
+        if smaller:  # height and width are open
+            fits = rest[:1] == [shape[0]] and len(rest) == 3 and not any(isinstance(side, int) for side in rest[1:])
+        if values[0].type != "tensor(float)" or isinstance(batch, int) or not fits:
+            expected = "×".join(map(str, (shape[0], "any", "any") if smaller else shape))
             raise StartupError(f"{kind} {name} is not float32 (any batch)×{expected}, as the card says")

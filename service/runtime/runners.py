@@ -168,9 +168,10 @@ class Binding:
 class PaddedRunner(DeviceRunner):
     """Runs a batch padded with zeros to the smallest bucket that holds it, in device buffers that never move.
 
-    Batches larger than the largest of the ascending ``buckets`` run in several calls. The buffers of a bucket are made
-    at its first use, in the memory of ``device``, onnxruntime's name of a type of device. ``make_session`` makes a
-    session of the same model for each bucket but the largest; without it all share ``session``.
+    Batches larger than the largest of the ascending ``buckets`` run in several calls. The buffers of a bucket, for rows
+    of one size, are made at its first use, in the memory of ``device``, onnxruntime's name of a type of device.
+    ``make_session`` makes a session of the same model for each of them but the largest bucket of rows of ``shape``;
+    without it all share ``session``.
     """
 
     def __init__(
@@ -188,7 +189,7 @@ class PaddedRunner(DeviceRunner):
         self._shape, self._buckets = shape, tuple(buckets)
         self._device = (device, device_id)
         self._graph_ids = itertools.count(1) if graphs else None  # onnxruntime uses 0 when no id is given
-        self._buffers: dict[int, BoundBuffers] = {}
+        self._buffers: dict[tuple[int, int, int, int], BoundBuffers] = {}
         self._uploaded: BoundBuffers | None = None
 
     def __call__(self, rows: FloatRows, out: FloatRows) -> None:
@@ -200,19 +201,20 @@ class PaddedRunner(DeviceRunner):
             self.download(out[start : start + largest])
 
     def upload(self, rows: FloatRows) -> None:
-        """Copy rows to the device; after ValueError (too many, or another shape) none are there."""
+        """Copy rows to the device; after ValueError (too many) none are there."""
         self._uploaded = None
         size = next((bucket for bucket in self._buckets if bucket >= len(rows)), None)
         if size is None:
             raise ValueError(f"{len(rows)} rows, and the largest bucket is {self._buckets[-1]}")
         with self._graph_access():
-            if size not in self._buffers:
+            shape = (size, *rows.shape[1:])
+            if shape not in self._buffers:
                 session = self._session
-                if self._make_session and size != self._buckets[-1]:
+                if self._make_session and shape != (self._buckets[-1], *self._shape):
                     session = self._make_session()
-                self._buffers[size] = BoundBuffers(session, (size, *self._shape), self._device, self._graph_ids)
-            self._buffers[size].upload(rows)
-        self._uploaded = self._buffers[size]
+                self._buffers[shape] = BoundBuffers(session, shape, self._device, self._graph_ids)
+            self._buffers[shape].upload(rows)
+        self._uploaded = self._buffers[shape]
 
     def run_steps(self, keep_going: Callable[[], bool] | None = None) -> None:
         """See `DeviceBatch.run_steps`."""

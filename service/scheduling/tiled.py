@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import groupby
+from math import prod
 from typing import Any, Final
 
 import numpy as np
@@ -69,8 +71,8 @@ _Wave = Sequence[tuple[_Image, int]]  # tiles of one request
 class TiledRun:
     """One request for images (C, H, W), each with its tiling, and a mask (1, H, W) or None.
 
-    ``params`` gives the deadlines at the time of its call. ``on_event`` gets what a stream sends: recorded steps, last
-    steps, and progress in tiles.
+    ``params`` gives the deadlines at the time of its call, and ``scheduler_for`` the scheduler of tiles (H, W).
+    ``on_event`` gets what a stream sends: recorded steps, last steps, and progress in tiles.
     """
 
     def __init__(
@@ -78,15 +80,17 @@ class TiledRun:
         images: Sequence[tuple[FloatRow, Tiling, KeepMask | None]],
         params: Callable[[], SchedulingParams],
         *,
-        scheduler: Scheduler,
+        scheduler_for: Callable[[tuple[int, int]], Scheduler],
         run_codec: RunCodec,
         on_event: Callable[[StepOutput | StreamProgress], None] = lambda _: None,
     ) -> None:
         self._images = [_Image(index, *each) for index, each in enumerate(images)]
         self._params, self._step_params = params, params().step_params
-        self._scheduler, self._run_codec, self._on_event = scheduler, run_codec, on_event
+        self._scheduler_for, self._run_codec, self._on_event = scheduler_for, run_codec, on_event
         passes = self._step_params.steps + self._step_params.score
         self._done, self._tiles = 0, passes * sum(image.tiling.count for image in self._images)
+        # Of the tiles that are not done.
+        self._pixels = passes * sum(image.tiling.count * prod(image.tiling.tile) for image in self._images)
         self._queue_s: float | None = None
 
     async def run(self) -> Result:
@@ -143,18 +147,20 @@ class TiledRun:
             raise failed.exceptions[0] from None
 
     def _waves(self, images: Sequence[_Image]) -> Iterator[_Wave]:
-        tiles = [(image, index) for image in images for index in range(image.tiling.count)]
-        size = self._scheduler.batch_rows
-        return (tiles[first : first + size] for first in range(0, len(tiles), size))
+        for tile, group in groupby(images, key=lambda image: image.tiling.tile):
+            tiles = [(image, index) for image in group for index in range(image.tiling.count)]
+            size = self._scheduler_for(tile).batch_rows
+            yield from (tiles[first : first + size] for first in range(0, len(tiles), size))
 
     async def _submit(self, rows: FloatRows) -> FloatRows:
-        later = max(0, self._tiles - self._done - len(rows))
+        scheduler, area = self._scheduler_for(rows.shape[2:]), prod(rows.shape[2:])
+        later = max(0, self._pixels // area - len(rows))  # as many of this size take as long
         params = replace(
             self._params(), step_params=StepParams(steps=1), keep_mask=None, streamed=False, later_rows=later
         )
         while True:
             try:
-                result = await self._scheduler.run(rows, params)
+                result = await scheduler.run(rows, params)
                 break
             except QueueFull:
                 if self._queue_s is None:  # nothing is done yet
@@ -171,6 +177,7 @@ class TiledRun:
     async def _paste(self, wave: _Wave, task: "asyncio.Task[FloatRows]") -> None:
         await self._run_codec("encode", partial(_paste, wave, await task))
         self._done += len(wave)
+        self._pixels -= len(wave) * prod(wave[0][0].tiling.tile)
         total = self._step_params.steps
         passes = min((image.steps for image in self._images if not image.converged), default=total)
         self._on_event(StreamProgress(steps_done=passes, steps=total, rows_done=self._done, rows=self._tiles))

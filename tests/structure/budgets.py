@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Lines of Python, with blanks and docstrings, of folders together; "." is the whole repository.
 LINES = {
-    ("service",): 16_800,
+    ("service",): 16_900,
     ("model_export",): 8_900,
     ("sdk", "ign"): 3_860,
     ("benchmarks",): 5_550,

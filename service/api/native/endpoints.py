@@ -60,7 +60,7 @@ from service.api.pipeline import LARGE_BODY, Endpoint, ResponseParts
 from service.api.request import ApiRequest, count_codec, count_rows, parse_as
 from service.domain.errors import IgnError, InvalidContent, UnsupportedMedia
 from service.domain.latents import Grid, LatentPath, NoiseSource, weighted_sum
-from service.domain.tasks import Images, Result, SchedulingParams, StepParams, blend_result, close_loop
+from service.domain.tasks import Images, Result, SchedulingParams, StepParams, blend_result, close_loop, colour_result
 from service.models.registry import ServedModel
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -138,6 +138,8 @@ class RowWork:
         """The result as the caller is shown it."""
         if self.spec.strength != 1.0:
             result = blend_result(rows, result, self.spec.strength)
+        if self.spec.chroma:
+            result = colour_result(result, self.spec.chroma)
         return close_loop(result) if self.spec.closed else result
 
 
@@ -216,7 +218,8 @@ def _upload_work(
     sizes = image_sizes(api, upload) if model.card.tiles else ()
     spec = ResponseSpec(model=model, media=api.media, options=options, labels=labels, strength=strength, sizes=sizes)
     check_format(api, spec, params.record)
-    return RowWork(api=api, spec=spec, params=params, source=upload, is_large=bool(sizes) or is_large(upload))
+    large = bool(sizes) or model.card.color is not None or is_large(upload)
+    return RowWork(api=api, spec=spec, params=params, source=upload, is_large=large)
 
 
 def _parse_interpolate(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWork:
@@ -286,6 +289,7 @@ def _decode(works: Sequence[RowWork]) -> list[InputRows | IgnError]:
         if isinstance(inputs, InputRows):
             for label, inverted in zip(work.spec.labels, inputs.inverted, strict=True):
                 label["inverted"] = inverted
+            work.spec.chroma[:] = inputs.chroma
     return [made[work] if isinstance(work.source, Upload) else work.source() for work in works]
 
 

@@ -57,7 +57,8 @@ class ResponseSpec:
     ``labels`` has for each image the members that are not in the result: `index`, `inverted`, `t`, `row`, `col`.
     ``members`` precede `images` in the JSON body. A sheet has ``columns``, or ceil(√N) for None. With ``fps`` above 0,
     WebP, GIF and APNG are animations; if ``closed``, they repeat the first image at the end. ``strength`` is the s of
-    (1−s)·x + s·f^k(x), 0…1. ``sizes`` are those of the images, (H, W), if the model takes any.
+    (1−s)·x + s·f^k(x), 0…1. ``sizes`` are those of the images, (H, W), if the model takes any. Decoding adds the
+    ``chroma`` that images get back.
     """
 
     model: ServedModel
@@ -70,6 +71,7 @@ class ResponseSpec:
     closed: bool = False
     strength: float = 1.0
     sizes: Sequence[tuple[int, int]] = ()
+    chroma: list[FloatRow | None] = field(default_factory=list)
 
     @property
     def cell(self) -> tuple[int, int]:
@@ -81,7 +83,8 @@ class ResponseSpec:
     @property
     def values(self) -> int:
         """Numbers in all images, before they are enlarged."""
-        channels, height, width = self.model.card.shape
+        card = self.model.card
+        channels, height, width = card.shape if card.color is None else card.coloured.shape
         pixels = sum(h * w for h, w in self.sizes) if self.sizes else len(self.labels) * height * width
         return channels * pixels
 
@@ -152,7 +155,8 @@ def response_bytes(spec: ResponseSpec, values: int, recorded: int) -> int:
         options.format == "npy" and spec.media in (Media.JSON, Media.EVENTS)
     )
     encoded = values * (_FLOAT_BYTES if is_array else options.scale**2)
-    arrays = 2 + recorded + bool(spec.sizes)  # input, result and recorded steps; a pass over tiles makes a new result
+    # Input, result and recorded steps; a pass over tiles makes a new result, and chroma is kept.
+    arrays = 2 + recorded + bool(spec.sizes) + bool(spec.model.card.color)
     sent = 1 + recorded
     if spec.media is Media.EVENTS:  # a stream sends its images one by one
         sent, encoded = 1, encoded // len(spec.labels)
@@ -165,7 +169,7 @@ def encode_contents(ended: Sequence[tuple[ApiRequest, ResponseSpec, Result]]) ->
     for index, (_, spec, result) in enumerate(ended):
         is_json = spec.media is Media.JSON
         is_png = spec.options.format == "png" if is_json else spec.media is Media.PNG and len(result.rows) == 1
-        if is_png and spec.options.scale == 1 and not spec.sizes:
+        if is_png and spec.options.scale == 1 and not (spec.sizes or spec.chroma):
             together.setdefault(spec.model, []).append(index)
     files: dict[int, list[bytes]] = {}
     for model, indices in together.items():
@@ -324,15 +328,18 @@ def round_change(step: StepOutput) -> float | None:
 
 
 def _raw(api: ApiRequest, spec: ResponseSpec, result: Result) -> bytes:
+    rows, options, card = result.rows, spec.options, spec.model.card
+    if isinstance(rows, list):  # beside a colour image, grey ones are in colour, too
+        channels = max(map(len, rows))
+        rows = [np.broadcast_to(row, (channels, *row.shape[1:])) for row in rows]
     if spec.media is Media.NPY:
-        return encode_npy(np.asarray(result.rows))
-    options, card = spec.options, spec.model.card
+        return encode_npy(np.asarray(rows))
     if spec.media is Media.TIFF:
-        return encode_tiff(result.rows, card)
+        return encode_tiff(rows, card)
     if spec.is_animation:
         make = partial(animate, scale=options.scale, resample=options.resample, check=api.check_not_over)
-        return make(to_uint8(np.asarray(result.rows), card), _ANIMATED[spec.media], fps=spec.fps)
-    rows, images = result.rows, list[Pixels]()
+        return make(to_uint8(np.asarray(rows), card), _ANIMATED[spec.media], fps=spec.fps)
+    images = list[Pixels]()
     for pixels in to_uint8(rows, card) if isinstance(rows, np.ndarray) else (to_uint8(row, card) for row in rows):
         api.check_not_over()
         images.append(enlarge(pixels, options.scale, options.resample))

@@ -15,7 +15,7 @@ from service.api.negotiation import Media
 from service.api.problems import describe, log_failure
 from service.api.request import ApiRequest, count_codec, count_rows
 from service.domain.errors import DeadlineExceeded
-from service.domain.tasks import Images, Result, StepOutput, StreamProgress, blend_step
+from service.domain.tasks import Images, Result, StepOutput, StreamProgress, blend_step, colour_step
 
 _KEEPALIVE_S: Final = 10.0  # seconds without an event; a comment line then makes proxies keep the connection open
 
@@ -91,7 +91,7 @@ async def encode_event(
 
 async def step_members(api: ApiRequest, spec: ResponseSpec, rows: Images, step: StepOutput) -> dict[str, Any]:
     """The members of the event `step`; ``rows`` are the inputs of f."""
-    step, options = blend_step(rows, step, spec.strength), spec.options
+    step, options = colour_step(blend_step(rows, step, spec.strength), spec.chroma), spec.options
 
     def encode() -> str:
         return picture(step.row, spec.model.card, options)

@@ -22,7 +22,7 @@ from service.domain.latents import FloatRow
 from service.domain.tasks import Images, KeepMask
 from service.images.decode import DecodeLimits, EncodedImage, Picture, decode_npy, is_picture, memory_for, open_image
 from service.images.formats import is_tiff, tiff_pages
-from service.images.prepare import Invert, Resize, keep_mask, prepare, prepare_many, to_mask
+from service.images.prepare import Invert, Prepared, Resize, keep_mask, prepare, prepare_many, to_mask
 from service.images.untrusted import decode_base64, is_small
 from service.models.registry import ServedModel
 from service.settings import Settings
@@ -60,12 +60,13 @@ class InputRows:
     """The input rows of a request: (N, C, H, W) float32 in the model's range, or a list if the model takes any size.
 
     ``keep`` (N, 1, H, W) bool, or a list as well, is True for pixels that every step restores. ``inverted`` has for
-    each uploaded image whether light and dark were exchanged.
+    each uploaded image whether light and dark were exchanged, and ``chroma`` that of one whose luma is its row.
     """
 
     rows: Images
     keep: KeepMask | list[KeepMask] | None = None
     inverted: Sequence[bool] = ()
+    chroma: Sequence[FloatRow | None] = ()
 
 
 def check_upload(formats: tuple[Media, ...], schema: type[ScoreOptions]) -> Callable[[ApiRequest], None]:
@@ -161,8 +162,8 @@ def prepare_uploads(uploads: Sequence[tuple[ApiRequest, Upload[Any]]], card: Car
     # Decoding many small ones before preparing them is faster: the code and data of each step stay in the cache.
     try:
         with closing(_given(uploads, card, prepared, keep)) as pictures:
-            if card.tiles is not None:
-                return [_prepare_sized(pictures, prepared, keep, card)]
+            if card.tiles is not None or card.color is not None:
+                return [_prepare_each(pictures, prepared, keep, card)]
             rows, inverted = prepare_many(list(pictures) if len(uploads) > 1 else pictures, card)
     except InvalidContent:  # nothing could be decoded
         return [each for each in prepared if isinstance(each, IgnError)]
@@ -199,22 +200,25 @@ def _given(
         raise InvalidContent("no image")
 
 
-def _prepare_sized(
+def _prepare_each(
     pictures: Iterable[tuple[Picture, Resize, Invert]],
     prepared: Sequence[slice | IgnError],
     keep: list[KeepMask],
     card: Card,
 ) -> InputRows | IgnError:
-    """As `prepare_uploads`, for one upload to a model that takes images of any size."""
-    rows, inverted = list[FloatRow](), list[bool]()
+    """As `prepare_uploads`, for one upload to a model that takes images of any size, or their luma."""
+    made = list[Prepared]()
     for picture, resize, invert in pictures:
         width, height = picture.image.size
-        each = prepare(picture, card.sized((height, width)), resize=resize, invert=invert)
-        rows.append(each.row)
-        inverted.append(each.inverted)
+        made.append(prepare(picture, card.sized((height, width)), resize=resize, invert=invert))
         del picture
-    error = next((each for each in prepared if isinstance(each, IgnError)), None)
-    return error or InputRows(rows=rows, keep=keep or None, inverted=inverted)
+    for error in prepared:
+        if isinstance(error, IgnError):
+            return error
+    rows, inverted, chroma = zip(*made, strict=True)
+    if card.tiles is None:
+        return InputRows(rows=np.stack(rows), keep=np.stack(keep) if keep else None, inverted=inverted, chroma=chroma)
+    return InputRows(rows=[*rows], keep=keep or None, inverted=inverted, chroma=chroma)
 
 
 def _decode(

@@ -120,7 +120,7 @@ async def metadata(services: ServingState, model: Model) -> tensors.ModelMetadat
 @router.get(_VERSION + "/ready", response_class=Response)
 async def model_ready(model: Model) -> Response:
     """Does a model serve?"""
-    if not model.scheduler.healthy:
+    if not all(scheduler.healthy for scheduler in model.schedulers.values()):
         raise NotReady(f"a worker of {model.ref} is being replaced")
     return Response()
 

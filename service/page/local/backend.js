@@ -1,8 +1,9 @@
 // The endpoints of the API that the page uses, run by onnxruntime-web with one thread.
 
 import { readFile, readIndex } from "./files.js";
-import { fromBase64, toBase64, toKeep, toPng, toRow } from "./images.js";
+import { coloured, fromBase64, sized, splitLuma, toBase64, toKeep, toPng, toRow } from "./images.js";
 import { latent, path } from "./latents.js";
+import { Tiling } from "./tiles.js";
 
 const LIMITS = { n: 64, images: 1, steps: 1000, frames: 256, pixels: 16_000_000 };
 const ROWS = 4; // of a model call: a drawing does not wait longer
@@ -139,16 +140,29 @@ async function generate(card, { n = 1, seed, offset = 0, steps = card.steps.gene
 
 async function project(card, options, { accept, emit, ...context }) {
   const [steps, strength] = [Number(options.steps ?? card.steps.project), Number(options.strength ?? 1)];
+  const score = String(options.score) === "true"; // of a form, or of JSON
   const record = (options.record ?? "").split(",").filter(Boolean).map(Number);
   const invert = { true: true, false: false }[options.invert];
-  const x = await toRow(options.image, card, { invert });
-  const keep = options.mask && (await toKeep(options.mask, card));
-  const encode = async (row) => toBase64(await toPng([blend(x, row, strength)], card));
-  const f = async (row) => (await context.backend.apply(card, [row], { ...context, urgent: steps < LIMITS.steps / 20 }))[0];
-  if (strength === 0 && accept === "image/png") return toFile([x], card); // what f would see
+  const whole = await sized(card, options.image);
+  const seen = card.color === "luma" ? coloured(whole) : whole;
+  const input = await toRow(options.image, seen, { invert });
+  const { luma: x, chroma } = card.color === "luma" ? splitLuma(input) : { luma: input };
+  const keep = options.mask && (await toKeep(options.mask, whole));
+  const shown = (row) => (chroma ? chroma.map((value, i) => value + row[i % row.length]) : row);
+  const encode = async (row) => toBase64(await toPng([shown(blend(x, row, strength))], chroma ? seen : whole));
+  if (strength === 0 && accept === "image/png") return toFile([shown(x)], chroma ? seen : whole); // what f would see
+
+  const tiling = card.tiles && new Tiling(whole.shape, card);
+  const tile = tiling ? { ...card, shape: tiling.shape } : card;
+  const urgent = steps < LIMITS.steps / 20;
+  const apply = async (rows) => (await context.backend.apply(tile, [rows], { ...context, urgent }))[0];
+  const progress = { steps_done: 0, steps };
+  if (tiling) Object.assign(progress, { rows_done: 0, rows: tiling.count * (steps + score) });
+  const onTile = () => emit("progress", { ...progress, rows_done: ++progress.rows_done });
+  const f = (image) => (tiling ? tiling.map(image, apply, onTile) : apply(image));
 
   const trajectory = [];
-  let [row, moved] = [x, 0];
+  let [row, moved, last] = [x, 0, null];
   for (let step = 0; step <= steps; step++) {
     let change = null;
     if (step > 0) {
@@ -157,13 +171,17 @@ async function project(card, options, { accept, emit, ...context }) {
       if (keep) x.forEach((value, i) => keep[i % keep.length] && (next[i] = value));
       [row, change] = [next, distance(next, row)];
     }
-    if (!record.includes(step)) continue;
-    trajectory.push({ step, data: await encode(row), change });
-    emit("step", trajectory.at(-1));
-    emit("progress", { steps_done: step, steps });
+    progress.steps_done = step;
+    if (!record.includes(step) && step < steps) continue;
+    last = { step, data: await encode(row), change };
+    if (record.includes(step)) trajectory.push(last);
+    emit("step", last);
+    emit("progress", { ...progress });
   }
-  const drift = options.score ? distance(await f(row), row) : null;
-  return { images: [{ data: await encode(row), distance: moved, drift, trajectory }] };
+  const drift = score ? distance(await f(row), row) : null;
+  const answer = { images: [{ data: last.data, distance: moved, drift, trajectory }] };
+  emit("done", answer);
+  return answer;
 }
 
 const blend = (start, end, strength) => (strength === 1 ? end : start.map((value, i) => (1 - strength) * value + strength * end[i]));

@@ -30,6 +30,28 @@ export async function toRow(blob, card, { invert } = {}) {
   return Float32Array.from(levels, (value) => low + ((inverts ? 255 - value : value) * (high - low)) / 255);
 }
 
+/** The card for a picture: with its size if the model takes any. */
+export async function sized(card, blob) {
+  if (!card.tiles) return card;
+  const picture = await createImageBitmap(blob);
+  const { height, width } = picture;
+  picture.close();
+  return { ...card, shape: [card.shape[0], height, width] };
+}
+
+/** The card of a colour model with the size and the background of a grey one. */
+export const coloured = ({ background: [grey], shape: [, ...size], ...card }) => {
+  return { ...card, background: [grey, grey, grey], shape: [3, ...size] };
+};
+
+/** The luma of a colour row, and the chroma that gives the row again; none if it is grey: `service/domain/tasks.py`. */
+export function splitLuma(row) {
+  const area = row.length / 3;
+  const luma = row.subarray(0, area).map((red, i) => 0.299 * red + 0.587 * row[area + i] + 0.114 * row[2 * area + i]);
+  const isGrey = row.every((value, i) => value === row[i % area]);
+  return isGrey ? { luma: row.slice(0, area) } : { luma, chroma: row.map((value, i) => value - luma[i % area]) };
+}
+
 /** The grey of a pixel, 0…255 (ITU-R 601, as Pillow computes it). */
 const luma = (data, at) => (data[at] * 19595 + data[at + 1] * 38470 + data[at + 2] * 7471 + 32768) >> 16;
 

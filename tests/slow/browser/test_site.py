@@ -18,9 +18,12 @@ from click.testing import CliRunner
 from PIL import Image, ImageSequence
 
 from ign.site import site as command
+from model_export import cli
 from service.domain.latents import NoiseSource
-from tests.contract.data import Pixels, pixels
-from tests.contract.harness import Service
+from tests.contract.data import Pixels, b64, pixels
+from tests.contract.harness import Service, serving, settings
+from tests.helpers.foreign import Network
+from tests.helpers.pictures import noise, save
 from tests.slow.browser.conftest import MODELS
 from tests.slow.browser.test_access import FAILED, used
 from tests.slow.browser.visit import SEVEN, Visit, visiting
@@ -88,8 +91,11 @@ def hosting(folder: Path) -> Iterator[Host]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("site") / "out"
-    done = CliRunner().invoke(command, [str(out), "--models", str(MODELS), "--default-model", "mnist"])
+    return written(tmp_path_factory.mktemp("site") / "out", MODELS, "mnist")
+
+
+def written(out: Path, models: Path, default: str) -> Path:
+    done = CliRunner().invoke(command, [str(out), "--models", str(models), "--default-model", default])
     if "npm pack" in done.output:
         pytest.skip(f"the npm registry cannot be had, so the site was not tried: {done.output.splitlines()[-1]}")
     assert done.exit_code == 0, done.output
@@ -164,6 +170,29 @@ def compare(images: list[dict[str, Any]], expected: list[dict[str, Any]]) -> Non
         assert share_within_a_level(*shown) >= 0.999
         for name in {"index", "step", "distance", "drift", "change"} & ours.keys() & theirs.keys():
             assert ours[name] == (theirs[name] and pytest.approx(theirs[name], rel=0.01, abs=1e-4)), name
+
+
+def test_images_of_any_size_are_those_of_the_service(browser: "Browser", tmp_path: Path) -> None:
+    network = Network(["n", 1, "h", "w"]).conv(1, 8).add("Relu").conv(8, 1, gain=0.3)
+    words = ["--residual", "--range", "0,1", "--tile", "64", "--color", "luma", "--name", "any"]
+    models = tmp_path / "models"
+    assert cli.main(["import", str(network.write(tmp_path / "net")), *words, "--models", str(models)]) == 0
+    folder, mask = written(tmp_path / "out", models, "any"), np.full((200, 300), 255, np.uint8)
+    mask[:, :90] = 0
+    with (
+        hosting(folder) as host,
+        serving(settings(models, default_model="any")) as service,
+        visiting(browser, host.url, reduced_motion="reduce") as visit,
+    ):
+        options: dict[str, Any] = {"model": "any/1", "steps": 2, "invert": False, "score": True}
+        for size, masks in (((200, 300, 3), {"mask": b64(save(mask))}), ((200, 300), {}), ((20, 9, 3), {})):
+            image = b64(save(noise(*size)))
+            (made,) = visit.page.evaluate(CALL, ["project", {"image": image, **masks, **options}])["images"]
+            compare([made], service.post("/project", {"images": [image], **masks, **options}).json()["images"])
+        visit.one("#file").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": save(noise(70, 99, 3))})
+        visit.says("real", "moved")
+        assert visit.picture("#made", "RGB").shape == (70, 99, 3)
+        assert np.ptp(visit.picture("#made", "RGB"), axis=2).mean() > 50  # levels between its colours
 
 
 @pytest.mark.parametrize(("loop", "scale"), [(True, 1), (False, 3)])

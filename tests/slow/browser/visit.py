@@ -81,13 +81,13 @@ class Visit:
         """Wait until a section's status says this."""
         self.one(f"#{section} .status").filter(has_text=text).wait_for(timeout=PATIENCE_MS)
 
-    def picture(self, selector: str) -> Pixels:
+    def picture(self, selector: str, mode: str = "L") -> Pixels:
         """What an <img> with its picture in its address shows."""
         self.one(selector).wait_for(timeout=PATIENCE_MS)
         address = self.one(selector).get_attribute("src")
         assert address is not None
         assert address.startswith("data:image/png;base64,")
-        return pixels(base64.b64decode(address.partition(",")[2]), "L")
+        return pixels(base64.b64decode(address.partition(",")[2]), mode)
 
     def canvas(self, mode: str = "L") -> Pixels:
         """What is drawn, as bytes of grey."""

@@ -1,5 +1,6 @@
-"""Networks that take images of any size, over HTTP, beside plain onnxruntime on the whole image."""
+"""Networks that take images of any size, or the luma of images, over HTTP, beside plain onnxruntime on the whole."""
 
+import asyncio
 import io
 import json
 from base64 import b64decode
@@ -15,6 +16,7 @@ from PIL import Image
 
 from ign_client import Client
 from model_export import cli
+from service.app import running_services
 from service.bulk import __main__ as bulk
 from service.domain.latents import NoiseSource
 from tests.contract.data import b64
@@ -22,8 +24,10 @@ from tests.contract.harness import Service, problem, serving, settings
 from tests.contract.oip import as_binary, infer, rows_of
 from tests.helpers.foreign import Network
 from tests.helpers.pictures import noise, save
+from tests.helpers.serving import params
 
 REACH = 3  # pixels, of the denoisers
+BRIGHTER = 25.5  # levels
 
 
 def denoiser(channels: int) -> Network:
@@ -41,10 +45,16 @@ def reducing() -> Network:
 @pytest.fixture(scope="module")
 def folder(_quick: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("any")
-    networks = {"grey": denoiser(1), "colour": denoiser(3), "reducing": reducing()}
-    for name, network in networks.items():
-        words = [] if name == "reducing" else ["--residual", "--range", "0,1", "--tile", "32"]
-        words += ["--noise", "gaussian"] if name == "colour" else []
+    tiles, luma = ["--range", "0,1", "--tile", "32"], ["--range", "0,1", "--color", "luma"]
+    networks = {
+        "grey": (denoiser(1), ["--residual", *tiles]),
+        "colour": (denoiser(3), ["--residual", *tiles, "--noise", "gaussian"]),
+        "reducing": (reducing(), []),
+        "same": (Network(["n", 1, "h", "w"]).add("Mul", 1.0), luma),
+        "brighter": (Network(["n", 1, "h", "w"]).add("Add", BRIGHTER / 255), [*luma, "--tile", "32"]),
+        "fixed": (Network(["n", 1, 24, 20]).add("Add", BRIGHTER / 255), luma),
+    }
+    for name, (network, words) in networks.items():
         file = network.write(folder / name)
         assert cli.main(["import", str(file), "--name", name, "--models", str(folder / "models"), *words]) == 0
     return folder
@@ -57,13 +67,14 @@ def service(folder: Path) -> Iterator[Service]:
         yield running
 
 
-def whole(folder: Path, name: str, x: NDArray[Any]) -> NDArray[np.float64]:
-    """f of a whole image, levels (H, W) or (H, W, 3), by plain onnxruntime."""
+def whole(folder: Path, name: str, x: NDArray[Any], side: int = 0) -> NDArray[np.float64]:
+    """f of a whole image, levels (H, W) or (H, W, 3), by plain onnxruntime; it is mirrored to at least a ``side``."""
     session = onnxruntime.InferenceSession(folder / name, providers=["CPUExecutionProvider"])
     rows = np.moveaxis(np.atleast_3d(x), 2, 0)[None].astype(np.float32) / 255
     height, width = x.shape[:2]
-    if name == "reducing":
-        rows = np.pad(rows, [(0, 0), (0, 0), (0, -height % 8), (0, -width % 8)], mode="symmetric")
+    multiple = 8 if name == "reducing" else 1
+    beyond = [(0, max(side - each, -each % multiple)) for each in (height, width)]
+    rows = np.pad(rows, [(0, 0), (0, 0), *beyond], mode="symmetric")
     y = session.run(None, {"data": rows})[0]
     y = y if name == "reducing" else rows - y
     made: NDArray[np.float64] = 255 * np.moveaxis(y[0, :, :height, :width], 0, 2).astype(np.float64).clip(0, 1)
@@ -78,7 +89,11 @@ def project(service: Service, image: NDArray[Any], **options: Any) -> NDArray[np
         headers={"Content-Type": "image/png", "Accept": "image/png"},
     )
     assert response.status_code == 200, response.text
-    return np.asarray(Image.open(io.BytesIO(response.content)), np.float64)
+    return opened(response.content)
+
+
+def opened(content: bytes) -> NDArray[np.float64]:
+    return np.asarray(Image.open(io.BytesIO(content)), np.float64)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 90), (150, 57), (200, 256)])
@@ -90,13 +105,50 @@ def test_tiles_give_what_the_whole_image_gives(
     assert np.abs(project(service, image, model=name) - whole(folder, name, image)).max() <= 1
 
 
-@pytest.mark.parametrize("size", [(1, 1), (5, 20), (31, 100)])
-def test_small_images_are_mirrored_at_their_border(service: Service, folder: Path, size: tuple[int, int]) -> None:
-    image = noise(*size, seed=2)
-    made, expected = project(service, image), whole(folder, "grey", image)
-    assert made.shape == size
-    inside = (slice(0, max(0, size[0] - REACH)), slice(0, max(0, size[1] - REACH)))
-    assert np.abs(made - expected)[inside].max(initial=0) <= 1
+@pytest.mark.parametrize("name", ["grey", "colour"])
+@pytest.mark.parametrize(
+    ("size", "side"), [((1, 1), 8), ((8, 7), 8), ((9, 3), 16), ((16, 16), 16), ((17, 5), 32), ((31, 100), 32)]
+)
+def test_the_smallest_tile_that_holds_an_image_is_used(
+    service: Service, folder: Path, name: str, size: tuple[int, int], side: int
+) -> None:
+    image = noise(*size, *([3] if name == "colour" else []), seed=12)
+    assert np.abs(project(service, image, model=name) - whole(folder, name, image, side)).max() <= 1
+
+
+def test_images_of_one_request_use_tiles_of_their_own(service: Service, folder: Path) -> None:
+    images = [noise(5, 6, seed=13), noise(40, 70, seed=14), noise(12, 3, seed=15), noise(4, 4, seed=16)]
+    body = {"images": [b64(save(image)) for image in images], "steps": 2, "score": True}
+    answer = service.post("/project", body).json()["images"]
+    for made, image, side in zip(answer, images, (8, 0, 16, 8), strict=True):
+        expected = whole(folder, "grey", whole(folder, "grey", image, side), side)
+        assert np.abs(opened(b64decode(made["data"])) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("memory", [0, 1000])
+def test_smaller_tiles_cost_nothing_before_they_are_used(folder: Path, memory: int) -> None:
+    async def main() -> None:
+        chosen = settings(folder / "models", default_model="grey", model_memory_mib=memory)
+        async with running_services(chosen) as services:
+            model = services.registry.resolve()
+            for side, used in ((20, 1), (9, 2), (8, 3), (5, 3)):
+                x = np.full((1, side, side), 0.5, np.float32)
+                (row,) = (await model.run_tiles([x], None, params, services.codec.run)).rows
+                assert (row.shape, len(model.schedulers)) == (x.shape, used)
+        assert not any(scheduler.healthy for scheduler in model.schedulers.values())
+
+    asyncio.run(main())
+
+
+def test_a_network_that_takes_one_row_has_tiles_of_one_size(tmp_path: Path, service: Service) -> None:
+    network = Network([1, 1, "h", "w"]).conv(1, 1).add("Squeeze", np.array([0])).add("Unsqueeze", np.array([0]))
+    words = ["--name", "alone", "--models", str(tmp_path), "--range", "0,1", "--tile", "32"]
+    assert cli.main(["import", str(network.write(tmp_path / "alone.onnx")), *words]) == 0
+    with serving(settings(tmp_path, default_model="alone")) as running:
+        assert running.get("/models/alone").json()["tiles"]["smaller"] == []
+        assert project(running, noise(5, 6)).shape == (5, 6)
+    assert service.get("/models/grey").json()["tiles"]["smaller"] == [8, 16]
+    assert service.get("/models/reducing").json()["tiles"]["smaller"] == [32, 64]
 
 
 @pytest.mark.slow
@@ -149,7 +201,7 @@ def test_a_mask_and_strength_are_of_the_image(service: Service, folder: Path) ->
     image, mask = noise(40, 90, seed=5), np.zeros((40, 90), np.uint8)
     mask[:, 50:] = 255
     body = {"images": [b64(save(image))], "mask": b64(save(mask)), "strength": 0.5}
-    made = np.asarray(Image.open(io.BytesIO(service.post("/project", body, accept="image/png").content)), np.float64)
+    made = opened(service.post("/project", body, accept="image/png").content)
     np.testing.assert_array_equal(made[:, :50], image[:, :50])
     expected = (image + whole(folder, "grey", image)) / 2
     assert np.abs(made - expected)[:, 50:].max() <= 1
@@ -160,10 +212,9 @@ def test_images_of_several_sizes(service: Service, folder: Path) -> None:
     body = {"images": [b64(save(image)) for image in images]}
     answer = service.post("/project", body).json()["images"]
     assert [(each["width"], each["height"]) for each in answer] == [(90, 20), (40, 64)]
-    sheet = Image.open(io.BytesIO(service.post("/project", body, accept="image/png").content))
-    assert sheet.size == (180, 64)
-    made = np.asarray(sheet, np.float64)[:, 90:130]
-    assert np.abs(made - whole(folder, "grey", images[1])).max() <= 1
+    sheet = opened(service.post("/project", body, accept="image/png").content)
+    assert sheet.shape == (64, 180)
+    assert np.abs(sheet[:, 90:130] - whole(folder, "grey", images[1])).max() <= 1
     problem(service.post("/project", body, accept="application/x-npy"), 422, "invalid_value", "image")
 
 
@@ -181,9 +232,8 @@ def test_a_stream_counts_tiles(service: Service, folder: Path) -> None:
         2,
     )
     step = json.loads(events[-2][1])
-    made = np.asarray(Image.open(io.BytesIO(b64decode(step["data"]))), np.float64)
     expected = whole(folder, "grey", whole(folder, "grey", image.astype(np.float64)))
-    assert np.abs(made - expected).max() <= 1
+    assert np.abs(opened(b64decode(step["data"])) - expected).max() <= 1
 
 
 def test_a_score_says_where(service: Service, folder: Path) -> None:
@@ -226,19 +276,82 @@ def test_noise_of_any_size(service: Service, folder: Path) -> None:
     problem(service.post("/generate", body | {"n": 64, "width": 400}), 422, "image_too_large", "width")
 
 
+@pytest.mark.parametrize("model", ["grey", "brighter"])
 def test_bulk_and_the_client_take_any_size(
-    service: Service, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    service: Service, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
-    images = [noise(50, 30, seed=10), noise(5, 70, seed=11)]
+    images = [noise(50, 30, seed=10), noise(5, 70, seed=11)] if model == "grey" else [colours(50, 30), colours(5, 70)]
     for number, image in enumerate(images):
         (tmp_path / "in").mkdir(exist_ok=True)
         (tmp_path / "in" / f"{number}.png").write_bytes(save(image))
-    for name, value in {"MODEL_DIR": folder / "models", "DEFAULT_MODEL": "grey", "DEVICE": "cpu"}.items():
+    for name, value in {"MODEL_DIR": folder / "models", "DEFAULT_MODEL": model, "DEVICE": "cpu"}.items():
         monkeypatch.setenv(f"IGN_{name}", str(value))
     assert bulk.main(["project", str(tmp_path / "in"), str(tmp_path / "out")]) == 0
     with Client(service.url) as client:
-        together = client.project([tmp_path / "in" / "0.png", tmp_path / "in" / "1.png"])
+        together = client.project([tmp_path / "in" / "0.png", tmp_path / "in" / "1.png"], model=model)
     for made, image, path in zip(together, images, sorted((tmp_path / "out").rglob("*.png")), strict=True):
-        assert (made.height, made.width) == image.shape
+        expected = whole(folder, "grey", image) if model == "grey" else image + BRIGHTER
+        assert (made.height, made.width) == image.shape[:2]
         np.testing.assert_array_equal(made.to_numpy(), np.asarray(Image.open(path)))
-        assert np.abs(made.to_numpy().astype(float) - whole(folder, "grey", image))[:2, :27].max() <= 1
+        assert np.abs(made.to_numpy().astype(float) - expected)[:2, :27].max() <= 1
+
+
+def colours(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    return (60 + noise(height, width, 3, seed=seed) // 2).astype(np.uint8)  # brighter ones are in the range, too
+
+
+@pytest.mark.parametrize("size", [(5, 9), (32, 32), (170, 45)])
+def test_the_identity_gives_the_image_with_its_colours(service: Service, size: tuple[int, int]) -> None:
+    image = noise(*size, 3, seed=1)
+    assert np.abs(project(service, image, model="same") - image).max() <= 1
+
+
+@pytest.mark.parametrize(("model", "size"), [("brighter", (40, 33)), ("fixed", (24, 20))])
+def test_f_changes_the_luma_alone(service: Service, model: str, size: tuple[int, int]) -> None:
+    image = colours(*size)
+    made = project(service, image, model=model).astype(np.uint8)
+    before, after = (np.asarray(Image.fromarray(each).convert("YCbCr"), np.float64) for each in (image, made))
+    np.testing.assert_allclose(after - before, np.broadcast_to([BRIGHTER, 0, 0], image.shape), atol=2)
+
+
+def test_grey_images_are_answered_in_grey(service: Service) -> None:
+    grey = noise(20, 30, seed=2) // 2
+    for image in (grey, np.dstack([grey] * 3)):  # also if they are stored in colour
+        np.testing.assert_allclose(project(service, image, model="brighter"), grey + BRIGHTER, atol=1)
+
+
+def test_images_of_one_request_have_their_own_colours(service: Service) -> None:
+    images = [noise(20, 30, seed=3) // 2, colours(20, 30, seed=4)]
+    body = {"images": [b64(save(image)) for image in images], "model": "brighter"}
+    for made, image in zip(service.post("/project", body).json()["images"], images, strict=True):
+        np.testing.assert_allclose(opened(b64decode(made["data"])), image + BRIGHTER, atol=1)
+    sheet = opened(service.post("/project", body | {"columns": 2, "gap": 1}, accept="image/png").content)
+    np.testing.assert_allclose(sheet[:, :30], np.dstack([images[0]] * 3) + BRIGHTER, atol=1)
+    np.testing.assert_allclose(sheet[:, 31:], images[1] + BRIGHTER, atol=1)
+    values = np.load(io.BytesIO(service.post("/project", body, accept="application/x-npy").content))
+    np.testing.assert_allclose(255 * values[1].transpose(1, 2, 0), images[1] + BRIGHTER, atol=1e-2)
+    pages = Image.open(io.BytesIO(service.post("/project", body, accept="image/tiff").content))
+    pages.seek(1)
+    np.testing.assert_allclose(np.asarray(pages, np.float64), images[1] + BRIGHTER, atol=1)
+
+
+def test_a_mask_strength_and_steps_are_of_the_luma(service: Service) -> None:
+    image, mask = colours(30, 40, seed=5), np.zeros((30, 40), np.uint8)
+    mask[:, 20:] = 255
+    body = {"images": [b64(save(image))], "mask": b64(save(mask)), "strength": 0.5, "steps": 2, "record": [0, 2]}
+    body["model"] = "brighter"
+    (made,) = service.post("/project", body).json()["images"]
+    first, last = (opened(b64decode(each["data"])) for each in made["trajectory"])
+    np.testing.assert_array_equal(first, image)
+    np.testing.assert_array_equal(last[:, :20], image[:, :20])
+    np.testing.assert_allclose(last[:, 20:], image[:, 20:] + BRIGHTER, atol=1)
+    (score,) = service.post("/score", {"images": body["images"], "model": "brighter"}).json()["images"]
+    assert made["distance"] == score["distance"] == pytest.approx(BRIGHTER / 255, abs=1e-5)
+    events = service.post("/project", body, accept="text/event-stream").text.split("event: step\ndata: ")
+    np.testing.assert_array_equal(opened(b64decode(json.loads(events[-1].partition("\n")[0])["data"])), last)
+
+
+def test_only_grey_networks_get_the_luma(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--name", "net", "--models", str(tmp_path), "--color", "luma", "--range", "0,1"]
+    assert cli.main(["import", str(folder / "colour"), *words]) == 2
+    assert "--color luma" in capsys.readouterr().err

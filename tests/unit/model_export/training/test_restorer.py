@@ -152,9 +152,12 @@ def test_an_exported_model_has_rows_of_a_tile_and_no_noise(exported: Path, tmp_p
     assert (card.schema_version, card.shape, card.noise, card.objective) == (2, (1, 24, 24), None, None)
     assert card.training is not None
     network = load_run(tmp_path / "runs" / "pages").network
-    x = np.random.default_rng(0).uniform(-1, 1, (3, 1, 24, 24)).astype(np.float32)
-    with torch.inference_mode():
-        np.testing.assert_allclose(artifact.function(x), network(torch.from_numpy(x)), atol=1e-5)
+    assert card.tiles is not None
+    assert card.tiles.smaller == (12,)
+    for side in (12, 24):
+        x = np.random.default_rng(0).uniform(-1, 1, (3, 1, side, side)).astype(np.float32)
+        with torch.inference_mode():
+            np.testing.assert_allclose(artifact.function(x), network(torch.from_numpy(x)), atol=1e-5)
     verify(tmp_path / "runs" / "pages", exported, threads=1)
     state = read_weights(exported).state
     assert all(torch.equal(state[name], value) for name, value in network.state_dict().items())

@@ -62,6 +62,15 @@ def test_tiles_give_what_the_whole_gives(case: tuple[FloatRow, Tiling]) -> None:
     np.testing.assert_array_equal(tiling.cropped(mirrored), image)
 
 
+@given(st.tuples(st.integers(1, 16), st.integers(1, 16)), st.integers(0, 100))
+def test_a_single_tile_has_no_overlap(size: tuple[int, int], overlap: int) -> None:
+    image = np.random.default_rng(overlap).random((1, *size), dtype=np.float32)
+    tiling = Tiling(size, (16, 16), overlap=overlap)
+    mirrored, canvas = tiled(image, tiling, blur)
+    assert tiling.count == 1
+    np.testing.assert_array_equal(canvas, blur(mirrored))
+
+
 @pytest.mark.parametrize("height", range(65, 200, 9))
 def test_there_is_no_step_between_tiles_that_disagree(height: int) -> None:
     tiling, brightness = Tiling((height, 64), (64, 64), overlap=8), cycle((0.0, 1.0))

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from PIL import Image
 
 from service.artifact.card import ModelCard
+from service.domain.tasks import with_chroma
 from service.images.decode import Picture, open_image
 from service.images.encode import to_uint8
 from service.images.prepare import Prepared, Resize, keep_mask, prepare, to_mask, to_rows
@@ -35,6 +37,16 @@ def test_every_level_survives_the_round_trip(bounds: tuple[float, float]) -> Non
     assert rows.shape == (1, 1, 16, 16)
     assert np.array_equal(rows.ravel(), np.float32(bounds[0] + np.arange(256.0) * (bounds[1] - bounds[0]) / 255))
     assert np.array_equal(to_uint8(rows, card), pixels)
+
+
+@given(arrays(np.uint8, (6, 5, 3)))
+def test_luma_and_chroma_make_the_image_again(pixels: NDArray[np.uint8]) -> None:
+    card = make.card((1, 6, 5)).model_copy(update={"color": "luma"})
+    prepared = prepare(picture(pixels), card, invert=False)
+    made = to_uint8(with_chroma(prepared.row, prepared.chroma), card)
+    np.testing.assert_array_equal(made.reshape(6, 5, -1) + 0 * pixels, pixels)
+    luma = np.asarray(Image.fromarray(pixels).convert("YCbCr"), int)[..., 0]
+    assert np.abs(levels(prepared, card) - luma).max() <= 1
 
 
 @pytest.mark.parametrize(

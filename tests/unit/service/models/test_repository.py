@@ -383,7 +383,7 @@ class Stage:
     def _serve(self, loaded: LoadedModel) -> ServedModel:
         statistics = ModelStatistics(Metrics(), loaded.ref)
         scheduler = Scheduler(*loaded.instances, max_batch_rows=8, queue_rows=100, observer=statistics)
-        return ServedModel(loaded, scheduler, statistics)
+        return ServedModel(loaded, lambda _: scheduler, statistics)
 
     def run(self) -> "asyncio.Task[Result]":
         return asyncio.create_task(self.registry.resolve("toy").scheduler.run(sample_rows(1), params()))

@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from service.artifact.card import Card
 from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceLost, DeviceOutOfMemory
@@ -20,6 +21,7 @@ from service.runtime.session import CudaOptions, CudaUnavailable
 from tests.helpers.device_fakes import cuda_on_the_cpu
 from tests.helpers.onnx_models import (
     OPSET,
+    UNKNOWN,
     ImageShape,
     every_other_row,
     hungry,
@@ -84,7 +86,7 @@ def value(name: str, *shape: str | int, dtype: int = TensorProto.FLOAT) -> onnx.
     return helper.make_tensor_value_info(name, dtype, list(shape))
 
 
-GOOD = ("n", 1, 8, 8)
+GOOD, SMALLER = ("n", 1, 8, 8), {"tiles": {"overlap": 1, "smaller": (4,)}}
 
 
 @pytest.mark.parametrize(
@@ -98,6 +100,7 @@ GOOD = ("n", 1, 8, 8)
         (model_of(value("x", "n", 3, 8, 8), value("y", "n", 3, 8, 8)), "input x is not float32"),
         (model_of(value("x", *GOOD, dtype=11), value("y", *GOOD, dtype=11)), "input x is not float32"),
         (model_of(value("x", *GOOD), value("y", "n", 64)), "output y is not float32"),
+        (model_bytes(Card(**make_card().model_dump() | UNKNOWN | SMALLER)), "×1×any×any, as the card says"),
         (model_of(value("image", *GOOD), value("y", *GOOD)), "exactly one input, named x"),
         (model_of(value("x", *GOOD), value("image", *GOOD)), "exactly one output, named y"),
     ],

@@ -63,7 +63,7 @@ def downloaded(runner: PaddedRunner, rows: int) -> Any:
     return out
 
 
-def test_every_bucket_may_have_a_session_of_its_own() -> None:
+def test_every_bucket_and_size_may_have_a_session_of_its_own() -> None:
     top, others = Session(), list[Session]()
 
     def another() -> Session:
@@ -71,13 +71,13 @@ def test_every_bucket_may_have_a_session_of_its_own() -> None:
         return others[-1]
 
     runner = PaddedRunner(top, SHAPE, (1, 2, 4), "cpu", make_session=another)
-    for rows in (4, 1, 9, 2, 1, 3):
-        x = sample_rows(rows)
+    for shape in [(rows, *SHAPE) for rows in (4, 1, 9, 2, 1, 3)] + [(4, 1, 2, 2), (3, 1, 2, 2)]:
+        x = sample_rows(shape[0], shape[1:])
         y = np.empty_like(x)
         runner(x, y)
         np.testing.assert_array_equal(y, x + np.float32(1))
-    sizes = [{run[3][0] for run in session.runs} for session in (top, *others)]
-    assert sizes == [{4}, {1}, {2}]
+    sizes = [{run[3] for run in session.runs} for session in (top, *others)]
+    assert sizes == [{(4, *SHAPE)}, {(1, *SHAPE)}, {(2, *SHAPE)}, {(4, 1, 2, 2)}]
 
 
 def test_padding_is_zero_after_a_larger_batch() -> None:

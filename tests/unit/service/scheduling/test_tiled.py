@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ async def in_thread(_: str, job: Callable[[], Any]) -> Any:
 
 
 def tiled(scheduler: Scheduler) -> TiledRun:
-    return TiledRun([(IMAGE, TILING, None)], params, scheduler=scheduler, run_codec=in_thread)
+    return TiledRun([(IMAGE, TILING, None)], params, scheduler_for=lambda _: scheduler, run_codec=in_thread)
 
 
 class Rejecting(Scheduler):
@@ -62,6 +63,23 @@ def test_every_request_says_how_many_rows_follow() -> None:
     assert later[0] == TILING.count - 1
     assert later[-1] <= 1  # another one may still run
     assert later == sorted(later, reverse=True)
+
+
+def test_what_follows_is_counted_in_tiles_of_the_size_that_waits() -> None:
+    class Both:
+        batch_rows, later = 1, list[tuple[int, int]]()
+
+        async def run(self, rows: FloatRows, params: SchedulingParams) -> Any:
+            self.later.append((rows.shape[-1], params.later_rows))
+            return SimpleNamespace(rows=rows / 2, queue_s=0.0)
+
+    both: Any = Both()
+    images = [(IMAGE[:, :3, :4], Tiling((3, 4), (4, 4), overlap=4), None), (IMAGE, TILING, None)]
+    result = asyncio.run(TiledRun(images, params, scheduler_for=lambda _: both, run_codec=in_thread).run())
+    for row, (image, *_) in zip(result.rows, images, strict=True):
+        np.testing.assert_allclose(row, image / 2, rtol=1e-6)
+    assert both.later[0] == (4, 4 * TILING.count)
+    assert [side for side, _ in both.later] == [4] + [8] * TILING.count
 
 
 def test_a_full_queue_rejects_the_first_tile_and_delays_the_others() -> None:

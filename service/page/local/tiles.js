@@ -1,0 +1,78 @@
+// Cuts images of any size into tiles and puts the results together, as `service/domain/tiles.py`, which explains it.
+
+const BLEND = 16; // pixels in which the weights of two tiles change places
+
+/** Along one side: where tiles begin, the weights of their pixels, and the pixel that is seen at each place. */
+function axis(side, tile, { overlap, multiple }) {
+  const length = Math.max(tile, Math.ceil(side / multiple) * multiple);
+  const blend = Math.min(BLEND, Math.floor((tile - 2 * overlap) / 2));
+  const stride = Math.floor((tile - 2 * overlap - blend) / multiple) * multiple;
+  const starts = [];
+  for (let start = 0; start < length - tile; start += stride) starts.push(start);
+  starts.push(length - tile);
+  const ramp = (i) => Math.min(1, Math.max(0, (i - overlap + 1) / (blend + 1)));
+  const weights = starts.map((_, k) => {
+    const [isFirst, isLast] = [k === 0, k === starts.length - 1];
+    return Float64Array.from({ length: tile }, (_, i) => (isFirst ? 1 : ramp(i)) * (isLast ? 1 : ramp(tile - 1 - i)));
+  });
+  const total = new Float64Array(length);
+  starts.forEach((start, k) => weights[k].forEach((weight, i) => (total[start + i] += weight)));
+  starts.forEach((start, k) => weights[k].forEach((weight, i) => (weights[k][i] = weight / total[start + i])));
+  const mirrored = (i) => Math.min(i % (2 * side), 2 * side - 1 - (i % (2 * side)));
+  return { starts, weights, pixels: Uint32Array.from({ length }, (_, i) => mirrored(i)) };
+}
+
+/** The tiles of an image, row by row. */
+export class Tiling {
+  /**
+   * @param {number[]} shape of the image, [channels, height, width]
+   * @param {{shape: number[], tiles: object}} card
+   */
+  constructor([channels, height, width], { shape: [, ...largest], tiles }) {
+    const side = tiles.smaller.find((each) => Math.max(height, width) <= each);
+    const [tileHeight, tileWidth] = side ? [side, side] : largest;
+    Object.assign(this, { channels, height, width, shape: [channels, tileHeight, tileWidth] });
+    [this.down, this.right] = [axis(height, tileHeight, tiles), axis(width, tileWidth, tiles)];
+    this.count = this.down.starts.length * this.right.starts.length;
+  }
+
+  /** f of an image, C×H×W, by `apply` of one tile after the other; `onTile` is called after each. */
+  async map(image, apply, onTile) {
+    const made = new Float32Array(image.length);
+    for (let row = 0; row < this.down.starts.length; row++) {
+      for (let column = 0; column < this.right.starts.length; column++) {
+        this.#paste(await apply(this.#cut(image, row, column)), row, column, made);
+        onTile();
+      }
+    }
+    return made;
+  }
+
+  #cut(image, row, column) {
+    const tile = new Float32Array(this.shape.reduce((product, side) => product * side));
+    const [top, left] = [this.down.starts[row], this.right.starts[column]];
+    this.#forLines((channel, y, at) => {
+      const line = (channel * this.height + this.down.pixels[top + y]) * this.width;
+      for (let x = 0; x < this.shape[2]; x++) tile[at + x] = image[line + this.right.pixels[left + x]];
+    });
+    return tile;
+  }
+
+  /** Add a tile to the image; what is mirrored is left out. */
+  #paste(tile, row, column, made) {
+    const [top, left] = [this.down.starts[row], this.right.starts[column]];
+    const [down, right] = [this.down.weights[row], this.right.weights[column]];
+    const width = Math.min(this.shape[2], this.width - left);
+    this.#forLines((channel, y, at) => {
+      if (top + y >= this.height) return;
+      const line = (channel * this.height + top + y) * this.width + left;
+      for (let x = 0; x < width; x++) made[line + x] += tile[at + x] * down[y] * right[x];
+    });
+  }
+
+  /** Call with each channel and line of a tile, and the place of its first pixel. */
+  #forLines(callback) {
+    const [channels, height, width] = this.shape;
+    for (let i = 0; i < channels * height; i++) callback(Math.floor(i / height), i % height, i * width);
+  }
+}
