@@ -24,7 +24,7 @@ from PIL import Image
 
 from benchmarks.harness.common import Json, percentile, rounded, run_benchmark, target
 from benchmarks.harness.processes import HOST, ServerProcess, memory_samples, raise_file_limit, rss_mib, service
-from benchmarks.harness.tables import RESULTS, read, shown
+from benchmarks.harness.tables import shown
 from benchmarks.load_generator.fetch import fetch
 from benchmarks.load_generator.messages import encoded, get, post, upload, with_headers
 from benchmarks.reliability.attacks import ATTACKS, BAD_CLIENTS, Attacker, attack, prepare
@@ -37,9 +37,8 @@ METHOD: Final = (
     "after it. callers: `address`: no keys, and the attacker has another address; `key`: both have a key, of 10 000, "
     "and the same address; `no key`: keys are on, the attacker has none and another address. Attackers run at nice 10 "
     "on the same machine. memory: the largest resident memory over that of the second caller alone. normal after: "
-    "seconds until ten answers in a row are within the limit of p99. before: the verdict before callers had accounts"
+    "seconds until ten answers in a row are within the limit of p99"
 )
-BEFORE: Final = RESULTS / "fairness-before.json"
 PER_S: Final = 5
 ORDINARY: Final = (
     KNOWN,
@@ -79,14 +78,12 @@ def write_keys(file: Path) -> None:
 
 def measure(options: argparse.Namespace) -> Json:
     raise_file_limit()
-    before = read(BEFORE)["attacks"] if BEFORE.exists() else []
-    verdicts = {(line["attack"], line["callers"]): line["verdict"] for line in before}
     lines, targets = list[Json](), list[Json]()
     for name in options.attacks:
         for callers in options.callers:
             line, limits = one_attack(name, callers, options.seconds)
             missed = [f"{each['what']} {shown(each['measured'])}{each['unit']}" for each in limits if not each["met"]]
-            lines.append(line | {"verdict": ", ".join(missed) or "met", "before": verdicts.get((name, callers))})
+            lines.append(line | {"verdict": ", ".join(missed) or "met"})
             named = [each | {"what": f"{name}, {callers}: {each['what']}"} for each in limits]
             targets += named[: 3 if options.quick else None]  # too short to judge milliseconds
     return {"targets": targets, "attacks": lines}
