@@ -1,8 +1,6 @@
 """What a second caller notices while one caller attacks, and how soon the service is as before.
 
     python -m benchmarks.reliability.fairness --results benchmarks/results/fairness.json
-
-Exits with status 0 if every target is met, else with 1.
 """
 
 import argparse
