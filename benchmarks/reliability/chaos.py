@@ -1,6 +1,6 @@
 """Good clients among bad ones, while parts of the service are killed, stopped and broken.
 
-    python -m benchmarks.reliability.chaos --results benchmarks/results/chaos.json
+python -m benchmarks.reliability.chaos --results benchmarks/results/chaos.json
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """What a second caller notices while one caller attacks, and how soon the service is as before.
 
-    python -m benchmarks.reliability.fairness --results benchmarks/results/fairness.json
+python -m benchmarks.reliability.fairness --results benchmarks/results/fairness.json
 """
 
 import argparse

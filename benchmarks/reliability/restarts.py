@@ -1,6 +1,6 @@
 """Reloads of a model, stops of the service, and processes that are killed and stopped, under load.
 
-    python -m benchmarks.reliability.restarts --results benchmarks/results/restarts.json
+python -m benchmarks.reliability.restarts --results benchmarks/results/restarts.json
 """
 
 import argparse

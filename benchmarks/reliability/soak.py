@@ -1,6 +1,6 @@
 """Random mixed load on every endpoint, with bad input and clients that disconnect, for a long time.
 
-    python -m benchmarks.reliability.soak --seconds 600 --results benchmarks/results/soak.json
+python -m benchmarks.reliability.soak --seconds 600 --results benchmarks/results/soak.json
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """The goodput under a storm of clients that ignore Retry-After, as a share of that with a tenth of them.
 
-    python -m benchmarks.reliability.storm --results benchmarks/results/storm.json
+python -m benchmarks.reliability.storm --results benchmarks/results/storm.json
 """
 
 import argparse
