@@ -1,12 +1,12 @@
-"""Compute how many pods serve a number of images per second, and write measured tables into the documentation.
+"""Compute how many pods serve a number of images per second, and write measured tables into the document.
 
     python -m benchmarks.capacity
     python -m benchmarks.capacity --images-per-s 5000 --steps 10 --p99-ms 50 --max-busy 0.5
-    python -m benchmarks.capacity --write          # also docs/performance.md and docs/capacity.md
+    python -m benchmarks.capacity --write          # also docs/performance.md
 
 A pod is one process on as many cores as the measured machine had. `results/service.json` says what such a pod did, and
-a raw call of the model there what one more step costs. Both documents thus show the figures of one run. In a document,
-a table stands between `<!-- results: NAME -->` and `<!-- end -->`, with a NAME of `TABLES`.
+a raw call of the model there what one more step costs. In the document, a table stands between `<!-- results: NAME -->`
+and `<!-- end -->`, with a NAME of `TABLES`.
 """
 
 import argparse
@@ -20,9 +20,9 @@ from typing import Final
 
 from benchmarks.harness.common import Json, duration, positive, rounded
 from benchmarks.harness.processes import ROOT
-from benchmarks.harness.tables import RESULTS, about, read, table, verdict
+from benchmarks.harness.tables import RESULTS, about, read, table
 
-DOCUMENTS: Final = (ROOT / "docs" / "performance.md", ROOT / "docs" / "capacity.md")
+DOCUMENT: Final = ROOT / "docs" / "performance.md"
 _MARKED: Final = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -84,7 +84,6 @@ def chosen(lines: Sequence[Json], names: str) -> str:
 
 
 TABLES: Final[Mapping[str, Callable[[Path, argparse.Namespace], str]]] = {
-    "machine": lambda folder, _: about(read(folder / "service.json")),
     "capacity": lambda folder, options: table(plan(read(folder / "service.json"), options)),
     "single": lambda folder, _: chosen(
         read(folder / "service.json")["single_images"], "connections requests_per_s p50_ms p99_ms server_core_ms"
@@ -92,7 +91,6 @@ TABLES: Final[Mapping[str, Callable[[Path, argparse.Namespace], str]]] = {
     "many": lambda folder, _: chosen(
         read(folder / "service.json")["many_rows"], "form images_per_s share_of_raw p99_ms server_core_ms"
     ),
-    "targets": lambda folder, _: table([verdict(line) for line in read(folder / "service.json")["targets"]]),
     "peers": lambda folder, _: chosen(
         read(folder / "peers.json")["png_at_32_connections"], "entry requests_per_s p99_ms server_core_ms"
     ),
@@ -115,12 +113,12 @@ def main() -> int:
         "--max-busy", type=duration, default=0.7, help="share of its capacity that a pod gets (%(default)s)"
     )
     cli.add_argument("--results", type=Path, default=RESULTS, help="folder of the measured results")
-    cli.add_argument("--write", action="store_true", help="write the tables into the documentation")
+    cli.add_argument("--write", action="store_true", help="write the tables into the document")
     options = cli.parse_args()
     try:
-        print(f"{TABLES['machine'](options.results, options)}\n\n{TABLES['capacity'](options.results, options)}")
-        for document in DOCUMENTS if options.write else ():
-            document.write_text(filled(document.read_text(encoding="utf-8"), options), encoding="utf-8")
+        print(f"{about(read(options.results / 'service.json'))}\n\n{TABLES['capacity'](options.results, options)}")
+        if options.write:
+            DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8"), options), encoding="utf-8")
     except (KeyError, OSError, ValueError) as exc:
         print(f"error: {exc!r}", file=sys.stderr)
         return 2

@@ -21,8 +21,7 @@ from benchmarks.harness.tables import RESULTS, read
 IMAGES: Final = ROOT / "docs" / "images"
 BLUE, GREY = "#2563eb", "#9ca3af"
 OURS: Final = "ign-service"
-NAMES: Final = {"ign": OURS, "fastapi": "FastAPI + batcher", "litserve": "LitServe", "bentoml": "BentoML"}
-NAMES.update({"ray": "Ray Serve", "mlserver": "MLServer", "pytriton": "PyTriton"})
+NAMES: Final = {"ign": OURS, "fastapi": "FastAPI + batcher"}
 
 
 def speed(peers: Mapping[str, Any]) -> bytes:

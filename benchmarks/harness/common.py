@@ -177,10 +177,10 @@ def median_ratio(over: Sequence[float], under: Sequence[float]) -> Any:
     return rounded(statistics.median(a / b for a, b in zip(over, under, strict=True)))
 
 
-def memory(samples: Sequence[tuple[float, float]], *, warmup: float = 1 / 3, share: float = 0.05) -> Json:
+def memory(samples: Sequence[tuple[float, float]], *, warmup: float = 1 / 3) -> Json:
     """Resident memory, and the growth of a line fitted through it after the share ``warmup`` of the time.
 
-    ``samples`` are (seconds, MiB). A growth of 8 MiB, or of ``share`` of the median, is allowed.
+    ``samples`` are (seconds, MiB). A growth of 8 MiB, or of 5 % of the median, is allowed.
     """
     left_out = samples[0][0] + (samples[-1][0] - samples[0][0]) * warmup
     kept = [sample for sample in samples if sample[0] >= left_out]
@@ -191,7 +191,7 @@ def memory(samples: Sequence[tuple[float, float]], *, warmup: float = 1 / 3, sha
         "median_mib": middle,
         "most_mib": max(value for _, value in samples),
         "growth_mib": slope * seconds,
-        "allowed_growth_mib": max(8.0, share * middle),
+        "allowed_growth_mib": max(8.0, 0.05 * middle),
         "seconds_judged": seconds,
     }
     return {name: rounded(value) for name, value in result.items()}

@@ -70,14 +70,11 @@ def encoded(image: Image.Image, encoding: str = "PNG", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def disc(number: int = 0, mode: str = "L", size: int = 40) -> Image.Image:
-    """A light disc on dark; ``number`` moves it."""
+def disc(number: int = 0, *, size: int) -> Image.Image:
+    """A light disc on dark, in grey; ``number`` moves it."""
     y, x = np.mgrid[:size, :size] / size - 0.5
     grey = 255 * np.exp(-((x - 0.06 * number) ** 2 + (y + 0.04 * number) ** 2) * 30)
-    if mode == "I;16":
-        return Image.fromarray((grey * 257).astype(np.uint16))
-    channels = np.stack([grey, grey[::-1], grey.T, 255 - grey / 2], axis=-1).astype(np.uint8)
-    return Image.fromarray(channels, "RGBA").convert(mode)
+    return Image.fromarray(np.stack([grey, grey[::-1], grey.T], axis=-1).astype(np.uint8)).convert("L")
 
 
 # Gateways

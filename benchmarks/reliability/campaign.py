@@ -2,7 +2,7 @@
 
     python -m benchmarks.reliability.campaign --n 200000 --results benchmarks/results/campaign.json
 
-The same seed sends the same requests. Exits with status 0 if every answer was right and memory was flat, else with 1.
+The same seed sends the same requests.
 """
 
 import argparse

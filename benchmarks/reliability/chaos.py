@@ -1,8 +1,6 @@
 """Good clients among bad ones, while parts of the service are killed, stopped and broken.
 
-    python -m benchmarks.reliability.chaos --results benchmarks/results/chaos.json
-
-Exits with status 0 if every target is met, else with 1.
+python -m benchmarks.reliability.chaos --results benchmarks/results/chaos.json
 """
 
 import argparse

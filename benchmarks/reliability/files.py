@@ -2,7 +2,7 @@
 
     python -m benchmarks.reliability.files --n 100000 --results benchmarks/results/files.json
 
-The same seed makes the same files. Exits with status 0 if every file was taken or refused as promised, else with 1.
+The same seed makes the same files.
 """
 
 import argparse

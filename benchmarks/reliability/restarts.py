@@ -1,8 +1,6 @@
 """Reloads of a model, stops of the service, and processes that are killed and stopped, under load.
 
-    python -m benchmarks.reliability.restarts --results benchmarks/results/restarts.json
-
-Exits with status 0 if every target is met, else with 1.
+python -m benchmarks.reliability.restarts --results benchmarks/results/restarts.json
 """
 
 import argparse

@@ -1,8 +1,6 @@
 """The goodput under a storm of clients that ignore Retry-After, as a share of that with a tenth of them.
 
-    python -m benchmarks.reliability.storm --results benchmarks/results/storm.json
-
-Exits with status 0 if every target is met, else with 1.
+python -m benchmarks.reliability.storm --results benchmarks/results/storm.json
 """
 
 import argparse

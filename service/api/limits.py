@@ -1,7 +1,6 @@
 """What the service counts to limit its callers: requests in flight, the bytes that they hold, and requests a second."""
 
 import asyncio
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, MutableMapping
@@ -11,7 +10,6 @@ from service.domain.errors import OverShare, RateLimited, TooManyBytes, TooManyC
 from service.domain.rate_limit import GCRA, Rate, SharedGCRA
 from service.domain.shares import Capacity, Shares
 
-UNLIMITED: Final = Capacity(sys.maxsize, 0)
 _CREDITS_OF_RESPONSE: Final = 4.0  # at five times the capacity no connection waits after an error
 _MANY_WAITING: Final = 512  # more connections wait only if their clients come back at once
 _CREDITS_OF_SECOND: Final = 250.0  # however slow the model is: up to 4 % of the event loop's time
@@ -26,7 +24,7 @@ class InFlightRequests:
     once, and waits with `idle`. `ModelRegistry` waits with `wait_for_current` before it closes a model.
     """
 
-    def __init__(self, max_requests: Capacity = UNLIMITED, max_bytes: Capacity = UNLIMITED) -> None:
+    def __init__(self, max_requests: Capacity, max_bytes: Capacity) -> None:
         self.draining = False
         self.requests, self.bytes = Shares(max_requests), Shares(max_bytes)
         self._idle = asyncio.Event()

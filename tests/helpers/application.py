@@ -1,5 +1,6 @@
 """The service's ASGI application around a few routes of a test."""
 
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,7 +11,10 @@ from service.api import problems
 from service.api.access import ApiKeys
 from service.api.application import Application, RouteTable
 from service.api.limits import InFlightRequests
+from service.domain.shares import Capacity
 from service.settings import Settings
+
+UNLIMITED = Capacity(sys.maxsize, 0)
 
 
 def application(
@@ -25,7 +29,7 @@ def application(
     problems.install(api)
     services = SimpleNamespace(
         settings=Settings(**settings),
-        in_flight=in_flight or InFlightRequests(),
+        in_flight=in_flight or InFlightRequests(UNLIMITED, UNLIMITED),
         tracing=None,
         metrics=SimpleNamespace(requests=observe),
     )

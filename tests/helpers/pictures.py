@@ -100,3 +100,11 @@ def exif(orientation: int, order: str = "<", kind: int = 3) -> bytes:
     value = struct.pack(order + ("HH" if kind == 3 else "I"), *((orientation, 0) if kind == 3 else (orientation,)))
     width = struct.pack(order + "HHIHH", 0x0100, 3, 1, 640, 0)
     return mark + struct.pack(order + "IH", 8, 2) + width + struct.pack(order + "HHI", 0x0112, kind, 1) + value
+
+
+def damaged(data: bytes, damage: list[tuple[float, int]], kept: float = 1.0) -> bytes:
+    """The first part of the bytes, some of them replaced; ``damage`` has their places, 0 to 1, and new values."""
+    changed = bytearray(data)
+    for position, value in damage:
+        changed[int(position * (len(data) - 1))] = value
+    return bytes(changed[: int(kept * len(changed))])

@@ -21,13 +21,13 @@ LINES = {
     ("model_export",): 8_900,
     ("sdk", "ign"): 3_860,
     ("benchmarks",): 5_550,
-    ("tests",): 33_000,
+    ("tests",): 33_050,
     (".",): 68_800,
 }
 FILE_LINES = 600
 SERVICE_MODULES = 80  # without `__init__`
 SERVICE_ENTRIES = 16  # modules and packages at its top, without `__init__`
-WORDS = 25_700  # of README.md and docs, without the pages that commands write
+WORDS = 23_200  # of README.md and docs, without the pages that commands write
 GENERATED = ROOT / "docs" / "models"
 REQUEST = "POST /generate -> PNG"
 REQUEST_FILES, REQUEST_CALLS = 30, 230  # measured 30 and 225 to 230; aimed at and missed: 16 and 120

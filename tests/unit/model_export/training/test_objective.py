@@ -197,16 +197,6 @@ def test_drawings_after_f_are_sets_of_their_own(quantised: Autoencoder, single: 
     assert "project_any" not in without
 
 
-def test_what_has_become_a_picture_stays(quantised: Autoencoder, single: TrainingBatch) -> None:
-    objective = attractor_objective(quantised, Weights(project_any=1.0, settle_any=1.0, code_consistency=1.0))
-    terms = objective.terms(quantised, quantised, dataclasses.replace(single, code_noise=None))
-    assert single.drawings is not None
-    y = quantised(single.drawings)[::2]
-    torch.testing.assert_close(terms["settle_any"], losses.distance(quantised(y), y, "mse").mean())
-    sources, outputs = torch.cat([single.x, y]), torch.cat([quantised(single.x), quantised(y)])
-    torch.testing.assert_close(terms["code_consistency"], losses.code_consistency(quantised, sources, outputs))
-
-
 def test_settle_takes_as_many_samples_as_there_are_pictures(small: Small, batch: TrainingBatch) -> None:
     assert batch.z is not None
     more = TrainingBatch(x=batch.x, z=torch.cat([batch.z, rows(9), rows(10)]))
@@ -217,12 +207,20 @@ def test_settle_takes_as_many_samples_as_there_are_pictures(small: Small, batch:
     )
 
 
-def test_code_consistency_shares_its_pass_with_settle(quantised: Autoencoder, single: TrainingBatch) -> None:
-    objective = attractor_objective(quantised, Weights(settle=0.5, project=0.5, code_consistency=0.2))
+@pytest.mark.parametrize(
+    ("term", "source", "weights"),
+    [
+        ("settle", "z", Weights(settle=0.5, project=0.5, code_consistency=0.2)),
+        ("settle_any", "drawings", Weights(project_any=1.0, settle_any=1.0, code_consistency=1.0)),
+    ],
+)
+def test_what_f_has_made_stays_and_shares_a_pass_with_the_consistency_of_codes(
+    term: str, source: str, weights: Weights, quantised: Autoencoder, single: TrainingBatch
+) -> None:
+    objective = attractor_objective(quantised, weights)
     terms = objective.terms(quantised, quantised, dataclasses.replace(single, code_noise=None))
-    assert single.z is not None
-    y = quantised(single.z)[::2]
-    torch.testing.assert_close(terms["settle"], losses.distance(quantised(y), y, "mse").mean())
+    y = quantised(getattr(single, source))[::2]
+    torch.testing.assert_close(terms[term], losses.distance(quantised(y), y, "mse").mean())
     sources, outputs = torch.cat([single.x, y]), torch.cat([quantised(single.x), quantised(y)])
     torch.testing.assert_close(terms["code_consistency"], losses.code_consistency(quantised, sources, outputs))
 

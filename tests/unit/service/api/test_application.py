@@ -5,6 +5,7 @@ import sys
 
 from service.api.limits import InFlightRequests
 from service.observability.logs import JsonFormatter
+from tests.helpers.application import UNLIMITED
 
 
 def test_json_log_keeps_tracebacks_on_one_line() -> None:
@@ -21,7 +22,7 @@ def test_json_log_keeps_tracebacks_on_one_line() -> None:
 
 def test_wait_for_current_waits_for_earlier_requests_only() -> None:
     async def main() -> None:
-        in_flight, caller = InFlightRequests(), {"caller": "a"}
+        in_flight, caller = InFlightRequests(UNLIMITED, UNLIMITED), {"caller": "a"}
         await asyncio.wait_for(in_flight.wait_for_current(), 5)
         first = in_flight.enter("a")
         one = asyncio.create_task(in_flight.wait_for_current())

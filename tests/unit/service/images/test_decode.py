@@ -30,6 +30,7 @@ from tests.helpers.pictures import (
     RGB,
     RGBA,
     chunk,
+    damaged,
     decode_picture,
     exif,
     noise,
@@ -246,13 +247,6 @@ HEADS = [b"", PNG_SIGNATURE, b"\xff\xd8\xff", b"RIFF\x10\0\0\0WEBPVP8X"]
 
 
 DAMAGE = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=6)
-
-
-def damaged(data: bytes, damage: list[tuple[float, int]]) -> bytes:
-    changed = bytearray(data)
-    for position, value in damage:
-        changed[int(position * (len(data) - 1))] = value
-    return bytes(changed)
 
 
 @given(

@@ -18,7 +18,7 @@ from service.domain.errors import IgnError, InvalidContent, TooLarge
 from service.images.decode import DecodeLimits, is_picture, open_image
 from service.images.formats import avif_still, tiff_pages
 from service.images.untrusted import MAX_PARTS
-from tests.helpers.pictures import decode_picture, noise, save, smooth
+from tests.helpers.pictures import damaged, decode_picture, noise, save, smooth
 
 COLOURS = Image.fromarray(noise(37, 51, 3))
 GREY = Image.fromarray(noise(37, 51))
@@ -157,14 +157,6 @@ HOSTILE_TIFFS = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE_TIFFS)
-def test_hostile_tiffs_are_rejected_at_once(name: str) -> None:
-    began = time.process_time()
-    with pytest.raises(InvalidContent):
-        decode_picture(HOSTILE_TIFFS[name])
-    assert time.process_time() - began < 1
-
-
 @pytest.mark.parametrize("form", ["TIFF", "BMP", "GIF", "AVIF"])
 def test_too_many_pixels_are_refused_before_decoding(form: str) -> None:
     data = bytearray(save(smooth(16, 16), form))
@@ -284,11 +276,13 @@ def test_the_size_of_av1_frames_is_read_wherever_they_are() -> None:
         assert avif_still(avif(method=1, length=len(data), meta=box(b"idat", data), data=b""))[1:] == (600, 600)
 
 
-@pytest.mark.parametrize("name", HOSTILE_AVIFS)
-def test_hostile_avifs_are_rejected_at_once(name: str) -> None:
+@pytest.mark.parametrize(
+    "data", [*HOSTILE_TIFFS.values(), *HOSTILE_AVIFS.values()], ids=[*HOSTILE_TIFFS, *HOSTILE_AVIFS]
+)
+def test_hostile_files_are_rejected_at_once(data: bytes) -> None:
     began = time.process_time()
     with pytest.raises(InvalidContent):
-        decode_picture(HOSTILE_AVIFS[name])
+        decode_picture(data)
     assert time.process_time() - began < 1
 
 
@@ -301,13 +295,6 @@ SEEDS = [
     save(ALPHA.resize((12, 9)), "AVIF"),
     *(save(PAGES[0], form, save_all=True, append_images=PAGES[1:]) for form in ("TIFF", "GIF", "AVIF")),
 ]
-
-
-def damaged(data: bytes, damage: list[tuple[float, int]], kept: float) -> bytes:
-    changed = bytearray(data)
-    for position, value in damage:
-        changed[int(position * (len(data) - 1))] = value
-    return bytes(changed[: int(kept * len(changed))])
 
 
 @given(
