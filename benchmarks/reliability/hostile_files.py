@@ -149,6 +149,7 @@ def network(rng: Rng, folder: Path) -> str:
     asked: dict[str, Any] = dict.fromkeys(("module", "shape", "mean", "std", "layout", "noise", "data"))
     asked |= {"tile": choose(rng, (None, None, 16)), "overlap": choose(rng, (None, None, 0))}
     asked |= {"range": choose(rng, (None, None, (-1.0, 1.0), (0.0, 1.0))), "licence": "none", "title": ""}
+    asked["color"] = choose(rng, (None, None, "luma"))
     options = Namespace(file=file, name="net", bgr=rng.random() < 0.1, residual=rng.random() < 0.2, **asked)
     sender: Any = SimpleNamespace(send=sent.append)
     command._work(options, "1", sender)
