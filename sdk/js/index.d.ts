@@ -3,8 +3,12 @@ import type { components } from "./openapi.js";
 type Schemas = components["schemas"];
 type Replace<T, New> = Omit<T, keyof New> & New;
 
-/** A service, or with `local` a site that `ign site` wrote, whose models run in this browser. */
 export interface ClientOptions {
+  /**
+   * Whether the URL is that of a site that `ign site` wrote, whose models run in this browser. The site has to allow
+   * other origins to read it (CORS). Calls and options that it lacks fail with `not_supported`. `timeout` is null then.
+   */
+  local?: boolean;
   /** Sent as `Authorization: Bearer …`. */
   apiKey?: string;
   /** Seconds for one attempt, which the service is told, too; 30 by default; null for the limit of the service. */

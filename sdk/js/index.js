@@ -32,6 +32,15 @@ function rootOf(baseUrl) {
   throw invalid("baseUrl", "expected an http or https URL without user name, query and fragment");
 }
 
+/** What a site of `ign site` answers: its worker runs the models in this browser. */
+function localFetch(root) {
+  if (!globalThis.document || !globalThis.Worker) throw invalid("local", "only a page in a browser can run the models");
+  return async (url, init) => {
+    const { answer } = await import(/* webpackIgnore: true */ /* @vite-ignore */ `${root}/page/fetch.js`);
+    return answer(url.slice(root.length), init);
+  };
+}
+
 function seconds(name, value) {
   if (value === null) return Infinity;
   if (value === undefined || (typeof value === "number" && value > 0)) return value;
@@ -80,7 +89,8 @@ export class Client {
   #fetch;
   #limits; // of the service, once a call may exceed them
 
-  constructor(baseUrl = "http://127.0.0.1:8000", { apiKey, timeout = TIMEOUT_S, deadline = null, maxRetries, fetch } = {}) {
+  constructor(baseUrl = "http://127.0.0.1:8000", options = {}) {
+    const { apiKey, local = false, timeout = local ? null : TIMEOUT_S, deadline = null, maxRetries, fetch } = options;
     this.#root = rootOf(baseUrl);
     try {
       this.#headers = new Headers(apiKey ? { Authorization: `Bearer ${apiKey}` } : {});
@@ -89,7 +99,7 @@ export class Client {
     }
     [this.#timeout, this.#deadline] = [seconds("timeout", timeout), seconds("deadline", deadline)];
     this.#maxRetries = maxRetries ?? Infinity;
-    this.#fetch = (...request) => (fetch ?? globalThis.fetch)(...request);
+    this.#fetch = local ? localFetch(this.#root) : (...request) => (fetch ?? globalThis.fetch)(...request);
   }
 
   async generate(options = {}) {

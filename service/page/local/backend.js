@@ -4,7 +4,7 @@ import { readFile, readIndex } from "./files.js";
 import { fromBase64, toBase64, toKeep, toPng, toRow } from "./images.js";
 import { latent, path } from "./latents.js";
 
-const LIMITS = { n: 64, images: 1, steps: 1000, frames: 256, pixels: 16_000_000 };
+const LIMITS = { n: 64, images: 1, steps: 1000, frames: 256, body_bytes: 1 << 24, pixels: 16_000_000 };
 const ROWS = 4; // of a model call: a drawing does not wait longer
 
 /** Let messages arrive; timers would take 4 ms. */
@@ -51,11 +51,17 @@ export class Backend {
     });
     if (path === "models") return { models, failures, default: usual, limits: LIMITS };
     if (path === "v2/models/stats") return { model_stats: [] };
-    const reference = options.model ?? path.replace("models/", "");
-    const card = models.find(({ name, version }) => `${name}/${version}` === reference);
-    if (!card) throw new Error(`There is no model ${reference}.`);
+    const reference = path.startsWith("models/") ? path.replace("models/", "") : (options.model ?? usual);
+    const matching = models.filter(({ name, version }) => [name, `${name}/${version}`].includes(reference));
+    const [card] = matching.sort((a, b) => b.version - a.version);
+    if (!card) throw Object.assign(new Error(`There is no model ${reference}.`), { status: 404, code: "unknown_model" });
     if (path.startsWith("models/")) return card;
-    return { generate, project, "latent-interpolate": interpolate }[path](card, options, { ...context, backend: this });
+    const run = { generate, project, score, "latent-interpolate": interpolate }[path];
+    const start = performance.now();
+    const result = await run(card, options, { ...context, backend: this });
+    if (result instanceof Blob) return result;
+    const timing = { decode_ms: 0, queue_ms: 0, compute_ms: performance.now() - start, encode_ms: 0 };
+    return { model: { name: card.name, version: card.version, digest: card.digest }, timing, ...result };
   }
 
   /**
@@ -97,7 +103,8 @@ export class Backend {
       const missing = error instanceof TypeError; // of fetch: not there, or not the file that was meant
       const reason = missing ? "its file could not be loaded whole" : String(error.message ?? error).split("\n")[0];
       const problem = new Error(`The model ${card.title || card.name} cannot run here: ${reason}.`);
-      throw Object.assign(problem, { retry: missing, fatal: !missing }); // out of memory, the runtime is of no use
+      const members = { retry: missing, status: missing ? 503 : 500 };
+      throw Object.assign(problem, members, { fatal: !missing }); // out of memory, the runtime is of no use
     }
   }
 
@@ -125,25 +132,29 @@ export class Backend {
 
 async function generate(card, { n = 1, seed, offset = 0, steps = card.steps.generate, score = false }, context) {
   const size = card.shape.reduce((product, side) => product * side);
-  const start = performance.now();
   const noise = Array.from({ length: n }, (_, i) => latent(seed, offset + i, size));
-  const rows = await context.backend.applyOften(card, noise, steps, context);
+  const first = await context.backend.apply(card, noise, context);
+  const rows = await context.backend.applyOften(card, first, steps - 1, context);
   const next = score ? await context.backend.apply(card, rows, context) : [];
   const images = rows.map(async (row, i) => {
-    const drift = score ? distance(next[i], row) : null;
-    return { index: offset + i, data: toBase64(await toPng([row], card)), drift };
+    const measured = { distance: distance(first[i], noise[i]), drift: score ? distance(next[i], row) : null };
+    return { index: offset + i, ...(await encoded(row, card)), steps, converged: false, ...measured, trajectory: null };
   });
-  const timing = { decode_ms: 0, queue_ms: 0, compute_ms: performance.now() - start, encode_ms: 0 };
-  return { images: await Promise.all(images), timing };
+  return { images: await Promise.all(images), seed };
+}
+
+/** The picture of a row, as members of a JSON response. */
+async function encoded(row, card) {
+  const [, height, width] = card.shape;
+  return { data: toBase64(await toPng([row], card)), format: "png", width, height };
 }
 
 async function project(card, options, { accept, emit, ...context }) {
   const [steps, strength] = [Number(options.steps ?? card.steps.project), Number(options.strength ?? 1)];
   const record = (options.record ?? "").split(",").filter(Boolean).map(Number);
-  const invert = { true: true, false: false }[options.invert];
-  const x = await toRow(options.image, card, { invert });
-  const keep = options.mask && (await toKeep(options.mask, card));
-  const encode = async (row) => toBase64(await toPng([blend(x, row, strength)], card));
+  const { row: x, inverted } = await toRow(options.image, card, options);
+  const keep = options.mask && (await toKeep(options.mask, card, options));
+  const encode = (row) => encoded(blend(x, row, strength), card);
   const f = async (row) => (await context.backend.apply(card, [row], { ...context, urgent: steps < LIMITS.steps / 20 }))[0];
   if (strength === 0 && accept === "image/png") return toFile([x], card); // what f would see
 
@@ -158,22 +169,73 @@ async function project(card, options, { accept, emit, ...context }) {
       [row, change] = [next, distance(next, row)];
     }
     if (!record.includes(step)) continue;
-    trajectory.push({ step, data: await encode(row), change });
+    trajectory.push({ step, data: (await encode(row)).data, change });
     emit("step", trajectory.at(-1));
     emit("progress", { steps_done: step, steps });
   }
-  const drift = options.score ? distance(await f(row), row) : null;
-  return { images: [{ data: await encode(row), distance: moved, drift, trajectory }] };
+  const drift = String(options.score) === "true" ? distance(await f(row), row) : null;
+  const measured = { steps, converged: false, distance: moved, drift };
+  return { images: [{ index: 0, ...(await encode(row)), ...measured, trajectory, inverted }] };
+}
+
+/** How far f moves an image, and that among the distances of real ones, as `service/api/native/responses.py` has it. */
+async function score(card, options, context) {
+  const { row: x } = await toRow(options.image, card, options);
+  const [y] = await context.backend.apply(card, [x], context);
+  const [z] = await context.backend.apply(card, [y], context);
+  const moved = distance(x, y);
+  const percentile = card.distance_quantiles && percentileOf(moved, card.distance_quantiles);
+  const real = { percentile, in_distribution: card.distance_quantiles && percentile <= 99 };
+  return { images: [{ index: 0, distance: moved, drift: distance(y, z), ...real, worst: worstBox(x, y, card.shape) }] };
+}
+
+/** The percentile of a value among 101 quantiles, linear between them. */
+function percentileOf(value, quantiles) {
+  const above = quantiles.findIndex((quantile) => quantile > value);
+  if (above <= 0) return above === 0 ? 0 : 100;
+  const [low, high] = [quantiles[above - 1], quantiles[above]];
+  return above - 1 + (value - low) / (high - low);
+}
+
+/** The square with the largest mean of |y − x|; its side is a quarter of the shorter one of the image. */
+function worstBox(x, y, [channels, height, width]) {
+  const side = Math.max(1, Math.floor(Math.min(height, width) / 4));
+  const sums = new Float64Array((height + 1) * (width + 1)); // of all above and to the left
+  const sum = (line, column) => sums[line * (width + 1) + column];
+  const rectangle = (i, j, line, column) => sum(line, column) - sum(i, column) - sum(line, j) + sum(i, j);
+  let worst = { distance: -1 };
+  for (let line = 1; line <= height; line++) {
+    for (let column = 1; column <= width; column++) {
+      let moved = sum(line - 1, column) + sum(line, column - 1) - sum(line - 1, column - 1);
+      for (let at = (line - 1) * width + column - 1; at < x.length; at += height * width) moved += Math.abs(y[at] - x[at]);
+      sums[line * (width + 1) + column] = moved;
+      if (line < side || column < side) continue;
+      const [top, left] = [line - side, column - side];
+      const distance = rectangle(top, left, line, column) / (channels * side ** 2);
+      if (distance > worst.distance) worst = { x: left, y: top, width: side, height: side, distance };
+    }
+  }
+  return worst;
 }
 
 const blend = (start, end, strength) => (strength === 1 ? end : start.map((value, i) => (1 - strength) * value + strength * end[i]));
 
-async function interpolate(card, { points, frames, loop, fps, scale }, context) {
+async function interpolate(card, { points, frames = 9, loop = false, steps = card.steps.generate, fps, scale }, context) {
   const size = card.shape.reduce((product, side) => product * side);
-  const ends = points.map(({ seed, index, image }) => (image ? toRow(fromBase64(image), card) : latent(seed, index, size)));
+  const ends = points.map(async ({ seed, index = 0, image }) => {
+    return image ? (await toRow(fromBase64(image), card)).row : latent(seed, index, size);
+  });
   const rows = path(await Promise.all(ends), frames, loop);
-  const made = await context.backend.applyOften(card, rows, card.steps.generate, context);
-  return toFile(loop ? [...made, made[0]] : made, card, { fps, scale });
+  const first = await context.backend.apply(card, rows, context);
+  const made = await context.backend.applyOften(card, first, steps - 1, context);
+  const shown = loop ? [...made, made[0]] : made;
+  if (context.accept !== "application/json") return toFile(shown, card, { fps, scale });
+  const images = shown.map(async (row, index) => {
+    const measured = { distance: distance(rows[index % rows.length], first[index % rows.length]), drift: null };
+    const t = index / (frames - 1);
+    return { index, ...(await encoded(row, card)), steps, converged: false, ...measured, trajectory: null, t };
+  });
+  return { images: await Promise.all(images) };
 }
 
 const toFile = async (...picture) => new Blob([await toPng(...picture)], { type: "image/png" });

