@@ -125,6 +125,8 @@ def test_code_runs(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -
     if (ROOT / "docs" / "images").is_dir():
         shutil.copytree(ROOT / "docs" / "images", tmp_path / "docs" / "images")
     (tmp_path / "models").symlink_to(ROOT / "models")
+    (tmp_path / "node_modules" / "@ign-service").mkdir(parents=True)
+    (tmp_path / "node_modules" / "@ign-service" / "client").symlink_to(ROOT / "sdk" / "js")
     # A configuration of curl's, for every curl in the commands.
     (tmp_path / ".curlrc").write_text(f'fail-with-body\nshow-error\nnoproxy = "*"\nmax-time = {_TIMEOUT_S}\n')
     found = blocks(page.read_text(encoding="utf-8"))
@@ -166,10 +168,6 @@ class Runner:
     def javascript(self, block: Block) -> None:
         if shutil.which("node") is None:
             return
-        package = self.folder / "node_modules" / "@ign-service" / "client"
-        package.parent.mkdir(parents=True, exist_ok=True)
-        if not package.exists():
-            package.symlink_to(ROOT / "sdk" / "js")
         (self.folder / "block.mjs").write_text(block.code.replace(BASE_URL, self.base_url))
         self.compare(block, self.execute(block, ["node", "block.mjs"]))
 

@@ -16,11 +16,10 @@ export async function useService(url) {
   for await (const event of client.streamProject(drawing, { steps: 5, record: [1, 5] })) steps.push(event.step ?? event.type);
   const file = await client.generateAs("webp", { n: 4, seed: 7 });
   const error = await client.generate({ n: 0 }).catch((reason) => reason);
+  const described = [error instanceof IgnError && error.requestId !== null, error.code, error.errors[0].field];
   return {
     images: images.map(({ bytes }) => Array.from(bytes)),
-    steps,
-    file: [file.blob.type, file.seed, file.steps.length, file.model.name],
-    error: [error instanceof IgnError, error.code, error.errors[0].field, error.requestId !== null],
+    facts: [...steps, file.blob.type, file.seed, file.steps.length, file.model.name, ...described],
   };
 }
 
@@ -51,20 +50,21 @@ export async function compareCalls(url, local) {
   return Object.fromEntries(Object.entries(results).map(([name, result]) => [name, described(result)]));
 }
 
-/** Code, status and field of what a site cannot do. */
+/** What a site cannot do, beside the code, status and field that say so. */
 export async function failures(url) {
   const client = new Client(url, { local: true });
   const [image] = (await client.generate()).images;
-  const calls = [
-    client.generate({ noise_scale: 0.5 }),
-    client.generateAs("png"),
-    client.latentArithmetic([1, 2]),
-    client.generate({ n: 0 }),
-    client.generate({ model: "nothing" }),
-    client.project([image, new Blob(["no image"])]),
-    client.project(image, { resize: "bend" }),
-    client.latentInterpolate([1, Uint8Array.of(0x93, 0x4e, 0x55, 0x4d, 0x50, 0x59)]),
+  const expected = [
+    [client.generate({ noise_scale: 0.5 }), "not_supported 501 noise_scale"],
+    [client.generateAs("png"), "not_supported 501 "],
+    [client.latentArithmetic([1, 2]), "not_supported 501 "],
+    [client.latentInterpolate([1, Uint8Array.of(0x93, 0x4e, 0x55, 0x4d, 0x50, 0x59)]), "not_supported 501 points.1"],
+    [client.generate({ n: 0 }), "invalid_value 422 n"],
+    [client.project(image, { resize: "bend" }), "invalid_value 422 resize"],
+    [client.project([image, new Blob(["no image"])]), "undecodable_image 422 images.1"],
+    [client.generate({ model: "nothing" }), "unknown_model 404 "],
   ];
-  const settled = await Promise.allSettled(calls);
-  return settled.map(({ reason }) => [reason.code, reason.status, reason.errors[0]?.field ?? ""]);
+  const settled = await Promise.allSettled(expected.map(([call]) => call));
+  const said = settled.map(({ reason }) => `${reason?.code} ${reason?.status} ${reason?.errors[0]?.field ?? ""}`);
+  return [said, expected.map(([, text]) => text)];
 }
