@@ -44,6 +44,12 @@ function checked(document, { first = 0, total }) {
   return document;
 }
 
+/** The limits of one request, from the list of the models. */
+export function limitsOf({ limits }) {
+  if ([limits.n, limits.images, limits.body_bytes].every((limit) => limit > 0)) return limits;
+  throw new TypeError("no limits");
+}
+
 export const scoresOf = (document, wanted) => checked(document, wanted);
 
 export function imagesOf(document, wanted) {

@@ -1,6 +1,6 @@
 // Client of ign-service: the calls of its HTTP API, with retries, typed errors and events. `index.d.ts` documents it.
 
-import { FORMS, Picture, documentOf, eventReader, fileOf, imagesOf, joined, scoresOf, textOf } from "./answers.js";
+import { FORMS, Picture, documentOf, eventReader, fileOf, imagesOf, joined, limitsOf, scoresOf, textOf } from "./answers.js";
 import { IgnError, invalid, placed, statusError, understood } from "./errors.js";
 import { Limit, eventsOf, linked, now, pause, send } from "./http.js";
 import { countOf, formOf, groups, json, latents, pictures } from "./inputs.js";
@@ -75,6 +75,7 @@ async function mixing(path, field, values, options, total) {
   return { ...own, path, body: json({ ...sent, [field]: await latents(values, field) }), wanted: wanted(sent, total) };
 }
 
+const failure = (response) => statusError(response.status, response.headers, textOf(response));
 const asking = (path, options) => ({ ...parted(options), path });
 const projection = (...request) => uploading("/project", ...request);
 const interpolation = (...request) => mixing("/latent-interpolate", "points", ...request);
@@ -168,8 +169,8 @@ export class Client {
 
   async ready(options) {
     return this.#run({ ...asking("/readyz", options), statuses: [200, 503] }, (response) => {
-      const { status, detail } = documentOf(response);
-      return { ready: response.status === 200, detail: detail ?? status };
+      const ready = response.status === 200;
+      return { ready, detail: ready ? documentOf(response).status : failure(response).detail };
     });
   }
 
@@ -228,7 +229,7 @@ export class Client {
   async #parts(call, partsOf) {
     const { signal, timeout, requestId } = call;
     const ends = this.#ends(call);
-    this.#limits ??= (await this.#json({ signal, timeout, requestId, ends, path: "/models" })).limits;
+    this.#limits ??= await this.#json({ signal, timeout, requestId, ends, path: "/models" }, limitsOf);
     const { controller, unlink } = linked(signal);
     const waiting = partsOf(this.#limits).entries();
     const results = [];
@@ -284,8 +285,7 @@ export class Client {
     const init = { method: body === undefined ? "GET" : "POST", headers, body };
     const response = await send(this.#fetch, this.#root + path, init, limit, call.streams);
     if (!statuses.includes(response.status)) {
-      const error = statusError(response.status, response.headers, textOf(response));
-      throw call.place ? call.place(error) : error;
+      throw call.place ? call.place(failure(response)) : failure(response);
     }
     const requestId = response.headers.get("X-Request-ID");
     return understood(() => parse(response), `${path} answered with something that is not its answer`, requestId);

@@ -190,6 +190,11 @@ test("many images are several requests with one seed, four at a time", async () 
   assert.equal(timing.compute_ms, 20);
 });
 
+test("limits that are none are an error", async () => {
+  const { client } = playing([() => ok({ models: [] }), () => ok({ limits: { n: 0 } })]);
+  for (let i = 0; i < 2; i++) await fails(client.generate({ n: 100 }), { code: "unexpected_answer" });
+});
+
 test("uploads are grouped by number and bytes, a TIFF alone, and indices are those of the call", async () => {
   const { client, requests } = playing([
     () => ok({ limits: LIMITS }),
@@ -284,7 +289,9 @@ test("a file has its metadata from the headers", async () => {
 });
 
 test("503 is a result of ready", async () => {
-  const { client } = playing([() => problem(503, "not_ready"), () => ok({ status: "ready" })]);
+  const proxy = () => new Response("<html>", { status: 503 });
+  const { client } = playing([() => problem(503, "not_ready"), () => ok({ status: "ready" }), proxy]);
   assert.deepEqual(await client.ready(), { ready: false, detail: "why not_ready" });
   assert.deepEqual(await client.ready(), { ready: true, detail: "ready" });
+  assert.equal((await client.ready()).ready, false);
 });
