@@ -87,7 +87,7 @@ async function run(name, requests, { signal, emit = () => {} }) {
   for (const [i, request] of requests.entries()) {
     const onEvent = ([type, data]) => emit(type, data, i);
     const result = await callJson(name, { ...request, accept: "application/json", signal, onEvent }).catch((error) => {
-      if (error.status === 422) error.message = `images.${i}: ${error.message}`;
+      if (error?.status === 422) error.message = `images.${i}: ${error.message}`;
       throw error;
     });
     results.push(result);
