@@ -7,6 +7,7 @@ RUNTIME ?= cpu
 PRESET ?= mnist
 DATA ?=
 OUT ?= runs/$(PRESET)
+DIST ?= dist
 MODELS ?= models
 MODEL ?= $(MODELS)/mnist/4/model.onnx
 BENCH ?= runtime
@@ -48,7 +49,7 @@ endif
 .NOTPARALLEL:
 .SUFFIXES:
 .PHONY: help run test check format lint types coverage containers budgets lock digests audit sbom licences train export \
-  bench gpu openapi site
+  bench gpu openapi site release
 
 help:  ## list the targets and variables
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -167,6 +168,12 @@ gpu: $(DEVELOP)  ## on a machine with a GPU, RUNTIME=gpu: test and measure in le
 
 site: $(DEVELOP)  ## build the documentation site in build/site; it works from disk
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --site-dir build/site
+
+release: $(DEVELOP)  ## build the wheels and source archives, and with npm the JavaScript client, into DIST
+	mkdir -p '$(DIST)'
+	$(BIN)/python -m hatchling build --directory '$(abspath $(DIST))'
+	cd sdk && $(abspath $(BIN))/python -m hatchling build --directory '$(abspath $(DIST))'
+	cd sdk/js && npm ci --silent --no-audit --no-fund && npm pack --silent --pack-destination '$(abspath $(DIST))'
 
 openapi: $(DEVELOP)  ## write docs/openapi.json anew
 	$(BIN)/python -m tests.helpers.openapi

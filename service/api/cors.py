@@ -20,6 +20,7 @@ EXPOSED_HEADERS: Final = (
     "X-IGN-Seed",
     "X-IGN-Steps",
     "X-Request-ID",
+    "X-Should-Retry",
 )
 _ALLOWED_HEADERS: Final = (
     "Authorization",

@@ -1,7 +1,8 @@
 """The documentation does what it says: its code runs, its commands exist, its links lead somewhere.
 
 Of every page,
-- `python` blocks run in a fresh interpreter; a `text` block right below is their output, numbers to three digits;
+- `python` blocks run in a fresh interpreter, `js` blocks in node where it is installed; a `text` block right below is
+  their output, numbers to three digits;
 - `sh` and `bash` blocks hold commands, `console` blocks commands behind `$ `. `curl` and `ign import` run and must
   succeed; of the others, the target, file, option or extra they name must exist. What cannot be checked belongs into a
   `text` block;
@@ -36,7 +37,15 @@ from tests.helpers.live import ROOT, environment, live_service
 
 BASE_URL = "http://127.0.0.1:8000"
 MOST_README_LINES = 120
-_NAMES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docker/README.md", "sdk/README.md")
+_NAMES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "CHANGELOG.md",
+    "docker/README.md",
+    "sdk/README.md",
+    "sdk/js/README.md",
+)
 PAGES = [*(ROOT / name for name in _NAMES if (ROOT / name).is_file()), *sorted((ROOT / "docs").rglob("*.md"))]
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -116,6 +125,8 @@ def test_code_runs(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -
     if (ROOT / "docs" / "images").is_dir():
         shutil.copytree(ROOT / "docs" / "images", tmp_path / "docs" / "images")
     (tmp_path / "models").symlink_to(ROOT / "models")
+    (tmp_path / "node_modules" / "@ign-service").mkdir(parents=True)
+    (tmp_path / "node_modules" / "@ign-service" / "client").symlink_to(ROOT / "sdk" / "js")
     # A configuration of curl's, for every curl in the commands.
     (tmp_path / ".curlrc").write_text(f'fail-with-body\nshow-error\nnoproxy = "*"\nmax-time = {_TIMEOUT_S}\n')
     found = blocks(page.read_text(encoding="utf-8"))
@@ -139,6 +150,7 @@ class Runner:
     def run(self, chosen: list[Block]) -> None:
         kinds: dict[str, Callable[[Block], None]] = {
             "python": self.python,
+            "js": self.javascript,
             "sh": self.shell,
             "bash": self.shell,
             "console": self.shell,
@@ -151,7 +163,15 @@ class Runner:
             kinds[block.language](block)
 
     def python(self, block: Block) -> None:
-        printed = self.execute(block, [sys.executable, "-c", block.code.replace(BASE_URL, self.base_url)])
+        self.compare(block, self.execute(block, [sys.executable, "-c", block.code.replace(BASE_URL, self.base_url)]))
+
+    def javascript(self, block: Block) -> None:
+        if shutil.which("node") is None:
+            return
+        (self.folder / "block.mjs").write_text(block.code.replace(BASE_URL, self.base_url))
+        self.compare(block, self.execute(block, ["node", "block.mjs"]))
+
+    def compare(self, block: Block, printed: str) -> None:
         place = self.page.index(block) + 1
         shown = self.page[place] if place < len(self.page) else None
         if shown is not None and shown.output and shown.language == "text":

@@ -11,6 +11,7 @@ const UNABLE = "This browser cannot run the models: it has no WebAssembly with S
 
 const trusted = { createScriptURL: (url) => url };
 const policy = globalThis.trustedTypes?.createPolicy("ign", trusted) ?? trusted;
+const ROOT = new URL("../", import.meta.url).href; // of the site, also for pages elsewhere
 const calls = new Map(); // id → {resolve, reject, onEvent}
 let last = 0; // id
 let worker = null; // a promise
@@ -73,7 +74,7 @@ function canRun() {
 
 /** Start the worker from a Blob: only such a worker is under the content security policy of the page. */
 function startWorker() {
-  const url = (path) => JSON.stringify(new URL(path, document.baseURI).href);
+  const url = (path) => JSON.stringify(new URL(path, ROOT).href);
   const script = `const trusted = { createScriptURL: (url) => url };
     const policy = globalThis.trustedTypes?.createPolicy("ign", trusted) ?? trusted;
     importScripts(policy.createScriptURL(${url("runtime/xz-decompress.min.js")}));
@@ -83,7 +84,7 @@ function startWorker() {
   return new Promise((resolve, reject) => {
     const fail = () => {
       worker = null; // the next call tries again
-      const problem = new Problem({ detail: "The program that runs the models could not be loaded." });
+      const problem = new Problem({ detail: "The program that runs the models could not be loaded.", status: 503 });
       for (const call of [...calls.values(), { reject }]) call.reject(problem);
       calls.clear();
     };
@@ -109,6 +110,7 @@ let kept = false;
 
 /** Keep the page for the next visit, which then needs no network; once, after the first picture, which comes first. */
 function keepPage() {
-  if (!kept) navigator.serviceWorker?.register(policy.createScriptURL("service-worker.js")).catch(() => {});
+  const isSite = new URL("./", document.baseURI).href === ROOT;
+  if (!kept && isSite) navigator.serviceWorker?.register(policy.createScriptURL("service-worker.js")).catch(() => {});
   kept = true;
 }

