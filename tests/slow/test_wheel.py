@@ -65,6 +65,8 @@ def test_it_serves_digits(installed: Path, folder: Path, options: tuple[str, ...
         assert httpx.get(url, headers={"Accept": "text/html"}).status_code == 200
         done = run([installed / "ign", "generate", "--base-url", url, "-n", "2", "-o", "out"], folder)
         assert done.returncode == 0, done.stderr
+        done = run([installed / "ign-client", "models", "--base-url", url], folder)
+        assert "mnist" in done.stdout
     assert len(list((folder / "out").iterdir())) == 2
 
 
