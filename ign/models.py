@@ -22,13 +22,10 @@ Row = dict[str, Any]
 @click.option("--json", "as_json", is_flag=True, help="write a line of JSON for each model instead")
 def models(*, folder: str | None, as_json: bool) -> None:
     """List the models of a directory: name/version, images, precisions and what they draw. * is the default."""
-    try:
-        settings = from_environment({} if folder is None else {variable_of("model_dir"): folder})
-        repository = Repository(open_models=lambda _: [], **repository_options(settings))
-        repository.refresh(may_fail=True)
-        rows = [_describe(repository, ref) for ref in repository.find_all()]
-    except StartupError as exc:
-        raise click.ClickException(exc.detail) from exc
+    settings = from_environment({} if folder is None else {variable_of("model_dir"): folder})
+    repository = Repository(open_models=lambda _: [], **repository_options(settings))
+    repository.refresh(may_fail=True)
+    rows = [_describe(repository, ref) for ref in repository.find_all()]
     default = repository.default
     found = [row["model"] for row in rows if default in (row["model"], row["name"])]
     found = [ref for ref in found if repository.is_named(ref)] or found

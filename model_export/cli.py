@@ -50,20 +50,20 @@ def main(arguments: Sequence[str], *, prog: str = _PROG) -> int:
         for line in options.run(options, arguments):
             print(line)
     except UserError as exc:
-        return _fail(str(exc))
+        return _fail(options, str(exc))
     except OSError as exc:  # a folder without write permission, a full disk
-        return _fail(f"{exc.filename}: {exc.strerror}" if exc.filename else str(exc))
+        return _fail(options, f"{exc.filename}: {exc.strerror}" if exc.filename else str(exc))
     except ModuleNotFoundError as exc:
         if (exc.name or "").partition(".")[0] not in _EXTRA:
             raise
-        return _fail(f"this command needs {exc.name}: pip install 'ign-service[train,cpu]'")
+        return _fail(options, f"this command needs {exc.name}: pip install 'ign-service[train,cpu]'")
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 0
 
 
-def _fail(line: str) -> int:
-    print(f"error: {line}", file=sys.stderr)
+def _fail(options: argparse.Namespace, line: str) -> int:
+    print(f"{options.prog} {options.command}: {line}", file=sys.stderr)
     return 2
 
 
@@ -313,7 +313,7 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
     """The parser of the command line."""
     top = argparse.ArgumentParser(prog=prog, description="Train, export and measure an IGN.")
     top.set_defaults(prog=prog)
-    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    commands = top.add_subparsers(required=True, metavar="COMMAND", dest="command")
 
     data = commands.add_parser("data", help="look at pictures, and say what train would make of them")
     data.set_defaults(run=_data)

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = _PROG) -> int:
         line, status = f"stopped: {detail}; the same command continues", STOPPED
     except KeyboardInterrupt:
         line, status = "interrupted; the same command continues", INTERRUPTED
-    print(f"service.bulk: {line}", file=sys.stderr)
+    print(f"{prog} {options.task}: {line}", file=sys.stderr)
     return status
 
 

@@ -12,7 +12,8 @@ IgnError
 `service.api.problems` maps each class to its HTTP status in one table.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Final
 
 # Kind of a failed validation → what the user reads. Kinds such as `int_parsing` and `int_type` share the first word.
@@ -215,3 +216,12 @@ class ModelFailure(IgnError, code="model_failure"):
 
 class StartupError(IgnError, code="startup"):
     """The service does not start; ``detail`` is one line for the operator and may name files."""
+
+
+@contextmanager
+def wrap_errors(prefix: str) -> Iterator[None]:
+    """Put ``prefix``, such as a file name, before the text of a `StartupError`."""
+    try:
+        yield
+    except StartupError as exc:
+        raise StartupError(f"{prefix}: {exc.detail}") from exc

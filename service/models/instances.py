@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable
 from typing import Final, Literal
 
-from service.domain.errors import ModelFailure
+from service.domain.errors import ModelFailure, wrap_errors
 from service.domain.model import DeviceOutOfMemory
 from service.environment import available_cpus
-from service.models.repository import InferenceModel, wrap_errors
+from service.models.repository import InferenceModel
 from service.runtime.session import CudaOptions
 from service.settings import Settings
 

@@ -20,7 +20,7 @@ from service.artifact.card import Card, from_metadata
 from service.artifact.files import GOLDEN_FILE, MODEL_FILE, MODEL_FILES, NAME_PATTERN, VERSION_PATTERN
 from service.artifact.golden import Golden, GoldenReport, check_golden, digest_of, read_golden
 from service.artifact.onnx_file import read_metadata
-from service.domain.errors import ModelFailure, StartupError
+from service.domain.errors import ModelFailure, StartupError, wrap_errors
 from service.domain.latents import NoiseSource
 from service.domain.model import DeviceLost, DeviceOutOfMemory, Model, ModelMemory
 from service.models.store import ModelStore
@@ -421,15 +421,6 @@ def describe_failure(ref: str, exc: Exception) -> str:
 def _close(models: Iterable[LoadedModel | InferenceModel]) -> None:
     for model in models:
         model.close()
-
-
-@contextlib.contextmanager
-def wrap_errors(prefix: str) -> Iterator[None]:
-    """Put ``prefix``, such as a file name, before the text of a `StartupError`."""
-    try:
-        yield
-    except StartupError as exc:
-        raise StartupError(f"{prefix}: {exc.detail}") from exc
 
 
 def version_key(ref: str) -> tuple[str, int]:

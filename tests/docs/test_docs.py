@@ -204,7 +204,7 @@ def check_named(words: list[str], where: str) -> None:
             assert {word for word in rest if "=" not in word} <= targets, where
         case ["python", "-m", "model_export", *options]:
             cli.parser().parse_args(options)
-        case ["python", "-m", "ign_client", *options] | ["ign-client", *options]:
+        case ["ign-client", *options]:
             client.parser().parse_args(options)
         case ["ign", *options] | ["python", "-m", "ign", *options]:
             check_ign(options, where)
