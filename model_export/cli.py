@@ -29,6 +29,7 @@ _CARD_OPTIONS: Final = ("description", "title", "prompt", "licence", "polarity",
 # What the extra `train` installs and the commands import.
 _EXTRA: Final = ("matplotlib", "onnx", "onnxruntime", "onnxscript", "scipy", "skimage", "torch", "torchvision")
 _MOST_THREADS: Final = 1024
+_WITHOUT_GPU: Final = "(without a GPU, --extra-index-url https://download.pytorch.org/whl/cpu spares 5 GB of CUDA)"
 
 
 def main(arguments: Sequence[str], *, prog: str = _PROG) -> int:
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str], *, prog: str = _PROG) -> int:
 
             torch.set_num_threads(options.threads)
         for line in options.run(options, arguments):
-            print(line)
+            print(line, flush=True)
     except UserError as exc:
         return _fail(options, str(exc))
     except OSError as exc:  # a folder without write permission, a full disk
@@ -56,7 +57,8 @@ def main(arguments: Sequence[str], *, prog: str = _PROG) -> int:
     except ModuleNotFoundError as exc:
         if (exc.name or "").partition(".")[0] not in _EXTRA:
             raise
-        return _fail(options, f"this command needs {exc.name}: pip install 'ign-service[train,cpu]'")
+        line = f"this command needs {exc.name}: pip install 'ign-service[train,cpu]' {_WITHOUT_GPU}"
+        return _fail(options, line)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 0
@@ -167,9 +169,9 @@ def _expectations(run: "Run", data: "Dataset", *, estimated: bool) -> Iterator[s
 
     if estimated:
         busy = estimate.other_load()  # before the estimate adds its own
+        yield f"timing {estimate.STEPS} steps of each stage{busy} …"
         seconds = estimate.estimate_seconds(run.preset, data, device=run.device, bf16=run.bf16)
-        steps = f"{estimate.STEPS} steps of each stage timed now{busy}"
-        yield f"about {estimate.in_words(seconds)} on this machine, from {steps}"
+        yield f"about {estimate.in_words(seconds)} on this machine"
     yield "losses, lower is better:"
     yield from legend(run.preset)
 
