@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -101,9 +102,11 @@ def _data(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
     found = source.inspect()
     preset = choose_preset(Choices(), source, found)
     network = preset.network
-    source.load(size=network.size, channels=network.channels)  # refuses what `train` would refuse
+    bad = source.load(size=network.size, channels=network.channels).skipped  # refuses what `train` would refuse
     skip = " --skip-bad" if options.skip_bad else ""
-    yield f"{source.name}: {found}"
+    yield f"{source.name}: {replace(found, count=found.count - len(bad))}"
+    if bad:
+        yield f"left out, {len(bad)}: {', '.join(bad[:10])}{' …' if len(bad) > 10 else ''}"
     yield f"preset that fits: {preset.name}, --size {network.size} --channels {network.channels}"
     yield f"next: {options.prog} train --data {options.data}{skip} --out runs/NAME"
 

@@ -236,7 +236,7 @@ def test_data_refuses_what_train_refuses(tmp_path: Path, capsys: pytest.CaptureF
         assert capsys.readouterr().err.partition(" train: ")[2] == refused != ""
     assert main(["data", str(bad), "--skip-bad"], prog="ign") == 0
     said = capsys.readouterr().out
-    assert "13 pictures, 12×12, colour, light background" in said
+    assert "12 pictures, 12×12, colour, light background\nleft out, 1: bad.png\n" in said
     assert "small, --size 12 --channels 3" in said
     assert f"ign train --data {bad} --skip-bad --out" in said
 
