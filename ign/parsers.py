@@ -48,7 +48,7 @@ def one_voice(context: click.Context | None = None) -> Iterator[None]:
             text = f"{text.rstrip('.')}; `{program} --help` tells more"
         status = 1 if type(exc) is click.ClickException else 2
         vars(error).update(show=partial(click.echo, f"{program}: {text}", err=True), exit_code=status)
-        raise error from exc
+        raise error from None
 
 
 class ParserCommand(click.Command):
