@@ -8,7 +8,7 @@ import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 import service
-from ign.parsers import from_parser, subparsers
+from ign.parsers import SETTINGS, commands_of, one_voice
 
 Loader = Callable[[], click.Command]
 _PROGRAM: Final = "ign"
@@ -21,6 +21,16 @@ class LazyGroup(click.Group):
     def __init__(self, name: str, loaders: Mapping[str, tuple[str, Loader]], **kwargs: Any) -> None:
         super().__init__(name, **kwargs)
         self._loaders = loaders
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Parse the options before the name of a command."""
+        with one_voice():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that the arguments name."""
+        with one_voice(ctx):
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of all commands, in the order of the help."""
@@ -58,14 +68,15 @@ def _bulk() -> click.Command:
     from service.bulk import __main__ as bulk
 
     prog = f"{_PROGRAM} bulk"
-    return from_parser("bulk", bulk.parser(prog), partial(bulk.main, prog=prog))
+    parser = bulk.parser(prog)
+    commands = commands_of(parser, partial(bulk.main, prog=prog))
+    return click.Group("bulk", commands, help=parser.description, epilog=parser.epilog, context_settings=SETTINGS)
 
 
 def _training(name: str) -> click.Command:
     from model_export import cli
 
-    parser = subparsers(cli.parser(_PROGRAM))[name]
-    return from_parser(name, parser, lambda arguments: cli.main([name, *arguments], prog=_PROGRAM))
+    return commands_of(cli.parser(_PROGRAM), partial(cli.main, prog=_PROGRAM))[name]
 
 
 def _keys() -> click.Command:
@@ -122,7 +133,7 @@ main: Final = click.version_option(service.__version__, prog_name=_PROGRAM)(
         _COMMANDS,
         help="Train, export and serve Idempotent Generative Networks.",
         epilog="`ign COMMAND --help` describes a command.",
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings=SETTINGS,
     )
 )
 """The command line of the distribution."""

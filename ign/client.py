@@ -10,7 +10,7 @@ from typing import Final
 
 import click
 
-from ign.parsers import ParserCommand, subparsers
+from ign.parsers import commands_of
 from ign_client import _cli as client
 from ign_client._batches import Terminal
 from service.domain.errors import StartupError
@@ -20,42 +20,29 @@ _OVERRIDES: Final = {
     "IGN_HOST": "127.0.0.1",
     "IGN_PORT": "0",
     "IGN_WORKERS": "1",
-    "IGN_API_KEYS_FILE": "",
-    "IGN_PRIVATE_ENDPOINTS": "",
-    "IGN_RATE_LIMIT": "",
+    **dict.fromkeys(("IGN_API_KEYS_FILE", "IGN_PRIVATE_ENDPOINTS", "IGN_RATE_LIMIT"), ""),
 }
 
 
 def client_command(name: str) -> click.Command:
     """One of the client's commands, such as `generate`."""
-    return ParserCommand(name, subparsers(_parser())[name], lambda arguments: _run([name, *arguments]))
+    return commands_of(_parser(), _run)[name]
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = client.parser("ign")
-    for command in subparsers(parser).values():
-        command.add_argument(
-            "--local",
-            action="store_true",
-            help="start a service in this process for this command, on the IGN_… variables of `ign serve`",
-        )
-    return parser
+    text = "start a service in this process for this command, on the IGN_… variables of `ign serve`"
+    return client.parser("ign", switches={"--local": text})
 
 
 def _run(arguments: Sequence[str]) -> int:
-    parser = _parser()
-    options = client.parse(parser, arguments)
+    options = _parser().parse_args(arguments)
     terminal = Terminal(sys.stdout, sys.stderr)
     if not options.local:
         return client.run(options, terminal, "`ign serve` starts a service; with --local, this command needs none")
     if options.base_url:
-        parser.error("--local starts a service of its own; leave --base-url out")
-    try:
-        with _local_service() as options.base_url:
-            return client.run(options, terminal)
-    except StartupError as exc:
-        click.echo(f"ign: the service does not start: {exc.detail}", err=True)
-        return client.USAGE
+        raise StartupError("--local starts a service of its own; leave --base-url out")
+    with _local_service() as options.base_url:
+        return client.run(options, terminal)
 
 
 @contextmanager

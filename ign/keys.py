@@ -14,7 +14,7 @@ from typing import Any, Final
 import click
 
 from service.api.access import parse_keys, read_file
-from service.domain.errors import StartupError
+from service.domain.errors import wrap_errors
 from service.settings import variable_of
 
 _SCOPE: Final = click.Choice(["infer", "admin"])
@@ -99,10 +99,8 @@ def _locked(file: Path) -> Iterator[None]:
 
 
 def _read(file: Path) -> list[Entry]:
-    try:
+    with wrap_errors(str(file)):
         data = read_file(file)
-    except StartupError as exc:
-        raise click.ClickException(f"{file}: {exc.detail}") from exc
     if data.strip() != b"[]":
         _check(data, str(file))
     entries: list[Entry] = json.loads(data)
@@ -110,10 +108,8 @@ def _read(file: Path) -> list[Entry]:
 
 
 def _check(data: bytes, what: str) -> None:
-    try:
+    with wrap_errors(what):
         parse_keys(data)
-    except StartupError as exc:
-        raise click.ClickException(f"{what}: {exc.detail}") from exc
 
 
 def _write(file: Path, entries: Sequence[Entry]) -> None:

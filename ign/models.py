@@ -10,25 +10,22 @@ from service.artifact.files import MODEL_FILE, MODEL_FILES
 from service.artifact.onnx_file import read_metadata
 from service.domain.errors import StartupError
 from service.models.repository import Repository, repository_options
-from service.settings import from_environment, variable_of
+from service.settings import from_environment
 
 Row = dict[str, Any]
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
-    "--models", "--model-dir", "folder", type=click.Path(), help="directory of the models  [IGN_MODEL_DIR; shipped]"
+    "--models", "folder", type=click.Path(), help="directory of models beside the shipped ones  [IGN_MODEL_DIR]"
 )
 @click.option("--json", "as_json", is_flag=True, help="write a line of JSON for each model instead")
 def models(*, folder: str | None, as_json: bool) -> None:
     """List the models of a directory: name/version, images, precisions and what they draw. * is the default."""
-    try:
-        settings = from_environment({} if folder is None else {variable_of("model_dir"): folder})
-        repository = Repository(open_models=lambda _: [], **repository_options(settings))
-        repository.refresh(may_fail=True)
-        rows = [_describe(repository, ref) for ref in repository.find_all()]
-    except StartupError as exc:
-        raise click.ClickException(exc.detail) from exc
+    settings = from_environment({} if folder is None else {"IGN_MODEL_DIR": folder, "IGN_SHIPPED_MODELS": "1"})
+    repository = Repository(open_models=lambda _: [], **repository_options(settings))
+    repository.refresh(may_fail=True)
+    rows = [_describe(repository, ref) for ref in repository.find_all()]
     default = repository.default
     found = [row["model"] for row in rows if default in (row["model"], row["name"])]
     found = [ref for ref in found if repository.is_named(ref)] or found

@@ -1,75 +1,99 @@
-"""Commands whose options an `argparse` parser defines, as commands of click.
+"""Commands whose options an `argparse` parser defines, as commands of click, and the one form of their errors.
 
-The parser stays the one source of the options: it parses, and writes help and errors. click gets a list of the same
-options, for the completion in a shell.
+The parser stays the one source of the options: it parses. click writes help and errors, and completes in a shell.
 """
 
 import argparse
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import click
+from click.exceptions import NoArgsIsHelpError
 
-Main = Callable[[Sequence[str]], int]
-"""Runs a command with its arguments; returns the exit status."""
+from service.domain.errors import StartupError
+
+Main = Callable[[Sequence[str]], int]  # runs a command with its arguments; returns the exit status
+SETTINGS: Final[Any] = {"help_option_names": ["-h", "--help"]}
+# What the two libraries say → what the user reads.
+_PLAIN: Final = (
+    (r"Missing option '(.+?)' \(env var: '(.+)'\)\.?", r"\1 or the variable \2: missing"),
+    (r"the following arguments are required: (.+)|Missing (?:argument|option) '(.+?)'.*", r"\1\2: missing"),
+    (r"unrecognized arguments: (\S+).*", r"no option \1"),
+    (r"No such (option|command):? '(.+?)'\.?( .*\?)?", r"no \1 \2\3"),
+    (r"Got unexpected extra arguments? \((.*)\)", r"\1: one argument too many"),
+    (r"argument (\S+): invalid choice: (\S+) \(choose from (.*)\)", r"\1: \2 is not one of \3"),
+    (r"argument (\S+): invalid (?:int|float|number) value: (.*)", r"\1: \2 is no number"),
+    (r"argument (.+?): (.*)|(?:Invalid value for|Option) '(.+?)':? (.*)", r"\1\3: \2\4"),
+)
+
+
+@contextmanager
+def one_voice(context: click.Context | None = None) -> Iterator[None]:
+    """Let each error in the block show itself as one line: `ign COMMAND: what; what to do`."""
+    try:
+        yield
+    except NoArgsIsHelpError:
+        raise
+    except (click.ClickException, StartupError) as exc:
+        error = exc if isinstance(exc, click.ClickException) else click.ClickException(exc.detail)
+        text, program = error.format_message(), f"ign {context.invoked_subcommand or ''}".strip() if context else "ign"
+        if isinstance(error, click.UsageError):
+            program = error.ctx.command_path if error.ctx else program
+            for pattern, plain in _PLAIN:
+                text = re.sub(f"^{pattern}$", plain, text)
+            text = f"{text.rstrip('.')}; `{program} --help` tells more"
+        status = 1 if type(exc) is click.ClickException else 2
+        vars(error).update(show=partial(click.echo, f"{program}: {text}", err=True), exit_code=status)
+        raise error from None
 
 
 class ParserCommand(click.Command):
-    """A command that hands its arguments, which ``parser`` describes, to ``main`` as they are."""
+    """A command that hands its arguments, which ``parser`` checks, to ``main`` as they are."""
 
-    def __init__(self, name: str, parser: argparse.ArgumentParser, main: Main, summary: str | None = None) -> None:
+    def __init__(self, name: str, parser: argparse.ArgumentParser, main: Main, summary: str) -> None:
         parameters = [_parameter(action) for action in parser._actions if action.dest != "help"]
+        text = f"{summary[:1].upper()}{summary[1:]}."
+        run = click.pass_context(lambda ctx: sys.exit(main(ctx.args)))
         super().__init__(
-            name, params=parameters, help=parser.description, short_help=summary, callback=lambda **_: None
+            name, params=parameters, help=text, short_help=summary, callback=run, context_settings=SETTINGS
         )
-        self._main = main
+        self._parser = parser
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Keep the arguments for the parser; click parses them only to complete a word."""
-        if ctx.resilient_parsing:
+        """Check the arguments by the parser; click parses them to complete a word, and to show the help."""
+        if ctx.resilient_parsing or not {"-h", "--help"}.isdisjoint(args):
             return super().parse_args(ctx, args)
+        vars(self._parser)["error"] = ctx.fail
+        self._parser.parse_args(args)
         ctx.args = args
         return args
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command and exit with its status."""
-        sys.exit(self._main(ctx.args))
 
+def commands_of(parser: argparse.ArgumentParser, main: Main) -> dict[str, click.Command]:
+    """The commands of a parser by name; ``main`` gets the name as its first argument."""
 
-def from_parser(name: str, parser: argparse.ArgumentParser, main: Main) -> click.Command:
-    """The command of a parser, or a group if it has commands, whose names are then the first argument of ``main``."""
-    commands = subparsers(parser)
-    if not commands:
-        return ParserCommand(name, parser, main)
+    def run(name: str, arguments: Sequence[str]) -> int:
+        return main([name, *arguments])
 
-    def run(inner: str, arguments: Sequence[str]) -> int:
-        return main([inner, *arguments])
-
-    settings = {"help_option_names": ["-h", "--help"]}
-    group = click.Group(name, help=parser.description, epilog=parser.epilog, context_settings=settings)
-    summaries = {
-        choice.dest: choice.help for action in _subparsers_actions(parser) for choice in action._choices_actions
+    (action,) = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    summaries = {choice.dest: choice.help or "" for choice in action._choices_actions}
+    return {
+        name: ParserCommand(name, inner, partial(run, name), summaries[name]) for name, inner in action.choices.items()
     }
-    for inner, inner_parser in commands.items():
-        group.add_command(ParserCommand(inner, inner_parser, partial(run, inner), summaries.get(inner)))
-    return group
-
-
-def subparsers(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:
-    """Name → parser of the commands of a parser; empty if it has none."""
-    return {name: inner for action in _subparsers_actions(parser) for name, inner in action.choices.items()}
-
-
-def _subparsers_actions(parser: argparse.ArgumentParser) -> "list[argparse._SubParsersAction[argparse.ArgumentParser]]":
-    return [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
 
 
 def _parameter(action: argparse.Action) -> click.Parameter:
     kind = click.Choice(list(action.choices)) if action.choices else click.Path()  # files complete all other values
+    names, metavar = [*action.option_strings, action.dest], action.metavar if isinstance(action.metavar, str) else None
     if not action.option_strings:
-        return click.Argument([action.dest], type=kind, nargs=-1 if action.nargs in ("+", "*") else 1, required=False)
+        some = action.nargs in ("+", "*")
+        return click.Argument(names, type=kind, nargs=-1 if some else 1, required=False, metavar=metavar)
     if action.nargs == 0:
-        return click.Option([*action.option_strings, action.dest], is_flag=True, help=action.help)
-    return click.Option([*action.option_strings, action.dest], type=kind, help=action.help)
+        return click.Option(names, is_flag=True, help=action.help)
+    if metavar is None and not action.choices:
+        metavar = "NUMBER" if action.type in (int, float) else (action.dest or "").upper()
+    return click.Option(names, type=kind, help=action.help, required=action.required, metavar=metavar)

@@ -56,22 +56,20 @@ _XZ: Final = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict
 @click.option("--runtime", type=click.Path(path_type=Path), help=f"folder of what `{_PACK}` writes  [npm registry]")
 def site(out: Path, *, runtime: Path | None, **options: str | None) -> None:
     """Write the page into the folder OUT, as static files that run the models in the browser, without a server."""
+    prepare_process()
+    settings = from_environment({variable_of(name): value for name, value in options.items() if value is not None})
+    refs = Repository(settings.model_dir, lambda _: [], default=settings.default_model).find_all()
+    if (out / "index.html").exists() and not (out / "service-worker.js").exists():
+        raise StartupError(f"{out} holds another page; give a new folder, or one that `ign site` wrote")
     try:
-        prepare_process()
-        settings = from_environment({variable_of(name): value for name, value in options.items() if value is not None})
-        refs = Repository(settings.model_dir, lambda _: [], default=settings.default_model).find_all()
-        if (out / "index.html").exists() and not (out / "service-worker.js").exists():
-            raise StartupError(f"{out} holds another page; give a new folder, or one that `ign site` wrote")
         files = _runtime_files(runtime)
         index = _add_models(files, settings.model_dir, refs, settings.default_model)
         _add_page(files, index)
         for name, content in files.items():
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             (out / name).write_bytes(content)
-    except StartupError as exc:
-        raise click.ClickException(exc.detail) from exc
     except OSError as exc:
-        raise click.ClickException(f"{exc.filename}: {exc.strerror}") from exc
+        raise StartupError(f"{exc.filename}: {exc.strerror}") from exc
     size = sum(map(len, files.values())) / 1e6
     click.echo(f"{out}: {len(files)} files, {size:.1f} MB; `python -m http.server -d {out}` shows the page", err=True)
 

@@ -19,7 +19,6 @@ from service.settings import Settings, from_environment, log_name_warnings, mean
 
 REFUSED: Final = 2
 _METAVARS: Final[Mapping[object, str]] = {int: "NUMBER", float: "SECONDS"}
-_SHORTER: Final = {"model_dir": "--models"}
 
 
 def serve(options: Mapping[str, str], *, check: bool = False) -> int:
@@ -89,8 +88,6 @@ def _options() -> Iterator[click.Option]:
         names = [_option_name(field)]
         if info.annotation is bool:
             names[0] += f"/--no-{names[0].removeprefix('--')}"
-        if field in _SHORTER:
-            names.insert(0, _SHORTER[field])
         yield click.Option(
             [*names, field],
             type=_type(info.annotation),
@@ -123,12 +120,16 @@ def _default(field: str) -> str:
     return "the shipped models"
 
 
-def _run(*, check: bool, **values: Any) -> None:
+def _run(*, check: bool, models: str | None, **values: Any) -> None:
+    if models is not None:
+        values |= {"model_dir": models, "shipped_models": True}
     texts = {name: value for name, value in values.items() if value is not None}
     options = {name: str(int(value)) if isinstance(value, bool) else value for name, value in texts.items()}
     process.leave(serve(options, check=check))
 
 
+_MODELS: Final = click.Option(["--models"], type=click.Path(), help="as --model-dir, with the shipped models beside it")
+_CHECK: Final = click.Option(["--check"], is_flag=True, help="verify the models and the API keys, and end")
 command: Final = click.Command(
     "serve",
     callback=_run,
@@ -136,6 +137,6 @@ command: Final = click.Command(
     "variable, which stands in brackets before the default.",
     epilog="Exit status: 0 after a clean stop, 1 when no device is left, 2 for a refusal to start, 9 when a server "
     "process was killed because it did not stop in time.",
-    params=[*_options(), click.Option(["--check"], is_flag=True, help="verify the models and the API keys, and end")],
+    params=[_MODELS, *_options(), _CHECK],
     context_settings={"help_option_names": ["-h", "--help"]},
 )

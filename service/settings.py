@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from service.domain.errors import StartupError
+from service.domain.errors import StartupError, reason_of
 from service.domain.rate_limit import Rate
 
 _LOG = logging.getLogger("service")
@@ -69,6 +69,8 @@ class Settings(BaseModel):
     model_dir: Path = Field(default_factory=_shipped_models)
     """directory of the models, or a URL such as s3://bucket/models (gs, az). It holds
     NAME/VERSION/{model.onnx, golden.npz}; later changes are loaded on request."""
+    shipped_models: bool = False
+    """whether the shipped models serve too; of the same name, the directory's are used"""
     model_cache: Path = Path("~/.cache/ign-service")
     """directory for copies of the models of a URL. With them the service starts when the store is out of reach."""
     default_model: ModelName = "mnist"
@@ -235,8 +237,7 @@ def _first_error(exc: ValidationError, texts: Mapping[str, str]) -> str:
     field = str(error["loc"][0])
     text = texts[field]
     shown = text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
-    reason = error["msg"].removeprefix("Value error, ")
-    return f"{variable_of(field)}={shown!r} is not allowed: {reason} ({summary_of(field)})"
+    return f"{variable_of(field)}={shown!r} is not allowed: {reason_of(error)} ({summary_of(field)})"
 
 
 def name_warnings(environ: Mapping[str, str]) -> list[str]:

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
+from tqdm import tqdm
+
 from model_export.data.datasets import Dataset, load_data_of
 from model_export.errors import UserError
 from model_export.evaluation.classifier import Table, classifier_for
@@ -13,6 +15,7 @@ from model_export.export.artifact import TrainedCard, check_golden, publish, rea
 from model_export.files import atomic_write
 from service.artifact.files import GOLDEN_FILE, METRICS_FILE, MODEL_FILE
 from service.artifact.golden import digest_of
+from service.domain.latents import FloatRows
 
 _MIN_PICTURES: Final = 2  # of each part: a covariance and a nearest neighbour need two
 _NOT_QUALITY: Final = ("data", "distance_quantiles")  # other fields of the card hold them
@@ -45,17 +48,24 @@ def evaluate(
     }
     data = load_data_of(card, source, skip_bad=skip_bad)
     _check_usable(data, samples, steps)
-    measures = Evaluation(
-        exported.function,
-        card=card,
-        noise=exported.noise,
-        data=data,
-        classifier=classifier_for(data, cache),
-        samples=samples,
-        steps=steps,
-        variants={artifact.precision: artifact.function for artifact in artifacts[1:]},
-        inception=inception,
-    ).run()
+    classifier = classifier_for(data, cache)
+    with tqdm(desc="measuring", unit=" images", mininterval=1.0) as bar:
+
+        def counted(rows: FloatRows) -> FloatRows:
+            bar.update(len(rows))
+            return exported.function(rows)
+
+        measures = Evaluation(
+            counted,
+            card=card,
+            noise=exported.noise,
+            data=data,
+            classifier=classifier,
+            samples=samples,
+            steps=steps,
+            variants={artifact.precision: artifact.function for artifact in artifacts[1:]},
+            inception=inception,
+        ).run()
     for precision, table in measures.get("precision", {}).items():
         table |= {"golden": golden_rows[precision], "tolerance": getattr(card.tolerance, precision)}
     quality = {key: _without_histograms(value) for key, value in measures.items() if key not in _NOT_QUALITY}

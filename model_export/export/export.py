@@ -34,6 +34,7 @@ from model_export.training.presets import Preset
 from service.artifact.card import INPUT, OUTPUT
 from service.artifact.files import GOLDEN_FILE, MODEL_FILES, Precision
 from service.artifact.golden import digest_of
+from service.domain.errors import reason_of
 from service.domain.latents import NoiseSource
 
 OPSET: Final = 20
@@ -205,4 +206,4 @@ def card_of(model: TrainedModel, version: str, fields: Mapping[str, object]) -> 
         first = exc.errors(include_url=False)[0]
         # A check of several fields has the whole card as its input. Its message begins with the field of an option.
         where = f"{'.'.join(map(str, first['loc']))} {first['input']!r}: " if first["loc"] else "--"
-        raise UserError(where + first["msg"].removeprefix("Value error, ")) from exc
+        raise UserError(where + reason_of(first)) from exc

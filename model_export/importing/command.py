@@ -19,6 +19,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from model_export.errors import UserError
+from service.domain.errors import reason_of
 
 _END_S: Final = 10.0
 _MOST_PIXELS: Final = 2048
@@ -133,7 +134,7 @@ def _work(options: argparse.Namespace, version: str, sender: "Connection[Any, An
         sender.send(UserError(f"{about}{exc}"))
     except ValidationError as exc:  # of the card
         first = exc.errors(include_url=False)[0]
-        sender.send(UserError(f"--{first['loc'][-1]} {first['input']!r}: {first['msg']}"))
+        sender.send(UserError(f"--{first['loc'][-1]} {first['input']!r}: {reason_of(first)}"))
     except Exception as exc:  # onnx, onnxruntime, protobuf, torch and foreign code raise errors of a dozen types
         text = _ONNXRUNTIME.sub("", " ".join(str(exc).split()))
         sender.send(UserError(f"{options.file}: {type(exc).__name__}: {text[:300]}"))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from itertools import groupby
 from pathlib import Path
 from threading import Lock
+from types import MappingProxyType
 from typing import Any, Final, Literal, TypeVar, get_args, get_origin
 
 from ign_client import _errors as errors
@@ -40,15 +41,10 @@ _KEPT: Final = "--skip-existing leaves them, --force overwrites"
 
 def main(arguments: Sequence[str] | None = None, terminal: Terminal | None = None) -> int:
     """Run one command, by default with the arguments of the process; returns the exit status."""
-    return run(parse(parser(), arguments), terminal or Terminal(sys.stdout, sys.stderr))
-
-
-def parse(top: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the arguments; an unknown option ends the program with the usage of its command, not of the program."""
-    options, unknown = top.parse_known_args(arguments)
-    if unknown:
+    options, unknown = parser().parse_known_args(arguments)
+    if unknown:  # shows the usage of its command, not of the program
         options.command.error(f"unrecognized arguments: {' '.join(unknown)}")
-    return options
+    return run(options, terminal or Terminal(sys.stdout, sys.stderr))
 
 
 def run(options: argparse.Namespace, terminal: Terminal, hint: str = "") -> int:
@@ -63,7 +59,7 @@ def run(options: argparse.Namespace, terminal: Terminal, hint: str = "") -> int:
     except ResultsClosed:
         return REFUSED
     except (errors.IgnError, OSError) as exc:
-        terminal.error(f"{options.command.prog.split()[0]}: {exc}")
+        terminal.error(f"{options.command.prog}: {exc}")
         if hint and isinstance(exc, errors.ConnectionFailed):
             terminal.error(hint)
         if isinstance(exc, errors.InputError):
@@ -301,7 +297,8 @@ def _count(pictures: int) -> str:
 # The parser. Options that a method has, too, come from `_options`
 
 
-def parser(prog: str = "ign-client") -> argparse.ArgumentParser:
+def parser(prog: str = "ign-client", switches: Mapping[str, str] = MappingProxyType({})) -> argparse.ArgumentParser:
+    """The parser of the command line; ``switches`` are further options of every command, and what they do."""
     top = argparse.ArgumentParser(
         prog=prog,
         description="Send requests to a running ign-service. IGN_BASE_URL holds its URL, IGN_API_KEY the API key.",
@@ -315,6 +312,8 @@ def parser(prog: str = "ign-client") -> argparse.ArgumentParser:
         command.set_defaults(run=run, command=command)
         for name in names.split():
             _add(command, name)
+        for switch, text in switches.items():
+            command.add_argument(switch, action="store_true", help=text)
     for each in (top, *commands.choices.values()):
         # They stand before or after the name of the command; a missing one leaves what stands before.
         connection = each.add_argument_group("connection", argument_default=argparse.SUPPRESS)
@@ -365,8 +364,8 @@ def _grid(text: str) -> tuple[int, int]:
 
 
 def _output_path(text: str) -> Path:
-    if not text:
-        raise argparse.ArgumentTypeError("expected the path of a file or folder")
+    if not text or Path(text).suffix.lower() in (".bmp", ".tif", ".tiff", ".avif"):
+        raise argparse.ArgumentTypeError(f"{text}: expected a folder, or a file: {_SUFFIXES}")
     return Path(text)
 
 

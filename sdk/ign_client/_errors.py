@@ -9,11 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
+
+_RETRIED: Final = frozenset({408, 429, 502, 503, 504})
 
 
 class IgnError(Exception):
-    """Base of all errors that this client raises on purpose."""
+    """Base of all errors that this client raises on purpose; ``retryable``: whether the same call may succeed later."""
+
+    retryable = False
 
 
 class InputError(IgnError, ValueError):
@@ -22,6 +26,8 @@ class InputError(IgnError, ValueError):
 
 class TransportError(IgnError):
     """There was no response. `__cause__` is the exception of httpx."""
+
+    retryable = True
 
 
 class ConnectionFailed(TransportError):
@@ -72,6 +78,7 @@ class Problem:
     detail: str
     request_id: str | None = None  # identifies the request in the log of the service
     retry_after: float | None = None  # seconds until the next attempt
+    retryable: bool = False  # whether the same request may succeed later
     errors: tuple[FieldError, ...] = ()
 
 
@@ -93,6 +100,7 @@ class StatusError(IgnError):
         self.detail = problem.detail
         self.request_id = problem.request_id
         self.retry_after = problem.retry_after
+        self.retryable = problem.retryable
         self.errors = problem.errors
 
     def __str__(self) -> str:
@@ -164,9 +172,7 @@ def status_error(problem: Problem) -> StatusError:
     return error(problem)
 
 
-def problem_from(
-    document: dict[str, Any], status: int, request_id: str | None, retry_after: float | None = None
-) -> Problem:
+def problem_from(document: dict[str, Any], status: int, request_id: str | None, headers: Mapping[str, str]) -> Problem:
     """The problem in an error document; missing and invalid members get a default."""
     texts = {name: value for name, value in document.items() if isinstance(value, str) and value}
     phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else "an error without a description"
@@ -176,7 +182,8 @@ def problem_from(
         code=texts.get("code", "unknown"),
         detail=texts.get("detail", phrase),
         request_id=request_id or texts.get("request_id"),
-        retry_after=retry_after,
+        retry_after=retry_after(headers),
+        retryable=status in _RETRIED and headers.get("x-should-retry", "").strip().lower() != "false",
         errors=tuple(
             FieldError(*(text if isinstance(text := error.get(name), str) else "" for name in ("field", "message")))
             for error in (errors if isinstance(errors, list) else [])

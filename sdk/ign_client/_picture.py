@@ -34,6 +34,13 @@ class Picture:
     bytes: _Bytes
     format: str
 
+    def png(self) -> _Bytes:
+        """The image as a PNG; Pillow converts other formats. Of an animation, the first frame."""
+        if self.format in ("png", "apng"):
+            return self.bytes
+        self.to_pil().save(buffer := io.BytesIO(), "PNG")
+        return buffer.getvalue()
+
     def to_pil(self) -> "PIL.Image.Image":
         """Decode the image; an animation supports `seek`. ``npy``, an array, is an `InputError`."""
         if self.format == "npy":

@@ -112,7 +112,7 @@ class EventReader(Generic[ImageT]):
         if name == "done":
             members = [self._with_images(member) for member in document["images"]]
             return Done(answer=_answers.images_of(self._kind, self._expected, {**document, "images": members}))
-        raise status_error(problem_from(document, _answers.typed(document["status"], int), self._request_id))
+        raise status_error(problem_from(document, _answers.typed(document["status"], int), self._request_id, {}))
 
     def _with_images(self, member: dict[str, Any]) -> dict[str, Any]:
         """A member of the event `done`, which has no images, with the images of the earlier events."""

@@ -19,7 +19,6 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 EVENTS: Final = "text/event-stream"
-RETRIED: Final = frozenset({408, 429, 502, 503, 504})
 MAX_ANSWER_BYTES: Final = 1 << 30
 EVENT_S: Final = 30.0  # between two events of a stream; the service sends its progress each second
 GRACE_S: Final = 1.0  # added to the timeout, so that the service's 504 at its deadline still arrives
@@ -107,7 +106,7 @@ class Response:
         except (ValueError, RecursionError):
             document = None
         known = document if isinstance(document, dict) else {}
-        return errors.problem_from(known, self.status, self.request_id, errors.retry_after(self.headers))
+        return errors.problem_from(known, self.status, self.request_id, self.headers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,21 +180,17 @@ def attempts(call: Call[T], settings: Settings, ends: float | None) -> Generator
             with errors.unexpected(f"{call.path} answered with something that is not its answer", response.request_id):
                 return call.parse(response)
         error = call.error(errors.status_error(outcome.problem())) if isinstance(outcome, Response) else outcome
-        delay = _delay(settings, response, retries)
+        delay = _delay(settings, error, retries)
         if delay is None or settings.clock() + delay > gives_up:
             raise error
         yield delay
         retries += 1
 
 
-def _delay(settings: Settings, response: Response | None, retries: int) -> float | None:
+def _delay(settings: Settings, error: errors.IgnError, retries: int) -> float | None:
     """Seconds to wait before the next attempt, after so many retries; None to give up."""
-    if retries == settings.max_retries:
+    if retries == settings.max_retries or not error.retryable:
         return None
     own = 0.5 * 2.0 ** min(retries, 4) * (0.5 + 0.5 * settings.jitter())
-    if response is None:
-        return own
-    if response.status not in RETRIED or response.headers.get("x-should-retry", "").strip().lower() == "false":
-        return None
-    seconds = errors.retry_after(response.headers) or 0.0
+    seconds = (error.retry_after if isinstance(error, errors.StatusError) else None) or 0.0
     return max(own, seconds * (1 + 0.1 * settings.jitter()))  # up to 10 % later than Retry-After says, never earlier

@@ -22,7 +22,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from starlette.datastructures import Headers
 
 from service.api.request import RequestHeaders
-from service.domain.errors import ForbiddenError, StartupError, UnauthorizedError
+from service.domain.errors import ForbiddenError, StartupError, UnauthorizedError, reason_of
 from service.domain.rate_limit import EXPECTED, Rate
 from service.settings import Settings
 
@@ -101,8 +101,7 @@ def parse_keys(data: bytes) -> tuple[ApiKey, ...]:
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        what = first["msg"].removeprefix("Value error, ")
-        raise StartupError(f"{where + ': ' if where else ''}{what}") from exc
+        raise StartupError(f"{where + ': ' if where else ''}{reason_of(first)}") from exc
     if not keys:
         raise StartupError("it holds no key")
     for field in ("name", "sha256"):

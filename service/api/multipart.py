@@ -18,7 +18,7 @@ from starlette.datastructures import QueryParams
 from service.api.request import parse_content_type, printable_name
 from service.domain.errors import InvalidContent, MalformedRequest
 
-MUST_BE_A_FILE: Final = "must be a file, with a file name or the Content-Type of an image"
+MUST_BE_A_FILE: Final = "must be a file, with a file name or the Content-Type of an image; with curl, -F NAME=@FILE"
 _CHUNK_BYTES: Final = 1 << 16
 _INTEGER: Final = re.compile(r"-?[0-9]{1,20}")
 _NUMBER: Final = re.compile(r"-?[0-9]{1,30}(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,3})?")

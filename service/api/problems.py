@@ -22,7 +22,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.domain import errors
-from service.domain.errors import IgnError, InvalidContent
+from service.domain.errors import IgnError, InvalidContent, reason_of
 
 MEDIA_TYPE: Final = "application/problem+json"
 _OPENAI: Final = "/v1/"  # the paths of OpenAI's API, whose clients expect its errors
@@ -51,9 +51,7 @@ STATUS: Final[Mapping[type[IgnError], int]] = {
 _TITLES: Final = {413: "Content Too Large", 422: "Unprocessable Content"}
 # Other codes are the status phrase in snake_case.
 _FRAMEWORK_CODES: Final = {400: errors.MalformedRequest.code, 413: errors.TooLarge.code}
-_FRAMEWORK_DETAILS: Final = {404: "nothing is served at this path", 405: "this path has no such method"}
 _INTERNAL_ERROR: Final = "the service failed on this request; its log tells why under this request id"
-_MESSAGES: Final = {"extra_forbidden": "unknown field", "missing": "required"}
 _MAX_FIELDS: Final = 32  # a body can hold a million invalid items
 _MAX_PATH: Final = 200  # characters; an unknown field can have a name of any length
 _MAX_RETRY_S: Final = 3600
@@ -176,18 +174,21 @@ def _framework_problem(exc: HTTPException) -> Problem:
     # Without a text, Starlette sets the phrase; for 413 it is "Content Too Large" on every version of Python.
     detail = exc.detail if exc.detail not in (phrase, _title(status)) else ""
     headers = dict(exc.headers or {})
+    details = {404: "nothing is served at this path; /docs lists the API"}
+    if "Allow" in headers:
+        details[405] = f"this path takes {headers['Allow']}"
     if status == HTTPStatus.UNAUTHORIZED:
         headers.setdefault("WWW-Authenticate", "Bearer")
     return Problem(
         status=status,
         code=_FRAMEWORK_CODES.get(status) or _title(status).lower().replace(" ", "_").replace("-", "_"),
-        detail=str(detail) or _FRAMEWORK_DETAILS.get(status) or _title(status).lower(),
+        detail=str(detail) or details.get(status) or _title(status).lower(),
         headers=headers,
     )
 
 
 def _invalid_content(exc: ValidationError) -> Problem:
-    found = exc.errors(include_url=False, include_context=False, include_input=False)
+    found = exc.errors(include_url=False, include_input=False)
     fields = [
         (".".join(map(str, error["loc"]))[:_MAX_PATH] or "request", _message(error)) for error in found[:_MAX_FIELDS]
     ]
@@ -200,4 +201,9 @@ def _invalid_content(exc: ValidationError) -> Problem:
 def _message(error: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden" and error["loc"][-1:] == ("image",):
         return "unknown field; JSON takes a list `images`"
-    return _MESSAGES.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ")
+    hint = (
+        ', such as {"seed": 1}'
+        if error["type"] == "model_type" and error["loc"][:1] in (("points",), ("terms",))
+        else ""
+    )
+    return reason_of(error) + hint

@@ -16,7 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from service.bulk.output import Output, check_output
 from service.bulk.pipeline import SCHEMAS, Job
 from service.bulk.sources import open_source
-from service.domain.errors import IgnError, StartupError
+from service.domain.errors import IgnError, StartupError, reason_of
 from service.environment import prepare_process
 from service.settings import from_environment, log_name_warnings
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = _PROG) -> int:
         line, status = f"stopped: {detail}; the same command continues", STOPPED
     except KeyboardInterrupt:
         line, status = "interrupted; the same command continues", INTERRUPTED
-    print(f"service.bulk: {line}", file=sys.stderr)
+    print(f"{prog} {options.task}: {line}", file=sys.stderr)
     return status
 
 
@@ -73,7 +73,7 @@ def _job(options: argparse.Namespace, output: Output) -> Job:
     except ValidationError as exc:
         first = exc.errors()[0]
         name = "-".join(str(part).replace("_", "-") for part in first["loc"])
-        raise StartupError(f"{'-' if len(name) == 1 else '--'}{name}: {first['msg']}") from None
+        raise StartupError(f"{'-' if len(name) == 1 else '--'}{name}: {reason_of(first)}") from None
     return Job(options=parsed, source=options.input, column=options.column, shard=options.shard)
 
 

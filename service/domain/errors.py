@@ -12,8 +12,43 @@ IgnError
 `service.api.problems` maps each class to its HTTP status in one table.
 """
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, Final
+
+# Kind of a failed validation → what the user reads. Kinds such as `int_parsing` and `int_type` share the first word.
+_REASONS: Final = {
+    "extra_forbidden": "unknown field",
+    "missing": "required",
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "literal_error": "must be {expected}",
+    "too_short": "needs at least {min_length}, not {actual_length}",
+    "too_long": "takes at most {max_length}",
+    "string_too_long": "takes at most {max_length} characters",
+    "string_pattern_mismatch": "must match {pattern}",
+    "bool": "must be true or false",
+    "dict": "must be an object",
+    "finite": "must be a finite number",
+    "float": "must be a number",
+    "int": "must be a whole number",
+    "list": "must be a list",
+    "model": "must be an object",
+    "string": "must be a text",
+    "tuple": "must be a list",
+}
+
+
+def reason_of(error: Mapping[str, Any]) -> str:
+    """What is wrong with a value, of one error in the `errors()` of pydantic's ValidationError."""
+    kind = error["type"]
+    text = _REASONS.get(kind) or _REASONS.get(kind.partition("_")[0])
+    if text is None:
+        return str(error["msg"]).removeprefix("Value error, ").replace("Input should", "must").removeprefix("Input ")
+    bounds = error.get("ctx", {}).items()
+    return text.format(**{name: int(n) if isinstance(n, float) and n.is_integer() else n for name, n in bounds})
 
 
 class IgnError(Exception):
@@ -181,3 +216,12 @@ class ModelFailure(IgnError, code="model_failure"):
 
 class StartupError(IgnError, code="startup"):
     """The service does not start; ``detail`` is one line for the operator and may name files."""
+
+
+@contextmanager
+def wrap_errors(prefix: str) -> Iterator[None]:
+    """Put ``prefix``, such as a file name, before the text of a `StartupError`."""
+    try:
+        yield
+    except StartupError as exc:
+        raise StartupError(f"{prefix}: {exc.detail}") from exc

@@ -76,7 +76,8 @@ def decode_base64(text: str, *, field: str, max_chars: int) -> bytes:
             raw = raw[prefix.end() :]
         return binascii.a2b_base64(raw.translate(None, _WHITE_SPACE), strict_mode=True)
     except ValueError as exc:  # the base of UnicodeEncodeError and binascii.Error
-        raise InvalidContent.field(field, "is not padded standard base64", code="invalid_base64") from exc
+        fetch = ": URLs are never fetched, send the bytes" if text.lstrip().startswith(("http:", "https:")) else ""
+        raise InvalidContent.field(field, f"is not padded standard base64{fetch}", code="invalid_base64") from exc
 
 
 def is_small(data: bytes | str) -> bool:

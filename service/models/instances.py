@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
-from service.domain.errors import ModelFailure
+from service.domain.errors import ModelFailure, wrap_errors
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceOutOfMemory, Model
 from service.environment import available_cpus
-from service.models.repository import InferenceModel, wrap_errors
+from service.models.repository import InferenceModel
 from service.runtime.session import CudaOptions
 from service.settings import Settings
 

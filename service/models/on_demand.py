@@ -24,10 +24,10 @@ from typing import Any, Final, cast
 
 from service.artifact.files import MODEL_FILES
 from service.artifact.golden import digest_of
-from service.domain.errors import ModelFailure, StartupError
+from service.domain.errors import ModelFailure, StartupError, wrap_errors
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceOutOfMemory, ModelMemory
-from service.models.repository import LOAD_S, InferenceModel, LoadedModel, Repository, describe_failure, wrap_errors
+from service.models.repository import LOAD_S, InferenceModel, LoadedModel, Repository, describe_failure
 
 _LOG = logging.getLogger(__name__)
 _MIB: Final = 2**20

@@ -20,7 +20,7 @@ from service.artifact.card import Card, from_metadata
 from service.artifact.files import GOLDEN_FILE, MODEL_FILE, MODEL_FILES, NAME_PATTERN, VERSION_PATTERN
 from service.artifact.golden import Golden, GoldenReport, check_golden, digest_of, read_golden
 from service.artifact.onnx_file import read_metadata
-from service.domain.errors import ModelFailure, StartupError
+from service.domain.errors import ModelFailure, StartupError, wrap_errors
 from service.domain.latents import NoiseSource
 from service.domain.model import DeviceLost, DeviceOutOfMemory, Model, ModelMemory
 from service.models.store import ModelStore
@@ -30,6 +30,7 @@ LOAD_S: Final = 300.0
 """Seconds that loading, warm-up and verification of a version may take. The largest file, read from a slow network disk
 at 20 MB/s, takes a third of them; a model that loops for ever does not end."""
 MAX_MODEL_BYTES: Final = 2**31 - 1  # the limit of a protobuf message, which an ONNX file is
+_NAME: Final = re.compile(NAME_PATTERN)
 _VERSION: Final = re.compile(VERSION_PATTERN)
 _MOUNTED: Final = re.compile(rf"([1-9][0-9]{{0,8}}/)?{MODEL_FILE}")
 _HINT: Final = "unset, the shipped models are served; `ign export` writes others"
@@ -96,9 +97,11 @@ class LoadedModel:
 def repository_options(settings: Settings) -> dict[str, Any]:
     """The parameters of `Repository` that follow from the settings."""
     store = ModelStore(settings.model_url, settings.model_cache) if settings.model_url else None
+    shipped = Settings.model_fields["model_dir"].get_default(call_default_factory=True)
     return {
         "directory": settings.model_dir if store is None else store.folder,
         "store": store,
+        "beside": shipped if settings.shipped_models else None,
         "default": settings.default_model,
         "only_a_guess": "default_model" not in settings.model_fields_set,
         "pins": settings.pins,
@@ -121,7 +124,7 @@ class Repository:
     takes the place of a default that is ``only_a_guess``. A name stands for its version in ``pins``, else for its
     highest. With ``strict`` every version must load. ``open_on_cpu`` opens a model that ``open_models`` opened on CUDA
     and that fails there when it is warmed up or verified; without it, such a model is refused. With a ``store``, the
-    directory holds copies from there.
+    directory holds copies from there. Models of the directory ``beside`` count too, unless it has one of their name.
     """
 
     def __init__(
@@ -136,9 +139,11 @@ class Repository:
         precision: Literal["fp32", "fp16"] = "fp32",
         open_on_cpu: ModelFactory | None = None,
         store: ModelStore | None = None,
+        beside: Path | None = None,
     ) -> None:
         self._directory, self.default, self.pins, self._strict = directory, default, pins, strict
         self._only_a_guess, self._store = only_a_guess, store
+        self._beside, self._from_beside = beside, frozenset[str]()  # `name/version` of those found there
         self._open_models, self._open_on_cpu = open_models, open_on_cpu
         self._precision: Literal["fp32", "fp16"] = precision
         self._cuda_lost = ""  # why CUDA fails every call of this process, once a model has found that out
@@ -215,13 +220,20 @@ class Repository:
 
         Raises StartupError if a model at the top of the directory has no valid card.
         """
-        folders = self._subfolders(self._directory, re.compile(NAME_PATTERN))
+        folders = self._subfolders(self._directory, _NAME)
         if name is not None:
             folder = self._directory / name
             is_there = re.fullmatch(NAME_PATTERN, name) and folder.is_dir()
             folders = iter([folder] if is_there else ())
         refs = [f"{folder.name}/{version.name}" for folder in folders for version in self._subfolders(folder, _VERSION)]
         refs += [ref for ref in self._find_mounted() if name in (None, ref.partition("/")[0])]
+        if self._beside is not None:
+            own = {ref.partition("/")[0] for ref in refs}
+            names = [each for each in self._subfolders(self._beside, _NAME) if name in (None, each.name)]
+            found = [f"{each.name}/{v.name}" for each in names for v in self._subfolders(each, _VERSION)]
+            others = [ref for ref in self._from_beside if name not in (None, ref.partition("/")[0])]
+            self._from_beside = frozenset([*others, *(ref for ref in found if ref.partition("/")[0] not in own)])
+            refs += [ref for ref in found if ref in self._from_beside]
         return sorted(refs, key=version_key)
 
     def _find_mounted(self) -> list[str]:
@@ -249,7 +261,9 @@ class Repository:
         return self._directory / self._path(ref, file)
 
     def _path(self, ref: str, file: str) -> str:
-        """A file of a version, relative to the directory."""
+        """A file of a version, relative to the directory; absolute if it lies beside."""
+        if ref in self._from_beside:
+            return str(PurePath(self._beside or "", ref, file))
         folders = (ref, ref.partition("/")[2], "")
         folder = next((each for each in folders if (self._directory / each / MODEL_FILE).exists()), ref)
         return str(PurePath(folder, file))
@@ -380,7 +394,8 @@ class Repository:
         if not path.is_file():
             raise StartupError(f"{relative}: no such file")
         resolved = path.resolve()  # what is checked is opened, even if a link changes meanwhile
-        if not any(resolved.is_relative_to(root) for root in _roots(self._directory.resolve())):
+        roots = [root for each in (self._directory, self._beside) if each for root in _roots(each.resolve())]
+        if not any(resolved.is_relative_to(root) for root in roots):
             raise StartupError(f"{relative}: leads out of the model directory")
         return resolved
 
@@ -421,15 +436,6 @@ def describe_failure(ref: str, exc: Exception) -> str:
 def _close(models: Iterable[LoadedModel | InferenceModel]) -> None:
     for model in models:
         model.close()
-
-
-@contextlib.contextmanager
-def wrap_errors(prefix: str) -> Iterator[None]:
-    """Put ``prefix``, such as a file name, before the text of a `StartupError`."""
-    try:
-        yield
-    except StartupError as exc:
-        raise StartupError(f"{prefix}: {exc.detail}") from exc
 
 
 def version_key(ref: str) -> tuple[str, int]:

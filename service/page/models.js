@@ -6,11 +6,20 @@ import { dataUrl } from "./pixels.js";
 
 const THUMBNAIL = { n: 1, seed: 7, offset: 3 };
 const MOST_THUMBNAILS = 12;
+const BUILT_IN = "mnist"; // the default of a service that was not told of another one
 
 /** What people call a model: the title of its card, or its name in words. */
 export function titleOf({ title, name }) {
   const words = name.replaceAll(/[_.-]+/g, " ");
   return title || words.charAt(0).toUpperCase() + words.slice(1);
+}
+
+/** The model to show first: the default, unless it is the built-in one; then that of the largest drawn images. */
+export function firstOf(models, usual) {
+  if (!usual.startsWith(`${BUILT_IN}/`)) return usual;
+  const size = ({ shape, prompt, noise }) => (prompt && noise ? shape.reduce((product, side) => product * side) : 0);
+  const [largest] = models.toSorted((a, b) => size(b) - size(a) || (referenceOf(b) === usual) - (referenceOf(a) === usual));
+  return referenceOf(largest);
 }
 
 export const referenceOf = ({ name, version }) => `${name}/${version}`;
@@ -37,8 +46,10 @@ export class Models extends EventTarget {
     Object.assign(this, { list: models, failures, limits });
     this.#cards.clear();
     const references = models.map(referenceOf);
-    models.sort((a, b) => (referenceOf(b) === usual) - (referenceOf(a) === usual)); // the default one first
-    this.#chosen = references.includes(preferred) ? preferred : usual;
+    const first = firstOf(models, usual);
+    const rank = (model) => [usual, first].lastIndexOf(referenceOf(model));
+    models.sort((a, b) => rank(b) - rank(a));
+    this.#chosen = references.includes(preferred) ? preferred : first;
     this.root.querySelector(".choices")?.remove();
     this.root.append(createElement("span", { className: "choices" }, ...models.map((model) => this.#choice(model))));
     this.root.disabled = false;

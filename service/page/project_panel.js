@@ -14,7 +14,7 @@ import { formatTimes, isNearlyEmpty, showVerdict, verdict } from "./verdict.js";
 const BLANK = 0.002; // least ink of a drawing, as a share of the range
 const MASK_STEPS = 8; // with fewer, a large hole stays grey
 const LARGE = 2 ** 19; // pixels; a larger image is not sent while it is drawn on
-const DRAWING_STEPS = 4; // of a model that takes several from noise: with fewer, a drawn face stays smeared
+const DRAWING_STEPS = 8; // of a model that takes several from noise: with 4, the mouth of a drawn face stays smeared
 
 export class ProjectPanel extends EventTarget {
   #panel = new Panel(byId("real"));

@@ -79,7 +79,8 @@ def test_urls_are_never_fetched(service: Service) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/x.png"
-        problem(service.post("/project", {"images": [url]}), 422, "invalid_base64", "images.0")
+        found = problem(service.post("/project", {"images": [url]}), 422, "invalid_base64", "images.0")
+        assert "never fetched" in found.detail
         problem(service.post("/project", {"images": [GOOD], "mask": url}), 422, "invalid_base64", "mask")
         problem(service.post("/score", {"images": [url]}), 422, "invalid_base64", "images.0")
         for member in ("image", "latent"):

@@ -103,7 +103,7 @@ def test_it_is_told_what_was_wrong(client: Any) -> None:
     assert failing(lambda: client.load_model("nope")) == ("404", "no model 'nope' in the model directory")
     assert failing(lambda: client.load_model("grey", config="{}")) == ("400", "parameters.config: unknown field")
     assert failing(lambda: client.unload_model("grey"))[0] == "400"
-    assert failing(client.get_log_settings) == ("404", "nothing is served at this path")
+    assert failing(client.get_log_settings) == ("404", "nothing is served at this path; /docs lists the API")
     assert failing(client.get_system_shared_memory_status)[0] == "404"
     asked = [triton.InferRequestedOutput("y", class_count=2)]
     assert failing(lambda: client.infer("grey", inputs(), outputs=asked))[0] == "400"

@@ -1,8 +1,9 @@
 """The documentation does what it says: its code runs, its commands exist, its links lead somewhere.
 
 Of every page,
-- `python` blocks run in a fresh interpreter, `js` blocks in node where it is installed; a `text` block right below is
-  their output, numbers to three digits;
+- `python` blocks run in a fresh interpreter, and are valid under mypy's strict rules, `js` blocks in node where it is
+  installed; a `text` block right below is their output, numbers to three digits; an app of FastAPI gets requests with an
+  image and with no image;
 - `sh` and `bash` blocks hold commands, `console` blocks commands behind `$ `. `curl` and `ign import` run and must
   succeed; of the others, the target, file, option or extra they name must exist. What cannot be checked belongs into a
   `text` block;
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -53,6 +54,17 @@ _FENCE = re.compile(r"^( *)(```+|~~~+)([\w-]*)[^\n]*\n(.*?)^ *\2 *$", re.MULTILI
 _LINK = re.compile(r"""\]\(<?([^)\s>]+)>?(?:\s+"[^"]*")?\)|(?:src|href)="([^"]+)\"""")
 _NUMBER = re.compile(r"(-?\d+(?:\.\d+)?(?:e-?\d+)?)")
 _TIMEOUT_S = 120
+PROGRAMS = Path(sys.executable).parent
+# Appended to a block with an app: its POST paths take an image, refuse what is none, and never fail.
+_REQUESTS = """
+from pathlib import Path
+from fastapi.testclient import TestClient
+with TestClient(app) as client:
+    for path in (route.path for route in app.routes if "POST" in getattr(route, "methods", ())):
+        for content, status in ((Path("docs/images/drawn.png").read_bytes(), 200), (b"no image", 422)):
+            response = client.post(path, files={"image": ("x.png", content)})
+            assert response.status_code == status, (path, response.status_code, response.text)
+"""
 
 
 @dataclass(frozen=True)
@@ -122,22 +134,39 @@ def base_url() -> Iterator[str]:
 
 @every_page
 def test_code_runs(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    if (ROOT / "docs" / "images").is_dir():
-        shutil.copytree(ROOT / "docs" / "images", tmp_path / "docs" / "images")
     (tmp_path / "models").symlink_to(ROOT / "models")
-    (tmp_path / "node_modules" / "@ign-service").mkdir(parents=True)
-    (tmp_path / "node_modules" / "@ign-service" / "client").symlink_to(ROOT / "sdk" / "js")
-    # A configuration of curl's, for every curl in the commands.
-    (tmp_path / ".curlrc").write_text(f'fail-with-body\nshow-error\nnoproxy = "*"\nmax-time = {_TIMEOUT_S}\n')
-    found = blocks(page.read_text(encoding="utf-8"))
-    here = f"{page.relative_to(ROOT)}:"
-    alone = [block for block in found if not block.needs_service]
-    Runner(found, here, tmp_path, BASE_URL).run(alone)
-    if len(alone) < len(found):
+    runner = runner_of(page, tmp_path)
+    alone = [block for block in runner.page if not block.needs_service]
+    runner.run(alone)
+    if len(alone) < len(runner.page):
         if "curl " in page.read_text(encoding="utf-8") and shutil.which("curl") is None:
             pytest.skip("curl is not installed, so the page's commands were not run")
         url = request.getfixturevalue("base_url")
-        Runner(found, here, tmp_path, url).run([block for block in found if block.needs_service])
+        replace(runner, base_url=url).run([block for block in runner.page if block.needs_service])
+
+
+def test_python_is_valid_under_strict_rules(tmp_path: Path) -> None:
+    for page in PAGES:
+        for block in blocks(page.read_text(encoding="utf-8")):
+            if block.language == "python":
+                name = re.sub(r"\W", "_", f"{page.relative_to(ROOT)}")
+                (tmp_path / f"{name}_line_{block.line}.py").write_text(block.code)
+    # docs/import.md writes this module.
+    (tmp_path / "net.pyi").write_text("from torch import nn\ndef make() -> nn.Module: ...\n")
+    command = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", "--cache-dir", str(tmp_path / "cache")]
+    done = subprocess.run([*command, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def runner_of(page: Path, folder: Path, base_url: str = BASE_URL, programs: Path = PROGRAMS) -> "Runner":
+    """A runner of the page's blocks in an empty folder, where it puts the images of the docs."""
+    shutil.copytree(ROOT / "docs" / "images", folder / "docs" / "images")
+    (folder / "node_modules" / "@ign-service").mkdir(parents=True)
+    (folder / "node_modules" / "@ign-service" / "client").symlink_to(ROOT / "sdk" / "js")
+    # A configuration of curl's, for every curl in the commands.
+    (folder / ".curlrc").write_text(f'fail-with-body\nshow-error\nnoproxy = "*"\nmax-time = {_TIMEOUT_S}\n')
+    found = blocks(page.read_text(encoding="utf-8"))
+    return Runner(found, f"{page.relative_to(ROOT)}:", folder, base_url, programs)
 
 
 @dataclass(frozen=True)
@@ -146,6 +175,7 @@ class Runner:
     here: str
     folder: Path
     base_url: str
+    programs: Path  # folder of the environment's programs
 
     def run(self, chosen: list[Block]) -> None:
         kinds: dict[str, Callable[[Block], None]] = {
@@ -163,7 +193,9 @@ class Runner:
             kinds[block.language](block)
 
     def python(self, block: Block) -> None:
-        self.compare(block, self.execute(block, [sys.executable, "-c", block.code.replace(BASE_URL, self.base_url)]))
+        code = block.code + (_REQUESTS if "FastAPI(" in block.code else "")
+        code = code.replace(BASE_URL, self.base_url)
+        self.compare(block, self.execute(block, [str(self.programs / "python"), "-c", code]))
 
     def javascript(self, block: Block) -> None:
         if shutil.which("node") is None:
@@ -186,6 +218,9 @@ class Runner:
                 script = command.replace(BASE_URL, self.base_url)
                 self.execute(block, ["bash", "-euo", "pipefail", "-c", script])
             else:
+                program = command.split()[0]
+                if program.startswith("ign") and self.programs != PROGRAMS:
+                    assert (self.programs / program).is_file(), f"{self.here}{block.line}: no program {program}"
                 check_named(shlex.split(command, comments=True), f"{self.here}{block.line}: {command}")
 
     def json(self, block: Block) -> None:
@@ -195,11 +230,12 @@ class Runner:
             raise AssertionError(f"{self.here}{block.line}: {exc}") from exc
 
     def execute(self, block: Block, command: list[str]) -> str:
-        path = f"{Path(sys.executable).parent}:{environment().get('PATH', '/usr/bin:/bin')}"
+        path = f"{self.programs}:{environment().get('PATH', '/usr/bin:/bin')}"
+        own = {} if self.programs == PROGRAMS else {"PYTHONPATH": ""}
         done = subprocess.run(
             command,
             cwd=self.folder,
-            env=environment(PATH=path, CURL_HOME=str(self.folder), NO_PROXY="*"),
+            env=environment(PATH=path, CURL_HOME=str(self.folder), NO_PROXY="*", **own),
             capture_output=True,
             text=True,
             errors="replace",
@@ -224,7 +260,7 @@ def check_named(words: list[str], where: str) -> None:
             assert {word for word in rest if "=" not in word} <= targets, where
         case ["python", "-m", "model_export", *options]:
             cli.parser().parse_args(options)
-        case ["python", "-m", "ign_client", *options] | ["ign-client", *options]:
+        case ["ign-client", *options]:
             client.parser().parse_args(options)
         case ["ign", *options] | ["python", "-m", "ign", *options]:
             check_ign(options, where)

@@ -8,9 +8,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.docs.test_docs import runner_of
 from tests.helpers.live import ROOT, environment, live_service
 
 BUILD_S, START_S = 600, 120
+OWN_PAGES = ("http-api", "images-by-url", "operations", "sdk", "start", "tutorial-call-from-a-service")
 OWN_PACKAGES = ("service", "model_export", "ign", "ign_client", "models")
 pytest.importorskip("hatchling")
 
@@ -65,7 +67,18 @@ def test_it_serves_digits(installed: Path, folder: Path, options: tuple[str, ...
         assert httpx.get(url, headers={"Accept": "text/html"}).status_code == 200
         done = run([installed / "ign", "generate", "--base-url", url, "-n", "2", "-o", "out"], folder)
         assert done.returncode == 0, done.stderr
+        done = run([installed / "ign-client", "models", "--base-url", url], folder)
+        assert "mnist" in done.stdout
     assert len(list((folder / "out").iterdir())) == 2
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{name}.md" for name in OWN_PAGES)])
+def test_the_code_of_the_docs_runs(installed: Path, tmp_path: Path, page: str) -> None:
+    """In an environment that holds the wheel and nothing else."""
+    with live_service(installed / "ign", "serve", "--port", "0", cwd=str(tmp_path), PYTHONPATH="") as url:
+        digits(url)  # metrics of a page need a request
+        runner = runner_of(ROOT / page, tmp_path, url, installed)
+        runner.run(runner.page)
 
 
 def test_python_m_with_a_safe_path(installed: Path, folder: Path) -> None:

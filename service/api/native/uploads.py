@@ -283,7 +283,8 @@ def read_form(api: ApiRequest, body: bytes, schema: type[Form], *images: str, ma
     fields, files = parse_multipart(content_type, body, file_names=names, **limits)
     for name in files:
         if name not in names:
-            raise InvalidContent.field(printable_name(name), f"unknown file; expected {' or '.join(names)}")
+            several = f"; for several, repeat `{name[:-1]}`" if name[:-1] in names else ""
+            raise InvalidContent.field(printable_name(name), f"unknown file; expected {' or '.join(names)}{several}")
     if "image" in fields:
         raise InvalidContent.field("image", MUST_BE_A_FILE)
     mask_texts = fields.pop("mask", []) if mask else []  # a mask may come as base64 text, too

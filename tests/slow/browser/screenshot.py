@@ -1,7 +1,7 @@
 """`python -m tests.slow.browser.screenshot` draws the pictures of the page anew, with the models that ship."""
 
 import shutil
-from typing import Final
+from typing import Any, Final
 
 from PIL import Image
 from playwright.sync_api import sync_playwright
@@ -22,7 +22,7 @@ THREE: Final = (
 def main() -> None:
     with serving(settings(MODELS, default_model="mnist")) as service, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ALONE)
-        options = {"viewport": {"width": 1280, "height": 720}, "reduced_motion": "reduce"}
+        options: dict[str, Any] = {"viewport": {"width": 1280, "height": 720}, "reduced_motion": "reduce"}
         with visiting(browser, service.url, **options) as visit:
             visit.empty()
             visit.draw(THREE)

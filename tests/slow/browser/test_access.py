@@ -242,12 +242,18 @@ def test_axe_finds_nothing(browser: "Browser", service: Service, width: int, sch
         assert found.violations_count == 0, found.generate_report()
 
 
+@pytest.mark.parametrize("model", ["mnist/4", ""])
 @pytest.mark.parametrize(("width", "height"), [(320, 800), (390, 844), (820, 800), (1280, 720), (1440, 900)])
-def test_it_fits(browser: "Browser", service: Service, width: int, height: int) -> None:
-    """Canvas, result and verdict are in the first view, and nothing makes the page scroll sideways."""
-    with visiting(browser, service.url, viewport={"width": width, "height": height}) as visit:
+def test_it_fits(browser: "Browser", service: Service, width: int, height: int, model: str) -> None:
+    """Canvas, result and verdict are in the first view, and nothing makes the page scroll sideways.
+
+    Unless the address or the settings name a model, the one of the largest images comes first.
+    """
+    with visiting(browser, service.url, model, viewport={"width": width, "height": height}) as visit:
         visit.ready()
         visit.settled()
+        expected = ("Digits", "once") if model else ("Avatars", "8 times")
+        assert (visit.one("#models :checked + span").inner_text(), visit.one("#steps-out").inner_text()) == expected
         for selector in ("#paint", "#made", "#verdict .status"):
             box = visit.one(selector).bounding_box()
             assert box is not None

@@ -110,8 +110,8 @@ class Visit:
 
 
 @contextmanager
-def visiting(browser: "Browser", url: str, **options: Any) -> Iterator[Visit]:
-    """Open the page; in the end nothing may have failed in the browser, nor have been asked of another host."""
+def visiting(browser: "Browser", url: str, model: str = "mnist/4", **options: Any) -> Iterator[Visit]:
+    """Open the page with this model, if there is one; in the end nothing may have failed, or come from another host."""
     context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
     context.set_default_timeout(PATIENCE_MS)
     page = context.new_page()
@@ -120,7 +120,7 @@ def visiting(browser: "Browser", url: str, **options: Any) -> Iterator[Visit]:
     page.on("pageerror", lambda error: visit.complaints.append(str(error)))
     page.on("request", lambda asked: visit.hosts.add(_host(asked.url)))
     try:
-        page.goto(url)
+        page.goto(url if "#" in url or url.endswith("/docs") else f"{url.rstrip('/')}/#m={model}")
         yield visit
     finally:
         context.close()

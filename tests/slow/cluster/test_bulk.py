@@ -44,7 +44,7 @@ def test_the_same_as_on_one_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (output / "000003").write_text("in the way")
     stopped = again()
     assert stopped.returncode == 3, stopped.stderr[-5000:]
-    assert "service.bulk: stopped: [Errno 20] Not a directory" in stopped.stderr.splitlines()[-1]
+    assert "python -m service.bulk project: stopped: [Errno 20] Not a directory" in stopped.stderr.splitlines()[-1]
     assert not (output / "manifest.jsonl").exists()
     (output / "000003").unlink()
     first, second = again(), again()  # the second time all is done

@@ -121,7 +121,7 @@ def test_serve_help_names_every_setting_variable_and_default() -> None:
 def test_only_given_options_are_passed_on(served: list[tuple[dict[str, str], bool]]) -> None:
     assert ign("serve", "--check", IGN_PORT="not a port").exit_code == 0
     assert ign("serve", "--models", "there", "--port", "0").exit_code == 0
-    assert served == [({}, True), ({"model_dir": "there", "port": "0"}, False)]
+    assert served == [({}, True), ({"model_dir": "there", "shipped_models": "1", "port": "0"}, False)]
 
 
 def test_a_refusal_names_the_option_that_was_given(capsys: Any) -> None:
@@ -160,6 +160,38 @@ def toy(tmp_path: Path) -> dict[str, str]:
     return {"IGN_MODEL_DIR": str(tmp_path / "models"), "IGN_DEFAULT_MODEL": "toy", "IGN_DEVICE": "cpu"}
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--bogus", "ign: no option --bogus;"),
+        ("fly", "ign: no command fly;"),
+        ("keys fly", "ign keys: no command fly;"),
+        ("serve --bogus", "ign serve: no option --bogus"),
+        ("serve here", "ign serve: here: one argument too many;"),
+        ("serve --device tpu", "ign serve: --device: 'tpu' is not one of 'auto', 'cpu', 'cuda';"),
+        ("serve --port", "ign serve: --port: "),
+        ("site", "ign site: OUT: missing;"),
+        ("keys add x", "ign keys add: --file or the variable IGN_API_KEYS_FILE: missing;"),
+        ("models --models nowhere", "ign models: IGN_MODEL_DIR=nowhere: no such directory"),
+        ("train --bogus 1", "ign train: no option --bogus;"),
+        ("generate", "ign generate: -o/--out: missing;"),
+        ("generate -o x -n many", "ign generate: -n: 'many' is no number;"),
+        ("generate -o x --local --base-url y", "ign generate: --local starts a service of its own"),
+        ("project -o x --format gif y", "ign project: --format: 'gif' is not one of "),
+        ("bulk generate", "ign bulk generate: OUTPUT: missing;"),
+        ("bulk generate x -n 0", "ign bulk generate: -n: must be at least 1"),
+        ("score nowhere.png", "ign score: nowhere.png: no such file"),
+        ("train --data x", "ign train: --out: name the folder"),
+    ],
+)
+def test_every_error_is_one_line_that_names_the_command(words: str, says: str) -> None:
+    done = ign(*words.split())
+    assert done.exit_code == 2
+    assert done.output.startswith(says)
+    assert done.output.count("\n") == 1
+    assert not re.search("invalid|Error|[Uu]sage|argument is|No such", done.output)
+
+
 def test_models_are_listed_from_their_cards(toy: dict[str, str]) -> None:
     models = {"IGN_MODEL_DIR": toy["IGN_MODEL_DIR"]}
     for default, mark in ((toy, "*"), (models, "*"), (models | {"IGN_DEFAULT_MODEL": "mnist"}, " ")):
@@ -177,7 +209,7 @@ def test_an_unreadable_model_is_one_line(toy: dict[str, str], content: bytes | N
     if content is not None:
         file.write_bytes(content)
     done = ign("models", **toy)
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert len(done.output.splitlines()) == 1
     assert "toy/1/model.onnx" in done.output
 

@@ -77,7 +77,7 @@ def test_a_disk_that_is_full_changes_nothing(file: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("os.replace", full)
     done = keys("add", "bob", "--file", str(file))
-    assert (done.exit_code, done.output) == (1, f"Error: {file}: No space left on device\n")
+    assert (done.exit_code, done.output) == (1, f"ign keys: {file}: No space left on device\n")
     assert [entry.name for entry in file.parent.iterdir()] == ["keys.json"]
 
 
@@ -108,7 +108,7 @@ def test_a_file_of_another_kind_is_left_alone_and_without_one_it_says_how_to_nam
     for content in ("", "{}", '[{"name": "alice"}]', "[[]]"):
         file.write_text(content)
         done = keys(*arguments, "--file", str(file))
-        assert done.exit_code == 1
+        assert done.exit_code == 2
         assert str(file) in done.output
         assert file.read_text() == content
     monkeypatch.delenv("IGN_API_KEYS_FILE", raising=False)
@@ -119,7 +119,7 @@ def test_a_file_of_another_kind_is_left_alone_and_without_one_it_says_how_to_nam
 
 def test_a_file_that_cannot_be_read_or_written() -> None:
     done = keys("list", IGN_API_KEYS_FILE="/nowhere/keys.json")
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "/nowhere/keys.json: No such file" in done.output
     assert keys("add", "bob", "--file", "/nowhere/keys.json").exit_code == 1
 

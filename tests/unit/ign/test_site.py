@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ign import site
+from ign.__main__ import main
 from service.artifact.onnx_file import read_metadata
 from tests.helpers.onnx_models import write_model
 
@@ -60,7 +61,7 @@ def models(tmp_path: Path) -> Path:
 
 
 def make(out: Path, models: Path, *options: str) -> Result:
-    return CliRunner().invoke(site.site, [str(out), "--models", str(models), "--default-model", "toy", *options])
+    return CliRunner().invoke(main, ["site", str(out), "--models", str(models), "--default-model", "toy", *options])
 
 
 def content(out: Path) -> dict[str, bytes]:
@@ -177,7 +178,7 @@ def test_what_it_cannot_do_is_one_line_and_writes_nothing(
     done = make(
         out, tmp_path / "no" if wrong == "models" else models, *(["--runtime", "."] if wrong == "runtime" else [])
     )
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert said in done.output
-    assert done.output.splitlines()[-1].startswith("Error: ")
+    assert done.output.splitlines()[-1].startswith("ign site: ")
     assert content(tmp_path) == before

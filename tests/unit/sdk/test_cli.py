@@ -16,7 +16,7 @@ from PIL import Image
 
 from ign_client import Client
 from ign_client._batches import Terminal
-from ign_client._cli import main, parse, parser, run
+from ign_client._cli import main, parser, run
 from tests.contract.data import frames, pixels
 from tests.contract.harness import Service
 from tests.helpers.live import environment
@@ -316,7 +316,7 @@ def test_an_error_that_concerns_all_images_ends_the_command(
 ) -> None:
     shell = canned(*before, *[response] * 3)
     assert shell(*ONE, "project", scans, "-o", tmp_path / "out", "--jobs", 1) == status
-    assert shell.err == "interrupted\n" if status == INTERRUPTED else shell.err.startswith("ign-client: ")
+    assert shell.err == "interrupted\n" if status == INTERRUPTED else shell.err.startswith("ign-client project: ")
     assert shell.err.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
@@ -360,7 +360,7 @@ def test_retries_and_a_hint_if_there_is_no_service(canned: Callable[..., Shell],
     assert shell("--timeout", 5, "generate", "-o", tmp_path) == DONE
     canned(httpx.ConnectError("refused"))
     err = io.StringIO()
-    options = parse(parser(), ["--retries", "0", "models"])
+    options = parser().parse_args(["--retries", "0", "models"])
     assert run(options, Terminal(None, err), "start one") == UNREACHABLE
     assert err.getvalue().endswith("\nstart one\n")
 
@@ -402,7 +402,7 @@ def test_commands_that_cannot_be_carried_out(
     for name in ("x.png", "x.jpg"):
         (tmp_path / name).write_bytes(PICTURE)
     assert shell(*words.split()) == USAGE
-    assert shell.err.startswith(f"ign-client: {text}")
+    assert shell.err.partition(": ")[2].startswith(text)
     assert not (tmp_path / "out").exists()
 
 
@@ -413,6 +413,7 @@ def test_commands_that_cannot_be_carried_out(
         ("", "dance"),
         ("generate", ""),
         ("generate", "-o  "),
+        ("generate", "-o x.bmp"),
         ("generate", "-o x --jobs 0"),
         ("generate", "-o x --jobs many"),
         ("interpolate", "1 2 -o x --jobs 2"),
@@ -460,7 +461,8 @@ def test_progress_tells_rate_and_time_left() -> None:
 @pytest.mark.parametrize("redirection", ["", ">&-", "| true"])
 def test_as_a_process(service: Service, tmp_path: Path, redirection: str) -> None:
     """The environment says where the service is; nobody has to read the results."""
-    command = f"{sys.executable} -m ign_client --retries 0 generate --seed 7 -o {{}} {redirection}"
+    program = "import sys; from ign_client._cli import main; sys.exit(main())"
+    command = f"{sys.executable} -c '{program}' --retries 0 generate --seed 7 -o {{}} {redirection}"
     for name, url in (("seven.png", service.url), ("eight.png", "http://127.0.0.1:1")):
         done = subprocess.run(
             ["bash", "-c", command.format(name)],
@@ -476,6 +478,6 @@ def test_as_a_process(service: Service, tmp_path: Path, redirection: str) -> Non
             assert done.stdout == ("" if redirection else "seven.png: seed 7\n")
         else:
             assert done.returncode == (DONE if "|" in redirection else UNREACHABLE)
-            assert done.stderr.startswith("ign-client: POST /generate: ")
+            assert done.stderr.startswith("ign-client generate: POST /generate: ")
             assert done.stderr.count("\n") == 1
     assert names(tmp_path) == ["seven.png"]

@@ -78,6 +78,7 @@ def test_errors_say_what_the_problem_says(ask: Ask, status: int, kind: type[Stat
         status=status, **named, errors=(ign_client.FieldError("n", "too many"), ign_client.FieldError("", ""))
     )
     assert type(caught.value) is kind
+    assert not caught.value.retryable
     assert caught.value.problem == pickle.loads(pickle.dumps(caught.value)).problem == expected
 
 

@@ -132,6 +132,9 @@ def test_images_are_decoded() -> None:
     np.testing.assert_array_equal(IMAGE.to_numpy(), noise(4, 5, 3))
     assert IMAGE.to_numpy().flags.writeable
     assert (IMAGE.to_pil().size, IMAGE.to_pil().mode) == ((5, 4), "RGB")
+    lossless = Picture(bytes=save(noise(4, 5, 3), "WEBP", lossless=True), format="webp")
+    assert IMAGE.png() == PNG
+    assert np.array_equal(Picture(bytes=lossless.png(), format="png").to_numpy(), IMAGE.to_numpy())
     rows = np.arange(4, dtype=np.float32).reshape(1, 2, 2)
     array = Picture(bytes=npy(rows), format="npy")
     np.testing.assert_array_equal(array.to_numpy(), rows)

@@ -32,6 +32,7 @@ def test_broken_connections_are_tried_again_and_the_last_failure_is_raised(ask: 
         ask(Canned(problem(429), httpx.ReadError("x"), problem(503)), "generate")
     with pytest.raises(ConnectionFailed):
         ask(Canned(problem(429), problem(503), httpx.ReadError("x")), "generate")
+    assert ConnectionFailed.retryable
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,7 @@ def test_should_retry_false_is_obeyed(ask: Ask) -> None:
         ask(Canned(problem(504, "deadline_unreachable", X_Should_Retry="False")), "generate")
     with pytest.raises(TooManyRequests) as caught:  # not within the timeout
         ask(Canned(problem(429, Retry_After="31")), "generate")
-    assert (caught.value.retry_after, ask.waits) == (31.0, [])
+    assert (caught.value.retry_after, caught.value.retryable, ask.waits) == (31.0, True, [])
     assert ask(Canned(problem(429, Retry_After="600"), answer()), "generate", deadline=601.0)
     assert ask.waits == [600.0]
 

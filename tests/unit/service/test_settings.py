@@ -108,6 +108,7 @@ def test_bad_value_names_variable_value_and_what_is_expected(name: str, text: st
     line = refusal(**{f"IGN_{name}": text})
     assert line.startswith(f"IGN_{name}={text[:50]!r}"[:50])
     assert len(line) < 300
+    assert "Input" not in line
     assert str(summary_of(name.lower())) in line
 
 

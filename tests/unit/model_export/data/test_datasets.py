@@ -165,7 +165,7 @@ def test_unusable_data_is_one_line_and_exit_code_2(
     source = make(tmp_path)
     assert main(train_arguments(source, tmp_path / "run")) == 2
     error = capsys.readouterr().err
-    assert re.fullmatch(r"error: --data .*\n", error)
+    assert re.fullmatch(r"python -m model_export \w+: --data .*\n", error)
     assert says in error
     assert not (tmp_path / "run").exists()
 

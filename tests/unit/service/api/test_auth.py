@@ -41,7 +41,7 @@ def test_keys_file(keys: tuple[ApiKey, ...]) -> None:
     ("content", "says"),
     [
         ("", "JSON"),
-        ("{}", "array"),
+        ("{}", "list"),
         ("[]", "no key"),
         (json.dumps([ENTRIES[0] | {"sha256": "ab"}]), "0.sha256"),
         (json.dumps([ENTRIES[0] | {"name": "a b"}]), "0.name"),
