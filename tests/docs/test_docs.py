@@ -2,8 +2,8 @@
 
 Of every page,
 - `python` blocks run in a fresh interpreter, and are valid under mypy's strict rules, `js` blocks in node where it is
-  installed; a `text` block right below is their output, numbers to three digits; an app of FastAPI gets requests with an
-  image and with no image;
+  installed; a `text` block right below is their output, numbers to three digits; an app of FastAPI gets requests with
+  an image and with no image;
 - `sh` and `bash` blocks hold commands, `console` blocks commands behind `$ `. `curl` and `ign import` run and must
   succeed; of the others, the target, file, option or extra they name must exist. What cannot be checked belongs into a
   `text` block;

@@ -162,7 +162,7 @@ def test_images_from_1_by_1_to_3000_by_2000_have_no_seam(folder: Path, tmp_path:
     with serving(settings(tmp_path, default_model="grey")) as service:
         tile = service.get("/models/grey").json()["shape"][1]
         for height, width in sizes:
-            image = noise(int(height), int(width), seed=int(height)) & 0xE0  # so that its file is small
+            image = noise(int(height), int(width), seed=int(height)) & np.uint8(0xE0)  # so that its file is small
             headers = {"Content-Type": "image/png", "Accept": "application/x-npy"}
             answer = service.client.post("/project", content=save(image), headers=headers)
             made = np.load(io.BytesIO(answer.content)).reshape(image.shape)
