@@ -36,6 +36,7 @@ from model_export.data import damages
 from model_export.data.pages import (
     HELD_OUT_PICTURES,
     FloatImage,
+    enlarged,
     font_files,
     load_font,
     noise_field,
@@ -278,19 +279,16 @@ def tuned_sauvola(count: int = 6) -> dict[str, Any]:
     settings = [{"window": window, "k": k} for window in (25, 51, 101) for k in (0.1, 0.2, 0.34)]
 
     def error(setting: Mapping[str, Any]) -> float:
-        pages = [enlarged(scan, each.dpi) for scan, each in zip(scans, samples, strict=True)]
+        pages = [prepared(scan, each.dpi) for scan, each in zip(scans, samples, strict=True)]
         images = [sauvola(page, dpi, **setting) for page, dpi in pages]
         return sum(error_rate(text, each.text) for text, each in zip(read(images), samples, strict=True))
 
     return min(settings, key=error)
 
 
-def enlarged(image: Levels, dpi: int) -> tuple[Levels, int]:
+def prepared(image: Levels, dpi: int) -> tuple[Levels, int]:
     """Small print twice as large, and its dpi."""
-    if dpi >= SMALL_PRINT:
-        return image, dpi
-    size = (2 * image.shape[1], 2 * image.shape[0])
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)), 2 * dpi
+    return (image, dpi) if dpi >= SMALL_PRINT else (enlarged(image), 2 * dpi)
 
 
 def measure(
@@ -299,7 +297,7 @@ def measure(
     """Clean and read one block under every condition: a record for each picture and method that is not known."""
     sample = block(number)
     for condition, scan in conditions(number, sample):
-        image, dpi = enlarged(scan, sample.dpi)
+        image, dpi = prepared(scan, sample.dpi)
         names = [name for name in methods if (number, condition, name) not in known]
         done = {name: methods[name](image, dpi) for name in names}
         changes: dict[str, Any] = {}
@@ -318,7 +316,7 @@ def sheet(methods: Mapping[str, Method]) -> Levels:
     for number in range(2):
         sample = block(number)
         for _, scan in conditions(number, sample):
-            image, dpi = enlarged(scan, sample.dpi)
+            image, dpi = prepared(scan, sample.dpi)
             row = [image, *(methods[name](image, dpi) for name in ("background", "f", "f2"))]
             lines.append(np.hstack([np.pad(each[60:180, 60:460], 2) for each in row]))
     return np.vstack(lines)

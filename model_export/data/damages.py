@@ -55,6 +55,15 @@ def paper(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
     return out
 
 
+def tint(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
+    """A shaded box behind a part of the text."""
+    out, (height, width) = image.copy(), image.shape
+    top, bottom = np.sort(g.uniform(-0.2, 1.2, 2)) * height
+    left, right = np.sort(g.uniform(-0.2, 1.2, 2)) * width
+    out[max(0, int(top)) : int(bottom), max(0, int(left)) : int(right)] *= 1 - g.uniform(0.03, 0.1 + 0.25 * strength)
+    return out
+
+
 def ruled(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """Ruled or squared paper under the text."""
     out, step, pen = image.copy(), max(4, int(em * g.uniform(0.5, 2.2))), max(1, round(em * g.uniform(0.02, 0.08)))
@@ -230,6 +239,7 @@ SHARES: Final[dict[Damage, float]] = {
     # In the order in which they happen, each with the share of the pages that have it.
     fade: 0.2,
     bleed: 0.2,
+    tint: 0.1,
     paper: 0.45,
     ruled: 0.09,
     halftone: 0.06,

@@ -149,10 +149,10 @@ class _Painter:
             self.draw.line((x0, y1, x1, y1), fill=ink, width=self._pen())
 
     def box(self, box: Box, ink: int) -> None:
-        """Text on a shaded or a dark ground."""
+        """Text on a dark ground or in a frame. A shaded ground is a damage, `tint`: it looks like a shadow."""
         g, inner = self.g, self.em / 2
         dark = g.random() < 0.45
-        ground = int(g.integers(0, 90) if dark else g.integers(195, 250))
+        ground = int(g.integers(0, 90)) if dark else 255
         outline = int(g.integers(0, 100)) if g.random() < 0.5 else None
         self.draw.rectangle(box, fill=ground, outline=outline, width=self._pen())
         x0, y0, x1, y1 = box
@@ -227,10 +227,10 @@ class _Painter:
 
 
 _REGIONS: Final[Sequence[tuple[float, Callable[[_Painter, Box, int], None]]]] = (
-    (0.48, _Painter.text),
-    (0.12, _Painter.box),
+    (0.54, _Painter.text),
+    (0.10, _Painter.box),
     (0.12, _Painter.table),
-    (0.12, _Painter.photograph),
+    (0.08, _Painter.photograph),
     (0.05, _Painter.diagram),
     (0.05, _Painter.stamp),
     (0.06, _Painter.writing),
@@ -295,6 +295,12 @@ def resized(image: NDArray[Any], shape: Sequence[int], how: Image.Resampling = I
     """An image (h, w) in another size (H, W)."""
     scaled: FloatImage = np.asarray(Image.fromarray(image.astype(np.float32)).resize((shape[1], shape[0]), how))
     return scaled
+
+
+def enlarged(image: Levels) -> Levels:
+    """Twice as large."""
+    size = (2 * image.shape[1], 2 * image.shape[0])
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
 def smooth_field(g: Generator, shape: Sequence[int], cells: int, low: float, high: float) -> FloatImage:

@@ -1,4 +1,7 @@
-"""The data set `scans`: parts of drawn pages, clean and damaged. A fifth of the pages has no damage."""
+"""The data set `scans`: parts of drawn pages, clean and damaged. A fifth of the pages has no damage.
+
+Half of the pages with type that is large enough are scanned at half the resolution and enlarged, as small print is.
+"""
 
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -9,26 +12,28 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from tqdm import tqdm
 
 from model_export.data.damages import damaged
-from model_export.data.pages import draw_page, to_levels
+from model_export.data.pages import draw_page, enlarged, to_levels
 from service.artifact.pixels import Levels
 
-PAGES: Final = 2800
-SIDE: Final = 160  # of a part
-_PARTS: Final = 3  # along each side of a page
+PAGES: Final = 5000
+SIDE: Final = 240  # of a part
+_PARTS: Final = 2  # along each side of a page
 _UNDAMAGED: Final = 5  # every fifth page
 _HELD_OUT: Final = 20  # every twentieth page
 _INK: Final = 0.01  # share of dark pixels; of parts with less, few are kept
 _FEW: Final = 0.15
+_SMALLEST: Final = 18.0  # height of the type, in pixels, that can be halved
 _CHUNK: Final = 10  # pages that a process draws at once
 
 
 def draw_scans(pages: int = PAGES, *, side: int = SIDE, seed: int = 7) -> dict[str, NDArray[Any]]:
     """Draw the set: `x_train`, `x_test` and `damaged_train`, `damaged_test`, each (N, side, side) uint8.
 
-    Up to nine parts of a page are kept. A page is a function of seed, number, side and the fonts of this machine.
+    Up to four parts of a page are kept. A page is a function of seed, number, side and the fonts of this machine.
     """
     workers = min(len(os.sched_getaffinity(0)), -(-pages // _CHUNK))
     # `spawn`, because a fork would copy the threads' locks of libraries that are already loaded.
@@ -46,7 +51,12 @@ def _pairs(seed: int, side: int, number: int) -> Levels:
     """The parts of a page, each with its damaged copy: (N, 2, side, side)."""
     g = np.random.default_rng((seed, number))
     page, em = draw_page(g, _PARTS * side)
+    halved = em >= _SMALLEST and g.random() < 0.5
+    if halved:
+        page, em = np.asarray(Image.fromarray(page).reduce(2)), em / 2
     scan = to_levels(damaged(g, page.astype(np.float32) / 255, em)) if number % _UNDAMAGED else page
+    if halved:
+        page, scan = (enlarged(each) for each in (page, scan))
     both = np.stack([page, scan]).reshape(2, _PARTS, side, _PARTS, side).transpose(1, 3, 0, 2, 4)
     parts = both.reshape(-1, 2, side, side)
     keep = ((parts[:, 0] < 128).mean((1, 2)) > _INK) | (g.random(len(parts)) < _FEW)

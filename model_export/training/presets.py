@@ -208,10 +208,10 @@ PRESETS = {
         Preset(
             name="scans",
             objective="restore",
-            network=NetworkConfig(size=160, channels=1, widths=(16, 32, 64, 64), bottleneck=0, full=8),
-            stages=restoring_stages(7_500, 11_500),
+            network=NetworkConfig(size=240, channels=1, widths=(16, 32, 64, 64), bottleneck=0, full=8),
+            stages=restoring_stages(20_000, 20_000),
             distance="l1_ink",
-            batch=6,
+            batch=4,
             background=(1.0,),
             tile=768,
             overlap=144,  # f sees no farther, so tiles give the bits of the whole page
