@@ -96,7 +96,8 @@ def _in_child(options: argparse.Namespace, version: str) -> Iterator[str | Mappi
                 child.join(_END_S)  # else the process that tracks resources warns of what a killed one held
                 raise message
             yield message
-        raise UserError(f"{options.file}: a step takes more than {options.timeout:g} s; does it end? See --timeout")
+        limit = f"a step takes more than {options.timeout:g} s"
+        raise UserError(f"{options.file}: {limit}; does it end? See --timeout, or choose a smaller --tile")
     except EOFError as exc:
         child.join()
         if child.exitcode:

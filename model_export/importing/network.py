@@ -26,6 +26,7 @@ _BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64)
 _BATCH_VALUES: Final = 2**22  # float32 numbers of the largest batch, 16 MiB
 _TILE_VALUES: Final = 2**20  # of tiles: other requests wait until a batch ends
 _FEWEST_ROWS, _MOST_ROWS = 3, 16  # that are tried
+_ROW_VALUES: Final = 2**18  # float32 numbers of all of them, for tiles: the service runs them at every start
 _GOLDEN_VALUES: Final = 2**26  # float32 numbers that `golden.npz` may hold
 _BATCH: Final = 7
 _IMAGES: Final = 2000  # that drift and distance are measured on
@@ -56,6 +57,7 @@ def import_network(options: Namespace, version: str) -> Iterator[str | Mapping[s
     size = "any size" if tiles else f"{height}×{width}"
     yield f"chosen: images of {size}, {colour}, values {low:g}…{high:g}{reason}"
     rows = _rows(card)
+    yield f"checking: {len(rows)} images of {height}×{width}, alone and in batches"
     form, expected = _expected(source, form, rows)
     form, function, data, difference = _fold(source, form, card, rows, expected)
     if tiles and form.batch == "loop":  # whose rows have one size
@@ -190,7 +192,8 @@ def _rows(card: Card) -> FloatRows:
     (low, high), (channels, height, width) = card.range, card.shape
     down, right = np.meshgrid(np.linspace(0, 1, height), np.linspace(0, 1, width), indexing="ij")
     patterns = np.stack([right, np.abs(right - 0.5) < 0.12, right * down, down, 0 * down, 1 + 0 * down])
-    count = max(_FEWEST_ROWS, min(_MOST_ROWS, _BATCH_VALUES // math.prod(card.shape)))
+    most = _ROW_VALUES if card.tiles else _BATCH_VALUES
+    count = max(_FEWEST_ROWS, min(_MOST_ROWS, most // math.prod(card.shape)))
     images = np.stack([np.roll(patterns, -2 * channel, axis=0)[:count] for channel in range(channels)], axis=1)
     random = np.random.default_rng(0).random((count, *card.shape))
     rows = (low + np.concatenate([images, random])[:count] * (high - low)).astype(np.float32)

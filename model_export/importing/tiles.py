@@ -49,13 +49,15 @@ def measure_reach(f: Function, channels: int, side: int, values: tuple[float, fl
     rows, columns = (np.flatnonzero(changed.any(axis=axis)) for axis in (1, 0))
     reached = [(first - int(each[0]), int(each[-1]) - first - multiple + 1) for each in (rows, columns) if len(each)]
     radius = max([0, *(far for pair in reached for far in pair)])
-    if radius >= first - multiple:
-        return Reach(radius=None, multiple=multiple)
-    # One pixel is little of the mean over an image: with all others changed, too, the middle must stay.
-    near, other = slice(first - radius, first + multiple + radius), np.full_like(images, low)
-    other[..., near, near] = images[..., near, near]
-    beyond = np.abs(f(other) - results)[..., middle, middle].max() > limit
-    return Reach(radius=None if beyond else radius, multiple=multiple)
+    # One pixel is little of the mean over an image, and of what a deep network sees at its edges: with all others
+    # changed, too, the middle must stay. If it does not, f looks further than a pixel showed.
+    while radius < first - multiple:
+        near, other = slice(first - radius, first + multiple + radius), np.full_like(images, low)
+        other[..., near, near] = images[..., near, near]
+        if np.abs(f(other) - results)[..., middle, middle].max() <= limit:
+            return Reach(radius=radius, multiple=multiple)
+        radius += max(1, radius // 4)
+    return Reach(radius=None, multiple=multiple)
 
 
 def _commutes(f: Function, images: FloatRows, results: FloatRows, shift: int, limit: float) -> bool:

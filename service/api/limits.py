@@ -52,14 +52,15 @@ class InFlightRequests:
         """Count bytes until their request ends. Raises `OverShare` or `TooManyBytes` if there is no room for them.
 
         Bytes of a body count as they arrive. If an announced length counted, a few slow clients could reserve
-        everything without sending a byte. A response that is larger than all there is gets all.
+        everything without sending a byte. A request that needs more than there is gets all, if it is alone.
         """
-        caller, size = state["caller"], min(size, self.bytes.capacity.size)
+        caller, held = state["caller"], state.get("held_bytes", 0)
+        size = min(size, self.bytes.capacity.size - held)
         if not self.bytes.take(caller, size):
             if self.bytes.is_over_share(caller, size):
                 raise OverShare("the requests of this caller hold too many bytes (IGN_MAX_INFLIGHT_BYTES)")
             raise TooManyBytes("the requests in flight hold too many bytes")
-        state["held_bytes"] = state.get("held_bytes", 0) + size
+        state["held_bytes"] = held + size
 
     def leave(self, epoch: "Epoch", state: Mapping[str, Any]) -> None:
         """Count a request that has ended, and the bytes that `hold` counted for it."""

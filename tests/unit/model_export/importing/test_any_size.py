@@ -17,6 +17,8 @@ from PIL import Image
 from ign_client import Client
 from model_export import cli
 from service.app import running_services
+from service.artifact.card import from_metadata
+from service.artifact.onnx_file import read_metadata
 from service.bulk import __main__ as bulk
 from service.domain.latents import NoiseSource
 from tests.contract.data import b64
@@ -149,6 +151,20 @@ def test_a_network_that_takes_one_row_has_tiles_of_one_size(tmp_path: Path, serv
         assert project(running, noise(5, 6)).shape == (5, 6)
     assert service.get("/models/grey").json()["tiles"]["smaller"] == [8, 16]
     assert service.get("/models/reducing").json()["tiles"]["smaller"] == [32, 64]
+
+
+@pytest.mark.parametrize(("depth", "gain", "last"), [(12, 1.0, 0.1), (17, 1.0, 1.0), (17, 1.4, 0.02)])
+def test_a_deep_network_gets_the_tiles_that_are_asked_for(depth: int, gain: float, last: float, tmp_path: Path) -> None:
+    """What it sees at the edge of its reach is too little to notice in a single pixel."""
+    network = Network(["n", 1, "h", "w"]).conv(1, 8, gain=gain).add("Relu")
+    for _ in range(depth - 2):
+        network.conv(8, 8, gain=gain).add("Relu")
+    file = network.conv(8, 1, gain=last).write(tmp_path / "deep.onnx")
+    words = ["--name", "deep", "--models", str(tmp_path), "--residual", "--range", "0,1", "--tile", "64"]
+    assert cli.main(["import", str(file), *words]) == 0
+    card, _ = from_metadata(read_metadata((tmp_path / "deep" / "1" / "model.onnx").read_bytes()))
+    assert card.tiles is not None
+    assert card.tiles.overlap <= depth + 4
 
 
 @pytest.mark.slow

@@ -153,6 +153,7 @@ def nested_functions(depth: int, last: str) -> bytes:
         (Network(["n", 1, 8, 8]).add("NoSuch"), (), ("NoSuch",)),
         (lambda: b"\x08\x08:", (), ("not an ONNX file",)),
         (lambda: b"", (), ("not an ONNX file",)),
+        (lambda: b"PK\x03\x04", (), ("checkpoint", "--module")),
     ],
 )
 def test_what_f_cannot_be(
@@ -217,6 +218,7 @@ def test_a_dry_run_writes_nothing_and_a_version_is_not_replaced(capsys: pytest.C
     assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == [
         "found",
         "chosen",
+        "checking",
         "folded into the graph",
         "checked",
     ]
