@@ -311,13 +311,12 @@ def measure(
 
 
 def sheet(methods: Mapping[str, Method]) -> Levels:
-    """The same part of two blocks, damaged and cleaned; one line for each damage."""
-    lines = []
-    for number in range(2):
-        sample = block(number)
-        for _, scan in conditions(number, sample):
+    """A part of a block with each strong damage of training: as it is, and cleaned by `background` and f."""
+    sample, lines = block(2), []
+    for name, scan in conditions(2, sample):
+        if name in SEEN:
             image, dpi = prepared(scan, sample.dpi)
-            row = [image, *(methods[name](image, dpi) for name in ("background", "f", "f2"))]
+            row = [image, *(methods[each](image, dpi) for each in ("background", "f"))]
             lines.append(np.hstack([np.pad(each[60:180, 60:460], 2) for each in row]))
     return np.vstack(lines)
 
@@ -425,7 +424,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cli.add_argument("--blocks", type=int, default=25)
     cli.add_argument("--out", type=Path, help="JSON")
     cli.add_argument("--records", type=Path, help="JSON lines of what is read, which continue a run")
-    cli.add_argument("--sheet", type=Path, help="PNG of two blocks: damaged, background, f, f2")
+    cli.add_argument("--sheet", type=Path, help="WebP of a block: damaged, background, f")
     cli.add_argument("--card", action="store_true", help="write the figures into the model's card")
     options = cli.parse_args(arguments)
     if reason := missing(options.model):
@@ -435,7 +434,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(render(result))
     if options.sheet:
         with atomic_write(options.sheet) as file:
-            Image.fromarray(sheet(methods)).save(file, "PNG", optimize=True)
+            Image.fromarray(sheet(methods)).save(file, "WEBP", quality=70)
     if options.out:
         with atomic_write(options.out) as file:
             file.write((json.dumps(result, indent=1) + "\n").encode())

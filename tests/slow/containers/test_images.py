@@ -72,7 +72,7 @@ def test_it_serves_on_the_cpu_and_stops_at_sigterm(engine: Engine, image: str, w
             assert [(digit.width, digit.height) for digit in digits] == [(28, 28)] * 4
             assert client.generate(n=1, seed=7)[0].bytes == digits[0].bytes
             assert client.project(str(ROOT / "docs/images/drawn.png"), steps=2)[0].inverted
-            assert {model.name for model in client.models().models} == {"avatars64", "fashion_mnist", "mnist"}
+            assert {model.name for model in client.models().models} == {"avatars64", "fashion_mnist", "mnist", "scans"}
         written = engine.run("exec", container.name, "touch", "/app/models/new")
         assert (written.returncode, "Read-only file system" in written.stderr) == (1, True)
         container.terminate()
@@ -97,7 +97,12 @@ def test_a_checkout_kept_to_oneself_makes_the_same_image(engine: Engine, cpu: st
         with engine.started(tag) as container:
             container.healthy()
             with Client(container.url) as client:
-                assert {model.name for model in client.models().models} == {"avatars64", "fashion_mnist", "mnist"}
+                assert {model.name for model in client.models().models} == {
+                    "avatars64",
+                    "fashion_mnist",
+                    "mnist",
+                    "scans",
+                }
     finally:
         engine.say("rmi", tag)
 
