@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Lines of Python, with blanks and docstrings, of folders together; "." is the whole repository.
 LINES = {
     ("service",): 16_960,
-    ("model_export",): 8_900,
+    ("model_export",): 8_910,
     ("sdk", "ign"): 3_860,
     ("benchmarks",): 5_550,
     ("tests",): 33_400,
