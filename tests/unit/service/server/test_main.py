@@ -164,6 +164,7 @@ def test_what_arrives_before_the_end_is_answered(
         ready(str(url))
         address = (url.host, url.port or 0)
         with ExitStack() as stack:
+            stack.callback(go_on.set)  # also if this fails: a process that stays held up is ended by force
             kept = [stack.enter_context(Connection(address)) for _ in range(4)]
             assert [one.send(HEALTH).answer()[0] for one in kept] == [200] * 4
             silent = [stack.enter_context(Connection(address)) for _ in range(4)]
