@@ -12,7 +12,7 @@ from tests.docs.test_docs import runner_of
 from tests.helpers.live import ROOT, environment, live_service
 
 BUILD_S, START_S = 600, 120
-OWN_PAGES = ("http-api", "images-by-url", "operations", "sdk", "start", "tutorial-call-from-a-service")
+OWN_PAGES = ("http-api", "images-by-url", "operations", "sdk", "tutorial-call-from-a-service")
 OWN_PACKAGES = ("service", "model_export", "ign", "ign_client", "models")
 pytest.importorskip("hatchling")
 

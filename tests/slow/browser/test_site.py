@@ -278,7 +278,7 @@ def test_a_browser_that_cannot_run_models_says_so(browser: "Browser", host: Host
     visit.ready()
     visit.toast("This browser cannot run the models")
     visit.draw()  # and the canvas works
-    assert visit.canvas().max() == 255
+    assert np.ptp(visit.canvas()) > 50
     context.close()
 
 
