@@ -33,7 +33,7 @@ from model_export.training.checkpoint import TrainedModel, load_run
 from model_export.training.presets import Preset
 from service.artifact.card import INPUT, OUTPUT
 from service.artifact.files import GOLDEN_FILE, MODEL_FILES, Precision
-from service.artifact.golden import digest_of
+from service.artifact.golden import Golden, digest_of
 from service.domain.errors import reason_of
 from service.domain.latents import NoiseSource
 
@@ -84,6 +84,8 @@ def export(
         function = OnnxFunction(data, threads=threads)
         golden, verifications[MODEL_FILES[precision]] = compare(model, card, noise, function, digest, precision)
     content = {MODEL_FILES[precision]: data for precision, data in files.items()}
+    if card.tiles is not None:  # rows are large, and the service runs them at every start
+        golden = Golden(x=golden.x[-1:], y=golden.y[-1:], digest=golden.digest)
     publish(folder, {**content, GOLDEN_FILE: golden.to_bytes()})
     return folder, verifications
 
