@@ -30,7 +30,7 @@ _CARD_OPTIONS: Final = ("description", "title", "prompt", "licence", "polarity",
 # What the extra `train` installs and the commands import.
 _EXTRA: Final = ("matplotlib", "onnx", "onnxruntime", "onnxscript", "scipy", "skimage", "torch", "torchvision")
 _MOST_THREADS: Final = 1024
-_WITHOUT_GPU: Final = "(without a GPU, --extra-index-url https://download.pytorch.org/whl/cpu spares 5 GB of CUDA)"
+_WITHOUT_GPU: Final = "(without a GPU, install PyTorch's CPU build first: it spares 5 GB of CUDA)"
 
 
 def main(arguments: Sequence[str], *, prog: str = _PROG) -> int:
