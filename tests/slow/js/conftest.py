@@ -26,6 +26,8 @@ def tarball(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("node and npm are not installed, so the JavaScript client was not tried")
     got = run("npm", "ci", "--no-audit", "--no-fund", cwd=CLIENT)
+    assert "EUSAGE" not in got.stderr, got.stderr  # package-lock.json is not that of package.json
+    assert "EINTEGRITY" not in got.stderr, got.stderr
     if got.returncode:
         pytest.skip(f"npm gets no packages, so the JavaScript client was not tried: {got.stderr[-300:]}")
     venv, dist = tmp_path_factory.mktemp("venv"), tmp_path_factory.mktemp("dist")
