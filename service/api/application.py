@@ -6,7 +6,9 @@ Every request, of every size and kind, passes the same functions:
                  │
                  ├─ CorsMiddleware     only if origins are configured; preflights end here
                  │
-                 ├─ _admit             API key, draining, requests in flight, rate
+                 ├─ _identify          API key; a new connection waits if its caller makes errors
+                 │
+                 ├─ _admit             draining, requests in flight, rate
                  │
                  ├─ Pipeline.run       an endpoint that runs a model
                  │  or FastAPI         all others: information, documents, model repository
@@ -15,7 +17,8 @@ Every request, of every size and kind, passes the same functions:
 
 Endpoints find in ``scope["state"]`` what `service.observability.logs.State` lists, and ``arrival``, the
 `time.monotonic()` seconds when the head was complete. ``caller`` is the fairness key. `service.server` adds
-``rejected``, the error of a head that it did not accept, and ``is_received`` once the whole body has arrived.
+``rejected``, the error of a head that it did not accept, ``is_first`` for the first request of a connection, and
+``is_received`` once the whole body has arrived.
 """
 
 import asyncio
@@ -113,6 +116,7 @@ class Exchange:
         self.sent_bytes = 0
         self.added: list[tuple[bytes, bytes]] = []
         self.closes = False
+        self.has_waited = False  # before it was admitted, behind errors of its caller
         self._head: Message = {}
         self._send_whole = scope.get("extensions", {}).pop(WHOLE_RESPONSE, None)  # it holds the scope
 
@@ -146,7 +150,7 @@ class Exchange:
         """End a response whose last part `send` has held back."""
         if self.closes:
             await self._discard_body()
-        elif self.is_error:
+        elif self.is_error and not self.has_waited:
             await pace.turn(self.state["caller"])
         if self.complete:
             await self._send({"type": "http.response.body"})
@@ -240,7 +244,7 @@ class Application:
         if exchange.is_error or exchange.closes:
             await exchange.finish(self._pace)
         else:
-            self._pace.on_response()
+            self._pace.on_response(has_waited=exchange.has_waited)
 
     def _begin(self, scope: Scope, receive: Receive, send: Send) -> Exchange:
         exchange = Exchange(scope, receive, send)
@@ -276,6 +280,10 @@ class Application:
         exchange: Exchange = scope["state"]["exchange"]
         try:
             match = exchange.match
+            try:
+                self._identify(exchange)
+            finally:
+                await self._wait_for_turn(exchange)
             self._admit(exchange)
             if endpoint := match.endpoints.get(exchange.method):
                 api = ApiRequest(
@@ -293,18 +301,31 @@ class Application:
                 await self._send_problem(scope, send, exc)
             exc.__traceback__ = None  # its frames may hold it: break the cycle
 
-    def _admit(self, exchange: Exchange) -> None:
-        """Let the request in, and count it.
+    def _identify(self, exchange: Exchange) -> None:
+        """Find the caller of a request with a key.
 
-        Raises `IgnError` if the server rejected its head, the head is wrong, the key is missing, unknown or without the
-        scope, the service drains, too many requests are in flight, or the caller is beyond its rate.
+        Raises `IgnError` if the server rejected the head, the head is wrong, or the key is missing, unknown or without
+        the scope.
         """
-        state, path, in_flight = exchange.state, exchange.path, self._in_flight
         if exchange.error is not None:
             exchange.added.append((b"connection", b"close"))  # where the next request begins is in doubt
             raise exchange.error
-        if self._keys is not None and path not in self._keyless:
-            self._keys.identify(exchange.headers, state, "admin" if path in self._admin else "infer")
+        if self._keys is not None and exchange.path not in self._keyless:
+            self._keys.identify(exchange.headers, exchange.state, "admin" if exchange.path in self._admin else "infer")
+
+    async def _wait_for_turn(self, exchange: Exchange) -> None:
+        """Let the first request of a connection wait behind the errors of its caller."""
+        caller = exchange.state["caller"]
+        if exchange.state.get("is_first") and exchange.path not in self._probes and self._pace.has_waiting(caller):
+            exchange.has_waited = True
+            await self._pace.turn(caller)
+
+    def _admit(self, exchange: Exchange) -> None:
+        """Let the request in, and count it.
+
+        Raises `IgnError` if the service drains, too many requests are in flight, or the caller is beyond its rate.
+        """
+        state, path, in_flight = exchange.state, exchange.path, self._in_flight
         if path not in self._probes:
             if in_flight.draining:
                 raise Draining("the service is shutting down")

@@ -14,6 +14,7 @@ _CREDITS_OF_RESPONSE: Final = 4.0  # at five times the capacity no connection wa
 _MANY_WAITING: Final = 512  # more connections wait only if their clients come back at once
 _CREDITS_OF_SECOND: Final = 250.0  # however slow the model is: up to 4 % of the event loop's time
 _MAX_CREDIT: Final = 256.0  # what the responses of one batch of 64 rows allow
+_MOST_WAITING: Final = 4096  # turns of one caller; clients that left keep theirs
 _PACE_S: Final = 0.02
 
 
@@ -100,7 +101,8 @@ class ErrorPace:
     """Lets connections go on after an error, the callers in turn. Belongs to one event loop.
 
     A client that ignores `Retry-After`, or repeats what is wrong, comes back at once, and an error takes CPU time that
-    other requests then lack. So the number of errors follows from that of good responses, not from that of clients:
+    other requests then lack. So the number of errors follows from that of good responses, not from that of clients.
+    Clients that leave come back on new connections: these wait, too, while their caller has connections that wait.
 
         good response  + 4 credits, or + 1/4 while more than 512 connections wait
         each second    + 250 credits
@@ -113,20 +115,27 @@ class ErrorPace:
         self._credit, self._counted_at = _MAX_CREDIT, 0.0
         self._timer: asyncio.TimerHandle | None = None
 
-    def on_response(self) -> None:
-        """Count a response that is no rejection."""
-        self._earn(_CREDITS_OF_RESPONSE if self._count <= _MANY_WAITING else _CREDITS_OF_RESPONSE / 16)
+    def on_response(self, *, has_waited: bool) -> None:
+        """Count a response that is no error; the credit of a request that has waited comes back."""
+        self._earn((_CREDITS_OF_RESPONSE if self._count <= _MANY_WAITING else _CREDITS_OF_RESPONSE / 16) + has_waited)
+
+    def has_waiting(self, caller: str) -> bool:
+        """Whether a connection of this caller waits."""
+        return caller in self._waiting
 
     async def turn(self, caller: str) -> None:
-        """Wait until the connection of this caller, whose request ended with an error, may send the next one."""
+        """Wait until a connection of this caller may go on."""
         loop = asyncio.get_running_loop()
         self._earn_for_time(loop)
         if not self._waiting and self._credit >= 1:
             self._credit -= 1
             return
         turn = loop.create_future()
-        self._waiting.setdefault(caller, deque()).append(turn)
+        turns = self._waiting.setdefault(caller, deque())
+        turns.append(turn)
         self._count += 1
+        if len(turns) > _MOST_WAITING:  # most of these clients have left
+            self._go_on(turns)
         if self._timer is None:
             self._timer = loop.call_later(_PACE_S, self._tick, loop)
         await turn
@@ -144,13 +153,17 @@ class ErrorPace:
         while self._waiting and self._credit >= 1:
             caller = next(iter(self._waiting))
             turns = self._waiting.pop(caller)
-            turn = turns.popleft()
-            self._count -= 1
+            self._credit -= self._go_on(turns)
             if turns:
                 self._waiting[caller] = turns  # behind the others
-            if not turn.done():  # done: the server has cancelled the request
-                self._credit -= 1
-                turn.set_result(None)
+
+    def _go_on(self, turns: deque[asyncio.Future[None]]) -> bool:
+        turn = turns.popleft()
+        self._count -= 1
+        if turn.done():  # the server has cancelled the request
+            return False
+        turn.set_result(None)
+        return True
 
 
 class CallerRates:

@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.api import limits
 from tests.contract.data import PICTURE
 from tests.contract.harness import PATIENCE_S, Service, held, later, problem, serving, settings
 from tests.helpers.connection import Connection
@@ -25,8 +26,8 @@ def newcomer(service: Service) -> Iterator[httpx.Client]:
 
 
 def test_a_full_queue_has_room_for_another_caller(models: Path, monkeypatch: Patch) -> None:
-    limits = {"queue_rows": 8, "max_images": 4, "max_batch_rows": 1}
-    with held(monkeypatch, settings(models, **limits)) as (service, gate), ThreadPoolExecutor(3) as pool:
+    chosen = {"queue_rows": 8, "max_images": 4, "max_batch_rows": 1}
+    with held(monkeypatch, settings(models, **chosen)) as (service, gate), ThreadPoolExecutor(3) as pool:
         waiting = [later(service, pool, {"n": 4}) for _ in range(2)]
         service.until_metric("ign_queue_rows", 8.0, model="grey/10")
         problem(service.post("/generate", {}), 429, "queue_full")
@@ -51,9 +52,9 @@ def test_all_requests_in_flight_leave_room_for_another_caller(models: Path, monk
 
 
 def test_bytes_that_one_caller_sends_leave_room_for_another(models: Path) -> None:
-    limits = {"max_body_bytes": 60_000, "max_inflight_bytes": 60_000}
+    chosen = {"max_body_bytes": 60_000, "max_inflight_bytes": 60_000}
     head = b"POST /project HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 60000\r\n\r\n"
-    with serving(settings(models, **limits)) as service, Connection(service.address).send(head + bytes(59_000)):
+    with serving(settings(models, **chosen)) as service, Connection(service.address).send(head + bytes(59_000)):
         service.until_bytes(lambda size: size > 50_000)
         content = PICTURE.ljust(40_000, b"\0")
         kind = {"Content-Type": "image/png"}
@@ -72,8 +73,8 @@ def test_bytes_that_one_caller_sends_leave_room_for_another(models: Path) -> Non
 )
 def test_a_response_counts_before_a_row_runs(models: Path, monkeypatch: Patch, body: bytes) -> None:
     """So that nobody makes the service hold what is many times as long as the request."""
-    limits = {"max_body_bytes": 60_000, "max_inflight_bytes": 60_000}
-    with held(monkeypatch, settings(models, **limits)) as (service, gate):
+    chosen = {"max_body_bytes": 60_000, "max_inflight_bytes": 60_000}
+    with held(monkeypatch, settings(models, **chosen)) as (service, gate):
         with Connection(service.address).send(JSON % (len(body), body)) as first:
             service.until_bytes(lambda size: size > 30_000)
             kind = {"Content-Type": "application/json"}
@@ -92,6 +93,25 @@ def test_a_stream_that_cannot_end_in_time_is_rejected_at_once(models: Path, monk
         response = service.post("/generate", {"steps": 300_000}, accept="text/event-stream")
         problem(response, 504, "deadline_unreachable")
         assert service.post("/generate", {"steps": 3}, accept="text/event-stream").status_code == 200
+
+
+def test_new_connections_wait_behind_errors_of_their_caller(models: Path, monkeypatch: Patch) -> None:
+    """Else a client that comes back on a new connection after every error would take the time of others."""
+    good, wrong = (f"GET /{path} HTTP/1.1\r\nHost: x\r\n\r\n".encode() for path in ("models", "nothing"))
+    with serving(settings(models)) as service:
+        monkeypatch.setattr(limits, "_CREDITS_OF_SECOND", 0.0)
+        monkeypatch.setattr(limits, "_MAX_CREDIT", 2.0)
+        for _ in range(3):
+            with Connection(service.address).send(wrong) as leaving:
+                assert leaving.answer()[0] == 404
+        with Connection(service.address).send(good) as waiting:
+            waiting.socket.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                waiting.socket.recv(1)
+            waiting.socket.settimeout(PATIENCE_S)
+            with newcomer(service) as client:
+                assert client.get("/models").status_code == 200  # which allows more errors
+            assert waiting.answer()[0] == 200
 
 
 def test_a_head_has_little_that_can_be_long(service: Service) -> None:
