@@ -42,9 +42,10 @@ LOAD: Final = post("/v2/repository/models/mnist/load", {})
 def measure(options: argparse.Namespace) -> Json:
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(ROOT / "models" / "mnist", Path(folder) / "mnist")
-        with service(SETTINGS | {"IGN_MODEL_DIR": folder}) as server:
+        settings = SETTINGS | {"IGN_MODEL_DIR": folder}
+        stops = [stop_often(options, settings, processes, number) for processes, number in SIGNALS]
+        with service(settings) as server:
             reloads = uvloop.run(reload_often(server, Path(folder) / "mnist" / "4" / "model.onnx", options))
-    stops = [stop_often(options, processes, number) for processes, number in SIGNALS]
     targets = [target(f"reloads: {what}", reloads[what], at_most=0) for what in ("failed", "unexpected_loads")]
     for line in stops:
         name, is_stop = f"{line['signal']}, {line['processes']} processes", line["signal"] == "SIGTERM"
@@ -72,11 +73,11 @@ async def reload_often(server: ServerProcess, file: Path, options: argparse.Name
     return {"reloads": options.reloads, "requests": requests, "failed": failed, "unexpected_loads": unexpected}
 
 
-def stop_often(options: argparse.Namespace, processes: int, number: signal.Signals) -> Json:
+def stop_often(options: argparse.Namespace, settings: dict[str, str], processes: int, number: signal.Signals) -> Json:
     """Start the service and stop it under load, again and again."""
     outcomes, bad_exits, stops, lost = Counter[str](), 0, list[float](), 0
     for _ in range(options.stops):
-        with suppress(ServerFailed), service(SETTINGS | {"IGN_WORKERS": str(processes)}) as server:
+        with suppress(ServerFailed), service(settings | {"IGN_WORKERS": str(processes)}) as server:
             known, seconds = uvloop.run(stop(server, options.clients, number))
             stops.append(seconds)
             lost = max(lost, sum(outcome not in ("rejected", NOT_ACCEPTED) for outcome, *_ in known.failures))
@@ -112,7 +113,7 @@ async def stop(server: ServerProcess, clients: int, number: signal.Signals) -> t
     return known, times[1] - times[0]
 
 
-OPTIONS: Final = {"reloads": (100, 4), "stops": (50, 2), "clients": (16,)}
+OPTIONS: Final = {"reloads": (100, 4), "stops": (100, 2), "clients": (16,)}
 
 if __name__ == "__main__":
     sys.exit(run_benchmark("restarts", METHOD, measure, OPTIONS, judge=True))
