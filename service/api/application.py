@@ -57,6 +57,7 @@ UNMATCHED: Final = "unmatched"
 _CACHED, _MAX_PATH = 1024, 256  # how many paths are remembered, and the longest of them
 _DISCARD_BYTES: Final = 1 << 26
 _UNREAD_BYTES, _MAX_DIGITS = 1 << 16, 10  # of a body that is received without a valid key; of its Content-Length
+_MAX_COST: Final = 64  # KiB
 _DISCARD_S, _QUIET_S = 30.0, 0.5  # for the whole of an unwanted body, and for the next part of it
 
 
@@ -150,8 +151,8 @@ class Exchange:
         """End a response whose last part `send` has held back."""
         if self.closes:
             await self._discard_body()
-        elif self.is_error and not self.has_waited:
-            await pace.turn(self.state["caller"])
+        elif self.is_error and (cost := self._cost_kib() + (not self.has_waited)):
+            await pace.turn(self.state["caller"], cost)
         if self.complete:
             await self._send({"type": "http.response.body"})
 
@@ -159,6 +160,11 @@ class Exchange:
     def is_error(self) -> bool:
         """Whether the response is an error. Clients that ignore it come back at once, and it takes CPU time again."""
         return self.status >= HTTPStatus.BAD_REQUEST
+
+    def _cost_kib(self) -> int:
+        """What a wrong request took to parse: up to `_MAX_COST` KiB. Others are rejected before that."""
+        is_wrong = self.status < HTTPStatus.TOO_MANY_REQUESTS
+        return min(self.state.get("request_bytes", 0) >> 10, _MAX_COST) if is_wrong else 0
 
     def _is_unwanted(self) -> bool:
         """Whether the body of a caller without a valid key is too long to be received and thrown away."""

@@ -106,7 +106,7 @@ class ErrorPace:
 
         good response  + 4 credits, or + 1/4 while more than 512 connections wait
         each second    + 250 credits
-        error          - 1 credit, or the connection waits for one
+        error          - 1 credit, or the connection waits for one; - 1 for each KiB that was parsed, at most 64
     """
 
     def __init__(self) -> None:
@@ -123,10 +123,11 @@ class ErrorPace:
         """Whether a connection of this caller waits."""
         return caller in self._waiting
 
-    async def turn(self, caller: str) -> None:
-        """Wait until a connection of this caller may go on."""
+    async def turn(self, caller: str, cost: int = 1) -> None:
+        """Wait until a connection of this caller may go on. A ``cost`` above 1 makes all wait longer."""
         loop = asyncio.get_running_loop()
         self._earn_for_time(loop)
+        self._credit = max(self._credit - (cost - 1), -_MAX_CREDIT)
         if not self._waiting and self._credit >= 1:
             self._credit -= 1
             return
