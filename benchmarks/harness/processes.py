@@ -164,6 +164,12 @@ def serving_processes(pid: int) -> list[int]:
     return serving
 
 
+def listening_sockets(port: int) -> int:
+    """The sockets that accept connections on a port: one for each process that is ready."""
+    sockets = [line.split() for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]]
+    return sum(fields[1].endswith(f":{port:04X}") and fields[3] == "0A" for fields in sockets)
+
+
 def cpu_seconds(pid: int) -> float:
     """CPU time (user and system) of a process and its living descendants, with the resolution of a clock tick."""
     total = 0

@@ -21,7 +21,14 @@ from typing import Final
 import uvloop
 
 from benchmarks.harness.common import Json, rounded, run_benchmark, target
-from benchmarks.harness.processes import ServerProcess, free_port, serving, serving_processes, without_settings
+from benchmarks.harness.processes import (
+    ServerProcess,
+    free_port,
+    listening_sockets,
+    serving,
+    serving_processes,
+    without_settings,
+)
 from benchmarks.reliability.attacks import BAD_CLIENTS, Attacker, attack, prepare
 from benchmarks.reliability.soak import KnownAnswers, end_state, right_answers
 
@@ -48,8 +55,8 @@ class Chaos:
             file.write(line + "\n")
 
     def await_successor(self, dead: int) -> None:
-        """Wait until another process has taken the place of a dead one."""
-        while dead in (pids := serving_processes(self.server.pid)) or len(pids) < 2:
+        """Wait until another process accepts connections in the place of a dead one."""
+        while dead in serving_processes(self.server.pid) or listening_sockets(self.server.port) < 2:
             time.sleep(0.1)
 
 
