@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import lru_cache, partial
+from io import BytesIO
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -266,7 +267,7 @@ async def read_body(
     # `int` takes quadratic time in the number of digits, so a very long number is not converted.
     if length.isdecimal() and (len(length) > 18 or int(length) > max_bytes):
         raise _too_large(max_bytes)
-    body, counted, more = bytearray(), 0, True
+    body, size, counted, more = BytesIO(), 0, 0, True  # its value is not copied at the end, as that of a bytearray
     try:
         async with _NO_LIMIT if is_received else asyncio.timeout(deadline - time.monotonic()):
             while more:
@@ -274,14 +275,15 @@ async def read_body(
                 if message["type"] == "http.disconnect":
                     raise ClientDisconnect
                 piece = message.get("body", b"")
-                if len(body) + len(piece) > max_bytes:
+                size += len(piece)
+                if size > max_bytes:
                     raise _too_large(max_bytes)
-                body += piece
-                if hold is not None and len(body) - counted > MIN_HELD:
-                    hold(len(body) - counted)
-                    counted = len(body)
+                body.write(piece)
+                if hold is not None and size - counted > MIN_HELD:
+                    hold(size - counted)
+                    counted = size
                 more = message.get("more_body", False)
-            return bytes(body)
+            return body.getvalue()
     except TimeoutError as exc:
         raise BodyTooSlow("the body did not arrive in time") from exc
 
