@@ -6,7 +6,7 @@ Every request, of every size and kind, passes the same functions:
                  │
                  ├─ CorsMiddleware     only if origins are configured; preflights end here
                  │
-                 ├─ _identify          API key; a new connection waits if its caller makes errors
+                 ├─ _find_caller       API key; a new connection waits if its caller makes errors
                  │
                  ├─ _admit             draining, requests in flight, rate
                  │
@@ -287,9 +287,10 @@ class Application:
         try:
             match = exchange.match
             try:
-                self._identify(exchange)
+                self._find_caller(exchange)
             finally:
-                await self._wait_for_turn(exchange)
+                if "is_first" in exchange.state:
+                    await self._wait_for_turn(exchange)
             self._admit(exchange)
             if endpoint := match.endpoints.get(exchange.method):
                 api = ApiRequest(
@@ -307,7 +308,7 @@ class Application:
                 await self._send_problem(scope, send, exc)
             exc.__traceback__ = None  # its frames may hold it: break the cycle
 
-    def _identify(self, exchange: Exchange) -> None:
+    def _find_caller(self, exchange: Exchange) -> None:
         """Find the caller of a request with a key.
 
         Raises `IgnError` if the server rejected the head, the head is wrong, or the key is missing, unknown or without
@@ -322,7 +323,7 @@ class Application:
     async def _wait_for_turn(self, exchange: Exchange) -> None:
         """Let the first request of a connection wait behind the errors of its caller."""
         caller = exchange.state["caller"]
-        if exchange.state.get("is_first") and exchange.path not in self._probes and self._pace.has_waiting(caller):
+        if exchange.path not in self._probes and self._pace.has_waiting(caller):
             exchange.has_waited = True
             await self._pace.turn(caller)
 

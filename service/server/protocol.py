@@ -133,7 +133,8 @@ class HttpProtocol(HttpToolsProtocol):
             self._connections.on_idle(self)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        cycle.scope["state"]["is_first"] = self._running is None
+        if self._running is None:
+            cycle.scope["state"]["is_first"] = True
         self._running = cycle
         if cycle.keep_alive and not self.pipeline and time.monotonic() > self._expires:
             self._last, cycle.keep_alive = cycle, False
