@@ -6,9 +6,9 @@ Every request, of every size and kind, passes the same functions:
                  │
                  ├─ CorsMiddleware     only if origins are configured; preflights end here
                  │
-                 ├─ _find_caller       API key; a new connection waits if its caller makes errors
+                 ├─ _admit             API key, draining, requests in flight, rate
                  │
-                 ├─ _admit             draining, requests in flight, rate
+                 ├─ _wait_for_turn     a new connection waits behind the errors of its caller
                  │
                  ├─ Pipeline.run       an endpoint that runs a model
                  │  or FastAPI         all others: information, documents, model repository
@@ -117,7 +117,7 @@ class Exchange:
         self.sent_bytes = 0
         self.added: list[tuple[bytes, bytes]] = []
         self.closes = False
-        self.has_waited = False  # before it was admitted, behind errors of its caller
+        self.has_waited = False  # behind errors of its caller
         self._head: Message = {}
         self._send_whole = scope.get("extensions", {}).pop(WHOLE_RESPONSE, None)  # it holds the scope
 
@@ -287,11 +287,10 @@ class Application:
         try:
             match = exchange.match
             try:
-                self._find_caller(exchange)
+                self._admit(exchange)
             finally:
                 if "is_first" in exchange.state:
                     await self._wait_for_turn(exchange)
-            self._admit(exchange)
             if endpoint := match.endpoints.get(exchange.method):
                 api = ApiRequest(
                     self.services, match.template, scope["query_string"], exchange.headers, exchange.state, receive
@@ -308,18 +307,6 @@ class Application:
                 await self._send_problem(scope, send, exc)
             exc.__traceback__ = None  # its frames may hold it: break the cycle
 
-    def _find_caller(self, exchange: Exchange) -> None:
-        """Find the caller of a request with a key.
-
-        Raises `IgnError` if the server rejected the head, the head is wrong, or the key is missing, unknown or without
-        the scope.
-        """
-        if exchange.error is not None:
-            exchange.added.append((b"connection", b"close"))  # where the next request begins is in doubt
-            raise exchange.error
-        if self._keys is not None and exchange.path not in self._keyless:
-            self._keys.identify(exchange.headers, exchange.state, "admin" if exchange.path in self._admin else "infer")
-
     async def _wait_for_turn(self, exchange: Exchange) -> None:
         """Let the first request of a connection wait behind the errors of its caller."""
         caller = exchange.state["caller"]
@@ -330,9 +317,15 @@ class Application:
     def _admit(self, exchange: Exchange) -> None:
         """Let the request in, and count it.
 
-        Raises `IgnError` if the service drains, too many requests are in flight, or the caller is beyond its rate.
+        Raises `IgnError` if the server rejected its head, the head is wrong, the key is missing, unknown or without the
+        scope, the service drains, too many requests are in flight, or the caller is beyond its rate.
         """
         state, path, in_flight = exchange.state, exchange.path, self._in_flight
+        if exchange.error is not None:
+            exchange.added.append((b"connection", b"close"))  # where the next request begins is in doubt
+            raise exchange.error
+        if self._keys is not None and path not in self._keyless:
+            self._keys.identify(exchange.headers, state, "admin" if path in self._admin else "infer")
         if path not in self._probes:
             if in_flight.draining:
                 raise Draining("the service is shutting down")
