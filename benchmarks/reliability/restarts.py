@@ -11,7 +11,6 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -30,7 +29,7 @@ METHOD: Final = (
     "time from damaged files, which must be 400. Stops: SIGTERM after a second of load, which goes on until "
     "connections are refused; SIGKILL and SIGSTOP: of one of two processes, before it. lost: requests on connections "
     "that were not refused, without a response or with wrong bytes, in the worst round. slowest: from SIGTERM to the "
-    "exit, or from the other signal to the next process"
+    "exit, or from the other signal until the next process accepts connections"
 )
 DRAIN_S: Final = 5.0
 SETTINGS: Final = {"IGN_ACCESS_LOG": "0", "IGN_DRAIN_S": f"{DRAIN_S:g}", "IGN_DEVICE": "cpu"}
@@ -74,43 +73,51 @@ async def reload_often(server: ServerProcess, file: Path, options: argparse.Name
 
 
 def stop_often(options: argparse.Namespace, settings: dict[str, str], processes: int, number: signal.Signals) -> Json:
-    """Start the service and stop it under load, again and again."""
-    outcomes, bad_exits, stops, lost = Counter[str](), 0, list[float](), 0
-    for _ in range(options.stops):
+    """Send the signal under load, again and again: SIGTERM to a service each time, the others to one service."""
+    is_stop, bad_exits, rounds = number == signal.SIGTERM, 0, list[tuple[KnownAnswers, float]]()
+    while len(rounds) < options.stops:
         with suppress(ServerFailed), service(settings | {"IGN_WORKERS": str(processes)}) as server:
-            known, seconds = uvloop.run(stop(server, options.clients, number))
-            stops.append(seconds)
-            lost = max(lost, sum(outcome not in ("rejected", NOT_ACCEPTED) for outcome, *_ in known.failures))
-            outcomes += known.outcomes
+            rounds += uvloop.run(signals(server, options, number, 1 if is_stop else options.stops))
         bad_exits += server.status != 0
-    return {"processes": processes, "signal": number.name, "stops": options.stops} | {
-        "requests": outcomes.total(),
-        "answered": outcomes["ok"],
-        "lost": lost,
+    failures = [known.failures for known, _ in rounds]
+    return {"processes": processes, "signal": number.name, "signals": len(rounds)} | {
+        "requests": sum(known.outcomes.total() for known, _ in rounds),
+        "answered": sum(known.outcomes["ok"] for known, _ in rounds),
+        "lost": max(sum(outcome not in ("rejected", NOT_ACCEPTED) for outcome, *_ in each) for each in failures),
         "bad_exits": bad_exits,
-        "slowest_s": rounded(max(stops)),
+        "slowest_s": rounded(max(seconds for _, seconds in rounds)),
     }
 
 
-async def stop(server: ServerProcess, clients: int, number: signal.Signals) -> tuple[KnownAnswers, float]:
-    """Send the signal under load, and stop the service; returns what clients got, and the seconds that this took."""
-    known = KnownAnswers(await right_answers(server.port))
+async def signals(
+    server: ServerProcess, options: argparse.Namespace, number: signal.Signals, count: int
+) -> list[tuple[KnownAnswers, float]]:
+    """For each signal what clients got, and the seconds until the exit or until the next process is there."""
+    right = await right_answers(server.port)
+    return [await send_signal(server, KnownAnswers(right), options.clients, number) for _ in range(count)]
+
+
+async def send_signal(
+    server: ServerProcess, known: KnownAnswers, clients: int, number: signal.Signals
+) -> tuple[KnownAnswers, float]:
+    over = False
 
     async def work() -> None:
-        while await known.ask(server.port) != NOT_ACCEPTED:
-            pass
+        while not over:
+            if await known.ask(server.port) == NOT_ACCEPTED:
+                await asyncio.sleep(0.05)
 
     tasks = [asyncio.create_task(work()) for _ in range(clients)]
     await asyncio.sleep(1.0)
-    times = [time.monotonic()]
-    if number != signal.SIGTERM:
+    began = time.monotonic()
+    if number == signal.SIGTERM:
+        os.kill(server.pid, number)
+        await asyncio.to_thread(server.await_exit)
+    else:
         await kill_process(Chaos(server, Path()), number)
-        times.append(time.monotonic())
-    os.kill(server.pid, signal.SIGTERM)
-    await asyncio.to_thread(server.await_exit)
-    times.append(time.monotonic())
+    seconds, over = time.monotonic() - began, True
     await asyncio.gather(*tasks)
-    return known, times[1] - times[0]
+    return known, seconds
 
 
 OPTIONS: Final = {"reloads": (100, 4), "stops": (100, 2), "clients": (16,)}
