@@ -29,10 +29,11 @@ from service.settings import Settings
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 ScopeName = Literal["infer", "admin"]
 
+METRICS_PATH: Final = "/metrics"
 OPEN: Final = MappingProxyType(
     {
         "health": ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"),
-        "metrics": ("/metrics",),
+        "metrics": (METRICS_PATH,),
         "docs": ("/docs", "/docs/*", "/openapi.json"),
         "page": ("/", "/page/*"),
     }

@@ -36,6 +36,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.access import (
     ADMIN_PATHS,
     HEALTH_PATHS,
+    METRICS_PATH,
     ApiKeys,
     PathSet,
     address_key,
@@ -135,7 +136,7 @@ class Exchange:
         body = message.get("body", b"")
         self.sent_bytes += len(body)
         self.complete = not message.get("more_body", False)
-        if self.complete and (self.closes or self.is_error):
+        if self.complete and (self.closes or self.is_paced):
             # The client gets the whole body now. The connection goes on, or closes, after `finish`.
             message = {**message, "more_body": True}
         elif self.complete and self._send_whole and not self.started and self.method != "HEAD":
@@ -150,16 +151,19 @@ class Exchange:
     async def finish(self, pace: ErrorPace) -> None:
         """End a response whose last part `send` has held back."""
         if self.closes:
-            await self._discard_body()
-        elif self.is_error and (cost := self._cost_kib() + (not self.has_waited)):
+            await self._discard_body(pace)
+        elif self.is_paced and (cost := self._cost_kib() + (not self.has_waited)):
             await pace.turn(self.state["caller"], cost)
         if self.complete:
             await self._send({"type": "http.response.body"})
 
     @property
-    def is_error(self) -> bool:
-        """Whether the response is an error. Clients that ignore it come back at once, and it takes CPU time again."""
-        return self.status >= HTTPStatus.BAD_REQUEST
+    def is_paced(self) -> bool:
+        """Whether the connection goes on in its turn: an error, or a scrape, whose text is long.
+
+        Clients that ignore an error come back at once, and it takes CPU time again.
+        """
+        return self.status >= HTTPStatus.BAD_REQUEST or self.path == METRICS_PATH
 
     def _cost_kib(self) -> int:
         """What a wrong request took to parse: up to `_MAX_COST` KiB. Others are rejected before that."""
@@ -180,7 +184,7 @@ class Exchange:
         closes = "close" in self.headers.get("connection", "").lower() or (b"connection", b"close") in headers
         return closes or self.scope.get("http_version") == "1.0"
 
-    async def _discard_body(self) -> None:
+    async def _discard_body(self, pace: ErrorPace) -> None:
         """Read the rest of a body that nobody wants, within limits.
 
         The server closes the connection next. If the client were still sending, the system would then reset the
@@ -195,6 +199,7 @@ class Exchange:
                 while size < _DISCARD_BYTES:
                     async with asyncio.timeout(_QUIET_S):
                         message = await self.receive()
+                    await pace.next_piece()
                     size += len(message.get("body", b""))
                     if message["type"] == "http.disconnect" or not message.get("more_body", False):
                         return
@@ -247,7 +252,7 @@ class Application:
         finally:
             del exchange.state["exchange"]  # the cycle would wait for the garbage collector
             self._record(exchange)
-        if exchange.is_error or exchange.closes:
+        if exchange.is_paced or exchange.closes:
             await exchange.finish(self._pace)
         else:
             self._pace.on_response(has_waited=exchange.has_waited)

@@ -12,6 +12,7 @@ from service.domain.shares import Capacity, Shares
 
 _CREDITS_OF_RESPONSE: Final = 4.0  # at five times the capacity no connection waits after an error
 _MANY_WAITING: Final = 512  # more connections wait only if their clients come back at once
+_IDLE_CREDIT: Final = 64.0  # what time alone allows
 _CREDITS_OF_SECOND: Final = 250.0  # however slow the model is: up to 4 % of the event loop's time
 _MAX_CREDIT: Final = 256.0  # what the responses of one batch of 64 rows allow
 _MOST_WAITING: Final = 4096  # turns of one caller; clients that left keep theirs
@@ -105,15 +106,16 @@ class ErrorPace:
     Clients that leave come back on new connections: these wait, too, while their caller has connections that wait.
 
         good response  + 4 credits, or + 1/4 while more than 512 connections wait
-        each second    + 250 credits
+        each second    + 250 credits, while there are less than 64
         error          - 1 credit, or the connection waits for one; - 1 for each KiB that was parsed, at most 64
     """
 
     def __init__(self) -> None:
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # by caller, whose turn is next first
         self._count = 0
-        self._credit, self._counted_at = _MAX_CREDIT, 0.0
+        self._credit, self._counted_at = _IDLE_CREDIT, 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._reading = asyncio.Lock()
 
     def on_response(self, *, has_waited: bool) -> None:
         """Count a response that is no error; the credit of a request that has waited comes back."""
@@ -141,13 +143,18 @@ class ErrorPace:
             self._timer = loop.call_later(_PACE_S, self._tick, loop)
         await turn
 
+    async def next_piece(self) -> None:
+        """Wait for the next turn of the event loop that may read a piece of an unwanted body: one in each."""
+        async with self._reading:
+            await asyncio.sleep(0)
+
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = loop.call_later(_PACE_S, self._tick, loop) if self._waiting else None
         self._earn_for_time(loop)
 
     def _earn_for_time(self, loop: asyncio.AbstractEventLoop) -> None:
         seconds, self._counted_at = loop.time() - self._counted_at, loop.time()
-        self._earn(seconds * _CREDITS_OF_SECOND)
+        self._earn(min(seconds * _CREDITS_OF_SECOND, max(0.0, _IDLE_CREDIT - self._credit)))
 
     def _earn(self, credits_: float) -> None:
         self._credit = min(_MAX_CREDIT, self._credit + credits_)

@@ -261,7 +261,8 @@ class _Supervisor:
         self._children.append(_Child(process, messages, time.monotonic(), place, deaths))
 
     def _watch(self) -> None:
-        handles = [handle for child in self._children for handle in (child.messages, child.process.sentinel)]
+        handles: list[int | Connection] = [child.process.sentinel for child in self._children]
+        handles += [child.messages for child in self._children if not child.is_killed]  # at its end before it is dead
         until = min([start for start, *_ in self._starts], default=math.inf) - time.monotonic()
         wait([self._signals, *handles], max(0.0, min(_TICK_S, until)))
         # If this process was stopped, beats wait in the pipes, and the pause counts as two ticks at most.
@@ -297,7 +298,7 @@ class _Supervisor:
 
     def _kill_if_stuck(self, child: _Child, now: float) -> None:
         silence = _START_SILENCE_S if child.listened == math.inf else _SILENCE_S
-        if now < self._kill_at and (self._stopping or child.silence < silence):
+        if child.is_killed or (now < self._kill_at and (self._stopping or child.silence < silence)):
             return
         child.is_killed = True
         reason = "did not stop in time" if self._stopping else f"sent no beat for {child.silence:.0f} s"

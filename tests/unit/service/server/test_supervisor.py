@@ -145,7 +145,10 @@ def test_as_long_as_one_serves_the_others_may_die(settings: Settings, monkeypatc
     assert supervised(settings, fakes.serves_alone, started(settings, 5)) in (0, 5)
 
 
-def test_a_process_that_hangs_is_killed_and_replaced(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_hangs_is_killed_and_replaced(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line says so: the pipe of the process ends before the process has."""
     monkeypatch.setattr(process, "_SILENCE_S", 1.0)
 
     def script() -> None:
@@ -158,6 +161,7 @@ def test_a_process_that_hangs_is_killed_and_replaced(settings: Settings, monkeyp
         assert 'ign_process_replacements_total{reason="hung"} 0.0' not in (folder / "supervisor.prom").read_text()
 
     assert supervised(settings, fakes.serves, script) == 0
+    assert sum("is killed" in record.getMessage() for record in caplog.records) == 1
 
 
 def test_a_supervisor_that_was_stopped_kills_nobody(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
