@@ -34,7 +34,7 @@ OPEN: Final = MappingProxyType(
         "health": ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"),
         "metrics": ("/metrics",),
         "docs": ("/docs", "/docs/*", "/openapi.json"),
-        "page": ("/", "/page/*"),
+        "page": ("/", "/page/*", "/site/*"),
     }
 )
 """What needs no key, unless `IGN_PRIVATE_ENDPOINTS` names it."""

@@ -5,6 +5,7 @@ import functools
 import http.server
 import io
 import json
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -144,6 +145,24 @@ def test_a_stroke_gives_the_picture_of_the_service(browser: "Browser", folder: P
     for local, remote in zip(*pictures, strict=True):
         assert share_within_a_level(local, remote) >= 0.999
     assert (pictures[0][0] == pictures[1][0]).all()
+
+
+def test_a_drawing_goes_from_the_service_to_this_browser_and_back(browser: "Browser", folder: Path) -> None:
+    with (
+        serving(settings(MODELS, default_model="mnist", site=folder)) as both,
+        visiting(browser, both.url, reduced_motion="reduce") as visit,
+    ):
+        visit.empty()
+        visit.draw(SEVEN)
+        for name, path in (("Run in this browser", "/site/"), ("Run on the service", "/")):
+            visit.settled()
+            visit.page.wait_for_function("() => location.hash.includes('d=')")
+            drawn = visit.canvas().astype(int)
+            visit.page.get_by_role("link", name=name).click()
+            visit.page.wait_for_url(re.compile(rf"//[^/]*{path}#"))
+            visit.ready()
+            assert abs(visit.canvas() - drawn).mean() < 4  # points are rounded
+        visit.settled()
 
 
 @pytest.mark.parametrize("size", [784, 12_288])
@@ -290,7 +309,7 @@ def test_axe_finds_nothing(browser: "Browser", host: Host, width: int, height: i
     with visiting(browser, host.url, viewport=size, color_scheme=scheme, reduced_motion="reduce") as visit:
         used(visit)
         assert visit.page.evaluate("() => document.documentElement.scrollWidth") <= width
-        assert visit.one(".at-service:visible, .curl:visible").count() == 0
+        assert visit.one(".at-service:visible, .curl:visible, .elsewhere:visible").count() == 0
         visit.page.evaluate("() => Promise.all(document.getAnimations().map((animation) => animation.finished))")
         found = axe.Axe().run(visit.page)
         assert found.violations_count == 0, found.generate_report()
