@@ -5,16 +5,12 @@ Needs Playwright for Python, and Chromium as the system has it; no browser is do
 
 import shutil
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.contract.harness import Service, serving, settings
 from tests.helpers.live import ROOT
-from tests.slow.browser.visit import Visit, visiting
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+from tests.slow.browser.visit import Browser, Visit, visiting
 
 MODELS = ROOT / "models"
 ALONE = (
@@ -29,7 +25,7 @@ ALONE = (
 
 
 @pytest.fixture(scope="package")
-def browser() -> Iterator["Browser"]:
+def browser() -> Iterator[Browser]:
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed, so the page was not tried in a browser"
     )
@@ -51,7 +47,7 @@ def service() -> Iterator[Service]:
 
 
 @pytest.fixture
-def visit(browser: "Browser", service: Service) -> Iterator[Visit]:
+def visit(browser: Browser, service: Service) -> Iterator[Visit]:
     """The page, opened; nothing may go wrong in the browser that the test did not expect."""
     with visiting(browser, service.url, reduced_motion="reduce") as opened:  # the example shows at once
         opened.empty()
