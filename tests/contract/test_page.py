@@ -73,14 +73,13 @@ def test_a_folder_of_ign_site_is_a_second_page(models: Path, tmp_path: Path) -> 
     both = settings(models, site=tmp_path)
     with pytest.raises(StartupError, match="IGN_SITE"), serving(both):
         pass
-    (tmp_path / "models").mkdir()
-    for name in ("index.html", "service-worker.js", "models/a.xz"):
+    for name in ("index.html", "service-worker.js", "a.xz"):
         (tmp_path / name).write_text('<html lang="en" class="site">')
     with serving(both) as running:
         assert " data-both" in running.get("/").text
         assert running.get("/site/").text == '<html lang="en" data-both class="site">'
-        assert running.get("/site/models/a.xz").headers["Content-Security-Policy"] == "frame-ancestors 'none'"
-        problem(running.get("/site/models"), 404, "not_found")
+        assert running.get("/site/a.xz").headers["Content-Security-Policy"] == "frame-ancestors 'none'"
+        problem(running.get("/site/a"), 404, "not_found")
 
 
 def test_what_it_names_is_there_and_is_its_own(service: Service, start: httpx.Response) -> None:

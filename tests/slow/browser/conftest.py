@@ -13,15 +13,8 @@ from tests.helpers.live import ROOT
 from tests.slow.browser.visit import Browser, Visit, visiting
 
 MODELS = ROOT / "models"
-ALONE = (
-    "--no-sandbox",  # the tests may be run by root; all they open is the page
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
+# Besides what Playwright says. The tests may be run by root; all they open is the page.
+ALONE = ("--no-sandbox", "--disable-gpu", "--disable-quic")
 
 
 @pytest.fixture(scope="package")

@@ -227,23 +227,15 @@ def test_the_keyboard_reaches_everything_and_it_shows(visit: Visit) -> None:
     assert {"Generate", "Walk", "Run", "Drawn"} <= set(reached)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1440])
-def test_axe_finds_nothing(browser: Browser, service: Service, width: int, scheme: Any) -> None:
-    size = {"width": width, "height": 900}
-    with visiting(browser, service.url, viewport=size, color_scheme=scheme, reduced_motion="reduce") as visit:
-        used(visit)
-        visit.accessible()
-
-
 @pytest.mark.parametrize("model", ["mnist/4", ""])
 @pytest.mark.parametrize(("width", "height"), [(320, 800), (390, 844), (820, 800), (1280, 720), (1440, 900)])
 def test_it_fits(browser: Browser, service: Service, width: int, height: int, model: str) -> None:
-    """Canvas, result and verdict are in the first view, and nothing makes the page scroll sideways.
+    """Canvas, result and verdict are in the first view, nothing makes the page scroll sideways, and axe finds nothing.
 
     Unless the address or the settings name a model, the one of the largest images comes first.
     """
-    with visiting(browser, service.url, model, viewport={"width": width, "height": height}) as visit:
+    size, look = {"width": width, "height": height}, {"color_scheme": "dark" if model else "light"}
+    with visiting(browser, service.url, model, viewport=size, reduced_motion="reduce", **look) as visit:
         visit.ready()
         visit.settled()
         expected = ("Digits", "once") if model else ("Avatars", "8 times")
@@ -255,6 +247,7 @@ def test_it_fits(browser: Browser, service: Service, width: int, height: int, mo
             assert box["y"] + box["height"] <= height
         used(visit)
         assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
+        visit.accessible()
 
 
 SMALL = """() => [...document.querySelectorAll("main :is(button, .button, summary, label, input), .top a")]

@@ -1,7 +1,5 @@
 """Other pages in a real browser: `/docs`, where Swagger UI reads our OpenAPI 3.1 document, and the avatars' example."""
 
-import re
-
 from tests.contract.harness import Service
 from tests.helpers.live import ROOT
 from tests.slow.browser.visit import Browser, visiting
@@ -11,9 +9,8 @@ def test_the_document_is_shown_and_a_request_can_be_sent(browser: Browser, servi
     with visiting(browser, f"{service.url}/docs") as visit:  # fails on errors and on requests to other hosts
         generate = visit.one("#operations-Images-generate")
         generate.click()
-        assert {"OAS 3.1", f"curl {service.url}/generate"} <= set(
-            re.findall(r"OAS 3.1|curl \S+", visit.one(".info").inner_text())
-        )
+        assert f"curl {service.url}/generate" in visit.one(".info").inner_text()
+        assert "OAS 3.1" in visit.one(".info").inner_text()
         generate.get_by_role("button", name="Try it out").click()
         generate.get_by_role("button", name="Execute").click()
         status = generate.locator(".live-responses-table .response-col_status").nth(1)

@@ -53,6 +53,16 @@ LATENTS = """async (size) => {
   return Array.from({ length: 100 }, (_, i) => bits(i < 50 ? i : (i * 2654435761) % 2 ** 32));
 }"""
 
+TIMES = """() => {
+  const [took, real] = [(window.took = []), document.querySelector("#real")];
+  addEventListener("pointerup", ({ timeStamp }) => {
+    const watch = new MutationObserver(() => {
+      if (!real.matches("[data-stale]") && took.push(performance.now() - timeStamp)) watch.disconnect();
+    });
+    watch.observe(real, { attributes: true });
+  });
+}"""
+
 
 class Host:
     """A folder behind a plain web server that counts what it sends."""
@@ -167,6 +177,17 @@ def test_the_documentation_shows_the_page(browser: Browser, folder: Path, tmp_pa
     shutil.copytree(folder, build_site(tmp_path / "docs") / "try")  # as `make site`
     with hosting(tmp_path / "docs") as host, visiting(browser, f"{host.url}/try.html#") as visit:
         visit.page.frame_locator("iframe").locator("#made:visible").wait_for()
+
+
+def test_how_long_answers_take_is_printed(visit: Visit) -> None:
+    first = visit.page.evaluate("performance.now()")
+    visit.empty()
+    visit.page.evaluate(TIMES)
+    for line in np.linspace(0.1, 0.9, 12).tolist():
+        visit.draw([(0.3, line), (0.7, line)])
+        visit.settled()
+    strokes = visit.page.evaluate("took")
+    print(f"first answer {first:.0f} ms after the load, {np.median(strokes):.0f} ms after a stroke")  # noqa: T201
 
 
 @pytest.mark.parametrize("size", [784, 12_288])

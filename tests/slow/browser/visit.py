@@ -13,14 +13,11 @@ import pytest
 from tests.contract.data import Pixels, pixels
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser as Browser
-    from playwright.sync_api import Locator
-    from playwright.sync_api import Page as Page
-    from playwright.sync_api import Request as Request
-    from playwright.sync_api import Route as Route
+    from playwright.sync_api import Browser, Locator, Page, Request, Route
 else:  # it may be missing
     Browser = Locator = Page = Request = Route = Any
 
+__all__ = ["PATIENCE_MS", "SEVEN", "Browser", "Page", "Request", "Route", "Visit", "visiting"]
 PATIENCE_MS = 120_000.0  # nothing here takes a tenth of it, unless the machine is busy
 SEVEN = ((0.28, 0.25), (0.5, 0.24), (0.72, 0.25), (0.62, 0.45), (0.52, 0.65), (0.45, 0.82))
 
