@@ -166,8 +166,9 @@ gpu: $(DEVELOP)  ## on a machine with a GPU, RUNTIME=gpu: test and measure in le
 	  timeout 360 $(BIN)/python -m benchmarks.bench_runtime --device cuda --results runs/gpu/gpu.json $(ARGS) \
 	  && $(BIN)/python -m benchmarks.harness.tables runs/gpu/gpu.json && exit $$tests
 
-site: $(DEVELOP)  ## build the documentation site in build/site; it works from disk
+site: $(DEVELOP)  ## build the documentation site in build/site; from disk all works but `Try it here`, by `ign site`
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --site-dir build/site
+	$(BIN)/ign site build/site/try $(ARGS)
 
 release: $(DEVELOP)  ## build the wheels and source archives, and with npm the JavaScript client, into DIST
 	mkdir -p '$(DIST)'

@@ -146,7 +146,7 @@ def _log_error(error: StartupError | None) -> None:
 def create_app(services: AppState, *, on_loaded: OnLoaded = _log_error) -> Application:
     """The service as an ASGI application. Its lifespan loads the models, and answers 503 until then; it closes them.
 
-    Raises StartupError if the API keys file is unusable.
+    Raises StartupError if the API keys file is unusable, or the folder of the site.
     """
     settings = services.settings
     keys = None if settings.api_keys_file is None else load_keys(settings.api_keys_file)
@@ -172,7 +172,7 @@ def create_app(services: AppState, *, on_loaded: OnLoaded = _log_error) -> Appli
     for router in _ROUTERS:
         app.include_router(router)
     openapi.install(app, settings)
-    page.install(app)
+    page.install(app, settings.site)
     problems.install(app)
     routes = [route for router in _ROUTERS for route in router.routes]
     table = RouteTable([*routes, *app.routes], _ENDPOINTS)

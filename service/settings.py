@@ -142,6 +142,8 @@ class Settings(BaseModel):
     """seconds a stopping service stays up at least, for load balancers. At most the seconds of drain."""
     drain_s: DrainSeconds = 15.0
     """seconds after which a stopping service leaves. It leaves even with requests in flight."""
+    site: Path | None = None
+    """folder that `ign site` wrote. The page then has a switch to run its models in the browser."""
     api_keys_file: Path | None = None
     """file of API keys. Without it the service needs no keys."""
     private_endpoints: Annotated[tuple[Endpoint, ...], CommaSeparated] = ()

@@ -35,7 +35,7 @@ OPEN: Final = MappingProxyType(
         "health": ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"),
         "metrics": (METRICS_PATH,),
         "docs": ("/docs", "/docs/*", "/openapi.json"),
-        "page": ("/", "/page/*"),
+        "page": ("/", "/page/*", "/site/*"),
     }
 )
 """What needs no key, unless `IGN_PRIVATE_ENDPOINTS` names it."""

@@ -206,6 +206,10 @@ addEventListener("click", (event) => {
   target.scrollIntoView({ block: "start" });
   target.focus({ preventScroll: true });
 });
+// The same drawing, seed and model on the page whose models run elsewhere.
+for (const link of document.querySelectorAll(".elsewhere")) {
+  link.addEventListener("click", () => (link.hash = location.hash));
+}
 addEventListener("hashchange", async () => {
   const { m, d } = readAddress();
   if (m && m !== models.reference) models.choose(m);

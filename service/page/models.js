@@ -98,7 +98,7 @@ export class Models extends EventTarget {
     const reference = referenceOf(model);
     const input = createElement("input", { type: "radio", name: "model", value: reference });
     input.checked = reference === this.#chosen;
-    const image = createElement("img", { className: "pixels", alt: "" });
+    const image = createElement("img", { className: "pixels", alt: "", hidden: model.noise === null });
     const same = this.list.filter((other) => titleOf(other) === titleOf(model)).length > 1;
     const name = same ? `${titleOf(model)} ${model.version}` : titleOf(model);
     return createElement("label", { title: reference }, input, createElement("span", {}, image, createElement("b", {}, name)));

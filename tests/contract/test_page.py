@@ -8,7 +8,8 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.contract.harness import Service, problem
+from service.domain.errors import StartupError
+from tests.contract.harness import Service, problem, serving, settings
 
 FOLDER = Path(__file__).parents[2] / "service" / "page"
 TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript"}
@@ -68,9 +69,22 @@ def test_nothing_else_is_served(service: Service, folder: str, name: str) -> Non
         problem(service.get(f"/{folder}/{name}"), 404, "not_found")
 
 
+def test_a_folder_of_ign_site_is_a_second_page(models: Path, tmp_path: Path) -> None:
+    both = settings(models, site=tmp_path)
+    with pytest.raises(StartupError, match="IGN_SITE"), serving(both):
+        pass
+    for name in ("index.html", "service-worker.js", "a.xz"):
+        (tmp_path / name).write_text('<html lang="en" class="site">')
+    with serving(both) as running:
+        assert " data-both" in running.get("/").text
+        assert running.get("/site/").text == '<html lang="en" data-both class="site">'
+        assert running.get("/site/a.xz").headers["Content-Security-Policy"] == "frame-ancestors 'none'"
+        problem(running.get("/site/a"), 404, "not_found")
+
+
 def test_what_it_names_is_there_and_is_its_own(service: Service, start: httpx.Response) -> None:
     assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", start.text)  # the policy would block it
-    names = named(start.text)
+    names = named(start.text) - {"site/", "../"}  # for `--site` only
     assert {"page/app.js", "page/base.css", "page/icon.svg", "docs"} <= names
     for name in names:
         text = service.get(f"/{name}").raise_for_status().text

@@ -5,31 +5,20 @@ Needs Playwright for Python, and Chromium as the system has it; no browser is do
 
 import shutil
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.contract.harness import Service, serving, settings
 from tests.helpers.live import ROOT
-from tests.slow.browser.visit import Visit, visiting
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+from tests.slow.browser.visit import Browser, Visit, visiting
 
 MODELS = ROOT / "models"
-ALONE = (
-    "--no-sandbox",  # the tests may be run by root; all they open is the page
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
+# Besides what Playwright says. The tests may be run by root; all they open is the page.
+ALONE = ("--no-sandbox", "--disable-gpu", "--disable-quic")
 
 
 @pytest.fixture(scope="package")
-def browser() -> Iterator["Browser"]:
+def browser() -> Iterator[Browser]:
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed, so the page was not tried in a browser"
     )
@@ -51,7 +40,7 @@ def service() -> Iterator[Service]:
 
 
 @pytest.fixture
-def visit(browser: "Browser", service: Service) -> Iterator[Visit]:
+def visit(browser: Browser, service: Service) -> Iterator[Visit]:
     """The page, opened; nothing may go wrong in the browser that the test did not expect."""
     with visiting(browser, service.url, reduced_motion="reduce") as opened:  # the example shows at once
         opened.empty()

@@ -5,15 +5,12 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from tests.contract.harness import Service, gated, serving, settings, write_models
-from tests.slow.browser.visit import Visit, visiting
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Route
+from tests.slow.browser.visit import Browser, Route, Visit, visiting
 
 FAILED = "Failed to load resource"  # what the browser says of any failure, whatever the page makes of it
 
@@ -38,7 +35,7 @@ def test_everything_comes_from_the_service(visit: Visit) -> None:
     assert visit.hosts - {""} == {visit.url.removeprefix("http://")}
 
 
-def test_a_key_is_asked_for_and_kept_in_this_tab_only(browser: "Browser", guarded: Service) -> None:
+def test_a_key_is_asked_for_and_kept_in_this_tab_only(browser: Browser, guarded: Service) -> None:
     with visiting(browser, guarded.url) as visit:
         visit.expected.append(FAILED)
         field = visit.page.get_by_label("This service wants an API key")
@@ -111,7 +108,7 @@ def refusing(status: int, headers: dict[str, str], times: int = 1) -> Any:
     """Answers the first requests for 16 pictures with a problem; passes on others, such as those for thumbnails."""
     left = [times]
 
-    def handle(route: "Route") -> None:
+    def handle(route: Route) -> None:
         if left[0] == 0 or (route.request.post_data_json or {}).get("n") != 16:
             route.continue_()
             return
@@ -134,7 +131,7 @@ def test_a_busy_service_is_asked_again_by_itself(visit: Visit) -> None:
 
 
 def test_while_models_load_the_page_waits_for_them(
-    browser: "Browser", tiny: Path, monkeypatch: pytest.MonkeyPatch
+    browser: Browser, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with gated(monkeypatch, settings(tiny), ready=False) as (service, gate), visiting(browser, service.url) as visit:
         visit.expected.append(FAILED)
@@ -146,7 +143,7 @@ def test_while_models_load_the_page_waits_for_them(
         visit.one("#toasts > *").wait_for(state="detached")
 
 
-def test_models_are_chosen_and_described(browser: "Browser", tiny: Path) -> None:
+def test_models_are_chosen_and_described(browser: Browser, tiny: Path) -> None:
     with serving(settings(tiny)) as service, visiting(browser, service.url, reduced_motion="reduce") as visit:
         visit.empty()
         assert visit.page.get_by_role("radio", name="Grey 10").is_checked()
@@ -167,7 +164,7 @@ def test_models_are_chosen_and_described(browser: "Browser", tiny: Path) -> None
         assert answered.value.json()["model"]["name"] == "grey"
 
 
-def test_colour_models_draw_in_colour(browser: "Browser", tiny: Path) -> None:
+def test_colour_models_draw_in_colour(browser: Browser, tiny: Path) -> None:
     with (
         serving(settings(tiny, default_model="colour")) as service,
         visiting(browser, service.url, reduced_motion="reduce") as visit,
@@ -230,26 +227,15 @@ def test_the_keyboard_reaches_everything_and_it_shows(visit: Visit) -> None:
     assert {"Generate", "Walk", "Run", "Drawn"} <= set(reached)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1440])
-def test_axe_finds_nothing(browser: "Browser", service: Service, width: int, scheme: Any) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
-    size = {"width": width, "height": 900}
-    with visiting(browser, service.url, viewport=size, color_scheme=scheme, reduced_motion="reduce") as visit:
-        used(visit)
-        visit.page.evaluate("Promise.all(document.getAnimations().map((animation) => animation.finished))")
-        found = axe.Axe().run(visit.page)
-        assert found.violations_count == 0, found.generate_report()
-
-
 @pytest.mark.parametrize("model", ["mnist/4", ""])
 @pytest.mark.parametrize(("width", "height"), [(320, 800), (390, 844), (820, 800), (1280, 720), (1440, 900)])
-def test_it_fits(browser: "Browser", service: Service, width: int, height: int, model: str) -> None:
-    """Canvas, result and verdict are in the first view, and nothing makes the page scroll sideways.
+def test_it_fits(browser: Browser, service: Service, width: int, height: int, model: str) -> None:
+    """Canvas, result and verdict are in the first view, nothing makes the page scroll sideways, and axe finds nothing.
 
     Unless the address or the settings name a model, the one of the largest images comes first.
     """
-    with visiting(browser, service.url, model, viewport={"width": width, "height": height}) as visit:
+    size, look = {"width": width, "height": height}, {"color_scheme": "dark" if model else "light"}
+    with visiting(browser, service.url, model, viewport=size, reduced_motion="reduce", **look) as visit:
         visit.ready()
         visit.settled()
         expected = ("Digits", "once") if model else ("Avatars", "8 times")
@@ -261,6 +247,7 @@ def test_it_fits(browser: "Browser", service: Service, width: int, height: int, 
             assert box["y"] + box["height"] <= height
         used(visit)
         assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
+        visit.accessible()
 
 
 SMALL = """() => [...document.querySelectorAll("main :is(button, .button, summary, label, input), .top a")]
@@ -271,7 +258,7 @@ SMALL = """() => [...document.querySelectorAll("main :is(button, .button, summar
   .map((element) => element.outerHTML.slice(0, 120))"""
 
 
-def test_fingers_draw_and_do_not_scroll(browser: "Browser", service: Service) -> None:
+def test_fingers_draw_and_do_not_scroll(browser: Browser, service: Service) -> None:
     size = {"width": 390, "height": 800}
     with visiting(browser, service.url, viewport=size, has_touch=True, is_mobile=True) as visit:
         visit.ready()

@@ -1,7 +1,6 @@
 """The page with a model that takes images of any size."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -9,13 +8,10 @@ from service.artifact.card import Tiles
 from tests.contract.harness import serving, settings
 from tests.helpers.onnx_models import write_model
 from tests.helpers.pictures import noise, save
-from tests.slow.browser.visit import visiting
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+from tests.slow.browser.visit import Browser, visiting
 
 
-def test_an_opened_image_keeps_its_size(browser: "Browser", tmp_path: Path) -> None:
+def test_an_opened_image_keeps_its_size(browser: Browser, tmp_path: Path) -> None:
     write_model(tmp_path, "pages", shape=(1, 32, 32), polarity="none", imported=True, tiles=Tiles(overlap=1))
     image = noise(150, 90, seed=1)
     with serving(settings(tmp_path, default_model="pages")) as service, visiting(browser, service.url) as visit:

@@ -3,17 +3,13 @@
 import json
 import re
 import shlex
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from tests.contract.data import frames, pixels, unb64
 from tests.contract.harness import Service
-from tests.slow.browser.visit import Visit, visiting
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Request
+from tests.slow.browser.visit import Browser, Request, Visit, visiting
 
 
 def generate(visit: Visit, seed: int) -> None:
@@ -46,7 +42,7 @@ def test_a_picture_goes_to_the_canvas(visit: Visit) -> None:
     assert (canvas == np.kron(chosen, np.ones((16, 16), np.uint8))).all()
 
 
-def test_a_walk_is_an_animation_that_can_be_stopped(browser: "Browser", service: Service) -> None:
+def test_a_walk_is_an_animation_that_can_be_stopped(browser: Browser, service: Service) -> None:
     with visiting(browser, service.url) as moving:  # with motion
         moving.ready()
         moving.one("#walk").scroll_into_view_if_needed()

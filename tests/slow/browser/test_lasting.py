@@ -1,12 +1,8 @@
 """How long a result lasts, as the page shows it beside what the service says."""
 
 import re
-from typing import TYPE_CHECKING
 
-from tests.slow.browser.visit import Visit
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Route
+from tests.slow.browser.visit import Route, Visit
 
 
 def test_a_run_is_shown_step_by_step(visit: Visit) -> None:

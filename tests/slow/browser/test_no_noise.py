@@ -1,18 +1,14 @@
 """The page with an imported network that makes nothing of noise."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from service.artifact.card import Origin
 from tests.contract.harness import serving, settings
 from tests.helpers.onnx_models import write_model
-from tests.slow.browser.visit import visiting
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+from tests.slow.browser.visit import Browser, visiting
 
 
-def test_what_needs_noise_is_hidden_and_the_rest_works(browser: "Browser", tmp_path: Path) -> None:
+def test_what_needs_noise_is_hidden_and_the_rest_works(browser: Browser, tmp_path: Path) -> None:
     origin = Origin(file="denoiser.onnx", sha256="0" * 64, folded=("y = x − network(x)",))
     write_model(tmp_path, "denoiser", imported=True, origin=origin)
     write_model(tmp_path, "toy")

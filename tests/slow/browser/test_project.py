@@ -3,7 +3,6 @@
 import re
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -12,17 +11,14 @@ from PIL import Image
 from tests.contract.data import b64, pixels
 from tests.contract.harness import Service
 from tests.helpers.live import ROOT
-from tests.slow.browser.visit import Visit, visiting
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+from tests.slow.browser.visit import Browser, Visit, visiting
 
 DRAWN = ROOT / "docs" / "images" / "drawn.png"
 VERDICT = re.compile(r"^(Made real|Looked real already|Not settled|Little to go on) · moved .*%")
 
 
 @pytest.mark.smoke
-def test_a_drawing_is_made_real_while_it_is_drawn(browser: "Browser", service: Service) -> None:
+def test_a_drawing_is_made_real_while_it_is_drawn(browser: Browser, service: Service) -> None:
     """With motion: an example is shown at load, tiles and walk come by themselves, a stroke replaces the example."""
     with visiting(browser, service.url) as visit:
         visit.ready()
@@ -272,7 +268,7 @@ def test_a_result_is_saved_and_drawn_on(visit: Visit) -> None:
     assert (visit.picture("#seen") == made).all()
 
 
-def test_the_address_holds_model_seed_and_drawing(browser: "Browser", visit: Visit, service: Service) -> None:
+def test_the_address_holds_model_seed_and_drawing(browser: Browser, visit: Visit, service: Service) -> None:
     visit.draw()
     visit.one("#brush").fill("0.2")
     visit.draw([(0.2, 0.8), (0.8, 0.8)])

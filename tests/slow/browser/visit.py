@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import pytest
 
 from tests.contract.data import Pixels, pixels
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator, Page
+    from playwright.sync_api import Browser, Locator, Page, Request, Route
+else:  # it may be missing
+    Browser = Locator = Page = Request = Route = Any
 
+__all__ = ["PATIENCE_MS", "SEVEN", "Browser", "Page", "Request", "Route", "Visit", "visiting"]
 PATIENCE_MS = 120_000.0  # nothing here takes a tenth of it, unless the machine is busy
 SEVEN = ((0.28, 0.25), (0.5, 0.24), (0.72, 0.25), (0.62, 0.45), (0.52, 0.65), (0.45, 0.82))
 
@@ -22,16 +26,16 @@ SEVEN = ((0.28, 0.25), (0.5, 0.24), (0.72, 0.25), (0.62, 0.45), (0.52, 0.65), (0
 class Visit:
     """The page in one tab."""
 
-    page: "Page"
+    page: Page
     url: str
     complaints: list[str] = field(default_factory=list)
     hosts: set[str] = field(default_factory=set)
     expected: list[str] = field(default_factory=list)  # complaints that hold one of these are meant
 
-    def one(self, selector: str) -> "Locator":
+    def one(self, selector: str) -> Locator:
         return self.page.locator(selector)
 
-    def button(self, name: str, within: str = "body") -> "Locator":
+    def button(self, name: str, within: str = "body") -> Locator:
         return self.one(within).get_by_role("button", name=name, exact=True)
 
     def ready(self) -> None:
@@ -52,7 +56,7 @@ class Visit:
               && !document.querySelector("#made").hidden"""
         )
 
-    def toast(self, text: str) -> "Locator":
+    def toast(self, text: str) -> Locator:
         """The message over the page that says this."""
         found = self.page.get_by_role("region", name="Messages").locator("> *").filter(has_text=text)
         found.wait_for(timeout=PATIENCE_MS)
@@ -100,6 +104,13 @@ class Visit:
         said = self.page.evaluate(call, [file, name, list(values)])
         return said.replace("\xa0", " ") if isinstance(said, str) else said
 
+    def accessible(self) -> None:
+        """Axe finds nothing, once nothing moves."""
+        axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is missing")
+        self.page.evaluate("Promise.all(document.getAnimations().map((animation) => animation.finished))")
+        found = axe.Axe().run(self.page)
+        assert found.violations_count == 0, found.generate_report()
+
     def saved(self, button: str) -> Path:
         """The file that a button saves, with the name that the page gives it."""
         with self.page.expect_download() as waiting:
@@ -110,7 +121,7 @@ class Visit:
 
 
 @contextmanager
-def visiting(browser: "Browser", url: str, model: str = "mnist/4", **options: Any) -> Iterator[Visit]:
+def visiting(browser: Browser, url: str, model: str = "mnist/4", **options: Any) -> Iterator[Visit]:
     """Open the page with this model, if there is one; in the end nothing may have failed, or come from another host."""
     context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
     context.set_default_timeout(PATIENCE_MS)

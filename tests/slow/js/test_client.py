@@ -6,7 +6,6 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,10 +15,8 @@ from tests.contract.harness import serving, settings
 from tests.helpers.live import free_port, live_service
 from tests.slow.browser.conftest import MODELS
 from tests.slow.browser.test_site import build, compare, hosting
+from tests.slow.browser.visit import Browser, Page
 from tests.slow.js.conftest import CLIENT, run
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
 
 HERE = Path(__file__).parent
 REGISTRY = "https://registry.npmjs.org/"
@@ -67,7 +64,7 @@ def test_500_pictures_over_a_restart(folder: Path, node: str | Path) -> None:
 
 
 @pytest.fixture
-def page(folder: Path, browser: "Browser") -> Iterator[tuple["Page", str]]:
+def page(folder: Path, browser: Browser) -> Iterator[tuple[Page, str]]:
     """A page that can import the package, and the URL of a service on another origin, which admits it."""
     for name in ("index.html", "page.js"):
         shutil.copy(HERE / name, folder)
@@ -78,7 +75,7 @@ def page(folder: Path, browser: "Browser") -> Iterator[tuple["Page", str]]:
         opened.close()
 
 
-def test_it_runs_in_chromium(page: tuple["Page", str]) -> None:
+def test_it_runs_in_chromium(page: tuple[Page, str]) -> None:
     tab, url = page
     found = tab.evaluate(CALL, ["useService", url])
     with Client(url) as client:
@@ -87,7 +84,7 @@ def test_it_runs_in_chromium(page: tuple["Page", str]) -> None:
     assert found["facts"] == [1, 5, "done", "image/webp", 7, 4, "mnist", True, "invalid_value", "n"]
 
 
-def test_the_same_calls_run_without_a_service(page: tuple["Page", str], tmp_path: Path) -> None:
+def test_the_same_calls_run_without_a_service(page: tuple[Page, str], tmp_path: Path) -> None:
     """A page of one origin runs the models of a site of another."""
     tab, url = page
     (tmp_path / "models").mkdir()

@@ -78,6 +78,7 @@ def other_value(field: str) -> str:
         "device": "cuda",
         "precision": "fp16",
         "log_format": "json",
+        "site": "/srv/site",
         "api_keys_file": "/run/keys.json",
         "private_endpoints": "metrics,docs",
         "rate_limit": "20/s",
