@@ -151,7 +151,7 @@ class Exchange:
     async def finish(self, pace: ErrorPace) -> None:
         """End a response whose last part `send` has held back."""
         if self.closes:
-            await self._discard_body(pace)
+            await self._discard_body()
         elif self.is_paced and (cost := self._cost_kib() + (not self.has_waited)):
             await pace.turn(self.state["caller"], cost)
         if self.complete:
@@ -184,7 +184,7 @@ class Exchange:
         closes = "close" in self.headers.get("connection", "").lower() or (b"connection", b"close") in headers
         return closes or self.scope.get("http_version") == "1.0"
 
-    async def _discard_body(self, pace: ErrorPace) -> None:
+    async def _discard_body(self) -> None:
         """Read the rest of a body that nobody wants, within limits.
 
         The server closes the connection next. If the client were still sending, the system would then reset the
@@ -199,7 +199,6 @@ class Exchange:
                 while size < _DISCARD_BYTES:
                     async with asyncio.timeout(_QUIET_S):
                         message = await self.receive()
-                    await pace.next_piece()
                     size += len(message.get("body", b""))
                     if message["type"] == "http.disconnect" or not message.get("more_body", False):
                         return

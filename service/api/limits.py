@@ -115,7 +115,6 @@ class ErrorPace:
         self._count = 0
         self._credit, self._counted_at = _IDLE_CREDIT, 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._reading = asyncio.Lock()
 
     def on_response(self, *, has_waited: bool) -> None:
         """Count a response that is no error; the credit of a request that has waited comes back."""
@@ -142,11 +141,6 @@ class ErrorPace:
         if self._timer is None:
             self._timer = loop.call_later(_PACE_S, self._tick, loop)
         await turn
-
-    async def next_piece(self) -> None:
-        """Wait for the next turn of the event loop that may read a piece of an unwanted body: one in each."""
-        async with self._reading:
-            await asyncio.sleep(0)
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = loop.call_later(_PACE_S, self._tick, loop) if self._waiting else None
