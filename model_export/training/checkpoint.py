@@ -284,9 +284,11 @@ class StartWeights:
     digest: str  # SHA-256 of the weights in its `model.onnx`
 
     def load_into(self, network: Network, config: NetworkConfig) -> None:
-        """Copy the weights into a network of this architecture. A quantiser that the version lacks keeps its own."""
+        """Copy the weights into a network of this architecture. A quantiser or blocks that the version lacks keep
+        their own."""
         recorded = self.preset.network
-        if recorded != config and (recorded.quantizer or recorded != replace(config, quantizer=0)):
+        added = {name: 0 for name in ("quantizer", "blocks") if not getattr(recorded, name)}
+        if recorded != replace(config, **added):
             raise UserError("--start: the version has another network than the preset; choose another preset or size")
         network.load_state_dict(self.state, strict=False)
 

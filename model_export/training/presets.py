@@ -20,6 +20,7 @@ from model_export.training.stages import (
     Matching,
     Stage,
     Weights,
+    exact_stage,
     ign_stages,
     naign_stages,
     projector_stages,
@@ -137,12 +138,13 @@ def network_for(size: int, channels: int) -> NetworkConfig:
 _MNIST = Preset(
     name="mnist",
     objective="naign",
-    network=NetworkConfig(size=28, channels=1, widths=(32, 64, 128), bottleneck=256, quantizer=192),
+    network=NetworkConfig(size=28, channels=1, widths=(32, 64, 128), bottleneck=256, quantizer=192, blocks=2),
     stages=(
         *naign_stages(4000, 3000, 2880),
         quantised_stage(4800),
         texture_stage(960, distill=0.5),
         *projector_stages(900, 600),
+        exact_stage(1500),
     ),
     matching=Matching(pool_refresh=32),
     corruptions=(*_DIGITS_CORRUPTIONS, "hole", "hole"),
@@ -161,6 +163,7 @@ PRESETS = {
         dataclasses.replace(
             _MNIST,
             name="fashion_mnist",
+            network=dataclasses.replace(_MNIST.network, blocks=0),
             stages=(
                 *naign_stages(4000, 3000, 2880),
                 DRIFTING_STAGE,

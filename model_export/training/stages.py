@@ -80,6 +80,8 @@ class Stage:
     # Standard deviation of pictures, in levels, to which the quantiser is fitted when the stage starts; 0 keeps the
     # quantiser as it is. The teacher is copied before.
     quantizer_deviation: float = 0.0
+    # Steps of `Blocks.fit` when the stage starts, after the teacher is copied; 0 keeps the blocks as they are.
+    fit_blocks: int = 0
 
     def __post_init__(self) -> None:
         if self.weights.distill > 0 and self.teacher_steps < 1:
@@ -192,6 +194,13 @@ def projector_stages(project: int, rest: int) -> tuple[Stage, Stage]:
     return projector, replace(
         projector, name="rest", steps=rest, lr=3e-4, teacher_steps=4, drift_pictures=128, weights=weights
     )
+
+
+def exact_stage(steps: int) -> Stage:
+    """A last stage that makes f exact by `Blocks`, with the terms of `rest` but for those that then are always 0."""
+    _, rest = projector_stages(1, steps)
+    weights = replace(rest.weights, settle=0.0, code_consistency=0.0, settle_any=0.0)
+    return replace(rest, name="exact", lr=4e-4, code_noise=0.0, fit_blocks=1000, weights=weights)
 
 
 _AVATAR_TERMS: Final = Weights(rec=1.0, project=1.0, settle=0.7, drifting=0.03, features=0.3)

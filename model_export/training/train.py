@@ -47,6 +47,7 @@ LOG = "log.jsonl"
 _LOG_EVERY = 50
 _FIRST_GRID = 50  # the step of the first samples: early enough to see that a run is on its way
 _GRID_SIDE = 8
+_BLOCK_PICTURES = 8192  # from which the blocks learn to draw
 _QUANTIZER_PICTURES = 4096  # pictures, and latents, whose codes give the principal components
 
 
@@ -277,6 +278,10 @@ class Run:
             latents = draw_latents(_QUANTIZER_PICTURES, self.preset.shape, generator)
             pictures = self.batches.example_pictures(_QUANTIZER_PICTURES)
             autoencoder.fit_quantizer(pictures, latents, stage.quantizer_deviation, generator)
+        if autoencoder is not None and autoencoder.blocks is not None and stage.fit_blocks:
+            pictures = self.batches.example_pictures(_BLOCK_PICTURES)
+            generator = self.batches.generator(RngStream.BLOCKS, 0)
+            autoencoder.blocks.fit(pictures, stage.fit_blocks, self.batches.size, generator)
         self.average: AveragedModel = averaged_model(self.network).eval()
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=stage.lr, betas=stage.betas)
         self.discriminator = self._new_discriminator(stage)
