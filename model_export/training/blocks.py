@@ -23,7 +23,8 @@ _WIDTH: Final = 24
 class Blocks(nn.Module):
     """y = D(c), for a picture x and the autoencoder's y, (B, C, H, W) in [−1, 1]; sides are multiples of ``side``.
 
-    In the backward pass rounding and moving are the identity. Until `fit` is called, it returns y.
+    In the backward pass D(c) is drawn without being moved, and is y: rounding has no gradient, and D is near the
+    identity. Until `fit` is called, it returns y.
     """
 
     fitted: Tensor
@@ -57,6 +58,12 @@ class Blocks(nn.Module):
         reading = self.read(x)
         return torch.where(self.own(reading) >= 0.0, reading, self.read(y))
 
+    def margin(self, x: Tensor, y: Tensor) -> Tensor:
+        """How far, (B,) in levels, f is from a jump: there the rounding errors of a device decide on the picture."""
+        code = self.code(x, y)
+        rounding = (code - code.floor() - 0.5).abs().amin((1, 2, 3))
+        return torch.minimum(rounding, self.own(self.read(x)).abs().amin((1, 2, 3)))
+
     def decode(self, code: Tensor) -> Tensor:
         """D(c) of integers c."""
         middle = (_LEVELS - 1) / 2
@@ -68,12 +75,13 @@ class Blocks(nn.Module):
         lighter = functional.relu(low - means) / (1.0 - means).clamp_min(_UNIT / 4)
         darker = functional.relu(means - high) / (1.0 + means).clamp_min(_UNIT / 4)
         lighter, darker = (functional.interpolate(each, scale_factor=float(self.side)) for each in (lighter, darker))
-        return _straight_through(drawn + lighter * (1.0 - drawn) - darker * (1.0 + drawn), drawn)
+        moved = drawn + lighter * (1.0 - drawn) - darker * (1.0 + drawn)
+        return moved if torch.compiler.is_exporting() else moved.detach() + (drawn - drawn.detach())
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """f(x), given x and what the autoencoder makes of it."""
-        code = self.code(x, y)
-        return torch.where(self.fitted > 0, self.decode(_straight_through(code.round(), code)), y)
+        drawn = self.decode(self.code(x, y).round().detach())
+        return torch.where(self.fitted > 0, drawn if torch.compiler.is_exporting() else drawn + (y - y.detach()), y)
 
     def fit(self, pictures: Tensor, steps: int, batch: int, generator: torch.Generator) -> None:
         """Train D alone to draw pictures (N, C, H, W) from their readings, then switch it on."""
@@ -86,8 +94,3 @@ class Blocks(nn.Module):
             torch.autograd.backward(error.square().mean() + 0.2 * error.abs().mean())
             optimiser.step()
         self.fitted.fill_(1.0)
-
-
-def _straight_through(value: Tensor, source: Tensor) -> Tensor:
-    """The value, with the gradient of its source: it would be 0 where a rounding or a limit decides the value."""
-    return value if torch.compiler.is_exporting() else value.detach() + (source - source.detach())

@@ -284,8 +284,7 @@ class StartWeights:
     digest: str  # SHA-256 of the weights in its `model.onnx`
 
     def load_into(self, network: Network, config: NetworkConfig) -> None:
-        """Copy the weights into a network of this architecture. A quantiser or blocks that the version lacks keep
-        their own."""
+        """Copy the weights into a network of this architecture. What the version lacks keeps its own."""
         recorded = self.preset.network
         added = {name: 0 for name in ("quantizer", "blocks") if not getattr(recorded, name)}
         if recorded != replace(config, **added):

@@ -131,8 +131,12 @@ class Autoencoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply f once."""
         # The last tanh runs in float32 also under bfloat16 autocast: its rounding would appear as drift of f(f(z)).
-        y = torch.tanh(self.decoder(self.encoder(x)).float())
+        y = self.decoded(x)
         return y if self.blocks is None else self.blocks(x, y)
+
+    def decoded(self, x: Tensor) -> Tensor:
+        """What the autoencoder makes of x, before `Blocks`."""
+        return torch.tanh(self.decoder(self.encoder(x)).float())
 
 
 class ScalarQuantizer(nn.Module):

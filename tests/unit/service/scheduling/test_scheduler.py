@@ -3,12 +3,15 @@
 import asyncio
 import itertools
 import threading
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
 from service.domain.latents import FloatRows
-from service.domain.tasks import Result, SchedulingParams, StepParams
+from service.domain.tasks import Result, SchedulingParams, StepOutput, StepParams
+from service.scheduling.request import Event
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
 from tests.helpers.serving import (
@@ -16,10 +19,12 @@ from tests.helpers.serving import (
     RecordingFunction,
     RecordingObserver,
     behind,
+    collect,
     marked,
     params,
     play,
     serving,
+    streamed,
     submitted,
     until_running,
 )
@@ -147,3 +152,57 @@ def test_short_requests_go_before_long_ones_where_that_is_faster() -> None:
     play(main, model, clock=clock)
     assert model.sizes.count(1) > 20  # one that arrives right after such a step shares the next one
     assert not any(size == next_size == 1 for size, next_size in itertools.pairwise(model.sizes))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"steps": 1},
+        {"steps": 1, "score": True},
+        {"steps": 30},
+        {"steps": 30, "score": True},
+        {"steps": 5, "record": (0, 1, 3, 5), "score": True},
+        {"steps": 5, "record": (2,)},
+        {"steps": 5, "tolerance": 0.6, "record": (0, 1, 2, 5)},  # the first row has converged after one step
+        {"steps": 5, "tolerance": 1e-3, "score": True},
+        {"steps": 1, "tolerance": 1e-3},
+    ],
+)
+@pytest.mark.parametrize("max_rows", [8, 2])
+def test_an_exact_model_is_called_once_for_any_number_of_steps(options: dict[str, Any], max_rows: int) -> None:
+    def floor(rows: FloatRows) -> FloatRows:  # floor(floor(x)) = floor(x)
+        return np.floor(rows)
+
+    async def main(scheduler: Scheduler) -> tuple[Result, list[Event]]:
+        rows = marked(2.5, 3.75, 4)
+        return await scheduler.run(rows, params(**options)), await collect(streamed(scheduler, rows, params(**options)))
+
+    models = FakeModel(function=floor), FakeModel(function=floor)
+    once, each = (play(main, m, max_batch_rows=max_rows, exact=m is models[0]) for m in models)
+    assert sum(models[0].sizes) == 6
+    for ours, theirs in ((once[0], each[0]), (once[1][-1], each[1][-1])):
+        assert isinstance(ours, Result)
+        assert isinstance(theirs, Result)
+        for name in ("rows", "steps", "converged", "distance", "drift"):
+            np.testing.assert_equal(getattr(ours, name), getattr(theirs, name), name)
+        assert outputs(ours.trajectory) == outputs(theirs.trajectory)
+    streams = [[[event for event in events if isinstance(event, StepOutput)]] for _, events in (once, each)]
+    assert sorted(outputs(streams[0])) == sorted(outputs(streams[1]))
+
+
+def outputs(trajectory: Sequence[Sequence[StepOutput]]) -> list[object]:
+    return [
+        (each.index, each.step, each.row.tolist(), each.change is None or each.change)
+        for steps in trajectory
+        for each in steps
+    ]
+
+
+def test_a_mask_puts_pixels_back_after_every_step_of_an_exact_model_too() -> None:
+    model = FakeModel(function=np.floor)
+    mask = np.zeros((1, 1, 4, 4), np.bool_)
+    mask[..., 0] = True
+    masked = SchedulingParams(step_params=StepParams(steps=3), keep_mask=mask)
+    result = play(lambda scheduler: scheduler.run(marked(2.5), masked), model, exact=True)
+    assert (np.asarray(result.rows)[mask] == 2.5).all()
+    assert len(model.sizes) == 3
