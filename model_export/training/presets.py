@@ -144,7 +144,7 @@ _MNIST = Preset(
         quantised_stage(4800),
         texture_stage(960, distill=0.5),
         *projector_stages(900, 600),
-        exact_stage(1000),
+        exact_stage(500),
     ),
     matching=Matching(pool_refresh=32),
     corruptions=(*_DIGITS_CORRUPTIONS, "hole", "hole"),

@@ -200,7 +200,7 @@ def exact_stage(steps: int) -> Stage:
     """A last stage that makes f exact by `Blocks`, with the terms of `rest` but for those that then are always 0."""
     _, rest = projector_stages(1, steps)
     weights = replace(rest.weights, settle=0.0, code_consistency=0.0, settle_any=0.0)
-    return replace(rest, name="exact", code_noise=0.0, fit_blocks=1000, weights=weights)
+    return replace(rest, name="exact", lr=1e-4, code_noise=0.0, fit_blocks=2000, weights=weights)
 
 
 _AVATAR_TERMS: Final = Weights(rec=1.0, project=1.0, settle=0.7, drifting=0.03, features=0.3)
