@@ -229,7 +229,8 @@ class FigureContext:
         yield "interpolation", self.interpolation
         yield "arithmetic", self.arithmetic
         yield "drawings", self.drawings
-        yield "repeated", partial(self.repeated, steps)
+        if not self.artifact.card.exact:
+            yield "repeated", partial(self.repeated, steps)
 
     def samples(self) -> ImageGrid:
         """f(z) for 8 × 12 latents, row-major."""

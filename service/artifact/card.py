@@ -205,8 +205,9 @@ class ModelCard(Card):
 
 
 def to_metadata(card: Card) -> dict[str, str]:
-    """The ONNX metadata entries of a card."""
-    return {CARD_KEY: card.model_dump_json(exclude={"color", "origin", "tiles"} if card.schema_version == 1 else None)}
+    """The ONNX metadata entries of a card, without fields that older cards do not have."""
+    without = {"color", "origin", "tiles"} if card.schema_version == 1 else set[str]()
+    return {CARD_KEY: card.model_dump_json(exclude=without if card.exact else without | {"exact"})}
 
 
 def from_metadata(metadata: Mapping[str, str]) -> tuple[Card, NoiseSource]:

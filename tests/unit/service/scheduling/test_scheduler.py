@@ -190,7 +190,7 @@ def test_an_exact_model_is_called_once_for_any_number_of_steps(options: dict[str
     assert sorted(outputs(streams[0])) == sorted(outputs(streams[1]))
 
 
-def outputs(trajectory: Sequence[Sequence[StepOutput]]) -> list[object]:
+def outputs(trajectory: Sequence[Sequence[StepOutput]]) -> list[tuple[int, int, list[float], float | None]]:
     return [
         (each.index, each.step, each.row.tolist(), each.change is None or each.change)
         for steps in trajectory
