@@ -91,10 +91,8 @@ def summary(table: Table) -> str:
         cells = (row.get(key) for key in ("frechet", "multiple", "kl", "confidence"))
         lines.append(_row(name, *cells, table.get("drift", {}).get(name)))
     if exact := table.get("exact"):
-        lines += ["drift: not informative, f is exact", _row("returned", *map("σ {}".format, exact["returned"]))]
-        lines.append(_row("", *exact["returned"].values()))
-        lines.append(_row("forged", "unchanged", "change"))
-        lines += [_row(name, row["unchanged"], row["change"]) for name, row in exact["forged"].items()]
+        lines.append(_row("drift: not informative", *(f"σ {sigma}" for sigma in exact["returned"]), "forged", "change"))
+        lines.append(_row("returned", *exact["returned"].values(), *exact["forged"].values()))
     lines.append(_row("restoration", "PSNR", "after f", "SSIM", "after f", "accuracy", "after f"))
     for name, row in {"clean": {"input": {}, "f": table["clean"]}, **table["restoration"]}.items():
         lines.append(_row(name, *(row[way].get(key) for key in ("psnr", "ssim", "accuracy") for way in ("input", "f"))))
