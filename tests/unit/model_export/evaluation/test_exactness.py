@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from model_export.evaluation.exactness import measure_exactness
-from model_export.evaluation.metrics import mean_distance
 from model_export.training.blocks import Blocks
 from service.domain.latents import FloatRows
 
@@ -53,15 +52,3 @@ def test_forged_pictures_and_noise_tell_a_mark_from_an_exact_network(
     assert (table["forged"]["change"] > 0.2) is not trick
     assert (table["returned"]["0.005"] == 1.0) is not trick
     assert (set(table["file"].values()) == {1.0}) is not trick
-
-
-def test_shares_are_of_rows() -> None:
-    def halves(x: FloatRows) -> FloatRows:  # exact for every second row
-        y = x.copy()
-        y[::2] = drawn(x[::2])
-        return y
-
-    table = measure_exactness(halves, rows(0), rows(1), side=SIDE, seed=0)
-    assert table["n"] == 50
-    assert table["twice"] == {"latents": 0.5, "pictures": 0.5, "large": 0.5}
-    assert mean_distance(halves(rows(0)), rows(0)).mean() > 0
