@@ -46,6 +46,11 @@ QUANTISED = dataclasses.replace(
     network=dataclasses.replace(NAIGN.network, quantizer=6),
     stages=(dataclasses.replace(NAIGN.stages[0], steps=8), ATTRACTOR),
 )
+EXACT = dataclasses.replace(
+    QUANTISED,
+    network=dataclasses.replace(QUANTISED.network, blocks=2),
+    stages=(QUANTISED.stages[0], dataclasses.replace(ATTRACTOR, fit_blocks=5)),
+)
 BF16 = dataclasses.replace(NAIGN, name="bf16")
 FIRST_STAGE = dataclasses.replace(NAIGN, stages=NAIGN.stages[:1])
 
@@ -150,10 +155,11 @@ def crash() -> None:
         (NAIGN, 14, signal.SIGTERM),
         (NAIGN, 27, signal.SIGINT),
         (QUANTISED, 14, signal.SIGINT),
+        (EXACT, 14, signal.SIGINT),
         (NAIGN, 14, None),
         (BF16, 13, None),
     ],
-    ids=["first-stage", "first-end", "last-stage", "quantised", "crash", "bf16-crash"],
+    ids=["first-stage", "first-end", "last-stage", "quantised", "exact", "crash", "bf16-crash"],
 )
 def test_a_run_that_stopped_or_crashed_continues_bit_for_bit(
     preset: Preset,
