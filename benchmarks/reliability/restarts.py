@@ -43,7 +43,7 @@ def measure(options: argparse.Namespace) -> Json:
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(ROOT / "models" / "mnist", Path(folder) / "mnist")
         with service(SETTINGS | {"IGN_MODEL_DIR": folder}) as server:
-            reloads = uvloop.run(reload_often(server, Path(folder) / "mnist" / "4" / "model.onnx", options))
+            reloads = uvloop.run(reload_often(server, Path(folder) / "mnist" / "5" / "model.onnx", options))
     stops = [stop_often(options, processes, number) for processes, number in SIGNALS]
     targets = [target(f"reloads: {what}", reloads[what], at_most=0) for what in ("failed", "unexpected_loads")]
     for line in stops:

@@ -242,7 +242,7 @@ def test_axe_finds_nothing(browser: "Browser", service: Service, width: int, sch
         assert found.violations_count == 0, found.generate_report()
 
 
-@pytest.mark.parametrize("model", ["mnist/4", ""])
+@pytest.mark.parametrize("model", ["mnist/5", ""])
 @pytest.mark.parametrize(("width", "height"), [(320, 800), (390, 844), (820, 800), (1280, 720), (1440, 900)])
 def test_it_fits(browser: "Browser", service: Service, width: int, height: int, model: str) -> None:
     """Canvas, result and verdict are in the first view, and nothing makes the page scroll sideways.
