@@ -17,12 +17,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Lines of Python, with blanks and docstrings, of folders together; "." is the whole repository.
 LINES = {
-    ("service",): 16_960,
-    ("model_export",): 8_910,
+    ("service",): 16_970,
+    ("model_export",): 9_060,
     ("sdk", "ign"): 3_860,
     ("benchmarks",): 5_550,
-    ("tests",): 33_400,
-    (".",): 69_300,
+    ("tests",): 33_440,
+    (".",): 69_510,
 }
 FILE_LINES = 600
 SERVICE_MODULES = 80  # without `__init__`
