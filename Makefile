@@ -9,7 +9,7 @@ DATA ?=
 OUT ?= runs/$(PRESET)
 DIST ?= dist
 MODELS ?= models
-MODEL ?= $(MODELS)/mnist/4/model.onnx
+MODEL ?= $(MODELS)/mnist/5/model.onnx
 BENCH ?= runtime
 ARGS ?=
 

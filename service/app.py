@@ -254,6 +254,7 @@ def _serve(
             on_batch=None if tracing is None else partial(tracing.batch_ran, loaded.ref),
             on_all_devices_lost=on_device_lost,
             memory=loaded.memory,
+            exact=card.exact,
             prepare_thread=lower_priority if card.tiles and loaded.device == "cpu" else lambda: None,
             wake_rule=wake_rule(loaded.device, len(loaded.instances), available_cpus()),
         )

@@ -89,7 +89,10 @@ def summary(table: Table) -> str:
     lines = [_row("generation", "Fréchet", "× floor", "KL", "confidence", "drift")]
     for name, row in table["generation"].items():
         cells = (row.get(key) for key in ("frechet", "multiple", "kl", "confidence"))
-        lines.append(_row(name, *cells, table["drift"].get(name)))
+        lines.append(_row(name, *cells, table.get("drift", {}).get(name)))
+    if exact := table.get("exact"):
+        lines.append(_row("drift: not informative", *(f"σ {sigma}" for sigma in exact["returned"]), "forged", "change"))
+        lines.append(_row("returned", *exact["returned"].values(), *exact["forged"].values()))
     lines.append(_row("restoration", "PSNR", "after f", "SSIM", "after f", "accuracy", "after f"))
     for name, row in {"clean": {"input": {}, "f": table["clean"]}, **table["restoration"]}.items():
         lines.append(_row(name, *(row[way].get(key) for key in ("psnr", "ssim", "accuracy") for way in ("input", "f"))))

@@ -16,6 +16,8 @@ from model_export.data.datasets import Dataset
 from model_export.errors import UserError
 from model_export.evaluation import projection, restoration
 from model_export.evaluation.classifier import FEATURES, Classifier, Predictions, Table, Task, sample_budget, targets
+from model_export.evaluation.exactness import PROTOCOL as EXACTNESS_PROTOCOL
+from model_export.evaluation.exactness import measure_exactness
 from model_export.evaluation.inception import Inception
 from model_export.evaluation.metrics import frechet, mean_distance, nearest
 from model_export.evaluation.restoration import Function
@@ -93,7 +95,8 @@ class Evaluation:
 
     def run(self) -> Table:
         """All measures, by chapter."""
-        chain = self._apply_repeatedly(_FULL_POWERS)
+        # More steps of an exact model are no news.
+        chain = self._apply_repeatedly(1 if self._card.exact else _FULL_POWERS)
         samples = self._predict(chain) | self._served(chain)
         neighbours = self._nearest(samples["f"])
         table: Table = {
@@ -107,12 +110,11 @@ class Evaluation:
             "protocol": self._protocol(),
             "generation": self._generation(samples),
             **self._fid(samples),
-            "drift": _drift(chain),
+            **({} if self._card.exact else {"drift": _drift(chain)}),
             "nearest": neighbours,
             **_ratio("diversity", *(neighbours["other_sample"][part]["median"] for part in ("samples", "real"))),
             **self._real_pictures(chain),
-            "repeated": self._repeated(chain[0]),
-            "repeated_application": self._repeated_application(chain[0]),
+            **self._stability(chain[0]),
             "restoration": self._restoration.run(),
             "drawings": projection.measure_drawings(
                 self._f, self._card, self._classifier, self._held_out, self._real, self._train
@@ -184,6 +186,7 @@ class Evaluation:
             "repeated": f"the first {self._n_repeated} of the samples: y = f applied k times, drift: mean "
             "|f(y) - y|, moved: mean |y - f(z)|",
             "repeated_application": _LONG_RUN_PROTOCOL,
+            **({"exact": EXACTNESS_PROTOCOL} if self._card.exact else {}),
             "restoration": restoration.PROTOCOL,
             "drawings": projection.PROTOCOL,
             **({"inception": _INCEPTION_PROTOCOL.format(self._inception)} if self._inception else {}),
@@ -228,7 +231,8 @@ class Evaluation:
         """How much f changes real pictures, also in proportion to the change of its own outputs."""
         x = to_rows(self._real)
         once = self._f(x)
-        idempotence = float(np.square(chain[2].astype(np.float64) - chain[1]).mean())
+        again = chain[min(2, len(chain) - 1)]  # of an exact f, f(f(z)) = f(z)
+        idempotence = float(np.square(again.astype(np.float64) - chain[1]).mean())
         reconstruction = float(np.square(once.astype(np.float64) - x).mean())
         # The card's quantiles are for `/score`, so pictures are prepared as the service prepares them.
         prepared, inverted = _prepare_as_service(self._real, self._card)
@@ -239,6 +243,12 @@ class Evaluation:
             "distance": {"n": len(x), "mean": distance.mean(), "inverted": inverted},
             "distance_quantiles": np.quantile(distance, np.linspace(0.0, 1.0, QUANTILES)).tolist(),
         }
+
+    def _stability(self, latents: FloatRows) -> Table:
+        if self._card.exact:
+            side = self._card.training.config["network"]["blocks"]
+            return {"exact": measure_exactness(self._f, latents, to_rows(self._real), side=side, seed=_SEED)}
+        return {"repeated": self._repeated(latents), "repeated_application": self._repeated_application(latents)}
 
     def _repeated(self, latents: FloatRows) -> Table:
         table: Table = {"n": self._n_repeated}

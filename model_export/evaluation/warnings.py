@@ -53,7 +53,7 @@ def _variety(table: Table) -> Iterator[str]:
 
 
 def _idempotence(table: Table) -> Iterator[str]:
-    drift, health, ssim = table["drift"]["f"], table.get("health", 0.0), table["clean"]["ssim"]
+    drift, health, ssim = table.get("drift", {"f": 0.0})["f"], table.get("health", 0.0), table["clean"]["ssim"]
     if drift > _MAX_DRIFT:
         yield f"not idempotent: a second step changes f(z) by {drift:.3f} on average"
     if health > _MAX_HEALTH:
@@ -63,8 +63,8 @@ def _idempotence(table: Table) -> Iterator[str]:
 
 
 def _repeated_application(table: Table) -> Iterator[str]:
-    figures = table["repeated_application"]
-    for start, noun in _STARTS.items():
+    figures = table.get("repeated_application", {})
+    for start, noun in _STARTS.items() if figures else ():
         last = list(figures[start])[-1]  # in ascending order of k
         share = figures[start][last].get("same_class", 1.0)
         if share < _MIN_SAME_CLASS:

@@ -190,6 +190,7 @@ def card_of(model: TrainedModel, version: str, fields: Mapping[str, object]) -> 
                 "shape": preset.exported_shape,
                 "background": preset.background * (preset.network.channels // len(preset.background)),
                 "polarity": preset.polarity,
+                "exact": preset.network.blocks > 0 and bool(model.network.get_buffer("blocks.fitted")),
                 "steps": steps,
                 "opset": OPSET,
                 "data": checkpoint.data,

@@ -229,7 +229,8 @@ class FigureContext:
         yield "interpolation", self.interpolation
         yield "arithmetic", self.arithmetic
         yield "drawings", self.drawings
-        yield "repeated", partial(self.repeated, steps)
+        if not self.artifact.card.exact:
+            yield "repeated", partial(self.repeated, steps)
 
     def samples(self) -> ImageGrid:
         """f(z) for 8 × 12 latents, row-major."""
@@ -325,14 +326,7 @@ def first_of_classes(labels: NDArray[np.int64] | None, count: int, n: int) -> ND
 
 
 _TERMS: Final = tuple(field.name for field in dataclasses.fields(Weights))
-_COLOURS: Final = (
-    *(f"C{i}" for i in range(10)),
-    "black",
-    "gold",
-    "navy",
-    "teal",
-    "hotpink",
-)  # one for each term; matplotlib has ten
+_COLOURS: Final = (*(f"C{i}" for i in range(10)), "black", "gold", "navy")  # one for each term; matplotlib has ten
 _MAX_POINTS: Final = 150  # of a curve in a stage; more are averaged
 _MIN_VALUE: Final = 1e-8  # the logarithmic scale needs values above 0
 

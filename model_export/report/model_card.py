@@ -70,7 +70,7 @@ def _introduction(card: TrainedCard) -> str:
             "`python -m model_export card` generates this page; do not edit it."
         )
     return (
-        f"An Idempotent Generative Network f, f(f(z)) ≈ f(z), for {height}×{width} "
+        f"An Idempotent Generative Network f, f(f(z)) {'=' if card.exact else '≈'} f(z), for {height}×{width} "
         f"{'grey' if channels == 1 else 'RGB'} pictures, trained on {card.data.pictures:,} of {card.data.name}. "
         "`python -m model_export card` generates this page; do not edit it."
     )

@@ -11,6 +11,7 @@ _MIN_GAIN: Final = 1.0  # dB of PSNR; a smaller gain does not count as restored
 _NO_GAIN: Final = 0.3  # points of the character error rate, which are chance
 _BETTER: Final = 0.9  # a further step is mentioned if it reaches this share of the Fréchet distance
 _PICTURES: Final = {"training": "training pictures", "training_after_f": "f(training pictures)"}
+_WAYS: Final = {"twice": ".1%", "file": ".1%"}
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -83,6 +84,11 @@ def _generation(generation: Table) -> Iterator[str]:
 
 
 def _idempotence(quality: Table) -> Iterator[str]:
+    if "exact" in quality:
+        yield (
+            "Stable is not correct: f(f(x)) = f(x) in every bit, for any x, is a property of its construction. A "
+            "result that no longer changes may be wrong."
+        )
     if "f" in quality.get("drift", {}):
         yield (
             "It is only approximately idempotent: a second step changes a pixel of f(z) by "
@@ -171,6 +177,8 @@ def summary(card: TrainedCard) -> str:
         rows.append(("Strong noise (σ = 0.8), PSNR in dB", _arrow(noisy, "psnr", ".1f"), "higher is better"))
     if "accuracy" in noisy.get("f", {}):
         rows.append(("The same, share classified correctly", _arrow(noisy, "accuracy", ".1%"), "100 %"))
+    for sigma, share in quality.get("exact", {}).get("returned", {}).items():
+        rows.append((f"f(z) returned in every bit after noise of σ = {sigma}", _number(share, ".0%"), "100 %"))
     for name, row in quality.get("drawings", {}).items():  # of fonts and figures that training never shows
         rows.append(
             (f"{name.capitalize()} told from real pictures by mean |f(u) − u|, AUROC", f"{row['auroc']:.3f}", "1")
@@ -210,6 +218,7 @@ def measurements(card: TrainedCard) -> Iterator[str]:
             "Fréchet distance of few pictures is large: compare it within this table only. Same class, same "
             "attributes: as after one application. At rest: one more application changes no bit."
         )
+    yield from _exact_measurements(quality.get("exact", {}))
     yield from _restoration_measurements(quality)
     if card.distance_quantiles:
         yield "### Distance of real pictures"
@@ -227,6 +236,19 @@ def _error_rates(rows: Table) -> tuple[list[str], list[tuple[str, ...]]]:
     """Head and lines of a table, method by method."""
     names = list(next(iter(rows.values())))
     return ["damage", *names], [(name, *_cells(row, dict.fromkeys(names, ".1f"))) for name, row in rows.items()]
+
+
+def _exact_measurements(exact: Table) -> Iterator[str]:
+    if not exact:
+        return
+    yield "### f(f(x)) = f(x)"
+    rows = [(name, *_cells({way: exact[way][name] for way in _WAYS}, _WAYS)) for name in exact["twice"]]
+    yield table(["x", "in every bit", "the same through a file of 8 bits"], rows)
+    unchanged, change = _cells(exact["forged"], {"unchanged": ".1%", "change": ".3f"})
+    yield (
+        f"Of {exact['n']} rows each; `large`: uniform noise in −10 … 10. Of forged pictures, noise with the block "
+        f"means of f(z), f returns {unchanged} as they are, and changes a pixel by {change} on average."
+    )
 
 
 def _restoration_measurements(quality: Table) -> Iterator[str]:

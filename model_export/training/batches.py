@@ -43,6 +43,7 @@ class RngStream(IntEnum):
     QUANTIZER = 13
     DRAWINGS = 14
     DRAWN = 15
+    BLOCKS = 16
 
 
 def derive_seed(seed: int, stream: int, step: int) -> int:

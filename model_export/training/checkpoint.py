@@ -284,9 +284,12 @@ class StartWeights:
     digest: str  # SHA-256 of the weights in its `model.onnx`
 
     def load_into(self, network: Network, config: NetworkConfig) -> None:
-        """Copy the weights into a network of this architecture. A quantiser that the version lacks keeps its own."""
+        """Copy the weights into a network of this architecture. What the version lacks keeps its own."""
         recorded = self.preset.network
-        if recorded != config and (recorded.quantizer or recorded != replace(config, quantizer=0)):
+        config = replace(
+            config, quantizer=recorded.quantizer and config.quantizer, blocks=recorded.blocks and config.blocks
+        )
+        if recorded != config:
             raise UserError("--start: the version has another network than the preset; choose another preset or size")
         network.load_state_dict(self.state, strict=False)
 

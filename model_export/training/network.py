@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
+from model_export.training.blocks import Blocks
+
 _GROUPS = 8  # of the group norm, which computes every row independently of its batch
 _LEVELS = 15  # of each component of the quantiser, odd: integers around 0; the bound distorts those near the outermost
 _RAMP = 1 / 32  # of a level: width of the ramp between two levels of the quantiser
@@ -32,6 +34,7 @@ class NetworkConfig:
     # the last stride-2 convolution: every place then holds the detail of its part of the picture, and a dense layer
     # over all places makes the parts agree.
     places: int = 1
+    blocks: int = 0  # side of the blocks of `model_export.training.blocks.Blocks` behind the decoder; 0: none
     # Channels at the full side of a `model_export.training.restorer.Restorer`, which has no bottleneck and no size of
     # its own; 0: an `Autoencoder`.
     full: int = 0
@@ -49,6 +52,8 @@ class NetworkConfig:
             raise ValueError(
                 f"a bottleneck of {self.places} places needs that side after the halvings, not {sizes[-1]}"
             )
+        if self.blocks and self.size % self.blocks:
+            raise ValueError(f"size {self.size} is no multiple of {self.blocks}, the side of its blocks")
         if self.places > 1 and self.quantizer:
             raise ValueError("the quantiser needs a bottleneck of one place")
         return sizes
@@ -87,6 +92,7 @@ class Autoencoder(nn.Module):
             a, b, odd = channels[depth], channels[depth - 1], sizes[depth - 1] % 2
             layers += [_norm(a), nn.SiLU(), nn.ConvTranspose2d(a, b, 4, 2, 1, output_padding=odd)]
         self.decoder = nn.Sequential(*layers)
+        self.blocks = Blocks(config.channels, config.blocks) if config.blocks else None
         self.apply(_initialise)
 
     def features(self, x: Tensor, first: int = 1) -> list[Tensor]:
@@ -125,6 +131,11 @@ class Autoencoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply f once."""
         # The last tanh runs in float32 also under bfloat16 autocast: its rounding would appear as drift of f(f(z)).
+        y = self.decoded(x)
+        return y if self.blocks is None else self.blocks(x, y)
+
+    def decoded(self, x: Tensor) -> Tensor:
+        """What the autoencoder makes of x, before `Blocks`."""
         return torch.tanh(self.decoder(self.encoder(x)).float())
 
 

@@ -20,7 +20,7 @@ from model_export.training.stages import (
     Matching,
     Stage,
     Weights,
-    ign_stages,
+    exact_stage,
     naign_stages,
     projector_stages,
     quantised_stage,
@@ -34,7 +34,7 @@ SMALL: Final = "small"  # the preset for data without one of its own
 # weights of a card (`model_export.export.weights`) compares their outputs, which would show another value.
 _FORMER: Final = (
     *("noise", "ema", "noise_range", "project_steps", "norm", "groups", "activation", "upsampling"),
-    *("quantizer_levels", "epsilon", "downsample", "copy_free", "critic_lr"),
+    *("quantizer_levels", "epsilon", "downsample", "copy_free", "critic_lr", "idem", "tight", "tight_clamp"),
 )
 _DIGITS_CORRUPTIONS: tuple[CorruptionName, ...] = ("noise", "noise", "noise", "blur", "low_resolution", "hole")
 _MIN_SIDE: Final = 8
@@ -49,7 +49,7 @@ class Preset:
     """The training of one model."""
 
     name: str
-    objective: Literal["naign", "ign", "restore"]
+    objective: Literal["naign", "restore"]
     network: NetworkConfig
     stages: tuple[Stage, ...]
     distance: Distance = "mse"  # D of every term, in the stages that set none
@@ -111,7 +111,7 @@ class Preset:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preset":
         """The inverse of :meth:`to_dict`. Raises KeyError, TypeError or ValueError for one of another version."""
-        stages = [{**_known(stage), "weights": Weights(**stage["weights"])} for stage in values["stages"]]
+        stages = [{**_known(stage), "weights": Weights(**_known(stage["weights"]))} for stage in values["stages"]]
         for stage in stages:
             stage.pop("matching", None)  # of earlier versions
         network, matching = NetworkConfig(**_known(values["network"])), Matching(**_known(values["matching"]))
@@ -137,12 +137,13 @@ def network_for(size: int, channels: int) -> NetworkConfig:
 _MNIST = Preset(
     name="mnist",
     objective="naign",
-    network=NetworkConfig(size=28, channels=1, widths=(32, 64, 128), bottleneck=256, quantizer=192),
+    network=NetworkConfig(size=28, channels=1, widths=(32, 64, 128), bottleneck=256, quantizer=192, blocks=2),
     stages=(
         *naign_stages(4000, 3000, 2880),
         quantised_stage(4800),
         texture_stage(960, distill=0.5),
         *projector_stages(900, 600),
+        exact_stage(500),
     ),
     matching=Matching(pool_refresh=32),
     corruptions=(*_DIGITS_CORRUPTIONS, "hole", "hole"),
@@ -161,6 +162,7 @@ PRESETS = {
         dataclasses.replace(
             _MNIST,
             name="fashion_mnist",
+            network=dataclasses.replace(_MNIST.network, blocks=0),
             stages=(
                 *naign_stages(4000, 3000, 2880),
                 DRIFTING_STAGE,
@@ -178,15 +180,6 @@ PRESETS = {
             matching=Matching(pool=2048),
             corruptions=_DIGITS_CORRUPTIONS,
             eight_bit=0.5,
-        ),
-        # The paper's objective with its weights; its DCGAN had batch norm, which makes rows depend on one another.
-        Preset(
-            name="ign",
-            objective="ign",
-            network=NetworkConfig(size=64, channels=3, widths=(64, 128, 256, 512), bottleneck=512),
-            stages=ign_stages(150_000, Weights(rec=20.0, idem=20.0, tight=2.5), lr=1e-4, clamp=1.5),
-            distance="l1",
-            batch=256,
         ),
         Preset(
             name="avatars64",

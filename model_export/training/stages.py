@@ -16,8 +16,6 @@ class Weights:
     match: float = 0.0  # D(f(z_i), x_σ(i)) with σ an optimal one-to-one assignment
     distill: float = 0.0  # D(f(z), T^k(z)) towards a frozen earlier stage T
     project: float = 0.0  # D(f(corrupted x), x)
-    idem: float = 0.0  # D(f_copy(f(z)), f(z))
-    tight: float = 0.0  # −D(f(sg f(z)), sg f(z)), clamped
     settle: float = 0.0  # D(f(sg f(z)), sg f(z)), idempotence on outputs
     critic: float = 0.0  # minus the scores of f(z) by a discriminator, which is trained alternately with f
     # f(x) has the quantised code it was decoded from, and with `settle` also f(f(z)); needs a quantiser.
@@ -33,7 +31,7 @@ class Weights:
     @property
     def latents(self) -> bool:
         """Whether any active term needs fresh latents."""
-        return max(self.distill, self.idem, self.tight, self.settle, self.critic, self.drifting) > 0
+        return max(self.distill, self.settle, self.critic, self.drifting) > 0
 
     @property
     def teacher(self) -> bool:
@@ -67,7 +65,6 @@ class Stage:
     teacher_steps: int = 0  # k of T^k, where T is the averaged network at the start of this stage
     warmup: int = 200  # steps of linear warm-up
     betas: tuple[float, float] = (0.9, 0.99)
-    tight_clamp: float | None = None  # a in the paper's a·L_rec·tanh(L_tight/(a·L_rec)), row by row; None for no clamp
     distance: Distance | None = None  # D of every term of this stage; None takes the preset's
     # σ of noise on f(x) and f(f(z)) before `code_consistency` encodes them, in the units of [−1, 1].
     code_noise: float = 0.0
@@ -80,6 +77,8 @@ class Stage:
     # Standard deviation of pictures, in levels, to which the quantiser is fitted when the stage starts; 0 keeps the
     # quantiser as it is. The teacher is copied before.
     quantizer_deviation: float = 0.0
+    # Steps of `Blocks.fit` when the stage starts, after the teacher is copied; 0 keeps the blocks as they are.
+    fit_blocks: int = 0
 
     def __post_init__(self) -> None:
         if self.weights.distill > 0 and self.teacher_steps < 1:
@@ -111,11 +110,6 @@ def naign_stages(imle: int, balance: int, distill: int, *, teacher_steps: int = 
             betas=(0.5, 0.99),
         ),
     )
-
-
-def ign_stages(steps: int, weights: Weights, *, lr: float, clamp: float | None) -> tuple[Stage, ...]:
-    """The adversarial objective of the IGN paper in one stage (Shocher et al., 2024, section 2 and appendix)."""
-    return (Stage(name="ign", steps=steps, lr=lr, weights=weights, warmup=0, betas=(0.5, 0.999), tight_clamp=clamp),)
 
 
 # Gives samples the texture of pictures: f learns eight steps of the network before, and `drifting`. It is for pictures
@@ -192,6 +186,13 @@ def projector_stages(project: int, rest: int) -> tuple[Stage, Stage]:
     return projector, replace(
         projector, name="rest", steps=rest, lr=3e-4, teacher_steps=4, drift_pictures=128, weights=weights
     )
+
+
+def exact_stage(steps: int) -> Stage:
+    """A last stage that makes f exact by `Blocks`, with the terms of `rest` but for those that then are always 0."""
+    _, rest = projector_stages(1, steps)
+    weights = replace(rest.weights, settle=0.0, code_consistency=0.0, settle_any=0.0)
+    return replace(rest, name="exact", lr=1e-4, code_noise=0.0, fit_blocks=2000, weights=weights)
 
 
 _AVATAR_TERMS: Final = Weights(rec=1.0, project=1.0, settle=0.7, drifting=0.03, features=0.3)

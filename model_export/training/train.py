@@ -9,7 +9,6 @@ need not be saved.
 import copy
 import gc
 import math
-import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -37,7 +36,6 @@ from model_export.training.objective import (
     Discriminator,
     DiscriminatorTrainer,
     Objective,
-    health,
 )
 from model_export.training.presets import Preset
 from model_export.training.restorer import build_network
@@ -47,6 +45,7 @@ LOG = "log.jsonl"
 _LOG_EVERY = 50
 _FIRST_GRID = 50  # the step of the first samples: early enough to see that a run is on its way
 _GRID_SIDE = 8
+_BLOCK_PICTURES = 8192  # from which the blocks learn to draw
 _QUANTIZER_PICTURES = 4096  # pictures, and latents, whose codes give the principal components
 
 
@@ -87,7 +86,7 @@ class Run:
         self.discriminator: DiscriminatorTrainer | None = None
         self._changed = saved is not None and Preset.from_dict(saved.preset) != preset
         self.throughput: list[tuple[str, Throughput]] = []  # of this process, by stage
-        self.meter, self._warned = ThroughputMeter(device), False
+        self.meter = ThroughputMeter(device)
         pictures = data.train.to(device)
         damaged = None if data.damaged is None else data.damaged.to(device)
         self.batches = BatchBuilder(preset, pictures, seed=seed, meter=self.meter, world=self.world, damaged=damaged)
@@ -234,16 +233,6 @@ class Run:
         values = dict(zip(terms, means, strict=True))
         if not all(map(math.isfinite, means)):
             raise UserError(f"step {self.step}: the loss is not finite; the last checkpoint is kept")
-        ratio = health(values)
-        if ratio is not None:
-            values["health"] = ratio
-            if ratio > 1.0 and not self._warned and self.world.is_main:
-                self._warned = True
-                tqdm.write(
-                    f"warning: step {self.step}: idempotence / reconstruction is {ratio:.2f}; where it stays above 1, "
-                    "the samples collapse (good runs end at 0.55 to 0.83)",
-                    file=sys.stderr,
-                )
         if log is not None:
             log.terms(self.step, stage, values)
         bar.set_postfix_str(" ".join(f"{k} {v:.4f}" for k, v in values.items()))
@@ -277,6 +266,10 @@ class Run:
             latents = draw_latents(_QUANTIZER_PICTURES, self.preset.shape, generator)
             pictures = self.batches.example_pictures(_QUANTIZER_PICTURES)
             autoencoder.fit_quantizer(pictures, latents, stage.quantizer_deviation, generator)
+        if autoencoder is not None and autoencoder.blocks is not None and stage.fit_blocks:
+            pictures = self.batches.example_pictures(_BLOCK_PICTURES)
+            generator = self.batches.generator(RngStream.BLOCKS, 0)
+            autoencoder.blocks.fit(pictures, stage.fit_blocks, self.batches.size, generator)
         self.average: AveragedModel = averaged_model(self.network).eval()
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=stage.lr, betas=stage.betas)
         self.discriminator = self._new_discriminator(stage)

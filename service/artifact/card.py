@@ -109,6 +109,7 @@ class Card(_Section):
     range: tuple[Finite, Finite] = (-1.0, 1.0)  # (lo, hi) of pixel values
     background: tuple[Finite, ...]  # one value per channel, in the range: letterbox and alpha colour
     polarity: Literal["light-on-dark", "dark-on-light", "none"] = "none"  # the first inverts under `invert: auto`
+    exact: bool = False  # f(f(x)) = f(x) in every bit, by construction: one step gives what any number gives
     noise: Noise | None = None  # None: the model makes nothing of noise
     steps: Steps = Steps()
     tolerance: Tolerance = Tolerance()
@@ -143,6 +144,8 @@ class Card(_Section):
         return self
 
     def _check_tiles(self, tiles: Tiles) -> None:
+        if self.exact:
+            raise ValueError("exact is of models without tiles")
         if any(side % tiles.multiple for side in self.shape[1:]):
             raise ValueError(f"the sides of a tile must be multiples of {tiles.multiple}")
         if min(self.shape[1:]) < 2 * (tiles.overlap + tiles.multiple):
@@ -202,8 +205,9 @@ class ModelCard(Card):
 
 
 def to_metadata(card: Card) -> dict[str, str]:
-    """The ONNX metadata entries of a card."""
-    return {CARD_KEY: card.model_dump_json(exclude={"color", "origin", "tiles"} if card.schema_version == 1 else None)}
+    """The ONNX metadata entries of a card, without fields that older cards do not have."""
+    without = {"color", "origin", "tiles"} if card.schema_version == 1 else set[str]()
+    return {CARD_KEY: card.model_dump_json(exclude=without if card.exact else without | {"exact"})}
 
 
 def from_metadata(metadata: Mapping[str, str]) -> tuple[Card, NoiseSource]:

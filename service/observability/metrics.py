@@ -69,7 +69,7 @@ def label_limiter(limit: int = MAX_VALUES) -> Callable[[str], str]:
 class Metrics:
     """The metric objects, and methods that record events. Thread-safe, as prometheus_client is.
 
-    A metric with labels is a function from their values to one series, such as ``metrics.batches("mnist/4", "full")``.
+    A metric with labels is a function from their values to one series, such as ``metrics.batches("mnist/5", "full")``.
     ``shared`` is the file of this process, one of several; `scrape` combines those in its folder.
     """
 

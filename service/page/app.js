@@ -45,6 +45,7 @@ async function setModel(card) {
   setShape(card);
   for (const panel of [lasting, generate, interpolate, examples, modelsPanel]) panel.setModel(card);
   byId("lasting").hidden = Boolean(card.tiles); // a large image many times would take minutes
+  byId("exact").hidden = !card.exact;
   for (const section of document.querySelectorAll("section[inert]")) section.inert = false;
   document.querySelector(".pair").hidden = card.noise === null; // an imported network may make nothing of noise
   writeAddress({ m: models.reference });

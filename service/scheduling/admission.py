@@ -214,7 +214,8 @@ class Admission:
             for piece in finished:
                 request = piece.request
                 if request.rows_left and not request.closed:
-                    unused = request.row_steps - piece.steps - piece.scoring  # > 0 if it converged earlier
+                    # > 0 if it converged earlier, < 0 if the request is exact
+                    unused = max(0, request.row_steps - piece.steps - piece.scoring)
                     for counters in (self.total, request.caller, request.open):
                         counters.rows -= piece.count
                         counters.steps -= unused * piece.count

@@ -275,7 +275,11 @@ class RunningBatch:
                 buffers.measure(piece.at, piece.at + piece.count)
         slices = list[Slice]()
         for piece in self.slices:
-            slices += (piece,) if piece.request.closed else self._commit_slice(piece, outputs)
+            if piece.request.closed:
+                slices.append(piece)
+                continue
+            for part in self._commit_slice(piece, outputs):
+                slices.append(self._commit_rest(part, outputs) if part.request.exact else part)
         self.slices = slices
         finished = [piece for piece in slices if piece.done]
         self.needs_rebuild = self.needs_rebuild or bool(finished)
@@ -288,7 +292,8 @@ class RunningBatch:
         rows = buffers.next[piece.at : piece.at + piece.count]
         if request.is_plain and piece.count == len(request.inputs):
             request.outputs, request.distance = rows.copy(), changes.copy()
-            request.steps, request.converged = np.ones(piece.count, np.int64), np.zeros(piece.count, np.bool_)
+            steps = request.params.step_params.steps  # more than 1 if the request is exact
+            request.steps, request.converged = np.full(piece.count, steps), np.zeros(piece.count, np.bool_)
             piece.steps, piece.done = 1, True
             return (piece,)
         step_params, mask = request.params.step_params, request.params.keep_mask
@@ -310,6 +315,15 @@ class RunningBatch:
         if is_last:
             piece.finish(rows, converged=False)
         return (piece,)
+
+    def _commit_rest(self, piece: Slice, outputs: list[tuple[ScheduledRequest, StepOutput]]) -> Slice:
+        """Record the further steps of an exact request, which change nothing."""
+        mine = slice(piece.at, piece.at + piece.count)
+        self._buffers.current[mine], self._buffers.changes[mine] = self._buffers.next[mine], 0.0
+        while not piece.done:
+            piece.steps += piece.steps_to_next_check() - 1
+            (piece,) = self._commit_slice(piece, outputs)  # all rows are alike: either all of them converge, or none
+        return piece
 
     def _observe(
         self, piece: Slice, outputs: list[tuple[ScheduledRequest, StepOutput]], *, is_last: bool

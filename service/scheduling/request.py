@@ -112,16 +112,19 @@ class ScheduledRequest:
     distance: NDArray[np.float64]
     drift: NDArray[np.float64]
 
-    def __init__(self, inputs: FloatRows, params: SchedulingParams, *, arrived: float) -> None:
+    def __init__(self, inputs: FloatRows, params: SchedulingParams, *, arrived: float, exact: bool = False) -> None:
         n, step_params = len(inputs), params.step_params
         self.inputs, self.params, self.arrived = inputs, params, arrived
         self.deadline = math.inf if params.deadline is None else params.deadline
         self.expires = self.deadline  # set to infinity at the first event of a stream
         self.timeout_at = math.inf  # `deadline` as a time of the event loop
         self.started: float | None = None  # when the first row entered a batch
-        self.row_steps = step_params.steps + step_params.score  # model steps of each row, at most
-        self.is_plain = (  # one step, of which only the result is wanted
+        # f(f(x)) = f(x): the steps after the first one need no model call, unless a mask puts pixels back.
+        self.exact = exact and params.keep_mask is None
+        self.row_steps = 1 if self.exact else step_params.steps + step_params.score  # model steps of each row, at most
+        self.is_plain = (  # one model step, of which only the result is wanted
             self.row_steps == 1
+            and not step_params.score
             and step_params.tolerance is None
             and params.keep_mask is None
             and not (step_params.record or params.streamed)
@@ -155,7 +158,7 @@ class ScheduledRequest:
         A tolerance may be met after one step. Later requests follow this one until the last deadline.
         """
         params, step_params, n = self.params, self.params.step_params, len(self.inputs)
-        steps = (step_params.steps if step_params.tolerance is None else 1) + step_params.score
+        steps = self.row_steps if step_params.tolerance is None or self.exact else 1 + step_params.score
         if params.deadline is not None:
             first, later = (1, 0) if params.streamed else (steps, 0 if params.stream_deadline else params.later_rows)
             yield first, n * first + later, params.deadline

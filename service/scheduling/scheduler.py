@@ -44,7 +44,7 @@ class Scheduler:
     Each of the ``models``, one for each device, is called from one thread only; its largest bucket may lower
     ``max_batch_rows``. At most ``queue_rows`` rows may wait, those in a batch not counted, and a request has at most
     ``max_rows`` rows. Deadlines are times on ``clock``, in monotonic seconds. ``on_all_devices_lost`` is called on the
-    event loop. Without ``memory`` the models are always open.
+    event loop. Without ``memory`` the models are always open. ``exact``: as in the card.
     """
 
     def __init__(
@@ -60,8 +60,9 @@ class Scheduler:
         wake_rule: WakeRule | None = None,
         on_batch: OnBatch | None = None,
         memory: ModelMemory | None = None,
+        exact: bool = False,
     ) -> None:
-        self._shape, self._clock = models[0].shape, clock
+        self._shape, self._clock, self._exact = models[0].shape, clock, exact
         self._observer = observer or SchedulerObserver()
         batches = (largest_batch(model, max_batch_rows) for model in models)
         self._admission = Admission(queue_rows, *batches, max_rows=max_rows)
@@ -173,7 +174,7 @@ class Scheduler:
         loop, now = asyncio.get_running_loop(), self._clock()
         if loop is not self._loop:  # a timer of a loop that was closed never fires
             self._loop, self._timer, self._timer_at = loop, None, math.inf
-        handles = [ScheduledRequest(rows, params, arrived=now) for rows, params in requests]
+        handles = [ScheduledRequest(rows, params, arrived=now, exact=self._exact) for rows, params in requests]
         try:
             self._check_serving()
             rejected = self._admission.admit(handles, now)

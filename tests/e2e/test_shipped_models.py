@@ -35,7 +35,7 @@ def client() -> Iterator[httpx.Client]:
 
 
 def test_every_shipped_model_verifies_and_says_where_it_comes_from(shipped: dict[str, LoadedModel]) -> None:
-    assert "mnist/4" in shipped
+    assert "mnist/5" in shipped
     for ref, model in shipped.items():
         card = model.card
         assert card.training is not None
@@ -55,7 +55,7 @@ def test_every_shipped_model_verifies_and_says_where_it_comes_from(shipped: dict
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ref", ["mnist/4", "fashion_mnist/3", "avatars64/4"])
+@pytest.mark.parametrize("ref", ["mnist/5", "fashion_mnist/3", "avatars64/4"])
 def test_a_training_can_start_from_every_shipped_model(ref: str, shipped: dict[str, LoadedModel]) -> None:
     assert read_weights(MODELS / ref).preset.exported_shape == shipped[ref].card.shape
 
@@ -74,7 +74,7 @@ def test_generated_avatars_are_in_colour_and_kept(shipped: dict[str, LoadedModel
 
 
 def test_generated_digits_are_digits(shipped: dict[str, LoadedModel]) -> None:
-    model = shipped["mnist/4"]
+    model = shipped["mnist/5"]
     y = model.instances[0].run(model.noise.rows(0, 0, 256))
     background = (y < -0.9).mean(axis=(1, 2, 3))
     assert 0.4 < background.mean() < 0.95

@@ -227,7 +227,7 @@ def test_the_keyboard_reaches_everything_and_it_shows(visit: Visit) -> None:
     assert {"Generate", "Walk", "Run", "Drawn"} <= set(reached)
 
 
-@pytest.mark.parametrize("model", ["mnist/4", ""])
+@pytest.mark.parametrize("model", ["mnist/5", ""])
 @pytest.mark.parametrize(("width", "height"), [(320, 800), (390, 844), (820, 800), (1280, 720), (1440, 900)])
 def test_it_fits(browser: Browser, service: Service, width: int, height: int, model: str) -> None:
     """Canvas, result and verdict are in the first view, nothing makes the page scroll sideways, and axe finds nothing.

@@ -278,7 +278,7 @@ def test_the_address_holds_model_seed_and_drawing(browser: Browser, visit: Visit
     visit.page.wait_for_function("location.hash.includes('d=')")
     drawn, seen = visit.canvas(), visit.picture("#seen")
     address = visit.page.url
-    assert "#m=mnist/4&s=7&d=" in address
+    assert "#m=mnist/5&s=7&d=" in address
     assert len(address) < 1500
     with visiting(browser, address.replace("s=7", "s=11"), reduced_motion="reduce") as other:
         other.ready()

@@ -249,7 +249,7 @@ def test_the_service_runs_with_what_a_pod_is_given(tmp_path: Path) -> None:
         assert client.post("/generate", json={"n": 1}, headers={"authorization": "Bearer k"}).status_code == 200
         told = client.get("/metrics").text
     metric = adapter()["seriesQuery"].partition("{")[0]
-    assert f'{metric}{{model="mnist/4"}}' in told
+    assert f'{metric}{{model="mnist/5"}}' in told
 
 
 # How pods leave, and how many there are

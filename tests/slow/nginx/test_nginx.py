@@ -221,7 +221,7 @@ def test_the_access_log_is_json_and_holds_no_key(served: Front) -> None:
     entry = served.log("logged-2")
     assert body["request_id"] == "logged"
     assert (entry["method"], entry["path"], entry["status"]) == ("POST", "/generate", 200)
-    assert entry["model"].startswith("mnist/4@")
+    assert entry["model"].startswith("mnist/5@")
     assert entry["address"] == "127.0.0.1"
     assert entry["seconds"] >= 0
     assert float(entry["upstream_seconds"]) >= 0  # of another clock: it may be a millisecond longer
@@ -297,7 +297,7 @@ def rows_run(service: str) -> int:
 
 
 def test_images_by_url_are_made_once(tmp_path: Path) -> None:
-    paths = [f"/generate/name-{i}.png?model=mnist/4" if i % 2 else f"/generate?seed={i}" for i in range(URLS)]
+    paths = [f"/generate/name-{i}.png?model=mnist/5" if i % 2 else f"/generate?seed={i}" for i in range(URLS)]
 
     def ask(caller: int) -> set[tuple[str, bytes]]:
         chosen = random.Random(caller)

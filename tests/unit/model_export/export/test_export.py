@@ -17,6 +17,7 @@ from model_export.training import checkpoint as checkpoints
 from model_export.training.checkpoint import load_run
 from model_export.training.network import Autoencoder, NetworkConfig
 from service.artifact.files import GOLDEN_FILE, MODEL_FILE
+from service.artifact.pixels import to_levels, to_rows
 from service.domain.latents import NoiseSource
 from tests.helpers.tiny_training import contents
 
@@ -179,8 +180,9 @@ def test_other_files_are_no_models(models: Path, tmp_path: Path) -> None:
         pytest.param(NetworkConfig(size=11, channels=3, widths=(8, 16), bottleneck=8), marks=pytest.mark.slow),
         pytest.param(NetworkConfig(size=8, channels=1, widths=(8,), bottleneck=6, places=4), marks=pytest.mark.slow),
         NetworkConfig(size=8, channels=1, widths=(8, 16), bottleneck=12, quantizer=6),
+        NetworkConfig(size=8, channels=1, widths=(8, 16), bottleneck=12, blocks=2),
     ],
-    ids=["odd", "places", "quantiser"],
+    ids=["odd", "places", "quantiser", "exact"],
 )
 def test_every_architecture_is_exported_in_both_precisions(config: NetworkConfig) -> None:
     torch.manual_seed(0)
@@ -188,13 +190,21 @@ def test_every_architecture_is_exported_in_both_precisions(config: NetworkConfig
     rows = NoiseSource(shape).rows(0, 0, 30)
     if config.quantizer:
         network.fit_quantizer(torch.from_numpy(rows), torch.from_numpy(rows), 1.0)
+    if network.blocks is not None:
+        network.blocks.fit(torch.from_numpy(rows).clip(-1, 1), 3, 8, torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = network(torch.from_numpy(rows)).numpy()
     data = to_onnx(network, shape)
     function = OnnxFunction(data)
     np.testing.assert_allclose(function(rows), expected, atol=1e-4)  # what a card allows; ramps magnify rounding
     assert np.array_equal(function(rows)[:1], function(rows[:1]))  # rows stay independent of the batch
-    np.testing.assert_allclose(OnnxFunction(to_fp16(data))(rows), expected, atol=1e-2)
+    half = OnnxFunction(to_fp16(data))
+    np.testing.assert_allclose(half(rows), expected, atol=1e-2)
+    if network.blocks is not None:
+        for f in (function, half):
+            once = f(10 * rows)
+            assert np.array_equal(f(once), once)
+            assert np.array_equal(f(to_rows(to_levels(once))), once)
 
 
 def test_a_new_card_replaces_the_old_one_only(models: Path) -> None:

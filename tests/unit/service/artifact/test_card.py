@@ -60,6 +60,7 @@ def test_what_is_not_used_is_ignored() -> None:
         ({"tiles": {"overlap": 1, "smaller": (4, 2)}}, "smaller tiles must be multiples of 1, ascending"),
         ({"tiles": {"overlap": 1, "smaller": (8,)}}, "below the shape"),
         ({"tiles": {"overlap": 1, "smaller": (1, 2, 4)}}, "tiles.smaller"),
+        ({"tiles": {"overlap": 1}, "exact": True}, "exact is of models without tiles"),
         ({"buckets": ()}, "buckets must ascend"),
         ({"buckets": (1, 1)}, "buckets must ascend"),
         ({"distance_quantiles": (0.1,) * 100}, "101 ascending numbers"),

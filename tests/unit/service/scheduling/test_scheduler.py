@@ -3,12 +3,14 @@
 import asyncio
 import itertools
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
 
 from service.domain.latents import FloatRows
-from service.domain.tasks import Result, SchedulingParams, StepParams
+from service.domain.tasks import Result, SchedulingParams, StepParams, StreamProgress
+from service.scheduling.request import Event
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
 from tests.helpers.serving import (
@@ -16,10 +18,12 @@ from tests.helpers.serving import (
     RecordingFunction,
     RecordingObserver,
     behind,
+    collect,
     marked,
     params,
     play,
     serving,
+    streamed,
     submitted,
     until_running,
 )
@@ -147,3 +151,37 @@ def test_short_requests_go_before_long_ones_where_that_is_faster() -> None:
     play(main, model, clock=clock)
     assert model.sizes.count(1) > 20  # one that arrives right after such a step shares the next one
     assert not any(size == next_size == 1 for size, next_size in itertools.pairwise(model.sizes))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"steps": 1, "score": True},
+        {"steps": 30},
+        {"steps": 5, "record": (0, 1, 3, 5), "score": True},
+        {"steps": 5, "tolerance": 0.6, "record": (0, 1, 2, 5)},  # the first row has converged after one step
+        {"steps": 5, "tolerance": 1e-3, "score": True},
+    ],
+)
+@pytest.mark.parametrize("max_rows", [8, 2])
+def test_an_exact_model_is_called_once_for_any_number_of_steps(options: dict[str, Any], max_rows: int) -> None:
+    async def main(scheduler: Scheduler) -> list[Event]:
+        events = await collect(streamed(scheduler, marked(2.5, 3.75, 4), params(**options)))
+        events = [event for event in events if not isinstance(event, StreamProgress)]
+        return sorted(events, key=lambda event: (getattr(event, "index", 9), getattr(event, "step", 9)))
+
+    models = FakeModel(function=np.floor), FakeModel(function=np.floor)  # floor(floor(x)) = floor(x)
+    once, each = (play(main, m, max_batch_rows=max_rows, exact=m is models[0]) for m in models)
+    assert sum(models[0].sizes) == 3 < sum(models[1].sizes)
+    for ours, theirs in zip(once, each, strict=True):
+        for name in ("index", "step", "row", "change", "rows", "steps", "converged", "distance", "drift"):
+            np.testing.assert_equal(getattr(ours, name, None), getattr(theirs, name, None), name)
+
+
+def test_a_mask_puts_pixels_back_after_every_step_of_an_exact_model_too() -> None:
+    model = FakeModel(function=np.floor)
+    mask = np.arange(16).reshape(1, 1, 4, 4) < 4
+    masked = SchedulingParams(step_params=StepParams(steps=3), keep_mask=mask)
+    result = play(lambda scheduler: scheduler.run(marked(2.5), masked), model, exact=True)
+    assert (np.asarray(result.rows)[mask] == 2.5).all()
+    assert len(model.sizes) == 3
