@@ -32,7 +32,7 @@ from model_export.files import atomic_write
 from model_export.training import checkpoint as checkpoints
 from model_export.training.checkpoint import load_run
 from model_export.training.presets import Preset, get_preset
-from model_export.training.stages import Stage, Weights, naign_stages, quantised_stage
+from model_export.training.stages import Stage, Weights, ign_stages, naign_stages, quantised_stage
 from model_export.training.train import Run
 from service.domain.latents import FloatRows, NoiseSource
 
@@ -49,6 +49,7 @@ def _last(**weights: float) -> Stage:
 
 # Variant: the one whose finished run it continues, and its own stage; docs/training-results.md describes them.
 VARIANTS: Final[Mapping[str, tuple[str, Stage]]] = {
+    "paper": ("", ign_stages(960, Weights(rec=1.0, idem=1.0, tight=0.1), lr=1e-4, clamp=None)[0]),
     "imle": ("", _IMLE),
     "balance": ("imle", _BALANCE),
     "distill": ("balance", replace(_last(distill=1.0, settle=0.0), lr=6e-4, betas=_IMLE.betas)),
@@ -66,6 +67,7 @@ VARIANTS: Final[Mapping[str, tuple[str, Stage]]] = {
     ),
     "quantise": ("critic", _QUANTISE),
 }
+_PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {"paper": {"objective": "ign"}}
 _COLUMNS: Final = {
     **{power: f"generation.{name}.frechet" for power, name in (("f", "f"), ("f²", "f2"), ("f³", "f3"), ("f⁴", "f4"))},
     "KL": "generation.f.kl",
@@ -143,7 +145,7 @@ def preset_of(name: str) -> Preset:
     """The preset with all stages of a variant, including those of the variants before it."""
     before, stage = VARIANTS[name]
     if not before:
-        return replace(_BASE, stages=(stage,))
+        return replace(_BASE, stages=(stage,), **_PRESETS.get(name, {}))
     preset = preset_of(before)
     return replace(preset, stages=(*preset.stages, stage))
 

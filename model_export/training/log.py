@@ -28,6 +28,8 @@ TERMS: Final[Mapping[str, str]] = {
     "match": "distance of samples to the pictures they are paired with",
     "distill": "distance of f(z) to several steps of the earlier stage",
     "project": "restoration: distance of f(corrupted picture) to the picture",
+    "idem": "idempotence: distance of f(f(z)) to f(z), trains the inner f",
+    "tight": "tightness, negative: few other pictures stay as they are",
     "settle": "idempotence: how much f changes its own samples",
     "critic": "minus the discriminator's score of samples",
     "code_consistency": "how much the code of a picture changes after f",
@@ -36,6 +38,7 @@ TERMS: Final[Mapping[str, str]] = {
     "project_any": "drifting, of drawings after f and after f twice",
     "settle_any": "idempotence: how much f changes drawings that it has been applied to",
     "again": "idempotence: distance of f(f(corrupted picture)) to f of it, or to the picture",
+    "health": "idem / rec; above 1 the samples collapse",
 }
 """Every name that `log.jsonl` and the progress bar show."""
 
@@ -210,5 +213,7 @@ def _step_of(line: str) -> float:
 def legend(preset: Preset) -> list[str]:
     """One line for each term that a stage of the preset uses. Lower values are better."""
     used = {"rec"} | {name for stage in preset.stages for name, weight in asdict(stage.weights).items() if weight > 0}
+    if "idem" in used:
+        used.add("health")
     width = max(map(len, used))
     return [f"  {name:{width}}  {words}" for name, words in TERMS.items() if name in used]

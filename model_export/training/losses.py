@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 
 from model_export.training.network import Autoencoder, round_with_ramps
@@ -71,6 +72,36 @@ def _focal_weights(error: Tensor) -> Tensor:
 def reconstruction(f: Function, x: Tensor, kind: Distance) -> Tensor:
     """L_rec = D(f(x), x) (IGN, eq. 3): real pictures are fixed points. Returns (B,)."""
     return distance(f(x), x, kind)
+
+
+def frozen(network: nn.Module) -> Function:
+    """f_copy: the network with its present parameters as constants. Gradients flow to the input only."""
+    constants = {name: p.detach() for name, p in network.named_parameters()}
+
+    def call(x: Tensor) -> Tensor:
+        out: Tensor = functional_call(network, constants, (x,))
+        return out
+
+    return call
+
+
+def idempotence(f_copy: Function, y: Tensor, kind: Distance) -> Tensor:
+    """L_idem = D(f_copy(y), y) with y = f(z) (IGN, eq. 5): the gradient moves y, and f_copy stays."""
+    return distance(f_copy(y), y, kind).mean()
+
+
+def tightness(f: Function, y: Tensor, kind: Distance) -> Tensor:
+    """L_tight = −D(f(sg y), sg y) (IGN, eq. 7): the gradient moves the outer f only. Returns (B,)."""
+    fixed = y.detach()
+    return -distance(f(fixed), fixed, kind)
+
+
+def smooth_clamp(tight: Tensor, rec: Tensor, ratio: float | None) -> Tensor:
+    """a·L_rec·tanh(L_tight/(a·L_rec)) for every row (IGN, eq. 9), with L_rec as a constant; (B,) each."""
+    if ratio is None:
+        return tight
+    bound = (ratio * rec.detach()).clamp_min(1e-12)
+    return bound * torch.tanh(tight / bound)
 
 
 def distillation(y: Tensor, teacher: Function, z: Tensor, steps: int, kind: Distance) -> Tensor:

@@ -38,7 +38,7 @@ class Objective:
     def terms(self, f: Function, network: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
         """Compute every active term, unweighted, by the name of its weight; `rec` always, but of a `Restorer`.
 
-        ``f`` is ``network`` as it is called, possibly compiled or wrapped.
+        ``f`` is the network as it is called, possibly compiled or wrapped; the frozen copy is made of ``network``.
         """
         if isinstance(network, Restorer):
             return self._restoring_terms(f, network, batch)
@@ -47,7 +47,9 @@ class Objective:
     def _terms(self, f: Function, network: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
         x, kind = batch.x, self.kind
         y = f(x)
-        terms = {"rec": losses.reconstruction(lambda _: y, x, kind).mean()}
+        # Reconstruction comes first, even with weight 0: the clamp of tightness and `health` need it.
+        rec = losses.reconstruction(lambda _: y, x, kind)
+        terms = {"rec": rec.mean()}
         if batch.nearest is not None:  # every picture attracts its nearest sample f(z*) (IMLE; NAIGN, eq. 6)
             terms["imle"] = losses.distance(f(batch.nearest), x, kind).mean()
         if batch.matched is not None and batch.partner is not None:  # σ(i) is an optimal one-to-one assignment
@@ -55,7 +57,7 @@ class Objective:
         outputs = []  # of f for latents and for corrupted pictures
         if batch.z is not None:
             outputs.append(f(batch.z))
-            terms |= self._sample_terms(f, batch.z, outputs[0], len(x))
+            terms |= self._sample_terms(f, network, batch.z, outputs[0], rec)
         if batch.corrupted is not None:
             outputs.append(f(batch.corrupted))
             terms["project"] = losses.distance(outputs[-1], x, kind).mean()
@@ -88,14 +90,19 @@ class Objective:
             terms["again"] = losses.distance(again, torch.cat([kept, truth]), self.kind).mean()
         return terms
 
-    def _sample_terms(self, f: Function, z: Tensor, y: Tensor, pictures: int) -> dict[str, Tensor]:
+    def _sample_terms(self, f: Function, network: nn.Module, z: Tensor, y: Tensor, rec: Tensor) -> dict[str, Tensor]:
         """The active terms of y = f(z). All share one forward pass for y."""
         weights = self.stage.weights
         terms: dict[str, Tensor] = {}
+        if weights.idem > 0:
+            terms["idem"] = losses.idempotence(losses.frozen(network), y, self.kind)
+        if weights.tight > 0:
+            tight = losses.tightness(f, y, self.kind)
+            terms["tight"] = losses.smooth_clamp(tight, rec, self.stage.tight_clamp).mean()
         if weights.distill > 0 and self.teacher is not None:
             terms["distill"] = losses.distillation(y, self.teacher, z, self.stage.teacher_steps, self.kind)
         if weights.settle > 0 and weights.code_consistency == 0:  # else `_code_terms` computes it
-            fixed = y[:pictures].detach()  # the outer f learns to keep its outputs
+            fixed = y[: len(rec)].detach()  # the outer f learns to keep its outputs
             terms["settle"] = losses.distance(f(fixed), fixed, self.kind).mean()
         if self.scores is not None:
             terms["critic"] = losses.generator_loss(self.scores(y))
@@ -159,6 +166,15 @@ class Objective:
         if batch.code_noise is not None:
             decoded = decoded + self.stage.code_noise * batch.code_noise[: len(decoded)]
         return {**terms, "code_consistency": losses.code_consistency(network, source, decoded)}
+
+
+def health(terms: dict[str, float]) -> float | None:
+    """The ratio r = L_idem / L_rec; None if idempotence is not active.
+
+    Successful runs end with r between 0.55 and 0.83. If r stays at 1 or above, the samples have collapsed or tightness
+    dominates.
+    """
+    return terms["idem"] / max(terms["rec"], 1e-12) if "idem" in terms else None
 
 
 class Discriminator(nn.Module):

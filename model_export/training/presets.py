@@ -21,6 +21,7 @@ from model_export.training.stages import (
     Stage,
     Weights,
     exact_stage,
+    ign_stages,
     naign_stages,
     projector_stages,
     quantised_stage,
@@ -34,7 +35,7 @@ SMALL: Final = "small"  # the preset for data without one of its own
 # weights of a card (`model_export.export.weights`) compares their outputs, which would show another value.
 _FORMER: Final = (
     *("noise", "ema", "noise_range", "project_steps", "norm", "groups", "activation", "upsampling"),
-    *("quantizer_levels", "epsilon", "downsample", "copy_free", "critic_lr", "idem", "tight", "tight_clamp"),
+    *("quantizer_levels", "epsilon", "downsample", "copy_free", "critic_lr"),
 )
 _DIGITS_CORRUPTIONS: tuple[CorruptionName, ...] = ("noise", "noise", "noise", "blur", "low_resolution", "hole")
 _MIN_SIDE: Final = 8
@@ -49,7 +50,7 @@ class Preset:
     """The training of one model."""
 
     name: str
-    objective: Literal["naign", "restore"]
+    objective: Literal["naign", "ign", "restore"]
     network: NetworkConfig
     stages: tuple[Stage, ...]
     distance: Distance = "mse"  # D of every term, in the stages that set none
@@ -111,7 +112,7 @@ class Preset:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preset":
         """The inverse of :meth:`to_dict`. Raises KeyError, TypeError or ValueError for one of another version."""
-        stages = [{**_known(stage), "weights": Weights(**_known(stage["weights"]))} for stage in values["stages"]]
+        stages = [{**_known(stage), "weights": Weights(**stage["weights"])} for stage in values["stages"]]
         for stage in stages:
             stage.pop("matching", None)  # of earlier versions
         network, matching = NetworkConfig(**_known(values["network"])), Matching(**_known(values["matching"]))
@@ -180,6 +181,15 @@ PRESETS = {
             matching=Matching(pool=2048),
             corruptions=_DIGITS_CORRUPTIONS,
             eight_bit=0.5,
+        ),
+        # The paper's objective with its weights; its DCGAN had batch norm, which makes rows depend on one another.
+        Preset(
+            name="ign",
+            objective="ign",
+            network=NetworkConfig(size=64, channels=3, widths=(64, 128, 256, 512), bottleneck=512),
+            stages=ign_stages(150_000, Weights(rec=20.0, idem=20.0, tight=2.5), lr=1e-4, clamp=1.5),
+            distance="l1",
+            batch=256,
         ),
         Preset(
             name="avatars64",

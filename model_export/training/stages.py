@@ -16,6 +16,8 @@ class Weights:
     match: float = 0.0  # D(f(z_i), x_σ(i)) with σ an optimal one-to-one assignment
     distill: float = 0.0  # D(f(z), T^k(z)) towards a frozen earlier stage T
     project: float = 0.0  # D(f(corrupted x), x)
+    idem: float = 0.0  # D(f_copy(f(z)), f(z))
+    tight: float = 0.0  # −D(f(sg f(z)), sg f(z)), clamped
     settle: float = 0.0  # D(f(sg f(z)), sg f(z)), idempotence on outputs
     critic: float = 0.0  # minus the scores of f(z) by a discriminator, which is trained alternately with f
     # f(x) has the quantised code it was decoded from, and with `settle` also f(f(z)); needs a quantiser.
@@ -31,7 +33,7 @@ class Weights:
     @property
     def latents(self) -> bool:
         """Whether any active term needs fresh latents."""
-        return max(self.distill, self.settle, self.critic, self.drifting) > 0
+        return max(self.distill, self.idem, self.tight, self.settle, self.critic, self.drifting) > 0
 
     @property
     def teacher(self) -> bool:
@@ -65,6 +67,7 @@ class Stage:
     teacher_steps: int = 0  # k of T^k, where T is the averaged network at the start of this stage
     warmup: int = 200  # steps of linear warm-up
     betas: tuple[float, float] = (0.9, 0.99)
+    tight_clamp: float | None = None  # a in the paper's a·L_rec·tanh(L_tight/(a·L_rec)), row by row; None for no clamp
     distance: Distance | None = None  # D of every term of this stage; None takes the preset's
     # σ of noise on f(x) and f(f(z)) before `code_consistency` encodes them, in the units of [−1, 1].
     code_noise: float = 0.0
@@ -110,6 +113,11 @@ def naign_stages(imle: int, balance: int, distill: int, *, teacher_steps: int = 
             betas=(0.5, 0.99),
         ),
     )
+
+
+def ign_stages(steps: int, weights: Weights, *, lr: float, clamp: float | None) -> tuple[Stage, ...]:
+    """The adversarial objective of the IGN paper in one stage (Shocher et al., 2024, section 2 and appendix)."""
+    return (Stage(name="ign", steps=steps, lr=lr, weights=weights, warmup=0, betas=(0.5, 0.999), tight_clamp=clamp),)
 
 
 # Gives samples the texture of pictures: f learns eight steps of the network before, and `drifting`. It is for pictures

@@ -9,6 +9,7 @@ need not be saved.
 import copy
 import gc
 import math
+import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,7 @@ from model_export.training.objective import (
     Discriminator,
     DiscriminatorTrainer,
     Objective,
+    health,
 )
 from model_export.training.presets import Preset
 from model_export.training.restorer import build_network
@@ -86,7 +88,7 @@ class Run:
         self.discriminator: DiscriminatorTrainer | None = None
         self._changed = saved is not None and Preset.from_dict(saved.preset) != preset
         self.throughput: list[tuple[str, Throughput]] = []  # of this process, by stage
-        self.meter = ThroughputMeter(device)
+        self.meter, self._warned = ThroughputMeter(device), False
         pictures = data.train.to(device)
         damaged = None if data.damaged is None else data.damaged.to(device)
         self.batches = BatchBuilder(preset, pictures, seed=seed, meter=self.meter, world=self.world, damaged=damaged)
@@ -233,6 +235,16 @@ class Run:
         values = dict(zip(terms, means, strict=True))
         if not all(map(math.isfinite, means)):
             raise UserError(f"step {self.step}: the loss is not finite; the last checkpoint is kept")
+        ratio = health(values)
+        if ratio is not None:
+            values["health"] = ratio
+            if ratio > 1.0 and not self._warned and self.world.is_main:
+                self._warned = True
+                tqdm.write(
+                    f"warning: step {self.step}: idempotence / reconstruction is {ratio:.2f}; where it stays above 1, "
+                    "the samples collapse (good runs end at 0.55 to 0.83)",
+                    file=sys.stderr,
+                )
         if log is not None:
             log.terms(self.step, stage, values)
         bar.set_postfix_str(" ".join(f"{k} {v:.4f}" for k, v in values.items()))

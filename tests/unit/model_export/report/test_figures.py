@@ -206,12 +206,12 @@ def test_the_plot_names_terms_and_stages(tmp_path: Path) -> None:
         tmp_path,
         {"step": 50, "stage": "first", "rec": 1.0, "lr": 0.1},
         {"step": 100, "stage": "first", "rec": 0.1},
-        {"step": 150, "stage": "second <2>", "rec": 0.01, "settle": -0.1},
-        {"step": 200, "stage": "second <2>", "rec": 0.001, "settle": -0.01},
+        {"step": 150, "stage": "second <2>", "rec": 0.01, "tight": -0.1},
+        {"step": 200, "stage": "second <2>", "rec": 0.001, "tight": -0.01},
         '{"step": 250, "sta',
     )
     svg = plot_losses(run)
-    assert {"first", "second <2>", "rec", "settle", "200", "step"} <= texts(svg)
+    assert {"first", "second <2>", "rec", "tight", "200", "step"} <= texts(svg)
     assert "lr" not in texts(svg)
     assert plot_losses(run) == svg
 

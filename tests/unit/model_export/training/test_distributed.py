@@ -9,7 +9,8 @@ import torch
 
 from model_export.training import checkpoint as checkpoints
 from model_export.training.execution import World, join_world
-from model_export.training.presets import PRESETS
+from model_export.training.presets import PRESETS, Preset
+from model_export.training.stages import Weights, ign_stages
 from tests.helpers.live import ROOT, environment
 from tests.helpers.ranks import Job, assert_gradients_agree, train_alone, train_in_ranks
 from tests.helpers.tiny_training import contents, train_arguments
@@ -24,18 +25,27 @@ NAIGN = dataclasses.replace(
     corruptions=("noise", "blur", "hole"),
     eight_bit=0.5,
 )
+PAPER = dataclasses.replace(
+    TINY,
+    objective="ign",
+    distance="l1",
+    stages=ign_stages(8, Weights(rec=20.0, idem=20.0, tight=2.5), lr=1e-3, clamp=1.5),
+)
 # Tolerance of a weight after all steps. Adam without momentum, which the discriminator uses, divides tiny gradients by
 # tiny moments and so amplifies rounding, to about 1e-5. A rank that kept its own gradients would differ by the learning
 # rate.
 ROUNDING = 5e-5
 TERM_TOLERANCE = 5e-4  # of a logged term: the discriminator's score is the most sensitive
 
+OBJECTIVES = {"naign": NAIGN, "ign": PAPER}
+
 
 @pytest.fixture(scope="module")
 def two_ranks(data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of runs that two ranks did."""
     folder = tmp_path_factory.mktemp("ranks")
-    jobs = [Job(NAIGN, folder / "naign"), Job(NAIGN, folder / "accumulated", accumulate=2)]
+    jobs = [Job(preset, folder / name) for name, preset in OBJECTIVES.items()]
+    jobs.append(Job(NAIGN, folder / "accumulated", accumulate=2))
     jobs.append(Job(NAIGN, folder / "stopped", signal_at=9))
     train_in_ranks(2, jobs, data_file, folder)
     return folder
@@ -61,9 +71,10 @@ def logged(out: Path) -> list[dict[str, float]]:
 
 
 @slow
-@pytest.mark.parametrize("name", ["naign", "accumulated"])
+@pytest.mark.parametrize("name", [*OBJECTIVES, "accumulated"])
 def test_two_ranks_compute_what_one_does(name: str, two_ranks: Path, data_file: Path, tmp_path: Path) -> None:
-    train_alone(Job(NAIGN, tmp_path), data_file)
+    preset: Preset = OBJECTIVES.get(name, NAIGN)
+    train_alone(Job(preset, tmp_path), data_file)
     assert largest_difference(two_ranks / name, tmp_path) < ROUNDING
     for a, b in zip(logged(tmp_path), logged(two_ranks / name), strict=True):
         assert a == pytest.approx(b, rel=1e-4, abs=TERM_TOLERANCE)

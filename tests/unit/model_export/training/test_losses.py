@@ -1,4 +1,5 @@
 import copy
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -69,6 +70,18 @@ def test_the_feature_distance_is_relative_to_the_features_of_the_picture() -> No
     assert float(losses.feature_distance(target, target)) == 0.0
 
 
+def test_clamp_bounds_each_row_and_leaves_small_values() -> None:
+    rec = torch.tensor([0.1, 0.1, 0.4])
+    tight = torch.tensor([-1e-4, -50.0, -50.0])
+    clamped = losses.smooth_clamp(tight, rec, 1.5)
+    torch.testing.assert_close(clamped, torch.tensor([-1e-4, -0.15, -0.6]))
+    assert losses.smooth_clamp(tight, rec, None) is tight
+    assert torch.isfinite(losses.smooth_clamp(tight, torch.zeros(3), 1.5)).all()
+    bound = rec.clone().requires_grad_()
+    torch.autograd.backward(losses.smooth_clamp(tight.requires_grad_(), bound, 1.5).sum())
+    assert bound.grad is None  # the bound is a constant
+
+
 def test_distillation_follows_k_steps_of_a_teacher_without_teaching_it(f: Autoencoder, z: Tensor) -> None:
     torch.testing.assert_close(
         losses.distillation(half(z), half, z, 3, "mse"), (z / 2 - z / 8).square().mean(), atol=1e-6, rtol=1e-5
@@ -89,9 +102,13 @@ def test_values_by_hand(kind: Distance) -> None:
     to_half = expect(0.625, 0.75)  # of x/2 from x: 0.5 and 1
     to_other = expect(2.125, 1.25)  # of x/2 from y: 0.5 and 2
     assert losses.reconstruction(half, x, kind).tolist() == [to_half]
+    assert float(losses.idempotence(half, x, kind)) == to_half
+    assert (-losses.tightness(half, x, kind)).tolist() == [to_half]
     assert losses.distance(half(x), y, kind).tolist() == [to_other]
     from_quarter = expect(0.15625, 0.375)  # of x/2 from x/4: 0.25 and 0.5
     assert float(losses.distillation(half(x), half, x, 2, kind)) == from_quarter
+    clamped = losses.smooth_clamp(torch.tensor([-0.3]), torch.tensor([0.2]), 1.5)
+    assert clamped.tolist() == pytest.approx([-0.3 * math.tanh(1.0)])
 
 
 def test_the_terms_of_the_discriminator_by_hand() -> None:

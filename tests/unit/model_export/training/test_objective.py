@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -34,8 +35,8 @@ def scores(y: Tensor) -> list[Tensor]:
     return [y.mean((1, 2, 3)), y[:, :, 2:6, 2:6].mean((1, 2, 3))]
 
 
-def stage(weights: Weights) -> Stage:
-    return Stage(name="s", steps=1, lr=1.0, weights=weights, teacher_steps=2)
+def stage(weights: Weights, *, clamp: float | None = None) -> Stage:
+    return Stage(name="s", steps=1, lr=1.0, weights=weights, teacher_steps=2, tight_clamp=clamp)
 
 
 def gradient(network: nn.Module, objective: Objective, batch: TrainingBatch) -> tuple[Tensor, dict[str, float]]:
@@ -62,6 +63,43 @@ class Small(nn.Module):
 def small() -> Small:
     torch.manual_seed(3)
     return Small()
+
+
+@pytest.mark.parametrize("clamp", [None, 1e9])
+def test_the_gradient_is_that_of_the_game(small: Small, batch: TrainingBatch, clamp: float | None) -> None:
+    """Central differences, with everything held still that the paper holds still."""
+    game = TrainingBatch(x=batch.x, z=batch.z)
+    weights = Weights(rec=2.0, idem=3.0, tight=0.5)
+    ours, _ = gradient(small, Objective(stage=stage(weights, clamp=clamp), kind="mse"), game)
+    fixed = copy.deepcopy(small)
+    assert game.z is not None
+    y = fixed(game.z).detach()
+
+    def value() -> float:
+        with torch.no_grad():
+            inner = small(game.z)
+            rec = losses.distance(small(game.x), game.x, "mse").mean()
+            idem = losses.distance(fixed(inner), inner, "mse").mean()
+            tight = -losses.distance(small(y), y, "mse").mean()
+            return float(2.0 * rec + 3.0 * idem + 0.5 * tight)
+
+    numeric, step = [], 1e-6
+    for parameter in small.parameters():
+        for i in range(0, parameter.numel(), 37):
+            numeric.append(slope(parameter, i, step, value))
+    picked = torch.cat([p.grad.flatten()[::37] for p in small.parameters() if p.grad is not None])
+    torch.testing.assert_close(picked, torch.tensor(numeric, dtype=torch.float64), rtol=1e-5, atol=1e-9)
+    assert len(ours) == sum(p.numel() for p in small.parameters())
+
+
+def slope(parameter: Tensor, i: int, step: float, value: Callable[[], float]) -> float:
+    flat = parameter.data.view(-1)
+    flat[i] += step
+    above = value()
+    flat[i] -= 2 * step
+    below = value()
+    flat[i] += step
+    return (above - below) / (2 * step)
 
 
 @pytest.mark.parametrize("name", TERMS)

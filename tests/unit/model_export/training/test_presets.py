@@ -80,7 +80,7 @@ def test_values_that_are_replaced() -> None:
     assert (preset.shape, preset.batch, preset.stages) == ((3, 32, 32), 64, mnist.stages)
     assert (preset.corruptions, preset.eight_bit) == (("noise", "hole"), 0.25)
     assert with_overrides(preset, Choices()) == preset
-    with pytest.raises(UserError, match="no preset 'mnits'; there are avatars64, fashion_mnist, mnist"):
+    with pytest.raises(UserError, match="no preset 'mnits'; there are avatars64, fashion_mnist, ign, mnist"):
         get_preset("mnits")
 
 
@@ -136,7 +136,7 @@ def test_a_published_set_gets_the_preset_of_its_name() -> None:
     assert choose_preset(Choices(), pictures(known="kmnist"), found).name == "small"
 
 
-@pytest.mark.parametrize(("preset", "found"), [("mnist", COLOUR), ("avatars64", GREY)])
+@pytest.mark.parametrize(("preset", "found"), [("mnist", COLOUR), ("avatars64", GREY), ("ign", GREY)])
 def test_a_preset_of_other_colours_is_refused_with_the_options_that_fit(preset: str, found: Inspection) -> None:
     size = min(64, *found.smallest)
     with pytest.raises(UserError, match=f"--size {size} --channels {found.channels}, or leave out --preset"):
@@ -176,9 +176,10 @@ def test_the_network_fits_the_size(size: int) -> None:
 
 
 def test_every_loss_has_words() -> None:
-    assert {field.name for field in dataclasses.fields(Weights)} == TERMS.keys()
+    assert {field.name for field in dataclasses.fields(Weights)} | {"health"} == TERMS.keys()
     names = {line.split()[0] for line in legend(PRESETS["tiny"])}
     assert names == {"rec", "imle", "match", "distill", "project", "settle", "critic"}
+    assert "health" in {line.split()[0] for line in legend(PRESETS["ign"])}
 
 
 def test_the_estimate_grows_with_the_steps(data: Dataset) -> None:

@@ -21,7 +21,7 @@ from model_export.training import losses, train
 from model_export.training.execution import Execution, World
 from model_export.training.network import Autoencoder
 from model_export.training.presets import PRESETS, Choices, Preset, with_overrides
-from model_export.training.stages import Stage, Weights
+from model_export.training.stages import Stage, Weights, ign_stages
 from model_export.training.train import Interrupted, Run, learning_rate
 from tests.helpers.ranks import assert_gradients_agree
 from tests.helpers.tiny_training import contents
@@ -30,6 +30,12 @@ TINY = PRESETS["tiny"]
 # Checkpoints after 8 steps of a stage, stops at every fourth step.
 NAIGN = dataclasses.replace(
     TINY, stages=tuple(dataclasses.replace(s, steps=n) for s, n in zip(TINY.stages, (16, 8, 8), strict=True))
+)
+IGN = dataclasses.replace(
+    NAIGN,
+    objective="ign",
+    distance="l1",
+    stages=ign_stages(16, Weights(rec=20.0, idem=20.0, tight=2.5), lr=1e-3, clamp=1.5),
 )
 ATTRACTOR = Stage(
     name="attractor",
@@ -52,6 +58,7 @@ EXACT = dataclasses.replace(
     stages=(QUANTISED.stages[0], dataclasses.replace(ATTRACTOR, fit_blocks=5)),
 )
 BF16 = dataclasses.replace(NAIGN, name="bf16")
+both = pytest.mark.parametrize("preset", [NAIGN, IGN], ids=["naign", "ign"])
 FIRST_STAGE = dataclasses.replace(NAIGN, stages=NAIGN.stages[:1])
 
 
@@ -154,12 +161,14 @@ def crash() -> None:
         (NAIGN, 7, signal.SIGINT),
         (NAIGN, 14, signal.SIGTERM),
         (NAIGN, 27, signal.SIGINT),
+        (IGN, 7, signal.SIGTERM),
         (QUANTISED, 14, signal.SIGINT),
         (EXACT, 14, signal.SIGINT),
         (NAIGN, 14, None),
+        (IGN, 14, None),
         (BF16, 13, None),
     ],
-    ids=["first-stage", "first-end", "last-stage", "quantised", "exact", "crash", "bf16-crash"],
+    ids=["first-stage", "first-end", "last-stage", "ign", "quantised", "exact", "crash", "ign-crash", "bf16-crash"],
 )
 def test_a_run_that_stopped_or_crashed_continues_bit_for_bit(
     preset: Preset,
@@ -382,7 +391,9 @@ def test_every_picture_is_seen_once_an_epoch(data: Dataset, tmp_path: Path) -> N
     ],
     ids=["accumulated", "channels-last", "compiled"],
 )
+@both
 def test_how_it_is_computed_changes_results_by_rounding_only(
+    preset: Preset,
     execution: Execution,
     data: Dataset,
     tmp_path: Path,
@@ -391,10 +402,28 @@ def test_how_it_is_computed_changes_results_by_rounding_only(
 ) -> None:
     # The default back end runs a C++ compiler for half a minute; capture and guards are the same with this one.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    run(NAIGN, data, tmp_path, execution=execution).train()
-    for a, b in zip(*(state(out)["network"].values() for out in (finished(NAIGN), tmp_path)), strict=True):
+    run(preset, data, tmp_path, execution=execution).train()
+    for a, b in zip(*(state(out)["network"].values() for out in (finished(preset), tmp_path)), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=5e-5)  # Adam divides tiny gradients by tiny moments
-    assert_gradients_agree(*(checkpoints.load(out / checkpoints.FILE) for out in (finished(NAIGN), tmp_path)))
+    assert_gradients_agree(*(checkpoints.load(out / checkpoints.FILE) for out in (finished(preset), tmp_path)))
+
+
+def test_the_health_of_idempotence_is_logged_and_warned_of_once(
+    data: Dataset,
+    tmp_path: Path,
+    finished: Callable[[Preset], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = losses_of(finished(IGN))
+    assert [line["health"] for line in lines] == [pytest.approx(line["idem"] / line["rec"]) for line in lines]
+    assert all("health" not in line for line in losses_of(finished(NAIGN)))
+    original = losses.idempotence
+    monkeypatch.setattr(losses, "idempotence", lambda *a: 99.0 * original(*a))
+    run(IGN, data, tmp_path).train()
+    assert all(line["health"] > 1 for line in losses_of(tmp_path))
+    out, error = capsys.readouterr()
+    assert (out, error.count("warning")) == ("", 1)
 
 
 def test_throughput_is_measured_by_stage(data: Dataset, tmp_path: Path) -> None:
