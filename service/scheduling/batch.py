@@ -275,11 +275,11 @@ class RunningBatch:
                 buffers.measure(piece.at, piece.at + piece.count)
         slices = list[Slice]()
         for piece in self.slices:
-            if piece.request.closed:
-                slices.append(piece)
-                continue
-            for part in self._commit_slice(piece, outputs):
-                slices.append(self._commit_rest(part, outputs) if part.request.exact else part)
+            closed = piece.request.closed
+            parts = (piece,) if closed else self._commit_slice(piece, outputs)
+            if piece.request.exact and not (closed or (parts[0] is piece and piece.done)):
+                parts = [self._commit_rest(part, outputs) for part in parts]
+            slices += parts
         self.slices = slices
         finished = [piece for piece in slices if piece.done]
         self.needs_rebuild = self.needs_rebuild or bool(finished)

@@ -134,6 +134,14 @@ def test_what_the_service_generates_is_measured(
     assert frechet == sorted(frechet, reverse=True)  # less noise is nearer to pictures
 
 
+def test_drift_of_an_exact_model_is_not_informative(folder: Path, data: Dataset, cache: Path) -> None:
+    artifact = Artifact.read(folder)
+    training = artifact.card.training.model_dump() | {"config": {"network": {"blocks": 2}}}
+    table = measured(lambda x: x.clip(-1, 1), artifact, data, cache, exact=True, training=training)
+    assert not {"drift", "repeated", "repeated_application", "f2"} & {*table, *table["generation"]}
+    assert "not informative" in summary(table)
+
+
 def sound(pictures: FloatRows) -> Any:
     """What f should be: latents become these pictures, one each; what is a picture already stays."""
 
