@@ -56,7 +56,9 @@ class Chaos:
 
     def await_successor(self, dead: int) -> None:
         """Wait until another process accepts connections in the place of a dead one."""
-        while dead in serving_processes(self.server.pid) or listening_sockets(self.server.port) < 2:
+        while dead in (pids := serving_processes(self.server.pid)) or len(pids) < 2:
+            time.sleep(0.1)
+        while listening_sockets(self.server.port) < 2:
             time.sleep(0.1)
 
 

@@ -73,11 +73,11 @@ async def reload_often(server: ServerProcess, file: Path, options: argparse.Name
 
 
 def stop_often(options: argparse.Namespace, settings: dict[str, str], processes: int, number: signal.Signals) -> Json:
-    """Send the signal under load, again and again: SIGTERM to a service each time, the others to one service."""
-    is_stop, bad_exits, rounds = number == signal.SIGTERM, 0, list[tuple[KnownAnswers, float]]()
-    while len(rounds) < options.stops:
+    """Send the signal under load, again and again, to another service each time: one that dies often waits."""
+    bad_exits, rounds = 0, list[tuple[KnownAnswers, float]]()
+    for _ in range(options.stops):
         with suppress(ServerFailed), service(settings | {"IGN_WORKERS": str(processes)}) as server:
-            rounds += uvloop.run(signals(server, options, number, 1 if is_stop else options.stops))
+            rounds.append(uvloop.run(send_signal(server, options.clients, number)))
         bad_exits += server.status != 0
     failures = [known.failures for known, _ in rounds]
     return {"processes": processes, "signal": number.name, "signals": len(rounds)} | {
@@ -89,18 +89,9 @@ def stop_often(options: argparse.Namespace, settings: dict[str, str], processes:
     }
 
 
-async def signals(
-    server: ServerProcess, options: argparse.Namespace, number: signal.Signals, count: int
-) -> list[tuple[KnownAnswers, float]]:
-    """For each signal what clients got, and the seconds until the exit or until the next process is there."""
-    right = await right_answers(server.port)
-    return [await send_signal(server, KnownAnswers(right), options.clients, number) for _ in range(count)]
-
-
-async def send_signal(
-    server: ServerProcess, known: KnownAnswers, clients: int, number: signal.Signals
-) -> tuple[KnownAnswers, float]:
-    over = False
+async def send_signal(server: ServerProcess, clients: int, number: signal.Signals) -> tuple[KnownAnswers, float]:
+    """What clients got, and the seconds until the exit or until the next process is there."""
+    known, over = KnownAnswers(await right_answers(server.port)), False
 
     async def work() -> None:
         while not over:
