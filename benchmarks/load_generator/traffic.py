@@ -217,7 +217,11 @@ def _wrong(rng: Rng) -> list[Case]:
         (415, "compressed", request("/v2/models/mnist/infer", b"a", _JSON | {"Content-Encoding": "gzip"})),
         (422, "record as image", post("/generate", {"record": [0]}, "image/png")),
         (400, "bad timeout", request("/generate", b"", {"X-Request-Timeout": "soon"})),
-        (504, "too short", request("/generate", b'{"steps": 300000}', _JSON | {"X-Request-Timeout": "0.05"})),
+        (
+            504,
+            "too short",
+            request("/generate", b'{"model": "fashion_mnist", "steps": 300000}', _JSON | {"X-Request-Timeout": "0.05"}),
+        ),
         (400, "not HTTP", b"\x00\x01\x02 this is not HTTP\r\n\r\n"),
     ]
     return [Case(kind, data, frozenset({status})) for status, kind, data in result]

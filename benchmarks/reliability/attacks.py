@@ -163,7 +163,7 @@ def empty_segments() -> bytes:
 
 
 def long_stream(n: int) -> bytes:
-    return post("/generate", {"n": n, "steps": 300_000}, EVENTS)
+    return post("/generate", {"model": "fashion_mnist", "n": n, "steps": 300_000}, EVENTS)
 
 
 def recorded(accept: str) -> bytes:

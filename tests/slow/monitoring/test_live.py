@@ -36,7 +36,7 @@ SETTINGS = {
     "IGN_CPU_INSTANCES": "1",
     "IGN_STREAM_TIMEOUT_S": "604800",
 }
-ENDLESS = {"steps": 300_000}
+ENDLESS = {"model": "fashion_mnist", "steps": 300_000}
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
@@ -69,7 +69,7 @@ def traffic(url: str) -> None:
         post(404, "/nothing")
         post(504, "/generate", ENDLESS, headers={"X-Request-Timeout": "0.001"})
         assert [stream(rows) for rows in (64, 32)] == [200, 200]  # a full batch, and half of the queue
-        post(429, "/generate", {"n": 64})
+        post(429, "/generate", {"model": "fashion_mnist", "n": 64})
         assert 429 in [stream(1) for _ in range(8)]  # more requests than may be in flight
 
 
