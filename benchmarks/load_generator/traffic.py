@@ -212,7 +212,7 @@ def _wrong(rng: Rng) -> list[Case]:
         (422, "no array", post("/latent-interpolate", {"points": [{"latent": "AAAA"}, {"seed": 1}]})),
         (406, "not acceptable", post("/generate", {}, "text/csv")),
         (404, "no such path", get("/nothing")),
-        (405, "wrong method", get("/generate")),
+        (405, "wrong method", get("/generate").replace(b"GET", b"DELETE", 1)),
         (415, "wrong type", request("/generate", b"a", {"Content-Type": "text/plain"})),
         (415, "compressed", request("/v2/models/mnist/infer", b"a", _JSON | {"Content-Encoding": "gzip"})),
         (422, "record as image", post("/generate", {"record": [0]}, "image/png")),
