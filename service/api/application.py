@@ -219,7 +219,7 @@ class Application:
         rates: CallerRates | None = None,
     ) -> None:
         self.services, self.fastapi = services, fastapi
-        self._routes, self._pipeline, self._pace = routes, Pipeline(), ErrorPace()
+        self._routes, self._pipeline, self._pace = routes, Pipeline(), ErrorPace(services.in_flight)
         self._keys, self._rates = keys, rates
         settings = services.settings
         self._settings, self._in_flight, self._tracing = settings, services.in_flight, services.tracing

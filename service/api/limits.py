@@ -12,7 +12,6 @@ from service.domain.shares import Capacity, Shares
 
 _CREDITS_OF_RESPONSE: Final = 4.0  # at five times the capacity no connection waits after an error
 _MANY_WAITING: Final = 512  # more connections wait only if their clients come back at once
-_IDLE_CREDIT: Final = 64.0  # what time alone allows
 _CREDITS_OF_SECOND: Final = 250.0  # however slow the model is: up to 4 % of the event loop's time
 _MAX_CREDIT: Final = 256.0  # what the responses of one batch of 64 rows allow
 _MOST_WAITING: Final = 4096  # turns of one caller; clients that left keep theirs
@@ -106,14 +105,15 @@ class ErrorPace:
     Clients that leave come back on new connections: these wait, too, while their caller has connections that wait.
 
         good response  + 4 credits, or + 1/4 while more than 512 connections wait
-        each second    + 250 credits, while there are less than 64
+        each second    + 250 credits
         error          - 1 credit, or the connection waits for one; - 1 for each KiB that was parsed, at most 64
     """
 
-    def __init__(self) -> None:
+    def __init__(self, in_flight: InFlightRequests) -> None:
+        self._in_flight = in_flight  # while it drains, nobody waits
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # by caller, whose turn is next first
         self._count = 0
-        self._credit, self._counted_at = _IDLE_CREDIT, 0.0
+        self._credit, self._counted_at = _MAX_CREDIT, 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def on_response(self, *, has_waited: bool) -> None:
@@ -129,6 +129,8 @@ class ErrorPace:
         loop = asyncio.get_running_loop()
         self._earn_for_time(loop)
         self._credit = max(self._credit - (cost - 1), -_MAX_CREDIT)
+        if self._in_flight.draining:
+            return
         if not self._waiting and self._credit >= 1:
             self._credit -= 1
             return
@@ -148,11 +150,11 @@ class ErrorPace:
 
     def _earn_for_time(self, loop: asyncio.AbstractEventLoop) -> None:
         seconds, self._counted_at = loop.time() - self._counted_at, loop.time()
-        self._earn(min(seconds * _CREDITS_OF_SECOND, max(0.0, _IDLE_CREDIT - self._credit)))
+        self._earn(seconds * _CREDITS_OF_SECOND)
 
     def _earn(self, credits_: float) -> None:
         self._credit = min(_MAX_CREDIT, self._credit + credits_)
-        while self._waiting and self._credit >= 1:
+        while self._waiting and (self._credit >= 1 or self._in_flight.draining):
             caller = next(iter(self._waiting))
             turns = self._waiting.pop(caller)
             self._credit -= self._go_on(turns)
