@@ -114,6 +114,29 @@ def test_new_connections_wait_behind_errors_of_their_caller(models: Path, monkey
             assert waiting.answer()[0] == 200
 
 
+LONG_ERROR = JSON % (4096, b'{"unknown":"'.ljust(4094, b"a") + b'"}')
+
+
+@pytest.mark.parametrize(
+    ("request_", "credit"), [(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", 1.0), (LONG_ERROR, 8.0)]
+)
+def test_what_takes_time_waits_longer(models: Path, monkeypatch: Patch, request_: bytes, credit: float) -> None:
+    """A scrape is long, and so is the body of an error, which was parsed."""
+    with serving(settings(models)) as service, Connection(service.address) as connection:
+        monkeypatch.setattr(limits, "_CREDITS_OF_SECOND", 0.0)
+        monkeypatch.setattr(limits, "_MAX_CREDIT", credit)
+        for _ in range(2):
+            connection.send(request_).answer()
+        connection.send(request_).socket.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            connection.socket.recv(1)
+        connection.socket.settimeout(PATIENCE_S)
+        with newcomer(service) as client:
+            for _ in range(4):
+                assert client.get("/models").status_code == 200
+        connection.answer()
+
+
 def test_a_head_has_little_that_can_be_long(service: Service) -> None:
     kind = "multipart/form-data" + ";" * 300 + "boundary=a"
     problem(service.client.post("/project", content=b"", headers={"Content-Type": kind}), 415, "unsupported_media_type")

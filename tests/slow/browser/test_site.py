@@ -187,6 +187,7 @@ def test_how_long_answers_take_is_printed(visit: Visit) -> None:
         visit.draw([(0.3, line), (0.7, line)])
         visit.settled()
     strokes = visit.page.evaluate("took")
+    assert strokes
     print(f"first answer {first:.0f} ms after the load, {np.median(strokes):.0f} ms after a stroke")  # noqa: T201
 
 
