@@ -9,6 +9,8 @@ The event loop owns everything here, except the work that `Repository` does in t
 
 import asyncio
 import logging
+import math
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -36,7 +38,7 @@ class ServedModel:
 
     __slots__ = (
         *("__weakref__", "_is_closed", "_make_scheduler", "card", "digest", "loaded", "noise", "ref", "scheduler"),
-        *("schedulers", "statistics", "tag"),
+        *("schedulers", "since", "statistics", "tag"),
     )
 
     def __init__(
@@ -48,6 +50,7 @@ class ServedModel:
         # Copied, because every request reads them.
         self.card, self.digest, self.noise, self.ref = loaded.card, loaded.digest, loaded.noise, loaded.ref
         self.tag = f"{loaded.ref}@{loaded.digest[:12]}"
+        self.since = 0  # Unix time in seconds, rounded up, at which the set of served models last changed
 
     async def run_tiles(
         self,
@@ -242,6 +245,8 @@ class ModelRegistry:
             for model in self.models.values()
             if pins.get(model.card.name, model.card.version) == model.card.version
         }
+        for model in self.models.values():  # of all: a name without a version may stand for another one now
+            model.since = math.ceil(time.time())
 
     async def _load(self, ref: str) -> bool:
         served = self.models.get(ref)

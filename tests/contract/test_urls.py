@@ -116,6 +116,7 @@ def test_how_long_caches_may_keep_it(service: Service, url: str, control: str) -
 
 
 def test_an_unchanged_image_runs_no_model(service: Service) -> None:
+    service.until(lambda: "Last-Modified" in service.get("/generate?seed=1").headers)
     first = service.get("/generate?seed=5&steps=3")
     etag, before = first.headers["ETag"], service.metric("ign_row_steps_count")
     assert before > 0
@@ -123,7 +124,15 @@ def test_an_unchanged_image_runs_no_model(service: Service) -> None:
         unchanged = service.get("/generate?seed=5&steps=3", headers={"If-None-Match": value})
         assert (unchanged.status_code, unchanged.content) == (304, b"")
         assert [unchanged.headers.get(name) for name in ("ETag", "Content-Length")] == [etag, None]
+    since = first.headers["Last-Modified"]
+    for value in (since, "Fri, 31 Dec 9999 23:59:59 GMT"):
+        unchanged = service.get("/generate?seed=5&steps=3", headers={"If-Modified-Since": value})
+        assert (unchanged.status_code, unchanged.content, unchanged.headers["Last-Modified"]) == (304, b"", since)
     assert service.metric("ign_row_steps_count") == before
+    for value in ("Thu, 01 Jan 1970 00:00:00 GMT", "yesterday", ""):
+        assert service.get("/generate?seed=5&steps=3", headers={"If-Modified-Since": value}).status_code == 200
+    both = {"If-None-Match": '"x"', "If-Modified-Since": since}  # the tag decides
+    assert service.get("/generate?seed=5&steps=3", headers=both).status_code == 200
     changed = ("seed=6&steps=3", "seed=5&steps=2", "seed=5&steps=3&scale=2", "seed=5&steps=3&model=grey/2")
     others = {service.get(f"/generate?{query}", headers={"If-None-Match": etag}).headers["ETag"] for query in changed}
     assert len(others | {etag}) == len(changed) + 1
@@ -133,11 +142,15 @@ def test_an_unchanged_image_runs_no_model(service: Service) -> None:
 def test_another_version_of_the_model_changes_the_tag(tmp_path: Path) -> None:
     write_model(tmp_path, "grey", "1", GREY)
     with serving(settings(tmp_path)) as service:
+        service.until(lambda: "Last-Modified" in service.get("/generate?seed=1").headers)
         before = service.get("/generate?seed=1")
         write_model(tmp_path, "grey", "2", GREY, scale=1.5)
         service.post("/v2/repository/models/grey/load").raise_for_status()
-        after = service.get("/generate?seed=1", headers={"If-None-Match": before.headers["ETag"]})
-    assert after.status_code == 200
+        known = {"If-None-Match": "ETag", "If-Modified-Since": "Last-Modified"}
+        after, also = (
+            service.get("/generate?seed=1", headers={name: before.headers[of]}) for name, of in known.items()
+        )
+    assert (after.status_code, also.status_code) == (200, 200)
     assert after.headers["ETag"] != before.headers["ETag"]
 
 

@@ -68,12 +68,12 @@ def url_operation(request: type[BaseModel], texts: Mapping[str, Any], formats: M
     schemas |= {name: {"type": "string", "minLength": 1, **schema} for name, schema in texts.items()}
     schemas["format"] |= {"enum": [*formats], "default": next(iter(formats)), "description": "Of the response."}
     parameters = [_described(name, schema) | {"required": name == "seeds"} for name, schema in schemas.items()]
-    headers = {name: {"schema": {"type": "string"}} for name in ("ETag", "Cache-Control")}
+    headers = {name: {"schema": {"type": "string"}} for name in ("ETag", "Last-Modified", "Cache-Control")}
     return {
         "response_class": Response,
         "responses": {
             200: {"content": {media.value: BINARY for media in formats.values()}, "headers": headers},
-            304: {"description": "The caller has the image: `If-None-Match` names its `ETag`."},
+            304: {"description": "The caller has the image, by `If-None-Match` or `If-Modified-Since`."},
         },
         "openapi_extra": {"parameters": parameters},
     }

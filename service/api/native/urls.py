@@ -3,13 +3,15 @@
 The query becomes the JSON body of the POST, so both are one request with one set of rules. The URL alone decides what
 the response is, also its format. So browsers and proxies can cache it:
 
-    GET ──▶ parse: options, model ──▶ ETag = hash(digest, options) ──▶ If-None-Match has it: 304
+    GET ──▶ parse: options, model ──▶ ETag = hash(digest, options) ──▶ the caller has the image: 304
                                                                   └──▶ the stages of the POST, 200
 """
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
+from email.utils import formatdate, parsedate
 from typing import Any, Final, cast
 
 from service.api.multipart import parse_query
@@ -17,7 +19,7 @@ from service.api.native import endpoints as native
 from service.api.native.endpoints import RowWork
 from service.api.negotiation import Media
 from service.api.pipeline import Endpoint, ResponseParts
-from service.api.request import ApiRequest, NotModified
+from service.api.request import ApiRequest, NotModified, RequestHeaders
 from service.domain.errors import InvalidContent
 from service.domain.latents import MAX_SEED
 
@@ -72,9 +74,7 @@ def _by_url(path: str, template: str, formats: Mapping[str, Media], translate: C
         api.media = api.negotiate((formats[name],))
         work = as_json(api, template, translate(fields))
         headers = _cache_headers(work)
-        tags = ",".join(api.headers.getlist("if-none-match")).split(",")
-        known = {tag.strip(" \t").removeprefix("W/") for tag in tags}  # weak comparison (RFC 9110, section 13.1.2)
-        if "ETag" in headers and known & {"*", headers["ETag"].removeprefix("W/")}:
+        if "ETag" in headers and _is_known(headers, api.headers):
             raise NotModified(headers)
         return work
 
@@ -87,18 +87,30 @@ def _by_url(path: str, template: str, formats: Mapping[str, Media], translate: C
     )
 
 
+def _is_known(headers: Mapping[str, str], request: RequestHeaders) -> bool:
+    """Whether the caller of a request has the response with these headers (RFC 9110, section 13.2.2)."""
+    if tags := ",".join(request.getlist("if-none-match")):
+        known = {tag.strip(" \t").removeprefix("W/") for tag in tags.split(",")}  # weak comparison (section 13.1.2)
+        return not known.isdisjoint({"*", headers["ETag"].removeprefix("W/")})
+    since, changed = (parsedate(each) for each in (request.get("if-modified-since"), headers.get("Last-Modified")))
+    return since is not None and changed is not None and since >= changed
+
+
 def _cache_headers(work: RowWork) -> dict[str, str]:
     """How caches may use the response. Those that several callers share keep one for each API key."""
     spec, options = work.spec, work.spec.options
     if spec.members.get("seed", 0) != getattr(options, "seed", 0):  # the service has chosen the seed
         return {"Cache-Control": "no-store"}
     what = (work.model.digest, spec.media, work.params, options.model_dump_json(exclude={"model"}))
+    # Not in the second of a change: an image of before could have the same time.
+    changed = {"Last-Modified": formatdate(work.model.since, usegmt=True)} if time.time() >= work.model.since else {}
     is_named = "/" in (getattr(options, "model", None) or "")
     return {
         # Weak: on another type of CPU the last bit of a pixel may differ.
         "ETag": f'W/"{hashlib.sha256(repr(what).encode("utf-8")).hexdigest()[:32]}"',
         "Cache-Control": f"max-age={_LONG_S}, immutable" if is_named else f"max-age={_SHORT_S}",
         "Vary": "Authorization",
+        **changed,
     }
 
 
