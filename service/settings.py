@@ -21,7 +21,7 @@ from service.domain.rate_limit import Rate
 _LOG = logging.getLogger("service")
 PREFIX: Final = "IGN_"
 _CLIENT: Final = frozenset({"IGN_BASE_URL", "IGN_API_KEY"})  # of the client package, in the same environment
-_STORES: Final = ("s3", "gs", "az")
+_STORES: Final = ("s3", "gs", "az", "oci")
 _MAX_SHOWN: Final = 80  # characters of a bad value in the message
 
 Network = IPv4Network | IPv6Network
@@ -67,7 +67,7 @@ class Settings(BaseModel):
     port: int = Field(default=8000, ge=0, le=65_535)
     """port to listen on; 0 takes a free one"""
     model_dir: Path = Field(default_factory=_shipped_models)
-    """directory of the models, or a URL such as s3://bucket/models (gs, az). It holds
+    """directory of the models, or a URL such as s3://bucket/models (gs, az, oci). It holds
     NAME/VERSION/{model.onnx, golden.npz}; later changes are loaded on request."""
     shipped_models: bool = False
     """whether the shipped models serve too; of the same name, the directory's are used"""

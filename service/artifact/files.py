@@ -5,6 +5,7 @@
 
 import io
 import math
+import re
 import threading
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -21,6 +22,8 @@ MODEL_FILES: Final[Mapping[Precision, str]] = MappingProxyType({"fp32": MODEL_FI
 GOLDEN_FILE: Final = "golden.npz"
 METRICS_FILE: Final = "metrics.json"
 
+MODEL_PATH: Final = rf"(?:\w[\w.-]*/){{0,2}}(?:{'|'.join(map(re.escape, (*MODEL_FILES.values(), GOLDEN_FILE)))})"
+"""Matches the path of a file that serving a model needs, from the model directory."""
 NAME_PATTERN: Final = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
 VERSION_PATTERN: Final = r"^[1-9][0-9]{0,8}$"
 _MAX_HEADER_BYTES: Final = 1024  # NumPy parses the header with `ast.literal_eval`: keep its input small

@@ -23,7 +23,7 @@ from service.artifact.onnx_file import read_metadata
 from service.domain.errors import ModelFailure, StartupError, wrap_errors
 from service.domain.latents import NoiseSource
 from service.domain.model import DeviceLost, DeviceOutOfMemory, Model, ModelMemory
-from service.models.store import ModelStore
+from service.models.store import ModelStore, cache_folder
 from service.settings import Settings
 
 LOAD_S: Final = 300.0
@@ -96,7 +96,8 @@ class LoadedModel:
 
 def repository_options(settings: Settings) -> dict[str, Any]:
     """The parameters of `Repository` that follow from the settings."""
-    store = ModelStore(settings.model_url, settings.model_cache) if settings.model_url else None
+    url = settings.model_url
+    store = ModelStore(url, cache_folder(url, settings.model_cache)) if url else None
     shipped = Settings.model_fields["model_dir"].get_default(call_default_factory=True)
     return {
         "directory": settings.model_dir if store is None else store.folder,

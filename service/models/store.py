@@ -1,4 +1,4 @@
-"""Models in an object store (`IGN_MODEL_DIR=s3://bucket/models`), copied to a local folder before they are loaded.
+"""Models at a URL (`IGN_MODEL_DIR=s3://bucket/models`), copied to a local folder before they are loaded.
 
 The files of a version are copied beside the old ones and replace them together, so that the service can always start
 with what is there. A file is copied again when the store says that it has another size or tag.
@@ -15,30 +15,38 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from service.artifact.files import GOLDEN_FILE, MODEL_FILES
+from service.artifact.files import MODEL_PATH
 from service.domain.errors import StartupError
 
 _LOG = logging.getLogger(__name__)
-_FILE: Final = re.compile(rf"(?:[\w.-]+/){{0,2}}(?:{'|'.join(map(re.escape, (*MODEL_FILES.values(), GOLDEN_FILE)))})")
+_FILE: Final = re.compile(MODEL_PATH)
 _CLIENT: Final[Any] = {"timeout": "300s", "connect_timeout": "5s", "allow_http": True}  # endpoints may be local
 _RETRY: Final[Any] = {"max_retries": 4, "retry_timeout": timedelta(seconds=20)}
 _CODE: Final = re.compile(r"<Code>(\w+)</Code>")
 
 Objects = Mapping[str, tuple[int, str]]
-"""Path below the URL → size and tag, as the store lists them."""
+"""Path below the URL → size in bytes and tag, which changes with the content."""
+
+
+class Source(Protocol):
+    """Where models are copied from. Its methods raise StartupError."""
+
+    def objects(self, known: Objects, fresh: Path) -> Objects:
+        """The files of models there. ``known`` are those that were copied; the folder ``fresh`` is for what follows."""
+        ...
+
+    def read(self, path: str, tag: str) -> Iterator[bytes]:
+        """The bytes of one of the files."""
+        ...
 
 
 class ModelStore:
-    """Copies the models below a URL into a folder, which processes may share. Any thread may call it.
+    """Copies the models below a URL into a folder, which processes may share. Any thread may call it."""
 
-    The variables of each provider, such as `AWS_ACCESS_KEY_ID` and `AWS_ENDPOINT_URL`, have credentials and endpoints.
-    """
-
-    def __init__(self, url: str, cache: Path) -> None:
-        self._url = url
-        self.folder = cache.expanduser() / hashlib.sha256(url.encode()).hexdigest()[:16]
+    def __init__(self, url: str, folder: Path) -> None:
+        self._url, self.folder = url, folder
         self._state = self.folder / ".copied.json"
 
     def refresh(self, *, may_fail: bool = False) -> dict[str, str]:
@@ -50,52 +58,57 @@ class ModelStore:
         copied: dict[str, tuple[int, str]] = {}
         with contextlib.suppress(OSError, ValueError):
             copied = {path: tuple(tag) for path, tag in json.loads(self._state.read_bytes()).items()}
+        with _named(str(self.folder)):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self.folder, prefix=".new-") as fresh:
+                return self._refresh(copied, Path(fresh), may_fail=may_fail)
+
+    def _refresh(self, copied: dict[str, tuple[int, str]], fresh: Path, *, may_fail: bool) -> dict[str, str]:
+        lost = {tag for path, (_, tag) in copied.items() if not (self.folder / path).is_file()}
+        known = {path: tag for path, tag in copied.items() if tag[1] not in lost}
         try:
-            store, objects = _list(self._url)
+            with _named(f"IGN_MODEL_DIR={self._url}"):
+                source = open_source(self._url)
+                objects = source.objects(known, fresh)
+                if not objects:
+                    raise StartupError("holds no model such as mnist/1/model.onnx")
         except StartupError as exc:
             if not (may_fail and copied):
                 raise
             _LOG.warning("%s; the models that were copied earlier are used", exc.detail)
             return {}
         changed, failures = defaultdict[str, dict[str, tuple[int, str]]](dict), dict[str, str]()
-        for path, tag in objects.items():
-            if copied.get(path) != tag or not (self.folder / path).is_file():
-                changed[os.path.dirname(path)][path] = tag
-        with _named(f"IGN_MODEL_CACHE={self.folder.parent}"):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for folder, paths in changed.items():
-                try:
-                    self._copy(store, folder, paths)
-                    copied |= paths
-                except (StartupError, OSError) as exc:
-                    failures[folder] = f"{folder or '.'}: not copied: {exc}"
-                    _LOG.error("IGN_MODEL_DIR=%s: %s", self._url, failures[folder])
-            for path in copied.keys() - objects.keys():
-                del copied[path]
-                self._remove(path)
-            with tempfile.TemporaryDirectory(dir=self.folder, prefix=".new-") as fresh:
-                state = Path(fresh, "state")
-                state.write_text(json.dumps(copied), encoding="utf-8")
-                state.replace(self._state)
+        for path, tag in objects.items() - known.items():
+            changed[os.path.dirname(path)][path] = tag
+        for folder, paths in sorted(changed.items()):
+            try:
+                self._copy(source, folder, paths, fresh)
+                copied |= paths
+            except (StartupError, OSError) as exc:
+                failures[folder] = f"{folder or '.'}: not copied: {exc}"
+                _LOG.error("IGN_MODEL_DIR=%s: %s", self._url, failures[folder])
+        for path in copied.keys() - objects.keys():
+            del copied[path]
+            self._remove(path)
+        state = fresh / "state"
+        state.write_text(json.dumps(copied), encoding="utf-8")
+        state.replace(self._state)
         return failures
 
-    def _copy(self, store: Any, folder: str, paths: Objects) -> None:
-        import obstore
-
+    def _copy(self, source: Source, folder: str, paths: Objects, fresh: Path) -> None:
         _LOG.info("copying %s of %s", folder or "the model", self._url)
-        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".new-") as fresh:
-            for path, (size, tag) in paths.items():
-                file = Path(fresh, os.path.basename(path))
-                with _named(path), file.open("wb") as out:
-                    for chunk in obstore.get(store, path, options={"if_match": tag} if tag else {}):
-                        out.write(chunk)
-                    out.flush()
-                    os.fsync(out.fileno())
-                if file.stat().st_size != size:
-                    raise StartupError(f"{path}: {file.stat().st_size} bytes came, not {size}")
-            (self.folder / folder).mkdir(parents=True, exist_ok=True)
-            for path in paths:
-                Path(fresh, os.path.basename(path)).replace(self.folder / path)
+        for path, (size, tag) in paths.items():
+            file = fresh / os.path.basename(path)
+            with _named(path), file.open("wb") as out:
+                for chunk in source.read(path, tag):
+                    out.write(chunk)
+                out.flush()
+                os.fsync(out.fileno())
+            if file.stat().st_size != size:
+                raise StartupError(f"{path}: {file.stat().st_size} bytes came, not {size}")
+        (self.folder / folder).mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            (fresh / os.path.basename(path)).replace(self.folder / path)
 
     def _remove(self, path: str) -> None:
         with contextlib.suppress(OSError):  # a folder that still holds files stays
@@ -104,30 +117,69 @@ class ModelStore:
                 (self.folder / parent).rmdir()
 
 
-def _list(url: str) -> tuple[Any, Objects]:
-    """The store below a URL, and its files of models."""
-    try:
-        import obstore
-        from obstore.store import from_url
-    except ImportError as exc:
-        raise StartupError(f"IGN_MODEL_DIR={url}: needs obstore: run `pip install 'ign-service[store]'`") from exc
-    with _named(f"IGN_MODEL_DIR={url}"):
-        store = from_url(url, client_options=_CLIENT, retry_config=_RETRY)
-        found = [each for chunk in obstore.list(store) for each in chunk if _FILE.fullmatch(each["path"])]
-    if not found:
-        raise StartupError(f"IGN_MODEL_DIR={url}: holds no model such as mnist/1/model.onnx")
-    return store, {each["path"]: (each["size"], each["e_tag"] or "") for each in found}
+class _Bucket:
+    """A folder of an object store.
+
+    The variables of each provider, such as `AWS_ACCESS_KEY_ID` and `AWS_ENDPOINT_URL`, have credentials and endpoints.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            import obstore
+            from obstore.exceptions import BaseError
+            from obstore.store import from_url
+        except ImportError as exc:
+            raise StartupError("needs obstore: run `pip install 'ign-service[store]'`") from exc
+        self._obstore, self._error = obstore, BaseError
+        with self._in_a_line():
+            self._store = from_url(url, client_options=_CLIENT, retry_config=_RETRY)
+
+    def objects(self, known: Objects, fresh: Path) -> Objects:
+        """As `Source`; a tag is the ETag."""
+        with self._in_a_line():
+            objects = (each for chunk in self._obstore.list(self._store) for each in chunk)
+            return {
+                each["path"]: (each["size"], each["e_tag"] or "") for each in objects if _FILE.fullmatch(each["path"])
+            }
+
+    def read(self, path: str, tag: str) -> Iterator[bytes]:
+        """As `Source`."""
+        with self._in_a_line():
+            yield from self._obstore.get(self._store, path, options={"if_match": tag} if tag else {})
+
+    @contextlib.contextmanager
+    def _in_a_line(self) -> Iterator[None]:
+        try:
+            yield
+        except self._error as exc:
+            line, code = str(exc).partition(": <?xml")[0].partition("\n")[0], _CODE.search(str(exc))
+            raise StartupError(f"{line[:300]}{f' ({code[1]})' if code else ''}") from exc
+
+
+def cache_folder(url: str, cache: Path) -> Path:
+    """Where the models of a URL lie in the cache."""
+    return cache.expanduser() / hashlib.sha256(url.encode()).hexdigest()[:16]
+
+
+def open_source(url: str) -> Source:
+    """The source at a URL; raises StartupError."""
+    if url.startswith("oci:"):
+        from service.models.oci import Image  # imports httpx, which most services do not need
+
+        return Image(url)
+    return _Bucket(url)
 
 
 @contextlib.contextmanager
 def _named(what: str) -> Iterator[None]:
-    """Turn an error of the store or of a file into a StartupError of one line that begins with ``what``."""
-    from obstore.exceptions import BaseError
-
+    """Let errors begin with ``what``, unless they have a name already."""
     try:
         yield
-    except OSError as exc:
-        raise StartupError(f"{what}: {exc.strerror or exc}") from exc
-    except BaseError as exc:
-        line, code = str(exc).partition(": <?xml")[0].partition("\n")[0], _CODE.search(str(exc))
-        raise StartupError(f"{what}: {line[:300]}{f' ({code[1]})' if code else ''}") from exc
+    except _Named:
+        raise
+    except (StartupError, OSError) as exc:
+        raise _Named(f"{what}: {exc.strerror or exc if isinstance(exc, OSError) else exc.detail}") from exc
+
+
+class _Named(StartupError):
+    """An error that says what it is about."""

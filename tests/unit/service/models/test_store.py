@@ -27,7 +27,7 @@ def bucket(tmp_path: Path) -> Path:
 
 
 def store_of(bucket: Path) -> ModelStore:
-    return ModelStore(bucket.as_uri(), bucket.parent / "cache")
+    return ModelStore(bucket.as_uri(), bucket.parent / "cache" / "copies")
 
 
 def repository(bucket: Path, default: str = "toy", **options: Any) -> Repository:
@@ -162,5 +162,5 @@ def test_an_object_that_changes_while_it_is_copied_is_refused(bucket: Path, monk
 
 def test_a_cache_that_cannot_be_written_is_named(bucket: Path) -> None:
     (bucket.parent / "cache").write_text("a file")
-    with pytest.raises(StartupError, match=r"IGN_MODEL_CACHE=.*/cache: "):
+    with pytest.raises(StartupError, match=r".*/copies: "):
         repository(bucket).load_all()
