@@ -17,7 +17,7 @@ PACKAGES = {name: ROOT / name for name in ("ign", "service", "model_export")} | 
 # Classes of which the service has one object, or one for each app.
 SINGLETONS = {"AppState", "CodecPool", "FastAPI", "InFlightRequests", "Metrics", "ModelRegistry", "Repository"}
 CLIENT_PLACES = {
-    "httpx": {"ign_client._transport", "service.models.oci"},
+    "httpx": {"ign_client._transport"},
     "opentelemetry": {"ign_client._extras"},
     "numpy": {"ign_client._extras", "ign_client._picture"},
     "PIL": {"ign_client._extras", "ign_client._picture"},
