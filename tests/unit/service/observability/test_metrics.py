@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service import __version__
 from service.environment import onnxruntime_version
 from service.observability.logs import TraceContext
-from service.observability.metrics import MAX_CALLERS, MAX_VALUES, OTHER, Metrics, label_limiter
+from service.observability.metrics import MAX_CALLERS, MAX_VALUES, OTHER, Metrics, SharedFiles, label_limiter
 from service.observability.statistics import Duration, ModelStatistics
 from service.scheduling.observer import Finished
 
@@ -205,7 +205,7 @@ def test_scrapes_of_a_second_share_a_rendering_off_the_event_loop(monkeypatch: p
 
 def published(file: Path) -> Metrics:
     """One process after some requests."""
-    metrics = Metrics(file)
+    metrics = Metrics(SharedFiles(file))
     metrics.loaded("toy/1", **DESCRIBED)
     metrics.unloaded("toy/1")
     metrics.loaded("grey/1", **DESCRIBED)
@@ -220,7 +220,7 @@ def published(file: Path) -> Metrics:
 
 def test_processes_add_up(tmp_path: Path) -> None:
     published(tmp_path / "0.prom"), published(tmp_path / "1.prom")
-    metrics = Metrics(tmp_path / "2.prom")
+    metrics = Metrics(SharedFiles(tmp_path / "2.prom"))
     (tmp_path / "quotas").write_bytes(bytes(100))
     text, values = metrics.render(OPENMETRICS)[0].decode(), samples(metrics)
     assert {
@@ -241,7 +241,7 @@ def test_processes_add_up(tmp_path: Path) -> None:
 
 def test_a_process_goes_on_from_the_counters_of_the_one_that_it_replaces(tmp_path: Path) -> None:
     """So 500 that have ended cost a scrape no more than one."""
-    other = Metrics(tmp_path / "other.prom")
+    other = Metrics(SharedFiles(tmp_path / "other.prom"))
     name = 'ign_request_seconds_count{endpoint="/generate",model="toy/1"}'
     for count in range(1, 4):
         published(tmp_path / "0.prom")
@@ -253,7 +253,7 @@ def test_a_process_goes_on_from_the_counters_of_the_one_that_it_replaces(tmp_pat
 def test_the_gauges_of_a_process_that_writes_no_more_do_not_count(tmp_path: Path) -> None:
     published(tmp_path / "0.prom")
     os.utime(tmp_path / "0.prom", (0, 0))
-    values = samples(Metrics(tmp_path / "1.prom"))
+    values = samples(Metrics(SharedFiles(tmp_path / "1.prom")))
     assert values["ign_requests_in_flight"] == 0
     assert values['ign_caller_row_steps_total{caller="alice"}'] == 7
 
