@@ -88,9 +88,10 @@ def section() -> str:
 
 
 def owners() -> dict[str, list[str]]:
-    """The table of rule 3: package → modules of `service` that may import it."""
-    rows = re.findall(r"^\s*\| `([\w.]+)` \| (`.*`) \|$", section(), flags=re.MULTILINE)
-    return {package: re.findall(r"`([\w.]+)`", names) for package, names in rows}
+    """The list of rule 3 turned round: package → modules of `service` that may import it."""
+    rows = re.findall(r"^ +- `([\w.]+)`: ([\w`, ]+)$", section(), flags=re.MULTILINE)
+    packages = sorted({package for _, names in rows for package in re.findall(r"`(\w+)`", names)})
+    return {package: [owner for owner, names in rows if f"`{package}`" in names] for package in packages}
 
 
 def named(sentence: str) -> list[str]:
