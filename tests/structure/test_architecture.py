@@ -90,8 +90,7 @@ def section() -> str:
 def owners() -> dict[str, list[str]]:
     """The list of rule 3 turned round: package → modules of `service` that may import it."""
     rows = re.findall(r"^ +- `([\w.]+)`: ([\w`, ]+)$", section(), flags=re.MULTILINE)
-    packages = sorted({package for _, names in rows for package in re.findall(r"`(\w+)`", names)})
-    return {package: [owner for owner, names in rows if f"`{package}`" in names] for package in packages}
+    return {p[1:-1]: [owner for owner, names in rows if p in names] for _, names in rows for p in names.split(", ")}
 
 
 def named(sentence: str) -> list[str]:
