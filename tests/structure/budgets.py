@@ -17,12 +17,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Lines of Python, with blanks and docstrings, of folders together; "." is the whole repository.
 LINES = {
-    ("service",): 17_540,
+    ("service",): 17_550,
     ("model_export",): 9_140,
     ("sdk", "ign"): 3_950,
     ("benchmarks",): 5_600,
-    ("tests",): 34_030,
-    (".",): 70_910,
+    ("tests",): 34_080,
+    (".",): 70_960,
 }
 FILE_LINES = 600
 SERVICE_MODULES = 80  # without `__init__`
