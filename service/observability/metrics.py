@@ -37,6 +37,7 @@ _SWITCH_S: Final = 0.0005
 FRESH_S: Final = 10.0  # the gauges of a process that has not written its file for so long do not count
 
 MAX_VALUES: Final = 64
+MAX_MODELS: Final = 256
 MAX_CALLERS: Final = 1000
 OTHER: Final = "other"
 _LOG = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class Metrics:
         self._latest: dict[str, tuple[float, asyncio.Task[tuple[bytes, str]]]] = {}
         if shared is None:
             ProcessCollector(registry=registry)
-        self.model_label = label_limiter()
+        self.model_label = label_limiter(MAX_MODELS)
         model: Labels = {"model": self.model_label}
         endpoint: Labels = {"endpoint": label_limiter()}
         caller: Labels = {"caller": label_limiter(MAX_CALLERS)}

@@ -17,7 +17,15 @@ from prometheus_client.parser import text_string_to_metric_families
 from service import __version__
 from service.environment import onnxruntime_version
 from service.observability.logs import TraceContext
-from service.observability.metrics import MAX_CALLERS, MAX_VALUES, OTHER, Metrics, SharedFiles, label_limiter
+from service.observability.metrics import (
+    MAX_CALLERS,
+    MAX_MODELS,
+    MAX_VALUES,
+    OTHER,
+    Metrics,
+    SharedFiles,
+    label_limiter,
+)
 from service.observability.statistics import Duration, ModelStatistics
 from service.scheduling.observer import Finished
 
@@ -89,7 +97,7 @@ def test_the_number_of_label_values_is_limited() -> None:
     assert [limiter(text) for text in "abcab"] == ["a", "b", OTHER, "a", "b"]
     metrics = Metrics()
     observer = ModelStatistics(metrics, "toy/1")
-    for i in range(MAX_VALUES + 2):
+    for i in range(MAX_MODELS + 2):
         state = {"model": f"m{i}/1", "problem": f"e{i}", "api_key": f"k{i}"}
         metrics.requests(f"/{i}", 200, [(0.1, state)])
         metrics.codec(f"c{i}", 0.1)
@@ -98,9 +106,10 @@ def test_the_number_of_label_values_is_limited() -> None:
         observer.batch(1, 1, 0.1, f"f{i}")
     values = samples(metrics)
     names = [name.partition("{")[0] for name in values]
-    for name in ("ign_http_errors_total", "ign_rejected_requests_total", "ign_codec_seconds_sum", "ign_distance_sum"):
+    for name in ("ign_http_errors_total", "ign_rejected_requests_total", "ign_codec_seconds_sum"):
         assert names.count(name) <= MAX_VALUES + 1, name
-    assert values[f'ign_http_errors_total{{code="{OTHER}"}}'] == 2
+    assert MAX_VALUES + 1 < names.count("ign_distance_sum") <= MAX_MODELS + 1
+    assert values[f'ign_http_errors_total{{code="{OTHER}"}}'] == MAX_MODELS + 2 - MAX_VALUES
     metrics.add_callers([f"k{i}" for i in range(MAX_CALLERS + 2)])
     assert str(samples(metrics).keys()).count("ign_caller_requests_total") == MAX_CALLERS + 1
 
