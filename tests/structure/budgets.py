@@ -21,8 +21,8 @@ LINES = {
     ("model_export",): 9_140,
     ("sdk", "ign"): 3_860,
     ("benchmarks",): 5_600,
-    ("tests",): 33_749,
-    (".",): 70_049,
+    ("tests",): 33_750,
+    (".",): 70_050,
 }
 FILE_LINES = 600
 SERVICE_MODULES = 80  # without `__init__`
