@@ -70,7 +70,8 @@ every_set = pytest.mark.parametrize("chosen", SETS)
 every_served = pytest.mark.parametrize(
     "chosen", [chosen for chosen in SETS if values(chosen).get("workload") in (None, "kserve")]
 )
-ENVIRONMENTS = ["", "ingress", "keda", "kserve", "models-bucket", "models-claim", "open", "traces"]
+OF_KSERVE = {"annotations", "deploymentStrategy", "labels", "maxReplicas", "minReplicas", "model", "protocolVersions"}
+ENVIRONMENTS = ["", "canary", "ingress", "keda", "kserve", "models-bucket", "models-claim", "open", "traces"]
 """One set of each that pods of a service are given."""
 
 
@@ -108,8 +109,7 @@ def pods(chosen: str) -> Iterator[Object]:
                 yield from (group["template"] for group in groups)
             case "InferenceService":  # KServe puts the two together
                 both = one(chosen, "ServingRuntime")["spec"] | spec["predictor"]
-                kept = both.keys() - {"annotations", "supportedModelFormats", "protocolVersions", "model"}
-                spec = {name: both[name] for name in kept - {"labels", "minReplicas", "maxReplicas"}}
+                spec = {name: both[name] for name in both.keys() - OF_KSERVE - {"supportedModelFormats"}}
                 yield {"metadata": {"labels": both["labels"]}, "spec": spec}
 
 

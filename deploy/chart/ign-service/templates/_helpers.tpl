@@ -1,6 +1,6 @@
 {{/* Name of everything in the release; suffixes of 20 characters fit behind it. */}}
 {{- define "ign.name" -}}
-{{ .Release.Name | trunc 43 | trimSuffix "-" }}
+{{ .Release.Name | replace "." "-" | trunc 43 | trimSuffix "-" }}
 {{- end }}
 
 {{- define "ign.selector" -}}
@@ -243,6 +243,11 @@ metadata:
 {{- end }}
 {{- define "ign.backendPort" -}}
 {{ if eq .Values.workload "ray" }}8000{{ else }}{{ .Values.service.port }}{{ end }}
+{{- end }}
+
+{{/* There is rarely a GPU to spare: there the old pod leaves before the new one comes. */}}
+{{- define "ign.rollout" -}}
+rollingUpdate: {maxSurge: {{ ternary 0 1 (gt (int .Values.gpu.count) 0) }}, maxUnavailable: {{ ternary 1 0 (gt (int .Values.gpu.count) 0) }}}
 {{- end }}
 
 {{/* How fast an autoscaler acts. */}}
