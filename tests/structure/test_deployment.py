@@ -82,8 +82,8 @@ LOCKS = {
     "cpu": ["cpu", "store"],
     "gpu": ["gpu", "store"],
     "export": ["cpu", "train"],
-    "ray-cpu": ["cpu", "store", "ray"],
-    "ray-gpu": ["gpu", "store", "ray"],
+    "ray-cpu": ["cpu", "ray", "store"],
+    "ray-gpu": ["gpu", "ray", "store"],
     "ci": ["cpu", "train", "avatars", "dev"],
     "ci-ray": ["cpu", "bulk", "ray"],
 }
