@@ -1,4 +1,4 @@
-"""The app as a Ray Serve deployment: `serve run service.cluster:app`, or `deploy/kuberay` on Kubernetes.
+"""The app as a Ray Serve deployment: `serve run service.cluster:app`, or on Kubernetes the chart in `deploy`.
 
 A replica is the whole service without its HTTP server; Ray's proxies distribute the requests. See docs/ray.md.
 """

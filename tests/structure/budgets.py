@@ -21,8 +21,8 @@ LINES = {
     ("model_export",): 9_140,
     ("sdk", "ign"): 3_950,
     ("benchmarks",): 5_600,
-    ("tests",): 34_090,
-    (".",): 70_970,
+    ("tests",): 34_240,
+    (".",): 71_120,
 }
 FILE_LINES = 600
 SERVICE_MODULES = 80  # without `__init__`

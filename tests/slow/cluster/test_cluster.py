@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn import Config
 from uvicorn.lifespan.on import LifespanOn
@@ -18,13 +17,9 @@ from uvicorn.lifespan.on import LifespanOn
 from service.cluster import DeploymentOptions, Replica, ReplicaMetrics, proxy, replica_settings
 from service.domain.errors import Draining, StartupError
 from service.observability.metrics import add_up
-from service.settings import load_settings
 from tests.contract.harness import settings, write_models
 from tests.helpers.live import ROOT, environment
 from tests.slow.cluster.space import own_namespace
-
-KUBERAY = ROOT / "deploy" / "kuberay" / "rayservice.yaml"
-
 
 # On a cluster
 
@@ -85,24 +80,6 @@ def test_a_node_that_is_killed_takes_only_its_requests_in_flight(day: dict[str, 
 
 
 # Without one
-
-
-def test_the_options_of_kuberay_are_ours() -> None:
-    spec = yaml.safe_load(KUBERAY.read_text(encoding="utf-8"))["spec"]
-    (application,) = yaml.safe_load(spec["serveConfigV2"])["applications"]
-    assert application["import_path"] == "service.cluster:app"
-    options = DeploymentOptions.model_validate(application["args"])
-    found = load_settings(application["runtime_env"]["env_vars"])
-    assert (options.gpus, found.device) == (1, "cuda")
-    (workers,) = spec["rayClusterConfig"]["workerGroupSpecs"]
-    pod = workers["template"]["spec"]
-    assert pod["terminationGracePeriodSeconds"] > found.drain_s
-    assert workers["maxReplicas"] >= options.max_replicas
-    limits = pod["containers"][0]["resources"]["limits"]
-    assert int(limits["nvidia.com/gpu"]) == options.gpus
-    assert int(limits["cpu"]) >= options.cpus
-    for group in (spec["rayClusterConfig"]["headGroupSpec"], workers):
-        assert group["template"]["spec"]["enableServiceLinks"] is False
 
 
 @pytest.mark.parametrize(
