@@ -25,6 +25,7 @@ _FILE: Final = re.compile(rf"(?:[\w.-]+/){{0,2}}(?:{'|'.join(map(re.escape, (*MO
 _CLIENT: Final[Any] = {"timeout": "300s", "connect_timeout": "5s", "allow_http": True}  # endpoints may be local
 _RETRY: Final[Any] = {"max_retries": 4, "retry_timeout": timedelta(seconds=20)}
 _CODE: Final = re.compile(r"<Code>(\w+)</Code>")
+_CLOUD: Final = "169.254.169.254"  # where machines of a cloud ask for credentials
 
 Objects = Mapping[str, tuple[int, str]]
 """Path below the URL → size and tag, as the store lists them."""
@@ -61,7 +62,7 @@ class ModelStore:
         for path, tag in objects.items():
             if copied.get(path) != tag or not (self.folder / path).is_file():
                 changed[os.path.dirname(path)][path] = tag
-        with _named(f"IGN_MODEL_CACHE={self.folder.parent}"):
+        with named(f"IGN_MODEL_CACHE={self.folder.parent}"):
             self.folder.mkdir(parents=True, exist_ok=True)
             for folder, paths in changed.items():
                 try:
@@ -86,7 +87,7 @@ class ModelStore:
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".new-") as fresh:
             for path, (size, tag) in paths.items():
                 file = Path(fresh, os.path.basename(path))
-                with _named(path), file.open("wb") as out:
+                with named(path), file.open("wb") as out:
                     for chunk in obstore.get(store, path, options={"if_match": tag} if tag else {}):
                         out.write(chunk)
                     out.flush()
@@ -106,28 +107,36 @@ class ModelStore:
 
 def _list(url: str) -> tuple[Any, Objects]:
     """The store below a URL, and its files of models."""
-    try:
-        import obstore
-        from obstore.store import from_url
-    except ImportError as exc:
-        raise StartupError(f"IGN_MODEL_DIR={url}: needs obstore: run `pip install 'ign-service[store]'`") from exc
-    with _named(f"IGN_MODEL_DIR={url}"):
-        store = from_url(url, client_options=_CLIENT, retry_config=_RETRY)
+    what = f"IGN_MODEL_DIR={url}"
+    store = open_store(url, what, _RETRY)
+    import obstore
+
+    with named(what):
         found = [each for chunk in obstore.list(store) for each in chunk if _FILE.fullmatch(each["path"])]
     if not found:
-        raise StartupError(f"IGN_MODEL_DIR={url}: holds no model such as mnist/1/model.onnx")
+        raise StartupError(f"{what}: holds no model such as mnist/1/model.onnx")
     return store, {each["path"]: (each["size"], each["e_tag"] or "") for each in found}
 
 
+def open_store(url: str, what: str, retry: Any) -> Any:
+    """The object store below a URL, that of `obstore`; raises StartupError that begins with ``what``."""
+    try:
+        from obstore.store import from_url
+    except ImportError as exc:
+        raise StartupError(f"{what}: needs obstore: run `pip install 'ign-service[store]'`") from exc
+    with named(what):
+        return from_url(url, client_options=_CLIENT, retry_config=retry)
+
+
 @contextlib.contextmanager
-def _named(what: str) -> Iterator[None]:
-    """Turn an error of the store or of a file into a StartupError of one line that begins with ``what``."""
+def named(what: str, kind: type[Exception] = StartupError) -> Iterator[None]:
+    """Turn an error of the store or of a file into a ``kind`` of one line that begins with ``what``."""
     from obstore.exceptions import BaseError
 
     try:
         yield
-    except OSError as exc:
-        raise StartupError(f"{what}: {exc.strerror or exc}") from exc
-    except BaseError as exc:
-        line, code = str(exc).partition(": <?xml")[0].partition("\n")[0], _CODE.search(str(exc))
-        raise StartupError(f"{what}: {line[:300]}{f' ({code[1]})' if code else ''}") from exc
+    except (OSError, BaseError) as exc:
+        text = getattr(exc, "strerror", None) or str(exc)
+        line, code = text.partition(": <?xml")[0].partition(": <Error")[0].partition("\n")[0], _CODE.search(text)
+        hint = "no credentials in the environment" if _CLOUD in line else code and code[1]
+        raise kind(f"{what}: {line[:300]}{f' ({hint})' if hint else ''}") from exc

@@ -78,13 +78,13 @@ def locked(target: str) -> dict[str, tuple[str, int]]:
 
 
 LOCKS = {
-    "cpu": ["cpu"],
-    "gpu": ["gpu"],
+    "cpu": ["cpu", "store"],
+    "gpu": ["gpu", "store"],
     "export": ["cpu", "train"],
-    "ray-cpu": ["cpu", "ray"],
-    "ray-gpu": ["gpu", "ray"],
+    "ray-cpu": ["cpu", "ray", "store"],
+    "ray-gpu": ["gpu", "ray", "store"],
     "ci": ["cpu", "train", "avatars", "dev"],
-    "ci-ray": ["cpu", "bulk", "ray"],
+    "ci-ray": ["cpu", "bulk", "ray", "store"],
 }
 
 

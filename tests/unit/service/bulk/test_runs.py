@@ -4,6 +4,7 @@ import fcntl
 import io
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -36,10 +37,10 @@ from service.bulk import __main__, output
 
 finish = output.Output.finish
 
-def killed(self, shard, temp_dir, records):
+def killed(self, shard, records):
     if shard == 3:  # two at a time: at least two are done
         os.kill(os.getpid(), signal.SIGKILL)
-    finish(self, shard, temp_dir, records)
+    return finish(self, shard, records)
 
 output.Output.finish = killed
 sys.exit(__main__.main(sys.argv[1:]))
@@ -62,8 +63,9 @@ def test_a_killed_run_continues(bulk: Run, models: Path, pictures: dict[str, byt
     )
     assert dead.returncode == -signal.SIGKILL, dead.stderr
     output = tmp_path / "out"
-    assert (output / ".000003.partial").is_dir()
-    assert not (output / "000003").exists()
+    assert (output / "000003").exists()
+    assert not (output / "shards" / "000003.jsonl").exists()
+    (output / ".0.partial").touch()
     assert not (output / "manifest.jsonl").exists()
     before = inodes_of(output)
     assert len({file.parent for file in before}) >= 2, "nothing was done that could be skipped"
@@ -84,10 +86,10 @@ def test_a_stopped_run_reports_the_error_and_continues(
 ) -> None:
     finish = Output.finish
 
-    def full(self: Output, shard: int, *rest: Any) -> None:
+    def full(self: Output, shard: int, *rest: Any) -> Any:
         if shard == 1:
             raise OSError(28, "No space left on device")
-        finish(self, shard, *rest)
+        return finish(self, shard, *rest)
 
     monkeypatch.setattr(Output, "finish", full)
     ran = bulk("project", tmp_path / "in", tmp_path / "out", "--shard", SHARD)
@@ -145,7 +147,9 @@ def test_another_job_is_refused(bulk: Run, pictures: dict[str, bytes], tmp_path:
         ("generate out -n 2 --seed 1 --offset 4294967295", "2^32"),
         ("generate out --model nobody", "no model 'nobody'"),
         ("generate file", "not a folder"),
-        ("generate s3://bucket/out", "only the input may be a URL"),
+        ("generate https://host/out", "a web server can only be read"),
+        ("generate s3://key:secret@bucket/out", "s3://bucket/out: a URL must hold neither credentials nor a query"),
+        ("generate out --ray --part 1/2", "--part"),
         ("generate in", "holds files of something else"),
         ("generate file/out", "cannot be written"),
         ("generate list", "run.json: damaged"),
@@ -170,7 +174,7 @@ def test_invalid_commands_write_nothing(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("command", ["generate out --shard 0", "score i o --invert x"])
+@pytest.mark.parametrize("command", ["generate out --shard 0", "score i o --invert x", "generate out --part 3/2"])
 def test_usage_errors(command: str) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(command.split())
@@ -178,9 +182,10 @@ def test_usage_errors(command: str) -> None:
 
 def test_two_runs_at_once(bulk: Run, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with (tmp_path / "out" / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        ran = bulk("generate", tmp_path / "out")
+    folder = os.open(tmp_path / "out", os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    ran = bulk("generate", tmp_path / "out")
+    os.close(folder)
     assert ran.status == 2
     assert "another run is using" in ran.err
     assert bulk("generate", tmp_path / "out").status == 0
@@ -213,7 +218,9 @@ def test_a_line_for_each_shard_without_a_terminal(
         progress.update([GOOD] * 100)
         progress.update([GOOD] * 50 + [{"error": "unreadable", "detail": f"{n}.png: bad"} for n in range(50)])
     lines = [line for line in caplog.messages if "/1000" in line]
-    assert lines == ["300/1000 images, 0 failed", "400/1000 images, 50 failed"]
+    assert [line.split(", ")[0] for line in lines] == ["300/1000 images", "400/1000 images"]
+    assert [line.split(", ")[1] for line in lines] == ["0 failed", "50 failed"]
+    assert all(re.search(r", [\d.]+/s, 0:00:0\d left$", line) for line in lines)
     failed = [line for line in caplog.messages if line.endswith(".png: bad")]
     assert failed == [f"{n}.png: bad" for n in range(20)]
     assert "manifest" in caplog.text
@@ -270,7 +277,7 @@ def test_score(bulk: Run, service: Service, pictures: dict[str, bytes], tmp_path
     lines = manifest(tmp_path / "out")
     assert [{name: line[name] for name in names} for line in lines] == images
     assert {line["picture"] for line in lines} == {None}
-    assert [file.name for file in (tmp_path / "out" / "000000").iterdir()] == ["manifest.jsonl"]
+    assert not (tmp_path / "out" / "000000").exists()
 
 
 def test_a_model_without_noise_generates_nothing(bulk: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
