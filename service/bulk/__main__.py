@@ -5,7 +5,7 @@ import logging
 import secrets
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing, nullcontext
 from functools import partial
 from typing import Final
 
@@ -14,7 +14,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from service.bulk.output import Output, check_output
 from service.bulk.pipeline import SCHEMAS, Job
-from service.bulk.sources import open_source
 from service.domain.errors import IgnError, StartupError, reason_of
 from service.environment import prepare_process
 from service.settings import from_environment, log_name_warnings
@@ -49,7 +48,7 @@ def _run(options: argparse.Namespace) -> int:
         print(f"{options.output}: {output.status()}")
         return DONE
     prepare_process()  # before the first import of onnxruntime, whose error is less clear
-    from service.bulk.run import run_local, run_on_ray
+    from service.bulk.run import open_input, run_local, run_on_ray
 
     settings = from_environment()
     log_name_warnings()
@@ -57,23 +56,15 @@ def _run(options: argparse.Namespace) -> int:
     if options.part and options.part[0] > 1:
         output.wait()
     job = _job(options, output)
-    if options.ray and job.part != (1, 1):
-        raise StartupError("--part: not with --ray, which divides the work itself")
     run = partial(run_on_ray, actors=options.actors) if options.ray else run_local
-    with ExitStack() as stack:
-        is_part = options.part is not None
-        stack.enter_context(output.lock(shared=is_part))
-        source = None
-        if job.source:
-            listing = output.listing(job.source, is_part=is_part)
-            source = open_source(listing, column=job.column, limit=settings.max_body_bytes)
-            stack.enter_context(closing(source))
+    is_part = options.part is not None
+    source = open_input(job, output, settings, is_part=is_part)
+    with closing(source) if source else nullcontext():
         plan = run(job, source, output, settings)
-        left = plan.shards - len(output.complete())
-        if left:
-            print(f"{options.output}: {plan.images} images of this part; {left} shards are left to other parts")
-            return DONE
-        manifest, images, failed = output.merge(plan.shards, options.manifest)
+    if left := plan.shards - len(output.complete()):
+        print(f"{options.output}: {plan.images} images of this part; {left} shards are left to other parts")
+        return DONE
+    manifest, images, failed = output.merge(plan.shards, options.manifest)
     print(f"{manifest}: {images} images{f', {failed} failed' if failed else ''}")
     return SOME_FAILED if failed and not is_part else DONE
 
@@ -138,9 +129,10 @@ def _output(command: argparse.ArgumentParser) -> None:
     add("--model", help="name or name/version (IGN_DEFAULT_MODEL)")
     add("--shard", type=_positive, default=1024, help="images per shard (1024)")
     add("--manifest", choices=("jsonl", "parquet"), default="jsonl", help="format of the manifest (jsonl)")
+    add("--actors", type=_positive, help="with --ray: number of actors (one per GPU, or 4 cores or IGN_THREADS)")
+    add = command.add_mutually_exclusive_group().add_argument
     add("--part", type=_part, metavar="K/N", help="only shards K, K + N, …, for N workers, one of each K")
     add("--ray", action="store_true", help="run on Ray Data; all nodes must reach input and output")
-    add("--actors", type=_positive, help="with --ray: number of actors (one per GPU, or 4 cores or IGN_THREADS)")
     command.set_defaults(pack="files")
 
 

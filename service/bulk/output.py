@@ -10,23 +10,20 @@ All but the last are written only if they are not there. However a run ends, the
 and of two that make the same one, the second changes nothing.
 """
 
-import fcntl
 import io
 import json
 import logging
-import os
 import re
 import tarfile
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from functools import cached_property
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, Final, Literal
 
-from service.bulk.places import TEMP_SUFFIX, Bucket, Contents, Folder, Place, StoreError, is_url
+from service.bulk.places import Bucket, Contents, Folder, StoreError, is_url
 from service.bulk.sources import Listing
 from service.domain.errors import StartupError
 
@@ -58,21 +55,22 @@ COLUMNS: Final = {
 _LOG = logging.getLogger(__name__)
 _JOB: Final = "run.json"
 _SHARD: Final = "shards/%06d.jsonl"
+_WAIT_S: Final = 5.0
 _RECENT: Final = 100  # shards from which `status` takes the rate
 
 
 def check_output(output: "Output", source: str, pack: Pack, manifest_format: ManifestFormat) -> None:
     """Raise StartupError, before models are loaded, if a run cannot be written to this OUTPUT."""
     url = output.url
-    if isinstance(output.place, Bucket) and output.place.is_read_only:
-        raise StartupError(f"{url}: a web server can only be read")
     within, around = (each.rstrip("/") if is_url(each) else str(Path(each).resolve()) for each in (url, source))
     if source and f"{within}/".startswith(f"{around}/"):
         raise StartupError(f"{url}: lies within {source}; the next run would read it as input")
-    if isinstance(output.place, Folder) and output.place.root.exists() and not output.place.root.is_dir():
-        raise StartupError(f"{url}: not a folder")
-    if output.previous_job() is None and not all(name.startswith(("source", ".")) for name, *_ in output.place.files()):
-        raise StartupError(f"{url}: holds files of something else; use another folder")
+    try:
+        is_new = output.previous_job() is None
+        if is_new and not all(name.startswith(("source", ".")) for name, *_ in output.place.files()):
+            raise StartupError(f"{url}: holds files of something else; use another folder")
+    except StoreError as exc:
+        raise StartupError(f"{url}: cannot be read: {str(exc).removeprefix(f'{url}: ')}") from exc
     for option in [name for name in (f"--manifest {manifest_format}", f"--pack {pack}") if name.endswith("parquet")]:
         if find_spec("pyarrow") is None:
             raise StartupError(f"{option}: pyarrow is not installed; pip install 'ign-service[bulk]'")
@@ -82,66 +80,25 @@ class Output:
     """The output of one run, by its path or URL."""
 
     def __init__(self, url: str) -> None:
-        self.url = url
+        self.url, self.place = url, Bucket(url) if is_url(url) else Folder(url)
 
     def __reduce__(self) -> tuple[Any, ...]:  # a store is opened in the process that uses it
         return Output, (self.url if is_url(self.url) else str(Path(self.url).resolve()),)
 
-    @cached_property
-    def place(self) -> Place:
-        """Where the output is."""
-        return Bucket(self.url) if is_url(self.url) else Folder(self.url)
-
-    @contextmanager
-    def lock(self, *, shared: bool = False) -> Iterator[None]:
-        """Lock a local folder against other runs until the block, or the process, ends; else raise StartupError.
-
-        Workers of parts share the lock.
-        """
-        if not isinstance(self.place, Folder):
-            yield
-            return
-        root = self.place.root
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            folder = os.open(root, os.O_RDONLY)
-        except OSError as exc:
-            raise StartupError(f"{root}: cannot be written: {exc.strerror}") from exc
-        try:
-            with suppress(OSError):  # a network drive without locks: conditional writes keep the output whole
-                try:
-                    fcntl.flock(folder, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise StartupError(f"{root}: another run is using this folder") from None
-            if not shared:
-                self._clean()
-            yield
-        finally:
-            os.close(folder)
-            with suppress(OSError):
-                root.rmdir()  # if no run has started in it
-
     def previous_job(self) -> Fingerprint | None:
         """Fingerprint of the job in this folder, if there is one; raises StartupError if it is damaged."""
-        try:
-            content = self.place.get(_JOB)
-            fingerprint = None if content is None else json.loads(content)
-        except NotADirectoryError:
-            return None
-        except StoreError as exc:
-            raise StartupError(str(exc)) from exc
-        except ValueError:
-            fingerprint = ""
+        fingerprint: Any = ""
+        with suppress(ValueError):
+            fingerprint = json.loads(self.place.get(_JOB) or b"null")
         if not isinstance(fingerprint, dict | None):
             raise StartupError(f"{self.url}/{_JOB}: damaged")
         return fingerprint
 
     def wait(self) -> None:
         """Wait until another worker has listed the source and recorded the job."""
-        if self.previous_job() is None:
-            _LOG.info("waiting for part 1, which lists the source")
         while self.previous_job() is None:
-            time.sleep(1.0)
+            _LOG.info("waiting for part 1, which lists the source")
+            time.sleep(_WAIT_S)
 
     def listing(self, source: str, *, is_part: bool) -> Listing:
         """The files of a source: as the first run found them, unless it is cheap to look whether they changed."""
@@ -156,10 +113,13 @@ class Output:
         """Start or continue a job, or raise StartupError if the folder holds another."""
         previous = self.previous_job()
         if previous is None:
-            for part in listing.parts() if listing else ():
-                self.place.put(*part)
-            if not self.place.put(_JOB, (json.dumps(fingerprint, indent=2) + "\n").encode()):
-                previous = self.previous_job()
+            try:
+                for part in listing.parts() if listing else ():
+                    self.place.put(*part)
+                if not self.place.put(_JOB, (json.dumps(fingerprint, indent=2) + "\n").encode()):
+                    previous = self.previous_job()
+            except OSError as exc:
+                raise StartupError(f"{self.url}: cannot be written: {exc.strerror or exc}") from exc
         if previous is not None:
             before, now = ({**one, **one.get("options", {}), "options": None} for one in (previous, fingerprint))
             for name in dict.fromkeys((*before, *now)):
@@ -213,7 +173,8 @@ class Output:
                 file.writelines(_lines(records).encode() for records in parts())
             file.seek(0)
             self.place.put(name, file, new=False)
-        self._clean()
+        if isinstance(self.place, Folder):
+            self.place.clean()
         return f"{self.url.rstrip('/')}/{name}", images, failed
 
     def status(self) -> str:
@@ -231,31 +192,25 @@ class Output:
             text += f", {progress(rate, images - done)}; the last one {time.time() - times[-1]:.0f} s ago"
         return text
 
-    def _clean(self) -> None:
-        """Remove temporary files of processes that are gone."""
-        if isinstance(self.place, Folder):
-            for leftover in self.place.root.glob(f".*{TEMP_SUFFIX}"):
-                leftover.unlink(missing_ok=True)
-
 
 def progress(rate: float, left: int) -> str:
     """Images per second, and how long the images that are left take."""
-    minutes, seconds = divmod(round(left / rate), 60)
+    minutes, seconds = divmod(round(left / max(rate, 1e-9)), 60)
     return f"{rate:.1f}/s, {minutes // 60}:{minutes % 60:02}:{seconds:02} left"
 
 
 def packed(pack: Pack, records: Sequence[Record], contents: Contents) -> bytes:
     """Images of a shard, by name, in one file: a WebDataset with their records, or a table as Hugging Face reads it."""
-    file = io.BytesIO()
-    by_name = {f"{record['index']:08}": record for record in records}
+    file, images = io.BytesIO(), dict(contents)
+    named = [(record, (record["picture"] or "").rpartition("/")[2]) for record in records]
     if pack == "parquet":
-        images = {name.partition("-")[0]: {"bytes": content, "path": name} for name, content in contents}
-        _write_parquet(file, [[{**record, "image": images.get(key)} for key, record in by_name.items()]], image=True)
+        rows = [{**record, "image": {"bytes": images[name], "path": name} if name else None} for record, name in named]
+        _write_parquet(file, [rows], image=True)
         return file.getvalue()
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for name, content in contents:
-            record = json.dumps(by_name[name.partition("-")[0]], ensure_ascii=False).encode()
-            for member, data in ((name, content), (f"{name.rpartition('.')[0]}.json", record)):
+        for record, name in named:
+            text = json.dumps(record, ensure_ascii=False).encode()
+            for member, data in ((name, images[name]), (f"{name.rpartition('.')[0]}.json", text)) if name else ():
                 info = tarfile.TarInfo(member)
                 info.size = len(data)
                 archive.addfile(info, io.BytesIO(data))

@@ -8,8 +8,7 @@ are read ahead, as many as a number of bytes allows.
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
@@ -145,7 +144,11 @@ class Pipeline:
     async def _process(self, shard: int, start: int, stop: int) -> tuple[list[Record], Contents]:
         """Records of some images, and those images that are still to be written."""
         codec, source = self._services.codec, self._source
-        async with self._room(source.size(start, stop) if source else 0):
+        size = source.size(start, stop) if source else 0
+        async with self._is_room:
+            await self._is_room.wait_for(lambda: len(self._ahead) < 2 or sum(self._ahead) + size <= _READ_AHEAD)
+            self._ahead.append(size)
+        try:
             images = await source.fetch(start, stop) if source else []
             async with self._batches:
                 items = await codec.run("decode", partial(self._read, start, stop, images))
@@ -155,20 +158,11 @@ class Pipeline:
             if self._job.pack == "files":
                 await self._output.write(shard, [(f"{self._folder(shard)}/{name}", data) for name, data in contents])
                 contents = []
-        return [item.record for item in items], contents
-
-    @asynccontextmanager
-    async def _room(self, size: int) -> AsyncIterator[None]:
-        """Wait until so many bytes more may be read ahead, or at most one other range is, and hold them."""
-        async with self._is_room:
-            await self._is_room.wait_for(lambda: len(self._ahead) < 2 or sum(self._ahead) + size <= _READ_AHEAD)
-            self._ahead.append(size)
-        try:
-            yield
         finally:
             self._ahead.remove(size)
             async with self._is_room:
                 self._is_room.notify_all()
+        return [item.record for item in items], contents
 
     def _read(self, start: int, stop: int, images: Sequence[SourceItem]) -> list[_Item]:
         """Seeded noise, or images decoded and fitted to the model's input as `/project` does."""

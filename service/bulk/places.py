@@ -24,10 +24,11 @@ from service.models.store import named, open_store
 T = TypeVar("T")
 Contents = Sequence[tuple[str, bytes]]
 """Names and contents of files."""
-TEMP_SUFFIX: Final = ".partial"
+_TEMP_SUFFIX: Final = ".partial"
 _IN_FLIGHT: Final = 64  # requests to a store
 _RANGE: Final = 4 << 20  # bytes of an archive or table in one request
-_RETRY: Final = {"max_retries": 12, "retry_timeout": timedelta(seconds=180)}
+_BACKOFF: Final = {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=10), "base": 2.0}
+_RETRY: Final = {"max_retries": 1000, "retry_timeout": timedelta(seconds=60), "backoff": _BACKOFF}
 
 
 class StoreError(OSError):
@@ -38,7 +39,7 @@ class Folder:
     """A folder of this machine, which need not exist."""
 
     def __init__(self, root: str) -> None:
-        self.url, self.root = root, Path(os.path.abspath(root))
+        self.root = Path(os.path.abspath(root))
 
     def files(self, below: str = "") -> Iterator[tuple[str, int, float]]:
         """Name, size in bytes and Unix time of change of every file in a subfolder; none if there is no such folder."""
@@ -62,12 +63,12 @@ class Folder:
         """A whole file; None if there is none of this name."""
         try:
             return (self.root / name).read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def put(self, name: str, content: bytes | IO[bytes], *, new: bool = True) -> bool:
         """Write a file; False if it has to be ``new`` and is not."""
-        target, temp = self.root / name, self.root / f".{secrets.token_hex(8)}{TEMP_SUFFIX}"
+        target, temp = self.root / name, self.root / f".{secrets.token_hex(8)}{_TEMP_SUFFIX}"
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temp.open("wb") as file:
@@ -79,9 +80,16 @@ class Folder:
             temp.replace(target)
         except FileExistsError:
             return False
+        except FileNotFoundError:  # cleaned up by a worker that found the whole run complete
+            return target.exists() and not new
         finally:
             temp.unlink(missing_ok=True)
         return True
+
+    def clean(self) -> None:
+        """Remove what processes left that were killed while they put a file."""
+        for leftover in self.root.glob(f".*{_TEMP_SUFFIX}"):
+            leftover.unlink(missing_ok=True)
 
     @staticmethod
     async def each(function: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
@@ -104,7 +112,6 @@ class Bucket:
         import obstore
 
         self._api: Any = obstore
-        self.is_read_only = type(self._store).__name__ == "HTTPStore"
         self._threads = ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="store")
 
     def files(self, below: str = "") -> Iterator[tuple[str, int, float]]:

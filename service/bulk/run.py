@@ -18,7 +18,7 @@ from service.bulk.pipeline import Job, Pipeline
 from service.bulk.places import gather_all, is_url
 from service.bulk.sources import Files, open_source
 from service.domain.errors import IgnError, StartupError
-from service.environment import prepare_process
+from service.environment import available_cpus, prepare_process
 from service.settings import Settings
 
 T = TypeVar("T")
@@ -75,6 +75,14 @@ def start(job: Job, source: Files | None, output: Output, pipeline: Pipeline) ->
     missing = tuple(number for number in mine if number not in complete)
     images, left = (sum(min(job.shard, pipeline.images - n * job.shard) for n in some) for some in (mine, missing))
     return ShardPlan(images, shards, missing, images - left)
+
+
+def open_input(job: Job, output: Output, settings: Settings, *, is_part: bool) -> Files | None:
+    """The source of a job that has one, of which this process does a part or all."""
+    if not job.source:
+        return None
+    listing = output.listing(job.source, is_part=is_part)
+    return open_source(listing, column=job.column, limit=settings.max_body_bytes)
 
 
 def run_local(job: Job, source: Files | None, output: Output, settings: Settings) -> ShardPlan:
@@ -139,12 +147,8 @@ def _run_actors(
         job = dataclasses.replace(job, source=str(Path(job.source).resolve()))
     if not settings.model_url:
         settings = settings.replace(model_dir=settings.model_dir.resolve())
-    resources = ray.cluster_resources()
+    resources, cores = ray.cluster_resources(), settings.threads or min(_CORES, available_cpus())
     gpus = 0 if settings.device == "cpu" else int(resources.get("GPU", 0))
-    largest = max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"])
-    cores = min(settings.threads or _CORES, int(largest) or 1)
-    if not gpus:
-        settings = settings.replace(threads=cores)
     now = gpus or int(resources.get("CPU", 1)) // cores or 1
     least, most = (min(count, len(plan.missing)) for count in (actors or now, actors or len(plan.missing)))
     ray.data.DataContext.get_current().enable_progress_bars = False  # `progress` shows one already
@@ -152,7 +156,7 @@ def _run_actors(
     results = shards.map_batches(
         Actor,
         batch_size=1,
-        fn_constructor_args=(job, output, settings),
+        fn_constructor_args=(job, output, settings if gpus else settings.replace(threads=cores)),
         compute=ray.data.ActorPoolStrategy(min_size=least, max_size=most),
         num_cpus=0 if gpus else cores,
         num_gpus=1 if gpus else 0,
@@ -173,11 +177,7 @@ class Actor:
         threading.Thread(target=self._loop.run_forever, name="bulk", daemon=True).start()
         self._running = running_services(settings)
         services = self._await(self._running.__aenter__())
-        source = None
-        if job.source:
-            listing = output.listing(job.source, is_part=True)
-            source = open_source(listing, column=job.column, limit=settings.max_body_bytes)
-        self._pipeline = Pipeline(job, services, output, source)
+        self._pipeline = Pipeline(job, services, output, open_input(job, output, settings, is_part=True))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """Process the shard in column `item`; returns its records, or the error as text: Ray would lose its type."""

@@ -22,7 +22,6 @@ from service.domain.errors import InvalidContent, RequestError, StartupError, To
 
 IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
 _KINDS: Final = (IMAGES, (".parquet",), (".zip",))  # the first of which there is a file is read
-_ZIP: Final = 2  # only by itself
 _PART: Final = 1 << 16  # names in one file of a listing
 _MAX_CACHED: Final = 2  # row groups and parts kept in memory; batches in flight may span two neighbouring ones
 # zipfile raises these for members that are damaged, encrypted, or compressed with an unknown method.
@@ -57,11 +56,7 @@ class Listing:
             where, why = getattr(exc, "filename", None) or source, getattr(exc, "strerror", None) or str(exc)
             raise StartupError(f"{where}: cannot be read: {why.removeprefix(f'{source}: ')}") from exc
         self.digest: str = known["digest"] if known else _digest(row for n in self._numbers() for row in self.part(n))
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """What a later run has to know."""
-        return {"files": self.files, "digest": self.digest}
+        self.summary = {"files": self.files, "digest": self.digest}
 
     def parts(self) -> Iterator[tuple[str, bytes]]:
         """The files for the output."""
@@ -100,7 +95,7 @@ class Listing:
             for name, size, *_ in [(single, self.place.size(single))] if single else self.place.files():
                 total += 1
                 kind = next((n for n, ends in enumerate(_KINDS) if name.lower().endswith(ends)), None)
-                if kind is not None and not _is_hidden(name) and (single or kind < _ZIP):
+                if kind is not None and not _is_hidden(name) and (single or _KINDS[kind] != (".zip",)):
                     yield os.fsencode(name), size or 0, kind
 
         database.executemany("INSERT INTO found VALUES (?, ?, ?)", found())
@@ -243,8 +238,7 @@ class Table(Files):
 
     def size(self, start: int, stop: int) -> int:
         """As that of `Files`, about."""
-        shares = ((min(stop, group.first + group.rows) - max(start, group.first), group) for group in self._groups)
-        return sum(int(group.size * rows / group.rows) for rows, group in shares if rows > 0)
+        return (stop - start) * sum(group.size for group in self._groups) // self.images
 
     async def fetch(self, start: int, stop: int) -> list[SourceItem]:
         """Images ``start`` … ``stop − 1``."""
@@ -329,4 +323,7 @@ def _unreadable(name: str, why: str) -> RequestError:
 
 
 def _digest(parts: Iterable[tuple[str | int, ...]]) -> str:
-    return hashlib.sha256("".join(map(repr, parts)).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(repr(part).encode())
+    return digest.hexdigest()

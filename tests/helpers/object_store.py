@@ -79,8 +79,9 @@ class Bucket:
     def upload(self, folder: Path, prefix: str = "fleet") -> None:
         import obstore
 
+        store = self.store(prefix)
         for file in folder.rglob("*.*"):
-            obstore.put(self.store(prefix), str(file.relative_to(folder)), file.read_bytes())
+            obstore.put(store, str(file.relative_to(folder)), file.read_bytes())
 
     def download(self, prefix: str) -> dict[str, bytes]:
         """Every object below a prefix, by its path there."""
@@ -101,7 +102,8 @@ class Proxy:
         self.port, self._loop = free_port(), asyncio.new_event_loop()
 
     def __enter__(self) -> "Proxy":
-        self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", self.port, backlog=1024))
+        serving = asyncio.start_server(self._serve, "127.0.0.1", self.port, backlog=1024)
+        self._server = self._loop.run_until_complete(serving)
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
         return self
@@ -109,10 +111,11 @@ class Proxy:
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        tasks = asyncio.all_tasks(self._loop)
-        for task in tasks:
+        self._server.close()
+        for task in (tasks := asyncio.all_tasks(self._loop)):
             task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        if tasks:
+            self._loop.run_until_complete(asyncio.wait(tasks))
         self._loop.close()
 
     @property
@@ -120,7 +123,8 @@ class Proxy:
         return {**ACCESS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}"}
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError), contextlib.closing(writer):
+        gone = (OSError, asyncio.IncompleteReadError, asyncio.CancelledError)
+        with contextlib.suppress(*gone), contextlib.closing(writer):
             far, answer = await asyncio.open_connection("127.0.0.1", self.upstream)
             with contextlib.closing(answer):
                 while True:

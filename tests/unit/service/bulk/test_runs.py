@@ -1,13 +1,14 @@
 """Runs that write what the endpoints return, are stopped, continued, repeated or rejected."""
 
-import fcntl
 import io
+import json
 import logging
 import os
 import re
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -146,10 +147,8 @@ def test_another_job_is_refused(bulk: Run, pictures: dict[str, bytes], tmp_path:
         ("project in out --tolerance nan", "--tolerance: "),
         ("generate out -n 2 --seed 1 --offset 4294967295", "2^32"),
         ("generate out --model nobody", "no model 'nobody'"),
-        ("generate file", "not a folder"),
-        ("generate https://host/out", "a web server can only be read"),
+        ("generate file", "cannot be written"),
         ("generate s3://key:secret@bucket/out", "s3://bucket/out: a URL must hold neither credentials nor a query"),
-        ("generate out --ray --part 1/2", "--part"),
         ("generate in", "holds files of something else"),
         ("generate file/out", "cannot be written"),
         ("generate list", "run.json: damaged"),
@@ -174,21 +173,84 @@ def test_invalid_commands_write_nothing(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("command", ["generate out --shard 0", "score i o --invert x", "generate out --part 3/2"])
+@pytest.mark.parametrize(
+    "command",
+    ["generate out --shard 0", "score i o --invert x", "score i o --part 3/2", "score i o --ray --part 1/2"],
+)
 def test_usage_errors(command: str) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(command.split())
 
 
-def test_two_runs_at_once(bulk: Run, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    folder = os.open(tmp_path / "out", os.O_RDONLY)
-    fcntl.flock(folder, fcntl.LOCK_EX)
-    ran = bulk("generate", tmp_path / "out")
-    os.close(folder)
-    assert ran.status == 2
-    assert "another run is using" in ran.err
-    assert bulk("generate", tmp_path / "out").status == 0
+def test_a_second_worker_of_a_shard_changes_nothing(
+    bulk: Run, pictures: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["project", tmp_path / "in", tmp_path / "out", "--shard", SHARD, "--pack", "tar"]
+    monkeypatch.setattr("service.bulk.output.Output.complete", lambda self: dict[int, float]())
+    records = Output.records
+    monkeypatch.setattr("service.bulk.output.Output.merge", lambda self, *_: ("", 0, 0))
+    first = bulk(*command)
+    assert "shards are left" in first.out
+    before = {path: path.stat() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert len(before) == 2 + 2 * 3
+    seen = set[int]()
+
+    def late(self: Output, shard: int) -> Any:
+        """The worker looks before the other one has finished, and writes after it has."""
+        found = records(self, shard) if shard in seen else None
+        seen.add(shard)
+        return found
+
+    monkeypatch.setattr(Output, "records", late)
+    assert bulk(*command).status == 0
+    assert seen == {0, 1, 2}
+    assert {path: path.stat() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+
+
+def test_what_a_dead_worker_left_of_a_shard_is_replaced(bulk: Run, pictures: dict[str, bytes], tmp_path: Path) -> None:
+    command = ["project", tmp_path / "in", "--shard", SHARD]
+    assert bulk(*command, tmp_path / "whole").status == 0
+    assert bulk(*command, tmp_path / "out").status == 0
+    (tmp_path / "out" / "shards" / "000001.jsonl").unlink()
+    next((tmp_path / "out" / "000001").iterdir()).write_bytes(b"of another device")
+    assert bulk(*command, tmp_path / "out").status == 0
+    assert output_files(tmp_path / "out") == output_files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("pack", ["files", "tar", "parquet"])
+def test_parts_make_what_one_worker_makes(
+    pack: str, bulk: Run, pictures: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if pack == "parquet":
+        pytest.importorskip("pyarrow", reason="pyarrow is not installed, so nothing was written to Parquet")
+    (tmp_path / "in" / "bad.png").write_bytes(b"bad")
+    command = ["project", tmp_path / "in", "--shard", 2, "--pack", pack]
+    assert bulk(*command, tmp_path / "whole").status == 1
+    waits: list[float] = []
+
+    def first_part(_: float) -> None:
+        waits.append(bulk(*command, tmp_path / "out", "--part", "1/3").status)
+
+    monkeypatch.setattr("service.bulk.output.time.sleep", first_part)
+    assert bulk(*command, tmp_path / "out", "--part", "3/3").status == 0
+    assert waits == [0]
+    assert not (tmp_path / "out" / "manifest.jsonl").exists()
+    assert f"4/6 shards, {len(pictures) - 3}/{len(pictures) + 1} images" in bulk("status", tmp_path / "out").out
+    assert bulk(*command, tmp_path / "out", "--part", "2/3").status == 0
+    assert output_files(tmp_path / "out") == output_files(tmp_path / "whole")
+    assert bulk("status", tmp_path / "in").status == 2
+    if pack == "tar":
+        with tarfile.open(tmp_path / "out" / "000000.tar") as archive:
+            names = archive.getnames()
+            records = [json.loads(archive.extractfile(name).read()) for name in names[1::2]]  # type: ignore[union-attr]
+        lines = manifest(tmp_path / "out")[:2]
+        stems = [Path(line["picture"]).stem for line in lines]
+        assert names == [f"{stem}.{kind}" for stem in stems for kind in ("png", "json")]
+        assert records == lines
+    elif pack == "parquet":  # is itself an input
+        assert bulk("project", tmp_path / "in", tmp_path / "files", "--shard", 2).status == 1
+        again = bulk("project", tmp_path / "out" / "000000.parquet", tmp_path / "again")
+        assert again.status == 0, again.err
 
 
 def test_settings_of_the_server_are_ignored(bulk: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
