@@ -15,8 +15,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tests.helpers.bulk_store import bulk, files, killed_workers, memory_of_names, pictures, timed
+from tests.helpers.bulk_store import bulk, killed_workers, memory_of_names, pictures, timed
 from tests.helpers.object_store import Bucket, Proxy
+from tests.unit.service.bulk.conftest import output_files
 
 SHARD = 512
 COPY = """
@@ -51,7 +52,7 @@ def throughput(folder: Path, bucket: Bucket, count: int = 5000) -> dict[str, Any
         "CPU above local [ms a picture], at most 0.8": round(1000 * (far[1] - local[1]) / count, 2),
         "reads in flight, at least 48": proxy.most["GET"],
         "writes of a shard, at most 3": max(Counter(name for name in written if name.isdigit()).values()),
-        "equal to local": bucket.download("out") == files(folder / "out"),
+        "equal to local": bucket.download("out") == output_files(folder / "out"),
     }
 
 
@@ -59,7 +60,8 @@ def workers(folder: Path, bucket: Bucket, count: int = 2000, kills: int = 30, sh
     source = pictures(folder / "in", count)
     timed(bulk(source, folder / "out", "--shard", shard))
     requests = killed_workers(source, bucket, shard=shard, kills=kills)
-    return {"killed": kills, "requests": requests, "equal to local": bucket.download("out") == files(folder / "out")}
+    is_equal = bucket.download("out") == output_files(folder / "out")
+    return {"killed": kills, "requests": requests, "equal to local": is_equal}
 
 
 def main() -> None:

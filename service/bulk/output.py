@@ -55,7 +55,6 @@ COLUMNS: Final = {
 _LOG = logging.getLogger(__name__)
 _JOB: Final = "run.json"
 _SHARD: Final = "shards/%06d.jsonl"
-_WAIT_S: Final = 5.0
 _RECENT: Final = 100  # shards from which `status` takes the rate
 
 
@@ -98,7 +97,7 @@ class Output:
         """Wait until another worker has listed the source and recorded the job."""
         while self.previous_job() is None:
             _LOG.info("waiting for part 1, which lists the source")
-            time.sleep(_WAIT_S)
+            time.sleep(5.0)
 
     def listing(self, source: str, *, is_part: bool) -> Listing:
         """The files of a source: as the first run found them, unless it is cheap to look whether they changed."""

@@ -2,8 +2,7 @@
 
     range of inputs ─ read ─ decode (codec threads) ─ run (scheduler) ─ encode (codec threads) ─ write ─ records
 
-Several ranges of `max_batch_rows` are at different places at once, so that the device always has a batch. More of them
-are read ahead, as many as a number of bytes allows.
+Several ranges of `max_batch_rows` are at different places at once, and more are read ahead, up to a number of bytes.
 """
 
 import asyncio

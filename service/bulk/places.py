@@ -105,7 +105,7 @@ class Bucket:
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
-        if parts.query or parts.password:
+        if parts.query or parts.password or (parts.username and not parts.scheme.startswith("abfs")):
             url = f"{parts.scheme}://{parts.hostname}{parts.path}"
             raise StartupError(f"{url}: a URL must hold neither credentials nor a query")
         self.url, self._store = url, open_store(url, url, _RETRY)
@@ -116,6 +116,8 @@ class Bucket:
 
     def files(self, below: str = "") -> Iterator[tuple[str, int, float]]:
         """As those of a folder; the order is that of the store."""
+        if type(self._store).__name__ == "HTTPStore":
+            raise StoreError("a web server has single files, which can be read")
         with named(self.url, StoreError):
             for chunk in self._api.list(self._store, below or None, chunk_size=1000):
                 yield from ((each["path"], each["size"], each["last_modified"].timestamp()) for each in chunk)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from tests.helpers.live import environment, free_port
 from tests.helpers.object_store import ACCESS, Bucket, Proxy
-from tests.helpers.pictures import noise, save
+from tests.unit.service.bulk.conftest import picture, write
 
 PARTS: Final = 4
 LIST: Final = """
@@ -27,22 +27,13 @@ with tempfile.TemporaryDirectory() as folder:
     listing = Listing("s3://models/in", None, out.get)
     for part in listing.parts():
         out.put(*part)
-    known = Listing("s3://models/in", listing.summary, out.get)
-    assert known.rows(listing.files - 9, listing.files) == listing.rows(listing.files - 9, listing.files)
 print(listing.files, resident() - start >> 10)
 """
 ENTRY: Final = "<Key>in/{:09}-of-a-scan.png</Key><LastModified>2026-01-01T00:00:00Z</LastModified><Size>9</Size>"
 
 
 def pictures(folder: Path, count: int, side: int = 28) -> Path:
-    folder.mkdir()
-    for number in range(count):
-        (folder / f"{number:06}.png").write_bytes(save(noise(side, side, seed=number), "PNG"))
-    return folder
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    return write(folder, {f"{number:06}.png": picture(number, (side, side)) for number in range(count)})
 
 
 def bulk(*arguments: object) -> list[str]:
@@ -59,12 +50,12 @@ def timed(command: list[str], **variables: str) -> tuple[float, float]:
     return time.perf_counter() - began, sum(after[:2]) - sum(before[:2])
 
 
-def killed_workers(source: Path, bucket: Bucket, *, shard: int, kills: int, seed: int = 0, **variables: str) -> int:
+def killed_workers(source: Path, bucket: Bucket, *, shard: int, kills: int, **variables: str) -> int:
     """Four workers do all parts from `in` to `out`, though 5 % of the requests fail, the store restarts and a number of
     them are killed; returns how many requests that took."""
-    chance, count = random.Random(seed), len(list(source.iterdir()))
+    chance, count = random.Random(0), len(list(source.iterdir()))
     bucket.upload(source, "in")
-    with Proxy(bucket.port, failing=0.05, seed=seed) as proxy:
+    with Proxy(bucket.port, failing=0.05) as proxy:
         settings = environment(IGN_DEVICE="cpu", **variables | proxy.environment)
 
         def work(part: int) -> subprocess.Popen[bytes]:

