@@ -66,7 +66,7 @@ def check_output(output: "Output", source: str, pack: Pack, manifest_format: Man
         raise StartupError(f"{url}: lies within {source}; the next run would read it as input")
     try:
         is_new = output.previous_job() is None
-        if is_new and not all(name.startswith(("source", ".")) for name, *_ in output.place.files()):
+        if is_new and not all(name.startswith(("source-", ".")) for name, *_ in output.place.files()):
             raise StartupError(f"{url}: holds files of something else; use another folder")
     except StoreError as exc:
         raise StartupError(f"{url}: cannot be read: {str(exc).removeprefix(f'{url}: ')}") from exc

@@ -120,8 +120,7 @@ class Pipeline:
 
     async def shard(self, number: int) -> list[Record]:
         """Process and write one shard; raises IgnError or OSError if something else than an image fails."""
-        complete = await asyncio.to_thread(self._output.records, number)
-        if complete is not None:  # by another worker
+        if (complete := await asyncio.to_thread(self._output.records, number)) is not None:  # by another worker
             return complete
         start = number * self._job.shard
         stop = min(start + self._job.shard, self.images)

@@ -114,8 +114,7 @@ def run_on_ray(
 ) -> ShardPlan:
     """As `run_local`, on a Ray cluster. Input, output and models must have the same paths on all nodes.
 
-    By default there is one of the ``actors`` per GPU, or per few cores of a cluster without GPUs, and more as the
-    cluster grows.
+    By default there is one of the ``actors`` per GPU, or per few cores without GPUs, and more as the cluster grows.
     """
     try:
         import ray

@@ -9,13 +9,14 @@ import json
 import os
 import sqlite3
 import threading
+import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import IO, Any, Final, NamedTuple, cast
+from typing import IO, Any, Final, NamedTuple
 
 from service.bulk.places import Folder, locate
 from service.domain.errors import InvalidContent, RequestError, StartupError, TooLarge
@@ -46,8 +47,9 @@ class Listing:
     """
 
     def __init__(self, source: str, known: dict[str, Any] | None, get: Callable[[str], bytes | None]) -> None:
-        self.source, self._get = source, get
-        self._database = None if known else sqlite3.connect("", check_same_thread=False)  # "": removed when closed
+        self.source, self._get, self._is_new = source, get, not known
+        self._database = sqlite3.connect("", check_same_thread=False)  # "": removed when closed
+        weakref.finalize(self, self._database.close)
         self.part = lru_cache(maxsize=_MAX_CACHED)(self._part)
         try:
             self.place, single = locate(source)
@@ -77,7 +79,7 @@ class Listing:
         return f"source-{self.digest[:12]}/{number:06}.jsonl"
 
     def _part(self, number: int) -> Rows:
-        if self._database:
+        if self._is_new:
             query = "SELECT name, size FROM files WHERE rowid > ? LIMIT ?"
             found = self._database.execute(query, (number * _PART, _PART))
             return [(os.fsdecode(name), size) for name, size in found]
@@ -87,7 +89,7 @@ class Listing:
 
     def _list(self, single: str) -> int:
         """Sort names on disk, as stores differ in their order, and a folder has none; returns how many there are."""
-        database, total = cast(sqlite3.Connection, self._database), 0
+        database, total = self._database, 0
         database.execute("CREATE TABLE found (name BLOB, size INTEGER, kind INTEGER)")
 
         def found() -> Iterator[tuple[bytes, int, int]]:

@@ -14,7 +14,6 @@ from tests.helpers.live import environment, free_port
 from tests.helpers.object_store import ACCESS, Bucket, Proxy
 from tests.unit.service.bulk.conftest import picture, write
 
-PARTS: Final = 4
 LIST: Final = """
 import pathlib, re, tempfile
 from service.bulk import __main__
@@ -59,10 +58,10 @@ def killed_workers(source: Path, bucket: Bucket, *, shard: int, kills: int, **va
         settings = environment(IGN_DEVICE="cpu", **variables | proxy.environment)
 
         def work(part: int) -> subprocess.Popen[bytes]:
-            command = bulk("s3://models/in", "s3://models/out", "--shard", shard, "--part", f"{part}/{PARTS}")
+            command = bulk("s3://models/in", "s3://models/out", "--shard", shard, "--part", f"{part}/4")
             return subprocess.Popen(command, env=settings, stderr=subprocess.PIPE)
 
-        running = {part: work(part) for part in range(1, PARTS + 1)}
+        running = {part: work(part) for part in range(1, 5)}
         for number in range(kills):
             moment = len(proxy.seen) + chance.randrange(1, 2 * count // kills)
             while len(proxy.seen) < moment and any(one.poll() is None for one in running.values()):

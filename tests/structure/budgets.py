@@ -17,12 +17,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Lines of Python, with blanks and docstrings, of folders together; "." is the whole repository.
 LINES = {
-    ("service",): 17_050,
+    ("service",): 17_379,
     ("model_export",): 9_140,
     ("sdk", "ign"): 3_860,
-    ("benchmarks",): 5_600,
-    ("tests",): 33_600,
-    (".",): 69_900,
+    ("benchmarks",): 5_651,
+    ("tests",): 33_949,
+    (".",): 70_664,
 }
 FILE_LINES = 600
 SERVICE_MODULES = 80  # without `__init__`

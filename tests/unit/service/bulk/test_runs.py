@@ -187,8 +187,8 @@ def test_usage_errors(command: str) -> None:
 def test_a_second_worker_of_a_shard_changes_nothing(
     pack: str, bulk: Run, pictures: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def state() -> dict[Path, os.stat_result]:
-        return {path: path.stat() for path in (tmp_path / "out").rglob("*.*")}
+    def state() -> dict[Path, tuple[int, int]]:
+        return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in (tmp_path / "out").rglob("*.*")}
 
     command = ["project", tmp_path / "in", tmp_path / "out", "--shard", SHARD, "--pack", pack]
     assert bulk(*command).status == 0
@@ -216,6 +216,7 @@ def test_parts_make_what_one_worker_makes(
     if pack == "parquet":
         pytest.importorskip("pyarrow", reason="pyarrow is not installed, so nothing was written to Parquet")
     (tmp_path / "in" / "bad.png").write_bytes(b"bad")
+    monkeypatch.setattr("service.bulk.sources._PART", 3)  # names in a file of the listing
     command = ["project", tmp_path / "in", "--shard", 2, "--pack", pack]
     assert bulk(*command, tmp_path / "whole").status == 1
     waits: list[float] = []
@@ -235,14 +236,10 @@ def test_parts_make_what_one_worker_makes(
         with tarfile.open(tmp_path / "out" / "000000.tar") as archive:
             names = archive.getnames()
             records = [json.loads(archive.extractfile(name).read()) for name in names[1::2]]  # type: ignore[union-attr]
-        lines = manifest(tmp_path / "out")[:2]
-        stems = [Path(line["picture"]).stem for line in lines]
-        assert names == [f"{stem}.{kind}" for stem in stems for kind in ("png", "json")]
-        assert records == lines
+        assert records == manifest(tmp_path / "out")[:2]
+        assert names == [f"{Path(one['picture']).stem}.{kind}" for one in records for kind in ("png", "json")]
     elif pack == "parquet":  # is itself an input
-        assert bulk("project", tmp_path / "in", tmp_path / "files", "--shard", 2).status == 1
-        again = bulk("project", tmp_path / "out" / "000000.parquet", tmp_path / "again")
-        assert again.status == 0, again.err
+        assert bulk("project", tmp_path / "out" / "000000.parquet", tmp_path / "again").status == 0
 
 
 def test_settings_of_the_server_are_ignored(bulk: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
