@@ -5,6 +5,7 @@ workers the first one wins.
 """
 
 import asyncio
+import errno
 import io
 import os
 import secrets
@@ -12,7 +13,6 @@ import shutil
 import stat
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any, Final, NoReturn, TypeVar
@@ -22,8 +22,7 @@ from service.domain.errors import StartupError
 from service.models.store import named, open_store
 
 T = TypeVar("T")
-Contents = Sequence[tuple[str, bytes]]
-"""Names and contents of files."""
+Contents = Sequence[tuple[str, bytes]]  # names and contents of files
 _TEMP_SUFFIX: Final = ".partial"
 _IN_FLIGHT: Final = 64  # requests to a store
 _RANGE: Final = 4 << 20  # bytes of an archive or table in one request
@@ -73,15 +72,17 @@ class Folder:
         try:
             with temp.open("wb") as file:
                 shutil.copyfileobj(io.BytesIO(content) if isinstance(content, bytes) else content, file)
-            if new:
-                with suppress(PermissionError, NotImplementedError):  # of file systems without hard links
-                    os.link(temp, target)
-                    return True
-            temp.replace(target)
+            (os.link if new else os.replace)(temp, target)
         except FileExistsError:
             return False
-        except FileNotFoundError:  # cleaned up by a worker that found the whole run complete
-            return target.exists() and not new
+        except FileNotFoundError:
+            if not target.exists():
+                raise
+            return not new  # a worker that found the whole run complete has cleaned up
+        except OSError as exc:
+            if not new or exc.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            return not target.exists() and bool(temp.replace(target))  # a file system without hard links
         finally:
             temp.unlink(missing_ok=True)
         return True

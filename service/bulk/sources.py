@@ -28,8 +28,7 @@ _MAX_CACHED: Final = 2  # row groups and parts kept in memory; batches in flight
 # zipfile raises these for members that are damaged, encrypted, or compressed with an unknown method.
 _DAMAGED: Final = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError)
 
-Rows = list[tuple[str, int]]
-"""Names and sizes in bytes."""
+Rows = list[tuple[str, int]]  # names and sizes in bytes
 
 
 class SourceItem(NamedTuple):

@@ -21,8 +21,8 @@ LINES = {
     ("model_export",): 9_140,
     ("sdk", "ign"): 3_860,
     ("benchmarks",): 5_651,
-    ("tests",): 33_949,
-    (".",): 70_664,
+    ("tests",): 33_950,
+    (".",): 70_665,
 }
 FILE_LINES = 600
 SERVICE_MODULES = 80  # without `__init__`

@@ -1,5 +1,6 @@
 """Runs that write what the endpoints return, are stopped, continued, repeated or rejected."""
 
+import errno
 import io
 import json
 import logging
@@ -11,6 +12,7 @@ import sys
 import tarfile
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -190,6 +192,8 @@ def test_a_second_worker_of_a_shard_changes_nothing(
     def state() -> dict[Path, tuple[int, int]]:
         return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in (tmp_path / "out").rglob("*.*")}
 
+    if pack == "tar":  # on a file system without hard links
+        monkeypatch.setattr(os, "link", Mock(side_effect=PermissionError(errno.EPERM, "no links")))
     command = ["project", tmp_path / "in", tmp_path / "out", "--shard", SHARD, "--pack", pack]
     assert bulk(*command).status == 0
     before = state()
@@ -227,7 +231,6 @@ def test_parts_make_what_one_worker_makes(
     monkeypatch.setattr("service.bulk.output.time.sleep", first_part)
     assert bulk(*command, tmp_path / "out", "--part", "3/3").status == 0
     assert waits == [0]
-    assert not (tmp_path / "out" / "manifest.jsonl").exists()
     assert f"4/6 shards, {len(pictures) - 3}/{len(pictures) + 1} images" in bulk("status", tmp_path / "out").out
     assert bulk(*command, tmp_path / "out", "--part", "2/3").status == 0
     assert output_files(tmp_path / "out") == output_files(tmp_path / "whole")
