@@ -102,7 +102,7 @@ lock: $(DEVELOP)  ## lock anew what the images and CI hold; ARGS=--upgrade for n
 	$(call lock,ray-cpu,$(IN_IMAGES) --extra cpu --extra ray --extra store docker/lock/ray.in)
 	$(call lock,ray-gpu,$(IN_IMAGES) --extra gpu --extra ray --extra store docker/lock/ray.in)
 	$(call lock,ci,--universal --extra cpu --extra train --extra avatars --extra dev docker/lock/ci.in)
-	$(call lock,ci-ray,--universal --extra cpu --extra bulk --extra ray docker/lock/ci-ray.in)
+	$(call lock,ci-ray,--universal --extra cpu --extra bulk --extra ray --extra store docker/lock/ci-ray.in)
 	@awk '/^[a-z0-9]/ { left = /$(TORCH)/ } !left' docker/lock/ci.txt > docker/lock/ci.tmp
 	@mv docker/lock/ci.tmp docker/lock/ci.txt
 

@@ -1,4 +1,4 @@
-"""The command line: `python -m service.bulk project|score|generate`; `--help` explains the exit status."""
+"""The command line: `python -m service.bulk project|score|generate|status`; `--help` explains the exit status."""
 
 import argparse
 import logging
@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 from pydantic import ValidationError
@@ -15,7 +14,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from service.bulk.output import Output, check_output
 from service.bulk.pipeline import SCHEMAS, Job
-from service.bulk.sources import open_source
 from service.domain.errors import IgnError, StartupError, reason_of
 from service.environment import prepare_process
 from service.settings import from_environment, log_name_warnings
@@ -45,21 +43,30 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = _PROG) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    output = Output(options.output)
+    if options.task == "status":
+        print(f"{options.output}: {output.status()}")
+        return DONE
     prepare_process()  # before the first import of onnxruntime, whose error is less clear
-    from service.bulk.run import run_local, run_on_ray
+    from service.bulk.run import open_input, run_local, run_on_ray
 
     settings = from_environment()
     log_name_warnings()
-    check_output(options.output, options.input, options.manifest)
-    output = Output(Path(options.output))
+    check_output(output, options.input, options.pack, options.manifest)
+    if options.part and options.part[0] > 1:
+        output.wait()
     job = _job(options, output)
     run = partial(run_on_ray, actors=options.actors) if options.ray else run_local
-    source = open_source(job.source, column=job.column, limit=settings.max_body_bytes) if job.source else None
-    with closing(source) if source else nullcontext(), output.lock():
+    is_part = options.part is not None
+    source = open_input(job, output, settings, is_part=is_part)
+    with closing(source) if source else nullcontext():
         plan = run(job, source, output, settings)
-        manifest, failed = output.merge(plan.shards, options.manifest)
-    print(f"{manifest}: {plan.images} images{f', {failed} failed' if failed else ''}")
-    return SOME_FAILED if failed else DONE
+    if left := plan.shards - len(output.complete()):
+        print(f"{options.output}: {plan.images} images of this part; {left} shards are left to other parts")
+        return DONE
+    manifest, images, failed = output.merge(plan.shards, options.manifest)
+    print(f"{manifest}: {images} images{f', {failed} failed' if failed else ''}")
+    return SOME_FAILED if failed and not is_part else DONE
 
 
 def _job(options: argparse.Namespace, output: Output) -> Job:
@@ -74,7 +81,8 @@ def _job(options: argparse.Namespace, output: Output) -> Job:
         first = exc.errors()[0]
         name = "-".join(str(part).replace("_", "-") for part in first["loc"])
         raise StartupError(f"{'-' if len(name) == 1 else '--'}{name}: {reason_of(first)}") from None
-    return Job(options=parsed, source=options.input, column=options.column, shard=options.shard)
+    part, shard = options.part or (1, 1), options.shard
+    return Job(options=parsed, source=options.input, column=options.column, shard=shard, pack=options.pack, part=part)
 
 
 def parser(prog: str = _PROG) -> argparse.ArgumentParser:
@@ -83,8 +91,8 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
         prog=prog,
         description="Run many images through a model without a server. Models, device and limits are the settings of "
         "the service (environment variables IGN_…). A stopped run is continued by the same command.",
-        epilog="exit status: 0 all images are done; 1 done, but some images failed; 2 invalid command, nothing was "
-        "written; 3 stopped, 130 interrupted: complete shards stay, and the same command continues",
+        epilog="exit status: 0 all images are done; 1 done, but some images failed (with --part 0); 2 invalid command, "
+        "nothing was written; 3 stopped, 130 interrupted: complete shards stay, and the same command continues",
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND", dest="task")
     project = commands.add_parser("project", help="project images: f^k(x)")
@@ -95,6 +103,8 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
     _source(score)
     generate = commands.add_parser("generate", help="generate images from noise")
     generate.set_defaults(input="", column="")
+    status = commands.add_parser("status", help="how far a run is")
+    status.add_argument("output", metavar="OUTPUT", help="folder or URL of a run")
     _output(generate)
     _steps(generate)
     generate.add_argument("-n", type=int, default=1, help="number of images (1)")
@@ -106,7 +116,7 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
 
 def _source(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("input", metavar="INPUT", help="image, folder, .zip or .parquet; path or fsspec URL")
+    add("input", metavar="INPUT", help="image, folder, .zip or .parquet; path or URL (s3:, gs:, az:, https:)")
     _output(command)
     add("--column", default="image", help="column of a .parquet that holds the images (image)")
     add("--resize", choices=("fit", "crop", "stretch"), help="how to fit an image of another size (fit)")
@@ -115,12 +125,15 @@ def _source(command: argparse.ArgumentParser) -> None:
 
 def _output(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("output", metavar="OUTPUT", help="folder: new, or that of a run to continue")
+    add("output", metavar="OUTPUT", help="folder or URL: new, or that of a run to continue")
     add("--model", help="name or name/version (IGN_DEFAULT_MODEL)")
     add("--shard", type=_positive, default=1024, help="images per shard (1024)")
     add("--manifest", choices=("jsonl", "parquet"), default="jsonl", help="format of the manifest (jsonl)")
+    add("--actors", type=_positive, help="with --ray: number of actors (one per GPU, or 4 cores or IGN_THREADS)")
+    add = command.add_mutually_exclusive_group().add_argument
+    add("--part", type=_part, metavar="K/N", help="only shards K, K + N, …, for N workers, one of each K")
     add("--ray", action="store_true", help="run on Ray Data; all nodes must reach input and output")
-    add("--actors", type=_positive, help="with --ray: number of actors (one per GPU, or per node)")
+    command.set_defaults(pack="files")
 
 
 def _steps(command: argparse.ArgumentParser) -> None:
@@ -129,6 +142,7 @@ def _steps(command: argparse.ArgumentParser) -> None:
     add("--tolerance", type=float, help="stop an image once f moves it by less")
     add("--score", action="store_const", const=True, help="also measure drift, which costs one more step")
     add("--format", choices=("png", "jpeg", "webp", "npy"), help="format of the images (png)")
+    add("--pack", choices=("files", "tar", "parquet"), help="keep the images of a shard in one file (files)")
 
 
 def _positive(text: str) -> int:
@@ -136,6 +150,13 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
     return number
+
+
+def _part(text: str) -> tuple[int, int]:
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError("expected K/N with 1 ≤ K ≤ N, such as 3/8")
+    return int(part), int(parts)
 
 
 def _invert(text: str) -> bool | str:

@@ -1,30 +1,38 @@
-"""The output folder of a run, which consists of complete shards only.
+"""The output of a run, on this machine or in an object store.
 
-    OUTPUT/run.json            fingerprint of the job; a run with another job is rejected
-    OUTPUT/.000001.partial/    a shard that is being written
-    OUTPUT/000000/…            the images of a complete shard, and its manifest.jsonl
-    OUTPUT/manifest.jsonl      one line for each image of all shards; or manifest.parquet
+    OUTPUT/run.json               fingerprint of the job; a run with another job is rejected
+    OUTPUT/source-…/000000.jsonl  names in the source, in parts
+    OUTPUT/000000/…               the images of a shard; or 000000.tar, or 000000.parquet
+    OUTPUT/shards/000000.jsonl    one line for each image of a shard, which is complete with it
+    OUTPUT/manifest.jsonl         one line for each image of all shards; or manifest.parquet
 
-Renaming its folder completes a shard. However a run ends, the next one makes only the missing shards.
+All but the last are written only if they are not there. However a run ends, the next one makes only the missing shards,
+and of two that make the same one, the second changes nothing.
 """
 
-import fcntl
+import io
 import json
-import os
-import shutil
+import logging
+import re
+import tarfile
+import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import IO, Any, Final, Literal
 
-from service.bulk.sources import is_url
+from service.bulk.places import Bucket, Contents, Folder, StoreError, is_url
+from service.bulk.sources import Listing
 from service.domain.errors import StartupError
 
 Record = dict[str, Any]
 Fingerprint = dict[str, Any]
 """Of a job; by it a later run knows that it continues the same job."""
 ManifestFormat = Literal["jsonl", "parquet"]
+Pack = Literal["files", "tar", "parquet"]
+"""How the images of a shard are kept."""
 
 COLUMNS: Final = {
     "index": "int64",
@@ -44,133 +52,182 @@ COLUMNS: Final = {
 }
 """Fields of each line of a manifest, and their types in Parquet."""
 
-_MANIFEST: Final = "manifest.jsonl"
+_LOG = logging.getLogger(__name__)
 _JOB: Final = "run.json"
-_LOCK: Final = ".lock"
-_TEMP_SUFFIX: Final = ".partial"
+_SHARD: Final = "shards/%06d.jsonl"
+_RECENT: Final = 100  # shards from which `status` takes the rate
 
 
-def check_output(output: str, source: str, manifest_format: ManifestFormat) -> None:
+def check_output(output: "Output", source: str, pack: Pack, manifest_format: ManifestFormat) -> None:
     """Raise StartupError, before models are loaded, if a run cannot be written to this OUTPUT."""
-    root = Path(output)
-    if is_url(output):
-        raise StartupError(f"{output}: only the input may be a URL; the output must be a local folder")
-    if source and not is_url(source) and root.resolve().is_relative_to(Path(source).resolve()):
-        raise StartupError(f"{output}: lies within {source}; the next run would read it as input")
-    if root.exists() and not root.is_dir():
-        raise StartupError(f"{output}: not a folder")
-    if not (root / _JOB).is_file() and root.is_dir() and set(os.listdir(root)) - {_LOCK}:
-        raise StartupError(f"{output}: holds files of something else; use another folder")
-    if manifest_format == "parquet" and find_spec("pyarrow") is None:
-        raise StartupError("--manifest parquet: pyarrow is not installed; pip install 'ign-service[bulk]'")
+    url = output.url
+    within, around = (each.rstrip("/") if is_url(each) else str(Path(each).resolve()) for each in (url, source))
+    if source and f"{within}/".startswith(f"{around}/"):
+        raise StartupError(f"{url}: lies within {source}; the next run would read it as input")
+    try:
+        is_new = output.previous_job() is None
+        if is_new and not all(name.startswith(("source-", ".")) for name, *_ in output.place.files()):
+            raise StartupError(f"{url}: holds files of something else; use another folder")
+    except StoreError as exc:
+        raise StartupError(f"{url}: cannot be read: {str(exc).removeprefix(f'{url}: ')}") from exc
+    for option in [name for name in (f"--manifest {manifest_format}", f"--pack {pack}") if name.endswith("parquet")]:
+        if find_spec("pyarrow") is None:
+            raise StartupError(f"{option}: pyarrow is not installed; pip install 'ign-service[bulk]'")
 
 
 class Output:
-    """The output folder of one run; `lock` creates it."""
+    """The output of one run, by its path or URL."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, url: str) -> None:
+        self.url, self.place = url, Bucket(url) if is_url(url) else Folder(url)
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Lock the folder against other runs until the block, or the process, ends; else raise StartupError."""
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            file = (self.root / _LOCK).open("w")
-        except OSError as exc:
-            raise StartupError(f"{self.root}: cannot be written: {exc.strerror}") from exc
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StartupError(f"{self.root}: another run is using this folder") from None
-            try:
-                yield
-            finally:
-                if os.listdir(self.root) == [_LOCK]:  # no run has started in it
-                    (self.root / _LOCK).unlink()
-                    self.root.rmdir()
+    def __reduce__(self) -> tuple[Any, ...]:  # a store is opened in the process that uses it
+        return Output, (self.url if is_url(self.url) else str(Path(self.url).resolve()),)
 
     def previous_job(self) -> Fingerprint | None:
         """Fingerprint of the job in this folder, if there is one; raises StartupError if it is damaged."""
-        try:
-            fingerprint = json.loads((self.root / _JOB).read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except ValueError:
-            fingerprint = None
-        if not isinstance(fingerprint, dict):
-            raise StartupError(f"{self.root / _JOB}: damaged")
+        fingerprint: Any = ""
+        with suppress(ValueError):
+            fingerprint = json.loads(self.place.get(_JOB) or b"null")
+        if not isinstance(fingerprint, dict | None):
+            raise StartupError(f"{self.url}/{_JOB}: damaged")
         return fingerprint
 
-    def start(self, fingerprint: Fingerprint) -> None:
-        """Start or continue a job, or raise StartupError if the folder holds another; removes temporary files."""
+    def wait(self) -> None:
+        """Wait until another worker has listed the source and recorded the job."""
+        while self.previous_job() is None:
+            _LOG.info("waiting for part 1, which lists the source")
+            time.sleep(5.0)
+
+    def listing(self, source: str, *, is_part: bool) -> Listing:
+        """The files of a source: as the first run found them, unless it is cheap to look whether they changed."""
+        known = (self.previous_job() or {}).get("listing")
+        listing = Listing(source, known if is_part or is_url(source) else None, self.place.get)
+        for name, size in (*listing.rows(0, 1), *listing.rows(listing.files - 1, listing.files)) if known else ():
+            if is_url(source) and listing.place.size(name) != size:
+                raise StartupError(f"{source}: {name} is not what it was when {self.url} began; use another folder")
+        return listing
+
+    def start(self, fingerprint: Fingerprint, listing: Listing | None) -> None:
+        """Start or continue a job, or raise StartupError if the folder holds another."""
         previous = self.previous_job()
         if previous is None:
-            temp = self.root / f".{_JOB}{_TEMP_SUFFIX}"
-            temp.write_text(json.dumps(fingerprint, indent=2) + "\n", encoding="utf-8")
-            temp.replace(self.root / _JOB)
-        else:
+            try:
+                for part in listing.parts() if listing else ():
+                    self.place.put(*part)
+                if not self.place.put(_JOB, (json.dumps(fingerprint, indent=2) + "\n").encode()):
+                    previous = self.previous_job()
+            except OSError as exc:
+                raise StartupError(f"{self.url}: cannot be written: {exc.strerror or exc}") from exc
+        if previous is not None:
             before, now = ({**one, **one.get("options", {}), "options": None} for one in (previous, fingerprint))
             for name in dict.fromkeys((*before, *now)):
                 if before.get(name) != now.get(name):
                     change = f"{name} was {before.get(name)}, and is {now.get(name)} now"
                     raise StartupError(f"the output holds another run: {change}; use another folder")
-        for leftover in self.root.glob(f".*{_TEMP_SUFFIX}"):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
-    def shard_dir(self, shard: int) -> Path:
-        """Folder of a shard; there is none until the shard is complete."""
-        return self.root / f"{shard:06}"
+    def complete(self) -> dict[int, float]:
+        """Complete shards, and when they were."""
+        found = ((re.fullmatch(r"shards/(\d+)\.jsonl", name), at) for name, _, at in self.place.files("shards"))
+        return {int(match[1]): at for match, at in found if match}
 
-    def temp_dir(self, shard: int) -> Path:
-        """Create the empty hidden folder to write a shard to."""
-        folder = self.root / f".{shard:06}{_TEMP_SUFFIX}"
-        if folder.is_dir():  # left by an attempt that failed on another machine
-            shutil.rmtree(folder)
-        folder.mkdir()
-        return folder
+    async def write(self, shard: int, files: Contents) -> None:
+        """Write files of a shard, each of which replaces what an earlier attempt left, unless the shard is complete."""
 
-    def finish(self, shard: int, temp_dir: Path, records: Sequence[Record]) -> None:
-        """Write the manifest of a shard and rename its folder, which makes it complete."""
-        (temp_dir / _MANIFEST).write_text(_lines(records), encoding="utf-8")
-        temp_dir.rename(self.shard_dir(shard))
+        def write(file: tuple[str, bytes]) -> None:
+            name, content = file
+            if not self.place.put(name, content) and self.place.get(name) != content and self.records(shard) is None:
+                self.place.put(name, content, new=False)
 
-    def records(self, shard: int) -> list[Record]:
-        """The manifest of a complete shard."""
-        with (self.shard_dir(shard) / _MANIFEST).open(encoding="utf-8") as lines:
-            return [json.loads(line) for line in lines]
+        await self.place.each(write, files)
 
-    def merge(self, shards: int, manifest_format: ManifestFormat) -> tuple[Path, int]:
-        """Write the manifest of the whole run; returns its path and the number of failed images."""
-        target = self.root / f"manifest.{manifest_format}"
-        temp = self.root / f".{target.name}{_TEMP_SUFFIX}"
-        failed = 0
+    def finish(self, shard: int, records: Sequence[Record]) -> list[Record]:
+        """Complete a shard; returns the records that count, which are those of the worker that was first."""
+        if self.place.put(_SHARD % shard, _lines(records).encode()):
+            return list(records)
+        return self.records(shard) or []
+
+    def records(self, shard: int) -> list[Record] | None:
+        """The manifest of a shard; None if it is not complete."""
+        content = self.place.get(_SHARD % shard)
+        return None if content is None else [json.loads(line) for line in content.splitlines()]
+
+    def merge(self, shards: int, manifest_format: ManifestFormat) -> tuple[str, int, int]:
+        """Write the manifest of the whole run; returns its path and how many images there are, and failed."""
+        name = f"manifest.{manifest_format}"
+        images = failed = 0
 
         def parts() -> Iterator[list[Record]]:
-            nonlocal failed
-            for records in map(self.records, range(shards)):
+            nonlocal images, failed
+            for shard in range(shards):
+                records = self.records(shard) or []
+                images += len(records)
                 failed += sum(record["error"] is not None for record in records)
                 yield records
 
-        if manifest_format == "parquet":
-            _write_parquet(temp, parts())
-        else:
-            with temp.open("w", encoding="utf-8") as lines:
-                lines.writelines(map(_lines, parts()))
-        temp.replace(target)
-        return target, failed
+        with tempfile.TemporaryFile() as file:
+            if manifest_format == "parquet":
+                _write_parquet(file, parts())
+            else:
+                file.writelines(_lines(records).encode() for records in parts())
+            file.seek(0)
+            self.place.put(name, file, new=False)
+        if isinstance(self.place, Folder):
+            self.place.clean()
+        return f"{self.url.rstrip('/')}/{name}", images, failed
+
+    def status(self) -> str:
+        """How far a run is, in one line; raises StartupError if there is none."""
+        job = self.previous_job()
+        if job is None:
+            raise StartupError(f"{self.url}: holds no run")
+        complete, images, size = self.complete(), job["pictures"], job["shard"]
+        shards = -(-images // size)
+        done = sum(min(size, images - shard * size) for shard in complete)
+        text = f"{job['task']} with {job['model']}: {len(complete)}/{shards} shards, {done}/{images} images"
+        times = sorted(complete.values())[-_RECENT:]
+        if len(complete) < shards and len(times) > 1 and times[-1] > times[0]:
+            rate = (len(times) - 1) * size / (times[-1] - times[0])
+            text += f", {progress(rate, images - done)}; the last one {time.time() - times[-1]:.0f} s ago"
+        return text
+
+
+def progress(rate: float, left: int) -> str:
+    """Images per second, and how long the images that are left take."""
+    minutes, seconds = divmod(round(left / max(rate, 1e-9)), 60)
+    return f"{rate:.1f}/s, {minutes // 60}:{minutes % 60:02}:{seconds:02} left"
+
+
+def packed(pack: Pack, records: Sequence[Record], contents: Contents) -> bytes:
+    """Images of a shard, by name, in one file: a WebDataset with their records, or a table as Hugging Face reads it."""
+    file, images = io.BytesIO(), dict(contents)
+    named = [(record, (record["picture"] or "").rpartition("/")[2]) for record in records]
+    if pack == "parquet":
+        rows = [{**record, "image": {"bytes": images[name], "path": name} if name else None} for record, name in named]
+        _write_parquet(file, [rows], image=True)
+        return file.getvalue()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for record, name in named:
+            text = json.dumps(record, ensure_ascii=False).encode()
+            for member, data in ((name, images[name]), (f"{name.rpartition('.')[0]}.json", text)) if name else ():
+                info = tarfile.TarInfo(member)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    return file.getvalue()
 
 
 def _lines(records: Sequence[Record]) -> str:
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
-def _write_parquet(file: Path, parts: Iterable[list[Record]]) -> None:
+def _write_parquet(file: IO[bytes], parts: Iterable[list[Record]], *, image: bool = False) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    schema = pyarrow.schema([(name, getattr(pyarrow, kind)()) for name, kind in COLUMNS.items()])
+    fields = [(name, getattr(pyarrow, kind)()) for name, kind in COLUMNS.items()]
+    if image:
+        fields.append(("image", pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])))
+    schema = pyarrow.schema(fields)
     with parquet.ParquetWriter(file, schema) as writer:
         for records in parts:
             writer.write_table(pyarrow.Table.from_pylist(records, schema=schema))

@@ -1,17 +1,17 @@
 """The job of a run, and one shard of it: read and decode inputs, run the model, encode and write, as the endpoints do.
 
-    range of inputs ─ decode (codec threads) ─ run (scheduler) ─ encode, write (codec threads) ─ records
+    range of inputs ─ read ─ decode (codec threads) ─ run (scheduler) ─ encode (codec threads) ─ write ─ records
 
-Several ranges of `max_batch_rows` are at different places at once, so that the device always has a batch.
+Several ranges of `max_batch_rows` are at different places at once, and more are read ahead, up to a number of bytes.
 """
 
 import asyncio
 import re
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import Any, Final, TypeVar
+from pathlib import PurePosixPath
+from typing import Any, Final
 
 import numpy as np
 
@@ -19,8 +19,9 @@ from service.api.app_state import AppState
 from service.api.native.responses import in_distribution_fields, round_metric
 from service.api.native.schemas import Format, GenerateRequest, ImageOptions, ProjectOptions, ScoreOptions
 from service.api.native.validation import no_noise, step_params
-from service.bulk.output import COLUMNS, Fingerprint, Output, Record
-from service.bulk.sources import Source, SourceItem, open_source
+from service.bulk.output import COLUMNS, Fingerprint, Output, Pack, Record, packed
+from service.bulk.places import Contents, gather_all
+from service.bulk.sources import Files, SourceItem
 from service.domain.errors import IgnError, InvalidContent, ModelFailure, RequestError, StartupError, UnknownModel
 from service.domain.latents import FloatRow
 from service.domain.tasks import Images, Result, SchedulingParams, StepParams, blend_result, with_chroma
@@ -28,7 +29,6 @@ from service.images.decode import DecodeLimits, open_image
 from service.images.encode import encode, encode_npy, to_uint8
 from service.images.prepare import prepare
 
-T = TypeVar("T")
 Options = GenerateRequest | ProjectOptions | ScoreOptions
 
 SCHEMAS: Final[Mapping[str, type[Options]]] = {
@@ -37,10 +37,11 @@ SCHEMAS: Final[Mapping[str, type[Options]]] = {
     "score": ScoreOptions,
 }
 """The options of each task: those of the endpoint of the same name."""
-_LAYOUT: Final = 1  # of the output folder; a run does not continue a folder of another layout
+_LAYOUT: Final = 2  # of the output folder; a run does not continue a folder of another layout
 _SUFFIXES: Final = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "npy": ".npy"}
 _MAX_STEM: Final = 80
 _BATCHES_IN_FLIGHT: Final = 4  # of an instance: one on the device, one waiting, one being decoded, one encoded
+_READ_AHEAD: Final = 256 << 20  # bytes of encoded images that are read but not yet written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,8 @@ class Job:
     source: str = ""  # path or URL of the images; empty for `generate`
     column: str = "image"  # of a Parquet table, with the images
     shard: int = 1024  # images in each, ≥ 1
+    pack: Pack = "files"
+    part: tuple[int, int] = (1, 1)  # shards of this worker: k, n are every n-th, from the k-th
 
 
 @dataclass(slots=True, eq=False)
@@ -64,10 +67,10 @@ class _Item:
 class Pipeline:
     """Processes shards of one job, whose ``source`` may be open already.
 
-    Raises StartupError if it cannot be opened, or the job asks for something that the service rejects.
+    Raises StartupError if the job asks for something that the service rejects.
     """
 
-    def __init__(self, job: Job, services: AppState, output: Output, source: Source | None = None) -> None:
+    def __init__(self, job: Job, services: AppState, output: Output, source: Files | None) -> None:
         settings = services.settings
         self._job, self._services, self._output, self._source = job, services, output, source
         try:
@@ -75,9 +78,7 @@ class Pipeline:
             self._step_params = self._chosen_steps()
         except (UnknownModel, InvalidContent) as exc:  # errors that an endpoint returns to its caller
             raise StartupError(exc.detail) from exc
-        if job.source and source is None:
-            self._source = open_source(job.source, column=job.column, limit=settings.max_body_bytes)
-        self.images = job.options.n if isinstance(job.options, GenerateRequest) else len(self._source or ())
+        self.images = job.options.n if isinstance(job.options, GenerateRequest) else (source.images if source else 0)
         self._limits = DecodeLimits(max_pixels=settings.max_pixels)
         self._format = job.options.format if isinstance(job.options, GenerateRequest | ProjectOptions) else None
         batch_rows = 1 if self.model.card.tiles else settings.max_batch_rows  # an image of any size may be large
@@ -85,6 +86,7 @@ class Pipeline:
         in_flight = _BATCHES_IN_FLIGHT * len(self.model.loaded.instances)
         # The queue must have room for all batches in flight, or the scheduler would reject some.
         self._batches = asyncio.Semaphore(max(1, min(in_flight, settings.queue_rows // self._batch_rows)))
+        self._ahead, self._is_room = list[int](), asyncio.Condition()  # bytes of each range that is read
 
     def _chosen_steps(self) -> StepParams:
         """How f is applied to each image; raises InvalidContent for too many, or without noise."""
@@ -111,36 +113,59 @@ class Pipeline:
             "options": options,
             "pictures": self.images,
             "source": self._source.digest if self._source else "",
+            "listing": self._source.listing.summary if self._source else None,
             "shard": job.shard,
+            "pack": job.pack,
         }
 
     async def shard(self, number: int) -> list[Record]:
         """Process and write one shard; raises IgnError or OSError if something else than an image fails."""
+        if (complete := await asyncio.to_thread(self._output.records, number)) is not None:  # by another worker
+            return complete
         start = number * self._job.shard
         stop = min(start + self._job.shard, self.images)
-        folder = self._output.temp_dir(number)
         ranges = [(first, min(first + self._batch_rows, stop)) for first in range(start, stop, self._batch_rows)]
-        batches = await gather_all(self._process(folder, *bounds) for bounds in ranges)
-        records = [item.record for batch in batches for item in batch]
+        batches = await gather_all(self._process(number, *bounds) for bounds in ranges)
+        records = [record for batch, _ in batches for record in batch]
+        folder, contents = self._folder(number), [content for _, batch in batches for content in batch]
         for record in records:
             if record["picture"] is not None:
-                record["picture"] = f"{self._output.shard_dir(number).name}/{record['picture']}"
-        await self._services.codec.run("encode", partial(self._output.finish, number, folder, records))
-        return records
+                record["picture"] = f"{folder}/{record['picture']}"
+        if self._job.pack != "files":
+            file = await self._services.codec.run("encode", partial(packed, self._job.pack, records, contents))
+            await self._output.write(number, [(folder, file)])
+        return await asyncio.to_thread(self._output.finish, number, records)
 
-    async def _process(self, folder: Path, start: int, stop: int) -> list[_Item]:
-        codec = self._services.codec
-        async with self._batches:
-            items = await codec.run("decode", partial(self._read, start, stop))
-            await self._run_isolating([item for item in items if item.row is not None])
-            await codec.run("encode", partial(self._write, folder, items))
-            return items
+    def _folder(self, number: int) -> str:
+        return f"{number:06}" if self._job.pack == "files" else f"{number:06}.{self._job.pack}"
 
-    def _read(self, start: int, stop: int) -> list[_Item]:
+    async def _process(self, shard: int, start: int, stop: int) -> tuple[list[Record], Contents]:
+        """Records of some images, and those images that are still to be written."""
+        codec, source = self._services.codec, self._source
+        size = source.size(start, stop) if source else 0
+        async with self._is_room:
+            await self._is_room.wait_for(lambda: len(self._ahead) < 2 or sum(self._ahead) + size <= _READ_AHEAD)
+            self._ahead.append(size)
+        try:
+            images = await source.fetch(start, stop) if source else []
+            async with self._batches:
+                items = await codec.run("decode", partial(self._read, start, stop, images))
+                del images
+                await self._run_isolating([item for item in items if item.row is not None])
+                contents = await codec.run("encode", partial(self._encode, items))
+            if self._job.pack == "files":
+                await self._output.write(shard, [(f"{self._folder(shard)}/{name}", data) for name, data in contents])
+                contents = []
+        finally:
+            self._ahead.remove(size)
+            async with self._is_room:
+                self._is_room.notify_all()
+        return [item.record for item in items], contents
+
+    def _read(self, start: int, stop: int, images: Sequence[SourceItem]) -> list[_Item]:
         """Seeded noise, or images decoded and fitted to the model's input as `/project` does."""
         options = self._job.options
         if not isinstance(options, GenerateRequest):
-            images = self._source.read(start, stop) if self._source else []
             return [self._decoded(start + i, image, options) for i, image in enumerate(images)]
         seed, first = options.seed or 0, options.offset + start
         rows = self.model.noise.rows(seed, first, stop - start, options.noise_scale)
@@ -195,8 +220,9 @@ class Pipeline:
             result = await self.model.scheduler.run(rows, params)
         return blend_result(rows, result, options.strength if isinstance(options, ProjectOptions) else 1.0)
 
-    def _write(self, folder: Path, items: Sequence[_Item]) -> None:
-        """Write the images, drop their rows, and complete their records with the file name or the error."""
+    def _encode(self, items: Sequence[_Item]) -> Contents:
+        """Encode the images, drop their rows, and complete their records with the file name or the error."""
+        contents = []
         for item in items:
             record, row = item.record, item.row
             if item.error is not None:
@@ -207,18 +233,9 @@ class Pipeline:
                 else:
                     content = encode(to_uint8(row, self.model.card), self._format)
                 record["picture"] = _file_name(record, self._format)
-                (folder / record["picture"]).write_bytes(content)
+                contents.append((record["picture"], content))
             item.row = item.chroma = None
-
-
-async def gather_all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Run all concurrently. The first exception cancels the others and is raised without an exception group."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(coroutine) for coroutine in coroutines]
-    except ExceptionGroup as failed:
-        raise failed.exceptions[0] from None
-    return [task.result() for task in tasks]
+        return contents
 
 
 def _record(**known: Any) -> Record:

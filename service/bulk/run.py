@@ -1,10 +1,11 @@
-"""A run of all missing shards: in this process, or on Ray Data with one actor per GPU, or per node."""
+"""A run of the missing shards: in this process, or on Ray Data with one actor per GPU, or some cores."""
 
 import asyncio
 import dataclasses
 import json
 import logging
 import threading
+import time
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
@@ -12,11 +13,12 @@ from typing import Any, Final, NamedTuple, TypeVar
 from tqdm import tqdm
 
 from service.app import running_services
-from service.bulk.output import Output, Record
-from service.bulk.pipeline import Job, Pipeline, gather_all
-from service.bulk.sources import Source, is_url
+from service.bulk.output import Output, Record, progress
+from service.bulk.pipeline import Job, Pipeline
+from service.bulk.places import gather_all, is_url
+from service.bulk.sources import Files, open_source
 from service.domain.errors import IgnError, StartupError
-from service.environment import prepare_process
+from service.environment import available_cpus, prepare_process
 from service.settings import Settings
 
 T = TypeVar("T")
@@ -24,11 +26,12 @@ T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 _SHARDS_AT_ONCE: Final = 2  # while the last batches of one shard finish, the next one keeps the device busy
 _MAX_REPORTED: Final = 20  # failed images in the log; the manifest lists all
+_CORES: Final = 4  # of an actor without a GPU, unless `IGN_THREADS` says how many
 _MAX_BLOCKS: Final = 1000  # Ray schedules and tracks each block, so that many small ones are expensive
 
 
 class ShardPlan(NamedTuple):
-    """The number of images and shards of a run, and what of it is done."""
+    """The number of images of a worker and of all shards, and what of its own is done."""
 
     images: int
     shards: int
@@ -43,6 +46,7 @@ class Progress:
         # disable=None: no bar unless stderr is a terminal
         self.bar = tqdm(total=plan.images, initial=plan.completed, unit=" images", dynamic_ncols=True, disable=None)
         self._total, self._done, self._failed = plan.images, plan.completed, 0
+        self._before, self._began = plan.completed, time.monotonic()
         if plan.completed:
             _LOG.info("continuing: %d of %d images are complete", plan.completed, plan.images)
 
@@ -57,20 +61,31 @@ class Progress:
         self._done += len(records)
         self.bar.update(len(records))
         if self.bar.disable:
-            _LOG.info("%d/%d images, %d failed", self._done, self._total, self._failed)
+            rate = (self._done - self._before) / max(time.monotonic() - self._began, 1e-9)
+            speed = progress(rate, self._total - self._done)
+            _LOG.info("%d/%d images, %d failed, %s", self._done, self._total, self._failed, speed)
 
 
-def start(job: Job, output: Output, pipeline: Pipeline) -> ShardPlan:
+def start(job: Job, source: Files | None, output: Output, pipeline: Pipeline) -> ShardPlan:
     """Record the job in the output folder, or check that it continues the recorded one; returns what is missing."""
-    images = pipeline.images
-    output.start(pipeline.fingerprint())
-    shards = -(-images // job.shard)
-    missing = tuple(number for number in range(shards) if not output.shard_dir(number).is_dir())
-    left = sum(min(job.shard, images - number * job.shard) for number in missing)
+    output.start(pipeline.fingerprint(), source.listing if source else None)
+    shards = -(-pipeline.images // job.shard)
+    complete, (part, parts) = output.complete(), job.part
+    mine = range(part - 1, shards, parts)
+    missing = tuple(number for number in mine if number not in complete)
+    images, left = (sum(min(job.shard, pipeline.images - n * job.shard) for n in some) for some in (mine, missing))
     return ShardPlan(images, shards, missing, images - left)
 
 
-def run_local(job: Job, source: Source | None, output: Output, settings: Settings) -> ShardPlan:
+def open_input(job: Job, output: Output, settings: Settings, *, is_part: bool) -> Files | None:
+    """The source of a job that has one, of which this process does a part or all."""
+    if not job.source:
+        return None
+    listing = output.listing(job.source, is_part=is_part)
+    return open_source(listing, column=job.column, limit=settings.max_body_bytes)
+
+
+def run_local(job: Job, source: Files | None, output: Output, settings: Settings) -> ShardPlan:
     """Process the missing shards of a job in this process, to a locked output; returns the plan at the start.
 
     Raises StartupError if the run cannot start, and nothing was written. IgnError and OSError mean that it cannot
@@ -80,7 +95,7 @@ def run_local(job: Job, source: Source | None, output: Output, settings: Setting
     async def run() -> ShardPlan:
         async with running_services(settings) as services:
             pipeline = Pipeline(job, services, output, source)
-            plan = start(job, output, pipeline)
+            plan = start(job, source, output, pipeline)
             missing, progress = iter(plan.missing), Progress(plan)
 
             async def take_turns() -> None:
@@ -95,11 +110,11 @@ def run_local(job: Job, source: Source | None, output: Output, settings: Setting
 
 
 def run_on_ray(
-    job: Job, source: Source | None, output: Output, settings: Settings, *, actors: int | None = None
+    job: Job, source: Files | None, output: Output, settings: Settings, *, actors: int | None = None
 ) -> ShardPlan:
     """As `run_local`, on a Ray cluster. Input, output and models must have the same paths on all nodes.
 
-    By default there is one of the ``actors`` per GPU, or one per node of a cluster without GPUs.
+    By default there is one of the ``actors`` per GPU, or per few cores without GPUs, and more as the cluster grows.
     """
     try:
         import ray
@@ -110,7 +125,7 @@ def run_on_ray(
     async def plan_run() -> ShardPlan:
         # The driver only resolves the model, for which it needs no GPU. Ray gives GPUs to the actors only.
         async with running_services(settings.replace(device="cpu", cuda_graphs=False)) as services:
-            return start(job, output, Pipeline(job, services, output, source))
+            return start(job, source, output, Pipeline(job, services, output, source))
 
     plan = asyncio.run(plan_run())
     progress = Progress(plan)
@@ -131,16 +146,18 @@ def _run_actors(
         job = dataclasses.replace(job, source=str(Path(job.source).resolve()))
     if not settings.model_url:
         settings = settings.replace(model_dir=settings.model_dir.resolve())
-    gpus = 0 if settings.device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
-    nodes = sum(node["Alive"] for node in ray.nodes())
+    resources, cores = ray.cluster_resources(), settings.threads or min(_CORES, available_cpus())
+    gpus = 0 if settings.device == "cpu" else int(resources.get("GPU", 0))
+    now = gpus or int(resources.get("CPU", 1)) // cores or 1
+    least, most = (min(count, len(plan.missing)) for count in (actors or now, actors or len(plan.missing)))
     ray.data.DataContext.get_current().enable_progress_bars = False  # `progress` shows one already
     shards = ray.data.from_items(list(plan.missing), override_num_blocks=min(len(plan.missing), _MAX_BLOCKS))
     results = shards.map_batches(
         Actor,
         batch_size=1,
-        fn_constructor_args=(job, Output(output.root.resolve()), settings),
-        compute=ray.data.ActorPoolStrategy(size=min(actors or gpus or nodes, len(plan.missing))),
-        num_cpus=0 if gpus else 1,
+        fn_constructor_args=(job, output, settings if gpus else settings.replace(threads=cores)),
+        compute=ray.data.ActorPoolStrategy(min_size=least, max_size=most),
+        num_cpus=0 if gpus else cores,
         num_gpus=1 if gpus else 0,
     )
     for row in results.iter_rows():
@@ -159,17 +176,13 @@ class Actor:
         threading.Thread(target=self._loop.run_forever, name="bulk", daemon=True).start()
         self._running = running_services(settings)
         services = self._await(self._running.__aenter__())
-        self._pipeline = Pipeline(job, services, output)
-        self._output = output
+        self._pipeline = Pipeline(job, services, output, open_input(job, output, settings, is_part=True))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """Process the shard in column `item`; returns its records, or the error as text: Ray would lose its type."""
         number, records, error = int(batch["item"][0]), list[Record](), ""
         try:
-            if self._output.shard_dir(number).is_dir():  # by an actor that died before it returned its result
-                records = self._output.records(number)
-            else:
-                records = self._await(self._pipeline.shard(number))
+            records = self._await(self._pipeline.shard(number))
         except (IgnError, OSError) as exc:
             error = exc.detail if isinstance(exc, IgnError) else str(exc)
         return {"records": [json.dumps(records)], "error": [error]}

@@ -25,6 +25,7 @@ _FILE: Final = re.compile(MODEL_PATH)
 _CLIENT: Final[Any] = {"timeout": "300s", "connect_timeout": "5s", "allow_http": True}  # endpoints may be local
 _RETRY: Final[Any] = {"max_retries": 4, "retry_timeout": timedelta(seconds=20)}
 _CODE: Final = re.compile(r"<Code>(\w+)</Code>")
+_CLOUD: Final = "169.254.169.254"  # where machines of a cloud ask for credentials
 
 Objects = Mapping[str, tuple[int, str]]
 """Path below the URL → size in bytes and tag, which changes with the content."""
@@ -58,7 +59,7 @@ class ModelStore:
         copied: dict[str, tuple[int, str]] = {}
         with contextlib.suppress(OSError, ValueError):
             copied = {path: tuple(tag) for path, tag in json.loads(self._state.read_bytes()).items()}
-        with _named(str(self.folder)):
+        with named(str(self.folder)):
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=self.folder, prefix=".new-") as fresh:
                 return self._refresh(copied, Path(fresh), may_fail=may_fail)
@@ -67,7 +68,7 @@ class ModelStore:
         lost = {tag for path, (_, tag) in copied.items() if not (self.folder / path).is_file()}
         known = {path: tag for path, tag in copied.items() if tag[1] not in lost}
         try:
-            with _named(f"IGN_MODEL_DIR={self._url}"):
+            with named(f"IGN_MODEL_DIR={self._url}"):
                 source = open_source(self._url)
                 objects = source.objects(known, fresh)
                 if not objects:
@@ -99,7 +100,7 @@ class ModelStore:
         _LOG.info("copying %s of %s", folder or "the model", self._url)
         for path, (size, tag) in paths.items():
             file = fresh / os.path.basename(path)
-            with _named(path), file.open("wb") as out:
+            with named(path), file.open("wb") as out:
                 for chunk in source.read(path, tag):
                     out.write(chunk)
                 out.flush()
@@ -118,42 +119,22 @@ class ModelStore:
 
 
 class _Bucket:
-    """A folder of an object store.
-
-    The variables of each provider, such as `AWS_ACCESS_KEY_ID` and `AWS_ENDPOINT_URL`, have credentials and endpoints.
-    """
+    """A folder of an object store; the tag of an object is its ETag."""
 
     def __init__(self, url: str) -> None:
-        try:
-            import obstore
-            from obstore.exceptions import BaseError
-            from obstore.store import from_url
-        except ImportError as exc:
-            raise StartupError("needs obstore: run `pip install 'ign-service[store]'`") from exc
-        self._obstore, self._error = obstore, BaseError
-        with self._in_a_line():
-            self._store = from_url(url, client_options=_CLIENT, retry_config=_RETRY)
+        self._store = open_store(url, f"IGN_MODEL_DIR={url}", _RETRY)
+        import obstore
+
+        self._api: Any = obstore
 
     def objects(self, known: Objects, fresh: Path) -> Objects:
-        """As `Source`; a tag is the ETag."""
-        with self._in_a_line():
-            objects = (each for chunk in self._obstore.list(self._store) for each in chunk)
-            return {
-                each["path"]: (each["size"], each["e_tag"] or "") for each in objects if _FILE.fullmatch(each["path"])
-            }
+        """As `Source`."""
+        found = [each for chunk in self._api.list(self._store) for each in chunk if _FILE.fullmatch(each["path"])]
+        return {each["path"]: (each["size"], each["e_tag"] or "") for each in found}
 
     def read(self, path: str, tag: str) -> Iterator[bytes]:
         """As `Source`."""
-        with self._in_a_line():
-            yield from self._obstore.get(self._store, path, options={"if_match": tag} if tag else {})
-
-    @contextlib.contextmanager
-    def _in_a_line(self) -> Iterator[None]:
-        try:
-            yield
-        except self._error as exc:
-            line, code = str(exc).partition(": <?xml")[0].partition("\n")[0], _CODE.search(str(exc))
-            raise StartupError(f"{line[:300]}{f' ({code[1]})' if code else ''}") from exc
+        yield from self._api.get(self._store, path, options={"if_match": tag} if tag else {})
 
 
 def cache_folder(url: str, cache: Path) -> Path:
@@ -170,16 +151,40 @@ def open_source(url: str) -> Source:
     return _Bucket(url)
 
 
-@contextlib.contextmanager
-def _named(what: str) -> Iterator[None]:
-    """Let errors begin with ``what``, unless they have a name already."""
+def open_store(url: str, what: str, retry: Any) -> Any:
+    """The object store below a URL, that of `obstore`; raises StartupError that begins with ``what``.
+
+    The variables of each provider, such as `AWS_ACCESS_KEY_ID` and `AWS_ENDPOINT_URL`, have credentials and endpoints.
+    """
     try:
-        yield
-    except _Named:
-        raise
-    except (StartupError, OSError) as exc:
-        raise _Named(f"{what}: {exc.strerror or exc if isinstance(exc, OSError) else exc.detail}") from exc
+        from obstore.store import from_url
+    except ImportError as exc:
+        raise _Named(f"{what}: needs obstore: run `pip install 'ign-service[store]'`") from exc
+    with named(what):
+        return from_url(url, client_options=_CLIENT, retry_config=retry)
 
 
 class _Named(StartupError):
     """An error that says what it is about."""
+
+
+@contextlib.contextmanager
+def named(what: str, kind: type[Exception] = _Named) -> Iterator[None]:
+    """Turn an error of a store or a file into a ``kind`` of one line that begins with ``what``; named ones stay."""
+    try:
+        yield
+    except Exception as exc:
+        if isinstance(exc, _Named) or not isinstance(exc, (OSError, StartupError, *_store_errors())):
+            raise
+        text = exc.detail if isinstance(exc, StartupError) else getattr(exc, "strerror", None) or str(exc)
+        line, code = text.partition(": <?xml")[0].partition(": <Error")[0].partition("\n")[0], _CODE.search(text)
+        hint = "no credentials in the environment" if _CLOUD in line else code and code[1]
+        raise kind(f"{what}: {line[:300]}{f' ({hint})' if hint else ''}") from exc
+
+
+def _store_errors() -> tuple[type[Exception], ...]:
+    try:
+        from obstore.exceptions import BaseError
+    except ImportError:
+        return ()
+    return (BaseError,)

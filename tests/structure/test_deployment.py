@@ -85,7 +85,7 @@ LOCKS = {
     "ray-cpu": ["cpu", "ray", "store"],
     "ray-gpu": ["gpu", "ray", "store"],
     "ci": ["cpu", "train", "avatars", "dev"],
-    "ci-ray": ["cpu", "bulk", "ray"],
+    "ci-ray": ["cpu", "bulk", "ray", "store"],
 }
 
 

@@ -28,9 +28,11 @@ def test_the_same_as_on_one_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     output, local = tmp_path / "out", tmp_path / "local"
     assert main(["project", str(tmp_path / "in"), str(local), *options]) == 1
 
+    command = [*within, sys.executable, "-m", "service.bulk", "project"]
+
     def again() -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*within, sys.executable, "-m", "service.bulk", "project", "in", "out", *options, "--ray", "--actors", "2"],
+            [*command, (tmp_path / "in").as_uri(), "out", *options, "--ray", "--actors", "2"],
             cwd=tmp_path,
             env=environment(RAY_USAGE_STATS_ENABLED="0", **service_environment(models)),
             capture_output=True,
@@ -39,12 +41,14 @@ def test_the_same_as_on_one_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             check=False,
         )
 
-    output.mkdir()
-    shutil.copy(local / "run.json", output)
+    shutil.copytree(local, output)
+    (output / "manifest.jsonl").unlink()
+    for folder in (output / "shards", *output.glob("0*")):
+        shutil.rmtree(folder)
     (output / "000003").write_text("in the way")
     stopped = again()
     assert stopped.returncode == 3, stopped.stderr[-5000:]
-    assert "python -m service.bulk project: stopped: [Errno 20] Not a directory" in stopped.stderr.splitlines()[-1]
+    assert "python -m service.bulk project: stopped: [Errno 17] File exists" in stopped.stderr.splitlines()[-1]
     assert not (output / "manifest.jsonl").exists()
     (output / "000003").unlink()
     first, second = again(), again()  # the second time all is done

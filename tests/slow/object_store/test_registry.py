@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,7 +54,7 @@ def run(*command: str | Path, cwd: Path, **variables: str) -> str:
 
 
 def ign(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = ["ign", "models", *arguments]
+    command = [sys.executable, "-m", "ign", "models", *arguments]
     return subprocess.run(command, env=environment(IGN_DEVICE="cpu"), capture_output=True, text=True, check=False)
 
 

@@ -1,14 +1,18 @@
 """Runs that write what the endpoints return, are stopped, continued, repeated or rejected."""
 
-import fcntl
+import errno
 import io
+import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -36,10 +40,10 @@ from service.bulk import __main__, output
 
 finish = output.Output.finish
 
-def killed(self, shard, temp_dir, records):
+def killed(self, shard, records):
     if shard == 3:  # two at a time: at least two are done
         os.kill(os.getpid(), signal.SIGKILL)
-    finish(self, shard, temp_dir, records)
+    return finish(self, shard, records)
 
 output.Output.finish = killed
 sys.exit(__main__.main(sys.argv[1:]))
@@ -62,8 +66,9 @@ def test_a_killed_run_continues(bulk: Run, models: Path, pictures: dict[str, byt
     )
     assert dead.returncode == -signal.SIGKILL, dead.stderr
     output = tmp_path / "out"
-    assert (output / ".000003.partial").is_dir()
-    assert not (output / "000003").exists()
+    assert (output / "000003").exists()
+    assert not (output / "shards" / "000003.jsonl").exists()
+    (output / ".0.partial").touch()
     assert not (output / "manifest.jsonl").exists()
     before = inodes_of(output)
     assert len({file.parent for file in before}) >= 2, "nothing was done that could be skipped"
@@ -84,10 +89,10 @@ def test_a_stopped_run_reports_the_error_and_continues(
 ) -> None:
     finish = Output.finish
 
-    def full(self: Output, shard: int, *rest: Any) -> None:
+    def full(self: Output, shard: int, *rest: Any) -> Any:
         if shard == 1:
             raise OSError(28, "No space left on device")
-        finish(self, shard, *rest)
+        return finish(self, shard, *rest)
 
     monkeypatch.setattr(Output, "finish", full)
     ran = bulk("project", tmp_path / "in", tmp_path / "out", "--shard", SHARD)
@@ -144,8 +149,9 @@ def test_another_job_is_refused(bulk: Run, pictures: dict[str, bytes], tmp_path:
         ("project in out --tolerance nan", "--tolerance: "),
         ("generate out -n 2 --seed 1 --offset 4294967295", "2^32"),
         ("generate out --model nobody", "no model 'nobody'"),
-        ("generate file", "not a folder"),
-        ("generate s3://bucket/out", "only the input may be a URL"),
+        ("generate file", "cannot be written"),
+        ("generate http://127.0.0.1:9/out", "http://127.0.0.1:9/out: cannot be read: "),
+        ("generate s3://key:secret@bucket/out", "s3://bucket/out: a URL must hold neither credentials nor a query"),
         ("generate in", "holds files of something else"),
         ("generate file/out", "cannot be written"),
         ("generate list", "run.json: damaged"),
@@ -170,20 +176,73 @@ def test_invalid_commands_write_nothing(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("command", ["generate out --shard 0", "score i o --invert x"])
+@pytest.mark.parametrize(
+    "command",
+    ["generate out --shard 0", "score i o --invert x", "score i o --part 3/2", "score i o --ray --part 1/2"],
+)
 def test_usage_errors(command: str) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(command.split())
 
 
-def test_two_runs_at_once(bulk: Run, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    with (tmp_path / "out" / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        ran = bulk("generate", tmp_path / "out")
-    assert ran.status == 2
-    assert "another run is using" in ran.err
-    assert bulk("generate", tmp_path / "out").status == 0
+@pytest.mark.parametrize("pack", ["files", "tar"])
+def test_a_second_worker_of_a_shard_changes_nothing(
+    pack: str, bulk: Run, pictures: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def state() -> dict[Path, tuple[int, int]]:
+        return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in (tmp_path / "out").rglob("*.*")}
+
+    if pack == "tar":  # on a file system without hard links
+        monkeypatch.setattr(os, "link", Mock(side_effect=PermissionError(errno.EPERM, "no links")))
+    command = ["project", tmp_path / "in", tmp_path / "out", "--shard", SHARD, "--pack", pack]
+    assert bulk(*command).status == 0
+    before = state()
+    monkeypatch.setattr(Output, "complete", lambda self: {})  # as if both had begun before one ended
+    monkeypatch.setattr(Output, "records", lambda self, shard: None)
+    assert bulk(*command).status == 0
+    assert state() == before
+
+
+def test_what_a_dead_worker_left_of_a_shard_is_replaced(bulk: Run, pictures: dict[str, bytes], tmp_path: Path) -> None:
+    command = ["project", tmp_path / "in", "--shard", SHARD]
+    assert bulk(*command, tmp_path / "whole").status == 0
+    assert bulk(*command, tmp_path / "out").status == 0
+    (tmp_path / "out" / "shards" / "000001.jsonl").unlink()
+    next((tmp_path / "out" / "000001").iterdir()).write_bytes(b"of another device")
+    assert bulk(*command, tmp_path / "out").status == 0
+    assert output_files(tmp_path / "out") == output_files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("pack", ["files", "tar", "parquet"])
+def test_parts_make_what_one_worker_makes(
+    pack: str, bulk: Run, pictures: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if pack == "parquet":
+        pytest.importorskip("pyarrow", reason="pyarrow is not installed, so nothing was written to Parquet")
+    (tmp_path / "in" / "bad.png").write_bytes(b"bad")
+    monkeypatch.setattr("service.bulk.sources._PART", 3)  # names in a file of the listing
+    command = ["project", tmp_path / "in", "--shard", 2, "--pack", pack]
+    assert bulk(*command, tmp_path / "whole").status == 1
+    waits: list[float] = []
+
+    def first_part(_: float) -> None:
+        waits.append(bulk(*command, tmp_path / "out", "--part", "1/3").status)
+
+    monkeypatch.setattr("service.bulk.output.time.sleep", first_part)
+    assert bulk(*command, tmp_path / "out", "--part", "3/3").status == 0
+    assert waits == [0]
+    assert f"4/6 shards, {len(pictures) - 3}/{len(pictures) + 1} images" in bulk("status", tmp_path / "out").out
+    assert bulk(*command, tmp_path / "out", "--part", "2/3").status == 0
+    assert output_files(tmp_path / "out") == output_files(tmp_path / "whole")
+    assert bulk("status", tmp_path / "in").status == 2
+    if pack == "tar":
+        with tarfile.open(tmp_path / "out" / "000000.tar") as archive:
+            names = archive.getnames()
+            records = [json.loads(archive.extractfile(name).read()) for name in names[1::2]]  # type: ignore[union-attr]
+        assert records == manifest(tmp_path / "out")[:2]
+        assert names == [f"{Path(one['picture']).stem}.{kind}" for one in records for kind in ("png", "json")]
+    elif pack == "parquet":  # is itself an input
+        assert bulk("project", tmp_path / "out" / "000000.parquet", tmp_path / "again").status == 0
 
 
 def test_settings_of_the_server_are_ignored(bulk: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +272,9 @@ def test_a_line_for_each_shard_without_a_terminal(
         progress.update([GOOD] * 100)
         progress.update([GOOD] * 50 + [{"error": "unreadable", "detail": f"{n}.png: bad"} for n in range(50)])
     lines = [line for line in caplog.messages if "/1000" in line]
-    assert lines == ["300/1000 images, 0 failed", "400/1000 images, 50 failed"]
+    assert [line.split(", ")[0] for line in lines] == ["300/1000 images", "400/1000 images"]
+    assert [line.split(", ")[1] for line in lines] == ["0 failed", "50 failed"]
+    assert all(re.search(r", [\d.]+/s, 0:00:0\d left$", line) for line in lines)
     failed = [line for line in caplog.messages if line.endswith(".png: bad")]
     assert failed == [f"{n}.png: bad" for n in range(20)]
     assert "manifest" in caplog.text
@@ -270,7 +331,7 @@ def test_score(bulk: Run, service: Service, pictures: dict[str, bytes], tmp_path
     lines = manifest(tmp_path / "out")
     assert [{name: line[name] for name in names} for line in lines] == images
     assert {line["picture"] for line in lines} == {None}
-    assert [file.name for file in (tmp_path / "out" / "000000").iterdir()] == ["manifest.jsonl"]
+    assert not (tmp_path / "out" / "000000").exists()
 
 
 def test_a_model_without_noise_generates_nothing(bulk: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

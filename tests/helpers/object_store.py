@@ -1,0 +1,151 @@
+"""SeaweedFS, a real object store that speaks S3, and a proxy before it that delays, fails and counts requests."""
+
+import asyncio
+import contextlib
+import json
+import random
+import re
+import shutil
+import subprocess
+import sysconfig
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+from tests.helpers.live import free_port, until
+
+WEED: Final = shutil.which("weed", path=sysconfig.get_path("scripts")) or shutil.which("weed")
+KEYS = [{"accessKey": "key", "secretKey": "secret"}]
+ACCESS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
+_SLOW_DOWN: Final = (
+    b"HTTP/1.1 503 Slow Down\r\nContent-Length: 81\r\n\r\n"
+    b"<Error><Code>SlowDown</Code><Message>Please reduce your rate.    </Message></Error>"
+)
+
+
+class Bucket:
+    """A bucket, `models`, that comes and goes with its server."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        identity = {"name": "test", "credentials": KEYS, "actions": ["Admin", "Read", "Write", "List"]}
+        (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+        self.environment = {**ACCESS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}"}
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        ports = {name: free_port() for name in ("master", "volume", "filer")}
+        grpc = {f"{name}.grpc": free_port() for name in (*ports, "s3")}
+        options = [f"-{name}.port={port}" for name, port in ports.items()]
+        options += [f"-{name.replace('.', '.port.')}={port}" for name, port in grpc.items()]
+        options += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # else fixed ports, for one server of a machine
+        command = [str(WEED), "server", "-s3", "-ip=127.0.0.1", f"-dir={self.folder}", f"-s3.port={self.port}"]
+        command += [f"-s3.config={self.folder / 's3.json'}", *options]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until(self._serves, lambda: "SeaweedFS does not serve", 120.0)
+
+    def _serves(self) -> bool:
+        import obstore
+
+        try:
+            httpx.get(self.environment["AWS_ENDPOINT_URL"], timeout=5.0)
+            obstore.put(self.store(), ".probe", b"x")
+        except (httpx.TransportError, obstore.exceptions.BaseError):
+            return False
+        return True
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def store(self, prefix: str | None = None) -> Any:
+        from obstore.store import S3Store
+
+        options: Any = {"client_options": {"allow_http": True}, "retry_config": {"max_retries": 0}}
+        options["config"] = {name.lower(): value for name, value in self.environment.items()}
+        return S3Store("models", prefix=prefix, **options)
+
+    def upload(self, folder: Path, prefix: str = "fleet") -> None:
+        import obstore
+
+        store = self.store(prefix)
+        for file in folder.rglob("*.*"):
+            obstore.put(store, str(file.relative_to(folder)), file.read_bytes())
+
+    def download(self, prefix: str) -> dict[str, bytes]:
+        """Every object below a prefix, by its path there."""
+        import obstore
+
+        store = self.store(prefix)
+        paths = [each["path"] for chunk in obstore.list(store) for each in chunk]
+        return {path: bytes(obstore.get(store, path).bytes()) for path in paths}
+
+
+class Proxy:
+    """Passes HTTP requests on to a port after ``delay_s``; answers a ``failing`` share of them wrongly, by a seed."""
+
+    def __init__(self, upstream: int, *, delay_s: float = 0.0, failing: float = 0.0, seed: int = 0) -> None:
+        self.upstream, self.delay_s, self.failing, self._random = upstream, delay_s, failing, random.Random(seed)
+        self.seen: list[str] = []  # `GET /bucket/key`
+        self.in_flight, self.most = Counter[str](), Counter[str]()  # by method, and the most of each so far
+        self.port, self._loop = free_port(), asyncio.new_event_loop()
+
+    def __enter__(self) -> "Proxy":
+        serving = asyncio.start_server(self._serve, "127.0.0.1", self.port, backlog=1024)
+        self._server = self._loop.run_until_complete(serving)
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._server.close()
+        for task in (tasks := asyncio.all_tasks(self._loop)):
+            task.cancel()
+        if tasks:
+            self._loop.run_until_complete(asyncio.wait(tasks))
+        self._loop.close()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**ACCESS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}"}
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        gone = (OSError, asyncio.IncompleteReadError, asyncio.CancelledError)
+        with contextlib.suppress(*gone), contextlib.closing(writer):
+            far, answer = await asyncio.open_connection("127.0.0.1", self.upstream)
+            with contextlib.closing(answer):
+                while True:
+                    head, body = await self._message(reader)
+                    method, path = head.split(b" ", 2)[:2]
+                    self.seen.append(f"{method.decode()} {path.decode()}")
+                    self.in_flight[kind := method.decode()] += 1
+                    self.most[kind] = max(self.most[kind], self.in_flight[kind])
+                    try:
+                        await asyncio.sleep(self.delay_s)
+                        if (fate := self._random.random()) < self.failing:
+                            if fate < self.failing / 4:  # the connection breaks
+                                return
+                            writer.write(_SLOW_DOWN)
+                            continue
+                        answer.write(head + body)
+                        writer.writelines(await self._message(far, is_head=method == b"HEAD"))
+                        await writer.drain()
+                    finally:
+                        self.in_flight[kind] -= 1
+
+    async def _message(self, reader: asyncio.StreamReader, *, is_head: bool = False) -> tuple[bytes, bytes]:
+        head = await reader.readuntil(b"\r\n\r\n")
+        if re.search(rb"(?i)\r\nTransfer-Encoding: *chunked", head) and not is_head:
+            body = b""
+            while not body.endswith(b"\r\n0\r\n\r\n") and body != b"0\r\n\r\n":
+                size = await reader.readuntil(b"\r\n")
+                body += size + await reader.readexactly(int(size.split(b";")[0], 16) + 2)
+            return head, body
+        length = re.search(rb"(?i)\r\nContent-Length: *(\d+)", head)
+        return head, await reader.readexactly(int(length[1]) if length and not is_head else 0)
