@@ -64,7 +64,11 @@ def test_workers_that_are_killed_make_what_one_makes(bucket: Bucket, variables: 
 
 @pytest.mark.parametrize(
     ("secret", "place", "failing", "says"),
-    [("wrong", "models", 0.0, "403"), ("secret", "nobody", 0.0, "NoSuchBucket"), ("secret", "models", 1.0, "Error performing")],
+    [
+        ("wrong", "models", 0.0, "403"),
+        ("secret", "nobody", 0.0, "NoSuchBucket"),
+        ("secret", "models", 1.0, "Error performing"),
+    ],
 )
 def test_a_store_that_refuses_is_named_in_a_line(
     secret: str, place: str, failing: float, says: str, bucket: Bucket, variables: dict[str, str], tmp_path: Path
