@@ -20,9 +20,9 @@ LINES = {
     ("service",): 17_379,
     ("model_export",): 9_140,
     ("sdk", "ign"): 3_860,
-    ("benchmarks",): 5_651,
+    ("benchmarks",): 5_648,
     ("tests",): 33_950,
-    (".",): 70_665,
+    (".",): 70_662,
 }
 FILE_LINES = 600
 SERVICE_MODULES = 80  # without `__init__`
