@@ -21,18 +21,15 @@ from tests.unit.service.bulk.conftest import output_files
 
 SHARD = 512
 COPY = """
-import asyncio, obstore
+import obstore
+from concurrent.futures import ThreadPoolExecutor
 from obstore.store import from_url
 near, far = (from_url(f"s3://models/{name}", client_options={"allow_http": True}) for name in ("in", "copy"))
-async def main():
-    free, names = asyncio.Semaphore(64), [each["path"] for chunk in obstore.list(near) for each in chunk]
-    async def get(name):
-        async with free:
-            return bytes(await (await obstore.get_async(near, name)).bytes_async())
-    contents = await asyncio.gather(*map(get, names))
-    for n in range(0, len(contents), SHARD):
-        await obstore.put_async(far, str(n), b"".join(contents[n : n + SHARD]))
-asyncio.run(main())
+names = [each["path"] for chunk in obstore.list(near) for each in chunk]
+with ThreadPoolExecutor(64) as pool:
+    contents = list(pool.map(lambda name: bytes(obstore.get(near, name).bytes()), names))
+for n in range(0, len(contents), SHARD):
+    obstore.put(far, str(n), b"".join(contents[n : n + SHARD]))
 """.replace("SHARD", str(SHARD))
 
 

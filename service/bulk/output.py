@@ -18,6 +18,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,6 +56,7 @@ COLUMNS: Final = {
 _LOG = logging.getLogger(__name__)
 _JOB: Final = "run.json"
 _SHARD: Final = "shards/%06d.jsonl"
+_AT_ONCE: Final = 16  # shards that `merge` reads at once
 _RECENT: Final = 100  # shards from which `status` takes the rate
 
 
@@ -143,9 +145,8 @@ class Output:
 
     def finish(self, shard: int, records: Sequence[Record]) -> list[Record]:
         """Complete a shard; returns the records that count, which are those of the worker that was first."""
-        if self.place.put(_SHARD % shard, _lines(records).encode()):
-            return list(records)
-        return self.records(shard) or []
+        is_first = self.place.put(_SHARD % shard, _lines(records).encode())
+        return list(records) if is_first else self.records(shard) or []
 
     def records(self, shard: int) -> list[Record] | None:
         """The manifest of a shard; None if it is not complete."""
@@ -159,11 +160,12 @@ class Output:
 
         def parts() -> Iterator[list[Record]]:
             nonlocal images, failed
-            for shard in range(shards):
-                records = self.records(shard) or []
-                images += len(records)
-                failed += sum(record["error"] is not None for record in records)
-                yield records
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                for start in range(0, shards, _AT_ONCE):
+                    for records in pool.map(self.records, range(start, min(start + _AT_ONCE, shards))):
+                        images += len(records or [])
+                        failed += sum(record["error"] is not None for record in records or [])
+                        yield records or []
 
         with tempfile.TemporaryFile() as file:
             if manifest_format == "parquet":
@@ -178,8 +180,7 @@ class Output:
 
     def status(self) -> str:
         """How far a run is, in one line; raises StartupError if there is none."""
-        job = self.previous_job()
-        if job is None:
+        if (job := self.previous_job()) is None:
             raise StartupError(f"{self.url}: holds no run")
         complete, images, size = self.complete(), job["pictures"], job["shard"]
         shards = -(-images // size)
@@ -225,9 +226,8 @@ def _write_parquet(file: IO[bytes], parts: Iterable[list[Record]], *, image: boo
     from pyarrow import parquet
 
     fields = [(name, getattr(pyarrow, kind)()) for name, kind in COLUMNS.items()]
-    if image:
-        fields.append(("image", pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])))
-    schema = pyarrow.schema(fields)
+    encoded = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    schema = pyarrow.schema([*fields, ("image", encoded)] if image else fields)
     with parquet.ParquetWriter(file, schema) as writer:
         for records in parts:
             writer.write_table(pyarrow.Table.from_pylist(records, schema=schema))
