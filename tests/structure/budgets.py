@@ -21,8 +21,8 @@ LINES = {
     ("model_export",): 9_140,
     ("sdk", "ign"): 3_950,
     ("benchmarks",): 5_600,
-    ("tests",): 33_950,
-    (".",): 70_710,
+    ("tests",): 34_099,
+    (".",): 70_860,
 }
 FILE_LINES = 600
 SERVICE_MODULES = 80  # without `__init__`
