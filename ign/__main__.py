@@ -63,7 +63,7 @@ def _client(name: str) -> click.Command:
     try:
         from ign.client import client_command
     except ModuleNotFoundError as exc:
-        raise StartupError(f"needs {exc.name}: run `pip install ign-client=={service.__version__}`") from exc
+        raise StartupError(f"{name} needs {exc.name}: run `pip install ign-client=={service.__version__}`") from exc
     return client_command(name)
 
 
