@@ -102,11 +102,11 @@ budgets: $(DEVELOP)  ## print sizes of packages and documents, and files and cal
 	@$(BIN)/python -m tests.structure.budgets
 
 lock: $(DEVELOP)  ## lock anew what the images and CI hold; ARGS=--upgrade for newer releases
-	$(call lock,cpu,$(IN_IMAGES) --extra cpu --extra otel)
-	$(call lock,gpu,$(IN_IMAGES) --extra gpu --extra otel)
+	$(call lock,cpu,$(IN_IMAGES) --extra cpu --extra otel --extra store)
+	$(call lock,gpu,$(IN_IMAGES) --extra gpu --extra otel --extra store)
 	$(call lock,export,$(IN_IMAGES) --extra cpu --extra train)
-	$(call lock,ray-cpu,$(IN_IMAGES) --extra cpu --extra ray docker/lock/ray.in)
-	$(call lock,ray-gpu,$(IN_IMAGES) --extra gpu --extra ray docker/lock/ray.in)
+	$(call lock,ray-cpu,$(IN_IMAGES) --extra cpu --extra ray --extra store docker/lock/ray.in)
+	$(call lock,ray-gpu,$(IN_IMAGES) --extra gpu --extra ray --extra store docker/lock/ray.in)
 	$(call lock,ci,--universal --extra cpu --extra train --extra avatars --extra dev docker/lock/ci.in)
 	$(call lock,ci-ray,--universal --extra cpu --extra bulk --extra ray docker/lock/ci-ray.in)
 	@awk '/^[a-z0-9]/ { left = /$(TORCH)/ } !left' docker/lock/ci.txt > docker/lock/ci.tmp
@@ -183,7 +183,8 @@ version: $(DEVELOP)  ## write VERSION, such as 0.2.0, to every place that has th
 	perl -pi -e 's/^( *"version": ")[\d.]+/$${1}$(VERSION)/ if $$. < 10; close ARGV if eof' sdk/js/package*.json
 	$(BIN)/python -m tests.helpers.openapi
 
-# The revision of a tree with changes that are not committed ends with -dirty.
+# The revision of a tree with changes that are not committed ends with -dirty. podman keeps the health check only with
+# ARGS='--format docker'.
 images:  ## build the IMAGES (cpu, gpu) by ENGINE (docker, podman), tagged VERSION-cpu, labelled with version and commit
 	for target in $(IMAGES); do $(ENGINE) build --target "$$target" --tag "ign-service:$(VERSION)-$$target" \
 	  --build-arg VERSION='$(VERSION)' \

@@ -33,7 +33,7 @@ from service.models.instances import SizedInstance, open_instances
 from service.models.on_demand import Memory, OnDemandRepository
 from service.models.registry import ModelRegistry, ServedModel
 from service.models.repository import LoadedModel, Repository, repository_options
-from service.observability.metrics import Metrics
+from service.observability.metrics import Metrics, SharedFiles, SharedTexts
 from service.observability.statistics import ModelStatistics
 from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import cuda_is_built_in
@@ -56,13 +56,17 @@ OnLoaded = Callable[[StartupError | None], None]
 Callback = Callable[[], None]
 
 
-def build_services(settings: Settings, *, on_device_lost: Callback = lambda: None) -> AppState:
+def build_services(
+    settings: Settings, *, on_device_lost: Callback = lambda: None, shared: SharedTexts | None = None
+) -> AppState:
     """The parts of the service without HTTP; `load_models` makes them serve. Call it on the event loop that uses them.
 
     ``on_device_lost`` is called on that event loop when a model has no device left. Only a new process can use the
-    devices again.
+    devices again. ``shared`` is where the metrics of this service and those of others are; by default in the folder of
+    `metrics_file`, if there is one.
     """
-    metrics, tracing = Metrics(metrics_file()), _start_tracing()
+    file = metrics_file()
+    metrics, tracing = Metrics(shared or (SharedFiles(file) if file else None)), _start_tracing()
     metrics.queue_limit.set(settings.queue_rows)
     in_flight = InFlightRequests(
         Capacity.of(settings.max_inflight_requests),
@@ -198,11 +202,12 @@ async def _lifespan(services: AppState, on_loaded: OnLoaded) -> AsyncIterator[No
         loading.cancel()
         publishing.cancel()
         await asyncio.gather(loading, publishing, return_exceptions=True)
+        await asyncio.to_thread(services.metrics.publish)  # what it has counted since
         await _close(services)
 
 
 async def _publish_gauges(services: AppState) -> None:
-    """Write this process's metrics to its file every second if other processes answer scrapes too."""
+    """Leave this process's metrics every second for those who answer scrapes too, if there are others."""
     while services.metrics.shared is not None:
         services.update_gauges()
         await asyncio.to_thread(services.metrics.publish)

@@ -1,9 +1,11 @@
-"""The app as a Ray Serve deployment: `serve run service.cluster:app`, or `deploy/kuberay` on Kubernetes.
+"""The app as a Ray Serve deployment: `serve run service.cluster:app`, or on Kubernetes the chart in `deploy`.
 
 A replica is the whole service without its HTTP server; Ray's proxies distribute the requests. See docs/ray.md.
 """
 
 import asyncio
+import time
+from collections.abc import Iterable
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,9 +16,13 @@ from service.api.app_state import AppState
 from service.api.problems import describe, problem_response
 from service.domain.errors import NotReady, StartupError
 from service.environment import prepare_process
+from service.observability.metrics import FRESH_S, add_up
 from service.settings import Settings, from_environment, log_name_warnings
 
 _REQUEST_ID: Final = b"x-request-id"
+_STREAM: Final = b"text/event-stream"
+_METRICS: Final = "ign-metrics"  # the actor that holds them
+_ANSWER_S: Final = 5.0
 
 
 class DeploymentOptions(BaseModel):
@@ -69,6 +75,64 @@ def replica_settings(options: DeploymentOptions) -> Settings:
     return settings.replace(device="cpu", workers=1, threads=settings.threads or max(1, int(options.cpus)))
 
 
+class ReplicaMetrics:
+    """The metrics of all replicas, those that have ended included: Ray runs one in a process of its own."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, tuple[float, str]] = {}
+        self._ended = ""
+
+    def put(self, replica: str, text: str) -> None:
+        """Keep the metrics of a replica."""
+        self._texts[replica] = time.monotonic(), text
+        old = time.monotonic() - 6 * FRESH_S
+        for gone in [each for each, (at, _) in self._texts.items() if at < old]:
+            texts = [(self._ended, False), (self._texts.pop(gone)[1], False)]
+            self._ended = add_up(texts).decode()
+
+    def texts(self) -> list[tuple[str, bool]]:
+        """As `SharedTexts.read`."""
+        fresh = time.monotonic() - FRESH_S
+        return [(self._ended, False), *((text, at >= fresh) for at, text in self._texts.values())]
+
+
+class RaySharedTexts:
+    """`SharedTexts` in an actor that outlives the replicas, so that no counter of a scrape decreases."""
+
+    def __init__(self) -> None:
+        from ray import serve
+
+        self._replica = serve.get_replica_context().replica_id.unique_id
+
+    def earlier(self) -> str:
+        """As `SharedTexts`."""
+        return ""  # a replica that takes the place of another has another id
+
+    def write(self, text: bytes) -> None:
+        """As `SharedTexts`."""
+        self._call("put", self._replica, text.decode())
+
+    def read(self) -> Iterable[tuple[str, bool]]:
+        """As `SharedTexts`; raises `NotReady` if the actor does not answer."""
+        try:
+            texts: list[tuple[str, bool]] = self._call("texts")
+        except OSError as exc:
+            raise NotReady("the metrics of the replicas are out of reach") from exc
+        return texts
+
+    @staticmethod
+    def _call(method: str, *values: str) -> Any:
+        import ray
+
+        make = ray.remote(ReplicaMetrics).options(
+            name=_METRICS, namespace="serve", get_if_exists=True, lifetime="detached", num_cpus=0, max_restarts=-1
+        )
+        try:
+            return ray.get(getattr(make.remote(), method).remote(*values), timeout=_ANSWER_S)
+        except ray.exceptions.RayError as exc:
+            raise OSError(f"{type(exc).__name__} of the actor {_METRICS}") from exc
+
+
 class Replica:
     """One service in a process of Ray, made on the event loop that serves."""
 
@@ -82,7 +146,7 @@ class Replica:
         """Build the app; Ray calls this, and runs the app's lifespan."""
         from service.app import build_services, create_app  # here: it imports onnxruntime
 
-        loading, self.services = self._loading, build_services(self._settings)
+        loading, self.services = self._loading, build_services(self._settings, shared=RaySharedTexts())
         return create_app(
             self.services,
             on_loaded=lambda error: loading.set_result(None) if error is None else loading.set_exception(error),
@@ -98,29 +162,36 @@ class Replica:
 def proxy() -> list[Middleware]:
     """The middleware of the proxies: `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=service.cluster.proxy`, on each node.
 
-    When a replica dies during a request, Ray answers 500, which clients do not repeat; this answers 503. Ray also adds
-    `X-Request-ID` to a response that already has it.
+    When a replica dies during a request, Ray answers 500, which clients do not repeat; this answers 503, and ends event
+    streams that have begun with the event `error`. Ray also adds `X-Request-ID` to a response that already has it.
     """
     return [Middleware(_corrected)]
 
 
 def _corrected(proxied: ASGIApp) -> ASGIApp:
     async def handle(scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
+        started, is_complete, is_stream = False, False, False
 
         async def send_corrected(message: Message) -> None:
-            nonlocal started
-            started = True
+            nonlocal started, is_complete, is_stream
+            started, is_complete = True, not message.get("more_body", False)
             if message["type"] == "http.response.start":
                 headers = list(message.get("headers", ()))
+                is_complete = False
+                is_stream = any(name == b"content-type" and value.startswith(_STREAM) for name, value in headers)
                 ids = [header for header in headers if header[0].lower() == _REQUEST_ID]
                 message = {**message, "headers": [header for header in headers if header not in ids] + ids[:1]}
             await send(message)
 
         await proxied(scope, receive, send_corrected)
-        if scope["type"] == "http" and not started:
+        if scope["type"] == "http" and (not started or (is_stream and not is_complete)):
             ids = [value.decode("latin-1") for name, value in scope["headers"] if name == _REQUEST_ID]
             gone = NotReady("the replica that had this request is gone; send it again")
-            await problem_response(describe(gone), ids[-1] if ids else "", scope.get("path", ""))(scope, receive, send)
+            response = problem_response(describe(gone), ids[-1] if ids else "", scope.get("path", ""))
+            if not started:
+                await response(scope, receive, send)
+            else:
+                event = b"\n\nevent: error\ndata: %s\n\n" % bytes(response.body)
+                await send({"type": "http.response.body", "body": event})
 
     return handle

@@ -139,7 +139,8 @@ class Settings(BaseModel):
     body_timeout_s: Seconds = 15.0
     """seconds a request body may take. They count from the headers to the last byte; then it gets 408."""
     drain_delay_s: DrainSeconds = 0.0
-    """seconds a stopping service stays up at least, for load balancers. At most the seconds of drain."""
+    """seconds a stopping service goes on answering, for load balancers to notice that /readyz is 503. Each response
+    closes its connection. At most the seconds of drain."""
     drain_s: DrainSeconds = 15.0
     """seconds after which a stopping service leaves. It leaves even with requests in flight."""
     site: Path | None = None

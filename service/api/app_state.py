@@ -58,8 +58,10 @@ class AppState:
             raise NotReady("models are being loaded" if self.phase == "loading" else "a model could not be loaded")
 
     def require_ready(self) -> None:
-        """As `require_serving`; raise `NotReady` also if the workers of a model are not healthy."""
+        """As `require_serving`; also if the service is about to drain, or the workers of a model are not healthy."""
         self.require_serving()
+        if self.in_flight.leaving:
+            raise Draining("the service is about to shut down")
         models = self.registry.models.items()
         for ref, scheduler in ((ref, each) for ref, model in models for each in model.schedulers.values()):
             if reason := scheduler.device_error:

@@ -21,12 +21,13 @@ _PACE_S: Final = 0.02
 class InFlightRequests:
     """Counts the requests in flight and the bytes that they hold, for each caller. Belongs to one event loop.
 
-    Bytes are those of bodies, of responses and of the arrays that these are made from. `service.server` sets `draining`
-    once, and waits with `idle`. `ModelRegistry` waits with `wait_for_current` before it closes a model.
+    Bytes are those of bodies, of responses and of the arrays that these are made from. `service.server` sets `leaving`
+    (requests are still answered) and `draining` (no longer) once each, and waits with `idle`. `ModelRegistry` waits
+    with `wait_for_current` before it closes a model.
     """
 
     def __init__(self, max_requests: Capacity, max_bytes: Capacity) -> None:
-        self.draining = False
+        self.leaving = self.draining = False
         self.requests, self.bytes = Shares(max_requests), Shares(max_bytes)
         self._idle = asyncio.Event()
         self._idle.set()

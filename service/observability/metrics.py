@@ -21,7 +21,8 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from types import MappingProxyType
+from typing import Any, Final, Protocol, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.exposition import choose_encoder, generate_latest
@@ -33,15 +34,18 @@ from service.observability.logs import TraceContext
 CACHE_S: Final = 1.0
 _OPENMETRICS: Final = "application/openmetrics-text"
 _SWITCH_S: Final = 0.0005
-_FRESH_S: Final = 10.0  # the gauges of a process that has not written its file for so long do not count
+FRESH_S: Final = 10.0  # the gauges of a process that has not written its file for so long do not count
 
 MAX_VALUES: Final = 64
+MAX_MODELS: Final = 256
 MAX_CALLERS: Final = 1000
 OTHER: Final = "other"
 _LOG = logging.getLogger(__name__)
 Labels = dict[str, Callable[[str], str]]
 """The labels of a metric, and for each a function that limits its values."""
 Metric = TypeVar("Metric", Counter, Histogram)
+Combine = Mapping[str, Callable[[float, float], float]]
+"""How two series of a metric become one, by the metric's name."""
 
 _LATENCY: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _COMPUTE: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
@@ -70,23 +74,23 @@ class Metrics:
     """The metric objects, and methods that record events. Thread-safe, as prometheus_client is.
 
     A metric with labels is a function from their values to one series, such as ``metrics.batches("mnist/5", "full")``.
-    ``shared`` is the file of this process, one of several; `scrape` combines those in its folder.
+    ``shared`` is where this process, one of several, and the others leave their metrics; `scrape` combines them.
     """
 
-    def __init__(self, shared: Path | None = None) -> None:
+    def __init__(self, shared: "SharedTexts | None" = None) -> None:
         # Series of creation times double the series of counters, and Prometheus 3 does not need them.
         disable_created_metrics()
         self.shared = shared
         self.registry = registry = CollectorRegistry()
         # How the gauges of two processes become one, by name; other metrics are added.
         self._combine: dict[str, Callable[[float, float], float]] = {}
-        self._earlier = _read(shared)[0] if shared else ""  # metrics of the processes that this one replaces
+        self._earlier = shared.earlier() if shared else ""  # metrics of the processes that this one replaces
         self._warn_once = lru_cache(_LOG.warning)
         self._rendering, self._publishing = threading.Lock(), threading.Lock()
         self._latest: dict[str, tuple[float, asyncio.Task[tuple[bytes, str]]]] = {}
         if shared is None:
             ProcessCollector(registry=registry)
-        self.model_label = label_limiter()
+        self.model_label = label_limiter(MAX_MODELS)
         model: Labels = {"model": self.model_label}
         endpoint: Labels = {"endpoint": label_limiter()}
         caller: Labels = {"caller": label_limiter(MAX_CALLERS)}
@@ -190,7 +194,7 @@ class Metrics:
     @classmethod
     def of_supervisor(cls, shared: Path) -> "Metrics":
         """Those of the process that starts the others; whether the service is ready does not depend on it."""
-        metrics = cls(shared)
+        metrics = cls(SharedFiles(shared))
         metrics.ready.set(1)
         return metrics
 
@@ -304,34 +308,18 @@ class Metrics:
                 return encode(self.registry), content_type
             # Its own from the file too: what a scrape of another process has shown must not decrease.
             self.publish()
-            return self._add_up(map(_read, self.shared.parent.glob(f"*{self.shared.suffix}"))), content_type
+            return add_up(self.shared.read(), self._combine), content_type
 
     def publish(self) -> None:
-        """Write the metrics of this process to its file, for scrapes of all processes."""
+        """Leave the metrics of this process where scrapes of all processes find them."""
         if self.shared is None:
             return
         with self._publishing:
             try:
-                self.shared.parent.mkdir(mode=0o700, exist_ok=True)  # a program that cleans folders may have removed it
-                new = self.shared.with_suffix(".new")
-                new.write_bytes(self._add_up([(self._earlier, False), (generate_latest(self.registry).decode(), True)]))
-                new.replace(self.shared)
+                own = generate_latest(self.registry).decode()
+                self.shared.write(add_up([(self._earlier, False), (own, True)], self._combine))
             except OSError as exc:
                 self._warn_once(f"the metrics of this process cannot be written, so /metrics is old: {exc}")
-
-    def _add_up(self, texts: Iterable[tuple[str, bool]]) -> bytes:
-        """One text of several, each with or without its gauges: equal series become one."""
-        families: dict[str, dict[str, float]] = {}
-        for text, with_gauges in texts:
-            for family in f"\n{text}".split("\n# HELP ")[1:]:
-                head, kind, *lines = family.strip("\n").split("\n")
-                values = families.setdefault(f"# HELP {head}\n{kind}", {})
-                combine = self._combine.get(head.partition(" ")[0])
-                for series, _, value in (line.rpartition(" ") for line in lines if with_gauges or combine is None):
-                    number = float(value)
-                    values[series] = (combine or operator.add)(values[series], number) if series in values else number
-        lines = [line for head, values in families.items() for line in (head, *(f"{k} {v}" for k, v in values.items()))]
-        return "\n".join([*lines, ""]).encode()
 
 
 def _children(metric: Metric, labels: Labels) -> Callable[..., Metric]:
@@ -354,8 +342,60 @@ def _short_switch_interval() -> Iterator[None]:
         sys.setswitchinterval(usual)
 
 
-def _read(file: Path) -> tuple[str, bool]:
-    """The metrics of a file, if there is one, and whether its gauges count."""
-    with contextlib.suppress(OSError):
-        return file.read_bytes().decode(), time.time() - file.stat().st_mtime < _FRESH_S
-    return "", False
+def add_up(texts: Iterable[tuple[str, bool]], combine: Combine = MappingProxyType({})) -> bytes:
+    """One text of several, each with or without its gauges: equal series become one, by ``combine`` or added."""
+    families: dict[str, dict[str, float]] = {}
+    for text, with_gauges in texts:
+        for family in f"\n{text}".split("\n# HELP ")[1:]:
+            head, kind, *lines = family.strip("\n").split("\n")
+            values = families.setdefault(f"# HELP {head}\n{kind}", {})
+            both: Callable[[float, float], float] = combine.get(head.partition(" ")[0], operator.add)
+            if with_gauges or not kind.endswith(" gauge"):
+                for series, _, value in (line.rpartition(" ") for line in lines):
+                    values[series] = both(values[series], float(value)) if series in values else float(value)
+    lines = [line for head, values in families.items() for line in (head, *(f"{k} {v}" for k, v in values.items()))]
+    return "\n".join([*lines, ""]).encode()
+
+
+class SharedTexts(Protocol):
+    """Where processes leave their metrics for each other."""
+
+    def earlier(self) -> str:
+        """The metrics of the processes that this one replaces."""
+        ...
+
+    def write(self, text: bytes) -> None:
+        """Leave the metrics of this process, in place of those it has left before; may raise OSError."""
+        ...
+
+    def read(self) -> Iterable[tuple[str, bool]]:
+        """The metrics of each process, and whether it is alive, so that its gauges count."""
+        ...
+
+
+class SharedFiles:
+    """A folder with a file for each process; ``file`` is that of this one."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def earlier(self) -> str:
+        """As `SharedTexts`."""
+        return self._read(self._file)[0]
+
+    def write(self, text: bytes) -> None:
+        """As `SharedTexts`."""
+        self._file.parent.mkdir(mode=0o700, exist_ok=True)  # a program that cleans folders may have removed it
+        new = self._file.with_suffix(".new")
+        new.write_bytes(text)
+        new.replace(self._file)
+
+    def read(self) -> Iterable[tuple[str, bool]]:
+        """As `SharedTexts`."""
+        return map(self._read, self._file.parent.glob(f"*{self._file.suffix}"))
+
+    @staticmethod
+    def _read(file: Path) -> tuple[str, bool]:
+        with contextlib.suppress(OSError):
+            return file.read_bytes().decode(), time.time() - file.stat().st_mtime < FRESH_S
+        return "", False

@@ -68,6 +68,7 @@ class OpenConnections:
         self, metrics: Metrics, *, limit: int = 4096, head_timeout_s: float = 10.0, max_age_s: float = 0.0
     ) -> None:
         self._max_age_s, self._spread = max_age_s or math.inf, np.random.default_rng()
+        self.leaving = False  # whether every connection ends with its next response
         self.metrics, self._limit, self._head_timeout_s = metrics, limit, head_timeout_s
         self._open: dict[HttpToolsProtocol, _State] = {}
         self._idle: dict[HttpToolsProtocol, None] = {}  # the one that is idle for longest first

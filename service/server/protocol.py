@@ -136,11 +136,13 @@ class HttpProtocol(HttpToolsProtocol):
         if self._running is None:
             cycle.scope["state"]["is_first"] = True
         self._running = cycle
-        if cycle.keep_alive and not self.pipeline and time.monotonic() > self._expires:
+        is_old = time.monotonic() > self._expires
+        if cycle.keep_alive and not self.pipeline and (is_old or self._connections.leaving):
             self._last, cycle.keep_alive = cycle, False
             cycle.transport = cast(asyncio.Transport, LingeringTransport(self.transport, self.flow))
             cast(list[tuple[bytes, bytes]], cycle.scope["headers"]).insert(0, (b"connection", b"close"))
-            self._connections.metrics.closed_connections("age").inc()
+            if is_old:
+                self._connections.metrics.closed_connections("age").inc()
         super()._start_asgi_task(cycle, app)
 
     def _is_idle(self) -> bool:

@@ -90,7 +90,7 @@ class IgnServer(uvicorn.Server):
         finally:
             for number in numbers:
                 loop.remove_signal_handler(number)
-                if self._services.in_flight.draining:  # the process is about to end, with a status of its own
+                if self._drain_task:  # the process is about to end, with a status of its own
                     signal.signal(number, signal.SIG_IGN)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -131,24 +131,27 @@ class IgnServer(uvicorn.Server):
     async def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
         """Listen on these bound sockets too, unless the server drains; raises `OSError` if that is not possible."""
         loop = asyncio.get_running_loop()
-        for one in () if self._services.in_flight.draining else sockets:
+        for one in () if self._drain_task else sockets:
             self.servers.append(await loop.create_server(self._protocol, sock=one, backlog=self.config.backlog))
 
     def abort(self) -> None:
         """Drain because this process cannot serve any more, but a new one could."""
         self.aborted = True
         self._begin_drain()
+        self._services.in_flight.draining = True
 
     def _on_signal(self, number: int) -> None:
-        if not self._services.in_flight.draining:
+        if not self._drain_task:
             self._begin_drain()
         elif not (self._beat and number == signal.SIGTERM):
             self._cut_off()
 
     def _begin_drain(self) -> None:
-        if not self._services.in_flight.draining:
-            self._exit_within(self._services.settings.drain_s)
-            self._services.in_flight.draining = True
+        if not self._drain_task:
+            settings, in_flight = self._services.settings, self._services.in_flight
+            self._exit_within(settings.drain_s)
+            in_flight.leaving = self._connections.leaving = True
+            in_flight.draining = settings.drain_delay_s == 0
             self._drain_task = asyncio.get_running_loop().create_task(self._drain())
 
     async def _drain(self) -> None:
@@ -157,6 +160,7 @@ class IgnServer(uvicorn.Server):
         try:
             async with asyncio.timeout(settings.drain_s):
                 await asyncio.sleep(settings.drain_delay_s)
+                in_flight.draining = True
                 await in_flight.idle()
         except TimeoutError:
             self._cut_off()
@@ -164,6 +168,7 @@ class IgnServer(uvicorn.Server):
 
     def _cut_off(self) -> None:
         """End the requests in flight; each gets 503 or an `error` event."""
+        self._services.in_flight.draining = True
         _LOG.warning("cutting off %d requests", self._services.in_flight.count)
         self._services.registry.abort_all()
         self.should_exit = True

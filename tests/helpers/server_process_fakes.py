@@ -7,7 +7,7 @@ import time
 from multiprocessing.connection import Connection
 
 from service.environment import metrics_file
-from service.observability.metrics import Metrics
+from service.observability.metrics import Metrics, SharedFiles
 from service.settings import Settings
 
 
@@ -16,7 +16,7 @@ def serves(settings: Settings, messages: Connection, *, status: int = 0) -> None
     signal.signal(signal.SIGTERM, lambda *_: os._exit(status))
     file = metrics_file()
     assert file is not None
-    Metrics(file).publish()
+    Metrics(SharedFiles(file)).publish()
     (settings.model_dir / str(os.getpid())).write_text(f"{settings.threads} {settings.queue_rows} {file.parent}")
     messages.send("")
     while True:

@@ -88,9 +88,9 @@ def section() -> str:
 
 
 def owners() -> dict[str, list[str]]:
-    """The table of rule 3: package → modules of `service` that may import it."""
-    rows = re.findall(r"^\s*\| `([\w.]+)` \| (`.*`) \|$", section(), flags=re.MULTILINE)
-    return {package: re.findall(r"`([\w.]+)`", names) for package, names in rows}
+    """The list of rule 3 turned round: package → modules of `service` that may import it."""
+    rows = re.findall(r"^ +- `([\w.]+)`: ([\w`, ]+)$", section(), flags=re.MULTILINE)
+    return {p[1:-1]: [owner for owner, names in rows if p in names] for _, names in rows for p in names.split(", ")}
 
 
 def named(sentence: str) -> list[str]:

@@ -15,6 +15,7 @@ from service.server.open_connections import OpenConnections
 from service.settings import load_settings
 from tests.helpers.live import ROOT
 
+RAYSERVICE = "deploy/chart/ign-service/templates/rayservice.yaml"
 DOCKERFILES = pytest.mark.parametrize("file", ["Dockerfile", "docker/export.Dockerfile", "deploy/kuberay/Dockerfile"])
 
 
@@ -78,11 +79,11 @@ def locked(target: str) -> dict[str, tuple[str, int]]:
 
 
 LOCKS = {
-    "cpu": ["cpu"],
-    "gpu": ["gpu"],
+    "cpu": ["cpu", "store"],
+    "gpu": ["gpu", "store"],
     "export": ["cpu", "train"],
-    "ray-cpu": ["cpu", "ray"],
-    "ray-gpu": ["gpu", "ray"],
+    "ray-cpu": ["cpu", "ray", "store"],
+    "ray-gpu": ["gpu", "ray", "store"],
     "ci": ["cpu", "train", "avatars", "dev"],
     "ci-ray": ["cpu", "bulk", "ray"],
 }
@@ -107,6 +108,7 @@ def test_the_locks_differ_by_the_runtime_alone() -> None:
     assert {"nvidia-cudnn-cu13", "nvidia-cublas", "nvidia-cuda-runtime"} <= apart
     (version,) = re.findall(r"ARG BASE=rayproject/ray:([\d.]+)-py311", read("deploy/kuberay/Dockerfile"))
     assert locked("ray-cpu")["ray"][0] == locked("ray-gpu")["ray"][0] == version
+    assert f'rayVersion: "{version}"' in read(RAYSERVICE)
 
 
 # Compose
@@ -170,4 +172,4 @@ def test_idle_connections_are_closed_by_the_proxy_and_not_under_it() -> None:
     (proxy,) = re.findall(r"keepalive_timeout (\d+)s;", read("docker/nginx/nginx.conf"))
     idle = uvicorn_server.config(print, OpenConnections(Metrics())).timeout_keep_alive
     assert int(proxy) < idle
-    assert re.findall(r"keep_alive_timeout_s: (\d+)", read("deploy/kuberay/rayservice.yaml")) == [str(idle)]
+    assert re.findall(r"keep_alive_timeout_s: (\d+)", read(RAYSERVICE)) == [str(idle)]

@@ -122,10 +122,14 @@ def main() -> int:
     # Else there could be one for want of the other, and not for want of work.
     until(lambda: len(processes() - {killed}) == 2, "another process takes its place")
     counts.append(until_replicas(2, "it serves"))
+    found["scrapes"] = scrapes()
     load.end()
+    found["counted"] = counted(load)
     counts.append(until_replicas(1, "back to one when idle"))
     found |= {"client": load.client, "bare": load.bare, "replicas": counts}
     found["after"] = responses()["generate"] == found["responses"]["generate"]
+    found["cut"] = cut()
+    until(lambda: responses()["readyz"] == 200, "another replica takes the place of the last one")
     found["drained"] = drained()
     serve.shutdown()
     ray.shutdown()
@@ -134,13 +138,55 @@ def main() -> int:
     return 0
 
 
-def drained() -> dict[str, Any]:
-    """The last replica is told to go while it answers."""
+def answered() -> float:
+    """Responses to /generate that the replicas have counted."""
+    text = httpx.get(f"{URL}/metrics", timeout=60).raise_for_status().text
+    lines = [line for line in text.splitlines() if line.startswith('ign_requests_total{endpoint="/generate"')]
+    return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
+def scrapes() -> list[float]:
+    """What scrapes under load show in a row: each replica answers some of them."""
+    found = []
+    for _ in range(12):
+        found.append(answered())
+        time.sleep(0.3)
+    return found
+
+
+def counted(load: Load) -> dict[str, float]:
+    """Responses of a calm minute, as callers and as scrapes count them."""
+    settled = -1.0
+    while settled != (settled := answered()):
+        time.sleep(4.0)
+    with ThreadPoolExecutor(CALLERS) as pool:
+        each = pool.map(lambda _: load._bare(), range(200))
+    got = sum(outcome == "200" for outcome in each)
+    until(lambda: answered() - settled >= got, "scrapes show all responses")
+    return {"callers": got, "scrapes": answered() - settled}
+
+
+def long_stream() -> contextlib.AbstractContextManager[httpx.Response]:
+    """A stream of about `LONG_S` seconds, whose first event comes at once."""
     steps, began = 50_000, time.monotonic()
     httpx.post(f"{URL}/generate", json={"seed": 7, "steps": steps}, timeout=60)
     body = {"seed": 7, "steps": int(steps * LONG_S / (time.monotonic() - began)), "record": [0]}
-    stream = httpx.stream("POST", f"{URL}/generate", json=body, headers={"Accept": "text/event-stream"}, timeout=60)
-    with ThreadPoolExecutor() as pool, stream as response:
+    return httpx.stream("POST", f"{URL}/generate", json=body, headers={"Accept": "text/event-stream"}, timeout=60)
+
+
+def cut() -> str:
+    """The last event of a stream whose replica is killed."""
+    with long_stream() as response:
+        lines = response.iter_lines()
+        next(lines)
+        for process in processes():
+            os.kill(process, signal.SIGKILL)
+        return [line for line in lines if line.startswith("event: ")][-1]
+
+
+def drained() -> dict[str, Any]:
+    """The last replica is told to go while it answers."""
+    with ThreadPoolExecutor() as pool, long_stream() as response:
         lines = response.iter_lines()
         first = next(lines)
         rest = pool.submit(lambda: [line for line in lines if line.startswith("event: ")])

@@ -10,20 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn import Config
 from uvicorn.lifespan.on import LifespanOn
 
-from service.cluster import DeploymentOptions, Replica, proxy, replica_settings
+from service.cluster import DeploymentOptions, Replica, ReplicaMetrics, proxy, replica_settings
 from service.domain.errors import Draining, StartupError
-from service.settings import load_settings
+from service.observability.metrics import add_up
 from tests.contract.harness import settings, write_models
 from tests.helpers.live import ROOT, environment
 from tests.slow.cluster.space import own_namespace
-
-KUBERAY = ROOT / "deploy" / "kuberay" / "rayservice.yaml"
-
 
 # On a cluster
 
@@ -65,7 +61,14 @@ def test_a_day_of_a_cluster(day: dict[str, Any]) -> None:
     assert responses["events"][1] > 0
     assert day["after"], "the same seed gives the same image on every replica"
     assert day["replicas"] == [1, 2, 1, 2, 2, 1], "idle, under load, a node killed, a new one, a process killed, idle"
+    assert day["cut"] == "event: error"
     assert day["drained"] == {"first": "event: step", "in_hand": True, "last": "event: done"}
+
+
+@pytest.mark.slow
+def test_a_scrape_shows_what_all_replicas_have_counted(day: dict[str, Any]) -> None:
+    assert day["scrapes"] == sorted(day["scrapes"]), "no counter decreases, whichever replica answers"
+    assert day["counted"] == {"callers": 200, "scrapes": 200}
 
 
 @pytest.mark.slow
@@ -77,24 +80,6 @@ def test_a_node_that_is_killed_takes_only_its_requests_in_flight(day: dict[str, 
 
 
 # Without one
-
-
-def test_the_options_of_kuberay_are_ours() -> None:
-    spec = yaml.safe_load(KUBERAY.read_text(encoding="utf-8"))["spec"]
-    (application,) = yaml.safe_load(spec["serveConfigV2"])["applications"]
-    assert application["import_path"] == "service.cluster:app"
-    options = DeploymentOptions.model_validate(application["args"])
-    found = load_settings(application["runtime_env"]["env_vars"])
-    assert (options.gpus, found.device) == (1, "cuda")
-    (workers,) = spec["rayClusterConfig"]["workerGroupSpecs"]
-    pod = workers["template"]["spec"]
-    assert pod["terminationGracePeriodSeconds"] > found.drain_s
-    assert workers["maxReplicas"] >= options.max_replicas
-    limits = pod["containers"][0]["resources"]["limits"]
-    assert int(limits["nvidia.com/gpu"]) == options.gpus
-    assert int(limits["cpu"]) >= options.cpus
-    for group in (spec["rayClusterConfig"]["headGroupSpec"], workers):
-        assert group["template"]["spec"]["enableServiceLinks"] is False
 
 
 @pytest.mark.parametrize(
@@ -126,7 +111,9 @@ async def running(replica: Replica) -> AsyncIterator[None]:
         await lifespan.shutdown()
 
 
-def test_the_health_of_a_replica_is_that_of_its_models(tmp_path: Path) -> None:
+def test_the_health_of_a_replica_is_that_of_its_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.cluster.RaySharedTexts", lambda: None)  # needs Ray
+
     async def main() -> None:
         good, bad = Replica(settings(write_models(tmp_path))), Replica(settings(tmp_path / "nothing"))
         async with running(good), running(bad):
@@ -139,6 +126,18 @@ def test_the_health_of_a_replica_is_that_of_its_models(tmp_path: Path) -> None:
                 await good.check_health()
 
     asyncio.run(main())
+
+
+def test_counts_of_replicas_that_have_ended_stay_and_their_gauges_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.cluster.FRESH_S", 0.0)
+    board = ReplicaMetrics()
+    for replica in "abc":
+        board.put(
+            replica, "# HELP n_total N.\n# TYPE n_total counter\nn_total 2.0\n# HELP g G.\n# TYPE g gauge\ng 1.0\n"
+        )
+    lines = add_up(board.texts()).decode().splitlines()
+    assert "n_total 6.0" in lines
+    assert "g 1.0" not in lines
 
 
 def through_the_proxy(messages: list[Message]) -> list[Message]:
@@ -167,6 +166,18 @@ def test_silence_of_a_replica_is_a_503() -> None:
     assert b"retry-after" in dict(start["headers"])
     problem = json.loads(body["body"])
     assert (problem["code"], problem["request_id"]) == ("not_ready", "mine")
+
+
+def test_a_stream_that_a_replica_leaves_ends_with_an_error() -> None:
+    start = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
+    step = {"type": "http.response.body", "body": b"event: step\ndata: {}\n\n", "more_body": True}
+    *before, last = through_the_proxy([start, step])
+    assert before == [start, step]
+    assert not last.get("more_body")
+    name, _, data = last["body"].strip().partition(b"\ndata: ")
+    assert (name, json.loads(data)["code"]) == (b"event: error", "not_ready")
+    done = {"type": "http.response.body", "body": b""}
+    assert through_the_proxy([start, step, done]) == [start, step, done]
 
 
 def test_a_response_passes_with_one_request_id() -> None:

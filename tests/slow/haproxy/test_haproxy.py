@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.contract.harness import write_models
-from tests.helpers.live import free_port, live_service, until
+from tests.helpers.live import ROOT, free_port, live_service, until
 
 pytestmark = pytest.mark.skipif(not shutil.which("haproxy"), reason="needs haproxy: .ci/tools installs it on Debian")
 CALLERS = 12
@@ -129,3 +130,45 @@ def test_a_third_service_gets_its_share_of_callers_that_keep_their_connection(
         assert callers.failed == []
         answered = len(callers.answered)  # /metrics may be a second old
         until(lambda: sum(map(served, ports)) == answered, lambda: (answered, [*map(served, ports)]))
+
+
+@pytest.fixture
+def previous(tmp_path: Path) -> Iterator[Path]:
+    """The commit before this one, in a folder of its own."""
+    folder = tmp_path / "previous"
+    git = ["git", "-C", str(ROOT), "worktree"]
+    added = subprocess.run([*git, "add", "--detach", folder, "HEAD^"], capture_output=True, text=True, check=False)
+    if added.returncode:
+        pytest.skip(f"there is no commit before this one here: {added.stderr.strip()}")
+    yield folder
+    subprocess.run([*git, "remove", "--force", folder], capture_output=True, check=False)
+
+
+def test_an_upgrade_from_the_previous_commit_under_load_loses_nothing(tmp_path: Path, previous: Path) -> None:
+    models, ports = write_models(tmp_path / "models"), [free_port() for _ in range(3)]
+    settings = {"IGN_MODEL_DIR": str(models), "IGN_DEFAULT_MODEL": "grey", "IGN_DEVICE": "cpu", "IGN_THREADS": "1"}
+    settings |= {"IGN_DRAIN_DELAY_S": "2", "IGN_MAX_CONNECTION_AGE_S": "1", "IGN_ACCESS_LOG": "0"}
+
+    def start(port: int, folder: Path) -> ExitStack:
+        stack, code = ExitStack(), {"PYTHONPATH": f"{folder}:{folder / 'sdk'}"}
+        command = (sys.executable, "-m", "service")
+        stack.enter_context(live_service(*command, cwd=str(folder), **settings, **code, IGN_PORT=str(port)))
+        return stack
+
+    def goes_on(callers: Callers, port: int) -> None:
+        """Wait until callers have more responses of this service."""
+        before = served(port)
+        until(lambda: served(port) > before + CALLERS, lambda: callers.failed)
+
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(start(port, previous)) for port in ports[:2])
+        callers = stack.enter_context(Callers(stack.enter_context(balanced(tmp_path, ports))))
+        stack.enter_context(start(ports[2], ROOT))
+        goes_on(callers, ports[2])
+        first.close()
+        stack.enter_context(start(ports[0], ROOT))
+        goes_on(callers, ports[0])
+        second.close()
+        goes_on(callers, ports[2])
+        callers.__exit__()
+    assert callers.failed == []

@@ -1,6 +1,7 @@
 """Every query of the dashboard and of the rules, put to a real Prometheus that watches a real service at work."""
 
 import math
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -9,9 +10,8 @@ from typing import Any
 
 import httpx
 import pytest
-import yaml
 
-from tests.helpers.live import ROOT, live_service
+from tests.helpers.live import live_service
 from tests.slow.monitoring.files import Query, alerts, needs_prometheus, panel_queries, rule_queries, rules, selectors
 from tests.slow.monitoring.prometheus import Prometheus, running
 
@@ -26,7 +26,7 @@ EMPTY = {
 }
 """Series that are not to be had from a service that is well, and why."""
 
-OPERATOR = {"namespace": "ign", "service": "ign", "pod": "ign-0", "container": "ign", "endpoint": "http"}
+OPERATOR = {"job": "b", "namespace": "n", "service": "ign", "pod": "ign-0", "container": "ign", "endpoint": "http"}
 """What prometheus-operator adds to a target of a ServiceMonitor."""
 
 
@@ -148,9 +148,13 @@ def test_metrics_are_as_prometheus_wants_them(service: str) -> None:
 
 def test_labels_of_the_operator_move_none_of_ours(service: str, prometheus: Prometheus, tmp_path: Path) -> None:
     """What prometheus-operator says of a target wins, and the service's label of that name becomes `exported_…`."""
+    from tests.slow.kubernetes.test_chart import one  # skips where Helm is not installed
+
     assert set(prometheus.ask("labels")) > {"endpoint", "model"}
-    monitor = ROOT / "deploy" / "k8s" / "components" / "monitoring" / "servicemonitor.yaml"
-    (endpoint,) = yaml.safe_load(monitor.read_text(encoding="utf-8"))["spec"]["endpoints"]
-    with running(tmp_path, str(httpx.URL(service).netloc, "ascii"), OPERATOR, endpoint["relabelings"]) as found:
-        assert answers(found.until('count(ign_requests_total{endpoint="/score", pod="ign-0"})', answers))
+    (endpoint,) = one("autoscaled", "ServiceMonitor")["spec"]["endpoints"]
+    relabel = [
+        {re.sub("(?=[A-Z])", "_", name).lower(): step[name] for name in step} for step in endpoint["relabelings"]
+    ]
+    with running(tmp_path, str(httpx.URL(service).netloc, "ascii"), OPERATOR, relabel) as found:
+        assert answers(found.until('count(ign_requests_total{endpoint="/score", pod="ign-0", job="ign"})', answers))
         assert not [name for name in found.ask("labels") if name.startswith("exported_")]

@@ -38,6 +38,7 @@ class Bucket:
         options = [f"-{name}.port={port}" for name, port in ports.items()]
         options += [f"-{name.replace('.', '.port.')}={port}" for name, port in grpc.items()]
         command = [str(WEED), "server", "-s3", "-ip=127.0.0.1", f"-dir={self.folder}", f"-s3.port={self.port}"]
+        options += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # else fixed ports, for one server of a machine
         command += [f"-s3.config={self.folder / 's3.json'}", *options]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until(self._serves, lambda: "SeaweedFS does not serve", 120.0)

@@ -17,7 +17,15 @@ from prometheus_client.parser import text_string_to_metric_families
 from service import __version__
 from service.environment import onnxruntime_version
 from service.observability.logs import TraceContext
-from service.observability.metrics import MAX_CALLERS, MAX_VALUES, OTHER, Metrics, label_limiter
+from service.observability.metrics import (
+    MAX_CALLERS,
+    MAX_MODELS,
+    MAX_VALUES,
+    OTHER,
+    Metrics,
+    SharedFiles,
+    label_limiter,
+)
 from service.observability.statistics import Duration, ModelStatistics
 from service.scheduling.observer import Finished
 
@@ -89,7 +97,7 @@ def test_the_number_of_label_values_is_limited() -> None:
     assert [limiter(text) for text in "abcab"] == ["a", "b", OTHER, "a", "b"]
     metrics = Metrics()
     observer = ModelStatistics(metrics, "toy/1")
-    for i in range(MAX_VALUES + 2):
+    for i in range(MAX_MODELS + 2):
         state = {"model": f"m{i}/1", "problem": f"e{i}", "api_key": f"k{i}"}
         metrics.requests(f"/{i}", 200, [(0.1, state)])
         metrics.codec(f"c{i}", 0.1)
@@ -98,9 +106,10 @@ def test_the_number_of_label_values_is_limited() -> None:
         observer.batch(1, 1, 0.1, f"f{i}")
     values = samples(metrics)
     names = [name.partition("{")[0] for name in values]
-    for name in ("ign_http_errors_total", "ign_rejected_requests_total", "ign_codec_seconds_sum", "ign_distance_sum"):
+    for name in ("ign_http_errors_total", "ign_rejected_requests_total", "ign_codec_seconds_sum"):
         assert names.count(name) <= MAX_VALUES + 1, name
-    assert values[f'ign_http_errors_total{{code="{OTHER}"}}'] == 2
+    assert MAX_VALUES + 1 < names.count("ign_distance_sum") <= MAX_MODELS + 1
+    assert values[f'ign_http_errors_total{{code="{OTHER}"}}'] == MAX_MODELS + 2 - MAX_VALUES
     metrics.add_callers([f"k{i}" for i in range(MAX_CALLERS + 2)])
     assert str(samples(metrics).keys()).count("ign_caller_requests_total") == MAX_CALLERS + 1
 
@@ -205,7 +214,7 @@ def test_scrapes_of_a_second_share_a_rendering_off_the_event_loop(monkeypatch: p
 
 def published(file: Path) -> Metrics:
     """One process after some requests."""
-    metrics = Metrics(file)
+    metrics = Metrics(SharedFiles(file))
     metrics.loaded("toy/1", **DESCRIBED)
     metrics.unloaded("toy/1")
     metrics.loaded("grey/1", **DESCRIBED)
@@ -220,7 +229,7 @@ def published(file: Path) -> Metrics:
 
 def test_processes_add_up(tmp_path: Path) -> None:
     published(tmp_path / "0.prom"), published(tmp_path / "1.prom")
-    metrics = Metrics(tmp_path / "2.prom")
+    metrics = Metrics(SharedFiles(tmp_path / "2.prom"))
     (tmp_path / "quotas").write_bytes(bytes(100))
     text, values = metrics.render(OPENMETRICS)[0].decode(), samples(metrics)
     assert {
@@ -241,7 +250,7 @@ def test_processes_add_up(tmp_path: Path) -> None:
 
 def test_a_process_goes_on_from_the_counters_of_the_one_that_it_replaces(tmp_path: Path) -> None:
     """So 500 that have ended cost a scrape no more than one."""
-    other = Metrics(tmp_path / "other.prom")
+    other = Metrics(SharedFiles(tmp_path / "other.prom"))
     name = 'ign_request_seconds_count{endpoint="/generate",model="toy/1"}'
     for count in range(1, 4):
         published(tmp_path / "0.prom")
@@ -253,7 +262,7 @@ def test_a_process_goes_on_from_the_counters_of_the_one_that_it_replaces(tmp_pat
 def test_the_gauges_of_a_process_that_writes_no_more_do_not_count(tmp_path: Path) -> None:
     published(tmp_path / "0.prom")
     os.utime(tmp_path / "0.prom", (0, 0))
-    values = samples(Metrics(tmp_path / "1.prom"))
+    values = samples(Metrics(SharedFiles(tmp_path / "1.prom")))
     assert values["ign_requests_in_flight"] == 0
     assert values['ign_caller_row_steps_total{caller="alice"}'] == 7
 

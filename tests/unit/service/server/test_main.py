@@ -206,6 +206,8 @@ def test_the_delay_keeps_it_up(configured: Callable[..., None], said: Said) -> N
         said.until("draining: ")
         for _ in range(3):  # a client each, so a connection each: the listener is still there
             assert httpx.get(f"{url}/readyz").status_code == 503
+        response = httpx.post(f"{url}/generate", json={"seed": 1})
+        assert (response.status_code, response.headers["Connection"]) == (200, "close")
         stop()
 
     assert main_beside(script) == 0

@@ -1,0 +1,463 @@
+"""The chart of deploy/chart, rendered by Helm with every example of values: held against schemas, and the service.
+
+No cluster is asked for anything.
+"""
+
+import hashlib
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from service import __version__
+from service.cluster import DeploymentOptions, replica_settings
+from service.observability.metrics import Metrics
+from service.settings import Settings, load_settings, variable_of
+from tests.helpers.live import ROOT, free_port, live_service, until
+from tests.slow.monitoring.files import RULES
+from tests.slow.object_store.test_models import bucket as bucket
+from tests.slow.object_store.test_models import pytestmark as needs_bucket
+from tests.structure.test_deployment import lineage, read
+
+helm = pytest.importorskip("helm_python", reason="needs `pip install helm-python-sdk`")
+kubernetes = pytest.importorskip("kubernetes_validate", reason="needs `pip install kubernetes-validate`")
+
+Object = dict[str, Any]
+
+CHART = ROOT / "deploy" / "chart" / "ign-service"
+EXAMPLES = sorted(file.stem for file in (CHART / "examples").glob("*.yaml"))
+ON_GPU = ("autoscaled", "bulk", "keda", "kserve", "models-bucket", "ray")
+# Files of values, separated by spaces, of which the last wins, as with -f; "" is the chart's own values.
+SETS = ["", "gpu", *EXAMPLES, *(f"gpu {name}" for name in ON_GPU), "kserve models-claim", "kserve models-volume"]
+CUSTOM = {
+    "ServiceMonitor": "cloudcoil.models.prometheus_operator.v1",
+    "PrometheusRule": "cloudcoil.models.prometheus_operator.v1",
+    "AlertmanagerConfig": "cloudcoil.models.prometheus_operator.v1alpha1",
+    "ScaledObject": "cloudcoil.models.keda.v1alpha1",
+    "HTTPRoute": "@kubernetes-models/gateway-api@0.5.1",
+    "ServingRuntime": "V1alpha1ServingRuntime",
+    "InferenceService": "V1beta1InferenceService",
+    "RayService": "",  # no package has its schema
+}
+"""Kinds that a cluster knows by an operator, and where the schema is."""
+
+
+def merged(base: Object, over: Object) -> Object:
+    """``base`` with ``over`` on it, as Helm merges files of values."""
+    both = {name: merged(base[name], over[name]) for name in base.keys() & over.keys() if isinstance(over[name], dict)}
+    return base | over | both
+
+
+def values(chosen: str) -> Object:
+    found: Object = {}
+    for name in chosen.split():
+        file = CHART / ("values-gpu.yaml" if name == "gpu" else f"examples/{name}.yaml")
+        found = merged(found, yaml.safe_load(file.read_text(encoding="utf-8")))
+    return found
+
+
+every_set = pytest.mark.parametrize("chosen", SETS)
+every_served = pytest.mark.parametrize(
+    "chosen", [chosen for chosen in SETS if values(chosen).get("workload") in (None, "kserve")]
+)
+OF_KSERVE = {"annotations", "deploymentStrategy", "labels", "maxReplicas", "minReplicas", "model", "protocolVersions"}
+ENVIRONMENTS = ["", "canary", "ingress", "keda", "kserve", "models-bucket", "models-claim", "open", "traces"]
+"""One set of each that pods of a service are given."""
+
+
+@cache
+def chart() -> Any:
+    return helm.Chart.load(str(CHART))
+
+
+def render(given: Object, release: str = "ign") -> list[Object]:
+    texts = chart().render(given, name=release, namespace="team")
+    manifests = [text for name, text in texts.items() if name.endswith(".yaml")]
+    return [found for text in manifests for found in yaml.safe_load_all(text) if found]
+
+
+@cache
+def objects(chosen: str) -> list[Object]:
+    return render(values(chosen))
+
+
+def one(chosen: str, kind: str) -> Object:
+    """The only object of a kind."""
+    (found,) = (each for each in objects(chosen) if each["kind"] == kind)
+    return found
+
+
+def pods(chosen: str) -> Iterator[Object]:
+    """Metadata and spec of every pod that the release's objects make."""
+    for found in objects(chosen):
+        spec = found.get("spec", {})
+        match found["kind"]:
+            case "Deployment" | "Job":
+                yield spec["template"]
+            case "RayService":
+                groups = [spec["rayClusterConfig"]["headGroupSpec"], *spec["rayClusterConfig"]["workerGroupSpecs"]]
+                yield from (group["template"] for group in groups)
+            case "InferenceService":  # KServe puts the two together
+                both = one(chosen, "ServingRuntime")["spec"] | spec["predictor"]
+                spec = {name: both[name] for name in both.keys() - OF_KSERVE - {"supportedModelFormats"}}
+                yield {"metadata": {"labels": both["labels"]}, "spec": spec}
+
+
+def container(chosen: str) -> Object:
+    """That of the service, or of a Job."""
+    (pod,) = pods(chosen)
+    found: Object
+    (found,) = pod["spec"]["containers"]
+    return found
+
+
+def environment(chosen: str) -> dict[str, str]:
+    """The variables of a pod's service."""
+    return {each["name"]: each["value"] for each in container(chosen)["env"]}
+
+
+def settings(chosen: str) -> Settings:
+    """What a pod's service reads: the image's variables under those of the pod."""
+    image = " ".join(lineage(container(chosen)["image"].removeprefix(f"ign-service:{__version__}-")))
+    return load_settings(dict(re.findall(r"(IGN_\w+)=(\S+)", image)) | environment(chosen))
+
+
+# Schemas
+
+
+@every_set
+def test_helm_and_kubernetes_find_no_fault(chosen: str) -> None:
+    report = helm.lint(str(CHART), values(chosen), strict=True)
+    assert not report["errors"] + [message for message in report["messages"] if message["severity"] > 1]
+    bare = [{"apiVersion": "v1", "kind": "Pod", **pod, "metadata": {"name": "ign"}} for pod in pods(chosen)]
+    for found in [each for each in objects(chosen) if each["kind"] not in CUSTOM] + bare:
+        kubernetes.validate(found, kubernetes.latest_version(), strict=True)
+    assert len({(each["kind"], each["metadata"]["name"]) for each in objects(chosen)}) == len(objects(chosen))
+    assert bare
+
+
+@pytest.mark.parametrize("kind", [kind for kind, schema in CUSTOM.items() if schema])
+def test_operators_accept_every_field(kind: str, tmp_path: Path) -> None:
+    found = [each for chosen in SETS for each in objects(chosen) if each["kind"] == kind]
+    assert found
+    if CUSTOM[kind].startswith("V1"):
+        pytest.importorskip("kserve", reason="needs the package kserve 0.21")
+    schema = schema_of_npm(kind, CUSTOM[kind], tmp_path) if CUSTOM[kind].startswith("@") else None
+    for each in found:
+        if schema:
+            pytest.importorskip("jsonschema").validate(each, schema)
+        elif CUSTOM[kind].startswith("V1"):
+            of_kserve(each, CUSTOM[kind])
+        else:
+            model = getattr(pytest.importorskip(CUSTOM[kind], reason="needs cloudcoil's models"), kind)
+            assert model.model_validate(each).model_dump(mode="json", by_alias=True, exclude_unset=True) == each
+
+
+def schema_of_npm(kind: str, package: str, folder: Path) -> Any:
+    """The JSON schema in a package of npm, without unknown properties."""
+    if shutil.which("npm") is None:
+        pytest.skip(f"npm is not installed, so no {kind} was validated")
+    got = subprocess.run(["npm", "pack", package], cwd=folder, capture_output=True, text=True, check=False)
+    if got.returncode:
+        pytest.skip(f"npm gets no {package}, so no {kind} was validated: {got.stderr[-300:]}")
+    (archive,) = folder.glob("*.tgz")
+    subprocess.run(["tar", "xf", archive], cwd=folder, check=True)
+    text = (folder / f"package/gateway.networking.k8s.io/v1/{kind}.js").read_text(encoding="utf-8")
+    schema = json.loads(text.partition("const schema = ")[2].partition("\n};")[0] + "}")
+    schema["properties"]["metadata"] = {}
+    return closed(schema)
+
+
+def closed(schema: Any) -> Any:
+    """The schema, with every object that lists its properties refusing others."""
+    if isinstance(schema, list):
+        return [closed(each) for each in schema]
+    if isinstance(schema, dict):
+        more = {"additionalProperties": False} if isinstance(schema.get("properties"), dict) else {}
+        return more | {name: closed(each) for name, each in schema.items()}
+    return schema
+
+
+def of_kserve(value: Any, kind: str) -> None:
+    """Fail for a field that KServe's or Kubernetes' client does not know."""
+    from kserve import models
+    from kubernetes import client
+
+    if several := re.fullmatch(r"(?:list|dict)[\[(](?:str, )?(\w+)[\])]", kind):
+        for each in value.values() if isinstance(value, dict) else value:
+            of_kserve(each, several[1])
+    elif found := getattr(models, kind, None) or getattr(client, kind, None):
+        kinds = {found.attribute_map[name]: type_ for name, type_ in found.openapi_types.items()}
+        for name, each in value.items():
+            of_kserve(each, kinds[name])
+
+
+# Names, labels, ports
+
+
+@every_set
+@pytest.mark.parametrize("release", ["ign", "ign-canary"])
+def test_every_selector_finds_the_pods_of_its_release_alone(chosen: str, release: str) -> None:
+    label = {"app.kubernetes.io/name": "ign-service", "app.kubernetes.io/instance": release}
+    text = json.dumps(render(values(chosen), release))
+    found = {*re.findall(r'"(?:matchLabels|selector)": (\{"app[^}]*\})', text)}
+    assert [json.loads(each) for each in found] == [label]
+    assert all(label.keys() <= pod["metadata"]["labels"].keys() for pod in pods(chosen))
+
+
+@every_served
+def test_ports_and_probes_lead_to_the_service_and_are_patient(chosen: str) -> None:
+    (port,), found = container(chosen)["ports"], settings(chosen)
+    assert (port["containerPort"], found.host) == (found.port, "0.0.0.0")
+    probes = {name: container(chosen)[f"{name}Probe"] for name in ("startup", "readiness", "liveness")}
+    live, least_s = ("/readyz", 300) if found.device == "cuda" else ("/healthz", 60)
+    assert [probe["httpGet"]["path"] for probe in probes.values()] == ["/readyz", "/readyz", live]
+    led = [each["spec"]["ports"][0]["targetPort"] for each in objects(chosen) if each["kind"] == "Service"]
+    led += [o["spec"]["ingress"][0]["ports"][0]["port"] for o in objects(chosen) if o["kind"] == "NetworkPolicy"]
+    assert {*led, *(each["httpGet"]["port"] for each in probes.values())} == {port.get("name", port["containerPort"])}
+    patience = {name: probe["periodSeconds"] * probe["failureThreshold"] for name, probe in probes.items()}
+    assert patience["readiness"] <= 10 < least_s <= patience["liveness"] < 600 <= patience["startup"]
+
+
+@every_set
+def test_pods_are_restricted(chosen: str) -> None:
+    for pod in (pod["spec"] for pod in pods(chosen)):
+        spec, ray = pod["securityContext"], pod["containers"][0]["name"].startswith("ray-")
+        assert (spec["runAsNonRoot"], spec["seccompProfile"]) == (True, {"type": "RuntimeDefault"})
+        assert spec["fsGroup"] == spec["runAsGroup"]
+        assert ray or f"USER {spec['runAsUser']}:{spec['runAsGroup']}" in lineage("cpu")
+        (inside,) = (each["securityContext"] for each in pod["containers"])
+        assert (inside["allowPrivilegeEscalation"], inside["capabilities"]) == (False, {"drop": ["ALL"]})
+        assert ray or inside["readOnlyRootFilesystem"]
+        known = {"name", "emptyDir", "secret", "image" if chosen == "models-volume" else "persistentVolumeClaim"}
+        assert {kind for volume in pod["volumes"] for kind in volume} <= known
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+        # Kubernetes would set IGN_PORT for a Service named `ign`, with which the service does not start.
+        assert pod["enableServiceLinks"] is False
+        assert pod["containers"][0]["name"] == "ray-head" or pod["automountServiceAccountToken"] is False
+        assert [each["topologyKey"][-4:] for each in pod["topologySpreadConstraints"]] == ["zone", "name"]
+
+
+@pytest.mark.parametrize("chosen", [chosen for chosen in SETS if chosen != "open"])
+def test_the_network_is_closed(chosen: str) -> None:
+    policy, given = one(chosen, "NetworkPolicy")["spec"], values(chosen)
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert bool(policy["ingress"]) is (given.get("workload") != "job")
+    for peer in (peer for rule in policy["ingress"] for peer in rule["from"] or [{}]):  # no peer would be everybody
+        assert peer.get("podSelector") or peer.get("namespaceSelector")
+    reaches = given.get("models", {}).get("source") == "bucket" or given.get("workload") in ("job", "ray")
+    assert (len(policy["egress"]) > len(given.get("networkPolicy", {}).get("egress", []))) is reaches
+    assert all(rule.get("ports") or rule["to"] for rule in policy["egress"])
+
+
+# What the service is told
+
+
+@every_served
+def test_a_pod_has_the_settings_keys_and_time_to_drain(chosen: str) -> None:
+    found, (pod,) = settings(chosen), pods(chosen)  # raises for a name or value that does not exist
+    mounts = {mount["mountPath"]: mount for mount in container(chosen)["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
+    assert {mount["name"] for mount in mounts.values()} == set(volumes)
+    if chosen != "open":
+        assert (str(found.api_keys_file), mounts["/run/ign"]["name"]) == ("/run/ign/keys.json", "keys")
+        assert volumes["keys"]["secret"] == {"secretName": "ign-keys", "defaultMode": 0o440}
+        assert "generic ign-keys --from-file=keys.json" in read("docs/deployment.md")
+    before = container(chosen)["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pod["spec"]["terminationGracePeriodSeconds"] > before + found.drain_s
+    assert found.drain_s >= found.request_timeout_s  # so that every admitted request gets its response
+    assert environment(chosen) in [environment(each) for each in ENVIRONMENTS]
+    limits = container(chosen)["resources"]["limits"]
+    assert ("nvidia.com/gpu" in limits, "cpu" in limits) == ((True, False) if found.device == "cuda" else (False, True))
+
+
+@pytest.mark.parametrize(
+    "chosen", [pytest.param(each, marks=needs_bucket if each == "models-bucket" else ()) for each in ENVIRONMENTS]
+)
+def test_the_service_runs_with_what_a_pod_is_given(chosen: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """As a process on a CPU, with folders and a bucket of this machine, the pod's probes, a key, and SIGTERM."""
+    model = tmp_path / "models" / "mnist" / "5"
+    shutil.copytree(ROOT / "models" / "mnist" / "5", model)
+    keys = [{"name": "a", "sha256": hashlib.sha256(b"k").hexdigest(), "scopes": ["infer"]}]
+    (tmp_path / "keys.json").write_text(json.dumps(keys))
+    here = {"/run/ign/keys.json": tmp_path / "keys.json", "/models": model.parents[1], "/mnt/models": model}
+    given = {"IGN_MODEL_DIR": "/models", **environment(chosen)}
+    if "IGN_MODEL_CACHE" in given:
+        store = request.getfixturevalue("bucket")
+        store.upload(model.parents[1])
+        here["/models"] = tmp_path / "cache"
+        given |= store.environment
+    told = {name: str(here.get(value, value)) for name, value in given.items()}
+    told |= {"IGN_PORT": "0", "IGN_LOG_FORMAT": "text", "IGN_DEVICE": "cpu"}  # the text log has the address
+    with live_service(**told) as url, httpx.Client(base_url=url, trust_env=False) as client:
+        probes = [container(chosen)[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness", "liveness")]
+        assert [client.get(path).status_code for path in probes] == [200, 200, 200]
+        assert client.post("/generate", json={"n": 1}).status_code == (200 if chosen == "open" else 401)
+        client.headers["authorization"] = "Bearer k"
+        assert client.post("/generate", json={"n": 1}).status_code == 200
+        assert 'ign_queue_rows{model="mnist/5"}' in client.get("/metrics").text
+
+
+@pytest.mark.parametrize("chosen", ["ray", "gpu ray"])
+def test_ray_is_told_what_it_understands(chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = one(chosen, "RayService")["spec"]
+    (application,) = yaml.safe_load(spec["serveConfigV2"])["applications"]
+    assert application["import_path"] == "service.cluster:app"
+    options = DeploymentOptions.model_validate(application["args"])
+    for name, value in application["runtime_env"]["env_vars"].items():
+        monkeypatch.setenv(name, value)
+    found = replica_settings(options)
+    assert (options.gpus, found.device) == ((1, "cuda") if "gpu" in chosen else (0, "cpu"))
+    (workers,) = spec["rayClusterConfig"]["workerGroupSpecs"]
+    limits = workers["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert (int(limits.get("nvidia.com/gpu", 0)), workers["maxReplicas"]) == (options.gpus, options.max_replicas)
+    assert int(limits["cpu"]) >= options.cpus
+    assert spec["rayClusterConfig"]["authOptions"] == {"mode": "token"}
+    assert spec["rayClusterConfig"]["autoscalerOptions"]["securityContext"]["allowPrivilegeEscalation"] is False
+    for pod in pods(chosen):
+        assert pod["spec"]["terminationGracePeriodSeconds"] > found.drain_s
+        (mount,) = pod["spec"]["containers"][0]["volumeMounts"]
+        assert str(found.api_keys_file) == f"{mount['mountPath']}/keys.json"
+
+
+@pytest.mark.parametrize("chosen", ["bulk", "bulk-claim"])
+def test_every_index_of_the_job_runs_its_part(chosen: str, tmp_path: Path) -> None:
+    """The command of the pod, with a `python3` that says how it was called."""
+    (tmp_path / "python3").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "python3").chmod(0o755)
+    job = one(chosen, "Job")["spec"]
+    command, parts = [*container(chosen)["command"], *container(chosen)["args"]], job["completions"]
+    for index in range(parts):
+        env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "JOB_COMPLETION_INDEX": str(index)}
+        called = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.splitlines()
+        assert called == ["-m", "ign", "bulk", *values(chosen)["job"]["args"], "--part", f"{index + 1}/{parts}"]
+    assert (job["completionMode"], parts > 1) == ("Indexed", True)
+
+
+# Autoscaling, routes, monitoring
+
+
+@pytest.mark.parametrize("chosen", ["autoscaled", "keda", "gpu autoscaled", "gpu keda"])
+def test_the_autoscaler_asks_for_what_the_service_says_and_decides_alone(chosen: str) -> None:
+    assert "# TYPE ign_queue_rows gauge" in Metrics().render()[0].decode().splitlines()
+    found, cores = settings(chosen), "700m" if "gpu" in chosen else "1400m"
+    if "keda" in chosen:
+        spec = one(chosen, "ScaledObject")["spec"]
+        queue, cpu = (trigger["metadata"] for trigger in spec["triggers"])
+        assert 'ign_queue_rows{namespace="team",service="ign"}' in queue["query"]
+        waiting, busy, least, most = queue["threshold"], cpu["value"], spec["minReplicaCount"], spec["maxReplicaCount"]
+    else:
+        spec = one(chosen, "HorizontalPodAutoscaler")["spec"]
+        (rule,) = yaml.safe_load((CHART / "prometheus-adapter.yaml").read_text(encoding="utf-8"))["rules"]
+        pod, cpu = spec["metrics"]
+        assert rule["seriesQuery"].partition("{")[0] == pod["pods"]["metric"]["name"] == "ign_queue_rows"
+        waiting, busy = pod["pods"]["target"]["averageValue"], cpu["resource"]["target"]["averageValue"]
+        least, most = spec["minReplicas"], spec["maxReplicas"]
+    assert (int(waiting), busy) == (found.max_batch_rows, cores)
+    assert "replicas" not in one(chosen, "Deployment")["spec"]
+    assert spec["scaleTargetRef"]["name"] == one(chosen, "Deployment")["metadata"]["name"]
+    assert one(chosen, "PodDisruptionBudget")["spec"]["maxUnavailable"] < least < most
+
+
+def test_routes_let_through_what_the_service_allows_and_give_a_second_release_its_share() -> None:
+    found, annotations = settings("ingress"), one("ingress", "Ingress")["metadata"]["annotations"]
+    assert annotations["nginx.org/client-max-body-size"] == f"{found.max_body_bytes}"
+    assert annotations["nginx.org/proxy-read-timeout"] == f"{found.stream_timeout_s:g}s"
+    (rule,) = one("canary", "HTTPRoute")["spec"]["rules"]
+    assert rule["timeouts"]["request"] == f"{settings('canary').stream_timeout_s / 60:g}m0s"
+    assert {each["name"]: each["weight"] for each in rule["backendRefs"]} == {"ign": 90, "ign-canary": 10}
+    assert "ign-canary" in [each["metadata"]["name"] for each in render({}, "ign-canary") if each["kind"] == "Service"]
+
+
+def test_rules_and_dashboard_are_those_of_compose() -> None:
+    specs = {each["metadata"]["name"]: each.get("spec") for each in objects("autoscaled")}
+    for file in RULES:
+        expected = yaml.safe_load(file.read_text(encoding="utf-8"))
+        for rule in (rule for group in expected["groups"] for rule in group["rules"] if "alert" in rule):
+            rule["labels"]["namespace"] = "team"
+        assert specs[f"ign-{file.stem}"] == expected
+    assert one("autoscaled", "ConfigMap")["data"] == {"ign.json": read("docker/grafana/dashboards/ign.json")}
+
+
+# Values
+
+
+def test_every_setting_may_be_given_and_a_wrong_value_is_named() -> None:
+    # Those of which other values decide.
+    owned = {f"IGN_{name}" for name in ("HOST", "PORT", "MODEL_DIR", "MODEL_CACHE", "API_KEYS_FILE", "GPU_COUNT")}
+    schema = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))["properties"]["settings"]
+    assert set(schema["properties"]) == {variable_of(name) for name in Settings.model_fields} - owned
+    for name, field in Settings.model_fields.items():
+        if field.annotation in (int, float, bool) or variable_of(name) in owned:
+            with pytest.raises(helm.HelmError, match=variable_of(name)):
+                render({"settings": {variable_of(name): "wrong"}})
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"replica": 3}, "'replica'"),
+        ({"settings": {"IGN_DRIAN_S": 3}}, "'IGN_DRIAN_S'"),
+        ({"replicas": "3"}, "/replicas"),
+        ({"workload": "daemon"}, "'deployment', 'job', 'kserve', 'ray'"),
+        ({"models": {"source": "claim"}}, "/models/claim"),
+        ({"env": [{"name": "IGN_PORT", "value": "1"}]}, "/env/0/name"),
+        ({"ingress": {"enabled": True}}, "/ingress/hosts"),
+        ({"gateway": {"canary": {"weight": 10}}}, "/gateway/canary/service"),
+        ({"workload": "job"}, "/job/args"),
+        ({"workload": "ray", "autoscaling": {"kind": "hpa"}}, "/autoscaling/kind"),
+        ({"workload": "kserve", "ingress": {"enabled": True, "hosts": ["h"]}}, "/ingress/enabled"),
+    ],
+)
+def test_a_wrong_value_is_named(given: Object, says: str) -> None:
+    with pytest.raises(helm.HelmError, match=re.escape(says)):
+        render(given)
+
+
+@pytest.mark.parametrize("page", ["docs/deployment.md", "docs/ray.md"])
+def test_the_commands_of_the_guide_render(page: str) -> None:
+    commands = re.findall(r"^helm (?:install|upgrade) .*", read(page), flags=re.MULTILINE)
+    assert commands
+    before: dict[str, Object] = {}
+    for command in commands:
+        words = shlex.split(command)
+        given = before[words[2]] if "--reuse-values" in words else {}
+        for option, value in pairwise(words):
+            if option in ("-f", "--set"):
+                more = yaml.safe_load(read(value)) if option == "-f" else helm.parse_set_string(value)
+                given = merged(given, more)
+        before[words[2]] = given
+        assert render(given, words[2])
+
+
+def test_the_package_goes_to_a_registry_and_comes_back(tmp_path: Path) -> None:
+    package = Path(helm.package(str(CHART), destination=str(tmp_path)))
+    assert (package.name, chart().metadata["appVersion"]) == (f"ign-service-{__version__}.tgz", __version__)
+    if (program := shutil.which("docker-registry")) is None:
+        pytest.skip("docker-registry is not installed, so the package was not pushed; .ci/tools installs it on Debian")
+    address, back, log = f"127.0.0.1:{free_port()}", tmp_path / "back", tmp_path / "log"
+    storage = {"filesystem": {"rootdirectory": str(tmp_path / "registry")}}
+    (tmp_path / "config.yml").write_text(json.dumps({"version": 0.1, "storage": storage, "http": {"addr": address}}))
+    with log.open("wb") as written:
+        server = subprocess.Popen([program, "serve", tmp_path / "config.yml"], stdout=written, stderr=written)
+    try:
+        until(lambda: "listening on" in log.read_text(), log.read_text)
+        helm.push(str(package), f"oci://{address}/charts", plain_http=True)
+        back.mkdir()
+        helm.pull(f"oci://{address}/charts/ign-service", destination=str(back), plain_http=True)
+    finally:
+        server.terminate()
+        server.wait(30)
+    assert (back / package.name).read_bytes() == package.read_bytes()
+    with helm.Chart.load(str(back / package.name)) as found:
+        assert found.render({}, name="ign", namespace="team") == chart().render({}, name="ign", namespace="team")
