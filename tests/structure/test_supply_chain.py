@@ -86,6 +86,6 @@ def test_the_workflows_pass_the_linters(command: list[str]) -> None:
     program = Path(sys.executable).with_name(command[0])
     if not program.exists():
         pytest.skip(f"{command[0]} is not installed")
-    line = [program, *command[1:], *(ROOT / ".github" / "workflows").glob("*.yml")]
+    line: list[str | Path] = [program, *command[1:], *(ROOT / ".github" / "workflows").glob("*.yml")]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
