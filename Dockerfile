@@ -2,6 +2,7 @@
 # The CUDA libraries of the GPU image are NVIDIA's wheels; docs/deployment.md gives the reason.
 
 ARG BASE=python:3.11-slim-bookworm
+ARG VERSION=0.1.0
 FROM ${BASE} AS base
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1
@@ -58,7 +59,7 @@ ENV IGN_DEVICE=cpu
 COPY --from=build-cpu /opt/venv /opt/venv
 COPY --from=models /models models
 COPY --from=code /app ./
-ARG VERSION=0.1.0
+ARG VERSION
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="ign-service" \
       org.opencontainers.image.description="Idempotent Generative Networks over HTTP, on CPUs" \
@@ -76,7 +77,7 @@ ENV IGN_DEVICE=cuda \
 COPY --from=build-gpu /opt/venv /opt/venv
 COPY --from=models /models models
 COPY --from=code /app ./
-ARG VERSION=0.1.0
+ARG VERSION
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="ign-service" \
       org.opencontainers.image.description="Idempotent Generative Networks over HTTP, on an NVIDIA GPU" \

@@ -13,6 +13,12 @@ MODEL ?= $(MODELS)/mnist/5/model.onnx
 BENCH ?= runtime
 ARGS ?=
 
+# `make version VERSION=0.2.0` changes it, everywhere; `make images` has it in tags and labels.
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' service/__init__.py)
+ENGINE ?= docker
+IMAGES ?= cpu gpu
+REPOSITORY ?=
+
 # The official builds of onnxruntime report to their maker unless told not to.
 export ORT_DISABLE_TELEMETRY ?= 1
 # The tests start many processes. Each would compile all modules if Python did not keep the result.
@@ -49,7 +55,7 @@ endif
 .NOTPARALLEL:
 .SUFFIXES:
 .PHONY: help run test check format lint types coverage containers budgets lock digests audit sbom licences train export \
-  bench gpu openapi site release
+  bench gpu openapi site version images release
 
 help:  ## list the targets and variables
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -115,7 +121,7 @@ TORCH := ^(torch|torchvision|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==
 
 # $(1) name, $(2) options and further requirements
 define lock
-	$(BIN)/python -m uv pip compile --quiet --generate-hashes --python-version 3.11 $(2) \
+	$(BIN)/python -m uv pip compile --quiet --generate-hashes --python-version 3.11 --no-emit-package ign-client $(2) \
 	  --custom-compile-command 'make lock' --output-file docker/lock/$(1).txt $(ARGS) pyproject.toml
 endef
 
@@ -170,11 +176,22 @@ site: $(DEVELOP)  ## build the documentation site in build/site; from disk all w
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --site-dir build/site
 	$(BIN)/ign site build/site/try $(ARGS)
 
-release: $(DEVELOP)  ## build the wheels and source archives, and with npm the JavaScript client, into DIST
-	mkdir -p '$(DIST)'
-	$(BIN)/python -m hatchling build --directory '$(abspath $(DIST))'
-	cd sdk && $(abspath $(BIN))/python -m hatchling build --directory '$(abspath $(DIST))'
-	cd sdk/js && npm ci --silent --no-audit --no-fund && npm pack --silent --pack-destination '$(abspath $(DIST))'
+version: $(DEVELOP)  ## write VERSION, such as 0.2.0, to every place that has the version
+	@echo '$(VERSION)' | grep -qxE '[0-9]+(\.[0-9]+){2}' || { echo 'VERSION=$(VERSION): expected one such as 0.2.0' >&2; exit 2; }
+	perl -pi -e 's/^(__version__ = "|  "ign-client==|ARG VERSION=|version: |appVersion: )[\d.]+/$${1}$(VERSION)/' \
+	  service/__init__.py sdk/ign_client/_version.py pyproject.toml Dockerfile $(wildcard deploy/chart/*/Chart.yaml)
+	perl -pi -e 's/^( *"version": ")[\d.]+/$${1}$(VERSION)/ if $$. < 10; close ARGV if eof' sdk/js/package*.json
+	$(BIN)/python -m tests.helpers.openapi
+
+# The revision of a tree with changes that are not committed ends with -dirty. podman keeps the health check only with
+# ARGS='--format docker'.
+images:  ## build the IMAGES (cpu, gpu) by ENGINE (docker, podman), tagged VERSION-cpu, labelled with version and commit
+	for target in $(IMAGES); do $(ENGINE) build --target "$$target" --tag "ign-service:$(VERSION)-$$target" \
+	  --build-arg VERSION='$(VERSION)' \
+	  --build-arg REVISION="$$(git describe --always --dirty --abbrev=40 --exclude '*')" $(ARGS) . || exit; done
+
+release: $(DEVELOP)  ## write packages, bills of materials, notes and checksums into DIST
+	BIN='$(abspath $(BIN))' ENGINE='$(ENGINE)' REPOSITORY='$(REPOSITORY)' .ci/release '$(abspath $(DIST))'
 
 openapi: $(DEVELOP)  ## write docs/openapi.json anew
 	$(BIN)/python -m tests.helpers.openapi
@@ -186,25 +203,26 @@ $(VENV)/.made:
 	$(BIN)/pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@touch $@
 
-$(SERVE): pyproject.toml | $(VENV)/.made
+$(SERVE): pyproject.toml sdk/pyproject.toml | $(VENV)/.made
 	$(call install,serve,$(RUNTIME))
 
-$(TRAIN): pyproject.toml | $(VENV)/.made
+$(TRAIN): pyproject.toml sdk/pyproject.toml | $(VENV)/.made
 	$(call install,train,$(RUNTIME)$(comma)train)
 
-$(DEVELOP): pyproject.toml | $(VENV)/.made
+$(DEVELOP): pyproject.toml sdk/pyproject.toml | $(VENV)/.made
 	$(call install,develop,$(RUNTIME)$(comma)train$(comma)avatars$(comma)dev)
 	@$(PIP) install --quiet perf-analyzer >/dev/null 2>&1 || echo 'no perf_analyzer for this platform: its tests will skip'
 	@touch $(SERVE) $(TRAIN)
 
 comma := ,
 
-# $(1) name, $(2) extras. What another runtime's stamps promise holds no longer. With LOCKED set, as in CI, everything but
-# torch has the version and hashes of docker/lock/ci.txt.
+# $(1) name, $(2) extras. What another runtime's stamps promise holds no longer. An ign-service that contained the client
+# leaves first: later, it would take the client's files with it. With LOCKED set, as in CI, everything but torch has the
+# version and hashes of docker/lock/ci.txt.
 define install
 	@rm -f $(VENV)/.installed-$(if $(filter cpu,$(RUNTIME)),gpu,cpu)-*
-	@$(PIP) uninstall -qq --yes $(OTHER_$(RUNTIME))
+	@$(PIP) uninstall -qq --yes $(OTHER_$(RUNTIME)) ign-service
 	$(if $(LOCKED),$(PIP) install --quiet --require-hashes --requirement docker/lock/ci.txt)
-	$(PIP) install --quiet $(if $(LOCKED),--no-build-isolation) --editable '.[$(2)]'
+	$(PIP) install --quiet $(if $(LOCKED),--no-build-isolation) --editable ./sdk --editable '.[$(2)]'
 	@touch $(VENV)/.installed-$(RUNTIME)-$(1)
 endef

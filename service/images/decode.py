@@ -390,15 +390,15 @@ def _load_raw(image: PngImageFile, rawmode: str) -> Image.Image:
 @contextmanager
 def _map_decoder_errors(field: str) -> Iterator[None]:
     try:
-        yield
+        yield  # causes lose their traceback: from Python 3.13 on, its frames and the cause are a cycle, with the file
     except (IgnError, MemoryError):
         raise
     except untrusted.Unsupported as exc:
-        raise _invalid(field, str(exc)) from exc
+        raise _invalid(field, str(exc)) from exc.with_traceback(None)
     except Image.DecompressionBombError as exc:
-        raise TooLarge(f"{field}: too many pixels", code="image_too_large") from exc
+        raise TooLarge(f"{field}: too many pixels", code="image_too_large") from exc.with_traceback(None)
     except Exception as exc:  # for hostile bytes Pillow's parsers raise nearly every built-in exception
-        raise _invalid(field, "is truncated or damaged, and cannot be decoded") from exc
+        raise _invalid(field, "is truncated or damaged, and cannot be decoded") from exc.with_traceback(None)
 
 
 def decode_npy(data: bytes, shape: tuple[int, int, int], *, field: str) -> FloatRow:

@@ -2,6 +2,8 @@
 
 import hashlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -77,3 +79,13 @@ def test_the_audit_says_whether_something_is_known(tmp_path: Path, monkeypatch: 
     for found, status in ((([], []), 0), ((line, []), 1), (([], line), 3)):
         monkeypatch.setattr(audit, "audit", lambda *_, found=found: found)
         assert audit.main([]) == status
+
+
+@pytest.mark.parametrize("command", [["actionlint"], ["zizmor", "--offline", "--no-progress"]])
+def test_the_workflows_pass_the_linters(command: list[str]) -> None:
+    program = Path(sys.executable).with_name(command[0])
+    if not program.exists():
+        pytest.skip(f"{command[0]} is not installed")
+    line: list[str | Path] = [program, *command[1:], *(ROOT / ".github" / "workflows").glob("*.yml")]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout

@@ -157,14 +157,16 @@ def test_the_files_fit_together(compose: None, tmp_path: Path, files: str, gpus:
     merged = subprocess.run(
         ["docker", "compose", "--profile", "*", "config"],
         cwd=ROOT,
-        env=environment(COMPOSE_FILE=files, SERVICE_KEYS="./keys.json"),
+        env=environment(COMPOSE_FILE=files, SERVICE_KEYS="./keys.json", IGN_VERSION="1.2.3"),
         capture_output=True,
         text=True,
         check=True,
     )
+    services = yaml.safe_load(merged.stdout)["services"]
+    assert services["ign"]["image"] == f"ign-service:1.2.3-{'cpu' if files == FILES else 'gpu'}"
     reserved = {
         name: device["count"]
-        for name, service in yaml.safe_load(merged.stdout)["services"].items()
+        for name, service in services.items()
         for device in service["deploy"]["resources"].get("reservations", {}).get("devices", [])
     }
     assert reserved == gpus
@@ -199,6 +201,16 @@ def test_up_is_healthy_bounded_and_asks_for_keys(project: Project) -> None:
     project.say("stop")
     assert service.state["ExitCode"] == 0
     assert "draining" in service.log()
+
+
+def test_a_version_replaces_another_and_is_replaced(project: Project, cpu: str) -> None:
+    for version in ("1.0.0", "1.1.0", "1.0.0"):
+        image = cpu.replace(":", f":{version}-")
+        project.engine.say("tag", cpu, image)
+        project.variables["IGN_VERSION"] = version
+        project.say(*UP)
+        project.container("ign").healthy()
+        assert project.engine.inspect(f"{project.name}-ign-1")["ImageName"] == image
 
 
 def test_in_front_of_it_is_nginx(project: Project, neighbours: None, trust: ssl.SSLContext) -> None:

@@ -128,7 +128,7 @@ def environment(chosen: str) -> dict[str, str]:
 
 def settings(chosen: str) -> Settings:
     """What a pod's service reads: the image's variables under those of the pod."""
-    image = " ".join(lineage(container(chosen)["image"].rpartition(":")[2]))
+    image = " ".join(lineage(container(chosen)["image"].removeprefix(f"ign-service:{__version__}-")))
     return load_settings(dict(re.findall(r"(IGN_\w+)=(\S+)", image)) | environment(chosen))
 
 

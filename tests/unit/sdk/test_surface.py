@@ -63,8 +63,8 @@ def test_both_clients_show_the_same_options_and_describe_them(name: str) -> None
 
 def test_constructors_take_the_same() -> None:
     assert inspect.signature(Client) == inspect.signature(AsyncClient)
-    text = Client.__doc__ or ""
-    assert all(f"\n        {name}: " in text for name in inspect.signature(Client).parameters)
+    text = inspect.getdoc(Client) or ""
+    assert all(f"\n    {name}: " in text for name in inspect.signature(Client).parameters)
 
 
 SECRET = "http://me:secret@x"

@@ -22,7 +22,9 @@ labels:
 {{- end }}
 
 {{- define "ign.image" -}}
-{{ .Values.image.repository }}{{ with .Values.image.digest }}@{{ . }}{{ else }}:{{ .Values.image.tag }}{{ end }}
+{{ .Values.image.repository }}{{ with .Values.image.digest }}@{{ . }}{{ else }}:
+{{- $target := ternary "gpu" "cpu" (gt (int .Values.gpu.count) 0) }}
+{{- .Values.image.tag | default (printf "%s-%s" .Chart.AppVersion $target) }}{{ end }}
 {{- end }}
 
 {{/* The Secret of the API keys, where requests are served. */}}
