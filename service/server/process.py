@@ -44,8 +44,8 @@ _MAX_INTERVALS: Final = 60  # … for one that dies again and again
 _SERVED_S: Final = 10.0  # a process that dies after listening for so long does not die again and again
 _MOST_FAILURES: Final = 5  # deaths of each process in a row before one listens, after which the service ends
 _TICK_S: Final = 1.0  # between two looks at the processes
-_SILENCE_S: Final = 10.0  # without a beat from a process that listens
-_START_SILENCE_S: Final = 60.0  # … from one that starts: it imports modules before its event loop runs
+_SILENCE_S: Final = 10.0  # without a beat
+_START_SILENCE_S: Final = 60.0  # … before the first one: a process imports modules before its event loop runs
 _KILL_S: Final = 4.0  # after the time of draining; a process that is not stopped ends within 3 s
 _JOIN_S: Final = 0.5  # for threads that are about to end
 _MESSAGE: Final = 1000  # characters, which a pipe takes whole or not at all (PIPE_BUF)
@@ -209,6 +209,7 @@ class _Child:
     deaths: int  # of processes in this place that served for less than `_SERVED_S`, in a row
     listened: float = math.inf  # since when
     silence: float = 0.0  # seconds since the last beat
+    has_beaten: bool = False
     is_killed: bool = False
 
 
@@ -287,7 +288,7 @@ class _Supervisor:
         with contextlib.suppress(EOFError, OSError):  # the process is gone
             while child.messages.poll():
                 error = child.messages.recv()
-                child.silence = 0.0
+                child.silence, child.has_beaten = 0.0, True
                 if error:
                     self._fail(error)
                 elif error is not None:
@@ -297,7 +298,7 @@ class _Supervisor:
                         self._on_listening()
 
     def _kill_if_stuck(self, child: _Child, now: float) -> None:
-        silence = _START_SILENCE_S if child.listened == math.inf else _SILENCE_S
+        silence = _SILENCE_S if child.has_beaten else _START_SILENCE_S
         if child.is_killed or (now < self._kill_at and (self._stopping or child.silence < silence)):
             return
         child.is_killed = True

@@ -72,7 +72,7 @@ def supervised(settings: Settings, main: ChildMain, script: Callable[[], None], 
             return supervise(settings, main, on_listening=lambda: listening.append(True))
         finally:
             done.result(PATIENCE_S)
-            assert len(listening) == (main is not fakes.dies)
+            assert len(listening) == (main not in (fakes.dies, fakes.loads))
             assert not any(Path(f"/proc/{pid}").exists() for pid in pids(settings))
 
 
@@ -145,8 +145,9 @@ def test_as_long_as_one_serves_the_others_may_die(settings: Settings, monkeypatc
     assert supervised(settings, fakes.serves_alone, started(settings, 5)) in (0, 5)
 
 
+@pytest.mark.parametrize("main", [fakes.serves, fakes.loads])
 def test_a_process_that_hangs_is_killed_and_replaced(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    settings: Settings, main: ChildMain, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One line says so: the pipe of the process ends before the process has."""
     monkeypatch.setattr(process, "_SILENCE_S", 1.0)
@@ -160,7 +161,7 @@ def test_a_process_that_hangs_is_killed_and_replaced(
         until(lambda: not Path(f"/proc/{stopped}").exists())
         assert 'ign_process_replacements_total{reason="hung"} 0.0' not in (folder / "supervisor.prom").read_text()
 
-    assert supervised(settings, fakes.serves, script) == 0
+    assert supervised(settings, main, script) == 0
     assert sum("is killed" in record.getMessage() for record in caplog.records) == 1
 
 
