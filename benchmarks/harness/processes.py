@@ -76,11 +76,11 @@ def without_settings() -> dict[str, str]:
 
 
 @contextmanager
-def service(settings: Mapping[str, str]) -> Iterator[ServerProcess]:
-    """Run `python -m service` of this checkout on a free port, with these `IGN_…` settings only."""
+def service(settings: Mapping[str, str], module: Sequence[str] = ("service",)) -> Iterator[ServerProcess]:
+    """Run `python -m service` of this checkout, or another module, on a free port, with these `IGN_…` settings only."""
     port = free_port()
     environ = without_settings() | {"IGN_PORT": str(port)} | dict(settings)
-    with serving([sys.executable, "-m", "service"], port=port, ready="/readyz", environ=environ) as server:
+    with serving([sys.executable, "-m", *module], port=port, ready="/readyz", environ=environ) as server:
         yield server
     if server.status != 0:
         raise ServerFailed(f"the service exited with status {server.status}")

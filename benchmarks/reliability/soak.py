@@ -131,13 +131,14 @@ def run_and_judge(
     *,
     judges_memory: bool,
     warmup: float = 1 / 3,
+    module: Sequence[str] = ("service",),
 ) -> Json:
-    """Run a service under a load; returns the result of a benchmark.
+    """Run a service, of this ``module``, under a load; returns the result of a benchmark.
 
     Memory must be flat after the share ``warmup`` of the run, if ``judges_memory``.
     """
     log = Log()
-    with service(settings) as server:
+    with service(settings, module) as server:
         with memory_samples(server.pid, every_s=0.2) as samples:
             start = time.monotonic()
             uvloop.run(load(server, log))

@@ -12,7 +12,7 @@ from service.domain.shares import Capacity, Shares
 
 _CREDITS_OF_RESPONSE: Final = 4.0  # at five times the capacity no connection waits after an error
 _MANY_WAITING: Final = 512  # more connections wait only if their clients come back at once
-_CREDITS_OF_SECOND: Final = 250.0  # however slow the model is: up to 4 % of the event loop's time
+CREDITS_OF_SECOND = 250.0  # however slow the model is: up to 4 % of the event loop's time
 _MAX_CREDIT: Final = 256.0  # what the responses of one batch of 64 rows allow
 _MOST_WAITING: Final = 4096  # turns of one caller; clients that left keep theirs
 _PACE_S: Final = 0.02
@@ -151,7 +151,7 @@ class ErrorPace:
 
     def _earn_for_time(self, loop: asyncio.AbstractEventLoop) -> None:
         seconds, self._counted_at = loop.time() - self._counted_at, loop.time()
-        self._earn(seconds * _CREDITS_OF_SECOND)
+        self._earn(seconds * CREDITS_OF_SECOND)
 
     def _earn(self, credits_: float) -> None:
         self._credit = min(_MAX_CREDIT, self._credit + credits_)

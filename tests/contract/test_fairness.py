@@ -99,7 +99,7 @@ def test_new_connections_wait_behind_errors_of_their_caller(models: Path, monkey
     """Else a client that comes back on a new connection after every error would take the time of others."""
     good, wrong = (f"GET /{path} HTTP/1.1\r\nHost: x\r\n\r\n".encode() for path in ("models", "nothing"))
     with serving(settings(models)) as service:
-        monkeypatch.setattr(limits, "_CREDITS_OF_SECOND", 0.0)
+        monkeypatch.setattr(limits, "CREDITS_OF_SECOND", 0.0)
         monkeypatch.setattr(limits, "_MAX_CREDIT", 2.0)
         for _ in range(3):
             with Connection(service.address).send(wrong) as leaving:
@@ -123,7 +123,7 @@ LONG_ERROR = JSON % (4096, b'{"unknown":"'.ljust(4094, b"a") + b'"}')
 def test_what_takes_time_waits_longer(models: Path, monkeypatch: Patch, request_: bytes, credit: float) -> None:
     """A scrape is long, and so is the body of an error, which was parsed."""
     with serving(settings(models)) as service, Connection(service.address) as connection:
-        monkeypatch.setattr(limits, "_CREDITS_OF_SECOND", 0.0)
+        monkeypatch.setattr(limits, "CREDITS_OF_SECOND", 0.0)
         monkeypatch.setattr(limits, "_MAX_CREDIT", credit)
         for _ in range(2):
             connection.send(request_).answer()
