@@ -32,6 +32,8 @@ _FOLDER: Final = click.option("--models", "folder", type=click.Path(), help="dir
 def models(ctx: click.Context, *, folder: str | None, as_json: bool) -> None:
     """List the models of a directory: name/version, images, precisions and what they draw. * is the default."""
     if ctx.invoked_subcommand is not None:
+        if folder is not None or as_json:
+            raise click.UsageError(f"options belong after {ctx.invoked_subcommand}")
         return
     settings = from_environment({} if folder is None else {"IGN_MODEL_DIR": folder, "IGN_SHIPPED_MODELS": "1"})
     repository = Repository(open_models=lambda _: [], **repository_options(settings))
@@ -63,8 +65,11 @@ def push(*, url: str, names: Sequence[str], folder: str | None) -> None:
         raise StartupError(f"{missing[0]}: no such model; there is {', '.join(repository.find())}")
     for ref in refs:
         _describe(repository, ref)  # raises if a card is damaged
+    top = repository.path(refs[0], MODEL_FILE).parents[2]
+    if lost := [ref for ref in refs if not (top / ref / MODEL_FILE).is_file()]:
+        raise StartupError(f"{lost[0]}: push needs a directory with {lost[0]}/{MODEL_FILE}")
     image = Image(url)
-    click.echo(image.at(image.push(repository.path(refs[0], MODEL_FILE).parents[2], refs)))
+    click.echo(image.at(image.push(top, refs)))
 
 
 @models.command()

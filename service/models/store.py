@@ -91,8 +91,10 @@ class ModelStore:
         for path in copied.keys() - objects.keys():
             del copied[path]
             self._remove(path)
+        # A layer of an image may hold several folders: it is read again unless all of them were copied.
+        again = {tag for folder in failures for _, tag in changed[folder].values()}
         state = fresh / "state"
-        state.write_text(json.dumps(copied), encoding="utf-8")
+        state.write_text(json.dumps({path: tag for path, tag in copied.items() if tag[1] not in again}), "utf-8")
         state.replace(self._state)
         return failures
 

@@ -21,8 +21,8 @@ LINES = {
     ("model_export",): 9_140,
     ("sdk", "ign"): 3_950,
     ("benchmarks",): 5_660,
-    ("tests",): 34_750,
-    (".",): 72_070,
+    ("tests",): 34_760,
+    (".",): 72_090,
 }
 FILE_LINES = 600
 SERVICE_MODULES = 81  # without `__init__`

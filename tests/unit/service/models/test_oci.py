@@ -172,6 +172,17 @@ def test_an_image_of_a_dockerfile_serves_too(registry: Registry, tmp_path: Path)
     assert contents(tmp_path / "copy") == {"toy/1/model.onnx": b"new"}
 
 
+def test_a_layer_of_which_a_folder_was_not_copied_is_read_again(registry: Registry, tmp_path: Path) -> None:
+    registry.add_layers(layer({f"models/toy/{version}/model.onnx": b"x" for version in "12"}))
+    store, blocked = ModelStore(registry.image(), tmp_path / "copy"), tmp_path / "copy" / "toy" / "2"
+    blocked.parent.mkdir(parents=True)
+    blocked.write_bytes(b"a file where the folder belongs")
+    assert {*store.refresh()} == {"toy/2"}
+    blocked.unlink()
+    assert store.refresh() == {}
+    assert contents(tmp_path / "copy") == {"toy/1/model.onnx": b"x", "toy/2/model.onnx": b"x"}
+
+
 def test_bytes_that_do_not_match_their_digest_are_refused(registry: Registry, models: Path, tmp_path: Path) -> None:
     digest = Image(registry.image()).push(models, ["toy/1"])
     store = ModelStore(registry.image(f"@{digest}"), tmp_path / "copy")
