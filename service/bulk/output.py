@@ -66,6 +66,8 @@ def check_output(output: "Output", source: str, pack: Pack, manifest_format: Man
     within, around = (each.rstrip("/") if is_url(each) else str(Path(each).resolve()) for each in (url, source))
     if source and f"{within}/".startswith(f"{around}/"):
         raise StartupError(f"{url}: lies within {source}; the next run would read it as input")
+    if url.startswith(("http:", "https:")):
+        raise StartupError(f"{url}: a web server cannot be written to; use a folder, s3://, gs:// or az://")
     try:
         is_new = output.previous_job() is None
         if is_new and not all(name.startswith(("source-", ".")) for name, *_ in output.place.files()):

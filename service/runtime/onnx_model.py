@@ -159,7 +159,9 @@ class OnnxModel:
             runner.close()
 
     def _warm_up_bucket(self, rows: FloatRows) -> None:
-        self.run(self.run(rows))
+        self.run(rows)
+        if self.device == "cuda":
+            self.run(rows)
         if self.device_batch is not None:
             # Two steps in each direction between the two buffers: with CUDA graphs, one captures and one replays.
             self.upload(rows)

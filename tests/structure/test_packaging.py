@@ -53,7 +53,7 @@ def stubs(venv: Path, *names: str, script: str) -> None:
 
 def make(venv: Path, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
     command = ["make", "--silent", f"VENV={venv}", *arguments]
-    env = environment(MAKEFLAGS="", MAKELEVEL="", **variables)
+    env = environment(MAKEFLAGS="", MAKELEVEL="", ARGS="", **variables)
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 
 

@@ -150,7 +150,7 @@ def test_another_job_is_refused(bulk: Run, pictures: dict[str, bytes], tmp_path:
         ("generate out -n 2 --seed 1 --offset 4294967295", "2^32"),
         ("generate out --model nobody", "no model 'nobody'"),
         ("generate file", "cannot be written"),
-        ("generate http://127.0.0.1:9/out", "http://127.0.0.1:9/out: cannot be read: "),
+        ("generate http://127.0.0.1:9/out", "a web server cannot be written to"),
         ("generate s3://key:secret@bucket/out", "s3://bucket/out: a URL must hold neither credentials nor a query"),
         ("generate in", "holds files of something else"),
         ("generate file/out", "cannot be written"),

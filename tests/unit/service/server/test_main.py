@@ -76,6 +76,12 @@ def _own_signals() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that ends too slowly ends its process, which on a busy machine would be pytest's."""
+    monkeypatch.setattr(uvicorn_server, "_EXIT_GRACE_S", PATIENCE_S)
+
+
+@pytest.fixture(autouse=True)
 def _own_collector() -> Iterator[None]:
     """So it does with the garbage collector."""
     thresholds = gc.get_threshold()
