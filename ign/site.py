@@ -124,7 +124,7 @@ def _read_model(folder: Path) -> tuple[dict[str, Any], bytes]:
         raise StartupError(f"{MODEL_FILE} has {size / 1e6:.0f} MB; a page has room for {_MAX_MODEL_BYTES / 1e6:.0f}")
     data = (folder / MODEL_FILE).read_bytes()
     model = OnnxModel(data, device="cpu")
-    card, golden = model.card, read_golden(folder / GOLDEN_FILE, model.card.shape)
+    card, golden = model.card, read_golden(folder / GOLDEN_FILE, *model.card.row_shapes)
     for content, tolerance in ((_round_weights(data), card.tolerance.fp16), (data, card.tolerance.fp32)):
         if check_golden(OnnxModel(content, device="cpu"), golden, tolerance).passed:
             members = {"digest": f"sha256:{model.digest}", "device": "this browser"}

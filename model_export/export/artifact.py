@@ -95,7 +95,7 @@ class Artifact:
         """The golden rows beside `model.onnx`."""
         path = self.folder / GOLDEN_FILE
         try:
-            golden = read_golden(path, self.card.shape)
+            golden = read_golden(path, *self.card.row_shapes)
         except StartupError as exc:
             raise UserError(f"{path}: missing or damaged; `verify` writes it again") from exc
         if golden.digest != digest_of(self.data):

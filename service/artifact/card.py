@@ -176,6 +176,11 @@ class Card(_Section):
         return [*((side, side) for side in (self.tiles.smaller if self.tiles else ())), self.shape[1:]]
 
     @property
+    def row_shapes(self) -> list[tuple[int, int, int]]:
+        """(C, H, W) of the rows that f takes, ascending."""
+        return [(self.shape[0], *size) for size in self.tile_sizes]
+
+    @property
     def ref(self) -> str:
         """`name/version`."""
         return f"{self.name}/{self.version}"

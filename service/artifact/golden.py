@@ -61,8 +61,10 @@ def digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def read_golden(path: Path, shape: tuple[int, int, int]) -> Golden:
-    """Read an untrusted `golden.npz` of rows (C, H, W): no pickles; sizes are checked before memory is allocated.
+def read_golden(path: Path, *shapes: tuple[int, int, int]) -> Golden:
+    """Read an untrusted `golden.npz` of rows (C, H, W) of one of the shapes, without pickles.
+
+    Declared sizes are checked before memory is allocated.
 
     Raises StartupError, which names no path, for anything else.
     """
@@ -76,8 +78,9 @@ def read_golden(path: Path, shape: tuple[int, int, int]) -> Golden:
     # zipfile, zlib and the `.npy` reader raise errors of a dozen types on damaged files.
     except Exception as exc:
         raise StartupError("damaged, or not an archive of x, y and digest") from exc
-    if x.ndim != 4 or x.shape[1:] != shape or y.shape != x.shape or not 1 <= len(x) <= MAX_ROWS:
-        raise StartupError(f"x and y must both be (1…{MAX_ROWS}, *{shape}), not {x.shape} and {y.shape}")
+    if x.ndim != 4 or x.shape[1:] not in shapes or y.shape != x.shape or not 1 <= len(x) <= MAX_ROWS:
+        rows = " or ".join(f"(1…{MAX_ROWS}, *{shape})" for shape in shapes)
+        raise StartupError(f"x and y must both be {rows}, not {x.shape} and {y.shape}")
     if any(rows.dtype != np.float32 or not np.isfinite(rows).all() for rows in (x, y)):
         raise StartupError("x and y must be finite float32")
     return Golden(x=x, y=y, digest=str(digest))

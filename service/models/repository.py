@@ -332,7 +332,7 @@ class Repository:
             raise StartupError(f"{file}: its card says {card.ref}")
         path = self._file(golden_file)
         with wrap_errors(golden_file):
-            golden = read_golden(path, card.shape)
+            golden = read_golden(path, *card.row_shapes)
         # golden.npz names the digest of the fp32 file.
         exported = digest_of(data if self._precision == "fp32" else self._read(self._path(ref, MODEL_FILE)))
         if golden.digest != exported:

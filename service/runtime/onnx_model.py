@@ -85,7 +85,7 @@ class OnnxModel:
             self._prepare_thread = lower_priority
             session = self._make_session()
         self.shape: ImageShape = self.card.shape
-        self._shapes = [(self.shape[0], *size) for size in self.card.tile_sizes]
+        self._shapes = self.card.row_shapes
         self.buckets: tuple[int, ...] | None = None
         self._missing_code = ""
         if self.device == "cuda":
@@ -131,11 +131,12 @@ class OnnxModel:
 
     def warm_up(self) -> None:
         """Run every bucket in every way, and give up those that do not fit; raises as :meth:`run`."""
-        # So no caller waits for algorithm search, allocations or captures.
+        # So no caller waits for algorithm search, allocations or captures. The CPU searches nothing.
+        shape = self.shape if self.device == "cuda" else self._shapes[0]
         while True:
             try:
                 for size in self.buckets or (1,):
-                    self._warm_up_bucket(np.zeros((size, *self.shape), dtype=np.float32))
+                    self._warm_up_bucket(np.zeros((size, *shape), dtype=np.float32))
             except DeviceOutOfMemory:
                 if self.buckets in (None, (1,)):
                     raise

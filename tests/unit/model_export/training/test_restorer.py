@@ -158,6 +158,7 @@ def test_an_exported_model_has_rows_of_a_tile_and_no_noise(exported: Path, tmp_p
         x = np.random.default_rng(0).uniform(-1, 1, (3, 1, side, side)).astype(np.float32)
         with torch.inference_mode():
             np.testing.assert_allclose(artifact.function(x), network(torch.from_numpy(x)), atol=1e-5)
+    assert artifact.golden().x.shape == (1, 1, 12, 12)  # the service runs them at every start
     verify(tmp_path / "runs" / "pages", exported, threads=1)
     state = read_weights(exported).state
     assert all(torch.equal(state[name], value) for name, value in network.state_dict().items())
