@@ -125,6 +125,6 @@ def _golden_inputs(card: TrainedCard, noise: NoiseSource) -> FloatRows:
         corner = (slice(None), slice(0, _CORNER), slice(0, _CORNER))
         page = pictures[-1].copy()
         page[corner] = noisy[corner]
-        return page[np.newaxis].astype(np.float32)
+        return np.asarray(page[np.newaxis], np.float32)
     latents = noise.rows(_SEED, 0, _GOLDEN_ROWS - len(pictures) - 1)
     return np.concatenate([np.stack([*pictures, noisy]).astype(np.float32), latents])

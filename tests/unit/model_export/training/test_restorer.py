@@ -29,7 +29,7 @@ LEVEL = 1 / 127.5
 PRESET = dataclasses.replace(
     PRESETS["scans"],
     network=NetworkConfig(size=16, channels=1, widths=(8, 8), bottleneck=0, full=8),
-    stages=tuple(dataclasses.replace(stage, warmup=2) for stage in restoring_stages(8, 8)),
+    stages=tuple(dataclasses.replace(stage, warmup=2) for stage in restoring_stages(8, 8, 8)),
     batch=8,
     checkpoint_every=16,
     tile=24,
@@ -128,7 +128,7 @@ def test_training_learns_to_restore_and_continues(pairs: Dataset, tmp_path: Path
     assert set(run.step_once()) == {"project"}
     run.train()
     again = restorer_run(pairs, tmp_path / "run")
-    assert again.step == 16
+    assert again.step == PRESET.steps
     assert (tmp_path / "run" / "samples" / "0000016.png").is_file()
     longer = dataclasses.replace(PRESET, stages=(dataclasses.replace(PRESET.stages[1], steps=120),))
     whole = Run(longer, pairs, tmp_path / "long", seed=0, device=torch.device("cpu"), bf16=False, provenance={})
@@ -190,5 +190,5 @@ def test_the_command_line_trains_on_pairs_of_a_file(pairs: Dataset, tmp_path: Pa
     file = tmp_path / "pairs.npz"
     clean, damaged = (np.kron(each.numpy()[:, 0], np.ones((2, 2), np.uint8)) for each in (pairs.train, pairs.damaged))
     np.savez(file, x_train=clean, x_test=clean, damaged_train=damaged)
-    command = ["train", "--preset", "scans", "--data", str(file), "--size", "32", "--steps", "2", "--batch", "4"]
+    command = ["train", "--preset", "scans", "--data", str(file), "--size", "32", "--steps", "3", "--batch", "4"]
     assert main([*command, "--out", str(tmp_path / "run"), "--threads", "1"]) == 0
