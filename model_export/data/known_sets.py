@@ -71,7 +71,7 @@ def content_digest(arrays: Mapping[str, NDArray[Any]]) -> str:
 def download(name: str) -> Arrays:
     """Pictures and labels of a set, through torchvision or drawn. The files stay in `~/.cache/ign-service`."""
     if KNOWN_SETS[name].drawn:
-        return _drawn(Path(_CACHE).expanduser() / f"{name}.npz")
+        return _drawn(name)
     from torchvision import datasets
 
     root, class_name = str(Path(_CACHE).expanduser()), KNOWN_SETS[name].torchvision
@@ -87,13 +87,16 @@ def download(name: str) -> Arrays:
     return {key: np.asarray(array) for key, array in arrays.items()}
 
 
-def _drawn(file: Path) -> Arrays:
-    if not file.is_file():
-        from model_export.data.scans import draw_scans
+def _drawn(name: str) -> Arrays:
+    from model_export.data import damages, pages, scans
 
+    sources = [Path(str(module.__file__)).read_bytes() for module in (damages, pages, scans)]
+    drawn_by = hashlib.sha256(b"".join(sources)).hexdigest()[:12]  # after a change of these modules, another file
+    file = Path(_CACHE).expanduser() / f"{name}-{drawn_by}.npz"
+    if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file) as opened:
-            np.savez_compressed(opened, allow_pickle=False, **draw_scans())
+            np.savez_compressed(opened, allow_pickle=False, **scans.draw_scans())
     with np.load(file) as arrays:
         return dict(arrays)
 

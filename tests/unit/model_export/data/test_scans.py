@@ -88,7 +88,7 @@ def test_the_set_has_pairs_of_which_some_are_equal() -> None:
     np.testing.assert_array_equal(scans.draw_scans(25, side=48)["damaged_train"], damaged)
 
 
-def test_the_set_is_drawn_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_set_is_drawn_once_and_again_by_another_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     drawn = []
 
     def draw() -> dict[str, np.ndarray]:
@@ -103,6 +103,10 @@ def test_the_set_is_drawn_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert (len(drawn), data[0].sha256, data[0].known) == (1, data[1].sha256, "scans")
     assert data[0].damaged is not None
     assert set(data[0].damaged.flatten().tolist()) == {2}
+    (tmp_path / "changed.py").write_text("")
+    monkeypatch.setattr(damages, "__file__", str(tmp_path / "changed.py"))
+    load_dataset("scans", size=16, channels=1)
+    assert len(drawn) == 2
 
 
 def test_pairs_of_other_numbers_are_refused(tmp_path: Path) -> None:
