@@ -21,7 +21,7 @@ LINES = {
     ("model_export",): 9_150,
     ("sdk", "ign"): 3_950,
     ("benchmarks",): 5_660,
-    ("tests",): 34_760,
+    ("tests",): 34_770,
     (".",): 72_140,
 }
 FILE_LINES = 600
