@@ -19,7 +19,7 @@ from typing import IO, Any, Final, NoReturn, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from service.domain.errors import StartupError
-from service.models.store import named, open_store
+from service.models.store import RETRY, named, open_store
 
 T = TypeVar("T")
 Contents = Sequence[tuple[str, bytes]]  # names and contents of files
@@ -27,7 +27,7 @@ _TEMP_SUFFIX: Final = ".partial"
 _IN_FLIGHT: Final = 64  # requests to a store
 _RANGE: Final = 4 << 20  # bytes of an archive or table in one request
 _BACKOFF: Final = {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=10), "base": 2.0}
-_RETRY: Final = {"max_retries": 1000, "retry_timeout": timedelta(seconds=60), "backoff": _BACKOFF}
+_PATIENT: Final = {"max_retries": 1000, "retry_timeout": timedelta(seconds=60), "backoff": _BACKOFF}
 
 
 class StoreError(OSError):
@@ -109,7 +109,9 @@ class Bucket:
         if parts.query or parts.password or (parts.username and not parts.scheme.startswith("abfs")):
             url = f"{parts.scheme}://{parts.hostname}{parts.path}"
             raise StartupError(f"{url}: a URL must hold neither credentials nor a query")
-        self.url, self._store = url, open_store(url, url, _RETRY)
+        # Until the store has answered once, the URL may be wrong; after that, it may restart.
+        self.url, self._store = url, open_store(url, url, RETRY)
+        self._patient = open_store(url, url, _PATIENT)
         import obstore
 
         self._api: Any = obstore
@@ -120,7 +122,7 @@ class Bucket:
         if type(self._store).__name__ == "HTTPStore":
             raise StoreError("a web server has single files, which can be read")
         with named(self.url, StoreError):
-            for chunk in self._api.list(self._store, below or None, chunk_size=1000):
+            for chunk in self._api.list(self._patient, below or None, chunk_size=1000):
                 yield from ((each["path"], each["size"], each["last_modified"].timestamp()) for each in chunk)
 
     def size(self, name: str) -> int | None:
@@ -137,13 +139,13 @@ class Bucket:
 
     def _get_range(self, name: str, start: int, length: int) -> Any:
         with named(self.url, StoreError):
-            return self._api.get_range(self._store, name, start=start, length=length)
+            return self._api.get_range(self._patient, name, start=start, length=length)
 
     def put(self, name: str, content: bytes | IO[bytes], *, new: bool = True) -> bool:
         """As that of a folder."""
         with named(self.url, StoreError):
             try:
-                self._api.put(self._store, name, content, mode="create" if new else "overwrite")
+                self._api.put(self._patient, name, content, mode="create" if new else "overwrite")
             except self._api.exceptions.AlreadyExistsError:
                 return False
         return True
@@ -156,11 +158,13 @@ class Bucket:
     def _unless_missing(self, call: Callable[..., T], name: str) -> T | None:
         with named(self.url, StoreError):
             try:
-                return call(self._store, name)
+                found = call(self._store, name)
             except FileNotFoundError as exc:
                 if "NoSuchBucket" in str(exc):
                     raise
-        return None
+                found = None
+            self._store = self._patient
+        return found
 
 
 Place = Folder | Bucket
