@@ -20,9 +20,9 @@ LINES = {
     ("service",): 17_920,
     ("model_export",): 9_150,
     ("sdk", "ign"): 3_950,
-    ("benchmarks",): 5_660,
-    ("tests",): 34_770,
-    (".",): 72_150,
+    ("benchmarks",): 5_665,
+    ("tests",): 34_755,
+    (".",): 72_140,
 }
 FILE_LINES = 600
 SERVICE_MODULES = 81  # without `__init__`
