@@ -21,7 +21,7 @@ LINES = {
     ("model_export",): 9_150,
     ("sdk", "ign"): 3_950,
     ("benchmarks",): 5_665,
-    ("tests",): 34_755,
+    ("tests",): 34_760,
     (".",): 72_140,
 }
 FILE_LINES = 600

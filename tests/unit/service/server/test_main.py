@@ -92,10 +92,14 @@ def _own_collector() -> Iterator[None]:
 
 @pytest.fixture
 def said() -> Iterator[Said]:
-    handler = Said()
-    logging.getLogger("service").addHandler(handler)
+    """What the logger says on levels from INFO; `ign serve --check`, in another test, leaves it on WARNING."""
+    handler, logger = Said(), logging.getLogger("service")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
     yield handler
-    logging.getLogger("service").removeHandler(handler)
+    logger.setLevel(level)
+    logger.removeHandler(handler)
 
 
 @pytest.fixture
@@ -258,7 +262,6 @@ def test_a_parent_that_reads_no_beats_stops_nothing(configured: Callable[..., No
 
 
 def test_ipv6(said: Said) -> None:
-    logging.getLogger("service").setLevel(logging.INFO)
     try:
         listener = uvicorn_server.bind("::1", 0, listens=True)
     except StartupError:
