@@ -19,14 +19,13 @@ from service.settings import Settings, from_environment
 
 Row = dict[str, Any]
 
-
-_FOLDER: Final = click.option("--models", "folder", type=click.Path(), help="directory of models  [shipped ones]")
+_FOLDER: Final = click.option(
+    "--models", "folder", type=click.Path(), help="directory or URL of models  [IGN_MODEL_DIR; shipped]"
+)
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--models", "folder", type=click.Path(), help="directory of models beside the shipped ones  [IGN_MODEL_DIR]"
-)
+@_FOLDER
 @click.option("--json", "as_json", is_flag=True, help="write a line of JSON for each model instead")
 @click.pass_context
 def models(ctx: click.Context, *, folder: str | None, as_json: bool) -> None:
@@ -35,8 +34,7 @@ def models(ctx: click.Context, *, folder: str | None, as_json: bool) -> None:
         if folder is not None or as_json:
             raise click.UsageError(f"options belong after {ctx.invoked_subcommand}")
         return
-    settings = from_environment({} if folder is None else {"IGN_MODEL_DIR": folder, "IGN_SHIPPED_MODELS": "1"})
-    repository = Repository(open_models=lambda _: [], **repository_options(settings))
+    repository = Repository(open_models=lambda _: [], **repository_options(_settings(folder)))
     repository.refresh(may_fail=True)
     rows = [_describe(repository, ref) for ref in repository.find_all()]
     default = repository.default

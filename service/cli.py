@@ -19,6 +19,7 @@ from service.settings import Settings, from_environment, log_name_warnings, mean
 
 REFUSED: Final = 2
 _METAVARS: Final[Mapping[object, str]] = {int: "NUMBER", float: "SECONDS"}
+_ALIASES: Final = {"model_dir": ("--models",)}  # what `ign export`, `import` and `site` call it
 
 
 def serve(options: Mapping[str, str], *, check: bool = False) -> int:
@@ -85,7 +86,7 @@ def _option_name(field: str) -> str:
 
 def _options() -> Iterator[click.Option]:
     for field, info in Settings.model_fields.items():
-        names = [_option_name(field)]
+        names = [_option_name(field), *_ALIASES.get(field, ())]
         if info.annotation is bool:
             names[0] += f"/--no-{names[0].removeprefix('--')}"
         yield click.Option(
@@ -120,15 +121,12 @@ def _default(field: str) -> str:
     return "the shipped models"
 
 
-def _run(*, check: bool, models: str | None, **values: Any) -> None:
-    if models is not None:
-        values |= {"model_dir": models, "shipped_models": True}
+def _run(*, check: bool, **values: Any) -> None:
     texts = {name: value for name, value in values.items() if value is not None}
     options = {name: str(int(value)) if isinstance(value, bool) else value for name, value in texts.items()}
     process.leave(serve(options, check=check))
 
 
-_MODELS: Final = click.Option(["--models"], type=click.Path(), help="as --model-dir, with the shipped models beside it")
 _CHECK: Final = click.Option(["--check"], is_flag=True, help="verify the models and the API keys, and end")
 command: Final = click.Command(
     "serve",
@@ -137,6 +135,6 @@ command: Final = click.Command(
     "variable, which stands in brackets before the default.",
     epilog="Exit status: 0 after a clean stop, 1 when no device is left, 2 for a refusal to start, 9 when a server "
     "process was killed because it did not stop in time.",
-    params=[_MODELS, *_options(), _CHECK],
+    params=[*_options(), _CHECK],
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -69,8 +69,6 @@ class Settings(BaseModel):
     model_dir: Path = Field(default_factory=_shipped_models)
     """directory of the models, or a URL such as s3://bucket/models (gs, az, oci). It holds
     NAME/VERSION/{model.onnx, golden.npz}; later changes are loaded on request."""
-    shipped_models: bool = False
-    """whether the shipped models serve too; of the same name, the directory's are used"""
     model_cache: Path = Path("~/.cache/ign-service")
     """directory for copies of the models of a URL. With them the service starts when the store is out of reach."""
     default_model: ModelName = "mnist"

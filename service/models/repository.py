@@ -98,11 +98,9 @@ def repository_options(settings: Settings) -> dict[str, Any]:
     """The parameters of `Repository` that follow from the settings."""
     url = settings.model_url
     store = ModelStore(url, cache_folder(url, settings.model_cache)) if url else None
-    shipped = Settings.model_fields["model_dir"].get_default(call_default_factory=True)
     return {
         "directory": settings.model_dir if store is None else store.folder,
         "store": store,
-        "beside": shipped if settings.shipped_models else None,
         "default": settings.default_model,
         "only_a_guess": "default_model" not in settings.model_fields_set,
         "pins": settings.pins,
@@ -125,7 +123,7 @@ class Repository:
     takes the place of a default that is ``only_a_guess``. A name stands for its version in ``pins``, else for its
     highest. With ``strict`` every version must load. ``open_on_cpu`` opens a model that ``open_models`` opened on CUDA
     and that fails there when it is warmed up or verified; without it, such a model is refused. With a ``store``, the
-    directory holds copies from there. Models of the directory ``beside`` count too, unless it has one of their name.
+    directory holds copies from there.
     """
 
     def __init__(
@@ -140,11 +138,9 @@ class Repository:
         precision: Literal["fp32", "fp16"] = "fp32",
         open_on_cpu: ModelFactory | None = None,
         store: ModelStore | None = None,
-        beside: Path | None = None,
     ) -> None:
         self._directory, self.default, self.pins, self._strict = directory, default, pins, strict
         self._only_a_guess, self._store = only_a_guess, store
-        self._beside, self._from_beside = beside, frozenset[str]()  # `name/version` of those found there
         self._open_models, self._open_on_cpu = open_models, open_on_cpu
         self._precision: Literal["fp32", "fp16"] = precision
         self._cuda_lost = ""  # why CUDA fails every call of this process, once a model has found that out
@@ -228,13 +224,6 @@ class Repository:
             folders = iter([folder] if is_there else ())
         refs = [f"{folder.name}/{version.name}" for folder in folders for version in self._subfolders(folder, _VERSION)]
         refs += [ref for ref in self._find_mounted() if name in (None, ref.partition("/")[0])]
-        if self._beside is not None:
-            own = {ref.partition("/")[0] for ref in refs}
-            names = [each for each in self._subfolders(self._beside, _NAME) if name in (None, each.name)]
-            found = [f"{each.name}/{v.name}" for each in names for v in self._subfolders(each, _VERSION)]
-            others = [ref for ref in self._from_beside if name not in (None, ref.partition("/")[0])]
-            self._from_beside = frozenset([*others, *(ref for ref in found if ref.partition("/")[0] not in own)])
-            refs += [ref for ref in found if ref in self._from_beside]
         return sorted(refs, key=version_key)
 
     def _find_mounted(self) -> list[str]:
@@ -262,9 +251,7 @@ class Repository:
         return self._directory / self._path(ref, file)
 
     def _path(self, ref: str, file: str) -> str:
-        """A file of a version, relative to the directory; absolute if it lies beside."""
-        if ref in self._from_beside:
-            return str(PurePath(self._beside or "", ref, file))
+        """A file of a version, relative to the directory."""
         folders = (ref, ref.partition("/")[2], "")
         folder = next((each for each in folders if (self._directory / each / MODEL_FILE).exists()), ref)
         return str(PurePath(folder, file))
@@ -395,8 +382,7 @@ class Repository:
         if not path.is_file():
             raise StartupError(f"{relative}: no such file")
         resolved = path.resolve()  # what is checked is opened, even if a link changes meanwhile
-        roots = [root for each in (self._directory, self._beside) if each for root in _roots(each.resolve())]
-        if not any(resolved.is_relative_to(root) for root in roots):
+        if not any(resolved.is_relative_to(root) for root in _roots(self._directory.resolve())):
             raise StartupError(f"{relative}: leads out of the model directory")
         return resolved
 

@@ -122,7 +122,7 @@ def test_serve_help_names_every_setting_variable_and_default() -> None:
 def test_only_given_options_are_passed_on(served: list[tuple[dict[str, str], bool]]) -> None:
     assert ign("serve", "--check", IGN_PORT="not a port").exit_code == 0
     assert ign("serve", "--models", "there", "--port", "0").exit_code == 0
-    assert served == [({}, True), ({"model_dir": "there", "shipped_models": "1", "port": "0"}, False)]
+    assert served == [({}, True), ({"model_dir": "there", "port": "0"}, False)]
 
 
 def test_a_refusal_names_the_option_that_was_given(capsys: Any) -> None:

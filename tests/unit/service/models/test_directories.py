@@ -40,21 +40,6 @@ def test_without_a_default_model_the_only_one_is_it(tmp_path: Path, refs: tuple[
         assert here.default == "mnist"
 
 
-def test_the_models_of_two_directories(tmp_path: Path) -> None:
-    """A name that is in both is that of the first."""
-    own, beside = tmp_path / "own", tmp_path / "beside"
-    write_model(own, name="toy", version="1")
-    write_model(beside, name="toy", version="2")
-    write_model(beside, name="faces", version="1")
-    here = repository(own, beside=beside)
-    assert list(here.load_all().models) == here.find() == ["faces/1", "toy/1"]
-    assert here.load("faces/1").card.ref == "faces/1"
-    assert (here.path("faces/1", "model.onnx"), here.find("toy")) == (beside / "faces/1/model.onnx", ["toy/1"])
-    write_model(own, name="faces", version="3")  # now the directory has one, too
-    assert (here.find("faces"), here.load("faces/3").card.ref) == (["faces/3"], "faces/3")
-    assert repository(own).find() == ["faces/3", "toy/1"]
-
-
 def test_files_of_a_snapshot_of_the_hub_may_be_its_blobs(tmp_path: Path) -> None:
     snapshot, blobs = tmp_path / "models--ign--toys" / "snapshots" / "1b2c", tmp_path / "models--ign--toys" / "blobs"
     folder = write_model(snapshot / "deep")
