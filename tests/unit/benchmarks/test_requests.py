@@ -24,10 +24,10 @@ HOSTILE = {"body", "JSON", "image", "deep", "HTTP", "headers"}
 def test_every_kind_of_request_is_made_and_the_same_again(
     make: Callable[[traffic.Rng], traffic.Case], kinds: set[str]
 ) -> None:
-    one, two = ([make(np.random.default_rng((3, number))) for number in range(300)] for _ in range(2))
-    assert [case.data for case in one] == [case.data for case in two]
-    assert kinds <= {case.kind.split()[0] for case in one}
-    assert len({case.data for case in one}) > 200
+    made = [make(np.random.default_rng((3, number))) for number in range(300)]
+    assert [case.data for case in made[:50]] == [make(np.random.default_rng((3, number))).data for number in range(50)]
+    assert kinds <= {case.kind.split()[0] for case in made}
+    assert len({case.data for case in made}) > 200
 
 
 @pytest.mark.parametrize("kind", hostile_files.KINDS)

@@ -138,15 +138,12 @@ def test_training_learns_to_restore_and_continues(pairs: Dataset, tmp_path: Path
         assert np.mean(values[-10:]) < 0.7 * np.mean(values[:10])
 
 
-@pytest.fixture
-def exported(pairs: Dataset, tmp_path: Path) -> Path:
+def test_an_exported_model_has_rows_of_a_tile_and_no_noise_and_a_page_that_shows_what_ocr_reads(
+    pairs: Dataset, tmp_path: Path
+) -> None:
     restorer_run(pairs, tmp_path / "runs" / "pages").train()
-    folder, verifications = export(tmp_path / "runs" / "pages", tmp_path / "models", fp16=True, threads=1)
+    exported, verifications = export(tmp_path / "runs" / "pages", tmp_path / "models", fp16=True, threads=1)
     assert set(verifications) == {"model.onnx", "model.fp16.onnx"}
-    return folder
-
-
-def test_an_exported_model_has_rows_of_a_tile_and_no_noise(exported: Path, tmp_path: Path) -> None:
     artifact = Artifact.read(exported, threads=1)
     card = from_metadata(artifact.function.metadata)[0]
     assert (card.schema_version, card.shape, card.noise, card.objective) == (2, (1, 24, 24), None, None)
@@ -162,9 +159,6 @@ def test_an_exported_model_has_rows_of_a_tile_and_no_noise(exported: Path, tmp_p
     verify(tmp_path / "runs" / "pages", exported, threads=1)
     state = read_weights(exported).state
     assert all(torch.equal(state[name], value) for name, value in network.state_dict().items())
-
-
-def test_its_page_shows_what_ocr_reads(exported: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="makes nothing of noise"):
         evaluate(exported, "pairs.npz", cache=tmp_path)
     rates = {"raw": 4.0, "background": 3.0, "f": 1.5, "f2": 1.6}
