@@ -7,7 +7,6 @@ need the scope `admin`, which `service.api.access` checks.
 same queue as those of the native endpoints. The Content-Type of its body is ignored, because some clients send none.
 """
 
-import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,14 +26,7 @@ from service.api.oip import tensors
 from service.api.pipeline import LARGE_BODY, Endpoint, ResponseParts
 from service.api.request import ApiRequest, RequestHeaders, count_codec, count_rows, read_body
 from service.artifact.card import INPUT, OUTPUT, Card
-from service.domain.errors import (
-    DeadlineExceeded,
-    IgnError,
-    InvalidContent,
-    InvalidInference,
-    NotReady,
-    NotSupported,
-)
+from service.domain.errors import IgnError, InvalidContent, InvalidInference, NotReady, NotSupported
 from service.domain.latents import FloatRows
 from service.domain.tasks import Images, Result, SchedulingParams, StepParams
 from service.models.registry import ServedModel
@@ -321,9 +313,6 @@ ENDPOINTS: Final = tuple(  # the head needs no further check: the Content-Type i
 
 # The model repository
 
-_MAX_REPOSITORY_BYTES: Final = 1 << 16  # of a body; the longest useful one has about 50
-_MAX_INLINE_BYTES: Final = 1 << 10  # parsing so few takes less time than waking a thread of the codec pool
-
 
 async def _check_allowed(request: Request) -> None:
     settings = app_state(request).settings
@@ -369,16 +358,8 @@ async def unload(request: Request, services: ServingState, name: str) -> Any:
 
 async def _read(request: Request, services: AppState, schema: type[tensors.Schema]) -> tensors.Schema:
     """The body of a call, whatever its Content-Type. FastAPI would read one of any size, and want application/json."""
-    settings, arrival = services.settings, request.state.arrival
-    deadline = arrival + settings.body_timeout_s
-    body = await read_body(
-        RequestHeaders(request.scope["headers"]), request.receive, max_bytes=_MAX_REPOSITORY_BYTES, deadline=deadline
-    )
+    headers = RequestHeaders(request.scope["headers"])
+    deadline = request.state.arrival + services.settings.body_timeout_s
+    body = await read_body(headers, request.receive, max_bytes=LARGE_BODY, deadline=deadline)
     request.state.request_bytes = len(body)
-    if len(body) <= _MAX_INLINE_BYTES:
-        return tensors.parse(body, schema)
-    try:
-        async with asyncio.timeout(arrival + settings.request_timeout_s - time.monotonic()):
-            return await services.codec.run("decode", partial(tensors.parse, body, schema), request.state.caller)
-    except TimeoutError as exc:
-        raise DeadlineExceeded("the deadline passed") from exc
+    return tensors.parse(body, schema)
