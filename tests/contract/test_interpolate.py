@@ -90,9 +90,10 @@ def test_a_loop_comes_back_to_its_first_point(service: Service) -> None:
     assert [image.data for image in interpolated(service, loop=True, frames=2).images] == [images[0].data] * 2
 
 
-def test_a_grid_is_its_corners_and_what_lies_between(service: Service) -> None:
-    corners = [{"seed": seed} for seed in (1, 2, 3, 4)]
-    response = service.post("/latent-interpolate", {"points": corners, "grid": {"rows": 3, "cols": 5}})
+@pytest.mark.parametrize(("method", "mix"), [("slerp", slerp), ("lerp", lerp)])
+def test_a_grid_is_its_corners_and_what_lies_between(service: Service, method: str, mix: Any) -> None:
+    body = {"points": [{"seed": seed} for seed in (1, 2, 3, 4)], "grid": {"rows": 3, "cols": 5}, "method": method}
+    response = service.post("/latent-interpolate", body)
     images = checked(response, InterpolateAnswer).images
     assert [(image.row, image.col) for image in images] == [(r, c) for r in range(3) for c in range(5)]
     assert all("t" not in image for image in response.json()["images"])
@@ -100,10 +101,11 @@ def test_a_grid_is_its_corners_and_what_lies_between(service: Service) -> None:
     a, b, c, d = (latents(seed)[0] for seed in (1, 2, 3, 4))
 
     def mixed(row: int, col: int) -> FloatRow:  # along columns first, then rows
-        return slerp(slerp(a, b, col / 4), slerp(c, d, col / 4), row / 2)
+        mixed_row: FloatRow = mix(mix(a, b, col / 4), mix(c, d, col / 4), row / 2)
+        return mixed_row
 
     expected = step_params(np.stack([mixed(r, col) for r in range(3) for col in range(5)]), STEPS)
-    np.testing.assert_allclose(rows(service, points=corners, grid={"rows": 3, "cols": 5}), expected, atol=1e-5)
+    np.testing.assert_allclose(rows(service, **body), expected, atol=1e-5)
 
 
 def test_an_image_point_is_the_projection_of_that_image(service: Service) -> None:

@@ -87,7 +87,13 @@ def test_a_trace_is_passed_on(service: Service, method: str, path: str) -> None:
     assert response.headers["traceparent"] == TRACEPARENT
 
 
-@pytest.mark.parametrize("given", ["", "nonsense", TRACEPARENT.upper(), f"00-{'0' * 32}-{SPAN}-01"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("", "nonsense", TRACEPARENT.upper(), f"{TRACEPARENT}, {TRACEPARENT}", f"00-{TRACE}-{SPAN}"),
+        *(f"00-{'0' * 32}-{SPAN}-01", f"00-{TRACE}-{'0' * 16}-01", f"ff-{TRACE}-{SPAN}-01", f"{TRACEPARENT}-x"),
+    ],
+)
 def test_what_is_no_position_in_a_trace_is_ignored(service: Service, given: str) -> None:
     for headers in ([("traceparent", given)], [("traceparent", TRACEPARENT)] * 2):
         response = service.client.post("/generate", headers=headers)

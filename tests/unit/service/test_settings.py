@@ -31,12 +31,6 @@ def test_every_field_is_documented_and_nothing_else() -> None:
     assert list(documented()) == sorted((f"IGN_{name.upper()}" for name in FIELDS), key=list(documented()).index)
 
 
-def test_documented_defaults_are_the_defaults() -> None:
-    literal = {name: text.strip("`") for name, text in documented().items() if text.startswith("`")}
-    assert len(literal) >= 22
-    assert load_settings(literal) == Settings()
-
-
 @pytest.mark.parametrize(
     ("name", "text", "value"),
     [

@@ -10,9 +10,6 @@ from service.domain.latents import (
     MAX_SEED,
     STREAM,
     FloatRow,
-    Grid,
-    LatentPath,
-    Method,
     NoiseSource,
     lerp,
     slerp,
@@ -102,51 +99,6 @@ def test_a_sum_whose_square_vanishes_still_has_a_direction(weight: float) -> Non
     np.testing.assert_array_equal(weighted_sum([row(3, 4, 0)], [weight], None), row(0, 0, 0))
     large, small = row(2.0**24, 0, 0), row(1, 0, 0)  # float32 would lose the small one
     np.testing.assert_array_equal(weighted_sum([large, small, large], [1.0, 1.0, -1.0], None), small)
-
-
-NOISE = NoiseSource((1, 2, 3))
-
-
-def points(n: int) -> list[FloatRow]:
-    return [NOISE.row(1, i) for i in range(n)]
-
-
-@given(st.integers(2, 8), st.integers(2, 64), st.booleans(), st.sampled_from(["slerp", "lerp"]))
-def test_frames_on_points_are_the_points(n: int, frames: int, loop: bool, method: Method) -> None:
-    stops = points(n)
-    path = LatentPath(frames=frames, method=method, loop=loop)
-    rows, times = path.rows(stops), path.times()
-    assert len(times) == frames
-    assert (times[0], times[-1]) == (0.0, 1.0)
-    assert times == sorted(times)
-    assert rows.shape == (frames - loop, 1, 2, 3)
-    stops = [*stops, stops[0]] if loop else stops
-    segments = len(stops) - 1
-    for i, row in enumerate(rows):
-        segment, place = divmod(i * segments, frames - 1)
-        if place == 0:
-            assert row.tobytes() == stops[segment].tobytes()
-        else:
-            mix = slerp if method == "slerp" else lerp
-            expected = mix(stops[segment], stops[segment + 1], times[i] * segments - segment)
-            np.testing.assert_allclose(row, expected, atol=1e-5)
-
-
-@pytest.mark.parametrize(("method", "mix"), [("slerp", slerp), ("lerp", lerp)])
-@pytest.mark.parametrize(("rows", "cols"), [(2, 2), (3, 5), (16, 16)])
-def test_corners_of_a_grid_are_the_points_and_it_goes_along_columns_first(
-    rows: int, cols: int, method: Method, mix: Callable[[FloatRow, FloatRow, float], FloatRow]
-) -> None:
-    a, b, c, d = points(4)
-    grid = Grid(rows=rows, cols=cols, method=method)
-    latents = grid.latents([a, b, c, d]).reshape(rows, cols, 1, 2, 3)
-    assert grid.coordinates() == [(row, column) for row in range(rows) for column in range(cols)]
-    for row, column in grid.coordinates():
-        t = column / (cols - 1)
-        expected = mix(mix(a, b, t), mix(c, d, t), row / (rows - 1))
-        np.testing.assert_allclose(latents[row, column], expected, atol=1e-6)
-    for place, corner in (((0, 0), a), ((0, -1), b), ((-1, 0), c), ((-1, -1), d)):
-        assert latents[place].tobytes() == corner.tobytes()
 
 
 def test_blending_with_strength_one_is_the_output_itself() -> None:

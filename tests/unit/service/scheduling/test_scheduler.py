@@ -114,13 +114,6 @@ def test_a_batch_has_the_smallest_bucket_that_fits(buckets: tuple[int, ...] | No
     assert [reason for *_, reason in observer.of("batch")] == ["full"] * (len(sizes) - 1) + ["drained"]
 
 
-def test_rows_of_different_requests_share_a_batch() -> None:
-    recorded = RecordingFunction()
-    model = FakeModel(function=recorded, gate=threading.Event())
-    play(lambda scheduler: behind(scheduler, model, *[(marked(i), params()) for i in (1, 2)]), model)
-    assert [sorted(rows) for rows in recorded.batches] == [[0], [1, 2]]
-
-
 def test_two_callers_share_the_batch_evenly() -> None:
     recorded = RecordingFunction()
     model = FakeModel(function=recorded, gate=threading.Event())
