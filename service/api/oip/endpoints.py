@@ -88,8 +88,8 @@ async def ready(request: Request) -> tensors.ServerReady:
 
 # Registered before the routes of one model, so that, as with Triton, a model named `stats` is not reachable.
 @router.get("/v2/models/stats")
-async def all_statistics(services: ServingState) -> tensors.StatisticsAnswer:
-    """Statistics of all models."""
+async def all_statistics(services: ServingState) -> dict[str, Any]:
+    """Statistics of all models, as Triton gives them."""
     return _statistics(services.registry.models.values())
 
 
@@ -119,62 +119,60 @@ async def model_ready(model: Model) -> Response:
 
 @router.get(_MODEL + "/config")
 @router.get(_VERSION + "/config")
-async def config(services: ServingState, model: Model) -> tensors.ModelConfig:
+async def config(services: ServingState, model: Model) -> dict[str, Any]:
     """Triton's configuration of a model."""
-    form = {"data_type": f"TYPE_{tensors.DATATYPE}", "format": "FORMAT_NONE"}
-    x, y = (tensors.TensorConfig(name=name, dims=[*_row_shape(model.card)], **form) for name in (INPUT, OUTPUT))
-    return tensors.ModelConfig(
-        name=model.card.name,
-        platform="onnxruntime_onnx",
-        backend="onnxruntime",
-        version_policy={"all": {}},
-        max_batch_size=services.settings.max_images,
-        input=[x],
-        output=[y],
-        dynamic_batching={"max_queue_delay_microseconds": 0, "preserve_ordering": False},
-        model_transaction_policy={"decoupled": False},
-    )
+    form = {"data_type": f"TYPE_{tensors.DATATYPE}", "format": "FORMAT_NONE", "dims": _row_shape(model.card)}
+    return {
+        "name": model.card.name,
+        "platform": "onnxruntime_onnx",
+        "backend": "onnxruntime",
+        "version_policy": {"all": {}},
+        "max_batch_size": services.settings.max_images,
+        "input": [{"name": INPUT, **form}],
+        "output": [{"name": OUTPUT, **form}],
+        "dynamic_batching": {"max_queue_delay_microseconds": 0, "preserve_ordering": False},
+        "model_transaction_policy": {"decoupled": False},
+    }
 
 
 @router.get(_MODEL + "/stats")
 @router.get(_VERSION + "/stats")
-async def statistics(request: Request, services: ServingState, model: Model) -> tensors.StatisticsAnswer:
+async def statistics(request: Request, services: ServingState, model: Model) -> dict[str, Any]:
     """Statistics of one version, or of every version of a model, since it was loaded."""
     return _statistics([model] if "version" in request.path_params else _versions(services, model))
 
 
-def _statistics(models: Iterable[ServedModel]) -> tensors.StatisticsAnswer:
-    return tensors.StatisticsAnswer(model_stats=[_of_one(model, model.statistics.counts()) for model in models])
+def _statistics(models: Iterable[ServedModel]) -> dict[str, Any]:
+    return {"model_stats": [_of_one(model.card, model.statistics.counts()) for model in models]}
 
 
-def _of_one(model: ServedModel, counts: Counts) -> tensors.ModelStatistics:
-    nothing = tensors.Spent(count=0, ns=0)
-    calls = {rows: _spent(spent) for rows, spent in counts.batches.items()}
-    return tensors.ModelStatistics(
-        name=model.card.name,
-        version=model.card.version,
-        last_inference=counts.last_ms,
-        inference_count=counts.rows,
-        execution_count=sum(spent.count for spent in calls.values()),
-        inference_stats=tensors.InferenceStatistics(
-            success=_spent(counts.success),
-            fail=_spent(counts.fail),
-            queue=_spent(counts.queue),
-            compute_input=_spent(counts.input),
-            compute_infer=_spent(counts.infer),
-            compute_output=_spent(counts.output),
-            cache_hit=nothing,
-            cache_miss=nothing,
-        ),
-        batch_stats=[
-            tensors.BatchStatistics(batch_size=rows, compute_input=nothing, compute_infer=spent, compute_output=nothing)
-            for rows, spent in calls.items()
+def _of_one(card: Card, counts: Counts) -> dict[str, Any]:
+    parts = {
+        "success": counts.success,
+        "fail": counts.fail,
+        "queue": counts.queue,
+        "compute_input": counts.input,
+        "compute_infer": counts.infer,
+        "compute_output": counts.output,
+        "cache_hit": Duration(),
+        "cache_miss": Duration(),
+    }
+    nothing = {"compute_input": _spent(Duration()), "compute_output": _spent(Duration())}
+    return {
+        "name": card.name,
+        "version": card.version,
+        "last_inference": counts.last_ms,
+        "inference_count": counts.rows,
+        "execution_count": sum(spent.count for spent in counts.batches.values()),
+        "inference_stats": {name: _spent(spent) for name, spent in parts.items()},
+        "batch_stats": [
+            {"batch_size": rows, "compute_infer": _spent(spent), **nothing} for rows, spent in counts.batches.items()
         ],
-    )
+    }
 
 
-def _spent(duration: Duration) -> tensors.Spent:
-    return tensors.Spent(count=duration.count, ns=duration.ns)
+def _spent(duration: Duration) -> dict[str, int]:
+    return {"count": duration.count, "ns": duration.ns}
 
 
 # The stages of an inference
