@@ -311,6 +311,8 @@ ENDPOINTS: Final = tuple(  # the head needs no further check: the Content-Type i
 
 # The model repository
 
+_MAX_REPOSITORY_BYTES: Final = 1 << 14  # of a body; parsing so many takes a millisecond
+
 
 async def _check_allowed(request: Request) -> None:
     settings = app_state(request).settings
@@ -358,6 +360,6 @@ async def _read(request: Request, services: AppState, schema: type[tensors.Schem
     """The body of a call, whatever its Content-Type. FastAPI would read one of any size, and want application/json."""
     headers = RequestHeaders(request.scope["headers"])
     deadline = request.state.arrival + services.settings.body_timeout_s
-    body = await read_body(headers, request.receive, max_bytes=LARGE_BODY, deadline=deadline)
+    body = await read_body(headers, request.receive, max_bytes=_MAX_REPOSITORY_BYTES, deadline=deadline)
     request.state.request_bytes = len(body)
     return tensors.parse(body, schema)
