@@ -40,12 +40,12 @@ def pixels(data: bytes, mode: str | None = None) -> Pixels:
         return np.asarray(image if mode is None else image.convert(mode))
 
 
-def frames(data: bytes) -> list[Pixels]:
+def frames(data: bytes, mode: str = "L") -> list[Pixels]:
     with Image.open(io.BytesIO(data)) as image:
         shown = []
         for i in range(getattr(image, "n_frames", 1)):
             image.seek(i)
-            shown.append(np.asarray(image.convert("L")))
+            shown.append(np.asarray(image.convert(mode)))
         return shown
 
 
