@@ -36,11 +36,6 @@ class ServedModel:
     ``make_scheduler`` makes a scheduler for rows of a size (H, W): one, and at their first use those of smaller tiles.
     """
 
-    __slots__ = (
-        *("__weakref__", "_is_closed", "_make_scheduler", "card", "digest", "loaded", "noise", "ref", "scheduler"),
-        *("schedulers", "since", "statistics", "tag"),
-    )
-
     def __init__(
         self, loaded: LoadedModel, make_scheduler: Callable[[tuple[int, int]], Scheduler], statistics: ModelStatistics
     ) -> None:
