@@ -3,8 +3,6 @@
 import argparse
 import itertools
 import re
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +11,6 @@ from benchmarks import capacity
 from benchmarks.charts import charts
 from benchmarks.harness import common, tables
 from benchmarks.harness.common import Json
-from benchmarks.harness.processes import ServerFailed
 
 
 def test_percentiles_are_nearest_ranks_and_figures_have_four_digits() -> None:
@@ -49,37 +46,6 @@ def test_a_target_is_met_or_missed() -> None:
         assert common.target("a", measured, **bound)["met"] is is_met  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at_least or at_most"):
         common.target("a", 1.0)
-
-
-@pytest.mark.parametrize(
-    ("measured", "judge", "status"), [(1.0, True, 0), (2.0, True, 1), (2.0, False, 0), (None, False, 2)]
-)
-def test_a_result_is_printed_and_saved_and_judged(
-    measured: float | None,
-    judge: bool,
-    status: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    def measure(asked: argparse.Namespace) -> Json:
-        if measured is None:
-            raise ServerFailed("it did not start")
-        return {"targets": [common.target("least", measured, at_most=1.0)], "lines": [{"rounds": asked.rounds}]}
-
-    file, options = tmp_path / "new" / "nothing.json", {"rounds": (5, 1), "model": ("a",)}
-    monkeypatch.setattr(sys, "argv", ["nothing", "--quick", "--model", "somewhere", "--results", str(file)])
-    assert common.run_benchmark("nothing", "none", measure, options, judge=judge) == status
-    said = capsys.readouterr()
-    if measured is None:
-        assert said.err == "error: it did not start\n"
-        return
-    result = tables.read(file)
-    assert file.read_text() == said.out
-    assert result["options"] == {"quick": True, "rounds": 1}  # no paths
-    assert result["lines"] == [{"rounds": 1}]
-    assert result["machine"]["cpus_granted"] >= 1
-    assert not any("/home" in str(value) or str(tmp_path) in str(value) for value in result["machine"].values())
 
 
 SERVICE: Json = {

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.load_generator import traffic
 from benchmarks.load_generator.fetch import Answer, ConnectionClosed, fetch
-from benchmarks.reliability import hostile_files, hostile_inputs
+from benchmarks.reliability import hostile_inputs
 from benchmarks.reliability.soak import KNOWN, KnownAnswers, right_answers
 from benchmarks.request_path import steady_calls
 from tests.unit.benchmarks.fake_server import OK, Seen, fake_server
@@ -24,18 +24,10 @@ HOSTILE = {"body", "JSON", "image", "deep", "HTTP", "headers"}
 def test_every_kind_of_request_is_made_and_the_same_again(
     make: Callable[[traffic.Rng], traffic.Case], kinds: set[str]
 ) -> None:
-    made = [make(np.random.default_rng((3, number))) for number in range(300)]
+    made = [make(np.random.default_rng((3, number))) for number in range(200)]
     assert [case.data for case in made[:50]] == [make(np.random.default_rng((3, number))).data for number in range(50)]
     assert kinds <= {case.kind.split()[0] for case in made}
-    assert len({case.data for case in made}) > 200
-
-
-@pytest.mark.parametrize("kind", hostile_files.KINDS)
-def test_hostile_files_are_opened_and_what_came_of_them_is_told(kind: str) -> None:
-    outcomes = [hostile_files.run(7, number, kind) for number in range(40)]
-    assert outcomes == [hostile_files.run(7, number, kind) for number in range(40)]
-    assert len(set(outcomes)) > 1
-    assert not any(outcome.startswith("FAULT") for outcome in outcomes)
+    assert len({case.data for case in made}) > 130
 
 
 @pytest.mark.parametrize(

@@ -135,8 +135,9 @@ def test_a_process_that_dies_again_and_again_is_restarted_after_a_pause(
 def test_processes_that_all_die_before_they_listen_end_the_service(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(process, "_MOST_FAILURES", 2)
     monkeypatch.setattr(process, "_MAX_INTERVALS", 1)
-    with pytest.raises(StartupError, match="died 10 times in a row before one served"):
+    with pytest.raises(StartupError, match="died 4 times in a row before one served"):
         supervise(settings, fakes.dies, on_listening=lambda: None)
 
 
