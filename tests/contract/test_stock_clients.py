@@ -123,9 +123,3 @@ def test_bodies_like_those_of_hugging_face(service: Service, more: dict[str, Any
     response = service.post("/project", {"inputs": b64(PICTURE)} | more)
     assert response.status_code == (200 if field is None else 422), response.text
     assert [error["field"] for error in response.json().get("errors", [])] == ([] if field is None else [field])
-
-
-def test_an_image_needs_no_content_type(service: Service) -> None:
-    expected = service.client.post("/score", content=PICTURE, headers={"Content-Type": "image/png"}).json()["images"]
-    assert service.client.post("/score", content=PICTURE).json()["images"] == expected
-    assert service.client.post("/score", content=b"BM no image").status_code == 415
