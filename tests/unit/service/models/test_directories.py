@@ -1,6 +1,5 @@
 """How a model directory may look: KServe's mounts, snapshots of the Hugging Face Hub, pins and broken versions."""
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -91,21 +90,6 @@ def test_one_of_several_mounted_versions_may_be_broken(tmp_path: Path) -> None:
     for version in "39":
         (tmp_path / version / "model.onnx").write_bytes(b"x")
     assert refusal(tmp_path).startswith("3/model.onnx: not a model")
-
-
-def test_a_broken_version_is_reported_unless_it_is_the_default_or_all_must_load(tmp_path: Path) -> None:
-    for name, version in (("a", "1"), ("a", "2"), ("toy", "1"), ("toy", "2")):
-        write_model(tmp_path, name, version)
-    (tmp_path / "a" / "2" / "golden.npz").unlink()
-    (tmp_path / "toy" / "2" / "model.onnx").unlink()
-    os.mkfifo(tmp_path / "toy" / "2" / "model.onnx")  # opening it would wait for ever
-    reasons = {"a/2": "a/2/golden.npz: no such file", "toy/2": "toy/2/model.onnx: no such file"}
-    for options in ({"default": "a/1"}, {"default": "a", "pins": {"a": "1"}}, {"default": "toy/1"}):
-        models, failures = repository(tmp_path, **options).load_all()
-        assert (list(models), failures) == (["a/1", "toy/1"], reasons)
-    assert refusal(tmp_path, "a") == reasons["a/2"]
-    assert refusal(tmp_path, "toy") == reasons["toy/2"]
-    assert refusal(tmp_path, "toy/1", strict=True) == reasons["a/2"]
 
 
 def test_whatever_fails_is_a_line_in_the_failures(

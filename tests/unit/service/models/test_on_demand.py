@@ -211,23 +211,6 @@ def ask(loaded: LoadedModel, index: int = 1) -> None:
     np.testing.assert_allclose(loaded.instances[index].run(x), expected, atol=1e-6)
 
 
-def test_every_model_runs_although_only_two_are_open(toys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    library = Library(toys, monkeypatch, 2)
-    models = library.repository.load_all().models
-    assert list(models) == ["toy/1", "toy/2", "toy/3"]
-    for _ in range(2):
-        for loaded in models.values():
-            assert (loaded.device, loaded.golden.reproducible, len(loaded.instances)) == ("cpu", "exact", 2)
-            ask(loaded)
-            assert len(library.running()) <= 4
-    assert library.running() == ["toy/2"] * 2 + ["toy/3"] * 2
-    for loaded in models.values():
-        loaded.instances[0].warm_up()
-        loaded.instances[0].reduce_max_batch()
-        loaded.close()
-    assert library.running() == []
-
-
 @pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_bytes(b"other")])
 def test_a_file_that_is_no_longer_the_verified_one_is_not_opened(
     toys: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], Any]

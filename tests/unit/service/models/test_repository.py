@@ -100,23 +100,6 @@ def test_loads_every_version_of_every_model(tmp_path: Path) -> None:
         assert here.find(name) == []
 
 
-def test_replaced_and_rewritten_files_are_others(tmp_path: Path) -> None:
-    folder = write_model(tmp_path)
-    models = repository(tmp_path)
-    seen = {models.files("toy/1"), models.load("toy/1").files}
-    shutil.copy(folder / "model.onnx", folder / "other")
-    for change in (
-        lambda: (folder / "other").rename(folder / "model.onnx"),
-        lambda: os.truncate(folder / "golden.npz", 100),
-        lambda: (folder / "golden.npz").unlink(),
-    ):
-        change()
-        seen.add(models.files("toy/1"))
-    assert len(seen) == 4
-    shutil.rmtree(folder)
-    assert models.files("toy/1") == ()
-
-
 def test_other_entries_are_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_model(tmp_path)
     (tmp_path / "README.md").write_text("models")
