@@ -77,7 +77,8 @@ def prepare_many(pictures: Iterable[tuple[Picture, Resize, Invert]], card: Card)
     """As `prepare`, for several images at once: the rows (N, C, H, W), and which of them are inverted."""
     mode, target = "L" if card.shape[0] == 1 else "RGB", (card.shape[2], card.shape[1])
     background, white = background_levels(card), (255,) * card.shape[0]
-    fitted, inverted = list[Pixels](), list[bool]()  # of the model's size
+    fitted: list[Pixels] = []  # of the model's size
+    inverted: list[bool] = []
     for picture, resize, invert in pictures:
         auto = invert == "auto" and card.polarity == "light-on-dark"
         dark_ink = auto and _is_dark_ink(picture.image, mode)
