@@ -4,6 +4,7 @@ All sizes are (width, height) in pixels.
 """
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
@@ -78,22 +79,43 @@ def prepare_many(pictures: Iterable[tuple[Picture, Resize, Invert]], card: Card)
     mode, target = "L" if card.shape[0] == 1 else "RGB", (card.shape[2], card.shape[1])
     background, white = background_levels(card), (255,) * card.shape[0]
     fitted: list[Pixels] = []  # of the model's size
+    late: list[bool] = []  # to be inverted at the end
     inverted: list[bool] = []
+    undecided: list[int] = []  # their ring decides
     for picture, resize, invert in pictures:
         auto = invert == "auto" and card.polarity == "light-on-dark"
         dark_ink = auto and _is_dark_ink(picture.image, mode)
         flat = composite(picture.image, mode, white if dark_ink else background)
         inverts = dark_ink or invert is True
-        if auto and not dark_ink:
-            inverts = levels.ring_mean(as_pixels(flat)) > levels.MID_GREY
-        flat = ImageChops.invert(flat) if inverts else flat
-        # The ring is that of the image before resizing, and the letterbox is background also when inverted.
-        if flat.size != target:
-            flat = fit_to_canvas(flat, target, resize, background, Image.Resampling.LANCZOS)
-        fitted.append(as_pixels(flat))
+        if flat.size == target:
+            if auto and not dark_ink:
+                undecided.append(len(fitted))
+            fitted.append(as_pixels(flat))
+            late.append(inverts)
+        else:
+            # The ring is that of the image before resizing, and the letterbox is background also when inverted.
+            if auto and not dark_ink:
+                inverts = levels.ring_mean(as_pixels(flat)) > levels.MID_GREY
+            flat = ImageChops.invert(flat) if inverts else flat
+            fitted.append(as_pixels(fit_to_canvas(flat, target, resize, background, Image.Resampling.LANCZOS)))
+            late.append(False)
         inverted.append(inverts)
         del picture, flat  # the next image is decoded now, and each may take 60 MB
-    return to_rows(np.stack(fitted), card), inverted
+    pixels = np.stack(fitted)
+    if undecided:
+        light = pixels[undecided][:, _ring(card.shape[1:])].reshape(len(undecided), -1).mean(axis=1) > levels.MID_GREY
+        for index, inverts in zip(undecided, light.tolist(), strict=True):
+            late[index] = inverted[index] = inverts
+    if any(late):
+        pixels[late] = ~pixels[late]
+    return to_rows(pixels, card), inverted
+
+
+@lru_cache(maxsize=16)
+def _ring(size: tuple[int, int]) -> NDArray[np.bool_]:
+    ring = np.ones(size, np.bool_)
+    ring[1:-1, 1:-1] = False
+    return ring
 
 
 def composite(image: Image.Image, mode: str, background: tuple[int, ...]) -> Image.Image:
