@@ -3,6 +3,7 @@
 No cluster is asked for anything.
 """
 
+import base64
 import hashlib
 import json
 import re
@@ -27,6 +28,8 @@ from tests.helpers.live import ROOT, free_port, live_service, until
 from tests.slow.monitoring.files import RULES
 from tests.slow.object_store.test_models import bucket as bucket
 from tests.slow.object_store.test_models import pytestmark as needs_bucket
+from tests.slow.object_store.test_registry import Registry, ign
+from tests.slow.object_store.test_registry import pytestmark as needs_registry
 from tests.structure.test_deployment import lineage, read
 
 helm = pytest.importorskip("helm_python", reason="needs `pip install helm-python-sdk`")
@@ -39,6 +42,7 @@ EXAMPLES = sorted(file.stem for file in (CHART / "examples").glob("*.yaml"))
 ON_GPU = ("autoscaled", "bulk", "keda", "kserve", "models-bucket", "ray")
 # Files of values, separated by spaces, of which the last wins, as with -f; "" is the chart's own values.
 SETS = ["", "gpu", *EXAMPLES, *(f"gpu {name}" for name in ON_GPU), "kserve models-claim", "kserve models-volume"]
+SETS += [f"{workload} models-registry" for workload in ("kserve", "ray")]
 CUSTOM = {
     "ServiceMonitor": "cloudcoil.models.prometheus_operator.v1",
     "PrometheusRule": "cloudcoil.models.prometheus_operator.v1",
@@ -71,8 +75,11 @@ every_served = pytest.mark.parametrize(
     "chosen", [chosen for chosen in SETS if values(chosen).get("workload") in (None, "kserve")]
 )
 OF_KSERVE = {"annotations", "deploymentStrategy", "labels", "maxReplicas", "minReplicas", "model", "protocolVersions"}
-ENVIRONMENTS = ["", "canary", "ingress", "keda", "kserve", "models-bucket", "models-claim", "open", "traces"]
+ENVIRONMENTS = ["", "canary", "ingress", "keda", "kserve", "open", "traces"]
+ENVIRONMENTS += ["models-bucket", "models-claim", "models-registry"]
 """One set of each that pods of a service are given."""
+NEEDS = {"models-bucket": needs_bucket, "models-registry": needs_registry}
+USERS = "user:$2y$04$4Ne5nCzLftqK/4l5AgPwae0QVskb/uJD6XLlAp8gn4UiOk9ByzEg."  # with the password `pass`
 
 
 @cache
@@ -281,11 +288,17 @@ def test_a_pod_has_the_settings_keys_and_time_to_drain(chosen: str) -> None:
     assert ("nvidia.com/gpu" in limits, "cpu" in limits) == ((True, False) if found.device == "cuda" else (False, True))
 
 
-@pytest.mark.parametrize(
-    "chosen", [pytest.param(each, marks=needs_bucket if each == "models-bucket" else ()) for each in ENVIRONMENTS]
-)
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    registry = Registry(tmp_path, USERS)
+    yield registry
+    registry.stop()
+
+
+@pytest.mark.parametrize("chosen", [pytest.param(each, marks=NEEDS.get(each, ())) for each in ENVIRONMENTS])
 def test_the_service_runs_with_what_a_pod_is_given(chosen: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """As a process on a CPU, with folders and a bucket of this machine, the pod's probes, a key, and SIGTERM."""
+    """As a process on a CPU, with folders, a bucket and a registry of this machine, the pod's probes, a key, and
+    SIGTERM."""
     model = tmp_path / "models" / "mnist" / "5"
     shutil.copytree(ROOT / "models" / "mnist" / "5", model)
     keys = [{"name": "a", "sha256": hashlib.sha256(b"k").hexdigest(), "scopes": ["infer"]}]
@@ -293,10 +306,24 @@ def test_the_service_runs_with_what_a_pod_is_given(chosen: str, tmp_path: Path, 
     here = {"/run/ign/keys.json": tmp_path / "keys.json", "/models": model.parents[1], "/mnt/models": model}
     given = {"IGN_MODEL_DIR": "/models", **environment(chosen)}
     if "IGN_MODEL_CACHE" in given:
+        here["/models"] = tmp_path / "cache"
+    if chosen == "models-bucket":
         store = request.getfixturevalue("bucket")
         store.upload(model.parents[1])
-        here["/models"] = tmp_path / "cache"
         given |= store.environment
+    if chosen == "models-registry":
+        host = request.getfixturevalue("registry").host
+        places = {each["mountPath"]: each["name"] for each in container(chosen)["volumeMounts"]}
+        volumes = {each["name"]: each for each in next(pods(chosen))["spec"]["volumes"]}
+        secret = volumes[places[given["DOCKER_CONFIG"]]]["secret"]
+        ((key, name),) = (each.values() for each in secret["items"])
+        assert (secret["secretName"], key) == ("registry", ".dockerconfigjson")
+        (tmp_path / name).write_text(json.dumps({"auths": {host: {"auth": base64.b64encode(b"user:pass").decode()}}}))
+        given["IGN_MODEL_DIR"] = f"oci://{host}/digits"
+        assert ign("push", given["IGN_MODEL_DIR"], "--models", model.parents[1]).returncode == 2
+        pushed = ign("push", given["IGN_MODEL_DIR"], "--models", model.parents[1], DOCKER_CONFIG=str(tmp_path))
+        assert pushed.returncode == 0, pushed.stderr
+        here[given["DOCKER_CONFIG"]] = tmp_path
     told = {name: str(here.get(value, value)) for name, value in given.items()}
     told |= {"IGN_PORT": "0", "IGN_LOG_FORMAT": "text", "IGN_DEVICE": "cpu"}  # the text log has the address
     with live_service(**told) as url, httpx.Client(base_url=url, trust_env=False) as client:
@@ -411,6 +438,7 @@ def test_every_setting_may_be_given_and_a_wrong_value_is_named() -> None:
         ({"replicas": "3"}, "/replicas"),
         ({"workload": "daemon"}, "'deployment', 'job', 'kserve', 'ray'"),
         ({"models": {"source": "claim"}}, "/models/claim"),
+        ({"models": {"source": "bucket", "bucket": "oci://registry"}}, "/models/bucket"),
         ({"env": [{"name": "IGN_PORT", "value": "1"}]}, "/env/0/name"),
         ({"ingress": {"enabled": True}}, "/ingress/hosts"),
         ({"gateway": {"canary": {"weight": 10}}}, "/gateway/canary/service"),

@@ -20,18 +20,20 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING
 
 
 class Registry:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, users: str = "") -> None:
         self.host = f"127.0.0.1:{free_port()}"
         config = folder / "registry.yml"
         storage = f"storage: {{filesystem: {{rootdirectory: {folder / 'data'}}}}}"
-        config.write_text(f"version: 0.1\n{storage}\nhttp: {{addr: {self.host}}}\n")
+        (folder / "users").write_text(users)
+        login = f"auth: {{htpasswd: {{realm: models, path: {folder / 'users'}}}}}\n" if users else ""
+        config.write_text(f"version: 0.1\n{storage}\nhttp: {{addr: {self.host}}}\n{login}")
         quiet = subprocess.DEVNULL
         self.process = subprocess.Popen(["docker-registry", "serve", str(config)], stdout=quiet, stderr=quiet)
         until(self._serves, lambda: "docker-registry does not serve")
 
     def _serves(self) -> bool:
         try:
-            return httpx.get(f"http://{self.host}/v2/", timeout=5.0).is_success
+            return httpx.get(f"http://{self.host}/v2/", timeout=5.0).status_code in (200, 401)
         except httpx.TransportError:
             return False
 
@@ -53,9 +55,9 @@ def run(*command: str | Path, cwd: Path, **variables: str) -> str:
     return done.stdout
 
 
-def ign(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ign", "models", *arguments]
-    return subprocess.run(command, env=environment(IGN_DEVICE="cpu"), capture_output=True, text=True, check=False)
+def ign(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    command, settings = [sys.executable, "-m", "ign", "models", *arguments], environment(IGN_DEVICE="cpu", **variables)
+    return subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
 
 
 def test_models_go_through_a_registry(registry: Registry, tmp_path: Path) -> None:
