@@ -3,7 +3,6 @@
 No cluster is asked for anything.
 """
 
-import base64
 import hashlib
 import json
 import re
@@ -26,10 +25,11 @@ from service.observability.metrics import Metrics
 from service.settings import Settings, load_settings, variable_of
 from tests.helpers.live import ROOT, free_port, live_service, until
 from tests.slow.monitoring.files import RULES
-from tests.slow.object_store.test_models import bucket as bucket
 from tests.slow.object_store.test_models import pytestmark as needs_bucket
-from tests.slow.object_store.test_registry import Registry, ign
+from tests.slow.object_store.test_models import seaweed as seaweed
+from tests.slow.object_store.test_registry import ign
 from tests.slow.object_store.test_registry import pytestmark as needs_registry
+from tests.slow.object_store.test_registry import registry as registry
 from tests.structure.test_deployment import lineage, read
 
 helm = pytest.importorskip("helm_python", reason="needs `pip install helm-python-sdk`")
@@ -78,8 +78,8 @@ OF_KSERVE = {"annotations", "deploymentStrategy", "labels", "maxReplicas", "minR
 ENVIRONMENTS = ["", "canary", "ingress", "keda", "kserve", "open", "traces"]
 ENVIRONMENTS += ["models-bucket", "models-claim", "models-registry"]
 """One set of each that pods of a service are given."""
+DOCKER = ".dockerconfigjson"  # in a Secret of a registry
 NEEDS = {"models-bucket": needs_bucket, "models-registry": needs_registry}
-USERS = "user:$2y$04$4Ne5nCzLftqK/4l5AgPwae0QVskb/uJD6XLlAp8gn4UiOk9ByzEg."  # with the password `pass`
 
 
 @cache
@@ -288,13 +288,6 @@ def test_a_pod_has_the_settings_keys_and_time_to_drain(chosen: str) -> None:
     assert ("nvidia.com/gpu" in limits, "cpu" in limits) == ((True, False) if found.device == "cuda" else (False, True))
 
 
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    registry = Registry(tmp_path, USERS)
-    yield registry
-    registry.stop()
-
-
 @pytest.mark.parametrize("chosen", [pytest.param(each, marks=NEEDS.get(each, ())) for each in ENVIRONMENTS])
 def test_the_service_runs_with_what_a_pod_is_given(chosen: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """As a process on a CPU, with folders, a bucket and a registry of this machine, the pod's probes, a key, and
@@ -308,21 +301,16 @@ def test_the_service_runs_with_what_a_pod_is_given(chosen: str, tmp_path: Path, 
     if "IGN_MODEL_CACHE" in given:
         here["/models"] = tmp_path / "cache"
     if chosen == "models-bucket":
-        store = request.getfixturevalue("bucket")
+        store = request.getfixturevalue("seaweed")
         store.upload(model.parents[1])
         given |= store.environment
     if chosen == "models-registry":
-        host = request.getfixturevalue("registry").host
+        given["IGN_MODEL_DIR"] = f"oci://{request.getfixturevalue('registry').host}/digits"
         places = {each["mountPath"]: each["name"] for each in container(chosen)["volumeMounts"]}
         volumes = {each["name"]: each for each in next(pods(chosen))["spec"]["volumes"]}
         secret = volumes[places[given["DOCKER_CONFIG"]]]["secret"]
-        ((key, name),) = (each.values() for each in secret["items"])
-        assert (secret["secretName"], key) == ("registry", ".dockerconfigjson")
-        (tmp_path / name).write_text(json.dumps({"auths": {host: {"auth": base64.b64encode(b"user:pass").decode()}}}))
-        given["IGN_MODEL_DIR"] = f"oci://{host}/digits"
-        assert ign("push", given["IGN_MODEL_DIR"], "--models", model.parents[1]).returncode == 2
-        pushed = ign("push", given["IGN_MODEL_DIR"], "--models", model.parents[1], DOCKER_CONFIG=str(tmp_path))
-        assert pushed.returncode == 0, pushed.stderr
+        assert (secret["secretName"], secret["items"]) == ("registry", [{"key": DOCKER, "path": "config.json"}])
+        assert ign("push", given["IGN_MODEL_DIR"], "--models", model.parents[1]).returncode == 0
         here[given["DOCKER_CONFIG"]] = tmp_path
     told = {name: str(here.get(value, value)) for name, value in given.items()}
     told |= {"IGN_PORT": "0", "IGN_LOG_FORMAT": "text", "IGN_DEVICE": "cpu"}  # the text log has the address

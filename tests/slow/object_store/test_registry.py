@@ -1,5 +1,7 @@
 """Models in a real OCI registry, read by the tools that others use: skopeo, oras and cosign."""
 
+import base64
+import json
 import os
 import shutil
 import subprocess
@@ -19,21 +21,28 @@ MISSING = [tool for tool in TOOLS if shutil.which(tool) is None]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)} of Debian")
 
 
+USER = "user:$2y$04$4Ne5nCzLftqK/4l5AgPwae0QVskb/uJD6XLlAp8gn4UiOk9ByzEg."  # htpasswd of user:pass
+
+
 class Registry:
-    def __init__(self, folder: Path, users: str = "") -> None:
+    """Callers need a login, which `config.json` in its folder has, as Docker keeps it."""
+
+    def __init__(self, folder: Path) -> None:
         self.host = f"127.0.0.1:{free_port()}"
         config = folder / "registry.yml"
         storage = f"storage: {{filesystem: {{rootdirectory: {folder / 'data'}}}}}"
-        (folder / "users").write_text(users)
-        login = f"auth: {{htpasswd: {{realm: models, path: {folder / 'users'}}}}}\n" if users else ""
-        config.write_text(f"version: 0.1\n{storage}\nhttp: {{addr: {self.host}}}\n{login}")
+        auth = f"auth: {{htpasswd: {{realm: models, path: {folder / 'users'}}}}}"
+        config.write_text(f"version: 0.1\n{storage}\nhttp: {{addr: {self.host}}}\n{auth}\n")
+        (folder / "users").write_text(USER)
+        login = {"auth": base64.b64encode(b"user:pass").decode()}
+        (folder / "config.json").write_text(json.dumps({"auths": {self.host: login}}))
         quiet = subprocess.DEVNULL
         self.process = subprocess.Popen(["docker-registry", "serve", str(config)], stdout=quiet, stderr=quiet)
         until(self._serves, lambda: "docker-registry does not serve")
 
     def _serves(self) -> bool:
         try:
-            return httpx.get(f"http://{self.host}/v2/", timeout=5.0).status_code in (200, 401)
+            return httpx.get(f"http://{self.host}/v2/", auth=("user", "pass"), timeout=5.0).is_success
         except httpx.TransportError:
             return False
 
@@ -43,8 +52,10 @@ class Registry:
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
     registry = Registry(tmp_path)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "config.json"))  # skopeo's
     yield registry
     registry.stop()
 
@@ -55,9 +66,9 @@ def run(*command: str | Path, cwd: Path, **variables: str) -> str:
     return done.stdout
 
 
-def ign(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    command, settings = [sys.executable, "-m", "ign", "models", *arguments], environment(IGN_DEVICE="cpu", **variables)
-    return subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
+def ign(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ign", "models", *arguments]
+    return subprocess.run(command, env=environment(IGN_DEVICE="cpu"), capture_output=True, text=True, check=False)
 
 
 def test_models_go_through_a_registry(registry: Registry, tmp_path: Path) -> None:
