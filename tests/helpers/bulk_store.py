@@ -54,7 +54,8 @@ def killed_workers(source: Path, bucket: Bucket, *, shard: int, kills: int, ray:
     """Four workers do all parts from `in` to `out`, or on ``ray`` two actors do, though 5 % of the requests fail, the
     store restarts and a number of them are killed; returns how many requests that took.
 
-    With ``ray``, every actor of the process namespace may be killed."""
+    With ``ray``, any actor of the process namespace may be killed.
+    """
     chance, count = random.Random(0), len(list(source.iterdir()))
     bucket.upload(source, "in")
     with Proxy(bucket, failing=0.05) as proxy:
@@ -75,7 +76,7 @@ def killed_workers(source: Path, bucket: Bucket, *, shard: int, kills: int, ray:
                 bucket.start()
             part = chance.choice(sorted(running))
             if ray:
-                until(lambda: kill_actor(chance), lambda: "there is no actor that can be killed")
+                until(lambda: kill_actor(chance), lambda: "there is no actor that can be killed", 300.0)
                 continue
             running[part].kill()
             running[part].communicate()
@@ -87,7 +88,7 @@ def killed_workers(source: Path, bucket: Bucket, *, shard: int, kills: int, ray:
 
 
 def kill_actor(chance: random.Random) -> bool:
-    """Whether there was one."""
+    """Kill one of Ray Data's actors; returns whether there was one."""
     found = sorted(processes(b"ray::MapWorker"))
     if found:
         os.kill(chance.choice(found), signal.SIGKILL)

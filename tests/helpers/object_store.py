@@ -27,7 +27,7 @@ from tests.helpers.live import free_port, until
 WEED: Final = shutil.which("weed", path=sysconfig.get_path("scripts")) or shutil.which("weed")
 KEYS = [{"accessKey": "key", "secretKey": "secret"}]
 ACCESS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
-AZURITE: Final = "azurite@3.35.0"  # the last that runs with Node 20, which Debian has
+AZURITE: Final = "azurite@3.35.0"  # later ones need a newer Node than Debian has
 ACCOUNT: Final = "devstoreaccount1"
 ACCOUNT_KEY: Final = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 _SLOW_DOWN: Final = (
@@ -119,7 +119,7 @@ class Azurite(Bucket):
 
     url = "az://models"
     wrong_key: ClassVar = {"AZURE_STORAGE_ACCOUNT_KEY": "d3Jvbmc="}
-    stops_by = signal.SIGTERM  # its index is in memory
+    stops_by = signal.SIGTERM  # it writes its index at the end
 
     @property
     def environment(self) -> dict[str, str]:

@@ -78,7 +78,6 @@ OF_KSERVE = {"annotations", "deploymentStrategy", "labels", "maxReplicas", "minR
 ENVIRONMENTS = ["", "canary", "ingress", "keda", "kserve", "open", "traces"]
 ENVIRONMENTS += ["models-bucket", "models-claim", "models-registry"]
 """One set of each that pods of a service are given."""
-DOCKER = ".dockerconfigjson"  # in a Secret of a registry
 NEEDS = {"models-bucket": needs_bucket, "models-registry": needs_registry}
 
 
@@ -290,8 +289,7 @@ def test_a_pod_has_the_settings_keys_and_time_to_drain(chosen: str) -> None:
 
 @pytest.mark.parametrize("chosen", [pytest.param(each, marks=NEEDS.get(each, ())) for each in ENVIRONMENTS])
 def test_the_service_runs_with_what_a_pod_is_given(chosen: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """As a process on a CPU, with folders, a bucket and a registry of this machine, the pod's probes, a key, and
-    SIGTERM."""
+    """As a process on a CPU, with folders and stores of this machine, the pod's probes, a key, and SIGTERM."""
     model = tmp_path / "models" / "mnist" / "5"
     shutil.copytree(ROOT / "models" / "mnist" / "5", model)
     keys = [{"name": "a", "sha256": hashlib.sha256(b"k").hexdigest(), "scopes": ["infer"]}]
@@ -308,8 +306,8 @@ def test_the_service_runs_with_what_a_pod_is_given(chosen: str, tmp_path: Path, 
         given["IGN_MODEL_DIR"] = f"oci://{request.getfixturevalue('registry').host}/digits"
         places = {each["mountPath"]: each["name"] for each in container(chosen)["volumeMounts"]}
         volumes = {each["name"]: each for each in next(pods(chosen))["spec"]["volumes"]}
-        secret = volumes[places[given["DOCKER_CONFIG"]]]["secret"]
-        assert (secret["secretName"], secret["items"]) == ("registry", [{"key": DOCKER, "path": "config.json"}])
+        items = [{"key": ".dockerconfigjson", "path": "config.json"}]
+        assert volumes[places[given["DOCKER_CONFIG"]]]["secret"]["items"] == items
         assert ign("push", given["IGN_MODEL_DIR"], "--models", model.parents[1]).returncode == 0
         here[given["DOCKER_CONFIG"]] = tmp_path
     told = {name: str(here.get(value, value)) for name, value in given.items()}

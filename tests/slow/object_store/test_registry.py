@@ -1,6 +1,5 @@
 """Models in a real OCI registry, read by the tools that others use: skopeo, oras and cosign."""
 
-import base64
 import json
 import os
 import shutil
@@ -21,11 +20,8 @@ MISSING = [tool for tool in TOOLS if shutil.which(tool) is None]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)} of Debian")
 
 
-USER = "user:$2y$04$4Ne5nCzLftqK/4l5AgPwae0QVskb/uJD6XLlAp8gn4UiOk9ByzEg."  # htpasswd of user:pass
-
-
 class Registry:
-    """Callers need a login, which `config.json` in its folder has, as Docker keeps it."""
+    """Callers log in as `user` with `pass`, which `config.json` in its folder has, as Docker keeps it."""
 
     def __init__(self, folder: Path) -> None:
         self.host = f"127.0.0.1:{free_port()}"
@@ -33,9 +29,8 @@ class Registry:
         storage = f"storage: {{filesystem: {{rootdirectory: {folder / 'data'}}}}}"
         auth = f"auth: {{htpasswd: {{realm: models, path: {folder / 'users'}}}}}"
         config.write_text(f"version: 0.1\n{storage}\nhttp: {{addr: {self.host}}}\n{auth}\n")
-        (folder / "users").write_text(USER)
-        login = {"auth": base64.b64encode(b"user:pass").decode()}
-        (folder / "config.json").write_text(json.dumps({"auths": {self.host: login}}))
+        (folder / "users").write_text("user:$2y$04$4Ne5nCzLftqK/4l5AgPwae0QVskb/uJD6XLlAp8gn4UiOk9ByzEg.")
+        (folder / "config.json").write_text(json.dumps({"auths": {self.host: {"auth": "dXNlcjpwYXNz"}}}))
         quiet = subprocess.DEVNULL
         self.process = subprocess.Popen(["docker-registry", "serve", str(config)], stdout=quiet, stderr=quiet)
         until(self._serves, lambda: "docker-registry does not serve")

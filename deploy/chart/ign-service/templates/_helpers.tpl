@@ -34,7 +34,9 @@ labels:
 
 {{/* The Secret with which the service reads models from a registry; KServe reads them itself. */}}
 {{- define "ign.registry" -}}
-{{ if and (hasPrefix "oci://" .Values.models.bucket) (ne .Values.workload "kserve") }}{{ .Values.models.secret }}{{ end }}
+{{- with .Values.models }}
+{{- if and (eq .source "bucket") (hasPrefix "oci://" .bucket) (ne $.Values.workload "kserve") }}{{ .secret }}{{ end }}
+{{- end }}
 {{- end }}
 
 {{/* A value as the service reads it: Helm holds numbers as floats, and would write 33554432 as 3.3554432e+07. */}}
