@@ -18,15 +18,9 @@ from tests.unit.service.bulk.conftest import output_files, picture, service_envi
 
 
 def run(*command: str | Path, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*own_namespace(), sys.executable, "-m", *command],
-        cwd=folder,
-        env=environment(RAY_USAGE_STATS_ENABLED="0", **variables),
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
+    line = [*own_namespace(), sys.executable, "-m", *command]
+    settings = environment(RAY_USAGE_STATS_ENABLED="0", **variables)
+    return subprocess.run(line, cwd=folder, env=settings, capture_output=True, text=True, timeout=500, check=False)
 
 
 @pytest.mark.slow
@@ -66,8 +60,6 @@ def test_the_same_as_on_one_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.slow
 def test_actors_that_are_killed_make_what_one_machine_makes() -> None:
-    """On a store that fails and restarts."""
-    own_namespace()
     if find_spec("obstore") is None or WEED is None:
         pytest.skip("obstore and SeaweedFS are not installed, so nothing was run on them")
     done = run("benchmarks.bulk_store", "workers", "--ray", "--kills", "6", folder=ROOT)

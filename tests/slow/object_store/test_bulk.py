@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from service.bulk import places
 from tests.contract.harness import write_models
 from tests.helpers.bulk_store import bulk, killed_workers, memory_of_names, pictures, timed
 from tests.helpers.live import environment
@@ -45,6 +46,14 @@ def test_many_reads_are_in_flight_and_few_writes_make_a_shard(
     changed = subprocess.run(far, env=environment(**variables, **bucket.environment), capture_output=True, check=False)
     assert changed.returncode == 2
     assert b"000000.png is not what it was" in changed.stderr
+
+
+def test_the_first_of_two_that_put_a_file_wins(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in bucket.environment.items():
+        monkeypatch.setenv(name, value)
+    place = places.Bucket(f"{bucket.url}/out")
+    assert [place.put("shard", content) for content in (b"first", b"second")] == [True, False]
+    assert place.get("shard") == b"first"
 
 
 def test_workers_that_are_killed_make_what_one_makes(bucket: Bucket, variables: dict[str, str], tmp_path: Path) -> None:
