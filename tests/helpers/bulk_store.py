@@ -52,10 +52,8 @@ def timed(command: list[str], **variables: str) -> tuple[float, float]:
 
 def killed_workers(source: Path, bucket: Bucket, *, shard: int, kills: int, ray: bool, **variables: str) -> int:
     """Four workers do all parts from `in` to `out`, or on ``ray`` two actors do, though 5 % of the requests fail, the
-    store restarts and a number of them are killed; returns how many requests that took.
-
-    With ``ray``, any actor of the process namespace may be killed.
-    """
+    store restarts and a number of them are killed (on ``ray`` any actor of the process namespace); returns how many
+    requests that took."""
     chance, count = random.Random(0), len(list(source.iterdir()))
     bucket.upload(source, "in")
     with Proxy(bucket, failing=0.05) as proxy:
