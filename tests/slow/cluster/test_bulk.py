@@ -1,5 +1,6 @@
 """Bulk work on Ray Data makes what it makes on one machine."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -10,36 +11,34 @@ import pytest
 
 from service.bulk.__main__ import main
 from tests.contract.harness import write_models
-from tests.helpers.live import environment
+from tests.helpers.live import ROOT, environment
+from tests.helpers.object_store import WEED
 from tests.slow.cluster.space import own_namespace
 from tests.unit.service.bulk.conftest import output_files, picture, service_environment, write
 
 
+def run(*command: str | Path, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    line = [*own_namespace(), sys.executable, "-m", *command]
+    settings = environment(RAY_USAGE_STATS_ENABLED="0", **variables)
+    return subprocess.run(line, cwd=folder, env=settings, capture_output=True, text=True, timeout=500, check=False)
+
+
 @pytest.mark.slow
 def test_the_same_as_on_one_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    within = own_namespace()
+    own_namespace()
     if find_spec("pandas") is None or find_spec("pyarrow") is None:
         pytest.skip("Ray Data is not installed, so nothing was run on it")
-    models = write_models(tmp_path / "models")
+    variables = service_environment(write_models(tmp_path / "models"))
     write(tmp_path / "in", {f"{n}.png": picture(n) for n in range(9)} | {"5.png": b"bad"})
-    for name, value in service_environment(models).items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     options = ["--shard", "2", "--steps", "2"]
     output, local = tmp_path / "out", tmp_path / "local"
     assert main(["project", str(tmp_path / "in"), str(local), *options]) == 1
 
-    command = [*within, sys.executable, "-m", "service.bulk", "project"]
-
     def again() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*command, (tmp_path / "in").as_uri(), "out", *options, "--ray", "--actors", "2"],
-            cwd=tmp_path,
-            env=environment(RAY_USAGE_STATS_ENABLED="0", **service_environment(models)),
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        source, on_ray = (tmp_path / "in").as_uri(), ("--ray", "--actors", "2")
+        return run("service.bulk", "project", source, "out", *options, *on_ray, folder=tmp_path, **variables)
 
     shutil.copytree(local, output)
     (output / "manifest.jsonl").unlink()
@@ -57,3 +56,12 @@ def test_the_same_as_on_one_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert output_files(output) == output_files(local)
     assert "5.png: " in stopped.stderr + first.stderr
     assert "5.png: " not in second.stderr
+
+
+@pytest.mark.slow
+def test_actors_that_are_killed_make_what_one_machine_makes() -> None:
+    if find_spec("obstore") is None or WEED is None:
+        pytest.skip("obstore and SeaweedFS are not installed, so nothing was run on them")
+    done = run("benchmarks.bulk_store", "workers", "--ray", "--kills", "6", folder=ROOT)
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert json.loads(done.stdout)["equal to local"]

@@ -25,8 +25,11 @@ from service.observability.metrics import Metrics
 from service.settings import Settings, load_settings, variable_of
 from tests.helpers.live import ROOT, free_port, live_service, until
 from tests.slow.monitoring.files import RULES
-from tests.slow.object_store.test_models import bucket as bucket
 from tests.slow.object_store.test_models import pytestmark as needs_bucket
+from tests.slow.object_store.test_models import seaweed as seaweed
+from tests.slow.object_store.test_registry import ign
+from tests.slow.object_store.test_registry import pytestmark as needs_registry
+from tests.slow.object_store.test_registry import registry as registry
 from tests.structure.test_deployment import lineage, read
 
 helm = pytest.importorskip("helm_python", reason="needs `pip install helm-python-sdk`")
@@ -39,6 +42,7 @@ EXAMPLES = sorted(file.stem for file in (CHART / "examples").glob("*.yaml"))
 ON_GPU = ("autoscaled", "bulk", "keda", "kserve", "models-bucket", "ray")
 # Files of values, separated by spaces, of which the last wins, as with -f; "" is the chart's own values.
 SETS = ["", "gpu", *EXAMPLES, *(f"gpu {name}" for name in ON_GPU), "kserve models-claim", "kserve models-volume"]
+SETS += [f"{workload} models-registry" for workload in ("kserve", "ray")]
 CUSTOM = {
     "ServiceMonitor": "cloudcoil.models.prometheus_operator.v1",
     "PrometheusRule": "cloudcoil.models.prometheus_operator.v1",
@@ -71,8 +75,10 @@ every_served = pytest.mark.parametrize(
     "chosen", [chosen for chosen in SETS if values(chosen).get("workload") in (None, "kserve")]
 )
 OF_KSERVE = {"annotations", "deploymentStrategy", "labels", "maxReplicas", "minReplicas", "model", "protocolVersions"}
-ENVIRONMENTS = ["", "canary", "ingress", "keda", "kserve", "models-bucket", "models-claim", "open", "traces"]
+ENVIRONMENTS = ["", "canary", "ingress", "keda", "kserve", "open", "traces"]
+ENVIRONMENTS += ["models-bucket", "models-claim", "models-registry"]
 """One set of each that pods of a service are given."""
+NEEDS = {"models-bucket": needs_bucket, "models-registry": needs_registry}
 
 
 @cache
@@ -281,11 +287,9 @@ def test_a_pod_has_the_settings_keys_and_time_to_drain(chosen: str) -> None:
     assert ("nvidia.com/gpu" in limits, "cpu" in limits) == ((True, False) if found.device == "cuda" else (False, True))
 
 
-@pytest.mark.parametrize(
-    "chosen", [pytest.param(each, marks=needs_bucket if each == "models-bucket" else ()) for each in ENVIRONMENTS]
-)
+@pytest.mark.parametrize("chosen", [pytest.param(each, marks=NEEDS.get(each, ())) for each in ENVIRONMENTS])
 def test_the_service_runs_with_what_a_pod_is_given(chosen: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """As a process on a CPU, with folders and a bucket of this machine, the pod's probes, a key, and SIGTERM."""
+    """As a process on a CPU, with folders and stores of this machine, the pod's probes, a key, and SIGTERM."""
     model = tmp_path / "models" / "mnist" / "5"
     shutil.copytree(ROOT / "models" / "mnist" / "5", model)
     keys = [{"name": "a", "sha256": hashlib.sha256(b"k").hexdigest(), "scopes": ["infer"]}]
@@ -293,10 +297,19 @@ def test_the_service_runs_with_what_a_pod_is_given(chosen: str, tmp_path: Path, 
     here = {"/run/ign/keys.json": tmp_path / "keys.json", "/models": model.parents[1], "/mnt/models": model}
     given = {"IGN_MODEL_DIR": "/models", **environment(chosen)}
     if "IGN_MODEL_CACHE" in given:
-        store = request.getfixturevalue("bucket")
-        store.upload(model.parents[1])
         here["/models"] = tmp_path / "cache"
+    if chosen == "models-bucket":
+        store = request.getfixturevalue("seaweed")
+        store.upload(model.parents[1])
         given |= store.environment
+    if chosen == "models-registry":
+        given["IGN_MODEL_DIR"] = f"oci://{request.getfixturevalue('registry').host}/digits"
+        places = {each["mountPath"]: each["name"] for each in container(chosen)["volumeMounts"]}
+        volumes = {each["name"]: each for each in next(pods(chosen))["spec"]["volumes"]}
+        items = [{"key": ".dockerconfigjson", "path": "config.json"}]
+        assert volumes[places[given["DOCKER_CONFIG"]]]["secret"]["items"] == items
+        assert ign("push", given["IGN_MODEL_DIR"], "--models", model.parents[1]).returncode == 0
+        here[given["DOCKER_CONFIG"]] = tmp_path
     told = {name: str(here.get(value, value)) for name, value in given.items()}
     told |= {"IGN_PORT": "0", "IGN_LOG_FORMAT": "text", "IGN_DEVICE": "cpu"}  # the text log has the address
     with live_service(**told) as url, httpx.Client(base_url=url, trust_env=False) as client:
@@ -411,6 +424,7 @@ def test_every_setting_may_be_given_and_a_wrong_value_is_named() -> None:
         ({"replicas": "3"}, "/replicas"),
         ({"workload": "daemon"}, "'deployment', 'job', 'kserve', 'ray'"),
         ({"models": {"source": "claim"}}, "/models/claim"),
+        ({"models": {"source": "bucket", "bucket": "oci://registry"}}, "/models/bucket"),
         ({"env": [{"name": "IGN_PORT", "value": "1"}]}, "/env/0/name"),
         ({"ingress": {"enabled": True}}, "/ingress/hosts"),
         ({"gateway": {"canary": {"weight": 10}}}, "/gateway/canary/service"),

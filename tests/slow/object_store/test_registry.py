@@ -1,5 +1,6 @@
 """Models in a real OCI registry, read by the tools that others use: skopeo, oras and cosign."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -20,18 +21,23 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING
 
 
 class Registry:
+    """Callers log in as `user` with `pass`, which `config.json` in its folder has, as Docker keeps it."""
+
     def __init__(self, folder: Path) -> None:
         self.host = f"127.0.0.1:{free_port()}"
         config = folder / "registry.yml"
         storage = f"storage: {{filesystem: {{rootdirectory: {folder / 'data'}}}}}"
-        config.write_text(f"version: 0.1\n{storage}\nhttp: {{addr: {self.host}}}\n")
+        auth = f"auth: {{htpasswd: {{realm: models, path: {folder / 'users'}}}}}"
+        config.write_text(f"version: 0.1\n{storage}\nhttp: {{addr: {self.host}}}\n{auth}\n")
+        (folder / "users").write_text("user:$2y$04$4Ne5nCzLftqK/4l5AgPwae0QVskb/uJD6XLlAp8gn4UiOk9ByzEg.")
+        (folder / "config.json").write_text(json.dumps({"auths": {self.host: {"auth": "dXNlcjpwYXNz"}}}))
         quiet = subprocess.DEVNULL
         self.process = subprocess.Popen(["docker-registry", "serve", str(config)], stdout=quiet, stderr=quiet)
         until(self._serves, lambda: "docker-registry does not serve")
 
     def _serves(self) -> bool:
         try:
-            return httpx.get(f"http://{self.host}/v2/", timeout=5.0).is_success
+            return httpx.get(f"http://{self.host}/v2/", auth=("user", "pass"), timeout=5.0).is_success
         except httpx.TransportError:
             return False
 
@@ -41,8 +47,10 @@ class Registry:
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
     registry = Registry(tmp_path)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "config.json"))  # skopeo's
     yield registry
     registry.stop()
 
