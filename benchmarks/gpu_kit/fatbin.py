@@ -35,8 +35,8 @@ def prune(library: bytearray | mmap, architecture: int) -> None:
 
 
 if __name__ == "__main__":
-    if not can_run(divmod(int(sys.argv[1]), 10)):
-        sys.exit(f"onnxruntime-gpu from PyPI holds no code for {sys.argv[1]}")
+    if not (sys.argv[1].isdecimal() and can_run(divmod(int(sys.argv[1]), 10))):
+        sys.exit(f"ARCH={sys.argv[1]}: onnxruntime-gpu from PyPI holds no code for it")
     for name in sys.argv[2:]:
         with open(name, "r+b") as file, mmap(file.fileno(), 0) as mapped:
             prune(mapped, int(sys.argv[1]))

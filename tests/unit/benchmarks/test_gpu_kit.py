@@ -155,6 +155,9 @@ def test_a_kit_runs_all_stages_with_nothing_but_python(tmp_path: Path) -> None:
         (programs / name).chmod(0o755)
     running = f"{sys.version_info[0]}.{sys.version_info[1]}"
     env = os.environ | {"BIN": str(programs), "ARCH": "90", "KIT_PYTHON": running, "CUDA": "machine", "XZ_OPT": "-0"}
+    assert (
+        subprocess.run([ROOT / "benchmarks/gpu_kit/build", kit], env=env | {"ARCH": "70"}, check=False).returncode == 1
+    )
     subprocess.run([ROOT / "benchmarks/gpu_kit/build", kit], env=env, check=True)
     assert max(file.stat().st_size for file in kit.iterdir()) <= 60 * 2**20
     done = start(kit, "--device", "cpu", "--quick", path=f"{programs}{os.pathsep}{os.defpath}")
