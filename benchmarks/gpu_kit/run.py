@@ -23,12 +23,12 @@ from benchmarks.harness.tables import is_table
 
 FIRST: Final = "first-row"
 MEASURE: Final = "--device {device} --results {results}/{name}.json {quick}"
-RUNTIME: Final = f"{{python}} -m benchmarks.bench_runtime {MEASURE}"
-LOAD: Final = f"{{python}} -m benchmarks.gpu_kit.load {MEASURE} --processes"
+RUNTIME: Final = f"{{python}} -u -m benchmarks.bench_runtime {MEASURE}"
+LOAD: Final = f"{{python}} -u -m benchmarks.gpu_kit.load {MEASURE} --processes"
 STAGES: Final = {
     "driver": (30, "env nvidia-smi"),
-    FIRST: (180, "{python} -m service --check --device {device}"),
-    "tests": (300, "{python} -m pytest -m gpu tests/gpu"),
+    FIRST: (180, "{python} -u -m service --check --device {device}"),
+    "tests": (480, "{python} -u -m pytest -v -m gpu --durations=10 tests/gpu"),
     "runtime-quick": (120, f"{RUNTIME} --quick"),
     "runtime": (360, RUNTIME),
     "service-1": (180, f"{LOAD} 1"),
