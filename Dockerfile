@@ -20,7 +20,8 @@ COPY docker/lock/cpu.txt ./
 RUN /opt/build/bin/pip --python /opt/venv/bin/python3 install --no-deps --only-binary :all: --require-hashes -r cpu.txt
 
 FROM build AS build-gpu
-COPY docker/lock/gpu.txt ./
+ARG GPU_LOCK=gpu
+COPY docker/lock/${GPU_LOCK}.txt gpu.txt
 RUN /opt/build/bin/pip --python /opt/venv/bin/python3 install --no-deps --only-binary :all: --require-hashes -r gpu.txt
 
 # Compile here, because the root file system is read-only at run time. Set the modes, because a copy keeps those of the

@@ -12,6 +12,9 @@ MODELS ?= models
 MODEL ?= $(MODELS)/mnist/5/model.onnx
 BENCH ?= runtime
 ARGS ?=
+ARCH ?= 90
+KIT_PYTHON ?= 3.12
+CUDA ?= bundle
 
 # `make version VERSION=0.2.0` changes it, everywhere; `make images` has it in tags and labels.
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' service/__init__.py)
@@ -55,10 +58,10 @@ endif
 .NOTPARALLEL:
 .SUFFIXES:
 .PHONY: help run test check format lint types coverage containers budgets lock digests audit sbom licences train export \
-  bench gpu openapi site version images release
+  bench gpu gpu-kit openapi site version images release
 
 help:  ## list the targets and variables
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo 'Variables: PYTHON=$(PYTHON) VENV=$(VENV) RUNTIME=$(RUNTIME) (cpu, gpu), ARGS for what a target runs, as in:'
 	@echo 'make run PORT=9000 ARGS="--device cpu --workers 2". `$(BIN)/ign serve --help` lists the options of the service.'
@@ -103,10 +106,11 @@ budgets: $(DEVELOP)  ## print sizes of packages and documents, and files and cal
 
 lock: $(DEVELOP)  ## lock anew what the images and CI hold; ARGS=--upgrade for newer releases
 	$(call lock,cpu,$(IN_IMAGES) --extra cpu --extra otel --extra store)
-	$(call lock,gpu,$(IN_IMAGES) --extra gpu --extra otel --extra store)
+	$(call lock,gpu,$(IN_IMAGES) --extra gpu $(CUDA_13) --extra otel --extra store)
+	$(call lock,gpu-cuda12,$(IN_IMAGES) --no-emit-package cuda-toolkit --extra otel --extra store docker/lock/gpu-cuda12.in)
 	$(call lock,export,$(IN_IMAGES) --extra cpu --extra train)
 	$(call lock,ray-cpu,$(IN_IMAGES) --extra cpu --extra ray --extra store docker/lock/ray.in)
-	$(call lock,ray-gpu,$(IN_IMAGES) --extra gpu --extra ray --extra store docker/lock/ray.in)
+	$(call lock,ray-gpu,$(IN_IMAGES) --extra gpu $(CUDA_13) --extra ray --extra store docker/lock/ray.in)
 	$(call lock,ci,--universal --extra cpu --extra train --extra avatars --extra dev docker/lock/ci.in)
 	$(call lock,ci-ray,--universal --extra cpu --extra bulk --extra ray --extra store docker/lock/ci-ray.in)
 	@awk '/^[a-z0-9]/ { left = /$(TORCH)/ } !left' docker/lock/ci.txt > docker/lock/ci.tmp
@@ -115,6 +119,8 @@ lock: $(DEVELOP)  ## lock anew what the images and CI hold; ARGS=--upgrade for n
 # For Linux on x86_64. The hashes are those of all files of a release, so the CPU's lock fits aarch64, too. CI's locks
 # are for every platform.
 IN_IMAGES := --python-platform x86_64-manylinux_2_28
+# cuda-toolkit is empty: it pins the others.
+CUDA_13 := --no-emit-package cuda-toolkit docker/lock/gpu.in
 # Where CI runs, torch is a build for the CPU, which PyPI does not have for Linux: neither it nor what it needs of CUDA is
 # in the lock of CI.
 TORCH := ^(torch|torchvision|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==
@@ -166,11 +172,12 @@ ifndef BENCH_$(BENCH)
 $(error BENCH=$(BENCH): expected runtime, scheduler, processes, service, peers or soak)
 endif
 
-# Both parts run, each within its time limit; the status is that of the first that failed.
-gpu: $(DEVELOP)  ## on a machine with a GPU, RUNTIME=gpu: test and measure in less than ten minutes
-	@timeout 200 $(BIN)/python -m pytest -m gpu --durations=10 tests/gpu; tests=$$?; \
-	  timeout 360 $(BIN)/python -m benchmarks.bench_runtime --device cuda --results runs/gpu/gpu.json $(ARGS) \
-	  && $(BIN)/python -m benchmarks.harness.tables runs/gpu/gpu.json && exit $$tests
+gpu: $(DEVELOP)  ## on a machine with a GPU, RUNTIME=gpu: test and measure, into runs/gpu; ARGS for some of the stages
+	@$(BIN)/python -m benchmarks.gpu_kit.run $(ARGS)
+
+# ARCH is the compute capability of that machine's GPU, KIT_PYTHON its Python. CUDA=machine: it has a torch for CUDA 13.
+gpu-kit: $(DEVELOP)  ## write all that `make gpu` needs on a machine without a network into runs/gpu-kit
+	@BIN='$(abspath $(BIN))' ARCH='$(ARCH)' KIT_PYTHON='$(KIT_PYTHON)' CUDA='$(CUDA)' benchmarks/gpu_kit/build runs/gpu-kit
 
 site: $(DEVELOP)  ## build the documentation site in build/site; from disk all works but `Try it here`, by `ign site`
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --site-dir build/site

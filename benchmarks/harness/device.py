@@ -1,7 +1,10 @@
-"""The GPU of a result, as `nvidia-smi` describes it."""
+"""The GPU of a result, as `nvidia-smi` describes it, and CUDA's libraries."""
 
+import ctypes
 import os
+import re
 import subprocess
+from pathlib import Path
 from typing import Final
 
 from benchmarks.harness.common import Json
@@ -10,11 +13,22 @@ _FIELDS: Final = ("name", "driver_version", "memory.total", "power.limit", "cloc
 
 
 def gpu() -> Json:
-    """Name, driver, limits and the memory in use of the first visible device; empty without `nvidia-smi`."""
+    """The first visible device, its driver and the libraries in use; empty without `nvidia-smi`."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip()
     command = ["nvidia-smi", f"--query-gpu={','.join(_FIELDS)}", "--format=csv,noheader", f"--id={visible or 0}"]
     try:
         output = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return {}
-    return dict(zip(_FIELDS, (part.strip() for part in output.partition("\n")[0].split(",")), strict=True))
+    fields = (part.strip() for part in output.partition("\n")[0].split(","))
+    return dict(zip(_FIELDS, fields, strict=True)) | libraries(Path("/proc/self/maps").read_text(encoding="utf-8"))
+
+
+def libraries(maps: str) -> dict[str, str]:
+    """The versions of cuBLAS and cuDNN, if this process has loaded them, by its memory map."""
+    versions = {}
+    for path, name in set(re.findall(r"(/\S*/lib(cublas|cudnn)\.so\S*)", maps)):
+        number, get = ctypes.c_int(), ctypes.CDLL(path)[f"{name}GetProperty"]
+        parts = (get(part, ctypes.byref(number)) or number.value for part in range(3))  # major, minor, patch level
+        versions[name] = ".".join(map(str, parts))
+    return versions

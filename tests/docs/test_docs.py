@@ -256,7 +256,7 @@ def check_named(words: list[str], where: str) -> None:
     load_settings(settings)
     match words:
         case ["make", *rest]:
-            targets = set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+            targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
             assert {word for word in rest if "=" not in word} <= targets, where
         case ["python", "-m", "model_export", *options]:
             cli.parser().parse_args(options)

@@ -69,7 +69,7 @@ def killed_workers(source: Path, bucket: Bucket, *, shard: int, kills: int, ray:
             moment = len(proxy.seen) + chance.randrange(1, 2 * count // kills)
             while len(proxy.seen) < moment and any(one.poll() is None for one in running.values()):
                 time.sleep(0.01)  # between two looks at other processes
-            if number == kills // 2:
+            if number == kills // 2 and bucket.restarts:
                 bucket.stop()
                 bucket.start()
             part = chance.choice(sorted(running))

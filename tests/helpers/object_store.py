@@ -42,6 +42,7 @@ class Bucket:
     url = "s3://models"
     wrong_key: ClassVar = {"AWS_SECRET_ACCESS_KEY": "wrong"}
     stops_by = signal.SIGKILL
+    restarts = True  # within the minute for which bulk work waits
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port()
@@ -123,7 +124,8 @@ class Azurite(Bucket):
 
     url = "az://models"
     wrong_key: ClassVar = {"AZURE_STORAGE_ACCOUNT_KEY": "d3Jvbmc="}
-    stops_by = signal.SIGTERM  # it writes its index at the end
+    stops_by = signal.SIGTERM  # it writes its index at the end, after its connections have ended
+    restarts = False
 
     @property
     def environment(self) -> dict[str, str]:

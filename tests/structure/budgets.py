@@ -20,14 +20,14 @@ LINES = {
     ("service",): 17_810,
     ("model_export",): 9_150,
     ("sdk", "ign"): 3_950,
-    ("benchmarks",): 5_665,
-    ("tests",): 34_605,
-    (".",): 71_860,
+    ("benchmarks",): 5_930,
+    ("tests",): 34_780,
+    (".",): 72_300,
 }
 FILE_LINES = 600
 SERVICE_MODULES = 81  # without `__init__`
 SERVICE_ENTRIES = 16  # modules and packages at its top, without `__init__`
-WORDS = 20_955  # of README.md and docs, without the pages that commands write
+WORDS = 21_105  # of README.md and docs, without the pages that commands write
 GENERATED = ROOT / "docs" / "models"
 REQUEST = "POST /generate -> PNG"
 REQUEST_FILES, REQUEST_CALLS = 30, 231  # measured 30 and 225 to 230; aimed at and missed: 16 and 120

@@ -81,6 +81,7 @@ def locked(target: str) -> dict[str, tuple[str, int]]:
 LOCKS = {
     "cpu": ["cpu", "store"],
     "gpu": ["gpu", "store"],
+    "gpu-cuda12": ["store"],
     "export": ["cpu", "train"],
     "ray-cpu": ["cpu", "ray", "store"],
     "ray-gpu": ["gpu", "ray", "store"],
@@ -102,10 +103,13 @@ def test_a_lock_is_of_what_the_project_needs(name: str) -> None:
 
 
 def test_the_locks_differ_by_the_runtime_alone() -> None:
-    cpu, gpu = locked("cpu"), locked("gpu")
-    apart = {name for name in cpu.keys() | gpu.keys() if cpu.get(name) != gpu.get(name)}
-    assert {name for name in apart if not name.startswith("nvidia-")} == {"onnxruntime", "onnxruntime-gpu"}
-    assert {"nvidia-cudnn-cu13", "nvidia-cublas", "nvidia-cuda-runtime"} <= apart
+    cpu, gpu, cuda12 = locked("cpu"), locked("gpu"), locked("gpu-cuda12")
+    for lock in (gpu, cuda12):
+        apart = {name for name in cpu.keys() | lock.keys() if cpu.get(name) != lock.get(name)}
+        assert {name for name in apart if not name.startswith("nvidia-")} == {"onnxruntime", "onnxruntime-gpu"}
+    assert gpu["nvidia-cuda-runtime"][0].startswith("13.0.")  # that with which onnxruntime-gpu is built
+    assert cuda12["nvidia-cuda-runtime-cu12"][0].startswith("12.8.")
+    assert {"nvidia-cudnn-cu13", "nvidia-cublas"} <= gpu.keys()
     (version,) = re.findall(r"ARG BASE=rayproject/ray:([\d.]+)-py311", read("deploy/kuberay/Dockerfile"))
     assert locked("ray-cpu")["ray"][0] == locked("ray-gpu")["ray"][0] == version
     assert f'rayVersion: "{version}"' in read(RAYSERVICE)
