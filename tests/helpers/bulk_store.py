@@ -79,9 +79,9 @@ def killed_workers(source: Path, bucket: Bucket, *, shard: int, kills: int, ray:
             running[part].kill()
             running[part].communicate()
             running[part] = work(part)
-        for process in running.values():
-            said = process.communicate()[1].decode()
-            assert process.returncode == 0, said[-2000:]
+        said = [(process, process.communicate()[1].decode()) for process in running.values()]
+        for process, text in said:
+            assert process.returncode == 0, text[-2000:]
         return len(proxy.seen)
 
 
