@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -27,7 +28,8 @@ _TEMP_SUFFIX: Final = ".partial"
 _IN_FLIGHT: Final = 64  # requests to a store
 _RANGE: Final = 4 << 20  # bytes of an archive or table in one request
 _BACKOFF: Final = {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=10), "base": 2.0}
-_PATIENT: Final = {"max_retries": 1000, "retry_timeout": timedelta(seconds=60), "backoff": _BACKOFF}
+_PATIENCE_S: Final = 60.0
+_PATIENT: Final = {"max_retries": 1000, "retry_timeout": timedelta(seconds=_PATIENCE_S), "backoff": _BACKOFF}
 
 
 class StoreError(OSError):
@@ -143,12 +145,23 @@ class Bucket:
 
     def put(self, name: str, content: bytes | IO[bytes], *, new: bool = True) -> bool:
         """As that of a folder."""
+        end = time.monotonic() + _PATIENCE_S
         with named(self.url, StoreError):
-            try:
-                self._api.put(self._patient, name, content, mode="create" if new else "overwrite")
-            except self._api.exceptions.AlreadyExistsError:
-                return False
-        return True
+            while True:
+                try:
+                    if not isinstance(content, bytes):
+                        content.seek(0)
+                    self._api.put(self._patient, name, content, mode="create" if new else "overwrite")
+                except self._api.exceptions.AlreadyExistsError:
+                    return False
+                except self._api.exceptions.GenericError:
+                    # obstore does not try again if the connection ends after a conditional write was sent. Here it may
+                    # be done twice: its content is what the other one wrote.
+                    if time.monotonic() > end:
+                        raise
+                    time.sleep(0.2)
+                else:
+                    return True
 
     async def each(self, function: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
         """As that of a folder."""

@@ -18,6 +18,7 @@ import pytest
 
 from service.bulk.__main__ import main
 from service.bulk.output import Output
+from service.bulk.places import Bucket
 from service.bulk.run import Progress, ShardPlan, start
 from tests.contract.data import b64, unb64
 from tests.contract.harness import Service
@@ -343,3 +344,18 @@ def test_a_model_without_noise_generates_nothing(bulk: Run, monkeypatch: pytest.
     ran = bulk("generate", tmp_path / "out", "--model", "grey")
     assert (ran.status, ran.err.count("\n")) == (2, 1)
     assert "grey/1 makes nothing of noise" in ran.err
+
+
+def test_a_write_whose_connection_ends_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    obstore = pytest.importorskip("obstore", reason="nothing was written to a store")
+    written: list[bytes] = []
+
+    def put(store: Any, name: str, file: io.BytesIO, *, mode: str) -> None:
+        written.append(file.read())
+        if len(written) < 3:
+            raise obstore.exceptions.GenericError("error sending request")
+        raise obstore.exceptions.AlreadyExistsError("the first of them was done")
+
+    monkeypatch.setattr(obstore, "put", put)
+    assert not Bucket("s3://bucket/out").put("a.tar", io.BytesIO(b"all of it"))
+    assert written == [b"all of it"] * 3
