@@ -426,7 +426,7 @@ def write_card(folder: Path, result: Mapping[str, Any]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     cli = argparse.ArgumentParser(description="Measure what tesseract reads from cleaned pages.")
-    cli.add_argument("--model", type=Path, default=Path("models/scans/1"))
+    cli.add_argument("--model", type=Path, default=Path("models/scans/2"))
     cli.add_argument("--blocks", type=int, default=25)
     cli.add_argument("--out", type=Path, help="JSON")
     cli.add_argument("--records", type=Path, help="JSON lines of what is read, which continue a run")

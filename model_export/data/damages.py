@@ -175,16 +175,6 @@ def border(g: Generator, image: FloatImage, strength: float, em: float) -> Float
     return out
 
 
-def screen(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
-    """The waves of a screen, or of cloth: bent, and not everywhere alike."""
-    rows, columns = _grid(image)
-    angle, pitch = g.uniform(0, np.pi), max(3.0, em / g.uniform(2, 10))
-    bent = g.uniform(0, 3) * noise_field(g, image.shape, em)
-    waves = np.sin(2 * np.pi * (columns * np.cos(angle) + rows * np.sin(angle)) / pitch + bent)
-    depth = g.uniform(0.02, 0.06 + 0.12 * strength) * np.clip(1 + 0.4 * noise_field(g, image.shape, 2 * em), 0, 2)
-    return np.asarray(image * (1 - depth * (1 + waves)) if g.random() < 0.5 else image * (1 - depth) + depth * waves)
-
-
 def contrast(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """Less contrast, and another gamma."""
     black, white = g.uniform(0, 0.15 + 0.2 * strength), g.uniform(0, 0.15)
@@ -259,7 +249,6 @@ SHARES: Final[dict[Damage, float]] = {
     dirt: 0.12,
     streaks: 0.07,
     border: 0.06,
-    screen: 0.07,
     contrast: 0.2,
     blur: 0.35,
     low: 0.2,

@@ -212,7 +212,7 @@ PRESETS = {
             name="scans",
             objective="restore",
             network=NetworkConfig(size=240, channels=1, widths=(16, 32, 64, 64), bottleneck=0, full=8),
-            stages=restoring_stages(20_000, 20_000, 4_800),
+            stages=restoring_stages(20_000, 20_000),
             distance="l1_ink",
             batch=4,
             background=(1.0,),

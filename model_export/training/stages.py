@@ -174,12 +174,11 @@ def texture_stage(steps: int, *, distill: float = 0.0) -> Stage:
     )
 
 
-def restoring_stages(restore: int, settle: int, steady: int) -> tuple[Stage, Stage, Stage]:
+def restoring_stages(restore: int, settle: int) -> tuple[Stage, Stage]:
     """The stages of a `Restorer`. The data have pairs, of which some are equal, so `rec` is not needed."""
     stage = Stage(name="restore", steps=restore, lr=1e-3, weights=Weights(rec=0.0, project=1.0))
-    settled = replace(stage, name="settle", steps=settle, lr=5e-4, weights=replace(stage.weights, again=0.5))
-    weights = replace(stage.weights, again=1.0)
-    return stage, settled, replace(settled, name="steady", steps=steady, lr=2e-4, weights=weights)
+    weights = replace(stage.weights, again=0.5)
+    return stage, replace(stage, name="settle", steps=settle, lr=5e-4, weights=weights)
 
 
 def projector_stages(project: int, rest: int) -> tuple[Stage, Stage]:

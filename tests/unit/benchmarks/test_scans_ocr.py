@@ -54,7 +54,7 @@ def test_it_says_what_it_needs(
 
 @pytest.mark.slow
 def test_one_block_is_read(tmp_path: Path) -> None:
-    model = Path("models/scans/1")
+    model = Path("models/scans/2")
     if reason := scans_ocr.missing(model):
         pytest.skip(reason)
     out = tmp_path / "out.json"

@@ -29,7 +29,7 @@ LEVEL = 1 / 127.5
 PRESET = dataclasses.replace(
     PRESETS["scans"],
     network=NetworkConfig(size=16, channels=1, widths=(8, 8), bottleneck=0, full=8),
-    stages=tuple(dataclasses.replace(stage, warmup=2) for stage in restoring_stages(8, 8, 8)),
+    stages=tuple(dataclasses.replace(stage, warmup=2) for stage in restoring_stages(8, 8)),
     batch=8,
     checkpoint_every=16,
     tile=24,
@@ -184,5 +184,5 @@ def test_the_command_line_trains_on_pairs_of_a_file(pairs: Dataset, tmp_path: Pa
     file = tmp_path / "pairs.npz"
     clean, damaged = (np.kron(each.numpy()[:, 0], np.ones((2, 2), np.uint8)) for each in (pairs.train, pairs.damaged))
     np.savez(file, x_train=clean, x_test=clean, damaged_train=damaged)
-    command = ["train", "--preset", "scans", "--data", str(file), "--size", "32", "--steps", "3", "--batch", "4"]
+    command = ["train", "--preset", "scans", "--data", str(file), "--size", "32", "--steps", "2", "--batch", "4"]
     assert main([*command, "--out", str(tmp_path / "run"), "--threads", "1"]) == 0
