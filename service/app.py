@@ -242,8 +242,6 @@ def _serve(
     settings: Settings, metrics: Metrics, tracing: "Tracing | None", on_device_lost: Callback, loaded: LoadedModel
 ) -> ServedModel:
     statistics, card = ModelStatistics(metrics, loaded.ref), loaded.card
-    # Tiles are large: one batch of 64 could occupy a CPU for seconds.
-    largest = card.buckets[-1] if card.tiles else settings.max_batch_rows
     turns = [threading.Lock() for _ in loaded.instances]
 
     def make_scheduler(size: tuple[int, int]) -> Scheduler:
@@ -252,7 +250,7 @@ def _serve(
             instances = [SizedInstance(each, size, turn) for each, turn in zip(instances, turns, strict=True)]
         return Scheduler(
             *instances,
-            max_batch_rows=min(largest, settings.max_batch_rows),
+            max_batch_rows=card.batch_rows(settings.max_batch_rows),
             queue_rows=settings.queue_rows,
             max_rows=settings.max_images,
             observer=statistics,

@@ -164,7 +164,7 @@ def _kind(preset: Preset) -> dict[str, object]:
     if preset.objective == "restore":
         multiple = 2 ** len(preset.network.widths)
         tiles = {"overlap": preset.overlap, "multiple": multiple, "smaller": smaller_tiles(preset.tile, multiple)}
-        return {"schema_version": 2, "buckets": (1, 2), "tiles": tiles if preset.tile else None}
+        return {"schema_version": 2, "buckets": (1,), "tiles": tiles if preset.tile else None}
     noise = {"kind": "gaussian", "norm": math.sqrt(math.prod(preset.shape))}
     return {"objective": preset.objective, "noise": noise}
 

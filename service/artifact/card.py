@@ -175,6 +175,10 @@ class Card(_Section):
         """(H, W) of the rows that f takes, ascending; one, unless there are smaller tiles."""
         return [*((side, side) for side in (self.tiles.smaller if self.tiles else ())), self.shape[1:]]
 
+    def batch_rows(self, most: int) -> int:
+        """Rows of the largest batch: ``most``, but of tiles, which are large, at most those of the largest bucket."""
+        return most if self.tiles is None else min(most, self.buckets[-1])
+
     @property
     def row_shapes(self) -> list[tuple[int, int, int]]:
         """(C, H, W) of the rows that f takes, ascending."""

@@ -222,7 +222,7 @@ class OnDemandRepository(Repository):
         _free_unused()
         opened, model, count = _resident_bytes(), loaded.instances[0], len(loaded.instances)
         with contextlib.suppress(ModelFailure, DeviceOutOfMemory):  # smaller batches run; the golden rows did
-            model.run(model.noise.rows(0, 0, self._max_batch_rows))
+            model.run(model.noise.rows(0, 0, loaded.card.batch_rows(self._max_batch_rows)))
         return max(opened - before, count * least) + count * max(0, _resident_bytes() - opened)
 
     def _open_again(self, file: str, digest: str, count: int) -> Sequence[InferenceModel]:

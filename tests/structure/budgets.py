@@ -21,7 +21,7 @@ LINES = {
     ("model_export",): 9_150,
     ("sdk", "ign"): 3_950,
     ("benchmarks",): 5_930,
-    ("tests",): 34_795,
+    ("tests",): 34_800,
     (".",): 72_330,
 }
 FILE_LINES = 600

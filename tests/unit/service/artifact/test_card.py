@@ -113,6 +113,12 @@ def test_percentiles_lie_between_the_quantiles_and_never_beyond(distance: float,
     assert make_card(distance_quantiles=None).percentile(distance) is None
 
 
+def test_batches_of_tiles_are_those_of_the_card() -> None:
+    tiled = make_card(tiles={"overlap": 1, "smaller": (2,)}, buckets=(1, 2))
+    assert (tiled.batch_rows(64), tiled.batch_rows(1), make_card().batch_rows(128)) == (2, 1, 128)
+    assert tiled.row_shapes == [(1, 2, 2), (1, 8, 8)]
+
+
 GREY = (1, 8, 8)
 X = sample_rows(3)
 GOLDEN = Golden(x=X, y=np.tanh(X), digest="")
