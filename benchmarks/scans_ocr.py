@@ -331,7 +331,7 @@ def photographs(artifact: Artifact) -> dict[str, float]:
 
 def page_seconds(folder: Path) -> float:
     """Seconds for an A4 page at 300 dpi on all cores, the best of three; without reading and writing its file."""
-    artifact, page = Artifact.read(folder), np.resize(block(1).image, (3508, 2480))
+    artifact, page = Artifact.read(folder), np.tile(block(1).image, (16, 4))[:3508, :2480]
     return min(timeit.repeat(lambda: restored(artifact, page), number=1, repeat=3))
 
 
