@@ -180,7 +180,9 @@ class OnnxModel:
         if self.device == "cpu":
             # Its threads inherit the priority of the one that makes it.
             with ThreadPoolExecutor(1, initializer=self._prepare_thread) as pool:
-                return pool.submit(cpu_session, self._data, self._threads).result()
+                return pool.submit(
+                    cpu_session, self._data, self._threads, arena=self._prepare_thread is not None
+                ).result()
         with GRAPH_LOCK.shared() if self._cuda.graphs else nullcontext():
             return cuda_session(self._data, self._cuda)
 

@@ -105,11 +105,15 @@ def cuda_is_built_in() -> bool:
     return CUDA in ort.get_available_providers()
 
 
-def cpu_session(data: bytes, threads: int) -> Any:
-    """A session on the CPU; raises StartupError if ``data`` is not a model, or it needs a newer onnxruntime."""
+def cpu_session(data: bytes, threads: int, *, arena: bool = False) -> Any:
+    """A session on the CPU; raises StartupError if ``data`` is not a model, or it needs a newer onnxruntime.
+
+    With an ``arena`` it keeps the memory of its largest run.
+    """
     options = _session_options(threads)
-    # The arena and the memory patterns keep one set of buffers per batch size, and cost as much as they save.
-    options.enable_cpu_mem_arena = False
+    # For small rows, the arena and the memory patterns keep one set of buffers per batch size, and cost as much as they
+    # save. A tile needs hundreds of megabytes: to get them from the system in every run takes as long as f does.
+    options.enable_cpu_mem_arena = arena
     options.enable_mem_pattern = False
     try:
         return ort.InferenceSession(data, options, providers=[CPU], enable_fallback=0)

@@ -17,12 +17,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Lines of Python, with blanks and docstrings, of folders together; "." is the whole repository.
 LINES = {
-    ("service",): 17_825,
+    ("service",): 17_830,
     ("model_export",): 9_150,
     ("sdk", "ign"): 3_950,
     ("benchmarks",): 5_930,
     ("tests",): 34_800,
-    (".",): 72_330,
+    (".",): 72_340,
 }
 FILE_LINES = 600
 SERVICE_MODULES = 81  # without `__init__`
