@@ -20,7 +20,7 @@ from typing import IO, Any, Final, NoReturn, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from service.domain.errors import StartupError
-from service.models.store import RETRY, named, open_store
+from service.models.store import named, open_store
 
 T = TypeVar("T")
 Contents = Sequence[tuple[str, bytes]]  # names and contents of files
@@ -30,6 +30,7 @@ _RANGE: Final = 4 << 20  # bytes of an archive or table in one request
 _BACKOFF: Final = {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=10), "base": 2.0}
 _PATIENCE_S: Final = 60.0
 _PATIENT: Final = {"max_retries": 1000, "retry_timeout": timedelta(seconds=_PATIENCE_S), "backoff": _BACKOFF}
+_AT_FIRST: Final = _PATIENT | {"retry_timeout": timedelta(seconds=15)}  # the URL may be wrong, or the store restart
 
 
 class StoreError(OSError):
@@ -111,9 +112,8 @@ class Bucket:
         if parts.query or parts.password or (parts.username and not parts.scheme.startswith("abfs")):
             url = f"{parts.scheme}://{parts.hostname}{parts.path}"
             raise StartupError(f"{url}: a URL must hold neither credentials nor a query")
-        # Until the store has answered once, the URL may be wrong; after that, it may restart.
-        self.url, self._store = url, open_store(url, url, RETRY)
-        self._patient = open_store(url, url, _PATIENT)
+        # `_store` is that of the first answer, and then the patient one.
+        self.url, self._store, self._patient = url, open_store(url, url, _AT_FIRST), open_store(url, url, _PATIENT)
         import obstore
 
         self._api: Any = obstore

@@ -23,7 +23,7 @@ from service.domain.errors import StartupError
 _LOG = logging.getLogger(__name__)
 _FILE: Final = re.compile(MODEL_PATH)
 _CLIENT: Final[Any] = {"timeout": "300s", "connect_timeout": "5s", "allow_http": True}  # endpoints may be local
-RETRY: Final[Any] = {"max_retries": 4, "retry_timeout": timedelta(seconds=20)}
+_RETRY: Final[Any] = {"max_retries": 4, "retry_timeout": timedelta(seconds=20)}
 _CODE: Final = re.compile(r"<Code>(\w+)</Code>")
 _CLOUD: Final = "169.254.169.254"  # where machines of a cloud ask for credentials
 
@@ -124,7 +124,7 @@ class _Bucket:
     """A folder of an object store; the tag of an object is its ETag."""
 
     def __init__(self, url: str) -> None:
-        self._store = open_store(url, f"IGN_MODEL_DIR={url}", RETRY)
+        self._store = open_store(url, f"IGN_MODEL_DIR={url}", _RETRY)
         import obstore
 
         self._api: Any = obstore

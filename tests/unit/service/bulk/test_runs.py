@@ -152,7 +152,6 @@ def test_another_job_is_refused(bulk: Run, pictures: dict[str, bytes], tmp_path:
         ("generate out --model nobody", "no model 'nobody'"),
         ("generate file", "cannot be written"),
         ("generate http://127.0.0.1:9/out", "a web server cannot be written to"),
-        ("generate s3://bucket/out", "s3://bucket/out: cannot be read: "),  # in seconds, and not after a minute
         ("generate s3://key:secret@bucket/out", "s3://bucket/out: a URL must hold neither credentials nor a query"),
         ("generate in", "holds files of something else"),
         ("generate file/out", "cannot be written"),
@@ -168,8 +167,6 @@ def test_invalid_commands_write_nothing(
     write(tmp_path, {"in/a.png": picture(1), "file": b"", "list/run.json": b"[]", "text/run.json": b"no JSON"})
     if message == "grey/1/model.onnx":
         monkeypatch.setenv("IGN_MODEL_DIR", str(write(tmp_path / "models", {message: b"none"})))
-    for name, value in {"ENDPOINT_URL": "http://127.0.0.1:9", "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.chdir(tmp_path)
     before = output_files(tmp_path)
     ran = bulk(*command.split())
