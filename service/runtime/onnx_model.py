@@ -71,7 +71,7 @@ class OnnxModel:
         self.digest = digest_of(data)
         self.device: Literal["cpu", "cuda"] = "cpu" if device == "cpu" else "cuda"
         self.fallback_reason: str | None = None
-        self._prepare_thread: Callable[[], None] | None = None
+        self.card, self.noise = from_metadata(read_metadata(data))
         try:
             session = self._make_session()
         except CudaUnavailable as exc:
@@ -80,10 +80,6 @@ class OnnxModel:
             self.device, self.fallback_reason = "cpu", exc.detail
             session = self._make_session()
         self.provider: str = session.get_providers()[0]
-        self.card, self.noise = from_metadata(read_metadata(data))
-        if self.device == "cpu" and self.card.tiles is not None:  # they take long, so they let others go first
-            self._prepare_thread = lower_priority
-            session = self._make_session()
         self.shape: ImageShape = self.card.shape
         self._shapes = self.card.row_shapes
         self.buckets: tuple[int, ...] | None = None
@@ -178,11 +174,10 @@ class OnnxModel:
 
     def _make_session(self) -> Any:
         if self.device == "cpu":
-            # Its threads inherit the priority of the one that makes it.
-            with ThreadPoolExecutor(1, initializer=self._prepare_thread) as pool:
-                return pool.submit(
-                    cpu_session, self._data, self._threads, arena=self._prepare_thread is not None
-                ).result()
+            # Its threads inherit the priority of the one that makes it. Tiles take long, so they let others go first.
+            tiled = self.card.tiles is not None
+            with ThreadPoolExecutor(1, initializer=lower_priority if tiled else None) as pool:
+                return pool.submit(cpu_session, self._data, self._threads, arena=tiled).result()
         with GRAPH_LOCK.shared() if self._cuda.graphs else nullcontext():
             return cuda_session(self._data, self._cuda)
 

@@ -92,7 +92,7 @@ GOOD, SMALLER = ("n", 1, 8, 8), {"tiles": {"overlap": 1, "smaller": (4,)}}
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"", "not a model onnxruntime can load"),
+        (b"", "no ign.card metadata"),
         (model_bytes()[:150], "not a model onnxruntime can load"),
         (serialise(onnx.load_from_string(model_bytes()).graph, None), "no ign.card metadata"),
         (model_bytes().replace(b'"description"', b'"descripti\xffn"'), "its protobuf is damaged"),
