@@ -1,8 +1,8 @@
 """Drawings that are no pictures of a data set: inputs u on which f is trained to be a projector, and measured.
 
 `RandomDrawings` makes those of training: letters and signs in fonts that matplotlib contains, scribbles, polygons,
-simple figures, and mixtures, mirror images and bent copies of pictures. `held_out_drawings` has other fonts and other
-figures.
+simple figures, and mixtures, mirror images and bent copies of pictures; for data in colour, also faces as people draw
+them, with pens of the pictures' colours. `held_out_drawings` has other fonts and other figures.
 """
 
 from collections.abc import Mapping, Sequence
@@ -140,6 +140,81 @@ def _finish(g: Generator, image: Image.Image, side: int) -> Levels:
     return bright
 
 
+class _Face:
+    """A face as people draw it, on an image of one colour. Places and sizes are in units of the head's radius."""
+
+    def __init__(self, g: Generator, background: Points, pens: Points) -> None:
+        self._g, self._pens = g, pens
+        self.image = Image.new("RGB", (_SIDE, _SIDE), _levels(background))
+        self._draw, self.width = ImageDraw.Draw(self.image), int(g.integers(3, 8))
+        self.dark = (0, 0, 0) if g.random() < 0.7 else self.colour()
+        self._middle = g.normal((_SIDE / 2, 0.53 * _SIDE), 4)
+        self._radius = g.uniform(0.2, 0.34) * _SIDE
+
+    def colour(self) -> tuple[int, ...]:
+        return _levels(self._pens[self._g.integers(len(self._pens))])
+
+    def oval(self, place: tuple[float, float], size: tuple[float, float], fill: Any, line: int = 0) -> None:
+        corners = [tuple(self._middle + self._radius * (np.array(place) + sign * np.array(size))) for sign in (-1, 1)]
+        self._draw.ellipse(corners, fill, self.dark if line else None, line)
+
+    def cap(self, fill: tuple[int, ...]) -> None:
+        corners = [tuple(self._middle + self._radius * np.array(corner)) for corner in ((-1.1, -1.3), (1.1, 0.7))]
+        self._draw.chord(corners, 180, 360, fill)
+
+    def stroke(self, corners: Sequence[tuple[float, float]], pen: tuple[int, ...]) -> None:
+        shaken = np.array(corners) + self._g.normal(0, 0.04, (len(corners), 2))
+        self._draw.line([tuple(point) for point in self._middle + self._radius * shaken], pen, self.width, "curve")
+
+
+def _levels(colour: Points) -> tuple[int, ...]:
+    return tuple(np.rint(127.5 * (colour + 1)).astype(int).tolist())
+
+
+def _draw_head(g: Generator, face: _Face) -> None:
+    hair, style = face.colour(), g.integers(4)
+    if style == 0:
+        face.oval((0, -0.15), (1.25, 1.2), hair)
+    face.oval((0, 0), (1, g.uniform(0.85, 1.2)), face.colour() if g.random() < 0.8 else None, face.width)
+    if style == 1:
+        face.cap(hair)
+    if style == 2:
+        angles = g.uniform(np.pi, 2 * np.pi, 2 * int(g.integers(6, 14)))
+        face.stroke([(h * np.cos(t), h * np.sin(t)) for t in angles for h in (0.9, 1.4)], hair)
+
+
+def _draw_eyes(g: Generator, face: _Face) -> None:
+    apart, up, size = g.uniform(0.3, 0.5), g.uniform(-0.3, 0.1), g.uniform(0.1, 0.28)
+    white, brows = (None, None, (255, 255, 255))[g.integers(3)], g.random() < 0.4
+    for x in (-apart, apart):
+        if size > 0.15:
+            face.oval((x, up), (size, size), white, max(1, face.width // 2))
+        face.oval((x, up), (0.1, 0.1), face.dark)
+        if brows:
+            face.stroke([(x - 0.2, up - 0.4), (x + 0.2, up - 0.4 + g.uniform(-0.15, 0.15))], face.dark)
+
+
+def _draw_mouth(g: Generator, face: _Face) -> None:
+    bow, low = g.uniform(-0.25, 0.25), g.uniform(0.4, 0.6)
+    if g.random() < 0.25:
+        face.oval((0, low), (g.uniform(0.1, 0.35), g.uniform(0.08, 0.2)), face.colour(), face.width // 2)
+    else:
+        face.stroke([(x, low + bow * (1 - 6 * x * x)) for x in np.linspace(-0.4, 0.4, 7)], face.dark)
+    if g.random() < 0.3:  # a nose
+        face.stroke([(0, 0), (0.1, 0.25), (-0.05, 0.25)], face.dark)
+
+
+def face_drawing(g: Generator, side: int, background: Points, pens: Points) -> Points:
+    """A face as people draw it: (3, side, side) in [−1, 1]. ``background`` (3,) and ``pens`` (N, 3) are colours."""
+    face = _Face(g, background, pens)
+    for part in (_draw_head, _draw_eyes, _draw_mouth):
+        part(g, face)
+    soft = face.image.filter(ImageFilter.GaussianBlur(g.uniform(0.5, 1.5)))
+    small = np.asarray(soft.resize((side, side), Image.Resampling.BOX), np.float64)
+    row: Points = small.transpose(2, 0, 1) / 127.5 - 1
+    return row
+
+
 def training_drawings(count: int, side: int, seed: int) -> Levels:
     """Letters, signs and figures, not yet varied: (count, side, side), 255 on 0."""
     g = np.random.default_rng(seed)
@@ -162,22 +237,36 @@ def held_out_drawings(count: int, side: int) -> Mapping[str, Levels]:
     }
 
 
-def on_background(ink: Levels, channels: int, background: Sequence[float]) -> FloatRows:
-    """Drawings (N, H, W), 255 on 0, as rows (N, channels, H, W): light on a dark background, dark on a light one."""
+def on_background(ink: Levels, channels: int, background: Sequence[float], pens: FloatRows | None = None) -> FloatRows:
+    """Drawings (N, H, W), 255 on 0, as rows (N, channels, H, W): light on a dark background, dark on a light one.
+
+    ``pens`` (N, channels) are colours to draw with instead.
+    """
     ground: FloatRows = np.broadcast_to(np.asarray(background, np.float32), channels)[:, None, None]
-    contrast: FloatRows = np.where(ground > 0, np.float32(-1), np.float32(1)) - ground
+    plain: FloatRows = np.where(ground > 0, np.float32(-1), np.float32(1))
+    contrast: FloatRows = (plain if pens is None else pens[:, :, None, None]) - ground
     rows: FloatRows = ground + to_rows(ink[:, None], 0.0, 1.0) * contrast
     return rows
 
 
 class RandomDrawings:
-    """Draws rows that are no pictures: four of ten upright, three bent and turned, three made of pictures."""
+    """Draws rows that are no pictures: four of ten upright, three bent and turned, three made of pictures.
 
-    def __init__(
-        self, shape: tuple[int, int, int], background: Sequence[float], seed: int, device: torch.device
-    ) -> None:
+    In colour, a drawing has a pen of the colour of a random pixel of ``pictures`` (N, C, H, W), and half are faces.
+    """
+
+    def __init__(self, pictures: Tensor, background: Sequence[float], seed: int) -> None:
+        shape, device, g = pictures.shape[1:], pictures.device, np.random.default_rng(seed)
         # Twice the side of a row: after the bending, the average over 2×2 pixels smooths the steps of slant lines.
-        rows = on_background(training_drawings(_BANK, 2 * shape[1], seed), shape[0], background)
+        ink, pens = training_drawings(_BANK, 2 * shape[1], seed), None
+        if shape[0] == 3:
+            pixels = pictures.permute(0, 2, 3, 1).reshape(-1, 3).cpu().numpy()
+            pens = pixels[g.integers(len(pixels), size=_BANK)]
+        rows = on_background(ink, shape[0], background, pens)
+        if pens is not None:
+            ground = np.broadcast_to(np.asarray(background, np.float64), 3)
+            for i in range(1, _BANK, 2):
+                rows[i] = face_drawing(g, 2 * shape[1], ground, pens)
         self._background = torch.tensor(background, device=device).expand(shape[0])[:, None, None]
         self._ink = torch.from_numpy(rows).to(device) - self._background
 

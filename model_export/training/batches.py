@@ -23,6 +23,7 @@ from model_export.training.losses import Function
 from model_export.training.presets import Preset
 from model_export.training.stages import Stage
 
+_PENS: Final = 256  # pictures whose colours the drawings have
 _CHUNK: Final = 512  # latents in one forward pass: larger chunks are not faster on a CPU and need more memory
 
 
@@ -44,6 +45,7 @@ class RngStream(IntEnum):
     DRAWINGS = 14
     DRAWN = 15
     BLOCKS = 16
+    PERCEPTUAL = 17
 
 
 def derive_seed(seed: int, stream: int, step: int) -> int:
@@ -234,7 +236,7 @@ class BatchBuilder:
     def _drawn(self, x: Tensor, step: int) -> Tensor:
         if self._drawings is None:  # drawing them takes seconds
             seed = derive_seed(self._seed, RngStream.DRAWINGS, 0)
-            self._drawings = RandomDrawings(self._preset.shape, self._preset.background, seed, x.device)
+            self._drawings = RandomDrawings(self.example_pictures(_PENS), self._preset.background, seed)
         return self._drawings.draw(x, self.generator(RngStream.DRAWN, step))
 
     def _random_pictures(self, count: int, stream: RngStream, step: int) -> Tensor:

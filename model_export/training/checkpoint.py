@@ -69,6 +69,7 @@ class Checkpoint:
     data: dict[str, Any]  # name, sha256, licence and number of training pictures
     provenance: dict[str, Any]  # command, commit, digest of the sources, precision, threads, torch version
     critic: dict[str, Any] | None  # state of the discriminator and its optimiser; None in stages without one
+    perceptual: dict[str, Tensor] | None = None  # state dict of the perceptual network; None in stages without one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -102,7 +103,7 @@ def load(path: Path) -> Checkpoint:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content.pop("format") != FORMAT:
             raise UserError(f"{path}: written by another version of this program")
-        return Checkpoint(**{name: content[name] for name in Checkpoint.__slots__})
+        return Checkpoint(**{name: content[name] for name in Checkpoint.__slots__ if name in content})
     except UserError:
         raise
     # On a damaged file torch.load passes on the errors of its zip and pickle readers, of any type.

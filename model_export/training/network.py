@@ -34,6 +34,7 @@ class NetworkConfig:
     # the last stride-2 convolution: every place then holds the detail of its part of the picture, and a dense layer
     # over all places makes the parts agree.
     places: int = 1
+    residual: bool = False  # a residual block at every scale of the decoder
     blocks: int = 0  # side of the blocks of `model_export.training.blocks.Blocks` behind the decoder; 0: none
     # Channels at the full side of a `model_export.training.restorer.Restorer`, which has no bottleneck and no size of
     # its own; 0: an `Autoencoder`.
@@ -90,6 +91,7 @@ class Autoencoder(nn.Module):
         layers = [nn.Conv2d(code, last, 3, 1, 1) if places else _GlobalConvTranspose(code, last, side)]
         for depth in range(len(config.widths), 0, -1):
             a, b, odd = channels[depth], channels[depth - 1], sizes[depth - 1] % 2
+            layers += [_Residual(a)] * config.residual
             layers += [_norm(a), nn.SiLU(), nn.ConvTranspose2d(a, b, 4, 2, 1, output_padding=odd)]
         self.decoder = nn.Sequential(*layers)
         self.blocks = Blocks(config.channels, config.blocks) if config.blocks else None
@@ -247,6 +249,20 @@ class _PlaceMixing(_GlobalConv):
         return input + super().forward(input).view(-1, *input.shape[1:])
 
 
+class _Residual(nn.Module):
+    """x + two normalised 3×3 convolutions of x (He et al., 2016, arXiv 1603.05027)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        first = [_norm(channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, 1, 1)]
+        self.block = nn.Sequential(*first, _norm(channels), nn.SiLU())
+        self.last = nn.Conv2d(channels, channels, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x + self.last(self.block(x))
+        return y
+
+
 def _norm(channels: int) -> nn.Module:
     # Two channels a group at least: one alone would lose the bias before it, whose gradient is rounding error.
     return nn.GroupNorm(min(_GROUPS, channels // 2), channels)
@@ -255,7 +271,9 @@ def _norm(channels: int) -> nn.Module:
 def _initialise(module: nn.Module) -> None:
     # The paper's N(0, 0.02) makes the signal vanish in a network of this depth without batch norm; He initialisation
     # keeps its scale.
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+    if isinstance(module, _Residual):
+        nn.init.zeros_(module.last.weight)  # it begins as the identity
+    elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.kaiming_normal_(module.weight, a=0.2, mode="fan_in")
         if isinstance(module, nn.ConvTranspose2d):
             # PyTorch takes out·k² for the fan-in of a transposed convolution; its effective fan-in is in·k²/s².

@@ -194,9 +194,10 @@ PRESETS = {
         Preset(
             name="avatars64",
             objective="naign",
-            network=NetworkConfig(size=64, channels=3, widths=(32, 64, 128, 256), bottleneck=64, places=4),
+            network=NetworkConfig(
+                size=64, channels=3, widths=(32, 64, 128, 256), bottleneck=64, places=4, residual=True
+            ),
             stages=AVATAR_STAGES,
-            distance="mse_l1",
             batch=32,
             corruptions=("noise", "noise", "blur", "low_resolution", "hole", "hole", "grey", "sketch"),
             eight_bit=0.5,

@@ -36,9 +36,9 @@ class Weights:
         return max(self.distill, self.idem, self.tight, self.settle, self.critic, self.drifting) > 0
 
     @property
-    def teacher(self) -> bool:
-        """Whether any active term needs the frozen network of an earlier stage."""
-        return max(self.distill, self.critic, self.drifting, self.features, self.project_any) > 0
+    def feature_terms(self) -> bool:
+        """Whether any active term compares features of pictures."""
+        return max(self.drifting, self.features, self.project_any) > 0
 
     @property
     def whole_batch(self) -> bool:
@@ -75,7 +75,9 @@ class Stage:
     # size. `settle` then takes as many of the samples as there are pictures in the batch.
     drift_pictures: int = 0
     drift_cells: int = 0  # see `FeatureGroups.cells`
-    # First scale of the encoder whose features `drifting` and `features` compare. Scale 0 holds fine texture.
+    # Whether terms compare features of `model_export.training.perceptual`, in place of those of the teacher.
+    perceptual: bool = False
+    # First scale of the teacher's encoder whose features `drifting` and `features` compare. Scale 0 holds fine texture.
     first_scale: int = 1
     # Standard deviation of pictures, in levels, to which the quantiser is fitted when the stage starts; 0 keeps the
     # quantiser as it is. The teacher is copied before.
@@ -84,8 +86,16 @@ class Stage:
     fit_blocks: int = 0
 
     def __post_init__(self) -> None:
+        if self.perceptual and not self.weights.feature_terms:
+            raise ValueError(f"stage {self.name}: no term has perceptual features")
         if self.weights.distill > 0 and self.teacher_steps < 1:
             raise ValueError(f"stage {self.name}: distillation needs teacher_steps ≥ 1")
+
+    @property
+    def teacher(self) -> bool:
+        """Whether any active term needs the frozen network of an earlier stage."""
+        weights = self.weights
+        return max(weights.distill, weights.critic) > 0 or (weights.feature_terms and not self.perceptual)
 
 
 def naign_stages(imle: int, balance: int, distill: int, *, teacher_steps: int = 4) -> tuple[Stage, ...]:
@@ -203,55 +213,27 @@ def exact_stage(steps: int) -> Stage:
     return replace(rest, name="exact", lr=1e-4, code_noise=0.0, fit_blocks=2000, weights=weights)
 
 
-_AVATAR_TERMS: Final = Weights(rec=1.0, project=1.0, settle=0.7, drifting=0.03, features=0.3)
-_AVATAR_DETAILS: Final = Stage(
-    name="details",
-    steps=2000,
-    lr=6e-4,
-    warmup=50,
-    distance="mse_l1_focal",
-    weights=replace(_AVATAR_TERMS, settle=1.0, distill=0.4, drifting=0.02),
-    teacher_steps=8,
-    drift_pictures=96,
-    drift_cells=4,
-)
-
+# Pictures in colour are too rich to match latents with them, so samples are drawn by drifting from the start. An
+# autoencoder that restores corrupted pictures comes first. Features of a network that reads the pictures' labels make
+# small parts count, such as mouths, which pixels average.
 AVATAR_STAGES: Final = (
-    # Pictures in colour are too rich to match latents with them, so samples are drawn by drifting from the start. An
-    # autoencoder that restores corrupted pictures comes first: its encoder gives the features for drifting.
-    Stage(name="autoencoder", steps=4000, lr=1e-3, weights=Weights(rec=0.5, project=1.0)),
-    Stage(name="drifting", steps=600, lr=8e-4, warmup=50, weights=_AVATAR_TERMS, drift_pictures=96, drift_cells=4),
-    # One step of f learns four.
     Stage(
-        name="distill",
-        steps=480,
-        lr=6e-4,
-        warmup=30,
-        weights=replace(_AVATAR_TERMS, settle=1.0, distill=1.0, drifting=0.02),
-        teacher_steps=4,
-        drift_pictures=96,
-        drift_cells=4,
+        name="autoencoder",
+        steps=3000,
+        lr=1.2e-3,
+        distance="mse_l1",
+        weights=Weights(rec=0.5, project=1.0, features=1.0),
+        perceptual=True,
     ),
-    # Outlines, by which small parts such as mouths count more than by their area.
     Stage(
-        name="edges",
-        steps=2000,
-        lr=6e-4,
+        name="drifting",
+        steps=2200,
+        lr=8e-4,
         warmup=50,
-        distance="mse_l1_edges",
-        weights=replace(_AVATAR_TERMS, settle=1.5, distill=0.7, drifting=0.0),
-        teacher_steps=3,
-    ),
-    # Small parts that f still gets wrong, of pictures and of samples.
-    _AVATAR_DETAILS,
-    # Samples: ten times the weight of `drifting`, of twice as many pictures.
-    replace(
-        _AVATAR_DETAILS,
-        name="samples",
-        steps=800,
-        lr=4e-4,
-        warmup=30,
-        weights=replace(_AVATAR_DETAILS.weights, settle=1.5, drifting=0.2),
-        drift_pictures=192,
+        distance="mse_l1",
+        weights=Weights(rec=1.0, project=1.0, settle=1.0, features=1.0, drifting=0.05, project_any=0.05),
+        perceptual=True,
+        drift_pictures=64,
+        drift_cells=4,
     ),
 )

@@ -39,6 +39,7 @@ from model_export.training.objective import (
     Objective,
     health,
 )
+from model_export.training.perceptual import PerceptualNetwork, fit, new_network
 from model_export.training.presets import Preset
 from model_export.training.restorer import build_network
 from model_export.training.stages import Stage
@@ -85,6 +86,12 @@ class Run:
         self.data["pictures"] = len(data.train)
         self.stage, self.stage_step, self.step = 0, 0, 0
         self.teacher: Autoencoder | None = None
+        self.perceptual: PerceptualNetwork | None = None
+        if any(stage.perceptual for stage in preset.stages):
+            torch.manual_seed(derive_seed(seed, RngStream.PERCEPTUAL, 0))
+            self.perceptual = new_network(data).to(device)
+        self._fit_perceptual = partial(fit, data=data, seed=seed, device=device)
+        self._perceptual_done = False
         self.discriminator: DiscriminatorTrainer | None = None
         self._changed = saved is not None and Preset.from_dict(saved.preset) != preset
         self.throughput: list[tuple[str, Throughput]] = []  # of this process, by stage
@@ -114,6 +121,9 @@ class Run:
             self._check_same_checkpoint()
             if self._changed and self.step == self.preset.steps:
                 self.save()
+            if self.perceptual is not None and not self._perceptual_done and self.step < self.preset.steps:
+                self._fit_perceptual(self.perceptual)
+                self._perceptual_done = True
             self._f = self.execution.wrap_ddp(self._compiled)
             try:
                 self._train()
@@ -139,6 +149,7 @@ class Run:
             optimiser=self.optimiser.state_dict(),
             teacher=None if self.teacher is None else self.teacher.state_dict(),
             critic=None if self.discriminator is None else self.discriminator.state_dict(),
+            perceptual=None if self.perceptual is None else self.perceptual.state_dict(),
             data=self.data,
             provenance=self.provenance,
         )
@@ -271,7 +282,7 @@ class Run:
         # Before the quantiser is fitted, so that f learns from a network without one.
         autoencoder = self.network if isinstance(self.network, Autoencoder) else None
         self.teacher = None
-        if autoencoder is not None and stage.weights.teacher:
+        if autoencoder is not None and stage.teacher:
             self.teacher = copy.deepcopy(autoencoder).requires_grad_(False).eval()
         if autoencoder is not None and stage.quantizer_deviation > 0:
             generator = self.batches.generator(RngStream.QUANTIZER, 0)
@@ -286,7 +297,9 @@ class Run:
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=stage.lr, betas=stage.betas)
         self.discriminator = self._new_discriminator(stage)
         groups = None
-        if self.teacher is not None:
+        if stage.perceptual and self.perceptual is not None:
+            groups = FeatureGroups(self.perceptual.features, stage.drift_cells)
+        elif self.teacher is not None:
             groups = FeatureGroups(partial(self.teacher.features, first=stage.first_scale), stage.drift_cells)
         self.objective = Objective(
             stage=stage,
@@ -323,6 +336,9 @@ class Run:
             self.teacher.load_state_dict(saved.teacher)
         if saved.critic is not None and self.discriminator is not None:
             self.discriminator.load_state_dict(saved.critic)
+        if saved.perceptual is not None and self.perceptual is not None:
+            self.perceptual.load_state_dict(saved.perceptual)
+            self._perceptual_done = True
         origin = saved.provenance
         if saved.step < self.preset.steps:
             origin = _continued(origin, self.provenance, saved.step)

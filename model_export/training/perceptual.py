@@ -1,0 +1,111 @@
+"""A network that reads the labels of pictures: features for the perceptual losses of a stage with `Stage.perceptual`.
+
+Features of a network that tells small parts apart, such as mouths of five pixels, count those parts more than the
+encoder of f, which has learned to restore pixels (perceptual losses: Johnson et al., 2016, arXiv 1603.08155). It trains
+at the start of a run, on the training pictures, and is not exported. `model_export.evaluation` measures with a
+classifier of another architecture and seed, which training never sees.
+"""
+
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from model_export.data.datasets import Dataset, to_model_range
+from model_export.evaluation.classifier import targets
+
+_WIDTHS: Final = (32, 64, 128, 128)
+_LEAST: Final = 6  # pixels: the least side of the last feature map
+_HIDDEN: Final = 192
+_BATCH: Final = 96
+_STEPS: Final = 2000
+_LR: Final = 3e-3
+_NOISE: Final = 0.15  # the largest σ, of every second batch
+_TURNS: Final = 4
+
+
+class PerceptualNetwork(nn.Module):
+    """Pictures (B, C, H, W) in [−1, 1] → logits (B, sum of ``heads``); a head is the values of one label."""
+
+    def __init__(self, channels: int, size: int, heads: tuple[int, ...]) -> None:
+        super().__init__()
+        self.heads, side = heads, size // 2
+        blocks: list[nn.Module] = []
+        for width in _WIDTHS:
+            convolution = nn.Conv2d(channels, width, 3, 1, 1) if blocks else nn.Conv2d(channels, width, 4, 2, 1)
+            blocks.append(nn.Sequential(convolution, nn.GroupNorm(8, width), nn.SiLU()))
+            channels = width
+            if side // 2 < _LEAST:
+                break
+            side //= 2
+        self.blocks = nn.ModuleList(blocks)
+        self.head = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(channels * side**2, _HIDDEN),
+            nn.SiLU(),
+            nn.Dropout(0.2),
+            nn.Linear(_HIDDEN, sum(heads)),
+        )
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Activations (B, c, h, w) at every scale, from half the side on."""
+        features: list[Tensor] = []
+        for block in self.blocks:
+            x = block(functional.avg_pool2d(x, 2) if features else x)
+            features.append(x)
+        return features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The logits of all heads side by side."""
+        logits: Tensor = self.head(self.features(x)[-1])
+        return logits
+
+
+def new_network(data: Dataset) -> PerceptualNetwork:
+    """The network for classes or attributes of the data, or without either for rotations; not trained, and frozen."""
+    _, train, held_out = targets(data)
+    heads: tuple[int, ...] = (_TURNS,)
+    if train is not None and held_out is not None:
+        heads = tuple((torch.cat([train, held_out]).amax(0) + 1).tolist())
+    return PerceptualNetwork(data.train.shape[1], data.train.shape[2], heads).requires_grad_(False).eval()
+
+
+def fit(network: PerceptualNetwork, data: Dataset, seed: int, device: torch.device, steps: int = _STEPS) -> None:
+    """Train the network on the training pictures, in minutes; the seed decides the result on one machine."""
+    _, labels, _ = targets(data)
+    generator = torch.Generator().manual_seed(seed)
+    network.requires_grad_(True).train()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # of the dropout
+        optimiser = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=_LR, total_steps=steps)
+        for step in tqdm(range(steps), desc="perceptual network", unit="step", mininterval=1.0):
+            index = torch.randint(len(data.train), (_BATCH,), generator=generator)
+            x = to_model_range(data.train[index])
+            if labels is None:
+                target = torch.arange(_BATCH)[:, None] % _TURNS
+                x = torch.stack([torch.rot90(row, int(turn), (1, 2)) for row, turn in zip(x, target, strict=True)])
+            else:
+                target = labels[index]
+            x = _varied(x, noisy=step % 2 == 1, generator=generator)
+            parts = network(x.to(device)).split(network.heads, 1)
+            terms = [functional.cross_entropy(a, b.to(device)) for a, b in zip(parts, target.T, strict=True)]
+            optimiser.zero_grad()
+            torch.autograd.backward(torch.stack(terms).sum())
+            optimiser.step()
+            schedule.step()
+    network.requires_grad_(False).eval()
+
+
+def _varied(x: Tensor, *, noisy: bool, generator: torch.Generator) -> Tensor:
+    """Move the whole batch by up to a twentieth of its side, and add noise of random strength to each row."""
+    limit = x.shape[-1] // 20
+    down, right = torch.randint(2 * limit + 1, (2,), generator=generator).tolist()
+    padded = functional.pad(x, (limit, limit, limit, limit), mode="replicate")
+    moved = padded[:, :, down : down + x.shape[2], right : right + x.shape[3]]
+    if not noisy:
+        return moved
+    sigma = _NOISE * torch.rand((len(x), 1, 1, 1), generator=generator)
+    return moved + sigma * torch.randn(x.shape, generator=generator)
