@@ -20,18 +20,13 @@ from model_export.training.stages import Distance
 Function = Callable[[Tensor], Tensor]
 
 _L1_SHARE: Final = 0.2  # of the absolute difference in `mse_l1`: it sharpens small errors, which hardly count squared
-_FOCUS: Final = 5  # pixels: side of the neighbourhood in `mse_l1_focal`
-_FOCAL_LIMITS: Final = (1.0, 10.0)  # even areas keep their weight, or they get a texture
-_EDGE_SHARE: Final = 0.4  # of the edges in `mse_l1_edges`: a mouth of few pixels counts by its outline
 
 
 def distance(a: Tensor, b: Tensor, kind: Distance) -> Tensor:
     """D(a, b) (B,) over C·H·W: mean squared or mean absolute difference, or the first plus a fifth of the second.
 
-    `mse_l1_edges` adds the absolute differences of the image gradients in both directions, per pixel (after the
-    gradient difference loss of Mathieu et al., 2016, arXiv 1511.05440). `mse_l1_focal` is `mse_l1` with the weights of
-    `_focal_weights`. `l1_ink` is the mean absolute difference, in which pixels of ``b`` that are dark count twice, and
-    half of that of the gradients.
+    `l1_ink` is the mean absolute difference, in which pixels of ``b`` that are dark count twice, and half of that of
+    the image gradients in both directions, per pixel (gradient difference loss: Mathieu et al., arXiv 1511.05440).
     """
     error = a - b
     difference = error.flatten(1)
@@ -39,34 +34,14 @@ def distance(a: Tensor, b: Tensor, kind: Distance) -> Tensor:
         return difference.abs().mean(1)
     if kind == "l1_ink":
         return ((1.0 + (b < 0).float()) * error.abs()).mean((1, 2, 3)) + 0.5 * _edges(error)
-    if kind == "mse_l1_focal":
-        return (_focal_weights(error) * (error.square() + _L1_SHARE * error.abs())).mean((1, 2, 3))
     squared = difference.square().mean(1)
-    if kind == "mse":
-        return squared
-    total = squared + _L1_SHARE * difference.abs().mean(1)
-    if kind == "mse_l1_edges":
-        total = total + _EDGE_SHARE * _edges(error)
-    return total
+    return squared if kind == "mse" else squared + _L1_SHARE * difference.abs().mean(1)
 
 
 def _edges(error: Tensor) -> Tensor:
     """The absolute differences of the image gradients in both directions, per pixel: (B,)."""
     steps = torch.cat([error.diff(dim=axis).flatten(1) for axis in (2, 3)], 1).abs().sum(1)
     return steps / error[0].numel()
-
-
-def _focal_weights(error: Tensor) -> Tensor:
-    """Weights of the pixels of an error (B, C, H, W): (B, 1, H, W), constants.
-
-    A weight is the squared error in a neighbourhood of the pixel, over that of the whole picture, within limits. So
-    small parts that f gets wrong count more than large parts that are nearly right (as frequencies do in the focal
-    frequency loss of Jiang et al., 2021, arXiv 2012.12821).
-    """
-    squared = error.detach().square().mean(1, keepdim=True)
-    near = functional.avg_pool2d(squared, _FOCUS, 1, _FOCUS // 2, count_include_pad=False)
-    mean = squared.mean((1, 2, 3), keepdim=True).clamp_min(1e-12)
-    return (near / mean).clamp(*_FOCAL_LIMITS)
 
 
 def reconstruction(f: Function, x: Tensor, kind: Distance) -> Tensor:

@@ -91,7 +91,7 @@ class Autoencoder(nn.Module):
         layers = [nn.Conv2d(code, last, 3, 1, 1) if places else _GlobalConvTranspose(code, last, side)]
         for depth in range(len(config.widths), 0, -1):
             a, b, odd = channels[depth], channels[depth - 1], sizes[depth - 1] % 2
-            layers += [_Residual(a)] * config.residual
+            layers += [Residual(a)] if config.residual else []
             layers += [_norm(a), nn.SiLU(), nn.ConvTranspose2d(a, b, 4, 2, 1, output_padding=odd)]
         self.decoder = nn.Sequential(*layers)
         self.blocks = Blocks(config.channels, config.blocks) if config.blocks else None
@@ -249,7 +249,7 @@ class _PlaceMixing(_GlobalConv):
         return input + super().forward(input).view(-1, *input.shape[1:])
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
     """x + two normalised 3×3 convolutions of x (He et al., 2016, arXiv 1603.05027)."""
 
     def __init__(self, channels: int) -> None:
@@ -259,6 +259,7 @@ class _Residual(nn.Module):
         self.last = nn.Conv2d(channels, channels, 3, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, h, w) → the same shape."""
         y: Tensor = x + self.last(self.block(x))
         return y
 
@@ -271,7 +272,7 @@ def _norm(channels: int) -> nn.Module:
 def _initialise(module: nn.Module) -> None:
     # The paper's N(0, 0.02) makes the signal vanish in a network of this depth without batch norm; He initialisation
     # keeps its scale.
-    if isinstance(module, _Residual):
+    if isinstance(module, Residual):
         nn.init.zeros_(module.last.weight)  # it begins as the identity
     elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.kaiming_normal_(module.weight, a=0.2, mode="fan_in")

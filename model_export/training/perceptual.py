@@ -20,7 +20,7 @@ _WIDTHS: Final = (32, 64, 128, 128)
 _LEAST: Final = 6  # pixels: the least side of the last feature map
 _HIDDEN: Final = 192
 _BATCH: Final = 96
-_STEPS: Final = 2000
+STEPS: Final = 2000
 _LR: Final = 3e-3
 _NOISE: Final = 0.15  # the largest σ, of every second batch
 _TURNS: Final = 4
@@ -72,7 +72,7 @@ def new_network(data: Dataset) -> PerceptualNetwork:
     return PerceptualNetwork(data.train.shape[1], data.train.shape[2], heads).requires_grad_(False).eval()
 
 
-def fit(network: PerceptualNetwork, data: Dataset, seed: int, device: torch.device, steps: int = _STEPS) -> None:
+def fit(network: PerceptualNetwork, data: Dataset, seed: int, device: torch.device) -> None:
     """Train the network on the training pictures, in minutes; the seed decides the result on one machine."""
     _, labels, _ = targets(data)
     generator = torch.Generator().manual_seed(seed)
@@ -80,8 +80,8 @@ def fit(network: PerceptualNetwork, data: Dataset, seed: int, device: torch.devi
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # of the dropout
         optimiser = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=_LR, total_steps=steps)
-        for step in tqdm(range(steps), desc="perceptual network", unit="step", mininterval=1.0):
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=_LR, total_steps=STEPS)
+        for step in tqdm(range(STEPS), desc="perceptual network", unit="step", mininterval=1.0):
             index = torch.randint(len(data.train), (_BATCH,), generator=generator)
             x = to_model_range(data.train[index])
             if labels is None:

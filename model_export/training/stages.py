@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-Distance = Literal["mse", "l1", "mse_l1", "mse_l1_edges", "mse_l1_focal", "l1_ink"]
+Distance = Literal["mse", "l1", "mse_l1", "l1_ink"]
 """D of the loss terms; see `model_export.training.losses.distance`."""
 
 

@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model_export.training.network import Autoencoder, NetworkConfig, ScalarQuantizer, round_with_ramps
+from model_export.training.network import (
+    Autoencoder,
+    NetworkConfig,
+    Residual,
+    ScalarQuantizer,
+    round_with_ramps,
+)
 
 SMALL = {"widths": (8, 16), "bottleneck": 12}
 
@@ -21,6 +27,20 @@ def test_shape_is_kept_for_even_and_odd_sizes(size: int) -> None:
     assert y.shape == (2, 3, size, size)
     assert y.abs().max() <= 1.0
     torch.testing.assert_close(f.train()(torch.ones(2, 3, size, size))[:1], f(torch.ones(1, 3, size, size)))
+
+
+def test_a_network_with_residual_blocks_begins_as_one_without() -> None:
+    plain, residual = network(), network(residual=True)
+    layers = iter(plain.decoder)
+    for layer in residual.decoder:
+        if isinstance(layer, Residual):
+            x = torch.randn(2, layer.last.in_channels, 4, 4)
+            assert torch.equal(layer(x), x)
+        else:
+            layer.load_state_dict(next(layers).state_dict())
+    residual.encoder.load_state_dict(plain.encoder.state_dict())
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(residual(x), plain(x))
 
 
 @pytest.mark.parametrize(("size", "places"), [(8, 1), (15, 1), (28, 1), (16, 4)])

@@ -17,7 +17,7 @@ from torch import Tensor
 from model_export.data.datasets import Dataset
 from model_export.errors import UserError
 from model_export.training import checkpoint as checkpoints
-from model_export.training import losses, train
+from model_export.training import losses, perceptual, train
 from model_export.training.execution import Execution, World
 from model_export.training.network import Autoencoder
 from model_export.training.presets import PRESETS, Choices, Preset, with_overrides
@@ -57,6 +57,20 @@ EXACT = dataclasses.replace(
     network=dataclasses.replace(QUANTISED.network, blocks=2),
     stages=(QUANTISED.stages[0], dataclasses.replace(ATTRACTOR, fit_blocks=5)),
 )
+PERCEPTUAL = dataclasses.replace(
+    NAIGN,
+    stages=(
+        dataclasses.replace(NAIGN.stages[0], steps=8, weights=Weights(project=1.0, features=0.5), perceptual=True),
+        Stage(
+            name="drifting",
+            steps=12,
+            lr=1e-3,
+            weights=Weights(settle=0.5, drifting=0.02, project_any=0.02),
+            perceptual=True,
+            warmup=2,
+        ),
+    ),
+)
 BF16 = dataclasses.replace(NAIGN, name="bf16")
 both = pytest.mark.parametrize("preset", [NAIGN, IGN], ids=["naign", "ign"])
 FIRST_STAGE = dataclasses.replace(NAIGN, stages=NAIGN.stages[:1])
@@ -73,6 +87,11 @@ def finished(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Callabl
         return out
 
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _short_perceptual_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(perceptual, "STEPS", 10)
 
 
 @pytest.fixture
@@ -112,6 +131,7 @@ def state(out: Path) -> dict[str, Any]:
         "network": saved.network,
         "average": saved.average,
         "optimiser": saved.optimiser["state"],
+        "perceptual": saved.perceptual,
         "critic": saved.critic and (saved.critic["critic"], saved.critic["optimiser"]["state"]),
         "position": (saved.stage, saved.stage_step, saved.step),
     }
@@ -164,11 +184,22 @@ def crash() -> None:
         (IGN, 7, signal.SIGTERM),
         (QUANTISED, 14, signal.SIGINT),
         (EXACT, 14, signal.SIGINT),
+        (PERCEPTUAL, 14, signal.SIGINT),
+        (PERCEPTUAL, 14, None),
         (NAIGN, 14, None),
         (IGN, 14, None),
         (BF16, 13, None),
     ],
-    ids=["first-stage", "first-end", "last-stage", "ign", "quantised", "exact", "crash", "ign-crash", "bf16-crash"],
+    ids=[
+        "first-stage",
+        "first-end",
+        "last-stage",
+        "ign",
+        "quantised",
+        "exact",
+        "perceptual",
+        *(f"{name}crash" for name in ("perceptual-", "", "ign-", "bf16-")),
+    ],
 )
 def test_a_run_that_stopped_or_crashed_continues_bit_for_bit(
     preset: Preset,
