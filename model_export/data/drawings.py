@@ -80,6 +80,20 @@ _HELD_OUT_FIGURES: Final = (
     Figure(_lines("-50,-100 -50,100; 50,-100 50,100; -50,-50 50,-50; -50,10 50,10; -50,70 50,70")),  # ladder
 )
 
+_EYES: Final = [0.12 * _polar(_ROUND[::4], np.ones(11)) + (x, -0.2) for x in (-0.35, 0.35)]
+_HELD_OUT_FACES: Final = tuple(
+    Figure([*outline, *_EYES, *mouth])
+    for outline, mouth in (
+        ([_polar(_ROUND, np.ones(41))], _lines("-40,35 -20,50 0,55 20,50 40,35")),
+        (_lines("-85,-85 85,-85 85,90 -85,90 -85,-85; 0,-85 0,-125"), _lines("-40,50 40,50")),  # a robot
+        ([_polar(_ROUND, np.ones(41)), *_lines("-110,-75 110,-75; -60,-80 -60,-130 60,-130 60,-80")], [_EYES[0] * 0.9]),
+        (
+            [_polar(_ROUND, np.ones(41)), *_lines("-95,-40 -120,100; -80,-70 -100,100; 95,-40 120,100")],
+            _lines("-30,45 30,55"),
+        ),
+    )
+)
+
 
 def _random_figure(g: Generator) -> Figure:
     """A simple figure, a random polygon, straight lines, or smooth lines."""
@@ -227,13 +241,15 @@ def training_drawings(count: int, side: int, seed: int) -> Levels:
     return np.stack([drawing(i) for i in range(count)])
 
 
-def held_out_drawings(count: int, side: int) -> Mapping[str, Levels]:
-    """`letters` and `shapes`, (count, side, side) each, 255 on 0. Training has none of their fonts and figures."""
+def held_out_drawings(count: int, side: int, *, faces: bool) -> Mapping[str, Levels]:
+    """`letters`, `shapes` and `faces`, (count, side, side) each, 255 on 0. Training has other fonts and figures."""
     g = np.random.default_rng(0)
-    shapes = [_HELD_OUT_FIGURES[i % len(_HELD_OUT_FIGURES)] for i in range(count)]
-    return {
-        "letters": np.stack([_glyph(g, _HELD_OUT_FONTS, _HELD_OUT_LETTERS, side) for _ in range(count)]),
-        "shapes": np.stack([_render(g, shape, side) for shape in shapes]),
+    kinds = {"letters": np.stack([_glyph(g, _HELD_OUT_FONTS, _HELD_OUT_LETTERS, side) for _ in range(count)])}
+    figures = {"shapes": _HELD_OUT_FIGURES, "faces": _HELD_OUT_FACES[: len(_HELD_OUT_FACES) * faces]}
+    return kinds | {
+        name: np.stack([_render(g, known[i % len(known)], side) for i in range(count)])
+        for name, known in figures.items()
+        if known
     }
 
 

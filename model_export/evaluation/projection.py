@@ -34,7 +34,7 @@ def measure_drawings(
     """What f makes of letters and of shapes, beside what it makes of ``real`` pictures."""
     x = to_rows(real)
     distances = mean_distance(f(x), x)
-    drawn = held_out_drawings(sample_budget(_COUNT, card.shape), card.shape[1])
+    drawn = held_out_drawings(sample_budget(_COUNT, card.shape), card.shape[1], faces=card.shape[0] == 3)
     rows = {name: to_levels(on_background(ink, card.shape[0], card.background)) for name, ink in drawn.items()}
     return {name: _measure(f, levels, classifier, held_out, distances, train) for name, levels in rows.items()}
 

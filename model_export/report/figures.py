@@ -61,7 +61,7 @@ FIGURES: Final[Mapping[str, str]] = MappingProxyType(
         "hole": "A grey hole of 0.4 of the side.",
         "interpolation": "Spherical interpolation between latents.",
         "arithmetic": "Sums of latents.",
-        "drawings": "Letters and shapes that are no pictures: f should make pictures of them.",
+        "drawings": "Drawings that are no pictures: f should make pictures of them.",
         "repeated": "f applied k times to the same noise.",
         LOSSES: "Terms of the training loss, unweighted.",
     }
@@ -270,12 +270,12 @@ class FigureContext:
         return self._grid(f"sums of latents, seed {self.seed}", lines)
 
     def drawings(self) -> ImageGrid:
-        """u, f(u), f(f(u)) for letters, then for shapes."""
+        """u, f(u), f(f(u)) for letters, shapes, and in colour for faces."""
         card = self.artifact.card
         lines = []
-        for ink in held_out_drawings(_COLUMNS, card.shape[1]).values():
+        for ink in held_out_drawings(_COLUMNS, card.shape[1], faces=card.shape[0] == 3).values():
             lines += self._chain("u", on_background(ink, card.shape[0], card.background), 2)
-        return self._grid("letters and shapes", lines)
+        return self._grid("drawings", lines)
 
     def repeated(self, steps: int) -> ImageGrid:
         """f^k(z) for the recorded k up to ``steps``, and for ``steps``. A progress bar shows the remaining time."""

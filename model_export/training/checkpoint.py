@@ -149,7 +149,7 @@ def continued_preset(preset: Preset, saved: Checkpoint, *, out: Path, data: Data
 
     Only the card's fields and the number of steps may differ. With more steps, stages that are done keep their length
     and the others share what is left; a run that is finished trains its last stage further. A finished run may also get
-    further stages.
+    further stages, and stages that have not begun may be others than they were.
     """
     precisions = ("fp32", "bf16")
     options: list[Difference] = [
@@ -180,8 +180,11 @@ def _adapt(preset: Preset, saved: Checkpoint) -> tuple[Preset, list[Difference]]
         recorded = Preset.from_dict(saved.preset)
     except (KeyError, TypeError, ValueError):
         return preset, [("preset", "of another version of this program", preset.name)]
-    if adds_stages(preset, saved):
-        recorded = replace(recorded, stages=(*recorded.stages, *preset.stages[len(recorded.stages) :]))
+    count, begun = len(recorded.stages), saved.stage + 1
+    if len(preset.stages) == count or adds_stages(preset, saved):
+        pairs = zip(preset.stages[begun:count], recorded.stages[begun:], strict=True)
+        later = (replace(now, steps=before.steps, warmup=before.warmup) for now, before in pairs)
+        recorded = replace(recorded, stages=(*recorded.stages[:begun], *later, *preset.stages[count:]))
     adapted = replace(preset, stages=_stages(preset, recorded, saved))
     # More steps change the lengths of stages; nothing else may differ.
     others = [each for each in _differences(recorded, preset) if not each[0].endswith((".steps", ".warmup"))]

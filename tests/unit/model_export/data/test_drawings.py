@@ -37,12 +37,13 @@ def test_drawings_are_bright_differ_and_come_again() -> None:
 
 
 def test_held_out_drawings_are_letters_and_shapes_of_every_size() -> None:
-    kinds = held_out_drawings(16, 28)
-    assert list(kinds) == ["letters", "shapes"]
+    kinds = held_out_drawings(16, 28, faces=True)
+    assert list(kinds) == ["letters", "shapes", "faces"]
     for kind in kinds.values():
         assert len(np.unique(kind, axis=0)) == 16
         assert (kind.max((1, 2)) > 250).all()
-    assert held_out_drawings(2, 64)["shapes"].shape == (2, 64, 64)
+    assert list(held_out_drawings(16, 28, faces=False)) == ["letters", "shapes"]
+    assert held_out_drawings(2, 64, faces=False)["shapes"].shape == (2, 64, 64)
 
 
 @pytest.mark.parametrize(("channels", "background"), BACKGROUNDS)

@@ -292,6 +292,22 @@ def test_a_run_of_another_kind_is_left_alone(change: str, data: Dataset, first_s
     assert contents(first_stage) == before
 
 
+def test_stages_that_have_not_begun_may_change(
+    data: Dataset, tmp_path: Path, finished: Callable[[Preset], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = NAIGN.stages
+    other = dataclasses.replace(NAIGN, stages=(first, second, dataclasses.replace(third, lr=1e-3)))
+    with monkeypatch.context() as patch:
+        disturb(patch, 20, lambda: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(Interrupted):
+            run(NAIGN, data, tmp_path).train()
+    begun = dataclasses.replace(other, stages=(first, dataclasses.replace(second, lr=1e-3), third))
+    with pytest.raises(UserError, match=r"stage 2\.lr .*, now 0\.001"):
+        run(begun, data, tmp_path)
+    run(other, data, tmp_path).train()
+    assert_identical(state(tmp_path), state(finished(other)))
+
+
 def test_the_seed_decides_the_first_weights(data: Dataset, tmp_path: Path) -> None:
     one, same, other = (run(NAIGN, data, tmp_path, seed=seed).network.state_dict() for seed in (0, 0, 1))
     assert_identical(one, same)
