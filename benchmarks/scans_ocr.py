@@ -3,8 +3,8 @@
     python -m benchmarks.scans_ocr --blocks 25 --out benchmarks/results/scans-ocr.json
 
 Blocks of text in fonts and words that training never shows are damaged, cleaned by every method, and read. It needs
-Debian's `tesseract-ocr` and `debian-handbook`, fonts of the families `HELD_OUT_FONTS`, and OpenCV; DoxaPy's Sauvola and
-damages of Augraphy are measured where they are installed. `--card` writes the figures into the model's card.
+Debian's `tesseract-ocr` and `debian-handbook`, fonts of the families `HELD_OUT_FONTS`, and OpenCV; unpaper, DoxaPy's
+Sauvola and damages of Augraphy are measured where they are installed. `--card` writes the figures into the card.
 """
 
 import argparse
@@ -205,6 +205,17 @@ def sauvola(image: Levels, dpi: int, *, window: int, k: float) -> Levels:
     return out
 
 
+def unpaper(image: Levels, dpi: int) -> Levels:
+    """The filters of unpaper; its search for the borders of a page would cut blocks off."""
+    with tempfile.TemporaryDirectory() as folder:
+        scan, clean = Path(folder, "scan.pgm"), Path(folder, "clean.pgm")
+        Image.fromarray(image).save(scan)
+        command = ["unpaper", "--dpi", str(dpi), *(f"--no-{part}" for part in _PAGE_PARTS), str(scan), str(clean)]
+        subprocess.run(command, check=True, capture_output=True)
+        with Image.open(clean) as cleaned:
+            return np.asarray(cleaned.convert("L"))
+
+
 def restored(artifact: Artifact, image: Levels) -> Levels:
     """f of a picture of any size, in tiles as the service cuts them; rounded to 8 bits, as in a file."""
     row = to_rows(image[None, None])[0]
@@ -218,6 +229,7 @@ def restored(artifact: Artifact, image: Levels) -> Levels:
 
 
 Method = Callable[[Levels, int], Levels]
+_PAGE_PARTS: Final = ("mask-scan", "mask-center", "border-scan", "border-align", "deskew")  # of unpaper
 _OPTIONS: Final = {"tess-sauvola": ("-c", "thresholding_method=2")}
 
 
@@ -233,6 +245,8 @@ def methods_of(artifact: Artifact, setting: Mapping[str, Any] | None) -> dict[st
     }
     if setting is not None:
         methods["sauvola"] = lambda image, dpi: sauvola(image, dpi, **setting)
+    if shutil.which("unpaper"):
+        methods["unpaper"] = unpaper
     return methods
 
 
@@ -408,6 +422,7 @@ def run(artifact: Artifact, blocks: int, file: Path | None) -> tuple[dict[str, A
                 records.append(record | {"model": digest if record["method"] in ("f", "f2") else ""})
                 print(json.dumps(records[-1]), file=opened, flush=True)
     absent = [name for name in ("doxapy", "augraphy") if not find_spec(name)]
+    absent += [] if "unpaper" in methods else ["unpaper"]
     result = {
         **summarise(records),
         "photographs": photographs(artifact),
