@@ -174,7 +174,7 @@ class BatchBuilder:
                 count = sum(len(rows[name]) for name in ("x", "z", "corrupted") if name in rows)
                 rows["code_noise"] = self.latents(count, RngStream.CODE_NOISE, step)
             if weights.project_any > 0:
-                rows["drawings"] = self._drawn(x, step)
+                rows["drawings"] = self.draw(x, self.generator(RngStream.DRAWN, step))
             if drifting:
                 rows["drift_pictures"] = self._random_pictures(samples, RngStream.DRIFT_PICTURES, step)
         return TrainingBatch(**rows)
@@ -233,11 +233,12 @@ class BatchBuilder:
             self._pairs = BalancedPairs(f, latents, pictures, self._world)
         return self._pairs.batch(index, self.size)
 
-    def _drawn(self, x: Tensor, step: int) -> Tensor:
+    def draw(self, pictures: Tensor, generator: torch.Generator) -> Tensor:
+        """As many drawings u, rows that are no pictures, as pictures (B, C, H, W)."""
         if self._drawings is None:  # drawing them takes seconds
             seed = derive_seed(self._seed, RngStream.DRAWINGS, 0)
             self._drawings = RandomDrawings(self.example_pictures(_PENS), self._preset.background, seed)
-        return self._drawings.draw(x, self.generator(RngStream.DRAWN, step))
+        return self._drawings.draw(pictures, generator)
 
     def _random_pictures(self, count: int, stream: RngStream, step: int) -> Tensor:
         """Random pictures without repetition, at most as many as there are: (count, C, H, W) in [−1, 1]."""

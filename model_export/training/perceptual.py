@@ -6,6 +6,7 @@ at the start of a run, on the training pictures, and is not exported. `model_exp
 classifier of another architecture and seed, which training never sees.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 import torch
@@ -24,6 +25,9 @@ STEPS: Final = 2000
 _LR: Final = 3e-3
 _NOISE: Final = 0.15  # the largest σ, of every second batch
 _TURNS: Final = 4
+
+Draw = Callable[[Tensor, torch.Generator], Tensor]
+"""Makes as many rows that are no pictures as it gets pictures."""
 
 
 class PerceptualNetwork(nn.Module):
@@ -63,17 +67,26 @@ class PerceptualNetwork(nn.Module):
         return logits
 
 
-def new_network(data: Dataset) -> PerceptualNetwork:
-    """The network for classes or attributes of the data, or without either for rotations; not trained, and frozen."""
+def new_network(data: Dataset, *, drawings: bool) -> PerceptualNetwork:
+    """The network for classes or attributes of the data, or without either for rotations; not trained, and frozen.
+
+    With ``drawings``, a further head tells pictures from drawings that are none.
+    """
     _, train, held_out = targets(data)
     heads: tuple[int, ...] = (_TURNS,)
     if train is not None and held_out is not None:
         heads = tuple((torch.cat([train, held_out]).amax(0) + 1).tolist())
+    heads += (2,) * drawings
     return PerceptualNetwork(data.train.shape[1], data.train.shape[2], heads).requires_grad_(False).eval()
 
 
-def fit(network: PerceptualNetwork, data: Dataset, seed: int, device: torch.device) -> None:
-    """Train the network on the training pictures, in minutes; the seed decides the result on one machine."""
+def fit(
+    network: PerceptualNetwork, data: Dataset, seed: int, device: torch.device, *, draw: Draw | None = None
+) -> None:
+    """Train the network on the training pictures, in minutes; the seed decides the result on one machine.
+
+    ``draw`` makes the drawings of its last head, a third as many as pictures.
+    """
     _, labels, _ = targets(data)
     generator = torch.Generator().manual_seed(seed)
     network.requires_grad_(True).train()
@@ -89,9 +102,15 @@ def fit(network: PerceptualNetwork, data: Dataset, seed: int, device: torch.devi
                 x = torch.stack([torch.rot90(row, int(turn), (1, 2)) for row, turn in zip(x, target, strict=True)])
             else:
                 target = labels[index]
-            x = _varied(x, noisy=step % 2 == 1, generator=generator)
-            parts = network(x.to(device)).split(network.heads, 1)
-            terms = [functional.cross_entropy(a, b.to(device)) for a, b in zip(parts, target.T, strict=True)]
+            columns = list(target.T)
+            if draw is not None:
+                drawn = draw(x[::3], generator)
+                x = torch.cat([x, drawn])
+                columns.append((torch.arange(len(x)) >= len(x) - len(drawn)).long())
+            parts = network(_varied(x, noisy=step % 2 == 1, generator=generator).to(device)).split(network.heads, 1)
+            # A drawing has no label, so each head reads the rows that come with its own.
+            pairs = zip(parts, columns, strict=True)
+            terms = [functional.cross_entropy(part[: len(column)], column.to(device)) for part, column in pairs]
             optimiser.zero_grad()
             torch.autograd.backward(torch.stack(terms).sum())
             optimiser.step()

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from model_export.data.datasets import Dataset
 from model_export.training import perceptual
-from model_export.training.perceptual import PerceptualNetwork, fit, new_network
+from model_export.training.perceptual import Draw, PerceptualNetwork, fit, new_network
 
 CPU = torch.device("cpu")
 
@@ -23,10 +23,10 @@ def corners(count: int, *, labels: bool) -> Dataset:
     return dataclasses.replace(data, train_labels=corner, held_out_labels=corner[:40]) if labels else data
 
 
-def fitted(data: Dataset, seed: int = 0) -> PerceptualNetwork:
+def fitted(data: Dataset, seed: int = 0, draw: Draw | None = None) -> PerceptualNetwork:
     torch.manual_seed(seed)
-    network = new_network(data)
-    fit(network, data, seed, CPU)
+    network = new_network(data, drawings=draw is not None)
+    fit(network, data, seed, CPU, draw=draw)
     return network
 
 
@@ -43,6 +43,16 @@ def test_it_learns_to_read_the_labels_and_is_frozen() -> None:
     assert (read == data.held_out_labels).float().mean() > 0.9
     assert not network.training
     assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_it_tells_pictures_from_drawings() -> None:
+    data = corners(200, labels=True)
+    network = fitted(data, draw=lambda x, _: -x)
+    x = data.held_out / 127.5 - 1
+    labels, drawn = network(torch.cat([x, -x])).split(network.heads, 1)
+    assert network.heads == (4, 2)
+    assert (labels[:40].argmax(1) == data.held_out_labels).float().mean() > 0.9
+    assert drawn.argmax(1).tolist() == [0] * 40 + [1] * 40
 
 
 def test_without_labels_it_learns_to_read_rotations() -> None:
@@ -62,7 +72,7 @@ def test_the_seed_decides_the_weights_and_the_callers_random_state_stays() -> No
 
     assert torch.equal(weights(1), weights(1))
     assert not torch.equal(weights(1), weights(2))
-    network = new_network(data)
+    network = new_network(data, drawings=False)
     torch.manual_seed(9)
     expected = torch.rand(3)
     torch.manual_seed(9)
