@@ -195,9 +195,10 @@ def projector_stages(project: int, rest: int) -> tuple[Stage, Stage]:
     """Stages after `texture_stage` that make f a projector: drawings that are no pictures become pictures.
 
     `project_any` moves the codes of real pictures too. The second stage, with a smaller rate and a smaller weight of
-    it, brings them back to rest; f learns four steps of the network before, whose samples are nearer to rest.
+    it, brings them back to rest; f learns four steps of the network before, whose samples are nearer to rest. Perceptual
+    features tell letters from digits, which the encoder hardly does.
     """
-    texture = texture_stage(project, distill=0.5)
+    texture = replace(texture_stage(project, distill=0.5), perceptual=True)
     weights = replace(texture.weights, rec=2.0, settle=2.0, code_consistency=3.0, project_any=2.0, settle_any=0.5)
     projector = replace(texture, name="projector", lr=6e-4, teacher_steps=2, drift_pictures=192, weights=weights)
     weights = replace(weights, rec=3.0, project=1.0, code_consistency=5.0, project_any=1.0)
