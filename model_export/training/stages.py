@@ -177,7 +177,7 @@ def texture_stage(steps: int, *, distill: float = 0.0) -> Stage:
         weights=Weights(
             rec=0.75, distill=distill, project=0.5, settle=1.5, code_consistency=2.0, drifting=2.0, features=0.5
         ),
-        teacher_steps=8,
+        teacher_steps=8 if distill else 0,
         code_noise=0.01,
         drift_pictures=256,
         first_scale=0,
@@ -195,8 +195,8 @@ def projector_stages(project: int, rest: int) -> tuple[Stage, Stage]:
     """Stages after `texture_stage` that make f a projector: drawings that are no pictures become pictures.
 
     `project_any` moves the codes of real pictures too. The second stage, with a smaller rate and a smaller weight of
-    it, brings them back to rest; f learns four steps of the network before, whose samples are nearer to rest. Perceptual
-    features tell letters from digits, which the encoder hardly does.
+    it, brings them back to rest; f learns four steps of the network before, whose samples are nearer to rest.
+    Perceptual features tell letters from digits, which the encoder hardly does.
     """
     texture = replace(texture_stage(project, distill=0.5), perceptual=True)
     weights = replace(texture.weights, rec=2.0, settle=2.0, code_consistency=3.0, project_any=2.0, settle_any=0.5)
