@@ -88,15 +88,15 @@ def fit(
     ``draw`` makes the drawings of its last head, a third as many as pictures.
     """
     _, labels, _ = targets(data)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     network.requires_grad_(True).train()
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # of the dropout
         optimiser = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=_LR, total_steps=STEPS)
         for step in tqdm(range(STEPS), desc="perceptual network", unit="step", mininterval=1.0):
-            index = torch.randint(len(data.train), (_BATCH,), generator=generator)
-            x = to_model_range(data.train[index])
+            index = torch.randint(len(data.train), (_BATCH,), generator=generator, device=device).cpu()
+            x = to_model_range(data.train[index].to(device))
             if labels is None:
                 target = torch.arange(_BATCH)[:, None] % _TURNS
                 x = torch.stack([torch.rot90(row, int(turn), (1, 2)) for row, turn in zip(x, target, strict=True)])
@@ -107,7 +107,7 @@ def fit(
                 drawn = draw(x[::3], generator)
                 x = torch.cat([x, drawn])
                 columns.append((torch.arange(len(x)) >= len(x) - len(drawn)).long())
-            parts = network(_varied(x, noisy=step % 2 == 1, generator=generator).to(device)).split(network.heads, 1)
+            parts = network(_varied(x, noisy=step % 2 == 1, generator=generator)).split(network.heads, 1)
             # A drawing has no label, so each head reads the rows that come with its own.
             pairs = zip(parts, columns, strict=True)
             terms = [functional.cross_entropy(part[: len(column)], column.to(device)) for part, column in pairs]
@@ -121,10 +121,10 @@ def fit(
 def _varied(x: Tensor, *, noisy: bool, generator: torch.Generator) -> Tensor:
     """Move the whole batch by up to a twentieth of its side, and add noise of random strength to each row."""
     limit = x.shape[-1] // 20
-    down, right = torch.randint(2 * limit + 1, (2,), generator=generator).tolist()
+    down, right = torch.randint(2 * limit + 1, (2,), generator=generator, device=x.device).tolist()
     padded = functional.pad(x, (limit, limit, limit, limit), mode="replicate")
     moved = padded[:, :, down : down + x.shape[2], right : right + x.shape[3]]
     if not noisy:
         return moved
-    sigma = _NOISE * torch.rand((len(x), 1, 1, 1), generator=generator)
-    return moved + sigma * torch.randn(x.shape, generator=generator)
+    sigma = _NOISE * torch.rand((len(x), 1, 1, 1), generator=generator, device=x.device)
+    return moved + sigma * torch.randn(x.shape, generator=generator, device=x.device)
