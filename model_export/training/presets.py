@@ -169,7 +169,7 @@ PRESETS = {
                 DRIFTING_STAGE,
                 quantised_stage(2400, drifting=0.25),
                 texture_stage(320),
-                *projector_stages(700, 500),
+                *projector_stages(700, 1600),
             ),
             data="fashion_mnist",
             description="Clothes, 28×28 grey, light on dark.",
