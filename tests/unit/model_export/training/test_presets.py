@@ -41,7 +41,7 @@ def test_a_preset_can_be_built_and_survives_json(name: str) -> None:
     assert all(-1.0 <= value <= 1.0 for value in preset.background)
 
 
-@pytest.mark.parametrize("ref", ["mnist/5", "fashion_mnist/3", "avatars64/4"])
+@pytest.mark.parametrize("ref", ["mnist/5", "fashion_mnist/4", "avatars64/4"])
 def test_the_cards_of_shipped_models_are_read(ref: str) -> None:
     metadata = {entry.key: entry.value for entry in onnx.load(ROOT / "models" / ref / "model.onnx").metadata_props}
     config = json.loads(metadata["ign.card"])["training"]["config"]
@@ -54,11 +54,11 @@ def test_the_cards_of_shipped_models_are_read(ref: str) -> None:
 def test_steps_are_shared_out_in_proportion() -> None:
     whole = get_preset("fashion_mnist")
     preset = with_overrides(whole, Choices(steps=whole.steps // 40))
-    assert [stage.steps for stage in whole.stages] == [4000, 3000, 2880, 2000, 2400, 320]
-    assert [stage.steps for stage in preset.stages] == [99, 75, 72, 50, 60, 9]
+    assert [stage.steps for stage in whole.stages] == [4000, 3000, 2880, 2000, 2400, 320, 700, 1600]
+    assert [stage.steps for stage in preset.stages] == [99, 74, 72, 50, 60, 9, 18, 40]
     assert preset.steps == whole.steps // 40
     assert [stage.steps for stage in with_overrides(get_preset("tiny"), Choices(steps=3)).stages] == [1, 1, 1]
-    assert all(with_overrides(whole, Choices(steps=steps)).steps == steps for steps in (7, 299, 300, 301, 20_000))
+    assert all(with_overrides(whole, Choices(steps=steps)).steps == steps for steps in (8, 299, 300, 301, 20_000))
 
 
 def test_presets_that_contradict_themselves_are_refused() -> None:
