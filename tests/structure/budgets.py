@@ -18,16 +18,16 @@ ROOT = Path(__file__).resolve().parents[2]
 # Lines of Python, with blanks and docstrings, of folders together; "." is the whole repository.
 LINES = {
     ("service",): 17_830,
-    ("model_export",): 9_150,
+    ("model_export",): 9_370,
     ("sdk", "ign"): 3_950,
-    ("benchmarks",): 5_930,
-    ("tests",): 34_800,
-    (".",): 72_340,
+    ("benchmarks",): 5_945,
+    ("tests",): 34_950,
+    (".",): 72_730,
 }
 FILE_LINES = 600
 SERVICE_MODULES = 81  # without `__init__`
 SERVICE_ENTRIES = 16  # modules and packages at its top, without `__init__`
-WORDS = 20_600  # of README.md and docs, without the pages that commands write
+WORDS = 20_820  # of README.md and docs, without the pages that commands write
 GENERATED = ROOT / "docs" / "models"
 REQUEST = "POST /generate -> PNG"
 REQUEST_FILES, REQUEST_CALLS = 30, 231  # measured 30 and 225 to 230; aimed at and missed: 16 and 120

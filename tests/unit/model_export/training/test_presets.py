@@ -41,7 +41,7 @@ def test_a_preset_can_be_built_and_survives_json(name: str) -> None:
     assert all(-1.0 <= value <= 1.0 for value in preset.background)
 
 
-@pytest.mark.parametrize("ref", ["mnist/5", "fashion_mnist/4", "avatars64/4"])
+@pytest.mark.parametrize("ref", ["mnist/5", "fashion_mnist/4", "avatars64/5"])
 def test_the_cards_of_shipped_models_are_read(ref: str) -> None:
     metadata = {entry.key: entry.value for entry in onnx.load(ROOT / "models" / ref / "model.onnx").metadata_props}
     config = json.loads(metadata["ign.card"])["training"]["config"]
