@@ -238,7 +238,7 @@ def test_it_fits(browser: Browser, service: Service, width: int, height: int, mo
     with visiting(browser, service.url, model, viewport=size, reduced_motion="reduce", **look) as visit:
         visit.ready()
         visit.settled()
-        expected = ("Digits", "once") if model else ("Avatars", "8 times")
+        expected = ("Digits", "once") if model else ("Avatars", "4 times")
         assert (visit.one("#models :checked + span").inner_text(), visit.one("#steps-out").inner_text()) == expected
         for selector in ("#paint", "#made", "#verdict .status"):
             box = visit.one(selector).bounding_box()
