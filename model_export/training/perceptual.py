@@ -67,22 +67,19 @@ class PerceptualNetwork(nn.Module):
         return logits
 
 
-def new_network(data: Dataset, *, drawings: bool) -> PerceptualNetwork:
+def new_network(data: Dataset) -> PerceptualNetwork:
     """The network for classes or attributes of the data, or without either for rotations; not trained, and frozen.
 
-    With ``drawings``, a further head tells pictures from drawings that are none.
+    A further head tells pictures from drawings that are none.
     """
     _, train, held_out = targets(data)
     heads: tuple[int, ...] = (_TURNS,)
     if train is not None and held_out is not None:
         heads = tuple((torch.cat([train, held_out]).amax(0) + 1).tolist())
-    heads += (2,) * drawings
-    return PerceptualNetwork(data.train.shape[1], data.train.shape[2], heads).requires_grad_(False).eval()
+    return PerceptualNetwork(data.train.shape[1], data.train.shape[2], (*heads, 2)).requires_grad_(False).eval()
 
 
-def fit(
-    network: PerceptualNetwork, data: Dataset, seed: int, device: torch.device, *, draw: Draw | None = None
-) -> None:
+def fit(network: PerceptualNetwork, data: Dataset, seed: int, device: torch.device, draw: Draw) -> None:
     """Train the network on the training pictures, in minutes; the seed decides the result on one machine.
 
     ``draw`` makes the drawings of its last head, a third as many as pictures.
@@ -102,11 +99,8 @@ def fit(
                 x = torch.stack([torch.rot90(row, int(turn), (1, 2)) for row, turn in zip(x, target, strict=True)])
             else:
                 target = labels[index]
-            columns = list(target.T)
-            if draw is not None:
-                drawn = draw(x[::3], generator)
-                x = torch.cat([x, drawn])
-                columns.append((torch.arange(len(x)) >= len(x) - len(drawn)).long())
+            x = torch.cat([x, draw(x[::3], generator)])
+            columns = [*target.T, (torch.arange(len(x)) >= _BATCH).long()]
             parts = network(_varied(x, noisy=step % 2 == 1, generator=generator)).split(network.heads, 1)
             # A drawing has no label, so each head reads the rows that come with its own.
             pairs = zip(parts, columns, strict=True)

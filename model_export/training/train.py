@@ -87,11 +87,11 @@ class Run:
         self.stage, self.stage_step, self.step = 0, 0, 0
         self.teacher: Autoencoder | None = None
         self.perceptual: PerceptualNetwork | None = None
-        self._draws = any(stage.weights.project_any for stage in preset.stages)
         if any(stage.perceptual for stage in preset.stages):
             torch.manual_seed(derive_seed(seed, RngStream.PERCEPTUAL, 0))
-            self.perceptual = new_network(data, drawings=self._draws).to(device)
-        self._fit_perceptual = partial(fit, data=data, seed=seed, device=device)
+            self.perceptual = new_network(data).to(device)
+        perceptual_seed = derive_seed(seed, RngStream.PERCEPTUAL, 1)
+        self._fit_perceptual = partial(fit, data=data, seed=perceptual_seed, device=device)
         self._perceptual_done = False
         self.discriminator: DiscriminatorTrainer | None = None
         self._changed = saved is not None and Preset.from_dict(saved.preset) != preset
@@ -123,7 +123,7 @@ class Run:
             if self._changed and self.step == self.preset.steps:
                 self.save()
             if self.perceptual is not None and not self._perceptual_done and self.step < self.preset.steps:
-                self._fit_perceptual(self.perceptual, draw=self.batches.draw if self._draws else None)
+                self._fit_perceptual(self.perceptual, draw=self.batches.draw)
                 self._perceptual_done = True
             self._f = self.execution.wrap_ddp(self._compiled)
             try:
