@@ -33,11 +33,9 @@ def test_a_network_with_residual_blocks_begins_as_one_without() -> None:
     plain, residual = network(), network(residual=True)
     layers = iter(plain.decoder)
     for layer in residual.decoder:
-        if isinstance(layer, Residual):
-            x = torch.randn(2, layer.last.in_channels, 4, 4)
-            assert torch.equal(layer(x), x)
-        else:
+        if not isinstance(layer, Residual):
             layer.load_state_dict(next(layers).state_dict())
+    assert any(isinstance(layer, Residual) for layer in residual.decoder)
     residual.encoder.load_state_dict(plain.encoder.state_dict())
     x = torch.randn(2, 1, 8, 8)
     assert torch.equal(residual(x), plain(x))
