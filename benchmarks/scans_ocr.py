@@ -1,8 +1,9 @@
 """What tesseract reads from damaged pages: as they are, cleaned by classical methods, and cleaned by `scans`.
 
-    python -m benchmarks.scans_ocr --blocks 25 --out benchmarks/results/scans-ocr.json
+    python -m benchmarks.scans_ocr --blocks 25 --pages 2 --out benchmarks/results/scans-ocr.json
 
-Blocks of text in fonts and words that training never shows are damaged, cleaned by every method, and read. It needs
+Blocks of text in fonts and words that training never shows are damaged, cleaned by every method, and read; so are
+whole A4 pages, of which tesseract finds the layout, and unpaper the borders, itself. It needs
 Debian's `tesseract-ocr` and `debian-handbook`, fonts of the families `HELD_OUT_FONTS`, and OpenCV; unpaper, DoxaPy's
 Sauvola and damages of Augraphy are measured where they are installed. `--card` writes the figures into the card.
 """
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import timeit
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,6 +53,7 @@ from service.artifact.pixels import Levels, to_rows
 from service.artifact.pixels import to_levels as rows_to_levels
 from service.environment import available_cpus
 
+_FIRST_PAGE: Final = 1000  # blocks with this number or a higher one are whole pages
 HANDBOOK: Final = Path(os.environ.get("SCANS_TEXT", "/usr/share/doc/debian-handbook/html/en-US"))
 SMALL_PRINT: Final = 200  # dpi: pages of less are enlarged twice, for every method
 SEEN: Final[Mapping[str, tuple[damages.Damage, ...]]] = {
@@ -137,13 +139,14 @@ def faces(*, held_out: bool) -> tuple[Path, ...]:
     return font_files(held_out=held_out)
 
 
-def block(number: int, *, held_out: bool = True, lines: int = 4) -> Block:
+def block(number: int, *, held_out: bool = True) -> Block:
     """Blocks alternate between 150 and 300 dpi, and pairs of them between weak and strong damages."""
+    lines, inches, margin = (44, 6.9, 0.68) if number >= _FIRST_PAGE else (4, 3.7, 0.22)
     g, dpi = np.random.default_rng((90, number, held_out)), 300 if number % 2 else 150
     em = g.uniform(8.5, 12) * dpi / 72
     font = load_font(faces(held_out=held_out)[int(g.integers(len(faces(held_out=held_out))))], round(em))
-    start, width, pad = int(g.integers(len(words()) - 400)), int(3.7 * dpi), int(0.22 * dpi)
-    rows, pitch = wrap(font, " ".join(words()[start : start + 200]), width)[:lines], em * g.uniform(1.15, 1.4)
+    start, width, pad = int(g.integers(len(words()) - 400)), int(inches * dpi), int(margin * dpi)
+    rows, pitch = wrap(font, " ".join(words()[start : start + 50 * lines]), width)[:lines], em * g.uniform(1.15, 1.4)
     image = Image.new("L", (width + 2 * pad, int(pitch * lines + em * 0.3) + 2 * pad), 255)
     for i, row in enumerate(rows):
         ImageDraw.Draw(image).text((pad, pad + i * pitch), row, font=font, fill=0)
@@ -205,12 +208,12 @@ def sauvola(image: Levels, dpi: int, *, window: int, k: float) -> Levels:
     return out
 
 
-def unpaper(image: Levels, dpi: int) -> Levels:
-    """The filters of unpaper; its search for the borders of a page would cut blocks off."""
+def unpaper(image: Levels, dpi: int, *, left_out: Sequence[str] = ()) -> Levels:
+    """unpaper, without these parts of it."""
     with tempfile.TemporaryDirectory() as folder:
         scan, clean = Path(folder, "scan.pgm"), Path(folder, "clean.pgm")
         Image.fromarray(image).save(scan)
-        command = ["unpaper", "--dpi", str(dpi), *(f"--no-{part}" for part in _PAGE_PARTS), str(scan), str(clean)]
+        command = ["unpaper", "--dpi", str(dpi), *(f"--no-{part}" for part in left_out), str(scan), str(clean)]
         subprocess.run(command, check=True, capture_output=True)
         with Image.open(clean) as cleaned:
             return np.asarray(cleaned.convert("L"))
@@ -229,7 +232,8 @@ def restored(artifact: Artifact, image: Levels) -> Levels:
 
 
 Method = Callable[[Levels, int], Levels]
-_PAGE_PARTS: Final = ("mask-scan", "mask-center", "border-scan", "border-align", "deskew")  # of unpaper
+# What unpaper does to find the borders of a page, which would cut blocks off.
+_PAGE_PARTS: Final = ("mask-scan", "mask-center", "border-scan", "border-align", "deskew")
 _OPTIONS: Final = {"tess-sauvola": ("-c", "thresholding_method=2")}
 
 
@@ -246,11 +250,11 @@ def methods_of(artifact: Artifact, setting: Mapping[str, Any] | None) -> dict[st
     if setting is not None:
         methods["sauvola"] = lambda image, dpi: sauvola(image, dpi, **setting)
     if shutil.which("unpaper"):
-        methods["unpaper"] = unpaper
+        methods["unpaper"] = partial(unpaper, left_out=_PAGE_PARTS)
     return methods
 
 
-def read(images: Sequence[Levels], *, options: Sequence[str] = ()) -> list[str]:
+def read(images: Sequence[Levels], *, layout: str = "6", options: Sequence[str] = ()) -> list[str]:
     """What tesseract reads from pictures of 300 dpi; one process for all of them."""
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, f"{i}.png") for i in range(len(images))]
@@ -258,7 +262,7 @@ def read(images: Sequence[Levels], *, options: Sequence[str] = ()) -> list[str]:
             Image.fromarray(image).save(file, dpi=(300, 300), compress_level=1)
         listed = Path(folder, "files.txt")
         listed.write_text("\n".join(map(str, files)))
-        command = ["tesseract", str(listed), "-", "--psm", "6", "-l", "eng", *options]
+        command = ["tesseract", str(listed), "-", "--psm", layout, "-l", "eng", *options]
         done = subprocess.run(
             command, check=True, capture_output=True, text=True, env={**os.environ, "OMP_THREAD_LIMIT": "1"}
         )
@@ -301,9 +305,15 @@ def prepared(image: Levels, dpi: int) -> tuple[Levels, int]:
 def measure(
     number: int, methods: Mapping[str, Method], known: Container[tuple[int, str, str]]
 ) -> Iterator[dict[str, Any]]:
-    """Clean and read one block under every condition: a record for each picture and method that is not known."""
-    sample = block(number)
-    for condition, scan in conditions(number, sample):
+    """Clean and read one block under every condition: a record for each picture and method that is not known.
+
+    A whole page has no unseen damages, for the sake of time.
+    """
+    sample, layout, kinds = block(number), "6", None
+    if number >= _FIRST_PAGE:
+        layout, kinds = "3", 1 + len(SEEN)
+        methods = {name: unpaper if name == "unpaper" else method for name, method in methods.items()}
+    for condition, scan in itertools.islice(conditions(number, sample), kinds):
         image, dpi = prepared(scan, sample.dpi)
         names = [name for name in methods if (number, condition, name) not in known]
         done = {name: methods[name](image, dpi) for name in names}
@@ -312,7 +322,8 @@ def measure(
             changes = {"changed": _differ(image, done["f"]), "moved": _differ(done["f"], done["f2"])}
         for options, group in itertools.groupby(names, lambda name: _OPTIONS.get(name, ())):
             found = list(group)
-            for name, text in zip(found, read([done[each] for each in found], options=options), strict=True):
+            texts = read([done[each] for each in found], layout=layout, options=options)
+            for name, text in zip(found, texts, strict=True):
                 record = {"block": number, "condition": condition, "method": name}
                 yield record | {"cer": error_rate(text, sample.text)} | (changes if name == "f" else {})
 
@@ -389,6 +400,8 @@ def render(result: Mapping[str, Any]) -> str:
         "Pixels that f, and one more f, change by more than 8 levels, in per cent": result["pixels"],
         "Levels by which photographs on a page change, on average": {"": result["photographs"]},
     }
+    if result["pages"]:
+        parts["Character error rate in per cent, whole pages"] = result["pages"]
     tables = [
         f"{title}\n\n" + table([{"": name} | {k: f"{v:.1f}" for k, v in row.items()} for name, row in rows.items()])
         for title, rows in parts.items()
@@ -408,23 +421,25 @@ def missing(artifact: Path) -> str:
     return ", ".join(name for name, found in needs.items() if not found)
 
 
-def run(artifact: Artifact, blocks: int, file: Path | None) -> tuple[dict[str, Any], dict[str, Method]]:
+def run(artifact: Artifact, numbers: Sequence[int], file: Path | None) -> tuple[dict[str, Any], dict[str, Method]]:
     """Measure every method that is installed. Records of ``file``, which it lengthens, are not measured again."""
     setting = tuned_sauvola() if find_spec("doxapy") else None
     methods = methods_of(artifact, setting)
     digest = digest_of(artifact.golden().y.tobytes())  # that of the file changes with its card
     records = [] if file is None or not file.is_file() else [json.loads(line) for line in file.read_text().splitlines()]
-    records = [each for each in records if each["model"] in ("", digest) and each["block"] < blocks]
+    records = [each for each in records if each["model"] in ("", digest) and each["block"] in numbers]
     known = {(each["block"], each["condition"], each["method"]) for each in records}
     with (file or Path(os.devnull)).open("a") as opened:
-        for number in tqdm(range(blocks), unit="block"):
+        for number in tqdm(numbers, unit="block"):
             for record in measure(number, methods, known):
                 records.append(record | {"model": digest if record["method"] in ("f", "f2") else ""})
                 print(json.dumps(records[-1]), file=opened, flush=True)
     absent = [name for name in ("doxapy", "augraphy") if not find_spec(name)]
     absent += [] if "unpaper" in methods else ["unpaper"]
+    blocks, pages = ([each for each in records if (each["block"] >= _FIRST_PAGE) == page] for page in (False, True))
     result = {
-        **summarise(records),
+        **summarise(blocks),
+        "pages": summarise(pages)["cer"] if pages else {},
         "photographs": photographs(artifact),
         "page_s": page_seconds(artifact.folder),
         "sauvola": setting,
@@ -443,6 +458,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cli = argparse.ArgumentParser(description="Measure what tesseract reads from cleaned pages.")
     cli.add_argument("--model", type=Path, default=Path("models/scans/2"))
     cli.add_argument("--blocks", type=int, default=25)
+    cli.add_argument("--pages", type=int, default=0, help="whole pages, of which each takes a quarter of an hour")
     cli.add_argument("--out", type=Path, help="JSON")
     cli.add_argument("--records", type=Path, help="JSON lines of what is read, which continue a run")
     cli.add_argument("--sheet", type=Path, help="WebP of a block: damaged, background, f")
@@ -451,7 +467,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if reason := missing(options.model):
         print(f"skipped: needs {reason}")
         return 0
-    result, methods = run(Artifact.read(options.model, threads=1), options.blocks, options.records)
+    numbers = [*range(options.blocks), *range(_FIRST_PAGE, _FIRST_PAGE + options.pages)]
+    result, methods = run(Artifact.read(options.model, threads=1), numbers, options.records)
     print(render(result))
     if options.sheet:
         with atomic_write(options.sheet) as file:

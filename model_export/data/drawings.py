@@ -37,6 +37,7 @@ _SIDE: Final = 112  # pixels on which is drawn
 _BANK: Final = 4096  # drawings that training varies
 # Without letters that people write like digits. Capitals are listed twice: f leaves them as they are longest.
 _LETTERS: Final = 2 * "ACEFGHJKLMNPQRTUVWXY" + "abcdefghkmnpqrtuvwxy"
+_DIGITS: Final = 3 * "0123456789" + "BDIOSZijlosz"  # and those letters
 _SIGNS: Final = "ΓΔΛΞΠΣΦΨΩαβγδελμνπψωЖИЛФЦШЮЯбджийлцшэюя&%#@?!€+=×<>*"
 _FONTS: Final = (
     *(f"DejaVuSans{style}" for style in ("", "-Bold", "-Oblique", "Mono", "Mono-Bold")),
@@ -229,13 +230,13 @@ def face_drawing(g: Generator, side: int, background: Points, pens: Points) -> P
     return row
 
 
-def training_drawings(count: int, side: int, seed: int) -> Levels:
-    """Letters, signs and figures, not yet varied: (count, side, side), 255 on 0."""
-    g = np.random.default_rng(seed)
+def training_drawings(count: int, side: int, seed: int, *, digits: bool = False) -> Levels:
+    """Letters, signs and figures, and with ``digits`` digits, not yet varied: (count, side, side), 255 on 0."""
+    g, letters = np.random.default_rng(seed), _LETTERS + _DIGITS * digits
 
     def drawing(index: int) -> Levels:
         if index % 5 < 3:
-            return _glyph(g, _FONTS, _SIGNS if g.random() < 0.3 else _LETTERS, side)
+            return _glyph(g, _FONTS, _SIGNS if g.random() < 0.3 else letters, side)
         return _render(g, _random_figure(g), side)
 
     return np.stack([drawing(i) for i in range(count)])
@@ -271,10 +272,10 @@ class RandomDrawings:
     In colour, a drawing has a pen of the colour of a random pixel of ``pictures`` (N, C, H, W), and half are faces.
     """
 
-    def __init__(self, pictures: Tensor, background: Sequence[float], seed: int) -> None:
+    def __init__(self, pictures: Tensor, background: Sequence[float], seed: int, *, digits: bool = False) -> None:
         shape, device, g = pictures.shape[1:], pictures.device, np.random.default_rng(seed)
         # Twice the side of a row: after the bending, the average over 2×2 pixels smooths the steps of slant lines.
-        ink, pens = training_drawings(_BANK, 2 * shape[1], seed), None
+        ink, pens = training_drawings(_BANK, 2 * shape[1], seed, digits=digits), None
         if shape[0] == 3:
             pixels = pictures.permute(0, 2, 3, 1).reshape(-1, 3).cpu().numpy()
             pens = pixels[g.integers(len(pixels), size=_BANK)]

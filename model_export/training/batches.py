@@ -236,8 +236,9 @@ class BatchBuilder:
     def draw(self, pictures: Tensor, generator: torch.Generator) -> Tensor:
         """As many drawings u, rows that are no pictures, as pictures (B, C, H, W)."""
         if self._drawings is None:  # drawing them takes seconds
-            seed = derive_seed(self._seed, RngStream.DRAWINGS, 0)
-            self._drawings = RandomDrawings(self.example_pictures(_PENS), self._preset.background, seed)
+            seed, preset = derive_seed(self._seed, RngStream.DRAWINGS, 0), self._preset
+            pens = self.example_pictures(_PENS)
+            self._drawings = RandomDrawings(pens, preset.background, seed, digits=preset.drawn_digits)
         return self._drawings.draw(pictures, generator)
 
     def _random_pictures(self, count: int, stream: RngStream, step: int) -> Tensor:

@@ -58,6 +58,7 @@ class Preset:
     matching: Matching = field(default_factory=Matching)
     # The term `project` gives each row one of them; a name that is listed twice is twice as likely.
     corruptions: tuple[CorruptionName, ...] = ("noise",)
+    drawn_digits: bool = False  # among drawings that are no pictures; not for data of digits
     eight_bit: float = 0.0  # share of corrupted rows that are rounded to 8 bits, like uploaded pictures
     # Steps between checkpoints. It is a multiple of all refresh intervals, so that a resumed run rebuilds pool and
     # pairs from the same weights that built them.
@@ -171,6 +172,7 @@ PRESETS = {
                 texture_stage(320),
                 *projector_stages(700, 1600),
             ),
+            drawn_digits=True,
             data="fashion_mnist",
             description="Clothes, 28×28 grey, light on dark.",
         ),

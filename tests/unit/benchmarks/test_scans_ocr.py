@@ -40,8 +40,9 @@ def test_means_and_shares_by_group() -> None:
     assert result["worse"]["unseen"]["f"] == 0.0
     assert result["best_of_each"]["seen"] == pytest.approx(25.0)
     assert result["pixels"]["clean"] == pytest.approx({"changed": 1.0, "moved": 0.2})
-    text = scans_ocr.render(result | {"photographs": {"coins": 3.0}, "page_s": 2.5})
-    assert "| light | 40.0 | 10.0 |" in text
+    others = {"photographs": {"coins": 3.0}, "page_s": 2.5, "pages": {"fade": {"raw": 7.0}}}
+    text = scans_ocr.render(result | others)
+    assert all(row in text for row in ("| light | 40.0 | 10.0 |", "| fade | 7.0 |"))
 
 
 def test_it_says_what_it_needs(
