@@ -25,6 +25,7 @@ STEPS: Final = 2000
 _LR: Final = 3e-3
 _NOISE: Final = 0.15  # the largest σ, of every second batch
 _TURNS: Final = 4
+_DETAIL: Final = 4.0  # weight of what is finer than three pixels, whose differences are small
 
 Draw = Callable[[Tensor, torch.Generator], Tensor]
 """Makes as many rows that are no pictures as it gets pictures."""
@@ -53,11 +54,15 @@ class PerceptualNetwork(nn.Module):
             nn.Linear(_HIDDEN, sum(heads)),
         )
 
-    def features(self, x: Tensor) -> list[Tensor]:
-        """Activations (B, c, h, w) at every scale, from half the side on."""
-        features: list[Tensor] = []
-        for block in self.blocks:
-            x = block(functional.avg_pool2d(x, 2) if features else x)
+    def features(self, x: Tensor, *, pixels: bool = False) -> list[Tensor]:
+        """Activations (B, c, h, w) at every scale, from half the side on; with ``pixels`` first x and its fine detail.
+
+        Labels do not depend on specks, so activations hardly do.
+        """
+        smooth = functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+        features = [torch.cat([x, _DETAIL * (x - smooth)], 1)] if pixels else []
+        for depth, block in enumerate(self.blocks):
+            x = block(functional.avg_pool2d(x, 2) if depth else x)
             features.append(x)
         return features
 

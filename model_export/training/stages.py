@@ -77,6 +77,7 @@ class Stage:
     drift_cells: int = 0  # see `FeatureGroups.cells`
     # Whether terms compare features of `model_export.training.perceptual`, in place of those of the teacher.
     perceptual: bool = False
+    perceptual_pixels: bool = False  # … and pixels, with a larger weight of fine detail
     # First scale of the teacher's encoder whose features `drifting` and `features` compare. Scale 0 holds fine texture.
     first_scale: int = 1
     # Standard deviation of pictures, in levels, to which the quantiser is fitted when the stage starts; 0 keeps the
@@ -216,7 +217,18 @@ def exact_stage(steps: int) -> Stage:
 
 # Pictures in colour are too rich to match latents with them, so samples are drawn by drifting from the start. An
 # autoencoder that restores corrupted pictures comes first. Features of a network that reads the pictures' labels make
-# small parts count, such as mouths, which pixels average.
+# small parts count, such as mouths, which pixels average. They hardly see specks: in the last stage pixels count too.
+_AVATAR_DRIFTING: Final = Stage(
+    name="drifting",
+    steps=2200,
+    lr=8e-4,
+    warmup=50,
+    distance="mse_l1",
+    weights=Weights(rec=1.0, project=1.0, settle=1.0, features=1.0, drifting=0.05, project_any=0.05),
+    perceptual=True,
+    drift_pictures=64,
+    drift_cells=4,
+)
 AVATAR_STAGES: Final = (
     Stage(
         name="autoencoder",
@@ -226,15 +238,13 @@ AVATAR_STAGES: Final = (
         weights=Weights(rec=0.5, project=1.0, features=1.0),
         perceptual=True,
     ),
-    Stage(
-        name="drifting",
-        steps=2200,
-        lr=8e-4,
-        warmup=50,
-        distance="mse_l1",
-        weights=Weights(rec=1.0, project=1.0, settle=1.0, features=1.0, drifting=0.05, project_any=0.05),
-        perceptual=True,
-        drift_pictures=64,
-        drift_cells=4,
+    _AVATAR_DRIFTING,
+    replace(
+        _AVATAR_DRIFTING,
+        name="detail",
+        steps=450,
+        lr=6e-4,
+        weights=replace(_AVATAR_DRIFTING.weights, features=1.5, drifting=0.7, project_any=0.1),
+        perceptual_pixels=True,
     ),
 )

@@ -299,7 +299,8 @@ class Run:
         self.discriminator = self._new_discriminator(stage)
         groups = None
         if stage.perceptual and self.perceptual is not None:
-            groups = FeatureGroups(self.perceptual.features, stage.drift_cells)
+            features = partial(self.perceptual.features, pixels=stage.perceptual_pixels)
+            groups = FeatureGroups(features, stage.drift_cells)
         elif self.teacher is not None:
             groups = FeatureGroups(partial(self.teacher.features, first=stage.first_scale), stage.drift_cells)
         self.objective = Objective(

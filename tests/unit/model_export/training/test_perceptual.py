@@ -58,6 +58,18 @@ def test_it_tells_pictures_from_drawings() -> None:
     assert drawn.argmax(1).tolist() == [0] * 40 + [1] * 40
 
 
+def test_pixels_are_a_further_scale_in_which_specks_count() -> None:
+    network = new_network(corners(8, labels=True))
+    x = torch.zeros(1, 1, 16, 16)
+    x[..., 8, 8] = 0.5
+    plain, (pixels, *others) = network.features(x), network.features(x, pixels=True)
+    assert pixels.shape == (1, 2, 16, 16)
+    assert torch.equal(pixels[:, :1], x)
+    assert pixels[0, 1, 8, 8] > 1.5
+    assert pixels[0, 1, 0, 0] == 0.0
+    assert all(map(torch.equal, plain, others))
+
+
 def test_without_labels_it_learns_to_read_rotations() -> None:
     data = corners(200, labels=False)
     squares = dataclasses.replace(data, train=data.train[::4], held_out=data.held_out[::4])  # in the first corner
