@@ -15,7 +15,7 @@ from PIL import Image
 
 from ign_client import Client
 from tests.contract.harness import write_models
-from tests.helpers.live import ROOT, environment, live_service
+from tests.helpers.live import ROOT, SHIPPED, environment, live_service
 
 EXAMPLES = ROOT / "examples"
 SHORT = [path for path in sorted(EXAMPLES.glob("*.py")) if path.stem != "readme_pictures"]
@@ -76,7 +76,7 @@ def test_clean_a_folder(url: str, scans: Path, tmp_path: Path) -> None:
 
 def test_generate_a_sheet(url: str, tmp_path: Path) -> None:
     (said,) = run("generate_sheet", 7, tmp_path / "sheet.png", url=url)
-    assert said.startswith("mnist/5, seed 7: largest drift 0.")
+    assert said.startswith(f"{SHIPPED['mnist']}, seed 7: largest drift 0.")
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (6 * 4 * 28 + 5 * 8,) * 2
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -13,9 +12,8 @@ from service.artifact.card import to_metadata
 from service.artifact.onnx_file import read_metadata
 from service.models.repository import LoadedModel, Repository
 from service.runtime.onnx_model import OnnxModel
-from tests.helpers.live import live_service
+from tests.helpers.live import GENERATORS, MODELS, SHIPPED, live_service
 
-MODELS = Path(__file__).resolve().parent.parent.parent / "models"
 LARGEST = 20 * 2**20
 
 
@@ -35,7 +33,7 @@ def client() -> Iterator[httpx.Client]:
 
 
 def test_every_shipped_model_verifies_and_says_where_it_comes_from(shipped: dict[str, LoadedModel]) -> None:
-    assert "mnist/5" in shipped
+    assert set(SHIPPED.values()) == set(shipped)
     for ref, model in shipped.items():
         card = model.card
         assert card.training is not None
@@ -55,13 +53,13 @@ def test_every_shipped_model_verifies_and_says_where_it_comes_from(shipped: dict
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ref", ["mnist/5", "fashion_mnist/4", "avatars64/5"])
+@pytest.mark.parametrize("ref", GENERATORS)
 def test_a_training_can_start_from_every_shipped_model(ref: str, shipped: dict[str, LoadedModel]) -> None:
     assert read_weights(MODELS / ref).preset.exported_shape == shipped[ref].card.shape
 
 
 def test_generated_avatars_are_in_colour_and_kept(shipped: dict[str, LoadedModel]) -> None:
-    model = shipped["avatars64/5"]
+    model = shipped[SHIPPED["avatars64"]]
     y = model.instances[0].run(model.noise.rows(0, 0, 32))
     assert np.ptp(y, axis=1).mean() > 0.1  # the channels differ
     assert y.std(axis=0).mean() > 0.2  # and so do the samples
@@ -74,7 +72,7 @@ def test_generated_avatars_are_in_colour_and_kept(shipped: dict[str, LoadedModel
 
 
 def test_generated_digits_are_digits(shipped: dict[str, LoadedModel]) -> None:
-    model = shipped["mnist/5"]
+    model = shipped[SHIPPED["mnist"]]
     y = model.instances[0].run(model.noise.rows(0, 0, 256))
     background = (y < -0.9).mean(axis=(1, 2, 3))
     assert 0.4 < background.mean() < 0.95

@@ -22,13 +22,13 @@ from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import CudaOptions, CudaUnavailable, can_run, compute_capability
 from service.scheduling.scheduler import Scheduler
 from service.settings import Settings
-from tests.helpers.live import ROOT
+from tests.helpers.live import MODELS, SHIPPED
 from tests.helpers.onnx_models import graph, hungry, make_card, model_bytes, reference, sample_rows, serialise
 from tests.helpers.serving import params
 
 pytestmark = pytest.mark.gpu
 
-SHIPPED = sorted("/".join(path.parts[-3:-1]) for path in (ROOT / "models").glob("*/*/model.onnx"))  # such as mnist/5
+REFS = sorted(SHIPPED.values())
 SHAPES = [(1, 28, 28), (3, 64, 64)]
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -43,7 +43,7 @@ def on_cuda(data: bytes, cuda: CudaOptions | None = None) -> OnnxModel:
 def shipped(name: str, precision: Literal["fp32", "fp16"] = "fp32", cuda: CudaOptions | None = None) -> LoadedModel:
     """A verified model: loading raises unless the golden rows are within the card's tolerance in every bucket."""
     return Repository(
-        ROOT / "models", lambda data: [OnnxModel(data, device="cuda", cuda=cuda)], default=name, precision=precision
+        MODELS, lambda data: [OnnxModel(data, device="cuda", cuda=cuda)], default=name, precision=precision
     ).load(name)
 
 
@@ -58,9 +58,9 @@ def stepped(model: OnnxModel, x: FloatRows, steps: int) -> FloatRows:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", REFS)
 def test_golden_rows(name: str, precision: Literal["fp32", "fp16"]) -> None:
-    if precision == "fp16" and not (ROOT / "models" / name / "model.fp16.onnx").is_file():
+    if precision == "fp16" and not (MODELS / name / "model.fp16.onnx").is_file():
         pytest.skip(f"{name} has no model.fp16.onnx")
     loaded = shipped(name, precision, CudaOptions(half=precision == "fp16"))
     assert loaded.device == "cuda"
@@ -79,7 +79,7 @@ def test_the_rows_of_the_cpu(shape: tuple[int, int, int], options: CudaOptions) 
     model.close()
 
 
-@pytest.fixture(scope="module", params=SHIPPED)
+@pytest.fixture(scope="module", params=REFS)
 def served(request: pytest.FixtureRequest) -> Iterator[OnnxModel]:
     """A shipped model, opened once."""
     loaded = shipped(request.param)
@@ -106,9 +106,9 @@ def test_a_rows_bits_depend_neither_on_its_place_nor_on_its_neighbours(served: O
             np.testing.assert_array_equal(served.run(others)[place], first[n][0])
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", REFS)
 def test_graphs_change_no_bit(name: str) -> None:
-    data = (ROOT / "models" / name / "model.onnx").read_bytes()
+    data = (MODELS / name / "model.onnx").read_bytes()
     # One batch size, and the same choice of convolutions in both.
     plain, graphs = (on_cuda(data, CudaOptions(deterministic=True, graphs=graphs)) for graphs in (False, True))
     for seed in range(3):
@@ -119,7 +119,7 @@ def test_graphs_change_no_bit(name: str) -> None:
 
 
 @pytest.mark.parametrize("graphs", [False, True])
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", REFS)
 def test_rows_kept_on_the_device_are_the_same(name: str, graphs: bool) -> None:
     model = shipped(name, cuda=CudaOptions(graphs=graphs)).instances[0]
     assert isinstance(model, OnnxModel)
@@ -131,7 +131,7 @@ def test_rows_kept_on_the_device_are_the_same(name: str, graphs: bool) -> None:
     model.close()
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", REFS)
 def test_a_graph_is_unchanged_by_other_captures_and_replays(name: str) -> None:
     """Its kernels are of convolution plans that onnxruntime has replaced by those of other batch sizes."""
     plain, graphs = shipped(name), shipped(name, cuda=CudaOptions(graphs=True))
@@ -145,7 +145,7 @@ def test_a_graph_is_unchanged_by_other_captures_and_replays(name: str) -> None:
 
 
 def test_a_model_is_loaded_and_closed_while_another_serves() -> None:
-    serving, done = shipped(SHIPPED[0], cuda=CudaOptions(graphs=True)), threading.Event()
+    serving, done = shipped(REFS[0], cuda=CudaOptions(graphs=True)), threading.Event()
     x = sample_rows(3, serving.card.shape)
     expected = serving.instances[0].run(x)
 
@@ -160,7 +160,7 @@ def test_a_model_is_loaded_and_closed_while_another_serves() -> None:
         caller = pool.submit(serve)
         try:
             for _ in range(3):
-                shipped(SHIPPED[-1], cuda=CudaOptions(graphs=True)).close()
+                shipped(REFS[-1], cuda=CudaOptions(graphs=True)).close()
         finally:
             done.set()
     assert caller.result()
@@ -196,7 +196,7 @@ def test_what_never_fits_says_so_and_leaves_the_device_usable() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("graphs", [False, True])
 def test_a_long_run_keeps_its_memory(graphs: bool) -> None:
-    model = shipped(SHIPPED[0], cuda=CudaOptions(graphs=graphs)).instances[0]
+    model = shipped(REFS[0], cuda=CudaOptions(graphs=graphs)).instances[0]
     assert isinstance(model, OnnxModel)
 
     def work(rounds: int) -> None:
@@ -217,13 +217,13 @@ def test_a_long_run_keeps_its_memory(graphs: bool) -> None:
 
 
 def test_two_gpus_answer_as_one() -> None:
-    name = SHIPPED[0]
+    name = REFS[0]
     try:
         OnnxModel(model_bytes(), device="cuda", cuda=CudaOptions(device_id=1)).close()
     except CudaUnavailable as exc:
         pytest.skip(f"there is no second GPU: {exc.detail}")
     both = partial(open_instances, OnnxModel, Settings(device="cuda", gpu_count=2))
-    loaded = Repository(ROOT / "models", both, default=name).load(name)
+    loaded = Repository(MODELS, both, default=name).load(name)
     one = loaded.instances[0]
     assert isinstance(one, OnnxModel)
     x = sample_rows(64, loaded.card.shape)

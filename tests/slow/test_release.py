@@ -17,7 +17,7 @@ import pytest
 
 from service import __version__
 from tests.docs.test_docs import blocks, commands, runner_of
-from tests.helpers.live import ROOT, environment, live_service
+from tests.helpers.live import ROOT, SHIPPED, environment, live_service
 from tests.slow.conftest import REPOSITORY, make_release
 from tests.structure.test_deployment import LOCKS, locked
 
@@ -99,8 +99,8 @@ def test_python_m_with_a_safe_path(installed: Path, folder: Path) -> None:
 def test_the_other_commands(installed: Path, folder: Path) -> None:
     done = run([installed / "ign", "serve", "--check"], folder)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "mnist/5: verified on cpu" in done.stdout
-    assert "* mnist/5" in run([installed / "ign", "models"], folder).stdout
+    assert f"{SHIPPED['mnist']}: verified on cpu" in done.stdout
+    assert f"* {SHIPPED['mnist']}" in run([installed / "ign", "models"], folder).stdout
     done = run([installed / "ign", "interpolate", "--local", "1", "2", "-o", "walk.webp"], folder)
     assert done.returncode == 0, done.stderr
     assert (folder / "walk.webp").read_bytes().startswith(b"RIFF")

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.contract.harness import Service, serving, settings
-from tests.helpers.live import ROOT
+from tests.helpers.live import MODELS
 from tests.slow.browser.visit import Browser, Visit, visiting
 
-MODELS = ROOT / "models"
 # Besides what Playwright says. The tests may be run by root; all they open is the page.
 ALONE = ("--no-sandbox", "--disable-gpu", "--disable-quic")
 

@@ -7,8 +7,8 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from tests.contract.harness import serving, settings
-from tests.helpers.live import ROOT
-from tests.slow.browser.conftest import ALONE, MODELS
+from tests.helpers.live import MODELS, ROOT
+from tests.slow.browser.conftest import ALONE
 from tests.slow.browser.visit import visiting
 
 FILE: Final = ROOT / "docs" / "images" / "page.png"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.contract.harness import Service, gated, serving, settings, write_models
+from tests.helpers.live import SHIPPED
 from tests.slow.browser.visit import Browser, Route, Visit, visiting
 
 FAILED = "Failed to load resource"  # what the browser says of any failure, whatever the page makes of it
@@ -227,7 +228,7 @@ def test_the_keyboard_reaches_everything_and_it_shows(visit: Visit) -> None:
     assert {"Generate", "Walk", "Run", "Drawn"} <= set(reached)
 
 
-@pytest.mark.parametrize("model", ["mnist/5", ""])
+@pytest.mark.parametrize("model", [SHIPPED["mnist"], ""])
 @pytest.mark.parametrize(("width", "height"), [(320, 800), (390, 844), (820, 800), (1280, 720), (1440, 900)])
 def test_it_fits(browser: Browser, service: Service, width: int, height: int, model: str) -> None:
     """Canvas, result and verdict are in the first view, nothing makes the page scroll sideways, and axe finds nothing.

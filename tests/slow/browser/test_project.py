@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.contract.data import b64, pixels
 from tests.contract.harness import Service
-from tests.helpers.live import ROOT
+from tests.helpers.live import ROOT, SHIPPED
 from tests.slow.browser.visit import Browser, Visit, visiting
 
 DRAWN = ROOT / "docs" / "images" / "drawn.png"
@@ -278,7 +278,7 @@ def test_the_address_holds_model_seed_and_drawing(browser: Browser, visit: Visit
     visit.page.wait_for_function("location.hash.includes('d=')")
     drawn, seen = visit.canvas(), visit.picture("#seen")
     address = visit.page.url
-    assert "#m=mnist/5&s=7&d=" in address
+    assert f"#m={SHIPPED['mnist']}&s=7&d=" in address
     assert len(address) < 1500
     with visiting(browser, address.replace("s=7", "s=11"), reduced_motion="reduce") as other:
         other.ready()

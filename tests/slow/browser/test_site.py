@@ -24,9 +24,9 @@ from service.domain.latents import NoiseSource
 from tests.contract.data import Pixels, b64, pixels
 from tests.contract.harness import Service, serving, settings
 from tests.helpers.foreign import Network
+from tests.helpers.live import GENERATORS, MODELS, SHIPPED
 from tests.helpers.pictures import noise, save
 from tests.helpers.site import build_site
-from tests.slow.browser.conftest import MODELS
 from tests.slow.browser.test_access import FAILED, used
 from tests.slow.browser.visit import SEVEN, Browser, Visit, visiting
 
@@ -199,7 +199,7 @@ def test_latents_are_those_of_python(visit: Visit, size: int) -> None:
         assert (source.row(seed, seed % 5).view(np.uint32).ravel() == np.array(bits, np.uint32)).all(), seed
 
 
-@pytest.mark.parametrize("model", ["mnist/5", "fashion_mnist/4", "avatars64/5"])
+@pytest.mark.parametrize("model", GENERATORS)
 def test_pictures_and_measures_are_those_of_the_service(visit: Visit, service: Service, model: str) -> None:
     request = {"model": model, "seed": 11, "offset": 2, "n": 5, "steps": 1, "score": True}
     noise = service.post("/generate", request).json()["images"]
@@ -247,7 +247,7 @@ def test_images_of_any_size_are_those_of_the_service(browser: Browser, tmp_path:
 @pytest.mark.parametrize(("loop", "scale"), [(True, 1), (False, 3)])
 def test_a_walk_is_an_animation_of_the_same_frames(visit: Visit, service: Service, loop: bool, scale: int) -> None:
     points = [{"seed": 7, "index": 2}, {"seed": 7, "index": 9}]
-    request = {"model": "mnist/5", "points": points, "frames": 5, "loop": loop, "fps": 12, "scale": scale}
+    request = {"model": SHIPPED["mnist"], "points": points, "frames": 5, "loop": loop, "fps": 12, "scale": scale}
     remote = service.client.post("/latent-interpolate", json=request, headers={"Accept": "image/apng"}).content
     shown = []
     for file in (bytes(visit.page.evaluate(WALK, request)), remote):
@@ -266,7 +266,7 @@ def test_an_upload_is_prepared_as_by_the_service(visit: Visit, service: Service,
     visit.one("#file").set_input_files(tmp_path / "bar.png")
     visit.page.wait_for_function("() => !document.querySelector('#share').disabled")
     visit.settled()
-    options = {"strength": "0", "resize": "stretch", "model": "mnist/5"}
+    options = {"strength": "0", "resize": "stretch", "model": SHIPPED["mnist"]}
     sent = {"image": (tmp_path / "bar.png").read_bytes()}
     prepared = service.client.post("/project", data=options, files=sent, headers={"Accept": "image/png"}).content
     difference = np.abs(visit.picture("#seen").astype(int) - pixels(prepared, "L"))
@@ -279,7 +279,7 @@ def test_the_second_visit_needs_no_server(browser: Browser, folder: Path) -> Non
         visit.one("#tiles img").first.wait_for()
         visit.page.evaluate("async () => { await navigator.serviceWorker.ready; }")
         host.stop()
-        visit.page.goto(f"{host.url}/?from=a-link#m=mnist/5")
+        visit.page.goto(f"{host.url}/?from=a-link#m={SHIPPED['mnist']}")
         visit.empty()
         visit.draw()
         visit.settled()

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tests.contract.data import Pixels, pixels
+from tests.helpers.live import SHIPPED
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page, Request, Route
@@ -121,7 +122,7 @@ class Visit:
 
 
 @contextmanager
-def visiting(browser: Browser, url: str, model: str = "mnist/5", **options: Any) -> Iterator[Visit]:
+def visiting(browser: Browser, url: str, model: str = SHIPPED["mnist"], **options: Any) -> Iterator[Visit]:
     """Open the page with this model, if there is one; in the end nothing may have failed, or come from another host."""
     context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
     context.set_default_timeout(PATIENCE_MS)

@@ -11,8 +11,7 @@ import pytest
 
 from ign_client import Client
 from tests.contract.harness import serving, settings
-from tests.helpers.live import free_port, live_service
-from tests.slow.browser.conftest import MODELS
+from tests.helpers.live import MODELS, free_port, live_service
 from tests.slow.browser.test_site import build, compare, hosting
 from tests.slow.browser.visit import Browser, Page
 from tests.slow.js.conftest import CLIENT, run

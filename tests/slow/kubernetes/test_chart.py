@@ -23,7 +23,7 @@ from service import __version__
 from service.cluster import DeploymentOptions, replica_settings
 from service.observability.metrics import Metrics
 from service.settings import Settings, load_settings, variable_of
-from tests.helpers.live import ROOT, free_port, live_service, until
+from tests.helpers.live import ROOT, SHIPPED, free_port, live_service, until
 from tests.slow.monitoring.files import RULES
 from tests.slow.object_store.test_models import pytestmark as needs_bucket
 from tests.slow.object_store.test_models import seaweed as seaweed
@@ -318,7 +318,7 @@ def test_the_service_runs_with_what_a_pod_is_given(chosen: str, tmp_path: Path, 
         assert client.post("/generate", json={"n": 1}).status_code == (200 if chosen == "open" else 401)
         client.headers["authorization"] = "Bearer k"
         assert client.post("/generate", json={"n": 1}).status_code == 200
-        assert 'ign_queue_rows{model="mnist/5"}' in client.get("/metrics").text
+        assert f'ign_queue_rows{{model="{SHIPPED["mnist"]}"}}' in client.get("/metrics").text
 
 
 @pytest.mark.parametrize("chosen", ["ray", "gpu ray"])

@@ -23,7 +23,7 @@ from ign_client import TooLarge as TooLargeAnswer
 from service.api.problems import describe
 from service.domain.errors import RateLimited, TooLarge
 from tests.contract.harness import bearer, write_keys
-from tests.helpers.live import ROOT, certificate, free_port, live_service, until
+from tests.helpers.live import ROOT, SHIPPED, certificate, free_port, live_service, until
 
 PATIENCE_S = 60.0
 MAX_BODY = 16 * 2**20
@@ -221,7 +221,7 @@ def test_the_access_log_is_json_and_holds_no_key(served: Front) -> None:
     entry = served.log("logged-2")
     assert body["request_id"] == "logged"
     assert (entry["method"], entry["path"], entry["status"]) == ("POST", "/generate", 200)
-    assert entry["model"].startswith("mnist/5@")
+    assert entry["model"].startswith(f"{SHIPPED['mnist']}@")
     assert entry["address"] == "127.0.0.1"
     assert entry["seconds"] >= 0
     assert float(entry["upstream_seconds"]) >= 0  # of another clock: it may be a millisecond longer
@@ -297,7 +297,9 @@ def rows_run(service: str) -> int:
 
 
 def test_images_by_url_are_made_once(tmp_path: Path) -> None:
-    paths = [f"/generate/name-{i}.png?model=mnist/5" if i % 2 else f"/generate?seed={i}" for i in range(URLS)]
+    paths = [
+        f"/generate/name-{i}.png?model={SHIPPED['mnist']}" if i % 2 else f"/generate?seed={i}" for i in range(URLS)
+    ]
 
     def ask(caller: int) -> set[tuple[str, bytes]]:
         chosen = random.Random(caller)

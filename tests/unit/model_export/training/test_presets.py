@@ -28,7 +28,7 @@ from model_export.training.presets import (
 from model_export.training.restorer import build_network
 from model_export.training.stages import Matching, Stage, Weights
 from service.artifact.files import NAME_PATTERN
-from tests.helpers.live import ROOT
+from tests.helpers.live import GENERATORS, MODELS
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -41,9 +41,9 @@ def test_a_preset_can_be_built_and_survives_json(name: str) -> None:
     assert all(-1.0 <= value <= 1.0 for value in preset.background)
 
 
-@pytest.mark.parametrize("ref", ["mnist/5", "fashion_mnist/4", "avatars64/5"])
+@pytest.mark.parametrize("ref", GENERATORS)
 def test_the_cards_of_shipped_models_are_read(ref: str) -> None:
-    metadata = {entry.key: entry.value for entry in onnx.load(ROOT / "models" / ref / "model.onnx").metadata_props}
+    metadata = {entry.key: entry.value for entry in onnx.load(MODELS / ref / "model.onnx").metadata_props}
     config = json.loads(metadata["ign.card"])["training"]["config"]
     read, now = Preset.from_dict(config), get_preset(ref.partition("/")[0])
     assert (read.network, len(read.stages)) == (now.network, len(now.stages))
