@@ -28,7 +28,7 @@ from model_export.training.presets import (
 from model_export.training.restorer import build_network
 from model_export.training.stages import Matching, Stage, Weights
 from service.artifact.files import NAME_PATTERN
-from tests.helpers.live import GENERATORS, MODELS
+from tests.helpers.live import GENERATORS, MODELS, ROOT
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -39,6 +39,13 @@ def test_a_preset_can_be_built_and_survives_json(name: str) -> None:
     build_network(preset.network)
     assert preset.steps == sum(stage.steps for stage in preset.stages) > 0
     assert all(-1.0 <= value <= 1.0 for value in preset.background)
+
+
+def test_the_documented_steps_are_those_of_the_presets() -> None:
+    text = (ROOT / "docs" / "training.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|.*\| ([\d ]+)[;|]", text, re.MULTILINE)
+    documented = {name: int(steps.replace(" ", "")) for name, steps in rows}
+    assert documented == {name: preset.steps for name, preset in PRESETS.items() if name != "tiny"}
 
 
 @pytest.mark.parametrize("ref", GENERATORS)
