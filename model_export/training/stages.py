@@ -87,7 +87,7 @@ class Stage:
     fit_blocks: int = 0
 
     def __post_init__(self) -> None:
-        if self.perceptual and not self.weights.feature_terms:
+        if self.perceptual_pixels > self.perceptual or (self.perceptual and not self.weights.feature_terms):
             raise ValueError(f"stage {self.name}: no term has perceptual features")
         if self.weights.distill > 0 and self.teacher_steps < 1:
             raise ValueError(f"stage {self.name}: distillation needs teacher_steps ≥ 1")

@@ -63,7 +63,6 @@ def test_pixels_are_a_further_scale_in_which_specks_count() -> None:
     x = torch.zeros(1, 1, 16, 16)
     x[..., 8, 8] = 0.5
     plain, (pixels, *others) = network.features(x), network.features(x, pixels=True)
-    assert pixels.shape == (1, 2, 16, 16)
     assert torch.equal(pixels[:, :1], x)
     assert pixels[0, 1, 8, 8] > 1.5
     assert pixels[0, 1, 0, 0] == 0.0

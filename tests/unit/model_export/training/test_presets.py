@@ -74,6 +74,8 @@ def test_presets_that_contradict_themselves_are_refused() -> None:
         dataclasses.replace(preset, matching=Matching(pool_refresh=3))
     with pytest.raises(ValueError, match="teacher_steps"):
         Stage(name="distill", steps=1, lr=1e-3, weights=Weights(distill=1.0))
+    with pytest.raises(ValueError, match="perceptual"):
+        Stage(name="pixels", steps=1, lr=1e-3, weights=Weights(features=1.0), perceptual_pixels=True)
     for change in ({"weights": Weights(code_consistency=0.1)}, {"quantizer_deviation": 1.0}):
         with pytest.raises(ValueError, match="quantizer"):
             dataclasses.replace(preset, stages=(dataclasses.replace(preset.stages[0], **change),))
