@@ -232,8 +232,7 @@ def restored(artifact: Artifact, image: Levels) -> Levels:
 
 
 Method = Callable[[Levels, int], Levels]
-# What unpaper does to find the borders of a page, which would cut blocks off.
-_PAGE_PARTS: Final = ("mask-scan", "mask-center", "border-scan", "border-align", "deskew")
+_PAGE_PARTS: Final = ("mask-scan", "mask-center", "border-scan", "border-align", "deskew")  # cut blocks off
 _OPTIONS: Final = {"tess-sauvola": ("-c", "thresholding_method=2")}
 
 
@@ -305,13 +304,10 @@ def prepared(image: Levels, dpi: int) -> tuple[Levels, int]:
 def measure(
     number: int, methods: Mapping[str, Method], known: Container[tuple[int, str, str]]
 ) -> Iterator[dict[str, Any]]:
-    """Clean and read one block under every condition: a record for each picture and method that is not known.
-
-    A whole page has no unseen damages, for the sake of time.
-    """
+    """Clean and read one block under every condition: a record for each picture and method that is not known."""
     sample, layout, kinds = block(number), "6", None
     if number >= _FIRST_PAGE:
-        layout, kinds = "3", 1 + len(SEEN)
+        layout, kinds = "3", 1 + len(SEEN)  # no unseen damages, for the sake of time
         methods = {name: unpaper if name == "unpaper" else method for name, method in methods.items()}
     for condition, scan in itertools.islice(conditions(number, sample), kinds):
         image, dpi = prepared(scan, sample.dpi)
@@ -391,20 +387,24 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def rates(summary: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Error rates in per cent by damage and, as `mean …`, by group of them, for each method."""
+    return {**summary["cer"], **{f"mean {name}": row for name, row in summary["means"].items() if name != "clean"}}
+
+
 def render(result: Mapping[str, Any]) -> str:
     """The result as Markdown."""
-    means = {f"mean {name}": row for name, row in result["means"].items() if name != "clean"}
     parts = {
-        f"Character error rate in per cent, {result['blocks']} blocks for each damage": result["cer"] | means,
+        f"Character error rate in per cent, {result['blocks']} blocks for each damage": rates(result),
         "Blocks that are read worse than raw by more than one point, in per cent": result["worse"],
         "Pixels that f, and one more f, change by more than 8 levels, in per cent": result["pixels"],
         "Levels by which photographs on a page change, on average": {"": result["photographs"]},
+        "Character error rate in per cent, whole pages": result["pages"],
     }
-    if result["pages"]:
-        parts["Character error rate in per cent, whole pages"] = result["pages"]
     tables = [
         f"{title}\n\n" + table([{"": name} | {k: f"{v:.1f}" for k, v in row.items()} for name, row in rows.items()])
         for title, rows in parts.items()
+        if rows
     ]
     return "\n\n".join([*tables, f"An A4 page at 300 dpi: {result['page_s']:.1f} s on {available_cpus()} cores"])
 
@@ -439,7 +439,7 @@ def run(artifact: Artifact, numbers: Sequence[int], file: Path | None) -> tuple[
     blocks, pages = ([each for each in records if (each["block"] >= _FIRST_PAGE) == page] for page in (False, True))
     result = {
         **summarise(blocks),
-        "pages": summarise(pages)["cer"] if pages else {},
+        "pages": rates(summarise(pages)) if pages else {},
         "photographs": photographs(artifact),
         "page_s": page_seconds(artifact.folder),
         "sauvola": setting,

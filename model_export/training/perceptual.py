@@ -55,12 +55,14 @@ class PerceptualNetwork(nn.Module):
         )
 
     def features(self, x: Tensor, *, pixels: bool = False) -> list[Tensor]:
-        """Activations (B, c, h, w) at every scale, from half the side on; with ``pixels`` first x and its fine detail.
+        """Activations (B, c, h, w) at every scale, from half the side on, of x (B, C, H, W).
 
-        Labels do not depend on specks, so activations hardly do.
+        With ``pixels``, x and its fine detail come first: (B, 2C, H, W).
         """
-        smooth = functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
-        features = [torch.cat([x, _DETAIL * (x - smooth)], 1)] if pixels else []
+        features = []
+        if pixels:
+            smooth = functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+            features.append(torch.cat([x, _DETAIL * (x - smooth)], 1))
         for depth, block in enumerate(self.blocks):
             x = block(functional.avg_pool2d(x, 2) if depth else x)
             features.append(x)

@@ -218,7 +218,7 @@ def exact_stage(steps: int) -> Stage:
 # Pictures in colour are too rich to match latents with them, so samples are drawn by drifting from the start. An
 # autoencoder that restores corrupted pictures comes first. Features of a network that reads the pictures' labels make
 # small parts count, such as mouths, which pixels average. They hardly see specks: in the last stage pixels count too.
-_AUTOENCODER: Final = Stage(
+_AVATAR_AUTOENCODER: Final = Stage(
     name="autoencoder",
     steps=3000,
     lr=1.2e-3,
@@ -226,8 +226,8 @@ _AUTOENCODER: Final = Stage(
     weights=Weights(rec=0.5, project=1.0, features=1.0),
     perceptual=True,
 )
-_DRIFTING: Final = replace(
-    _AUTOENCODER,
+_AVATAR_DRIFTING: Final = replace(
+    _AVATAR_AUTOENCODER,
     name="drifting",
     steps=2200,
     lr=8e-4,
@@ -236,9 +236,9 @@ _DRIFTING: Final = replace(
     drift_pictures=64,
     drift_cells=4,
 )
-_DETAIL_WEIGHTS: Final = replace(_DRIFTING.weights, features=1.5, drifting=0.7, project_any=0.1)
+_AVATAR_DETAIL: Final = replace(_AVATAR_DRIFTING.weights, features=1.5, drifting=0.7, project_any=0.1)
 AVATAR_STAGES: Final = (
-    _AUTOENCODER,
-    _DRIFTING,
-    replace(_DRIFTING, name="detail", steps=450, lr=6e-4, weights=_DETAIL_WEIGHTS, perceptual_pixels=True),
+    _AVATAR_AUTOENCODER,
+    _AVATAR_DRIFTING,
+    replace(_AVATAR_DRIFTING, name="detail", steps=450, lr=6e-4, weights=_AVATAR_DETAIL, perceptual_pixels=True),
 )
