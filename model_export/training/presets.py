@@ -20,7 +20,7 @@ from model_export.training.stages import (
     Matching,
     Stage,
     Weights,
-    exact_stage,
+    exact_stages,
     ign_stages,
     naign_stages,
     projector_stages,
@@ -139,14 +139,8 @@ def network_for(size: int, channels: int) -> NetworkConfig:
 _MNIST = Preset(
     name="mnist",
     objective="naign",
-    network=NetworkConfig(size=28, channels=1, widths=(32, 64, 128), bottleneck=256, quantizer=192, blocks=2),
-    stages=(
-        *naign_stages(4000, 3000, 2880),
-        quantised_stage(4800),
-        texture_stage(960, distill=0.5),
-        *projector_stages(900, 600),
-        exact_stage(500),
-    ),
+    network=NetworkConfig(size=28, channels=1, widths=(32, 64, 128), bottleneck=256, blocks=2),
+    stages=(*naign_stages(4000, 3000, 2880), *exact_stages(1400, 700)),
     matching=Matching(pool_refresh=32),
     corruptions=(*_DIGITS_CORRUPTIONS, "hole", "hole"),
     eight_bit=0.5,
@@ -164,7 +158,7 @@ PRESETS = {
         dataclasses.replace(
             _MNIST,
             name="fashion_mnist",
-            network=dataclasses.replace(_MNIST.network, blocks=0),
+            network=dataclasses.replace(_MNIST.network, quantizer=192, blocks=0),
             stages=(
                 *naign_stages(4000, 3000, 2880),
                 DRIFTING_STAGE,

@@ -208,11 +208,26 @@ def projector_stages(project: int, rest: int) -> tuple[Stage, Stage]:
     )
 
 
-def exact_stage(steps: int) -> Stage:
-    """A last stage that makes f exact by `Blocks`, with the terms of `rest` but for those that then are always 0."""
-    _, rest = projector_stages(1, steps)
-    weights = replace(rest.weights, settle=0.0, code_consistency=0.0, settle_any=0.0)
-    return replace(rest, name="exact", lr=1e-4, code_noise=0.0, fit_blocks=2000, weights=weights)
+def exact_stages(project: int, exact: int) -> tuple[Stage, Stage]:
+    """Stages after `naign_stages` that make f a projector, then exact by `Blocks`.
+
+    Perceptual features tell letters from digits, which the encoder of f hardly does. `settle` of an exact f is 0. Its
+    pictures are drawn anew, so pixels count too.
+    """
+    weights = Weights(rec=1.5, project=1.0, settle=1.0, features=1.0, drifting=0.5, project_any=0.7)
+    projector = Stage(
+        name="projector",
+        steps=project,
+        lr=6e-4,
+        warmup=50,
+        distance="mse_l1",
+        weights=weights,
+        drift_pictures=192,
+        perceptual=True,
+    )
+    weights = replace(weights, rec=2.0, settle=0.0, drifting=0.7, project_any=1.0)
+    last = replace(projector, name="exact", steps=exact, lr=4e-4, weights=weights)
+    return projector, replace(last, perceptual_pixels=True, fit_blocks=2000)
 
 
 # Pictures in colour are too rich to match latents with them, so samples are drawn by drifting from the start. An
