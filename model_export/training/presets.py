@@ -15,18 +15,15 @@ from model_export.errors import UserError
 from model_export.training.network import NetworkConfig
 from model_export.training.stages import (
     AVATAR_STAGES,
-    DRIFTING_STAGE,
     Distance,
     Matching,
     Stage,
     Weights,
+    attractor_stages,
     exact_stages,
     ign_stages,
     naign_stages,
-    projector_stages,
-    quantised_stage,
     restoring_stages,
-    texture_stage,
 )
 
 NO_LICENCE: Final = "not stated"
@@ -158,14 +155,8 @@ PRESETS = {
         dataclasses.replace(
             _MNIST,
             name="fashion_mnist",
-            network=dataclasses.replace(_MNIST.network, quantizer=192, blocks=0),
-            stages=(
-                *naign_stages(4000, 3000, 2880),
-                DRIFTING_STAGE,
-                quantised_stage(2400, drifting=0.25),
-                texture_stage(320),
-                *projector_stages(700, 1600),
-            ),
+            network=dataclasses.replace(_MNIST.network, quantizer=192, residual=True, blocks=0),
+            stages=(*naign_stages(3000, 2200, 2400), *attractor_stages(2000, 1000)),
             drawn_digits=True,
             data="fashion_mnist",
             description="Clothes, 28×28 grey, light on dark.",

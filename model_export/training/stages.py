@@ -131,58 +131,39 @@ def ign_stages(steps: int, weights: Weights, *, lr: float, clamp: float | None) 
     return (Stage(name="ign", steps=steps, lr=lr, weights=weights, warmup=0, betas=(0.5, 0.999), tight_clamp=clamp),)
 
 
-# Gives samples the texture of pictures: f learns eight steps of the network before, and `drifting`. It is for pictures
-# whose samples improve with every step of f; those of MNIST do not.
-DRIFTING_STAGE: Final = Stage(
-    name="drifting",
-    steps=2000,
-    lr=4e-4,
-    distance="mse_l1",
-    weights=Weights(rec=1.5, distill=0.5, project=0.5, settle=0.7, drifting=0.3, features=0.2),
-    teacher_steps=8,
-    drift_pictures=256,
-)
+def attractor_stages(quantise: int, project: int) -> tuple[Stage, Stage]:
+    """Stages after `naign_stages` that quantise the code, so that f keeps pictures under many applications.
 
-
-def quantised_stage(steps: int, *, drifting: float = 0.06) -> Stage:
-    """A last stage that quantises the code, so that f keeps pictures and samples under many applications.
-
-    `distill` keeps the samples of the network before, without a quantiser. `drifting` and L1 sharpen what levels blur.
+    `distill` keeps the samples of the network before, without a quantiser. Perceptual features sharpen what levels
+    blur. The second stage makes f a projector; the large weight of `code_consistency` keeps the codes at rest.
     """
-    return Stage(
+    first = Stage(
         name="quantise",
-        steps=steps,
-        lr=3e-4,
-        distance="mse_l1",
-        weights=Weights(rec=1.5, distill=0.5, project=0.5, settle=0.5, code_consistency=0.5, drifting=drifting),
-        teacher_steps=2,
-        code_noise=0.01,
-        drift_pictures=256,
-        quantizer_deviation=1.5,
-    )
-
-
-def texture_stage(steps: int, *, distill: float = 0.0) -> Stage:
-    """A stage after `quantised_stage` for fine texture, which an average of pictures lacks.
-
-    `drifting` and `features` compare all scales of the encoder, and count more than pixels. The large weight of
-    `code_consistency` keeps codes at rest. A trial of 1600 steps at a larger rate, without that weight, gave worse
-    samples than 320. `distill`, of eight steps of the network before, keeps the balance of the classes.
-    """
-    return Stage(
-        name="texture",
-        steps=steps,
+        steps=quantise,
         lr=4e-4,
-        warmup=30,
         distance="mse_l1",
         weights=Weights(
-            rec=0.75, distill=distill, project=0.5, settle=1.5, code_consistency=2.0, drifting=2.0, features=0.5
+            rec=1.0, distill=0.5, project=1.0, settle=0.5, features=1.0, drifting=0.3, code_consistency=0.5
         ),
-        teacher_steps=8 if distill else 0,
+        teacher_steps=4,
         code_noise=0.01,
-        drift_pictures=256,
-        first_scale=0,
+        drift_pictures=160,
+        quantizer_deviation=1.5,
+        perceptual=True,
     )
+    second = Weights(
+        rec=1.5,
+        distill=0.5,
+        project=1.0,
+        settle=2.0,
+        features=1.0,
+        drifting=2.0,
+        project_any=1.0,
+        settle_any=0.5,
+        code_consistency=4.0,
+    )
+    last = replace(first, name="projector", steps=project, warmup=30, weights=second, quantizer_deviation=0.0)
+    return first, replace(last, perceptual_pixels=True)
 
 
 def restoring_stages(restore: int, settle: int) -> tuple[Stage, Stage]:
@@ -190,22 +171,6 @@ def restoring_stages(restore: int, settle: int) -> tuple[Stage, Stage]:
     stage = Stage(name="restore", steps=restore, lr=1e-3, weights=Weights(rec=0.0, project=1.0))
     weights = replace(stage.weights, again=0.5)
     return stage, replace(stage, name="settle", steps=settle, lr=5e-4, weights=weights)
-
-
-def projector_stages(project: int, rest: int) -> tuple[Stage, Stage]:
-    """Stages after `texture_stage` that make f a projector: drawings that are no pictures become pictures.
-
-    `project_any` moves the codes of real pictures too. The second stage, with a smaller rate and a smaller weight of
-    it, brings them back to rest; f learns four steps of the network before, whose samples are nearer to rest.
-    Perceptual features tell letters from digits, which the encoder hardly does.
-    """
-    texture = replace(texture_stage(project, distill=0.5), perceptual=True)
-    weights = replace(texture.weights, rec=2.0, settle=2.0, code_consistency=3.0, project_any=2.0, settle_any=0.5)
-    projector = replace(texture, name="projector", lr=6e-4, teacher_steps=2, drift_pictures=192, weights=weights)
-    weights = replace(weights, rec=3.0, project=1.0, code_consistency=5.0, project_any=1.0)
-    return projector, replace(
-        projector, name="rest", steps=rest, lr=3e-4, teacher_steps=4, drift_pictures=128, weights=weights
-    )
 
 
 def exact_stages(project: int, exact: int) -> tuple[Stage, Stage]:
