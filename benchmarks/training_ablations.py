@@ -32,14 +32,12 @@ from model_export.files import atomic_write
 from model_export.training import checkpoint as checkpoints
 from model_export.training.checkpoint import load_run
 from model_export.training.presets import Preset, get_preset
-from model_export.training.stages import Stage, Weights, ign_stages, naign_stages, quantised_stage
+from model_export.training.stages import Stage, Weights, ign_stages, naign_stages
 from model_export.training.train import Run
 from service.domain.latents import FloatRows, NoiseSource
 
 _BASE: Final = replace(get_preset("mnist"), corruptions=get_preset("small").corruptions)
 _IMLE, _BALANCE, _LAST = naign_stages(960, 480, 480)
-_QUANTISE: Final = quantised_stage(480)
-_UNQUANTISED: Final = replace(_QUANTISE.weights, code_consistency=0.0)
 
 
 def _last(**weights: float) -> Stage:
@@ -54,18 +52,9 @@ VARIANTS: Final[Mapping[str, tuple[str, Stage]]] = {
     "balance": ("imle", _BALANCE),
     "distill": ("balance", replace(_last(distill=1.0, settle=0.0), lr=6e-4, betas=_IMLE.betas)),
     "critic": ("balance", _LAST),
-    "drifting": (
-        "balance",
-        replace(_LAST, weights=replace(_LAST.weights, critic=0.0, drifting=0.015), drift_pictures=128),
-    ),
     "no-settle": ("balance", _last(distill=0.4, critic=0.01)),
     "no-distill": ("balance", _last(settle=0.5, critic=0.01)),
     "no-balance": ("imle", _LAST),
-    "longer": (
-        "critic",
-        replace(_QUANTISE, name="longer", weights=_UNQUANTISED, code_noise=0.0, quantizer_deviation=0.0),
-    ),
-    "quantise": ("critic", _QUANTISE),
 }
 _PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {"paper": {"objective": "ign"}}
 _COLUMNS: Final = {

@@ -97,14 +97,14 @@ class Autoencoder(nn.Module):
         self.blocks = Blocks(config.channels, config.blocks) if config.blocks else None
         self.apply(_initialise)
 
-    def features(self, x: Tensor, first: int = 1) -> list[Tensor]:
-        """Activations (B, c, h, w) at every scale of the encoder from ``first`` on; scale 0 has half the side of x."""
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Activations (B, c, h, w) at every scale of the encoder, from a quarter of the side of x on."""
         features = []
         for layer in self.encoder:
             x = layer(x)
             if isinstance(layer, nn.SiLU):
                 features.append(x)
-        return features[first:]
+        return features[1:]
 
     @property
     def quantizer(self) -> "ScalarQuantizer":

@@ -33,7 +33,7 @@ class Objective:
     kind: Distance
     teacher: Function | None = None  # the frozen network of an earlier stage, if the stage distills
     scores: Features | None = None  # the discriminator, if the stage has one: (B, C, H, W) → (B,) for every scale
-    feature_groups: FeatureGroups | None = None  # the teacher's encoder, if the stage has a teacher
+    feature_groups: FeatureGroups | None = None  # of perceptual features, if a term compares them
 
     def terms(self, f: Function, network: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
         """Compute every active term, unweighted, by the name of its weight; `rec` always, but of a `Restorer`.
@@ -118,7 +118,7 @@ class Objective:
     def _feature_terms(
         self, groups: FeatureGroups, batch: TrainingBatch, y: Tensor, outputs: list[Tensor], drawn: list[Tensor]
     ) -> dict[str, Tensor]:
-        """The active terms in features of the frozen encoder. All share one pass of it for the outputs of f."""
+        """The active terms in perceptual features. All share one pass of their network for the outputs of f."""
         restoring = self.stage.weights.features > 0
         if not restoring and batch.drift_pictures is None:
             return {}

@@ -1,4 +1,4 @@
-"""A network that reads the labels of pictures: features for the perceptual losses of a stage with `Stage.perceptual`.
+"""A network that reads the labels of pictures: features for the perceptual losses.
 
 Features of a network that tells small parts apart, such as mouths of five pixels, count those parts more than the
 encoder of f, which has learned to restore pixels (perceptual losses: Johnson et al., 2016, arXiv 1603.08155). It trains

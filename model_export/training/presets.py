@@ -32,7 +32,7 @@ SMALL: Final = "small"  # the preset for data without one of its own
 # weights of a card (`model_export.export.weights`) compares their outputs, which would show another value.
 _FORMER: Final = (
     *("noise", "ema", "noise_range", "project_steps", "norm", "groups", "activation", "upsampling"),
-    *("quantizer_levels", "epsilon", "downsample", "copy_free", "critic_lr"),
+    *("quantizer_levels", "epsilon", "downsample", "copy_free", "critic_lr", "first_scale", "perceptual"),
 )
 _DIGITS_CORRUPTIONS: tuple[CorruptionName, ...] = ("noise", "noise", "noise", "blur", "low_resolution", "hole")
 _MIN_SIDE: Final = 8

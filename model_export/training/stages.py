@@ -23,8 +23,7 @@ class Weights:
     # f(x) has the quantised code it was decoded from, and with `settle` also f(f(z)); needs a quantiser.
     code_consistency: float = 0.0
     drifting: float = 0.0  # drifting loss of f(z) and f(corrupted x), towards the distribution of pictures
-    # Distance of f(x) and f(corrupted x) from x in features of the frozen encoder of an earlier stage.
-    features: float = 0.0
+    features: float = 0.0  # distance of f(x) and f(corrupted x) from x in perceptual features
     # Drifting loss of f(u), as a set of its own, and of f(sg f(u)); u are drawings that are no pictures.
     project_any: float = 0.0
     settle_any: float = 0.0  # D(f(sg f(u)), sg f(u)); `code_consistency` then holds for f(u) too
@@ -37,7 +36,7 @@ class Weights:
 
     @property
     def feature_terms(self) -> bool:
-        """Whether any active term compares features of pictures."""
+        """Whether any active term compares features of `model_export.training.perceptual`."""
         return max(self.drifting, self.features, self.project_any) > 0
 
     @property
@@ -75,11 +74,7 @@ class Stage:
     # size. `settle` then takes as many of the samples as there are pictures in the batch.
     drift_pictures: int = 0
     drift_cells: int = 0  # see `FeatureGroups.cells`
-    # Whether terms compare features of `model_export.training.perceptual`, in place of those of the teacher.
-    perceptual: bool = False
-    perceptual_pixels: bool = False  # … and pixels, with a larger weight of fine detail
-    # First scale of the teacher's encoder whose features `drifting` and `features` compare. Scale 0 holds fine texture.
-    first_scale: int = 1
+    perceptual_pixels: bool = False  # whether pixels, with a larger weight of fine detail, are features too
     # Standard deviation of pictures, in levels, to which the quantiser is fitted when the stage starts; 0 keeps the
     # quantiser as it is. The teacher is copied before.
     quantizer_deviation: float = 0.0
@@ -87,7 +82,7 @@ class Stage:
     fit_blocks: int = 0
 
     def __post_init__(self) -> None:
-        if self.perceptual_pixels > self.perceptual or (self.perceptual and not self.weights.feature_terms):
+        if self.perceptual_pixels and not self.weights.feature_terms:
             raise ValueError(f"stage {self.name}: no term has perceptual features")
         if self.weights.distill > 0 and self.teacher_steps < 1:
             raise ValueError(f"stage {self.name}: distillation needs teacher_steps ≥ 1")
@@ -95,8 +90,7 @@ class Stage:
     @property
     def teacher(self) -> bool:
         """Whether any active term needs the frozen network of an earlier stage."""
-        weights = self.weights
-        return max(weights.distill, weights.critic) > 0 or (weights.feature_terms and not self.perceptual)
+        return max(self.weights.distill, self.weights.critic) > 0
 
 
 def naign_stages(imle: int, balance: int, distill: int, *, teacher_steps: int = 4) -> tuple[Stage, ...]:
@@ -149,7 +143,6 @@ def attractor_stages(quantise: int, project: int) -> tuple[Stage, Stage]:
         code_noise=0.01,
         drift_pictures=160,
         quantizer_deviation=1.5,
-        perceptual=True,
     )
     second = Weights(
         rec=1.5,
@@ -188,7 +181,6 @@ def exact_stages(project: int, exact: int) -> tuple[Stage, Stage]:
         distance="mse_l1",
         weights=weights,
         drift_pictures=192,
-        perceptual=True,
     )
     weights = replace(weights, rec=2.0, settle=0.0, drifting=0.7, project_any=1.0)
     last = replace(projector, name="exact", steps=exact, lr=4e-4, weights=weights)
@@ -204,7 +196,6 @@ _AVATAR_AUTOENCODER: Final = Stage(
     lr=1.2e-3,
     distance="mse_l1",
     weights=Weights(rec=0.5, project=1.0, features=1.0),
-    perceptual=True,
 )
 _AVATAR_DRIFTING: Final = replace(
     _AVATAR_AUTOENCODER,

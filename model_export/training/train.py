@@ -87,7 +87,7 @@ class Run:
         self.stage, self.stage_step, self.step = 0, 0, 0
         self.teacher: Autoencoder | None = None
         self.perceptual: PerceptualNetwork | None = None
-        if any(stage.perceptual for stage in preset.stages):
+        if any(stage.weights.feature_terms for stage in preset.stages):
             torch.manual_seed(derive_seed(seed, RngStream.PERCEPTUAL, 0))
             self.perceptual = new_network(data).to(device)
         perceptual_seed = derive_seed(seed, RngStream.PERCEPTUAL, 1)
@@ -298,11 +298,9 @@ class Run:
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=stage.lr, betas=stage.betas)
         self.discriminator = self._new_discriminator(stage)
         groups = None
-        if stage.perceptual and self.perceptual is not None:
+        if stage.weights.feature_terms and self.perceptual is not None:
             features = partial(self.perceptual.features, pixels=stage.perceptual_pixels)
             groups = FeatureGroups(features, stage.drift_cells)
-        elif self.teacher is not None:
-            groups = FeatureGroups(partial(self.teacher.features, first=stage.first_scale), stage.drift_cells)
         self.objective = Objective(
             stage=stage,
             kind=stage.distance or self.preset.distance,

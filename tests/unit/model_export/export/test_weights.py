@@ -16,13 +16,13 @@ from model_export.export.weights import read_weights, start_weights
 from model_export.training import checkpoint
 from model_export.training.checkpoint import StartWeights, record
 from model_export.training.presets import PRESETS, Preset
-from model_export.training.stages import quantised_stage
+from model_export.training.stages import attractor_stages
 from model_export.training.train import Run
 from service.artifact.files import GOLDEN_FILE
 from tests.helpers.tiny_training import TinyModel, contents
 
 TINY = PRESETS["tiny"]
-LAST = dataclasses.replace(quantised_stage(2), drift_pictures=16)
+LAST = dataclasses.replace(attractor_stages(2, 2)[0], drift_pictures=16)
 LONGER = dataclasses.replace(TINY, network=dataclasses.replace(TINY.network, quantizer=8), stages=(*TINY.stages, LAST))
 
 
