@@ -1,4 +1,4 @@
-// Examples: pictures of the model that are damaged, and the animation at load.
+// Examples: pictures of the model that are damaged, a page of print, and the animation at load.
 
 import { byId } from "./dom.js";
 import { NOISE, asDrawn, drawingOrder, drawnUntil, toGrey, toSketch, withNoise } from "./effects.js";
@@ -9,6 +9,7 @@ const NOISE_MS = 900;
 const REVEAL_S = 1.1;
 const ENDS = [0, 1].map((x) => ({ x, y: 0.75, pressure: 0.5 }));
 const LOWER_HALF = { kind: "stroke", layer: "mask", colour: "ink", size: 0.5, points: ENDS };
+const PAGE = new URL("example_page.webp", import.meta.url);
 const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 
 const frame = () => new Promise(requestAnimationFrame);
@@ -30,9 +31,12 @@ export class Examples {
     this.card = card;
     this.#running?.abort();
     this.setSamples(null);
+    const grey = card.shape[0] === 1;
     for (const button of this.buttons) {
-      const inGrey = card.shape[0] === 1 && ["grey", "sketch"].includes(button.dataset.example);
-      button.hidden = inGrey || card.noise === null; // examples are generated pictures
+      const { example } = button.dataset;
+      // All but the page are generated pictures.
+      if (example === "page") button.hidden = !(card.tiles && grey);
+      else button.hidden = card.noise === null || (grey && ["grey", "sketch"].includes(example));
     }
   }
 
@@ -44,6 +48,10 @@ export class Examples {
   /** Put a damaged picture on the canvas, another one each time. */
   async show(kind) {
     this.#running?.abort();
+    if (kind === "page") {
+      await this.project.open(PAGE);
+      return;
+    }
     const picture = this.#samples.next();
     const { canvas, card } = this;
     const place = (image) => canvas.placeImage(toCanvas(image));
@@ -106,6 +114,6 @@ export class Examples {
   }
 
   #enable() {
-    for (const button of this.buttons) button.disabled = this.#samples === null;
+    for (const button of this.buttons) button.disabled = button.dataset.example !== "page" && this.#samples === null;
   }
 }

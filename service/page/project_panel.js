@@ -46,7 +46,7 @@ export class ProjectPanel extends EventTarget {
     byId("grey").addEventListener("click", () => this.edit(toGrey));
     byId("sketch").addEventListener("click", () => this.edit(toSketch));
     byId("save-drawing").addEventListener("click", () => this.#saveDrawing());
-    onUpload(byId("file"), byId("drawing"), (file) => this.#upload(file));
+    onUpload(byId("file"), byId("drawing"), (file) => this.open(file));
   }
 
   /** Switch to another model. */
@@ -166,10 +166,12 @@ export class ProjectPanel extends EventTarget {
     this.canvas.placeImage(toCanvas(change(image)), { keepMask: true });
   }
 
-  #upload(file) {
+  /** Put an image on the canvas: a file, or what a URL has. */
+  open(source) {
     if (!this.card) return undefined; // dropped or pasted before the models are loaded
     return this.#uploads.run("Reading the picture", async (signal) => {
       const { card, models } = this;
+      const file = source instanceof URL ? await (await fetch(source, { signal })).blob() : source;
       const picture = await prepareUpload(file, { card, model: models.reference, limits: models.limits, signal });
       if (!picture || signal.aborted) return undefined;
       if (card.tiles) this.dispatchEvent(new CustomEvent("sized", { detail: [picture.height, picture.width] }));

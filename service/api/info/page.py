@@ -25,7 +25,7 @@ from service.domain.errors import StartupError
 PAGE_FOLDER: Final = Path(__file__).parents[2] / "page"
 _SWAGGER: Final = Path(str(files("fastapi_swagger.resources")))
 _TEXTS: Final = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".txt": "text/plain"}
-_IMAGES: Final = {".png": "image/png", ".svg": "image/svg+xml"}
+_IMAGES: Final = {".png": "image/png", ".svg": "image/svg+xml", ".webp": "image/webp"}
 _TYPES: Final = _TEXTS | _IMAGES | {".json": "application/json", ".xz": "application/x-xz"}
 _HOST: Final = re.compile(r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _POLICY: Final = (  # images are data: and blob: URLs
