@@ -13,7 +13,7 @@ from tests.contract.harness import Service, problem, serving, settings
 
 FOLDER = Path(__file__).parents[2] / "service" / "page"
 TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript"}
-TYPES |= {".png": "image/png", ".svg": "image/svg+xml"}
+TYPES |= {".png": "image/png", ".svg": "image/svg+xml", ".webp": "image/webp"}
 FILES = sorted(path.name for path in FOLDER.iterdir() if path.is_file())
 ADDRESSES = ["/", *(f"/page/{name}" for name in FILES if name != "index.html")]
 MOST_LINES = 300  # of code; the document is one whole

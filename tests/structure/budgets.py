@@ -21,8 +21,8 @@ LINES = {
     ("model_export",): 9_380,
     ("sdk", "ign"): 3_950,
     ("benchmarks",): 5_960,
-    ("tests",): 34_975,
-    (".",): 72_780,
+    ("tests",): 35_015,
+    (".",): 72_820,
 }
 FILE_LINES = 600
 SERVICE_MODULES = 81  # without `__init__`
