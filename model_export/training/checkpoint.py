@@ -40,6 +40,7 @@ CARD_FIELDS: Final = (
     "generate_steps",
     "tile",
     "overlap",
+    "margin",
 )
 _OPTIONS: Final = {
     "batch": "--batch",

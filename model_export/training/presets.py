@@ -66,6 +66,7 @@ class Preset:
     generate_steps: int = 1  # recommended steps in the card
     tile: int = 0  # side of the exported rows: a network of any size is exported for tiles
     overlap: int = 0  # of tiles, in pixels
+    margin: int = 0  # pixels by which images are mirrored beyond their edges before they are cut into tiles
     # One value for each channel, in [−1, 1]; a single one is that of every channel.
     background: tuple[float, ...] = (-1.0,)
     polarity: Literal["light-on-dark", "dark-on-light", "none"] = "none"
@@ -222,6 +223,7 @@ PRESETS = {
             background=(1.0,),
             tile=1536,
             overlap=144,  # f sees no farther, so tiles give the bits of the whole page
+            margin=144,  # so f never sees a border: it leaves dark corners, which look like a part of a picture
             data="scans",
             licence="Apache-2.0",
             description="Scanned and photographed pages of text, grey: removes stains, shadows and dirt for OCR.",

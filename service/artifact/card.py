@@ -55,6 +55,7 @@ class Tiles(_Section):
     multiple: Annotated[int, Field(ge=1, le=1024)] = 1  # where tiles may begin: by how much f reduces images inside
     # Sides of smaller tiles, ascending: an image that one of them holds is not mirrored to the size of the others.
     smaller: Annotated[tuple[int, ...], Field(max_length=2)] = ()
+    margin: Annotated[int, Field(ge=0, le=2048)] = 0  # pixels by which an image is mirrored beyond its edges
 
 
 class Tolerance(_Section):
@@ -148,6 +149,8 @@ class Card(_Section):
             raise ValueError("exact is of models without tiles")
         if any(side % tiles.multiple for side in self.shape[1:]):
             raise ValueError(f"the sides of a tile must be multiples of {tiles.multiple}")
+        if tiles.margin % tiles.multiple:
+            raise ValueError(f"the margin of tiles must be a multiple of {tiles.multiple}")
         if min(self.shape[1:]) < 2 * (tiles.overlap + tiles.multiple):
             raise ValueError("a tile must have more than twice the overlap")
         sides = [0, *tiles.smaller, min(self.shape[1:])]
@@ -167,8 +170,9 @@ class Card(_Section):
         """The tiles of an image of this size, (H, W) in pixels; raises ValueError if the card has no `tiles`."""
         if self.tiles is None:
             raise ValueError(f"{self.ref} takes images of one size")
-        tile = next((tile for tile in self.tile_sizes if max(size) <= min(tile)), self.shape[1:])
-        return Tiling(size, tile, overlap=self.tiles.overlap, multiple=self.tiles.multiple)
+        overlap, multiple, margin = self.tiles.overlap, self.tiles.multiple, self.tiles.margin
+        tile = next((tile for tile in self.tile_sizes if max(size) + 2 * margin <= min(tile)), self.shape[1:])
+        return Tiling(size, tile, overlap=overlap, multiple=multiple, margin=margin)
 
     @property
     def tile_sizes(self) -> list[tuple[int, int]]:

@@ -4,8 +4,9 @@
     │─ unused ─│╱ blend ╱│───────────       gives there is not used. Between two tiles, both results are mixed.
     │          │╱ blend ╱│──── unused ─│
 
-At the border of an image a tile ends where the image ends, so f sees the same border as in the whole image. An image
-smaller than a tile, or with a side that is no ``multiple``, is mirrored beyond its right and lower edge.
+At the border of an image a tile ends where the image ends, so f sees the same border as in the whole image; with a
+``margin``, the image is mirrored beyond every edge first, by as many pixels. An image smaller than a tile, or with a
+side that is no ``multiple``, is mirrored beyond its right and lower edge.
 """
 
 from collections.abc import Sequence
@@ -53,15 +54,18 @@ class Tiling:
     Tiles begin at multiples of ``multiple``, and have more than twice the ``overlap`` where there are several.
     """
 
-    def __init__(self, size: tuple[int, int], tile: tuple[int, int], *, overlap: int, multiple: int = 1) -> None:
-        self.size, self.tile = size, tile
-        axes = (_axis(side, each, overlap, multiple) for side, each in zip(size, tile, strict=True))
+    def __init__(
+        self, size: tuple[int, int], tile: tuple[int, int], *, overlap: int, multiple: int = 1, margin: int = 0
+    ) -> None:
+        self.size, self.tile, self._margin = size, tile, margin
+        axes = (_axis(side + 2 * margin, each, overlap, multiple) for side, each in zip(size, tile, strict=True))
         self._down, self._right = axes
         self.count = len(self._down.starts) * len(self._right.starts)
 
     def mirrored(self, image: FloatRow) -> FloatRow:
-        """The image (C, H, W), mirrored beyond its right and lower edge where that is needed."""
-        beyond = [(0, axis.length - side) for axis, side in zip((self._down, self._right), self.size, strict=True)]
+        """The image (C, H, W), mirrored beyond its edges where that is needed."""
+        axes, margin = (self._down, self._right), self._margin
+        beyond = [(margin, axis.length - margin - side) for axis, side in zip(axes, self.size, strict=True)]
         return np.pad(image, [(0, 0), *beyond], mode="symmetric") if any(map(any, beyond)) else image
 
     def empty(self, image: FloatRow) -> FloatRow:
@@ -82,8 +86,8 @@ class Tiling:
 
     def cropped(self, canvas: FloatRow) -> FloatRow:
         """The image on a canvas, without what was mirrored."""
-        height, width = self.size
-        return np.ascontiguousarray(canvas[:, :height, :width])
+        (height, width), margin = self.size, self._margin
+        return np.ascontiguousarray(canvas[:, margin : margin + height, margin : margin + width])
 
     def _corner(self, index: int) -> tuple[int, int]:
         row, column = divmod(index, len(self._right.starts))

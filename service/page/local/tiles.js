@@ -3,8 +3,8 @@
 const BLEND = 16; // pixels in which the weights of two tiles change places
 
 /** Along one side: where tiles begin, the weights of their pixels, and the pixel that is seen at each place. */
-function axis(side, tile, { overlap, multiple }) {
-  const length = Math.max(tile, Math.ceil(side / multiple) * multiple);
+function axis(side, tile, { overlap, multiple, margin }) {
+  const length = Math.max(tile, Math.ceil((side + 2 * margin) / multiple) * multiple);
   const blend = Math.min(BLEND, Math.floor((tile - 2 * overlap) / 2));
   const stride = Math.floor((tile - 2 * overlap - blend) / multiple) * multiple;
   const starts = [];
@@ -18,7 +18,10 @@ function axis(side, tile, { overlap, multiple }) {
   const total = new Float64Array(length);
   starts.forEach((start, k) => weights[k].forEach((weight, i) => (total[start + i] += weight)));
   starts.forEach((start, k) => weights[k].forEach((weight, i) => (weights[k][i] = weight / total[start + i])));
-  const mirrored = (i) => Math.min(i % (2 * side), 2 * side - 1 - (i % (2 * side)));
+  const mirrored = (i) => {
+    const at = (((i - margin) % (2 * side)) + 2 * side) % (2 * side);
+    return Math.min(at, 2 * side - 1 - at);
+  };
   return { starts, weights, pixels: Uint32Array.from({ length }, (_, i) => mirrored(i)) };
 }
 
@@ -29,9 +32,9 @@ export class Tiling {
    * @param {{shape: number[], tiles: object}} card
    */
   constructor([channels, height, width], { shape: [, ...largest], tiles }) {
-    const side = tiles.smaller.find((each) => Math.max(height, width) <= each);
+    const side = tiles.smaller.find((each) => Math.max(height, width) + 2 * tiles.margin <= each);
     const [tileHeight, tileWidth] = side ? [side, side] : largest;
-    Object.assign(this, { channels, height, width, shape: [channels, tileHeight, tileWidth] });
+    Object.assign(this, { channels, height, width, margin: tiles.margin, shape: [channels, tileHeight, tileWidth] });
     [this.down, this.right] = [axis(height, tileHeight, tiles), axis(width, tileWidth, tiles)];
     this.count = this.down.starts.length * this.right.starts.length;
   }
@@ -60,13 +63,13 @@ export class Tiling {
 
   /** Add a tile to the image; what is mirrored is left out. */
   #paste(tile, row, column, made) {
-    const [top, left] = [this.down.starts[row], this.right.starts[column]];
+    const [top, left] = [this.down.starts[row] - this.margin, this.right.starts[column] - this.margin];
     const [down, right] = [this.down.weights[row], this.right.weights[column]];
-    const width = Math.min(this.shape[2], this.width - left);
+    const [first, width] = [Math.max(0, -left), Math.min(this.shape[2], this.width - left)];
     this.#forLines((channel, y, at) => {
-      if (top + y >= this.height) return;
+      if (top + y < 0 || top + y >= this.height) return;
       const line = (channel * this.height + top + y) * this.width + left;
-      for (let x = 0; x < width; x++) made[line + x] += tile[at + x] * down[y] * right[x];
+      for (let x = first; x < width; x++) made[line + x] += tile[at + x] * down[y] * right[x];
     });
   }
 

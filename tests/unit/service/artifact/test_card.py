@@ -57,6 +57,7 @@ def test_what_is_not_used_is_ignored() -> None:
         ({"noise": {"kind": "frequency", "norm": 3.0}}, "noise.kind"),
         ({"shape": (3, 8, 8), "background": (0.0,) * 3, "color": "luma"}, "color is of grey models"),
         ({"tiles": {"overlap": 1, "multiple": 2, "smaller": (3,)}}, "smaller tiles must be multiples of 2"),
+        ({"tiles": {"overlap": 1, "multiple": 2, "margin": 3}}, "margin of tiles must be a multiple of 2"),
         ({"tiles": {"overlap": 1, "smaller": (4, 2)}}, "smaller tiles must be multiples of 1, ascending"),
         ({"tiles": {"overlap": 1, "smaller": (8,)}}, "below the shape"),
         ({"tiles": {"overlap": 1, "smaller": (1, 2, 4)}}, "tiles.smaller"),

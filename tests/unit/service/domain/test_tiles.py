@@ -43,7 +43,8 @@ def tilings(draw: st.DrawFn, *, least_overlap: int = 0) -> tuple[FloatRow, Tilin
     )
     size = draw(st.tuples(st.integers(1, 100), st.integers(1, 100)))
     image: NDArray[np.float32] = np.random.default_rng(draw(st.integers(0, 9))).random((2, *size), dtype=np.float32)
-    return image, Tiling(size, (tile[0], tile[1]), overlap=overlap, multiple=multiple)
+    margin = multiple * draw(st.integers(0, 5))
+    return image, Tiling(size, (tile[0], tile[1]), overlap=overlap, multiple=multiple, margin=margin)
 
 
 @given(tilings())
@@ -58,8 +59,13 @@ def test_tiles_give_what_the_whole_gives(case: tuple[FloatRow, Tiling]) -> None:
     image, tiling = case
     mirrored, canvas = tiled(image, tiling, blur)
     np.testing.assert_allclose(canvas, blur(mirrored), atol=1e-5)
-    assert mirrored.shape[1] - image.shape[1] < tiling.tile[0]
     np.testing.assert_array_equal(tiling.cropped(mirrored), image)
+
+
+def test_an_image_is_mirrored_beyond_every_edge() -> None:
+    image = np.arange(12, dtype=np.float32).reshape(1, 3, 4)
+    mirrored = Tiling((3, 4), (8, 8), overlap=2, margin=2).mirrored(image)
+    np.testing.assert_array_equal(mirrored, np.pad(image, [(0, 0), (2, 3), (2, 2)], mode="symmetric"))
 
 
 @given(st.tuples(st.integers(1, 16), st.integers(1, 16)), st.integers(0, 100))
