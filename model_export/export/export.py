@@ -163,12 +163,8 @@ def _kind(preset: Preset) -> dict[str, object]:
     """The fields of a generator, or of a network that restores: that one has rows as large as many pictures."""
     if preset.objective == "restore":
         multiple = 2 ** len(preset.network.widths)
-        tiles = {
-            "overlap": preset.overlap,
-            "multiple": multiple,
-            "smaller": smaller_tiles(preset.tile, multiple),
-            "margin": preset.margin,
-        }
+        tiles = {"overlap": preset.overlap, "multiple": multiple, "margin": preset.margin}
+        tiles |= {"smaller": smaller_tiles(preset.tile, multiple)}
         return {"schema_version": 2, "buckets": (1,), "tiles": tiles if preset.tile else None}
     noise = {"kind": "gaussian", "norm": math.sqrt(math.prod(preset.shape))}
     return {"objective": preset.objective, "noise": noise}

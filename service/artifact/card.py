@@ -170,9 +170,9 @@ class Card(_Section):
         """The tiles of an image of this size, (H, W) in pixels; raises ValueError if the card has no `tiles`."""
         if self.tiles is None:
             raise ValueError(f"{self.ref} takes images of one size")
-        overlap, multiple, margin = self.tiles.overlap, self.tiles.multiple, self.tiles.margin
-        tile = next((tile for tile in self.tile_sizes if max(size) + 2 * margin <= min(tile)), self.shape[1:])
-        return Tiling(size, tile, overlap=overlap, multiple=multiple, margin=margin)
+        side = max(size) + 2 * self.tiles.margin
+        tile = next((tile for tile in self.tile_sizes if side <= min(tile)), self.shape[1:])
+        return Tiling(size, tile, **self.tiles.model_dump(exclude={"smaller"}))
 
     @property
     def tile_sizes(self) -> list[tuple[int, int]]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from service.domain.latents import FloatRow
 
+Size = tuple[int, int]  # (H, W) in pixels
 _BLEND: Final = 16  # pixels in which the weights of two tiles change places
 
 
@@ -49,14 +50,12 @@ def _axis(length: int, tile: int, overlap: int, multiple: int) -> _Axis:
 
 
 class Tiling:
-    """The tiles of an image, row by row; sizes are (H, W) in pixels.
+    """The tiles of an image, row by row.
 
     Tiles begin at multiples of ``multiple``, and have more than twice the ``overlap`` where there are several.
     """
 
-    def __init__(
-        self, size: tuple[int, int], tile: tuple[int, int], *, overlap: int, multiple: int = 1, margin: int = 0
-    ) -> None:
+    def __init__(self, size: Size, tile: Size, *, overlap: int, multiple: int = 1, margin: int = 0) -> None:
         self.size, self.tile, self._margin = size, tile, margin
         axes = (_axis(side + 2 * margin, each, overlap, multiple) for side, each in zip(size, tile, strict=True))
         self._down, self._right = axes
@@ -64,8 +63,8 @@ class Tiling:
 
     def mirrored(self, image: FloatRow) -> FloatRow:
         """The image (C, H, W), mirrored beyond its edges where that is needed."""
-        axes, margin = (self._down, self._right), self._margin
-        beyond = [(margin, axis.length - margin - side) for axis, side in zip(axes, self.size, strict=True)]
+        lengths, margin = (self._down.length, self._right.length), self._margin
+        beyond = [(margin, length - margin - side) for length, side in zip(lengths, self.size, strict=True)]
         return np.pad(image, [(0, 0), *beyond], mode="symmetric") if any(map(any, beyond)) else image
 
     def empty(self, image: FloatRow) -> FloatRow:
@@ -89,6 +88,6 @@ class Tiling:
         (height, width), margin = self.size, self._margin
         return np.ascontiguousarray(canvas[:, margin : margin + height, margin : margin + width])
 
-    def _corner(self, index: int) -> tuple[int, int]:
+    def _corner(self, index: int) -> Size:
         row, column = divmod(index, len(self._right.starts))
         return self._down.starts[row], self._right.starts[column]

@@ -55,7 +55,7 @@ def test_it_says_what_it_needs(
 
 @pytest.mark.slow
 def test_one_block_is_read(tmp_path: Path) -> None:
-    model = Path("models/scans/2")
+    model = Path("models/scans/3")
     if reason := scans_ocr.missing(model):
         pytest.skip(reason)
     out = tmp_path / "out.json"
