@@ -50,7 +50,7 @@ def _axis(length: int, tile: int, overlap: int, multiple: int) -> _Axis:
 
 
 class Tiling:
-    """The tiles of an image, row by row.
+    """The tiles of an image, row by row. Overlap and margin are in pixels.
 
     Tiles begin at multiples of ``multiple``, and have more than twice the ``overlap`` where there are several.
     """

@@ -171,7 +171,8 @@ export class ProjectPanel extends EventTarget {
     if (!this.card) return undefined; // dropped or pasted before the models are loaded
     return this.#uploads.run("Reading the picture", async (signal) => {
       const { card, models } = this;
-      const file = source instanceof URL ? await (await fetch(source, { signal })).blob() : source;
+      const fetched = source instanceof URL && (await (await fetch(source, { signal })).blob());
+      const file = fetched ? new File([fetched], "The example") : source;
       const picture = await prepareUpload(file, { card, model: models.reference, limits: models.limits, signal });
       if (!picture || signal.aborted) return undefined;
       if (card.tiles) this.dispatchEvent(new CustomEvent("sized", { detail: [picture.height, picture.width] }));
