@@ -169,10 +169,11 @@ def restoring_stages(restore: int, settle: int) -> tuple[Stage, Stage]:
 def exact_stages(project: int, exact: int) -> tuple[Stage, Stage]:
     """Stages after `naign_stages` that make f a projector, then exact by `Blocks`.
 
-    Perceptual features tell letters from digits, which the encoder of f hardly does. `settle` of an exact f is 0. Its
-    pictures are drawn anew, so pixels count too.
+    Perceptual features tell letters from digits, which the encoder of f hardly does, but hardly see specks; f⁴ of the
+    network before has none, so `distill` keeps f(z) free of them. `settle` of an exact f is 0. Its pictures are drawn
+    anew, so pixels count too.
     """
-    weights = Weights(rec=1.5, project=1.0, settle=1.0, features=1.0, drifting=0.5, project_any=0.7)
+    weights = Weights(rec=1.5, distill=0.5, project=1.0, settle=1.0, features=1.0, drifting=0.5, project_any=0.7)
     projector = Stage(
         name="projector",
         steps=project,
@@ -180,9 +181,10 @@ def exact_stages(project: int, exact: int) -> tuple[Stage, Stage]:
         warmup=50,
         distance="mse_l1",
         weights=weights,
+        teacher_steps=4,
         drift_pictures=192,
     )
-    weights = replace(weights, rec=2.0, settle=0.0, drifting=0.7, project_any=1.0)
+    weights = replace(weights, rec=2.0, distill=1.5, settle=0.0, drifting=0.7, project_any=1.0)
     last = replace(projector, name="exact", steps=exact, lr=4e-4, weights=weights)
     return projector, replace(last, perceptual_pixels=True, fit_blocks=2000)
 
