@@ -44,7 +44,7 @@ METHOD: Final = (
     "caller key; and of onnxruntime alone: a call with 1 row, and one with 8 rows, which has just begun when the "
     "request arrives, then one with 1"
 )
-REF: Final = "mnist/5"
+REF: Final = "mnist/6"
 BATCH_ROWS: Final = 64
 LONG, LONG_STEPS = 8, 5000
 TOGETHER: Final = 32  # requests that one turn of the event loop hands to the scheduler

@@ -53,7 +53,7 @@ def models(ctx: click.Context, *, folder: str | None, as_json: bool) -> None:
 def push(*, url: str, names: Sequence[str], folder: str | None) -> None:
     """Write models to a registry, as the image URL: oci://registry/repository:tag.
 
-    NAMES such as mnist or mnist/5 choose among the models of the directory. Prints the URL with the image's digest.
+    NAMES such as mnist or mnist/6 choose among the models of the directory. Prints the URL with the image's digest.
     """
     from service.models.oci import Image
 

@@ -31,7 +31,7 @@ REJECTIONS: Final = frozenset({429, 503})
 _RASTER: Final = ("image/png", "image/webp", "image/jpeg")
 _JSON: Final = {"Content-Type": JSON}
 _PATHS: Final = (
-    *("/models", "/models/mnist", "/models/mnist/5", "/healthz", "/readyz", "/metrics", "/openapi.json", "/docs"),
+    *("/models", "/models/mnist", "/models/mnist/6", "/healthz", "/readyz", "/metrics", "/openapi.json", "/docs"),
     *("/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/mnist", "/v2/models/mnist/config"),
 )
 

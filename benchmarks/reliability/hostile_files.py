@@ -192,7 +192,7 @@ def version(rng: Rng, folder: Path) -> str:
     (place / "model.onnx").write_bytes(data)
     (place / "golden.npz").write_bytes(damaged(rng, golden.getvalue()) if rng.random() < 0.3 else golden.getvalue())
     try:
-        Repository(folder, lambda data: [OnnxModel(data, device="cpu")], default="mnist").load("mnist/5").close()
+        Repository(folder, lambda data: [OnnxModel(data, device="cpu")], default="mnist").load("mnist/6").close()
     except StartupError as exc:
         if "\n" in exc.detail:
             raise

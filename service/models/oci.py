@@ -1,6 +1,6 @@
 """Models in an OCI registry (`IGN_MODEL_DIR=oci://registry/models@sha256:…`): an image whose layers hold them.
 
-The files of the image are such as `models/mnist/5/model.onnx`, so KServe mounts it as a modelcar, and Kubernetes as an
+The files of the image are such as `models/mnist/6/model.onnx`, so KServe mounts it as a modelcar, and Kubernetes as an
 image volume. `push` makes a layer for each version: a new version moves no other one. The requests are those of the OCI
 Distribution Specification 1.1.
 """
