@@ -1,5 +1,6 @@
 """Pictures of a seed, and walks between them."""
 
+import itertools
 import json
 import re
 import shlex
@@ -73,9 +74,11 @@ def test_a_walk_is_saved_at_a_size_worth_showing(visit: Visit, service: Service,
     shown = frames(saved.read_bytes())
     points = [{"seed": 7, "index": 2}, {"seed": 7, "index": 9}]
     walk = service.post("/latent-interpolate", {"points": points, "frames": count}).json()["images"]
-    assert len(shown) == count
-    for large, small in zip(shown, walk, strict=True):
-        assert (large == np.kron(pixels(unb64(small["data"]), "L"), np.ones((scale, scale), np.uint8))).all()
+    # WebP shows a frame longer in place of the same frame twice, which an exact f makes.
+    distinct = [pixels(unb64(data), "L") for data, _ in itertools.groupby(image["data"] for image in walk)]
+    assert len(distinct) > count / 2
+    for large, small in zip(shown, distinct, strict=True):
+        assert (large == np.kron(small, np.ones((scale, scale), np.uint8))).all()
 
 
 def test_a_walk_from_what_is_drawn(visit: Visit, service: Service) -> None:
