@@ -34,7 +34,7 @@ TERMS: Final[Mapping[str, str]] = {
     "critic": "minus the discriminator's score of samples",
     "code_consistency": "how much the code of a picture changes after f",
     "drifting": "drifting: distance of samples to where the pictures draw them",
-    "features": "restoration: the same distances in features of the earlier stage's encoder",
+    "features": "restoration: the same distances in perceptual features",
     "project_any": "drifting, of drawings after f and after f twice",
     "settle_any": "idempotence: how much f changes drawings that it has been applied to",
     "again": "idempotence: distance of f(f(corrupted picture)) to f of it, or to the picture",
