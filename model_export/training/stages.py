@@ -129,7 +129,7 @@ def attractor_stages(quantise: int, project: int) -> tuple[Stage, Stage]:
     """Stages after `naign_stages` that quantise the code, so that f keeps pictures under many applications.
 
     `distill` keeps the samples of the network before, without a quantiser. Perceptual features sharpen what levels
-    blur. The second stage makes f a projector; the large weight of `code_consistency` keeps the codes at rest.
+    blur. The second stage makes f a projector; a large `code_consistency` keeps codes. The arguments are steps.
     """
     first = Stage(
         name="quantise",
@@ -171,7 +171,7 @@ def exact_stages(project: int, exact: int) -> tuple[Stage, Stage]:
 
     Perceptual features tell letters from digits, which the encoder of f hardly does, but hardly see specks; f⁴ of the
     network before has none, so `distill` keeps f(z) free of them. `settle` of an exact f is 0. Its pictures are drawn
-    anew, so pixels count too.
+    anew, so pixels count too. The arguments are steps.
     """
     weights = Weights(rec=1.5, distill=0.5, project=1.0, settle=1.0, features=1.0, drifting=0.5, project_any=0.7)
     projector = Stage(
