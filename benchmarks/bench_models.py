@@ -38,7 +38,7 @@ def measure(options: argparse.Namespace) -> Json:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         names = [write_copy(folder, number) for number in range(options.models)]
-        broken = folder / names[-1] / "1" / MODEL_FILE
+        broken = folder / names[-1] / MODEL.parent.name / MODEL_FILE
         broken.write_bytes(broken.read_bytes()[:1000])
         settings = {"IGN_MODEL_DIR": name, "IGN_DEFAULT_MODEL": names[0], "IGN_DEVICE": "cpu", "IGN_ACCESS_LOG": "0"}
         settings |= {"IGN_MODEL_MEMORY_MIB": str(options.limit_mib), "IGN_PORT": str(port := free_port())}
@@ -67,9 +67,9 @@ def measure(options: argparse.Namespace) -> Json:
 
 def write_copy(folder: Path, number: int) -> str:
     """A copy of mnist with a name of the same length, so that the protobuf stays valid; returns the name."""
-    name, version = f"m{number:04}", folder / f"m{number:04}" / "1"
+    name, version = f"m{number:04}", folder / f"m{number:04}" / MODEL.parent.name
     version.mkdir(parents=True)
-    data = MODEL.read_bytes().replace(b'"name":"mnist","version":"4"', f'"name":"{name}","version":"1"'.encode())
+    data = MODEL.read_bytes().replace(b'"name":"mnist","version', f'"name":"{name}","version'.encode())
     golden = read_golden(MODEL.with_name(GOLDEN_FILE), (1, 28, 28))
     (version / MODEL_FILE).write_bytes(data)
     (version / GOLDEN_FILE).write_bytes(replace(golden, digest=digest_of(data)).to_bytes())

@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 import onnxruntime as ort
 
-from benchmarks.harness.common import Json, in_turn, rounded, run_benchmark, target
+from benchmarks.harness.common import MODEL, Json, in_turn, rounded, run_benchmark, target
 from benchmarks.harness.device import gpu
 from service.artifact.card import INPUT, OUTPUT
 from service.artifact.golden import check_golden, read_golden
@@ -133,7 +133,7 @@ def summary(size: int, rounds: list[tuple[float, float]]) -> Json:
 
 
 OPTIONS: Final = {
-    "model": ("models/mnist/6/model.onnx",),
+    "model": (str(MODEL),),
     "sizes": ([1, 2, 4, 8, 16, 32, 64],),
     "seconds": (0.5, 0.05),
     "rounds": (3, 1),

@@ -22,7 +22,7 @@ import numpy as np
 import uvloop
 
 from benchmarks.bench_runtime import raw_session
-from benchmarks.harness.common import MODEL, Json, latency, rounded, run_benchmark, target
+from benchmarks.harness.common import MODEL, REF, Json, latency, rounded, run_benchmark, target
 from service.domain.latents import FloatRows
 from service.domain.tasks import SchedulingParams, StepParams
 from service.environment import available_cpus
@@ -44,7 +44,6 @@ METHOD: Final = (
     "caller key; and of onnxruntime alone: a call with 1 row, and one with 8 rows, which has just begun when the "
     "request arrives, then one with 1"
 )
-REF: Final = "mnist/6"
 BATCH_ROWS: Final = 64
 LONG, LONG_STEPS = 8, 5000
 TOGETHER: Final = 32  # requests that one turn of the event loop hands to the scheduler

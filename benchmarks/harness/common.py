@@ -40,7 +40,8 @@ def duration(text: str) -> float:
 _PARSERS: Final[Mapping[str, Callable[[str], Any]]] = {"seed": int, "flat_after": float, "start": int}
 _CHOICES: Final = {"headers": ("plain", "gateway"), "device": ("auto", "cpu", "cuda")}
 
-MODEL: Final = ROOT / "models" / "mnist" / "5" / "model.onnx"
+(MODEL,) = ROOT.glob("models/mnist/*/model.onnx")
+REF: Final = f"mnist/{MODEL.parent.name}"
 
 Options = Mapping[str, tuple[Any, ...]]
 """Option of a benchmark → its value in a full run, and in a quick one if that differs. A list takes several values."""

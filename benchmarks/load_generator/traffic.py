@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from benchmarks.harness.common import Json
+from benchmarks.harness.common import REF, Json
 from benchmarks.load_generator import messages
 from benchmarks.load_generator.fetch import Answer
 from benchmarks.load_generator.messages import EVENTS, HEADER_LENGTH, JSON, NPY, get, post, post_form, request, text
@@ -31,7 +31,7 @@ REJECTIONS: Final = frozenset({429, 503})
 _RASTER: Final = ("image/png", "image/webp", "image/jpeg")
 _JSON: Final = {"Content-Type": JSON}
 _PATHS: Final = (
-    *("/models", "/models/mnist", "/models/mnist/6", "/healthz", "/readyz", "/metrics", "/openapi.json", "/docs"),
+    *("/models", "/models/mnist", f"/models/{REF}", "/healthz", "/readyz", "/metrics", "/openapi.json", "/docs"),
     *("/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/mnist", "/v2/models/mnist/config"),
 )
 

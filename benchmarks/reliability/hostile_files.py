@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto, helper, parser
 
-from benchmarks.harness.common import MODEL
+from benchmarks.harness.common import MODEL, REF
 from benchmarks.load_generator.traffic import Rng, choose, image
 from benchmarks.reliability.hostile_inputs import VALUES, damaged, damaged_image
 from model_export.errors import UserError
@@ -177,7 +177,7 @@ def _edited(rng: Rng, value: Any) -> Any:
 
 def version(rng: Rng, folder: Path) -> str:
     """Load a version: a network with a card, either of them hostile, and golden rows."""
-    card, place, golden = copy.deepcopy(_card()), folder / "mnist" / "5", io.BytesIO()
+    card, place, golden = copy.deepcopy(_card()), folder / REF, io.BytesIO()
     place.mkdir(parents=True)
     is_about_cards = rng.random() < 0.7
     model = _base(rng, "plain") if is_about_cards else _model(rng)
@@ -192,7 +192,7 @@ def version(rng: Rng, folder: Path) -> str:
     (place / "model.onnx").write_bytes(data)
     (place / "golden.npz").write_bytes(damaged(rng, golden.getvalue()) if rng.random() < 0.3 else golden.getvalue())
     try:
-        Repository(folder, lambda data: [OnnxModel(data, device="cpu")], default="mnist").load("mnist/6").close()
+        Repository(folder, lambda data: [OnnxModel(data, device="cpu")], default="mnist").load(REF).close()
     except StartupError as exc:
         if "\n" in exc.detail:
             raise

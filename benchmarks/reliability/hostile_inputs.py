@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from PIL import Image
 
+from benchmarks.harness.common import REF
 from benchmarks.load_generator.fetch import Answer
 from benchmarks.load_generator.messages import (
     EVENTS,
@@ -254,6 +255,6 @@ def raw_http(rng: Rng) -> Case:
 def headers(rng: Rng) -> Case:
     chosen = {choose(rng, _HEADERS): choose(rng, _HEADERVALUES) for _ in range(int(rng.integers(1, 5)))}
     method = choose(rng, ("POST", "POST", "GET", "PUT", "DELETE", "PATCH", "TRACE", "OPTIONS", "PROPFIND"))
-    path = choose(rng, (*PATHS, "/models", "/models/mnist/6", "/v2/repository/models/none/load", "/docs", "/nothing"))
+    path = choose(rng, (*PATHS, "/models", f"/models/{REF}", "/v2/repository/models/none/load", "/docs", "/nothing"))
     data = b"" if method != "POST" else b"{}"
     return Case("headers", request(path, data, JSON_TYPE | chosen, method), may_close=True)

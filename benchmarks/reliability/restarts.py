@@ -17,7 +17,7 @@ from typing import Final
 
 import uvloop
 
-from benchmarks.harness.common import Json, rounded, run_benchmark, target
+from benchmarks.harness.common import REF, Json, rounded, run_benchmark, target
 from benchmarks.harness.processes import ROOT, ServerFailed, ServerProcess, service
 from benchmarks.load_generator.fetch import fetch
 from benchmarks.load_generator.messages import post
@@ -44,7 +44,7 @@ def measure(options: argparse.Namespace) -> Json:
         settings = SETTINGS | {"IGN_MODEL_DIR": folder}
         stops = [stop_often(options, settings, processes, number) for processes, number in SIGNALS]
         with service(settings) as server:
-            reloads = uvloop.run(reload_often(server, Path(folder) / "mnist" / "5" / "model.onnx", options))
+            reloads = uvloop.run(reload_often(server, Path(folder) / REF / "model.onnx", options))
     targets = [target(f"reloads: {what}", reloads[what], at_most=0) for what in ("failed", "unexpected_loads")]
     for line in stops:
         name, is_stop = f"{line['signal']}, {line['processes']} processes", line["signal"] == "SIGTERM"

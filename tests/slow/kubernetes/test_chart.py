@@ -23,7 +23,7 @@ from service import __version__
 from service.cluster import DeploymentOptions, replica_settings
 from service.observability.metrics import Metrics
 from service.settings import Settings, load_settings, variable_of
-from tests.helpers.live import ROOT, SHIPPED, free_port, live_service, until
+from tests.helpers.live import MODELS, ROOT, SHIPPED, free_port, live_service, until
 from tests.slow.monitoring.files import RULES
 from tests.slow.object_store.test_models import pytestmark as needs_bucket
 from tests.slow.object_store.test_models import seaweed as seaweed
@@ -290,8 +290,8 @@ def test_a_pod_has_the_settings_keys_and_time_to_drain(chosen: str) -> None:
 @pytest.mark.parametrize("chosen", [pytest.param(each, marks=NEEDS.get(each, ())) for each in ENVIRONMENTS])
 def test_the_service_runs_with_what_a_pod_is_given(chosen: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """As a process on a CPU, with folders and stores of this machine, the pod's probes, a key, and SIGTERM."""
-    model = tmp_path / "models" / "mnist" / "5"
-    shutil.copytree(ROOT / "models" / "mnist" / "5", model)
+    model = tmp_path / "models" / SHIPPED["mnist"]
+    shutil.copytree(MODELS / SHIPPED["mnist"], model)
     keys = [{"name": "a", "sha256": hashlib.sha256(b"k").hexdigest(), "scopes": ["infer"]}]
     (tmp_path / "keys.json").write_text(json.dumps(keys))
     here = {"/run/ign/keys.json": tmp_path / "keys.json", "/models": model.parents[1], "/mnt/models": model}

@@ -30,6 +30,7 @@ def measured(module: str, results: Path, *options: str) -> "subprocess.Completed
         ("bench_scheduler --seconds 0.1 --depth 100", 3),
         ("bench_admission --callers 100", 2),
         ("bench_service --seconds 0.2 --connections 2", 7),
+        ("bench_models", 3),
         ("bench_processes --seconds 0.2", 1),
         ("bench_peers --seconds 0.3 --connections 4 --only fastapi --headers gateway", 2),
         ("reliability.soak --seconds 2 --clients 2", 3),
