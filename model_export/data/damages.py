@@ -238,7 +238,7 @@ def jpeg(g: Generator, image: FloatImage, strength: float, em: float) -> FloatIm
 SHARES: Final[dict[Damage, float]] = {
     # In the order in which they happen, each with the share of the pages that have it.
     fade: 0.2,
-    bleed: 0.2,
+    bleed: 0.3,
     tint: 0.1,
     paper: 0.45,
     ruled: 0.09,

@@ -55,19 +55,18 @@ def font_files(*, held_out: bool) -> tuple[Path, ...]:
     folders = [Path(mpl.get_data_path(), "fonts"), *(Path(each).expanduser() for each in _FONT_FOLDERS)]
     faces: dict[str, dict[str, Path]] = {}
     for file in sorted(file for folder in folders for file in folder.rglob("*.[ot]tf")):
-        if any(word.casefold() in file.name.casefold() for word in _NO_TEXT):
-            continue
         face = ImageFont.truetype(file, 16)
         family, style = (str(name) for name in face.getname())
-        if family.startswith(HELD_OUT_FONTS) == held_out and _has_latin(face):
+        is_text = not any(word.casefold() in f"{file.name} {family}".casefold() for word in _NO_TEXT)
+        if is_text and family.startswith(HELD_OUT_FONTS) == held_out and _draws(face, "aQg7é"):
             faces.setdefault(family, {}).setdefault(style, file)
     return tuple(file for styles in faces.values() for file in _spread(list(styles.values()), _FACES))
 
 
-def _has_latin(face: ImageFont.FreeTypeFont) -> bool:
-    """Whether letters differ from the box of a missing character."""
+def _draws(face: ImageFont.FreeTypeFont, letters: str) -> bool:
+    """Whether the letters differ from the box of a missing character."""
     missing = bytes(face.getmask("\uffff"))
-    return all(bytes(face.getmask(letter)) not in (missing, b"") for letter in "aQg7é")
+    return all(bytes(face.getmask(letter)) not in (missing, b"") for letter in letters)
 
 
 def _spread(items: Sequence[Path], count: int) -> Sequence[Path]:
@@ -93,8 +92,8 @@ def _words() -> list[str]:
     return [word for text in topics.values() for word in text.split() if len(word) < 20]
 
 
-def _text(g: Generator, count: int) -> str:
-    """About ``count`` characters: prose, also with other letters, or numbers."""
+def _text(g: Generator, count: int, font: ImageFont.FreeTypeFont) -> str:
+    """About ``count`` characters that the font has: prose, also with other letters, or numbers."""
     kind, size = g.random(), count // 6 + 1
     if kind < 0.12:
         return " ".join(f"{g.integers(1, 10 ** g.integers(2, 7)) / 10 ** g.integers(0, 3):n}{g.choice(list(' .%€–'))}"
@@ -104,7 +103,7 @@ def _text(g: Generator, count: int) -> str:
     if kind < 0.3:
         accents = {ord(letter): str(g.choice(list(others))) for letter, others in _ACCENTS.items() if g.random() < 0.5}
         text = text.translate(accents)
-    elif kind < 0.42:
+    elif kind < 0.42 and _draws(font, "жλ"):
         text = text.translate(_CYRILLIC if kind < 0.37 else _GREEK)
     return text.upper() if g.random() < 0.06 else text
 
@@ -137,7 +136,7 @@ class _Painter:
         step, pitch = (x1 - x0) / columns, em * g.uniform(1.0, 1.6)
         width, rows = step - (em if columns > 1 else 0), max(1, int((y1 - y0) / pitch))
         for column in range(columns):
-            for i, line in enumerate(wrap(font, _text(g, int(width / em * 2.2 * rows)), width)[:rows]):
+            for i, line in enumerate(wrap(font, _text(g, int(width / em * 2.2 * rows), font), width)[:rows]):
                 at = (x0 + column * step, y0 + i * pitch)
                 self.draw.text(at, line, font=font, fill=ink)
                 if g.random() < 0.03:
@@ -167,7 +166,7 @@ class _Painter:
             y = y0 + row * pitch
             self.draw.line((x0, y, x1, y), fill=ink, width=pen)
             for left, right in pairwise(edges) if row < rows else ():
-                cell = wrap(self.font, _text(g, int(g.integers(2, 14))), right - left)[0]
+                cell = wrap(self.font, _text(g, int(g.integers(2, 14)), self.font), right - left)[0]
                 if self.font.getlength(cell) < right - left - self.em / 3:
                     self.draw.text((left + self.em / 6, y + 0.15 * self.em), cell, font=self.font, fill=ink)
         if g.random() < 0.7:
@@ -196,7 +195,7 @@ class _Painter:
             for line in values:
                 self.draw.line(list(zip(xs, line, strict=True)), fill=int(g.integers(0, 150)), width=self._pen())
         self.draw.line((x0, y0, x0, y1, x1, y1), fill=ink, width=self._pen())
-        self.draw.text((x0, y1), " ".join(_text(g, 30).split()[:5]), font=self.font, fill=ink)
+        self.draw.text((x0, y1), " ".join(_text(g, 30, self.font).split()[:5]), font=self.font, fill=ink)
 
     def stamp(self, box: Box, ink: int) -> None:
         """Text under a rubber stamp."""
@@ -206,7 +205,7 @@ class _Painter:
         draw, colour, pen = ImageDraw.Draw(layer), int(g.integers(60, 170)), max(2, self.em // 10)
         shape = draw.ellipse if g.random() < 0.5 else draw.rectangle
         shape((pen, side * g.uniform(0, 0.3), side - pen, side * g.uniform(0.7, 1)), outline=colour, width=pen)
-        draw.text((side / 2, side / 2), _text(g, 6)[:8], colour, self.font, "mm")
+        draw.text((side / 2, side / 2), _text(g, 6, self.font)[:8], colour, self.font, "mm")
         layer = layer.rotate(g.uniform(-40, 40), Image.Resampling.BILINEAR, fillcolor=255)
         at = int(g.uniform(box[0], max(box[0] + 1, box[2] - side))), int(box[1])
         under = self.image.crop((*at, at[0] + side, at[1] + side))
@@ -234,6 +233,7 @@ _REGIONS: Final[Sequence[tuple[float, Callable[[_Painter, Box, int], None]]]] = 
     (0.05, _Painter.diagram),
     (0.05, _Painter.stamp),
     (0.06, _Painter.writing),
+    (0.10, lambda *_: None),  # the back of the sheet also shines through where the front has no ink
 )
 
 
@@ -243,7 +243,7 @@ def draw_page(g: Generator, side: int) -> tuple[Levels, float]:
     ink = int(g.choice([0, 0, 0, int(g.integers(0, 110))]))
     painter = _Painter(g, side, em, scale)
     shares = np.array([share for share, _ in _REGIONS])
-    margin, y, end = int(g.integers(0, side // 12)) * scale, float(g.integers(-20, 60) * scale), side * scale
+    margin, y, end = int(0.3 * side * g.beta(1, 4)) * scale, float(g.integers(-20, 60) * scale), side * scale
     while y < end:
         size = em * scale * (float(g.choice([1, 1, 1, 1, 1.4, 2.0])) if em < 45 else 1.0)
         painter.em = int(size)

@@ -66,7 +66,7 @@ def test_photographs_are_made_in_every_size() -> None:
 
 
 def test_the_families_for_measurements_are_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "_has_latin", lambda face: True)  # which draws letters of every font of the machine
+    monkeypatch.setattr(pages, "_draws", lambda face, letters: True)  # which draws letters of every font of the machine
     for held_out in (False, True):
         families = {str(ImageFont.truetype(file, 12).getname()[0]) for file in pages.font_files(held_out=held_out)}
         assert all(family.startswith(pages.HELD_OUT_FONTS) == held_out for family in families)
