@@ -148,8 +148,8 @@ def remove_annotations(model: onnx.ModelProto) -> None:
 
 
 def smaller_tiles(side: int, multiple: int) -> tuple[int, ...]:
-    """The sides of smaller tiles, ascending: a quarter and a half of a ``side``, if these are multiples."""
-    return tuple(side // part for part in (4, 2) if side % (part * multiple) == 0)
+    """The sides of smaller tiles, ascending: one to three quarters of a ``side``, if these are multiples."""
+    return tuple(side * part // 4 for part in (1, 2, 3) if side * part % (4 * multiple) == 0)
 
 
 def open_sides(data: bytes) -> bytes:

@@ -54,7 +54,7 @@ class Tiles(_Section):
     overlap: Annotated[int, Field(ge=0, le=2048)]  # pixels at an inner edge that are not used: the receptive field
     multiple: Annotated[int, Field(ge=1, le=1024)] = 1  # where tiles may begin: by how much f reduces images inside
     # Sides of smaller tiles, ascending: an image that one of them holds is not mirrored to the size of the others.
-    smaller: Annotated[tuple[int, ...], Field(max_length=2)] = ()
+    smaller: Annotated[tuple[int, ...], Field(max_length=3)] = ()
     margin: Annotated[int, Field(ge=0, le=2048)] = 0  # pixels by which an image is mirrored beyond its edges
 
 

@@ -109,7 +109,8 @@ def test_tiles_give_what_the_whole_image_gives(
 
 @pytest.mark.parametrize("name", ["grey", "colour"])
 @pytest.mark.parametrize(
-    ("size", "side"), [((1, 1), 8), ((8, 7), 8), ((9, 3), 16), ((16, 16), 16), ((17, 5), 32), ((31, 100), 32)]
+    ("size", "side"),
+    [((1, 1), 8), ((8, 7), 8), ((9, 3), 16), ((16, 16), 16), ((17, 5), 24), ((25, 24), 32), ((31, 100), 32)],
 )
 def test_the_smallest_tile_that_holds_an_image_is_used(
     service: Service, folder: Path, name: str, size: tuple[int, int], side: int
@@ -133,7 +134,7 @@ def test_smaller_tiles_cost_nothing_before_they_are_used(folder: Path, memory: i
         chosen = settings(folder / "models", default_model="grey", model_memory_mib=memory)
         async with running_services(chosen) as services:
             model = services.registry.resolve()
-            for side, used in ((20, 1), (9, 2), (8, 3), (5, 3)):
+            for side, used in ((25, 1), (20, 2), (9, 3), (8, 4), (5, 4)):
                 x = np.full((1, side, side), 0.5, np.float32)
                 (row,) = (await model.run_tiles([x], None, params, services.codec.run)).rows
                 assert (row.shape, len(model.schedulers)) == (x.shape, used)
@@ -149,8 +150,8 @@ def test_a_network_that_takes_one_row_has_tiles_of_one_size(tmp_path: Path, serv
     with serving(settings(tmp_path, default_model="alone")) as running:
         assert running.get("/models/alone").json()["tiles"]["smaller"] == []
         assert project(running, noise(5, 6)).shape == (5, 6)
-    assert service.get("/models/grey").json()["tiles"]["smaller"] == [8, 16]
-    assert service.get("/models/reducing").json()["tiles"]["smaller"] == [32, 64]
+    assert service.get("/models/grey").json()["tiles"]["smaller"] == [8, 16, 24]
+    assert service.get("/models/reducing").json()["tiles"]["smaller"] == [32, 64, 96]
 
 
 @pytest.mark.parametrize(("depth", "gain", "last"), [(12, 1.0, 0.1), (17, 1.0, 1.0), (17, 1.4, 0.02)])

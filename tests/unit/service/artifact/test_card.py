@@ -60,7 +60,7 @@ def test_what_is_not_used_is_ignored() -> None:
         ({"tiles": {"overlap": 1, "multiple": 2, "margin": 3}}, "margin of tiles must be a multiple of 2"),
         ({"tiles": {"overlap": 1, "smaller": (4, 2)}}, "smaller tiles must be multiples of 1, ascending"),
         ({"tiles": {"overlap": 1, "smaller": (8,)}}, "below the shape"),
-        ({"tiles": {"overlap": 1, "smaller": (1, 2, 4)}}, "tiles.smaller"),
+        ({"tiles": {"overlap": 1, "smaller": (1, 2, 3, 4)}}, "tiles.smaller"),
         ({"tiles": {"overlap": 1}, "exact": True}, "exact is of models without tiles"),
         ({"buckets": ()}, "buckets must ascend"),
         ({"buckets": (1, 1)}, "buckets must ascend"),
