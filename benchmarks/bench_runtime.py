@@ -1,6 +1,6 @@
 """The speed of a model by batch size: raw onnxruntime, and the runtime of this service on top of it.
 
-    python -m benchmarks.bench_runtime --model models/mnist/6/model.onnx --results benchmarks/results/runtime.json
+    python -m benchmarks.bench_runtime --results benchmarks/results/runtime.json
 
 On CUDA also with rows that stay there, with CUDA graphs, and with golden rows (`make gpu`). Compare the
 ratios of one run, not the figures of two runs. Without HTTP and images, this is the most the service can reach.
