@@ -95,8 +95,8 @@ def _training(card: TrainedCard) -> Iterator[str]:
     planned = sum(stage["steps"] for stage in stages)
     unfinished = f" of {planned:,}: the run was not finished" if planned > training.steps else ""
     yield (
-        f"Objective `{card.objective}`, {training.steps:,} optimiser steps{unfinished}. "
-        "[training.md](../training.md) explains the terms."
+        f"Objective `{card.objective or training.config['objective']}`, "
+        f"{training.steps:,} optimiser steps{unfinished}. [training.md](../training.md) explains the terms."
     )
     if stages:
         yield table(
