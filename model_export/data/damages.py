@@ -130,8 +130,9 @@ def bleed(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
 
 
 def fade(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
-    """Ink that is pale, unevenly so, with gaps."""
-    ink = smooth_field(g, image.shape, _cells(g, image), 0.65 - 0.42 * strength, 0.9 - 0.3 * strength)
+    """Ink that is pale, a little unevenly so, with gaps; beside dark ink, pale ink is that of the back (`bleed`)."""
+    level = g.uniform(0.65 - 0.42 * strength, 0.9 - 0.3 * strength)
+    ink = smooth_field(g, image.shape, _cells(g, image), 0.9 * level, min(1.0, 1.1 * level))
     if g.random() < 0.4:
         ink = ink * np.where(noise_field(g, image.shape, max(0.7, em * 0.03)) > 1.2, 1 - 0.5 * strength, 1)
     return 1 - (1 - image) * ink
@@ -155,8 +156,7 @@ def streaks(g: Generator, image: FloatImage, strength: float, em: float) -> Floa
     across = noise_field(g, (1, image.shape[1]), g.uniform(0.6, 0.1 * em + 1))[0]
     lines = np.clip((across - g.uniform(1.0, 2.0)) * g.uniform(0.4, 2), 0, 1) * g.uniform(0.1, 0.3 + 0.5 * strength)
     worn = np.clip(1 + noise_field(g, image.shape, em) * 0.5, 0, 1) if g.random() < 0.5 else 1.0
-    mask = (lines[None] * worn).astype(np.float32)
-    mask = mask[: image.shape[0]] if mask.shape[0] == image.shape[0] else np.broadcast_to(mask, image.shape)
+    mask = np.broadcast_to(lines * worn, image.shape).astype(np.float32)
     if g.random() < 0.5 and mask.shape[0] == mask.shape[1]:
         mask = mask.T
     out: FloatImage = image * (1 - mask) if g.random() < 0.8 else image + (1 - image) * mask
@@ -238,7 +238,7 @@ def jpeg(g: Generator, image: FloatImage, strength: float, em: float) -> FloatIm
 SHARES: Final[dict[Damage, float]] = {
     # In the order in which they happen, each with the share of the pages that have it.
     fade: 0.2,
-    bleed: 0.3,
+    bleed: 0.4,
     tint: 0.1,
     paper: 0.45,
     ruled: 0.09,
