@@ -40,7 +40,7 @@ def duration(text: str) -> float:
 _PARSERS: Final[Mapping[str, Callable[[str], Any]]] = {"seed": int, "flat_after": float, "start": int}
 _CHOICES: Final = {"headers": ("plain", "gateway"), "device": ("auto", "cpu", "cuda")}
 
-(MODEL,) = ROOT.glob("models/mnist/*/model.onnx")
+MODEL: Final = max(ROOT.glob("models/mnist/[0-9]*/model.onnx"), key=lambda file: int(file.parent.name), default=ROOT)
 REF: Final = f"mnist/{MODEL.parent.name}"
 
 Options = Mapping[str, tuple[Any, ...]]
