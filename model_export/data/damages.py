@@ -130,7 +130,7 @@ def bleed(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
 
 
 def fade(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
-    """Ink that is pale, a little unevenly so, with gaps; beside dark ink, pale ink is that of the back (`bleed`)."""
+    """Pale ink with gaps, about equally pale on the whole page: pale ink beside dark ink is a `bleed`."""
     level = g.uniform(0.65 - 0.42 * strength, 0.9 - 0.3 * strength)
     ink = smooth_field(g, image.shape, _cells(g, image), 0.9 * level, min(1.0, 1.1 * level))
     if g.random() < 0.4:

@@ -148,7 +148,7 @@ def remove_annotations(model: onnx.ModelProto) -> None:
 
 
 def smaller_tiles(side: int, multiple: int) -> tuple[int, ...]:
-    """The sides of smaller tiles, ascending: one to three quarters of a ``side``, if these are multiples."""
+    """The sides of smaller tiles, ascending, in pixels: quarters of ``side`` that ``multiple`` divides."""
     return tuple(side * part // 4 for part in (1, 2, 3) if side * part % (4 * multiple) == 0)
 
 
