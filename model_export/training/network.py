@@ -18,6 +18,7 @@ _GROUPS = 8  # of the group norm, which computes every row independently of its 
 _LEVELS = 15  # of each component of the quantiser, odd: integers around 0; the bound distorts those near the outermost
 _RAMP = 1 / 32  # of a level: width of the ramp between two levels of the quantiser
 _MARGIN = 0.45  # levels between the outermost level and the bound; below 0.5, so that no level is added
+_DEVIATION = 1.5  # levels: standard deviation of the codes of pictures, before the bound
 _MIN_UNIT = 1e-4  # of codes without variance
 
 
@@ -119,16 +120,14 @@ class Autoencoder(nn.Module):
         return self.quantizer.components(self.encoder[:-1](x))
 
     @torch.no_grad()
-    def fit_quantizer(
-        self, pictures: Tensor, latents: Tensor, deviation: float, generator: torch.Generator | None = None
-    ) -> None:
+    def fit_quantizer(self, pictures: Tensor, latents: Tensor, generator: torch.Generator | None = None) -> None:
         """Fit the quantiser to the codes of pictures (N, C, H, W), latents (M, C, H, W) and samples.
 
         Latents have other codes than pictures. If the components described pictures alone, f(z) would be lost.
         """
         encode = self.encoder[:-1]
         others = torch.cat([encode(latents), encode(self(latents))])
-        self.quantizer.fit(encode(pictures), others, deviation, generator)
+        self.quantizer.fit(encode(pictures), others, generator)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply f once."""
@@ -169,12 +168,12 @@ class ScalarQuantizer(nn.Module):
         self.register_buffer("fitted", torch.zeros(()))
 
     @torch.no_grad()
-    def fit(self, pictures: Tensor, others: Tensor, deviation: float, generator: torch.Generator | None = None) -> None:
+    def fit(self, pictures: Tensor, others: Tensor, generator: torch.Generator | None = None) -> None:
         """Set the components to a random rotation of the first principal components of the codes.
 
-        The rotation gives all components about the same variance, so one unit fits all: ``deviation`` levels, before
-        the bound, for the codes of pictures (N, channels, 1, 1). Their mean gets u = 0. ``others`` (M, channels, 1, 1)
-        are further codes that the components shall describe; N + M ≥ channels.
+        The rotation gives all components about the same variance, so one unit fits all: `_DEVIATION` for the codes of
+        pictures (N, channels, 1, 1). Their mean gets u = 0. ``others`` (M, channels, 1, 1) are further codes that the
+        components shall describe; N + M ≥ channels.
         """
         codes = torch.cat([pictures, others]).flatten(1).double()
         mean = pictures.flatten(1).double().mean(0)
@@ -182,7 +181,7 @@ class ScalarQuantizer(nn.Module):
         count = len(self.project.weight)
         normal = torch.randn((count, count), generator=generator, dtype=torch.float64, device=codes.device)
         axes = torch.linalg.qr(normal)[0] @ vectors[:count]
-        unit = (pictures.flatten(1).double() @ axes.T).std(0).mean().clamp_min(_MIN_UNIT) / deviation
+        unit = (pictures.flatten(1).double() @ axes.T).std(0).mean().clamp_min(_MIN_UNIT) / _DEVIATION
         project, reconstruct = axes / unit, axes.T * unit
         for layer, weight, bias in ((self.project, project, -project @ mean), (self.reconstruct, reconstruct, mean)):
             layer.weight.copy_(weight[:, :, None, None])

@@ -32,7 +32,8 @@ SMALL: Final = "small"  # the preset for data without one of its own
 # weights of a card (`model_export.export.weights`) compares their outputs, which would show another value.
 _FORMER: Final = (
     *("noise", "ema", "noise_range", "project_steps", "norm", "groups", "activation", "upsampling"),
-    *("quantizer_levels", "epsilon", "downsample", "copy_free", "critic_lr", "first_scale", "perceptual"),
+    *("quantizer_levels", "quantizer_deviation", "epsilon", "downsample", "copy_free", "critic_lr", "first_scale"),
+    "perceptual",
 )
 _DIGITS_CORRUPTIONS: tuple[CorruptionName, ...] = ("noise", "noise", "noise", "blur", "low_resolution", "hole")
 _MIN_SIDE: Final = 8
@@ -74,8 +75,8 @@ class Preset:
     def __post_init__(self) -> None:
         if self.checkpoint_every % self.refresh_interval:
             raise ValueError("checkpoint_every must be a multiple of all refresh intervals")
-        if not self.network.quantizer and any(s.weights.code_consistency or s.quantizer_deviation for s in self.stages):
-            raise ValueError("code_consistency and quantizer_deviation need a network with a quantizer")
+        if not self.network.quantizer and any(stage.weights.code_consistency for stage in self.stages):
+            raise ValueError("code_consistency needs a network with a quantizer")
         if bool(self.network.full) != (self.objective == "restore"):
             raise ValueError("the objective `restore` and a network with `full` belong together")
         if not self.corruptions or not set(self.corruptions) <= set(get_args(CorruptionName)):

@@ -20,13 +20,15 @@ class Weights:
     tight: float = 0.0  # −D(f(sg f(z)), sg f(z)), clamped
     settle: float = 0.0  # D(f(sg f(z)), sg f(z)), idempotence on outputs
     critic: float = 0.0  # minus the scores of f(z) by a discriminator, which is trained alternately with f
-    # f(x) has the quantised code it was decoded from, and with `settle` also f(f(z)); needs a quantiser.
+    # f(x) has the quantised code it was decoded from, and with `settle` also f(f(z)). It needs a quantiser, which is
+    # fitted when the first stage with this term starts, after the teacher is copied.
     code_consistency: float = 0.0
     drifting: float = 0.0  # drifting loss of f(z) and f(corrupted x), towards the distribution of pictures
     features: float = 0.0  # distance of f(x) and f(corrupted x) from x in perceptual features
     # Drifting loss of f(u), as a set of its own, and of f(sg f(u)); u are drawings that are no pictures.
     project_any: float = 0.0
     settle_any: float = 0.0  # D(f(sg f(u)), sg f(u)); `code_consistency` then holds for f(u) too
+    entropy_any: float = 0.0  # entropy of the labels that the perceptual network reads in f(u); with `project_any`
     again: float = 0.0  # of a `Restorer`: half of f(corrupted x) stays, and half becomes x, when f is applied again
 
     @property
@@ -75,9 +77,6 @@ class Stage:
     drift_pictures: int = 0
     drift_cells: int = 0  # see `FeatureGroups.cells`
     perceptual_pixels: bool = False  # whether pixels, with a larger weight of fine detail, are features too
-    # Standard deviation of pictures, in levels, to which the quantiser is fitted when the stage starts; 0 keeps the
-    # quantiser as it is. The teacher is copied before.
-    quantizer_deviation: float = 0.0
     # Steps of `Blocks.fit` when the stage starts, after the teacher is copied; 0 keeps the blocks as they are.
     fit_blocks: int = 0
 
@@ -131,31 +130,19 @@ def attractor_stages(quantise: int, project: int) -> tuple[Stage, Stage]:
     `distill` keeps the samples of the network before, without a quantiser. Perceptual features sharpen what levels
     blur. The second stage makes f a projector; a large `code_consistency` keeps codes. The arguments are steps.
     """
+    weights = Weights(rec=1.0, distill=0.5, project=1.0, settle=0.5, features=1.0, drifting=0.3, code_consistency=0.5)
     first = Stage(
         name="quantise",
         steps=quantise,
         lr=4e-4,
         distance="mse_l1",
-        weights=Weights(
-            rec=1.0, distill=0.5, project=1.0, settle=0.5, features=1.0, drifting=0.3, code_consistency=0.5
-        ),
+        weights=weights,
         teacher_steps=4,
         code_noise=0.01,
         drift_pictures=160,
-        quantizer_deviation=1.5,
     )
-    second = Weights(
-        rec=1.5,
-        distill=0.5,
-        project=1.0,
-        settle=2.0,
-        features=1.0,
-        drifting=2.0,
-        project_any=1.0,
-        settle_any=0.5,
-        code_consistency=4.0,
-    )
-    last = replace(first, name="projector", steps=project, warmup=30, weights=second, quantizer_deviation=0.0)
+    weights = replace(weights, rec=1.5, settle=2.0, drifting=2.0, project_any=1.0, settle_any=0.5, code_consistency=4.0)
+    last = replace(first, name="projector", steps=project, warmup=30, weights=weights)
     return first, replace(last, perceptual_pixels=True)
 
 
@@ -170,10 +157,11 @@ def exact_stages(project: int, exact: int) -> tuple[Stage, Stage]:
     """Stages after `naign_stages` that make f a projector, then exact by `Blocks`.
 
     Perceptual features tell letters from digits, which the encoder of f hardly does, but hardly see specks; f⁴ of the
-    network before has none, so `distill` keeps f(z) free of them. `settle` of an exact f is 0. Its pictures are drawn
-    anew, so pixels count too. The arguments are steps.
+    network before has none, so `distill` keeps f(z) free of them. `entropy_any` makes one label of a drawing between
+    two. `settle` of an exact f is 0. Its pictures are drawn anew, so pixels count too. The arguments are steps.
     """
-    weights = Weights(rec=1.5, distill=0.5, project=1.0, settle=1.0, features=1.0, drifting=0.5, project_any=0.7)
+    drawings = Weights(project_any=0.7, entropy_any=1.5)
+    weights = replace(drawings, rec=2.0, distill=0.5, project=1.0, settle=1.0, features=1.0, drifting=0.5)
     projector = Stage(
         name="projector",
         steps=project,
@@ -184,7 +172,7 @@ def exact_stages(project: int, exact: int) -> tuple[Stage, Stage]:
         teacher_steps=4,
         drift_pictures=192,
     )
-    weights = replace(weights, rec=2.0, distill=1.5, settle=0.0, drifting=0.7, project_any=1.0)
+    weights = replace(weights, rec=3.0, distill=1.5, settle=0.0, drifting=0.7, project_any=1.0)
     last = replace(projector, name="exact", steps=exact, lr=4e-4, weights=weights)
     return projector, replace(last, perceptual_pixels=True, fit_blocks=2000)
 

@@ -285,11 +285,11 @@ class Run:
         self.teacher = None
         if autoencoder is not None and stage.teacher:
             self.teacher = copy.deepcopy(autoencoder).requires_grad_(False).eval()
-        if autoencoder is not None and stage.quantizer_deviation > 0:
+        if autoencoder is not None and stage.weights.code_consistency > 0 and not autoencoder.quantizer.fitted:
             generator = self.batches.generator(RngStream.QUANTIZER, 0)
             latents = draw_latents(_QUANTIZER_PICTURES, self.preset.shape, generator)
             pictures = self.batches.example_pictures(_QUANTIZER_PICTURES)
-            autoencoder.fit_quantizer(pictures, latents, stage.quantizer_deviation, generator)
+            autoencoder.fit_quantizer(pictures, latents, generator)
         if autoencoder is not None and autoencoder.blocks is not None and stage.fit_blocks:
             pictures = self.batches.example_pictures(_BLOCK_PICTURES)
             generator = self.batches.generator(RngStream.BLOCKS, 0)
@@ -307,6 +307,7 @@ class Run:
             teacher=None if self.teacher is None else self.execution.compiled(self.teacher),
             scores=None if self.discriminator is None else self.discriminator.discriminator,
             feature_groups=groups,
+            entropy=self.perceptual.entropy if self.perceptual is not None and stage.weights.entropy_any > 0 else None,
         )
 
     def _new_discriminator(self, stage: Stage) -> DiscriminatorTrainer | None:

@@ -189,7 +189,7 @@ def test_every_architecture_is_exported_in_both_precisions(config: NetworkConfig
     network, shape = Autoencoder(config).eval(), (config.channels, config.size, config.size)
     rows = NoiseSource(shape).rows(0, 0, 30)
     if config.quantizer:
-        network.fit_quantizer(torch.from_numpy(rows), torch.from_numpy(rows), 1.0)
+        network.fit_quantizer(torch.from_numpy(rows), torch.from_numpy(rows))
     if network.blocks is not None:
         network.blocks.fit(torch.from_numpy(rows).clip(-1, 1), 3, 8, torch.Generator().manual_seed(0))
     with torch.inference_mode():

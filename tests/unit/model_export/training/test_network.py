@@ -97,7 +97,7 @@ def codes(count: int = 200) -> Tensor:
 def quantizer() -> ScalarQuantizer:
     quantizer = ScalarQuantizer(5, 2).eval().requires_grad_(False)
     assert torch.equal(quantizer(codes()), codes())  # until it is fitted
-    quantizer.fit(codes()[:100], codes()[100:], 1.5, torch.Generator().manual_seed(0))
+    quantizer.fit(codes()[:100], codes()[100:], torch.Generator().manual_seed(0))
     return quantizer
 
 

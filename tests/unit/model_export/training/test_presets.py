@@ -76,9 +76,9 @@ def test_presets_that_contradict_themselves_are_refused() -> None:
         Stage(name="distill", steps=1, lr=1e-3, weights=Weights(distill=1.0))
     with pytest.raises(ValueError, match="perceptual"):
         Stage(name="pixels", steps=1, lr=1e-3, weights=Weights(critic=1.0), perceptual_pixels=True)
-    for change in ({"weights": Weights(code_consistency=0.1)}, {"quantizer_deviation": 1.0}):
-        with pytest.raises(ValueError, match="quantizer"):
-            dataclasses.replace(preset, stages=(dataclasses.replace(preset.stages[0], **change),))
+    stage = dataclasses.replace(preset.stages[0], weights=Weights(code_consistency=0.1))
+    with pytest.raises(ValueError, match="quantizer"):
+        dataclasses.replace(preset, stages=(stage,))
 
 
 def test_values_that_are_replaced() -> None:

@@ -45,7 +45,6 @@ ATTRACTOR = Stage(
     warmup=2,
     code_noise=0.03,
     drift_pictures=24,
-    quantizer_deviation=1.0,
 )
 QUANTISED = dataclasses.replace(
     NAIGN,
