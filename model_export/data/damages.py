@@ -130,9 +130,8 @@ def bleed(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
 
 
 def fade(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
-    """Pale ink with gaps, about equally pale on the whole page: pale ink beside dark ink is a `bleed`."""
-    level = g.uniform(0.65 - 0.42 * strength, 0.9 - 0.3 * strength)
-    ink = smooth_field(g, image.shape, _cells(g, image), 0.9 * level, min(1.0, 1.1 * level))
+    """Ink that is pale, unevenly so, with gaps."""
+    ink = smooth_field(g, image.shape, _cells(g, image), 0.65 - 0.42 * strength, 0.9 - 0.3 * strength)
     if g.random() < 0.4:
         ink = ink * np.where(noise_field(g, image.shape, max(0.7, em * 0.03)) > 1.2, 1 - 0.5 * strength, 1)
     return 1 - (1 - image) * ink
@@ -238,7 +237,7 @@ def jpeg(g: Generator, image: FloatImage, strength: float, em: float) -> FloatIm
 SHARES: Final[dict[Damage, float]] = {
     # In the order in which they happen, each with the share of the pages that have it.
     fade: 0.2,
-    bleed: 0.4,
+    bleed: 0.2,
     tint: 0.1,
     paper: 0.45,
     ruled: 0.09,

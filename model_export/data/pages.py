@@ -233,7 +233,6 @@ _REGIONS: Final[Sequence[tuple[float, Callable[[_Painter, Box, int], None]]]] = 
     (0.05, _Painter.diagram),
     (0.05, _Painter.stamp),
     (0.06, _Painter.writing),
-    (0.10, lambda *_: None),  # the back of the sheet also shines through where the front has no ink
 )
 
 
@@ -243,7 +242,7 @@ def draw_page(g: Generator, side: int) -> tuple[Levels, float]:
     ink = int(g.choice([0, 0, 0, int(g.integers(0, 110))]))
     painter = _Painter(g, side, em, scale)
     shares = np.array([share for share, _ in _REGIONS])
-    margin, y, end = int(0.3 * side * g.beta(1, 4)) * scale, float(g.integers(-20, 60) * scale), side * scale
+    margin, y, end = int(g.integers(0, side // 12)) * scale, float(g.integers(-20, 60) * scale), side * scale
     while y < end:
         size = em * scale * (float(g.choice([1, 1, 1, 1, 1.4, 2.0])) if em < 45 else 1.0)
         painter.em = int(size)

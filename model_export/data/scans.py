@@ -25,7 +25,7 @@ _PARTS: Final = 2  # along each side of a page
 _UNDAMAGED: Final = 5  # every fifth page
 _HELD_OUT: Final = 20  # every twentieth page
 _INK: Final = 0.01  # share of dark pixels; of parts with less, few are kept
-_FEW: Final = 0.3
+_FEW: Final = 0.15
 _SMALLEST: Final = 18.0  # height of the type, in pixels, that can be halved
 _CHUNK: Final = 10  # pages that a process draws at once
 
