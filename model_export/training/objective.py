@@ -135,7 +135,7 @@ class Objective:
             *any_drifts, terms["drifting"] = [drifting_loss(groups.split(each), pictures) for each in sets]
             if any_drifts:
                 terms["project_any"] = any_drifts[0] + any_drifts[1] / 2
-            if drawn and self.entropy is not None:
+            if any_drifts and self.entropy is not None:
                 terms["entropy_any"] = self.entropy(drawn[0])
         if restoring:
             with torch.no_grad():

@@ -285,7 +285,8 @@ class Run:
         self.teacher = None
         if autoencoder is not None and stage.teacher:
             self.teacher = copy.deepcopy(autoencoder).requires_grad_(False).eval()
-        if autoencoder is not None and stage.weights.code_consistency > 0 and not autoencoder.quantizer.fitted:
+        coded = [bool(each.weights.code_consistency) for each in self.preset.stages[: self.stage + 1]]
+        if autoencoder is not None and coded[-1] and not any(coded[:-1]):  # also of weights that had a quantiser before
             generator = self.batches.generator(RngStream.QUANTIZER, 0)
             latents = draw_latents(_QUANTIZER_PICTURES, self.preset.shape, generator)
             pictures = self.batches.example_pictures(_QUANTIZER_PICTURES)
