@@ -35,7 +35,7 @@ def test_a_callback_that_takes_too_long_is_reported(
     make: Callable[[], asyncio.AbstractEventLoop], way: str, is_slow: bool
 ) -> None:
     loop = make()
-    begun = WAYS[way](loop, 1.2 * watchdog.LIMIT_S if is_slow else 0.0)
+    begun = WAYS[way](loop, 3 * watchdog.LIMIT_S * watchdog.slowness() if is_slow else 0.0)
     loop.run_forever()
     loop.close()
     assert begun
