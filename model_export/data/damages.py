@@ -43,24 +43,25 @@ def light(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
     if g.random() < 0.4:
         edge = _step((slope - g.uniform(-0.6, 0.6)) * side / g.uniform(4, 80))
         lit = lit * (1 - edge * g.uniform(0.15, 0.3 + 0.35 * strength))
-    out: FloatImage = image * lit
-    return out
+    return np.asarray(image * lit)
 
 
 def paper(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """Paper that is not white, with fibres and clouds."""
     level = 1 - g.uniform(0.03, 0.12 + 0.3 * strength)
     texture = sum(g.uniform(0, 1) * noise_field(g, image.shape, sigma) for sigma in (0.7, 2, 6, 20))
-    out: FloatImage = image * np.clip(level + (0.008 + 0.03 * strength) * texture, 0, 1)
-    return out
+    return np.asarray(image * np.clip(level + (0.008 + 0.03 * strength) * texture, 0, 1))
 
 
 def tint(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
-    """A shaded box behind a part of the text."""
-    out, (height, width) = image.copy(), image.shape
-    top, bottom = np.sort(g.uniform(-0.2, 1.2, 2)) * height
-    left, right = np.sort(g.uniform(-0.2, 1.2, 2)) * width
-    out[max(0, int(top)) : int(bottom), max(0, int(left)) : int(right)] *= 1 - g.uniform(0.03, 0.1 + 0.25 * strength)
+    """A shaded box behind a part of the text, or strips about as high as its lines."""
+    out, (height, width), strips = image.copy(), image.shape, int(g.integers(1, 8)) if g.random() < 0.5 else 0
+    for _ in range(strips or 1):
+        top, left, bottom, right = g.uniform(-0.2, 1.2, 4) * (height, width, height, width)
+        bottom = top + g.uniform(0.6, 1.6) * em if strips else bottom
+        (top, bottom), (left, right) = sorted((top, bottom)), sorted((left, right))
+        box = slice(max(0, int(top)), max(0, int(bottom))), slice(max(0, int(left)), max(0, int(right)))
+        out[box] *= 1 - g.uniform(0.05, 0.3 + 0.3 * strength)
     return out
 
 
@@ -146,8 +147,7 @@ def dirt(g: Generator, image: FloatImage, strength: float, em: float) -> FloatIm
     share = _step((cloud - g.uniform(0.3, 1.6)) * g.uniform(1, 5)) * g.uniform(0.1, 0.3 + 0.5 * strength)
     grain = noise_field(g, image.shape, g.uniform(0.4, 1.2)) + g.uniform(0, 1) * noise_field(g, image.shape, 3)
     hits = _step((grain + 3.2 * share - 2.2) * 8) * g.uniform(0.4, 0.95)
-    out: FloatImage = np.minimum(image, 1 - hits) * (1 - share * g.uniform(0, 0.5))
-    return out
+    return np.asarray(np.minimum(image, 1 - hits) * (1 - share * g.uniform(0, 0.5)))
 
 
 def streaks(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
@@ -158,8 +158,7 @@ def streaks(g: Generator, image: FloatImage, strength: float, em: float) -> Floa
     mask = np.broadcast_to(lines * worn, image.shape).astype(np.float32)
     if g.random() < 0.5 and mask.shape[0] == mask.shape[1]:
         mask = mask.T
-    out: FloatImage = image * (1 - mask) if g.random() < 0.8 else image + (1 - image) * mask
-    return out
+    return np.asarray(image * (1 - mask) if g.random() < 0.8 else image + (1 - image) * mask)
 
 
 def border(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
@@ -238,7 +237,7 @@ SHARES: Final[dict[Damage, float]] = {
     # In the order in which they happen, each with the share of the pages that have it.
     fade: 0.2,
     bleed: 0.2,
-    tint: 0.1,
+    tint: 0.15,
     paper: 0.45,
     ruled: 0.09,
     halftone: 0.06,

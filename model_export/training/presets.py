@@ -202,7 +202,7 @@ PRESETS = {
         Preset(
             name="scans",
             objective="restore",
-            network=NetworkConfig(size=240, channels=1, widths=(16, 32, 64, 64), bottleneck=0, full=8),
+            network=NetworkConfig(size=240, channels=1, widths=(16, 32, 64, 96), bottleneck=0, full=8),
             stages=restoring_stages(20_000, 20_000),
             distance="l1_ink",
             batch=4,
