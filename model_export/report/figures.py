@@ -333,7 +333,6 @@ _COLOURS: Final = (
     "navy",
     "teal",
     "hotpink",
-    "lime",
 )  # one for each term; matplotlib has ten
 _MAX_POINTS: Final = 150  # of a curve in a stage; more are averaged
 _MIN_VALUE: Final = 1e-8  # the logarithmic scale needs values above 0

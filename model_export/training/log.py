@@ -37,7 +37,6 @@ TERMS: Final[Mapping[str, str]] = {
     "features": "restoration: the same distances in perceptual features",
     "project_any": "drifting, of drawings after f and after f twice",
     "settle_any": "idempotence: how much f changes drawings that it has been applied to",
-    "entropy_any": "how unsure the labels of drawings are after f, in nats",
     "again": "idempotence: distance of f(f(corrupted picture)) to f of it, or to the picture",
     "health": "idem / rec; above 1 the samples collapse",
 }

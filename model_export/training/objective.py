@@ -34,7 +34,6 @@ class Objective:
     teacher: Function | None = None  # the frozen network of an earlier stage, if the stage distills
     scores: Features | None = None  # the discriminator, if the stage has one: (B, C, H, W) → (B,) for every scale
     feature_groups: FeatureGroups | None = None  # of perceptual features, if a term compares them
-    entropy: Function | None = None  # of the labels that the perceptual network reads, if a term needs it
 
     def terms(self, f: Function, network: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
         """Compute every active term, unweighted, by the name of its weight; `rec` always, but of a `Restorer`.
@@ -135,8 +134,6 @@ class Objective:
             *any_drifts, terms["drifting"] = [drifting_loss(groups.split(each), pictures) for each in sets]
             if any_drifts:
                 terms["project_any"] = any_drifts[0] + any_drifts[1] / 2
-            if any_drifts and self.entropy is not None:
-                terms["entropy_any"] = self.entropy(drawn[0])
         if restoring:
             with torch.no_grad():
                 target = groups.features(batch.x)

@@ -73,11 +73,6 @@ class PerceptualNetwork(nn.Module):
         logits: Tensor = self.head(self.features(x)[-1])
         return logits
 
-    def entropy(self, x: Tensor) -> Tensor:
-        """Mean entropy of the labels of x, in nats (Grandvalet & Bengio, 2004): 0 where the network is sure of them."""
-        *labels, _ = (part.log_softmax(1) for part in self(x).float().split(self.heads, 1))
-        return torch.stack([-(part.exp() * part).sum(1).mean() for part in labels]).mean()
-
 
 def new_network(data: Dataset) -> PerceptualNetwork:
     """The network for classes or attributes of the data, or without either for rotations; not trained, and frozen.

@@ -28,7 +28,6 @@ class Weights:
     # Drifting loss of f(u), as a set of its own, and of f(sg f(u)); u are drawings that are no pictures.
     project_any: float = 0.0
     settle_any: float = 0.0  # D(f(sg f(u)), sg f(u)); `code_consistency` then holds for f(u) too
-    entropy_any: float = 0.0  # entropy of the labels that the perceptual network reads in f(u); with `project_any`
     again: float = 0.0  # of a `Restorer`: half of f(corrupted x) stays, and half becomes x, when f is applied again
 
     @property
@@ -157,11 +156,10 @@ def exact_stages(project: int, exact: int) -> tuple[Stage, Stage]:
     """Stages after `naign_stages` that make f a projector, then exact by `Blocks`.
 
     Perceptual features tell letters from digits, which the encoder of f hardly does, but hardly see specks; f⁴ of the
-    network before has none, so `distill` keeps f(z) free of them. `entropy_any` makes one label of a drawing between
-    two. `settle` of an exact f is 0. Its pictures are drawn anew, so pixels count too. The arguments are steps.
+    network before has none, so `distill` keeps f(z) free of them. `settle` of an exact f is 0. Its pictures are drawn
+    anew, so pixels count too. The arguments are steps.
     """
-    drawings = Weights(project_any=0.7, entropy_any=1.5)
-    weights = replace(drawings, rec=2.0, distill=0.5, project=1.0, settle=1.0, features=1.0, drifting=0.5)
+    weights = Weights(rec=1.5, distill=0.5, project=1.0, settle=1.0, features=1.0, drifting=0.5, project_any=0.7)
     projector = Stage(
         name="projector",
         steps=project,
@@ -172,7 +170,7 @@ def exact_stages(project: int, exact: int) -> tuple[Stage, Stage]:
         teacher_steps=4,
         drift_pictures=192,
     )
-    weights = replace(weights, rec=3.0, distill=1.5, settle=0.0, drifting=0.7, project_any=1.0)
+    weights = replace(weights, rec=2.0, distill=1.5, settle=0.0, drifting=0.7, project_any=1.0)
     last = replace(projector, name="exact", steps=exact, lr=4e-4, weights=weights)
     return projector, replace(last, perceptual_pixels=True, fit_blocks=2000)
 

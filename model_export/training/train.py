@@ -308,7 +308,6 @@ class Run:
             teacher=None if self.teacher is None else self.execution.compiled(self.teacher),
             scores=None if self.discriminator is None else self.discriminator.discriminator,
             feature_groups=groups,
-            entropy=self.perceptual.entropy if self.perceptual is not None and stage.weights.entropy_any > 0 else None,
         )
 
     def _new_discriminator(self, stage: Stage) -> DiscriminatorTrainer | None:

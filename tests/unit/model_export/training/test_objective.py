@@ -15,7 +15,7 @@ from model_export.training.objective import Discriminator, DiscriminatorTrainer,
 from model_export.training.stages import Stage, Weights
 
 FULL = torch.autocast("cpu", torch.bfloat16, enabled=False)
-ATTRACTOR_TERMS = ["code_consistency", "drifting", "features", "project_any", "settle_any", "entropy_any"]
+ATTRACTOR_TERMS = ["code_consistency", "drifting", "features", "project_any", "settle_any"]
 TERMS = [field.name for field in dataclasses.fields(Weights) if field.name not in (*ATTRACTOR_TERMS, "again")]
 
 
@@ -158,7 +158,6 @@ def attractor_objective(network: Autoencoder, weights: Weights) -> Objective:
         stage=Stage(name="s", steps=1, lr=1.0, weights=weights, code_noise=0.1),
         kind="mse",
         feature_groups=FeatureGroups(teacher.features),
-        entropy=Tensor.var if weights.entropy_any else None,
     )
 
 
