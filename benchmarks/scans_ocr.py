@@ -457,7 +457,8 @@ def write_card(folder: Path, result: Mapping[str, Any]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     cli = argparse.ArgumentParser(description="Measure what tesseract reads from cleaned pages.")
-    cli.add_argument("--model", type=Path, default=max(Path("models").glob("scans/*"), default=Path("models/scans")))
+    newest = max(Path("models/scans").glob("*"), key=lambda folder: int(folder.name), default=Path("models/scans"))
+    cli.add_argument("--model", type=Path, default=newest)
     cli.add_argument("--blocks", type=int, default=25)
     cli.add_argument("--pages", type=int, default=0, help="whole pages, of which each takes a quarter of an hour")
     cli.add_argument("--out", type=Path, help="JSON")

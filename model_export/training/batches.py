@@ -173,7 +173,7 @@ class BatchBuilder:
             if weights.code_consistency > 0 and stage.code_noise > 0:
                 count = sum(len(rows[name]) for name in ("x", "z", "corrupted") if name in rows)
                 rows["code_noise"] = self.latents(count, RngStream.CODE_NOISE, step)
-            if weights.project_any > 0:
+            if max(weights.project_any, weights.settle_any) > 0:
                 rows["drawings"] = self.draw(x, self.generator(RngStream.DRAWN, step))
             if drifting:
                 rows["drift_pictures"] = self._random_pictures(samples, RngStream.DRIFT_PICTURES, step)
