@@ -236,7 +236,7 @@ def jpeg(g: Generator, image: FloatImage, strength: float, em: float) -> FloatIm
 SHARES: Final[dict[Damage, float]] = {
     # In the order in which they happen, each with the share of the pages that have it.
     fade: 0.2,
-    bleed: 0.2,
+    bleed: 0.3,
     tint: 0.15,
     paper: 0.45,
     ruled: 0.09,
@@ -258,10 +258,11 @@ SHARES: Final[dict[Damage, float]] = {
 
 
 def damaged(g: Generator, image: FloatImage, em: float) -> FloatImage:
-    """An image with one to about six damages; the more there are, the weaker is each."""
+    """An image with one to about six damages; one is as strong as it may be alone, and the more others, the weaker."""
     heavy = g.beta(1.0, 1.3)
     chosen = [damage for damage, share in SHARES.items() if g.random() < share] or [noise]
-    for damage in chosen:
-        strength = min(1.0, heavy * g.uniform(0.4, 1.3)) / (1 + 0.15 * (len(chosen) - 1))
-        image = damage(g, image, strength, em)
+    hardest = int(g.integers(len(chosen)))
+    for i, damage in enumerate(chosen):
+        weak = min(1.0, heavy * g.uniform(0.4, 1.3)) / (1 + 0.15 * (len(chosen) - 1))
+        image = damage(g, image, g.beta(2.0, 1.0) if i == hardest else weak, em)
     return image

@@ -41,7 +41,9 @@ _PICTURES: Final = (
 _FONT_FOLDERS: Final = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts")
 _FEW_FONTS: Final = 10
 _FACES: Final = 6  # of a family, at most
-_NO_TEXT: Final = ("Math", "Emoji", "Symbol", "Dingbat", "Initials", "Outline", "Icon", "Variable", "VF", "Keyboard")
+_NO_TEXT: Final = (
+    *("Math", "Emoji", "Symbol", "Dingbat", "Initials", "Outline", "Icon", "Variable", "VF", "Keyboard", "Last Resort"),
+)
 _CYRILLIC: Final = str.maketrans("abcdefghijklmnopqrstuvwxyz", "абцдефгхийклмнопяретувжыюз")
 _GREEK: Final = str.maketrans("abcdefghijklmnopqrstuvwxyz", "αβξδεφγηιςκλμνοπψρστυωχθζά")
 _ACCENTS: Final = {"a": "áàâäãåąā", "c": "çćč", "e": "éèêëęě", "i": "íìîï", "l": "ł", "n": "ñńň", "o": "óòôöõøő",
