@@ -54,14 +54,14 @@ def paper(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
 
 
 def tint(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
-    """A shaded box behind a part of the text, or strips about as high as its lines."""
+    """A shaded box behind a part of the text, or darker strips about as high as its lines. A dark box is a picture."""
     out, (height, width), strips = image.copy(), image.shape, int(g.integers(1, 8)) if g.random() < 0.5 else 0
     for _ in range(strips or 1):
         top, left, bottom, right = g.uniform(-0.2, 1.2, 4) * (height, width, height, width)
         bottom = top + g.uniform(0.6, 1.6) * em if strips else bottom
         (top, bottom), (left, right) = sorted((top, bottom)), sorted((left, right))
         box = slice(max(0, int(top)), max(0, int(bottom))), slice(max(0, int(left)), max(0, int(right)))
-        out[box] *= 1 - g.uniform(0.05, 0.3 + 0.3 * strength)
+        out[box] *= 1 - (g.uniform(0.05, 0.3 + 0.3 * strength) if strips else g.uniform(0.03, 0.1 + 0.25 * strength))
     return out
 
 
