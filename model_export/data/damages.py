@@ -54,7 +54,10 @@ def paper(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
 
 
 def tint(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
-    """A shaded box behind a part of the text, or darker strips about as high as its lines. A dark box is a picture."""
+    """A shaded box behind a part of the text, or darker strips about as high as its lines.
+
+    A large dark box would look like a part of a photograph.
+    """
     out, (height, width), strips = image.copy(), image.shape, int(g.integers(1, 8)) if g.random() < 0.5 else 0
     for _ in range(strips or 1):
         top, left, bottom, right = g.uniform(-0.2, 1.2, 4) * (height, width, height, width)
