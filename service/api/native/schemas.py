@@ -26,10 +26,15 @@ def _exclusive(field: str, field_type: str, *excluded: str) -> JsonDict:
     return {"required": [field], "properties": {field: {"type": field_type}, **dict.fromkeys(excluded, _NULL)}}
 
 
+def _any_of(*options: JsonDict) -> ConfigDict:
+    """Schema that fits an option, negated twice: of a plain `anyOf`, generators of clients make numbered classes."""
+    return ConfigDict(json_schema_extra={"not": {"not": {"anyOf": [*options]}}})
+
+
 def _either(*alternatives: JsonDict) -> ConfigDict:
     """Schema in which the properties fit at least one of several sets."""
     options: list[JsonDict] = [{"properties": properties} for properties in alternatives]
-    return ConfigDict(json_schema_extra={"allOf": [{"anyOf": [*options]}]})
+    return _any_of(*options)
 
 
 def _base64(content: str, description: str) -> Any:
@@ -159,9 +164,7 @@ class ProjectRequest(ProjectOptions):
     images: Annotated[
         list[Base64], Field(min_length=1, description="The images: PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF.")
     ]
-    mask: Annotated[Base64 | None, Field(description="One mask for all images: white = regenerate, black = keep.")] = (
-        None
-    )
+    mask: Annotated[Base64 | None, Field(description="For all images: white = regenerate, black = keep.")] = None
     masks: Annotated[list[Base64] | None, Field(min_length=1, description="One mask for each image.")] = None
 
     @field_validator("masks")
@@ -175,17 +178,14 @@ class ProjectRequest(ProjectOptions):
         return masks
 
 
-_SOURCES: Final = (
-    _exclusive("seed", "integer", "image", "latent"),
-    _exclusive("image", "string", "seed", "index", "latent"),
-    _exclusive("latent", "string", "seed", "index", "image"),
-)
-
-
 class PointRequest(StrictModel):
     """A latent: a seed with an optional index, an image, or a `.npy` array; exactly one of the three."""
 
-    model_config = ConfigDict(json_schema_extra={"allOf": [{"oneOf": [*_SOURCES]}]})
+    model_config = _any_of(
+        _exclusive("seed", "integer", "image", "latent"),
+        _exclusive("image", "string", "seed", "index", "latent"),
+        _exclusive("latent", "string", "seed", "index", "image"),
+    )
 
     seed: Seed | None = None
     index: Seed | None = None
