@@ -179,8 +179,7 @@ def border(g: Generator, image: FloatImage, strength: float, em: float) -> Float
 def contrast(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """Less contrast, and another gamma."""
     black, white = g.uniform(0, 0.15 + 0.2 * strength), g.uniform(0, 0.15)
-    toned: FloatImage = (black + (1 - black - white) * np.clip(image, 0, 1)) ** g.uniform(0.6, 1.5)
-    return toned
+    return np.asarray((black + (1 - black - white) * np.clip(image, 0, 1)) ** g.uniform(0.6, 1.5))
 
 
 def blur(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
@@ -225,8 +224,7 @@ def specks(g: Generator, image: FloatImage, strength: float, em: float) -> Float
 def one_bit(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """A bad scan in black and white: noise, then a threshold."""
     noisy = image + g.standard_normal(image.shape, np.float32) * g.uniform(0.02, 0.05 + 0.1 * strength)
-    out: FloatImage = (noisy > np.median(noisy) * g.uniform(0.55, 0.85)).astype(np.float32)
-    return out
+    return np.asarray(noisy > np.median(noisy) * g.uniform(0.55, 0.85), np.float32)
 
 
 def jpeg(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:

@@ -2,28 +2,32 @@
 
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from model_export.errors import UserError
 from model_export.export.artifact import Artifact
 from model_export.export.export import to_onnx
 from model_export.training.checkpoint import FILE, StartWeights, load
 from model_export.training.presets import Preset
-from model_export.training.restorer import Network, build_network
+from model_export.training.restorer import build_network
 from service.artifact.files import MODEL_FILE
+
+_BITS: Final = int(np.float32(1024).view(np.int32))  # of the first number, which is larger than constants of a graph
 
 
 def read_weights(folder: Path) -> StartWeights:
     """The weights of a version folder, in the names of its network.
 
-    ONNX keeps the names of some parameters only. A network of the same architecture with random weights is exported as
-    well: where a parameter lands in that file, it is in this one. The golden rows of the version confirm the result.
+    ONNX keeps the names of some parameters only, and the exporter moves values. A network of the same architecture is
+    exported as well, in which every value is a number of its own: where it lands in that file, it is in this one. The
+    golden rows of the version confirm the result.
     """
     artifact = Artifact.read(folder)
     golden = artifact.golden()
@@ -32,17 +36,18 @@ def read_weights(folder: Path) -> StartWeights:
     except (KeyError, TypeError, ValueError) as exc:
         raise UserError(f"{folder}: this program does not know its network") from exc
     network = build_network(preset.network).eval()
-    _randomise(network)
-    found = _tensors(to_onnx(network, preset.exported_shape))
+    bits = _BITS + torch.arange(parameters_to_vector(network.parameters()).numel(), dtype=torch.int32)
+    vector_to_parameters(bits.view(torch.float32), network.parameters())
+    for fitted in network.buffers():  # so that a quantiser is active
+        fitted.fill_(1.0)
+    values, found = torch.full(bits.shape, torch.nan), _tensors(to_onnx(network, preset.exported_shape))
     stored = _tensors(artifact.data)
-    state = {name: value.clone() for name, value in network.state_dict().items()}
-    for name, parameter in network.named_parameters():
-        flat = parameter.detach().numpy().ravel()
-        places = [i for i, values in enumerate(found) if np.array_equal(values, flat)]
-        if len(places) != 1 or len(found) != len(stored) or stored[places[0]].size != parameter.numel():
-            raise UserError(f"{folder}: another version of PyTorch exported it; its weights cannot be read")
-        state[name] = torch.from_numpy(stored[places[0]].copy()).view_as(parameter)
-    network.load_state_dict(state)
+    if list(map(len, found)) == list(map(len, stored)):
+        numbers = torch.from_numpy(np.concatenate(found)).view(torch.int32)
+        values[numbers[numbers >= _BITS] - _BITS] = torch.from_numpy(np.concatenate(stored))[numbers >= _BITS]
+    if values.isnan().any():
+        raise UserError(f"{folder}: PyTorch or this program has changed since its export; its weights cannot be read")
+    vector_to_parameters(values, network.parameters())
     with torch.inference_mode():
         difference = np.abs(network(torch.tensor(golden.x)).numpy() - golden.y).max()
     if not difference <= 1e-4:
@@ -66,17 +71,6 @@ def start_weights(folder: str | None, out: Path) -> StartWeights | None:
 def _digest(data: bytes) -> str:
     """SHA-256 of the weights in a model file. That of the file would not do: `evaluate` changes the card in it."""
     return sha256(b"".join(values.tobytes() for values in _tensors(data))).hexdigest()
-
-
-def _randomise(network: Network) -> None:
-    """Different values in all parameters, and a quantiser that is active."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-        for name, buffer in network.named_buffers():
-            if name.endswith("fitted"):
-                buffer.fill_(1.0)
 
 
 def _tensors(data: bytes) -> list[NDArray[Any]]:

@@ -26,6 +26,20 @@ def _active(x: Tensor) -> Tensor:
     return functional.leaky_relu(x, _SLOPE)
 
 
+def space_to_depth_convolution(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 3×3 convolution whose output has 2×2 pixels as channels: (B, C or 4·C, …) → (B, 4·D, H/2, W/2).
+
+    The input has them as channels too, or is (B, C, H, W). The sums are the same. onnxruntime computes 16 channels at a
+    time: with few channels at the full side most of them would be empty.
+    """
+    moved = [functional.pad(layer.weight, (1 + j, 2 - j, 1 + i, 2 - i)) for i in (0, 1) for j in (0, 1)]
+    weight = torch.stack(moved, 1).flatten(0, 1)  # (4·D, C, 6, 6): of the 6×6 pixels around each 2×2
+    bias = layer.get_parameter("bias").repeat_interleave(4)
+    if x.shape[1] == layer.in_channels:
+        return functional.conv2d(x, weight, bias, stride=2, padding=2)
+    return functional.conv2d(x, functional.pixel_unshuffle(weight, 2), bias, padding=1)
+
+
 class Block(nn.Module):
     """x + g(x), with two convolutions."""
 
@@ -74,9 +88,9 @@ class Restorer(nn.Module):
         y = self.middle(sides.pop())
         for enlarge, joined, side in zip(reversed(self.up), reversed(self.joined), reversed(sides), strict=True):
             y = joined(side + functional.interpolate(enlarge(y), scale_factor=2.0, mode="nearest"))
-        y = _active(functional.pixel_shuffle(self.enlarge(_active(y)), 2) + self.full(x))
-        change: Tensor = self.change(_active(self.sharpen(y)))
-        return x + change.float()
+        y = _active(self.enlarge(_active(y)) + space_to_depth_convolution(self.full, x))
+        y = _active(space_to_depth_convolution(self.sharpen, y))
+        return x + functional.pixel_shuffle(space_to_depth_convolution(self.change, y), 2).float()
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply f once. In training it makes every change, and gradients pass the bounds of the range."""
@@ -107,8 +121,7 @@ def _initialise(module: nn.Module) -> None:
         # A convolution of kernel 1 has no activation behind it.
         slope = 1.0 if module.kernel_size == (1, 1) else _SLOPE
         nn.init.kaiming_normal_(module.weight, slope)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+        nn.init.zeros_(module.get_parameter("bias"))
     scaled = {Block: "second", Restorer: "change"}.get(type(module))
     if scaled:
         module.get_submodule(scaled).get_parameter("weight").data.mul_(_BRANCH)
