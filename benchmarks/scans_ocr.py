@@ -428,12 +428,13 @@ def run(artifact: Artifact, numbers: Sequence[int], file: Path | None) -> tuple[
     # Of what decides on its pictures; that of the file changes with its card.
     digest = digest_of(artifact.golden().y.tobytes() + repr(artifact.card.tiles).encode())
     records = [] if file is None or not file.is_file() else [json.loads(line) for line in file.read_text().splitlines()]
-    records = [each for each in records if each["model"] in ("", digest) and each["block"] in numbers]
+    makers = {"f": digest, "f2": digest, "sauvola": repr(setting)}
+    records = [each for each in records if each["model"] == makers.get(each["method"], "") and each["block"] in numbers]
     known = {(each["block"], each["condition"], each["method"]) for each in records}
     with (file or Path(os.devnull)).open("a") as opened:
         for number in tqdm(numbers, unit="block"):
             for record in measure(number, methods, known):
-                records.append(record | {"model": digest if record["method"] in ("f", "f2") else ""})
+                records.append(record | {"model": makers.get(record["method"], "")})
                 print(json.dumps(records[-1]), file=opened, flush=True)
     absent = [name for name in ("doxapy", "augraphy") if not find_spec(name)]
     absent += [] if "unpaper" in methods else ["unpaper"]
