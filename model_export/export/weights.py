@@ -43,8 +43,9 @@ def read_weights(folder: Path) -> StartWeights:
     values, found = torch.full(bits.shape, torch.nan), _tensors(to_onnx(network, preset.exported_shape))
     stored = _tensors(artifact.data)
     if list(map(len, found)) == list(map(len, stored)):
-        numbers = torch.from_numpy(np.concatenate(found)).view(torch.int32)
-        values[numbers[numbers >= _BITS] - _BITS] = torch.from_numpy(np.concatenate(stored))[numbers >= _BITS]
+        numbers = torch.from_numpy(np.concatenate(found)).view(torch.int32).long() - _BITS
+        places = (numbers >= 0) & (numbers < len(values))  # others are constants of the graph
+        values[numbers[places]] = torch.from_numpy(np.concatenate(stored))[places]
     if values.isnan().any():
         raise UserError(f"{folder}: PyTorch or this program has changed since its export; its weights cannot be read")
     vector_to_parameters(values, network.parameters())

@@ -94,8 +94,7 @@ def test_a_tile_is_a_part_of_the_whole(network: Restorer) -> None:
 def test_a_space_to_depth_convolution_has_the_sums_of_a_plain_one() -> None:
     layer, x = Conv2d(3, 5, 3, padding=1), torch.randn(2, 3, 8, 12)
     for given in (x, functional.pixel_unshuffle(x, 2)):
-        y = functional.pixel_shuffle(space_to_depth_convolution(layer, given), 2)
-        torch.testing.assert_close(y, layer(x))
+        torch.testing.assert_close(functional.pixel_shuffle(space_to_depth_convolution(layer, given), 2), layer(x))
 
 
 def test_gradients_pass_the_bounds_in_training(network: Restorer) -> None:
