@@ -27,10 +27,10 @@ def _active(x: Tensor) -> Tensor:
 
 
 def space_to_depth_convolution(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """A 3×3 convolution whose output has 2×2 pixels as channels: (B, C or 4·C, …) → (B, 4·D, H/2, W/2).
+    """A 3×3 convolution whose output has 2×2 pixels as channels: (B, C, H, W) → (B, 4·D, H/2, W/2).
 
-    The input has them as channels too, or is (B, C, H, W). The sums are the same. onnxruntime computes 16 channels at a
-    time: with few channels at the full side most of them would be empty.
+    The input may have them as channels too, (B, 4·C, H/2, W/2); H and W are even. The sums are the same. onnxruntime
+    computes 16 channels at a time: with few channels at the full side most of them would be empty.
     """
     moved = [functional.pad(layer.weight, (1 + j, 2 - j, 1 + i, 2 - i)) for i in (0, 1) for j in (0, 1)]
     weight = torch.stack(moved, 1).flatten(0, 1)  # (4·D, C, 6, 6): of the 6×6 pixels around each 2×2

@@ -32,7 +32,7 @@ def _cpu_s() -> float:
 
 
 def slowness() -> float:
-    """How many times the CPU time the same code takes here and now, against a core of 3 GHz without coverage: ≥ 1."""
+    """CPU time of a fixed loop here and now over its time on a core of 3 GHz without coverage; at least 1."""
     began = time.thread_time()
     sum(map(hash, map(str, range(10_000))))
     return max(1.0, (time.thread_time() - began) / 0.001) * (3 if sys.gettrace() else 1)  # coverage counts lines

@@ -27,7 +27,7 @@ def _exclusive(field: str, field_type: str, *excluded: str) -> JsonDict:
 
 
 def _any_of(*options: JsonDict) -> ConfigDict:
-    """Schema that fits an option, negated twice: of a plain `anyOf`, generators of clients make numbered classes."""
+    """Accept any of the options. Negated twice: generators of clients make numbered classes of a plain `anyOf`."""
     return ConfigDict(json_schema_extra={"not": {"not": {"anyOf": [*options]}}})
 
 
