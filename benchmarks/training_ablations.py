@@ -71,7 +71,7 @@ _COLUMNS: Final = {
 
 def main() -> int:
     cli = argparse.ArgumentParser(description="Train and measure variants of the objective.")
-    cli.add_argument("--data", default="MNIST", help="MNIST as an .npz, or the torchvision name (default MNIST)")
+    cli.add_argument("--data", default="mnist", help="MNIST as an .npz, or its name (default mnist)")
     cli.add_argument("--out", default="runs/ablations", help="folder for the runs")
     cli.add_argument("--results", default="benchmarks/results/ablations.json", help="file for the measures")
     cli.add_argument("--only", nargs="+", choices=list(VARIANTS), help="variants (default: all)")

@@ -47,7 +47,7 @@ _LINES: Final = 8
 LOSSES: Final = "losses"
 FIGURES: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "pages": "Damaged blocks of text; background division; f; f applied twice.",
+        "pages": "Damaged blocks of text; background division; f.",
         "samples": "f(z) for the first latents of a seed; none is left out.",
         "generation": "Noise z, and f applied up to three times.",
         "clean": "Held-out pictures: f should not change them.",
@@ -70,8 +70,9 @@ FIGURES: Final[Mapping[str, str]] = MappingProxyType(
 
 
 def file_name(figure: str, channels: int) -> str:
-    """The file of a figure: losses are SVG, pictures grey PNG or WebP in colour, which is a quarter of the size."""
-    return f"{figure}.svg" if figure == LOSSES else f"{figure}.png" if channels == 1 else f"{figure}.webp"
+    """The file of a figure: losses are SVG, pictures grey PNG or, of colours and pages, WebP, which is smaller."""
+    kind = "svg" if figure == LOSSES else "png" if channels == 1 and figure != "pages" else "webp"
+    return f"{figure}.{kind}"
 
 
 _LINE: Final = 22  # height of a line of text

@@ -43,7 +43,7 @@ def page(card: TrainedCard, *, digest: str, size: int, shown: Mapping[str, str])
         "## Use",
         _facts(card, digest, size),
         "## Measurements",
-        f"`{_source(card)}` has all figures and how they were measured.",
+        f"All figures: `{_source(card)}`.",
         *measurements(card),
         "## Training",
         *_training(card),
@@ -96,7 +96,7 @@ def _training(card: TrainedCard) -> Iterator[str]:
     unfinished = f" of {planned:,}: the run was not finished" if planned > training.steps else ""
     yield (
         f"Objective `{card.objective or training.config['objective']}`, "
-        f"{training.steps:,} optimiser steps{unfinished}. [training.md](../training.md) explains the terms."
+        f"{training.steps:,} optimiser steps{unfinished}. [What the terms mean](../method.md#loss-terms)"
     )
     if stages:
         yield table(

@@ -12,6 +12,10 @@ _NO_GAIN: Final = 0.3  # points of the character error rate, which are chance
 _BETTER: Final = 0.9  # a further step is mentioned if it reaches this share of the Fréchet distance
 _PICTURES: Final = {"training": "training pictures", "training_after_f": "f(training pictures)"}
 _WAYS: Final = {"twice": ".1%", "file": ".1%"}
+_METHODS: Final = (
+    "Characters that tesseract misreads, in per cent. raw: as scanned; background: divided by it; classic: non-local "
+    "means before that; f2: f twice; tess-sauvola: tesseract's own threshold; sauvola: DoxaPy's."
+)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -160,7 +164,7 @@ def summary(card: TrainedCard) -> str:
     if not quality:
         return "Not measured: run `python -m model_export evaluate`."
     if ocr := quality.get("ocr"):
-        return table(*_error_rates(ocr["means"] | {"clean": ocr["cer"]["clean"]}))
+        return f"{table(*_error_rates(ocr['means'] | {'clean': ocr['cer']['clean']}))}\n\n{_METHODS}"
     warnings = "\n".join(f"- **Warning**: {one_line(warning)}" for warning in quality.get("warnings", ()))
     samples, noisy = quality.get("generation", {}).get("f", {}), quality.get("restoration", {}).get("noise_0.8", {})
     floor = quality.get("generation", {}).get("training", {}).get("frechet")
@@ -195,7 +199,7 @@ def measurements(card: TrainedCard) -> Iterator[str]:
     if ocr := quality.get("ocr"):
         yield "### Characters that tesseract reads wrongly, in per cent"
         yield table(*_error_rates(ocr["cer"]))
-        yield f"{ocr['blocks']} blocks for each damage. f2 is f applied twice."
+        yield f"{ocr['blocks']} blocks for each damage."
         yield "### Pixels that change by more than 8 levels, in per cent"
         rows = [(name, *_cells(row, {"changed": ".2f", "moved": ".2f"})) for name, row in ocr["pixels"].items()]
         yield table(["pages", "by f", "by one more f"], rows)
