@@ -1,4 +1,4 @@
-"""`python -m model_export {train,export,verify,evaluate,figures,card}`."""
+"""`python -m model_export {data,train,export,import,verify,evaluate,figures,card}`."""
 
 import sys
 

@@ -88,13 +88,6 @@ def _count(text: str) -> int:
 
 
 def _data(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
-    if options.data == "avatars" and options.out:
-        from model_export.data.avatars import AvatarOptions, write_avatars
-
-        chosen = AvatarOptions(options.n, options.size, options.seed, tuple(options.backgrounds))
-        write_avatars(chosen, Path(options.out), processes=options.processes)
-        yield from (f"wrote {options.out}", f"next: {options.prog} train --data {options.out} --out runs/NAME")
-        return
     from model_export.data.datasets import open_source
     from model_export.training.presets import Choices, choose_preset
 
@@ -163,6 +156,8 @@ def _check_train_options(options: argparse.Namespace) -> None:
         raise UserError(f"--name {options.name}: small letters, digits, and _ . - after the first, 64 at most")
     if options.out is None and not options.dry_run:
         raise UserError("--out: name the folder of the run, or say --dry-run")
+    if options.seed < 0:
+        raise UserError(f"--seed {options.seed}: 0 or more")
 
 
 def _expectations(run: "Run", data: "Dataset", *, estimated: bool) -> Iterator[str]:
@@ -305,7 +300,6 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="NAME",
         help="corruptions that f learns to undo: noise, blur, low_resolution, hole, grey, sketch",
     )
-    train.add_argument("--eight-bit", type=float, help="share of corrupted pictures that are rounded to 8 bits, 0 to 1")
     train.add_argument("--accumulate", type=int, default=1, help="micro-batches that make up a batch (default 1)")
     train.add_argument("--compile", action="store_true", help="compile the network with torch.compile")
     train.add_argument("--channels-last", action="store_true", help="keep weights and activations in NHWC order")
@@ -322,14 +316,7 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
 
     data = commands.add_parser("data", help="look at pictures, and say what train would make of them")
     data.set_defaults(run=_data)
-    data.add_argument("data", metavar="DATA", help=f"{_DATA}; or, with --out, avatars")
-    drawn = data.add_argument_group("avatars", "draw faces in colour with their attributes; needs the extra avatars")
-    drawn.add_argument("--out", help="file to write, such as avatars64.npz")
-    drawn.add_argument("--n", type=int, default=40_000, help="pictures; a tenth is held out (default 40000)")
-    drawn.add_argument("--size", type=int, default=64, help="height and width (default 64)")
-    drawn.add_argument("--seed", type=int, default=0, help="of the pictures (default 0)")
-    drawn.add_argument("--backgrounds", nargs="+", default=(), metavar="RRGGBB", help="default: five pastel colours")
-    drawn.add_argument("--processes", type=_count, default=0, help="processes that draw (default: one for each core)")
+    data.add_argument("data", metavar="DATA", help=_DATA)
 
     train = _add_train(commands)
 

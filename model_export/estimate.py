@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import statistics
 import tempfile
 from pathlib import Path
 from typing import Final
@@ -13,7 +12,7 @@ from model_export.data.datasets import Dataset
 from model_export.training.presets import Preset
 from model_export.training.train import Run
 
-STEPS: Final = 3  # timed steps of each stage; the first is not counted, because it also allocates memory
+STEPS: Final = 3  # timed steps of each stage; the first also allocates memory, the last begins the next stage
 
 
 def estimate_seconds(preset: Preset, data: Dataset, *, device: torch.device, bf16: bool) -> float:
@@ -37,7 +36,7 @@ def estimate_seconds(preset: Preset, data: Dataset, *, device: torch.device, bf1
                     times.append(measured.seconds)
             matching = preset.matching
             refresh = refreshes["pool"] / matching.pool_refresh + refreshes["pairs"] / matching.pairs_refresh
-            seconds += stage.steps * (statistics.median(times) + refresh)
+            seconds += stage.steps * (min(times) + refresh)
     return seconds
 
 

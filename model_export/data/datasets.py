@@ -17,10 +17,10 @@ from torch import Tensor
 from model_export.data.known_sets import (
     KNOWN_SETS,
     Arrays,
+    available,
     check_content,
     content_digest,
     download,
-    find_downloadable,
     recognise,
 )
 from model_export.data.picture_files import (
@@ -183,11 +183,10 @@ def open_source(source: str, *, skip_bad: bool = False) -> Source:
         if path.suffix != ".npz":
             raise UserError(f"--data {source}: expected an .npz, a .zip or a folder of pictures")
         return ArraySource(path.name, _read_npz(path))
-    name = find_downloadable(source)
-    if name is None:
-        known = ", ".join(sorted(name for name, known in KNOWN_SETS.items() if known.torchvision or known.drawn))
+    if source not in available():
+        known = ", ".join(available())
         raise UserError(f"--data {source}: no such file or folder, and not one of the sets to download: {known}")
-    return ArraySource(name, download(name), downloaded=True)
+    return ArraySource(source, download(source), downloaded=True)
 
 
 def _read_npz(path: Path) -> Arrays:
@@ -210,11 +209,13 @@ def _read_npz(path: Path) -> Arrays:
 
 def _channels_first(array: NDArray[Any], what: str) -> NDArray[np.uint8]:
     """(N, H, W), (N, H, W, C) or (N, C, H, W) uint8 → (N, C, H, W)."""
-    if array.dtype != np.uint8 or array.ndim not in (3, 4) or len(array) == 0:
-        raise UserError(f"{what} must be uint8 pictures (N, H, W) or (N, H, W, C), found {array.dtype} {array.shape}")
+    channels = {array.shape[1], array.shape[-1]} & {1, 3} if array.ndim == 4 else {1}
+    if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.size == 0 or not channels:
+        wanted = "uint8 pictures (N, H, W) or (N, H, W, C), C = 1 or 3"
+        raise UserError(f"{what} must be {wanted}, found {array.dtype} {array.shape}")
     if array.ndim == 3:
         array = array[:, None]
-    elif array.shape[-1] in (1, 3) and array.shape[1] not in (1, 3):
+    elif array.shape[1] not in (1, 3):
         array = array.transpose(0, 3, 1, 2)
     return np.ascontiguousarray(array)
 

@@ -29,6 +29,7 @@ class KnownSet(NamedTuple):
 
 
 _FASHION: Final = "b7ec5add42a42a2b36a522e440fd4a1fea95b83181060595822e387f2f2ac9de"
+_AVATARS: Final = "d2082e5a1640d31982539c789563875b339d26ae58dbdf61c8b020a8637ff6ff"
 _CELEBA: Final = "5ee93006da3ead4e860f28769e7614c7924fe2a49685cf3e8f2fe2286e83adff"
 
 KNOWN_SETS: Final[Mapping[str, KnownSet]] = {
@@ -37,20 +38,15 @@ KNOWN_SETS: Final[Mapping[str, KnownSet]] = {
     "kmnist": KnownSet("CC BY-SA 4.0", "KMNIST"),
     "cifar10": KnownSet("unknown", "CIFAR10"),
     "svhn": KnownSet("non-commercial", "SVHN"),
-    # `python -m model_export data avatars` with its defaults makes it.
-    "avatars64": KnownSet("CC BY 4.0", "", "d2082e5a1640d31982539c789563875b339d26ae58dbdf61c8b020a8637ff6ff"),
+    "avatars64": KnownSet("CC BY 4.0", "", _AVATARS, drawn=True),
     "scans": KnownSet("PSF-2.0 (words), see scikit-image (photographs)", drawn=True),
     "celeba64": KnownSet("non-commercial research", "", _CELEBA),
 }
 
 
-def find_downloadable(source: str) -> str | None:
-    """The name of the set that `--data` names, as in this module or as torchvision writes it; None if there is none."""
-    sets = KNOWN_SETS.items()
-    return next(
-        (name for name, known in sets if (known.drawn or known.torchvision) and source in (name, known.torchvision)),
-        None,
-    )
+def available() -> list[str]:
+    """The names of the sets that `--data` takes: downloaded or drawn."""
+    return sorted(name for name, known in KNOWN_SETS.items() if known.torchvision or known.drawn)
 
 
 def recognise(sha256: str) -> str:
@@ -88,22 +84,24 @@ def download(name: str) -> Arrays:
 
 
 def _drawn(name: str) -> Arrays:
-    from model_export.data import damages, pages, scans
+    from model_export.data import avatars, damages, pages, scans
 
-    sources = [Path(str(module.__file__)).read_bytes() for module in (damages, pages, scans)]
+    modules = (avatars,) if name == "avatars64" else (damages, pages, scans)
+    sources = [Path(str(module.__file__)).read_bytes() for module in modules]
     drawn_by = hashlib.sha256(b"".join(sources)).hexdigest()[:12]  # after a change of these modules, another file
     file = Path(_CACHE).expanduser() / f"{name}-{drawn_by}.npz"
     if not file.is_file():
+        drawn = avatars.draw_avatars() if name == "avatars64" else scans.draw_scans()
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file) as opened:
-            np.savez_compressed(opened, allow_pickle=False, **scans.draw_scans())
+            np.savez_compressed(opened, allow_pickle=False, **drawn)
     with np.load(file) as arrays:
         return dict(arrays)
 
 
 def check_content(name: str, sha256: str) -> None:
     """Reject a downloaded set that does not have the content that this program knows."""
-    expected = KNOWN_SETS[name].sha256
+    expected = "" if KNOWN_SETS[name].drawn else KNOWN_SETS[name].sha256  # another DiceBear draws other avatars
     if expected and sha256 != expected:
         raise UserError(
             f"--data {name}: the download is not the published set: SHA-256 {sha256}, expected {expected}; "

@@ -53,9 +53,9 @@ class OnnxFunction:
         entries: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         return entries
 
-    def __call__(self, rows: FloatRows) -> FloatRows:
-        """Apply f once, in batches of bounded size: (N, C, H, W) float32 → the same shape."""
-        return np.concatenate([self.run_batch(rows[i : i + _BATCH]) for i in range(0, len(rows), _BATCH)])
+    def __call__(self, rows: FloatRows, batch: int = _BATCH) -> FloatRows:
+        """Apply f once, in batches of at most ``batch`` rows: (N, C, H, W) float32 → the same shape."""
+        return np.concatenate([self.run_batch(rows[i : i + batch]) for i in range(0, len(rows), batch)])
 
     def run_batch(self, rows: FloatRows) -> FloatRows:
         """Apply f once, in a single batch."""

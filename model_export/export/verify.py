@@ -97,10 +97,7 @@ def compare(
         golden_rows = rows[: len(golden_rows)]
         expected = model.network(torch.from_numpy(rows)).numpy()
 
-    def computed(size: int) -> FloatRows:
-        return np.concatenate([function.run_batch(rows[i : i + size]) for i in range(0, len(rows), size)])
-
-    single, results = computed(1), [computed(size) for size in batches]
+    single, results = function(rows, 1), [function(rows, size) for size in batches]
     difference = max(max_abs_diff(result, expected) for result in results)
     spread = max(max_abs_diff(result, single) for result in results)
     allowed: float = getattr(card.tolerance, precision)

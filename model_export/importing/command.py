@@ -135,7 +135,8 @@ def _work(options: argparse.Namespace, version: str, sender: "Connection[Any, An
         sender.send(UserError(f"{about}{exc}"))
     except ValidationError as exc:  # of the card
         first = exc.errors(include_url=False)[0]
-        sender.send(UserError(f"--{first['loc'][-1]} {first['input']!r}: {reason_of(first)}"))
+        where = f"--{first['loc'][0]} {first['input']!r}: " if first["loc"] else "--"
+        sender.send(UserError(where + reason_of(first)))
     except Exception as exc:  # onnx, onnxruntime, protobuf, torch and foreign code raise errors of a dozen types
         text = _ONNXRUNTIME.sub("", " ".join(str(exc).split()))
         sender.send(UserError(f"{options.file}: {type(exc).__name__}: {text[:300]}"))

@@ -2,7 +2,7 @@
 
 import math
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -21,7 +21,6 @@ from service.artifact.onnx_file import check_self_contained
 from service.artifact.pixels import to_rows
 from service.domain.latents import FloatRows, NoiseSource
 
-Function = Callable[[FloatRows], FloatRows]
 _BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64)
 _BATCH_VALUES: Final = 2**22  # float32 numbers of the largest batch, 16 MiB
 _TILE_VALUES: Final = 2**20  # of tiles: other requests wait until a batch ends
@@ -229,11 +228,11 @@ def _expected(source: Source, form: Form, rows: FloatRows) -> tuple[Form, FloatR
 
 def _fold(
     source: Source, form: Form, card: Card, rows: FloatRows, expected: FloatRows
-) -> tuple[Form, Function, bytes, float]:
+) -> tuple[Form, OnnxFunction, bytes, float]:
     """The form that works, f, its graph, and the difference from ``expected`` as a share of the range."""
     data = form.fold(source.model)
     try:
-        function = OnnxFunction(data, threads=1).run_batch
+        function = OnnxFunction(data, threads=1)
         return form, function, data, _compare(source, function, card, rows, expected)
     except Exception:
         if form.batch != "opened":
@@ -242,11 +241,11 @@ def _fold(
     return _fold(source, replace(form, batch="loop"), card, rows, expected)
 
 
-def _compare(source: Source, function: Function, card: Card, rows: FloatRows, expected: FloatRows) -> float:
+def _compare(source: Source, function: OnnxFunction, card: Card, rows: FloatRows, expected: FloatRows) -> float:
     width = card.range[1] - card.range[0]
-    alone = _in_batches(function, rows, 1)
+    alone = function(rows, 1)
     for size in (_BATCH, len(rows)):
-        together = _in_batches(function, rows, size)
+        together = function(rows, size)
         if together.shape != alone.shape or not max_abs_diff(together, alone) <= _EXACT * width:
             raise UserError(
                 f"its rows depend on each other: in batches of {size} it gives others than alone. A batch norm in "
@@ -258,11 +257,7 @@ def _compare(source: Source, function: Function, card: Card, rows: FloatRows, ex
     return difference
 
 
-def _in_batches(function: Function, rows: FloatRows, size: int) -> FloatRows:
-    return np.concatenate([function(rows[i : i + size]) for i in range(0, len(rows), size)])
-
-
-def _measure(function: Function, card: Card, source: str) -> dict[str, Any]:
+def _measure(function: OnnxFunction, card: Card, source: str) -> dict[str, Any]:
     """The fields of the card that images tell: drift and distance, background and polarity."""
     import torch
 
@@ -274,14 +269,14 @@ def _measure(function: Function, card: Card, source: str) -> dict[str, Any]:
     opened = open_source(source)
     found, data = opened.inspect(), opened.load(size=height, channels=channels)
     x = to_rows(torch.cat([data.held_out, data.train])[:_IMAGES].numpy(), *card.range)
-    y = _in_batches(function, x, _BATCH)
+    y = function(x, _BATCH)
     distance = np.abs(y - x).mean(axis=(1, 2, 3), dtype=np.float64)
-    drift = float(np.abs(_in_batches(function, y, _BATCH) - y).mean(dtype=np.float64))
+    drift = float(np.abs(function(y, _BATCH) - y).mean(dtype=np.float64))
     images = {"name": data.name, "sha256": data.sha256, "n": len(x), "distance": float(distance.mean()), "drift": drift}
     background = np.resize(np.array(found.background, dtype=np.uint8), channels)
     return {
         "quality": {"images": images},
         "distance_quantiles": np.quantile(distance, np.linspace(0, 1, QUANTILES)).tolist(),
-        "background": to_rows(background, *card.range).tolist(),
+        "background": to_rows(background, *card.range).astype(np.float64).clip(*card.range).tolist(),
         "polarity": found.polarity if channels == 1 else "none",
     }

@@ -24,6 +24,7 @@ from model_export.training.presets import Preset
 from model_export.training.stages import Stage
 
 _PENS: Final = 256  # pictures whose colours the drawings have
+_EIGHT_BIT: Final = 0.5  # share of corrupted rows that are rounded to 8 bits, like uploaded pictures
 _CHUNK: Final = 512  # latents in one forward pass: larger chunks are not faster on a CPU and need more memory
 
 
@@ -116,7 +117,7 @@ class TrainingBatch:
     partner: Tensor | None = None  # the pictures they are paired with
     z: Tensor | None = None  # fresh latents
     corrupted: Tensor | None = None  # corrupted copies of x
-    code_noise: Tensor | None = None  # standard normal, for every row of x, z and corrupted
+    code_noise: Tensor | None = None  # standard normal: for f(x), half of f(f(z)) and f(f(u))
     drift_pictures: Tensor | None = None  # pictures that attract the samples
     drawings: Tensor | None = None  # u, as many as pictures
 
@@ -144,7 +145,7 @@ class BatchBuilder:
     ) -> None:
         self._preset, self._pictures, self._damaged, self._seed = preset, pictures, damaged, seed
         self._meter, self._world = meter, world
-        self._corruptions = RandomCorruptions(names=preset.corruptions, eight_bit=preset.eight_bit)
+        self._corruptions = RandomCorruptions(names=preset.corruptions, eight_bit=_EIGHT_BIT)
         self._pool: CandidatePool | None = None
         self._pairs: BalancedPairs | None = None
         self._drawings: RandomDrawings | None = None

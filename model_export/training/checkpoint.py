@@ -29,7 +29,7 @@ from model_export.training.stages import Stage
 FORMAT = 1
 FILE = "checkpoint.pt"
 _NUMBERED = re.compile(r"checkpoint-(\d+)\.pt")
-# Fields that only the card uses. They may change at any time.
+# Fields that may change at any time. Only the card uses them, but for `background`, on which drawings are drawn.
 CARD_FIELDS: Final = (
     "name",
     "data",
@@ -47,7 +47,6 @@ _OPTIONS: Final = {
     "network.size": "--size",
     "network.channels": "--channels",
     "corruptions": "--corruptions",
-    "eight_bit": "--eight-bit",
 }
 _SHOWN: Final = 12  # differences that an error lists
 Difference = tuple[str, object, object]
@@ -128,20 +127,15 @@ def load_run(folder: Path) -> TrainedModel:
 def rotate(folder: Path, step: int, keep: int) -> None:
     """Keep the present checkpoint as `checkpoint-STEP.pt` as well, and delete all but the last ``keep`` of those files.
 
-    The copy is a hard link if the file system supports it. With ``keep`` = 1 nothing is copied and nothing is deleted,
-    so files that an earlier command kept stay.
+    The last ones are those written last. With ``keep`` = 1 nothing is copied and nothing is deleted, so files that an
+    earlier command kept stay.
     """
     if keep == 1:
         return
-    source, copy = folder / FILE, folder / f"checkpoint-{step:07d}.pt"
-    copy.unlink(missing_ok=True)
-    try:
-        copy.hardlink_to(source)
-    except OSError:
-        with atomic_write(copy) as file, source.open("rb") as content:
-            shutil.copyfileobj(content, file)
-    numbered = ((int(match[1]), path) for path in folder.iterdir() if (match := _NUMBERED.fullmatch(path.name)))
-    for _, path in sorted(numbered)[:-keep]:
+    with atomic_write(folder / f"checkpoint-{step:07d}.pt") as file, (folder / FILE).open("rb") as content:
+        shutil.copyfileobj(content, file)
+    numbered = (path for path in folder.iterdir() if _NUMBERED.fullmatch(path.name))
+    for path in sorted(numbered, key=lambda path: path.stat().st_mtime_ns)[:-keep]:
         path.unlink()
 
 
@@ -198,8 +192,8 @@ def _stages(preset: Preset, recorded: Preset, saved: Checkpoint) -> tuple[Stage,
     """The recorded stages; the present one and those after it share the additional steps."""
     if len(preset.stages) != len(recorded.stages) or preset.steps <= recorded.steps:
         return recorded.stages
-    done = recorded.stages[: saved.stage]
-    rest = preset.stages[saved.stage :]
+    first = saved.stage + adds_stages(preset, saved)
+    done, rest = recorded.stages[:first], preset.stages[first:]
     steps = split_steps(preset.steps - sum(stage.steps for stage in done), [stage.steps for stage in rest])
     return (*done, *(replace(stage, steps=n) for stage, n in zip(rest, steps, strict=True)))
 

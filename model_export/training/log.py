@@ -212,7 +212,7 @@ def _step_of(line: str) -> float:
 
 def legend(preset: Preset) -> list[str]:
     """One line for each term that a stage of the preset uses. Lower values are better."""
-    used = {"rec"} | {name for stage in preset.stages for name, weight in asdict(stage.weights).items() if weight > 0}
+    used = {name for stage in preset.stages for name, weight in asdict(stage.weights).items() if weight > 0}
     if "idem" in used:
         used.add("health")
     width = max(map(len, used))

@@ -30,17 +30,13 @@ NO_LICENCE: Final = "not stated"
 SMALL: Final = "small"  # the preset for data without one of its own
 # Options of earlier versions, which the cards of the shipped models state. One value of each is left; whoever reads the
 # weights of a card (`model_export.export.weights`) compares their outputs, which would show another value.
-_FORMER: Final = (
-    *("noise", "ema", "noise_range", "project_steps", "norm", "groups", "activation", "upsampling"),
-    *("quantizer_levels", "quantizer_deviation", "epsilon", "downsample", "copy_free", "critic_lr", "first_scale"),
-    "perceptual",
-)
+_FORMER: Final = ("quantizer_deviation", "first_scale", "perceptual", "eight_bit")
 _DIGITS_CORRUPTIONS: tuple[CorruptionName, ...] = ("noise", "noise", "noise", "blur", "low_resolution", "hole")
 _MIN_SIDE: Final = 8
 _LARGEST: Final = 1024  # that `--size` allows
 _MAX_SIDE: Final = 64  # larger pictures are reduced to it unless --size says otherwise
 _FEW: Final = 1000  # pictures; with fewer, a network of this kind learns them by heart
-_LUMA: Final = (0.299, 0.587, 0.114)  # ITU-R 601, as in `datasets`
+_LUMA: Final = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's mode `L`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +53,6 @@ class Preset:
     # The term `project` gives each row one of them; a name that is listed twice is twice as likely.
     corruptions: tuple[CorruptionName, ...] = ("noise",)
     drawn_digits: bool = False  # among drawings that are no pictures; not for data of digits
-    eight_bit: float = 0.0  # share of corrupted rows that are rounded to 8 bits, like uploaded pictures
     # Steps between checkpoints. It is a multiple of all refresh intervals, so that a resumed run rebuilds pool and
     # pairs from the same weights that built them.
     checkpoint_every: int = 400
@@ -81,8 +76,6 @@ class Preset:
             raise ValueError("the objective `restore` and a network with `full` belong together")
         if not self.corruptions or not set(self.corruptions) <= set(get_args(CorruptionName)):
             raise ValueError(f"corruptions are one or more of {', '.join(get_args(CorruptionName))}")
-        if not 0.0 <= self.eight_bit <= 1.0:
-            raise ValueError(f"the 8-bit share {self.eight_bit} is not between 0 and 1")
 
     @property
     def refresh_interval(self) -> int:
@@ -112,11 +105,9 @@ class Preset:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preset":
         """The inverse of :meth:`to_dict`. Raises KeyError, TypeError or ValueError for one of another version."""
-        stages = [{**_known(stage), "weights": Weights(**stage["weights"])} for stage in values["stages"]]
-        for stage in stages:
-            stage.pop("matching", None)  # of earlier versions
-        network, matching = NetworkConfig(**_known(values["network"])), Matching(**_known(values["matching"]))
-        parts = {"network": network, "stages": tuple(Stage(**stage) for stage in stages), "matching": matching}
+        stages = tuple(Stage(**{**_known(each), "weights": Weights(**each["weights"])}) for each in values["stages"])
+        network, matching = NetworkConfig(**_known(values["network"])), Matching(**values["matching"])
+        parts = {"network": network, "stages": stages, "matching": matching}
         return cls(**{**_known(values), **parts})
 
 
@@ -142,7 +133,6 @@ _MNIST = Preset(
     stages=(*naign_stages(4000, 3000, 2880), *exact_stages(1400, 700)),
     matching=Matching(pool_refresh=32),
     corruptions=(*_DIGITS_CORRUPTIONS, "hole", "hole"),
-    eight_bit=0.5,
     checkpoint_every=480,
     polarity="light-on-dark",
     data="mnist",
@@ -170,7 +160,6 @@ PRESETS = {
             stages=naign_stages(1600, 1200, 1200),
             matching=Matching(pool=2048),
             corruptions=_DIGITS_CORRUPTIONS,
-            eight_bit=0.5,
         ),
         # The paper's objective with its weights; its DCGAN had batch norm, which makes rows depend on one another.
         Preset(
@@ -190,7 +179,6 @@ PRESETS = {
             stages=AVATAR_STAGES,
             batch=32,
             corruptions=("noise", "noise", "blur", "low_resolution", "hole", "hole", "grey", "sketch"),
-            eight_bit=0.5,
             background=(0.639, 0.663, 0.953),
             generate_steps=4,
             data="avatars64",
@@ -267,7 +255,6 @@ class Choices:
     steps: int | None = None
     batch: int | None = None
     corruptions: Sequence[str] | None = None
-    eight_bit: float | None = None
     licence: str | None = None
 
 
@@ -291,7 +278,6 @@ def with_overrides(preset: Preset, choices: Choices) -> Preset:
             stages=preset.stages if choices.steps is None else _with_steps(preset.stages, choices.steps),
             batch=choices.batch or preset.batch,
             corruptions=cast("tuple[CorruptionName, ...]", tuple(choices.corruptions or preset.corruptions)),
-            eight_bit=preset.eight_bit if choices.eight_bit is None else choices.eight_bit,
         )
     except ValueError as exc:
         raise UserError(str(exc)) from exc

@@ -278,23 +278,15 @@ class Run:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
-    def _start_stage(self) -> None:
+    def _start_stage(self, *, fit: bool = True) -> None:
         stage = self.preset.stages[self.stage]
         # Before the quantiser is fitted, so that f learns from a network without one.
         autoencoder = self.network if isinstance(self.network, Autoencoder) else None
         self.teacher = None
         if autoencoder is not None and stage.teacher:
             self.teacher = copy.deepcopy(autoencoder).requires_grad_(False).eval()
-        coded = [bool(each.weights.code_consistency) for each in self.preset.stages[: self.stage + 1]]
-        if autoencoder is not None and coded[-1] and not any(coded[:-1]):  # also of weights that had a quantiser before
-            generator = self.batches.generator(RngStream.QUANTIZER, 0)
-            latents = draw_latents(_QUANTIZER_PICTURES, self.preset.shape, generator)
-            pictures = self.batches.example_pictures(_QUANTIZER_PICTURES)
-            autoencoder.fit_quantizer(pictures, latents, generator)
-        if autoencoder is not None and autoencoder.blocks is not None and stage.fit_blocks:
-            pictures = self.batches.example_pictures(_BLOCK_PICTURES)
-            generator = self.batches.generator(RngStream.BLOCKS, 0)
-            autoencoder.blocks.fit(pictures, stage.fit_blocks, self.batches.size, generator)
+        if fit and autoencoder is not None:
+            self._fit(autoencoder, stage)
         self.average: AveragedModel = averaged_model(self.network).eval()
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=stage.lr, betas=stage.betas)
         self.discriminator = self._new_discriminator(stage)
@@ -309,6 +301,19 @@ class Run:
             scores=None if self.discriminator is None else self.discriminator.discriminator,
             feature_groups=groups,
         )
+
+    def _fit(self, autoencoder: Autoencoder, stage: Stage) -> None:
+        """Fit the quantiser before the first stage that needs it, and the blocks."""
+        coded = [bool(each.weights.code_consistency) for each in self.preset.stages[: self.stage + 1]]
+        if coded[-1] and not any(coded[:-1]):  # also of weights that had a quantiser before
+            generator = self.batches.generator(RngStream.QUANTIZER, 0)
+            latents = draw_latents(_QUANTIZER_PICTURES, self.preset.shape, generator)
+            pictures = self.batches.example_pictures(_QUANTIZER_PICTURES)
+            autoencoder.fit_quantizer(pictures, latents, generator)
+        if autoencoder.blocks is not None and stage.fit_blocks:
+            pictures = self.batches.example_pictures(_BLOCK_PICTURES)
+            generator = self.batches.generator(RngStream.BLOCKS, 0)
+            autoencoder.blocks.fit(pictures, stage.fit_blocks, self.batches.size, generator)
 
     def _new_discriminator(self, stage: Stage) -> DiscriminatorTrainer | None:
         if self.teacher is None or stage.weights.critic <= 0:
@@ -329,7 +334,7 @@ class Run:
         # `_start_stage` makes teacher, average, optimiser and discriminator of the right shapes from a network that is
         # not trained; then the saved states replace all their values.
         self.stage, self.stage_step, self.step = saved.stage, saved.stage_step, saved.step
-        self._start_stage()
+        self._start_stage(fit=False)
         self.network.load_state_dict(saved.network)
         self.average.load_state_dict(saved.average)
         self.optimiser.load_state_dict(saved.optimiser)

@@ -22,7 +22,6 @@ from service.artifact.files import METRICS_FILE, MODEL_FILES
 from tests.helpers.tiny_training import TinyModel, contents, patterns, train_arguments
 
 FIGURES = ["figures", "--model", "{model}", "--data", "{data}", "--out", "{tmp}", "--threads", "1"]
-AVATARS = ["data", "avatars", "--out", "{tmp}/avatars.npz"]
 
 
 def test_train_export_verify_evaluate(
@@ -100,7 +99,7 @@ def others(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["train", "--data", "{data}", "--out", "{tmp}", "--size", "100000"], "--size 100000"),
         (["train", "--preset", "tiny", "--data", "{data}", "--dry-run", "--steps", "2"], "has 3 stages"),
         (["train", "--preset", "tiny", "--data", "{data}", "--dry-run", "--batch", "-1"], "--batch must be at least 1"),
-        (["train", "--preset", "tiny", "--data", "{data}", "--dry-run", "--eight-bit", "1.5"], "the 8-bit share 1.5"),
+        (["train", "--preset", "tiny", "--data", "{data}", "--dry-run", "--seed", "-1"], "--seed -1"),
         (["data", ""], "--data: the path is empty"),
         (["export", "--run", "{tmp}", "--models", "{tmp}"], "no checkpoint at"),
         (["export", "--run", "{run}", "--models", "{tmp}", "--background", "2"], "--background must lie in the range"),
@@ -120,10 +119,6 @@ def others(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ([*FIGURES, "--run", "{tmp}"], "no log at"),
         ([*FIGURES, "--run", "{altered}"], "another run"),
         ([*FIGURES, "--out", "{other}/figures"], "other.npz"),
-        ([*AVATARS, "--n", "19"], "--n 19"),
-        ([*AVATARS, "--size", "7"], "--size 7"),
-        ([*AVATARS, "--backgrounds", "red"], "--backgrounds red"),
-        ([*AVATARS, "--out", "avatars.zip"], "avatars.zip"),
     ],
 )
 def test_what_the_user_can_put_right_is_one_line_and_exit_code_2(
@@ -154,7 +149,6 @@ def test_what_the_user_can_put_right_is_one_line_and_exit_code_2(
         ["fly"],
         ["export", "--run"],
         ["export", "--run", "x", "--threads", "-1"],
-        ["data", "avatars", "--out", "x.npz", "--processes", "-1"],
         ["train", "--data", "x", "--out", "x", "--channels", "0"],
     ],
 )
@@ -183,7 +177,7 @@ def test_a_stopped_training_says_how_to_go_on(
 
 
 def test_a_training_tells_its_throughput(data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    more = ["--steps", "12", "--keep", "3", "--corruptions", "noise", "hole", "--eight-bit", "0.5"]
+    more = ["--steps", "12", "--keep", "3", "--corruptions", "noise", "hole"]
     assert main(train_arguments(data_file, tmp_path, *more)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines[-5:-1]] == ["imle", "balance", "distill", "in all"]

@@ -257,6 +257,11 @@ def test_drift_and_distance_are_measured_on_images() -> None:
     assert (images["n"], images["distance"]) == (20, pytest.approx(values.mean() / 2, abs=1e-6))
     assert images["drift"] == pytest.approx(values.mean() / 4, abs=1e-6)
     assert card.percentile(values[-1] / 2) == pytest.approx(100, abs=0.1)
+    Network(["n", 1, 8, 8]).add("Mul", 0.9).write(Path("net.onnx"))
+    for file in Path("images").iterdir():
+        Image.new("L", (8, 8)).save(file)
+    assert run_import("net.onnx", "--data", "images", "--range", "-0.3,0.7") == 0  # neither is a float32
+    assert loaded("net/2").card.background == (-0.3,)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,6 @@ NAIGN = dataclasses.replace(
     stages=tuple(dataclasses.replace(stage, steps=8, warmup=0) for stage in TINY.stages),
     matching=dataclasses.replace(TINY.matching, pool=65, pairs=31),  # shares of unequal size
     corruptions=("noise", "blur", "hole"),
-    eight_bit=0.5,
 )
 PAPER = dataclasses.replace(
     TINY,

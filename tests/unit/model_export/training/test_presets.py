@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import re
+import time
 from typing import Any
 
 import onnx
@@ -27,6 +28,7 @@ from model_export.training.presets import (
 )
 from model_export.training.restorer import build_network
 from model_export.training.stages import Matching, Stage, Weights
+from model_export.training.train import Run
 from service.artifact.files import NAME_PATTERN
 from tests.helpers.live import GENERATORS, MODELS, ROOT
 
@@ -83,11 +85,9 @@ def test_presets_that_contradict_themselves_are_refused() -> None:
 
 def test_values_that_are_replaced() -> None:
     mnist = get_preset("mnist")
-    preset = with_overrides(
-        mnist, Choices(size=32, channels=3, batch=64, corruptions=["noise", "hole"], eight_bit=0.25)
-    )
+    preset = with_overrides(mnist, Choices(size=32, channels=3, batch=64, corruptions=["noise", "hole"]))
     assert (preset.shape, preset.batch, preset.stages) == ((3, 32, 32), 64, mnist.stages)
-    assert (preset.corruptions, preset.eight_bit) == (("noise", "hole"), 0.25)
+    assert preset.corruptions == ("noise", "hole")
     assert with_overrides(preset, Choices()) == preset
     with pytest.raises(UserError, match="no preset 'mnits'; there are avatars64, fashion_mnist, ign, mnist"):
         get_preset("mnits")
@@ -189,13 +189,22 @@ def test_every_loss_has_words() -> None:
     names = {line.split()[0] for line in legend(PRESETS["tiny"])}
     assert names == {"rec", "imle", "match", "distill", "project", "settle", "critic"}
     assert "health" in {line.split()[0] for line in legend(PRESETS["ign"])}
+    assert {line.split()[0] for line in legend(PRESETS["scans"])} == {"project", "again"}
 
 
-def test_the_estimate_grows_with_the_steps(data: Dataset) -> None:
+def test_the_estimate_grows_with_the_steps(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     short = PRESETS["tiny"]
     long = dataclasses.replace(
         short, stages=tuple(dataclasses.replace(stage, steps=100 * stage.steps) for stage in short.stages)
     )
     seconds = [estimate_seconds(p, data, device=torch.device("cpu"), bf16=False) for p in (short, long)]
     assert 0 < seconds[0] < seconds[1]
+    start, slept = Run._start_stage, 0.5
+
+    def starting(self: Run, *, fit: bool = True) -> None:  # as the fit of a decoder does, once for each stage
+        time.sleep(slept)
+        start(self, fit=fit)
+
+    monkeypatch.setattr(Run, "_start_stage", starting)
+    assert estimate_seconds(long, data, device=torch.device("cpu"), bf16=False) < slept * long.steps / 4
     assert [in_words(s) for s in (4, 2400, 9000)] == ["10 s", "40 min", "2.5 h"]

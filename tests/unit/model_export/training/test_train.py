@@ -346,6 +346,15 @@ def test_steps_may_grow(
         run(NAIGN, data, tmp_path)
 
 
+def test_further_stages_and_steps_at_once(data: Dataset, first_stage: Path) -> None:
+    longer = with_overrides(NAIGN, Choices(steps=60))
+    continued = run(longer, data, first_stage)
+    assert [stage.steps for stage in continued.preset.stages] == [16, 22, 22]
+    continued.train()
+    assert state(first_stage)["position"] == (2, 22, 60)
+    assert run(longer, data, first_stage).step == 60
+
+
 def test_what_only_the_card_uses_may_change(data: Dataset, first_stage: Path) -> None:
     other = dataclasses.replace(FIRST_STAGE, name="other", licence="MIT", polarity="none", background=(1.0,))
     changed = run(other, data, first_stage)
