@@ -10,14 +10,14 @@ from PIL import Image
 
 from ign_client import Client
 
-SMALL_PRINT = 200  # dpi; pages of less are enlarged twice
+SMALL_PRINT, LARGE_PRINT = 200, 500  # dpi; pages of less are enlarged to twice the size, of more reduced to half
 
 
 @hookimpl
 def filter_ocr_image(page: object, image: Image.Image) -> Image.Image:
     dpi = [float(each) for each in image.info.get("dpi", (300, 300))]
-    factor = 2 if min(dpi) < SMALL_PRINT else 1
-    size = (factor * image.width, factor * image.height)
+    factor = 2 if min(dpi) < SMALL_PRINT else 0.5 if min(dpi) > LARGE_PRINT else 1
+    size = (round(factor * image.width), round(factor * image.height))
     scan = io.BytesIO()
     image.convert("L").resize(size, Image.Resampling.BICUBIC).save(scan, "PNG")
     with Client(timeout=120) as client:
