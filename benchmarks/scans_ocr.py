@@ -439,6 +439,7 @@ def run(artifact: Artifact, numbers: Sequence[int], file: Path | None) -> tuple[
             for record in measure(number, methods, known):
                 records.append(record | {"model": makers.get(record["method"], "")})
                 print(json.dumps(records[-1]), file=opened, flush=True)
+    records.sort(key=lambda each: [*methods].index(each["method"]))  # in the same order, whatever was measured first
     absent = [name for name in ("doxapy", "augraphy") if not find_spec(name)]
     absent += [] if "unpaper" in methods else ["unpaper"]
     blocks, pages = ([each for each in records if (each["block"] >= _FIRST_PAGE) == page] for page in (False, True))
