@@ -135,7 +135,7 @@ def rotate(folder: Path, step: int, keep: int) -> None:
     with atomic_write(folder / f"checkpoint-{step:07d}.pt") as file, (folder / FILE).open("rb") as content:
         shutil.copyfileobj(content, file)
     numbered = (path for path in folder.iterdir() if _NUMBERED.fullmatch(path.name))
-    for path in sorted(numbered, key=lambda path: path.stat().st_mtime_ns)[:-keep]:
+    for path in sorted(numbered, key=lambda path: (path.stat().st_mtime_ns, path.name))[:-keep]:
         path.unlink()
 
 
