@@ -150,6 +150,7 @@ PRESETS = {
             network=dataclasses.replace(_MNIST.network, quantizer=192, residual=True, blocks=0),
             stages=(*naign_stages(3000, 2200, 2400), *attractor_stages(2000, 1000)),
             drawn_digits=True,
+            generate_steps=2,
             data="fashion_mnist",
             description="Clothes, 28×28 grey, light on dark.",
         ),
