@@ -30,7 +30,7 @@ NO_LICENCE: Final = "not stated"
 SMALL: Final = "small"  # the preset for data without one of its own
 # Options of earlier versions, which the cards of the shipped models state. One value of each is left; whoever reads the
 # weights of a card (`model_export.export.weights`) compares their outputs, which would show another value.
-_FORMER: Final = ("quantizer_deviation", "first_scale", "perceptual", "eight_bit")
+_FORMER: Final = ("quantizer_deviation", "first_scale", "perceptual", "eight_bit", "entropy_any")
 _DIGITS_CORRUPTIONS: tuple[CorruptionName, ...] = ("noise", "noise", "noise", "blur", "low_resolution", "hole")
 _MIN_SIDE: Final = 8
 _LARGEST: Final = 1024  # that `--size` allows
@@ -105,7 +105,9 @@ class Preset:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preset":
         """The inverse of :meth:`to_dict`. Raises KeyError, TypeError or ValueError for one of another version."""
-        stages = tuple(Stage(**{**_known(each), "weights": Weights(**each["weights"])}) for each in values["stages"])
+        stages = tuple(
+            Stage(**{**_known(each), "weights": Weights(**_known(each["weights"]))}) for each in values["stages"]
+        )
         network, matching = NetworkConfig(**_known(values["network"])), Matching(**values["matching"])
         parts = {"network": network, "stages": stages, "matching": matching}
         return cls(**{**_known(values), **parts})

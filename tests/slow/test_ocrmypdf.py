@@ -101,7 +101,7 @@ def test_only_the_picture_for_ocr_is_cleaned(url: str, tmp_path: Path, dpi: int,
     assert "Cleaned page" in text.read_text()
     (upload,) = FakeService.uploads
     sent = Image.open(io.BytesIO(upload[upload.index(b"\x89PNG") :]))
-    assert sent.size == (1240 * factor, 400 * factor)
+    assert sent.size == (round(1240 * factor), round(400 * factor))
     assert np.asarray(sent).min() >= 100  # the scan, which is not black
     assert _darkest(pdf) >= 100  # the page that people see
 
