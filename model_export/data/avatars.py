@@ -44,7 +44,7 @@ def draw_avatars(count: int = 40_000, *, size: int = 64) -> dict[str, NDArray[An
     """Draw the set. Picture i is a function of i and the size; the last tenth is held out.
 
     `x_train` and `x_test` (N, size, size, 3) uint8, `attributes` (the names), `attributes_train` and `attributes_test`
-    (N, attributes) uint8, and the names of the values as `values_<attribute>`.
+    (N, attributes) uint8, and the names of the values as `values_<attribute>`. Raises UserError without DiceBear.
     """
     values = _attribute_values()
     pictures = np.empty((count, size, size, 3), np.uint8)

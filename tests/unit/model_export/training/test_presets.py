@@ -199,7 +199,7 @@ def test_the_estimate_grows_with_the_steps(data: Dataset, monkeypatch: pytest.Mo
     )
     seconds = [estimate_seconds(p, data, device=torch.device("cpu"), bf16=False) for p in (short, long)]
     assert 0 < seconds[0] < seconds[1]
-    start, slept = Run._start_stage, 0.5
+    start, slept = Run._start_stage, 1.0
 
     def starting(self: Run, *, fit: bool = True) -> None:  # as the fit of a decoder does, once for each stage
         time.sleep(slept)
