@@ -6,20 +6,16 @@ that DiceBear chose for a picture are its attributes.
 
 import io
 import json
-import os
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 from functools import cache, partial
 from importlib.resources import files
 from importlib.util import find_spec
-from multiprocessing import get_context
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
+from model_export.data.processes import in_processes
 from model_export.errors import UserError
 
 BACKGROUNDS: Final = ("b6e3f4", "c0aede", "d1d4f9", "ffd5dc", "ffdfbf")
@@ -49,14 +45,8 @@ def draw_avatars(count: int = 40_000, *, size: int = 64) -> dict[str, NDArray[An
     values = _attribute_values()
     pictures = np.empty((count, size, size, 3), np.uint8)
     attributes = np.empty((count, len(values)), np.uint8)
-    workers = min(len(os.sched_getaffinity(0)), -(-count // _CHUNK))
-    # `spawn`, because a fork would copy the threads' locks of libraries that are already loaded.
-    several = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers > 1 else nullcontext()
-    with several as pool:
-        draw, indices = partial(_draw, size), range(count)
-        drawn = pool.map(draw, indices, chunksize=_CHUNK) if pool else map(draw, indices)
-        for i, each in enumerate(tqdm(drawn, total=count, unit="picture", mininterval=1.0)):
-            pictures[i], attributes[i] = each
+    for i, drawn in enumerate(in_processes(partial(_draw, size), count, chunk=_CHUNK, unit="picture")):
+        pictures[i], attributes[i] = drawn
     train = count - count // _HELD_OUT
     return {
         "x_train": pictures[:train],

@@ -3,20 +3,16 @@
 Half of the pages with type that is large enough are scanned at half the resolution and enlarged, as small print is.
 """
 
-import os
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 from functools import partial
-from multiprocessing import get_context
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 from model_export.data.damages import damaged
 from model_export.data.pages import draw_page, enlarged, to_levels
+from model_export.data.processes import in_processes
 from service.artifact.pixels import Levels
 
 PAGES: Final = 5000
@@ -31,20 +27,14 @@ _CHUNK: Final = 10  # pages that a process draws at once
 
 
 def draw_scans(pages: int = PAGES, *, side: int = SIDE, seed: int = 7) -> dict[str, NDArray[Any]]:
-    """Draw the set: `x_train`, `x_test` and `damaged_train`, `damaged_test`, each (N, side, side) uint8.
+    """Draw the set: `x_train`, `damaged_train` and `x_test`, each (N, side, side) uint8.
 
     Up to four parts of a page are kept. A page is a function of seed, number, side and the fonts of this machine.
     """
-    workers = min(len(os.sched_getaffinity(0)), -(-pages // _CHUNK))
-    # `spawn`, because a fork would copy the threads' locks of libraries that are already loaded.
-    several = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers > 1 else nullcontext()
-    with several as pool:
-        draw, numbers = partial(_pairs, seed, side), range(pages)
-        drawn = pool.map(draw, numbers, chunksize=_CHUNK) if pool else map(draw, numbers)
-        pairs = list(tqdm(drawn, total=pages, unit="page", mininterval=1.0))
+    pairs = list(in_processes(partial(_pairs, seed, side), pages, chunk=_CHUNK, unit="page"))
     test = np.concatenate(pairs[::_HELD_OUT])
     train = np.concatenate([each for i, each in enumerate(pairs) if i % _HELD_OUT])
-    return {"x_train": train[:, 0], "damaged_train": train[:, 1], "x_test": test[:, 0], "damaged_test": test[:, 1]}
+    return {"x_train": train[:, 0], "damaged_train": train[:, 1], "x_test": test[:, 0]}
 
 
 def _pairs(seed: int, side: int, number: int) -> Levels:
