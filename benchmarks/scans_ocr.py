@@ -283,7 +283,7 @@ def tuned_sauvola(count: int = 6) -> dict[str, Any]:
     """Window and k with the least error on damages and fonts of training."""
     samples = [block(i, held_out=False) for i in range(count)]
     scans = [
-        to_levels(damages.damaged(np.random.default_rng((93, i)), each.image.astype(np.float32) / 255, each.em))
+        to_levels(damages.damaged(np.random.default_rng((93, i)), each.image.astype(np.float32) / 255, each.em)[0])
         for i, each in enumerate(samples)
     ]
     settings = [{"window": window, "k": k} for window in (25, 51, 101) for k in (0.1, 0.2, 0.34)]

@@ -238,9 +238,9 @@ SHARES: Final[dict[Damage, float]] = {
     # In the order in which they happen, each with the share of the pages that have it.
     fade: 0.2,
     bleed: 0.3,
-    tint: 0.15,
+    tint: 0.25,
     paper: 0.45,
-    ruled: 0.09,
+    ruled: 0.12,
     halftone: 0.06,
     stain: 0.2,
     fold: 0.12,
@@ -258,12 +258,22 @@ SHARES: Final[dict[Damage, float]] = {
 }
 
 
-def damaged(g: Generator, image: FloatImage, em: float) -> FloatImage:
-    """An image with one to about six damages; one is as strong as it may be alone, and the more others, the weaker."""
+# f would have to guess the shape of a letter, and tesseract reads blurred letters better than wrong guesses.
+_SHAPES: Final = (blur, low)
+
+
+def damaged(g: Generator, image: FloatImage, em: float) -> tuple[FloatImage, FloatImage]:
+    """An image with one to about six damages, and what f shall make of it: the image with the damages of shapes only.
+
+    One damage is as strong as it may be alone, and the more others, the weaker.
+    """
     heavy = g.beta(1.0, 1.3)
     chosen = [damage for damage, share in SHARES.items() if g.random() < share] or [noise]
-    hardest = int(g.integers(len(chosen)))
+    hardest, target = int(g.integers(len(chosen))), image
     for i, damage in enumerate(chosen):
         weak = min(1.0, heavy * g.uniform(0.4, 1.3)) / (1 + 0.15 * (len(chosen) - 1))
-        image = damage(g, image, g.beta(2.0, 1.0) if i == hardest else weak, em)
-    return image
+        strength, seed = g.beta(2.0, 1.0) if i == hardest else weak, int(g.integers(2**63))
+        image = damage(np.random.default_rng(seed), image, strength, em)
+        if damage in _SHAPES:
+            target = damage(np.random.default_rng(seed), target, strength, em)
+    return image, target

@@ -44,7 +44,9 @@ def _pairs(seed: int, side: int, number: int) -> Levels:
     halved = em >= _SMALLEST and g.random() < 0.5
     if halved:
         page, em = np.asarray(Image.fromarray(page).reduce(2)), em / 2
-    scan = to_levels(damaged(g, page.astype(np.float32) / 255, em)) if number % _UNDAMAGED else page
+    scan = page
+    if number % _UNDAMAGED:
+        scan, page = (to_levels(each) for each in damaged(g, page.astype(np.float32) / 255, em))
     if halved:
         page, scan = (enlarged(each) for each in (page, scan))
     both = np.stack([page, scan]).reshape(2, _PARTS, side, _PARTS, side).transpose(1, 3, 0, 2, 4)

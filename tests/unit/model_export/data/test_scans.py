@@ -54,8 +54,24 @@ def test_a_damage_changes_a_page_but_not_its_size(damage: damages.Damage, printe
 def test_damages_on_one_another_leave_a_page_readable(printed: tuple[np.ndarray, float]) -> None:
     clean, em = printed
     for seed in range(5):
-        levels = pages.to_levels(damages.damaged(np.random.default_rng(seed), clean.astype(np.float32) / 255, em))
-        assert levels[clean > 240].mean() > levels[clean < 64].mean() + 20
+        for image in damages.damaged(np.random.default_rng(seed), clean.astype(np.float32) / 255, em):
+            levels = pages.to_levels(image)
+            assert levels[clean > 240].mean() > levels[clean < 64].mean() + 20
+
+
+def test_f_shall_undo_all_damages_but_those_of_shapes(
+    printed: tuple[np.ndarray, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean, em = printed
+    image, shares = clean.astype(np.float32) / 255, {damages.light: 1.0, damages.low: 0.0, damages.noise: 1.0}
+    monkeypatch.setattr(damages, "SHARES", shares)
+    damaged, target = damages.damaged(np.random.default_rng(1), image, em)
+    np.testing.assert_array_equal(target, image)
+    assert np.abs(damaged - image).mean() > 0.01
+    monkeypatch.setattr(damages, "SHARES", {damages.blur: 1.0})
+    damaged, target = damages.damaged(np.random.default_rng(1), image, em)
+    np.testing.assert_array_equal(target, damaged)
+    assert np.abs(damaged - image).max() > 0.1
 
 
 def test_photographs_are_made_in_every_size() -> None:

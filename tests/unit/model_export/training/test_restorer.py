@@ -21,7 +21,7 @@ from model_export.report.model_card import write_page
 from model_export.training.checkpoint import load_run
 from model_export.training.network import NetworkConfig
 from model_export.training.presets import PRESETS, Choices, own_data, with_overrides
-from model_export.training.restorer import Restorer, build_network, space_to_depth_convolution
+from model_export.training.restorer import Restorer, build_network, divided, space_to_depth_convolution
 from model_export.training.stages import restoring_stages
 from model_export.training.train import Run
 from service.artifact.card import from_metadata
@@ -58,6 +58,17 @@ def restorer_run(data: Dataset, out: Path) -> Run:
     return Run(
         PRESET, data, out, seed=0, device=torch.device("cpu"), bf16=False, provenance={"command": "c", "sources": "s"}
     )
+
+
+def test_ink_divided_by_its_paper_is_the_same_on_paper_of_any_brightness() -> None:
+    page = torch.full((1, 1, 64, 64), 1.0)
+    page[..., 20:28, 8:56] = -1.0  # a stroke, wide for type of 62 pixels
+    grey = page.clone()
+    grey[..., :32] = (page[..., :32] + 1.0) * 0.3 - 1.0
+    expected = functional.avg_pool2d(page, 2)
+    torch.testing.assert_close(divided(page), expected)
+    torch.testing.assert_close(divided(grey), expected)
+    torch.testing.assert_close(divided(torch.full((1, 1, 8, 8), -1.0)), torch.full((1, 1, 4, 4), -1.0))
 
 
 def test_small_changes_are_not_made_and_large_ones_are() -> None:
