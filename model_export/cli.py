@@ -130,9 +130,7 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> Iterator[st
             device=device,
             bf16=precise,
             provenance=record(arguments),
-            execution=Execution(
-                world=world, **_given(options, ("accumulate", "compile", "channels_last", "keep", "tensorboard"))
-            ),
+            execution=Execution(world=world, **_given(options, ("compile", "channels_last", "keep", "tensorboard"))),
             start=start_weights(options.start, out),
         )
         lines = summary(preset, base.name, data, found)
@@ -300,7 +298,6 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="NAME",
         help="corruptions that f learns to undo: noise, blur, low_resolution, hole, grey, sketch",
     )
-    train.add_argument("--accumulate", type=int, default=1, help="micro-batches that make up a batch (default 1)")
     train.add_argument("--compile", action="store_true", help="compile the network with torch.compile")
     train.add_argument("--channels-last", action="store_true", help="keep weights and activations in NHWC order")
     train.add_argument("--keep", type=int, default=1, help="checkpoints to keep (default 1: only checkpoint.pt)")

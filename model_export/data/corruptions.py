@@ -100,7 +100,7 @@ class RandomCorruptions:
     def draw(self, batch: int, shape: tuple[int, int, int], generator: torch.Generator) -> Draws:
         """Draw the random numbers of a whole batch of rows (C, H, W).
 
-        They do not depend on how the batch is split, so ranks and micro-batches select their own rows afterwards.
+        They do not depend on how the batch is split, so ranks select their own rows afterwards.
         """
         device = generator.device
         # The order of the draws is part of the reproducibility of a run: strength and noise come first.

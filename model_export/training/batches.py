@@ -4,9 +4,9 @@ Every random number is a function of (seed, stream, step), so a checkpoint needs
 whole batch, of which each rank keeps its rows, so the result does not depend on the number of ranks.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -120,14 +120,6 @@ class TrainingBatch:
     code_noise: Tensor | None = None  # standard normal: for f(x), half of f(f(z)) and f(f(u))
     drift_pictures: Tensor | None = None  # pictures that attract the samples
     drawings: Tensor | None = None  # u, as many as pictures
-
-    def split(self, parts: int) -> list["TrainingBatch"]:
-        """Split into micro-batches of equal size; terms that need the whole batch (`Weights.whole_batch`) allow one."""
-        if parts == 1:
-            return [self]
-        rows = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
-        chunks: dict[str, Any] = {name: torch.chunk(value, parts) for name, value in rows.items()}
-        return [TrainingBatch(**{name: chunk[i] for name, chunk in chunks.items()}) for i in range(parts)]
 
 
 class BatchBuilder:

@@ -1,8 +1,8 @@
-"""How a run is computed: processes, compilation, memory format, micro-batches, stop signals."""
+"""How a run is computed: processes, compilation, memory format, stop signals."""
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import Any, cast
@@ -83,7 +83,6 @@ class Execution:
     """Options of speed, memory and files. They change results by rounding only, so a run can continue with others."""
 
     world: World = field(default_factory=World)  # the processes that share every batch
-    accumulate: int = 1  # number of micro-batches whose gradients are summed before an optimiser step
     compile: bool = False  # run f and the teacher through `torch.compile`
     channels_last: bool = False  # keep weights and activations in NHWC order
     # Number of checkpoints to keep; above 1, the last ones stay beside `checkpoint.pt` as `checkpoint-STEP.pt`.
@@ -92,14 +91,13 @@ class Execution:
 
     def check(self, preset: Preset, pictures: int) -> None:
         """Reject options that do not fit the run."""
-        if self.accumulate < 1 or self.keep < 1:
-            raise UserError("--accumulate and --keep must be at least 1")
-        parts, batch = self.world.size * self.accumulate, min(preset.batch, pictures)
-        if batch % parts:
-            split = f"{self.world.size} ranks × {self.accumulate} micro-batches"
-            raise UserError(f"{batch} pictures a step do not split evenly over {split}; choose another --batch")
-        if parts > 1 and any(stage.weights.whole_batch for stage in preset.stages):
-            raise UserError("code_consistency and drifting need the whole batch in one pass: one rank, --accumulate 1")
+        ranks, batch = self.world.size, min(preset.batch, pictures)
+        if self.keep < 1:
+            raise UserError("--keep must be at least 1")
+        if batch % ranks:
+            raise UserError(f"{batch} pictures a step do not split evenly over {ranks} ranks; choose another --batch")
+        if ranks > 1 and any(stage.weights.whole_batch for stage in preset.stages):
+            raise UserError("code_consistency and drifting need the whole batch in one pass: one rank")
 
     def wrap_ddp(self, module: nn.Module) -> nn.Module:
         """Wrap the network so that the backward pass averages the gradients over the ranks."""
@@ -120,11 +118,6 @@ class Execution:
         options = asdict(self)
         del options["world"]
         return {"ranks": self.world.size, **options}
-
-
-def no_sync_until(f: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-    """Average gradients over the ranks only in the ``last`` micro-batch of a step: every average costs traffic."""
-    return f.no_sync() if isinstance(f, DistributedDataParallel) and not last else nullcontext()
 
 
 @contextmanager

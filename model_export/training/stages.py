@@ -42,7 +42,7 @@ class Weights:
 
     @property
     def whole_batch(self) -> bool:
-        """Whether any active term does not split into shards or micro-batches."""
+        """Whether any active term does not split into shards."""
         return max(self.code_consistency, self.drifting, self.project_any) > 0
 
 

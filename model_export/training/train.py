@@ -28,7 +28,7 @@ from model_export.training import checkpoint as checkpoints
 from model_export.training.batches import BatchBuilder, RngStream, TrainingBatch, derive_seed, draw_latents
 from model_export.training.checkpoint import Checkpoint, StartWeights, adds_stages, continued_preset
 from model_export.training.drifting import FeatureGroups
-from model_export.training.execution import Execution, no_sync_until, stop_signal
+from model_export.training.execution import Execution, stop_signal
 from model_export.training.log import COMPUTE, Log, Throughput, ThroughputMeter
 from model_export.training.network import Autoencoder, averaged_model
 from model_export.training.objective import (
@@ -223,18 +223,12 @@ class Run:
         return terms
 
     def _backward(self, batch: TrainingBatch) -> dict[str, Tensor]:
-        """Accumulate the gradients of the whole batch in the parameters; returns the mean of each term."""
+        """Compute the gradients of the parameters; returns the terms."""
         self.optimiser.zero_grad(set_to_none=True)
-        parts = batch.split(self.execution.accumulate)
-        means: dict[str, Tensor] = {}
-        for i, part in enumerate(parts, start=1):
-            with no_sync_until(self._f, last=i == len(parts)):
-                with self._autocast():
-                    terms = self.objective.terms(self._f, self.network, part)
-                torch.autograd.backward(self.objective.total(terms) / len(parts))
-            for name, value in terms.items():
-                means[name] = means.get(name, torch.zeros_like(value)) + value.detach() / len(parts)
-        return means
+        with self._autocast():
+            terms = self.objective.terms(self._f, self.network, batch)
+        torch.autograd.backward(self.objective.total(terms))
+        return {name: value.detach() for name, value in terms.items()}
 
     @torch.no_grad()
     def _forward(self, z: Tensor) -> Tensor:

@@ -28,7 +28,6 @@ class Job:
 
     preset: Preset
     out: Path
-    accumulate: int = 1
     signal_at: int | None = None
 
 
@@ -49,7 +48,7 @@ def train_in_ranks(size: int, jobs: Sequence[Job], data: Path, folder: Path) -> 
 
 
 def train_alone(job: Job, data: Path, world: World | None = None) -> None:
-    execution = Execution(world=world or World(), accumulate=job.accumulate)
+    execution = Execution(world=world or World())
     run = Run(
         job.preset,
         load_dataset(str(data), size=job.preset.network.size, channels=job.preset.network.channels),

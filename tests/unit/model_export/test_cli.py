@@ -87,8 +87,6 @@ def others(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["train", "--preset", "tiny", "--data", "{data}", "--out", "{run}", "--seed", "9"], "choose another --out"),
         (["train", "--preset", "tiny", "--data", "{data}", "--out", "{data}/run"], "patterns.npz"),
         (["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--corruptions", "fog"], "noise, blur"),
-        (["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--accumulate", "5"], "--batch"),
-        (["train", "--preset", "tiny", "--data", "{data}", "--dry-run", "--accumulate", "0"], "--accumulate"),
         (["train", "--preset", "tiny", "--data", "{data}", "--dry-run", "--keep", "0"], "--keep"),
         (["train", "--preset", "tiny", "--data", "{data}", "--dry-run", "--start", "{tmp}/none"], "no model at"),
         (["train", "--preset", "tiny", "--data", "{data}", "--dry-run", "--out", "{run}", "--seed", "9"], "--seed"),

@@ -9,7 +9,7 @@ import torch
 
 from model_export.training import checkpoint as checkpoints
 from model_export.training.execution import World, join_world
-from model_export.training.presets import PRESETS, Preset
+from model_export.training.presets import PRESETS
 from model_export.training.stages import Weights, ign_stages
 from tests.helpers.live import ROOT, environment
 from tests.helpers.ranks import Job, assert_gradients_agree, train_alone, train_in_ranks
@@ -44,7 +44,6 @@ def two_ranks(data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """A folder of runs that two ranks did."""
     folder = tmp_path_factory.mktemp("ranks")
     jobs = [Job(preset, folder / name) for name, preset in OBJECTIVES.items()]
-    jobs.append(Job(NAIGN, folder / "accumulated", accumulate=2))
     jobs.append(Job(NAIGN, folder / "stopped", signal_at=9))
     train_in_ranks(2, jobs, data_file, folder)
     return folder
@@ -70,10 +69,9 @@ def logged(out: Path) -> list[dict[str, float]]:
 
 
 @slow
-@pytest.mark.parametrize("name", [*OBJECTIVES, "accumulated"])
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_two_ranks_compute_what_one_does(name: str, two_ranks: Path, data_file: Path, tmp_path: Path) -> None:
-    preset: Preset = OBJECTIVES.get(name, NAIGN)
-    train_alone(Job(preset, tmp_path), data_file)
+    train_alone(Job(OBJECTIVES[name], tmp_path), data_file)
     assert largest_difference(two_ranks / name, tmp_path) < ROUNDING
     for a, b in zip(logged(tmp_path), logged(two_ranks / name), strict=True):
         assert a == pytest.approx(b, rel=1e-4, abs=TERM_TOLERANCE)

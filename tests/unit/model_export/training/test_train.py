@@ -242,11 +242,8 @@ def test_the_quantiser_is_fitted_after_the_teacher_is_copied(data: Dataset, tmp_
 @pytest.mark.parametrize(
     ("preset", "execution", "says"),
     [
-        (NAIGN, Execution(accumulate=3), "split evenly"),
         (NAIGN, Execution(world=World(0, 5)), "split evenly"),
-        (NAIGN, Execution(accumulate=0), "at least 1"),
         (NAIGN, Execution(keep=0), "at least 1"),
-        (QUANTISED, Execution(accumulate=2), "need the whole batch"),
         (QUANTISED, Execution(world=World(0, 2)), "need the whole batch"),
     ],
 )
@@ -310,9 +307,8 @@ def test_a_finished_run_goes_on_with_further_stages_however_it_is_computed(
     data: Dataset, first_stage: Path, finished: Callable[[Preset], Path]
 ) -> None:
     two_stages = dataclasses.replace(NAIGN, stages=NAIGN.stages[:2])
-    split = Execution(accumulate=4, channels_last=True, keep=2)
     other = shutil.copytree(first_stage, first_stage.with_name("other"))
-    run(two_stages, data, other, execution=split).train()
+    run(two_stages, data, other, execution=Execution(channels_last=True, keep=2)).train()
     assert state(other)["position"] == (1, 8, 24)
     assert {path.name for path in other.glob("*.pt")} == {"checkpoint-0000024.pt", "checkpoint.pt"}
     run(two_stages, data, first_stage).train()
@@ -433,11 +429,10 @@ def test_every_picture_is_seen_once_an_epoch(data: Dataset, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "execution",
     [
-        Execution(accumulate=2),
         Execution(channels_last=True),
         pytest.param(Execution(compile=True), marks=pytest.mark.slow),
     ],
-    ids=["accumulated", "channels-last", "compiled"],
+    ids=["channels-last", "compiled"],
 )
 @both
 def test_how_it_is_computed_changes_results_by_rounding_only(
