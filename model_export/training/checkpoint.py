@@ -143,8 +143,7 @@ def continued_preset(preset: Preset, saved: Checkpoint, *, out: Path, data: Data
     """The preset with which a run continues.
 
     Only the card's fields and the number of steps may differ. With more steps, stages that are done keep their length
-    and the others share what is left; a run that is finished trains its last stage further. A finished run may also get
-    further stages, and stages that have not begun may be others than they were.
+    and the others share what is left; a run that is finished trains its last stage further.
     """
     precisions = ("fp32", "bf16")
     options: list[Difference] = [
@@ -164,36 +163,24 @@ def continued_preset(preset: Preset, saved: Checkpoint, *, out: Path, data: Data
     return adapted
 
 
-def adds_stages(preset: Preset, saved: Checkpoint) -> bool:
-    """Whether the run has finished all its own stages and the preset continues with further ones."""
-    done = saved.preset["stages"]
-    return len(preset.stages) > len(done) and saved.step == sum(stage["steps"] for stage in done)
-
-
 def _adapt(preset: Preset, saved: Checkpoint) -> tuple[Preset, list[Difference]]:
     try:
         recorded = Preset.from_dict(saved.preset)
     except (KeyError, TypeError, ValueError):
         return preset, [("preset", "of another version of this program", preset.name)]
-    count, begun = len(recorded.stages), saved.stage + 1
-    if len(preset.stages) == count or adds_stages(preset, saved):
-        pairs = zip(preset.stages[begun:count], recorded.stages[begun:], strict=True)
-        later = (replace(now, steps=before.steps, warmup=before.warmup) for now, before in pairs)
-        recorded = replace(recorded, stages=(*recorded.stages[:begun], *later, *preset.stages[count:]))
-    adapted = replace(preset, stages=_stages(preset, recorded, saved))
+    adapted = replace(preset, stages=_stages(preset, recorded, saved.stage))
     # More steps change the lengths of stages; nothing else may differ.
     others = [each for each in _differences(recorded, preset) if not each[0].endswith((".steps", ".warmup"))]
-    if preset.steps < recorded.steps and not adds_stages(preset, saved):
+    if preset.steps < recorded.steps:
         others.append(("--steps", recorded.steps, f"{preset.steps}, and it may only grow"))
     return adapted, others
 
 
-def _stages(preset: Preset, recorded: Preset, saved: Checkpoint) -> tuple[Stage, ...]:
+def _stages(preset: Preset, recorded: Preset, present: int) -> tuple[Stage, ...]:
     """The recorded stages; the present one and those after it share the additional steps."""
     if len(preset.stages) != len(recorded.stages) or preset.steps <= recorded.steps:
         return recorded.stages
-    first = saved.stage + adds_stages(preset, saved)
-    done, rest = recorded.stages[:first], preset.stages[first:]
+    done, rest = recorded.stages[:present], preset.stages[present:]
     steps = split_steps(preset.steps - sum(stage.steps for stage in done), [stage.steps for stage in rest])
     return (*done, *(replace(stage, steps=n) for stage, n in zip(rest, steps, strict=True)))
 
@@ -201,7 +188,7 @@ def _stages(preset: Preset, recorded: Preset, saved: Checkpoint) -> tuple[Stage,
 def _differences(recorded: Preset, preset: Preset) -> list[Difference]:
     """Fields that differ, but for those of the card: `batch`, `network.size`, `stage 1.lr`."""
     before, now = _flat(recorded.to_dict()), _flat(preset.to_dict())
-    # A field that only one of them has is that of a further stage, which `stages` shows.
+    # A field that only one of them has is that of another stage, which `stages` shows.
     names = [name for name in before if name in now and name not in CARD_FIELDS and before[name] != now[name]]
     return [(_OPTIONS.get(name, name), _text(before[name]), _text(now[name])) for name in names]
 
@@ -291,8 +278,3 @@ class StartWeights:
         if recorded != config:
             raise UserError("--start: the version has another network than the preset; choose another preset or size")
         network.load_state_dict(self.state, strict=False)
-
-    def stages_done(self, preset: Preset) -> int:
-        """How many stages of the preset are left out: all that the version has done, if the preset begins with them."""
-        done = self.preset.stages
-        return len(done) if len(preset.stages) > len(done) and preset.stages[: len(done)] == done else 0

@@ -26,7 +26,7 @@ from model_export.errors import UserError
 from model_export.files import atomic_write, file_lock
 from model_export.training import checkpoint as checkpoints
 from model_export.training.batches import BatchBuilder, RngStream, TrainingBatch, derive_seed, draw_latents
-from model_export.training.checkpoint import Checkpoint, StartWeights, adds_stages, continued_preset
+from model_export.training.checkpoint import Checkpoint, StartWeights, continued_preset
 from model_export.training.drifting import FeatureGroups
 from model_export.training.execution import Execution, stop_signal
 from model_export.training.log import COMPUTE, Log, Throughput, ThroughputMeter
@@ -107,8 +107,6 @@ class Run:
         else:
             if start is not None:
                 start.load_into(self.network, preset.network)
-                self.stage = start.stages_done(preset)
-                self.step = sum(stage.steps for stage in preset.stages[: self.stage])
             self._start_stage()
         self._compiled = self.execution.compiled(self.network)
         self._f = self._compiled  # what the loss calls; `train` wraps it for several ranks
@@ -345,8 +343,6 @@ class Run:
         # The command that names all options of the preset.
         command = (self.provenance if self._changed else saved.provenance).get("command")
         self.provenance = {**origin, "command": command}
-        if adds_stages(self.preset, saved):
-            self._end_stage()
 
     @torch.no_grad()
     def _save_samples(self) -> None:

@@ -18,11 +18,11 @@ ROOT = Path(__file__).resolve().parents[2]
 # Lines of Python, with blanks and docstrings, of folders together; "." is the whole repository.
 LINES = {
     ("service",): 17_830,
-    ("model_export",): 9_280,
+    ("model_export",): 9_260,
     ("sdk", "ign"): 3_950,
     ("benchmarks",): 5_960,
-    ("tests",): 35_040,
-    (".",): 72_740,
+    ("tests",): 35_000,
+    (".",): 72_690,
 }
 FILE_LINES = 600
 SERVICE_MODULES = 81  # without `__init__`
