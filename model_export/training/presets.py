@@ -197,6 +197,7 @@ PRESETS = {
             stages=restoring_stages(20_000, 20_000),
             distance="l1_ink",
             batch=4,
+            checkpoint_every=1600,  # writing one takes as long as 30 steps
             background=(1.0,),
             tile=1536,
             overlap=144,  # f hardly sees farther, so tiles give the whole page
