@@ -27,7 +27,7 @@ _CHUNK: Final = 10  # pages that a process draws at once
 
 
 def draw_scans(pages: int = PAGES, *, side: int = SIDE, seed: int = 7) -> dict[str, NDArray[Any]]:
-    """Draw the set: `x_train`, `damaged_train` and `x_test`, each (N, side, side) uint8.
+    """Draw the set: `damaged_train`, `x_train`, which f shall make of it, and `x_test`, each (N, side, side) uint8.
 
     Up to four parts of a page are kept. A page is a function of seed, number, side and the fonts of this machine.
     """
