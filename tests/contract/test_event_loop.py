@@ -90,5 +90,6 @@ REQUESTS: dict[str, Callable[[Service], object]] = {
 
 @pytest.mark.parametrize("request_name", REQUESTS)
 def test_no_request_holds_the_event_loop_up(request_name: str, service: Service) -> None:
-    REQUESTS[request_name](service)
-    service.get("/healthz")  # the callback that answered has ended, and `tests.helpers.watchdog` has timed it
+    for _ in range(2):  # the first one may import modules, and `tests.helpers.watchdog` lets those pass
+        REQUESTS[request_name](service)
+    service.get("/healthz")  # the callback that answered has ended, and been timed
