@@ -86,7 +86,7 @@ def chosen(lines: Sequence[Json], names: str) -> str:
 TABLES: Final[Mapping[str, Callable[[Path, argparse.Namespace], str]]] = {
     "capacity": lambda folder, options: table(plan(read(folder / "service.json"), options)),
     "single": lambda folder, _: chosen(
-        [row for row in read(folder / "service.json")["single_images"] if row["connections"] in {1, 32, 256}],
+        [row for row in read(folder / "service.json")["single_images"] if row["connections"] in {1, 32, 128}],
         "connections requests_per_s p50_ms p99_ms server_core_ms",
     ),
     "many": lambda folder, _: chosen(
