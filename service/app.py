@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -29,7 +28,7 @@ from service.domain.rate_limit import SharedGCRA
 from service.domain.shares import Capacity
 from service.environment import available_cpus, lower_priority, metrics_file
 from service.images.pool import CodecPool
-from service.models.instances import SizedInstance, open_instances
+from service.models.instances import SizedInstance, TurnLock, open_instances
 from service.models.on_demand import Memory, OnDemandRepository
 from service.models.registry import ModelRegistry, ServedModel
 from service.models.repository import LoadedModel, Repository, repository_options
@@ -242,7 +241,7 @@ def _serve(
     settings: Settings, metrics: Metrics, tracing: "Tracing | None", on_device_lost: Callback, loaded: LoadedModel
 ) -> ServedModel:
     statistics, card = ModelStatistics(metrics, loaded.ref), loaded.card
-    turns = [threading.Lock() for _ in loaded.instances]
+    turns = [TurnLock() for _ in loaded.instances]
 
     def make_scheduler(size: tuple[int, int]) -> Scheduler:
         instances: Sequence[Model] = loaded.instances

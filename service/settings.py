@@ -111,16 +111,16 @@ class Settings(BaseModel):
     max_steps: int = Field(default=300_000, ge=1, le=1_000_000_000)
     """applications of f in one request"""
     max_body_bytes: int = Field(default=16 * 2**20, ge=1024, lt=2**31)
-    """bytes of the largest request body. They are counted as it arrives and again when it is decompressed."""
+    """bytes of the largest request body. They are counted as it arrives."""
     max_pixels: int = Field(default=16_000_000, ge=1, le=2**28)
     """pixels of the largest image. They are checked before decoding; a side may have 16384. Enlarged images of
     a response may have as many together."""
     max_request_pixels: int = Field(default=64_000_000, ge=1, le=2**34)
     """pixels of all images and masks of one request. Never less than those of the largest image."""
-    max_inflight_bytes: int = Field(default=128 * 2**20, ge=1024, le=2**40)
+    max_inflight_bytes: int = Field(default=512 * 2**20, ge=1024, le=2**40)
     """bytes that all requests in flight hold: their bodies, their responses and the arrays that these are made from.
-    A quarter more is left for callers below their share. Beyond it, requests get 429; never less than the largest
-    body."""
+    A quarter more is left for callers below their share. Beyond it, requests get 429, and one that needs more than all
+    of it gets 413. Never less than the largest body."""
     max_inflight_requests: int = Field(default=1024, ge=1, le=1_000_000)
     """requests in flight. A quarter more is left for callers below their share. Beyond it, requests get 429."""
     max_open_connections: int = Field(default=4096, ge=1, le=1_000_000)

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Final
 
-from service.domain.errors import OverShare, RateLimited, TooManyBytes, TooManyConnections
+from service.domain.errors import OverShare, RateLimited, TooLarge, TooManyBytes, TooManyConnections
 from service.domain.rate_limit import GCRA, Rate, SharedGCRA
 from service.domain.shares import Capacity, Shares
 
@@ -51,13 +51,18 @@ class InFlightRequests:
         return epoch
 
     def hold(self, state: MutableMapping[str, Any], size: int) -> None:
-        """Count bytes until their request ends. Raises `OverShare` or `TooManyBytes` if there is no room for them.
+        """Count bytes until their request ends.
+
+        Raises `OverShare` or `TooManyBytes` if there is no room for them now, and `TooLarge` if there never is.
 
         Bytes of a body count as they arrive. If an announced length counted, a few slow clients could reserve
-        everything without sending a byte. A request that needs more than there is gets all, if it is alone.
+        everything without sending a byte.
         """
         caller, held = state["caller"], state.get("held_bytes", 0)
-        size = min(size, self.bytes.capacity.size - held)
+        capacity = self.bytes.capacity.size
+        if held + size > capacity:
+            text = f"the request needs {held + size} bytes; the limit, IGN_MAX_INFLIGHT_BYTES, is {capacity}"
+            raise TooLarge(text)
         if not self.bytes.take(caller, size):
             if self.bytes.is_over_share(caller, size):
                 raise OverShare("the requests of this caller hold too many bytes (IGN_MAX_INFLIGHT_BYTES)")

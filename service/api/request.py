@@ -34,6 +34,7 @@ from service.domain.errors import (
     UnsupportedMedia,
 )
 from service.domain.tasks import Result
+from service.images.pool import Job
 from service.models.registry import ServedModel
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ class ApiRequest:
         if self.is_over or time.monotonic() > self.deadline:
             raise DeadlineExceeded("the deadline passed")
 
-    async def run_codec(self, part: str, job: Callable[[], T]) -> T:
+    async def run_codec(self, part: str, job: Job[T]) -> T:
         """Run a large job in the codec pool until the deadline; its time counts as ``part``, `decode` or `encode`."""
         start = time.perf_counter()
         try:

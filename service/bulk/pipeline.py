@@ -25,8 +25,9 @@ from service.bulk.sources import Files, SourceItem
 from service.domain.errors import IgnError, InvalidContent, ModelFailure, RequestError, StartupError, UnknownModel
 from service.domain.latents import FloatRow
 from service.domain.tasks import Images, Result, SchedulingParams, StepParams, blend_result, with_chroma
-from service.images.decode import DecodeLimits, open_image
+from service.images.decode import DecodeLimits, ImageBytes
 from service.images.encode import encode, encode_npy, to_uint8
+from service.images.pool import CodecThread
 from service.images.prepare import prepare
 
 Options = GenerateRequest | ProjectOptions | ScoreOptions
@@ -132,7 +133,7 @@ class Pipeline:
             if record["picture"] is not None:
                 record["picture"] = f"{folder}/{record['picture']}"
         if self._job.pack != "files":
-            file = await self._services.codec.run("encode", partial(packed, self._job.pack, records, contents))
+            file = await self._services.codec.run("encode", lambda _: packed(self._job.pack, records, contents))
             await self._output.write(number, [(folder, file)])
         return await asyncio.to_thread(self._output.finish, number, records)
 
@@ -152,7 +153,7 @@ class Pipeline:
                 items = await codec.run("decode", partial(self._read, start, stop, images))
                 del images
                 await self._run_isolating([item for item in items if item.row is not None])
-                contents = await codec.run("encode", partial(self._encode, items))
+                contents = await codec.run("encode", lambda _: self._encode(items))
             if self._job.pack == "files":
                 await self._output.write(shard, [(f"{self._folder(shard)}/{name}", data) for name, data in contents])
                 contents = []
@@ -162,21 +163,23 @@ class Pipeline:
                 self._is_room.notify_all()
         return [item.record for item in items], contents
 
-    def _read(self, start: int, stop: int, images: Sequence[SourceItem]) -> list[_Item]:
+    def _read(self, start: int, stop: int, images: Sequence[SourceItem], thread: CodecThread) -> list[_Item]:
         """Seeded noise, or images decoded and fitted to the model's input as `/project` does."""
         options = self._job.options
         if not isinstance(options, GenerateRequest):
-            return [self._decoded(start + i, image, options) for i, image in enumerate(images)]
+            return [self._decoded(start + i, image, options, thread) for i, image in enumerate(images)]
         seed, first = options.seed or 0, options.offset + start
         rows = self.model.noise.rows(seed, first, stop - start, options.noise_scale)
         return [_Item(_record(index=start + i, seed=seed, latent=first + i), row) for i, row in enumerate(rows)]
 
-    def _decoded(self, index: int, image: SourceItem, options: ProjectOptions | ScoreOptions) -> _Item:
+    def _decoded(
+        self, index: int, image: SourceItem, options: ProjectOptions | ScoreOptions, thread: CodecThread
+    ) -> _Item:
         item = _Item(_record(index=index, source=_printable(image.name)))
         try:
             if isinstance(image.content, RequestError):
                 raise image.content
-            picture = open_image(image.content, self._limits, field=image.name).decode()
+            picture = ImageBytes(image.name, image.content).open(thread, self._limits).decode(thread)
         except RequestError as exc:
             item.error = exc
         else:

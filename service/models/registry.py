@@ -16,17 +16,27 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 from weakref import WeakValueDictionary
 
+import numpy as np
+
 from service.domain.errors import Draining, LoadFailed, StartupError, UnknownModel, UnloadRefused
 from service.domain.latents import FloatRow
 from service.domain.tasks import KeepMask, Result, SchedulingParams
+from service.domain.tiles import Size
 from service.models.repository import LOAD_S, LoadedModel, Repository, describe_failure, version_key
 from service.observability.statistics import ModelStatistics
 from service.scheduling.scheduler import Scheduler
-from service.scheduling.tiled import RunCodec, TiledRun
+from service.scheduling.tiled import OPEN_REQUESTS, RunCodec, TiledRun
 
 State = Literal["READY", "UNAVAILABLE", "LOADING", "UNLOADING"]
 
 _LOG = logging.getLogger(__name__)
+
+
+class TilePlan(NamedTuple):
+    """How many tiles a request has, and bytes of those that are open at a time."""
+
+    rows: int
+    bytes: int
 
 
 class ServedModel:
@@ -62,6 +72,15 @@ class ServedModel:
         ]
         run = TiledRun(tiled, params, scheduler_for=self._scheduler_for, run_codec=run_codec, on_event=on_event)
         return await run.run()
+
+    def plan_tiles(self, sizes: Sequence[Size]) -> TilePlan:
+        """The tiles of images of these sizes, and what they take beside the images."""
+        tilings = [self.card.tiling(size) for size in sizes]
+        count = sum(tiling.count for tiling in tilings)
+        area = max((math.prod(tiling.tile) for tiling in tilings), default=0)
+        open_tiles = min(count, OPEN_REQUESTS * self.scheduler.batch_rows)
+        # Each is cut from the image, and f makes another one of it.
+        return TilePlan(count, 2 * open_tiles * area * self.card.shape[0] * np.dtype(np.float32).itemsize)
 
     def close(self, seconds: float = 5.0) -> None:
         """Close the schedulers, as `Scheduler.close`."""

@@ -279,7 +279,7 @@ def busy_codec(service: Service) -> Iterator[None]:
     codec = service.services.codec
     held, free = threading.Barrier(codec.threads + 2), threading.Event()
 
-    def hold() -> None:
+    def hold(_: object) -> None:
         held.wait(PATIENCE_S)
         free.wait(PATIENCE_S)
 

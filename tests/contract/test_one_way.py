@@ -254,6 +254,7 @@ HEAD = b"POST /generate HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer alice-key\r
 ASKED = HEAD + b"Content-Length: 2\r\n\r\n{}"
 LATE = {"X-Request-Timeout": "0.1"}
 JSON, PNG = {"Content-Type": "application/json"}, {"Content-Type": "image/png"}
+OTHER = save(noise(9, 9))  # it is not of the model's size, so the codec pool decodes it
 Ending = Callable[[Service, Gate], object]
 
 
@@ -261,7 +262,7 @@ Ending = Callable[[Service, Gate], object]
 def small(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Gate]]:
     """A service with small limits, in which no image can be decoded; the quota of `slow` is used up."""
 
-    def fail(_: EncodedImage) -> None:
+    def fail(*_: object) -> None:
         raise RuntimeError("a defect")
 
     keys = write_keys(tmp_path_factory.mktemp("keys"), {"alice": "infer", "slow": "infer"}, slow="1/m")
@@ -337,7 +338,7 @@ ENDINGS: dict[str, tuple[Ending, str, int, str | None]] = {
     "a client that leaves early": (leaves_early, "/generate", 499, None),
     "a client that leaves": (stuck(leaves), "/generate", 499, None),
     "the deadline": (stuck(post("/generate", headers=LATE, json={})), "/generate", 504, "deadline_exceeded"),
-    "a defect in a stage": (post("/project", headers=PNG, content=PICTURE), "/project", 500, "internal"),
+    "a defect in a stage": (post("/project", headers=PNG, content=OTHER), "/project", 500, "internal"),
     "a defect of the model": (model_fails, "/generate", 500, "model_failure"),
     "an end of a stream": (
         stuck(post("/generate", headers=STREAM, json={"record": [0]})),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from service.images.decode import EncodedImage, Picture
+from service.images.pool import CodecThread
 from tests.contract.data import CALLS, PICTURE, b64, latents
 from tests.contract.harness import Service, busy_codec, gated, held, later, problem, serving, settings
 from tests.contract.oip import INFER, as_json
@@ -48,9 +49,9 @@ def test_what_a_full_queue_refuses_is_not_even_decoded(models: Path, monkeypatch
     decoded: list[str] = []
     decode_image = EncodedImage.decode
 
-    def decode(image: EncodedImage) -> Picture:
+    def decode(image: EncodedImage, thread: CodecThread) -> Picture:
         decoded.append(image.field)
-        return decode_image(image)
+        return decode_image(image, thread)
 
     monkeypatch.setattr(EncodedImage, "decode", decode)
     with held(monkeypatch, settings(models, **SMALL)) as (service, gate), ThreadPoolExecutor(1) as pool:

@@ -97,7 +97,7 @@ async def step_members(api: ApiRequest, spec: ResponseSpec, rows: Images, step: 
         return picture(step.row, spec.model.card, options)
 
     if step.row.size * options.scale**2 > INLINE_VALUES:
-        data = await api.run_codec("encode", encode)
+        data = await api.run_codec("encode", lambda _: encode())
     else:
         start = time.perf_counter()
         data = encode()

@@ -7,19 +7,20 @@ from typing import Any
 import pytest
 
 from service.api.limits import InFlightRequests
-from service.domain.errors import OverShare, TooManyBytes
+from service.domain.errors import OverShare, TooLarge, TooManyBytes
 from service.domain.shares import Capacity
 from service.observability.logs import JsonFormatter
 from tests.helpers.application import UNLIMITED
 
 
-def test_a_request_that_is_alone_may_need_more_than_there_is() -> None:
+def test_a_request_that_needs_more_than_there_is_is_too_large() -> None:
     in_flight = InFlightRequests(UNLIMITED, Capacity.of(100))
     large: dict[str, Any] = {"caller": "a"}
     other: dict[str, Any] = {"caller": "b"}
     epoch = in_flight.enter("a")
-    for size in (80, 90, 5):
-        in_flight.hold(large, size)
+    in_flight.hold(large, 95)
+    with pytest.raises(TooLarge):  # at once, not after the other requests
+        in_flight.hold(large, 6)
     with pytest.raises((TooManyBytes, OverShare)):
         in_flight.hold(other, 90)
     in_flight.leave(epoch, large)
