@@ -13,13 +13,11 @@ Each version is verified when it is loaded, as without a limit. To open it again
 import contextlib
 import ctypes
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Final, cast
 
 from service.artifact.files import MODEL_FILES
@@ -27,6 +25,7 @@ from service.artifact.golden import digest_of
 from service.domain.errors import ModelFailure, StartupError, wrap_errors
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceOutOfMemory, ModelMemory
+from service.environment import resident_bytes
 from service.models.repository import LOAD_S, InferenceModel, LoadedModel, Repository, describe_failure
 
 _LOG = logging.getLogger(__name__)
@@ -202,7 +201,7 @@ class OnDemandRepository(Repository):
         if not self._memory.enter(model, lambda: time.monotonic() < until):
             raise StartupError(f"{file}: no room within IGN_MODEL_MEMORY_MIB: every other model has requests")
         try:
-            before = _resident_bytes()
+            before = resident_bytes()
             loaded = super()._load(ref)
             model.instances = loaded.instances
             model.size = self._measure(loaded, before, _LEAST * size)
@@ -220,10 +219,10 @@ class OnDemandRepository(Repository):
     def _measure(self, loaded: LoadedModel, before: int, least: int) -> int:
         """Bytes of the open instances, each with the scratch memory of the largest batch."""
         _free_unused()
-        opened, model, count = _resident_bytes(), loaded.instances[0], len(loaded.instances)
+        opened, model, count = resident_bytes(), loaded.instances[0], len(loaded.instances)
         with contextlib.suppress(ModelFailure, DeviceOutOfMemory):  # smaller batches run; the golden rows did
             model.run(model.noise.rows(0, 0, loaded.card.batch_rows(self._max_batch_rows)))
-        return max(opened - before, count * least) + count * max(0, _resident_bytes() - opened)
+        return max(opened - before, count * least) + count * max(0, resident_bytes() - opened)
 
     def _open_again(self, file: str, digest: str, count: int) -> Sequence[InferenceModel]:
         data = self._read(file)
@@ -236,11 +235,3 @@ def _free_unused() -> None:
     """Return freed memory to the system, where the C library can do that; glibc keeps it for later allocations."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _resident_bytes() -> int:
-    """This process's memory without files; 0 where the system does not tell."""
-    with contextlib.suppress(OSError):
-        _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text(encoding="ascii").split())
-        return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
-    return 0
