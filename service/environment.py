@@ -98,11 +98,6 @@ def metrics_file() -> Path | None:
     return Path(file) if file else None
 
 
-def docker_config() -> Path:
-    """The file with Docker's credentials of registries."""
-    return Path(os.environ.get("DOCKER_CONFIG") or "~/.docker", "config.json").expanduser()
-
-
 def lower_priority() -> None:
     """Let the threads of other models go before this one and those that it starts; elsewhere than on Linux, nothing."""
     with contextlib.suppress(OSError, AttributeError):

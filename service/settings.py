@@ -21,7 +21,11 @@ from service.domain.rate_limit import Rate
 _LOG = logging.getLogger("service")
 PREFIX: Final = "IGN_"
 _CLIENT: Final = frozenset({"IGN_BASE_URL", "IGN_API_KEY"})  # of the client package, in the same environment
-_STORES: Final = ("s3", "gs", "az", "oci")
+_STORES: Final = ("s3", "gs", "az")
+_NO_REGISTRY: Final = (
+    "IGN_MODEL_DIR=oci://…: the service reads no registry; mount the image as a volume of Kubernetes, "
+    "or copy its files with `oras pull` and name their folder"
+)
 _MAX_SHOWN: Final = 80  # characters of a bad value in the message
 
 Network = IPv4Network | IPv6Network
@@ -67,7 +71,7 @@ class Settings(BaseModel):
     port: int = Field(default=8000, ge=0, le=65_535)
     """port to listen on; 0 takes a free one"""
     model_dir: Path = Field(default_factory=_shipped_models)
-    """directory of the models, or a URL such as s3://bucket/models (gs, az, oci). It holds
+    """directory of the models, or a URL such as s3://bucket/models (gs, az). It holds
     NAME/VERSION/{model.onnx, golden.npz}; later changes are loaded on request."""
     model_cache: Path = Path("~/.cache/ign-service")
     """directory for copies of the models of a URL. With them the service starts when the store is out of reach."""
@@ -193,6 +197,7 @@ class Settings(BaseModel):
                 len(self.pins) < len(self.versions),
                 f"IGN_VERSIONS={','.join(self.versions)} names a model twice",
             ),
+            (str(self.model_dir).startswith("oci:/"), _NO_REGISTRY),
             (self.gpu_count > 1 and not cuda, f"IGN_GPU_COUNT={self.gpu_count} needs IGN_DEVICE=cuda"),
             (
                 self.cpu_instances and cuda,

@@ -218,6 +218,11 @@ class StartupError(IgnError, code="startup"):
     """The service does not start; ``detail`` is one line for the operator and may name files."""
 
 
+def printable(text: str) -> str:
+    """A foreign text with escapes in place of what controls a terminal or ends a line."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 @contextmanager
 def wrap_errors(prefix: str) -> Iterator[None]:
     """Put ``prefix``, such as a file name, before the text of a `StartupError`."""

@@ -14,10 +14,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from types import MappingProxyType
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeVar
 
 from service.artifact.card import Card, from_metadata
-from service.artifact.files import GOLDEN_FILE, MODEL_FILE, MODEL_FILES, NAME_PATTERN, VERSION_PATTERN
+from service.artifact.files import (
+    GOLDEN_FILE,
+    MAX_MODEL_BYTES,
+    MODEL_FILE,
+    MODEL_FILES,
+    NAME_PATTERN,
+    VERSION_PATTERN,
+)
 from service.artifact.golden import Golden, GoldenReport, check_golden, digest_of, read_golden
 from service.artifact.onnx_file import read_metadata
 from service.domain.errors import ModelFailure, StartupError, wrap_errors
@@ -29,13 +36,14 @@ from service.settings import Settings
 LOAD_S: Final = 300.0
 """Seconds that loading, warm-up and verification of a version may take. The largest file, read from a slow network disk
 at 20 MB/s, takes a third of them; a model that loops for ever does not end."""
-MAX_MODEL_BYTES: Final = 2**31 - 1  # the limit of a protobuf message, which an ONNX file is
 _NAME: Final = re.compile(NAME_PATTERN)
 _VERSION: Final = re.compile(VERSION_PATTERN)
 _MOUNTED: Final = re.compile(rf"([1-9][0-9]{{0,8}}/)?{MODEL_FILE}")
 _HINT: Final = "unset, the shipped models are served; `ign export` writes others"
 _INTERNAL_ERROR: Final = "loading it failed in a way nobody foresaw; the log says how"
 _LOG = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 Files = tuple[tuple[int, int, int, int], ...]
 """Device, inode, size in bytes and modification time in ns of the files of a version; they differ after a change."""
@@ -159,9 +167,18 @@ class Repository:
             self.default = names.pop()
         return refs
 
+    @property
+    def has_store(self) -> bool:
+        """Whether the directory holds copies from a store."""
+        return self._store is not None
+
     def refresh(self, *, may_fail: bool = False) -> dict[str, str]:
         """Copy what has changed in the store, if there is one; as `ModelStore.refresh`."""
         return {} if self._store is None else self._store.refresh(may_fail=may_fail)
+
+    def start_refresh(self) -> Future[dict[str, str]]:
+        """As `refresh`, in a thread of its own: no other work waits behind a store that hangs."""
+        return _start(self.refresh)
 
     def load_all(self) -> Loaded:
         """Load every version in the directory; this blocks until all are verified or have failed.
@@ -241,10 +258,20 @@ class Repository:
         """`name/version` in the card of a file."""
         key = self._identities([file])
         if key not in self._names:
-            data = self._read(file)
-            with wrap_errors(file):
-                self._names[key] = from_metadata(read_metadata(data))[0].ref
+            self._names[key] = self._card(file).ref
         return self._names[key]
+
+    def card(self, ref: str) -> Card:
+        """The card of a version; raises StartupError if its file cannot be read."""
+        return self._card(self._path(ref, MODEL_FILE))
+
+    def _card(self, file: str) -> Card:
+        try:
+            data = self._read(file)
+        except OSError as exc:
+            raise StartupError(f"{file}: {exc.strerror}") from exc
+        with wrap_errors(file):
+            return from_metadata(read_metadata(data))[0]
 
     def path(self, ref: str, file: str) -> Path:
         """A file of a version."""
@@ -284,10 +311,7 @@ class Repository:
 
     def start_load(self, ref: str) -> Future[LoadedModel]:
         """As `load`, in a thread of its own and without its time limit: nothing waits behind a model that hangs."""
-        executor = ThreadPoolExecutor(1, "ign-load")
-        loaded = executor.submit(self._load, ref)
-        executor.shutdown(wait=False)
-        return loaded
+        return _start(self._load, ref)
 
     def _load(self, ref: str) -> LoadedModel:
         files = self.files(ref)  # before the files are read, so that a change during the loading is noticed
@@ -418,6 +442,13 @@ def describe_failure(ref: str, exc: Exception) -> str:
         return f"{ref}: {exc.strerror or type(exc).__name__}"
     _LOG.error("loading %s failed", ref, exc_info=exc)
     return f"{ref}: {_INTERNAL_ERROR}"
+
+
+def _start(function: Callable[..., T], *arguments: Any) -> Future[T]:
+    executor = ThreadPoolExecutor(1, "ign-load")
+    future = executor.submit(function, *arguments)
+    executor.shutdown(wait=False)
+    return future
 
 
 def _close(models: Iterable[LoadedModel | InferenceModel]) -> None:

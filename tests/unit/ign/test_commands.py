@@ -174,6 +174,8 @@ def toy(tmp_path: Path) -> dict[str, str]:
         ("site", "ign site: OUT: missing;"),
         ("keys add x", "ign keys add: --file or the variable IGN_API_KEYS_FILE: missing;"),
         ("models --models nowhere", "ign models: IGN_MODEL_DIR=nowhere: no such directory"),
+        ("models --models oci://host/x", "ign models: IGN_MODEL_DIR=oci://…: the service reads no registry; mount "),
+        ("models push x", "ign models: push x: one argument too many;"),
         ("train --bogus 1", "ign train: no option --bogus;"),
         ("generate", "ign generate: -o/--out: missing;"),
         ("generate -o x -n many", "ign generate: -n: 'many' is no number;"),
@@ -201,6 +203,13 @@ def test_models_are_listed_from_their_cards(toy: dict[str, str]) -> None:
         assert done.output.startswith(f"{mark} toy/1")  # without a setting, the only one is the default
     done = ign("models", "--json", "--models", toy["IGN_MODEL_DIR"], IGN_DEFAULT_MODEL="toy/1")
     assert '"model": "toy/1"' in done.output
+
+
+def test_a_card_writes_no_escapes_to_the_terminal(tmp_path: Path) -> None:
+    write_model(tmp_path, description="\x1b]0;title\x07 a\nb \u202egnp")
+    done = ign("models", "--models", str(tmp_path))
+    assert done.output.rstrip("\n").isprintable()
+    assert r"\x1b]0;title\x07 a\nb \u202egnp" in done.output
 
 
 @pytest.mark.parametrize("content", [None, b"", b"nonsense", b"\x72\x02\x0a\xff"])
