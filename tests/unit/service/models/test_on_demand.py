@@ -177,7 +177,7 @@ class Library:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
         size = {(folder / ref / "model.onnx").stat().st_size for ref in ("toy/1", "toy/2", "toy/3")}
-        monkeypatch.setattr(on_demand, "_resident_bytes", lambda: 0)
+        monkeypatch.setattr(on_demand, "resident_bytes", lambda: 0)
         monkeypatch.setattr(on_demand, "_ESTIMATE", 4)
         monkeypatch.setattr(on_demand, "_MIB", 4 * max(size))  # of two instances
         settings, self.opened = Settings(device="cpu", threads=2), list[OnnxModel]()
@@ -235,7 +235,7 @@ def test_a_model_that_is_too_large_or_broken_takes_no_room(toys: Path, monkeypat
     library = Library(toys, monkeypatch, 1)
     (toys / "toy" / "2" / "golden.npz").write_bytes(b"")
     sizes = iter([0, 0, 2**30])  # the third look at the first model
-    monkeypatch.setattr(on_demand, "_resident_bytes", lambda: next(sizes, 0))
+    monkeypatch.setattr(on_demand, "resident_bytes", lambda: next(sizes, 0))
     models, failures = library.repository.load_all()
     assert list(models) == ["toy/3"]
     assert failures["toy/2"].startswith("toy/2/golden.npz: damaged")
