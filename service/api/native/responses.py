@@ -214,7 +214,8 @@ def response_parts(api: ApiRequest, spec: ResponseSpec, result: Result, content:
 
 def score_content(spec: ResponseSpec, rows: Images, result: Result) -> Any:
     """The body of a score as an image, the heat map of |f(x) − x|; as JSON, the box of each image that changes most."""
-    changes = [_change(made, given) for made, given in zip(result.rows, rows, strict=True)]
+    # One at a time: all together would take as much memory as the images.
+    changes = (_change(made, given) for made, given in zip(result.rows, rows, strict=True))
     card = spec.model.card
     if spec.media is Media.JSON:
         return [worst_box(change) for change in changes]
