@@ -133,8 +133,6 @@ class HttpProtocol(HttpToolsProtocol):
             self._connections.on_idle(self)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        if self._running is None:
-            cycle.scope["state"]["is_first"] = True
         self._running = cycle
         is_old = time.monotonic() > self._expires
         if cycle.keep_alive and not self.pipeline and (is_old or self._connections.leaving):
