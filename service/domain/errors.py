@@ -188,7 +188,7 @@ class UnavailableError(TemporaryError, code="unavailable"):
 
 
 class NotReady(UnavailableError, code="not_ready"):
-    """Models are loading, or a worker is being replaced."""
+    """Models are loading, a worker is being replaced, or the model would not open before the deadline."""
 
 
 class Draining(UnavailableError, code="draining"):
