@@ -39,6 +39,7 @@ from service.api.access import (
     ApiKeys,
     PathSet,
     address_key,
+    check_origin,
     open_paths,
     peer_key,
 )
@@ -117,8 +118,8 @@ class Exchange:
         self.added: list[tuple[bytes, bytes]] = []
         self.closes = False
         self._head: Message = {}
-        self._send_whole = scope.get("extensions", {}).pop(WHOLE_RESPONSE, None)  # it holds the scope
         self.held: Message = {}  # the last part of the body, until `finish`
+        self._send_whole = scope.get("extensions", {}).pop(WHOLE_RESPONSE, None)  # it holds the scope
 
     async def send(self, message: Message) -> None:
         """Pass a message of the response on to the server; the head waits for the first part of the body."""
@@ -141,10 +142,10 @@ class Exchange:
             self.started = self._send_whole(self.status, self._head["headers"], body)
             if self.started:
                 return
-        if not self.started:
         await self._send_on(message)
 
     async def _send_on(self, message: Message) -> None:
+        if not self.started:
             self.started = True
             await self._send(self._head)
         await self._send(message)
@@ -302,13 +303,17 @@ class Application:
         """Let the request in, and count it.
 
         Raises `IgnError` if the server rejected its head, the head is wrong, the key is missing, unknown or without the
-        scope, the service drains, too many requests are in flight, or the caller is beyond its rate.
+        scope, a page of another site may have sent it, the service drains, too many requests are in flight, or the
+        caller is beyond its rate.
         """
         state, path, in_flight = exchange.state, exchange.path, self._in_flight
         if exchange.error is not None:
             exchange.added.append((b"connection", b"close"))  # where the next request begins is in doubt
             raise exchange.error
-        if self._keys is not None and path not in self._keyless:
+        if self._keys is None:
+            if exchange.method == "POST" and ("*" not in self._settings.cors_origins or path in self._admin):
+                check_origin(exchange.headers, self._settings.cors_origins)
+        elif path not in self._keyless:
             self._keys.identify(exchange.headers, state, "admin" if path in self._admin else "infer")
         if path not in self._probes:
             if in_flight.draining:

@@ -96,7 +96,7 @@ class UnauthorizedError(RequestError, code="unauthorized"):
 
 
 class ForbiddenError(RequestError, code="forbidden"):
-    """API key without the scope."""
+    """API key without the scope, or a page of another site."""
 
 
 class UnknownModel(RequestError, code="unknown_model"):
