@@ -96,7 +96,7 @@ class UnauthorizedError(RequestError, code="unauthorized"):
 
 
 class ForbiddenError(RequestError, code="forbidden"):
-    """API key without the scope."""
+    """API key without the scope, or a page of another site."""
 
 
 class UnknownModel(RequestError, code="unknown_model"):
@@ -188,7 +188,7 @@ class UnavailableError(TemporaryError, code="unavailable"):
 
 
 class NotReady(UnavailableError, code="not_ready"):
-    """Models are loading, or a worker is being replaced."""
+    """Models are loading, a worker is being replaced, or the model would not open before the deadline."""
 
 
 class Draining(UnavailableError, code="draining"):

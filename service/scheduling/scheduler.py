@@ -65,7 +65,7 @@ class Scheduler:
         self._shape, self._clock, self._exact = models[0].shape, clock, exact
         self._observer = observer or SchedulerObserver()
         batches = (largest_batch(model, max_batch_rows) for model in models)
-        self._admission = Admission(queue_rows, *batches, max_rows=max_rows)
+        self._admission = Admission(queue_rows, *batches, max_rows=max_rows, memory=memory)
         self._max_rows = max_rows
         self._pool = WorkerPool(
             self._admission,

@@ -133,8 +133,6 @@ class HttpProtocol(HttpToolsProtocol):
             self._connections.on_idle(self)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        if self._running is None:
-            cycle.scope["state"]["is_first"] = True
         self._running = cycle
         is_old = time.monotonic() > self._expires
         if cycle.keep_alive and not self.pipeline and (is_old or self._connections.leaving):
@@ -160,9 +158,11 @@ class HttpProtocol(HttpToolsProtocol):
                 self.cycle.disconnected = self.cycle.response_complete = True
                 self.cycle.waiting_for_100_continue = False
                 self.cycle.message_event.set()
+        # The path is left out as the rest of the head is, but errors below /v1 have a form of their own.
+        path = "/v1/" if (self.url or b"").startswith(b"/v1/") else ""
         self.parser = httptools.HttpRequestParser(self)
         self.parser.feed_data(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
-        cast(dict[str, Any], self.cycle.scope).update(method="-", path="", raw_path=b"", headers=[])
+        cast(dict[str, Any], self.cycle.scope).update(method="-", path=path, raw_path=b"", headers=[])
         self.cycle.scope["state"]["rejected"] = error
         last = LingeringTransport(self.transport, self.flow)
         last.pause_reading()

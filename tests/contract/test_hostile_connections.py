@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from service.api.heads import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED
+from tests.contract.data import PICTURE, latents
 from tests.contract.harness import PATIENCE_S, Service, gated, held, problem, serving, settings
+from tests.contract.oip import encoded
 from tests.helpers.connection import Connection
 
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -320,6 +323,41 @@ def test_other_sites_may_not_change_models_without_keys(service: Service, path: 
     """A browser sends such a request without asking, because it is simple."""
     problem(service.client.post(f"/v2/repository/{path}", headers=headers), 403, "forbidden")
     assert service.get("/models/colour").status_code == 200
+
+
+SIMPLE = {"Content-Type": "text/plain"}
+FORM = {"files": {"image": ("x.png", PICTURE)}, "data": {"prompt": "x"}}
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "OpenAI's generations": ("/v1/images/generations", {"content": b'{"prompt": "x"}', "headers": SIMPLE}),
+    "OpenAI's edits": ("/v1/images/edits", FORM),
+    "infer": ("/v2/models/grey/infer", {"content": encoded(latents(1)), "headers": SIMPLE}),
+    "a form": ("/project", {"files": FORM["files"]}),
+}
+
+
+@pytest.mark.parametrize(("path", "request_"), RUNS.values(), ids=RUNS)
+def test_other_sites_may_not_run_models_without_keys_either(
+    service: Service, models: Path, path: str, request_: dict[str, Any]
+) -> None:
+    """Nor a page that `IGN_CORS_ORIGINS` does not name; with keys, a browser asks first."""
+
+    def status(service: Service, **headers: str) -> int:
+        return service.client.post(path, **request_ | {"headers": request_.get("headers", {}) | headers}).status_code
+
+    own = {"Origin": f"http://{service.address[0]}:{service.address[1]}"}
+    for headers in (
+        own,
+        {"Sec-Fetch-Site": "same-origin", "Origin": "http://proxy"},
+        {"Origin": "https://app.example"},
+    ):
+        assert status(service, **headers) == 200
+    for name in ("another site", "another site, by an address", "a sandbox", "another port"):
+        assert status(service, **PAGES[name]) == 403
+    with serving(settings(models, cors_origins=("*",))) as open_to_all:
+        assert status(open_to_all, **PAGES["another site, by an address"]) == 200
+        problem(
+            open_to_all.client.post("/v2/repository/models/grey/load", headers=PAGES["a sandbox"]), 403, "forbidden"
+        )
 
 
 @pytest.mark.parametrize(

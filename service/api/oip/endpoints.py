@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service import __version__
-from service.api.access import check_origin
+from service.api.access import check_host
 from service.api.app_state import AppState, app_state
 from service.api.oip import tensors
 from service.api.pipeline import LARGE_BODY, Endpoint, Plan, ResponseParts
@@ -325,7 +325,7 @@ _MAX_REPOSITORY_BYTES: Final = 1 << 14  # of a body; parsing so many takes a mil
 async def _check_allowed(request: Request) -> None:
     settings = app_state(request).settings
     if settings.api_keys_file is None:
-        check_origin(request.headers, settings)
+        check_host(request.headers, settings)
     if settings.workers > 1:
         raise NotSupported("the model repository is that of one process, and this service has several (IGN_WORKERS)")
 
