@@ -33,7 +33,7 @@ def scans(url: str, tmp_path: Path) -> Path:
     """Three digits under noise, a drawing, black on white; no two alike."""
     folder = tmp_path / "scans"
     folder.mkdir()
-    with Client(url) as client:
+    with Client(url, timeout=300) as client:
         for image in client.generate(seed=7, n=3):
             noise = np.random.default_rng(image.index).normal(0, 60, (28, 28))
             noisy = np.clip(image.to_numpy() + noise, 0, 255).astype(np.uint8)
@@ -48,7 +48,7 @@ def run(name: str, *arguments: object, url: str) -> list[str]:
         env=environment(IGN_BASE_URL=url, NO_PROXY="*"),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=1800,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
@@ -69,7 +69,7 @@ def test_clean_a_folder(url: str, scans: Path, tmp_path: Path) -> None:
     assert said[-1] == "notes.txt: undecodable_image"
     assert said[-2].startswith("drawn.png: moved by ")
     assert said[-2].endswith(", inverted")
-    with Client(url) as client:
+    with Client(url, timeout=300) as client:
         before, after = (client.score(sorted(folder.glob("*.png"))) for folder in (scans, tmp_path / "out"))
     assert all(a.distance < b.distance for a, b in zip(after, before, strict=True))
 
@@ -98,7 +98,7 @@ def test_refine_to_a_fixed_point(url: str, scans: Path, tmp_path: Path) -> None:
 
 
 def test_find_outliers(url: str, scans: Path) -> None:
-    with Client(url) as client:
+    with Client(url, timeout=300) as client:
         for image in client.generate(seed=1, n=20):
             image.save(scans / f"usual-{image.index:02}.png")
     found = [line.split() for line in run("find_outliers", scans, url=url)]
@@ -129,7 +129,7 @@ def test_the_client_of_openai(url: str, tmp_path: Path) -> None:
 def test_the_client_of_hugging_face(url: str, scans: Path, tmp_path: Path) -> None:
     pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed: pip install '.[dev]'")
     assert run("hugging_face", scans / "drawn.png", tmp_path / "real.png", url=url) == []
-    with Client(url) as client, Image.open(tmp_path / "real.png") as found:
+    with Client(url, timeout=300) as client, Image.open(tmp_path / "real.png") as found:
         (expected,) = client.project([(scans / "drawn.png").read_bytes()], steps=2)
         assert np.array_equal(np.asarray(found), expected.to_numpy())
 

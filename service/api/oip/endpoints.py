@@ -359,7 +359,7 @@ async def unload(request: Request, services: ServingState, name: str) -> Any:
 async def _read(request: Request, services: AppState, schema: type[tensors.Schema]) -> tensors.Schema:
     """The body of a call, whatever its Content-Type. FastAPI would read one of any size, and want application/json."""
     headers = RequestHeaders(request.scope["headers"])
-    deadline = request.state.arrival + services.settings.body_timeout_s
-    body = await read_body(headers, request.receive, max_bytes=_MAX_REPOSITORY_BYTES, deadline=deadline)
+    seconds = request.state.arrival + services.settings.body_timeout_s - services.clock()
+    body = await read_body(headers, request.receive, max_bytes=_MAX_REPOSITORY_BYTES, seconds=seconds)
     request.state.request_bytes = len(body)
     return tensors.parse(body, schema)

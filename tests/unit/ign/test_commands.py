@@ -48,7 +48,7 @@ def test_every_command_is_listed_and_has_help() -> None:
 def test_help_imports_nothing_heavy() -> None:
     probe = "\n".join((*LIGHT, f"print('loaded:', sorted(set({HEAVY!r}) & sys.modules.keys()))"))
     done = subprocess.run(
-        [sys.executable, "-c", probe], env=environment(), capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", probe], env=environment(), capture_output=True, text=True, timeout=1800, check=True
     )
     assert done.stdout.splitlines()[-1] == "loaded: []"
 

@@ -62,7 +62,7 @@ def test_a_killed_run_continues(bulk: Run, models: Path, pictures: dict[str, byt
         env=environment(**service_environment(models)),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=1800,
         check=False,
     )
     assert dead.returncode == -signal.SIGKILL, dead.stderr

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -23,7 +22,7 @@ from service.settings import Settings
 from tests.helpers.device_fakes import is_closed
 from tests.helpers.fakes import FakeModel
 from tests.helpers.onnx_models import reference, sample_rows, write_model
-from tests.helpers.serving import marked, params, play
+from tests.helpers.serving import Clock, marked, params, play, submitted, until_queued
 
 
 def always() -> bool:
@@ -156,19 +155,22 @@ def test_what_needs_more_than_there_is_is_refused() -> None:
 
 def test_rows_wait_for_memory_until_their_deadline_and_later_ones_run() -> None:
     """A worker keeps the model while rows are left, and gives it back when it is idle."""
-    shelf = Shelf()
+    shelf, clock = Shelf(), Clock()
     shelf.use("ab")
 
     async def main(scheduler: Scheduler) -> None:
         for name in "ab":
             assert shelf.models[name].acquire(always)
+        late = submitted(scheduler, marked(1), params(deadline=clock.now + 1.0))
+        await until_queued(scheduler, late)
+        clock.now += 1.0
         with pytest.raises(DeadlineExceeded):
-            await scheduler.run(marked(1), params(deadline=time.monotonic() + 0.05))
+            await late
         shelf.models["a"].release()
         np.testing.assert_array_equal((await scheduler.run(marked(2), params())).rows, marked(1))
         assert await asyncio.to_thread(shelf.models["a"].acquire, always)  # waits until the worker gives "c" back
 
-    play(main, FakeModel(), memory=shelf.models["c"])
+    play(main, FakeModel(), memory=shelf.models["c"], clock=clock, loop_clock=clock)
     assert shelf.open_names() == "ab"
 
 
