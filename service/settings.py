@@ -72,8 +72,8 @@ class Settings(BaseModel):
     model_cache: Path = Path("~/.cache/ign-service")
     """directory for copies of the models of a URL. With them the service starts when the store is out of reach."""
     default_model: ModelName = "mnist"
-    """default model, such as mnist or mnist/1. A name alone stands for its highest version. Unset, the only model
-    of a directory takes the place of mnist."""
+    """default model, such as mnist or mnist/1. A name alone stands for its highest version. Unset, and without
+    mnist in the directory, the first of its names."""
     versions: Annotated[tuple[Pin, ...], CommaSeparated] = ()
     """versions such as mnist=3 that names stand for, separated by commas. Other names stand for their highest
     version."""
