@@ -22,6 +22,7 @@ _LOG = logging.getLogger("service")
 PREFIX: Final = "IGN_"
 _CLIENT: Final = frozenset({"IGN_BASE_URL", "IGN_API_KEY"})  # of the client package, in the same environment
 _STORES: Final = ("s3", "gs", "az", "oci")
+_ANY_SIZE_PIXELS: Final = 40_000_000  # a page of A4 at 600 dpi has 35 million
 _MAX_SHOWN: Final = 80  # characters of a bad value in the message
 
 Network = IPv4Network | IPv6Network
@@ -114,7 +115,7 @@ class Settings(BaseModel):
     """bytes of the largest request body. They are counted as it arrives and again when it is decompressed."""
     max_pixels: int = Field(default=16_000_000, ge=1, le=2**28)
     """pixels of the largest image. They are checked before decoding; a side may have 16384. Enlarged images of
-    a response may have as many together."""
+    a response may have as many together. Unset, 40 million for models that take any size."""
     max_request_pixels: int = Field(default=64_000_000, ge=1, le=2**34)
     """pixels of all images and masks of one request. Never less than those of the largest image."""
     max_inflight_bytes: int = Field(default=128 * 2**20, ge=1024, le=2**40)
@@ -214,6 +215,12 @@ class Settings(BaseModel):
     def pins(self) -> dict[str, str]:
         """The version of each name in ``versions``."""
         return dict(pin.split("=") for pin in self.versions)
+
+    def for_images(self, any_size: object) -> Self:
+        """The settings for images to a model: `max_pixels`, unless it is set, depends on whether it takes any size."""
+        if not any_size or "max_pixels" in self.model_fields_set:
+            return self
+        return self.model_copy(update={"max_pixels": _ANY_SIZE_PIXELS})
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated again."""

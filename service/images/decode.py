@@ -150,8 +150,9 @@ def open_image(data: bytes | str, limits: DecodeLimits, *, field: str) -> Encode
         # Without the exception, whose frames hold the file: the image, its error and the frames would be a cycle.
         return EncodedImage(field, (0, 0), None, partial(_reject, field, exc.fields[0][1], exc.error_code))
     if max(size) > limits.max_side or size[0] * size[1] > limits.max_pixels:
-        limit = f"{limits.max_pixels} pixels and {limits.max_side} a side"
-        raise TooLarge(f"{field}: {size[0]}×{size[1]} pixels; the limit is {limit}", code="image_too_large")
+        limit = f"the limit is {limits.max_pixels} pixels (IGN_MAX_PIXELS) and {limits.max_side} a side"
+        way_out = "reduce the image, or scan the page at 400 dpi or less"
+        raise TooLarge(f"{field}: {size[0]}×{size[1]} pixels; {limit}; {way_out}", code="image_too_large")
     return EncodedImage(field, size, transpose, load)
 
 

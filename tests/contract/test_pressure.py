@@ -1,12 +1,14 @@
 """Deadlines, a full queue, callers that leave, loading and draining."""
 
 import json
+import struct
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from service.artifact.card import Tiles
 from service.images.decode import EncodedImage, Picture
 from tests.contract.data import CALLS, PICTURE, b64, latents
 from tests.contract.harness import (
@@ -23,7 +25,8 @@ from tests.contract.harness import (
 )
 from tests.contract.oip import INFER, as_json
 from tests.helpers.connection import Connection
-from tests.helpers.pictures import noise, save
+from tests.helpers.onnx_models import write_model
+from tests.helpers.pictures import chunk, noise, save
 
 LARGE_PICTURE = save(noise(200, 200, seed=1))  # decoded in the pool
 JPEG = save(noise(8, 8, seed=1), "JPEG")  # likewise
@@ -253,6 +256,23 @@ def test_the_operators_limits(models: Path) -> None:
         problem(service.post(INFER, as_json(latents(1, n=4))), 400, "invalid_inference")
         problem(service.post(INFER, as_json(latents(1), parameters={"steps": 11})), 400, "invalid_inference")
         assert service.get("/v2/models/grey/config").json()["max_batch_size"] == 3
+
+
+def test_an_image_of_any_size_may_have_more_pixels_and_the_error_says_what_to_do(tmp_path: Path) -> None:
+    """The pixels of the pictures are missing, so that one within the limit is soon refused."""
+    write_model(tmp_path, "grey")
+    write_model(tmp_path, "pages", shape=(1, 32, 32), polarity="none", imported=True, tiles=Tiles(overlap=1))
+    with serving(settings(tmp_path)) as service:
+        for model, limit, width, code in (
+            ("grey", "16000000", 4961, "image_too_large"),
+            ("pages", "40000000", 8064, "image_too_large"),
+            ("pages", "", 4961, "undecodable_image"),
+        ):
+            head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, 7016, 8, 0, 0, 0, 0))
+            body = {"images": [b64(PICTURE[:8] + head + chunk(b"IDAT", b"x"))], "model": model}
+            response = service.post("/project", body)
+            detail = problem(response, 413 if limit else 422, code, "images.0").detail
+            assert f"{limit} pixels (IGN_MAX_PIXELS)" in detail or not limit
 
 
 def test_bodies_beyond_the_limit_are_413(models: Path) -> None:

@@ -145,8 +145,8 @@ def is_large(upload: Upload[Options]) -> bool:
 
 
 def image_sizes(api: ApiRequest, upload: Upload[Any]) -> list[tuple[int, int]]:
-    """(H, W) of the images of an upload, by their headers."""
-    settings = api.services.settings
+    """(H, W) of the images of an upload to a model that takes any size, by their headers."""
+    settings = api.services.settings.for_images(any_size=True)
     named = _named(upload.image_field, upload.images)
     return [_take({}, field, data, settings).size for field, data in named]
 
@@ -225,7 +225,8 @@ def _decode(
     api: ApiRequest, upload: Upload[Any], card: Card, keep: list[KeepMask]
 ) -> Iterator[tuple[Picture, Resize, Invert]]:
     """Decode the images of an upload, one at a time, and add the masks that belong to them to ``keep``."""
-    settings, options, masks = api.services.settings, upload.options, upload.masks
+    settings = api.services.settings.for_images(card.tiles)
+    options, masks = upload.options, upload.masks
     named = list(zip(upload.names, upload.images, strict=True)) if upload.names else None
     named = named or _named(upload.image_field, upload.images)
     named_masks = _named(upload.mask_field, masks) if masks else []
@@ -256,7 +257,7 @@ def read_points(api: ApiRequest, model: ServedModel, field: str, points: Sequenc
 
     Raises `InvalidContent` or `TooLarge` if an image or array is invalid, or all together are too large.
     """
-    settings = api.services.settings
+    settings = api.services.settings.for_images(model.card.tiles)
     pictures = [(f"{field}.{i}.image", point.image) for i, point in enumerate(points) if point.image is not None]
     opened = _check_pixels(pictures, settings, api.check_not_over)
 
@@ -353,7 +354,7 @@ def _check_pixels(
         opened[field] = _take(opened, field, data, settings)
         total += opened[field].pixels
         if total > limit:
-            message = f"{field}: with it the request has {total} pixels; the limit is {limit}"
+            message = f"{field}: with it the request has {total} pixels; the limit, IGN_MAX_REQUEST_PIXELS, is {limit}"
             raise TooLarge(message, code="image_too_large")
     return opened
 

@@ -246,7 +246,8 @@ def _has_large_head(api: ApiRequest, body: bytes) -> bool:
 
 
 def _parse(api: ApiRequest, body: bytes, path_parameters: Mapping[str, str]) -> InferWork:
-    model, settings = api.resolve(_ref(path_parameters)), api.services.settings
+    model = api.resolve(_ref(path_parameters))
+    settings = api.services.settings.for_images(model.card.tiles)
     limits = {"max_rows": settings.max_images, "max_steps": settings.max_steps, "max_pixels": settings.max_pixels}
     inference = tensors.read_head(body, api.headers.getlist(tensors.HEADER_LENGTH), _row_shape(model.card), **limits)
     values, binary, is_tiled = prod(inference.shape), inference.binary, model.card.tiles is not None
