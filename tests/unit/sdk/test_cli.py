@@ -103,6 +103,16 @@ def test_generate_into_a_folder(shell: Shell, service: Service, tmp_path: Path) 
     assert np.load(out / f"{seed}-0.npy").shape == (3, 8, 8)
 
 
+def test_a_text_is_a_seed(shell: Shell, tmp_path: Path) -> None:
+    command = ("generate", "--seed", "a/b c", "-o", tmp_path)
+    assert shell(*command) == DONE
+    assert shell(*command, "--skip-existing") == DONE
+    assert names(tmp_path) == ["a%2Fb c-0.png"]
+    assert shell("interpolate", "Ada:0", "1", "--frames", 2, "-o", tmp_path / "walk") == DONE
+    assert shell("generate", "--seed", "Ada", "-o", tmp_path) == DONE
+    assert (tmp_path / "Ada-0.png").read_bytes() == (tmp_path / "walk" / "000.png").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("words", "shape"),
     [
@@ -384,7 +394,7 @@ def test_a_disk_that_is_full(shell: Shell, tmp_path: Path, monkeypatch: pytest.M
         ("score missing", "missing: no such file"),
         ("project x.png -o out --mask missing.png", "missing.png: no such file"),
         ("project x.png x.jpg -o out", "x.png and x.jpg would both become out/x.png"),
-        ("interpolate 1 two -o x.gif", "two: no such file"),
+        ("interpolate 1 two.png -o x.gif", "two.png: no such file"),
         ("generate -n 0 -o out", "-n: expected 1 or more"),
         ("--deadline -1 generate -o out", "deadline: expected seconds above 0"),
         *((f"{command} -o out --columns 2", "--columns: ") for command in ("generate", "interpolate 1 2")),
