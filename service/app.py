@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -37,7 +38,7 @@ from service.observability.statistics import ModelStatistics
 from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import cuda_is_built_in
 from service.scheduling.scheduler import Scheduler
-from service.scheduling.worker import wake_rule
+from service.scheduling.worker import Clock, wake_rule
 from service.server.open_connections import OpenConnections, connection_limit
 from service.settings import Settings, trace_exporters
 
@@ -56,13 +57,17 @@ Callback = Callable[[], None]
 
 
 def build_services(
-    settings: Settings, *, on_device_lost: Callback = lambda: None, shared: SharedTexts | None = None
+    settings: Settings,
+    *,
+    on_device_lost: Callback = lambda: None,
+    shared: SharedTexts | None = None,
+    clock: Clock = time.monotonic,
 ) -> AppState:
     """The parts of the service without HTTP; `load_models` makes them serve. Call it on the event loop that uses them.
 
     ``on_device_lost`` is called on that event loop when a model has no device left. Only a new process can use the
     devices again. ``shared`` is where the metrics of this service and those of others are; by default in the folder of
-    `metrics_file`, if there is one.
+    `metrics_file`, if there is one. ``clock`` is `AppState.clock`.
     """
     file = metrics_file()
     metrics, tracing = Metrics(shared or (SharedFiles(file) if file else None)), _start_tracing()
@@ -83,14 +88,20 @@ def build_services(
         repository = Repository(**options)
     registry = ModelRegistry(
         repository,
-        serve=partial(_serve, settings, metrics, tracing, on_device_lost),
+        serve=partial(_serve, settings, metrics, tracing, on_device_lost, clock),
         on_activated=partial(_on_activated, metrics),
         on_deactivated=metrics.unloaded,
         wait_for_requests=in_flight.wait_for_current,
     )
     codec = CodecPool(min(available_cpus(), _MAX_CODEC_THREADS), metrics.codec)
     return AppState(
-        settings=settings, registry=registry, codec=codec, metrics=metrics, in_flight=in_flight, tracing=tracing
+        settings=settings,
+        registry=registry,
+        codec=codec,
+        metrics=metrics,
+        in_flight=in_flight,
+        tracing=tracing,
+        clock=clock,
     )
 
 
@@ -187,8 +198,13 @@ def make_connections(services: AppState) -> OpenConnections:
     metrics, settings = services.metrics, services.settings
     limit = connection_limit(settings.max_open_connections)
     metrics.connection_limit.set(limit)
-    max_age_s = settings.max_connection_age_s
-    return OpenConnections(metrics, limit=limit, head_timeout_s=settings.head_timeout_s, max_age_s=max_age_s)
+    return OpenConnections(
+        metrics,
+        limit=limit,
+        head_timeout_s=settings.head_timeout_s,
+        max_age_s=settings.max_connection_age_s,
+        clock=services.clock,
+    )
 
 
 @asynccontextmanager
@@ -238,7 +254,12 @@ def _on_activated(metrics: Metrics, loaded: LoadedModel) -> None:
 
 
 def _serve(
-    settings: Settings, metrics: Metrics, tracing: "Tracing | None", on_device_lost: Callback, loaded: LoadedModel
+    settings: Settings,
+    metrics: Metrics,
+    tracing: "Tracing | None",
+    on_device_lost: Callback,
+    clock: Clock,
+    loaded: LoadedModel,
 ) -> ServedModel:
     statistics, card = ModelStatistics(metrics, loaded.ref), loaded.card
     turns = [TurnLock() for _ in loaded.instances]
@@ -252,6 +273,7 @@ def _serve(
             max_batch_rows=card.batch_rows(settings.max_batch_rows),
             queue_rows=settings.queue_rows,
             max_rows=settings.max_images,
+            clock=clock,
             observer=statistics,
             on_batch=None if tracing is None else partial(tracing.batch_ran, loaded.ref),
             on_all_devices_lost=on_device_lost,

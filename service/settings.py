@@ -26,6 +26,7 @@ _NO_REGISTRY: Final = (
     "IGN_MODEL_DIR=oci://…: the service reads no registry; mount the image as a volume of Kubernetes, "
     "or copy its files with `oras pull` and name their folder"
 )
+_ANY_SIZE_PIXELS: Final = 40_000_000  # a page of A4 at 600 dpi has 35 million
 _MAX_SHOWN: Final = 80  # characters of a bad value in the message
 
 Network = IPv4Network | IPv6Network
@@ -76,8 +77,8 @@ class Settings(BaseModel):
     model_cache: Path = Path("~/.cache/ign-service")
     """directory for copies of the models of a URL. With them the service starts when the store is out of reach."""
     default_model: ModelName = "mnist"
-    """default model, such as mnist or mnist/1. A name alone stands for its highest version. Unset, the only model
-    of a directory takes the place of mnist."""
+    """default model, such as mnist or mnist/1. A name alone stands for its highest version. Unset, and without
+    mnist in the directory, the first of its names."""
     versions: Annotated[tuple[Pin, ...], CommaSeparated] = ()
     """versions such as mnist=3 that names stand for, separated by commas. Other names stand for their highest
     version."""
@@ -118,7 +119,7 @@ class Settings(BaseModel):
     """bytes of the largest request body. They are counted as it arrives."""
     max_pixels: int = Field(default=16_000_000, ge=1, le=2**28)
     """pixels of the largest image. They are checked before decoding; a side may have 16384. Enlarged images of
-    a response may have as many together."""
+    a response may have as many together. Unset, 40 million for models that take any size."""
     max_request_pixels: int = Field(default=64_000_000, ge=1, le=2**34)
     """pixels of all images and masks of one request. Never less than those of the largest image."""
     max_inflight_bytes: int = Field(default=512 * 2**20, ge=1024, le=2**40)
@@ -219,6 +220,12 @@ class Settings(BaseModel):
     def pins(self) -> dict[str, str]:
         """The version of each name in ``versions``."""
         return dict(pin.split("=") for pin in self.versions)
+
+    def for_images(self, any_size: object) -> Self:
+        """The settings for images to a model: `max_pixels`, unless it is set, depends on whether it takes any size."""
+        if not any_size or "max_pixels" in self.model_fields_set:
+            return self
+        return self.model_copy(update={"max_pixels": _ANY_SIZE_PIXELS})
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated again."""

@@ -16,12 +16,11 @@ Every request, of every size and kind, passes the same functions:
                  └─ Exchange.finish    an error waits for earlier ones of its caller, then it is sent
 
 Endpoints find in ``scope["state"]`` what `service.observability.logs.State` lists, and ``arrival``, the
-`time.monotonic()` seconds when the head was complete. ``caller`` is the fairness key. `service.server` adds
+seconds on `AppState.clock` when the head was complete. ``caller`` is the fairness key. `service.server` adds
 ``rejected``, the error of a head that it did not accept, and ``is_received`` once the whole body has arrived.
 """
 
 import asyncio
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from http import HTTPStatus
@@ -257,7 +256,8 @@ class Application:
         proxies = self._settings.trusted_proxies
         state["caller"] = peer_key(peer, headers.getlist("x-forwarded-for"), proxies) if proxies else address_key(peer)
         state.update(request_id=request_id, peer=peer, exchange=exchange)
-        state.setdefault("arrival", time.monotonic())  # the server sets it for requests that wait on their connection
+        # The server sets it for requests that wait on their connection.
+        state.setdefault("arrival", self.services.clock())
         exchange.added.append((b"x-request-id", request_id.encode("ascii")))
         exchange.error = state.get("rejected") or check_head(scope, headers.fields)
         traces = headers.getlist("traceparent")
@@ -342,7 +342,7 @@ class Application:
             self._in_flight.leave(exchange.epoch, state)
         state["response_bytes"] = exchange.sent_bytes
         endpoint = exchange.match.template
-        seconds = time.monotonic() - state["arrival"]
+        seconds = self.services.clock() - state["arrival"]
         if "spans" in state:
             state["spans"].end(exchange.method, endpoint, status, state)
         is_probe = exchange.path in self._probes and not self._settings.access_log_probes

@@ -80,7 +80,7 @@ class Pipeline:
         except (UnknownModel, InvalidContent) as exc:  # errors that an endpoint returns to its caller
             raise StartupError(exc.detail) from exc
         self.images = job.options.n if isinstance(job.options, GenerateRequest) else (source.images if source else 0)
-        self._limits = DecodeLimits(max_pixels=settings.max_pixels)
+        self._limits = DecodeLimits(max_pixels=settings.for_images(self.model.card.tiles).max_pixels)
         self._format = job.options.format if isinstance(job.options, GenerateRequest | ProjectOptions) else None
         batch_rows = 1 if self.model.card.tiles else settings.max_batch_rows  # an image of any size may be large
         self._batch_rows = min(batch_rows, settings.queue_rows, job.shard)

@@ -219,8 +219,9 @@ class ImageBytes:
 def _checked(field: str, opened: "_Opened", limits: DecodeLimits) -> EncodedImage:
     size, transpose, load = opened
     if max(size) > limits.max_side or size[0] * size[1] > limits.max_pixels:
-        limit = f"{limits.max_pixels} pixels and {limits.max_side} a side"
-        raise TooLarge(f"{field}: {size[0]}×{size[1]} pixels; the limit is {limit}", code="image_too_large")
+        limit = f"the limit is {limits.max_pixels} pixels (IGN_MAX_PIXELS) and {limits.max_side} a side"
+        way_out = "reduce the image, or scan the page at 400 dpi or less"
+        raise TooLarge(f"{field}: {size[0]}×{size[1]} pixels; {limit}; {way_out}", code="image_too_large")
     return EncodedImage(field, size, transpose, load)
 
 

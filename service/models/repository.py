@@ -127,8 +127,8 @@ class Loaded(NamedTuple):
 class Repository:
     """Finds, loads and verifies the models of one directory. It keeps no loaded model; any thread may call it.
 
-    Requests that name no model get ``default``, `name` or `name/version`; if the directory holds one model only, that
-    takes the place of a default that is ``only_a_guess``. A name stands for its version in ``pins``, else for its
+    Requests that name no model get ``default``, `name` or `name/version`; the first name of the directory takes the
+    place of one that is ``only_a_guess`` and not there. A name stands for its version in ``pins``, else for its
     highest. With ``strict`` every version must load. ``open_on_cpu`` opens a model that ``open_models`` opened on CUDA
     and that fails there when it is warmed up or verified; without it, such a model is refused. With a ``store``, the
     directory holds copies from there.
@@ -163,8 +163,9 @@ class Repository:
         if not refs:
             raise StartupError(f"IGN_MODEL_DIR={self._directory}: holds no model such as mnist/1/model.onnx; {_HINT}")
         names = {ref.partition("/")[0] for ref in refs}
-        if self._only_a_guess and len(names) == 1:
-            self.default = names.pop()
+        if self._only_a_guess and self.default not in names:
+            _LOG.info("no IGN_DEFAULT_MODEL is set, and there is no %s: the default is %s", self.default, min(names))
+            self.default = min(names)
         return refs
 
     @property

@@ -8,7 +8,6 @@ A connection that reaches max_connection_age_s closes with its next response: no
 """
 
 import asyncio
-import time
 from typing import Any, cast
 
 import httptools
@@ -105,7 +104,8 @@ class HttpProtocol(HttpToolsProtocol):
             raise TooManyConnections(f"more than {MAX_PIPELINED} requests wait on this connection")
         self._unplaced = 0
         self._connections.on_busy(self)
-        self.scope["state"]["arrival"] = time.monotonic()  # deadlines count from here, also of a request that waits
+        # Deadlines count from here, also of a request that waits.
+        self.scope["state"]["arrival"] = self._connections.clock()
         self.expect_100_continue &= self.parser.get_http_version() != "1.0"  # RFC 9110, section 10.1.1
         super().on_headers_complete()
         cast(dict[str, Any], self.scope)["extensions"] = whole_response(self.cycle)
@@ -134,7 +134,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
-        is_old = time.monotonic() > self._expires
+        is_old = self._connections.clock() > self._expires
         if cycle.keep_alive and not self.pipeline and (is_old or self._connections.leaving):
             self._last, cycle.keep_alive = cycle, False
             cycle.transport = cast(asyncio.Transport, LingeringTransport(self.transport, self.flow))

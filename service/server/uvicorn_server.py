@@ -125,10 +125,10 @@ class IgnServer(uvicorn.Server):
         """Stop listening, answer what has arrived, and close the connections and the app."""
         await self._stop_listening(sockets or [])
         end = time.monotonic() + _LAST_REQUESTS_S
-        while self.server_state.connections and (now := time.monotonic()) < end:
+        while self.server_state.connections and time.monotonic() < end:
             for _ in range(2):  # the event loop reads what has arrived, also if this process was not running
                 await asyncio.sleep(0)
-            self._connections.finish(now - _QUIET_S)
+            self._connections.finish(_QUIET_S)
             await asyncio.sleep(_QUIET_S / 10)
         if self._services.in_flight.draining:
             self._exit_within(0.0)

@@ -13,7 +13,7 @@ from service.images.decode import EncodedImage, Picture
 from service.images.pool import CodecThread
 from service.runtime.onnx_model import OnnxModel
 from tests.contract.data import CALLS, GREY, b64, latents, npy
-from tests.contract.harness import PATIENCE_S, Service, busy_codec, problem, send, serving, settings
+from tests.contract.harness import LIMIT_S, PATIENCE_S, Service, busy_codec, problem, send, serving, settings
 from tests.contract.oip import INFER, as_binary, infer
 from tests.helpers.connection import Connection
 from tests.helpers.pictures import noise, save
@@ -42,6 +42,10 @@ class Decoder:
         self.entered, self.free = threading.Event(), threading.Event()
         self.calls = 0
 
+    def wait(self) -> None:
+        """Until the first call."""
+        assert self.entered.wait(PATIENCE_S)
+
     def __call__(self, image: EncodedImage, thread: CodecThread) -> Picture:
         self.calls += 1
         self.entered.set()
@@ -55,8 +59,8 @@ def test_after_the_deadline_no_further_picture_is_decoded(
 ) -> None:
     decoder = Decoder()
     monkeypatch.setattr(EncodedImage, "decode", lambda *each: decoder(*each))
-    with serving(settings(models)) as service:
-        response = service.client.post(path, **body, headers={"X-Request-Timeout": "0.1"})
+    with serving(settings(models, request_timeout_s=LIMIT_S), loop="asyncio") as service:
+        response = service.overdue(lambda: service.client.post(path, **body), decoder.wait)
         problem(response, 504, "deadline_exceeded")
         decoder.free.set()
         with busy_codec(service):  # when it has every thread, no other job runs
@@ -71,7 +75,7 @@ def test_after_a_disconnect_no_further_picture_is_decoded(models: Path, monkeypa
     head = b"POST /project HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     with serving(settings(models)) as service:
         with Connection(service.address).send(head % len(content) + content):
-            assert decoder.entered.wait(PATIENCE_S)
+            decoder.wait()
             assert service.metric("ign_requests_in_flight") == 1
         service.until_in_flight(0)
         decoder.free.set()

@@ -134,7 +134,7 @@ def static_budgets() -> Iterator[Budget]:
 def request_budgets() -> Iterator[Budget]:
     """Files and calls of a warm request, plain and with the headers of gateways; this starts the service."""
     command = [sys.executable, "-m", "benchmarks.request_path"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False)
     if not done.stdout:
         raise RuntimeError(f"the service was not measured:\n{done.stderr[-2000:]}")
     for report in json.loads(done.stdout):

@@ -268,7 +268,7 @@ def test_importing_does_nothing_and_loads_no_torch_and_the_client_no_numpy(clien
         env={"PYTHONPATH": str(ROOT / "sdk" if client else ROOT), "IGN_PORT": "no number", "IGN_BASE_URL": "no URL"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=1800,
         check=False,
     )
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")

@@ -110,7 +110,7 @@ class RowWork:
     def open(self, thread: CodecThread) -> None:
         """Read the headers of the uploaded images, and plan the request."""
         assert isinstance(self.source, Upload)  # noqa: S101 - nothing else is planned late
-        self.opened = open_upload(thread, self.api, self.source)
+        self.opened = open_upload(thread, self.api, self.source, self.model.card)
         images = self.opened.images
         labels: list[dict[str, Any]] = [{"index": index} for index in range(len(images))]
         sizes = [image.size for image in images] if self.is_tiled else []
@@ -341,7 +341,7 @@ def _decode_large(work: RowWork, thread: CodecThread) -> InputRows:
         return source.make(thread)
     if not isinstance(source, Upload):
         return source()
-    opened = work.opened or open_upload(thread, work.api, source)
+    opened = work.opened or open_upload(thread, work.api, source, work.model.card)
     inputs = decode_large(thread, work.api, source, opened, work.model.card)
     _label(work, inputs)
     return inputs

@@ -150,7 +150,8 @@ def _check_layout(api: ApiRequest, spec: ResponseSpec, recorded: int) -> None:
         count = 1
     if is_raw:
         check_sides(_ANIMATED[media] if spec.is_animation else RASTER[media], width, height)
-    pixels, limit = count * (1 + recorded) * width * height, api.services.settings.max_pixels
+    settings = api.services.settings.for_images(spec.model.card.tiles)
+    pixels, limit = count * (1 + recorded) * width * height, settings.max_pixels
     if pixels > limit:
         field = "scale" if options.scale > 1 else "gap" if options.gap else "columns" if options.columns else "image"
         message = f"the response would have {pixels} pixels; the limit, IGN_MAX_PIXELS, is {limit}"

@@ -45,7 +45,7 @@ async def send_events(api: ApiRequest, spec: ResponseSpec, events: Events, send:
     await send({"type": "http.response.start", "status": 200, "headers": raw})
     try:
         async with (
-            asyncio.timeout(api.deadline - time.monotonic()),
+            asyncio.timeout(api.deadline - api.services.clock()),
             aclosing(_texts(first, events, encode)) as texts,
         ):
             async for text in texts:

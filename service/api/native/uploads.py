@@ -125,13 +125,13 @@ def is_small(upload: Upload[Any], card: Card) -> bool:
     return all(image.is_png_of((width, height)) for image in upload.images)
 
 
-def open_upload(thread: CodecThread, api: ApiRequest, upload: Upload[Any]) -> OpenUpload:
+def open_upload(thread: CodecThread, api: ApiRequest, upload: Upload[Any], card: Card) -> OpenUpload:
     """Read the headers of all images and masks.
 
     Raises `InvalidContent` for too many pages, and `TooLarge` for an image beyond its limits, or for too many pixels of
     all together. Other errors are left to the decoder.
     """
-    settings = api.services.settings
+    settings = api.services.settings.for_images(card.tiles)
     limits, most = _limits(settings), settings.max_images
     images = list[EncodedImage]()
     for image in upload.images:
@@ -223,7 +223,7 @@ def read_points(
 
     Raises `InvalidContent` or `TooLarge` if an image or array is invalid, or all together are too large.
     """
-    settings = api.services.settings
+    settings = api.services.settings.for_images(model.card.tiles)
     limits, opened = _limits(settings), dict[int, EncodedImage]()
     for number, point in enumerate(points):
         if point.image is not None:
@@ -326,7 +326,9 @@ def _check_pixels(images: Iterable[EncodedImage], settings: Settings) -> None:
     for image in images:
         total += image.pixels
         if total > limit:
-            message = f"{image.field}: with it the request has {total} pixels; the limit is {limit}"
+            message = (
+                f"{image.field}: with it the request has {total} pixels; the limit, IGN_MAX_REQUEST_PIXELS, is {limit}"
+            )
             raise TooLarge(message, code="image_too_large")
 
 

@@ -250,7 +250,8 @@ def _has_large_head(api: ApiRequest, body: bytes) -> bool:
 
 
 def _parse(api: ApiRequest, body: bytes, path_parameters: Mapping[str, str]) -> InferWork:
-    model, settings = api.resolve(_ref(path_parameters)), api.services.settings
+    model = api.resolve(_ref(path_parameters))
+    settings = api.services.settings.for_images(model.card.tiles)
     limits = {"max_rows": settings.max_images, "max_steps": settings.max_steps, "max_pixels": settings.max_pixels}
     inference = tensors.read_head(body, api.headers.getlist(tensors.HEADER_LENGTH), _row_shape(model.card), **limits)
     values, binary, is_tiled = prod(inference.shape), inference.binary, model.card.tiles is not None
@@ -368,7 +369,7 @@ async def unload(request: Request, services: ServingState, name: str) -> Any:
 async def _read(request: Request, services: AppState, schema: type[tensors.Schema]) -> tensors.Schema:
     """The body of a call, whatever its Content-Type. FastAPI would read one of any size, and want application/json."""
     headers = RequestHeaders(request.scope["headers"])
-    deadline = request.state.arrival + services.settings.body_timeout_s
-    body = await read_body(headers, request.receive, max_bytes=_MAX_REPOSITORY_BYTES, deadline=deadline)
+    seconds = request.state.arrival + services.settings.body_timeout_s - services.clock()
+    body = await read_body(headers, request.receive, max_bytes=_MAX_REPOSITORY_BYTES, seconds=seconds)
     request.state.request_bytes = len(body)
     return tensors.parse(body, schema)

@@ -25,7 +25,7 @@ from service.api.native.responses import picture
 from service.api.native.schemas import MAX_SCALE, ProjectOptions, StrictModel
 from service.api.native.stream import event, send_events, step_members
 from service.api.native.uploads import InputRows, Upload, read_form
-from service.api.native.urls import NATIVE, as_json, seed_of
+from service.api.native.urls import NATIVE, as_json, seed_of_field
 from service.api.native.validation import check_count, check_steps
 from service.api.negotiation import Media
 from service.api.pipeline import ResponseParts
@@ -130,7 +130,7 @@ class ImagesWork(RowWork):
 
 def _parse_generations(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> ImagesWork:
     options = parse_as(ImagesRequest, body)
-    card, seed = api.resolve(options.model).card, seed_of(options.prompt, "prompt")
+    card, seed = api.resolve(options.model).card, seed_of_field(options.prompt, "prompt")
     native = options.native(api, card, card.steps.generate) | {"n": options.n or 1, "seed": seed}
     note = f"The prompt is a text seed, seed {seed} of {card.ref}; the model does not read its words."
     return ImagesWork.of(as_json(api, "/generate", native), "image_generation", note)

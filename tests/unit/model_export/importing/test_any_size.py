@@ -313,7 +313,7 @@ def test_bulk_and_the_client_take_any_size(
     for name, value in {"MODEL_DIR": folder / "models", "DEFAULT_MODEL": model, "DEVICE": "cpu"}.items():
         monkeypatch.setenv(f"IGN_{name}", str(value))
     assert bulk.main(["project", str(tmp_path / "in"), str(tmp_path / "out")]) == 0
-    with Client(service.url) as client:
+    with Client(service.url, timeout=300) as client:
         together = client.project([tmp_path / "in" / "0.png", tmp_path / "in" / "1.png"], model=model)
     for made, image, path in zip(together, images, sorted((tmp_path / "out").rglob("*.png")), strict=True):
         expected = whole(folder, "grey", image) if model == "grey" else image + BRIGHTER

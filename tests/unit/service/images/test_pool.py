@@ -111,7 +111,7 @@ def test_a_caller_with_many_jobs_holds_up_nobody() -> None:
 
         def job(name: str, _: object) -> None:
             loop.call_soon_threadsafe(began.put_nowait, name)
-            assert free[name].acquire(timeout=10)
+            assert free[name].acquire(timeout=300)
 
         def start(name: str) -> "asyncio.Task[None]":
             return asyncio.create_task(pool.run("decode", partial(job, name), name))
