@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
 from benchmarks.load_generator.messages import (
     EVENTS,
@@ -92,13 +91,11 @@ def inferred(*, is_binary: bool) -> Callable[[Size, int], bytes]:
     """An inference; a tensor that is large has the shape that it says, and one value."""
 
     def make(size: Size, count: int) -> bytes:
-        shape = [count, 1, *size]
         values = count * size[0] * size[1]
         values = values if values <= _MOST_VALUES else 1
-        tensor = {"name": "x", "shape": shape, "datatype": "FP32"}
+        tensor: dict[str, object] = {"name": "x", "shape": [count, 1, *size], "datatype": "FP32"}
         if not is_binary:
-            head = json.dumps({"inputs": [tensor | {"data": [0]}]}).encode()
-            return request(INFER, head.replace(b"[0]", b"[" + b",".join([b"0"] * values) + b"]"))
+            return post(INFER, {"inputs": [tensor | {"data": [0] * values}]})
         head = json.dumps({"inputs": [tensor | {"parameters": {"binary_data_size": 4 * values}}]}).encode()
         return request(INFER, head + bytes(4 * values), {HEADER_LENGTH: str(len(head))})
 
@@ -118,17 +115,9 @@ WAYS: dict[str, Callable[[Size, int], bytes]] = {
 """All requests for images of a size: so many of them, but one in a raw body."""
 
 
-class Case(NamedTuple):
-    size: Size
-    count: int
-
-    @property
-    def is_long(self) -> bool:
-        return LONGEST in self.size
-
-
 SIDES = (1, TILE - 1, TILE, TILE + 1, LONGEST)
-CASES = [Case(size, count) for size, count in product(product(SIDES, SIDES), (1, 64))]
+CASES = list(product(product(SIDES, SIDES), (1, 64)))
+"""Sizes, and numbers of images."""
 
 
 @contextmanager

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 import service.images
-from benchmarks.load_generator.messages import JSON, post, text, upload
-from tests.contract.any_size import EDIT, Way, ask, form, in_json, raw, write_tiles
+from benchmarks.load_generator.messages import JSON, post, text
+from tests.contract.any_size import UPLOADS, Way, ask, write_tiles
 from tests.contract.harness import Service, serving, settings, write_models
 from tests.helpers.pictures import noise, save
 
@@ -39,19 +39,13 @@ FILES = {
 FILES |= {f"half a {name}": data[: len(data) // 2] for name, data in FILES.items()}
 
 
-def latent(path: str, name: str, *others: dict[str, Any]) -> Way:
-    return lambda files: post(path, {"model": "grey", name: [*({"image": text(file)} for file in files), *others]})
-
-
 WAYS: dict[str, Way] = {
-    **{f"/project, {model}, JSON": in_json("/project", JSON, model=model) for model in ("grey", "tiles")},
-    **{f"/project, {model}, raw": raw(f"/project?model={model}", JSON) for model in ("grey", "tiles")},
-    **{f"/score, {model}": form("/score", JSON, ("model", model.encode())) for model in ("grey", "tiles")},
+    **{name: UPLOADS[name] for name in UPLOADS if JSON in name or name.endswith("edits")},
+    "/score, form": UPLOADS["/score, form"],
     "/project, mask": lambda files: post("/project", {"images": [text(files[0])], "mask": text(files[0])}),
-    "/project, untyped": lambda files: upload("/project", files[0]).replace(b"Content-Type: image/png\r\n", b""),
-    "/v1/images/edits": form("/v1/images/edits", JSON, *EDIT, ("model", b"tiles")),
-    "/latent-interpolate": latent("/latent-interpolate", "points", {"seed": 1}),
-    "/latent-arithmetic": latent("/latent-arithmetic", "terms"),
+    "/latent-interpolate": lambda files: post(
+        "/latent-interpolate", {"model": "grey", "points": [{"image": text(files[0])}, {"seed": 1}]}
+    ),
 }
 
 
@@ -78,9 +72,12 @@ def profile() -> Iterator[Profile]:
     threading.setprofile(None)
 
 
-@pytest.fixture(scope="module")
-def profiled(profile: Profile, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with serving(settings(write_tiles(write_models(tmp_path_factory.mktemp("models"))))) as service:
+@pytest.fixture(scope="module", params=["grey", "tiles"])
+def profiled(
+    request: pytest.FixtureRequest, profile: Profile, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    models = write_tiles(write_models(tmp_path_factory.mktemp("models")))
+    with serving(settings(models, default_model=request.param)) as service:
         yield service
 
 
