@@ -286,9 +286,8 @@ BOUNDED: Final[dict[str, Bounded]] = {
         {"left_mib": 50},
     ),
     "a stream of pages": Bounded(
-        lambda: on(1, waiting(of_scans(*A4, 1, EVENTS, timeout_s=300))),
+        lambda: on(1, waiting(of_scans(2339, 1654, 1, EVENTS))),
         {"wait_units": 1.5},
-        {"IGN_REQUEST_TIMEOUT_S": "300"},
         probe=[of_scans(90, 90)],
         unit=[of_scans(1200, 1200)],
     ),
