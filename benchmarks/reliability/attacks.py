@@ -286,7 +286,7 @@ BOUNDED: Final[dict[str, Bounded]] = {
         {"left_mib": 50},
     ),
     "a stream of pages": Bounded(
-        lambda: on(1, waiting(of_scans(2339, 1654, 1, EVENTS))),
+        lambda: on(1, waiting(with_headers(of_scans(2339, 1654, 1, EVENTS), {"Connection": "close"}))),
         {"wait_units": 1.5},
         probe=[of_scans(90, 90)],
         unit=[of_scans(1200, 1200)],
