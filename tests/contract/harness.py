@@ -8,6 +8,7 @@ import math
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -53,6 +54,7 @@ class Gate:
         self.opened.set()
         self.entered = threading.Event()  # a pass is in, or was
         self.sizes: list[int] = []  # rows of every pass that went through
+        self.rows: list[weakref.ref[FloatRows]] = []  # of every pass
         self.pass_s = 0.0  # how long the device takes at least
         self.fails = False
 
@@ -74,6 +76,7 @@ class Gate:
 
         class Gated(OnnxModel):
             def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
+                gate.rows.append(weakref.ref(rows))
                 gate.entered.set()
                 if gate.fails:
                     raise RuntimeError("secret")
@@ -157,6 +160,10 @@ class Service:
 
     def until_in_flight(self, count: int) -> None:
         self.until(lambda: self.get("/healthz").is_success and self.services.in_flight.count == count)
+
+    def until_idle(self) -> None:
+        """Wait until no request is in flight, without a request."""
+        asyncio.run_coroutine_threadsafe(self.services.in_flight.idle(), self.loop()).result(PATIENCE_S)
 
     def until_bytes(self, condition: Callable[[int], bool]) -> None:
         """Wait for a number of bytes in flight."""
