@@ -49,7 +49,7 @@ from service.api.limits import CallerRates, Epoch, ErrorPace
 from service.api.pipeline import Endpoint, Pipeline
 from service.api.problems import describe, log_failure, problem_response
 from service.api.request import ApiRequest, NotModified, RequestHeaders
-from service.domain.errors import Draining, IgnError
+from service.domain.errors import Draining, IgnError, forget_frames
 from service.observability.logs import choose_request_id, log_request, parse_traceparent
 
 CLIENT_GONE: Final = 499
@@ -236,8 +236,9 @@ class Application:
         try:
             app = self._inner if exchange.error is None else self._serve  # CORS answers preflights by itself
             await app(scope, receive, exchange.send)
-        except ClientDisconnect:
+        except ClientDisconnect as exc:
             exchange.status = CLIENT_GONE
+            forget_frames(exc)
         else:
             if not exchange.complete:  # the server cuts the connection, so the status that was sent does not hold
                 exchange.status = 500
@@ -297,7 +298,7 @@ class Application:
                 log_failure(exc, exchange.state["request_id"])
             else:
                 await self._send_problem(scope, send, exc)
-            exc.__traceback__ = None  # its frames may hold it: break the cycle
+            forget_frames(exc)
 
     def _admit(self, exchange: Exchange) -> None:
         """Let the request in, and count it.

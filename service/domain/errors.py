@@ -230,3 +230,14 @@ def wrap_errors(prefix: str) -> Iterator[None]:
         yield
     except StartupError as exc:
         raise StartupError(f"{prefix}: {exc.detail}") from exc
+
+
+def forget_frames(exc: BaseException | None) -> None:
+    """Drop the frames of an exception that has been handled, and of those that led to it.
+
+    A frame holds the arrays of its request, and often the exception, which holds the frame: such a cycle would stay
+    until the next garbage collection, and these are rare.
+    """
+    while exc is not None:
+        exc.__traceback__ = None
+        exc = exc.__cause__ or exc.__context__

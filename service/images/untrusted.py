@@ -101,7 +101,7 @@ def is_png_of(data: bytes | str, size: tuple[int, int]) -> bool:
 
 @lru_cache(maxsize=64)
 def _png_heads(size: tuple[int, int]) -> frozenset[bytes]:
-    return frozenset(PNG_SIGNATURE + png_header(*size, colour) for colour in PNG_MODES)
+    return frozenset([PNG_SIGNATURE + png_header(*size, colour) for colour in PNG_MODES])
 
 
 def png_chunk(chunk_type: bytes, content: bytes) -> bytes:

@@ -14,7 +14,7 @@ from service.api.native.responses import INLINE_VALUES, ResponseSpec, envelope, 
 from service.api.negotiation import Media
 from service.api.problems import describe, log_failure
 from service.api.request import ApiRequest, count_codec, count_rows
-from service.domain.errors import DeadlineExceeded
+from service.domain.errors import DeadlineExceeded, forget_frames
 from service.domain.tasks import Images, Result, StepOutput, StreamProgress, blend_step, colour_step
 
 _KEEPALIVE_S: Final = 10.0  # seconds without an event; a comment line then makes proxies keep the connection open
@@ -116,6 +116,7 @@ def _error_event(api: ApiRequest, exc: Exception) -> bytes:
     if problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         log_failure(exc, api.request_id)
     api.state["problem"] = problem.code
+    forget_frames(exc)
     return event("error", problem.body(api.request_id, api.endpoint))
 
 
