@@ -375,20 +375,22 @@ class RunningBatch:
         #     0 1 2 3 │ 4 5 6 7          the right half fails
         #               4 5 │ 6 7        the left one
         #               4 │ 5            5 fails alone
+        #
+        # Errors lose their frames, which hold the rows and the error itself: such a cycle is hardly ever collected.
         can_split = end - start > 1
         try:
             if end - start <= self.limit:
                 self._call_part(start, end)
                 return
         except DeviceLost as exc:  # every further call would fail too
-            self.device_lost = exc
+            self.device_lost = exc.with_traceback(None)
             self._lost.append((start, end))
             return
         except DeviceOutOfMemory as exc:
-            cause: Exception = exc
+            cause: Exception = exc.with_traceback(None)
             can_split = self._reduce_limit(end - start) and can_split
         except Exception as exc:  # whatever the model raises is about these rows, not about the service
-            cause = exc
+            cause = exc.with_traceback(None)
         if can_split:
             middle = (start + end) // 2
             self._run_bisecting(start, middle, failed)
