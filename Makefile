@@ -37,9 +37,6 @@ PARALLEL := -n auto --dist loadfile
 # With COVERAGE set, as in CI, `make test` records its coverage, and `make check` adds only the slow tests to it.
 COVERAGE ?=
 MEASURED := -m coverage run -m pytest $(PARALLEL) --hypothesis-profile=ci
-# In CI, a test that fails beside others runs once more, alone: some fail only where a machine is too busy. The summary of
-# the first run stays in the output, and what fails again, or did not run at all, is a failure.
-ALONE := $(BIN)/python -m coverage run -m pytest --slow --last-failed --last-failed-no-failures=none
 
 # One stamp for each set of extras, written once pip has finished: an interrupted install is taken up again.
 SERVE := $(VENV)/.installed-$(RUNTIME)-serve
@@ -71,7 +68,7 @@ run: $(SERVE)  ## serve the models on http://127.0.0.1:8000
 
 test: $(DEVELOP)  ## run the tests but the slow ones, side by side; ARGS='-k name' for some of them
 	$(if $(COVERAGE),$(BIN)/python -m coverage erase)
-	$(BIN)/python $(if $(COVERAGE),$(MEASURED),-m pytest $(PARALLEL)) $(ARGS) $(if $(COVERAGE),|| $(ALONE))
+	$(BIN)/python $(if $(COVERAGE),$(MEASURED),-m pytest $(PARALLEL)) $(ARGS)
 
 check: lint types coverage containers  ## everything that has to pass before a commit
 
@@ -91,8 +88,7 @@ types: $(DEVELOP)  ## check types
 
 coverage: $(DEVELOP)  ## run every test but those of containers, with coverage: the service 95 % at least, the client 100 %
 	$(if $(COVERAGE),,$(BIN)/python -m coverage erase)
-	$(BIN)/python $(MEASURED) $(if $(COVERAGE),-m slow,--slow) --ignore=tests/slow/containers \
-	  $(if $(COVERAGE),|| $(ALONE))
+	$(BIN)/python $(MEASURED) $(if $(COVERAGE),-m slow,--slow) --ignore=tests/slow/containers
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 	$(BIN)/python -m coverage report --include='service/*' --fail-under=95 --format=total

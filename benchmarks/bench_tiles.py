@@ -145,9 +145,9 @@ def plain(file: Path, page: Pixels) -> Callable[[], Json]:
     """What runs the tiles of a page alone."""
     model = OnnxModel(file.read_bytes(), threads=available_cpus())
     row, tiling = to_rows(page[None], *model.card.range), model.card.tiling((page.shape[0], page.shape[1]))
-    mirrored, tiles = tiling.mirrored(row), np.empty((tiling.count, *model.card.shape), np.float32)
+    tiles = np.empty((tiling.count, model.card.shape[0], *tiling.tile), np.float32)
     for index, tile in enumerate(tiles):
-        tiling.cut(mirrored, index, tile)
+        tiling.cut(row, index, tile)
     return partial(run_plain, model, tiles)
 
 

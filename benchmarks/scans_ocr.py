@@ -223,11 +223,12 @@ def restored(artifact: Artifact, image: Levels) -> Levels:
     """f of a picture of any size, in tiles as the service cuts them; rounded to 8 bits, as in a file."""
     row = to_rows(image[None, None])[0]
     tiling = artifact.card.tiling(image.shape)
-    mirrored, canvas, tile = tiling.mirrored(row), tiling.empty(row), np.empty((1, 1, *tiling.tile), np.float32)
+    canvas = np.zeros_like(row)
+    tile = np.empty((1, 1, *tiling.tile), np.float32)
     for index in range(tiling.count):
-        tiling.cut(mirrored, index, tile[0])
+        tiling.cut(row, index, tile[0])
         tiling.paste(artifact.function(tile)[0], index, canvas)
-    levels: Levels = rows_to_levels(tiling.cropped(canvas)[None])[0, 0]
+    levels: Levels = rows_to_levels(canvas[None])[0, 0]
     return levels
 
 

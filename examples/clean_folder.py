@@ -11,12 +11,12 @@ def main(scans: Path, out: Path) -> None:
     with Client() as client:
         for scan in sorted(scans.iterdir()):
             try:
-                (image,) = client.project(scan, steps=2)
+                (image,) = client.project(scan, model="scans")
             except InvalidContent as error:
                 print(f"{scan.name}: {error.code}")
                 continue
             image.save(out / f"{scan.stem}.png")
-            print(f"{scan.name}: moved by {image.distance:.3f}{', inverted' if image.inverted else ''}")
+            print(f"{scan.name}: {image.width}x{image.height}, moved by {image.distance:.3f}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Call ign-service from another FastAPI service: `uvicorn --app-dir examples from_fastapi:app`."""
+"""Clean pages by ign-service from another FastAPI service: `uvicorn --app-dir examples from_fastapi:app`."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,7 +10,7 @@ from ign_client import AsyncClient, IgnError, InvalidContent
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    async with AsyncClient(deadline=5) as app.state.ign:  # one client for all requests reuses its connections
+    async with AsyncClient(deadline=60) as app.state.ign:  # one client for all requests reuses its connections
         yield
 
 
@@ -21,7 +21,7 @@ app = FastAPI(lifespan=lifespan)
 async def clean(request: Request) -> Response:
     ign: AsyncClient = request.app.state.ign
     try:
-        (image,) = await ign.project(await request.body())
+        (image,) = await ign.project(await request.body(), model="scans")
     except InvalidContent as error:
         return Response(error.detail, 422)
     except IgnError as error:

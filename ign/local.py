@@ -6,7 +6,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import httpx
@@ -18,7 +18,7 @@ from ign_client._results import MEASURES, Score
 from service.api.app_state import AppState
 from service.app import create_app, running_services
 from service.bulk.pipeline import Item, Pipeline, parse_options
-from service.images.formats import is_tiff, tiff_pages
+from service.domain.errors import RequestError
 from service.settings import local_settings
 
 T = TypeVar("T")
@@ -59,29 +59,39 @@ class LocalClient:
         self._services, self._wait, self._lock = services, wait, threading.Lock()
         self._pipeline: Pipeline | None = None
 
-    def generate(self, *, n: int, offset: int, **options: Any) -> Sequence[Picture]:
+    def generate(self, **options: Any) -> Sequence[Picture]:
         """As `Client.generate`."""
-        items = [Item(number) for number in range(offset, offset + n)]
-        return self._pictures("generate", items, options | {"n": n, "offset": offset})
+        pipeline, first = self._pipeline_for("generate", options), options["offset"]
+        items = [Item(number) for number in range(first, first + options["n"])]
+        return [Picture(bytes=item.content, format=options["format"]) for item in self._run(pipeline, items)]
 
     def project(self, images: Pictures, **options: Any) -> Sequence[Picture]:
         """As `Client.project`."""
-        return self._pictures("project", _pages(images), options)
+        items = self._uploaded("project", images, options)
+        return [Picture(bytes=item.content, format=options["format"]) for item in items]
 
     def score(self, images: Pictures, **options: Any) -> Sequence[Score]:
         """As `Client.score`."""
-        items = self._run("score", _pages(images), options)
+        items = self._uploaded("score", images, options)
         return [Score(index=0, **{name: item.measures[name] for name in MEASURES[1:]}) for item in items]
 
-    def _pictures(self, task: str, items: Sequence[Item], options: dict[str, Any]) -> Sequence[Picture]:
-        made = self._run(task, items, options)
-        return [Picture(bytes=item.content, format=options["format"]) for item in made]
+    def _uploaded(self, task: str, images: Pictures, options: dict[str, Any]) -> Sequence[Item]:
+        pipeline, items = self._pipeline_for(task, options), list[Item]()
+        for content in pictures(images):
+            try:
+                items += self._wait(pipeline.pages(content))
+            except RequestError as exc:
+                raise InputError(exc.detail) from None
+        return self._run(pipeline, items)
 
-    def _run(self, task: str, items: Sequence[Item], options: dict[str, Any]) -> Sequence[Item]:
+    def _pipeline_for(self, task: str, options: dict[str, Any]) -> Pipeline:
         with self._lock:  # all calls of a command have the same options
             if self._pipeline is None:
                 self._pipeline = Pipeline(parse_options(task, options), self._services, options.get("mask"))
-        self._wait(self._pipeline.run(items))
+            return self._pipeline
+
+    def _run(self, pipeline: Pipeline, items: Sequence[Item]) -> Sequence[Item]:
+        self._wait(pipeline.run(items))
         for item in items:
             if item.error is not None:
                 raise InputError(item.error.detail)
@@ -96,14 +106,3 @@ class LocalClient:
 
         app = httpx.MockTransport(lambda request: self._wait(answer(request)))
         return getattr(Client("http://local", timeout=None, transport=app), name)
-
-
-def _pages(images: Pictures) -> Sequence[Item]:
-    """The images; a TIFF is as many as it has pages, unless it is damaged."""
-    items = list[Item]()
-    for content in pictures(images):
-        pages = list[bytes]()
-        with suppress(Exception):  # a damaged file raises nearly any, and decoding tells of it
-            pages = [page.file(with_orientation=True) for page in tiff_pages(content)] if is_tiff(content) else []
-        items += [Item(page) for page in pages or [content]]
-    return items

@@ -14,7 +14,7 @@ from typing import Any, Final
 import click
 from click.exceptions import NoArgsIsHelpError
 
-from service.domain.errors import StartupError
+from service.domain.errors import StartupError, printable
 
 Main = Callable[[Sequence[str]], int]  # runs a command with its arguments; returns the exit status
 SETTINGS: Final[Any] = {"help_option_names": ["-h", "--help"]}
@@ -39,7 +39,7 @@ def one_voice(context: click.Context | None = None) -> Iterator[None]:
     except NoArgsIsHelpError:
         raise
     except (click.ClickException, StartupError) as exc:
-        error = exc if isinstance(exc, click.ClickException) else click.ClickException(exc.detail)
+        error = exc if isinstance(exc, click.ClickException) else click.ClickException(printable(exc.detail))
         text, program = error.format_message(), f"ign {context.invoked_subcommand or ''}".strip() if context else "ign"
         if isinstance(error, click.UsageError):
             program = error.ctx.command_path if error.ctx else program

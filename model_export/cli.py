@@ -58,8 +58,9 @@ def main(arguments: Sequence[str], *, prog: str = _PROG) -> int:
     except ModuleNotFoundError as exc:
         if (exc.name or "").partition(".")[0] not in _EXTRA:
             raise
-        line = f"this command needs {exc.name}: pip install 'ign-service[train,cpu]' {_WITHOUT_GPU}"
-        return _fail(options, line)
+        is_import = exc.name == "onnx" and options.command == "import"
+        needed = "'ign-service[import,cpu]'" if is_import else f"'ign-service[train,cpu]' {_WITHOUT_GPU}"
+        return _fail(options, f"this command needs {exc.name}: pip install {needed}")
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 0

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -29,7 +29,7 @@ from service.domain.rate_limit import SharedGCRA
 from service.domain.shares import Capacity
 from service.environment import available_cpus, lower_priority, metrics_file
 from service.images.pool import CodecPool
-from service.models.instances import SizedInstance, open_instances
+from service.models.instances import SizedInstance, TurnLock, open_instances
 from service.models.on_demand import Memory, OnDemandRepository
 from service.models.registry import ModelRegistry, ServedModel
 from service.models.repository import LoadedModel, Repository, repository_options
@@ -38,7 +38,7 @@ from service.observability.statistics import ModelStatistics
 from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import cuda_is_built_in
 from service.scheduling.scheduler import Scheduler
-from service.scheduling.worker import wake_rule
+from service.scheduling.worker import Clock, wake_rule
 from service.server.open_connections import OpenConnections, connection_limit
 from service.settings import Settings, trace_exporters
 
@@ -63,12 +63,14 @@ def build_services(
     on_device_lost: Callback = lambda: None,
     shared: SharedTexts | None = None,
     only: str | None = None,
+    clock: Clock = time.monotonic,
 ) -> AppState:
     """The parts of the service without HTTP; `load_models` makes them serve. Call it on the event loop that uses them.
 
     ``on_device_lost`` is called on that event loop when a model has no device left. Only a new process can use the
     devices again. ``shared`` is where the metrics of this service and those of others are; by default in the folder of
-    `metrics_file`, if there is one. ``only`` is the one model to load, as of `Repository`.
+    `metrics_file`, if there is one. ``only`` is the one model to load, as of `Repository`; ``clock`` is
+    `AppState.clock`.
     """
     file = metrics_file()
     metrics, tracing = Metrics(shared or (SharedFiles(file) if file else None)), _start_tracing()
@@ -92,14 +94,20 @@ def build_services(
         repository = Repository(**options)
     registry = ModelRegistry(
         repository,
-        serve=partial(_serve, settings, metrics, tracing, on_device_lost),
+        serve=partial(_serve, settings, metrics, tracing, on_device_lost, clock),
         on_activated=partial(_on_activated, metrics),
         on_deactivated=metrics.unloaded,
         wait_for_requests=in_flight.wait_for_current,
     )
     codec = CodecPool(min(available_cpus(), _MAX_CODEC_THREADS), metrics.codec, daemons=only is None)
     return AppState(
-        settings=settings, registry=registry, codec=codec, metrics=metrics, in_flight=in_flight, tracing=tracing
+        settings=settings,
+        registry=registry,
+        codec=codec,
+        metrics=metrics,
+        in_flight=in_flight,
+        tracing=tracing,
+        clock=clock,
     )
 
 
@@ -200,8 +208,13 @@ def make_connections(services: AppState) -> OpenConnections:
     metrics, settings = services.metrics, services.settings
     limit = connection_limit(settings.max_open_connections)
     metrics.connection_limit.set(limit)
-    max_age_s = settings.max_connection_age_s
-    return OpenConnections(metrics, limit=limit, head_timeout_s=settings.head_timeout_s, max_age_s=max_age_s)
+    return OpenConnections(
+        metrics,
+        limit=limit,
+        head_timeout_s=settings.head_timeout_s,
+        max_age_s=settings.max_connection_age_s,
+        clock=services.clock,
+    )
 
 
 @asynccontextmanager
@@ -251,10 +264,15 @@ def _on_activated(metrics: Metrics, loaded: LoadedModel) -> None:
 
 
 def _serve(
-    settings: Settings, metrics: Metrics, tracing: "Tracing | None", on_device_lost: Callback, loaded: LoadedModel
+    settings: Settings,
+    metrics: Metrics,
+    tracing: "Tracing | None",
+    on_device_lost: Callback,
+    clock: Clock,
+    loaded: LoadedModel,
 ) -> ServedModel:
     statistics, card = ModelStatistics(metrics, loaded.ref), loaded.card
-    turns = [threading.Lock() for _ in loaded.instances]
+    turns = [TurnLock() for _ in loaded.instances]
 
     def make_scheduler(size: tuple[int, int]) -> Scheduler:
         instances: Sequence[Model] = loaded.instances
@@ -265,6 +283,7 @@ def _serve(
             max_batch_rows=card.batch_rows(settings.max_batch_rows),
             queue_rows=settings.queue_rows,
             max_rows=settings.max_images,
+            clock=clock,
             observer=statistics,
             on_batch=None if tracing is None else partial(tracing.batch_ran, loaded.ref),
             on_all_devices_lost=on_device_lost,

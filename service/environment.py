@@ -98,12 +98,15 @@ def metrics_file() -> Path | None:
     return Path(file) if file else None
 
 
-def docker_config() -> Path:
-    """The file with Docker's credentials of registries."""
-    return Path(os.environ.get("DOCKER_CONFIG") or "~/.docker", "config.json").expanduser()
-
-
 def lower_priority() -> None:
     """Let the threads of other models go before this one and those that it starts; elsewhere than on Linux, nothing."""
     with contextlib.suppress(OSError, AttributeError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOW_PRIORITY)
+
+
+def resident_bytes() -> int:
+    """This process's memory without files; 0 where the system does not tell."""
+    with contextlib.suppress(OSError):
+        _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text(encoding="ascii").split())
+        return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+    return 0

@@ -31,7 +31,12 @@ _WITHOUT_HTTP: Final = {
     **dict.fromkeys(("IGN_API_KEYS_FILE", "IGN_PRIVATE_ENDPOINTS", "IGN_RATE_LIMIT", "IGN_MODEL_MEMORY_MIB"), ""),
 }
 _UNLESS_SET: Final = {"max_pixels": 2**28, "max_request_pixels": 2**34, "max_body_bytes": 2**31 - 1, "max_steps": 10**9}
-_STORES: Final = ("s3", "gs", "az", "oci")
+_STORES: Final = ("s3", "gs", "az")
+_NO_REGISTRY: Final = (
+    "IGN_MODEL_DIR=oci://…: the service reads no registry; mount the image as a volume of Kubernetes, "
+    "or copy its files with `oras pull` and name their folder"
+)
+_ANY_SIZE_PIXELS: Final = 40_000_000  # a page of A4 at 600 dpi has 35 million
 _MAX_SHOWN: Final = 80  # characters of a bad value in the message
 
 Network = IPv4Network | IPv6Network
@@ -77,13 +82,13 @@ class Settings(BaseModel):
     port: int = Field(default=8000, ge=0, le=65_535)
     """port to listen on; 0 takes a free one"""
     model_dir: Path = Field(default_factory=_shipped_models)
-    """directory of the models, or a URL such as s3://bucket/models (gs, az, oci). It holds
+    """directory of the models, or a URL such as s3://bucket/models (gs, az). It holds
     NAME/VERSION/{model.onnx, golden.npz}; later changes are loaded on request."""
     model_cache: Path = Path("~/.cache/ign-service")
     """directory for copies of the models of a URL. With them the service starts when the store is out of reach."""
     default_model: ModelName = "mnist"
-    """default model, such as mnist or mnist/1. A name alone stands for its highest version. Unset, the only model
-    of a directory takes the place of mnist."""
+    """default model, such as mnist or mnist/1. A name alone stands for its highest version. Unset, and without
+    mnist in the directory, the first of its names."""
     versions: Annotated[tuple[Pin, ...], CommaSeparated] = ()
     """versions such as mnist=3 that names stand for, separated by commas. Other names stand for their highest
     version."""
@@ -121,16 +126,16 @@ class Settings(BaseModel):
     max_steps: int = Field(default=300_000, ge=1, le=1_000_000_000)
     """applications of f in one request"""
     max_body_bytes: int = Field(default=16 * 2**20, ge=1024, lt=2**31)
-    """bytes of the largest request body. They are counted as it arrives and again when it is decompressed."""
+    """bytes of the largest request body. They are counted as it arrives."""
     max_pixels: int = Field(default=16_000_000, ge=1, le=2**28)
     """pixels of the largest image. They are checked before decoding; a side may have 16384. Enlarged images of
-    a response may have as many together."""
+    a response may have as many together. Unset, 40 million for models that take any size."""
     max_request_pixels: int = Field(default=64_000_000, ge=1, le=2**34)
     """pixels of all images and masks of one request. Never less than those of the largest image."""
-    max_inflight_bytes: int = Field(default=128 * 2**20, ge=1024, le=2**40)
+    max_inflight_bytes: int = Field(default=512 * 2**20, ge=1024, le=2**40)
     """bytes that all requests in flight hold: their bodies, their responses and the arrays that these are made from.
-    A quarter more is left for callers below their share. Beyond it, requests get 429; never less than the largest
-    body."""
+    A quarter more is left for callers below their share. Beyond it, requests get 429, and one that needs more than all
+    of it gets 413. Never less than the largest body."""
     max_inflight_requests: int = Field(default=1024, ge=1, le=1_000_000)
     """requests in flight. A quarter more is left for callers below their share. Beyond it, requests get 429."""
     max_open_connections: int = Field(default=4096, ge=1, le=1_000_000)
@@ -203,6 +208,7 @@ class Settings(BaseModel):
                 len(self.pins) < len(self.versions),
                 f"IGN_VERSIONS={','.join(self.versions)} names a model twice",
             ),
+            (str(self.model_dir).startswith("oci:/"), _NO_REGISTRY),
             (self.gpu_count > 1 and not cuda, f"IGN_GPU_COUNT={self.gpu_count} needs IGN_DEVICE=cuda"),
             (
                 self.cpu_instances and cuda,
@@ -224,6 +230,12 @@ class Settings(BaseModel):
     def pins(self) -> dict[str, str]:
         """The version of each name in ``versions``."""
         return dict(pin.split("=") for pin in self.versions)
+
+    def for_images(self, any_size: object) -> Self:
+        """The settings for images to a model: `max_pixels`, unless it is set, depends on whether it takes any size."""
+        if not any_size or "max_pixels" in self.model_fields_set:
+            return self
+        return self.model_copy(update={"max_pixels": _ANY_SIZE_PIXELS})
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated again."""

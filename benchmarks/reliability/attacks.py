@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Final
@@ -27,11 +27,12 @@ from benchmarks.load_generator.messages import (
     post,
     post_form,
     request,
+    text,
     upload,
     with_headers,
 )
 from benchmarks.load_generator.traffic import Rng, disconnecting, oversized, slow_body
-from benchmarks.reliability.hostile_inputs import hostile
+from benchmarks.reliability.hostile_inputs import avif_of_items, endless_tiff, hostile, tiff_of_pages
 
 PART: Final = 1 << 16
 BODY: Final = 16 << 20
@@ -144,6 +145,28 @@ def asking(*requests: bytes) -> Talk:
     return talk
 
 
+def once(*requests: bytes, leave_after_s: float | None = None) -> Begin:
+    """Send the requests one after another, and wait for each answer, or leave."""
+
+    async def begin(attacker: Attacker) -> None:
+        for data in requests:
+            with contextlib.suppress(OSError, ConnectionClosed):
+                answer = await fetch(attacker.port, attacker.signed(data), leave_after_s=leave_after_s)
+                attacker.statuses[str(answer.status)] += 1
+
+    return begin
+
+
+def from_addresses(count: int, begin_one: Begin) -> Begin:
+    """The same attack from so many addresses."""
+
+    async def begin(attacker: Attacker) -> None:
+        sources = (f"127.0.1.{number}" for number in range(1, count + 1))
+        await asyncio.gather(*(begin_one(replace(attacker, source=source)) for source in sources))
+
+    return begin
+
+
 async def stop_process(attacker: Attacker) -> None:
     """Stop one of the processes of the service, as a driver that hangs would."""
     pid = serving_processes(attacker.service_pid)[0]
@@ -178,6 +201,19 @@ def unload(**headers: str) -> bytes:
     return request("/v2/repository/models/fashion_mnist/unload", b"{}", {"Content-Type": JSON, **fields})
 
 
+def of_scans(height: int, width: int, count: int = 1, accept: str = "image/png", *, timeout_s: float = 30.0) -> bytes:
+    """Grey pages of a size for the model that takes any, as a form."""
+    file = encoded(Image.new("L", (width, height), 200))
+    data = post_form("/project", [("model", b"scans"), *[("image", file)] * count], accept)
+    return with_headers(data, {"X-Request-Timeout": f"{timeout_s:g}"})
+
+
+def impossible(width: int) -> bytes:
+    """An inference on a row that is as wide as nothing is, of one value."""
+    tensor = {"name": "x", "shape": [1, 1, 1, width], "datatype": "FP32", "data": [0]}
+    return post("/v2/models/scans/infer", {"inputs": [tensor]})
+
+
 def bad_clients(count: int) -> Begin:
     """A quarter each is slow, disconnects, sends too much, or sends hostile requests, whatever the answers are."""
     makers = (slow_body, disconnecting, oversized, hostile)
@@ -205,6 +241,71 @@ class Attack:
     settle_s: float = 0.0  # seconds from its begin in which the service may do what it likes
 
 
+@dataclass(frozen=True, slots=True)
+class Bounded:
+    """An attack on a service of its own, and what it may cost at most; see `benchmarks.reliability.costs`.
+
+    Limits are by column: `cpu_s`, `mib` and `left_mib` of the service; `wait_s`, how much longer the ``probe`` of
+    another caller takes at most than without the attack; `wait_units`, the same in the median, in times of ``unit``.
+    """
+
+    make: Callable[[], Begin]
+    limits: Mapping[str, float]
+    settings: Mapping[str, str] = field(default_factory=dict)
+    probe: Sequence[bytes] = ()  # requests, one after another
+    unit: Sequence[bytes] = ()
+
+
+GENERATORS: Final = ("mnist", "fashion_mnist", "avatars64")
+A4: Final = (3508, 2480)  # (H, W) at 300 dpi
+LITTLE: Final = post("/generate", {"model": "mnist", "seed": 1, "steps": 1})
+FEW_MODELS: Final = {"IGN_MODEL_MEMORY_MIB": "40", "IGN_DEVICE": "cpu"}
+LONG_STREAM: Final = {"model": "avatars64", "steps": 100_000, "tolerance": 1e-300}
+BOUNDED: Final[dict[str, Bounded]] = {
+    "64 endless TIFFs in JSON": Bounded(
+        lambda: once(post("/project", {"images": [text(endless_tiff())] * 64, "model": "scans"})), {"cpu_s": 0.3}
+    ),
+    "64 endless TIFFs in a form": Bounded(
+        lambda: once(post_form("/project", [("image", endless_tiff())] * 64)), {"cpu_s": 0.3}
+    ),
+    "16 TIFFs of 500 pages": Bounded(
+        lambda: once(*[upload("/project", tiff_of_pages(500), media="image/tiff")] * 16), {"cpu_s": 0.3}
+    ),
+    "16 AVIFs of 2000 items": Bounded(
+        lambda: once(*[upload("/project?model=scans", avif_of_items(2000), media="image/avif")] * 16), {"cpu_s": 0.3}
+    ),
+    "12 impossible shapes": Bounded(
+        lambda: once(*(impossible(16_000_000 - number) for number in range(12))),
+        {"cpu_s": 0.2, "left_mib": 20},
+    ),
+    "a stream of 40 lines": Bounded(
+        lambda: once(of_scans(1, 16_384, 40, EVENTS), leave_after_s=20.0), {"mib": 400, "left_mib": 50}
+    ),
+    "100 pages that miss their deadline": Bounded(
+        lambda: once(*(of_scans(*A4, timeout_s=0.5 + 0.25 * (n % 10)) for n in range(100))),
+        {"left_mib": 50},
+    ),
+    "a stream of pages": Bounded(
+        lambda: on(1, waiting(with_headers(of_scans(2339, 1654, 1, EVENTS), {"Connection": "close"}))),
+        {"wait_units": 1.5},
+        probe=[of_scans(90, 90)],
+        unit=[of_scans(1200, 1200)],
+    ),
+    "a stream while few models are open": Bounded(
+        lambda: on(1, waiting(post("/generate", LONG_STREAM, EVENTS))), {"wait_s": 3.0}, FEW_MODELS, probe=[LITTLE]
+    ),
+    "models in turn while few are open": Bounded(
+        lambda: on(8, asking(*(post("/generate", {"model": name, "steps": 1}) for name in GENERATORS))),
+        {"wait_s": 3.0},
+        FEW_MODELS,
+        probe=[LITTLE],
+    ),
+    "wrong bodies of 40 callers beside a 404": Bounded(
+        lambda: from_addresses(40, on(1, asking(post("/generate", {"images": [0] * 17_000})))),
+        {"wait_s": 1.0},
+        probe=[get("/nothing"), LITTLE],
+    ),
+}
 BAD_CLIENTS: Final = "96 bad clients"
 HEAD: Final = b"GET / HTTP/1.1\r\nHost: x\r\n"
 HALF_A_BODY: Final = upload("/project", bytes(BODY))[: BODY // 2]

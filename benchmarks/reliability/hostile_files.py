@@ -27,8 +27,8 @@ from service.artifact.card import CARD_KEY, Card
 from service.artifact.golden import digest_of
 from service.artifact.onnx_file import read_metadata
 from service.domain.errors import IgnError, StartupError
-from service.images.decode import DecodeLimits, open_image
-from service.images.formats import is_tiff, tiff_pages
+from service.images.decode import DecodeLimits, ImageBytes
+from service.images.pool import CodecThread
 from service.images.prepare import prepare, to_mask
 from service.models.repository import Repository
 from service.runtime.onnx_model import OnnxModel
@@ -36,6 +36,8 @@ from service.runtime.onnx_model import OnnxModel
 _NUMBERS: Final = (0, 1, -1, 2, 3, 7, 28, 255, 1 << 16, 1 << 31, 1 << 40, (1 << 63) - 1, -(1 << 63))
 _PLACES: Final = ("/etc/passwd", "../../secret", "/dev/zero", "/proc/self/mem", "weights.bin", "", "a" * 5000)
 _LIMITS: Final = DecodeLimits(max_pixels=250_000)
+_MOST_PAGES: Final = 64
+_THREAD: Final = CodecThread()
 _ROWS: Final = np.zeros((2, 1, 28, 28), np.float32)
 _OPERATORS: Final = sorted({schema.name for schema in onnx.defs.get_all_schemas() if not schema.domain})
 _ATTRIBUTES: Final = ("pads", "strides", "group", "kernel_shape", "auto_pad", "axis", "training_mode", "to", "perm")
@@ -204,13 +206,9 @@ def picture(rng: Rng, _: Path) -> str:
     """Decode an image as an input and as a mask, and the pages of a TIFF."""
     data = damaged_image(rng, image(rng))
     try:
-        pages = [page.file(with_orientation=True) for page in tiff_pages(data)] if is_tiff(data) else []
-    except Exception:  # as in `service.api.native.uploads`
-        pages = []
-    try:
-        for each in pages or [data]:
-            prepare(open_image(each, _LIMITS, field="image").decode(), Card.model_validate(_card()))
-            to_mask(open_image(each, _LIMITS, field="mask"))
+        for page in ImageBytes("image", data).pages(_THREAD, _LIMITS, _MOST_PAGES):
+            prepare(page.decode(_THREAD), Card.model_validate(_card()))
+        to_mask(_THREAD, ImageBytes("mask", data).open(_THREAD, _LIMITS))
     except IgnError as exc:
         return exc.error_code
     return "decoded"

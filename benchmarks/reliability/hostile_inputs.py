@@ -141,6 +141,9 @@ def bombs() -> tuple[bytes, ...]:
         tiff({256: 60_000, 257: 60_000, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 60_000, 279: 1}),
         tiff({256: 9, 257: 9, 258: 8, 262: 1, 322: 1 << 16, 323: 1 << 16, 324: 8, 325: 1}),
         tiff({256: 9, 257: 9, 258: 8, 259: 5, 262: 1, 273: 8, 277: 1, 278: 9, 279: 1}, following=8),
+        endless_tiff(),
+        tiff_of_pages(500),
+        avif_of_items(2000),
         b"BM" + bytes(12) + struct.pack("<IiiHHII", 40, 1 << 30, -(1 << 31), 1, 8, 1, 0) + bytes(16),
         small_avif(3000, 16),
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
@@ -150,8 +153,37 @@ def bombs() -> tuple[bytes, ...]:
 
 def tiff(tags: dict[int, int], following: int = 0) -> bytes:
     """A TIFF of one directory, which may be followed by another one; its pixels begin at its own start."""
+    return struct.pack("<2sHI", b"II", 42, 8) + directory(tags, following)
+
+
+def directory(tags: dict[int, int], following: int) -> bytes:
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
-    return struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + struct.pack("<I", following)
+    return struct.pack("<H", len(tags)) + entries + struct.pack("<I", following)
+
+
+def endless_tiff() -> bytes:
+    """A TIFF of 62 bytes: its directory, of a strip without bytes, is followed by itself."""
+    return tiff({256: 1, 257: 1, 273: 0, 279: 0}, following=8)
+
+
+def tiff_of_pages(count: int) -> bytes:
+    """A TIFF of so many pages of a pixel."""
+    tags = {256: 1, 257: 1, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: 1}
+    size, first = len(directory(tags, 0)), 10
+    pages = (directory(tags, first + size * number if number < count else 0) for number in range(1, count + 1))
+    return struct.pack("<2sHIH", b"II", 42, first, 0) + b"".join(pages)
+
+
+def avif_of_items(count: int) -> bytes:
+    """An AVIF that lists so many images of a byte."""
+    size = 16 + 14 * count  # of the list
+    head = struct.pack(">I4sxxxxI4sxxxxBBH", 12 + size, b"meta", size, b"iloc", 0x44, 0, count)
+    return (
+        bytes.fromhex("00000014667479706176696600000000")
+        + b"mif1"
+        + head
+        + struct.pack(">HHHII", 0, 0, 1, 0, 1) * count
+    )
 
 
 def small_avif(side: int, stated: int) -> bytes:

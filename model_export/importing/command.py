@@ -12,6 +12,7 @@ import signal
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
@@ -76,6 +77,8 @@ def run_import(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
     folder = version_folder(Path(options.models, options.name), options.version)
     if folder.exists():
         raise UserError(f"{folder} exists; choose another --version")
+    if (options.module or options.data) and not find_spec("torch"):  # the child would say it in a less helpful way
+        raise ModuleNotFoundError("no module named torch", name="torch")
     for message in _in_child(options, folder.name):
         if isinstance(message, str):
             yield message

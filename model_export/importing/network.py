@@ -61,8 +61,9 @@ def import_network(options: Namespace, version: str) -> Iterator[str | Mapping[s
     form, function, data, difference = _fold(source, form, card, rows, expected)
     if tiles and form.batch == "loop":  # whose rows have one size
         card = card.model_copy(update={"tiles": tiles.model_copy(update={"smaller": ()})})
-    for _, width in card.tile_sizes[:-1]:
-        part = np.ascontiguousarray(rows[:, :, :width, :width])
+    # All widths of the least height: a square, and tiles that are no squares.
+    for height, width in card.tile_sizes[:-1][: len(card.tiles.smaller) + 1 if card.tiles else 0]:
+        part = np.ascontiguousarray(rows[:, :, :height, :width])
         expected_part = form.apply(source.run, part).clip(*card.range)
         difference = max(difference, _compare(source, function, card, part, expected_part))
     folded = (*source.notes, *form.folded)

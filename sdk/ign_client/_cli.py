@@ -5,6 +5,7 @@ import json
 import math
 import re
 import secrets
+import shlex
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
@@ -12,6 +13,7 @@ from pathlib import Path
 from threading import Lock
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeVar, get_args, get_origin
+from urllib.parse import quote
 
 from ign_client import _errors as errors
 from ign_client import _options as lists
@@ -95,13 +97,14 @@ def generate(client: Client, options: argparse.Namespace, terminal: Terminal) ->
     if options.n < 1:
         raise errors.InputError(f"-n: expected 1 or more, not {options.n}")
     seed = secrets.randbits(32) if options.seed is None else options.seed
+    name = quote(str(seed), safe=" ")  # a text may have a slash
     indices = range(options.offset, options.offset + options.n)
     digits = len(str(indices[-1]))  # so that the names sort as the indices do
     suffix, given = _suffix(options), _given(options, lists.GenerateOptions)
 
     def target(index: int) -> Path:
         out: Path = options.out
-        return out / f"{seed}-{index:0{digits}}{suffix}"
+        return out / f"{name}-{index:0{digits}}{suffix}"
 
     def generate_some(wanted: Sequence[int]) -> Iterator[tuple[Path, Picture]]:
         # Neighbours go into one request; between them some files may exist.
@@ -114,7 +117,7 @@ def generate(client: Client, options: argparse.Namespace, terminal: Terminal) ->
             )
 
     # Neither the indices nor their paths are listed: there may be a thousand million of them.
-    pattern = re.compile(rf"{seed}-([0-9]{{{digits}}}){re.escape(suffix)}")
+    pattern = re.compile(rf"{re.escape(name)}-([0-9]{{{digits}}}){re.escape(suffix)}")
     files = options.out.iterdir() if options.out.exists() else ()
     existing = (file for file in files if (match := pattern.fullmatch(file.name)) and int(match[1]) in indices)
     total = options.n
@@ -122,7 +125,7 @@ def generate(client: Client, options: argparse.Namespace, terminal: Terminal) ->
         total -= sum(1 for _ in existing)
     check_free(existing, options.force, _KEPT)
     wanted = (index for index in indices if not (options.skip_existing and target(index).exists()))
-    again = f"--seed {seed} --skip-existing"
+    again = f"--seed {shlex.quote(str(seed))} --skip-existing"
     _, failed = _save_all(wanted, total, generate_some, options, terminal, images_of_request(options.scale), again)
     terminal.result(f"{options.out}: seed {seed}")
     return not failed
@@ -296,8 +299,9 @@ def _check_distinct(targets: Mapping[Path, Path]) -> None:
 
 
 def _point(text: str) -> PointLike:
-    if match := re.fullmatch(r"([0-9]{1,10})(?::([0-9]{1,10}))?", text):
-        return Seed(int(match[1]), int(match[2] or 0))
+    match = re.fullmatch(r"([^./:]+)(?::([0-9]{1,10}))?", text)  # what has a suffix or a folder is a file
+    if match and (match[1].isdecimal() or not Path(text).exists()):
+        return Seed(match[1], int(match[2] or 0))
     return require_file(Path(text))
 
 
@@ -383,7 +387,7 @@ def _output_path(text: str) -> Path:
 _SUFFIXES: Final = ".png .jpg .webp .npy, and for a path .gif .apng"
 _OWN: Final[Mapping[str, dict[str, Any]]] = {
     "inputs": {"nargs": "+", "metavar": "INPUT", "help": "images, or folders of images"},
-    "points": {"nargs": "+", "metavar": "POINT", "help": "SEED, SEED:INDEX, or an image or .npy file"},
+    "points": {"nargs": "+", "metavar": "POINT", "help": "SEED or SEED:INDEX (number or text), image or .npy file"},
     "mask": {"type": Path, "help": "image: white = regenerate, black = keep"},
     "grid": {"type": _grid, "metavar": "ROWSxCOLS", "help": "grid between four points, instead of a path"},
     "format": {"choices": get_args(lists.Format), "help": "format of the files in a folder (png)"},

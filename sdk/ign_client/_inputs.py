@@ -53,9 +53,9 @@ Pictures: TypeAlias = PictureLike | Sequence[PictureLike]
 
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """Latent number ``index`` of a seed, both 0…2³² − 1."""
+    """Latent number ``index`` of a seed, both 0…2³² − 1; a text of 1 to 200 characters stands for a seed, too."""
 
-    seed: int
+    seed: int | str
     index: int = 0
 
 

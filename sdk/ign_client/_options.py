@@ -31,7 +31,7 @@ Invert: TypeAlias = bool | Literal["auto"]
 ARGUMENTS: Final = {
     "form": "format of the file",
     "images": "one image or several: paths, bytes, open files, PIL images, uint8 arrays, or earlier results",
-    "points": "2…16 latents: seeds, `Seed`, images, or float32 (C, H, W) arrays; a grid needs four, row by row",
+    "points": "2…16 latents: numbers, `Seed`, images, or float32 (C, H, W) arrays; a grid needs four, row by row",
     "terms": "1…16 terms, each a `Term`, or a latent as for `latent_interpolate` with weight 1",
     "name": "``name`` for the highest version, or ``name/version``",
 }
@@ -90,7 +90,7 @@ class _Sheet(TypedDict, total=False):
 
 class _Noise(TypedDict, total=False):
     n: Annotated[int, 1, "number of images; `generate` sends more than the service's limit as several requests"]
-    seed: Annotated[int | None, None, "0…2³² − 1; the same seed gives the same images; random by default"]
+    seed: Annotated[str | int | None, None, "0…2³² − 1, or a text; the same seed gives the same images; default random"]
     offset: Annotated[int, 0, "index of the first image of the seed"]
     noise_scale: Annotated[float, 1.0, "factor of the noise, 0…2"]
     width: Annotated[int | None, None, "pixels, of a model that takes any size; ``height`` likewise"]

@@ -33,9 +33,9 @@ export interface CallOptions {
 
 /** The content of an image file, such as a `File` or a Buffer, or an image of an earlier result. */
 export type ImageInput = Blob | ArrayBuffer | ArrayBufferView | Picture;
-/** A latent: a seed, an image, or the content of an `.npy` file of float32, C×H×W. */
-export type Point = number | ImageInput | { seed: number; index?: number } | { image: ImageInput };
-export type Term = Point | ({ weight?: number } & ({ seed: number; index?: number } | { image: ImageInput }));
+/** A latent: a seed (a text only as a member), an image, or the content of an `.npy` file of float32, C×H×W. */
+export type Point = number | ImageInput | { seed: number | string; index?: number } | { image: ImageInput };
+export type Term = Point | ({ weight?: number } & ({ seed: number | string; index?: number } | { image: ImageInput }));
 
 export type Format = NonNullable<Schemas["GenerateRequest"]["format"]>;
 export type FileFormat = Format | "tiff";

@@ -137,18 +137,25 @@ class ApiKeys:
             raise ForbiddenError(f"this key does not have the scope {needed}")
 
 
-def check_origin(headers: Headers, settings: Settings) -> None:
+def check_origin(headers: RequestHeaders, allowed: Collection[str]) -> None:
     """Raise `ForbiddenError` if a page of another site may have sent the request; browsers send some without asking.
 
-    Its `Origin` must be the service's own or one of `IGN_CORS_ORIGINS`. A site whose name resolves to this service
-    looks like its own (DNS rebinding), so `Host` must be an IP address, `localhost` or one of `IGN_ALLOWED_HOSTS`.
+    Its `Origin` must be the service's own or one of ``allowed``. Browsers say in `Sec-Fetch-Site` whether it is its own
+    when they use https, or for localhost, so that a proxy may have changed `Host`.
     """
-    origin, host = headers.get("origin"), headers.get("host", "")
-    is_cross_site = headers.get("sec-fetch-site") in ("cross-site", "same-site")
-    if origin not in settings.cors_origins and (
-        is_cross_site if origin is None else origin.partition("://")[2] != host
-    ):
-        raise ForbiddenError("pages of other sites may not change models")
+    origin = headers.get("origin")
+    is_own = origin is None or origin.partition("://")[2] == headers.get("host")
+    is_own = headers.get("sec-fetch-site", "none" if is_own else "") in ("same-origin", "none")
+    if not is_own and origin not in allowed:
+        raise ForbiddenError("pages of other sites may not send this (IGN_CORS_ORIGINS)")
+
+
+def check_host(headers: Headers, settings: Settings) -> None:
+    """Raise `ForbiddenError` unless `Host` is an IP address, `localhost` or one of `IGN_ALLOWED_HOSTS`.
+
+    A site whose name resolves to this service looks like its own (DNS rebinding).
+    """
+    host = headers.get("host", "")
     name = host.removeprefix("[").partition("]")[0] if host.startswith("[") else host.partition(":")[0]
     if name.lower() != "localhost" and name not in settings.allowed_hosts and _address(name) is None:
         raise ForbiddenError(

@@ -1,5 +1,7 @@
 """The objects that endpoints use. `service.app.build_services` creates them; the app keeps them in its state."""
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -22,7 +24,8 @@ Phase = Literal["loading", "serving", "failed"]
 class AppState:
     """The running parts of one service. The registry is empty until all models are verified.
 
-    ``phase`` is `loading` until then, and `failed` if one was not. Without traces ``tracing`` is None.
+    ``phase`` is `loading` until then, and `failed` if one was not. Without traces ``tracing`` is None. Deadlines are
+    times on ``clock``, which gives monotonic seconds.
     """
 
     settings: Settings
@@ -32,6 +35,7 @@ class AppState:
     in_flight: InFlightRequests
     tracing: "Tracing | None" = None
     phase: Phase = "loading"
+    clock: Callable[[], float] = time.monotonic
 
     @property
     def ready(self) -> bool:

@@ -8,21 +8,19 @@ Every request, of every size and kind, passes the same functions:
                  │
                  ├─ _admit             API key, draining, requests in flight, rate
                  │
-                 ├─ _wait_for_turn     a new connection waits behind the errors of its caller
-                 │
                  ├─ Pipeline.run       an endpoint that runs a model
                  │  or FastAPI         all others: information, documents, model repository
                  │
-                 └─ _record            problem document of an error; log line, metrics, trace
+                 ├─ _record            log line, metrics, trace
+                 │
+                 └─ Exchange.finish    an error waits for earlier ones of its caller, then it is sent
 
 Endpoints find in ``scope["state"]`` what `service.observability.logs.State` lists, and ``arrival``, the
-`time.monotonic()` seconds when the head was complete. ``caller`` is the fairness key. `service.server` adds
-``rejected``, the error of a head that it did not accept, ``is_first`` for the first request of a connection, and
-``is_received`` once the whole body has arrived.
+seconds on `AppState.clock` when the head was complete. ``caller`` is the fairness key. `service.server` adds
+``rejected``, the error of a head that it did not accept, and ``is_received`` once the whole body has arrived.
 """
 
 import asyncio
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from http import HTTPStatus
@@ -40,6 +38,7 @@ from service.api.access import (
     ApiKeys,
     PathSet,
     address_key,
+    check_origin,
     open_paths,
     peer_key,
 )
@@ -58,7 +57,6 @@ UNMATCHED: Final = "unmatched"
 _CACHED, _MAX_PATH = 1024, 256  # how many paths are remembered, and the longest of them
 _DISCARD_BYTES: Final = 1 << 26
 _UNREAD_BYTES, _MAX_DIGITS = 1 << 16, 10  # of a body that is received without a valid key; of its Content-Length
-_MAX_COST: Final = 64  # KiB
 _DISCARD_S, _QUIET_S = 30.0, 0.5  # for the whole of an unwanted body, and for the next part of it
 
 
@@ -118,8 +116,8 @@ class Exchange:
         self.sent_bytes = 0
         self.added: list[tuple[bytes, bytes]] = []
         self.closes = False
-        self.has_waited = False  # behind errors of its caller
         self._head: Message = {}
+        self.held: Message = {}  # the last part of the body, until `finish`
         self._send_whole = scope.get("extensions", {}).pop(WHOLE_RESPONSE, None)  # it holds the scope
 
     async def send(self, message: Message) -> None:
@@ -136,39 +134,34 @@ class Exchange:
         body = message.get("body", b"")
         self.sent_bytes += len(body)
         self.complete = not message.get("more_body", False)
-        if self.complete and (self.closes or self.is_paced):
-            # The client gets the whole body now. The connection goes on, or closes, after `finish`.
-            message = {**message, "more_body": True}
-        elif self.complete and self._send_whole and not self.started and self.method != "HEAD":
+        if self.complete and (self.is_paced or self.closes):
+            self.held = message
+            return
+        if self.complete and self._send_whole and not self.started and self.method != "HEAD":
             self.started = self._send_whole(self.status, self._head["headers"], body)
             if self.started:
                 return
+        await self._send_on(message)
+
+    async def _send_on(self, message: Message) -> None:
         if not self.started:
             self.started = True
             await self._send(self._head)
         await self._send(message)
 
     async def finish(self, pace: ErrorPace) -> None:
-        """End a response whose last part `send` has held back."""
+        """Send the last part of a response, which `send` has held back."""
+        if self.is_paced:
+            await pace.wait(self.state["caller"])
+        await self._send_on({**self.held, "more_body": self.closes})
         if self.closes:
             await self._discard_body()
-        elif self.is_paced and (cost := self._cost_kib() + (not self.has_waited)):
-            await pace.turn(self.state["caller"], cost)
-        if self.complete:
             await self._send({"type": "http.response.body"})
 
     @property
     def is_paced(self) -> bool:
-        """Whether the connection goes on in its turn: an error, or a scrape, whose text is long.
-
-        Clients that ignore an error come back at once, and it takes CPU time again.
-        """
+        """Whether the response waits for earlier ones of its caller: an error, or a scrape, whose text is long."""
         return self.status >= HTTPStatus.BAD_REQUEST or self.path == METRICS_PATH
-
-    def _cost_kib(self) -> int:
-        """What a wrong request took to parse: up to `_MAX_COST` KiB. Others are rejected before that."""
-        is_wrong = self.status < HTTPStatus.TOO_MANY_REQUESTS
-        return min(self.state.get("request_bytes", 0) >> 10, _MAX_COST) if is_wrong else 0
 
     def _is_unwanted(self) -> bool:
         """Whether the body of a caller without a valid key is too long to be received and thrown away."""
@@ -219,7 +212,7 @@ class Application:
         rates: CallerRates | None = None,
     ) -> None:
         self.services, self.fastapi = services, fastapi
-        self._routes, self._pipeline, self._pace = routes, Pipeline(), ErrorPace(services.in_flight)
+        self._routes, self._pipeline, self._pace = routes, Pipeline(), ErrorPace()
         self._keys, self._rates = keys, rates
         settings = services.settings
         self._settings, self._in_flight, self._tracing = settings, services.in_flight, services.tracing
@@ -251,10 +244,8 @@ class Application:
         finally:
             del exchange.state["exchange"]  # the cycle would wait for the garbage collector
             self._record(exchange)
-        if exchange.is_paced or exchange.closes:
+        if exchange.held:
             await exchange.finish(self._pace)
-        else:
-            self._pace.on_response(has_waited=exchange.has_waited)
 
     def _begin(self, scope: Scope, receive: Receive, send: Send) -> Exchange:
         exchange = Exchange(scope, receive, send)
@@ -265,7 +256,8 @@ class Application:
         proxies = self._settings.trusted_proxies
         state["caller"] = peer_key(peer, headers.getlist("x-forwarded-for"), proxies) if proxies else address_key(peer)
         state.update(request_id=request_id, peer=peer, exchange=exchange)
-        state.setdefault("arrival", time.monotonic())  # the server sets it for requests that wait on their connection
+        # The server sets it for requests that wait on their connection.
+        state.setdefault("arrival", self.services.clock())
         exchange.added.append((b"x-request-id", request_id.encode("ascii")))
         exchange.error = state.get("rejected") or check_head(scope, headers.fields)
         traces = headers.getlist("traceparent")
@@ -290,11 +282,7 @@ class Application:
         exchange: Exchange = scope["state"]["exchange"]
         try:
             match = exchange.match
-            try:
-                self._admit(exchange)
-            finally:
-                if "is_first" in exchange.state:
-                    await self._wait_for_turn(exchange)
+            self._admit(exchange)
             if endpoint := match.endpoints.get(exchange.method):
                 api = ApiRequest(
                     self.services, match.template, scope["query_string"], exchange.headers, exchange.state, receive
@@ -311,24 +299,21 @@ class Application:
                 await self._send_problem(scope, send, exc)
             exc.__traceback__ = None  # its frames may hold it: break the cycle
 
-    async def _wait_for_turn(self, exchange: Exchange) -> None:
-        """Let the first request of a connection wait behind the errors of its caller."""
-        caller = exchange.state["caller"]
-        if exchange.path not in self._probes and self._pace.has_waiting(caller):
-            exchange.has_waited = True
-            await self._pace.turn(caller)
-
     def _admit(self, exchange: Exchange) -> None:
         """Let the request in, and count it.
 
         Raises `IgnError` if the server rejected its head, the head is wrong, the key is missing, unknown or without the
-        scope, the service drains, too many requests are in flight, or the caller is beyond its rate.
+        scope, a page of another site may have sent it, the service drains, too many requests are in flight, or the
+        caller is beyond its rate.
         """
         state, path, in_flight = exchange.state, exchange.path, self._in_flight
         if exchange.error is not None:
             exchange.added.append((b"connection", b"close"))  # where the next request begins is in doubt
             raise exchange.error
-        if self._keys is not None and path not in self._keyless:
+        if self._keys is None:
+            if exchange.method == "POST" and ("*" not in self._settings.cors_origins or path in self._admin):
+                check_origin(exchange.headers, self._settings.cors_origins)
+        elif path not in self._keyless:
             self._keys.identify(exchange.headers, state, "admin" if path in self._admin else "infer")
         if path not in self._probes:
             if in_flight.draining:
@@ -357,7 +342,7 @@ class Application:
             self._in_flight.leave(exchange.epoch, state)
         state["response_bytes"] = exchange.sent_bytes
         endpoint = exchange.match.template
-        seconds = time.monotonic() - state["arrival"]
+        seconds = self.services.clock() - state["arrival"]
         if "spans" in state:
             state["spans"].end(exchange.method, endpoint, status, state)
         is_probe = exchange.path in self._probes and not self._settings.access_log_probes

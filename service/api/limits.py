@@ -2,20 +2,16 @@
 
 import asyncio
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Final
 
-from service.domain.errors import OverShare, RateLimited, TooManyBytes, TooManyConnections
+from service.domain.errors import OverShare, RateLimited, TooLarge, TooManyBytes, TooManyConnections
 from service.domain.rate_limit import GCRA, Rate, SharedGCRA
 from service.domain.shares import Capacity, Shares
 
-_CREDITS_OF_RESPONSE: Final = 4.0  # at five times the capacity no connection waits after an error
-_MANY_WAITING: Final = 512  # more connections wait only if their clients come back at once
-CREDITS_OF_SECOND = 250.0  # however slow the model is: up to 4 % of the event loop's time
-_MAX_CREDIT: Final = 256.0  # what the responses of one batch of 64 rows allow
-_MOST_WAITING: Final = 4096  # turns of one caller; clients that left keep theirs
-_PACE_S: Final = 0.02
+ERRORS_OF_SECOND = 250.0  # however slow the model is: up to 4 % of the event loop's time
+_MOST_WAIT_S: Final = 0.75  # less than the server waits for connections when it stops
 
 
 class InFlightRequests:
@@ -51,13 +47,18 @@ class InFlightRequests:
         return epoch
 
     def hold(self, state: MutableMapping[str, Any], size: int) -> None:
-        """Count bytes until their request ends. Raises `OverShare` or `TooManyBytes` if there is no room for them.
+        """Count bytes until their request ends.
+
+        Raises `OverShare` or `TooManyBytes` if there is no room for them now, and `TooLarge` if there never is.
 
         Bytes of a body count as they arrive. If an announced length counted, a few slow clients could reserve
-        everything without sending a byte. A request that needs more than there is gets all, if it is alone.
+        everything without sending a byte.
         """
         caller, held = state["caller"], state.get("held_bytes", 0)
-        size = min(size, self.bytes.capacity.size - held)
+        capacity = self.bytes.capacity.size
+        if held + size > capacity:
+            text = f"the request needs {held + size} bytes; the limit, IGN_MAX_INFLIGHT_BYTES, is {capacity}"
+            raise TooLarge(text)
         if not self.bytes.take(caller, size):
             if self.bytes.is_over_share(caller, size):
                 raise OverShare("the requests of this caller hold too many bytes (IGN_MAX_INFLIGHT_BYTES)")
@@ -99,76 +100,27 @@ class Epoch:
 
 
 class ErrorPace:
-    """Lets connections go on after an error, the callers in turn. Belongs to one event loop.
+    """Lets errors wait for earlier errors of their caller. Belongs to one event loop.
 
     A client that ignores `Retry-After`, or repeats what is wrong, comes back at once, and an error takes CPU time that
-    other requests then lack. So the number of errors follows from that of good responses, not from that of clients.
-    Clients that leave come back on new connections: these wait, too, while their caller has connections that wait.
+    other requests then lack. So while n callers have errors, each error occupies its caller for n/250 s, at most
+    0.75 s, and the next error of that caller is sent afterwards: all callers together have 250 errors a second.
 
-        good response  + 4 credits, or + 1/4 while more than 512 connections wait
-        each second    + 250 credits
-        error          - 1 credit, or the connection waits for one; - 1 for each KiB that was parsed, at most 64
+    An error of a caller that is not occupied is sent at once, whatever others do, and what is no error never waits.
     """
 
-    def __init__(self, in_flight: InFlightRequests) -> None:
-        self._in_flight = in_flight  # while it drains, nobody waits
-        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # by caller, whose turn is next first
-        self._count = 0
-        self._credit, self._counted_at = _MAX_CREDIT, 0.0
-        self._timer: asyncio.TimerHandle | None = None
+    def __init__(self) -> None:
+        # By caller, the one with the latest error last. No entry lasts longer than twice the longest wait.
+        self._free_at = OrderedDict[str, float]()
 
-    def on_response(self, *, has_waited: bool) -> None:
-        """Count a response that is no error; the credit of a request that has waited comes back."""
-        self._earn((_CREDITS_OF_RESPONSE if self._count <= _MANY_WAITING else _CREDITS_OF_RESPONSE / 16) + has_waited)
-
-    def has_waiting(self, caller: str) -> bool:
-        """Whether a connection of this caller waits."""
-        return caller in self._waiting
-
-    async def turn(self, caller: str, cost: int = 1) -> None:
-        """Wait until a connection of this caller may go on. A ``cost`` above 1 makes all wait longer."""
-        loop = asyncio.get_running_loop()
-        self._earn_for_time(loop)
-        self._credit = max(self._credit - (cost - 1), -_MAX_CREDIT)
-        if self._in_flight.draining:
-            return
-        if not self._waiting and self._credit >= 1:
-            self._credit -= 1
-            return
-        turn = loop.create_future()
-        turns = self._waiting.setdefault(caller, deque())
-        turns.append(turn)
-        self._count += 1
-        if len(turns) > _MOST_WAITING:  # most of these clients have left
-            self._go_on(turns)
-        if self._timer is None:
-            self._timer = loop.call_later(_PACE_S, self._tick, loop)
-        await turn
-
-    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._timer = loop.call_later(_PACE_S, self._tick, loop) if self._waiting else None
-        self._earn_for_time(loop)
-
-    def _earn_for_time(self, loop: asyncio.AbstractEventLoop) -> None:
-        seconds, self._counted_at = loop.time() - self._counted_at, loop.time()
-        self._earn(seconds * CREDITS_OF_SECOND)
-
-    def _earn(self, credits_: float) -> None:
-        self._credit = min(_MAX_CREDIT, self._credit + credits_)
-        while self._waiting and (self._credit >= 1 or self._in_flight.draining):
-            caller = next(iter(self._waiting))
-            turns = self._waiting.pop(caller)
-            self._credit -= self._go_on(turns)
-            if turns:
-                self._waiting[caller] = turns  # behind the others
-
-    def _go_on(self, turns: deque[asyncio.Future[None]]) -> bool:
-        turn = turns.popleft()
-        self._count -= 1
-        if turn.done():  # the server has cancelled the request
-            return False
-        turn.set_result(None)
-        return True
+    async def wait(self, caller: str) -> None:
+        """Wait for the caller's earlier errors, and count one more."""
+        now, free_at = asyncio.get_running_loop().time(), self._free_at
+        at = min(max(now, free_at.pop(caller, now)), now + _MOST_WAIT_S)
+        while free_at and next(iter(free_at.values())) <= now:
+            free_at.popitem(last=False)
+        free_at[caller] = at + min((len(free_at) + 1) / ERRORS_OF_SECOND, _MOST_WAIT_S)
+        await asyncio.sleep(at - now)
 
 
 class CallerRates:

@@ -167,7 +167,8 @@ def _integers(text: str) -> object:
 
 
 _CONVERTERS: Final[dict[str, Callable[[str], object]]] = {
-    **dict.fromkeys(("steps", "scale", "columns", "gap", "n", "offset", "frames", "fps", "partial_images"), _integer),
+    **dict.fromkeys(("n", "steps", "offset", "width", "height", "scale", "columns", "gap", "frames", "fps"), _integer),
+    **dict.fromkeys(("partial_images", "output_compression"), _integer),
     **dict.fromkeys(("tolerance", "strength", "noise_scale"), _number),
     **dict.fromkeys(("score", "invert", "loop", "stream"), _boolean),
     "record": _integers,

@@ -28,6 +28,7 @@ from starlette.types import Receive, Send
 from service.api.request import MIN_HELD, ApiRequest, field_name
 from service.domain.errors import IgnError
 from service.domain.tasks import Images, Result, SchedulingParams, StreamProgress
+from service.images.pool import CodecThread
 from service.models.registry import ServedModel
 
 LARGE_BODY: Final = 1 << 15  # bytes; a larger body is parsed in the codec pool
@@ -43,17 +44,27 @@ ResponseParts = tuple[dict[str, str], Sequence[bytes | memoryview], str]
 """Headers, pieces of the body and media type of a response with status 200."""
 
 
+class Plan(NamedTuple):
+    """What a request takes, known before any of its pixels is decoded. It is admitted, and runs, as planned."""
+
+    rows: int
+    """Rows, or tiles of images of any size."""
+    steps: int
+    """Steps of each row."""
+    bytes: int
+    """What the response and the arrays that it is made from take, at most."""
+
+
 class Work(Protocol):
     """What a request asks of a model, after its options have been checked."""
 
     model: ServedModel
-    count: int
-    """Number of rows."""
-    steps: int
-    """Steps of each row."""
+    plan: Plan | None
+    """None until `open`, if the plan depends on the headers of uploaded files."""
 
-    held_bytes: int
-    """What the response and the arrays that it is made from take, at most."""
+    def open(self, thread: CodecThread) -> None:
+        """Read the headers of uploaded files, and plan the request."""
+        ...
 
     @property
     def is_tiled(self) -> bool:
@@ -82,10 +93,11 @@ class Work(Protocol):
 class Endpoint(NamedTuple):
     """The stages of one endpoint. `check` sees the head only, before the body is read.
 
-    `has_large_body` says whether `parse` needs a thread of the codec pool. `decode` returns, for each of several
+    `has_large_body` says whether `parse` needs a thread of the codec pool. `decode` returns, for each of several small
     requests, its inputs or the error of one that has none; their ``rows`` are (N, C, H, W) float32 in the model's
-    range. `encode` gets (work, rows, result) of each; if it raises, it runs again for each request alone. `respond`
-    gets what `encode` made. All but a large `parse`, `decode` and `encode` run on the event loop.
+    range. `decode_large` returns those of one request. `encode` gets (work, rows, result) of each; if it raises, it
+    runs again for each request alone. `respond` gets what `encode` made. All but a large `parse`, `decode_large` and a
+    large `encode` run on the event loop.
     """
 
     template: str
@@ -93,6 +105,7 @@ class Endpoint(NamedTuple):
     has_large_body: Callable[[ApiRequest, bytes], bool]
     parse: Callable[[ApiRequest, bytes, Mapping[str, str]], Work]
     decode: Callable[[Sequence[Any]], Sequence[Any]]
+    decode_large: Callable[[Any, CodecThread], Any]
     encode: Callable[[Sequence[tuple[Any, Images, Result]]], Sequence[Any]]
     respond: Callable[[Sequence[tuple[Any, Any]]], list[ResponseParts]]
     methods: tuple[str, ...] = ("POST",)
@@ -117,6 +130,10 @@ class Call:
     def ended(self) -> tuple[Any, Images, Any]:
         """What `Endpoint.encode` gets."""
         return self.work, self.inputs.rows, self.result
+
+    def clear(self) -> None:
+        """Drop the arrays of a request that is over, whoever still holds the call."""
+        self.progress = self.work = self.inputs = self.events = self.result = self.response = None
 
     @property
     def is_settled(self) -> bool:
@@ -148,16 +165,17 @@ class Pipeline:
         It raises the reason of a problem document, unless the response has started.
         """
         endpoint.check(api)
-        body = await api.read_body()
-        call = Call(endpoint, api, parameters, body)
+        call = Call(endpoint, api, parameters, await api.read_body())
+        response = None
         try:
             with DisconnectWatch(self._disconnects, api.receive):
                 last = await self._run(call, send)
+            response = call.response
         finally:
             api.is_over = True
             self._forget(call)
-        if call.response is not None:
-            await _send(call.response, send)
+        if response is not None:
+            await _send(response, send)
         else:  # of a stream; sent here, because a client that stops reading holds up `send`
             await send({"type": "http.response.body", "body": last})
 
@@ -165,7 +183,7 @@ class Pipeline:
         """Run the stages: large parts in the codec pool, small ones in turns; returns the last piece of a stream."""
         api = call.api
         if call.endpoint.has_large_body(api, call.body):
-            await api.run_codec("decode", partial(_parse, call))
+            await api.run_codec("decode", lambda _: _parse(call))
         await self._join_turn(call)
         if call.inputs is None:  # decoding is large
             await self._decode_large(call)
@@ -180,15 +198,15 @@ class Pipeline:
 
     async def _decode_large(self, call: Call) -> None:
         """Decode in the codec pool, but only for rows that have room in the queue when this begins."""
-        work, loop = call.work, asyncio.get_running_loop()
-        call.progress = progress = loop.create_future()
+        work, api = call.work, call.api
+        if work.plan is None:
+            await api.run_codec("decode", work.open)
+            _hold_plan(call)
+        call.progress = progress = asyncio.get_running_loop().create_future()
         scheduler = work.model.scheduler
-        rows = min(work.count, scheduler.batch_rows) if work.is_tiled else work.count
-        with scheduler.room_for(rows, call.api.caller):
-            (inputs,) = await call.api.run_codec("decode", partial(call.endpoint.decode, [work]))
-            if isinstance(inputs, Exception):
-                raise inputs
-            call.inputs = inputs
+        rows = min(work.plan.rows, scheduler.batch_rows) if work.is_tiled else work.plan.rows
+        with scheduler.room_for(rows, api.caller):
+            call.inputs = await api.run_codec("decode", partial(call.endpoint.decode_large, work))
         if work.is_tiled:
             return
         self._submit(work.model, [call])  # directly: nobody else takes the room
@@ -196,10 +214,10 @@ class Pipeline:
 
     def _forget(self, call: Call) -> None:
         """Cancel what still runs. An error in ``progress`` holds the frames that hold the call: break the cycle."""
-        call.progress = None
         if call.handle is not None:
             del self._running[call.handle]
             call.work.model.scheduler.cancel(call.handle)
+        call.clear()
 
     def _join_turn(self, call: Call) -> "asyncio.Future[None]":
         """Run the stages for a request in this turn or a later one."""
@@ -218,7 +236,6 @@ class Pipeline:
         calls = [call for call in calls if not call.is_settled]
         small = [call for call in calls if not call.work.is_large]
         for call in calls:
-            call.api.state["rows"], call.api.state["steps"] = call.work.count, call.work.steps
             if call.work.is_large:
                 call.advance()
         for decode, group in _grouped(small, lambda call: call.endpoint.decode):
@@ -310,13 +327,23 @@ async def _deliver(result: Coroutine[Any, Any, Result], events: "asyncio.Queue[A
 
 
 async def _respond_large(call: Call) -> None:
-    (content,) = await call.api.run_codec("encode", partial(call.endpoint.encode, [call.ended()]))
-    (call.response,) = call.endpoint.respond([(call.work, content)])
+    endpoint, ended = call.endpoint, [call.ended()]
+    (content,) = await call.api.run_codec("encode", lambda _: endpoint.encode(ended))
+    (call.response,) = endpoint.respond([(call.work, content)])
 
 
 def _parse(call: Call) -> None:
     call.work = call.endpoint.parse(call.api, call.body, call.parameters)
     call.body = b""
+
+
+def _hold_plan(call: Call) -> None:
+    plan: Plan = call.work.plan
+    state = call.api.state
+    state["rows"] = plan.rows
+    state["steps"] = plan.steps
+    if plan.bytes > MIN_HELD:
+        call.api.services.in_flight.hold(state, plan.bytes)
 
 
 def _parse_small(call: Call) -> None:
@@ -325,8 +352,8 @@ def _parse_small(call: Call) -> None:
     try:
         if call.work is None:
             _parse(call)
-        if call.work.held_bytes > MIN_HELD:
-            call.api.services.in_flight.hold(call.api.state, call.work.held_bytes)
+        if call.work.plan is not None:
+            _hold_plan(call)
     except Exception as exc:
         call.fail(exc)
     call.api.spend("decode", time.perf_counter() - start)

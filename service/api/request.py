@@ -34,6 +34,7 @@ from service.domain.errors import (
     UnsupportedMedia,
 )
 from service.domain.tasks import Result
+from service.images.pool import Job
 from service.models.registry import ServedModel
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ class ApiRequest:
                 self.headers,
                 self.receive,
                 max_bytes=settings.max_body_bytes,
-                deadline=min(body_deadline, self.deadline),
+                seconds=min(body_deadline, self.deadline) - self.services.clock(),
                 hold=partial(self.services.in_flight.hold, self.state),
                 is_received="is_received" in self.state,
             )
@@ -163,14 +164,14 @@ class ApiRequest:
 
         Thread-safe: it reads one flag that the event loop sets.
         """
-        if self.is_over or time.monotonic() > self.deadline:
+        if self.is_over or self.services.clock() > self.deadline:
             raise DeadlineExceeded("the deadline passed")
 
-    async def run_codec(self, part: str, job: Callable[[], T]) -> T:
+    async def run_codec(self, part: str, job: Job[T]) -> T:
         """Run a large job in the codec pool until the deadline; its time counts as ``part``, `decode` or `encode`."""
         start = time.perf_counter()
         try:
-            async with asyncio.timeout(self.deadline - time.monotonic()):
+            async with asyncio.timeout(self.deadline - self.services.clock()):
                 return await self.services.codec.run(part, job, self.caller)  # the pool records the metric
         except TimeoutError as exc:
             raise DeadlineExceeded("the deadline passed") from exc
@@ -249,13 +250,13 @@ async def read_body(
     receive: Receive,
     *,
     max_bytes: int,
-    deadline: float,
+    seconds: float,
     hold: Callable[[int], None] | None = None,
     is_received: bool = False,
 ) -> bytes:
     """Read the whole body, at most ``max_bytes``; a larger Content-Length is rejected before reading.
 
-    The last byte must arrive by ``deadline`` (`time.monotonic()`), unless the server has all of it (``is_received``).
+    The last byte must arrive within ``seconds``, unless the server has all of it (``is_received``).
     ``hold`` is called with the number of bytes whenever more than 4 KiB have arrived; it raises if they are too many.
 
     Raises `UnsupportedMedia` for a Content-Encoding, else `TooLarge`, `BodyTooSlow` or `ClientDisconnect`.
@@ -269,7 +270,7 @@ async def read_body(
         raise _too_large(max_bytes)
     body, size, counted, more = BytesIO(), 0, 0, True  # its value is not copied at the end, as that of a bytearray
     try:
-        async with _NO_LIMIT if is_received else asyncio.timeout(deadline - time.monotonic()):
+        async with _NO_LIMIT if is_received else asyncio.timeout(seconds):
             while more:
                 message = await receive()
                 if message["type"] == "http.disconnect":

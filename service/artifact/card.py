@@ -5,6 +5,7 @@ beside it.
 """
 
 from collections.abc import Mapping
+from itertools import product
 from typing import Annotated, Any, Final, Literal, Self
 
 import numpy as np
@@ -53,7 +54,7 @@ class Tiles(_Section):
 
     overlap: Annotated[int, Field(ge=0, le=2048)]  # pixels at an inner edge that are not used: the receptive field
     multiple: Annotated[int, Field(ge=1, le=1024)] = 1  # where tiles may begin: by how much f reduces images inside
-    # Sides of smaller tiles, ascending: an image that one of them holds is not mirrored to the size of the others.
+    # Sides of smaller tiles, ascending: a side of an image that one of them holds is not mirrored to the others.
     smaller: Annotated[tuple[int, ...], Field(max_length=3)] = ()
     margin: Annotated[int, Field(ge=0, le=2048)] = 0  # pixels by which an image is mirrored beyond its edges
 
@@ -149,6 +150,8 @@ class Card(_Section):
             raise ValueError("exact is of models without tiles")
         if any(side % tiles.multiple for side in self.shape[1:]):
             raise ValueError(f"the sides of a tile must be multiples of {tiles.multiple}")
+        if 2 * tiles.margin >= min(self.shape[1:]):
+            raise ValueError("a tile must have more than twice the margin")
         if tiles.margin % tiles.multiple:
             raise ValueError(f"the margin of tiles must be a multiple of {tiles.multiple}")
         if min(self.shape[1:]) < 2 * (tiles.overlap + tiles.multiple):
@@ -170,14 +173,20 @@ class Card(_Section):
         """The tiles of an image of this size, (H, W) in pixels; raises ValueError if the card has no `tiles`."""
         if self.tiles is None:
             raise ValueError(f"{self.ref} takes images of one size")
-        side = max(size) + 2 * self.tiles.margin
-        tile = next((tile for tile in self.tile_sizes if side <= min(tile)), self.shape[1:])
-        return Tiling(size, tile, **self.tiles.model_dump(exclude={"smaller"}))
+        # Each side of a tile is the least that holds the image, or the largest. A narrow image has narrow tiles.
+        margins = 2 * self.tiles.margin
+        height, width = (
+            next((each for each in self.tiles.smaller if side + margins <= each), largest)
+            for side, largest in zip(size, self.shape[1:], strict=True)
+        )
+        return Tiling(size, (height, width), **self.tiles.model_dump(exclude={"smaller"}))
 
     @property
     def tile_sizes(self) -> list[tuple[int, int]]:
         """(H, W) of the rows that f takes, ascending; one, unless there are smaller tiles."""
-        return [*((side, side) for side in (self.tiles.smaller if self.tiles else ())), self.shape[1:]]
+        smaller = self.tiles.smaller if self.tiles else ()
+        _, height, width = self.shape
+        return list(product((*smaller, height), (*smaller, width)))
 
     def batch_rows(self, most: int) -> int:
         """Rows of the largest batch: ``most``, but of tiles, which are large, at most those of the largest bucket."""

@@ -21,6 +21,7 @@ MODEL_FILE: Final = "model.onnx"
 MODEL_FILES: Final[Mapping[Precision, str]] = MappingProxyType({"fp32": MODEL_FILE, "fp16": "model.fp16.onnx"})
 GOLDEN_FILE: Final = "golden.npz"
 METRICS_FILE: Final = "metrics.json"
+MAX_MODEL_BYTES: Final = 2**31 - 1  # the limit of a protobuf message, which an ONNX file is
 
 MODEL_PATH: Final = rf"(?:\w[\w.-]*/){{0,2}}(?:{'|'.join(map(re.escape, (*MODEL_FILES.values(), GOLDEN_FILE)))})"
 """Matches the path of a file that serving a model needs, from the model directory."""

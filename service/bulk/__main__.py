@@ -101,7 +101,7 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
     _output(generate)
     _steps(generate)
     generate.add_argument("-n", type=int, default=1, help="number of images (1)")
-    generate.add_argument("--seed", type=int, help="0…4294967295 (random; a continued run uses the same)")
+    generate.add_argument("--seed", help="0…4294967295, or a text (random; a continued run uses the same)")
     generate.add_argument("--offset", type=int, help="index of the first latent (0)")
     generate.add_argument("--noise-scale", type=float, help="0…2 (1)")
     return top

@@ -24,10 +24,11 @@ from service.bulk.places import gather_all
 from service.domain.errors import IgnError, InvalidContent, ModelFailure, RequestError, StartupError, reason_of
 from service.domain.latents import FloatRow, NoiseSource
 from service.domain.tasks import KeepMask, Result, SchedulingParams, StepParams, blend, with_chroma
-from service.images.decode import DecodeLimits, Picture, memory_for, open_image
+from service.images.decode import DecodeLimits, EncodedImage, ImageBytes, Picture, memory_for
 from service.images.encode import encode, encode_npy, enlarge, to_uint8
 from service.images.formats import Resolution, resolution_of, with_resolution
-from service.images.prepare import Pixels, keep_mask, prepare, to_mask
+from service.images.pool import CodecThread
+from service.images.prepare import Mask, Pixels, keep_mask, prepare, to_mask
 
 Options = GenerateRequest | ProjectOptions | ScoreOptions
 
@@ -39,6 +40,7 @@ SCHEMAS: Final[Mapping[str, type[Options]]] = {
 """The options of each task: those of the endpoint of the same name."""
 _IN_FLIGHT: Final = 4  # groups of an instance: one on the device, one waiting, one being decoded, one encoded
 _LARGE: Final = 1 << 23  # pixels
+_MAX_PAGES: Final = 1 << 16  # of a TIFF
 
 
 def parse_options(task: str, values: Mapping[str, Any]) -> Options:
@@ -56,7 +58,7 @@ def parse_options(task: str, values: Mapping[str, Any]) -> Options:
 class Item:
     """An image on its way: a file, or why there is none, or the number of a latent; then its result."""
 
-    source: bytes | RequestError | int
+    source: bytes | EncodedImage | RequestError | int
     name: str = "image"  # in errors
     content: bytes = b""  # of the result; empty for a score, and after an error
     measures: dict[str, Any] = field(default_factory=dict)  # as in responses
@@ -83,12 +85,13 @@ class Pipeline:
     def __init__(self, options: Options, services: AppState, mask: bytes | None = None) -> None:
         self._services, self._codec = services, services.codec
         self._limits = DecodeLimits(max_pixels=services.settings.max_pixels)
+        self._mask: Mask | None = None
+        self._mask_file = None if mask is None else ImageBytes("mask", mask)
         self._upload = options if isinstance(options, ScoreOptions) else None
         self._made = options if isinstance(options, GenerateRequest | ProjectOptions) else None
         try:
             self.model = services.registry.resolve(options.model)
             self.steps = self._chosen_steps()
-            self._mask = None if mask is None else to_mask(open_image(mask, self._limits, field="mask"))
         except RequestError as exc:  # errors that an endpoint returns to its caller
             raise StartupError(exc.detail) from exc
         self._is_tiled = self.model.card.tiles is not None
@@ -112,6 +115,15 @@ class Pipeline:
             self._noise = NoiseSource((card.shape[0], *size))
         return step_params(options, recommended=card.steps.generate, rows=1, settings=settings)
 
+    async def pages(self, content: bytes) -> list[Item]:
+        """An image file, or each page of a TIFF; raises RequestError if one is too large."""
+        file = ImageBytes("image", content)
+        if not file.may_have_pages:
+            return [Item(content)]
+        return await self._codec.run(
+            "decode", lambda thread: [*map(Item, file.pages(thread, self._limits, _MAX_PAGES))]
+        )
+
     async def run(self, items: Sequence[Item]) -> None:
         """Run any number of images; raises IgnError if something else than an image fails."""
         groups = range(0, len(items), self._group)
@@ -121,22 +133,24 @@ class Pipeline:
         async with self._turns:
             await self._codec.run("decode", partial(self._decode, items))
             async with self._one_large if any(map(_is_large, items)) else nullcontext():
-                await self._codec.run("decode", partial(self._prepare, items))
+                await self._codec.run("decode", lambda _: self._prepare(items))
                 await self._run_isolating([item for item in items if item.row is not None])
-            await self._codec.run("encode", partial(self._encode, items))
+            await self._codec.run("encode", lambda _: self._encode(items))
 
-    def _decode(self, items: Iterable[Item]) -> None:
+    def _decode(self, items: Iterable[Item], thread: CodecThread) -> None:
         for item in items:
             try:
                 if isinstance(item.source, RequestError):
                     raise item.source
+                if self._mask is None and self._mask_file is not None:
+                    self._mask = to_mask(thread, self._mask_file.open(thread, self._limits))
                 if isinstance(item.source, bytes):
-                    encoded = open_image(item.source, self._limits, field=item.name)
-                    with memory_for(encoded.pixels):
-                        item.picture = encoded.decode()
-                        del encoded  # it holds the pixels, too
                     item.resolution = resolution_of(item.source) if self._is_tiled else None
-                    item.source = b""
+                    item.source = ImageBytes(item.name, item.source).open(thread, self._limits)
+                if isinstance(item.source, EncodedImage):
+                    with memory_for(item.source.pixels):
+                        item.picture = item.source.decode(thread)
+                        item.source = b""  # it holds the pixels, too
             except RequestError as exc:
                 item.fail(exc)
             if not self._is_tiled:  # the row is small, and the picture may be large
@@ -172,7 +186,7 @@ class Pipeline:
                 for item in items:
                     await self._run_isolating([item])
             return
-        await self._codec.run("encode", partial(self._take, items, result))
+        await self._codec.run("encode", lambda _: self._take(items, result))
 
     async def _applied(self, items: Sequence[Item]) -> Result:
         rows = [item.row for item in items if item.row is not None]

@@ -7,7 +7,6 @@ import asyncio
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import PurePosixPath
 from typing import Final
 
@@ -87,7 +86,7 @@ class Shards:
         records = [record for batch, _ in batches for record in batch]
         if self._job.pack != "files":
             contents = [content for _, batch in batches for content in batch]
-            file = await self._services.codec.run("encode", partial(packed, self._job.pack, records, contents))
+            file = await self._services.codec.run("encode", lambda _: packed(self._job.pack, records, contents))
             await self._output.write(number, [(self._folder(number), file)])
         return await asyncio.to_thread(self._output.finish, number, records)
 

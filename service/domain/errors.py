@@ -96,7 +96,7 @@ class UnauthorizedError(RequestError, code="unauthorized"):
 
 
 class ForbiddenError(RequestError, code="forbidden"):
-    """API key without the scope."""
+    """API key without the scope, or a page of another site."""
 
 
 class UnknownModel(RequestError, code="unknown_model"):
@@ -188,7 +188,7 @@ class UnavailableError(TemporaryError, code="unavailable"):
 
 
 class NotReady(UnavailableError, code="not_ready"):
-    """Models are loading, or a worker is being replaced."""
+    """Models are loading, a worker is being replaced, or the model would not open before the deadline."""
 
 
 class Draining(UnavailableError, code="draining"):
@@ -216,6 +216,11 @@ class ModelFailure(IgnError, code="model_failure"):
 
 class StartupError(IgnError, code="startup"):
     """The service does not start; ``detail`` is one line for the operator and may name files."""
+
+
+def printable(text: str) -> str:
+    """A foreign text with escapes in place of what controls a terminal or ends a line."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ Row i of seed s is a pure function of (s, i). So it does not depend on the numbe
 rows requested, their order, or the other requests.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,12 +21,26 @@ STREAM: Final = "philox4x64-10(key=(seed, index)) / numpy standard_normal(float3
 """Name of the noise stream, stored in the card; a golden test pins its values."""
 
 MAX_SEED: Final = 2**32 - 1
+MAX_SEED_TEXT: Final = 200  # characters of a text that stands for a seed
 # Latents and images are of order 1. Far larger values overflow float32 inside f, which then gives values that are not
 # finite: an error that looks like the model's. This bound leaves a factor of 1e32 before that.
 MAX_MAGNITUDE: Final = 1e6  # largest |x| of a row that a caller gives
 LARGE: Final = 100.0  # no seed and no image gives a larger |x|; a larger one comes from the caller
 _PARALLEL: Final = 1e-4  # radians: closer than this to 0 or π, slerp divides by almost 0
 _TINY: Final = 1e-100  # the squares of smaller numbers underflow
+
+
+def seed_of(text: str) -> int:
+    """The seed that a text names: a decimal number up to 2³² − 1 itself, else the start of the text's SHA-256.
+
+    Raises ValueError unless it has 1 to 200 characters.
+    """
+    if not 1 <= len(text) <= MAX_SEED_TEXT:
+        raise ValueError(f"must have 1 to {MAX_SEED_TEXT} characters")
+    if text.isascii() and text.isdecimal() and str(number := int(text)) == text and number <= MAX_SEED:
+        return number
+    # A lone surrogate, which JSON may hold, has no UTF-8.
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:4], "big")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,6 +1,6 @@
 """The protocol of a model, and how its device fails."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from service.domain.latents import FloatRows
@@ -50,19 +50,26 @@ class DeviceBatch(Protocol):
 class ModelMemory(Protocol):
     """The memory of a model that is open only while it is used, or while no other model needs the room.
 
-    Any thread may call it. ``failure`` says why it could not be opened; empty if it could.
+    Any thread may call it. ``failure`` says why it could not be opened; empty if it could. Each of ``callers`` tells
+    the fairness keys of those that have rows for the model now; any thread may call it. While ``is_claimed`` is true,
+    another caller's model needs the room: release this one after the current step.
     """
 
     failure: str
+    callers: list[Callable[[], Collection[str]]]
+    is_claimed: bool
 
-    def acquire(self, is_wanted: Callable[[], bool]) -> bool:
-        """Open the model and keep it open until `release`. Waits for room, and returns False if nobody wants it then.
+    def acquire(self) -> bool:
+        """Open the model and keep it open until `release`. Waits for room; returns False if no caller has rows then.
 
         If it cannot be opened, `Model.run` raises the reason.
         """
 
     def release(self) -> None:
         """End one `acquire` that returned True; without any, the model may close."""
+
+    def seconds_to_open(self, caller: str) -> float:
+        """How long a new row of this caller would wait for the model; 0 if it is open."""
 
 
 class DeviceOutOfMemory(Exception):

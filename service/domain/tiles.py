@@ -7,11 +7,12 @@
 At the border of an image a tile ends where the image ends, so f sees the same border as in the whole image; with a
 ``margin``, the image is mirrored beyond every edge first, by as many pixels. An image smaller than a tile, or with a
 side that is no ``multiple``, is mirrored beyond its right and lower edge.
+
+A tiling is arithmetic on two sides. It holds no array, so a caller's sizes cost nothing before pixels are there.
 """
 
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,34 +20,78 @@ from numpy.typing import NDArray
 from service.domain.latents import FloatRow
 
 Size = tuple[int, int]  # (H, W) in pixels
+MAX_SIDE: Final = 16_384  # pixels of the longest side of an image
 _BLEND: Final = 16  # pixels in which the weights of two tiles change places
 
 
-class _Axis(NamedTuple):
-    length: int  # of the mirrored image
-    starts: Sequence[int]
-    weights: NDArray[np.float32]  # (tiles, side of a tile); at every pixel their sum is 1
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """The tiles along one side of an image. Places are pixels of the mirrored side."""
 
+    side: int  # of the image
+    length: int  # of the mirrored side
+    tile: int
+    overlap: int
+    blend: int
+    stride: int
+    margin: int
 
-@lru_cache(maxsize=64)
-def _axis(length: int, tile: int, overlap: int, multiple: int) -> _Axis:
-    length = max(tile, -(-length // multiple) * multiple)
-    if length == tile:  # without inner edges, and perhaps smaller than the overlap
-        return _Axis(length, [0], np.ones((1, tile), dtype=np.float32))
-    blend = min(_BLEND, (tile - 2 * overlap) // 2)
-    stride = (tile - 2 * overlap - blend) // multiple * multiple
-    starts = [*range(0, length - tile, stride), length - tile]
-    ramp = np.ones(tile)
-    ramp[: overlap + blend] = [0.0] * overlap + [(i + 1) / (blend + 1) for i in range(blend)]
-    weights = np.ones((len(starts), tile))
-    weights[1:] *= ramp
-    weights[:-1] *= ramp[::-1]
-    total = np.zeros(length)
-    for start, each in zip(starts, weights, strict=True):
-        total[start : start + tile] += each
-    for start, each in zip(starts, weights, strict=True):
-        each /= total[start : start + tile]
-    return _Axis(length, starts, weights.astype(np.float32))
+    @classmethod
+    def of(cls, side: int, tile: int, overlap: int, multiple: int, margin: int) -> "_Axis":
+        length = max(tile, -(-(side + 2 * margin) // multiple) * multiple)
+        blend = min(_BLEND, (tile - 2 * overlap) // 2)
+        stride = (tile - 2 * overlap - blend) // multiple * multiple
+        return cls(side, length, tile, overlap, blend, stride, margin)
+
+    @property
+    def count(self) -> int:
+        """Number of tiles."""
+        # A single tile has no inner edge, and may be smaller than the overlap, which gives a stride below 1.
+        return 1 if self.length == self.tile else -(-(self.length - self.tile) // self.stride) + 1
+
+    def start(self, index: int) -> int:
+        """Where a tile begins."""
+        return min(index * self.stride, self.length - self.tile) if index else 0
+
+    def weights(self, index: int) -> NDArray[np.float32]:
+        """The weights (tile,) of a tile's pixels; at every pixel those of all tiles have the sum 1."""
+        own = self._ramps(index)
+        if self.count == 1:
+            return own.astype(np.float32)
+        # Tiles share weight only within this distance. The last one may begin anywhere behind the one before it.
+        reach = -(-(self.tile - 2 * self.overlap) // self.stride) + 1
+        total = np.zeros(self.tile)
+        for other in range(max(0, index - reach), min(self.count, index + reach + 1)):
+            offset = self.start(other) - self.start(index)
+            if abs(offset) < self.tile:
+                ours = slice(max(0, offset), self.tile + min(0, offset))
+                theirs = slice(max(0, -offset), self.tile + min(0, -offset))
+                total[ours] += self._ramps(other)[theirs]
+        return np.divide(own, total, out=np.zeros(self.tile), where=own > 0).astype(np.float32)
+
+    def seen(self, index: int) -> NDArray[np.intp]:
+        """The pixels (tile,) of the image that a tile sees, in 0 … side − 1."""
+        place = np.arange(self.tile) + (self.start(index) - self.margin)
+        place %= 2 * self.side
+        return np.minimum(place, 2 * self.side - 1 - place)
+
+    def inside(self, index: int) -> tuple[slice, slice]:
+        """The part of a tile that lies in the image without what is mirrored: where in the tile, where in the image."""
+        start = self.start(index) - self.margin
+        first = max(0, -start)
+        last = max(first, min(self.tile, self.side - start))
+        return slice(first, last), slice(start + first, start + last)
+
+    def _ramps(self, index: int) -> NDArray[np.float64]:
+        ramp = np.ones(self.tile)
+        ramp[: self.overlap] = 0.0
+        ramp[self.overlap : self.overlap + self.blend] = np.arange(1, self.blend + 1) / (self.blend + 1)
+        weights = np.ones(self.tile)
+        if index > 0:
+            weights *= ramp
+        if index < self.count - 1:
+            weights *= ramp[::-1]
+        return weights
 
 
 class Tiling:
@@ -56,38 +101,28 @@ class Tiling:
     """
 
     def __init__(self, size: Size, tile: Size, *, overlap: int, multiple: int = 1, margin: int = 0) -> None:
-        self.size, self.tile, self._margin = size, tile, margin
-        axes = (_axis(side + 2 * margin, each, overlap, multiple) for side, each in zip(size, tile, strict=True))
-        self._down, self._right = axes
-        self.count = len(self._down.starts) * len(self._right.starts)
+        self.size = size
+        self.tile = tile
+        self._down = _Axis.of(size[0], tile[0], overlap, multiple, margin)
+        self._right = _Axis.of(size[1], tile[1], overlap, multiple, margin)
+        self.count = self._down.count * self._right.count
 
-    def mirrored(self, image: FloatRow) -> FloatRow:
-        """The image (C, H, W), mirrored beyond its edges where that is needed."""
-        lengths, margin = (self._down.length, self._right.length), self._margin
-        beyond = [(margin, length - margin - side) for length, side in zip(lengths, self.size, strict=True)]
-        return np.pad(image, [(0, 0), *beyond], mode="symmetric") if any(map(any, beyond)) else image
-
-    def empty(self, image: FloatRow) -> FloatRow:
-        """Zeros with the shape of the mirrored image, for `paste`."""
-        return np.zeros((len(image), self._down.length, self._right.length), dtype=np.float32)
-
-    def cut(self, mirrored: FloatRow, index: int, out: FloatRow) -> None:
-        """Copy tile ``index`` of a mirrored image to ``out``."""
-        (top, left), (height, width) = self._corner(index), self.tile
-        out[...] = mirrored[:, top : top + height, left : left + width]
+    def cut(self, image: FloatRow, index: int, out: FloatRow) -> None:
+        """Copy tile ``index`` of an image (C, H, W), mirrored beyond its edges, to ``out`` (C, *tile)."""
+        row, column = divmod(index, self._right.count)
+        rows, columns = self._down.seen(row), self._right.seen(column)
+        # First the part that the tile sees: to take lines of a wide image would copy all of their pixels.
+        top, left = rows.min(), columns.min()
+        part = image[:, top : rows.max() + 1, left : columns.max() + 1]
+        is_mirrored = part.shape[1:] != self.tile or rows[0] > rows[-1] or columns[0] > columns[-1]
+        out[...] = part.take(rows - top, axis=1).take(columns - left, axis=2) if is_mirrored else part
 
     def paste(self, tile: FloatRow, index: int, canvas: FloatRow) -> None:
-        """Add the result of tile ``index`` to a canvas. The sum depends on the order only by rounding."""
-        (top, left), (height, width) = self._corner(index), self.tile
-        row, column = divmod(index, len(self._right.starts))
-        weights = self._down.weights[row][:, None] * self._right.weights[column]
-        canvas[:, top : top + height, left : left + width] += tile * weights
+        """Add the result of tile ``index`` to a canvas (C, H, W), zeros at first.
 
-    def cropped(self, canvas: FloatRow) -> FloatRow:
-        """The image on a canvas, without what was mirrored."""
-        (height, width), margin = self.size, self._margin
-        return np.ascontiguousarray(canvas[:, margin : margin + height, margin : margin + width])
-
-    def _corner(self, index: int) -> Size:
-        row, column = divmod(index, len(self._right.starts))
-        return self._down.starts[row], self._right.starts[column]
+        The sum depends on the order of the tiles only by rounding.
+        """
+        row, column = divmod(index, self._right.count)
+        weights = self._down.weights(row)[:, None] * self._right.weights(column)
+        (lines, top), (pixels, left) = self._down.inside(row), self._right.inside(column)
+        canvas[:, top, left] += (tile * weights)[:, lines, pixels]

@@ -1,8 +1,11 @@
 """Decode untrusted bytes as PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF; the first bytes decide which. Decode `.npy`, too.
 
-    bytes, base64 ── open_image ──▶ EncodedImage ── decode ──▶ Image
-                     the header and its size,       the pixels:
-                     in microseconds                up to seconds
+    ImageBytes ────────── open, pages ──▶ EncodedImage ── decode ──▶ Picture
+    bytes or base64 text, the header: its size,           the pixels:
+    opaque                up to milliseconds              up to seconds
+
+What opens or decodes takes the `CodecThread` that runs it, so nothing of that can run on the event loop. Only a small
+PNG of exactly the model's size, `ImageBytes.is_png_of`, is decoded anywhere.
 
 This module calls Pillow's format classes instead of `Image.open`. `Image.open` tries every format, opens some JPEG
 files as multi-image files, and reports large images through `warnings`, which cannot be silenced for one thread.
@@ -10,12 +13,14 @@ files as multi-image files, and reports large images through `warnings`, which c
 
 import ctypes
 import io
+import re
 import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any, Final, Never
 
 import numpy as np
@@ -32,8 +37,10 @@ from PIL.WebPImagePlugin import WebPImageFile
 from service.artifact.files import read_npy
 from service.domain.errors import IgnError, InvalidContent, TooLarge
 from service.domain.latents import MAX_MAGNITUDE, FloatRow, is_bounded
+from service.domain.tiles import MAX_SIDE
 from service.images import untrusted
 from service.images.formats import ORIENTATION, PHOTOMETRIC, TiffPage, avif_still, gif_first_frame, is_tiff, tiff_pages
+from service.images.pool import CodecThread
 
 # An empty progressive scan has 30 bytes, and decoding it visits all blocks (9 ms at 16 megapixels). Without a limit, a
 # file of 16 MiB could occupy a core for an hour. Encoders write about ten scans. The limit for sequential files is
@@ -41,7 +48,6 @@ from service.images.formats import ORIENTATION, PHOTOMETRIC, TiffPage, avif_stil
 _MAX_PROGRESSIVE_SCANS: Final = 100
 _MAX_SEQUENTIAL_SCANS: Final = 1000
 
-_SIMPLE_MODES: Final = {0: "L", 2: "RGB", 4: "LA", 6: "RGBA"}  # 8-bit mode by colour type
 _MODES: Final = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by number of bands
 # The chunk tRNS holds the transparent colour as a raw sample; Pillow scales 2-bit and 4-bit pixels to 8 bit.
 _KEY_SCALE: Final = {"1": 1, "L;2": 85, "L;4": 17}
@@ -59,6 +65,8 @@ with suppress(ImportError):  # a build of Pillow without AVIF
 with suppress(OSError, AttributeError):  # LibTIFF writes a line to stderr for every damaged line of an image
     ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
+_TIFF_TEXT: Final = re.compile("SUkq|TU0A")  # base64 of II* and MM\\0*
+_MAX_PREFIX: Final = 200  # characters before it: white space, and `data:image/tiff;base64,`
 _STRIP: Final = 64  # lines that are converted at a time, to hold few temporary arrays
 _HALF: Final = 128  # of 257, rounded down
 
@@ -85,7 +93,7 @@ class DecodeLimits:
     """Limits on one image."""
 
     max_pixels: int  # width × height
-    max_side: int = 16_384  # pixels
+    max_side: int = MAX_SIDE  # pixels
     max_chars: int = 16 * 1024 * 1024  # of base64 text
 
 
@@ -118,7 +126,7 @@ class EncodedImage:
         width, height = (max(1, side) for side in self.stored_size)
         return (width, height) if self._transpose in _TURNED else (height, width)
 
-    def decode(self) -> Picture:
+    def decode(self, thread: CodecThread) -> Picture:
         """Decode the first frame as 8-bit grey or RGB, with or without alpha, and apply its orientation.
 
         16-bit samples v become rint(v / 257). ICC profiles are ignored. CMYK becomes RGB, a palette RGB or RGBA.
@@ -126,32 +134,94 @@ class EncodedImage:
         Raises InvalidContent for anything else than base64 (code `invalid_base64`) of a format that is decoded
         (`undecodable_image`), and TooLarge for more pixels than the header says.
         """
-        image, transpose = self.decode_as_stored(), self._transpose
-        return Picture(image if transpose is None else image.transpose(transpose), image.size, transpose)
+        return self._upright(self.decode_as_stored(thread))
 
-    def decode_as_stored(self) -> Image.Image:
+    def decode_as_stored(self, _: CodecThread) -> Image.Image:
         """Decode without the orientation."""
+        return self._decoded()
+
+    def _decoded(self) -> Image.Image:
         with _map_decoder_errors(self.field):
             return self._load()
 
+    def _upright(self, image: Image.Image) -> Picture:
+        transpose = self._transpose
+        return Picture(image if transpose is None else image.transpose(transpose), image.size, transpose)
 
-def open_image(data: bytes | str, limits: DecodeLimits, *, field: str) -> EncodedImage:
-    """Read the header of a file, or of its base64 text, so that its size is known before any pixel is decoded.
 
-    ``field`` names it in errors. Raises TooLarge beyond a limit; all other errors are left to `EncodedImage.decode`.
-    """
-    try:
-        content = (
-            data if isinstance(data, bytes) else untrusted.decode_base64(data, field=field, max_chars=limits.max_chars)
-        )
-        with _map_decoder_errors(field):
-            size, transpose, load = _open(content, field)
-    except InvalidContent as exc:
-        # Without the exception, whose frames hold the file: the image, its error and the frames would be a cycle.
-        return EncodedImage(field, (0, 0), None, partial(_reject, field, exc.fields[0][1], exc.error_code))
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageBytes:
+    """An image file as it arrived, bytes or base64 text, which only a thread of the codec pool opens."""
+
+    field: str  # in errors
+    _data: bytes | str
+
+    def __len__(self) -> int:
+        """Bytes of the file, or characters of its text."""
+        return len(self._data)
+
+    @property
+    def may_have_pages(self) -> bool:
+        """Whether the file begins as a TIFF does, whose pages are images of their own."""
+        data = self._data
+        return is_tiff(data) if isinstance(data, bytes) else _TIFF_TEXT.search(data, 0, _MAX_PREFIX) is not None
+
+    def is_png_of(self, size: tuple[int, int]) -> bool:
+        """Whether `decode_png` may decode it: a small PNG of this (width, height)."""
+        return untrusted.is_png_of(self._data, size)
+
+    def decode_png(self) -> Picture:
+        """Decode an image for which `is_png_of` is true, in any thread; raises as `EncodedImage.decode`."""
+        # The first 33 bytes say its size, so no limit can reject it.
+        opened = self._open(DecodeLimits(max_pixels=untrusted.SMALL))
+        return opened._upright(opened._decoded())
+
+    def open(self, _: CodecThread, limits: DecodeLimits) -> EncodedImage:
+        """Read the header of an image, so that its size is known before any pixel is decoded.
+
+        Raises TooLarge beyond a limit; all other errors are left to `EncodedImage.decode`.
+        """
+        return self._open(limits)
+
+    def pages(self, thread: CodecThread, limits: DecodeLimits, most: int) -> list[EncodedImage]:
+        """The pages of a TIFF, at most one more than ``most``, or the one image of another file; as `open`."""
+        if not self.may_have_pages:
+            return [self.open(thread, limits)]
+        try:
+            pages = list(islice(tiff_pages(self._bytes(limits)), most + 1))
+        except Exception:  # a damaged file raises nearly any, and `open` finds the text for it
+            return [self.open(thread, limits)]
+        if len(pages) == 1:
+            return [self.open(thread, limits)]
+        return [
+            _checked(f"{self.field}.page.{number}", _opened_page(page), limits) for number, page in enumerate(pages)
+        ]
+
+    def _bytes(self, limits: DecodeLimits) -> bytes:
+        data = self._data
+        if isinstance(data, bytes):
+            return data
+        return untrusted.decode_base64(data, field=self.field, max_chars=limits.max_chars)
+
+    def _open(self, limits: DecodeLimits) -> EncodedImage:
+        try:
+            content = self._bytes(limits)
+            with _map_decoder_errors(self.field):
+                opened = _open(content, self.field)
+        except InvalidContent as exc:
+            # Without the exception, whose frames hold the file: the image, its error and the frames would be a cycle.
+            return EncodedImage(
+                self.field, (0, 0), None, partial(_reject, self.field, exc.fields[0][1], exc.error_code)
+            )
+        return _checked(self.field, opened, limits)
+
+
+def _checked(field: str, opened: "_Opened", limits: DecodeLimits) -> EncodedImage:
+    size, transpose, load = opened
     if max(size) > limits.max_side or size[0] * size[1] > limits.max_pixels:
-        limit = f"{limits.max_pixels} pixels and {limits.max_side} a side"
-        raise TooLarge(f"{field}: {size[0]}×{size[1]} pixels; the limit is {limit}", code="image_too_large")
+        limit = f"the limit is {limits.max_pixels} pixels (IGN_MAX_PIXELS) and {limits.max_side} a side"
+        way_out = "reduce the image, or scan the page at 400 dpi or less"
+        raise TooLarge(f"{field}: {size[0]}×{size[1]} pixels; {limit}; {way_out}", code="image_too_large")
     return EncodedImage(field, size, transpose, load)
 
 
@@ -233,12 +303,15 @@ def _open_tiff(data: bytes) -> _Opened:
     pages = list(tiff_pages(data))
     if len(pages) > 1:
         raise untrusted.Unsupported(f"is a TIFF of {len(pages)} pages, where one image is expected")
-    (page,) = pages
+    return _opened_page(*pages)
+
+
+def _opened_page(page: TiffPage) -> _Opened:
     return page.size, untrusted.TRANSPOSES.get(page.value(ORIENTATION, 1)), partial(_load_tiff, page)
 
 
 def _load_tiff(page: TiffPage) -> Image.Image:
-    image = TiffImageFile(io.BytesIO(page.file(with_orientation=False)))
+    image = TiffImageFile(io.BytesIO(page.file()))
     if image.mode in ("I", "F", "LAB"):
         raise untrusted.Unsupported("is a TIFF whose samples have no fixed scale; save it with 8 or 16 bits")
     if not image.mode.startswith("I;16"):
@@ -288,7 +361,7 @@ def simple_png_format(parts: list[bytes]) -> tuple[str, tuple[int, int]] | None:
     if len(head) != 25 or not data or end[4:] != untrusted.PNG_END[4:] or any(part[4:8] != b"IDAT" for part in data):
         return None
     width, height, _, colour = struct.unpack_from(">IIBB", head, 8)
-    mode = _SIMPLE_MODES.get(colour)
+    mode = untrusted.PNG_MODES.get(colour)
     if mode is None or not (width and height) or head != untrusted.png_header(width, height, colour):
         return None
     return mode, (width, height)

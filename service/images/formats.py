@@ -65,15 +65,14 @@ class TiffPage(NamedTuple):
         """(width, height) in pixels, as stored."""
         return self.value(_WIDTH, 0), self.value(_LENGTH, 0)
 
-    def file(self, *, with_orientation: bool) -> bytes:
-        """A TIFF file of this page alone."""
+    def file(self) -> bytes:
+        """A TIFF file of this page alone, without its orientation."""
         tags, offsets, place = dict(self.tags), [], 8
         for part in self.parts:
             offsets.append(place)
             place += len(part)
         tags[_TILES if _TILES in tags else _STRIPS] = _LONG, tuple(offsets)
-        if not with_orientation:
-            tags.pop(ORIENTATION, None)
+        tags.pop(ORIENTATION, None)
         start = place + place % 2  # of the directory; then come the values that have no room in it
         place, entries, values = start + 2 + 12 * len(tags) + 4, b"", b""
         for tag, (kind, numbers) in sorted(tags.items()):
@@ -97,18 +96,22 @@ def is_tiff(data: bytes) -> bool:
 def tiff_pages(data: bytes) -> Iterator[TiffPage]:
     """The pages of a TIFF file, without reduced copies of others.
 
-    Raises `Unsupported` for a kind of TIFF that is not decoded, and another exception for damage, such as strips that
-    overlap, or directories that never end.
+    Raises `Unsupported` for a kind of TIFF that is not decoded, and another exception for damage, such as strips or
+    directories that overlap. Each directory has bytes of its own, so the walk ends with the file.
     """
     order = "<" if data.startswith(b"II") else ">"
     (offset,) = struct.unpack_from(order + "I", data, 4)
     values = stored = 0
+    visited = set[int]()
     while offset:
+        if offset in visited:
+            raise ValueError("a directory that comes back")
+        visited.add(offset)
         page, entries, offset = _page(data, order, offset)
         values += entries + sum(len(numbers) for _, numbers in page.tags.values())
-        stored += sum(map(len, page.parts))
+        stored += 12 * entries + sum(map(len, page.parts))
         if not entries or values > _MAX_VALUES or stored > len(data):
-            raise ValueError("too many values, or strips overlap")
+            raise ValueError("too many values, or strips or directories overlap")
         if not page.value(_REDUCED, 0) & 1:
             yield page
 
@@ -303,13 +306,18 @@ class _Bits:
     """Reads unsigned numbers, most significant bit first; raises ValueError at the end."""
 
     def __init__(self, data: bytes) -> None:
-        self._number, self._left = int.from_bytes(data, "big"), 8 * len(data)
+        self._data = data
+        self._place = 0  # in bits
 
     def read(self, count: int) -> int:
-        self._left -= count
-        if self._left < 0:
+        """A number of ``count`` bits."""
+        # Only the bytes of the number: one large number for all of the data would be shifted as a whole each time.
+        end = self._place + count
+        part = self._data[self._place // 8 : -(-end // 8)]
+        if end > 8 * len(self._data):
             raise ValueError("the data ends early")
-        return self._number >> self._left & (1 << count) - 1
+        self._place = end
+        return int.from_bytes(part, "big") >> -end % 8 & (1 << count) - 1
 
 
 def resolution_of(data: bytes) -> Resolution | None:

@@ -18,6 +18,18 @@ Observe = Callable[[str, float], None]
 """Called after every job with its operation and its duration in seconds."""
 
 
+class CodecThread:
+    """Stands for a thread of the codec pool. Only the pool makes one, and gives it to every job.
+
+    What opens or decodes an image file asks for it, so the type checker refuses to do that on the event loop.
+    """
+
+    __slots__ = ()
+
+
+Job = Callable[[CodecThread], T]
+
+
 class CodecPool:
     """Runs jobs in ``threads`` ≥ 1 threads, and one more; ``observe`` is called after every job, in its thread.
 
@@ -45,7 +57,7 @@ class CodecPool:
         with self._changed:
             return sum(len(caller.jobs) for caller in self._callers.values())
 
-    async def run(self, operation: str, job: Callable[[], T], key: str = "") -> T:
+    async def run(self, operation: str, job: Job[T], key: str = "") -> T:
         """Run ``job`` and return its result; ``operation`` (`decode` or `encode`) is for ``observe``.
 
         ``key`` is the caller's fairness key. If the call is cancelled before the job starts, the job is dropped. If it
@@ -130,6 +142,9 @@ def _return_large_blocks() -> None:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
+_THREAD: Final = CodecThread()
+
+
 @dataclass(slots=True, eq=False)
 class _Caller:
     spent: float  # seconds of its jobs
@@ -140,7 +155,7 @@ class _Caller:
 @dataclass(slots=True, eq=False)
 class _PoolJob:
     operation: str
-    job: Callable[[], Any] | None  # None: its caller has gone
+    job: Job[Any] | None  # None: its caller has gone
     loop: asyncio.AbstractEventLoop
     done: asyncio.Future[Any]
 
@@ -150,7 +165,7 @@ class _PoolJob:
         result, failure, began = None, None, time.perf_counter()
         try:
             try:
-                result = job()
+                result = job(_THREAD)
             finally:
                 observe(self.operation, time.perf_counter() - began)
         except BaseException as exc:  # the thread must survive every job

@@ -50,9 +50,11 @@ TRANSPOSES: Final = {
 }
 """What makes an image with this orientation upright."""
 
-_SMALL: Final = 1 << 14  # bytes, and pixels
-_HEAD_BYTES: Final = 24  # signature, length and type of IHDR, width, height
-_HEAD: Final = PNG_SIGNATURE + struct.pack(">I4s", 13, b"IHDR")
+SMALL: Final = 1 << 14
+"""Bytes of a small PNG, and its pixels."""
+_HEAD_BYTES: Final = 33  # signature and chunk IHDR
+PNG_MODES: Final = {0: "L", 2: "RGB", 4: "LA", 6: "RGBA"}
+"""Pillow's mode of 8 bits by colour type of PNG."""
 
 _WHITE_SPACE: Final = b" \t\n\r\f\v"
 _DATA_URL: Final = re.compile(rb"data:image/[^,;]{1,64}(?:;[^,;]{1,64})*;base64,", re.IGNORECASE)
@@ -80,12 +82,13 @@ def decode_base64(text: str, *, field: str, max_chars: int) -> bytes:
         raise InvalidContent.field(field, f"is not padded standard base64{fetch}", code="invalid_base64") from exc
 
 
-def is_small(data: bytes | str) -> bool:
-    """Whether bytes, or base64 text, are a PNG of at most 16 KiB and 128×128 pixels: decoding it takes microseconds.
+def is_png_of(data: bytes | str, size: tuple[int, int]) -> bool:
+    """Whether bytes, or base64 text, are a PNG of at most 16 KiB and of exactly this (width, height), at most 128×128.
 
-    False for everything else, including invalid images. The result decides where to decode, not whether.
+    Decoding it takes microseconds. The first 33 bytes decide: signature and IHDR of 8 bits, not interlaced. False for
+    everything else, also for invalid images. The result decides where to decode, not whether.
     """
-    if len(data) > _SMALL:
+    if len(data) > SMALL or size[0] * size[1] > SMALL:
         return False
     if isinstance(data, str):
         text = data.partition(",")[2] if data.startswith("data:") else data
@@ -93,10 +96,12 @@ def is_small(data: bytes | str) -> bool:
             data = base64.b64decode(text[: _HEAD_BYTES // 3 * 4], validate=True)
         except ValueError:  # white space, or not base64
             return False
-    if len(data) < _HEAD_BYTES or not data.startswith(_HEAD):
-        return False
-    width, height = struct.unpack_from(">II", data, len(_HEAD))
-    return bool(width * height <= _SMALL)
+    return data[:_HEAD_BYTES] in _png_heads(size)
+
+
+@lru_cache(maxsize=64)
+def _png_heads(size: tuple[int, int]) -> frozenset[bytes]:
+    return frozenset(PNG_SIGNATURE + png_header(*size, colour) for colour in PNG_MODES)
 
 
 def png_chunk(chunk_type: bytes, content: bytes) -> bytes:
@@ -130,7 +135,7 @@ def png_chunks(data: bytes) -> tuple[list[bytes], bytes]:
         chunk_type = data[start + 4 : start + 8]
         end = start + 12 + int.from_bytes(data[start : start + 4], "big")
         if chunk_type in _PNG_KEPT:
-            # Pillow uses the last IHDR; `is_small` and the size limit use the first. Two different ones would bypass
+            # Pillow uses the last IHDR; `is_png_of` and the size limit use the first. Two different ones would bypass
             # the limit.
             if chunk_type == b"IHDR" and len(parts) > 1:
                 raise ValueError("more than one IHDR")

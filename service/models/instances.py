@@ -64,10 +64,36 @@ def open_instances(
     return instances
 
 
-class SizedInstance:
-    """An instance as one for rows of a ``size``, (H, W). All sizes share the ``turn``, so one runs at a time."""
+class TurnLock:
+    """A lock that threads get in the order in which they ask for it.
 
-    def __init__(self, model: Model, size: tuple[int, int], turn: threading.Lock) -> None:
+    The thread that releases a `threading.Lock` may take it again before another one wakes up.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._asked = 0
+        self._ended = 0
+
+    def __enter__(self) -> None:
+        with self._changed:
+            turn = self._asked
+            self._asked += 1
+            self._changed.wait_for(lambda: self._ended == turn)
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._ended += 1
+            self._changed.notify_all()
+
+
+class SizedInstance:
+    """An instance as one for rows of a ``size``, (H, W).
+
+    All sizes share the ``turn``: one runs at a time, and a small tile waits for one large tile at most.
+    """
+
+    def __init__(self, model: Model, size: tuple[int, int], turn: TurnLock) -> None:
         self.shape, self._model, self._turn = (model.shape[0], *size), model, turn
 
     @property

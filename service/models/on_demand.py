@@ -1,11 +1,25 @@
 """Models within a limit of memory (`IGN_MODEL_MEMORY_MIB`): open while rows wait for them, or while there is room.
 
-            acquire: rows wait                 release: none are left
-    closed ────────────────────▶ open, in use ───────────────────────▶ open, idle
-      ▲                               ▲            acquire                │   │
-      │                               └───────────────────────────────────┘   │
-      └───────────────────────────────────────────────────────────────────────┘
-                       another model needs its room, and it was used least recently
+            acquire: rows wait                 release: none are left, or another model's turn
+    closed ────────────────────▶ open, in use ─────────────────────────────────────────────────▶ open, idle
+      ▲                               ▲            acquire                                          │   │
+      │                               └─────────────────────────────────────────────────────────────┘   │
+      └─────────────────────────────────────────────────────────────────────────────────────────────────┘
+                       another model needs its room: the idle one that was used least recently, then
+                       the one in use whose callers have had most
+
+Models wait for room in the order of what their callers have had of it. Each caller with rows has an account of bytes
+times seconds, which the callers of a model share equally. A newcomer begins with as little as any other has, and
+accounts grow only while a model waits. The rank of a model is the least of its callers' accounts:
+
+- The waiting model with the lowest rank is next; of equal ones, the one that came first.
+- It takes the room of models in use with the same or a higher rank. Their workers release them between two steps, and
+  the rows wait in the queue. So every model gets a turn, however long the requests of others are.
+- A model that was opened stays open at least as long as that took. So opening takes half of the time at most.
+
+A request is refused at once (503 `not_ready`, `Retry-After`) if its model is closed and would not open before the
+deadline: each model of the same or a lower rank that waits, and its own, takes twice the time that it last took to
+open, in its part of the memory.
 
 Each version is verified when it is loaded, as without a limit. To open it again, only its digest is compared.
 """
@@ -13,13 +27,13 @@ Each version is verified when it is loaded, as without a limit. To open it again
 import contextlib
 import ctypes
 import logging
-import os
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from operator import attrgetter
 from typing import Any, Final, cast
 
 from service.artifact.files import MODEL_FILES
@@ -27,20 +41,23 @@ from service.artifact.golden import digest_of
 from service.domain.errors import ModelFailure, StartupError, wrap_errors
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceOutOfMemory, ModelMemory
-from service.models.repository import LOAD_S, InferenceModel, LoadedModel, Repository, describe_failure
+from service.environment import resident_bytes
+from service.models.repository import InferenceModel, LoadedModel, Repository, describe_failure
 
 _LOG = logging.getLogger(__name__)
 _MIB: Final = 2**20
 _ESTIMATE: Final = 8  # times its file is what a model gets until it is measured
 _LEAST: Final = 2  # times its file is what an instance takes at least: the weights, and the bytes they were read from
-_POLL_S: Final = 0.05  # between two looks at whether a model that waits for room is still wanted
+_POLL_S: Final = 0.05  # between two looks at what waits for room
+
+_NO_CALLER: Final = {""}.copy  # stands for the callers while a model is to open for none of them
 
 
 class Memory:
     """What open models may take together. Any thread may call it.
 
     ``on_change`` gets the number of open models and their bytes. ``on_opened`` is called for each model that was closed
-    before.
+    before. A thread that holds the lock takes no other one; it calls the ``callers`` of models.
     """
 
     def __init__(
@@ -53,57 +70,87 @@ class Memory:
         self.limit, self._on_change, self.on_opened = limit_mib * _MIB, on_change, on_opened
         self._changed = threading.Condition()
         self._open: dict[OnDemandModel, int] = {}  # its bytes; the one used least recently first
-        self._waiting: list[OnDemandModel] = []  # for room; who came first gets it first
+        self.waiting: list[OnDemandModel] = []  # the one that came first, first
+        self.accounts: dict[str, float] = {}  # by caller; replaced, never resized
+        self._looked = 0.0  # when `_look` ran last
 
-    def enter(self, model: "OnDemandModel", is_wanted: Callable[[], bool]) -> bool:
-        """Count a use of a model, and its bytes; waits for room, and returns False if nobody wants it then."""
+    def enter(self, model: "OnDemandModel") -> bool:
+        """Count a use of a model, and its bytes; waits for room, and returns False if no caller has rows then."""
         with self._changed:
-            self._waiting.append(model)
-            try:
-                while model not in self._open and not (self._waiting[0] is model and self._make_room(model.size)):
-                    if not is_wanted():
-                        return False
-                    self._changed.wait(_POLL_S)
-            finally:
-                self._waiting.remove(model)
-            model.users += 1
-            self._set(model, model.size)
-            return True
+            self.waiting.append(model)
+            if model not in self._open:
+                self._look()
+            while (model not in self._open or model.is_claimed) and model.present():
+                if not self._changed.wait(_POLL_S):
+                    self._look()
+            self.waiting.remove(model)
+            if model in self._open:
+                model.users += 1
+                self._set(model, model.size)
+            return model in self._open
 
     def leave(self, model: "OnDemandModel") -> None:
         """End a use."""
         with self._changed:
             model.users -= 1
-            self._changed.notify_all()
+            model.is_claimed &= model.users > 0
+            if self.waiting:
+                self._look()
 
     def resize(self, model: "OnDemandModel", size: int) -> None:
         """Count what a model in use takes indeed, or 0 for a closed one; raises StartupError if it is too much."""
         if size > self.limit:
             raise StartupError(f"needs {size / _MIB:.0f} MiB, more than IGN_MODEL_MEMORY_MIB={self.limit // _MIB}")
         with self._changed:
-            self._make_room(size - self._open.get(model, 0))
+            self._make_room(size - self._open.get(model, 0), [each for each in self._open if not each.users])
             self._set(model, size)
+
+    def _look(self) -> None:
+        """Give room to the models that wait, in their order, as far as there is any."""
+        self._charge()
+        for model in sorted(self.waiting, key=attrgetter("rank")):
+            if model not in self._open and model.rank < math.inf:
+                ripe = [each for each in self._open if each.ripe_at <= self._looked]
+                closable = [each for each in ripe if not each.users or each.rank >= model.rank]
+                if not self._make_room(model.size, sorted(closable, key=attrgetter("users"))):
+                    break
+                model.ripe_at = math.inf
+                self._set(model, model.size)
+        self._changed.notify_all()
+
+    def _charge(self) -> None:
+        """Count the room that each caller has had since the last look."""
+        now = time.monotonic()
+        seconds, self._looked = min(now - self._looked, _POLL_S), now  # more if no model has waited
+        callers = {model: model.present() for model in (*self._open, *self.waiting)}
+        least = min(self.accounts.values(), default=0.0)
+        accounts = {caller: self.accounts.get(caller, least) for caller in set().union(*callers.values())}
+        for model, its_callers in callers.items():
+            for caller in its_callers:
+                accounts[caller] += seconds * self._open.get(model, 0) / len(its_callers)
+        for model, its_callers in callers.items():
+            model.rank = min(map(accounts.__getitem__, its_callers), default=math.inf)
+        self.accounts = accounts
+
+    def _make_room(self, size: int, models: Sequence["OnDemandModel"]) -> bool:
+        """Close as many of these models, or claim them if they are in use, as it takes; whether there is room now."""
+        excess = sum(self._open.values()) + size - self.limit
+        for each in models:
+            if excess > 0:
+                excess -= self._open[each]
+                each.is_claimed = each.users > 0
+                if not each.users:
+                    self._set(each, 0)
+                    each.close_instances()
+                    _LOG.info("%s is closed to free memory", each.ref)
+        return sum(self._open.values()) + size <= self.limit
 
     def _set(self, model: "OnDemandModel", size: int) -> None:
         before = self._open.pop(model, 0)
         if size:
             self._open[model] = size
         if size != before:
-            self._changed.notify_all()
             self._on_change(len(self._open), sum(self._open.values()))
-
-    def _make_room(self, size: int) -> bool:
-        excess = sum(self._open.values()) + size - self.limit
-        idle = {model: held for model, held in self._open.items() if not model.users}
-        if excess > sum(idle.values()):
-            return False
-        for model, held in idle.items():
-            if excess > 0:
-                excess -= held
-                self._set(model, 0)
-                model.close_instances()
-                _LOG.info("%s is closed to free memory", model.ref)
-        return True
 
 
 class OnDemandModel(ModelMemory):
@@ -111,39 +158,49 @@ class OnDemandModel(ModelMemory):
 
     def __init__(self, memory: Memory, ref: str, size: int) -> None:
         self.ref, self.size, self._memory = ref, size, memory
-        self.users = 0  # guarded by the lock of `Memory`
         self.instances: Sequence[InferenceModel] = ()
         self.open_again: Callable[[], Sequence[InferenceModel]] = tuple
         self.failure = ""
+        # Guarded by the lock of `Memory`.
+        self.users = 0
+        self.is_claimed = False
+        self.rank = 0.0  # at the last look
+        self.ripe_at = 0.0  # from when on it may close for another one; infinite while it is opened
+        self.opening_s = 0.0  # how long it took last to open it
+        self.callers = []
         self._opening = threading.Lock()  # one worker opens the model, and the others wait
         self._is_closed = False
 
-    def acquire(self, is_wanted: Callable[[], bool]) -> bool:
+    def present(self) -> set[str]:
+        """The callers with rows for this model; none once it is closed for good."""
+        return set() if self._is_closed else {key for callers in [*self.callers] for key in callers()}
+
+    def acquire(self) -> bool:
         """See `ModelMemory`."""
         with self._opening:
-            if not self._memory.enter(self, lambda: is_wanted() and not self._is_closed):
-                return False
-            if not self.instances:
-                try:
-                    if self._is_closed:
-                        raise StartupError("it is closed")
-                    self.instances, self.failure = self.open_again(), ""
-                    self._memory.on_opened()
-                except Exception as exc:
-                    earlier, self.failure = self.failure, describe_failure(self.ref, exc)
-                    if self.failure != earlier:
-                        _LOG.error("%s cannot be opened: %s", self.ref, self.failure)
-                    self._memory.resize(self, 0)
-                _free_unused()
-            return True
+            is_open = self._memory.enter(self)
+            if is_open and not self.instances:
+                self._open()
+            return is_open
 
     def release(self) -> None:
         """See `ModelMemory`."""
         self._memory.leave(self)
 
+    def seconds_to_open(self, caller: str) -> float:
+        """See `ModelMemory`, and the module for how it is predicted. Takes no lock."""
+        memory = self._memory
+        rank = memory.accounts.get(caller, 0.0)
+        turns = {self, *(each for each in [*memory.waiting] if each.rank <= rank)}
+        seconds = sum(2 * each.opening_s * each.size for each in turns) / memory.limit
+        return 0.0 if self.instances else seconds
+
     def call(self, index: int, method: str, *arguments: Any) -> Any:
         """Call a method of an instance, which is open meanwhile."""
-        if not self.acquire(lambda: True):
+        self.callers.append(_NO_CALLER)
+        is_open = self.acquire()
+        self.callers.remove(_NO_CALLER)
+        if not is_open:
             raise ModelFailure("the model is closed")
         try:
             instances = self.instances
@@ -152,6 +209,22 @@ class OnDemandModel(ModelMemory):
             return getattr(instances[index], method)(*arguments)
         finally:
             self.release()
+
+    def _open(self) -> None:
+        began = time.monotonic()
+        try:
+            if self._is_closed:
+                raise StartupError("it is closed")
+            self.instances, self.failure = self.open_again(), ""
+            self._memory.on_opened()
+        except Exception as exc:
+            earlier, self.failure = self.failure, describe_failure(self.ref, exc)
+            if self.failure != earlier:
+                _LOG.error("%s cannot be opened: %s", self.ref, self.failure)
+            self._memory.resize(self, 0)
+        _free_unused()
+        self.opening_s = time.monotonic() - began
+        self.ripe_at = began + 2 * self.opening_s
 
     def close(self) -> None:
         """Close the instances for good."""
@@ -196,13 +269,14 @@ class OnDemandRepository(Repository):
         self._memory, self._max_batch_rows = memory, max_batch_rows
 
     def _load(self, ref: str) -> LoadedModel:
-        file, until = self._path(ref, MODEL_FILES[self._precision]), time.monotonic() + LOAD_S
+        file = self._path(ref, MODEL_FILES[self._precision])
         size = sum(stat[2] for stat in self._identities([file]))
         model = OnDemandModel(self._memory, ref, min(self._memory.limit, _ESTIMATE * size))
-        if not self._memory.enter(model, lambda: time.monotonic() < until):
-            raise StartupError(f"{file}: no room within IGN_MODEL_MEMORY_MIB: every other model has requests")
+        model.callers.append(_NO_CALLER)
+        self._memory.enter(model)
+        model.callers.remove(_NO_CALLER)
         try:
-            before = _resident_bytes()
+            before = resident_bytes()
             loaded = super()._load(ref)
             model.instances = loaded.instances
             model.size = self._measure(loaded, before, _LEAST * size)
@@ -212,6 +286,7 @@ class OnDemandRepository(Repository):
             model.close()
             raise
         finally:
+            model.ripe_at = 0.0
             model.release()
         model.open_again = partial(self._open_again, file, loaded.digest, len(loaded.instances))
         instances = [OnDemandInstance(model, index, opened) for index, opened in enumerate(loaded.instances)]
@@ -220,10 +295,10 @@ class OnDemandRepository(Repository):
     def _measure(self, loaded: LoadedModel, before: int, least: int) -> int:
         """Bytes of the open instances, each with the scratch memory of the largest batch."""
         _free_unused()
-        opened, model, count = _resident_bytes(), loaded.instances[0], len(loaded.instances)
+        opened, model, count = resident_bytes(), loaded.instances[0], len(loaded.instances)
         with contextlib.suppress(ModelFailure, DeviceOutOfMemory):  # smaller batches run; the golden rows did
             model.run(model.noise.rows(0, 0, loaded.card.batch_rows(self._max_batch_rows)))
-        return max(opened - before, count * least) + count * max(0, _resident_bytes() - opened)
+        return max(opened - before, count * least) + count * max(0, resident_bytes() - opened)
 
     def _open_again(self, file: str, digest: str, count: int) -> Sequence[InferenceModel]:
         data = self._read(file)
@@ -236,11 +311,3 @@ def _free_unused() -> None:
     """Return freed memory to the system, where the C library can do that; glibc keeps it for later allocations."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _resident_bytes() -> int:
-    """This process's memory without files; 0 where the system does not tell."""
-    with contextlib.suppress(OSError):
-        _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text(encoding="ascii").split())
-        return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
-    return 0

@@ -13,20 +13,32 @@ import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 from weakref import WeakValueDictionary
+
+import numpy as np
 
 from service.domain.errors import Draining, LoadFailed, StartupError, UnknownModel, UnloadRefused
 from service.domain.latents import FloatRow
 from service.domain.tasks import KeepMask, Result, SchedulingParams
+from service.domain.tiles import Size
 from service.models.repository import LOAD_S, LoadedModel, Repository, describe_failure, version_key
 from service.observability.statistics import ModelStatistics
 from service.scheduling.scheduler import Scheduler
-from service.scheduling.tiled import RunCodec, TiledRun
+from service.scheduling.tiled import OPEN_REQUESTS, RunCodec, TiledRun
 
 State = Literal["READY", "UNAVAILABLE", "LOADING", "UNLOADING"]
 
+REFRESH_PAUSE_S: Final = 2.0
+"""Seconds from the end of one refresh of the copies of a store to the begin of the next: listings cost money."""
 _LOG = logging.getLogger(__name__)
+
+
+class TilePlan(NamedTuple):
+    """How many tiles a request has, and bytes of those that are open at a time."""
+
+    rows: int
+    bytes: int
 
 
 class ServedModel:
@@ -62,6 +74,15 @@ class ServedModel:
         ]
         run = TiledRun(tiled, params, scheduler_for=self._scheduler_for, run_codec=run_codec, on_event=on_event)
         return await run.run()
+
+    def plan_tiles(self, sizes: Sequence[Size]) -> TilePlan:
+        """The tiles of images of these sizes, and what they take beside the images."""
+        tilings = [self.card.tiling(size) for size in sizes]
+        count = sum(tiling.count for tiling in tilings)
+        area = max((math.prod(tiling.tile) for tiling in tilings), default=0)
+        open_tiles = min(count, OPEN_REQUESTS * self.scheduler.batch_rows)
+        # Each is cut from the image, and f makes another one of it.
+        return TilePlan(count, 2 * open_tiles * area * self.card.shape[0] * np.dtype(np.float32).itemsize)
 
     def close(self, seconds: float = 5.0) -> None:
         """Close the schedulers, as `Scheduler.close`."""
@@ -114,6 +135,8 @@ class ModelRegistry:
         self._locks = WeakValueDictionary[str, asyncio.Lock]()
         self._loading: dict[str, asyncio.Timeout] = {}  # by `name/version`
         self._retiring: dict[ServedModel, asyncio.Task[None]] = {}
+        self._refreshing, self._next_at = asyncio.Lock(), 0.0  # when the next refresh may begin
+        self._next_refresh: asyncio.Task[dict[str, str] | None] | None = None  # it has not begun
 
     @property
     def failures(self) -> dict[str, str]:
@@ -159,18 +182,19 @@ class ModelRegistry:
         if displaced is not None:
             self._retire(displaced)
 
-    async def load(self, name: str) -> None:
+    async def load(self, name: str, *, may_be_new: bool = False) -> None:
         """Serve what the directory holds of this model: new versions, changed versions again, removed ones no longer.
 
-        Raises `UnknownModel` if the directory holds no version of it, and `LoadFailed` if one does not load. The others
-        now serve; a version that served before under the same name and number goes on serving.
+        Where the directory holds copies from a store, they are refreshed first: for a name that serves or has a copy,
+        and for any other that ``may_be_new``. Raises `UnknownModel` if the directory holds no version of the model, and
+        `LoadFailed` if the store cannot be read or a version does not load. The others now serve; a version that served
+        before under the same name and number goes on serving.
         """
+        uncopied: dict[str, str] = {}
+        if self._repository.has_store and (may_be_new or self._refs(name) or await self._find(name)):
+            uncopied = await self._refresh()
         async with self._locks.setdefault(name, asyncio.Lock()):
-            try:
-                uncopied = await asyncio.to_thread(self._repository.refresh)
-                refs = await asyncio.to_thread(self._repository.find, name)
-            except (StartupError, OSError) as exc:
-                raise LoadFailed(describe_failure(name, exc)) from exc
+            refs = await self._find(name)
             if not refs:
                 raise UnknownModel(f"no model {name[:80]!r} in the model directory")
             failed = [ref for ref in refs if not await self._load(ref)]
@@ -185,6 +209,33 @@ class ModelRegistry:
                 failed.append(ref)
         if failed:
             raise LoadFailed("; ".join(self._failures[ref] for ref in failed))
+
+    async def _find(self, name: str) -> list[str]:
+        try:
+            return await asyncio.to_thread(self._repository.find, name)
+        except (StartupError, OSError) as exc:
+            raise LoadFailed(describe_failure(name, exc)) from exc
+
+    async def _refresh(self) -> dict[str, str]:
+        """As `Repository.refresh`. One refresh runs at a time, and all who ask before the next begins share that."""
+        if self._next_refresh is None:
+            self._next_refresh = asyncio.create_task(self._refresh_next())
+        uncopied = await asyncio.shield(self._next_refresh)  # which goes on if one of those who wait leaves
+        if uncopied is None:
+            raise LoadFailed("the store of the models cannot be read; the log says why")
+        return uncopied
+
+    async def _refresh_next(self) -> dict[str, str] | None:
+        async with self._refreshing:
+            await asyncio.sleep(self._next_at - time.monotonic())
+            self._next_refresh = None  # what changes from now on may not be in this listing
+            try:
+                return await asyncio.wrap_future(self._repository.start_refresh())
+            except StartupError as exc:
+                _LOG.warning("%s", exc.detail)
+                return None
+            finally:
+                self._next_at = time.monotonic() + REFRESH_PAUSE_S
 
     async def unload(self, name: str) -> None:
         """Stop serving a model; raises UnknownModel if no version of it serves, UnloadRefused if it is the default."""

@@ -14,10 +14,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from types import MappingProxyType
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeVar
 
 from service.artifact.card import Card, from_metadata
-from service.artifact.files import GOLDEN_FILE, MODEL_FILE, MODEL_FILES, NAME_PATTERN, VERSION_PATTERN
+from service.artifact.files import (
+    GOLDEN_FILE,
+    MAX_MODEL_BYTES,
+    MODEL_FILE,
+    MODEL_FILES,
+    NAME_PATTERN,
+    VERSION_PATTERN,
+)
 from service.artifact.golden import Golden, GoldenReport, check_golden, digest_of, read_golden
 from service.artifact.onnx_file import read_metadata
 from service.domain.errors import ModelFailure, StartupError, wrap_errors
@@ -29,13 +36,14 @@ from service.settings import Settings
 LOAD_S: Final = 300.0
 """Seconds that loading, warm-up and verification of a version may take. The largest file, read from a slow network disk
 at 20 MB/s, takes a third of them; a model that loops for ever does not end."""
-MAX_MODEL_BYTES: Final = 2**31 - 1  # the limit of a protobuf message, which an ONNX file is
 _NAME: Final = re.compile(NAME_PATTERN)
 _VERSION: Final = re.compile(VERSION_PATTERN)
 _MOUNTED: Final = re.compile(rf"([1-9][0-9]{{0,8}}/)?{MODEL_FILE}")
 _HINT: Final = "unset, the shipped models are served; `ign export` writes others"
 _INTERNAL_ERROR: Final = "loading it failed in a way nobody foresaw; the log says how"
 _LOG = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 Files = tuple[tuple[int, int, int, int], ...]
 """Device, inode, size in bytes and modification time in ns of the files of a version; they differ after a change."""
@@ -119,8 +127,8 @@ class Loaded(NamedTuple):
 class Repository:
     """Finds, loads and verifies the models of one directory. It keeps no loaded model; any thread may call it.
 
-    Requests that name no model get ``default``, `name` or `name/version`; if the directory holds one model only, that
-    takes the place of a default that is ``only_a_guess``. A name stands for its version in ``pins``, else for its
+    Requests that name no model get ``default``, `name` or `name/version`; the first name of the directory takes the
+    place of one that is ``only_a_guess`` and not there. A name stands for its version in ``pins``, else for its
     highest. With ``strict`` every version must load. ``open_on_cpu`` opens a model that ``open_models`` opened on CUDA
     and that fails there when it is warmed up or verified; without it, such a model is refused. With a ``store``, the
     directory holds copies from there. With ``only``, that model is the default, and no other one is loaded; an empty
@@ -157,13 +165,23 @@ class Repository:
         if not refs:
             raise StartupError(f"IGN_MODEL_DIR={self._directory}: holds no model such as mnist/1/model.onnx; {_HINT}")
         names = {ref.partition("/")[0] for ref in refs}
-        if self._only_a_guess and len(names) == 1:
-            self.default = names.pop()
+        if self._only_a_guess and self.default not in names:
+            _LOG.info("no IGN_DEFAULT_MODEL is set, and there is no %s: the default is %s", self.default, min(names))
+            self.default = min(names)
         return refs
+
+    @property
+    def has_store(self) -> bool:
+        """Whether the directory holds copies from a store."""
+        return self._store is not None
 
     def refresh(self, *, may_fail: bool = False) -> dict[str, str]:
         """Copy what has changed in the store, if there is one; as `ModelStore.refresh`."""
         return {} if self._store is None else self._store.refresh(may_fail=may_fail)
+
+    def start_refresh(self) -> Future[dict[str, str]]:
+        """As `refresh`, in a thread of its own: no other work waits behind a store that hangs."""
+        return _start(self.refresh)
 
     def load_all(self) -> Loaded:
         """Load every version in the directory; this blocks until all are verified or have failed.
@@ -248,10 +266,20 @@ class Repository:
         """`name/version` in the card of a file."""
         key = self._identities([file])
         if key not in self._names:
-            data = self._read(file)
-            with wrap_errors(file):
-                self._names[key] = from_metadata(read_metadata(data))[0].ref
+            self._names[key] = self._card(file).ref
         return self._names[key]
+
+    def card(self, ref: str) -> Card:
+        """The card of a version; raises StartupError if its file cannot be read."""
+        return self._card(self._path(ref, MODEL_FILE))
+
+    def _card(self, file: str) -> Card:
+        try:
+            data = self._read(file)
+        except OSError as exc:
+            raise StartupError(f"{file}: {exc.strerror}") from exc
+        with wrap_errors(file):
+            return from_metadata(read_metadata(data))[0]
 
     def path(self, ref: str, file: str) -> Path:
         """A file of a version."""
@@ -291,10 +319,7 @@ class Repository:
 
     def start_load(self, ref: str) -> Future[LoadedModel]:
         """As `load`, in a thread of its own and without its time limit: nothing waits behind a model that hangs."""
-        executor = ThreadPoolExecutor(1, "ign-load")
-        loaded = executor.submit(self._load, ref)
-        executor.shutdown(wait=False)
-        return loaded
+        return _start(self._load, ref)
 
     def _load(self, ref: str) -> LoadedModel:
         files = self.files(ref)  # before the files are read, so that a change during the loading is noticed
@@ -425,6 +450,13 @@ def describe_failure(ref: str, exc: Exception) -> str:
         return f"{ref}: {exc.strerror or type(exc).__name__}"
     _LOG.error("loading %s failed", ref, exc_info=exc)
     return f"{ref}: {_INTERNAL_ERROR}"
+
+
+def _start(function: Callable[..., T], *arguments: Any) -> Future[T]:
+    executor = ThreadPoolExecutor(1, "ign-load")
+    future = executor.submit(function, *arguments)
+    executor.shutdown(wait=False)
+    return future
 
 
 def _close(models: Iterable[LoadedModel | InferenceModel]) -> None:

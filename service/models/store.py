@@ -15,10 +15,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from service.artifact.files import MODEL_PATH
-from service.domain.errors import StartupError
+from service.artifact.files import MAX_MODEL_BYTES, MODEL_FILE, MODEL_PATH
+from service.domain.errors import StartupError, printable
 
 _LOG = logging.getLogger(__name__)
 _FILE: Final = re.compile(MODEL_PATH)
@@ -26,21 +26,12 @@ _CLIENT: Final[Any] = {"timeout": "300s", "connect_timeout": "5s", "allow_http":
 _RETRY: Final[Any] = {"max_retries": 4, "retry_timeout": timedelta(seconds=20)}
 _CODE: Final = re.compile(r"<Code>(\w+)</Code>")
 _CLOUD: Final = "169.254.169.254"  # where machines of a cloud ask for credentials
+_MAX_OBJECTS: Final = 100_000  # below the URL, models or not
+_MAX_BYTES: Final = 1 << 36  # of all models together
+_MAX_STATE: Final = 1 << 26  # bytes: 100 000 paths have half of them
 
 Objects = Mapping[str, tuple[int, str]]
 """Path below the URL → size in bytes and tag, which changes with the content."""
-
-
-class Source(Protocol):
-    """Where models are copied from. Its methods raise StartupError."""
-
-    def objects(self, known: Objects, fresh: Path) -> Objects:
-        """The files of models there. ``known`` are those that were copied; the folder ``fresh`` is for what follows."""
-        ...
-
-    def read(self, path: str, tag: str) -> Iterator[bytes]:
-        """The bytes of one of the files."""
-        ...
 
 
 class ModelStore:
@@ -53,28 +44,31 @@ class ModelStore:
     def refresh(self, *, may_fail: bool = False) -> dict[str, str]:
         """Copy new and changed versions, and remove those that are gone.
 
-        Returns why versions could not be copied, by folder; their earlier copies stay. Raises StartupError if the store
-        cannot be read; if it ``may_fail``, only without earlier copies.
+        Returns for each folder that could not be copied a text for callers; the log has the reason, and the earlier
+        copies stay. Raises StartupError if the store cannot be read; if it ``may_fail``, only without earlier copies.
         """
-        copied: dict[str, tuple[int, str]] = {}
-        with contextlib.suppress(OSError, ValueError):
-            copied = {path: tuple(tag) for path, tag in json.loads(self._state.read_bytes()).items()}
         with named(str(self.folder)):
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=self.folder, prefix=".new-") as fresh:
-                return self._refresh(copied, Path(fresh), may_fail=may_fail)
+                return self._refresh(self._copied(), Path(fresh), may_fail=may_fail)
+
+    def _copied(self) -> dict[str, tuple[int, str]]:
+        """The objects that the state file names. What is no file of a model is ignored, so that nothing removes it."""
+        try:
+            with self._state.open("rb") as file:
+                state = json.loads(file.read(_MAX_STATE))
+            return {path: (int(size), str(tag)) for path, (size, tag) in state.items() if _FILE.fullmatch(path)}
+        except Exception:  # none, or one of another form
+            return {}
 
     def _refresh(self, copied: dict[str, tuple[int, str]], fresh: Path, *, may_fail: bool) -> dict[str, str]:
-        lost = {tag for path, (_, tag) in copied.items() if not (self.folder / path).is_file()}
-        known = {path: tag for path, tag in copied.items() if tag[1] not in lost}
+        known = {path: tag for path, tag in copied.items() if os.path.isfile(self.folder / path)}
         try:
             with named(f"IGN_MODEL_DIR={self._url}"):
-                source = open_source(self._url)
-                objects = source.objects(known, fresh)
-                if not objects:
-                    raise StartupError("holds no model such as mnist/1/model.onnx")
+                store = open_store(self._url, f"IGN_MODEL_DIR={self._url}", _RETRY)
+                objects = _list(store)
         except StartupError as exc:
-            if not (may_fail and copied):
+            if not (may_fail and self._holds_models()):
                 raise
             _LOG.warning("%s; the models that were copied earlier are used", exc.detail)
             return {}
@@ -83,32 +77,28 @@ class ModelStore:
             changed[os.path.dirname(path)][path] = tag
         for folder, paths in sorted(changed.items()):
             try:
-                self._copy(source, folder, paths, fresh)
+                self._copy(store, folder, paths, fresh)
                 copied |= paths
             except (StartupError, OSError) as exc:
-                failures[folder] = f"{folder or '.'}: not copied: {exc}"
-                _LOG.error("IGN_MODEL_DIR=%s: %s", self._url, failures[folder])
+                failures[folder] = f"{folder or '.'}: not copied from the store; the log says why"
+                _LOG.error("IGN_MODEL_DIR=%s: %s: not copied: %s", self._url, folder or ".", exc)
         for path in copied.keys() - objects.keys():
             del copied[path]
             self._remove(path)
-        # A layer of an image may hold several folders: it is read again unless all of them were copied.
-        again = {tag for folder in failures for _, tag in changed[folder].values()}
         state = fresh / "state"
-        state.write_text(json.dumps({path: tag for path, tag in copied.items() if tag[1] not in again}), "utf-8")
+        state.write_text(json.dumps(copied), "utf-8")
         state.replace(self._state)
         return failures
 
-    def _copy(self, source: Source, folder: str, paths: Objects, fresh: Path) -> None:
+    def _holds_models(self) -> bool:
+        files = (file.relative_to(self.folder).as_posix() for file in self.folder.rglob(MODEL_FILE))
+        return any(map(_FILE.fullmatch, files))
+
+    def _copy(self, store: Any, folder: str, paths: Objects, fresh: Path) -> None:
         _LOG.info("copying %s of %s", folder or "the model", self._url)
         for path, (size, tag) in paths.items():
-            file = fresh / os.path.basename(path)
-            with named(path), file.open("wb") as out:
-                for chunk in source.read(path, tag):
-                    out.write(chunk)
-                out.flush()
-                os.fsync(out.fileno())
-            if file.stat().st_size != size:
-                raise StartupError(f"{path}: {file.stat().st_size} bytes came, not {size}")
+            with named(path):
+                _fetch(store, path, size, tag, fresh / os.path.basename(path))
         (self.folder / folder).mkdir(parents=True, exist_ok=True)
         for path in paths:
             (fresh / os.path.basename(path)).replace(self.folder / path)
@@ -120,37 +110,45 @@ class ModelStore:
                 (self.folder / parent).rmdir()
 
 
-class _Bucket:
-    """A folder of an object store; the tag of an object is its ETag."""
+def _list(store: Any) -> Objects:
+    """The files of models in a store, within the limits of objects and bytes; raises StartupError."""
+    import obstore
 
-    def __init__(self, url: str) -> None:
-        self._store = open_store(url, f"IGN_MODEL_DIR={url}", _RETRY)
-        import obstore
+    seen, found = 0, dict[str, tuple[int, str]]()
+    for chunk in obstore.list(store):
+        seen += len(chunk)
+        if seen > _MAX_OBJECTS:
+            raise StartupError(f"holds more than {_MAX_OBJECTS} objects; name the folder of the models")
+        found |= {each["path"]: (each["size"], each["e_tag"] or "") for each in chunk if _FILE.fullmatch(each["path"])}
+    if not found:
+        raise StartupError("holds no model such as mnist/1/model.onnx")
+    if sum(size for size, _ in found.values()) > _MAX_BYTES:
+        raise StartupError(f"its models have more than {_MAX_BYTES >> 30} GiB")
+    return found
 
-        self._api: Any = obstore
 
-    def objects(self, known: Objects, fresh: Path) -> Objects:
-        """As `Source`."""
-        found = [each for chunk in self._api.list(self._store) for each in chunk if _FILE.fullmatch(each["path"])]
-        return {each["path"]: (each["size"], each["e_tag"] or "") for each in found}
+def _fetch(store: Any, path: str, size: int, tag: str, file: Path) -> None:
+    """Write an object of ``size`` bytes to a file; raises StartupError as soon as it has more, or if it has fewer."""
+    import obstore
 
-    def read(self, path: str, tag: str) -> Iterator[bytes]:
-        """As `Source`."""
-        yield from self._api.get(self._store, path, options={"if_match": tag} if tag else {})
+    if size > MAX_MODEL_BYTES:
+        raise StartupError(f"larger than {MAX_MODEL_BYTES} bytes")
+    written = 0
+    with file.open("wb") as out:
+        for chunk in obstore.get(store, path, options={"if_match": tag} if tag else {}):
+            written += len(chunk)
+            if written > size:
+                raise StartupError(f"more than the {size} bytes that the store lists came")
+            out.write(chunk)
+        out.flush()
+        os.fsync(out.fileno())
+    if written < size:
+        raise StartupError(f"{written} bytes came, not {size}")
 
 
 def cache_folder(url: str, cache: Path) -> Path:
     """Where the models of a URL lie in the cache."""
     return cache.expanduser() / hashlib.sha256(url.encode()).hexdigest()[:16]
-
-
-def open_source(url: str) -> Source:
-    """The source at a URL; raises StartupError."""
-    if url.startswith("oci:"):
-        from service.models.oci import Image  # imports httpx, which most services do not need
-
-        return Image(url)
-    return _Bucket(url)
 
 
 def open_store(url: str, what: str, retry: Any) -> Any:
@@ -172,21 +170,14 @@ class _Named(StartupError):
 
 @contextlib.contextmanager
 def named(what: str, kind: type[Exception] = _Named) -> Iterator[None]:
-    """Turn an error of a store or a file into a ``kind`` of one line that begins with ``what``; named ones stay."""
+    """Turn whatever a block raises into a ``kind`` of one line that begins with ``what``; named errors stay."""
     try:
         yield
+    except _Named:
+        raise
     except Exception as exc:
-        if isinstance(exc, _Named) or not isinstance(exc, (OSError, StartupError, *_store_errors())):
-            raise
         text = exc.detail if isinstance(exc, StartupError) else getattr(exc, "strerror", None) or str(exc)
-        line, code = text.partition(": <?xml")[0].partition(": <Error")[0].partition("\n")[0], _CODE.search(text)
+        line = text.partition(": <?xml")[0].partition(": <Error")[0].partition("\n")[0] or type(exc).__name__
+        code = _CODE.search(text)
         hint = "no credentials in the environment" if _CLOUD in line else code and code[1]
-        raise kind(f"{what}: {line[:300]}{f' ({hint})' if hint else ''}") from exc
-
-
-def _store_errors() -> tuple[type[Exception], ...]:
-    try:
-        from obstore.exceptions import BaseError
-    except ImportError:
-        return ()
-    return (BaseError,)
+        raise kind(f"{what}: {printable(line[:300])}{f' ({hint})' if hint else ''}") from exc

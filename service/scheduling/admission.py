@@ -13,7 +13,8 @@ from typing import Final
 
 import numpy as np
 
-from service.domain.errors import DeadlineUnreachable, IgnError, QueueFull, WouldMissDeadline
+from service.domain.errors import DeadlineUnreachable, IgnError, NotReady, QueueFull, WouldMissDeadline
+from service.domain.model import ModelMemory
 from service.domain.shares import Capacity
 from service.scheduling.request import Counters, ScheduledRequest, Slice
 
@@ -84,13 +85,17 @@ class Admission:
     see `service.domain.shares`. ``max_rows`` is the number of rows of the largest request.
     """
 
-    def __init__(self, queue_rows: int, *batch_rows: int, max_rows: int = 1) -> None:
+    def __init__(self, queue_rows: int, *batch_rows: int, max_rows: int = 1, memory: ModelMemory | None = None) -> None:
+        self._memory = memory
         self.limits = list(batch_rows)  # largest batch of each device; 0 if it is lost
         self._places, self._devices = sum(batch_rows), len(batch_rows)  # of all devices that are not lost
         self._queue = Capacity.of(queue_rows, max_rows)
         self._lock = threading.Lock()
         self.total = Counters()  # of all callers
         self._callers: dict[str, Counters] = {}
+        if memory is not None:
+            # Without the lock: a copy of a dictionary is one operation of the interpreter.
+            memory.callers.append(self._callers.copy)
         self._reserved = Counter[str]()  # places for rows that are being made, by caller; of the event loop only
         self._cost = CostModel()
         self._call_began = 0.0
@@ -112,12 +117,13 @@ class Admission:
         """Count requests as open, in order; returns the errors of those that are rejected.
 
         - `QueueFull`: too many rows would wait.
+        - `NotReady`: the model is closed, and would not open before the deadline.
         - `DeadlineUnreachable`: the deadline has passed, or cannot be met even on an idle service.
         - `WouldMissDeadline`: the work ahead of the request takes longer than its deadline allows.
         """
         rejected = dict[ScheduledRequest, IgnError]()
         with self._lock:
-            has_room = self._has_room_for_all(requests, now)
+            has_room = self._memory is None and self._has_room_for_all(requests, now)
             for request in requests:
                 key = request.params.key
                 caller = self._callers.get(key) or Counters()
@@ -253,6 +259,9 @@ class Admission:
         if request.deadline <= now:
             raise DeadlineUnreachable("the deadline has already passed")
         self._check_room(request.open.rows, request.params.key)
+        opening = 0.0 if self._memory is None else self._memory.seconds_to_open(request.params.key)
+        if now + opening > request.deadline:
+            raise NotReady("other models wait for memory (IGN_MODEL_MEMORY_MIB)", retry_after=opening)
         for steps, work, deadline in request.promises():
             self._check_deadline(work, steps, deadline - now, caller, now)
 

@@ -65,7 +65,7 @@ class Scheduler:
         self._shape, self._clock, self._exact = models[0].shape, clock, exact
         self._observer = observer or SchedulerObserver()
         batches = (largest_batch(model, max_batch_rows) for model in models)
-        self._admission = Admission(queue_rows, *batches, max_rows=max_rows)
+        self._admission = Admission(queue_rows, *batches, max_rows=max_rows, memory=memory)
         self._max_rows = max_rows
         self._pool = WorkerPool(
             self._admission,
@@ -187,23 +187,11 @@ class Scheduler:
 
     async def run(self, rows: FloatRows, params: SchedulingParams) -> Result:
         """Submit one request and wait for its result or error; cancelling the call cancels the request."""
-        end: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
+        return await self.start_run(rows, params).result()
 
-        def on_events(events: list[tuple[ScheduledRequest, Event]]) -> None:
-            if not end.done():  # done: the caller is being cancelled
-                end.set_result(events[-1][1])
-
-        (handle,) = self.submit([(rows, params)], on_events)
-        if isinstance(handle, IgnError):
-            raise handle
-        try:
-            event = await end
-        finally:
-            self.cancel(handle)
-        if isinstance(event, IgnError):
-            raise event
-        assert isinstance(event, Result)  # noqa: S101 - without `streamed` there is no other event
-        return event
+    def start_run(self, rows: FloatRows, params: SchedulingParams) -> "SubmittedRun":
+        """Submit one request whose result is awaited later; raises the error with which it is rejected."""
+        return SubmittedRun(self, rows, params)
 
     def cancel(self, request: ScheduledRequest) -> None:
         """End a request whose caller has gone; it has no further event. Does nothing after its last event."""
@@ -287,6 +275,38 @@ class Scheduler:
             self._observer.finished([request.finished(error, now) for request, error in closed.items()])
             self._outbox.extend(closed.items())
             self._dispatch()
+
+
+class SubmittedRun:
+    """A request that runs; either `result` is awaited or `cancel` called, once."""
+
+    def __init__(self, scheduler: Scheduler, rows: FloatRows, params: SchedulingParams) -> None:
+        self._scheduler = scheduler
+        self._end: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
+        (handle,) = scheduler.submit([(rows, params)], partial(_set_last, self._end))
+        if isinstance(handle, IgnError):
+            raise handle
+        self._handle = handle
+
+    async def result(self) -> Result:
+        """The result; raises the error of the request. Cancelling the call cancels the request."""
+        try:
+            event = await self._end
+        finally:
+            self.cancel()
+        if isinstance(event, IgnError):
+            raise event
+        assert isinstance(event, Result)  # noqa: S101 - without `streamed` there is no other event
+        return event
+
+    def cancel(self) -> None:
+        """End the request; does nothing after its last event."""
+        self._scheduler.cancel(self._handle)
+
+
+def _set_last(end: "asyncio.Future[Event]", events: list[tuple[ScheduledRequest, Event]]) -> None:
+    if not end.done():  # done: the caller is being cancelled
+        end.set_result(events[-1][1])
 
 
 def check_rows(requests: Sequence[tuple[FloatRows, SchedulingParams]], shape: tuple[int, int, int]) -> None:

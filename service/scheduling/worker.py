@@ -10,7 +10,6 @@ import time
 from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Final
 
 from service.domain.errors import DeadlineExceeded, IgnError, ModelFailure
@@ -319,9 +318,7 @@ class Worker:
 
     def __init__(self, model: Model, pool: WorkerPool, index: int, memory: ModelMemory | None = None) -> None:
         self._model, self._pool, self._index = model, pool, index
-        self._wait_for_work = partial(pool.wait_for_work, index)
-        if memory is not None:
-            self._wait_for_work = partial(self._wait_and_open, memory)
+        self._memory = memory
         self._has_memory = False  # whether this worker has acquired it
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
@@ -358,7 +355,7 @@ class Worker:
         pool.prepare_thread()
         try:
             while True:
-                woken = not self._batch.slices and self._wait_for_work()
+                woken = self._wait_for_work()
                 if pool.stopped:
                     break
                 with pool.lock:
@@ -382,15 +379,17 @@ class Worker:
             finally:
                 pool.publish_events()
 
-    def _wait_and_open(self, memory: ModelMemory) -> bool:
+    def _wait_for_work(self) -> bool:
         # As `WorkerPool.wait_for_work`. Rows that wait for memory wait in the queue, where their deadline ends them.
-        pool = self._pool
-        if self._has_memory and not pool.has_work():
+        pool, memory, batch = self._pool, self._memory, self._batch
+        if memory is not None and self._has_memory and (memory.is_claimed or not (batch.slices or pool.has_work())):
+            with pool.lock:
+                pool.requeue(batch.remove(batch.slices))
             self._has_memory = False
             memory.release()
-        woken = pool.wait_for_work(self._index)
-        if not self._has_memory:
-            self._has_memory = memory.acquire(lambda: pool.admission.waiting > 0 and not pool.stopped)
+        woken = not batch.slices and pool.wait_for_work(self._index)
+        if memory is not None and not self._has_memory:
+            self._has_memory = memory.acquire()
         return woken
 
     def _fail_rows(self, cause: BaseException) -> dict[ScheduledRequest, IgnError]:

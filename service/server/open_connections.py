@@ -35,7 +35,7 @@ _RESERVED_FILES, _MIN_FILES = 256, 64  # for models, listeners, the log and thre
 
 @dataclass(slots=True)
 class _State:
-    """When a connection last changed, in `time.monotonic()` seconds.
+    """When a connection last changed, in seconds on the clock of `OpenConnections`.
 
     |              | made | head           | busy | idle |
     |--------------|------|----------------|------|------|
@@ -61,12 +61,19 @@ class OpenConnections:
     It is the one that is idle for longest. If the address has none, that of any address is closed; if all others are
     busy, the new one. The ``metrics`` count those that are open, those that the service closes because of a limit, and
     the sweeps in which no file can be opened: uvloop then closes new connections, and reports nothing. Without
-    ``max_age_s`` a connection may last for ever.
+    ``max_age_s`` a connection may last for ever. ``clock`` gives monotonic seconds.
     """
 
     def __init__(
-        self, metrics: Metrics, *, limit: int = 4096, head_timeout_s: float = 10.0, max_age_s: float = 0.0
+        self,
+        metrics: Metrics,
+        *,
+        limit: int = 4096,
+        head_timeout_s: float = 10.0,
+        max_age_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.clock = clock
         self._max_age_s, self._spread = max_age_s or math.inf, np.random.default_rng()
         self.leaving = False  # whether every connection ends with its next response
         self.metrics, self._limit, self._head_timeout_s = metrics, limit, head_timeout_s
@@ -80,7 +87,7 @@ class OpenConnections:
 
     def add(self, connection: HttpToolsProtocol, reject: Callable[[IgnError], None]) -> None:
         """Count a new connection, and make room for it; ``reject`` answers an error on it and closes it."""
-        now = time.monotonic()
+        now = self.clock()
         if self._timer is None:
             self._timer, self._swept_at = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep), now
         address = connection.transport.get_extra_info("peername")
@@ -93,9 +100,9 @@ class OpenConnections:
         self.metrics.open_connections.set(len(self._open))
 
     def expiry(self) -> float:
-        """When a connection that is made now is to end with its next response, in `time.monotonic()` seconds."""
+        """When a connection that is made now is to end with its next response, in seconds on the clock."""
         # Spread, so that connections that were made together, as when a service starts, do not end together.
-        return time.monotonic() + self._max_age_s * float(self._spread.uniform(0.9, 1.1))
+        return self.clock() + self._max_age_s * float(self._spread.uniform(0.9, 1.1))
 
     def _close_oldest(self) -> None:
         greedy = max(self._peers, key=self._peers.__getitem__)
@@ -121,7 +128,7 @@ class OpenConnections:
         state = self._open[connection]
         state.has_begun = True
         if state.head_since is None:
-            state.head_since = time.monotonic()
+            state.head_since = self.clock()
 
     def on_busy(self, connection: HttpToolsProtocol) -> None:
         """Note a complete head."""
@@ -132,13 +139,14 @@ class OpenConnections:
     def on_idle(self, connection: HttpToolsProtocol) -> None:
         """Note the end of the last response."""
         state = self._open[connection]
-        state.idle_since = time.monotonic()
+        state.idle_since = self.clock()
         if state.has_begun:  # the client could not send the rest while reading was paused
             state.head_since = state.idle_since
         self._idle[connection] = None
 
-    def finish(self, quiet_since: float) -> None:
-        """Close the connections that are idle since then (`time.monotonic()`), and others after their last response."""
+    def finish(self, quiet_s: float) -> None:
+        """Close the connections that have been idle for so many seconds, and others after their last response."""
+        quiet_since = self.clock() - quiet_s
         for connection, state in list(self._open.items()):
             if connection not in self._idle or state.idle_since <= quiet_since:
                 connection.shutdown()
@@ -146,7 +154,7 @@ class OpenConnections:
     def _sweep(self) -> None:
         # Armed first: whatever is raised below ends no sweep but this one.
         self._timer = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep) if self._open else None
-        now = time.monotonic()
+        now = self.clock()
         if now - self._swept_at > 1.5 * SWEEP_S:
             self._resumed_at = now
         self._swept_at = now

@@ -8,7 +8,6 @@ A connection that reaches max_connection_age_s closes with its next response: no
 """
 
 import asyncio
-import time
 from typing import Any, cast
 
 import httptools
@@ -105,7 +104,8 @@ class HttpProtocol(HttpToolsProtocol):
             raise TooManyConnections(f"more than {MAX_PIPELINED} requests wait on this connection")
         self._unplaced = 0
         self._connections.on_busy(self)
-        self.scope["state"]["arrival"] = time.monotonic()  # deadlines count from here, also of a request that waits
+        # Deadlines count from here, also of a request that waits.
+        self.scope["state"]["arrival"] = self._connections.clock()
         self.expect_100_continue &= self.parser.get_http_version() != "1.0"  # RFC 9110, section 10.1.1
         super().on_headers_complete()
         cast(dict[str, Any], self.scope)["extensions"] = whole_response(self.cycle)
@@ -133,10 +133,8 @@ class HttpProtocol(HttpToolsProtocol):
             self._connections.on_idle(self)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        if self._running is None:
-            cycle.scope["state"]["is_first"] = True
         self._running = cycle
-        is_old = time.monotonic() > self._expires
+        is_old = self._connections.clock() > self._expires
         if cycle.keep_alive and not self.pipeline and (is_old or self._connections.leaving):
             self._last, cycle.keep_alive = cycle, False
             cycle.transport = cast(asyncio.Transport, LingeringTransport(self.transport, self.flow))
@@ -160,9 +158,11 @@ class HttpProtocol(HttpToolsProtocol):
                 self.cycle.disconnected = self.cycle.response_complete = True
                 self.cycle.waiting_for_100_continue = False
                 self.cycle.message_event.set()
+        # The path is left out as the rest of the head is, but errors below /v1 have a form of their own.
+        path = "/v1/" if (self.url or b"").startswith(b"/v1/") else ""
         self.parser = httptools.HttpRequestParser(self)
         self.parser.feed_data(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
-        cast(dict[str, Any], self.cycle.scope).update(method="-", path="", raw_path=b"", headers=[])
+        cast(dict[str, Any], self.cycle.scope).update(method="-", path=path, raw_path=b"", headers=[])
         self.cycle.scope["state"]["rejected"] = error
         last = LingeringTransport(self.transport, self.flow)
         last.pause_reading()

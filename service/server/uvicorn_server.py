@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -19,7 +20,7 @@ from uvicorn import Config
 
 from service.api.app_state import AppState
 from service.domain.errors import StartupError
-from service.environment import stop_signals
+from service.environment import resident_bytes, stop_signals
 from service.observability.logs import flush_log
 from service.server.open_connections import OpenConnections
 from service.server.protocol import HttpProtocol
@@ -46,6 +47,26 @@ _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - addr
 
 Beat = Callable[[], None]
 _LOG = logging.getLogger("service")
+_UNACCOUNTED: Final = 200 << 20  # bytes
+
+
+class MemoryCheck:
+    """Collects garbage once the process holds 200 MiB more than its requests account for.
+
+    Requests create no reference cycles, so collections are rare: see `tune_gc` of `service.server.process`. If one
+    does, its arrays would stay until the next collection. Belongs to one event loop.
+    """
+
+    def __init__(self, resident: Callable[[], int] = resident_bytes) -> None:
+        self._resident = resident
+        self._usual = resident()
+
+    def check(self, accounted: int) -> None:
+        """Compare with the bytes that requests in flight account for."""
+        if self._resident() - accounted > self._usual + _UNACCOUNTED:
+            gc.collect()
+            # What is left belongs to models and their sessions, which grow with their first large rows.
+            self._usual = self._resident() - accounted
 
 
 class IgnServer(uvicorn.Server):
@@ -63,6 +84,7 @@ class IgnServer(uvicorn.Server):
         self._services, self._connections, self._beat = services, connections, beat
         self._drain_task: asyncio.Task[None] | None = None  # a task without a reference may be collected
         self._has_ended, self._next_beat = threading.Event(), 0.0
+        self._memory = MemoryCheck()
         self.aborted = False  # whether it stopped because it could not serve any more
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
@@ -74,9 +96,11 @@ class IgnServer(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Send a beat every second; uvicorn calls this ten times a second, if the event loop has time for it."""
-        if self._beat is not None and time.monotonic() >= self._next_beat:
+        if time.monotonic() >= self._next_beat:
             self._next_beat = time.monotonic() + _BEAT_S
-            self._beat()
+            self._memory.check(self._services.in_flight.bytes.total)
+            if self._beat is not None:
+                self._beat()
         return await super().on_tick(counter)
 
     @contextlib.contextmanager
@@ -101,10 +125,10 @@ class IgnServer(uvicorn.Server):
         """Stop listening, answer what has arrived, and close the connections and the app."""
         await self._stop_listening(sockets or [])
         end = time.monotonic() + _LAST_REQUESTS_S
-        while self.server_state.connections and (now := time.monotonic()) < end:
+        while self.server_state.connections and time.monotonic() < end:
             for _ in range(2):  # the event loop reads what has arrived, also if this process was not running
                 await asyncio.sleep(0)
-            self._connections.finish(now - _QUIET_S)
+            self._connections.finish(_QUIET_S)
             await asyncio.sleep(_QUIET_S / 10)
         if self._services.in_flight.draining:
             self._exit_within(0.0)

@@ -4,13 +4,16 @@ import asyncio
 import hashlib
 import json
 import logging
+import math
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -31,11 +34,16 @@ from service.server.uvicorn_server import config
 from service.settings import Settings
 from tests.contract.data import COLOUR, GREY
 from tests.helpers import watchdog
+from tests.helpers.connection import Connection
 from tests.helpers.onnx_models import write_model
+from tests.helpers.timed_loop import TimedLoop
 
 Model = TypeVar("Model", bound=BaseModel)
 
-PATIENCE_S = 30.0  # nothing here takes a tenth of it
+PATIENCE_S = 300.0  # nothing here takes a hundredth of it, unless the machine is busy
+LIMIT_S = 60.0  # of a request, body, head or stream that a test lets time out, by `SKIP_S`
+SKIP_S = 70.0
+STEP_S = 0.5  # shorter than what the service takes for a pause of its process
 
 
 class Gate:
@@ -46,6 +54,7 @@ class Gate:
         self.opened.set()
         self.entered = threading.Event()  # a pass is in, or was
         self.sizes: list[int] = []  # rows of every pass that went through
+        self.rows: list[weakref.ref[FloatRows]] = []  # of every pass
         self.pass_s = 0.0  # how long the device takes at least
         self.fails = False
 
@@ -67,6 +76,7 @@ class Gate:
 
         class Gated(OnnxModel):
             def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
+                gate.rows.append(weakref.ref(rows))
                 gate.entered.set()
                 if gate.fails:
                     raise RuntimeError("secret")
@@ -80,6 +90,26 @@ class Gate:
         return Gated(*arguments, **options)
 
 
+class Clock:
+    """Monotonic time in which a test can skip seconds."""
+
+    def __init__(self) -> None:
+        self._now: Callable[[], float] = time.monotonic
+
+    def __call__(self) -> float:
+        return self._now()
+
+    async def skip(self, seconds: float) -> None:
+        """Go on in steps, in each of which the timers of the loop fire; between them, time stands still."""
+        now = self()
+        for step in range(math.ceil(seconds / STEP_S)):
+            self._now = partial(float, now + (step + 1) * STEP_S)
+            for _ in range(2):
+                await asyncio.sleep(0)
+        skipped = self() - time.monotonic()
+        self._now = lambda: time.monotonic() + skipped
+
+
 @dataclass
 class Service:
     """A running service."""
@@ -89,6 +119,7 @@ class Service:
     services: AppState
     refusals: list[StartupError]
     loop: Callable[[], asyncio.AbstractEventLoop]
+    clock: Clock
     errors: list[logging.LogRecord] = field(default_factory=list)
 
     @property
@@ -124,12 +155,37 @@ class Service:
     def until_metric(self, name: str, value: float, **labels: str) -> None:
         self.until(lambda: self.metric(name, **labels) == value)
 
+    def until_queued(self, rows: int) -> None:
+        self.until_metric("ign_queue_rows", float(rows))
+
     def until_in_flight(self, count: int) -> None:
         self.until(lambda: self.get("/healthz").is_success and self.services.in_flight.count == count)
+
+    def until_idle(self) -> None:
+        """Wait until no request is in flight, without a request."""
+        asyncio.run_coroutine_threadsafe(self.services.in_flight.idle(), self.loop()).result(PATIENCE_S)
 
     def until_bytes(self, condition: Callable[[int], bool]) -> None:
         """Wait for a number of bytes in flight."""
         self.until(lambda: self.get("/healthz").is_success and condition(self.services.in_flight.bytes.total))
+
+    def skip(self, seconds: float = SKIP_S) -> None:
+        """Let time pass at once: what is due meanwhile happens before this returns. Needs the loop `asyncio`."""
+        assert isinstance(self.loop(), TimedLoop)
+        asyncio.run_coroutine_threadsafe(self.clock.skip(seconds), self.loop()).result(PATIENCE_S)
+
+    def overdue(self, send: Callable[[], httpx.Response], begun: Callable[[], object]) -> httpx.Response:
+        """The response to a request after which, when ``begun`` returns, `SKIP_S` pass."""
+        with ThreadPoolExecutor(1) as pool:
+            response = pool.submit(send)
+            begun()
+            self.skip()
+            return response.result()
+
+    def until_readable(self, connection: Connection) -> None:
+        """Wait for bytes, or the end, on a connection; time is skipped as long as there is nothing."""
+        while not connection.is_readable():
+            self.skip(10.0)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -182,7 +238,8 @@ def serving(
 ) -> Iterator[Service]:
     """Run the service in a thread of its own; nothing may be logged as an error that the test did not expect."""
     refusals: list[StartupError] = []
-    services = build_services(settings)
+    clock = Clock()
+    services = build_services(settings, clock=clock)
 
     def on_loaded(error: StartupError | None) -> None:
         if error is not None:
@@ -192,8 +249,9 @@ def serving(
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     how = config(app, make_connections(services))
-    how.loop, how.timeout_graceful_shutdown = f"tests.helpers.watchdog:{loop}_loop", 5
+    how.loop, how.timeout_graceful_shutdown = f"tests.helpers.watchdog:{loop}_loop", int(PATIENCE_S)
     server = _Server(how)
+    server.clock = clock
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name=f"loop of {url}")
     heard = _Errors(thread.name)
     for name in ("asyncio", "uvicorn.error", "service"):
@@ -201,7 +259,7 @@ def serving(
     thread.start()
     try:
         with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
-            service = Service(url, client, services, refusals, lambda: server.loop, heard.records)
+            service = Service(url, client, services, refusals, lambda: server.loop, clock, heard.records)
             if ready:
                 service.until(lambda: service.get("/readyz").status_code == 200)
                 watchdog.slow.clear()  # of the start
@@ -217,9 +275,12 @@ def serving(
 
 class _Server(uvicorn.Server):
     loop: asyncio.AbstractEventLoop
+    clock: Clock
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self.loop = asyncio.get_running_loop()
+        if isinstance(self.loop, TimedLoop):
+            self.loop.clock = self.clock
         await super().serve(sockets)
 
 
@@ -237,14 +298,20 @@ class _Errors(logging.Handler):
 
 
 @contextmanager
-def gated(monkeypatch: pytest.MonkeyPatch, settings: Settings, *, ready: bool = True) -> Iterator[tuple[Service, Gate]]:
+def gated(
+    monkeypatch: pytest.MonkeyPatch,
+    settings: Settings,
+    *,
+    ready: bool = True,
+    loop: Literal["auto", "asyncio"] = "auto",
+) -> Iterator[tuple[Service, Gate]]:
     """The same, with a gate in front of every pass."""
     gate = Gate()
     monkeypatch.setattr("service.app.OnnxModel", gate.model)
     if not ready:
         gate.close()
     try:
-        with serving(settings, ready=ready) as service:
+        with serving(settings, ready=ready, loop=loop) as service:
             yield service, gate
     finally:
         gate.opened.set()
@@ -262,10 +329,13 @@ def later(service: Service, pool: ThreadPoolExecutor, body: dict[str, Any]) -> C
 
 @contextmanager
 def held(
-    monkeypatch: pytest.MonkeyPatch, settings: Settings, body: dict[str, Any] | None = None
+    monkeypatch: pytest.MonkeyPatch,
+    settings: Settings,
+    body: dict[str, Any] | None = None,
+    loop: Literal["auto", "asyncio"] = "auto",
 ) -> Iterator[tuple[Service, Gate]]:
     """A service with one request in the model, until the test opens the gate or ends; the request then succeeds."""
-    with gated(monkeypatch, settings) as (service, gate), ThreadPoolExecutor(1) as pool:
+    with gated(monkeypatch, settings, loop=loop) as (service, gate), ThreadPoolExecutor(1) as pool:
         with gate:
             running = later(service, pool, body or {"steps": 1})
             assert gate.entered.wait(PATIENCE_S)
@@ -279,7 +349,7 @@ def busy_codec(service: Service) -> Iterator[None]:
     codec = service.services.codec
     held, free = threading.Barrier(codec.threads + 2), threading.Event()
 
-    def hold() -> None:
+    def hold(_: object) -> None:
         held.wait(PATIENCE_S)
         free.wait(PATIENCE_S)
 
@@ -306,7 +376,8 @@ def write_models(directory: Path) -> Path:
 
 def settings(models: Path, **changes: Any) -> Settings:
     values: dict[str, Any] = {"model_dir": models, "default_model": "grey", "device": "cpu", "threads": 1}
-    return Settings(**(values | changes))
+    patience = {f"{what}_timeout_s": 2 * PATIENCE_S for what in ("request", "body", "head")}
+    return Settings(**(values | patience | changes))
 
 
 def write_keys(folder: Path, scopes: dict[str, str], **quotas: str) -> Path:

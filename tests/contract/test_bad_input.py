@@ -66,7 +66,7 @@ APPLYING = [
 ]
 GENERATE = [
     *bad("n", 0, -1, 65, 10**30, 1.5, 1.0, "1", None, True, [1], {}),
-    *bad("seed", -1, 2**32, 10**30, 1.5, "1", True, [1]),
+    *bad("seed", -1, 2**32, 10**30, 1.5, "", True, [1]),
     *bad("offset", -1, 2**32, 0.5, "0", None, True),
     *bad("offset", 2**32 - 1, also={"n": 2}),
     *bad("noise_scale", -0.1, 2.1, 10**400, "1", None, True),
@@ -89,7 +89,7 @@ INTERPOLATE = [
     *bad("points", None, [], POINTS[:1], POINTS * 9, {}, "1", 1),
     *bad_points(None, "2", [], {}, {"index": 1}, {"seed": 1, "image": GOOD}),
     *bad_points({"image": GOOD, "latent": LATENT}, {"image": GOOD, "index": 0}),
-    *bad_point("seed", -1, 2**32, 1.5, "1", True),
+    *bad_point("seed", -1, 2**32, 1.5, "", True),
     *bad_point("index", -1, 2**32, 0.5, "0", True),
     *bad_point("image", "", 1, []),
     *bad_point("latent", "", 1, []),

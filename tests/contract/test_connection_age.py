@@ -1,12 +1,10 @@
 """Connections that end because of their age (IGN_MAX_CONNECTION_AGE_S): after a whole response, and nothing is lost."""
 
 import json
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.contract.harness import Service, serving, settings
@@ -14,7 +12,7 @@ from tests.helpers.connection import Connection
 
 GET = b"GET /models HTTP/1.1\r\nHost: ign\r\n\r\n"
 GENERATE = b"POST /generate HTTP/1.1\r\nHost: ign\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
-AGE_S = 0.05
+AGE_S = 50.0  # below the time after which an idle connection is closed
 
 
 def generate(**options: object) -> bytes:
@@ -24,7 +22,7 @@ def generate(**options: object) -> bytes:
 
 @pytest.fixture
 def aged(models: Path) -> Iterator[Service]:
-    with serving(settings(models, max_connection_age_s=AGE_S)) as service:
+    with serving(settings(models, max_connection_age_s=AGE_S), loop="asyncio") as service:
         yield service
 
 
@@ -33,10 +31,10 @@ def old_connection(service: Service) -> Iterator[Connection]:
     """A connection that is old at its second request."""
     headers = {"connection": "close"}
     with ExitStack() as stack:
-        while "connection" in headers:  # it was old at its first, on a busy machine
+        while "connection" in headers:  # it was old at its first, on a very busy machine
             connection = stack.enter_context(Connection(service.address))
             _, headers, _ = connection.send(GET).answer()
-        time.sleep(2 * AGE_S)
+        service.skip(1.2 * AGE_S)
         yield connection
 
 
@@ -67,10 +65,10 @@ def test_an_error_whose_body_was_not_read_arrives_too(old: Connection) -> None:
 
 def test_a_stream_ends_before_its_connection(aged: Service) -> None:
     options = {"seed": 1, "steps": 50, "record": [1]}
-    with httpx.Client(base_url=aged.url) as client:
-        for _ in range(3):
-            response = client.post("/generate", json=options, headers={"Accept": "text/event-stream"})
-            assert response.text.count("event: done") == 1
+    for _ in range(3):
+        response = aged.post("/generate", options, accept="text/event-stream")
+        assert response.text.count("event: done") == 1
+        aged.skip(1.2 * AGE_S)
 
 
 def test_pipelined_requests_are_all_answered_before_it_ends(old: Connection) -> None:
@@ -104,6 +102,7 @@ def test_a_connection_that_is_not_old_goes_on(models: Path, age: float) -> None:
 def test_callers_notice_nothing(aged: Service) -> None:
     def is_replaced() -> bool:
         assert aged.get("/models").status_code == 200
+        aged.skip(1.2 * AGE_S)
         return aged.metric("ign_closed_connections_total", reason="age") > 3
 
     aged.until(is_replaced)

@@ -68,7 +68,7 @@ SETTINGS: dict[str, object] = {
     "max_body_bytes": 16 * 1024 * 1024,
     "max_pixels": 16_000_000,
     "max_request_pixels": 64_000_000,
-    "max_inflight_bytes": 128 * 1024 * 1024,
+    "max_inflight_bytes": 512 * 1024 * 1024,
     "request_timeout_s": 30.0,
     "stream_timeout_s": 900.0,
     "body_timeout_s": 15.0,

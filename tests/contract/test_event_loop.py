@@ -8,6 +8,7 @@ import pytest
 
 from tests.contract.data import b64
 from tests.contract.harness import Service, serving, settings, write_models
+from tests.helpers import watchdog
 from tests.helpers.pictures import chunk, noise, save
 
 MIB = 1 << 20
@@ -90,6 +91,10 @@ REQUESTS: dict[str, Callable[[Service], object]] = {
 
 @pytest.mark.parametrize("request_name", REQUESTS)
 def test_no_request_holds_the_event_loop_up(request_name: str, service: Service) -> None:
-    for _ in range(2):  # the first one may import modules, and `tests.helpers.watchdog` lets those pass
+    REQUESTS[request_name](service)  # the first one may import modules
+    for _ in range(3):  # what the service does is slow each time, unlike what others do on the same core
+        watchdog.slow.clear()
         REQUESTS[request_name](service)
-    service.get("/healthz")  # the callback that answered has ended, and been timed
+        service.get("/healthz")  # the callback that answered has ended, and been timed
+        if not watchdog.slow:
+            break

@@ -1,9 +1,12 @@
 """One caller takes all that it may; another one is served."""
 
+import asyncio
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -65,15 +68,15 @@ def test_bytes_that_one_caller_sends_leave_room_for_another(models: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("body", "limit"),
     [
-        b'{"n":4,"steps":16,"record":[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16],"format":"npy"}',
-        b'{"n":4,"scale":16}',
+        (b'{"n":4,"steps":16,"record":[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16],"format":"npy"}', 60_000),
+        (b'{"n":4,"scale":16}', 100_000),
     ],
 )
-def test_a_response_counts_before_a_row_runs(models: Path, monkeypatch: Patch, body: bytes) -> None:
+def test_a_response_counts_before_a_row_runs(models: Path, monkeypatch: Patch, body: bytes, limit: int) -> None:
     """So that nobody makes the service hold what is many times as long as the request."""
-    chosen = {"max_body_bytes": 60_000, "max_inflight_bytes": 60_000}
+    chosen = {"max_body_bytes": 60_000, "max_inflight_bytes": limit}
     with held(monkeypatch, settings(models, **chosen)) as (service, gate):
         with Connection(service.address).send(JSON % (len(body), body)) as first:
             service.until_bytes(lambda size: size > 30_000)
@@ -85,7 +88,7 @@ def test_a_response_counts_before_a_row_runs(models: Path, monkeypatch: Patch, b
 
 
 def test_a_stream_that_cannot_end_in_time_is_rejected_at_once(models: Path, monkeypatch: Patch) -> None:
-    with held(monkeypatch, settings(models, stream_timeout_s=5.0)) as (service, gate):
+    with held(monkeypatch, settings(models, stream_timeout_s=60.0)) as (service, gate):
         gate.pass_s = 0.01
         gate.opened.set()
         for _ in range(16):  # enough model calls to predict
@@ -95,46 +98,42 @@ def test_a_stream_that_cannot_end_in_time_is_rejected_at_once(models: Path, monk
         assert service.post("/generate", {"steps": 3}, accept="text/event-stream").status_code == 200
 
 
-def test_new_connections_wait_behind_errors_of_their_caller(models: Path, monkeypatch: Patch) -> None:
-    """Else a client that comes back on a new connection after every error would take the time of others."""
-    good, wrong = (f"GET /{path} HTTP/1.1\r\nHost: x\r\n\r\n".encode() for path in ("models", "nothing"))
-    with serving(settings(models)) as service:
-        monkeypatch.setattr(limits, "CREDITS_OF_SECOND", 0.0)
-        monkeypatch.setattr(limits, "_MAX_CREDIT", 2.0)
-        for _ in range(3):
-            with Connection(service.address).send(wrong) as leaving:
-                assert leaving.answer()[0] == 404
-        with Connection(service.address).send(good) as waiting:
-            waiting.socket.settimeout(0.2)
-            with pytest.raises(TimeoutError):
-                waiting.socket.recv(1)
-            waiting.socket.settimeout(PATIENCE_S)
-            with newcomer(service) as client:
-                assert client.get("/models").status_code == 200  # which allows more errors
-            assert waiting.answer()[0] == 200
+WRONG = b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n"
+SCRAPE = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-LONG_ERROR = JSON % (4096, b'{"unknown":"'.ljust(4094, b"a") + b'"}')
+@pytest.mark.parametrize("request_", [WRONG, SCRAPE], ids=["error", "scrape"])
+def test_an_error_waits_for_earlier_ones_of_its_caller_and_nothing_else_does(
+    models: Path, monkeypatch: Patch, request_: bytes
+) -> None:
+    """Else a client that ignores every error would take the time of others; a scrape is long, too."""
+    waits, go = threading.Event(), asyncio.Event()
 
+    async def sleep(seconds: float) -> None:
+        if seconds > 0:
+            waits.set()
+            await go.wait()
 
-@pytest.mark.parametrize(
-    ("request_", "credit"), [(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", 1.0), (LONG_ERROR, 8.0)]
-)
-def test_what_takes_time_waits_longer(models: Path, monkeypatch: Patch, request_: bytes, credit: float) -> None:
-    """A scrape is long, and so is the body of an error, which was parsed."""
-    with serving(settings(models)) as service, Connection(service.address) as connection:
-        monkeypatch.setattr(limits, "CREDITS_OF_SECOND", 0.0)
-        monkeypatch.setattr(limits, "_MAX_CREDIT", credit)
-        for _ in range(2):
-            connection.send(request_).answer()
-        connection.send(request_).socket.settimeout(0.2)
-        with pytest.raises(TimeoutError):
-            connection.socket.recv(1)
-        connection.socket.settimeout(PATIENCE_S)
-        with newcomer(service) as client:
-            for _ in range(4):
-                assert client.get("/models").status_code == 200
-        connection.answer()
+    names = {"sleep": sleep, "Event": asyncio.Event, "get_running_loop": asyncio.get_running_loop}
+    with serving(settings(models)) as service, newcomer(service) as other:
+        tag = {"If-None-Match": service.get("/generate?seed=alice&model=grey/10").headers["ETag"]}
+        monkeypatch.setattr(limits, "asyncio", SimpleNamespace(**names))
+        monkeypatch.setattr(limits, "ERRORS_OF_SECOND", 1.0 / PATIENCE_S)
+        with Connection(service.address).send(request_) as first, Connection(service.address) as second:
+            first.answer()
+            assert service.get("/generate?seed=alice&model=grey/10", headers=tag).status_code == 304  # earns nothing
+            second.send(request_)
+            assert waits.wait(PATIENCE_S)
+            first.send(b"GET /models HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert first.answer()[0] == 200
+            assert service.get("/models").status_code == 200
+            assert other.get("/nothing").status_code == 404
+            second.socket.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                second.socket.recv(1)
+            second.socket.settimeout(PATIENCE_S)
+            service.loop().call_soon_threadsafe(go.set)
+            second.answer()
 
 
 def test_a_head_has_little_that_can_be_long(service: Service) -> None:

@@ -43,7 +43,7 @@ def report(folder: Path) -> str:
         env={**os.environ, "PATH": path, "COLUMNS": "200"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr

@@ -10,9 +10,10 @@ import pytest
 
 from service.domain.latents import FloatRows
 from service.images.decode import EncodedImage, Picture
+from service.images.pool import CodecThread
 from service.runtime.onnx_model import OnnxModel
 from tests.contract.data import CALLS, GREY, b64, latents, npy
-from tests.contract.harness import PATIENCE_S, Service, busy_codec, problem, send, serving, settings
+from tests.contract.harness import LIMIT_S, PATIENCE_S, Service, busy_codec, problem, send, serving, settings
 from tests.contract.oip import INFER, as_binary, infer
 from tests.helpers.connection import Connection
 from tests.helpers.pictures import noise, save
@@ -41,11 +42,15 @@ class Decoder:
         self.entered, self.free = threading.Event(), threading.Event()
         self.calls = 0
 
-    def __call__(self, image: EncodedImage) -> Picture:
+    def wait(self) -> None:
+        """Until the first call."""
+        assert self.entered.wait(PATIENCE_S)
+
+    def __call__(self, image: EncodedImage, thread: CodecThread) -> Picture:
         self.calls += 1
         self.entered.set()
         assert self.free.wait(PATIENCE_S)
-        return DECODE(image)
+        return DECODE(image, thread)
 
 
 @pytest.mark.parametrize(("path", "body"), MANY_PICTURES, ids=[path for path, _ in MANY_PICTURES])
@@ -53,9 +58,9 @@ def test_after_the_deadline_no_further_picture_is_decoded(
     path: str, body: Body, models: Path, monkeypatch: Patch
 ) -> None:
     decoder = Decoder()
-    monkeypatch.setattr(EncodedImage, "decode", lambda image: decoder(image))
-    with serving(settings(models)) as service:
-        response = service.client.post(path, **body, headers={"X-Request-Timeout": "0.1"})
+    monkeypatch.setattr(EncodedImage, "decode", lambda *each: decoder(*each))
+    with serving(settings(models, request_timeout_s=LIMIT_S), loop="asyncio") as service:
+        response = service.overdue(lambda: service.client.post(path, **body), decoder.wait)
         problem(response, 504, "deadline_exceeded")
         decoder.free.set()
         with busy_codec(service):  # when it has every thread, no other job runs
@@ -65,12 +70,12 @@ def test_after_the_deadline_no_further_picture_is_decoded(
 
 def test_after_a_disconnect_no_further_picture_is_decoded(models: Path, monkeypatch: Patch) -> None:
     decoder = Decoder()
-    monkeypatch.setattr(EncodedImage, "decode", lambda image: decoder(image))
+    monkeypatch.setattr(EncodedImage, "decode", lambda *each: decoder(*each))
     content = json.dumps({"images": [b64(JPEG)] * 8}).encode()
     head = b"POST /project HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     with serving(settings(models)) as service:
         with Connection(service.address).send(head % len(content) + content):
-            assert decoder.entered.wait(PATIENCE_S)
+            decoder.wait()
             assert service.metric("ign_requests_in_flight") == 1
         service.until_in_flight(0)
         decoder.free.set()
@@ -81,9 +86,9 @@ def test_after_a_disconnect_no_further_picture_is_decoded(models: Path, monkeypa
 def test_pixels_are_bounded_for_each_request(models: Path, monkeypatch: Patch) -> None:
     decoded: list[str] = []
 
-    def decode(image: EncodedImage) -> Picture:
+    def decode(image: EncodedImage, thread: CodecThread) -> Picture:
         decoded.append(image.field)
-        return DECODE(image)
+        return DECODE(image, thread)
 
     monkeypatch.setattr(EncodedImage, "decode", decode)
     one = b64(SMALL)  # 100 pixels

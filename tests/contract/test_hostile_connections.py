@@ -1,22 +1,22 @@
 """Raw connections of clients that send what no client should, and what others notice of them."""
 
 import json
-import select
 import socket
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from service.api.heads import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED
-from tests.contract.harness import PATIENCE_S, Service, gated, held, problem, serving, settings
+from tests.contract.data import PICTURE, latents
+from tests.contract.harness import LIMIT_S, PATIENCE_S, Service, gated, held, problem, serving, settings
+from tests.contract.oip import encoded
 from tests.helpers.connection import Connection
 
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
-HEAD_TIMEOUT_S = 0.3
 ASKED = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
 BUNDLE = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
 UPGRADE = (
@@ -28,8 +28,8 @@ CHUNKED = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json
 
 @pytest.fixture(scope="module")
 def quick(models: Path) -> Iterator[Service]:
-    """A service with a short time for heads."""
-    with serving(settings(models, head_timeout_s=HEAD_TIMEOUT_S)) as service:
+    """A service whose time the tests skip."""
+    with serving(settings(models, head_timeout_s=LIMIT_S), loop="asyncio") as service:
         yield service
 
 
@@ -113,19 +113,23 @@ def test_a_head_just_below_the_limit_is_answered(connection: Connection) -> None
 def test_a_head_that_does_not_end_is_408(quick: Service, part: bytes) -> None:
     with Connection(quick.address) as connection:
         connection.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-A: ")
-        while not select.select([connection.socket], [], [], 0.05)[0]:
+        while not connection.is_readable():
             connection.send(part)
+            quick.skip(10.0)
         rejected(connection.answer(), 408, "head_too_slow")
         assert connection.is_over()
 
 
 def test_a_silent_connection_is_closed_and_on_a_used_one_the_time_begins_with_the_head(quick: Service) -> None:
     with Connection(quick.address) as used, Connection(quick.address) as silent, Connection(quick.address) as empty:
-        assert used.send(HEALTH).answer()[0] == 200
+        empty.send(b"\r\n")
+        while not (silent.is_readable() and empty.is_readable()):
+            assert used.send(HEALTH).answer()[0] == 200
+            quick.skip(10.0)
         assert silent.is_over()
-        assert empty.send(b"\r\n").is_over()
-        assert used.send(HEALTH).answer()[0] == 200
-        rejected(used.send(HEALTH[:-2]).answer(), 408, "head_too_slow")
+        assert empty.is_over()
+        quick.until_readable(used.send(HEALTH[:-2]))
+        rejected(used.answer(), 408, "head_too_slow")
 
 
 def test_pipelined_requests_are_answered_in_order(connection: Connection) -> None:
@@ -281,13 +285,13 @@ def test_who_still_sends_when_the_connection_closes_gets_the_answer(
     assert connection.is_over()
 
 
-def test_who_does_not_read_holds_no_place(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.server.open_connections.READ_WINDOW_S", 0.5)
-    with serving(settings(models)) as service, socket.socket() as client:
+def test_who_does_not_read_holds_no_place(models: Path) -> None:
+    with serving(settings(models), loop="asyncio") as service, socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(service.address)
         client.sendall(BUNDLE * 20)
         service.until(lambda: service.metric("ign_requests_in_flight") == 1)
+        service.skip()
         service.until(lambda: service.metric("ign_closed_connections_total", reason="send_timeout") == 1)
         service.until(lambda: service.metric("ign_requests_in_flight") == 0)
 
@@ -295,11 +299,14 @@ def test_who_does_not_read_holds_no_place(models: Path, monkeypatch: pytest.Monk
 def test_the_deadline_of_a_pipelined_request_counts_from_its_head(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with gated(monkeypatch, settings(models)) as (service, gate), gate, Connection(service.address) as connection:
-        connection.send(ASKED + ASKED.replace(b"Host: x", b"Host: x\r\nX-Request-Timeout: 0.2"))
+    with (
+        gated(monkeypatch, settings(models), loop="asyncio") as (service, gate),
+        gate,
+        Connection(service.address) as connection,
+    ):
+        connection.send(ASKED + ASKED.replace(b"Host: x", b"Host: x\r\nX-Request-Timeout: %d" % LIMIT_S))
         assert gate.entered.wait(PATIENCE_S)
-        end = time.monotonic() + 0.25
-        service.until(lambda: service.get("/healthz").status_code == 200 and time.monotonic() > end)
+        service.skip()
         gate.opened.set()
         assert [connection.answer()[0] for _ in range(2)] == [200, 504]
 
@@ -320,6 +327,41 @@ def test_other_sites_may_not_change_models_without_keys(service: Service, path: 
     """A browser sends such a request without asking, because it is simple."""
     problem(service.client.post(f"/v2/repository/{path}", headers=headers), 403, "forbidden")
     assert service.get("/models/colour").status_code == 200
+
+
+SIMPLE = {"Content-Type": "text/plain"}
+FORM = {"files": {"image": ("x.png", PICTURE)}, "data": {"prompt": "x"}}
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "OpenAI's generations": ("/v1/images/generations", {"content": b'{"prompt": "x"}', "headers": SIMPLE}),
+    "OpenAI's edits": ("/v1/images/edits", FORM),
+    "infer": ("/v2/models/grey/infer", {"content": encoded(latents(1)), "headers": SIMPLE}),
+    "a form": ("/project", {"files": FORM["files"]}),
+}
+
+
+@pytest.mark.parametrize(("path", "request_"), RUNS.values(), ids=RUNS)
+def test_other_sites_may_not_run_models_without_keys_either(
+    service: Service, models: Path, path: str, request_: dict[str, Any]
+) -> None:
+    """Nor a page that `IGN_CORS_ORIGINS` does not name; with keys, a browser asks first."""
+
+    def status(service: Service, **headers: str) -> int:
+        return service.client.post(path, **request_ | {"headers": request_.get("headers", {}) | headers}).status_code
+
+    own = {"Origin": f"http://{service.address[0]}:{service.address[1]}"}
+    for headers in (
+        own,
+        {"Sec-Fetch-Site": "same-origin", "Origin": "http://proxy"},
+        {"Origin": "https://app.example"},
+    ):
+        assert status(service, **headers) == 200
+    for name in ("another site", "another site, by an address", "a sandbox", "another port"):
+        assert status(service, **PAGES[name]) == 403
+    with serving(settings(models, cors_origins=("*",))) as open_to_all:
+        assert status(open_to_all, **PAGES["another site, by an address"]) == 200
+        problem(
+            open_to_all.client.post("/v2/repository/models/grey/load", headers=PAGES["a sandbox"]), 403, "forbidden"
+        )
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def few(models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
     for number in range(3):
         write_model(models, f"m{number}", scale=0.5 + number)
     sizes = [file.stat().st_size for file in models.glob("*/*/model.onnx")]
-    monkeypatch.setattr(on_demand, "_resident_bytes", lambda: 0)
+    monkeypatch.setattr(on_demand, "resident_bytes", lambda: 0)
     monkeypatch.setattr(on_demand, "_ESTIMATE", 2)
     monkeypatch.setattr(on_demand, "_MIB", 2 * max(sizes))
     with serving(settings(models, device="cpu", cpu_instances=1, model_memory_mib=2)) as service:

@@ -116,7 +116,7 @@ def test_it_may_give_up_first(models: Path, monkeypatch: pytest.MonkeyPatch) -> 
     ):
         with pytest.raises(TimeoutError):
             client.infer("grey", inputs())
-        service.until_metric("ign_cancelled_rows_total", 2, model="grey/10")
+        service.until_in_flight(1)
     assert max(gate.sizes) == 1  # the rows of a client that left are never run
 
 
@@ -149,7 +149,7 @@ def test_perf_analyzer_measures_it(service: Service, form: list[str], tmp_path: 
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=1800,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

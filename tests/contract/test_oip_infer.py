@@ -206,7 +206,7 @@ def test_a_timeout_that_is_over_is_504(service: Service) -> None:
     assert response.headers["X-Should-Retry"] == "false"
 
 
-@pytest.mark.parametrize("timeout", [0, 30_000_000, 10**40])
+@pytest.mark.parametrize("timeout", [0, 600_000_000, 10**40])
 def test_long_timeouts_and_none(service: Service, timeout: int) -> None:
     assert infer(service, encoded(X, parameters={"timeout": timeout})).status_code == 200
 

@@ -44,7 +44,7 @@ asyncio.run(main(sys.argv[1], json.loads(sys.argv[2])))
 def test_the_client_of_kserve_works_unchanged(service: Service) -> None:
     x = latents(5, n=2)
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT, service.url, json.dumps(x.tolist())]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert (found["live"], found["ready"], found["models"]) == (True, True, [True, False])

@@ -21,7 +21,7 @@ from service.api.info.routes import ModelList
 from service.domain.latents import FloatRows
 from service.models.registry import ModelRegistry, ServedModel
 from tests.contract.data import GREY, array, latents, step_params
-from tests.contract.harness import Service, checked, problem, serving, settings, write_models
+from tests.contract.harness import PATIENCE_S, Service, checked, problem, serving, settings, write_models
 from tests.contract.oip import as_binary, encoded, infer, rows_of
 from tests.helpers.onnx_models import write_model
 
@@ -343,7 +343,7 @@ def test_reloading_under_load_drops_and_mixes_nothing(service: Service, models: 
     def caller(number: int) -> None:
         calls = (generate, protocol)
         count = 0
-        with httpx.Client(base_url=service.url, timeout=30) as client:
+        with httpx.Client(base_url=service.url, timeout=PATIENCE_S) as client:
             while not stop.is_set():
                 calls[(number + count) % len(calls)](client, seed=100 * number + count)
                 count += 1

@@ -6,16 +6,18 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
 import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.images.decode import EncodedImage
 from tests.contract.data import PICTURE, b64, latents
-from tests.contract.harness import PATIENCE_S, Gate, Service, bearer, gated, serving, settings, write_keys
+from tests.contract.harness import LIMIT_S, PATIENCE_S, Gate, Service, bearer, gated, serving, settings, write_keys
 from tests.contract.oip import INFER, LENGTH, as_binary
 from tests.helpers.connection import Connection
 from tests.helpers.gateways import GATEWAYS, TRACEPARENT
@@ -252,8 +254,8 @@ def test_a_request_is_answered_alike_alone_and_beside_others(models: Path, keys:
 
 HEAD = b"POST /generate HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer alice-key\r\nContent-Type: application/json\r\n"
 ASKED = HEAD + b"Content-Length: 2\r\n\r\n{}"
-LATE = {"X-Request-Timeout": "0.1"}
 JSON, PNG = {"Content-Type": "application/json"}, {"Content-Type": "image/png"}
+OTHER = save(noise(9, 9))  # it is not of the model's size, so the codec pool decodes it
 Ending = Callable[[Service, Gate], object]
 
 
@@ -261,28 +263,32 @@ Ending = Callable[[Service, Gate], object]
 def small(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Gate]]:
     """A service with small limits, in which no image can be decoded; the quota of `slow` is used up."""
 
-    def fail(_: EncodedImage) -> None:
+    def fail(*_: object) -> None:
         raise RuntimeError("a defect")
 
     keys = write_keys(tmp_path_factory.mktemp("keys"), {"alice": "infer", "slow": "infer"}, slow="1/m")
-    limits = {"max_body_bytes": 4000, "body_timeout_s": 0.1, "stream_timeout_s": 0.1, "head_timeout_s": 0.2}
-    with pytest.MonkeyPatch.context() as patch, gated(patch, settings(models, api_keys_file=keys, **limits)) as found:
+    limits = {f"{what}_timeout_s": LIMIT_S for what in ("head", "body", "stream")}
+    chosen = settings(models, api_keys_file=keys, max_body_bytes=4000, **limits)
+    with pytest.MonkeyPatch.context() as patch, gated(patch, chosen, loop="asyncio") as found:
         patch.setattr(EncodedImage, "decode", fail)
         assert found[0].get("/models", headers=bearer("slow")).status_code == 200
         yield found
 
 
 def sent(data: bytes) -> Ending:
-    """The client sends this and reads a response."""
+    """The client sends this and reads a response, which may be one to its silence."""
 
     def end(service: Service, _: Gate) -> None:
         with Connection(service.address).send(data) as connection:
+            service.until_readable(connection)
             connection.answer()
 
     return end
 
 
-def post(path: str, key: str = "alice", headers: dict[str, str] | None = None, **options: Any) -> Ending:
+def post(
+    path: str, key: str = "alice", headers: dict[str, str] | None = None, **options: Any
+) -> Callable[[Service, Gate], httpx.Response]:
     return lambda service, _: service.client.post(path, headers=(headers or {}) | bearer(key), **options)
 
 
@@ -302,6 +308,19 @@ def model_fails(service: Service, gate: Gate) -> None:
     gate.fails = False
 
 
+def late(service: Service, gate: Gate) -> None:
+    request = partial(post("/generate", headers={"X-Request-Timeout": f"{LIMIT_S}"}, json={}), service, gate)
+    service.overdue(request, lambda: gate.entered.wait(PATIENCE_S))
+
+
+def long_stream(service: Service, _: Gate) -> None:
+    headers = {"Accept": "text/event-stream"} | bearer("alice")
+    with service.client.stream("POST", "/generate", headers=headers, json={"record": [0]}) as response:
+        for line in response.iter_lines():
+            if line == "event: step":
+                service.skip()
+
+
 def leaves(service: Service, gate: Gate) -> None:
     with Connection(service.address).send(ASKED):
         assert gate.entered.wait(PATIENCE_S)
@@ -315,7 +334,6 @@ def leaves_early(service: Service, _: Gate) -> None:
 
 
 GROWING = iter([b" " * 3000] * 2)
-STREAM = {"Accept": "text/event-stream"}
 ENDINGS: dict[str, tuple[Ending, str, int, str | None]] = {
     "a response": (post("/generate", json={}), "/generate", 200, None),
     "a large head": (sent(HEAD + b"a:\r\n" * 300), "unmatched", 431, "head_too_large"),
@@ -336,15 +354,10 @@ ENDINGS: dict[str, tuple[Ending, str, int, str | None]] = {
     "a slow body": (sent(ASKED[:-1]), "/generate", 408, "body_too_slow"),
     "a client that leaves early": (leaves_early, "/generate", 499, None),
     "a client that leaves": (stuck(leaves), "/generate", 499, None),
-    "the deadline": (stuck(post("/generate", headers=LATE, json={})), "/generate", 504, "deadline_exceeded"),
-    "a defect in a stage": (post("/project", headers=PNG, content=PICTURE), "/project", 500, "internal"),
+    "the deadline": (stuck(late), "/generate", 504, "deadline_exceeded"),
+    "a defect in a stage": (post("/project", headers=PNG, content=OTHER), "/project", 500, "internal"),
     "a defect of the model": (model_fails, "/generate", 500, "model_failure"),
-    "an end of a stream": (
-        stuck(post("/generate", headers=STREAM, json={"record": [0]})),
-        "/generate",
-        200,
-        "deadline_exceeded",
-    ),
+    "an end of a stream": (stuck(long_stream), "/generate", 200, "deadline_exceeded"),
 }
 
 

@@ -10,6 +10,7 @@ import pytest
 from tests.contract.data import PICTURE, b64
 from tests.contract.harness import PATIENCE_S, Service, bearer, gated, send, settings
 from tests.contract.test_urls import SEED_OF_ALICE
+from tests.helpers.connection import Connection
 from tests.helpers.pictures import noise, save
 
 GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
@@ -106,6 +107,22 @@ def test_bad_requests_are_errors_of_that_form(service: Service, unharmed: None) 
     error(service.post(f"{GENERATIONS}?n=1", {"prompt": "x"}), 422, "invalid_value", "n")
     error(service.get(GENERATIONS), 405, "method_not_allowed")
     error(service.post("/v1/images/variations"), 404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("rest", "status", "code"),
+    [
+        (b"Host: x\r\nHost: y\r\n\r\n", 400, "malformed"),
+        (b"no header\r\n\r\n", 400, "malformed"),
+        (b"a:\r\n" * 300, 431, "head_too_large"),
+        (b"Host: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400, "malformed"),
+    ],
+)
+def test_malformed_heads_are_errors_of_that_form(service: Service, rest: bytes, status: int, code: str) -> None:
+    with Connection(service.address).send(b"POST %s HTTP/1.1\r\n" % GENERATIONS.encode() + rest) as connection:
+        found, headers, body = connection.answer()
+    assert (found, headers["content-type"]) == (status, "application/json")
+    assert json.loads(body)["error"]["code"] == code
 
 
 def events(text: str) -> list[tuple[str, dict[str, Any]]]:

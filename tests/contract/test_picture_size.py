@@ -13,8 +13,8 @@ from PIL import Image
 from service.api.native import responses
 from service.images.encode import enlarge
 from tests.contract.data import FILE, PICTURE, Pixels, b64, frames, pixels, unb64
-from tests.contract.harness import PATIENCE_S, Service, busy_codec, gated, problem, serving, settings
-from tests.contract.test_streaming import EVENTS, of, parsed, streamed
+from tests.contract.harness import LIMIT_S, PATIENCE_S, Service, busy_codec, gated, problem, serving, settings
+from tests.contract.test_streaming import EVENTS, of, streamed
 from tests.helpers.onnx_models import write_model
 from tests.helpers.pictures import opened
 
@@ -238,8 +238,8 @@ def test_enlarged_answers_in_flight_are_bounded(models: Path) -> None:
             assert service.post("/generate", small, accept="image/png").status_code == 200
         waiting.join(PATIENCE_S)
         service.until_bytes(lambda size: size == 0)
-        for _ in range(3):  # one that alone passes the limit is answered while nothing else is in flight
-            assert service.post("/generate", big | {"n": 4}, accept="image/png").status_code == 200
+        too_large = problem(service.post("/generate", big | {"n": 4}, accept="image/png"), 413, "too_large")
+        assert "IGN_MAX_INFLIGHT_BYTES" in too_large.detail
         service.until_bytes(lambda size: size == 0)
 
 
@@ -257,9 +257,11 @@ def test_after_the_deadline_no_further_picture_is_enlarged(
 
     for module in (responses, import_module("service.images.encode")):
         monkeypatch.setattr(module, "enlarge", slow)
-    with serving(settings(models)) as service:
+    with serving(settings(models, request_timeout_s=LIMIT_S), loop="asyncio") as service:
         body = BODIES["/latent-interpolate"] | {"scale": 16}
-        response = service.post("/latent-interpolate", body, accept=accept, headers={"X-Request-Timeout": "0.2"})
+        response = service.overdue(
+            lambda: service.post("/latent-interpolate", body, accept=accept), lambda: entered.wait(PATIENCE_S)
+        )
         problem(response, 504, "deadline_exceeded")
         assert entered.is_set()
         free.set()
@@ -270,9 +272,15 @@ def test_after_the_deadline_no_further_picture_is_enlarged(
 def test_a_stream_of_large_pictures_outlasts_the_wait_for_its_first_event(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with gated(monkeypatch, settings(models)) as (service, gate):
-        gate.pass_s = 0.03
-        body = {"seed": 3, "steps": 20, "record": [1], "scale": 16}
-        response = service.post("/generate", body, accept=EVENTS, headers={"X-Request-Timeout": "0.2"})
-        assert response.status_code == 200
-        assert parsed(response.text)[-1][0] == "done"
+    """So does a picture that is encoded after it."""
+    body = {"seed": 3, "steps": 20, "record": [0, 1], "scale": 16}
+    with (
+        gated(monkeypatch, settings(models, request_timeout_s=LIMIT_S), loop="asyncio") as (service, gate),
+        gate,
+        service.client.stream("POST", "/generate", json=body, headers={"Accept": EVENTS}) as response,
+    ):
+        lines = response.iter_lines()
+        assert next(lines) == "event: step"
+        service.skip()
+        gate.opened.set()
+        assert [line for line in lines if line.startswith("event")] == ["event: step"] * 2 + ["event: done"]

@@ -1,17 +1,33 @@
 """Deadlines, a full queue, callers that leave, loading and draining."""
 
 import json
+import struct
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from service.artifact.card import Tiles
 from service.images.decode import EncodedImage, Picture
+from service.images.pool import CodecThread
 from tests.contract.data import CALLS, PICTURE, b64, latents
-from tests.contract.harness import Service, busy_codec, gated, held, later, problem, serving, settings
+from tests.contract.harness import (
+    LIMIT_S,
+    PATIENCE_S,
+    Service,
+    busy_codec,
+    gated,
+    held,
+    later,
+    problem,
+    serving,
+    settings,
+)
 from tests.contract.oip import INFER, as_json
 from tests.helpers.connection import Connection
-from tests.helpers.pictures import noise, save
+from tests.helpers.onnx_models import write_model
+from tests.helpers.pictures import chunk, noise, save
 
 LARGE_PICTURE = save(noise(200, 200, seed=1))  # decoded in the pool
 JPEG = save(noise(8, 8, seed=1), "JPEG")  # likewise
@@ -23,7 +39,7 @@ Patch = pytest.MonkeyPatch
 def test_a_full_queue_is_429(models: Path, monkeypatch: Patch) -> None:
     with held(monkeypatch, settings(models, **SMALL)) as (service, gate), ThreadPoolExecutor(1) as pool:
         waiting = later(service, pool, {"seed": 1, "n": 4})
-        service.until_metric("ign_queue_rows", 4.0, model="grey/10")
+        service.until_queued(4)
         for path, body in (("/generate", {}), (INFER, as_json(latents(1), parameters={"timeout": 3_000_000}))):
             response = service.post(path, body)
             problem(response, 429, "queue_full")
@@ -48,14 +64,14 @@ def test_what_a_full_queue_refuses_is_not_even_decoded(models: Path, monkeypatch
     decoded: list[str] = []
     decode_image = EncodedImage.decode
 
-    def decode(image: EncodedImage) -> Picture:
+    def decode(image: EncodedImage, thread: CodecThread) -> Picture:
         decoded.append(image.field)
-        return decode_image(image)
+        return decode_image(image, thread)
 
     monkeypatch.setattr(EncodedImage, "decode", decode)
     with held(monkeypatch, settings(models, **SMALL)) as (service, gate), ThreadPoolExecutor(1) as pool:
         waiting = later(service, pool, {"seed": 1, "n": 4})
-        service.until_metric("ign_queue_rows", 4.0, model="grey/10")
+        service.until_queued(4)
         for path, body in POOLED_CALLS:
             problem(service.post(path, body), 429, "queue_full")
         gate.opened.set()
@@ -76,8 +92,11 @@ def test_a_loop_takes_a_row_less_than_it_shows(models: Path, monkeypatch: Patch)
 
 
 def test_a_missed_deadline_is_504_and_its_rows_never_run(models: Path, monkeypatch: Patch) -> None:
-    with held(monkeypatch, settings(models, max_batch_rows=1)) as (service, gate):
-        response = service.post("/generate", {"n": 8}, headers={"X-Request-Timeout": "0.1"})
+    with held(monkeypatch, settings(models, max_batch_rows=1), loop="asyncio") as (service, gate):
+        headers = {"X-Request-Timeout": f"{LIMIT_S}"}
+        response = service.overdue(
+            lambda: service.post("/generate", {"n": 8}, headers=headers), lambda: service.until_queued(8)
+        )
         problem(response, 504, "deadline_exceeded")
         gate.opened.set()
         assert service.post("/generate", {"steps": 1}).status_code == 200
@@ -85,24 +104,29 @@ def test_a_missed_deadline_is_504_and_its_rows_never_run(models: Path, monkeypat
 
 
 def test_the_operators_timeout_is_default_and_maximum(models: Path, monkeypatch: Patch) -> None:
-    with gated(monkeypatch, settings(models, request_timeout_s=0.1)) as (service, gate), gate:
-        for headers in ({}, {"X-Request-Timeout": "100"}):
-            problem(service.post("/generate", {}, headers=headers), 504, "deadline_exceeded")
+    chosen = settings(models, max_batch_rows=1, request_timeout_s=LIMIT_S)
+    with gated(monkeypatch, chosen, loop="asyncio") as (service, gate), gate:
+        for headers, begun in (
+            ({}, lambda: gate.entered.wait(PATIENCE_S)),
+            ({"X-Request-Timeout": f"{2 * LIMIT_S}"}, lambda: service.until_queued(1)),
+        ):
+            response = service.overdue(partial(service.post, "/generate", {}, headers=headers), begun)
+            problem(response, 504, "deadline_exceeded")
 
 
 def test_a_deadline_in_doubt_is_429(models: Path, monkeypatch: Patch) -> None:
     # The deadline has room for a machine on which a pass takes many times as long as the gate makes it.
-    seconds = {"X-Request-Timeout": "20"}
+    seconds = {"X-Request-Timeout": "200"}
     patient = settings(models, max_batch_rows=1, request_timeout_s=3600.0)
     with gated(monkeypatch, patient) as (service, gate), ThreadPoolExecutor(1) as pool:
-        gate.pass_s = 0.02
+        gate.pass_s = 0.1
         assert service.post("/generate", {"steps": 10}).status_code == 200  # it learns what a pass costs
         running = later(service, pool, {"n": 64, "steps": 50})
         service.until(lambda: service.metric("ign_queue_rows") > 0)
-        response = service.post("/generate", {"steps": 50}, headers=seconds)  # alone: 1 s
-        problem(response, 429, "would_miss_deadline")  # behind 64 × 50 passes: 64 s
+        response = service.post("/generate", {"steps": 50}, headers=seconds)  # alone: 5 s
+        problem(response, 429, "would_miss_deadline")  # behind 64 × 50 passes: 320 s
         assert int(response.headers["Retry-After"]) >= 1
-        response = service.post("/generate", {"n": 64, "steps": 50}, headers=seconds)  # alone: 64 s
+        response = service.post("/generate", {"n": 64, "steps": 50}, headers=seconds)  # alone: 320 s
         problem(response, 504, "deadline_unreachable")
         assert response.headers["X-Should-Retry"] == "false"
         assert "Retry-After" not in response.headers
@@ -125,23 +149,25 @@ def test_a_slow_body_is_408(models: Path) -> None:
 
 
 def test_a_deadline_covers_the_codec_pool(models: Path) -> None:
-    with serving(settings(models)) as service, busy_codec(service):
+    with serving(settings(models), loop="asyncio") as service, busy_codec(service):
         body = {"images": [b64(LARGE_PICTURE)]}
         response = service.post("/project", body, headers={"X-Request-Timeout": "0.1"})
         problem(response, 504, "deadline_exceeded")
         # These do not use the pool, which stays blocked: small pictures are decoded and encoded on the event loop.
-        response = service.post("/project", {"images": [b64(PICTURE)]}, headers={"X-Request-Timeout": "20"})
-        assert response.status_code == 200
-        response = service.post("/generate", {"n": 64, "steps": 1}, headers={"X-Request-Timeout": "20"})
-        assert response.status_code == 200
-        response = service.post("/generate", {"n": 64, "model": "colour"}, headers={"X-Request-Timeout": "0.3"})
+        assert service.post("/project", {"images": [b64(PICTURE)]}).status_code == 200
+        assert service.post("/generate", {"n": 64, "steps": 1}).status_code == 200
+        headers = {"X-Request-Timeout": f"{LIMIT_S}"}
+        response = service.overdue(
+            lambda: service.post("/generate", {"n": 64, "model": "colour"}, headers=headers),
+            lambda: service.until(lambda: service.get("/healthz").is_success and service.services.codec.waiting == 2),
+        )
         problem(response, 504, "deadline_exceeded")
 
 
 def test_rows_of_a_client_that_left_never_run(models: Path, monkeypatch: Patch) -> None:
     with held(monkeypatch, settings(models, max_batch_rows=1)) as (service, gate):
         with Connection(service.address).send(BODY.replace(b": 2", b": 17") + b'\r\n{"n":7,"steps":1}'):
-            service.until_metric("ign_queue_rows", 7.0)
+            service.until_queued(7)
         service.until_metric("ign_cancelled_rows_total", 7.0, model="grey/10")
         service.until_metric("ign_requests_total", 1.0, endpoint="/generate", status="4xx")  # 499
         gate.opened.set()
@@ -231,6 +257,23 @@ def test_the_operators_limits(models: Path) -> None:
         problem(service.post(INFER, as_json(latents(1, n=4))), 400, "invalid_inference")
         problem(service.post(INFER, as_json(latents(1), parameters={"steps": 11})), 400, "invalid_inference")
         assert service.get("/v2/models/grey/config").json()["max_batch_size"] == 3
+
+
+def test_an_image_of_any_size_may_have_more_pixels_and_the_error_says_what_to_do(tmp_path: Path) -> None:
+    """The pixels of the pictures are missing, so that one within the limit is soon refused."""
+    write_model(tmp_path, "grey")
+    write_model(tmp_path, "pages", shape=(1, 32, 32), polarity="none", imported=True, tiles=Tiles(overlap=1))
+    with serving(settings(tmp_path)) as service:
+        for model, limit, width, code in (
+            ("grey", "16000000", 4961, "image_too_large"),
+            ("pages", "40000000", 8064, "image_too_large"),
+            ("pages", "", 4961, "undecodable_image"),
+        ):
+            head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, 7016, 8, 0, 0, 0, 0))
+            body = {"images": [b64(PICTURE[:8] + head + chunk(b"IDAT", b"x"))], "model": model}
+            response = service.post("/project", body)
+            detail = problem(response, 413 if limit else 422, code, "images.0").detail
+            assert f"{limit} pixels (IGN_MAX_PIXELS)" in detail or not limit
 
 
 def test_bodies_beyond_the_limit_are_413(models: Path) -> None:

@@ -78,11 +78,11 @@ def test_the_openai_client_of_npm(service: Service, tmp_path: Path) -> None:
     if not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("needs node and npm")
     install = ["npm", "install", "--silent", "--no-audit", "--no-fund", f"openai@{NPM_OPENAI}"]
-    if subprocess.run(install, cwd=tmp_path, timeout=300, check=False, capture_output=True).returncode:
+    if subprocess.run(install, cwd=tmp_path, timeout=1800, check=False, capture_output=True).returncode:
         pytest.skip(f"npm does not get openai {NPM_OPENAI}: is there a network?")
     (tmp_path / "calls.mjs").write_text(NODE)
     command = ["node", "calls.mjs", f"{service.url}/v1", b64(PICTURE), b64(MASK)]
-    done = subprocess.run(command, cwd=tmp_path, timeout=120, check=False, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=tmp_path, timeout=1800, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     check(service, json.loads(done.stdout))
 

@@ -7,7 +7,7 @@ import pytest
 from service.api.native import stream
 from service.api.native.schemas import GenerateAnswer, ProblemDocument, ProjectAnswer
 from tests.contract.data import b64
-from tests.contract.harness import Service, checked, gated, problem, settings
+from tests.contract.harness import LIMIT_S, Service, checked, gated, problem, settings
 from tests.helpers.pictures import noise, save
 
 EVENTS = "text/event-stream"
@@ -107,26 +107,33 @@ def test_long_runs_say_how_far_they_are(service: Service) -> None:
 
 
 def test_a_deadline_bounds_the_first_event_only(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with gated(monkeypatch, settings(models, max_batch_rows=1)) as (service, gate), gate:
-        headers = {"Accept": EVENTS, "X-Request-Timeout": "0.2"}
+    chosen = settings(models, max_batch_rows=1, request_timeout_s=LIMIT_S)
+    with gated(monkeypatch, chosen, loop="asyncio") as (service, gate), gate:
         body = {"seed": 1, "record": [0], "steps": 2}
-        with service.client.stream("POST", "/generate", json=body, headers=headers) as response:
+        with service.client.stream("POST", "/generate", json=body, headers={"Accept": EVENTS}) as response:
             found = response.iter_lines()
             assert next(found) == "event: step"
-            # Behind it, one waits for its first event in vain, and outlasts the deadline of the first.
-            problem(service.post("/generate", body, headers=headers), 504, "deadline_exceeded")
+            # Behind it, one waits for its first event in vain.
+            late = service.overdue(
+                lambda: service.post("/generate", body, accept=EVENTS), lambda: service.until_queued(1)
+            )
+            problem(late, 504, "deadline_exceeded")
             gate.opened.set()
             assert "event: done" in list(found)
 
 
 def test_a_stream_has_an_end(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with gated(monkeypatch, settings(models, stream_timeout_s=0.2)) as (service, gate), gate:
-        response = service.post("/generate", {"record": [0]}, accept=EVENTS)
-        events = parsed(response.text)
+    chosen = settings(models, stream_timeout_s=LIMIT_S)
+    with gated(monkeypatch, chosen, loop="asyncio") as (service, gate), gate:
+        with service.client.stream("POST", "/generate", json={"record": [0]}, headers={"Accept": EVENTS}) as response:
+            found = response.iter_lines()
+            assert next(found) == "event: step"
+            service.skip()
+            events = parsed("\n".join(["event: step", *found]))
         assert [name for name, _ in events] == ["step", "error"]
-        found = ProblemDocument.model_validate(events[-1][1])
-        assert (found.status, found.code) == (504, "deadline_exceeded")
-        assert found.request_id == response.headers["X-Request-ID"]
+        problem_sent = ProblemDocument.model_validate(events[-1][1])
+        assert (problem_sent.status, problem_sent.code) == (504, "deadline_exceeded")
+        assert problem_sent.request_id == response.headers["X-Request-ID"]
         service.until_metric("ign_cancelled_rows_total", 1.0)
         service.until_metric("ign_http_errors_total", 1.0, code="deadline_exceeded")
 

@@ -8,7 +8,11 @@ from urllib.parse import quote
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
+from service.api.multipart import parse_fields
+from service.api.native.schemas import GenerateRequest, InterpolateRequest, ProjectOptions
+from service.api.openai.endpoints import ImagesRequest
 from tests.contract.data import GREY
 from tests.contract.harness import Service, bearer, problem, serving, settings
 from tests.helpers.onnx_models import write_model
@@ -30,6 +34,9 @@ def seed_of(text: str) -> int:
         ("/generate?seed=7", {"seed": 7}, "image/png"),
         ("/generate?seed=alice", {"seed": SEED_OF_ALICE}, "image/png"),
         ("/generate/alice.png?scale=2", {"seed": SEED_OF_ALICE, "scale": 2}, "image/png"),
+        ("/generate/alice.jpg", {"seed": SEED_OF_ALICE}, "image/jpeg"),
+        ("/generate/alice.jpeg", {"seed": SEED_OF_ALICE}, "image/jpeg"),
+        ("/generate?seed=1&width=8&height=8", {"width": 8, "height": 8}, "image/png"),
         ("/generate/4294967295.webp", {"seed": 4294967295}, "image/webp"),
         ("/generate/4294967296.webp", {"seed": seed_of("4294967296")}, "image/webp"),
         ("/generate?seed=007&model=colour&format=jpeg", {"seed": seed_of("007"), "model": "colour"}, "image/jpeg"),
@@ -63,6 +70,26 @@ def test_any_text_is_a_seed(service: Service, text: str) -> None:
     short = service.get(f"{service.url}/generate/{quote(text, safe='')}.png")
     for response in (short, service.get("/generate", params={"seed": text})):
         assert (response.status_code, response.headers.get("X-IGN-Seed")) in ((200, number), (200, text))
+
+
+@pytest.mark.parametrize(
+    ("path", "member", "point"), [("/latent-interpolate", "points", {"index": 1}), ("/latent-arithmetic", "terms", {})]
+)
+def test_a_text_is_a_seed_wherever_a_seed_is_taken(service: Service, path: str, member: str, point: Any) -> None:
+    def answer(seed: object) -> Any:
+        both = [service.post("/generate", {"seed": seed}), service.post(path, {member: [{"seed": seed} | point] * 2})]
+        return [(response.json().get("seed"), response.json()["images"]) for response in both]
+
+    assert answer("alice") == answer(SEED_OF_ALICE) == answer(str(SEED_OF_ALICE))
+    problem(service.post(path, {member: [{"seed": "é" * 201}] * 2}), 422, "invalid_value", f"{member}.0.seed")
+
+
+@pytest.mark.parametrize("schema", [GenerateRequest, ProjectOptions, InterpolateRequest, ImagesRequest])
+def test_numbers_of_every_schema_are_converted(schema: type[BaseModel]) -> None:
+    for name, field in schema.model_json_schema()["properties"].items():
+        kinds = {each.get("type") for each in (field, *field.get("anyOf", ()))}
+        if kinds & {"integer", "number", "boolean"} and name != "seed":
+            assert parse_fields({name: ["1"]}) == {name: 1}
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from model_export import cli
 from service import cli as service_cli
 from service.bulk import __main__ as bulk
 from service.settings import Settings, load_settings, variable_of
-from tests.helpers.live import ROOT, environment, live_service
+from tests.helpers.live import ROOT, START_S, environment, live_service
 
 BASE_URL = "http://127.0.0.1:8000"
 MOST_README_LINES = 120
@@ -53,7 +53,7 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.re
 _FENCE = re.compile(r"^( *)(```+|~~~+)([\w-]*)[^\n]*\n(.*?)^ *\2 *$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"""\]\(<?([^)\s>]+)>?(?:\s+"[^"]*")?\)|(?:src|href)="([^"]+)\"""")
 _NUMBER = re.compile(r"(-?\d+(?:\.\d+)?(?:e-?\d+)?)")
-_TIMEOUT_S = 120
+_TIMEOUT_S = 1800
 PROGRAMS = Path(sys.executable).parent
 # Appended to a block with an app: its POST paths take an image, refuse what is none, and never fail.
 _REQUESTS = """
@@ -128,7 +128,8 @@ def base_url() -> Iterator[str]:
     if not any((ROOT / "models").glob("*/*/model.onnx")):
         pytest.skip("models/ holds no model, so nothing that talks to the service was run")
     with live_service() as url:
-        httpx.post(f"{url}/generate", json={}, trust_env=False).raise_for_status()  # metrics of a page need a request
+        # The metrics of a page need a request.
+        httpx.post(f"{url}/generate", json={}, trust_env=False, timeout=START_S).raise_for_status()
         yield url
 
 

@@ -49,7 +49,7 @@ def test_it_runs_with_a_service_that_serves(url: str, monkeypatch: pytest.Monkey
     assert len(sheets) > 3
     assert all(np.ptp(np.asarray(sheet)) > 100 for sheet in sheets)  # none is blank
     assert any(hasattr(value, "_repr_html_") for value in shown)
-    with Client(url) as client:
+    with Client(url, timeout=300) as client:
         assert client.ready()
 
 

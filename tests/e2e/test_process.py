@@ -194,12 +194,6 @@ def setting(name: str, value: str) -> Callable[[Path], dict[str, str]]:
     return environ
 
 
-def several_models(tmp_path: Path) -> dict[str, str]:
-    for name in ("faces", "stamps"):
-        write_model(tmp_path, name)
-    return {"IGN_MODEL_DIR": str(tmp_path), "IGN_DEFAULT_MODEL": ""}
-
-
 def rejected(environ: Mapping[str, str], *command: str) -> str:
     """The one line with which it does not start."""
     with started(environ, *command) as process:
@@ -217,7 +211,6 @@ REFUSALS = [
     (missing, "nowhere: no such directory"),
     (damaged, "toy/1/model.onnx: not a model onnxruntime can load"),
     (no_keys, "keys.json: No such file"),
-    (several_models, "--default-model"),
     (setting("IGN_PORT", "80a"), "IGN_PORT='80a' is not allowed"),
     (setting("IGN_DEFAULT_MODEL", "nope"), "IGN_DEFAULT_MODEL=nope: not there; there is toy/1"),
     (setting("IGN_HOST", "192.0.2.1"), "cannot listen on 192.0.2.1:0: Cannot assign requested address"),
@@ -250,6 +243,15 @@ def refusals(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_refusals_to_start(refusals: list[str], place: int, said: str) -> None:
     assert refusals[place].startswith("ign-service does not start: ")
     assert said in refusals[place]
+
+
+def test_without_a_default_model_the_first_is_it(tmp_path: Path) -> None:
+    for name in ("stamps", "faces"):
+        write_model(tmp_path, name)
+    with running({"IGN_MODEL_DIR": str(tmp_path), "IGN_DEFAULT_MODEL": ""}) as process:
+        assert process.get("/models").json()["default"] == "faces/1"
+        process.terminate()
+        process.ended()
 
 
 @pytest.mark.parametrize("processes", ["1", pytest.param("2", marks=pytest.mark.slow)])

@@ -28,7 +28,7 @@ def shipped() -> Iterator[dict[str, LoadedModel]]:
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[httpx.Client]:
-    with live_service() as url, httpx.Client(base_url=url, timeout=30) as client:
+    with live_service() as url, httpx.Client(base_url=url, timeout=300) as client:
         yield client
 
 

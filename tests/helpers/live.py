@@ -19,8 +19,8 @@ MODELS = ROOT / "models"
 # Name → reference of the shipped models, such as "mnist" → "mnist/6", and those that make pictures of noise.
 SHIPPED = {file.parts[-3]: "/".join(file.parts[-3:-1]) for file in sorted(MODELS.glob("*/*/model.onnx"))}
 GENERATORS = tuple(ref for name, ref in SHIPPED.items() if name != "scans")
-START_S = 120.0
-STOP_S = 30.0
+START_S = 600.0
+STOP_S = 300.0
 
 
 def environment(**settings: str) -> dict[str, str]:
@@ -39,7 +39,7 @@ def live_service(*command: str | Path, cwd: str = ".", **settings: str) -> Itera
     process = subprocess.Popen(
         command or [sys.executable, "-m", "service"],
         cwd=cwd,
-        env=environment(**{"IGN_PORT": "0", **settings}),
+        env=environment(**{"IGN_PORT": "0", "IGN_REQUEST_TIMEOUT_S": "600", **settings}),
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -58,7 +58,7 @@ def live_service(*command: str | Path, cwd: str = ".", **settings: str) -> Itera
         process.stderr.close()
 
 
-def until(condition: Callable[[], object], say: Callable[[], object], patience_s: float = 60.0) -> None:
+def until(condition: Callable[[], object], say: Callable[[], object], patience_s: float = 300.0) -> None:
     """Wait until ``condition`` holds; fail with what ``say`` returns if it does not within ``patience_s``."""
     deadline = time.monotonic() + patience_s
     while not condition():
@@ -109,7 +109,7 @@ def _ready(log: "queue.SimpleQueue[str | None]") -> str:
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=10) as response:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=START_S) as response:
             return bool(response.status == 200)
     except OSError:
         return False

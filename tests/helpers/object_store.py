@@ -85,7 +85,7 @@ class Bucket:
         import obstore
 
         try:
-            httpx.get(f"http://127.0.0.1:{self.port}", timeout=5.0)
+            httpx.get(f"http://127.0.0.1:{self.port}", timeout=60.0)
             obstore.put(self.store(), ".probe", b"x")
         except (httpx.TransportError, obstore.exceptions.BaseError):
             return False
@@ -152,7 +152,7 @@ class Azurite(Bucket):
         headers["Authorization"] = f"SharedKey {ACCOUNT}:{signature}"
         url = f"{self.environment['AZURE_STORAGE_ENDPOINT']}/models?restype=container"
         try:
-            return httpx.put(url, headers=headers, timeout=5.0).status_code in (201, 409)
+            return httpx.put(url, headers=headers, timeout=60.0).status_code in (201, 409)
         except httpx.TransportError:
             return False
 

@@ -70,7 +70,7 @@ def reference(x: FloatRows, scale: float = 1.0) -> FloatRows:
     return np.tanh(0.5 * y).astype(np.float32)
 
 
-def network(shape: ImageShape = (1, 8, 8), scale: float = 1.0) -> onnx.GraphProto:
+def network(shape: ImageShape = (1, 8, 8), scale: float = 1.0, *, is_any_size: bool = False) -> onnx.GraphProto:
     """The default network as a graph."""
     nodes = [
         helper.make_node("Conv", ["x", "kernel"], ["convolved"], pads=[1, 1, 1, 1]),
@@ -78,7 +78,8 @@ def network(shape: ImageShape = (1, 8, 8), scale: float = 1.0) -> onnx.GraphProt
         helper.make_node("Tanh", ["halved"], ["y"]),
     ]
     constants = {"kernel": weights(shape[0], scale), "half": np.float32(0.5)}
-    return graph(nodes, constants, ("batch", *shape), ("batch", *shape))
+    sides = ("batch", shape[0], "height", "width") if is_any_size else ("batch", *shape)
+    return graph(nodes, constants, sides, sides)
 
 
 def graph(
@@ -110,7 +111,7 @@ def serialise(body: onnx.GraphProto, card: Card | None) -> bytes:
 def model_bytes(card: Card | None = None, *, scale: float = 1.0) -> bytes:
     """The default network with a card."""
     card = card or make_card()
-    return serialise(network(card.shape, scale), card)
+    return serialise(network(card.shape, scale, is_any_size=card.tiles is not None), card)
 
 
 def hungry(numbers: int) -> bytes:
@@ -166,13 +167,13 @@ def write_model(
     """Write `<directory>/<name>/<version>/{model.onnx, golden.npz}`; the version's folder.
 
     ``scale`` is a factor of the convolution, so that models can differ; ``changes`` replace fields of the card. That of
-    an ``imported`` model tells nothing of training and noise.
+    an ``imported`` model tells nothing of training and noise. A card with ``tiles`` is of schema 2.
     """
     folder = directory / name / version
     folder.mkdir(parents=True)
     card: Card = make_card(name, version, shape, polarity, **changes)
-    if imported:
-        card = Card.model_validate(card.model_dump() | UNKNOWN)
+    if imported or card.tiles:
+        card = Card.model_validate(card.model_dump() | (UNKNOWN if imported else {"schema_version": 2}))
     (folder / "model.onnx").write_bytes(model_bytes(card, scale=scale))
     x = sample_rows(4, shape)
     write_golden(folder, x, reference(x, scale))

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.artifact.card import ModelCard
-from service.images.decode import DecodeLimits, Picture, open_image
+from service.images.decode import DecodeLimits, ImageBytes, Picture
+from service.images.pool import CodecThread
 from tests.helpers.onnx_models import make_card
 
 LIMITS = DecodeLimits(max_pixels=1_000_000)
+THREAD = CodecThread()
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6  # PNG colour types
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 """x, y, dx, dy of each pass."""
@@ -31,7 +33,7 @@ def card(
 
 
 def decode_picture(data: bytes | str, limits: DecodeLimits = LIMITS, *, field: str = "image") -> Picture:
-    return open_image(data, limits, field=field).decode()
+    return ImageBytes(field, data).open(THREAD, limits).decode(THREAD)
 
 
 def save(image: Image.Image | NDArray[np.uint8], form: str = "PNG", **options: Any) -> bytes:

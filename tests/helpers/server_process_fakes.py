@@ -17,9 +17,10 @@ def serves(settings: Settings, messages: Connection, *, status: int = 0, listens
     file = metrics_file()
     assert file is not None
     Metrics(SharedFiles(file)).publish()
-    (settings.model_dir / str(os.getpid())).write_text(f"{settings.threads} {settings.queue_rows} {file.parent}")
     if listens:
         messages.send("")
+    # The test ends the process when it finds the file, and expects that it has listened.
+    (settings.model_dir / str(os.getpid())).write_text(f"{settings.threads} {settings.queue_rows} {file.parent}")
     while True:
         messages.send(None)
         time.sleep(0.05)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -15,7 +16,9 @@ from service.scheduling.observer import Finished, SchedulerObserver
 from service.scheduling.request import Event, ScheduledRequest
 from service.scheduling.scheduler import Scheduler
 from service.scheduling.worker import WakeRule
+from tests.helpers.connection import PATIENCE_S
 from tests.helpers.fakes import FakeModel
+from tests.helpers.timed_loop import run_timed
 
 T = TypeVar("T")
 
@@ -106,14 +109,19 @@ def serving(*models: FakeModel, max_batch_rows: int = 8, queue_rows: int = 100, 
         assert rows_open(scheduler) == 0
 
 
-def play(main: Callable[[Scheduler], Awaitable[T]], *models: FakeModel, **options: Any) -> T:
-    """Run a coroutine function with a scheduler over these models."""
+def play(
+    main: Callable[[Scheduler], Awaitable[T]],
+    *models: FakeModel,
+    loop_clock: Callable[[], float] = time.monotonic,
+    **options: Any,
+) -> T:
+    """Run a coroutine function with a scheduler over these models; the event loop has a clock of its own."""
 
     async def served() -> T:
         with serving(*models, **options) as scheduler:
             return await main(scheduler)
 
-    return asyncio.run(served())
+    return run_timed(served(), loop_clock)
 
 
 def rows_worth_waking(rows: int) -> WakeRule:
@@ -150,14 +158,14 @@ def rows_open(scheduler: Scheduler) -> int:
 
 async def idle(scheduler: Scheduler, workers: int) -> None:
     """Wait until so many workers are idle."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while len(scheduler._pool.sleepers) != workers:  # noqa: ASYNC110 - it is counted in other threads
             await asyncio.sleep(0)
 
 
 async def until_running(model: FakeModel) -> None:
     """Wait until a worker is inside the model."""
-    assert await asyncio.to_thread(model.entered.wait, 10)
+    assert await asyncio.to_thread(model.entered.wait, PATIENCE_S)
 
 
 def release(model: FakeModel) -> None:

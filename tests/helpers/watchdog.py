@@ -14,6 +14,8 @@ from typing import Any
 import uvloop
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+from tests.helpers.timed_loop import TimedLoop
+
 LIMIT_S = 0.01  # of CPU time, where `slowness` is 1
 
 slow: list[str] = []  # what was reported
@@ -32,10 +34,16 @@ def _cpu_s() -> float:
 
 
 def slowness() -> float:
-    """CPU time of a fixed loop here and now over its time on a core of 3 GHz without coverage; at least 1."""
-    began = time.thread_time()
-    sum(map(hash, map(str, range(10_000))))
-    return max(1.0, (time.thread_time() - began) / 0.001) * (3 if sys.gettrace() else 1)  # coverage counts lines
+    """CPU time of a fixed loop here and now over its time on a core of 3 GHz without coverage; at least 1.
+
+    It runs several times, and the slowest counts: on a busy machine, the time varies with what shares the core.
+    """
+    times = []
+    for _ in range(10):
+        began = time.thread_time()
+        sum(map(hash, map(str, range(10_000))))
+        times.append(time.thread_time() - began)
+    return max(1.0, max(times) / 0.001) * (3 if sys.gettrace() else 1)  # coverage counts lines
 
 
 def _run(callback: Callable[..., Any], *args: Any) -> Any:
@@ -89,4 +97,4 @@ def auto_loop() -> asyncio.AbstractEventLoop:
 
 def asyncio_loop() -> asyncio.AbstractEventLoop:
     """What uvicorn calls asyncio."""
-    return watched(asyncio.SelectorEventLoop())
+    return watched(TimedLoop())

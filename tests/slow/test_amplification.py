@@ -5,7 +5,6 @@
 Limits of CPU time are multiplied by how slow this core is now.
 """
 
-import ctypes
 import json
 import socket
 import sys
@@ -35,7 +34,7 @@ from benchmarks.load_generator.messages import (
     with_headers,
 )
 from tests.contract.harness import Service, bearer, serving, settings, write_keys
-from tests.helpers import watchdog
+from tests.helpers import memory, watchdog
 from tests.helpers.live import ROOT
 
 SEARCHED, LONG = 15, 4096  # requests of each endpoint; bytes
@@ -77,20 +76,19 @@ class Meter:
 
     def __init__(self, service: Service) -> None:
         self._address, self._loop = service.address, f"loop of {service.url}"
-        self._trim = ctypes.CDLL(None).malloc_trim
 
     def __call__(self, data: bytes) -> tuple[int, Cost]:
         """Status and cost."""
-        self._trim(0)  # so that memory that is used again counts again
-        Path("/proc/self/clear_refs").write_text("5")  # the highest resident memory is the present one
-        before = (cpu_ms(self._loop), cpu_ms("codec_"), memory_mib("VmRSS"), time.monotonic())
+        memory.trim()
+        memory.forget_peak()
+        before = (cpu_ms(self._loop), cpu_ms("codec_"), memory.mib("VmRSS"), time.monotonic())
         with socket.create_connection(self._address, 30.0) as connection:
             connection.sendall(with_headers(data, {"Connection": "close"}))
             status, buffer = int(connection.recv(12)[9:]), bytearray(1 << 16)
             with suppress(ConnectionResetError):  # a body that the service does not receive
                 while connection.recv_into(buffer):
                     pass
-        after = (cpu_ms(self._loop), cpu_ms("codec_"), memory_mib("VmHWM"), time.monotonic())
+        after = (cpu_ms(self._loop), cpu_ms("codec_"), memory.mib("VmHWM"), time.monotonic())
         return status, {unit: late - early for unit, late, early in zip(UNITS, after, before, strict=True)}
 
 
@@ -98,11 +96,6 @@ def cpu_ms(prefix: str) -> float:
     """CPU time of the threads with such a name."""
     threads = [thread.ident or 0 for thread in threading.enumerate() if thread.name.startswith(prefix)]
     return 1e3 * sum(time.clock_gettime(time.pthread_getcpuclockid(ident)) for ident in threads)
-
-
-def memory_mib(field: str) -> float:
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 def extreme(rng: np.random.Generator, name: str, schema: dict[str, Any]) -> Any:

@@ -94,7 +94,7 @@ def test_only_the_picture_for_ocr_is_cleaned(url: str, tmp_path: Path, dpi: int,
         env=environment(IGN_BASE_URL=url, NO_PROXY="*", PYTHONPATH=str(client_packages(packages))),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1800,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -65,10 +65,10 @@ test("images of every type are a form, which a retry sends again", async () => {
 test("latents are seeds, images and arrays", async () => {
   const { client, requests } = playing([() => ok(answer(0, 1, { t: 0 }))]);
   const npy = Uint8Array.of(0x93, ...encode("NUMPY"));
-  await client.latentInterpolate([1, { seed: 2, index: 3 }, new Blob(["ab"]), npy]);
+  await client.latentInterpolate([1, { seed: "Ada", index: 3 }, new Blob(["ab"]), npy]);
   await client.latentArithmetic([1, { image: encode("ab"), weight: -0.5 }]);
   const [points, terms] = requests.map(({ body }) => JSON.parse(body));
-  assert.deepEqual(points, { points: [{ seed: 1 }, { seed: 2, index: 3 }, { image: "YWI=" }, { latent: btoa("\x93NUMPY") }] });
+  assert.deepEqual(points, { points: [{ seed: 1 }, { seed: "Ada", index: 3 }, { image: "YWI=" }, { latent: btoa("\x93NUMPY") }] });
   assert.deepEqual(terms, { terms: [{ seed: 1 }, { image: "YWI=", weight: -0.5 }] });
 });
 

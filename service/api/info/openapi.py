@@ -43,7 +43,7 @@ _GUARDED: Final = "guarded"  # in place of a pattern: every path that can need a
 _PROBLEMS: Final = {
     400: (_BODIES, "Not JSON, invalid multipart, or an invalid header value."),
     401: (_GUARDED, "API key missing or unknown."),
-    403: (_GUARDED, "API key without the scope."),
+    403: (_GUARDED, "API key without the scope, or a page of another site."),
     404: (rf"{_IMAGES}|.*{{name}}", "No such model."),
     406: (_IMAGES, "The endpoint offers none of the accepted formats."),
     408: (_BODIES, "The body did not arrive in time."),

@@ -7,9 +7,9 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from pydantic import BaseModel
 from starlette.types import Send
@@ -38,12 +38,14 @@ from service.api.native.schemas import (
 from service.api.native.stream import encode_event, send_events
 from service.api.native.uploads import (
     InputRows,
+    OpenUpload,
     Upload,
     check_upload,
-    image_sizes,
-    is_large,
+    decode_large,
+    decode_small,
+    is_small,
+    open_upload,
     parse_upload,
-    prepare_uploads,
     read_points,
 )
 from service.api.native.validation import (
@@ -55,12 +57,13 @@ from service.api.native.validation import (
     no_noise,
     step_params,
 )
-from service.api.negotiation import Media
-from service.api.pipeline import LARGE_BODY, Endpoint, ResponseParts
+from service.api.negotiation import PICTURE_TYPES, Media
+from service.api.pipeline import LARGE_BODY, Endpoint, Plan, ResponseParts
 from service.api.request import ApiRequest, count_codec, count_rows, parse_as
 from service.domain.errors import IgnError, InvalidContent, UnsupportedMedia
 from service.domain.latents import Grid, LatentPath, NoiseSource, weighted_sum
 from service.domain.tasks import Images, Result, SchedulingParams, StepParams, blend_result, close_loop, colour_result
+from service.images.pool import CodecThread
 from service.models.registry import ServedModel
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -73,6 +76,12 @@ _LARGE_NOISE: Final = 1 << 14  # values; a request with more of them draws its n
 _SEED_BITS: Final = 32
 
 
+class InPool(NamedTuple):
+    """Makes the rows of a request in a thread of the codec pool."""
+
+    make: Callable[[CodecThread], InputRows]
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class RowWork:
     """What a request asks of a model, after its options are checked; ``source`` is the upload, or makes the rows."""
@@ -80,29 +89,49 @@ class RowWork:
     api: ApiRequest
     spec: ResponseSpec
     params: StepParams
-    source: Upload[Any] | Callable[[], InputRows]
+    source: Upload[Any] | InPool | Callable[[], InputRows]
     is_large: bool  # decode it in the codec pool
 
     model: ServedModel = field(init=False)
-    count: int = field(init=False)
-    steps: int = field(init=False)
-    held_bytes: int = field(init=False)
-    is_tiled: bool = field(init=False)  # whether the rows are tiles of images of any size
-    _values: int = field(init=False)  # numbers in all images, before they are enlarged
+    plan: Plan | None = field(init=False, default=None)
+    opened: OpenUpload | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.model, self.steps = self.spec.model, self.params.steps
-        self.is_tiled, self._values = bool(self.spec.sizes), self.spec.values
-        self.held_bytes = response_bytes(self.spec, self._values, len(self.params.record))
-        self.count = len(self.spec.labels) - self.spec.closed  # the repeated image of a loop is not run again
-        if self.is_tiled:
-            self.count = sum(self.model.card.tiling(size).count for size in self.spec.sizes)
+        self.model = self.spec.model
+        source = self.source
+        if not isinstance(source, Upload) or not (self.is_tiled or source.must_open):
+            self._make_plan()
+
+    @property
+    def is_tiled(self) -> bool:
+        """Whether the rows are tiles of images of any size."""
+        return self.spec.has_sizes
+
+    def open(self, thread: CodecThread) -> None:
+        """Read the headers of the uploaded images, and plan the request."""
+        assert isinstance(self.source, Upload)  # noqa: S101 - nothing else is planned late
+        self.opened = open_upload(thread, self.api, self.source, self.model.card)
+        images = self.opened.images
+        labels: list[dict[str, Any]] = [{"index": index} for index in range(len(images))]
+        sizes = [image.size for image in images] if self.is_tiled else []
+        self.spec = replace(self.spec, labels=labels, sizes=sizes)
+        self._make_plan()
+
+    def _make_plan(self) -> None:
+        spec, record = self.spec, self.params.record
+        check_format(self.api, spec, record)
+        tiles = self.model.plan_tiles(spec.sizes)
+        # The repeated image of a loop is not run again.
+        rows = tiles.rows if self.is_tiled else len(spec.labels) - spec.closed
+        is_repeated = self.params.steps > 1 or self.params.score
+        held = response_bytes(spec, len(record), is_repeated=is_repeated) + tiles.bytes
+        self.plan = Plan(rows=rows, steps=self.params.steps, bytes=held)
 
     @property
     def has_large_response(self) -> bool:
         """Whether the codec pool encodes the response."""
         spec = self.spec
-        values = self._values * spec.options.scale**2
+        values = spec.values * spec.options.scale**2
         is_slow = (spec.fps and spec.is_animation) or (spec.options.gap > 0 and spec.media in RASTER)
         return values > INLINE_VALUES or bool(self.params.record or is_slow or self.is_tiled)
 
@@ -174,9 +203,14 @@ def _parse_generate(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWo
     size = image_size(options, model.card, settings)
     sizes = [] if size is None else [size] * options.n
     spec = ResponseSpec(
-        model=model, media=api.media, options=options, labels=labels, members={"seed": seed}, sizes=sizes
+        model=model,
+        media=api.media,
+        options=options,
+        labels=labels,
+        members={"seed": seed},
+        sizes=sizes,
+        has_sizes=bool(sizes),
     )
-    check_format(api, spec, params.record)
 
     def make_rows() -> InputRows:
         noise = model.noise if size is None else NoiseSource((model.card.shape[0], *size))
@@ -203,7 +237,7 @@ def project_work(api: ApiRequest, upload: Upload[ProjectOptions]) -> RowWork:
 def _parse_score(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWork:
     upload = parse_upload(api, ScoreOptions, ScoreRequest, body)
     model = api.resolve(upload.options.model)
-    return _upload_work(api, model, upload, StepParams(steps=1, score=True), ImageOptions())
+    return _upload_work(api, model, upload, StepParams(steps=1, score=True), ImageOptions(), shows_change=True)
 
 
 def _upload_work(
@@ -212,14 +246,21 @@ def _upload_work(
     upload: Upload[Any],
     params: StepParams,
     options: ImageOptions,
+    *,
     strength: float = 1.0,
+    shows_change: bool = False,
 ) -> RowWork:
     labels: list[dict[str, Any]] = [{"index": i} for i in range(len(upload.images))]
-    sizes = image_sizes(api, upload) if model.card.tiles else ()
-    spec = ResponseSpec(model=model, media=api.media, options=options, labels=labels, strength=strength, sizes=sizes)
-    check_format(api, spec, params.record)
-    large = bool(sizes) or model.card.color is not None or is_large(upload)
-    return RowWork(api=api, spec=spec, params=params, source=upload, is_large=large)
+    spec = ResponseSpec(
+        model=model,
+        media=api.media,
+        options=options,
+        labels=labels,
+        strength=strength,
+        shows_change=shows_change,
+        has_sizes=model.card.tiles is not None,
+    )
+    return RowWork(api=api, spec=spec, params=params, source=upload, is_large=not is_small(upload, model.card))
 
 
 def _parse_interpolate(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWork:
@@ -240,14 +281,13 @@ def _parse_interpolate(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> Ro
         fps=0 if isinstance(path, Grid) else options.fps,
         closed=isinstance(path, LatentPath) and path.loop,
     )
-    check_format(api, spec)
 
-    def make_rows() -> InputRows:
-        points = read_points(api, model, "points", options.points)
+    def make_rows(thread: CodecThread) -> InputRows:
+        points = read_points(thread, api, model, "points", options.points)
         rows = path.latents(points) if isinstance(path, Grid) else path.rows(points)
         return InputRows(rows=check_mixture("points", rows))
 
-    return RowWork(api=api, spec=spec, params=StepParams(steps=steps), source=make_rows, is_large=True)
+    return RowWork(api=api, spec=spec, params=StepParams(steps=steps), source=InPool(make_rows), is_large=True)
 
 
 def _parse_arithmetic(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWork:
@@ -258,10 +298,9 @@ def _parse_arithmetic(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> Row
         raise no_noise(model.card)
     steps = check_steps(options.steps, recommended=model.card.steps.generate, settings=settings)
     spec = ResponseSpec(model=model, media=api.media, options=options, labels=[{"index": 0}], members={"seed": None})
-    check_format(api, spec)
 
-    def make_rows() -> InputRows:
-        rows = read_points(api, model, "terms", options.terms)
+    def make_rows(thread: CodecThread) -> InputRows:
+        rows = read_points(thread, api, model, "terms", options.terms)
         norm = noise.norm if options.normalize else None
         try:
             mixture = weighted_sum(rows, [term.weight for term in options.terms], norm)[None]
@@ -269,11 +308,11 @@ def _parse_arithmetic(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> Row
             raise InvalidContent.field("terms", "their sum is zero, which is no latent") from exc
         return InputRows(rows=check_mixture("terms", mixture))
 
-    return RowWork(api=api, spec=spec, params=StepParams(steps=steps), source=make_rows, is_large=True)
+    return RowWork(api=api, spec=spec, params=StepParams(steps=steps), source=InPool(make_rows), is_large=True)
 
 
 def _decode(works: Sequence[RowWork]) -> list[InputRows | IgnError]:
-    """The input rows of requests, or why one has none; uploads to the same model are prepared together."""
+    """The input rows of small requests, or why one has none; uploads to the same model are prepared together."""
     together: dict[ServedModel, dict[RowWork, Upload[Any]]] = {}
     made: dict[RowWork, InputRows | IgnError] = {}
     start = time.perf_counter()
@@ -281,16 +320,37 @@ def _decode(works: Sequence[RowWork]) -> list[InputRows | IgnError]:
         if isinstance(work.source, Upload):
             together.setdefault(work.model, {})[work] = work.source
     for model, uploads in together.items():
-        prepared = prepare_uploads([(work.api, upload) for work, upload in uploads.items()], model.card)
-        made |= zip(uploads, prepared, strict=True)
-    if made and not works[0].is_large:  # the codec pool counts by itself
+        made |= zip(uploads, decode_small([*uploads.values()], model.card), strict=True)
+    if made:
         count_codec("decode", [work.api for work in made], time.perf_counter() - start)
     for work, inputs in made.items():
         if isinstance(inputs, InputRows):
-            for label, inverted in zip(work.spec.labels, inputs.inverted, strict=True):
-                label["inverted"] = inverted
-            work.spec.chroma[:] = inputs.chroma
-    return [made[work] if isinstance(work.source, Upload) else work.source() for work in works]
+            _label(work, inputs)
+    return [made[work] if work in made else _make_small(work) for work in works]
+
+
+def _make_small(work: RowWork) -> InputRows:
+    assert callable(work.source)  # noqa: S101 - neither an upload, nor made in the codec pool
+    return work.source()
+
+
+def _decode_large(work: RowWork, thread: CodecThread) -> InputRows:
+    """The input rows of one request."""
+    source = work.source
+    if isinstance(source, InPool):
+        return source.make(thread)
+    if not isinstance(source, Upload):
+        return source()
+    opened = work.opened or open_upload(thread, work.api, source, work.model.card)
+    inputs = decode_large(thread, work.api, source, opened, work.model.card)
+    _label(work, inputs)
+    return inputs
+
+
+def _label(work: RowWork, inputs: InputRows) -> None:
+    for label, inverted in zip(work.spec.labels, inputs.inverted, strict=True):
+        label["inverted"] = inverted
+    work.spec.chroma[:] = inputs.chroma
 
 
 Encoded = tuple[Result, list[bytes]]
@@ -326,12 +386,12 @@ def _frame_labels(path: LatentPath | Grid) -> list[dict[str, Any]]:
     return [{"index": i, "t": t} for i, t in enumerate(path.times())]
 
 
-def _is_large_body(_: ApiRequest, body: bytes) -> bool:
-    return len(body) > LARGE_BODY
+def _is_large_body(api: ApiRequest, body: bytes) -> bool:
+    return len(body) > LARGE_BODY and api.content_type not in PICTURE_TYPES  # one image, which is not parsed
 
 
-_ROWS: Final = (_decode, _encode, _respond)
-_SCORES: Final = (_decode, _encode_scores, _respond_scores)
+_ROWS: Final = (_decode, _decode_large, _encode, _respond)
+_SCORES: Final = (_decode, _decode_large, _encode_scores, _respond_scores)
 ENDPOINTS: Final = (
     Endpoint("/generate", _check_json(ROW_FORMATS), _is_large_body, _parse_generate, *_ROWS),
     Endpoint("/project", check_upload(ROW_FORMATS, ProjectOptions), _is_large_body, _parse_project, *_ROWS),

@@ -46,6 +46,8 @@ _IN_DISTRIBUTION: Final = 99.0  # highest percentile, among the distances of rea
 _WHITE: Final = 8  # white of a heat map, in units of the distance of `_IN_DISTRIBUTION`: few pixels change most
 INLINE_VALUES: Final = 1 << 13  # values; encoding so few takes less time than waking a thread of the codec pool
 _FLOAT_BYTES: Final = 4
+_CHANGE_BYTES: Final = 12  # of one value: a float32 change, and a float64 sum of changes
+_LINES: Final = 64
 _PIECE: Final = 1 << 18  # bytes of JSON that are made in one call, or sent at a time
 _ENCODER: Final = json.JSONEncoder(separators=(",", ":"))
 
@@ -57,7 +59,8 @@ class ResponseSpec:
     ``labels`` has for each image the members that are not in the result: `index`, `inverted`, `t`, `row`, `col`.
     ``members`` precede `images` in the JSON body. A sheet has ``columns``, or ceil(√N) for None. With ``fps`` above 0,
     WebP, GIF and APNG are animations; if ``closed``, they repeat the first image at the end. ``strength`` is the s of
-    (1−s)·x + s·f^k(x), 0…1. ``sizes`` are those of the images, (H, W), if the model takes any. Decoding adds the
+    (1−s)·x + s·f^k(x), 0…1. ``sizes`` are those of the images, (H, W), if they have any size (``has_sizes``); those of
+    an upload come with its headers. ``shows_change``: the response says where f changes an image. Decoding adds the
     ``chroma`` that images get back.
     """
 
@@ -71,6 +74,8 @@ class ResponseSpec:
     closed: bool = False
     strength: float = 1.0
     sizes: Sequence[tuple[int, int]] = ()
+    has_sizes: bool = False
+    shows_change: bool = False
     chroma: list[FloatRow | None] = field(default_factory=list)
 
     @property
@@ -87,6 +92,13 @@ class ResponseSpec:
         channels, height, width = card.shape if card.color is None else card.coloured.shape
         pixels = sum(h * w for h, w in self.sizes) if self.sizes else len(self.labels) * height * width
         return channels * pixels
+
+    @property
+    def largest_values(self) -> int:
+        """Numbers in the largest of images of any size."""
+        card = self.model.card
+        channels = card.shape[0] if card.color is None else 3
+        return channels * max(height * width for height, width in self.sizes)
 
     @property
     def is_animation(self) -> bool:
@@ -138,29 +150,35 @@ def _check_layout(api: ApiRequest, spec: ResponseSpec, recorded: int) -> None:
         count = 1
     if is_raw:
         check_sides(_ANIMATED[media] if spec.is_animation else RASTER[media], width, height)
-    pixels, limit = count * (1 + recorded) * width * height, api.services.settings.max_pixels
+    settings = api.services.settings.for_images(spec.model.card.tiles)
+    pixels, limit = count * (1 + recorded) * width * height, settings.max_pixels
     if pixels > limit:
         field = "scale" if options.scale > 1 else "gap" if options.gap else "columns" if options.columns else "image"
         message = f"the response would have {pixels} pixels; the limit, IGN_MAX_PIXELS, is {limit}"
         raise InvalidContent.field(field, message, code="image_too_large")
 
 
-def response_bytes(spec: ResponseSpec, values: int, recorded: int) -> int:
+def response_bytes(spec: ResponseSpec, recorded: int, *, is_repeated: bool) -> int:
     """What a response and the arrays that it is made from take, at most.
 
-    ``values`` are `ResponseSpec.values`, and ``recorded`` the number of recorded steps of one row.
+    ``recorded`` is the number of recorded steps of one row; ``is_repeated``, whether f is applied to its result again.
     """
-    options = spec.options
+    options, values = spec.options, spec.values
+    is_stream = spec.media is Media.EVENTS
     is_array = spec.media in (Media.NPY, Media.TIFF) or (
-        options.format == "npy" and spec.media in (Media.JSON, Media.EVENTS)
+        options.format == "npy" and (is_stream or spec.media is Media.JSON)
     )
     encoded = values * (_FLOAT_BYTES if is_array else options.scale**2)
-    # Input, result and recorded steps; a pass over tiles makes a new result, and chroma is kept.
-    arrays = 2 + recorded + bool(spec.sizes) + bool(spec.model.card.color)
+    # Input, result and recorded steps; chroma is kept, and blending makes a new result.
+    arrays = 2 + recorded + bool(spec.model.card.color) + (spec.strength != 1.0)
     sent = 1 + recorded
-    if spec.media is Media.EVENTS:  # a stream sends its images one by one
+    if is_stream:  # it sends its images one by one
         sent, encoded = 1, encoded // len(spec.labels)
-    return arrays * values * _FLOAT_BYTES + sent * (encoded * 4 // 3 if spec.media is Media.JSON else encoded)
+    held = arrays * values * _FLOAT_BYTES + sent * (encoded * 4 // 3 if spec.media is Media.JSON else encoded)
+    if spec.has_sizes:
+        # Of one image at a time: its levels, the result of a further pass, and what finds where f changes it most.
+        held += spec.largest_values * (1 + _FLOAT_BYTES * is_repeated + _CHANGE_BYTES * spec.shows_change)
+    return held
 
 
 def encode_contents(ended: Sequence[tuple[ApiRequest, ResponseSpec, Result]]) -> list[list[bytes]]:
@@ -197,7 +215,8 @@ def response_parts(api: ApiRequest, spec: ResponseSpec, result: Result, content:
 
 def score_content(spec: ResponseSpec, rows: Images, result: Result) -> Any:
     """The body of a score as an image, the heat map of |f(x) − x|; as JSON, the box of each image that changes most."""
-    changes = [np.abs(made - given).mean(axis=0) for made, given in zip(result.rows, rows, strict=True)]
+    # One at a time: all together would take as much memory as the images.
+    changes = (_change(made, given) for made, given in zip(result.rows, rows, strict=True))
     card = spec.model.card
     if spec.media is Media.JSON:
         return [worst_box(change) for change in changes]
@@ -209,13 +228,31 @@ def score_content(spec: ResponseSpec, rows: Images, result: Result) -> Any:
     return [encode(contact_sheet(padded(heat, card), card) if len(heat) > 1 else heat[0], RASTER[spec.media])]
 
 
+def _change(made: FloatRow, given: FloatRow) -> NDArray[np.float32]:
+    """|f(x) − x| of one image (C, H, W), as the mean (H, W) of its channels."""
+    difference = made - given
+    return np.asarray(np.abs(difference, out=difference).mean(axis=0))
+
+
 def worst_box(change: NDArray[np.float32]) -> dict[str, Any]:
     """The square with the largest mean of ``change`` (H, W); its side is a quarter of the shorter one of the image."""
-    side = max(1, min(change.shape) // 4)
-    sums = np.pad(change.astype(np.float64).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
-    windows = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
-    y, x = divmod(int(windows.argmax()), windows.shape[1])
-    return {"x": x, "y": y, "width": side, "height": side, "distance": round_metric(windows[y, x] / side**2)}
+    height, width = change.shape
+    side = max(1, min(height, width) // 4)
+    sums = np.zeros((height + 1, width + 1))
+    change.cumsum(axis=0, dtype=np.float64, out=sums[1:, 1:])
+    # Some lines at a time: one image can have 40 megapixels.
+    for top in range(0, height + 1, _LINES):
+        sums[top : top + _LINES].cumsum(axis=1, out=sums[top : top + _LINES])
+    worst, place = -1.0, (0, 0)
+    for top in range(0, height - side + 1, _LINES):
+        above = sums[top : min(top + _LINES, height - side + 1)]
+        below = sums[top + side : top + side + len(above)]
+        windows = below[:, side:] - above[:, side:] - below[:, :-side] + above[:, :-side]
+        y, x = divmod(int(windows.argmax()), windows.shape[1])
+        if windows[y, x] > worst:
+            worst, place = float(windows[y, x]), (top + y, x)
+    y, x = place
+    return {"x": x, "y": y, "width": side, "height": side, "distance": round_metric(worst / side**2)}
 
 
 def score_response(api: ApiRequest, spec: ResponseSpec, result: Result, content: Any) -> ResponseParts:

@@ -19,6 +19,7 @@ from service.api.native.schemas import (
     ScoreAnswer,
     ScoreRequest,
 )
+from service.domain.latents import MAX_SEED_TEXT
 
 router = APIRouter(tags=["Images"])
 
@@ -28,7 +29,7 @@ class _TextConvertor(StringConvertor):
 
 
 register_url_convertor("text", _TextConvertor())
-_SEED: Final = {"description": "A number, or a text that stands for one; random if absent.", "maxLength": urls.MAX_TEXT}
+_SEED: Final = {"description": "A number, or a text that stands for one; random if absent.", "maxLength": MAX_SEED_TEXT}
 _SEEDS: Final = {"description": "2 to 16 seeds, joined by commas.", "pattern": "^[^,]{1,200}(,[^,]{1,200}){1,15}$"}
 
 
@@ -49,12 +50,14 @@ def generate(body: GenerateRequest) -> None:
 @router.get("/generate", **openapi.url_operation(GenerateRequest, {"seed": _SEED}, urls.IMAGES))
 @router.get("/generate/{seed:text}.png", include_in_schema=False)
 @router.get("/generate/{seed:text}.webp", include_in_schema=False)
+@router.get("/generate/{seed:text}.jpg", include_in_schema=False)
+@router.get("/generate/{seed:text}.jpeg", include_in_schema=False)
 def generate_url() -> None:
     """Generate images as a URL.
 
     The options of the POST as the query, `record` excepted. A `seed` may be a text, such as `alice`, which
-    `/generate/alice.png` and `.webp` have in the path; `X-IGN-Seed` has its number. Caches may keep the image: for a
-    year if `model` names a version.
+    `/generate/alice.png`, `.webp` and `.jpg` have in the path; `X-IGN-Seed` has its number. Caches may keep the image:
+    for a year if `model` names a version.
     """
 
 

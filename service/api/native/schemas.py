@@ -7,21 +7,28 @@ part of the OpenAPI document.
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
-from pydantic.config import JsonDict
+from pydantic.config import JsonDict, JsonValue
 
-from service.domain.latents import MAX_SEED
+from service.domain.latents import MAX_SEED, MAX_SEED_TEXT, seed_of
 from service.images.encode import Resample
 
 Format = Literal["png", "jpeg", "webp", "npy"]
 MAX_SCALE: Final = 32
 
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+
+def _number_of(value: object) -> object:
+    return seed_of(value) if isinstance(value, str) else value
+
+
+_Uint32 = Annotated[int, Field(ge=0, le=MAX_SEED)]
+_SeedText = Annotated[str, Field(min_length=1, max_length=MAX_SEED_TEXT)]
+Seed = Annotated[_Uint32, BeforeValidator(_number_of, json_schema_input_type=_Uint32 | _SeedText)]
 Record = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=64, json_schema_extra={"uniqueItems": True})]
 
 _NULL: Final[JsonDict] = {"type": "null"}
 
 
-def _exclusive(field: str, field_type: str, *excluded: str) -> JsonDict:
+def _exclusive(field: str, field_type: JsonValue, *excluded: str) -> JsonDict:
     """Schema in which ``field`` is required and ``excluded`` fields are absent or null."""
     return {"required": [field], "properties": {field: {"type": field_type}, **dict.fromkeys(excluded, _NULL)}}
 
@@ -105,7 +112,7 @@ class GenerateRequest(StepOptions):
     """f^k(z) of the latents with index offset … offset + n − 1 of a seed."""
 
     n: Annotated[int, Field(ge=1, description="Number of images.")] = 1
-    seed: Annotated[Seed | None, Field(description="Chosen by the service if absent; the response repeats it.")] = None
+    seed: Annotated[Seed | None, Field(description="Number or text; random if absent. The response has it.")] = None
     offset: Annotated[int, Field(ge=0, le=MAX_SEED, description="Index of the first image of the seed.")] = 0
     noise_scale: Annotated[float, Field(ge=0, le=2, description="Factor of the noise.")] = 1.0
     width: Annotated[Side | None, Field(description="Pixels, of a model that takes any size; default: a tile.")] = None
@@ -182,13 +189,13 @@ class PointRequest(StrictModel):
     """A latent: a seed with an optional index, an image, or a `.npy` array; exactly one of the three."""
 
     model_config = _any_of(
-        _exclusive("seed", "integer", "image", "latent"),
+        _exclusive("seed", ["integer", "string"], "image", "latent"),
         _exclusive("image", "string", "seed", "index", "latent"),
         _exclusive("latent", "string", "seed", "index", "image"),
     )
 
     seed: Seed | None = None
-    index: Seed | None = None
+    index: _Uint32 | None = None
     image: Base64 | None = None
     latent: Base64Npy | None = None
 

@@ -45,7 +45,7 @@ async def send_events(api: ApiRequest, spec: ResponseSpec, events: Events, send:
     await send({"type": "http.response.start", "status": 200, "headers": raw})
     try:
         async with (
-            asyncio.timeout(api.deadline - time.monotonic()),
+            asyncio.timeout(api.deadline - api.services.clock()),
             aclosing(_texts(first, events, encode)) as texts,
         ):
             async for text in texts:
@@ -97,7 +97,7 @@ async def step_members(api: ApiRequest, spec: ResponseSpec, rows: Images, step: 
         return picture(step.row, spec.model.card, options)
 
     if step.row.size * options.scale**2 > INLINE_VALUES:
-        data = await api.run_codec("encode", encode)
+        data = await api.run_codec("encode", lambda _: encode())
     else:
         start = time.perf_counter()
         data = encode()

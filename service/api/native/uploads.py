@@ -1,12 +1,11 @@
 """Read uploads (images, masks and latents, as multipart, JSON or a raw body) and decode them to rows."""
 
 import json
-import re
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import BaseModel
@@ -20,10 +19,10 @@ from service.artifact.card import Card
 from service.domain.errors import IgnError, InvalidContent, TooLarge, UnsupportedMedia
 from service.domain.latents import FloatRow
 from service.domain.tasks import Images, KeepMask
-from service.images.decode import DecodeLimits, EncodedImage, Picture, decode_npy, is_picture, memory_for, open_image
-from service.images.formats import is_tiff, tiff_pages
+from service.images.decode import DecodeLimits, EncodedImage, ImageBytes, Picture, decode_npy, is_picture, memory_for
+from service.images.pool import CodecThread
 from service.images.prepare import Invert, Prepared, Resize, keep_mask, prepare, prepare_many, to_mask
-from service.images.untrusted import decode_base64, is_small
+from service.images.untrusted import decode_base64
 from service.models.registry import ServedModel
 from service.settings import Settings
 
@@ -33,26 +32,33 @@ Form = TypeVar("Form", bound=BaseModel)
 UPLOAD_TYPES: Final = ("multipart/form-data", "application/json", *PICTURE_TYPES)
 _CACHED_QUERY: Final = 256  # bytes; a longer query is not cached
 _MAX_FIELDS: Final = 32  # of a form; there are about twelve options
-_TIFF_TEXT: Final = re.compile("SUkq|TU0A")  # base64 of II* and MM\\0
-_MAX_PREFIX: Final = 200  # characters before it: white space, and `data:image/tiff;base64,`
 _HUB_IGNORED: Final = ("prompt", "negative_prompt", "guidance_scale", "target_size")  # no model here has a use for them
 _MAX_INLINE: Final = 4  # small images; decoding them takes less time than waking a thread of the codec pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Upload(Generic[Form]):
-    """The images of a request as bytes or base64 text. There is no mask, one for all images, or one for each.
-
-    A TIFF of several pages is as many images.
-    """
+    """The images of a request as they arrived. There is no mask, one for all images, or one for each."""
 
     options: Form
-    images: Sequence[bytes | str]
-    names: Sequence[str] = ()  # of the images in error messages
-    masks: Sequence[bytes | str] = ()
+    images: Sequence[ImageBytes]
+    masks: Sequence[ImageBytes] = ()
     masks_by_alpha: bool = False  # transparent pixels are regenerated, instead of white ones
     image_field: str = "image"  # in error messages
     mask_field: str = "mask"
+    has_pages: bool = True  # a TIFF of several pages is as many images
+
+    @property
+    def must_open(self) -> bool:
+        """Whether only its files tell how many images it has."""
+        return self.has_pages and any(image.may_have_pages for image in self.images)
+
+
+class OpenUpload(NamedTuple):
+    """The images and masks of an upload whose headers are read; decoding takes them out."""
+
+    images: list[EncodedImage]
+    masks: list[EncodedImage]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -99,12 +105,10 @@ def parse_upload(api: ApiRequest, schema: type[Options], body: type[Options], co
     elif content_type == "application/json":
         upload = _from_json(parse_as(body, _native_json(api, content)))
     elif content_type or is_picture(content):
-        upload = Upload(options=_from_query(schema, api.query), images=[content], image_field="body")
+        options = _from_query(schema, api.query)
+        upload = Upload(options=options, images=_named("body", [content]), image_field="body")
     else:
         raise _unsupported()
-    if any(map(_may_be_tiff, upload.images)):
-        check_count(upload.image_field, len(upload.images), settings.max_images)
-        upload = _with_pages(upload, settings)
     check_count(upload.image_field, len(upload.images), settings.max_images)
     return upload
 
@@ -113,167 +117,134 @@ def _unsupported() -> UnsupportedMedia:
     return UnsupportedMedia(f"Content-Type: expected one of {', '.join(UPLOAD_TYPES)}")
 
 
-def _may_be_tiff(data: bytes | str) -> bool:
-    return is_tiff(data) if isinstance(data, bytes) else _TIFF_TEXT.search(data, 0, _MAX_PREFIX) is not None
+def is_small(upload: Upload[Any], card: Card) -> bool:
+    """Whether the event loop may decode the upload: at most four small PNGs of the model's size, without masks."""
+    if card.tiles is not None or card.color is not None or upload.masks or len(upload.images) > _MAX_INLINE:
+        return False
+    _, height, width = card.shape
+    return all(image.is_png_of((width, height)) for image in upload.images)
 
 
-def _with_pages(upload: Upload[Options], settings: Settings) -> Upload[Options]:
-    """The upload with an image for each page of a TIFF."""
-    named: list[tuple[str, bytes | str]] = []
-    for name, data in _named(upload.image_field, upload.images):
-        pages = _pages(data, name, settings) if _may_be_tiff(data) else [data]
-        named += [(f"{name}.page.{number}", page) for number, page in enumerate(pages)] if pages[1:] else [(name, data)]
-    if upload.mask_field == "masks" and len(named) > len(upload.images):
-        raise InvalidContent.field("masks", "an image has several pages; give one mask for all")
-    names, images = zip(*named, strict=True)
-    return replace(upload, images=images, names=names)
+def open_upload(thread: CodecThread, api: ApiRequest, upload: Upload[Any], card: Card) -> OpenUpload:
+    """Read the headers of all images and masks.
 
-
-def _pages(data: bytes | str, name: str, settings: Settings) -> Sequence[bytes]:
-    """A file for each page of a TIFF; none if it is damaged, which decoding reports."""
-    try:
-        content = decode_base64(data, field=name, max_chars=settings.max_body_bytes) if isinstance(data, str) else data
-        return [page.file(with_orientation=True) for page in tiff_pages(content)]
-    except Exception:  # a damaged file raises nearly any
-        return ()
-
-
-def is_large(upload: Upload[Options]) -> bool:
-    """Whether the codec pool should decode the upload; the event loop decodes up to four small PNGs."""
-    images = upload.images
-    return bool(upload.masks) or len(images) > _MAX_INLINE or not all(map(is_small, images))
-
-
-def image_sizes(api: ApiRequest, upload: Upload[Any]) -> list[tuple[int, int]]:
-    """(H, W) of the images of an upload, by their headers."""
-    settings = api.services.settings
-    named = _named(upload.image_field, upload.images)
-    return [_take({}, field, data, settings).size for field, data in named]
-
-
-def prepare_uploads(uploads: Sequence[tuple[ApiRequest, Upload[Any]]], card: Card) -> list[InputRows | IgnError]:
-    """Decode uploads to one model and prepare their rows together; an invalid one has its error in place of rows.
-
-    A large upload comes alone, in the codec pool. Its images and masks are decoded one at a time, because each of
-    them can have `IGN_MAX_PIXELS`.
+    Raises `InvalidContent` for too many pages, and `TooLarge` for an image beyond its limits, or for too many pixels of
+    all together. Other errors are left to the decoder.
     """
-    prepared: list[slice | IgnError] = []
-    keep: list[KeepMask] = []  # an upload with masks is large
-    # Decoding many small ones before preparing them is faster: the code and data of each step stay in the cache.
-    try:
-        with closing(_given(uploads, card, prepared, keep)) as pictures:
-            if card.tiles is not None or card.color is not None:
-                return [_prepare_each(pictures, prepared, keep, card)]
-            rows, inverted = prepare_many(list(pictures) if len(uploads) > 1 else pictures, card)
-    except InvalidContent:  # nothing could be decoded
-        return [each for each in prepared if isinstance(each, IgnError)]
-    kept = np.stack(keep) if keep else None
+    settings = api.services.settings.for_images(card.tiles)
+    limits, most = _limits(settings), settings.max_images
+    images = list[EncodedImage]()
+    for image in upload.images:
+        api.check_not_over()
+        images += image.pages(thread, limits, most) if upload.has_pages else [image.open(thread, limits)]
+        check_count(upload.image_field, len(images), most)
+    if upload.mask_field == "masks" and upload.masks and len(images) > len(upload.images):
+        raise InvalidContent.field("masks", "an image has several pages; give one mask for all")
+    masks = list[EncodedImage]()
+    for mask in upload.masks:
+        api.check_not_over()
+        masks.append(mask.open(thread, limits))
+    _check_pixels([*images, *masks], settings)
+    return OpenUpload(images, masks)
+
+
+def decode_small(uploads: Sequence[Upload[Any]], card: Card) -> list[InputRows | IgnError]:
+    """The rows of uploads that `is_small`, to one model; an invalid one has its error in their place.
+
+    Decoding many before preparing them is faster: the code and data of each step stay in the cache.
+    """
+    decoded = list[tuple[Picture, Resize, Invert]]()
+    places = list[slice | IgnError]()
+    for upload in uploads:
+        options, first = upload.options, len(decoded)
+        try:
+            decoded += [(image.decode_png(), options.resize, options.invert) for image in upload.images]
+            places.append(slice(first, len(decoded)))
+        except IgnError as exc:
+            places.append(exc)
+    if not decoded:
+        return [place for place in places if isinstance(place, IgnError)]
+    rows, inverted = prepare_many(decoded, card)
     return [
-        InputRows(rows=rows[each], keep=kept, inverted=inverted[each]) if isinstance(each, slice) else each
-        for each in prepared
+        InputRows(rows=rows[place], inverted=inverted[place]) if isinstance(place, slice) else place for place in places
     ]
 
 
-def _given(
-    uploads: Sequence[tuple[ApiRequest, Upload[Any]]],
-    card: Card,
-    prepared: list[slice | IgnError],
-    keep: list[KeepMask],
-) -> Generator[tuple[Picture, Resize, Invert], None, None]:
-    """The images of uploads, one at a time; ``keep`` gets their masks. Raises `InvalidContent` if there is none.
-
-    ``prepared`` gets the place of each upload's images among all, or the error of one.
-    """
-    count = 0
-    for api, upload in uploads:
-        first = count
-        try:
-            for each in _decode(api, upload, card, keep):
-                count += 1
-                yield each
-                del each  # it holds the pixels while the next image is decoded
-        except IgnError as exc:
-            prepared.append(exc)
-        else:
-            prepared.append(slice(first, count))
-    if not count:
-        raise InvalidContent("no image")
-
-
-def _prepare_each(
-    pictures: Iterable[tuple[Picture, Resize, Invert]],
-    prepared: Sequence[slice | IgnError],
-    keep: list[KeepMask],
-    card: Card,
-) -> InputRows | IgnError:
-    """As `prepare_uploads`, for one upload to a model that takes images of any size, or their luma."""
-    made = list[Prepared]()
-    for picture, resize, invert in pictures:
-        width, height = picture.image.size
-        made.append(prepare(picture, card.sized((height, width)), resize=resize, invert=invert))
-        del picture
-    for error in prepared:
-        if isinstance(error, IgnError):
-            return error
-    rows, inverted, chroma = zip(*made, strict=True)
+def decode_large(
+    thread: CodecThread, api: ApiRequest, upload: Upload[Any], opened: OpenUpload, card: Card
+) -> InputRows:
+    """The rows of any upload. Images and masks are decoded one at a time: each of them can have `IGN_MAX_PIXELS`."""
+    keep = list[KeepMask]()
+    with closing(_decode(thread, api, upload, opened, card, keep)) as pictures:
+        if card.tiles is None and card.color is None:
+            rows, inverted = prepare_many(pictures, card)
+            return InputRows(rows=rows, keep=np.stack(keep) if keep else None, inverted=inverted)
+        made = list[Prepared]()
+        for picture, resize, invert in pictures:
+            width, height = picture.image.size
+            made.append(prepare(picture, card.sized((height, width)), resize=resize, invert=invert))
+            del picture
+    each, inverted_each, chroma = zip(*made, strict=True)
     if card.tiles is None:
-        return InputRows(rows=np.stack(rows), keep=np.stack(keep) if keep else None, inverted=inverted, chroma=chroma)
-    return InputRows(rows=[*rows], keep=keep or None, inverted=inverted, chroma=chroma)
+        kept = np.stack(keep) if keep else None
+        return InputRows(rows=np.stack(each), keep=kept, inverted=inverted_each, chroma=chroma)
+    return InputRows(rows=[*each], keep=keep or None, inverted=inverted_each, chroma=chroma)
 
 
 def _decode(
-    api: ApiRequest, upload: Upload[Any], card: Card, keep: list[KeepMask]
-) -> Iterator[tuple[Picture, Resize, Invert]]:
+    thread: CodecThread, api: ApiRequest, upload: Upload[Any], opened: OpenUpload, card: Card, keep: list[KeepMask]
+) -> Generator[tuple[Picture, Resize, Invert], None, None]:
     """Decode the images of an upload, one at a time, and add the masks that belong to them to ``keep``."""
-    settings, options, masks = api.services.settings, upload.options, upload.masks
-    named = list(zip(upload.names, upload.images, strict=True)) if upload.names else None
-    named = named or _named(upload.image_field, upload.images)
-    named_masks = _named(upload.mask_field, masks) if masks else []
-    opened = _check_pixels(named + named_masks, settings, api.check_not_over)
-    mask = None
-    for i, (name, data) in enumerate(named):
+    options, mask, mask_field = upload.options, None, ""
+    while opened.images:
         api.check_not_over()
-        if i < len(named_masks):  # one mask for all images is decoded once
-            mask_name, mask_data = named_masks[i]
-            encoded = _take(opened, mask_name, mask_data, settings)
+        if opened.masks:  # one mask for all images is decoded once
+            encoded = opened.masks.pop(0)
+            mask_field = encoded.field
             with memory_for(encoded.pixels):
                 api.check_not_over()  # waiting for the block may take long
-                mask = to_mask(encoded, by_alpha=upload.masks_by_alpha)
-        encoded = _take(opened, name, data, settings)
+                mask = to_mask(thread, encoded, by_alpha=upload.masks_by_alpha)
+        encoded = opened.images.pop(0)
         with memory_for(encoded.pixels):
             api.check_not_over()
-            picture = encoded.decode()
+            picture = encoded.decode(thread)
             del encoded  # it holds the pixels, too
             if mask is not None:
                 sized = card.sized(picture.image.size[::-1])
-                keep.append(keep_mask(mask, picture, sized, resize=options.resize, field=mask_name))
+                keep.append(keep_mask(mask, picture, sized, resize=options.resize, field=mask_field))
             yield picture, options.resize, options.invert
-            del picture
+            del picture  # it holds the pixels while the next image is decoded
 
 
-def read_points(api: ApiRequest, model: ServedModel, field: str, points: Sequence[PointRequest]) -> list[FloatRow]:
-    """The rows (C, H, W) of points, which come as seed, image or array; call it in the codec pool.
+def read_points(
+    thread: CodecThread, api: ApiRequest, model: ServedModel, field: str, points: Sequence[PointRequest]
+) -> list[FloatRow]:
+    """The rows (C, H, W) of points, which come as seed, image or array.
 
     Raises `InvalidContent` or `TooLarge` if an image or array is invalid, or all together are too large.
     """
-    settings = api.services.settings
-    pictures = [(f"{field}.{i}.image", point.image) for i, point in enumerate(points) if point.image is not None]
-    opened = _check_pixels(pictures, settings, api.check_not_over)
+    settings = api.services.settings.for_images(model.card.tiles)
+    limits, opened = _limits(settings), dict[int, EncodedImage]()
+    for number, point in enumerate(points):
+        if point.image is not None:
+            api.check_not_over()
+            opened[number] = ImageBytes(f"{field}.{number}.image", point.image).open(thread, limits)
+    _check_pixels(opened.values(), settings)
 
-    def row(name: str, point: PointRequest) -> FloatRow:
+    def row(number: int, point: PointRequest) -> FloatRow:
         if point.seed is not None:
             return model.noise.row(point.seed, point.index or 0)
         if point.image is not None:
             api.check_not_over()
-            encoded = _take(opened, f"{name}.image", point.image, settings)
+            encoded = opened.pop(number)
             with memory_for(encoded.pixels):
                 api.check_not_over()
-                return prepare(encoded.decode(), model.card).row
-        name = f"{name}.latent"
+                return prepare(encoded.decode(thread), model.card).row
+        name = f"{field}.{number}.latent"
         array = decode_base64(point.latent or "", field=name, max_chars=settings.max_body_bytes)
         return decode_npy(array, model.card.shape, field=name)
 
-    return [row(f"{field}.{i}", point) for i, point in enumerate(points)]
+    return [row(number, point) for number, point in enumerate(points)]
 
 
 def read_form(api: ApiRequest, body: bytes, schema: type[Form], *images: str, mask: bool = True) -> Upload[Form]:
@@ -294,7 +265,8 @@ def read_form(api: ApiRequest, body: bytes, schema: type[Form], *images: str, ma
     uploaded = [data for name in images for data in files.get(name, ())]
     if not uploaded:
         raise InvalidContent.field("image", "at least one file is required")
-    return Upload(options=schema.model_validate(parse_fields(fields)), images=uploaded, masks=masks)
+    options = schema.model_validate(parse_fields(fields))
+    return Upload(options=options, images=_named("image", uploaded), masks=_named("mask", masks))
 
 
 def _native_json(api: ApiRequest, content: bytes) -> bytes:
@@ -322,7 +294,13 @@ def _from_json(request: Options) -> Upload[Options]:
         masks, mask_field = request.masks, "masks"
     elif isinstance(request, ProjectRequest) and request.mask is not None:
         masks = [request.mask]
-    return Upload(options=request, images=images, masks=masks, image_field="images", mask_field=mask_field)
+    return Upload(
+        options=request,
+        images=_named("images", images),
+        masks=_named(mask_field, masks),
+        image_field="images",
+        mask_field=mask_field,
+    )
 
 
 def _from_query(schema: type[Options], query: bytes) -> Options:
@@ -337,34 +315,24 @@ def _parse_query(schema: type[Options], query: bytes) -> Options:
 _parse_query_cached: Callable[[type[Options], bytes], Options] = lru_cache(maxsize=256)(_parse_query)
 
 
-def _check_pixels(
-    images: Sequence[tuple[str, bytes | str]], settings: Settings, check_not_over: Callable[[], None]
-) -> dict[str, EncodedImage]:
-    """Add up the pixels of images by their headers. Errors other than their size are left to the decoder.
+def _limits(settings: Settings) -> DecodeLimits:
+    return DecodeLimits(max_pixels=settings.max_pixels, max_chars=settings.max_body_bytes)
 
-    Returns the opened images by field, so that no file is read twice; none if the limit of each image is enough.
-    """
+
+def _check_pixels(images: Iterable[EncodedImage], settings: Settings) -> None:
+    """Raise `TooLarge` if all images together, by their headers, have too many pixels."""
     limit = max(settings.max_request_pixels, settings.max_pixels)  # a single image within its own limit always passes
-    if len(images) * settings.max_pixels <= limit:
-        return {}  # the usual case
-    total, opened = 0, dict[str, EncodedImage]()
-    for field, data in images:
-        check_not_over()
-        opened[field] = _take(opened, field, data, settings)
-        total += opened[field].pixels
+    total = 0
+    for image in images:
+        total += image.pixels
         if total > limit:
-            message = f"{field}: with it the request has {total} pixels; the limit is {limit}"
+            message = (
+                f"{image.field}: with it the request has {total} pixels; the limit, IGN_MAX_REQUEST_PIXELS, is {limit}"
+            )
             raise TooLarge(message, code="image_too_large")
-    return opened
 
 
-def _take(opened: dict[str, EncodedImage], field: str, data: bytes | str, settings: Settings) -> EncodedImage:
-    """Remove an image from ``opened``, so that its memory is free once it is decoded; open it if it is not there."""
-    limits = DecodeLimits(max_pixels=settings.max_pixels, max_chars=settings.max_body_bytes)
-    return opened.pop(field, None) or open_image(data, limits, field=field)
-
-
-def _named(field: str, items: Sequence[bytes | str]) -> list[tuple[str, bytes | str]]:
+def _named(field: str, items: Sequence[bytes | str]) -> list[ImageBytes]:
     """Items with their names in errors, such as `images.0`; a single body, file or shared mask has no number."""
     numbered = len(items) > 1 or field in ("images", "masks")
-    return [(f"{field}.{i}" if numbered else field, item) for i, item in enumerate(items)]
+    return [ImageBytes(f"{field}.{i}" if numbered else field, item) for i, item in enumerate(items)]

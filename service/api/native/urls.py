@@ -21,10 +21,10 @@ from service.api.negotiation import Media
 from service.api.pipeline import Endpoint, ResponseParts
 from service.api.request import ApiRequest, NotModified, RequestHeaders
 from service.domain.errors import InvalidContent
-from service.domain.latents import MAX_SEED
+from service.domain.latents import seed_of
 
-MAX_TEXT: Final = 200  # characters of a text seed
 IMAGES: Final = {"png": Media.PNG, "webp": Media.WEBP, "jpeg": Media.JPEG}  # the first is the default
+SUFFIXES: Final = {"png": "png", "webp": "webp", "jpg": "jpeg", "jpeg": "jpeg"}
 ANIMATIONS: Final = {"webp": Media.WEBP, "gif": Media.GIF, "apng": Media.APNG}
 NATIVE: Final = {endpoint.template: endpoint for endpoint in native.ENDPOINTS}
 _LONG_S, _SHORT_S = 31_536_000, 60  # how long caches may keep an image of a named version, of the highest version
@@ -32,16 +32,12 @@ _LONG_S, _SHORT_S = 31_536_000, 60  # how long caches may keep an image of a nam
 Fields = dict[str, Any]
 
 
-def seed_of(text: str, field: str = "seed") -> int:
-    """The seed that a text names: a decimal number up to 2³² − 1 itself, else the start of the text's SHA-256.
-
-    Raises `InvalidContent` for ``field`` unless it has 1 to 200 characters.
-    """
-    if not 1 <= len(text) <= MAX_TEXT:
-        raise InvalidContent.field(field, f"must have 1 to {MAX_TEXT} characters")
-    if text.isascii() and text.isdecimal() and str(number := int(text)) == text and number <= MAX_SEED:
-        return number
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:4], "big")
+def seed_of_field(text: str, field: str) -> int:
+    """`seed_of`; raises `InvalidContent` for the field."""
+    try:
+        return seed_of(text)
+    except ValueError as exc:
+        raise InvalidContent.field(field, str(exc)) from exc
 
 
 def as_json(api: ApiRequest, template: str, body: Fields) -> RowWork:
@@ -50,20 +46,18 @@ def as_json(api: ApiRequest, template: str, body: Fields) -> RowWork:
     return cast(RowWork, NATIVE[template].parse(api, json.dumps(body).encode("ascii"), {}))
 
 
-def _image(fields: Fields) -> Fields:
-    return fields | ({"seed": seed_of(fields["seed"])} if "seed" in fields else {})
-
-
 def _animation(fields: Fields) -> Fields:
     for name in fields.keys() & {"points", "grid"}:
         raise InvalidContent.field(name, "unknown query parameter; seeds=A,B,… names the points")
     seeds = fields.pop("seeds", "").split(",")
     if len(seeds) < 2:
         raise InvalidContent.field("seeds", "needs at least two, with a comma between them")
-    return fields | {"points": [{"seed": seed_of(text, "seeds")} for text in seeds]}
+    return fields | {"points": [{"seed": seed_of_field(text, "seeds")} for text in seeds]}
 
 
-def _by_url(path: str, template: str, formats: Mapping[str, Media], translate: Callable[[Fields], Fields]) -> Endpoint:
+def _by_url(
+    path: str, template: str, formats: Mapping[str, Media], translate: Callable[[Fields], Fields] = dict
+) -> Endpoint:
     def parse(api: ApiRequest, body: bytes, parameters: Mapping[str, str]) -> RowWork:
         if body:
             raise InvalidContent.field("body", "a GET request has none; its options belong in the query")
@@ -115,7 +109,7 @@ def _cache_headers(work: RowWork) -> dict[str, str]:
 
 
 ENDPOINTS: Final = (
-    _by_url("/generate", "/generate", IMAGES, _image),
-    *(_by_url(f"/generate/{{seed}}.{name}", "/generate", {name: IMAGES[name]}, _image) for name in ("png", "webp")),
+    _by_url("/generate", "/generate", IMAGES),
+    *(_by_url(f"/generate/{{seed}}.{suffix}", "/generate", {name: IMAGES[name]}) for suffix, name in SUFFIXES.items()),
     _by_url("/latent-interpolate", "/latent-interpolate", ANIMATIONS, _animation),
 )

@@ -33,8 +33,9 @@ def image_size(options: GenerateRequest, card: Card, settings: Settings) -> tupl
     if card.tiles is None:
         name = "height" if options.height not in (None, height) else "width"
         raise InvalidContent.field(name, f"{card.ref} makes images of {width}×{height} pixels only")
-    if options.n * size[0] * size[1] > settings.max_pixels:
-        message = f"n × width × height must be at most {settings.max_pixels} (IGN_MAX_PIXELS)"
+    limit = settings.for_images(card.tiles).max_pixels
+    if options.n * size[0] * size[1] > limit:
+        message = f"n × width × height must be at most {limit} (IGN_MAX_PIXELS)"
         raise InvalidContent.field("width", message, code="image_too_large")
     return size
 

@@ -20,15 +20,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service import __version__
-from service.api.access import check_origin
+from service.api.access import check_host
 from service.api.app_state import AppState, app_state
 from service.api.oip import tensors
-from service.api.pipeline import LARGE_BODY, Endpoint, ResponseParts
+from service.api.pipeline import LARGE_BODY, Endpoint, Plan, ResponseParts
 from service.api.request import ApiRequest, RequestHeaders, count_codec, count_rows, read_body
 from service.artifact.card import INPUT, OUTPUT, Card
 from service.domain.errors import IgnError, InvalidContent, InvalidInference, NotReady, NotSupported
 from service.domain.latents import FloatRows
 from service.domain.tasks import Images, Result, SchedulingParams, StepParams
+from service.images.pool import CodecThread
 from service.models.registry import ServedModel
 from service.observability.statistics import Counts, Duration
 
@@ -178,6 +179,8 @@ def _spent(duration: Duration) -> dict[str, int]:
 # The stages of an inference
 
 _JSON_BYTES: Final = 16  # estimated length of one number in JSON
+_JSON_VALUE_BYTES: Final = 48  # of one number once its JSON is parsed: a Python float in a list, and a float64
+_ARRAY_BYTES: Final = 16  # of one number in float32: input, result, a further step and their difference
 _LARGE_BINARY: Final = 1 << 20  # bytes; reading or writing fewer of them takes less time than waking a thread
 _MAX_TIMEOUT_US: Final = 10**15
 
@@ -205,12 +208,13 @@ class InferWork:
     model: ServedModel
     inference: tensors.Inference
     body: bytes
-    count: int
-    steps: int
+    plan: Plan | None
     is_large: bool  # a codec thread is to read the rows
     has_large_response: bool  # a codec thread is to write the response
-    held_bytes: int  # of the response and its array
     is_tiled: bool = False
+
+    def open(self, thread: CodecThread) -> None:
+        """Do nothing: the JSON says everything."""
 
     def scheduling(self, _: Inputs) -> SchedulingParams:
         """The request as the scheduler sees it."""
@@ -218,7 +222,7 @@ class InferWork:
         if timeout_us:  # 0 means no timeout
             deadline = min(deadline, api.arrival + min(timeout_us, _MAX_TIMEOUT_US) / 1e6)
         return SchedulingParams(
-            step_params=StepParams(steps=self.steps),
+            step_params=StepParams(steps=self.inference.steps),
             key=api.caller,
             deadline=deadline,
             request_id=api.request_id,
@@ -246,21 +250,23 @@ def _has_large_head(api: ApiRequest, body: bytes) -> bool:
 
 
 def _parse(api: ApiRequest, body: bytes, path_parameters: Mapping[str, str]) -> InferWork:
-    model, settings = api.resolve(_ref(path_parameters)), api.services.settings
+    model = api.resolve(_ref(path_parameters))
+    settings = api.services.settings.for_images(model.card.tiles)
     limits = {"max_rows": settings.max_images, "max_steps": settings.max_steps, "max_pixels": settings.max_pixels}
     inference = tensors.read_head(body, api.headers.getlist(tensors.HEADER_LENGTH), _row_shape(model.card), **limits)
     values, binary, is_tiled = prod(inference.shape), inference.binary, model.card.tiles is not None
     count, _, *size = inference.shape
+    tiles = model.plan_tiles([(size[0], size[1])] * count if is_tiled else [])
+    is_json = inference.data is not None
+    held = values * (_ARRAY_BYTES + (_JSON_VALUE_BYTES if is_json else 0) + (0 if binary else _JSON_BYTES))
     return InferWork(
         api=api,
         model=model,
         inference=inference,
         body=body,
-        count=count * model.card.tiling((size[0], size[1])).count if is_tiled else count,
-        steps=inference.steps,
+        plan=Plan(rows=tiles.rows if is_tiled else count, steps=inference.steps, bytes=held + tiles.bytes),
         is_large=is_tiled or _has_large_head(api, body),
         has_large_response=is_tiled or (4 * values > _LARGE_BINARY if binary else values * _JSON_BYTES > LARGE_BODY),
-        held_bytes=values * (8 if binary else 4 + _JSON_BYTES),
         is_tiled=is_tiled,
     )
 
@@ -269,12 +275,15 @@ def _decode(works: Sequence[InferWork]) -> list[Inputs | IgnError]:
     start, decoded = time.perf_counter(), list[Inputs | IgnError]()
     for work in works:
         try:
-            decoded.append(Inputs(tensors.read_rows(work.inference, work.body)))
+            decoded.append(_decode_one(work))
         except IgnError as exc:
             decoded.append(exc)
-    if not works[0].is_large:  # the codec pool counts by itself
-        count_codec("decode", [work.api for work in works], time.perf_counter() - start)
+    count_codec("decode", [work.api for work in works], time.perf_counter() - start)
     return decoded
+
+
+def _decode_one(work: InferWork, _: CodecThread | None = None) -> Inputs:
+    return Inputs(tensors.read_rows(work.inference, work.body))
 
 
 Encoded = tuple[Result, list[tensors.Piece], int | None]
@@ -304,7 +313,7 @@ def _respond(ended: Sequence[tuple[InferWork, Encoded]]) -> list[ResponseParts]:
 
 
 ENDPOINTS: Final = tuple(  # the head needs no further check: the Content-Type is ignored
-    Endpoint(f"{path}/infer", lambda _: None, _has_large_head, _parse, _decode, _encode, _respond)
+    Endpoint(f"{path}/infer", lambda _: None, _has_large_head, _parse, _decode, _decode_one, _encode, _respond)
     for path in (_MODEL, _VERSION)
 )
 
@@ -317,7 +326,7 @@ _MAX_REPOSITORY_BYTES: Final = 1 << 14  # of a body; parsing so many takes a mil
 async def _check_allowed(request: Request) -> None:
     settings = app_state(request).settings
     if settings.api_keys_file is None:
-        check_origin(request.headers, settings)
+        check_host(request.headers, settings)
     if settings.workers > 1:
         raise NotSupported("the model repository is that of one process, and this service has several (IGN_WORKERS)")
 
@@ -344,7 +353,8 @@ async def load(request: Request, services: ServingState, name: str) -> Any:
     The response is sent when all of them serve. Until then, and if one cannot be verified, the previous ones serve.
     """
     await _read(request, services, tensors.LoadRequest)
-    await services.registry.load(name)
+    is_admin = services.settings.api_keys_file is not None  # else anyone may call it
+    await services.registry.load(name, may_be_new=is_admin)
     return {}
 
 
@@ -359,7 +369,7 @@ async def unload(request: Request, services: ServingState, name: str) -> Any:
 async def _read(request: Request, services: AppState, schema: type[tensors.Schema]) -> tensors.Schema:
     """The body of a call, whatever its Content-Type. FastAPI would read one of any size, and want application/json."""
     headers = RequestHeaders(request.scope["headers"])
-    deadline = request.state.arrival + services.settings.body_timeout_s
-    body = await read_body(headers, request.receive, max_bytes=_MAX_REPOSITORY_BYTES, deadline=deadline)
+    seconds = request.state.arrival + services.settings.body_timeout_s - services.clock()
+    body = await read_body(headers, request.receive, max_bytes=_MAX_REPOSITORY_BYTES, seconds=seconds)
     request.state.request_bytes = len(body)
     return tensors.parse(body, schema)

@@ -21,6 +21,7 @@ from service.api.request import MAX_VALUES, parse_as
 from service.artifact.card import INPUT, OUTPUT, Card
 from service.domain.errors import InvalidContent, InvalidInference
 from service.domain.latents import MAX_MAGNITUDE, FloatRows, is_bounded
+from service.domain.tiles import MAX_SIDE
 
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 DATATYPE: Final = "FP32"
@@ -305,13 +306,31 @@ def _check_input(x: Input, row_shape: Dims, max_rows: int, max_pixels: int) -> N
         raise InvalidInference(f"inputs.0.shape: must be [N, {dims}] with N of at least 1")
     if x.shape[0] > max_rows:
         raise InvalidInference(f"inputs.0.shape: at most {max_rows} rows")
-    if -1 in row_shape and x.shape[0] * x.shape[2] * x.shape[3] > max_pixels:
-        raise InvalidInference(f"inputs.0.shape: at most {max_pixels} pixels (IGN_MAX_PIXELS)")
+    if -1 in row_shape:
+        _check_size(x.shape, max_pixels)
     size, expected = x.parameters.binary_data_size, _bytes_of(tuple(x.shape))
     if (x.data is None) == (size is None):
         raise InvalidInference("inputs.0: needs either data or parameters.binary_data_size")
+    if x.data is not None:
+        _check_length(x.data, x.shape)
     if size not in (None, expected):
         raise InvalidInference(f"inputs.0.parameters.binary_data_size: must be {expected} for this shape, not {size}")
+
+
+def _check_length(data: list[Any], shape: Sequence[int]) -> None:
+    """Check flat data, or the outer list of nested data; the inner ones are checked when the numbers are read."""
+    expected = math.prod(shape)
+    if len(data) not in (expected, shape[0]):
+        raise InvalidInference(f"inputs.0.data: must hold {expected} numbers for this shape, not {len(data)}")
+
+
+def _check_size(shape: Sequence[int], max_pixels: int) -> None:
+    """Check the size of images of any size."""
+    count, _, height, width = shape
+    if max(height, width) > MAX_SIDE:
+        raise InvalidInference(f"inputs.0.shape: at most {MAX_SIDE} pixels a side")
+    if count * height * width > max_pixels:
+        raise InvalidInference(f"inputs.0.shape: at most {max_pixels} pixels (IGN_MAX_PIXELS)")
 
 
 def _from_json(data: list[Any], shape: Dims) -> FloatRows:

@@ -25,7 +25,7 @@ from service.api.native.responses import picture
 from service.api.native.schemas import MAX_SCALE, ProjectOptions, StrictModel
 from service.api.native.stream import event, send_events, step_members
 from service.api.native.uploads import InputRows, Upload, read_form
-from service.api.native.urls import NATIVE, as_json, seed_of
+from service.api.native.urls import NATIVE, as_json, seed_of_field
 from service.api.native.validation import check_count, check_steps
 from service.api.negotiation import Media
 from service.api.pipeline import ResponseParts
@@ -100,7 +100,7 @@ class ImagesWork(RowWork):
     @classmethod
     def of(cls, work: RowWork, kind: str, note: str) -> "ImagesWork":
         """The same work, with another form of the response."""
-        if work.spec.media is Media.EVENTS and work.count > 1:
+        if work.spec.media is Media.EVENTS and len(work.spec.labels) > 1:
             raise InvalidContent.field("stream", "a stream has one image")
         return cls(**{each.name: getattr(work, each.name) for each in fields(work) if each.init}, kind=kind, note=note)
 
@@ -119,7 +119,7 @@ class ImagesWork(RowWork):
             if not isinstance(item, StepOutput):
                 return b""
             data = (await step_members(self.api, self.spec, inputs.rows, item))["data"]
-            is_last = item.step == self.steps
+            is_last = item.step == self.params.steps
             name = f"{self.kind}.{'completed' if is_last else 'partial_image'}"
             own = {"usage": _USAGE} if is_last else {"partial_image_index": self.params.record.index(item.step)}
             members = {"type": name, "b64_json": data, "created_at": int(time.time()), **own}
@@ -130,7 +130,7 @@ class ImagesWork(RowWork):
 
 def _parse_generations(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> ImagesWork:
     options = parse_as(ImagesRequest, body)
-    card, seed = api.resolve(options.model).card, seed_of(options.prompt, "prompt")
+    card, seed = api.resolve(options.model).card, seed_of_field(options.prompt, "prompt")
     native = options.native(api, card, card.steps.generate) | {"n": options.n or 1, "seed": seed}
     note = f"The prompt is a text seed, seed {seed} of {card.ref}; the model does not read its words."
     return ImagesWork.of(as_json(api, "/generate", native), "image_generation", note)
@@ -143,7 +143,8 @@ def _parse_edits(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> ImagesWo
     check_count("n", options.n or 1, 1)  # each image has one projection
     card = api.resolve(options.model).card
     native = ProjectOptions.model_validate(options.native(api, card, card.steps.project))
-    work = project_work(api, Upload(options=native, images=upload.images, masks=upload.masks, masks_by_alpha=True))
+    images = Upload(options=native, images=upload.images, masks=upload.masks, masks_by_alpha=True, has_pages=False)
+    work = project_work(api, images)
     note = f"The image is projected by {card.ref}; the model does not read the prompt."
     return ImagesWork.of(work, "image_edit", note)
 

@@ -32,8 +32,8 @@ export class Tiling {
    * @param {{shape: number[], tiles: object}} card
    */
   constructor([channels, height, width], { shape: [, ...largest], tiles }) {
-    const side = tiles.smaller.find((each) => Math.max(height, width) + 2 * tiles.margin <= each);
-    const [tileHeight, tileWidth] = side ? [side, side] : largest;
+    const least = (side, k) => tiles.smaller.find((each) => side + 2 * tiles.margin <= each) ?? largest[k];
+    const [tileHeight, tileWidth] = [height, width].map(least);
     Object.assign(this, { channels, height, width, margin: tiles.margin, shape: [channels, tileHeight, tileWidth] });
     [this.down, this.right] = [axis(height, tileHeight, tiles), axis(width, tileWidth, tiles)];
     this.count = this.down.starts.length * this.right.starts.length;

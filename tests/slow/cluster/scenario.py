@@ -27,7 +27,7 @@ from service.cluster import DeploymentOptions, app
 from tests.helpers import live
 
 URL = "http://127.0.0.1:8000"
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 CALLERS = 8
 # Every node has one CPU and every replica takes one, so two replicas are on two nodes.
 OPTIONS = DeploymentOptions(

@@ -22,7 +22,7 @@ HARDENED = (
     "--pids-limit=512",
     "--memory=2g",
 )
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 BUILD_S = 1500.0
 
 

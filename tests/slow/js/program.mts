@@ -4,6 +4,7 @@ import { Client, IgnError, type Event, type Generated, type ImageInput, type Pic
 
 const client = new Client("http://127.0.0.1:8000", { apiKey: "k", timeout: 3, deadline: null, maxRetries: 3 });
 const { signal } = new AbortController();
+await client.generate({ seed: "Ada" });
 const made: Generated = await client.generate({ n: 2, seed: 7, score: true, noise_scale: 0.5, signal });
 const [first] = made.images;
 if (first === undefined) throw new Error("no image");
@@ -21,7 +22,7 @@ function show(event: Event<Projected>): number | boolean | null | undefined {
   return event.answer.images[0]?.inverted ?? event.answer.images[0]?.trajectory[0]?.change;
 }
 
-const walk = await client.latentInterpolateAs("gif", [1, { seed: 2, index: 5 }, { image: picture }], { frames: 24, fps: 12 });
+const walk = await client.latentInterpolateAs("gif", [1, { seed: "Ada", index: 5 }, { image: picture }], { frames: 24, fps: 12 });
 const sum = await client.latentArithmetic([1, { seed: 2, weight: -0.5 }], { normalize: false });
 const [score] = (await client.score(picture)).images;
 export const numbers: (number | null | undefined)[] = [walk.seed, sum.images.length, score?.worst.x, score?.percentile];

@@ -27,9 +27,6 @@ from tests.helpers.live import MODELS, ROOT, SHIPPED, free_port, live_service, u
 from tests.slow.monitoring.files import RULES
 from tests.slow.object_store.test_models import pytestmark as needs_bucket
 from tests.slow.object_store.test_models import seaweed as seaweed
-from tests.slow.object_store.test_registry import ign
-from tests.slow.object_store.test_registry import pytestmark as needs_registry
-from tests.slow.object_store.test_registry import registry as registry
 from tests.structure.test_deployment import lineage, read
 
 helm = pytest.importorskip("helm_python", reason="needs `pip install helm-python-sdk`")
@@ -42,7 +39,6 @@ EXAMPLES = sorted(file.stem for file in (CHART / "examples").glob("*.yaml"))
 ON_GPU = ("autoscaled", "bulk", "keda", "kserve", "models-bucket", "ray")
 # Files of values, separated by spaces, of which the last wins, as with -f; "" is the chart's own values.
 SETS = ["", "gpu", *EXAMPLES, *(f"gpu {name}" for name in ON_GPU), "kserve models-claim", "kserve models-volume"]
-SETS += [f"{workload} models-registry" for workload in ("kserve", "ray")]
 CUSTOM = {
     "ServiceMonitor": "cloudcoil.models.prometheus_operator.v1",
     "PrometheusRule": "cloudcoil.models.prometheus_operator.v1",
@@ -76,9 +72,9 @@ every_served = pytest.mark.parametrize(
 )
 OF_KSERVE = {"annotations", "deploymentStrategy", "labels", "maxReplicas", "minReplicas", "model", "protocolVersions"}
 ENVIRONMENTS = ["", "canary", "ingress", "keda", "kserve", "open", "traces"]
-ENVIRONMENTS += ["models-bucket", "models-claim", "models-registry"]
+ENVIRONMENTS += ["models-bucket", "models-claim"]
 """One set of each that pods of a service are given."""
-NEEDS = {"models-bucket": needs_bucket, "models-registry": needs_registry}
+NEEDS = {"models-bucket": needs_bucket}
 
 
 @cache
@@ -302,14 +298,6 @@ def test_the_service_runs_with_what_a_pod_is_given(chosen: str, tmp_path: Path, 
         store = request.getfixturevalue("seaweed")
         store.upload(model.parents[1])
         given |= store.environment
-    if chosen == "models-registry":
-        given["IGN_MODEL_DIR"] = f"oci://{request.getfixturevalue('registry').host}/digits"
-        places = {each["mountPath"]: each["name"] for each in container(chosen)["volumeMounts"]}
-        volumes = {each["name"]: each for each in next(pods(chosen))["spec"]["volumes"]}
-        items = [{"key": ".dockerconfigjson", "path": "config.json"}]
-        assert volumes[places[given["DOCKER_CONFIG"]]]["secret"]["items"] == items
-        assert ign("push", given["IGN_MODEL_DIR"], "--models", model.parents[1]).returncode == 0
-        here[given["DOCKER_CONFIG"]] = tmp_path
     told = {name: str(here.get(value, value)) for name, value in given.items()}
     told |= {"IGN_PORT": "0", "IGN_LOG_FORMAT": "text", "IGN_DEVICE": "cpu"}  # the text log has the address
     with live_service(**told) as url, httpx.Client(base_url=url, trust_env=False) as client:
@@ -424,7 +412,7 @@ def test_every_setting_may_be_given_and_a_wrong_value_is_named() -> None:
         ({"replicas": "3"}, "/replicas"),
         ({"workload": "daemon"}, "'deployment', 'job', 'kserve', 'ray'"),
         ({"models": {"source": "claim"}}, "/models/claim"),
-        ({"models": {"source": "bucket", "bucket": "oci://registry"}}, "/models/bucket"),
+        ({"models": {"source": "bucket", "bucket": "oci://registry/image"}}, "/models/bucket"),
         ({"env": [{"name": "IGN_PORT", "value": "1"}]}, "/env/0/name"),
         ({"ingress": {"enabled": True}}, "/ingress/hosts"),
         ({"gateway": {"canary": {"weight": 10}}}, "/gateway/canary/service"),

@@ -15,7 +15,7 @@ import yaml
 from tests.helpers.live import until
 from tests.slow.monitoring.files import CONFIG, PROMETHEUS, RULES
 
-PATIENCE_S = 30.0
+PATIENCE_S = 300.0
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ ALERTS = pytest.mark.parametrize("name", list(alerts()))
 
 
 def promtool(*arguments: str | Path) -> None:
-    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=1800, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -15,7 +15,7 @@ from benchmarks.harness.tables import render
 
 pytestmark = pytest.mark.slow
 # Targets that a busy machine misses: rates, latencies, and what does not fit into the time of a drain.
-NEEDS_TIME = re.compile("goodput|lost requests|slowest|outside outages|p99|health|normal after|growth")
+NEEDS_TIME = re.compile("goodput|lost requests|slowest|outside outages|p99|health|normal after|growth|cpu_s|wait_s")
 
 
 def measured(module: str, results: Path, *options: str) -> "subprocess.CompletedProcess[str]":
@@ -37,6 +37,7 @@ def measured(module: str, results: Path, *options: str) -> "subprocess.Completed
         ("reliability.campaign --n 3000", 5),
         ("reliability.files --n 90", 4),
         ("reliability.fairness --attacks '/healthz pipelined' --callers address", 3),
+        ("reliability.costs --attacks '12 impossible shapes' 'wrong bodies of 40 callers beside a 404'", 3),
         ("reliability.restarts", 14),
         ("reliability.chaos --clients 32", 6),
         ("reliability.storm --seconds 0.5 --few 8 --many 24", 8),

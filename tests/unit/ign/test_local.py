@@ -26,7 +26,7 @@ TILE = 32
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A model of one size and one of any, of which nothing listens, and nothing is left."""
     write_model(tmp_path / "models")
-    shape, tiles = (1, TILE, TILE), {"overlap": 1}
+    shape, tiles = (1, TILE, TILE), {"overlap": 1, "smaller": (16,)}
     write_model(tmp_path / "models", "pages", shape=shape, polarity="none", imported=True, tiles=tiles)
     for name, value in {"MODEL_DIR": tmp_path / "models", "DEFAULT_MODEL": "toy", "DEVICE": "cpu"}.items():
         monkeypatch.setenv(f"IGN_{name}", str(value))
@@ -127,7 +127,6 @@ def test_options_of_a_service_have_their_meaning(tmp_path: Path) -> None:
         ("--steps 0", "--steps: must be at least 1"),
         ("--model nobody", "no model 'nobody'; there is pages/1, toy/1"),
         ("--format npy --scale 2", "scale: only images of 8 bits"),
-        ("--mask in/2.png", "mask: is not a PNG"),
     ],
 )
 def test_what_the_service_rejects_is_one_line(words: str, says: str, folder: Path, tmp_path: Path) -> None:

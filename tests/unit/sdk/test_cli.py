@@ -93,7 +93,7 @@ def test_generate_into_a_folder(shell: Shell, service: Service, tmp_path: Path) 
     assert names(out) == [f"7-{i:02}.png" for i in range(3, 23)]
     assert (shell.out, shell.err) == (f"{out}: seed 7\n", "")
     whole = {path.name: path.read_bytes() for path in out.iterdir()}
-    with Client(service.url) as client:
+    with Client(service.url, timeout=300) as client:
         assert whole["7-22.png"] == client.generate(seed=7, offset=22, steps=2)[0].bytes
     for name in ("7-04.png", "7-05.png", "7-09.png"):  # an interrupted command goes on
         (out / name).unlink()
@@ -103,6 +103,16 @@ def test_generate_into_a_folder(shell: Shell, service: Service, tmp_path: Path) 
     assert shell("generate", "-o", out, "--format", "npy", "--noise-scale", 0.5, "--model", "colour") == DONE
     seed = shell.out.rpartition(" ")[2].strip()  # that it chose
     assert np.load(out / f"{seed}-0.npy").shape == (3, 8, 8)
+
+
+def test_a_text_is_a_seed(shell: Shell, tmp_path: Path) -> None:
+    command = ("generate", "--seed", "a/b c", "-o", tmp_path)
+    assert shell(*command) == DONE
+    assert shell(*command, "--skip-existing") == DONE
+    assert names(tmp_path) == ["a%2Fb c-0.png"]
+    assert shell("interpolate", "Ada:0", "1", "--frames", 2, "-o", tmp_path / "walk") == DONE
+    assert shell("generate", "--seed", "Ada", "-o", tmp_path) == DONE
+    assert (tmp_path / "Ada-0.png").read_bytes() == (tmp_path / "walk" / "000.png").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -126,7 +136,7 @@ def test_project_a_folder(shell: Shell, service: Service, scans: Path, tmp_path:
     out = tmp_path / "out"
     assert shell("project", scans, "-o", out, "--steps", 2, "--format", "jpeg", "--invert", "false") == DONE
     assert names(out) == ["a.jpg", "b.jpg", "more/a.jpg"]
-    with Client(service.url) as client:
+    with Client(service.url, timeout=300) as client:
         (image,) = client.project(scans / "b.png", steps=2, format="jpeg", invert=False)
     assert (out / "b.jpg").read_bytes() == image.bytes
     assert (shell.out, shell.err) == (f"{out}: 3 images\n", "")
@@ -223,7 +233,7 @@ def test_interpolate(shell: Shell, service: Service, tmp_path: Path) -> None:
     assert shell("interpolate", 1, 2, "--frames", 3, "--method", "lerp", "-o", out) == DONE
     assert names(out) == ["000.png", "001.png", "002.png"]
     assert shell.out == f"{out}: 3 frames\n"
-    with Client(service.url) as client:
+    with Client(service.url, timeout=300) as client:
         assert (out / "002.png").read_bytes() == client.generate(seed=2)[0].bytes
 
 
@@ -232,7 +242,7 @@ def test_score(shell: Shell, service: Service, scans: Path) -> None:
     head, *lines = [line.split("\t") for line in shell.out.splitlines()]
     assert head == ["file", "distance", "drift", "percentile", "in_distribution"]
     assert [line[0] for line in lines] == [str(scans / name) for name in ("a.png", "b.png", "more/a.png")]
-    with Client(service.url) as client:
+    with Client(service.url, timeout=300) as client:
         scores = client.score([Path(line[0]) for line in lines], invert=True, resize="crop")
     assert [float(line[1]) for line in lines] == [score.distance for score in scores]
     assert shell("score", scans, "--json") == DONE
@@ -254,7 +264,7 @@ def test_models(shell: Shell, service: Service) -> None:
     assert shell("models") == DONE
     head, *lines = [line.split("\t") for line in shell.out.splitlines()]
     assert head == ["model", "shape", "device", "default"]
-    with Client(service.url) as client:
+    with Client(service.url, timeout=300) as client:
         served = client.models()
     assert [line[0] for line in lines] == [card.ref for card in served]
     assert [line[0] for line in lines if line[3] == "yes"] == [served.default]
@@ -446,7 +456,7 @@ def test_a_disk_that_is_full(shell: Shell, tmp_path: Path, monkeypatch: pytest.M
         ("score missing", "missing: no such file"),
         ("project x.png -o out --mask missing.png", "missing.png: no such file"),
         ("project x.png x.jpg -o out", "x.png and x.jpg would both become out/x.png"),
-        ("interpolate 1 two -o x.gif", "two: no such file"),
+        ("interpolate 1 two.png -o x.gif", "two.png: no such file"),
         ("generate -n 0 -o out", "-n: expected 1 or more"),
         ("--deadline -1 generate -o out", "deadline: expected seconds above 0"),
         *((f"{command} -o out --columns 2", "--columns: ") for command in ("generate", "interpolate 1 2")),
@@ -532,7 +542,7 @@ def test_as_a_process(service: Service, tmp_path: Path, redirection: str) -> Non
             env=environment(IGN_BASE_URL=url, NO_PROXY="*"),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=1800,
             check=False,
         )
         if name == "seven.png":

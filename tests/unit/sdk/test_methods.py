@@ -187,7 +187,7 @@ def test_calls_within_a_process(models: Path) -> None:
 
 
 def test_a_client_may_be_shared_by_threads(service: Service) -> None:
-    with Client(service.url) as client, ThreadPoolExecutor(8) as pool:
+    with Client(service.url, timeout=300) as client, ThreadPoolExecutor(8) as pool:
         together = client.generate(n=16, seed=1)
         alone = list(pool.map(lambda i: client.generate(seed=1, offset=i)[0], range(16)))
     assert [image.bytes for image in alone] == [image.bytes for image in together]

@@ -52,7 +52,7 @@ def test_reprs_are_readable_and_hold_no_bytes(service: Service) -> None:
     )
     assert repr(dataclasses.replace(IMAGE, trajectory=())).endswith("distance=0.5)")
     assert repr(Picture(bytes=b"x", format="npy")) == "Picture(bytes=<1 bytes>, format='npy')"
-    with Client(service.url) as client:
+    with Client(service.url, timeout=300) as client:
         found = [client.generate_as("png", n=2), client.latent_interpolate([1, 2])[1], client.model("grey")]
     for value in found:
         assert len(repr(value)) < 400, repr(value)
@@ -176,7 +176,7 @@ def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as pool:
         received = pool.submit(pipe.read_bytes)
         IMAGE.save(pipe)
-        assert received.result(timeout=30) == IMAGE.bytes
+        assert received.result(timeout=300) == IMAGE.bytes
     assert pipe.is_fifo()
     reading, writing = os.pipe()
     with open(reading, "rb") as file:

@@ -45,7 +45,7 @@ def test_every_page_of_a_tiff_is_an_image(service: Service, ask: Ask) -> None:
     assert [image.bytes for image in done.answer] == expected[1:]
 
 
-@pytest.mark.parametrize("options", [{}, {"seed": 7, "offset": 5}, {"scale": 32, "n": 20}])
+@pytest.mark.parametrize("options", [{}, {"seed": 7, "offset": 5}, {"seed": "Ada", "n": 70}, {"scale": 32, "n": 20}])
 def test_any_number_of_generated_images(service: Service, ask: Ask, options: dict[str, Any]) -> None:
     n, start = options.get("n", 150), options.get("offset", 0)
     found = ask(service.url, "generate", **{"n": n, "record": [0], **options})

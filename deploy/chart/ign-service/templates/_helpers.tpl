@@ -32,13 +32,6 @@ labels:
 {{ if ne .Values.workload "job" }}{{ .Values.keys.secret }}{{ end }}
 {{- end }}
 
-{{/* The Secret with which the service reads models from a registry; KServe reads them itself. */}}
-{{- define "ign.registry" -}}
-{{- with .Values.models }}
-{{- if and (eq .source "bucket") (hasPrefix "oci://" .bucket) (ne $.Values.workload "kserve") }}{{ .secret }}{{ end }}
-{{- end }}
-{{- end }}
-
 {{/* A value as the service reads it: Helm holds numbers as floats, and would write 33554432 as 3.3554432e+07. */}}
 {{- define "ign.text" -}}
 {{ if and (kindIs "float64" .) (eq (floor .) .) }}{{ printf "%.0f" . }}{{ else }}{{ . }}{{ end }}
@@ -78,23 +71,18 @@ labels:
 {{/* env and envFrom of a container. Ray's replicas read the settings from their application. */}}
 {{- define "ign.env" -}}
 {{- $settings := ternary dict (include "ign.settings" . | fromYaml) (eq .Values.workload "ray") }}
-{{- $registry := include "ign.registry" . }}
-{{- if or $settings $registry .Values.env }}
+{{- if or $settings .Values.env }}
 env:
   {{- range $name, $value := $settings }}
   - {name: {{ $name }}, value: {{ $value | quote }}}
-  {{- end }}
-  {{- if $registry }}
-  - {name: DOCKER_CONFIG, value: /run/registry}
   {{- end }}
   {{- with .Values.env }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
 {{- end }}
-{{- $store := ternary "" .Values.models.secret (hasPrefix "oci://" .Values.models.bucket) }}
-{{- if or .Values.envFrom $store }}
+{{- if or .Values.envFrom .Values.models.secret }}
 envFrom:
-  {{- with $store }}
+  {{- with .Values.models.secret }}
   - secretRef: {name: {{ . }}}
   {{- end }}
   {{- with .Values.envFrom }}
@@ -154,9 +142,9 @@ securityContext:
 {{- $mounts := list }}
 {{- if ne .Values.workload "ray" }}{{ $mounts = append $mounts (dict "name" "tmp" "mountPath" "/tmp") }}{{ end }}
 {{- if include "ign.keys" . }}{{ $mounts = append $mounts (dict "name" "keys" "mountPath" "/run/ign" "readOnly" true) }}{{ end }}
-{{- if include "ign.registry" . }}{{ $mounts = append $mounts (dict "name" "registry" "mountPath" "/run/registry" "readOnly" true) }}{{ end }}
 {{- if and (ne .Values.models.source "image") (ne .Values.workload "kserve") }}
-{{- $mounts = append $mounts (dict "name" "models" "mountPath" "/models" "readOnly" (ne .Values.models.source "bucket")) }}
+{{- $folder := ternary (dict "subPath" "models") dict (eq .Values.models.source "volume") }}{{/* as KServe expects it */}}
+{{- $mounts = append $mounts (merge (dict "name" "models" "mountPath" "/models" "readOnly" (ne .Values.models.source "bucket")) $folder) }}
 {{- end }}
 {{- dict "volumeMounts" (concat $mounts .Values.volumeMounts) | toYaml }}
 {{- end }}
@@ -165,10 +153,6 @@ securityContext:
 {{- $volumes := list }}
 {{- if ne .Values.workload "ray" }}{{ $volumes = append $volumes (dict "name" "tmp" "emptyDir" (dict "sizeLimit" .Values.tmpSize)) }}{{ end }}
 {{- with include "ign.keys" . }}{{ $volumes = append $volumes (dict "name" "keys" "secret" (dict "secretName" . "defaultMode" 288)) }}{{ end }}{{/* 0440 */}}
-{{- with include "ign.registry" . }}
-{{- $docker := dict "key" ".dockerconfigjson" "path" "config.json" }}
-{{- $volumes = append $volumes (dict "name" "registry" "secret" (dict "secretName" . "defaultMode" 288 "items" (list $docker))) }}
-{{- end }}
 {{- if ne .Values.workload "kserve" }}
 {{- with .Values.models }}
 {{- $kind := get (dict

@@ -98,7 +98,7 @@ def test_torchrun(data_file: Path, tmp_path: Path) -> None:
         env=environment(OMP_NUM_THREADS="1"),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=1800,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -117,7 +117,7 @@ def test_percentiles_lie_between_the_quantiles_and_never_beyond(distance: float,
 def test_batches_of_tiles_are_those_of_the_card() -> None:
     tiled = make_card(tiles={"overlap": 1, "smaller": (2,)}, buckets=(1, 2))
     assert (tiled.batch_rows(64), tiled.batch_rows(1), make_card().batch_rows(128)) == (2, 1, 128)
-    assert tiled.row_shapes == [(1, 2, 2), (1, 8, 8)]
+    assert tiled.row_shapes == [(1, 2, 2), (1, 2, 8), (1, 8, 2), (1, 8, 8)]
 
 
 GREY = (1, 8, 8)

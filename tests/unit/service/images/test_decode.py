@@ -20,8 +20,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from service.domain.errors import IgnError, InvalidContent, TooLarge
-from service.images.decode import DecodeLimits, Picture, load_png, open_image
-from service.images.untrusted import MAX_PARTS, PNG_SIGNATURE, exif_transpose, is_small, png_chunks
+from service.images.decode import DecodeLimits, ImageBytes, Picture, load_png
+from service.images.untrusted import MAX_PARTS, PNG_SIGNATURE, exif_transpose, is_png_of, png_chunks
 from tests.helpers.pictures import (
     GREY,
     GREY_ALPHA,
@@ -29,6 +29,7 @@ from tests.helpers.pictures import (
     PALETTE,
     RGB,
     RGBA,
+    THREAD,
     chunk,
     damaged,
     decode_picture,
@@ -380,15 +381,15 @@ def test_parts_are_bounded(build: Callable[[bytes], bytes], part: bytes) -> None
 
 
 def test_a_second_header_is_refused() -> None:
-    """`is_small` reads the first one, and Pillow would believe the last one."""
+    """`is_png_of` reads the first one, and Pillow would believe the last one."""
     first, second = (chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)) for side in (8, 4000))
     pixels = save(noise(8, 8))
     for place in (pixels.index(b"IDAT") - 4, len(pixels) - 12):
         data = pixels[:place] + second + pixels[place:]
-        assert is_small(data)
+        assert is_png_of(data, (8, 8))
         with pytest.raises(InvalidContent):
             decode(data, LARGE)
-        assert open_image(data, LARGE, field="image").pixels == 0
+        assert ImageBytes("image", data).open(THREAD, LARGE).pixels == 0
     with pytest.raises(InvalidContent):
         decode(pixels[:8] + first + pixels[8:], LARGE)
 
@@ -423,16 +424,31 @@ TINY = save(noise(28, 28))
 
 
 @pytest.mark.parametrize(
-    ("data", "small"),
+    ("data", "size"),
     [
-        *((with_size("PNG", *size), True) for size in ((28, 28), (128, 128), (1, 16384))),
-        *((with_size("PNG", *size), False) for size in ((129, 128), (16384, 16384), (2**31 - 1, 2**31 - 1))),
-        (TINY[:23], False),
-        (save(noise(28, 28), "JPEG"), False),
+        *((with_size("PNG", *size), size) for size in ((28, 28), (128, 128), (1, 16384))),
+        (save(noise(28, 28, 4)), (28, 28)),
     ],
 )
-def test_a_png_of_few_pixels_is_small(data: bytes, small: bool) -> None:
+def test_a_small_png_of_the_wanted_size_is_recognised(data: bytes, size: tuple[int, int]) -> None:
     text = b64encode(data).decode()
-    assert [is_small(form) for form in (data, text, f"data:image/png;base64,{text}")] == [small] * 3
-    assert not any(map(is_small, (f" {text}", "no base64!", "data:")))  # rare forms are left to the codec pool
-    assert [is_small(TINY + bytes(size - len(TINY))) for size in (1 << 14, (1 << 14) + 1)] == [True, False]
+    assert all(is_png_of(form, size) for form in (data, text, f"data:image/png;base64,{text}"))
+    assert not is_png_of(data, (size[0] + 1, size[1]))
+    assert not any(is_png_of(form, size) for form in (f" {text}", "no base64!", "data:"))  # the codec pool reads them
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(with_size("PNG", *size) for size in ((129, 128), (16384, 16384), (2**31 - 1, 2**31 - 1))),
+        TINY[:32],
+        save(noise(28, 28), "JPEG"),
+        TINY + bytes((1 << 14) + 1 - len(TINY)),
+        TINY[:29] + bytes(4) + TINY[33:],
+    ],
+    ids=["large", "larger", "huge", "cut", "jpeg", "long", "checksum"],
+)
+def test_other_files_are_left_to_the_codec_pool(data: bytes) -> None:
+    width, height = struct.unpack_from(">II", data.ljust(24, b"\0"), 16)
+    assert not is_png_of(data, (width, height))
+    assert not is_png_of(data, (28, 28))

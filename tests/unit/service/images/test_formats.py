@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.domain.errors import IgnError, InvalidContent, TooLarge
-from service.images.decode import DecodeLimits, is_picture, open_image
+from service.images.decode import DecodeLimits, is_picture
 from service.images.formats import avif_still, tiff_pages
 from service.images.untrusted import MAX_PARTS
 from tests.helpers.pictures import damaged, decode_picture, noise, save, smooth
@@ -111,7 +111,7 @@ SCAN = save(PAGES[0], "TIFF", save_all=True, append_images=PAGES[1:], compressio
 
 
 def test_pages() -> None:
-    files = [page.file(with_orientation=True) for page in tiff_pages(SCAN)]
+    files = [page.file() for page in tiff_pages(SCAN)]
     assert [levels(file).tolist() for file in files] == [np.asarray(page).tolist() for page in PAGES]
     assert sum(map(len, files)) < len(SCAN) + 600  # each has its own strips only
     with pytest.raises(InvalidContent, match="TIFF of 3 pages, where one image is expected"):
@@ -174,7 +174,7 @@ def test_too_many_pixels_are_refused_before_decoding(form: str) -> None:
     limits = DecodeLimits(max_pixels=20_000)
     tracemalloc.start()
     with pytest.raises(TooLarge, match=r"^image: 16384×"):
-        open_image(bytes(data), limits, field="image").decode()
+        decode_picture(bytes(data), limits)
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
 
@@ -237,7 +237,7 @@ def test_an_avif_of_more_pixels_than_it_says_is_rejected_before_decoding() -> No
     at = data.index(b"ispe") + 8
     data[at : at + 8] = struct.pack(">II", 16, 16)
     with pytest.raises(InvalidContent):
-        open_image(bytes(data), DecodeLimits(max_pixels=1000), field="image").decode()
+        decode_picture(bytes(data), DecodeLimits(max_pixels=1000))
 
 
 def box(kind: bytes, content: bytes) -> bytes:

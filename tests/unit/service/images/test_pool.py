@@ -16,7 +16,7 @@ async def occupied(pool: CodecPool, free: threading.Event) -> list["asyncio.Task
     """Jobs that hold every thread until ``free`` is set."""
     began = threading.Barrier(pool.threads + 1)
 
-    def hold() -> bool:
+    def hold(_: object) -> bool:
         began.wait(10)
         return free.wait(10)
 
@@ -25,18 +25,23 @@ async def occupied(pool: CodecPool, free: threading.Event) -> list["asyncio.Task
     return jobs
 
 
+def first(number: int, _: object) -> int:
+    return number
+
+
 def test_pool_jobs_run_in_threads_and_are_observed() -> None:
     seen: list[tuple[str, bool]] = []
 
     async def main() -> None:
         pool = CodecPool(2, lambda operation, seconds: seen.append((operation, 0 <= seconds < 10)))
-        assert await pool.run("decode", threading.get_ident) != threading.get_ident()
+        assert await pool.run("decode", lambda _: threading.get_ident()) != threading.get_ident()
         with pytest.raises(ZeroDivisionError):
-            await pool.run("encode", lambda: 1 // 0)
-        assert sorted(await asyncio.gather(*(pool.run("decode", partial(abs, i)) for i in range(9)))) == list(range(9))
+            await pool.run("encode", lambda _: 1 // 0)
+        numbers = await asyncio.gather(*(pool.run("decode", partial(first, i)) for i in range(9)))
+        assert sorted(numbers) == list(range(9))
         pool.close()
         with pytest.raises(RuntimeError):
-            await pool.run("decode", int)
+            await pool.run("decode", str)
 
     asyncio.run(main())
     assert seen == [("decode", True), ("encode", True)] + [("decode", True)] * 9
@@ -46,7 +51,7 @@ class Body:
     """What a job holds."""
 
 
-def fail(body: Body) -> None:
+def fail(body: Body, _: object) -> None:
     raise ValueError
 
 
@@ -66,7 +71,7 @@ def test_a_pool_job_that_fails_or_that_nobody_waits_for_holds_nothing() -> None:
         assert pool.waiting == 0
         body = Body()
         seen = weakref.ref(body)
-        gone = asyncio.create_task(pool.run("decode", partial(lambda _: ran.set(), body)))
+        gone = asyncio.create_task(pool.run("decode", partial(lambda *_: ran.set(), body)))
         del body
         await asyncio.sleep(0)
         assert pool.waiting == 1
@@ -77,12 +82,12 @@ def test_a_pool_job_that_fails_or_that_nobody_waits_for_holds_nothing() -> None:
         assert seen() is None  # although no thread has come to it yet
         free.set()
         assert await asyncio.gather(*holding) == [True, True]
-        assert await pool.run("decode", lambda: 1) == 1
+        assert await pool.run("decode", lambda _: 1) == 1
         assert not ran.is_set()
         assert pool.waiting == 0
         free.clear()
         holding = await occupied(pool, free)
-        waiting = asyncio.create_task(pool.run("decode", int))
+        waiting = asyncio.create_task(pool.run("decode", str))
         await asyncio.sleep(0)
         pool.close()  # cancels what waits and finishes what runs
         with pytest.raises(asyncio.CancelledError):
@@ -104,9 +109,9 @@ def test_a_caller_with_many_jobs_holds_up_nobody() -> None:
         pool, began, loop = CodecPool(2, lambda *_: None), asyncio.Queue[str](), asyncio.get_running_loop()
         free = {name: threading.Semaphore(0) for name in ("many", "one")}
 
-        def job(name: str) -> None:
+        def job(name: str, _: object) -> None:
             loop.call_soon_threadsafe(began.put_nowait, name)
-            assert free[name].acquire(timeout=10)
+            assert free[name].acquire(timeout=300)
 
         def start(name: str) -> "asyncio.Task[None]":
             return asyncio.create_task(pool.run("decode", partial(job, name), name))

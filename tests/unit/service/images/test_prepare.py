@@ -10,9 +10,9 @@ from PIL import Image
 
 from service.artifact.card import ModelCard
 from service.domain.tasks import with_chroma
-from service.images.decode import Picture, open_image
+from service.images.decode import ImageBytes, Picture
 from service.images.encode import to_uint8
-from service.images.prepare import Prepared, Resize, keep_mask, prepare, to_mask, to_rows
+from service.images.prepare import Mask, Prepared, Resize, keep_mask, prepare, to_mask, to_rows
 from tests.helpers import pictures as make
 from tests.helpers.pictures import decode_picture
 
@@ -241,10 +241,14 @@ def test_any_picture_fits_any_model(width: int, height: int, resize: Resize, tar
         assert (bottom - top if tall else right - left) == target[0 if tall else 1]
 
 
+def opened_mask(data: bytes) -> Mask:
+    return to_mask(make.THREAD, ImageBytes("mask", data).open(make.THREAD, make.LIMITS))
+
+
 def kept(
     mask: NDArray[np.uint8], subject: Picture, card: ModelCard = GREY, resize: Resize = "fit", **options: Any
 ) -> NDArray[np.bool_]:
-    decoded = to_mask(open_image(make.save(mask, **options), make.LIMITS, field="mask"))
+    decoded = opened_mask(make.save(mask, **options))
     return keep_mask(decoded, subject, card, resize=resize, field="mask")
 
 
@@ -275,5 +279,5 @@ def test_a_mask_takes_the_pictures_turn(orientation: int) -> None:
     subject = decode_picture(make.png(pixels[..., None], make.GREY, 8, before=block), make.LIMITS, field="image")
     row = levels(prepare(subject, GREY, invert=False), GREY)
     assert np.array_equal(kept(pixels, subject)[0], row < 128)
-    marked = to_mask(open_image(make.png(pixels[..., None], make.GREY, 8, before=block), make.LIMITS, field="mask"))
+    marked = opened_mask(make.png(pixels[..., None], make.GREY, 8, before=block))
     assert np.array_equal(keep_mask(marked, subject, GREY, field="mask")[0], row < 128)  # not turned twice

@@ -25,18 +25,22 @@ def refusal(directory: Path, default: str = "toy", **options: Any) -> str:
 
 @pytest.mark.parametrize(
     ("refs", "default"),
-    [(("faces/1", "faces/12"), "faces"), (("faces/1", ".hidden/1", "No Name/1"), "faces"), (("mnist/1",), "mnist")],
+    [
+        (("faces/1", "faces/12"), "faces"),
+        (("faces/1", ".hidden/1", "No Name/1"), "faces"),
+        (("stamps/1", "faces/2"), "faces"),
+        (("avatars/1", "mnist/1"), "mnist"),
+    ],
 )
-def test_without_a_default_model_the_only_one_is_it(tmp_path: Path, refs: tuple[str, ...], default: str) -> None:
+def test_without_a_default_model_it_is_mnist_or_the_first(tmp_path: Path, refs: tuple[str, ...], default: str) -> None:
     for ref in refs:
         (tmp_path / ref).mkdir(parents=True)
     guess = repository(tmp_path, "mnist", only_a_guess=True)
     guess.find_all()
     assert guess.default == default
-    (tmp_path / "stamps" / "1").mkdir(parents=True)
-    for here in (repository(tmp_path, "mnist", only_a_guess=True), repository(tmp_path, "mnist")):
-        here.find_all()
-        assert here.default == "mnist"
+    chosen = repository(tmp_path, "mnist")
+    chosen.find_all()
+    assert chosen.default == "mnist"
 
 
 def test_files_of_a_snapshot_of_the_hub_may_be_its_blobs(tmp_path: Path) -> None:

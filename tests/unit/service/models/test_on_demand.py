@@ -1,18 +1,23 @@
 """Models that are open within a limit of memory."""
 
 import asyncio
+import itertools
+import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from service.domain.errors import DeadlineExceeded, ModelFailure, StartupError
+from service.domain.errors import DeadlineExceeded, ModelFailure, NotReady, StartupError
+from service.domain.latents import FloatRows
 from service.models import on_demand
 from service.models.instances import open_instances
 from service.models.on_demand import Memory, OnDemandModel, OnDemandRepository
@@ -23,43 +28,66 @@ from service.settings import Settings
 from tests.helpers.device_fakes import is_closed
 from tests.helpers.fakes import FakeModel
 from tests.helpers.onnx_models import reference, sample_rows, write_model
-from tests.helpers.serving import marked, params, play
+from tests.helpers.serving import Clock, marked, params, play, serving
+
+PATIENCE_S = 30.0  # nothing takes a tenth of it
 
 
-def always() -> bool:
-    return True
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of `service.models.on_demand`; it stands still unless a test moves it."""
+    clock = Clock()
+    monkeypatch.setattr(on_demand, "time", SimpleNamespace(monotonic=clock))
+    return clock
 
 
-def never() -> bool:
-    return False
+class ShelfModel(OnDemandModel):
+    """`rows` are the callers that have rows; ``claimed`` tells that the model is to be released."""
 
+    def __init__(self, memory: Memory, name: str) -> None:
+        self.claimed, self.looks = threading.Event(), threading.Semaphore(0)
+        super().__init__(memory, f"{name}/1", 40 * 2**20)
+        self.rows = ["x"]
+        self.callers.append(self._look)
 
-def seen(waits: threading.Event) -> bool:
-    waits.set()
-    return True
+    def _look(self) -> list[str]:
+        self.looks.release()
+        return self.rows
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        if name == "is_claimed" and value:
+            self.claimed.set()
+
+    def waits(self) -> None:
+        """Wait until a thread waits for the model, which has looked at it twice."""
+        while self.looks.acquire(blocking=False):
+            pass
+        for _ in range(3):
+            assert self.looks.acquire(timeout=PATIENCE_S)
 
 
 class Shelf:
-    """Models of 40 MiB each within 100 MiB; `opened` has those that were opened, in order."""
+    """Models of 40 MiB each within 100 MiB, wanted by caller x; `opened` has those that were opened, in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = 100) -> None:
         self.opened: list[str] = []
         self.seen: list[tuple[int, int]] = []
-        self.memory = Memory(100, on_change=lambda count, size: self.seen.append((count, size // 2**20)))
+        self.memory = Memory(limit, on_change=lambda count, size: self.seen.append((count, size // 2**20)))
         self.models = {name: self.model(name) for name in "abc"}
 
-    def model(self, name: str, open_again: Callable[[], list[Any]] | None = None) -> OnDemandModel:
+    def model(self, name: str, open_again: Callable[[], list[Any]] | None = None) -> ShelfModel:
         def opened() -> list[Any]:
             self.opened.append(name)
             return open_again() if open_again else [FakeInstance()]
 
-        model = OnDemandModel(self.memory, f"{name}/1", 40 * 2**20)
+        model = ShelfModel(self.memory, name)
         model.open_again = opened
         return model
 
     def use(self, names: str) -> None:
         for name in names:
-            assert self.models[name].acquire(never)
+            assert self.models[name].acquire()
             self.models[name].release()
 
     def open_names(self) -> str:
@@ -71,6 +99,7 @@ class FakeInstance(FakeModel):
         pass
 
 
+@pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize(
     ("used", "opened", "left"),
     [("ab", "ab", "ab"), ("abc", "abc", "bc"), ("abac", "abc", "ac"), ("abcab", "abcab", "ab"), ("abbac", "abc", "ac")],
@@ -83,49 +112,162 @@ def test_the_model_that_was_used_least_recently_is_closed(used: str, opened: str
     assert max(size for _, size in shelf.seen) <= 100
 
 
-def test_a_model_in_use_is_never_closed_and_others_wait_for_it() -> None:
+def test_a_model_in_use_closes_once_it_is_released_and_others_wait_for_it() -> None:
     shelf = Shelf()
     for name in "ab":
-        assert shelf.models[name].acquire(always)
-    assert not shelf.models["c"].acquire(never)
+        assert shelf.models[name].acquire()
     with ThreadPoolExecutor(2) as pool:
-        waiting = [pool.submit(shelf.models["c"].acquire, always) for _ in range(2)]  # opened once, used twice
-        shelf.use("a")  # a second use does not free it
+        waiting = [pool.submit(shelf.models["c"].acquire) for _ in range(2)]  # opened once, used twice
+        assert shelf.models["a"].claimed.wait(PATIENCE_S)
         assert shelf.open_names() == "ab"
-        shelf.models["b"].release()
-        assert [each.result(30) for each in waiting] == [True, True]
-    assert shelf.open_names() == "ac"
+        shelf.models["a"].release()
+        assert [each.result(PATIENCE_S) for each in waiting] == [True, True]
+    assert shelf.open_names() == "bc"
     assert shelf.opened == ["a", "b", "c"]
 
 
-def test_who_waits_first_is_opened_first() -> None:
-    shelf, names = Shelf(), "cdef"
-    shelf.models |= {name: shelf.model(name) for name in "def"}
+def test_nothing_is_opened_that_nobody_waits_for_any_more() -> None:
+    shelf = Shelf()
     for name in "ab":
-        assert shelf.models[name].acquire(always)
-    with ThreadPoolExecutor(len(names)) as pool:
-        for name in names:
-            waits = threading.Event()
-            pool.submit(shelf.models[name].acquire, partial(seen, waits))
-            assert waits.wait(30)
-        for name in "ab" + names[:2]:
-            shelf.models[name].release()
-    assert "".join(shelf.opened) == "ab" + names
+        assert shelf.models[name].acquire()
+    shelf.models["c"].rows = []
+    assert not shelf.models["c"].acquire()
+    assert shelf.opened == ["a", "b"]
+
+
+def test_a_model_stays_open_as_long_as_opening_took(clock: Clock) -> None:
+    shelf = Shelf(limit=40)
+
+    def slow() -> list[Any]:
+        clock.now += 3.0
+        return [FakeInstance()]
+
+    shelf.models["a"] = shelf.model("a", slow)
+    assert shelf.models["a"].acquire()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(shelf.models["b"].acquire)
+        clock.now += 2.9
+        shelf.models["b"].waits()
+        assert not shelf.models["a"].claimed.is_set()
+        clock.now += 0.2
+        assert shelf.models["a"].claimed.wait(PATIENCE_S)
+        shelf.models["a"].release()
+        assert waiting.result(PATIENCE_S)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_models_are_opened_for_the_caller_that_has_had_least(clock: Clock, seed: int) -> None:
+    """However many models each caller waits for, and in whichever order they came."""
+    chance, shelf = random.Random(seed), Shelf(limit=40)
+    wanted = Counter({caller: chance.randint(1, 6) for caller in "pqrs"[: chance.randint(2, 4)]})
+    owners = list(wanted.elements())
+    chance.shuffle(owners)
+    opened: list[str] = []
+
+    def use(name: str) -> None:
+        model = shelf.models[name]
+        assert model.acquire()
+        opened.append(model.rows[0])
+        clock.now += 1.0
+        model.release()
+
+    assert shelf.models["a"].acquire()
+    with ThreadPoolExecutor(len(owners)) as pool:
+        for number, owner in enumerate(owners):
+            name = f"{owner}{number}"
+            shelf.models[name] = model = shelf.model(name)
+            model.rows = [owner]
+            pool.submit(use, name)
+            model.waits()
+        shelf.models["a"].release()
+    assert len(opened) == len(owners)
+    for end in range(len(opened)):
+        had, left = Counter(opened[:end]), Counter(opened[end:])
+        assert max(had[each] for each in left) - min(had[each] for each in left) <= 1, opened
+
+
+def test_a_stream_of_one_caller_closes_between_two_steps_for_another_caller(clock: Clock) -> None:
+    """And goes on later, with the same numbers."""
+    shelf, steps, allowed = Shelf(limit=40), itertools.count(1), threading.Semaphore(0)
+    first, second = shelf.models["a"], shelf.models["b"]
+    done = 0
+
+    def step(rows: FloatRows) -> FloatRows:
+        nonlocal done
+        assert allowed.acquire(timeout=PATIENCE_S)
+        done = next(steps)
+        return rows * np.float32(0.5)
+
+    async def main() -> None:
+        with ExitStack() as stack:
+            streaming = stack.enter_context(serving(FakeModel(function=step), memory=first))
+            other = stack.enter_context(serving(FakeModel(), memory=second))
+            first.callers[:1] = second.callers[:1] = []
+            stream = asyncio.create_task(streaming.run(marked(1), params(40, tolerance=1e-30, key="a")))
+            allowed.release(3)
+            asked = asyncio.create_task(other.run(marked(2), params(key="b")))
+            assert await asyncio.to_thread(first.claimed.wait, PATIENCE_S)
+            allowed.release(4 - done)  # the step that runs, if any, may end
+            np.testing.assert_array_equal((await asyncio.wait_for(asked, PATIENCE_S)).rows, marked(1))
+            assert done <= 4
+            allowed.release(40)
+            np.testing.assert_array_equal((await stream).rows, marked(2.0**-40))
+
+    asyncio.run(main())
+    assert shelf.opened == ["a", "b", "a"]
+
+
+def test_who_cannot_have_a_model_before_the_deadline_hears_so_at_once(clock: Clock) -> None:
+    shelf = Shelf(limit=40)
+
+    def slow() -> list[Any]:
+        clock.now += 3.0
+        return [FakeInstance()]
+
+    shelf.models["c"] = shelf.model("c", slow)
+    for name in "ca":
+        shelf.use(name)
+        clock.now += 3.0
+
+    async def main(scheduler: Scheduler) -> None:
+        with pytest.raises(NotReady) as caught:
+            await scheduler.run(marked(1), params(deadline=clock.now + 5.0))
+        assert caught.value.retry_after == 6.0
+        await scheduler.run(marked(1), params(deadline=clock.now + 7.0))
+
+    play(main, FakeModel(), memory=shelf.models["c"], clock=clock)
+    assert shelf.opened == ["c", "a", "c"]
+
+
+def test_models_of_callers_that_have_had_more_do_not_count_in_that_prediction(clock: Clock) -> None:
+    shelf = Shelf(limit=40)
+    for model in shelf.models.values():
+        model.opening_s = 1.0
+    assert shelf.models["a"].acquire()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(shelf.models["b"].acquire)
+        shelf.models["b"].waits()
+        clock.now += 1.0
+        shelf.models["b"].waits()
+        assert shelf.models["a"].seconds_to_open("x") == 0.0
+        assert shelf.models["c"].seconds_to_open("x") == 4.0
+        assert shelf.models["c"].seconds_to_open("newcomer") == 2.0
+        shelf.models["a"].release()
+        assert waiting.result(PATIENCE_S)
 
 
 def test_closing_a_model_ends_the_wait_for_it_and_frees_its_room() -> None:
     shelf = Shelf()
     for name in "ab":
-        assert shelf.models[name].acquire(always)
+        assert shelf.models[name].acquire()
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(shelf.models["c"].acquire, always)
+        waiting = pool.submit(shelf.models["c"].acquire)
         shelf.models["c"].close()
-        assert not waiting.result(30)
+        assert not waiting.result(PATIENCE_S)
     shelf.models["a"].close()
     assert shelf.seen[-1] == (1, 40)
-    with pytest.raises(ModelFailure) as caught:
+    with pytest.raises(ModelFailure, match="is closed"):
         shelf.models["a"].call(0, "run", marked(1))
-    assert caught.value.reason == "it is closed"
 
 
 def test_a_model_that_cannot_be_opened_says_why_and_takes_no_room_until_it_can() -> None:
@@ -137,7 +279,7 @@ def test_a_model_that_cannot_be_opened_says_why_and_takes_no_room_until_it_can()
         return [FakeInstance()]
 
     model = shelf.model("d", fail)
-    assert model.acquire(always)
+    assert model.acquire()
     assert (model.failure, shelf.seen[-1]) == ("d/1/model.onnx: changed", (0, 0))
     with pytest.raises(ModelFailure, match="cannot be opened") as caught:
         model.call(0, "run", marked(1))
@@ -148,25 +290,25 @@ def test_a_model_that_cannot_be_opened_says_why_and_takes_no_room_until_it_can()
 
 def test_what_needs_more_than_there_is_is_refused() -> None:
     shelf = Shelf()
-    assert shelf.models["a"].acquire(always)
+    assert shelf.models["a"].acquire()
     shelf.memory.resize(shelf.models["a"], 100 * 2**20)
     with pytest.raises(StartupError, match="needs 101 MiB, more than IGN_MODEL_MEMORY_MIB=100"):
         shelf.memory.resize(shelf.models["a"], 101 * 2**20)
 
 
-def test_rows_wait_for_memory_until_their_deadline_and_later_ones_run() -> None:
+def test_rows_wait_for_memory_until_their_deadline_and_later_ones_run(clock: Clock) -> None:
     """A worker keeps the model while rows are left, and gives it back when it is idle."""
     shelf = Shelf()
-    shelf.use("ab")
 
     async def main(scheduler: Scheduler) -> None:
+        shelf.models["c"].callers[:1] = []
         for name in "ab":
-            assert shelf.models[name].acquire(always)
+            assert shelf.models[name].acquire()
         with pytest.raises(DeadlineExceeded):
             await scheduler.run(marked(1), params(deadline=time.monotonic() + 0.05))
         shelf.models["a"].release()
         np.testing.assert_array_equal((await scheduler.run(marked(2), params())).rows, marked(1))
-        assert await asyncio.to_thread(shelf.models["a"].acquire, always)  # waits until the worker gives "c" back
+        assert await asyncio.to_thread(shelf.models["a"].acquire)  # waits until the worker gives "c" back
 
     play(main, FakeModel(), memory=shelf.models["c"])
     assert shelf.open_names() == "ab"
@@ -177,7 +319,7 @@ class Library:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
         size = {(folder / ref / "model.onnx").stat().st_size for ref in ("toy/1", "toy/2", "toy/3")}
-        monkeypatch.setattr(on_demand, "_resident_bytes", lambda: 0)
+        monkeypatch.setattr(on_demand, "resident_bytes", lambda: 0)
         monkeypatch.setattr(on_demand, "_ESTIMATE", 4)
         monkeypatch.setattr(on_demand, "_MIB", 4 * max(size))  # of two instances
         settings, self.opened = Settings(device="cpu", threads=2), list[OnnxModel]()
@@ -235,7 +377,7 @@ def test_a_model_that_is_too_large_or_broken_takes_no_room(toys: Path, monkeypat
     library = Library(toys, monkeypatch, 1)
     (toys / "toy" / "2" / "golden.npz").write_bytes(b"")
     sizes = iter([0, 0, 2**30])  # the third look at the first model
-    monkeypatch.setattr(on_demand, "_resident_bytes", lambda: next(sizes, 0))
+    monkeypatch.setattr(on_demand, "resident_bytes", lambda: next(sizes, 0))
     models, failures = library.repository.load_all()
     assert list(models) == ["toy/3"]
     assert failures["toy/2"].startswith("toy/2/golden.npz: damaged")

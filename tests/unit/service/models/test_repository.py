@@ -20,8 +20,9 @@ from service.domain.tasks import Result
 from service.models import instances
 from service.models import repository as module
 from service.models.instances import open_instances
-from service.models.registry import ModelRegistry, ServedModel
+from service.models.registry import REFRESH_PAUSE_S, ModelRegistry, ServedModel
 from service.models.repository import LoadedModel, Repository
+from service.models.store import ModelStore
 from service.observability.metrics import Metrics
 from service.observability.statistics import ModelStatistics
 from service.runtime.onnx_model import OnnxModel
@@ -341,11 +342,11 @@ class Stage:
     Without `loadable` no model can be loaded; `loading` says that one tries.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, store: ModelStore | None = None) -> None:
         self.loadable, self.loading = threading.Event(), threading.Event()
         self.loadable.set()
         self.gate, self.gone, self.opened = Gate(), asyncio.Event(), list[OnnxModel]()
-        self.repository = Repository(directory, self._open, default="toy")
+        self.repository = Repository(directory, self._open, default="toy", store=store)
         self.registry = ModelRegistry(
             self.repository,
             serve=self._serve,
@@ -372,11 +373,17 @@ class Stage:
         return asyncio.create_task(self.registry.resolve("toy").scheduler.run(sample_rows(1), params()))
 
 
-def on_stage(directory: Path, play: Callable[[Stage], Awaitable[None]], *, are_closed: bool = True) -> None:
+def on_stage(
+    directory: Path,
+    play: Callable[[Stage], Awaitable[None]],
+    *,
+    are_closed: bool = True,
+    store: ModelStore | None = None,
+) -> None:
     write_model(directory)
 
     async def main() -> None:
-        stage = Stage(directory)
+        stage = Stage(directory, store)
         try:
             await play(stage)
         finally:
@@ -422,6 +429,23 @@ def test_a_directory_that_cannot_be_read_is_a_failed_load(tmp_path: Path, monkey
         assert [(entry.ref, entry.state) for entry in await stage.registry.index()] == [("toy/1", "READY")]
 
     on_stage(tmp_path, play)
+
+
+def test_two_refreshes_of_a_store_are_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("obstore", reason="needs the extra store")
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    async def play(stage: Stage) -> None:
+        monkeypatch.setattr("service.models.registry.asyncio.sleep", sleep)
+        for _ in range(2):
+            await stage.registry.load("toy")
+        assert waits[0] <= 0 < waits[1] <= REFRESH_PAUSE_S
+
+    write_model(tmp_path / "bucket")
+    on_stage(tmp_path / "copies", play, store=ModelStore((tmp_path / "bucket").as_uri(), tmp_path / "copies"))
 
 
 async def start_loading(stage: Stage, name: str) -> "asyncio.Task[None]":

@@ -1,7 +1,9 @@
 """Models of an object store, by the client for S3, GCS and Azure, here on a folder that stands for a bucket."""
 
+import json
 import shutil
 from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ from tests.helpers.onnx_models import write_model
 
 obstore = pytest.importorskip("obstore", reason="needs the extra store")
 GenericError = pytest.importorskip("obstore.exceptions").GenericError
+
+
+NOT_COPIED = "toy/2: not copied from the store; the log says why"  # which callers read
 
 
 @pytest.fixture
@@ -108,16 +113,100 @@ def test_without_the_store_the_service_starts_with_what_it_has(bucket: Path, cap
     assert list(repository(bucket).load_all().models) == ["toy/1", "toy/2"]
 
 
+@pytest.mark.parametrize("fault", [GenericError("gone"), ValueError("\x1b[2J"), KeyError("path"), RecursionError()])
+def test_whatever_the_store_raises_the_copies_serve_and_the_text_is_one_line(
+    bucket: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: Exception
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise fault
+
+    repository(bucket).load_all()
+    monkeypatch.setattr(obstore, "list", fail)
+    assert list(repository(bucket).load_all().models) == ["toy/1", "toy/2"]
+    with pytest.raises(StartupError, match=r"IGN_MODEL_DIR=file:///[ -~]+$"):
+        store_of(bucket).refresh()
+
+
+# A state file that something else wrote
+
+
+HOSTILE = ("{outside}", "../../y", "toy/../../../y", ".copied.json", "/toy/1/model.onnx")
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        json.dumps(dict.fromkeys(HOSTILE, (1, "a"))),
+        json.dumps({"x" * 300 + "/1/model.onnx": (1, "a")}),
+        json.dumps({"toy/1/model.onnx": 3}),
+        '{"toy/1/model.onnx": [1e999, "a"]}',
+        json.dumps({"toy/1/model.onnx": [[], {}]}),
+        "[1, 2]",
+        "[" * 100_000,
+        "nonsense",
+    ],
+)
+def test_a_state_file_removes_only_copies_and_stops_nothing(bucket: Path, state: str) -> None:
+    outside, other = bucket.parent / "x", bucket.parent / "y"
+    repository(bucket).load_all()
+    for file in (outside, other):
+        file.write_text("mine")
+    (store_of(bucket).folder / ".copied.json").write_text(state.replace("{outside}", str(outside)))
+    bucket.rename(bucket.with_name("away"))
+    assert list(repository(bucket).load_all().models) == ["toy/1", "toy/2"]
+    bucket.with_name("away").rename(bucket)
+    assert store_of(bucket).refresh() == {}
+    assert (outside.read_text(), other.read_text()) == ("mine", "mine")
+    assert len(files(bucket)) == 4
+
+
+# What is too much
+
+
+def listed(path: str, size: int) -> dict[str, Any]:
+    return {"path": path, "size": size, "e_tag": None}
+
+
+@pytest.mark.parametrize(
+    ("chunks", "says"),
+    [
+        (repeat([listed("notes.txt", 1)] * 1000), "holds more than 100000 objects"),
+        ([[listed(f"toy/{version}/model.onnx", 2**31 - 1) for version in range(1, 100)]], "more than 64 GiB"),
+    ],
+)
+def test_a_store_without_end_is_refused(bucket: Path, monkeypatch: pytest.MonkeyPatch, chunks: Any, says: str) -> None:
+    monkeypatch.setattr(obstore, "list", lambda _: chunks)
+    with pytest.raises(StartupError, match=f"IGN_MODEL_DIR=file:///.*{says}"):
+        store_of(bucket).refresh()
+
+
+def test_of_an_object_no_more_is_read_than_the_store_lists(bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[bytes] = []
+
+    def endless(*_: Any, **__: Any) -> Iterator[bytes]:
+        while True:
+            sent.append(bytes(1000))
+            yield sent[-1]
+
+    monkeypatch.setattr(
+        obstore, "list", lambda _: [[listed("toy/1/model.onnx", 5500), listed("toy/2/model.onnx", 2**31)]]
+    )
+    monkeypatch.setattr(obstore, "get", endless)
+    assert sorted(store_of(bucket).refresh()) == ["toy/1", "toy/2"]
+    assert len(sent) == 6
+    assert files(bucket) == {}
+
+
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
-        (OSError(28, "No space left on device"), "toy/2: not copied: toy/2/model.onnx: No space left on device"),
-        (GenericError("cut off\n\nDebug source"), "toy/2: not copied: toy/2/model.onnx: cut off"),
-        (None, "toy/2: not copied: toy/2/model.onnx: 4 bytes came, not "),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (GenericError("cut off at http://inner:1/bucket\n\nDebug source"), "cut off at http://inner:1/bucket\n"),
+        (None, "4 bytes came, not "),
     ],
 )
 def test_a_version_that_cannot_be_copied_leaves_the_earlier_one_and_the_others(
-    bucket: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception | None, says: str
+    bucket: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: Exception | None, says: str
 ) -> None:
     get = obstore.get
 
@@ -135,7 +224,8 @@ def test_a_version_that_cannot_be_copied_leaves_the_earlier_one_and_the_others(
     monkeypatch.setattr(obstore, "get", fail)
     models, failures = repository(bucket, "toy/1").load_all()
     assert list(models) == list(models)[:1] == ["toy/1"]
-    assert failures["toy/2"].startswith(says)
+    assert failures == {"toy/2": NOT_COPIED}
+    assert f"toy/2: not copied: toy/2/model.onnx: {says}" in caplog.text
     monkeypatch.undo()
     assert list(repository(bucket).load_all().models) == ["toy/1", "toy/2"]
     before = files(bucket)
@@ -143,7 +233,7 @@ def test_a_version_that_cannot_be_copied_leaves_the_earlier_one_and_the_others(
     for name in ("model.onnx", "golden.npz"):
         (bucket / "staging" / "toy" / "2" / name).replace(bucket / "toy" / "2" / name)
     monkeypatch.setattr(obstore, "get", fail)
-    assert store_of(bucket).refresh()["toy/2"].startswith(says)
+    assert store_of(bucket).refresh() == {"toy/2": NOT_COPIED}
     assert files(bucket) == before  # also golden.npz, which came whole
 
 
@@ -155,8 +245,7 @@ def test_an_object_that_changes_while_it_is_copied_is_refused(bucket: Path, monk
         return get(store, path, **options)
 
     monkeypatch.setattr(obstore, "get", change)
-    (failure,) = store_of(bucket).refresh().values()
-    assert failure.startswith("toy/2: not copied: toy/2/model.onnx: ")
+    assert store_of(bucket).refresh() == {"toy/2": NOT_COPIED}
     assert sorted(files(bucket)) == ["toy/1/golden.npz", "toy/1/model.onnx"]
 
 

@@ -13,7 +13,7 @@ from service.domain.errors import DeadlineExceeded, DeadlineUnreachable, IgnErro
 from service.domain.latents import FloatRows
 from service.domain.tasks import Result, SchedulingParams
 from service.domain.tiles import Tiling
-from service.scheduling.scheduler import Scheduler
+from service.scheduling.scheduler import Scheduler, SubmittedRun
 from service.scheduling.tiled import TiledRun
 from tests.helpers.fakes import FakeModel
 from tests.helpers.serving import params, release, submitted, until_running
@@ -22,8 +22,8 @@ IMAGE = np.arange(20 * 8, dtype=np.float32).reshape(1, 20, 8)
 TILING = Tiling((20, 8), (8, 8), overlap=0)
 
 
-async def in_thread(_: str, job: Callable[[], Any]) -> Any:
-    return await asyncio.to_thread(job)
+async def in_thread(_: str, job: Callable[[Any], Any]) -> Any:
+    return await asyncio.to_thread(job, None)
 
 
 def tiled(scheduler: Scheduler) -> TiledRun:
@@ -36,11 +36,11 @@ class Rejecting(Scheduler):
     errors: dict[int, IgnError]
     later: list[int]
 
-    async def run(self, rows: FloatRows, params: SchedulingParams) -> Result:
+    def start_run(self, rows: FloatRows, params: SchedulingParams) -> SubmittedRun:
         self.later.append(params.later_rows)
         if error := self.errors.pop(len(self.later), None):
             raise error
-        return await super().run(rows, params)
+        return super().start_run(rows, params)
 
 
 def played(errors: dict[int, IgnError], model: FakeModel | None = None) -> tuple[Result, list[int]]:
@@ -69,9 +69,11 @@ def test_what_follows_is_counted_in_tiles_of_the_size_that_waits() -> None:
     class Both:
         batch_rows, later = 1, list[tuple[int, int]]()
 
-        async def run(self, rows: FloatRows, params: SchedulingParams) -> Any:
+        def start_run(self, rows: FloatRows, params: SchedulingParams) -> Any:
             self.later.append((rows.shape[-1], params.later_rows))
-            return SimpleNamespace(rows=rows / 2, queue_s=0.0)
+            result = asyncio.get_running_loop().create_future()
+            result.set_result(SimpleNamespace(rows=rows / 2, queue_s=0.0))
+            return SimpleNamespace(result=lambda: result)
 
     both: Any = Both()
     images = [(IMAGE[:, :3, :4], Tiling((3, 4), (4, 4), overlap=4), None), (IMAGE, TILING, None)]

@@ -145,7 +145,7 @@ def stop() -> None:
 
 
 def ready(url: str) -> None:
-    while httpx.get(f"{url}/readyz").status_code != 200:
+    while httpx.get(f"{url}/readyz", timeout=PATIENCE_S).status_code != 200:
         pass
 
 
@@ -178,7 +178,7 @@ def test_what_arrives_before_the_end_is_answered(
             kept = [stack.enter_context(Connection(address)) for _ in range(4)]
             assert [one.send(HEALTH).answer()[0] for one in kept] == [200] * 4
             silent = [stack.enter_context(Connection(address)) for _ in range(4)]
-            assert httpx.get(f"{url}/healthz").status_code == 200  # so the others are accepted too
+            assert httpx.get(f"{url}/healthz", timeout=PATIENCE_S).status_code == 200  # so the others are accepted too
             stop()
             assert at_end.wait(PATIENCE_S)
             new = [stack.enter_context(Connection(address)) for _ in range(64)]
@@ -198,7 +198,7 @@ def test_a_stop_while_models_load(configured: Callable[..., None], said: Said, g
 
     def script() -> None:
         assert gate.entered.wait(PATIENCE_S)
-        assert httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
+        assert httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=PATIENCE_S).status_code == 200
         stop()
         said.until("draining: ")
         gate.opened.set()
@@ -207,7 +207,7 @@ def test_a_stop_while_models_load(configured: Callable[..., None], said: Said, g
 
 
 def test_the_delay_keeps_it_up(configured: Callable[..., None], said: Said) -> None:
-    configured(DRAIN_DELAY_S="15")  # a second signal ends it
+    configured(DRAIN_S="600", DRAIN_DELAY_S="300")  # a second signal ends it
 
     def script() -> None:
         url = said.until("listening on ")
@@ -215,8 +215,8 @@ def test_the_delay_keeps_it_up(configured: Callable[..., None], said: Said) -> N
         stop()
         said.until("draining: ")
         for _ in range(3):  # a client each, so a connection each: the listener is still there
-            assert httpx.get(f"{url}/readyz").status_code == 503
-        response = httpx.post(f"{url}/generate", json={"seed": 1})
+            assert httpx.get(f"{url}/readyz", timeout=PATIENCE_S).status_code == 503
+        response = httpx.post(f"{url}/generate", json={"seed": 1}, timeout=PATIENCE_S)
         assert (response.status_code, response.headers["Connection"]) == (200, "close")
         stop()
 
@@ -255,7 +255,7 @@ def test_a_parent_that_reads_no_beats_stops_nothing(configured: Callable[..., No
         def script() -> None:
             while True:
                 with suppress(httpx.ConnectError):
-                    assert httpx.get(f"{url}/healthz").status_code == 200
+                    assert httpx.get(f"{url}/healthz", timeout=PATIENCE_S).status_code == 200
                     return stop()
 
         assert main_beside(script, lambda: process.run_server(from_environment({}), bound, messages)) == 0
@@ -290,9 +290,9 @@ def test_without_a_device_left_it_ends_to_be_started_anew(
     def script() -> None:
         url = said.until("listening on ")
         ready(url)
-        assert httpx.post(f"{url}/generate", json={}).status_code == 200
+        assert httpx.post(f"{url}/generate", json={}, timeout=PATIENCE_S).status_code == 200
         gone.set()
-        problem(httpx.post(f"{url}/generate", json={"n": 4}), 500, "model_failure")
+        problem(httpx.post(f"{url}/generate", json={"n": 4}, timeout=PATIENCE_S), 500, "model_failure")
         said.until("draining: ")
 
     assert main_beside(script) == 1

@@ -1,13 +1,14 @@
 import asyncio
+import fcntl
 import logging
 import multiprocessing
 import resource
 import socket
+import termios
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -19,6 +20,7 @@ from service.server import open_connections
 from service.server.open_connections import OpenConnections
 from service.server.uvicorn_server import config
 from tests.helpers.connection import PATIENCE_S
+from tests.helpers.timed_loop import run_timed
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
@@ -58,10 +60,12 @@ async def healthy(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @asynccontextmanager
-async def connected(keep_alive_s: int = 75) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+async def connected(
+    keep_alive_s: int = 75, clock: Callable[[], float] = time.monotonic
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """A connection to a server with `healthy` in this event loop."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        how = config(healthy, OpenConnections(Metrics()))
+        how = config(healthy, OpenConnections(Metrics(), clock=clock))
         how.lifespan, how.timeout_keep_alive = "off", keep_alive_s
         server = uvicorn.Server(how)
         task = asyncio.create_task(server.serve([listener]))
@@ -114,13 +118,17 @@ def test_an_exception_in_one_connection_does_not_end_the_sweeps(
     assert "a defect" in caplog.text
 
 
-def test_a_client_that_takes_too_little_is_closed_and_a_slow_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(open_connections, "SWEEP_S", 0.02)
-    monkeypatch.setattr(open_connections, "READ_WINDOW_S", 0.4)
+def until_acknowledged(sender: socket.socket) -> None:
+    while any(fcntl.ioctl(sender, termios.TIOCOUTQ, bytes(4))):
+        pass
+
+
+def test_a_client_that_takes_too_little_is_closed_and_a_slow_one_is_not() -> None:
+    now = [0.0]
 
     async def main() -> None:
         metrics = Metrics()
-        connections = OpenConnections(metrics)
+        connections = OpenConnections(metrics, clock=lambda: now[0])
         stuck, trickling, slow = (Open(connections, is_busy=True) for _ in range(3))
         with socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as stack:
             clients = []
@@ -136,15 +144,18 @@ def test_a_client_that_takes_too_little_is_closed_and_a_slow_one_is_not(monkeypa
                 while True:
                     stuck.info["socket"].send(bytes(1 << 16))
             while not (stuck.is_closed and trickling.is_closed):
-                for sender, reader, count in ((trickling, clients[1], 1), (slow, clients[2], 4000)):
+                for sender, reader, count in ((trickling, clients[1], 1), (slow, clients[2], 5000)):
                     if not sender.is_closed:
                         sender.info["socket"].send(bytes(count))
-                        reader.recv(1 << 16)
-                await asyncio.sleep(0.02)
+                        reader.recv(count, socket.MSG_WAITALL)
+                        until_acknowledged(sender.info["socket"])
+                now[0] += 1.0
+                for _ in range(2):
+                    await asyncio.sleep(0)
         assert not slow.is_closed
         assert metrics.registry.get_sample_value("ign_closed_connections_total", {"reason": "send_timeout"})
 
-    run(main())
+    run_timed(main(), lambda: now[0])
 
 
 def test_beyond_the_limit_the_address_with_the_most_connections_loses_one() -> None:
@@ -167,7 +178,7 @@ def test_beyond_the_limit_the_address_with_the_most_connections_loses_one() -> N
 def test_after_a_pause_of_the_process_the_time_begins_again(monkeypatch: pytest.MonkeyPatch, start: bytes) -> None:
     """Several sweeps come before what the client sends: it may have been paused too."""
     monkeypatch.setattr(open_connections, "SWEEP_S", 0.02)
-    sweep, sweeps = OpenConnections._sweep, asyncio.Queue[None]()
+    sweep, sweeps, skipped = OpenConnections._sweep, asyncio.Queue[None](), [0.0]
 
     def counted(connections: OpenConnections) -> None:
         sweep(connections)
@@ -176,10 +187,10 @@ def test_after_a_pause_of_the_process_the_time_begins_again(monkeypatch: pytest.
     monkeypatch.setattr(OpenConnections, "_sweep", counted)
 
     async def main() -> None:
-        async with connected() as (reader, writer):
+        async with connected(clock=lambda: time.monotonic() + sum(skipped)) as (reader, writer):
             writer.write(start)
             await sweeps.get()
-            monkeypatch.setattr(open_connections, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + 60))
+            skipped.append(60.0)
             for _ in range(5):
                 await sweeps.get()
             writer.write(REQUEST.removeprefix(start))
@@ -225,7 +236,7 @@ def sweep_without_files() -> tuple[int, list[str]]:
 def test_a_lack_of_files_is_logged_once_and_counted() -> None:
     # In a process of its own: services of other tests would notice the lack as well.
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        counted, logged = pool.submit(sweep_without_files).result(60)
+        counted, logged = pool.submit(sweep_without_files).result(PATIENCE_S)
     assert counted >= 3
     assert len(logged) == 1
 

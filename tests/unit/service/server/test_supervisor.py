@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from service.domain.errors import StartupError
 from service.server import process
 from service.server.process import ChildMain, per_process_settings, supervise
 from service.settings import Settings
+from tests.helpers import live
 from tests.helpers import server_process_fakes as fakes
 from tests.helpers.connection import PATIENCE_S
 
@@ -39,11 +41,36 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(workers=2, device="cpu", threads=5, queue_rows=100, max_inflight_requests=10, model_dir=tmp_path)
 
 
+@dataclass
+class Clock:
+    """The time of the supervisor; `per_look` passes with each look at it, and no other time if it stands still."""
+
+    skipped: float = 0.0
+    per_look: float = 0.0
+    looks: int = 0
+    stands_still: bool = False
+
+    def monotonic(self) -> float:
+        self.looks += 1
+        self.skipped += self.per_look
+        return self.skipped + (0.0 if self.stands_still else time.monotonic())
+
+    def skip(self, seconds: float) -> None:
+        """Let time pass, and the supervisor look several times."""
+        self.skipped += seconds
+        looks = self.looks
+        until(lambda: self.looks > looks + 20)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(process, "time", clock)
+    return clock
+
+
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    live.until(condition, lambda: "it never came")
 
 
 def pids(settings: Settings) -> set[int]:
@@ -120,16 +147,35 @@ def test_a_process_that_dies_is_restarted_and_its_metrics_go_on(settings: Settin
 
 @pytest.mark.parametrize(("served_s", "factors"), [(60.0, [1, 2, 3, 3]), (0.0, [1, 1, 1, 1])])
 def test_a_process_that_dies_again_and_again_is_restarted_after_a_pause(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: Any, served_s: float, factors: list[int]
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: Any,
+    clock: Clock,
+    served_s: float,
+    factors: list[int],
 ) -> None:
     """The pause grows, until a process has served for a while."""
-    begun = time.monotonic()
     monkeypatch.setattr(process, "_RESTART_INTERVAL_S", 0.125)
     monkeypatch.setattr(process, "_MAX_INTERVALS", 3)
     monkeypatch.setattr(process, "_SERVED_S", served_s)
-    assert supervised(settings.replace(workers=1), fakes.serves_shortly, started(settings, 5)) in (0, 5)
-    assert time.monotonic() - begun >= 0.125 * sum(factors)
-    assert re.findall(r"next start ([0-9.]+) s after", caplog.text)[:4] == [f"{0.125 * each:g}" for each in factors]
+    clock.stands_still = True
+
+    def pauses() -> list[str]:
+        return re.findall(r"next start ([0-9.]+) s after", caplog.text)
+
+    def died(times: int) -> Callable[[], bool]:
+        return lambda: len(pauses()) == times
+
+    def script() -> None:
+        for number, factor in enumerate(factors, 1):
+            until(died(number))
+            clock.skip(0.125 * factor - 0.01)
+            assert len(pids(settings)) == number
+            clock.skipped += 0.02
+        started(settings, 5)()
+
+    assert supervised(settings.replace(workers=1), fakes.serves_shortly, script) in (0, 5)
+    assert pauses()[:4] == [f"{0.125 * each:g}" for each in factors]
 
 
 def test_processes_that_all_die_before_they_listen_end_the_service(
@@ -148,16 +194,20 @@ def test_as_long_as_one_serves_the_others_may_die(settings: Settings, monkeypatc
 
 @pytest.mark.parametrize("main", [fakes.serves, fakes.loads])
 def test_a_process_that_hangs_is_killed_and_replaced(
-    settings: Settings, main: ChildMain, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    settings: Settings, main: ChildMain, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, clock: Clock
 ) -> None:
     """One line says so: the pipe of the process ends before the process has."""
-    monkeypatch.setattr(process, "_SILENCE_S", 1.0)
+    monkeypatch.setattr(process, "_SILENCE_S", 100.0)
+    monkeypatch.setattr(process, "_START_SILENCE_S", math.inf)
 
     def script() -> None:
         started(settings, 2)()
         stopped = min(pids(settings))
         folder = Path((settings.model_dir / str(stopped)).read_text().split()[2])
         os.kill(stopped, signal.SIGSTOP)
+        clock.per_look = 1.0
+        until(lambda: "is killed" in caplog.text)
+        clock.per_look = 0.0
         started(settings, 3)()
         until(lambda: not Path(f"/proc/{stopped}").exists())
         assert 'ign_process_replacements_total{reason="hung"} 0.0' not in (folder / "supervisor.prom").read_text()
@@ -166,20 +216,13 @@ def test_a_process_that_hangs_is_killed_and_replaced(
     assert sum("is killed" in record.getMessage() for record in caplog.records) == 1
 
 
-def test_a_supervisor_that_was_stopped_kills_nobody(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_supervisor_that_was_stopped_kills_nobody(settings: Settings, clock: Clock) -> None:
     """Beats wait in the pipes meanwhile, and its own pause is no silence of a process that starts."""
-    clock = Mock(wraps=time.monotonic)
-    monkeypatch.setattr(process, "time", Mock(monotonic=clock))
-
-    def stop_for(seconds: float) -> None:
-        clock.side_effect = lambda: time.monotonic() + seconds
-        calls = clock.call_count
-        until(lambda: clock.call_count > calls + 20)
 
     def script() -> None:
-        stop_for(1000.0)
+        clock.skip(1000.0)
         started(settings, 2)()
-        stop_for(2000.0)
+        clock.skip(1000.0)
         assert len(pids(settings)) == 2
 
     assert supervised(settings, fakes.serves, script) == 0
