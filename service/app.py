@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _MAX_CODEC_THREADS = 8
 _GAUGES_S = 1.0
+_PATIENT_S = 86_400.0
 _ROUTERS = (native.router, info.router, oip.router, oip.repository, openai.router)
 _ENDPOINTS = (*native_endpoints.ENDPOINTS, *urls.ENDPOINTS, *oip.ENDPOINTS, *openai.ENDPOINTS)
 
@@ -61,13 +62,15 @@ def build_services(
     *,
     on_device_lost: Callback = lambda: None,
     shared: SharedTexts | None = None,
+    only: str | None = None,
     clock: Clock = time.monotonic,
 ) -> AppState:
     """The parts of the service without HTTP; `load_models` makes them serve. Call it on the event loop that uses them.
 
     ``on_device_lost`` is called on that event loop when a model has no device left. Only a new process can use the
     devices again. ``shared`` is where the metrics of this service and those of others are; by default in the folder of
-    `metrics_file`, if there is one. ``clock`` is `AppState.clock`.
+    `metrics_file`, if there is one. ``only`` is the one model to load, as of `Repository`; ``clock`` is
+    `AppState.clock`.
     """
     file = metrics_file()
     metrics, tracing = Metrics(shared or (SharedFiles(file) if file else None)), _start_tracing()
@@ -77,7 +80,10 @@ def build_services(
         # A body arrives in pieces, and the last one must find as much room as all before it have taken.
         Capacity.of(max(settings.max_inflight_bytes, settings.max_body_bytes), 2 * settings.max_body_bytes),
     )
-    options = repository_options(settings) | {"open_models": partial(open_instances, OnnxModel, settings)}
+    options = repository_options(settings) | {
+        "open_models": partial(open_instances, OnnxModel, settings),
+        "only": only,
+    }
     if settings.device == "auto":
         on_cpu = settings.model_copy(update={"device": "cpu"})
         options["open_on_cpu"] = partial(open_instances, OnnxModel, on_cpu)
@@ -93,7 +99,7 @@ def build_services(
         on_deactivated=metrics.unloaded,
         wait_for_requests=in_flight.wait_for_current,
     )
-    codec = CodecPool(min(available_cpus(), _MAX_CODEC_THREADS), metrics.codec)
+    codec = CodecPool(min(available_cpus(), _MAX_CODEC_THREADS), metrics.codec, daemons=only is None)
     return AppState(
         settings=settings,
         registry=registry,
@@ -134,22 +140,26 @@ async def load_models(services: AppState) -> None:
     services.metrics.ready.set(1)
 
 
-async def _close(services: AppState) -> None:
-    await services.registry.close()
+async def _close(services: AppState, seconds: float = 5.0) -> None:
+    await services.registry.close(seconds)
     services.codec.close()
     if services.tracing is not None:
         await asyncio.to_thread(services.tracing.close)
 
 
 @asynccontextmanager
-async def running_services(settings: Settings) -> AsyncIterator[AppState]:
-    """The services with their models loaded, for programs without HTTP; raises StartupError if one does not load."""
-    services = build_services(settings)
+async def running_services(settings: Settings, only: str | None = None) -> AsyncIterator[AppState]:
+    """The services with their models loaded, for programs without HTTP; raises StartupError if one does not load.
+
+    ``only``: as of `build_services`. At the end it waits for the steps that run: a thread in native code would abort
+    the process as it exits.
+    """
+    services = build_services(settings, only=only)
     try:
         await load_models(services)
         yield services
     finally:
-        await _close(services)
+        await _close(services, _PATIENT_S)
 
 
 def _log_error(error: StartupError | None) -> None:

@@ -21,6 +21,16 @@ from service.domain.rate_limit import Rate
 _LOG = logging.getLogger("service")
 PREFIX: Final = "IGN_"
 _CLIENT: Final = frozenset({"IGN_BASE_URL", "IGN_API_KEY"})  # of the client package, in the same environment
+# Of a run without HTTP nobody else sends requests, and no caller needs a key.
+_WITHOUT_HTTP: Final = {
+    "IGN_WORKERS": "1",
+    "IGN_QUEUE_ROWS": "10000000",
+    "IGN_MAX_IMAGES": "65536",
+    "IGN_MAX_INFLIGHT_BYTES": f"{2**40}",
+    "IGN_REQUEST_TIMEOUT_S": "86400",
+    **dict.fromkeys(("IGN_API_KEYS_FILE", "IGN_PRIVATE_ENDPOINTS", "IGN_RATE_LIMIT", "IGN_MODEL_MEMORY_MIB"), ""),
+}
+_UNLESS_SET: Final = {"max_pixels": 2**28, "max_request_pixels": 2**34, "max_body_bytes": 2**31 - 1, "max_steps": 10**9}
 _STORES: Final = ("s3", "gs", "az")
 _NO_REGISTRY: Final = (
     "IGN_MODEL_DIR=oci://…: the service reads no registry; mount the image as a volume of Kubernetes, "
@@ -275,6 +285,17 @@ def from_environment(overrides: Mapping[str, str] = MappingProxyType({})) -> Set
     `load_settings`.
     """
     return load_settings({**os.environ, **overrides})
+
+
+def local_settings() -> Settings:
+    """The settings of a run in this process, without HTTP and without the limits of a service; as `from_environment`.
+
+    Only sizes of images, bytes of a file and steps are limited, where the environment does so.
+    """
+    settings = from_environment(_WITHOUT_HTTP)
+    return settings.replace(
+        **{name: value for name, value in _UNLESS_SET.items() if name not in settings.model_fields_set}
+    )
 
 
 def variable_of(field: str) -> str:

@@ -16,10 +16,15 @@ T = TypeVar("T")
 PAGED: Final = (".tif", ".tiff")
 """Suffixes of files that may hold several images."""
 _CELLS: Final = 24
+_PAUSE_S: Final = 5.0
 _IMAGE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", *PAGED, ".bmp", ".gif", ".avif")
 # Control characters, ends of lines, marks that change the direction of text, and bytes that are no text.
 _UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-_IMAGE_ERRORS: Final = {"undecodable_image", "image_too_large", "too_large", "mask_size", "model_failure"}
+_BUSY: Final = {"over_share", "queue_full", "would_miss_deadline"}  # codes of a service that has other work
+_IMAGE_ERRORS: Final = _BUSY | {
+    *("undecodable_image", "image_too_large", "too_large", "mask_size", "model_failure", "internal"),
+    *("deadline_exceeded", "deadline_unreachable"),
+}
 
 
 class ResultsClosed(Exception):
@@ -138,35 +143,49 @@ def for_each_item(
     """Run ``work`` for all items in threads, in groups. A rejected item does not stop the others; returns their number.
 
     Items are taken as threads become free. If ``work`` fails because of an image, it is called again for each item of
-    the group alone. An error that would stop the other items, too, is raised.
+    the group alone; if the service is busy, after a pause, and with one thread less. An error that would stop the other
+    items, too, is raised.
     """
     done = failed = 0
     if total:
         terminal.progress(0, total)
-    items = iter(items)
-    groups = iter(lambda: list(islice(items, group)), [])
-    running: dict[Future[None], Sequence[T]] = {}
+    items, again = iter(items), list[list[T]]()
+    running: dict[Future[None], list[T]] = {}
     with ThreadPoolExecutor(jobs) as pool:
         try:
             while True:
-                running |= {pool.submit(work, each): each for each in islice(groups, max(0, 2 * jobs - len(running)))}
+                while len(running) < jobs and (some := again.pop() if again else list(islice(items, group))):
+                    running[pool.submit(work, some)] = some
                 if not running:
                     break
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     ended = running.pop(future)
                     error = _image_error(future)
-                    if error is not None and len(ended) > 1:
-                        running |= {pool.submit(work, [item]): [item] for item in ended}
-                        continue
-                    if error is not None:
-                        terminal.error(f"{ended[0]}: {error}")
-                        failed += 1
-                    done += len(ended)
-                    terminal.progress(done, total, failed)
+                    if _again(error, ended, terminal):
+                        jobs = max(1, jobs - _is_busy(error))
+                        again += [[item] for item in reversed(ended)]
+                    else:
+                        failed += error is not None
+                        done += len(ended)
+                        terminal.progress(done, total, failed)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return failed
+
+
+def _is_busy(error: Exception | None) -> bool:
+    return isinstance(error, StatusError) and error.code in _BUSY
+
+
+def _again(error: StatusError | InputError | None, items: Sequence[object], terminal: Terminal) -> bool:
+    """Whether to send the images of a rejected request again, each alone; if the service is busy, after a pause."""
+    if _is_busy(error):
+        terminal.sleep(getattr(error, "retry_after", None) or _PAUSE_S)
+    elif error is not None and len(items) == 1:
+        terminal.error(f"{items[0]}: {error}")
+        return False
+    return error is not None
 
 
 def _image_error(future: "Future[None]") -> StatusError | InputError | None:

@@ -49,11 +49,16 @@ def main(arguments: Sequence[str] | None = None, terminal: Terminal | None = Non
     return run(options, terminal or Terminal(sys.stdout, sys.stderr))
 
 
-def run(options: argparse.Namespace, terminal: Terminal, hint: str = "") -> int:
-    """Run the command of parsed arguments; returns the exit status. ``hint``: what helps if no service is reached."""
+def run(
+    options: argparse.Namespace, terminal: Terminal, hint: str = "", connect: Callable[[], Any] | None = None
+) -> int:
+    """Run the command of parsed arguments; returns the exit status.
+
+    ``hint``: what helps if no service is reached. ``connect`` makes another client, a context manager.
+    """
     settings = {"timeout": options.timeout, "deadline": options.deadline, "max_retries": options.retries}
     try:
-        with Client(options.base_url, **settings, sleep=terminal.sleep) as client:
+        with connect() if connect else Client(options.base_url, **settings, sleep=terminal.sleep) as client:
             done: bool = options.run(client, options, terminal)
     except KeyboardInterrupt:
         terminal.error("interrupted")
@@ -105,8 +110,11 @@ def generate(client: Client, options: argparse.Namespace, terminal: Terminal) ->
         # Neighbours go into one request; between them some files may exist.
         for _, pairs in groupby(enumerate(wanted), key=lambda pair: pair[1] - pair[0]):
             run = [index for _, index in pairs]
-            for image in client.generate(**{**given, "n": len(run), "seed": seed, "offset": run[0]}):
-                yield target(image.index), image
+            yield from zip(
+                map(target, run),
+                client.generate(**{**given, "n": len(run), "seed": seed, "offset": run[0]}),
+                strict=True,
+            )
 
     # Neither the indices nor their paths are listed: there may be a thousand million of them.
     pattern = re.compile(rf"{re.escape(name)}-([0-9]{{{digits}}}){re.escape(suffix)}")
@@ -148,7 +156,7 @@ def project(client: Client, options: argparse.Namespace, terminal: Terminal) -> 
         check_free(names[1:], options.force, _KEPT)
         return zip(names, images, strict=True)
 
-    size = images_of_request(options.scale, _images_of_request(client, targets))
+    size = images_of_request(options.scale, _images_of_request(client, options, targets))
     saved, failed = _save_all(targets, len(targets), project_some, options, terminal, size, "--skip-existing")
     terminal.result(f"{out}: {_count(saved)}" + (f", {failed} failed" if failed else ""))
     return not failed
@@ -187,7 +195,7 @@ def score(client: Client, options: argparse.Namespace, terminal: Terminal) -> bo
             scores.update(zip(some, [found] if len(some) == 1 else [[score] for score in found], strict=True))
 
     try:
-        size = _images_of_request(client, sources)
+        size = _images_of_request(client, options, sources)
         return not for_each_item(sources, len(sources), score_some, options.jobs, terminal, group=size)
     finally:  # also after an error, so that no score is lost
         if not options.json:
@@ -269,14 +277,17 @@ def _pages(path: Path, count: int) -> list[Path]:
     return [path, *(path.with_stem(f"{path.stem}.page{number}") for number in range(2, count + 1))]
 
 
-def _images_of_request(client: Client, sources: Collection[Path]) -> int:
+def _images_of_request(client: Client, options: argparse.Namespace, sources: Collection[Path]) -> int:
     """Most images of one request: 16, so that several requests run at a time, or fewer if the service takes fewer.
 
-    A file that may have pages is alone.
+    A file that may have pages is alone, and an image of any size, which may be large.
     """
-    if any(source.suffix.lower() in PAGED for source in sources):
+    if len(sources) < 2 or any(source.suffix.lower() in PAGED for source in sources):
         return 1
-    return max(1, min(FEW, client.models().limits.images)) if len(sources) > 1 else 1
+    models = client.models()
+    chosen = options.model or models.default
+    is_tiled = chosen in models and models[chosen].document.get("tiles") is not None
+    return 1 if is_tiled else max(1, min(FEW, models.limits.images))
 
 
 def _check_distinct(targets: Mapping[Path, Path]) -> None:

@@ -9,14 +9,14 @@ from contextlib import closing, nullcontext
 from functools import partial
 from typing import Final
 
-from pydantic import ValidationError
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from service.bulk.output import Output, check_output
-from service.bulk.pipeline import SCHEMAS, Job
-from service.domain.errors import IgnError, StartupError, reason_of
+from service.bulk.pipeline import parse_options
+from service.bulk.shards import Job
+from service.domain.errors import IgnError, StartupError
 from service.environment import prepare_process
-from service.settings import from_environment, log_name_warnings
+from service.settings import local_settings, log_name_warnings
 
 _LOG = logging.getLogger("service.bulk")
 DONE, SOME_FAILED, USAGE, STOPPED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -50,7 +50,7 @@ def _run(options: argparse.Namespace) -> int:
     prepare_process()  # before the first import of onnxruntime, whose error is less clear
     from service.bulk.run import open_input, run_local, run_on_ray
 
-    settings = from_environment()
+    settings = local_settings()
     log_name_warnings()
     check_output(output, options.input, options.pack, options.manifest)
     if options.part and options.part[0] > 1:
@@ -70,18 +70,11 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _job(options: argparse.Namespace, output: Output) -> Job:
-    names = {field for schema in SCHEMAS.values() for field in schema.model_fields}
-    values = {name: value for name, value in vars(options).items() if name in names and value is not None}
-    if options.task == "generate" and "seed" not in values:
+    if options.task == "generate" and options.seed is None:
         previous = (output.previous_job() or {}).get("options", {})
-        values["seed"] = previous.get("seed", secrets.randbits(_SEED_BITS))
-    try:
-        parsed = SCHEMAS[options.task].model_validate(values)
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        name = "-".join(str(part).replace("_", "-") for part in first["loc"])
-        raise StartupError(f"{'-' if len(name) == 1 else '--'}{name}: {reason_of(first)}") from None
+        options.seed = previous.get("seed", secrets.randbits(_SEED_BITS))
     part, shard = options.part or (1, 1), options.shard
+    parsed = parse_options(options.task, vars(options))
     return Job(options=parsed, source=options.input, column=options.column, shard=shard, pack=options.pack, part=part)
 
 
@@ -89,7 +82,7 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
     """The parser of the command line."""
     top = argparse.ArgumentParser(
         prog=prog,
-        description="Run many images through a model without a server. Models, device and limits are the settings of "
+        description="Run many images through a model without a server. Models and device are settings of "
         "the service (environment variables IGN_…). A stopped run is continued by the same command.",
         epilog="exit status: 0 all images are done; 1 done, but some images failed (with --part 0); 2 invalid command, "
         "nothing was written; 3 stopped, 130 interrupted: complete shards stay, and the same command continues",

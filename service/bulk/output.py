@@ -203,7 +203,7 @@ def progress(rate: float, left: int) -> str:
 
 def packed(pack: Pack, records: Sequence[Record], contents: Contents) -> bytes:
     """Images of a shard, by name, in one file: a WebDataset with their records, or a table as Hugging Face reads it."""
-    file, images = io.BytesIO(), dict(contents)
+    file, images = io.BytesIO(), {path.rpartition("/")[2]: data for path, data in contents}
     named = [(record, (record["picture"] or "").rpartition("/")[2]) for record in records]
     if pack == "parquet":
         rows = [{**record, "image": {"bytes": images[name], "path": name} if name else None} for record, name in named]

@@ -1,34 +1,34 @@
-"""The job of a run, and one shard of it: read and decode inputs, run the model, encode and write, as the endpoints do.
+"""Images through a model in this process, as through the endpoints: the one way of `ign bulk` and of `--local`.
 
-    range of inputs ─ read ─ decode (codec threads) ─ run (scheduler) ─ encode (codec threads) ─ write ─ records
+    decode (codec threads) ─ run (scheduler) ─ encode (codec threads)
 
-Several ranges of `max_batch_rows` are at different places at once, and more are read ahead, up to a number of bytes.
+Several groups of images are at different places at once. Of large images, one at a time runs.
 """
 
 import asyncio
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import PurePosixPath
+from math import prod
 from typing import Any, Final
 
 import numpy as np
+from pydantic import ValidationError
 
 from service.api.app_state import AppState
 from service.api.native.responses import in_distribution_fields, round_metric
-from service.api.native.schemas import Format, GenerateRequest, ImageOptions, ProjectOptions, ScoreOptions
-from service.api.native.validation import no_noise, step_params
-from service.bulk.output import COLUMNS, Fingerprint, Output, Pack, Record, packed
-from service.bulk.places import Contents, gather_all
-from service.bulk.sources import Files, SourceItem
-from service.domain.errors import IgnError, InvalidContent, ModelFailure, RequestError, StartupError, UnknownModel
-from service.domain.latents import FloatRow
-from service.domain.tasks import Images, Result, SchedulingParams, StepParams, blend_result, with_chroma
-from service.images.decode import DecodeLimits, ImageBytes
-from service.images.encode import encode, encode_npy, to_uint8
+from service.api.native.schemas import GenerateRequest, ProjectOptions, ScoreOptions
+from service.api.native.validation import image_size, no_noise, step_params
+from service.bulk.places import gather_all
+from service.domain.errors import IgnError, InvalidContent, ModelFailure, RequestError, StartupError, reason_of
+from service.domain.latents import FloatRow, NoiseSource
+from service.domain.tasks import KeepMask, Result, SchedulingParams, StepParams, blend, with_chroma
+from service.images.decode import DecodeLimits, EncodedImage, ImageBytes, Picture, memory_for
+from service.images.encode import encode, encode_npy, enlarge, to_uint8
+from service.images.formats import Resolution, resolution_of, with_resolution
 from service.images.pool import CodecThread
-from service.images.prepare import prepare
+from service.images.prepare import Mask, Pixels, keep_mask, prepare, to_mask
 
 Options = GenerateRequest | ProjectOptions | ScoreOptions
 
@@ -38,224 +38,202 @@ SCHEMAS: Final[Mapping[str, type[Options]]] = {
     "score": ScoreOptions,
 }
 """The options of each task: those of the endpoint of the same name."""
-_LAYOUT: Final = 2  # of the output folder; a run does not continue a folder of another layout
-_SUFFIXES: Final = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "npy": ".npy"}
-_MAX_STEM: Final = 80
-_BATCHES_IN_FLIGHT: Final = 4  # of an instance: one on the device, one waiting, one being decoded, one encoded
-_READ_AHEAD: Final = 256 << 20  # bytes of encoded images that are read but not yet written
+_IN_FLIGHT: Final = 4  # groups of an instance: one on the device, one waiting, one being decoded, one encoded
+_LARGE: Final = 1 << 23  # pixels
+_MAX_PAGES: Final = 1 << 16  # of a TIFF
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """What one run does."""
-
-    options: Options
-    source: str = ""  # path or URL of the images; empty for `generate`
-    column: str = "image"  # of a Parquet table, with the images
-    shard: int = 1024  # images in each, ≥ 1
-    pack: Pack = "files"
-    part: tuple[int, int] = (1, 1)  # shards of this worker: k, n are every n-th, from the k-th
+def parse_options(task: str, values: Mapping[str, Any]) -> Options:
+    """The options of a task, of ``values`` that may hold others and None; raises StartupError."""
+    names = {name for schema in SCHEMAS.values() for name in schema.model_fields}
+    try:
+        return SCHEMAS[task].model_validate({k: v for k, v in values.items() if k in names and v is not None})
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        name = "-".join(str(part).replace("_", "-") for part in first["loc"])
+        raise StartupError(f"{'-' if len(name) == 1 else '--'}{name}: {reason_of(first)}") from None
 
 
 @dataclass(slots=True, eq=False)
-class _Item:
-    record: Record  # the line of one image in the manifest, filled in step by step
-    row: FloatRow | None = None  # (C, H, W) in the model's units: the input, then the output; None if there is none
-    chroma: FloatRow | None = None  # (3, H, W) of a colour image whose luma is the row
+class Item:
+    """An image on its way: a file, or why there is none, or the number of a latent; then its result."""
+
+    source: bytes | EncodedImage | RequestError | int
+    name: str = "image"  # in errors
+    content: bytes = b""  # of the result; empty for a score, and after an error
+    measures: dict[str, Any] = field(default_factory=dict)  # as in responses
     error: IgnError | None = None
+
+    picture: Picture | None = None
+    resolution: Resolution | None = None
+    row: FloatRow | None = None  # (C, H, W) in the model's units: the input, then the output
+    chroma: FloatRow | None = None  # (3, H, W) of a colour image whose luma is the row
+    keep: KeepMask | None = None
+    pixels: Pixels | None = None
+
+    def fail(self, error: IgnError) -> None:
+        """Keep the error, without what its frames hold."""
+        self.error, self.row, self.picture = error.with_traceback(None), None, None
 
 
 class Pipeline:
-    """Processes shards of one job, whose ``source`` may be open already.
+    """Runs images through the model of some options; ``mask`` is the file of one for all.
 
-    Raises StartupError if the job asks for something that the service rejects.
+    Raises StartupError if the options ask for something that the service rejects.
     """
 
-    def __init__(self, job: Job, services: AppState, output: Output, source: Files | None) -> None:
-        settings = services.settings
-        self._job, self._services, self._output, self._source = job, services, output, source
+    def __init__(self, options: Options, services: AppState, mask: bytes | None = None) -> None:
+        self._services, self._codec = services, services.codec
+        self._limits = DecodeLimits(max_pixels=services.settings.max_pixels)
+        self._mask: Mask | None = None
+        self._mask_file = None if mask is None else ImageBytes("mask", mask)
+        self._upload = options if isinstance(options, ScoreOptions) else None
+        self._made = options if isinstance(options, GenerateRequest | ProjectOptions) else None
         try:
-            self.model = services.registry.resolve(job.options.model)
-            self._step_params = self._chosen_steps()
-        except (UnknownModel, InvalidContent) as exc:  # errors that an endpoint returns to its caller
+            self.model = services.registry.resolve(options.model)
+            self.steps = self._chosen_steps()
+        except RequestError as exc:  # errors that an endpoint returns to its caller
             raise StartupError(exc.detail) from exc
-        self.images = job.options.n if isinstance(job.options, GenerateRequest) else (source.images if source else 0)
-        self._limits = DecodeLimits(max_pixels=settings.for_images(self.model.card.tiles).max_pixels)
-        self._format = job.options.format if isinstance(job.options, GenerateRequest | ProjectOptions) else None
-        batch_rows = 1 if self.model.card.tiles else settings.max_batch_rows  # an image of any size may be large
-        self._batch_rows = min(batch_rows, settings.queue_rows, job.shard)
-        in_flight = _BATCHES_IN_FLIGHT * len(self.model.loaded.instances)
-        # The queue must have room for all batches in flight, or the scheduler would reject some.
-        self._batches = asyncio.Semaphore(max(1, min(in_flight, settings.queue_rows // self._batch_rows)))
-        self._ahead, self._is_room = list[int](), asyncio.Condition()  # bytes of each range that is read
+        self._is_tiled = self.model.card.tiles is not None
+        self._group = 1 if self._is_tiled else services.settings.max_batch_rows  # a tiled image may be large
+        self._turns = asyncio.Semaphore(_IN_FLIGHT * len(self.model.loaded.instances))
+        self._one_large = asyncio.Lock()
 
     def _chosen_steps(self) -> StepParams:
         """How f is applied to each image; raises InvalidContent for too many, or without noise."""
-        options, steps = self._job.options, self.model.card.steps
-        if not isinstance(options, GenerateRequest | ProjectOptions):
+        options, card, settings = self._made, self.model.card, self._services.settings
+        self._noise = self.model.noise
+        if options is None:
             return StepParams(steps=1, score=True)
-        if isinstance(options, GenerateRequest) and self.model.card.noise is None:
-            raise no_noise(self.model.card)
-        recommended = steps.generate if isinstance(options, GenerateRequest) else steps.project
-        return step_params(options, recommended=recommended, rows=1, settings=self._services.settings)
+        if options.format == "npy" and options.scale > 1:
+            raise InvalidContent.field("scale", "only images of 8 bits are enlarged, not arrays")
+        if isinstance(options, ProjectOptions):
+            return step_params(options, recommended=card.steps.project, rows=1, settings=settings)
+        if card.noise is None:
+            raise no_noise(card)
+        if size := image_size(options.model_copy(update={"n": 1}), card, settings):
+            self._noise = NoiseSource((card.shape[0], *size))
+        return step_params(options, recommended=card.steps.generate, rows=1, settings=settings)
 
-    def fingerprint(self) -> Fingerprint:
-        """Everything that determines the bytes of the output, as JSON values."""
-        job = self._job
-        unused = {"model", "record", *ImageOptions.model_fields} - {"format"}
-        options = job.options.model_dump(mode="json", exclude=unused)
-        if self._format:
-            options["steps"] = self._step_params.steps
-        return {
-            "layout": _LAYOUT,
-            "task": next(task for task, schema in SCHEMAS.items() if type(job.options) is schema),
-            "model": self.model.ref,
-            "digest": f"sha256:{self.model.digest}",
-            "options": options,
-            "pictures": self.images,
-            "source": self._source.digest if self._source else "",
-            "listing": self._source.listing.summary if self._source else None,
-            "shard": job.shard,
-            "pack": job.pack,
-        }
+    async def pages(self, content: bytes) -> list[Item]:
+        """An image file, or each page of a TIFF; raises RequestError if one is too large."""
+        file = ImageBytes("image", content)
+        if not file.may_have_pages:
+            return [Item(content)]
+        return await self._codec.run(
+            "decode", lambda thread: [*map(Item, file.pages(thread, self._limits, _MAX_PAGES))]
+        )
 
-    async def shard(self, number: int) -> list[Record]:
-        """Process and write one shard; raises IgnError or OSError if something else than an image fails."""
-        if (complete := await asyncio.to_thread(self._output.records, number)) is not None:  # by another worker
-            return complete
-        start = number * self._job.shard
-        stop = min(start + self._job.shard, self.images)
-        ranges = [(first, min(first + self._batch_rows, stop)) for first in range(start, stop, self._batch_rows)]
-        batches = await gather_all(self._process(number, *bounds) for bounds in ranges)
-        records = [record for batch, _ in batches for record in batch]
-        folder, contents = self._folder(number), [content for _, batch in batches for content in batch]
-        for record in records:
-            if record["picture"] is not None:
-                record["picture"] = f"{folder}/{record['picture']}"
-        if self._job.pack != "files":
-            file = await self._services.codec.run("encode", lambda _: packed(self._job.pack, records, contents))
-            await self._output.write(number, [(folder, file)])
-        return await asyncio.to_thread(self._output.finish, number, records)
+    async def run(self, items: Sequence[Item]) -> None:
+        """Run any number of images; raises IgnError if something else than an image fails."""
+        groups = range(0, len(items), self._group)
+        await gather_all(self._run(items[start : start + self._group]) for start in groups)
 
-    def _folder(self, number: int) -> str:
-        return f"{number:06}" if self._job.pack == "files" else f"{number:06}.{self._job.pack}"
-
-    async def _process(self, shard: int, start: int, stop: int) -> tuple[list[Record], Contents]:
-        """Records of some images, and those images that are still to be written."""
-        codec, source = self._services.codec, self._source
-        size = source.size(start, stop) if source else 0
-        async with self._is_room:
-            await self._is_room.wait_for(lambda: len(self._ahead) < 2 or sum(self._ahead) + size <= _READ_AHEAD)
-            self._ahead.append(size)
-        try:
-            images = await source.fetch(start, stop) if source else []
-            async with self._batches:
-                items = await codec.run("decode", partial(self._read, start, stop, images))
-                del images
+    async def _run(self, items: Sequence[Item]) -> None:
+        async with self._turns:
+            await self._codec.run("decode", partial(self._decode, items))
+            async with self._one_large if any(map(_is_large, items)) else nullcontext():
+                await self._codec.run("decode", lambda _: self._prepare(items))
                 await self._run_isolating([item for item in items if item.row is not None])
-                contents = await codec.run("encode", lambda _: self._encode(items))
-            if self._job.pack == "files":
-                await self._output.write(shard, [(f"{self._folder(shard)}/{name}", data) for name, data in contents])
-                contents = []
-        finally:
-            self._ahead.remove(size)
-            async with self._is_room:
-                self._is_room.notify_all()
-        return [item.record for item in items], contents
+            await self._codec.run("encode", lambda _: self._encode(items))
 
-    def _read(self, start: int, stop: int, images: Sequence[SourceItem], thread: CodecThread) -> list[_Item]:
-        """Seeded noise, or images decoded and fitted to the model's input as `/project` does."""
-        options = self._job.options
-        if not isinstance(options, GenerateRequest):
-            return [self._decoded(start + i, image, options, thread) for i, image in enumerate(images)]
-        seed, first = options.seed or 0, options.offset + start
-        rows = self.model.noise.rows(seed, first, stop - start, options.noise_scale)
-        return [_Item(_record(index=start + i, seed=seed, latent=first + i), row) for i, row in enumerate(rows)]
+    def _decode(self, items: Iterable[Item], thread: CodecThread) -> None:
+        for item in items:
+            try:
+                if isinstance(item.source, RequestError):
+                    raise item.source
+                if self._mask is None and self._mask_file is not None:
+                    self._mask = to_mask(thread, self._mask_file.open(thread, self._limits))
+                if isinstance(item.source, bytes):
+                    item.resolution = resolution_of(item.source) if self._is_tiled else None
+                    item.source = ImageBytes(item.name, item.source).open(thread, self._limits)
+                if isinstance(item.source, EncodedImage):
+                    with memory_for(item.source.pixels):
+                        item.picture = item.source.decode(thread)
+                        item.source = b""  # it holds the pixels, too
+            except RequestError as exc:
+                item.fail(exc)
+            if not self._is_tiled:  # the row is small, and the picture may be large
+                self._prepare([item])
 
-    def _decoded(
-        self, index: int, image: SourceItem, options: ProjectOptions | ScoreOptions, thread: CodecThread
-    ) -> _Item:
-        item = _Item(_record(index=index, source=_printable(image.name)))
-        try:
-            if isinstance(image.content, RequestError):
-                raise image.content
-            picture = ImageBytes(image.name, image.content).open(thread, self._limits).decode(thread)
-        except RequestError as exc:
-            item.error = exc
-        else:
-            width, height = picture.image.size
-            card = self.model.card.sized((height, width))
-            prepared = prepare(picture, card, resize=options.resize, invert=options.invert)
-            item.row, item.record["inverted"], item.chroma = prepared
-        return item
+    def _prepare(self, items: Iterable[Item]) -> None:
+        """Draw noise, or fit a decoded image to the model's input as `/project` does."""
+        made = self._made
+        for item in items:
+            if isinstance(item.source, int) and item.row is None and isinstance(made, GenerateRequest):
+                (item.row,) = self._noise.rows(made.seed or 0, item.source, 1, made.noise_scale)
+            elif (picture := item.picture) is not None and self._upload is not None:
+                card, resize = self.model.card.sized(picture.image.size[::-1]), self._upload.resize
+                try:
+                    if self._mask is not None:
+                        item.keep = keep_mask(self._mask, picture, card, resize=resize, field="mask")
+                    prepared = prepare(picture, card, resize=resize, invert=self._upload.invert)
+                    item.row, item.measures["inverted"], item.chroma = prepared
+                except RequestError as exc:
+                    item.fail(exc)
+                item.picture = None
 
-    async def _run_isolating(self, items: Sequence[_Item]) -> None:
+    async def _run_isolating(self, items: Sequence[Item]) -> None:
         """Run all rows as one request. If the model fails, run each alone, so that only the bad row gets the error."""
         if not items:
             return
         try:
-            result = await self._run(items)
-        except ModelFailure as exc:
+            result = await self._applied(items)
+        except (ModelFailure, RequestError) as exc:
             if len(items) == 1:
-                items[0].row, items[0].error = None, exc
+                items[0].fail(exc)
             else:
                 for item in items:
                     await self._run_isolating([item])
             return
+        await self._codec.run("encode", lambda _: self._take(items, result))
+
+    async def _applied(self, items: Sequence[Item]) -> Result:
+        rows = [item.row for item in items if item.row is not None]
+        keep = [item.keep for item in items if item.keep is not None]
+        params = SchedulingParams(step_params=self.steps)
+        if self._is_tiled:
+            return await self.model.run_tiles(rows, keep or None, lambda: params, self._codec.run)
+        return await self.model.scheduler.run(
+            np.stack(rows), replace(params, keep_mask=np.stack(keep) if keep else None)
+        )
+
+    def _take(self, items: Sequence[Item], result: Result) -> None:
+        """Give the items their measures, and their pixels instead of their rows."""
+        strength = self._made.strength if isinstance(self._made, ProjectOptions) else 1.0
         for index, item in enumerate(items):
-            item.row = with_chroma(result.rows[index], item.chroma) if self._format else None
             distance = float(result.distance[index])
-            item.record |= {
+            item.measures |= {
                 "steps": int(result.steps[index]),
                 "converged": bool(result.converged[index]),
                 "distance": round_metric(distance),
                 "drift": None if result.drift is None else round_metric(result.drift[index]),
                 **in_distribution_fields(self.model.card, distance),
             }
+            if self._made and item.row is not None:
+                item.row = with_chroma(blend(item.row, result.rows[index], strength), item.chroma)
+                if self._made.format != "npy":
+                    item.pixels, item.row = to_uint8(item.row, self.model.card), None
+            item.chroma = item.keep = None
 
-    async def _run(self, items: Sequence[_Item]) -> Result:
-        images, options = [item.row for item in items if item.row is not None], self._job.options
-        rows: Images = images if self.model.card.tiles else np.stack(images)
-        params = SchedulingParams(step_params=self._step_params)
-        if isinstance(rows, list):
-            result = await self.model.run_tiles(rows, None, lambda: params, self._services.codec.run)
-        else:
-            result = await self.model.scheduler.run(rows, params)
-        return blend_result(rows, result, options.strength if isinstance(options, ProjectOptions) else 1.0)
-
-    def _encode(self, items: Sequence[_Item]) -> Contents:
-        """Encode the images, drop their rows, and complete their records with the file name or the error."""
-        contents = []
+    def _encode(self, items: Iterable[Item]) -> None:
+        """Encode the images, in place of their pixels."""
         for item in items:
-            record, row = item.record, item.row
-            if item.error is not None:
-                record |= {"error": item.error.error_code, "detail": _detail(record["source"], item.error)}
-            elif self._format is not None and row is not None:
-                if self._format == "npy":
-                    content = encode_npy(row)
-                else:
-                    content = encode(to_uint8(row, self.model.card), self._format)
-                record["picture"] = _file_name(record, self._format)
-                contents.append((record["picture"], content))
-            item.row = item.chroma = None
-        return contents
+            try:
+                item.content = self._file(item)
+            except RequestError as exc:
+                item.fail(exc)
+            item.row = item.pixels = None
+
+    def _file(self, item: Item) -> bytes:
+        made, pixels = self._made, item.pixels
+        if pixels is None or made is None or made.format == "npy":
+            return b"" if item.row is None or made is None else encode_npy(item.row)
+        if pixels.size * made.scale**2 > self._limits.max_pixels * 3:
+            raise InvalidContent.field("scale", "the image would have too many pixels")
+        content = encode(enlarge(pixels, made.scale, made.resample), made.format)
+        return with_resolution(content, item.resolution) if item.resolution and made.scale == 1 else content
 
 
-def _record(**known: Any) -> Record:
-    return dict.fromkeys(COLUMNS) | known
-
-
-def _detail(name: str | None, error: IgnError) -> str:
-    detail = _printable(error.detail)
-    return detail if name is None or detail.startswith(name) else f"{name}: {detail}"
-
-
-def _printable(text: str) -> str:
-    """Escape what UTF-8 cannot encode: file names of Linux may be any bytes."""
-    return text.encode(errors="backslashreplace").decode()
-
-
-def _file_name(record: Record, image_format: Format) -> str:
-    """Index and shortened source name of an output, in characters that every file system allows."""
-    stem = PurePosixPath(record["source"] or f"{record['seed']}-{record['latent']}").stem
-    return f"{record['index']:08}-{re.sub(r'[^A-Za-z0-9_-]+', '_', stem)[:_MAX_STEM]}{_SUFFIXES[image_format]}"
+def _is_large(item: Item) -> bool:
+    return item.picture is not None and prod(item.picture.image.size) > _LARGE

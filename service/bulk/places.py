@@ -24,9 +24,11 @@ from service.models.store import named, open_store
 
 T = TypeVar("T")
 Contents = Sequence[tuple[str, bytes]]  # names and contents of files
+MAX_BYTES: Final = 2**31 - 1  # of one file
 _TEMP_SUFFIX: Final = ".partial"
 _IN_FLIGHT: Final = 64  # requests to a store
 _RANGE: Final = 4 << 20  # bytes of an archive or table in one request
+_PIECE: Final = 1 << 16  # bytes of an answer that are taken at a time
 _BACKOFF: Final = {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=10), "base": 2.0}
 _PATIENCE_S: Final = 60.0
 _PATIENT: Final = {"max_retries": 1000, "retry_timeout": timedelta(seconds=_PATIENCE_S), "backoff": _BACKOFF}
@@ -61,10 +63,11 @@ class Folder:
         """Open a file of this size to read parts of it; its methods raise nothing but `OSError`."""
         return (self.root / name).open("rb")
 
-    def get(self, name: str) -> bytes | None:
-        """A whole file; None if there is none of this name."""
+    def get(self, name: str, size: int = MAX_BYTES) -> bytes | None:
+        """A file; None if there is none of this name. Of one with more than ``size`` bytes, some more than those."""
         try:
-            return (self.root / name).read_bytes()
+            with (self.root / name).open("rb") as file:
+                return file.read(size + 1)
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -135,13 +138,17 @@ class Bucket:
         """As that of a folder."""
         return io.BufferedReader(_Ranges(self._get_range, name, size), _RANGE)
 
-    def get(self, name: str) -> bytes | None:
+    def get(self, name: str, size: int = MAX_BYTES) -> bytes | None:
         """As that of a folder."""
-        return self._unless_missing(lambda *where: bytes(self._api.get(*where).bytes()), name)
+        return self._unless_missing(lambda *where: _received(self._api.get(*where), size), name)
 
-    def _get_range(self, name: str, start: int, length: int) -> Any:
+    def _get_range(self, name: str, start: int, length: int) -> bytes:
         with named(self.url, StoreError):
-            return self._api.get_range(self._patient, name, start=start, length=length)
+            found = self._api.get(self._patient, name, options={"range": (start, start + length)})
+            content = _received(found, length)
+        if len(content) != length:
+            raise StoreError(f"{self.url}: {name}: another number of bytes than was asked for")
+        return content
 
     def put(self, name: str, content: bytes | IO[bytes], *, new: bool = True) -> bool:
         """As that of a folder."""
@@ -181,6 +188,16 @@ class Bucket:
 
 
 Place = Folder | Bucket
+
+
+def _received(found: Any, size: int) -> bytes:
+    """The content of an answer, which a store may send without end: no piece after more than ``size`` bytes."""
+    content = bytearray()
+    for piece in found.stream(min_chunk_size=_PIECE):
+        content += piece
+        if len(content) > size:
+            break
+    return bytes(content)
 
 
 class _Ranges(io.RawIOBase):

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from service.app import running_services
 from service.bulk.output import Output, Record, progress
-from service.bulk.pipeline import Job, Pipeline
 from service.bulk.places import gather_all, is_url
+from service.bulk.shards import Job, Shards
 from service.bulk.sources import Files, open_source
 from service.domain.errors import IgnError, StartupError
 from service.environment import available_cpus, prepare_process
@@ -66,15 +66,15 @@ class Progress:
             _LOG.info("%d/%d images, %d failed, %s", self._done, self._total, self._failed, speed)
 
 
-def start(job: Job, source: Files | None, output: Output, pipeline: Pipeline) -> ShardPlan:
+def start(job: Job, source: Files | None, output: Output, shards: Shards) -> ShardPlan:
     """Record the job in the output folder, or check that it continues the recorded one; returns what is missing."""
-    output.start(pipeline.fingerprint(), source.listing if source else None)
-    shards = -(-pipeline.images // job.shard)
+    output.start(shards.fingerprint(), source.listing if source else None)
+    count = -(-shards.images // job.shard)
     complete, (part, parts) = output.complete(), job.part
-    mine = range(part - 1, shards, parts)
+    mine = range(part - 1, count, parts)
     missing = tuple(number for number in mine if number not in complete)
-    images, left = (sum(min(job.shard, pipeline.images - n * job.shard) for n in some) for some in (mine, missing))
-    return ShardPlan(images, shards, missing, images - left)
+    images, left = (sum(min(job.shard, shards.images - n * job.shard) for n in some) for some in (mine, missing))
+    return ShardPlan(images, count, missing, images - left)
 
 
 def open_input(job: Job, output: Output, settings: Settings, *, is_part: bool) -> Files | None:
@@ -93,14 +93,14 @@ def run_local(job: Job, source: Files | None, output: Output, settings: Settings
     """
 
     async def run() -> ShardPlan:
-        async with running_services(settings) as services:
-            pipeline = Pipeline(job, services, output, source)
-            plan = start(job, source, output, pipeline)
+        async with running_services(settings, job.options.model or "") as services:
+            shards = Shards(job, services, output, source)
+            plan = start(job, source, output, shards)
             missing, progress = iter(plan.missing), Progress(plan)
 
             async def take_turns() -> None:
                 for number in missing:  # all tasks take shards from the same iterator
-                    progress.update(await pipeline.shard(number))
+                    progress.update(await shards.shard(number))
 
             with progress.bar:
                 await gather_all(take_turns() for _ in range(_SHARDS_AT_ONCE))
@@ -124,8 +124,9 @@ def run_on_ray(
 
     async def plan_run() -> ShardPlan:
         # The driver only resolves the model, for which it needs no GPU. Ray gives GPUs to the actors only.
-        async with running_services(settings.replace(device="cpu", cuda_graphs=False)) as services:
-            return start(job, source, output, Pipeline(job, services, output, source))
+        on_cpu = settings.replace(device="cpu", cuda_graphs=False)
+        async with running_services(on_cpu, job.options.model or "") as services:
+            return start(job, source, output, Shards(job, services, output, source))
 
     plan = asyncio.run(plan_run())
     progress = Progress(plan)
@@ -174,15 +175,15 @@ class Actor:
         # The pipeline needs one event loop for its lifetime, and Ray may call the actor from different threads.
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="bulk", daemon=True).start()
-        self._running = running_services(settings)
+        self._running = running_services(settings, job.options.model or "")
         services = self._await(self._running.__aenter__())
-        self._pipeline = Pipeline(job, services, output, open_input(job, output, settings, is_part=True))
+        self._shards = Shards(job, services, output, open_input(job, output, settings, is_part=True))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """Process the shard in column `item`; returns its records, or the error as text: Ray would lose its type."""
         number, records, error = int(batch["item"][0]), list[Record](), ""
         try:
-            records = self._await(self._pipeline.shard(number))
+            records = self._await(self._shards.shard(number))
         except (IgnError, OSError) as exc:
             error = exc.detail if isinstance(exc, IgnError) else str(exc)
         return {"records": [json.dumps(records)], "error": [error]}

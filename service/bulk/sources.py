@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from functools import lru_cache
 from importlib.util import find_spec
+from itertools import accumulate, repeat
 from typing import IO, Any, Final, NamedTuple
 
 from service.bulk.places import Folder, locate
@@ -24,7 +25,10 @@ from service.domain.errors import InvalidContent, RequestError, StartupError, To
 IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
 _KINDS: Final = (IMAGES, (".parquet",), (".zip",))  # the first of which there is a file is read
 _PART: Final = 1 << 16  # names in one file of a listing
-_MAX_CACHED: Final = 2  # row groups and parts kept in memory; batches in flight may span two neighbouring ones
+_MAX_CACHED: Final = 2  # parts kept in memory, and tables that are read, as so many shards are processed at a time
+_AT_ONCE: Final = 32 << 20  # bytes of images, unless it is one
+_MAX_GROUP: Final = 2**31  # bytes of a row group before compression
+_BUFFER: Final = 1 << 20  # bytes of a table that are read at a time
 # zipfile raises these for members that are damaged, encrypted, or compressed with an unknown method.
 _DAMAGED: Final = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError)
 
@@ -113,7 +117,7 @@ def open_source(listing: Listing, *, column: str, limit: int) -> "Files":
     """Open an image, folder, `.zip` or `.parquet`; raises StartupError if there is none that can be read.
 
     ``column`` of a Parquet file holds the images: binary, or a struct with `bytes`. An image of more than ``limit``
-    bytes becomes an error in its place.
+    bytes, or of more than are listed, becomes an error in its place, and is not read.
     """
     name, size = listing.rows(0, 1)[0]
     if name.lower().endswith(".zip"):
@@ -137,26 +141,24 @@ class Files:
     def close(self) -> None:
         """Close what is open."""
 
-    def size(self, start: int, stop: int) -> int:
-        """Bytes of images ``start`` … ``stop − 1``."""
-        return sum(min(size, self._limit) for _, size in self._rows(start, stop))
-
     async def fetch(self, start: int, stop: int) -> list[SourceItem]:
-        """Images ``start`` … ``stop − 1``."""
-        return await self._each(self._item, await asyncio.to_thread(self._rows, start, stop))
+        """Images ``start`` … ``stop − 1``; fewer, but at least one, if they have many bytes."""
+        rows = await asyncio.to_thread(self._rows, start, stop)
+        count = sum(total <= _AT_ONCE for total in accumulate(size for _, size in rows))
+        return await self._each(self._item, rows[: max(1, count)])
 
     def _item(self, row: tuple[str, int]) -> SourceItem:
         name, size = row
-        content = self._content(name) if size <= self._limit else _too_large(name, self._limit)
-        grown = not isinstance(content, RequestError) and len(content) > self._limit
-        return SourceItem(name, _too_large(name, self._limit) if grown else content)
+        content = self._content(name, size) if size <= self._limit else _too_large(name, self._limit)
+        grown = not isinstance(content, RequestError) and len(content) > size
+        return SourceItem(name, _unreadable(name, "it has more bytes than are listed") if grown else content)
 
     def _rows(self, start: int, stop: int) -> Rows:
         return self.listing.rows(start, stop)
 
-    def _content(self, name: str) -> bytes | RequestError:
+    def _content(self, name: str, size: int) -> bytes | RequestError:
         try:
-            content = self.listing.place.get(name)
+            content = self.listing.place.get(name, size)
         except PermissionError as exc:  # which concerns one file
             return _unreadable(name, str(exc.strerror))
         return _unreadable(name, "it does not exist any more") if content is None else content
@@ -191,9 +193,10 @@ class Archive(Files):
     def _rows(self, start: int, stop: int) -> Rows:
         return [(member.filename, member.file_size) for member in self._members[start:stop]]
 
-    def _content(self, name: str) -> bytes | RequestError:
+    def _content(self, name: str, size: int) -> bytes | RequestError:
         try:
-            return self._zip.read(name)
+            with self._zip.open(name) as member:
+                return member.read(size + 1)
         except _DAMAGED:
             return _unreadable(name, "this member of the archive is damaged or encrypted")
 
@@ -220,7 +223,7 @@ class Table(Files):
         source, self._column = listing.source, column
         self._sizes = dict(listing.rows(0, listing.files))
         self._lock = threading.Lock()
-        self._read_cached = lru_cache(maxsize=_MAX_CACHED)(self._read_column)
+        self._readers: dict[int, Iterator[tuple[str, Any]]] = {}  # by the row that comes next
         if find_spec("pyarrow") is None:
             raise StartupError(f"{source}: pyarrow is not installed; pip install 'ign-service[bulk]'")
         self._metadata = {name: self._read_metadata(f"{source}: {name}", name) for name in self._sizes}
@@ -237,34 +240,38 @@ class Table(Files):
         if not self.images:
             raise StartupError(f"{source}: holds no rows")
 
-    def size(self, start: int, stop: int) -> int:
-        """As that of `Files`, about."""
-        return (stop - start) * sum(group.size for group in self._groups) // self.images
-
     async def fetch(self, start: int, stop: int) -> list[SourceItem]:
-        """Images ``start`` … ``stop − 1``."""
+        """As that of `Files`; cheapest where an earlier call has ended."""
         return await asyncio.to_thread(self._read, start, stop)
 
     def _read(self, start: int, stop: int) -> list[SourceItem]:
-        items: list[SourceItem] = []
-        for group in self._groups:
-            low, high = max(start, group.first), min(stop, group.first + group.rows)
-            if low < high:
-                names = [f"{group.file}#{row - group.file_first}" for row in range(low, high)]
-                with self._lock:
-                    column = self._read_cached(group)
-                if column is None:
-                    items += [SourceItem(name, _unreadable(name, "its part of the file is damaged")) for name in names]
-                else:
-                    values = column.slice(low - group.first, high - low).to_pylist()
-                    items += [self._row(name, value) for name, value in zip(names, values, strict=True)]
+        items, size = list[SourceItem](), 0
+        with self._lock:
+            rows = self._readers.pop(start, None) or self._rows_from(start)
+            while start + len(items) < stop and size <= _AT_ONCE:
+                items.append(self._row(*next(rows)))
+                size += len(content) if isinstance(content := items[-1].content, bytes) else 0
+            self._readers[start + len(items)] = rows
+            for oldest in [*self._readers][:-_MAX_CACHED]:
+                del self._readers[oldest]
         return items
+
+    def _rows_from(self, start: int) -> Iterator[tuple[str, Any]]:
+        """Names and values from a row on."""
+        for group in self._groups:
+            if start < group.first + group.rows:
+                for row, value in zip(range(group.first, group.first + group.rows), self._values(group), strict=False):
+                    if row >= start:
+                        yield f"{group.file}#{row - group.file_first}", value
 
     def _row(self, name: str, value: Any) -> SourceItem:
         if isinstance(value, dict):
-            name, value = value.get("path") or name, value.get("bytes")
-        if value is None:
-            return SourceItem(name, _unreadable(name, "the value is null"))
+            path, value = value.get("path") or name, value.get("bytes")
+            if not isinstance(path, str):
+                return SourceItem(name, _unreadable(name, "its path is no text"))
+            name = path
+        if not isinstance(value, bytes):
+            return SourceItem(name, _unreadable(name, value or "the value is null"))
         return SourceItem(name, value if len(value) <= self._limit else _too_large(name, self._limit))
 
     def _open(self, name: str) -> IO[bytes]:
@@ -281,21 +288,25 @@ class Table(Files):
         except (ArrowException, OSError) as exc:
             raise StartupError(f"{where}: not Parquet, damaged, or unreadable: {exc}") from exc
 
-    def _read_column(self, group: _Group) -> Any:
-        """The column of one row group; None if it is damaged."""
+    def _values(self, group: _Group) -> Iterator[Any]:
+        """The values of a row group, one after the other; in place of one that cannot be read, why."""
         from pyarrow import ArrowException, parquet
 
-        with closing(self._open(group.file)) as file:
-            try:
-                opened = parquet.ParquetFile(file, metadata=self._metadata[group.file])
-                return opened.read_row_group(group.number, columns=[self._column]).column(0)
-            except ArrowException:
-                return None
-            except OSError as exc:
-                # Arrow reports damaged content as a plain OSError without errno; a failed read has one.
-                if type(exc) is OSError and exc.errno is None:
-                    return None
+        if group.size > _MAX_GROUP:
+            yield from repeat(f"its part of the table has more than {_MAX_GROUP} bytes")
+        try:
+            with closing(self._open(group.file)) as file:
+                opened = parquet.ParquetFile(file, metadata=self._metadata[group.file], buffer_size=_BUFFER)
+                # One row at a time: a few bytes of a file can say that every row has the same large value.
+                for batch in opened.iter_batches(1, row_groups=[group.number], columns=[self._column]):
+                    yield from batch.column(0).to_pylist()
+        except (ArrowException, ValueError):  # ValueError: of a text that is no UTF-8
+            pass
+        except OSError as exc:
+            # Arrow reports damaged content as a plain OSError without errno; a failed read has one.
+            if type(exc) is not OSError or exc.errno is not None:
                 raise
+        yield from repeat("its part of the file is damaged")
 
 
 def _check_column(where: str, schema: Any, column: str) -> None:

@@ -7,11 +7,12 @@
 A page of a TIFF, and the first frame of a GIF, are written anew with only what decoding needs.
 """
 
+import re
 import struct
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from service.images.untrusted import MAX_PARTS, Unsupported
+from service.images.untrusted import MAX_PARTS, PNG_SIGNATURE, Unsupported, png_chunk
 
 PHOTOMETRIC, ORIENTATION = 262, 274
 _REDUCED, _WIDTH, _LENGTH, _COMPRESSION, _SAMPLES = 254, 256, 257, 259, 277
@@ -33,6 +34,19 @@ _MAX_META: Final = 1 << 15  # bytes; libavif compares every item of the box with
 _MAX_FRAMES: Final = 8  # of an AVIF image: one, or one for each layer
 _MAX_UNITS: Final = 64  # of AV1 in an image; encoders write three
 _SEQUENCE_HEADER, _FRAME_HEADER, _FRAME = 1, 3, 6  # types of AV1 units
+
+# The resolution of PNG and JPEG is no metadata of a person, and without it a scan has no size.
+_HEAD: Final = 1 << 16  # bytes in which it is looked for
+_INCH_M: Final = 0.0254
+_STATED: Final = (  # horizontal and vertical number, and the length in m that they are of
+    (re.compile(rb"\x89PNG(?:(?!IDAT).)*?\0\0\0\x09pHYs(.{4})(.{4})\x01", re.DOTALL), 1.0),
+    (re.compile(rb"\xff\xd8.{4}JFIF\0..\x01(..)(..)", re.DOTALL), _INCH_M),
+    (re.compile(rb"\xff\xd8.{4}JFIF\0..\x02(..)(..)", re.DOTALL), 0.01),
+)
+_IHDR_END: Final = 33
+_UNIT, _THUMBNAIL = 13, 18  # places in a JFIF header
+
+Resolution = tuple[float, ...]  # pixels per metre, horizontal and vertical
 
 
 class TiffPage(NamedTuple):
@@ -304,3 +318,23 @@ class _Bits:
             raise ValueError("the data ends early")
         self._place = end
         return int.from_bytes(part, "big") >> -end % 8 & (1 << count) - 1
+
+
+def resolution_of(data: bytes) -> Resolution | None:
+    """The resolution that a file states, if it is a PNG or JPEG that does."""
+    for pattern, metres in _STATED:
+        if found := pattern.match(data[:_HEAD]):
+            resolution = tuple(int.from_bytes(number, "big") / metres for number in found.groups())
+            return resolution if all(resolution) else None
+    return None
+
+
+def with_resolution(data: bytes, resolution: Resolution) -> bytes:
+    """A PNG or JPEG as `encode` makes it, with a resolution; other files stay as they are."""
+    if data.startswith(PNG_SIGNATURE):
+        chunk = png_chunk(b"pHYs", struct.pack(">IIB", *map(round, resolution), 1))
+        return data[:_IHDR_END] + chunk + data[_IHDR_END:]
+    if data.startswith(b"\xff\xd8"):
+        inches = [min(round(each * _INCH_M), 0xFFFF) for each in resolution]
+        return data[:_UNIT] + struct.pack(">BHH", 1, *inches) + data[_THUMBNAIL:]
+    return data

@@ -40,9 +40,10 @@ class CodecPool:
 
     # The number of threads also limits the memory, because each thread decodes one image at a time. The threads are
     # daemons: `concurrent.futures` joins its threads when the interpreter exits, so one damaged image could keep a
-    # stopped process alive for as long as its decoder runs.
-    def __init__(self, threads: int, observe: Observe) -> None:
-        self.threads = threads
+    # stopped process alive for as long as its decoder runs. A process without HTTP waits for them instead: the end of
+    # the interpreter would abort it if native code ran.
+    def __init__(self, threads: int, observe: Observe, *, daemons: bool = True) -> None:
+        self.threads, self._are_daemons = threads, daemons
         self._observe = observe
         _return_large_blocks()
         self._callers: dict[str, _Caller] = {}  # those that have a job
@@ -68,7 +69,7 @@ class CodecPool:
         if not self._started:
             self._started = True
             for number in range(self.threads + 1):
-                threading.Thread(target=self._work, name=f"codec_{number}", daemon=True).start()
+                threading.Thread(target=self._work, name=f"codec_{number}", daemon=self._are_daemons).start()
         loop = asyncio.get_running_loop()
         waiting = _PoolJob(operation, job, loop, loop.create_future())
         del job  # a cancelled future in the queue holds its exception, and that this frame

@@ -272,8 +272,8 @@ class ModelRegistry:
         for model in (*self.models.values(), *self._retiring):
             model.close(0)
 
-    async def close(self) -> None:
-        """Stop and close every model."""
+    async def close(self, seconds: float = 5.0) -> None:
+        """Stop and close every model; each waits at most so long for the step that runs."""
         for task in self._retiring.values():
             task.cancel()
         await asyncio.gather(*self._retiring.values(), return_exceptions=True)
@@ -281,7 +281,7 @@ class ModelRegistry:
         self._retiring.clear()
         self._set_models({})
         for model in models:
-            await self._close(model)
+            await self._close(model, seconds)
 
     def _set_models(self, models: Mapping[str, ServedModel]) -> None:
         self.models = {ref: models[ref] for ref in sorted(models, key=version_key)}
@@ -333,9 +333,9 @@ class ModelRegistry:
         del self._retiring[model]  # a task that `close` cancels earlier leaves its model there, for `close` to close
         _LOG.info("%s is closed", model.tag)
 
-    async def _close(self, model: ServedModel) -> None:
+    async def _close(self, model: ServedModel, seconds: float = 5.0) -> None:
         # In a thread, because it waits for the model call that runs, whose end the event loop must receive.
-        await asyncio.to_thread(model.close)
+        await asyncio.to_thread(model.close, seconds)
         model.loaded.close()
 
     def _state(self, ref: str, reason: str, unloading: set[str]) -> tuple[State, str]:

@@ -131,7 +131,8 @@ class Repository:
     place of one that is ``only_a_guess`` and not there. A name stands for its version in ``pins``, else for its
     highest. With ``strict`` every version must load. ``open_on_cpu`` opens a model that ``open_models`` opened on CUDA
     and that fails there when it is warmed up or verified; without it, such a model is refused. With a ``store``, the
-    directory holds copies from there.
+    directory holds copies from there. With ``only``, that model is the default, and no other one is loaded; an empty
+    text stands for the default.
     """
 
     def __init__(
@@ -146,9 +147,10 @@ class Repository:
         precision: Literal["fp32", "fp16"] = "fp32",
         open_on_cpu: ModelFactory | None = None,
         store: ModelStore | None = None,
+        only: str | None = None,
     ) -> None:
         self._directory, self.default, self.pins, self._strict = directory, default, pins, strict
-        self._only_a_guess, self._store = only_a_guess, store
+        self._only_a_guess, self._store, self._only = only_a_guess, store, only
         self._open_models, self._open_on_cpu = open_models, open_on_cpu
         self._precision: Literal["fp32", "fp16"] = precision
         self._cuda_lost = ""  # why CUDA fails every call of this process, once a model has found that out
@@ -189,7 +191,12 @@ class Repository:
         """
         failures = {ref: reason for ref, reason in self.refresh(may_fail=True).items() if ref.count("/") == 1}
         refs = self.find_all()
+        if self._only:
+            if not any(self._only in (ref, ref.partition("/")[0]) for ref in refs):
+                raise StartupError(f"no model {self._only!r}; there is {', '.join(refs)}")
+            self.default = self._only
         default = self._default_of(refs)  # before the loading, which can take minutes
+        refs = refs if self._only is None else [default]
         _LOG.info("loading %d models of %s", len(refs), self._directory)
         loaded = dict[str, LoadedModel]()
         try:

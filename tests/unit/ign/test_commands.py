@@ -179,7 +179,7 @@ def toy(tmp_path: Path) -> dict[str, str]:
         ("train --bogus 1", "ign train: no option --bogus;"),
         ("generate", "ign generate: -o/--out: missing;"),
         ("generate -o x -n many", "ign generate: -n: 'many' is no number;"),
-        ("generate -o x --local --base-url y", "ign generate: --local starts a service of its own"),
+        ("generate -o x --local --base-url y", "ign generate: --local needs no service; leave --base-url out"),
         ("project -o x --format gif y", "ign project: --format: 'gif' is not one of "),
         ("bulk generate", "ign bulk generate: OUTPUT: missing;"),
         ("bulk generate x -n 0", "ign bulk generate: -n: must be at least 1"),

@@ -4,8 +4,9 @@ import io
 import json
 import subprocess
 import sys
+import threading
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ import pytest
 from PIL import Image
 
 from ign_client import Client
-from ign_client._batches import Terminal
+from ign_client._batches import Terminal, for_each_item
 from ign_client._cli import main, parser, run
+from ign_client._errors import Problem, TooManyRequests
 from tests.contract.data import frames, pixels
 from tests.contract.harness import Service
 from tests.helpers.live import environment
 from tests.helpers.pictures import noise, save
-from tests.unit.sdk.clients import SCORE, Answer, Canned, answer, limited, problem
+from tests.unit.sdk.clients import MODEL, SCORE, Answer, Canned, answer, limited, problem
 
 PICTURE = save(noise(8, 8, seed=1))
 DONE, REFUSED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -329,6 +331,66 @@ def test_an_error_that_concerns_all_images_ends_the_command(
     assert shell.err == "interrupted\n" if status == INTERRUPTED else shell.err.startswith("ign-client project: ")
     assert shell.err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("code", ["over_share", "queue_full", "would_miss_deadline"])
+def test_a_busy_service_is_waited_for(
+    canned: Callable[..., Shell], scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(Terminal, "sleep", lambda _, seconds: waits.append(seconds))
+    busy = [problem(429, code, Retry_After="7"), problem(429, code)]
+    shell = canned(limited(), busy[0], answer(), *busy, answer(), answer())
+    assert shell(*ONE, "project", scans, "-o", tmp_path / "out", "--jobs", 1) == DONE
+    assert waits[:2] == [7, 7]
+    assert len(waits) == 3
+    assert names(tmp_path / "out") == ["a.png", "b.png", "more/a.png"]
+    assert shell.err == ""
+
+
+def test_it_is_sent_fewer_requests_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_a_time: list[int] = []
+    running, lock = 0, threading.Lock()
+    full = threading.Barrier(3)
+
+    def work(some: Sequence[int]) -> None:
+        nonlocal running
+        with lock:
+            running += 1
+            at_a_time.append(running)
+            is_first = len(at_a_time) <= 3
+        if is_first:
+            full.wait(60)
+        with lock:
+            running -= 1
+        if is_first:
+            raise TooManyRequests(Problem(status=429, code="over_share", detail="full", retry_after=2))
+
+    waits: list[float] = []
+    monkeypatch.setattr(Terminal, "sleep", lambda _, seconds: waits.append(seconds))
+    assert for_each_item(range(20), 20, work, 3, Terminal(None, io.StringIO()), group=1) == 0
+    assert waits == [2, 2, 2]
+    assert max(at_a_time[:3]) == 3
+    assert set(at_a_time[6:]) == {1}
+    assert len(at_a_time) == 23
+
+
+@pytest.mark.parametrize("code", ["internal", "deadline_exceeded", "model_failure", "too_large"])
+def test_an_image_that_the_service_fails_on_is_a_line(
+    canned: Callable[..., Shell], scans: Path, tmp_path: Path, code: str
+) -> None:
+    shell = canned(limited(images=1), answer(), problem(500, code), answer())
+    assert shell(*ONE, "project", scans, "-o", tmp_path / "out", "--jobs", 1) == REFUSED
+    assert names(tmp_path / "out") == ["a.png", "more/a.png"]
+    assert shell.err.startswith(f"{scans / 'b.png'}: 500 {code}: ")
+    assert shell.out == f"{tmp_path / 'out'}: 2 images, 1 failed\n"
+
+
+def test_large_images_are_sent_alone(canned: Callable[..., Shell], scans: Path, tmp_path: Path) -> None:
+    tiled = {**MODEL, "shape": [1, 8, 8], "range": [-1, 1], "device": "cpu", "provider": "x", "tiles": {"overlap": 1}}
+    models = limited().json() | {"models": [tiled]}
+    shell = canned(httpx.Response(200, json=models), answer(), answer(), answer())
+    assert shell(*ONE, "project", scans, "-o", tmp_path / "out", "--jobs", 1) == DONE
 
 
 def test_images_saved_before_an_error_are_counted(canned: Callable[..., Shell], scans: Path, tmp_path: Path) -> None:

@@ -229,7 +229,7 @@ def raising(error: Exception) -> Any:
     [
         ("list", "in", 2, "/in: cannot be read: no credentials"),
         ("get", "in", 3, "stopped: "),
-        ("get_range", "in.zip", 2, "/in.zip: cannot be read: "),
+        ("get", "in.zip", 2, "/in.zip: cannot be read: "),
         ("", "nothing", 2, "/nothing: "),
     ],
 )
@@ -254,7 +254,7 @@ def test_an_archive_out_of_reach_stops_the_run(far: str, monkeypatch: pytest.Mon
 
     source = opened(f"{far}/in.zip")
     source._file.seek(0)  # type: ignore[attr-defined]  # what it has read is not read again
-    monkeypatch.setattr(obstore, "get_range", raising(obstore.exceptions.PermissionDeniedError("expired")))
+    monkeypatch.setattr(obstore, "get", raising(obstore.exceptions.PermissionDeniedError("expired")))
     with pytest.raises(OSError, match="expired"):
         fetch(source, 0, 1)
 
@@ -289,6 +289,87 @@ def test_a_damaged_row_group_is_failed_images(arrow: Any, bulk: Run, tmp_path: P
     assert "in.parquet#3: cannot be read: its part of the file is damaged" in ran.err
     codes = [line["error"] for line in manifest(tmp_path / "out")]
     assert codes == [None] * 3 + ["unreadable"] * 3 + [None] * 3
+
+
+def test_rows_that_share_one_large_value_are_read_one_after_the_other(arrow: Any, tmp_path: Path) -> None:
+    """A table of less than 1 MiB says that each of its rows has the same 8 MiB."""
+    value = bytes(8 << 20)
+    table = arrow.table({"image": arrow.array([value] * 60).dictionary_encode()})
+    arrow.parquet.write_table(table.cast(arrow.schema([("image", arrow.binary())])), tmp_path / "in.parquet")
+    assert (tmp_path / "in.parquet").stat().st_size < 1 << 20
+    source = open_source(Listing(str(tmp_path), None, lambda *_: None), column="image", limit=16 << 20)
+    read = 0
+    while read < 60:
+        items = fetch(source, read, 60)
+        assert 1 <= len(items) <= 5
+        assert all(item.content == value for item in items)
+        assert items[0].name == f"in.parquet#{read}"
+        read += len(items)
+
+
+def test_rows_are_the_same_from_wherever_they_are_read(arrow: Any, tmp_path: Path) -> None:
+    table = arrow.table({"image": [picture(number) for number in range(50)]})
+    arrow.parquet.write_table(table, tmp_path / "in.parquet", row_group_size=20)
+    source = opened(tmp_path)
+    for start, stop in ((0, 10), (30, 45), (10, 30), (45, 50), (5, 50)):
+        assert [item.content for item in fetch(source, start, stop)] == [picture(n) for n in range(start, stop)]
+
+
+def test_a_group_that_would_take_all_memory_is_not_read(
+    arrow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.bulk.sources._MAX_GROUP", 100)
+    arrow.parquet.write_table(arrow.table({"image": [picture(1), picture(2)]}), tmp_path / "in.parquet")
+    for item in fetch(opened(tmp_path), 0, 2):
+        assert isinstance(item.content, RequestError)
+        assert "its part of the table has more than 100 bytes" in item.content.detail
+
+
+@pytest.mark.parametrize("path", [7, ["a", "b"], {"a": 1}])
+def test_a_path_that_is_no_text_is_an_error_in_its_place(path: Any, arrow: Any, bulk: Run, tmp_path: Path) -> None:
+    rows = [{"bytes": picture(1), "path": path}, {"bytes": picture(2), "path": None}]
+    arrow.parquet.write_table(arrow.table({"image": rows}), tmp_path / "in.parquet")
+    ran = bulk("score", tmp_path / "in.parquet", tmp_path / "out")
+    assert ran.status == 1
+    assert "in.parquet#0: cannot be read: its path is no text" in ran.err
+    assert [line["error"] for line in manifest(tmp_path / "out")] == ["unreadable", None]
+
+
+def test_no_more_than_is_listed_is_read_of_an_object(far: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import obstore
+
+    given: list[int] = []
+
+    class Endless:
+        def stream(self, **_: Any) -> Any:
+            while True:
+                given.append(1 << 16)
+                yield bytes(1 << 16)
+
+    source = opened(f"{far}/in")
+    monkeypatch.setattr(obstore, "get", lambda *_, **__: Endless())
+    for item in fetch(source, 0, 3):
+        assert isinstance(item.content, RequestError)
+        assert "more bytes than are listed" in item.content.detail
+    assert len(given) == 3
+    with pytest.raises(OSError, match="another number of bytes"):
+        source.listing.place.open("x.zip", 100).read(10)
+
+
+def test_a_file_that_grows_is_a_failed_image(tmp_path: Path) -> None:
+    source = opened(write(tmp_path / "in", {"a.png": picture(1)}))
+    (tmp_path / "in" / "a.png").write_bytes(picture(1) + bytes(100))
+    (item,) = fetch(source, 0, 1)
+    assert isinstance(item.content, RequestError)
+
+
+def test_names_do_not_control_the_terminal(bulk: Run, tmp_path: Path) -> None:
+    name = "\x1b[31m\u202egnp.\n.png"
+    write(tmp_path / "in", {name: b"bad"})
+    assert bulk("score", tmp_path / "in", tmp_path / "out").status == 1
+    (line,) = manifest(tmp_path / "out")
+    assert line["source"] == name
+    assert line["detail"].startswith(r"\x1b[31m\u202egnp.\n.png: is not a PNG")
 
 
 def test_a_deleted_table_stops_the_run(arrow: Any, tmp_path: Path) -> None:
