@@ -124,7 +124,7 @@ def run_on_ray(
 
     async def plan_run() -> ShardPlan:
         # The driver only resolves the model, for which it needs no GPU. Ray gives GPUs to the actors only.
-        on_cpu = settings.replace(device="cpu", cuda_graphs=False)
+        on_cpu = settings.replace(device="cpu")
         async with running_services(on_cpu, job.options.model or "") as services:
             return start(job, source, output, Shards(job, services, output, source))
 

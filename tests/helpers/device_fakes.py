@@ -21,9 +21,11 @@ def cuda_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(data: bytes, *_: Any) -> Any:
         return onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
 
-    def runner(session: Any, shape: ImageShape, buckets: Sequence[int], device: str, **options: Any) -> PaddedRunner:
-        assert device == "cuda"
-        return PaddedRunner(session, shape, buckets, "cpu", **(options | {"device_id": 0}))
+    def runner(
+        session: Any, make_session: Any, shape: ImageShape, buckets: Sequence[int], *device: Any
+    ) -> PaddedRunner:
+        assert device[0] == "cuda"
+        return PaddedRunner(session, make_session, shape, buckets, "cpu")
 
     monkeypatch.setattr(onnx_model, "cuda_session", start)
     monkeypatch.setattr(onnx_model, "PaddedRunner", runner)
