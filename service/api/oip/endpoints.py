@@ -31,7 +31,6 @@ from service.domain.latents import FloatRows
 from service.domain.tasks import Images, Result, SchedulingParams, StepParams
 from service.images.pool import CodecThread
 from service.models.registry import ServedModel
-from service.observability.statistics import Counts, Duration
 
 router = APIRouter(tags=["Open Inference Protocol"])
 
@@ -144,36 +143,11 @@ async def statistics(request: Request, services: ServingState, model: Model) -> 
 
 
 def _statistics(models: Iterable[ServedModel]) -> dict[str, Any]:
-    return {"model_stats": [_of_one(model.card, model.statistics.counts()) for model in models]}
-
-
-def _of_one(card: Card, counts: Counts) -> dict[str, Any]:
-    parts = {
-        "success": counts.success,
-        "fail": counts.fail,
-        "queue": counts.queue,
-        "compute_input": counts.input,
-        "compute_infer": counts.infer,
-        "compute_output": counts.output,
-        "cache_hit": Duration(),
-        "cache_miss": Duration(),
-    }
-    nothing = {"compute_input": _spent(Duration()), "compute_output": _spent(Duration())}
     return {
-        "name": card.name,
-        "version": card.version,
-        "last_inference": counts.last_ms,
-        "inference_count": counts.rows,
-        "execution_count": sum(spent.count for spent in counts.batches.values()),
-        "inference_stats": {name: _spent(spent) for name, spent in parts.items()},
-        "batch_stats": [
-            {"batch_size": rows, "compute_infer": _spent(spent), **nothing} for rows, spent in counts.batches.items()
-        ],
+        "model_stats": [
+            {"name": model.card.name, "version": model.card.version, **model.statistics.report()} for model in models
+        ]
     }
-
-
-def _spent(duration: Duration) -> dict[str, int]:
-    return {"count": duration.count, "ns": duration.ns}
 
 
 # The stages of an inference
