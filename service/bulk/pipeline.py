@@ -6,12 +6,13 @@ Several groups of images are at different places at once. Of large images, one a
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from pydantic import ValidationError
@@ -30,6 +31,7 @@ from service.images.formats import Resolution, resolution_of, with_resolution
 from service.images.pool import CodecThread
 from service.images.prepare import Mask, Pixels, keep_mask, prepare, to_mask
 
+T = TypeVar("T")
 Options = GenerateRequest | ProjectOptions | ScoreOptions
 
 SCHEMAS: Final[Mapping[str, type[Options]]] = {
@@ -115,11 +117,10 @@ class Pipeline:
             self._noise = NoiseSource((card.shape[0], *size))
         return step_params(options, recommended=card.steps.generate, rows=1, settings=settings)
 
-    async def pages(self, content: bytes) -> list[Item]:
-        """An image file, or each page of a TIFF; raises RequestError if one is too large."""
-        file = ImageBytes("image", content)
-        if not file.may_have_pages:
-            return [Item(content)]
+    async def pages(self, source: bytes | int) -> list[Item]:
+        """A latent, an image file, or each page of a TIFF; raises RequestError if one is too large."""
+        if isinstance(source, int) or not (file := ImageBytes("image", source)).may_have_pages:
+            return [Item(source)]
         return await self._codec.run(
             "decode", lambda thread: [*map(Item, file.pages(thread, self._limits, _MAX_PAGES))]
         )
@@ -237,3 +238,23 @@ class Pipeline:
 
 def _is_large(item: Item) -> bool:
     return item.picture is not None and prod(item.picture.image.size) > _LARGE
+
+
+class LoopThread:
+    """An event loop in a thread, of which a pipeline needs one for its lifetime; any thread may call it."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="pipeline", daemon=True)
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The result of a coroutine."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def close(self) -> None:
+        """End the thread, and those that it started."""
+        self.run(self._loop.shutdown_default_executor())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()

@@ -4,24 +4,22 @@ import asyncio
 import dataclasses
 import json
 import logging
-import threading
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 from tqdm import tqdm
 
 from service.app import running_services
 from service.bulk.output import Output, Record, progress
+from service.bulk.pipeline import LoopThread
 from service.bulk.places import gather_all, is_url
 from service.bulk.shards import Job, Shards
 from service.bulk.sources import Files, open_source
 from service.domain.errors import IgnError, StartupError
 from service.environment import available_cpus, prepare_process
 from service.settings import Settings
-
-T = TypeVar("T")
 
 _LOG = logging.getLogger(__name__)
 _SHARDS_AT_ONCE: Final = 2  # while the last batches of one shard finish, the next one keeps the device busy
@@ -172,21 +170,16 @@ class Actor:
 
     def __init__(self, job: Job, output: Output, settings: Settings) -> None:
         prepare_process()
-        # The pipeline needs one event loop for its lifetime, and Ray may call the actor from different threads.
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="bulk", daemon=True).start()
+        self._loop = LoopThread()  # Ray may call the actor from different threads
         self._running = running_services(settings, job.options.model or "")
-        services = self._await(self._running.__aenter__())
+        services = self._loop.run(self._running.__aenter__())
         self._shards = Shards(job, services, output, open_input(job, output, settings, is_part=True))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """Process the shard in column `item`; returns its records, or the error as text: Ray would lose its type."""
         number, records, error = int(batch["item"][0]), list[Record](), ""
         try:
-            records = self._await(self._shards.shard(number))
+            records = self._loop.run(self._shards.shard(number))
         except (IgnError, OSError) as exc:
             error = exc.detail if isinstance(exc, IgnError) else str(exc)
         return {"records": [json.dumps(records)], "error": [error]}
-
-    def _await(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
