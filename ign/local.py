@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from ign_client import Client, InputError
+from ign_client import AsyncClient, InputError
 from ign_client._inputs import Pictures, pictures
 from ign_client._picture import Picture
 from ign_client._results import MEASURES, Score
@@ -74,11 +74,6 @@ class LocalClient:
         return items
 
     def __getattr__(self, name: str) -> Any:
-        transport = httpx.ASGITransport(create_app(self._services))
-
-        async def answer(request: httpx.Request) -> httpx.Response:
-            response = await transport.handle_async_request(request)
-            return httpx.Response(response.status_code, headers=response.headers, content=await response.aread())
-
-        app = httpx.MockTransport(lambda request: self._loop.run(answer(request)))
-        return getattr(Client("http://local", timeout=None, transport=app), name)
+        app = httpx.ASGITransport(create_app(self._services))
+        method = getattr(AsyncClient("http://local", timeout=None, transport=app), name)
+        return lambda *arguments, **options: self._loop.run(method(*arguments, **options))

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from service.api.app_state import AppState
-from service.api.native.responses import in_distribution_fields, round_metric
+from service.api.native.responses import in_distribution_fields, measures
 from service.api.native.schemas import GenerateRequest, ProjectOptions, ScoreOptions
 from service.api.native.validation import image_size, no_noise, step_params
 from service.bulk.places import gather_all
@@ -134,7 +134,8 @@ class Pipeline:
         async with self._turns:
             await self._codec.run("decode", partial(self._decode, items))
             async with self._one_large if any(map(_is_large, items)) else nullcontext():
-                await self._codec.run("decode", lambda _: self._prepare(items))
+                if self._is_tiled:  # else the row is small, and the picture may be large
+                    await self._codec.run("decode", lambda _: self._prepare(items))
                 await self._run_isolating([item for item in items if item.row is not None])
             await self._codec.run("encode", lambda _: self._encode(items))
 
@@ -154,14 +155,14 @@ class Pipeline:
                         item.source = b""  # it holds the pixels, too
             except RequestError as exc:
                 item.fail(exc)
-            if not self._is_tiled:  # the row is small, and the picture may be large
+            if not self._is_tiled:
                 self._prepare([item])
 
     def _prepare(self, items: Iterable[Item]) -> None:
         """Draw noise, or fit a decoded image to the model's input as `/project` does."""
         made = self._made
         for item in items:
-            if isinstance(item.source, int) and item.row is None and isinstance(made, GenerateRequest):
+            if isinstance(item.source, int) and isinstance(made, GenerateRequest):
                 (item.row,) = self._noise.rows(made.seed or 0, item.source, 1, made.noise_scale)
             elif (picture := item.picture) is not None and self._upload is not None:
                 card, resize = self.model.card.sized(picture.image.size[::-1]), self._upload.resize
@@ -203,14 +204,8 @@ class Pipeline:
         """Give the items their measures, and their pixels instead of their rows."""
         strength = self._made.strength if isinstance(self._made, ProjectOptions) else 1.0
         for index, item in enumerate(items):
-            distance = float(result.distance[index])
-            item.measures |= {
-                "steps": int(result.steps[index]),
-                "converged": bool(result.converged[index]),
-                "distance": round_metric(distance),
-                "drift": None if result.drift is None else round_metric(result.drift[index]),
-                **in_distribution_fields(self.model.card, distance),
-            }
+            item.measures |= measures(result, index)
+            item.measures |= in_distribution_fields(self.model.card, float(result.distance[index]))
             if self._made and item.row is not None:
                 item.row = with_chroma(blend(item.row, result.rows[index], strength), item.chroma)
                 if self._made.format != "npy":

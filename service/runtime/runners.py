@@ -52,9 +52,7 @@ class BoundBuffers:
         self._current = 0  # index of the buffer that has the rows
 
     def upload(self, rows: FloatRows) -> None:
-        """Copy rows to the device, padded with zeros."""
-        if len(rows) > len(self._host) or rows.shape[1:] != self._host.shape[1:]:
-            raise ValueError(f"{rows.shape} does not fit {self._host.shape}")
+        """Copy rows to the device, at most as many as the bucket and of its size, padded with zeros."""
         self._host[: len(rows)] = rows
         self._host[len(rows) :] = 0.0
         self._current = 0

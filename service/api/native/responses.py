@@ -300,11 +300,18 @@ def image(spec: ResponseSpec, result: Result, index: int, data: str | None) -> d
         "format": spec.options.format,
         "width": width * spec.options.scale,
         "height": height * spec.options.scale,
+        **measures(result, index),
+        "trajectory": None,
+    }
+
+
+def measures(result: Result, index: int) -> dict[str, Any]:
+    """What a result says of one image, as responses show it."""
+    return {
         "steps": int(result.steps[index]),
         "converged": bool(result.converged[index]),
         "distance": round_metric(result.distance[index]),
         "drift": None if result.drift is None else round_metric(result.drift[index]),
-        "trajectory": None,
     }
 
 
