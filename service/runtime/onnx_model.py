@@ -173,7 +173,7 @@ class OnnxModel:
             return DirectRunner(session)
         # A session keeps the plans of its convolutions for the latest batch size only, and making plans takes longer
         # than running them. So every bucket has a session of its own.
-        return PaddedRunner(session, self._make_session, self.shape, self.buckets, "cuda", self._cuda.device_id)
+        return PaddedRunner(session, self._make_session, self.buckets, "cuda", self._cuda.device_id)
 
     def _check_rows(self, rows: FloatRows) -> None:
         if rows.ndim != 4 or rows.shape[1:] not in self._shapes or rows.dtype != np.float32 or not len(rows):

@@ -76,22 +76,19 @@ class PaddedRunner(DeviceBatch):
 
     Batches larger than the largest of the ascending ``buckets`` run in several calls. The buffers of a bucket, for rows
     of one size, are made at its first use, in the memory of ``device``, onnxruntime's name of a type of device.
-    ``session`` runs the largest bucket of rows of ``shape``; for each of the others, ``make_session`` makes a session
-    of the same model.
+    ``session`` runs the first of them; for each of the others, ``make_session`` makes a session of the same model.
     """
 
     def __init__(
         self,
         session: Any,
         make_session: Callable[[], Any],
-        shape: ImageShape,
         buckets: Sequence[int],
         device: str,
         device_id: int = 0,
     ) -> None:
         self._session, self._make_session = session, make_session
-        self._shape, self._buckets = shape, tuple(buckets)
-        self._device = (device, device_id)
+        self._buckets, self._device = tuple(buckets), (device, device_id)
         self._buffers: dict[tuple[int, int, int, int], BoundBuffers] = {}
         self._uploaded: BoundBuffers | None = None
 
@@ -111,8 +108,7 @@ class PaddedRunner(DeviceBatch):
             raise ValueError(f"{len(rows)} rows, and the largest bucket is {self._buckets[-1]}")
         shape = (size, *rows.shape[1:])
         if shape not in self._buffers:
-            is_largest = shape == (self._buckets[-1], *self._shape)
-            session = self._session if is_largest else self._make_session()
+            session = self._make_session() if self._buffers else self._session
             self._buffers[shape] = BoundBuffers(session, shape, self._device)
         self._buffers[shape].upload(rows)
         self._uploaded = self._buffers[shape]

@@ -188,9 +188,9 @@ def test_nothing_is_lost_between_threads() -> None:
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(report, range(4)))
-    report = statistics.report()
-    assert report["inference_count"] == report["execution_count"] == 2_000
-    assert report["inference_stats"]["compute_infer"] == {"count": 2_000, "ns": 2_000 * 10**9}
+    found = statistics.report()
+    assert found["inference_count"] == found["execution_count"] == 2_000
+    assert found["inference_stats"]["compute_infer"] == {"count": 2_000, "ns": 2_000 * 10**9}
     assert samples(metrics)['ign_padding_rows_total{model="toy/1"}'] == 2_000
 
 

@@ -64,7 +64,7 @@ def test_every_bucket_and_size_may_have_a_session_of_its_own() -> None:
         others.append(Session())
         return others[-1]
 
-    runner = PaddedRunner(top, another, SHAPE, (1, 2, 4), "cpu")
+    runner = PaddedRunner(top, another, (1, 2, 4), "cpu")
     for shape in [(rows, *SHAPE) for rows in (4, 1, 9, 2, 1, 3)] + [(4, 1, 2, 2), (3, 1, 2, 2)]:
         x = sample_rows(shape[0], shape[1:])
         y = np.empty_like(x)
@@ -75,7 +75,7 @@ def test_every_bucket_and_size_may_have_a_session_of_its_own() -> None:
 
 
 def test_padding_is_zero_after_a_larger_batch() -> None:
-    runner = PaddedRunner(Session(), Session, SHAPE, (4,), "cpu")
+    runner = PaddedRunner(Session(), Session, (4,), "cpu")
     runner.upload(sample_rows(4))
     runner.upload(sample_rows(1))
     assert not downloaded(runner, 4)[1:].any()
@@ -83,7 +83,7 @@ def test_padding_is_zero_after_a_larger_batch() -> None:
 
 def test_a_step_that_fails_leaves_the_rows_as_they_were() -> None:
     session = Session()
-    runner = PaddedRunner(session, Session, SHAPE, (2,), "cpu")
+    runner = PaddedRunner(session, Session, (2,), "cpu")
     x = sample_rows(2)
     runner.upload(x)
     runner.run_steps()
