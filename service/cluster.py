@@ -5,7 +5,6 @@ A replica is the whole service without its HTTP server; Ray's proxies distribute
 
 import asyncio
 import time
-from collections.abc import Iterable
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,7 +15,7 @@ from service.api.app_state import AppState
 from service.api.problems import describe, problem_response
 from service.domain.errors import NotReady, StartupError
 from service.environment import prepare_process
-from service.observability.metrics import FRESH_S, add_up
+from service.observability.metrics import FRESH_S, Texts, add_up
 from service.settings import Settings, from_environment, log_name_warnings
 
 _REQUEST_ID: Final = b"x-request-id"
@@ -112,10 +111,10 @@ class RaySharedTexts:
         """As `SharedTexts`."""
         self._call("put", self._replica, text.decode())
 
-    def read(self) -> Iterable[tuple[str, bool]]:
+    def read(self) -> Texts:
         """As `SharedTexts`; raises `NotReady` if the actor does not answer."""
         try:
-            texts: list[tuple[str, bool]] = self._call("texts")
+            texts: Texts = self._call("texts")
         except OSError as exc:
             raise NotReady("the metrics of the replicas are out of reach") from exc
         return texts

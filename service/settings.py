@@ -20,6 +20,7 @@ from service.domain.rate_limit import Rate
 
 _LOG = logging.getLogger("service")
 PREFIX: Final = "IGN_"
+Variables = Mapping[str, str]
 _CLIENT: Final = frozenset({"IGN_BASE_URL", "IGN_API_KEY"})  # of the client package, in the same environment
 # Of a run without HTTP nobody else sends requests, and no caller needs a key.
 _WITHOUT_HTTP: Final = {
@@ -240,7 +241,7 @@ class Settings(BaseModel):
         return type(self)(**{name: value for name, value in self if name in self.model_fields_set} | changes)
 
 
-def load_settings(environ: Mapping[str, str]) -> Settings:
+def load_settings(environ: Variables) -> Settings:
     """Read the settings from variables; `name_warnings` finds unknown ones.
 
     Raises StartupError if a value is not allowed, or two values cannot work together. The text is one line that names
@@ -253,7 +254,7 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         raise StartupError(_first_error(exc, texts)) from exc
 
 
-def _first_error(exc: ValidationError, texts: Mapping[str, str]) -> str:
+def _first_error(exc: ValidationError, texts: Variables) -> str:
     error = exc.errors(include_url=False)[0]
     field = str(error["loc"][0])
     text = texts[field]
@@ -261,7 +262,7 @@ def _first_error(exc: ValidationError, texts: Mapping[str, str]) -> str:
     return f"{variable_of(field)}={shown!r} is not allowed: {reason_of(error)} ({summary_of(field)})"
 
 
-def name_warnings(environ: Mapping[str, str]) -> list[str]:
+def name_warnings(environ: Variables) -> list[str]:
     """Warnings for variables with the prefix that are unknown, one line each.
 
     An unknown variable does not stop the service: after a rollback, the environment may hold newer ones.
@@ -276,7 +277,7 @@ def name_warnings(environ: Mapping[str, str]) -> list[str]:
     return warnings
 
 
-def from_environment(overrides: Mapping[str, str] = MappingProxyType({})) -> Settings:
+def from_environment(overrides: Variables = MappingProxyType({})) -> Settings:
     """The settings of this process.
 
     ``overrides`` are texts by variable, in place of the environment's; an empty text stands for the default. Raises as
@@ -317,7 +318,7 @@ def log_name_warnings() -> None:
         _LOG.warning("%s", warning)
 
 
-def trace_exporters(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+def trace_exporters(environ: Variables = os.environ) -> tuple[str, ...]:
     """The exporters of OpenTelemetry that the standard variables ask for; none unless they name one or an endpoint.
 
     They are names of entry points of the group `opentelemetry_traces_exporter`. OTLP goes over HTTP unless

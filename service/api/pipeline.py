@@ -40,6 +40,8 @@ _GRACE_S: Final = 0.25  # most requests end within this time, even under load, a
 Item = TypeVar("Item")
 Key = TypeVar("Key")
 
+PathParameters = Mapping[str, str]
+"""The parameters in the path of a request, by their names in the template of its route."""
 ResponseParts = tuple[dict[str, str], Sequence[bytes | memoryview], str]
 """Headers, pieces of the body and media type of a response with status 200."""
 
@@ -103,7 +105,7 @@ class Endpoint(NamedTuple):
     template: str
     check: Callable[[ApiRequest], None]
     has_large_body: Callable[[ApiRequest, bytes], bool]
-    parse: Callable[[ApiRequest, bytes, Mapping[str, str]], Work]
+    parse: Callable[[ApiRequest, bytes, PathParameters], Work]
     decode: Callable[[Sequence[Any]], Sequence[Any]]
     decode_large: Callable[[Any, CodecThread], Any]
     encode: Callable[[Sequence[tuple[Any, Images, Result]]], Sequence[Any]]
@@ -117,7 +119,7 @@ class Call:
 
     endpoint: Endpoint
     api: ApiRequest
-    parameters: Mapping[str, str]
+    parameters: PathParameters
     body: bytes
     progress: "asyncio.Future[None] | None" = None
     work: Any = None
@@ -159,7 +161,7 @@ class Pipeline:
         self._running: dict[Any, Call] = {}  # by the handle of the scheduler
         self._disconnects = DisconnectSweep()
 
-    async def run(self, endpoint: Endpoint, api: ApiRequest, parameters: Mapping[str, str], send: Send) -> None:
+    async def run(self, endpoint: Endpoint, api: ApiRequest, parameters: PathParameters, send: Send) -> None:
         """Answer one request; if its client disconnects, its rows are dropped and `ClientDisconnect` is raised.
 
         It raises the reason of a problem document, unless the response has started.

@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final, Literal
@@ -59,6 +60,7 @@ _LOG = logging.getLogger(__name__)
 _JOB: Final = "run.json"
 _SHARD: Final = "shards/%06d.jsonl"
 _AT_ONCE: Final = 16  # shards that `merge` reads at once
+_RECENT: Final = 100  # shards from which `status` takes the rate
 
 
 def check_output(output: "Output", source: str, pack: Pack, manifest_format: ManifestFormat) -> None:
@@ -71,7 +73,7 @@ def check_output(output: "Output", source: str, pack: Pack, manifest_format: Man
         raise StartupError(f"{url}: a web server cannot be written to; use a folder, s3://, gs:// or az://")
     try:
         is_new = output.previous_job() is None
-        if is_new and not all(name.startswith(("source-", ".")) for name, _ in output.place.files()):
+        if is_new and not all(name.startswith(("source-", ".")) for name, *_ in output.place.files()):
             raise StartupError(f"{url}: holds files of something else; use another folder")
     except StoreError as exc:
         raise StartupError(f"{url}: cannot be read: {str(exc).removeprefix(f'{url}: ')}") from exc
@@ -131,10 +133,10 @@ class Output:
                     change = f"{name} was {before.get(name)}, and is {now.get(name)} now"
                     raise StartupError(f"the output holds another run: {change}; use another folder")
 
-    def complete(self) -> set[int]:
-        """Complete shards."""
-        found = (re.fullmatch(r"shards/(\d+)\.jsonl", name) for name, _ in self.place.files("shards"))
-        return {int(match[1]) for match in found if match}
+    def complete(self) -> dict[int, float]:
+        """Complete shards, and when they were."""
+        found = ((re.fullmatch(r"shards/(\d+)\.jsonl", name), at) for name, _, at in self.place.files("shards"))
+        return {int(match[1]): at for match, at in found if match}
 
     async def write(self, shard: int, files: Contents) -> None:
         """Write files of a shard, each of which replaces what an earlier attempt left, unless the shard is complete."""
@@ -188,7 +190,17 @@ class Output:
         complete, images, size = self.complete(), job["pictures"], job["shard"]
         shards = -(-images // size)
         done = sum(min(size, images - shard * size) for shard in complete)
-        return f"{job['task']} with {job['model']}: {len(complete)}/{shards} shards, {done}/{images} images"
+        text = f"{job['task']} with {job['model']}: {len(complete)}/{shards} shards, {done}/{images} images"
+        times = sorted(complete.values())[-_RECENT:]
+        if len(complete) < shards and len(times) > 1 and times[-1] > times[0]:
+            rate = (len(times) - 1) * size / (times[-1] - times[0])
+            text += f", {progress(rate, images - done)}; the last one {time.time() - times[-1]:.0f} s ago"
+        return text
+
+
+def progress(rate: float, left: int) -> str:
+    """Images per second, and how long the images that are left take."""
+    return f"{rate:.1f}/s, {timedelta(seconds=round(left / max(rate, 1e-9)))} left"
 
 
 def packed(pack: Pack, made: Made) -> bytes:

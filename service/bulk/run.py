@@ -6,14 +6,13 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
 from tqdm import tqdm
 
 from service.app import running_services
-from service.bulk.output import Output, Record
+from service.bulk.output import Output, Record, progress
 from service.bulk.pipeline import LoopThread
 from service.bulk.places import gather_all, is_url
 from service.bulk.shards import Job, ShardPlan, Shards
@@ -50,10 +49,9 @@ class Progress:
         self._done += len(records)
         self.bar.update(len(records))
         if self.bar.disable:
-            total, made = self._plan.images, self._done - self._plan.completed
-            rate = max(made, 1e-9) / max(time.monotonic() - self._began, 1e-9)
-            left = timedelta(seconds=round((total - self._done) / rate))
-            _LOG.info("%d/%d images, %d failed, %.1f/s, %s left", self._done, total, self._failed, rate, left)
+            total, seconds = self._plan.images, max(time.monotonic() - self._began, 1e-9)
+            speed = progress((self._done - self._plan.completed) / seconds, total - self._done)
+            _LOG.info("%d/%d images, %d failed, %s", self._done, total, self._failed, speed)
 
 
 def open_input(job: Job, output: Output, settings: Settings, *, is_part: bool) -> Files | None:

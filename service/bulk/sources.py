@@ -97,7 +97,7 @@ class Listing:
 
         def found() -> Iterator[tuple[bytes, int, int]]:
             nonlocal total
-            for name, size in [(single, self.place.size(single))] if single else self.place.files():
+            for name, size, *_ in [(single, self.place.size(single))] if single else self.place.files():
                 total += 1
                 kind = next((n for n, ends in enumerate(_KINDS) if name.lower().endswith(ends)), None)
                 if kind is not None and not _is_hidden(name) and (single or _KINDS[kind] != (".zip",)):

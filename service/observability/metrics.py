@@ -44,6 +44,8 @@ _LOG = logging.getLogger(__name__)
 Labels = dict[str, Callable[[str], str]]
 """The labels of a metric, and for each a function that limits its values."""
 Metric = TypeVar("Metric", Counter, Histogram)
+Texts = Iterable[tuple[str, bool]]
+"""The metrics of processes, and whether each is alive, so that its gauges count."""
 Combine = Mapping[str, Callable[[float, float], float]]
 """How two series of a metric become one, by the metric's name."""
 
@@ -342,7 +344,7 @@ def _short_switch_interval() -> Iterator[None]:
         sys.setswitchinterval(usual)
 
 
-def add_up(texts: Iterable[tuple[str, bool]], combine: Combine = MappingProxyType({})) -> bytes:
+def add_up(texts: Texts, combine: Combine = MappingProxyType({})) -> bytes:
     """One text of several, each with or without its gauges: equal series become one, by ``combine`` or added."""
     families: dict[str, dict[str, float]] = {}
     for text, with_gauges in texts:
@@ -368,7 +370,7 @@ class SharedTexts(Protocol):
         """Leave the metrics of this process, in place of those it has left before; may raise OSError."""
         ...
 
-    def read(self) -> Iterable[tuple[str, bool]]:
+    def read(self) -> Texts:
         """The metrics of each process, and whether it is alive, so that its gauges count."""
         ...
 
@@ -390,7 +392,7 @@ class SharedFiles:
         new.write_bytes(text)
         new.replace(self._file)
 
-    def read(self) -> Iterable[tuple[str, bool]]:
+    def read(self) -> Texts:
         """As `SharedTexts`."""
         return map(self._read, self._file.parent.glob(f"*{self._file.suffix}"))
 

@@ -6,7 +6,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
@@ -58,7 +58,7 @@ from service.api.native.validation import (
     step_params,
 )
 from service.api.negotiation import PICTURE_TYPES, Json, Media
-from service.api.pipeline import LARGE_BODY, Endpoint, Plan, ResponseParts
+from service.api.pipeline import LARGE_BODY, Endpoint, PathParameters, Plan, ResponseParts
 from service.api.request import ApiRequest, count_codec, count_rows, parse_as
 from service.domain.errors import IgnError, InvalidContent, UnsupportedMedia
 from service.domain.latents import Grid, LatentPath, NoiseSource, weighted_sum
@@ -191,7 +191,7 @@ def _parse_json(api: ApiRequest, schema: type[Schema], body: bytes) -> Schema:
     return parse_as(schema, body)
 
 
-def _parse_generate(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWork:
+def _parse_generate(api: ApiRequest, body: bytes, _: PathParameters) -> RowWork:
     options, settings = _parse_json(api, GenerateRequest, body), api.services.settings
     check_count("n", options.n, settings.max_images)
     model = api.resolve(options.model)
@@ -222,7 +222,7 @@ def _parse_generate(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWo
     return RowWork(api=api, spec=spec, params=params, source=make_rows, is_large=large)
 
 
-def _parse_project(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWork:
+def _parse_project(api: ApiRequest, body: bytes, _: PathParameters) -> RowWork:
     return project_work(api, parse_upload(api, ProjectOptions, ProjectRequest, body))
 
 
@@ -234,7 +234,7 @@ def project_work(api: ApiRequest, upload: Upload[ProjectOptions]) -> RowWork:
     return _upload_work(api, model, upload, params, options, strength=options.strength)
 
 
-def _parse_score(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWork:
+def _parse_score(api: ApiRequest, body: bytes, _: PathParameters) -> RowWork:
     upload = parse_upload(api, ScoreOptions, ScoreRequest, body)
     model = api.resolve(upload.options.model)
     return _upload_work(api, model, upload, StepParams(steps=1, score=True), ImageOptions(), shows_change=True)
@@ -263,7 +263,7 @@ def _upload_work(
     return RowWork(api=api, spec=spec, params=params, source=upload, is_large=not is_small(upload, model.card))
 
 
-def _parse_interpolate(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWork:
+def _parse_interpolate(api: ApiRequest, body: bytes, _: PathParameters) -> RowWork:
     options = _parse_json(api, InterpolateRequest, body)
     path, settings = latent_path(options), api.services.settings
     if isinstance(path, Grid):
@@ -290,7 +290,7 @@ def _parse_interpolate(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> Ro
     return RowWork(api=api, spec=spec, params=StepParams(steps=steps), source=InPool(make_rows), is_large=True)
 
 
-def _parse_arithmetic(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWork:
+def _parse_arithmetic(api: ApiRequest, body: bytes, _: PathParameters) -> RowWork:
     options, settings = _parse_json(api, ArithmeticRequest, body), api.services.settings
     model = api.resolve(options.model)
     noise = model.card.noise

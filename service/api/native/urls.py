@@ -18,7 +18,7 @@ from service.api.multipart import parse_query
 from service.api.native import endpoints as native
 from service.api.native.endpoints import RowWork
 from service.api.negotiation import Media
-from service.api.pipeline import Endpoint, ResponseParts
+from service.api.pipeline import Endpoint, PathParameters, ResponseParts
 from service.api.request import ApiRequest, NotModified, RequestHeaders
 from service.domain.errors import InvalidContent
 from service.domain.latents import seed_of
@@ -58,7 +58,7 @@ def _animation(fields: Fields) -> Fields:
 def _by_url(
     path: str, template: str, formats: Mapping[str, Media], translate: Callable[[Fields], Fields] = dict
 ) -> Endpoint:
-    def parse(api: ApiRequest, body: bytes, parameters: Mapping[str, str]) -> RowWork:
+    def parse(api: ApiRequest, body: bytes, parameters: PathParameters) -> RowWork:
         if body:
             raise InvalidContent.field("body", "a GET request has none; its options belong in the query")
         fields = parse_query(api.query, parameters)

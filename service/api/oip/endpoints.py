@@ -8,7 +8,7 @@ same queue as those of the native endpoints. The Content-Type of its body is ign
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -24,7 +24,7 @@ from service.api.access import check_host
 from service.api.app_state import AppState, app_state
 from service.api.negotiation import Json
 from service.api.oip import tensors
-from service.api.pipeline import LARGE_BODY, Endpoint, Plan, ResponseParts
+from service.api.pipeline import LARGE_BODY, Endpoint, PathParameters, Plan, ResponseParts
 from service.api.request import ApiRequest, RequestHeaders, count_codec, count_rows, read_body
 from service.artifact.card import INPUT, OUTPUT, Card
 from service.domain.errors import IgnError, InvalidContent, InvalidInference, NotReady, NotSupported
@@ -54,7 +54,7 @@ async def _resolve(request: Request, services: ServingState) -> ServedModel:
 Model = Annotated[ServedModel, Depends(_resolve)]
 
 
-def _ref(path_parameters: Mapping[str, str]) -> str:
+def _ref(path_parameters: PathParameters) -> str:
     """`name` or `name/version`."""
     return "/".join(path_parameters[part] for part in ("name", "version") if part in path_parameters)
 
@@ -224,7 +224,7 @@ def _has_large_head(api: ApiRequest, body: bytes) -> bool:
     return len(body) > (_LARGE_BINARY if api.headers.get(tensors.HEADER_LENGTH) else LARGE_BODY)
 
 
-def _parse(api: ApiRequest, body: bytes, path_parameters: Mapping[str, str]) -> InferWork:
+def _parse(api: ApiRequest, body: bytes, path_parameters: PathParameters) -> InferWork:
     model = api.resolve(_ref(path_parameters))
     settings = api.services.settings.for_images(model.card.tiles)
     limits = {"max_rows": settings.max_images, "max_steps": settings.max_steps, "max_pixels": settings.max_pixels}

@@ -10,7 +10,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Final, Literal
 
@@ -28,7 +28,7 @@ from service.api.native.uploads import InputRows, Upload, read_form
 from service.api.native.urls import NATIVE, as_json, seed_of_field
 from service.api.native.validation import check_count, check_steps
 from service.api.negotiation import Json, Media
-from service.api.pipeline import ResponseParts
+from service.api.pipeline import PathParameters, ResponseParts
 from service.api.request import ApiRequest, count_codec, count_rows, parse_as
 from service.artifact.card import Card
 from service.domain.errors import InvalidContent
@@ -128,7 +128,7 @@ class ImagesWork(RowWork):
         return await send_events(self.api, self.spec, events, send, encode)
 
 
-def _parse_generations(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> ImagesWork:
+def _parse_generations(api: ApiRequest, body: bytes, _: PathParameters) -> ImagesWork:
     options = parse_as(ImagesRequest, body)
     card, seed = api.resolve(options.model).card, seed_of_field(options.prompt, "prompt")
     native = options.native(api, card, card.steps.generate) | {"n": options.n or 1, "seed": seed}
@@ -136,7 +136,7 @@ def _parse_generations(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> Im
     return ImagesWork.of(as_json(api, "/generate", native), "image_generation", note)
 
 
-def _parse_edits(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> ImagesWork:
+def _parse_edits(api: ApiRequest, body: bytes, _: PathParameters) -> ImagesWork:
     upload = read_form(api, body, ImagesRequest, "image", "image[]")
     check_count("image", len(upload.images), api.services.settings.max_images)
     options = upload.options
