@@ -200,7 +200,7 @@ class Output:
 
 def progress(rate: float, left: int) -> str:
     """Images per second, and how long the images that are left take."""
-    return f"{rate:.1f}/s, {timedelta(seconds=round(left / max(rate, 1e-9)))} left"
+    return f"{rate:.1f}/s, {timedelta(seconds=round(left / max(rate, 1e-6)))} left"
 
 
 def packed(pack: Pack, made: Made) -> bytes:
