@@ -29,7 +29,7 @@ from tests.helpers.fakes import FakeModel
 from tests.helpers.onnx_models import reference, sample_rows, write_model
 from tests.helpers.serving import Clock, marked, params, play, serving
 
-PATIENCE_S = 30.0  # nothing takes a tenth of it
+PATIENCE_S = 300.0  # nothing takes a tenth of it
 
 
 @pytest.fixture

@@ -352,7 +352,7 @@ def test_a_session_with_graphs_runs_in_one_thread_that_ends_with_it(
     model.close()
     (second,) = seen - {first}
     for thread in (first, second):
-        thread.join(10)
+        thread.join(300)
     assert not set(threading.enumerate()) - before
 
 

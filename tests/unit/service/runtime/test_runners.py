@@ -138,7 +138,7 @@ def test_with_graphs_every_call_waits_for_a_capture(graphs: bool) -> None:
             other.start()
             other.join(0.05 if graphs else 30)
             assert other.is_alive() == graphs
-        other.join(30)
+        other.join(300)
 
 
 def test_a_step_that_fails_leaves_the_rows_as_they_were() -> None:
@@ -163,7 +163,7 @@ def test_a_capture_waits_for_users_and_captures_and_later_users_for_it() -> None
     def use(name: str) -> None:
         with lock.shared():
             here.set()
-            assert go.wait(30)
+            assert go.wait(300)
             order.append(name)
 
     def capture() -> None:
@@ -175,7 +175,7 @@ def test_a_capture_waits_for_users_and_captures_and_later_users_for_it() -> None
     threads = [threading.Thread(target=use, args=("user",)), *(threading.Thread(target=capture) for _ in range(2))]
     for thread in threads:
         thread.start()
-        assert here.wait(30)
+        assert here.wait(300)
     while here.is_set():  # until a user has to wait, which is once the capture waits
         here.clear()
         threads.append(threading.Thread(target=use, args=("late",)))
@@ -183,7 +183,7 @@ def test_a_capture_waits_for_users_and_captures_and_later_users_for_it() -> None
         here.wait(0.05)
     go.set()
     for thread in threads:
-        thread.join(30)
+        thread.join(300)
     assert [event for event in order if event != "late"] == ["user", *["capture", "captured"] * 2]
     assert order[-2:] == ["captured", "late"]
 
