@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_runtime --results benchmarks/results/runtime.json
 
-On CUDA also with rows that stay there, with CUDA graphs, and with golden rows (`make gpu`). Compare the
+On CUDA also with rows that stay there, and with golden rows (`make gpu`). Compare the
 ratios of one run, not the figures of two runs. Without HTTP and images, this is the most the service can reach.
 """
 
@@ -30,7 +30,7 @@ from service.runtime.session import CudaOptions
 METHOD: Final = (
     "rows/s of repeated calls on seeded latents over `seconds` per round, the ways in turn; median, least and most of "
     "`rounds` rounds; cpu_ms_per_row is the CPU time of the whole process; ratio is service.runtime / onnxruntime by "
-    "medians. On CUDA: resident copies rows in and not out, graphs replays CUDA graphs; golden: difference over "
+    "medians. On CUDA: resident copies rows in and not out; golden: difference over "
     "tolerance in every bucket"
 )
 Way = Callable[[FloatRows], Callable[[], object]]
@@ -41,17 +41,15 @@ def measure(options: argparse.Namespace) -> Json:
     path, threads = Path(options.model), available_cpus()
     data, largest = path.read_bytes(), max(options.sizes)
     half = path.name == "model.fp16.onnx"
-    open_model = partial(OnnxModel, data, device=options.device, threads=threads, max_batch_rows=largest)
-    model = open_model(cuda=CudaOptions(half=half))
+    cuda = CudaOptions(half=half)
+    model = OnnxModel(data, device=options.device, cuda=cuda, threads=threads, max_batch_rows=largest)
     model.warm_up()
     raw = raw_session(data, model, threads)
     ways: dict[str, Way] = {"onnxruntime": lambda rows: partial(raw, rows), "service.runtime": partial(copied, model)}
     result: Json = {}
     targets: list[Json] = []
     if model.device_batch is not None:
-        graphs = open_model(cuda=CudaOptions(half=half, graphs=True))
-        graphs.warm_up()
-        ways |= {"resident": partial(resident, model), "graphs": partial(copied, graphs)}
+        ways["resident"] = partial(resident, model)
         tolerance = model.card.tolerance.fp16 if half else model.card.tolerance.fp32
         golden = check_golden(model, read_golden(path.parent / "golden.npz", model.shape), tolerance)
         targets.append(target("golden rows: difference over tolerance", golden.difference / tolerance, at_most=1.0))

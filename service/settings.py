@@ -104,8 +104,6 @@ class Settings(BaseModel):
     """fp16 runs model.fp16.onnx. It does not start where a model has none."""
     deterministic: bool = False
     """one batch size, and no search for algorithms on CUDA. On a CPU, rows are bit-identical anyway."""
-    cuda_graphs: bool = False
-    """capture and replay a CUDA graph for each batch size. Not yet measured on a GPU."""
     cuda_memory_mib: int = Field(default=0, ge=0, le=10_000_000)
     """device memory of a session in MiB; 0 for no limit. cuDNN's own memory is not included."""
     gpu_count: int = Field(default=1, ge=1, le=64)

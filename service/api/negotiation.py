@@ -3,9 +3,12 @@
 import re
 from enum import StrEnum
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 from service.domain.errors import MalformedRequest, NotAcceptable
+
+Json = dict[str, Any]
+"""An object of JSON."""
 
 
 class Media(StrEnum):

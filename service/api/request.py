@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from service.api.app_state import AppState
-from service.api.negotiation import Media, negotiate
+from service.api.negotiation import Json, Media, negotiate
 from service.api.problems import describe
 from service.domain.errors import (
     BodyTooSlow,
@@ -238,8 +238,12 @@ def parse_as(schema: type[Body], body: bytes, *, max_values: int = MAX_VALUES) -
         raise InvalidContent(problem.detail, fields=problem.fields) from exc
 
 
-def count_codec(part: str, requests: Sequence[ApiRequest], seconds: float) -> None:
-    """Count one codec call on the event loop for several requests, each of which has its share of the time."""
+def count_codec(part: str, requests: Sequence[ApiRequest], start: float) -> None:
+    """Count one codec call on the event loop for several requests, each of which has its share of the time.
+
+    ``start`` is when it began, by `time.perf_counter`.
+    """
+    seconds = time.perf_counter() - start
     requests[0].services.metrics.codec(part, seconds)
     for api in requests:
         api.spend(part, seconds / len(requests))
@@ -303,7 +307,7 @@ def parse_content_type(header: str | None) -> tuple[str, dict[str, str]]:
     }
 
 
-def parse_json(body: bytes, *, max_values: int = MAX_VALUES) -> dict[str, Any]:
+def parse_json(body: bytes, *, max_values: int = MAX_VALUES) -> Json:
     """Parse a JSON object with a limited number of values; if a key occurs twice, its last value counts.
 
     Raises `MalformedRequest` if it is not UTF-8, not JSON, has NaN or Infinity, or nests deeper than `MAX_DEPTH`; and
@@ -326,11 +330,11 @@ def parse_json(body: bytes, *, max_values: int = MAX_VALUES) -> dict[str, Any]:
 _FieldPath = tuple["_FieldPath", str | int] | None  # linked list of keys from a node up to the body
 
 
-def _check_values(body: dict[str, Any]) -> None:
+def _check_values(body: Json) -> None:
     """Raise if containers nest too deep or a number is infinite."""
     # A stack instead of recursion, because nesting is the caller's choice. A field's path becomes text only for an
     # error, because bodies of the Open Inference Protocol hold 50 000 numbers.
-    stack: list[tuple[dict[str, Any] | list[Any], _FieldPath, int]] = [(body, None, 1)]
+    stack: list[tuple[Json | list[Any], _FieldPath, int]] = [(body, None, 1)]
     while stack:
         node, path, depth = stack.pop()
         if depth > MAX_DEPTH:

@@ -5,7 +5,6 @@ import logging
 import secrets
 import sys
 from collections.abc import Sequence
-from contextlib import closing, nullcontext
 from functools import partial
 from typing import Final
 
@@ -58,9 +57,7 @@ def _run(options: argparse.Namespace) -> int:
     job = _job(options, output)
     run = partial(run_on_ray, actors=options.actors) if options.ray else run_local
     is_part = options.part is not None
-    source = open_input(job, output, settings, is_part=is_part)
-    with closing(source) if source else nullcontext():
-        plan = run(job, source, output, settings)
+    plan = run(job, open_input(job, output, settings, is_part=is_part), output, settings)
     if left := plan.shards - len(output.complete()):
         print(f"{options.output}: {plan.images} images of this part; {left} shards are left to other parts")
         return DONE

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final, Literal
 
 from service.bulk.places import Bucket, Contents, Folder, StoreError, is_url
@@ -29,6 +29,8 @@ from service.bulk.sources import Listing
 from service.domain.errors import StartupError
 
 Record = dict[str, Any]
+Made = list[tuple[Record, bytes]]
+"""Records, each with its encoded image; empty if there is none."""
 Fingerprint = dict[str, Any]
 """Of a job; by it a later run knows that it continues the same job."""
 ManifestFormat = Literal["jsonl", "parquet"]
@@ -57,7 +59,6 @@ _LOG = logging.getLogger(__name__)
 _JOB: Final = "run.json"
 _SHARD: Final = "shards/%06d.jsonl"
 _AT_ONCE: Final = 16  # shards that `merge` reads at once
-_RECENT: Final = 100  # shards from which `status` takes the rate
 
 
 def check_output(output: "Output", source: str, pack: Pack, manifest_format: ManifestFormat) -> None:
@@ -70,7 +71,7 @@ def check_output(output: "Output", source: str, pack: Pack, manifest_format: Man
         raise StartupError(f"{url}: a web server cannot be written to; use a folder, s3://, gs:// or az://")
     try:
         is_new = output.previous_job() is None
-        if is_new and not all(name.startswith(("source-", ".")) for name, *_ in output.place.files()):
+        if is_new and not all(name.startswith(("source-", ".")) for name, _ in output.place.files()):
             raise StartupError(f"{url}: holds files of something else; use another folder")
     except StoreError as exc:
         raise StartupError(f"{url}: cannot be read: {str(exc).removeprefix(f'{url}: ')}") from exc
@@ -130,10 +131,10 @@ class Output:
                     change = f"{name} was {before.get(name)}, and is {now.get(name)} now"
                     raise StartupError(f"the output holds another run: {change}; use another folder")
 
-    def complete(self) -> dict[int, float]:
-        """Complete shards, and when they were."""
-        found = ((re.fullmatch(r"shards/(\d+)\.jsonl", name), at) for name, _, at in self.place.files("shards"))
-        return {int(match[1]): at for match, at in found if match}
+    def complete(self) -> set[int]:
+        """Complete shards."""
+        found = (re.fullmatch(r"shards/(\d+)\.jsonl", name) for name, _ in self.place.files("shards"))
+        return {int(match[1]) for match in found if match}
 
     async def write(self, shard: int, files: Contents) -> None:
         """Write files of a shard, each of which replaces what an earlier attempt left, unless the shard is complete."""
@@ -187,32 +188,23 @@ class Output:
         complete, images, size = self.complete(), job["pictures"], job["shard"]
         shards = -(-images // size)
         done = sum(min(size, images - shard * size) for shard in complete)
-        text = f"{job['task']} with {job['model']}: {len(complete)}/{shards} shards, {done}/{images} images"
-        times = sorted(complete.values())[-_RECENT:]
-        if len(complete) < shards and len(times) > 1 and times[-1] > times[0]:
-            rate = (len(times) - 1) * size / (times[-1] - times[0])
-            text += f", {progress(rate, images - done)}; the last one {time.time() - times[-1]:.0f} s ago"
-        return text
+        return f"{job['task']} with {job['model']}: {len(complete)}/{shards} shards, {done}/{images} images"
 
 
-def progress(rate: float, left: int) -> str:
-    """Images per second, and how long the images that are left take."""
-    minutes, seconds = divmod(round(left / max(rate, 1e-9)), 60)
-    return f"{rate:.1f}/s, {minutes // 60}:{minutes % 60:02}:{seconds:02} left"
-
-
-def packed(pack: Pack, records: Sequence[Record], contents: Contents) -> bytes:
-    """Images of a shard, by name, in one file: a WebDataset with their records, or a table as Hugging Face reads it."""
-    file, images = io.BytesIO(), {path.rpartition("/")[2]: data for path, data in contents}
-    named = [(record, (record["picture"] or "").rpartition("/")[2]) for record in records]
+def packed(pack: Pack, made: Made) -> bytes:
+    """Images of a shard in one file: a WebDataset with their records, or a table as Hugging Face reads it."""
+    file = io.BytesIO()
+    named = [(record, PurePosixPath(record["picture"] or ""), image) for record, image in made]
     if pack == "parquet":
-        rows = [{**record, "image": {"bytes": images[name], "path": name} if name else None} for record, name in named]
+        rows = [
+            {**record, "image": {"bytes": image, "path": path.name} if image else None} for record, path, image in named
+        ]
         _write_parquet(file, [rows], image=True)
         return file.getvalue()
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for record, name in named:
+        for record, path, image in named:
             text = json.dumps(record, ensure_ascii=False).encode()
-            for member, data in ((name, images[name]), (f"{name.rpartition('.')[0]}.json", text)) if name else ():
+            for member, data in ((path.name, image), (f"{path.stem}.json", text)) if image else ():
                 info = tarfile.TarInfo(member)
                 info.size = len(data)
                 archive.addfile(info, io.BytesIO(data))

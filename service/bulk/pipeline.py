@@ -6,18 +6,19 @@ Several groups of images are at different places at once. Of large images, one a
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from pydantic import ValidationError
 
 from service.api.app_state import AppState
-from service.api.native.responses import in_distribution_fields, round_metric
+from service.api.native.responses import in_distribution_fields, measures
 from service.api.native.schemas import GenerateRequest, ProjectOptions, ScoreOptions
 from service.api.native.validation import image_size, no_noise, step_params
 from service.bulk.places import gather_all
@@ -30,6 +31,7 @@ from service.images.formats import Resolution, resolution_of, with_resolution
 from service.images.pool import CodecThread
 from service.images.prepare import Mask, Pixels, keep_mask, prepare, to_mask
 
+T = TypeVar("T")
 Options = GenerateRequest | ProjectOptions | ScoreOptions
 
 SCHEMAS: Final[Mapping[str, type[Options]]] = {
@@ -115,11 +117,10 @@ class Pipeline:
             self._noise = NoiseSource((card.shape[0], *size))
         return step_params(options, recommended=card.steps.generate, rows=1, settings=settings)
 
-    async def pages(self, content: bytes) -> list[Item]:
-        """An image file, or each page of a TIFF; raises RequestError if one is too large."""
-        file = ImageBytes("image", content)
-        if not file.may_have_pages:
-            return [Item(content)]
+    async def pages(self, source: bytes | int) -> list[Item]:
+        """A latent, an image file, or each page of a TIFF; raises RequestError if one is too large."""
+        if isinstance(source, int) or not (file := ImageBytes("image", source)).may_have_pages:
+            return [Item(source)]
         return await self._codec.run(
             "decode", lambda thread: [*map(Item, file.pages(thread, self._limits, _MAX_PAGES))]
         )
@@ -133,7 +134,8 @@ class Pipeline:
         async with self._turns:
             await self._codec.run("decode", partial(self._decode, items))
             async with self._one_large if any(map(_is_large, items)) else nullcontext():
-                await self._codec.run("decode", lambda _: self._prepare(items))
+                if self._is_tiled:  # else the row is small, and the picture may be large
+                    await self._codec.run("decode", lambda _: self._prepare(items))
                 await self._run_isolating([item for item in items if item.row is not None])
             await self._codec.run("encode", lambda _: self._encode(items))
 
@@ -153,14 +155,14 @@ class Pipeline:
                         item.source = b""  # it holds the pixels, too
             except RequestError as exc:
                 item.fail(exc)
-            if not self._is_tiled:  # the row is small, and the picture may be large
+            if not self._is_tiled:
                 self._prepare([item])
 
     def _prepare(self, items: Iterable[Item]) -> None:
         """Draw noise, or fit a decoded image to the model's input as `/project` does."""
         made = self._made
         for item in items:
-            if isinstance(item.source, int) and item.row is None and isinstance(made, GenerateRequest):
+            if isinstance(item.source, int) and isinstance(made, GenerateRequest):
                 (item.row,) = self._noise.rows(made.seed or 0, item.source, 1, made.noise_scale)
             elif (picture := item.picture) is not None and self._upload is not None:
                 card, resize = self.model.card.sized(picture.image.size[::-1]), self._upload.resize
@@ -202,14 +204,8 @@ class Pipeline:
         """Give the items their measures, and their pixels instead of their rows."""
         strength = self._made.strength if isinstance(self._made, ProjectOptions) else 1.0
         for index, item in enumerate(items):
-            distance = float(result.distance[index])
-            item.measures |= {
-                "steps": int(result.steps[index]),
-                "converged": bool(result.converged[index]),
-                "distance": round_metric(distance),
-                "drift": None if result.drift is None else round_metric(result.drift[index]),
-                **in_distribution_fields(self.model.card, distance),
-            }
+            item.measures |= measures(result, index)
+            item.measures |= in_distribution_fields(self.model.card, float(result.distance[index]))
             if self._made and item.row is not None:
                 item.row = with_chroma(blend(item.row, result.rows[index], strength), item.chroma)
                 if self._made.format != "npy":
@@ -237,3 +233,23 @@ class Pipeline:
 
 def _is_large(item: Item) -> bool:
     return item.picture is not None and prod(item.picture.image.size) > _LARGE
+
+
+class LoopThread:
+    """An event loop in a thread, of which a pipeline needs one for its lifetime; any thread may call it."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="pipeline", daemon=True)
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The result of a coroutine."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def close(self) -> None:
+        """End the thread, and those that it started."""
+        self.run(self._loop.shutdown_default_executor())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()

@@ -45,14 +45,14 @@ class Folder:
     def __init__(self, root: str) -> None:
         self.root = Path(os.path.abspath(root))
 
-    def files(self, below: str = "") -> Iterator[tuple[str, int, float]]:
-        """Name, size in bytes and Unix time of change of every file in a subfolder; none if there is no such folder."""
+    def files(self, below: str = "") -> Iterator[tuple[str, int]]:
+        """Name and size in bytes of every file in a subfolder; none if there is no such folder."""
         top = os.path.join(self.root, below)
         for folder, subfolders, names in os.walk(top, onerror=_raise) if os.path.isdir(top) else ():
             subfolders[:] = [name for name in subfolders if not name.startswith(".")]
             for path in (os.path.join(folder, name) for name in names):
                 if os.path.exists(path) and stat.S_ISREG((found := os.stat(path)).st_mode):
-                    yield path[len(os.path.join(self.root, "")) :], found.st_size, found.st_mtime
+                    yield path[len(os.path.join(self.root, "")) :], found.st_size
 
     def size(self, name: str) -> int | None:
         """Size of a file in bytes; None if there is none of this name."""
@@ -122,13 +122,13 @@ class Bucket:
         self._api: Any = obstore
         self._threads = ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="store")
 
-    def files(self, below: str = "") -> Iterator[tuple[str, int, float]]:
+    def files(self, below: str = "") -> Iterator[tuple[str, int]]:
         """As those of a folder; the order is that of the store."""
         if type(self._store).__name__ == "HTTPStore":
             raise StoreError("a web server has single files, which can be read")
         with named(self.url, StoreError):
             for chunk in self._api.list(self._patient, below or None, chunk_size=1000):
-                yield from ((each["path"], each["size"], each["last_modified"].timestamp()) for each in chunk)
+                yield from ((each["path"], each["size"]) for each in chunk)
 
     def size(self, name: str) -> int | None:
         """As that of a folder."""

@@ -4,24 +4,23 @@ import asyncio
 import dataclasses
 import json
 import logging
-import threading
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final
 
 from tqdm import tqdm
 
 from service.app import running_services
-from service.bulk.output import Output, Record, progress
+from service.bulk.output import Output, Record
+from service.bulk.pipeline import LoopThread
 from service.bulk.places import gather_all, is_url
-from service.bulk.shards import Job, Shards
+from service.bulk.shards import Job, ShardPlan, Shards
 from service.bulk.sources import Files, open_source
 from service.domain.errors import IgnError, StartupError
 from service.environment import available_cpus, prepare_process
 from service.settings import Settings
-
-T = TypeVar("T")
 
 _LOG = logging.getLogger(__name__)
 _SHARDS_AT_ONCE: Final = 2  # while the last batches of one shard finish, the next one keeps the device busy
@@ -30,23 +29,13 @@ _CORES: Final = 4  # of an actor without a GPU, unless `IGN_THREADS` says how ma
 _MAX_BLOCKS: Final = 1000  # Ray schedules and tracks each block, so that many small ones are expensive
 
 
-class ShardPlan(NamedTuple):
-    """The number of images of a worker and of all shards, and what of its own is done."""
-
-    images: int
-    shards: int
-    missing: tuple[int, ...]  # numbers of the shards that are not complete
-    completed: int  # images in complete shards
-
-
 class Progress:
     """Reports a run: a bar on a terminal, else one log line per shard."""
 
     def __init__(self, plan: ShardPlan) -> None:
         # disable=None: no bar unless stderr is a terminal
         self.bar = tqdm(total=plan.images, initial=plan.completed, unit=" images", dynamic_ncols=True, disable=None)
-        self._total, self._done, self._failed = plan.images, plan.completed, 0
-        self._before, self._began = plan.completed, time.monotonic()
+        self._plan, self._done, self._failed, self._began = plan, plan.completed, 0, time.monotonic()
         if plan.completed:
             _LOG.info("continuing: %d of %d images are complete", plan.completed, plan.images)
 
@@ -61,20 +50,10 @@ class Progress:
         self._done += len(records)
         self.bar.update(len(records))
         if self.bar.disable:
-            rate = (self._done - self._before) / max(time.monotonic() - self._began, 1e-9)
-            speed = progress(rate, self._total - self._done)
-            _LOG.info("%d/%d images, %d failed, %s", self._done, self._total, self._failed, speed)
-
-
-def start(job: Job, source: Files | None, output: Output, shards: Shards) -> ShardPlan:
-    """Record the job in the output folder, or check that it continues the recorded one; returns what is missing."""
-    output.start(shards.fingerprint(), source.listing if source else None)
-    count = -(-shards.images // job.shard)
-    complete, (part, parts) = output.complete(), job.part
-    mine = range(part - 1, count, parts)
-    missing = tuple(number for number in mine if number not in complete)
-    images, left = (sum(min(job.shard, shards.images - n * job.shard) for n in some) for some in (mine, missing))
-    return ShardPlan(images, count, missing, images - left)
+            total, made = self._plan.images, self._done - self._plan.completed
+            rate = max(made, 1e-9) / max(time.monotonic() - self._began, 1e-9)
+            left = timedelta(seconds=round((total - self._done) / rate))
+            _LOG.info("%d/%d images, %d failed, %.1f/s, %s left", self._done, total, self._failed, rate, left)
 
 
 def open_input(job: Job, output: Output, settings: Settings, *, is_part: bool) -> Files | None:
@@ -95,7 +74,7 @@ def run_local(job: Job, source: Files | None, output: Output, settings: Settings
     async def run() -> ShardPlan:
         async with running_services(settings, job.options.model or "") as services:
             shards = Shards(job, services, output, source)
-            plan = start(job, source, output, shards)
+            plan = shards.start()
             missing, progress = iter(plan.missing), Progress(plan)
 
             async def take_turns() -> None:
@@ -124,9 +103,9 @@ def run_on_ray(
 
     async def plan_run() -> ShardPlan:
         # The driver only resolves the model, for which it needs no GPU. Ray gives GPUs to the actors only.
-        on_cpu = settings.replace(device="cpu", cuda_graphs=False)
+        on_cpu = settings.replace(device="cpu")
         async with running_services(on_cpu, job.options.model or "") as services:
-            return start(job, source, output, Shards(job, services, output, source))
+            return Shards(job, services, output, source).start()
 
     plan = asyncio.run(plan_run())
     progress = Progress(plan)
@@ -172,21 +151,16 @@ class Actor:
 
     def __init__(self, job: Job, output: Output, settings: Settings) -> None:
         prepare_process()
-        # The pipeline needs one event loop for its lifetime, and Ray may call the actor from different threads.
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="bulk", daemon=True).start()
+        self._loop = LoopThread()  # Ray may call the actor from different threads
         self._running = running_services(settings, job.options.model or "")
-        services = self._await(self._running.__aenter__())
+        services = self._loop.run(self._running.__aenter__())
         self._shards = Shards(job, services, output, open_input(job, output, settings, is_part=True))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """Process the shard in column `item`; returns its records, or the error as text: Ray would lose its type."""
         number, records, error = int(batch["item"][0]), list[Record](), ""
         try:
-            records = self._await(self._shards.shard(number))
+            records = self._loop.run(self._shards.shard(number))
         except (IgnError, OSError) as exc:
             error = exc.detail if isinstance(exc, IgnError) else str(exc)
         return {"records": [json.dumps(records)], "error": [error]}
-
-    def _await(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()

@@ -8,13 +8,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Final
+from typing import Final, NamedTuple
 
 from service.api.app_state import AppState
 from service.api.native.schemas import Format, GenerateRequest, ImageOptions, ProjectOptions
-from service.bulk.output import COLUMNS, Fingerprint, Output, Pack, Record, packed
+from service.bulk.output import COLUMNS, Fingerprint, Made, Output, Pack, Record, packed
 from service.bulk.pipeline import SCHEMAS, Item, Options, Pipeline
-from service.bulk.places import Contents
 from service.bulk.sources import Files
 
 _LAYOUT: Final = 2  # of the output folder; a run does not continue a folder of another layout
@@ -36,6 +35,15 @@ class Job:
     part: tuple[int, int] = (1, 1)  # shards of this worker: k, n are every n-th, from the k-th
 
 
+class ShardPlan(NamedTuple):
+    """The number of images of a worker and of all shards, and what of its own is done."""
+
+    images: int
+    shards: int
+    missing: tuple[int, ...]  # numbers of the shards that are not complete
+    completed: int  # images in complete shards
+
+
 class Shards:
     """Processes shards of one job, whose ``source`` may be open already; raises StartupError as `Pipeline`."""
 
@@ -46,7 +54,17 @@ class Shards:
         self._format = options.format if isinstance(options, GenerateRequest | ProjectOptions) else None
         self._ahead = asyncio.Semaphore(_READ_AHEAD)
 
-    def fingerprint(self) -> Fingerprint:
+    def start(self) -> ShardPlan:
+        """Record the job in the output folder, or check that it continues the recorded one; returns what is missing."""
+        self._output.start(self._fingerprint(), self._source.listing if self._source else None)
+        size, (part, parts) = self._job.shard, self._job.part
+        count = -(-self.images // size)
+        mine, complete = range(part - 1, count, parts), self._output.complete()
+        missing = tuple(number for number in mine if number not in complete)
+        images, left = (sum(min(size, self.images - n * size) for n in some) for some in (mine, missing))
+        return ShardPlan(images, count, missing, images - left)
+
+    def _fingerprint(self) -> Fingerprint:
         """Everything that determines the bytes of the output, as JSON values."""
         job, model = self._job, self._pipeline.model
         unused = {"model", "record", *ImageOptions.model_fields} - {"format"}
@@ -82,27 +100,24 @@ class Shards:
                     start += len(items)
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
-        batches = [task.result() for task in tasks]
-        records = [record for batch, _ in batches for record in batch]
+        made = [each for task in tasks for each in task.result()]
         if self._job.pack != "files":
-            contents = [content for _, batch in batches for content in batch]
-            file = await self._services.codec.run("encode", lambda _: packed(self._job.pack, records, contents))
+            file = await self._services.codec.run("encode", lambda _: packed(self._job.pack, made))
             await self._output.write(number, [(self._folder(number), file)])
-        return await asyncio.to_thread(self._output.finish, number, records)
+        return await asyncio.to_thread(self._output.finish, number, [record for record, _ in made])
 
     def _folder(self, number: int) -> str:
         return f"{number:06}" if self._job.pack == "files" else f"{number:06}.{self._job.pack}"
 
-    async def _process(self, shard: int, start: int, items: Sequence[Item]) -> tuple[list[Record], Contents]:
-        """Records of some images, and those images that are still to be written."""
+    async def _process(self, shard: int, start: int, items: Sequence[Item]) -> Made:
+        """Records of some images, each with its image unless that is written."""
         await self._pipeline.run(items)
-        records = [self._record(shard, start + index, item) for index, item in enumerate(items)]
-        contents = [(one["picture"], item.content) for one, item in zip(records, items, strict=True) if one["picture"]]
+        made = [(self._record(shard, start + index, item), item.content) for index, item in enumerate(items)]
         if self._job.pack == "files":
-            await self._output.write(shard, contents)
-            contents = []
+            await self._output.write(shard, [(record["picture"], image) for record, image in made if image])
+            made = [(record, b"") for record, _ in made]
         self._ahead.release()
-        return records, contents
+        return made
 
     async def _items(self, start: int, stop: int) -> list[Item]:
         options = self._job.options

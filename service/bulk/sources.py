@@ -97,7 +97,7 @@ class Listing:
 
         def found() -> Iterator[tuple[bytes, int, int]]:
             nonlocal total
-            for name, size, *_ in [(single, self.place.size(single))] if single else self.place.files():
+            for name, size in [(single, self.place.size(single))] if single else self.place.files():
                 total += 1
                 kind = next((n for n, ends in enumerate(_KINDS) if name.lower().endswith(ends)), None)
                 if kind is not None and not _is_hidden(name) and (single or _KINDS[kind] != (".zip",)):
@@ -138,9 +138,6 @@ class Files:
         self.listing, self._limit = listing, limit
         self.images, self.digest, self._each = listing.files, listing.digest, listing.place.each
 
-    def close(self) -> None:
-        """Close what is open."""
-
     async def fetch(self, start: int, stop: int) -> list[SourceItem]:
         """Images ``start`` … ``stop − 1``; fewer, but at least one, if they have many bytes."""
         rows = await asyncio.to_thread(self._rows, start, stop)
@@ -165,16 +162,16 @@ class Files:
 
 
 class Archive(Files):
-    """Images of a zip archive, an open file that this object closes."""
+    """Images of a zip archive, an open file that is closed with this object."""
 
     def __init__(self, listing: Listing, file: IO[bytes], limit: int) -> None:
         super().__init__(listing, limit)
-        self._file, self._each = file, Folder.each
+        self._each = Folder.each
+        weakref.finalize(self, file.close)
         try:
             file.read(1)  # zipfile would report a failing read as "not a zip archive"
             self._zip = zipfile.ZipFile(file)
         except (OSError, *_DAMAGED) as exc:
-            file.close()
             failed = f"cannot be read: {exc.strerror or exc}" if isinstance(exc, OSError) else None
             raise StartupError(f"{listing.source}: {failed or 'not a zip archive, or a damaged one'}") from exc
         members = {info.filename: info for info in self._zip.infolist() if info.filename.lower().endswith(IMAGES)}
@@ -182,13 +179,7 @@ class Archive(Files):
         self.images = len(self._members)
         self.digest = _digest((member.filename, member.file_size, member.CRC) for member in self._members)
         if not self.images:
-            self.close()
             raise StartupError(f"{listing.source}: holds no {' '.join(IMAGES)}")
-
-    def close(self) -> None:
-        """Close the archive."""
-        self._zip.close()
-        self._file.close()
 
     def _rows(self, start: int, stop: int) -> Rows:
         return [(member.filename, member.file_size) for member in self._members[start:stop]]

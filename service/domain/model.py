@@ -40,7 +40,6 @@ class DeviceBatch(Protocol):
         """Apply f to the rows on the device, once or while ``keep_going``, called after every step, is true.
 
         A step that raises leaves the rows as they were before it.
-        ``keep_going`` may be called in another thread while the caller waits.
         """
 
     def download(self, out: FloatRows) -> None:

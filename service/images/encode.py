@@ -165,7 +165,6 @@ def animate(
     animation_format: AnimationFormat,
     *,
     fps: float,
-    loop: bool = True,
     scale: int = 1,
     resample: Resample = "nearest",
     check: Callable[[], None] = lambda: None,
@@ -181,13 +180,12 @@ def animate(
         check()
         images.append(_frame(frame, animation_format, scale, resample))
     file_format = "PNG" if animation_format == "apng" else animation_format.upper()
-    options: dict[str, Any] = {"duration": _durations(len(images), fps, tick=10 if animation_format == "gif" else 1)}
+    durations = _durations(len(images), fps, tick=10 if animation_format == "gif" else 1)
+    options: dict[str, Any] = {"duration": durations, "loop": 0}  # without end
     if animation_format == "webp":
-        options |= {"lossless": True, "method": 0, "quality": 0, "loop": 0 if loop else 1}
+        options |= {"lossless": True, "method": 0, "quality": 0}
     elif animation_format == "apng":
-        options |= {"compress_level": 1, "loop": 0 if loop else 1}
-    elif loop:
-        options["loop"] = 0  # GIF without a loop count plays once
+        options["compress_level"] = 1
     buffer = io.BytesIO()
     images[0].save(buffer, file_format, save_all=True, append_images=images[1:], **options)
     return buffer.getvalue()

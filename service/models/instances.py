@@ -37,7 +37,6 @@ def open_instances(
         cuda = CudaOptions(
             device_id=device_id,
             deterministic=settings.deterministic,
-            graphs=settings.cuda_graphs,
             memory_mib=settings.cuda_memory_mib,
             half=settings.precision == "fp16",
         )

@@ -23,6 +23,7 @@ from service.domain.latents import FloatRow
 from service.domain.tasks import KeepMask, Result, SchedulingParams
 from service.domain.tiles import Size
 from service.models.repository import LOAD_S, LoadedModel, Repository, describe_failure, version_key
+from service.models.store import Failures
 from service.observability.statistics import ModelStatistics
 from service.scheduling.scheduler import Scheduler
 from service.scheduling.tiled import OPEN_REQUESTS, RunCodec, TiledRun
@@ -130,16 +131,16 @@ class ModelRegistry:
         # By `name/version`, in order of name and number; a mapping that never changes, but is replaced.
         self.models: Mapping[str, ServedModel] = {}
         self._by_name: dict[str, ServedModel] = {}  # the pinned version, else the highest
-        self._failures: dict[str, str] = {}
+        self._failures: Failures = {}
         # One load or unload of a name at a time: a model that hangs does not hold up others.
         self._locks = WeakValueDictionary[str, asyncio.Lock]()
         self._loading: dict[str, asyncio.Timeout] = {}  # by `name/version`
         self._retiring: dict[ServedModel, asyncio.Task[None]] = {}
         self._refreshing, self._next_at = asyncio.Lock(), 0.0  # when the next refresh may begin
-        self._next_refresh: asyncio.Task[dict[str, str] | None] | None = None  # it has not begun
+        self._next_refresh: asyncio.Task[Failures | None] | None = None  # it has not begun
 
     @property
-    def failures(self) -> dict[str, str]:
+    def failures(self) -> Failures:
         """Why versions in the directory do not serve, by `name/version`: one line, no path outside the directory."""
         memories = {ref: model.loaded.memory for ref, model in self.models.items()}
         return self._failures | {ref: each.failure for ref, each in memories.items() if each and each.failure}
@@ -190,7 +191,7 @@ class ModelRegistry:
         `LoadFailed` if the store cannot be read or a version does not load. The others now serve; a version that served
         before under the same name and number goes on serving.
         """
-        uncopied: dict[str, str] = {}
+        uncopied: Failures = {}
         if self._repository.has_store and (may_be_new or self._refs(name) or await self._find(name)):
             uncopied = await self._refresh()
         async with self._locks.setdefault(name, asyncio.Lock()):
@@ -216,7 +217,7 @@ class ModelRegistry:
         except (StartupError, OSError) as exc:
             raise LoadFailed(describe_failure(name, exc)) from exc
 
-    async def _refresh(self) -> dict[str, str]:
+    async def _refresh(self) -> Failures:
         """As `Repository.refresh`. One refresh runs at a time, and all who ask before the next begins share that."""
         if self._next_refresh is None:
             self._next_refresh = asyncio.create_task(self._refresh_next())
@@ -225,7 +226,7 @@ class ModelRegistry:
             raise LoadFailed("the store of the models cannot be read; the log says why")
         return uncopied
 
-    async def _refresh_next(self) -> dict[str, str] | None:
+    async def _refresh_next(self) -> Failures | None:
         async with self._refreshing:
             await asyncio.sleep(self._next_at - time.monotonic())
             self._next_refresh = None  # what changes from now on may not be in this listing

@@ -30,7 +30,7 @@ from service.artifact.onnx_file import read_metadata
 from service.domain.errors import ModelFailure, StartupError, wrap_errors
 from service.domain.latents import NoiseSource
 from service.domain.model import DeviceLost, DeviceOutOfMemory, Model, ModelMemory
-from service.models.store import ModelStore, cache_folder
+from service.models.store import Failures, ModelStore, cache_folder
 from service.settings import Settings
 
 LOAD_S: Final = 300.0
@@ -121,7 +121,7 @@ class Loaded(NamedTuple):
     """The models of a directory, and why the other versions failed to load, by `name/version`."""
 
     models: Mapping[str, LoadedModel]
-    failures: dict[str, str]  # one line each, without a path outside of the directory
+    failures: Failures  # one line each, without a path outside of the directory
 
 
 class Repository:
@@ -175,11 +175,11 @@ class Repository:
         """Whether the directory holds copies from a store."""
         return self._store is not None
 
-    def refresh(self, *, may_fail: bool = False) -> dict[str, str]:
+    def refresh(self, *, may_fail: bool = False) -> Failures:
         """Copy what has changed in the store, if there is one; as `ModelStore.refresh`."""
         return {} if self._store is None else self._store.refresh(may_fail=may_fail)
 
-    def start_refresh(self) -> Future[dict[str, str]]:
+    def start_refresh(self) -> Future[Failures]:
         """As `refresh`, in a thread of its own: no other work waits behind a store that hangs."""
         return _start(self.refresh)
 
@@ -211,7 +211,7 @@ class Repository:
             raise
         return Loaded({ref: loaded[ref] for ref in refs if ref in loaded}, failures)
 
-    def _try(self, ref: str, loaded: dict[str, LoadedModel], failures: dict[str, str], *, is_needed: bool) -> None:
+    def _try(self, ref: str, loaded: dict[str, LoadedModel], failures: Failures, *, is_needed: bool) -> None:
         loaded.pop(ref, None)
         try:
             loaded[ref] = self.load(ref)

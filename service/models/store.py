@@ -12,7 +12,7 @@ import os
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -30,7 +30,10 @@ _MAX_OBJECTS: Final = 100_000  # below the URL, models or not
 _MAX_BYTES: Final = 1 << 36  # of all models together
 _MAX_STATE: Final = 1 << 26  # bytes: 100 000 paths have half of them
 
-Objects = Mapping[str, tuple[int, str]]
+Failures = dict[str, str]
+"""Why folders of models could not be copied, or versions do not serve: a line for each, by its path below the URL or by
+`name/version`."""
+Objects = dict[str, tuple[int, str]]
 """Path below the URL → size in bytes and tag, which changes with the content."""
 
 
@@ -41,7 +44,7 @@ class ModelStore:
         self._url, self.folder = url, folder
         self._state = self.folder / ".copied.json"
 
-    def refresh(self, *, may_fail: bool = False) -> dict[str, str]:
+    def refresh(self, *, may_fail: bool = False) -> Failures:
         """Copy new and changed versions, and remove those that are gone.
 
         Returns for each folder that could not be copied a text for callers; the log has the reason, and the earlier
@@ -52,7 +55,7 @@ class ModelStore:
             with tempfile.TemporaryDirectory(dir=self.folder, prefix=".new-") as fresh:
                 return self._refresh(self._copied(), Path(fresh), may_fail=may_fail)
 
-    def _copied(self) -> dict[str, tuple[int, str]]:
+    def _copied(self) -> Objects:
         """The objects that the state file names. What is no file of a model is ignored, so that nothing removes it."""
         try:
             with self._state.open("rb") as file:
@@ -61,7 +64,7 @@ class ModelStore:
         except Exception:  # none, or one of another form
             return {}
 
-    def _refresh(self, copied: dict[str, tuple[int, str]], fresh: Path, *, may_fail: bool) -> dict[str, str]:
+    def _refresh(self, copied: Objects, fresh: Path, *, may_fail: bool) -> Failures:
         known = {path: tag for path, tag in copied.items() if os.path.isfile(self.folder / path)}
         try:
             with named(f"IGN_MODEL_DIR={self._url}"):
@@ -72,7 +75,7 @@ class ModelStore:
                 raise
             _LOG.warning("%s; the models that were copied earlier are used", exc.detail)
             return {}
-        changed, failures = defaultdict[str, dict[str, tuple[int, str]]](dict), dict[str, str]()
+        changed, failures = defaultdict[str, Objects](dict), Failures()
         for path, tag in objects.items() - known.items():
             changed[os.path.dirname(path)][path] = tag
         for folder, paths in sorted(changed.items()):
@@ -114,7 +117,7 @@ def _list(store: Any) -> Objects:
     """The files of models in a store, within the limits of objects and bytes; raises StartupError."""
     import obstore
 
-    seen, found = 0, dict[str, tuple[int, str]]()
+    seen, found = 0, Objects()
     for chunk in obstore.list(store):
         seen += len(chunk)
         if seen > _MAX_OBJECTS:

@@ -1,12 +1,11 @@
 """What the scheduler of one model reports: counted in the metrics, and for the Open Inference Protocol."""
 
-import copy
 import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 from service.observability.metrics import Metrics
 from service.scheduling.observer import Finished, SchedulerObserver
@@ -16,6 +15,18 @@ _OUTCOMES: Final = ("ok", "deadline_exceeded", "model_failure")
 _REASONS: Final = ("queue_full", "would_miss_deadline")
 
 
+_PARTS: Final = (
+    "success",
+    "fail",
+    "queue",
+    "compute_input",
+    "compute_infer",
+    "compute_output",
+    "cache_hit",
+    "cache_miss",
+)
+
+
 @dataclass(slots=True)
 class Duration:
     """Number of events and their total duration in seconds."""
@@ -23,31 +34,14 @@ class Duration:
     count: int = 0
     seconds: float = 0.0
 
-    @property
-    def ns(self) -> int:
-        """Total duration in nanoseconds."""
-        return round(self.seconds * 1e9)
-
     def add(self, seconds: float, count: int = 1) -> None:
         """Count events that took so long together."""
         self.count += count
         self.seconds += seconds
 
-
-@dataclass(slots=True, kw_only=True)
-class Counts:
-    """The statistics of one model since it was loaded. The metrics count since the process started instead."""
-
-    rows: int = 0  # of successful requests
-    last_ms: int = 0  # end of the last successful request, in milliseconds since the Unix epoch; 0 if there was none
-    success: Duration = field(default_factory=Duration)  # from submission to end
-    fail: Duration = field(default_factory=Duration)  # rejected and cancelled requests count with 0 s
-    # Parts of `success`: before and after the first row enters a batch, parsing and serialising tensors
-    queue: Duration = field(default_factory=Duration)
-    infer: Duration = field(default_factory=Duration)
-    input: Duration = field(default_factory=Duration)
-    output: Duration = field(default_factory=Duration)
-    batches: defaultdict[int, Duration] = field(default_factory=lambda: defaultdict(Duration))  # by number of rows
+    def report(self) -> dict[str, int]:
+        """As the protocol has it, in nanoseconds."""
+        return {"count": self.count, "ns": round(self.seconds * 1e9)}
 
 
 class ModelStatistics(SchedulerObserver):
@@ -55,8 +49,11 @@ class ModelStatistics(SchedulerObserver):
 
     def __init__(self, metrics: Metrics, model: str, clock: Callable[[], float] = time.time) -> None:
         self._metrics, self._model, self._clock = metrics, model, clock
+        # Since the model was loaded; the metrics count since the process started.
         self._lock = threading.Lock()
-        self._counts = Counts()
+        self._rows = self._last_ms = 0  # of successful requests, and the Unix time at which the last one ended
+        self._parts = {name: Duration() for name in _PARTS}
+        self._batches = defaultdict[int, Duration](Duration)  # by number of rows
         for outcome in _OUTCOMES:
             metrics.scheduled_requests(model, outcome)
         for reason in _REASONS:
@@ -64,19 +61,30 @@ class ModelStatistics(SchedulerObserver):
         for counter in (metrics.early_exits, metrics.cancellations, metrics.devices_lost, metrics.replacements):
             counter(model)
 
-    def counts(self) -> Counts:
-        """A consistent copy of all counts."""
+    def report(self) -> dict[str, Any]:
+        """What happened since the model was loaded, consistent, as the protocol has it.
+
+        A failure that was rejected or cancelled took 0 s; tensors have times after the requests of the protocol only.
+        """
+        nothing = {"compute_input": Duration().report(), "compute_output": Duration().report()}
         with self._lock:
-            counts = copy.deepcopy(self._counts)
-        counts.batches = defaultdict(Duration, sorted(counts.batches.items()))
-        return counts
+            return {
+                "last_inference": self._last_ms,
+                "inference_count": self._rows,
+                "execution_count": sum(spent.count for spent in self._batches.values()),
+                "inference_stats": {name: spent.report() for name, spent in self._parts.items()},
+                "batch_stats": [
+                    {"batch_size": rows, "compute_infer": spent.report(), **nothing}
+                    for rows, spent in sorted(self._batches.items())
+                ],
+            }
 
     def tensors(self, read_s: float, written_s: float) -> None:
         """Add the times of parsing and serialising the tensors of a request that `finished` has counted."""
         with self._lock:
-            self._counts.input.add(read_s, 0)
-            self._counts.output.add(written_s, 0)
-            self._counts.success.add(read_s + written_s, 0)
+            self._parts["compute_input"].add(read_s, 0)
+            self._parts["compute_output"].add(written_s, 0)
+            self._parts["success"].add(read_s + written_s, 0)
 
     def batch(self, rows: int, padded: int, seconds: float, reason: str) -> None:
         """Count a model call: rows without and with padding, its duration, and why the batch was closed."""
@@ -86,7 +94,7 @@ class ModelStatistics(SchedulerObserver):
         metrics.padding_rows(model).inc(padded - rows)
         metrics.batches(model, reason).inc()
         with self._lock:
-            self._counts.batches[rows].add(seconds)
+            self._batches[rows].add(seconds)
 
     def finished(self, requests: Sequence[Finished]) -> None:
         """Count finished requests."""
@@ -94,33 +102,33 @@ class ModelStatistics(SchedulerObserver):
             self._metrics.scheduled_requests(self._model, outcome).inc(number)
         queue, compute = self._metrics.queue_seconds(self._model), self._metrics.compute_seconds(self._model)
         with self._lock:
-            counts = self._counts
+            parts = self._parts
             for rows, outcome, queue_s, compute_s in requests:
                 queue.observe(queue_s)
                 if outcome != "ok":
-                    counts.fail.add(queue_s + compute_s)
+                    parts["fail"].add(queue_s + compute_s)
                     continue
                 compute.observe(compute_s)
-                counts.rows += rows
-                counts.last_ms = round(self._clock() * 1e3)
+                self._rows += rows
+                self._last_ms = round(self._clock() * 1e3)
                 # perf_analyzer gives up if the parts of a request have different counts.
-                for part, seconds in ((counts.queue, queue_s), (counts.infer, compute_s)):
-                    part.add(seconds)
-                    counts.success.seconds += seconds
-                for part in (counts.success, counts.input, counts.output):
-                    part.count += 1
+                for name, seconds in (("queue", queue_s), ("compute_infer", compute_s)):
+                    parts[name].add(seconds)
+                    parts["success"].seconds += seconds
+                for name in ("success", "compute_input", "compute_output"):
+                    parts[name].count += 1
 
     def rejected(self, reason: str) -> None:
         """Count a request rejected at admission, by error code."""
         self._metrics.rejected_requests(self._model, reason).inc()
         with self._lock:
-            self._counts.fail.count += 1
+            self._parts["fail"].count += 1
 
     def cancelled(self, rows: int) -> None:
         """Count a request whose client disconnected, and its unfinished rows."""
         self._metrics.cancellations(self._model).inc(rows)
         with self._lock:
-            self._counts.fail.count += 1
+            self._parts["fail"].count += 1
 
     def early_exit(self, rows: int) -> None:
         """Count rows that met their tolerance before their last step."""

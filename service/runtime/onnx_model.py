@@ -9,7 +9,6 @@ steps.
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -21,15 +20,7 @@ from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceBatch, DeviceLost, DeviceOutOfMemory
 from service.environment import lower_priority
-from service.runtime.runners import (
-    GRAPH_LOCK,
-    DeviceRunner,
-    DirectRunner,
-    ImageShape,
-    PaddedRunner,
-    Runner,
-    SingleThreadRunner,
-)
+from service.runtime.runners import DirectRunner, ImageShape, PaddedRunner
 from service.runtime.session import (
     CudaOptions,
     CudaUnavailable,
@@ -41,6 +32,7 @@ from service.runtime.session import (
     short_message,
 )
 
+Runner = DirectRunner | PaddedRunner
 _LOG = logging.getLogger(__name__)
 
 
@@ -127,7 +119,7 @@ class OnnxModel:
 
     def warm_up(self) -> None:
         """Run every bucket in every way, and give up those that do not fit; raises as :meth:`run`."""
-        # So no caller waits for algorithm search, allocations or captures. The CPU searches nothing.
+        # So no caller waits for algorithm search, or allocations. The CPU searches nothing.
         shape = self.shape if self.device == "cuda" else self._shapes[0]
         while True:
             try:
@@ -151,18 +143,14 @@ class OnnxModel:
 
     def close(self) -> None:
         """Release the session and its memory; a later :meth:`run` raises `ModelFailure`."""
-        runner, self._runner = self._runner, None
-        if runner is not None:
-            runner.close()
+        self._runner = None
 
     def _warm_up_bucket(self, rows: FloatRows) -> None:
         self.run(rows)
-        if self.device == "cuda":
-            self.run(rows)
         if self.device_batch is not None:
-            # Two steps in each direction between the two buffers: with CUDA graphs, one captures and one replays.
+            # Again, because only the second run of a session allocates as all later ones, and in both directions.
             self.upload(rows)
-            for _ in range(4):
+            for _ in range(2):
                 self.run_steps()
             self.download(rows)
 
@@ -178,39 +166,28 @@ class OnnxModel:
             tiled = self.card.tiles is not None
             with ThreadPoolExecutor(1, initializer=lower_priority if tiled else None) as pool:
                 return pool.submit(cpu_session, self._data, self._threads, arena=tiled).result()
-        with GRAPH_LOCK.shared() if self._cuda.graphs else nullcontext():
-            return cuda_session(self._data, self._cuda)
+        return cuda_session(self._data, self._cuda)
 
     def _make_runner(self, session: Any) -> Runner:
         if self.buckets is None:
             return DirectRunner(session)
-        cuda = self._cuda
-        runner = PaddedRunner(
-            session,
-            self.shape,
-            self.buckets,
-            "cuda",
-            device_id=cuda.device_id,
-            graphs=cuda.graphs,
-            # A session keeps the plans of its convolutions for the latest batch size only, and making plans takes
-            # longer than running them. So every bucket has a session of its own, unless graphs replace the plans.
-            make_session=None if cuda.graphs else self._make_session,
-        )
-        return SingleThreadRunner(runner) if cuda.graphs else runner
+        # A session keeps the plans of its convolutions for the latest batch size only, and making plans takes longer
+        # than running them. So every bucket has a session of its own.
+        return PaddedRunner(session, self._make_session, self.buckets, "cuda", self._cuda.device_id)
 
     def _check_rows(self, rows: FloatRows) -> None:
         if rows.ndim != 4 or rows.shape[1:] not in self._shapes or rows.dtype != np.float32 or not len(rows):
             shapes = " or ".join(f"(N, *{shape})" for shape in self._shapes)
             raise ValueError(f"rows must be float32 {shapes}, not {rows.dtype} {rows.shape}")
 
-    def _call(self, call: Callable[[DeviceRunner], None], message: str, *, resident: bool = True) -> None:
+    def _call(self, call: Callable[[PaddedRunner], None], message: str, *, resident: bool = True) -> None:
         runner = self._runner
         if runner is None:
             raise ModelFailure("the model is closed")
         if resident and self.buckets is None:
             raise ValueError("rows do not stay on this device")
         try:
-            call(cast(DeviceRunner, runner))
+            call(cast(PaddedRunner, runner))
         except Exception as exc:
             # Resident rows need no probe, which would overwrite them: those of the step before must survive.
             shortage = self._describe_shortage(exc, None if resident else runner)

@@ -95,7 +95,6 @@ class CudaOptions:
 
     device_id: int = 0  # among the visible GPUs
     deterministic: bool = False  # use one batch size only, and cuDNN's simpler heuristic
-    graphs: bool = False  # capture one CUDA graph for each batch size and replay it
     memory_mib: int = 0  # limit of a session's memory arena; 0 for no limit. cuDNN's own memory is not counted
     half: bool = False  # the model computes in float16, so tensor cores must be allowed
 
@@ -166,8 +165,6 @@ def cuda_options(cuda: CudaOptions) -> dict[str, str]:
     }
     if cuda.memory_mib:
         options["gpu_mem_limit"] = str(cuda.memory_mib * 2**20)
-    if cuda.graphs:
-        options["enable_cuda_graph"] = "1"
     return options
 
 

@@ -19,8 +19,7 @@ import numpy as np
 from service.domain.errors import IgnError, InvalidContent, ModelFailure
 from service.domain.latents import LARGE, FloatRows
 from service.domain.model import DeviceBatch, DeviceLost, DeviceOutOfMemory, Model, largest_batch
-from service.domain.tasks import StepOutput
-from service.scheduling.request import ScheduledRequest, Slice
+from service.scheduling.request import Outputs, ScheduledRequest, Slice
 
 logger = logging.getLogger(__name__)
 
@@ -263,9 +262,9 @@ class RunningBatch:
         if not self.slices:
             self.expires = math.inf
 
-    def commit(self) -> tuple[list[Slice], list[tuple[ScheduledRequest, StepOutput]]]:
+    def commit(self) -> tuple[list[Slice], Outputs]:
         """Record the results of :meth:`step`; returns the slices that are done, and the steps recorded or streamed."""
-        buffers, outputs = self._buffers, list[tuple[ScheduledRequest, StepOutput]]()
+        buffers, outputs = self._buffers, Outputs()
         # The change by the first step is a result, and so is that by the extra step of a score.
         measured = [piece for piece in self.slices if piece.steps == 0 or piece.scoring]
         if len(measured) == len(self.slices):
@@ -286,7 +285,7 @@ class RunningBatch:
         buffers.swap()
         return finished, outputs
 
-    def _commit_slice(self, piece: Slice, outputs: list[tuple[ScheduledRequest, StepOutput]]) -> Sequence[Slice]:
+    def _commit_slice(self, piece: Slice, outputs: Outputs) -> Sequence[Slice]:
         request, buffers = piece.request, self._buffers
         changes = buffers.changes[piece.at : piece.at + piece.count]
         rows = buffers.next[piece.at : piece.at + piece.count]
@@ -316,7 +315,7 @@ class RunningBatch:
             piece.finish(rows, converged=False)
         return (piece,)
 
-    def _commit_rest(self, piece: Slice, outputs: list[tuple[ScheduledRequest, StepOutput]]) -> Slice:
+    def _commit_rest(self, piece: Slice, outputs: Outputs) -> Slice:
         """Record the further steps of an exact request, which change nothing."""
         mine = slice(piece.at, piece.at + piece.count)
         self._buffers.current[mine], self._buffers.changes[mine] = self._buffers.next[mine], 0.0
@@ -325,9 +324,7 @@ class RunningBatch:
             (piece,) = self._commit_slice(piece, outputs)  # all rows are alike: either all of them converge, or none
         return piece
 
-    def _observe(
-        self, piece: Slice, outputs: list[tuple[ScheduledRequest, StepOutput]], *, is_last: bool
-    ) -> list[Slice]:
+    def _observe(self, piece: Slice, outputs: Outputs, *, is_last: bool) -> list[Slice]:
         request, changes = piece.request, self._buffers.changes
         streamed, tolerance = request.params.streamed, request.params.step_params.tolerance
         if piece.steps > 1 or request.params.keep_mask is not None:  # `commit` has measured a first step, but no mask

@@ -1,7 +1,7 @@
 """A request, the slices of its rows, and its results so far. `WorkerPool` says which thread may change what."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -192,3 +192,9 @@ class ScheduledRequest:
         if self.params.observer is not None:
             self.params.observer.scheduled(self.arrived, self.started, now, code)
         return Finished(len(self.inputs), code, started - self.arrived, now - started)
+
+
+Outputs = list[tuple[ScheduledRequest, StepOutput]]
+Events = list[tuple[ScheduledRequest, Event]]
+OnEvents = Callable[[Events], None]
+"""Receives the events of requests in their order; that of the scheduler on the event loop, once in a turn."""

@@ -30,11 +30,9 @@ from service.domain.model import Model, ModelMemory, largest_batch
 from service.domain.tasks import Result, SchedulingParams
 from service.scheduling.admission import Admission
 from service.scheduling.observer import SchedulerObserver
-from service.scheduling.request import Event, ScheduledRequest
+from service.scheduling.request import Event, Events, OnEvents, ScheduledRequest
 from service.scheduling.worker import Clock, OnBatch, WakeRule, Worker, WorkerPool
 
-OnEvents = Callable[[list[tuple[ScheduledRequest, Event]]], None]
-"""Receives on the event loop, once in a turn, the events of requests in their order."""
 _TIMER_S: Final = 0.002  # a timer of the event loop may be early by so much
 
 
@@ -230,7 +228,7 @@ class Scheduler:
         if not self.healthy:
             raise NotReady("the model is not ready")
 
-    def _publish(self, events: list[tuple[ScheduledRequest, Event]]) -> None:
+    def _publish(self, events: Events) -> None:
         self._outbox.extend(events)
         self._call_on_loop(self._dispatch)
 
@@ -240,7 +238,7 @@ class Scheduler:
                 self._loop.call_soon_threadsafe(callback)
 
     def _dispatch(self) -> None:
-        events, together = self._outbox, dict[OnEvents, list[tuple[ScheduledRequest, Event]]]()
+        events, together = self._outbox, dict[OnEvents, Events]()
         while events:
             request, event = pair = events.popleft()
             is_last = isinstance(event, Result | IgnError)
@@ -304,7 +302,7 @@ class SubmittedRun:
         self._scheduler.cancel(self._handle)
 
 
-def _set_last(end: "asyncio.Future[Event]", events: list[tuple[ScheduledRequest, Event]]) -> None:
+def _set_last(end: "asyncio.Future[Event]", events: Events) -> None:
     if not end.done():  # done: the caller is being cancelled
         end.set_result(events[-1][1])
 

@@ -19,7 +19,7 @@ from service.scheduling.admission import Admission
 from service.scheduling.batch import RunningBatch, model_failure
 from service.scheduling.observer import SchedulerObserver
 from service.scheduling.queue import FairQueue
-from service.scheduling.request import Event, ScheduledRequest, Slice
+from service.scheduling.request import Events, OnEvents, Outputs, ScheduledRequest, Slice
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,6 @@ Clock = Callable[[], float]
 OnBatch = Callable[[Sequence[RequestObserver | None], float, float, int], None]
 """Called by a worker after it ran a batch, with the observers of its rows, the times at which the batch was formed and
 ended, and the number of steps that every row took."""
-Publish = Callable[[list[tuple[ScheduledRequest, Event]]], None]
 
 
 class WakeRule:
@@ -135,7 +134,7 @@ class WorkerPool:
         admission: Admission,
         clock: Clock,
         observer: SchedulerObserver,
-        publish: Publish,
+        publish: OnEvents,
         *,
         devices: int,
         wake_rule: WakeRule | None,
@@ -153,7 +152,7 @@ class WorkerPool:
         self.alive_devices, self.device_error = devices, ""  # those that are not lost; why the last was
         self.stopped = False  # whether every worker is to end
         self.wake_rule, self._publish = wake_rule, publish
-        self._events: list[tuple[ScheduledRequest, Event]] = []
+        self._events: Events = []
         self._open: set[ScheduledRequest] = set()
         self._streamed: set[ScheduledRequest] = set()
         self._next_progress = 0.0
@@ -479,7 +478,7 @@ class Worker:
             observers = [piece.request.params.observer for piece in slices for _ in range(piece.count)]
             pool.on_batch(observers, self._began, now, steps)
 
-    def _observed_step(self, batch: RunningBatch) -> tuple[list[Slice], list[tuple[ScheduledRequest, StepOutput]]]:
+    def _observed_step(self, batch: RunningBatch) -> tuple[list[Slice], Outputs]:
         pool, failed = self._pool, batch.step()
         self._log_failures(failed, batch.row_count)
         if failed or batch.device_lost is not None:

@@ -69,7 +69,7 @@ def test_golden_rows(name: str, precision: Literal["fp32", "fp16"]) -> None:
     loaded.close()
 
 
-@pytest.mark.parametrize("options", [CudaOptions(), CudaOptions(deterministic=True), CudaOptions(graphs=True)])
+@pytest.mark.parametrize("options", [CudaOptions(), CudaOptions(deterministic=True)])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_rows_of_the_cpu(shape: tuple[int, int, int], options: CudaOptions) -> None:
     model = on_cuda(model_bytes(make_card(shape=shape)), options)
@@ -107,21 +107,8 @@ def test_a_rows_bits_depend_neither_on_its_place_nor_on_its_neighbours(served: O
 
 
 @pytest.mark.parametrize("name", REFS)
-def test_graphs_change_no_bit(name: str) -> None:
-    data = (MODELS / name / "model.onnx").read_bytes()
-    # One batch size, and the same choice of convolutions in both.
-    plain, graphs = (on_cuda(data, CudaOptions(deterministic=True, graphs=graphs)) for graphs in (False, True))
-    for seed in range(3):
-        x = sample_rows(64, plain.shape, seed)
-        np.testing.assert_array_equal(graphs.run(x), plain.run(x))
-        np.testing.assert_array_equal(stepped(graphs, x, 5), stepped(plain, x, 5))
-    graphs.close()
-
-
-@pytest.mark.parametrize("graphs", [False, True])
-@pytest.mark.parametrize("name", REFS)
-def test_rows_kept_on_the_device_are_the_same(name: str, graphs: bool) -> None:
-    model = shipped(name, cuda=CudaOptions(graphs=graphs)).instances[0]
+def test_rows_kept_on_the_device_are_the_same(name: str) -> None:
+    model = shipped(name).instances[0]
     assert isinstance(model, OnnxModel)
     for n in (1, 3, 64):
         x = y = sample_rows(n, model.shape)
@@ -131,21 +118,8 @@ def test_rows_kept_on_the_device_are_the_same(name: str, graphs: bool) -> None:
     model.close()
 
 
-@pytest.mark.parametrize("name", REFS)
-def test_a_graph_is_unchanged_by_other_captures_and_replays(name: str) -> None:
-    """Its kernels are of convolution plans that onnxruntime has replaced by those of other batch sizes."""
-    plain, graphs = shipped(name), shipped(name, cuda=CudaOptions(graphs=True))
-    batches = {n: sample_rows(n, plain.card.shape, seed=n) for n in BUCKETS}
-    first = {n: graphs.instances[0].run(x) for n, x in batches.items()}
-    for n in (1, 64, 2, 32, 4, 16, 8, 64, 1):
-        np.testing.assert_array_equal(graphs.instances[0].run(batches[n]), first[n])
-        np.testing.assert_allclose(first[n], plain.instances[0].run(batches[n]), atol=plain.card.tolerance.fp32)
-    graphs.close()
-    plain.close()
-
-
 def test_a_model_is_loaded_and_closed_while_another_serves() -> None:
-    serving, done = shipped(REFS[0], cuda=CudaOptions(graphs=True)), threading.Event()
+    serving, done = shipped(REFS[0]), threading.Event()
     x = sample_rows(3, serving.card.shape)
     expected = serving.instances[0].run(x)
 
@@ -160,7 +134,7 @@ def test_a_model_is_loaded_and_closed_while_another_serves() -> None:
         caller = pool.submit(serve)
         try:
             for _ in range(3):
-                shipped(REFS[-1], cuda=CudaOptions(graphs=True)).close()
+                shipped(REFS[-1]).close()
         finally:
             done.set()
     assert caller.result()
@@ -194,9 +168,8 @@ def test_what_never_fits_says_so_and_leaves_the_device_usable() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("graphs", [False, True])
-def test_a_long_run_keeps_its_memory(graphs: bool) -> None:
-    model = shipped(REFS[0], cuda=CudaOptions(graphs=graphs)).instances[0]
+def test_a_long_run_keeps_its_memory() -> None:
+    model = shipped(REFS[0]).instances[0]
     assert isinstance(model, OnnxModel)
 
     def work(rounds: int) -> None:

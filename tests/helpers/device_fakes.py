@@ -12,7 +12,6 @@ from service.domain.model import DeviceOutOfMemory
 from service.runtime import onnx_model
 from service.runtime.onnx_model import OnnxModel
 from service.runtime.runners import PaddedRunner
-from tests.helpers.onnx_models import ImageShape
 
 
 def cuda_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,9 +20,9 @@ def cuda_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(data: bytes, *_: Any) -> Any:
         return onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
 
-    def runner(session: Any, shape: ImageShape, buckets: Sequence[int], device: str, **options: Any) -> PaddedRunner:
-        assert device == "cuda"
-        return PaddedRunner(session, shape, buckets, "cpu", **(options | {"device_id": 0}))
+    def runner(session: Any, make_session: Any, buckets: Sequence[int], *device: Any) -> PaddedRunner:
+        assert device[0] == "cuda"
+        return PaddedRunner(session, make_session, buckets, "cpu")
 
     monkeypatch.setattr(onnx_model, "cuda_session", start)
     monkeypatch.setattr(onnx_model, "PaddedRunner", runner)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
@@ -24,6 +24,7 @@ from service.api.access import PathSet, open_paths
 from service.api.native.openapi import BINARY, HEADERS, HEADERS_OF_ALL, JSON_LENGTH, REFERENCE, TIMEOUT, schema_of
 from service.api.native.schemas import ProblemDocument, ProgressEvent, StepEvent
 from service.api.native.validation import MAX_FRAMES
+from service.api.negotiation import Json
 from service.api.oip.tensors import IndexRequest, LoadRequest, UnloadRequest
 from service.api.problems import MEDIA_TYPE
 from service.settings import Settings
@@ -75,7 +76,7 @@ def install(app: FastAPI, settings: Settings) -> None:
     app.openapi_tags = [{"name": name, "description": text} for name, text in _TAGS.items()]
 
     @cache
-    def openapi() -> dict[str, Any]:
+    def openapi() -> Json:
         document = copy.deepcopy(generate())  # FastAPI puts dicts of the routes into it, which all apps share
         _complete(document, settings)
         return document
@@ -95,9 +96,9 @@ def install(app: FastAPI, settings: Settings) -> None:
         route.matches({"type": "http", "method": "GET", "path": "/", "root_path": "", "headers": []})
 
 
-def _complete(document: dict[str, Any], settings: Settings) -> None:
+def _complete(document: Json, settings: Settings) -> None:
     components, free = document["components"], PathSet(open_paths(settings.private_endpoints))
-    examples: dict[str, Any] = json.loads((_FOLDER / "examples.json").read_text(encoding="utf-8"))
+    examples: Json = json.loads((_FOLDER / "examples.json").read_text(encoding="utf-8"))
     models: list[type[BaseModel]] = [ProblemDocument, ProgressEvent, StepEvent, *_READ_BY_HAND.values()]
     _, definitions = models_json_schema([(model, "validation") for model in models], ref_template=REFERENCE)
     components["schemas"] |= definitions["$defs"]
@@ -114,13 +115,13 @@ def _complete(document: dict[str, Any], settings: Settings) -> None:
     _add_limits(document, settings)
 
 
-def _operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _operations(document: Json) -> Iterator[tuple[str, Json]]:
     for path, item in document["paths"].items():
         for operation in item.values():
             yield path, operation
 
 
-def _complete_request(path: str, operation: dict[str, Any], examples: dict[str, Any]) -> None:
+def _complete_request(path: str, operation: Json, examples: Json) -> None:
     name, _, of_version = operation["operationId"].partition("_version")
     summary = operation["description"].partition("\n")[0].rstrip(".")
     operation["summary"] = f"{summary} (of one version)" if of_version else summary
@@ -140,7 +141,7 @@ def _complete_request(path: str, operation: dict[str, Any], examples: dict[str, 
             part["content"]["application/octet-stream"] = BINARY
 
 
-def _complete_responses(path: str, operation: dict[str, Any], *, guarded: bool) -> None:
+def _complete_responses(path: str, operation: Json, *, guarded: bool) -> None:
     content = {MEDIA_TYPE: {"schema": schema_of(ProblemDocument)}}
     responses = {code: response for code, response in operation["responses"].items() if code in ("200", "304")}
     for status, (pattern, meaning) in _PROBLEMS.items():
@@ -151,7 +152,7 @@ def _complete_responses(path: str, operation: dict[str, Any], *, guarded: bool) 
     operation["responses"] = responses
 
 
-def _add_limits(document: dict[str, Any], settings: Settings) -> None:
+def _add_limits(document: Json, settings: Settings) -> None:
     images = ("array", "maxItems", settings.max_images)
     limits = dict.fromkeys(("image", "images", "masks"), images) | {
         "n": ("integer", "maximum", settings.max_images),
@@ -168,7 +169,7 @@ def _add_limits(document: dict[str, Any], settings: Settings) -> None:
         side["maximum"] = MAX_FRAMES // 2
 
 
-def _properties(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _properties(document: Json) -> Iterator[Json]:
     """The properties of all request schemas, parameters and forms, by name."""
     for name, schema in document["components"]["schemas"].items():
         if name.endswith(("Request", "Parameters")):

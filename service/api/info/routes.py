@@ -1,6 +1,6 @@
 """`/models`, `/healthz`, `/readyz` and `/metrics`."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from service.api.app_state import app_state
 from service.api.native.validation import MAX_FRAMES
+from service.api.negotiation import Json
 from service.artifact.card import Card
 from service.models.registry import ServedModel
 
@@ -54,7 +55,7 @@ class LoadFailure(BaseModel):
 class ModelList(BaseModel):
     """All loaded models."""
 
-    models: Annotated[list[dict[str, Any]], Field(description="Cards without their arrays.")]
+    models: Annotated[list[Json], Field(description="Cards without their arrays.")]
     failures: Annotated[
         list[LoadFailure], Field(description="Versions in the model directory that failed to load since the start.")
     ]
@@ -107,7 +108,7 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz")
 @router.api_route("/readyz", methods=["GET", "HEAD"], include_in_schema=False)
-async def readyz(request: Request) -> dict[str, Any]:
+async def readyz(request: Request) -> Json:
     """Can it serve?
 
     200 once all models are loaded, warm and verified by their golden rows; else 503 with the reason.
@@ -126,7 +127,7 @@ async def metrics(request: Request) -> Response:
     return Response(content, headers={"Content-Type": content_type})
 
 
-def _card(model: ServedModel, *without: str) -> dict[str, Any]:
+def _card(model: ServedModel, *without: str) -> Json:
     golden = model.loaded.golden
     return model.card.model_dump(mode="json", exclude=set(without)) | {
         "digest": f"sha256:{model.digest}",

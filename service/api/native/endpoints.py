@@ -57,7 +57,7 @@ from service.api.native.validation import (
     no_noise,
     step_params,
 )
-from service.api.negotiation import PICTURE_TYPES, Media
+from service.api.negotiation import PICTURE_TYPES, Json, Media
 from service.api.pipeline import LARGE_BODY, Endpoint, Plan, ResponseParts
 from service.api.request import ApiRequest, count_codec, count_rows, parse_as
 from service.domain.errors import IgnError, InvalidContent, UnsupportedMedia
@@ -110,7 +110,7 @@ class RowWork:
         assert isinstance(self.source, Upload)  # noqa: S101 - nothing else is planned late
         self.opened = open_upload(thread, self.api, self.source, self.model.card)
         images = self.opened.images
-        labels: list[dict[str, Any]] = [{"index": index} for index in range(len(images))]
+        labels: list[Json] = [{"index": index} for index in range(len(images))]
         sizes = [image.size for image in images] if self.is_tiled else []
         self.spec = replace(self.spec, labels=labels, sizes=sizes)
         self._make_plan()
@@ -251,7 +251,7 @@ def _upload_work(
     strength: float = 1.0,
     shows_change: bool = False,
 ) -> RowWork:
-    labels: list[dict[str, Any]] = [{"index": i} for i in range(len(upload.images))]
+    labels: list[Json] = [{"index": i} for i in range(len(upload.images))]
     spec = ResponseSpec(
         model=model,
         media=api.media,
@@ -323,7 +323,7 @@ def _decode(works: Sequence[RowWork]) -> list[InputRows | IgnError]:
     for model, uploads in together.items():
         made |= zip(uploads, decode_small([*uploads.values()], model.card), strict=True)
     if made:
-        count_codec("decode", [work.api for work in made], time.perf_counter() - start)
+        count_codec("decode", [work.api for work in made], start)
     for work, inputs in made.items():
         if isinstance(inputs, InputRows):
             _label(work, inputs)
@@ -358,7 +358,7 @@ def _encode(ended: Sequence[tuple[RowWork, Images, Result]]) -> list[Encoded]:
     start = time.perf_counter()
     contents = encode_contents([(work.api, work.spec, result) for work, result in zip(works, results, strict=True)])
     if not works[0].has_large_response:  # the codec pool counts by itself
-        count_codec("encode", [work.api for work in works], time.perf_counter() - start)
+        count_codec("encode", [work.api for work in works], start)
     return list(zip(results, contents, strict=True))
 
 
@@ -376,7 +376,7 @@ def _respond_scores(ended: Sequence[tuple[RowWork, tuple[Result, Any]]]) -> list
     return [score_response(work.api, work.spec, result, content) for work, (result, content) in ended]
 
 
-def _frame_labels(path: LatentPath | Grid) -> list[dict[str, Any]]:
+def _frame_labels(path: LatentPath | Grid) -> list[Json]:
     if isinstance(path, Grid):
         return [{"index": i, "row": row, "col": col} for i, (row, col) in enumerate(path.coordinates())]
     return [{"index": i, "t": t} for i, t in enumerate(path.times())]

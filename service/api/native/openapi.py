@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from service.api.native.schemas import ProblemDocument, ProgressEvent, StepEvent
-from service.api.negotiation import PICTURE_TYPES, Media
+from service.api.negotiation import PICTURE_TYPES, Json, Media
 from service.observability.logs import REQUEST_ID_PATTERN
 
 REFERENCE: Final = "#/components/schemas/{model}"
@@ -25,7 +25,7 @@ JSON_LENGTH: Final = {
     "schema": {"type": "string", "pattern": "^[0-9]{1,12}$"},
 }
 _RETRY: Final = {"description": "Whole seconds.", "required": True, "schema": {"type": "integer", "minimum": 1}}
-HEADERS: Final[dict[str, dict[str, Any]]] = {
+HEADERS: Final[dict[str, Json]] = {
     "401": {"WWW-Authenticate": {"required": True, "schema": {"type": "string"}}},
     "429": {"Retry-After": _RETRY},
     "503": {"Retry-After": _RETRY},
@@ -45,9 +45,7 @@ HEADERS_OF_ALL: Final = {
 _IMAGES: Final = frozenset(("images", "mask", "masks"))  # files of a form
 
 
-def operation(
-    answer: type[BaseModel], media_types: Collection[Media], upload: type[BaseModel] | None = None
-) -> dict[str, Any]:
+def operation(answer: type[BaseModel], media_types: Collection[Media], upload: type[BaseModel] | None = None) -> Json:
     """Keyword arguments of the route decorator; ``upload`` is the JSON body if a form or an image can replace it."""
     content = {media.value: BINARY for media in media_types}
     content |= {Media.JSON: {}, Media.EVENTS: {"itemSchema": _event(answer)}}
@@ -79,21 +77,21 @@ def url_operation(request: type[BaseModel], texts: Mapping[str, Any], formats: M
     }
 
 
-def _described(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+def _described(name: str, schema: Json) -> Json:
     """A query parameter with this schema."""
     rest = {key: value for key, value in schema.items() if key != "description"}
     return {"name": name, "in": "query", "description": schema["description"], "schema": rest}
 
 
-def schema_of(model: type[BaseModel]) -> dict[str, Any]:
+def schema_of(model: type[BaseModel]) -> Json:
     """A reference to the schema of a model that a route names, or `service.api.info.openapi`."""
     return {"$ref": REFERENCE.format(model=model.__name__)}
 
 
-def _event(answer: type[BaseModel]) -> dict[str, Any]:
+def _event(answer: type[BaseModel]) -> Json:
     """The schema of one event of a stream, by the rules of OpenAPI 3.2, which FastAPI also uses in 3.1."""
 
-    def event(name: str, payload: type[BaseModel]) -> dict[str, Any]:
+    def event(name: str, payload: type[BaseModel]) -> Json:
         data = {"type": "string", "contentMediaType": "application/json", "contentSchema": schema_of(payload)}
         properties = {"event": {"type": "string", "const": name}, "data": data}
         return {"type": "object", "properties": properties, "required": ["event", "data"]}
@@ -102,9 +100,9 @@ def _event(answer: type[BaseModel]) -> dict[str, Any]:
     return {"oneOf": [*events, event("error", ProblemDocument)]}
 
 
-def _form(request: type[BaseModel], content_type: str) -> dict[str, Any]:
+def _form(request: type[BaseModel], content_type: str) -> Json:
     file = BINARY["schema"]
-    files: dict[str, Any] = {"image": {"type": "array", "items": file, "minItems": 1}}
+    files: Json = {"image": {"type": "array", "items": file, "minItems": 1}}
     if "mask" in request.model_fields:
         files["mask"] = file
     return {
@@ -118,7 +116,7 @@ def _form(request: type[BaseModel], content_type: str) -> dict[str, Any]:
     }
 
 
-def _query(request: type[BaseModel]) -> list[dict[str, Any]]:
+def _query(request: type[BaseModel]) -> list[Json]:
     """The query parameters for an image as the body, without defaults, which clients would send with other bodies."""
     options = {name: dict(schema) for name, schema in _text_options(request).items()}
     for schema in options.values():
@@ -127,7 +125,7 @@ def _query(request: type[BaseModel]) -> list[dict[str, Any]]:
     return [_described(name, schema) for name, schema in options.items()]
 
 
-def _text_options(request: type[BaseModel]) -> dict[str, Any]:
+def _text_options(request: type[BaseModel]) -> Json:
     """Schemas of the options in forms and queries, which omit a missing option instead of sending null."""
     fields = request.model_json_schema()["properties"]
     options = {name: _without_null(schema) for name, schema in fields.items() if name not in _IMAGES}
@@ -140,7 +138,7 @@ def _text_options(request: type[BaseModel]) -> dict[str, Any]:
     return options
 
 
-def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+def _without_null(schema: Json) -> Json:
     options = [option for option in schema.get("anyOf", ()) if option != {"type": "null"}]
     if len(options) != 1:
         return schema

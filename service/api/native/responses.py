@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.api.native.schemas import ImageOptions
-from service.api.negotiation import Media
+from service.api.negotiation import Json, Media
 from service.api.pipeline import ResponseParts
 from service.api.request import ApiRequest
 from service.artifact.card import Card
@@ -67,7 +67,7 @@ class ResponseSpec:
     model: ServedModel
     media: Media
     options: ImageOptions
-    labels: Sequence[dict[str, Any]]
+    labels: Sequence[Json]
     members: Mapping[str, Any] = field(default_factory=dict)
     columns: int | None = None
     fps: int = 0
@@ -235,7 +235,7 @@ def _change(made: FloatRow, given: FloatRow) -> NDArray[np.float32]:
     return np.asarray(np.abs(difference, out=difference).mean(axis=0))
 
 
-def worst_box(change: NDArray[np.float32]) -> dict[str, Any]:
+def worst_box(change: NDArray[np.float32]) -> Json:
     """The square with the largest mean of ``change`` (H, W); its side is a quarter of the shorter one of the image."""
     height, width = change.shape
     side = max(1, min(height, width) // 4)
@@ -263,14 +263,14 @@ def score_response(api: ApiRequest, spec: ResponseSpec, result: Result, content:
     if spec.media is not Media.JSON:
         return headers | _row_headers(result), content, spec.media
     drifts = [] if result.drift is None else result.drift.tolist()
-    images: list[dict[str, Any]] = []
+    images: list[Json] = []
     for index, (distance, drift, box) in enumerate(zip(result.distance.tolist(), drifts, content, strict=True)):
         measured = {"index": index, "distance": round_metric(distance), "drift": round_metric(drift), "worst": box}
         images.append(measured | in_distribution_fields(model.card, distance))
     return headers, [_json(envelope(api, model, images))], Media.JSON
 
 
-def in_distribution_fields(card: Card, distance: float) -> dict[str, Any]:
+def in_distribution_fields(card: Card, distance: float) -> Json:
     """The percentile of a distance among those of real images, and whether it is at most 99; None if unknown."""
     percentile = card.percentile(distance)
     return {
@@ -282,17 +282,17 @@ def in_distribution_fields(card: Card, distance: float) -> dict[str, Any]:
 def envelope(
     api: ApiRequest,
     model: ServedModel,
-    images: list[dict[str, Any]],
+    images: list[Json],
     members: Mapping[str, Any] = MappingProxyType({}),
-) -> dict[str, Any]:
+) -> Json:
     """The JSON body with its images; ``members`` come before `images`."""
     card = model.card
     model_ref = {"name": card.name, "version": card.version, "digest": f"sha256:{model.digest}"}
-    head: dict[str, Any] = {"model": model_ref, "request_id": api.request_id, **members}
+    head: Json = {"model": model_ref, "request_id": api.request_id, **members}
     return head | {"images": images, "timing": api.timing()}
 
 
-def image(spec: ResponseSpec, result: Result, index: int, data: str | None) -> dict[str, Any]:
+def image(spec: ResponseSpec, result: Result, index: int, data: str | None) -> Json:
     """One member of `images`, without its trajectory; ``data`` is None in a stream, which has sent it already."""
     height, width = spec.sizes[index] if spec.sizes else spec.model.card.shape[1:]
     return {
@@ -301,11 +301,18 @@ def image(spec: ResponseSpec, result: Result, index: int, data: str | None) -> d
         "format": spec.options.format,
         "width": width * spec.options.scale,
         "height": height * spec.options.scale,
+        **measures(result, index),
+        "trajectory": None,
+    }
+
+
+def measures(result: Result, index: int) -> Json:
+    """What a result says of one image, as responses show it."""
+    return {
         "steps": int(result.steps[index]),
         "converged": bool(result.converged[index]),
         "distance": round_metric(result.distance[index]),
         "drift": None if result.drift is None else round_metric(result.drift[index]),
-        "trajectory": None,
     }
 
 
@@ -322,7 +329,7 @@ def round_metric(value: float) -> float:
     return round(float(value), METRIC_DECIMALS)
 
 
-def _images(api: ApiRequest, spec: ResponseSpec, result: Result, pngs: Sequence[bytes] | None) -> list[dict[str, Any]]:
+def _images(api: ApiRequest, spec: ResponseSpec, result: Result, pngs: Sequence[bytes] | None) -> list[Json]:
     def encoded(row: FloatRow) -> str:
         api.check_not_over()
         return picture(row, spec.model.card, spec.options)
@@ -341,7 +348,7 @@ def _json(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
-def _json_pieces(images: list[dict[str, Any]]) -> list[bytes]:
+def _json_pieces(images: list[Json]) -> list[bytes]:
     """The JSON of the images in one piece, or in several if it is long.
 
     One call of `json` holds the interpreter lock until it ends: for 60 MB, the event loop would wait half a second.

@@ -11,7 +11,7 @@ from typing import Any, Final
 from starlette.types import Send
 
 from service.api.native.responses import INLINE_VALUES, ResponseSpec, envelope, image, picture, round_change
-from service.api.negotiation import Media
+from service.api.negotiation import Json, Media
 from service.api.problems import describe, log_failure
 from service.api.request import ApiRequest, count_codec, count_rows
 from service.domain.errors import DeadlineExceeded, forget_frames
@@ -89,7 +89,7 @@ async def encode_event(
     return event("done", envelope(api, spec.model, images, spec.members))
 
 
-async def step_members(api: ApiRequest, spec: ResponseSpec, rows: Images, step: StepOutput) -> dict[str, Any]:
+async def step_members(api: ApiRequest, spec: ResponseSpec, rows: Images, step: StepOutput) -> Json:
     """The members of the event `step`; ``rows`` are the inputs of f."""
     step, options = colour_step(blend_step(rows, step, spec.strength), spec.chroma), spec.options
 
@@ -101,7 +101,7 @@ async def step_members(api: ApiRequest, spec: ResponseSpec, rows: Images, step: 
     else:
         start = time.perf_counter()
         data = encode()
-        count_codec("encode", [api], time.perf_counter() - start)
+        count_codec("encode", [api], start)
     return {
         "index": spec.labels[step.index]["index"],
         "step": step.step,
@@ -120,6 +120,6 @@ def _error_event(api: ApiRequest, exc: Exception) -> bytes:
     return event("error", problem.body(api.request_id, api.endpoint))
 
 
-def event(name: str, members: dict[str, Any]) -> bytes:
+def event(name: str, members: Json) -> bytes:
     """Encode one server-sent event with JSON data."""
     return f"event: {name}\ndata: {json.dumps(members, separators=(',', ':'))}\n\n".encode("ascii")

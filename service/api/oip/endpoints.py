@@ -22,6 +22,7 @@ from starlette.responses import Response
 from service import __version__
 from service.api.access import check_host
 from service.api.app_state import AppState, app_state
+from service.api.negotiation import Json
 from service.api.oip import tensors
 from service.api.pipeline import LARGE_BODY, Endpoint, Plan, ResponseParts
 from service.api.request import ApiRequest, RequestHeaders, count_codec, count_rows, read_body
@@ -31,7 +32,6 @@ from service.domain.latents import FloatRows
 from service.domain.tasks import Images, Result, SchedulingParams, StepParams
 from service.images.pool import CodecThread
 from service.models.registry import ServedModel
-from service.observability.statistics import Counts, Duration
 
 router = APIRouter(tags=["Open Inference Protocol"])
 
@@ -89,7 +89,7 @@ async def ready(request: Request) -> tensors.ServerReady:
 
 # Registered before the routes of one model, so that, as with Triton, a model named `stats` is not reachable.
 @router.get("/v2/models/stats")
-async def all_statistics(services: ServingState) -> dict[str, Any]:
+async def all_statistics(services: ServingState) -> Json:
     """Statistics of all models, as Triton gives them."""
     return _statistics(services.registry.models.values())
 
@@ -120,7 +120,7 @@ async def model_ready(model: Model) -> Response:
 
 @router.get(_MODEL + "/config")
 @router.get(_VERSION + "/config")
-async def config(services: ServingState, model: Model) -> dict[str, Any]:
+async def config(services: ServingState, model: Model) -> Json:
     """Triton's configuration of a model."""
     form = {"data_type": f"TYPE_{tensors.DATATYPE}", "format": "FORMAT_NONE", "dims": _row_shape(model.card)}
     return {
@@ -138,42 +138,17 @@ async def config(services: ServingState, model: Model) -> dict[str, Any]:
 
 @router.get(_MODEL + "/stats")
 @router.get(_VERSION + "/stats")
-async def statistics(request: Request, services: ServingState, model: Model) -> dict[str, Any]:
+async def statistics(request: Request, services: ServingState, model: Model) -> Json:
     """Statistics of one version, or of every version of a model, since it was loaded."""
     return _statistics([model] if "version" in request.path_params else _versions(services, model))
 
 
-def _statistics(models: Iterable[ServedModel]) -> dict[str, Any]:
-    return {"model_stats": [_of_one(model.card, model.statistics.counts()) for model in models]}
-
-
-def _of_one(card: Card, counts: Counts) -> dict[str, Any]:
-    parts = {
-        "success": counts.success,
-        "fail": counts.fail,
-        "queue": counts.queue,
-        "compute_input": counts.input,
-        "compute_infer": counts.infer,
-        "compute_output": counts.output,
-        "cache_hit": Duration(),
-        "cache_miss": Duration(),
-    }
-    nothing = {"compute_input": _spent(Duration()), "compute_output": _spent(Duration())}
+def _statistics(models: Iterable[ServedModel]) -> Json:
     return {
-        "name": card.name,
-        "version": card.version,
-        "last_inference": counts.last_ms,
-        "inference_count": counts.rows,
-        "execution_count": sum(spent.count for spent in counts.batches.values()),
-        "inference_stats": {name: _spent(spent) for name, spent in parts.items()},
-        "batch_stats": [
-            {"batch_size": rows, "compute_infer": _spent(spent), **nothing} for rows, spent in counts.batches.items()
-        ],
+        "model_stats": [
+            {"name": model.card.name, "version": model.card.version, **model.statistics.report()} for model in models
+        ]
     }
-
-
-def _spent(duration: Duration) -> dict[str, int]:
-    return {"count": duration.count, "ns": duration.ns}
 
 
 # The stages of an inference
@@ -278,7 +253,7 @@ def _decode(works: Sequence[InferWork]) -> list[Inputs | IgnError]:
             decoded.append(_decode_one(work))
         except IgnError as exc:
             decoded.append(exc)
-    count_codec("decode", [work.api for work in works], time.perf_counter() - start)
+    count_codec("decode", [work.api for work in works], start)
     return decoded
 
 
@@ -296,7 +271,7 @@ def _encode(ended: Sequence[tuple[InferWork, Images, Result]]) -> list[Encoded]:
         rows = np.asarray(result.rows)
         encoded.append((result, *tensors.write_response(work.inference, work.model.card, rows)))
     if not ended[0][0].has_large_response:
-        count_codec("encode", [work.api for work, _, _ in ended], time.perf_counter() - start)
+        count_codec("encode", [work.api for work, _, _ in ended], start)
     return encoded
 
 

@@ -27,7 +27,7 @@ from service.api.native.stream import event, send_events, step_members
 from service.api.native.uploads import InputRows, Upload, read_form
 from service.api.native.urls import NATIVE, as_json, seed_of_field
 from service.api.native.validation import check_count, check_steps
-from service.api.negotiation import Media
+from service.api.negotiation import Json, Media
 from service.api.pipeline import ResponseParts
 from service.api.request import ApiRequest, count_codec, count_rows, parse_as
 from service.artifact.card import Card
@@ -65,9 +65,9 @@ class ImagesRequest(StrictModel):
     user: str | None = None
     safety_identifier: str | None = None
 
-    def native(self, api: ApiRequest, card: Card, recommended: int) -> dict[str, Any]:
+    def native(self, api: ApiRequest, card: Card, recommended: int) -> Json:
         """The native options; it sets the media type of the response."""
-        options: dict[str, Any] = {"model": self.model, "steps": self.steps, "scale": _scale(self.size, card)}
+        options: Json = {"model": self.model, "steps": self.steps, "scale": _scale(self.size, card)}
         options["format"] = self.output_format or "png"
         api.media = Media.EVENTS if self.stream else Media.JSON
         if self.stream:
@@ -104,7 +104,7 @@ class ImagesWork(RowWork):
             raise InvalidContent.field("stream", "a stream has one image")
         return cls(**{each.name: getattr(work, each.name) for each in fields(work) if each.init}, kind=kind, note=note)
 
-    def described(self, row: FloatRow) -> dict[str, Any]:
+    def described(self, row: FloatRow) -> Json:
         """What a response and an event say of an image like this row."""
         options, (height, width) = self.spec.options, row.shape[-2:]
         size = f"{width * options.scale}x{height * options.scale}"
@@ -153,7 +153,7 @@ def _encode(ended: Sequence[tuple[ImagesWork, FloatRows, Result]]) -> list[Encod
     start = time.perf_counter()
     encoded = [(result, _pieces(work, work.shown(rows, result))) for work, rows, result in ended]
     if not ended[0][0].has_large_response:  # the codec pool counts by itself
-        count_codec("encode", [work.api for work, _, _ in ended], time.perf_counter() - start)
+        count_codec("encode", [work.api for work, _, _ in ended], start)
     return encoded
 
 
@@ -190,19 +190,19 @@ def images() -> None:
     """Answered by the pipeline."""
 
 
-def _described(model: ServedModel) -> dict[str, Any]:
+def _described(model: ServedModel) -> Json:
     return {"id": model.ref, "object": "model", "created": 0, "owned_by": "ign-service"}
 
 
 @router.get("/v1/models")
-async def models(request: Request) -> dict[str, Any]:
+async def models(request: Request) -> Json:
     """List the models."""
     app_state(request).require_serving()
     return {"object": "list", "data": [_described(each) for each in app_state(request).registry.models.values()]}
 
 
 @router.get("/v1/models/{ref:path}")
-async def model(request: Request) -> dict[str, Any]:
+async def model(request: Request) -> Json:
     """Describe one model, `name` or `name/version`."""
     app_state(request).require_serving()
     return _described(app_state(request).registry.resolve(request.path_params["ref"]))

@@ -42,7 +42,6 @@ def test_every_field_is_documented_and_nothing_else() -> None:
         ("precision", "fp16", "fp16"),
         ("deterministic", "TRUE", True),
         ("deterministic", "0", False),
-        ("cuda_graphs", "1", True),
         ("cuda_memory_mib", "4096", 4096),
         ("threads", "4", 4),
         ("max_batch_rows", " 16 ", 16),

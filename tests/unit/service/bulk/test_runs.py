@@ -19,7 +19,8 @@ import pytest
 from service.bulk.__main__ import main
 from service.bulk.output import Output
 from service.bulk.places import Bucket
-from service.bulk.run import Progress, ShardPlan, start
+from service.bulk.run import Progress
+from service.bulk.shards import ShardPlan, Shards
 from tests.contract.data import b64, unb64
 from tests.contract.harness import Service
 from tests.helpers.live import environment
@@ -107,12 +108,14 @@ def test_a_stopped_run_reports_the_error_and_continues(
 
 
 def test_an_interrupted_run_returns_130(bulk: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*arguments: Any) -> ShardPlan:
-        plan = start(*arguments)
+    start = Shards.start
+
+    def interrupted(shards: Shards) -> ShardPlan:
+        plan = start(shards)
         signal.raise_signal(signal.SIGINT)
         return plan
 
-    monkeypatch.setattr("service.bulk.run.start", interrupted)
+    monkeypatch.setattr(Shards, "start", interrupted)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background is not given
     try:
         ran = bulk("generate", tmp_path / "out")

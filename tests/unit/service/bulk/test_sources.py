@@ -253,7 +253,7 @@ def test_an_archive_out_of_reach_stops_the_run(far: str, monkeypatch: pytest.Mon
     import obstore
 
     source = opened(f"{far}/in.zip")
-    source._file.seek(0)  # type: ignore[attr-defined]  # what it has read is not read again
+    source._zip.fp.seek(0)  # type: ignore[attr-defined]  # what it has read is not read again
     monkeypatch.setattr(obstore, "get", raising(obstore.exceptions.PermissionDeniedError("expired")))
     with pytest.raises(OSError, match="expired"):
         fetch(source, 0, 1)

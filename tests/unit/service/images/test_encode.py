@@ -87,11 +87,9 @@ def test_equal_neighbours_add_their_times(form: AnimationFormat) -> None:
 
 
 @pytest.mark.parametrize("form", get_args(AnimationFormat))
-def test_animations_loop_or_stop(form: AnimationFormat) -> None:
+def test_animations_loop(form: AnimationFormat) -> None:
     frames = make.noise(3, 8, 8)
     assert make.opened(animate(frames, form, fps=5)).info["loop"] == 0
-    once = make.opened(animate(frames, form, fps=5, loop=False)).info
-    assert once.get("loop", 1) == 1
     assert animate(frames, form, fps=5) == animate(frames, form, fps=5)
 
 

@@ -26,7 +26,7 @@ from service.observability.metrics import (
     SharedFiles,
     label_limiter,
 )
-from service.observability.statistics import Duration, ModelStatistics
+from service.observability.statistics import ModelStatistics
 from service.scheduling.observer import Finished
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.5,*/*;q=0.2"
@@ -124,12 +124,12 @@ def test_every_metric_is_named_and_described_as_prometheus_wants_and_none_is_glo
 def test_a_scheduler_reports_to_metrics_and_statistics() -> None:
     metrics = Metrics()
     statistics = ModelStatistics(metrics, "toy/1", clock=lambda: 1_700_000_000.5)
-    started, counts = samples(metrics), statistics.counts()
-    assert (counts.rows, counts.last_ms) == (0, 0)
+    started, report = samples(metrics), statistics.report()
+    assert (report["inference_count"], report["last_inference"]) == (0, 0)
     statistics.batch(8, 8, 0.5, "full")
     statistics.batch(2, 4, 0.25, "drained")
     statistics.batch(8, 8, 0.25, "full")
-    earlier = statistics.counts()
+    earlier = statistics.report()["inference_stats"]
     statistics.finished([Finished(3, "ok", 0.25, 0.5), Finished(5, "deadline_exceeded", 2.0, 0.0)])
     statistics.tensors(0.125, 0.0625)
     statistics.finished([Finished(1, "ok", 0.0, 1.0)])  # of another endpoint: no tensors were read
@@ -160,14 +160,21 @@ def test_a_scheduler_reports_to_metrics_and_statistics() -> None:
         'ign_compute_seconds_count{model="toy/1"}': 2,
         'ign_batch_size_reductions_total{model="toy/1",rows="32"}': 1,
     }.items() <= samples(metrics).items()
-    counts = statistics.counts()
-    assert (counts.rows, counts.last_ms) == (4, 1_700_000_000_500)
-    assert (counts.success, counts.success.ns) == (Duration(2, 1.9375), 1_937_500_000)
-    assert counts.fail == Duration(3, 2.0)
-    assert (counts.queue, counts.infer) == (Duration(2, 0.25), Duration(2, 1.5))
-    assert (counts.input, counts.output) == (Duration(2, 0.125), Duration(2, 0.0625))
-    assert list(counts.batches.items()) == [(2, Duration(1, 0.25)), (8, Duration(2, 0.75))]
-    assert earlier.success == Duration()  # a copy
+    report = statistics.report()
+    assert (report["inference_count"], report["last_inference"], report["execution_count"]) == (4, 1_700_000_000_500, 3)
+    assert report["inference_stats"] == {
+        "success": {"count": 2, "ns": 1_937_500_000},
+        "fail": {"count": 3, "ns": 2_000_000_000},
+        "queue": {"count": 2, "ns": 250_000_000},
+        "compute_input": {"count": 2, "ns": 125_000_000},
+        "compute_infer": {"count": 2, "ns": 1_500_000_000},
+        "compute_output": {"count": 2, "ns": 62_500_000},
+        "cache_hit": {"count": 0, "ns": 0},
+        "cache_miss": {"count": 0, "ns": 0},
+    }
+    batches = [(batch["batch_size"], batch["compute_infer"]) for batch in report["batch_stats"]]
+    assert batches == [(2, {"count": 1, "ns": 250_000_000}), (8, {"count": 2, "ns": 750_000_000})]
+    assert earlier["success"] == {"count": 0, "ns": 0}  # a copy
 
 
 def test_nothing_is_lost_between_threads() -> None:
@@ -181,8 +188,9 @@ def test_nothing_is_lost_between_threads() -> None:
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(report, range(4)))
-    counts = statistics.counts()
-    assert counts.rows == counts.success.count == counts.infer.seconds == counts.batches[1].count == 2_000
+    found = statistics.report()
+    assert found["inference_count"] == found["execution_count"] == 2_000
+    assert found["inference_stats"]["compute_infer"] == {"count": 2_000, "ns": 2_000 * 10**9}
     assert samples(metrics)['ign_padding_rows_total{model="toy/1"}'] == 2_000
 
 

@@ -1,5 +1,4 @@
 import re
-import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -169,7 +168,7 @@ def test_out_of_memory_has_its_own_error(
 
     cuda_on_the_cpu(monkeypatch)
     monkeypatch.setattr(onnxruntime, "InferenceSession", counted)
-    model = OnnxModel(hungry(numbers), device=device, cuda=CudaOptions(graphs=True))
+    model = OnnxModel(hungry(numbers), device=device, cuda=CudaOptions(deterministic=True))  # one session at a time
     try:
         model.run(sample_rows(2))
     except DeviceOutOfMemory as exc:
@@ -232,10 +231,9 @@ def test_reducing_the_batch_halves_the_single_bucket(
     assert len(model.run(sample_rows(5))) == 5
 
 
-@pytest.mark.parametrize("graphs", [False, True])
-def test_rows_kept_on_the_device_are_the_same(bucketed: Callable[..., OnnxModel], graphs: bool) -> None:
+def test_rows_kept_on_the_device_are_the_same(bucketed: Callable[..., OnnxModel]) -> None:
     data = model_bytes(make_card(buckets=(1, 4, 8)))
-    model, exact = bucketed(data, cuda=CudaOptions(graphs=graphs)), OnnxModel(data, device="cpu")
+    model, exact = bucketed(data), OnnxModel(data, device="cpu")
     model.warm_up()
     device_batch = model.device_batch
     assert device_batch is not None
@@ -331,6 +329,7 @@ def test_a_gpu_without_code_in_onnxruntime_is_named(
         model.warm_up()
 
 
+<<<<<<< HEAD
 def test_a_session_with_graphs_runs_in_one_thread_that_ends_with_it(
     bucketed: Callable[..., OnnxModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -357,6 +356,8 @@ def test_a_session_with_graphs_runs_in_one_thread_that_ends_with_it(
     assert not set(threading.enumerate()) - before
 
 
+=======
+>>>>>>> slim
 @pytest.mark.parametrize(
     ("limit", "single", "buckets"),
     [(64, False, (4, 8, 32)), (31, False, (4, 8)), (8, True, (8,)), (3, False, (3,)), (3, True, (3,))],
