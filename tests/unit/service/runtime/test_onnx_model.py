@@ -329,35 +329,6 @@ def test_a_gpu_without_code_in_onnxruntime_is_named(
         model.warm_up()
 
 
-<<<<<<< HEAD
-def test_a_session_with_graphs_runs_in_one_thread_that_ends_with_it(
-    bucketed: Callable[..., OnnxModel], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: set[threading.Thread] = set()
-    run_steps = PaddedRunner.run_steps
-
-    def recorded(self: PaddedRunner, keep_going: Callable[[], bool] | None = None) -> None:
-        seen.add(threading.current_thread())
-        run_steps(self, keep_going)
-
-    monkeypatch.setattr(PaddedRunner, "run_steps", recorded)
-    before = set(threading.enumerate())
-    model = bucketed(model_bytes(), cuda=CudaOptions(graphs=True))
-    model.warm_up()
-    caller = threading.Thread(target=model.run, args=(sample_rows(2),))
-    caller.start()
-    caller.join()
-    (first,) = seen
-    model.reduce_max_batch()
-    model.close()
-    (second,) = seen - {first}
-    for thread in (first, second):
-        thread.join(300)
-    assert not set(threading.enumerate()) - before
-
-
-=======
->>>>>>> slim
 @pytest.mark.parametrize(
     ("limit", "single", "buckets"),
     [(64, False, (4, 8, 32)), (31, False, (4, 8)), (8, True, (8,)), (3, False, (3,)), (3, True, (3,))],
