@@ -19,11 +19,11 @@ ROOT = Path(__file__).resolve().parents[2]
 # Nodes of `ast`, of folders together; "." is the whole repository.
 NODES = {
     ("service", "ign"): 140_170,
-    ("model_export",): 83_380,
-    ("sdk",): 22_760,
-    ("benchmarks",): 50_840,
-    ("tests",): 316_730,
-    (".",): 618_800,
+    ("model_export",): 83_440,
+    ("sdk",): 23_030,
+    ("benchmarks",): 52_520,
+    ("tests",): 325_900,
+    (".",): 630_000,
 }
 FILE_LINES = 600
 SERVICE_MODULES = 81  # without `__init__`
