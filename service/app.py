@@ -80,13 +80,15 @@ def build_services(
         # A body arrives in pieces, and the last one must find as much room as all before it have taken.
         Capacity.of(max(settings.max_inflight_bytes, settings.max_body_bytes), 2 * settings.max_body_bytes),
     )
+    # A service lets requests of small models go before tiles. In a program with one model nothing else is to go first.
+    make_model = partial(OnnxModel, low_priority=only is None)
     options = repository_options(settings) | {
-        "open_models": partial(open_instances, OnnxModel, settings),
+        "open_models": partial(open_instances, make_model, settings),
         "only": only,
     }
     if settings.device == "auto":
         on_cpu = settings.model_copy(update={"device": "cpu"})
-        options["open_on_cpu"] = partial(open_instances, OnnxModel, on_cpu)
+        options["open_on_cpu"] = partial(open_instances, make_model, on_cpu)
     if settings.model_memory_mib:
         memory = Memory(settings.model_memory_mib, on_change=metrics.open_models, on_opened=metrics.opened_models.inc)
         repository: Repository = OnDemandRepository(memory=memory, max_batch_rows=settings.max_batch_rows, **options)
@@ -94,7 +96,7 @@ def build_services(
         repository = Repository(**options)
     registry = ModelRegistry(
         repository,
-        serve=partial(_serve, settings, metrics, tracing, on_device_lost, clock),
+        serve=partial(_serve, settings, metrics, tracing, on_device_lost, clock, only is None),
         on_activated=partial(_on_activated, metrics),
         on_deactivated=metrics.unloaded,
         wait_for_requests=in_flight.wait_for_current,
@@ -269,10 +271,12 @@ def _serve(
     tracing: "Tracing | None",
     on_device_lost: Callback,
     clock: Clock,
+    low_priority: bool,
     loaded: LoadedModel,
 ) -> ServedModel:
     statistics, card = ModelStatistics(metrics, loaded.ref), loaded.card
     turns = [TurnLock() for _ in loaded.instances]
+    is_low = low_priority and card.tiles is not None and loaded.device == "cpu"
 
     def make_scheduler(size: tuple[int, int]) -> Scheduler:
         instances: Sequence[Model] = loaded.instances
@@ -289,7 +293,7 @@ def _serve(
             on_all_devices_lost=on_device_lost,
             memory=loaded.memory,
             exact=card.exact,
-            prepare_thread=lower_priority if card.tiles and loaded.device == "cpu" else lambda: None,
+            prepare_thread=lower_priority if is_low else lambda: None,
             wake_rule=wake_rule(loaded.device, len(loaded.instances), available_cpus()),
         )
 

@@ -259,7 +259,7 @@ class Bounded:
 GENERATORS: Final = ("mnist", "fashion_mnist", "avatars64")
 A4: Final = (3508, 2480)  # (H, W) at 300 dpi
 LITTLE: Final = post("/generate", {"model": "mnist", "seed": 1, "steps": 1})
-FEW_MODELS: Final = {"IGN_MODEL_MEMORY_MIB": "40", "IGN_DEVICE": "cpu"}
+FEW_MODELS: Final = {"IGN_MODEL_MEMORY_MIB": "80", "IGN_DEVICE": "cpu"}
 LONG_STREAM: Final = {"model": "avatars64", "steps": 100_000, "tolerance": 1e-300}
 BOUNDED: Final[dict[str, Bounded]] = {
     "64 endless TIFFs in JSON": Bounded(

@@ -150,8 +150,8 @@ class Card(_Section):
             raise ValueError("exact is of models without tiles")
         if any(side % tiles.multiple for side in self.shape[1:]):
             raise ValueError(f"the sides of a tile must be multiples of {tiles.multiple}")
-        if 2 * tiles.margin >= min(self.shape[1:]):
-            raise ValueError("a tile must have more than twice the margin")
+        if tiles.margin >= min(self.shape[1:]):
+            raise ValueError("the margin of tiles must be less than their sides")
         if tiles.margin % tiles.multiple:
             raise ValueError(f"the margin of tiles must be a multiple of {tiles.multiple}")
         if min(self.shape[1:]) < 2 * (tiles.overlap + tiles.multiple):

@@ -44,8 +44,9 @@ class OnnxModel:
 
     ``data`` is an ONNX file that passes `check_self_contained`; `digest` is its SHA-256 in hexadecimal. The device
     `auto` is CUDA if it works, and else the CPU with the reason in `fallback_reason`. ``threads`` ≥ 1 run one operator
-    on the CPU; ``max_batch_rows`` bounds the buckets. Raises `StartupError` for a model that this service cannot run,
-    and if ``device`` is `cuda` and it does not work.
+    on the CPU; ``max_batch_rows`` bounds the buckets. With ``low_priority``, threads of tiles let other threads go
+    first. Raises `StartupError` for a model that this service cannot run, and if ``device`` is `cuda` and it does not
+    work.
     """
 
     def __init__(
@@ -56,8 +57,10 @@ class OnnxModel:
         cuda: CudaOptions | None = None,
         threads: int = 1,
         max_batch_rows: int = 64,
+        low_priority: bool = True,
     ) -> None:
         check_self_contained(data)
+        self._low_priority = low_priority
         self._data, self._threads = data, threads
         self._cuda = cuda or CudaOptions()
         self.digest = digest_of(data)
@@ -164,7 +167,8 @@ class OnnxModel:
         if self.device == "cpu":
             # Its threads inherit the priority of the one that makes it. Tiles take long, so they let others go first.
             tiled = self.card.tiles is not None
-            with ThreadPoolExecutor(1, initializer=lower_priority if tiled else None) as pool:
+            is_low = tiled and self._low_priority
+            with ThreadPoolExecutor(1, initializer=lower_priority if is_low else None) as pool:
                 return pool.submit(cpu_session, self._data, self._threads, arena=tiled).result()
         return cuda_session(self._data, self._cuda)
 

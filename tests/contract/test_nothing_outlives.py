@@ -111,7 +111,7 @@ def held(service: Service) -> tuple[int, int]:
     with busy_codec(service):
         pass
     blocks = (trace.size for trace in tracemalloc.take_snapshot().traces)
-    pictures = sum(isinstance(each, Image.Image) for each in gc.get_objects())
+    pictures = sum(issubclass(type(each), Image.Image) for each in gc.get_objects())
     return sum(size for size in blocks if size >= BLOCK_BYTES), pictures
 
 

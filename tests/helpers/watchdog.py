@@ -16,7 +16,9 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from tests.helpers.timed_loop import TimedLoop
 
-LIMIT_S = 0.01  # of CPU time, where `slowness` is 1
+# Of CPU time, where `slowness` is 1. On a busy machine any callback may once take 15 ms; `test_event_loop`, which
+# repeats its requests, allows less.
+LIMIT_S = 0.05
 
 slow: list[str] = []  # what was reported
 _collecting_s = defaultdict[int, float](float)  # CPU seconds of garbage collection by thread: it may hit any callback

@@ -19,11 +19,11 @@ ROOT = Path(__file__).resolve().parents[2]
 # Nodes of `ast`, of folders together; "." is the whole repository.
 NODES = {
     ("service", "ign"): 140_170,
-    ("model_export",): 83_380,
-    ("sdk",): 22_760,
-    ("benchmarks",): 50_840,
-    ("tests",): 316_730,
-    (".",): 618_800,
+    ("model_export",): 83_440,
+    ("sdk",): 23_030,
+    ("benchmarks",): 52_520,
+    ("tests",): 325_900,
+    (".",): 630_000,
 }
 FILE_LINES = 600
 SERVICE_MODULES = 81  # without `__init__`
@@ -31,7 +31,7 @@ SERVICE_ENTRIES = 16  # modules and packages at its top, without `__init__`
 WORDS = 20_900  # of README.md and docs, without the pages that commands write
 GENERATED = ROOT / "docs" / "models"
 REQUEST = "POST /generate -> PNG"
-REQUEST_FILES, REQUEST_CALLS = 30, 231  # measured 30 and 225 to 230; aimed at and missed: 16 and 120
+REQUEST_FILES, REQUEST_CALLS = 31, 236  # measured 31 and 230 to 235; aimed at and missed: 16 and 120
 # Rule → the function that follows it, which exactly one place may call, besides tests and the function itself. A dotted
 # name is the end of the called expression, without leading underscores: `self._rates.count` is `rates.count`.
 # `service.cluster` does not count: its proxy runs in a process of Ray, where no other code of the service is, and

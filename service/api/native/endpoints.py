@@ -93,19 +93,17 @@ class RowWork:
     is_large: bool  # decode it in the codec pool
 
     model: ServedModel = field(init=False)
+    is_tiled: bool = field(init=False)  # whether the rows are tiles of images of any size
     plan: Plan | None = field(init=False, default=None)
     opened: OpenUpload | None = field(init=False, default=None)
+    _values: int = field(init=False)  # numbers in all images, before they are enlarged
 
     def __post_init__(self) -> None:
         self.model = self.spec.model
+        self.is_tiled = self.spec.has_sizes
         source = self.source
         if not isinstance(source, Upload) or not (self.is_tiled or source.must_open):
             self._make_plan()
-
-    @property
-    def is_tiled(self) -> bool:
-        """Whether the rows are tiles of images of any size."""
-        return self.spec.has_sizes
 
     def open(self, thread: CodecThread) -> None:
         """Read the headers of the uploaded images, and plan the request."""
@@ -120,18 +118,21 @@ class RowWork:
     def _make_plan(self) -> None:
         spec, record = self.spec, self.params.record
         check_format(self.api, spec, record)
-        tiles = self.model.plan_tiles(spec.sizes)
-        # The repeated image of a loop is not run again.
-        rows = tiles.rows if self.is_tiled else len(spec.labels) - spec.closed
+        self._values = spec.values
         is_repeated = self.params.steps > 1 or self.params.score
-        held = response_bytes(spec, len(record), is_repeated=is_repeated) + tiles.bytes
+        held = response_bytes(spec, self._values, len(record), is_repeated=is_repeated)
+        rows = len(spec.labels) - spec.closed  # the repeated image of a loop is not run again
+        if self.is_tiled:
+            tiles = self.model.plan_tiles(spec.sizes)
+            rows = tiles.rows
+            held += tiles.bytes
         self.plan = Plan(rows=rows, steps=self.params.steps, bytes=held)
 
     @property
     def has_large_response(self) -> bool:
         """Whether the codec pool encodes the response."""
         spec = self.spec
-        values = spec.values * spec.options.scale**2
+        values = self._values * spec.options.scale**2
         is_slow = (spec.fps and spec.is_animation) or (spec.options.gap > 0 and spec.media in RASTER)
         return values > INLINE_VALUES or bool(self.params.record or is_slow or self.is_tiled)
 
@@ -326,12 +327,7 @@ def _decode(works: Sequence[RowWork]) -> list[InputRows | IgnError]:
     for work, inputs in made.items():
         if isinstance(inputs, InputRows):
             _label(work, inputs)
-    return [made[work] if work in made else _make_small(work) for work in works]
-
-
-def _make_small(work: RowWork) -> InputRows:
-    assert callable(work.source)  # noqa: S101 - neither an upload, nor made in the codec pool
-    return work.source()
+    return [work.source() if callable(work.source) else made[work] for work in works]
 
 
 def _decode_large(work: RowWork, thread: CodecThread) -> InputRows:

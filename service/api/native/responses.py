@@ -158,12 +158,13 @@ def _check_layout(api: ApiRequest, spec: ResponseSpec, recorded: int) -> None:
         raise InvalidContent.field(field, message, code="image_too_large")
 
 
-def response_bytes(spec: ResponseSpec, recorded: int, *, is_repeated: bool) -> int:
+def response_bytes(spec: ResponseSpec, values: int, recorded: int, *, is_repeated: bool) -> int:
     """What a response and the arrays that it is made from take, at most.
 
-    ``recorded`` is the number of recorded steps of one row; ``is_repeated``, whether f is applied to its result again.
+    ``values`` are `ResponseSpec.values`, and ``recorded`` the number of recorded steps of one row; ``is_repeated``,
+    whether f is applied to its result again.
     """
-    options, values = spec.options, spec.values
+    options = spec.options
     is_stream = spec.media is Media.EVENTS
     is_array = spec.media in (Media.NPY, Media.TIFF) or (
         options.format == "npy" and (is_stream or spec.media is Media.JSON)

@@ -34,6 +34,7 @@ PRESET = dataclasses.replace(
     batch=8,
     checkpoint_every=16,
     tile=24,
+    margin=0,
     overlap=4,
     name="pages",
 )

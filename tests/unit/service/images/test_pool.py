@@ -17,11 +17,11 @@ async def occupied(pool: CodecPool, free: threading.Event) -> list["asyncio.Task
     began = threading.Barrier(pool.threads + 1)
 
     def hold(_: object) -> bool:
-        began.wait(10)
-        return free.wait(10)
+        began.wait(300)
+        return free.wait(300)
 
     jobs = [asyncio.create_task(pool.run("hold", hold)) for _ in range(pool.threads)]
-    await asyncio.to_thread(began.wait, 10)
+    await asyncio.to_thread(began.wait, 300)
     return jobs
 
 

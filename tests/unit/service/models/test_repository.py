@@ -357,7 +357,7 @@ class Stage:
 
     def _open(self, data: bytes) -> list[OnnxModel]:
         self.loading.set()
-        assert self.loadable.wait(60)
+        assert self.loadable.wait(300)
         self.opened.append(self.gate.model(data, device="cpu"))
         return self.opened[-1:]
 

@@ -199,7 +199,7 @@ def test_scrapes_of_a_second_share_a_rendering_off_the_event_loop(monkeypatch: p
 
     def collect(_: CollectorRegistry) -> list[Any]:
         threads.append(threading.get_ident())
-        assert gate.wait(60)
+        assert gate.wait(300)
         return []
 
     monkeypatch.setattr(CollectorRegistry, "collect", collect)

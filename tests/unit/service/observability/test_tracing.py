@@ -130,7 +130,7 @@ def test_what_cannot_be_written_is_dropped_and_counted(monkeypatch: pytest.Monke
     handler = QueuedHandler(pipe)
     handler.on_drop = lambda: dropped.append(None)
     handler.handle(logging.makeLogRecord({"msg": "0"}))
-    assert pipe.reached.wait(30)  # from now on one is with the target, and nothing leaves the queue
+    assert pipe.reached.wait(300)  # from now on one is with the target, and nothing leaves the queue
     for i in range(1, 100):
         handler.handle(logging.makeLogRecord({"msg": str(i)}))
     assert len(dropped) == 100 - 11

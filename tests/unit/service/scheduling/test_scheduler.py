@@ -73,7 +73,7 @@ def test_a_new_request_interrupts_unobserved_steps() -> None:
             if len(recorded.batches) == 10:
                 admitted = threading.Event()
                 loop.call_soon_threadsafe(join, admitted)
-                admitted.wait(10)
+                admitted.wait(300)
             return recorded(rows)
 
         with serving(FakeModel(function=watched), clock=clock) as scheduler:

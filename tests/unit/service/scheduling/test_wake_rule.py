@@ -3,6 +3,7 @@
 A further worker on a CPU is woken only where the model, not the event loop, takes more CPU time for a request.
 """
 
+import itertools
 import threading
 
 import pytest
@@ -99,11 +100,14 @@ def test_few_rows_stay_together() -> None:
 
 
 def test_rows_with_many_steps_are_divided() -> None:
-    def takes_time(rows: FloatRows) -> FloatRows:
-        threading.Event().wait(0.001)  # longer than a thread takes to wake
+    both, calls = threading.Barrier(2), itertools.count()
+
+    def meet(rows: FloatRows) -> FloatRows:
+        if next(calls) < 2:  # the first worker waits until the second has woken
+            both.wait(300)
         return rows
 
-    models = [FakeModel(function=takes_time) for _ in range(2)]
+    models = [FakeModel(function=meet) for _ in range(2)]
 
     async def main(scheduler: Scheduler) -> None:
         await idle(scheduler, 2)
