@@ -71,6 +71,7 @@ _STRIP: Final = 64  # lines that are converted at a time, to hold few temporary 
 _HALF: Final = 128  # of 257, rounded down
 
 Samples = NDArray[np.uint8]  # (H, W, bands)
+Size = tuple[int, int]  # (width, height)
 
 
 _LARGE: Final = 1 << 21  # pixels
@@ -102,7 +103,7 @@ class Picture:
     """A decoded image."""
 
     image: Image.Image  # upright; mode L, LA, RGB or RGBA
-    stored_size: tuple[int, int]  # (width, height) in the file, before the transpose
+    stored_size: Size  # (width, height) in the file, before the transpose
     transpose: Image.Transpose | None = None  # the one that EXIF asked for and that was applied
 
 
@@ -111,7 +112,7 @@ class EncodedImage:
     """An image whose header is read. It holds the file, and after decoding also the pixels: drop it then."""
 
     field: str  # in errors
-    stored_size: tuple[int, int]  # (width, height) in the header; (0, 0) if that is damaged, which decoding reports
+    stored_size: Size  # (width, height) in the header; (0, 0) if that is damaged, which decoding reports
     _transpose: Image.Transpose | None
     _load: Callable[[], Image.Image]
 
@@ -166,7 +167,7 @@ class ImageBytes:
         data = self._data
         return is_tiff(data) if isinstance(data, bytes) else _TIFF_TEXT.search(data, 0, _MAX_PREFIX) is not None
 
-    def is_png_of(self, size: tuple[int, int]) -> bool:
+    def is_png_of(self, size: Size) -> bool:
         """Whether `decode_png` may decode it: a small PNG of this (width, height)."""
         return untrusted.is_png_of(self._data, size)
 
@@ -234,7 +235,7 @@ def _reject(field: str, message: str, code: str) -> Never:
 
 
 # size in the header, what makes the image upright, decoder
-_Opened = tuple[tuple[int, int], Image.Transpose | None, Callable[[], Image.Image]]
+_Opened = tuple[Size, Image.Transpose | None, Callable[[], Image.Image]]
 
 
 def is_picture(data: bytes) -> bool:
@@ -295,7 +296,7 @@ def _open_avif(data: bytes) -> _Opened:
     return size, untrusted.TRANSPOSES.get(orientation), load
 
 
-def _load_avif(decoder: Any, mode: str, size: tuple[int, int]) -> Image.Image:
+def _load_avif(decoder: Any, mode: str, size: Size) -> Image.Image:
     return Image.frombytes(mode, size, decoder.get_frame(0)[0])
 
 
@@ -355,7 +356,7 @@ def _open_png(data: bytes) -> _Opened:
     return image.size, transpose, partial(load_png, chunks, image)
 
 
-def simple_png_format(parts: list[bytes]) -> tuple[str, tuple[int, int]] | None:
+def simple_png_format(parts: list[bytes]) -> tuple[str, Size] | None:
     """Mode and (width, height) of a PNG with 8 bits, without interlacing, palette and transparent colour; else None."""
     head, data, end = parts[1] if len(parts) > 1 else b"", parts[2:-1], parts[-1]
     if len(head) != 25 or not data or end[4:] != untrusted.PNG_END[4:] or any(part[4:8] != b"IDAT" for part in data):
@@ -367,7 +368,7 @@ def simple_png_format(parts: list[bytes]) -> tuple[str, tuple[int, int]] | None:
     return mode, (width, height)
 
 
-def _load_simple_png(parts: list[bytes], mode: str, size: tuple[int, int]) -> Image.Image:
+def _load_simple_png(parts: list[bytes], mode: str, size: Size) -> Image.Image:
     # For small images this takes a third of the time of `load_png`, with the same result: it calls Pillow's decoder,
     # which is C, without Pillow's chunk reader, which is Python. If the decoder fails, `load_png` decides.
     try:
