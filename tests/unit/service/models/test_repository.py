@@ -8,6 +8,7 @@ import threading
 import tracemalloc
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ from service.domain.errors import Draining, LoadFailed, ModelFailure, StartupErr
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceLost, DeviceOutOfMemory
 from service.domain.tasks import Result
-from service.models import instances
+from service.models import instances, registry
 from service.models import repository as module
 from service.models.instances import open_instances
 from service.models.registry import REFRESH_PAUSE_S, ModelRegistry, ServedModel
@@ -439,7 +440,8 @@ def test_two_refreshes_of_a_store_are_apart(tmp_path: Path, monkeypatch: pytest.
         waits.append(seconds)
 
     async def play(stage: Stage) -> None:
-        monkeypatch.setattr("service.models.registry.asyncio.sleep", sleep)
+        # In that module alone: other event loops of this process sleep, too.
+        monkeypatch.setattr(registry, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
         for _ in range(2):
             await stage.registry.load("toy")
         assert waits[0] <= 0 < waits[1] <= REFRESH_PAUSE_S
