@@ -63,8 +63,9 @@ def refuse(service: Service, _: Gate, data: bytes) -> None:
 
 
 def miss_the_deadline(service: Service, gate: Gate, data: bytes) -> None:
+    # 200: a stream has begun; 429: on a busy machine the deadline is too early to begin.
     with gate:
-        assert ask(service, data, X_Request_Timeout="0.2") in (200, 504)  # 200: a stream has begun
+        assert ask(service, data, X_Request_Timeout="0.2") in (200, 429, 504)
 
 
 def leave(service: Service, gate: Gate, data: bytes) -> None:
