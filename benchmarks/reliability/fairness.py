@@ -50,7 +50,8 @@ ORDINARY: Final = (
 TIMEOUT_S: Final = 10.0
 GIVE_UP_S: Final = 60.0
 IN_A_ROW: Final = 10
-MEMORY_MIB, HEALTH_MS = 256.0, 250.0
+MEMORY_MIB = 640.0  # what requests may hold by default: IGN_MAX_INFLIGHT_BYTES and its reserve of a quarter
+HEALTH_MS = 250.0
 
 
 SUPERVISION: Final = re.compile("process [0-9]+ (sent no beat|ended with status -9)")  # of a process that was stopped
