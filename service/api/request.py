@@ -137,6 +137,7 @@ class ApiRequest:
                 self.headers,
                 self.receive,
                 max_bytes=settings.max_body_bytes,
+                setting=" (IGN_MAX_BODY_BYTES)",
                 seconds=min(body_deadline, self.deadline) - self.services.clock(),
                 hold=partial(self.services.in_flight.hold, self.state),
                 is_received="is_received" in self.state,
@@ -254,12 +255,14 @@ async def read_body(
     receive: Receive,
     *,
     max_bytes: int,
+    setting: str = "",
     seconds: float,
     hold: Callable[[int], None] | None = None,
     is_received: bool = False,
 ) -> bytes:
     """Read the whole body, at most ``max_bytes``; a larger Content-Length is rejected before reading.
 
+    ``setting`` ends the error for it.
     The last byte must arrive within ``seconds``, unless the server has all of it (``is_received``).
     ``hold`` is called with the number of bytes whenever more than 4 KiB have arrived; it raises if they are too many.
 
@@ -271,7 +274,7 @@ async def read_body(
     length = headers.get("content-length", "")
     # `int` takes quadratic time in the number of digits, so a very long number is not converted.
     if length.isdecimal() and (len(length) > 18 or int(length) > max_bytes):
-        raise _too_large(max_bytes)
+        raise _too_large(max_bytes, setting)
     body, size, counted, more = BytesIO(), 0, 0, True  # its value is not copied at the end, as that of a bytearray
     try:
         async with _NO_LIMIT if is_received else asyncio.timeout(seconds):
@@ -282,7 +285,7 @@ async def read_body(
                 piece = message.get("body", b"")
                 size += len(piece)
                 if size > max_bytes:
-                    raise _too_large(max_bytes)
+                    raise _too_large(max_bytes, setting)
                 body.write(piece)
                 if hold is not None and size - counted > MIN_HELD:
                     hold(size - counted)
@@ -293,8 +296,8 @@ async def read_body(
         raise BodyTooSlow("the body did not arrive in time") from exc
 
 
-def _too_large(max_bytes: int) -> TooLarge:
-    return TooLarge(f"the body is larger than {max_bytes} bytes")
+def _too_large(max_bytes: int, setting: str) -> TooLarge:
+    return TooLarge(f"the body is larger than {max_bytes} bytes{setting}")
 
 
 def parse_content_type(header: str | None) -> tuple[str, dict[str, str]]:
