@@ -1,8 +1,8 @@
 """Drawings that are no pictures of a data set: inputs u on which f is trained to be a projector, and measured.
 
 `RandomDrawings` makes those of training: letters and signs in fonts that matplotlib contains, scribbles, polygons,
-simple figures, and mixtures, mirror images and bent copies of pictures; for data in colour, also faces as people draw
-them, with pens of the pictures' colours. `held_out_drawings` has other fonts and other figures.
+simple figures, and mixtures, mirror images and bent copies of pictures. `held_out_drawings` has other fonts and other
+figures.
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,49 +48,50 @@ _HELD_OUT_FONTS: Final = ("cmr10", "cmb10", "cmss10", "cmtt10")  # Computer Mode
 _HELD_OUT_LETTERS: Final = "ACEFHKMNPRTUVWXYafhkmnrtuvwxye"
 
 
-def _lines(text: str) -> list[Points]:
+def lines(text: str) -> list[Points]:
     """Lines as `x,y x,y; x,y x,y`, in hundredths."""
     return [np.array([point.split(",") for point in line.split()], np.float64) / 100 for line in text.split(";")]
 
 
-def _polar(angles: Points, radii: Points) -> Points:
+def polar(angles: Points, radii: Points) -> Points:
+    """The corners (N, 2) at these angles, from the top clockwise, and radii, (N,) each."""
     return np.stack([radii * np.sin(angles), -radii * np.cos(angles)], 1)
 
 
-_ROUND: Final = np.linspace(0, 2 * np.pi, 41)
+ROUND: Final = np.linspace(0, 2 * np.pi, 41)
 _OUTLINES: Final = (
-    *([_polar(_ROUND[::step], np.ones(len(_ROUND[::step])))] for step in (1, 5, 8, 10)),
+    *([polar(ROUND[::step], np.ones(len(ROUND[::step])))] for step in (1, 5, 8, 10)),
     *map(
-        _lines,
+        lines,
         ("0,-90 90,80 -90,80 0,-90", "-80,-80 80,-80 80,80 -80,80 -80,-80", "-50,-90 50,-90 50,90 -50,90 -50,-90"),
     ),
-    _lines("0,-50 25,-90 60,-95 90,-65 90,-30 0,90 -90,-30 -90,-65 -60,-95 -25,-90 0,-50"),  # heart
+    lines("0,-50 25,-90 60,-95 90,-65 90,-30 0,90 -90,-30 -90,-65 -60,-95 -25,-90 0,-50"),  # heart
 )
 _FIGURES: Final = (
-    Figure(_lines("-100,0 100,0; 0,-100 0,100")),
+    Figure(lines("-100,0 100,0; 0,-100 0,100")),
     *(Figure(lines, filled) for lines in _OUTLINES for filled in (False, True)),
 )
 _HELD_OUT_FIGURES: Final = (
-    Figure(_lines("-100,10 0,-100 100,10; -70,-20 -70,100 70,100 70,-20")),  # house
-    Figure([_polar(4 * np.pi / 5 * np.arange(6), np.ones(6))]),  # star
-    Figure(_lines("-100,0 100,0; 40,-60 100,0 40,60")),  # arrow
-    Figure([_polar(np.linspace(1, 15, 60), np.linspace(1, 15, 60) / 16)]),  # spiral
-    Figure([_polar(_ROUND, np.ones(41)) * (0.8, 0.5) - (0.2, 0.0), *_lines("60,0 110,-50 110,50 60,0")]),  # fish
-    Figure(_lines("-80,40 80,40 0,-100; -15,40 15,40 15,100 -15,100"), filled=True),  # tree
-    Figure([np.concatenate([_polar(_ROUND[:21], np.ones(21)), _polar(_ROUND[20::-1], np.ones(21)) * (0.5, 1)])], True),
-    Figure(_lines("-50,-100 -50,100; 50,-100 50,100; -50,-50 50,-50; -50,10 50,10; -50,70 50,70")),  # ladder
+    Figure(lines("-100,10 0,-100 100,10; -70,-20 -70,100 70,100 70,-20")),  # house
+    Figure([polar(4 * np.pi / 5 * np.arange(6), np.ones(6))]),  # star
+    Figure(lines("-100,0 100,0; 40,-60 100,0 40,60")),  # arrow
+    Figure([polar(np.linspace(1, 15, 60), np.linspace(1, 15, 60) / 16)]),  # spiral
+    Figure([polar(ROUND, np.ones(41)) * (0.8, 0.5) - (0.2, 0.0), *lines("60,0 110,-50 110,50 60,0")]),  # fish
+    Figure(lines("-80,40 80,40 0,-100; -15,40 15,40 15,100 -15,100"), filled=True),  # tree
+    Figure([np.concatenate([polar(ROUND[:21], np.ones(21)), polar(ROUND[20::-1], np.ones(21)) * (0.5, 1)])], True),
+    Figure(lines("-50,-100 -50,100; 50,-100 50,100; -50,-50 50,-50; -50,10 50,10; -50,70 50,70")),  # ladder
 )
 
-_EYES: Final = [0.12 * _polar(_ROUND[::4], np.ones(11)) + (x, -0.2) for x in (-0.35, 0.35)]
+_EYES: Final = [0.12 * polar(ROUND[::4], np.ones(11)) + (x, -0.2) for x in (-0.35, 0.35)]
 _HELD_OUT_FACES: Final = tuple(
     Figure([*outline, *_EYES, *mouth])
     for outline, mouth in (
-        ([_polar(_ROUND, np.ones(41))], _lines("-40,35 -20,50 0,55 20,50 40,35")),
-        (_lines("-85,-85 85,-85 85,90 -85,90 -85,-85; 0,-85 0,-125"), _lines("-40,50 40,50")),  # a robot
-        ([_polar(_ROUND, np.ones(41)), *_lines("-110,-75 110,-75; -60,-80 -60,-130 60,-130 60,-80")], [_EYES[0] * 0.9]),
+        ([polar(ROUND, np.ones(41))], lines("-40,35 -20,50 0,55 20,50 40,35")),
+        (lines("-85,-85 85,-85 85,90 -85,90 -85,-85; 0,-85 0,-125"), lines("-40,50 40,50")),  # a robot
+        ([polar(ROUND, np.ones(41)), *lines("-110,-75 110,-75; -60,-80 -60,-130 60,-130 60,-80")], [_EYES[0] * 0.9]),
         (
-            [_polar(_ROUND, np.ones(41)), *_lines("-95,-40 -120,100; -80,-70 -100,100; 95,-40 120,100")],
-            _lines("-30,45 30,55"),
+            [polar(ROUND, np.ones(41)), *lines("-95,-40 -120,100; -80,-70 -100,100; 95,-40 120,100")],
+            lines("-30,45 30,55"),
         ),
     )
 )
@@ -102,7 +103,7 @@ def _random_figure(g: Generator) -> Figure:
     if kind == 0:
         return _FIGURES[g.integers(len(_FIGURES))]
     if kind == 1:
-        outline = _polar(np.sort(g.uniform(0, 2 * np.pi, corners)), g.uniform(0.5, 1.3, corners))
+        outline = polar(np.sort(g.uniform(0, 2 * np.pi, corners)), g.uniform(0.5, 1.3, corners))
         return Figure([np.concatenate([outline, outline[:1]])], bool(g.integers(2)))
     if kind == 2:
         return Figure([*g.uniform(-1, 1, (corners, 2, 2))[: g.integers(2, 6)]])
@@ -155,81 +156,6 @@ def _finish(g: Generator, image: Image.Image, side: int) -> Levels:
     return bright
 
 
-class _Face:
-    """A face as people draw it, on an image of one colour. Places and sizes are in units of the head's radius."""
-
-    def __init__(self, g: Generator, background: Points, pens: Points) -> None:
-        self._g, self._pens = g, pens
-        self.image = Image.new("RGB", (_SIDE, _SIDE), _levels(background))
-        self._draw, self.width = ImageDraw.Draw(self.image), int(g.integers(3, 8))
-        self.dark = (0, 0, 0) if g.random() < 0.7 else self.colour()
-        self._middle = g.normal((_SIDE / 2, 0.53 * _SIDE), 4)
-        self._radius = g.uniform(0.2, 0.34) * _SIDE
-
-    def colour(self) -> tuple[int, ...]:
-        return _levels(self._pens[self._g.integers(len(self._pens))])
-
-    def oval(self, place: tuple[float, float], size: tuple[float, float], fill: Any, line: int = 0) -> None:
-        corners = [tuple(self._middle + self._radius * (np.array(place) + sign * np.array(size))) for sign in (-1, 1)]
-        self._draw.ellipse(corners, fill, self.dark if line else None, line)
-
-    def cap(self, fill: tuple[int, ...]) -> None:
-        corners = [tuple(self._middle + self._radius * np.array(corner)) for corner in ((-1.1, -1.3), (1.1, 0.7))]
-        self._draw.chord(corners, 180, 360, fill)
-
-    def stroke(self, corners: Sequence[tuple[float, float]], pen: tuple[int, ...]) -> None:
-        shaken = np.array(corners) + self._g.normal(0, 0.04, (len(corners), 2))
-        self._draw.line([tuple(point) for point in self._middle + self._radius * shaken], pen, self.width, "curve")
-
-
-def _levels(colour: Points) -> tuple[int, ...]:
-    return tuple(np.rint(127.5 * (colour + 1)).astype(int).tolist())
-
-
-def _draw_head(g: Generator, face: _Face) -> None:
-    hair, style = face.colour(), g.integers(4)
-    if style == 0:
-        face.oval((0, -0.15), (1.25, 1.2), hair)
-    face.oval((0, 0), (1, g.uniform(0.85, 1.2)), face.colour() if g.random() < 0.8 else None, face.width)
-    if style == 1:
-        face.cap(hair)
-    if style == 2:
-        angles = g.uniform(np.pi, 2 * np.pi, 2 * int(g.integers(6, 14)))
-        face.stroke([(h * np.cos(t), h * np.sin(t)) for t in angles for h in (0.9, 1.4)], hair)
-
-
-def _draw_eyes(g: Generator, face: _Face) -> None:
-    apart, up, size = g.uniform(0.3, 0.5), g.uniform(-0.3, 0.1), g.uniform(0.1, 0.28)
-    white, brows = (None, None, (255, 255, 255))[g.integers(3)], g.random() < 0.4
-    for x in (-apart, apart):
-        if size > 0.15:
-            face.oval((x, up), (size, size), white, max(1, face.width // 2))
-        face.oval((x, up), (0.1, 0.1), face.dark)
-        if brows:
-            face.stroke([(x - 0.2, up - 0.4), (x + 0.2, up - 0.4 + g.uniform(-0.15, 0.15))], face.dark)
-
-
-def _draw_mouth(g: Generator, face: _Face) -> None:
-    bow, low = g.uniform(-0.25, 0.25), g.uniform(0.4, 0.6)
-    if g.random() < 0.25:
-        face.oval((0, low), (g.uniform(0.1, 0.35), g.uniform(0.08, 0.2)), face.colour(), face.width // 2)
-    else:
-        face.stroke([(x, low + bow * (1 - 6 * x * x)) for x in np.linspace(-0.4, 0.4, 7)], face.dark)
-    if g.random() < 0.3:  # a nose
-        face.stroke([(0, 0), (0.1, 0.25), (-0.05, 0.25)], face.dark)
-
-
-def face_drawing(g: Generator, side: int, background: Points, pens: Points) -> Points:
-    """A face as people draw it: (3, side, side) in [−1, 1]. ``background`` (3,) and ``pens`` (N, 3) are colours."""
-    face = _Face(g, background, pens)
-    for part in (_draw_head, _draw_eyes, _draw_mouth):
-        part(g, face)
-    soft = face.image.filter(ImageFilter.GaussianBlur(g.uniform(0.5, 1.5)))
-    small = np.asarray(soft.resize((side, side), Image.Resampling.BOX), np.float64)
-    row: Points = small.transpose(2, 0, 1) / 127.5 - 1
-    return row
-
-
 def training_drawings(count: int, side: int, seed: int, *, digits: bool = False) -> Levels:
     """Letters, signs and figures, and with ``digits`` digits, not yet varied: (count, side, side), 255 on 0."""
     g, letters = np.random.default_rng(seed), _LETTERS + _DIGITS * digits
@@ -269,7 +195,7 @@ def on_background(ink: Levels, channels: int, background: Sequence[float], pens:
 class RandomDrawings:
     """Draws rows that are no pictures: four of ten upright, three bent and turned, three made of pictures.
 
-    In colour, a drawing has a pen of the colour of a random pixel of ``pictures`` (N, C, H, W), and half are faces.
+    In colour, a drawing has a pen of the colour of a random pixel of ``pictures`` (N, C, H, W).
     """
 
     def __init__(self, pictures: Tensor, background: Sequence[float], seed: int, *, digits: bool = False) -> None:
@@ -280,10 +206,6 @@ class RandomDrawings:
             pixels = pictures.permute(0, 2, 3, 1).reshape(-1, 3).cpu().numpy()
             pens = pixels[g.integers(len(pixels), size=_BANK)]
         rows = on_background(ink, shape[0], background, pens)
-        if pens is not None:
-            ground = np.broadcast_to(np.asarray(background, np.float64), 3)
-            for i in range(1, _BANK, 2):
-                rows[i] = face_drawing(g, 2 * shape[1], ground, pens)
         self._background = torch.tensor(background, device=device).expand(shape[0])[:, None, None]
         self._ink = torch.from_numpy(rows).to(device) - self._background
 

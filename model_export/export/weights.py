@@ -38,8 +38,9 @@ def read_weights(folder: Path) -> StartWeights:
     network = build_network(preset.network).eval()
     bits = _BITS + torch.arange(parameters_to_vector(network.parameters()).numel(), dtype=torch.int32)
     vector_to_parameters(bits.view(torch.float32), network.parameters())
-    for fitted in network.buffers():  # so that a quantiser is active
-        fitted.fill_(1.0)
+    for buffer in network.buffers():
+        if buffer.dim() == 0:  # so that a quantiser is active
+            buffer.fill_(1.0)
     values, found = torch.full(bits.shape, torch.nan), _tensors(to_onnx(network, preset.exported_shape))
     stored = _tensors(artifact.data)
     if list(map(len, found)) == list(map(len, stored)):

@@ -4,9 +4,10 @@ Every random number is a function of (seed, stream, step), so a checkpoint needs
 whole batch, of which each rank keeps its rows, so the result does not depend on the number of ranks.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -21,10 +22,13 @@ from model_export.training.execution import World
 from model_export.training.log import ThroughputMeter
 from model_export.training.losses import Function
 from model_export.training.presets import Preset
-from model_export.training.stages import Stage
+from model_export.training.stages import Stage, Weights
 
 _PENS: Final = 256  # pictures whose colours the drawings have
 _EIGHT_BIT: Final = 0.5  # share of corrupted rows that are rounded to 8 bits, like uploaded pictures
+_DRAWN_ROWS: Final = 8  # pens in a step of a `Crisp`
+_DRAWN: Final = 4  # its pictures for each other drawing
+_NONE: Final = torch.empty(0)
 _CHUNK: Final = 512  # latents in one forward pass: larger chunks are not faster on a CPU and need more memory
 
 
@@ -47,6 +51,8 @@ class RngStream(IntEnum):
     DRAWN = 15
     BLOCKS = 16
     PERCEPTUAL = 17
+    TERMS = 18
+    PALETTE = 19
 
 
 def derive_seed(seed: int, stream: int, step: int) -> int:
@@ -120,6 +126,15 @@ class TrainingBatch:
     code_noise: Tensor | None = None  # standard normal: for f(x), half of f(f(z)) and f(f(u))
     drift_pictures: Tensor | None = None  # pictures that attract the samples
     drawings: Tensor | None = None  # u, as many as pictures
+    sketched: Tensor = _NONE  # (B,) which of the corrupted rows are sketches
+    drawn: Tensor = _NONE  # pens
+    fitting: Tensor = _NONE  # pictures that fit each of them, (B, K, C, H, W)
+    progress: float = 0.0  # share of the stage that is done
+    generator: torch.Generator = field(default_factory=torch.Generator)  # of further random numbers
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal numbers on the device of the pictures."""
+        return torch.randn(shape, generator=self.generator, device=self.x.device)
 
 
 class BatchBuilder:
@@ -137,6 +152,7 @@ class BatchBuilder:
     ) -> None:
         self._preset, self._pictures, self._damaged, self._seed = preset, pictures, damaged, seed
         self._meter, self._world = meter, world
+        self.drawn: Sequence[Tensor] = ()  # drawings (M, C, H, W) uint8, and the numbers (M, K) of pictures that fit
         self._corruptions = RandomCorruptions(names=preset.corruptions, eight_bit=_EIGHT_BIT)
         self._pool: CandidatePool | None = None
         self._pairs: BalancedPairs | None = None
@@ -149,7 +165,7 @@ class BatchBuilder:
         weights, shard = stage.weights, self._world.shard
         with self._meter.phase("data"):
             x = self._chosen_rows(self._pictures, step)
-        rows = {"x": x}
+        rows: dict[str, Any] = {"x": x}
         if weights.imle > 0:
             with self._meter.phase("pool"):
                 rows["nearest"] = self._nearest(x, step, stage_step, f)
@@ -157,8 +173,7 @@ class BatchBuilder:
             with self._meter.phase("pairs"):
                 rows["matched"], rows["partner"] = map(shard, self._matched(step, stage_step, f))
         with self._meter.phase("data"):
-            drifting = max(weights.drifting, weights.project_any) > 0
-            samples = stage.drift_pictures if drifting and stage.drift_pictures else self.size
+            samples = stage.drift_pictures if weights.drifts and stage.drift_pictures else self.size
             if weights.latents:
                 rows["z"] = shard(self.latents(samples, RngStream.NOISE, step))
             if weights.project > 0:
@@ -166,22 +181,44 @@ class BatchBuilder:
             if weights.code_consistency > 0 and stage.code_noise > 0:
                 count = sum(len(rows[name]) for name in ("x", "z", "corrupted") if name in rows)
                 rows["code_noise"] = self.latents(count, RngStream.CODE_NOISE, step)
-            if max(weights.project_any, weights.settle_any) > 0:
-                rows["drawings"] = self.draw(x, self.generator(RngStream.DRAWN, step))
-            if drifting:
+            rows |= self._drawings_of(x, weights, step)
+            if weights.drifts:
                 rows["drift_pictures"] = self._random_pictures(samples, RngStream.DRIFT_PICTURES, step)
+        rows |= {"progress": stage_step / stage.steps, "generator": self.generator(RngStream.TERMS, step)}
         return TrainingBatch(**rows)
 
     def _chosen_rows(self, pictures: Tensor, step: int) -> Tensor:
         """This rank's rows of a step, in [−1, 1]."""
         return to_model_range(pictures[self._world.shard(self.picture_indices(step)).to(pictures.device)])
 
+    def _drawings_of(self, x: Tensor, weights: Weights, step: int) -> dict[str, Tensor]:
+        """As many drawings as pictures.
+
+        For a `Crisp`, some, pens with the pictures that fit them, and which corrupted rows are sketches.
+        """
+        generator = self.generator(RngStream.DRAWN, step)
+        if weights.gate == 0:
+            return {"drawings": self.draw(x, generator)} if max(weights.project_any, weights.settle_any) > 0 else {}
+        drawings, drawn, fitting = self.draw(x[: len(x) // _DRAWN], generator), x[:0], x[:0, None]
+        if self.drawn:
+            chosen = torch.randint(len(self.drawn[0]), (_DRAWN_ROWS,), generator=generator, device=x.device)
+            drawn, fitting = (
+                to_model_range(each) for each in (self.drawn[0][chosen], self._pictures[self.drawn[1][chosen]])
+            )
+        kinds = self._draws(step).kind
+        sketches = [i for i, name in enumerate(self._preset.corruptions) if name == "sketch"]
+        sketched = torch.isin(kinds, torch.tensor(sketches, device=x.device, dtype=kinds.dtype))
+        return {"drawings": drawings, "drawn": drawn, "fitting": fitting, "sketched": sketched}
+
     def _corrupted(self, x: Tensor, step: int) -> Tensor:
         """Damaged copies of x: those of the data, else random ones."""
         if self._damaged is not None:
             return self._chosen_rows(self._damaged, step)
-        draws = self._corruptions.draw(self.size, self._preset.shape, self.generator(RngStream.CORRUPTION, step))
-        return self._corruptions.apply(x, Draws(*map(self._world.shard, draws)))
+        return self._corruptions.apply(x, self._draws(step))
+
+    def _draws(self, step: int) -> Draws:
+        generator = self.generator(RngStream.CORRUPTION, step)
+        return Draws(*map(self._world.shard, self._corruptions.draw(self.size, self._preset.shape, generator)))
 
     def picture_indices(self, step: int) -> Tensor:
         """Indices of a step's pictures (B,). Every epoch is a permutation; its incomplete last batch is dropped."""

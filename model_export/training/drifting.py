@@ -103,10 +103,6 @@ class FeatureGroups:
     """
 
     features: Callable[[Tensor], list[Tensor]]  # frozen encoder: (B, C, H, W) → (B, c, h, w) for every scale
-    # Each map whose side is a multiple of this number gives the moments of cells × cells squares as further groups.
-    # Where parts of a picture vary independently, few samples have a near picture as a whole, but every part has one. 0
-    # for none.
-    cells: int = 0
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         """Images (B, C, H, W) → (B, D) for every group."""
@@ -117,8 +113,6 @@ class FeatureGroups:
         groups = []
         for feature in map(Tensor.float, features):
             groups += _groups(feature)
-            if self.cells and feature.shape[-1] % self.cells == 0:
-                groups += _cell_groups(feature, self.cells)
         return groups
 
 
@@ -130,23 +124,15 @@ def _groups(feature: Tensor) -> list[Tensor]:
     groups = [averaged.flatten(1)]
     height, width = feature.shape[2:]
     if min(height, width) > 1:
-        groups.append(_moments(feature))
+        groups.append(moments(feature))
     if min(height, width) > 2:
         rows, columns = -(-height // 2), -(-width // 2)  # the quarters of an odd side share its middle
         for band in (feature[:, :, :rows], feature[:, :, -rows:]):
-            groups += [_moments(band[..., :columns]), _moments(band[..., -columns:])]
+            groups += [moments(band[..., :columns]), moments(band[..., -columns:])]
     return groups
 
 
-def _cell_groups(feature: Tensor, cells: int) -> list[Tensor]:
-    """The moments of every square, or its values if it is one pixel: (B, D) for each of cells² squares."""
-    rows, channels, side, _ = feature.shape
-    squares = feature.view(rows, channels, cells, side // cells, cells, side // cells)
-    squares = squares.permute(2, 4, 0, 1, 3, 5).reshape(cells**2 * rows, channels, side // cells, side // cells)
-    return list((squares.flatten(1) if side == cells else _moments(squares)).chunk(cells**2))
-
-
-def _moments(feature: Tensor) -> Tensor:
+def moments(feature: Tensor) -> Tensor:
     """Mean and standard deviation of every channel: (B, c, h, w) → (B, 2c)."""
     flat = feature.flatten(2)
     mean = flat.mean(2, keepdim=True)

@@ -37,6 +37,12 @@ TERMS: Final[Mapping[str, str]] = {
     "features": "restoration: the same distances in perceptual features",
     "project_any": "drifting, of drawings after f and after f twice",
     "settle_any": "idempotence: how much f changes drawings that it has been applied to",
+    "gate": "how well noise is told from pictures and drawings",
+    "code_drifting": "drifting, of codes",
+    "code_critic": "minus the critic's score of codes",
+    "frechet": "Fréchet distance of samples in perceptual features",
+    "fitting": "distance of the codes of pens to those of the nearest picture that fits",
+    "second": "distance of f(z) to f(f(z)), trains f(z)",
     "again": "idempotence: distance of f(f(corrupted picture)) to f of it, or to the picture",
     "health": "idem / rec; above 1 the samples collapse",
 }

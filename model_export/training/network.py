@@ -1,7 +1,7 @@
 """The network f: a DCGAN-style autoencoder, image → image, without skip connections.
 
 A U-Net's skips let f copy its input, which solves reconstruction and idempotence without generating anything
-(Shocher et al., 2024, arXiv 2311.01462, section 4). Here every image passes a bottleneck of one pixel or a few places.
+(Shocher et al., 2024, arXiv 2311.01462, section 4). Here every image passes a bottleneck of one pixel.
 """
 
 from dataclasses import dataclass
@@ -31,15 +31,12 @@ class NetworkConfig:
     widths: tuple[int, ...]  # channels after each stride-2 convolution
     bottleneck: int  # channels of the bottleneck
     quantizer: int = 0  # number of components of a `ScalarQuantizer` behind the bottleneck; 0: no quantiser
-    # Height and width of the bottleneck. 1, as in the paper, suits small pictures. Above 1 it must be the side after
-    # the last stride-2 convolution: every place then holds the detail of its part of the picture, and a dense layer
-    # over all places makes the parts agree.
-    places: int = 1
     residual: bool = False  # a residual block at every scale of the decoder
     blocks: int = 0  # side of the blocks of `model_export.training.blocks.Blocks` behind the decoder; 0: none
     # Channels at the full side of a `model_export.training.restorer.Restorer`, which has no bottleneck and no size of
-    # its own; 0: an `Autoencoder`.
+    # its own; 0: another network.
     full: int = 0
+    palette: int = 0  # colours of a picture of a `model_export.training.crisp.Crisp`; 0: another network
 
     def sizes(self) -> list[int]:
         """Height before each stride-2 convolution and after the last one; each halves it, rounding down."""
@@ -48,16 +45,10 @@ class NetworkConfig:
             sizes.append(sizes[-1] // 2)
         if sizes[-1] < 1:
             raise ValueError(f"size {self.size} is too small for {len(self.widths)} halvings")
-        if self.full and self.size % 2 ** len(self.widths):
+        if (self.full or self.palette) and self.size % 2 ** len(self.widths):
             raise ValueError(f"size {self.size} is no multiple of {2 ** len(self.widths)}")
-        if self.places not in (1, sizes[-1]):
-            raise ValueError(
-                f"a bottleneck of {self.places} places needs that side after the halvings, not {sizes[-1]}"
-            )
         if self.blocks and self.size % self.blocks:
             raise ValueError(f"size {self.size} is no multiple of {self.blocks}, the side of its blocks")
-        if self.places > 1 and self.quantizer:
-            raise ValueError("the quantiser needs a bottleneck of one place")
         return sizes
 
 
@@ -65,8 +56,8 @@ class Autoencoder(nn.Module):
     """f: (B, C, H, W) in [−1, 1] → (B, C, H, W) in [−1, 1].
 
     The encoder has convolutions with kernel 4, stride 2, padding 1, then one that covers the remaining image and yields
-    one pixel, or with `places` one that keeps the remaining side. The decoder mirrors it and ends with tanh. As in the
-    paper, every layer is normalised except the first convolution, the bottleneck and the last layer.
+    one pixel. The decoder mirrors it and ends with tanh. As in the paper, every layer is normalised except the first
+    convolution, the bottleneck and the last layer.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -77,23 +68,19 @@ class Autoencoder(nn.Module):
         for depth, (a, b) in enumerate(pairwise(channels)):
             layers.append(nn.Conv2d(a, b, 4, 2, 1))
             if depth:
-                layers.append(_norm(b))
+                layers.append(group_norm(b))
             layers.append(nn.SiLU())
-        last, side, places = channels[-1], sizes[-1], config.places > 1
-        if places:
-            layers += [nn.Conv2d(last, config.bottleneck, 3, 1, 1), _PlaceMixing(config.bottleneck, side), nn.SiLU()]
-        else:
-            layers += [_GlobalConv(last, config.bottleneck, side), nn.SiLU()]
+        last, side = channels[-1], sizes[-1]
+        layers += [Dense(last, config.bottleneck, side), nn.SiLU()]
         if config.quantizer:
             layers.append(ScalarQuantizer(config.bottleneck, config.quantizer))
         self.encoder = nn.Sequential(*layers)
 
-        code = config.bottleneck
-        layers = [nn.Conv2d(code, last, 3, 1, 1) if places else _GlobalConvTranspose(code, last, side)]
+        layers = [_GlobalConvTranspose(config.bottleneck, last, side)]
         for depth in range(len(config.widths), 0, -1):
             a, b, odd = channels[depth], channels[depth - 1], sizes[depth - 1] % 2
             layers += [Residual(a)] if config.residual else []
-            layers += [_norm(a), nn.SiLU(), nn.ConvTranspose2d(a, b, 4, 2, 1, output_padding=odd)]
+            layers += [group_norm(a), nn.SiLU(), nn.ConvTranspose2d(a, b, 4, 2, 1, output_padding=odd)]
         self.decoder = nn.Sequential(*layers)
         self.blocks = Blocks(config.channels, config.blocks) if config.blocks else None
         self.apply(_initialise)
@@ -214,22 +201,26 @@ def round_with_ramps(values: Tensor) -> Tensor:
     return integers + (offset - offset.clamp(-edge, edge)) / _RAMP
 
 
-class _GlobalConv(nn.Conv2d):
-    """A convolution whose kernel covers the whole input, so its output is one pixel.
+class Dense(nn.Conv2d):
+    """A convolution whose kernel covers the whole input (B, C, side, side), so its output is one pixel.
 
     In training it is computed as the equivalent matrix product: on CPUs the gradient of the convolution's weights takes
     25 times as long. The export keeps the convolution, because onnxruntime computes it row by row: the result of a row
     then does not depend on the batch size.
     """
 
+    def __init__(self, inputs: int, outputs: int, side: int = 1) -> None:
+        super().__init__(inputs, outputs, side)
+
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """(B, inputs, side, side) → (B, outputs, 1, 1)."""
         if torch.compiler.is_exporting():
             return super().forward(input)
         return functional.linear(input.flatten(1), self.weight.flatten(1), self.bias)[:, :, None, None]
 
 
 class _GlobalConvTranspose(nn.ConvTranspose2d):
-    """A transposed convolution of an input of one pixel; see `_GlobalConv`."""
+    """A transposed convolution of an input of one pixel; see `Dense`."""
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: A002
         if torch.compiler.is_exporting():
@@ -238,32 +229,47 @@ class _GlobalConvTranspose(nn.ConvTranspose2d):
         return y if self.bias is None else y + self.bias[:, None, None]
 
 
-class _PlaceMixing(_GlobalConv):
-    """Adds a dense layer over all places (B, C, side, side): without it those of f(z) would be drawn independently."""
+class Styled(nn.Module):
+    """Group norm and SiLU; a style, if there is one, scales and shifts the channels between them."""
 
-    def __init__(self, channels: int, side: int) -> None:
-        super().__init__(channels, channels * side**2, side)
+    def __init__(self, channels: int, style: int = 0) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.change = zeroed(Dense(style, 2 * channels)) if style else None
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        return input + super().forward(input).view(-1, *input.shape[1:])
+    def forward(self, x: Tensor, style: Tensor | None = None) -> Tensor:
+        """(B, channels, h, w), (B, style, 1, 1) → (B, channels, h, w)."""
+        x = self.norm(x)
+        if self.change is not None:
+            scale, shift = self.change(style).chunk(2, 1)
+            x = x * (1 + scale) + shift
+        return functional.silu(x)
 
 
 class Residual(nn.Module):
-    """x + two normalised 3×3 convolutions of x (He et al., 2016, arXiv 1603.05027)."""
+    """x + two normalised 3×3 convolutions of x (He et al., 2016, arXiv 1603.05027), the second one `Styled`."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, style: int = 0) -> None:
         super().__init__()
-        first = [_norm(channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, 1, 1)]
-        self.block = nn.Sequential(*first, _norm(channels), nn.SiLU())
-        self.last = nn.Conv2d(channels, channels, 3, 1, 1)
+        self.first = nn.Sequential(group_norm(channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, 1, 1))
+        self.styled = Styled(channels, style)
+        self.last = zeroed(nn.Conv2d(channels, channels, 3, 1, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, h, w) → the same shape."""
-        y: Tensor = x + self.last(self.block(x))
+    def forward(self, x: Tensor, style: Tensor | None = None) -> Tensor:
+        """(B, channels, h, w), (B, style, 1, 1) → (B, channels, h, w)."""
+        y: Tensor = x + self.last(self.styled(self.first(x), style))
         return y
 
 
-def _norm(channels: int) -> nn.Module:
+def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
+    """The layer, which at first adds nothing."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def group_norm(channels: int) -> nn.Module:
+    """The normalisation of every network, of each row by itself."""
     # Two channels a group at least: one alone would lose the bias before it, whose gradient is rounding error.
     return nn.GroupNorm(min(_GROUPS, channels // 2), channels)
 
@@ -272,7 +278,7 @@ def _initialise(module: nn.Module) -> None:
     # The paper's N(0, 0.02) makes the signal vanish in a network of this depth without batch norm; He initialisation
     # keeps its scale.
     if isinstance(module, Residual):
-        nn.init.zeros_(module.last.weight)  # it begins as the identity
+        zeroed(module.last)  # it begins as the identity
     elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.kaiming_normal_(module.weight, a=0.2, mode="fan_in")
         if isinstance(module, nn.ConvTranspose2d):

@@ -1,28 +1,21 @@
-"""The objective of a stage: the active terms and their weighted sum, and the discriminator of `critic`."""
+"""The objective of a stage: the active terms and their weighted sum."""
 
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
 
 from model_export.training import losses
 from model_export.training.batches import TrainingBatch
 from model_export.training.drifting import FeatureGroups, drifting_loss
-from model_export.training.execution import World
 from model_export.training.losses import Function
 from model_export.training.network import Autoencoder
 from model_export.training.restorer import Restorer
 from model_export.training.stages import Distance, Stage
 
 Features = Callable[[Tensor], list[Tensor]]
-
-SCALING_PICTURES: Final = 2048  # pictures that give mean and deviation of every feature channel
-CRITIC_LR: Final = 4e-4  # peak learning rate of the discriminator, with the schedule of f
-_SLOPE: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -175,80 +168,3 @@ def health(terms: dict[str, float]) -> float | None:
     dominates.
     """
     return terms["idem"] / max(terms["rec"], 1e-12) if "idem" in terms else None
-
-
-class Discriminator(nn.Module):
-    """Scores pictures at several scales, on features of the frozen network of an earlier stage; real ones score high.
-
-    Discriminators on frozen features are stable and learn in few steps (Projected GANs: Sauer et al., 2021, arXiv
-    2111.01007; their features come from ImageNet). There is one head for every scale, spectrally normalised (Miyato et
-    al., 2018, arXiv 1802.05957).
-    Each feature channel is scaled to mean 0 and deviation 1 on the ``pictures`` (N, C, H, W).
-    """
-
-    def __init__(self, features: Features, pictures: Tensor) -> None:
-        super().__init__()
-        self._features = features
-        with torch.no_grad():
-            examples = [feature.float() for feature in features(pictures)]
-        self.heads = nn.ModuleList(_head(feature.shape[1], min(3, *feature.shape[2:])) for feature in examples)
-        for i, feature in enumerate(examples):
-            self.register_buffer(f"mean_{i}", feature.mean((0, 2, 3), keepdim=True))
-            self.register_buffer(f"deviation_{i}", feature.std((0, 2, 3), keepdim=True).clamp_min(1e-3))
-        self.to(pictures.device)
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """One score (B,) float32 for every scale: the mean over positions."""
-        scores = []
-        for i, (head, feature) in enumerate(zip(self.heads, self._features(images), strict=True)):
-            scaled = (feature.float() - self.get_buffer(f"mean_{i}")) / self.get_buffer(f"deviation_{i}")
-            scores.append(head(scaled).float().mean((1, 2, 3)))
-        return scores
-
-
-class DiscriminatorTrainer:
-    """The discriminator with its optimiser. It takes one step before every step of f, in which it is frozen."""
-
-    def __init__(self, discriminator: Discriminator, world: World) -> None:
-        self.discriminator, self._world = discriminator, world
-        self._optimiser = torch.optim.Adam(discriminator.heads.parameters(), betas=(0.0, 0.99))
-        self._freeze()
-
-    def step(self, x: Tensor, y: Tensor, lr: float, autocast: torch.autocast) -> None:
-        """Train one step on pictures x against samples y, (B, C, H, W) each, with this learning rate."""
-        for group in self._optimiser.param_groups:
-            group["lr"] = lr
-        self.discriminator.train().requires_grad_(True)
-        self._optimiser.zero_grad(set_to_none=True)
-        with autocast:
-            loss = losses.hinge_loss(self.discriminator(x), self.discriminator(y.detach()))
-        torch.autograd.backward(loss)
-        for parameter in self.discriminator.parameters():
-            if parameter.grad is not None:
-                parameter.grad = self._world.mean(parameter.grad)
-        self._optimiser.step()
-        self._freeze()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state for a checkpoint. The keys are part of the checkpoint format."""
-        return {"critic": self.discriminator.state_dict(), "optimiser": self._optimiser.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state of :meth:`state_dict`."""
-        self.discriminator.load_state_dict(state["critic"])
-        self._optimiser.load_state_dict(state["optimiser"])
-
-    def _freeze(self) -> None:
-        # In evaluation mode a forward pass does not update the estimates of the spectral norms.
-        self.discriminator.eval().requires_grad_(False)
-
-
-def _head(channels: int, kernel: int) -> nn.Module:
-    width = channels + channels // 2
-    return nn.Sequential(
-        spectral_norm(nn.Conv2d(channels, width, kernel)),
-        nn.LeakyReLU(_SLOPE),
-        spectral_norm(nn.Conv2d(width, width, 1)),
-        nn.LeakyReLU(_SLOPE),
-        spectral_norm(nn.Conv2d(width, 1, 1)),
-    )

@@ -68,9 +68,14 @@ class PerceptualNetwork(nn.Module):
             features.append(x)
         return features
 
+    def hidden(self, last: Tensor) -> Tensor:
+        """The vector (B, 192) that the heads read, of the last feature map."""
+        vector: Tensor = self.head[:3](last)
+        return vector
+
     def forward(self, x: Tensor) -> Tensor:
         """The logits of all heads side by side."""
-        logits: Tensor = self.head(self.features(x)[-1])
+        logits: Tensor = self.head[3:](self.hidden(self.features(x)[-1]))
         return logits
 
 

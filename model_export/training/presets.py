@@ -14,12 +14,12 @@ from model_export.data.picture_files import Inspection
 from model_export.errors import UserError
 from model_export.training.network import NetworkConfig
 from model_export.training.stages import (
-    AVATAR_STAGES,
     Distance,
     Matching,
     Stage,
     Weights,
     attractor_stages,
+    crisp_stages,
     exact_stages,
     ign_stages,
     naign_stages,
@@ -30,7 +30,15 @@ NO_LICENCE: Final = "not stated"
 SMALL: Final = "small"  # the preset for data without one of its own
 # Options of earlier versions, which the cards of the shipped models state. One value of each is left; whoever reads the
 # weights of a card (`model_export.export.weights`) compares their outputs, which would show another value.
-_FORMER: Final = ("quantizer_deviation", "first_scale", "perceptual", "eight_bit", "entropy_any")
+_FORMER: Final = (
+    "quantizer_deviation",
+    "first_scale",
+    "perceptual",
+    "eight_bit",
+    "entropy_any",
+    "places",
+    "drift_cells",
+)
 _DIGITS_CORRUPTIONS: tuple[CorruptionName, ...] = ("noise", "noise", "noise", "blur", "low_resolution", "hole")
 _MIN_SIDE: Final = 8
 _LARGEST: Final = 1024  # that `--size` allows
@@ -176,14 +184,11 @@ PRESETS = {
         Preset(
             name="avatars64",
             objective="naign",
-            network=NetworkConfig(
-                size=64, channels=3, widths=(32, 64, 128, 256), bottleneck=64, places=4, residual=True
-            ),
-            stages=AVATAR_STAGES,
-            batch=32,
-            corruptions=("noise", "noise", "blur", "low_resolution", "hole", "hole", "grey", "sketch"),
+            network=NetworkConfig(size=64, channels=3, widths=(32, 64, 128), bottleneck=16, palette=16),
+            stages=crisp_stages(5000, 1200, 4700),
+            batch=44,
+            corruptions=("noise", "noise", "blur", "low_resolution", "hole", "hole", "grey", "sketch", "sketch"),
             background=(0.639, 0.663, 0.953),
-            generate_steps=4,
             data="avatars64",
             licence="CC BY 4.0",
             description="Drawn faces, 64×64 RGB. Remix of “Adventurer” by Lisa Wischofsky (CC BY 4.0), drawn with "

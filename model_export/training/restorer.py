@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model_export.training.crisp import Crisp
 from model_export.training.network import Autoencoder, NetworkConfig
 
 _LEVEL: Final = 1 / 127.5
@@ -120,13 +121,15 @@ class Restorer(nn.Module):
         return (x + share * (proposed - x)).clamp(-1.0, 1.0)
 
 
-Network = Autoencoder | Restorer
+Network = Autoencoder | Crisp | Restorer
 
 
 def build_network(config: NetworkConfig) -> Network:
     """The untrained network of a configuration."""
     config.sizes()
-    return Restorer(config.channels, config.widths, config.full) if config.full else Autoencoder(config)
+    if config.full:
+        return Restorer(config.channels, config.widths, config.full)
+    return Crisp(config) if config.palette else Autoencoder(config)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -1,9 +1,9 @@
 """The stages of a training run: weights of the terms, optimiser and schedule, as frozen dataclasses."""
 
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Literal
 
-Distance = Literal["mse", "l1", "mse_l1", "l1_ink"]
+Distance = Literal["mse", "l1", "mse_l1", "mse_edges", "l1_ink"]
 """D of the loss terms; see `model_export.training.losses.distance`."""
 
 
@@ -19,7 +19,9 @@ class Weights:
     idem: float = 0.0  # D(f_copy(f(z)), f(z))
     tight: float = 0.0  # −D(f(sg f(z)), sg f(z)), clamped
     settle: float = 0.0  # D(f(sg f(z)), sg f(z)), idempotence on outputs
-    critic: float = 0.0  # minus the scores of f(z) by a discriminator, which is trained alternately with f
+    # Minus the scores of f(z) by a discriminator, which is trained alternately with f. Of a `Crisp`, the size of its
+    # gradient in pixels relative to that of `project` and `features`.
+    critic: float = 0.0
     # f(x) has the quantised code it was decoded from, and with `settle` also f(f(z)). It needs a quantiser, which is
     # fitted when the first stage with this term starts, after the teacher is copied.
     code_consistency: float = 0.0
@@ -28,6 +30,15 @@ class Weights:
     # Drifting loss of f(u), as a set of its own, and of f(sg f(u)); u are drawings that are no pictures.
     project_any: float = 0.0
     settle_any: float = 0.0  # D(f(sg f(u)), sg f(u)); `code_consistency` then holds for f(u) too
+    # Of a `Crisp`:
+    gate: float = 0.0  # noise is told from pictures, corrupted pictures and drawings
+    # Drifting loss of invented codes. With `critic`, that of each set of codes by itself, with a gradient of this share
+    # of that of `code_critic`.
+    code_drifting: float = 0.0
+    code_critic: float = 0.0  # minus the score of codes, relative to `critic`
+    frechet: float = 0.0  # Fréchet distance of f(z) in perceptual features, relative to `critic`
+    fitting: float = 0.0  # distance of the codes of pens to those of the nearest picture that fits
+    second: float = 0.0  # D(f(z), sg f(f(z))), in the last third of the stage
     again: float = 0.0  # of a `Restorer`: half of f(corrupted x) stays, and half becomes x, when f is applied again
 
     @property
@@ -41,9 +52,14 @@ class Weights:
         return max(self.drifting, self.features, self.project_any) > 0
 
     @property
+    def drifts(self) -> bool:
+        """Whether any active term needs pictures that attract samples."""
+        return max(self.drifting, self.project_any, self.code_drifting) > 0
+
+    @property
     def whole_batch(self) -> bool:
         """Whether any active term does not split into shards."""
-        return max(self.code_consistency, self.drifting, self.project_any) > 0
+        return self.drifts or max(self.code_consistency, self.gate) > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +90,6 @@ class Stage:
     # Number of latents and of pictures per step of `drifting`, which estimates its field from them; 0 takes the batch
     # size. `settle` then takes as many of the samples as there are pictures in the batch.
     drift_pictures: int = 0
-    drift_cells: int = 0  # see `FeatureGroups.cells`
     perceptual_pixels: bool = False  # whether pixels, with a larger weight of fine detail, are features too
     # Steps of `Blocks.fit` when the stage starts, after the teacher is copied; 0 keeps the blocks as they are.
     fit_blocks: int = 0
@@ -175,29 +190,20 @@ def exact_stages(project: int, exact: int) -> tuple[Stage, Stage]:
     return projector, replace(last, perceptual_pixels=True, fit_blocks=2000)
 
 
-# Pictures in colour are too rich to match latents with them, so samples are drawn by drifting from the start. An
-# autoencoder that restores corrupted pictures comes first. Features of a network that reads the pictures' labels make
-# small parts count, such as mouths, which pixels average. They hardly see specks: in the last stage pixels count too.
-_AVATAR_AUTOENCODER: Final = Stage(
-    name="autoencoder",
-    steps=3000,
-    lr=1.2e-3,
-    distance="mse_l1",
-    weights=Weights(rec=0.5, project=1.0, features=1.0),
-)
-_AVATAR_DRIFTING: Final = replace(
-    _AVATAR_AUTOENCODER,
-    name="drifting",
-    steps=2200,
-    lr=8e-4,
-    warmup=50,
-    weights=Weights(rec=1.0, project=1.0, settle=1.0, features=1.0, drifting=0.05, project_any=0.05),
-    drift_pictures=64,
-    drift_cells=4,
-)
-_AVATAR_DETAIL: Final = replace(_AVATAR_DRIFTING.weights, features=1.5, drifting=0.7, project_any=0.1)
-AVATAR_STAGES: Final = (
-    _AVATAR_AUTOENCODER,
-    _AVATAR_DRIFTING,
-    replace(_AVATAR_DRIFTING, name="detail", steps=450, lr=6e-4, weights=_AVATAR_DETAIL, perceptual_pixels=True),
-)
+def crisp_stages(autoencoder: int, drifting: int, joint: int) -> tuple[Stage, Stage, Stage]:
+    """The stages of a `Crisp`. The arguments are steps.
+
+    An autoencoder that restores comes first. Then codes of noise drift to those of pictures, by hundreds, with nothing
+    drawn. At last both learn together, with critics of what is drawn.
+    """
+    first = Stage(
+        name="autoencoder",
+        steps=autoencoder,
+        lr=1.5e-3,
+        distance="mse_edges",
+        weights=Weights(rec=0.0, project=1.0, features=0.5, gate=0.05, fitting=0.3),
+    )
+    drift = replace(first, name="code drifting", steps=drifting, lr=1e-3, weights=Weights(rec=0.0, code_drifting=1.0))
+    weights = replace(first.weights, critic=0.2, code_critic=2.0, frechet=0.05, code_drifting=1.0, second=0.1)
+    last = replace(first, name="joint", steps=joint, lr=4e-4, betas=(0.5, 0.99), weights=weights)
+    return first, replace(drift, drift_pictures=256), replace(last, drift_pictures=128)

@@ -22,23 +22,21 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 
 from model_export.data.datasets import Dataset
+from model_export.data.pens import draw_pens
 from model_export.errors import UserError
 from model_export.files import atomic_write, file_lock
 from model_export.training import checkpoint as checkpoints
+from model_export.training import critics
 from model_export.training.batches import BatchBuilder, RngStream, TrainingBatch, derive_seed, draw_latents
 from model_export.training.checkpoint import Checkpoint, StartWeights, continued_preset
+from model_export.training.crisp import Crisp
+from model_export.training.crisp_objective import CrispObjective, new_adversary
+from model_export.training.critics import CriticTrainer
 from model_export.training.drifting import FeatureGroups
 from model_export.training.execution import Execution, stop_signal
 from model_export.training.log import COMPUTE, Log, Throughput, ThroughputMeter
 from model_export.training.network import Autoencoder, averaged_model
-from model_export.training.objective import (
-    CRITIC_LR,
-    SCALING_PICTURES,
-    Discriminator,
-    DiscriminatorTrainer,
-    Objective,
-    health,
-)
+from model_export.training.objective import Objective, health
 from model_export.training.perceptual import PerceptualNetwork, fit, new_network
 from model_export.training.presets import Preset
 from model_export.training.restorer import build_network
@@ -49,6 +47,8 @@ _LOG_EVERY = 50
 _FIRST_GRID = 50  # the step of the first samples: early enough to see that a run is on its way
 _GRID_SIDE = 8
 _BLOCK_PICTURES = 8192  # from which the blocks learn to draw
+_PALETTE_PICTURES = 256
+_SCALING_PICTURES = 2048  # pictures that give mean and deviation of what critics see
 _QUANTIZER_PICTURES = 4096  # pictures, and latents, whose codes give the principal components
 
 
@@ -93,13 +93,15 @@ class Run:
         perceptual_seed = derive_seed(seed, RngStream.PERCEPTUAL, 1)
         self._fit_perceptual = partial(fit, data=data, seed=perceptual_seed, device=device)
         self._perceptual_done = False
-        self.discriminator: DiscriminatorTrainer | None = None
+        self.critics: CriticTrainer[Any] | None = None
         self._changed = saved is not None and Preset.from_dict(saved.preset) != preset
         self.throughput: list[tuple[str, Throughput]] = []  # of this process, by stage
         self.meter, self._warned = ThroughputMeter(device), False
         pictures = data.train.to(device)
         damaged = None if data.damaged is None else data.damaged.to(device)
         self.batches = BatchBuilder(preset, pictures, seed=seed, meter=self.meter, world=self.world, damaged=damaged)
+        if preset.network.palette and data.known == "avatars64":
+            self.batches.drawn = [each.to(device) for each in draw_pens(data)]
         torch.manual_seed(derive_seed(seed, RngStream.INIT, 0))
         self.network = self.execution.to_device(build_network(preset.network), device)
         if saved is not None:
@@ -107,6 +109,9 @@ class Run:
         else:
             if start is not None:
                 start.load_into(self.network, preset.network)
+            elif isinstance(self.network, Crisp):
+                pictures = self.batches.example_pictures(_PALETTE_PICTURES)
+                self.network.draw.fit_palette(pictures, self.batches.generator(RngStream.PALETTE, 0))
             self._start_stage()
         self._compiled = self.execution.compiled(self.network)
         self._f = self._compiled  # what the loss calls; `train` wraps it for several ranks
@@ -147,7 +152,7 @@ class Run:
             average=self.average.state_dict(),
             optimiser=self.optimiser.state_dict(),
             teacher=None if self.teacher is None else self.teacher.state_dict(),
-            critic=None if self.discriminator is None else self.discriminator.state_dict(),
+            critic=None if self.critics is None else self.critics.state_dict(),
             perceptual=None if self.perceptual is None else self.perceptual.state_dict(),
             data=self.data,
             provenance=self.provenance,
@@ -207,9 +212,12 @@ class Run:
         self.network.train()
         batch = self.batches.build(self.step, self.stage_step, stage, self._forward)
         with self.meter.phase(COMPUTE):
-            if self.discriminator is not None and batch.z is not None:
-                lr = CRITIC_LR * learning_rate(stage, self.stage_step) / stage.lr
-                self.discriminator.step(batch.x, self._forward(batch.z), lr, self._autocast())
+            if self.critics is not None:
+                self.critics.lr = self.critics.peak * learning_rate(stage, self.stage_step) / stage.lr
+            if self.critics is not None and self.teacher is not None and batch.z is not None:
+                y = self._forward(batch.z)
+                with self._autocast():
+                    self.critics.step(*map(self.teacher.features, (batch.x, y)))
             terms = self._backward(batch)
             self.optimiser.step()
             self.average.update_parameters(self.network)
@@ -281,16 +289,25 @@ class Run:
             self._fit(autoencoder, stage)
         self.average: AveragedModel = averaged_model(self.network).eval()
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=stage.lr, betas=stage.betas)
-        self.discriminator = self._new_discriminator(stage)
+        self.critics = self._new_critics(stage)
+        self.objective = self._new_objective(stage)
+
+    def _new_objective(self, stage: Stage) -> Objective | CrispObjective:
+        kind, perceptual = stage.distance or self.preset.distance, self.perceptual
+        if isinstance(self.network, Crisp) and perceptual is not None:
+            return CrispObjective(
+                network=self.network, stage=stage, kind=kind, perceptual=perceptual, trainer=self.critics
+            )
         groups = None
-        if stage.weights.feature_terms and self.perceptual is not None:
-            features = partial(self.perceptual.features, pixels=stage.perceptual_pixels)
-            groups = FeatureGroups(features, stage.drift_cells)
-        self.objective = Objective(
+        if stage.weights.feature_terms and perceptual is not None:
+            features = partial(perceptual.features, pixels=stage.perceptual_pixels)
+            groups = FeatureGroups(features)
+        teacher, trainer = self.teacher, self.critics
+        return Objective(
             stage=stage,
-            kind=stage.distance or self.preset.distance,
-            teacher=None if self.teacher is None else self.execution.compiled(self.teacher),
-            scores=None if self.discriminator is None else self.discriminator.discriminator,
+            kind=kind,
+            teacher=None if teacher is None else self.execution.compiled(teacher),
+            scores=None if teacher is None or trainer is None else lambda y: trainer.critics(teacher.features(y)),
             feature_groups=groups,
         )
 
@@ -307,12 +324,19 @@ class Run:
             generator = self.batches.generator(RngStream.BLOCKS, 0)
             autoencoder.blocks.fit(pictures, stage.fit_blocks, self.batches.size, generator)
 
-    def _new_discriminator(self, stage: Stage) -> DiscriminatorTrainer | None:
-        if self.teacher is None or stage.weights.critic <= 0:
+    @torch.no_grad()
+    def _new_critics(self, stage: Stage) -> CriticTrainer[Any] | None:
+        if stage.weights.critic <= 0:
             return None
         torch.manual_seed(derive_seed(self.seed, RngStream.DISCRIMINATOR, self.step))
-        pictures = self.batches.example_pictures(min(SCALING_PICTURES, self.data["pictures"]))
-        return DiscriminatorTrainer(Discriminator(self.teacher.features, pictures), self.world)
+        pictures = self.batches.example_pictures(min(_SCALING_PICTURES, self.data["pictures"]))
+        if isinstance(self.network, Crisp) and self.perceptual is not None:
+            generator = self.batches.generator(RngStream.DISCRIMINATOR, self.step)
+            adversary = new_adversary(self.network, self.perceptual, pictures, generator)
+            return CriticTrainer(adversary, self.world, peak=2 * critics.LR)
+        if self.teacher is None:
+            return None
+        return CriticTrainer(critics.discriminator(self.teacher.features(pictures)), self.world)
 
     def _end_stage(self) -> None:
         if self.step == self.preset.steps:
@@ -332,8 +356,8 @@ class Run:
         self.optimiser.load_state_dict(saved.optimiser)
         if saved.teacher is not None and self.teacher is not None:
             self.teacher.load_state_dict(saved.teacher)
-        if saved.critic is not None and self.discriminator is not None:
-            self.discriminator.load_state_dict(saved.critic)
+        if saved.critic is not None and self.critics is not None:
+            self.critics.load_state_dict(saved.critic)
         if saved.perceptual is not None and self.perceptual is not None:
             self.perceptual.load_state_dict(saved.perceptual)
             self._perceptual_done = True

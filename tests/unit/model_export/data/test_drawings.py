@@ -6,7 +6,6 @@ from torch import Tensor
 from model_export.data import drawings
 from model_export.data.drawings import (
     RandomDrawings,
-    face_drawing,
     held_out_drawings,
     on_background,
     training_drawings,
@@ -80,25 +79,9 @@ def test_some_rows_are_made_of_the_pictures_and_none_is_one() -> None:
     assert not any(bool((row == picture).all()) for row in rows for picture in pictures)
 
 
-def test_in_colour_the_pens_have_colours_of_the_pictures_and_half_are_faces() -> None:
+def test_in_colour_the_pens_have_colours_of_the_pictures() -> None:
     pictures = torch.tensor([0.5, -0.5, 0.0])[None, :, None, None].expand(4, 3, 28, 28)
     ink = RandomDrawings(pictures, (-1.0,), 5).draw(pictures, torch.Generator().manual_seed(0)) + 1
     upright = ink[:1].flatten(2)
     strongest = upright[..., upright.sum(1).argmax(-1)[0]]
     torch.testing.assert_close(strongest, torch.tensor([[1.5, 0.5, 1.0]]), atol=0.05, rtol=0.0)
-
-
-def test_faces_differ_stay_in_range_and_come_again() -> None:
-    pens, background = np.array([[1.0, -1.0, -1.0], [0.0, 1.0, 0.0]]), np.array([0.5, 0.5, 0.5])
-
-    def faces() -> list[np.ndarray]:
-        g = np.random.default_rng(3)
-        return [face_drawing(g, 64, background, pens) for _ in range(12)]
-
-    first = faces()
-    assert all(face.shape == (3, 64, 64) and np.abs(face).max() <= 1.0 for face in first)
-    assert len(np.unique(np.stack(first), axis=0)) == 12
-    assert all(np.array_equal(a, b) for a, b in zip(first, faces(), strict=True))
-    border = np.stack([face[:, 0] for face in first])
-    assert np.median(np.abs(border - 0.5)) < 0.01
-    assert all((np.abs(face - 0.5).max(0) > 0.3).mean() > 0.02 for face in first)  # each has strokes

@@ -13,10 +13,11 @@ from model_export.errors import UserError
 from model_export.export.artifact import Artifact, publish
 from model_export.export.export import export
 from model_export.export.weights import read_weights, start_weights
-from model_export.training import checkpoint
+from model_export.training import checkpoint, perceptual
 from model_export.training.checkpoint import StartWeights, record
+from model_export.training.network import NetworkConfig
 from model_export.training.presets import PRESETS, Preset
-from model_export.training.stages import attractor_stages
+from model_export.training.stages import attractor_stages, crisp_stages
 from model_export.training.train import Run
 from service.artifact.files import GOLDEN_FILE
 from tests.helpers.tiny_training import TinyModel, contents
@@ -24,6 +25,12 @@ from tests.helpers.tiny_training import TinyModel, contents
 TINY = PRESETS["tiny"]
 LAST = dataclasses.replace(attractor_stages(2, 2)[0], drift_pictures=16)
 LONGER = dataclasses.replace(TINY, network=dataclasses.replace(TINY.network, quantizer=8), stages=(*TINY.stages, LAST))
+
+CRISP = dataclasses.replace(
+    TINY,
+    network=NetworkConfig(size=8, channels=1, widths=(8,), bottleneck=4, palette=3),
+    stages=tuple(dataclasses.replace(stage, drift_pictures=16) for stage in crisp_stages(2, 2, 2)),
+)
 
 
 def run(preset: Preset, data: Dataset, out: Path, start: StartWeights | None) -> Run:
@@ -48,8 +55,12 @@ def test_weights_that_do_not_reproduce_the_golden_rows_are_refused(models: Path,
 
 
 @pytest.mark.slow
-def test_the_weights_of_an_attractor_are_read_back(weights: StartWeights, data: Dataset, tmp_path: Path) -> None:
-    begun = run(LONGER, data, tmp_path / "runs" / "longer", weights)
+@pytest.mark.parametrize("preset", [LONGER, CRISP], ids=["attractor", "crisp"])
+def test_the_weights_of_other_networks_are_read_back(
+    preset: Preset, weights: StartWeights, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(perceptual, "STEPS", 2)
+    begun = run(preset, data, tmp_path / "runs" / "longer", weights if preset is LONGER else None)
     begun.train()
     folder, _ = export(begun.out, tmp_path / "models")
     exported, trained = read_weights(folder), checkpoint.load_run(begun.out)

@@ -78,18 +78,6 @@ def test_the_moments_of_a_constant_map_have_a_finite_gradient() -> None:
     assert torch.isfinite(constant.grad).all()
 
 
-def test_cells_add_the_moments_of_every_square() -> None:
-    maps = [torch.randn(3, 5, 8, 8), torch.randn(3, 6, 4, 4), torch.randn(3, 7, 2, 2)]
-    plain, cells = (FeatureGroups(lambda _: maps, cells)(torch.zeros(3, 1, 8, 8)) for cells in (0, 4))
-    widths = [group.shape[1] for group in cells]
-    assert len(cells) == len(plain) + 2 * 16  # the last map has no 4×4 squares
-    assert widths.count(10) >= 16
-    square = maps[0][:, :, 2:4, 4:6].flatten(2)  # row 1, column 2
-    expected = torch.cat([square.mean(2), (square.var(2, correction=0) + 1e-6).sqrt()], 1)
-    assert any(group.shape == expected.shape and torch.allclose(group, expected) for group in cells)
-    assert any(group.shape[1] == 6 and torch.equal(group, maps[1][:, :, 3, 0]) for group in cells)
-
-
 def test_groups_do_not_influence_each_other() -> None:
     samples, pictures = rows(9, 0), rows(7, 1)
     single, both = rows(9, 0).requires_grad_(), rows(9, 0).requires_grad_()

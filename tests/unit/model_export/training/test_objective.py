@@ -8,15 +8,17 @@ from torch import Tensor, nn
 
 from model_export.training import losses
 from model_export.training.batches import TrainingBatch
+from model_export.training.critics import Critics, CriticTrainer, discriminator
 from model_export.training.drifting import FeatureGroups, drifting_loss
 from model_export.training.execution import World
 from model_export.training.network import Autoencoder, NetworkConfig, round_with_ramps
-from model_export.training.objective import Discriminator, DiscriminatorTrainer, Objective
+from model_export.training.objective import Objective
 from model_export.training.stages import Stage, Weights
 
-FULL = torch.autocast("cpu", torch.bfloat16, enabled=False)
+CRISP_TERMS = ["gate", "code_drifting", "code_critic", "frechet", "fitting", "second"]
 ATTRACTOR_TERMS = ["code_consistency", "drifting", "features", "project_any", "settle_any"]
-TERMS = [field.name for field in dataclasses.fields(Weights) if field.name not in (*ATTRACTOR_TERMS, "again")]
+OTHERS = [*ATTRACTOR_TERMS, *CRISP_TERMS, "again"]
+TERMS = [field.name for field in dataclasses.fields(Weights) if field.name not in OTHERS]
 
 
 def rows(seed: int) -> Tensor:
@@ -263,58 +265,62 @@ def samples() -> Tensor:
 
 
 @pytest.fixture
-def discriminator(teacher: Autoencoder, pictures: Tensor) -> Discriminator:
+def critics(teacher: Autoencoder, pictures: Tensor) -> Critics:
     torch.manual_seed(3)
-    return Discriminator(teacher.features, pictures)
+    return discriminator(teacher.features(pictures))
 
 
 def test_there_is_a_score_for_every_scale_but_the_first(
-    teacher: Autoencoder, discriminator: Discriminator, pictures: Tensor
+    teacher: Autoencoder, critics: Critics, pictures: Tensor
 ) -> None:
     shapes = [tuple(feature.shape[1:]) for feature in teacher.features(pictures)]
     assert shapes == [(12, 4, 4), (16, 2, 2), (10, 1, 1)]
-    assert [score.shape for score in discriminator(pictures)] == [(64,)] * 3
-    assert not torch.equal(discriminator(pictures[:2])[0], discriminator(pictures[2:4])[0])
-    for alone, among in zip(discriminator.eval()(pictures[3:4]), discriminator(pictures), strict=True):
+    assert [score.shape for score in critics(teacher.features(pictures))] == [(64,)] * 3
+    assert not torch.equal(critics(teacher.features(pictures[:2]))[0], critics(teacher.features(pictures[2:4]))[0])
+    for alone, among in zip(
+        critics.eval()(teacher.features(pictures[3:4])), critics(teacher.features(pictures)), strict=True
+    ):
         torch.testing.assert_close(alone[0], among[3])
     seen: list[Tensor] = []
-    discriminator.heads[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    discriminator(pictures)
+    critics.heads[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    critics(teacher.features(pictures))
     torch.testing.assert_close(seen[0].mean((0, 2, 3)), torch.zeros(16), atol=1e-5, rtol=0)  # scaled by pictures
     torch.testing.assert_close(seen[0].std((0, 2, 3)), torch.ones(16))
     same = torch.zeros((4, 1, 16, 16))  # features without deviation do no harm
-    assert all(bool(score.isfinite().all()) for score in Discriminator(teacher.features, same)(same))
+    assert all(bool(score.isfinite().all()) for score in discriminator(teacher.features(same))(teacher.features(same)))
 
 
 def test_it_learns_to_distinguish_samples_and_its_gradient_raises_their_scores(
-    discriminator: Discriminator, pictures: Tensor, samples: Tensor
+    teacher: Autoencoder, critics: Critics, pictures: Tensor, samples: Tensor
 ) -> None:
-    trainer = DiscriminatorTrainer(discriminator, World())
+    trainer = CriticTrainer(critics, World(), peak=1e-2)
     for _ in range(60):
-        trainer.step(pictures, samples, 1e-2, FULL)
-    for real, fake in zip(discriminator(pictures), discriminator(samples), strict=True):
+        trainer.step(teacher.features(pictures), teacher.features(samples))
+    for real, fake in zip(critics(teacher.features(pictures)), critics(teacher.features(samples)), strict=True):
         assert float(real.mean()) > float(fake.mean()) + 0.3
     y = samples.clone().requires_grad_()
-    before = sum(float(score.mean()) for score in trainer.discriminator(samples))
-    torch.autograd.backward(torch.stack(trainer.discriminator(y)).sum())
+    before = sum(float(score.mean()) for score in trainer.critics(teacher.features(samples)))
+    torch.autograd.backward(torch.stack(trainer.critics(teacher.features(y))).sum())
     assert y.grad is not None
-    after = sum(float(score.mean()) for score in trainer.discriminator((y + y.grad.sign() / 20).detach()))
+    after = sum(float(score.mean()) for score in trainer.critics(teacher.features((y + y.grad.sign() / 20).detach())))
     assert after > before
 
 
 def test_only_its_heads_learn_and_only_in_its_own_step(
-    teacher: Autoencoder, discriminator: Discriminator, pictures: Tensor, samples: Tensor
+    teacher: Autoencoder, critics: Critics, pictures: Tensor, samples: Tensor
 ) -> None:
     features = copy.deepcopy(teacher.state_dict())
-    trainer = DiscriminatorTrainer(discriminator, World())
-    before = copy.deepcopy(discriminator.state_dict())
-    torch.autograd.backward(torch.stack(trainer.discriminator(samples.clone().requires_grad_())).sum())
-    assert all(torch.equal(before[name], now) for name, now in discriminator.state_dict().items())
-    assert all(parameter.grad is None for parameter in (*discriminator.parameters(), *teacher.parameters()))
-    trainer.step(pictures, samples, 0.0, FULL)  # the rate of the step counts, not the first one
-    assert all(torch.equal(parameter, before[name]) for name, parameter in discriminator.named_parameters())
-    trainer.step(pictures, samples, 1e-2, FULL)
-    weights = {name: p for name, p in discriminator.named_parameters() if "weight" in name}
+    trainer = CriticTrainer(critics, World())
+    before = copy.deepcopy(critics.state_dict())
+    torch.autograd.backward(torch.stack(trainer.critics(teacher.features(samples.clone().requires_grad_()))).sum())
+    assert all(torch.equal(before[name], now) for name, now in critics.state_dict().items())
+    assert all(parameter.grad is None for parameter in (*critics.parameters(), *teacher.parameters()))
+    trainer.lr = 0.0  # the rate of the step counts, not the first one
+    trainer.step(teacher.features(pictures), teacher.features(samples))
+    assert all(torch.equal(parameter, before[name]) for name, parameter in critics.named_parameters())
+    trainer.lr = 1e-2
+    trainer.step(teacher.features(pictures), teacher.features(samples))
+    weights = {name: p for name, p in critics.named_parameters() if "weight" in name}
     assert len(weights) == 9
     assert not any(torch.equal(parameter, before[name]) for name, parameter in weights.items())
     assert all(torch.equal(features[name], now) for name, now in teacher.state_dict().items())

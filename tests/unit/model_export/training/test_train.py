@@ -18,10 +18,11 @@ from model_export.data.datasets import Dataset
 from model_export.errors import UserError
 from model_export.training import checkpoint as checkpoints
 from model_export.training import losses, perceptual, train
+from model_export.training.batches import TrainingBatch
 from model_export.training.execution import Execution, World
-from model_export.training.network import Autoencoder
+from model_export.training.network import Autoencoder, NetworkConfig
 from model_export.training.presets import PRESETS, Choices, Preset, with_overrides
-from model_export.training.stages import Stage, Weights, ign_stages
+from model_export.training.stages import Stage, Weights, crisp_stages, ign_stages
 from model_export.training.train import Interrupted, Run, learning_rate
 from tests.helpers.ranks import assert_gradients_agree
 from tests.helpers.tiny_training import contents
@@ -67,6 +68,14 @@ PERCEPTUAL = dataclasses.replace(
             weights=Weights(settle=0.5, drifting=0.02, project_any=0.02),
             warmup=2,
         ),
+    ),
+)
+CRISP = dataclasses.replace(
+    NAIGN,
+    network=NetworkConfig(size=TINY.network.size, channels=1, widths=(8,), bottleneck=4, palette=3),
+    stages=tuple(
+        dataclasses.replace(stage, steps=n, warmup=2, drift_pictures=stage.drift_pictures and 40)
+        for stage, n in zip(crisp_stages(1, 1, 1), (3, 5, 14), strict=True)
     ),
 )
 BF16 = dataclasses.replace(NAIGN, name="bf16")
@@ -159,14 +168,14 @@ def assert_identical(a: Any, b: Any) -> None:
 
 def disturb(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
     """Do something in the middle of a step, once."""
-    original, calls = losses.reconstruction, iter(range(1, 10**6))
+    original, calls = Run._backward, iter(range(1, 10**6))
 
-    def reconstruction(*arguments: Any) -> Tensor:
+    def backward(self: Run, batch: TrainingBatch) -> dict[str, Tensor]:
         if next(calls) == step:
             action()
-        return original(*arguments)
+        return original(self, batch)
 
-    monkeypatch.setattr(losses, "reconstruction", reconstruction)
+    monkeypatch.setattr(Run, "_backward", backward)
 
 
 def crash() -> None:
@@ -184,6 +193,8 @@ def crash() -> None:
         (EXACT, 14, signal.SIGINT),
         (PERCEPTUAL, 14, signal.SIGINT),
         (PERCEPTUAL, 14, None),
+        (CRISP, 14, signal.SIGINT),
+        (CRISP, 14, None),
         (NAIGN, 14, None),
         (IGN, 14, None),
         (BF16, 13, None),
@@ -196,7 +207,9 @@ def crash() -> None:
         "quantised",
         "exact",
         "perceptual",
-        *(f"{name}crash" for name in ("perceptual-", "", "ign-", "bf16-")),
+        "perceptual-crash",
+        "crisp",
+        *(f"{name}crash" for name in ("crisp-", "", "ign-", "bf16-")),
     ],
 )
 def test_a_run_that_stopped_or_crashed_continues_bit_for_bit(
