@@ -19,16 +19,16 @@ ROOT = Path(__file__).resolve().parents[2]
 # Nodes of `ast`, of folders together; "." is the whole repository.
 NODES = {
     ("service", "ign"): 140_170,
-    ("model_export",): 83_440,
+    ("model_export",): 90_630,
     ("sdk",): 23_030,
     ("benchmarks",): 52_520,
-    ("tests",): 326_000,
-    (".",): 630_000,
+    ("tests",): 329_400,
+    (".",): 640_700,
 }
 FILE_LINES = 600
 SERVICE_MODULES = 81  # without `__init__`
 SERVICE_ENTRIES = 16  # modules and packages at its top, without `__init__`
-WORDS = 20_900  # of README.md and docs, without the pages that commands write
+WORDS = 21_010  # of README.md and docs, without the pages that commands write
 GENERATED = ROOT / "docs" / "models"
 REQUEST = "POST /generate -> PNG"
 REQUEST_FILES, REQUEST_CALLS = 31, 236  # measured 31 and 230 to 235; aimed at and missed: 16 and 120
