@@ -24,6 +24,7 @@ STILL = (1, 128, 128)  # of a model that takes one size
 BLOCK_BYTES = 1 << 14  # of what is counted: images, their files and bodies; what is smaller may stay in a cache
 LEFT_BYTES = 1 << 16  # half of an image
 CLOSED_BYTES = 3 << 19  # a closed model keeps the batches that it had
+LOOKS = 10  # on a busy machine, a worker may not have dropped its batch at the first one
 BROKEN = png(SIZE)[:60]
 FILES = [png(SIZE)] * 8
 POINTS = [{"seed": 1}, {"image": text(png(STILL[1:]))}]
@@ -136,7 +137,11 @@ def test_images_are_gone_when_their_request_has_ended(
             for end in ends:
                 before, pictures_before = held(service)
                 end(service, gate, data)
-                after, pictures = held(service)
+                most = before + (CLOSED_BYTES if end is drain else LEFT_BYTES)
+                for _ in range(LOOKS):
+                    after, pictures = held(service)
+                    if after < most and pictures == pictures_before:
+                        break
                 assert pictures == pictures_before, end.__name__
-                assert after - before < (CLOSED_BYTES if end is drain else LEFT_BYTES), end.__name__
+                assert after < most, end.__name__
             assert sum(rows() is not None for rows in gate.rows) <= len(LITTLE)
