@@ -82,7 +82,7 @@ _one_large = threading.Lock()
 def memory_for(pixels: int) -> Iterator[None]:
     """Decode and prepare an image with this number of pixels in the block; of large ones, one at a time.
 
-    That takes up to 18 bytes a pixel, 270 MiB at 16 megapixels, and of AVIF tiles of 12 bits up to 30; and there is a
+    That takes up to 18 bytes a pixel, 690 MiB at 40 megapixels, and of AVIF tiles of 12 bits up to 30; and there is a
     thread for every core.
     """
     with _one_large if pixels > _LARGE else nullcontext():
