@@ -120,6 +120,8 @@ class TiledRun:
                 self._record(image, None)
             for _ in range(step_params.steps):
                 moving = [image for image in images if not image.converged]
+                if not moving:
+                    break
                 await self._apply(moving, self._end_step)
             if step_params.score:
                 await self._apply(images, _end_score)

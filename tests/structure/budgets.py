@@ -22,8 +22,8 @@ NODES = {
     ("model_export",): 90_630,
     ("sdk",): 23_030,
     ("benchmarks",): 52_520,
-    ("tests",): 329_400,
-    (".",): 640_700,
+    ("tests",): 329_520,
+    (".",): 640_800,
 }
 FILE_LINES = 600
 SERVICE_MODULES = 81  # without `__init__`

@@ -98,6 +98,27 @@ def test_a_deadline_that_passes_between_tiles_is_no_wish_that_was_impossible(num
         played({number: DeadlineUnreachable("passed")})
 
 
+def test_a_run_ends_when_all_images_have_converged() -> None:
+    """However many steps are left: going through them would hold the event loop up for minutes."""
+
+    async def main() -> Result:
+        scheduler = Scheduler(FakeModel((1, 8, 8)), max_batch_rows=1, queue_rows=10, max_rows=10)
+        scheduler.start()
+        try:
+            run = TiledRun(
+                [(IMAGE, TILING, None)],
+                lambda: params(10**9, tolerance=1e9),
+                scheduler_for=lambda _: scheduler,
+                run_codec=in_thread,
+            )
+            return await run.run()
+        finally:
+            scheduler.close()
+
+    result = asyncio.run(main())
+    assert (result.steps.tolist(), result.converged.tolist()) == ([1], [True])
+
+
 def test_a_tile_that_fails_fails_its_request() -> None:
     last = IMAGE[:, -1, -1]
 
