@@ -80,15 +80,17 @@ def build_services(
         # A body arrives in pieces, and the last one must find as much room as all before it have taken.
         Capacity.of(max(settings.max_inflight_bytes, settings.max_body_bytes), 2 * settings.max_body_bytes),
     )
-    # A service lets requests of small models go before tiles. In a program with one model nothing else is to go first.
+    # A service lets requests of small models go before tiles, and computes a tile with all threads. In a program with
+    # one model nothing is to go first, and a second instance computes while the first waits for its threads.
     make_model = partial(OnnxModel, low_priority=only is None)
+    open_all = partial(open_instances, make_model, slow_count=1 + (only is not None))
     options = repository_options(settings) | {
-        "open_models": partial(open_instances, make_model, settings),
+        "open_models": partial(open_all, settings),
         "only": only,
     }
     if settings.device == "auto":
         on_cpu = settings.model_copy(update={"device": "cpu"})
-        options["open_on_cpu"] = partial(open_instances, make_model, on_cpu)
+        options["open_on_cpu"] = partial(open_all, on_cpu)
     if settings.model_memory_mib:
         memory = Memory(settings.model_memory_mib, on_change=metrics.open_models, on_opened=metrics.opened_models.inc)
         repository: Repository = OnDemandRepository(memory=memory, max_batch_rows=settings.max_batch_rows, **options)
@@ -276,7 +278,7 @@ def _serve(
 ) -> ServedModel:
     statistics, card = ModelStatistics(metrics, loaded.ref), loaded.card
     turns = [TurnLock() for _ in loaded.instances]
-    is_low = low_priority and card.tiles is not None and loaded.device == "cpu"
+    is_low = low_priority and card.tiles and loaded.device == "cpu"
 
     def make_scheduler(size: tuple[int, int]) -> Scheduler:
         instances: Sequence[Model] = loaded.instances
@@ -294,7 +296,8 @@ def _serve(
             memory=loaded.memory,
             exact=card.exact,
             prepare_thread=lower_priority if is_low else lambda: None,
-            wake_rule=wake_rule(loaded.device, len(loaded.instances), available_cpus()),
+            # A tile is always worth a further worker.
+            wake_rule=None if card.tiles else wake_rule(loaded.device, len(loaded.instances), available_cpus()),
         )
 
     return ServedModel(loaded, make_scheduler, statistics)

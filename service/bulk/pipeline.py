@@ -2,7 +2,8 @@
 
     decode (codec threads) ─ run (scheduler) ─ encode (codec threads)
 
-Several groups of images are at different places at once. Of large images, one at a time runs.
+Several groups of images are at different places at once. Of large images, two run at a time, so the model has tiles
+while one of them begins or ends.
 """
 
 import asyncio
@@ -98,8 +99,8 @@ class Pipeline:
             raise StartupError(exc.detail) from exc
         self._is_tiled = self.model.card.tiles is not None
         self._group = 1 if self._is_tiled else services.settings.max_batch_rows  # a tiled image may be large
-        self._turns = asyncio.Semaphore(_IN_FLIGHT * len(self.model.loaded.instances))
-        self._one_large = asyncio.Lock()
+        self._turns = asyncio.Semaphore(_IN_FLIGHT * (1 if self._is_tiled else len(self.model.loaded.instances)))
+        self._two_large = asyncio.Semaphore(2)
 
     def _chosen_steps(self) -> StepParams:
         """How f is applied to each image; raises InvalidContent for too many, or without noise."""
@@ -133,7 +134,7 @@ class Pipeline:
     async def _run(self, items: Sequence[Item]) -> None:
         async with self._turns:
             await self._codec.run("decode", partial(self._decode, items))
-            async with self._one_large if any(map(_is_large, items)) else nullcontext():
+            async with self._two_large if any(map(_is_large, items)) else nullcontext():
                 if self._is_tiled:  # else the row is small, and the picture may be large
                     await self._codec.run("decode", lambda _: self._prepare(items))
                 await self._run_isolating([item for item in items if item.row is not None])

@@ -22,6 +22,12 @@ from service.domain.latents import FloatRow
 Size = tuple[int, int]  # (H, W) in pixels
 MAX_SIDE: Final = 16_384  # pixels of the longest side of an image
 _BLEND: Final = 16  # pixels in which the weights of two tiles change places
+_STRIP: Final = 64  # lines
+
+
+def strips(image: FloatRow) -> list[slice]:
+    """Strips of lines of an image (C, H, W), of which several arrays fit into a core's cache."""
+    return [slice(top, top + _STRIP) for top in range(0, image.shape[1], _STRIP)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +120,8 @@ class Tiling:
         # First the part that the tile sees: to take lines of a wide image would copy all of their pixels.
         top, left = rows.min(), columns.min()
         part = image[:, top : rows.max() + 1, left : columns.max() + 1]
-        is_mirrored = part.shape[1:] != self.tile or rows[0] > rows[-1] or columns[0] > columns[-1]
-        out[...] = part.take(rows - top, axis=1).take(columns - left, axis=2) if is_mirrored else part
+        # All places are inside, so `clip` changes none; it writes to `out` without a copy of it.
+        np.take(part.take(rows - top, axis=1), columns - left, axis=2, out=out, mode="clip")
 
     def paste(self, tile: FloatRow, index: int, canvas: FloatRow) -> None:
         """Add the result of tile ``index`` to a canvas (C, H, W), zeros at first.
@@ -123,6 +129,8 @@ class Tiling:
         The sum depends on the order of the tiles only by rounding.
         """
         row, column = divmod(index, self._right.count)
-        weights = self._down.weights(row)[:, None] * self._right.weights(column)
         (lines, top), (pixels, left) = self._down.inside(row), self._right.inside(column)
-        canvas[:, top, left] += (tile * weights)[:, lines, pixels]
+        down, right = self._down.weights(row)[lines, None], self._right.weights(column)[pixels]
+        source, target = tile[:, lines, pixels], canvas[:, top, left]
+        for strip in strips(target):
+            target[:, strip] += source[:, strip] * (down[strip] * right)

@@ -23,11 +23,12 @@ MakeModel = Callable[..., InferenceModel]
 
 
 def open_instances(
-    make_model: MakeModel, settings: Settings, data: bytes, count: int | None = None
+    make_model: MakeModel, settings: Settings, data: bytes, count: int | None = None, *, slow_count: int = 1
 ) -> list[InferenceModel]:
     """The instances of one model file, at least one, on a CPU ``count`` if that is given.
 
-    Raises StartupError, all closed, if one cannot be made.
+    Without a ``count`` or a setting, a slow model gets ``slow_count`` instances on a CPU, which share the threads: one
+    gives the first row soonest. Raises StartupError, all closed, if one cannot be made.
     """
     threads, configured = settings.threads or available_cpus(), count or settings.cpu_instances
     # With more than two threads, one is left to HTTP.
@@ -40,8 +41,9 @@ def open_instances(
             memory_mib=settings.cuda_memory_mib,
             half=settings.precision == "fp16",
         )
-        limit = settings.max_batch_rows
-        return make_model(data, device=device, cuda=cuda, threads=max(1, threads), max_batch_rows=limit)
+        return make_model(
+            data, device=device, cuda=cuda, threads=max(1, threads), max_batch_rows=settings.max_batch_rows
+        )
 
     first = make(settings.device, threads=threads // count)
     instances = [first]
@@ -50,12 +52,13 @@ def open_instances(
             for device_id in range(1, settings.gpu_count):
                 with wrap_errors(f"device {device_id}"):
                     instances.append(make(settings.device, device_id))
-        elif count > 1 and not configured and _is_slow(first):
-            first.close()
-            instances = [make(settings.device, threads=threads)]
         else:
-            for _ in range(count - 1):
-                instances.append(make("cpu", threads=threads // count))
+            if count > slow_count and not configured and _is_slow(first):
+                first.close()
+                instances.clear()
+                count = slow_count
+            for _ in range(count - len(instances)):
+                instances.append(make("cpu" if instances else settings.device, threads=threads // count))
     except BaseException:
         for instance in instances:
             instance.close()

@@ -20,7 +20,7 @@ import numpy as np
 from service.domain.errors import DeadlineExceeded, DeadlineUnreachable, QueueFull
 from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import KeepMask, Result, SchedulingParams, StepOutput, StepParams, StreamProgress
-from service.domain.tiles import Tiling
+from service.domain.tiles import Tiling, strips
 from service.scheduling.scheduler import Scheduler, SubmittedRun
 
 RunCodec = Callable[[str, Callable[[Any], Any]], Awaitable[Any]]
@@ -28,7 +28,6 @@ RunCodec = Callable[[str, Callable[[Any], Any]], Awaitable[Any]]
 OPEN_REQUESTS: Final = 2
 """Requests to the scheduler that are open at a time; each has at most a batch of tiles."""
 _RETRY_S: Final = 0.05
-_STRIP: Final = 64  # lines
 
 
 @dataclass(slots=True, eq=False)
@@ -232,6 +231,5 @@ def _paste(wave: _Wave, rows: FloatRows, end: _EndPass, _: object) -> list[tuple
 
 def _distance(a: FloatRow, b: FloatRow) -> float:
     """Mean |a − b|, some lines at a time: the difference of a large image would take as much memory as it."""
-    strips = (slice(top, top + _STRIP) for top in range(0, a.shape[1], _STRIP))
-    total = sum(np.abs(a[:, strip] - b[:, strip]).sum(dtype=np.float64) for strip in strips)
+    total = sum(np.abs(a[:, strip] - b[:, strip]).sum(dtype=np.float64) for strip in strips(a))
     return float(total / a.size)

@@ -191,6 +191,24 @@ def test_a_model_that_fails_on_an_image_fails_that_image(folder: Path, monkeypat
     assert done.stderr.startswith("in/2.png: ")
 
 
+def test_two_tiles_are_computed_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, both, met = threading.Semaphore(1), threading.Event(), list[bool]()
+
+    class Paired(OnnxModel):
+        def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
+            if threading.current_thread().name.startswith("ign-worker"):  # else it is being loaded
+                if not first.acquire(blocking=False):
+                    both.set()
+                met.append(both.wait(30))
+            return super().run(rows, out)
+
+    monkeypatch.setattr("service.app.OnnxModel", Paired)
+    monkeypatch.setenv("IGN_THREADS", "2")
+    assert project().stdout == "out: 5 images, 1 failed\n"
+    assert met
+    assert all(met)
+
+
 def test_what_concerns_all_images_ends_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def draining(*_: Any) -> None:
         raise Draining("no device is left")

@@ -313,14 +313,16 @@ def test_half_precision_answers_to_the_same_golden_rows_with_its_own_tolerance(t
         (2, {"cpu_instances": 3}, [1] * 3, [1] * 3),
     ],
 )
-def test_a_fast_model_runs_in_several_instances_and_a_slow_one_has_all_threads(
+def test_a_fast_model_runs_in_several_instances_and_slow_ones_share_all_threads(
     granted: int, options: dict[str, Any], fast: list[int], slow: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(instances, "available_cpus", lambda: granted)
-    for fast_row_s, threads in ((60.0, fast), (0.0, slow)):
+    halves = [slow[0] // 2] * 2 if len(slow) == 1 < slow[0] else slow
+    for fast_row_s, slow_count, threads in ((60.0, 1, fast), (0.0, 1, slow), (0.0, 2, halves)):
         monkeypatch.setattr(instances, "_FAST_ROW_S", fast_row_s)
         factory = Opener()
-        models = open_instances(factory.make, Settings(device="cpu", **options), model_bytes())
+        settings = Settings(device="cpu", **options)
+        models = open_instances(factory.make, settings, model_bytes(), slow_count=slow_count)
         assert models == factory.running()
         assert factory.threads[-len(models) :] == threads
 
