@@ -17,7 +17,7 @@ from benchmarks.load_generator.traffic import Rng
 from service.domain.tasks import SchedulingParams, StepParams
 from service.scheduling.admission import Admission
 from service.scheduling.queue import FairQueue
-from service.scheduling.request import ScheduledRequest, Slice
+from service.scheduling.request import ScheduledRequest
 
 METHOD: Final = (
     "service.scheduling decides which requests are admitted and which rows run; a model call takes 0.2 ms and 0.05 ms "
@@ -70,11 +70,11 @@ class Simulation:
         self._due = [(0.0, next(self._numbers), client) for client in mixed(self._rng, callers)]
         self._due += [(at, next(self._numbers), small(self._rng, f"at {at}")._replace(came=at)) for at in comings]
         heapq.heapify(self._due)
-        batch, now = list[Slice](), 0.0
+        now = 0.0
         while now < seconds:
             while self._due[0][0] <= now:
                 self._send(heapq.heappop(self._due)[2], now)
-            batch, now = self._run(batch, now) if self._queue.row_count else (batch, self._due[0][0])
+            now = self._run(now) if self._queue.row_count else self._due[0][0]
         # Those that were never admitted.
         self.waits += [seconds - client.came for _, _, client in self._due if client.came is not None]
 
@@ -94,11 +94,10 @@ class Simulation:
             self._clients[request] = client
             self._queue.push([request.begin()])
 
-    def _run(self, batch: list[Slice], now: float) -> tuple[list[Slice], float]:
-        """Run a step of the rows whose turn it is; returns those of them that need more steps, and its end."""
-        self._admission.on_rows_moved(batch, (), now)  # before `take`, which may cut these slices
+    def _run(self, now: float) -> float:
+        """Run a step of the rows whose turn it is; returns its end."""
         chosen, expired = self._queue.take(BATCH_ROWS, now)
-        self._admission.on_rows_moved((), chosen, now)
+        self._admission.on_batch_began(chosen, now)
         for piece in chosen:
             request = piece.request
             if request.started is None and (came := self._clients[request].came) is not None:
@@ -111,11 +110,13 @@ class Simulation:
         self.row_steps += rows
         end = now + CALL_S + ROW_S * rows
         self._admission.on_model_call(rows, end - now, end)
-        self._admission.on_steps_done(chosen, 1, [piece for piece in chosen if piece.done], now, end)
+        self._admission.on_batch_ended(chosen, 1, end - now)
+        for piece in chosen:
+            if piece.done:
+                self._admission.on_rows_done(piece)
         self._close([*expired, *(piece.request for piece in chosen if not piece.request.rows_left)], end)
-        left = [piece for piece in chosen if not piece.done]
-        self._queue.push(left)
-        return left, end
+        self._queue.push([piece for piece in chosen if not piece.done])
+        return end
 
     def _close(self, requests: Iterable[ScheduledRequest], now: float) -> None:
         for request in self._admission.close(requests):

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import onnxruntime as ort
 
 from benchmarks.harness.common import MODEL, Json, in_turn, rounded, run_benchmark, target
@@ -85,7 +84,7 @@ def raw_session(data: bytes, model: OnnxModel, threads: int) -> Callable[[FloatR
 
 def copied(model: OnnxModel, rows: FloatRows) -> Callable[[], object]:
     """A call with rows copied in and out."""
-    return partial(model.run, rows, np.empty_like(rows))
+    return partial(model.run, rows)
 
 
 def resident(model: OnnxModel, rows: FloatRows) -> Callable[[], object]:

@@ -37,8 +37,8 @@ from service.observability.metrics import Metrics, SharedFiles, SharedTexts
 from service.observability.statistics import ModelStatistics
 from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import cuda_is_built_in
+from service.scheduling.lane import Clock
 from service.scheduling.scheduler import Scheduler
-from service.scheduling.worker import Clock, wake_rule
 from service.server.open_connections import OpenConnections, connection_limit
 from service.settings import Settings, trace_exporters
 
@@ -296,8 +296,6 @@ def _serve(
             memory=loaded.memory,
             exact=card.exact,
             prepare_thread=lower_priority if is_low else lambda: None,
-            # A tile is always worth a further worker.
-            wake_rule=None if card.tiles else wake_rule(loaded.device, len(loaded.instances), available_cpus()),
         )
 
     return ServedModel(loaded, make_scheduler, statistics)

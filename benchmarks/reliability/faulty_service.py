@@ -27,11 +27,11 @@ def install(commands: Path) -> None:
     offset = [0.0]
     run, now = OnnxModel.run, time.time
 
-    def faulty_run(self: OnnxModel, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
+    def faulty_run(self: OnnxModel, rows: FloatRows) -> FloatRows:
         if kill.is_set():
             kill.clear()
             raise SystemExit  # no `Exception`, so nothing in the thread handles it
-        return run(self, rows, out)
+        return run(self, rows)
 
     def follow() -> None:
         with commands.open(encoding="utf-8") as lines:

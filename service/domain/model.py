@@ -17,8 +17,8 @@ class Model(Protocol):
     def buckets(self) -> Sequence[int] | None:
         """Batch sizes that the device runs, ascending; None if it runs every size equally well."""
 
-    def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
-        """One step of f for rows (N, C, H, W): an array of the same shape and order, written to ``out`` if given.
+    def run(self, rows: FloatRows) -> FloatRows:
+        """One step of f for rows (N, C, H, W): an array of the same shape and order.
 
         Raises DeviceOutOfMemory, DeviceLost, or anything else that is about these rows.
         """

@@ -31,8 +31,9 @@ def open_instances(
     gives the first row soonest. Raises StartupError, all closed, if one cannot be made.
     """
     threads, configured = settings.threads or available_cpus(), count or settings.cpu_instances
-    # With more than two threads, one is left to HTTP.
-    count = configured or min(_MAX_INSTANCES, threads - 1 if threads > 2 else threads)
+    # One thread is left to HTTP.
+    count = configured or min(_MAX_INSTANCES, max(1, threads - 1))
+    each = threads // (configured or count + 1)
 
     def make(device: Device, device_id: int = 0, *, threads: int = 1) -> InferenceModel:
         cuda = CudaOptions(
@@ -45,7 +46,7 @@ def open_instances(
             data, device=device, cuda=cuda, threads=max(1, threads), max_batch_rows=settings.max_batch_rows
         )
 
-    first = make(settings.device, threads=threads // count)
+    first = make(settings.device, threads=each)
     instances = [first]
     try:
         if first.device == "cuda":
@@ -53,12 +54,12 @@ def open_instances(
                 with wrap_errors(f"device {device_id}"):
                     instances.append(make(settings.device, device_id))
         else:
-            if count > slow_count and not configured and _is_slow(first):
+            if threads > 1 and not configured and _is_slow(first):
                 first.close()
                 instances.clear()
-                count = slow_count
+                count, each = slow_count, threads // slow_count
             for _ in range(count - len(instances)):
-                instances.append(make("cpu" if instances else settings.device, threads=threads // count))
+                instances.append(make("cpu" if instances else settings.device, threads=each))
     except BaseException:
         for instance in instances:
             instance.close()
@@ -103,10 +104,10 @@ class SizedInstance:
         """See `Model`."""
         return self._model.buckets
 
-    def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
+    def run(self, rows: FloatRows) -> FloatRows:
         """See `Model`."""
         with self._turn:
-            return self._model.run(rows, out)
+            return self._model.run(rows)
 
     def reduce_max_batch(self) -> None:
         """See `Model`."""

@@ -252,12 +252,12 @@ class OnDemandInstance:
         self.reduce_max_batch = partial(model.call, index, "reduce_max_batch")
         self.close = model.close
 
-    def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
+    def run(self, rows: FloatRows) -> FloatRows:
         """See `Model`."""
-        instances = self._model.instances  # a worker has acquired them, unless its rows came just now
+        instances = self._model.instances  # the lane has acquired them
         if instances:
-            return instances[self._index].run(rows, out)
-        result: FloatRows = self._model.call(self._index, "run", rows, out)
+            return instances[self._index].run(rows)
+        result: FloatRows = self._model.call(self._index, "run", rows)
         return result
 
 

@@ -9,7 +9,7 @@ steps.
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 
@@ -33,6 +33,7 @@ from service.runtime.session import (
 )
 
 Runner = DirectRunner | PaddedRunner
+T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 
 
@@ -92,19 +93,15 @@ class OnnxModel:
         """The methods that keep rows in device memory between steps; None on the CPU."""
         return self if self.buckets is not None else None
 
-    def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
-        """One step of f: (N, C, H, W) → the same shape and order, written to ``out`` if given (it may be ``rows``).
+    def run(self, rows: FloatRows) -> FloatRows:
+        """One step of f: (N, C, H, W) → the same shape and order.
 
-        Raises `ValueError` if rows or ``out`` are not float32 of a size of the model or differ in length,
-        `DeviceOutOfMemory`, `DeviceLost` if CUDA fails every call of this process from now on, and else `ModelFailure`.
+        Raises `ValueError` if rows are not float32 of a size of the model, `DeviceOutOfMemory`, `DeviceLost` if CUDA
+        fails every call of this process from now on, and else `ModelFailure`.
         After an error that does not tell, a row of zeros is run: if that fails too, the device is lost.
         """
         self._check_rows(rows)
-        target = np.empty(rows.shape, dtype=np.float32) if out is None else out
-        if target.shape != rows.shape or target.dtype != np.float32:
-            raise ValueError(f"out must be float32 {rows.shape}, not {target.dtype} {target.shape}")
-        self._call(lambda runner: runner(rows, target), f"{len(rows)} rows do not fit", resident=False)
-        return target
+        return self._call(lambda runner: runner(rows), f"{len(rows)} rows do not fit", resident=False)
 
     def upload(self, rows: FloatRows) -> None:
         """Copy rows to the device, at most the largest bucket; needs a `device_batch`. Raises as :meth:`run`."""
@@ -184,19 +181,17 @@ class OnnxModel:
             shapes = " or ".join(f"(N, *{shape})" for shape in self._shapes)
             raise ValueError(f"rows must be float32 {shapes}, not {rows.dtype} {rows.shape}")
 
-    def _call(self, call: Callable[[PaddedRunner], None], message: str, *, resident: bool = True) -> None:
+    def _call(self, call: Callable[[PaddedRunner], T], message: str, *, resident: bool = True) -> T:
         runner = self._runner
         if runner is None:
             raise ModelFailure("the model is closed")
         if resident and self.buckets is None:
             raise ValueError("rows do not stay on this device")
         try:
-            call(cast(PaddedRunner, runner))
+            return call(cast(PaddedRunner, runner))
         except Exception as exc:
             # Resident rows need no probe, which would overwrite them: those of the step before must survive.
             shortage = self._describe_shortage(exc, None if resident else runner)
-        else:
-            return
         # Outside of the handler and without the runner: a traceback that holds the old session would keep its buffers
         # alive while `reduce_max_batch` starts a new session.
         del runner
@@ -217,7 +212,7 @@ class OnnxModel:
         # If CUDA fails on a row of zeros too, a failure is not the fault of the rows before.
         zeros = np.zeros((1, *self.shape), dtype=np.float32)
         try:
-            runner(zeros, np.empty_like(zeros))
+            runner(zeros)
         except Exception as exc:
             return kind_of(exc) in ("lost", "device")
         return False

@@ -20,17 +20,17 @@ ImageShape = tuple[int, int, int]
 
 
 class DirectRunner:
-    """Runs a batch at its exact size, with `session.run` and a copy. Binding the output would cost 3 µs more."""
+    """Runs a batch at its exact size, with `session.run`. Binding the output would cost 3 µs more."""
 
     def __init__(self, session: Any) -> None:
         self._session = session
 
-    def __call__(self, rows: FloatRows, out: FloatRows) -> None:
-        """Write f(rows) to ``out``."""
-        result = self._session.run([OUTPUT], {INPUT: rows})[0]
-        if result.shape != out.shape:  # numpy would broadcast it, and give one row's result to another row
+    def __call__(self, rows: FloatRows) -> FloatRows:
+        """Return f(rows)."""
+        result: FloatRows = self._session.run([OUTPUT], {INPUT: rows})[0]
+        if result.shape != rows.shape:
             raise ValueError(f"the model gave {result.shape} for {rows.shape}")
-        out[...] = result
+        return result
 
 
 class BoundBuffers:
@@ -92,13 +92,14 @@ class PaddedRunner(DeviceBatch):
         self._buffers: dict[tuple[int, int, int, int], BoundBuffers] = {}
         self._uploaded: BoundBuffers | None = None
 
-    def __call__(self, rows: FloatRows, out: FloatRows) -> None:
-        """Write f(rows) to ``out``."""
-        largest = self._buckets[-1]
+    def __call__(self, rows: FloatRows) -> FloatRows:
+        """Return f(rows)."""
+        out, largest = np.empty_like(rows), self._buckets[-1]
         for start in range(0, len(rows), largest):
             self.upload(rows[start : start + largest])
             self.run_steps()
             self.download(out[start : start + largest])
+        return out
 
     def upload(self, rows: FloatRows) -> None:
         """Copy rows to the device; after ValueError (too many) none are there."""

@@ -1,11 +1,6 @@
-"""Admission: accept or reject a request by the queue's length and by the predicted time of its result.
-
-The event loop admits and closes requests, and workers report what has run. So `Admission` has a lock of its own;
-`WorkerPool` says how it stands to the other locks.
-"""
+"""Admission: accept or reject a request by the queue's length and by the predicted time of its result."""
 
 import math
-import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -79,7 +74,7 @@ class CostModel:
 
 
 class Admission:
-    """Counts the open rows and decides whether a new request is admitted. Every method may be called from any thread.
+    """Counts the open rows and decides whether a new request is admitted. It belongs to the event loop.
 
     At most ``queue_rows`` rows may wait, those in a batch not counted, beside a reserve for callers below their share:
     see `service.domain.shares`. ``max_rows`` is the number of rows of the largest request.
@@ -90,13 +85,12 @@ class Admission:
         self.limits = list(batch_rows)  # largest batch of each device; 0 if it is lost
         self._places, self._devices = sum(batch_rows), len(batch_rows)  # of all devices that are not lost
         self._queue = Capacity.of(queue_rows, max_rows)
-        self._lock = threading.Lock()
         self.total = Counters()  # of all callers
         self._callers: dict[str, Counters] = {}
         if memory is not None:
-            # Without the lock: a copy of a dictionary is one operation of the interpreter.
+            # Any thread calls it: a copy of a dictionary is one operation of the interpreter.
             memory.callers.append(self._callers.copy)
-        self._reserved = Counter[str]()  # places for rows that are being made, by caller; of the event loop only
+        self._reserved = Counter[str]()  # places for rows that are being made, by caller
         self._cost = CostModel()
         self._call_began = 0.0
         self._steps_per_call, self._seconds_per_call = 0.0, 0.0  # smoothed: row-steps and seconds of a model call
@@ -109,9 +103,8 @@ class Admission:
 
     def set_limit(self, device: int, rows: int) -> None:
         """Lower the largest batch of a device, to 0 if it is lost."""
-        with self._lock:
-            self.limits[device] = rows
-            self._places, self._devices = sum(self.limits), sum(limit > 0 for limit in self.limits)
+        self.limits[device] = rows
+        self._places, self._devices = sum(self.limits), sum(limit > 0 for limit in self.limits)
 
     def admit(self, requests: Sequence[ScheduledRequest], now: float) -> dict[ScheduledRequest, IgnError]:
         """Count requests as open, in order; returns the errors of those that are rejected.
@@ -122,31 +115,26 @@ class Admission:
         - `WouldMissDeadline`: the work ahead of the request takes longer than its deadline allows.
         """
         rejected = dict[ScheduledRequest, IgnError]()
-        with self._lock:
-            has_room = self._memory is None and self._has_room_for_all(requests, now)
-            for request in requests:
-                key = request.params.key
-                caller = self._callers.get(key) or Counters()
-                if not has_room:
-                    try:
-                        self._check(request, caller, now)
-                    except IgnError as exc:
-                        rejected[request] = exc
-                        continue
-                self._callers[key] = request.caller = caller
-                rows, steps = request.open.rows, request.open.steps
-                for counters in (self.total, caller):
-                    counters.rows += rows
-                    counters.steps += steps
+        has_room = self._memory is None and self._has_room_for_all(requests, now)
+        for request in requests:
+            key = request.params.key
+            caller = self._callers.get(key) or Counters()
+            if not has_room:
+                try:
+                    self._check(request, caller, now)
+                except IgnError as exc:
+                    rejected[request] = exc
+                    continue
+            self._callers[key] = request.caller = caller
+            rows, steps = request.open.rows, request.open.steps
+            for counters in (self.total, caller):
+                counters.rows += rows
+                counters.steps += steps
         return rejected
 
     @contextmanager
     def room_for(self, rows: int, key: str) -> Iterator[None]:
-        """Reserve places for rows of a caller during the block; raises `QueueFull` if there are not so many.
-
-        Only the event loop may call it. It takes no lock: the event loop would wait for workers, thousands of times a
-        second while requests are rejected.
-        """
+        """Reserve places for rows of a caller during the block; raises `QueueFull` if there are not so many."""
         self._check_room(rows, key)
         self._reserved[key] += rows
         try:
@@ -158,21 +146,19 @@ class Admission:
 
     def close(self, requests: Iterable[ScheduledRequest]) -> dict[ScheduledRequest, int]:
         """Close requests; returns those that were not closed already, with the number of their open rows."""
-        # Whichever thread closes a request reports its end, so that there is exactly one report.
         closed = dict[ScheduledRequest, int]()
-        with self._lock:
-            for request in requests:
-                if request.closed:
-                    continue
-                request.closed = True
-                own, caller = request.open, request.caller
-                closed[request] = own.rows
-                for counters in (self.total, caller):
-                    counters.rows -= own.rows
-                    counters.steps -= own.steps
-                    counters.in_batch -= own.in_batch
-                if caller.rows == 0 and self._callers.get(request.params.key) is caller:
-                    del self._callers[request.params.key]
+        for request in requests:
+            if request.closed:
+                continue
+            request.closed = True
+            own, caller = request.open, request.caller
+            closed[request] = own.rows
+            for counters in (self.total, caller):
+                counters.rows -= own.rows
+                counters.steps -= own.steps
+                counters.in_batch -= own.in_batch
+            if caller.rows == 0 and self._callers.get(request.params.key) is caller:
+                del self._callers[request.params.key]
         return closed
 
     def _check_room(self, rows: int, key: str) -> None:
@@ -187,48 +173,40 @@ class Admission:
         excess = max(rows, total + rows - self._queue.size)
         raise QueueFull(text, retry_after=self._retry_after(self._seconds_to_drain(excess)))
 
-    def on_rows_moved(self, left: Iterable[Slice], joined: Iterable[Slice], now: float) -> None:
-        """Count the rows that ``left`` a batch for the queue, and those that ``joined`` one."""
-        with self._lock:
-            self._call_began = now
-            for slices, sign in ((left, -1), (joined, 1)):
-                for piece in slices:
-                    request, change = piece.request, sign * piece.count
-                    if not (piece.done or request.closed):
-                        request.open.in_batch += change
-                        request.caller.in_batch += change
-                        self.total.in_batch += change
+    def on_batch_began(self, slices: Iterable[Slice], now: float) -> None:
+        """Count the rows of a batch that runs from now on."""
+        self._call_began = now
+        self._move(slices, 1)
+
+    def on_batch_ended(self, slices: Iterable[Slice], steps: int, seconds: float) -> None:
+        """Count ``steps`` steps of slices whose batch took so long; they have left it."""
+        row_steps = 0
+        for piece in self._move(slices, -1):
+            done = steps * piece.count
+            row_steps += done
+            for counters in (self.total, piece.request.caller, piece.request.open):
+                counters.steps -= done
+        self._steps_per_call += _SMOOTHING * (row_steps - self._steps_per_call)
+        self._seconds_per_call += _SMOOTHING * (seconds - self._seconds_per_call)
+
+    def on_rows_done(self, piece: Slice) -> None:
+        """Count the rows of a slice as finished."""
+        # > 0 if it converged earlier, < 0 if the request is exact
+        unused = max(0, piece.request.row_steps - piece.steps - piece.scoring) * piece.count
+        for counters in (self.total, piece.request.caller, piece.request.open):
+            counters.rows -= piece.count
+            counters.steps -= unused
 
     def on_model_call(self, rows: int, seconds: float, now: float) -> None:
         """Learn the duration of a model call that ended at ``now``."""
-        with self._lock:
-            self._cost.add(rows, seconds, now)
+        self._cost.add(rows, seconds, now)
 
-    def on_steps_done(
-        self, slices: Iterable[Slice], steps: int, finished: Iterable[Slice], began: float, now: float
-    ) -> None:
-        """Count ``steps`` steps of ``slices``, run from ``began`` to ``now``; the ``finished`` are done."""
-        row_steps = 0
-        # A request without rows left keeps its counts: `close` is next, and takes all of them at once.
-        with self._lock:
-            for piece in slices:
-                request, done = piece.request, steps * piece.count
-                row_steps += done
-                if request.rows_left and not request.closed:
-                    for counters in (self.total, request.caller, request.open):
-                        counters.steps -= done
-            for piece in finished:
-                request = piece.request
-                if request.rows_left and not request.closed:
-                    # > 0 if it converged earlier, < 0 if the request is exact
-                    unused = max(0, request.row_steps - piece.steps - piece.scoring)
-                    for counters in (self.total, request.caller, request.open):
-                        counters.rows -= piece.count
-                        counters.steps -= unused * piece.count
-                        counters.in_batch -= piece.count
-            self._call_began = now
-            self._steps_per_call += _SMOOTHING * (row_steps - self._steps_per_call)
-            self._seconds_per_call += _SMOOTHING * (now - began - self._seconds_per_call)
+    def _move(self, slices: Iterable[Slice], sign: int) -> list[Slice]:
+        moved = [piece for piece in slices if not piece.request.closed]
+        for piece in moved:
+            for counters in (self.total, piece.request.caller, piece.request.open):
+                counters.in_batch += sign * piece.count
+        return moved
 
     def _has_room_for_all(self, requests: Sequence[ScheduledRequest], now: float) -> bool:
         # Whether none of the requests would be rejected, even if each ran after all that is open or in the list. The
@@ -247,13 +225,6 @@ class Admission:
             return False
         seconds = self._seconds_for(work, steps, now)
         return seconds is None or now + seconds + self._seconds_left_in_call(now) <= deadline
-
-    def is_short_apart(self, rows: int, others: int, now: float) -> bool:
-        """Whether a model call with these rows alone takes at most half as long as one with others beside them."""
-        # So it is on CPUs; a GPU computes a few rows in the time of one.
-        with self._lock:
-            alone, together = self._cost.seconds(rows, now), self._cost.seconds(rows + others, now)
-        return alone is not None and together is not None and 2 * alone <= together
 
     def _check(self, request: ScheduledRequest, caller: Counters, now: float) -> None:
         if request.deadline <= now:

@@ -16,13 +16,14 @@ class Finished(NamedTuple):
 class SchedulerObserver:
     """Receives what metrics count; a subclass overrides the methods that it needs.
 
-    They are called from workers' threads and from the event loop, so they must be quick and thread-safe.
+    They are called on the event loop, so they must be quick.
     """
 
     def batch(self, rows: int, padded: int, seconds: float, reason: str) -> None:
         """One model call ran, with so many rows without and with padding.
 
-        ``reason`` is `full`, `drained` (all rows that were waiting) or `retry` (part of a failed batch).
+        ``reason`` is `full`, `drained` (all rows that were waiting), `share` (of them) or `retry` (part of a failed
+        batch).
         """
 
     def finished(self, requests: Sequence[Finished]) -> None:

@@ -1,4 +1,4 @@
-"""The fair queue: rows that wait for a batch, and which of them run next. `WorkerPool.lock` guards it."""
+"""The fair queue: rows that wait for a batch, and which of them run next."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -105,7 +105,7 @@ class FairQueue:
         self._file_new()
         starved_before = self._batch_number - MAX_SKIPS - 1
         taken, expired = dict[Slice, int](), list[ScheduledRequest]()
-        valid = set[ScheduledRequest]()  # another thread may close one of them meanwhile: then its rows stay taken
+        valid = set[ScheduledRequest]()
         ring = self._ring
         while places and ring:
             caller = ring.popleft()
@@ -122,7 +122,7 @@ class FairQueue:
             if caller.row_count:
                 ring.append(caller)
             else:
-                del self._callers[caller.key]
+                self._callers.pop(caller.key, None)
         return [piece.cut(count) if piece.seq else piece for piece, count in taken.items()], expired
 
     def remove(self, request: ScheduledRequest) -> None:
@@ -140,6 +140,10 @@ class FairQueue:
             caller.compact()
         if len(self._new) > 2 * self.row_count + _STALE_ALLOWANCE:
             self._new = [piece for piece in self._new if piece.seq]
+        if not self.row_count:  # stale entries hold the rows of their requests
+            self._new.clear()
+            self._ring.clear()
+            self._callers.clear()
 
     def _take_all(self, now: float) -> tuple[list[Slice], list[ScheduledRequest]]:
         # There is a place for every row, so no order is needed.

@@ -1,14 +1,16 @@
-"""A request, the slices of its rows, and its results so far. `WorkerPool` says which thread may change what."""
+"""A request, the slices of its rows, its results so far, and batches of slices. All belongs to the event loop."""
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.domain.errors import IgnError
 from service.domain.latents import FloatRows
+from service.domain.model import DeviceLost
 from service.domain.tasks import Result, SchedulingParams, StepOutput, StreamProgress
 from service.scheduling.observer import Finished
 
@@ -22,50 +24,51 @@ class Counters:
 
     rows: int = 0  # admitted and not finished
     steps: int = 0  # model steps that these rows still need, at most
-    in_batch: int = 0  # how many of these rows are in a batch
+    in_batch: int = 0  # how many of these rows are in a batch that runs
 
     @property
     def waiting(self) -> int:
-        """Rows that are in no batch."""
+        """Rows that are in no batch that runs."""
         return self.rows - self.in_batch
 
 
 class Slice:
     """Neighbouring rows of a request that have had the same steps. Batches and the queue consist of slices."""
 
-    # A request begins as one slice, and most of them stay so: one copy into the batch, one copy out of it. A slice is
+    # A request begins as one slice, and most of them stay so: one copy into the batch, none out of it. A slice is
     # cut where its rows part: a batch has room for some, some have converged, or the device of some is lost. Slices are
     # never joined again, so a request has at most as many slices as rows.
     #
     #     request    0  1  2  3  4  5  6  7
     #     slices    [0  1  2][3  4  5  6  7]      start, count: 0, 3 and 3, 5
     #                   │           └── seq > 0: it waits in the queue
-    #                   └── at >= 0: rows at … at + 2 of a batch
-    __slots__ = ("at", "count", "done", "recorded", "request", "scoring", "seq", "start", "steps")
+    #                   └── batch: a lane has it
+    __slots__ = ("batch", "count", "done", "recorded", "request", "rows", "scoring", "seq", "start", "steps")
 
     def __init__(self, request: "ScheduledRequest", start: int, count: int) -> None:
         self.request, self.start, self.count = request, start, count
+        inputs = request.inputs
+        self.rows = inputs if count == len(inputs) else inputs[start : start + count]  # after `steps` steps
         self.steps = self.recorded = 0  # steps applied, and entries of `StepParams.record` that have been recorded
         self.scoring = False  # all steps are applied, and one more model call measures the drift
         self.done = False  # the rows need no further model call
         self.seq = 0  # number of the slice's entry in the queue; 0 while it is in none
-        self.at = -1  # index of the first row in the batch buffers; −1 while the slice is in no batch
+        self.batch: Batch | None = None  # that a lane has
 
     def cut(self, count: int) -> "Slice":
-        """Split off the first ``count`` rows; returns them as a slice in the same batch, but not in the queue."""
+        """Split off the first ``count`` rows; returns them as a slice that is in no queue and no batch."""
         if self.count == len(self.request.inputs) and self.request.is_plain:
             self.request.allocate()
         head = Slice(self.request, self.start, count)
-        head.steps, head.recorded, head.scoring, head.at = self.steps, self.recorded, self.scoring, self.at
+        head.steps, head.recorded, head.scoring = self.steps, self.recorded, self.scoring
+        head.rows, self.rows = self.rows[:count], self.rows[count:]
         self.start += count
         self.count -= count
-        if self.at >= 0:
-            self.at += count
         self.request.slices.append(head)
         return head
 
     def steps_to_next_check(self) -> int:
-        """Model calls until the values are needed on the host, that call included; ≥ 1."""
+        """Model calls until the values are needed, that call included; ≥ 1."""
         # The first step is measured (`distance`), tolerance and mask need every step, a recorded step is copied, and
         # the last step is the result.
         params = self.request.params
@@ -81,31 +84,68 @@ class Slice:
         record = self.request.params.step_params.record
         return self.recorded < len(record) and record[self.recorded] == self.steps
 
-    def record(self, rows: FloatRows, changes: NDArray[np.float64] | None) -> list[StepOutput]:
-        """Copy the current step (count, C, H, W), and keep it in the trajectory if it is a recorded one."""
+    def record(self, changes: NDArray[np.float64] | None) -> list[StepOutput]:
+        """Copy the rows as they are now, and keep them in the trajectory if the step is a recorded one."""
         outputs, numbers = list[StepOutput](), [None] * self.count if changes is None else changes.tolist()
         is_recorded = self.is_recorded()
-        for index, (row, change) in enumerate(zip(rows.copy(), numbers, strict=True), self.start):
+        for index, (row, change) in enumerate(zip(self.rows.copy(), numbers, strict=True), self.start):
             outputs.append(StepOutput(index=index, step=self.steps, row=row, change=change))
             if is_recorded:
                 self.request.trajectory[index].append(outputs[-1])
         self.recorded += is_recorded
         return outputs
 
-    def finish(self, rows: FloatRows, *, converged: bool) -> None:
+    def finish(self, *, converged: bool) -> None:
         """Store the results of the last step. The rows are done unless their drift is still to be measured."""
         request, mine = self.request, slice(self.start, self.start + self.count)
-        request.outputs[mine] = rows
+        request.outputs[mine] = self.rows
         request.steps[mine] = self.steps
         request.converged[mine] = converged
         self.scoring = request.params.step_params.score
         self.done = not self.scoring
 
 
+class ModelCall(NamedTuple):
+    """One call of the model."""
+
+    rows: int  # without padding
+    padded: int
+    seconds: float
+    reason: str  # as of `SchedulerObserver.batch`
+    ended: float
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """The rows of some slices, side by side, and how often f is applied to all of them at most.
+
+    The event loop makes it and gives it to a lane, which alone changes it until it is delivered.
+    """
+
+    slices: Sequence[Slice]
+    rows: int
+    steps: int  # after which a value is needed: at most so many are run
+    expires: float  # no step begins after this time
+    reason: str
+    is_stopped: bool = False  # set by the event loop: no further step begins
+
+    # What the lane delivers.
+    began: float = 0.0
+    done: int = 0  # steps that were run; 0 if the batch was stopped, or had expired, before the first one
+    y: FloatRows | None = None  # after the last step; rows of failed and lost ones are those before it
+    changes: NDArray[np.float64] | None = None  # mean |y − x| of every row in the last step
+    failed: dict[int, IgnError | None] = field(default_factory=dict)  # by row; None: values that are not finite
+    lost: list[tuple[int, int]] = field(default_factory=list)  # first row and end of calls that the device was lost in
+    calls: list[ModelCall] = field(default_factory=list)
+    limit: int = 0  # rows of the lane's largest batch from now on
+    device_lost: DeviceLost | None = None
+    death: BaseException | None = None  # what ended the thread
+
+
 class ScheduledRequest:
     """The rows of one request, whose results are delivered together. Times are those of the scheduler's clock."""
 
-    # Of the results. Most requests have one step and stay in one slice, and then the batch sets these at once.
+    # Of the results. Most requests have one step and stay in one slice, and then all are set at once.
     outputs: FloatRows
     steps: NDArray[np.int64]
     converged: NDArray[np.bool_]

@@ -3,37 +3,53 @@
 After every step finished and converged rows leave the batch, waiting rows join, and the others continue. So a request
 of 1 000 steps never holds up one of 1 step.
 
-This module is the side of the event loop. The other side is `service.scheduling.worker`, one thread for each model
-instance:
+All of it belongs to the event loop but `service.scheduling.lane`, one thread for each model instance:
 
 ```
-  event loop                                            workers
-  submit ── requests of one turn ──▶ WorkerPool.inbox ──▶ queue ──▶ batch ──▶ model
-  on_events ◀── events of one turn ── Scheduler._outbox ◀───────── results
+  event loop                                                               lanes
+  submit ─▶ FairQueue ─▶ batches, two or three with each lane ───────────▶ model
+  on_events ◀─ commit ◀─ one call of the event loop for each batch ◀────── rows, mean |y − x|
 ```
+
+So a lane always has the next batch, while the event loop makes responses of the one before.
 """
 
 import asyncio
 import contextlib
+import logging
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Final
 
 import numpy as np
 
-from service.domain.errors import DeadlineExceeded, Draining, IgnError, NotReady
-from service.domain.latents import FloatRows
+from service.domain.errors import DeadlineExceeded, Draining, IgnError, InvalidContent, ModelFailure, NotReady
+from service.domain.latents import LARGE, FloatRows
 from service.domain.model import Model, ModelMemory, largest_batch
-from service.domain.tasks import Result, SchedulingParams
+from service.domain.tasks import RequestObserver, Result, SchedulingParams, StepOutput, StreamProgress
 from service.scheduling.admission import Admission
+from service.scheduling.commit import commit
+from service.scheduling.lane import Clock, Lane, model_failure
 from service.scheduling.observer import SchedulerObserver
-from service.scheduling.request import Event, Events, OnEvents, ScheduledRequest
-from service.scheduling.worker import Clock, OnBatch, WakeRule, Worker, WorkerPool
+from service.scheduling.queue import FairQueue
+from service.scheduling.request import Batch, Event, Events, OnEvents, ScheduledRequest, Slice
+
+logger = logging.getLogger(__name__)
 
 _TIMER_S: Final = 0.002  # a timer of the event loop may be early by so much
+_PROGRESS_S: Final = 0.5  # between two progress events of a stream
+_OPEN_BATCHES: Final = 2  # of a GPU: one that runs, and the next one
+_MIN_ROWS: Final = 4  # with fewer, a row takes longer on a CPU
+# Of the open rows on a CPU: one is with the callers, one with the event loop, and one in the model. A lane has at most
+# as many batches, which it runs while the event loop is busy.
+_SHARES: Final = 3
+_MAX_LOGGED_IDS: Final = 16  # of requests, in one line of the log
+
+OnBatch = Callable[[Sequence[RequestObserver | None], float, float, int], None]
+"""Called after a batch ran, with the observers of its rows, the times at which it began and ended, and the number of
+steps that every row took."""
 
 
 class Scheduler:
@@ -55,7 +71,6 @@ class Scheduler:
         observer: SchedulerObserver | None = None,
         on_all_devices_lost: Callable[[], None] = lambda: None,
         prepare_thread: Callable[[], None] = lambda: None,
-        wake_rule: WakeRule | None = None,
         on_batch: OnBatch | None = None,
         memory: ModelMemory | None = None,
         exact: bool = False,
@@ -64,22 +79,19 @@ class Scheduler:
         self._observer = observer or SchedulerObserver()
         batches = (largest_batch(model, max_batch_rows) for model in models)
         self._admission = Admission(queue_rows, *batches, max_rows=max_rows, memory=memory)
-        self._max_rows = max_rows
-        self._pool = WorkerPool(
-            self._admission,
-            clock,
-            self._observer,
-            self._publish,
-            devices=len(models),
-            prepare_thread=prepare_thread,
-            wake_rule=wake_rule,
-            on_batch=on_batch,
-            on_all_devices_lost=partial(self._call_on_loop, on_all_devices_lost),
-        )
-        self._workers = [Worker(model, self._pool, index, memory) for index, model in enumerate(models)]
+        self._max_rows, self._on_batch, self._on_all_lost = max_rows, on_batch, on_all_devices_lost
+        self._lanes = [
+            Lane(model, limit, clock, self._on_delivery, prepare_thread, memory)
+            for model, limit in zip(models, self._admission.limits, strict=True)
+        ]
+        self._queues = (FairQueue(), FairQueue())  # of requests of one step, and of more
+        self._is_turn_of_long = False  # whether those of more steps have the next batch, if both wait
+        self._streamed = set[ScheduledRequest]()
+        self._next_progress = 0.0
+        self.device_error = ""  # why the last device was lost, so that only a new process can use the model again
         self._open: dict[ScheduledRequest, OnEvents] = {}
         self._arrivals: list[ScheduledRequest] = []  # of this turn of the event loop
-        self._outbox: deque[tuple[ScheduledRequest, Event]] = deque()  # workers append, the event loop pops
+        self._outbox: Events = []
         # One timer for all deadlines: one for each request would cost more than the scan when it fires.
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf  # event loop time
@@ -89,13 +101,11 @@ class Scheduler:
     @property
     def healthy(self) -> bool:
         """Whether it can serve: false before :meth:`start`, while a thread is replaced, and without a device left."""
-        is_open = not self._closed and self._pool.alive_devices > 0
-        return is_open and all(worker.running or worker.device_lost for worker in self._workers)
+        return not self._closed and bool(self._alive) and all(lane.is_running for lane in self._alive)
 
     @property
-    def device_error(self) -> str:
-        """Why the last device was lost, so that only a new process can use the model again; empty if one is left."""
-        return self._pool.device_error
+    def _alive(self) -> list[Lane]:
+        return [lane for lane in self._lanes if not lane.is_lost]
 
     @property
     def batch_rows(self) -> int:
@@ -104,13 +114,13 @@ class Scheduler:
 
     @property
     def rows_queued(self) -> int:
-        """Rows admitted, unfinished and in no batch. May be read from any thread."""
+        """Rows admitted, unfinished and in no batch that runs. May be read from any thread."""
         return self._admission.waiting
 
     def start(self) -> None:
         """Start the threads, once."""
-        for worker in self._workers:
-            worker.start()
+        for lane in self._lanes:
+            lane.start()
 
     def close(self, seconds: float = 5.0) -> None:
         """Fail the open requests with `Draining` and end the threads; wait at most ``seconds`` for their current steps.
@@ -126,10 +136,11 @@ class Scheduler:
             self._fail_all()
         else:
             self._call_on_loop(self._fail_all)
-        self._pool.stop()
         until = time.monotonic() + seconds
-        for worker in self._workers:
-            worker.join(max(0.0, until - time.monotonic()))
+        for lane in self._lanes:
+            lane.stop()
+        for lane in self._lanes:
+            lane.join(max(0.0, until - time.monotonic()))
 
     @contextlib.contextmanager
     def room_for(self, rows: int, key: str) -> Iterator[None]:
@@ -196,7 +207,7 @@ class Scheduler:
         if self._open.pop(request, None) is None:
             return
         for closed, open_rows in self._admission.close([request]).items():
-            self._pool.submit([closed])
+            self._remove(closed)
             self._observer.cancelled(open_rows)
             if closed.params.observer is not None:
                 closed.params.observer.scheduled(closed.arrived, closed.started, self._clock(), "cancelled")
@@ -215,12 +226,208 @@ class Scheduler:
         self._arrivals += requests
 
     def _flush_arrivals(self) -> None:
-        # If each request were given to the workers at once, a busy event loop would wake a worker for the first one.
-        # The two would then compete for the interpreter lock while the event loop decodes the other requests.
+        # If each request of a turn were queued at once, the first one would run alone.
         arrivals, self._arrivals = self._arrivals, []
-        if self._pool.wake_rule:
-            self._pool.wake_rule.on_arrivals(len(arrivals))
-        self._pool.submit(arrivals)
+        for request in arrivals:
+            if not request.closed:
+                if request.params.streamed:
+                    self._streamed.add(request)
+                self._queue_of(request).push([request.begin()])
+        self._give_batches()
+        self._dispatch()
+
+    def _queue_of(self, request: ScheduledRequest) -> FairQueue:
+        # On a CPU a batch takes as long as its rows, so rows of many steps run apart from those of one, in turn. A GPU
+        # computes a few rows in the time of one.
+        return self._queues[request.row_steps > 1 and not self._lanes[0].has_buckets]
+
+    def _give_batches(self) -> None:
+        """Give waiting rows to the lanes with the fewest batches."""
+        while any(queue.row_count for queue in self._queues):
+            lane = min(self._alive, key=lambda lane: len(lane.batches), default=None)
+            if lane is None or len(lane.batches) >= (_OPEN_BATCHES if lane.has_buckets else _SHARES) or self._closed:
+                return
+            is_long = not self._queues[0].row_count or (self._is_turn_of_long and self._queues[1].row_count > 0)
+            self._is_turn_of_long = not is_long
+            now = self._clock()
+            slices, expired = self._queues[is_long].take(self._places(lane, is_long=is_long), now)
+            if expired:
+                late = "the deadline passed while waiting"
+                self._finish({request: DeadlineExceeded(late) for request in expired})
+            if slices:
+                self._give(lane, slices, now)
+
+    def _places(self, lane: Lane, *, is_long: bool) -> int:
+        # Rows of many steps and those of a GPU are divided between the lanes that have nothing. Of others a lane gets a
+        # share of those that are open, so that the model, the event loop and the callers all work.
+        waiting, alive = self._queues[is_long].row_count, self._alive
+        if is_long or lane.has_buckets:
+            idle = sum(not each.batches for each in alive)
+            return min(lane.limit, -(-waiting // max(1, idle)))
+        waiting += sum(batch.rows for each in alive for batch in each.batches)
+        return min(lane.limit, max(_MIN_ROWS, -(-waiting // (_SHARES * len(alive)))))
+
+    def _give(self, lane: Lane, slices: list[Slice], now: float) -> None:
+        rows = sum([piece.count for piece in slices])
+        is_rest = not any(queue.row_count for queue in self._queues)
+        batch = Batch(
+            slices=slices,
+            rows=rows,
+            steps=min([piece.steps_to_next_check() for piece in slices]),
+            expires=min([piece.request.expires for piece in slices]),
+            reason="full" if rows >= lane.limit else "drained" if is_rest else "share",
+        )
+        for piece in slices:
+            piece.batch = batch
+        lane.give(batch)
+        if len(lane.batches) == 1:
+            self._begin(batch, now)
+
+    def _begin(self, batch: Batch, now: float) -> None:
+        # All batches before this one have been delivered, so it runs now.
+        self._admission.on_batch_began(batch.slices, now)
+        for piece in batch.slices:
+            request = piece.request
+            if request.started is None:
+                request.started = now
+            if piece.steps == 0 and not (request.is_plain or request.closed) and piece.is_recorded():
+                self._emit([(request, output) for output in piece.record(None)])
+
+    def _on_delivery(self, lane: Lane) -> None:
+        self._call_on_loop(partial(self._on_deliveries, lane))  # the thread of the lane calls it
+
+    def _on_deliveries(self, lane: Lane) -> None:
+        while lane.delivered:
+            try:
+                self._on_delivered(lane, lane.delivered[0])
+            finally:
+                # Last, so that the lane, which delivers more meanwhile, asks for no further call.
+                lane.delivered.popleft()
+        self._give_batches()
+        self._dispatch()
+
+    def _on_delivered(self, lane: Lane, batch: Batch) -> None:
+        now, index = self._clock(), self._lanes.index(lane)
+        lane.batches.popleft()
+        for call in batch.calls:
+            self._admission.on_model_call(call.rows, call.seconds, call.ended)
+            self._observer.batch(call.rows, call.padded, call.seconds, call.reason)
+        seconds = batch.calls[-1].ended - batch.began if batch.calls else 0.0
+        self._admission.on_batch_ended(batch.slices, batch.done, seconds)
+        if lane.batches:
+            self._begin(lane.batches[0], now)
+        if batch.limit != self._admission.limits[index] and not lane.is_lost:
+            self._admission.set_limit(index, batch.limit)
+            self._observer.reduce_max_batch(batch.limit)
+        for piece in batch.slices:
+            piece.batch = None
+        if batch.death is not None:
+            self._on_death(lane, batch, batch.death)
+        elif batch.done:
+            self._on_steps(lane, batch, now)
+        self._requeue(batch.slices)
+        self._publish_progress(now)
+
+    def _on_steps(self, lane: Lane, batch: Batch, now: float) -> None:
+        if self._on_batch is not None:
+            observers = [piece.request.params.observer for piece in batch.slices for _ in range(piece.count)]
+            self._on_batch(observers, batch.began, now, batch.done)
+        self._fail_rows(batch)
+        if batch.device_lost is not None:
+            self._on_device_lost(lane, batch)
+        batch.slices, outputs = commit(batch)
+        self._emit(outputs)
+        finished = dict[ScheduledRequest, Result | IgnError]()
+        for piece in batch.slices:
+            if piece.done:
+                request = piece.request
+                request.rows_left -= piece.count
+                if request.rows_left:
+                    self._admission.on_rows_done(piece)
+                else:  # closing it counts all that is left
+                    finished[request] = request.result(now)
+        self._finish(finished)
+
+    def _fail_rows(self, batch: Batch) -> None:
+        errors, at = list[tuple[ScheduledRequest, IgnError]](), 0
+        for piece in batch.slices if batch.failed else ():
+            for index in range(piece.count):
+                # Nobody waits for rows of closed requests.
+                if at + index in batch.failed and not piece.request.closed:
+                    error = batch.failed[at + index] or _not_finite_error(piece, index, batch.done)
+                    errors.append((piece.request, error))
+            at += piece.count
+        self._finish(dict(reversed(errors)))  # of a request with several failed rows the first is told
+        # One line for each cause.
+        causes = [(request, error.reason) for request, error in errors if isinstance(error, ModelFailure)]
+        for reason in dict.fromkeys(reason for _, reason in causes):
+            rows = [request for request, cause in causes if cause == reason]
+            logger.error("the model failed on %d of %d rows: %s%s", len(rows), batch.rows, reason, _request_ids(rows))
+
+    def _on_device_lost(self, lane: Lane, batch: Batch) -> None:
+        # Its rows are queued again for other devices; without any, all requests fail.
+        alive, cause = len(self._alive), batch.device_lost
+        self._observer.device_lost()
+        logger.critical(
+            "a device is lost: %s. It fails every call until this process is started anew%s%s",
+            cause,
+            f"; others go on, {alive} of them" if alive else "",
+            _request_ids(piece.request for piece in batch.slices),
+        )
+        if alive:
+            self._admission.set_limit(self._lanes.index(lane), 0)
+        else:
+            self.device_error = str(cause) or type(cause).__name__
+            self._finish({each: model_failure("the model failed on this row", cause) for each in self._open})
+            self._on_all_lost()
+
+    def _on_death(self, lane: Lane, batch: Batch, cause: BaseException) -> None:
+        logger.critical("a worker's thread died; another one replaces it", exc_info=cause)
+        batch.death = cause = cause.with_traceback(None)
+        self._finish({piece.request: model_failure("the model failed", cause) for piece in batch.slices})
+        lane.start()
+        self._observer.worker_replaced()
+
+    def _requeue(self, slices: Iterable[Slice]) -> None:
+        for piece in slices:
+            if not (piece.done or piece.request.closed):
+                self._queue_of(piece.request).push([piece])
+
+    def _emit(self, outputs: Sequence[tuple[ScheduledRequest, StepOutput | StreamProgress]]) -> None:
+        for request, event in outputs:
+            if request.params.streamed:
+                request.expires = math.inf  # a stream's deadline bounds the wait for its first event only
+                self._outbox.append((request, event))
+
+    def _publish_progress(self, now: float) -> None:
+        if self._streamed and now >= self._next_progress:
+            self._next_progress = now + _PROGRESS_S
+            self._emit([(each, each.progress()) for each in self._streamed if each.started is not None])
+
+    def _finish(self, outcomes: Mapping[ScheduledRequest, Result | IgnError]) -> None:
+        """Close requests with their outcomes, unless they are closed already."""
+        closed = self._admission.close(outcomes)
+        if not closed:
+            return
+        now = self._clock()
+        self._outbox += [(request, outcomes[request]) for request in closed]
+        self._observer.finished([request.finished(outcomes[request], now) for request in closed])
+        for request in closed:
+            outcome, step_params = outcomes[request], request.params.step_params
+            if step_params.tolerance is not None and isinstance(outcome, Result):
+                early = outcome.steps < step_params.steps
+                if early.any():
+                    self._observer.early_exit(int(early.sum()))
+            self._remove(request)
+
+    def _remove(self, request: ScheduledRequest) -> None:
+        """Remove a closed request from the queue, and stop batches that run for it."""
+        self._streamed.discard(request)
+        if request.rows_left:
+            self._queue_of(request).remove(request)
+            for batch in {piece.batch for piece in request.slices if piece.batch is not None}:
+                batch.is_stopped = batch.steps > 1 or all(piece.request.closed for piece in batch.slices)
+        request.slices = []  # breaks the reference cycle, so that no garbage collection is needed
 
     def _check_serving(self) -> None:
         if self._closed:
@@ -228,22 +435,17 @@ class Scheduler:
         if not self.healthy:
             raise NotReady("the model is not ready")
 
-    def _publish(self, events: Events) -> None:
-        self._outbox.extend(events)
-        self._call_on_loop(self._dispatch)
-
     def _call_on_loop(self, callback: Callable[[], None]) -> None:
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed, so no caller waits
                 self._loop.call_soon_threadsafe(callback)
 
     def _dispatch(self) -> None:
-        events, together = self._outbox, dict[OnEvents, Events]()
-        while events:
-            request, event = pair = events.popleft()
+        events, self._outbox, together = self._outbox, [], dict[OnEvents, Events]()
+        for request, event in events:
             is_last = isinstance(event, Result | IgnError)
             if on_events := self._open.pop(request, None) if is_last else self._open.get(request):
-                together.setdefault(on_events, []).append(pair)  # without one the caller has gone
+                together.setdefault(on_events, []).append((request, event))  # without one the caller has gone
         for on_events, pairs in together.items():
             on_events(pairs)
 
@@ -265,14 +467,8 @@ class Scheduler:
         self._fail([*self._open], "the service is shutting down", Draining)
 
     def _fail(self, requests: list[ScheduledRequest], text: str, kind: type[IgnError]) -> None:
-        # Those that a worker has closed are left out: their outcome is on the way.
-        closed = {request: kind(text) for request in self._admission.close(requests)}
-        if closed:
-            now = self._clock()
-            self._pool.submit(closed)
-            self._observer.finished([request.finished(error, now) for request, error in closed.items()])
-            self._outbox.extend(closed.items())
-            self._dispatch()
+        self._finish({request: kind(text) for request in requests})
+        self._dispatch()
 
 
 class SubmittedRun:
@@ -305,6 +501,19 @@ class SubmittedRun:
 def _set_last(end: "asyncio.Future[Event]", events: Events) -> None:
     if not end.done():  # done: the caller is being cancelled
         end.set_result(events[-1][1])
+
+
+def _not_finite_error(piece: Slice, index: int, steps: int) -> IgnError:
+    # The caller's fault, if the first step overflows from values that no seed and no image has.
+    if piece.steps == 0 and steps == 1 and np.abs(piece.rows[index]).max() > LARGE:
+        return InvalidContent(f"f of these rows is not finite: they hold values beyond ±{LARGE:.0f}")
+    return ModelFailure("the model gave values that are not finite")
+
+
+def _request_ids(requests: Iterable[ScheduledRequest]) -> str:
+    ids = [name for name in dict.fromkeys(request.params.request_id for request in requests) if name]
+    more = f" and {len(ids) - _MAX_LOGGED_IDS} more" if len(ids) > _MAX_LOGGED_IDS else ""
+    return f"; requests {', '.join(ids[:_MAX_LOGGED_IDS])}{more}" if ids else ""
 
 
 def check_rows(requests: Sequence[tuple[FloatRows, SchedulingParams]], shape: tuple[int, int, int]) -> None:

@@ -75,7 +75,7 @@ class Gate:
         gate = self
 
         class Gated(OnnxModel):
-            def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
+            def run(self, rows: FloatRows) -> FloatRows:
                 gate.rows.append(weakref.ref(rows))
                 gate.entered.set()
                 if gate.fails:
@@ -85,7 +85,7 @@ class Gate:
                 if gate.pass_s:
                     threading.Event().wait(gate.pass_s)
                 gate.sizes.append(len(rows))
-                return super().run(rows, out)
+                return super().run(rows)
 
         return Gated(*arguments, **options)
 

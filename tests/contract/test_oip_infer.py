@@ -48,15 +48,19 @@ def test_it_is_the_f_of_everything_else(service: Service) -> None:
 
 
 def test_rows_share_batches_with_other_endpoints(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with held(monkeypatch, settings(models), {"steps": 2}) as (service, gate), ThreadPoolExecutor(2) as pool:
+    with held(monkeypatch, settings(models), {"steps": 2}) as (service, gate), ThreadPoolExecutor(8) as pool:
         others = [
-            pool.submit(infer, service, encoded(X)),
-            pool.submit(service.post, "/generate", {"seed": 2, "n": 2, "steps": 1}),
+            call
+            for seed in range(4)
+            for call in (
+                pool.submit(infer, service, encoded(X)),
+                pool.submit(service.post, "/generate", {"seed": seed, "n": 2, "steps": 1}),
+            )
         ]
-        service.until_metric("ign_queue_rows", 5, model="grey/10")
+        service.until_metric("ign_queue_rows", 20, model="grey/10")
         gate.opened.set()
         assert {call.result().status_code for call in others} == {200}
-    assert max(gate.sizes) == 6  # the one that held the gate, in its second step, and the five that waited
+    assert max(gate.sizes) > 3  # more than one of them has
 
 
 def test_the_answer_names_model_version_and_request(service: Service) -> None:

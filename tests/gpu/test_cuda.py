@@ -176,7 +176,7 @@ def test_a_long_run_keeps_its_memory() -> None:
         for round_ in range(rounds):
             for n in (1, 3, 7, 20, 64):
                 x = sample_rows(n, model.shape, seed=round_ % 5)
-                model.run(x, x)
+                model.run(x)
                 stepped(model, x, 10)
 
     work(20)

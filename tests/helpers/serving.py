@@ -15,7 +15,6 @@ from service.domain.tasks import Result, SchedulingParams, StepParams
 from service.scheduling.observer import Finished, SchedulerObserver
 from service.scheduling.request import Event, ScheduledRequest
 from service.scheduling.scheduler import Scheduler
-from service.scheduling.worker import WakeRule
 from tests.helpers.connection import PATIENCE_S
 from tests.helpers.fakes import FakeModel
 from tests.helpers.timed_loop import run_timed
@@ -124,11 +123,6 @@ def play(
     return run_timed(served(), loop_clock)
 
 
-def rows_worth_waking(rows: int) -> WakeRule:
-    """A rule by the number of rows alone: nothing takes CPU time."""
-    return WakeRule(rows, cpu_clock=lambda: 0.0)
-
-
 def marked(*values: float) -> FloatRows:
     return np.stack([np.full((1, 4, 4), value, np.float32) for value in values])
 
@@ -154,13 +148,6 @@ async def collect(events: AsyncIterator[Event]) -> list[Event]:
 def rows_open(scheduler: Scheduler) -> int:
     """Rows admitted and unfinished, as the scheduler counts them; no caller needs that number."""
     return scheduler._admission.total.rows
-
-
-async def idle(scheduler: Scheduler, workers: int) -> None:
-    """Wait until so many workers are idle."""
-    async with asyncio.timeout(PATIENCE_S):
-        while len(scheduler._pool.sleepers) != workers:  # noqa: ASYNC110 - it is counted in other threads
-            await asyncio.sleep(0)
 
 
 async def until_running(model: FakeModel) -> None:

@@ -179,10 +179,10 @@ def test_limits_hold_where_they_are_set(folder: Path, monkeypatch: pytest.Monkey
 
 def test_a_model_that_fails_on_an_image_fails_that_image(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Poisoned(OnnxModel):
-        def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
+        def run(self, rows: FloatRows) -> FloatRows:
             if any((row == 1).all() for row in rows):
                 raise RuntimeError("poison")
-            return super().run(rows, out)
+            return super().run(rows)
 
     monkeypatch.setattr("service.app.OnnxModel", Poisoned)
     Image.new("L", (50, 50), 255).save(folder / "2.png")
@@ -195,14 +195,15 @@ def test_two_tiles_are_computed_at_a_time(folder: Path, monkeypatch: pytest.Monk
     first, both, met = threading.Semaphore(1), threading.Event(), list[bool]()
 
     class Paired(OnnxModel):
-        def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
-            if threading.current_thread().name.startswith("ign-worker"):  # else it is being loaded
+        def run(self, rows: FloatRows) -> FloatRows:
+            if threading.current_thread().name.startswith("ign-lane"):  # else it is being loaded
                 if not first.acquire(blocking=False):
                     both.set()
                 met.append(both.wait(30))
-            return super().run(rows, out)
+            return super().run(rows)
 
     monkeypatch.setattr("service.app.OnnxModel", Paired)
+    monkeypatch.setattr("service.models.instances._FAST_ROW_S", 0.0)
     monkeypatch.setenv("IGN_THREADS", "2")
     assert project().stdout == "out: 5 images, 1 failed\n"
     assert met

@@ -145,10 +145,10 @@ def test_a_model_failure_is_a_failed_image(bulk: Run, tmp_path: Path, monkeypatc
     class Poisoned(OnnxModel):
         """Fails on rows that are wholly light."""
 
-        def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
+        def run(self, rows: FloatRows) -> FloatRows:
             if any((row == 1).all() for row in rows):
                 raise RuntimeError("poison")
-            return super().run(rows, out)
+            return super().run(rows)
 
     monkeypatch.setattr("service.app.OnnxModel", Poisoned)
     write(tmp_path / "in", {"a.png": picture(1), "b.png": save(Image.new("L", (8, 8), 255)), "c.png": picture(3)})

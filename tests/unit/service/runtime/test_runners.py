@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -10,14 +11,12 @@ import pytest
 
 from service.domain.errors import ModelFailure
 from service.domain.latents import FloatRows
-from service.domain.tasks import Result, SchedulingParams, StepOutput
+from service.domain.tasks import Result, SchedulingParams
 from service.runtime.runners import PaddedRunner
-from service.scheduling.batch import RunningBatch
-from service.scheduling.request import ScheduledRequest
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
 from tests.helpers.onnx_models import sample_rows
-from tests.helpers.serving import marked, params, play
+from tests.helpers.serving import Clock, marked, params, play, submitted
 
 SHAPE = (1, 8, 8)
 
@@ -67,9 +66,7 @@ def test_every_bucket_and_size_may_have_a_session_of_its_own() -> None:
     runner = PaddedRunner(top, another, (1, 2, 4), "cpu")
     for shape in [(rows, *SHAPE) for rows in (4, 1, 9, 2, 1, 3)] + [(4, 1, 2, 2), (3, 1, 2, 2)]:
         x = sample_rows(shape[0], shape[1:])
-        y = np.empty_like(x)
-        runner(x, y)
-        np.testing.assert_array_equal(y, x + np.float32(1))
+        np.testing.assert_array_equal(runner(x), x + np.float32(1))
     sizes = [set(session.runs) for session in (top, *others)]
     assert sizes == [{(4, *SHAPE)}, {(1, *SHAPE)}, {(2, *SHAPE)}, {(4, 1, 2, 2)}]
 
@@ -109,9 +106,9 @@ class DeviceModel(FakeModel):
     def device_batch(self) -> "DeviceModel":
         return self
 
-    def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
+    def run(self, rows: FloatRows) -> FloatRows:
         self.calls.append(len(rows))
-        return super().run(rows, out)
+        return super().run(rows)
 
     def upload(self, rows: FloatRows) -> None:
         self.calls.append("upload")
@@ -204,37 +201,40 @@ def test_out_of_memory_on_the_device_reduces_the_batch() -> None:
     assert model.buckets == (1, 2)
 
 
-def batch_of(model: FakeModel) -> RunningBatch:
-    batch = RunningBatch(model, 8, lambda: 0.0, lambda *_: None)
-    batch.rebuild([ScheduledRequest(marked(1024), params(100), arrived=0.0).begin()])
-    batch.step()
-    batch.commit()
-    return batch
-
-
 def test_a_new_request_interrupts_after_the_current_step() -> None:
     model = DeviceModel()
-    batch = batch_of(model)
-    inbox: list[StepOutput] = []
     step = model.step
 
-    def counted() -> None:
+    async def main(scheduler: Scheduler) -> None:
+        loop, short = asyncio.get_running_loop(), list[asyncio.Task[Result]]()
+
+        def join(admitted: threading.Event) -> None:
+            short.append(submitted(scheduler, marked(2), params()))
+            loop.call_soon(loop.call_soon, admitted.set)  # in the next turn: after it was handed over
+
+        def watched() -> None:
+            step()
+            if model.calls.count("step") == 3:
+                admitted = threading.Event()
+                loop.call_soon_threadsafe(join, admitted)
+                admitted.wait(300)
+
+        model.step = watched  # type: ignore[method-assign]
+        await scheduler.run(marked(1024), params(100))
+        await short[0]
+
+    play(main, model, clock=Clock())  # time stands still: nothing else can interrupt
+    assert model.calls[:7] == [1, "upload", "step", "step", "step", "download", 1]
+
+
+def test_a_time_limit_ends_unobserved_steps() -> None:
+    model, clock = DeviceModel(), Clock()
+    step = model.step
+
+    def slow() -> None:
         step()
-        if model.calls.count("step") == 3:
-            inbox.append(None)  # type: ignore[arg-type]
+        clock.now += 0.06
 
-    model.step = counted  # type: ignore[method-assign]
-    assert batch.run_unobserved(math.inf, inbox) == 3
-    assert batch.run_unobserved(math.inf, inbox) == 0
-    assert batch.slices[0].steps == 4
-
-
-def test_a_time_limit_ends_unobserved_steps_and_a_rebuilt_batch_may_run_on_the_device_again() -> None:
-    model = DeviceModel(loses=True)
-    batch = batch_of(model)
-    assert batch.run_unobserved(0.0, []) == 0
-    model.loses = False
-    assert batch.run_unobserved(0.0, []) == 1
-    batch.rebuild(batch.slices)
-    assert batch.run_unobserved(0.0, []) == 1
-    assert model.calls == [1, "upload", "step", "download", 1, "upload", "step", "download"]
+    model.step = slow  # type: ignore[method-assign]
+    play(lambda scheduler: scheduler.run(marked(1024), params(6)), model, clock=clock)
+    assert model.calls == [1, *["upload", "step", "step", "download"] * 2, 1]

@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,7 @@ def run(admission: Admission, one: ScheduledRequest) -> list[Slice]:
     """Admit a request and move its rows into a batch."""
     assert admit(admission, one) == ""
     slices = [one.begin()]
-    admission.on_rows_moved([], slices, 0.0)
+    admission.on_batch_began(slices, 0.0)
     return slices
 
 
@@ -56,13 +55,8 @@ def with_measured_calls(*, queue_rows: int = 10_000, batch_rows: int = 8) -> Adm
 
 def serve(admission: Admission, one: ScheduledRequest, steps: int, seconds: float) -> None:
     """Run all rows of a request to their end."""
-    slices = run(admission, one)
-    for piece in slices:
-        piece.steps, piece.done = steps, True
-    one.rows_left = 0
-    admission.on_steps_done(slices, steps, slices, 0.0, seconds)
+    admission.on_batch_ended(run(admission, one), steps, seconds)
     admission.close([one])
-    assert admission.total == Counters()
 
 
 def test_cost_is_a_line_through_the_latest_calls() -> None:
@@ -121,23 +115,24 @@ def test_closing_happens_once_and_clears_the_counters() -> None:
     one, other = request(3, steps=5, score=True), request(2, key="b")
     slices = run(admission, one)
     admit(admission, other)
-    admission.on_steps_done(slices, 2, [], 0.0, 1.0)
+    admission.on_batch_ended(slices, 2, 1.0)
+    assert admission.total == Counters(rows=5, steps=3 * 4 + 2)
+    admission.on_batch_began(slices, 1.0)
     assert admission.total == Counters(rows=5, steps=3 * 4 + 2, in_batch=3)
     assert admission.close([one, other]) == {one: 3, other: 2}
     assert admission.close([one]) == {}
-    admission.on_steps_done(slices, 1, slices, 1.0, 2.0)  # the step it was in ends later
-    admission.on_rows_moved(slices, [], 2.0)
+    admission.on_batch_ended(slices, 1, 1.0)  # the step it was in ends later
     assert admission.total == Counters()
 
 
 def test_rows_that_end_earlier_than_others_of_their_request() -> None:
     admission, one = Admission(100, 8), request(3, steps=5, tolerance=0.1)
     (rest,) = run(admission, one)
+    admission.on_batch_ended([rest], 1, 1.0)
     ended = rest.cut(1)
     ended.steps = rest.steps = 1
-    ended.done, one.rows_left = True, 2
-    admission.on_steps_done([ended, rest], 1, [ended], 0.0, 1.0)
-    assert admission.total == Counters(rows=2, steps=2 * 4, in_batch=2)
+    admission.on_rows_done(ended)
+    assert admission.total == Counters(rows=2, steps=2 * 4)
     assert admission.close([one]) == {one: 2}
     assert admission.total == Counters()
 
@@ -262,13 +257,3 @@ def test_requests_are_admitted_together_as_one_by_one(
         return [rejected[one].error_code if one in rejected else "" for one in requests], admission.total
 
     assert admitted(together=True) == admitted(together=False)
-
-
-@pytest.mark.parametrize(("seconds", "expected"), [(lambda rows: 0.01 * rows, True), (lambda rows: 0.01, False)])
-def test_rows_run_apart_where_that_is_much_shorter(seconds: Callable[[int], float], expected: bool) -> None:
-    admission = Admission(100, 8)
-    assert not admission.is_short_apart(1, 7, 0.0)  # nothing is known yet
-    for rows in (1, 8) * 10:
-        admission.on_model_call(rows, seconds(rows), 0.0)
-    assert admission.is_short_apart(1, 7, 0.0) == expected
-    assert not admission.is_short_apart(5, 3, 0.0)

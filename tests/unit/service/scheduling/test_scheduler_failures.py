@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from service.domain.errors import Draining, ModelFailure, NotReady
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceOutOfMemory
 from service.domain.tasks import Result
-from service.scheduling import worker
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
 from tests.helpers.serving import (
@@ -24,7 +22,6 @@ from tests.helpers.serving import (
     release,
     streamed,
     submitted,
-    until_queued,
     until_running,
 )
 
@@ -32,7 +29,7 @@ from tests.helpers.serving import (
 def test_the_log_says_why_the_model_failed_and_for_which_requests(caplog: pytest.LogCaptureFixture) -> None:
     model = FakeModel(gate=threading.Event(), failures={13: "CUBLAS failure 13\nwith a second line", 14: "disk full"})
     names = [(1, "fine"), (14, "other"), *((13, f"r{i}") for i in range(20))]
-    calls = [(marked(value), params(request_id=name)) for value, name in names]
+    calls = [(marked(value), params(2, request_id=name)) for value, name in names]
     fine, *failures = play(lambda scheduler: behind(scheduler, model, *calls), model, max_batch_rows=32)
     assert isinstance(fine, Result)
     assert {failure.reason for failure in failures} == {"CUBLAS failure 13", "disk full"}
@@ -45,7 +42,7 @@ def test_the_log_says_why_the_model_failed_and_for_which_requests(caplog: pytest
 
 def test_a_model_that_loses_rows_is_a_failure() -> None:
     class Short(FakeModel):
-        def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
+        def run(self, rows: FloatRows) -> FloatRows:
             return rows[:0]
 
     with pytest.raises(ModelFailure):
@@ -91,49 +88,23 @@ def test_rows_that_fit_no_batch_fail_alone(memory: int, stuck: bool, sizes: list
     assert model.sizes[: len(sizes) - 1] == sizes[:-1]
 
 
-@pytest.fixture
-def health(monkeypatch: pytest.MonkeyPatch) -> Callable[[Scheduler], list[bool]]:
-    """Records the health of a scheduler whenever a worker's death is logged."""
+def test_a_thread_that_dies_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
+    def deadly(rows: FloatRows) -> FloatRows:
+        if (rows == 2).any():
+            raise SystemExit
+        return rows
 
-    def record(scheduler: Scheduler) -> list[bool]:
-        seen = list[bool]()
-        monkeypatch.setattr(worker.logger, "critical", lambda *_, **__: seen.append(scheduler.healthy))
-        return seen
-
-    return record
-
-
-def test_a_worker_that_dies_between_steps_leaves_nobody_waiting(health: Callable[[Scheduler], list[bool]]) -> None:
-    class BrokenKey(str):
-        """Its hash fails once in a worker, which computes it when it queues the rows."""
-
-        failed = False
-
-        def __hash__(self) -> int:
-            if threading.current_thread() is not threading.main_thread() and not self.failed:
-                self.failed = True
-                raise ZeroDivisionError
-            return super().__hash__()
-
-        __eq__ = str.__eq__
-
-    model, observer = FakeModel(gate=threading.Event()), RecordingObserver()
+    observer = RecordingObserver()
 
     async def main(scheduler: Scheduler) -> None:
-        seen = health(scheduler)
-        running = submitted(scheduler, marked(1), params(2))
-        await until_running(model)
-        waiting = submitted(scheduler, marked(2), params(key=BrokenKey("broken")))
-        await until_queued(scheduler, waiting)
-        release(model)
-        for call in (running, waiting):
-            with pytest.raises(ModelFailure):
-                await call
+        with pytest.raises(ModelFailure):
+            await scheduler.run(marked(2), params(2))
         await scheduler.run(marked(3), params())
-        assert seen == [False]
+        assert scheduler.healthy
 
-    play(main, model, max_batch_rows=1, observer=observer)
+    play(main, FakeModel(function=deadly), observer=observer)
     assert observer.of("worker_replaced") == [()]
+    assert [record.levelname for record in caplog.records] == ["CRITICAL"]
 
 
 def test_before_start_it_is_not_ready() -> None:

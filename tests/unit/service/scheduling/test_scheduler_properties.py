@@ -20,7 +20,7 @@ from service.domain.tasks import Result, SchedulingParams, StepOutput, StepParam
 from service.scheduling.request import Event, ScheduledRequest
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
-from tests.helpers.serving import Clock, params, play, rows_open, rows_worth_waking
+from tests.helpers.serving import Clock, params, play, rows_open
 
 SHAPE = (2, 2, 2)
 RAISES, NOT_FINITE = 200.0, 300.0  # what f does with a row whose last value has counted up to this
@@ -46,11 +46,11 @@ class Device(FakeModel):
         super().__init__(*args, **options)  # type: ignore[arg-type]
         self.calls, self.lost_in = 0, lost_in
 
-    def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
+    def run(self, rows: FloatRows) -> FloatRows:
         self.calls += 1
         if self.lost_in and self.calls >= self.lost_in:
             raise DeviceLost("CUDA failure 700: an illegal memory access was encountered")
-        return super().run(rows, out)
+        return super().run(rows)
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,6 @@ async def told(scheduler: Scheduler, mix: Sequence[Ask], leaving: dict[int, int]
     st.sampled_from([None, (1, 2, 4, 8), (3, 8), (8,)]),
     st.sampled_from([None, None, None, 3]),
     st.lists(st.integers(0, 6), max_size=2),
-    st.sampled_from([None, 1, 4, 16]),
 )
 def test_every_row_is_what_f_gives_row_by_row(
     mix: list[Ask],
@@ -209,7 +208,6 @@ def test_every_row_is_what_f_gives_row_by_row(
     buckets: tuple[int, ...] | None,
     memory: int | None,
     losses: Collection[int],
-    least: int | None,
 ) -> None:
     """Streamed, recorded, masked, with a tolerance, one step and many; devices fail on rows, lack memory, are lost."""
     if buckets is not None and memory is not None:
@@ -223,8 +221,7 @@ def test_every_row_is_what_f_gives_row_by_row(
         assert scheduler.rows_queued == rows_open(scheduler) == 0
         assert scheduler.healthy
 
-    rule = None if least is None else rows_worth_waking(least)
-    play(main, *devices, max_batch_rows=max_batch_rows, queue_rows=1000, wake_rule=rule)
+    play(main, *devices, max_batch_rows=max_batch_rows, queue_rows=1000)
     sizes = {size for device in devices for size in device.sizes}
     assert max(sizes) <= (max_batch_rows if buckets is None else buckets[-1])
     assert buckets is None or sizes <= set(buckets)

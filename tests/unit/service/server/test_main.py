@@ -280,10 +280,10 @@ def test_without_a_device_left_it_ends_to_be_started_anew(
     gone = threading.Event()
 
     class Gone(OnnxModel):
-        def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
+        def run(self, rows: FloatRows) -> FloatRows:
             if gone.is_set():
                 raise DeviceLost("CUDA failure 700: an illegal memory access was encountered")
-            return super().run(rows, out)
+            return super().run(rows)
 
     monkeypatch.setattr("service.app.OnnxModel", Gone)
 
