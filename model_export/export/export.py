@@ -188,6 +188,8 @@ def card_of(model: TrainedModel, version: str, fields: Mapping[str, object]) -> 
                 "polarity": preset.polarity,
                 "exact": preset.network.blocks > 0 and bool(model.network.get_buffer("blocks.fitted")),
                 "steps": steps,
+                # The shares of colours are exponentials, which multiply rounding errors.
+                "tolerance": {"fp32": 1e-3} if preset.network.palette else {},
                 "opset": OPSET,
                 "data": checkpoint.data,
                 "training": {
