@@ -27,6 +27,7 @@ def measured(module: str, results: Path, *options: str) -> "subprocess.Completed
     ("command", "targets"),
     [
         ("bench_runtime --sizes 1 2", 1),
+        ("bench_path", 3),
         ("bench_scheduler --seconds 0.1 --depth 100", 3),
         ("bench_admission --callers 100", 2),
         ("bench_service --seconds 0.2 --connections 2", 7),
