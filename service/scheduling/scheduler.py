@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 _TIMER_S: Final = 0.002  # a timer of the event loop may be early by so much
 _PROGRESS_S: Final = 0.5  # between two progress events of a stream
-_OPEN_BATCHES: Final = 2  # of a GPU: one that runs, and the next one
+_OPEN_BATCHES: Final = 2  # of a GPU, or of tiles: one that runs, and the next one
 _MIN_ROWS: Final = 4  # with fewer, a row takes longer on a CPU
 # Of the open rows on a CPU: one is with the callers, one with the event loop, and one in the model. A lane has at most
 # as many batches, which it runs while the event loop is busy.
@@ -245,7 +245,9 @@ class Scheduler:
         """Give waiting rows to the lanes with the fewest batches."""
         while any(queue.row_count for queue in self._queues):
             lane = min(self._alive, key=lambda lane: len(lane.batches), default=None)
-            if lane is None or len(lane.batches) >= (_OPEN_BATCHES if lane.has_buckets else _SHARES) or self._closed:
+            if lane is None or self._closed:
+                return
+            if len(lane.batches) >= (_OPEN_BATCHES if lane.has_buckets or lane.limit == 1 else _SHARES):
                 return
             is_long = not self._queues[0].row_count or (self._is_turn_of_long and self._queues[1].row_count > 0)
             self._is_turn_of_long = not is_long

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Nodes of `ast`, of folders together; "." is the whole repository.
 NODES = {
-    ("service", "ign"): 136_850,
+    ("service", "ign"): 136_870,
     ("model_export",): 90_640,
     ("sdk",): 23_030,
     ("benchmarks",): 53_620,
