@@ -45,6 +45,7 @@ _MIN_ROWS: Final = 4  # with fewer, a row takes longer on a CPU
 # Of the open rows on a CPU: one is with the callers, one with the event loop, and one in the model. A lane has at most
 # as many batches, which it runs while the event loop is busy.
 _SHARES: Final = 3
+_MAX_STEPS: Final = 64  # of a batch, of which the event loop counts each when the batch ends
 _MAX_LOGGED_IDS: Final = 16  # of requests, in one line of the log
 
 OnBatch = Callable[[Sequence[RequestObserver | None], float, float, int], None]
@@ -275,7 +276,7 @@ class Scheduler:
         batch = Batch(
             slices=slices,
             rows=rows,
-            steps=min([piece.steps_to_next_check() for piece in slices]),
+            steps=min(_MAX_STEPS, *[piece.steps_to_next_check() for piece in slices]),
             expires=min([piece.request.expires for piece in slices]),
             reason="full" if rows >= lane.limit else "drained" if is_rest else "share",
         )

@@ -187,10 +187,13 @@ def test_models_are_opened_for_the_caller_that_has_had_least(clock: Clock, seed:
 def test_a_stream_of_one_caller_closes_between_two_steps_for_another_caller(clock: Clock) -> None:
     """And goes on later, with the same numbers."""
     shelf, allowed, began = Shelf(limit=40), threading.Semaphore(3), list[str]()
+    held_up = threading.Event()  # in a step, so the model is in use
     first, second = shelf.models["a"], shelf.models["b"]
 
     def step(rows: FloatRows) -> FloatRows:
         began.append("a")
+        if len(began) == 4:
+            held_up.set()
         assert allowed.acquire(timeout=PATIENCE_S)
         return rows * np.float32(0.5)
 
@@ -200,12 +203,11 @@ def test_a_stream_of_one_caller_closes_between_two_steps_for_another_caller(cloc
 
     async def main() -> None:
         with ExitStack() as stack:
-            model = FakeModel(function=step)
-            streaming = stack.enter_context(serving(model, memory=first))
+            streaming = stack.enter_context(serving(FakeModel(function=step), memory=first))
             other = stack.enter_context(serving(FakeModel(function=other_step), memory=second))
             first.callers[:1] = second.callers[:1] = []
             stream = asyncio.create_task(streaming.run(marked(1), params(40, tolerance=1e-30, key="a")))
-            assert await asyncio.to_thread(model.entered.wait, PATIENCE_S)
+            assert await asyncio.to_thread(held_up.wait, PATIENCE_S)
             asked = asyncio.create_task(other.run(marked(2), params(key="b")))
             assert await asyncio.to_thread(first.claimed.wait, PATIENCE_S)
             claimed_after = len(began)
