@@ -26,7 +26,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Send
 
 from service.api.request import MIN_HELD, ApiRequest, field_name
-from service.domain.errors import IgnError
+from service.domain.errors import IgnError, forget_frames
 from service.domain.tasks import Images, Result, SchedulingParams, StreamProgress
 from service.images.pool import CodecThread
 from service.models.registry import ServedModel
@@ -319,6 +319,10 @@ async def _run_tiles(call: Call, send: Send) -> bytes:
         return last
     finally:
         task.cancel()
+        while not events.empty():
+            event = events.get_nowait()
+            if isinstance(event, Exception):  # that nobody has read
+                forget_frames(event)
 
 
 async def _deliver(result: Coroutine[Any, Any, Result], events: "asyncio.Queue[Any]") -> None:
