@@ -18,12 +18,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Nodes of `ast`, of folders together; "." is the whole repository.
 NODES = {
-    ("service", "ign"): 136_870,
+    ("service", "ign"): 136_910,
     ("model_export",): 90_640,
     ("sdk",): 23_030,
     ("benchmarks",): 53_620,
     ("tests",): 328_170,
-    (".",): 637_240,
+    (".",): 637_300,
 }
 FILE_LINES = 600
 SERVICE_MODULES = 81  # without `__init__`
