@@ -203,7 +203,7 @@ def create_app(services: AppState, *, on_loaded: OnLoaded = _log_error) -> Appli
     page.install(app, settings.site)
     problems.install(app)
     routes = [route for router in _ROUTERS for route in router.routes]
-    table = RouteTable([*routes, *app.routes], _ENDPOINTS)
+    table = RouteTable([*routes, *app.routes], _ENDPOINTS, settings.private_endpoints)
     return Application(services, app, table, keys=None if keys is None else ApiKeys(keys), rates=rates)
 
 

@@ -12,19 +12,22 @@ configured, a path needs a key unless it is listed as open.
 
 import hashlib
 import ipaddress
-from collections.abc import Collection, MutableMapping, Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 from starlette.datastructures import Headers
 
-from service.api.request import RequestHeaders
+from service.api.body import RequestHeaders
 from service.domain.errors import ForbiddenError, StartupError, UnauthorizedError, reason_of
 from service.domain.rate_limit import EXPECTED, Rate
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.api.request import ApiRequest
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 ScopeName = Literal["infer", "admin"]
@@ -118,12 +121,12 @@ class ApiKeys:
         # A lookup by digest reveals nothing of a key: nobody can choose digests that are near to that of a key.
         self._keys = {key.sha256: key for key in keys}
 
-    def identify(self, headers: RequestHeaders, state: MutableMapping[str, Any], needed: ScopeName = "infer") -> None:
-        """Set the name of the caller's API key and its quota in the state of the request.
+    def identify(self, request: "ApiRequest", needed: ScopeName = "infer") -> None:
+        """Set the name of the caller's API key and its quota in the request.
 
         Raises `UnauthorizedError` without a valid key, and `ForbiddenError` if the key does not have the scope.
         """
-        values = headers.getlist("authorization")
+        values = request.headers.getlist(b"authorization")
         # Several headers are rejected, because proxies disagree on which of them counts.
         scheme, _, token = values[0].partition(" ") if len(values) == 1 else ("", "", "")
         token = token.strip()
@@ -132,7 +135,7 @@ class ApiKeys:
         key = self._keys.get(hashlib.sha256(token.encode("latin-1")).hexdigest())
         if key is None:
             raise UnauthorizedError("this key is not known")
-        state.update(caller=key.name, api_key=key.name, quota=key.quota)
+        request.caller, request.api_key, request.quota = key.name, key.name, key.quota
         if needed not in key.scopes:
             raise ForbiddenError(f"this key does not have the scope {needed}")
 
@@ -143,9 +146,9 @@ def check_origin(headers: RequestHeaders, allowed: Collection[str]) -> None:
     Its `Origin` must be the service's own or one of ``allowed``. Browsers say in `Sec-Fetch-Site` whether it is its own
     when they use https, or for localhost, so that a proxy may have changed `Host`.
     """
-    origin = headers.get("origin")
-    is_own = origin is None or origin.partition("://")[2] == headers.get("host")
-    is_own = headers.get("sec-fetch-site", "none" if is_own else "") in ("same-origin", "none")
+    origin = headers.get(b"origin")
+    is_own = origin is None or origin.partition("://")[2] == headers.get(b"host")
+    is_own = headers.get(b"sec-fetch-site", "none" if is_own else "") in ("same-origin", "none")
     if not is_own and origin not in allowed:
         raise ForbiddenError("pages of other sites may not send this (IGN_CORS_ORIGINS)")
 

@@ -5,6 +5,7 @@ from typing import Final
 
 from starlette.types import Scope
 
+from service.api.body import RequestHeaders
 from service.domain.errors import HeadTooLarge, IgnError, MalformedRequest, NotSupported, UnsupportedMedia
 
 MAX_HEAD_BYTES: Final = 1 << 14  # request line and headers; also trailers, and the extensions of one chunk
@@ -22,9 +23,9 @@ def check_head_size(size: int, count: int) -> None:
         raise HeadTooLarge(f"the head of the request is larger than {MAX_HEAD_BYTES} bytes or {MAX_HEADERS} headers")
 
 
-def check_head(scope: Scope, headers: Sequence[tuple[bytes, bytes]]) -> IgnError | None:
+def check_head(scope: Scope, headers: RequestHeaders) -> IgnError | None:
     """What is wrong with a parsed head, if anything. The parser has checked `Content-Length`."""
-    names, http_version = dict(headers), scope["http_version"]
+    names, http_version = headers.first, scope["http_version"]
     if len(scope["query_string"]) > MAX_QUERY_BYTES:
         return HeadTooLarge(f"the query is longer than {MAX_QUERY_BYTES} bytes")
     if len(names.get(b"content-type", b"")) > MAX_CONTENT_TYPE:
@@ -33,16 +34,17 @@ def check_head(scope: Scope, headers: Sequence[tuple[bytes, bytes]]) -> IgnError
         return MalformedRequest("the request is not HTTP/1.1")
     if b"host" not in names and http_version == "1.1":
         return MalformedRequest("Host: send this header once")
-    if len(names) < len(headers):
+    if len(names) < len(headers.fields):
         for once, error in ((b"host", MalformedRequest), (b"content-encoding", UnsupportedMedia)):
-            if sum(name == once for name, _ in headers) > 1:
+            if len(headers.getlist(once)) > 1:
                 return error(f"{once.decode().title()}: send this header once")
-    return _check_transfer_encoding(http_version, headers) if b"transfer-encoding" in names else None
+    encodings = headers.getlist(b"transfer-encoding")
+    return _check_transfer_encoding(http_version, encodings) if encodings else None
 
 
-def _check_transfer_encoding(http_version: str, headers: Sequence[tuple[bytes, bytes]]) -> IgnError | None:
+def _check_transfer_encoding(http_version: str, values: Sequence[str]) -> IgnError | None:
     if http_version == "1.0":
         return MalformedRequest("Transfer-Encoding: not defined in HTTP/1.0")
-    if [value.strip().lower() for name, value in headers if name == b"transfer-encoding"] != [b"chunked"]:
+    if [value.strip().lower() for value in values] != ["chunked"]:
         return NotSupported("Transfer-Encoding: only chunked is supported")
     return None

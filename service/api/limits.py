@@ -3,8 +3,8 @@
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, MutableMapping
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final, Protocol
 
 from service.domain.errors import OverShare, RateLimited, TooLarge, TooManyBytes, TooManyConnections
 from service.domain.rate_limit import GCRA, Rate, SharedGCRA
@@ -12,6 +12,13 @@ from service.domain.shares import Capacity, Shares
 
 ERRORS_OF_SECOND = 250.0  # however slow the model is: up to 4 % of the event loop's time
 _MOST_WAIT_S: Final = 0.75  # less than the server waits for connections when it stops
+
+
+class Holder(Protocol):
+    """A request that holds bytes."""
+
+    caller: str
+    held_bytes: int
 
 
 class InFlightRequests:
@@ -46,7 +53,7 @@ class InFlightRequests:
         self._idle.clear()
         return epoch
 
-    def hold(self, state: MutableMapping[str, Any], size: int) -> None:
+    def hold(self, request: "Holder", size: int) -> None:
         """Count bytes until their request ends.
 
         Raises `OverShare` or `TooManyBytes` if there is no room for them now, and `TooLarge` if there never is.
@@ -54,7 +61,7 @@ class InFlightRequests:
         Bytes of a body count as they arrive. If an announced length counted, a few slow clients could reserve
         everything without sending a byte.
         """
-        caller, held = state["caller"], state.get("held_bytes", 0)
+        caller, held = request.caller, request.held_bytes
         capacity = self.bytes.capacity.size
         if held + size > capacity:
             text = f"the request needs {held + size} bytes; the limit, IGN_MAX_INFLIGHT_BYTES, is {capacity}"
@@ -63,13 +70,13 @@ class InFlightRequests:
             if self.bytes.is_over_share(caller, size):
                 raise OverShare("the requests of this caller hold too many bytes (IGN_MAX_INFLIGHT_BYTES)")
             raise TooManyBytes("the requests in flight hold too many bytes")
-        state["held_bytes"] = held + size
+        request.held_bytes = held + size
 
-    def leave(self, epoch: "Epoch", state: Mapping[str, Any]) -> None:
+    def leave(self, epoch: "Epoch", caller: str, held_bytes: int) -> None:
         """Count a request that has ended, and the bytes that `hold` counted for it."""
-        self.requests.give_back(state["caller"], 1)
-        if held := state.get("held_bytes"):
-            self.bytes.give_back(state["caller"], held)
+        self.requests.give_back(caller, 1)
+        if held_bytes:
+            self.bytes.give_back(caller, held_bytes)
         if not self.count:
             self._idle.set()
         epoch.requests -= 1
@@ -138,10 +145,10 @@ class CallerRates:
     ) -> None:
         self._rate, self._limiter, self._clock = rate, limiter or GCRA(), clock
 
-    def count(self, state: Mapping[str, Any]) -> None:
-        """Count a request with this state, or raise `RateLimited` if it is beyond the rate of its caller."""
-        rate: Rate | None = state.get("quota") or self._rate
+    def count(self, caller: str, quota: Rate | None = None) -> None:
+        """Count a request, or raise `RateLimited` if it is beyond the ``quota``, or the common rate, of its caller."""
+        rate = quota or self._rate
         if rate is not None:
-            wait = self._limiter.wait(state["caller"], rate, self._clock())
+            wait = self._limiter.wait(caller, rate, self._clock())
             if wait:
                 raise RateLimited(f"more than {rate}", retry_after=wait)

@@ -15,7 +15,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import QueryParams
 
-from service.api.request import parse_content_type, printable_name
+from service.api.body import parse_content_type, printable_name
 from service.domain.errors import InvalidContent, MalformedRequest
 
 MUST_BE_A_FILE: Final = "must be a file, with a file name or the Content-Type of an image; with curl, -F NAME=@FILE"

@@ -17,15 +17,14 @@ of the request then continues with the next stage.
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Send
+from starlette.types import Send
 
-from service.api.request import MIN_HELD, ApiRequest, field_name
+from service.api.body import MIN_HELD
+from service.api.request import ApiRequest, ResponseParts
 from service.domain.errors import IgnError, forget_frames
 from service.domain.tasks import Images, Result, SchedulingParams, StreamProgress
 from service.images.pool import CodecThread
@@ -35,15 +34,11 @@ LARGE_BODY: Final = 1 << 15  # bytes; a larger body is parsed in the codec pool
 MAX_PER_TURN: Final = 32  # requests of one turn of the event loop: about 2 ms of work
 _MAX_BYTES_PER_TURN: Final = 1 << 16  # of their bodies; a body of 16 KiB takes as long as forty of 400 bytes
 
-_GRACE_S: Final = 0.25  # most requests end within this time, even under load, and need no task that watches them
-
 Item = TypeVar("Item")
 Key = TypeVar("Key")
 
 PathParameters = Mapping[str, str]
 """The parameters in the path of a request, by their names in the template of its route."""
-ResponseParts = tuple[dict[str, str], Sequence[bytes | memoryview], str]
-"""Headers, pieces of the body and media type of a response with status 200."""
 
 
 class Plan(NamedTuple):
@@ -113,139 +108,105 @@ class Endpoint(NamedTuple):
     methods: tuple[str, ...] = ("POST",)
 
 
-@dataclass(slots=True, eq=False)
-class Call:
-    """One request in the pipeline; `progress` ends when its task has something to do again."""
-
-    endpoint: Endpoint
-    api: ApiRequest
-    parameters: PathParameters
-    body: bytes
-    progress: "asyncio.Future[None] | None" = None
-    work: Any = None
-    inputs: Any = None
-    handle: Any = None  # of the scheduler, until the last event
-    events: "asyncio.Queue[Any] | None" = None
-    result: Result | None = None
-    response: ResponseParts | None = None
-
-    def ended(self) -> tuple[Any, Images, Any]:
-        """What `Endpoint.encode` gets."""
-        return self.work, self.inputs.rows, self.result
-
-    def clear(self) -> None:
-        """Drop the arrays of a request that is over, whoever still holds the call."""
-        self.progress = self.work = self.inputs = self.events = self.result = self.response = None
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether nothing awaits this call: it failed, it has advanced, or its client has gone."""
-        return self.progress is None or self.progress.done()
-
-    def advance(self) -> None:
-        """Let the task of the request continue."""
-        if self.progress is not None and not self.progress.done():
-            self.progress.set_result(None)
-
-    def fail(self, exc: Exception) -> None:
-        """End the request with an error."""
-        if self.progress is not None and not self.progress.done():
-            self.progress.set_exception(exc)
-
-
 class Pipeline:
     """Runs the stages of requests. Belongs to one event loop."""
 
     def __init__(self) -> None:
-        self._arrived: list[Call] = []
-        self._running: dict[Any, Call] = {}  # by the handle of the scheduler
-        self._disconnects = DisconnectSweep()
+        self._arrived: list[ApiRequest] = []
+        self._running: dict[Any, ApiRequest] = {}  # by the handle of the scheduler
 
-    async def run(self, endpoint: Endpoint, api: ApiRequest, parameters: PathParameters, send: Send) -> None:
+    async def run(self, stages: Endpoint, request: ApiRequest, send: Send) -> None:
         """Answer one request; if its client disconnects, its rows are dropped and `ClientDisconnect` is raised.
 
         It raises the reason of a problem document, unless the response has started.
         """
-        endpoint.check(api)
-        call = Call(endpoint, api, parameters, await api.read_body())
+        request.accept()
+        request.stages = stages
+        stages.check(request)
+        request.body = await request.read_body()
         response = None
+        request.task = task = asyncio.current_task()
         try:
-            with DisconnectWatch(self._disconnects, api.receive):
-                last = await self._run(call, send)
-            response = call.response
+            last = await self._run(stages, request, send)
+            response = request.response
+        except asyncio.CancelledError:
+            # As of `asyncio.timeout`: the cancellation by `disconnect` is taken back, those of others reach them.
+            if request.is_gone and task is not None and task.uncancel() == 0:
+                raise ClientDisconnect from None
+            raise
         finally:
-            api.is_over = True
-            self._forget(call)
+            request.is_over = True
+            self._forget(request)
         if response is not None:
-            await _send(response, send)
+            await _send(request, response, send)
         else:  # of a stream; sent here, because a client that stops reading holds up `send`
             await send({"type": "http.response.body", "body": last})
 
-    async def _run(self, call: Call, send: Send) -> bytes:
+    async def _run(self, stages: Endpoint, request: ApiRequest, send: Send) -> bytes:
         """Run the stages: large parts in the codec pool, small ones in turns; returns the last piece of a stream."""
-        api = call.api
-        if call.endpoint.has_large_body(api, call.body):
-            await api.run_codec("decode", lambda _: _parse(call))
-        await self._join_turn(call)
-        if call.inputs is None:  # decoding is large
-            await self._decode_large(call)
-        if call.work.is_tiled:
-            return await _run_tiles(call, send)
-        if call.events is not None:
-            last: bytes = await call.work.send_events(call.inputs, call.events, send)
+        if stages.has_large_body(request, request.body):
+            await request.run_codec("decode", lambda _: _parse(request))
+        await self._join_turn(request)
+        if request.inputs is None:  # decoding is large
+            await self._decode_large(request)
+        if request.work.is_tiled:
+            return await _run_tiles(request, send)
+        if request.events is not None:
+            last: bytes = await request.work.send_events(request.inputs, request.events, send)
             return last
-        if call.response is None:  # so is the response
-            await _respond_large(call)
+        if request.response is None:  # so is the response
+            await _respond_large(request)
         return b""
 
-    async def _decode_large(self, call: Call) -> None:
+    async def _decode_large(self, request: ApiRequest) -> None:
         """Decode in the codec pool, but only for rows that have room in the queue when this begins."""
-        work, api = call.work, call.api
+        work = request.work
         if work.plan is None:
-            await api.run_codec("decode", work.open)
-            _hold_plan(call)
-        call.progress = progress = asyncio.get_running_loop().create_future()
+            await request.run_codec("decode", work.open)
+            _hold_plan(request)
+        request.progress = progress = asyncio.get_running_loop().create_future()
         scheduler = work.model.scheduler
         rows = min(work.plan.rows, scheduler.batch_rows) if work.is_tiled else work.plan.rows
-        with scheduler.room_for(rows, api.caller):
-            call.inputs = await api.run_codec("decode", partial(call.endpoint.decode_large, work))
+        with scheduler.room_for(rows, request.caller):
+            request.inputs = await request.run_codec("decode", partial(request.stages.decode_large, work))
         if work.is_tiled:
             return
-        self._submit(work.model, [call])  # directly: nobody else takes the room
+        self._submit(work.model, [request])  # directly: nobody else takes the room
         await progress
 
-    def _forget(self, call: Call) -> None:
-        """Cancel what still runs. An error in ``progress`` holds the frames that hold the call: break the cycle."""
-        if call.handle is not None:
-            del self._running[call.handle]
-            call.work.model.scheduler.cancel(call.handle)
-        call.clear()
+    def _forget(self, request: ApiRequest) -> None:
+        """Cancel what still runs. An error in ``progress`` holds the frames that hold the request: break the cycle."""
+        if request.handle is not None:
+            del self._running[request.handle]
+            request.work.model.scheduler.cancel(request.handle)
+        request.clear()
 
-    def _join_turn(self, call: Call) -> "asyncio.Future[None]":
+    def _join_turn(self, request: ApiRequest) -> "asyncio.Future[None]":
         """Run the stages for a request in this turn or a later one."""
         loop = asyncio.get_running_loop()
         if not self._arrived:
             loop.call_soon(self._turn)
-        self._arrived.append(call)
-        call.progress = loop.create_future()
-        return call.progress
+        self._arrived.append(request)
+        request.progress = loop.create_future()
+        return request.progress
 
     def _turn(self) -> None:
         """The stages up to the scheduler, for the requests that arrived in this turn."""
-        calls = [call for call in self._take() if not call.is_settled]
-        for call in calls:
-            _parse_small(call)
-        calls = [call for call in calls if not call.is_settled]
-        small = [call for call in calls if not call.work.is_large]
-        for call in calls:
-            if call.work.is_large:
-                call.advance()
-        for decode, group in _grouped(small, lambda call: call.endpoint.decode):
+        requests = [request for request in self._take() if not request.is_settled]
+        for request in requests:
+            _parse_small(request)
+        requests = [request for request in requests if not request.is_settled]
+        small = [request for request in requests if not request.work.is_large]
+        for request in requests:
+            if request.work.is_large:
+                request.advance()
+        for decode, group in _grouped(small, lambda request: request.stages.decode):
             _decode(decode, group)
-        for model, group in _grouped([call for call in small if call.inputs is not None], lambda call: call.work.model):
+        decoded = [request for request in small if request.inputs is not None]
+        for model, group in _grouped(decoded, lambda request: request.work.model):
             self._submit(model, group)
 
-    def _take(self) -> list[Call]:
+    def _take(self) -> list[ApiRequest]:
         arrived, size, count = self._arrived, 0, 0
         while count < min(len(arrived), MAX_PER_TURN) and size < _MAX_BYTES_PER_TURN:
             size += 0 if arrived[count].work is not None else len(arrived[count].body)
@@ -255,62 +216,62 @@ class Pipeline:
             asyncio.get_running_loop().call_soon(self._turn)
         return arrived[:count]
 
-    def _submit(self, model: ServedModel, calls: list[Call]) -> None:
+    def _submit(self, model: ServedModel, requests: list[ApiRequest]) -> None:
         try:
-            requests = [(call.inputs.rows, call.work.scheduling(call.inputs)) for call in calls]
-            handles = model.scheduler.submit(requests, self._on_events)
+            rows = [(request.inputs.rows, request.work.scheduling(request.inputs)) for request in requests]
+            handles = model.scheduler.submit(rows, self._on_events)
         except Exception as exc:
-            for call in calls:
-                call.fail(exc)
+            for request in requests:
+                request.fail(exc)
             return
-        for call, (_, params), handle in zip(calls, requests, handles, strict=True):
+        for request, (_, params), handle in zip(requests, rows, handles, strict=True):
             if isinstance(handle, IgnError):
-                call.fail(call.work.error(handle))
+                request.fail(request.work.error(handle))
                 continue
-            call.handle = handle
-            self._running[handle] = call
+            request.handle = handle
+            self._running[handle] = request
             if params.streamed:
-                call.events = asyncio.Queue()
-                call.advance()
+                request.events = asyncio.Queue()
+                request.advance()
 
     def _on_events(self, events: list[tuple[Any, Any]]) -> None:
         """Called by a scheduler with what its requests have to deliver in this turn."""
-        ended: list[Call] = []
+        ended: list[ApiRequest] = []
         for handle, event in events:
-            call = self._running.get(handle)
-            if call is None:  # the client has disconnected
+            request = self._running.get(handle)
+            if request is None:  # the client has disconnected
                 continue
             if isinstance(event, Result | IgnError):
                 del self._running[handle]
-                call.handle = None
-            if call.events is not None:
+                request.handle = None
+            if request.events is not None:
                 # Steps that wait for a slow reader are counted as bytes of its response; progress would only add up.
-                if call.events.empty() or not isinstance(event, StreamProgress):
-                    call.events.put_nowait(event)
+                if request.events.empty() or not isinstance(event, StreamProgress):
+                    request.events.put_nowait(event)
             elif isinstance(event, IgnError):
-                call.fail(call.work.error(event))
+                request.fail(request.work.error(event))
             else:
-                call.result = event
-                ended.append(call)
+                request.result = event
+                ended.append(request)
         self._respond(ended)
 
-    def _respond(self, ended: list[Call]) -> None:
+    def _respond(self, ended: list[ApiRequest]) -> None:
         if len(ended) > MAX_PER_TURN:
             asyncio.get_running_loop().call_soon(self._respond, ended[MAX_PER_TURN:])
-        calls = [call for call in ended[:MAX_PER_TURN] if not call.is_settled]
-        small = [call for call in calls if not call.work.has_large_response]
-        for endpoint, group in _grouped(small, lambda call: call.endpoint):
-            _respond_to(endpoint, group)
-        for call in calls:
-            call.advance()
+        requests = [request for request in ended[:MAX_PER_TURN] if not request.is_settled]
+        small = [request for request in requests if not request.work.has_large_response]
+        for stages, group in _grouped(small, lambda request: request.stages):
+            _respond_to(stages, group)
+        for request in requests:
+            request.advance()
 
 
-async def _run_tiles(call: Call, send: Send) -> bytes:
+async def _run_tiles(request: ApiRequest, send: Send) -> bytes:
     """Run the tiles of a request and respond; returns the last piece of a stream."""
-    work, inputs = call.work, call.inputs
+    work, inputs = request.work, request.inputs
     if not work.scheduling(inputs).streamed:
-        call.result = await work.run_tiles(inputs)
-        await _respond_large(call)
+        request.result = await work.run_tiles(inputs)
+        await _respond_large(request)
         return b""
     events = asyncio.Queue[Any]()
     task = asyncio.create_task(_deliver(work.run_tiles(inputs, events.put_nowait), events))
@@ -332,83 +293,86 @@ async def _deliver(result: Coroutine[Any, Any, Result], events: "asyncio.Queue[A
         events.put_nowait(exc)
 
 
-async def _respond_large(call: Call) -> None:
-    endpoint, ended = call.endpoint, [call.ended()]
-    (content,) = await call.api.run_codec("encode", lambda _: endpoint.encode(ended))
-    (call.response,) = endpoint.respond([(call.work, content)])
+async def _respond_large(request: ApiRequest) -> None:
+    stages, ended = request.stages, [request.ended()]
+    (content,) = await request.run_codec("encode", lambda _: stages.encode(ended))
+    (request.response,) = stages.respond([(request.work, content)])
 
 
-def _parse(call: Call) -> None:
-    call.work = call.endpoint.parse(call.api, call.body, call.parameters)
-    call.body = b""
+def _parse(request: ApiRequest) -> None:
+    request.work = request.stages.parse(request, request.body, request.route.parameters)
+    request.body = b""
 
 
-def _hold_plan(call: Call) -> None:
-    plan: Plan = call.work.plan
-    state = call.api.state
-    state["rows"] = plan.rows
-    state["steps"] = plan.steps
+def _hold_plan(request: ApiRequest) -> None:
+    plan: Plan = request.work.plan
+    request.rows, request.steps = plan.rows, plan.steps
     if plan.bytes > MIN_HELD:
-        call.api.services.in_flight.hold(state, plan.bytes)
+        request.hold(plan.bytes)
 
 
-def _parse_small(call: Call) -> None:
+def _parse_small(request: ApiRequest) -> None:
     """Parse the body, unless the codec pool has, and count what the response will take: before a row runs for it."""
     start = time.perf_counter()
     try:
-        if call.work is None:
-            _parse(call)
-        if call.work.plan is not None:
-            _hold_plan(call)
+        if request.work is None:
+            _parse(request)
+        if request.work.plan is not None:
+            _hold_plan(request)
     except Exception as exc:
-        call.fail(exc)
-    call.api.spend("decode", time.perf_counter() - start)
+        request.fail(exc)
+    request.spend("decode", time.perf_counter() - start)
 
 
-def _decode(decode: Callable[[Sequence[Any]], Sequence[Any]], calls: list[Call]) -> None:
+def _decode(decode: Callable[[Sequence[Any]], Sequence[Any]], requests: list[ApiRequest]) -> None:
     try:
-        decoded = decode([call.work for call in calls])
+        decoded = decode([request.work for request in requests])
     except Exception as exc:
-        _each_alone(partial(_decode, decode), calls, exc)
+        _each_alone(partial(_decode, decode), requests, exc)
         return
-    for call, inputs in zip(calls, decoded, strict=True):
+    for request, inputs in zip(requests, decoded, strict=True):
         if isinstance(inputs, Exception):
-            call.fail(inputs)
+            request.fail(inputs)
         else:
-            call.inputs = inputs
+            request.inputs = inputs
 
 
-def _respond_to(endpoint: Endpoint, calls: list[Call]) -> None:
+def _respond_to(endpoint: Endpoint, requests: list[ApiRequest]) -> None:
     try:
-        contents = endpoint.encode([call.ended() for call in calls])
+        contents = endpoint.encode([request.ended() for request in requests])
     except Exception as exc:
-        _each_alone(partial(_respond_to, endpoint), calls, exc)
+        _each_alone(partial(_respond_to, endpoint), requests, exc)
         return
     try:
-        responses = endpoint.respond([(call.work, content) for call, content in zip(calls, contents, strict=True)])
+        responses = endpoint.respond(
+            [(request.work, content) for request, content in zip(requests, contents, strict=True)]
+        )
     except Exception as exc:  # not again: the rows are counted
-        for call in calls:
-            call.fail(exc)
+        for request in requests:
+            request.fail(exc)
         return
-    for call, response in zip(calls, responses, strict=True):
-        call.response = response
+    for request, response in zip(requests, responses, strict=True):
+        request.response = response
 
 
-def _each_alone(stage: Callable[[list[Call]], None], calls: list[Call], exc: Exception) -> None:
+def _each_alone(stage: Callable[[list[ApiRequest]], None], requests: list[ApiRequest], exc: Exception) -> None:
     """After a stage has raised: the error of one request, such as its deadline, must not end the others."""
-    if len(calls) == 1:
-        calls[0].fail(exc)
+    if len(requests) == 1:
+        requests[0].fail(exc)
         return
-    for call in calls:
-        stage([call])
+    for request in requests:
+        stage([request])
 
 
-async def _send(response: ResponseParts, send: Send) -> None:
+async def _send(request: ApiRequest, response: ResponseParts, send: Send) -> None:
     """Send piece after piece, as fast as the client reads; joining pieces would copy up to 60 MB on the event loop."""
     headers, pieces, media_type = response
-    raw = [(field_name(name), value.encode("latin-1")) for name, value in headers.items()]
-    raw += ((b"content-length", b"%d" % sum(map(len, pieces))), (b"content-type", media_type.encode("ascii")))
-    await send({"type": "http.response.start", "status": 200, "headers": raw})
+    headers += [
+        request.server_timing(),
+        (b"content-length", b"%d" % sum(map(len, pieces))),
+        (b"content-type", media_type.encode("ascii")),
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
     for piece in pieces[:-1]:
         await send({"type": "http.response.body", "body": piece, "more_body": True})
     await send({"type": "http.response.body", "body": pieces[-1]})
@@ -420,81 +384,3 @@ def _grouped(items: Sequence[Item], key: Callable[[Item], Key]) -> Iterable[tupl
     for item in items:
         groups.setdefault(key(item), []).append(item)
     return groups.items()
-
-
-class DisconnectSweep:
-    """Watches the requests that last longer than a quarter of a second. Belongs to one event loop.
-
-    ASGI reports a disconnect only to a task that waits in `receive`. A request enters a `DisconnectWatch` block, which
-    costs next to nothing; one timer for all blocks starts a task for each block that has become old.
-    """
-
-    def __init__(self) -> None:
-        self._young: dict[DisconnectWatch, float] = {}  # in the order of their beginning
-        self._timer: asyncio.TimerHandle | None = None
-
-    def add(self, block: "DisconnectWatch", loop: asyncio.AbstractEventLoop) -> None:
-        """Start ``block`` when it has become old."""
-        self._young[block] = loop.time()
-        if self._timer is None:
-            self._timer = loop.call_later(_GRACE_S, self._sweep, loop)
-
-    def remove(self, block: "DisconnectWatch") -> None:
-        """Forget a block that has ended."""
-        self._young.pop(block, None)
-
-    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        latest = loop.time() - _GRACE_S
-        for block in [block for block, since in self._young.items() if since <= latest]:
-            del self._young[block]
-            block.start(loop)
-        self._timer = loop.call_later(_GRACE_S, self._sweep, loop) if self._young else None
-
-
-class DisconnectWatch:
-    """A block that ends with `ClientDisconnect` when the client disconnects.
-
-    Use it after the body was read: it consumes every further message of ``receive``. A cancellation by somebody else
-    stays a `CancelledError`. If ``receive`` raises, so does the block.
-    """
-
-    __slots__ = ("_cancel_requests", "_failure", "_receive", "_sweep", "_task", "_watching")
-
-    def __init__(self, sweep: DisconnectSweep, receive: Receive) -> None:
-        self._sweep, self._receive = sweep, receive
-        self._task: asyncio.Task[object] | None = None
-        self._watching: asyncio.Task[None] | None = None
-        self._failure: BaseException | None = None  # once this block has cancelled its task
-
-    def __enter__(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._task = task = asyncio.current_task(loop)
-        self._cancel_requests = task.cancelling() if task else 0  # those before this block
-        self._sweep.add(self, loop)
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        task, self._task = self._task, None  # breaks the cycles of this object and its tasks
-        if self._watching is None:
-            self._sweep.remove(self)
-            return
-        watching, self._watching = self._watching, None
-        if self._failure is None or task is None:
-            watching.cancel()
-        # `uncancel` takes back this block's request, as `asyncio.timeout` does. Those of others must reach them.
-        elif task.uncancel() <= self._cancel_requests and isinstance(exc, asyncio.CancelledError):
-            raise self._failure from None
-
-    def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin to watch."""
-        self._watching = loop.create_task(self._wait())
-
-    async def _wait(self) -> None:
-        failure: Exception = ClientDisconnect()
-        try:
-            while (await self._receive())["type"] != "http.disconnect":
-                pass
-        except Exception as exc:  # after a failure of the channel nobody can receive the response
-            failure = exc
-        if self._task is not None:
-            self._failure = failure
-            self._task.cancel()

@@ -1,86 +1,50 @@
-"""One request to an endpoint that runs a model: its head, body, deadline, codec jobs and timing.
+"""One request, from its head to its line in the log.
 
-A JSON body with a syntax error raises `MalformedRequest` (400). A well-formed body with an invalid value raises
-`InvalidContent` (422), which names the field. If the client disconnects, Starlette's `ClientDisconnect` is raised.
-The parsers are synchronous: large bodies are parsed in the codec pool.
+    begin ─▶ admit ─▶ body ─▶ parse ─▶ decode ─▶ submit ─▶ respond ─▶ record
+
+`service.api.application` begins, admits and records it; `service.api.pipeline` runs the stages between. Each step fills
+what later ones read, so no part of the service keeps a record of its own.
 """
 
 import asyncio
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from functools import lru_cache, partial
-from io import BytesIO
-from math import isfinite
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from http import HTTPStatus
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import from_json
-from python_multipart.multipart import parse_options_header
 from starlette.datastructures import QueryParams
-from starlette.requests import ClientDisconnect
-from starlette.types import Receive
+from starlette.types import Message, Receive, Scope, Send
 
 from service.api.app_state import AppState
-from service.api.negotiation import Json, Media, negotiate
-from service.api.problems import describe
-from service.domain.errors import (
-    BodyTooSlow,
-    DeadlineExceeded,
-    InvalidContent,
-    MalformedRequest,
-    TooLarge,
-    UnsupportedMedia,
-)
-from service.domain.tasks import Result
+from service.api.body import RequestHeaders, parse_content_type, printable_name, read_body
+from service.api.heads import WHOLE_RESPONSE
+from service.api.limits import Epoch, ErrorPace
+from service.api.negotiation import Media, negotiate
+from service.domain.errors import BodyTooSlow, DeadlineExceeded, IgnError, InvalidContent, MalformedRequest
+from service.domain.rate_limit import Rate
+from service.domain.tasks import Images, Result
 from service.images.pool import Job
 from service.models.registry import ServedModel
+from service.observability.logs import TraceContext
 
 if TYPE_CHECKING:
     from service.observability.tracing import RequestSpans
 
 T = TypeVar("T")
-Body = TypeVar("Body", bound=BaseModel)
 
-MAX_DEPTH: Final = 32  # of nested objects and arrays in a JSON body
-MAX_VALUES: Final = 200_000
-"""Most values in a JSON body, objects and arrays included. Parsing and rejecting one takes about 1 µs and 200 bytes, so
-16 MiB of empty objects would take many seconds and a gigabyte. The largest request has one image for each of at most
-65 536 images. Bodies of the Open Inference Protocol hold more numbers; `service.api.oip.tensors` adds them."""
+UNMATCHED: Final = "unmatched"
+RawHeaders = list[tuple[bytes, bytes]]
+"""Header fields as ASGI has them."""
+ResponseParts = tuple[RawHeaders, Sequence[bytes | memoryview], str]
+"""Headers, pieces of the body and media type of a response with status 200."""
 
-_NO_LIMIT: Final = nullcontext()
-MIN_HELD: Final = 1 << 12  # bytes; fewer are not worth counting: 1024 requests hold 4 MiB of them
-_MAX_NAME: Final = 200  # characters of a field name from the request that an error repeats
-# The usual values of Content-Type. They have no parameters, so they need no parser.
-_PARAMETERLESS: Final = frozenset(("application/json", "image/png", "image/jpeg", "image/webp"))
 _SECONDS: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
-
-
-class RequestHeaders:
-    """The header fields of a request, found by name in constant time; of repeated ones, `get` returns the first."""
-
-    def __init__(self, fields: Sequence[tuple[bytes, bytes]]) -> None:
-        self.fields = fields
-        self._first = dict(reversed(fields))
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """The value of the field, or ``default``."""
-        value = self._first.get(field_name(key))
-        return default if value is None else value.decode("latin-1")
-
-    def getlist(self, key: str) -> list[str]:
-        """Every value of a field, in order."""
-        name = field_name(key)
-        if name not in self._first:
-            return []
-        return [value.decode("latin-1") for each, value in self.fields if each == name]
-
-
-@lru_cache
-def field_name(key: str) -> bytes:
-    """The name of a header as ASGI has it."""
-    return key.lower().encode("latin-1")
+_DISCARD_BYTES: Final = 1 << 26
+_UNREAD_BYTES, _MAX_DIGITS = 1 << 16, 10  # of a body that is received without a valid key; of its Content-Length
+_DISCARD_S, _QUIET_S = 30.0, 0.5  # for the whole of an unwanted body, and for the next part of it
 
 
 class NotModified(Exception):
@@ -91,42 +55,104 @@ class NotModified(Exception):
         self.headers = headers
 
 
-class ApiRequest:
-    """A request to an endpoint that runs a model: its deadline, body, codec jobs and timing.
+class Route(NamedTuple):
+    """What a path belongs to: a template for logs and metrics, and by method the endpoints that run a model."""
 
-    To make one raises `NotReady` or `Draining` if the service accepts no requests now, and `MalformedRequest` if
-    X-Request-Timeout is not a number of seconds above 0. `service.api.application` has set its ``state``.
+    template: str = UNMATCHED
+    endpoints: Mapping[str, Any] = MappingProxyType({})  # `Endpoint`
+    parameters: Mapping[str, str] = MappingProxyType({})
+    is_probe: bool = False
+    is_admin: bool = False
+    is_paced: bool = False  # its responses wait for errors of their caller: their text is long
+    needs_key: bool = True
+    has_rate: bool = True  # it counts for the rate of its caller
+
+
+class ApiRequest:
+    """One request. It belongs to the event loop; other threads only call `check_not_over`.
+
+    Of times, those of ``seconds`` are durations, all others are on `AppState.clock`.
     """
 
-    def __init__(
-        self,
-        services: AppState,
-        endpoint: str,
-        query: bytes,
-        headers: RequestHeaders,
-        state: dict[str, Any],
-        receive: Receive,
-    ) -> None:
-        self.services, self.endpoint, self.query, self.headers = services, endpoint, query, headers
+    # What later steps fill.
+    error: IgnError | None = None  # of the head
+    caller = ""  # the fairness key
+    api_key: str | None = None  # the name of the caller's key
+    quota: Rate | None = None
+    trace: TraceContext | None = None
+    spans: "RequestSpans | None" = None  # if the trace is recorded
+    epoch: Epoch | None = None  # once it is admitted
+    held_bytes = 0  # of its body, its response and the arrays that it is made from
+    request_bytes: int | None = None  # once the body is read
+    deadline = stream_deadline = 0.0
+    content_type = ""  # of the body, in lower case
+    media = Media.JSON  # of the response, once it is negotiated
+    model: str | None = None  # `name/version`
+    rows: int | None = None
+    steps: int | None = None
+    queue_s: float | None = None
+    compute_s: float | None = None
+    problem: str | None = None  # the stable code of an error response
+
+    # Of the pipeline. `progress` ends when the task of the request has something to do again.
+    stages: Any = None  # the `Endpoint`
+    body = b""
+    progress: "asyncio.Future[None] | None" = None
+    task: "asyncio.Task[Any] | None" = None  # while it can be cancelled because the client has gone
+    is_gone = False
+    is_over = False  # the response is complete or the client has gone; a codec job of the request then stops
+    work: Any = None
+    inputs: Any = None
+    handle: Any = None  # of the scheduler, until the last event
+    events: "asyncio.Queue[Any] | None" = None
+    result: Result | None = None
+    response: ResponseParts | None = None
+
+    # Of the response.
+    status: int = HTTPStatus.INTERNAL_SERVER_ERROR
+    started = complete = closes = False
+    response_bytes = 0
+    held: Message | None = None  # the last part of the body, until `finish`
+
+    def __init__(self, services: AppState, scope: Scope, receive: Receive, send: Send, route: Route, path: str) -> None:
+        self.services, self.scope, self.receive, self._send = services, scope, receive, send
+        self.method: str = scope["method"]
+        self.path, self.route, self.endpoint = path, route, route.template
+        self.query: bytes = scope["query_string"]
+        self.headers = RequestHeaders(scope["headers"])
+        self.request_id = ""
+        self.state: dict[str, Any] = scope["state"]  # `service.server` shares it
+        self.peer: str | None = scope["client"][0] if scope.get("client") else None
+        # The server sets it for requests that wait on their connection.
+        arrival = self.state.get("arrival")
+        self.arrival: float = services.clock() if arrival is None else arrival
+        self.seconds = {"decode": 0.0, "queue": 0.0, "compute": 0.0, "encode": 0.0}
+        self.added: RawHeaders = []  # to every response
+        self._head: Message = {}
+        self._send_whole = scope.get("extensions", {}).pop(WHOLE_RESPONSE, None)  # it holds the scope
+
+    # Body and stages
+
+    def accept(self) -> None:
+        """Begin a request that runs a model: set its deadlines.
+
+        Raises `NotReady` or `Draining` if the service accepts no requests now, and `MalformedRequest` if
+        X-Request-Timeout is not a number of seconds above 0.
+        """
+        services = self.services
         if services.phase != "serving":
             services.require_serving()
-        self.state, self.receive = state, receive
-        self.arrival: float = state["arrival"]
-        self.request_id: str = state["request_id"]
-        self.caller: str = state["caller"]
-        self.spans: RequestSpans | None = state.get("spans")
-        timeout = headers.get("x-request-timeout")
-        max_timeout = services.settings.request_timeout_s
-        self.deadline: float = self.arrival + (max_timeout if timeout is None else min(_seconds(timeout), max_timeout))
-        self.stream_deadline = self.arrival + services.settings.stream_timeout_s
-        self.seconds = {"decode": 0.0, "queue": 0.0, "compute": 0.0, "encode": 0.0}
-        self.content_type = parse_content_type(headers.get("content-type"))[0]  # of the body, in lower case; else ""
-        self.media = Media.JSON  # of the response, once it is negotiated
-        self.is_over = False  # the response is complete or the client has gone; a codec job of the request then stops
+        settings, seconds = services.settings, services.settings.request_timeout_s
+        timeout = self.headers.get(b"x-request-timeout")
+        if timeout is not None:
+            seconds = min(_seconds(timeout), seconds)
+        self.deadline = self.arrival + seconds
+        self.stream_deadline = self.arrival + settings.stream_timeout_s
+        self.content_type = parse_content_type(self.headers.get(b"content-type"))[0]
 
     def negotiate(self, offers: tuple[Media, ...]) -> Media:
         """The media type of the response; raises `NotAcceptable` if the caller accepts none of the offers."""
-        return negotiate(", ".join(self.headers.getlist("accept")) or None, offers)
+        return negotiate(", ".join(self.headers.getlist(b"accept")) or None, offers)
 
     async def read_body(self) -> bytes:
         """The whole body, within the limits of size and time."""
@@ -139,15 +165,19 @@ class ApiRequest:
                 max_bytes=settings.max_body_bytes,
                 setting=" (IGN_MAX_BODY_BYTES)",
                 seconds=min(body_deadline, self.deadline) - self.services.clock(),
-                hold=partial(self.services.in_flight.hold, self.state),
+                hold=self.hold,
                 is_received="is_received" in self.state,
             )
         except BodyTooSlow as exc:
             if self.deadline < body_deadline:
                 raise DeadlineExceeded("the deadline passed") from exc
             raise
-        self.state["request_bytes"] = len(body)
+        self.request_bytes = len(body)
         return body
+
+    def hold(self, size: int) -> None:
+        """Count bytes until the request ends; raises as `InFlightRequests.hold`."""
+        self.services.in_flight.hold(self, size)
 
     def reject_query(self) -> None:
         """Raise `InvalidContent` if the request has query parameters; its options belong in the body."""
@@ -157,7 +187,7 @@ class ApiRequest:
     def resolve(self, name: str | None) -> ServedModel:
         """Resolve the requested model, and record its name for the metrics."""
         model = self.services.registry.resolve(name)
-        self.state["model"] = model.ref
+        self.model = model.ref
         return model
 
     def check_not_over(self) -> None:
@@ -188,30 +218,160 @@ class ApiRequest:
         if self.spans is not None:
             self.spans.add(part, seconds)
 
-    def response_headers(self, model: ServedModel, seed: int | None = None) -> dict[str, str]:
-        """Headers of every successful answer."""
-        headers = {
-            "X-IGN-Model": model.tag,
-            "Server-Timing": ", ".join([f"{part};dur={seconds * 1e3:.1f}" for part, seconds in self.seconds.items()]),
-            "Vary": "Accept",
-        }
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing awaits `progress`: it failed, it has advanced, or the client has gone."""
+        return self.progress is None or self.progress.done()
+
+    def advance(self) -> None:
+        """Let the task of the request continue."""
+        if self.progress is not None and not self.progress.done():
+            self.progress.set_result(None)
+
+    def fail(self, exc: Exception) -> None:
+        """End the stages with an error."""
+        if self.progress is not None and not self.progress.done():
+            self.progress.set_exception(exc)
+
+    def ended(self) -> tuple[Any, Images, Any]:
+        """What `Endpoint.encode` gets."""
+        return self.work, self.inputs.rows, self.result
+
+    def disconnect(self) -> None:
+        """End the stages, because the client has gone; the server calls it."""
+        if self.task is not None:
+            self.is_gone = True
+            self.task.cancel()
+
+    def clear(self) -> None:
+        """Drop the arrays of a request that is over, whoever still holds it."""
+        self.progress = self.task = self.work = self.inputs = self.events = self.result = self.response = None
+        self.body = b""
+
+    def release(self) -> None:
+        """Drop what belongs to the connection, when the response has been sent: a line of the log may wait long."""
+        del self.scope, self.receive, self._send, self._send_whole, self._head, self.headers, self.state
+
+    # Response
+
+    def response_headers(self, model: ServedModel, seed: int | None = None) -> RawHeaders:
+        """Headers of every successful response, but its Server-Timing."""
+        headers = [(b"x-ign-model", _latin(model.tag)), (b"vary", b"Accept")]
         if seed is not None:
-            headers["X-IGN-Seed"] = str(seed)
+            headers.append((b"x-ign-seed", b"%d" % seed))
         return headers
+
+    def server_timing(self) -> tuple[bytes, bytes]:
+        """The header Server-Timing."""
+        return b"server-timing", _TIMING % tuple([seconds * 1e3 for seconds in self.seconds.values()])
 
     def timing(self) -> dict[str, float]:
         """The member `timing` of a JSON answer, in milliseconds."""
         return {f"{part}_ms": round(seconds * 1e3, 3) for part, seconds in self.seconds.items()}
+
+    async def send(self, message: Message) -> None:
+        """Pass a message of the response on to the server; the head waits for the first part of the body."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"] = [*message.get("headers", ()), *self.added]
+            self._head = message
+            if self.request_bytes is None and self._has_body():  # it was not read
+                if self._is_unwanted():
+                    message["headers"].append((b"connection", b"close"))
+                self.closes = self._is_last(message["headers"])
+            return
+        body = message.get("body", b"")
+        self.response_bytes += len(body)
+        self.complete = not message.get("more_body", False)
+        if self.complete and (self.is_paced or self.closes):
+            self.held = message
+            return
+        if self.complete and self._send_whole and not self.started and self.method != "HEAD":
+            self.started = self._send_whole(self.status, self._head["headers"], body)
+            if self.started:
+                return
+        await self._send_on(message)
+
+    async def _send_on(self, message: Message) -> None:
+        if not self.started:
+            self.started = True
+            await self._send(self._head)
+        await self._send(message)
+
+    async def finish(self, pace: ErrorPace) -> None:
+        """Send the last part of a response, which `send` has held back."""
+        if self.held is None:
+            return
+        if self.is_paced:
+            await pace.wait(self.caller)
+        await self._send_on({**self.held, "more_body": self.closes})
+        if self.closes:
+            await self._discard_body()
+            await self._send({"type": "http.response.body"})
+
+    @property
+    def is_paced(self) -> bool:
+        """Whether the response waits for earlier ones of its caller: an error, or a scrape, whose text is long."""
+        return self.status >= HTTPStatus.BAD_REQUEST or self.route.is_paced
+
+    def _is_unwanted(self) -> bool:
+        """Whether the body of a caller without a valid key is too long to be received and thrown away."""
+        length = self.headers.get(b"content-length", "")
+        is_short = length.isdecimal() and len(length) < _MAX_DIGITS and int(length) <= _UNREAD_BYTES
+        return self.status == HTTPStatus.UNAUTHORIZED and not is_short
+
+    def _has_body(self) -> bool:
+        headers = self.headers
+        return headers.get(b"content-length", "0") != "0" or headers.get(b"transfer-encoding") is not None
+
+    def _is_last(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
+        """Whether the server closes the connection after the response."""
+        closes = "close" in self.headers.get(b"connection", "").lower() or (b"connection", b"close") in headers
+        return closes or self.scope.get("http_version") == "1.0"
+
+    async def _discard_body(self) -> None:
+        """Read the rest of a body that nobody wants, within limits.
+
+        The server closes the connection next. If the client were still sending, the system would then reset the
+        connection, and the client could lose the response.
+        """
+        if self._is_unwanted():
+            await asyncio.sleep(_QUIET_S)  # the client may read the response; then the system resets the connection
+            return
+        size = 0
+        try:
+            async with asyncio.timeout(_DISCARD_S):
+                while size < _DISCARD_BYTES:
+                    async with asyncio.timeout(_QUIET_S):
+                        message = await self.receive()
+                    size += len(message.get("body", b""))
+                    if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                        return
+        except TimeoutError:
+            return
+
+
+_TIMING: Final = b"decode;dur=%.1f, queue;dur=%.1f, compute;dur=%.1f, encode;dur=%.1f"
+
+
+@lru_cache(maxsize=256)
+def _latin(text: str) -> bytes:
+    return text.encode("latin-1")
+
+
+def raw_headers(headers: Mapping[str, str]) -> RawHeaders:
+    """Header fields as ASGI has them."""
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
 
 
 def count_rows(ended: Sequence[tuple[ApiRequest, ServedModel, Result]]) -> None:
     """Add finished requests to their timing, to the metrics and to their log lines."""
     together: dict[tuple[str, str, str | None], list[Result]] = {}
     for api, model, result in ended:
-        api.state["queue_s"], api.state["compute_s"] = result.queue_s, result.compute_s
+        api.queue_s, api.compute_s = result.queue_s, result.compute_s
         api.seconds["queue"] += result.queue_s
         api.seconds["compute"] += result.compute_s
-        together.setdefault((model.ref, api.endpoint, api.state.get("api_key")), []).append(result)
+        together.setdefault((model.ref, api.endpoint, api.api_key), []).append(result)
     for (ref, endpoint, api_key), results in together.items():
         ended[0][0].services.metrics.rows(
             ref,
@@ -221,22 +381,6 @@ def count_rows(ended: Sequence[tuple[ApiRequest, ServedModel, Result]]) -> None:
             [drift for result in results if result.drift is not None for drift in result.drift.tolist()],
             api_key=api_key,
         )
-
-
-def _seconds(header: str) -> float:
-    seconds = float(header) if _SECONDS.fullmatch(header) else 0.0
-    if not seconds > 0:
-        raise MalformedRequest("X-Request-Timeout: must be decimal seconds above 0")
-    return seconds
-
-
-def parse_as(schema: type[Body], body: bytes, *, max_values: int = MAX_VALUES) -> Body:
-    """A JSON body as ``schema``; an empty body counts as `{}`. Raises `InvalidContent`, and as `parse_json`."""
-    try:
-        return schema.model_validate(parse_json(body, max_values=max_values) if body else {})
-    except ValidationError as exc:  # formatted here, in the codec pool: a large body can hold 100 000 errors
-        problem = describe(exc)
-        raise InvalidContent(problem.detail, fields=problem.fields) from exc
 
 
 def count_codec(part: str, requests: Sequence[ApiRequest], start: float) -> None:
@@ -250,114 +394,8 @@ def count_codec(part: str, requests: Sequence[ApiRequest], start: float) -> None
         api.spend(part, seconds / len(requests))
 
 
-async def read_body(
-    headers: RequestHeaders,
-    receive: Receive,
-    *,
-    max_bytes: int,
-    setting: str = "",
-    seconds: float,
-    hold: Callable[[int], None] | None = None,
-    is_received: bool = False,
-) -> bytes:
-    """Read the whole body, at most ``max_bytes``; a larger Content-Length is rejected before reading.
-
-    ``setting`` ends the error for it.
-    The last byte must arrive within ``seconds``, unless the server has all of it (``is_received``).
-    ``hold`` is called with the number of bytes whenever more than 4 KiB have arrived; it raises if they are too many.
-
-    Raises `UnsupportedMedia` for a Content-Encoding, else `TooLarge`, `BodyTooSlow` or `ClientDisconnect`.
-    """
-    encoding = headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in ("", "identity"):
-        raise UnsupportedMedia("Content-Encoding: bodies must be sent without one")
-    length = headers.get("content-length", "")
-    # `int` takes quadratic time in the number of digits, so a very long number is not converted.
-    if length.isdecimal() and (len(length) > 18 or int(length) > max_bytes):
-        raise _too_large(max_bytes, setting)
-    body, size, counted, more = BytesIO(), 0, 0, True  # its value is not copied at the end, as that of a bytearray
-    try:
-        async with _NO_LIMIT if is_received else asyncio.timeout(seconds):
-            while more:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientDisconnect
-                piece = message.get("body", b"")
-                size += len(piece)
-                if size > max_bytes:
-                    raise _too_large(max_bytes, setting)
-                body.write(piece)
-                if hold is not None and size - counted > MIN_HELD:
-                    hold(size - counted)
-                    counted = size
-                more = message.get("more_body", False)
-            return body.getvalue()
-    except TimeoutError as exc:
-        raise BodyTooSlow("the body did not arrive in time") from exc
-
-
-def _too_large(max_bytes: int, setting: str) -> TooLarge:
-    return TooLarge(f"the body is larger than {max_bytes} bytes{setting}")
-
-
-def parse_content_type(header: str | None) -> tuple[str, dict[str, str]]:
-    """Parse a Content-Type header into media type, in lower case, and parameters; ``("", {})`` without a header."""
-    if header in _PARAMETERLESS:
-        return header, {}
-    name, parameters = parse_options_header(header)
-    return name.decode("latin-1").strip(), {
-        key.decode("latin-1"): value.decode("latin-1") for key, value in parameters.items()
-    }
-
-
-def parse_json(body: bytes, *, max_values: int = MAX_VALUES) -> Json:
-    """Parse a JSON object with a limited number of values; if a key occurs twice, its last value counts.
-
-    Raises `MalformedRequest` if it is not UTF-8, not JSON, has NaN or Infinity, or nests deeper than `MAX_DEPTH`; and
-    `InvalidContent` if it is not an object, has too many values, or a number beyond float64 (1e400).
-    """
-    # A container begins with a bracket, and a comma precedes every other value but the first of its container. Those
-    # inside strings count, too: base64 has none, and a data URL has one comma.
-    if len(body) > max_values and sum(map(body.count, (b"{", b"[", b","))) > max_values:
-        raise InvalidContent.field("body", f"holds more than {max_values} values")
-    try:
-        value = from_json(body, allow_inf_nan=False, cache_strings="keys")
-    except ValueError as exc:
-        raise MalformedRequest(f"the body is not JSON: {exc}") from exc
-    if not isinstance(value, dict):
-        raise InvalidContent.field("body", "must be a JSON object")
-    _check_values(value)
-    return value
-
-
-_FieldPath = tuple["_FieldPath", str | int] | None  # linked list of keys from a node up to the body
-
-
-def _check_values(body: Json) -> None:
-    """Raise if containers nest too deep or a number is infinite."""
-    # A stack instead of recursion, because nesting is the caller's choice. A field's path becomes text only for an
-    # error, because bodies of the Open Inference Protocol hold 50 000 numbers.
-    stack: list[tuple[Json | list[Any], _FieldPath, int]] = [(body, None, 1)]
-    while stack:
-        node, path, depth = stack.pop()
-        if depth > MAX_DEPTH:
-            raise MalformedRequest(f"the body nests deeper than {MAX_DEPTH} levels")
-        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-            value_type = type(value)
-            if value_type is dict or value_type is list:
-                stack.append((value, (path, key), depth + 1))
-            elif value_type is float and not isfinite(value):
-                raise InvalidContent.field(_format_path((path, key)), "beyond the range of numbers")
-
-
-def _format_path(path: _FieldPath) -> str:
-    parts: list[str] = []
-    while path is not None:
-        path, key = path
-        parts.append(str(key))
-    return printable_name(".".join(reversed(parts)))
-
-
-def printable_name(name: str) -> str:
-    """A field name from the request as an error may repeat it: at most 200 characters, no lone surrogates."""
-    return name[:_MAX_NAME].encode("utf-8", "replace").decode("utf-8")
+def _seconds(header: str) -> float:
+    seconds = float(header) if _SECONDS.fullmatch(header) else 0.0
+    if not seconds > 0:
+        raise MalformedRequest("X-Request-Timeout: must be decimal seconds above 0")
+    return seconds

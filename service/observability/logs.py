@@ -6,20 +6,15 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from logging.handlers import QueueHandler, QueueListener
 from queue import SimpleQueue
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from service import __version__
 
-State = Mapping[str, Any]
-"""What is known of a request: ``request_id`` (str), and as far as it came ``peer`` and ``caller`` (str), ``api_key``
-(the name of the caller's key), ``trace`` (`TraceContext`), ``spans`` (`RequestSpans`, if the trace is recorded),
-``model`` (`name/version`), ``rows`` and ``steps`` (int, as requested), ``queue_s`` and ``compute_s`` (float),
-``request_bytes`` and ``response_bytes`` (int), and ``problem``, the stable code of an error response."""
 # A later version may append fields after a dash; version ff is invalid.
 _TRACEPARENT: Final = re.compile(r"(?!ff)([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _SAMPLED: Final = 1
@@ -53,6 +48,27 @@ class TraceContext:
         return f"00-{self.trace_id}-{self.span_id}-{self.flags:02x}"
 
 
+class LoggedRequest(Protocol):
+    """A request that has ended, as log, metrics and traces see it; None for what it did not come to."""
+
+    request_id: str
+    method: str
+    endpoint: str  # the template of its route
+    status: int
+    peer: str | None
+    caller: str
+    api_key: str | None  # the name of the caller's key
+    trace: TraceContext | None
+    model: str | None  # `name/version`
+    rows: int | None  # as requested
+    steps: int | None
+    queue_s: float | None
+    compute_s: float | None
+    request_bytes: int | None
+    response_bytes: int
+    problem: str | None  # the stable code of an error response
+
+
 def parse_traceparent(values: Sequence[str]) -> TraceContext | None:
     """The trace context of a request with these headers `traceparent`.
 
@@ -72,13 +88,14 @@ def choose_request_id(given: str | None) -> str:
     return given if given and _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
 
 
-def log_request(method: str, route: str, status: int, seconds: float, state: State) -> None:
-    """Write the access log line of a finished request; ``state`` must not change any more."""
+def log_request(request: LoggedRequest, seconds: float) -> None:
+    """Write the access log line of a finished request, which must not change any more."""
     if _access.isEnabledFor(logging.INFO):
-        values = (state["request_id"], method, route, status, round(seconds * 1000, 1))
+        milliseconds = round(seconds * 1000, 1)
+        values = request.request_id, request.method, request.endpoint, request.status, milliseconds
         # Not `info`, which searches the stack for the line that called it. The thread that writes picks the fields.
         record = _access.makeRecord(_access.name, logging.INFO, __file__, 0, _LINE, values, None)
-        record.request = state
+        record.request = request
         _access.handle(record)
 
 
@@ -108,14 +125,17 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line)
 
 
-def _fields(record: logging.LogRecord, request: State) -> dict[str, Any]:
+def _fields(record: logging.LogRecord, request: LoggedRequest) -> dict[str, Any]:
     request_id, method, route, status, milliseconds = record.args or ()
     fields = {"request_id": request_id, "method": method, "route": route, "status": status, "ms": milliseconds}
-    fields |= {key: request[key] for key in _FIELDS if request.get(key) is not None}
-    if request.get("problem") is not None:
-        fields["code"] = request["problem"]
-    fields |= {name: round(request[key] * 1e3, 3) for key, name in _SECONDS.items() if key in request}
-    trace = request.get("trace")
+    fields |= {key: value for key in _FIELDS if (value := getattr(request, key)) is not None}
+    if request.problem is not None:
+        fields["code"] = request.problem
+    for key, name in _SECONDS.items():
+        seconds = getattr(request, key)
+        if seconds is not None:
+            fields[name] = round(seconds * 1e3, 3)
+    trace = request.trace
     if trace is not None:
         fields |= {"trace_id": trace.trace_id, "span_id": trace.span_id}
     return fields

@@ -29,7 +29,7 @@ from prometheus_client.exposition import choose_encoder, generate_latest
 
 from service import __version__
 from service.environment import onnxruntime_version
-from service.observability.logs import TraceContext
+from service.observability.logs import LoggedRequest
 
 CACHE_S: Final = 1.0
 _OPENMETRICS: Final = "application/openmetrics-text"
@@ -206,22 +206,22 @@ class Metrics:
             self._caller_requests(name, "2xx")
             self._caller_row_steps(name)
 
-    def requests(self, endpoint: str, status: int, ended: Sequence[tuple[float, Mapping[str, Any]]]) -> None:
+    def requests(self, endpoint: str, status: int, ended: Sequence[tuple[float, LoggedRequest]]) -> None:
         """Count responses to one ``endpoint``, the template of a route, never the path of a request.
 
-        ``ended`` has for each the seconds from the request headers to the last byte, and the `State` of its request.
-        All have one `model`. A recorded `trace` becomes an exemplar.
+        ``ended`` has for each request the seconds from its headers to the last byte. All have
+        one `model`. A recorded `trace` becomes an exemplar.
         """
-        model, status_class = ended[0][1].get("model"), f"{status // 100}xx"
+        model, status_class = ended[0][1].model, f"{status // 100}xx"
         self._requests(endpoint, status_class, model).inc(len(ended))
         latency = self._latency(endpoint, model)
-        for seconds, state in ended:
-            trace: TraceContext | None = state.get("trace")
+        for seconds, request in ended:
+            trace = request.trace
             latency.observe(seconds, {"trace_id": trace.trace_id} if trace is not None and trace.sampled else None)
-            if "api_key" in state:
-                self._caller_requests(state["api_key"], status_class).inc()
-            if "problem" in state:
-                self._errors(state["problem"]).inc()
+            if request.api_key is not None:
+                self._caller_requests(request.api_key, status_class).inc()
+            if request.problem is not None:
+                self._errors(request.problem).inc()
 
     def codec(self, operation: str, seconds: float) -> None:
         """Record the duration of one call that decodes or encodes images."""

@@ -25,7 +25,7 @@ from opentelemetry.trace.status import StatusCode
 
 from service import __version__
 from service.domain.tasks import RequestObserver
-from service.observability.logs import State, TraceContext
+from service.observability.logs import LoggedRequest, TraceContext
 
 _LOG = logging.getLogger("service")
 _MAX_PARTS: Final = 64  # spans of decoding and encoding of one request; a stream encodes every recorded step
@@ -124,11 +124,12 @@ class RequestSpans:
         if started is not None:
             self._child("compute", started, ended, {"ign.outcome": outcome})
 
-    def end(self, method: str, route: str, status: int, state: State) -> None:
-        """End the span of the request; arguments as for `service.observability.logs.log_request`."""
+    def end(self, request: LoggedRequest) -> None:
+        """End the span of the request."""
+        method, route, status = request.method, request.endpoint, request.status
         self.span.update_name(f"{method} {route}")
         http = {"http.request.method": method, "http.route": route, "http.response.status_code": status}
-        known = {name: state[key] for key, name in _ATTRIBUTES.items() if state.get(key) is not None}
+        known = {name: value for key, name in _ATTRIBUTES.items() if (value := getattr(request, key)) is not None}
         self.span.set_attributes(http | known)
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             self.span.set_status(StatusCode.ERROR)

@@ -42,6 +42,8 @@ class HttpProtocol(HttpToolsProtocol):
         if self._running is not None:
             self._running.disconnected = True
             self._running.message_event.set()
+            if request := self._running.scope["state"].get("request"):
+                request.disconnect()
         super().connection_lost(exc)
 
     def eof_received(self) -> bool:  # type: ignore[override]

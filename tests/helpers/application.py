@@ -33,4 +33,6 @@ def application(
         tracing=None,
         metrics=SimpleNamespace(requests=observe),
     )
-    return Application(cast(Any, services), api, RouteTable(api.routes, ()), keys=keys)
+    return Application(
+        cast(Any, services), api, RouteTable(api.routes, (), services.settings.private_endpoints), keys=keys
+    )

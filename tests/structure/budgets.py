@@ -22,11 +22,11 @@ NODES = {
     ("model_export",): 90_640,
     ("sdk",): 23_030,
     ("benchmarks",): 53_620,
-    ("tests",): 328_170,
+    ("tests",): 328_190,
     (".",): 637_300,
 }
 FILE_LINES = 600
-SERVICE_MODULES = 81  # without `__init__`
+SERVICE_MODULES = 82  # without `__init__`
 SERVICE_ENTRIES = 16  # modules and packages at its top, without `__init__`
 WORDS = 21_010  # of README.md and docs, without the pages that commands write
 GENERATED = ROOT / "docs" / "models"

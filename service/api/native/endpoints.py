@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from pydantic import BaseModel
 from starlette.types import Send
 
+from service.api.body import parse_as
 from service.api.native.responses import (
     INLINE_VALUES,
     RASTER,
@@ -58,8 +59,8 @@ from service.api.native.validation import (
     step_params,
 )
 from service.api.negotiation import PICTURE_TYPES, Json, Media
-from service.api.pipeline import LARGE_BODY, Endpoint, PathParameters, Plan, ResponseParts
-from service.api.request import ApiRequest, count_codec, count_rows, parse_as
+from service.api.pipeline import LARGE_BODY, Endpoint, PathParameters, Plan
+from service.api.request import ApiRequest, ResponseParts, count_codec, count_rows
 from service.domain.errors import IgnError, InvalidContent, UnsupportedMedia
 from service.domain.latents import Grid, LatentPath, NoiseSource, weighted_sum
 from service.domain.tasks import Images, Result, SchedulingParams, StepParams, blend_result, close_loop, colour_result

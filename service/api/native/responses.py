@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from service.api.native.schemas import ImageOptions
 from service.api.negotiation import Json, Media
-from service.api.pipeline import ResponseParts
-from service.api.request import ApiRequest
+from service.api.request import ApiRequest, RawHeaders, ResponseParts
 from service.artifact.card import Card
 from service.artifact.pixels import to_levels
 from service.domain.errors import InvalidContent
@@ -207,7 +206,7 @@ def response_parts(api: ApiRequest, spec: ResponseSpec, result: Result, content:
     """Headers, pieces of the body and media type of a response whose ``content`` comes from `encode_contents`."""
     headers = api.response_headers(spec.model, spec.members.get("seed"))
     if spec.media is not Media.JSON:
-        return headers | _row_headers(result), content, spec.media
+        return headers + _row_headers(result), content, spec.media
     # `timing` includes the time of encoding the images, so the rest of the body is written after them, and the
     # encoded images are inserted as text.
     before, marker, after = _json(envelope(api, spec.model, [], spec.members)).partition(b'"images":[')
@@ -261,7 +260,7 @@ def score_response(api: ApiRequest, spec: ResponseSpec, result: Result, content:
     model = spec.model
     headers = api.response_headers(model)
     if spec.media is not Media.JSON:
-        return headers | _row_headers(result), content, spec.media
+        return headers + _row_headers(result), content, spec.media
     drifts = [] if result.drift is None else result.drift.tolist()
     images: list[Json] = []
     for index, (distance, drift, box) in enumerate(zip(result.distance.tolist(), drifts, content, strict=True)):
@@ -394,9 +393,10 @@ def _raw(api: ApiRequest, spec: ResponseSpec, result: Result) -> bytes:
     return encode(sheet, RASTER[spec.media])
 
 
-def _row_headers(result: Result) -> dict[str, str]:
-    headers = {"X-IGN-Steps": ",".join(map(str, result.steps.tolist()))}
-    for name, values in (("X-IGN-Distance", result.distance), ("X-IGN-Drift", result.drift)):
+def _row_headers(result: Result) -> RawHeaders:
+    headers = [(b"x-ign-steps", ",".join(map(str, result.steps.tolist())).encode("ascii"))]
+    for name, values in ((b"x-ign-distance", result.distance), (b"x-ign-drift", result.drift)):
         if values is not None:
-            headers[name] = ",".join([str(round(value, METRIC_DECIMALS)) for value in values.tolist()])
+            text = ",".join([str(round(value, METRIC_DECIMALS)) for value in values.tolist()])
+            headers.append((name, text.encode("ascii")))
     return headers

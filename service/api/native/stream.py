@@ -13,11 +13,15 @@ from starlette.types import Send
 from service.api.native.responses import INLINE_VALUES, ResponseSpec, envelope, image, picture, round_change
 from service.api.negotiation import Json, Media
 from service.api.problems import describe, log_failure
-from service.api.request import ApiRequest, count_codec, count_rows
+from service.api.request import ApiRequest, count_codec, count_rows, raw_headers
 from service.domain.errors import DeadlineExceeded, forget_frames
 from service.domain.tasks import Images, Result, StepOutput, StreamProgress, blend_step, colour_step
 
 _KEEPALIVE_S: Final = 10.0  # seconds without an event; a comment line then makes proxies keep the connection open
+
+_HEADERS: Final = raw_headers(
+    {"Content-Type": f"{Media.EVENTS}; charset=utf-8", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+)
 
 Event = StepOutput | StreamProgress | Result | Exception
 Events = asyncio.Queue[Event]
@@ -34,15 +38,8 @@ async def send_events(api: ApiRequest, spec: ResponseSpec, events: Events, send:
     if isinstance(first, Exception):
         raise first
     api.deadline = api.stream_deadline
-    headers = api.response_headers(spec.model, spec.members.get("seed"))
-    del headers["Server-Timing"]  # unknown before the end
-    headers |= {
-        "Content-Type": f"{Media.EVENTS}; charset=utf-8",
-        "Cache-Control": "no-store",
-        "X-Accel-Buffering": "no",
-    }
-    raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": 200, "headers": raw})
+    headers = [*api.response_headers(spec.model, spec.members.get("seed")), *_HEADERS]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
     try:
         async with (
             asyncio.timeout(api.deadline - api.services.clock()),
@@ -115,7 +112,7 @@ def _error_event(api: ApiRequest, exc: Exception) -> bytes:
     problem = describe(exc)
     if problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         log_failure(exc, api.request_id)
-    api.state["problem"] = problem.code
+    api.problem = problem.code
     forget_frames(exc)
     return event("error", problem.body(api.request_id, api.endpoint))
 

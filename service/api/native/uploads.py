@@ -10,11 +10,12 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 import numpy as np
 from pydantic import BaseModel
 
+from service.api.body import parse_as, parse_json, printable_name
 from service.api.multipart import MUST_BE_A_FILE, parse_fields, parse_multipart, parse_query
 from service.api.native.schemas import PointRequest, ProjectOptions, ProjectRequest, ScoreOptions, ScoreRequest
 from service.api.native.validation import check_count
 from service.api.negotiation import PICTURE_TYPES, Media
-from service.api.request import ApiRequest, parse_as, parse_json, printable_name
+from service.api.request import ApiRequest
 from service.artifact.card import Card
 from service.domain.errors import IgnError, InvalidContent, TooLarge, UnsupportedMedia
 from service.domain.latents import FloatRow
@@ -83,7 +84,7 @@ def check_upload(formats: tuple[Media, ...], schema: type[ScoreOptions]) -> Call
 
     def check(api: ApiRequest) -> None:
         api.media = api.negotiate(formats)
-        if api.content_type in PICTURE_TYPES or api.headers.get("content-type") is None:
+        if api.content_type in PICTURE_TYPES or api.headers.get(b"content-type") is None:
             _from_query(schema, api.query)
         elif api.content_type not in UPLOAD_TYPES:
             raise _unsupported()
@@ -249,7 +250,7 @@ def read_points(
 
 def read_form(api: ApiRequest, body: bytes, schema: type[Form], *images: str, mask: bool = True) -> Upload[Form]:
     """The files named ``images``, at most one ``mask``, and the options of a form; raises as `parse_upload`."""
-    content_type, names = api.headers.get("content-type", ""), (*images, "mask") if mask else images
+    content_type, names = api.headers.get(b"content-type", ""), (*images, "mask") if mask else images
     limits = {"max_files": api.services.settings.max_images + 1, "max_fields": _MAX_FIELDS}
     fields, files = parse_multipart(content_type, body, file_names=names, **limits)
     for name in files:

@@ -14,12 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from email.utils import formatdate, parsedate
 from typing import Any, Final, cast
 
+from service.api.body import RequestHeaders
 from service.api.multipart import parse_query
 from service.api.native import endpoints as native
 from service.api.native.endpoints import RowWork
 from service.api.negotiation import Media
-from service.api.pipeline import Endpoint, PathParameters, ResponseParts
-from service.api.request import ApiRequest, NotModified, RequestHeaders
+from service.api.pipeline import Endpoint, PathParameters
+from service.api.request import ApiRequest, NotModified, RawHeaders, ResponseParts, raw_headers
 from service.domain.errors import InvalidContent
 from service.domain.latents import seed_of
 
@@ -74,19 +75,26 @@ def _by_url(
 
     def respond(ended: Sequence[tuple[RowWork, native.Encoded]]) -> list[ResponseParts]:
         responses = zip(NATIVE[template].respond(ended), ended, strict=True)
-        return [(headers | _cache_headers(work), pieces, kind) for (headers, pieces, kind), (work, _) in responses]
+        return [
+            (_with(headers, _cache_headers(work)), pieces, kind) for (headers, pieces, kind), (work, _) in responses
+        ]
 
     return NATIVE[template]._replace(
         template=path, methods=("GET", "HEAD"), check=lambda _: None, parse=parse, respond=respond
     )
 
 
+def _with(headers: RawHeaders, others: Mapping[str, str]) -> RawHeaders:
+    added = dict(raw_headers(others))
+    return [*((name, value) for name, value in headers if name not in added), *added.items()]
+
+
 def _is_known(headers: Mapping[str, str], request: RequestHeaders) -> bool:
     """Whether the caller of a request has the response with these headers (RFC 9110, section 13.2.2)."""
-    if tags := ",".join(request.getlist("if-none-match")):
+    if tags := ",".join(request.getlist(b"if-none-match")):
         known = {tag.strip(" \t").removeprefix("W/") for tag in tags.split(",")}  # weak comparison (section 13.1.2)
         return not known.isdisjoint({"*", headers["ETag"].removeprefix("W/")})
-    since, changed = (parsedate(each) for each in (request.get("if-modified-since"), headers.get("Last-Modified")))
+    since, changed = (parsedate(each) for each in (request.get(b"if-modified-since"), headers.get("Last-Modified")))
     return since is not None and changed is not None and since >= changed
 
 

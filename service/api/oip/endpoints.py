@@ -22,10 +22,11 @@ from starlette.responses import Response
 from service import __version__
 from service.api.access import check_host
 from service.api.app_state import AppState, app_state
+from service.api.body import read_body
 from service.api.negotiation import Json
 from service.api.oip import tensors
-from service.api.pipeline import LARGE_BODY, Endpoint, PathParameters, Plan, ResponseParts
-from service.api.request import ApiRequest, RequestHeaders, count_codec, count_rows, read_body
+from service.api.pipeline import LARGE_BODY, Endpoint, PathParameters, Plan
+from service.api.request import ApiRequest, ResponseParts, count_codec, count_rows
 from service.artifact.card import INPUT, OUTPUT, Card
 from service.domain.errors import IgnError, InvalidContent, InvalidInference, NotReady, NotSupported
 from service.domain.latents import FloatRows
@@ -221,14 +222,14 @@ def _row_shape(card: Card) -> tuple[int, int, int]:
 
 def _has_large_head(api: ApiRequest, body: bytes) -> bool:
     """Whether parsing needs a thread of the codec pool. The JSON before binary tensors is short."""
-    return len(body) > (_LARGE_BINARY if api.headers.get(tensors.HEADER_LENGTH) else LARGE_BODY)
+    return len(body) > (_LARGE_BINARY if api.headers.get(tensors.HEADER_FIELD) else LARGE_BODY)
 
 
 def _parse(api: ApiRequest, body: bytes, path_parameters: PathParameters) -> InferWork:
     model = api.resolve(_ref(path_parameters))
     settings = api.services.settings.for_images(model.card.tiles)
     limits = {"max_rows": settings.max_images, "max_steps": settings.max_steps, "max_pixels": settings.max_pixels}
-    inference = tensors.read_head(body, api.headers.getlist(tensors.HEADER_LENGTH), _row_shape(model.card), **limits)
+    inference = tensors.read_head(body, api.headers.getlist(tensors.HEADER_FIELD), _row_shape(model.card), **limits)
     values, binary, is_tiled = prod(inference.shape), inference.binary, model.card.tiles is not None
     count, _, *size = inference.shape
     tiles = model.plan_tiles([(size[0], size[1])] * count if is_tiled else [])
@@ -282,7 +283,8 @@ def _respond(ended: Sequence[tuple[InferWork, Encoded]]) -> list[ResponseParts]:
         work.model.statistics.tensors(work.api.seconds["decode"], work.api.seconds["encode"])
         headers, media_type = work.api.response_headers(work.model), "application/json"
         if length is not None:
-            headers[tensors.HEADER_LENGTH], media_type = str(length), "application/octet-stream"
+            headers.append((tensors.HEADER_FIELD, b"%d" % length))
+            media_type = "application/octet-stream"
         responses.append((headers, pieces if len(pieces) == 1 else [b"".join(pieces)], media_type))
     return responses
 
@@ -343,8 +345,8 @@ async def unload(request: Request, services: ServingState, name: str) -> Any:
 
 async def _read(request: Request, services: AppState, schema: type[tensors.Schema]) -> tensors.Schema:
     """The body of a call, whatever its Content-Type. FastAPI would read one of any size, and want application/json."""
-    headers = RequestHeaders(request.scope["headers"])
-    seconds = request.state.arrival + services.settings.body_timeout_s - services.clock()
-    body = await read_body(headers, request.receive, max_bytes=_MAX_REPOSITORY_BYTES, seconds=seconds)
-    request.state.request_bytes = len(body)
+    own: ApiRequest = request.state.request
+    seconds = own.arrival + services.settings.body_timeout_s - services.clock()
+    body = await read_body(own.headers, request.receive, max_bytes=_MAX_REPOSITORY_BYTES, seconds=seconds)
+    own.request_bytes = len(body)
     return tensors.parse(body, schema)

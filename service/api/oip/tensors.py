@@ -16,14 +16,15 @@ import numpy as np
 from pydantic import BaseModel, Field
 from pydantic.config import JsonDict
 
+from service.api.body import MAX_VALUES, parse_as
 from service.api.native.schemas import StrictModel
-from service.api.request import MAX_VALUES, parse_as
 from service.artifact.card import INPUT, OUTPUT, Card
 from service.domain.errors import InvalidContent, InvalidInference
 from service.domain.latents import MAX_MAGNITUDE, FloatRows, is_bounded
 from service.domain.tiles import MAX_SIDE
 
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
+HEADER_FIELD: Final = HEADER_LENGTH.lower().encode("ascii")
 DATATYPE: Final = "FP32"
 
 _MAX_ITEMS: Final = 16  # checked before the items, because a body can hold a million invalid ones

@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.types import Send
 
 from service.api.app_state import app_state
+from service.api.body import parse_as
 from service.api.native.endpoints import Encoded, RowWork, project_work
 from service.api.native.responses import picture
 from service.api.native.schemas import MAX_SCALE, ProjectOptions, StrictModel
@@ -28,8 +29,8 @@ from service.api.native.uploads import InputRows, Upload, read_form
 from service.api.native.urls import NATIVE, as_json, seed_of_field
 from service.api.native.validation import check_count, check_steps
 from service.api.negotiation import Json, Media
-from service.api.pipeline import PathParameters, ResponseParts
-from service.api.request import ApiRequest, count_codec, count_rows, parse_as
+from service.api.pipeline import PathParameters
+from service.api.request import ApiRequest, ResponseParts, count_codec, count_rows
 from service.artifact.card import Card
 from service.domain.errors import InvalidContent
 from service.domain.latents import FloatRow, FloatRows

@@ -141,7 +141,8 @@ def test_rules_use_existing_metrics() -> None:
 
 def test_the_buckets_of_the_objectives_exist() -> None:
     metrics = Metrics()
-    metrics.requests("/generate", 200, [(0.1, {})])
+    request: Any = SimpleNamespace(model=None, api_key=None, problem=None, trace=None)
+    metrics.requests("/generate", 200, [(0.1, request)])
     sent = metrics.render()[0].decode()
     asked: set[Any] = {bucket for query in rule_queries() for bucket in re.findall(r'\ble="([^"]+)"', query.expr)}
     assert asked

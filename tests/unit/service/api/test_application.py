@@ -5,7 +5,6 @@ import json
 import logging
 import sys
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -19,15 +18,14 @@ from tests.helpers.application import UNLIMITED
 
 def test_a_request_that_needs_more_than_there_is_is_too_large() -> None:
     in_flight = InFlightRequests(UNLIMITED, Capacity.of(100))
-    large: dict[str, Any] = {"caller": "a"}
-    other: dict[str, Any] = {"caller": "b"}
+    large, other = (SimpleNamespace(caller=caller, held_bytes=0) for caller in "ab")
     epoch = in_flight.enter("a")
     in_flight.hold(large, 95)
     with pytest.raises(TooLarge):  # at once, not after the other requests
         in_flight.hold(large, 6)
     with pytest.raises((TooManyBytes, OverShare)):
         in_flight.hold(other, 90)
-    in_flight.leave(epoch, large)
+    in_flight.leave(epoch, large.caller, large.held_bytes)
     in_flight.hold(other, 90)
 
 
@@ -45,7 +43,7 @@ def test_json_log_keeps_tracebacks_on_one_line() -> None:
 
 def test_wait_for_current_waits_for_earlier_requests_only() -> None:
     async def main() -> None:
-        in_flight, caller = InFlightRequests(UNLIMITED, UNLIMITED), {"caller": "a"}
+        in_flight = InFlightRequests(UNLIMITED, UNLIMITED)
         await asyncio.wait_for(in_flight.wait_for_current(), 5)
         first = in_flight.enter("a")
         one = asyncio.create_task(in_flight.wait_for_current())
@@ -54,14 +52,14 @@ def test_wait_for_current_waits_for_earlier_requests_only() -> None:
         two = asyncio.create_task(in_flight.wait_for_current())
         await asyncio.sleep(0)
         third = in_flight.enter("a")
-        in_flight.leave(second, caller)
+        in_flight.leave(second, "a", 0)
         await asyncio.sleep(0)
         assert not one.done()
         assert not two.done()  # the first was there before it, too
-        in_flight.leave(first, caller)
+        in_flight.leave(first, "a", 0)
         await asyncio.wait_for(asyncio.gather(one, two), 5)
         assert in_flight.count == 1
-        in_flight.leave(third, caller)
+        in_flight.leave(third, "a", 0)
         await asyncio.wait_for(in_flight.idle(), 5)
 
     asyncio.run(main())

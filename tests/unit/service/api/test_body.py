@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.api.body import MAX_DEPTH, parse_content_type, parse_json
 from service.api.multipart import parse_multipart
-from service.api.request import MAX_DEPTH, parse_content_type, parse_json
 from service.domain.errors import InvalidContent, MalformedRequest
 
 

@@ -7,6 +7,7 @@ import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -34,6 +35,11 @@ OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;versi
 DESCRIBED: dict[str, Any] = {"digest": "aaa", "provider": "CPUExecutionProvider", "reproducible": "exact"}
 
 
+def ended(**values: Any) -> Any:
+    """A request that has ended, with what metrics read of it."""
+    return SimpleNamespace(**{"model": None, "api_key": None, "problem": None, "trace": None} | values)
+
+
 def samples(metrics: Metrics) -> dict[str, float]:
     """Every line of the text, such as `ign_batches_total{model="toy/1",reason="full"}`, and its value."""
     lines = [line for line in metrics.render()[0].decode().splitlines() if not line.startswith("#")]
@@ -43,10 +49,10 @@ def samples(metrics: Metrics) -> dict[str, float]:
 def test_requests_count_by_route_status_class_model_and_the_name_of_the_key() -> None:
     metrics = Metrics()
     metrics.add_callers(["alice", "bob"])
-    key = {"api_key": "alice", "caller": "alice"}
-    metrics.requests("/generate", 200, [(0.02, {"model": "toy/1", **key}), (0.03, {"model": "toy/1", "caller": "::1"})])
-    metrics.requests("/generate", 499, [(0.04, {**key, "trace": TraceContext("a" * 32, "b" * 16, 0)})])
-    metrics.requests("/generate", 429, [(0.0, {"problem": "queue_full"})])
+    requests = [(0.02, ended(model="toy/1", api_key="alice")), (0.03, ended(model="toy/1"))]
+    metrics.requests("/generate", 200, requests)
+    metrics.requests("/generate", 499, [(0.04, ended(api_key="alice", trace=TraceContext("a" * 32, "b" * 16, 0)))])
+    metrics.requests("/generate", 429, [(0.0, ended(problem="queue_full"))])
     metrics.codec("encode_png", 0.0002)
     metrics.set_queue_rows({"toy/1": 9, "grey/1": 3})
     metrics.set_queue_rows({"grey/1": 4})
@@ -98,8 +104,7 @@ def test_the_number_of_label_values_is_limited() -> None:
     metrics = Metrics()
     observer = ModelStatistics(metrics, "toy/1")
     for i in range(MAX_MODELS + 2):
-        state = {"model": f"m{i}/1", "problem": f"e{i}", "api_key": f"k{i}"}
-        metrics.requests(f"/{i}", 200, [(0.1, state)])
+        metrics.requests(f"/{i}", 200, [(0.1, ended(model=f"m{i}/1", problem=f"e{i}", api_key=f"k{i}"))])
         metrics.codec(f"c{i}", 0.1)
         metrics.rows(f"m{i}/1", f"/{i}", [1], [0.1], [0.1])
         observer.rejected(f"r{i}")
@@ -228,8 +233,8 @@ def published(file: Path) -> Metrics:
     metrics.loaded("grey/1", **DESCRIBED)
     metrics.in_flight.set(3)
     metrics.ready.set(1)
-    state = {"model": "toy/1", "api_key": "alice\n# HELP", "trace": TraceContext("a" * 32, "b" * 16, 1)}
-    metrics.requests("/generate", 200, [(0.02, state)])
+    request = ended(model="toy/1", api_key="alice\n# HELP", trace=TraceContext("a" * 32, "b" * 16, 1))
+    metrics.requests("/generate", 200, [(0.02, request)])
     metrics.rows("toy/1", "/generate", [7], [0.1], api_key="alice")
     metrics.publish()
     return metrics
