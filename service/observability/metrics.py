@@ -24,11 +24,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Protocol, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, disable_created_metrics
 from prometheus_client.exposition import choose_encoder, generate_latest
 
 from service import __version__
 from service.environment import onnxruntime_version
+from service.observability.histogram import Histogram, Series
 from service.observability.logs import LoggedRequest
 
 CACHE_S: Final = 1.0
@@ -43,7 +44,7 @@ OTHER: Final = "other"
 _LOG = logging.getLogger(__name__)
 Labels = dict[str, Callable[[str], str]]
 """The labels of a metric, and for each a function that limits its values."""
-Metric = TypeVar("Metric", Counter, Histogram)
+Child = TypeVar("Child", Counter, Series)
 Texts = Iterable[tuple[str, bool]]
 """The metrics of processes, and whether each is alive, so that its gauges count."""
 Combine = Mapping[str, Callable[[float, float], float]]
@@ -107,10 +108,10 @@ class Metrics:
             return Counter(name, text, registry=registry)
 
         def counters(name: str, text: str, labels: Labels) -> Callable[..., Counter]:
-            return _children(Counter(name, text, labels, registry=registry), labels)
+            return _children(Counter(name, text, labels, registry=registry).labels, labels)
 
-        def histograms(name: str, text: str, labels: Labels, bounds: tuple[float, ...]) -> Callable[..., Histogram]:
-            return _children(Histogram(name, text, labels, buckets=bounds, registry=registry), labels)
+        def histograms(name: str, text: str, labels: Labels, bounds: tuple[float, ...]) -> Callable[..., Series]:
+            return _children(Histogram(name, text, [*labels], bounds, registry).labels, labels)
 
         # The process
         self.ready = gauge("ign_ready", "1 while /readyz answers 200, else 0.", combine=min)
@@ -215,9 +216,11 @@ class Metrics:
         model, status_class = ended[0][1].model, f"{status // 100}xx"
         self._requests(endpoint, status_class, model).inc(len(ended))
         latency = self._latency(endpoint, model)
+        latency.observe([seconds for seconds, _ in ended])
         for seconds, request in ended:
             trace = request.trace
-            latency.observe(seconds, {"trace_id": trace.trace_id} if trace is not None and trace.sampled else None)
+            if trace is not None and trace.sampled:
+                latency.exemplify(seconds, {"trace_id": trace.trace_id})
             if request.api_key is not None:
                 self._caller_requests(request.api_key, status_class).inc()
             if request.problem is not None:
@@ -225,7 +228,7 @@ class Metrics:
 
     def codec(self, operation: str, seconds: float) -> None:
         """Record the duration of one call that decodes or encodes images."""
-        self._codec(operation).observe(seconds)
+        self._codec(operation).observe((seconds,))
 
     def rows(
         self,
@@ -245,8 +248,7 @@ class Metrics:
             self._caller_row_steps(api_key).inc(sum(steps))
         children = self._row_steps(model), self._distance(model, endpoint), self._drift(model, endpoint)
         for child, values in zip(children, (steps, distances, drifts), strict=True):
-            for value in values:
-                child.observe(value)
+            child.observe(values)
 
     def loaded(
         self,
@@ -324,11 +326,11 @@ class Metrics:
                 self._warn_once(f"the metrics of this process cannot be written, so /metrics is old: {exc}")
 
 
-def _children(metric: Metric, labels: Labels) -> Callable[..., Metric]:
-    @lru_cache(maxsize=1024)  # `labels()` costs more than `inc()`
-    def child(*values: str | None) -> Metric:
+def _children(child_of: Callable[..., Child], labels: Labels) -> Callable[..., Child]:
+    @lru_cache(maxsize=1024)  # `child_of` costs more than `inc()`
+    def child(*values: str | None) -> Child:
         limits = zip(labels.values(), values, strict=True)
-        return metric.labels(*("none" if value is None else limit(value) for limit, value in limits))
+        return child_of(*("none" if value is None else limit(value) for limit, value in limits))
 
     return child
 

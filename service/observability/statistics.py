@@ -1,6 +1,5 @@
 """What the scheduler of one model reports: counted in the metrics, and for the Open Inference Protocol."""
 
-import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -45,12 +44,11 @@ class Duration:
 
 
 class ModelStatistics(SchedulerObserver):
-    """Counts what the scheduler of one model, `name/version`, reports. The event loop and the workers call it."""
+    """Counts what the scheduler of one model, `name/version`, reports. Belongs to the event loop."""
 
     def __init__(self, metrics: Metrics, model: str, clock: Callable[[], float] = time.time) -> None:
         self._metrics, self._model, self._clock = metrics, model, clock
         # Since the model was loaded; the metrics count since the process started.
-        self._lock = threading.Lock()
         self._rows = self._last_ms = 0  # of successful requests, and the Unix time at which the last one ended
         self._parts = {name: Duration() for name in _PARTS}
         self._batches = defaultdict[int, Duration](Duration)  # by number of rows
@@ -67,68 +65,67 @@ class ModelStatistics(SchedulerObserver):
         A failure that was rejected or cancelled took 0 s; tensors have times after the requests of the protocol only.
         """
         nothing = {"compute_input": Duration().report(), "compute_output": Duration().report()}
-        with self._lock:
-            return {
-                "last_inference": self._last_ms,
-                "inference_count": self._rows,
-                "execution_count": sum(spent.count for spent in self._batches.values()),
-                "inference_stats": {name: spent.report() for name, spent in self._parts.items()},
-                "batch_stats": [
-                    {"batch_size": rows, "compute_infer": spent.report(), **nothing}
-                    for rows, spent in sorted(self._batches.items())
-                ],
-            }
+        return {
+            "last_inference": self._last_ms,
+            "inference_count": self._rows,
+            "execution_count": sum(spent.count for spent in self._batches.values()),
+            "inference_stats": {name: spent.report() for name, spent in self._parts.items()},
+            "batch_stats": [
+                {"batch_size": rows, "compute_infer": spent.report(), **nothing}
+                for rows, spent in sorted(self._batches.items())
+            ],
+        }
 
     def tensors(self, read_s: float, written_s: float) -> None:
         """Add the times of parsing and serialising the tensors of a request that `finished` has counted."""
-        with self._lock:
-            self._parts["compute_input"].add(read_s, 0)
-            self._parts["compute_output"].add(written_s, 0)
-            self._parts["success"].add(read_s + written_s, 0)
+        self._parts["compute_input"].add(read_s, 0)
+        self._parts["compute_output"].add(written_s, 0)
+        self._parts["success"].add(read_s + written_s, 0)
 
     def batch(self, rows: int, padded: int, seconds: float, reason: str) -> None:
         """Count a model call: rows without and with padding, its duration, and why the batch was closed."""
         metrics, model = self._metrics, self._model
-        metrics.batch_rows(model).observe(rows)
-        metrics.batch_seconds(model).observe(seconds)
-        metrics.padding_rows(model).inc(padded - rows)
+        metrics.batch_rows(model).observe((rows,))
+        metrics.batch_seconds(model).observe((seconds,))
+        if padded > rows:
+            metrics.padding_rows(model).inc(padded - rows)
         metrics.batches(model, reason).inc()
-        with self._lock:
-            self._batches[rows].add(seconds)
+        self._batches[rows].add(seconds)
 
     def finished(self, requests: Sequence[Finished]) -> None:
         """Count finished requests."""
         for outcome, number in Counter(request.outcome for request in requests).items():
             self._metrics.scheduled_requests(self._model, outcome).inc(number)
-        queue, compute = self._metrics.queue_seconds(self._model), self._metrics.compute_seconds(self._model)
-        with self._lock:
-            parts = self._parts
-            for rows, outcome, queue_s, compute_s in requests:
-                queue.observe(queue_s)
-                if outcome != "ok":
-                    parts["fail"].add(queue_s + compute_s)
-                    continue
-                compute.observe(compute_s)
-                self._rows += rows
-                self._last_ms = round(self._clock() * 1e3)
-                # perf_analyzer gives up if the parts of a request have different counts.
-                for name, seconds in (("queue", queue_s), ("compute_infer", compute_s)):
-                    parts[name].add(seconds)
-                    parts["success"].seconds += seconds
-                for name in ("success", "compute_input", "compute_output"):
-                    parts[name].count += 1
+        self._metrics.queue_seconds(self._model).observe([request.queue_s for request in requests])
+        succeeded = [request for request in requests if request.outcome == "ok"]
+        for request in requests if len(succeeded) < len(requests) else ():
+            if request.outcome != "ok":
+                self._parts["fail"].add(request.queue_s + request.compute_s)
+        if succeeded:
+            self._succeeded(succeeded)
+
+    def _succeeded(self, requests: Sequence[Finished]) -> None:
+        compute, parts, count = [request.compute_s for request in requests], self._parts, len(requests)
+        self._metrics.compute_seconds(self._model).observe(compute)
+        self._rows += sum([request.rows for request in requests])
+        self._last_ms = round(self._clock() * 1e3)
+        queue_s, compute_s = sum([request.queue_s for request in requests]), sum(compute)
+        # perf_analyzer gives up if the parts of a request have different counts.
+        parts["queue"].add(queue_s, count)
+        parts["compute_infer"].add(compute_s, count)
+        parts["success"].add(queue_s + compute_s, count)
+        for name in ("compute_input", "compute_output"):
+            parts[name].count += count
 
     def rejected(self, reason: str) -> None:
         """Count a request rejected at admission, by error code."""
         self._metrics.rejected_requests(self._model, reason).inc()
-        with self._lock:
-            self._parts["fail"].count += 1
+        self._parts["fail"].count += 1
 
     def cancelled(self, rows: int) -> None:
         """Count a request whose client disconnected, and its unfinished rows."""
         self._metrics.cancellations(self._model).inc(rows)
-        with self._lock:
-            self._parts["fail"].count += 1
+        self._parts["fail"].count += 1
 
     def early_exit(self, rows: int) -> None:
         """Count rows that met their tolerance before their last step."""

@@ -182,21 +182,22 @@ def test_a_scheduler_reports_to_metrics_and_statistics() -> None:
     assert earlier["success"] == {"count": 0, "ns": 0}  # a copy
 
 
-def test_nothing_is_lost_between_threads() -> None:
-    metrics = Metrics()
-    statistics = ModelStatistics(metrics, "toy/1")
+def test_nothing_is_lost_while_metrics_are_read() -> None:
+    metrics, ended = Metrics(), threading.Event()
 
-    def report(_: int) -> None:
+    def read(_: int) -> None:
+        while not ended.is_set():
+            metrics.render()
+
+    with ThreadPoolExecutor(3) as pool:
+        readers = pool.map(read, range(3))
         for _ in range(500):
-            statistics.finished([Finished(1, "ok", 0.0, 1.0)])
-            statistics.batch(1, 2, 1.0, "full")
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(report, range(4)))
-    found = statistics.report()
-    assert found["inference_count"] == found["execution_count"] == 2_000
-    assert found["inference_stats"]["compute_infer"] == {"count": 2_000, "ns": 2_000 * 10**9}
-    assert samples(metrics)['ign_padding_rows_total{model="toy/1"}'] == 2_000
+            metrics.rows("toy/1", "/project", [1] * 100, [0.25] * 100)
+        ended.set()
+        list(readers)
+    found = samples(metrics)
+    assert found['ign_row_steps_count{model="toy/1"}'] == 50_000
+    assert found['ign_distance_sum{endpoint="/project",model="toy/1"}'] == 12_500.0
 
 
 def test_scrapes_of_a_second_share_a_rendering_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
