@@ -26,11 +26,11 @@ from service.bulk.places import gather_all
 from service.domain.errors import IgnError, InvalidContent, ModelFailure, RequestError, StartupError, reason_of
 from service.domain.latents import FloatRow, NoiseSource
 from service.domain.tasks import KeepMask, Result, SchedulingParams, StepParams, blend, with_chroma
-from service.images.decode import DecodeLimits, EncodedImage, ImageBytes, Picture, memory_for
+from service.images.decode import DecodeLimits, EncodedImage, ImageBytes, Picture, Pixels, memory_for
 from service.images.encode import encode, encode_npy, enlarge, to_uint8
 from service.images.formats import Resolution, resolution_of, with_resolution
 from service.images.pool import CodecThread
-from service.images.prepare import Mask, Pixels, keep_mask, prepare, to_mask
+from service.images.prepare import Mask, keep_mask, prepare, to_mask
 
 T = TypeVar("T")
 Options = GenerateRequest | ProjectOptions | ScoreOptions

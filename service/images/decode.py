@@ -14,7 +14,6 @@ files as multi-image files, and reports large images through `warnings`, which c
 import ctypes
 import io
 import re
-import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -24,6 +23,7 @@ from itertools import islice
 from typing import Any, Final, Never
 
 import numpy as np
+import pyspng
 from numpy.typing import NDArray
 from PIL import AvifImagePlugin, Image, ImageChops, _imaging
 from PIL.BmpImagePlugin import BmpImageFile
@@ -70,6 +70,7 @@ _MAX_PREFIX: Final = 200  # characters before it: white space, and `data:image/t
 _STRIP: Final = 64  # lines that are converted at a time, to hold few temporary arrays
 _HALF: Final = 128  # of 257, rounded down
 
+Pixels = NDArray[np.uint8]  # (…, H, W) grey or (…, H, W, 3) RGB
 Samples = NDArray[np.uint8]  # (H, W, bands)
 Size = tuple[int, int]  # (width, height)
 
@@ -171,10 +172,21 @@ class ImageBytes:
         """Whether `decode_png` may decode it: a small PNG of this (width, height)."""
         return untrusted.is_png_of(self._data, size)
 
-    def decode_png(self) -> Picture:
-        """Decode an image for which `is_png_of` is true, in any thread; raises as `EncodedImage.decode`."""
+    def decode_png(self, channels: int) -> Picture | Pixels:
+        """Decode an image for which `is_png_of` is true, in any thread; raises as `EncodedImage.decode`.
+
+        Its pixels, (H, W) or (H, W, 3), if the file has so many ``channels`` and nothing but them.
+        """
         # The first 33 bytes say its size, so no limit can reject it.
-        opened = self._open(DecodeLimits(max_pixels=untrusted.SMALL))
+        limits = DecodeLimits(max_pixels=untrusted.SMALL)
+        content = self._bytes(limits)
+        if untrusted.is_plain_png(content, channels):
+            # One call of a library in C, without Pillow's chunk reader, which is Python. It fails for a damaged file,
+            # about which Pillow decides.
+            with suppress(RuntimeError):
+                pixels: Pixels = pyspng.load(content)
+                return pixels
+        opened = self._open(limits)
         return opened._upright(opened._decoded())
 
     def open(self, _: CodecThread, limits: DecodeLimits) -> EncodedImage:
@@ -349,33 +361,9 @@ def _load(image: ImageFile) -> Image.Image:
 def _open_png(data: bytes) -> _Opened:
     parts, exif = untrusted.png_chunks(data)
     transpose = untrusted.exif_transpose(exif)
-    if simple := simple_png_format(parts):
-        return simple[1], transpose, partial(_load_simple_png, parts, *simple)
     chunks = b"".join(parts)
     image = PngImageFile(io.BytesIO(chunks))
     return image.size, transpose, partial(load_png, chunks, image)
-
-
-def simple_png_format(parts: list[bytes]) -> tuple[str, Size] | None:
-    """Mode and (width, height) of a PNG with 8 bits, without interlacing, palette and transparent colour; else None."""
-    head, data, end = parts[1] if len(parts) > 1 else b"", parts[2:-1], parts[-1]
-    if len(head) != 25 or not data or end[4:] != untrusted.PNG_END[4:] or any(part[4:8] != b"IDAT" for part in data):
-        return None
-    width, height, _, colour = struct.unpack_from(">IIBB", head, 8)
-    mode = untrusted.PNG_MODES.get(colour)
-    if mode is None or not (width and height) or head != untrusted.png_header(width, height, colour):
-        return None
-    return mode, (width, height)
-
-
-def _load_simple_png(parts: list[bytes], mode: str, size: Size) -> Image.Image:
-    # For small images this takes a third of the time of `load_png`, with the same result: it calls Pillow's decoder,
-    # which is C, without Pillow's chunk reader, which is Python. If the decoder fails, `load_png` decides.
-    try:
-        return Image.frombytes(mode, size, b"".join([part[8:-4] for part in parts[2:-1]]), "zip", mode)
-    except ValueError:
-        chunks = b"".join(parts)
-        return load_png(chunks, PngImageFile(io.BytesIO(chunks)))
 
 
 def load_png(chunks: bytes, image: PngImageFile) -> Image.Image:

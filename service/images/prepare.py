@@ -16,10 +16,9 @@ from service.artifact.card import Card
 from service.domain.errors import InvalidContent
 from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import split_luma
-from service.images.decode import EncodedImage, Picture
+from service.images.decode import EncodedImage, Picture, Pixels
 from service.images.pool import CodecThread
 
-Pixels = NDArray[np.uint8]  # (…, H, W) grey or (…, H, W, 3) RGB
 Resize = Literal["fit", "crop", "stretch"]
 Invert = bool | Literal["auto"]
 Mask = Image.Image  # mode L, with the size in the file; white pixels are regenerated, black and transparent ones kept
@@ -75,33 +74,23 @@ def prepare(picture: Picture, card: Card, *, resize: Resize = "fit", invert: Inv
     return Prepared(row, inverted[0], chroma)
 
 
-def prepare_many(pictures: Iterable[tuple[Picture, Resize, Invert]], card: Card) -> tuple[FloatRows, list[bool]]:
-    """As `prepare`, for several images at once: the rows (N, C, H, W), and which of them are inverted."""
-    mode, target = "L" if card.shape[0] == 1 else "RGB", (card.shape[2], card.shape[1])
-    background, white = background_levels(card), (255,) * card.shape[0]
-    fitted: list[Pixels] = []  # of the model's size
-    late: list[bool] = []  # to be inverted at the end
-    inverted: list[bool] = []
-    undecided: list[int] = []  # their ring decides
+def prepare_many(
+    pictures: Iterable[tuple[Picture | Pixels, Resize, Invert]], card: Card
+) -> tuple[FloatRows, list[bool]]:
+    """As `prepare`, for several images at once: the rows (N, C, H, W), and which of them are inverted.
+
+    An array has the size and the channels of the model.
+    """
+    fitted, inverted, late = list[Pixels](), list[bool](), list[bool]()
+    undecided = list[int]()
     for picture, resize, invert in pictures:
-        auto = invert == "auto" and card.polarity == "light-on-dark"
-        dark_ink = auto and _is_dark_ink(picture.image, mode)
-        flat = composite(picture.image, mode, white if dark_ink else background)
-        inverts = dark_ink or invert is True
-        if flat.size == target:
-            if auto and not dark_ink:
-                undecided.append(len(fitted))
-            fitted.append(as_pixels(flat))
-            late.append(inverts)
-        else:
-            # The ring is that of the image before resizing, and the letterbox is background also when inverted.
-            if auto and not dark_ink:
-                inverts = levels.ring_mean(as_pixels(flat)) > levels.MID_GREY
-            flat = ImageChops.invert(flat) if inverts else flat
-            fitted.append(as_pixels(fit_to_canvas(flat, target, resize, background, Image.Resampling.LANCZOS)))
-            late.append(False)
-        inverted.append(inverts)
-        del picture, flat  # the next image is decoded now, and each may take 60 MB
+        pixels, inverts, is_late = _fitted(picture, resize, invert, card)
+        if inverts is None:
+            undecided.append(len(fitted))
+        fitted.append(pixels)
+        inverted.append(bool(inverts))
+        late.append(is_late and bool(inverts))
+        del picture  # the next image is decoded now, and each may take 60 MB
     pixels = np.stack(fitted)
     if undecided:
         light = pixels[undecided][:, _ring(card.shape[1:])].reshape(len(undecided), -1).mean(axis=1) > levels.MID_GREY
@@ -110,6 +99,29 @@ def prepare_many(pictures: Iterable[tuple[Picture, Resize, Invert]], card: Card)
     if any(late):
         pixels[late] = ~pixels[late]
     return to_rows(pixels, card), inverted
+
+
+def _fitted(picture: Picture | Pixels, resize: Resize, invert: Invert, card: Card) -> tuple[Pixels, bool | None, bool]:
+    """The pixels of an image in the model's size; whether light and dark are exchanged; and whether they still must be.
+
+    None: their ring decides.
+    """
+    auto = invert == "auto" and card.polarity == "light-on-dark"
+    if isinstance(picture, np.ndarray):
+        return picture, None if auto else invert is True, True
+    mode, target = "L" if card.shape[0] == 1 else "RGB", (card.shape[2], card.shape[1])
+    background = background_levels(card)
+    dark_ink = auto and _is_dark_ink(picture.image, mode)
+    flat = composite(picture.image, mode, (255,) * card.shape[0] if dark_ink else background)
+    inverts = dark_ink or invert is True
+    is_undecided = auto and not dark_ink
+    if flat.size == target:
+        return as_pixels(flat), None if is_undecided else inverts, True
+    # The ring is that of the image before resizing, and the letterbox is background also when inverted.
+    if is_undecided:
+        inverts = levels.ring_mean(as_pixels(flat)) > levels.MID_GREY
+    flat = ImageChops.invert(flat) if inverts else flat
+    return as_pixels(fit_to_canvas(flat, target, resize, background, Image.Resampling.LANCZOS)), inverts, False
 
 
 @lru_cache(maxsize=16)

@@ -33,8 +33,8 @@ _EXIF: Final = b"Exif\0\0"
 _PADDING, _SOS, _APP1, _COMMENT = 0xFF, 0xDA, 0xE1, 0xFE
 _ALONE: Final = frozenset((0x00, *range(0xD0, 0xD8)))  # without content: a stray 0x00, and RST0…RST7
 _INVALID: Final = frozenset((*range(0x01, 0xC0), 0xC8, 0xD8, 0xD9, *range(0xF0, 0xFE)))  # libjpeg rejects them, too
-_COLOURS: Final = frozenset((0xE0, 0xEE))  # APP0 (JFIF) and APP14 (Adobe) say which colours are stored
-_METADATA: Final = frozenset((*range(0xE0, 0xF0), _COMMENT)) - _COLOURS
+_JPEG_COLOURS: Final = frozenset((0xE0, 0xEE))  # APP0 (JFIF) and APP14 (Adobe) say which colours are stored
+_METADATA: Final = frozenset((*range(0xE0, 0xF0), _COMMENT)) - _JPEG_COLOURS
 _MAX_KEPT: Final = 64  # segments; encoders write about ten, and Pillow reads the tables in them in loops, too
 
 _ORIENTATION: Final = 0x0112
@@ -53,8 +53,7 @@ TRANSPOSES: Final = {
 SMALL: Final = 1 << 14
 """Bytes of a small PNG, and its pixels."""
 _HEAD_BYTES: Final = 33  # signature and chunk IHDR
-PNG_MODES: Final = {0: "L", 2: "RGB", 4: "LA", 6: "RGBA"}
-"""Pillow's mode of 8 bits by colour type of PNG."""
+_COLOUR_TYPES: Final = {1: 0, 2: 4, 3: 2, 4: 6}  # of PNG, by the number of channels
 
 _WHITE_SPACE: Final = b" \t\n\r\f\v"
 _DATA_URL: Final = re.compile(rb"data:image/[^,;]{1,64}(?:;[^,;]{1,64})*;base64,", re.IGNORECASE)
@@ -101,7 +100,7 @@ def is_png_of(data: bytes | str, size: tuple[int, int]) -> bool:
 
 @lru_cache(maxsize=64)
 def _png_heads(size: tuple[int, int]) -> frozenset[bytes]:
-    return frozenset([PNG_SIGNATURE + png_header(*size, colour) for colour in PNG_MODES])
+    return frozenset([PNG_SIGNATURE + png_header(*size, colour) for colour in _COLOUR_TYPES.values()])
 
 
 def png_chunk(chunk_type: bytes, content: bytes) -> bytes:
@@ -111,6 +110,17 @@ def png_chunk(chunk_type: bytes, content: bytes) -> bytes:
 
 
 PNG_END: Final = png_chunk(b"IEND", b"")
+
+
+def is_plain_png(data: bytes, channels: int) -> bool:
+    """Whether a file for which `is_png_of` is true has so many channels, all in one undamaged chunk, and no others."""
+    is_one_chunk = data[37:41] == b"IDAT" and 57 + int.from_bytes(data[33:37], "big") == len(data)
+    return (
+        is_one_chunk
+        and data[25] == _COLOUR_TYPES[channels]
+        and data.endswith(PNG_END)
+        and zlib.crc32(data[37:-16]) == int.from_bytes(data[-16:-12], "big")
+    )
 
 
 @lru_cache(maxsize=64)

@@ -19,6 +19,7 @@ from service.artifact.pixels import to_levels
 from service.domain.errors import InvalidContent
 from service.domain.latents import FloatRow
 from service.domain.tasks import Images, Result, StepOutput
+from service.images.decode import Pixels
 from service.images.encode import (
     AnimationFormat,
     ImageFormat,
@@ -35,7 +36,6 @@ from service.images.encode import (
     sheet_size,
     to_uint8,
 )
-from service.images.prepare import Pixels
 from service.models.registry import ServedModel
 
 RASTER: Final[Mapping[Media, ImageFormat]] = {Media.PNG: "png", Media.WEBP: "webp", Media.JPEG: "jpeg"}

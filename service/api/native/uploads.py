@@ -20,7 +20,16 @@ from service.artifact.card import Card
 from service.domain.errors import IgnError, InvalidContent, TooLarge, UnsupportedMedia
 from service.domain.latents import FloatRow
 from service.domain.tasks import Images, KeepMask
-from service.images.decode import DecodeLimits, EncodedImage, ImageBytes, Picture, decode_npy, is_picture, memory_for
+from service.images.decode import (
+    DecodeLimits,
+    EncodedImage,
+    ImageBytes,
+    Picture,
+    Pixels,
+    decode_npy,
+    is_picture,
+    memory_for,
+)
 from service.images.pool import CodecThread
 from service.images.prepare import Invert, Prepared, Resize, keep_mask, prepare, prepare_many, to_mask
 from service.images.untrusted import decode_base64
@@ -154,12 +163,12 @@ def decode_small(uploads: Sequence[Upload[Any]], card: Card) -> list[InputRows |
 
     Decoding many before preparing them is faster: the code and data of each step stay in the cache.
     """
-    decoded = list[tuple[Picture, Resize, Invert]]()
+    decoded = list[tuple[Picture | Pixels, Resize, Invert]]()
     places = list[slice | IgnError]()
     for upload in uploads:
         options, first = upload.options, len(decoded)
         try:
-            decoded += [(image.decode_png(), options.resize, options.invert) for image in upload.images]
+            decoded += [(image.decode_png(card.shape[0]), options.resize, options.invert) for image in upload.images]
             places.append(slice(first, len(decoded)))
         except IgnError as exc:
             places.append(exc)

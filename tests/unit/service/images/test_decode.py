@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
@@ -435,6 +435,32 @@ def test_a_small_png_of_the_wanted_size_is_recognised(data: bytes, size: tuple[i
     assert all(is_png_of(form, size) for form in (data, text, f"data:image/png;base64,{text}"))
     assert not is_png_of(data, (size[0] + 1, size[1]))
     assert not any(is_png_of(form, size) for form in (f" {text}", "no base64!", "data:"))  # the codec pool reads them
+
+
+@settings(deadline=None)
+@given(
+    channels=st.sampled_from([1, 3]),
+    flips=st.lists(st.tuples(st.integers(33, 5000), st.integers(1, 255)), max_size=2),
+    lost=st.one_of(st.just(0), st.integers(1, 100)),
+)
+def test_a_small_png_is_decoded_as_any_other(channels: int, flips: list[tuple[int, int]], lost: int) -> None:
+    """Also a damaged one, which is refused."""
+    whole = save(noise(28, 28) if channels == 1 else noise(28, 28, 3))
+    damaged = bytearray(whole)
+    for place, bits in flips:
+        damaged[33 + place % (len(whole) - 33)] ^= bits
+    data = bytes(damaged[: len(whole) - lost])
+    image = ImageBytes("image", data)
+    assert image.is_png_of((28, 28))
+    try:
+        expected = image.open(THREAD, LARGE).decode(THREAD)
+    except InvalidContent:
+        with pytest.raises(InvalidContent):
+            image.decode_png(channels)
+        return
+    found = image.decode_png(channels)
+    assert isinstance(found, np.ndarray) or data != whole
+    np.testing.assert_array_equal(found if isinstance(found, np.ndarray) else found.image, expected.image)
 
 
 @pytest.mark.parametrize(
