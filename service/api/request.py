@@ -269,6 +269,16 @@ class ApiRequest:
         """The member `timing` of a JSON answer, in milliseconds."""
         return {f"{part}_ms": round(seconds * 1e3, 3) for part, seconds in self.seconds.items()}
 
+    def send_whole(self, status: int, headers: RawHeaders, body: bytes | memoryview) -> bool:
+        """Send a whole response in one call, if the server can; it needs no `finish`."""
+        if self._send_whole is None or self.method == "HEAD":
+            return False
+        if not self._send_whole(status, [*headers, *self.added], body):
+            return False
+        self.started = self.complete = True
+        self.status, self.response_bytes = status, len(body)
+        return True
+
     async def send(self, message: Message) -> None:
         """Pass a message of the response on to the server; the head waits for the first part of the body."""
         if message["type"] == "http.response.start":

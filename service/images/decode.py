@@ -151,7 +151,7 @@ class EncodedImage:
         return Picture(image if transpose is None else image.transpose(transpose), image.size, transpose)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class ImageBytes:
     """An image file as it arrived, bytes or base64 text, which only a thread of the codec pool opens."""
 

@@ -51,9 +51,9 @@ _PIECE: Final = 1 << 18  # bytes of JSON that are made in one call, or sent at a
 _ENCODER: Final = json.JSONEncoder(separators=(",", ":"))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class ResponseSpec:
-    """How a result becomes a response.
+    """How a result becomes a response; nobody changes it.
 
     ``labels`` has for each image the members that are not in the result: `index`, `inverted`, `t`, `row`, `col`.
     ``members`` precede `images` in the JSON body. A sheet has ``columns``, or ceil(√N) for None. With ``fps`` above 0,

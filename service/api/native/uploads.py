@@ -46,7 +46,7 @@ _HUB_IGNORED: Final = ("prompt", "negative_prompt", "guidance_scale", "target_si
 _MAX_INLINE: Final = 4  # small images; decoding them takes less time than waking a thread of the codec pool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Upload(Generic[Form]):
     """The images of a request as they arrived. There is no mask, one for all images, or one for each."""
 
@@ -71,7 +71,7 @@ class OpenUpload(NamedTuple):
     masks: list[EncodedImage]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False)
 class InputRows:
     """The input rows of a request: (N, C, H, W) float32 in the model's range, or a list if the model takes any size.
 

@@ -231,16 +231,19 @@ def _parse(api: ApiRequest, body: bytes, path_parameters: PathParameters) -> Inf
     limits = {"max_rows": settings.max_images, "max_steps": settings.max_steps, "max_pixels": settings.max_pixels}
     inference = tensors.read_head(body, api.headers.getlist(tensors.HEADER_FIELD), _row_shape(model.card), **limits)
     values, binary, is_tiled = prod(inference.shape), inference.binary, model.card.tiles is not None
-    count, _, *size = inference.shape
-    tiles = model.plan_tiles([(size[0], size[1])] * count if is_tiled else [])
+    rows, _, *size = inference.shape
     is_json = inference.data is not None
     held = values * (_ARRAY_BYTES + (_JSON_VALUE_BYTES if is_json else 0) + (0 if binary else _JSON_BYTES))
+    if is_tiled:
+        tiles = model.plan_tiles([(size[0], size[1])] * rows)
+        rows = tiles.rows
+        held += tiles.bytes
     return InferWork(
         api=api,
         model=model,
         inference=inference,
         body=body,
-        plan=Plan(rows=tiles.rows if is_tiled else count, steps=inference.steps, bytes=held + tiles.bytes),
+        plan=Plan(rows=rows, steps=inference.steps, bytes=held),
         is_large=is_tiled or _has_large_head(api, body),
         has_large_response=is_tiled or (4 * values > _LARGE_BINARY if binary else values * _JSON_BYTES > LARGE_BODY),
         is_tiled=is_tiled,
