@@ -30,7 +30,7 @@ MAX_VALUES: Final = 200_000
 16 MiB of empty objects would take many seconds and a gigabyte. The largest request has one image for each of at most
 65 536 images. Bodies of the Open Inference Protocol hold more numbers; `service.api.oip.tensors` adds them."""
 
-MIN_HELD: Final = 1 << 12  # bytes; fewer are not worth counting: 1024 requests hold 4 MiB of them
+MIN_HELD: Final = 1 << 13  # bytes; fewer are not worth counting: 1024 requests hold 8 MiB of them
 _MAX_NAME: Final = 200  # characters of a field name from the request that an error repeats
 # The usual values of Content-Type. They have no parameters, so they need no parser.
 _PARAMETERLESS: Final = frozenset(("application/json", "image/png", "image/jpeg", "image/webp"))
@@ -80,7 +80,7 @@ async def read_body(
 
     ``setting`` ends the error for it.
     The last byte must arrive within ``seconds``, unless the server has all of it (``is_received``).
-    ``hold`` is called with the number of bytes whenever more than 4 KiB have arrived; it raises if they are too many.
+    ``hold`` is called with the number of bytes whenever more than 8 KiB have arrived; it raises if they are too many.
 
     Raises `UnsupportedMedia` for a Content-Encoding, else `TooLarge`, `BodyTooSlow` or `ClientDisconnect`.
     """

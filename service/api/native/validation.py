@@ -1,5 +1,7 @@
 """Check the options of a request against the operator's limits and the model's card."""
 
+from functools import lru_cache
+
 from service.api.native.schemas import GenerateRequest, InterpolateRequest, StepOptions
 from service.artifact.card import Card
 from service.domain.errors import InvalidContent
@@ -57,9 +59,14 @@ def step_params(options: StepOptions, *, recommended: int, rows: int, settings: 
     if rows * len(record) > MAX_PICTURES:
         raise InvalidContent.field("record", f"rows × recorded steps must be at most {MAX_PICTURES}")
     try:
-        return StepParams(steps=steps, tolerance=options.tolerance, record=record, score=options.score)
+        return _params(steps, options.tolerance, record, options.score)
     except ValueError as exc:  # the schema has checked all but the order and the last of the recorded steps
         raise InvalidContent.field("record", f"must be ascending, each step once, in 0…{steps}") from exc
+
+
+@lru_cache(maxsize=256)  # most requests have the same ones
+def _params(steps: int, tolerance: float | None, record: tuple[int, ...], score: bool) -> StepParams:
+    return StepParams(steps=steps, tolerance=tolerance, record=record, score=score)
 
 
 def check_steps(steps: int | None, *, recommended: int, settings: Settings) -> int:
