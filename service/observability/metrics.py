@@ -76,7 +76,7 @@ def label_limiter(limit: int = MAX_VALUES) -> Callable[[str], str]:
 class Metrics:
     """The metric objects, and methods that record events. Thread-safe, as prometheus_client is.
 
-    A metric with labels is a function from their values to one series, such as ``metrics.batches("mnist/6", "full")``.
+    A metric with labels is a function from their values to one series, such as ``metrics.batches("mnist/7", "full")``.
     ``shared`` is where this process, one of several, and the others leave their metrics; `scrape` combines them.
     """
 

@@ -16,7 +16,7 @@ from benchmarks.harness.processes import ROOT as ROOT
 from benchmarks.harness.processes import free_port as free_port
 
 MODELS = ROOT / "models"
-# Name → reference of the shipped models, such as "mnist" → "mnist/6", and those that make pictures of noise.
+# Name → reference of the shipped models, such as "mnist" → "mnist/7", and those that make pictures of noise.
 SHIPPED = {file.parts[-3]: "/".join(file.parts[-3:-1]) for file in sorted(MODELS.glob("*/*/model.onnx"))}
 GENERATORS = tuple(ref for name, ref in SHIPPED.items() if name != "scans")
 START_S = 600.0
