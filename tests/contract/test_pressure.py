@@ -164,9 +164,13 @@ def test_a_deadline_covers_the_codec_pool(models: Path) -> None:
         problem(response, 504, "deadline_exceeded")
 
 
-def test_rows_of_a_client_that_left_never_run(models: Path, monkeypatch: Patch) -> None:
+@pytest.mark.parametrize("spaces", [0, 200_000])  # the server stops reading while a request has so much to read
+def test_rows_of_a_client_that_left_never_run(models: Path, monkeypatch: Patch, spaces: int) -> None:
+    head, body = BODY.replace(b": 2", b": %d" % (17 + spaces)), b'{"n":7,"steps":1' + b" " * spaces + b"}"
     with held(monkeypatch, settings(models, max_batch_rows=1)) as (service, gate):
-        with Connection(service.address).send(BODY.replace(b": 2", b": 17") + b'\r\n{"n":7,"steps":1}'):
+        with Connection(service.address).send(head + b"\r\n" + body[:1]) as connection:
+            service.until_in_flight(2)
+            connection.send(body[1:])
             service.until_queued(7)
         service.until_metric("ign_cancelled_rows_total", 7.0, model="grey/10")
         service.until_metric("ign_requests_total", 1.0, endpoint="/generate", status="4xx")  # 499
