@@ -23,7 +23,7 @@ from tests.helpers.onnx_models import write_model
 
 ENDLESS = {"n": 64, "steps": 300_000, "record": [0]}  # half a minute at least
 LONG = {"steps": 100_000, "record": [0]}  # about a second
-TWO = {"IGN_WORKERS": "2"}
+ONE, TWO = {"IGN_WORKERS": "1"}, {"IGN_WORKERS": "2"}
 
 
 def new_client() -> httpx.Client:
@@ -81,7 +81,7 @@ def address_of(popen: "subprocess.Popen[str]") -> str:
 
 @contextmanager
 def started(environ: Mapping[str, str], *command: str) -> Iterator[Process]:
-    ours = {"IGN_PORT": "0", "IGN_DEFAULT_MODEL": "toy", "IGN_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+    ours = {"IGN_PORT": "0", "IGN_DEFAULT_MODEL": "toy", "IGN_DEVICE": "cpu", "OMP_NUM_THREADS": "1"} | ONE
     theirs = {name: value for name, value in os.environ.items() if not name.startswith("IGN_")}
     popen = subprocess.Popen(
         command or (sys.executable, "-m", "service"),
