@@ -45,7 +45,7 @@ _DROP_SYN: Final = struct.pack(
 )
 _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - address that stands for all → one to open
 
-Beat = Callable[[], None]
+Beat = Callable[[], object]
 _LOG = logging.getLogger("service")
 _UNACCOUNTED: Final = 200 << 20  # bytes
 

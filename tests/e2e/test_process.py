@@ -423,6 +423,37 @@ class TestSeveralProcesses:
             process.terminate()
             process.ended()
 
+    def test_models_are_loaded_and_unloaded_in_all(self, tmp_path: Path) -> None:
+        write_model(tmp_path)
+        with running({"IGN_MODEL_DIR": str(tmp_path)} | TWO) as process:
+            served_until(process, lambda: listeners(process) == 2)
+
+            def change(path: str) -> httpx.Response:
+                return process.client.post(f"{process.url}/v2/repository/models/{path}")
+
+            def statuses(ref: str) -> set[int]:
+                """Of a connection each, so that both processes answer some."""
+                return {process.get(f"/models/{ref}").status_code for _ in range(16)}
+
+            problem(change("new/load"), 404, "unknown_model")
+            write_model(tmp_path, "new")
+            assert change("new/load").json() == {}
+            assert statuses("new/1") == {200}
+            damaged = write_model(tmp_path, "new", "2") / "model.onnx"
+            damaged.write_bytes(damaged.read_bytes()[:200])
+            assert "new/2" in problem(change("new/load"), 400, "load_failed").detail
+            assert statuses("new/1") == {200}
+            problem(change("toy/unload"), 400, "unload_refused")
+            assert change("new/unload").json() == {}
+            assert statuses("new") == {404}
+            killed = children_of(process)[0]
+            os.kill(killed, signal.SIGKILL)
+            served_until(process, lambda: killed not in children_of(process) and listeners(process) == 2)
+            assert statuses("new") == {404}
+            process.terminate()
+            process.popen.communicate(timeout=PATIENCE_S)
+            assert process.popen.returncode == 0
+
     def test_an_interrupt_of_the_process_group_drains(self, environ: dict[str, str]) -> None:
         """Ctrl-C in a terminal: the processes must not take it for a second signal."""
         with running(environ | TWO | {"IGN_DRAIN_S": "120"}) as process:

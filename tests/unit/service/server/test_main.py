@@ -244,7 +244,8 @@ def test_failures_nobody_foresaw(
 
 def test_a_parent_that_reads_no_beats_stops_nothing(configured: Callable[..., None]) -> None:
     configured()
-    beats, messages = Pipe(duplex=False)
+    beats, messages = Pipe()
+    beats.send(set())
     os.set_blocking(messages.fileno(), False)
     with suppress(BlockingIOError):
         while True:
