@@ -29,7 +29,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Final, NoReturn
 
-from service.domain.errors import Draining, IgnError, RequestError, StartupError
+from service.domain.errors import IgnError, RequestError, StartupError
 from service.environment import available_cpus, share_metrics, stop_signals
 from service.models.registry import ModelChange, ModelRegistry
 from service.observability.logs import JsonFormatter, QueuedHandler, count_drops, flush_log
@@ -50,8 +50,8 @@ _SILENCE_S: Final = 10.0  # without a beat
 _START_SILENCE_S: Final = 60.0  # … before the first one: a process imports modules before its event loop runs
 _KILL_S: Final = 4.0  # after the time of draining; a process that is not stopped ends within 3 s
 _JOIN_S: Final = 0.5  # for threads that are about to end
-_MESSAGE: Final = 4000  # characters at most of an error: a pipe takes so many whole, or not at all
-_MOST_CALLS: Final = 8  # of a process to change models at a time: the supervisor must not wait for room in a pipe
+_MESSAGE: Final = 2000  # characters at most of an error: a pipe takes so many whole, or not at all
+_MOST_CHANGES: Final = 16  # of models at a time: the supervisor must not wait for room in the pipe of one that hangs
 _MOST_OF_NAME: Final = 80  # characters of a model's name; valid ones are shorter, and an error says no more of others
 _GC_THRESHOLD: Final = 10_000  # new objects between two collections; Python's default is 700
 
@@ -91,15 +91,14 @@ def _report(messages: Connection, content: object) -> bool:
 class _Parent:
     """The supervisor, as the event loop of one of its processes sees it; it has every process change its models.
 
-    To the supervisor goes `(number, change)`, which it answers with `(number, error or None)` when every process has
-    made the change. What each process shall do comes as `(None, change)`, and is answered in the same way.
+    A process asks with `(number, change)`, and the answer is `(number, error or None)`, when every process has made the
+    change. To make one is `(name, change)`, and its end `(name, error or None)`.
     """
 
     def __init__(self, messages: Connection, registry: ModelRegistry) -> None:
         self._messages, self._registry, self._loop = messages, registry, asyncio.get_running_loop()
-        self._answers: dict[int, asyncio.Future[None]] = {}
+        self._answers: dict[int, asyncio.Future[IgnError | None]] = {}
         self._numbers, self._tasks = itertools.count(), set[asyncio.Task[None]]()
-        self._room = asyncio.Semaphore(_MOST_CALLS)
 
     async def begin(self) -> None:
         """Unload what others unloaded before this process began, the first message; from then on make changes."""
@@ -109,37 +108,26 @@ class _Parent:
                     await self._registry.unload(name)
         self._loop.add_reader(self._messages.fileno(), self._receive)
 
+    async def change(self, change: ModelChange) -> None:
+        """As `ModelRegistry.change`, in every process; raises the first error of one, when all have tried."""
+        number = next(self._numbers)
+        answer = self._answers[number] = self._loop.create_future()
+        await self._send(number, change._replace(name=change.name[:_MOST_OF_NAME]))
+        if error := await answer:
+            raise error
+
     def _receive(self) -> None:
         try:
             while self._messages.poll():
-                number, content = self._messages.recv()
-                if number is None:
+                key, content = self._messages.recv()
+                if isinstance(content, ModelChange):
                     task = self._loop.create_task(self._change(content))
                     self._tasks.add(task)
                     task.add_done_callback(self._tasks.discard)
-                else:
-                    self._answer(number, content)
+                elif not (answer := self._answers.pop(key)).done():  # else nobody waits any more
+                    answer.set_result(content)
         except (EOFError, OSError):  # the supervisor is gone, which the next beat notices
             self._loop.remove_reader(self._messages.fileno())
-            for number in [*self._answers]:
-                self._answer(number, Draining("the service is shutting down"))
-
-    def _answer(self, number: int, error: IgnError | None) -> None:
-        future = self._answers.pop(number)
-        if future.done():  # nobody waits any more
-            return
-        if error is None:
-            future.set_result(None)
-        else:
-            future.set_exception(error)
-
-    async def change(self, change: ModelChange) -> None:
-        """As `ModelRegistry.change`, in every process; raises the first error of one, when all have tried."""
-        async with self._room:
-            number = next(self._numbers)
-            answer = self._answers[number] = self._loop.create_future()
-            await self._send(number, change._replace(name=change.name[:_MOST_OF_NAME]))
-            await answer
 
     async def _change(self, change: ModelChange) -> None:
         error: IgnError | None = None
@@ -150,10 +138,10 @@ class _Parent:
         except Exception:
             _LOG.exception("changing a model failed")
             error = IgnError("changing a model failed in a way nobody foresaw; the log says how")
-        await self._send(None, error)
+        await self._send(change.name, error)
 
-    async def _send(self, number: int | None, content: ModelChange | IgnError | None) -> None:
-        while not _report(self._messages, (number, content)):  # noqa: ASYNC110 - no event says when there is room
+    async def _send(self, key: int | str, content: ModelChange | IgnError | None) -> None:
+        while not _report(self._messages, (key, content)):  # noqa: ASYNC110 - no event says when there is room
             await asyncio.sleep(_TICK_S)
 
 
@@ -294,8 +282,9 @@ class _Child:
 @dataclass(eq=False)
 class _Call:
     change: ModelChange
-    askers: list[tuple[_Child, int]]  # with their numbers of it
-    waits_for: set[_Child] = field(default_factory=set)
+    asker: _Child
+    number: int  # that the asker gave it
+    waits_for: set[_Child] = field(default_factory=set)  # empty before it begins
     error: IgnError | None = None  # the first
 
 
@@ -308,7 +297,7 @@ class _Supervisor:
         # Signal handlers only write into this pipe: an OSError of a handler within `is_alive` would lose the status.
         self._signals, self._signalled = self._context.Pipe(duplex=False)
         self._children: list[_Child] = []
-        self._calls: list[_Call] = []  # of which the first one runs: changes come in the same order everywhere
+        self._calls: list[_Call] = []
         self._unloaded: set[str] = set()  # names that a replacement unloads before it listens
         self._starts: list[tuple[float, int, int]] = []  # when to start a replacement, its place, and `deaths` there
         self._failures = 0  # processes that died before they listened, since one has listened
@@ -340,7 +329,7 @@ class _Supervisor:
         self._folder.mkdir(mode=0o700, exist_ok=True)  # a program that cleans folders may have removed it
         share_metrics(self._folder / f"{place}.prom")
         messages, its_messages = self._context.Pipe()
-        running = {call.change.name for call in self._calls[:1] if not call.change.loads}
+        running = {call.change.name for call in self._calls if call.waits_for and not call.change.loads}
         messages.send(self._unloaded | running)
         with its_messages:
             process = self._context.Process(target=self._main, args=(self._child_settings, its_messages))
@@ -380,10 +369,11 @@ class _Supervisor:
                 message = child.messages.recv()
                 child.silence, child.has_beaten = 0.0, True
                 match message:
-                    case None, error:
-                        self._end_change(child, error)
-                    case number, change:
-                        self._add_change(child, number, change)
+                    case int(number), change:
+                        self._calls.append(_Call(change, child, number))
+                        self._begin_changes()
+                    case name, error:
+                        self._end_changes(child, name, error)
                     case "":
                         child.listened, self._failures = time.monotonic(), 0
                         if not self._listening:
@@ -392,46 +382,42 @@ class _Supervisor:
                     case str(reason):
                         self._fail(reason)
 
-    def _add_change(self, asker: _Child, number: int, change: ModelChange) -> None:
-        waiting = [call for call in self._calls[1:] if call.change.name == change.name]
-        if waiting and waiting[-1].change == change:
-            waiting[-1].askers.append((asker, number))
-            return
-        self._calls.append(_Call(change, [(asker, number)]))
-        if len(self._calls) == 1:
-            self._begin_change()
-
-    def _begin_change(self) -> None:
-        call = self._calls[0]
-        if call.change.loads:  # a process that starts loads what the directory holds
-            self._unloaded.discard(call.change.name)
-        call.waits_for = {child for child in self._children if not child.is_killed}
-        if not call.waits_for:  # nobody is left who asks
+    def _begin_changes(self) -> None:
+        """Begin the first change of each name; those of one name come in the same order everywhere."""
+        processes = {child for child in self._children if not child.is_killed}
+        if not processes:  # nobody is left who asks
             self._calls.clear()
-        for child in call.waits_for:
-            self._send(child, None, call.change)
+        names = set[str]()
+        for call in self._calls:
+            name = call.change.name
+            if name in names or len(names) >= _MOST_CHANGES:
+                continue
+            names.add(name)
+            if not call.waits_for:
+                call.waits_for = set(processes)
+                if call.change.loads:  # a process that starts loads what the directory holds
+                    self._unloaded.discard(name)
+                for child in processes:
+                    self._send(child, name, call.change)
 
-    def _end_change(self, child: _Child, error: IgnError | None = None) -> None:
-        """A process has made the change that runs, or it is gone. When none is left, begin the next one."""
-        if not self._calls or child not in self._calls[0].waits_for:
-            return
-        call = self._calls[0]
-        call.waits_for.remove(child)
-        call.error = call.error or error
-        if call.waits_for:
-            return
-        if call.error is None and not call.change.loads:
-            self._unloaded.add(call.change.name)
-        for asker, number in call.askers:
-            self._send(asker, number, call.error)
-        del self._calls[0]
-        if self._calls:
-            self._begin_change()
+    def _end_changes(self, child: _Child, name: str | None = None, error: IgnError | None = None) -> None:
+        """A process has made the change of this name, or, without a name, it is gone: none waits for it any more."""
+        for call in [*self._calls]:
+            if child not in call.waits_for or name not in (None, call.change.name):
+                continue
+            call.waits_for.remove(child)
+            call.error = call.error or error
+            if not call.waits_for:
+                self._calls.remove(call)
+                if call.error is None and not call.change.loads:
+                    self._unloaded.add(call.change.name)
+                self._send(call.asker, call.number, call.error)
+        self._begin_changes()
 
     @staticmethod
-    def _send(child: _Child, number: int | None, content: ModelChange | IgnError | None) -> None:
+    def _send(child: _Child, key: int | str, content: ModelChange | IgnError | None) -> None:
         with contextlib.suppress(OSError):  # it is gone, and `_reap` will notice
-            child.messages.send((number, content))
+            child.messages.send((key, content))
 
     def _kill_if_stuck(self, child: _Child, now: float) -> None:
         silence = _SILENCE_S if child.has_beaten else _START_SILENCE_S
@@ -446,7 +432,7 @@ class _Supervisor:
         child.process.join()
         child.messages.close()
         self._children.remove(child)
-        self._end_change(child)
+        self._end_changes(child)
         status = child.process.exitcode or 0
         if self._stopping:
             if status != -signal.SIGTERM:  # a process that has just started dies of the signal

@@ -94,10 +94,10 @@ def changes(settings: Settings, messages: Connection) -> None:
             messages.send((7, ModelChange(name, loads=word == "load")))
         if not messages.poll(0.05):
             continue
-        number, content = messages.recv()
-        if number is not None:
-            (folder / "answer").write_text(f"{number} {content}")
+        key, content = messages.recv()
+        if not isinstance(content, ModelChange):
+            (folder / "answer").write_text(f"{key} {content}")
             continue
         (folder / content.name).write_text(f"{content.loads}")
         if asks or content.name != "stuck":
-            messages.send((None, LoadFailed(f"{content.name} is broken") if content.name == "broken" else None))
+            messages.send((key, LoadFailed(f"{content.name} is broken") if content.name == "broken" else None))
