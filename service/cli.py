@@ -68,14 +68,16 @@ def _count_processes(settings: Settings) -> int:
 
 def _serve(settings: Settings) -> int:
     raise_file_limit()
-    with uvicorn_server.bind(settings.host, settings.port, listens=True) as listener:
+    listener = uvicorn_server.bind(settings.host, settings.port)
+    with listener, uvicorn_server.listen_alone(listener):
         if settings.workers == 1:
             return process.run_server(settings, listener)
         port = listener.getsockname()[1]
-    # No other program listens on this port. This socket is bound but does not listen: it reserves the port.
-    with uvicorn_server.bind(settings.host, port, shared=True) as reserved:
-        show_url = partial(uvicorn_server.write_startup_line, reserved)
-        return supervise(settings.replace(port=port), process.child_main, on_listening=show_url)
+        listener.close()
+        # No other program listens on this port. This socket is bound but does not listen: it reserves the port.
+        with uvicorn_server.bind(settings.host, port, shared=True) as reserved:
+            show_url = partial(uvicorn_server.write_startup_line, reserved)
+            return supervise(settings.replace(port=port), process.child_main, on_listening=show_url)
 
 
 def _check(settings: Settings) -> int:

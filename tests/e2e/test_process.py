@@ -413,6 +413,22 @@ class TestSeveralProcesses:
             assert address_of(process.popen) == process.url
             served_until(process, lambda: listeners(process) == 2)
 
+    @pytest.mark.parametrize("processes", ["1", "2"])
+    def test_the_port_of_a_service_that_loads_is_busy(self, environ: dict[str, str], processes: str) -> None:
+        port = free_port()
+        with started(environ | TWO | {"IGN_PORT": str(port)}) as process:
+            while len(loading := children_of(process)) < 2:
+                pass
+            try:
+                for pid in loading:
+                    os.kill(pid, signal.SIGSTOP)
+                line = rejected(environ | {"IGN_PORT": str(port), "IGN_WORKERS": processes})
+            finally:
+                process.popen.kill()
+                for pid in loading:
+                    os.kill(pid, signal.SIGKILL)
+        assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in line
+
     def test_a_process_that_dies_while_it_loads_is_restarted(self, environ: dict[str, str]) -> None:
         with started(environ | TWO) as process:
             while not (children := children_of(process)):

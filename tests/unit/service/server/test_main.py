@@ -265,10 +265,10 @@ def test_a_parent_that_reads_no_beats_stops_nothing(configured: Callable[..., No
 
 def test_ipv6(said: Said) -> None:
     try:
-        listener = uvicorn_server.bind("::1", 0, listens=True)
+        listener = uvicorn_server.bind("::1", 0)
     except StartupError:
         pytest.skip("no IPv6 here")
-    with listener:
+    with listener, uvicorn_server.listen_alone(listener):
         uvicorn_server.write_startup_line(listener)
         port = listener.getsockname()[1]
         assert said.until("listening on ") == f"http://[::1]:{port}"
