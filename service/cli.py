@@ -19,7 +19,7 @@ from service.settings import Settings, from_environment, log_name_warnings, mean
 
 REFUSED: Final = 2
 _METAVARS: Final[Mapping[object, str]] = {int: "NUMBER", float: "SECONDS"}
-_PROCESS_BYTES: Final = 1 << 30  # with the shipped models 204 MiB, and up to 670 MiB while it cleans a page of A4
+_PROCESS_BYTES: Final = 1 << 30  # with the shipped models 220 MiB, and 700 MiB while it cleans a page of A4
 _MOST_PROCESSES: Final = 256  # that `Settings` takes
 _ALIASES: Final = {"model_dir": ("--models",)}  # what `ign export`, `import` and `site` call it
 
