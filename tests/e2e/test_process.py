@@ -359,6 +359,15 @@ def served_until(process: Process, condition: Callable[[], bool]) -> None:
         assert process.post({"seed": seed}).status_code == 200
 
 
+def replace(process: Process, dead: int) -> None:
+    """Kill a server process, and wait for its replacement."""
+    os.kill(dead, signal.SIGKILL)
+    # Until all its threads have ended, its socket is open and gets connections. Then the parent reaps it.
+    while Path(f"/proc/{dead}").exists():
+        pass
+    served_until(process, lambda: dead not in children_of(process) and listeners(process) == 2)
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
 @pytest.mark.slow
 class TestSeveralProcesses:
@@ -380,11 +389,7 @@ class TestSeveralProcesses:
         with running(environ | TWO) as process:
             served_until(process, lambda: listeners(process) == 2)
             dead, alive = children_of(process)
-            os.kill(dead, signal.SIGKILL)
-            # Until all its threads have ended, its socket is open and gets connections. Then the parent reaps it.
-            while Path(f"/proc/{dead}").exists():
-                pass
-            served_until(process, lambda: dead not in children_of(process) and listeners(process) == 2)
+            replace(process, dead)
             assert alive in children_of(process)
 
     def test_one_that_hangs_is_replaced_and_does_not_hold_up_the_end(self, environ: dict[str, str]) -> None:
@@ -462,9 +467,7 @@ class TestSeveralProcesses:
             problem(change("toy/unload"), 400, "unload_refused")
             assert change("new/unload").json() == {}
             assert statuses("new") == {404}
-            killed = children_of(process)[0]
-            os.kill(killed, signal.SIGKILL)
-            served_until(process, lambda: killed not in children_of(process) and listeners(process) == 2)
+            replace(process, children_of(process)[0])
             assert statuses("new") == {404}
             process.terminate()
             process.popen.communicate(timeout=PATIENCE_S)
