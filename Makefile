@@ -61,7 +61,7 @@ help:  ## list the targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo 'Variables: PYTHON=$(PYTHON) VENV=$(VENV) RUNTIME=$(RUNTIME) (cpu, gpu), ARGS for what a target runs, as in:'
-	@echo 'make run PORT=9000 ARGS="--device cpu --workers 2". `$(BIN)/ign serve --help` lists the options of the service.'
+	@echo 'make run PORT=9000 ARGS="--workers 2". `$(BIN)/ign serve --help` lists the options of the service.'
 
 run: $(SERVE)  ## serve the models on http://127.0.0.1:8000
 	$(BIN)/python -m service $(if $(filter command,$(firstword $(origin PORT))),--port '$(PORT)') $(ARGS)
