@@ -1,7 +1,7 @@
 # Two images of the service: `--target gpu` (the default) and `--target cpu`. Neither contains torch, a compiler or pip.
 # The CUDA libraries of the GPU image are NVIDIA's wheels; docs/deployment.md gives the reason.
 
-ARG BASE=python:3.11-slim-bookworm
+ARG BASE=python:3.13-slim-trixie
 ARG VERSION=0.1.0
 FROM ${BASE} AS base
 ENV PATH=/opt/venv/bin:$PATH \
@@ -67,7 +67,7 @@ LABEL org.opencontainers.image.title="ign-service" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
-      org.opencontainers.image.base.name="docker.io/library/python:3.11-slim-bookworm"
+      org.opencontainers.image.base.name="docker.io/library/python:3.13-slim-trixie"
 USER 10001:10001
 
 FROM runtime AS gpu
@@ -85,5 +85,5 @@ LABEL org.opencontainers.image.title="ign-service" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
-      org.opencontainers.image.base.name="docker.io/library/python:3.11-slim-bookworm"
+      org.opencontainers.image.base.name="docker.io/library/python:3.13-slim-trixie"
 USER 10001:10001

@@ -61,7 +61,7 @@ help:  ## list the targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo 'Variables: PYTHON=$(PYTHON) VENV=$(VENV) RUNTIME=$(RUNTIME) (cpu, gpu), ARGS for what a target runs, as in:'
-	@echo 'make run PORT=9000 ARGS="--device cpu --workers 2". `$(BIN)/ign serve --help` lists the options of the service.'
+	@echo 'make run PORT=9000 ARGS="--workers 2". `$(BIN)/ign serve --help` lists the options of the service.'
 
 run: $(SERVE)  ## serve the models on http://127.0.0.1:8000
 	$(BIN)/python -m service $(if $(filter command,$(firstword $(origin PORT))),--port '$(PORT)') $(ARGS)
@@ -105,16 +105,19 @@ lock: $(DEVELOP)  ## lock anew what the images and CI hold; ARGS=--upgrade for n
 	$(call lock,gpu,$(IN_IMAGES) --extra gpu $(CUDA_13) --extra otel --extra store)
 	$(call lock,gpu-cuda12,$(IN_IMAGES) --no-emit-package cuda-toolkit --extra otel --extra store docker/lock/gpu-cuda12.in)
 	$(call lock,export,$(IN_IMAGES) --extra cpu --extra train)
-	$(call lock,ray-cpu,$(IN_IMAGES) --extra cpu --extra ray --extra store docker/lock/ray.in)
-	$(call lock,ray-gpu,$(IN_IMAGES) --extra gpu $(CUDA_13) --extra ray --extra store docker/lock/ray.in)
-	$(call lock,ci,--universal --extra cpu --extra train --extra avatars --extra dev docker/lock/ci.in)
-	$(call lock,ci-ray,--universal --extra cpu --extra bulk --extra ray --extra store docker/lock/ci-ray.in)
+	$(call lock,ray-cpu,$(IN_RAY) --extra cpu --extra ray --extra store docker/lock/ray.in)
+	$(call lock,ray-gpu,$(IN_RAY) --extra gpu $(CUDA_13) --extra ray --extra store docker/lock/ray.in)
+	$(call lock,ci,$(IN_CI) --extra cpu --extra train --extra avatars --extra dev docker/lock/ci.in)
+	$(call lock,ci-ray,$(IN_CI) --extra cpu --extra bulk --extra ray --extra store docker/lock/ci-ray.in)
 	@awk '/^[a-z0-9]/ { left = /$(TORCH)/ } !left' docker/lock/ci.txt > docker/lock/ci.tmp
 	@mv docker/lock/ci.tmp docker/lock/ci.txt
 
-# For Linux on x86_64. The hashes are those of all files of a release, so the CPU's lock fits aarch64, too. CI's locks
-# are for every platform.
-IN_IMAGES := --python-platform x86_64-manylinux_2_28
+# For Linux on x86_64, and the Python of the base images. The hashes are those of all files of a release, so the CPU's
+# lock fits aarch64, too. CI's locks are for every platform and Python.
+LINUX := --python-platform x86_64-manylinux_2_28
+IN_IMAGES := $(LINUX) --python-version 3.13
+IN_RAY := $(LINUX) --python-version 3.11
+IN_CI := --universal --python-version 3.11
 # cuda-toolkit is empty: it pins the others.
 CUDA_13 := --no-emit-package cuda-toolkit docker/lock/gpu.in
 # Where CI runs, torch is a build for the CPU, which PyPI does not have for Linux: neither it nor what it needs of CUDA is
@@ -123,7 +126,7 @@ TORCH := ^(torch|torchvision|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==
 
 # $(1) name, $(2) options and further requirements
 define lock
-	$(BIN)/python -m uv pip compile --quiet --generate-hashes --python-version 3.11 --no-emit-package ign-client $(2) \
+	$(BIN)/python -m uv pip compile --quiet --generate-hashes --no-emit-package ign-client $(2) \
 	  --custom-compile-command 'make lock' --output-file docker/lock/$(1).txt $(ARGS) pyproject.toml
 endef
 

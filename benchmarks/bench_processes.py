@@ -1,4 +1,4 @@
-"""Instances and processes: default settings beside one instance and one thread, and how connections spread over two.
+"""Processes: default settings beside one process and one thread, and how connections spread over two.
 
     python -m benchmarks.bench_processes --results benchmarks/results/processes.json
 
@@ -23,26 +23,26 @@ from benchmarks.load_generator.load import run_load, summary
 from benchmarks.load_generator.messages import NPY
 
 METHOD: Final = (
-    "Closed loops of keep-alive connections over loopback. instances: default settings, IGN_CPU_INSTANCES=1 and "
+    "Closed loops of keep-alive connections over loopback. variants: default settings, IGN_WORKERS=1 and "
     "IGN_THREADS=1 in turn; share: requests/s of the default over those of the best other, round by round; 1 row is "
     "an image, PNG to PNG, 8 and 64 rows are /generate as npy. spread: two processes; each round connects anew. "
     "fuller: connections of the process that has most, by its open files; p99_over_mean: of the latencies of a round"
 )
-VARIANTS: Final = {"default": {}, "one_instance": {"IGN_CPU_INSTANCES": "1"}, "one_thread": {"IGN_THREADS": "1"}}
+VARIANTS: Final = {"default": {}, "one_process": {"IGN_WORKERS": "1"}, "one_thread": {"IGN_THREADS": "1"}}
 
 
 def measure(options: argparse.Namespace) -> Json:
     with contextlib.ExitStack() as stack:
         servers = {name: stack.enter_context(service(SETTINGS | more)) for name, more in VARIANTS.items()}
         loads = itertools.product((1, 8, 64), options.connections)
-        instances = [compare_variants(servers, rows, connections, options) for rows, connections in loads]
+        variants = [compare_variants(servers, rows, connections, options) for rows, connections in loads]
     with service(SETTINGS | {"IGN_DEVICE": "cpu", "IGN_WORKERS": "2"}) as server:
         rounds = itertools.product(options.connections, range(3 * options.rounds))
         spread = [one_round(server, connections, options.seconds) for connections, _ in rounds]
-    least = min(line["share"] for line in instances)
+    least = min(line["share"] for line in variants)
     return {
         "targets": [target("default over the best of the others, least of all loads", least, at_least=0.97)],
-        "instances": instances,
+        "variants": variants,
         "spread": sorted(spread, key=lambda line: (line["connections"], line["fuller"])),
     }
 

@@ -2,7 +2,7 @@
 #   docker build -f docker/export.Dockerfile -t ign-export .
 # PyPI's torch for x86_64 includes the CUDA libraries.
 
-ARG BASE=python:3.11-slim-bookworm
+ARG BASE=python:3.13-slim-trixie
 FROM ${BASE} AS base
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1
@@ -28,7 +28,7 @@ FROM base AS export
 LABEL org.opencontainers.image.title="ign-export" \
       org.opencontainers.image.description="Training and export of Idempotent Generative Networks" \
       org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.base.name="docker.io/library/python:3.11-slim-bookworm"
+      org.opencontainers.image.base.name="docker.io/library/python:3.13-slim-trixie"
 ENV HOME=/tmp \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     NVIDIA_VISIBLE_DEVICES=all \

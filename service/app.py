@@ -81,9 +81,9 @@ def build_services(
         Capacity.of(max(settings.max_inflight_bytes, settings.max_body_bytes), 2 * settings.max_body_bytes),
     )
     # A service lets requests of small models go before tiles, and computes a tile with all threads. In a program with
-    # one model nothing is to go first, and a second instance computes while the first waits for its threads.
+    # one model nothing is to go first, and a further instance computes while the first waits for its threads.
     make_model = partial(OnnxModel, low_priority=only is None)
-    open_all = partial(open_instances, make_model, slow_count=1 + (only is not None))
+    open_all = partial(open_instances, make_model, alone=only is not None)
     options = repository_options(settings) | {
         "open_models": partial(open_all, settings),
         "only": only,

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, get_args, get_origin
 import click
 
 from service.domain.errors import StartupError
-from service.environment import prepare_process
+from service.environment import available_cpus, memory_limit, prepare_process
 from service.observability.logs import flush_log
 from service.server import process, uvicorn_server
 from service.server.open_connections import raise_file_limit
@@ -19,6 +19,8 @@ from service.settings import Settings, from_environment, log_name_warnings, mean
 
 REFUSED: Final = 2
 _METAVARS: Final[Mapping[object, str]] = {int: "NUMBER", float: "SECONDS"}
+_PROCESS_BYTES: Final = 1 << 30  # with the shipped models 220 MiB, and 700 MiB while it cleans a page of A4
+_MOST_PROCESSES: Final = 256  # that `Settings` takes
 _ALIASES: Final = {"model_dir": ("--models",)}  # what `ign export`, `import` and `site` call it
 
 
@@ -33,6 +35,7 @@ def serve(options: Mapping[str, str], *, check: bool = False) -> int:
         settings = from_environment({variable_of(field): text for field, text in options.items()})
         process.configure_logging(settings)
         log_name_warnings()
+        settings = settings.replace(workers=_count_processes(settings))
         return _check(settings.replace(strict_models=True)) if check else _serve(settings)
     except StartupError as exc:
         flush_log()
@@ -42,16 +45,39 @@ def serve(options: Mapping[str, str], *, check: bool = False) -> int:
         flush_log()
 
 
+def _count_processes(settings: Settings) -> int:
+    """How many processes serve; raises StartupError if several are wanted, and models could run on a GPU.
+
+    As many as pay: HTTP and image coding of one use one core, and a model the other. `IGN_MODEL_MEMORY_MIB` is for more
+    models than memory holds, and a process would hold fewer of them.
+    """
+    pay = min((settings.threads or available_cpus()) // 2, memory_limit() // _PROCESS_BYTES, _MOST_PROCESSES)
+    count = settings.workers or (1 if settings.model_memory_mib else max(1, pay))
+    if count == 1 or settings.device == "cpu":
+        return count
+    from service.runtime.session import cuda_is_usable
+
+    if settings.device == "auto" and not cuda_is_usable():
+        return count
+    if settings.workers:
+        raise StartupError(
+            f"IGN_WORKERS={count} needs IGN_DEVICE=cpu: a GPU is there, on which processes would split the batches"
+        )
+    return 1
+
+
 def _serve(settings: Settings) -> int:
     raise_file_limit()
-    with uvicorn_server.bind(settings.host, settings.port, listens=True) as listener:
+    listener = uvicorn_server.bind(settings.host, settings.port)
+    with listener, uvicorn_server.listen_alone(listener):
         if settings.workers == 1:
             return process.run_server(settings, listener)
         port = listener.getsockname()[1]
-    # No other program listens on this port. This socket is bound but does not listen: it reserves the port.
-    with uvicorn_server.bind(settings.host, port, shared=True) as reserved:
-        show_url = partial(uvicorn_server.write_startup_line, reserved)
-        return supervise(settings.replace(port=port), process.child_main, on_listening=show_url)
+        listener.close()
+        # No other program listens on this port. This socket is bound but does not listen: it reserves the port.
+        with uvicorn_server.bind(settings.host, port, shared=True) as reserved:
+            show_url = partial(uvicorn_server.write_startup_line, reserved)
+            return supervise(settings.replace(port=port), process.child_main, on_listening=show_url)
 
 
 def _check(settings: Settings) -> int:

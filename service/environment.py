@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -58,23 +59,34 @@ def available_cpus(*, root: Path = Path("/")) -> int:
 
 def cgroup_quota(root: Path = Path("/")) -> float | None:
     """The smallest CPU quota of this process's control group (v2) and its ancestors; None if there is no limit."""
+    return min(_limits(root, "cpu.max"), default=None)
+
+
+def memory_limit(*, root: Path = Path("/")) -> int:
+    """Bytes that this process may use: the machine's, or the limit of its control group (v2) if that is less.
+
+    0 where the system does not tell. ``root`` is as of `available_cpus`.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        _, kib, *_ = (root / "proc/meminfo").read_text(encoding="ascii").split()  # the first line is `MemTotal: N kB`
+        return int(min([int(kib) << 10, *_limits(root, "memory.max")]))
+    return 0
+
+
+def _limits(root: Path, file: str) -> Iterator[float]:
+    """The limits of this process's control group (v2) and its ancestors: a number each, or a number and its divisor."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
-        return None
+        return
     # The unified hierarchy has the line `0::/path`. In a container the path may be the host's, and then only the
     # top directory exists here.
     paths = [line.removeprefix("0::") for line in lines if line.startswith("0::")]
-    groups = [group for path in paths for group in (Path("/", path), *Path("/", path).parents)]
-    quotas = (_quota(root / "sys/fs/cgroup" / group.relative_to("/")) for group in groups)
-    return min((quota for quota in quotas if quota is not None), default=None)
-
-
-def _quota(group: Path) -> float | None:
-    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
-        quota, period = (group / "cpu.max").read_text().split()  # the quota is `max` for no limit: a ValueError
-        return int(quota) / int(period)
-    return None
+    for group in (group for path in paths for group in (Path("/", path), *Path("/", path).parents)):
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+            text = (root / "sys/fs/cgroup" / group.relative_to("/") / file).read_text()
+            limit, *divisor = map(int, text.split())  # `max` for no limit: a ValueError
+            yield limit / (divisor or [1])[0]
 
 
 def installed_onnxruntimes() -> set[str]:

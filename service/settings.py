@@ -111,10 +111,8 @@ class Settings(BaseModel):
     """GPUs to serve on. They are the first visible ones; more than one needs device cuda."""
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads of a model; 0 takes all. All is the smaller of the control group's quota and the affinity mask."""
-    cpu_instances: int = Field(default=0, ge=0, le=64)
-    """model instances on a CPU; 0 chooses. They share the threads."""
-    workers: int = Field(default=1, ge=1, le=256)
-    """serving processes on one port. More than one needs device cpu."""
+    workers: int = Field(default=0, ge=0, le=256)
+    """serving processes on one port; 0 chooses. That is one on CUDA, else as many as cores and memory allow."""
     max_batch_rows: int = Field(default=64, ge=1, le=65_536)
     """rows in the largest batch. On CUDA it is the largest batch size of the model card that is used."""
     queue_rows: int = Field(default=4096, ge=1, le=10_000_000)
@@ -196,7 +194,7 @@ class Settings(BaseModel):
                 f"IGN_PRIVATE_ENDPOINTS={','.join(self.private_endpoints)} needs IGN_API_KEYS_FILE",
             ),
             (
-                self.workers > 1 and self.device != "cpu",
+                self.workers > 1 and cuda,
                 f"IGN_WORKERS={self.workers} needs IGN_DEVICE=cpu: on a GPU, processes would split the batches",
             ),
             (
@@ -209,10 +207,6 @@ class Settings(BaseModel):
             ),
             (str(self.model_dir).startswith("oci:/"), _NO_REGISTRY),
             (self.gpu_count > 1 and not cuda, f"IGN_GPU_COUNT={self.gpu_count} needs IGN_DEVICE=cuda"),
-            (
-                self.cpu_instances and cuda,
-                f"IGN_CPU_INSTANCES={self.cpu_instances} is for a CPU; for GPUs there is IGN_GPU_COUNT",
-            ),
         )
         for conflict, message in conflicts:
             if conflict:

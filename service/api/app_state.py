@@ -1,7 +1,7 @@
 """The objects that endpoints use. `service.app.build_services` creates them; the app keeps them in its state."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -10,7 +10,7 @@ from starlette.requests import Request
 from service.api.limits import InFlightRequests
 from service.domain.errors import Draining, NotReady, UnavailableError
 from service.images.pool import CodecPool
-from service.models.registry import ModelRegistry
+from service.models.registry import ModelChange, ModelRegistry
 from service.observability.metrics import Metrics
 from service.settings import Settings
 
@@ -25,7 +25,8 @@ class AppState:
     """The running parts of one service. The registry is empty until all models are verified.
 
     ``phase`` is `loading` until then, and `failed` if one was not. Without traces ``tracing`` is None. Deadlines are
-    times on ``clock``, which gives monotonic seconds.
+    times on ``clock``, which gives monotonic seconds. In one of several processes, ``change_everywhere`` changes the
+    models of all, as `ModelRegistry.change`.
     """
 
     settings: Settings
@@ -36,6 +37,7 @@ class AppState:
     tracing: "Tracing | None" = None
     phase: Phase = "loading"
     clock: Callable[[], float] = time.monotonic
+    change_everywhere: Callable[[ModelChange], Awaitable[None]] | None = None
 
     @property
     def ready(self) -> bool:

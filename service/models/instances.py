@@ -1,4 +1,4 @@
-"""Model instances: how many of a model run in parallel, on which devices and with how many threads."""
+"""Model instances: how many of a model run in parallel in a process, on which devices and with how many threads."""
 
 import threading
 import time
@@ -23,17 +23,18 @@ MakeModel = Callable[..., InferenceModel]
 
 
 def open_instances(
-    make_model: MakeModel, settings: Settings, data: bytes, count: int | None = None, *, slow_count: int = 1
+    make_model: MakeModel, settings: Settings, data: bytes, count: int | None = None, *, alone: bool = False
 ) -> list[InferenceModel]:
-    """The instances of one model file, at least one, on a CPU ``count`` if that is given.
+    """The instances of one model file: one on each GPU; on a CPU ``count``, or else one with all threads.
 
-    Without a ``count`` or a setting, a slow model gets ``slow_count`` instances on a CPU, which share the threads: one
-    gives the first row soonest. Raises StartupError, all closed, if one cannot be made.
+    A fast model leaves one thread to HTTP: more cores are for more processes. In a program that is ``alone``, with one
+    model and without HTTP, a fast model has up to eight instances on a CPU, and a slow one two; they share the threads.
+    Raises StartupError, all closed, if one cannot be made.
     """
-    threads, configured = settings.threads or available_cpus(), count or settings.cpu_instances
-    # One thread is left to HTTP.
-    count = configured or min(_MAX_INSTANCES, max(1, threads - 1))
-    each = threads // (configured or count + 1)
+    threads, given = settings.threads or available_cpus(), count
+    left = max(1, threads - 1)
+    count = given or (min(_MAX_INSTANCES, left) if alone else 1)
+    each = (threads if given else left) // count
 
     def make(device: Device, device_id: int = 0, *, threads: int = 1) -> InferenceModel:
         cuda = CudaOptions(
@@ -54,10 +55,11 @@ def open_instances(
                 with wrap_errors(f"device {device_id}"):
                     instances.append(make(settings.device, device_id))
         else:
-            if threads > 1 and not configured and _is_slow(first):
+            if threads > 1 and not given and _is_slow(first):
                 first.close()
                 instances.clear()
-                count, each = slow_count, threads // slow_count
+                count = 1 + alone
+                each = threads // count
             for _ in range(count - len(instances)):
                 instances.append(make("cpu" if instances else settings.device, threads=each))
     except BaseException:

@@ -100,6 +100,14 @@ class ServedModel:
         return self.schedulers[size]
 
 
+class ModelChange(NamedTuple):
+    """A call of the model repository, with the parameters of `ModelRegistry.load`; or that of `unload`."""
+
+    name: str
+    loads: bool
+    may_be_new: bool = False
+
+
 class IndexEntry(NamedTuple):
     """One version in the index."""
 
@@ -182,6 +190,10 @@ class ModelRegistry:
         self._on_activated(loaded)
         if displaced is not None:
             self._retire(displaced)
+
+    async def change(self, change: ModelChange) -> None:
+        """Load or unload a model; raises as `load` and `unload`."""
+        await (self.load(change.name, may_be_new=change.may_be_new) if change.loads else self.unload(change.name))
 
     async def load(self, name: str, *, may_be_new: bool = False) -> None:
         """Serve what the directory holds of this model: new versions, changed versions again, removed ones no longer.

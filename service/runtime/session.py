@@ -104,6 +104,11 @@ def cuda_is_built_in() -> bool:
     return CUDA in ort.get_available_providers()
 
 
+def cuda_is_usable() -> bool:
+    """Whether this build of onnxruntime has the CUDA provider, and a GPU is visible."""
+    return cuda_is_built_in() and compute_capability(0) is not None
+
+
 def cpu_session(data: bytes, threads: int, *, arena: bool = False) -> Any:
     """A session on the CPU; raises StartupError if ``data`` is not a model, or it needs a newer onnxruntime.
 

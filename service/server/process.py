@@ -9,6 +9,7 @@ sends a beat to the supervisor every second. Without one for 10 s it is killed a
 import asyncio
 import contextlib
 import gc
+import itertools
 import logging
 import math
 import multiprocessing
@@ -20,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -28,8 +29,9 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Final, NoReturn
 
-from service.domain.errors import StartupError
+from service.domain.errors import IgnError, RequestError, StartupError
 from service.environment import available_cpus, share_metrics, stop_signals
+from service.models.registry import ModelChange, ModelRegistry
 from service.observability.logs import JsonFormatter, QueuedHandler, count_drops, flush_log
 from service.observability.metrics import Metrics
 from service.server import uvicorn_server
@@ -48,16 +50,18 @@ _SILENCE_S: Final = 10.0  # without a beat
 _START_SILENCE_S: Final = 60.0  # … before the first one: a process imports modules before its event loop runs
 _KILL_S: Final = 4.0  # after the time of draining; a process that is not stopped ends within 3 s
 _JOIN_S: Final = 0.5  # for threads that are about to end
-_MESSAGE: Final = 1000  # characters, which a pipe takes whole or not at all (PIPE_BUF)
+_MESSAGE: Final = 2000  # characters of an error at most: a connection takes so many whole, or not at all
+_MOST_CHANGES: Final = 16  # of models at a time: the supervisor must not wait for room in the pipe of one that hangs
+_MOST_OF_NAME: Final = 80  # characters of a model's name; valid ones are shorter, and an error says no more of others
 _GC_THRESHOLD: Final = 10_000  # new objects between two collections; Python's default is 700
 
 
 def child_main(settings: Settings, messages: Connection) -> None:
     """The main function of one of several server processes.
 
-    It sends None every second, "" when it listens, or the reason why it does not start. It drains upon SIGTERM and when
-    its parent ends. systemd sends SIGTERM to every process, and the parent passes its own on, so a second SIGTERM
-    changes nothing; SIGINT ends the requests of a process that drains.
+    It sends None every second, "" when it listens, or the reason why it does not start; `_Parent` says what else. It
+    drains upon SIGTERM and when its parent ends. systemd sends SIGTERM to every process, and the parent passes its own
+    on, so a second SIGTERM changes nothing; SIGINT ends the requests of a process that drains.
     """
     # Ctrl-C in a terminal then reaches the parent only, which passes it on as SIGTERM.
     os.setpgrp()
@@ -68,18 +72,77 @@ def child_main(settings: Settings, messages: Connection) -> None:
         with uvicorn_server.bind(settings.host, settings.port, shared=True) as bound:
             status = run_server(settings, bound, messages)
     except StartupError as exc:
-        _report(messages, exc.detail)
+        _report(messages, exc.detail[:_MESSAGE])
         status = 0
     leave(status)
 
 
-def _report(messages: Connection, text: str | None) -> None:
+def _report(messages: Connection, content: object) -> bool:
+    """Send a message to the parent; whether it was sent, as there may be no room for it while the parent is stopped."""
     try:
-        messages.send(text and text[:_MESSAGE])
-    except BlockingIOError:  # the parent is stopped
-        pass
+        messages.send(content)
+    except BlockingIOError:
+        return False
     except OSError:  # it is gone
         os.kill(os.getpid(), signal.SIGTERM)
+    return True
+
+
+class _Parent:
+    """The supervisor, as the event loop of one of its processes sees it; it has every process change its models.
+
+    A process asks with `(number, change)`, and the answer is `(number, error or None)`, when every process has made the
+    change. To make one is `(name, change)`, and its end `(name, error or None)`.
+    """
+
+    def __init__(self, messages: Connection, registry: ModelRegistry) -> None:
+        self._messages, self._registry, self._loop = messages, registry, asyncio.get_running_loop()
+        self._answers: dict[int, asyncio.Future[IgnError | None]] = {}
+        self._numbers, self._tasks = itertools.count(), set[asyncio.Task[None]]()
+
+    async def begin(self) -> None:
+        """Unload what others unloaded before this process began, the first message; from then on make changes."""
+        with contextlib.suppress(EOFError, OSError):  # as in `_receive`
+            for name in self._messages.recv():
+                with contextlib.suppress(RequestError):  # its files are gone, too
+                    await self._registry.unload(name)
+        self._loop.add_reader(self._messages.fileno(), self._receive)
+
+    async def change(self, change: ModelChange) -> None:
+        """As `ModelRegistry.change`, in every process; raises the first error of one, when all have tried."""
+        number = next(self._numbers)
+        answer = self._answers[number] = self._loop.create_future()
+        await self._send(number, change._replace(name=change.name[:_MOST_OF_NAME]))
+        if error := await answer:
+            raise error
+
+    def _receive(self) -> None:
+        try:
+            while self._messages.poll():
+                key, content = self._messages.recv()
+                if isinstance(content, ModelChange):
+                    task = self._loop.create_task(self._change(content))
+                    self._tasks.add(task)
+                    task.add_done_callback(self._tasks.discard)
+                elif not (answer := self._answers.pop(key)).done():  # else nobody waits any more
+                    answer.set_result(content)
+        except (EOFError, OSError):  # the supervisor is gone, which the next beat notices
+            self._loop.remove_reader(self._messages.fileno())
+
+    async def _change(self, change: ModelChange) -> None:
+        error: IgnError | None = None
+        try:
+            await self._registry.change(change)
+        except IgnError as exc:
+            error = type(exc)(exc.detail[:_MESSAGE])
+        except Exception:
+            _LOG.exception("changing a model failed")
+            error = IgnError("changing a model failed in a way nobody foresaw; the log says how")
+        await self._send(change.name, error)
+
+    async def _send(self, key: int | str, content: ModelChange | IgnError | None) -> None:
+        while not _report(self._messages, (key, content)):  # noqa: ASYNC110 - no event says when there is room
+            await asyncio.sleep(_TICK_S)
 
 
 def run_server(settings: Settings, listener: socket.socket, messages: Connection | None = None) -> int:
@@ -107,6 +170,9 @@ def run_server(settings: Settings, listener: socket.socket, messages: Connection
             tasks.append(asyncio.get_running_loop().create_task(start_listening(messages)))
 
     async def start_listening(messages: Connection) -> None:
+        parent = _Parent(messages, services.registry)
+        services.change_everywhere = parent.change
+        await parent.begin()
         try:
             await server.add_sockets(listeners)
             _report(messages, "")
@@ -213,6 +279,15 @@ class _Child:
     is_killed: bool = False
 
 
+@dataclass(eq=False)
+class _Call:
+    change: ModelChange
+    asker: _Child
+    number: int  # that the asker gave it
+    waits_for: set[_Child] = field(default_factory=set)  # empty before it begins
+    error: IgnError | None = None  # the first
+
+
 class _Supervisor:
     def __init__(self, settings: Settings, main: ChildMain, on_listening: Callable[[], None], folder: Path) -> None:
         self._settings, self._main, self._on_listening, self._folder = settings, main, on_listening, folder
@@ -222,6 +297,8 @@ class _Supervisor:
         # Signal handlers only write into this pipe: an OSError of a handler within `is_alive` would lose the status.
         self._signals, self._signalled = self._context.Pipe(duplex=False)
         self._children: list[_Child] = []
+        self._calls: list[_Call] = []
+        self._unloaded: set[str] = set()  # names that a replacement unloads before it listens
         self._starts: list[tuple[float, int, int]] = []  # when to start a replacement, its place, and `deaths` there
         self._failures = 0  # processes that died before they listened, since one has listened
         self._looked = time.monotonic()
@@ -251,7 +328,9 @@ class _Supervisor:
         """Start a process; raises `OSError` if the system has no files, processes or memory for it."""
         self._folder.mkdir(mode=0o700, exist_ok=True)  # a program that cleans folders may have removed it
         share_metrics(self._folder / f"{place}.prom")
-        messages, its_messages = self._context.Pipe(duplex=False)
+        messages, its_messages = self._context.Pipe()
+        running = {call.change.name for call in self._calls if call.waits_for and not call.change.loads}
+        messages.send(self._unloaded | running)
         with its_messages:
             process = self._context.Process(target=self._main, args=(self._child_settings, its_messages))
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited; the child unblocks it later
@@ -287,15 +366,58 @@ class _Supervisor:
     def _receive(self, child: _Child) -> None:
         with contextlib.suppress(EOFError, OSError):  # the process is gone
             while child.messages.poll():
-                error = child.messages.recv()
+                message = child.messages.recv()
                 child.silence, child.has_beaten = 0.0, True
-                if error:
-                    self._fail(error)
-                elif error is not None:
-                    child.listened, self._failures = time.monotonic(), 0
-                    if not self._listening:
-                        self._listening = True
-                        self._on_listening()
+                match message:
+                    case int(number), change:
+                        self._calls.append(_Call(change, child, number))
+                        self._begin_changes()
+                    case name, error:
+                        self._end_changes(child, name, error)
+                    case "":
+                        child.listened, self._failures = time.monotonic(), 0
+                        if not self._listening:
+                            self._listening = True
+                            self._on_listening()
+                    case str(reason):
+                        self._fail(reason)
+
+    def _begin_changes(self) -> None:
+        """Begin the first change of each name; those of one name come in the same order everywhere."""
+        processes = {child for child in self._children if not child.is_killed}
+        if not processes:  # nobody is left who asks
+            self._calls.clear()
+        names = set[str]()
+        for call in self._calls:
+            name = call.change.name
+            if name in names or len(names) >= _MOST_CHANGES:
+                continue
+            names.add(name)
+            if not call.waits_for:
+                call.waits_for = set(processes)
+                if call.change.loads:  # a process that starts loads what the directory holds
+                    self._unloaded.discard(name)
+                for child in processes:
+                    self._send(child, name, call.change)
+
+    def _end_changes(self, child: _Child, name: str | None = None, error: IgnError | None = None) -> None:
+        """A process has made the change of this name, or, without a name, it is gone: none waits for it any more."""
+        for call in [*self._calls]:
+            if child not in call.waits_for or name not in (None, call.change.name):
+                continue
+            call.waits_for.remove(child)
+            call.error = call.error or error
+            if not call.waits_for:
+                self._calls.remove(call)
+                if call.error is None and not call.change.loads:
+                    self._unloaded.add(call.change.name)
+                self._send(call.asker, call.number, call.error)
+        self._begin_changes()
+
+    @staticmethod
+    def _send(child: _Child, key: int | str, content: ModelChange | IgnError | None) -> None:
+        with contextlib.suppress(OSError):  # it is gone, and `_reap` will notice
+            child.messages.send((key, content))
 
     def _kill_if_stuck(self, child: _Child, now: float) -> None:
         silence = _SILENCE_S if child.has_beaten else _START_SILENCE_S
@@ -310,6 +432,7 @@ class _Supervisor:
         child.process.join()
         child.messages.close()
         self._children.remove(child)
+        self._end_changes(child)
         status = child.process.exitcode or 0
         if self._stopping:
             if status != -signal.SIGTERM:  # a process that has just started dies of the signal

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -45,7 +46,7 @@ _DROP_SYN: Final = struct.pack(
 )
 _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - address that stands for all → one to open
 
-Beat = Callable[[], None]
+Beat = Callable[[], object]
 _LOG = logging.getLogger("service")
 _UNACCOUNTED: Final = 200 << 20  # bytes
 
@@ -227,7 +228,7 @@ def config(app: Callable[..., Any], connections: OpenConnections) -> Config:
     )
 
 
-def bind(host: str, port: int, *, shared: bool = False, listens: bool = False) -> socket.socket:
+def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """A socket bound to this address; port 0 takes a free one, and ``shared`` lets others have it too (SO_REUSEPORT).
 
     Raises StartupError if the address is not available.
@@ -238,12 +239,28 @@ def bind(host: str, port: int, *, shared: bool = False, listens: bool = False) -
         if shared:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         bound.bind((host, port))
-        if listens:
-            bound.listen(BACKLOG)
     except OSError as exc:
         bound.close()
         raise bind_error(host, port, exc) from exc
     return bound
+
+
+def listen_alone(bound: socket.socket) -> socket.socket:
+    """Listen on a bound socket. On Linux no other service has its address until the socket that this returns is closed.
+
+    Several processes listen later, when their models are ready; till then, the kernel would let others have the port.
+    Raises StartupError if the address is not available.
+    """
+    host, port = bound.getsockname()[:2]
+    owner = socket.socket(socket.AF_UNIX)
+    try:
+        if sys.platform == "linux":  # a name that is no file, and ends with this process
+            owner.bind(f"\0ign-service {host}:{port}")
+        bound.listen(BACKLOG)
+    except OSError as exc:
+        owner.close()
+        raise bind_error(host, port, exc) from exc
+    return owner
 
 
 def stop_handshakes(listener: socket.socket) -> None:

@@ -57,7 +57,7 @@ SETTINGS: dict[str, object] = {
     "device": "auto",
     "precision": "fp32",
     "deterministic": False,
-    "workers": 1,
+    "workers": 0,
     "max_batch_rows": 64,
     "queue_rows": 4096,
     "api_keys_file": None,

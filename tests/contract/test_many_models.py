@@ -80,7 +80,7 @@ def few(models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
     monkeypatch.setattr(on_demand, "resident_bytes", lambda: 0)
     monkeypatch.setattr(on_demand, "_ESTIMATE", 2)
     monkeypatch.setattr(on_demand, "_MIB", 2 * max(sizes))
-    with serving(settings(models, device="cpu", cpu_instances=1, model_memory_mib=2)) as service:
+    with serving(settings(models, device="cpu", model_memory_mib=2)) as service:
         yield service
 
 

@@ -23,7 +23,7 @@ from tests.helpers.onnx_models import write_model
 
 ENDLESS = {"n": 64, "steps": 300_000, "record": [0]}  # half a minute at least
 LONG = {"steps": 100_000, "record": [0]}  # about a second
-TWO = {"IGN_WORKERS": "2"}
+ONE, TWO = {"IGN_WORKERS": "1"}, {"IGN_WORKERS": "2"}
 
 
 def new_client() -> httpx.Client:
@@ -81,7 +81,7 @@ def address_of(popen: "subprocess.Popen[str]") -> str:
 
 @contextmanager
 def started(environ: Mapping[str, str], *command: str) -> Iterator[Process]:
-    ours = {"IGN_PORT": "0", "IGN_DEFAULT_MODEL": "toy", "IGN_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+    ours = {"IGN_PORT": "0", "IGN_DEFAULT_MODEL": "toy", "IGN_DEVICE": "cpu", "OMP_NUM_THREADS": "1"} | ONE
     theirs = {name: value for name, value in os.environ.items() if not name.startswith("IGN_")}
     popen = subprocess.Popen(
         command or (sys.executable, "-m", "service"),
@@ -359,6 +359,15 @@ def served_until(process: Process, condition: Callable[[], bool]) -> None:
         assert process.post({"seed": seed}).status_code == 200
 
 
+def replace(process: Process, dead: int) -> None:
+    """Kill a server process, and wait for its replacement."""
+    os.kill(dead, signal.SIGKILL)
+    # Until all its threads have ended, its socket is open and gets connections. Then the parent reaps it.
+    while Path(f"/proc/{dead}").exists():
+        pass
+    served_until(process, lambda: dead not in children_of(process) and listeners(process) == 2)
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
 @pytest.mark.slow
 class TestSeveralProcesses:
@@ -380,11 +389,7 @@ class TestSeveralProcesses:
         with running(environ | TWO) as process:
             served_until(process, lambda: listeners(process) == 2)
             dead, alive = children_of(process)
-            os.kill(dead, signal.SIGKILL)
-            # Until all its threads have ended, its socket is open and gets connections. Then the parent reaps it.
-            while Path(f"/proc/{dead}").exists():
-                pass
-            served_until(process, lambda: dead not in children_of(process) and listeners(process) == 2)
+            replace(process, dead)
             assert alive in children_of(process)
 
     def test_one_that_hangs_is_replaced_and_does_not_hold_up_the_end(self, environ: dict[str, str]) -> None:
@@ -413,6 +418,22 @@ class TestSeveralProcesses:
             assert address_of(process.popen) == process.url
             served_until(process, lambda: listeners(process) == 2)
 
+    @pytest.mark.parametrize("processes", ["1", "2"])
+    def test_the_port_of_a_service_that_loads_is_busy(self, environ: dict[str, str], processes: str) -> None:
+        port = free_port()
+        with started(environ | TWO | {"IGN_PORT": str(port)}) as process:
+            while len(loading := children_of(process)) < 2:
+                pass
+            try:
+                for pid in loading:
+                    os.kill(pid, signal.SIGSTOP)
+                line = rejected(environ | {"IGN_PORT": str(port), "IGN_WORKERS": processes})
+            finally:
+                process.popen.kill()
+                for pid in loading:
+                    os.kill(pid, signal.SIGKILL)
+        assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in line
+
     def test_a_process_that_dies_while_it_loads_is_restarted(self, environ: dict[str, str]) -> None:
         with started(environ | TWO) as process:
             while not (children := children_of(process)):
@@ -422,6 +443,35 @@ class TestSeveralProcesses:
             served_until(process, lambda: listeners(process) == 2)
             process.terminate()
             process.ended()
+
+    def test_models_are_loaded_and_unloaded_in_all(self, tmp_path: Path) -> None:
+        write_model(tmp_path)
+        with running({"IGN_MODEL_DIR": str(tmp_path)} | TWO) as process:
+            served_until(process, lambda: listeners(process) == 2)
+
+            def change(path: str) -> httpx.Response:
+                return process.client.post(f"{process.url}/v2/repository/models/{path}")
+
+            def statuses(ref: str) -> set[int]:
+                """Of a connection each, so that both processes answer some."""
+                return {process.get(f"/models/{ref}").status_code for _ in range(16)}
+
+            problem(change("new/load"), 404, "unknown_model")
+            write_model(tmp_path, "new")
+            assert change("new/load").json() == {}
+            assert statuses("new/1") == {200}
+            damaged = write_model(tmp_path, "new", "2") / "model.onnx"
+            damaged.write_bytes(damaged.read_bytes()[:200])
+            assert "new/2" in problem(change("new/load"), 400, "load_failed").detail
+            assert statuses("new/1") == {200}
+            problem(change("toy/unload"), 400, "unload_refused")
+            assert change("new/unload").json() == {}
+            assert statuses("new") == {404}
+            replace(process, children_of(process)[0])
+            assert statuses("new") == {404}
+            process.terminate()
+            process.popen.communicate(timeout=PATIENCE_S)
+            assert process.popen.returncode == 0
 
     def test_an_interrupt_of_the_process_group_drains(self, environ: dict[str, str]) -> None:
         """Ctrl-C in a terminal: the processes must not take it for a second signal."""

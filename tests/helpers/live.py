@@ -39,7 +39,7 @@ def live_service(*command: str | Path, cwd: str = ".", **settings: str) -> Itera
     process = subprocess.Popen(
         command or [sys.executable, "-m", "service"],
         cwd=cwd,
-        env=environment(**{"IGN_PORT": "0", "IGN_REQUEST_TIMEOUT_S": "600", **settings}),
+        env=environment(**{"IGN_PORT": "0", "IGN_WORKERS": "1", "IGN_REQUEST_TIMEOUT_S": "600", **settings}),
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -6,7 +6,9 @@ import signal
 import time
 from multiprocessing.connection import Connection
 
+from service.domain.errors import LoadFailed
 from service.environment import metrics_file
+from service.models.registry import ModelChange
 from service.observability.metrics import Metrics, SharedFiles
 from service.settings import Settings
 
@@ -69,3 +71,33 @@ def dies(settings: Settings, messages: Connection) -> None:
     """Write the file, and end at once."""
     (settings.model_dir / str(os.getpid())).write_text("started")
     os._exit(5)
+
+
+def changes(settings: Settings, messages: Connection) -> None:
+    """Serve, and ask for the change that a file `ask` holds. What it hears goes into files in a folder of its own.
+
+    The one who asks makes every change, the others none that is called `stuck`; all fail with one called `broken`.
+    """
+    folder = settings.model_dir / f"process-{os.getpid()}"
+    folder.mkdir()
+    (folder / "unloaded").write_text(" ".join(sorted(messages.recv())))
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    messages.send("")
+    (settings.model_dir / str(os.getpid())).write_text("started")
+    asks = False
+    while True:
+        messages.send(None)
+        with contextlib.suppress(FileNotFoundError):
+            (settings.model_dir / "ask").rename(folder / "asked")
+            asks = True
+            word, name = (folder / "asked").read_text().split()
+            messages.send((7, ModelChange(name, loads=word == "load")))
+        if not messages.poll(0.05):
+            continue
+        key, content = messages.recv()
+        if not isinstance(content, ModelChange):
+            (folder / "answer").write_text(f"{key} {content}")
+            continue
+        (folder / content.name).write_text(f"{content.loads}")
+        if asks or content.name != "stuck":
+            messages.send((key, LoadFailed(f"{content.name} is broken") if content.name == "broken" else None))

@@ -57,7 +57,6 @@ _PROBLEMS: Final = {
     ),
     429: (_GUARDED, "Queue full, deadline too short for the queue, or rate limit exceeded; see Retry-After."),
     500: ("", "The model failed on these rows."),
-    501: ("/v2/repository/", "Not available with several processes."),
     503: ("/(?!healthz|metrics|v2/health/live)", "Not ready, draining, or too many requests; see Retry-After."),
     504: (_MODELS, "The deadline passed, or is too short."),
 }

@@ -28,11 +28,11 @@ from service.api.oip import tensors
 from service.api.pipeline import LARGE_BODY, Endpoint, PathParameters, Plan
 from service.api.request import ApiRequest, ResponseParts, count_codec, count_rows
 from service.artifact.card import INPUT, OUTPUT, Card
-from service.domain.errors import IgnError, InvalidContent, InvalidInference, NotReady, NotSupported
+from service.domain.errors import IgnError, InvalidContent, InvalidInference, NotReady
 from service.domain.latents import FloatRows
 from service.domain.tasks import Images, Result, SchedulingParams, StepParams
 from service.images.pool import CodecThread
-from service.models.registry import ServedModel
+from service.models.registry import ModelChange, ServedModel
 
 router = APIRouter(tags=["Open Inference Protocol"])
 
@@ -65,11 +65,9 @@ def _versions(services: AppState, model: ServedModel) -> list[ServedModel]:
 
 
 @router.get("/v2")
-async def server(request: Request) -> tensors.ServerMetadata:
+async def server() -> tensors.ServerMetadata:
     """Name, version and extensions of the server."""
-    extensions = ["binary_tensor_data", "model_configuration", "statistics"]
-    if app_state(request).settings.workers == 1:
-        extensions.append("model_repository")
+    extensions = ["binary_tensor_data", "model_configuration", "statistics", "model_repository"]
     return tensors.ServerMetadata(name="ign-service", version=__version__, extensions=extensions)
 
 
@@ -307,8 +305,6 @@ async def _check_allowed(request: Request) -> None:
     settings = app_state(request).settings
     if settings.api_keys_file is None:
         check_host(request.headers, settings)
-    if settings.workers > 1:
-        raise NotSupported("the model repository is that of one process, and this service has several (IGN_WORKERS)")
 
 
 repository = APIRouter(tags=["Open Inference Protocol"], dependencies=[Depends(_check_allowed)])
@@ -334,15 +330,18 @@ async def load(request: Request, services: ServingState, name: str) -> Any:
     """
     await _read(request, services, tensors.LoadRequest)
     is_admin = services.settings.api_keys_file is not None  # else anyone may call it
-    await services.registry.load(name, may_be_new=is_admin)
-    return {}
+    return await _change(services, ModelChange(name, loads=True, may_be_new=is_admin))
 
 
 @repository.post("/v2/repository/models/{name}/unload")
 async def unload(request: Request, services: ServingState, name: str) -> Any:
     """Unload every version of a model after its requests in flight; the default model cannot be unloaded."""
     await _read(request, services, tensors.UnloadRequest)
-    await services.registry.unload(name)
+    return await _change(services, ModelChange(name, loads=False))
+
+
+async def _change(services: AppState, change: ModelChange) -> Any:
+    await (services.change_everywhere or services.registry.change)(change)
     return {}
 
 

@@ -11,7 +11,7 @@ from tests.slow.containers.engine import BASE, BUILD_S, Engine
 
 GPU_BYTES = 12 * 10**9  # of disk: NVIDIA's wheels, twice
 
-MAKE_BASE = "mmdebstrap --quiet --variant=minbase --include=python3,python3-venv,ca-certificates bookworm -"
+MAKE_BASE = "mmdebstrap --quiet --variant=minbase --include=python3,python3-venv,ca-certificates trixie -"
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.helpers.live import ROOT, environment, until
 
-BASE = "docker.io/library/python:3.11-slim-bookworm"
+BASE = "docker.io/library/python:3.13-slim-trixie"
 HARDENED = (
     "--read-only",
     "--cap-drop=ALL",

@@ -128,7 +128,7 @@ def neighbours(engine: Engine, base: str, tmp_path: Path) -> None:
             context.mkdir()
             (context / "Containerfile").write_text(
                 f"FROM {BASE}\n"
-                f"RUN sed -i 's/bookworm/{release}/g' /etc/apt/sources.list && apt-get update -q && \\\n"
+                f"RUN sed -i 's/trixie/{release}/g' /etc/apt/sources.list && apt-get update -q && \\\n"
                 f"    apt-get install -yq --no-install-recommends {package}\n"
                 f"ENTRYPOINT {entrypoint}\n"
             )

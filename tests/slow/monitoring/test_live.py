@@ -33,7 +33,6 @@ OPERATOR = {"job": "b", "namespace": "n", "service": "ign", "pod": "ign-0", "con
 SETTINGS = {
     "IGN_QUEUE_ROWS": "64",
     "IGN_MAX_INFLIGHT_REQUESTS": "8",
-    "IGN_CPU_INSTANCES": "1",
     "IGN_STREAM_TIMEOUT_S": "604800",
 }
 ENDLESS = {"model": "fashion_mnist", "steps": 300_000}

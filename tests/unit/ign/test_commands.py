@@ -103,7 +103,7 @@ def test_an_option_equals_its_variable(field: str, served: list[tuple[dict[str, 
     ((options, check),) = served
     assert not check
     needs = {"private_endpoints": {"IGN_API_KEYS_FILE": "k"}, "gpu_count": {"IGN_DEVICE": "cuda"}}
-    needs |= {"workers": {"IGN_DEVICE": "cpu"}, "model_memory_mib": {"IGN_DEVICE": "cpu"}, "drain_delay_s": {}}
+    needs |= {"model_memory_mib": {"IGN_DEVICE": "cpu"}, "drain_delay_s": {}}
     extra = needs.get(field, {})
     by_option = load_settings(extra | {variable_of(name): text for name, text in options.items()})
     assert by_option == load_settings(extra | {variable_of(field): value})

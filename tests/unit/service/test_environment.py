@@ -7,6 +7,7 @@ from service.domain.errors import StartupError
 from service.environment import (
     available_cpus,
     cgroup_quota,
+    memory_limit,
     prepare_process,
 )
 
@@ -54,6 +55,23 @@ def test_threads_are_what_quota_and_affinity_allow(
     tree(tmp_path, {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": f"{quota} 100000\n"})
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cpus)))
     assert available_cpus(root=tmp_path) == threads
+
+
+@pytest.mark.parametrize(
+    ("files", "limit"),
+    [
+        ({}, 0),
+        ({"proc/meminfo": "damaged"}, 0),
+        ({"proc/meminfo": "MemTotal:       2048 kB\nMemFree:        1 kB\n"}, 2 << 20),
+        ({"proc/meminfo": "MemTotal: 2048 kB\n", "sys/fs/cgroup/memory.max": "max\n"}, 2 << 20),
+        ({"proc/meminfo": "MemTotal: 2048 kB\n", "sys/fs/cgroup/memory.max": "1048576\n"}, 1 << 20),
+        ({"proc/meminfo": "MemTotal: 2048 kB\n", "sys/fs/cgroup/memory.max": "4194304\n"}, 2 << 20),
+    ],
+)
+def test_memory_is_that_of_the_machine_or_of_the_control_group(
+    tmp_path: Path, files: dict[str, str], limit: int
+) -> None:
+    assert memory_limit(root=tree(tmp_path, {"proc/self/cgroup": "0::/\n"} | files)) == limit
 
 
 @pytest.mark.parametrize(

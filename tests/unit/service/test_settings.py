@@ -127,9 +127,7 @@ def test_names_of_the_client_and_of_others_are_ignored() -> None:
         ({"IGN_QUEUE_ROWS": "63"}, ("IGN_QUEUE_ROWS=63", "IGN_MAX_IMAGES=64")),
         ({"IGN_DRAIN_DELAY_S": "16"}, ("IGN_DRAIN_DELAY_S=16", "IGN_DRAIN_S=15")),
         ({"IGN_PRIVATE_ENDPOINTS": "docs, page"}, ("IGN_PRIVATE_ENDPOINTS=docs,page", "needs IGN_API_KEYS_FILE")),
-        ({"IGN_WORKERS": "2"}, ("IGN_WORKERS=2", "needs IGN_DEVICE=cpu")),
         ({"IGN_GPU_COUNT": "2"}, ("IGN_GPU_COUNT=2", "needs IGN_DEVICE=cuda")),
-        ({"IGN_CPU_INSTANCES": "2", "IGN_DEVICE": "cuda"}, ("IGN_CPU_INSTANCES=2", "IGN_GPU_COUNT")),
         ({"IGN_WORKERS": "2", "IGN_DEVICE": "cuda"}, ("IGN_WORKERS=2", "needs IGN_DEVICE=cpu")),
     ],
 )

@@ -329,11 +329,11 @@ class Library:
         monkeypatch.setattr(on_demand, "resident_bytes", lambda: 0)
         monkeypatch.setattr(on_demand, "_ESTIMATE", 4)
         monkeypatch.setattr(on_demand, "_MIB", 4 * max(size))  # of two instances
-        settings, self.opened = Settings(device="cpu", cpu_instances=2, threads=2), list[OnnxModel]()
+        settings, self.opened = Settings(device="cpu", threads=2), list[OnnxModel]()
         self.memory = Memory(room)
         self.repository = OnDemandRepository(
             directory=folder,
-            open_models=lambda data, count=None: open_instances(self._make, settings, data, count),
+            open_models=lambda data, count=None: open_instances(self._make, settings, data, count or 2),
             default="toy",
             memory=self.memory,
             max_batch_rows=8,

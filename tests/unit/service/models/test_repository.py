@@ -302,27 +302,34 @@ def test_half_precision_answers_to_the_same_golden_rows_with_its_own_tolerance(t
 
 
 @pytest.mark.parametrize(
-    ("granted", "options", "fast", "slow"),
+    ("granted", "options", "fast", "slow", "fast_alone", "slow_alone"),
     [
-        (1, {}, [1], [1]),
-        (2, {}, [1], [2]),
-        (9, {}, [1] * 8, [9]),
-        (20, {}, [2] * 8, [20]),
-        (64, {"threads": 8}, [1] * 7, [8]),
-        (6, {"cpu_instances": 2}, [3, 3], [3, 3]),
-        (2, {"cpu_instances": 3}, [1] * 3, [1] * 3),
+        (1, {}, [1], [1], [1], [1]),
+        (2, {}, [1], [2], [1], [1, 1]),
+        (9, {}, [8], [9], [1] * 8, [4, 4]),
+        (20, {}, [19], [20], [2] * 8, [10, 10]),
+        (64, {"threads": 8}, [7], [8], [1] * 7, [4, 4]),
     ],
 )
-def test_a_fast_model_runs_in_several_instances_and_slow_ones_share_all_threads(
-    granted: int, options: dict[str, Any], fast: list[int], slow: list[int], monkeypatch: pytest.MonkeyPatch
+def test_a_model_has_one_instance_and_several_in_a_program_that_is_alone(
+    granted: int,
+    options: dict[str, Any],
+    fast: list[int],
+    slow: list[int],
+    fast_alone: list[int],
+    slow_alone: list[int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(instances, "available_cpus", lambda: granted)
-    halves = [slow[0] // 2] * 2 if len(slow) == 1 < slow[0] else slow
-    for fast_row_s, slow_count, threads in ((60.0, 1, fast), (0.0, 1, slow), (0.0, 2, halves)):
+    for alone, fast_row_s, threads in (
+        (False, 60.0, fast),
+        (False, 0.0, slow),
+        (True, 60.0, fast_alone),
+        (True, 0.0, slow_alone),
+    ):
         monkeypatch.setattr(instances, "_FAST_ROW_S", fast_row_s)
         factory = Opener()
-        settings = Settings(device="cpu", **options)
-        models = open_instances(factory.make, settings, model_bytes(), slow_count=slow_count)
+        models = open_instances(factory.make, Settings(device="cpu", **options), model_bytes(), alone=alone)
         assert models == factory.running()
         assert factory.threads[-len(models) :] == threads
 
@@ -330,13 +337,13 @@ def test_a_fast_model_runs_in_several_instances_and_slow_ones_share_all_threads(
 def test_when_one_cannot_be_made_the_others_are_closed() -> None:
     factory = Opener(most=2)
     with pytest.raises(StartupError, match="no more"):
-        open_instances(factory.make, Settings(device="cpu", cpu_instances=3), model_bytes())
+        open_instances(factory.make, Settings(device="cpu"), model_bytes(), 3)
     assert (len(factory.opened), factory.running()) == (2, [])
 
 
 def test_a_model_that_fails_is_left_to_verification() -> None:
     # It is not taken for a slow one, which would be made again with all threads.
-    assert len(open_instances(Opener().make, Settings(device="cpu", threads=3), hungry(2**45))) == 2
+    assert len(open_instances(Opener().make, Settings(device="cpu", threads=3), hungry(2**45), alone=True)) == 2
 
 
 class Stage:

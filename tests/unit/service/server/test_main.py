@@ -19,6 +19,7 @@ import httpx
 import pytest
 import uvicorn
 
+from service import cli
 from service.cli import serve
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
@@ -115,8 +116,8 @@ def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     write_model(tmp_path / "models")
 
     def configure(**settings: str) -> None:
-        ours = {"MODEL_DIR": str(tmp_path / "models"), "DEFAULT_MODEL": "toy", "DEVICE": "cpu", "PORT": "0"} | settings
-        for name, value in ours.items():
+        ours = {"MODEL_DIR": str(tmp_path / "models"), "DEFAULT_MODEL": "toy", "DEVICE": "cpu", "PORT": "0"}
+        for name, value in (ours | {"WORKERS": "1"} | settings).items():
             monkeypatch.setenv(f"IGN_{name}", value)
 
     return configure
@@ -243,7 +244,8 @@ def test_failures_nobody_foresaw(
 
 def test_a_parent_that_reads_no_beats_stops_nothing(configured: Callable[..., None]) -> None:
     configured()
-    beats, messages = Pipe(duplex=False)
+    beats, messages = Pipe()
+    beats.send(set())
     os.set_blocking(messages.fileno(), False)
     with suppress(BlockingIOError):
         while True:
@@ -263,10 +265,10 @@ def test_a_parent_that_reads_no_beats_stops_nothing(configured: Callable[..., No
 
 def test_ipv6(said: Said) -> None:
     try:
-        listener = uvicorn_server.bind("::1", 0, listens=True)
+        listener = uvicorn_server.bind("::1", 0)
     except StartupError:
         pytest.skip("no IPv6 here")
-    with listener:
+    with listener, uvicorn_server.listen_alone(listener):
         uvicorn_server.write_startup_line(listener)
         port = listener.getsockname()[1]
         assert said.until("listening on ") == f"http://[::1]:{port}"
@@ -310,12 +312,65 @@ def test_a_check_verifies_the_models_and_ends(configured: Callable[..., None], s
     assert err == ""
 
 
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("settings", "cpus", "memory", "has_gpu", "count"),
+    [
+        ({}, 1, 64 * GIB, False, 1),
+        ({}, 2, 64 * GIB, False, 1),
+        ({}, 3, 64 * GIB, False, 1),
+        ({}, 9, 64 * GIB, False, 4),
+        ({}, 9, 3 * GIB, False, 3),
+        ({}, 9, GIB // 2, False, 1),
+        ({}, 9, 0, False, 1),  # the system does not tell
+        ({}, 1024, 4096 * GIB, False, 256),
+        ({}, 9, 64 * GIB, True, 1),
+        ({"device": "cuda"}, 9, 64 * GIB, True, 1),
+        ({"device": "cpu"}, 9, 64 * GIB, True, 4),
+        ({"device": "cpu", "threads": "6"}, 64, 64 * GIB, True, 3),
+        ({"device": "cpu", "model_memory_mib": "512"}, 9, 64 * GIB, False, 1),
+        ({"workers": "1"}, 9, 64 * GIB, False, 1),
+        ({"workers": "2"}, 1, GIB // 2, False, 2),
+        ({"workers": "2", "device": "cpu"}, 1, 0, True, 2),
+    ],
+)
+def test_as_many_processes_as_pay(
+    configured: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, str],
+    cpus: int,
+    memory: int,
+    has_gpu: bool,
+    count: int,
+) -> None:
+    serving = Mock(return_value=0)
+    monkeypatch.setattr(cli, "_serve", serving)
+    monkeypatch.setattr(cli, "available_cpus", lambda: cpus)
+    monkeypatch.setattr(cli, "memory_limit", lambda: memory)
+    monkeypatch.setattr("service.runtime.session.cuda_is_usable", lambda: has_gpu)
+    configured(DEVICE="auto", WORKERS="")
+    assert serve(settings) == 0
+    assert serving.call_args.args[0].workers == count
+
+
+def test_several_processes_and_a_gpu_are_refused(
+    configured: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr("service.runtime.session.cuda_is_built_in", lambda: True)
+    monkeypatch.setattr("service.runtime.session.compute_capability", lambda _: (9, 0))
+    configured(DEVICE="auto")
+    assert serve({"workers": "2"}, check=True) == 2
+    assert "--workers=2 needs IGN_DEVICE=cpu: a GPU is there" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"model_dir": "/nowhere"}, "--model-dir=/nowhere: no such directory"),
         ({"api_keys_file": "/nowhere"}, "API keys file /nowhere: "),
-        ({"workers": "2", "device": "auto"}, "--workers=2 needs --device=cpu"),
+        ({"workers": "2", "device": "cuda"}, "--workers=2 needs --device=cpu"),
     ],
 )
 def test_a_check_refuses_what_serving_would(

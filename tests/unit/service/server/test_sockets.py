@@ -10,7 +10,7 @@ from service.server import uvicorn_server
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the filter is Linux's")
 def test_after_the_handshakes_stop_the_connections_made_before_are_accepted() -> None:
-    with uvicorn_server.bind("127.0.0.1", 0, listens=True) as listener:
+    with uvicorn_server.bind("127.0.0.1", 0) as listener, uvicorn_server.listen_alone(listener):
         listener.setblocking(False)
         address = listener.getsockname()
         clients = [socket.create_connection(address) for _ in range(3)]

@@ -310,5 +310,83 @@ def test_a_process_that_does_not_start_stops_all(settings: Settings, at_first: b
     rejected(settings, fakes.refuses if at_first else fakes.refuses_later, script)
 
 
+def folders(settings: Settings, file: str) -> list[Path]:
+    """Of the processes of `fakes.changes` that have written this file."""
+    return [each.parent for each in settings.model_dir.glob(f"process-*/{file}")]
+
+
+def ask(settings: Settings, change: str) -> Path:
+    """Have one of the processes ask for a change; its folder."""
+    (settings.model_dir / "draft").write_text(change)
+    (settings.model_dir / "draft").rename(settings.model_dir / "ask")
+    until(lambda: any((each / "asked").read_text() == change for each in folders(settings, "asked")))
+    return next(each for each in folders(settings, "asked") if (each / "asked").read_text() == change)
+
+
+def answer(asker: Path) -> str:
+    until(lambda: (asker / "answer").exists() and (asker / "answer").read_text() != "")
+    said = (asker / "answer").read_text()
+    (asker / "answer").unlink()
+    return said
+
+
+def kill(folder: Path) -> None:
+    os.kill(int(folder.name.removeprefix("process-")), signal.SIGKILL)
+
+
+def test_every_process_changes_its_models_and_a_replacement_knows_what_was_unloaded(settings: Settings) -> None:
+    def replaced(count: int) -> str:
+        """What the replacement of a process that is killed hears first."""
+        before = folders(settings, "unloaded")
+        kill(before[0])
+        started(settings, count)()
+        (new,) = set(folders(settings, "unloaded")) - set(before)
+        for old in before[:1]:
+            shutil.rmtree(old)
+        return (new / "unloaded").read_text()
+
+    def script() -> None:
+        started(settings, 2)()
+        for name in ("a", "b"):
+            assert answer(ask(settings, f"unload {name}")) == "7 None"
+            assert len(folders(settings, name)) == 2
+        assert "broken is broken" in answer(ask(settings, "unload broken"))
+        assert replaced(3) == "a b"
+        assert answer(ask(settings, "load a")) == "7 None"
+        assert replaced(4) == "b"
+
+    assert supervised(settings, fakes.changes, script) == 0
+
+
+def test_a_process_that_dies_holds_up_no_change(settings: Settings) -> None:
+    def script() -> None:
+        started(settings, 2)()
+        asker = ask(settings, "unload stuck")
+        until(lambda: len(folders(settings, "stuck")) == 2)
+        (other,) = set(folders(settings, "stuck")) - {asker}
+        assert not (asker / "answer").exists()
+        kill(other)
+        assert answer(asker) == "7 None"
+        started(settings, 3)()
+        (new,) = set(folders(settings, "unloaded")) - {asker, other}
+        assert (new / "unloaded").read_text() == "stuck"
+
+    assert supervised(settings, fakes.changes, script) == 0
+
+
+def test_changes_of_one_who_dies_end_and_others_go_on(settings: Settings) -> None:
+    def script() -> None:
+        started(settings, 2)()
+        asker = ask(settings, "load stuck")
+        until(lambda: len(folders(settings, "stuck")) == 2)
+        for folder in folders(settings, "stuck"):
+            kill(folder)
+        started(settings, 4)()
+        assert answer(ask(settings, "unload a")) == "7 None"
+        assert not (asker / "answer").exists()
+
+    assert supervised(settings, fakes.changes, script) == 0
+
+
 def test_a_process_that_stops_badly_is_seen_in_the_status(settings: Settings) -> None:
     assert supervised(settings, fakes.stops_badly, started(settings, 2)) == 7
