@@ -18,15 +18,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Nodes of `ast`, of folders together; "." is the whole repository.
 NODES = {
-    ("service", "ign"): 136_910,
-    ("model_export",): 90_640,
+    ("service", "ign"): 139_110,
+    ("model_export",): 90_600,
     ("sdk",): 23_030,
     ("benchmarks",): 53_620,
-    ("tests",): 328_190,
-    (".",): 637_300,
+    ("tests",): 330_560,
+    (".",): 641_860,
 }
 FILE_LINES = 600
-SERVICE_MODULES = 82  # without `__init__`
+SERVICE_MODULES = 83  # without `__init__`
 SERVICE_ENTRIES = 16  # modules and packages at its top, without `__init__`
 WORDS = 21_010  # of README.md and docs, without the pages that commands write
 GENERATED = ROOT / "docs" / "models"
