@@ -155,9 +155,8 @@ class Application:
             request.caller = address_key(request.peer)
         request.added.append((b"x-request-id", request.request_id.encode("ascii")))
         request.error = state.get("rejected") or check_head(scope, headers)
-        traces = headers.getlist(b"traceparent")
-        if traces or self._tracing is not None:
-            self._start_trace(request, traces)
+        if self._tracing is not None or b"traceparent" in headers.first:
+            self._start_trace(request, headers.getlist(b"traceparent"))
         return request
 
     def _start_trace(self, request: ApiRequest, traceparents: list[str]) -> None:

@@ -108,11 +108,10 @@ async def read_body(
 
 
 def _check_head(headers: RequestHeaders, max_bytes: int, setting: str) -> None:
-    encoding = headers.get(b"content-encoding")
-    if encoding is not None and encoding.strip().lower() not in ("", "identity"):
+    if headers.first.get(b"content-encoding", b"").strip().lower() not in (b"", b"identity"):
         raise UnsupportedMedia("Content-Encoding: bodies must be sent without one")
-    length = headers.get(b"content-length", "")
-    if length.isdecimal():
+    length = headers.first.get(b"content-length", b"")
+    if length.isdigit():
         # `int` takes quadratic time in the number of digits, so a very long number is not converted.
         _check_size(sys.maxsize if len(length) > 18 else int(length), max_bytes, setting)
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
+from operator import attrgetter
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect
@@ -202,10 +203,10 @@ class Pipeline:
         for request in requests:
             if request.work.is_large:
                 request.advance()
-        for decode, group in _grouped(small, lambda request: request.stages.decode):
+        for decode, group in _grouped(small, attrgetter("stages.decode")):
             _decode(decode, group)
         decoded = [request for request in small if request.inputs is not None]
-        for model, group in _grouped(decoded, lambda request: request.work.model):
+        for model, group in _grouped(decoded, attrgetter("work.model")):
             self._submit(model, group)
 
     def _take(self) -> list[ApiRequest]:
@@ -262,7 +263,7 @@ class Pipeline:
             asyncio.get_running_loop().call_soon(self._respond, ended[MAX_PER_TURN:])
         requests = [request for request in ended[:MAX_PER_TURN] if not request.is_settled]
         small = [request for request in requests if not request.work.has_large_response]
-        for stages, group in _grouped(small, lambda request: request.stages):
+        for stages, group in _grouped(small, attrgetter("stages")):
             _respond_to(stages, group)
         for request in requests:
             request.advance()

@@ -248,7 +248,8 @@ class Metrics:
             self._caller_row_steps(api_key).inc(sum(steps))
         children = self._row_steps(model), self._distance(model, endpoint), self._drift(model, endpoint)
         for child, values in zip(children, (steps, distances, drifts), strict=True):
-            child.observe(values)
+            if values:
+                child.observe(values)
 
     def loaded(
         self,

@@ -1,7 +1,7 @@
 """What the scheduler of one model reports: counted in the metrics, and for the Open Inference Protocol."""
 
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -94,18 +94,18 @@ class ModelStatistics(SchedulerObserver):
 
     def finished(self, requests: Sequence[Finished]) -> None:
         """Count finished requests."""
-        for outcome, number in Counter(request.outcome for request in requests).items():
-            self._metrics.scheduled_requests(self._model, outcome).inc(number)
         self._metrics.queue_seconds(self._model).observe([request.queue_s for request in requests])
         succeeded = [request for request in requests if request.outcome == "ok"]
         for request in requests if len(succeeded) < len(requests) else ():
             if request.outcome != "ok":
+                self._metrics.scheduled_requests(self._model, request.outcome).inc()
                 self._parts["fail"].add(request.queue_s + request.compute_s)
         if succeeded:
             self._succeeded(succeeded)
 
     def _succeeded(self, requests: Sequence[Finished]) -> None:
         compute, parts, count = [request.compute_s for request in requests], self._parts, len(requests)
+        self._metrics.scheduled_requests(self._model, "ok").inc(count)
         self._metrics.compute_seconds(self._model).observe(compute)
         self._rows += sum([request.rows for request in requests])
         self._last_ms = round(self._clock() * 1e3)

@@ -85,6 +85,7 @@ class Scheduler:
             Lane(model, limit, clock, self._on_delivery, prepare_thread, memory)
             for model, limit in zip(models, self._admission.limits, strict=True)
         ]
+        self._alive = [*self._lanes]  # those whose device is not lost
         self._queues = (FairQueue(), FairQueue())  # of requests of one step, and of more
         self._is_turn_of_long = False  # whether those of more steps have the next batch, if both wait
         self._streamed = set[ScheduledRequest]()
@@ -103,10 +104,6 @@ class Scheduler:
     def healthy(self) -> bool:
         """Whether it can serve: false before :meth:`start`, while a thread is replaced, and without a device left."""
         return not self._closed and bool(self._alive) and all(lane.is_running for lane in self._alive)
-
-    @property
-    def _alive(self) -> list[Lane]:
-        return [lane for lane in self._lanes if not lane.is_lost]
 
     @property
     def batch_rows(self) -> int:
@@ -235,7 +232,8 @@ class Scheduler:
                     self._streamed.add(request)
                 self._queue_of(request).push([request.begin()])
         self._give_batches()
-        self._dispatch()
+        if self._outbox:
+            self._dispatch()
 
     def _queue_of(self, request: ScheduledRequest) -> FairQueue:
         # On a CPU a batch takes as long as its rows, so rows of many steps run apart from those of one, in turn. A GPU
@@ -244,7 +242,7 @@ class Scheduler:
 
     def _give_batches(self) -> None:
         """Give waiting rows to the lanes with the fewest batches."""
-        while any(queue.row_count for queue in self._queues):
+        while self._queues[0].row_count or self._queues[1].row_count:
             lane = min(self._alive, key=lambda lane: len(lane.batches), default=None)
             if lane is None or self._closed:
                 return
@@ -267,12 +265,12 @@ class Scheduler:
         if is_long or lane.has_buckets:
             idle = sum(not each.batches for each in alive)
             return min(lane.limit, -(-waiting // max(1, idle)))
-        waiting += sum(batch.rows for each in alive for batch in each.batches)
+        waiting += sum([batch.rows for each in alive for batch in each.batches])
         return min(lane.limit, max(_MIN_ROWS, -(-waiting // (_SHARES * len(alive)))))
 
     def _give(self, lane: Lane, slices: list[Slice], now: float) -> None:
         rows = sum([piece.count for piece in slices])
-        is_rest = not any(queue.row_count for queue in self._queues)
+        is_rest = not (self._queues[0].row_count or self._queues[1].row_count)
         batch = Batch(
             slices=slices,
             rows=rows,
@@ -329,17 +327,20 @@ class Scheduler:
         elif batch.done:
             self._on_steps(lane, batch, now)
         self._requeue(batch.slices)
-        self._publish_progress(now)
+        if self._streamed:
+            self._publish_progress(now)
 
     def _on_steps(self, lane: Lane, batch: Batch, now: float) -> None:
         if self._on_batch is not None:
             observers = [piece.request.params.observer for piece in batch.slices for _ in range(piece.count)]
             self._on_batch(observers, batch.began, now, batch.done)
-        self._fail_rows(batch)
+        if batch.failed:
+            self._fail_rows(batch)
         if batch.device_lost is not None:
             self._on_device_lost(lane, batch)
         batch.slices, outputs = commit(batch)
-        self._emit(outputs)
+        if outputs:
+            self._emit(outputs)
         finished = dict[ScheduledRequest, Result | IgnError]()
         for piece in batch.slices:
             if piece.done:
@@ -353,7 +354,7 @@ class Scheduler:
 
     def _fail_rows(self, batch: Batch) -> None:
         errors, at = list[tuple[ScheduledRequest, IgnError]](), 0
-        for piece in batch.slices if batch.failed else ():
+        for piece in batch.slices:
             for index in range(piece.count):
                 # Nobody waits for rows of closed requests.
                 if at + index in batch.failed and not piece.request.closed:
@@ -369,6 +370,7 @@ class Scheduler:
 
     def _on_device_lost(self, lane: Lane, batch: Batch) -> None:
         # Its rows are queued again for other devices; without any, all requests fail.
+        self._alive = [each for each in self._lanes if not each.is_lost]
         alive, cause = len(self._alive), batch.device_lost
         self._observer.device_lost()
         logger.critical(
@@ -403,14 +405,13 @@ class Scheduler:
                 self._outbox.append((request, event))
 
     def _publish_progress(self, now: float) -> None:
-        if self._streamed and now >= self._next_progress:
+        if now >= self._next_progress:
             self._next_progress = now + _PROGRESS_S
             self._emit([(each, each.progress()) for each in self._streamed if each.started is not None])
 
     def _finish(self, outcomes: Mapping[ScheduledRequest, Result | IgnError]) -> None:
         """Close requests with their outcomes, unless they are closed already."""
-        closed = self._admission.close(outcomes)
-        if not closed:
+        if not outcomes or not (closed := self._admission.close(outcomes)):
             return
         now = self._clock()
         self._outbox += [(request, outcomes[request]) for request in closed]

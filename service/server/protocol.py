@@ -125,7 +125,8 @@ class HttpProtocol(HttpToolsProtocol):
         if not self.parser.should_upgrade():
             self.scope["state"]["is_received"] = True
             super().on_message_complete()
-            self.flow.resume_reading()  # else the end of the connection is not noticed; a large body has paused it
+            if self.flow.read_paused:  # by a large body; else the end of the connection is not noticed
+                self.flow.resume_reading()
 
     def on_response_complete(self) -> None:
         """Begin the next request, or the time of an idle connection."""

@@ -97,7 +97,7 @@ class RowWork:
     is_tiled: bool = field(init=False)  # whether the rows are tiles of images of any size
     plan: Plan | None = field(init=False, default=None)
     opened: OpenUpload | None = field(init=False, default=None)
-    _values: int = field(init=False)  # numbers in all images, before they are enlarged
+    has_large_response: bool = field(init=False)  # the codec pool encodes the response
 
     def __post_init__(self) -> None:
         self.model = self.spec.model
@@ -119,23 +119,18 @@ class RowWork:
     def _make_plan(self) -> None:
         spec, record = self.spec, self.params.record
         check_format(self.api, spec, record)
-        self._values = spec.values
+        values, options = spec.values, spec.options
         is_repeated = self.params.steps > 1 or self.params.score
-        held = response_bytes(spec, self._values, len(record), is_repeated=is_repeated)
+        held = response_bytes(spec, values, len(record), is_repeated=is_repeated)
+        is_slow = (spec.fps and spec.is_animation) or (options.gap > 0 and spec.media in RASTER)
+        is_large = values * options.scale**2 > INLINE_VALUES
+        self.has_large_response = bool(is_large or record or is_slow or self.is_tiled)
         rows = len(spec.labels) - spec.closed  # the repeated image of a loop is not run again
         if self.is_tiled:
             tiles = self.model.plan_tiles(spec.sizes)
             rows = tiles.rows
             held += tiles.bytes
         self.plan = Plan(rows=rows, steps=self.params.steps, bytes=held)
-
-    @property
-    def has_large_response(self) -> bool:
-        """Whether the codec pool encodes the response."""
-        spec = self.spec
-        values = self._values * spec.options.scale**2
-        is_slow = (spec.fps and spec.is_animation) or (spec.options.gap > 0 and spec.media in RASTER)
-        return values > INLINE_VALUES or bool(self.params.record or is_slow or self.is_tiled)
 
     def scheduling(self, inputs: InputRows) -> SchedulingParams:
         """The request as the scheduler sees it."""
