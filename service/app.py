@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -49,6 +50,9 @@ _LOG = logging.getLogger(__name__)
 _MAX_CODEC_THREADS = 8
 _GAUGES_S = 1.0
 _PATIENT_S = 86_400.0
+# After so long, a thread gives the interpreter lock to one that waits, such as a lane whose model has returned. With
+# Python's 5 ms, one process serves a tenth less.
+_SWITCH_S = 0.0002
 _ROUTERS = (native.router, info.router, oip.router, oip.repository, openai.router)
 _ENDPOINTS = (*native_endpoints.ENDPOINTS, *urls.ENDPOINTS, *oip.ENDPOINTS, *openai.ENDPOINTS)
 
@@ -70,8 +74,9 @@ def build_services(
     ``on_device_lost`` is called on that event loop when a model has no device left. Only a new process can use the
     devices again. ``shared`` is where the metrics of this service and those of others are; by default in the folder of
     `metrics_file`, if there is one. ``only`` is the one model to load, as of `Repository`; ``clock`` is
-    `AppState.clock`.
+    `AppState.clock`. Threads of this process get the interpreter lock sooner from now on.
     """
+    sys.setswitchinterval(_SWITCH_S)
     file = metrics_file()
     metrics, tracing = Metrics(shared or (SharedFiles(file) if file else None)), _start_tracing()
     metrics.queue_limit.set(settings.queue_rows)

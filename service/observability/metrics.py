@@ -15,10 +15,9 @@ import contextlib
 import logging
 import operator
 import platform
-import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -34,7 +33,6 @@ from service.observability.logs import LoggedRequest
 
 CACHE_S: Final = 1.0
 _OPENMETRICS: Final = "application/openmetrics-text"
-_SWITCH_S: Final = 0.0005
 FRESH_S: Final = 10.0  # the gauges of a process that has not written its file for so long do not count
 
 MAX_VALUES: Final = 64
@@ -308,7 +306,7 @@ class Metrics:
         """
         is_open = _OPENMETRICS in accept and self.shared is None
         encode, content_type = choose_encoder(_OPENMETRICS if is_open else "")
-        with self._rendering, _short_switch_interval():
+        with self._rendering:
             if self.shared is None:
                 return encode(self.registry), content_type
             # Its own from the file too: what a scrape of another process has shown must not decrease.
@@ -334,17 +332,6 @@ def _children(child_of: Callable[..., Child], labels: Labels) -> Callable[..., C
         return child_of(*("none" if value is None else limit(value) for limit, value in limits))
 
     return child
-
-
-@contextlib.contextmanager
-def _short_switch_interval() -> Iterator[None]:
-    """Let a waiting event loop have the interpreter lock after 0.5 ms, not 5 ms, as often as it needs it."""
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(_SWITCH_S)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(usual)
 
 
 def add_up(texts: Texts, combine: Combine = MappingProxyType({})) -> bytes:
