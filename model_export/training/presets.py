@@ -160,7 +160,7 @@ PRESETS = {
             name="fashion_mnist",
             objective="naign",
             network=NetworkConfig(size=28, channels=1, widths=(64, 128), bottleneck=16, palette=16),
-            stages=crisp_stages(7000, 1600, 9000),
+            stages=crisp_stages(7000, 1600, 5500),
             batch=64,
             corruptions=_DIGITS_CORRUPTIONS,
             drawn_digits=True,
