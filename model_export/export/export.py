@@ -114,8 +114,8 @@ def to_onnx(network: nn.Module, shape: tuple[int, int, int]) -> bytes:
 def to_fp16(data: bytes) -> bytes:
     """Convert weights and intermediate values to float16; `x`, `y` and the metadata are unchanged.
 
-    What comes before a quantiser stays in float32, because its ramps between two levels magnify rounding errors. The
-    converter is that of onnxruntime, which knows the operators without half precision.
+    What comes before the rounding of an exact network stays in float32. The converter is that of onnxruntime, which
+    knows the operators without half precision.
     """
     single = onnx.load_model_from_string(data)
     model: ModelProto = convert_float_to_float16(single, keep_io_types=True, node_block_list=_before_levels(single))
@@ -129,7 +129,7 @@ def to_fp16(data: bytes) -> bytes:
 
 
 def _before_levels(model: ModelProto) -> list[str]:
-    """The names of the nodes that compute the levels of a quantiser: from the input to the convolution behind it."""
+    """The names of the nodes that compute levels: from the input to the convolution behind their rounding."""
     nodes = model.graph.node
     levels = {name for node in nodes if node.op_type == "Round" for name in node.output}
     for node in nodes:  # in topological order

@@ -39,7 +39,7 @@ def read_weights(folder: Path) -> StartWeights:
     bits = _BITS + torch.arange(parameters_to_vector(network.parameters()).numel(), dtype=torch.int32)
     vector_to_parameters(bits.view(torch.float32), network.parameters())
     for buffer in network.buffers():
-        if buffer.dim() == 0:  # so that a quantiser is active
+        if buffer.dim() == 0:  # so that blocks are active
             buffer.fill_(1.0)
     values, found = torch.full(bits.shape, torch.nan), _tensors(to_onnx(network, preset.exported_shape))
     stored = _tensors(artifact.data)

@@ -44,9 +44,7 @@ class RngStream(IntEnum):
     CORRUPTION = 6
     SAMPLES = 7
     DISCRIMINATOR = 8
-    CODE_NOISE = 9
     DRIFT_PICTURES = 10
-    QUANTIZER = 13
     DRAWINGS = 14
     DRAWN = 15
     BLOCKS = 16
@@ -123,7 +121,6 @@ class TrainingBatch:
     partner: Tensor | None = None  # the pictures they are paired with
     z: Tensor | None = None  # fresh latents
     corrupted: Tensor | None = None  # corrupted copies of x
-    code_noise: Tensor | None = None  # standard normal: for f(x), half of f(f(z)) and f(f(u))
     drift_pictures: Tensor | None = None  # pictures that attract the samples
     drawings: Tensor | None = None  # u, as many as pictures
     sketched: Tensor = _NONE  # (B,) which of the corrupted rows are sketches
@@ -178,9 +175,6 @@ class BatchBuilder:
                 rows["z"] = shard(self.latents(samples, RngStream.NOISE, step))
             if weights.project > 0:
                 rows["corrupted"] = self._corrupted(x, step)
-            if weights.code_consistency > 0 and stage.code_noise > 0:
-                count = sum(len(rows[name]) for name in ("x", "z", "corrupted") if name in rows)
-                rows["code_noise"] = self.latents(count, RngStream.CODE_NOISE, step)
             rows |= self._drawings_of(x, weights, step)
             if weights.drifts:
                 rows["drift_pictures"] = self._random_pictures(samples, RngStream.DRIFT_PICTURES, step)
@@ -198,7 +192,7 @@ class BatchBuilder:
         """
         generator = self.generator(RngStream.DRAWN, step)
         if weights.gate == 0:
-            return {"drawings": self.draw(x, generator)} if max(weights.project_any, weights.settle_any) > 0 else {}
+            return {"drawings": self.draw(x, generator)} if weights.project_any > 0 else {}
         drawings, drawn, fitting = self.draw(x[: len(x) // _DRAWN], generator), x[:0], x[:0, None]
         if self.drawn:
             chosen = torch.randint(len(self.drawn[0]), (_DRAWN_ROWS,), generator=generator, device=x.device)

@@ -272,9 +272,7 @@ class StartWeights:
     def load_into(self, network: Network, config: NetworkConfig) -> None:
         """Copy the weights into a network of this architecture. What the version lacks keeps its own."""
         recorded = self.preset.network
-        config = replace(
-            config, quantizer=recorded.quantizer and config.quantizer, blocks=recorded.blocks and config.blocks
-        )
+        config = replace(config, blocks=recorded.blocks and config.blocks)
         if recorded != config:
             raise UserError("--start: the version has another network than the preset; choose another preset or size")
         network.load_state_dict(self.state, strict=False)

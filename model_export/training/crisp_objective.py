@@ -33,8 +33,10 @@ def code_drifting(codes: Tensor, pictures: Tensor) -> Tensor:
     """Drifting loss of codes (N, c, side, side) towards those of pictures (M, …): of the whole code, and of squares."""
     total = drifting_loss([codes.flatten(1)], [pictures.flatten(1)])
     for side, weight in _SQUARES:
-        if codes.shape[-1] % side == 0:
-            parts = [list(functional.unfold(each, side, stride=side).unbind(2)) for each in (codes, pictures)]
+        count = -(-codes.shape[-1] // side)
+        if count > 1:
+            stride = (codes.shape[-1] - side) // (count - 1)
+            parts = [list(functional.unfold(each, side, stride=stride).unbind(2)) for each in (codes, pictures)]
             total = total + weight * drifting_loss(*parts)
     return total
 

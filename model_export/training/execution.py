@@ -97,7 +97,7 @@ class Execution:
         if batch % ranks:
             raise UserError(f"{batch} pictures a step do not split evenly over {ranks} ranks; choose another --batch")
         if ranks > 1 and any(stage.weights.whole_batch for stage in preset.stages):
-            raise UserError("code_consistency and drifting need the whole batch in one pass: one rank")
+            raise UserError("drifting and gate need the whole batch in one pass: one rank")
 
     def wrap_ddp(self, module: nn.Module) -> nn.Module:
         """Wrap the network so that the backward pass averages the gradients over the ranks."""

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from model_export.training.network import Autoencoder, round_with_ramps
 from model_export.training.stages import Distance
 
 Function = Callable[[Tensor], Tensor]
@@ -113,15 +112,3 @@ def feature_distance(features: Sequence[Tensor], target: Sequence[Tensor]) -> Te
         error = (ours.float() - theirs.float()).square().flatten(1).sum(1)
         terms.append((error / theirs.float().square().flatten(1).sum(1).clamp_min(1e-12)).mean())
     return torch.stack(terms).mean()
-
-
-def code_consistency(network: Autoencoder, source: Tensor, y: Tensor) -> Tensor:
-    """How far the components of y = f(source) are from the quantised components that y was decoded from.
-
-    Mean of max(0, |error| − 0.15)², in levels. Rounding corrects errors below 0.5, so f(y) = y if all errors are small;
-    0.15 leaves a margin. Decoder and encoder both learn. The quantiser must be fitted.
-    """
-    with torch.no_grad():
-        target = round_with_ramps(network.components(source))
-    error = (network.components(y) - target).abs()
-    return functional.relu(error - 0.15).square().mean()

@@ -11,7 +11,6 @@ from model_export.training import losses
 from model_export.training.batches import TrainingBatch
 from model_export.training.drifting import FeatureGroups, drifting_loss
 from model_export.training.losses import Function
-from model_export.training.network import Autoencoder
 from model_export.training.restorer import Restorer
 from model_export.training.stages import Distance, Stage
 
@@ -55,12 +54,8 @@ class Objective:
             outputs.append(f(batch.corrupted))
             terms["project"] = losses.distance(outputs[-1], x, kind).mean()
         drawn = self._drawn(f, batch)
-        if drawn and self.stage.weights.settle_any > 0:
-            terms["settle_any"] = losses.distance(drawn[1], drawn[0][::2].detach(), kind).mean()
         if self.feature_groups is not None:
             terms |= self._feature_terms(self.feature_groups, batch, y, outputs, drawn)
-        if self.stage.weights.code_consistency > 0 and isinstance(network, Autoencoder):
-            terms |= self._code_terms(f, network, batch, y, outputs, drawn)
         return terms
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
@@ -94,7 +89,7 @@ class Objective:
             terms["tight"] = losses.smooth_clamp(tight, rec, self.stage.tight_clamp).mean()
         if weights.distill > 0 and self.teacher is not None:
             terms["distill"] = losses.distillation(y, self.teacher, z, self.stage.teacher_steps, self.kind)
-        if weights.settle > 0 and weights.code_consistency == 0:  # else `_code_terms` computes it
+        if weights.settle > 0:
             fixed = y[: len(rec)].detach()  # the outer f learns to keep its outputs
             terms["settle"] = losses.distance(f(fixed), fixed, self.kind).mean()
         if self.scores is not None:
@@ -134,31 +129,6 @@ class Objective:
             restored = [feature[-copies * len(batch.x) :] for feature in features]
             terms["features"] = losses.feature_distance(restored, [torch.cat([each] * copies) for each in target])
         return terms
-
-    def _code_terms(
-        self,
-        f: Function,
-        network: Autoencoder,
-        batch: TrainingBatch,
-        y: Tensor,
-        outputs: list[Tensor],
-        drawn: list[Tensor],
-    ) -> dict[str, Tensor]:
-        """Code consistency of f(x) and, with `settle`, of half of the samples as pictures. Both share a forward pass.
-
-        Latents and corrupted pictures have codes of their own, which no picture needs to have.
-        """
-        terms, source, decoded = {}, batch.x, y
-        if self.stage.weights.settle > 0 and outputs:
-            fixed = outputs[0][::2].detach()  # f(z): `settle` needs latents
-            again = f(fixed)
-            terms["settle"] = losses.distance(again, fixed, self.kind).mean()
-            source, decoded = torch.cat([source, fixed]), torch.cat([decoded, again])
-        if self.stage.weights.settle_any > 0 and drawn:
-            source, decoded = torch.cat([source, drawn[0][::2].detach()]), torch.cat([decoded, drawn[1]])
-        if batch.code_noise is not None:
-            decoded = decoded + self.stage.code_noise * batch.code_noise[: len(decoded)]
-        return {**terms, "code_consistency": losses.code_consistency(network, source, decoded)}
 
 
 def health(terms: dict[str, float]) -> float | None:

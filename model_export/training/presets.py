@@ -18,7 +18,6 @@ from model_export.training.stages import (
     Matching,
     Stage,
     Weights,
-    attractor_stages,
     crisp_stages,
     exact_stages,
     ign_stages,
@@ -38,6 +37,11 @@ _FORMER: Final = (
     "entropy_any",
     "places",
     "drift_cells",
+    "quantizer",
+    "residual",
+    "code_consistency",
+    "settle_any",
+    "code_noise",
 )
 _DIGITS_CORRUPTIONS: tuple[CorruptionName, ...] = ("noise", "noise", "noise", "blur", "low_resolution", "hole")
 _MIN_SIDE: Final = 8
@@ -78,8 +82,6 @@ class Preset:
     def __post_init__(self) -> None:
         if self.checkpoint_every % self.refresh_interval:
             raise ValueError("checkpoint_every must be a multiple of all refresh intervals")
-        if not self.network.quantizer and any(stage.weights.code_consistency for stage in self.stages):
-            raise ValueError("code_consistency needs a network with a quantizer")
         if bool(self.network.full) != (self.objective == "restore"):
             raise ValueError("the objective `restore` and a network with `full` belong together")
         if not self.corruptions or not set(self.corruptions) <= set(get_args(CorruptionName)):
@@ -154,14 +156,17 @@ PRESETS = {
     preset.name: preset
     for preset in (
         _MNIST,
-        dataclasses.replace(
-            _MNIST,
+        Preset(
             name="fashion_mnist",
-            network=dataclasses.replace(_MNIST.network, quantizer=192, residual=True, blocks=0),
-            stages=(*naign_stages(3000, 2200, 2400), *attractor_stages(2000, 1000)),
+            objective="naign",
+            network=NetworkConfig(size=28, channels=1, widths=(64, 128), bottleneck=16, palette=16),
+            stages=crisp_stages(7000, 1600, 5500),
+            batch=64,
+            corruptions=_DIGITS_CORRUPTIONS,
             drawn_digits=True,
-            generate_steps=2,
+            polarity="light-on-dark",
             data="fashion_mnist",
+            licence="MIT",
             description="Clothes, 28×28 grey, light on dark.",
         ),
         Preset(

@@ -22,14 +22,10 @@ class Weights:
     # Minus the scores of f(z) by a discriminator, which is trained alternately with f. Of a `Crisp`, the size of its
     # gradient in pixels relative to that of `project` and `features`.
     critic: float = 0.0
-    # f(x) has the quantised code it was decoded from, and with `settle` also f(f(z)). It needs a quantiser, which is
-    # fitted when the first stage with this term starts, after the teacher is copied.
-    code_consistency: float = 0.0
     drifting: float = 0.0  # drifting loss of f(z) and f(corrupted x), towards the distribution of pictures
     features: float = 0.0  # distance of f(x) and f(corrupted x) from x in perceptual features
     # Drifting loss of f(u), as a set of its own, and of f(sg f(u)); u are drawings that are no pictures.
     project_any: float = 0.0
-    settle_any: float = 0.0  # D(f(sg f(u)), sg f(u)); `code_consistency` then holds for f(u) too
     # Of a `Crisp`:
     gate: float = 0.0  # noise is told from pictures, corrupted pictures and drawings
     # Drifting loss of invented codes. With `critic`, that of each set of codes by itself, with a gradient of this share
@@ -59,7 +55,7 @@ class Weights:
     @property
     def whole_batch(self) -> bool:
         """Whether any active term does not split into shards."""
-        return self.drifts or max(self.code_consistency, self.gate) > 0
+        return self.drifts or self.gate > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +81,6 @@ class Stage:
     betas: tuple[float, float] = (0.9, 0.99)
     tight_clamp: float | None = None  # a in the paper's a·L_rec·tanh(L_tight/(a·L_rec)), row by row; None for no clamp
     distance: Distance | None = None  # D of every term of this stage; None takes the preset's
-    # σ of noise on f(x) and f(f(z)) before `code_consistency` encodes them, in the units of [−1, 1].
-    code_noise: float = 0.0
     # Number of latents and of pictures per step of `drifting`, which estimates its field from them; 0 takes the batch
     # size. `settle` then takes as many of the samples as there are pictures in the batch.
     drift_pictures: int = 0
@@ -136,28 +130,6 @@ def naign_stages(imle: int, balance: int, distill: int, *, teacher_steps: int = 
 def ign_stages(steps: int, weights: Weights, *, lr: float, clamp: float | None) -> tuple[Stage, ...]:
     """The adversarial objective of the IGN paper in one stage (Shocher et al., 2024, section 2 and appendix)."""
     return (Stage(name="ign", steps=steps, lr=lr, weights=weights, warmup=0, betas=(0.5, 0.999), tight_clamp=clamp),)
-
-
-def attractor_stages(quantise: int, project: int) -> tuple[Stage, Stage]:
-    """Stages after `naign_stages` that quantise the code, so that f keeps pictures under many applications.
-
-    `distill` keeps the samples of the network before, without a quantiser. Perceptual features sharpen what levels
-    blur. The second stage makes f a projector; a large `code_consistency` keeps codes. The arguments are steps.
-    """
-    weights = Weights(rec=1.0, distill=0.5, project=1.0, settle=0.5, features=1.0, drifting=0.3, code_consistency=0.5)
-    first = Stage(
-        name="quantise",
-        steps=quantise,
-        lr=4e-4,
-        distance="mse_l1",
-        weights=weights,
-        teacher_steps=4,
-        code_noise=0.01,
-        drift_pictures=160,
-    )
-    weights = replace(weights, rec=1.5, settle=2.0, drifting=2.0, project_any=1.0, settle_any=0.5, code_consistency=4.0)
-    last = replace(first, name="projector", steps=project, warmup=30, weights=weights)
-    return first, replace(last, perceptual_pixels=True)
 
 
 def restoring_stages(restore: int, settle: int) -> tuple[Stage, Stage]:

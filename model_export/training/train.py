@@ -27,7 +27,7 @@ from model_export.errors import UserError
 from model_export.files import atomic_write, file_lock
 from model_export.training import checkpoint as checkpoints
 from model_export.training import critics
-from model_export.training.batches import BatchBuilder, RngStream, TrainingBatch, derive_seed, draw_latents
+from model_export.training.batches import BatchBuilder, RngStream, TrainingBatch, derive_seed
 from model_export.training.checkpoint import Checkpoint, StartWeights, continued_preset
 from model_export.training.crisp import Crisp
 from model_export.training.crisp_objective import CrispObjective, new_adversary
@@ -49,7 +49,6 @@ _GRID_SIDE = 8
 _BLOCK_PICTURES = 8192  # from which the blocks learn to draw
 _PALETTE_PICTURES = 256
 _SCALING_PICTURES = 2048  # pictures that give mean and deviation of what critics see
-_QUANTIZER_PICTURES = 4096  # pictures, and latents, whose codes give the principal components
 
 
 class Interrupted(Exception):
@@ -280,13 +279,15 @@ class Run:
 
     def _start_stage(self, *, fit: bool = True) -> None:
         stage = self.preset.stages[self.stage]
-        # Before the quantiser is fitted, so that f learns from a network without one.
+        # Before the blocks are fitted, so that f learns from a network without them.
         autoencoder = self.network if isinstance(self.network, Autoencoder) else None
         self.teacher = None
         if autoencoder is not None and stage.teacher:
             self.teacher = copy.deepcopy(autoencoder).requires_grad_(False).eval()
-        if fit and autoencoder is not None:
-            self._fit(autoencoder, stage)
+        if fit and autoencoder is not None and autoencoder.blocks is not None and stage.fit_blocks:
+            pictures = self.batches.example_pictures(_BLOCK_PICTURES)
+            generator = self.batches.generator(RngStream.BLOCKS, 0)
+            autoencoder.blocks.fit(pictures, stage.fit_blocks, self.batches.size, generator)
         self.average: AveragedModel = averaged_model(self.network).eval()
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=stage.lr, betas=stage.betas)
         self.critics = self._new_critics(stage)
@@ -310,19 +311,6 @@ class Run:
             scores=None if teacher is None or trainer is None else lambda y: trainer.critics(teacher.features(y)),
             feature_groups=groups,
         )
-
-    def _fit(self, autoencoder: Autoencoder, stage: Stage) -> None:
-        """Fit the quantiser before the first stage that needs it, and the blocks."""
-        coded = [bool(each.weights.code_consistency) for each in self.preset.stages[: self.stage + 1]]
-        if coded[-1] and not any(coded[:-1]):  # also of weights that had a quantiser before
-            generator = self.batches.generator(RngStream.QUANTIZER, 0)
-            latents = draw_latents(_QUANTIZER_PICTURES, self.preset.shape, generator)
-            pictures = self.batches.example_pictures(_QUANTIZER_PICTURES)
-            autoencoder.fit_quantizer(pictures, latents, generator)
-        if autoencoder.blocks is not None and stage.fit_blocks:
-            pictures = self.batches.example_pictures(_BLOCK_PICTURES)
-            generator = self.batches.generator(RngStream.BLOCKS, 0)
-            autoencoder.blocks.fit(pictures, stage.fit_blocks, self.batches.size, generator)
 
     @torch.no_grad()
     def _new_critics(self, stage: Stage) -> CriticTrainer[Any] | None:

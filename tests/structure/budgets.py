@@ -19,16 +19,16 @@ ROOT = Path(__file__).resolve().parents[2]
 # Nodes of `ast`, of folders together; "." is the whole repository.
 NODES = {
     ("service", "ign"): 139_110,
-    ("model_export",): 90_600,
+    ("model_export",): 88_940,
     ("sdk",): 23_030,
     ("benchmarks",): 53_620,
-    ("tests",): 330_560,
-    (".",): 641_860,
+    ("tests",): 329_400,
+    (".",): 639_030,
 }
 FILE_LINES = 600
 SERVICE_MODULES = 83  # without `__init__`
 SERVICE_ENTRIES = 16  # modules and packages at its top, without `__init__`
-WORDS = 21_010  # of README.md and docs, without the pages that commands write
+WORDS = 20_930  # of README.md and docs, without the pages that commands write
 GENERATED = ROOT / "docs" / "models"
 REQUEST = "POST /generate -> PNG"
 REQUEST_FILES, REQUEST_CALLS = 32, 214  # measured 32 and 207 to 213; aimed at and missed: 19 and 150

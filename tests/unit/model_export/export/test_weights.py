@@ -17,14 +17,14 @@ from model_export.training import checkpoint, perceptual
 from model_export.training.checkpoint import StartWeights, record
 from model_export.training.network import NetworkConfig
 from model_export.training.presets import PRESETS, Preset
-from model_export.training.stages import attractor_stages, crisp_stages
+from model_export.training.stages import crisp_stages, exact_stages
 from model_export.training.train import Run
 from service.artifact.files import GOLDEN_FILE
 from tests.helpers.tiny_training import TinyModel, contents
 
 TINY = PRESETS["tiny"]
-LAST = dataclasses.replace(attractor_stages(2, 2)[0], drift_pictures=16)
-LONGER = dataclasses.replace(TINY, network=dataclasses.replace(TINY.network, quantizer=8), stages=(*TINY.stages, LAST))
+LAST = dataclasses.replace(exact_stages(2, 2)[1], drift_pictures=16, fit_blocks=2)
+LONGER = dataclasses.replace(TINY, network=dataclasses.replace(TINY.network, blocks=2), stages=(*TINY.stages, LAST))
 
 CRISP = dataclasses.replace(
     TINY,
@@ -55,7 +55,7 @@ def test_weights_that_do_not_reproduce_the_golden_rows_are_refused(models: Path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", [LONGER, CRISP], ids=["attractor", "crisp"])
+@pytest.mark.parametrize("preset", [LONGER, CRISP], ids=["exact", "crisp"])
 def test_the_weights_of_other_networks_are_read_back(
     preset: Preset, weights: StartWeights, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,7 +81,7 @@ def test_drawings_are_drawn_where_a_stage_asks_for_them(data: Dataset, monkeypat
         assert batch.drift_pictures is None or len(batch.drift_pictures) == 24
         return batch.drawings
 
-    first, again, later = built(1, project_any=1.0), built(1, settle_any=1.0), built(2, project_any=1.0)
+    first, again, later = built(1, project_any=1.0), built(1, project_any=1.0), built(2, project_any=1.0)
     assert first is not None
     assert again is not None  # a resumed run draws the same
     assert later is not None

@@ -8,7 +8,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 from model_export.training.blocks import Blocks
 from model_export.training.network import Autoencoder, NetworkConfig
 
-CONFIG = NetworkConfig(size=28, channels=1, widths=(8, 16), bottleneck=32, quantizer=16, blocks=2)
+CONFIG = NetworkConfig(size=28, channels=1, widths=(8, 16), bottleneck=32, blocks=2)
 LATENTS = torch.randn((64, 1, 28, 28), generator=torch.Generator().manual_seed(0))
 ROWS = {"latents": LATENTS, "noise": 10 * LATENTS, "pictures": (6 * avg_pool2d(LATENTS, 5, 1, 2) - 1).clamp(-1, 1)}
 

@@ -8,6 +8,7 @@ from model_export.training.batches import TrainingBatch
 from model_export.training.crisp import Crisp
 from model_export.training.crisp_objective import CrispObjective, carrying, code_drifting, new_adversary
 from model_export.training.critics import Adversary, CriticTrainer, size
+from model_export.training.drifting import drifting_loss
 from model_export.training.execution import World
 from model_export.training.network import NetworkConfig
 from model_export.training.perceptual import PerceptualNetwork
@@ -124,6 +125,19 @@ def test_a_value_carries_a_gradient_of_its_own() -> None:
     assert float(carried.detach()) == 7.0
     assert x.grad is not None
     assert x.grad.tolist() == [3.0, -4.0]
+
+
+def test_squares_of_a_code_overlap_where_they_do_not_fill_it() -> None:
+    codes, pictures = (torch.randn((6, 2, 3, 3), generator=generator(seed)) for seed in (0, 1))
+    total = torch.zeros(())
+    for side, weight in ((3, 1.0), (2, 1.0), (1, 0.5)):
+        places = range(4 - side)
+        parts = (
+            [each[:, :, i : i + side, j : j + side].flatten(1) for i in places for j in places]
+            for each in (codes, pictures)
+        )
+        total = total + weight * drifting_loss(*parts)
+    torch.testing.assert_close(code_drifting(codes, pictures), total)
 
 
 def test_codes_drift_to_those_of_pictures() -> None:

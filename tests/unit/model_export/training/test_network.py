@@ -2,15 +2,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from model_export.training.network import (
-    Autoencoder,
-    NetworkConfig,
-    Residual,
-    ScalarQuantizer,
-    round_with_ramps,
-)
+from model_export.training.network import Autoencoder, NetworkConfig
 
 SMALL = {"widths": (8, 16), "bottleneck": 12}
 
@@ -27,18 +21,6 @@ def test_shape_is_kept_for_even_and_odd_sizes(size: int) -> None:
     assert y.shape == (2, 3, size, size)
     assert y.abs().max() <= 1.0
     torch.testing.assert_close(f.train()(torch.ones(2, 3, size, size))[:1], f(torch.ones(1, 3, size, size)))
-
-
-def test_a_network_with_residual_blocks_begins_as_one_without() -> None:
-    plain, residual = network(), network(residual=True)
-    layers = iter(plain.decoder)
-    for layer in residual.decoder:
-        if not isinstance(layer, Residual):
-            layer.load_state_dict(next(layers).state_dict())
-    assert any(isinstance(layer, Residual) for layer in residual.decoder)
-    residual.encoder.load_state_dict(plain.encoder.state_dict())
-    x = torch.randn(2, 1, 8, 8)
-    assert torch.equal(residual(x), plain(x))
 
 
 @pytest.mark.parametrize("size", [8, 15, 28])
@@ -71,63 +53,6 @@ def test_the_signal_keeps_its_scale() -> None:
     assert 0.1 < float(before_tanh.std()) < 3.0
 
 
-def codes(count: int = 200) -> Tensor:
-    """Codes (count, 5, 1, 1) that two components describe up to an error of 0.001."""
-    generator = torch.Generator().manual_seed(1)
-    two = torch.randn((count, 2), generator=generator) * torch.tensor([4.0, 2.0])
-    five = two @ torch.randn((2, 5), generator=generator) + 3.0
-    return (five + 1e-3 * torch.randn(five.shape, generator=generator))[:, :, None, None]
-
-
-@pytest.fixture
-def quantizer() -> ScalarQuantizer:
-    quantizer = ScalarQuantizer(5, 2).eval().requires_grad_(False)
-    assert torch.equal(quantizer(codes()), codes())  # until it is fitted
-    quantizer.fit(codes()[:100], codes()[100:], torch.Generator().manual_seed(0))
-    return quantizer
-
-
-def test_the_components_describe_the_codes_to_which_they_are_fitted(quantizer: ScalarQuantizer) -> None:
-    unbounded = quantizer.project(codes()[:100])
-    assert float(unbounded.std(0).mean()) == pytest.approx(1.5, rel=0.01)
-    assert float(unbounded.mean(0).abs().max()) < 1e-3
-    torch.testing.assert_close(quantizer.reconstruct(unbounded), codes()[:100], atol=0.02, rtol=0.0)
-
-
-def test_codes_are_quantised_to_the_levels_only(quantizer: ScalarQuantizer) -> None:
-    far = torch.cat([codes(), 100.0 * codes()])
-    levels = round_with_ramps(quantizer.components(far))
-    torch.testing.assert_close(quantizer(far), quantizer.reconstruct(levels))
-    assert float(levels.abs().max()) == 7.0
-    assert float((levels == levels.round()).float().mean()) > 0.9  # all except the few on a ramp
-
-
-@pytest.mark.parametrize(
-    ("value", "result", "slope"),
-    [(0.0, 0.0, 0.0), (1.4, 1.0, 0.0), (-2.4, -2.0, 0.0), (0.5, 0.5, 32.0), (-1.5, -1.5, 32.0), (1.6, 2.0, 0.0)],
-)
-def test_rounding_is_flat_at_levels_and_a_ramp_between_them(value: float, result: float, slope: float) -> None:
-    step = 1e-3
-    below, at, above = round_with_ramps(torch.tensor([value - step, value, value + step], dtype=torch.float64))
-    assert float(at) == pytest.approx(result)
-    assert float(above - below) / (2 * step) == pytest.approx(slope)
-
-
-def test_gradients_pass_as_if_nothing_were_rounded(quantizer: ScalarQuantizer) -> None:
-    code, plain = codes().requires_grad_(), codes().requires_grad_()
-    torch.autograd.backward(quantizer(code).sum())
-    torch.autograd.backward(quantizer.reconstruct(quantizer.components(plain)).sum())
-    assert code.grad is not None
-    torch.testing.assert_close(code.grad, plain.grad)
-
-
-def test_impossible_sizes_are_refused_and_only_a_quantiser_has_components() -> None:
-    x = torch.randn(3, 1, 8, 8)
-    assert network(quantizer=4).components(x).shape == (3, 4, 1, 1)
-    assert network(quantizer=4)(x).shape == x.shape
-    with pytest.raises(TypeError, match="no quantiser"):
-        network().components(x)
-    with pytest.raises(ValueError, match="13 components"):
-        network(quantizer=13)
+def test_impossible_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="too small for 4 halvings"):
         network(widths=(8, 8, 8, 8))

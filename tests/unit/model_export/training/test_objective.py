@@ -11,13 +11,13 @@ from model_export.training.batches import TrainingBatch
 from model_export.training.critics import Critics, CriticTrainer, discriminator
 from model_export.training.drifting import FeatureGroups, drifting_loss
 from model_export.training.execution import World
-from model_export.training.network import Autoencoder, NetworkConfig, round_with_ramps
+from model_export.training.network import Autoencoder, NetworkConfig
 from model_export.training.objective import Objective
 from model_export.training.stages import Stage, Weights
 
 CRISP_TERMS = ["gate", "code_drifting", "code_critic", "frechet", "fitting", "second"]
-ATTRACTOR_TERMS = ["code_consistency", "drifting", "features", "project_any", "settle_any"]
-OTHERS = [*ATTRACTOR_TERMS, *CRISP_TERMS, "again"]
+FEATURE_TERMS = ["drifting", "features", "project_any"]
+OTHERS = [*FEATURE_TERMS, *CRISP_TERMS, "again"]
 TERMS = [field.name for field in dataclasses.fields(Weights) if field.name not in OTHERS]
 
 
@@ -132,69 +132,65 @@ def test_all_terms_together_add_up(small: Small, batch: TrainingBatch) -> None:
 
 
 @pytest.fixture
-def quantised() -> Autoencoder:
+def network() -> Autoencoder:
     torch.manual_seed(0)
-    config = NetworkConfig(size=8, channels=1, widths=(4, 8), bottleneck=8, quantizer=4)
-    network = Autoencoder(config)
-    network.fit_quantizer(torch.randn(40, 1, 8, 8), torch.randn(40, 1, 8, 8))
-    return network
+    return Autoencoder(NetworkConfig(size=8, channels=1, widths=(4, 8), bottleneck=8))
 
 
 @pytest.fixture
 def single(batch: TrainingBatch) -> TrainingBatch:
-    """Rows for the terms that make attractors, in float32."""
+    """Rows for the terms of features, in float32."""
     x, z, corrupted = rows(1).float().tanh(), rows(5).float(), rows(6).float()
     return TrainingBatch(
         x=x,
         z=z,
         corrupted=corrupted,
-        code_noise=torch.cat([rows(i).float() for i in (9, 10, 11)]),
         drift_pictures=rows(4).float().tanh(),
         drawings=rows(12).float(),
     )
 
 
-def attractor_objective(network: Autoencoder, weights: Weights) -> Objective:
+def feature_objective(network: Autoencoder, weights: Weights) -> Objective:
     teacher = copy.deepcopy(network).requires_grad_(False)
     return Objective(
-        stage=Stage(name="s", steps=1, lr=1.0, weights=weights, code_noise=0.1),
+        stage=Stage(name="s", steps=1, lr=1.0, weights=weights),
         kind="mse",
         feature_groups=FeatureGroups(teacher.features),
     )
 
 
-@pytest.mark.parametrize("name", ATTRACTOR_TERMS)
-def test_every_attractor_term_trains_alone(name: str, quantised: Autoencoder, single: TrainingBatch) -> None:
-    objective = attractor_objective(quantised, Weights(rec=0.0, **{name: 1.0}))
-    terms = objective.terms(quantised, quantised, single)
+@pytest.mark.parametrize("name", FEATURE_TERMS)
+def test_every_term_of_features_trains_alone(name: str, network: Autoencoder, single: TrainingBatch) -> None:
+    objective = feature_objective(network, Weights(rec=0.0, **{name: 1.0}))
+    terms = objective.terms(network, network, single)
     torch.autograd.backward(objective.total(terms))
-    assert max(float(p.grad.abs().max()) for p in quantised.parameters() if p.grad is not None) > 0
+    assert max(float(p.grad.abs().max()) for p in network.parameters() if p.grad is not None) > 0
 
 
-def test_features_of_pictures_and_restored_pictures_are_compared(quantised: Autoencoder, single: TrainingBatch) -> None:
-    objective = attractor_objective(quantised, Weights(project=1.0, settle=1.0, drifting=1.0, features=1.0))
-    terms = objective.terms(quantised, quantised, single)
+def test_features_of_pictures_and_restored_pictures_are_compared(network: Autoencoder, single: TrainingBatch) -> None:
+    objective = feature_objective(network, Weights(project=1.0, settle=1.0, drifting=1.0, features=1.0))
+    terms = objective.terms(network, network, single)
     assert single.corrupted is not None
-    outputs = [quantised(single.x), quantised(single.corrupted)]
-    expected = [losses.feature_distance(quantised.features(y), quantised.features(single.x)) for y in outputs]
+    outputs = [network(single.x), network(single.corrupted)]
+    expected = [losses.feature_distance(network.features(y), network.features(single.x)) for y in outputs]
     torch.testing.assert_close(terms["features"], torch.stack(expected).mean())
-    alone = attractor_objective(quantised, Weights(project=1.0, settle=1.0, drifting=1.0))
-    torch.testing.assert_close(terms["drifting"], alone.terms(quantised, quantised, single)["drifting"])
+    alone = feature_objective(network, Weights(project=1.0, settle=1.0, drifting=1.0))
+    torch.testing.assert_close(terms["drifting"], alone.terms(network, network, single)["drifting"])
 
 
-def test_drawings_after_f_are_sets_of_their_own(quantised: Autoencoder, single: TrainingBatch) -> None:
+def test_drawings_after_f_are_sets_of_their_own(network: Autoencoder, single: TrainingBatch) -> None:
     """Each set repels its own samples only: joined, f(u) could be all of one kind and f(z) all of another."""
-    objective = attractor_objective(quantised, Weights(drifting=1.0, project_any=1.0))
-    terms = objective.terms(quantised, quantised, single)
+    objective = feature_objective(network, Weights(drifting=1.0, project_any=1.0))
+    terms = objective.terms(network, network, single)
     assert single.drawings is not None
     assert single.drift_pictures is not None
     assert objective.feature_groups is not None
     groups = objective.feature_groups
-    once = quantised(single.drawings)
-    pictures, both = groups(single.drift_pictures), (once, quantised(once[::2]))
+    once = network(single.drawings)
+    pictures, both = groups(single.drift_pictures), (once, network(once[::2]))
     first, second = (drifting_loss(groups(y), pictures) for y in both)
     torch.testing.assert_close(terms["project_any"], first + second / 2)
-    without = objective.terms(quantised, quantised, dataclasses.replace(single, drawings=None))
+    without = objective.terms(network, network, dataclasses.replace(single, drawings=None))
     torch.testing.assert_close(terms["drifting"], without["drifting"])
     assert "project_any" not in without
 
@@ -207,33 +203,6 @@ def test_settle_takes_as_many_samples_as_there_are_pictures(small: Small, batch:
     torch.testing.assert_close(
         objective.terms(small, small, more)["settle"], losses.distance(small(y), y, "mse").mean()
     )
-
-
-@pytest.mark.parametrize(
-    ("term", "source", "weights"),
-    [
-        ("settle", "z", Weights(settle=0.5, project=0.5, code_consistency=0.2)),
-        ("settle_any", "drawings", Weights(project_any=1.0, settle_any=1.0, code_consistency=1.0)),
-    ],
-)
-def test_what_f_has_made_stays_and_shares_a_pass_with_the_consistency_of_codes(
-    term: str, source: str, weights: Weights, quantised: Autoencoder, single: TrainingBatch
-) -> None:
-    objective = attractor_objective(quantised, weights)
-    terms = objective.terms(quantised, quantised, dataclasses.replace(single, code_noise=None))
-    y = quantised(getattr(single, source))[::2]
-    torch.testing.assert_close(terms[term], losses.distance(quantised(y), y, "mse").mean())
-    sources, outputs = torch.cat([single.x, y]), torch.cat([quantised(single.x), quantised(y)])
-    torch.testing.assert_close(terms["code_consistency"], losses.code_consistency(quantised, sources, outputs))
-
-
-def test_code_consistency_charges_errors_beyond_a_margin(quantised: Autoencoder, single: TrainingBatch) -> None:
-    """A decoder that returns its input keeps every code, so only the distance to the levels is left."""
-    components = quantised.components(single.x).detach()
-    distance = (components - round_with_ramps(components)).abs()
-    expected = (distance - 0.15).clamp_min(0.0).square().mean()
-    assert float(expected) > 0
-    torch.testing.assert_close(losses.code_consistency(quantised, single.x, single.x), expected)
 
 
 def test_reconstruction_is_told_but_not_trained_where_it_is_off(small: Small, batch: TrainingBatch) -> None:

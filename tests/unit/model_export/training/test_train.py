@@ -20,7 +20,7 @@ from model_export.training import checkpoint as checkpoints
 from model_export.training import losses, perceptual, train
 from model_export.training.batches import TrainingBatch
 from model_export.training.execution import Execution, World
-from model_export.training.network import Autoencoder, NetworkConfig
+from model_export.training.network import NetworkConfig
 from model_export.training.presets import PRESETS, Choices, Preset, with_overrides
 from model_export.training.stages import Stage, Weights, crisp_stages, ign_stages
 from model_export.training.train import Interrupted, Run, learning_rate
@@ -38,24 +38,21 @@ IGN = dataclasses.replace(
     distance="l1",
     stages=ign_stages(16, Weights(rec=20.0, idem=20.0, tight=2.5), lr=1e-3, clamp=1.5),
 )
-ATTRACTOR = Stage(
-    name="attractor",
-    steps=12,
-    lr=1e-3,
-    weights=Weights(project=0.5, settle=0.5, code_consistency=0.1, drifting=0.02),
-    warmup=2,
-    code_noise=0.03,
-    drift_pictures=24,
-)
-QUANTISED = dataclasses.replace(
-    NAIGN,
-    network=dataclasses.replace(NAIGN.network, quantizer=6),
-    stages=(dataclasses.replace(NAIGN.stages[0], steps=8), ATTRACTOR),
-)
 EXACT = dataclasses.replace(
-    QUANTISED,
-    network=dataclasses.replace(QUANTISED.network, blocks=2),
-    stages=(QUANTISED.stages[0], dataclasses.replace(ATTRACTOR, fit_blocks=5)),
+    NAIGN,
+    network=dataclasses.replace(NAIGN.network, blocks=2),
+    stages=(
+        dataclasses.replace(NAIGN.stages[0], steps=8),
+        Stage(
+            name="exact",
+            steps=12,
+            lr=1e-3,
+            weights=Weights(project=0.5, settle=0.5, drifting=0.02),
+            warmup=2,
+            drift_pictures=24,
+            fit_blocks=5,
+        ),
+    ),
 )
 PERCEPTUAL = dataclasses.replace(
     NAIGN,
@@ -189,7 +186,6 @@ def crash() -> None:
         (NAIGN, 14, signal.SIGTERM),
         (NAIGN, 27, signal.SIGINT),
         (IGN, 7, signal.SIGTERM),
-        (QUANTISED, 14, signal.SIGINT),
         (EXACT, 14, signal.SIGINT),
         (PERCEPTUAL, 14, signal.SIGINT),
         (PERCEPTUAL, 14, None),
@@ -204,7 +200,6 @@ def crash() -> None:
         "first-end",
         "last-stage",
         "ign",
-        "quantised",
         "exact",
         "perceptual",
         "perceptual-crash",
@@ -239,17 +234,17 @@ def test_a_run_that_stopped_or_crashed_continues_bit_for_bit(
     assert not [name for name in contents(tmp_path) if "/." in name]  # no temporary file is left
 
 
-def test_the_quantiser_is_fitted_after_the_teacher_is_copied(data: Dataset, tmp_path: Path) -> None:
-    weights = dataclasses.replace(ATTRACTOR.weights, distill=0.5)
-    last = dataclasses.replace(ATTRACTOR, steps=1, warmup=0, weights=weights, teacher_steps=1)
-    trained = run(dataclasses.replace(QUANTISED, stages=(QUANTISED.stages[0], last)), data, tmp_path)
-    network = trained.network
-    assert isinstance(network, Autoencoder)
-    assert network.quantizer.fitted == 0
+def test_the_blocks_are_fitted_after_the_teacher_is_copied(data: Dataset, tmp_path: Path) -> None:
+    first, last = EXACT.stages
+    weights = dataclasses.replace(last.weights, distill=0.5)
+    last = dataclasses.replace(last, steps=1, warmup=0, weights=weights, teacher_steps=1)
+    trained = run(dataclasses.replace(EXACT, stages=(first, last)), data, tmp_path)
+    fitted = trained.network.get_buffer("blocks.fitted")
+    assert fitted == 0
     trained.train()
-    assert network.quantizer.fitted == 1
+    assert fitted == 1
     assert trained.teacher is not None
-    assert trained.teacher.quantizer.fitted == 0
+    assert trained.teacher.get_buffer("blocks.fitted") == 0
 
 
 @pytest.mark.parametrize(
@@ -257,7 +252,7 @@ def test_the_quantiser_is_fitted_after_the_teacher_is_copied(data: Dataset, tmp_
     [
         (NAIGN, Execution(world=World(0, 5)), "split evenly"),
         (NAIGN, Execution(keep=0), "at least 1"),
-        (QUANTISED, Execution(world=World(0, 2)), "need the whole batch"),
+        (EXACT, Execution(world=World(0, 2)), "need the whole batch"),
     ],
 )
 def test_what_does_not_split_is_refused(
