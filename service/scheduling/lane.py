@@ -55,14 +55,12 @@ class Lane:
         self._on_delivery, self._prepare_thread = on_delivery, prepare_thread
         self._given = SimpleQueue[Batch | None]()
         self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
 
     def start(self) -> None:
         """Start the thread, or another one in its place."""
         self.is_running = True
-        with self._starting:  # a thread can only be joined after it has started
-            self._thread = threading.Thread(target=self._main, name="ign-lane", daemon=True)
-            self._thread.start()
+        self._thread = threading.Thread(target=self._main, name="ign-lane", daemon=True)
+        self._thread.start()
 
     def give(self, batch: Batch) -> None:
         """Have a batch run after those given before; one that runs for many steps ends after the present one."""
@@ -75,10 +73,9 @@ class Lane:
 
     def join(self, seconds: float) -> None:
         """Wait at most so long for the thread to end."""
-        with self._starting:
-            thread = self._thread
-        if thread is not None:
-            thread.join(seconds)
+        if self._thread is not None:
+            with contextlib.suppress(RuntimeError):  # another thread is just about to start it
+                self._thread.join(seconds)
 
     def _main(self) -> None:
         self._prepare_thread()
