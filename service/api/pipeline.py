@@ -148,7 +148,8 @@ class Pipeline:
     async def _run(self, stages: Endpoint, request: ApiRequest, send: Send) -> bytes:
         """Run the stages: large parts in the codec pool, small ones in turns; returns the last piece of a stream."""
         if stages.has_large_body(request, request.body):
-            await request.run_codec("decode", lambda _: _parse(request))
+            # Set here: a job that ends after the deadline of its request must not give it anything any more.
+            request.work = await request.run_codec("decode", lambda _: _parse(request))
         await self._join_turn(request)
         if request.inputs is None:  # decoding is large
             await self._decode_large(request)
@@ -302,9 +303,8 @@ async def _respond_large(request: ApiRequest) -> None:
     (request.response,) = stages.respond([(request.work, content)])
 
 
-def _parse(request: ApiRequest) -> None:
-    request.work = request.stages.parse(request, request.body, request.route.parameters)
-    request.body = b""
+def _parse(request: ApiRequest) -> Any:
+    return request.stages.parse(request, request.body, request.route.parameters)
 
 
 def _hold_plan(request: ApiRequest) -> None:
@@ -319,7 +319,8 @@ def _parse_small(request: ApiRequest) -> None:
     start = time.perf_counter()
     try:
         if request.work is None:
-            _parse(request)
+            request.work = _parse(request)
+        request.body = b""
         if request.work.plan is not None:
             _hold_plan(request)
     except Exception as exc:
