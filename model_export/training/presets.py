@@ -166,7 +166,7 @@ PRESETS = {
             drawn_digits=True,
             polarity="light-on-dark",
             data="fashion_mnist",
-            licence="MIT",
+            licence="Apache-2.0",
             description="Clothes, 28×28 grey, light on dark.",
         ),
         Preset(
