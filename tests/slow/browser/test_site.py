@@ -32,7 +32,7 @@ from tests.helpers.site import build_site
 from tests.slow.browser.test_access import FAILED, used
 from tests.slow.browser.visit import SEVEN, Browser, Visit, visiting
 
-MOST_BYTES = 21_000_000  # of all that a visit loads
+MOST_BYTES = 28_000_000  # of all that a visit loads
 MOST_BYTES_BEFORE_A_DIGIT = 5_000_000
 SIZES = ((390, 844), (820, 1180), (1280, 720))
 CALL = """async ([path, request]) => {
