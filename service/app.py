@@ -300,6 +300,7 @@ def _serve(
             on_all_devices_lost=on_device_lost,
             memory=loaded.memory,
             exact=card.exact,
+            overlaps=available_cpus() >= 2 * settings.workers,
             prepare_thread=lower_priority if is_low else lambda: None,
         )
 

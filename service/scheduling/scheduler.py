@@ -60,6 +60,7 @@ class Scheduler:
     ``max_batch_rows``. At most ``queue_rows`` rows may wait, those in a batch not counted, and a request has at most
     ``max_rows`` rows. Deadlines are times on ``clock``, in monotonic seconds. ``on_all_devices_lost`` is called on the
     event loop. Without ``memory`` the models are always open. ``exact``: as in the card.
+    ``overlaps``: whether the event loop has a core beside those of the models. Else a batch takes all rows that wait.
     """
 
     def __init__(
@@ -75,7 +76,9 @@ class Scheduler:
         on_batch: OnBatch | None = None,
         memory: ModelMemory | None = None,
         exact: bool = False,
+        overlaps: bool = True,
     ) -> None:
+        self._shares = _SHARES if overlaps else 1
         self._shape, self._clock, self._exact = models[0].shape, clock, exact
         self._observer = observer or SchedulerObserver()
         batches = (largest_batch(model, max_batch_rows) for model in models)
@@ -246,7 +249,7 @@ class Scheduler:
             lane = min(self._alive, key=lambda lane: len(lane.batches), default=None)
             if lane is None or self._closed:
                 return
-            if len(lane.batches) >= (_OPEN_BATCHES if lane.has_buckets or lane.limit == 1 else _SHARES):
+            if len(lane.batches) >= (_OPEN_BATCHES if lane.has_buckets or lane.limit == 1 else self._shares):
                 return
             is_long = not self._queues[0].row_count or (self._is_turn_of_long and self._queues[1].row_count > 0)
             self._is_turn_of_long = not is_long
@@ -266,7 +269,7 @@ class Scheduler:
             idle = sum(not each.batches for each in alive)
             return min(lane.limit, -(-waiting // max(1, idle)))
         waiting += sum([batch.rows for each in alive for batch in each.batches])
-        return min(lane.limit, max(_MIN_ROWS, -(-waiting // (_SHARES * len(alive)))))
+        return min(lane.limit, max(_MIN_ROWS, -(-waiting // (self._shares * len(alive)))))
 
     def _give(self, lane: Lane, slices: list[Slice], now: float) -> None:
         rows = sum([piece.count for piece in slices])
