@@ -341,14 +341,14 @@ def _decode(decode: Callable[[Sequence[Any]], Sequence[Any]], requests: list[Api
             request.inputs = inputs
 
 
-def _respond_to(endpoint: Endpoint, requests: list[ApiRequest]) -> None:
+def _respond_to(stages: Endpoint, requests: list[ApiRequest]) -> None:
     try:
-        contents = endpoint.encode([request.ended() for request in requests])
+        contents = stages.encode([request.ended() for request in requests])
     except Exception as exc:
-        _each_alone(partial(_respond_to, endpoint), requests, exc)
+        _each_alone(partial(_respond_to, stages), requests, exc)
         return
     try:
-        responses = endpoint.respond(
+        responses = stages.respond(
             [(request.work, content) for request, content in zip(requests, contents, strict=True)]
         )
     except Exception as exc:  # not again: the rows are counted

@@ -69,9 +69,10 @@ class Route(NamedTuple):
 
 
 class ApiRequest:
-    """One request. It belongs to the event loop; other threads only call `check_not_over`.
+    """One request. It belongs to the event loop, but a job of the codec pool may parse its body, and set its model.
 
-    Of times, those of ``seconds`` are durations, all others are on `AppState.clock`.
+    ``seconds`` has durations by part; ``queue_s`` and ``compute_s`` are durations, too. ``arrival`` and the deadlines
+    are times on `AppState.clock`, in seconds.
     """
 
     # What later steps fill.

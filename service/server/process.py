@@ -89,10 +89,11 @@ def _report(messages: Connection, content: object) -> bool:
 
 
 class _Parent:
-    """The supervisor, as the event loop of one of its processes sees it; it has every process change its models.
+    """The connection of a server process to its supervisor, by which all processes change their models together.
 
-    A process asks with `(number, change)`, and the answer is `(number, error or None)`, when every process has made the
-    change. To make one is `(name, change)`, and its end `(name, error or None)`.
+    Belongs to the event loop of the process. The process sends a request as `(number, change)`. The supervisor sends
+    `(name, change)` to every process. Each makes the change, and sends `(name, error or None)`. Then the supervisor
+    answers the request with `(number, error or None)`.
     """
 
     def __init__(self, messages: Connection, registry: ModelRegistry) -> None:
@@ -101,7 +102,10 @@ class _Parent:
         self._numbers, self._tasks = itertools.count(), set[asyncio.Task[None]]()
 
     async def begin(self) -> None:
-        """Unload what others unloaded before this process began, the first message; from then on make changes."""
+        """Unload the models that the first message names: they were unloaded before this process started.
+
+        From then on the process makes the changes that the supervisor sends.
+        """
         with contextlib.suppress(EOFError, OSError):  # as in `_receive`
             for name in self._messages.recv():
                 with contextlib.suppress(RequestError):  # its files are gone, too
