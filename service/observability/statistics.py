@@ -56,7 +56,8 @@ class ModelStatistics(SchedulerObserver):
             metrics.scheduled_requests(model, outcome)
         for reason in _REASONS:
             metrics.rejected_requests(model, reason)
-        for counter in (metrics.early_exits, metrics.cancellations, metrics.devices_lost, metrics.replacements):
+        counts = metrics.early_exits, metrics.padding_rows, metrics.cancellations, metrics.devices_lost
+        for counter in (*counts, metrics.replacements):
             counter(model)
 
     def report(self) -> dict[str, Any]:

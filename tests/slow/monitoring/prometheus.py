@@ -16,11 +16,13 @@ from tests.helpers.live import until
 from tests.slow.monitoring.files import CONFIG, PROMETHEUS, RULES
 
 PATIENCE_S = 300.0
+"""For all queries of one Prometheus together: rates look back one minute, so one that stays empty empties others."""
 
 
 @dataclass(frozen=True)
 class Prometheus:
     client: httpx.Client
+    deadline: float  # of all that wait, by time.monotonic()
 
     def ask(self, path: str, **parameters: str) -> Any:
         response = self.client.get(f"/api/v1/{path}", params=parameters).json()
@@ -32,9 +34,8 @@ class Prometheus:
         return [float(sample["value"][1]) for sample in self.ask("query", query=expr)["result"]]
 
     def until(self, expr: str, condition: Callable[[list[float]], bool]) -> list[float]:
-        """Repeat the query until its values are as expected or patience is at its end; the last values."""
-        deadline = time.monotonic() + PATIENCE_S
-        while not condition(found := self.query(expr)) and time.monotonic() < deadline:
+        """Repeat the query until its values are as expected or the deadline has passed; the last values."""
+        while not condition(found := self.query(expr)) and time.monotonic() < self.deadline:
             pass
         return found
 
@@ -65,7 +66,7 @@ def running(
             found = re.search(r'msg="Listening on".* address=(\S+)', log.read_text())
             assert found is not None
             with httpx.Client(base_url=f"http://{found[1]}", trust_env=False, timeout=PATIENCE_S) as client:
-                yield Prometheus(client)
+                yield Prometheus(client, time.monotonic() + PATIENCE_S)
         finally:
             process.terminate()
             process.wait(PATIENCE_S)
