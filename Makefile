@@ -158,18 +158,17 @@ train: $(TRAIN)  ## train PRESET on DATA into OUT; again to continue
 export: $(TRAIN)  ## export the run in OUT as the next version of its model in MODELS
 	$(BIN)/python -m model_export export --run '$(OUT)' --models '$(MODELS)' $(ARGS)
 
-bench: $(SERVE)  ## measure, as JSON; BENCH is runtime (MODEL by batch size), path, scheduler, processes, service, peers or soak
+bench: $(SERVE)  ## measure, as JSON; BENCH is runtime (MODEL by batch size), path, scheduler, service, peers or soak
 	@$(BIN)/python -m benchmarks.$(BENCH_$(BENCH)) $(ARGS)
 
 BENCH_runtime := bench_runtime --model '$(MODEL)'
 BENCH_path := bench_path
 BENCH_scheduler := bench_scheduler
-BENCH_processes := bench_processes
 BENCH_service := bench_service
 BENCH_peers := bench_peers
 BENCH_soak := reliability.soak
 ifndef BENCH_$(BENCH)
-$(error BENCH=$(BENCH): expected runtime, path, scheduler, processes, service, peers or soak)
+$(error BENCH=$(BENCH): expected runtime, path, scheduler, service, peers or soak)
 endif
 
 gpu: $(DEVELOP)  ## on a machine with a GPU, RUNTIME=gpu: test and measure, into runs/gpu; ARGS for some of the stages
