@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from benchmarks.bench_service import SETTINGS, generate
@@ -41,6 +40,7 @@ from service.artifact.pixels import to_rows
 from service.domain.latents import FloatRows
 from service.environment import available_cpus
 from service.runtime.onnx_model import OnnxModel
+from tests.helpers.foreign import Network
 
 METHOD: Final = (
     "`layers` convolutions of 64 channels (six: 0.2 million parameters), imported. A "
@@ -102,21 +102,11 @@ def compare(server: ServerProcess, model: Path, page: Pixels, request: bytes, op
 
 def import_network(folder: Path, layers: int, *arguments: str) -> Path:
     """Write a network of random weights, import it with these further arguments, and return the model directory."""
-    random, names, nodes, weights = np.random.default_rng(0), ["data"], [], []
-    for number in range(layers):
-        last = number == layers - 1
-        shape = (1 if last else 64, 64 if number else 1, 3, 3)
-        weights.append(numpy_helper.from_array(random.normal(0, 0.03, shape).astype(np.float32), f"w{number}"))
-        nodes.append(helper.make_node("Conv", [names[-1], f"w{number}"], [f"c{number}"], pads=[1, 1, 1, 1]))
-        names.append(f"c{number}")
-        if not last:
-            nodes.append(helper.make_node("Relu", [names[-1]], [f"r{number}"]))
-            names.append(f"r{number}")
-    dims: list[str | int | None] = ["n", 1, "h", "w"]
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name in (names[0], names[-1])]
-    graph = helper.make_graph(nodes, NAME, ends[:1], ends[1:], weights)
-    file, models = folder / "network.onnx", folder / "models"
-    file.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString())
+    network = Network(["n", 1, "h", "w"])
+    for number in range(layers - 1):
+        network.conv(64 if number else 1, 64).add("Relu")
+    file = network.conv(64 if layers > 1 else 1, 1, gain=0.3).write(folder / "network.onnx")
+    models = folder / "models"
     command = [sys.executable, "-m", "ign", "import", str(file), "--name", NAME, "--models", str(models), "--residual"]
     command += arguments or ("--range", "0,1")
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=600)
