@@ -39,13 +39,12 @@ PICTURE = encoded(disc(size=8))
 LARGE_PICTURE = encoded(disc(size=1000))
 RECORDED = {"model": "avatars64", "steps": 8, "record": list(range(1, 9)), "format": "npy"}
 BODIES: dict[str, list[dict[str, Any]]] = {
-    "/generate": [{"n": 64, **RECORDED}, {"n": 64, "model": "avatars64", "scale": 16, "resample": "smooth"}],
+    "/generate": [{"n": 64, **RECORDED}],
     "/project": [
         {"images": [text(PICTURE)], **RECORDED},
-        {"images": [text(PICTURE)], "model": "avatars64", "scale": 32},
         {"images": [text(LARGE_PICTURE)] * 16, "model": "avatars64", "score": True},
     ],
-    "/latent-interpolate": [{"points": [{"seed": 0}] * 2, "frames": 256, "scale": 4}],
+    "/latent-interpolate": [{"points": [{"seed": 0}] * 2, "frames": 256}],
     "/latent-arithmetic": [{"terms": [{"seed": 0}], "scale": 32}],
     "/score": [{"images": [text(PICTURE)] * 64}, {"images": [text(LARGE_PICTURE)] * 16}],
 }

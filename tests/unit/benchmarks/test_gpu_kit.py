@@ -1,19 +1,17 @@
 """The GPU kit: code taken out of libraries, stages with limits, and a rehearsal of the whole kit without a GPU."""
 
-import ctypes
 import json
 import os
 import struct
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from benchmarks.gpu_kit import run
 from benchmarks.gpu_kit.fatbin import prune
-from benchmarks.harness import device, tables
+from benchmarks.harness import tables
 from benchmarks.harness.common import Json
 from tests.helpers.live import ROOT
 
@@ -41,23 +39,6 @@ def test_only_the_code_that_a_gpu_runs_is_left_and_nothing_moves(arch: int, kept
     for _, _, text in entries:
         before = before if text in library else before.replace(text, bytes(len(text)))
     assert bytes(library) == before
-
-
-def test_the_versions_are_those_of_the_libraries_that_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Library(dict[str, Any]):
-        def __init__(self, path: str) -> None:
-            versions = {"/n/libcublas.so.13": (13, 1, 0), "/n/libcudnn.so.9": (9, 28, 1)}[path]
-
-            def get(part: int, number: Any) -> int:
-                number._obj.value = versions[part]
-                return 0
-
-            super().__init__(cublasGetProperty=get, cudnnGetProperty=get)
-
-    monkeypatch.setattr(ctypes, "CDLL", Library)
-    names = ("libcublas.so.13", "libcublasLt.so.13", "libcudnn.so.9", "libcudnn.so.9", "libcudnn_ops.so.9", "libc.so.6")
-    maps = "".join(f"7f00-7f01 r-xp 00000000 fe:00 42                 /n/{name}\n" for name in names)
-    assert device.libraries(maps) == {"cublas": "13.1.0", "cudnn": "9.28.1"}
 
 
 def results(folder: Path) -> Json:
