@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.harness.common import Json, run_benchmark, target
 from benchmarks.harness.processes import ServerProcess
 from benchmarks.load_generator.traffic import SETTINGS
-from benchmarks.reliability.hostile_inputs import bombs, hostile
+from benchmarks.reliability.hostile_inputs import hostile, images
 from benchmarks.reliability.soak import KnownAnswers, Log, right_answers, run_and_judge, send
 
 METHOD = (
@@ -31,7 +31,7 @@ MIN_FOR_MEMORY: Final = 50_000  # about two minutes; before, threads and caches 
 
 
 def measure(options: argparse.Namespace) -> Json:
-    bombs()  # now, because they take seconds, and clients that connect and send nothing are closed
+    images()  # now, because they take seconds, and clients that connect and send nothing are closed
     known: list[KnownAnswers] = []
 
     async def load(server: ServerProcess, log: Log) -> None:

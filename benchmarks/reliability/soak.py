@@ -34,7 +34,7 @@ from benchmarks.load_generator.traffic import (
     problem,
     slow_body,
 )
-from benchmarks.reliability.hostile_inputs import bombs, hostile
+from benchmarks.reliability.hostile_inputs import hostile, images
 
 METHOD = (
     "`clients` clients send random requests, one connection per request. Every status must be allowed for its request "
@@ -187,7 +187,7 @@ def pick(rng: Rng) -> Case:
 
 
 def measure(options: argparse.Namespace) -> Json:
-    bombs()  # now, because they take seconds
+    images()  # now, because they take seconds
 
     async def load(server: ServerProcess, log: Log) -> None:
         end = time.monotonic() + options.seconds
