@@ -45,8 +45,8 @@ BODIES: dict[str, list[dict[str, Any]]] = {
         {"images": [text(LARGE_PICTURE)] * 16, "model": "avatars64", "score": True},
     ],
     "/latent-interpolate": [{"points": [{"seed": 0}] * 2, "frames": 256}],
-    "/latent-arithmetic": [{"terms": [{"seed": 0}], "scale": 32}],
-    "/score": [{"images": [text(PICTURE)] * 64}, {"images": [text(LARGE_PICTURE)] * 16}],
+    "/latent-arithmetic": [{"terms": [{"seed": 0}], "model": "avatars64", "scale": 32}],
+    "/score": [{"images": [text(PICTURE)]}, {"images": [text(PICTURE)] * 64}, {"images": [text(LARGE_PICTURE)] * 16}],
 }
 Cost = dict[str, float]  # ms, ms, MiB, s; in the table and in `LIMITS` for each KiB of a request
 UNITS = ("loop CPU, ms", "codec CPU, ms", "memory, MiB", "time, s")
