@@ -151,16 +151,6 @@ def test_a_version_whose_folder_is_gone_leaves_but_the_last_stays_until_it_is_un
     problem(service.get("/v2/models/colour/ready"), 404, "unknown_model")
 
 
-def test_the_pinned_default_stays_when_its_folder_is_gone(models: Path) -> None:
-    with serving(settings(models, default_model="grey/2")) as service:
-        shutil.rmtree(models / "grey" / "2")
-        replace(models, "grey/11", scale=0.5)
-        assert load(service, "grey").status_code == 200
-        why = "grey/2: its files are gone; it still serves, because callers rely on it"
-        assert index(service)["grey/2"] == ("READY", why)
-        np.testing.assert_allclose(f(service, None), step_params(X, 1, scale=1.5), atol=1e-6)
-
-
 def test_what_is_no_model_cannot_be_loaded(service: Service, models: Path) -> None:
     (models / ".hidden" / "1").mkdir(parents=True)
     for name in ("nope", "GREY", "..", "%2e%2e", "grey%20", "x" * 300, ".hidden"):
