@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu_kit import run
-from benchmarks.gpu_kit.fatbin import prune
+from benchmarks.authors.gpu_kit import run
+from benchmarks.authors.gpu_kit.fatbin import prune
 from benchmarks.harness import tables
 from benchmarks.harness.common import Json
 from tests.helpers.live import ROOT
@@ -97,7 +97,7 @@ def start(kit: Path, *options: str, path: str = os.defpath) -> "subprocess.Compl
 )
 def test_a_part_that_cannot_be_used_is_named(name: str, data: bytes | None, says: str, tmp_path: Path) -> None:
     part = name.format(*sys.version_info)
-    (tmp_path / "kit.py").write_bytes((ROOT / "benchmarks/gpu_kit/kit.py").read_bytes())
+    (tmp_path / "kit.py").write_bytes((ROOT / "benchmarks/authors/gpu_kit/kit.py").read_bytes())
     (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  {part}\n")
     if data is not None:
         (tmp_path / part).write_bytes(data)
@@ -137,9 +137,12 @@ def test_a_kit_runs_all_stages_with_nothing_but_python(tmp_path: Path) -> None:
     running = f"{sys.version_info[0]}.{sys.version_info[1]}"
     env = os.environ | {"BIN": str(programs), "ARCH": "90", "KIT_PYTHON": running, "CUDA": "machine", "XZ_OPT": "-0"}
     assert (
-        subprocess.run([ROOT / "benchmarks/gpu_kit/build", kit], env=env | {"ARCH": "70"}, check=False).returncode == 1
+        subprocess.run(
+            [ROOT / "benchmarks/authors/gpu_kit/build", kit], env=env | {"ARCH": "70"}, check=False
+        ).returncode
+        == 1
     )
-    subprocess.run([ROOT / "benchmarks/gpu_kit/build", kit], env=env, check=True)
+    subprocess.run([ROOT / "benchmarks/authors/gpu_kit/build", kit], env=env, check=True)
     assert max(file.stat().st_size for file in kit.iterdir()) <= 60 * 2**20
     done = start(kit, "--device", "cpu", "--quick", path=f"{programs}{os.pathsep}{os.defpath}")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,6 +1,6 @@
 """Ablations of the training objective on short schedules: the table in docs/training-results.md.
 
-    python benchmarks/training_ablations.py --data mnist.npz --results benchmarks/results/ablations.json
+    python -m benchmarks.authors.ablations --data mnist.npz --results benchmarks/results/ablations.json
 
 Variants share their first stages: each continues the finished run of the one before. Finished runs and measurements are
 not repeated, so the command can be stopped and started again. Several commands can share the work (--only, --seeds) if
@@ -119,7 +119,7 @@ def trained(name: str, seed: int, data: Dataset, out: Path) -> Path:
             shutil.copyfileobj(source, file)
     device = torch.device("cpu")
     origin = {
-        "command": f"python benchmarks/training_ablations.py --only {name} --seeds {seed}",
+        "command": f"python -m benchmarks.authors.ablations --only {name} --seeds {seed}",
         "commit": checkpoints.commit(),
         "sources": checkpoints.source_digest(),
         "threads": 1,
