@@ -14,7 +14,7 @@ from tests.helpers import memory, watchdog
 
 SLACK_MIB = 100
 FORESEEN = {200, 413, 422, 429, 504}
-EACH, EACH_LONG = 4, 12  # every so many of the cases, beginning with another one for each way
+EACH, EACH_LONG = 8, 12  # every so many of the cases, beginning with another one for each way
 SHORT = {"X_Request_Timeout": "0.3"}
 
 
