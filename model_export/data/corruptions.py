@@ -98,10 +98,7 @@ class RandomCorruptions:
     eight_bit: float  # share of the rows that are rounded to 8 bits, 0 to 1
 
     def draw(self, batch: int, shape: tuple[int, int, int], generator: torch.Generator) -> Draws:
-        """Draw the random numbers of a whole batch of rows (C, H, W).
-
-        They do not depend on how the batch is split, so ranks select their own rows afterwards.
-        """
+        """Draw the random numbers of a batch of rows (C, H, W)."""
         device = generator.device
         # The order of the draws is part of the reproducibility of a run: strength and noise come first.
         strength = torch.rand((batch, 1), generator=generator, device=device)

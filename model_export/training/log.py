@@ -1,4 +1,4 @@
-"""The log of a run: JSON lines, and optionally the same values for TensorBoard."""
+"""The log of a run: JSON lines."""
 
 import json
 import math
@@ -8,17 +8,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 
-from model_export.errors import UserError
 from model_export.files import atomic_write
 from model_export.training.presets import Preset
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
 
 COMPUTE: Final = "compute"  # forward, backward and optimiser
 _MAX_SPANS: Final = 1000
@@ -52,7 +47,7 @@ class Throughput:
     """The throughput of an interval of training."""
 
     steps: int = 0  # optimiser steps
-    pictures: int = 0  # training pictures used, over all ranks
+    pictures: int = 0  # training pictures used
     seconds: float = 0.0  # wall-clock time
     # Seconds by phase; `compute` is forward, backward and optimiser. Their sum may be less than `seconds`.
     phases: Mapping[str, float] = field(default_factory=dict)
@@ -157,11 +152,10 @@ class Log:
     """Appends lines to ``path`` and deletes those after the checkpoint from which the run continues.
 
     A line has `step`, `stage`, and either the terms of the loss at that step or `throughput` of the interval that ends
-    there. With ``board``, the same numbers go to that folder for TensorBoard.
+    there.
     """
 
-    def __init__(self, path: Path, step: int, *, board: Path | None = None) -> None:
-        self._board = None if board is None else _summary_writer(board, step)
+    def __init__(self, path: Path, step: int) -> None:
         lines = path.read_text().splitlines() if path.is_file() else []
         with atomic_write(path) as file:
             file.write("".join(f"{line}\n" for line in lines if _step_of(line) <= step).encode())
@@ -173,37 +167,18 @@ class Log:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
-        if self._board is not None:
-            self._board.close()
 
     def terms(self, step: int, stage: str, values: Mapping[str, float]) -> None:
         """Log the terms of the loss at a step."""
         self._write({"step": step, "stage": stage, **values})
-        self._scalars(step, {f"loss/{name}": value for name, value in values.items()})
 
     def throughput(self, step: int, stage: str, measured: Throughput) -> None:
         """Log the throughput of the interval that ends at this step."""
         self._write({"step": step, "stage": stage, "throughput": measured.to_dict()})
-        rates = {"pictures_per_second": measured.pictures_per_second, "outside": measured.outside}
-        self._scalars(step, {f"throughput/{name}": value for name, value in rates.items()})
 
     def _write(self, line: Mapping[str, object]) -> None:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-
-    def _scalars(self, step: int, values: Mapping[str, float]) -> None:
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
-            self._board.flush()
-
-
-def _summary_writer(folder: Path, step: int) -> "SummaryWriter":
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as exc:
-        raise UserError("--tensorboard: install the extra, as in pip install 'ign-service[tensorboard]'") from exc
-    return SummaryWriter(str(folder), purge_step=step + 1)
 
 
 def _step_of(line: str) -> float:

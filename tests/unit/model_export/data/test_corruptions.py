@@ -7,9 +7,8 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from model_export.data import corruptions
-from model_export.data.corruptions import CORRUPTIONS, Corruption, CorruptionName, Draws, RandomCorruptions
+from model_export.data.corruptions import CORRUPTIONS, Corruption, CorruptionName, RandomCorruptions
 from model_export.evaluation.metrics import psnr
-from model_export.training.execution import World
 from service.artifact.pixels import to_levels, to_rows
 from tests.helpers.tiny_training import patterns
 
@@ -126,14 +125,6 @@ def test_a_share_of_the_rows_is_rounded(pictures: Tensor) -> None:
     rounded = (corrupted == corruptions.round_to_8_bits(corrupted)).flatten(1).all(1)
     assert BATCH / 4 < int(rounded.sum()) < 3 * BATCH / 4
     assert float(corrupted[~rounded].abs().max()) > 1.0
-
-
-def test_ranks_corrupt_their_rows_as_one_process_does(pictures: Tensor) -> None:
-    chosen = random_corruptions(eight_bit=0.5)
-    draws = chosen.draw(BATCH, SHAPE, seeded(3))
-    shards = [World(rank, 4).shard for rank in range(4)]
-    parts = [chosen.apply(shard(pictures), Draws(*map(shard, draws))) for shard in shards]
-    torch.testing.assert_close(torch.cat(parts), chosen.apply(pictures, draws), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("corrupt", CORRUPTIONS.values(), ids=list(CORRUPTIONS))

@@ -7,7 +7,6 @@ from torch import Tensor
 from model_export.data import drawings
 from model_export.data.datasets import Dataset
 from model_export.training.batches import BalancedPairs, BatchBuilder, CandidatePool, draw_latents
-from model_export.training.execution import World
 from model_export.training.log import ThroughputMeter
 from model_export.training.presets import get_preset
 from model_export.training.stages import Stage, Weights
@@ -33,7 +32,7 @@ def pictures() -> Tensor:
 @pytest.fixture
 def pairs(pictures: Tensor) -> BalancedPairs:
     weight = torch.ones(1, requires_grad=True)
-    return BalancedPairs(lambda z: f(z * weight), latents(6), pictures, World())
+    return BalancedPairs(lambda z: f(z * weight), latents(6), pictures)
 
 
 def test_latents_are_standard_normal_and_the_generator_decides() -> None:
@@ -47,7 +46,7 @@ def test_latents_are_standard_normal_and_the_generator_decides() -> None:
 
 def test_the_nearest_candidate_is_the_nearest(pictures: Tensor) -> None:
     z = latents(1100)  # more than one chunk
-    pool = CandidatePool(f, z, World())
+    pool = CandidatePool(f, z)
     for picture, chosen in zip(pictures, pool.nearest(pictures), strict=True):
         assert torch.equal(chosen, z[(f(z) - picture).square().sum((1, 2, 3)).argmin()])
 
@@ -75,7 +74,7 @@ def test_drawings_are_drawn_where_a_stage_asks_for_them(data: Dataset, monkeypat
 
     def built(step: int, **weights: float) -> Tensor | None:
         meter = ThroughputMeter(torch.device("cpu"))
-        builder = BatchBuilder(get_preset("tiny"), data.train, seed=3, meter=meter, world=World())
+        builder = BatchBuilder(get_preset("tiny"), data.train, seed=3, meter=meter)
         stage = Stage(name="s", steps=9, lr=1.0, weights=Weights(**weights), drift_pictures=24)
         batch = builder.build(step, 0, stage, f)
         assert batch.drift_pictures is None or len(batch.drift_pictures) == 24

@@ -9,7 +9,6 @@ from model_export.training.crisp import Crisp
 from model_export.training.crisp_objective import CrispObjective, carrying, code_drifting, new_adversary
 from model_export.training.critics import Adversary, CriticTrainer, size
 from model_export.training.drifting import drifting_loss
-from model_export.training.execution import World
 from model_export.training.network import NetworkConfig
 from model_export.training.perceptual import PerceptualNetwork
 from model_export.training.stages import crisp_stages
@@ -55,7 +54,7 @@ def batch() -> TrainingBatch:
 @pytest.fixture
 def joint(network: Crisp, perceptual: PerceptualNetwork) -> CrispObjective:
     adversary = new_adversary(network, perceptual, pictures(40, 9), generator(10))
-    trainer = CriticTrainer(adversary, World())
+    trainer = CriticTrainer(adversary)
     return CrispObjective(network=network, stage=JOINT, kind="mse_edges", perceptual=perceptual, trainer=trainer)
 
 

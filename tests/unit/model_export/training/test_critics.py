@@ -3,7 +3,6 @@ import torch
 from torch import Tensor
 
 from model_export.training.critics import Adversary, CriticTrainer, FrechetLoss, size
-from model_export.training.execution import World
 
 
 def normal(count: int, seed: int, width: int = 6) -> Tensor:
@@ -48,7 +47,7 @@ def examples() -> list[Tensor]:
 
 def test_critics_learn_places_and_how_far_samples_are_apart(examples: list[Tensor]) -> None:
     torch.manual_seed(0)
-    trainer = CriticTrainer(Adversary(examples, []), World(), peak=1e-2)
+    trainer = CriticTrainer(Adversary(examples, []), peak=1e-2)
     moved = examples[1].clone()
     moved[:, :, 0, 0], moved[:, :, 7, 7] = 2.0, -2.0
     pictures = [examples[0], moved, examples[2]]

@@ -1,15 +1,10 @@
 import json
-import sys
 import time
-import types
 from pathlib import Path
-from typing import Any
-from unittest.mock import Mock, call
 
 import pytest
 import torch
 
-from model_export.errors import UserError
 from model_export.training import log
 from model_export.training.log import Log, Throughput, ThroughputMeter
 
@@ -25,37 +20,13 @@ def test_what_lies_past_the_checkpoint_is_dropped(tmp_path: Path) -> None:
     assert path.read_text() == kept
 
 
-def package(monkeypatch: pytest.MonkeyPatch, writer: Any) -> None:
-    """Have `torch.utils.tensorboard` be this, or be missing."""
-    module = types.ModuleType("torch.utils.tensorboard")
-    module.__dict__.update({} if writer is None else {"SummaryWriter": writer})
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-
-
-def test_tensorboard_gets_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = Mock()
-    package(monkeypatch, writer)
-    with Log(tmp_path / "log.jsonl", 3, board=tmp_path / "tensorboard") as written:
+def test_a_line_has_the_terms_of_a_step_or_the_throughput_that_ends_there(tmp_path: Path) -> None:
+    with Log(tmp_path / "log.jsonl", 3) as written:
         written.terms(4, "imle", {"rec": 0.5, "imle": 0.25})
         written.throughput(4, "imle", MEASURED)
     losses, throughput = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
     assert losses == {"step": 4, "stage": "imle", "rec": 0.5, "imle": 0.25}
     assert throughput == {"step": 4, "stage": "imle", "throughput": MEASURED.to_dict()}
-    writer.assert_called_once_with(str(tmp_path / "tensorboard"), purge_step=4)
-    scalars = [each.args for each in writer.return_value.add_scalar.call_args_list]
-    assert scalars == [
-        ("loss/rec", 0.5, 4),
-        ("loss/imle", 0.25, 4),
-        ("throughput/pictures_per_second", 32.0, 4),
-        ("throughput/outside", 0.25, 4),
-    ]
-    assert writer.return_value.method_calls[-1] == call.close()
-
-
-def test_without_the_package_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package(monkeypatch, None)
-    with pytest.raises(UserError, match=r"ign-service\[tensorboard\]"):
-        Log(tmp_path / "log.jsonl", 0, board=tmp_path / "tensorboard")
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from model_export.training import losses
 from model_export.training.batches import TrainingBatch
 from model_export.training.critics import Critics, CriticTrainer, discriminator
 from model_export.training.drifting import FeatureGroups, drifting_loss
-from model_export.training.execution import World
 from model_export.training.network import Autoencoder, NetworkConfig
 from model_export.training.objective import Objective
 from model_export.training.stages import Stage, Weights
@@ -262,7 +261,7 @@ def test_there_is_a_score_for_every_scale_but_the_first(
 def test_it_learns_to_distinguish_samples_and_its_gradient_raises_their_scores(
     teacher: Autoencoder, critics: Critics, pictures: Tensor, samples: Tensor
 ) -> None:
-    trainer = CriticTrainer(critics, World(), peak=1e-2)
+    trainer = CriticTrainer(critics, peak=1e-2)
     for _ in range(60):
         trainer.step(teacher.features(pictures), teacher.features(samples))
     for real, fake in zip(critics(teacher.features(pictures)), critics(teacher.features(samples)), strict=True):
@@ -279,7 +278,7 @@ def test_only_its_heads_learn_and_only_in_its_own_step(
     teacher: Autoencoder, critics: Critics, pictures: Tensor, samples: Tensor
 ) -> None:
     features = copy.deepcopy(teacher.state_dict())
-    trainer = CriticTrainer(critics, World())
+    trainer = CriticTrainer(critics)
     before = copy.deepcopy(critics.state_dict())
     torch.autograd.backward(torch.stack(trainer.critics(teacher.features(samples.clone().requires_grad_()))).sum())
     assert all(torch.equal(before[name], now) for name, now in critics.state_dict().items())

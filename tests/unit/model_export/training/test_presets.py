@@ -51,7 +51,7 @@ def test_the_documented_steps_are_those_of_the_presets() -> None:
 
 
 @pytest.mark.parametrize("ref", GENERATORS)
-def test_the_cards_of_shipped_models_are_read(ref: str) -> None:
+def test_the_presets_of_shipped_models_are_read(ref: str) -> None:
     metadata = {entry.key: entry.value for entry in onnx.load(MODELS / ref / "model.onnx").metadata_props}
     config = json.loads(metadata["ign.card"])["training"]["config"]
     read, now = Preset.from_dict(config), get_preset(ref.partition("/")[0])

@@ -16,7 +16,6 @@ from model_export.evaluation.evaluate import evaluate
 from model_export.export.artifact import Artifact, TrainedCard, publish, read_all, with_card
 from model_export.export.export import export
 from model_export.export.verify import verify
-from model_export.export.weights import read_weights
 from model_export.report.model_card import write_page
 from model_export.training.checkpoint import load_run
 from model_export.training.network import NetworkConfig
@@ -173,8 +172,6 @@ def test_an_exported_model_has_rows_of_a_tile_and_no_noise_and_a_page_that_shows
             np.testing.assert_allclose(artifact.function(x), network(torch.from_numpy(x)), atol=1e-5)
     assert artifact.golden().x.shape == (1, 1, 12, 12)  # the service runs them at every start
     verify(tmp_path / "runs" / "pages", exported, threads=1)
-    state = read_weights(exported).state
-    assert all(torch.equal(state[name], value) for name, value in network.state_dict().items())
     with pytest.raises(UserError, match="makes nothing of noise"):
         evaluate(exported, "pairs.npz", cache=tmp_path)
     rates = {"raw": 4.0, "background": 3.0, "f": 1.5, "f2": 1.6}
