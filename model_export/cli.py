@@ -73,8 +73,8 @@ def _fail(options: argparse.Namespace, line: str) -> int:
 
 def _refuse_empty_paths(options: argparse.Namespace) -> None:
     """Paths without a character would stand for the current folder."""
-    for name in ("data", "out", "run", "models", "model", "cache", "fid-weights"):
-        if getattr(options, "run_folder" if name == "run" else name.replace("-", "_"), None) == "":
+    for name in ("data", "out", "run", "models", "model", "cache"):
+        if getattr(options, "run_folder" if name == "run" else name, None) == "":
             raise UserError(f"--{name}: the path is empty")
 
 
@@ -214,14 +214,12 @@ def _verify(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
 
 def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
     from model_export.evaluation.evaluate import evaluate, summary
-    from model_export.evaluation.inception import Inception
 
     table = evaluate(
         Path(options.model),
         options.data,
         cache=Path(options.cache).expanduser(),
         out=Path(options.out) if options.out else None,
-        inception=Inception(options.fid_weights) if options.fid else None,
         **_given(options, ("skip_bad", "samples", "steps", "threads")),
     )
     yield summary(table)
@@ -338,8 +336,6 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
     evaluate.add_argument("--out", help="file for the figures (default: metrics.json in the version folder)")
     evaluate.add_argument("--samples", type=int, default=3000, help="pictures to generate (default 3000)")
     evaluate.add_argument("--steps", type=int, default=1000, help="most applications of f (default 1000)")
-    evaluate.add_argument("--fid", choices=("inception",), help="measure FID too; needs the extra fid and its weights")
-    evaluate.add_argument("--fid-weights", help="file of Inception's weights (default: in the folder of torch.hub)")
     evaluate.add_argument("--cache", default="~/.cache/ign-service", help="folder of the trained classifier")
 
     figures = commands.add_parser("figures", help="draw figures of an exported model")
