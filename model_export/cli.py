@@ -129,7 +129,7 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> Iterator[st
         device=device,
         bf16=bf16(options.precision, device),
         provenance=record(arguments),
-        execution=Execution(**_given(options, ("compile", "channels_last", "keep"))),
+        execution=Execution(**_given(options, ("channels_last", "keep"))),
     )
     lines = summary(preset, base.name, data, found)
     if run.step:
@@ -292,7 +292,6 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="NAME",
         help="corruptions that f learns to undo: noise, blur, low_resolution, hole, grey, sketch",
     )
-    train.add_argument("--compile", action="store_true", help="compile the network with torch.compile")
     train.add_argument("--channels-last", action="store_true", help="keep weights and activations in NHWC order")
     train.add_argument("--keep", type=int, default=1, help="checkpoints to keep (default 1: only checkpoint.pt)")
     return train

@@ -1,14 +1,12 @@
-"""How a run is computed: compilation, memory format, checkpoints to keep, stop signals."""
+"""How a run is computed: memory format, checkpoints to keep, stop signals."""
 
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import cast
 
 import torch
-from torch import nn
 
 from model_export.errors import UserError
 from model_export.training.restorer import Network
@@ -18,7 +16,6 @@ from model_export.training.restorer import Network
 class Execution:
     """Options of speed, memory and files. They change results by rounding only, so a run can continue with others."""
 
-    compile: bool = False  # run f and the teacher through `torch.compile`
     channels_last: bool = False  # keep weights and activations in NHWC order
     # Number of checkpoints to keep; above 1, the last ones stay beside `checkpoint.pt` as `checkpoint-STEP.pt`.
     keep: int = 1
@@ -26,10 +23,6 @@ class Execution:
     def __post_init__(self) -> None:
         if self.keep < 1:
             raise UserError("--keep must be at least 1")
-
-    def compiled(self, network: nn.Module) -> nn.Module:
-        """The network, compiled if the option is set."""
-        return cast("nn.Module", torch.compile(network)) if self.compile else network
 
     def to_device(self, network: Network, device: torch.device) -> Network:
         """Move the network to the device, in the memory format of the options."""

@@ -16,7 +16,6 @@ from model_export.files import atomic_write
 from model_export.training.presets import Preset
 
 COMPUTE: Final = "compute"  # forward, backward and optimiser
-_MAX_SPANS: Final = 1000
 TERMS: Final[Mapping[str, str]] = {
     "rec": "reconstruction: how much f changes real pictures",
     "imle": "distance of every picture to its nearest sample",
@@ -92,35 +91,26 @@ class Throughput:
 class ThroughputMeter:
     """Measures the duration of phases that follow one another.
 
-    On CUDA the host runs ahead of the device, so phases are measured with events in the device's stream. The host does
-    not wait for them until the interval ends.
+    On CUDA the host runs ahead of the device, so it waits for the device where a phase begins and ends.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._spans: list[tuple[str, torch.Event, torch.Event]] = []
         self.start()
 
     def start(self) -> None:
         """Start a new interval."""
-        self._steps, self._pictures = 0, 0
+        self._steps = 0
+        self._pictures = 0
         self._phases: defaultdict[str, float] = defaultdict(float)
-        self._spans.clear()
         self._started = time.perf_counter()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Count the time of the block for this phase. Phases must not be nested."""
-        if self._device.type != "cuda":
-            started = time.perf_counter()
-            yield
-            self._phases[name] += time.perf_counter() - started
-            return
-        begin = self._event()
+        started = self._now()
         yield
-        self._spans.append((name, begin, self._event()))
-        if len(self._spans) >= _MAX_SPANS:  # pending events take memory
-            self._read_events()
+        self._phases[name] += self._now() - started
 
     def step(self, pictures: int) -> None:
         """Count one optimiser step."""
@@ -129,23 +119,15 @@ class ThroughputMeter:
 
     def interval(self) -> Throughput:
         """End the present interval, return its throughput, and start the next one."""
-        self._read_events()
-        now = time.perf_counter()
-        seconds, phases = now - self._started, dict(self._phases)
-        ended = Throughput(steps=self._steps, pictures=self._pictures, seconds=seconds, phases=phases)
+        seconds = self._now() - self._started
+        ended = Throughput(steps=self._steps, pictures=self._pictures, seconds=seconds, phases=dict(self._phases))
         self.start()
         return ended
 
-    def _event(self) -> torch.Event:
-        event = torch.Event(self._device, enable_timing=True)
-        event.record()
-        return event
-
-    def _read_events(self) -> None:
-        for name, begin, end in self._spans:
-            end.synchronize()
-            self._phases[name] += begin.elapsed_time(end) / 1000.0
-        self._spans.clear()
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
 
 
 class Log:

@@ -105,7 +105,6 @@ class Run:
                 pictures = self.batches.example_pictures(_PALETTE_PICTURES)
                 self.network.draw.fit_palette(pictures, self.batches.generator(RngStream.PALETTE, 0))
             self._start_stage()
-        self._f = self.execution.compiled(self.network)
 
     def train(self) -> None:
         """Train to the end of the last stage, or write a checkpoint and raise `Interrupted` after SIGINT or SIGTERM.
@@ -208,14 +207,14 @@ class Run:
         """Compute the gradients of the parameters; returns the terms."""
         self.optimiser.zero_grad(set_to_none=True)
         with self._autocast():
-            terms = self.objective.terms(self._f, self.network, batch)
+            terms = self.objective.terms(self.network, batch)
         torch.autograd.backward(self.objective.total(terms))
         return {name: value.detach() for name, value in terms.items()}
 
     @torch.no_grad()
     def _forward(self, z: Tensor) -> Tensor:
         with self._autocast():
-            y: Tensor = self._f(z)
+            y: Tensor = self.network(z)
         return y
 
     def _log_terms(self, terms: dict[str, Tensor], stage: str, log: Log, bar: "tqdm[Any]") -> None:
@@ -272,7 +271,7 @@ class Run:
         return Objective(
             stage=stage,
             kind=kind,
-            teacher=None if teacher is None else self.execution.compiled(teacher),
+            teacher=teacher,
             scores=None if teacher is None or trainer is None else lambda y: trainer.critics(teacher.features(y)),
             feature_groups=groups,
         )

@@ -64,7 +64,7 @@ def trained(
     """The parts of the network that learn, and the terms."""
     objective.network.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        terms = objective.terms(objective.network, objective.network, batch)
+        terms = objective.terms(objective.network, batch)
     torch.autograd.backward(objective.total(terms))
     moved = {name for name, p in objective.network.named_parameters() if p.grad is not None and p.grad.any()}
     return {name.partition(".")[0] for name in moved}, terms
@@ -111,7 +111,7 @@ def test_the_gradient_of_critics_is_a_share_of_that_of_reconstruction(
         return factor
 
     monkeypatch.setattr(Adversary, "balance", balance)
-    joint.terms(joint.network, joint.network, batch)
+    joint.terms(joint.network, batch)
     (reconstruction, pull) = sizes[0]
     assert pull == pytest.approx(reconstruction)  # before the weight of the stage
     assert JOINT.weights.critic == 0.2
@@ -158,8 +158,8 @@ def test_the_code_of_a_drawing_is_drawn_to_the_nearest_of_the_pictures_that_fit(
     assert batch.drawings is not None
     own = torch.cat([batch.fitting[:, :2], batch.drawn[:, None]], 1)  # a drawing that is itself a picture that fits
     alone = dataclasses.replace(batch, drift_pictures=None, fitting=batch.fitting)
-    assert float(objective.terms(network, network, alone)["fitting"].detach()) > 0
+    assert float(objective.terms(network, alone)["fitting"].detach()) > 0
     same = dataclasses.replace(alone, fitting=own)
-    assert float(objective.terms(network, network, same)["fitting"].detach()) == pytest.approx(0.0, abs=1e-6)
+    assert float(objective.terms(network, same)["fitting"].detach()) == pytest.approx(0.0, abs=1e-6)
     none = dataclasses.replace(alone, drawn=batch.x[:0], fitting=batch.x[:0, None])
-    assert "fitting" not in objective.terms(network, network, none)
+    assert "fitting" not in objective.terms(network, none)

@@ -42,7 +42,7 @@ def stage(weights: Weights, *, clamp: float | None = None) -> Stage:
 
 def gradient(network: nn.Module, objective: Objective, batch: TrainingBatch) -> tuple[Tensor, dict[str, float]]:
     network.zero_grad()
-    terms = objective.terms(network, network, batch)
+    terms = objective.terms(network, batch)
     torch.autograd.backward(objective.total(terms))
     flat = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
     return flat, {name: float(value.detach()) for name, value in terms.items()}
@@ -124,7 +124,7 @@ def test_all_terms_together_add_up(small: Small, batch: TrainingBatch) -> None:
     weights = Weights(**{term: float(i) for i, term in enumerate(TERMS, start=1)})
     teacher = copy.deepcopy(small).requires_grad_(False)
     objective = Objective(stage=stage(weights), kind="l1", teacher=teacher, scores=scores)
-    terms = objective.terms(small, small, batch)
+    terms = objective.terms(small, batch)
     assert set(terms) == set(TERMS)
     total = sum(getattr(weights, name) * float(value.detach()) for name, value in terms.items())
     assert float(objective.total(terms).detach()) == pytest.approx(total)
@@ -161,26 +161,26 @@ def feature_objective(network: Autoencoder, weights: Weights) -> Objective:
 @pytest.mark.parametrize("name", FEATURE_TERMS)
 def test_every_term_of_features_trains_alone(name: str, network: Autoencoder, single: TrainingBatch) -> None:
     objective = feature_objective(network, Weights(rec=0.0, **{name: 1.0}))
-    terms = objective.terms(network, network, single)
+    terms = objective.terms(network, single)
     torch.autograd.backward(objective.total(terms))
     assert max(float(p.grad.abs().max()) for p in network.parameters() if p.grad is not None) > 0
 
 
 def test_features_of_pictures_and_restored_pictures_are_compared(network: Autoencoder, single: TrainingBatch) -> None:
     objective = feature_objective(network, Weights(project=1.0, settle=1.0, drifting=1.0, features=1.0))
-    terms = objective.terms(network, network, single)
+    terms = objective.terms(network, single)
     assert single.corrupted is not None
     outputs = [network(single.x), network(single.corrupted)]
     expected = [losses.feature_distance(network.features(y), network.features(single.x)) for y in outputs]
     torch.testing.assert_close(terms["features"], torch.stack(expected).mean())
     alone = feature_objective(network, Weights(project=1.0, settle=1.0, drifting=1.0))
-    torch.testing.assert_close(terms["drifting"], alone.terms(network, network, single)["drifting"])
+    torch.testing.assert_close(terms["drifting"], alone.terms(network, single)["drifting"])
 
 
 def test_drawings_after_f_are_sets_of_their_own(network: Autoencoder, single: TrainingBatch) -> None:
     """Each set repels its own samples only: joined, f(u) could be all of one kind and f(z) all of another."""
     objective = feature_objective(network, Weights(drifting=1.0, project_any=1.0))
-    terms = objective.terms(network, network, single)
+    terms = objective.terms(network, single)
     assert single.drawings is not None
     assert single.drift_pictures is not None
     assert objective.feature_groups is not None
@@ -189,7 +189,7 @@ def test_drawings_after_f_are_sets_of_their_own(network: Autoencoder, single: Tr
     pictures, both = groups(single.drift_pictures), (once, network(once[::2]))
     first, second = (drifting_loss(groups(y), pictures) for y in both)
     torch.testing.assert_close(terms["project_any"], first + second / 2)
-    without = objective.terms(network, network, dataclasses.replace(single, drawings=None))
+    without = objective.terms(network, dataclasses.replace(single, drawings=None))
     torch.testing.assert_close(terms["drifting"], without["drifting"])
     assert "project_any" not in without
 
@@ -199,15 +199,13 @@ def test_settle_takes_as_many_samples_as_there_are_pictures(small: Small, batch:
     more = TrainingBatch(x=batch.x, z=torch.cat([batch.z, rows(9), rows(10)]))
     objective = Objective(stage=stage(Weights(settle=1.0)), kind="mse")
     y = small(batch.z)
-    torch.testing.assert_close(
-        objective.terms(small, small, more)["settle"], losses.distance(small(y), y, "mse").mean()
-    )
+    torch.testing.assert_close(objective.terms(small, more)["settle"], losses.distance(small(y), y, "mse").mean())
 
 
 def test_reconstruction_is_told_but_not_trained_where_it_is_off(small: Small, batch: TrainingBatch) -> None:
     weights = Weights(rec=0.0, imle=1.0)
     objective = Objective(stage=stage(weights), kind="mse")
-    terms = objective.terms(small, small, TrainingBatch(x=batch.x, nearest=batch.nearest))
+    terms = objective.terms(small, TrainingBatch(x=batch.x, nearest=batch.nearest))
     assert float(objective.total(terms).detach()) == pytest.approx(float(terms["imle"].detach()))
     assert float(terms["rec"].detach()) > 0
 
