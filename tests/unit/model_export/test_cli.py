@@ -52,17 +52,6 @@ def test_train_export_verify_evaluate(
     assert f"removed {folder / MODEL_FILES['fp16']}" in capsys.readouterr().out
 
 
-def test_a_finished_training_is_not_done_again(
-    tiny_run: Path, data_file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    checkpoint = (tiny_run / "checkpoint.pt").read_bytes()
-    assert {name for name in contents(tiny_run) if "samples" not in name} == {"checkpoint.pt", "log.jsonl"}
-    assert (tiny_run / "samples" / "0000056.png").read_bytes().startswith(b"\x89PNG")
-    assert main(train_arguments(data_file, tiny_run)) == 0
-    assert "trained 56 steps" in capsys.readouterr().out
-    assert (tiny_run / "checkpoint.pt").read_bytes() == checkpoint
-
-
 @pytest.fixture(scope="module")
 def others(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a data set and a run that are not those of the tiny model."""
@@ -216,6 +205,14 @@ def test_a_folder_of_pictures_needs_no_preset(tmp_path: Path, capsys: pytest.Cap
     assert card.training.steps == 60
 
 
+def test_without_torch_one_line_says_what_to_install(tmp_path: Path) -> None:
+    blocked = "import sys; sys.modules['torch'] = None; sys.argv = ['x', 'train', '--data', 'x', '--out', 'y'];"
+    code = blocked + "from model_export.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r".* train: .*torch.*pip install 'ign-service\[train,cpu\]' .*\n", done.stderr)
+
+
 def test_data_refuses_what_train_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad, few, oblong = folder_of_shapes(tmp_path / "bad", 12), folder_of_shapes(tmp_path / "few", 3), tmp_path / "x.npz"
     (bad / "bad.png").write_bytes(b"no picture")
@@ -230,17 +227,3 @@ def test_data_refuses_what_train_refuses(tmp_path: Path, capsys: pytest.CaptureF
     assert "12 pictures, 12×12, colour, light background\nleft out, 1: bad.png\n" in said
     assert "small, --size 12 --channels 3" in said
     assert f"ign train --data {bad} --skip-bad --out" in said
-
-
-def test_without_torch_one_line_says_what_to_install(tmp_path: Path) -> None:
-    blocked = "import sys; sys.modules['torch'] = None; sys.argv = ['x', 'train', '--data', 'x', '--out', 'y'];"
-    code = blocked + "from model_export.cli import main; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r".* train: .*torch.*pip install 'ign-service\[train,cpu\]' .*\n", done.stderr)
-
-
-def test_a_recorded_command_names_no_folder_of_the_machine() -> None:
-    arguments = ["train", "--preset", "mnist", "--data", "/home/me/mnist.npz", "--out", "runs/mnist"]
-    shown = checkpoints.command(arguments)
-    assert shown == "python -m model_export train --preset mnist --data mnist.npz --out runs/mnist"

@@ -9,7 +9,7 @@ import pytest
 from PIL import ImageFont
 
 from model_export.data import damages, known_sets, pages, scans
-from model_export.data.datasets import load_dataset, open_source
+from model_export.data.datasets import load_dataset
 from model_export.errors import UserError
 
 # Of families that matplotlib contains, so that tests need no fonts of the machine.
@@ -85,12 +85,6 @@ def test_the_families_for_measurements_are_never_drawn(monkeypatch: pytest.Monke
     assert any("DejaVuSerif" in file.name for file in pages.font_files(held_out=False))
 
 
-def test_lines_are_as_wide_as_they_may_be() -> None:
-    font = pages.load_font(FONTS[0], 12)
-    lines = pages.wrap(font, "a few words and averyverylongone", font.getlength("a few words"))
-    assert lines == ["a few words", "and", "averyverylongone"]
-
-
 def test_the_set_has_pairs_of_which_some_are_equal() -> None:
     arrays = scans.draw_scans(25, side=48)
     train, damaged = arrays["x_train"], arrays["damaged_train"]
@@ -120,22 +114,6 @@ def test_the_set_is_drawn_once_and_again_by_another_program(monkeypatch: pytest.
     monkeypatch.setattr(damages, "__file__", str(tmp_path / "changed.py"))
     load_dataset("scans", size=16, channels=1)
     assert len(drawn) == 2
-
-
-def test_pairs_of_other_numbers_are_refused(tmp_path: Path) -> None:
-    file, pictures = tmp_path / "pairs.npz", np.zeros((4, 8, 8), np.uint8)
-    np.savez(file, x_train=pictures, x_test=pictures, damaged_train=pictures[:3])
-    with pytest.raises(UserError, match="damaged_train must be one picture for each of x_train"):
-        open_source(str(file))
-
-
-def test_damaged_pictures_are_part_of_the_digest(tmp_path: Path) -> None:
-    digests = set()
-    for level in (0, 1):
-        file, pictures = tmp_path / f"{level}.npz", np.zeros((4, 8, 8), np.uint8)
-        np.savez(file, x_train=pictures, x_test=pictures, damaged_train=pictures + np.uint8(level))
-        digests.add(load_dataset(str(file), size=8, channels=1).sha256)
-    assert len(digests) == 2
 
 
 def test_too_few_fonts_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from model_export.errors import UserError
-from model_export.export.artifact import Artifact, OnnxFunction, TrainedCard, publish, stamp
+from model_export.export.artifact import Artifact, OnnxFunction, publish
 from model_export.export.export import export, to_fp16, to_onnx
 from model_export.export.verify import verify
 from model_export.training import checkpoint as checkpoints
@@ -41,21 +41,6 @@ def test_the_file_computes_what_was_trained(models: Path, tiny_run: Path) -> Non
         np.testing.assert_allclose(artifact.function(rows), expected, atol=1e-5)
 
 
-def test_the_file_describes_itself(models: Path, tiny_run: Path) -> None:
-    card, checkpoint = Artifact.read(models / "tiny" / "1").card, checkpoints.load(tiny_run / checkpoints.FILE)
-    assert (card.ref, card.objective, card.shape, card.background) == ("tiny/1", "naign", (1, 8, 8), (-1.0,))
-    assert card.noise is not None
-    assert (card.noise.kind, card.noise.norm) == ("gaussian", 8.0)
-    assert card.buckets == (1, 2, 4, 8, 16, 32, 64)
-    assert card.training.config == checkpoint.preset
-    assert card.training.steps == checkpoint.step == 56
-    assert card.training.parameters == sum(w.numel() for w in checkpoint.network.values())
-    assert card.training.sources == checkpoint.provenance["sources"]
-    assert card.training.command.startswith("python -m model_export train --preset tiny --data patterns.npz")
-    assert card.data.model_dump() == checkpoint.data
-    assert (card.quality, card.distance_quantiles) == ({}, None)
-
-
 def test_the_file_is_one_and_holds_no_path_of_this_machine(models: Path) -> None:
     folder = models / "tiny" / "1"
     assert set(contents(folder)) == {MODEL_FILE, GOLDEN_FILE}
@@ -63,9 +48,6 @@ def test_the_file_is_one_and_holds_no_path_of_this_machine(models: Path) -> None
     assert b".py" not in data
     assert os.fsencode(Path(__file__).parents[4]) not in data
     model = onnx.load_model_from_string(data)
-    assert [(o.domain, o.version) for o in model.opset_import] == [("", 20)]
-    kinds = [node.op_type for node in model.graph.node if node.op_type in {"Conv", "ConvTranspose", "Gemm", "MatMul"}]
-    assert kinds == ["Conv"] * 2 + ["Gemm"] * 2 + ["ConvTranspose"] * 2
     assert [i.name for i in model.graph.input] == ["x"]
     assert [o.name for o in model.graph.output] == ["y"]
     assert [d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim] == ["batch", 1, 8, 8]
@@ -108,14 +90,6 @@ def test_versions_are_not_overwritten_unasked(folder: Path, tiny_run: Path) -> N
     folder.rename(folder.with_name("6"))
     export(tiny_run, directory)
     assert sorted(path.name for path in folder.parent.iterdir()) == ["6", "7"]  # the next free version
-
-
-@pytest.mark.parametrize(
-    "damage", [{"preset": {"unknown": 1}}, {"average": {"w": torch.ones(1)}}], ids=["preset", "weights"]
-)
-def test_a_checkpoint_of_other_code_is_refused(damage: dict[str, object], tiny_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not know its network"):
-        export(altered_run(tiny_run, tmp_path / "run", **damage), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -208,16 +182,6 @@ def test_every_architecture_is_exported_in_both_precisions(config: NetworkConfig
             assert np.array_equal(f(to_rows(to_levels(once))), once)
 
 
-def test_a_new_card_replaces_the_old_one_only(models: Path) -> None:
-    artifact = Artifact.read(models / "tiny" / "1")
-    card = TrainedCard.model_validate({**artifact.card.model_dump(), "description": "another"})
-    function = OnnxFunction(stamp(artifact.data, card))
-    rows = artifact.noise.rows(0, 0, 4)
-    assert np.array_equal(function(rows), artifact.function(rows))
-    assert '"description":"another"' in function.metadata["ign.card"]
-    assert stamp(artifact.data, artifact.card) == artifact.data
-
-
 def test_a_failed_publication_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "1"
     publish(folder, {"x": b"1", "y": b"1"})
@@ -244,3 +208,11 @@ def test_a_failed_publication_leaves_what_was_there(tmp_path: Path, monkeypatch:
         publish(folder, {"x": b"2"})
     assert caught.value.filename == str(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+@pytest.mark.parametrize(
+    "damage", [{"preset": {"unknown": 1}}, {"average": {"w": torch.ones(1)}}], ids=["preset", "weights"]
+)
+def test_a_checkpoint_of_other_code_is_refused(damage: dict[str, object], tiny_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not know its network"):
+        export(altered_run(tiny_run, tmp_path / "run", **damage), tmp_path)

@@ -12,13 +12,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
 from model_export import cli
 from model_export.importing import command
-from model_export.importing.form import Form
 from service.models.repository import LoadedModel, Repository
 from service.runtime.onnx_model import OnnxModel
 from tests.helpers import foreign_torch
@@ -86,13 +84,6 @@ def test_a_card_says_what_is_known(capsys: pytest.CaptureFixture[str]) -> None:
     assert card.origin is not None
     assert (card.origin.file, card.origin.folded[0]) == ("net.onnx", "y = x − network(x)")
     assert card.origin.sha256 == sha256(Path("net.onnx").read_bytes()).hexdigest()
-
-
-def test_open_sizes_are_fixed_by_an_option() -> None:
-    Network(["n", "c", "h", "w"]).conv(3, 3).add("Sigmoid").write(Path("net.onnx"))
-    assert run_import("net.onnx", "--shape", "3,12,16") == 0
-    x = levels(3, 3, 12, 16) / 255
-    np.testing.assert_array_equal(loaded().instances[0].run(x), plain("net.onnx", x))
 
 
 @pytest.mark.parametrize("opens", [True, False])
@@ -179,25 +170,6 @@ def test_a_crash_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     in_one_line(capsys, run_import("net.pt", "--module", "net.py:Net", "--shape", "1,8,8"), "net.pt", "crashed")
 
 
-def test_a_network_may_have_half_of_the_memory_of_the_machine() -> None:
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    try:
-        command.limit_memory()
-        assert (
-            0 < resource.getrlimit(resource.RLIMIT_DATA)[0] < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        )
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
-
-
-@pytest.mark.usefixtures("_child")
-def test_a_child_process_gives_the_files() -> None:
-    dncnn().write(Path("net.onnx"))
-    words = ("net.onnx", "--residual", "--range", "0,1")
-    assert run_import(*words) == 0
-    assert contents(Path("models")).keys() == {"net/1/model.onnx", "net/1/golden.npz"}
-
-
 def test_weights_beside_the_file_are_folded_in(capsys: pytest.CaptureFixture[str]) -> None:
     model = autoencoder().model()
     autoencoder().write(Path("inside.onnx"))
@@ -257,29 +229,6 @@ def test_drift_and_distance_are_measured_on_images() -> None:
     assert (images["n"], images["distance"]) == (20, pytest.approx(values.mean() / 2, abs=1e-6))
     assert images["drift"] == pytest.approx(values.mean() / 4, abs=1e-6)
     assert card.percentile(values[-1] / 2) == pytest.approx(100, abs=0.1)
-    Network(["n", 1, 8, 8]).add("Mul", 0.9).write(Path("net.onnx"))
-    for file in Path("images").iterdir():
-        Image.new("L", (8, 8)).save(file)
-    assert run_import("net.onnx", "--data", "images", "--range", "-0.3,0.7") == 0  # neither is a float32
-    assert loaded("net/2").card.background == (-0.3,)
-
-
-@pytest.mark.parametrize(
-    ("interval", "served"),
-    [((0, 1), (0, 1)), ((-1, 1), (-1, 1)), ((-0.5, 3), (-0.5, 3)), ((0, 255), (0, 1)), ((-255, 0), (0, 1))],
-)
-def test_values_far_from_those_of_latents_are_scaled(
-    interval: tuple[float, float], served: tuple[float, float]
-) -> None:
-    form = Form(shape=(1, 8, 8), interval=interval)
-    assert (form.range, form.is_scaled) == (served, interval != served)
-    rows = np.array(served, np.float32).reshape(2, 1, 1, 1)
-
-    def network(values: NDArray[Any]) -> NDArray[Any]:
-        assert tuple(values.ravel()) == interval
-        return values
-
-    np.testing.assert_array_equal(form.apply(network, rows), rows)
 
 
 @pytest.mark.parametrize(
@@ -350,3 +299,22 @@ def test_checkpoints_that_do_not_fit(network: Net, capsys: pytest.CaptureFixture
     in_one_line(capsys, run_import("absent.pt", *TORCH[1:]), "absent.pt")
     Path("net.py").write_text("import no_such_package\n")
     in_one_line(capsys, run_import(*TORCH), "no_such_package")
+
+
+def test_a_network_may_have_half_of_the_memory_of_the_machine() -> None:
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    try:
+        command.limit_memory()
+        assert (
+            0 < resource.getrlimit(resource.RLIMIT_DATA)[0] < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+@pytest.mark.usefixtures("_child")
+def test_a_child_process_gives_the_files() -> None:
+    dncnn().write(Path("net.onnx"))
+    words = ("net.onnx", "--residual", "--range", "0,1")
+    assert run_import(*words) == 0
+    assert contents(Path("models")).keys() == {"net/1/model.onnx", "net/1/golden.npz"}

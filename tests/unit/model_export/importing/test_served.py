@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model_export import cli
-from service import cli as service_cli
 from service.domain.latents import NoiseSource
-from service.server import process
 from tests.contract.harness import Service, serving, settings
 from tests.contract.oip import as_binary, infer, rows_of
 from tests.helpers.foreign import autoencoder, dncnn, fixed_batch, keras
@@ -114,14 +112,3 @@ def test_generate_is_what_torch_makes_of_the_noise(service: Service, folder: Pat
     z = NoiseSource((1, 12, 8)).rows(3, 0, 4)
     np.testing.assert_allclose(np.load(io.BytesIO(answer.content)), ign(folder, z), atol=1e-5)
     assert service.post("/generate", {"model": "dncnn"}).json()["code"] == "no_noise"
-
-
-def test_the_service_verifies_them(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        process, "configure_logging", lambda _: None
-    )  # it would log to the output of this test for ever
-    chosen = {"model_dir": str(folder / "models"), "default_model": "ign", "device": "cpu"}
-    assert service_cli.serve(chosen, check=True) == 0
-    assert {line.partition("/1: verified")[0] for line in capsys.readouterr().out.splitlines()} == set(SIZES)

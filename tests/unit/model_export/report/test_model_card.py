@@ -1,5 +1,4 @@
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +7,7 @@ import pytest
 from model_export.cli import main, parser
 from model_export.export.artifact import Artifact, TrainedCard
 from model_export.report.figures import FIGURES, file_name
-from model_export.report.model_card import page, write_page
-from model_export.report.quality import limitations
+from model_export.report.model_card import page
 from service.artifact.golden import digest_of
 from tests.helpers.tiny_training import TinyModel, contents
 
@@ -131,71 +129,6 @@ def test_the_page_says_how_the_model_was_made(card: TrainedCard) -> None:
     assert "--fp16" not in export
 
 
-def test_unfinished_and_continued_trainings_say_so(card: TrainedCard) -> None:
-    training = {**card.training.model_dump(), "steps": 40, "commit": "c0ffee"}
-    training["continued"] = [{"from_step": 21, "sources": "beef", "commit": None}]
-    text = written(TrainedCard.model_validate({**card.model_dump(), "training": training}))
-    assert "40 optimiser steps of 56" in text
-    assert "c0ffee" in text
-    assert "step 21" in text
-    assert "beef" in text
-
-
-def test_limitations_come_from_the_numbers(card: TrainedCard) -> None:
-    text = " ".join(limitations(with_quality(card)))
-    for number in ("12.5 times", "2 steps", "12.00", "0.031", "0.0567", "1000 steps", "0.200", "11.5 %", "0.953"):
-        assert number in text, number
-    assert "does not restore `hole_0.4`" in text
-    assert "does not restore `noise_0.8`" not in text
-    assert "non local means" in text
-    slightly = {"restoration": {"blur": {"input": {"psnr": 14.3}, "f": {"psnr": 14.9}}}}
-    assert "hardly restores `blur`" in " ".join(limitations(with_quality(card, slightly)))
-    assert all(f"- {limit}" in written(with_quality(card)) for limit in limitations(with_quality(card)))
-
-
-@pytest.mark.parametrize(
-    ("at_rest", "says"), [(1.0, "90 % of samples and 80 % of real pictures keep"), (0.99, "add up over")]
-)
-def test_many_steps_are_judged_by_what_is_at_rest(card: TrainedCard, at_rest: float, says: str) -> None:
-    start = {"f": {"at_rest": 0.0, "same_class": 1.0}}
-    repeated = {
-        "n": 100,
-        "samples": start | {"f100": {"at_rest": at_rest, "same_class": 0.9}},
-        "pictures": start | {"f100": {"at_rest": at_rest, "same_class": 0.8}},
-    }
-    measured = with_quality(card, {"drift": {"f": 0.02}, "repeated_application": repeated})
-    assert says in " ".join(limitations(measured))
-
-
-def test_a_better_model_has_fewer_limitations(card: TrainedCard) -> None:
-    better = {
-        **QUALITY,
-        "generation": {"f": {"frechet": 5.0, "kl": 0.001}, "f2": {"frechet": 4.8}, "training": {"frechet": 2.4}},
-        "nearest": {"other_sample": {**QUALITY["nearest"]["other_sample"], "rare": 0.011}},
-        "clean": {"psnr": 40.0, "ssim": 0.995},
-        "repeated": {"n": 64, "f": {"kl": 0.02}, "f1000": {"kl": 0.04}},
-        "restoration": {
-            "noise_0.8": {"input": {"psnr": 11.0}, "f": {"psnr": 17.0}, "baselines": {"bicubic": {"psnr": 12.0}}}
-        },
-    }
-    assert len(limitations(with_quality(card, better))) == 3  # its data, samples are not real, nearly idempotent
-
-
-@pytest.mark.parametrize(
-    ("samples", "repeated", "options"),
-    [
-        (1000, {"n": 16, "f": {}, "f4": {}, "f100": {}}, " --samples 1000 --steps 100"),
-        (3000, {"n": 256, "f": {}, "f1000": {}}, ""),
-    ],
-)
-def test_the_page_says_how_the_model_was_measured(
-    card: TrainedCard, samples: int, repeated: dict[str, Any], options: str
-) -> None:
-    text = written(with_quality(card, {"protocol": {"samples": samples}, "repeated": repeated}))
-    evaluate = commands(text)[2]
-    assert evaluate.partition(f"--data {card.data.name}")[2] == options
-
-
 def test_tables_and_warnings(card: TrainedCard) -> None:
     quality = {
         **QUALITY,
@@ -215,23 +148,3 @@ def test_tables_and_warnings(card: TrainedCard) -> None:
         "| f(grey) | 75.0 % | 25.0 % |",
     ):
         assert line in text.splitlines()
-
-
-def test_a_model_without_measures_says_so(card: TrainedCard) -> None:
-    assert "not been measured" in limitations(card)[-1]
-    text = written(card)
-    assert "model_export evaluate" in text
-    assert "PSNR" not in text
-
-
-def test_existing_figures_are_shown(tiny: TinyModel, tmp_path: Path) -> None:
-    out = tmp_path / "pages" / "tiny.md"
-    figures = out.parent / "tiny"
-    figures.mkdir(parents=True)
-    for name in ("losses.svg", "generation.png", "unknown.png"):
-        (figures / name).write_bytes(b"")
-    write_page(tiny.evaluated, out)
-    assert re.findall(r"\]\((tiny/.+?)\)", out.read_text()) == ["tiny/losses.svg", "tiny/generation.png"]
-    shutil.rmtree(figures)
-    write_page(tiny.evaluated, out)
-    assert "![" not in out.read_text()

@@ -1,4 +1,3 @@
-import os
 import pickle
 import resource
 import shutil
@@ -68,25 +67,6 @@ def test_a_failed_write_leaves_the_old_file(error: type[BaseException], tmp_path
     with pytest.raises(error):
         write()
     assert contents(tmp_path) == {"file": b"old"}
-
-
-def test_links_and_pipes_stay_what_they_are(tmp_path: Path) -> None:
-    file, link, pipe = tmp_path / "file", tmp_path / "link", tmp_path / "pipe"
-    file.write_bytes(b"old")
-    link.symlink_to("file")
-    with atomic_write(link) as opened:
-        opened.write(b"new")
-    assert link.is_symlink()
-    assert contents(tmp_path) == {"file": b"new", "link": b"new"}
-    os.mkfifo(pipe)
-    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        with atomic_write(pipe) as opened:
-            opened.write(b"new")
-        assert os.read(reader, 100) == b"new"
-    finally:
-        os.close(reader)
-    assert pipe.is_fifo()
 
 
 @pytest.mark.parametrize("where", ["folder", "file/below"])

@@ -17,7 +17,7 @@ from torch import Tensor
 from model_export.data.datasets import Dataset
 from model_export.errors import UserError
 from model_export.training import checkpoint as checkpoints
-from model_export.training import losses, perceptual, train
+from model_export.training import losses, perceptual
 from model_export.training.batches import TrainingBatch
 from model_export.training.execution import Execution
 from model_export.training.network import NetworkConfig
@@ -53,19 +53,6 @@ EXACT = dataclasses.replace(
         ),
     ),
 )
-PERCEPTUAL = dataclasses.replace(
-    NAIGN,
-    stages=(
-        dataclasses.replace(NAIGN.stages[0], steps=8, weights=Weights(project=1.0, features=0.5)),
-        Stage(
-            name="drifting",
-            steps=12,
-            lr=1e-3,
-            weights=Weights(settle=0.5, drifting=0.02, project_any=0.02),
-            warmup=2,
-        ),
-    ),
-)
 CRISP = dataclasses.replace(
     NAIGN,
     network=NetworkConfig(size=TINY.network.size, channels=1, widths=(8,), bottleneck=4, palette=3),
@@ -75,7 +62,6 @@ CRISP = dataclasses.replace(
     ),
 )
 BF16 = dataclasses.replace(NAIGN, name="bf16")
-both = pytest.mark.parametrize("preset", [NAIGN, IGN], ids=["naign", "ign"])
 FIRST_STAGE = dataclasses.replace(NAIGN, stages=NAIGN.stages[:1])
 
 
@@ -182,29 +168,13 @@ def crash() -> None:
     ("preset", "step", "number"),
     [
         (NAIGN, 7, signal.SIGINT),
-        (NAIGN, 14, signal.SIGTERM),
-        (NAIGN, 27, signal.SIGINT),
-        (IGN, 7, signal.SIGTERM),
+        (NAIGN, 27, signal.SIGTERM),
         (EXACT, 14, signal.SIGINT),
-        (PERCEPTUAL, 14, signal.SIGINT),
-        (PERCEPTUAL, 14, None),
         (CRISP, 14, signal.SIGINT),
         (CRISP, 14, None),
-        (NAIGN, 14, None),
-        (IGN, 14, None),
         (BF16, 13, None),
     ],
-    ids=[
-        "first-stage",
-        "first-end",
-        "last-stage",
-        "ign",
-        "exact",
-        "perceptual",
-        "perceptual-crash",
-        "crisp",
-        *(f"{name}crash" for name in ("crisp-", "", "ign-", "bf16-")),
-    ],
+    ids=["first-stage", "last-stage", "exact", "crisp", "crisp-crash", "bf16-crash"],
 )
 def test_a_run_that_stopped_or_crashed_continues_bit_for_bit(
     preset: Preset,
@@ -233,19 +203,6 @@ def test_a_run_that_stopped_or_crashed_continues_bit_for_bit(
     assert not [name for name in contents(tmp_path) if "/." in name]  # no temporary file is left
 
 
-def test_the_blocks_are_fitted_after_the_teacher_is_copied(data: Dataset, tmp_path: Path) -> None:
-    first, last = EXACT.stages
-    weights = dataclasses.replace(last.weights, distill=0.5)
-    last = dataclasses.replace(last, steps=1, warmup=0, weights=weights, teacher_steps=1)
-    trained = run(dataclasses.replace(EXACT, stages=(first, last)), data, tmp_path)
-    fitted = trained.network.get_buffer("blocks.fitted")
-    assert fitted == 0
-    trained.train()
-    assert fitted == 1
-    assert trained.teacher is not None
-    assert trained.teacher.get_buffer("blocks.fitted") == 0
-
-
 @pytest.mark.parametrize("change", ["preset", "stages", "unknown", "seed", "precision", "data"])
 def test_a_run_of_another_kind_is_left_alone(change: str, data: Dataset, first_stage: Path) -> None:
     preset = FIRST_STAGE
@@ -271,12 +228,6 @@ def test_a_run_of_another_kind_is_left_alone(change: str, data: Dataset, first_s
     with pytest.raises(UserError, match=f"{differs[change]}.*choose another --out"):
         run(preset, data, first_stage, seed=int(change == "seed"), bf16=change == "precision")
     assert contents(first_stage) == before
-
-
-def test_the_seed_decides_the_first_weights(data: Dataset, tmp_path: Path) -> None:
-    one, same, other = (run(NAIGN, data, tmp_path, seed=seed).network.state_dict() for seed in (0, 0, 1))
-    assert_identical(one, same)
-    assert not torch.equal(one["encoder.0.weight"], other["encoder.0.weight"])
 
 
 @pytest.mark.parametrize("kept", ["all of it", "its start"])
@@ -313,39 +264,6 @@ def test_what_only_the_card_uses_may_change(data: Dataset, first_stage: Path) ->
     assert_identical(state(first_stage), before)
 
 
-def test_the_command_that_is_stored_is_that_of_the_preset(data: Dataset, first_stage: Path) -> None:
-    def command_after(preset: Preset, command: str) -> str:
-        again = run(preset, data, first_stage, command=command)
-        again.train()
-        return str(checkpoints.load(first_stage / checkpoints.FILE).provenance["command"])
-
-    longer = with_overrides(FIRST_STAGE, Choices(steps=18))
-    assert command_after(FIRST_STAGE, "train again") == "test"
-    assert command_after(longer, "train --steps 18") == "train --steps 18"
-    assert command_after(longer, "train again") == "train --steps 18"
-    renamed = dataclasses.replace(longer, name="other")
-    assert command_after(renamed, "train --name other") == "train --name other"
-
-
-def test_training_learns(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "_LOG_EVERY", 10)
-    stage = Stage(name="imle", steps=40, lr=1e-2, weights=Weights(imle=1.0), warmup=5)
-    run(dataclasses.replace(NAIGN, stages=(stage,), checkpoint_every=200), data, tmp_path).train()
-    lines = losses_of(tmp_path)
-    assert [(line["step"], line["stage"]) for line in lines] == [(n, "imle") for n in (10, 20, 30, 40)]
-    assert all(lines[-1][term] < 0.9 * lines[0][term] for term in ("rec", "imle"))
-
-
-def test_sources_that_go_on_with_a_run_are_named(data: Dataset, first_stage: Path) -> None:
-    longer = with_overrides(FIRST_STAGE, Choices(steps=24))
-    again = run(longer, data, first_stage)
-    assert again.provenance.get("continued") is None  # the same sources
-    again.provenance["sources"] = "0" * 64
-    again.save()
-    other = run(longer, data, first_stage)
-    assert [entry["from_step"] for entry in other.provenance["continued"]] == [16]
-
-
 def test_two_processes_do_not_train_in_one_folder(data: Dataset, tmp_path: Path) -> None:
     descriptor = os.open(tmp_path, os.O_RDONLY)
     try:
@@ -378,27 +296,11 @@ def test_every_picture_is_seen_once_an_epoch(data: Dataset, tmp_path: Path) -> N
     assert trained.batches.picture_indices(15).tolist() != trained.batches.picture_indices(0).tolist()
 
 
-@pytest.mark.parametrize(
-    "execution",
-    [
-        Execution(channels_last=True),
-        pytest.param(Execution(compile=True), marks=pytest.mark.slow),
-    ],
-    ids=["channels-last", "compiled"],
-)
-@both
-def test_how_it_is_computed_changes_results_by_rounding_only(
-    preset: Preset,
-    execution: Execution,
-    data: Dataset,
-    tmp_path: Path,
-    finished: Callable[[Preset], Path],
-    monkeypatch: pytest.MonkeyPatch,
+def test_another_memory_format_changes_results_by_rounding_only(
+    data: Dataset, tmp_path: Path, finished: Callable[[Preset], Path]
 ) -> None:
-    # The default back end runs a C++ compiler for half a minute; capture and guards are the same with this one.
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    run(preset, data, tmp_path, execution=execution).train()
-    for a, b in zip(*(state(out)["network"].values() for out in (finished(preset), tmp_path)), strict=True):
+    run(NAIGN, data, tmp_path, execution=Execution(channels_last=True)).train()
+    for a, b in zip(*(state(out)["network"].values() for out in (finished(NAIGN), tmp_path)), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=5e-5)  # Adam divides tiny gradients by tiny moments
 
 
@@ -418,17 +320,3 @@ def test_the_health_of_idempotence_is_logged_and_warned_of_once(
     assert all(line["health"] > 1 for line in losses_of(tmp_path))
     out, error = capsys.readouterr()
     assert (out, error.count("warning")) == ("", 1)
-
-
-def test_throughput_is_measured_by_stage(data: Dataset, tmp_path: Path) -> None:
-    trained = run(NAIGN, data, tmp_path)
-    trained.train()
-    stages = [("imle", 16), ("balance", 8), ("distill", 8)]
-    assert [(stage, t.steps, t.pictures) for stage, t in trained.throughput] == [(s, n, 16 * n) for s, n in stages]
-    for (stage, measured), phases in zip(trained.throughput, [{"pool"}, {"pool", "pairs"}, set[str]()], strict=True):
-        assert set(measured.phases) == phases | {"data", "compute", "log", "checkpoint"}, stage
-        assert 0 < sum(measured.phases.values()) <= measured.seconds
-        assert 0 < measured.outside < 1
-    lines = [line for line in lines_of(tmp_path) if "throughput" in line]
-    assert [(line["step"], line["stage"]) for line in lines] == [(16, "imle"), (24, "balance"), (32, "distill")]
-    assert lines[1]["throughput"] == trained.throughput[1][1].to_dict()
