@@ -127,21 +127,16 @@ def folder(**files: bytes) -> Callable[[Path], Path]:
     ("make", "says"),
     [
         (file("data.npz", b"no archive"), "not a readable .npz"),
-        (file("data.npz", b""), "not a readable .npz"),
         (giant_npz, "not a readable .npz"),
         (npz(x_train=X), "array x_test is missing"),
-        (npz(x_train=X.astype(float), x_test=X), "x_train must be uint8"),
-        (npz(x_train=X[:0], x_test=X), "x_train must be uint8"),
         (npz(x_train=X[0], x_test=X), "x_train must be uint8"),
         (npz(x_train=X[..., None].repeat(4, 3), x_test=X), "x_train must be uint8"),
         (npz(x_train=X[:, :4], x_test=X), "the preset wants (1, 8, 8)"),
         (npz(x_train=X, x_test=X, damaged_train=X[:3]), "damaged_train must be one picture for each of x_train"),
         (npz(x_train=X, x_test=X, y_train=Y[:3]), "y_train must be one integer for each picture"),
-        (npz(x_train=X, x_test=X, y_test=Y.astype(float)), "y_test must be one integer for each picture"),
         (npz(x_train=X, x_test=X, y_test=np.array([None] * 12)), "not a readable .npz"),  # a pickle
         (npz(**LABELLED), "array attributes is missing"),
         (npz(**LABELLED | {"attributes_test": KINDS[:3]}, attributes=NAMES), "attributes must be names"),
-        (npz(**LABELLED | {"attributes_train": KINDS.astype(float)}, attributes=NAMES), "attributes must be names"),
         (npz(**LABELLED, attributes=np.array([1, 2])), "attributes must be names"),
         (file("data.zip", b"no archive"), "not a readable .zip"),
         (file("data.tar", b"something else"), "expected an .npz, a .zip or a folder"),
@@ -181,13 +176,13 @@ def test_members_of_a_zip_are_read_up_to_a_size(tmp_path: Path) -> None:
 
 def test_the_digest_is_that_of_the_content_and_not_of_the_file(tmp_path: Path) -> None:
     x, y = patterns(20, 0)
-    arrays = {"x_train": x[:15], "x_test": x[15:], "y_train": y[:15], "y_test": y[15:]}
-    np.savez(tmp_path / "a.npz", **arrays)  # type: ignore[arg-type]  # its other keyword is a bool
-    other = {name: array.astype(np.int64) if name[0] == "y" else array[..., None] for name, array in arrays.items()}
-    np.savez_compressed(tmp_path / "b.npz", **dict(reversed(other.items())))  # type: ignore[arg-type]  # as above
-    np.savez(tmp_path / "c.npz", **arrays | {"y_test": y[15:][::-1]})  # type: ignore[arg-type]  # as above
-    a, b, c = (load_dataset(str(tmp_path / f"{name}.npz"), size=8, channels=1) for name in "abc")
-    assert a.sha256 == b.sha256 != c.sha256
+    np.savez(tmp_path / "a.npz", x_train=x, x_test=x, y_train=y, y_test=y)
+    np.savez_compressed(tmp_path / "b.npz", y_test=y, y_train=y.astype(np.int64), x_test=x, x_train=x[..., None])
+    np.savez(tmp_path / "c.npz", x_train=x, x_test=x, y_train=y, y_test=y[::-1])
+    np.savez(tmp_path / "d.npz", x_train=x, x_test=x, y_train=y, y_test=y, damaged_train=255 - x)
+    a, b, c, d = (load_dataset(str(tmp_path / f"{name}.npz"), size=8, channels=1).sha256 for name in "abcd")
+    assert a == b
+    assert len({a, c, d}) == 3
 
 
 def test_a_published_set_is_downloaded_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -6,7 +5,6 @@ from torch import Tensor
 from model_export.data import drawings
 from model_export.data.drawings import (
     RandomDrawings,
-    training_drawings,
 )
 
 BACKGROUNDS = [(1, (-1.0,)), (1, (0.9,)), (3, (-1.0,)), (3, (0.6, -0.2, 1.0))]
@@ -21,16 +19,6 @@ def _few(monkeypatch: pytest.MonkeyPatch) -> None:
 def drawn(pictures: Tensor, background: tuple[float, ...], seed: int = 0) -> Tensor:
     source = RandomDrawings(COLOURS[:, : pictures.shape[1]], background, 5)
     return source.draw(pictures, torch.Generator().manual_seed(seed))
-
-
-def test_drawings_are_bright_differ_and_come_again() -> None:
-    first, with_digits = (training_drawings(40, 28, 1, digits=digits) for digits in (False, True))
-    assert first.shape == (40, 28, 28)
-    assert (first.max((1, 2)) > 250).all()
-    assert (first[:, [0, -1]] == 0).mean() > 0.9
-    assert len(np.unique(first, axis=0)) == 40
-    assert np.array_equal(first, training_drawings(40, 28, 1))
-    assert not any(np.array_equal(first, each) for each in (training_drawings(40, 28, 2), with_digits))
 
 
 @pytest.mark.parametrize(("channels", "background"), BACKGROUNDS)

@@ -154,10 +154,9 @@ def test_real_pictures_against_real_ones_are_the_floor(folder: Path, data: Datas
     assert exact["nearest"]["training_picture"]["samples"]["median"] == 0.0
 
 
-@pytest.mark.parametrize("picture", ["grey", "real", "without classes"])
-def test_constant_pictures_are_flagged_as_a_collapse(picture: str, folder: Path, data: Dataset, cache: Path) -> None:
-    one = to_rows(data.held_out.numpy()[:1]) if picture == "real" else np.zeros((1, 1, 8, 8), np.float32)
-    classes = picture != "without classes"
+@pytest.mark.parametrize("classes", [True, False])
+def test_constant_pictures_are_flagged_as_a_collapse(classes: bool, folder: Path, data: Dataset, cache: Path) -> None:
+    one = np.zeros((1, 1, 8, 8), np.float32)
     if not classes:
         data = dataclasses.replace(data, train_labels=None, held_out_labels=None)
     table = measured(lambda x: np.repeat(one, len(x), 0), Artifact.read(folder), data, cache)
@@ -174,7 +173,6 @@ def test_constant_pictures_are_flagged_as_a_collapse(picture: str, folder: Path,
         assert set(table["generation"]) == {"f", "f2", "f3", "training", "training_after_f"}
         assert set(table["generation"]["f"]) == {"frechet", "multiple"}
         assert set(table["clean"]) == {"psnr", "ssim"}
-        assert table["repeated_application"]["pictures"]["f"].keys() == {"frechet", "drift", "at_rest"}
         assert "rotations" in table["protocol"]["features"]
         assert "–" in summary(table)
 
@@ -202,9 +200,6 @@ def test_f_is_not_applied_again_to_rows_at_rest() -> None:
     for y, after in others:
         assert y[:, 0, 0, 0].tolist() == after[:, 0, 0, 0].tolist() == [5.0, 5.0, 7.0]
     assert sum(calls) < 15
-    assert len(calls) < 9
-    moving = list(apply_repeatedly(lambda x: x + np.float32(1.0), rows(0.0, 1.0), counts))
-    assert [(float(y[0, 0, 0, 0]), float(after[1, 0, 0, 0])) for y, after in moving] == [(1, 3), (10, 12), (100, 102)]
 
 
 @pytest.mark.parametrize(("polarity", "inverted"), [("light-on-dark", 10), ("none", 0)])

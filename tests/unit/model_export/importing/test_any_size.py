@@ -132,17 +132,6 @@ def test_images_of_one_request_use_tiles_of_their_own(service: Service, folder: 
         assert np.abs(opened(b64decode(made["data"])) - expected).max() <= 1
 
 
-def test_a_network_that_takes_one_row_has_tiles_of_one_size(tmp_path: Path, service: Service) -> None:
-    network = Network([1, 1, "h", "w"]).conv(1, 1).add("Squeeze", np.array([0])).add("Unsqueeze", np.array([0]))
-    words = ["--name", "alone", "--models", str(tmp_path), "--range", "0,1", "--tile", "32"]
-    assert cli.main(["import", str(network.write(tmp_path / "alone.onnx")), *words]) == 0
-    with serving(settings(tmp_path, default_model="alone")) as running:
-        assert running.get("/models/alone").json()["tiles"]["smaller"] == []
-        assert project(running, noise(5, 6)).shape == (5, 6)
-    assert service.get("/models/grey").json()["tiles"]["smaller"] == [8, 16, 24]
-    assert service.get("/models/reducing").json()["tiles"]["smaller"] == [32, 64, 96]
-
-
 def test_a_deep_network_gets_the_tiles_that_are_asked_for(tmp_path: Path) -> None:
     """What it sees at the edge of its reach is too little to notice in a single pixel."""
     network = Network(["n", 1, "h", "w"]).conv(1, 8, gain=1.4).add("Relu")

@@ -272,22 +272,6 @@ def network() -> Net:
     return made
 
 
-def test_a_checkpoint_of_an_ign_with_batch_norm_and_noise(network: Net, capsys: pytest.CaptureFixture[str]) -> None:
-    old = {name: torch.zeros_like(value) for name, value in network.state_dict().items()}
-    parallel = {f"module.{name}": value for name, value in network.state_dict().items()}
-    torch.save({"step": 7, "model": old, "ema": parallel | {"module.loss": torch.ones(1)}}, "net.pt")
-    assert run_import(*TORCH, "--noise", "gaussian") == 0
-    assert "weights `ema`" in capsys.readouterr().out
-    model = loaded()
-    x = model.noise.rows(5, 0, 6)
-    with torch.inference_mode():
-        expected = network.eval()(torch.from_numpy(x)).numpy()
-    np.testing.assert_allclose(model.instances[0].run(x), expected, atol=1e-6)
-    assert model.card.noise is not None
-    assert model.card.range == (-1.0, 1.0)
-    assert model.card.noise.norm == pytest.approx(np.sqrt(96))
-
-
 def test_checkpoints_that_do_not_fit(network: Net, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(nn.Linear(1, 1), "net.pt")
     in_one_line(capsys, run_import(*TORCH), "net.pt", "state_dict()")

@@ -40,7 +40,9 @@ def folder(_quick: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(1)
     network = Net()
     network(3 * torch.randn(20, 1, 12, 8))
-    torch.save(network.state_dict(), folder / "ign")
+    old = {name: torch.zeros_like(value) for name, value in network.state_dict().items()}
+    parallel = {f"module.{name}": value for name, value in network.state_dict().items()}
+    torch.save({"step": 7, "model": old, "ema": parallel | {"module.loss": torch.ones(1)}}, folder / "ign")
     module = Path(__file__).parents[3] / "helpers" / "foreign_torch.py"
     options = {
         "dncnn": ["--residual", "--range", "0,1"],
@@ -63,7 +65,8 @@ def service(folder: Path) -> Iterator[Service]:
 
 def ign(folder: Path, rows: NDArray[Any]) -> NDArray[Any]:
     network = Net().eval()
-    network.load_state_dict(torch.load(folder / "ign", weights_only=True))
+    saved = torch.load(folder / "ign", weights_only=True)["ema"]
+    network.load_state_dict({name.removeprefix("module."): saved[name] for name in saved if "loss" not in name})
     with torch.inference_mode():
         result: NDArray[Any] = network(torch.from_numpy(rows.astype(np.float32))).numpy()
     return result

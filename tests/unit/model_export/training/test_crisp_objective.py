@@ -110,17 +110,3 @@ def test_squares_of_a_code_overlap_where_they_do_not_fill_it() -> None:
         )
         total = total + weight * drifting_loss(*parts)
     torch.testing.assert_close(code_drifting(codes, pictures), total)
-
-
-def test_the_code_of_a_drawing_is_drawn_to_the_nearest_of_the_pictures_that_fit(
-    network: Crisp, perceptual: PerceptualNetwork, batch: TrainingBatch
-) -> None:
-    objective = CrispObjective(network=network, stage=AUTOENCODER, kind="mse", perceptual=perceptual)
-    assert batch.drawings is not None
-    own = torch.cat([batch.fitting[:, :2], batch.drawn[:, None]], 1)  # a drawing that is itself a picture that fits
-    alone = dataclasses.replace(batch, drift_pictures=None, fitting=batch.fitting)
-    assert float(objective.terms(network, alone)["fitting"].detach()) > 0
-    same = dataclasses.replace(alone, fitting=own)
-    assert float(objective.terms(network, same)["fitting"].detach()) == pytest.approx(0.0, abs=1e-6)
-    none = dataclasses.replace(alone, drawn=batch.x[:0], fitting=batch.x[:0, None])
-    assert "fitting" not in objective.terms(network, none)

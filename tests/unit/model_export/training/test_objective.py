@@ -140,17 +140,6 @@ def feature_objective(network: Autoencoder, weights: Weights) -> Objective:
     )
 
 
-def test_features_of_pictures_and_restored_pictures_are_compared(network: Autoencoder, single: TrainingBatch) -> None:
-    objective = feature_objective(network, Weights(project=1.0, settle=1.0, drifting=1.0, features=1.0))
-    terms = objective.terms(network, single)
-    assert single.corrupted is not None
-    outputs = [network(single.x), network(single.corrupted)]
-    expected = [losses.feature_distance(network.features(y), network.features(single.x)) for y in outputs]
-    torch.testing.assert_close(terms["features"], torch.stack(expected).mean())
-    alone = feature_objective(network, Weights(project=1.0, settle=1.0, drifting=1.0))
-    torch.testing.assert_close(terms["drifting"], alone.terms(network, single)["drifting"])
-
-
 def test_drawings_after_f_are_sets_of_their_own(network: Autoencoder, single: TrainingBatch) -> None:
     """Each set repels its own samples only: joined, f(u) could be all of one kind and f(z) all of another."""
     objective = feature_objective(network, Weights(drifting=1.0, project_any=1.0))
