@@ -108,7 +108,6 @@ def _data(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
 def _train(options: argparse.Namespace, arguments: Sequence[str]) -> Iterator[str]:
     from model_export.data.datasets import open_source
     from model_export.training.checkpoint import record
-    from model_export.training.execution import Execution
     from model_export.training.presets import Choices, choose_preset, describe_model, own_data, summary
     from model_export.training.train import Run
 
@@ -129,7 +128,7 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> Iterator[st
         device=device,
         bf16=bf16(options.precision, device),
         provenance=record(arguments),
-        execution=Execution(**_given(options, ("channels_last", "keep"))),
+        **_given(options, ("channels_last", "keep")),
     )
     lines = summary(preset, base.name, data, found)
     if run.step:

@@ -9,7 +9,6 @@ need not be saved.
 import copy
 import math
 import sys
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,13 +31,13 @@ from model_export.training.crisp import Crisp
 from model_export.training.crisp_objective import CrispObjective, new_adversary
 from model_export.training.critics import CriticTrainer
 from model_export.training.drifting import FeatureGroups
-from model_export.training.execution import Execution, stop_signal
 from model_export.training.log import COMPUTE, Log, Throughput, ThroughputMeter
 from model_export.training.network import Autoencoder, averaged_model
 from model_export.training.objective import Objective, health
 from model_export.training.perceptual import PerceptualNetwork, fit, new_network
 from model_export.training.presets import Preset
 from model_export.training.restorer import build_network
+from model_export.training.signals import stop_signal
 from model_export.training.stages import Stage
 
 LOG = "log.jsonl"
@@ -55,7 +54,12 @@ class Interrupted(Exception):
 
 
 class Run:
-    """One training run. If ``out`` holds a checkpoint, that run continues; else one begins."""
+    """One training run. If ``out`` holds a checkpoint, that run continues; else one begins.
+
+    ``channels_last`` keeps weights and activations in NHWC order, which changes results by rounding only. With ``keep``
+    above 1 the last checkpoints stay beside `checkpoint.pt` as `checkpoint-STEP.pt`. Both may change when a run
+    continues.
+    """
 
     def __init__(
         self,
@@ -67,15 +71,19 @@ class Run:
         device: torch.device,
         bf16: bool,
         provenance: dict[str, Any],
-        execution: Execution | None = None,
+        channels_last: bool = False,
+        keep: int = 1,
     ) -> None:
+        if keep < 1:
+            raise UserError("--keep must be at least 1")
         file = out / checkpoints.FILE
         saved = checkpoints.load(file) if file.is_file() else None
         if saved is not None:
             preset = continued_preset(preset, saved, out=out, data=data, seed=seed, bf16=bf16)
         self.preset, self.out, self.seed, self.device, self.bf16 = preset, out, seed, device, bf16
-        self.execution = execution or Execution()
-        self.provenance = {**provenance, "bf16": bf16, "execution": asdict(self.execution)}
+        self._keep = keep
+        execution = {"channels_last": channels_last, "keep": keep}
+        self.provenance = {**provenance, "bf16": bf16, "execution": execution}
         self.data: dict[str, Any] = {name: getattr(data, name) for name in ("name", "sha256", "licence")}
         self.data["pictures"] = len(data.train)
         self.stage, self.stage_step, self.step = 0, 0, 0
@@ -97,7 +105,10 @@ class Run:
         if preset.network.palette and data.known == "avatars64":
             self.batches.drawn = [each.to(device) for each in draw_pens(data)]
         torch.manual_seed(derive_seed(seed, RngStream.INIT, 0))
-        self.network = self.execution.to_device(build_network(preset.network), device)
+        self.network = build_network(preset.network).to(device)
+        if channels_last:
+            # torch converts parameters of four dimensions only.
+            self.network = self.network.to(memory_format=torch.channels_last)
         if saved is not None:
             self._resume(saved)
         else:
@@ -137,7 +148,7 @@ class Run:
             provenance=self.provenance,
         )
         checkpoints.save(state, self.out / checkpoints.FILE)
-        checkpoints.rotate(self.out, self.step, self.execution.keep)
+        checkpoints.rotate(self.out, self.step, self._keep)
 
     # Where a run may stop, for example with pool_refresh = 4, pairs_refresh = 2 and checkpoint_every = 8:
     #

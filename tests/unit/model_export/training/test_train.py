@@ -19,7 +19,6 @@ from model_export.errors import UserError
 from model_export.training import checkpoint as checkpoints
 from model_export.training import losses, perceptual
 from model_export.training.batches import TrainingBatch
-from model_export.training.execution import Execution
 from model_export.training.network import NetworkConfig
 from model_export.training.presets import PRESETS, Choices, Preset, with_overrides
 from model_export.training.stages import Stage, Weights, crisp_stages, ign_stages
@@ -98,8 +97,8 @@ def run(
     *,
     seed: int = 0,
     bf16: bool | None = None,
-    execution: Execution | None = None,
     command: str = "test",
+    **more: Any,
 ) -> Run:
     return Run(
         preset,
@@ -109,7 +108,7 @@ def run(
         device=torch.device("cpu"),
         bf16=preset.name == "bf16" if bf16 is None else bf16,
         provenance={"command": command},
-        execution=execution,
+        **more,
     )
 
 
@@ -242,7 +241,7 @@ def test_steps_may_grow(
             with pytest.raises(Interrupted):
                 run(NAIGN, data, tmp_path).train()  # in its second stage
     longer = with_overrides(NAIGN, Choices(steps=45))
-    continued = run(longer, data, tmp_path, execution=Execution(channels_last=True, keep=2))
+    continued = run(longer, data, tmp_path, channels_last=True, keep=2)
     lengths = [stage.steps for stage in continued.preset.stages]
     assert lengths == ([16, 8, 21] if kept == "all of it" else [16, 15, 14])
     continued.train()
@@ -299,7 +298,7 @@ def test_every_picture_is_seen_once_an_epoch(data: Dataset, tmp_path: Path) -> N
 def test_another_memory_format_changes_results_by_rounding_only(
     data: Dataset, tmp_path: Path, finished: Callable[[Preset], Path]
 ) -> None:
-    run(NAIGN, data, tmp_path, execution=Execution(channels_last=True)).train()
+    run(NAIGN, data, tmp_path, channels_last=True).train()
     for a, b in zip(*(state(out)["network"].values() for out in (finished(NAIGN), tmp_path)), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=5e-5)  # Adam divides tiny gradients by tiny moments
 
