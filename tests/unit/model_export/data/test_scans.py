@@ -70,13 +70,6 @@ def test_f_shall_undo_all_damages_but_those_of_shapes(
     assert np.abs(damaged - clean).max() > 0.1
 
 
-def test_photographs_are_made_in_every_size() -> None:
-    for seed in range(8):
-        picture = pages.photograph(np.random.default_rng(seed), 90, 50)
-        assert picture.size == (90, 50)
-        assert np.asarray(picture).std() > 2
-
-
 def test_the_families_for_measurements_are_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "_draws", lambda face, letters: True)  # which draws letters of every font of the machine
     for held_out in (False, True):

@@ -34,11 +34,10 @@ def test_the_file_computes_what_was_trained(models: Path, tiny_run: Path) -> Non
     weights, checkpoint = model.network.state_dict(), checkpoints.load(tiny_run / checkpoints.FILE)
     assert all(torch.equal(weights[name], checkpoint.average[f"module.{name}"]) for name in weights)
     assert not torch.equal(weights["encoder.0.weight"], checkpoint.network["encoder.0.weight"])
-    for count in (1, 3, 70):
-        rows = artifact.noise.rows(5, 0, count)
-        with torch.inference_mode():
-            expected = model.network(torch.from_numpy(rows)).numpy()
-        np.testing.assert_allclose(artifact.function(rows), expected, atol=1e-5)
+    rows = artifact.noise.rows(5, 0, 70)
+    with torch.inference_mode():
+        expected = model.network(torch.from_numpy(rows)).numpy()
+    np.testing.assert_allclose(artifact.function(rows), expected, atol=1e-5)
 
 
 def test_the_file_is_one_and_holds_no_path_of_this_machine(models: Path) -> None:

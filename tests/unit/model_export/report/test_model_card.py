@@ -95,6 +95,3 @@ def test_the_page_says_how_the_model_was_made(card: TrainedCard) -> None:
     ]
     train, export, _ = commands(text)
     assert f"--run {train.split('--out ')[1].split()[0]} " in export
-    half = with_quality(card, {**QUALITY, "precision": {"fp16": {"frechet": 30.1}}})
-    assert "--fp16" in commands(written(half))[1]
-    assert "--fp16" not in export

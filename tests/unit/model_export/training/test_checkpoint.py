@@ -31,16 +31,6 @@ def example(step: int = 3) -> Checkpoint:
     )
 
 
-def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "checkpoint.pt"
-    checkpoints.save(example(), path)
-    loaded = checkpoints.load(path)
-    assert torch.equal(loaded.network["w"], torch.arange(3.0))
-    assert (loaded.step, loaded.teacher, loaded.data) == (3, None, {"name": "x.npz"})
-    assert path.stat().st_mode & 0o777 == 0o644
-    assert set(contents(tmp_path)) == {"new/checkpoint.pt"}
-
-
 def test_a_full_disk_is_an_error_of_the_file(tmp_path: Path) -> None:
     path, limits = tmp_path / "checkpoint.pt", resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that the write fails instead

@@ -23,7 +23,7 @@ from model_export.training.presets import (
     with_overrides,
 )
 from model_export.training.restorer import build_network
-from model_export.training.stages import Matching, Stage, Weights
+from model_export.training.stages import Weights
 from service.artifact.files import NAME_PATTERN
 from tests.helpers.live import GENERATORS, MODELS, ROOT
 
@@ -63,16 +63,6 @@ def test_steps_are_shared_out_in_proportion() -> None:
     assert preset.steps == whole.steps // 40
     assert [stage.steps for stage in with_overrides(get_preset("tiny"), Choices(steps=3)).stages] == [1, 1, 1]
     assert all(with_overrides(whole, Choices(steps=steps)).steps == steps for steps in (8, 299, 300, 301, 20_000))
-
-
-def test_presets_that_contradict_themselves_are_refused() -> None:
-    preset = PRESETS["tiny"]
-    with pytest.raises(ValueError, match="multiple of all refresh intervals"):
-        dataclasses.replace(preset, matching=Matching(pool_refresh=3))
-    with pytest.raises(ValueError, match="teacher_steps"):
-        Stage(name="distill", steps=1, lr=1e-3, weights=Weights(distill=1.0))
-    with pytest.raises(ValueError, match="perceptual"):
-        Stage(name="pixels", steps=1, lr=1e-3, weights=Weights(critic=1.0), perceptual_pixels=True)
 
 
 def pictures(known: str = "") -> Source:
