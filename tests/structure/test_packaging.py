@@ -1,6 +1,5 @@
-"""What is shipped around the code: the version, `make run`, `.ci/ray`, and the health check on real sockets."""
+"""What is shipped around the code: the version, `make run`, and the health check on real sockets."""
 
-import os
 import re
 import shutil
 import socket
@@ -35,20 +34,20 @@ def test_every_place_has_the_version_that_a_command_writes(version: str, status:
     for name in (*VERSIONED, "Makefile", "sdk/pyproject.toml"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
-    stubs(tmp_path, "python", script="exit 0")
+    stub(tmp_path, "exit 0")
     done = make(tmp_path, f"--directory={tmp_path}", "version", f"VERSION={version}")
     assert (done.returncode, f"VERSION={version}: expected" in done.stderr) == (status, bool(status))
     assert versions(tmp_path) == {(name, __version__ if status else version) for name in VERSIONED}
 
 
-def stubs(venv: Path, *names: str, script: str) -> None:
-    """An environment that `make` holds for complete, with programs that do what ``script`` says."""
+def stub(venv: Path, script: str) -> None:
+    """An environment that `make` holds for complete, whose Python does what ``script`` says."""
     for stamp in (".made", ".installed-cpu-serve", ".installed-cpu-develop"):
         (venv / stamp).touch()
-    (venv / "bin").mkdir()
-    for name in names:
-        (venv / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
-        (venv / "bin" / name).chmod(0o755)
+    python = venv / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
 
 
 def make(venv: Path, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
@@ -57,18 +56,8 @@ def make(venv: Path, *arguments: str, **variables: str) -> "subprocess.Completed
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize(("outcome", "ci", "status"), [("PASSED", "1", 0), ("SKIPPED", "1", 1), ("SKIPPED", "", 0)])
-def test_ci_fails_where_ray_is_installed_and_not_tested(outcome: str, ci: str, status: int, tmp_path: Path) -> None:
-    stubs(tmp_path, "pip", "python", "ip", script=f"echo 'tests/slow/cluster/test_bulk.py::test_x {outcome}'")
-    env = environment(CI=ci, RAY_REQUIRED="0", RAY_VENV=str(tmp_path), PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    done = subprocess.run([ROOT / ".ci" / "ray"], env=env, capture_output=True, text=True, check=False)
-    if "nothing was run on Ray" in done.stderr:
-        pytest.skip(done.stderr)
-    assert done.returncode == status, done.stderr
-
-
 def test_the_environment_passes_through_make_run(tmp_path: Path) -> None:
-    stubs(tmp_path, "python", script='echo "$* on port $IGN_PORT"')
+    stub(tmp_path, 'echo "$* on port $IGN_PORT"')
     done = make(tmp_path, "run", IGN_PORT="9000")
     assert done.stdout.split() == ["-m", "service", "on", "port", "9000"]
 
