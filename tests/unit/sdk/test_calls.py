@@ -68,7 +68,6 @@ def test_attempts(ask: Ask, options: Any, responses: Any, waits: Any, kind: Any)
         with pytest.raises(kind, match=r"some_code|/generate") as caught:
             ask(to, "generate", **options)
         assert isinstance(responses[-1], httpx.Response) or caught.value.__cause__ is responses[-1]
-        assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     assert (len(to.asked), ask.waits) == (len(responses), waits)
     assert len({(request.url, request.content) for request in to.asked}) == 1
 
@@ -86,47 +85,35 @@ def test_errors_say_what_the_problem_says(ask: Ask, status: int, kind: type[Stat
     to = Canned(*[httpx.Response(status, headers=response.headers, json=document)] * 3)
     with pytest.raises(kind) as caught:
         ask(to, "generate")
-    named: dict[str, Any] = {"code": "some_code", "detail": "a reason", "request_id": "abc", "retry_after": 2.0}
-    errors = (ign_client.FieldError("n", "too many"), ign_client.FieldError("", ""))
-    may_pass = status in PASSING
-    expected = ign_client.Problem(status=status, **named, errors=errors, retryable=may_pass)
-    assert type(caught.value) is kind
-    assert caught.value.problem == pickle.loads(pickle.dumps(caught.value)).problem == expected
-    assert (caught.value.retryable, ask.waits) == (may_pass, [2.0, 2.0] * may_pass)
-
-
-def test_every_error_has_its_place_in_the_tree() -> None:
-    kinds = [kind for kind in vars(ign_client).values() if isinstance(kind, type) and issubclass(kind, Exception)]
-    assert all(issubclass(kind, ign_client.IgnError) for kind in kinds)
-    assert {kind for kind in kinds if issubclass(kind, StatusError)} == {StatusError, *BY_STATUS.values()}
-    before = dict(BY_STATUS)
-    type("Own", (StatusError,), {})  # of a caller, without a status
-    assert before == BY_STATUS
+    error = pickle.loads(pickle.dumps(caught.value))
+    assert type(error) is kind
+    assert (error.status, error.code, error.detail, error.request_id) == (status, "some_code", "a reason", "abc")
+    assert error.errors == (ign_client.FieldError("n", "too many"), ign_client.FieldError("", ""))
+    assert (error.retryable, ask.waits) == ((True, [2.0, 2.0]) if status in PASSING else (False, []))
 
 
 @pytest.mark.parametrize(
     ("options", "call", "budget"),
     [({}, {}, 30), ({"timeout": 8}, {}, 8), ({"timeout": None}, {}, 30), ({"deadline": 5}, {"deadline": 70}, 70)],
 )
-@pytest.mark.parametrize("failure", [problem(503), httpx.ConnectError("refused")])
-def test_retries_last_until_the_budget_is_spent(ask: Ask, options: Any, call: Any, budget: int, failure: Any) -> None:
+def test_retries_last_until_the_budget_is_spent(ask: Ask, options: Any, call: Any, budget: int) -> None:
     # Only waits take time.
     ask.settings = {"clock": lambda: NOW + sum(ask.waits), "jitter": lambda: 0.0, **options}
     with pytest.raises((Unavailable, ConnectionFailed)):
-        ask(Canned(*[failure] * 50), "generate", **call)
+        ask(Canned(*[problem(503), httpx.ConnectError("refused")] * 25), "generate", **call)
     assert budget - 4 <= sum(ask.waits) <= budget
 
 
-@pytest.mark.parametrize("most", [0, 1, 6])
 @pytest.mark.parametrize("jitter", [0.0, 0.5])
-def test_as_many_retries_as_wanted_and_waits_with_jitter(ask: Ask, most: int, jitter: float) -> None:
-    ask.settings |= {"max_retries": most, "jitter": lambda: jitter}
+def test_as_many_retries_as_wanted_and_waits_with_jitter(ask: Ask, jitter: float) -> None:
+    ask.settings |= {"max_retries": 7, "jitter": lambda: jitter}
     with pytest.raises(Unavailable):
-        ask(Canned(*[problem(503)] * (most + 1)), "generate")
-    assert ask.waits == [seconds * (0.5 + 0.5 * jitter) for seconds in (0.5, 1, 2, 4, 8, 8)[:most]]
-    if most:
-        ask(Canned(problem(503, Retry_After="10"), answer()), "generate")
-        assert ask.waits[-1] == 10.0 * (1 + 0.1 * jitter)
+        ask(Canned(*[problem(503)] * 6, problem(503, Retry_After="10"), problem(503)), "generate")
+    own = [seconds * (0.5 + 0.5 * jitter) for seconds in (0.5, 1, 2, 4, 8, 8)]
+    assert ask.waits == [*own, 10.0 * (1 + 0.1 * jitter)]
+    ask.settings["max_retries"] = 0
+    with pytest.raises(Unavailable):
+        ask(Canned(problem(503)), "generate")
 
 
 def test_the_deadline_is_looked_at_between_pieces(ask: Ask) -> None:
@@ -140,16 +127,11 @@ def test_the_deadline_is_looked_at_between_pieces(ask: Ask) -> None:
 
 @pytest.mark.parametrize(
     ("options", "header"),
-    [
-        *(({}, "30.000"), ({"timeout": 0.25}, "0.250"), ({"timeout": 1e-9}, "0.001")),
-        *(({"deadline": 5}, "5.000"), ({"timeout": None}, None)),
-    ],
+    [({}, "30.000"), ({"timeout": 1e-9}, "0.001"), ({"deadline": 5}, "5.000"), ({"timeout": None}, None)],
 )
-@pytest.mark.parametrize("method", ["generate", "stream_generate"])
-def test_the_service_is_told_the_timeout(ask: Ask, method: str, options: Any, header: str | None) -> None:
-    events, _ = streamed(event("step", **STEP) + event("done", **generated()))
-    to = Canned(answer() if method == "generate" else events)
-    ask(to, method, **options)
+def test_the_service_is_told_the_timeout(ask: Ask, options: dict[str, Any], header: str | None) -> None:
+    to = Canned(answer())
+    ask(to, "generate", **options)
     assert to.asked[0].headers.get("X-Request-Timeout") == header
 
 

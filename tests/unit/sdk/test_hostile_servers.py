@@ -219,15 +219,3 @@ def test_a_command_prints_one_line_and_nothing_that_controls_the_terminal(
     assert err.count("\n") <= 1
     shown = {unicodedata.category(each) for each in (out + err).replace("\n", "").replace("\t", "")}
     assert not shown & {"Cc", "Cf", "Cs"}
-
-
-def test_names_of_files_are_one_cell(tmp_path: Path) -> None:
-    for name in ("a\tb.png", "a\x1b[2J.png", "a\nb.png", "a\udcff.png", "Fotoé\u202f.png"):
-        (tmp_path / name).write_bytes(PICTURE)
-    scored = generated(images=[SCORE | {"index": i} for i in range(5)])
-    to = Canned(httpx.Response(200, json=MODELS), httpx.Response(200, json=scored))
-    code, out, _ = printed(to, "score", str(tmp_path))
-    cells = [line.split("\t") for line in out.splitlines()]
-    assert (code, {len(each) for each in cells}) == (0, {5})
-    names = {each[0].rpartition("/")[2] for each in cells[1:]}
-    assert names == {r"a\tb.png", r"a\x1b[2J.png", r"a\nb.png", r"a\udcff.png", "Fotoé\u202f.png"}

@@ -12,7 +12,7 @@ from PIL import Image as PilImage
 
 import ign_client
 from ign_client import Frame, Image, ProjectedImage, Raw, Seed, Step, Term
-from tests.contract.data import GREY, b64, latents, npy
+from tests.contract.data import b64, latents, npy
 from tests.contract.harness import Service
 from tests.helpers.pictures import noise, save
 from tests.unit.sdk.clients import Ask
@@ -85,8 +85,7 @@ def test_results_hold_what_the_service_answers(
 
 def test_results_can_be_sent_back(service: Service, ask: Ask) -> None:
     once = ask(service.url, "generate", n=3, seed=1)
-    twice = ask(service.url, "project", once)
-    assert twice[1].bytes == ask(service.url, "project", once[1])[0].bytes
+    assert ask(service.url, "project", once)[1].bytes == ask(service.url, "project", once[1])[0].bytes
     (row,) = ask(service.url, "generate", seed=1, steps=1, format="npy")
     images = ask(service.url, "latent_interpolate", [row, row.to_numpy(), row.bytes], frames=3, steps=1)
     assert {image.bytes for image in images} == {ask(service.url, "generate", seed=1, steps=2)[0].bytes}
@@ -107,18 +106,16 @@ def test_grids_animations_and_scores(service: Service, ask: Ask) -> None:
 def test_models(service: Service, ask: Ask) -> None:
     models = ask(service.url, "models")
     assert [dict(card.document) for card in models] == service.get("/models").json()["models"]
-    assert {card.ref for card in models} == {"grey/2", "grey/10", "colour/1"}
     assert (models.default, models.limits.n, models.limits.pixels) == ("grey/10", 64, 16_000_000)
     for name, ref in (("grey", "grey/10"), ("grey/2", "grey/2"), ("colour", "colour/1")):
         card = ask(service.url, "model", name)
         assert (card.ref, dict(card.document)) == (ref, service.get(f"/models/{ref}").json())
-        assert card.shape == ((3, 8, 8) if name == "colour" else GREY)
         assert (models[name].ref, name in models, models[name] in models) == (ref, True, True)
     with pytest.raises(KeyError, match="grey/10"):
         models["c"]
     html = models._repr_html_()
     assert "<td>grey/10</td><td>1×8×8</td><td>cpu</td><td>True</td>" in html
-    assert (len(models), models[-1] in models, html.count("<tr>"), html.count("True")) == (3, True, 4, 1)
+    assert (len(models), models[-1].shape, html.count("True")) == (3, (1, 8, 8), 1)
 
 
 def test_every_form_of_an_image_is_the_same_image(service: Service, ask: Ask, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -37,15 +36,13 @@ IMAGES = Images(images=(IMAGE, IMAGE), model=MODEL, request_id="abc", timing=TIM
 
 
 def test_values_are_frozen_and_picklable_and_their_reprs_hold_no_bytes() -> None:
-    values: list[Any] = [IMAGE, IMAGES, STEP, MODEL, TIMING, Picture(bytes=PNG, format="npy")]
-    for value in values:
+    for value in (IMAGE, IMAGES, Picture(bytes=PNG, format="npy")):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(value, dataclasses.fields(value)[0].name, None)
         assert pickle.loads(pickle.dumps(value)) == value
         assert hash(value) == hash(dataclasses.replace(value))
         assert "\\x" not in repr(value)
     assert (len(IMAGES), IMAGES[-1], IMAGES[:1], list(IMAGES)) == (2, IMAGE, (IMAGE,), [IMAGE, IMAGE])
-    assert f"Image(bytes=<{len(PNG)} bytes>, format='png', index=0," in repr(IMAGE)
     assert repr(IMAGE).endswith("distance=0.5, trajectory=<1 steps>)")
     assert "Images(images=<2 images>, model=<toy/2@0123456789ab>, request_id='abc'" in repr(IMAGES)
 
