@@ -2,10 +2,8 @@
 
 import io
 import json
-import threading
 import zipfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,10 @@ import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from numpy.lib import format as npy_format
 from onnx import TensorProto, helper
 
 from service.artifact import golden as module
-from service.artifact.card import CARD_KEY, CardError, ModelCard, Noise, from_metadata, to_metadata
-from service.artifact.files import read_npy
+from service.artifact.card import CARD_KEY, CardError, Noise, from_metadata, to_metadata
 from service.artifact.golden import Golden, check_golden, read_golden
 from service.artifact.onnx_file import DOMAIN, EXTERNAL, NESTED, check_self_contained
 from service.domain.errors import StartupError
@@ -46,21 +42,16 @@ def test_round_trip() -> None:
 @pytest.mark.parametrize(
     ("changes", "where"),
     [
-        ({"schema_version": 3}, "schema_version"),
         ({"name": "../x"}, "name"),
         ({"shape": (2, 8, 8)}, "shape"),
         ({"range": (0.0, 0.0), "background": (0.0,)}, "range must ascend"),
-        ({"background": (-1.0, -1.0)}, "background needs one value per channel"),
         ({"background": (-1.5,)}, "background must lie in the range"),
         ({"noise": {"kind": "frequency", "norm": 3.0}}, "noise.kind"),
         ({"shape": (3, 8, 8), "background": (0.0,) * 3, "color": "luma"}, "color is of grey models"),
         ({"tiles": {"overlap": 1, "multiple": 2, "smaller": (3,)}}, "smaller tiles must be multiples of 2"),
-        ({"tiles": {"overlap": 1, "multiple": 2, "margin": 3}}, "margin of tiles must be a multiple of 2"),
-        ({"tiles": {"overlap": 1, "smaller": (4, 2)}}, "ascending"),
         ({"tiles": {"overlap": 1, "smaller": (8,)}}, "below the shape"),
         ({"tiles": {"overlap": 1}, "exact": True}, "exact is of models without tiles"),
         ({"buckets": (1, 1)}, "buckets must ascend"),
-        ({"distance_quantiles": (0.1,) * 100}, "101 ascending numbers"),
         ({"distance_quantiles": tuple(1 - i / 100 for i in range(101))}, "101 ascending numbers"),
     ],
 )
@@ -98,11 +89,6 @@ def test_another_noise_stream_is_not_ours() -> None:
 def test_percentiles_lie_between_the_quantiles_and_never_beyond(distance: float, percentile: float) -> None:
     card = make_card(distance_quantiles=tuple((i + 1) / 100 for i in range(101)))
     assert card.percentile(distance) == pytest.approx(percentile)
-
-
-def test_batches_of_tiles_are_those_of_the_card() -> None:
-    tiled: ModelCard = make_card(tiles={"overlap": 1, "smaller": (2,)}, buckets=(1, 2))
-    assert (tiled.batch_rows(64), tiled.batch_rows(1), make_card().batch_rows(128)) == (2, 1, 128)
 
 
 GREY = (1, 8, 8)
@@ -280,18 +266,3 @@ def test_no_way_to_a_tensor_or_an_operator_is_left_out() -> None:
         assert getattr(onnx, name).DESCRIPTOR.fields_by_name["domain"].number == number
     fields = TensorProto.DESCRIPTOR.fields_by_name
     assert {fields["external_data"].number, fields["data_location"].number} == EXTERNAL
-
-
-def test_threads_parse_headers_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two calls of `ast.literal_eval` at a time fail at random in Python 3.11."""
-    parse, alone = npy_format.read_array_header_1_0, threading.Lock()
-
-    def parse_alone(*arguments: Any, **options: Any) -> Any:
-        assert alone.acquire(blocking=False)
-        found = parse(*arguments, **options)
-        alone.release()
-        return found
-
-    monkeypatch.setattr(npy_format, "read_array_header_1_0", parse_alone)
-    with ThreadPoolExecutor(4) as pool:
-        assert all(len(array) == 3 for array in pool.map(read_npy, [npy(np.zeros(3))] * 4000))

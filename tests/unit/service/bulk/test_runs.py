@@ -5,8 +5,6 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 from pathlib import Path
@@ -22,7 +20,6 @@ from service.bulk.places import Bucket
 from service.bulk.shards import ShardPlan, Shards
 from tests.contract.data import b64, unb64
 from tests.contract.harness import Service
-from tests.helpers.live import environment
 from tests.helpers.onnx_models import write_model
 from tests.unit.service.bulk.conftest import (
     Run,
@@ -31,7 +28,6 @@ from tests.unit.service.bulk.conftest import (
     output_files,
     output_images,
     picture,
-    service_environment,
     write,
 )
 
@@ -74,54 +70,6 @@ def test_a_run_gives_what_the_endpoint_gives(
         assert {line["seed"] for line in lines} == {735577801 if asked["seed"] == "alice" else 7}
     else:
         assert [line["source"] for line in lines] == names
-
-
-KILLED = """
-import os, signal, sys
-from service.bulk import __main__, output
-
-finish = output.Output.finish
-
-def killed(self, shard, records):
-    if shard == 3:  # two at a time: at least two are done
-        os.kill(os.getpid(), signal.SIGKILL)
-    return finish(self, shard, records)
-
-output.Output.finish = killed
-sys.exit(__main__.main(sys.argv[1:]))
-"""
-
-
-def inodes_of(output: Path) -> dict[Path, int]:
-    return {file: file.stat().st_ino for file in output.glob("0*/*")}
-
-
-@pytest.mark.usefixtures("pictures")
-def test_a_killed_run_continues(bulk: Run, models: Path, tmp_path: Path) -> None:
-    command, output = "project in out --shard 2 --steps 2", tmp_path / "out"
-    dead = subprocess.run(
-        [sys.executable, "-c", KILLED, *command.split()],
-        cwd=tmp_path,
-        env=environment(**service_environment(models)),
-        capture_output=True,
-        text=True,
-        timeout=1800,
-        check=False,
-    )
-    assert dead.returncode == -signal.SIGKILL, dead.stderr
-    (output / ".0.partial").touch()
-    assert not (output / "manifest.jsonl").exists()
-    before = inodes_of(output)
-    assert len({file.parent for file in before}) >= 2, "nothing was done that could be skipped"
-    ran = bulk(command)
-    assert ran.status == 0, ran.err
-    assert before.items() <= inodes_of(output).items()
-    assert "10/10 images" in ran.err
-    before = inodes_of(output)
-    assert bulk(command).status == 0  # complete, so nothing is repeated
-    assert inodes_of(output) == before
-    assert bulk(command.replace(" out", " whole")).status == 0
-    assert output_files() == output_files("whole")
 
 
 def test_an_interrupted_run_returns_130(bulk: Run, monkeypatch: pytest.MonkeyPatch) -> None:

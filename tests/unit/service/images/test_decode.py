@@ -65,18 +65,6 @@ def test_lossless_pictures_decode_exactly(form: str, mode: str) -> None:
         assert np.array_equal(np.asarray(picture.image), expected)
 
 
-@pytest.mark.parametrize(
-    ("image", "form", "options"),
-    [
-        *((smooth(40, 50, bands), "TIFF", {"compression": "jpeg", "quality": 95}) for bands in (1, 3)),
-        *((smooth(40, 50, bands), "JPEG", {"quality": 95}) for bands in (1, 3)),
-        (ALPHA, "AVIF", {"quality": 100, "subsampling": "4:4:4"}),
-    ],
-)
-def test_lossy_pictures_decode_nearly(image: Image.Image, form: str, options: dict[str, Any]) -> None:
-    assert np.abs(levels(save(image, form, **options)).astype(int) - np.asarray(image)).mean() < 3
-
-
 @pytest.mark.parametrize("interlaced", [False, True])
 @pytest.mark.parametrize(
     ("colour", "bands", "depth"),

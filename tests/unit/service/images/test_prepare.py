@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
 from service.artifact.card import ModelCard
-from service.domain.tasks import with_chroma
 from service.images.decode import ImageBytes, Picture
 from service.images.encode import to_uint8
 from service.images.prepare import Resize, keep_mask, prepare, to_mask, to_rows
@@ -37,16 +35,6 @@ def test_every_level_survives_the_round_trip(bounds: tuple[float, float]) -> Non
     expected = np.float32(bounds[0] + np.arange(256.0) * (bounds[1] - bounds[0]) / 255)
     np.testing.assert_array_equal(rows, expected.reshape(1, 1, 16, 16), strict=True)
     assert np.array_equal(to_uint8(rows, card), pixels)
-
-
-@given(arrays(np.uint8, (6, 5, 3)))
-def test_luma_and_chroma_make_the_image_again(pixels: Levels) -> None:
-    card = make.card((1, 6, 5)).model_copy(update={"color": "luma"})
-    found = prepare(picture(pixels), card, invert=False)
-    made = to_uint8(with_chroma(found.row, found.chroma), card)
-    np.testing.assert_array_equal(made.reshape(6, 5, -1) + 0 * pixels, pixels)
-    luma = np.asarray(Image.fromarray(pixels).convert("YCbCr"), int)[..., 0]
-    assert np.abs(to_uint8(found.row, card) - luma).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -141,22 +129,6 @@ def test_a_row_is_what_the_contract_says(
     assert (found.row.shape, found.row.dtype, found.row.flags.c_contiguous) == (card.shape, np.float32, True)
     assert found.inverted is inverted
     np.testing.assert_array_equal(to_uint8(found.row, card), levels)
-
-
-@pytest.mark.parametrize(
-    ("width", "height", "box"),
-    [
-        (28, 25, [1, 26, 0, 28]),  # 3 rows left over: 1 above, 2 below
-        (1000, 1, [13, 14, 0, 28]),
-        (1, 1000, [0, 28, 13, 14]),
-        (56, 25, [8, 20, 0, 28]),  # 12.5 rows: ties to even, as Python rounds
-    ],
-)
-def test_fit_letterboxes_in_the_middle(width: int, height: int, box: list[int]) -> None:
-    card = make.card()
-    white = picture(np.full((height, width), 255, dtype=np.uint8))
-    rows, columns = np.nonzero(to_uint8(prepare(white, card, invert=False).row, card))
-    assert [rows.min(), rows.max() + 1, columns.min(), columns.max() + 1] == box
 
 
 @given(shape=SIDES, target=SIDES, orientation=st.integers(1, 8), resize=RESIZES)

@@ -13,7 +13,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
-from service.domain.errors import DeadlineExceeded, ModelFailure, NotReady
+from service.domain.errors import ModelFailure, NotReady
 from service.domain.latents import FloatRows
 from service.models import on_demand
 from service.models.on_demand import Memory, OnDemandModel, OnDemandRepository
@@ -22,7 +22,7 @@ from service.scheduling.scheduler import Scheduler
 from tests.contract.harness import PATIENCE_S
 from tests.helpers.fakes import FakeModel
 from tests.helpers.onnx_models import reference, sample_rows, write_model
-from tests.helpers.serving import Clock, marked, params, play, serving, submitted
+from tests.helpers.serving import Clock, marked, params, play, serving
 
 
 @pytest.fixture
@@ -95,19 +95,6 @@ def test_the_model_that_was_used_least_recently_is_closed(used: str, opened: str
     assert ("".join(shelf.opened), shelf.open_names()) == (opened, left)
     assert shelf.seen[-1] == (2, 80)
     assert max(size for _, size in shelf.seen) <= 100
-
-
-def test_a_model_in_use_closes_once_it_is_released_and_others_wait_for_it() -> None:
-    shelf = Shelf()
-    for name in "ab":
-        assert shelf.models[name].acquire()
-    with ThreadPoolExecutor(2) as pool:
-        waiting = [pool.submit(shelf.models["c"].acquire) for _ in range(2)]  # opened once, used twice
-        assert shelf.models["a"].claimed.wait(PATIENCE_S)
-        assert shelf.open_names() == "ab"
-        shelf.models["a"].release()
-        assert [each.result(PATIENCE_S) for each in waiting] == [True, True]
-    assert (shelf.open_names(), shelf.opened) == ("bc", ["a", "b", "c"])
 
 
 @pytest.mark.parametrize("is_closed", [True, False])
@@ -223,30 +210,6 @@ def test_who_cannot_have_a_model_before_the_deadline_hears_so_at_once(clock: Clo
 
     play(main, FakeModel(), memory=shelf.models["c"], clock=clock)
     assert shelf.opened == ["c", "a", "c"]
-
-
-def test_rows_wait_for_memory_until_their_deadline_and_later_ones_run(clock: Clock) -> None:
-    """A worker keeps the model while rows are left, and gives it back when it is idle."""
-    shelf = Shelf(clock=clock)
-
-    async def main(scheduler: Scheduler) -> None:
-        shelf.models["c"].rows = []
-        for name in "ab":
-            assert shelf.models[name].acquire()
-        late = submitted(scheduler, marked(1), params(deadline=clock.now + 1.0))
-        for _ in range(2):  # it is submitted, and given to the lane
-            await asyncio.sleep(0)
-        clock.now += 1.0
-        with pytest.raises(DeadlineExceeded):
-            await late
-        clock.now += 3.0
-        shelf.models["a"].release()
-        np.testing.assert_array_equal((await scheduler.run(marked(2), params())).rows, marked(1))
-        assert await asyncio.to_thread(shelf.models["a"].acquire)  # waits until the worker gives "c" back
-
-    shelf.opening_s = 0.0
-    play(main, FakeModel(), memory=shelf.models["c"], clock=clock, loop_clock=clock)
-    assert shelf.open_names() == "ab"
 
 
 def test_a_file_that_is_no_longer_the_verified_one_is_not_opened_and_what_is_too_large_takes_no_room(

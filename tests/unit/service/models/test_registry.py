@@ -89,18 +89,6 @@ def test_ending_everything_ends_what_was_leaving_too(tmp_path: Path, end: str) -
     on_stage(tmp_path, play)
 
 
-def test_a_directory_that_cannot_be_read_is_a_failed_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def play(stage: Stage) -> None:
-        stage.registry.activate(stage.repository.load("toy/1"))
-        unreadable = Mock(side_effect=PermissionError(13, "Permission denied", str(tmp_path)))
-        monkeypatch.setattr(stage.repository, "find", unreadable)
-        with pytest.raises(LoadFailed, match="toy: Permission denied"):
-            await stage.registry.load("toy")
-        assert [(entry.ref, entry.state) for entry in await stage.registry.index()] == [("toy/1", "READY")]
-
-    on_stage(tmp_path, play)
-
-
 def test_two_refreshes_of_a_store_are_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("obstore", reason="needs the extra store")
     waits: list[float] = []

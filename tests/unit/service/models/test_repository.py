@@ -216,15 +216,6 @@ def test_whatever_fails_is_a_line_in_the_failures(tmp_path: Path, error: Excepti
     assert Repository(tmp_path, open_models, default="a").load_all().failures == {"toy/1": line}
 
 
-def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_model(tmp_path)
-    for size in (10, 10**6):
-        result = os.stat_result((0o100644, 0, 0, 1, 0, 0, size, 0, 0, 0))
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "fstat", lambda _, result=result: result)
-            assert refusal(tmp_path) == "toy/1/model.onnx: changed while it was read"
-
-
 class OpenerOnCuda(Opener):
     """Opens models on a stand-in for CUDA. The one of a name raises an error, or without one gives other rows."""
 

@@ -77,16 +77,6 @@ def test_models_of_a_store_serve_and_changes_are_copied_on_request(bucket: Path)
     assert not (store.folder / "toy" / "1").exists()
 
 
-@pytest.mark.parametrize("place", ["3", "."])
-def test_a_store_may_hold_one_model_as_kserve_mounts_it(bucket: Path, place: str) -> None:
-    shutil.rmtree(bucket / "toy")
-    replace(bucket / place, "3")
-    here = repository(bucket, "mnist")
-    assert list(here.load_all().models) == ["toy/3"]
-    assert here.default == "toy"
-    assert sorted(copies(bucket)) == sorted(str(Path(place, name)) for name in ("model.onnx", "golden.npz"))
-
-
 def test_without_a_store_or_a_cache_the_service_does_not_start(bucket: Path) -> None:
     with pytest.raises(StartupError, match=r"IGN_MODEL_DIR=file:///.*/none: "):
         served(bucket / "none")
@@ -198,15 +188,3 @@ def test_a_version_that_cannot_be_copied_leaves_the_earlier_one_and_the_others(
     monkeypatch.setattr(obstore, "get", fail)
     assert store_of(bucket).refresh() == NOT_COPIED
     assert copies(bucket) == before  # also golden.npz, which came whole
-
-
-def test_an_object_that_changes_while_it_is_copied_is_refused(bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    get = obstore.get
-
-    def change(store: Any, path: str, **options: Any) -> Any:
-        (bucket / "toy" / "2" / "model.onnx").write_bytes(b"other")
-        return get(store, path, **options)
-
-    monkeypatch.setattr(obstore, "get", change)
-    assert store_of(bucket).refresh() == NOT_COPIED
-    assert sorted(copies(bucket)) == ["toy/1/golden.npz", "toy/1/model.onnx"]
