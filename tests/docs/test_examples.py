@@ -97,8 +97,8 @@ def test_it_prints_and_writes_what_it_says(url: str, scans: Path, name: str) -> 
     said = "\n".join(run(name, *arguments, url=url, folder=scans.parent))
     assert re.fullmatch(pattern, said), said
     assert said.count("usual") <= 2
-    with Image.open(scans.parent / file) as image:
-        assert size in (None, image.size)
+    with Image.open(scans.parent / file) as written:
+        assert size in (None, written.size)
 
 
 def test_clean_a_folder(url: str, tmp_path: Path) -> None:

@@ -34,20 +34,20 @@ def test_every_place_has_the_version_that_a_command_writes(version: str, status:
     for name in (*VERSIONED, "Makefile", "sdk/pyproject.toml"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
-    stub(tmp_path, "exit 0")
+    stubs(tmp_path, "python", script="exit 0")
     done = make(tmp_path, f"--directory={tmp_path}", "version", f"VERSION={version}")
     assert (done.returncode, f"VERSION={version}: expected" in done.stderr) == (status, bool(status))
     assert versions(tmp_path) == {(name, __version__ if status else version) for name in VERSIONED}
 
 
-def stub(venv: Path, script: str) -> None:
-    """An environment that `make` holds for complete, whose Python does what ``script`` says."""
+def stubs(venv: Path, *names: str, script: str) -> None:
+    """An environment that `make` holds for complete, with programs that do what ``script`` says."""
     for stamp in (".made", ".installed-cpu-serve", ".installed-cpu-develop"):
         (venv / stamp).touch()
-    python = venv / "bin" / "python"
-    python.parent.mkdir()
-    python.write_text(f"#!/bin/sh\n{script}\n")
-    python.chmod(0o755)
+    (venv / "bin").mkdir()
+    for name in names:
+        (venv / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (venv / "bin" / name).chmod(0o755)
 
 
 def make(venv: Path, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
@@ -57,7 +57,7 @@ def make(venv: Path, *arguments: str, **variables: str) -> "subprocess.Completed
 
 
 def test_the_environment_passes_through_make_run(tmp_path: Path) -> None:
-    stub(tmp_path, 'echo "$* on port $IGN_PORT"')
+    stubs(tmp_path, "python", script='echo "$* on port $IGN_PORT"')
     done = make(tmp_path, "run", IGN_PORT="9000")
     assert done.stdout.split() == ["-m", "service", "on", "port", "9000"]
 
