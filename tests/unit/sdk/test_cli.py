@@ -199,54 +199,58 @@ def test_outputs_are_not_overwritten(shell: Shell, words: str, out: str) -> None
     assert names("out")
 
 
-SOME = ["a.png", "more/a.png"]
 TILED = httpx.Response(200, json=limited().json() | {"models": [CARD | {"tiles": {"overlap": 1}}]})
 BAD = problem(422, "undecodable_image")
 GONE = httpx.ConnectError("gone")
 
 
 @pytest.mark.parametrize(
-    ("responses", "status", "saved", "says"),
+    ("response", "status"),
     [
-        ([limited(images=2), answer(2), answer()], DONE, ALL, ""),
-        ([TILED, answer(), answer(), answer()], DONE, ALL, ""),  # large images are sent alone
-        *(
-            ([limited(), busy, answer(), busy, problem(429, "queue_full"), answer(), answer()], DONE, ALL, "")
-            for busy in (problem(429, code, Retry_After="7") for code in ("over_share", "would_miss_deadline"))
-        ),
-        ([limited(), BAD, answer(), BAD, answer()], REFUSED, SOME, "scans/b.png: 422 undecodable_image: "),
-        *(
-            ([limited(images=1), answer(), problem(500, code), answer()], REFUSED, SOME, f"scans/b.png: 500 {code}: ")
-            for code in ("internal", "deadline_exceeded", "model_failure", "too_large")
-        ),
-        # What concerns all images ends the command, also if it happens when it asks for the limits.
-        *(([problem(status)], REFUSED, [], "ign-client project: ") for status in (401, 404, 422, 500)),
-        *(([problem(status)], UNREACHABLE, [], "ign-client project: ") for status in (429, 503, 504)),
-        ([limited(images=1), problem(429)], UNREACHABLE, [], "ign-client project: "),
-        ([limited(images=1), httpx.ReadTimeout("slow")], UNREACHABLE, [], "ign-client project: "),
-        ([httpx.Response(200, text="It works!")], UNREACHABLE, [], "ign-client project: "),
-        ([limited(images=1), answer(), KeyboardInterrupt(), GONE], INTERRUPTED, ["a.png"], "interrupted\n"),
-        ([limited(images=1), answer(), GONE, GONE], UNREACHABLE, ["a.png"], "ign-client project: "),
+        *((problem(status), REFUSED) for status in (401, 404, 422, 500)),
+        *((problem(status), UNREACHABLE) for status in (429, 503, 504)),
+        *((response, UNREACHABLE) for response in (GONE, httpx.Response(200, text="It works!"))),
+        (KeyboardInterrupt(), INTERRUPTED),
     ],
 )
-def test_errors_of_one_image_and_of_all(
-    canned: Callable[..., Shell],
-    monkeypatch: pytest.MonkeyPatch,
-    responses: Any,
-    status: int,
-    saved: list[str],
-    says: str,
+@pytest.mark.parametrize("before", [[], [limited(images=1), answer()]], ids=["when asked for limits", "afterwards"])
+def test_an_error_that_concerns_all_images_ends_the_command(
+    canned: Callable[..., Shell], before: list[Any], response: Any, status: int
+) -> None:
+    shell = canned(*before, response, response)
+    assert shell("project scans -o out --jobs 1") == status
+    assert shell.err.startswith("interrupted\n" if status == INTERRUPTED else "ign-client project: ")
+    assert shell.err.count("\n") == 1
+    assert names("out") == ALL[: len(before) // 2]
+    assert shell.out.startswith("out: 1 of 3 images; --skip-existing " if before else "")
+
+
+@pytest.mark.parametrize(
+    ("responses", "failed"),
+    [
+        ([limited(images=2), answer(2), answer()], ""),
+        ([TILED, answer(), answer(), answer()], ""),  # large images are sent alone
+        *(
+            ([limited(), busy, answer(), busy, problem(429, "queue_full"), answer(), answer()], "")
+            for busy in (problem(429, code, Retry_After="7") for code in ("over_share", "would_miss_deadline"))
+        ),
+        ([limited(), BAD, answer(), BAD, answer()], "422 undecodable_image"),
+        *(
+            ([limited(images=1), answer(), problem(500, code), answer()], f"500 {code}")
+            for code in ("internal", "deadline_exceeded", "model_failure", "too_large")
+        ),
+    ],
+)
+def test_one_image_is_sent_again_or_fails(
+    canned: Callable[..., Shell], monkeypatch: pytest.MonkeyPatch, responses: list[Any], failed: str
 ) -> None:
     waits: list[float] = []
     monkeypatch.setattr(Terminal, "sleep", lambda _, seconds: waits.append(seconds))
     shell = canned(*responses)
-    assert shell("project scans -o out --jobs 1") == status
-    assert names("out") == saved
-    assert (shell.err.startswith(says), shell.err.count("\n")) == (True, 1 if says else 0)
-    if len(saved) == 2:
-        assert shell.out == "out: 2 images, 1 failed\n"
-    elif len(saved) == 1:
-        assert shell.out.startswith("out: 1 of 3 images; --skip-existing ")
+    assert shell("project scans -o out --jobs 1") == (REFUSED if failed else DONE)
+    assert names("out") == [name for name in ALL if not failed or name != "b.png"]
+    assert shell.out == ("out: 2 images, 1 failed\n" if failed else "out: 3 images\n")
+    assert shell.err == (f"scans/b.png: {failed}: a reason (request abc)\n" if failed else "")
     assert waits == ([7, 7, 5] if len(responses) == 7 else [])
 
 

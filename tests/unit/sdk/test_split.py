@@ -8,7 +8,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from ign_client import Client, InvalidContent, TooLarge
+from ign_client import Client, InvalidContent
 from tests.contract.harness import Service
 from tests.helpers.pictures import noise, save
 from tests.unit.sdk.clients import Ask, answer, limited, problem
@@ -123,12 +123,7 @@ def test_a_client_asks_for_the_limits_once() -> None:
     assert to.asked_for_limits == 1
 
 
-def test_an_image_that_is_too_large_alone_is_rejected(ask: Ask) -> None:
-    with pytest.raises(TooLarge):
-        ask(Small(), "project", [bytes(3_000_000)] * 2)
-
-
 @pytest.mark.parametrize("most", [0, -(10**9)])
 def test_the_limits_of_a_service_may_be_nonsense(ask: Ask, most: int) -> None:
-    to = Small(n=most, images=most, body_bytes=most)
+    to = Small(n=most, images=most, body_bytes=most)  # what is too large alone has a request of its own
     assert len(ask(to, "generate", n=17)) == len(ask(to, "project", [b"x"] * 17)) == 17
