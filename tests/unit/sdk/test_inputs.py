@@ -17,7 +17,6 @@ from PIL import Image
 from ign_client import Client, InputError, InvalidContent, Picture, Seed, Term
 from ign_client._inputs import content, mask, picture, point
 from tests.contract.data import array, pixels
-from tests.contract.harness import Service
 from tests.helpers.pictures import noise, opened, save
 from tests.unit.sdk.clients import Ask, Canned, answer, problem
 
@@ -170,24 +169,17 @@ def test_type_checkers_and_python_know_the_options() -> None:
         client.project()  # type: ignore[call-arg]
 
 
-def test_forms_carry_what_json_carries(service: Service, ask: Ask) -> None:
-    options: dict[str, Any] = {"steps": 3, "tolerance": 1e-07, "score": np.bool_(True), "strength": np.float32(0.25)}
-    white = np.full((5, 4), 255, np.uint8)
-    form = ask(service.url, "project", GREY8, mask=white, record=range(2), invert=False, **options)
-    body = ask(service.url, "project", GREY8, masks=[white], record=np.arange(2), invert=False, **options)
-    assert form.images == body.images
-
-
 def test_what_is_sent(ask: Ask) -> None:
     to = Canned(answer(2), answer(), problem(422))
     file = io.BytesIO(b"0123")
     file.seek(2)
-    ask(to, "generate", model=None, n=2, seed=None, timeout=None)
-    ask(to, "project", file, masks=[b"y"], mask=None)
+    ask(to, "generate", model=None, n=np.int32(2), seed=None, timeout=None)
+    ask(to, "project", file, masks=[b"y"], mask=None, score=np.bool_(True))
     bodies = [json.loads(request.content) for request in to.asked]
-    assert bodies == [{"n": 2}, {"images": ["MjM="], "masks": ["eQ=="]}]  # from the position of the file
+    assert bodies == [{"n": 2}, {"images": ["MjM="], "masks": ["eQ=="], "score": True}]  # from the position of the file
+    options: dict[str, Any] = {"record": np.arange(2), "invert": True, "tolerance": np.float32(0.5)}
     with pytest.raises(InvalidContent):
-        ask(to, "project", [b"one", b"two"], mask=b"three", record=[0, 1], invert=True, tolerance=0.5)
+        ask(to, "project", [b"one", b"two"], mask=b"three", **options)
     form = to.asked[2].content
     assert [form.count(b'name="%b"; filename="%b"' % (name, name)) for name in (b"image", b"mask")] == [2, 1]
     for name, text in ((b"record", b"0,1"), (b"invert", b"true"), (b"tolerance", b"0.5")):

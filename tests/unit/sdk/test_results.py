@@ -1,6 +1,5 @@
 """Images and results as values: what they show, what they save."""
 
-import base64
 import dataclasses
 import os
 import pickle
@@ -32,6 +31,7 @@ STEP = Step(bytes=PNG, format="png", index=0, step=1, change=0.25)
 IMAGE = Image(
     bytes=PNG, format="png", index=0, width=5, height=4, steps=2, converged=False, distance=0.5, trajectory=(STEP,)
 )
+SCORE = Score(index=0, distance=0.125, drift=0.5, percentile=12.5, in_distribution=None)
 IMAGES = Images(images=(IMAGE, IMAGE), model=MODEL, request_id="abc", timing=TIMING, seed=7)
 
 
@@ -47,20 +47,14 @@ def test_values_are_frozen_and_picklable_and_their_reprs_hold_no_bytes() -> None
     assert "Images(images=<2 images>, model=<toy/2@0123456789ab>, request_id='abc'" in repr(IMAGES)
 
 
-def scores(count: int, percentile: float | None) -> Scores:
-    member = Score(index=0, distance=0.125, drift=0.5, percentile=percentile, in_distribution=None)
-    return Scores(images=(member,) * count, model=MODEL, request_id="abc", timing=TIMING)
-
-
 def test_notebooks_and_terminals_show_a_part_of_many() -> None:
+    many = Scores(images=(SCORE,) * 101, model=MODEL, request_id="abc", timing=TIMING)
     one = "<distance=0.125, drift=0.5, percentile=12.5>"
-    assert repr(scores(1, 12.5)) == f"Scores([{one}], model=<toy/2@0123456789ab>)"
-    assert "<distance=0.125, drift=0.5>" in repr(scores(1, None))
-    assert (repr(scores(6, 12.5)).count(one), "… 2 more" in repr(scores(6, 12.5))) == (4, True)
-    assert "and 1 more" in scores(101, None)._repr_html_()
-    assert f'src="data:image/png;base64,{base64.b64encode(PNG).decode()}"' in IMAGE._repr_html_()
-    many = dataclasses.replace(IMAGES, images=(IMAGE,) * 103)._repr_html_()
-    assert (many.count("<img "), "and 3 more" in many) == (100, True)
+    assert repr(many) == f"Scores([{', '.join([one] * 4)}, … 97 more], model=<toy/2@0123456789ab>)"
+    assert "<td>0</td><td>0.125</td><td>0.5</td><td>12.5</td><td>-</td>" in many._repr_html_()
+    assert "and 1 more" in many._repr_html_()
+    html = dataclasses.replace(IMAGES, images=(IMAGE,) * 103)._repr_html_()
+    assert (html.count('src="data:image/png;base64,'), "and 3 more" in html) == (100, True)
     array = Picture(bytes=b"x", format="npy")
     assert (IMAGE._repr_png_(), array._repr_png_(), "<img" in array._repr_html_()) == (PNG, None, False)
 

@@ -8,10 +8,10 @@ import httpx
 import pytest
 from PIL import Image
 
-from ign_client import Client, InvalidContent, TooLarge
+from ign_client import Client, InvalidContent
 from tests.contract.harness import Service
 from tests.helpers.pictures import noise, save
-from tests.unit.sdk.clients import Ask, answer, limited
+from tests.unit.sdk.clients import Ask, answer, limited, problem
 
 PICTURES = [save(noise(8, 8, seed=i)) for i in range(100)]
 
@@ -54,31 +54,17 @@ def test_any_number_of_generated_images(service: Service, ask: Ask, options: dic
 def test_an_error_names_the_image_of_the_whole_call_and_its_file(
     service: Service, ask: Ask, method: str, bad: int, count: int, tmp_path: Path
 ) -> None:
-    (tmp_path / "bad.png").write_bytes(b"no image")
-    for source, text in ((b"no image", ""), (tmp_path / "bad.png", f" ({tmp_path / 'bad.png'})")):
+    file = tmp_path / "bad.png"
+    file.write_bytes(b"no image")
+    images: list[Any] = [*PICTURES[:bad], file, *PICTURES[bad + 1 : count]]
+    calls = [("images", f"images.{bad} ({file}): ", images, {})]
+    if method == "project":
+        calls.append(("masks", f"masks.{bad}: ", PICTURES[:count], {"masks": images}))
+    for name, detail, sources, options in calls:
         with pytest.raises(InvalidContent) as rejected:
-            ask(service.url, method, [*PICTURES[:bad], source, *PICTURES[bad + 1 : count]])
-        assert rejected.value.detail.startswith(f"images.{bad}{text}: ")
-        assert [error.field for error in rejected.value.errors] in ([f"images.{bad}"], [])
-
-
-@pytest.mark.parametrize("before", [0, 2])
-def test_errors_about_masks_keep_their_place(ask: Ask, before: int) -> None:
-    fields = [{"field": name, "message": "no"} for name in ("masks.1", "mask", "image", "steps")]
-
-    def reply(request: httpx.Request) -> httpx.Response:
-        if request.url.path == "/models":
-            return limited(images=2)
-        if b"spoilt" in request.read():  # no hexadecimal digits: boundaries are made of those
-            return httpx.Response(422, json={"detail": "masks.1: no", "errors": fields})
-        return answer(2)
-
-    large = bytes(3 << 20) if before else b""  # so that two are one request of several
-    with pytest.raises(InvalidContent) as rejected:
-        ask(httpx.MockTransport(reply), "project", [large] * before + [b"spoilt" + large] * 2)
-    moved = [error.field for error in rejected.value.errors]
-    assert moved == [f"masks.{before + 1}", "mask", f"images.{before}", "steps"]
-    assert rejected.value.detail == f"masks.{before + 1}: no"
+            ask(service.url, method, sources, **options)
+        assert rejected.value.detail.startswith(detail)
+        assert [error.field for error in rejected.value.errors] in ([f"{name}.{bad}"], [])
 
 
 class Small(httpx.MockTransport):
@@ -96,7 +82,7 @@ class Small(httpx.MockTransport):
             return limited(**self.limits)
         body = request.read()
         if len(body) > 2_000_000:
-            return httpx.Response(413, json={"code": "too_large", "detail": "the body is too large"})
+            return problem(413)
         options = {} if b'filename="image"' in body else json.loads(body)
         count = options.get("n") or len(options.get("images", ())) or body.count(b'filename="image"')
         self.counts.append(count)
@@ -137,12 +123,7 @@ def test_a_client_asks_for_the_limits_once() -> None:
     assert to.asked_for_limits == 1
 
 
-def test_an_image_that_is_too_large_alone_is_rejected(ask: Ask) -> None:
-    with pytest.raises(TooLarge):
-        ask(Small(), "project", [bytes(3_000_000)] * 2)
-
-
 @pytest.mark.parametrize("most", [0, -(10**9)])
 def test_the_limits_of_a_service_may_be_nonsense(ask: Ask, most: int) -> None:
-    to = Small(n=most, images=most, body_bytes=most)
+    to = Small(n=most, images=most, body_bytes=most)  # what is too large alone has a request of its own
     assert len(ask(to, "generate", n=17)) == len(ask(to, "project", [b"x"] * 17)) == 17
