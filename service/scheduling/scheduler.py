@@ -30,7 +30,6 @@ from service.domain.latents import LARGE, FloatRows
 from service.domain.model import Model, ModelMemory, largest_batch
 from service.domain.tasks import RequestObserver, Result, SchedulingParams, StepOutput, StreamProgress
 from service.scheduling.admission import Admission
-from service.scheduling.commit import commit
 from service.scheduling.lane import Clock, Lane, model_failure
 from service.scheduling.observer import SchedulerObserver
 from service.scheduling.queue import FairQueue
@@ -341,8 +340,7 @@ class Scheduler:
             self._fail_rows(batch)
         if batch.device_lost is not None:
             self._on_device_lost(lane, batch)
-        batch.slices, outputs = commit(batch)
-        if outputs:
+        if outputs := batch.commit():
             self._emit(outputs)
         finished = dict[ScheduledRequest, Result | IgnError]()
         for piece in batch.slices:
