@@ -19,7 +19,8 @@ from service.domain.errors import ModelFailure
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceBatch, DeviceLost, DeviceOutOfMemory, Model, ModelMemory, largest_batch
 from service.domain.steps import mean_changes
-from service.scheduling.request import Batch, ModelCall
+from service.scheduling.report import ModelCall
+from service.scheduling.request import Batch
 
 logger = logging.getLogger(__name__)
 

@@ -3,17 +3,16 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.domain.errors import IgnError
-from service.domain.latents import FloatRows
+from service.domain.errors import IgnError, InvalidContent, ModelFailure
+from service.domain.latents import LARGE, FloatRows
 from service.domain.model import DeviceLost
 from service.domain.steps import RowSteps, StepRequest
 from service.domain.tasks import Result, SchedulingParams, StepOutput, StreamProgress
-from service.scheduling.observer import Finished
+from service.scheduling.report import Finished, ModelCall
 
 Event = StepOutput | StreamProgress | Result | IgnError
 """What a caller receives of a request. The last event is a `Result` or an error."""
@@ -61,15 +60,12 @@ class Slice(RowSteps):
         self.request.slices.append(head)
         return head
 
-
-class ModelCall(NamedTuple):
-    """One call of the model."""
-
-    rows: int  # without padding
-    padded: int
-    seconds: float
-    reason: str  # as of `SchedulerObserver.batch`
-    ended: float
+    def not_finite_error(self, index: int, steps: int) -> IgnError:
+        """The error of a row that is not finite after ``steps`` further steps."""
+        # The caller's fault, if the first step overflows from values that no seed and no image has.
+        if self.steps == 0 and steps == 1 and np.abs(self.rows[index]).max() > LARGE:
+            return InvalidContent(f"f of these rows is not finite: they hold values beyond ±{LARGE:.0f}")
+        return ModelFailure("the model gave values that are not finite")
 
 
 @dataclass(slots=True, eq=False)
@@ -114,7 +110,7 @@ class Batch:
             if piece.request.closed:
                 continue
             piece.steps += self.done - 1  # of which no value was needed
-            if any(start <= mine.start < end for start, end in self.lost):
+            if self.lost and any(start <= mine.start < end for start, end in self.lost):
                 piece.rows = self.y[mine]
                 slices.append(piece)
                 continue
@@ -204,3 +200,16 @@ Outputs = list[tuple[ScheduledRequest, StepOutput]]
 Events = list[tuple[ScheduledRequest, Event]]
 OnEvents = Callable[[Events], None]
 """Receives the events of requests in their order; that of the scheduler on the event loop, once in a turn."""
+
+
+def check_rows(requests: Sequence[tuple[FloatRows, SchedulingParams]], shape: tuple[int, int, int]) -> None:
+    """Raise `ValueError` unless rows and masks fit a model with rows of this shape."""
+    channels, height, width = shape
+    for rows, params in requests:
+        n, mask = len(rows), params.keep_mask
+        if n < 1 or rows.shape[1:] != shape or rows.dtype != np.float32:
+            raise ValueError(f"rows must be float32 (N ≥ 1, {channels}, {height}, {width})")
+        if mask is None:
+            continue
+        if mask.shape not in [(n, c, height, width) for c in (1, channels)] or mask.dtype != np.bool_:
+            raise ValueError(f"keep_mask must be bool ({n}, 1 or {channels}, {height}, {width})")
