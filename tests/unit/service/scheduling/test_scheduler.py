@@ -14,7 +14,7 @@ from service.domain.model import DeviceOutOfMemory
 from service.domain.tasks import Result, SchedulingParams, StepParams, StreamProgress
 from service.scheduling.request import Event
 from service.scheduling.scheduler import Scheduler
-from tests.helpers.fakes import FakeModel
+from tests.helpers.fakes import DeviceModel, FakeModel
 from tests.helpers.serving import (
     Clock,
     RecordingFunction,
@@ -62,7 +62,8 @@ def test_rows_that_do_not_fit_the_model(rows: FloatRows) -> None:
     play(main, FakeModel())
 
 
-def test_a_new_request_interrupts_unobserved_steps() -> None:
+@pytest.mark.parametrize("resident", [False, True])
+def test_a_new_request_interrupts_unobserved_steps(resident: bool) -> None:
     recorded, clock = RecordingFunction(), Clock()  # time stands still: nothing else can interrupt
 
     async def main() -> None:
@@ -80,7 +81,7 @@ def test_a_new_request_interrupts_unobserved_steps() -> None:
                 admitted.wait(300)
             return recorded(rows)
 
-        with serving(FakeModel(function=watched), clock=clock) as scheduler:
+        with serving(DeviceModel(function=watched, resident=resident), clock=clock) as scheduler:
             await scheduler.run(marked(1), params(1000))
             await asyncio.gather(*short)
 
@@ -196,15 +197,6 @@ def test_the_log_says_why_the_model_failed_and_for_which_requests(caplog: pytest
     assert first.endswith("failed on 1 of 22 rows: disk full; requests other")
     assert "failed on 20 of 22 rows: CUBLAS failure 13; requests r0, r1, " in second
     assert second.endswith("r15 and 4 more")
-
-
-def test_a_model_that_loses_rows_is_a_failure() -> None:
-    class Short(FakeModel):
-        def run(self, rows: FloatRows) -> FloatRows:
-            return rows[:0]
-
-    with pytest.raises(ModelFailure):
-        play(lambda scheduler: scheduler.run(marked(1, 2, 3), params(record=(1,))), Short())
 
 
 @pytest.mark.parametrize("buckets", [None, (1, 2, 4, 8)])
@@ -367,3 +359,34 @@ def test_progress_is_that_of_the_slowest_row() -> None:
     assert seen == sorted(seen)
     assert {(0, 0), (4, 1)} <= set(seen) <= {(0, 0), (1, 1), (2, 1), (3, 1), (4, 1)}
     assert {(event.steps, event.rows) for event in progress} == {(9, 2)}
+
+
+@pytest.mark.parametrize(
+    ("options", "steps", "calls"),
+    [
+        # the first step for its distance, the last for the answer
+        ({}, 6, [1, "upload", "step", "step", "step", "step", "download", 1]),
+        ({}, 3, [1, 1, 1]),  # a single unobserved step runs from the host
+        # two steps were made and are not made again; from then on the rows come and go
+        ({"breaks_at": 3}, 8, [1, "upload", "step", "step", "step", "download", 1, 1, 1, 1, 1]),
+        # rows that cannot be downloaded are computed again
+        ({"loses": True}, 5, [1, "upload", "step", "step", "step", "download", 1, 1, 1, 1]),
+    ],
+)
+def test_rows_are_downloaded_only_when_observed(options: dict[str, Any], steps: int, calls: list[str | int]) -> None:
+    model = DeviceModel(**options)
+    result = play(lambda scheduler: scheduler.run(marked(1024), params(steps)), model)
+    np.testing.assert_array_equal(result.rows, marked(1024 * 0.5**steps))
+    assert model.calls == calls
+
+
+def test_a_time_limit_ends_unobserved_steps() -> None:
+    clock = Clock()
+
+    def slow(rows: FloatRows) -> FloatRows:
+        clock.now += 0.06
+        return rows
+
+    model = DeviceModel(function=slow)
+    play(lambda scheduler: scheduler.run(marked(1024), params(6)), model, clock=clock)
+    assert model.calls == [1, *["upload", "step", "step", "download"] * 2, 1]

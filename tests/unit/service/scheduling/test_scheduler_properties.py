@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 
 from service.domain.errors import DeadlineExceeded, InvalidContent, ModelFailure
 from service.domain.latents import FloatRow, FloatRows
-from service.domain.model import DeviceLost
 from service.domain.tasks import Result, SchedulingParams, StepOutput, StepParams, StreamProgress
 from service.domain.tiles import Tiling
 from service.scheduling.request import Event, ScheduledRequest
 from service.scheduling.scheduler import Scheduler
 from service.scheduling.tiled import TiledRun
-from tests.helpers.fakes import FakeModel
+from tests.helpers.fakes import DeviceModel, FakeModel
 from tests.helpers.serving import Clock, Reports, params, play, rows_open
 
 SHAPE = (2, 2, 2)
@@ -40,20 +39,6 @@ def f(rows: FloatRows) -> FloatRows:
 
 def raises(row: FloatRow) -> bool:
     return bool(row.flat[-1] == RAISES)
-
-
-class Device(FakeModel):
-    """A device that is lost in its n-th call, counted from 1, and in all that follow; never if n is 0."""
-
-    def __init__(self, *args: object, lost_in: int = 0, **options: object) -> None:
-        super().__init__(*args, **options)  # type: ignore[arg-type]
-        self.calls, self.lost_in = 0, lost_in
-
-    def run(self, rows: FloatRows) -> FloatRows:
-        self.calls += 1
-        if self.lost_in and self.calls >= self.lost_in:
-            raise DeviceLost("CUDA failure 700: an illegal memory access was encountered")
-        return super().run(rows)
 
 
 @dataclass(frozen=True)
@@ -204,6 +189,9 @@ async def told(scheduler: Scheduler, mix: Sequence[Ask], leaving: dict[int, int]
     st.sampled_from([None, (1, 2, 4, 8), (3, 8), (8,)]),
     st.sampled_from([None, None, None, 3]),
     st.lists(st.integers(0, 6), max_size=2),
+    st.booleans(),
+    st.integers(0, 4),
+    st.booleans(),
 )
 def test_every_row_is_what_f_gives_row_by_row(
     mix: list[Ask],
@@ -211,12 +199,19 @@ def test_every_row_is_what_f_gives_row_by_row(
     buckets: tuple[int, ...] | None,
     memory: int | None,
     losses: Collection[int],
+    resident: bool,
+    breaks_at: int,
+    loses: bool,
 ) -> None:
-    """Streamed, recorded, masked, with a tolerance, one step and many; devices fail on rows, lack memory, are lost."""
+    """Streamed, recorded, masked, with a tolerance, one step and many, with rows that stay on a device or do not.
+
+    Devices fail on rows and in a step, lack memory, lose rows, and are lost.
+    """
     if buckets is not None and memory is not None:
         memory = max(memory, buckets[0])  # a device on which nothing at all fits is another test
-    devices = [Device(SHAPE, f, buckets, poison=raises, memory_rows=memory)]
-    devices += [Device(SHAPE, f, buckets, poison=raises, lost_in=lost_in) for lost_in in losses]
+    faults: dict[str, Any] = {"poison": raises, "resident": resident, "breaks_at": breaks_at, "loses": loses}
+    devices = [DeviceModel(SHAPE, f, buckets, memory_rows=memory, **faults)]
+    devices += [DeviceModel(SHAPE, f, buckets, lost_in=lost_in, **faults) for lost_in in losses]
 
     async def main(scheduler: Scheduler) -> None:
         for ask, events in zip(mix, await told(scheduler, mix, {}), strict=True):
@@ -251,7 +246,7 @@ def test_images_of_one_tile_have_the_steps_of_rows(ask: Ask) -> None:
         )
         try:
             events.append(await run.run())
-        except ModelFailure as exc:
+        except (ModelFailure, InvalidContent) as exc:
             events.append(exc)
         check(replace(ask, params=streamed), events, lambda value: pytest.approx(value, rel=1e-5, abs=1e-6))
 
