@@ -295,7 +295,7 @@ def _serve(
             queue_rows=settings.queue_rows,
             max_rows=settings.max_images,
             clock=clock,
-            observer=statistics,
+            observe=statistics.take,
             on_batch=None if tracing is None else partial(tracing.batch_ran, loaded.ref),
             on_all_devices_lost=on_device_lost,
             memory=loaded.memory,

@@ -11,7 +11,7 @@ import numpy as np
 from service.domain.errors import DeadlineUnreachable, IgnError, NotReady, QueueFull, WouldMissDeadline
 from service.domain.model import ModelMemory
 from service.domain.shares import Capacity
-from service.scheduling.request import Counters, ScheduledRequest, Slice
+from service.scheduling.request import Batch, Counters, ScheduledRequest, Slice
 
 _NOBODY: Final = Counters()
 _WINDOW: Final = 64  # model calls that the line is fitted to
@@ -176,16 +176,25 @@ class Admission:
     def on_batch_began(self, slices: Iterable[Slice], now: float) -> None:
         """Count the rows of a batch that runs from now on."""
         self._call_began = now
-        self._move(slices, 1)
+        for piece in slices:
+            if not piece.request.closed:
+                for counters in (self.total, piece.request.caller, piece.request.open):
+                    counters.in_batch += piece.count
 
-    def on_batch_ended(self, slices: Iterable[Slice], steps: int, seconds: float) -> None:
-        """Count ``steps`` steps of slices whose batch took so long; they have left it."""
+    def on_batch_ended(self, batch: Batch) -> None:
+        """Learn from the model calls of a batch and count its steps; its slices have left it."""
         row_steps = 0
-        for piece in self._move(slices, -1):
-            done = steps * piece.count
+        for call in batch.calls:
+            self._cost.add(call.rows, call.seconds, call.ended)
+        for piece in batch.slices:
+            if piece.request.closed:
+                continue
+            done = batch.done * piece.count
             row_steps += done
             for counters in (self.total, piece.request.caller, piece.request.open):
+                counters.in_batch -= piece.count
                 counters.steps -= done
+        seconds = batch.calls[-1].ended - batch.began if batch.calls else 0.0
         self._steps_per_call += _SMOOTHING * (row_steps - self._steps_per_call)
         self._seconds_per_call += _SMOOTHING * (seconds - self._seconds_per_call)
 
@@ -196,17 +205,6 @@ class Admission:
         for counters in (self.total, piece.request.caller, piece.request.open):
             counters.rows -= piece.count
             counters.steps -= unused
-
-    def on_model_call(self, rows: int, seconds: float, now: float) -> None:
-        """Learn the duration of a model call that ended at ``now``."""
-        self._cost.add(rows, seconds, now)
-
-    def _move(self, slices: Iterable[Slice], sign: int) -> list[Slice]:
-        moved = [piece for piece in slices if not piece.request.closed]
-        for piece in moved:
-            for counters in (self.total, piece.request.caller, piece.request.open):
-                counters.in_batch += sign * piece.count
-        return moved
 
     def _has_room_for_all(self, requests: Sequence[ScheduledRequest], now: float) -> bool:
         # Whether none of the requests would be rejected, even if each ran after all that is open or in the list. The

@@ -165,7 +165,7 @@ def test_the_sides_of_models_and_http_meet_in_one_module() -> None:
     """A name in the section that is no module any more fails too."""
     model, http = named("NAMES are the model side"), named("; NAMES are the HTTP side")
     public, shared = named("of the model side only NAMES."), named("Both sides share NAMES,")
-    excepted = named("imports NAMES, whose protocol it implements")
+    excepted = named("imports NAMES, which it counts")
     sides = model + http
     expect_none(name for name in [*sides, *public, *shared, *excepted] if name not in modules())
     found = imports("service")

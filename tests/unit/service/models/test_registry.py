@@ -49,7 +49,7 @@ class Stage:
 
     def _serve(self, loaded: LoadedModel) -> ServedModel:
         statistics = ModelStatistics(Metrics(), loaded.ref)
-        scheduler = Scheduler(*loaded.instances, max_batch_rows=8, queue_rows=100, observer=statistics)
+        scheduler = Scheduler(*loaded.instances, max_batch_rows=8, queue_rows=100, observe=statistics.take)
         return ServedModel(loaded, lambda _: scheduler, statistics)
 
 

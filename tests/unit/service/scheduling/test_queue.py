@@ -46,16 +46,6 @@ def run(queue: FairQueue, slices: list[Slice]) -> None:
     queue.push(slices)
 
 
-def test_places_are_dealt_round_robin_to_keys() -> None:
-    queue = FairQueue()
-    push(queue, request(100, key="a"), request(3, key="b"), request(3, key="c"))
-    assert Counter(one.params.key for one in take(queue, 6)) == {"a": 2, "b": 2, "c": 2}
-    assert Counter(one.params.key for one in take(queue, 6)) == {"a": 4, "b": 1, "c": 1}
-    queue = FairQueue()
-    push(queue, *(request(2, key=key) for key in "abcde"))
-    assert [one.params.key for _ in range(5) for one in take(queue, 2)] == list("abcdeabcde")
-
-
 def test_behind_a_very_long_queue_new_rows_get_every_second_place() -> None:
     queue, fresh = FairQueue(), request(2)
     push(queue, request(10 * MAX_SKIPS, steps=5))
@@ -63,21 +53,6 @@ def test_behind_a_very_long_queue_new_rows_get_every_second_place() -> None:
         run(queue, queue.take(2, 0.0)[0])
     push(queue, fresh)
     assert take(queue, 4).count(fresh) == 2
-
-
-def test_removed_and_closed_rows_are_never_taken() -> None:
-    queue = FairQueue()
-    forgotten, closed, stays = request(5, key="a"), request(5, key="b"), request(1, key="b")
-    push(queue, forgotten, closed, stays)
-    queue.remove(forgotten)
-    queue.remove(forgotten)
-    assert queue.row_count == 6
-    closed.closed = True
-    assert take(queue, 10) == [stays]
-    assert queue.row_count == 0
-    push(queue, forgotten)
-    assert take(queue, 10) == [forgotten] * 5
-    assert [queue.take(places, 0.0) for places in (0, 1)] == [([], [])] * 2
 
 
 @pytest.mark.parametrize("filed", [False, True])
