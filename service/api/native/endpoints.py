@@ -1,15 +1,17 @@
-"""The endpoints that return images or scores. Each has the stages that `service.api.pipeline` runs.
+"""The endpoints that return images or scores.
 
-`parse` checks the options against the operator's limits and the card, and resolves the model, once.
+The function of each makes work of its options, once: it checks them against the operator's limits and the card, and
+resolves the model. Its docstring is the description in `/openapi.json`.
 """
 
 import asyncio
+import inspect
 import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 from pydantic import BaseModel
 from starlette.types import Send
@@ -27,12 +29,17 @@ from service.api.native.responses import (
     score_response,
 )
 from service.api.native.schemas import (
+    ArithmeticAnswer,
     ArithmeticRequest,
+    GenerateAnswer,
     GenerateRequest,
     ImageOptions,
+    InterpolateAnswer,
     InterpolateRequest,
+    ProjectAnswer,
     ProjectOptions,
     ProjectRequest,
+    ScoreAnswer,
     ScoreOptions,
     ScoreRequest,
 )
@@ -59,15 +66,14 @@ from service.api.native.validation import (
     step_params,
 )
 from service.api.negotiation import PICTURE_TYPES, Json, Media
-from service.api.pipeline import LARGE_BODY, Endpoint, PathParameters, Plan
+from service.api.pipeline import LARGE_BODY, PathParameters, Plan, Stages
 from service.api.request import ApiRequest, ResponseParts, count_codec, count_rows
+from service.api.table import Endpoint
 from service.domain.errors import IgnError, InvalidContent, UnsupportedMedia
 from service.domain.latents import Grid, LatentPath, NoiseSource, weighted_sum
 from service.domain.tasks import Images, Result, SchedulingParams, StepParams, blend_result, close_loop, colour_result
 from service.images.pool import CodecThread
 from service.models.registry import ServedModel
-
-Schema = TypeVar("Schema", bound=BaseModel)
 
 FORMATS: Final = (Media.JSON, Media.PNG, Media.WEBP, Media.JPEG, Media.NPY, Media.TIFF)
 ROW_FORMATS: Final = (*FORMATS, Media.EVENTS)
@@ -169,27 +175,17 @@ class RowWork:
         return close_loop(result) if self.spec.closed else result
 
 
-def _check_json(formats: tuple[Media, ...]) -> Callable[[ApiRequest], None]:
-    """The check of an endpoint whose body is JSON; an empty body counts as `{}` and needs no Content-Type."""
+def generate(api: ApiRequest, options: GenerateRequest) -> RowWork:
+    """Generate images from noise.
 
-    def check(api: ApiRequest) -> None:
-        api.media = api.negotiate(formats)
-        api.reject_query()
-        content_type = api.content_type
-        if content_type not in ("", "application/json"):
-            raise UnsupportedMedia(f"Content-Type: expected application/json, not {content_type}")
+    f^k(z): apply f `steps` times to latents `offset` … `offset + n − 1` of a seed. Image i of a seed depends on
+    nothing else. `record` returns steps on the way, `tolerance` stops a row that no longer changes, `noise_scale` takes
+    more or less noise.
 
-    return check
-
-
-def _parse_json(api: ApiRequest, schema: type[Schema], body: bytes) -> Schema:
-    if body and not api.content_type:
-        raise UnsupportedMedia("Content-Type: expected application/json, not none")
-    return parse_as(schema, body)
-
-
-def _parse_generate(api: ApiRequest, body: bytes, _: PathParameters) -> RowWork:
-    options, settings = _parse_json(api, GenerateRequest, body), api.services.settings
+    Several images in one file are a contact sheet, with `columns` and a `gap`. `scale` enlarges images in every
+    format.
+    """
+    settings = api.services.settings
     check_count("n", options.n, settings.max_images)
     model = api.resolve(options.model)
     if model.card.noise is None:
@@ -219,20 +215,29 @@ def _parse_generate(api: ApiRequest, body: bytes, _: PathParameters) -> RowWork:
     return RowWork(api=api, spec=spec, params=params, source=make_rows, is_large=large)
 
 
-def _parse_project(api: ApiRequest, body: bytes, _: PathParameters) -> RowWork:
-    return project_work(api, parse_upload(api, ProjectOptions, ProjectRequest, body))
+def project(api: ApiRequest, upload: Upload[ProjectOptions]) -> RowWork:
+    """Make images real.
 
+    f^k(x): apply f to images x, which makes drawings, noisy, damaged or half-hidden images look like those that the
+    model learned.
 
-def project_work(api: ApiRequest, upload: Upload[ProjectOptions]) -> RowWork:
-    """The work of `/project`."""
+    Images are prepared for the model: turned by their EXIF orientation, resized (`resize`), light and dark exchanged
+    if needed (`invert`). A `mask` limits the change to its white part; `strength` below 1 blends with the input.
+
+    The body is a form, JSON or one image; the options in the query belong to the latter.
+    """
     options, settings, count = upload.options, api.services.settings, len(upload.images)
     model = api.resolve(options.model)
     params = step_params(options, recommended=model.card.steps.project, rows=count, settings=settings)
     return _upload_work(api, model, upload, params, options, strength=options.strength)
 
 
-def _parse_score(api: ApiRequest, body: bytes, _: PathParameters) -> RowWork:
-    upload = parse_upload(api, ScoreOptions, ScoreRequest, body)
+def score(api: ApiRequest, upload: Upload[ScoreOptions]) -> RowWork:
+    """Measure how real images look to the model.
+
+    How far f moves each image (`distance`), and how that compares with held-out real images (`percentile`,
+    `in_distribution`). A large distance marks outliers, changed data or a wrong polarity. No image is returned.
+    """
     model = api.resolve(upload.options.model)
     return _upload_work(api, model, upload, StepParams(steps=1, score=True), ImageOptions(), shows_change=True)
 
@@ -260,8 +265,12 @@ def _upload_work(
     return RowWork(api=api, spec=spec, params=params, source=upload, is_large=not is_small(upload, model.card))
 
 
-def _parse_interpolate(api: ApiRequest, body: bytes, _: PathParameters) -> RowWork:
-    options = _parse_json(api, InterpolateRequest, body)
+def latent_interpolate(api: ApiRequest, options: InterpolateRequest) -> RowWork:
+    """Walk between images.
+
+    f^k along a path through 2 to 16 points, or over a grid between four. A point is a seed, an image or a latent. A
+    path as GIF, APNG or WebP is an animation, as PNG or JPEG a strip.
+    """
     path, settings = latent_path(options), api.services.settings
     if isinstance(path, Grid):
         api.media = api.negotiate(FORMATS)
@@ -287,8 +296,12 @@ def _parse_interpolate(api: ApiRequest, body: bytes, _: PathParameters) -> RowWo
     return RowWork(api=api, spec=spec, params=StepParams(steps=steps), source=InPool(make_rows), is_large=True)
 
 
-def _parse_arithmetic(api: ApiRequest, body: bytes, _: PathParameters) -> RowWork:
-    options, settings = _parse_json(api, ArithmeticRequest, body), api.services.settings
+def latent_arithmetic(api: ApiRequest, options: ArithmeticRequest) -> RowWork:
+    """Add and subtract images.
+
+    f^k of a weighted sum of up to 16 seeds, images or latents: one image.
+    """
+    settings = api.services.settings
     model = api.resolve(options.model)
     noise = model.card.noise
     if noise is None:
@@ -358,7 +371,8 @@ def _encode(ended: Sequence[tuple[RowWork, Images, Result]]) -> list[Encoded]:
     return list(zip(results, contents, strict=True))
 
 
-def _respond(ended: Sequence[tuple[RowWork, Encoded]]) -> list[ResponseParts]:
+def respond_rows(ended: Sequence[tuple[RowWork, Encoded]]) -> list[ResponseParts]:
+    """Responses whose images `_encode` has made."""
     count_rows([(work.api, work.model, result) for work, (result, _) in ended])
     return [response_parts(work.api, work.spec, result, content) for work, (result, content) in ended]
 
@@ -382,12 +396,79 @@ def _is_large_body(api: ApiRequest, body: bytes) -> bool:
     return len(body) > LARGE_BODY and api.content_type not in PICTURE_TYPES  # one image, which is not parsed
 
 
-_ROWS: Final = (_decode, _decode_large, _encode, _respond)
-_SCORES: Final = (_decode, _decode_large, _encode_scores, _respond_scores)
+def row_stages(
+    check: Callable[[ApiRequest], None],
+    parse: Callable[[ApiRequest, bytes, PathParameters], RowWork],
+    encode: Callable[[Sequence[Any]], Sequence[Any]] = _encode,
+    respond: Callable[[Sequence[Any]], list[ResponseParts]] = respond_rows,
+) -> Stages:
+    """Stages of `RowWork`."""
+    return Stages(check, _is_large_body, parse, _decode, _decode_large, encode, respond)
+
+
+def _of_json(
+    request: type[BaseModel], make: Callable[[ApiRequest, Any], RowWork], answer: type[BaseModel], *formats: Media
+) -> Endpoint:
+    """An endpoint whose body is JSON; an empty body counts as `{}` and needs no Content-Type."""
+
+    def check(api: ApiRequest) -> None:
+        api.media = api.negotiate(formats)
+        api.reject_query()
+        content_type = api.content_type
+        if content_type not in ("", "application/json"):
+            raise UnsupportedMedia(f"Content-Type: expected application/json, not {content_type}")
+
+    def parse(api: ApiRequest, body: bytes, _: PathParameters) -> RowWork:
+        if body and not api.content_type:
+            raise UnsupportedMedia("Content-Type: expected application/json, not none")
+        return make(api, parse_as(request, body))
+
+    return _endpoint(row_stages(check, parse), make, request, answer, formats)
+
+
+def _of_upload(
+    request: type[ScoreOptions],
+    form: type[ScoreOptions],
+    make: Callable[[ApiRequest, Any], RowWork],
+    answer: type[BaseModel],
+    *formats: Media,
+    **own: Any,
+) -> Endpoint:
+    """An endpoint that takes images as JSON, in a form, or one as the body."""
+
+    def parse(api: ApiRequest, body: bytes, _: PathParameters) -> RowWork:
+        return make(api, parse_upload(api, form, request, body))
+
+    stages = row_stages(check_upload(formats, form), parse, **own)
+    return _endpoint(stages, make, request, answer, formats)._replace(is_upload=True, bodies=PICTURE_TYPES)
+
+
+def _endpoint(
+    stages: Stages,
+    make: Callable[[ApiRequest, Any], RowWork],
+    request: type[BaseModel],
+    answer: type[BaseModel],
+    formats: tuple[Media, ...],
+) -> Endpoint:
+    return Endpoint(
+        f"/{make.__name__.replace('_', '-')}",
+        stages,
+        "Images",
+        make.__name__,
+        ("POST",),
+        request,
+        answer=answer,
+        formats=formats,
+        text=inspect.getdoc(make) or "",
+    )
+
+
 ENDPOINTS: Final = (
-    Endpoint("/generate", _check_json(ROW_FORMATS), _is_large_body, _parse_generate, *_ROWS),
-    Endpoint("/project", check_upload(ROW_FORMATS, ProjectOptions), _is_large_body, _parse_project, *_ROWS),
-    Endpoint("/latent-interpolate", _check_json(PATH_FORMATS), _is_large_body, _parse_interpolate, *_ROWS),
-    Endpoint("/latent-arithmetic", _check_json(FORMATS), _is_large_body, _parse_arithmetic, *_ROWS),
-    Endpoint("/score", check_upload(SCORE_FORMATS, ScoreOptions), _is_large_body, _parse_score, *_SCORES),
+    _of_json(GenerateRequest, generate, GenerateAnswer, *ROW_FORMATS),
+    _of_upload(ProjectRequest, ProjectOptions, project, ProjectAnswer, *ROW_FORMATS),
+    _of_json(InterpolateRequest, latent_interpolate, InterpolateAnswer, *PATH_FORMATS),
+    _of_json(ArithmeticRequest, latent_arithmetic, ArithmeticAnswer, *FORMATS),
+    _of_upload(
+        ScoreRequest, ScoreOptions, score, ScoreAnswer, *SCORE_FORMATS, encode=_encode_scores, respond=_respond_scores
+    ),
 )

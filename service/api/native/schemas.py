@@ -14,6 +14,7 @@ from service.images.encode import Resample
 
 Format = Literal["png", "jpeg", "webp", "npy"]
 MAX_SCALE: Final = 32
+MAX_FRAMES: Final = 256
 
 
 def _number_of(value: object) -> object:
@@ -53,6 +54,9 @@ Base64Npy = Annotated[str, _base64("npy", "Base64 of a float32 .npy file, C×H×
 
 
 Side = Annotated[int, Field(ge=1, le=16_384)]
+# Limits that the operator sets. `service.api.info.openapi` puts the value of the setting into the document.
+Steps = Annotated[int, Field(ge=1, json_schema_extra={"maximum": "max_steps"})]
+_Pictures = Annotated[list[Base64], Field(min_length=1, json_schema_extra={"maxItems": "max_images"})]
 
 
 class ImageOptions(BaseModel):
@@ -91,7 +95,7 @@ class _Request(ImageOptions, _ModelChoice):
     """Base of the requests whose response holds images."""
 
     steps: Annotated[
-        int | None, Field(ge=1, description="Number of applications of f; default: the recommendation of the card.")
+        Steps | None, Field(description="Number of applications of f; default: the recommendation of the card.")
     ] = None
 
 
@@ -111,7 +115,7 @@ class StepOptions(_Request):
 class GenerateRequest(StepOptions):
     """f^k(z) of the latents with index offset … offset + n − 1 of a seed."""
 
-    n: Annotated[int, Field(ge=1, description="Number of images.")] = 1
+    n: Annotated[int, Field(ge=1, description="Number of images.", json_schema_extra={"maximum": "max_images"})] = 1
     seed: Annotated[Seed | None, Field(description="Number or text; random if absent. The response has it.")] = None
     offset: Annotated[int, Field(ge=0, le=MAX_SEED, description="Index of the first image of the seed.")] = 0
     noise_scale: Annotated[float, Field(ge=0, le=2, description="Factor of the noise.")] = 1.0
@@ -158,9 +162,7 @@ class ProjectOptions(ScoreOptions, StepOptions):
 class ScoreRequest(ScoreOptions):
     """The JSON body of `/score`."""
 
-    images: Annotated[
-        list[Base64], Field(min_length=1, description="The images: PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF.")
-    ]
+    images: Annotated[_Pictures, Field(description="The images: PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF.")]
 
 
 class ProjectRequest(ProjectOptions):
@@ -168,11 +170,9 @@ class ProjectRequest(ProjectOptions):
 
     model_config = _either({"mask": _NULL}, {"masks": _NULL})
 
-    images: Annotated[
-        list[Base64], Field(min_length=1, description="The images: PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF.")
-    ]
+    images: Annotated[_Pictures, Field(description="The images: PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF.")]
     mask: Annotated[Base64 | None, Field(description="For all images: white = regenerate, black = keep.")] = None
-    masks: Annotated[list[Base64] | None, Field(min_length=1, description="One mask for each image.")] = None
+    masks: Annotated[_Pictures | None, Field(description="One mask for each image.")] = None
 
     @field_validator("masks")
     @classmethod
@@ -221,11 +221,15 @@ class ArithmeticRequest(_Request):
     normalize: Annotated[bool, Field(description="Rescale the sum to the mean norm of the model's noise.")] = True
 
 
+# A grid has as many frames as a path, at most, which `latent_path` checks.
+_Line = Annotated[int, Field(ge=2, json_schema_extra={"maximum": MAX_FRAMES // 2})]
+
+
 class GridRequest(StrictModel):
     """A grid between four corners: top left, top right, bottom left, bottom right."""
 
-    rows: Annotated[int, Field(ge=2)]
-    cols: Annotated[int, Field(ge=2)]
+    rows: _Line
+    cols: _Line
 
 
 class InterpolateRequest(_Request):
@@ -238,7 +242,8 @@ class InterpolateRequest(_Request):
 
     points: Annotated[list[PointRequest], Field(min_length=2, max_length=16, description="The latents on the way.")]
     frames: Annotated[
-        int | None, Field(ge=2, description="Number of frames of the whole path, including both ends; default 9.")
+        int | None,
+        Field(ge=2, le=MAX_FRAMES, description="Number of frames of the whole path, including both ends; default 9."),
     ] = None
     method: Annotated[Literal["slerp", "lerp"], Field(description="Along the arc, or straight.")] = "slerp"
     loop: Annotated[bool, Field(description="Return to the first point.")] = False

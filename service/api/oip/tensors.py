@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 from pydantic.config import JsonDict
 
 from service.api.body import MAX_VALUES, parse_as
-from service.api.native.schemas import StrictModel
+from service.api.native.schemas import Steps, StrictModel
 from service.artifact.card import INPUT, OUTPUT, Card
 from service.domain.errors import InvalidContent, InvalidInference
 from service.domain.latents import MAX_MAGNITUDE, FloatRows, is_bounded
@@ -70,7 +70,7 @@ class RequestedOutput(StrictModel):
 class InferParameters(StrictModel):
     """Parameters of the inference."""
 
-    steps: Annotated[int, Field(ge=1, description="Number of applications of f.")] = 1
+    steps: Annotated[Steps, Field(description="Number of applications of f.")] = 1
     timeout: Annotated[int, Field(ge=0, description="Timeout in microseconds; 0 for none.")] = 0
     priority: Annotated[int, Field(ge=0, description="Accepted, but without effect.")] = 0
     binary_data_output: Annotated[bool, Field(description="Whether outputs without `binary_data` are binary.")] = False

@@ -169,7 +169,7 @@ def test_calls_within_a_process(models: Path) -> None:
     app = create_app(build_services(settings(models)))
 
     async def calls() -> None:
-        async with app.fastapi.router.lifespan_context(app.fastapi):
+        async with app.lifespan():
             transport = httpx.ASGITransport(app)
             async with AsyncClient("http://service", transport=transport, max_retries=0) as client:
                 while not await client.ready():

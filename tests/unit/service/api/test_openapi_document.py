@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 
 from service.api.access import HEALTH_PATHS
-from service.app import build_services, create_app
+from service.api.info import openapi
+from service.app import ENDPOINTS
 from service.settings import Settings
 
 
 def document(**changes: Any) -> dict[str, Any]:
-    return create_app(build_services(Settings(**changes))).fastapi.openapi()
+    return openapi.document(ENDPOINTS, Settings(**changes))
 
 
 @pytest.fixture(scope="module")
