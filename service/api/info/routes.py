@@ -5,7 +5,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
-from service.api.native.validation import MAX_FRAMES
+from service.api.native.schemas import MAX_FRAMES
 from service.api.negotiation import Json
 from service.api.request import ApiRequest
 from service.api.table import Endpoint

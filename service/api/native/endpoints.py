@@ -42,6 +42,13 @@ from service.api.native.schemas import (
     ScoreAnswer,
     ScoreOptions,
     ScoreRequest,
+    check_count,
+    check_mixture,
+    check_steps,
+    image_size,
+    latent_path,
+    no_noise,
+    step_params,
 )
 from service.api.native.stream import encode_event, send_events
 from service.api.native.uploads import (
@@ -55,15 +62,6 @@ from service.api.native.uploads import (
     open_upload,
     parse_upload,
     read_points,
-)
-from service.api.native.validation import (
-    check_count,
-    check_mixture,
-    check_steps,
-    image_size,
-    latent_path,
-    no_noise,
-    step_params,
 )
 from service.api.negotiation import PICTURE_TYPES, Json, Media
 from service.api.pipeline import LARGE_BODY, PathParameters, Plan, Stages

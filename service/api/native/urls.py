@@ -79,7 +79,7 @@ def _stages(
         if name not in formats:
             raise InvalidContent.field("format", f"must be one of {', '.join(formats)}")
         api.media = api.negotiate((formats[name],))
-        work = make(api, request.model_validate(translate(fields)))
+        work = make(api, request.model_validate(translate(fields), strict=False))
         headers = _cache_headers(work)
         if "ETag" in headers and _is_known(headers, api.headers):
             raise NotModified(headers)

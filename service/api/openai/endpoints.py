@@ -20,11 +20,10 @@ from starlette.types import Send
 from service.api.body import parse_as
 from service.api.native.endpoints import Encoded, RowWork, generate, project, row_stages
 from service.api.native.responses import picture
-from service.api.native.schemas import MAX_SCALE, GenerateRequest, ProjectOptions, StrictModel
+from service.api.native.schemas import MAX_SCALE, GenerateRequest, ProjectOptions, StrictModel, check_count, check_steps
 from service.api.native.stream import event, send_events, step_members
 from service.api.native.uploads import InputRows, Upload, read_form
 from service.api.native.urls import seed_of_field
-from service.api.native.validation import check_count, check_steps
 from service.api.negotiation import Json, Media
 from service.api.pipeline import PathParameters
 from service.api.request import ApiRequest, ResponseParts, count_codec, count_rows
