@@ -139,8 +139,8 @@ def _responses(endpoint: Endpoint, schemas: Schemas, *, guarded: bool) -> Json:
         "serving": endpoint.name not in ("healthz", "live", "metrics"),
     }
     parts = _read("parts.json")
-    content = {media: _content(endpoint, media, schemas) for media in endpoint.formats}
-    contents = {"200": content or None, "304": None}
+    answer = {media: _content(endpoint, media, schemas) for media in endpoint.formats}
+    contents = {"200": answer or None, "304": None}
     problem = {MEDIA_TYPE: {"schema": schemas[ProblemDocument]}}
     responses: Json = {}
     for status, told in parts["responses"].items():

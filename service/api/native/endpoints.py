@@ -9,7 +9,7 @@ import inspect
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -88,24 +88,19 @@ class InPool(NamedTuple):
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class RowWork:
+class RowWork(ResponseSpec):
     """What a request asks of a model, after its options are checked; ``source`` is the upload, or makes the rows."""
 
-    api: ApiRequest
-    spec: ResponseSpec
     params: StepParams
     source: Upload[Any] | InPool | Callable[[], InputRows]
     is_large: bool  # decode it in the codec pool
 
-    model: ServedModel = field(init=False)
-    is_tiled: bool = field(init=False)  # whether the rows are tiles of images of any size
     plan: Plan | None = field(init=False, default=None)
     opened: OpenUpload | None = field(init=False, default=None)
     has_large_response: bool = field(init=False)  # the codec pool encodes the response
 
     def __post_init__(self) -> None:
-        self.model = self.spec.model
-        self.is_tiled = self.spec.has_sizes
+        ResponseSpec.__post_init__(self)
         source = self.source
         if not isinstance(source, Upload) or not (self.is_tiled or source.must_open):
             self._make_plan()
@@ -115,23 +110,22 @@ class RowWork:
         assert isinstance(self.source, Upload)  # noqa: S101 - nothing else is planned late
         self.opened = open_upload(thread, self.api, self.source, self.model.card)
         images = self.opened.images
-        labels: list[Json] = [{"index": index} for index in range(len(images))]
-        sizes = [image.size for image in images] if self.is_tiled else []
-        self.spec = replace(self.spec, labels=labels, sizes=sizes)
+        self.labels = [{"index": index} for index in range(len(images))]
+        if self.is_tiled:
+            self.sizes = [image.size for image in images]
         self._make_plan()
 
     def _make_plan(self) -> None:
-        spec, record = self.spec, self.params.record
-        check_format(self.api, spec, record)
-        values, options = spec.values, spec.options
+        record, options, values = self.params.record, self.options, self.values
+        check_format(self, record)
         is_repeated = self.params.steps > 1 or self.params.score
-        held = response_bytes(spec, values, len(record), is_repeated=is_repeated)
-        is_slow = (spec.fps and spec.is_animation) or (options.gap > 0 and spec.media in RASTER)
+        held = response_bytes(self, values, len(record), is_repeated=is_repeated)
+        is_slow = (self.fps and self.is_animation) or (options.gap > 0 and self.media in RASTER)
         is_large = values * options.scale**2 > INLINE_VALUES
         self.has_large_response = bool(is_large or record or is_slow or self.is_tiled)
-        rows = len(spec.labels) - spec.closed  # the repeated image of a loop is not run again
+        rows = len(self.labels) - self.closed  # the repeated image of a loop is not run again
         if self.is_tiled:
-            tiles = self.model.plan_tiles(spec.sizes)
+            tiles = self.model.plan_tiles(self.sizes)
             rows = tiles.rows
             held += tiles.bytes
         self.plan = Plan(rows=rows, steps=self.params.steps, bytes=held)
@@ -144,8 +138,8 @@ class RowWork:
             keep_mask=None if isinstance(inputs.keep, list) else inputs.keep,
             deadline=api.deadline,
             key=api.caller,
-            streamed=self.spec.media is Media.EVENTS,
-            stream_deadline=api.stream_deadline if self.spec.media is Media.EVENTS else None,
+            streamed=self.media is Media.EVENTS,
+            stream_deadline=api.stream_deadline if self.media is Media.EVENTS else None,
             request_id=api.request_id,
             observer=api.spans,
         )
@@ -161,16 +155,16 @@ class RowWork:
 
     async def send_events(self, inputs: InputRows, events: "asyncio.Queue[Any]", send: Send) -> bytes:
         """Send the events of a stream; returns its last piece."""
-        encode = partial(encode_event, self.api, self.spec, inputs.rows)
-        return await send_events(self.api, self.spec, events, send, encode)
+        encode = partial(encode_event, self, inputs.rows)
+        return await send_events(self, events, send, encode)
 
     def shown(self, rows: Images, result: Result) -> Result:
         """The result as the caller is shown it."""
-        if self.spec.strength != 1.0:
-            result = blend_result(rows, result, self.spec.strength)
-        if self.spec.chroma:
-            result = colour_result(result, self.spec.chroma)
-        return close_loop(result) if self.spec.closed else result
+        if self.strength != 1.0:
+            result = blend_result(rows, result, self.strength)
+        if self.chroma:
+            result = colour_result(result, self.chroma)
+        return close_loop(result) if self.closed else result
 
 
 def generate(api: ApiRequest, options: GenerateRequest) -> RowWork:
@@ -193,15 +187,6 @@ def generate(api: ApiRequest, options: GenerateRequest) -> RowWork:
     labels = [{"index": options.offset + i} for i in range(options.n)]
     size = image_size(options, model.card, settings)
     sizes = [] if size is None else [size] * options.n
-    spec = ResponseSpec(
-        model=model,
-        media=api.media,
-        options=options,
-        labels=labels,
-        members={"seed": seed},
-        sizes=sizes,
-        has_sizes=bool(sizes),
-    )
 
     def make_rows() -> InputRows:
         noise = model.noise if size is None else NoiseSource((model.card.shape[0], *size))
@@ -210,7 +195,18 @@ def generate(api: ApiRequest, options: GenerateRequest) -> RowWork:
 
     channels, height, width = model.card.shape
     large = bool(sizes) or options.n * channels * height * width > _LARGE_NOISE
-    return RowWork(api=api, spec=spec, params=params, source=make_rows, is_large=large)
+    return RowWork(
+        api=api,
+        model=model,
+        options=options,
+        labels=labels,
+        members={"seed": seed},
+        sizes=sizes,
+        is_tiled=bool(sizes),
+        params=params,
+        source=make_rows,
+        is_large=large,
+    )
 
 
 def project(api: ApiRequest, upload: Upload[ProjectOptions]) -> RowWork:
@@ -251,16 +247,18 @@ def _upload_work(
     shows_change: bool = False,
 ) -> RowWork:
     labels: list[Json] = [{"index": i} for i in range(len(upload.images))]
-    spec = ResponseSpec(
+    return RowWork(
+        api=api,
         model=model,
-        media=api.media,
         options=options,
         labels=labels,
         strength=strength,
         shows_change=shows_change,
-        has_sizes=model.card.tiles is not None,
+        is_tiled=model.card.tiles is not None,
+        params=params,
+        source=upload,
+        is_large=not is_small(upload, model.card),
     )
-    return RowWork(api=api, spec=spec, params=params, source=upload, is_large=not is_small(upload, model.card))
 
 
 def latent_interpolate(api: ApiRequest, options: InterpolateRequest) -> RowWork:
@@ -276,22 +274,24 @@ def latent_interpolate(api: ApiRequest, options: InterpolateRequest) -> RowWork:
     if model.card.noise is None:
         raise no_noise(model.card)
     steps = check_steps(options.steps, recommended=model.card.steps.generate, settings=settings)
-    spec = ResponseSpec(
-        model=model,
-        media=api.media,
-        options=options,
-        labels=_frame_labels(path),
-        columns=path.cols if isinstance(path, Grid) else path.frames,
-        fps=0 if isinstance(path, Grid) else options.fps,
-        closed=isinstance(path, LatentPath) and path.loop,
-    )
 
     def make_rows(thread: CodecThread) -> InputRows:
         points = read_points(thread, api, model, "points", options.points)
         rows = path.latents(points) if isinstance(path, Grid) else path.rows(points)
         return InputRows(rows=check_mixture("points", rows))
 
-    return RowWork(api=api, spec=spec, params=StepParams(steps=steps), source=InPool(make_rows), is_large=True)
+    return RowWork(
+        api=api,
+        model=model,
+        options=options,
+        labels=_frame_labels(path),
+        columns=path.cols if isinstance(path, Grid) else path.frames,
+        fps=0 if isinstance(path, Grid) else options.fps,
+        closed=isinstance(path, LatentPath) and path.loop,
+        params=StepParams(steps=steps),
+        source=InPool(make_rows),
+        is_large=True,
+    )
 
 
 def latent_arithmetic(api: ApiRequest, options: ArithmeticRequest) -> RowWork:
@@ -305,7 +305,6 @@ def latent_arithmetic(api: ApiRequest, options: ArithmeticRequest) -> RowWork:
     if noise is None:
         raise no_noise(model.card)
     steps = check_steps(options.steps, recommended=model.card.steps.generate, settings=settings)
-    spec = ResponseSpec(model=model, media=api.media, options=options, labels=[{"index": 0}], members={"seed": None})
 
     def make_rows(thread: CodecThread) -> InputRows:
         rows = read_points(thread, api, model, "terms", options.terms)
@@ -316,7 +315,16 @@ def latent_arithmetic(api: ApiRequest, options: ArithmeticRequest) -> RowWork:
             raise InvalidContent.field("terms", "their sum is zero, which is no latent") from exc
         return InputRows(rows=check_mixture("terms", mixture))
 
-    return RowWork(api=api, spec=spec, params=StepParams(steps=steps), source=InPool(make_rows), is_large=True)
+    return RowWork(
+        api=api,
+        model=model,
+        options=options,
+        labels=[{"index": 0}],
+        members={"seed": None},
+        params=StepParams(steps=steps),
+        source=InPool(make_rows),
+        is_large=True,
+    )
 
 
 def _decode(works: Sequence[RowWork]) -> list[InputRows | IgnError]:
@@ -351,9 +359,9 @@ def _decode_large(work: RowWork, thread: CodecThread) -> InputRows:
 
 
 def _label(work: RowWork, inputs: InputRows) -> None:
-    for label, inverted in zip(work.spec.labels, inputs.inverted, strict=True):
+    for label, inverted in zip(work.labels, inputs.inverted, strict=True):
         label["inverted"] = inverted
-    work.spec.chroma[:] = inputs.chroma
+    work.chroma[:] = inputs.chroma
 
 
 Encoded = tuple[Result, list[bytes]]
@@ -363,7 +371,7 @@ def _encode(ended: Sequence[tuple[RowWork, Images, Result]]) -> list[Encoded]:
     """Results as they are shown, and their images; those of the same model are encoded together."""
     works, results = [work for work, _, _ in ended], [work.shown(rows, result) for work, rows, result in ended]
     start = time.perf_counter()
-    contents = encode_contents([(work.api, work.spec, result) for work, result in zip(works, results, strict=True)])
+    contents = encode_contents(list(zip(works, results, strict=True)))
     if not works[0].has_large_response:  # the codec pool counts by itself
         count_codec("encode", [work.api for work in works], start)
     return list(zip(results, contents, strict=True))
@@ -372,16 +380,16 @@ def _encode(ended: Sequence[tuple[RowWork, Images, Result]]) -> list[Encoded]:
 def respond_rows(ended: Sequence[tuple[RowWork, Encoded]]) -> list[ResponseParts]:
     """Responses whose images `_encode` has made."""
     count_rows([(work.api, work.model, result) for work, (result, _) in ended])
-    return [response_parts(work.api, work.spec, result, content) for work, (result, content) in ended]
+    return [response_parts(work, result, content) for work, (result, content) in ended]
 
 
 def _encode_scores(ended: Sequence[tuple[RowWork, Images, Result]]) -> list[tuple[Result, Any]]:
-    return [(result, score_content(work.spec, rows, result)) for work, rows, result in ended]
+    return [(result, score_content(work, rows, result)) for work, rows, result in ended]
 
 
 def _respond_scores(ended: Sequence[tuple[RowWork, tuple[Result, Any]]]) -> list[ResponseParts]:
     count_rows([(work.api, work.model, result) for work, (result, _) in ended])
-    return [score_response(work.api, work.spec, result, content) for work, (result, content) in ended]
+    return [score_response(work, result, content) for work, (result, content) in ended]
 
 
 def _frame_labels(path: LatentPath | Grid) -> list[Json]:
@@ -404,69 +412,52 @@ def row_stages(
     return Stages(check, _is_large_body, parse, _decode, _decode_large, encode, respond)
 
 
-def _of_json(
-    request: type[BaseModel], make: Callable[[ApiRequest, Any], RowWork], answer: type[BaseModel], *formats: Media
-) -> Endpoint:
-    """An endpoint whose body is JSON; an empty body counts as `{}` and needs no Content-Type."""
-
-    def check(api: ApiRequest) -> None:
-        api.media = api.negotiate(formats)
-        api.reject_query()
-        content_type = api.content_type
-        if content_type not in ("", "application/json"):
-            raise UnsupportedMedia(f"Content-Type: expected application/json, not {content_type}")
-
-    def parse(api: ApiRequest, body: bytes, _: PathParameters) -> RowWork:
-        if body and not api.content_type:
-            raise UnsupportedMedia("Content-Type: expected application/json, not none")
-        return make(api, parse_as(request, body))
-
-    return _endpoint(row_stages(check, parse), make, request, answer, formats)
-
-
-def _of_upload(
-    request: type[ScoreOptions],
-    form: type[ScoreOptions],
-    make: Callable[[ApiRequest, Any], RowWork],
-    answer: type[BaseModel],
-    *formats: Media,
-    **own: Any,
-) -> Endpoint:
-    """An endpoint that takes images as JSON, in a form, or one as the body."""
-
-    def parse(api: ApiRequest, body: bytes, _: PathParameters) -> RowWork:
-        return make(api, parse_upload(api, form, request, body))
-
-    stages = row_stages(check_upload(formats, form), parse, **own)
-    return _endpoint(stages, make, request, answer, formats)._replace(is_upload=True, bodies=PICTURE_TYPES)
-
-
 def _endpoint(
-    stages: Stages,
     make: Callable[[ApiRequest, Any], RowWork],
     request: type[BaseModel],
     answer: type[BaseModel],
     formats: tuple[Media, ...],
+    options: type[ScoreOptions] | None = None,
+    **stages: Any,
 ) -> Endpoint:
+    """An endpoint whose body is JSON; with ``options``, images may also come in a form, or one as the body."""
+
+    def check(api: ApiRequest) -> None:
+        api.media = api.negotiate(formats)
+        if options is not None:
+            check_upload(api, options)
+            return
+        api.reject_query()
+        if api.content_type not in ("", "application/json"):
+            raise UnsupportedMedia(f"Content-Type: expected application/json, not {api.content_type}")
+
+    def parse(api: ApiRequest, body: bytes, _: PathParameters) -> RowWork:
+        if options is not None:
+            return make(api, parse_upload(api, options, request, body))
+        if body and not api.content_type:  # an empty one counts as `{}`
+            raise UnsupportedMedia("Content-Type: expected application/json, not none")
+        return make(api, parse_as(request, body))
+
     return Endpoint(
         f"/{make.__name__.replace('_', '-')}",
-        stages,
+        row_stages(check, parse, **stages),
         "Images",
         make.__name__,
         ("POST",),
         request,
+        bodies=PICTURE_TYPES if options else (),
         answer=answer,
         formats=formats,
         text=inspect.getdoc(make) or "",
+        is_upload=options is not None,
     )
 
 
+_SCORES: Final = {"encode": _encode_scores, "respond": _respond_scores}
 ENDPOINTS: Final = (
-    _of_json(GenerateRequest, generate, GenerateAnswer, *ROW_FORMATS),
-    _of_upload(ProjectRequest, ProjectOptions, project, ProjectAnswer, *ROW_FORMATS),
-    _of_json(InterpolateRequest, latent_interpolate, InterpolateAnswer, *PATH_FORMATS),
-    _of_json(ArithmeticRequest, latent_arithmetic, ArithmeticAnswer, *FORMATS),
-    _of_upload(
-        ScoreRequest, ScoreOptions, score, ScoreAnswer, *SCORE_FORMATS, encode=_encode_scores, respond=_respond_scores
-    ),
+    _endpoint(generate, GenerateRequest, GenerateAnswer, ROW_FORMATS),
+    _endpoint(project, ProjectRequest, ProjectAnswer, ROW_FORMATS, ProjectOptions),
+    _endpoint(latent_interpolate, InterpolateRequest, InterpolateAnswer, PATH_FORMATS),
+    _endpoint(latent_arithmetic, ArithmeticRequest, ArithmeticAnswer, FORMATS),
+    _endpoint(score, ScoreRequest, ScoreAnswer, SCORE_FORMATS, ScoreOptions, **_SCORES),
 )

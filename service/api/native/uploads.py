@@ -19,7 +19,7 @@ from service.api.native.schemas import (
     ScoreRequest,
     check_count,
 )
-from service.api.negotiation import PICTURE_TYPES, Media
+from service.api.negotiation import PICTURE_TYPES
 from service.api.request import ApiRequest
 from service.artifact.card import Card
 from service.domain.errors import IgnError, InvalidContent, TooLarge, UnsupportedMedia
@@ -90,22 +90,17 @@ class InputRows:
     chroma: Sequence[FloatRow | None] = ()
 
 
-def check_upload(formats: tuple[Media, ...], schema: type[ScoreOptions]) -> Callable[[ApiRequest], None]:
-    """The check of an endpoint that takes images in one of three kinds of body: a form, JSON or one image.
+def check_upload(api: ApiRequest, schema: type[ScoreOptions]) -> None:
+    """Check the head of a request with images: in a form, JSON or one as the body.
 
     Only the options of an image are in the query; `parse_upload` checks that of JSON.
     """
-
-    def check(api: ApiRequest) -> None:
-        api.media = api.negotiate(formats)
-        if api.content_type in PICTURE_TYPES or api.headers.get(b"content-type") is None:
-            _from_query(schema, api.query)
-        elif api.content_type not in UPLOAD_TYPES:
-            raise _unsupported()
-        elif api.content_type != "application/json":
-            api.reject_query()
-
-    return check
+    if api.content_type in PICTURE_TYPES or api.headers.get(b"content-type") is None:
+        _from_query(schema, api.query)
+    elif api.content_type not in UPLOAD_TYPES:
+        raise _unsupported()
+    elif api.content_type != "application/json":
+        api.reject_query()
 
 
 def parse_upload(api: ApiRequest, schema: type[Options], body: type[Options], content: bytes) -> Upload[Options]:

@@ -109,10 +109,10 @@ def _is_known(headers: Mapping[str, str], request: RequestHeaders) -> bool:
 
 def _cache_headers(work: RowWork) -> dict[str, str]:
     """How caches may use the response. Those that several callers share keep one for each API key."""
-    spec, options = work.spec, work.spec.options
-    if spec.members.get("seed", 0) != getattr(options, "seed", 0):  # the service has chosen the seed
+    options = work.options
+    if work.members.get("seed", 0) != getattr(options, "seed", 0):  # the service has chosen the seed
         return {"Cache-Control": "no-store"}
-    what = (work.model.digest, spec.media, work.params, options.model_dump_json(exclude={"model"}))
+    what = (work.model.digest, work.media, work.params, options.model_dump_json(exclude={"model"}))
     # Not in the second of a change: an image of before could have the same time.
     changed = {"Last-Modified": formatdate(work.model.since, usegmt=True)} if time.time() >= work.model.since else {}
     is_named = "/" in (getattr(options, "model", None) or "")

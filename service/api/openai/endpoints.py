@@ -96,13 +96,13 @@ class ImagesWork(RowWork):
     @classmethod
     def of(cls, work: RowWork, kind: str, note: str) -> "ImagesWork":
         """The same work, with another form of the response."""
-        if work.spec.media is Media.EVENTS and len(work.spec.labels) > 1:
+        if work.media is Media.EVENTS and len(work.labels) > 1:
             raise InvalidContent.field("stream", "a stream has one image")
         return cls(**{each.name: getattr(work, each.name) for each in fields(work) if each.init}, kind=kind, note=note)
 
     def described(self, row: FloatRow) -> Json:
         """What a response and an event say of an image like this row."""
-        options, (height, width) = self.spec.options, row.shape[-2:]
+        options, (height, width) = self.options, row.shape[-2:]
         size = f"{width * options.scale}x{height * options.scale}"
         return {"background": "opaque", "output_format": options.format, "quality": "auto", "size": size}
 
@@ -114,14 +114,14 @@ class ImagesWork(RowWork):
                 count_rows([(self.api, self.model, item)])
             if not isinstance(item, StepOutput):
                 return b""
-            data = (await step_members(self.api, self.spec, inputs.rows, item))["data"]
+            data = (await step_members(self, inputs.rows, item))["data"]
             is_last = item.step == self.params.steps
             name = f"{self.kind}.{'completed' if is_last else 'partial_image'}"
             own = {"usage": _USAGE} if is_last else {"partial_image_index": self.params.record.index(item.step)}
             members = {"type": name, "b64_json": data, "created_at": int(time.time()), **own}
             return event(name, members | self.described(item.row))
 
-        return await send_events(self.api, self.spec, events, send, encode)
+        return await send_events(self, events, send, encode)
 
 
 def _parse_generations(api: ApiRequest, body: bytes, _: PathParameters) -> ImagesWork:
@@ -159,7 +159,7 @@ def _pieces(work: ImagesWork, result: Result) -> list[bytes]:
     note, before, pieces = json.dumps(work.note), json.dumps(head)[:-1] + ', "data": [', list[bytes]()
     for row in result.rows:
         work.api.check_not_over()
-        data = picture(row, work.model.card, work.spec.options)
+        data = picture(row, work.model.card, work.options)
         pieces.append(f'{before}{{"b64_json": "{data}", "revised_prompt": {note}}}'.encode("ascii"))
         before = ", "
     return [*pieces, b"]}"]
@@ -168,7 +168,7 @@ def _pieces(work: ImagesWork, result: Result) -> list[bytes]:
 def _respond(ended: Sequence[tuple[ImagesWork, Encoded]]) -> list[ResponseParts]:
     count_rows([(work.api, work.model, result) for work, (result, _) in ended])
     return [
-        (work.api.response_headers(work.model, work.spec.members.get("seed")), pieces, Media.JSON)
+        (work.api.response_headers(work.model, work.members.get("seed")), pieces, Media.JSON)
         for work, (_, pieces) in ended
     ]
 
