@@ -7,7 +7,8 @@ The parsers are synchronous: large bodies are parsed in the codec pool.
 
 import asyncio
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from email.utils import parsedate
 from io import BytesIO
 from math import isfinite
 from typing import Any, Final, TypeVar
@@ -55,6 +56,15 @@ class RequestHeaders:
         if len(self.first) == len(self.fields):  # none is repeated
             return [self.first[name].decode("latin-1")]
         return [value.decode("latin-1") for each, value in self.fields if each == name]
+
+
+def is_known(headers: Mapping[str, str], request: RequestHeaders) -> bool:
+    """Whether the caller of a request has the response with these headers (RFC 9110, section 13.2.2)."""
+    if tags := ",".join(request.getlist(b"if-none-match")):
+        known = {tag.strip(" \t").removeprefix("W/") for tag in tags.split(",")}  # weak comparison (section 13.1.2)
+        return not known.isdisjoint({"*", headers["ETag"].removeprefix("W/")})
+    since, changed = (parsedate(each) for each in (request.get(b"if-modified-since"), headers.get("Last-Modified")))
+    return since is not None and changed is not None and since >= changed
 
 
 def parse_as(schema: type[Body], body: bytes, *, max_values: int = MAX_VALUES) -> Body:

@@ -17,8 +17,9 @@ from typing import Final
 
 from starlette.responses import Response
 
+from service.api.body import is_known
 from service.api.problems import NoEndpoint
-from service.api.request import ApiRequest
+from service.api.request import ApiRequest, NotModified
 from service.api.table import Endpoint
 from service.domain.errors import StartupError
 
@@ -41,19 +42,17 @@ _ROOT, _BOTH = b'<html lang="en"', b'<html lang="en" data-both'  # of a page tha
 class _File:
     def __init__(self, content: bytes, suffix: str, policy: str) -> None:
         self.content, self.media_type = content, _TYPES[suffix]
-        self.tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
         self.headers = {
             "Cache-Control": "no-cache",
             "Content-Security-Policy": policy,
-            "ETag": self.tag,
+            "ETag": f'"{hashlib.sha256(content).hexdigest()[:32]}"',
             "Referrer-Policy": "no-referrer",
             "X-Content-Type-Options": "nosniff",
         }
 
     def respond(self, api: ApiRequest) -> Response:
-        cached = {tag.strip().removeprefix("W/") for tag in api.headers.get(b"if-none-match", "").split(",")}
-        if cached & {self.tag, "*"}:
-            return Response(status_code=304, headers=self.headers)
+        if is_known(self.headers, api.headers):
+            raise NotModified(self.headers)
         return Response(self.content, media_type=self.media_type, headers=self.headers)
 
 

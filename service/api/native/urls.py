@@ -10,12 +10,12 @@ the response is, also its format. So browsers and proxies can cache it:
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from email.utils import formatdate, parsedate
+from email.utils import formatdate
 from typing import Any, Final
 
 from pydantic import BaseModel
 
-from service.api.body import RequestHeaders
+from service.api.body import is_known
 from service.api.info.openapi import url_parameters
 from service.api.multipart import parse_query
 from service.api.native.endpoints import Encoded, RowWork, generate, latent_interpolate, respond_rows, row_stages
@@ -81,7 +81,7 @@ def _stages(
         api.media = api.negotiate((formats[name],))
         work = make(api, request.model_validate(translate(fields), strict=False))
         headers = _cache_headers(work)
-        if "ETag" in headers and _is_known(headers, api.headers):
+        if "ETag" in headers and is_known(headers, api.headers):
             raise NotModified(headers)
         return work
 
@@ -96,15 +96,6 @@ def _respond(ended: Sequence[tuple[RowWork, Encoded]]) -> list[ResponseParts]:
 def _with(headers: RawHeaders, others: Mapping[str, str]) -> RawHeaders:
     added = dict(raw_headers(others))
     return [*((name, value) for name, value in headers if name not in added), *added.items()]
-
-
-def _is_known(headers: Mapping[str, str], request: RequestHeaders) -> bool:
-    """Whether the caller of a request has the response with these headers (RFC 9110, section 13.2.2)."""
-    if tags := ",".join(request.getlist(b"if-none-match")):
-        known = {tag.strip(" \t").removeprefix("W/") for tag in tags.split(",")}  # weak comparison (section 13.1.2)
-        return not known.isdisjoint({"*", headers["ETag"].removeprefix("W/")})
-    since, changed = (parsedate(each) for each in (request.get(b"if-modified-since"), headers.get("Last-Modified")))
-    return since is not None and changed is not None and since >= changed
 
 
 def _cache_headers(work: RowWork) -> dict[str, str]:
