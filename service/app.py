@@ -9,21 +9,17 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
-
-from service import __version__
-from service.api import problems
 from service.api.access import ApiKeys, load_keys
 from service.api.app_state import AppState
-from service.api.application import Application, RouteTable
+from service.api.application import Application
 from service.api.info import openapi, page
 from service.api.info import routes as info
 from service.api.limits import CallerRates, InFlightRequests
-from service.api.native import endpoints as native_endpoints
-from service.api.native import routes as native
+from service.api.native import endpoints as native
 from service.api.native import urls
 from service.api.oip import endpoints as oip
 from service.api.openai import endpoints as openai
+from service.api.table import RouteTable
 from service.domain.errors import StartupError
 from service.domain.model import Model
 from service.domain.rate_limit import SharedGCRA
@@ -53,8 +49,8 @@ _PATIENT_S = 86_400.0
 # After so long, a thread gives the interpreter lock to one that waits, such as a lane whose model has returned. With
 # Python's 5 ms, one process serves a tenth less.
 _SWITCH_S = 0.0002
-_ROUTERS = (native.router, info.router, oip.router, oip.repository, openai.router)
-_ENDPOINTS = (*native_endpoints.ENDPOINTS, *urls.ENDPOINTS, *oip.ENDPOINTS, *openai.ENDPOINTS)
+ENDPOINTS = (*native.ENDPOINTS, *urls.ENDPOINTS, *info.ENDPOINTS, *oip.ENDPOINTS, *openai.ENDPOINTS)
+"""Those of every service; beside them are the page and the documents."""
 
 OnLoaded = Callable[[StartupError | None], None]
 """Called once, when every model serves, or with the reason why one does not load: the app then answers 503."""
@@ -188,28 +184,14 @@ def create_app(services: AppState, *, on_loaded: OnLoaded = _log_error) -> Appli
     file = metrics_file() if settings.workers > 1 else None  # all processes count in one new folder
     limiter = SharedGCRA(file.with_name("quotas")) if file and limited else None
     rates = CallerRates(settings.rate_limit, limiter) if limited else None
-    app = FastAPI(
-        title="ign-service",
-        summary="Idempotent Generative Networks over HTTP: generate, make real, walk between latents.",
-        version=__version__,
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
-        redirect_slashes=False,
-        generate_unique_id_function=openapi.operation_id,
-        # The service has its own metrics; FastAPI's would look for a telemetry provider at every request.
-        telemetry={"tracing": False, "metrics": False, "logs": False},
-        lifespan=lambda _: _lifespan(services, on_loaded),
+    endpoints = [*ENDPOINTS, openapi.endpoint(ENDPOINTS, settings), *page.endpoints(settings.site)]
+    return Application(
+        services,
+        RouteTable(endpoints, settings.private_endpoints),
+        lambda: _lifespan(services, on_loaded),
+        keys=None if keys is None else ApiKeys(keys),
+        rates=rates,
     )
-    app.state.services = services
-    for router in _ROUTERS:
-        app.include_router(router)
-    openapi.install(app, settings)
-    page.install(app, settings.site)
-    problems.install(app)
-    routes = [route for router in _ROUTERS for route in router.routes]
-    table = RouteTable([*routes, *app.routes], _ENDPOINTS, settings.private_endpoints)
-    return Application(services, app, table, keys=None if keys is None else ApiKeys(keys), rates=rates)
 
 
 def make_connections(services: AppState) -> OpenConnections:

@@ -9,7 +9,7 @@ Every request, of every size and kind, passes the same functions:
                  ├─ _admit             API key, draining, requests in flight, rate
                  │
                  ├─ Pipeline.run       an endpoint that runs a model
-                 │  or FastAPI         all others: information, documents, model repository
+                 │  or a function      all others: information, documents, model repository
                  │
                  ├─ _record            log line, metrics, trace
                  │
@@ -21,95 +21,51 @@ on `AppState.clock` when the head was complete, ``rejected``, the error of a hea
 """
 
 import asyncio
-from collections.abc import Iterable
-from functools import lru_cache
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Final
 
-from fastapi import FastAPI
+from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api.access import (
-    ADMIN_PATHS,
-    HEALTH_PATHS,
-    METRICS_PATH,
-    ApiKeys,
-    PathSet,
-    address_key,
-    check_origin,
-    open_paths,
-    peer_key,
-)
+from service.api.access import ApiKeys, address_key, check_origin, peer_key
 from service.api.app_state import AppState
 from service.api.cors import CorsMiddleware
 from service.api.heads import check_head
 from service.api.limits import CallerRates, ErrorPace
-from service.api.pipeline import Endpoint, Pipeline
-from service.api.problems import describe, log_failure, problem_response
-from service.api.request import ApiRequest, NotModified, Route
+from service.api.pipeline import Pipeline, Stages
+from service.api.problems import NoEndpoint, describe, log_failure, problem_response
+from service.api.request import ApiRequest, NotModified
+from service.api.table import Endpoint, RouteTable
 from service.domain.errors import Draining, forget_frames
 from service.observability.logs import choose_request_id, log_request, parse_traceparent
 
 CLIENT_GONE: Final = 499
-_CACHED, _MAX_PATH = 1024, 256  # how many paths are remembered, and the longest of them
-
-
-class RouteTable:
-    """Finds the template of a path and its endpoint, for every request before it is admitted.
-
-    Of ``routes`` those without a template, such as a mount, are left out; ``endpoints`` are those that run a model.
-    ``private`` are the names of `service.api.access.OPEN` whose paths need a key.
-    """
-
-    def __init__(self, routes: Iterable[Any], endpoints: Iterable[Endpoint], private: Iterable[str] = ()) -> None:
-        models: dict[str, dict[str, Endpoint]] = {}
-        for endpoint in endpoints:
-            models.setdefault(endpoint.template, {}).update(dict.fromkeys(endpoint.methods, endpoint))
-        templates = {route.path_format: route.path_regex for route in routes if hasattr(route, "path_format")}
-        self._exact = {path: Route(path, models.get(path, {})) for path in templates if "{" not in path}
-        self._patterns = [(regex, path, models.get(path, {})) for path, regex in templates.items() if "{" in path]
-        self._keyless, self._open = PathSet(open_paths([*private])), PathSet(open_paths())
-        self._admin = PathSet(ADMIN_PATHS)
-        self._find_cached = lru_cache(maxsize=_CACHED)(self._find)
-
-    def find(self, path: str) -> Route:
-        """The first route that matches, or one with the template `unmatched`."""
-        return self._find_cached(path) if len(path) <= _MAX_PATH else self._find(path)
-
-    def _find(self, path: str) -> Route:
-        return self._match(path)._replace(
-            is_probe=path in HEALTH_PATHS,
-            is_admin=path in self._admin,
-            is_paced=path == METRICS_PATH,
-            needs_key=path not in self._keyless,
-            has_rate=path not in self._open,
-        )
-
-    def _match(self, path: str) -> Route:
-        if path in self._exact:
-            return self._exact[path]
-        for regex, template, endpoints in self._patterns:
-            match = regex.match(path)
-            if match is not None:
-                return Route(template, endpoints, match.groupdict())
-        return Route()
+Lifespan = Callable[[], AbstractAsyncContextManager[None]]
 
 
 class Application:
-    """See the module; this is what the server calls. None stands for no API ``keys`` and no limit of ``rates``."""
+    """See the module; this is what the server calls. None stands for no API ``keys`` and no limit of ``rates``.
+
+    Requests are answered only within ``lifespan``, which the server enters; without a server, the caller does.
+    """
 
     def __init__(
         self,
         services: AppState,
-        fastapi: FastAPI,
         routes: RouteTable,
+        lifespan: Lifespan,
         *,
         keys: ApiKeys | None = None,
         rates: CallerRates | None = None,
     ) -> None:
-        self.services, self.fastapi = services, fastapi
+        self.services = services
+        self.lifespan = lifespan
+        self._lifespan_protocol = Router(lifespan=lambda _: lifespan())
         self._routes, self._pipeline, self._pace = routes, Pipeline(), ErrorPace()
         self._keys, self._rates = keys, rates
         settings = services.settings
@@ -122,7 +78,7 @@ class Application:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
-            await self.fastapi(scope, receive, send)
+            await self._lifespan_protocol(scope, receive, send)
             return
         request = self._begin(scope, receive, send)
         try:
@@ -176,10 +132,16 @@ class Application:
         request: ApiRequest = scope["state"]["request"]
         try:
             self._admit(request)
-            if stages := request.route.endpoints.get(request.method):
-                await self._pipeline.run(stages, request, send)
-            else:
-                await self.fastapi(scope, receive, send)
+            endpoint: Endpoint | None = request.route.endpoints.get(request.method)
+            if endpoint is None:
+                raise NoEndpoint(request.route.endpoints)
+            if isinstance(endpoint.run, Stages):
+                await self._pipeline.run(endpoint.run, request, send)
+                return
+            answer = await endpoint.run(request)
+            if not isinstance(answer, Response):
+                answer = Response(to_json(answer), media_type="application/json")
+            await answer(scope, receive, send)
         except ClientDisconnect:
             raise
         except Exception as exc:

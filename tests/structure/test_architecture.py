@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {name: ROOT / name for name in ("ign", "service", "model_export")} | {"ign_client": ROOT / "sdk/ign_client"}
 # Classes of which the service has one object, or one for each app.
-SINGLETONS = {"AppState", "CodecPool", "FastAPI", "InFlightRequests", "Metrics", "ModelRegistry", "Repository"}
+SINGLETONS = {"AppState", "CodecPool", "RouteTable", "InFlightRequests", "Metrics", "ModelRegistry", "Repository"}
 CLIENT_PLACES = {
     "httpx": {"ign_client._transport"},
     "opentelemetry": {"ign_client._extras"},

@@ -13,7 +13,8 @@ from service.api.limits import ErrorPace, InFlightRequests
 from service.domain.errors import OverShare, TooLarge, TooManyBytes
 from service.domain.shares import Capacity
 from service.observability.logs import JsonFormatter
-from tests.helpers.application import UNLIMITED
+
+UNLIMITED = Capacity(sys.maxsize, 0)
 
 
 def test_a_request_that_needs_more_than_there_is_is_too_large() -> None:
