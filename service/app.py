@@ -9,6 +9,10 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
+from fastapi import FastAPI
+
+from service import __version__
+from service.api import table
 from service.api.access import ApiKeys, load_keys
 from service.api.app_state import AppState
 from service.api.application import Application
@@ -19,7 +23,6 @@ from service.api.native import endpoints as native
 from service.api.native import urls
 from service.api.oip import endpoints as oip
 from service.api.openai import endpoints as openai
-from service.api.table import RouteTable
 from service.domain.errors import StartupError
 from service.domain.model import Model
 from service.domain.rate_limit import SharedGCRA
@@ -185,10 +188,22 @@ def create_app(services: AppState, *, on_loaded: OnLoaded = _log_error) -> Appli
     limiter = SharedGCRA(file.with_name("quotas")) if file and limited else None
     rates = CallerRates(settings.rate_limit, limiter) if limited else None
     endpoints = [*ENDPOINTS, openapi.endpoint(ENDPOINTS, settings), *page.endpoints(settings.site)]
+    app = FastAPI(
+        title="ign-service",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        # The service has its own metrics; FastAPI's would look for a telemetry provider at every request.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+        lifespan=lambda _: _lifespan(services, on_loaded),
+    )
+    table.install(app, endpoints)
     return Application(
         services,
-        RouteTable(endpoints, settings.private_endpoints),
-        lambda: _lifespan(services, on_loaded),
+        app,
+        table.RouteTable(endpoints, settings.private_endpoints),
         keys=None if keys is None else ApiKeys(keys),
         rates=rates,
     )

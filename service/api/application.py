@@ -9,7 +9,7 @@ Every request, of every size and kind, passes the same functions:
                  ├─ _admit             API key, draining, requests in flight, rate
                  │
                  ├─ Pipeline.run       an endpoint that runs a model
-                 │  or a function      all others: information, documents, model repository
+                 │  or FastAPI         all others: information, documents, model repository
                  │
                  ├─ _record            log line, metrics, trace
                  │
@@ -21,15 +21,13 @@ on `AppState.clock` when the head was complete, ``rejected``, the error of a hea
 """
 
 import asyncio
-from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
-from pydantic_core import to_json
+from fastapi import FastAPI
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.access import ApiKeys, address_key, check_origin, peer_key
@@ -45,27 +43,25 @@ from service.domain.errors import Draining, forget_frames
 from service.observability.logs import choose_request_id, log_request, parse_traceparent
 
 CLIENT_GONE: Final = 499
-Lifespan = Callable[[], AbstractAsyncContextManager[None]]
 
 
 class Application:
     """See the module; this is what the server calls. None stands for no API ``keys`` and no limit of ``rates``.
 
-    Requests are answered only within ``lifespan``, which the server enters; without a server, the caller does.
+    ``fastapi`` answers what runs no model, and has the lifespan.
     """
 
     def __init__(
         self,
         services: AppState,
+        fastapi: FastAPI,
         routes: RouteTable,
-        lifespan: Lifespan,
         *,
         keys: ApiKeys | None = None,
         rates: CallerRates | None = None,
     ) -> None:
         self.services = services
-        self.lifespan = lifespan
-        self._lifespan_protocol = Router(lifespan=lambda _: lifespan())
+        self.fastapi = fastapi
         self._routes, self._pipeline, self._pace = routes, Pipeline(), ErrorPace()
         self._keys, self._rates = keys, rates
         settings = services.settings
@@ -75,10 +71,14 @@ class Application:
             self._inner = CorsMiddleware(self._serve, origins=settings.cors_origins, reject=self._send_problem)
         self._recorded: dict[tuple[str, int, str | None], list[tuple[float, ApiRequest]]] = {}
 
+    def lifespan(self) -> AbstractAsyncContextManager[Any]:
+        """Requests are answered only within it; a server enters it, without one the caller does."""
+        return self.fastapi.router.lifespan_context(self.fastapi)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
-            await self._lifespan_protocol(scope, receive, send)
+            await self.fastapi(scope, receive, send)
             return
         request = self._begin(scope, receive, send)
         try:
@@ -137,11 +137,8 @@ class Application:
                 raise NoEndpoint(request.route.endpoints)
             if isinstance(endpoint.run, Stages):
                 await self._pipeline.run(endpoint.run, request, send)
-                return
-            answer = await endpoint.run(request)
-            if not isinstance(answer, Response):
-                answer = Response(to_json(answer), media_type="application/json")
-            await answer(scope, receive, send)
+            else:
+                await self.fastapi(scope, receive, send)
         except ClientDisconnect:
             raise
         except Exception as exc:
