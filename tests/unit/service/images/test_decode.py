@@ -66,33 +66,26 @@ def test_lossless_pictures_decode_exactly(form: str, mode: str) -> None:
 
 
 @pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("is_keyed", [False, True])
 @pytest.mark.parametrize(
     ("colour", "bands", "depth"),
-    [*((GREY, 1, depth) for depth in (1, 2, 4, 8, 16)), (4, 2, 16), (RGB, 3, 16), (RGBA, 4, 16)],
+    [*((GREY, 1, depth) for depth in (1, 2, 4, 8, 16)), (4, 2, 16), (RGB, 3, 8), (RGB, 3, 16), (RGBA, 4, 16)],
 )
-def test_every_level_is_scaled_and_rounded(colour: int, bands: int, depth: int, interlaced: bool) -> None:
+def test_every_level_is_scaled_and_rounded(
+    colour: int, bands: int, depth: int, is_keyed: bool, interlaced: bool
+) -> None:
+    """… and a transparent colour is compared in all bits of all bands."""
     top = 2**depth - 1
     samples = np.resize(np.arange(top + 1, dtype=np.uint16), (128, 512, bands))
-    got = levels(make_png(samples, colour, depth, interlaced=interlaced))
-    assert np.array_equal(got.reshape(samples.shape), np.rint(samples * 255.0 / top).astype(np.uint8))
-
-
-@pytest.mark.parametrize(
-    ("depth", "key", "other"),
-    [
-        (1, [1], [0]),
-        (4, [5], [4]),
-        (16, [257], [256]),
-        (8, [1, 2, 3], [1, 2, 4]),
-        (16, [1, 2, 3], [1, 2, 4]),
-    ],
-)
-def test_a_transparent_colour_is_compared_in_all_bits_of_all_bands(
-    depth: int, key: list[int], other: list[int]
-) -> None:
-    block = chunk(b"tRNS", struct.pack(f">{len(key)}H", *key))
-    got = levels(make_png(np.array([[other, key]]), RGB if key[1:] else GREY, depth, before=block))
-    assert got[..., -1].tolist() == [[255, 0]]
+    before, expected = b"", np.rint(samples * 255.0 / top)
+    if is_keyed and bands % 2:
+        samples[0, 1] = key = samples[0, 0]
+        samples[0, 1, -1] ^= 1
+        before = chunk(b"tRNS", key.astype(">u2").tobytes())
+        alpha = np.where((samples == key).all(axis=2), 0.0, 255.0)
+        expected = np.dstack((np.rint(samples * 255.0 / top), alpha))
+    got = levels(make_png(samples, colour, depth, before=before, interlaced=interlaced))
+    assert np.array_equal(got.reshape(expected.shape), expected)
 
 
 def test_palettes_become_colours() -> None:

@@ -16,7 +16,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from service.artifact.files import read_npy
 from service.domain.errors import InvalidContent, TooLarge
 from service.images.decode import decode_npy
-from service.images.encode import AnimationFormat, ImageFormat, animate, check_sides, encode, encode_base64
+from service.images.encode import AnimationFormat, ImageFormat, animate, encode, encode_base64
 from service.images.untrusted import decode_base64
 from tests.helpers import pictures as make
 
@@ -37,18 +37,6 @@ def test_jpeg_is_of_high_quality_and_keeps_colours_at_full_resolution() -> None:
     assert isinstance(image, JpegImageFile)
     assert image.quantization[0][0] == 2
     assert make.opened(encode(make.noise(9, 9), "jpeg")).mode == "L"
-
-
-@pytest.mark.parametrize(
-    ("form", "most"), [("png", 2**31 - 1), ("apng", 2**31 - 1), ("webp", 16_383), ("jpeg", 65_500), ("gif", 65_535)]
-)
-def test_sides_beyond_the_format_are_refused(form: Any, most: int) -> None:
-    check_sides(form, most, most)
-    for sides in ((most + 1, 1), (1, most + 1)):
-        with pytest.raises(InvalidContent, match=f"{form}.*{most}"):
-            check_sides(form, *sides)
-    if form in ("webp", "jpeg"):
-        assert make.opened(encode(np.zeros((1, most), np.uint8), form)).size == (most, 1)
 
 
 @pytest.mark.parametrize("form", get_args(AnimationFormat))

@@ -68,8 +68,7 @@ def on_stage(directory: Path, play: Callable[[Stage], Awaitable[None]], store: M
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("end", ["close", "abort_all"])
-def test_ending_everything_ends_what_was_leaving_too(tmp_path: Path, end: str) -> None:
+def test_ending_everything_ends_what_was_leaving_too(tmp_path: Path) -> None:
     async def play(stage: Stage) -> None:
         leaving, staying = (stage.repository.load("toy/1") for _ in range(2))
         stage.registry.activate(leaving)
@@ -78,13 +77,9 @@ def test_ending_everything_ends_what_was_leaving_too(tmp_path: Path, end: str) -
             held = asyncio.create_task(scheduler.run(sample_rows(1), params()))
             assert await asyncio.to_thread(stage.gate.entered.wait, PATIENCE_S)
             stage.registry.activate(staying)
-            closing = asyncio.create_task(stage.registry.close()) if end == "close" else None
-            if closing is None:
-                stage.registry.abort_all()
+            stage.registry.abort_all()
             with pytest.raises(Draining):
                 await held
-        if closing is not None:
-            await closing
 
     on_stage(tmp_path, play)
 

@@ -90,17 +90,6 @@ def test_without_a_default_model_it_is_mnist_or_the_first(tmp_path: Path, refs: 
         assert here.default == (default if is_guess else "mnist")
 
 
-def test_a_missing_or_empty_directory_or_default_is_refused(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "none").startswith(f"IGN_MODEL_DIR={tmp_path}/none: no such directory")
-    (tmp_path / "toy").mkdir()
-    assert "holds no model" in refusal(tmp_path)
-    shutil.move(write_model(tmp_path / "sound"), tmp_path / "toy" / "1")
-    shutil.rmtree(tmp_path / "sound")
-    for default in ("mnist", "toy/2", "to"):
-        assert f"IGN_DEFAULT_MODEL={default}: not there; there is toy/1" in refusal(tmp_path, default)
-    assert refusal(tmp_path, pins={"toy": "2"}) == "IGN_VERSIONS=toy=2: not there; there is toy/1"
-
-
 def golden_of(scale: float = 1.0, **changes: Any) -> Callable[[Path], object]:
     """Writes other golden rows."""
     x = sample_rows(2)
@@ -155,42 +144,29 @@ def test_links_out_of_the_directory_are_refused(tmp_path: Path, what: str) -> No
 
 
 def test_files_of_a_snapshot_of_the_hub_may_be_its_blobs(tmp_path: Path) -> None:
-    model = tmp_path / "models--ign--toys"
-    folder = write_model(model / "snapshots" / "1b2c")
-    (model / "blobs").mkdir()
-    for file in list(folder.iterdir()):
-        file.rename(model / "blobs" / file.name)
-        file.symlink_to(f"../../../../blobs/{file.name}")
-    assert list(repository(model / "snapshots" / "1b2c").load_all().models) == ["toy/1"]
-    (model / "blobs" / "golden.npz").rename(tmp_path / "outside")
-    (folder / "golden.npz").unlink()
-    (folder / "golden.npz").symlink_to(tmp_path / "outside")
-    assert refusal(model / "snapshots" / "1b2c") == "toy/1/golden.npz: leads out of the model directory"
-
-
-def mount(directory: Path, version: str, place: str) -> None:
-    """Put a version where KServe mounts it: without the folder of its name, and perhaps without its own."""
-    folder = write_model(directory.parent / f"staging{version}", version=version)
-    (directory / place).mkdir(parents=True, exist_ok=True)
+    folder, blobs = write_model(tmp_path / "model" / "snapshots" / "1b2c"), tmp_path / "model" / "blobs"
+    shutil.copytree(folder, blobs)
     for file in folder.iterdir():
-        file.rename(directory / place / file.name)
+        file.unlink()
+        file.symlink_to(f"../../../../blobs/{file.name}")
+    assert repository(folder.parents[1]).load_all().failures == {}
+    blobs.rename(tmp_path / "blobs")
+    blobs.symlink_to(tmp_path / "blobs")
+    assert refusal(folder.parents[1]) == "toy/1/model.onnx: leads out of the model directory"
 
 
 def test_a_model_is_found_where_kserve_mounts_it(tmp_path: Path) -> None:
-    mount(tmp_path / "flat", "3", ".")
-    here = repository(tmp_path / "flat")
-    assert list(here.load_all().models) == here.find("toy") == ["toy/3"]
-    assert here.find("other") == []
-    (tmp_path / "flat" / "model.onnx").write_bytes(b"x")
-    assert refusal(tmp_path / "flat").startswith("model.onnx: not a model")
-
-
-def test_one_of_several_mounted_versions_may_be_broken(tmp_path: Path) -> None:
-    directory = tmp_path / "models"
-    for version, place in (("3", "3"), ("10", "9"), ("11", "11")):
-        mount(directory, version, place)
-    (directory / "11" / "model.onnx").write_bytes(b"x")
-    models, failures = repository(directory, default="toy/3").load_all()
+    """Without a folder of its name, and perhaps without one of its version; one of several may be broken."""
+    for version, place in (("3", "flat"), ("3", "models/3"), ("10", "models/9"), ("11", "models/11")):
+        shutil.copytree(
+            write_model(tmp_path / place / "staging", version=version), tmp_path / place, dirs_exist_ok=True
+        )
+        shutil.rmtree(tmp_path / place / "staging")
+    (tmp_path / "models" / "11" / "model.onnx").write_bytes(b"x")
+    flat = repository(tmp_path / "flat")
+    assert list(flat.load_all().models) == flat.find("toy") == ["toy/3"]
+    assert flat.find("other") == []
+    models, failures = repository(tmp_path / "models", default="toy/3").load_all()
     assert list(models) == ["toy/3"]
     assert failures["toy/9"] == "9/model.onnx: its card says toy/10"
     assert failures["toy/11"].startswith("11/model.onnx: not a model")

@@ -27,9 +27,8 @@ from service.domain.model import DeviceLost
 from service.runtime.onnx_model import OnnxModel
 from service.server import process, uvicorn_server
 from service.settings import from_environment
-from tests.contract.harness import PATIENCE_S, Gate, problem
+from tests.contract.harness import PATIENCE_S, problem
 from tests.helpers.connection import Connection
-from tests.helpers.live import free_port
 from tests.helpers.onnx_models import write_model
 
 
@@ -83,14 +82,6 @@ def said() -> Iterator[Said]:
     yield handler
     logger.setLevel(level)
     logger.removeHandler(handler)
-
-
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    gate = Gate()
-    monkeypatch.setattr("service.app.OnnxModel", gate.model)
-    yield gate
-    gate.opened.set()
 
 
 @pytest.fixture
@@ -170,21 +161,6 @@ def test_what_arrives_before_the_end_is_answered(
             for status, headers, _ in [one.answer() for one in every]:
                 assert status == 503
                 assert headers["connection"] == "close"
-
-    assert main_beside(script) == 0
-
-
-def test_a_stop_while_models_load(configured: Callable[..., None], said: Said, gate: Gate) -> None:
-    port = free_port()
-    configured(PORT=str(port))
-    gate.close()
-
-    def script() -> None:
-        assert gate.entered.wait(PATIENCE_S)
-        assert httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=PATIENCE_S).status_code == 200
-        stop()
-        said.until("draining: ")
-        gate.opened.set()
 
     assert main_beside(script) == 0
 

@@ -308,30 +308,6 @@ def kill(folder: Path) -> None:
     os.kill(int(folder.name.removeprefix("process-")), signal.SIGKILL)
 
 
-def test_every_process_changes_its_models_and_a_replacement_knows_what_was_unloaded(settings: Settings) -> None:
-    def replaced(count: int) -> str:
-        """What the replacement of a process that is killed hears first."""
-        before = folders(settings, "unloaded")
-        kill(before[0])
-        started(settings, count)()
-        (new,) = set(folders(settings, "unloaded")) - set(before)
-        for old in before[:1]:
-            shutil.rmtree(old)
-        return (new / "unloaded").read_text()
-
-    def script() -> None:
-        started(settings, 2)()
-        for name in ("a", "b"):
-            assert answer(ask(settings, f"unload {name}")) == "7 None"
-            assert len(folders(settings, name)) == 2
-        assert "broken is broken" in answer(ask(settings, "unload broken"))
-        assert replaced(3) == "a b"
-        assert answer(ask(settings, "load a")) == "7 None"
-        assert replaced(4) == "b"
-
-    assert supervised(settings, fakes.changes, script) == 0
-
-
 def test_a_process_that_dies_holds_up_no_change(settings: Settings) -> None:
     def script() -> None:
         started(settings, 2)()
