@@ -116,4 +116,4 @@ def _golden_inputs(card: TrainedCard) -> FloatRows:
     _, stripe, *_, noisy = rows
     corner = (slice(None), slice(0, _CORNER), slice(0, _CORNER))
     stripe[corner] = noisy[corner]
-    return stripe[np.newaxis]
+    return np.asarray(stripe[np.newaxis])
