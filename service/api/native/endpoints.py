@@ -100,7 +100,7 @@ class RowWork(ResponseSpec):
     has_large_response: bool = field(init=False)  # the codec pool encodes the response
 
     def __post_init__(self) -> None:
-        ResponseSpec.__post_init__(self)
+        self.media = self.api.media
         source = self.source
         if not isinstance(source, Upload) or not (self.is_tiled or source.must_open):
             self._make_plan()

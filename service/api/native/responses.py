@@ -77,9 +77,6 @@ class ResponseSpec:
     chroma: list[FloatRow | None] = field(default_factory=list)
     media: Media = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.media = self.api.media
-
     @property
     def cell(self) -> tuple[int, int]:
         """(H, W) of the images, or of the largest sides that they have."""

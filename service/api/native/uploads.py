@@ -195,10 +195,8 @@ def decode_large(
             made.append(prepare(picture, card.sized((height, width)), resize=resize, invert=invert))
             del picture
     each, inverted_each, chroma = zip(*made, strict=True)
-    if card.tiles is None:
-        kept = np.stack(keep) if keep else None
-        return InputRows(rows=np.stack(each), keep=kept, inverted=inverted_each, chroma=chroma)
-    return InputRows(rows=[*each], keep=keep or None, inverted=inverted_each, chroma=chroma)
+    join: Callable[..., Any] = np.stack if card.tiles is None else list
+    return InputRows(rows=join(each), keep=join(keep) if keep else None, inverted=inverted_each, chroma=chroma)
 
 
 def _decode(
