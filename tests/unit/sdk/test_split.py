@@ -38,14 +38,13 @@ def test_every_page_of_a_tiff_is_an_image(service: Service, ask: Ask) -> None:
     assert len(done.answer) == len(ask(service.url, "score", scan)) == 3
 
 
-@pytest.mark.parametrize("options", [{"n": 150}, {"seed": "Ada", "n": 70, "offset": 5}, {"scale": 32, "n": 20}])
+@pytest.mark.parametrize("options", [{"n": 150}, {"seed": "Ada", "n": 70, "offset": 5}])
 def test_any_number_of_generated_images(service: Service, ask: Ask, options: dict[str, Any]) -> None:
     start = options.get("offset", 0)
-    indices = list(range(start, start + options["n"]))
     found = ask(service.url, "generate", record=[0], **options)
-    assert [image.index for image in found] == indices
-    assert [step.index for image in found for step in image.trajectory] == indices
-    last = ask(service.url, "generate", **options | {"n": 1, "seed": found.seed, "offset": indices[-1]})
+    for indices in ([image.index for image in found], [image.trajectory[0].index for image in found]):
+        assert indices == list(range(start, start + options["n"]))
+    last = ask(service.url, "generate", **options | {"n": 1, "seed": found.seed, "offset": found[-1].index})
     assert last[0].bytes == found[-1].bytes
 
 

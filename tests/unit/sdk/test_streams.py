@@ -66,16 +66,12 @@ def received(ask: Ask, *pieces: bytes | Exception) -> list[Any]:
         assert body.closed
 
 
-def test_events_are_read(ask: Ask) -> None:
-    done = generated(images=[{**IMAGE, "data": None, "steps": 2}])
-    last = {**STEP, "step": 2, "data": "bGFzdA=="}
+def test_what_is_no_event_is_left_out_and_nothing_follows_the_answer(ask: Ask) -> None:
+    done = generated(images=[{**IMAGE, "data": None}])
     text = event("step", **STEP) + b": still here\n\n" + event("progress", **PROGRESS) + event("novelty", x=1)
-    found = received(ask, text[:70], text[70:], event("step", **last) + event("done", **done) + event("step", **STEP))
-    assert [type(each) for each in found] == [Step, Progress, Step, Done]
-    assert (found[0].bytes, found[0].change, found[1].rows) == (b"hello", 0.5, 1)
-    (image,) = found[-1].answer
-    assert image.bytes == b"last"
-    assert [(step.step, step.bytes) for step in image.trajectory] == [(1, b"hello")]
+    found = received(ask, text[:70], text[70:], event("done", **done) + event("step", **STEP))
+    assert [type(each) for each in found] == [Step, Progress, Done]
+    assert found[-1].answer[0].bytes == found[-1].answer[0].trajectory[0].bytes == b"hello"
 
 
 DRAINING = {"status": 503, "code": "draining", "detail": "shutting down", "request_id": "abc"}
