@@ -81,6 +81,7 @@ def test_attempts(ask: Ask, options: Any, responses: Any, waits: Any, kind: Any)
         with pytest.raises(kind, match=r"some_code|/generate") as caught:
             ask(to, "generate", **options)
         assert isinstance(responses[-1], httpx.Response) or caught.value.__cause__ is responses[-1]
+        assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     assert (len(to.asked), ask.waits) == (len(responses), waits)
     assert len({(request.url, request.content) for request in to.asked}) == 1
 
@@ -156,3 +157,9 @@ def test_readiness_is_neither_raised_nor_retried(ask: Ask) -> None:
     assert ask(Canned(ready()), "ready")
     readiness = ask(Canned(httpx.Response(503, text="<html>")), "ready")
     assert (bool(readiness), readiness.detail, ask.waits) == (False, "Service Unavailable", [])
+
+
+def test_a_class_of_a_caller_stands_for_no_status() -> None:
+    before = dict(BY_STATUS)
+    type("Own", (StatusError,), {})
+    assert before == BY_STATUS

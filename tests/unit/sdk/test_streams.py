@@ -1,10 +1,14 @@
 """Event streams: chunks cut anywhere, framed in every way the standard allows; events, errors, and closing."""
 
 import asyncio
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -93,6 +97,30 @@ def test_streams_that_do_not_end_with_an_answer(ask: Ask, pieces: list[bytes], k
     assert caught.value.request_id == "abc"
     with pytest.raises(UnexpectedAnswer, match="text/event-stream"):
         ask(Canned(answer()), "stream_generate")
+
+
+@pytest.mark.parametrize("end", [httpx.ReadError("cut"), event("step", **STEP)], ids=["cut", "one more event"])
+def test_a_stream_that_is_closed_while_an_event_is_awaited_ends(end: Any) -> None:
+    """Another thread or task closes it while the body waits for its next piece."""
+
+    def in_thread(call: Callable[[], None]) -> None:
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join()
+
+    response, _ = streamed(event("step", **STEP), lambda: in_thread(lambda: events.close()), end)
+    with Client(transport=Canned(response)) as client:
+        events = client.stream_generate()
+        assert len(list(events)) == 1
+
+    async def read() -> None:
+        close = partial(in_thread, lambda: asyncio.run(events.aclose()))
+        response, _ = streamed(event("step", **STEP), close, end)
+        async with AsyncClient(transport=Canned(response)) as client:
+            events = client.stream_generate()
+            assert len([each async for each in events]) == 1
+
+    asyncio.run(read())
 
 
 def test_a_stream_that_is_closed_stops_its_reader_and_the_service(service: Service) -> None:
