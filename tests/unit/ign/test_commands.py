@@ -43,13 +43,8 @@ def test_help_imports_nothing_heavy() -> None:
 def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, str], bool]]:
     """What `ign serve` would serve, in place of serving."""
     calls: list[tuple[dict[str, str], bool]] = []
-
-    def serve(options: dict[str, str], *, check: bool) -> int:
-        calls.append((options, check))
-        return 0
-
-    monkeypatch.setattr(cli, "serve", serve)
-    monkeypatch.setattr("service.server.process.leave", sys.exit)
+    monkeypatch.setattr(cli, "serve", lambda options, *, check: calls.append((options, check)))
+    monkeypatch.setattr("service.server.process.leave", lambda _: None)
     return calls
 
 

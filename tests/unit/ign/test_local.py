@@ -11,9 +11,7 @@ import pytest
 from PIL import Image
 
 from service.domain.errors import Draining
-from service.domain.latents import FloatRows
 from service.models.repository import Repository
-from service.runtime.onnx_model import OnnxModel
 from tests.contract.data import frames
 from tests.helpers.onnx_models import write_model
 from tests.helpers.pictures import noise, save
@@ -147,25 +145,6 @@ def test_only_the_model_that_is_asked_for_is_loaded(folder: Path, monkeypatch: p
 def test_limits_hold_where_they_are_set(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IGN_MAX_PIXELS", "2000")
     assert "in/5.png: image: 35×105 pixels; the limit is 2000 pixels" in project().stderr
-
-
-def test_two_tiles_are_computed_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, both, met = threading.Semaphore(1), threading.Event(), list[bool]()
-
-    class Paired(OnnxModel):
-        def run(self, rows: FloatRows) -> FloatRows:
-            if threading.current_thread().name.startswith("ign-lane"):  # else it is being loaded
-                if not first.acquire(blocking=False):
-                    both.set()
-                met.append(both.wait(30))
-            return super().run(rows)
-
-    monkeypatch.setattr("service.app.OnnxModel", Paired)
-    monkeypatch.setattr("service.models.instances._FAST_ROW_S", 0.0)
-    monkeypatch.setenv("IGN_THREADS", "2")
-    assert project().stdout == "out: 5 images, 1 failed\n"
-    assert met
-    assert all(met)
 
 
 def test_what_concerns_all_images_ends_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

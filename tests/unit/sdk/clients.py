@@ -46,14 +46,12 @@ class Ask:
         async def sleep(seconds: float) -> None:
             self.waits.append(seconds)
 
-        own: dict[str, Any] = {"sleep": self.waits.append}
-        over_network: type[Any] = httpx.HTTPTransport
-        if self.kind is AsyncClient:
-            own = {"sleep": sleep}
-            over_network = httpx.AsyncHTTPTransport
-        if isinstance(to, str):
-            return self.kind(to, transport=over_network(verify=TLS), **own, **self.settings)
-        return self.kind(transport=to, **own, **self.settings)
+        is_async = self.kind is AsyncClient
+        own: dict[str, Any] = {"sleep": sleep if is_async else self.waits.append, **self.settings}
+        if not isinstance(to, str):
+            return self.kind(transport=to, **own)
+        over_network: Any = httpx.AsyncHTTPTransport if is_async else httpx.HTTPTransport
+        return self.kind(to, transport=over_network(verify=TLS), **own)
 
     def __call__(self, to: str | httpx.MockTransport, method: str, /, *arguments: Any, **options: Any) -> Any:
         """The result of the method; of a stream all events."""

@@ -1,10 +1,14 @@
 """Event streams: chunks cut anywhere, framed in every way the standard allows; events, errors, and closing."""
 
 import asyncio
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,16 +70,12 @@ def received(ask: Ask, *pieces: bytes | Exception) -> list[Any]:
         assert body.closed
 
 
-def test_events_are_read(ask: Ask) -> None:
-    done = generated(images=[{**IMAGE, "data": None, "steps": 2}])
-    last = {**STEP, "step": 2, "data": "bGFzdA=="}
+def test_what_is_no_event_is_left_out_and_nothing_follows_the_answer(ask: Ask) -> None:
+    done = generated(images=[{**IMAGE, "data": None}])
     text = event("step", **STEP) + b": still here\n\n" + event("progress", **PROGRESS) + event("novelty", x=1)
-    found = received(ask, text[:70], text[70:], event("step", **last) + event("done", **done) + event("step", **STEP))
-    assert [type(each) for each in found] == [Step, Progress, Step, Done]
-    assert (found[0].bytes, found[0].change, found[1].rows) == (b"hello", 0.5, 1)
-    (image,) = found[-1].answer
-    assert image.bytes == b"last"
-    assert [(step.step, step.bytes) for step in image.trajectory] == [(1, b"hello")]
+    found = received(ask, text[:70], text[70:], event("done", **done) + event("step", **STEP))
+    assert [type(each) for each in found] == [Step, Progress, Done]
+    assert found[-1].answer[0].bytes == found[-1].answer[0].trajectory[0].bytes == b"hello"
 
 
 DRAINING = {"status": 503, "code": "draining", "detail": "shutting down", "request_id": "abc"}
@@ -97,6 +97,30 @@ def test_streams_that_do_not_end_with_an_answer(ask: Ask, pieces: list[bytes], k
     assert caught.value.request_id == "abc"
     with pytest.raises(UnexpectedAnswer, match="text/event-stream"):
         ask(Canned(answer()), "stream_generate")
+
+
+@pytest.mark.parametrize("end", [httpx.ReadError("cut"), event("step", **STEP)], ids=["cut", "one more event"])
+def test_a_stream_that_is_closed_while_an_event_is_awaited_ends(end: Any) -> None:
+    """Another thread or task closes it while the body waits for its next piece."""
+
+    def in_thread(call: Callable[[], None]) -> None:
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join()
+
+    response, _ = streamed(event("step", **STEP), lambda: in_thread(lambda: events.close()), end)
+    with Client(transport=Canned(response)) as client:
+        events = client.stream_generate()
+        assert len(list(events)) == 1
+
+    async def read() -> None:
+        close = partial(in_thread, lambda: asyncio.run(events.aclose()))
+        response, _ = streamed(event("step", **STEP), close, end)
+        async with AsyncClient(transport=Canned(response)) as client:
+            events = client.stream_generate()
+            assert len([each async for each in events]) == 1
+
+    asyncio.run(read())
 
 
 def test_a_stream_that_is_closed_stops_its_reader_and_the_service(service: Service) -> None:

@@ -34,6 +34,7 @@ def test_both_clients_have_the_same_methods_with_options_that_are_described() ->
     for name in METHODS:
         method, awaited = getattr(Client, name), getattr(AsyncClient, name)
         signature, also = inspect.signature(method), inspect.signature(awaited)
+        assert "= UNSET" in str(signature)
         assert (signature.parameters, method.__doc__) == (also.parameters, awaited.__doc__)
         assert all(f"\n    {option}: " in method.__doc__ for option in list(signature.parameters)[1:])
         # Of streams the type of an image.
