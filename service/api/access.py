@@ -22,8 +22,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from starlette.datastructures import Headers
 
 from service.api.body import RequestHeaders
+from service.domain.accounts import EXPECTED, Rate
 from service.domain.errors import ForbiddenError, StartupError, UnauthorizedError, reason_of
-from service.domain.rate_limit import EXPECTED, Rate
 from service.settings import Settings
 
 if TYPE_CHECKING:

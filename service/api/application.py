@@ -45,10 +45,10 @@ from service.api.access import (
 from service.api.app_state import AppState
 from service.api.cors import CorsMiddleware
 from service.api.heads import check_head
-from service.api.limits import CallerRates, ErrorPace
 from service.api.pipeline import Endpoint, Pipeline
 from service.api.problems import describe, log_failure, problem_response
 from service.api.request import ApiRequest, NotModified, Route
+from service.domain.accounts import Rates
 from service.domain.errors import Draining, forget_frames
 from service.observability.logs import choose_request_id, log_request, parse_traceparent
 
@@ -98,7 +98,10 @@ class RouteTable:
 
 
 class Application:
-    """See the module; this is what the server calls. None stands for no API ``keys`` and no limit of ``rates``."""
+    """See the module; this is what the server calls.
+
+    None stands for no API ``keys``, and for ``rates`` of this process.
+    """
 
     def __init__(
         self,
@@ -107,11 +110,11 @@ class Application:
         routes: RouteTable,
         *,
         keys: ApiKeys | None = None,
-        rates: CallerRates | None = None,
+        rates: Rates | None = None,
     ) -> None:
         self.services, self.fastapi = services, fastapi
-        self._routes, self._pipeline, self._pace = routes, Pipeline(), ErrorPace()
-        self._keys, self._rates = keys, rates
+        self._routes, self._pipeline = routes, Pipeline()
+        self._keys, self._rates = keys, rates or Rates()
         settings = services.settings
         self._settings, self._in_flight, self._tracing = settings, services.in_flight, services.tracing
         self._inner: ASGIApp = self._serve
@@ -138,7 +141,7 @@ class Application:
             del request.state["request"]  # the cycle would wait for the garbage collector
             self._record(request)
         if request.held is not None:
-            await request.finish(self._pace)
+            await request.finish(self._rates)
         request.release()
 
     def _begin(self, scope: Scope, receive: Receive, send: Send) -> ApiRequest:
@@ -209,8 +212,9 @@ class Application:
             if in_flight.draining:
                 raise Draining("the service is shutting down")
             request.epoch = in_flight.enter(request.caller)
-        if self._rates is not None and route.has_rate:
-            self._rates.count(request.caller, request.quota)
+        rate = request.quota or self._settings.rate_limit
+        if rate is not None and route.has_rate:
+            self._rates.count(request.caller, rate)
 
     async def _send_problem(self, scope: Scope, send: Send, exc: Exception) -> None:
         request: ApiRequest = scope["state"]["request"]

@@ -1,6 +1,5 @@
 """The service's ASGI application around a few routes of a test."""
 
-import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,10 +10,8 @@ from service.api import problems
 from service.api.access import ApiKeys
 from service.api.application import Application, RouteTable
 from service.api.limits import InFlightRequests
-from service.domain.shares import Capacity
+from service.domain.accounts import UNLIMITED
 from service.settings import Settings
-
-UNLIMITED = Capacity(sys.maxsize, 0)
 
 
 def application(

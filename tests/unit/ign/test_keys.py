@@ -14,8 +14,8 @@ from click.testing import CliRunner, Result
 from ign.__main__ import main
 from ign.keys import add, revoke
 from service.api.access import load_keys
+from service.domain.accounts import Rate
 from service.domain.errors import StartupError
-from service.domain.rate_limit import Rate
 
 
 def keys(*arguments: str, **variables: str) -> Result:

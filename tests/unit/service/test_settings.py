@@ -7,8 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from docs.site_reference import settings_page
+from service.domain.accounts import Rate
 from service.domain.errors import StartupError
-from service.domain.rate_limit import Rate
 from service.settings import Settings, load_settings, name_warnings, summary_of
 
 ROOT = Path(__file__).resolve().parents[3]
