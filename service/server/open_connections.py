@@ -51,7 +51,8 @@ class _State:
     idle_since: float
     head_since: float | None
     has_begun: bool = False
-    unread_since: float | None = None  # since when bytes have been waiting to be sent: the begin of a window
+    # Since when bytes have been waiting to be sent: the begin of a window.
+    unread_since: float = -math.inf
     taken: int = 0  # bytes that the client had taken then
 
 
@@ -180,15 +181,16 @@ class OpenConnections:
     def _reads_slowly(self, transport: asyncio.Transport, state: _State, now: float) -> bool:
         """Whether the client took less than the rate allows in a window in which bytes waited all the time."""
         if not transport.get_write_buffer_size():
-            state.unread_since = None
+            state.unread_since = -math.inf
             return False
-        since, taken = state.unread_since, _taken(transport)
-        if since is not None and since >= self._resumed_at and now - since < READ_WINDOW_S:
+        since = state.unread_since
+        is_window = since >= self._resumed_at
+        if is_window and now - since < READ_WINDOW_S:
             return False
-        is_slow = (
-            since is not None and since >= self._resumed_at and taken - state.taken < MIN_READ_RATE * (now - since)
-        )
-        state.unread_since, state.taken = now, taken
+        taken = _taken(transport)
+        is_slow = is_window and taken - state.taken < MIN_READ_RATE * (now - since)
+        state.unread_since = now
+        state.taken = taken
         return is_slow
 
     def _check_files(self) -> None:

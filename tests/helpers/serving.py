@@ -13,7 +13,7 @@ from service.domain.errors import IgnError
 from service.domain.latents import FloatRows
 from service.domain.tasks import Result, SchedulingParams, StepParams
 from service.scheduling.observer import Finished, SchedulerObserver
-from service.scheduling.request import Event, ScheduledRequest
+from service.scheduling.request import Counters, Event, ScheduledRequest
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.connection import PATIENCE_S
 from tests.helpers.fakes import FakeModel
@@ -146,8 +146,10 @@ async def collect(events: AsyncIterator[Event]) -> list[Event]:
 
 
 def rows_open(scheduler: Scheduler) -> int:
-    """Rows admitted and unfinished, as the scheduler counts them; no caller needs that number."""
-    return scheduler._admission.total.rows
+    """Rows admitted and unfinished, as the scheduler counts them. Without any, it counts nothing."""
+    total = scheduler._admission.total
+    assert total.rows or total == Counters()
+    return total.rows
 
 
 async def until_running(model: FakeModel) -> None:

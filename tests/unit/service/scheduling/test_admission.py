@@ -102,33 +102,6 @@ def test_queue_limit_counts_waiting_rows_only() -> None:
     assert admission.waiting == 4
 
 
-def test_closing_happens_once_and_clears_the_counters() -> None:
-    admission = Admission(100, 8)
-    one, other = request(3, steps=5, score=True), request(2, key="b")
-    slices = run(admission, one)
-    admit(admission, other)
-    admission.on_batch_ended(slices, 2, 1.0)
-    assert admission.total == Counters(rows=5, steps=3 * 4 + 2)
-    admission.on_batch_began(slices, 1.0)
-    assert admission.total == Counters(rows=5, steps=3 * 4 + 2, in_batch=3)
-    assert admission.close([one, other]) == {one: 3, other: 2}
-    assert admission.close([one]) == {}
-    admission.on_batch_ended(slices, 1, 1.0)  # the step it was in ends later
-    assert admission.total == Counters()
-
-
-def test_rows_that_end_earlier_than_others_of_their_request() -> None:
-    admission, one = Admission(100, 8), request(3, steps=5, tolerance=0.1)
-    (rest,) = run(admission, one)
-    admission.on_batch_ended([rest], 1, 1.0)
-    ended = rest.cut(1)
-    ended.steps = rest.steps = 1
-    admission.on_rows_done(ended)
-    assert admission.total == Counters(rows=2, steps=2 * 4)
-    assert admission.close([one]) == {one: 2}
-    assert admission.total == Counters()
-
-
 def test_deadlines_are_not_predicted_from_too_few_calls() -> None:
     assert admit(Admission(100, 8), request(steps=10**6, deadline=0.001)) == ""
     assert admit(Admission(100, 8), request(deadline=5.0), 5.0) == "deadline_unreachable"
