@@ -56,7 +56,7 @@ class NotModified(Exception):
 
 
 class Route(NamedTuple):
-    """What a path belongs to: a template for logs and metrics, and by method the endpoints that run a model."""
+    """What a path belongs to: a template for logs and metrics, and its endpoints by method."""
 
     template: str = UNMATCHED
     endpoints: Mapping[str, Any] = MappingProxyType({})  # `Endpoint`
@@ -96,7 +96,7 @@ class ApiRequest:
     problem: str | None = None  # the stable code of an error response
 
     # Of the pipeline. `progress` ends when the task of the request has something to do again.
-    stages: Any = None  # the `Endpoint`
+    stages: Any = None  # `Stages`
     body = b""
     progress: "asyncio.Future[None] | None" = None
     task: "asyncio.Task[Any] | None" = None  # while it can be cancelled because the client has gone
@@ -235,7 +235,7 @@ class ApiRequest:
             self.progress.set_exception(exc)
 
     def ended(self) -> tuple[Any, Images, Any]:
-        """What `Endpoint.encode` gets."""
+        """What `Stages.encode` gets."""
         return self.work, self.inputs.rows, self.result
 
     def disconnect(self) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from service.domain.accounts import Capacity
 from service.domain.errors import DeadlineUnreachable, IgnError, NotReady, QueueFull, WouldMissDeadline
 from service.domain.model import ModelMemory
-from service.scheduling.request import Counters, ScheduledRequest, Slice
+from service.scheduling.request import Batch, Counters, ScheduledRequest, Slice
 
 _NOBODY: Final = Counters()
 # Without a call for so long, nothing is known: a service that refuses everybody must start to
@@ -182,14 +182,17 @@ class Admission:
             if not piece.request.closed:
                 self._count(piece.request, in_batch=piece.count)
 
-    def on_batch_ended(self, slices: Iterable[Slice], steps: int, seconds: float) -> None:
-        """Count ``steps`` steps of slices whose batch took so long; they have left it."""
+    def on_batch_ended(self, batch: Batch) -> None:
+        """Learn from the model calls of a batch and count its steps; its slices have left it."""
         row_steps = 0
-        for piece in slices:
+        for call in batch.calls:
+            self._cost.add(call.rows, call.seconds, call.ended)
+        for piece in batch.slices:
             if not piece.request.closed:
-                done = steps * piece.count
+                done = batch.done * piece.count
                 row_steps += done
                 self._count(piece.request, steps=-done, in_batch=-piece.count)
+        seconds = batch.calls[-1].ended - batch.began if batch.calls else 0.0
         self._steps_per_call += _SMOOTHING * (row_steps - self._steps_per_call)
         self._seconds_per_call += _SMOOTHING * (seconds - self._seconds_per_call)
 
@@ -198,10 +201,6 @@ class Admission:
         # > 0 if it converged earlier, < 0 if the request is exact
         unused = max(0, piece.request.row_steps - piece.steps - piece.scoring) * piece.count
         self._count(piece.request, -piece.count, -unused)
-
-    def on_model_call(self, rows: int, seconds: float, now: float) -> None:
-        """Learn the duration of a model call that ended at ``now``."""
-        self._cost.add(rows, seconds, now)
 
     def _count(self, request: ScheduledRequest, rows: int = 0, steps: int = 0, in_batch: int = 0) -> None:
         for counters in (self.total, request.caller, request.open):

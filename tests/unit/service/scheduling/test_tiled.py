@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.domain.errors import DeadlineExceeded, DeadlineUnreachable, IgnError, ModelFailure, QueueFull
+from service.domain.errors import DeadlineExceeded, DeadlineUnreachable, IgnError, QueueFull
 from service.domain.latents import FloatRows
 from service.domain.tasks import Result, SchedulingParams
 from service.domain.tiles import Tiling
@@ -117,16 +117,6 @@ def test_a_run_ends_when_all_images_have_converged() -> None:
 
     result = asyncio.run(main())
     assert (result.steps.tolist(), result.converged.tolist()) == ([1], [True])
-
-
-def test_a_tile_that_fails_fails_its_request() -> None:
-    last = IMAGE[:, -1, -1]
-
-    def poison(row: Any) -> bool:
-        return bool((row == last).any())
-
-    with pytest.raises(ModelFailure):
-        played({}, FakeModel((1, 8, 8), poison=poison))
 
 
 def test_a_cancelled_run_leaves_no_row_behind() -> None:
