@@ -105,15 +105,15 @@ def test_masks_of_another_size(service: Service) -> None:
 
 
 OPTIONS_AS_TEXT = [
-    *[("steps", value) for value in ("0", "-1", "1e9", "1.0", "", "x", "999999999", "0x1", "１")],
+    *[("steps", value) for value in ("0", "-1", "1e9", "1.5", "", "x", "999999999", "0x1", "１")],
     *[("tolerance", value) for value in ("0", "-1", "nan", "inf", "1e400", "", "x", "0.1.2")],
     *[("record", value) for value in ("1,1", "2,1", "7", ",".join(map(str, range(66))), "", "x", "0,,1", "-1", "1.5")],
-    *[("score", value) for value in ("yes", "", "2", "on")],
+    *[("score", value) for value in ("maybe", "", "2")],
     *[("strength", value) for value in ("-0.1", "1.1", "nan", "")],
     *[("resize", value) for value in ("cover", "")],
     *[("invert", value) for value in ("maybe", "", "2")],
     *[("format", value) for value in ("gif", "")],
-    *[("scale", value) for value in ("0", "33", "1.0", "", "x")],
+    *[("scale", value) for value in ("0", "33", "1.5", "", "x")],
     *[("gap", value) for value in ("-1", "65", "")],
     *[("columns", value) for value in ("0", "", "65536")],
     ("resample", "cubic"),
