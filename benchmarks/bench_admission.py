@@ -17,7 +17,8 @@ from benchmarks.load_generator.traffic import Rng
 from service.domain.tasks import SchedulingParams, StepParams
 from service.scheduling.admission import Admission
 from service.scheduling.queue import FairQueue
-from service.scheduling.request import ScheduledRequest
+from service.scheduling.report import ModelCall
+from service.scheduling.request import Batch, ScheduledRequest
 
 METHOD: Final = (
     "service.scheduling decides which requests are admitted and which rows run; a model call takes 0.2 ms and 0.05 ms "
@@ -109,8 +110,9 @@ class Simulation:
         rows = sum(piece.count for piece in chosen)
         self.row_steps += rows
         end = now + CALL_S + ROW_S * rows
-        self._admission.on_model_call(rows, end - now, end)
-        self._admission.on_batch_ended(chosen, 1, end - now)
+        batch = Batch(slices=chosen, rows=rows, steps=1, expires=end, reason="", began=now, done=1)
+        batch.calls.append(ModelCall(rows, rows, end - now, "", end))
+        self._admission.on_batch_ended(batch)
         for piece in chosen:
             if piece.done:
                 self._admission.on_rows_done(piece)

@@ -61,7 +61,7 @@ def scheduled() -> Iterator[tuple[LoadedModel, Run]]:
         *loaded.instances,
         max_batch_rows=BATCH_ROWS,
         queue_rows=4096,
-        observer=ModelStatistics(Metrics(), loaded.ref),
+        observe=ModelStatistics(Metrics(), loaded.ref).take,
     )
 
     def run(rows: FloatRows, steps: int) -> Awaitable[object]:

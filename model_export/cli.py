@@ -73,8 +73,8 @@ def _fail(options: argparse.Namespace, line: str) -> int:
 
 def _refuse_empty_paths(options: argparse.Namespace) -> None:
     """Paths without a character would stand for the current folder."""
-    for name in ("data", "out", "start", "run", "models", "model", "cache", "fid-weights"):
-        if getattr(options, "run_folder" if name == "run" else name.replace("-", "_"), None) == "":
+    for name in ("data", "out", "run", "models", "model", "cache"):
+        if getattr(options, "run_folder" if name == "run" else name, None) == "":
             raise UserError(f"--{name}: the path is empty")
 
 
@@ -107,45 +107,41 @@ def _data(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
 
 def _train(options: argparse.Namespace, arguments: Sequence[str]) -> Iterator[str]:
     from model_export.data.datasets import open_source
-    from model_export.export.weights import start_weights
     from model_export.training.checkpoint import record
-    from model_export.training.execution import Execution, join_world
     from model_export.training.presets import Choices, choose_preset, describe_model, own_data, summary
     from model_export.training.train import Run
 
     _check_train_options(options)
     choices = Choices(**_given(options, Choices.__slots__))
-    with join_world(_device(options.device)) as (world, device):
-        source = open_source(options.data or own_data(options.preset), skip_bad=options.skip_bad)
-        found = source.inspect()
-        base = choose_preset(choices, source, found)
-        data = source.load(size=base.network.size, channels=base.network.channels)
-        preset = describe_model(base, choices, data, found)
-        precise = bf16(options.precision, device)
-        out = Path(options.out or os.devnull)  # a dry run needs none, and makes the same checks
-        run = Run(
-            preset,
-            data,
-            out,
-            seed=options.seed,
-            device=device,
-            bf16=precise,
-            provenance=record(arguments),
-            execution=Execution(world=world, **_given(options, ("compile", "channels_last", "keep", "tensorboard"))),
-            start=start_weights(options.start, out),
-        )
-        lines = summary(preset, base.name, data, found)
-        if options.start or run.step:
-            stage = run.preset.stages[run.stage].name
-            lines.append(f"begins at stage `{stage}`, step {run.step} of {run.preset.steps}")
-        starting = world.is_main and run.step < run.preset.steps
-        if starting and not options.dry_run:
-            out.mkdir(parents=True, exist_ok=True)  # fails here rather than after the estimate
-        if starting or options.dry_run:
-            estimated = options.dry_run or (options.preset is None and run.step == 0 and world.size == 1)
-            yield from (*lines, *_expectations(run, data, estimated=estimated))
-        if not options.dry_run:
-            yield from _train_run(run, options.prog)
+    device = _device(options.device)
+    source = open_source(options.data or own_data(options.preset), skip_bad=options.skip_bad)
+    found = source.inspect()
+    base = choose_preset(choices, source, found)
+    data = source.load(size=base.network.size, channels=base.network.channels)
+    preset = describe_model(base, choices, data, found)
+    out = Path(options.out or os.devnull)  # a dry run needs none, and makes the same checks
+    run = Run(
+        preset,
+        data,
+        out,
+        seed=options.seed,
+        device=device,
+        bf16=bf16(options.precision, device),
+        provenance=record(arguments),
+        **_given(options, ("channels_last", "keep")),
+    )
+    lines = summary(preset, base.name, data, found)
+    if run.step:
+        stage = run.preset.stages[run.stage].name
+        lines.append(f"begins at stage `{stage}`, step {run.step} of {run.preset.steps}")
+    starting = run.step < run.preset.steps
+    if starting and not options.dry_run:
+        out.mkdir(parents=True, exist_ok=True)  # fails here rather than after the estimate
+    if starting or options.dry_run:
+        estimated = options.dry_run or (options.preset is None and run.step == 0)
+        yield from (*lines, *_expectations(run, data, estimated=estimated))
+    if not options.dry_run:
+        yield from _train_run(run, options.prog)
 
 
 def _check_train_options(options: argparse.Namespace) -> None:
@@ -184,11 +180,10 @@ def _train_run(run: "Run", prog: str) -> Iterator[str]:
     except Interrupted:
         line = f"stopped at step {run.step} of {run.preset.steps}; the same command continues"
         stopped = True
-    if run.world.is_main:
-        yield from (f"{stage}: {throughput}" for stage, throughput in run.throughput)
-        if len(run.throughput) > 1:
-            yield f"in all: {sum((throughput for _, throughput in run.throughput), Throughput())}"
-        yield line
+    yield from (f"{stage}: {throughput}" for stage, throughput in run.throughput)
+    if len(run.throughput) > 1:
+        yield f"in all: {sum((throughput for _, throughput in run.throughput), Throughput())}"
+    yield line
     if stopped:
         raise KeyboardInterrupt
 
@@ -218,14 +213,12 @@ def _verify(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
 
 def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
     from model_export.evaluation.evaluate import evaluate, summary
-    from model_export.evaluation.inception import Inception
 
     table = evaluate(
         Path(options.model),
         options.data,
         cache=Path(options.cache).expanduser(),
         out=Path(options.out) if options.out else None,
-        inception=Inception(options.fid_weights) if options.fid else None,
         **_given(options, ("skip_bad", "samples", "steps", "threads")),
     )
     yield summary(table)
@@ -287,7 +280,6 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     train.add_argument("--size", type=int, help="height and width of the pictures")
     train.add_argument("--channels", type=int, choices=(1, 3))
     train.add_argument("--steps", type=int, help="optimiser steps in total, split over the stages; may grow later")
-    train.add_argument("--start", help="version folder, such as models/mnist/1, with whose weights a new run starts")
     train.add_argument("--licence", help="of the weights (default: none stated, but for the presets' own data)")
     train.add_argument("--batch", type=int, help="pictures per step")
     train.add_argument("--seed", type=int, default=0, help="of all random numbers (default 0)")
@@ -299,10 +291,8 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="NAME",
         help="corruptions that f learns to undo: noise, blur, low_resolution, hole, grey, sketch",
     )
-    train.add_argument("--compile", action="store_true", help="compile the network with torch.compile")
     train.add_argument("--channels-last", action="store_true", help="keep weights and activations in NHWC order")
     train.add_argument("--keep", type=int, default=1, help="checkpoints to keep (default 1: only checkpoint.pt)")
-    train.add_argument("--tensorboard", action="store_true", help="write a TensorBoard log in the run's folder as well")
     return train
 
 
@@ -344,8 +334,6 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
     evaluate.add_argument("--out", help="file for the figures (default: metrics.json in the version folder)")
     evaluate.add_argument("--samples", type=int, default=3000, help="pictures to generate (default 3000)")
     evaluate.add_argument("--steps", type=int, default=1000, help="most applications of f (default 1000)")
-    evaluate.add_argument("--fid", choices=("inception",), help="measure FID too; needs the extra fid and its weights")
-    evaluate.add_argument("--fid-weights", help="file of Inception's weights (default: in the folder of torch.hub)")
     evaluate.add_argument("--cache", default="~/.cache/ign-service", help="folder of the trained classifier")
 
     figures = commands.add_parser("figures", help="draw figures of an exported model")

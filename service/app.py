@@ -12,22 +12,20 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 from service import __version__
-from service.api import problems
+from service.api import table
 from service.api.access import ApiKeys, load_keys
 from service.api.app_state import AppState
-from service.api.application import Application, RouteTable
+from service.api.application import Application
 from service.api.info import openapi, page
 from service.api.info import routes as info
-from service.api.limits import CallerRates, InFlightRequests
-from service.api.native import endpoints as native_endpoints
-from service.api.native import routes as native
+from service.api.limits import InFlightRequests
+from service.api.native import endpoints as native
 from service.api.native import urls
 from service.api.oip import endpoints as oip
 from service.api.openai import endpoints as openai
+from service.domain.accounts import Capacity, Rates
 from service.domain.errors import StartupError
 from service.domain.model import Model
-from service.domain.rate_limit import SharedGCRA
-from service.domain.shares import Capacity
 from service.environment import available_cpus, lower_priority, metrics_file
 from service.images.pool import CodecPool
 from service.models.instances import SizedInstance, TurnLock, open_instances
@@ -53,8 +51,8 @@ _PATIENT_S = 86_400.0
 # After so long, a thread gives the interpreter lock to one that waits, such as a lane whose model has returned. With
 # Python's 5 ms, one process serves a tenth less.
 _SWITCH_S = 0.0002
-_ROUTERS = (native.router, info.router, oip.router, oip.repository, openai.router)
-_ENDPOINTS = (*native_endpoints.ENDPOINTS, *urls.ENDPOINTS, *oip.ENDPOINTS, *openai.ENDPOINTS)
+ENDPOINTS = (*native.ENDPOINTS, *urls.ENDPOINTS, *info.ENDPOINTS, *oip.ENDPOINTS, *openai.ENDPOINTS)
+"""Those of every service; beside them are the page and the documents."""
 
 OnLoaded = Callable[[StartupError | None], None]
 """Called once, when every model serves, or with the reason why one does not load: the app then answers 503."""
@@ -108,7 +106,7 @@ def build_services(
         on_deactivated=metrics.unloaded,
         wait_for_requests=in_flight.wait_for_current,
     )
-    codec = CodecPool(min(available_cpus(), _MAX_CODEC_THREADS), metrics.codec, daemons=only is None)
+    codec = CodecPool(min(available_cpus(), _MAX_CODEC_THREADS), metrics.codec)
     return AppState(
         settings=settings,
         registry=registry,
@@ -184,32 +182,28 @@ def create_app(services: AppState, *, on_loaded: OnLoaded = _log_error) -> Appli
     settings = services.settings
     keys = None if settings.api_keys_file is None else load_keys(settings.api_keys_file)
     services.metrics.add_callers([key.name for key in keys or ()])
-    limited = settings.rate_limit is not None or any(key.quota for key in keys or ())
     file = metrics_file() if settings.workers > 1 else None  # all processes count in one new folder
-    limiter = SharedGCRA(file.with_name("quotas")) if file and limited else None
-    rates = CallerRates(settings.rate_limit, limiter) if limited else None
+    rates = Rates(file and file.with_name("quotas"))
+    endpoints = [*ENDPOINTS, openapi.endpoint(ENDPOINTS, settings), *page.endpoints(settings.site)]
     app = FastAPI(
         title="ign-service",
-        summary="Idempotent Generative Networks over HTTP: generate, make real, walk between latents.",
         version=__version__,
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
-        generate_unique_id_function=openapi.operation_id,
         # The service has its own metrics; FastAPI's would look for a telemetry provider at every request.
         telemetry={"tracing": False, "metrics": False, "logs": False},
         lifespan=lambda _: _lifespan(services, on_loaded),
     )
-    app.state.services = services
-    for router in _ROUTERS:
-        app.include_router(router)
-    openapi.install(app, settings)
-    page.install(app, settings.site)
-    problems.install(app)
-    routes = [route for router in _ROUTERS for route in router.routes]
-    table = RouteTable([*routes, *app.routes], _ENDPOINTS, settings.private_endpoints)
-    return Application(services, app, table, keys=None if keys is None else ApiKeys(keys), rates=rates)
+    table.install(app, endpoints)
+    return Application(
+        services,
+        app,
+        table.RouteTable(endpoints, settings.private_endpoints),
+        keys=None if keys is None else ApiKeys(keys),
+        rates=rates,
+    )
 
 
 def make_connections(services: AppState) -> OpenConnections:
@@ -295,7 +289,7 @@ def _serve(
             queue_rows=settings.queue_rows,
             max_rows=settings.max_images,
             clock=clock,
-            observer=statistics,
+            observe=statistics.take,
             on_batch=None if tracing is None else partial(tracing.batch_ran, loaded.ref),
             on_all_devices_lost=on_device_lost,
             memory=loaded.memory,

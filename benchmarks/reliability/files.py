@@ -36,9 +36,9 @@ def _open_files(seed: int, connection: "Connection[Any, Any]") -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # for what onnxruntime writes
     from benchmarks.reliability.hostile_files import run
-    from benchmarks.reliability.hostile_inputs import bombs
+    from benchmarks.reliability.hostile_inputs import images
 
-    bombs()
+    images()
     connection.send("ready")
     while True:
         number, kind = connection.recv()

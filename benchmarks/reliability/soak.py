@@ -22,11 +22,24 @@ from benchmarks.harness.common import Json, memory, rounded, run_benchmark, targ
 from benchmarks.harness.processes import ServerProcess, memory_samples, service
 from benchmarks.load_generator.fetch import Answer, ConnectionClosed, fetch
 from benchmarks.load_generator.messages import JSON, post
-from benchmarks.load_generator.traffic import REJECTIONS, SETTINGS, Case, Rng, pick, problem
+from benchmarks.load_generator.traffic import (
+    REJECTIONS,
+    SETTINGS,
+    Case,
+    Rng,
+    choose,
+    disconnecting,
+    good,
+    oversized,
+    problem,
+    slow_body,
+)
+from benchmarks.reliability.hostile_inputs import hostile, images
 
 METHOD = (
     "`clients` clients send random requests, one connection per request. Every status must be allowed for its request "
-    "(429 and 503 always are), and every 200 must contain what the request asked for. Memory: a least-squares line "
+    "(429 and 503 always are), and every 200 must contain what the request asked for; of hostile requests as in "
+    "`campaign`. Memory: a least-squares line "
     "through the resident memory of the service from `flat_after` seconds on, by default the last two thirds of the "
     "run; flat means a growth of at most 5 % or 8 MiB. Runs shorter than two minutes have no memory target"
 )
@@ -51,9 +64,7 @@ class Log:
                 self.unexplained.append(f"{case.kind}: {problem}"[:500])
 
 
-async def send(
-    server: ServerProcess, log: Log, case: Case, judge: Callable[[Case, Answer], str] = problem, label: str = ""
-) -> None:
+async def send(server: ServerProcess, log: Log, case: Case, label: str = "") -> None:
     """Send one request and note what came of it."""
     try:
         answer = await fetch(server.port, case.data, leave_after_s=case.leave_after_s)
@@ -63,7 +74,7 @@ async def send(
         is_right = case.may_close and not isinstance(exc, TimeoutError)
         log.note(case, type(exc).__name__, "" if is_right else f"{label}{exc!r}")
     else:
-        wrong = judge(case, answer)
+        wrong = problem(case, answer)
         log.note(case, str(answer.status), wrong and label + wrong)
 
 
@@ -166,7 +177,18 @@ def run_and_judge(
     }
 
 
+def pick(rng: Rng) -> Case:
+    """A random request: 75 % are good, 13 % are bad, and 12 % disconnect."""
+    luck = rng.random()
+    if luck < 0.75:
+        return good(rng)
+    case: Case = choose(rng, (hostile, oversized, slow_body) if luck < 0.88 else (disconnecting,))(rng)
+    return case
+
+
 def measure(options: argparse.Namespace) -> Json:
+    images()  # now, because they take seconds
+
     async def load(server: ServerProcess, log: Log) -> None:
         end = time.monotonic() + options.seconds
 

@@ -16,7 +16,7 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import grey_dilation, grey_erosion
+from scipy.ndimage import gaussian_filter, grey_dilation, grey_erosion
 from torch import Tensor
 from torch.nn import functional
 
@@ -39,7 +39,6 @@ _BLUR_SIDE: Final = 28
 _SKETCH_SIDE: Final = 64
 
 _TRUNCATE: Final = 3.0  # radius of a Gaussian kernel in units of its largest σ, in training
-_FIXED_TRUNCATE: Final = 4.0  # the same in evaluation: SciPy's default
 _CHUNK: Final = 512  # pictures that are corrupted at once in evaluation: bounds memory
 
 
@@ -98,10 +97,7 @@ class RandomCorruptions:
     eight_bit: float  # share of the rows that are rounded to 8 bits, 0 to 1
 
     def draw(self, batch: int, shape: tuple[int, int, int], generator: torch.Generator) -> Draws:
-        """Draw the random numbers of a whole batch of rows (C, H, W).
-
-        They do not depend on how the batch is split, so ranks select their own rows afterwards.
-        """
+        """Draw the random numbers of a batch of rows (C, H, W)."""
         device = generator.device
         # The order of the draws is part of the reproducibility of a run: strength and noise come first.
         strength = torch.rand((batch, 1), generator=generator, device=device)
@@ -191,12 +187,11 @@ def in_8_bits(corruption: Corruption) -> Corruption:
 def blur(sigma: float) -> Corruption:
     """Gaussian blur, σ in pixels of a 28-pixel side."""
 
-    def apply(x: Tensor) -> Tensor:
+    def apply(x: FloatRows) -> FloatRows:
         pixels = sigma * x.shape[-1] / _BLUR_SIDE
-        sigmas = torch.full((len(x),), pixels, dtype=torch.float64)
-        return gaussian_blur(x.double(), sigmas, int(_FIXED_TRUNCATE * pixels + 0.5)).float()
+        return gaussian_filter(x.astype(np.float64), pixels, axes=(2, 3), mode="nearest").astype(np.float32)
 
-    return _fixed(apply)
+    return apply
 
 
 def low_resolution(factor: int) -> Corruption:

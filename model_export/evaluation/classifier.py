@@ -30,7 +30,7 @@ Task = Literal["classes", "attributes", "rotation"]
 
 FEATURES: Final = 128
 _MAX_CLASSES: Final = 1000  # labels beyond this are identities or measurements, not classes
-_ROTATIONS: Final = 4
+ROTATIONS: Final = 4
 _LARGE: Final = 64
 _BATCH: Final = 128
 _CHUNK: Final = 500
@@ -143,9 +143,7 @@ def classifier_for(data: Dataset, cache: Path) -> Classifier:
     source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
     shape = tuple(data.train.shape[1:])
     task, train, held_out = targets(data)
-    heads: tuple[int, ...] = (_ROTATIONS,)
-    if train is not None and held_out is not None:
-        heads = tuple((torch.cat([train, held_out]).amax(0) + 1).tolist())
+    heads = heads_of(data)
     key = hashlib.sha256(f"{source} {data.sha256} {shape} {task} {heads}".encode()).hexdigest()[:16]
     path = cache / f"classifier-{key}.pt"
     # A fixed seed makes a retrained classifier equal to a cached one; fork_rng keeps the caller's random state.
@@ -180,6 +178,14 @@ def targets(data: Dataset) -> tuple[Task, Tensor | None, Tensor | None]:
     return "rotation", None, None
 
 
+def heads_of(data: Dataset) -> tuple[int, ...]:
+    """The number of values of each target."""
+    _, train, held_out = targets(data)
+    if train is None or held_out is None:
+        return (ROTATIONS,)
+    return tuple((torch.cat([train, held_out]).amax(0) + 1).tolist())
+
+
 def _load_weights(network: ConvNet, path: Path) -> bool:
     """Load cached weights; false if there are none or they are damaged."""
     try:
@@ -201,8 +207,8 @@ def _fit(network: ConvNet, pictures: Tensor, targets: Tensor | None, heads: tupl
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=_LR, total_steps=steps)
     network.train()
     for index in tqdm(_batch_indices(count, steps), desc="classifier", total=steps, unit="step", mininterval=1.0):
-        x, target = _inputs_and_targets(pictures[index], None if targets is None else targets[index])
-        parts = network(_shift(x)).split(heads, 1)
+        x, target = inputs_and_targets(pictures[index], None if targets is None else targets[index])
+        parts = network(shifted(x, x.shape[-1] // 14)).split(heads, 1)
         losses = [functional.cross_entropy(part, column) for part, column in zip(parts, target.T, strict=True)]
         loss = torch.stack(losses).sum()
         optimiser.zero_grad(set_to_none=True)
@@ -220,21 +226,20 @@ def _batch_indices(count: int, steps: int) -> Iterator[Tensor]:
         start += _BATCH
 
 
-def _inputs_and_targets(pictures: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
+def inputs_and_targets(pictures: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
     """Pictures in [−1, 1] with their targets (N, heads); without any, turned pictures with the number of turns."""
     x = to_model_range(pictures)
     if targets is not None:
         return x, targets
-    turns = torch.arange(len(x)) % _ROTATIONS
-    for turn in range(1, _ROTATIONS):
+    turns = torch.arange(len(x)) % ROTATIONS
+    for turn in range(1, ROTATIONS):
         x[turns == turn] = torch.rot90(x[turns == turn], turn, (2, 3))
     return x, turns[:, None]
 
 
-def _shift(x: Tensor) -> Tensor:
-    """Move the whole batch by up to a fourteenth of its side, at random."""
-    limit = x.shape[-1] // 14
-    down, right = torch.randint(2 * limit + 1, (2,)).tolist()
+def shifted(x: Tensor, limit: int, generator: torch.Generator | None = None) -> Tensor:
+    """The whole batch, moved by up to ``limit`` pixels, at random."""
+    down, right = torch.randint(2 * limit + 1, (2,), generator=generator, device=x.device).tolist()
     padded = functional.pad(x, (limit, limit, limit, limit), mode="replicate")
     return padded[:, :, down : down + x.shape[2], right : right + x.shape[3]]
 
@@ -244,7 +249,7 @@ def _accuracies(network: ConvNet, pictures: Tensor, targets: Tensor | None, head
     """Share of right answers of every head."""
     correct = torch.zeros(len(heads))
     for index in torch.split(torch.arange(len(pictures)), _CHUNK):
-        x, target = _inputs_and_targets(pictures[index], None if targets is None else targets[index])
+        x, target = inputs_and_targets(pictures[index], None if targets is None else targets[index])
         for i, part in enumerate(network(x).split(heads, 1)):
             correct[i] += (part.argmax(1) == target[:, i]).sum()
     return [float(share) for share in correct.double() / len(pictures)]

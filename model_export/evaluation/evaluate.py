@@ -9,7 +9,6 @@ from tqdm import tqdm
 from model_export.data.datasets import Dataset, load_data_of
 from model_export.errors import UserError
 from model_export.evaluation.classifier import Table, classifier_for
-from model_export.evaluation.inception import Inception
 from model_export.evaluation.measures import SAMPLES, STEPS, Evaluation
 from model_export.export.artifact import TrainedCard, check_golden, publish, read_all, with_card
 from model_export.files import atomic_write
@@ -30,7 +29,6 @@ def evaluate(
     out: Path | None = None,
     samples: int = SAMPLES,
     steps: int = STEPS,
-    inception: Inception | None = None,
     threads: int = 0,
 ) -> Table:
     """Measure the model in a version folder, write `metrics.json`, and put the figures into the card of every file.
@@ -64,7 +62,6 @@ def evaluate(
             samples=samples,
             steps=steps,
             variants={artifact.precision: artifact.function for artifact in artifacts[1:]},
-            inception=inception,
         ).run()
     for precision, table in measures.get("precision", {}).items():
         table |= {"golden": golden_rows[precision], "tolerance": getattr(card.tolerance, precision)}

@@ -18,7 +18,6 @@ from model_export.evaluation import projection, restoration
 from model_export.evaluation.classifier import FEATURES, Classifier, Predictions, Table, Task, sample_budget, targets
 from model_export.evaluation.exactness import PROTOCOL as EXACTNESS_PROTOCOL
 from model_export.evaluation.exactness import measure_exactness
-from model_export.evaluation.inception import Inception
 from model_export.evaluation.metrics import frechet, mean_distance, nearest
 from model_export.evaluation.restoration import Function
 from model_export.evaluation.warnings import warnings
@@ -53,10 +52,6 @@ _PRECISION_PROTOCOL: Final = (
     "on the CPU: frechet of f(z); difference: |f(z) - f(z) in fp32| of all pixels; golden: largest difference from the "
     "golden rows of training, and what it may be"
 )
-_INCEPTION_PROTOCOL: Final = (
-    "FID: Fréchet distance as above on the 2048 features of Inception v3, torch-fidelity {0.version}, weights of "
-    "SHA-256 {0.source}"
-)
 _TASKS: Final[Mapping[Task, str]] = {
     "classes": "the data's classes",
     "attributes": "the data's attributes",
@@ -78,10 +73,10 @@ class Evaluation:
         samples: int = SAMPLES,
         steps: int = STEPS,
         variants: Mapping[str, Function] | None = None,
-        inception: Inception | None = None,
     ) -> None:
         self._f, self._card, self._noise, self._data, self._classifier = f, card, noise, data, classifier
-        self._steps, self._variants, self._inception = steps, variants or {}, inception
+        self._steps = steps
+        self._variants = variants or {}
         self._n = min(samples, len(data.train))
         self._train = data.train.numpy()
         self._held_out = self._classifier.predict(data.held_out.numpy())
@@ -109,7 +104,6 @@ class Evaluation:
             },
             "protocol": self._protocol(),
             "generation": self._generation(samples),
-            **self._fid(samples),
             **({} if self._card.exact else {"drift": _drift(chain)}),
             "nearest": neighbours,
             **_ratio("diversity", *(neighbours["other_sample"][part]["median"] for part in ("samples", "real"))),
@@ -189,7 +183,6 @@ class Evaluation:
             **({"exact": EXACTNESS_PROTOCOL} if self._card.exact else {}),
             "restoration": restoration.PROTOCOL,
             "drawings": projection.PROTOCOL,
-            **({"inception": _INCEPTION_PROTOCOL.format(self._inception)} if self._inception else {}),
             **({"precision": _PRECISION_PROTOCOL} if self._variants else {}),
             "provider": f"onnxruntime {version('onnxruntime')}, CPU",
         }
@@ -209,13 +202,6 @@ class Evaluation:
         if self._classifier.task == "classes":
             table["held_out"] = self._classifier.coverage(self._held_out)
         return table
-
-    def _fid(self, samples: Mapping[str, Predictions]) -> Table:
-        if self._inception is None:
-            return {}
-        reference = self._inception.features(self._held_out.levels)
-        levels = {name: each.levels for name, each in {**samples, "training": self._floor}.items()}
-        return {"inception": {name: frechet(self._inception.features(x), reference) for name, x in levels.items()}}
 
     def _nearest(self, samples: Predictions) -> Table:
         """Whether samples are copies of one another or of training pictures more often than real pictures are."""

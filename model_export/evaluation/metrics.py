@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
+from scipy.stats import entropy, mannwhitneyu
 from skimage.metrics import structural_similarity
 
 from service.artifact.pixels import Levels
@@ -37,15 +37,12 @@ def frechet(a: Numbers, b: Numbers) -> float:
 
 def kl_to_uniform(counts: Numbers | NDArray[np.int64]) -> float:
     """KL divergence in nats of a histogram (K,) from the uniform distribution: 0 if even, ln K for a single class."""
-    share = counts[counts > 0] / counts.sum()
-    return float((share * np.log(share * len(counts))).sum())
+    return float(entropy(counts, np.ones(len(counts))))
 
 
 def auroc(negative: NDArray[np.float64], positive: NDArray[np.float64]) -> float:
     """The probability that a positive value is above a negative one: 0.5 if they are alike, 1 if all are above."""
-    above = (
-        rankdata(np.concatenate([negative, positive]))[len(negative) :].sum() - len(positive) * (len(positive) + 1) / 2
-    )
+    above = mannwhitneyu(positive, negative, method="asymptotic").statistic
     return float(above / (len(negative) * len(positive)))
 
 

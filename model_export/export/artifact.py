@@ -131,6 +131,20 @@ def check_golden(function: OnnxFunction, golden: Golden, card: TrainedCard, prec
     return round(difference, 6)
 
 
+def sample_rows(card: Card, shape: tuple[int, int, int], count: int) -> FloatRows:
+    """Rows (C, H, W) of every kind that f gets: images that differ by channel, random ones, and latents of noise."""
+    (low, high), (channels, height, width) = card.range, shape
+    down, right = np.meshgrid(np.linspace(0, 1, height), np.linspace(0, 1, width), indexing="ij")
+    patterns = np.stack([right, np.abs(right - 0.5) < 0.12, right * down, down, 0 * down, 1 + 0 * down])
+    images = np.stack([np.roll(patterns, -2 * channel, axis=0)[:count] for channel in range(channels)], axis=1)
+    random = np.random.default_rng(0).random((count, *shape))
+    rows = (low + np.concatenate([images, random])[:count] * (high - low)).astype(np.float32)
+    if card.noise is not None:
+        latents = count - min(len(images) + 1, count - 1)
+        rows[count - latents :] = NoiseSource(shape).rows(0, 0, latents)
+    return rows
+
+
 def version_folder(versions: Path, version: int | None) -> Path:
     """The folder of a version of a model; without a number, that of the highest one in the model's folder plus one."""
     if version is None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from model_export.errors import UserError
-from model_export.export.artifact import OnnxFunction, TrainedCard, read_all
+from model_export.export.artifact import OnnxFunction, TrainedCard, read_all, sample_rows
 from model_export.files import atomic_write
 from model_export.training.checkpoint import CARD_FIELDS, Checkpoint, TrainedModel, load_run
 from model_export.training.network import Autoencoder
@@ -86,7 +86,7 @@ def compare(
     """
     batches = tuple(sorted({*card.buckets, _ODD_BATCH}))
     noise = NoiseSource(card.row_shapes[0])
-    golden_rows = _golden_inputs(card, noise)
+    golden_rows = _golden_inputs(card)
     count = max(batches[-1], len(golden_rows))
     rows = np.concatenate([golden_rows, noise.rows(_SEED, _GOLDEN_ROWS, (_SPARE if card.exact else 1) * count)])
     with torch.inference_mode():
@@ -108,20 +108,12 @@ def compare(
     return golden, Verification(difference=difference, spread=spread, batches=batches)
 
 
-def _golden_inputs(card: TrainedCard, noise: NoiseSource) -> FloatRows:
-    """Rows of every kind that f gets: flat and structured pictures, a noisy picture, and latents."""
-    (lo, hi), shape = card.range, noise.row(_SEED, 0).shape
-    background = np.asarray(card.background)[:, None, None]
-    down, right = np.meshgrid(*(np.linspace(0.0, 1.0, side) for side in shape[1:]), indexing="ij")
-    stripe = (np.abs(right - 0.5) < 0.12).astype(np.float64)
-    patterns = (right, down, right * down, (right + down) * 2.0 % 1.0, stripe)
-    pictures = [np.full(shape, value) for value in (0.0, lo, hi)] + [np.broadcast_to(background, shape)]
-    pictures += [np.broadcast_to(lo + pattern * (hi - lo), shape) for pattern in patterns]
-    noisy = pictures[-1] + 0.5 * noise.row(_SEED, 0)
-    if card.noise is None:  # a model of pages has large rows, and the service runs them at every start
-        corner = (slice(None), slice(0, _CORNER), slice(0, _CORNER))
-        page = pictures[-1].copy()
-        page[corner] = noisy[corner]
-        return np.asarray(page[np.newaxis], np.float32)
-    latents = noise.rows(_SEED, 0, _GOLDEN_ROWS - len(pictures) - 1)
-    return np.concatenate([np.stack([*pictures, noisy]).astype(np.float32), latents])
+def _golden_inputs(card: TrainedCard) -> FloatRows:
+    rows = sample_rows(card, card.row_shapes[0], _GOLDEN_ROWS)
+    if card.noise is not None:
+        return rows
+    # A model of pages has large rows, and the service runs them at every start.
+    _, stripe, *_, noisy = rows
+    corner = (slice(None), slice(0, _CORNER), slice(0, _CORNER))
+    stripe[corner] = noisy[corner]
+    return np.asarray(stripe[np.newaxis])

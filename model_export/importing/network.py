@@ -10,7 +10,7 @@ import numpy as np
 from onnx import TensorProto
 
 from model_export.errors import UserError
-from model_export.export.artifact import OnnxFunction, stamp
+from model_export.export.artifact import OnnxFunction, sample_rows, stamp
 from model_export.importing.form import Array, Form, Layout, Shape
 from model_export.importing.sources import Source, dims, dims_text, read_checkpoint, read_onnx
 from model_export.importing.tiles import choose_tiles
@@ -19,7 +19,7 @@ from service.artifact.files import GOLDEN_FILE, MODEL_FILE
 from service.artifact.golden import Golden, digest_of, max_abs_diff
 from service.artifact.onnx_file import check_self_contained
 from service.artifact.pixels import to_rows
-from service.domain.latents import FloatRows, NoiseSource
+from service.domain.latents import FloatRows
 
 _BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64)
 _BATCH_VALUES: Final = 2**22  # float32 numbers of the largest batch, 16 MiB
@@ -55,7 +55,8 @@ def import_network(options: Namespace, version: str) -> Iterator[str | Mapping[s
     colour = "colour" if channels == 3 else "grey" if card.color is None else "luma"
     size = "any size" if tiles else f"{height}×{width}"
     yield f"chosen: images of {size}, {colour}, values {low:g}…{high:g}{reason}"
-    rows = _rows(card)
+    most = _ROW_VALUES if card.tiles else _BATCH_VALUES
+    rows = sample_rows(card, card.shape, max(_FEWEST_ROWS, min(_MOST_ROWS, most // math.prod(card.shape))))
     yield f"checking: {len(rows)} images of {height}×{width}, alone and in batches"
     form, expected = _expected(source, form, rows)
     form, function, data, difference = _fold(source, form, card, rows, expected)
@@ -185,22 +186,6 @@ def _card(source: Source, form: Form, options: Namespace, version: str, tiles: T
         opset=source.opset,
         licence=options.licence,
     )
-
-
-def _rows(card: Card) -> FloatRows:
-    """Rows of every kind that f gets: images that differ by channel, random ones, and latents if there is noise."""
-    (low, high), (channels, height, width) = card.range, card.shape
-    down, right = np.meshgrid(np.linspace(0, 1, height), np.linspace(0, 1, width), indexing="ij")
-    patterns = np.stack([right, np.abs(right - 0.5) < 0.12, right * down, down, 0 * down, 1 + 0 * down])
-    most = _ROW_VALUES if card.tiles else _BATCH_VALUES
-    count = max(_FEWEST_ROWS, min(_MOST_ROWS, most // math.prod(card.shape)))
-    images = np.stack([np.roll(patterns, -2 * channel, axis=0)[:count] for channel in range(channels)], axis=1)
-    random = np.random.default_rng(0).random((count, *card.shape))
-    rows = (low + np.concatenate([images, random])[:count] * (high - low)).astype(np.float32)
-    if card.noise is not None:
-        latents = count - min(len(images) + 1, count - 1)
-        rows[count - latents :] = NoiseSource(card.shape).rows(0, 0, latents)
-    return rows
 
 
 def _expected(source: Source, form: Form, rows: FloatRows) -> tuple[Form, FloatRows]:

@@ -356,7 +356,7 @@ def plot_losses(run: Path) -> bytes:
         figure = Figure(figsize=(9, 3.7), layout="constrained")
         axes = figure.add_subplot(yscale="log", xlabel="step", xmargin=0)
         axes.grid(axis="y", color="#ddd")
-        start = entries[0].step  # not 0 in a run with `--start`
+        start = entries[0].step
         for stage, group in groupby(entries, key=lambda entry: entry.stage):
             lines = list(group)
             axes.axvline(start, color="#999", linestyle=":")

@@ -231,9 +231,6 @@ def measurements(card: TrainedCard) -> Iterator[str]:
     if precision := quality.get("precision"):
         yield "### Half precision"
         yield "\n".join(_precision(name, row) for name, row in precision.items())
-    if inception := quality.get("inception"):
-        values = ", ".join(f"{formula(name)} {value:.2f}" for name, value in inception.items())
-        yield f"FID (Inception v3): {values}."
 
 
 def _error_rates(rows: Table) -> tuple[list[str], list[tuple[str, ...]]]:

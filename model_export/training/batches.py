@@ -1,7 +1,6 @@
 """The rows of every training step: pictures, latents, their pairs, corrupted copies.
 
-Every random number is a function of (seed, stream, step), so a checkpoint needs no random state. It is drawn for the
-whole batch, of which each rank keeps its rows, so the result does not depend on the number of ranks.
+Every random number is a function of (seed, stream, step), so a checkpoint needs no random state.
 """
 
 from collections.abc import Sequence
@@ -18,7 +17,6 @@ from torch import Tensor
 from model_export.data.corruptions import Draws, RandomCorruptions
 from model_export.data.datasets import to_model_range
 from model_export.data.drawings import RandomDrawings
-from model_export.training.execution import World
 from model_export.training.log import ThroughputMeter
 from model_export.training.losses import Function
 from model_export.training.presets import Preset
@@ -70,8 +68,9 @@ class CandidatePool:
     thousands chooses much better than the few candidates that one step could afford.
     """
 
-    def __init__(self, f: Function, latents: Tensor, world: World) -> None:
-        self._latents, self._outputs = latents, _outputs(f, latents, world)
+    def __init__(self, f: Function, latents: Tensor) -> None:
+        self._latents = latents
+        self._outputs = _outputs(f, latents)
         self._norms = self._outputs.square().sum(1)
 
     def nearest(self, x: Tensor) -> Tensor:
@@ -89,14 +88,11 @@ class BalancedPairs:
     Every latent has a target and no picture is preferred, in contrast to `CandidatePool`.
     """
 
-    def __init__(self, f: Function, latents: Tensor, pictures: Tensor, world: World) -> None:
-        samples = _outputs(f, latents, world)
-        columns = torch.empty(len(pictures), dtype=torch.int64)
-        # Rank 0 decides for all: two ranks whose costs differ in the last bit could find different assignments.
-        if world.is_main:
-            cost = torch.cdist(samples, pictures.float().flatten(1)).square()
-            columns = torch.from_numpy(linear_sum_assignment(cost.cpu().numpy())[1])
-        self._latents, self._partners = latents, pictures[world.broadcast(columns.to(pictures.device))]
+    def __init__(self, f: Function, latents: Tensor, pictures: Tensor) -> None:
+        cost = torch.cdist(_outputs(f, latents), pictures.float().flatten(1)).square()
+        columns = torch.from_numpy(linear_sum_assignment(cost.cpu().numpy())[1])
+        self._latents = latents
+        self._partners = pictures[columns.to(pictures.device)]
 
     def batch(self, index: int, size: int) -> tuple[Tensor, Tensor]:
         """Batch number ``index``: latents and pictures, (size, C, H, W) each. Wraps around."""
@@ -105,10 +101,9 @@ class BalancedPairs:
 
 
 @torch.no_grad()
-def _outputs(f: Function, latents: Tensor, world: World) -> Tensor:
-    """f(z) of many latents, in chunks. The ranks share the work; every rank gets all (N, C·H·W) float32."""
-    shard = [f(chunk).float().flatten(1) for chunk in torch.split(world.shard(latents), _CHUNK)]
-    return world.all_gather(torch.cat(shard), len(latents))
+def _outputs(f: Function, latents: Tensor) -> Tensor:
+    """f(z) of many latents, in chunks: (N, C·H·W) float32."""
+    return torch.cat([f(chunk).float().flatten(1) for chunk in torch.split(latents, _CHUNK)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -135,7 +130,7 @@ class TrainingBatch:
 
 
 class BatchBuilder:
-    """Builds this rank's rows for any step, from pictures (N, C, H, W) uint8 on the device to compute on."""
+    """Builds the rows of any step, from pictures (N, C, H, W) uint8 on the device to compute on."""
 
     def __init__(
         self,
@@ -144,11 +139,10 @@ class BatchBuilder:
         *,
         seed: int,
         meter: ThroughputMeter,
-        world: World,
         damaged: Tensor | None = None,
     ) -> None:
         self._preset, self._pictures, self._damaged, self._seed = preset, pictures, damaged, seed
-        self._meter, self._world = meter, world
+        self._meter = meter
         self.drawn: Sequence[Tensor] = ()  # drawings (M, C, H, W) uint8, and the numbers (M, K) of pictures that fit
         self._corruptions = RandomCorruptions(names=preset.corruptions, eight_bit=_EIGHT_BIT)
         self._pool: CandidatePool | None = None
@@ -158,8 +152,8 @@ class BatchBuilder:
         self.size = min(preset.batch, len(pictures))
 
     def build(self, step: int, stage_step: int, stage: Stage, f: Function) -> TrainingBatch:
-        """Build this rank's rows. The step of the run seeds random numbers, that of the stage times the refreshes."""
-        weights, shard = stage.weights, self._world.shard
+        """The step of the run seeds random numbers, that of the stage times the refreshes."""
+        weights = stage.weights
         with self._meter.phase("data"):
             x = self._chosen_rows(self._pictures, step)
         rows: dict[str, Any] = {"x": x}
@@ -168,11 +162,11 @@ class BatchBuilder:
                 rows["nearest"] = self._nearest(x, step, stage_step, f)
         if weights.match > 0:
             with self._meter.phase("pairs"):
-                rows["matched"], rows["partner"] = map(shard, self._matched(step, stage_step, f))
+                rows["matched"], rows["partner"] = self._matched(step, stage_step, f)
         with self._meter.phase("data"):
             samples = stage.drift_pictures if weights.drifts and stage.drift_pictures else self.size
             if weights.latents:
-                rows["z"] = shard(self.latents(samples, RngStream.NOISE, step))
+                rows["z"] = self.latents(samples, RngStream.NOISE, step)
             if weights.project > 0:
                 rows["corrupted"] = self._corrupted(x, step)
             rows |= self._drawings_of(x, weights, step)
@@ -182,8 +176,8 @@ class BatchBuilder:
         return TrainingBatch(**rows)
 
     def _chosen_rows(self, pictures: Tensor, step: int) -> Tensor:
-        """This rank's rows of a step, in [−1, 1]."""
-        return to_model_range(pictures[self._world.shard(self.picture_indices(step)).to(pictures.device)])
+        """The rows of a step, in [−1, 1]."""
+        return to_model_range(pictures[self.picture_indices(step).to(pictures.device)])
 
     def _drawings_of(self, x: Tensor, weights: Weights, step: int) -> dict[str, Tensor]:
         """As many drawings as pictures.
@@ -211,8 +205,7 @@ class BatchBuilder:
         return self._corruptions.apply(x, self._draws(step))
 
     def _draws(self, step: int) -> Draws:
-        generator = self.generator(RngStream.CORRUPTION, step)
-        return Draws(*map(self._world.shard, self._corruptions.draw(self.size, self._preset.shape, generator)))
+        return self._corruptions.draw(self.size, self._preset.shape, self.generator(RngStream.CORRUPTION, step))
 
     def picture_indices(self, step: int) -> Tensor:
         """Indices of a step's pictures (B,). Every epoch is a permutation; its incomplete last batch is dropped."""
@@ -224,7 +217,7 @@ class BatchBuilder:
         return self._permutation[position * self.size : (position + 1) * self.size]
 
     def generator(self, stream: RngStream, step: int) -> torch.Generator:
-        """The generator of a stream at a step, on the device of the pictures; the same on every rank."""
+        """The generator of a stream at a step, on the device of the pictures."""
         return torch.Generator(self._pictures.device).manual_seed(derive_seed(self._seed, stream, step))
 
     def latents(self, count: int, stream: RngStream, step: int) -> Tensor:
@@ -245,7 +238,7 @@ class BatchBuilder:
         matching = self._preset.matching
         # A resumed run has no pool, but it resumes only where the pool is due anyway: see `Preset.refresh_interval`.
         if stage_step % matching.pool_refresh == 0 or self._pool is None:
-            self._pool = CandidatePool(f, self.latents(matching.pool, RngStream.POOL, step), self._world)
+            self._pool = CandidatePool(f, self.latents(matching.pool, RngStream.POOL, step))
         return self._pool.nearest(x)
 
     def _matched(self, step: int, stage_step: int, f: Function) -> tuple[Tensor, Tensor]:
@@ -254,7 +247,7 @@ class BatchBuilder:
         if index == 0 or self._pairs is None:
             pictures = self._random_pictures(matching.pairs, RngStream.PAIR_PICTURES, step)
             latents = self.latents(len(pictures), RngStream.PAIRS, step)
-            self._pairs = BalancedPairs(f, latents, pictures, self._world)
+            self._pairs = BalancedPairs(f, latents, pictures)
         return self._pairs.batch(index, self.size)
 
     def draw(self, pictures: Tensor, generator: torch.Generator) -> Tensor:

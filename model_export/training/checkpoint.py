@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from model_export.data.datasets import Dataset
 from model_export.errors import UserError
 from model_export.files import atomic_write
-from model_export.training.network import NetworkConfig, averaged_model
+from model_export.training.network import averaged_model
 from model_export.training.presets import Preset, split_steps
-from model_export.training.restorer import Network, build_network
+from model_export.training.restorer import build_network
 from model_export.training.stages import Stage
 
 FORMAT = 1
@@ -259,20 +259,3 @@ def _git(root: Path, *arguments: str) -> str:
     # The arguments are constants of this module.
     git = ["git", "-C", str(root), *arguments]
     return subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class StartWeights:
-    """The weights of an exported version."""
-
-    preset: Preset  # trained the version
-    state: dict[str, Tensor]  # state dict of its network
-    digest: str  # SHA-256 of the weights in its `model.onnx`
-
-    def load_into(self, network: Network, config: NetworkConfig) -> None:
-        """Copy the weights into a network of this architecture. What the version lacks keeps its own."""
-        recorded = self.preset.network
-        config = replace(config, blocks=recorded.blocks and config.blocks)
-        if recorded != config:
-            raise UserError("--start: the version has another network than the preset; choose another preset or size")
-        network.load_state_dict(self.state, strict=False)

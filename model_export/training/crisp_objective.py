@@ -14,7 +14,6 @@ from model_export.training.batches import TrainingBatch
 from model_export.training.crisp import Crisp
 from model_export.training.critics import Adversary, CriticTrainer, FrechetLoss, size
 from model_export.training.drifting import drifting_loss, moments
-from model_export.training.losses import Function
 from model_export.training.perceptual import PerceptualNetwork
 from model_export.training.stages import Distance, Stage
 
@@ -80,8 +79,8 @@ class CrispObjective:
         """The scalar to minimise."""
         return torch.stack([*terms.values()]).sum()
 
-    def terms(self, f: Function, network: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
-        """Every active term by the name of its weight. The parts of the network are called, not ``f``."""
+    def terms(self, f: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
+        """Every active term by the name of its weight. The parts of `network` are called, not ``f``."""
         x, corrupted = batch.x, batch.corrupted
         if corrupted is not None and batch.drift_pictures is None:
             return self._restored(batch, corrupted, x[:0]).terms

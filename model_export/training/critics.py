@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from model_export.training import losses
-from model_export.training.execution import World
 
 LR: Final = 4e-4  # peak learning rate of critics, with the schedule of f
 _SLOPE: Final = 0.2
@@ -56,8 +55,10 @@ Trained = TypeVar("Trained", bound=Critics)
 class CriticTrainer(Generic[Trained]):
     """Critics with their optimiser. They take one step before every step of f, in which they are frozen."""
 
-    def __init__(self, critics: Trained, world: World, *, peak: float = LR) -> None:
-        self.critics, self.peak, self.lr, self._world = critics, peak, peak, world
+    def __init__(self, critics: Trained, *, peak: float = LR) -> None:
+        self.critics = critics
+        self.peak = peak
+        self.lr = peak
         self._optimiser = torch.optim.Adam(critics.heads.parameters(), betas=(0.0, 0.99))
         self._freeze()
 
@@ -70,9 +71,6 @@ class CriticTrainer(Generic[Trained]):
         loss = losses.hinge_loss(self.critics(real), self.critics(fake))
         with torch.autocast(loss.device.type, enabled=False):
             torch.autograd.backward(loss)
-        for parameter in self.critics.parameters():
-            if parameter.grad is not None:
-                parameter.grad = self._world.mean(parameter.grad)
         self._optimiser.step()
         self._freeze()
 

@@ -1,4 +1,4 @@
-"""The log of a run: JSON lines, and optionally the same values for TensorBoard."""
+"""The log of a run: JSON lines."""
 
 import json
 import math
@@ -8,20 +8,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 
-from model_export.errors import UserError
 from model_export.files import atomic_write
 from model_export.training.presets import Preset
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
-
 COMPUTE: Final = "compute"  # forward, backward and optimiser
-_MAX_SPANS: Final = 1000
 TERMS: Final[Mapping[str, str]] = {
     "rec": "reconstruction: how much f changes real pictures",
     "imle": "distance of every picture to its nearest sample",
@@ -52,7 +46,7 @@ class Throughput:
     """The throughput of an interval of training."""
 
     steps: int = 0  # optimiser steps
-    pictures: int = 0  # training pictures used, over all ranks
+    pictures: int = 0  # training pictures used
     seconds: float = 0.0  # wall-clock time
     # Seconds by phase; `compute` is forward, backward and optimiser. Their sum may be less than `seconds`.
     phases: Mapping[str, float] = field(default_factory=dict)
@@ -97,35 +91,26 @@ class Throughput:
 class ThroughputMeter:
     """Measures the duration of phases that follow one another.
 
-    On CUDA the host runs ahead of the device, so phases are measured with events in the device's stream. The host does
-    not wait for them until the interval ends.
+    On CUDA the host runs ahead of the device, so it waits for the device where a phase begins and ends.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._spans: list[tuple[str, torch.Event, torch.Event]] = []
         self.start()
 
     def start(self) -> None:
         """Start a new interval."""
-        self._steps, self._pictures = 0, 0
+        self._steps = 0
+        self._pictures = 0
         self._phases: defaultdict[str, float] = defaultdict(float)
-        self._spans.clear()
         self._started = time.perf_counter()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Count the time of the block for this phase. Phases must not be nested."""
-        if self._device.type != "cuda":
-            started = time.perf_counter()
-            yield
-            self._phases[name] += time.perf_counter() - started
-            return
-        begin = self._event()
+        started = self._now()
         yield
-        self._spans.append((name, begin, self._event()))
-        if len(self._spans) >= _MAX_SPANS:  # pending events take memory
-            self._read_events()
+        self._phases[name] += self._now() - started
 
     def step(self, pictures: int) -> None:
         """Count one optimiser step."""
@@ -134,34 +119,25 @@ class ThroughputMeter:
 
     def interval(self) -> Throughput:
         """End the present interval, return its throughput, and start the next one."""
-        self._read_events()
-        now = time.perf_counter()
-        seconds, phases = now - self._started, dict(self._phases)
-        ended = Throughput(steps=self._steps, pictures=self._pictures, seconds=seconds, phases=phases)
+        seconds = self._now() - self._started
+        ended = Throughput(steps=self._steps, pictures=self._pictures, seconds=seconds, phases=dict(self._phases))
         self.start()
         return ended
 
-    def _event(self) -> torch.Event:
-        event = torch.Event(self._device, enable_timing=True)
-        event.record()
-        return event
-
-    def _read_events(self) -> None:
-        for name, begin, end in self._spans:
-            end.synchronize()
-            self._phases[name] += begin.elapsed_time(end) / 1000.0
-        self._spans.clear()
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
 
 
 class Log:
     """Appends lines to ``path`` and deletes those after the checkpoint from which the run continues.
 
     A line has `step`, `stage`, and either the terms of the loss at that step or `throughput` of the interval that ends
-    there. With ``board``, the same numbers go to that folder for TensorBoard.
+    there.
     """
 
-    def __init__(self, path: Path, step: int, *, board: Path | None = None) -> None:
-        self._board = None if board is None else _summary_writer(board, step)
+    def __init__(self, path: Path, step: int) -> None:
         lines = path.read_text().splitlines() if path.is_file() else []
         with atomic_write(path) as file:
             file.write("".join(f"{line}\n" for line in lines if _step_of(line) <= step).encode())
@@ -173,37 +149,18 @@ class Log:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
-        if self._board is not None:
-            self._board.close()
 
     def terms(self, step: int, stage: str, values: Mapping[str, float]) -> None:
         """Log the terms of the loss at a step."""
         self._write({"step": step, "stage": stage, **values})
-        self._scalars(step, {f"loss/{name}": value for name, value in values.items()})
 
     def throughput(self, step: int, stage: str, measured: Throughput) -> None:
         """Log the throughput of the interval that ends at this step."""
         self._write({"step": step, "stage": stage, "throughput": measured.to_dict()})
-        rates = {"pictures_per_second": measured.pictures_per_second, "outside": measured.outside}
-        self._scalars(step, {f"throughput/{name}": value for name, value in rates.items()})
 
     def _write(self, line: Mapping[str, object]) -> None:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-
-    def _scalars(self, step: int, values: Mapping[str, float]) -> None:
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
-            self._board.flush()
-
-
-def _summary_writer(folder: Path, step: int) -> "SummaryWriter":
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as exc:
-        raise UserError("--tensorboard: install the extra, as in pip install 'ign-service[tensorboard]'") from exc
-    return SummaryWriter(str(folder), purge_step=step + 1)
 
 
 def _step_of(line: str) -> float:

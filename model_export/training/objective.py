@@ -27,16 +27,13 @@ class Objective:
     scores: Features | None = None  # the discriminator, if the stage has one: (B, C, H, W) → (B,) for every scale
     feature_groups: FeatureGroups | None = None  # of perceptual features, if a term compares them
 
-    def terms(self, f: Function, network: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
-        """Compute every active term, unweighted, by the name of its weight; `rec` always, but of a `Restorer`.
+    def terms(self, f: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
+        """Compute every active term, unweighted, by the name of its weight; `rec` always, but of a `Restorer`."""
+        if isinstance(f, Restorer):
+            return self._restoring_terms(f, batch)
+        return self._terms(f, batch)
 
-        ``f`` is the network as it is called, possibly compiled or wrapped; the frozen copy is made of ``network``.
-        """
-        if isinstance(network, Restorer):
-            return self._restoring_terms(f, network, batch)
-        return self._terms(f, network, batch)
-
-    def _terms(self, f: Function, network: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
+    def _terms(self, f: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
         x, kind = batch.x, self.kind
         y = f(x)
         # Reconstruction comes first, even with weight 0: the clamp of tightness and `health` need it.
@@ -49,7 +46,7 @@ class Objective:
         outputs = []  # of f for latents and for corrupted pictures
         if batch.z is not None:
             outputs.append(f(batch.z))
-            terms |= self._sample_terms(f, network, batch.z, outputs[0], rec)
+            terms |= self._sample_terms(f, batch.z, outputs[0], rec)
         if batch.corrupted is not None:
             outputs.append(f(batch.corrupted))
             terms["project"] = losses.distance(outputs[-1], x, kind).mean()
@@ -64,26 +61,26 @@ class Objective:
         active = [weight * terms[name] for name, weight in weights.items() if weight > 0]
         return sum(active, torch.zeros((), device=next(iter(terms.values())).device))
 
-    def _restoring_terms(self, f: Function, network: Restorer, batch: TrainingBatch) -> dict[str, Tensor]:
+    def _restoring_terms(self, f: Restorer, batch: TrainingBatch) -> dict[str, Tensor]:
         """`project`, and `again` of every second row, rounded to 8 bits as in a file."""
         if batch.corrupted is None:
             raise ValueError("a Restorer learns from `project`")
         y, x = f(batch.corrupted), batch.x
         terms = {"project": losses.distance(y, x, self.kind).mean()}
         if self.stage.weights.again > 0:
-            settled = network.settle(batch.corrupted[::2], y[::2].detach())
+            settled = f.settle(batch.corrupted[::2], y[::2].detach())
             kept, truth = settled[::2], x[::2][1::2]
             rounded = ((settled + 1) * 127.5).round() / 127.5 - 1
             again = f(torch.cat([rounded[::2], rounded[1::2]]))
             terms["again"] = losses.distance(again, torch.cat([kept, truth]), self.kind).mean()
         return terms
 
-    def _sample_terms(self, f: Function, network: nn.Module, z: Tensor, y: Tensor, rec: Tensor) -> dict[str, Tensor]:
+    def _sample_terms(self, f: nn.Module, z: Tensor, y: Tensor, rec: Tensor) -> dict[str, Tensor]:
         """The active terms of y = f(z). All share one forward pass for y."""
         weights = self.stage.weights
         terms: dict[str, Tensor] = {}
         if weights.idem > 0:
-            terms["idem"] = losses.idempotence(losses.frozen(network), y, self.kind)
+            terms["idem"] = losses.idempotence(losses.frozen(f), y, self.kind)
         if weights.tight > 0:
             tight = losses.tightness(f, y, self.kind)
             terms["tight"] = losses.smooth_clamp(tight, rec, self.stage.tight_clamp).mean()
@@ -96,7 +93,7 @@ class Objective:
             terms["critic"] = losses.generator_loss(self.scores(y))
         return terms
 
-    def _drawn(self, f: Function, batch: TrainingBatch) -> list[Tensor]:
+    def _drawn(self, f: nn.Module, batch: TrainingBatch) -> list[Tensor]:
         """f(u), and f(sg f(u)) of every second one; empty without drawings."""
         if batch.drawings is None:
             return []

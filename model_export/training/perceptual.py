@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from model_export.data.datasets import Dataset, to_model_range
-from model_export.evaluation.classifier import targets
+from model_export.data.datasets import Dataset
+from model_export.evaluation.classifier import heads_of, inputs_and_targets, shifted, targets
 
 _WIDTHS: Final = (32, 64, 128, 128)
 _LEAST: Final = 6  # pixels: the least side of the last feature map
@@ -24,7 +24,6 @@ _BATCH: Final = 96
 STEPS: Final = 2000
 _LR: Final = 3e-3
 _NOISE: Final = 0.15  # the largest σ, of every second batch
-_TURNS: Final = 4
 _DETAIL: Final = 4.0  # weight of what is finer than three pixels, whose differences are small
 
 Draw = Callable[[Tensor, torch.Generator], Tensor]
@@ -84,11 +83,8 @@ def new_network(data: Dataset) -> PerceptualNetwork:
 
     A further head tells pictures from drawings that are none.
     """
-    _, train, held_out = targets(data)
-    heads: tuple[int, ...] = (_TURNS,)
-    if train is not None and held_out is not None:
-        heads = tuple((torch.cat([train, held_out]).amax(0) + 1).tolist())
-    return PerceptualNetwork(data.train.shape[1], data.train.shape[2], (*heads, 2)).requires_grad_(False).eval()
+    _, channels, size, _ = data.train.shape
+    return PerceptualNetwork(channels, size, (*heads_of(data), 2)).requires_grad_(False).eval()
 
 
 def fit(network: PerceptualNetwork, data: Dataset, seed: int, device: torch.device, draw: Draw) -> None:
@@ -105,12 +101,7 @@ def fit(network: PerceptualNetwork, data: Dataset, seed: int, device: torch.devi
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=_LR, total_steps=STEPS)
         for step in tqdm(range(STEPS), desc="perceptual network", unit="step", mininterval=1.0):
             index = torch.randint(len(data.train), (_BATCH,), generator=generator, device=device).cpu()
-            x = to_model_range(data.train[index].to(device))
-            if labels is None:
-                target = torch.arange(_BATCH)[:, None] % _TURNS
-                x = torch.stack([torch.rot90(row, int(turn), (1, 2)) for row, turn in zip(x, target, strict=True)])
-            else:
-                target = labels[index]
+            x, target = inputs_and_targets(data.train[index].to(device), None if labels is None else labels[index])
             x = torch.cat([x, draw(x[::3], generator)])
             columns = [*target.T, (torch.arange(len(x)) >= _BATCH).long()]
             parts = network(_varied(x, noisy=step % 2 == 1, generator=generator)).split(network.heads, 1)
@@ -126,10 +117,7 @@ def fit(network: PerceptualNetwork, data: Dataset, seed: int, device: torch.devi
 
 def _varied(x: Tensor, *, noisy: bool, generator: torch.Generator) -> Tensor:
     """Move the whole batch by up to a twentieth of its side, and add noise of random strength to each row."""
-    limit = x.shape[-1] // 20
-    down, right = torch.randint(2 * limit + 1, (2,), generator=generator, device=x.device).tolist()
-    padded = functional.pad(x, (limit, limit, limit, limit), mode="replicate")
-    moved = padded[:, :, down : down + x.shape[2], right : right + x.shape[3]]
+    moved = shifted(x, x.shape[-1] // 20, generator)
     if not noisy:
         return moved
     sigma = _NOISE * torch.rand((len(x), 1, 1, 1), generator=generator, device=x.device)

@@ -27,8 +27,7 @@ from model_export.training.stages import (
 
 NO_LICENCE: Final = "not stated"
 SMALL: Final = "small"  # the preset for data without one of its own
-# Options of earlier versions, which the cards of the shipped models state. One value of each is left; whoever reads the
-# weights of a card (`model_export.export.weights`) compares their outputs, which would show another value.
+# Options of earlier versions, which the checkpoints of the shipped models state. One value of each is left.
 _FORMER: Final = (
     "quantizer_deviation",
     "first_scale",

@@ -52,11 +52,6 @@ class Weights:
         """Whether any active term needs pictures that attract samples."""
         return max(self.drifting, self.project_any, self.code_drifting) > 0
 
-    @property
-    def whole_batch(self) -> bool:
-        """Whether any active term does not split into shards."""
-        return self.drifts or self.gate > 0
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Matching:

@@ -19,11 +19,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
-from starlette.datastructures import Headers
 
 from service.api.body import RequestHeaders
+from service.domain.accounts import EXPECTED, Rate
 from service.domain.errors import ForbiddenError, StartupError, UnauthorizedError, reason_of
-from service.domain.rate_limit import EXPECTED, Rate
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -153,12 +152,12 @@ def check_origin(headers: RequestHeaders, allowed: Collection[str]) -> None:
         raise ForbiddenError("pages of other sites may not send this (IGN_CORS_ORIGINS)")
 
 
-def check_host(headers: Headers, settings: Settings) -> None:
+def check_host(headers: RequestHeaders, settings: Settings) -> None:
     """Raise `ForbiddenError` unless `Host` is an IP address, `localhost` or one of `IGN_ALLOWED_HOSTS`.
 
     A site whose name resolves to this service looks like its own (DNS rebinding).
     """
-    host = headers.get("host", "")
+    host = headers.get(b"host", "")
     name = host.removeprefix("[").partition("]")[0] if host.startswith("[") else host.partition(":")[0]
     if name.lower() != "localhost" and name not in settings.allowed_hosts and _address(name) is None:
         raise ForbiddenError(

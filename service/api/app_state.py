@@ -5,8 +5,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from starlette.requests import Request
-
 from service.api.limits import InFlightRequests
 from service.domain.errors import Draining, NotReady, UnavailableError
 from service.images.pool import CodecPool
@@ -74,9 +72,3 @@ class AppState:
                 raise NotReady(f"the device of {ref} is lost, only a new process can use it again: {reason}")
             if not scheduler.healthy:
                 raise NotReady(f"a worker of {ref} is being replaced")
-
-
-def app_state(request: Request) -> AppState:
-    """The state of the app that received a request."""
-    state: AppState = request.app.state.services
-    return state

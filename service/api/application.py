@@ -21,8 +21,7 @@ on `AppState.clock` when the head was complete, ``rejected``, the error of a hea
 """
 
 import asyncio
-from collections.abc import Iterable
-from functools import lru_cache
+from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -31,74 +30,27 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api.access import (
-    ADMIN_PATHS,
-    HEALTH_PATHS,
-    METRICS_PATH,
-    ApiKeys,
-    PathSet,
-    address_key,
-    check_origin,
-    open_paths,
-    peer_key,
-)
+from service.api.access import ApiKeys, address_key, check_origin, peer_key
 from service.api.app_state import AppState
 from service.api.cors import CorsMiddleware
 from service.api.heads import check_head
-from service.api.limits import CallerRates, ErrorPace
-from service.api.pipeline import Endpoint, Pipeline
-from service.api.problems import describe, log_failure, problem_response
-from service.api.request import ApiRequest, NotModified, Route
+from service.api.pipeline import Pipeline, Stages
+from service.api.problems import NoEndpoint, describe, log_failure, problem_response
+from service.api.request import ApiRequest, NotModified
+from service.api.table import Endpoint, RouteTable
+from service.domain.accounts import Rates
 from service.domain.errors import Draining, forget_frames
 from service.observability.logs import choose_request_id, log_request, parse_traceparent
 
 CLIENT_GONE: Final = 499
-_CACHED, _MAX_PATH = 1024, 256  # how many paths are remembered, and the longest of them
-
-
-class RouteTable:
-    """Finds the template of a path and its endpoint, for every request before it is admitted.
-
-    Of ``routes`` those without a template, such as a mount, are left out; ``endpoints`` are those that run a model.
-    ``private`` are the names of `service.api.access.OPEN` whose paths need a key.
-    """
-
-    def __init__(self, routes: Iterable[Any], endpoints: Iterable[Endpoint], private: Iterable[str] = ()) -> None:
-        models: dict[str, dict[str, Endpoint]] = {}
-        for endpoint in endpoints:
-            models.setdefault(endpoint.template, {}).update(dict.fromkeys(endpoint.methods, endpoint))
-        templates = {route.path_format: route.path_regex for route in routes if hasattr(route, "path_format")}
-        self._exact = {path: Route(path, models.get(path, {})) for path in templates if "{" not in path}
-        self._patterns = [(regex, path, models.get(path, {})) for path, regex in templates.items() if "{" in path]
-        self._keyless, self._open = PathSet(open_paths([*private])), PathSet(open_paths())
-        self._admin = PathSet(ADMIN_PATHS)
-        self._find_cached = lru_cache(maxsize=_CACHED)(self._find)
-
-    def find(self, path: str) -> Route:
-        """The first route that matches, or one with the template `unmatched`."""
-        return self._find_cached(path) if len(path) <= _MAX_PATH else self._find(path)
-
-    def _find(self, path: str) -> Route:
-        return self._match(path)._replace(
-            is_probe=path in HEALTH_PATHS,
-            is_admin=path in self._admin,
-            is_paced=path == METRICS_PATH,
-            needs_key=path not in self._keyless,
-            has_rate=path not in self._open,
-        )
-
-    def _match(self, path: str) -> Route:
-        if path in self._exact:
-            return self._exact[path]
-        for regex, template, endpoints in self._patterns:
-            match = regex.match(path)
-            if match is not None:
-                return Route(template, endpoints, match.groupdict())
-        return Route()
 
 
 class Application:
-    """See the module; this is what the server calls. None stands for no API ``keys`` and no limit of ``rates``."""
+    """See the module; this is what the server calls.
+
+    None stands for no API ``keys``, and for ``rates`` of this process. ``fastapi`` answers what
+    runs no model, and has the lifespan.
+    """
 
     def __init__(
         self,
@@ -107,17 +59,22 @@ class Application:
         routes: RouteTable,
         *,
         keys: ApiKeys | None = None,
-        rates: CallerRates | None = None,
+        rates: Rates | None = None,
     ) -> None:
-        self.services, self.fastapi = services, fastapi
-        self._routes, self._pipeline, self._pace = routes, Pipeline(), ErrorPace()
-        self._keys, self._rates = keys, rates
+        self.services = services
+        self.fastapi = fastapi
+        self._routes, self._pipeline = routes, Pipeline()
+        self._keys, self._rates = keys, rates or Rates()
         settings = services.settings
         self._settings, self._in_flight, self._tracing = settings, services.in_flight, services.tracing
         self._inner: ASGIApp = self._serve
         if settings.cors_origins:
             self._inner = CorsMiddleware(self._serve, origins=settings.cors_origins, reject=self._send_problem)
         self._recorded: dict[tuple[str, int, str | None], list[tuple[float, ApiRequest]]] = {}
+
+    def lifespan(self) -> AbstractAsyncContextManager[Any]:
+        """Requests are answered only within it; a server enters it, without one the caller does."""
+        return self.fastapi.router.lifespan_context(self.fastapi)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -138,7 +95,7 @@ class Application:
             del request.state["request"]  # the cycle would wait for the garbage collector
             self._record(request)
         if request.held is not None:
-            await request.finish(self._pace)
+            await request.finish(self._rates)
         request.release()
 
     def _begin(self, scope: Scope, receive: Receive, send: Send) -> ApiRequest:
@@ -176,8 +133,11 @@ class Application:
         request: ApiRequest = scope["state"]["request"]
         try:
             self._admit(request)
-            if stages := request.route.endpoints.get(request.method):
-                await self._pipeline.run(stages, request, send)
+            endpoint: Endpoint | None = request.route.endpoints.get(request.method)
+            if endpoint is None:
+                raise NoEndpoint(request.route.endpoints)
+            if isinstance(endpoint.run, Stages):
+                await self._pipeline.run(endpoint.run, request, send)
             else:
                 await self.fastapi(scope, receive, send)
         except ClientDisconnect:
@@ -209,8 +169,9 @@ class Application:
             if in_flight.draining:
                 raise Draining("the service is shutting down")
             request.epoch = in_flight.enter(request.caller)
-        if self._rates is not None and route.has_rate:
-            self._rates.count(request.caller, request.quota)
+        rate = request.quota or self._settings.rate_limit
+        if rate is not None and route.has_rate:
+            self._rates.count(request.caller, rate)
 
     async def _send_problem(self, scope: Scope, send: Send, exc: Exception) -> None:
         request: ApiRequest = scope["state"]["request"]

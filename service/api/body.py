@@ -7,7 +7,8 @@ The parsers are synchronous: large bodies are parsed in the codec pool.
 
 import asyncio
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from email.utils import parsedate
 from io import BytesIO
 from math import isfinite
 from typing import Any, Final, TypeVar
@@ -55,6 +56,15 @@ class RequestHeaders:
         if len(self.first) == len(self.fields):  # none is repeated
             return [self.first[name].decode("latin-1")]
         return [value.decode("latin-1") for each, value in self.fields if each == name]
+
+
+def is_known(headers: Mapping[str, str], request: RequestHeaders) -> bool:
+    """Whether the caller of a request has the response with these headers (RFC 9110, section 13.2.2)."""
+    if tags := ",".join(request.getlist(b"if-none-match")):
+        known = {tag.strip(" \t").removeprefix("W/") for tag in tags.split(",")}  # weak comparison (section 13.1.2)
+        return not known.isdisjoint({"*", headers["ETag"].removeprefix("W/")})
+    since, changed = (parsedate(each) for each in (request.get(b"if-modified-since"), headers.get("Last-Modified")))
+    return since is not None and changed is not None and since >= changed
 
 
 def parse_as(schema: type[Body], body: bytes, *, max_values: int = MAX_VALUES) -> Body:
@@ -159,32 +169,16 @@ def parse_json(body: bytes, *, max_values: int = MAX_VALUES) -> Json:
     return value
 
 
-_FieldPath = tuple["_FieldPath", str | int] | None  # linked list of keys from a node up to the body
-
-
-def _check_values(body: Json) -> None:
-    """Raise if containers nest too deep or a number is infinite."""
-    # A stack instead of recursion, because nesting is the caller's choice. A field's path becomes text only for an
-    # error, because bodies of the Open Inference Protocol hold 50 000 numbers.
-    stack: list[tuple[Json | list[Any], _FieldPath, int]] = [(body, None, 1)]
-    while stack:
-        node, path, depth = stack.pop()
-        if depth > MAX_DEPTH:
-            raise MalformedRequest(f"the body nests deeper than {MAX_DEPTH} levels")
-        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-            value_type = type(value)
-            if value_type is dict or value_type is list:
-                stack.append((value, (path, key), depth + 1))
-            elif value_type is float and not isfinite(value):
-                raise InvalidContent.field(_format_path((path, key)), "beyond the range of numbers")
-
-
-def _format_path(path: _FieldPath) -> str:
-    parts: list[str] = []
-    while path is not None:
-        path, key = path
-        parts.append(str(key))
-    return printable_name(".".join(reversed(parts)))
+def _check_values(node: Json | list[Any], path: str = "", depth: int = 1) -> None:
+    """Raise if containers nest too deep or a number is infinite; ``path`` is that of the container."""
+    if depth > MAX_DEPTH:
+        raise MalformedRequest(f"the body nests deeper than {MAX_DEPTH} levels")
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        value_type = type(value)
+        if value_type is dict or value_type is list:
+            _check_values(value, f"{path}{str(key)[:_MAX_NAME]}."[:_MAX_NAME], depth + 1)
+        elif value_type is float and not isfinite(value):
+            raise InvalidContent.field(printable_name(f"{path}{key}"), "beyond the range of numbers")
 
 
 def printable_name(name: str) -> str:

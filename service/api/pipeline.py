@@ -90,8 +90,8 @@ class Work(Protocol):
         ...
 
 
-class Endpoint(NamedTuple):
-    """The stages of one endpoint. `check` sees the head only, before the body is read.
+class Stages(NamedTuple):
+    """The stages of an endpoint that runs a model. `check` sees the head only, before the body is read.
 
     `has_large_body` says whether `parse` needs a thread of the codec pool. `decode` returns, for each of several small
     requests, its inputs or the error of one that has none; their ``rows`` are (N, C, H, W) float32 in the model's
@@ -100,7 +100,6 @@ class Endpoint(NamedTuple):
     large `encode` run on the event loop.
     """
 
-    template: str
     check: Callable[[ApiRequest], None]
     has_large_body: Callable[[ApiRequest, bytes], bool]
     parse: Callable[[ApiRequest, bytes, PathParameters], Work]
@@ -108,7 +107,6 @@ class Endpoint(NamedTuple):
     decode_large: Callable[[Any, CodecThread], Any]
     encode: Callable[[Sequence[tuple[Any, Images, Result]]], Sequence[Any]]
     respond: Callable[[Sequence[tuple[Any, Any]]], list[ResponseParts]]
-    methods: tuple[str, ...] = ("POST",)
 
 
 class Pipeline:
@@ -118,7 +116,7 @@ class Pipeline:
         self._arrived: list[ApiRequest] = []
         self._running: dict[Any, ApiRequest] = {}  # by the handle of the scheduler
 
-    async def run(self, stages: Endpoint, request: ApiRequest, send: Send) -> None:
+    async def run(self, stages: Stages, request: ApiRequest, send: Send) -> None:
         """Answer one request; if its client disconnects, its rows are dropped and `ClientDisconnect` is raised.
 
         It raises the reason of a problem document, unless the response has started.
@@ -145,7 +143,7 @@ class Pipeline:
         else:  # of a stream; sent here, because a client that stops reading holds up `send`
             await send({"type": "http.response.body", "body": last})
 
-    async def _run(self, stages: Endpoint, request: ApiRequest, send: Send) -> bytes:
+    async def _run(self, stages: Stages, request: ApiRequest, send: Send) -> bytes:
         """Run the stages: large parts in the codec pool, small ones in turns; returns the last piece of a stream."""
         if stages.has_large_body(request, request.body):
             # Set here: a job that ends after the deadline of its request must not give it anything any more.
@@ -341,7 +339,7 @@ def _decode(decode: Callable[[Sequence[Any]], Sequence[Any]], requests: list[Api
             request.inputs = inputs
 
 
-def _respond_to(stages: Endpoint, requests: list[ApiRequest]) -> None:
+def _respond_to(stages: Stages, requests: list[ApiRequest]) -> None:
     try:
         contents = stages.encode([request.ended() for request in requests])
     except Exception as exc:

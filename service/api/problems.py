@@ -9,17 +9,13 @@ request id, and the response has a fixed text.
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
 
 from pydantic import ValidationError
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from service.domain import errors
 from service.domain.errors import IgnError, InvalidContent, reason_of
@@ -49,8 +45,6 @@ STATUS: Final[Mapping[type[IgnError], int]] = {
 
 # `http.HTTPStatus` of older Pythons has other phrases.
 _TITLES: Final = {413: "Content Too Large", 422: "Unprocessable Content"}
-# Other codes are the status phrase in snake_case.
-_FRAMEWORK_CODES: Final = {400: errors.MalformedRequest.code, 413: errors.TooLarge.code}
 _INTERNAL_ERROR: Final = "the service failed on this request; its log tells why under this request id"
 _MAX_FIELDS: Final = 32  # a body can hold a million invalid items
 _MAX_PATH: Final = 200  # characters; an unknown field can have a name of any length
@@ -93,6 +87,21 @@ class Problem:
         return members
 
 
+class NoEndpoint(Exception):
+    """Nothing is served at a path (404), or not by this method (405); ``allowed`` are the methods that it takes."""
+
+    def __init__(self, allowed: Collection[str] = ()) -> None:
+        super().__init__()
+        self.allowed = ", ".join(sorted(allowed))
+
+    def problem(self) -> Problem:
+        """The problem document."""
+        if not self.allowed:
+            return Problem(status=404, code="not_found", detail="nothing is served at this path; /docs lists the API")
+        detail = f"this path takes {self.allowed}"
+        return Problem(status=405, code="method_not_allowed", detail=detail, headers={"Allow": self.allowed})
+
+
 def describe(exc: Exception) -> Problem:
     """The problem document of an exception; one that no rule covers gets status 500 and a fixed text."""
     if isinstance(exc, errors.StartupError):  # its text is for the operator and may name files
@@ -101,8 +110,8 @@ def describe(exc: Exception) -> Problem:
         fields = exc.fields if isinstance(exc, InvalidContent) else ()
         status, headers = status_of(type(exc)), _headers(exc)
         return Problem(status=status, code=exc.error_code, detail=exc.detail, fields=fields, headers=headers)
-    if isinstance(exc, HTTPException):
-        return _framework_problem(exc)
+    if isinstance(exc, NoEndpoint):
+        return exc.problem()
     if isinstance(exc, ValidationError):
         return _invalid_content(exc)
     return Problem(status=500, code=IgnError.code, detail=_INTERNAL_ERROR)
@@ -124,25 +133,6 @@ def problem_response(problem: Problem, request_id: str, path: str = "") -> Respo
 def log_failure(exc: Exception, request_id: str) -> None:
     """Log a server error with its traceback and the id of the request."""
     _logger.error("request %s failed", request_id, exc_info=exc, extra={"request_id": request_id})
-
-
-def install(app: Starlette) -> None:
-    """Let the exceptions of endpoints and of the framework pass to `service.api.application`, which answers them."""
-    app.add_exception_handler(HTTPException, _reraise)
-    app.add_exception_handler(Exception, _no_response)
-
-
-async def _reraise(_: Request, exc: Exception) -> Response:
-    raise exc
-
-
-async def _no_response(_: Request, exc: Exception) -> Any:
-    """Called by Starlette's outermost middleware, which raises the exception after this "response"."""
-
-    async def send_nothing(scope: Scope, receive: Receive, send: Send) -> None:
-        return
-
-    return send_nothing
 
 
 def _title(status: int) -> str:
@@ -167,24 +157,6 @@ def _whole_seconds(seconds: float) -> int:
     if not seconds > 1.0:  # NaN too
         return 1
     return math.ceil(min(seconds, _MAX_RETRY_S))
-
-
-def _framework_problem(exc: HTTPException) -> Problem:
-    status, phrase = exc.status_code, HTTPStatus(exc.status_code).phrase
-    # Without a text, Starlette sets the phrase; for 413 it is "Content Too Large" on every version of Python.
-    detail = exc.detail if exc.detail not in (phrase, _title(status)) else ""
-    headers = dict(exc.headers or {})
-    details = {404: "nothing is served at this path; /docs lists the API"}
-    if "Allow" in headers:
-        details[405] = f"this path takes {headers['Allow']}"
-    if status == HTTPStatus.UNAUTHORIZED:
-        headers.setdefault("WWW-Authenticate", "Bearer")
-    return Problem(
-        status=status,
-        code=_FRAMEWORK_CODES.get(status) or _title(status).lower().replace(" ", "_").replace("-", "_"),
-        detail=str(detail) or details.get(status) or _title(status).lower(),
-        headers=headers,
-    )
 
 
 def _invalid_content(exc: ValidationError) -> Problem:

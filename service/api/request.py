@@ -21,10 +21,10 @@ from starlette.types import Message, Receive, Scope, Send
 from service.api.app_state import AppState
 from service.api.body import RequestHeaders, parse_content_type, printable_name, read_body
 from service.api.heads import WHOLE_RESPONSE
-from service.api.limits import Epoch, ErrorPace
+from service.api.limits import Epoch
 from service.api.negotiation import Media, negotiate
+from service.domain.accounts import Rate, Rates
 from service.domain.errors import BodyTooSlow, DeadlineExceeded, IgnError, InvalidContent, MalformedRequest
-from service.domain.rate_limit import Rate
 from service.domain.tasks import Images, Result
 from service.images.pool import Job
 from service.models.registry import ServedModel
@@ -56,7 +56,7 @@ class NotModified(Exception):
 
 
 class Route(NamedTuple):
-    """What a path belongs to: a template for logs and metrics, and by method the endpoints that run a model."""
+    """What a path belongs to: a template for logs and metrics, and its endpoints by method."""
 
     template: str = UNMATCHED
     endpoints: Mapping[str, Any] = MappingProxyType({})  # `Endpoint`
@@ -96,7 +96,7 @@ class ApiRequest:
     problem: str | None = None  # the stable code of an error response
 
     # Of the pipeline. `progress` ends when the task of the request has something to do again.
-    stages: Any = None  # the `Endpoint`
+    stages: Any = None  # `Stages`
     body = b""
     progress: "asyncio.Future[None] | None" = None
     task: "asyncio.Task[Any] | None" = None  # while it can be cancelled because the client has gone
@@ -235,7 +235,7 @@ class ApiRequest:
             self.progress.set_exception(exc)
 
     def ended(self) -> tuple[Any, Images, Any]:
-        """What `Endpoint.encode` gets."""
+        """What `Stages.encode` gets."""
         return self.work, self.inputs.rows, self.result
 
     def disconnect(self) -> None:
@@ -309,12 +309,12 @@ class ApiRequest:
             await self._send(self._head)
         await self._send(message)
 
-    async def finish(self, pace: ErrorPace) -> None:
+    async def finish(self, rates: Rates) -> None:
         """Send the last part of a response, which `send` has held back."""
         if self.held is None:
             return
         if self.is_paced:
-            await pace.wait(self.caller)
+            await asyncio.sleep(rates.pause(self.caller))
         await self._send_on({**self.held, "more_body": self.closes})
         if self.closes:
             await self._discard_body()

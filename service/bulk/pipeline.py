@@ -20,8 +20,7 @@ from pydantic import ValidationError
 
 from service.api.app_state import AppState
 from service.api.native.responses import in_distribution_fields, measures
-from service.api.native.schemas import GenerateRequest, ProjectOptions, ScoreOptions
-from service.api.native.validation import image_size, no_noise, step_params
+from service.api.native.schemas import GenerateRequest, ProjectOptions, ScoreOptions, image_size, no_noise, step_params
 from service.bulk.places import gather_all
 from service.domain.errors import IgnError, InvalidContent, ModelFailure, RequestError, StartupError, reason_of
 from service.domain.latents import FloatRow, NoiseSource

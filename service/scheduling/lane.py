@@ -6,7 +6,6 @@ only the lane changes it, so there is no lock.
 
 import contextlib
 import logging
-import math
 import threading
 from bisect import bisect_left
 from collections import deque
@@ -15,18 +14,18 @@ from queue import SimpleQueue
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from service.domain.errors import ModelFailure
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceBatch, DeviceLost, DeviceOutOfMemory, Model, ModelMemory, largest_batch
-from service.scheduling.request import Batch, ModelCall
+from service.domain.steps import mean_changes
+from service.scheduling.report import ModelCall
+from service.scheduling.request import Batch
 
 logger = logging.getLogger(__name__)
 
 _MAX_RUN_S: Final = 0.1  # of a batch whose values nobody needs before: progress events are promised every second
 _MAX_REASON: Final = 400  # characters
-_SCRATCH: Final = 16_384  # numbers of the scratch array of differences: 128 KiB, so that it stays in the core's cache
 
 Clock = Callable[[], float]
 
@@ -222,20 +221,6 @@ class Lane:
             return False
         self.limit = max(1, min(largest_batch(self._model, self.limit), half))
         return True
-
-
-def mean_changes(y: FloatRows, x: FloatRows) -> NDArray[np.float64]:
-    """Mean |y − x| of every row, in float64, summed row by row, independent of the batch."""
-    size = math.prod(y.shape[1:])
-    changes, count = np.empty(len(y), np.float64), max(1, _SCRATCH // size)
-    before, after = x.reshape(-1, size), y.reshape(-1, size)
-    for start in range(0, len(y), count):
-        part = slice(start, start + count)
-        difference = np.subtract(after[part], before[part], dtype=np.float64)
-        np.abs(difference, out=difference)
-        np.add.reduce(difference, axis=1, out=changes[part])
-    changes /= size
-    return changes
 
 
 def model_failure(text: str, cause: BaseException | None) -> ModelFailure:

@@ -23,18 +23,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Final
 
-import numpy as np
-
-from service.domain.errors import DeadlineExceeded, Draining, IgnError, InvalidContent, ModelFailure, NotReady
-from service.domain.latents import LARGE, FloatRows
+from service.domain.errors import DeadlineExceeded, Draining, IgnError, ModelFailure, NotReady
+from service.domain.latents import FloatRows
 from service.domain.model import Model, ModelMemory, largest_batch
 from service.domain.tasks import RequestObserver, Result, SchedulingParams, StepOutput, StreamProgress
 from service.scheduling.admission import Admission
-from service.scheduling.commit import commit
 from service.scheduling.lane import Clock, Lane, model_failure
-from service.scheduling.observer import SchedulerObserver
 from service.scheduling.queue import FairQueue
-from service.scheduling.request import Batch, Event, Events, OnEvents, ScheduledRequest, Slice
+from service.scheduling.report import Report
+from service.scheduling.request import Batch, Event, Events, OnEvents, ScheduledRequest, Slice, check_rows
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +55,9 @@ class Scheduler:
 
     Each of the ``models``, one for each device, is called from one thread only; its largest bucket may lower
     ``max_batch_rows``. At most ``queue_rows`` rows may wait, those in a batch not counted, and a request has at most
-    ``max_rows`` rows. Deadlines are times on ``clock``, in monotonic seconds. ``on_all_devices_lost`` is called on the
-    event loop. Without ``memory`` the models are always open. ``exact``: as in the card.
+    ``max_rows`` rows. Deadlines are times on ``clock``, in monotonic seconds. ``on_all_devices_lost`` and
+    ``observe``, with what happened in a turn, are called on the event loop. Without ``memory`` the models are always
+    open. ``exact``: as in the card.
     ``overlaps``: whether the event loop has a core beside those of the models. Else a batch takes all rows that wait.
     """
 
@@ -70,7 +68,7 @@ class Scheduler:
         queue_rows: int,
         max_rows: int = 1,
         clock: Clock = time.monotonic,
-        observer: SchedulerObserver | None = None,
+        observe: Callable[[Report], None] = lambda _: None,
         on_all_devices_lost: Callable[[], None] = lambda: None,
         prepare_thread: Callable[[], None] = lambda: None,
         on_batch: OnBatch | None = None,
@@ -80,7 +78,8 @@ class Scheduler:
     ) -> None:
         self._shares = _SHARES if overlaps else 1
         self._shape, self._clock, self._exact = models[0].shape, clock, exact
-        self._observer = observer or SchedulerObserver()
+        self._observe = observe
+        self._report = Report()  # of this turn
         batches = (largest_batch(model, max_batch_rows) for model in models)
         self._admission = Admission(queue_rows, *batches, max_rows=max_rows, memory=memory)
         self._max_rows, self._on_batch, self._on_all_lost = max_rows, on_batch, on_all_devices_lost
@@ -106,7 +105,8 @@ class Scheduler:
     @property
     def healthy(self) -> bool:
         """Whether it can serve: false before :meth:`start`, while a thread is replaced, and without a device left."""
-        return not self._closed and bool(self._alive) and all(lane.is_running for lane in self._alive)
+        running = [lane for lane in self._alive if lane.is_running]
+        return not self._closed and 0 < len(running) == len(self._alive)
 
     @property
     def batch_rows(self) -> int:
@@ -158,7 +158,8 @@ class Scheduler:
                 self._check_serving()
                 stack.enter_context(self._admission.room_for(rows, key))
             except IgnError as exc:
-                self._observer.rejected(exc.error_code)
+                self._report.rejected.append(exc.error_code)
+                self._publish()
                 raise
             yield
 
@@ -190,8 +191,9 @@ class Scheduler:
             rejected = self._admission.admit(handles, now)
         except IgnError as exc:
             rejected = dict.fromkeys(handles, exc)
-        for error in rejected.values():
-            self._observer.rejected(error.error_code)
+        if rejected:
+            self._report.rejected += [error.error_code for error in rejected.values()]
+            self._publish()
         self._add([handle for handle in handles if handle not in rejected], on_events, now)
         return [rejected.get(handle, handle) for handle in handles]
 
@@ -209,7 +211,8 @@ class Scheduler:
             return
         for closed, open_rows in self._admission.close([request]).items():
             self._remove(closed)
-            self._observer.cancelled(open_rows)
+            self._report.cancelled.append(open_rows)
+            self._publish()
             if closed.params.observer is not None:
                 closed.params.observer.scheduled(closed.arrived, closed.started, self._clock(), "cancelled")
 
@@ -313,16 +316,13 @@ class Scheduler:
     def _on_delivered(self, lane: Lane, batch: Batch) -> None:
         now, index = self._clock(), self._lanes.index(lane)
         lane.batches.popleft()
-        for call in batch.calls:
-            self._admission.on_model_call(call.rows, call.seconds, call.ended)
-            self._observer.batch(call.rows, call.padded, call.seconds, call.reason)
-        seconds = batch.calls[-1].ended - batch.began if batch.calls else 0.0
-        self._admission.on_batch_ended(batch.slices, batch.done, seconds)
+        self._report.calls += batch.calls
+        self._admission.on_batch_ended(batch)
         if lane.batches:
             self._begin(lane.batches[0], now)
         if batch.limit != self._admission.limits[index] and not lane.is_lost:
             self._admission.set_limit(index, batch.limit)
-            self._observer.reduce_max_batch(batch.limit)
+            self._report.limits.append(batch.limit)
         for piece in batch.slices:
             piece.batch = None
         if batch.death is not None:
@@ -341,8 +341,7 @@ class Scheduler:
             self._fail_rows(batch)
         if batch.device_lost is not None:
             self._on_device_lost(lane, batch)
-        batch.slices, outputs = commit(batch)
-        if outputs:
+        if outputs := batch.commit():
             self._emit(outputs)
         finished = dict[ScheduledRequest, Result | IgnError]()
         for piece in batch.slices:
@@ -361,7 +360,7 @@ class Scheduler:
             for index in range(piece.count):
                 # Nobody waits for rows of closed requests.
                 if at + index in batch.failed and not piece.request.closed:
-                    error = batch.failed[at + index] or _not_finite_error(piece, index, batch.done)
+                    error = batch.failed[at + index] or piece.not_finite_error(index, batch.done)
                     errors.append((piece.request, error))
             at += piece.count
         self._finish(dict(reversed(errors)))  # of a request with several failed rows the first is told
@@ -375,7 +374,7 @@ class Scheduler:
         # Its rows are queued again for other devices; without any, all requests fail.
         self._alive = [each for each in self._lanes if not each.is_lost]
         alive, cause = len(self._alive), batch.device_lost
-        self._observer.device_lost()
+        self._report.devices_lost += 1
         logger.critical(
             "a device is lost: %s. It fails every call until this process is started anew%s%s",
             cause,
@@ -394,7 +393,7 @@ class Scheduler:
         batch.death = cause = cause.with_traceback(None)
         self._finish({piece.request: model_failure("the model failed", cause) for piece in batch.slices})
         lane.start()
-        self._observer.worker_replaced()
+        self._report.workers_replaced += 1
 
     def _requeue(self, slices: Iterable[Slice]) -> None:
         for piece in slices:
@@ -418,13 +417,11 @@ class Scheduler:
             return
         now = self._clock()
         self._outbox += [(request, outcomes[request]) for request in closed]
-        self._observer.finished([request.finished(outcomes[request], now) for request in closed])
+        self._report.finished += [request.finished(outcomes[request], now) for request in closed]
         for request in closed:
             outcome, step_params = outcomes[request], request.params.step_params
             if step_params.tolerance is not None and isinstance(outcome, Result):
-                early = outcome.steps < step_params.steps
-                if early.any():
-                    self._observer.early_exit(int(early.sum()))
+                self._report.early_exits += int((outcome.steps < step_params.steps).sum())
             self._remove(request)
 
     def _remove(self, request: ScheduledRequest) -> None:
@@ -447,7 +444,13 @@ class Scheduler:
             with contextlib.suppress(RuntimeError):  # the loop is closed, so no caller waits
                 self._loop.call_soon_threadsafe(callback)
 
+    def _publish(self) -> None:
+        report = self._report
+        self._report = Report()
+        self._observe(report)
+
     def _dispatch(self) -> None:
+        self._publish()
         events, self._outbox, together = self._outbox, [], dict[OnEvents, Events]()
         for request, event in events:
             is_last = isinstance(event, Result | IgnError)
@@ -510,27 +513,7 @@ def _set_last(end: "asyncio.Future[Event]", events: Events) -> None:
         end.set_result(events[-1][1])
 
 
-def _not_finite_error(piece: Slice, index: int, steps: int) -> IgnError:
-    # The caller's fault, if the first step overflows from values that no seed and no image has.
-    if piece.steps == 0 and steps == 1 and np.abs(piece.rows[index]).max() > LARGE:
-        return InvalidContent(f"f of these rows is not finite: they hold values beyond ±{LARGE:.0f}")
-    return ModelFailure("the model gave values that are not finite")
-
-
 def _request_ids(requests: Iterable[ScheduledRequest]) -> str:
     ids = [name for name in dict.fromkeys(request.params.request_id for request in requests) if name]
     more = f" and {len(ids) - _MAX_LOGGED_IDS} more" if len(ids) > _MAX_LOGGED_IDS else ""
     return f"; requests {', '.join(ids[:_MAX_LOGGED_IDS])}{more}" if ids else ""
-
-
-def check_rows(requests: Sequence[tuple[FloatRows, SchedulingParams]], shape: tuple[int, int, int]) -> None:
-    """Raise `ValueError` unless rows and masks fit a model with rows of this shape."""
-    channels, height, width = shape
-    for rows, params in requests:
-        n, mask = len(rows), params.keep_mask
-        if n < 1 or rows.shape[1:] != shape or rows.dtype != np.float32:
-            raise ValueError(f"rows must be float32 (N ≥ 1, {channels}, {height}, {width})")
-        if mask is None:
-            continue
-        if mask.shape not in [(n, c, height, width) for c in (1, channels)] or mask.dtype != np.bool_:
-            raise ValueError(f"keep_mask must be bool ({n}, 1 or {channels}, {height}, {width})")

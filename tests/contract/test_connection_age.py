@@ -55,22 +55,6 @@ def test_an_old_connection_ends_after_a_whole_response_that_says_so(
     aged.until(lambda: aged.metric("ign_closed_connections_total", reason="age") >= 1)
 
 
-def test_an_error_whose_body_was_not_read_arrives_too(old: Connection) -> None:
-    old.send(b"POST /nowhere HTTP/1.1\r\nHost: ign\r\nContent-Length: 300000\r\n\r\n")
-    old.send(b"x" * 300_000)
-    status, headers, _ = old.answer()
-    assert (status, headers["connection"]) == (404, "close")
-    assert old.is_over()
-
-
-def test_a_stream_ends_before_its_connection(aged: Service) -> None:
-    options = {"seed": 1, "steps": 50, "record": [1]}
-    for _ in range(3):
-        response = aged.post("/generate", options, accept="text/event-stream")
-        assert response.text.count("event: done") == 1
-        aged.skip(1.2 * AGE_S)
-
-
 def test_pipelined_requests_are_all_answered_before_it_ends(old: Connection) -> None:
     old.send(generate() + GET * 2)
     answers = [old.answer() for _ in range(3)]
@@ -97,12 +81,3 @@ def test_a_connection_that_is_not_old_goes_on(models: Path, age: float) -> None:
             status, headers, _ = connection.send(GET).answer()
             assert status == 200
             assert "connection" not in headers
-
-
-def test_callers_notice_nothing(aged: Service) -> None:
-    def is_replaced() -> bool:
-        assert aged.get("/models").status_code == 200
-        aged.skip(1.2 * AGE_S)
-        return aged.metric("ign_closed_connections_total", reason="age") > 3
-
-    aged.until(is_replaced)

@@ -7,7 +7,7 @@ import httpx
 import numpy as np
 import pytest
 
-from service.api.native.validation import MAX_FRAMES, MAX_PICTURES
+from service.api.native.schemas import MAX_FRAMES, MAX_PICTURES
 from service.images.decode import DecodeLimits
 from service.settings import load_settings
 from tests.contract.data import b64

@@ -11,7 +11,7 @@ import pytest
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceLost
 from service.runtime.onnx_model import OnnxModel
-from service.runtime.session import CudaOptions, CudaUnavailable
+from service.runtime.session import CudaOptions
 from tests.contract.data import GREY
 from tests.contract.harness import Service, problem, serving, settings
 from tests.helpers.device_fakes import cuda_on_the_cpu
@@ -22,12 +22,9 @@ class Gpu(OnnxModel):
     """A model on a GPU that fails every call once it is among the `lost`."""
 
     lost: ClassVar[set[int]] = set()
-    missing: ClassVar[set[int]] = set()
     used: ClassVar[set[int]] = set()
 
     def __init__(self, data: bytes, *, cuda: CudaOptions, **options: Any) -> None:
-        if cuda.device_id in self.missing:
-            raise CudaUnavailable("CUDA cannot be used: invalid device ordinal")
         super().__init__(data, cuda=cuda, **options)
         self._number = cuda.device_id
 
@@ -55,7 +52,7 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Gpu]]:
     cuda_on_the_cpu(monkeypatch)
     monkeypatch.setattr("service.app.OnnxModel", Gpu)
-    for seen in (Gpu.lost, Gpu.missing, Gpu.used):
+    for seen in (Gpu.lost, Gpu.used):
         seen.clear()
     yield Gpu
     Gpu.lost.clear()
@@ -113,23 +110,3 @@ def test_auto_serves_on_the_cpu_if_the_first_run_fails_on_cuda(
             assert "CUDA failure 700: an illegal memory access was encountered" in state["fallback_reason"]
         generated(service, 1)
     assert "serving grey/10 on cpu" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("lost", "missing", "says"),
-    [
-        ({0}, set[int](), ": CUDA failure 700: an illegal memory access was encountered"),
-        (set[int](), {1}, "invalid device ordinal"),
-    ],
-)
-def test_a_gpu_that_does_not_work_refuses_the_start_and_is_named(
-    few: Path, gpus: type[Gpu], lost: set[int], missing: set[int], says: str
-) -> None:
-    gpus.lost |= lost
-    gpus.missing |= missing
-    with serving(settings(few, device="cuda", gpu_count=2), ready=False) as service:
-        service.until(lambda: bool(service.refusals))
-        (refusal,) = service.refusals
-    assert refusal.detail.startswith("grey/10")  # the default
-    assert f"device {(lost | missing).pop()}" in refusal.detail or lost
-    assert says in refusal.detail

@@ -1,13 +1,12 @@
 """A client that openapi-python-client makes of `docs/openapi.json`, as `docs/sdk.md` tells, against the service."""
 
-import asyncio
 import importlib
 import io
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -84,25 +83,6 @@ def test_nothing_is_left_out_but_raw_pictures(report: str) -> None:
     assert len(reasons) == len(posts) == 2 * len(UNKNOWN), report
     assert set(posts) == {"/project", "/score"}
     assert {path for method, path in warnings if method == "GET"} == set(BY_URL), report
-
-
-async def closing(client: Any, call: Callable[..., Any]) -> Any:
-    async with client:  # a connection left open would end with its loop, and warn
-        return await call(client=client)
-
-
-def test_a_get(generated: Any, client: Any, service: Service) -> None:
-    found = generated.call("models", "service").sync(client=client)
-    assert found.to_dict() == service.get("/models").json()
-    card = generated.call("model", "service").sync("grey", client=client)
-    assert (card.version, card.shape) == ("10", list(GREY))
-    by_url = generated.call("generate_url").sync_detailed(client=client, seed="alice", scale=2)
-    assert by_url.content == service.get("/generate/alice.png?scale=2").content
-    assert "ign_requests_total" in generated.call("metrics", "service").sync(client=client)
-
-    ready = closing(generated.client.Client(base_url=service.url), generated.call("readyz", "service").asyncio)
-    assert asyncio.run(ready).to_dict()["status"] == "ready"
-    assert generated.call("live", "open_inference_protocol").sync_detailed(client=client).status_code == 200
 
 
 def test_every_post_of_json(generated: Any, client: Any, service: Service) -> None:

@@ -13,7 +13,7 @@ import tritonclient.http.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
 from tests.contract.data import latents, step_params
-from tests.contract.harness import Service, held, serving, settings
+from tests.contract.harness import Service, serving, settings
 
 X = latents(5, n=2)
 EITHER = [True, False, None]  # None: the output is not listed
@@ -107,17 +107,6 @@ def test_it_is_told_what_was_wrong(client: Any) -> None:
     assert failing(client.get_system_shared_memory_status)[0] == "404"
     asked = [triton.InferRequestedOutput("y", class_count=2)]
     assert failing(lambda: client.infer("grey", inputs(), outputs=asked))[0] == "400"
-
-
-def test_it_may_give_up_first(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with (
-        held(monkeypatch, settings(models)) as (service, gate),
-        triton.InferenceServerClient(address(service), network_timeout=0.2) as client,
-    ):
-        with pytest.raises(TimeoutError):
-            client.infer("grey", inputs())
-        service.until_in_flight(1)
-    assert max(gate.sizes) == 1  # the rows of a client that left are never run
 
 
 def test_it_loads_and_unloads(models: Path) -> None:

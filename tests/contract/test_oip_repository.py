@@ -5,11 +5,9 @@ import gc
 import hashlib
 import json
 import shutil
-import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +19,12 @@ from service.api.info.routes import ModelList
 from service.domain.latents import FloatRows
 from service.models.registry import ModelRegistry, ServedModel
 from tests.contract.data import GREY, array, latents, step_params
-from tests.contract.harness import PATIENCE_S, Service, checked, problem, serving, settings, write_models
-from tests.contract.oip import as_binary, encoded, infer, rows_of
+from tests.contract.harness import Service, checked, problem, serving, settings, write_models
+from tests.contract.oip import encoded, infer
 from tests.helpers.onnx_models import write_model
 
 INDEX = "/v2/repository/index"
 X = latents(1)
-RELOADS = 20  # under load; every second one is of damaged files
 
 
 @pytest.fixture
@@ -152,16 +149,6 @@ def test_a_version_whose_folder_is_gone_leaves_but_the_last_stays_until_it_is_un
     assert service.get("/v2/models/colour/ready").status_code == 200
     assert unload(service, "colour").status_code == 200
     problem(service.get("/v2/models/colour/ready"), 404, "unknown_model")
-
-
-def test_the_pinned_default_stays_when_its_folder_is_gone(models: Path) -> None:
-    with serving(settings(models, default_model="grey/2")) as service:
-        shutil.rmtree(models / "grey" / "2")
-        replace(models, "grey/11", scale=0.5)
-        assert load(service, "grey").status_code == 200
-        why = "grey/2: its files are gone; it still serves, because callers rely on it"
-        assert index(service)["grey/2"] == ("READY", why)
-        np.testing.assert_allclose(f(service, None), step_params(X, 1, scale=1.5), atol=1e-6)
 
 
 def test_what_is_no_model_cannot_be_loaded(service: Service, models: Path) -> None:
@@ -312,59 +299,3 @@ def test_an_unloaded_model_finishes_what_it_has(service: Service) -> None:
         assert service.post("/generate", {"model": "colour"}).status_code == 200
     service.until(lambda: service.get("/healthz").is_success and colour not in running(service))
     assert service.post("/generate", {"model": "colour"}).status_code == 200
-
-
-@pytest.mark.slow
-def test_reloading_under_load_drops_and_mixes_nothing(service: Service, models: Path) -> None:
-    scales = {digest_of(models, "grey/10")[:12]: 1.0}
-    seen: set[str] = set()
-    stop = threading.Event()
-
-    def generate(client: httpx.Client, seed: int) -> None:
-        options = {"model": "grey/10", "seed": seed, "n": 2, "steps": 3}
-        response = client.post("/generate", json=options, headers={"Accept": "application/x-npy"})
-        check(response, latents(seed, n=2), array(response.content), 3)
-
-    def protocol(client: httpx.Client, seed: int) -> None:
-        content, length = as_binary(latents(seed, n=3), parameters={"steps": 2, "binary_data_output": True})
-        headers = {"Inference-Header-Content-Length": str(length)}
-        response = client.post("/v2/models/grey/versions/10/infer", content=content, headers=headers)
-        check(response, latents(seed, n=3), rows_of(response), 2)
-
-    def check(response: httpx.Response, x: FloatRows, y: FloatRows, steps: int) -> None:
-        assert response.status_code == 200, response.text
-        digest = response.headers["X-IGN-Model"].partition("@")[2]
-        seen.add(digest)
-        np.testing.assert_allclose(y, step_params(x, steps, scale=scales[digest]), atol=1e-5)
-
-    def answered_by(digest: str) -> bool:
-        return service.get("/healthz").is_success and digest in seen
-
-    def caller(number: int) -> None:
-        calls = (generate, protocol)
-        count = 0
-        with httpx.Client(base_url=service.url, timeout=PATIENCE_S) as client:
-            while not stop.is_set():
-                calls[(number + count) % len(calls)](client, seed=100 * number + count)
-                count += 1
-
-    with ThreadPoolExecutor(6) as pool:
-        callers = [pool.submit(caller, number) for number in range(6)]
-        try:
-            service.until(partial(answered_by, *scales))
-            for number in range(RELOADS // 2):
-                scale = 0.505 + number / RELOADS
-                # Known to the callers before it can answer them; the old files serve meanwhile.
-                digest = replace(models, "grey/10", scale=scale)[:12]
-                scales[digest] = scale
-                assert load(service, "grey").status_code == 200
-                service.until(partial(answered_by, digest))
-                damage(models, "grey/10")
-                problem(load(service, "grey"), 400, "load_failed")
-        finally:
-            stop.set()
-        for call in callers:
-            call.result()
-    assert seen == set(scales)
-    assert service.get("/readyz").status_code == 200
-    service.until(lambda: service.get("/healthz").is_success and len(running(service)) == 3)

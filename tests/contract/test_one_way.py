@@ -333,9 +333,13 @@ def leaves_early(service: Service, _: Gate) -> None:
     service.until_in_flight(0)
 
 
-GROWING = iter([b" " * 3000] * 2)
+def image_by_url(service: Service, _: Gate) -> None:
+    service.get("/generate/alice.png", headers=bearer("alice"))
+
+
 ENDINGS: dict[str, tuple[Ending, str, int, str | None]] = {
     "a response": (post("/generate", json={}), "/generate", 200, None),
+    "an image by URL": (image_by_url, "/generate/{seed}.png", 200, None),
     "a large head": (sent(HEAD + b"a:\r\n" * 300), "unmatched", 431, "head_too_large"),
     "a slow head": (sent(HEAD), "unmatched", 408, "head_too_slow"),
     "a wrong head": (sent(ASKED.replace(b"Host", b"Other")), "/generate", 400, "malformed"),

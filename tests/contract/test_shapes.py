@@ -4,12 +4,11 @@ After each test `tests.helpers.watchdog` fails if a callback of the event loop t
 """
 
 from collections.abc import Iterator
-from contextlib import suppress
 
 import pytest
 
-from service.domain.shares import Shares
-from tests.contract.any_size import CASES, INFER, LONGEST, TILE, WAYS, ask, asking, write_tiles
+from service.domain.accounts import Accounts
+from tests.contract.any_size import CASES, INFER, LONGEST, TILE, WAYS, ask, write_tiles
 from tests.contract.harness import Service, serving, settings
 from tests.helpers import memory, watchdog
 
@@ -19,7 +18,7 @@ EACH, EACH_LONG = 4, 12  # every so many of the cases, beginning with another on
 SHORT = {"X_Request_Timeout": "0.3"}
 
 
-class Counted(Shares):
+class Counted(Accounts):
     """Remembers the most that was held since it was forgotten."""
 
     most = 0
@@ -97,17 +96,4 @@ def test_memory_is_what_is_counted_and_comes_back(way: str, service: Service, me
         meter.begin()
         assert ask_quickly(service, data, **headers) in foreseen, (size, count)
         assert meter.beyond_mib() < SLACK_MIB, (size, count)
-    assert meter.left_mib() < SLACK_MIB
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_memory_comes_back_after_a_deadline_and_a_disconnect(way: str, service: Service, meter: Meter) -> None:
-    data = WAYS[way]((LONGEST, 1), 24)
-    meter.begin()
-    ask(service, data, X_Request_Timeout="0.1")
-    service.until_idle()
-    with asking(service, data) as connection, suppress(TimeoutError):
-        connection.settimeout(0.2)
-        connection.recv(1)
-    assert meter.beyond_mib() < SLACK_MIB
     assert meter.left_mib() < SLACK_MIB

@@ -107,19 +107,3 @@ def test_the_client_of_hugging_face(service: Service, tmp_path: Path) -> None:
     with pytest.raises(hub.errors.HfHubHTTPError, match="foo: unknown field"):
         client.image_to_image(PICTURE, foo=1)
     hub.close_session()
-
-
-@pytest.mark.parametrize(
-    ("more", "field"),
-    [
-        ({"inputs": 1}, "images.0"),
-        ({"parameters": [1]}, "parameters"),
-        ({"other": 1}, "other"),
-        ({"images": ["x"]}, "inputs"),
-        ({"parameters": None}, None),
-    ],
-)
-def test_bodies_like_those_of_hugging_face(service: Service, more: dict[str, Any], field: str | None) -> None:
-    response = service.post("/project", {"inputs": b64(PICTURE)} | more)
-    assert response.status_code == (200 if field is None else 422), response.text
-    assert [error["field"] for error in response.json().get("errors", [])] == ([] if field is None else [field])

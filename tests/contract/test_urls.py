@@ -8,13 +8,9 @@ from urllib.parse import quote
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel
 
-from service.api.multipart import parse_fields
-from service.api.native.schemas import GenerateRequest, InterpolateRequest, ProjectOptions
-from service.api.openai.endpoints import ImagesRequest
 from tests.contract.data import GREY
-from tests.contract.harness import Service, bearer, problem, serving, settings
+from tests.contract.harness import Service, problem, serving, settings
 from tests.helpers.onnx_models import write_model
 
 SEED_OF_ALICE = 735577801
@@ -84,14 +80,6 @@ def test_a_text_is_a_seed_wherever_a_seed_is_taken(service: Service, path: str, 
     problem(service.post(path, {member: [{"seed": "é" * 201}] * 2}), 422, "invalid_value", f"{member}.0.seed")
 
 
-@pytest.mark.parametrize("schema", [GenerateRequest, ProjectOptions, InterpolateRequest, ImagesRequest])
-def test_numbers_of_every_schema_are_converted(schema: type[BaseModel]) -> None:
-    for name, field in schema.model_json_schema()["properties"].items():
-        kinds = {each.get("type") for each in (field, *field.get("anyOf", ()))}
-        if kinds & {"integer", "number", "boolean"} and name != "seed":
-            assert parse_fields({name: ["1"]}) == {name: 1}
-
-
 @pytest.mark.parametrize(
     ("url", "fields"),
     [
@@ -103,7 +91,7 @@ def test_numbers_of_every_schema_are_converted(schema: type[BaseModel]) -> None:
         ("/generate/alice.png?seed=bob", ["seed"]),
         ("/generate?format=npy", ["format"]),
         ("/generate/alice.png?format=webp", ["format"]),
-        ("/generate?noise_scale=.5", ["noise_scale"]),
+        ("/generate?noise_scale=x", ["noise_scale"]),
         ("/latent-interpolate", ["seeds"]),
         ("/latent-interpolate?seeds=alice,", ["seeds"]),
         (f"/latent-interpolate?seeds={','.join('abcdefghijklmnopq')}", ["points"]),
@@ -179,13 +167,3 @@ def test_another_version_of_the_model_changes_the_tag(tmp_path: Path) -> None:
         )
     assert (after.status_code, also.status_code) == (200, 200)
     assert after.headers["ETag"] != before.headers["ETag"]
-
-
-def test_a_get_goes_the_way_of_every_request(guarded: Service) -> None:
-    problem(guarded.get("/generate/alice.png"), 401, "unauthorized")
-    with guarded.access_log() as lines:
-        for headers in ({}, {"If-None-Match": "*"}):
-            guarded.get("/generate/alice.png", headers=headers | bearer("alice"))
-        guarded.until(lambda: len(lines) > 1 and guarded.get("/healthz").is_success)
-    said = [(line["caller"], *line["message"].split(" ")[1:4]) for line in lines]
-    assert said == [("alice", "GET", "/generate/{seed}.png", status) for status in ("200", "304")]

@@ -49,6 +49,12 @@ _NAMES = (
 )
 PAGES = [*(ROOT / name for name in _NAMES if (ROOT / name).is_file()), *sorted((ROOT / "docs").rglob("*.md"))]
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+# Its blocks load torch and import networks, which takes as long as all other pages.
+every_page_to_run = pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow) if page.name == "import.md" else page for page in PAGES],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
 
 _FENCE = re.compile(r"^( *)(```+|~~~+)([\w-]*)[^\n]*\n(.*?)^ *\2 *$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"""\]\(<?([^)\s>]+)>?(?:\s+"[^"]*")?\)|(?:src|href)="([^"]+)\"""")
@@ -133,7 +139,7 @@ def base_url() -> Iterator[str]:
         yield url
 
 
-@every_page
+@every_page_to_run
 def test_code_runs(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     (tmp_path / "models").symlink_to(ROOT / "models")
     runner = runner_of(page, tmp_path)

@@ -119,9 +119,12 @@ def environ(models: Path) -> dict[str, str]:
     return {"IGN_MODEL_DIR": str(models)}
 
 
-def test_it_starts_serves_and_stops(environ: dict[str, str]) -> None:
-    with running(environ | {"IGN_DEFAULT_MODEL": ""}) as process:  # the only model needs no default
+def test_it_starts_serves_and_stops(tmp_path: Path) -> None:
+    for name in ("stamps", "faces"):
+        write_model(tmp_path, name)
+    with running({"IGN_MODEL_DIR": str(tmp_path), "IGN_DEFAULT_MODEL": ""}) as process:
         assert process.get("/healthz").status_code == 200
+        assert process.get("/models").json()["default"] == "faces/1"  # without a default, the first
         response = process.post({"seed": 1})
         assert response.status_code == 200
         assert "Server" not in response.headers
@@ -245,15 +248,6 @@ def test_refusals_to_start(refusals: list[str], place: int, said: str) -> None:
     assert said in refusals[place]
 
 
-def test_without_a_default_model_the_first_is_it(tmp_path: Path) -> None:
-    for name in ("stamps", "faces"):
-        write_model(tmp_path, name)
-    with running({"IGN_MODEL_DIR": str(tmp_path), "IGN_DEFAULT_MODEL": ""}) as process:
-        assert process.get("/models").json()["default"] == "faces/1"
-        process.terminate()
-        process.ended()
-
-
 @pytest.mark.parametrize("processes", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_a_busy_port(environ: dict[str, str], processes: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -306,10 +300,9 @@ def test_a_log_that_nobody_reads_stops_nothing(environ: dict[str, str]) -> None:
         assert process.popen.wait(PATIENCE_S) == 0
 
 
-@pytest.mark.parametrize("files", [20, 40])
-def test_too_few_open_files_are_one_line(environ: dict[str, str], files: int) -> None:
-    said = rejected(environ, "sh", "-c", f"ulimit -n {files}; exec {sys.executable} -m service")
-    assert said.endswith(f"only {files} files may be open (ulimit -n); the service needs 64")
+def test_too_few_open_files_are_one_line(environ: dict[str, str]) -> None:
+    said = rejected(environ, "sh", "-c", f"ulimit -n 20; exec {sys.executable} -m service")
+    assert said.endswith("only 20 files may be open (ulimit -n); the service needs 64")
 
 
 def test_the_soft_limit_of_open_files_is_raised(environ: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Scenarios of bulk work between buckets, of any size: for tests, and for `benchmarks/bulk_store.py`."""
+"""Scenarios of bulk work between buckets, of any size: for tests."""
 
 import os
 import random

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from service.app import build_services, create_app
+from service.api.info import openapi
+from service.app import ENDPOINTS
 from service.settings import Settings
 
 FILE = Path(__file__).parents[2] / "docs" / "openapi.json"
@@ -13,7 +14,7 @@ _EXPANDED_LEVELS = 3  # document → paths, components → path, schemas → one
 
 def document() -> dict[str, Any]:
     """The answer of `/openapi.json`."""
-    return create_app(build_services(Settings())).fastapi.openapi()
+    return openapi.document(ENDPOINTS, Settings())
 
 
 def dumps(value: object, levels: int = _EXPANDED_LEVELS) -> str:

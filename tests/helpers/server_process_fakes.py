@@ -6,7 +6,6 @@ import signal
 import time
 from multiprocessing.connection import Connection
 
-from service.domain.errors import LoadFailed
 from service.environment import metrics_file
 from service.models.registry import ModelChange
 from service.observability.metrics import Metrics, SharedFiles
@@ -76,7 +75,7 @@ def dies(settings: Settings, messages: Connection) -> None:
 def changes(settings: Settings, messages: Connection) -> None:
     """Serve, and ask for the change that a file `ask` holds. What it hears goes into files in a folder of its own.
 
-    The one who asks makes every change, the others none that is called `stuck`; all fail with one called `broken`.
+    The one who asks makes every change, the others none that is called `stuck`.
     """
     folder = settings.model_dir / f"process-{os.getpid()}"
     folder.mkdir()
@@ -100,4 +99,4 @@ def changes(settings: Settings, messages: Connection) -> None:
             continue
         (folder / content.name).write_text(f"{content.loads}")
         if asks or content.name != "stuck":
-            messages.send((key, LoadFailed(f"{content.name} is broken") if content.name == "broken" else None))
+            messages.send((key, None))

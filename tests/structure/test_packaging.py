@@ -1,6 +1,5 @@
-"""What is shipped around the code: the version, `make run`, `.ci/ray`, and the health check on real sockets."""
+"""What is shipped around the code: the version, `make run`, and the health check on real sockets."""
 
-import os
 import re
 import shutil
 import socket
@@ -55,16 +54,6 @@ def make(venv: Path, *arguments: str, **variables: str) -> "subprocess.Completed
     command = ["make", "--silent", f"VENV={venv}", *arguments]
     env = environment(MAKEFLAGS="", MAKELEVEL="", ARGS="", **variables)
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-
-
-@pytest.mark.parametrize(("outcome", "ci", "status"), [("PASSED", "1", 0), ("SKIPPED", "1", 1), ("SKIPPED", "", 0)])
-def test_ci_fails_where_ray_is_installed_and_not_tested(outcome: str, ci: str, status: int, tmp_path: Path) -> None:
-    stubs(tmp_path, "pip", "python", "ip", script=f"echo 'tests/slow/cluster/test_bulk.py::test_x {outcome}'")
-    env = environment(CI=ci, RAY_REQUIRED="0", RAY_VENV=str(tmp_path), PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    done = subprocess.run([ROOT / ".ci" / "ray"], env=env, capture_output=True, text=True, check=False)
-    if "nothing was run on Ray" in done.stderr:
-        pytest.skip(done.stderr)
-    assert done.returncode == status, done.stderr
 
 
 def test_the_environment_passes_through_make_run(tmp_path: Path) -> None:

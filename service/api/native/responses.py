@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -53,18 +52,18 @@ _ENCODER: Final = json.JSONEncoder(separators=(",", ":"))
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class ResponseSpec:
-    """How a result becomes a response; nobody changes it.
+    """A request, and how its result becomes a response.
 
     ``labels`` has for each image the members that are not in the result: `index`, `inverted`, `t`, `row`, `col`.
     ``members`` precede `images` in the JSON body. A sheet has ``columns``, or ceil(√N) for None. With ``fps`` above 0,
     WebP, GIF and APNG are animations; if ``closed``, they repeat the first image at the end. ``strength`` is the s of
-    (1−s)·x + s·f^k(x), 0…1. ``sizes`` are those of the images, (H, W), if they have any size (``has_sizes``); those of
+    (1−s)·x + s·f^k(x), 0…1. ``sizes`` are those of the images, (H, W), if they have any size (``is_tiled``); those of
     an upload come with its headers. ``shows_change``: the response says where f changes an image. Decoding adds the
     ``chroma`` that images get back.
     """
 
+    api: ApiRequest
     model: ServedModel
-    media: Media
     options: ImageOptions
     labels: Sequence[Json]
     members: Mapping[str, Any] = field(default_factory=dict)
@@ -73,9 +72,10 @@ class ResponseSpec:
     closed: bool = False
     strength: float = 1.0
     sizes: Sequence[tuple[int, int]] = ()
-    has_sizes: bool = False
+    is_tiled: bool = False
     shows_change: bool = False
     chroma: list[FloatRow | None] = field(default_factory=list)
+    media: Media = field(init=False)
 
     @property
     def cell(self) -> tuple[int, int]:
@@ -105,7 +105,7 @@ class ResponseSpec:
         return self.fps > 0 and self.media in _ANIMATED
 
 
-def check_format(api: ApiRequest, spec: ResponseSpec, record: Sequence[int] = ()) -> None:
+def check_format(spec: ResponseSpec, record: Sequence[int] = ()) -> None:
     """Raise, before the model runs, if the format cannot hold the response."""
     options = spec.options
     if record and spec.media not in (Media.JSON, Media.EVENTS):
@@ -113,25 +113,25 @@ def check_format(api: ApiRequest, spec: ResponseSpec, record: Sequence[int] = ()
     if spec.media is Media.NPY and len(set(spec.sizes)) > 1:
         raise InvalidContent.field("image", "one .npy array holds images of one size; ask for JSON with format npy")
     if options.has_layout or (len(spec.sizes) > 1 and spec.media in RASTER):
-        _check_layout(api, spec, len(record))
+        _check_layout(spec, len(record))
     elif len(spec.labels) > 1 and spec.media in RASTER and not spec.is_animation:
         check_sides(RASTER[spec.media], *sheet_size(len(spec.labels), spec.cell, columns=spec.columns))
     if spec.sizes:
-        _check_sizes(api, spec, len(record))
+        _check_sizes(spec, len(record))
 
 
-def _check_sizes(api: ApiRequest, spec: ResponseSpec, recorded: int) -> None:
+def _check_sizes(spec: ResponseSpec, recorded: int) -> None:
     """Check the sizes of images of a model that takes any."""
     height, width = spec.cell
     if spec.media in RASTER or (spec.media in (Media.JSON, Media.EVENTS) and spec.options.format != "npy"):
         check_sides(RASTER.get(spec.media, spec.options.format), width, height)
-    pixels, limit = (1 + recorded) * sum(h * w for h, w in spec.sizes), api.services.settings.max_request_pixels
+    pixels, limit = (1 + recorded) * sum(h * w for h, w in spec.sizes), spec.api.services.settings.max_request_pixels
     if recorded and pixels > limit:
         message = f"the trajectory would have {pixels} pixels; the limit, IGN_MAX_REQUEST_PIXELS, is {limit}"
         raise InvalidContent.field("record", message, code="image_too_large")
 
 
-def _check_layout(api: ApiRequest, spec: ResponseSpec, recorded: int) -> None:
+def _check_layout(spec: ResponseSpec, recorded: int) -> None:
     """Check the size of a response that is not laid out by default."""
     options, media, count = spec.options, spec.media, len(spec.labels)
     is_raw = media not in (Media.JSON, Media.EVENTS)
@@ -149,7 +149,7 @@ def _check_layout(api: ApiRequest, spec: ResponseSpec, recorded: int) -> None:
         count = 1
     if is_raw:
         check_sides(_ANIMATED[media] if spec.is_animation else RASTER[media], width, height)
-    settings = api.services.settings.for_images(spec.model.card.tiles)
+    settings = spec.api.services.settings.for_images(spec.model.card.tiles)
     pixels, limit = count * (1 + recorded) * width * height, settings.max_pixels
     if pixels > limit:
         field = "scale" if options.scale > 1 else "gap" if options.gap else "columns" if options.columns else "image"
@@ -175,41 +175,41 @@ def response_bytes(spec: ResponseSpec, values: int, recorded: int, *, is_repeate
     if is_stream:  # it sends its images one by one
         sent, encoded = 1, encoded // len(spec.labels)
     held = arrays * values * _FLOAT_BYTES + sent * (encoded * 4 // 3 if spec.media is Media.JSON else encoded)
-    if spec.has_sizes:
+    if spec.is_tiled:
         # Of one image at a time: its levels, the result of a further pass, and what finds where f changes it most.
         held += spec.largest_values * (1 + _FLOAT_BYTES * is_repeated + _CHANGE_BYTES * spec.shows_change)
     return held
 
 
-def encode_contents(ended: Sequence[tuple[ApiRequest, ResponseSpec, Result]]) -> list[list[bytes]]:
+def encode_contents(ended: Sequence[tuple[ResponseSpec, Result]]) -> list[list[bytes]]:
     """The body of each response in pieces, or its images as JSON. PNGs of one model are encoded together."""
     together: dict[ServedModel, list[int]] = {}
-    for index, (_, spec, result) in enumerate(ended):
+    for index, (spec, result) in enumerate(ended):
         is_json = spec.media is Media.JSON
         is_png = spec.options.format == "png" if is_json else spec.media is Media.PNG and len(result.rows) == 1
         if is_png and spec.options.scale == 1 and not (spec.sizes or spec.chroma):
             together.setdefault(spec.model, []).append(index)
     files: dict[int, list[bytes]] = {}
     for model, indices in together.items():
-        rows = [np.asarray(ended[index][2].rows) for index in indices]
+        rows = [np.asarray(ended[index][1].rows) for index in indices]
         pngs = iter(encode_many(to_uint8(rows[0] if len(rows) == 1 else np.concatenate(rows), model.card), "png"))
         files |= {index: list(islice(pngs, len(each))) for index, each in zip(indices, rows, strict=True)}
     return [
-        _json_pieces(_images(api, spec, result, files.get(index)))
+        _json_pieces(_images(spec, result, files.get(index)))
         if spec.media is Media.JSON
-        else [files[index][0] if index in files else _raw(api, spec, result)]
-        for index, (api, spec, result) in enumerate(ended)
+        else [files[index][0] if index in files else _raw(spec, result)]
+        for index, (spec, result) in enumerate(ended)
     ]
 
 
-def response_parts(api: ApiRequest, spec: ResponseSpec, result: Result, content: list[bytes]) -> ResponseParts:
+def response_parts(spec: ResponseSpec, result: Result, content: list[bytes]) -> ResponseParts:
     """Headers, pieces of the body and media type of a response whose ``content`` comes from `encode_contents`."""
-    headers = api.response_headers(spec.model, spec.members.get("seed"))
+    headers = spec.api.response_headers(spec.model, spec.members.get("seed"))
     if spec.media is not Media.JSON:
         return headers + _row_headers(result), content, spec.media
     # `timing` includes the time of encoding the images, so the rest of the body is written after them, and the
     # encoded images are inserted as text.
-    before, marker, after = _json(envelope(api, spec.model, [], spec.members)).partition(b'"images":[')
+    before, marker, after = _json(envelope(spec, [])).partition(b'"images":[')
     return headers, [before + marker[:-1], *content, after[1:]], spec.media
 
 
@@ -255,18 +255,17 @@ def worst_box(change: NDArray[np.float32]) -> Json:
     return {"x": x, "y": y, "width": side, "height": side, "distance": round_metric(worst / side**2)}
 
 
-def score_response(api: ApiRequest, spec: ResponseSpec, result: Result, content: Any) -> ResponseParts:
+def score_response(spec: ResponseSpec, result: Result, content: Any) -> ResponseParts:
     """The response of `/score`, whose ``content`` comes from `score_content`."""
-    model = spec.model
-    headers = api.response_headers(model)
+    headers = spec.api.response_headers(spec.model)
     if spec.media is not Media.JSON:
         return headers + _row_headers(result), content, spec.media
     drifts = [] if result.drift is None else result.drift.tolist()
     images: list[Json] = []
     for index, (distance, drift, box) in enumerate(zip(result.distance.tolist(), drifts, content, strict=True)):
         measured = {"index": index, "distance": round_metric(distance), "drift": round_metric(drift), "worst": box}
-        images.append(measured | in_distribution_fields(model.card, distance))
-    return headers, [_json(envelope(api, model, images))], Media.JSON
+        images.append(measured | in_distribution_fields(spec.model.card, distance))
+    return headers, [_json(envelope(spec, images))], Media.JSON
 
 
 def in_distribution_fields(card: Card, distance: float) -> Json:
@@ -278,16 +277,11 @@ def in_distribution_fields(card: Card, distance: float) -> Json:
     }
 
 
-def envelope(
-    api: ApiRequest,
-    model: ServedModel,
-    images: list[Json],
-    members: Mapping[str, Any] = MappingProxyType({}),
-) -> Json:
-    """The JSON body with its images; ``members`` come before `images`."""
-    card = model.card
-    model_ref = {"name": card.name, "version": card.version, "digest": f"sha256:{model.digest}"}
-    head: Json = {"model": model_ref, "request_id": api.request_id, **members}
+def envelope(spec: ResponseSpec, images: list[Json]) -> Json:
+    """The JSON body with its images."""
+    card, api = spec.model.card, spec.api
+    model_ref = {"name": card.name, "version": card.version, "digest": f"sha256:{spec.model.digest}"}
+    head: Json = {"model": model_ref, "request_id": api.request_id, **spec.members}
     return head | {"images": images, "timing": api.timing()}
 
 
@@ -328,9 +322,9 @@ def round_metric(value: float) -> float:
     return round(float(value), METRIC_DECIMALS)
 
 
-def _images(api: ApiRequest, spec: ResponseSpec, result: Result, pngs: Sequence[bytes] | None) -> list[Json]:
+def _images(spec: ResponseSpec, result: Result, pngs: Sequence[bytes] | None) -> list[Json]:
     def encoded(row: FloatRow) -> str:
-        api.check_not_over()
+        spec.api.check_not_over()
         return picture(row, spec.model.card, spec.options)
 
     data = map(encoded, result.rows) if pngs is None else map(encode_base64, pngs)
@@ -371,7 +365,7 @@ def round_change(step: StepOutput) -> float | None:
     return None if step.change is None else round_metric(step.change)
 
 
-def _raw(api: ApiRequest, spec: ResponseSpec, result: Result) -> bytes:
+def _raw(spec: ResponseSpec, result: Result) -> bytes:
     rows, options, card = result.rows, spec.options, spec.model.card
     if isinstance(rows, list):  # beside a colour image, grey ones are in colour, too
         channels = max(map(len, rows))
@@ -381,11 +375,11 @@ def _raw(api: ApiRequest, spec: ResponseSpec, result: Result) -> bytes:
     if spec.media is Media.TIFF:
         return encode_tiff(rows, card)
     if spec.is_animation:
-        make = partial(animate, scale=options.scale, resample=options.resample, check=api.check_not_over)
+        make = partial(animate, scale=options.scale, resample=options.resample, check=spec.api.check_not_over)
         return make(to_uint8(np.asarray(rows), card), _ANIMATED[spec.media], fps=spec.fps)
     images = list[Pixels]()
     for pixels in to_uint8(rows, card) if isinstance(rows, np.ndarray) else (to_uint8(row, card) for row in rows):
-        api.check_not_over()
+        spec.api.check_not_over()
         images.append(enlarge(pixels, options.scale, options.resample))
     if len(images) == 1:
         return encode(images[0], RASTER[spec.media])

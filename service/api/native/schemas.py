@@ -1,19 +1,46 @@
 """Pydantic models of the native requests and responses; they validate bodies and appear in `/openapi.json`.
 
-`service.api.native.endpoints` checks the limits that an operator can change. The docstrings and descriptions here are
+The docstrings and descriptions here are
 part of the OpenAPI document.
 """
 
+from functools import lru_cache
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 from pydantic.config import JsonDict, JsonValue
 
-from service.domain.latents import MAX_SEED, MAX_SEED_TEXT, seed_of
+from service.artifact.card import Card
+from service.domain.errors import InvalidContent
+from service.domain.latents import (
+    MAX_MAGNITUDE,
+    MAX_SEED,
+    MAX_SEED_TEXT,
+    FloatRows,
+    Grid,
+    LatentPath,
+    is_bounded,
+    seed_of,
+)
+from service.domain.tasks import StepParams
 from service.images.encode import Resample
+from service.settings import Settings
 
 Format = Literal["png", "jpeg", "webp", "npy"]
 MAX_SCALE: Final = 32
+MAX_FRAMES: Final = 256
+MAX_PICTURES: Final = 1024  # in one response, including recorded steps
 
 
 def _number_of(value: object) -> object:
@@ -53,6 +80,9 @@ Base64Npy = Annotated[str, _base64("npy", "Base64 of a float32 .npy file, C×H×
 
 
 Side = Annotated[int, Field(ge=1, le=16_384)]
+# Limits that the operator sets. `service.api.info.openapi` puts the value of the setting into the document.
+Steps = Annotated[int, Field(ge=1, json_schema_extra={"maximum": "max_steps"})]
+_Pictures = Annotated[list[Base64], Field(min_length=1, json_schema_extra={"maxItems": "max_images"})]
 
 
 class ImageOptions(BaseModel):
@@ -91,7 +121,7 @@ class _Request(ImageOptions, _ModelChoice):
     """Base of the requests whose response holds images."""
 
     steps: Annotated[
-        int | None, Field(ge=1, description="Number of applications of f; default: the recommendation of the card.")
+        Steps | None, Field(description="Number of applications of f; default: the recommendation of the card.")
     ] = None
 
 
@@ -111,7 +141,7 @@ class StepOptions(_Request):
 class GenerateRequest(StepOptions):
     """f^k(z) of the latents with index offset … offset + n − 1 of a seed."""
 
-    n: Annotated[int, Field(ge=1, description="Number of images.")] = 1
+    n: Annotated[int, Field(ge=1, description="Number of images.", json_schema_extra={"maximum": "max_images"})] = 1
     seed: Annotated[Seed | None, Field(description="Number or text; random if absent. The response has it.")] = None
     offset: Annotated[int, Field(ge=0, le=MAX_SEED, description="Index of the first image of the seed.")] = 0
     noise_scale: Annotated[float, Field(ge=0, le=2, description="Factor of the noise.")] = 1.0
@@ -126,11 +156,12 @@ class GenerateRequest(StepOptions):
         return offset
 
 
-def _bool_or_auto(value: object) -> object:
-    """Check the union by hand, because pydantic's errors of a union name its members instead of the field."""
-    if value is True or value is False or value == "auto":
-        return value
-    raise ValueError("must be true, false or auto")
+def _bool_or_auto(value: object, handler: ValidatorFunctionWrapHandler) -> object:
+    """Replace pydantic's errors of a union, which name its members instead of the field."""
+    try:
+        return handler(value)
+    except ValidationError as exc:
+        raise ValueError("must be true, false or auto") from exc
 
 
 class ScoreOptions(_ModelChoice):
@@ -142,7 +173,7 @@ class ScoreOptions(_ModelChoice):
     ] = "fit"
     invert: Annotated[
         bool | Literal["auto"],
-        BeforeValidator(_bool_or_auto),
+        WrapValidator(_bool_or_auto),
         Field(
             description="Exchange light and dark; `auto` does so if the model is light on dark and the border is light."
         ),
@@ -158,9 +189,7 @@ class ProjectOptions(ScoreOptions, StepOptions):
 class ScoreRequest(ScoreOptions):
     """The JSON body of `/score`."""
 
-    images: Annotated[
-        list[Base64], Field(min_length=1, description="The images: PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF.")
-    ]
+    images: Annotated[_Pictures, Field(description="The images: PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF.")]
 
 
 class ProjectRequest(ProjectOptions):
@@ -168,11 +197,9 @@ class ProjectRequest(ProjectOptions):
 
     model_config = _either({"mask": _NULL}, {"masks": _NULL})
 
-    images: Annotated[
-        list[Base64], Field(min_length=1, description="The images: PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF.")
-    ]
+    images: Annotated[_Pictures, Field(description="The images: PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF.")]
     mask: Annotated[Base64 | None, Field(description="For all images: white = regenerate, black = keep.")] = None
-    masks: Annotated[list[Base64] | None, Field(min_length=1, description="One mask for each image.")] = None
+    masks: Annotated[_Pictures | None, Field(description="One mask for each image.")] = None
 
     @field_validator("masks")
     @classmethod
@@ -221,11 +248,15 @@ class ArithmeticRequest(_Request):
     normalize: Annotated[bool, Field(description="Rescale the sum to the mean norm of the model's noise.")] = True
 
 
+# A grid has as many frames as a path, at most, which `latent_path` checks.
+_Line = Annotated[int, Field(ge=2, json_schema_extra={"maximum": MAX_FRAMES // 2})]
+
+
 class GridRequest(StrictModel):
     """A grid between four corners: top left, top right, bottom left, bottom right."""
 
-    rows: Annotated[int, Field(ge=2)]
-    cols: Annotated[int, Field(ge=2)]
+    rows: _Line
+    cols: _Line
 
 
 class InterpolateRequest(_Request):
@@ -238,7 +269,8 @@ class InterpolateRequest(_Request):
 
     points: Annotated[list[PointRequest], Field(min_length=2, max_length=16, description="The latents on the way.")]
     frames: Annotated[
-        int | None, Field(ge=2, description="Number of frames of the whole path, including both ends; default 9.")
+        int | None,
+        Field(ge=2, le=MAX_FRAMES, description="Number of frames of the whole path, including both ends; default 9."),
     ] = None
     method: Annotated[Literal["slerp", "lerp"], Field(description="Along the arc, or straight.")] = "slerp"
     loop: Annotated[bool, Field(description="Return to the first point.")] = False
@@ -254,6 +286,78 @@ class InterpolateRequest(_Request):
             if len(info.data.get("points", range(4))) != 4:
                 raise ValueError("needs exactly four points")
         return grid
+
+
+# What the schemas cannot say: limits of the operator and of the model's card
+def check_count(field: str, count: int, limit: int) -> None:
+    """Raise `InvalidContent` for ``field`` if ``count`` is above ``limit``."""
+    if count > limit:
+        raise InvalidContent.field(field, f"must be at most {limit}")
+
+
+def no_noise(card: Card) -> InvalidContent:
+    """The error for a model that makes nothing of noise."""
+    text = f"{card.ref} makes nothing of noise; only /project and /score, and infer of /v2, run it"
+    return InvalidContent.field("model", text, code="no_noise")
+
+
+def image_size(options: GenerateRequest, card: Card, settings: Settings) -> tuple[int, int] | None:
+    """(H, W) of the images, if the model makes any size and the caller asks for another than that of a tile."""
+    _, height, width = card.shape
+    size = options.height or height, options.width or width
+    if size == (height, width):
+        return None
+    if card.tiles is None:
+        name = "height" if options.height not in (None, height) else "width"
+        raise InvalidContent.field(name, f"{card.ref} makes images of {width}×{height} pixels only")
+    limit = settings.for_images(card.tiles).max_pixels
+    if options.n * size[0] * size[1] > limit:
+        message = f"n × width × height must be at most {limit} (IGN_MAX_PIXELS)"
+        raise InvalidContent.field("width", message, code="image_too_large")
+    return size
+
+
+def check_mixture(field: str, rows: FloatRows) -> FloatRows:
+    """Return ``rows``, a mixture of the latents in ``field``, unless a value is beyond ±`MAX_MAGNITUDE`.
+
+    Latents within the bound can give a mixture beyond it: by their weights, or on the arc between almost opposite ones.
+    """
+    if not is_bounded(rows):
+        raise InvalidContent.field(field, f"their mixture holds values beyond ±{MAX_MAGNITUDE:.0f}")
+    return rows
+
+
+def step_params(options: StepOptions, *, recommended: int, rows: int, settings: Settings) -> StepParams:
+    """Validate the options that say how f is applied, and how many images that gives."""
+    steps = check_steps(options.steps, recommended=recommended, settings=settings)
+    record = tuple(options.record or ())
+    if rows * len(record) > MAX_PICTURES:
+        raise InvalidContent.field("record", f"rows × recorded steps must be at most {MAX_PICTURES}")
+    try:
+        return _params(steps, options.tolerance, record, options.score)
+    except ValueError as exc:  # the schema has checked all but the order and the last of the recorded steps
+        raise InvalidContent.field("record", f"must be ascending, each step once, in 0…{steps}") from exc
+
+
+@lru_cache(maxsize=256)  # most requests have the same ones
+def _params(steps: int, tolerance: float | None, record: tuple[int, ...], score: bool) -> StepParams:
+    return StepParams(steps=steps, tolerance=tolerance, record=record, score=score)
+
+
+def check_steps(steps: int | None, *, recommended: int, settings: Settings) -> int:
+    """The number of steps: the requested one, or else the recommended one, reduced to the operator's limit."""
+    if steps is None:
+        return min(recommended, settings.max_steps)
+    check_count("steps", steps, settings.max_steps)
+    return steps
+
+
+def latent_path(request: InterpolateRequest) -> LatentPath | Grid:
+    """The requested path or grid, of at most `MAX_FRAMES` frames."""
+    if request.grid is not None:
+        check_count("grid", request.grid.rows * request.grid.cols, MAX_FRAMES)
+        return Grid(rows=request.grid.rows, cols=request.grid.cols, method=request.method)
+    return LatentPath(frames=request.frames or 9, method=request.method, loop=request.loop)
 
 
 class ModelRef(BaseModel):

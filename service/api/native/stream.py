@@ -28,12 +28,13 @@ Events = asyncio.Queue[Event]
 Encode = Callable[[Any], Awaitable[bytes]]
 
 
-async def send_events(api: ApiRequest, spec: ResponseSpec, events: Events, send: Send, encode: Encode) -> bytes:
+async def send_events(spec: ResponseSpec, events: Events, send: Send, encode: Encode) -> bytes:
     """Send the events of a request until its result; returns the last piece, to be sent once no row runs.
 
     A failure before the first event becomes an ordinary problem document with its own status. A later failure becomes
     the event `error`, because status 200 is sent already. Nothing is sent for what ``encode`` makes no bytes of.
     """
+    api = spec.api
     first = await events.get()
     if isinstance(first, Exception):
         raise first
@@ -72,21 +73,19 @@ async def _texts(first: Event, events: Events, encode: Encode) -> AsyncGenerator
             item = None
 
 
-async def encode_event(
-    api: ApiRequest, spec: ResponseSpec, rows: Images, item: StepOutput | StreamProgress | Result
-) -> bytes:
+async def encode_event(spec: ResponseSpec, rows: Images, item: StepOutput | StreamProgress | Result) -> bytes:
     """The event for what the scheduler delivers; ``rows`` are the inputs of f."""
     if isinstance(item, StreamProgress):
         members = {"steps_done": item.steps_done, "steps": item.steps, "rows_done": item.rows_done, "rows": item.rows}
         return event("progress", members)
     if isinstance(item, StepOutput):
-        return event("step", await step_members(api, spec, rows, item))
-    count_rows([(api, spec.model, item)])
+        return event("step", await step_members(spec, rows, item))
+    count_rows([(spec.api, spec.model, item)])
     images = [image(spec, item, index, None) for index in range(len(item.rows))]
-    return event("done", envelope(api, spec.model, images, spec.members))
+    return event("done", envelope(spec, images))
 
 
-async def step_members(api: ApiRequest, spec: ResponseSpec, rows: Images, step: StepOutput) -> Json:
+async def step_members(spec: ResponseSpec, rows: Images, step: StepOutput) -> Json:
     """The members of the event `step`; ``rows`` are the inputs of f."""
     step, options = colour_step(blend_step(rows, step, spec.strength), spec.chroma), spec.options
 
@@ -94,11 +93,11 @@ async def step_members(api: ApiRequest, spec: ResponseSpec, rows: Images, step: 
         return picture(step.row, spec.model.card, options)
 
     if step.row.size * options.scale**2 > INLINE_VALUES:
-        data = await api.run_codec("encode", lambda _: encode())
+        data = await spec.api.run_codec("encode", lambda _: encode())
     else:
         start = time.perf_counter()
         data = encode()
-        count_codec("encode", [api], start)
+        count_codec("encode", [spec.api], start)
     return {
         "index": spec.labels[step.index]["index"],
         "step": step.step,

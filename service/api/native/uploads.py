@@ -1,6 +1,5 @@
 """Read uploads (images, masks and latents, as multipart, JSON or a raw body) and decode them to rows."""
 
-import json
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,9 +11,15 @@ from pydantic import BaseModel
 
 from service.api.body import parse_as, parse_json, printable_name
 from service.api.multipart import MUST_BE_A_FILE, parse_fields, parse_multipart, parse_query
-from service.api.native.schemas import PointRequest, ProjectOptions, ProjectRequest, ScoreOptions, ScoreRequest
-from service.api.native.validation import check_count
-from service.api.negotiation import PICTURE_TYPES, Media
+from service.api.native.schemas import (
+    PointRequest,
+    ProjectOptions,
+    ProjectRequest,
+    ScoreOptions,
+    ScoreRequest,
+    check_count,
+)
+from service.api.negotiation import PICTURE_TYPES
 from service.api.request import ApiRequest
 from service.artifact.card import Card
 from service.domain.errors import IgnError, InvalidContent, TooLarge, UnsupportedMedia
@@ -85,22 +90,17 @@ class InputRows:
     chroma: Sequence[FloatRow | None] = ()
 
 
-def check_upload(formats: tuple[Media, ...], schema: type[ScoreOptions]) -> Callable[[ApiRequest], None]:
-    """The check of an endpoint that takes images in one of three kinds of body: a form, JSON or one image.
+def check_upload(api: ApiRequest, schema: type[ScoreOptions]) -> None:
+    """Check the head of a request with images: in a form, JSON or one as the body.
 
     Only the options of an image are in the query; `parse_upload` checks that of JSON.
     """
-
-    def check(api: ApiRequest) -> None:
-        api.media = api.negotiate(formats)
-        if api.content_type in PICTURE_TYPES or api.headers.get(b"content-type") is None:
-            _from_query(schema, api.query)
-        elif api.content_type not in UPLOAD_TYPES:
-            raise _unsupported()
-        elif api.content_type != "application/json":
-            api.reject_query()
-
-    return check
+    if api.content_type in PICTURE_TYPES or api.headers.get(b"content-type") is None:
+        _from_query(schema, api.query)
+    elif api.content_type not in UPLOAD_TYPES:
+        raise _unsupported()
+    elif api.content_type != "application/json":
+        api.reject_query()
 
 
 def parse_upload(api: ApiRequest, schema: type[Options], body: type[Options], content: bytes) -> Upload[Options]:
@@ -113,7 +113,7 @@ def parse_upload(api: ApiRequest, schema: type[Options], body: type[Options], co
     if content_type == "multipart/form-data":
         upload = read_form(api, content, schema, "image", mask=issubclass(schema, ProjectOptions))
     elif content_type == "application/json":
-        upload = _from_json(parse_as(body, _native_json(api, content)))
+        upload = _from_json(_parse_json(api, body, content))
     elif content_type or is_picture(content):
         options = _from_query(schema, api.query)
         upload = Upload(options=options, images=_named("body", [content]), image_field="body")
@@ -195,10 +195,8 @@ def decode_large(
             made.append(prepare(picture, card.sized((height, width)), resize=resize, invert=invert))
             del picture
     each, inverted_each, chroma = zip(*made, strict=True)
-    if card.tiles is None:
-        kept = np.stack(keep) if keep else None
-        return InputRows(rows=np.stack(each), keep=kept, inverted=inverted_each, chroma=chroma)
-    return InputRows(rows=[*each], keep=keep or None, inverted=inverted_each, chroma=chroma)
+    join: Callable[..., Any] = np.stack if card.tiles is None else list
+    return InputRows(rows=join(each), keep=join(keep) if keep else None, inverted=inverted_each, chroma=chroma)
 
 
 def _decode(
@@ -275,26 +273,26 @@ def read_form(api: ApiRequest, body: bytes, schema: type[Form], *images: str, ma
     uploaded = [data for name in images for data in files.get(name, ())]
     if not uploaded:
         raise InvalidContent.field("image", "at least one file is required")
-    options = schema.model_validate(parse_fields(fields))
+    options = schema.model_validate(parse_fields(fields), strict=False)
     return Upload(options=options, images=_named("image", uploaded), masks=_named("mask", masks))
 
 
-def _native_json(api: ApiRequest, content: bytes) -> bytes:
-    """A JSON body of this service for one of `huggingface_hub`: `{"inputs": IMAGE, "parameters": {…}}`.
+def _parse_json(api: ApiRequest, schema: type[Options], content: bytes) -> Options:
+    """A JSON body of this service, or of `huggingface_hub`: `{"inputs": IMAGE, "parameters": {…}}`.
 
-    That client cannot choose a model but by the query of its URL, so options may be there, too.
+    The latter cannot choose a model but by the query of its URL, so options may be there, too.
     """
     values = parse_json(content) if b'"inputs"' in content else {}
     if "inputs" not in values or "images" in values:
         api.reject_query()
-        return content
+        return parse_as(schema, content)
     images, parameters = [values.pop("inputs")], values.pop("parameters", None) or {}
     if not isinstance(parameters, dict):
         raise InvalidContent.field("parameters", "must be an object")
     options = {name: value for name, value in parameters.items() if name not in _HUB_IGNORED}
     if "num_inference_steps" in options:
         options["steps"] = options.pop("num_inference_steps")
-    return json.dumps(parse_query(api.query) | values | options | {"images": images}).encode("ascii")
+    return schema.model_validate(parse_query(api.query) | values | options | {"images": images}, strict=False)
 
 
 def _from_json(request: Options) -> Upload[Options]:
@@ -318,7 +316,7 @@ def _from_query(schema: type[Options], query: bytes) -> Options:
 
 
 def _parse_query(schema: type[Options], query: bytes) -> Options:
-    return schema.model_validate(parse_query(query))
+    return schema.model_validate(parse_query(query), strict=False)
 
 
 # A client sends the same query with every image, and the parsed options are immutable.

@@ -8,27 +8,42 @@ the response is, also its format. So browsers and proxies can cache it:
 """
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from email.utils import formatdate, parsedate
-from typing import Any, Final, cast
+from email.utils import formatdate
+from typing import Any, Final
 
-from service.api.body import RequestHeaders
+from pydantic import BaseModel
+
+from service.api.body import is_known
+from service.api.info.openapi import url_parameters
 from service.api.multipart import parse_query
-from service.api.native import endpoints as native
-from service.api.native.endpoints import RowWork
+from service.api.native.endpoints import Encoded, RowWork, generate, latent_interpolate, respond_rows, row_stages
+from service.api.native.schemas import GenerateRequest, InterpolateRequest
 from service.api.negotiation import Media
-from service.api.pipeline import Endpoint, PathParameters
+from service.api.pipeline import PathParameters, Stages
 from service.api.request import ApiRequest, NotModified, RawHeaders, ResponseParts, raw_headers
+from service.api.table import Endpoint
 from service.domain.errors import InvalidContent
-from service.domain.latents import seed_of
+from service.domain.latents import MAX_SEED_TEXT, seed_of
 
 IMAGES: Final = {"png": Media.PNG, "webp": Media.WEBP, "jpeg": Media.JPEG}  # the first is the default
 SUFFIXES: Final = {"png": "png", "webp": "webp", "jpg": "jpeg", "jpeg": "jpeg"}
 ANIMATIONS: Final = {"webp": Media.WEBP, "gif": Media.GIF, "apng": Media.APNG}
-NATIVE: Final = {endpoint.template: endpoint for endpoint in native.ENDPOINTS}
+_SEED: Final = {"description": "A number, or a text that stands for one; random if absent.", "maxLength": MAX_SEED_TEXT}
+_SEEDS: Final = {"description": "2 to 16 seeds, joined by commas.", "pattern": "^[^,]{1,200}(,[^,]{1,200}){1,15}$"}
 _LONG_S, _SHORT_S = 31_536_000, 60  # how long caches may keep an image of a named version, of the highest version
+
+_METHODS: Final = ("GET", "HEAD")
+_GENERATE: Final = """Generate images as a URL.
+
+The options of the POST as the query, `record` excepted. A `seed` may be a text, such as `alice`, which
+`/generate/alice.png`, `.webp` and `.jpg` have in the path; `X-IGN-Seed` has its number. Caches may keep the image:
+for a year if `model` names a version."""
+_INTERPOLATE: Final = """Walk between images as a URL.
+
+An animation of the path through `seeds`, with the options of the POST as the query. Caches may keep it, as those of
+`GET /generate`."""
 
 Fields = dict[str, Any]
 
@@ -41,12 +56,6 @@ def seed_of_field(text: str, field: str) -> int:
         raise InvalidContent.field(field, str(exc)) from exc
 
 
-def as_json(api: ApiRequest, template: str, body: Fields) -> RowWork:
-    """The work of a native endpoint for a request that arrived in another form."""
-    api.content_type = "application/json"
-    return cast(RowWork, NATIVE[template].parse(api, json.dumps(body).encode("ascii"), {}))
-
-
 def _animation(fields: Fields) -> Fields:
     for name in fields.keys() & {"points", "grid"}:
         raise InvalidContent.field(name, "unknown query parameter; seeds=A,B,… names the points")
@@ -56,9 +65,12 @@ def _animation(fields: Fields) -> Fields:
     return fields | {"points": [{"seed": seed_of_field(text, "seeds")} for text in seeds]}
 
 
-def _by_url(
-    path: str, template: str, formats: Mapping[str, Media], translate: Callable[[Fields], Fields] = dict
-) -> Endpoint:
+def _stages(
+    make: Callable[[ApiRequest, Any], RowWork],
+    request: type[BaseModel],
+    formats: Mapping[str, Media],
+    translate: Callable[[Fields], Fields] = dict,
+) -> Stages:
     def parse(api: ApiRequest, body: bytes, parameters: PathParameters) -> RowWork:
         if body:
             raise InvalidContent.field("body", "a GET request has none; its options belong in the query")
@@ -67,21 +79,18 @@ def _by_url(
         if name not in formats:
             raise InvalidContent.field("format", f"must be one of {', '.join(formats)}")
         api.media = api.negotiate((formats[name],))
-        work = as_json(api, template, translate(fields))
+        work = make(api, request.model_validate(translate(fields), strict=False))
         headers = _cache_headers(work)
-        if "ETag" in headers and _is_known(headers, api.headers):
+        if "ETag" in headers and is_known(headers, api.headers):
             raise NotModified(headers)
         return work
 
-    def respond(ended: Sequence[tuple[RowWork, native.Encoded]]) -> list[ResponseParts]:
-        responses = zip(NATIVE[template].respond(ended), ended, strict=True)
-        return [
-            (_with(headers, _cache_headers(work)), pieces, kind) for (headers, pieces, kind), (work, _) in responses
-        ]
+    return row_stages(lambda _: None, parse, respond=_respond)
 
-    return NATIVE[template]._replace(
-        template=path, methods=("GET", "HEAD"), check=lambda _: None, parse=parse, respond=respond
-    )
+
+def _respond(ended: Sequence[tuple[RowWork, Encoded]]) -> list[ResponseParts]:
+    responses = zip(respond_rows(ended), ended, strict=True)
+    return [(_with(headers, _cache_headers(work)), pieces, kind) for (headers, pieces, kind), (work, _) in responses]
 
 
 def _with(headers: RawHeaders, others: Mapping[str, str]) -> RawHeaders:
@@ -89,21 +98,12 @@ def _with(headers: RawHeaders, others: Mapping[str, str]) -> RawHeaders:
     return [*((name, value) for name, value in headers if name not in added), *added.items()]
 
 
-def _is_known(headers: Mapping[str, str], request: RequestHeaders) -> bool:
-    """Whether the caller of a request has the response with these headers (RFC 9110, section 13.2.2)."""
-    if tags := ",".join(request.getlist(b"if-none-match")):
-        known = {tag.strip(" \t").removeprefix("W/") for tag in tags.split(",")}  # weak comparison (section 13.1.2)
-        return not known.isdisjoint({"*", headers["ETag"].removeprefix("W/")})
-    since, changed = (parsedate(each) for each in (request.get(b"if-modified-since"), headers.get("Last-Modified")))
-    return since is not None and changed is not None and since >= changed
-
-
 def _cache_headers(work: RowWork) -> dict[str, str]:
     """How caches may use the response. Those that several callers share keep one for each API key."""
-    spec, options = work.spec, work.spec.options
-    if spec.members.get("seed", 0) != getattr(options, "seed", 0):  # the service has chosen the seed
+    options = work.options
+    if work.members.get("seed", 0) != getattr(options, "seed", 0):  # the service has chosen the seed
         return {"Cache-Control": "no-store"}
-    what = (work.model.digest, spec.media, work.params, options.model_dump_json(exclude={"model"}))
+    what = (work.model.digest, work.media, work.params, options.model_dump_json(exclude={"model"}))
     # Not in the second of a change: an image of before could have the same time.
     changed = {"Last-Modified": formatdate(work.model.since, usegmt=True)} if time.time() >= work.model.since else {}
     is_named = "/" in (getattr(options, "model", None) or "")
@@ -117,7 +117,34 @@ def _cache_headers(work: RowWork) -> dict[str, str]:
 
 
 ENDPOINTS: Final = (
-    _by_url("/generate", "/generate", IMAGES),
-    *(_by_url(f"/generate/{{seed}}.{suffix}", "/generate", {name: IMAGES[name]}) for suffix, name in SUFFIXES.items()),
-    _by_url("/latent-interpolate", "/latent-interpolate", ANIMATIONS, _animation),
+    Endpoint(
+        "/generate",
+        _stages(generate, GenerateRequest, IMAGES),
+        "Images",
+        "generate_url",
+        _METHODS,
+        formats=tuple(IMAGES.values()),
+        parameters=url_parameters(GenerateRequest, {"seed": _SEED}, IMAGES),
+        text=_GENERATE,
+        is_cached=True,
+    ),
+    *(
+        Endpoint(
+            f"/generate/{{seed:text}}.{suffix}",
+            _stages(generate, GenerateRequest, {name: IMAGES[name]}),
+            methods=_METHODS,
+        )
+        for suffix, name in SUFFIXES.items()
+    ),
+    Endpoint(
+        "/latent-interpolate",
+        _stages(latent_interpolate, InterpolateRequest, ANIMATIONS, _animation),
+        "Images",
+        "latent_interpolate_url",
+        _METHODS,
+        formats=tuple(ANIMATIONS.values()),
+        parameters=url_parameters(InterpolateRequest, {"seeds": _SEEDS}, ANIMATIONS),
+        text=_INTERPOLATE,
+        is_cached=True,
+    ),
 )

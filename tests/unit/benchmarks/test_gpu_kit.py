@@ -1,19 +1,17 @@
 """The GPU kit: code taken out of libraries, stages with limits, and a rehearsal of the whole kit without a GPU."""
 
-import ctypes
 import json
 import os
 import struct
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from benchmarks.gpu_kit import run
-from benchmarks.gpu_kit.fatbin import prune
-from benchmarks.harness import device, tables
+from benchmarks.authors.gpu_kit import run
+from benchmarks.authors.gpu_kit.fatbin import prune
+from benchmarks.harness import tables
 from benchmarks.harness.common import Json
 from tests.helpers.live import ROOT
 
@@ -41,23 +39,6 @@ def test_only_the_code_that_a_gpu_runs_is_left_and_nothing_moves(arch: int, kept
     for _, _, text in entries:
         before = before if text in library else before.replace(text, bytes(len(text)))
     assert bytes(library) == before
-
-
-def test_the_versions_are_those_of_the_libraries_that_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Library(dict[str, Any]):
-        def __init__(self, path: str) -> None:
-            versions = {"/n/libcublas.so.13": (13, 1, 0), "/n/libcudnn.so.9": (9, 28, 1)}[path]
-
-            def get(part: int, number: Any) -> int:
-                number._obj.value = versions[part]
-                return 0
-
-            super().__init__(cublasGetProperty=get, cudnnGetProperty=get)
-
-    monkeypatch.setattr(ctypes, "CDLL", Library)
-    names = ("libcublas.so.13", "libcublasLt.so.13", "libcudnn.so.9", "libcudnn.so.9", "libcudnn_ops.so.9", "libc.so.6")
-    maps = "".join(f"7f00-7f01 r-xp 00000000 fe:00 42                 /n/{name}\n" for name in names)
-    assert device.libraries(maps) == {"cublas": "13.1.0", "cudnn": "9.28.1"}
 
 
 def results(folder: Path) -> Json:
@@ -116,7 +97,7 @@ def start(kit: Path, *options: str, path: str = os.defpath) -> "subprocess.Compl
 )
 def test_a_part_that_cannot_be_used_is_named(name: str, data: bytes | None, says: str, tmp_path: Path) -> None:
     part = name.format(*sys.version_info)
-    (tmp_path / "kit.py").write_bytes((ROOT / "benchmarks/gpu_kit/kit.py").read_bytes())
+    (tmp_path / "kit.py").write_bytes((ROOT / "benchmarks/authors/gpu_kit/kit.py").read_bytes())
     (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  {part}\n")
     if data is not None:
         (tmp_path / part).write_bytes(data)
@@ -156,9 +137,12 @@ def test_a_kit_runs_all_stages_with_nothing_but_python(tmp_path: Path) -> None:
     running = f"{sys.version_info[0]}.{sys.version_info[1]}"
     env = os.environ | {"BIN": str(programs), "ARCH": "90", "KIT_PYTHON": running, "CUDA": "machine", "XZ_OPT": "-0"}
     assert (
-        subprocess.run([ROOT / "benchmarks/gpu_kit/build", kit], env=env | {"ARCH": "70"}, check=False).returncode == 1
+        subprocess.run(
+            [ROOT / "benchmarks/authors/gpu_kit/build", kit], env=env | {"ARCH": "70"}, check=False
+        ).returncode
+        == 1
     )
-    subprocess.run([ROOT / "benchmarks/gpu_kit/build", kit], env=env, check=True)
+    subprocess.run([ROOT / "benchmarks/authors/gpu_kit/build", kit], env=env, check=True)
     assert max(file.stat().st_size for file in kit.iterdir()) <= 60 * 2**20
     done = start(kit, "--device", "cpu", "--quick", path=f"{programs}{os.pathsep}{os.defpath}")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.load_generator import traffic
 from benchmarks.load_generator.fetch import Answer, ConnectionClosed, fetch
-from benchmarks.reliability import hostile_inputs
+from benchmarks.reliability import hostile_inputs, soak
 from benchmarks.reliability.soak import KNOWN, KnownAnswers, right_answers
 from benchmarks.request_path import steady_calls
 from tests.unit.benchmarks.fake_server import OK, Seen, fake_server
@@ -20,7 +20,7 @@ GOOD = {"generate", "project", "interpolate", "arithmetic", "score", "stream", "
 HOSTILE = {"body", "JSON", "image", "deep", "HTTP", "headers"}
 
 
-@pytest.mark.parametrize(("make", "kinds"), [(traffic.pick, GOOD), (hostile_inputs.hostile, HOSTILE)])
+@pytest.mark.parametrize(("make", "kinds"), [(soak.pick, GOOD), (hostile_inputs.hostile, HOSTILE)])
 def test_every_kind_of_request_is_made_and_the_same_again(
     make: Callable[[traffic.Rng], traffic.Case], kinds: set[str]
 ) -> None:
@@ -49,7 +49,7 @@ def test_every_kind_of_request_is_made_and_the_same_again(
 def test_an_answer_is_allowed_or_a_problem(answer: Answer, is_wrong: bool, is_wrong_to_hostile: bool) -> None:
     case = traffic.Case("good", b"", check=traffic.shown("application/json", 1))
     assert bool(traffic.problem(case, answer)) is is_wrong
-    assert bool(hostile_inputs.problem(answer)) is is_wrong_to_hostile
+    assert bool(traffic.problem(traffic.Case("hostile", b"", None), answer)) is is_wrong_to_hostile
 
 
 def test_a_good_client_knows_the_right_bytes_and_may_disconnect() -> None:

@@ -32,7 +32,6 @@ def measured(module: str, results: Path, *options: str) -> "subprocess.Completed
         ("bench_admission --callers 100", 2),
         ("bench_service --seconds 0.2 --connections 2", 7),
         ("bench_models", 3),
-        ("bench_processes --seconds 0.2", 1),
         ("bench_peers --seconds 0.3 --connections 4 --only fastapi --headers gateway", 2),
         ("reliability.soak --seconds 2 --clients 2", 3),
         ("reliability.campaign --n 3000", 5),

@@ -8,7 +8,7 @@ from torch import nn
 
 from model_export.data.datasets import Dataset, load_dataset
 from model_export.evaluation import classifier, restoration
-from model_export.export import export, weights
+from model_export.export import export
 from model_export.export.artifact import publish
 from tests.helpers.tiny_training import SIZE, TinyModel, contents, tiny_model
 
@@ -31,7 +31,6 @@ def _fast() -> Iterator[None]:
     original = export.to_onnx
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "to_onnx", to_onnx)
-        patch.setattr(weights, "to_onnx", to_onnx)
         patch.setattr(classifier, "_STEPS", (150, 2000))
         one_setting = {
             name: {method: dict([next(iter(grid.items()))]) for method, grid in methods.items()}

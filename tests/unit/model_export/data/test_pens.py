@@ -37,17 +37,6 @@ def drawn(faces: Dataset) -> tuple[Tensor, Tensor]:
         return draw_pens(faces)
 
 
-def test_drawings_differ_and_come_again(
-    faces: Dataset, drawn: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pens, "_COUNT", 70)
-    rows, _ = drawn
-    assert rows.shape == (70, 3, 32, 32)
-    assert len(torch.unique(rows, dim=0)) == 70
-    assert all(torch.equal(a, b) for a, b in zip(draw_pens(faces), drawn, strict=True))
-    assert ((rows.amax(1) < 128).float().mean((1, 2)) > 0.01).all()  # each has strokes
-
-
 def test_the_pictures_that_fit_a_drawing_show_what_it_shows(faces: Dataset, drawn: tuple[Tensor, Tensor]) -> None:
     rows, fitting = drawn
     assert faces.attributes is not None

@@ -9,7 +9,7 @@ import pytest
 from PIL import ImageFont
 
 from model_export.data import damages, known_sets, pages, scans
-from model_export.data.datasets import load_dataset, open_source
+from model_export.data.datasets import load_dataset
 from model_export.errors import UserError
 
 # Of families that matplotlib contains, so that tests need no fonts of the machine.
@@ -70,25 +70,12 @@ def test_f_shall_undo_all_damages_but_those_of_shapes(
     assert np.abs(damaged - clean).max() > 0.1
 
 
-def test_photographs_are_made_in_every_size() -> None:
-    for seed in range(8):
-        picture = pages.photograph(np.random.default_rng(seed), 90, 50)
-        assert picture.size == (90, 50)
-        assert np.asarray(picture).std() > 2
-
-
 def test_the_families_for_measurements_are_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "_draws", lambda face, letters: True)  # which draws letters of every font of the machine
     for held_out in (False, True):
         families = {str(ImageFont.truetype(file, 12).getname()[0]) for file in pages.font_files(held_out=held_out)}
         assert all(family.startswith(pages.HELD_OUT_FONTS) == held_out for family in families)
     assert any("DejaVuSerif" in file.name for file in pages.font_files(held_out=False))
-
-
-def test_lines_are_as_wide_as_they_may_be() -> None:
-    font = pages.load_font(FONTS[0], 12)
-    lines = pages.wrap(font, "a few words and averyverylongone", font.getlength("a few words"))
-    assert lines == ["a few words", "and", "averyverylongone"]
 
 
 def test_the_set_has_pairs_of_which_some_are_equal() -> None:
@@ -120,22 +107,6 @@ def test_the_set_is_drawn_once_and_again_by_another_program(monkeypatch: pytest.
     monkeypatch.setattr(damages, "__file__", str(tmp_path / "changed.py"))
     load_dataset("scans", size=16, channels=1)
     assert len(drawn) == 2
-
-
-def test_pairs_of_other_numbers_are_refused(tmp_path: Path) -> None:
-    file, pictures = tmp_path / "pairs.npz", np.zeros((4, 8, 8), np.uint8)
-    np.savez(file, x_train=pictures, x_test=pictures, damaged_train=pictures[:3])
-    with pytest.raises(UserError, match="damaged_train must be one picture for each of x_train"):
-        open_source(str(file))
-
-
-def test_damaged_pictures_are_part_of_the_digest(tmp_path: Path) -> None:
-    digests = set()
-    for level in (0, 1):
-        file, pictures = tmp_path / f"{level}.npz", np.zeros((4, 8, 8), np.uint8)
-        np.savez(file, x_train=pictures, x_test=pictures, damaged_train=pictures + np.uint8(level))
-        digests.add(load_dataset(str(file), size=8, channels=1).sha256)
-    assert len(digests) == 2
 
 
 def test_too_few_fonts_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

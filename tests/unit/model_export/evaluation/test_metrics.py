@@ -24,19 +24,6 @@ def test_frechet_is_that_of_the_matrix_root() -> None:
     assert metrics.frechet(a, b) == pytest.approx(float(expected))
 
 
-def test_frechet_with_fewer_pictures_than_features() -> None:
-    generator = np.random.default_rng(2)
-    few, many = generator.normal(size=(5, 64)), generator.normal(size=(500, 64))
-    assert metrics.frechet(few, few) == pytest.approx(0.0, abs=1e-3)
-    assert 0 < metrics.frechet(few, many) < 300
-
-
-def test_kl_to_uniform() -> None:
-    assert metrics.kl_to_uniform(np.array([5, 5, 5, 5])) == 0.0
-    assert metrics.kl_to_uniform(np.array([7, 0, 0, 0])) == pytest.approx(np.log(4))
-    assert metrics.kl_to_uniform(np.array([3, 1])) == pytest.approx(0.75 * np.log(1.5) + 0.25 * np.log(0.5))
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 def test_ssim_and_psnr_are_the_standard_ones(channels: int) -> None:
     a = pictures(channels=channels)
@@ -51,12 +38,6 @@ def test_ssim_and_psnr_are_the_standard_ones(channels: int) -> None:
         ratio = peak_signal_noise_ratio(a[i], b[i], data_range=2.0)  # type: ignore[no-untyped-call]
         assert ssim == pytest.approx(expected, abs=1e-5)
         assert psnr == pytest.approx(ratio, abs=1e-4)
-
-
-def test_mean_distance_is_a_row_of_the_services_metric() -> None:
-    a = np.zeros((2, 1, 2, 2), np.float32)
-    b = np.array([1.0, -0.5], np.float32)[:, None, None, None] * np.ones((2, 1, 2, 2), np.float32)
-    assert metrics.mean_distance(a, b).tolist() == [1.0, 0.5]
 
 
 def test_nearest_is_brute_force_in_units_of_rows() -> None:

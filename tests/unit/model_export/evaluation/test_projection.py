@@ -6,18 +6,10 @@ import pytest
 
 from model_export.data.datasets import Dataset
 from model_export.evaluation.classifier import classifier_for
-from model_export.evaluation.metrics import auroc
 from model_export.evaluation.projection import measure_drawings
 from model_export.export.artifact import Artifact
 from service.artifact.pixels import to_rows
 from service.domain.latents import FloatRows
-
-
-def test_auroc_is_the_share_of_pairs_in_order() -> None:
-    assert auroc(np.array([1.0, 2.0]), np.array([3.0, 4.0, 5.0])) == 1.0
-    assert auroc(np.array([3.0]), np.array([1.0, 2.0])) == 0.0
-    assert auroc(np.array([1.0, 2.0]), np.array([2.0])) == 0.75
-    assert auroc(np.zeros(3), np.zeros(4)) == 0.5
 
 
 def projected(pictures: FloatRows) -> Any:

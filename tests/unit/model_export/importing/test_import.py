@@ -12,13 +12,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
 from model_export import cli
 from model_export.importing import command
-from model_export.importing.form import Form
 from service.models.repository import LoadedModel, Repository
 from service.runtime.onnx_model import OnnxModel
 from tests.helpers import foreign_torch
@@ -86,13 +84,6 @@ def test_a_card_says_what_is_known(capsys: pytest.CaptureFixture[str]) -> None:
     assert card.origin is not None
     assert (card.origin.file, card.origin.folded[0]) == ("net.onnx", "y = x − network(x)")
     assert card.origin.sha256 == sha256(Path("net.onnx").read_bytes()).hexdigest()
-
-
-def test_open_sizes_are_fixed_by_an_option() -> None:
-    Network(["n", "c", "h", "w"]).conv(3, 3).add("Sigmoid").write(Path("net.onnx"))
-    assert run_import("net.onnx", "--shape", "3,12,16") == 0
-    x = levels(3, 3, 12, 16) / 255
-    np.testing.assert_array_equal(loaded().instances[0].run(x), plain("net.onnx", x))
 
 
 @pytest.mark.parametrize("opens", [True, False])
@@ -179,25 +170,6 @@ def test_a_crash_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     in_one_line(capsys, run_import("net.pt", "--module", "net.py:Net", "--shape", "1,8,8"), "net.pt", "crashed")
 
 
-def test_a_network_may_have_half_of_the_memory_of_the_machine() -> None:
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    try:
-        command.limit_memory()
-        assert (
-            0 < resource.getrlimit(resource.RLIMIT_DATA)[0] < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        )
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
-
-
-@pytest.mark.usefixtures("_child")
-def test_a_child_process_gives_the_files() -> None:
-    dncnn().write(Path("net.onnx"))
-    words = ("net.onnx", "--residual", "--range", "0,1")
-    assert run_import(*words) == 0
-    assert contents(Path("models")).keys() == {"net/1/model.onnx", "net/1/golden.npz"}
-
-
 def test_weights_beside_the_file_are_folded_in(capsys: pytest.CaptureFixture[str]) -> None:
     model = autoencoder().model()
     autoencoder().write(Path("inside.onnx"))
@@ -215,13 +187,7 @@ def test_a_dry_run_writes_nothing_and_a_version_is_not_replaced(capsys: pytest.C
     words = ("net.onnx", "--residual", "--range", "0,1")
     assert run_import(*words, "--dry-run") == 0
     assert not Path("models").exists()
-    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == [
-        "found",
-        "chosen",
-        "checking",
-        "folded into the graph",
-        "checked",
-    ]
+    assert capsys.readouterr().out.splitlines()[-1].startswith("checked: ")
     assert run_import(*words, "--title", 41 * "a") == 2
     assert "--title" in capsys.readouterr().err
     assert (run_import(*words), run_import(*words)) == (0, 0)
@@ -257,29 +223,6 @@ def test_drift_and_distance_are_measured_on_images() -> None:
     assert (images["n"], images["distance"]) == (20, pytest.approx(values.mean() / 2, abs=1e-6))
     assert images["drift"] == pytest.approx(values.mean() / 4, abs=1e-6)
     assert card.percentile(values[-1] / 2) == pytest.approx(100, abs=0.1)
-    Network(["n", 1, 8, 8]).add("Mul", 0.9).write(Path("net.onnx"))
-    for file in Path("images").iterdir():
-        Image.new("L", (8, 8)).save(file)
-    assert run_import("net.onnx", "--data", "images", "--range", "-0.3,0.7") == 0  # neither is a float32
-    assert loaded("net/2").card.background == (-0.3,)
-
-
-@pytest.mark.parametrize(
-    ("interval", "served"),
-    [((0, 1), (0, 1)), ((-1, 1), (-1, 1)), ((-0.5, 3), (-0.5, 3)), ((0, 255), (0, 1)), ((-255, 0), (0, 1))],
-)
-def test_values_far_from_those_of_latents_are_scaled(
-    interval: tuple[float, float], served: tuple[float, float]
-) -> None:
-    form = Form(shape=(1, 8, 8), interval=interval)
-    assert (form.range, form.is_scaled) == (served, interval != served)
-    rows = np.array(served, np.float32).reshape(2, 1, 1, 1)
-
-    def network(values: NDArray[Any]) -> NDArray[Any]:
-        assert tuple(values.ravel()) == interval
-        return values
-
-    np.testing.assert_array_equal(form.apply(network, rows), rows)
 
 
 @pytest.mark.parametrize(
@@ -323,22 +266,6 @@ def network() -> Net:
     return made
 
 
-def test_a_checkpoint_of_an_ign_with_batch_norm_and_noise(network: Net, capsys: pytest.CaptureFixture[str]) -> None:
-    old = {name: torch.zeros_like(value) for name, value in network.state_dict().items()}
-    parallel = {f"module.{name}": value for name, value in network.state_dict().items()}
-    torch.save({"step": 7, "model": old, "ema": parallel | {"module.loss": torch.ones(1)}}, "net.pt")
-    assert run_import(*TORCH, "--noise", "gaussian") == 0
-    assert "weights `ema`" in capsys.readouterr().out
-    model = loaded()
-    x = model.noise.rows(5, 0, 6)
-    with torch.inference_mode():
-        expected = network.eval()(torch.from_numpy(x)).numpy()
-    np.testing.assert_allclose(model.instances[0].run(x), expected, atol=1e-6)
-    assert model.card.noise is not None
-    assert model.card.range == (-1.0, 1.0)
-    assert model.card.noise.norm == pytest.approx(np.sqrt(96))
-
-
 def test_checkpoints_that_do_not_fit(network: Net, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(nn.Linear(1, 1), "net.pt")
     in_one_line(capsys, run_import(*TORCH), "net.pt", "state_dict()")
@@ -350,3 +277,22 @@ def test_checkpoints_that_do_not_fit(network: Net, capsys: pytest.CaptureFixture
     in_one_line(capsys, run_import("absent.pt", *TORCH[1:]), "absent.pt")
     Path("net.py").write_text("import no_such_package\n")
     in_one_line(capsys, run_import(*TORCH), "no_such_package")
+
+
+def test_a_network_may_have_half_of_the_memory_of_the_machine() -> None:
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    try:
+        command.limit_memory()
+        assert (
+            0 < resource.getrlimit(resource.RLIMIT_DATA)[0] < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+@pytest.mark.usefixtures("_child")
+def test_a_child_process_gives_the_files() -> None:
+    dncnn().write(Path("net.onnx"))
+    words = ("net.onnx", "--residual", "--range", "0,1")
+    assert run_import(*words) == 0
+    assert contents(Path("models")).keys() == {"net/1/model.onnx", "net/1/golden.npz"}

@@ -65,8 +65,3 @@ def test_gradients_pass_the_blocks_as_if_nothing_were_rounded(blocks: Blocks) ->
     network.blocks = blocks
     torch.autograd.backward(network(LATENTS).square().sum())
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.decoder.parameters())
-
-
-def test_a_side_that_the_blocks_do_not_divide_is_refused() -> None:
-    with pytest.raises(ValueError, match="multiple of 3"):
-        NetworkConfig(size=28, channels=1, widths=(8, 16), bottleneck=32, blocks=3).sizes()

@@ -5,7 +5,6 @@ import json
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -96,9 +95,3 @@ def test_anything_anywhere_is_refused_by_name_or_is_fine(place: tuple[str | int,
     assert 1 <= len(rows) <= 4
     assert 1 <= found.steps <= 10
     assert np.isfinite(rows).all()
-
-
-@given(body=st.binary(max_size=300), length=st.none() | st.integers(1, 400))
-def test_any_bytes_are_refused(body: bytes, length: int | None) -> None:
-    with pytest.raises((InvalidInference, MalformedRequest)):
-        read(body, length, CARD)

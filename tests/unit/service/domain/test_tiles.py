@@ -76,19 +76,6 @@ def test_tiles_give_what_the_whole_gives(case: Case) -> None:
     np.testing.assert_allclose(tiled(image, tiling, blur), expected, atol=1e-5)
 
 
-@given(tilings())
-def test_all_tiles_see_the_mirrored_image(case: Case) -> None:
-    image, tiling, whole, _ = case
-    seen = {
-        tile.tobytes()
-        for tile in np.lib.stride_tricks.sliding_window_view(whole, (2, *tiling.tile))[0].reshape(-1, 2, *tiling.tile)
-    }
-    tile = np.empty((2, *tiling.tile), np.float32)
-    for index in range(tiling.count):
-        tiling.cut(image, index, tile)
-        assert tile.tobytes() in seen
-
-
 @given(st.tuples(st.integers(1, 16), st.integers(1, 16)), st.integers(0, 100))
 def test_a_single_tile_has_no_overlap(size: tuple[int, int], overlap: int) -> None:
     image = np.random.default_rng(overlap).random((1, *size), dtype=np.float32)

@@ -48,21 +48,6 @@ def test_a_rows_bits_depend_on_nothing_but_the_row(shape: ImageShape, threads: i
             np.testing.assert_array_equal(model.run(rows[some]), alone[some], strict=True)
 
 
-def test_rows_may_be_strided() -> None:
-    model, rows = OnnxModel(model_bytes(), device="cpu"), sample_rows(6)
-    expected = model.run(rows)
-    kept = expected.copy()
-    for view in (rows[::2], rows.transpose(0, 1, 3, 2)):
-        np.testing.assert_array_equal(model.run(view), model.run(view.copy()))
-    np.testing.assert_array_equal(expected, kept)  # a result is not overwritten by the next one
-
-
-@pytest.mark.parametrize("shape", [(0, 1, 8, 8), (1, 8, 8), (1, 3, 8, 8)])
-def test_other_arrays_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="rows must be float32"):
-        OnnxModel(model_bytes(), device="cpu").run(np.zeros(shape, np.float32))
-
-
 def model_of(x: onnx.ValueInfoProto, y: onnx.ValueInfoProto) -> bytes:
     """A network that returns its input."""
     return serialise(helper.make_graph([helper.make_node("Identity", [x.name], [y.name])], "f", [x], [y]), make_card())
@@ -300,11 +285,12 @@ def test_an_error_is_recognised_by_its_message_and_an_unclear_one_by_a_row_of_ze
         assert reason.endswith(said)  # not what the probe says
 
 
+@pytest.mark.parametrize("said", ["CUDA failure 209: no", "CUDA error cudaErrorNoKernelImageForDevice:no"])
 def test_a_gpu_without_code_in_onnxruntime_is_named(
-    bucketed: Callable[..., OnnxModel], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    said: str, bucketed: Callable[..., OnnxModel], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: Any) -> None:
-        raise RuntimeError("CUDA error cudaErrorNoKernelImageForDevice:no kernel image is available for execution")
+        raise RuntimeError(f"{said} kernel image is available for execution")
 
     monkeypatch.setattr("service.runtime.session.compute_capability", lambda device_id: (10, 0))
     model = bucketed(model_bytes())

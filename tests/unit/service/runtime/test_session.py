@@ -18,7 +18,6 @@ from service.runtime.session import (
     compute_capability,
     cuda_session,
     kind_of,
-    lacks_code,
     missing_code,
     short_message,
 )
@@ -196,9 +195,3 @@ def test_every_error_that_stays_is_recognised_by_number_and_by_name(number: int,
 def test_other_errors(text: str, kind: Kind) -> None:
     assert kind_of(RuntimeError(text)) == kind
     assert kind_of(MemoryError(text)) == ("lost" if kind == "lost" else "out of memory")
-
-
-def test_code_that_is_missing() -> None:
-    texts = ("CUDA failure 209: no kernel image is available", "CUDA error cudaErrorNoKernelImageForDevice:broken")
-    assert all(lacks_code(RuntimeError(text)) for text in texts)
-    assert not lacks_code(RuntimeError("CUDA failure 700: an illegal memory access was encountered"))

@@ -117,36 +117,28 @@ def test_limits_are_divided_and_a_full_request_still_fits(settings: Settings) ->
     assert per_process_settings(settings.replace(threads=1)).threads == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_they_run_until_a_signal(settings: Settings, number: int) -> None:
-    count = 2 if number == signal.SIGTERM else 1
-    settings = settings.replace(workers=count, threads=2 * count, queue_rows=100 if count == 2 else 64)
-    assert supervised(settings, fakes.serves, started(settings, count), number) == 0
-    (said,) = {file.read_text() for file in settings.model_dir.iterdir()}
-    threads, queue_rows, folder = said.split()
-    assert (threads, queue_rows) == ("2", "64")
-    assert not Path(folder).exists()
-
-
-@pytest.mark.parametrize("is_removed", [False, True])
-def test_a_process_that_dies_is_restarted_and_its_metrics_go_on(settings: Settings, is_removed: bool) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_process_that_dies_is_restarted_and_its_metrics_go_on(settings: Settings, number: int) -> None:
     """A program that cleans folders may have removed that of the metrics."""
 
     def script() -> None:
         started(settings, 2)()
         first = min(pids(settings))
-        folder = Path((settings.model_dir / str(first)).read_text().split()[2])
-        if is_removed:
+        folder = folder_of(settings, first)
+        if number == signal.SIGHUP:
             shutil.rmtree(folder)
-            os.kill(first, signal.SIGKILL)
-            started(settings, 3)()
-            return
         os.kill(first, signal.SIGKILL)
         started(settings, 3)()
-        assert {file.name for file in folder.iterdir()} == {"0.prom", "1.prom", "supervisor.prom"}
-        assert 'ign_process_replacements_total{reason="ended"} 1.0' in (folder / "supervisor.prom").read_text()
+        if number == signal.SIGTERM:
+            assert {file.name for file in folder.iterdir()} == {"0.prom", "1.prom", "supervisor.prom"}
+            assert 'ign_process_replacements_total{reason="ended"} 1.0' in (folder / "supervisor.prom").read_text()
 
-    assert supervised(settings, fakes.serves, script) == 0
+    assert supervised(settings, fakes.serves, script, number) == 0
+
+
+def folder_of(settings: Settings, pid: int) -> Path:
+    """The folder of the metrics."""
+    return Path((settings.model_dir / str(pid)).read_text().split()[2])
 
 
 @pytest.mark.parametrize(("served_s", "factors"), [(60.0, [1, 2, 3, 3]), (0.0, [1, 1, 1, 1])])
@@ -187,8 +179,7 @@ def test_processes_that_all_die_before_they_listen_end_the_service(
 ) -> None:
     monkeypatch.setattr(process, "_MOST_FAILURES", 2)
     monkeypatch.setattr(process, "_MAX_INTERVALS", 1)
-    with pytest.raises(StartupError, match="died 4 times in a row before one served"):
-        supervise(settings, fakes.dies, on_listening=lambda: None)
+    refused(settings, fakes.dies, "died 4 times in a row before one served")
 
 
 def test_as_long_as_one_serves_the_others_may_die(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +198,7 @@ def test_a_process_that_hangs_is_killed_and_replaced(
     def script() -> None:
         started(settings, 2)()
         stopped = min(pids(settings))
-        folder = Path((settings.model_dir / str(stopped)).read_text().split()[2])
+        folder = folder_of(settings, stopped)
         os.kill(stopped, signal.SIGSTOP)
         clock.is_over = lambda: "is killed" in caplog.text
         clock.per_look = 1.0
@@ -231,27 +222,6 @@ def test_a_supervisor_that_was_stopped_kills_nobody(settings: Settings, clock: C
     assert supervised(settings, fakes.serves, script) == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_process_ends_with_the_service(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    monkeypatch.setattr(process, "_KILL_S", 0.2)
-    settings = settings.replace(drain_s=0.2, drain_delay_s=0.0)
-
-    def script() -> None:
-        started(settings, 2)()
-        os.kill(min(pids(settings)), signal.SIGSTOP)
-
-    assert supervised(settings, fakes.serves, script, number) == signal.SIGKILL
-
-
-def test_without_a_usable_folder_it_does_not_start(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    error = FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
-    monkeypatch.setattr("tempfile.TemporaryDirectory", Mock(side_effect=error))
-    with pytest.raises(StartupError, match="TMPDIR: No usable temporary directory"):
-        supervise(settings, fakes.serves, on_listening=lambda: None)
-
-
 def failing_starts(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int], bool]) -> list[bool]:
     """Let some starts of processes fail, by their number; returns of each start whether it failed."""
     start, failed = SpawnProcess.start, list[bool]()
@@ -266,11 +236,35 @@ def failing_starts(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int], bool]
     return failed
 
 
-def test_without_processes_it_does_not_start(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    failing_starts(monkeypatch, lambda number: number == 1)
-    with pytest.raises(StartupError, match="Resource temporarily unavailable"):
-        supervise(settings, fakes.serves, on_listening=lambda: None)
+@pytest.mark.parametrize("what", ["folder", "process"])
+def test_without_a_folder_or_processes_it_does_not_start(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    if what == "process":
+        failing_starts(monkeypatch, lambda number: number == 1)
+    else:
+        error = FileNotFoundError(errno.ENOENT, "Resource temporarily unavailable")
+        monkeypatch.setattr("tempfile.TemporaryDirectory", Mock(side_effect=error))
+    refused(settings, fakes.serves, "Resource temporarily unavailable")
+
+
+def refused(settings: Settings, main: ChildMain, message: str) -> None:
+    with pytest.raises(StartupError, match=message):
+        supervise(settings, main, on_listening=lambda: None)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids(settings))
+
+
+@pytest.mark.parametrize("main", [fakes.refuses, fakes.refuses_later])
+def test_a_process_that_does_not_start_stops_all(settings: Settings, main: ChildMain) -> None:
+    def script() -> None:
+        if main is fakes.refuses_later:
+            started(settings, 2)()
+            os.kill(min(pids(settings)), signal.SIGKILL)
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(script)
+        refused(settings, main, "no model in /nowhere")
+        done.result(PATIENCE_S)
 
 
 @pytest.mark.parametrize("recovers", [True, False])
@@ -288,26 +282,6 @@ def test_a_replacement_that_cannot_be_started_is_tried_again(
             until(lambda: len(failed) > 5)
 
     assert supervised(settings, fakes.serves, script) == 0
-
-
-def rejected(settings: Settings, main: ChildMain, script: Callable[[], None]) -> None:
-    """Run a script beside processes that do not start; none of them is left."""
-    with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(script)
-        with pytest.raises(StartupError, match="no model in /nowhere"):
-            supervise(settings, main, on_listening=lambda: None)
-        done.result(PATIENCE_S)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids(settings))
-
-
-@pytest.mark.parametrize("at_first", [True, False])
-def test_a_process_that_does_not_start_stops_all(settings: Settings, at_first: bool) -> None:
-    def script() -> None:
-        if not at_first:
-            started(settings, 2)()
-            os.kill(min(pids(settings)), signal.SIGKILL)
-
-    rejected(settings, fakes.refuses if at_first else fakes.refuses_later, script)
 
 
 def folders(settings: Settings, file: str) -> list[Path]:
@@ -334,30 +308,6 @@ def kill(folder: Path) -> None:
     os.kill(int(folder.name.removeprefix("process-")), signal.SIGKILL)
 
 
-def test_every_process_changes_its_models_and_a_replacement_knows_what_was_unloaded(settings: Settings) -> None:
-    def replaced(count: int) -> str:
-        """What the replacement of a process that is killed hears first."""
-        before = folders(settings, "unloaded")
-        kill(before[0])
-        started(settings, count)()
-        (new,) = set(folders(settings, "unloaded")) - set(before)
-        for old in before[:1]:
-            shutil.rmtree(old)
-        return (new / "unloaded").read_text()
-
-    def script() -> None:
-        started(settings, 2)()
-        for name in ("a", "b"):
-            assert answer(ask(settings, f"unload {name}")) == "7 None"
-            assert len(folders(settings, name)) == 2
-        assert "broken is broken" in answer(ask(settings, "unload broken"))
-        assert replaced(3) == "a b"
-        assert answer(ask(settings, "load a")) == "7 None"
-        assert replaced(4) == "b"
-
-    assert supervised(settings, fakes.changes, script) == 0
-
-
 def test_a_process_that_dies_holds_up_no_change(settings: Settings) -> None:
     def script() -> None:
         started(settings, 2)()
@@ -370,20 +320,6 @@ def test_a_process_that_dies_holds_up_no_change(settings: Settings) -> None:
         started(settings, 3)()
         (new,) = set(folders(settings, "unloaded")) - {asker, other}
         assert (new / "unloaded").read_text() == "stuck"
-
-    assert supervised(settings, fakes.changes, script) == 0
-
-
-def test_changes_of_one_who_dies_end_and_others_go_on(settings: Settings) -> None:
-    def script() -> None:
-        started(settings, 2)()
-        asker = ask(settings, "load stuck")
-        until(lambda: len(folders(settings, "stuck")) == 2)
-        for folder in folders(settings, "stuck"):
-            kill(folder)
-        started(settings, 4)()
-        assert answer(ask(settings, "unload a")) == "7 None"
-        assert not (asker / "answer").exists()
 
     assert supervised(settings, fakes.changes, script) == 0
 

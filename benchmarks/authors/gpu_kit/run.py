@@ -24,7 +24,7 @@ from benchmarks.harness.tables import is_table
 FIRST: Final = "first-row"
 MEASURE: Final = "--device {device} --results {results}/{name}.json {quick}"
 RUNTIME: Final = f"{{python}} -u -m benchmarks.bench_runtime {MEASURE}"
-LOAD: Final = f"{{python}} -u -m benchmarks.gpu_kit.load {MEASURE} --processes"
+LOAD: Final = f"{{python}} -u -m benchmarks.authors.gpu_kit.load {MEASURE} --processes"
 STAGES: Final = {
     "driver": (30, "env nvidia-smi"),
     FIRST: (180, "{python} -u -m service --check --device {device}"),

@@ -1,4 +1,4 @@
-"""Take the code for other GPUs out of CUDA libraries: `python -m benchmarks.gpu_kit.fatbin 90 FILE…`.
+"""Take the code for other GPUs out of CUDA libraries: `python -m benchmarks.authors.gpu_kit.fatbin 90 FILE…`.
 
 A fat binary holds containers of code for several architectures, such as 90 for compute capability 9.0. NVIDIA does not
 document the form: what does not look like it stays as it is.

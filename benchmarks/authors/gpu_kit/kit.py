@@ -27,7 +27,7 @@ def main() -> int:
     if not (TREE / "site" / "nvidia").is_dir():
         libraries = [str(folder) for path in sys.path for folder in Path(path).glob("nvidia/*/lib")]
         environ["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, [*libraries, environ.get("LD_LIBRARY_PATH")]))
-    command = f"{TREE}/venv/bin/python", "-P", "-m", "benchmarks.gpu_kit.run", "--results", f"{HERE}/results"
+    command = f"{TREE}/venv/bin/python", "-P", "-m", "benchmarks.authors.gpu_kit.run", "--results", f"{HERE}/results"
     return subprocess.call([*command, *sys.argv[1:]], env=environ | {"ORT_DISABLE_TELEMETRY": "1"})
 
 

@@ -1,4 +1,4 @@
-"""Processes of the service that share a device, under load: `python -m benchmarks.gpu_kit.load --processes 4`."""
+"""Processes of the service that share a device, under load: `python -m benchmarks.authors.gpu_kit.load`."""
 
 import argparse
 import shutil
