@@ -4,7 +4,6 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -114,8 +113,7 @@ def test_a_stream_that_is_closed_while_an_event_is_awaited_ends(end: Any) -> Non
         assert len(list(events)) == 1
 
     async def read() -> None:
-        close = partial(in_thread, lambda: asyncio.run(events.aclose()))
-        response, _ = streamed(event("step", **STEP), close, end)
+        response, _ = streamed(event("step", **STEP), lambda: in_thread(lambda: asyncio.run(events.aclose())), end)
         async with AsyncClient(transport=Canned(response)) as client:
             events = client.stream_generate()
             assert len([each async for each in events]) == 1
