@@ -91,7 +91,7 @@ def expected(pixels: Levels, card: ModelCard, resize: Resize, invert: Any) -> tu
     return placed(flat, card.shape[:0:-1], resize, levels, Image.Resampling.LANCZOS), inverted
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(
     shape=SIDES,
     target=SIDES | st.none(),
