@@ -3,6 +3,7 @@
 import io
 import struct
 from base64 import b64encode
+from collections.abc import Callable
 from functools import partial
 from itertools import product
 from typing import Any
@@ -40,7 +41,7 @@ def levels(data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
 COLOURS = Image.fromarray(noise(37, 51, 3))
 ALPHA = Image.fromarray(noise(37, 51, 4))
 DEEP = np.random.default_rng(1).integers(0, 65_536, (37, 51), dtype=np.uint16)
-LOSSLESS = {
+LOSSLESS: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "PNG": ("1 L LA P RGB RGBA", [{}]),
     "WEBP": ("RGB RGBA", [{"lossless": True, "exact": True}]),
     "BMP": ("1 L P RGB", [{}]),
@@ -160,7 +161,7 @@ STORED = (
 @pytest.mark.parametrize(("orientation", "stored"), list(enumerate(STORED, 1)))
 def test_png_is_turned_as_its_exif_says(orientation: int, stored: Any) -> None:
     for order, kind, place in product("<>", (3, 4), ("before", "after")):
-        block = {place: chunk(b"eXIf", exif(orientation, order, kind))}
+        block: dict[str, Any] = {place: chunk(b"eXIf", exif(orientation, order, kind))}
         picture = decode_picture(make_png(stored[..., None], GREY, 8, **block))
         assert np.array_equal(np.asarray(picture.image), UPRIGHT)
         assert picture.stored_size == stored.shape[::-1]
@@ -185,17 +186,22 @@ def shortened(data: bytes, kept: float) -> bytes:
     return data[: int(kept * len(data))] + data[-12:]
 
 
+def decoded_at_once(image: ImageBytes, channels: int) -> Any:
+    found = image.decode_png(channels)
+    return np.asarray(getattr(found, "image", found))
+
+
 @given(
     st.builds(damaged, PLAIN, st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=6))
     | st.builds(shortened, PLAIN, st.floats(0, 1))
 )
 def test_plain_pngs_are_what_pillow_says_wherever_they_are_decoded(data: bytes) -> None:
     """Also those that are small enough for the event loop; a damaged one is rejected."""
-    image, chunks, ways = ImageBytes("image", data), b"".join(png_chunks(data)[0]), [partial(levels, data)]
+    image = ImageBytes("image", data)
+    chunks = b"".join(png_chunks(data)[0])
+    ways: list[Callable[[], Any]] = [partial(levels, data)]
     if image.is_png_of(struct.unpack_from(">II", data.ljust(24, b"\0"), 16)):
-        for channels in (1, 3):
-            found = partial(image.decode_png, channels)
-            ways.append(lambda found=found: np.asarray(getattr(found(), "image", found())))
+        ways += [partial(decoded_at_once, image, channels) for channels in (1, 3)]
     try:
         with PngImageFile(io.BytesIO(chunks)) as opened:
             expected = np.asarray(load_png(chunks, opened))
