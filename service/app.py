@@ -18,15 +18,14 @@ from service.api.app_state import AppState
 from service.api.application import Application
 from service.api.info import openapi, page
 from service.api.info import routes as info
-from service.api.limits import CallerRates, InFlightRequests
+from service.api.limits import InFlightRequests
 from service.api.native import endpoints as native
 from service.api.native import urls
 from service.api.oip import endpoints as oip
 from service.api.openai import endpoints as openai
+from service.domain.accounts import Capacity, Rates
 from service.domain.errors import StartupError
 from service.domain.model import Model
-from service.domain.rate_limit import SharedGCRA
-from service.domain.shares import Capacity
 from service.environment import available_cpus, lower_priority, metrics_file
 from service.images.pool import CodecPool
 from service.models.instances import SizedInstance, TurnLock, open_instances
@@ -107,7 +106,7 @@ def build_services(
         on_deactivated=metrics.unloaded,
         wait_for_requests=in_flight.wait_for_current,
     )
-    codec = CodecPool(min(available_cpus(), _MAX_CODEC_THREADS), metrics.codec, daemons=only is None)
+    codec = CodecPool(min(available_cpus(), _MAX_CODEC_THREADS), metrics.codec)
     return AppState(
         settings=settings,
         registry=registry,
@@ -183,10 +182,8 @@ def create_app(services: AppState, *, on_loaded: OnLoaded = _log_error) -> Appli
     settings = services.settings
     keys = None if settings.api_keys_file is None else load_keys(settings.api_keys_file)
     services.metrics.add_callers([key.name for key in keys or ()])
-    limited = settings.rate_limit is not None or any(key.quota for key in keys or ())
     file = metrics_file() if settings.workers > 1 else None  # all processes count in one new folder
-    limiter = SharedGCRA(file.with_name("quotas")) if file and limited else None
-    rates = CallerRates(settings.rate_limit, limiter) if limited else None
+    rates = Rates(file and file.with_name("quotas"))
     endpoints = [*ENDPOINTS, openapi.endpoint(ENDPOINTS, settings), *page.endpoints(settings.site)]
     app = FastAPI(
         title="ign-service",

@@ -15,8 +15,8 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from service.domain.accounts import Rate
 from service.domain.errors import StartupError, reason_of
-from service.domain.rate_limit import Rate
 
 _LOG = logging.getLogger("service")
 PREFIX: Final = "IGN_"

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from service.api import limits
+from service.domain import accounts
 from service.domain.latents import FloatRows
 from service.runtime.onnx_model import OnnxModel
 
@@ -51,7 +51,7 @@ def install(commands: Path) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "unpaced":
-        limits.ERRORS_OF_SECOND = 1e9
+        accounts.ERRORS = accounts.Rate(1, 1e-9)  # type: ignore[misc]
     else:
         install(Path(sys.argv[1]))
     sys.argv = ["service"]

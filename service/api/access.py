@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
 from service.api.body import RequestHeaders
+from service.domain.accounts import EXPECTED, Rate
 from service.domain.errors import ForbiddenError, StartupError, UnauthorizedError, reason_of
-from service.domain.rate_limit import EXPECTED, Rate
 from service.settings import Settings
 
 if TYPE_CHECKING:

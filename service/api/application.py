@@ -34,11 +34,11 @@ from service.api.access import ApiKeys, address_key, check_origin, peer_key
 from service.api.app_state import AppState
 from service.api.cors import CorsMiddleware
 from service.api.heads import check_head
-from service.api.limits import CallerRates, ErrorPace
 from service.api.pipeline import Pipeline, Stages
 from service.api.problems import NoEndpoint, describe, log_failure, problem_response
 from service.api.request import ApiRequest, NotModified
 from service.api.table import Endpoint, RouteTable
+from service.domain.accounts import Rates
 from service.domain.errors import Draining, forget_frames
 from service.observability.logs import choose_request_id, log_request, parse_traceparent
 
@@ -46,9 +46,10 @@ CLIENT_GONE: Final = 499
 
 
 class Application:
-    """See the module; this is what the server calls. None stands for no API ``keys`` and no limit of ``rates``.
+    """See the module; this is what the server calls.
 
-    ``fastapi`` answers what runs no model, and has the lifespan.
+    None stands for no API ``keys``, and for ``rates`` of this process. ``fastapi`` answers what
+    runs no model, and has the lifespan.
     """
 
     def __init__(
@@ -58,12 +59,12 @@ class Application:
         routes: RouteTable,
         *,
         keys: ApiKeys | None = None,
-        rates: CallerRates | None = None,
+        rates: Rates | None = None,
     ) -> None:
         self.services = services
         self.fastapi = fastapi
-        self._routes, self._pipeline, self._pace = routes, Pipeline(), ErrorPace()
-        self._keys, self._rates = keys, rates
+        self._routes, self._pipeline = routes, Pipeline()
+        self._keys, self._rates = keys, rates or Rates()
         settings = services.settings
         self._settings, self._in_flight, self._tracing = settings, services.in_flight, services.tracing
         self._inner: ASGIApp = self._serve
@@ -94,7 +95,7 @@ class Application:
             del request.state["request"]  # the cycle would wait for the garbage collector
             self._record(request)
         if request.held is not None:
-            await request.finish(self._pace)
+            await request.finish(self._rates)
         request.release()
 
     def _begin(self, scope: Scope, receive: Receive, send: Send) -> ApiRequest:
@@ -168,8 +169,9 @@ class Application:
             if in_flight.draining:
                 raise Draining("the service is shutting down")
             request.epoch = in_flight.enter(request.caller)
-        if self._rates is not None and route.has_rate:
-            self._rates.count(request.caller, request.quota)
+        rate = request.quota or self._settings.rate_limit
+        if rate is not None and route.has_rate:
+            self._rates.count(request.caller, rate)
 
     async def _send_problem(self, scope: Scope, send: Send, exc: Exception) -> None:
         request: ApiRequest = scope["state"]["request"]

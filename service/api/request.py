@@ -21,10 +21,10 @@ from starlette.types import Message, Receive, Scope, Send
 from service.api.app_state import AppState
 from service.api.body import RequestHeaders, parse_content_type, printable_name, read_body
 from service.api.heads import WHOLE_RESPONSE
-from service.api.limits import Epoch, ErrorPace
+from service.api.limits import Epoch
 from service.api.negotiation import Media, negotiate
+from service.domain.accounts import Rate, Rates
 from service.domain.errors import BodyTooSlow, DeadlineExceeded, IgnError, InvalidContent, MalformedRequest
-from service.domain.rate_limit import Rate
 from service.domain.tasks import Images, Result
 from service.images.pool import Job
 from service.models.registry import ServedModel
@@ -309,12 +309,12 @@ class ApiRequest:
             await self._send(self._head)
         await self._send(message)
 
-    async def finish(self, pace: ErrorPace) -> None:
+    async def finish(self, rates: Rates) -> None:
         """Send the last part of a response, which `send` has held back."""
         if self.held is None:
             return
         if self.is_paced:
-            await pace.wait(self.caller)
+            await asyncio.sleep(rates.pause(self.caller))
         await self._send_on({**self.held, "more_body": self.closes})
         if self.closes:
             await self._discard_body()

@@ -1,83 +1,87 @@
 """Admission: accept or reject a request by the queue's length and by the predicted time of its result."""
 
 import math
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
 import numpy as np
 
+from service.domain.accounts import Capacity
 from service.domain.errors import DeadlineUnreachable, IgnError, NotReady, QueueFull, WouldMissDeadline
 from service.domain.model import ModelMemory
-from service.domain.shares import Capacity
 from service.scheduling.request import Batch, Counters, ScheduledRequest, Slice
 
 _NOBODY: Final = Counters()
-_WINDOW: Final = 64  # model calls that the line is fitted to
-_MAX_AGE_S: Final = 30.0  # older calls are dropped: a service that refuses everybody must start to measure again
+# Without a call for so long, nothing is known: a service that refuses everybody must start to
+# measure again.
+_MAX_AGE_S: Final = 30.0
 _MIN_CALLS: Final = 8  # model calls before a request is refused because of a prediction
-_SMOOTHING: Final = 0.05  # weight of the newest model call in the drain rate, and in the mean of calls of one size
+_SMOOTHING: Final = 0.05  # weight of the newest model call
 
 
 class CostModel:
-    """Seconds of one model call, as a·rows + b, fitted by least squares to the latest calls."""
+    """Seconds of one model call, as a·rows + b, fitted by least squares to the latest calls.
+
+    A call weighs less with each one after it, so nothing needs to be kept of it.
+    """
 
     def __init__(self) -> None:
-        self._calls: deque[tuple[float, int, int]] = deque()
-        # Σ1, Σn, Σt, Σn², Σnt over the window, in rows and nanoseconds. Integers, so that adding and removing calls
-        # leaves no rounding error behind.
-        self._sums = [0, 0, 0, 0, 0]
-        # Seconds of a call with 2^(k−1) < rows ≤ 2^k by k: smoothed, and the least that they have been.
-        self._smoothed: dict[int, tuple[int, float]] = {}  # with the number of calls
-        self._least: dict[int, float] = {}
+        self._calls = 0
+        self._latest = -math.inf
+        # Means and central moments, updated as by West (1979): calls of one size have no variance.
+        self._rows = self._seconds = 0.0
+        self._variance = self._covariance = 0.0
+        # Of calls with 2^(k−1) < rows ≤ 2^k, by k: their number, and their smoothed seconds as they
+        # are and as they were at least.
+        self._sizes: dict[int, tuple[int, float, float]] = {}
 
     def add(self, rows: int, seconds: float, now: float) -> None:
         """Add a call that ended at ``now``."""
-        nanoseconds = round(seconds * 1e9)
-        self._calls.append((now, rows, nanoseconds))
-        self._count(1, rows, nanoseconds)
+        if now - self._latest > _MAX_AGE_S:
+            self._calls = 0
+        self._latest = now
+        self._calls += 1
+        weight = max(_SMOOTHING, 1 / self._calls)
+        further = rows - self._rows
+        longer = seconds - self._seconds
+        self._rows += weight * further
+        self._seconds += weight * longer
+        self._variance = (1 - weight) * (self._variance + weight * further * further)
+        self._covariance = (1 - weight) * (self._covariance + weight * further * longer)
         size = (rows - 1).bit_length()
-        count, smoothed = self._smoothed.get(size, (0, 0.0))
+        count, smoothed, least = self._sizes.get(size, (0, 0.0, math.inf))
         smoothed += max(_SMOOTHING, 1 / (count + 1)) * (seconds - smoothed)
-        self._smoothed[size] = count + 1, smoothed
-        self._least[size] = min(smoothed, self._least.get(size, math.inf))
-        if len(self._calls) > _WINDOW:
-            self._count(-1, *self._calls.popleft()[1:])
+        self._sizes[size] = count + 1, smoothed, min(smoothed, least)
 
     def seconds(self, rows: float, now: float) -> float | None:
-        """Predicted seconds of a call with ``rows`` rows, or None while there are too few recent calls."""
-        while self._calls and self._calls[0][0] < now - _MAX_AGE_S:
-            self._count(-1, *self._calls.popleft()[1:])
-        count, n, t, nn, nt = self._sums
-        if count < _MIN_CALLS:
+        """Predicted seconds of a call with ``rows`` rows; None if there are too few recent calls."""
+        if self._calls < _MIN_CALLS or now - self._latest > _MAX_AGE_S:
             return None
-        mean_n, mean_t = n / count, t / count * 1e-9
-        spread = count * nn - n * n
-        if spread == 0:
-            # All calls had the same number of rows, so a and b cannot be told apart. This is the lower bound: a smaller
-            # batch costs its share, a larger one the same.
-            return mean_t * min(1.0, rows / mean_n)
-        slope = (count * nt - n * t) / spread * 1e-9
-        slope = min(max(slope, 0.0), mean_t / mean_n)  # so that neither a nor b is negative
-        return mean_t + slope * (rows - mean_n)
+        if not self._variance:
+            # a and b cannot be told apart. This is the lower bound: a smaller batch costs its
+            # share, a larger one the same.
+            return self._seconds * min(1.0, rows / self._rows)
+        # So that neither a nor b is negative:
+        slope = self._covariance / self._variance
+        slope = min(max(slope, 0.0), self._seconds / self._rows)
+        return self._seconds + slope * (rows - self._rows)
 
     def least_seconds(self, rows: float) -> float:
-        """Seconds of a call with ``rows`` rows, at least: from the fastest calls of every size, or a share of them."""
+        """Seconds of a call with ``rows`` rows, at least: what the fastest calls of a size took."""
         # The line of `seconds` is above it while other work slows the calls down.
-        shares = {size: seconds * min(1.0, rows / 2**size) for size, seconds in self._least.items()}
-        known = [share for size, share in shares.items() if self._smoothed[size][0] >= _MIN_CALLS]
-        return max(known) if known else min(shares.values(), default=0.0)
-
-    def _count(self, sign: int, n: int, t: int) -> None:
-        self._sums = [total + sign * term for total, term in zip(self._sums, (1, n, t, n * n, n * t), strict=True)]
+        known = [
+            least * min(1.0, rows / 2**size) for size, (count, _, least) in self._sizes.items() if count >= _MIN_CALLS
+        ]
+        return max(known, default=0.0)
 
 
 class Admission:
     """Counts the open rows and decides whether a new request is admitted. It belongs to the event loop.
 
     At most ``queue_rows`` rows may wait, those in a batch not counted, beside a reserve for callers below their share:
-    see `service.domain.shares`. ``max_rows`` is the number of rows of the largest request.
+    see `service.domain.accounts`. ``max_rows`` is the number of rows of the largest request.
     """
 
     def __init__(self, queue_rows: int, *batch_rows: int, max_rows: int = 1, memory: ModelMemory | None = None) -> None:
@@ -151,12 +155,10 @@ class Admission:
             if request.closed:
                 continue
             request.closed = True
-            own, caller = request.open, request.caller
+            own = request.open
             closed[request] = own.rows
-            for counters in (self.total, caller):
-                counters.rows -= own.rows
-                counters.steps -= own.steps
-                counters.in_batch -= own.in_batch
+            self._count(request, -own.rows, -own.steps, -own.in_batch)
+            caller = request.caller
             if caller.rows == 0 and self._callers.get(request.params.key) is caller:
                 del self._callers[request.params.key]
         return closed
@@ -178,8 +180,7 @@ class Admission:
         self._call_began = now
         for piece in slices:
             if not piece.request.closed:
-                for counters in (self.total, piece.request.caller, piece.request.open):
-                    counters.in_batch += piece.count
+                self._count(piece.request, in_batch=piece.count)
 
     def on_batch_ended(self, batch: Batch) -> None:
         """Learn from the model calls of a batch and count its steps; its slices have left it."""
@@ -187,13 +188,10 @@ class Admission:
         for call in batch.calls:
             self._cost.add(call.rows, call.seconds, call.ended)
         for piece in batch.slices:
-            if piece.request.closed:
-                continue
-            done = batch.done * piece.count
-            row_steps += done
-            for counters in (self.total, piece.request.caller, piece.request.open):
-                counters.in_batch -= piece.count
-                counters.steps -= done
+            if not piece.request.closed:
+                done = batch.done * piece.count
+                row_steps += done
+                self._count(piece.request, steps=-done, in_batch=-piece.count)
         seconds = batch.calls[-1].ended - batch.began if batch.calls else 0.0
         self._steps_per_call += _SMOOTHING * (row_steps - self._steps_per_call)
         self._seconds_per_call += _SMOOTHING * (seconds - self._seconds_per_call)
@@ -202,9 +200,13 @@ class Admission:
         """Count the rows of a slice as finished."""
         # > 0 if it converged earlier, < 0 if the request is exact
         unused = max(0, piece.request.row_steps - piece.steps - piece.scoring) * piece.count
-        for counters in (self.total, piece.request.caller, piece.request.open):
-            counters.rows -= piece.count
-            counters.steps -= unused
+        self._count(piece.request, -piece.count, -unused)
+
+    def _count(self, request: ScheduledRequest, rows: int = 0, steps: int = 0, in_batch: int = 0) -> None:
+        for counters in (self.total, request.caller, request.open):
+            counters.rows += rows
+            counters.steps += steps
+            counters.in_batch += in_batch
 
     def _has_room_for_all(self, requests: Sequence[ScheduledRequest], now: float) -> bool:
         # Whether none of the requests would be rejected, even if each ran after all that is open or in the list. The

@@ -8,7 +8,6 @@ import resource
 import socket
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sized
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.api.access import address_key
 from service.api.heads import WHOLE_RESPONSE
+from service.domain.accounts import UNLIMITED, Accounts
 from service.domain.errors import HeadTooSlow, IgnError, StartupError
 from service.observability.metrics import Metrics
 
@@ -51,7 +51,8 @@ class _State:
     idle_since: float
     head_since: float | None
     has_begun: bool = False
-    unread_since: float | None = None  # since when bytes have been waiting to be sent: the begin of a window
+    # Since when bytes have been waiting to be sent: the begin of a window.
+    unread_since: float = -math.inf
     taken: int = 0  # bytes that the client had taken then
 
 
@@ -79,7 +80,7 @@ class OpenConnections:
         self.metrics, self._limit, self._head_timeout_s = metrics, limit, head_timeout_s
         self._open: dict[HttpToolsProtocol, _State] = {}
         self._idle: dict[HttpToolsProtocol, None] = {}  # the one that is idle for longest first
-        self._peers = Counter[str]()  # open connections by address
+        self._peers = Accounts(UNLIMITED)  # open connections by address
         self._timer: asyncio.TimerHandle | None = None
         self._swept_at = 0.0
         self._resumed_at = 0.0  # end of the last pause of this process, during which it could not read
@@ -92,7 +93,7 @@ class OpenConnections:
             self._timer, self._swept_at = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep), now
         address = connection.transport.get_extra_info("peername")
         peer = address_key(address[0] if isinstance(address, tuple) else None)
-        self._peers[peer] += 1
+        self._peers.take(peer, 1)
         self._idle[connection] = None
         self._open[connection] = _State(reject, peer, idle_since=now, head_since=now)
         if len(self._open) > self._limit:
@@ -105,7 +106,7 @@ class OpenConnections:
         return self.clock() + self._max_age_s * float(self._spread.uniform(0.9, 1.1))
 
     def _close_oldest(self) -> None:
-        greedy = max(self._peers, key=self._peers.__getitem__)
+        greedy = max(self._peers.held, key=self._peers.held.__getitem__)
         of_greedy = (each for each in self._idle if self._open[each].peer == greedy)
         oldest = next(of_greedy, None) or next(iter(self._idle))
         del self._idle[oldest]
@@ -116,10 +117,7 @@ class OpenConnections:
 
     def remove(self, connection: HttpToolsProtocol) -> None:
         """Forget a connection that is closed."""
-        peer = self._open.pop(connection).peer
-        self._peers[peer] -= 1
-        if not self._peers[peer]:
-            del self._peers[peer]
+        self._peers.give_back(self._open.pop(connection).peer, 1)
         self._idle.pop(connection, None)
         self.metrics.open_connections.set(len(self._open))
 
@@ -183,15 +181,16 @@ class OpenConnections:
     def _reads_slowly(self, transport: asyncio.Transport, state: _State, now: float) -> bool:
         """Whether the client took less than the rate allows in a window in which bytes waited all the time."""
         if not transport.get_write_buffer_size():
-            state.unread_since = None
+            state.unread_since = -math.inf
             return False
-        since, taken = state.unread_since, _taken(transport)
-        if since is not None and since >= self._resumed_at and now - since < READ_WINDOW_S:
+        since = state.unread_since
+        is_window = since >= self._resumed_at
+        if is_window and now - since < READ_WINDOW_S:
             return False
-        is_slow = (
-            since is not None and since >= self._resumed_at and taken - state.taken < MIN_READ_RATE * (now - since)
-        )
-        state.unread_since, state.taken = now, taken
+        taken = _taken(transport)
+        is_slow = is_window and taken - state.taken < MIN_READ_RATE * (now - since)
+        state.unread_since = now
+        state.taken = taken
         return is_slow
 
     def _check_files(self) -> None:

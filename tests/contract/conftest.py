@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from service.domain.rate_limit import Rate
+from service.domain.accounts import Rate
 from tests.contract.harness import Service, serving, settings, write_keys, write_models
 
 ORIGIN = "https://app.example"

@@ -11,7 +11,9 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
-from service.api import limits
+from service.api import request
+from service.domain import accounts
+from service.domain.accounts import Rate
 from tests.contract.data import PICTURE
 from tests.contract.harness import PATIENCE_S, Service, held, later, problem, serving, settings
 from tests.helpers.connection import Connection
@@ -114,11 +116,10 @@ def test_an_error_waits_for_earlier_ones_of_its_caller_and_nothing_else_does(
             waits.set()
             await go.wait()
 
-    names = {"sleep": sleep, "Event": asyncio.Event, "get_running_loop": asyncio.get_running_loop}
     with serving(settings(models)) as service, newcomer(service) as other:
         tag = {"If-None-Match": service.get("/generate?seed=alice&model=grey/10").headers["ETag"]}
-        monkeypatch.setattr(limits, "asyncio", SimpleNamespace(**names))
-        monkeypatch.setattr(limits, "ERRORS_OF_SECOND", 1.0 / PATIENCE_S)
+        monkeypatch.setattr(request, "asyncio", SimpleNamespace(**vars(asyncio) | {"sleep": sleep}))
+        monkeypatch.setattr(accounts, "ERRORS", Rate(1, PATIENCE_S))
         with Connection(service.address).send(request_) as first, Connection(service.address) as second:
             first.answer()
             assert service.get("/generate?seed=alice&model=grey/10", headers=tag).status_code == 304  # earns nothing

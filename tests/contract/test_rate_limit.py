@@ -4,7 +4,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.domain.rate_limit import Rate
+from service.domain.accounts import Rate
 from tests.contract.harness import PATIENCE_S, Service, bearer, problem, serving, settings, write_keys
 
 SLOW = Rate(2, 7200.0)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.domain.shares import Shares
+from service.domain.accounts import Accounts
 from tests.contract.any_size import CASES, INFER, LONGEST, TILE, WAYS, ask, write_tiles
 from tests.contract.harness import Service, serving, settings
 from tests.helpers import memory, watchdog
@@ -18,7 +18,7 @@ EACH, EACH_LONG = 4, 12  # every so many of the cases, beginning with another on
 SHORT = {"X_Request_Timeout": "0.3"}
 
 
-class Counted(Shares):
+class Counted(Accounts):
     """Remembers the most that was held since it was forgotten."""
 
     most = 0

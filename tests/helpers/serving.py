@@ -134,8 +134,10 @@ async def collect(events: AsyncIterator[Event]) -> list[Event]:
 
 
 def rows_open(scheduler: Scheduler) -> int:
-    """Rows admitted and unfinished, as the scheduler counts them; no caller needs that number."""
-    return scheduler._admission.total.rows
+    """Rows admitted and unfinished, as the scheduler counts them. Without any, it counts nothing."""
+    total = scheduler._admission.total
+    assert total.rows or total == Counters()
+    return total.rows
 
 
 async def until_running(model: FakeModel) -> None:

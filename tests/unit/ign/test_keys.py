@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from ign.__main__ import main
 from ign.keys import add, revoke
 from service.api.access import load_keys
-from service.domain.rate_limit import Rate
+from service.domain.accounts import Rate
 
 
 def keys(command: str, *arguments: str, **variables: str) -> Result:

@@ -4,8 +4,8 @@ from ipaddress import ip_network
 import pytest
 
 from docs.site_reference import settings_page
+from service.domain.accounts import Rate
 from service.domain.errors import StartupError
-from service.domain.rate_limit import Rate
 from service.settings import Settings, load_settings, name_warnings, summary_of
 
 FIELDS = tuple(Settings.model_fields)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from service.api.access import ApiKey, load_keys, peer_key
+from service.domain.accounts import Rate
 from service.domain.errors import StartupError
-from service.domain.rate_limit import Rate
 
 
 def digest(key: str) -> str:

@@ -25,28 +25,6 @@ async def occupied(pool: CodecPool, free: threading.Event) -> list["asyncio.Task
     return jobs
 
 
-def first(number: int, _: object) -> int:
-    return number
-
-
-def test_pool_jobs_run_in_threads_and_are_observed() -> None:
-    seen: list[tuple[str, bool]] = []
-
-    async def main() -> None:
-        pool = CodecPool(2, lambda operation, seconds: seen.append((operation, 0 <= seconds < 10)))
-        assert await pool.run("decode", lambda _: threading.get_ident()) != threading.get_ident()
-        with pytest.raises(ZeroDivisionError):
-            await pool.run("encode", lambda _: 1 // 0)
-        numbers = await asyncio.gather(*(pool.run("decode", partial(first, i)) for i in range(9)))
-        assert sorted(numbers) == list(range(9))
-        pool.close()
-        with pytest.raises(RuntimeError):
-            await pool.run("decode", str)
-
-    asyncio.run(main())
-    assert seen == [("decode", True), ("encode", True)] + [("decode", True)] * 9
-
-
 class Body:
     """What a job holds."""
 

@@ -61,12 +61,12 @@ async def healthy(scope: Scope, receive: Receive, send: Send) -> None:
 
 @asynccontextmanager
 async def connected(
-    keep_alive_s: int = 75, clock: Callable[[], float] = time.monotonic
+    clock: Callable[[], float],
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """A connection to a server with `healthy` in this event loop."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         how = config(healthy, OpenConnections(Metrics(), clock=clock))
-        how.lifespan, how.timeout_keep_alive = "off", keep_alive_s
+        how.lifespan = "off"
         server = uvicorn.Server(how)
         task = asyncio.create_task(server.serve([listener]))
         reader, writer = await asyncio.open_connection(*listener.getsockname())
@@ -195,15 +195,6 @@ def test_after_a_pause_of_the_process_the_time_begins_again(monkeypatch: pytest.
                 await sweeps.get()
             writer.write(REQUEST.removeprefix(start))
             assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
-
-    run(main())
-
-
-def test_an_idle_connection_is_closed() -> None:
-    async def main() -> None:
-        async with connected(keep_alive_s=1) as (reader, writer):
-            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert (await reader.read()).startswith(b"HTTP/1.1 200 ")  # until the end
 
     run(main())
 
