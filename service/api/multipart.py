@@ -44,8 +44,12 @@ def parse_multipart(
     left = {"files": max_files, "fields": max_fields}
     # A line break belongs to the boundary that follows it. One before the first may be missing.
     delimiter = b"\r\n--" + boundary.encode("latin-1")
-    _, *parts = (b"\r\n" + body).split(delimiter, max_files + max_fields + 1)
-    for part in parts:
+    preamble, *parts = body.split(delimiter, max_files + max_fields + 1)
+    if preamble.startswith(delimiter[2:]):
+        parts.insert(0, preamble[len(delimiter) - 2 :])
+    # Each part is let go once it is read, so that a body is held twice at most.
+    while parts:
+        part = parts.pop(0)
         if part.startswith(b"--"):
             return fields, files
         name, filename, content = _parse_part(part)

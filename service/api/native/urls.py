@@ -21,7 +21,7 @@ from service.api.multipart import parse_query
 from service.api.native.endpoints import Encoded, RowWork, generate, latent_interpolate, respond_rows, row_stages
 from service.api.native.schemas import GenerateRequest, InterpolateRequest
 from service.api.negotiation import Media
-from service.api.pipeline import PathParameters, Stages
+from service.api.pipeline import PathParameters
 from service.api.request import ApiRequest, NotModified, RawHeaders, ResponseParts, raw_headers
 from service.api.table import Endpoint
 from service.domain.errors import InvalidContent
@@ -34,7 +34,6 @@ _SEED: Final = {"description": "A number, or a text that stands for one; random 
 _SEEDS: Final = {"description": "2 to 16 seeds, joined by commas.", "pattern": "^[^,]{1,200}(,[^,]{1,200}){1,15}$"}
 _LONG_S, _SHORT_S = 31_536_000, 60  # how long caches may keep an image of a named version, of the highest version
 
-_METHODS: Final = ("GET", "HEAD")
 _GENERATE: Final = """Generate images as a URL.
 
 The options of the POST as the query, `record` excepted. A `seed` may be a text, such as `alice`, which
@@ -65,12 +64,14 @@ def _animation(fields: Fields) -> Fields:
     return fields | {"points": [{"seed": seed_of_field(text, "seeds")} for text in seeds]}
 
 
-def _stages(
+def _by_url(
+    path: str,
     make: Callable[[ApiRequest, Any], RowWork],
     request: type[BaseModel],
     formats: Mapping[str, Media],
     translate: Callable[[Fields], Fields] = dict,
-) -> Stages:
+    **documented: Any,
+) -> Endpoint:
     def parse(api: ApiRequest, body: bytes, parameters: PathParameters) -> RowWork:
         if body:
             raise InvalidContent.field("body", "a GET request has none; its options belong in the query")
@@ -85,7 +86,9 @@ def _stages(
             raise NotModified(headers)
         return work
 
-    return row_stages(lambda _: None, parse, respond=_respond)
+    stages = row_stages(lambda _: None, parse, respond=_respond)
+    media = tuple(formats.values())
+    return Endpoint(path, stages, methods=("GET", "HEAD"), formats=media, is_cached=True, **documented)
 
 
 def _respond(ended: Sequence[tuple[RowWork, Encoded]]) -> list[ResponseParts]:
@@ -117,34 +120,29 @@ def _cache_headers(work: RowWork) -> dict[str, str]:
 
 
 ENDPOINTS: Final = (
-    Endpoint(
+    _by_url(
         "/generate",
-        _stages(generate, GenerateRequest, IMAGES),
-        "Images",
-        "generate_url",
-        _METHODS,
-        formats=tuple(IMAGES.values()),
+        generate,
+        GenerateRequest,
+        IMAGES,
+        tag="Images",
+        name="generate_url",
         parameters=url_parameters(GenerateRequest, {"seed": _SEED}, IMAGES),
         text=_GENERATE,
-        is_cached=True,
     ),
     *(
-        Endpoint(
-            f"/generate/{{seed:text}}.{suffix}",
-            _stages(generate, GenerateRequest, {name: IMAGES[name]}),
-            methods=_METHODS,
-        )
+        _by_url(f"/generate/{{seed:text}}.{suffix}", generate, GenerateRequest, {name: IMAGES[name]})
         for suffix, name in SUFFIXES.items()
     ),
-    Endpoint(
+    _by_url(
         "/latent-interpolate",
-        _stages(latent_interpolate, InterpolateRequest, ANIMATIONS, _animation),
-        "Images",
-        "latent_interpolate_url",
-        _METHODS,
-        formats=tuple(ANIMATIONS.values()),
+        latent_interpolate,
+        InterpolateRequest,
+        ANIMATIONS,
+        _animation,
+        tag="Images",
+        name="latent_interpolate_url",
         parameters=url_parameters(InterpolateRequest, {"seeds": _SEEDS}, ANIMATIONS),
         text=_INTERPOLATE,
-        is_cached=True,
     ),
 )

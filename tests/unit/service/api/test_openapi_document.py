@@ -19,7 +19,7 @@ def test_keys_are_asked_for_where_there_are_some(tmp_path: Path) -> None:
     (scheme,) = guarded["components"]["securitySchemes"]
     for path, operations in guarded["paths"].items():
         for operation in operations.values():
-            expected = [] if path in HEALTH_PATHS else [{scheme: []}]
+            expected: list[Any] = [] if path in HEALTH_PATHS else [{scheme: []}]
             assert operation.get("security", []) == expected, path
 
 
