@@ -183,6 +183,15 @@ def test_the_log_says_why_the_model_failed_and_for_which_requests(caplog: pytest
     assert second.endswith("r15 and 4 more")
 
 
+def test_a_model_that_loses_rows_is_a_failure() -> None:
+    class Short(FakeModel):
+        def run(self, rows: FloatRows) -> FloatRows:
+            return rows[:0]
+
+    with pytest.raises(ModelFailure):
+        play(lambda scheduler: scheduler.run(marked(1, 2, 3), params()), Short())
+
+
 def test_out_of_memory_lowers_the_largest_batch() -> None:
     model = FakeModel(memory_rows=3, buckets=(1, 2, 4, 8))
     reports = Reports()
