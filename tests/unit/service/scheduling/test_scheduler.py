@@ -353,6 +353,7 @@ def test_progress_is_that_of_the_slowest_row() -> None:
         ({}, 3, [1, 1, 1]),  # a single unobserved step runs from the host
         # two steps were made and are not made again; from then on the rows come and go
         ({"breaks_at": 3}, 8, [1, "upload", "step", "step", "step", "download", 1, 1, 1, 1, 1]),
+        ({"breaks_at": 1}, 5, [1, "upload", "step", 1, 1, 1, 1]),
         # rows that cannot be downloaded are computed again
         ({"loses": True}, 5, [1, "upload", "step", "step", "step", "download", 1, 1, 1, 1]),
     ],
