@@ -183,6 +183,15 @@ def test_the_log_says_why_the_model_failed_and_for_which_requests(caplog: pytest
     assert second.endswith("r15 and 4 more")
 
 
+def test_a_model_that_loses_rows_is_a_failure() -> None:
+    class Short(FakeModel):
+        def run(self, rows: FloatRows) -> FloatRows:
+            return rows[:0]
+
+    with pytest.raises(ModelFailure):
+        play(lambda scheduler: scheduler.run(marked(1, 2, 3), params()), Short())
+
+
 def test_out_of_memory_lowers_the_largest_batch() -> None:
     model = FakeModel(memory_rows=3, buckets=(1, 2, 4, 8))
     reports = Reports()
@@ -344,6 +353,7 @@ def test_progress_is_that_of_the_slowest_row() -> None:
         ({}, 3, [1, 1, 1]),  # a single unobserved step runs from the host
         # two steps were made and are not made again; from then on the rows come and go
         ({"breaks_at": 3}, 8, [1, "upload", "step", "step", "step", "download", 1, 1, 1, 1, 1]),
+        ({"breaks_at": 1}, 5, [1, "upload", "step", 1, 1, 1, 1]),
         # rows that cannot be downloaded are computed again
         ({"loses": True}, 5, [1, "upload", "step", "step", "step", "download", 1, 1, 1, 1]),
     ],

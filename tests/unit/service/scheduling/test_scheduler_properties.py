@@ -191,9 +191,7 @@ async def told(scheduler: Scheduler, mix: Sequence[Ask], leaving: dict[int, int]
     st.sampled_from([None, (1, 2, 4, 8), (3, 8), (8,)]),
     st.sampled_from([None, None, None, 3]),
     st.lists(st.integers(0, 6), max_size=2),
-    st.booleans(),
-    st.integers(0, 4),
-    st.booleans(),
+    st.sampled_from([{"resident": False}, {}, {"breaks_at": 1}, {"breaks_at": 3}, {"loses": True}]),
 )
 def test_every_row_is_what_f_gives_row_by_row(
     mix: list[Ask],
@@ -201,9 +199,7 @@ def test_every_row_is_what_f_gives_row_by_row(
     buckets: tuple[int, ...] | None,
     memory: int | None,
     losses: Collection[int],
-    resident: bool,
-    breaks_at: int,
-    loses: bool,
+    device: dict[str, Any],
 ) -> None:
     """Streamed, recorded, masked, with a tolerance, one step and many, with rows that stay on a device or do not.
 
@@ -211,9 +207,8 @@ def test_every_row_is_what_f_gives_row_by_row(
     """
     if buckets is not None and memory is not None:
         memory = max(memory, buckets[0])  # a device on which nothing at all fits is another test
-    faults: dict[str, Any] = {"poison": raises, "resident": resident, "breaks_at": breaks_at, "loses": loses}
-    devices = [DeviceModel(SHAPE, f, buckets, memory_rows=memory, **faults)]
-    devices += [DeviceModel(SHAPE, f, buckets, lost_in=lost_in, **faults) for lost_in in losses]
+    devices = [DeviceModel(SHAPE, f, buckets, poison=raises, memory_rows=memory, **device)]
+    devices += [DeviceModel(SHAPE, f, buckets, poison=raises, lost_in=lost_in, **device) for lost_in in losses]
 
     async def main(scheduler: Scheduler) -> None:
         for ask, events in zip(mix, await told(scheduler, mix, {}), strict=True):
