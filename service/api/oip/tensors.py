@@ -28,8 +28,9 @@ HEADER_FIELD: Final = HEADER_LENGTH.lower().encode("ascii")
 DATATYPE: Final = "FP32"
 
 _MAX_ITEMS: Final = 16  # checked before the items, because a body can hold a million invalid ones
-# Only the document states this limit. `_read_json` checks it, with an error in the protocol's terms.
+# Only the document states these limits. `_read_json` checks them, with errors in the protocol's terms.
 _ONE: Final[JsonDict] = {"maxItems": 1}
+_FOUR: Final[JsonDict] = {"minItems": 4, "maxItems": 4}
 
 
 class InputParameters(StrictModel):
@@ -44,7 +45,7 @@ class Input(StrictModel):
     """The rows: N×C×H×W."""
 
     name: Annotated[Literal["x"], Field(description="`x`")]
-    shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=4, max_length=4, description="N, C, H, W.")]
+    shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(description="N, C, H, W.", json_schema_extra=_FOUR)]
     datatype: Annotated[Literal["FP32"], Field(description="`FP32`")]
     parameters: InputParameters = InputParameters()
     data: Annotated[
@@ -290,7 +291,7 @@ def _bytes_of(shape: Dims) -> int:
 
 
 def _check_input(x: Input, row_shape: Dims, max_rows: int, max_pixels: int) -> None:
-    if not all(want in (-1, size) for want, size in zip(row_shape, x.shape[1:], strict=True)):
+    if len(x.shape) != 4 or any(want not in (-1, size) for want, size in zip(row_shape, x.shape[1:], strict=True)):
         dims = ", ".join(name if size < 0 else str(size) for name, size in zip("CHW", row_shape, strict=True))
         raise InvalidInference(f"inputs.0.shape: must be [N, {dims}] with N of at least 1")
     if x.shape[0] > max_rows:

@@ -114,6 +114,6 @@ def output_images(output: str = "out") -> list[bytes]:
     return [Path(output, line["picture"]).read_bytes() for line in manifest(output) if line["picture"]]
 
 
-def output_files(output: str = "out") -> dict[str, bytes]:
+def output_files(output: str | Path = "out") -> dict[str, bytes]:
     """All files of a run."""
     return {str(file.relative_to(output)): file.read_bytes() for file in Path(output).rglob("*") if file.is_file()}

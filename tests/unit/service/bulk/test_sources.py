@@ -84,7 +84,12 @@ GOOD = sorted(name for name, (_, code) in FILES.items() if code is None)
 
 def test_failed_images_are_listed_and_not_fatal(bulk: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = OnnxModel.run
-    monkeypatch.setattr(OnnxModel, "run", lambda self, rows: (poison(rows), run(self, rows))[1])
+
+    def poisoned(self: OnnxModel, rows: FloatRows) -> FloatRows:
+        poison(rows)
+        return run(self, rows)
+
+    monkeypatch.setattr(OnnxModel, "run", poisoned)
     write(tmp_path / "in", {name: content for name, (content, _) in FILES.items()})
     write(tmp_path / "good", {name: FILES[name][0] for name in GOOD})
     Path("in/08-link.png").symlink_to(tmp_path / "in" / "00.png")

@@ -39,13 +39,16 @@ class Stage:
             serve=self._serve,
             on_activated=Mock(),
             on_deactivated=Mock(),
-            wait_for_requests=self.gone.wait,
+            wait_for_requests=self._wait,
         )
 
     def _open(self, data: bytes) -> list[OnnxModel]:
         self.loading.set()
         assert self.loadable.wait(PATIENCE_S)
         return [self.gate.model(data, device="cpu")]
+
+    async def _wait(self) -> None:
+        await self.gone.wait()
 
     def _serve(self, loaded: LoadedModel) -> ServedModel:
         statistics = ModelStatistics(Metrics(), loaded.ref)
