@@ -19,7 +19,13 @@ from typing import Final
 import uvloop
 
 from benchmarks.harness.common import MODEL, Json, latency, run_benchmark, target
-from benchmarks.harness.processes import ServerProcess, free_port, memory_samples, serving, without_settings
+from benchmarks.harness.processes import (
+    ServerProcess,
+    free_port,
+    memory_samples,
+    serving,
+    without_settings,
+)
 from benchmarks.load_generator.fetch import fetch
 from benchmarks.load_generator.messages import post
 from service.artifact.files import GOLDEN_FILE, MODEL_FILE
@@ -87,7 +93,9 @@ def write_copy(folder: Path, number: int) -> str:
     return name
 
 
-async def ask(server: ServerProcess, models: list[str], callers: int) -> tuple[Counter[str], list[float]]:
+async def ask(
+    server: ServerProcess, models: list[str], callers: int
+) -> tuple[Counter[str], list[float]]:
     """Failed requests of each model, and seconds of the others."""
     failed = Counter[str]()
     seconds = list[float]()
@@ -96,7 +104,9 @@ async def ask(server: ServerProcess, models: list[str], callers: int) -> tuple[C
     async def work() -> None:
         for model in rest:
             begin = time.monotonic()
-            answer = await fetch(server.port, post("/generate", {"model": model, "seed": 1, "n": 4}))
+            answer = await fetch(
+                server.port, post("/generate", {"model": model, "seed": 1, "n": 4})
+            )
             if answer.status == 200:
                 seconds.append(time.monotonic() - begin)
             else:

@@ -43,12 +43,13 @@ from service.runtime.onnx_model import OnnxModel
 from tests.helpers.foreign import Network
 
 METHOD: Final = (
-    "`layers` convolutions of 64 channels (six: 0.2 million parameters), imported. A "
-    "grey page of `width`×`height` as PNG, in and out. plain: onnxruntime with all threads over the same tiles, in "
-    "batches of the service. share: pixels/s of the service over those of plain, round by round. others: p99 of "
-    "/generate with the digits while `uploads` such pages are sent again and again, over p99 alone: with the default "
-    "limit of bytes in flight, which accepts one page, so the others come again, whole, a second after their 429; and "
-    "with room for all"
+    "`layers` convolutions of 64 channels (six: 0.2 million parameters), imported. A grey "
+    "page of `width`×`height` as PNG, in and out. plain: onnxruntime with all threads over "
+    "the same tiles, in batches of the service. share: pixels/s of the service over those of "
+    "plain, round by round. others: p99 of /generate with the digits while `uploads` such "
+    "pages are sent again and again, over p99 alone: with the default limit of bytes in "
+    "flight, which accepts one page, so the others come again, whole, a second after their "
+    "429; and with room for all"
 )
 NAME: Final = "denoiser"
 PNG: Final = "image/png"
@@ -61,7 +62,9 @@ def measure(options: argparse.Namespace) -> Json:
         models = import_network(Path(folder), options.layers)
         shutil.copytree(ROOT / "models" / "mnist", models / "mnist")
         settings = SETTINGS | WAIT | {"IGN_MODEL_DIR": str(models)}
-        page = np.random.default_rng(0).integers(128, 256, (options.height, options.width), dtype=np.uint8)
+        page = np.random.default_rng(0).integers(
+            128, 256, (options.height, options.width), dtype=np.uint8
+        )
         request = upload(f"/project?model={NAME}&invert=false", encoded(Image.fromarray(page)))
         with service(settings) as server:
             line = compare(server, models / NAME / "1" / MODEL_FILE, page, request, options)
@@ -79,35 +82,58 @@ def measure(options: argparse.Namespace) -> Json:
     return line | {"others": lines}
 
 
-def compare(server: ServerProcess, model: Path, page: Pixels, request: bytes, options: argparse.Namespace) -> Json:
+def compare(
+    server: ServerProcess, model: Path, page: Pixels, request: bytes, options: argparse.Namespace
+) -> Json:
     with memory_samples(server.pid, 0.1) as samples:
         ways: dict[str, Callable[[], Json]] = {
             "service": partial(seconds_of, server, request),
             "plain": plain(model, page),
         }
         rounds = in_turn(ways, options.rounds)
-    share = median_ratio([each["s"] for each in rounds["plain"]], [each["s"] for each in rounds["service"]])
+    share = median_ratio(
+        [each["s"] for each in rounds["plain"]], [each["s"] for each in rounds["service"]]
+    )
     pixels = options.width * options.height / 1e6
     return {
         "targets": [
             target("pixels/s of a page, share of plain onnxruntime", share, at_least=0.8),
         ],
         "page": [
-            {"way": way, "seconds": median_of(each, "s"), "megapixels_per_s": rounded(pixels / median_of(each, "s"))}
+            {
+                "way": way,
+                "seconds": median_of(each, "s"),
+                "megapixels_per_s": rounded(pixels / median_of(each, "s")),
+            }
             for way, each in rounds.items()
         ],
-        "memory_mib": [{"idle": rounded(samples[0][1]), "most": rounded(max(mib for _, mib in samples))}],
+        "memory_mib": [
+            {"idle": rounded(samples[0][1]), "most": rounded(max(mib for _, mib in samples))}
+        ],
     }
 
 
 def import_network(folder: Path, layers: int, *arguments: str) -> Path:
-    """Write a network of random weights, import it with these further arguments, and return the model directory."""
+    """Write a network of random weights, import it with these further arguments, and return the
+    model directory.
+    """
     network = Network(["n", 1, "h", "w"])
     for number in range(layers - 1):
         network.conv(64 if number else 1, 64).add("Relu")
     file = network.conv(64 if layers > 1 else 1, 1, gain=0.3).write(folder / "network.onnx")
     models = folder / "models"
-    command = [sys.executable, "-m", "ign", "import", str(file), "--name", NAME, "--models", str(models), "--residual"]
+    command = [
+        sys.executable,
+        "-m",
+        "ign",
+        "import",
+        str(file),
+        "--name",
+        NAME,
+        "--models",
+        str(models),
+        "--residual",
+    ]
     command += arguments or ("--range", "0,1")
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=600)
     return models
@@ -116,7 +142,8 @@ def import_network(folder: Path, layers: int, *arguments: str) -> Path:
 def plain(file: Path, page: Pixels) -> Callable[[], Json]:
     """What runs the tiles of a page alone."""
     model = OnnxModel(file.read_bytes(), threads=available_cpus())
-    row, tiling = to_rows(page[None], *model.card.range), model.card.tiling((page.shape[0], page.shape[1]))
+    row = to_rows(page[None], *model.card.range)
+    tiling = model.card.tiling((page.shape[0], page.shape[1]))
     tiles = np.empty((tiling.count, model.card.shape[0], *tiling.tile), np.float32)
     for index, tile in enumerate(tiles):
         tiling.cut(row, index, tile)
@@ -124,7 +151,8 @@ def plain(file: Path, page: Pixels) -> Callable[[], Json]:
 
 
 def run_plain(model: OnnxModel, tiles: FloatRows) -> Json:
-    began, batch = time.perf_counter(), model.card.buckets[-1]
+    began = time.perf_counter()
+    batch = model.card.buckets[-1]
     for first in range(0, len(tiles), batch):
         model.run(tiles[first : first + batch])
     return {"s": time.perf_counter() - began}
@@ -138,7 +166,9 @@ def seconds_of(server: ServerProcess, request: bytes) -> Json:
     return {"s": time.perf_counter() - began}
 
 
-async def others(server: ServerProcess, request: bytes, uploads: int, options: argparse.Namespace) -> Json:
+async def others(
+    server: ServerProcess, request: bytes, uploads: int, options: argparse.Namespace
+) -> Json:
     """Latencies of /generate with the digits, beside uploads that are repeated until these end."""
 
     async def repeat() -> None:

@@ -21,14 +21,31 @@ if TYPE_CHECKING:
     from model_export.training.train import Run
 
 _DATA: Final = (
-    ".npz, folder or zip of pictures, or mnist, fashion_mnist, kmnist, cifar10 or svhn, which are downloaded, or "
-    "scans, which is drawn"
+    ".npz, folder or zip of pictures, or mnist, fashion_mnist, kmnist, cifar10 or svhn, "
+    "which are downloaded, or scans, which is drawn"
 )
 _PROG: Final = "python -m model_export"
 # Options that replace fields of the card.
-_CARD_OPTIONS: Final = ("description", "title", "prompt", "licence", "polarity", "background", "generate_steps")
+_CARD_OPTIONS: Final = (
+    "description",
+    "title",
+    "prompt",
+    "licence",
+    "polarity",
+    "background",
+    "generate_steps",
+)
 # What the extra `train` installs and the commands import.
-_EXTRA: Final = ("matplotlib", "onnx", "onnxruntime", "onnxscript", "scipy", "skimage", "torch", "torchvision")
+_EXTRA: Final = (
+    "matplotlib",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "scipy",
+    "skimage",
+    "torch",
+    "torchvision",
+)
 _MOST_THREADS: Final = 1024
 _WITHOUT_GPU: Final = "(without a GPU, install PyTorch's CPU build first: it spares 5 GB of CUDA)"
 
@@ -59,7 +76,9 @@ def main(arguments: Sequence[str], *, prog: str = _PROG) -> int:
         if (exc.name or "").partition(".")[0] not in _EXTRA:
             raise
         is_import = exc.name == "onnx" and options.command == "import"
-        needed = "'ign-service[import,cpu]'" if is_import else f"'ign-service[train,cpu]' {_WITHOUT_GPU}"
+        needed = (
+            "'ign-service[import,cpu]'" if is_import else f"'ign-service[train,cpu]' {_WITHOUT_GPU}"
+        )
         return _fail(options, f"this command needs {exc.name}: pip install {needed}")
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -85,7 +104,8 @@ def _count(text: str) -> int:
     return int(text)
 
 
-# The commands. Each yields the lines that it prints. What needs torch is imported when a command runs.
+# The commands. Each yields the lines that it prints. What needs torch is imported when a command
+# runs.
 
 
 def _data(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
@@ -96,7 +116,9 @@ def _data(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
     found = source.inspect()
     preset = choose_preset(Choices(), source, found)
     network = preset.network
-    bad = source.load(size=network.size, channels=network.channels).skipped  # refuses what `train` would refuse
+    bad = source.load(
+        size=network.size, channels=network.channels
+    ).skipped  # refuses what `train` would refuse
     skip = " --skip-bad" if options.skip_bad else ""
     yield f"{source.name}: {replace(found, count=found.count - len(bad))}"
     if bad:
@@ -108,7 +130,13 @@ def _data(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
 def _train(options: argparse.Namespace, arguments: Sequence[str]) -> Iterator[str]:
     from model_export.data.datasets import open_source
     from model_export.training.checkpoint import record
-    from model_export.training.presets import Choices, choose_preset, describe_model, own_data, summary
+    from model_export.training.presets import (
+        Choices,
+        choose_preset,
+        describe_model,
+        own_data,
+        summary,
+    )
     from model_export.training.train import Run
 
     _check_train_options(options)
@@ -148,7 +176,9 @@ def _check_train_options(options: argparse.Namespace) -> None:
     from service.artifact.files import NAME_PATTERN
 
     if options.name is not None and not re.fullmatch(NAME_PATTERN, options.name):
-        raise UserError(f"--name {options.name}: small letters, digits, and _ . - after the first, 64 at most")
+        raise UserError(
+            f"--name {options.name}: small letters, digits, and _ . - after the first, 64 at most"
+        )
     if options.out is None and not options.dry_run:
         raise UserError("--out: name the folder of the run, or say --dry-run")
     if options.seed < 0:
@@ -196,7 +226,11 @@ def _export(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
     folder, verifications = export(
         Path(options.run_folder),
         Path(options.models),
-        card_fields={name: value for name, value in _given(options, _CARD_OPTIONS).items() if value is not None},
+        card_fields={
+            name: value
+            for name, value in _given(options, _CARD_OPTIONS).items()
+            if value is not None
+        },
         **_given(options, ("version", "unfinished", "force", "fp16", "threads")),
     )
     yield from (f"{file}: {verification}" for file, verification in verifications.items())
@@ -207,7 +241,9 @@ def _export(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
 def _verify(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
     from model_export.export.verify import verify
 
-    for file, verification in verify(Path(options.run_folder), Path(options.model), threads=options.threads).items():
+    for file, verification in verify(
+        Path(options.run_folder), Path(options.model), threads=options.threads
+    ).items():
         yield f"{file}: {verification}"
 
 
@@ -269,18 +305,31 @@ def bf16(precision: str, device: "torch.device") -> bool:
     return precision == "bf16"
 
 
-def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
+def _add_train(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+) -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a preset; the same command again continues")
     train.set_defaults(run=_train)
-    train.add_argument("--preset", help="one of docs/training.md, such as mnist or small (default: what fits the data)")
+    train.add_argument(
+        "--preset",
+        help="one of docs/training.md, such as mnist or small (default: what fits the data)",
+    )
     train.add_argument("--data", help=f"{_DATA} (default: the preset's own)")
     train.add_argument("--out", help="folder of the run: checkpoint, log, sample grids")
-    train.add_argument("--dry-run", action="store_true", help="say what would be trained and how long, and end")
-    train.add_argument("--name", help="name of the model (default: the preset's, for other data that of the data)")
+    train.add_argument(
+        "--dry-run", action="store_true", help="say what would be trained and how long, and end"
+    )
+    train.add_argument(
+        "--name", help="name of the model (default: the preset's, for other data that of the data)"
+    )
     train.add_argument("--size", type=int, help="height and width of the pictures")
     train.add_argument("--channels", type=int, choices=(1, 3))
-    train.add_argument("--steps", type=int, help="optimiser steps in total, split over the stages; may grow later")
-    train.add_argument("--licence", help="of the weights (default: none stated, but for the presets' own data)")
+    train.add_argument(
+        "--steps", type=int, help="optimiser steps in total, split over the stages; may grow later"
+    )
+    train.add_argument(
+        "--licence", help="of the weights (default: none stated, but for the presets' own data)"
+    )
     train.add_argument("--batch", type=int, help="pictures per step")
     train.add_argument("--seed", type=int, default=0, help="of all random numbers (default 0)")
     train.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -291,8 +340,12 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="NAME",
         help="corruptions that f learns to undo: noise, blur, low_resolution, hole, grey, sketch",
     )
-    train.add_argument("--channels-last", action="store_true", help="keep weights and activations in NHWC order")
-    train.add_argument("--keep", type=int, default=1, help="checkpoints to keep (default 1: only checkpoint.pt)")
+    train.add_argument(
+        "--channels-last", action="store_true", help="keep weights and activations in NHWC order"
+    )
+    train.add_argument(
+        "--keep", type=int, default=1, help="checkpoints to keep (default 1: only checkpoint.pt)"
+    )
     return train
 
 
@@ -302,47 +355,92 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
     top.set_defaults(prog=prog)
     commands = top.add_subparsers(required=True, metavar="COMMAND", dest="command")
 
-    data = commands.add_parser("data", help="look at pictures, and say what train would make of them")
+    data = commands.add_parser(
+        "data", help="look at pictures, and say what train would make of them"
+    )
     data.set_defaults(run=_data)
     data.add_argument("data", metavar="DATA", help=_DATA)
 
     train = _add_train(commands)
 
-    export = commands.add_parser("export", help="write a run's network as model.onnx, checked against the run")
+    export = commands.add_parser(
+        "export", help="write a run's network as model.onnx, checked against the run"
+    )
     export.set_defaults(run=_export)
     export.add_argument("--run", dest="run_folder", required=True, help="folder of the run")
     export.add_argument("--models", default="models", help="model directory (default models)")
-    export.add_argument("--version", type=int, help="number of the version (default: the next free one)")
-    export.add_argument("--unfinished", action="store_true", help="export a run that is not finished")
+    export.add_argument(
+        "--version", type=int, help="number of the version (default: the next free one)"
+    )
+    export.add_argument(
+        "--unfinished", action="store_true", help="export a run that is not finished"
+    )
     export.add_argument("--force", action="store_true", help="replace an existing version")
-    export.add_argument("--fp16", action="store_true", help="also write model.fp16.onnx: half precision, for CUDA")
+    export.add_argument(
+        "--fp16", action="store_true", help="also write model.fp16.onnx: half precision, for CUDA"
+    )
     export.add_argument("--description", help="one or two sentences in place of the preset's")
     export.add_argument("--title", help="short name for people, such as Digits")
-    export.add_argument("--prompt", help='what the page asks people to draw, such as "Draw a digit, 0-9"')
+    export.add_argument(
+        "--prompt", help='what the page asks people to draw, such as "Draw a digit, 0-9"'
+    )
     export.add_argument("--licence", help="of the weights, in place of the run's")
-    export.add_argument("--generate-steps", type=int, help="how often f is applied to generate (default: the preset's)")
-    export.add_argument("--polarity", choices=("light-on-dark", "dark-on-light", "none"), help="of the pictures")
-    export.add_argument("--background", type=float, nargs="+", help="letterbox colour, -1 to 1, one for each channel")
+    export.add_argument(
+        "--generate-steps",
+        type=int,
+        help="how often f is applied to generate (default: the preset's)",
+    )
+    export.add_argument(
+        "--polarity", choices=("light-on-dark", "dark-on-light", "none"), help="of the pictures"
+    )
+    export.add_argument(
+        "--background",
+        type=float,
+        nargs="+",
+        help="letterbox colour, -1 to 1, one for each channel",
+    )
 
-    verify = commands.add_parser("verify", help="check an exported model against its run; write its golden rows")
+    verify = commands.add_parser(
+        "verify", help="check an exported model against its run; write its golden rows"
+    )
     verify.set_defaults(run=_verify)
     verify.add_argument("--run", dest="run_folder", required=True, help="folder of the run")
 
-    evaluate = commands.add_parser("evaluate", help="measure an exported model; write metrics.json and its card")
+    evaluate = commands.add_parser(
+        "evaluate", help="measure an exported model; write metrics.json and its card"
+    )
     evaluate.set_defaults(run=_evaluate)
-    evaluate.add_argument("--data", required=True, help="the data the model was trained on, as for train")
-    evaluate.add_argument("--out", help="file for the figures (default: metrics.json in the version folder)")
-    evaluate.add_argument("--samples", type=int, default=3000, help="pictures to generate (default 3000)")
-    evaluate.add_argument("--steps", type=int, default=1000, help="most applications of f (default 1000)")
-    evaluate.add_argument("--cache", default="~/.cache/ign-service", help="folder of the trained classifier")
+    evaluate.add_argument(
+        "--data", required=True, help="the data the model was trained on, as for train"
+    )
+    evaluate.add_argument(
+        "--out", help="file for the figures (default: metrics.json in the version folder)"
+    )
+    evaluate.add_argument(
+        "--samples", type=int, default=3000, help="pictures to generate (default 3000)"
+    )
+    evaluate.add_argument(
+        "--steps", type=int, default=1000, help="most applications of f (default 1000)"
+    )
+    evaluate.add_argument(
+        "--cache", default="~/.cache/ign-service", help="folder of the trained classifier"
+    )
 
     figures = commands.add_parser("figures", help="draw figures of an exported model")
     figures.set_defaults(run=_figures)
-    figures.add_argument("--data", required=True, help="the data the model was trained on, as for train")
-    figures.add_argument("--out", required=True, help="folder for the figures, such as docs/models/mnist")
-    figures.add_argument("--steps", type=int, default=300_000, help="most steps in `repeated` (default 300000)")
+    figures.add_argument(
+        "--data", required=True, help="the data the model was trained on, as for train"
+    )
+    figures.add_argument(
+        "--out", required=True, help="folder for the figures, such as docs/models/mnist"
+    )
+    figures.add_argument(
+        "--steps", type=int, default=300_000, help="most steps in `repeated` (default 300000)"
+    )
     figures.add_argument("--seed", type=int, default=0, help="of the latents (default 0)")
-    figures.add_argument("--run", dest="run_folder", help="folder of the training run, to draw its losses as well")
+    figures.add_argument(
+        "--run", dest="run_folder", help="folder of the training run, to draw its losses as well"
+    )
 
     card = commands.add_parser("card", help="write a page about an exported model from its card")
     card.set_defaults(run=_card)
@@ -351,9 +449,18 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
     add_import(commands)
 
     for command in (data, train, evaluate, figures):
-        command.add_argument("--skip-bad", action="store_true", help="leave out files that are no readable pictures")
+        command.add_argument(
+            "--skip-bad", action="store_true", help="leave out files that are no readable pictures"
+        )
     for command in (verify, evaluate, figures, card):
-        command.add_argument("--model", required=True, help="version folder, such as models/mnist/1")
+        command.add_argument(
+            "--model", required=True, help="version folder, such as models/mnist/1"
+        )
     for command in (train, export, verify, evaluate, figures):
-        command.add_argument("--threads", type=_count, default=0, help="CPU threads (default: chosen by the libraries)")
+        command.add_argument(
+            "--threads",
+            type=_count,
+            default=0,
+            help="CPU threads (default: chosen by the libraries)",
+        )
     return top

@@ -1,4 +1,6 @@
-"""Hostile requests, each a pure function of a random generator: damaged bodies, images, JSON, HTTP and headers."""
+"""Hostile requests, each a pure function of a random generator: damaged bodies, images, JSON, HTTP
+and headers.
+"""
 
 import json
 import struct
@@ -30,23 +32,109 @@ from tests.helpers.pictures import chunk
 
 JSON_TYPE: Final = {"Content-Type": JSON}
 INFER: Final = "/v2/models/mnist/infer"
-PATHS: Final = ("/generate", "/project", "/latent-interpolate", "/latent-arithmetic", "/score", INFER)
+PATHS: Final = (
+    "/generate",
+    "/project",
+    "/latent-interpolate",
+    "/latent-arithmetic",
+    "/score",
+    INFER,
+)
 VALUES: Final[tuple[Any, ...]] = (
-    *(None, True, False, 0, 1, -1, 0.5, -0.0, 1e-320, 1e300, 2**31, 2**32, 2**53 + 1, 2**64, 10**400),
-    *("", "a", "1", "\0", "\ud800", "é" * 300, "../../etc/passwd", "file:///etc/passwd", "data:image/png;base64,"),
+    *(
+        None,
+        True,
+        False,
+        0,
+        1,
+        -1,
+        0.5,
+        -0.0,
+        1e-320,
+        1e300,
+        2**31,
+        2**32,
+        2**53 + 1,
+        2**64,
+        10**400,
+    ),
+    *(
+        "",
+        "a",
+        "1",
+        "\0",
+        "\ud800",
+        "é" * 300,
+        "../../etc/passwd",
+        "file:///etc/passwd",
+        "data:image/png;base64,",
+    ),
     "AAAA",
-    *([], {}, [[]], [None], [0] * 300, ["a"] * 9, {"a": 1}, {"seed": 1}, [{"seed": 1}], [{"image": ""}] * 3, [[[[1]]]]),
+    *(
+        [],
+        {},
+        [[]],
+        [None],
+        [0] * 300,
+        ["a"] * 9,
+        {"a": 1},
+        {"seed": 1},
+        [{"seed": 1}],
+        [{"image": ""}] * 3,
+        [[[[1]]]],
+    ),
 )
 _ACCEPTS: Final = ("image/png", "image/webp", "image/gif", JSON, NPY, EVENTS, "*/*")
-_NAMES: Final = """Accept Accept-Encoding Authorization Connection Content-Encoding Content-Length Content-Type Cookie
-    Expect Forwarded Host Origin Range Sec-Fetch-Site traceparent TE Trailer Transfer-Encoding Upgrade X-Forwarded-For
-    X-HTTP-Method-Override X-Request-ID X-Request-Timeout :path"""
+_NAMES: Final = """Accept Accept-Encoding Authorization Connection Content-Encoding Content-Length
+    Content-Type Cookie Expect Forwarded Host Origin Range Sec-Fetch-Site traceparent TE Trailer
+    Transfer-Encoding Upgrade X-Forwarded-For X-HTTP-Method-Override X-Request-ID X-Request-Timeout
+    :path"""
 _HEADERS: Final = (*_NAMES.split(), HEADER_LENGTH, "X Y", "a" * 300, "\xff")
 _HEADERVALUES: Final = (
-    *("", " ", "0", "-1", "1", "9" * 40, "1e9", "nan", "*", "*/*;q=0", "a/b;q=1.0000", "chunked", "gzip", "identity"),
-    *("gzip, chunked", "close", "keep-alive, upgrade", "100-continue", "h2c", "bytes=0-1", "null", "http://a", "a\tb"),
-    *("multipart/form-data", "multipart/form-data; boundary=", "image/png; a=b", "text/plain", "Bearer x", "Basic !!"),
-    *("\0", "\x01", "\xff\xfe", "a" * 9000, "127.0.0.1, ::1, unknown", f"00-{'0' * 32}-{'1' * 16}-01", "cross-site"),
+    *(
+        "",
+        " ",
+        "0",
+        "-1",
+        "1",
+        "9" * 40,
+        "1e9",
+        "nan",
+        "*",
+        "*/*;q=0",
+        "a/b;q=1.0000",
+        "chunked",
+        "gzip",
+        "identity",
+    ),
+    *(
+        "gzip, chunked",
+        "close",
+        "keep-alive, upgrade",
+        "100-continue",
+        "h2c",
+        "bytes=0-1",
+        "null",
+        "http://a",
+        "a\tb",
+    ),
+    *(
+        "multipart/form-data",
+        "multipart/form-data; boundary=",
+        "image/png; a=b",
+        "text/plain",
+        "Bearer x",
+        "Basic !!",
+    ),
+    *(
+        "\0",
+        "\x01",
+        "\xff\xfe",
+        "a" * 9000,
+        "127.0.0.1, ::1, unknown",
+        f"00-{'0' * 32}-{'1' * 16}-01",
+        "cross-site",
+    ),
 )
 _HEADS: Final = (
     b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -57,17 +145,22 @@ _HEADS: Final = (
     b"GET /models HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n",
     b"GET /../../etc/passwd%00 HTTP/1.1\r\nHost: x\r\n\r\n",
     b"GET /page/..%2f..%2fetc HTTP/1.1\r\nHost: x\r\nX: a\r\n b\r\n\r\n",
-    b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nTransfer-Encoding: "
+    b"chunked\r\n\r\n0\r\n\r\n",
     b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
-    b"POST /generate HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2;a=b\r\n{}\r\n0\r\nX: y\r\n\r\n",
-    b"POST /generate HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n",
+    b"POST /generate HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: "
+    b"chunked\r\n\r\n2;a=b\r\n{}\r\n0\r\nX: y\r\n\r\n",
+    b"POST /generate HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: "
+    b"chunked\r\n\r\nfffffffffffffffff\r\n",
     b"POST /generate HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n{}",
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
 )
 
 
 def hostile(rng: Rng) -> Case:
-    case: Case = choose(rng, (damaged_request, wrong_options, bad_image, deep, raw_http, headers))(rng)
+    case: Case = choose(rng, (damaged_request, wrong_options, bad_image, deep, raw_http, headers))(
+        rng
+    )
     return replace(case, expected=None)
 
 
@@ -75,9 +168,12 @@ def damaged(rng: Rng, data: bytes) -> bytes:
     """The bytes cut, flipped, repeated, inserted or removed at random places."""
     for _ in range(int(rng.integers(1, 6))):
         place = int(rng.integers(len(data) + 1))
-        before, part, after = data[:place], data[place : place + int(rng.integers(1, 40))], data[place:]
+        before = data[:place]
+        part = data[place : place + int(rng.integers(1, 40))]
+        after = data[place:]
         flipped = bytes([after[0] ^ 1 << int(rng.integers(8))]) + after[1:] if after else b""
-        repeated, inserted = part * int(rng.integers(1, 50)) + after, rng.bytes(int(rng.integers(1, 20))) + after
+        repeated = part * int(rng.integers(1, 50)) + after
+        inserted = rng.bytes(int(rng.integers(1, 20))) + after
         data = before + choose(rng, (b"", flipped, repeated, inserted, after[len(part) :])) or b"\0"
     return data
 
@@ -86,11 +182,14 @@ def damaged(rng: Rng, data: bytes) -> bytes:
 def images() -> dict[str, list[bytes]]:
     """Files that are damaged, large when they are decoded, or of very many parts.
 
-    They stand below the code of the error of a service with the default limits; below "" are those that it decodes,
-    or rejects as images of too many pages.
+    They stand below the code of the error of a service with the default limits; below "" are those
+    that it decodes, or rejects as images of too many pages.
     """
     signature = b"\x89PNG\r\n\x1a\n"
-    whole = [encoded(disc(size=32), form) for form in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")]
+    whole = [
+        encoded(disc(size=32), form)
+        for form in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
+    ]
 
     def header(width: int, height: int, kind: int = 0) -> bytes:
         return chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0))
@@ -110,9 +209,26 @@ def images() -> dict[str, list[bytes]]:
         "image_too_large": [
             png(header(2**31 - 1, 2**31 - 1), pixels),
             png(header(16_385, 1), pixels),
-            b"RIFF" + struct.pack("<I", 30) + b"WEBPVP8X" + struct.pack("<I", 10) + b"\x02\0\0\0" + b"\xff" * 6,
+            b"RIFF"
+            + struct.pack("<I", 30)
+            + b"WEBPVP8X"
+            + struct.pack("<I", 10)
+            + b"\x02\0\0\0"
+            + b"\xff" * 6,
             b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0;",
-            tiff({256: 60_000, 257: 60_000, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 60_000, 279: 1}),
+            tiff(
+                {
+                    256: 60_000,
+                    257: 60_000,
+                    258: 8,
+                    259: 1,
+                    262: 1,
+                    273: 8,
+                    277: 1,
+                    278: 60_000,
+                    279: 1,
+                }
+            ),
         ],
         "undecodable_image": [
             *(data[: len(data) // 2] for data in whole),
@@ -129,11 +245,17 @@ def images() -> dict[str, list[bytes]]:
             b"II*\0" + b"\xff" * 100,
             b"II+\0\x08\0\0\0" + bytes(40),  # BigTIFF
             tiff({256: 9, 257: 9, 258: 8, 262: 1, 322: 1 << 16, 323: 1 << 16, 324: 8, 325: 1}),
-            tiff({256: 9, 257: 9, 258: 8, 259: 5, 262: 1, 273: 8, 277: 1, 278: 9, 279: 1}, following=8),
+            tiff(
+                {256: 9, 257: 9, 258: 8, 259: 5, 262: 1, 273: 8, 277: 1, 278: 9, 279: 1},
+                following=8,
+            ),
             endless_tiff(),
             avif_of_items(2000),
             b"\0\0\0\x1cftypheic" + bytes(40),
-            b"BM" + bytes(12) + struct.pack("<IiiHHII", 40, 1 << 30, -(1 << 31), 1, 8, 1, 0) + bytes(16),
+            b"BM"
+            + bytes(12)
+            + struct.pack("<IiiHHII", 40, 1 << 30, -(1 << 31), 1, 8, 1, 0)
+            + bytes(16),
             small_avif(3000, 16),
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
             b"<svg xmlns='http://www.w3.org/2000/svg'/>",
@@ -143,7 +265,9 @@ def images() -> dict[str, list[bytes]]:
 
 
 def tiff(tags: dict[int, int], following: int = 0) -> bytes:
-    """A TIFF of one directory, which may be followed by another one; its pixels begin at its own start."""
+    """A TIFF of one directory, which may be followed by another one; its pixels begin at its own
+    start.
+    """
     return struct.pack("<2sHI", b"II", 42, 8) + directory(tags, following)
 
 
@@ -160,8 +284,12 @@ def endless_tiff() -> bytes:
 def tiff_of_pages(count: int) -> bytes:
     """A TIFF of so many pages of a pixel."""
     tags = {256: 1, 257: 1, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: 1}
-    size, first = len(directory(tags, 0)), 10
-    pages = (directory(tags, first + size * number if number < count else 0) for number in range(1, count + 1))
+    size = len(directory(tags, 0))
+    first = 10
+    pages = (
+        directory(tags, first + size * number if number < count else 0)
+        for number in range(1, count + 1)
+    )
     return struct.pack("<2sHIH", b"II", 42, first, 0) + b"".join(pages)
 
 
@@ -186,7 +314,9 @@ def small_avif(side: int, stated: int) -> bytes:
 
 
 def damaged_image(rng: Rng, data: bytes) -> bytes:
-    """A hostile file instead of the image, or the image damaged: mostly in its head, where its structure is."""
+    """A hostile file instead of the image, or the image damaged: mostly in its head, where its
+    structure is.
+    """
     if rng.random() < 0.1:
         return bytes(choose(rng, list(chain(*images().values()))))
     if data.startswith(b"\x89PNG") and rng.random() < 0.5:
@@ -202,18 +332,24 @@ def overwritten(rng: Rng, data: bytes) -> bytes:
     changed = bytearray(data)
     for _ in range(int(rng.integers(1, 5))):
         place = int(rng.integers(max(1, min(len(data), 400))))
-        value = int(choose(rng, (0, 1, 2, 3, 7, 8, 127, 128, 255, 256, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)))
+        value = int(
+            choose(rng, (0, 1, 2, 3, 7, 8, 127, 128, 255, 256, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF))
+        )
         size = int(choose(rng, (1, 2, 4)))
-        changed[place : place + size] = (value & (256**size - 1)).to_bytes(size, choose(rng, ("little", "big")))
+        changed[place : place + size] = (value & (256**size - 1)).to_bytes(
+            size, choose(rng, ("little", "big"))
+        )
     return bytes(changed)
 
 
 def repaired(rng: Rng, data: bytes) -> bytes:
     """A PNG with damaged chunks whose checksums are right."""
-    parts, start = [data[:8]], 8
+    parts = [data[:8]]
+    start = 8
     while start + 12 <= len(data):
         size = int.from_bytes(data[start : start + 4], "big")
-        kind, content = data[start + 4 : start + 8], data[start + 8 : start + 8 + size]
+        kind = data[start + 4 : start + 8]
+        content = data[start + 8 : start + 8 + size]
         if content and rng.random() < 0.5:
             content = damaged(rng, content)
         parts += [chunk(kind, content)] * int(rng.integers(1, 3) if rng.random() < 0.2 else 1)
@@ -225,7 +361,11 @@ def parts(case: Case) -> tuple[str, dict[str, str], bytes]:
     """Path, headers without the length, and body of a whole request."""
     head, _, body = case.data.partition(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")
-    return first.split()[1], dict(line.split(": ", 1) for line in lines if "Content-Length" not in line), body
+    return (
+        first.split()[1],
+        dict(line.split(": ", 1) for line in lines if "Content-Length" not in line),
+        body,
+    )
 
 
 def damaged_request(rng: Rng) -> Case:
@@ -244,15 +384,19 @@ def wrong_options(rng: Rng) -> Case:
     for _ in range(int(rng.integers(1, 4))):
         options[choose(rng, (*options, "extra", ""))] = choose(rng, VALUES)
     if rng.random() < 0.3:
-        path, fields = choose(rng, PATHS), fields | {"Accept": choose(rng, _ACCEPTS)}
+        path = choose(rng, PATHS)
+        fields = fields | {"Accept": choose(rng, _ACCEPTS)}
     return Case("JSON", request(path, json.dumps(options).encode(), fields | JSON_TYPE))
 
 
 def deep(rng: Rng) -> Case:
     """JSON with very many or very deep values."""
-    times, part = int(rng.integers(10, 100_000)), choose(rng, (b"[", b'{"a":', b"{}", b'"', b"0,", b"\\u0000", b"1"))
+    times = int(rng.integers(10, 100_000))
+    part = choose(rng, (b"[", b'{"a":', b"{}", b'"', b"0,", b"\\u0000", b"1"))
     start = b'{"' + choose(rng, (b"images", b"points", b"n", b"inputs")) + b'":'
-    return Case("deep JSON", request(choose(rng, PATHS), start + part * times + b"]" * times, JSON_TYPE))
+    return Case(
+        "deep JSON", request(choose(rng, PATHS), start + part * times + b"]" * times, JSON_TYPE)
+    )
 
 
 def bad_image(rng: Rng) -> Case:
@@ -261,10 +405,15 @@ def bad_image(rng: Rng) -> Case:
     how = rng.integers(3)
     if how == 0:
         media = choose(rng, (*PICTURE_TYPES, "image/svg+xml"))
-        query = choose(rng, ("", "?steps=1", "?resize=crop&invert=true", "?mask=a", "?steps=&steps=2"))
+        query = choose(
+            rng, ("", "?steps=1", "?resize=crop&invert=true", "?mask=a", "?steps=&steps=2")
+        )
         return Case("image", upload(choose(rng, ("/project", "/score")) + query, data, media=media))
     if how == 1:
-        return Case("image", post("/project", {"images": [text(image(rng)), text(data)], "masks": [text(data)] * 2}))
+        return Case(
+            "image",
+            post("/project", {"images": [text(image(rng)), text(data)], "masks": [text(data)] * 2}),
+        )
     return Case("image", post_form("/project", [("image", data), ("mask", data), ("steps", b"1")]))
 
 
@@ -276,8 +425,22 @@ def raw_http(rng: Rng) -> Case:
 
 
 def headers(rng: Rng) -> Case:
-    chosen = {choose(rng, _HEADERS): choose(rng, _HEADERVALUES) for _ in range(int(rng.integers(1, 5)))}
-    method = choose(rng, ("POST", "POST", "GET", "PUT", "DELETE", "PATCH", "TRACE", "OPTIONS", "PROPFIND"))
-    path = choose(rng, (*PATHS, "/models", f"/models/{REF}", "/v2/repository/models/none/load", "/docs", "/nothing"))
+    chosen = {
+        choose(rng, _HEADERS): choose(rng, _HEADERVALUES) for _ in range(int(rng.integers(1, 5)))
+    }
+    method = choose(
+        rng, ("POST", "POST", "GET", "PUT", "DELETE", "PATCH", "TRACE", "OPTIONS", "PROPFIND")
+    )
+    path = choose(
+        rng,
+        (
+            *PATHS,
+            "/models",
+            f"/models/{REF}",
+            "/v2/repository/models/none/load",
+            "/docs",
+            "/nothing",
+        ),
+    )
     data = b"" if method != "POST" else b"{}"
     return Case("headers", request(path, data, JSON_TYPE | chosen, method), may_close=True)

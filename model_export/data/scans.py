@@ -1,6 +1,8 @@
-"""The data set `scans`: parts of drawn pages, clean and damaged. A fifth of the pages has no damage.
+"""The data set `scans`: parts of drawn pages, clean and damaged. A fifth of the pages has no
+damage.
 
-Half of the pages with type that is large enough are scanned at half the resolution and enlarged, as small print is.
+Half of the pages with type that is large enough are scanned at half the resolution and enlarged, as
+small print is.
 """
 
 from functools import partial
@@ -27,9 +29,11 @@ _CHUNK: Final = 10  # pages that a process draws at once
 
 
 def draw_scans(pages: int = PAGES, *, side: int = SIDE, seed: int = 7) -> dict[str, NDArray[Any]]:
-    """Draw the set: `damaged_train`, `x_train`, which f shall make of it, and `x_test`, each (N, side, side) uint8.
+    """Draw the set: `damaged_train`, `x_train`, which f shall make of it, and `x_test`, each (N,
+    side, side) uint8.
 
-    Up to four parts of a page are kept. A page is a function of seed, number, side and the fonts of this machine.
+    Up to four parts of a page are kept. A page is a function of seed, number, side and the fonts of
+    this machine.
     """
     pairs = list(in_processes(partial(_pairs, seed, side), pages, chunk=_CHUNK, unit="page"))
     test = np.concatenate(pairs[::_HELD_OUT])
@@ -43,7 +47,8 @@ def _pairs(seed: int, side: int, number: int) -> Levels:
     page, em = draw_page(g, _PARTS * side)
     halved = em >= _SMALLEST and g.random() < 0.5
     if halved:
-        page, em = np.asarray(Image.fromarray(page).reduce(2)), em / 2
+        page = np.asarray(Image.fromarray(page).reduce(2))
+        em = em / 2
     scan = page
     if number % _UNDAMAGED:
         scan, page = (to_levels(each) for each in damaged(g, page.astype(np.float32) / 255, em))

@@ -48,7 +48,8 @@ class Throughput:
     steps: int = 0  # optimiser steps
     pictures: int = 0  # training pictures used
     seconds: float = 0.0  # wall-clock time
-    # Seconds by phase; `compute` is forward, backward and optimiser. Their sum may be less than `seconds`.
+    # Seconds by phase; `compute` is forward, backward and optimiser. Their sum may be less than
+    # `seconds`.
     phases: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -70,7 +71,10 @@ class Throughput:
         )
 
     def __str__(self) -> str:
-        shares = sorted(((s / self.seconds, name) for name, s in self.phases.items() if name != COMPUTE), reverse=True)
+        shares = sorted(
+            ((s / self.seconds, name) for name, s in self.phases.items() if name != COMPUTE),
+            reverse=True,
+        )
         parts = ", ".join(f"{name} {share:.1%}" for share, name in shares)
         return (
             f"{self.steps} steps, {self.pictures_per_second:.0f} pictures/s, "
@@ -84,14 +88,17 @@ class Throughput:
             "seconds": round(self.seconds, 3),
             "pictures_per_second": round(self.pictures_per_second, 1),
             "outside": round(self.outside, 4),
-            "phases": {name: round(seconds / self.seconds, 4) for name, seconds in self.phases.items()},
+            "phases": {
+                name: round(seconds / self.seconds, 4) for name, seconds in self.phases.items()
+            },
         }
 
 
 class ThroughputMeter:
     """Measures the duration of phases that follow one another.
 
-    On CUDA the host runs ahead of the device, so it waits for the device where a phase begins and ends.
+    On CUDA the host runs ahead of the device, so it waits for the device where a phase begins and
+    ends.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -120,7 +127,9 @@ class ThroughputMeter:
     def interval(self) -> Throughput:
         """End the present interval, return its throughput, and start the next one."""
         seconds = self._now() - self._started
-        ended = Throughput(steps=self._steps, pictures=self._pictures, seconds=seconds, phases=dict(self._phases))
+        ended = Throughput(
+            steps=self._steps, pictures=self._pictures, seconds=seconds, phases=dict(self._phases)
+        )
         self.start()
         return ended
 
@@ -131,10 +140,11 @@ class ThroughputMeter:
 
 
 class Log:
-    """Appends lines to ``path`` and deletes those after the checkpoint from which the run continues.
+    """Appends lines to ``path`` and deletes those after the checkpoint from which the run
+    continues.
 
-    A line has `step`, `stage`, and either the terms of the loss at that step or `throughput` of the interval that ends
-    there.
+    A line has `step`, `stage`, and either the terms of the loss at that step or `throughput` of the
+    interval that ends there.
     """
 
     def __init__(self, path: Path, step: int) -> None:
@@ -164,7 +174,9 @@ class Log:
 
 
 def _step_of(line: str) -> float:
-    """The step of a line. A line that a crash has cut has none; infinity makes the caller delete it."""
+    """The step of a line. A line that a crash has cut has none; infinity makes the caller delete
+    it.
+    """
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
@@ -173,7 +185,12 @@ def _step_of(line: str) -> float:
 
 def legend(preset: Preset) -> list[str]:
     """One line for each term that a stage of the preset uses. Lower values are better."""
-    used = {name for stage in preset.stages for name, weight in asdict(stage.weights).items() if weight > 0}
+    used = {
+        name
+        for stage in preset.stages
+        for name, weight in asdict(stage.weights).items()
+        if weight > 0
+    }
     if "idem" in used:
         used.add("health")
     width = max(map(len, used))

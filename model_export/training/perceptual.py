@@ -1,9 +1,10 @@
 """A network that reads the labels of pictures: features for the perceptual losses.
 
-Features of a network that tells small parts apart, such as mouths of five pixels, count those parts more than the
-encoder of f, which has learned to restore pixels (perceptual losses: Johnson et al., 2016, arXiv 1603.08155). It trains
-at the start of a run, on the training pictures, and is not exported. `model_export.evaluation` measures with a
-classifier of another architecture and seed, which training never sees.
+Features of a network that tells small parts apart, such as mouths of five pixels, count those parts
+more than the encoder of f, which has learned to restore pixels (perceptual losses: Johnson et al.,
+2016, arXiv 1603.08155). It trains at the start of a run, on the training pictures, and is not
+exported. `model_export.evaluation` measures with a classifier of another architecture and seed,
+which training never sees.
 """
 
 from collections.abc import Callable
@@ -31,14 +32,21 @@ Draw = Callable[[Tensor, torch.Generator], Tensor]
 
 
 class PerceptualNetwork(nn.Module):
-    """Pictures (B, C, H, W) in [−1, 1] → logits (B, sum of ``heads``); a head is the values of one label."""
+    """Pictures (B, C, H, W) in [−1, 1] → logits (B, sum of ``heads``); a head is the values of one
+    label.
+    """
 
     def __init__(self, channels: int, size: int, heads: tuple[int, ...]) -> None:
         super().__init__()
-        self.heads, side = heads, size // 2
+        self.heads = heads
+        side = size // 2
         blocks: list[nn.Module] = []
         for width in _WIDTHS:
-            convolution = nn.Conv2d(channels, width, 3, 1, 1) if blocks else nn.Conv2d(channels, width, 4, 2, 1)
+            convolution = (
+                nn.Conv2d(channels, width, 3, 1, 1)
+                if blocks
+                else nn.Conv2d(channels, width, 4, 2, 1)
+            )
             blocks.append(nn.Sequential(convolution, nn.GroupNorm(8, width), nn.SiLU()))
             channels = width
             if side // 2 < _LEAST:
@@ -79,7 +87,8 @@ class PerceptualNetwork(nn.Module):
 
 
 def new_network(data: Dataset) -> PerceptualNetwork:
-    """The network for classes or attributes of the data, or without either for rotations; not trained, and frozen.
+    """The network for classes or attributes of the data, or without either for rotations; not
+    trained, and frozen.
 
     A further head tells pictures from drawings that are none.
     """
@@ -87,8 +96,11 @@ def new_network(data: Dataset) -> PerceptualNetwork:
     return PerceptualNetwork(channels, size, (*heads_of(data), 2)).requires_grad_(False).eval()
 
 
-def fit(network: PerceptualNetwork, data: Dataset, seed: int, device: torch.device, draw: Draw) -> None:
-    """Train the network on the training pictures, in minutes; the seed decides the result on one machine.
+def fit(
+    network: PerceptualNetwork, data: Dataset, seed: int, device: torch.device, draw: Draw
+) -> None:
+    """Train the network on the training pictures, in minutes; the seed decides the result on one
+    machine.
 
     ``draw`` makes the drawings of its last head, a third as many as pictures.
     """
@@ -100,14 +112,23 @@ def fit(network: PerceptualNetwork, data: Dataset, seed: int, device: torch.devi
         optimiser = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=_LR, total_steps=STEPS)
         for step in tqdm(range(STEPS), desc="perceptual network", unit="step", mininterval=1.0):
-            index = torch.randint(len(data.train), (_BATCH,), generator=generator, device=device).cpu()
-            x, target = inputs_and_targets(data.train[index].to(device), None if labels is None else labels[index])
+            index = torch.randint(
+                len(data.train), (_BATCH,), generator=generator, device=device
+            ).cpu()
+            x, target = inputs_and_targets(
+                data.train[index].to(device), None if labels is None else labels[index]
+            )
             x = torch.cat([x, draw(x[::3], generator)])
             columns = [*target.T, (torch.arange(len(x)) >= _BATCH).long()]
-            parts = network(_varied(x, noisy=step % 2 == 1, generator=generator)).split(network.heads, 1)
+            parts = network(_varied(x, noisy=step % 2 == 1, generator=generator)).split(
+                network.heads, 1
+            )
             # A drawing has no label, so each head reads the rows that come with its own.
             pairs = zip(parts, columns, strict=True)
-            terms = [functional.cross_entropy(part[: len(column)], column.to(device)) for part, column in pairs]
+            terms = [
+                functional.cross_entropy(part[: len(column)], column.to(device))
+                for part, column in pairs
+            ]
             optimiser.zero_grad()
             torch.autograd.backward(torch.stack(terms).sum())
             optimiser.step()
@@ -116,7 +137,9 @@ def fit(network: PerceptualNetwork, data: Dataset, seed: int, device: torch.devi
 
 
 def _varied(x: Tensor, *, noisy: bool, generator: torch.Generator) -> Tensor:
-    """Move the whole batch by up to a twentieth of its side, and add noise of random strength to each row."""
+    """Move the whole batch by up to a twentieth of its side, and add noise of random strength to
+    each row.
+    """
     moved = shifted(x, x.shape[-1] // 20, generator)
     if not noisy:
         return moved

@@ -1,7 +1,8 @@
 """The network f for pictures of any size: it changes only what must change.
 
-There is no bottleneck, so f is no generator: it restores. No layer looks at the whole picture, so a picture can be cut
-into tiles that overlap. A tile is computed as a part of the whole picture is, except near its edges.
+There is no bottleneck, so f is no generator: it restores. No layer looks at the whole picture, so a
+picture can be cut into tiles that overlap. A tile is computed as a part of the whole picture is,
+except near its edges.
 """
 
 from itertools import pairwise
@@ -16,25 +17,32 @@ from model_export.training.network import Autoencoder, NetworkConfig
 
 _LEVEL: Final = 1 / 127.5
 _KEEP: Final = 14 * _LEVEL  # a pixel that f would change by less keeps its value
-_RAMP: Final = 8 * _LEVEL  # up to the change that f makes in full; a jump would magnify rounding errors without limit
+# up to the change that f makes in full; a jump would magnify rounding errors without limit
+_RAMP: Final = 8 * _LEVEL
 _END_RAMP: Final = 5 * _LEVEL  # before black and white, which f makes in any case
 _SLOPE: Final = 0.1
 _BRANCH: Final = 0.2  # scale of the initial weights of a block's sum
 
 
 def _active(x: Tensor) -> Tensor:
-    """Leaky: with plain ReLUs all channels of a level died in training, and f became a change of contrast."""
+    """Leaky: with plain ReLUs all channels of a level died in training, and f became a change of
+    contrast.
+    """
     return functional.leaky_relu(x, _SLOPE)
 
 
 def space_to_depth_convolution(layer: nn.Conv2d, x: Tensor) -> Tensor:
     """A 3×3 convolution whose output has 2×2 pixels as channels: (B, C, H, W) → (B, 4·D, H/2, W/2).
 
-    The input may have them as channels too, (B, 4·C, H/2, W/2); H and W are even. The sums are the same. onnxruntime
-    computes 16 channels at a time: with few channels at the full side most of them would be empty.
+    The input may have them as channels too, (B, 4·C, H/2, W/2); H and W are even. The sums are the
+    same. onnxruntime computes 16 channels at a time: with few channels at the full side most of
+    them would be empty.
     """
-    moved = [functional.pad(layer.weight, (1 + j, 2 - j, 1 + i, 2 - i)) for i in (0, 1) for j in (0, 1)]
-    weight = torch.stack(moved, 1).flatten(0, 1)  # (4·D, C, 6, 6): of the 6×6 pixels around each 2×2
+    moved = [
+        functional.pad(layer.weight, (1 + j, 2 - j, 1 + i, 2 - i)) for i in (0, 1) for j in (0, 1)
+    ]
+    # (4·D, C, 6, 6): of the 6×6 pixels around each 2×2
+    weight = torch.stack(moved, 1).flatten(0, 1)
     bias = layer.get_parameter("bias").repeat_interleave(4)
     if x.shape[1] == layer.in_channels:
         return functional.conv2d(x, weight, bias, stride=2, padding=2)
@@ -42,14 +50,17 @@ def space_to_depth_convolution(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def divided(x: Tensor) -> Tensor:
-    """The picture at half the side, divided by its background: (B, C, H, W) in [−1, 1] → (B, C, H/2, W/2), the same.
+    """The picture at half the side, divided by its background: (B, C, H, W) in [−1, 1] → (B, C,
+    H/2, W/2), the same.
 
-    H and W are multiples of 4. The background is the picture without dark parts that are narrower than 20 pixels
-    (a morphological closing).
+    H and W are multiples of 4. The background is the picture without dark parts that are narrower
+    than 20 pixels (a morphological closing).
     """
     half = functional.avg_pool2d(x.float(), 2) + 1.0
     widened = functional.max_pool2d(functional.avg_pool2d(half, 2), 5, 1, 2)
-    background = functional.interpolate(-functional.max_pool2d(-widened, 5, 1, 2), scale_factor=2.0, mode="nearest")
+    background = functional.interpolate(
+        -functional.max_pool2d(-widened, 5, 1, 2), scale_factor=2.0, mode="nearest"
+    )
     return (2.0 * half / background.clamp_min(_LEVEL) - 1.0).clamp(-1.0, 1.0)
 
 
@@ -67,27 +78,33 @@ class Block(nn.Module):
 
 
 class Restorer(nn.Module):
-    """f: (B, channels, H, W) in [−1, 1] → the same; H and W are multiples of 2 to the number of widths.
+    """f: (B, channels, H, W) in [−1, 1] → the same; H and W are multiples of 2 to the number of
+    widths.
 
-    A pyramid: ``widths`` are the channels at 1/2, 1/4, … of the side, ``full`` those at the full side. It proposes a
-    change of each pixel. `forward` makes a change that is large, or that ends in black or white, and leaves other
-    pixels as they are, bit for bit. So clean paper and clean ink are fixed points. Without normalisation, no row and
-    no tile depends on others. `divided` shows it the ink on paper of any brightness, also such as training has not.
+    A pyramid: ``widths`` are the channels at 1/2, 1/4, … of the side, ``full`` those at the full
+    side. It proposes a change of each pixel. `forward` makes a change that is large, or that ends
+    in black or white, and leaves other pixels as they are, bit for bit. So clean paper and clean
+    ink are fixed points. Without normalisation, no row and no tile depends on others. `divided`
+    shows it the ink on paper of any brightness, also such as training has not.
     """
 
     def __init__(self, channels: int, widths: tuple[int, ...], full: int) -> None:
         super().__init__()
         first, *_, last = widths
         self.stem = nn.Conv2d(channels, first, 6, 2, 2)
-        self.divided = nn.Conv2d(channels, first, 3, 1, 1, bias=False)  # it is added to the stem, which has one
+        # it is added to the stem, which has one
+        self.divided = nn.Conv2d(channels, first, 3, 1, 1, bias=False)
         self.refine = nn.Conv2d(first, first, 3, 1, 1)
         steps = list(pairwise(widths))
         self.down = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(a, b, 4, 2, 1), nn.LeakyReLU(_SLOPE), Block(b)) for a, b in steps
+            nn.Sequential(nn.Conv2d(a, b, 4, 2, 1), nn.LeakyReLU(_SLOPE), Block(b))
+            for a, b in steps
         )
         self.middle = Block(last)
         self.up = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in steps)
-        self.joined = nn.ModuleList(Block(a) if i else nn.Conv2d(a, a, 3, 1, 1) for i, (a, _) in enumerate(steps))
+        self.joined = nn.ModuleList(
+            Block(a) if i else nn.Conv2d(a, a, 3, 1, 1) for i, (a, _) in enumerate(steps)
+        )
         self.enlarge = nn.Conv2d(first, 4 * full, 3, 1, 1)
         self.full = nn.Conv2d(channels, full, 3, 1, 1)
         self.sharpen = nn.Conv2d(full, full, 3, 1, 1)
@@ -95,26 +112,36 @@ class Restorer(nn.Module):
         self.apply(_initialise)
 
     def propose(self, x: Tensor) -> Tensor:
-        """The picture that f would make if it made all changes, (B, C, H, W); it can leave [−1, 1]."""
+        """The picture that f would make if it made all changes, (B, C, H, W); it can leave [−1,
+        1].
+        """
         sides = [_active(self.refine(_active(self.stem(x) + self.divided(divided(x)))))]
         for step in self.down:
             sides.append(step(sides[-1]))
         y = self.middle(sides.pop())
-        for enlarge, joined, side in zip(reversed(self.up), reversed(self.joined), reversed(sides), strict=True):
+        for enlarge, joined, side in zip(
+            reversed(self.up), reversed(self.joined), reversed(sides), strict=True
+        ):
             y = joined(side + functional.interpolate(enlarge(y), scale_factor=2.0, mode="nearest"))
         y = _active(self.enlarge(_active(y)) + space_to_depth_convolution(self.full, x))
         y = _active(space_to_depth_convolution(self.sharpen, y))
         return x + functional.pixel_shuffle(space_to_depth_convolution(self.change, y), 2).float()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply f once. In training it makes every change, and gradients pass the bounds of the range."""
+        """Apply f once. In training it makes every change, and gradients pass the bounds of the
+        range.
+        """
         proposed = self.propose(x)
         bounded = proposed.clamp(-1.0, 1.0)
-        return proposed + (bounded - proposed).detach() if self.training else self.settle(x, bounded)
+        return (
+            proposed + (bounded - proposed).detach() if self.training else self.settle(x, bounded)
+        )
 
     @staticmethod
     def settle(x: Tensor, proposed: Tensor) -> Tensor:
-        """Of a proposed picture in [−1, 1], take the changes of x that are large or end in black or white."""
+        """Of a proposed picture in [−1, 1], take the changes of x that are large or end in black or
+        white.
+        """
         large = ((proposed - x).abs() - _KEEP) / _RAMP
         end = (proposed.abs() - (1.0 - _END_RAMP)) / _END_RAMP
         share = torch.maximum(large, end).clamp(0.0, 1.0)

@@ -8,7 +8,9 @@ from types import FrameType
 
 @contextmanager
 def stop_signal() -> Iterator[Callable[[], bool]]:
-    """Catch SIGINT and SIGTERM inside the block. Yields whether one has arrived; a second one ends the process."""
+    """Catch SIGINT and SIGTERM inside the block. Yields whether one has arrived; a second one ends
+    the process.
+    """
     received = False
 
     def handle(number: int, _: FrameType | None) -> None:

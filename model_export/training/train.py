@@ -1,9 +1,9 @@
 """The training loop.
 
-A run is a list of stages; a stage is a set of weights on the terms of `model_export.training.losses`. If a run is
-stopped, the same command continues it bit for bit on the same machine, for two reasons: every random number is a
-function of (seed, stream, step), and a run stops only at steps where pool and pairs are about to be refreshed, so they
-need not be saved.
+A run is a list of stages; a stage is a set of weights on the terms of
+`model_export.training.losses`. If a run is stopped, the same command continues it bit for bit on
+the same machine, for two reasons: every random number is a function of (seed, stream, step), and a
+run stops only at steps where pool and pairs are about to be refreshed, so they need not be saved.
 """
 
 import copy
@@ -56,9 +56,9 @@ class Interrupted(Exception):
 class Run:
     """One training run. If ``out`` holds a checkpoint, that run continues; else one begins.
 
-    ``channels_last`` keeps weights and activations in NHWC order, which changes results by rounding only. With ``keep``
-    above 1 the last checkpoints stay beside `checkpoint.pt` as `checkpoint-STEP.pt`. Both may change when a run
-    continues.
+    ``channels_last`` keeps weights and activations in NHWC order, which changes results by rounding
+    only. With ``keep`` above 1 the last checkpoints stay beside `checkpoint.pt` as
+    `checkpoint-STEP.pt`. Both may change when a run continues.
     """
 
     def __init__(
@@ -80,13 +80,21 @@ class Run:
         saved = checkpoints.load(file) if file.is_file() else None
         if saved is not None:
             preset = continued_preset(preset, saved, out=out, data=data, seed=seed, bf16=bf16)
-        self.preset, self.out, self.seed, self.device, self.bf16 = preset, out, seed, device, bf16
+        self.preset = preset
+        self.out = out
+        self.seed = seed
+        self.device = device
+        self.bf16 = bf16
         self._keep = keep
         execution = {"channels_last": channels_last, "keep": keep}
         self.provenance = {**provenance, "bf16": bf16, "execution": execution}
-        self.data: dict[str, Any] = {name: getattr(data, name) for name in ("name", "sha256", "licence")}
+        self.data: dict[str, Any] = {
+            name: getattr(data, name) for name in ("name", "sha256", "licence")
+        }
         self.data["pictures"] = len(data.train)
-        self.stage, self.stage_step, self.step = 0, 0, 0
+        self.stage = 0
+        self.stage_step = 0
+        self.step = 0
         self.teacher: Autoencoder | None = None
         self.perceptual: PerceptualNetwork | None = None
         if any(stage.weights.feature_terms for stage in preset.stages):
@@ -98,7 +106,8 @@ class Run:
         self.critics: CriticTrainer[Any] | None = None
         self._changed = saved is not None and Preset.from_dict(saved.preset) != preset
         self.throughput: list[tuple[str, Throughput]] = []  # by stage
-        self.meter, self._warned = ThroughputMeter(device), False
+        self.meter = ThroughputMeter(device)
+        self._warned = False
         pictures = data.train.to(device)
         damaged = None if data.damaged is None else data.damaged.to(device)
         self.batches = BatchBuilder(preset, pictures, seed=seed, meter=self.meter, damaged=damaged)
@@ -114,18 +123,25 @@ class Run:
         else:
             if isinstance(self.network, Crisp):
                 pictures = self.batches.example_pictures(_PALETTE_PICTURES)
-                self.network.draw.fit_palette(pictures, self.batches.generator(RngStream.PALETTE, 0))
+                self.network.draw.fit_palette(
+                    pictures, self.batches.generator(RngStream.PALETTE, 0)
+                )
             self._start_stage()
 
     def train(self) -> None:
-        """Train to the end of the last stage, or write a checkpoint and raise `Interrupted` after SIGINT or SIGTERM.
+        """Train to the end of the last stage, or write a checkpoint and raise `Interrupted` after
+        SIGINT or SIGTERM.
 
         A finished run stores what the command changes of its card.
         """
         with file_lock(self.out):
             if self._changed and self.step == self.preset.steps:
                 self.save()
-            if self.perceptual is not None and not self._perceptual_done and self.step < self.preset.steps:
+            if (
+                self.perceptual is not None
+                and not self._perceptual_done
+                and self.step < self.preset.steps
+            ):
                 self._fit_perceptual(self.perceptual, draw=self.batches.draw)
                 self._perceptual_done = True
             self._train()
@@ -150,7 +166,8 @@ class Run:
         checkpoints.save(state, self.out / checkpoints.FILE)
         checkpoints.rotate(self.out, self.step, self._keep)
 
-    # Where a run may stop, for example with pool_refresh = 4, pairs_refresh = 2 and checkpoint_every = 8:
+    # Where a run may stop, for example with pool_refresh = 4, pairs_refresh = 2 and
+    # checkpoint_every = 8:
     #
     #   steps done in the stage   0   1   2   3   4   5   6   7   8   9
     #   the next builds a pool    ×               ×               ×
@@ -158,8 +175,9 @@ class Run:
     #   a signal stops the run    ×               ×               ×
     #   checkpoint                                                ×
     #
-    # A signal writes a checkpoint where it stops, so it loses no step; a crash loses those after the last checkpoint.
-    # Both continue where pool and pairs are built anew, from the same weights as in a run that was never interrupted.
+    # A signal writes a checkpoint where it stops, so it loses no step; a crash loses those after
+    # the last checkpoint. Both continue where pool and pairs are built anew, from the same weights
+    # as in a run that was never interrupted.
     def _train(self) -> None:
         bar = tqdm(total=self.preset.steps, initial=self.step, unit="step", mininterval=1.0)
         with stop_signal() as signalled, bar, Log(self.out / LOG, self.step) as log:
@@ -191,15 +209,17 @@ class Run:
     def step_once(self) -> dict[str, Tensor]:
         """One optimiser step; returns the terms of the loss."""
         stage = self.preset.stages[self.stage]
-        # A function of the step alone, in place of torch's schedulers: there is no state to restore, and a stage can be
-        # lengthened.
+        # A function of the step alone, in place of torch's schedulers: there is no state to
+        # restore, and a stage can be lengthened.
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(stage, self.stage_step)
         self.network.train()
         batch = self.batches.build(self.step, self.stage_step, stage, self._forward)
         with self.meter.phase(COMPUTE):
             if self.critics is not None:
-                self.critics.lr = self.critics.peak * learning_rate(stage, self.stage_step) / stage.lr
+                self.critics.lr = (
+                    self.critics.peak * learning_rate(stage, self.stage_step) / stage.lr
+                )
             if self.critics is not None and self.teacher is not None and batch.z is not None:
                 y = self._forward(batch.z)
                 with self._autocast():
@@ -231,14 +251,17 @@ class Run:
     def _log_terms(self, terms: dict[str, Tensor], stage: str, log: Log, bar: "tqdm[Any]") -> None:
         values = {name: float(value) for name, value in terms.items()}
         if not all(map(math.isfinite, values.values())):
-            raise UserError(f"step {self.step}: the loss is not finite; the last checkpoint is kept")
+            raise UserError(
+                f"step {self.step}: the loss is not finite; the last checkpoint is kept"
+            )
         ratio = health(values)
         if ratio is not None:
             values["health"] = ratio
             if ratio > 1.0 and not self._warned:
                 self._warned = True
                 tqdm.write(
-                    f"warning: step {self.step}: idempotence / reconstruction is {ratio:.2f}; where it stays above 1, "
+                    f"warning: step {self.step}: idempotence / reconstruction is "
+                    f"{ratio:.2f}; where it stays above 1, "
                     "the samples collapse (good runs end at 0.55 to 0.83)",
                     file=sys.stderr,
                 )
@@ -269,21 +292,29 @@ class Run:
         self.objective = self._new_objective(stage)
 
     def _new_objective(self, stage: Stage) -> Objective | CrispObjective:
-        kind, perceptual = stage.distance or self.preset.distance, self.perceptual
+        kind = stage.distance or self.preset.distance
+        perceptual = self.perceptual
         if isinstance(self.network, Crisp) and perceptual is not None:
             return CrispObjective(
-                network=self.network, stage=stage, kind=kind, perceptual=perceptual, trainer=self.critics
+                network=self.network,
+                stage=stage,
+                kind=kind,
+                perceptual=perceptual,
+                trainer=self.critics,
             )
         groups = None
         if stage.weights.feature_terms and perceptual is not None:
             features = partial(perceptual.features, pixels=stage.perceptual_pixels)
             groups = FeatureGroups(features)
-        teacher, trainer = self.teacher, self.critics
+        teacher = self.teacher
+        trainer = self.critics
         return Objective(
             stage=stage,
             kind=kind,
             teacher=teacher,
-            scores=None if teacher is None or trainer is None else lambda y: trainer.critics(teacher.features(y)),
+            scores=None
+            if teacher is None or trainer is None
+            else lambda y: trainer.critics(teacher.features(y)),
             feature_groups=groups,
         )
 
@@ -306,13 +337,16 @@ class Run:
             return
         # The averaged weights are better than the last ones, so the next stage starts from them.
         self.network.load_state_dict(self.average.module.state_dict())
-        self.stage, self.stage_step = self.stage + 1, 0
+        self.stage = self.stage + 1
+        self.stage_step = 0
         self._start_stage()
 
     def _resume(self, saved: Checkpoint) -> None:
-        # `_start_stage` makes teacher, average, optimiser and discriminator of the right shapes from a network that is
-        # not trained; then the saved states replace all their values.
-        self.stage, self.stage_step, self.step = saved.stage, saved.stage_step, saved.step
+        # `_start_stage` makes teacher, average, optimiser and discriminator of the right shapes
+        # from a network that is not trained; then the saved states replace all their values.
+        self.stage = saved.stage
+        self.stage_step = saved.stage_step
+        self.step = saved.step
         self._start_stage(fit=False)
         self.network.load_state_dict(saved.network)
         self.average.load_state_dict(saved.average)
@@ -351,7 +385,9 @@ def learning_rate(stage: Stage, step: int) -> float:
 
 
 def _continued(before: dict[str, Any], now: dict[str, Any], step: int) -> dict[str, Any]:
-    """The provenance of the first command. If other sources continue the run, they are listed with their first step."""
+    """The provenance of the first command. If other sources continue the run, they are listed with
+    their first step.
+    """
     history = before.get("continued", [])
     latest = history[-1]["sources"] if history else before.get("sources")
     if now.get("sources") == latest:

@@ -3,21 +3,15 @@
 Every request, of every size and kind, passes the same functions:
 
     server ─▶ Application.__call__     request id, arrival, caller, trace, errors of the head
-                 │
-                 ├─ CorsMiddleware     only if origins are configured; preflights end here
-                 │
-                 ├─ _admit             API key, draining, requests in flight, rate
-                 │
-                 ├─ Pipeline.run       an endpoint that runs a model
-                 │  or FastAPI         all others: information, documents, model repository
-                 │
-                 ├─ _record            log line, metrics, trace
-                 │
-                 └─ ApiRequest.finish  an error waits for earlier ones of its caller, then it is sent
+                 │ ├─ CorsMiddleware     only if origins are configured; preflights end here │ ├─
+                 _admit             API key, draining, requests in flight, rate │ ├─ Pipeline.run
+                 an endpoint that runs a model │  or FastAPI         all others: information,
+                 documents, model repository │ ├─ _record            log line, metrics, trace │ └─
+                 ApiRequest.finish  an error waits for earlier ones of its caller, then it is sent
 
-While it runs, ``scope["state"]["request"]`` is the `ApiRequest`. `service.server` sets ``arrival`` there, the seconds
-on `AppState.clock` when the head was complete, ``rejected``, the error of a head that it did not accept, and
-``is_received`` once the whole body has arrived.
+While it runs, ``scope["state"]["request"]`` is the `ApiRequest`. `service.server` sets ``arrival``
+there, the seconds on `AppState.clock` when the head was complete, ``rejected``, the error of a head
+that it did not accept, and ``is_received`` once the whole body has arrived.
 """
 
 import asyncio
@@ -66,10 +60,14 @@ class Application:
         self._routes, self._pipeline = routes, Pipeline()
         self._keys, self._rates = keys, rates or Rates()
         settings = services.settings
-        self._settings, self._in_flight, self._tracing = settings, services.in_flight, services.tracing
+        self._settings = settings
+        self._in_flight = services.in_flight
+        self._tracing = services.tracing
         self._inner: ASGIApp = self._serve
         if settings.cors_origins:
-            self._inner = CorsMiddleware(self._serve, origins=settings.cors_origins, reject=self._send_problem)
+            self._inner = CorsMiddleware(
+                self._serve, origins=settings.cors_origins, reject=self._send_problem
+            )
         self._recorded: dict[tuple[str, int, str | None], list[tuple[float, ApiRequest]]] = {}
 
     def lifespan(self) -> AbstractAsyncContextManager[Any]:
@@ -83,13 +81,15 @@ class Application:
             return
         request = self._begin(scope, receive, send)
         try:
-            app = self._inner if request.error is None else self._serve  # CORS answers preflights by itself
+            # CORS answers preflights by itself
+            app = self._inner if request.error is None else self._serve
             await app(scope, receive, request.send)
         except ClientDisconnect as exc:
             request.status = CLIENT_GONE
             forget_frames(exc)
         else:
-            if not request.complete:  # the server cuts the connection, so the status that was sent does not hold
+            # the server cuts the connection, so the status that was sent does not hold
+            if not request.complete:
                 request.status = HTTPStatus.INTERNAL_SERVER_ERROR
         finally:
             del request.state["request"]  # the cycle would wait for the garbage collector
@@ -103,8 +103,11 @@ class Application:
         if root := scope.get("root_path"):
             path = path.removeprefix(root)
         state = scope.setdefault("state", {})
-        request = state["request"] = ApiRequest(self.services, scope, receive, send, self._routes.find(path), path)
-        headers, proxies = request.headers, self._settings.trusted_proxies
+        request = state["request"] = ApiRequest(
+            self.services, scope, receive, send, self._routes.find(path), path
+        )
+        headers = request.headers
+        proxies = self._settings.trusted_proxies
         request.request_id = choose_request_id(headers.get(b"x-request-id"))
         if proxies:
             request.caller = peer_key(request.peer, headers.getlist(b"x-forwarded-for"), proxies)
@@ -120,7 +123,9 @@ class Application:
         """Continue the caller's trace, or begin one; probes and scrapes begin none."""
         trace = parse_traceparent(traceparents)
         if self._tracing is not None and (trace is not None or not request.route.is_probe):
-            spans = self._tracing.start_request(request.arrival, trace, request.headers.getlist(b"tracestate"))
+            spans = self._tracing.start_request(
+                request.arrival, trace, request.headers.getlist(b"tracestate")
+            )
             trace = spans.position
             if spans.recorded:
                 request.spans = spans
@@ -152,16 +157,20 @@ class Application:
     def _admit(self, request: ApiRequest) -> None:
         """Let the request in, and count it.
 
-        Raises `IgnError` if the server rejected its head, the head is wrong, the key is missing, unknown or without the
-        scope, a page of another site may have sent it, the service drains, too many requests are in flight, or the
-        caller is beyond its rate.
+        Raises `IgnError` if the server rejected its head, the head is wrong, the key is missing,
+        unknown or without the scope, a page of another site may have sent it, the service drains,
+        too many requests are in flight, or the caller is beyond its rate.
         """
-        route, in_flight = request.route, self._in_flight
+        route = request.route
+        in_flight = self._in_flight
         if request.error is not None:
-            request.added.append((b"connection", b"close"))  # where the next request begins is in doubt
+            # where the next request begins is in doubt
+            request.added.append((b"connection", b"close"))
             raise request.error
         if self._keys is None:
-            if request.method == "POST" and ("*" not in self._settings.cors_origins or route.is_admin):
+            if request.method == "POST" and (
+                "*" not in self._settings.cors_origins or route.is_admin
+            ):
                 check_origin(request.headers, self._settings.cors_origins)
         elif route.needs_key:
             self._keys.identify(request, "admin" if route.is_admin else "infer")
@@ -183,7 +192,13 @@ class Application:
             if problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
                 log_failure(exc, request.request_id)
             response = problem_response(problem, request.request_id, request.path)
-        await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+        await send(
+            {
+                "type": "http.response.start",
+                "status": response.status_code,
+                "headers": response.raw_headers,
+            }
+        )
         await send({"type": "http.response.body", "body": bytes(response.body)})
 
     def _record(self, request: ApiRequest) -> None:
@@ -202,7 +217,10 @@ class Application:
         self._recorded.setdefault(key, []).append((seconds, request))
 
     def _observe(self) -> None:
-        """Count the requests that ended in this turn of the event loop, those of one kind together."""
-        recorded, self._recorded = self._recorded, {}
+        """Count the requests that ended in this turn of the event loop, those of one kind
+        together.
+        """
+        recorded = self._recorded
+        self._recorded = {}
         for (endpoint, status, _), ended in recorded.items():
             self.services.metrics.requests(endpoint, status, ended)

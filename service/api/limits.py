@@ -15,11 +15,13 @@ class Holder(Protocol):
 
 
 class InFlightRequests:
-    """Counts the requests in flight and the bytes that they hold, for each caller. Belongs to one event loop.
+    """Counts the requests in flight and the bytes that they hold, for each caller. Belongs to one
+    event loop.
 
-    Bytes are those of bodies, of responses and of the arrays that these are made from. `service.server` sets `leaving`
-    (requests are still answered) and `draining` (no longer) once each, and waits with `idle`. `ModelRegistry` waits
-    with `wait_for_current` before it closes a model.
+    Bytes are those of bodies, of responses and of the arrays that these are made from.
+    `service.server` sets `leaving` (requests are still answered) and `draining` (no longer) once
+    each, and waits with `idle`. `ModelRegistry` waits with `wait_for_current` before it closes a
+    model.
     """
 
     def __init__(self, max_requests: Capacity, max_bytes: Capacity) -> None:
@@ -35,10 +37,14 @@ class InFlightRequests:
         return self.requests.total
 
     def enter(self, caller: str) -> "Epoch":
-        """Count a request that begins; pass the return value to `leave`. Raises `OverShare` or `TooManyConnections`."""
+        """Count a request that begins; pass the return value to `leave`. Raises `OverShare` or
+        `TooManyConnections`.
+        """
         if not self.requests.take(caller, 1):
             if self.requests.is_over_share(caller, 1):
-                raise OverShare("too many requests of this caller are in flight (IGN_MAX_INFLIGHT_REQUESTS)")
+                raise OverShare(
+                    "too many requests of this caller are in flight (IGN_MAX_INFLIGHT_REQUESTS)"
+                )
             raise TooManyConnections("too many requests are in flight")
         epoch = self._epoch
         epoch.requests += 1
@@ -47,19 +53,26 @@ class InFlightRequests:
     def hold(self, request: "Holder", size: int) -> None:
         """Count bytes until their request ends.
 
-        Raises `OverShare` or `TooManyBytes` if there is no room for them now, and `TooLarge` if there never is.
+        Raises `OverShare` or `TooManyBytes` if there is no room for them now, and `TooLarge` if
+        there never is.
 
-        Bytes of a body count as they arrive. If an announced length counted, a few slow clients could reserve
-        everything without sending a byte.
+        Bytes of a body count as they arrive. If an announced length counted, a few slow clients
+        could reserve everything without sending a byte.
         """
-        caller, held = request.caller, request.held_bytes
+        caller = request.caller
+        held = request.held_bytes
         capacity = self.bytes.capacity.size
         if held + size > capacity:
-            text = f"the request needs {held + size} bytes; the limit, IGN_MAX_INFLIGHT_BYTES, is {capacity}"
+            text = (
+                f"the request needs {held + size} bytes; the limit, IGN_MAX_INFLIGHT_BYTES, "
+                f"is {capacity}"
+            )
             raise TooLarge(text)
         if not self.bytes.take(caller, size):
             if self.bytes.is_over_share(caller, size):
-                raise OverShare("the requests of this caller hold too many bytes (IGN_MAX_INFLIGHT_BYTES)")
+                raise OverShare(
+                    "the requests of this caller hold too many bytes (IGN_MAX_INFLIGHT_BYTES)"
+                )
             raise TooManyBytes("the requests in flight hold too many bytes")
         request.held_bytes = held + size
 
@@ -78,7 +91,8 @@ class InFlightRequests:
             await self.wait_for_current()
 
     async def wait_for_current(self) -> None:
-        """Wait until every request in flight at the time of the call has ended; later requests do not count.
+        """Wait until every request in flight at the time of the call has ended; later requests do
+        not count.
 
         After it returns, no running request uses a model that lost its name before the call.
         """

@@ -1,8 +1,9 @@
-"""Parse `multipart/form-data` bodies, and options that arrive as text in their fields or in a query.
+"""Parse `multipart/form-data` bodies, and options that arrive as text in their fields or in a
+query.
 
-Starlette's `request.form()` cannot keep the contract: it treats an image without a file name as text, decodes text that
-is not UTF-8 as latin-1, accepts a body without its last boundary, and answers too many files or fields with 400 and
-without a field name instead of 422.
+Starlette's `request.form()` cannot keep the contract: it treats an image without a file name as
+text, decodes text that is not UTF-8 as latin-1, accepts a body without its last boundary, and
+answers too many files or fields with 400 and without a field name instead of 422.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -14,7 +15,9 @@ from starlette.datastructures import QueryParams
 from service.api.body import parse_content_type, printable_name
 from service.domain.errors import InvalidContent, MalformedRequest
 
-MUST_BE_A_FILE: Final = "must be a file, with a file name or the Content-Type of an image; with curl, -F NAME=@FILE"
+MUST_BE_A_FILE: Final = (
+    "must be a file, with a file name or the Content-Type of an image; with curl, -F NAME=@FILE"
+)
 _MAX_BOUNDARY: Final = 256
 _MAX_HEAD: Final = 1 << 12  # bytes of the header fields of a part
 _MAX_ITEMS: Final = 64  # of a list; more are an error
@@ -28,13 +31,16 @@ def parse_multipart(
     max_fields: int,
     file_names: Collection[str] = (),
 ) -> tuple[dict[str, list[str]], dict[str, list[bytes]]]:
-    """Split a `multipart/form-data` body into fields and files, each as a mapping from name to its values in order.
+    """Split a `multipart/form-data` body into fields and files, each as a mapping from name to its
+    values in order.
 
-    A part with a file name, or with the content type of an image, is a file. Every other part is a UTF-8 field. A
-    file part without name and content, which browsers send for an empty file input, is skipped.
+    A part with a file name, or with the content type of an image, is a file. Every other part is a
+    UTF-8 field. A file part without name and content, which browsers send for an empty file input,
+    is skipped.
 
-    Raises `MalformedRequest` without a first or last boundary, or for a part without a name or a field that is not
-    UTF-8, and `InvalidContent` for too many files or fields, or if a part of ``file_names`` is a field not in UTF-8.
+    Raises `MalformedRequest` without a first or last boundary, or for a part without a name or a
+    field that is not UTF-8, and `InvalidContent` for too many files or fields, or if a part of
+    ``file_names`` is a field not in UTF-8.
     """
     boundary = parse_content_type(content_type)[1].get("boundary", "")
     if not 0 < len(boundary) <= _MAX_BOUNDARY:
@@ -65,14 +71,17 @@ def parse_multipart(
 
 
 def _parse_part(part: bytes) -> tuple[str, bytes | None, bytes]:
-    """Name, file name and content of a part; a field has no file name, and a file may have an empty one."""
+    """Name, file name and content of a part; a field has no file name, and a file may have an empty
+    one.
+    """
     end = part.find(b"\r\n\r\n", 0, _MAX_HEAD)
     before, *lines = part[: max(end, 0)].split(b"\r\n")
     headers = {name.lower(): value for name, _, value in (line.partition(b":") for line in lines)}
     disposition, options = parse_options_header(headers.get(b"content-disposition", b""))
     if before.strip() or disposition.strip() != b"form-data" or not options.get(b"name"):
         raise MalformedRequest("a multipart part has no Content-Disposition: form-data with a name")
-    # A file name is optional (RFC 7578, section 4.2), and programs often send an image from memory without one.
+    # A file name is optional (RFC 7578, section 4.2), and programs often send an image from memory
+    # without one.
     is_image = headers.get(b"content-type", b"").strip().lower().startswith(b"image/")
     filename = options.get(b"filename", b"" if is_image else None)
     return _utf8(options[b"name"], "a part's name"), filename, part[end + 4 :]
@@ -95,10 +104,14 @@ def _utf8(data: bytes, name: str) -> str:
 
 
 def parse_fields(fields: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """One text for each field, for a schema that is not strict; raises `InvalidContent` for those given twice."""
+    """One text for each field, for a schema that is not strict; raises `InvalidContent` for those
+    given twice.
+    """
     if repeated := [printable_name(name) for name, texts in fields.items() if len(texts) != 1]:
         message = "given more than once"
-        raise InvalidContent(f"{', '.join(repeated)}: {message}", fields=[(name, message) for name in repeated])
+        raise InvalidContent(
+            f"{', '.join(repeated)}: {message}", fields=[(name, message) for name in repeated]
+        )
     options: dict[str, Any] = {name: text for name, (text,) in fields.items()}
     if "record" in options:  # the only list
         options["record"] = options["record"].split(",", _MAX_ITEMS)
@@ -106,7 +119,9 @@ def parse_fields(fields: Mapping[str, Sequence[str]]) -> dict[str, Any]:
 
 
 def parse_query(query: bytes, path: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The options in a query, and in the parameters of a ``path``, as `parse_fields` converts them."""
+    """The options in a query, and in the parameters of a ``path``, as `parse_fields` converts
+    them.
+    """
     fields: dict[str, list[str]] = {}
     for name, value in (*(path or {}).items(), *QueryParams(query).multi_items()):
         fields.setdefault(name, []).append(value)

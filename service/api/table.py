@@ -1,7 +1,7 @@
 """The table of endpoints. Routing, the checks of a head, parsing and `/openapi.json` come from it.
 
-A dialect is a file that declares its endpoints: `service.api.native`, `service.api.oip`, `service.api.openai` and
-`service.api.info`; `service.app` joins them.
+A dialect is a file that declares its endpoints: `service.api.native`, `service.api.oip`,
+`service.api.openai` and `service.api.info`; `service.app` joins them.
 """
 
 import inspect
@@ -23,7 +23,9 @@ from service.api.pipeline import Stages
 from service.api.request import ApiRequest, Route
 
 Handler = Callable[[ApiRequest], Awaitable[Any]]
-"""Returns a response of Starlette, or what becomes JSON. Its docstring is the description of the endpoint."""
+"""Returns a response of Starlette, or what becomes JSON. Its docstring is the description of the
+endpoint.
+"""
 
 # Each kind of parameter in a path, and what it stands for.
 _KINDS: Final = {"": "[^/]+", ":path": ".*", ":text": ".+"}
@@ -36,11 +38,12 @@ _MAX_PATH: Final = 256
 class Endpoint(NamedTuple):
     """One endpoint.
 
-    ``path`` may have parameters: `{name}` is a segment, `{name:path}` any text, `{name:text}` at least a character.
-    ``run`` is what answers: stages, if it runs a model. ``tag`` is its group in the document, which leaves out
-    endpoints without one, and ``name`` that of its operation. ``request`` is the JSON of the body, ``bodies`` are
-    media types besides it; ``answer`` is the JSON of the response, ``formats`` are its media types. ``parameters`` are
-    those of the query and the headers, as in the document.
+    ``path`` may have parameters: `{name}` is a segment, `{name:path}` any text, `{name:text}` at
+    least a character. ``run`` is what answers: stages, if it runs a model. ``tag`` is its group in
+    the document, which leaves out endpoints without one, and ``name`` that of its operation.
+    ``request`` is the JSON of the body, ``bodies`` are media types besides it; ``answer`` is the
+    JSON of the response, ``formats`` are its media types. ``parameters`` are those of the query and
+    the headers, as in the document.
     """
 
     path: str
@@ -72,12 +75,16 @@ class Endpoint(NamedTuple):
     @property
     def pattern(self) -> re.Pattern[str]:
         """Matches the paths that belong to it."""
-        pattern = _PARAMETER.sub(lambda match: f"(?P<{match[1]}>{_KINDS[match[2] or '']})", re.escape(self.path))
+        pattern = _PARAMETER.sub(
+            lambda match: f"(?P<{match[1]}>{_KINDS[match[2] or '']})", re.escape(self.path)
+        )
         return re.compile(pattern, re.DOTALL)
 
 
 def install(app: FastAPI, endpoints: Iterable[Endpoint]) -> None:
-    """Let FastAPI answer those that run no model. Their exceptions pass to `service.api.application`."""
+    """Let FastAPI answer those that run no model. Their exceptions pass to
+    `service.api.application`.
+    """
     for endpoint in endpoints:
         if not isinstance(endpoint.run, Stages):
             app.add_route(endpoint.path, _responder(endpoint.run), [*endpoint.methods])
@@ -95,7 +102,9 @@ def _responder(run: Handler) -> Callable[[Request], Awaitable[Response]]:
 
 
 async def _no_response(_: Request, exc: Exception) -> Any:
-    """Called by Starlette's outermost middleware, which raises the exception after this "response"."""
+    """Called by Starlette's outermost middleware, which raises the exception after this
+    "response".
+    """
 
     async def send_nothing(scope: Scope, receive: Receive, send: Send) -> None:
         return

@@ -1,16 +1,16 @@
 """Accounts: what each caller holds of a finite resource, and at which rate it may ask.
 
-A resource has a capacity C and, above it, a reserve R. A caller that holds h of it gets x more if one of these holds;
-T is held in all, and n callers hold some, this one included:
+A resource has a capacity C and, above it, a reserve R. A caller that holds h of it gets x more if
+one of these holds; T is held in all, and n callers hold some, this one included:
 
     T + x ≤ C      and  h + x ≤ C / n               its share
     T + x ≤ C + R  and  h = 0                       the first request of a newcomer
     T + x ≤ C + R  and  h + x ≤ C + R − (T + x)     no more than what it leaves free
 
-and h + x ≤ C. So a caller that is alone may hold C. When another comes, a caller above its share keeps what it holds
-and gets no more, and the newcomer finds the reserve: those above their share do not get it. The third rule is the
-dynamic threshold of switch buffers (Choudhury and Hahne, 1998). Where many callers hold little, it allows more than
-C / n to one of them.
+and h + x ≤ C. So a caller that is alone may hold C. When another comes, a caller above its share
+keeps what it holds and gets no more, and the newcomer finds the reserve: those above their share do
+not get it. The third rule is the dynamic threshold of switch buffers (Choudhury and Hahne, 1998).
+Where many callers hold little, it allows more than C / n to one of them.
 
 Where callers wait instead, the next one is the one that has spent least.
 """
@@ -114,7 +114,9 @@ class Accounts:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """``count`` requests in ``seconds``: so many at once after a pause, in the long run one every ``interval``."""
+    """``count`` requests in ``seconds``: so many at once after a pause, in the long run one every
+    ``interval``.
+    """
 
     count: float
     seconds: float
@@ -142,22 +144,28 @@ _MOST_PAUSE_S: Final = 0.75  # less than the server waits for connections when i
 
 
 class Rates:
-    """Limits callers to rates, in constant time and memory (generic cell rate algorithm, ITU-T I.371).
+    """Limits callers to rates, in constant time and memory (generic cell rate algorithm, ITU-T
+    I.371).
 
-    With ``path`` over all processes that open the same file, which the first one creates with its whole size, so that a
-    full disk changes nothing; raises StartupError if it cannot be made. ``clock`` gives monotonic seconds, the same in
-    all processes.
+    With ``path`` over all processes that open the same file, which the first one creates with its
+    whole size, so that a full disk changes nothing; raises StartupError if it cannot be made.
+    ``clock`` gives monotonic seconds, the same in all processes.
 
-    The hash of a caller chooses a bucket. A process locks the bytes of that bucket for some microseconds; the kernel
-    drops the lock of a process that dies. Beyond ``callers``, or if a bucket is full, the caller that has been quiet
-    longest is dropped and starts anew. A request does not count if its bucket cannot be locked.
+    The hash of a caller chooses a bucket. A process locks the bytes of that bucket for some
+    microseconds; the kernel drops the lock of a process that dies. Beyond ``callers``, or if a
+    bucket is full, the caller that has been quiet longest is dropped and starts anew. A request
+    does not count if its bucket cannot be locked.
     """
 
-    # An entry holds the end of the requests admitted so far if they had come one `interval` apart. It may be up to
-    # `seconds` in the future, which is `count` requests at once. With 4/s, four requests at 10.0 s move it to 11.0 s,
-    # and a fifth has to wait until 10.25 s.
+    # An entry holds the end of the requests admitted so far if they had come one `interval` apart.
+    # It may be up to `seconds` in the future, which is `count` requests at once. With 4/s, four
+    # requests at 10.0 s move it to 11.0 s, and a fifth has to wait until 10.25 s.
     def __init__(
-        self, path: Path | None = None, *, callers: int = 65_536, clock: Callable[[], float] = time.monotonic
+        self,
+        path: Path | None = None,
+        *,
+        callers: int = 65_536,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
         self._buckets = max(1, callers // _WAYS)
@@ -168,7 +176,9 @@ class Rates:
                 self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 os.posix_fallocate(self._file, 0, size)
             except OSError as exc:
-                raise StartupError(f"TMPDIR: the file that counts the rates cannot be made: {exc.strerror}") from exc
+                raise StartupError(
+                    f"TMPDIR: the file that counts the rates cannot be made: {exc.strerror}"
+                ) from exc
         self._entries = mmap.mmap(self._file, size)
 
     def count(self, caller: str, rate: Rate) -> None:
@@ -177,15 +187,18 @@ class Rates:
             raise RateLimited(f"more than {rate}", retry_after=wait)
 
     def pause(self, caller: str) -> float:
-        """Count an error, and return for how many seconds it has to wait for earlier ones of its caller, at most 0.75.
+        """Count an error, and return for how many seconds it has to wait for earlier ones of its
+        caller, at most 0.75.
 
-        A client that ignores `Retry-After`, or repeats what is wrong, comes back at once, and an error takes CPU time
-        that other requests then lack.
+        A client that ignores `Retry-After`, or repeats what is wrong, comes back at once, and an
+        error takes CPU time that other requests then lack.
         """
         return min(self.wait(f"errors of {caller}", ERRORS, _MOST_PAUSE_S), _MOST_PAUSE_S)
 
     def wait(self, caller: str, rate: Rate, patience_s: float = 0.0) -> float:
-        """Seconds that a request has to wait, 0 within the rate. Beyond ``patience_s`` it does not count."""
+        """Seconds that a request has to wait, 0 within the rate. Beyond ``patience_s`` it does not
+        count.
+        """
         digest = int.from_bytes(blake2b(caller.encode(), digest_size=8).digest(), "little") or 1
         start = digest % self._buckets * _BUCKET_BYTES
         if self._file < 0:

@@ -123,7 +123,9 @@ class RowSteps:
         "steps",
     )
 
-    def __init__(self, request: StepRequest, start: int, inputs: FloatRows, keep: KeepMask | None) -> None:
+    def __init__(
+        self, request: StepRequest, start: int, inputs: FloatRows, keep: KeepMask | None
+    ) -> None:
         self.request = request
         self.start = start
         self.count = len(inputs)

@@ -22,7 +22,8 @@ Observe = Callable[[str, float], None]
 class CodecThread:
     """Stands for a thread of the codec pool. Only the pool makes one, and gives it to every job.
 
-    What opens or decodes an image file asks for it, so the type checker refuses to do that on the event loop.
+    What opens or decodes an image file asks for it, so the type checker refuses to do that on the
+    event loop.
     """
 
     __slots__ = ()
@@ -121,7 +122,8 @@ class CodecPool:
 def _return_large_blocks() -> None:
     """Let glibc give large blocks back to the system as soon as they are free.
 
-    By default it keeps, for each thread, what its largest image took, because the threshold grows with what is freed.
+    By default it keeps, for each thread, what its largest image took, because the threshold grows
+    with what is freed.
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)

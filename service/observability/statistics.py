@@ -1,4 +1,6 @@
-"""What the scheduler of one model reports: counted in the metrics, and for the Open Inference Protocol."""
+"""What the scheduler of one model reports: counted in the metrics, and for the Open Inference
+Protocol.
+"""
 
 import time
 from collections import defaultdict
@@ -8,15 +10,20 @@ from typing import Any, Final
 from service.observability.metrics import Metrics
 from service.scheduling.report import Finished, ModelCall, Report
 
-# These series exist from the start with value 0. `increase` misses the first event of a series that starts at 1.
+# These series exist from the start with value 0. `increase` misses the first event of a series that
+# starts at 1.
 _OUTCOMES: Final = ("ok", "deadline_exceeded", "model_failure")
 _REASONS: Final = ("queue_full", "would_miss_deadline")
 
 
 class ModelStatistics:
-    """Counts what the scheduler of one model, `name/version`, reports. Belongs to the event loop."""
+    """Counts what the scheduler of one model, `name/version`, reports. Belongs to the event
+    loop.
+    """
 
-    def __init__(self, metrics: Metrics, model: str, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, metrics: Metrics, model: str, clock: Callable[[], float] = time.time
+    ) -> None:
         self._metrics = metrics
         self._model = model
         self._clock = clock
@@ -25,7 +32,12 @@ class ModelStatistics:
         self._rows = 0  # of successful requests
         self._last_ms = 0  # Unix time at which the last of them ended
         # Seconds of the parts of successful requests, in the order of the protocol.
-        self._seconds = {"queue": 0.0, "compute_input": 0.0, "compute_infer": 0.0, "compute_output": 0.0}
+        self._seconds = {
+            "queue": 0.0,
+            "compute_input": 0.0,
+            "compute_infer": 0.0,
+            "compute_output": 0.0,
+        }
         self._failed = 0
         self._failed_s = 0.0
         # Model calls by number of rows, and their seconds.
@@ -35,14 +47,20 @@ class ModelStatistics:
             metrics.scheduled_requests(model, outcome)
         for reason in _REASONS:
             metrics.rejected_requests(model, reason)
-        counts = metrics.early_exits, metrics.padding_rows, metrics.cancellations, metrics.devices_lost
+        counts = (
+            metrics.early_exits,
+            metrics.padding_rows,
+            metrics.cancellations,
+            metrics.devices_lost,
+        )
         for counter in (*counts, metrics.replacements):
             counter(model)
 
     def report(self) -> dict[str, Any]:
         """What happened since the model was loaded, consistent, as the protocol has it.
 
-        A failure that was rejected or cancelled took 0 s; tensors have times after the requests of the protocol only.
+        A failure that was rejected or cancelled took 0 s; tensors have times after the requests of
+        the protocol only.
         """
         succeeded = self._succeeded
         return {
@@ -68,7 +86,9 @@ class ModelStatistics:
         }
 
     def tensors(self, read_s: float, written_s: float) -> None:
-        """Add the times of parsing and serialising the tensors of a request that has been reported."""
+        """Add the times of parsing and serialising the tensors of a request that has been
+        reported.
+        """
         self._seconds["compute_input"] += read_s
         self._seconds["compute_output"] += written_s
 

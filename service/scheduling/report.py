@@ -10,7 +10,9 @@ class ModelCall(NamedTuple):
     rows: int  # without padding
     padded: int
     seconds: float
-    reason: str  # `full`, `drained` (all rows that waited), `share` (of them) or `retry` (part of a failed batch)
+    # `full`, `drained` (all rows that waited), `share` (of them) or `retry` (part of a failed
+    # batch)
+    reason: str
     ended: float
 
 

@@ -1,4 +1,6 @@
-"""A request, the slices of its rows, its results so far, and batches of slices. All belongs to the event loop."""
+"""A request, the slices of its rows, its results so far, and batches of slices. All belongs to the
+event loop.
+"""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,11 +35,14 @@ class Counters:
 
 
 class Slice(RowSteps):
-    """Neighbouring rows of a request that have had the same steps. Batches and the queue consist of slices."""
+    """Neighbouring rows of a request that have had the same steps. Batches and the queue consist of
+    slices.
+    """
 
-    # A request begins as one slice, and most of them stay so: one copy into the batch, none out of it. A slice is
-    # cut where its rows part: a batch has room for some, some have converged, or the device of some is lost. Slices are
-    # never joined again, so a request has at most as many slices as rows.
+    # A request begins as one slice, and most of them stay so: one copy into the batch, none out of
+    # it. A slice is cut where its rows part: a batch has room for some, some have converged, or the
+    # device of some is lost. Slices are never joined again, so a request has at most as many slices
+    # as rows.
     #
     #     request    0  1  2  3  4  5  6  7
     #     slices    [0  1  2][3  4  5  6  7]      start, count: 0, 3 and 3, 5
@@ -53,7 +58,9 @@ class Slice(RowSteps):
         self.batch: Batch | None = None  # that a lane has
 
     def cut(self, count: int) -> "Slice":
-        """Split off the first ``count`` rows; returns them as a slice that is in no queue and no batch."""
+        """Split off the first ``count`` rows; returns them as a slice that is in no queue and no
+        batch.
+        """
         head = super().cut(count)
         head.seq = 0
         head.batch = None
@@ -64,7 +71,9 @@ class Slice(RowSteps):
         """The error of a row that is not finite after ``steps`` further steps."""
         # The caller's fault, if the first step overflows from values that no seed and no image has.
         if self.steps == 0 and steps == 1 and np.abs(self.rows[index]).max() > LARGE:
-            return InvalidContent(f"f of these rows is not finite: they hold values beyond ±{LARGE:.0f}")
+            return InvalidContent(
+                f"f of these rows is not finite: they hold values beyond ±{LARGE:.0f}"
+            )
         return ModelFailure("the model gave values that are not finite")
 
 
@@ -84,18 +93,25 @@ class Batch:
 
     # What the lane delivers.
     began: float = 0.0
-    done: int = 0  # steps that were run; 0 if the batch was stopped, or had expired, before the first one
-    y: FloatRows | None = None  # after the last step; rows of failed and lost ones are those before it
+    done: int = (
+        0  # steps that were run; 0 if the batch was stopped, or had expired, before the first one
+    )
+    y: FloatRows | None = (
+        None  # after the last step; rows of failed and lost ones are those before it
+    )
     changes: NDArray[np.float64] | None = None  # mean |y − x| of every row in the last step
-    failed: dict[int, IgnError | None] = field(default_factory=dict)  # by row; None: values that are not finite
-    lost: list[tuple[int, int]] = field(default_factory=list)  # first row and end of calls that the device was lost in
+    # by row; None: values that are not finite
+    failed: dict[int, IgnError | None] = field(default_factory=dict)
+    # first row and end of calls that the device was lost in
+    lost: list[tuple[int, int]] = field(default_factory=list)
     calls: list[ModelCall] = field(default_factory=list)
     limit: int = 0  # rows of the lane's largest batch from now on
     device_lost: DeviceLost | None = None
     death: BaseException | None = None  # what ended the thread
 
     def commit(self) -> "Outputs":
-        """Take what was delivered as the next steps of `slices`, which are cut where their rows part.
+        """Take what was delivered as the next steps of `slices`, which are cut where their rows
+        part.
 
         Those of closed requests are left out. Returns what is recorded or streamed.
         """
@@ -136,11 +152,17 @@ def _cut_at(lost: Sequence[tuple[int, int]], slices: Iterable[Slice]) -> Iterato
 
 
 class ScheduledRequest(StepRequest):
-    """The rows of one request, whose results are delivered together. Times are those of the scheduler's clock."""
+    """The rows of one request, whose results are delivered together. Times are those of the
+    scheduler's clock.
+    """
 
-    def __init__(self, inputs: FloatRows, params: SchedulingParams, *, arrived: float, exact: bool = False) -> None:
+    def __init__(
+        self, inputs: FloatRows, params: SchedulingParams, *, arrived: float, exact: bool = False
+    ) -> None:
         masked = params.keep_mask is not None
-        super().__init__(len(inputs), params.step_params, masked=masked, streamed=params.streamed, exact=exact)
+        super().__init__(
+            len(inputs), params.step_params, masked=masked, streamed=params.streamed, exact=exact
+        )
         self.inputs = inputs
         self.params = params
         self.arrived = arrived
@@ -165,12 +187,21 @@ class ScheduledRequest(StepRequest):
     def promises(self) -> Iterator[tuple[int, int, float]]:
         """Fewest model steps of a row, of all rows, and the time until which they must be applied.
 
-        A tolerance may be met after one step. Later requests follow this one until the last deadline.
+        A tolerance may be met after one step. Later requests follow this one until the last
+        deadline.
         """
-        params, step_params, n = self.params, self.step_params, self.count
-        steps = self.row_steps if step_params.tolerance is None or self.exact else 1 + step_params.score
+        params = self.params
+        step_params = self.step_params
+        n = self.count
+        steps = (
+            self.row_steps if step_params.tolerance is None or self.exact else 1 + step_params.score
+        )
         if params.deadline is not None:
-            first, later = (1, 0) if params.streamed else (steps, 0 if params.stream_deadline else params.later_rows)
+            first, later = (
+                (1, 0)
+                if params.streamed
+                else (steps, 0 if params.stream_deadline else params.later_rows)
+            )
             yield first, n * first + later, params.deadline
         if params.stream_deadline is not None:
             yield steps, n * steps + params.later_rows, params.stream_deadline
@@ -188,7 +219,9 @@ class ScheduledRequest(StepRequest):
         return self.made(started - self.arrived, now - started)
 
     def finished(self, outcome: Result | IgnError, now: float) -> Finished:
-        """What observers count of this request, which ended at time ``now``; reports the end to its own observer."""
+        """What observers count of this request, which ended at time ``now``; reports the end to its
+        own observer.
+        """
         started = now if self.started is None else self.started
         code = outcome.error_code if isinstance(outcome, IgnError) else "ok"
         if self.params.observer is not None:
@@ -199,17 +232,25 @@ class ScheduledRequest(StepRequest):
 Outputs = list[tuple[ScheduledRequest, StepOutput]]
 Events = list[tuple[ScheduledRequest, Event]]
 OnEvents = Callable[[Events], None]
-"""Receives the events of requests in their order; that of the scheduler on the event loop, once in a turn."""
+"""Receives the events of requests in their order; that of the scheduler on the event loop, once in
+a turn.
+"""
 
 
-def check_rows(requests: Sequence[tuple[FloatRows, SchedulingParams]], shape: tuple[int, int, int]) -> None:
+def check_rows(
+    requests: Sequence[tuple[FloatRows, SchedulingParams]], shape: tuple[int, int, int]
+) -> None:
     """Raise `ValueError` unless rows and masks fit a model with rows of this shape."""
     channels, height, width = shape
     for rows, params in requests:
-        n, mask = len(rows), params.keep_mask
+        n = len(rows)
+        mask = params.keep_mask
         if n < 1 or rows.shape[1:] != shape or rows.dtype != np.float32:
             raise ValueError(f"rows must be float32 (N ≥ 1, {channels}, {height}, {width})")
         if mask is None:
             continue
-        if mask.shape not in [(n, c, height, width) for c in (1, channels)] or mask.dtype != np.bool_:
+        if (
+            mask.shape not in [(n, c, height, width) for c in (1, channels)]
+            or mask.dtype != np.bool_
+        ):
             raise ValueError(f"keep_mask must be bool ({n}, 1 or {channels}, {height}, {width})")

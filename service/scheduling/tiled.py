@@ -1,9 +1,11 @@
-"""Apply f to images of any size. A tile is a row: every pass over the images is a series of ordinary requests.
+"""Apply f to images of any size. A tile is a row: every pass over the images is a series of
+ordinary requests.
 
     cut, codec pool ─ requests of some tiles, scheduler ─ paste, codec pool
 
-Two requests are open at a time, so the model has tiles while others are cut and pasted. Between two requests those of
-other callers run, as between any requests. Beside the images, only the tiles of these two take memory.
+Two requests are open at a time, so the model has tiles while others are cut and pasted. Between two
+requests those of other callers run, as between any requests. Beside the images, only the tiles of
+these two take memory.
 """
 
 import asyncio
@@ -21,26 +23,41 @@ from numpy.typing import NDArray
 from service.domain.errors import DeadlineExceeded, DeadlineUnreachable, QueueFull
 from service.domain.latents import FloatRow, FloatRows
 from service.domain.steps import RowSteps, StepRequest
-from service.domain.tasks import KeepMask, Result, SchedulingParams, StepOutput, StepParams, StreamProgress
+from service.domain.tasks import (
+    KeepMask,
+    Result,
+    SchedulingParams,
+    StepOutput,
+    StepParams,
+    StreamProgress,
+)
 from service.domain.tiles import Tiling, strips
 from service.scheduling.scheduler import Scheduler, SubmittedRun
 
 RunCodec = Callable[[str, Callable[[Any], Any]], Awaitable[Any]]
-"""Runs a job in a thread of the codec pool, which is its argument; its time counts as `decode` or `encode`."""
+"""Runs a job in a thread of the codec pool, which is its argument; its time counts as `decode` or
+`encode`.
+"""
 OPEN_REQUESTS: Final = 2
 """Requests to the scheduler that are open at a time; each has at most a batch of tiles."""
 _RETRY_S: Final = 0.05
 
 
 class _Image(RowSteps):
-    """One image on its way. Only jobs of the codec pool touch its pixels, and they run one after the other."""
+    """One image on its way. Only jobs of the codec pool touch its pixels, and they run one after
+    the other.
+    """
 
     __slots__ = ("canvas", "left", "tiling")
 
-    def __init__(self, request: StepRequest, index: int, row: FloatRow, tiling: Tiling, keep: KeepMask | None) -> None:
+    def __init__(
+        self, request: StepRequest, index: int, row: FloatRow, tiling: Tiling, keep: KeepMask | None
+    ) -> None:
         super().__init__(request, index, row[None], None if keep is None else keep[None])
         self.tiling = tiling
-        self.canvas: FloatRow | None = None  # where the tiles of this pass go, from the first one on
+        self.canvas: FloatRow | None = (
+            None  # where the tiles of this pass go, from the first one on
+        )
         self.left = 0  # tiles of this pass that are not pasted
 
     @property
@@ -56,7 +73,9 @@ class _Image(RowSteps):
         self.tiling.cut(self.rows[0], index, out)
 
     def paste_tile(self, tile: FloatRow, index: int) -> list[StepOutput]:
-        """Add the result of a tile; after the last one the pass ends. Returns what is recorded or streamed of it."""
+        """Add the result of a tile; after the last one the pass ends. Returns what is recorded or
+        streamed of it.
+        """
         assert self.canvas is not None  # noqa: S101 - a tile is cut before it is pasted
         self.tiling.paste(tile, index, self.canvas)
         self.left -= 1
@@ -73,8 +92,9 @@ _Wave = Sequence[tuple[_Image, int]]  # tiles of one request to the scheduler
 class TiledRun:
     """One request for images (C, H, W), each with its tiling, and a mask (1, H, W) or None.
 
-    ``params`` gives the deadlines at the time of its call, and ``scheduler_for`` the scheduler of tiles (H, W).
-    ``on_event`` gets what a stream sends: recorded steps, last steps, and progress in tiles.
+    ``params`` gives the deadlines at the time of its call, and ``scheduler_for`` the scheduler of
+    tiles (H, W). ``on_event`` gets what a stream sends: recorded steps, last steps, and progress in
+    tiles.
     """
 
     def __init__(
@@ -88,19 +108,27 @@ class TiledRun:
     ) -> None:
         self._step_params = step_params = params().step_params
         masked = any(keep is not None for *_, keep in images)
-        request = StepRequest(len(images), step_params, masked=masked, streamed=True, measure=_mean_changes)
+        request = StepRequest(
+            len(images), step_params, masked=masked, streamed=True, measure=_mean_changes
+        )
         request.allocate([row for row, *_ in images])
         self._images = [_Image(request, index, *each) for index, each in enumerate(images)]
         self._params = params
-        self._scheduler_for, self._run_codec, self._on_event = scheduler_for, run_codec, on_event
+        self._scheduler_for = scheduler_for
+        self._run_codec = run_codec
+        self._on_event = on_event
         passes = self._step_params.steps + self._step_params.score
         self._done, self._tiles = 0, passes * sum(image.tiling.count for image in self._images)
         # Of the tiles that are not done.
-        self._pixels = passes * sum(image.tiling.count * math.prod(image.tiling.tile) for image in self._images)
+        self._pixels = passes * sum(
+            image.tiling.count * math.prod(image.tiling.tile) for image in self._images
+        )
         self._queue_s: float | None = None
 
     async def run(self) -> Result:
-        """The result; its rows are a list. Raises what `Scheduler.run` raises. The run holds no array afterwards."""
+        """The result; its rows are a list. Raises what `Scheduler.run` raises. The run holds no
+        array afterwards.
+        """
         loop = asyncio.get_running_loop()
         began = loop.time()
         images = self._images
@@ -147,12 +175,19 @@ class TiledRun:
                 yield wave
 
     async def _submit(self, rows: FloatRows) -> SubmittedRun:
-        """Submit tiles; waits while the queue is full, unless nothing of the request has run yet."""
-        scheduler, area = self._scheduler_for(rows.shape[2:]), math.prod(rows.shape[2:])
+        """Submit tiles; waits while the queue is full, unless nothing of the request has run
+        yet.
+        """
+        scheduler = self._scheduler_for(rows.shape[2:])
+        area = math.prod(rows.shape[2:])
         later = max(0, self._pixels // area - len(rows))  # as many of this size take as long
         while True:
             params = replace(
-                self._params(), step_params=StepParams(steps=1), keep_mask=None, streamed=False, later_rows=later
+                self._params(),
+                step_params=StepParams(steps=1),
+                keep_mask=None,
+                streamed=False,
+                later_rows=later,
             )
             try:
                 return scheduler.start_run(rows, params)
@@ -173,7 +208,9 @@ class TiledRun:
         shown = await self._run_codec("encode", partial(_paste, wave, np.asarray(result.rows)))
         self._done += len(wave)
         self._pixels -= len(wave) * math.prod(wave[0][0].tiling.tile)
-        self._on_event(StreamProgress(steps_done=passes, steps=total, rows_done=self._done, rows=self._tiles))
+        self._on_event(
+            StreamProgress(steps_done=passes, steps=total, rows_done=self._done, rows=self._tiles)
+        )
         self._emit(shown)
 
 
@@ -194,7 +231,9 @@ def _paste(wave: _Wave, rows: FloatRows, _: object) -> list[StepOutput]:
 
 
 def _mean_changes(y: FloatRows, x: FloatRows) -> NDArray[np.float64]:
-    """Mean |y − x|, some lines at a time: the difference of a large image would take as much memory as it."""
+    """Mean |y − x|, some lines at a time: the difference of a large image would take as much memory
+    as it.
+    """
     totals = [
         sum(np.abs(a[:, strip] - b[:, strip]).sum(dtype=np.float64) for strip in strips(a))
         for a, b in zip(y, x, strict=True)

@@ -1,4 +1,6 @@
-"""Connections that end because of their age (IGN_MAX_CONNECTION_AGE_S): after a whole response, and nothing is lost."""
+"""Connections that end because of their age (IGN_MAX_CONNECTION_AGE_S): after a whole response, and
+nothing is lost.
+"""
 
 import json
 from collections.abc import Iterator
@@ -11,7 +13,10 @@ from tests.contract.harness import Service, serving, settings
 from tests.helpers.connection import Connection
 
 GET = b"GET /models HTTP/1.1\r\nHost: ign\r\n\r\n"
-GENERATE = b"POST /generate HTTP/1.1\r\nHost: ign\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+GENERATE = (
+    b"POST /generate HTTP/1.1\r\nHost: ign\r\nContent-Type: "
+    b"application/json\r\nContent-Length: %d\r\n\r\n%s"
+)
 AGE_S = 50.0  # below the time after which an idle connection is closed
 
 
@@ -44,7 +49,9 @@ def old(aged: Service) -> Iterator[Connection]:
         yield connection
 
 
-@pytest.mark.parametrize("request_", [GET, generate(), generate(n=64)], ids=["get", "small", "large"])
+@pytest.mark.parametrize(
+    "request_", [GET, generate(), generate(n=64)], ids=["get", "small", "large"]
+)
 def test_an_old_connection_ends_after_a_whole_response_that_says_so(
     aged: Service, old: Connection, request_: bytes
 ) -> None:
@@ -63,9 +70,13 @@ def test_pipelined_requests_are_all_answered_before_it_ends(old: Connection) -> 
     assert old.is_over()
 
 
-def test_what_a_client_sends_after_the_last_response_does_not_destroy_it(aged: Service, old: Connection) -> None:
+def test_what_a_client_sends_after_the_last_response_does_not_destroy_it(
+    aged: Service, old: Connection
+) -> None:
     options = b'{"seed": 1, "steps": 3000, "record": [1]}'
-    old.send(GENERATE.replace(b"Host", b"Accept: text/event-stream\r\nHost") % (len(options), options))
+    old.send(
+        GENERATE.replace(b"Host", b"Accept: text/event-stream\r\nHost") % (len(options), options)
+    )
     head = old.stream.readline()
     old.send(GET)
     received = head + old.stream.read()
@@ -76,7 +87,10 @@ def test_what_a_client_sends_after_the_last_response_does_not_destroy_it(aged: S
 
 @pytest.mark.parametrize("age", [0.0, 86_400.0])
 def test_a_connection_that_is_not_old_goes_on(models: Path, age: float) -> None:
-    with serving(settings(models, max_connection_age_s=age)) as service, Connection(service.address) as connection:
+    with (
+        serving(settings(models, max_connection_age_s=age)) as service,
+        Connection(service.address) as connection,
+    ):
         for _ in range(20):
             status, headers, _ = connection.send(GET).answer()
             assert status == 200

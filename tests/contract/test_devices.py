@@ -1,4 +1,6 @@
-"""Several GPUs behind one queue, as callers and operators see them. The GPUs are stand-ins on the CPU."""
+"""Several GPUs behind one queue, as callers and operators see them. The GPUs are stand-ins on the
+CPU.
+"""
 
 import logging
 from collections.abc import Iterator
@@ -59,7 +61,9 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Gpu]]:
 
 
 def generated(service: Service, seed: int, **options: Any) -> bytes:
-    response = service.post("/generate", {"seed": seed, "n": 4, **options}, accept="application/x-npy")
+    response = service.post(
+        "/generate", {"seed": seed, "n": 4, **options}, accept="application/x-npy"
+    )
     assert response.status_code == 200
     return response.content
 
@@ -68,7 +72,10 @@ def test_callers_see_neither_how_many_there_are_nor_that_one_is_lost(
     service: Service, few: Path, gpus: type[Gpu]
 ) -> None:
     expected = [generated(service, seed, steps=3) for seed in range(16)]
-    with serving(settings(few, device="cuda", gpu_count=2)) as several, ThreadPoolExecutor(8) as pool:
+    with (
+        serving(settings(few, device="cuda", gpu_count=2)) as several,
+        ThreadPoolExecutor(8) as pool,
+    ):
 
         def found() -> list[bytes]:
             return list(pool.map(lambda seed: generated(several, seed, steps=3), range(16)))
@@ -84,7 +91,9 @@ def test_callers_see_neither_how_many_there_are_nor_that_one_is_lost(
         assert several.metric("ign_devices_lost_total", model="grey/2") == 0  # nobody has asked it
 
 
-def test_without_any_it_is_not_ready(few: Path, gpus: type[Gpu], caplog: pytest.LogCaptureFixture) -> None:
+def test_without_any_it_is_not_ready(
+    few: Path, gpus: type[Gpu], caplog: pytest.LogCaptureFixture
+) -> None:
     with serving(settings(few, device="cuda", gpu_count=2)) as service:
         gpus.lost |= {0, 1}
         response = service.post("/generate", {}, headers={"X-Request-ID": "the-lost-one"})
@@ -107,6 +116,9 @@ def test_auto_serves_on_the_cpu_if_the_first_run_fails_on_cuda(
     with serving(settings(few, device="auto")) as service:
         for state in service.get("/readyz").json()["models"].values():
             assert state["device"] == "cpu"
-            assert "CUDA failure 700: an illegal memory access was encountered" in state["fallback_reason"]
+            assert (
+                "CUDA failure 700: an illegal memory access was encountered"
+                in state["fallback_reason"]
+            )
         generated(service, 1)
     assert "serving grey/10 on cpu" in caplog.text

@@ -14,13 +14,19 @@ PICTURE = save(noise(8, 8, seed=1), "PNG")
 def of_a_request(found: object) -> bool:
     if isinstance(found, dict):
         return found.get("type") == "http"  # the scope
-    return type(found).__module__.partition(".")[0] in ("fastapi", "service", "starlette", "uvicorn")
+    return type(found).__module__.partition(".")[0] in (
+        "fastapi",
+        "service",
+        "starlette",
+        "uvicorn",
+    )
 
 
 JSON = {"Content-Type": "application/json"}
 REQUESTS: list[Callable[[Service], object]] = [
     lambda service: service.post("/project", content=PICTURE, headers=PNG, accept="image/png"),
-    lambda service: service.post("/project", {"images": [b64(PICTURE)] * 9}),  # not on the event loop
+    # not on the event loop
+    lambda service: service.post("/project", {"images": [b64(PICTURE)] * 9}),
     lambda service: service.post("/project", files=[("image", ("0.png", PICTURE, "image/png"))]),
     lambda service: service.post("/generate", {"n": 2}, accept="text/event-stream"),
     lambda service: service.post("/project", content=PICTURE[:40], headers=PNG),

@@ -1,4 +1,6 @@
-"""A client that openapi-python-client makes of `docs/openapi.json`, as `docs/sdk.md` tells, against the service."""
+"""A client that openapi-python-client makes of `docs/openapi.json`, as `docs/sdk.md` tells, against
+the service.
+"""
 
 import importlib
 import io
@@ -21,7 +23,8 @@ from tests.helpers.pictures import noise, save
 pytestmark = pytest.mark.slow
 
 NAME = "ign_generated"
-# The generator knows neither of these as the type of a body; forms and JSON carry the same pictures.
+# The generator knows neither of these as the type of a body; forms and JSON carry the same
+# pictures.
 UNKNOWN = {f"image/{form}" for form in ("png", "jpeg", "webp", "tiff", "bmp", "gif", "avif")}
 # Nor does it parse an image; it is the `content` of the response.
 BY_URL = ("/generate", "/latent-interpolate")
@@ -36,7 +39,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def report(folder: Path) -> str:
     """What the generator says while it makes the package."""
     options = ["--path", str(FILE), "--output-path", str(folder / NAME), "--meta", "none"]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it calls ruff by its name
+    # it calls ruff by its name
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         [sys.executable, "-m", "openapi_python_client", "generate", *options],
         env={**os.environ, "PATH": path, "COLUMNS": "200"},
@@ -104,20 +108,32 @@ def test_every_post_of_json(generated: Any, client: Any, service: Service) -> No
         expected = service.post(f"/{name.replace('_', '-')}", body.to_dict()).json()
         assert answer.to_dict()["images"] == expected["images"], name
         assert answer.model.name == "grey"
-    wrong = generated.call("generate").sync_detailed(client=client, body=models.GenerateRequest(n=99))
+    wrong = generated.call("generate").sync_detailed(
+        client=client, body=models.GenerateRequest(n=99)
+    )
     assert wrong.status_code == 422
-    assert (wrong.parsed.code, [error.field for error in wrong.parsed.errors]) == ("invalid_value", ["n"])
-    tensor = models.Input(name="x", shape=[1, *GREY], datatype="FP32", data=latents(7).ravel().tolist())
+    assert (wrong.parsed.code, [error.field for error in wrong.parsed.errors]) == (
+        "invalid_value",
+        ["n"],
+    )
+    tensor = models.Input(
+        name="x", shape=[1, *GREY], datatype="FP32", data=latents(7).ravel().tolist()
+    )
     infer = generated.call("infer", "open_inference_protocol")
     answer = infer.sync("grey", client=client, body=models.InferRequest(inputs=[tensor], id="a"))
     assert (answer.id, answer.outputs[0].shape) == ("a", [1, *GREY])
 
 
 def test_a_form_with_files(generated: Any, client: Any) -> None:
-    models, types = generated.models, generated.types
-    image, mask = io.BytesIO(PICTURE), io.BytesIO(save(noise(8, 8, seed=2)))
+    models = generated.models
+    types = generated.types
+    image = io.BytesIO(PICTURE)
+    mask = io.BytesIO(save(noise(8, 8, seed=2)))
     body = models.ProjectFilesBody(
-        image=[types.File(image, "a.png"), types.File(io.BytesIO(PICTURE), mime_type="image/png")],  # type or name
+        image=[
+            types.File(image, "a.png"),
+            types.File(io.BytesIO(PICTURE), mime_type="image/png"),
+        ],  # type or name
         mask=types.File(mask, "mask.png", "image/png"),
         score=True,
         record="0,1",

@@ -1,6 +1,8 @@
-"""Nothing outlives its request: however one ends, its images are gone at once, also those in reference cycles.
+"""Nothing outlives its request: however one ends, its images are gone at once, also those in
+reference cycles.
 
-Garbage collection is off meanwhile. `tracemalloc` counts bytes and the arrays of NumPy; Pillow's images are counted.
+Garbage collection is off meanwhile. `tracemalloc` counts bytes and the arrays of NumPy; Pillow's
+images are counted.
 """
 
 import gc
@@ -22,7 +24,8 @@ from tests.helpers.onnx_models import write_model
 RECORDED = "/project, recorded stream"
 SIZE = (TILE + 1, 8 * TILE)
 STILL = (1, 128, 128)  # of a model that takes one size
-BLOCK_BYTES = 1 << 14  # of what is counted: images, their files and bodies; what is smaller may stay in a cache
+# of what is counted: images, their files and bodies; what is smaller may stay in a cache
+BLOCK_BYTES = 1 << 14
 LEFT_BYTES = 1 << 16  # half of an image
 CLOSED_BYTES = 3 << 19  # a closed model keeps the batches that it had
 LOOKS = 10  # on a busy machine, a worker may not have dropped its batch at the first one
@@ -33,11 +36,16 @@ WALK = {"model": "still", "points": POINTS, "frames": 9}
 WAYS_OF_TILES = ("/project, JSON, text/event-stream", RECORDED, "/score, JSON", "/v1/images/edits")
 REQUESTS = {
     **{name: WAYS[name](SIZE, 8) for name in WAYS_OF_TILES},
-    **{name: WAYS[name](SIZE, 3) for name in (f"/generate, {JSON}", f"{INFER}, JSON", f"{INFER}, binary")},
+    **{
+        name: WAYS[name](SIZE, 3)
+        for name in (f"/generate, {JSON}", f"{INFER}, JSON", f"{INFER}, binary")
+    },
     "/project, raw": upload("/project?steps=2", png((8 * TILE, 8 * TILE))),
     "/project, form with a mask": form("/project", "image/png", ("mask", png(SIZE)))(FILES),
     "/latent-interpolate": post("/latent-interpolate", WALK, "image/webp"),
-    "/latent-arithmetic": post("/latent-arithmetic", {"model": "still", "terms": POINTS, "scale": 16}),
+    "/latent-arithmetic": post(
+        "/latent-arithmetic", {"model": "still", "terms": POINTS, "scale": 16}
+    ),
     "/generate of one size": post("/generate", {"model": "still", "n": 9}),
     "/project to one size": in_json("/project", JSON, model="still")(FILES),
 }
@@ -93,7 +101,9 @@ def drain(service: Service, gate: Gate, data: bytes) -> None:
 
 @pytest.fixture(scope="module")
 def pictures() -> Iterator[list[weakref.ref[Image.Image]]]:
-    """The images of Pillow that are made from now on. What there is already is left out of collections."""
+    """The images of Pillow that are made from now on. What there is already is left out of
+    collections.
+    """
     found: list[weakref.ref[Image.Image]] = []
     make = Image.Image.__init__
 
@@ -151,8 +161,11 @@ def test_images_are_gone_when_their_request_has_ended(
     pictures: list[weakref.ref[Image.Image]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    data, stream_s = REQUESTS[name], 300.0 if answer in ends else 1.0
-    chosen = settings(models, default_model="tiles", request_timeout_s=300.0, stream_timeout_s=stream_s)
+    data = REQUESTS[name]
+    stream_s = 300.0 if answer in ends else 1.0
+    chosen = settings(
+        models, default_model="tiles", request_timeout_s=300.0, stream_timeout_s=stream_s
+    )
     with gated(monkeypatch, chosen) as (service, gate):
         ask(service, data)  # what is loaded with the first request stays
         with without_collection():

@@ -1,4 +1,6 @@
-"""Models that come, go and change while requests run: none fails, and each is answered by one version, wholly."""
+"""Models that come, go and change while requests run: none fails, and each is answered by one
+version, wholly.
+"""
 
 import base64
 import gc
@@ -114,12 +116,19 @@ def test_a_new_model_comes(service: Service, models: Path) -> None:
     with ThreadPoolExecutor(4) as pool:  # loads at the same time take turns
         calls = [pool.submit(load, service, name) for name in ("grey", "other", "grey", "other")]
         assert [call.result().status_code for call in calls] == [200] * 4
-    assert sorted(model.ref for model in running(service)) == ["colour/1", "grey/10", "grey/2", "other/1"]
+    assert sorted(model.ref for model in running(service)) == [
+        "colour/1",
+        "grey/10",
+        "grey/2",
+        "other/1",
+    ]
     assert service.get("/v2/models/other/ready").status_code == 200
     np.testing.assert_allclose(f(service, "other"), step_params(X, 1, scale=0.25), atol=1e-6)
 
 
-def test_a_replaced_file_is_another_model_and_only_that_is_loaded_again(service: Service, models: Path) -> None:
+def test_a_replaced_file_is_another_model_and_only_that_is_loaded_again(
+    service: Service, models: Path
+) -> None:
     before = {model.ref: model for model in running(service)}
     assert load(service, "grey").status_code == 200
     assert {model.ref: model for model in running(service)} == before
@@ -163,7 +172,9 @@ def test_what_is_no_model_cannot_be_loaded(service: Service, models: Path) -> No
 # What does not load
 
 
-def test_a_broken_replacement_leaves_the_old_one_serving_and_says_why(service: Service, models: Path) -> None:
+def test_a_broken_replacement_leaves_the_old_one_serving_and_says_why(
+    service: Service, models: Path
+) -> None:
     digest = digest_of(models, "grey/10")
     damage(models, "grey/10")
     for _ in range(2):
@@ -174,7 +185,9 @@ def test_a_broken_replacement_leaves_the_old_one_serving_and_says_why(service: S
     assert (state, why) == ("READY", failure.detail)
     assert list(index(service, ready=True)) == ["colour/1", "grey/2", "grey/10"]
     answer = checked(service.get("/models"), ModelList)
-    assert [found.model_dump() for found in answer.failures] == [{"name": "grey", "version": "10", "reason": why}]
+    assert [found.model_dump() for found in answer.failures] == [
+        {"name": "grey", "version": "10", "reason": why}
+    ]
     assert service.get("/readyz").status_code == service.get("/v2/health/ready").status_code == 200
     np.testing.assert_allclose(f(service), step_params(X, 1), atol=1e-6)
     assert service.get("/models/grey/10").json()["digest"] == f"sha256:{digest}"
@@ -186,7 +199,9 @@ def test_a_broken_replacement_leaves_the_old_one_serving_and_says_why(service: S
     np.testing.assert_allclose(f(service), step_params(X, 1, scale=0.5), atol=1e-6)
 
 
-def test_a_broken_new_version_is_not_served_and_sound_ones_are(service: Service, models: Path) -> None:
+def test_a_broken_new_version_is_not_served_and_sound_ones_are(
+    service: Service, models: Path
+) -> None:
     damage(models, "grey/12")
     replace(models, "grey/11", scale=0.5)
     problem(load(service, "grey"), 400, "load_failed")
@@ -207,7 +222,11 @@ def test_nothing_leaves_where_nothing_can_take_its_place(service: Service, model
     damage(models, "grey/11")
     problem(load(service, "grey"), 400, "load_failed")
     found = index(service)
-    assert [found[f"grey/{version}"][0] for version in (2, 10, 11)] == ["READY", "READY", "UNAVAILABLE"]
+    assert [found[f"grey/{version}"][0] for version in (2, 10, 11)] == [
+        "READY",
+        "READY",
+        "UNAVAILABLE",
+    ]
     assert "its files are gone" in found["grey/2"][1]
     np.testing.assert_allclose(f(service), step_params(X, 1), atol=1e-6)
 
@@ -233,8 +252,13 @@ def test_an_unloaded_model_is_gone_until_it_is_loaded(service: Service) -> None:
 
 def test_nothing_is_left_of_an_unloaded_model(service: Service) -> None:
     assert service.post("/generate", {"model": "colour"}).status_code == 200
-    (found,) = [weakref.ref(model.loaded.instances[0]) for model in running(service) if model.ref == "colour/1"]
-    scheduler = weakref.ref(service.services.registry.models["colour/1"].scheduler)  # whose threads hold the model
+    (found,) = [
+        weakref.ref(model.loaded.instances[0])
+        for model in running(service)
+        if model.ref == "colour/1"
+    ]
+    # whose threads hold the model
+    scheduler = weakref.ref(service.services.registry.models["colour/1"].scheduler)
     assert unload(service, "colour").status_code == 200
     service.until(lambda: index(service)["colour/1"] == ("UNAVAILABLE", "not loaded"))
     gc.collect()
@@ -258,35 +282,51 @@ def test_the_index_is_asked_for_with_any_body_or_none(service: Service) -> None:
         "[]",
     ):
         for call in ("load", "unload"):
-            problem(service.client.post(f"/v2/repository/models/colour/{call}", content=body), 400, "invalid_inference")
+            problem(
+                service.client.post(f"/v2/repository/models/colour/{call}", content=body),
+                400,
+                "invalid_inference",
+            )
     assert index(service)["colour/1"] == ("READY", "")
 
 
 # While requests run
 
 
-def test_a_stream_under_way_is_finished_by_the_version_that_began_it(service: Service, models: Path) -> None:
+def test_a_stream_under_way_is_finished_by_the_version_that_began_it(
+    service: Service, models: Path
+) -> None:
     old = digest_of(models, "grey/10")
     options = {"seed": 1, "steps": 3000, "record": [1], "format": "npy"}
-    with service.client.stream("POST", "/generate", json=options, headers={"Accept": "text/event-stream"}) as response:
+    with service.client.stream(
+        "POST", "/generate", json=options, headers={"Accept": "text/event-stream"}
+    ) as response:
         lines = response.iter_lines()
         first = next(line for line in lines if line.startswith("data:"))
         new = replace(models, "grey/10", scale=0.5)
         assert load(service, "grey").status_code == 200
         assert service.get("/models/grey/10").json()["digest"] == f"sha256:{new}"
         np.testing.assert_allclose(f(service), step_params(X, 1, scale=0.5), atol=1e-6)
-        events = [json.loads(line.removeprefix("data:")) for line in (first, *lines) if line.startswith("data:")]
+        events = [
+            json.loads(line.removeprefix("data:"))
+            for line in (first, *lines)
+            if line.startswith("data:")
+        ]
     assert response.headers["X-IGN-Model"] == f"grey/10@{old[:12]}"
     assert events[-1]["model"]["digest"] == f"sha256:{old}"
     step = next(event for event in events if event.get("step") == 1)
-    np.testing.assert_allclose(array(base64.b64decode(step["data"]))[None], step_params(X, 1), atol=1e-6)
+    np.testing.assert_allclose(
+        array(base64.b64decode(step["data"]))[None], step_params(X, 1), atol=1e-6
+    )
     service.until(lambda: service.get("/healthz").is_success and len(running(service)) == 3)
 
 
 def test_an_unloaded_model_finishes_what_it_has(service: Service) -> None:
     (colour,) = [model for model in running(service) if model.ref == "colour/1"]
     options = {"model": "colour", "seed": 1, "steps": 300_000}
-    with service.client.stream("POST", "/generate", json=options, headers={"Accept": "text/event-stream"}) as response:
+    with service.client.stream(
+        "POST", "/generate", json=options, headers={"Accept": "text/event-stream"}
+    ) as response:
         lines = response.iter_lines()
         assert next(lines)
         assert unload(service, "colour").status_code == 200

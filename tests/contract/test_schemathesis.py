@@ -39,9 +39,11 @@ class Outcome:
     """What came of a run."""
 
     cases: Counter[str] = field(default_factory=Counter)  # by phase
-    failures: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # by check
+    # by check
+    failures: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     checks: set[str] = field(default_factory=set)  # that were applied
-    answered: set[tuple[str, str, str]] = field(default_factory=set)  # path, media types of body and answer, with 200
+    # path, media types of body and answer, with 200
+    answered: set[tuple[str, str, str]] = field(default_factory=set)
 
     def add(self, event: events.ScenarioFinished) -> None:
         recorder = event.recorder
@@ -50,13 +52,18 @@ class Outcome:
             response = recorder.find_response(case_id=identity)
             if response is not None and response.status_code == 200:
                 (kind,) = response.headers.get("content-type", [""])
-                self.answered.add((node.value.path, node.value.media_type or "", kind.partition(";")[0]))
+                self.answered.add(
+                    (node.value.path, node.value.media_type or "", kind.partition(";")[0])
+                )
         for checks in recorder.checks.values():
             for check in checks:
                 self.checks.add(check.name)
                 if check.failure_info is not None:
                     failure = check.failure_info.failure
-                    text = f"{failure.operation}: {failure.title}\n{failure.message}\n{check.failure_info.code_sample}"
+                    text = (
+                        f"{failure.operation}: "
+                        f"{failure.title}\n{failure.message}\n{check.failure_info.code_sample}"
+                    )
                     self.failures[check.name].append(text)
 
 
@@ -77,7 +84,12 @@ def config(examples: int, **more: Any) -> schemathesis.Config:
         {
             "seed": 1,
             "cache": {"enabled": False},
-            "generation": {"mode": "all", "max-examples": examples, "deterministic": True, "database": "none"},
+            "generation": {
+                "mode": "all",
+                "max-examples": examples,
+                "deterministic": True,
+                "database": "none",
+            },
             # A deadline that passes is 504, and whoever sends one of a microsecond is answered so.
             "checks": {
                 "enabled": True,
@@ -91,7 +103,9 @@ def config(examples: int, **more: Any) -> schemathesis.Config:
 
 @pytest.fixture(scope="module")
 def fuzzed(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service of its own, since models are unloaded, with keys, and with limits that keep every request small."""
+    """A service of its own, since models are unloaded, with keys, and with limits that keep every
+    request small.
+    """
     keys = write_keys(tmp_path_factory.mktemp("keys"), {"fuzzer": "infer admin"})
     with serving(settings(models, api_keys_file=keys, max_images=4, max_steps=8)) as service:
         yield service
@@ -104,7 +118,9 @@ def register() -> None:
     for kind, data in files.items():
         schemathesis.openapi.media_type(kind, st.just(data))
     array = npy(np.tile(np.arange(8, dtype=np.float32), (1, 8, 1)))
-    schemathesis.openapi.format("base64-picture", st.sampled_from([b64(data) for data in files.values()]))
+    schemathesis.openapi.format(
+        "base64-picture", st.sampled_from([b64(data) for data in files.values()])
+    )
     schemathesis.openapi.format("base64-npy", st.just(b64(array)))
     schemathesis.openapi.media_type("application/octet-stream", st.just(array))
 
@@ -120,7 +136,10 @@ def accept_in_turn(_: HookContext, case: Case[Any], kwargs: dict[str, Any]) -> N
 
 @pytest.fixture(scope="module")
 def outcome(fuzzed: Service) -> Outcome:
-    more = [{"include-path": path, "generation": {"max-examples": count}} for path, count in MORE.items()]
+    more = [
+        {"include-path": path, "generation": {"max-examples": count}}
+        for path, count in MORE.items()
+    ]
     settled = config(EXAMPLES, headers=bearer("fuzzer"), operations=more)
     register()
     schemathesis.hook("before_call")(accept_in_turn)
@@ -131,13 +150,24 @@ def outcome(fuzzed: Service) -> Outcome:
 
 
 def test_no_check_fails(outcome: Outcome) -> None:
-    assert not outcome.failures, "\n\n".join(text for texts in outcome.failures.values() for text in texts)
+    assert not outcome.failures, "\n\n".join(
+        text for texts in outcome.failures.values() for text in texts
+    )
 
 
-def test_there_were_enough_examples_in_every_phase_and_every_check_saw_them(outcome: Outcome) -> None:
+def test_there_were_enough_examples_in_every_phase_and_every_check_saw_them(
+    outcome: Outcome,
+) -> None:
     load_all_checks()
-    assert outcome.checks == set(CHECKS.get_all_names()) - {"max_response_time", "positive_data_acceptance"}
+    assert outcome.checks == set(CHECKS.get_all_names()) - {
+        "max_response_time",
+        "positive_data_acceptance",
+    }
     assert set(outcome.cases) == PHASES
     assert outcome.cases.total() >= 2000, outcome.cases
     assert {path for path, _, _ in outcome.answered} >= set(CALLS)
-    assert {kind for _, _, kind in outcome.answered} >= {"image/png", "application/x-npy", "text/event-stream"}
+    assert {kind for _, _, kind in outcome.answered} >= {
+        "image/png",
+        "application/x-npy",
+        "text/event-stream",
+    }

@@ -69,12 +69,28 @@ def page(width: int, height: int) -> Image.Image:
     return Image.fromarray(paper)
 
 
-# Name → arguments, below a folder; what it prints, as a pattern; and the image that it writes, with its size.
+# Name → arguments, below a folder; what it prints, as a pattern; and the image that it writes, with
+# its size.
 EXAMPLE: dict[str, tuple[list[object], str, str, tuple[int, int] | None]] = {
-    "generate_sheet": ([7, "sheet.png"], rf"{SHIPPED['mnist']}, seed 7: largest drift 0\..*", "sheet.png", (712, 712)),
+    "generate_sheet": (
+        [7, "sheet.png"],
+        rf"{SHIPPED['mnist']}, seed 7: largest drift 0\..*",
+        "sheet.png",
+        (712, 712),
+    ),
     "morph_to_gif": (["morph.gif", "scans/drawn.png", 7], "", "morph.gif", (112, 112)),
-    "refine": (["scans/digit-0.png", "fixed.png"], r"(?s).*\nfixed point, drift 0\.0.*", "fixed.png", (28, 28)),
-    "find_outliers": (["scans"], r"(?s)(?=.*digit-0)(?=.*digit-1).*digit-2.*", "scans/drawn.png", None),
+    "refine": (
+        ["scans/digit-0.png", "fixed.png"],
+        r"(?s).*\nfixed point, drift 0\.0.*",
+        "fixed.png",
+        (28, 28),
+    ),
+    "find_outliers": (
+        ["scans"],
+        r"(?s)(?=.*digit-0)(?=.*digit-1).*digit-2.*",
+        "scans/drawn.png",
+        None,
+    ),
     "hugging_face": (["scans/drawn.png", "real.png"], "", "real.png", (28, 28)),
     "openai_client": (
         ["alice", "alice.png"],
@@ -88,7 +104,9 @@ EXAMPLE: dict[str, tuple[list[object], str, str, tuple[int, int] | None]] = {
 
 @pytest.mark.parametrize("name", EXAMPLE)
 def test_it_prints_and_writes_what_it_says(url: str, scans: Path, name: str) -> None:
-    pytest.importorskip({"openai_client": "openai", "hugging_face": "huggingface_hub"}.get(name, "ign_client"))
+    pytest.importorskip(
+        {"openai_client": "openai", "hugging_face": "huggingface_hub"}.get(name, "ign_client")
+    )
     if name == "find_outliers":
         with Client(url, timeout=300) as client:
             for image in client.generate(seed=1, n=20):
@@ -107,7 +125,10 @@ def test_clean_a_folder(url: str, tmp_path: Path) -> None:
     page(150, 90).save(pages / "a.png")
     (pages / "notes.txt").write_text("not a scan")
     said = run("clean_folder", "pages", "out", url=url, folder=tmp_path)
-    assert [line.partition(",")[0] for line in said] == ["a.png: 150x90", "notes.txt: undecodable_image"]
+    assert [line.partition(",")[0] for line in said] == [
+        "a.png: 150x90",
+        "notes.txt: undecodable_image",
+    ]
     with Image.open(tmp_path / "out" / "a.png") as cleaned:
         assert cleaned.size == (150, 90)
         assert np.median(np.asarray(cleaned)) > 240  # paper
@@ -120,7 +141,9 @@ def test_the_triton_client(url: str, tmp_path: Path) -> None:
     assert distances[0] > distances[-1]
 
 
-def test_call_from_another_service(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_call_from_another_service(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page(150, 90).save(tmp_path / "page.png")
     app = runpy.run_path(str(EXAMPLES / "from_fastapi.py"))["app"]
 

@@ -1,4 +1,6 @@
-"""What ships with the repository is what its cards say, and the service keeps its promises with it."""
+"""What ships with the repository is what its cards say, and the service keeps its promises with
+it.
+"""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +33,9 @@ def client() -> Iterator[httpx.Client]:
         yield client
 
 
-def test_every_shipped_model_verifies_and_says_where_it_comes_from(shipped: dict[str, LoadedModel]) -> None:
+def test_every_shipped_model_verifies_and_says_where_it_comes_from(
+    shipped: dict[str, LoadedModel],
+) -> None:
     assert set(SHIPPED.values()) == set(shipped)
     for ref, model in shipped.items():
         card = model.card
@@ -77,10 +81,15 @@ def test_generated_digits_are_digits(shipped: dict[str, LoadedModel]) -> None:
 def test_a_seed_gives_the_same_bytes_alone_in_a_batch_and_under_load(client: httpx.Client) -> None:
     def one(index: int) -> str:
         body = {"seed": 7, "offset": index, "n": 1}
-        data: str = client.post("/generate", json=body).raise_for_status().json()["images"][0]["data"]
+        data: str = (
+            client.post("/generate", json=body).raise_for_status().json()["images"][0]["data"]
+        )
         return data
 
-    together = [image["data"] for image in client.post("/generate", json={"seed": 7, "n": 64}).json()["images"]]
+    together = [
+        image["data"]
+        for image in client.post("/generate", json={"seed": 7, "n": 64}).json()["images"]
+    ]
     assert [one(i) for i in range(64)] == together
     with ThreadPoolExecutor(32) as pool:
         assert list(pool.map(one, range(64))) == together

@@ -23,8 +23,12 @@ class FakeModel:
         failures: Mapping[float, str] | None = None,
         lost_in: int = 0,
     ) -> None:
-        self.shape, self.function, self.buckets = shape, function, buckets
-        self.gate, self.poison, self.memory_rows = gate, poison, memory_rows
+        self.shape = shape
+        self.function = function
+        self.buckets = buckets
+        self.gate = gate
+        self.poison = poison
+        self.memory_rows = memory_rows
         self.failures = failures or {}  # what the model says to a row with this first number
         self.lost_in = lost_in  # the call, counted from 1, from which on all fail; 0: none
         self.sizes: list[int] = []  # of every batch run
@@ -54,9 +58,18 @@ class FakeModel:
 
 
 class DeviceModel(FakeModel):
-    """A model on whose device rows may stay; ``calls`` are in order, and a number is the rows of a `run`."""
+    """A model on whose device rows may stay; ``calls`` are in order, and a number is the rows of a
+    `run`.
+    """
 
-    def __init__(self, *args: Any, resident: bool = True, breaks_at: int = 0, loses: bool = False, **options: Any):
+    def __init__(
+        self,
+        *args: Any,
+        resident: bool = True,
+        breaks_at: int = 0,
+        loses: bool = False,
+        **options: Any,
+    ):
         super().__init__(*args, **options)
         self.device_batch = self if resident else None
         self.calls: list[str | int] = []

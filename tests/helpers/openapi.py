@@ -1,4 +1,6 @@
-"""`docs/openapi.json`: `make openapi` writes the file, and a contract test compares it with the service."""
+"""`docs/openapi.json`: `make openapi` writes the file, and a contract test compares it with the
+service.
+"""
 
 import json
 from pathlib import Path
@@ -9,7 +11,9 @@ from service.app import ENDPOINTS
 from service.settings import Settings
 
 FILE = Path(__file__).parents[2] / "docs" / "openapi.json"
-_EXPANDED_LEVELS = 3  # document → paths, components → path, schemas → one line for each operation and schema
+_EXPANDED_LEVELS = (
+    3  # document → paths, components → path, schemas → one line for each operation and schema
+)
 
 
 def document() -> dict[str, Any]:
@@ -18,7 +22,9 @@ def document() -> dict[str, Any]:
 
 
 def dumps(value: object, levels: int = _EXPANDED_LEVELS) -> str:
-    """Compact JSON with sorted keys; the members of the first ``levels`` levels have a line each."""
+    """Compact JSON with sorted keys; the members of the first ``levels`` levels have a line
+    each.
+    """
     if not (levels and isinstance(value, dict)):
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
     members = [f"{json.dumps(key)}:{dumps(value[key], levels - 1)}" for key in sorted(value)]

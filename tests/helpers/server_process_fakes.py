@@ -1,4 +1,6 @@
-"""Main functions of server processes for `test_supervisor`. The processes import them, so they stand in a module."""
+"""Main functions of server processes for `test_supervisor`. The processes import them, so they
+stand in a module.
+"""
 
 import contextlib
 import os
@@ -12,7 +14,9 @@ from service.observability.metrics import Metrics, SharedFiles
 from service.settings import Settings
 
 
-def serves(settings: Settings, messages: Connection, *, status: int = 0, listens: bool = True) -> None:
+def serves(
+    settings: Settings, messages: Connection, *, status: int = 0, listens: bool = True
+) -> None:
     """Write a file named after the process, and wait for SIGTERM."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(status))
     file = metrics_file()
@@ -21,7 +25,9 @@ def serves(settings: Settings, messages: Connection, *, status: int = 0, listens
     if listens:
         messages.send("")
     # The test ends the process when it finds the file, and expects that it has listened.
-    (settings.model_dir / str(os.getpid())).write_text(f"{settings.threads} {settings.queue_rows} {file.parent}")
+    (settings.model_dir / str(os.getpid())).write_text(
+        f"{settings.threads} {settings.queue_rows} {file.parent}"
+    )
     while True:
         messages.send(None)
         time.sleep(0.05)
@@ -73,7 +79,8 @@ def dies(settings: Settings, messages: Connection) -> None:
 
 
 def changes(settings: Settings, messages: Connection) -> None:
-    """Serve, and ask for the change that a file `ask` holds. What it hears goes into files in a folder of its own.
+    """Serve, and ask for the change that a file `ask` holds. What it hears goes into files in a
+    folder of its own.
 
     The one who asks makes every change, the others none that is called `stuck`.
     """

@@ -56,7 +56,9 @@ class RecordingFunction:
         return rows
 
 
-async def streamed(scheduler: Scheduler, rows: FloatRows, params: SchedulingParams) -> AsyncGenerator[Event, None]:
+async def streamed(
+    scheduler: Scheduler, rows: FloatRows, params: SchedulingParams
+) -> AsyncGenerator[Event, None]:
     """The events of a streamed request; closing the generator cancels it."""
     events = asyncio.Queue[Event]()
 
@@ -80,7 +82,9 @@ async def streamed(scheduler: Scheduler, rows: FloatRows, params: SchedulingPara
 
 
 @contextlib.contextmanager
-def serving(*models: FakeModel, max_batch_rows: int = 8, queue_rows: int = 100, **options: Any) -> Iterator[Scheduler]:
+def serving(
+    *models: FakeModel, max_batch_rows: int = 8, queue_rows: int = 100, **options: Any
+) -> Iterator[Scheduler]:
     """A scheduler that runs; ``options`` of `Scheduler`."""
     scheduler = Scheduler(*models, max_batch_rows=max_batch_rows, queue_rows=queue_rows, **options)
     scheduler.start()
@@ -102,7 +106,9 @@ def play(
     loop_clock: Callable[[], float] = time.monotonic,
     **options: Any,
 ) -> T:
-    """Run a coroutine function with a scheduler over these models; the event loop has a clock of its own."""
+    """Run a coroutine function with a scheduler over these models; the event loop has a clock of
+    its own.
+    """
 
     async def served() -> T:
         with serving(*models, **options) as scheduler:
@@ -126,7 +132,9 @@ def params(
     request_id: str = "",
 ) -> SchedulingParams:
     step_params = StepParams(steps=steps, tolerance=tolerance, record=record, score=score)
-    return SchedulingParams(step_params=step_params, key=key, deadline=deadline, request_id=request_id)
+    return SchedulingParams(
+        step_params=step_params, key=key, deadline=deadline, request_id=request_id
+    )
 
 
 async def collect(events: AsyncIterator[Event]) -> list[Event]:
@@ -134,7 +142,9 @@ async def collect(events: AsyncIterator[Event]) -> list[Event]:
 
 
 def rows_open(scheduler: Scheduler) -> int:
-    """Rows admitted and unfinished, as the scheduler counts them. Without any, it counts nothing."""
+    """Rows admitted and unfinished, as the scheduler counts them. Without any, it counts
+    nothing.
+    """
     total = scheduler._admission.total
     assert total.rows or total == Counters()
     return total.rows
@@ -151,8 +161,12 @@ def release(model: FakeModel) -> None:
     model.gate.set()
 
 
-async def behind(scheduler: Scheduler, model: FakeModel, *calls: tuple[FloatRows, SchedulingParams]) -> list[Any]:
-    """The results or errors of calls that come together while the model is at a row of 0; its gate is closed."""
+async def behind(
+    scheduler: Scheduler, model: FakeModel, *calls: tuple[FloatRows, SchedulingParams]
+) -> list[Any]:
+    """The results or errors of calls that come together while the model is at a row of 0; its gate
+    is closed.
+    """
     plug = submitted(scheduler, marked(0), params())
     await until_running(model)
     tasks = [submitted(scheduler, *call) for call in calls]
@@ -170,5 +184,7 @@ async def until_queued(scheduler: Scheduler, *calls: asyncio.Task[Result]) -> No
     assert scheduler.rows_queued >= len(calls)
 
 
-def submitted(scheduler: Scheduler, rows: FloatRows, params_: SchedulingParams) -> asyncio.Task[Result]:
+def submitted(
+    scheduler: Scheduler, rows: FloatRows, params_: SchedulingParams
+) -> asyncio.Task[Result]:
     return asyncio.create_task(scheduler.run(rows, params_))

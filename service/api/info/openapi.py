@@ -30,7 +30,8 @@ _Mode = Literal["validation", "serialization"]
 _FOLDER: Final = Path(__file__).parent
 _REFERENCE: Final = "#/components/schemas/{model}"
 _LIMITS: Final = ("maximum", "maxItems")
-_FILES: Final = frozenset(("images", "mask", "masks"))  # which a form and a query do not hold as text
+# which a form and a query do not hold as text
+_FILES: Final = frozenset(("images", "mask", "masks"))
 _BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
 BINARY_TENSORS: Final = "application/octet-stream"
 
@@ -43,7 +44,8 @@ def endpoint(endpoints: Sequence[Endpoint], settings: Settings) -> Endpoint:
         return to_json(document(endpoints, settings))
 
     async def serve(_: ApiRequest) -> Response:
-        return Response(await asyncio.to_thread(encoded), media_type="application/json")  # it takes 50 ms to make
+        # it takes 50 ms to make
+        return Response(await asyncio.to_thread(encoded), media_type="application/json")
 
     return Endpoint("/openapi.json", serve)
 
@@ -54,7 +56,11 @@ def document(endpoints: Iterable[Endpoint], settings: Settings) -> Json:
     taken = {each.request for each in endpoints} | {ProblemDocument, ProgressEvent, StepEvent}
     adapters: list[tuple[Any, _Mode, TypeAdapter[Any]]] = []
     adapters += [(kind, "validation", TypeAdapter(kind)) for kind in taken if kind]
-    adapters += [(each.answer, "serialization", TypeAdapter(each.answer)) for each in endpoints if each.answer]
+    adapters += [
+        (each.answer, "serialization", TypeAdapter(each.answer))
+        for each in endpoints
+        if each.answer
+    ]
     found, definitions = TypeAdapter.json_schemas(adapters, ref_template=_REFERENCE)
     schemas = {kind: schema for (kind, _), schema in found.items()}
     free = PathSet(open_paths(settings.private_endpoints))
@@ -67,7 +73,9 @@ def document(endpoints: Iterable[Endpoint], settings: Settings) -> Json:
         base["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for each in endpoints:
         guarded = each.template not in free
-        operation = _operation(each, schemas) | {"responses": _responses(each, schemas, guarded=guarded)}
+        operation = _operation(each, schemas) | {
+            "responses": _responses(each, schemas, guarded=guarded)
+        }
         if guarded and has_keys:
             operation["security"] = [{"key": []}]
         base["paths"].setdefault(each.template, {})[each.methods[0].lower()] = operation
@@ -89,7 +97,9 @@ def _limited(node: Any, settings: Settings) -> Any:
     if not isinstance(node, dict):
         return node
     return {
-        key: getattr(settings, value) if key in _LIMITS and isinstance(value, str) else _limited(value, settings)
+        key: getattr(settings, value)
+        if key in _LIMITS and isinstance(value, str)
+        else _limited(value, settings)
         for key, value in node.items()
         if value is not None
     }
@@ -98,7 +108,10 @@ def _limited(node: Any, settings: Settings) -> Any:
 def _operation(endpoint: Endpoint, schemas: Schemas) -> Json:
     """What an endpoint takes."""
     names = re.findall(r"{(\w+)}", endpoint.template)
-    path = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
+    path = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in names
+    ]
     parameters = [*path, *endpoint.parameters]
     operation: Json = {
         "tags": [endpoint.tag],
@@ -110,7 +123,9 @@ def _operation(endpoint: Endpoint, schemas: Schemas) -> Json:
     if request := endpoint.request:
         content: Json = {"application/json": {"schema": schemas[request]}}
         content |= dict.fromkeys(endpoint.bodies, _BINARY)
-        content["application/json"]["examples"] = _read("examples.json")[endpoint.name.removesuffix("_version")]
+        content["application/json"]["examples"] = _read("examples.json")[
+            endpoint.name.removesuffix("_version")
+        ]
         if endpoint.is_upload:
             content["multipart/form-data"] = _form(request)
             parameters += _query(request)
@@ -147,7 +162,11 @@ def _responses(endpoint: Endpoint, schemas: Schemas, *, guarded: bool) -> Json:
         if groups[told["of"]]:
             headers = parts["headers"] | told.get("headers", {})
             content = contents.get(status, problem)
-            responses[status] = {"description": told["description"], "headers": headers, "content": content}
+            responses[status] = {
+                "description": told["description"],
+                "headers": headers,
+                "content": content,
+            }
     if endpoint.is_cached:
         responses["200"]["headers"] |= parts["cache_headers"]
     return responses
@@ -184,7 +203,9 @@ def _events(answer: Json, schemas: Schemas) -> Json:
 
 def _form(request: type[BaseModel]) -> Json:
     file = _BINARY["schema"]
-    files: Json = {"image": {"type": "array", "items": file, "minItems": 1, "maxItems": "max_images"}}
+    files: Json = {
+        "image": {"type": "array", "items": file, "minItems": 1, "maxItems": "max_images"}
+    }
     if "mask" in request.model_fields:
         files["mask"] = file
     return {
@@ -199,7 +220,9 @@ def _form(request: type[BaseModel]) -> Json:
 
 
 def _query(request: type[BaseModel]) -> list[Json]:
-    """The query parameters for an image as the body, without defaults, which clients would send with other bodies."""
+    """The query parameters for an image as the body, without defaults, which clients would send
+    with other bodies.
+    """
     schemas = _text_options(request)
     for schema in schemas.values():
         schema.pop("default", None)
@@ -210,13 +233,29 @@ def _query(request: type[BaseModel]) -> list[Json]:
 def url_parameters(
     request: type[BaseModel], texts: Mapping[str, Any], formats: Mapping[str, Media]
 ) -> tuple[Json, ...]:
-    """The query of a GET with the options of a POST, and own parameters ``texts``; the default format is first."""
+    """The query of a GET with the options of a POST, and own parameters ``texts``; the default
+    format is first.
+    """
     # Only JSON has a trajectory, points and a grid, and an animation is no sheet.
-    without = {"seed", "record", *(("points", "grid", "columns", "gap") if "seeds" in texts else ())}
-    schemas = {name: schema for name, schema in _text_options(request).items() if name not in without}
-    schemas |= {name: {"type": "string", "minLength": 1, **schema} for name, schema in texts.items()}
-    schemas["format"] |= {"enum": [*formats], "default": next(iter(formats)), "description": "Of the response."}
-    return tuple(_parameter(name, schema) | {"required": name == "seeds"} for name, schema in schemas.items())
+    without = {
+        "seed",
+        "record",
+        *(("points", "grid", "columns", "gap") if "seeds" in texts else ()),
+    }
+    schemas = {
+        name: schema for name, schema in _text_options(request).items() if name not in without
+    }
+    schemas |= {
+        name: {"type": "string", "minLength": 1, **schema} for name, schema in texts.items()
+    }
+    schemas["format"] |= {
+        "enum": [*formats],
+        "default": next(iter(formats)),
+        "description": "Of the response.",
+    }
+    return tuple(
+        _parameter(name, schema) | {"required": name == "seeds"} for name, schema in schemas.items()
+    )
 
 
 def _parameter(name: str, schema: Json) -> Json:
@@ -226,13 +265,16 @@ def _parameter(name: str, schema: Json) -> Json:
 
 
 def _text_options(request: type[BaseModel]) -> Json:
-    """Schemas of the options in forms and queries, which omit a missing option instead of sending null."""
+    """Schemas of the options in forms and queries, which omit a missing option instead of sending
+    null.
+    """
     fields = request.model_json_schema()["properties"]
     options = {name: _without_null(schema) for name, schema in fields.items() if name not in _FILES}
     if "record" in options:
         options["record"] = {
             "type": "string",
-            "description": "Steps whose images are returned as `trajectory`, such as `0,1,10`; 0 is the input.",
+            "description": "Steps whose images are returned as `trajectory`, such as `0,1,10`; 0 "
+            "is the input.",
             "pattern": "^[0-9]+(,[0-9]+)*$",
         }
     return options

@@ -1,8 +1,10 @@
-"""`/`, the page “Make it real”, and `/docs`, Swagger UI: static files with a strict content security policy.
+"""`/`, the page “Make it real”, and `/docs`, Swagger UI: static files with a strict content
+security policy.
 
-The files are those of `service/page`, of the installed package `fastapi_swagger`, and at `/site/` of a folder of `ign
-site`. Their ETag is a hash of the content, the same in all processes. URLs are relative, so that a proxy can add a path
-prefix; only the image of link previews needs an absolute one, which is made for the host of the request.
+The files are those of `service/page`, of the installed package `fastapi_swagger`, and at `/site/`
+of a folder of `ign site`. Their ETag is a hash of the content, the same in all processes. URLs are
+relative, so that a proxy can add a path prefix; only the image of link previews needs an absolute
+one, which is made for the host of the request.
 """
 
 import hashlib
@@ -25,23 +27,34 @@ from service.domain.errors import StartupError
 
 PAGE_FOLDER: Final = Path(__file__).parents[2] / "page"
 _SWAGGER: Final = Path(str(files("fastapi_swagger.resources")))
-_TEXTS: Final = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".txt": "text/plain"}
+_TEXTS: Final = {
+    ".css": "text/css",
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".txt": "text/plain",
+}
 _IMAGES: Final = {".png": "image/png", ".svg": "image/svg+xml", ".webp": "image/webp"}
 _TYPES: Final = _TEXTS | _IMAGES | {".json": "application/json", ".xz": "application/x-xz"}
 _HOST: Final = re.compile(r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _POLICY: Final = (  # images are data: and blob: URLs
-    "default-src 'none'; script-src 'self'; img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'; style-src 'self'"
+    "default-src 'none'; script-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; style-src 'self'"
 )
-PAGE_POLICY: Final = f"{_POLICY}; require-trusted-types-for 'script'"  # browsers refuse to parse text as markup
+PAGE_POLICY: Final = (
+    f"{_POLICY}; require-trusted-types-for 'script'"  # browsers refuse to parse text as markup
+)
 _DOCS_POLICY: Final = f"{_POLICY} 'unsafe-inline'"  # Swagger UI sets style attributes
-_SITE_POLICY: Final = "frame-ancestors 'none'"  # what the policy in the document of `ign site` cannot say
-_ROOT, _BOTH = b'<html lang="en"', b'<html lang="en" data-both'  # of a page that links to the other one
+_SITE_POLICY: Final = (
+    "frame-ancestors 'none'"  # what the policy in the document of `ign site` cannot say
+)
+# of a page that links to the other one
+_ROOT, _BOTH = (b'<html lang="en"', b'<html lang="en" data-both')
 
 
 class _File:
     def __init__(self, content: bytes, suffix: str, policy: str) -> None:
-        self.content, self.media_type = content, _TYPES[suffix]
+        self.content = content
+        self.media_type = _TYPES[suffix]
         self.headers = {
             "Cache-Control": "no-cache",
             "Content-Security-Policy": policy,
@@ -57,7 +70,8 @@ class _File:
 
 
 def endpoints(site: Path | None = None) -> Iterator[Endpoint]:
-    """Those of `/`, `/page/…`, `/docs` and `/docs/…`, to GET and HEAD; with a folder of `ign site`, `/site/…` too.
+    """Those of `/`, `/page/…`, `/docs` and `/docs/…`, to GET and HEAD; with a folder of `ign site`,
+    `/site/…` too.
 
     Raises StartupError if the folder is not one that `ign site` wrote.
     """
@@ -66,8 +80,14 @@ def endpoints(site: Path | None = None) -> Iterator[Endpoint]:
 
     @lru_cache(maxsize=64)  # a request can name any host
     def document(base: str) -> _File:
-        tag = f'<meta property="og:image" content="{html.escape(base)}/page/preview.png">\n' if base else ""
-        return _File(index.content.replace(b"<title>", f"{tag}<title>".encode(), 1), ".html", PAGE_POLICY)
+        tag = (
+            f'<meta property="og:image" content="{html.escape(base)}/page/preview.png">\n'
+            if base
+            else ""
+        )
+        return _File(
+            index.content.replace(b"<title>", f"{tag}<title>".encode(), 1), ".html", PAGE_POLICY
+        )
 
     yield _endpoint("/", lambda api: document(_base_url(api)))
     yield _endpoint("/page/{name}", _among(page))
@@ -99,7 +119,9 @@ def _endpoint(path: str, find: Callable[[ApiRequest], _File | None]) -> Endpoint
 
 def _read(policy: str, *folders: Path) -> tuple[_File, dict[str, _File]]:
     """The document `index.html` of folders, and the other files by their path."""
-    paths = [(folder, path) for folder in folders for path in folder.rglob("*") if path.suffix in _TYPES]
+    paths = [
+        (folder, path) for folder in folders for path in folder.rglob("*") if path.suffix in _TYPES
+    ]
     files = [(path.relative_to(folder).as_posix(), path) for folder, path in paths]
     found = {name: _File(path.read_bytes(), path.suffix, policy) for name, path in files}
     return found.pop("index.html"), found

@@ -14,7 +14,9 @@ from service.models.registry import ServedModel
 
 
 class Reproducible(BaseModel):
-    """Whether a row has the same bits in every batch: `exact`, or `close` with the largest difference seen."""
+    """Whether a row has the same bits in every batch: `exact`, or `close` with the largest
+    difference seen.
+    """
 
     kind: Literal["exact", "close"]
     difference: float
@@ -54,7 +56,8 @@ class ModelList(BaseModel):
 
     models: Annotated[list[Json], Field(description="Cards without their arrays.")]
     failures: Annotated[
-        list[LoadFailure], Field(description="Versions in the model directory that failed to load since the start.")
+        list[LoadFailure],
+        Field(description="Versions in the model directory that failed to load since the start."),
     ]
     default: str
     limits: Limits
@@ -64,7 +67,8 @@ async def models(api: ApiRequest) -> ModelList:
     """List the models and the limits."""
     services = api.services
     services.require_serving()
-    registry, settings = services.registry, services.settings
+    registry = services.registry
+    settings = services.settings
     return ModelList(
         models=[_card(model, "distance_quantiles") for model in registry.models.values()],
         failures=[
@@ -99,11 +103,15 @@ async def healthz(_: ApiRequest) -> dict[str, str]:
 async def readyz(api: ApiRequest) -> Json:
     """Can it serve?
 
-    200 once all models are loaded, warm and verified by their golden rows; else 503 with the reason.
+    200 once all models are loaded, warm and verified by their golden rows; else 503 with the
+    reason.
     """
     services = api.services
     services.require_ready()
-    return {"status": "ready", "models": {ref: _device(model) for ref, model in services.registry.models.items()}}
+    return {
+        "status": "ready",
+        "models": {ref: _device(model) for ref, model in services.registry.models.items()},
+    }
 
 
 async def metrics(api: ApiRequest) -> Response:
@@ -125,7 +133,11 @@ def _card(model: ServedModel, *without: str) -> Json:
 
 def _device(model: ServedModel) -> dict[str, str | None]:
     loaded = model.loaded
-    return {"device": loaded.device, "provider": loaded.provider, "fallback_reason": loaded.fallback_reason}
+    return {
+        "device": loaded.device,
+        "provider": loaded.provider,
+        "fallback_reason": loaded.fallback_reason,
+    }
 
 
 PROBE: Final = ("GET", "HEAD")  # load balancers probe with HEAD, too

@@ -1,7 +1,7 @@
 """The endpoints that return images or scores.
 
-The function of each makes work of its options, once: it checks them against the operator's limits and the card, and
-resolves the model. Its docstring is the description in `/openapi.json`.
+The function of each makes work of its options, once: it checks them against the operator's limits
+and the card, and resolves the model. Its docstring is the description in `/openapi.json`.
 """
 
 import asyncio
@@ -69,7 +69,15 @@ from service.api.request import ApiRequest, ResponseParts, count_codec, count_ro
 from service.api.table import Endpoint
 from service.domain.errors import IgnError, InvalidContent, UnsupportedMedia
 from service.domain.latents import Grid, LatentPath, NoiseSource, weighted_sum
-from service.domain.tasks import Images, Result, SchedulingParams, StepParams, blend_result, close_loop, colour_result
+from service.domain.tasks import (
+    Images,
+    Result,
+    SchedulingParams,
+    StepParams,
+    blend_result,
+    close_loop,
+    colour_result,
+)
 from service.images.pool import CodecThread
 from service.models.registry import ServedModel
 
@@ -77,7 +85,8 @@ FORMATS: Final = (Media.JSON, Media.PNG, Media.WEBP, Media.JPEG, Media.NPY, Medi
 ROW_FORMATS: Final = (*FORMATS, Media.EVENTS)
 SCORE_FORMATS: Final = (Media.JSON, Media.PNG)
 PATH_FORMATS: Final = (*FORMATS, Media.GIF, Media.APNG)  # for paths only; a grid has no animation
-_LARGE_NOISE: Final = 1 << 14  # values; a request with more of them draws its noise in the codec pool
+# values; a request with more of them draws its noise in the codec pool
+_LARGE_NOISE: Final = 1 << 14
 _SEED_BITS: Final = 32
 
 
@@ -89,7 +98,9 @@ class InPool(NamedTuple):
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class RowWork(ResponseSpec):
-    """What a request asks of a model, after its options are checked; ``source`` is the upload, or makes the rows."""
+    """What a request asks of a model, after its options are checked; ``source`` is the upload, or
+    makes the rows.
+    """
 
     params: StepParams
     source: Upload[Any] | InPool | Callable[[], InputRows]
@@ -116,7 +127,9 @@ class RowWork(ResponseSpec):
         self._make_plan()
 
     def _make_plan(self) -> None:
-        record, options, values = self.params.record, self.options, self.values
+        record = self.params.record
+        options = self.options
+        values = self.values
         check_format(self, record)
         is_repeated = self.params.steps > 1 or self.params.score
         held = response_bytes(self, values, len(record), is_repeated=is_repeated)
@@ -144,16 +157,23 @@ class RowWork(ResponseSpec):
             observer=api.spans,
         )
 
-    async def run_tiles(self, inputs: InputRows, on_event: Callable[[Any], None] = lambda _: None) -> Result:
+    async def run_tiles(
+        self, inputs: InputRows, on_event: Callable[[Any], None] = lambda _: None
+    ) -> Result:
         """Run the tiles of images; ``on_event`` gets what a stream sends before the result."""
-        masks, params = None if inputs.keep is None else [*inputs.keep], partial(self.scheduling, inputs)
-        return await self.model.run_tiles([*inputs.rows], masks, params, self.api.run_codec, on_event)
+        masks = None if inputs.keep is None else [*inputs.keep]
+        params = partial(self.scheduling, inputs)
+        return await self.model.run_tiles(
+            [*inputs.rows], masks, params, self.api.run_codec, on_event
+        )
 
     def error(self, exc: IgnError) -> IgnError:
         """The error of the response for an error of the scheduler."""
         return exc
 
-    async def send_events(self, inputs: InputRows, events: "asyncio.Queue[Any]", send: Send) -> bytes:
+    async def send_events(
+        self, inputs: InputRows, events: "asyncio.Queue[Any]", send: Send
+    ) -> bytes:
         """Send the events of a stream; returns its last piece."""
         encode = partial(encode_event, self, inputs.rows)
         return await send_events(self, events, send, encode)
@@ -170,19 +190,21 @@ class RowWork(ResponseSpec):
 def generate(api: ApiRequest, options: GenerateRequest) -> RowWork:
     """Generate images from noise.
 
-    f^k(z): apply f `steps` times to latents `offset` … `offset + n − 1` of a seed. Image i of a seed depends on
-    nothing else. `record` returns steps on the way, `tolerance` stops a row that no longer changes, `noise_scale` takes
-    more or less noise.
+    f^k(z): apply f `steps` times to latents `offset` … `offset + n − 1` of a seed. Image i of a
+    seed depends on nothing else. `record` returns steps on the way, `tolerance` stops a row that no
+    longer changes, `noise_scale` takes more or less noise.
 
-    Several images in one file are a contact sheet, with `columns` and a `gap`. `scale` enlarges images in every
-    format.
+    Several images in one file are a contact sheet, with `columns` and a `gap`. `scale` enlarges
+    images in every format.
     """
     settings = api.services.settings
     check_count("n", options.n, settings.max_images)
     model = api.resolve(options.model)
     if model.card.noise is None:
         raise no_noise(model.card)
-    params = step_params(options, recommended=model.card.steps.generate, rows=options.n, settings=settings)
+    params = step_params(
+        options, recommended=model.card.steps.generate, rows=options.n, settings=settings
+    )
     seed = secrets.randbits(_SEED_BITS) if options.seed is None else options.seed
     labels = [{"index": options.offset + i} for i in range(options.n)]
     size = image_size(options, model.card, settings)
@@ -212,28 +234,36 @@ def generate(api: ApiRequest, options: GenerateRequest) -> RowWork:
 def project(api: ApiRequest, upload: Upload[ProjectOptions]) -> RowWork:
     """Make images real.
 
-    f^k(x): apply f to images x, which makes drawings, noisy, damaged or half-hidden images look like those that the
-    model learned.
+    f^k(x): apply f to images x, which makes drawings, noisy, damaged or half-hidden images look
+    like those that the model learned.
 
-    Images are prepared for the model: turned by their EXIF orientation, resized (`resize`), light and dark exchanged
-    if needed (`invert`). A `mask` limits the change to its white part; `strength` below 1 blends with the input.
+    Images are prepared for the model: turned by their EXIF orientation, resized (`resize`), light
+    and dark exchanged if needed (`invert`). A `mask` limits the change to its white part;
+    `strength` below 1 blends with the input.
 
     The body is a form, JSON or one image; the options in the query belong to the latter.
     """
-    options, settings, count = upload.options, api.services.settings, len(upload.images)
+    options = upload.options
+    settings = api.services.settings
+    count = len(upload.images)
     model = api.resolve(options.model)
-    params = step_params(options, recommended=model.card.steps.project, rows=count, settings=settings)
+    params = step_params(
+        options, recommended=model.card.steps.project, rows=count, settings=settings
+    )
     return _upload_work(api, model, upload, params, options, strength=options.strength)
 
 
 def score(api: ApiRequest, upload: Upload[ScoreOptions]) -> RowWork:
     """Measure how real images look to the model.
 
-    How far f moves each image (`distance`), and how that compares with held-out real images (`percentile`,
-    `in_distribution`). A large distance marks outliers, changed data or a wrong polarity. No image is returned.
+    How far f moves each image (`distance`), and how that compares with held-out real images
+    (`percentile`, `in_distribution`). A large distance marks outliers, changed data or a wrong
+    polarity. No image is returned.
     """
     model = api.resolve(upload.options.model)
-    return _upload_work(api, model, upload, StepParams(steps=1, score=True), ImageOptions(), shows_change=True)
+    return _upload_work(
+        api, model, upload, StepParams(steps=1, score=True), ImageOptions(), shows_change=True
+    )
 
 
 def _upload_work(
@@ -264,10 +294,11 @@ def _upload_work(
 def latent_interpolate(api: ApiRequest, options: InterpolateRequest) -> RowWork:
     """Walk between images.
 
-    f^k along a path through 2 to 16 points, or over a grid between four. A point is a seed, an image or a latent. A
-    path as GIF, APNG or WebP is an animation, as PNG or JPEG a strip.
+    f^k along a path through 2 to 16 points, or over a grid between four. A point is a seed, an
+    image or a latent. A path as GIF, APNG or WebP is an animation, as PNG or JPEG a strip.
     """
-    path, settings = latent_path(options), api.services.settings
+    path = latent_path(options)
+    settings = api.services.settings
     if isinstance(path, Grid):
         api.media = api.negotiate(FORMATS)
     model = api.resolve(options.model)
@@ -328,7 +359,9 @@ def latent_arithmetic(api: ApiRequest, options: ArithmeticRequest) -> RowWork:
 
 
 def _decode(works: Sequence[RowWork]) -> list[InputRows | IgnError]:
-    """The input rows of small requests, or why one has none; uploads to the same model are prepared together."""
+    """The input rows of small requests, or why one has none; uploads to the same model are prepared
+    together.
+    """
     together: dict[ServedModel, dict[RowWork, Upload[Any]]] = {}
     made: dict[RowWork, InputRows | IgnError] = {}
     start = time.perf_counter()
@@ -369,7 +402,8 @@ Encoded = tuple[Result, list[bytes]]
 
 def _encode(ended: Sequence[tuple[RowWork, Images, Result]]) -> list[Encoded]:
     """Results as they are shown, and their images; those of the same model are encoded together."""
-    works, results = [work for work, _, _ in ended], [work.shown(rows, result) for work, rows, result in ended]
+    works = [work for work, _, _ in ended]
+    results = [work.shown(rows, result) for work, rows, result in ended]
     start = time.perf_counter()
     contents = encode_contents(list(zip(works, results, strict=True)))
     if not works[0].has_large_response:  # the codec pool counts by itself
@@ -394,12 +428,15 @@ def _respond_scores(ended: Sequence[tuple[RowWork, tuple[Result, Any]]]) -> list
 
 def _frame_labels(path: LatentPath | Grid) -> list[Json]:
     if isinstance(path, Grid):
-        return [{"index": i, "row": row, "col": col} for i, (row, col) in enumerate(path.coordinates())]
+        return [
+            {"index": i, "row": row, "col": col} for i, (row, col) in enumerate(path.coordinates())
+        ]
     return [{"index": i, "t": t} for i, t in enumerate(path.times())]
 
 
 def _is_large_body(api: ApiRequest, body: bytes) -> bool:
-    return len(body) > LARGE_BODY and api.content_type not in PICTURE_TYPES  # one image, which is not parsed
+    # one image, which is not parsed
+    return len(body) > LARGE_BODY and api.content_type not in PICTURE_TYPES
 
 
 def row_stages(
@@ -420,7 +457,9 @@ def _endpoint(
     options: type[ScoreOptions] | None = None,
     **stages: Any,
 ) -> Endpoint:
-    """An endpoint whose body is JSON; with ``options``, images may also come in a form, or one as the body."""
+    """An endpoint whose body is JSON; with ``options``, images may also come in a form, or one as
+    the body.
+    """
 
     def check(api: ApiRequest) -> None:
         api.media = api.negotiate(formats)
@@ -429,7 +468,9 @@ def _endpoint(
             return
         api.reject_query()
         if api.content_type not in ("", "application/json"):
-            raise UnsupportedMedia(f"Content-Type: expected application/json, not {api.content_type}")
+            raise UnsupportedMedia(
+                f"Content-Type: expected application/json, not {api.content_type}"
+            )
 
     def parse(api: ApiRequest, body: bytes, _: PathParameters) -> RowWork:
         if options is not None:

@@ -1,7 +1,7 @@
 """Images by URL: GET of `/generate` and `/latent-interpolate`, with the options in the query.
 
-The query becomes the JSON body of the POST, so both are one request with one set of rules. The URL alone decides what
-the response is, also its format. So browsers and proxies can cache it:
+The query becomes the JSON body of the POST, so both are one request with one set of rules. The URL
+alone decides what the response is, also its format. So browsers and proxies can cache it:
 
     GET ──▶ parse: options, model ──▶ ETag = hash(digest, options) ──▶ the caller has the image: 304
                                                                   └──▶ the stages of the POST, 200
@@ -18,7 +18,14 @@ from pydantic import BaseModel
 from service.api.body import is_known
 from service.api.info.openapi import url_parameters
 from service.api.multipart import parse_query
-from service.api.native.endpoints import Encoded, RowWork, generate, latent_interpolate, respond_rows, row_stages
+from service.api.native.endpoints import (
+    Encoded,
+    RowWork,
+    generate,
+    latent_interpolate,
+    respond_rows,
+    row_stages,
+)
 from service.api.native.schemas import GenerateRequest, InterpolateRequest
 from service.api.negotiation import Media
 from service.api.pipeline import PathParameters
@@ -27,22 +34,30 @@ from service.api.table import Endpoint
 from service.domain.errors import InvalidContent
 from service.domain.latents import MAX_SEED_TEXT, seed_of
 
-IMAGES: Final = {"png": Media.PNG, "webp": Media.WEBP, "jpeg": Media.JPEG}  # the first is the default
+# the first is the default
+IMAGES: Final = {"png": Media.PNG, "webp": Media.WEBP, "jpeg": Media.JPEG}
 SUFFIXES: Final = {"png": "png", "webp": "webp", "jpg": "jpeg", "jpeg": "jpeg"}
 ANIMATIONS: Final = {"webp": Media.WEBP, "gif": Media.GIF, "apng": Media.APNG}
-_SEED: Final = {"description": "A number, or a text that stands for one; random if absent.", "maxLength": MAX_SEED_TEXT}
-_SEEDS: Final = {"description": "2 to 16 seeds, joined by commas.", "pattern": "^[^,]{1,200}(,[^,]{1,200}){1,15}$"}
-_LONG_S, _SHORT_S = 31_536_000, 60  # how long caches may keep an image of a named version, of the highest version
+_SEED: Final = {
+    "description": "A number, or a text that stands for one; random if absent.",
+    "maxLength": MAX_SEED_TEXT,
+}
+_SEEDS: Final = {
+    "description": "2 to 16 seeds, joined by commas.",
+    "pattern": "^[^,]{1,200}(,[^,]{1,200}){1,15}$",
+}
+# how long caches may keep an image of a named version, of the highest version
+_LONG_S, _SHORT_S = (31_536_000, 60)
 
 _GENERATE: Final = """Generate images as a URL.
 
-The options of the POST as the query, `record` excepted. A `seed` may be a text, such as `alice`, which
-`/generate/alice.png`, `.webp` and `.jpg` have in the path; `X-IGN-Seed` has its number. Caches may keep the image:
-for a year if `model` names a version."""
+The options of the POST as the query, `record` excepted. A `seed` may be a text, such as `alice`,
+which `/generate/alice.png`, `.webp` and `.jpg` have in the path; `X-IGN-Seed` has its number.
+Caches may keep the image: for a year if `model` names a version."""
 _INTERPOLATE: Final = """Walk between images as a URL.
 
-An animation of the path through `seeds`, with the options of the POST as the query. Caches may keep it, as those of
-`GET /generate`."""
+An animation of the path through `seeds`, with the options of the POST as the query. Caches may
+keep it, as those of `GET /generate`."""
 
 Fields = dict[str, Any]
 
@@ -74,7 +89,9 @@ def _by_url(
 ) -> Endpoint:
     def parse(api: ApiRequest, body: bytes, parameters: PathParameters) -> RowWork:
         if body:
-            raise InvalidContent.field("body", "a GET request has none; its options belong in the query")
+            raise InvalidContent.field(
+                "body", "a GET request has none; its options belong in the query"
+            )
         fields = parse_query(api.query, parameters)
         name = fields.pop("format", next(iter(formats)))
         if name not in formats:
@@ -88,12 +105,17 @@ def _by_url(
 
     stages = row_stages(lambda _: None, parse, respond=_respond)
     media = tuple(formats.values())
-    return Endpoint(path, stages, methods=("GET", "HEAD"), formats=media, is_cached=True, **documented)
+    return Endpoint(
+        path, stages, methods=("GET", "HEAD"), formats=media, is_cached=True, **documented
+    )
 
 
 def _respond(ended: Sequence[tuple[RowWork, Encoded]]) -> list[ResponseParts]:
     responses = zip(respond_rows(ended), ended, strict=True)
-    return [(_with(headers, _cache_headers(work)), pieces, kind) for (headers, pieces, kind), (work, _) in responses]
+    return [
+        (_with(headers, _cache_headers(work)), pieces, kind)
+        for (headers, pieces, kind), (work, _) in responses
+    ]
 
 
 def _with(headers: RawHeaders, others: Mapping[str, str]) -> RawHeaders:
@@ -102,13 +124,20 @@ def _with(headers: RawHeaders, others: Mapping[str, str]) -> RawHeaders:
 
 
 def _cache_headers(work: RowWork) -> dict[str, str]:
-    """How caches may use the response. Those that several callers share keep one for each API key."""
+    """How caches may use the response. Those that several callers share keep one for each API
+    key.
+    """
     options = work.options
-    if work.members.get("seed", 0) != getattr(options, "seed", 0):  # the service has chosen the seed
+    # the service has chosen the seed
+    if work.members.get("seed", 0) != getattr(options, "seed", 0):
         return {"Cache-Control": "no-store"}
     what = (work.model.digest, work.media, work.params, options.model_dump_json(exclude={"model"}))
     # Not in the second of a change: an image of before could have the same time.
-    changed = {"Last-Modified": formatdate(work.model.since, usegmt=True)} if time.time() >= work.model.since else {}
+    changed = (
+        {"Last-Modified": formatdate(work.model.since, usegmt=True)}
+        if time.time() >= work.model.since
+        else {}
+    )
     is_named = "/" in (getattr(options, "model", None) or "")
     return {
         # Weak: on another type of CPU the last bit of a pixel may differ.
@@ -131,7 +160,9 @@ ENDPOINTS: Final = (
         text=_GENERATE,
     ),
     *(
-        _by_url(f"/generate/{{seed:text}}.{suffix}", generate, GenerateRequest, {name: IMAGES[name]})
+        _by_url(
+            f"/generate/{{seed:text}}.{suffix}", generate, GenerateRequest, {name: IMAGES[name]}
+        )
         for suffix, name in SUFFIXES.items()
     ),
     _by_url(

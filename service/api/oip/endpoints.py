@@ -1,10 +1,12 @@
-"""The endpoints of the Open Inference Protocol v2 for clients of KServe and Triton: one input `x`, one output `y`.
+"""The endpoints of the Open Inference Protocol v2 for clients of KServe and Triton: one input `x`,
+one output `y`.
 
-Those of its model repository extension list, load and unload models at run time. With API keys, loading and unloading
-need the scope `admin`, which `service.api.access` checks.
+Those of its model repository extension list, load and unload models at run time. With API keys,
+loading and unloading need the scope `admin`, which `service.api.access` checks.
 
-`infer` is here as stages, which the pipeline runs for every request of one turn of the event loop. Its rows use the
-same queue as those of the native endpoints. The Content-Type of its body is ignored, because some clients send none.
+`infer` is here as stages, which the pipeline runs for every request of one turn of the event loop.
+Its rows use the same queue as those of the native endpoints. The Content-Type of its body is
+ignored, because some clients send none.
 """
 
 import inspect
@@ -53,11 +55,15 @@ def _resolve(api: ApiRequest) -> ServedModel:
 
 def _ref(path_parameters: PathParameters) -> str:
     """`name` or `name/version`."""
-    return "/".join(path_parameters[part] for part in ("name", "version") if part in path_parameters)
+    return "/".join(
+        path_parameters[part] for part in ("name", "version") if part in path_parameters
+    )
 
 
 def _versions(services: AppState, model: ServedModel) -> list[ServedModel]:
-    return [other for other in services.registry.models.values() if other.card.name == model.card.name]
+    return [
+        other for other in services.registry.models.values() if other.card.name == model.card.name
+    ]
 
 
 async def server(_: ApiRequest) -> tensors.ServerMetadata:
@@ -86,7 +92,10 @@ async def metadata(api: ApiRequest) -> tensors.ModelMetadata:
     """Inputs and outputs of a model."""
     model = _resolve(api)
     shape = [-1, *_row_shape(model.card)]
-    x, y = (tensors.TensorMetadata(name=name, datatype=tensors.DATATYPE, shape=shape) for name in (INPUT, OUTPUT))
+    x, y = (
+        tensors.TensorMetadata(name=name, datatype=tensors.DATATYPE, shape=shape)
+        for name in (INPUT, OUTPUT)
+    )
     return tensors.ModelMetadata(
         name=model.card.name,
         versions=[other.card.version for other in _versions(api.services, model)],
@@ -107,7 +116,11 @@ async def model_ready(api: ApiRequest) -> Response:
 async def config(api: ApiRequest) -> Json:
     """Triton's configuration of a model."""
     model = _resolve(api)
-    form = {"data_type": f"TYPE_{tensors.DATATYPE}", "format": "FORMAT_NONE", "dims": _row_shape(model.card)}
+    form = {
+        "data_type": f"TYPE_{tensors.DATATYPE}",
+        "format": "FORMAT_NONE",
+        "dims": _row_shape(model.card),
+    }
     return {
         "name": model.card.name,
         "platform": "onnxruntime_onnx",
@@ -124,13 +137,16 @@ async def config(api: ApiRequest) -> Json:
 async def statistics(api: ApiRequest) -> Json:
     """Statistics of one version, or of every version of a model, since it was loaded."""
     model = _resolve(api)
-    return _statistics([model] if "version" in api.route.parameters else _versions(api.services, model))
+    return _statistics(
+        [model] if "version" in api.route.parameters else _versions(api.services, model)
+    )
 
 
 def _statistics(models: Iterable[ServedModel]) -> Json:
     return {
         "model_stats": [
-            {"name": model.card.name, "version": model.card.version, **model.statistics.report()} for model in models
+            {"name": model.card.name, "version": model.card.version, **model.statistics.report()}
+            for model in models
         ]
     }
 
@@ -138,9 +154,14 @@ def _statistics(models: Iterable[ServedModel]) -> Json:
 # The stages of an inference
 
 _JSON_BYTES: Final = 16  # estimated length of one number in JSON
-_JSON_VALUE_BYTES: Final = 48  # of one number once its JSON is parsed: a Python float in a list, and a float64
-_ARRAY_BYTES: Final = 16  # of one number in float32: input, result, a further step and their difference
-_LARGE_BINARY: Final = 1 << 20  # bytes; reading or writing fewer of them takes less time than waking a thread
+_JSON_VALUE_BYTES: Final = (
+    48  # of one number once its JSON is parsed: a Python float in a list, and a float64
+)
+_ARRAY_BYTES: Final = (
+    16  # of one number in float32: input, result, a further step and their difference
+)
+# bytes; reading or writing fewer of them takes less time than waking a thread
+_LARGE_BINARY: Final = 1 << 20
 _MAX_TIMEOUT_US: Final = 10**15
 
 
@@ -168,7 +189,9 @@ class InferWork:
 
     def scheduling(self, _: Inputs) -> SchedulingParams:
         """The request as the scheduler sees it."""
-        api, deadline, timeout_us = self.api, self.api.deadline, self.inference.timeout_us
+        api = self.api
+        deadline = self.api.deadline
+        timeout_us = self.inference.timeout_us
         if timeout_us:  # 0 means no timeout
             deadline = min(deadline, api.arrival + min(timeout_us, _MAX_TIMEOUT_US) / 1e6)
         return SchedulingParams(
@@ -206,12 +229,22 @@ def infer(api: ApiRequest, body: bytes, path_parameters: PathParameters) -> Infe
     """
     model = api.resolve(_ref(path_parameters))
     settings = api.services.settings.for_images(model.card.tiles)
-    limits = {"max_rows": settings.max_images, "max_steps": settings.max_steps, "max_pixels": settings.max_pixels}
-    inference = tensors.read_head(body, api.headers.getlist(tensors.HEADER_FIELD), _row_shape(model.card), **limits)
-    values, binary, is_tiled = prod(inference.shape), inference.binary, model.card.tiles is not None
+    limits = {
+        "max_rows": settings.max_images,
+        "max_steps": settings.max_steps,
+        "max_pixels": settings.max_pixels,
+    }
+    inference = tensors.read_head(
+        body, api.headers.getlist(tensors.HEADER_FIELD), _row_shape(model.card), **limits
+    )
+    values = prod(inference.shape)
+    binary = inference.binary
+    is_tiled = model.card.tiles is not None
     rows, _, *size = inference.shape
     is_json = inference.data is not None
-    held = values * (_ARRAY_BYTES + (_JSON_VALUE_BYTES if is_json else 0) + (0 if binary else _JSON_BYTES))
+    held = values * (
+        _ARRAY_BYTES + (_JSON_VALUE_BYTES if is_json else 0) + (0 if binary else _JSON_BYTES)
+    )
     if is_tiled:
         tiles = model.plan_tiles([(size[0], size[1])] * rows)
         rows = tiles.rows
@@ -223,13 +256,15 @@ def infer(api: ApiRequest, body: bytes, path_parameters: PathParameters) -> Infe
         body=body,
         plan=Plan(rows=rows, steps=inference.steps, bytes=held),
         is_large=is_tiled or _has_large_head(api, body),
-        has_large_response=is_tiled or (4 * values > _LARGE_BINARY if binary else values * _JSON_BYTES > LARGE_BODY),
+        has_large_response=is_tiled
+        or (4 * values > _LARGE_BINARY if binary else values * _JSON_BYTES > LARGE_BODY),
         is_tiled=is_tiled,
     )
 
 
 def _decode(works: Sequence[InferWork]) -> list[Inputs | IgnError]:
-    start, decoded = time.perf_counter(), list[Inputs | IgnError]()
+    start = time.perf_counter()
+    decoded = list[Inputs | IgnError]()
     for work in works:
         try:
             decoded.append(_decode_one(work))
@@ -248,7 +283,8 @@ Encoded = tuple[Result, list[tensors.Piece], int | None]
 
 
 def _encode(ended: Sequence[tuple[InferWork, Images, Result]]) -> list[Encoded]:
-    start, encoded = time.perf_counter(), list[Encoded]()
+    start = time.perf_counter()
+    encoded = list[Encoded]()
     for work, _, result in ended:
         rows = np.asarray(result.rows)
         encoded.append((result, *tensors.write_response(work.inference, work.model.card, rows)))
@@ -262,7 +298,8 @@ def _respond(ended: Sequence[tuple[InferWork, Encoded]]) -> list[ResponseParts]:
     responses: list[ResponseParts] = []
     for work, (_, pieces, length) in ended:
         work.model.statistics.tensors(work.api.seconds["decode"], work.api.seconds["encode"])
-        headers, media_type = work.api.response_headers(work.model), "application/json"
+        headers = work.api.response_headers(work.model)
+        media_type = "application/json"
         if length is not None:
             headers.append((tensors.HEADER_FIELD, b"%d" % length))
             media_type = BINARY_TENSORS
@@ -289,15 +326,21 @@ async def index(api: ApiRequest) -> list[tensors.IndexEntry]:
 async def load(api: ApiRequest) -> Any:
     """Load a model, or its new and changed versions, from the model directory.
 
-    The response is sent when all of them serve. Until then, and if one cannot be verified, the previous ones serve.
+    The response is sent when all of them serve. Until then, and if one cannot be verified, the
+    previous ones serve.
     """
     services, _ = await _read(api, tensors.LoadRequest)
     is_admin = services.settings.api_keys_file is not None  # else anyone may call it
-    return await _change(services, ModelChange(api.route.parameters["name"], loads=True, may_be_new=is_admin))
+    return await _change(
+        services, ModelChange(api.route.parameters["name"], loads=True, may_be_new=is_admin)
+    )
 
 
 async def unload(api: ApiRequest) -> Any:
-    """Unload every version of a model after its requests in flight; the default model cannot be unloaded."""
+    """Unload every version of a model after its requests in flight.
+
+    The default model cannot be unloaded.
+    """
     services, _ = await _read(api, tensors.UnloadRequest)
     return await _change(services, ModelChange(api.route.parameters["name"], loads=False))
 
@@ -308,13 +351,18 @@ async def _change(services: AppState, change: ModelChange) -> Any:
 
 
 async def _read(api: ApiRequest, schema: type[tensors.Schema]) -> tuple[AppState, tensors.Schema]:
-    """The services, if the caller may use them, and the body of a call, whatever its Content-Type."""
-    services, settings = api.services, api.services.settings
+    """The services, if the caller may use them, and the body of a call, whatever its
+    Content-Type.
+    """
+    services = api.services
+    settings = api.services.settings
     if settings.api_keys_file is None:
         check_host(api.headers, settings)
     services.require_serving()
     seconds = api.arrival + settings.body_timeout_s - services.clock()
-    body = await read_body(api.headers, api.receive, max_bytes=_MAX_REPOSITORY_BYTES, seconds=seconds)
+    body = await read_body(
+        api.headers, api.receive, max_bytes=_MAX_REPOSITORY_BYTES, seconds=seconds
+    )
     api.request_bytes = len(body)
     return services, tensors.parse(body, schema)
 
@@ -322,7 +370,9 @@ async def _read(api: ApiRequest, schema: type[tensors.Schema]) -> tuple[AppState
 # The table
 
 
-def _of_model(path: str, run: Stages | Handler, name: str, **declared: Any) -> tuple[Endpoint, Endpoint]:
+def _of_model(
+    path: str, run: Stages | Handler, name: str, **declared: Any
+) -> tuple[Endpoint, Endpoint]:
     """The endpoint of the highest version of a model, and that of a given one."""
     return (
         Endpoint(_MODEL + path, run, _TAG, name, **declared),
@@ -331,7 +381,9 @@ def _of_model(path: str, run: Stages | Handler, name: str, **declared: Any) -> t
 
 
 # The head of an inference needs no further check: the Content-Type is ignored.
-_STAGES: Final = Stages(lambda _: None, _has_large_head, infer, _decode, _decode_one, _encode, _respond)
+_STAGES: Final = Stages(
+    lambda _: None, _has_large_head, infer, _decode, _decode_one, _encode, _respond
+)
 _REPOSITORY: Final = "/v2/repository"
 _POST: Final = ("POST",)
 ENDPOINTS: Final = (
@@ -356,8 +408,30 @@ ENDPOINTS: Final = (
         text=inspect.getdoc(infer) or "",
     ),
     Endpoint(
-        f"{_REPOSITORY}/index", index, _TAG, "index", _POST, tensors.IndexRequest, answer=list[tensors.IndexEntry]
+        f"{_REPOSITORY}/index",
+        index,
+        _TAG,
+        "index",
+        _POST,
+        tensors.IndexRequest,
+        answer=list[tensors.IndexEntry],
     ),
-    Endpoint(f"{_REPOSITORY}/models/{{name}}/load", load, _TAG, "load", _POST, tensors.LoadRequest, answer=Any),
-    Endpoint(f"{_REPOSITORY}/models/{{name}}/unload", unload, _TAG, "unload", _POST, tensors.UnloadRequest, answer=Any),
+    Endpoint(
+        f"{_REPOSITORY}/models/{{name}}/load",
+        load,
+        _TAG,
+        "load",
+        _POST,
+        tensors.LoadRequest,
+        answer=Any,
+    ),
+    Endpoint(
+        f"{_REPOSITORY}/models/{{name}}/unload",
+        unload,
+        _TAG,
+        "unload",
+        _POST,
+        tensors.UnloadRequest,
+        answer=Any,
+    ),
 )

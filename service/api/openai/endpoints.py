@@ -1,9 +1,11 @@
 """OpenAI's images API for programs that speak it, over the stages of the native endpoints.
 
-    POST /v1/images/generations ─▶ JSON of /generate, with the prompt as its seed ┐ the same rows and options,
-    POST /v1/images/edits ───────▶ form of /project, with its mask by alpha       ┘ a response of OpenAI's form
+    POST /v1/images/generations ─▶ JSON of /generate, with the prompt as its seed ┐ the same rows
+    and options, POST /v1/images/edits ───────▶ form of /project, with its mask by alpha       ┘ a
+    response of OpenAI's form
 
-No model here reads words, which `revised_prompt` says in every response. `service.api.problems` writes the errors.
+No model here reads words, which `revised_prompt` says in every response. `service.api.problems`
+writes the errors.
 """
 
 import asyncio
@@ -20,7 +22,14 @@ from starlette.types import Send
 from service.api.body import parse_as
 from service.api.native.endpoints import Encoded, RowWork, generate, project, row_stages
 from service.api.native.responses import picture
-from service.api.native.schemas import MAX_SCALE, GenerateRequest, ProjectOptions, StrictModel, check_count, check_steps
+from service.api.native.schemas import (
+    MAX_SCALE,
+    GenerateRequest,
+    ProjectOptions,
+    StrictModel,
+    check_count,
+    check_steps,
+)
 from service.api.native.stream import event, send_events, step_members
 from service.api.native.uploads import InputRows, Upload, read_form
 from service.api.native.urls import seed_of_field
@@ -37,7 +46,12 @@ from service.models.registry import ServedModel
 _SIZE: Final = re.compile("([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 # The types of the clients require it.
 _NO_TOKENS: Final = {"image_tokens": 0, "text_tokens": 0}
-_USAGE: Final = {"input_tokens": 0, "input_tokens_details": _NO_TOKENS, "output_tokens": 0, "total_tokens": 0}
+_USAGE: Final = {
+    "input_tokens": 0,
+    "input_tokens_details": _NO_TOKENS,
+    "output_tokens": 0,
+    "total_tokens": 0,
+}
 
 
 class ImagesRequest(StrictModel):
@@ -77,12 +91,15 @@ def _scale(size: str | None, card: Card) -> int:
     """The largest factor with which an image fits into ``size``."""
     if size in (None, "auto"):
         return 1
-    match, (_, height, width) = _SIZE.fullmatch(size or ""), card.shape
+    match = _SIZE.fullmatch(size or "")
+    (_, height, width) = card.shape
     if match is None:
         raise InvalidContent.field("size", "must be auto or WIDTHxHEIGHT, such as 512x512")
     scale = min(int(match[1]) // width, int(match[2]) // height, MAX_SCALE)
     if not scale:
-        raise InvalidContent.field("size", f"must be at least {width}x{height}, the size of {card.ref}")
+        raise InvalidContent.field(
+            "size", f"must be at least {width}x{height}, the size of {card.ref}"
+        )
     return scale
 
 
@@ -98,16 +115,28 @@ class ImagesWork(RowWork):
         """The same work, with another form of the response."""
         if work.media is Media.EVENTS and len(work.labels) > 1:
             raise InvalidContent.field("stream", "a stream has one image")
-        return cls(**{each.name: getattr(work, each.name) for each in fields(work) if each.init}, kind=kind, note=note)
+        return cls(
+            **{each.name: getattr(work, each.name) for each in fields(work) if each.init},
+            kind=kind,
+            note=note,
+        )
 
     def described(self, row: FloatRow) -> Json:
         """What a response and an event say of an image like this row."""
-        options, (height, width) = self.options, row.shape[-2:]
+        options = self.options
+        (height, width) = row.shape[-2:]
         size = f"{width * options.scale}x{height * options.scale}"
-        return {"background": "opaque", "output_format": options.format, "quality": "auto", "size": size}
+        return {
+            "background": "opaque",
+            "output_format": options.format,
+            "quality": "auto",
+            "size": size,
+        }
 
     async def send_events(self, inputs: InputRows, events: asyncio.Queue[Any], send: Send) -> bytes:
-        """Send partial images and the complete one as events; returns the last piece of the stream."""
+        """Send partial images and the complete one as events; returns the last piece of the
+        stream.
+        """
 
         async def encode(item: Any) -> bytes:
             if isinstance(item, Result):
@@ -117,7 +146,11 @@ class ImagesWork(RowWork):
             data = (await step_members(self, inputs.rows, item))["data"]
             is_last = item.step == self.params.steps
             name = f"{self.kind}.{'completed' if is_last else 'partial_image'}"
-            own = {"usage": _USAGE} if is_last else {"partial_image_index": self.params.record.index(item.step)}
+            own = (
+                {"usage": _USAGE}
+                if is_last
+                else {"partial_image_index": self.params.record.index(item.step)}
+            )
             members = {"type": name, "b64_json": data, "created_at": int(time.time()), **own}
             return event(name, members | self.described(item.row))
 
@@ -126,10 +159,15 @@ class ImagesWork(RowWork):
 
 def _parse_generations(api: ApiRequest, body: bytes, _: PathParameters) -> ImagesWork:
     options = parse_as(ImagesRequest, body)
-    card, seed = api.resolve(options.model).card, seed_of_field(options.prompt, "prompt")
+    card = api.resolve(options.model).card
+    seed = seed_of_field(options.prompt, "prompt")
     native = options.native(api, card, card.steps.generate) | {"n": options.n or 1, "seed": seed}
-    note = f"The prompt is a text seed, seed {seed} of {card.ref}; the model does not read its words."
-    return ImagesWork.of(generate(api, GenerateRequest.model_validate(native)), "image_generation", note)
+    note = (
+        f"The prompt is a text seed, seed {seed} of {card.ref}; the model does not read its words."
+    )
+    return ImagesWork.of(
+        generate(api, GenerateRequest.model_validate(native)), "image_generation", note
+    )
 
 
 def _parse_edits(api: ApiRequest, body: bytes, _: PathParameters) -> ImagesWork:
@@ -139,7 +177,13 @@ def _parse_edits(api: ApiRequest, body: bytes, _: PathParameters) -> ImagesWork:
     check_count("n", options.n or 1, 1)  # each image has one projection
     card = api.resolve(options.model).card
     native = ProjectOptions.model_validate(options.native(api, card, card.steps.project))
-    images = Upload(options=native, images=upload.images, masks=upload.masks, masks_by_alpha=True, has_pages=False)
+    images = Upload(
+        options=native,
+        images=upload.images,
+        masks=upload.masks,
+        masks_by_alpha=True,
+        has_pages=False,
+    )
     work = project(api, images)
     note = f"The image is projected by {card.ref}; the model does not read the prompt."
     return ImagesWork.of(work, "image_edit", note)
@@ -156,7 +200,9 @@ def _encode(ended: Sequence[tuple[ImagesWork, FloatRows, Result]]) -> list[Encod
 def _pieces(work: ImagesWork, result: Result) -> list[bytes]:
     """The body, an image a piece."""
     head = {"created": int(time.time()), "usage": _USAGE, **work.described(result.rows[0])}
-    note, before, pieces = json.dumps(work.note), json.dumps(head)[:-1] + ', "data": [', list[bytes]()
+    note = json.dumps(work.note)
+    before = json.dumps(head)[:-1] + ', "data": ['
+    pieces = list[bytes]()
     for row in result.rows:
         work.api.check_not_over()
         data = picture(row, work.model.card, work.options)
@@ -180,7 +226,10 @@ def _described(model: ServedModel) -> Json:
 async def models(api: ApiRequest) -> Json:
     """List the models."""
     api.services.require_serving()
-    return {"object": "list", "data": [_described(each) for each in api.services.registry.models.values()]}
+    return {
+        "object": "list",
+        "data": [_described(each) for each in api.services.registry.models.values()],
+    }
 
 
 async def model(api: ApiRequest) -> Json:
@@ -189,8 +238,12 @@ async def model(api: ApiRequest) -> Json:
     return _described(api.services.registry.resolve(api.route.parameters["ref"]))
 
 
-def _images(path: str, parse: Callable[[ApiRequest, bytes, PathParameters], ImagesWork]) -> Endpoint:
-    return Endpoint(path, row_stages(ApiRequest.reject_query, parse, _encode, _respond), methods=("POST",))
+def _images(
+    path: str, parse: Callable[[ApiRequest, bytes, PathParameters], ImagesWork]
+) -> Endpoint:
+    return Endpoint(
+        path, row_stages(ApiRequest.reject_query, parse, _encode, _respond), methods=("POST",)
+    )
 
 
 # Without tags: OpenAI's own document describes them.

@@ -33,7 +33,9 @@ with Bucket(Path.cwd()) as bucket:
 def run(*command: str | Path, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     line = [*own_namespace(), sys.executable, "-m", *command]
     settings = environment(RAY_USAGE_STATS_ENABLED="0", **variables)
-    return subprocess.run(line, cwd=folder, env=settings, capture_output=True, text=True, timeout=500, check=False)
+    return subprocess.run(
+        line, cwd=folder, env=settings, capture_output=True, text=True, timeout=500, check=False
+    )
 
 
 @pytest.mark.slow
@@ -46,12 +48,23 @@ def test_the_same_as_on_one_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     options = ["--shard", "2", "--steps", "2"]
-    output, local = tmp_path / "out", tmp_path / "local"
+    output = tmp_path / "out"
+    local = tmp_path / "local"
     assert main(["project", str(tmp_path / "in"), str(local), *options]) == 1
 
     def again() -> subprocess.CompletedProcess[str]:
-        source, on_ray = (tmp_path / "in").as_uri(), ("--ray", "--actors", "2")
-        return run("service.bulk", "project", source, "out", *options, *on_ray, folder=tmp_path, **variables)
+        source = (tmp_path / "in").as_uri()
+        on_ray = ("--ray", "--actors", "2")
+        return run(
+            "service.bulk",
+            "project",
+            source,
+            "out",
+            *options,
+            *on_ray,
+            folder=tmp_path,
+            **variables,
+        )
 
     shutil.copytree(local, output)
     (output / "manifest.jsonl").unlink()
@@ -60,10 +73,15 @@ def test_the_same_as_on_one_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (output / "000003").write_text("in the way")
     stopped = again()
     assert stopped.returncode == 3, stopped.stderr[-5000:]
-    assert "python -m service.bulk project: stopped: [Errno 17] File exists" in stopped.stderr.splitlines()[-1]
+    assert (
+        "python -m service.bulk project: stopped: [Errno 17] File exists"
+        in stopped.stderr.splitlines()[-1]
+    )
     assert not (output / "manifest.jsonl").exists()
     (output / "000003").unlink()
-    first, second = again(), again()  # the second time all is done
+    # the second time all is done
+    first = again()
+    second = again()
     for done in (first, second):
         assert done.returncode == 1, done.stderr[-5000:]
     assert output_files(output) == output_files(local)

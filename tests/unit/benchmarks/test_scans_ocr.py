@@ -31,7 +31,9 @@ def test_means_and_shares_by_group() -> None:
         for condition, (raw, f) in rates.items():
             records.append({"block": number, "condition": condition, "method": "raw", "cer": raw})
             pixels = {"changed": 0.01, "moved": 0.002}
-            records.append({"block": number, "condition": condition, "method": "f", "cer": f, **pixels})
+            records.append(
+                {"block": number, "condition": condition, "method": "f", "cer": f, **pixels}
+            )
     result = scans_ocr.summarise(records)
     assert result["blocks"] == 2
     assert result["cer"]["light"] == pytest.approx({"raw": 40.0, "f": 10.0})

@@ -30,13 +30,30 @@ def test_every_command_is_listed_and_has_help(command: str) -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    probe = "import sys; from ign.__main__ import main; main(['--help'], standalone_mode=False); print(*sys.modules)"
+    probe = (
+        "import sys; from ign.__main__ import main; main(['--help'], standalone_mode=False); "
+        "print(*sys.modules)"
+    )
     done = subprocess.run(
-        [sys.executable, "-c", probe], env=environment(), capture_output=True, text=True, timeout=1800, check=True
+        [sys.executable, "-c", probe],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=True,
     )
     loaded = set(done.stdout.splitlines()[-1].split())
     assert "click" in loaded
-    assert not loaded & {"numpy", "PIL", "fastapi", "pydantic", "torch", "onnxruntime", "httpx", "uvicorn"}
+    assert not loaded & {
+        "numpy",
+        "PIL",
+        "fastapi",
+        "pydantic",
+        "torch",
+        "onnxruntime",
+        "httpx",
+        "uvicorn",
+    }
 
 
 @pytest.fixture
@@ -49,7 +66,9 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, str], bool]]
 
 
 @pytest.mark.parametrize("field", Settings.model_fields)
-def test_an_option_equals_its_variable(field: str, served: list[tuple[dict[str, str], bool]]) -> None:
+def test_an_option_equals_its_variable(
+    field: str, served: list[tuple[dict[str, str], bool]]
+) -> None:
     info = Settings.model_fields[field]
     option = f"--{field.replace('_', '-')}"
     value = get_args(info.annotation)[0] if get_origin(info.annotation) is Literal else "7"
@@ -78,7 +97,9 @@ def test_only_given_options_are_passed_on(served: list[tuple[dict[str, str], boo
 
 def test_a_refusal_names_the_option_that_was_given(capsys: Any) -> None:
     assert cli.serve({"port": "80a"}) == 2
-    assert capsys.readouterr().err.startswith("ign-service does not start: --port='80a' is not allowed: ")
+    assert capsys.readouterr().err.startswith(
+        "ign-service does not start: --port='80a' is not allowed: "
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,7 +130,11 @@ def test_the_completion_script_calls_ign(shell: str) -> None:
 @pytest.fixture
 def toy(tmp_path: Path) -> dict[str, str]:
     write_model(tmp_path / "models", description="\x1b]0;title\x07 a\nb \u202egnp")
-    return {"IGN_MODEL_DIR": str(tmp_path / "models"), "IGN_DEFAULT_MODEL": "toy", "IGN_DEVICE": "cpu"}
+    return {
+        "IGN_MODEL_DIR": str(tmp_path / "models"),
+        "IGN_DEFAULT_MODEL": "toy",
+        "IGN_DEVICE": "cpu",
+    }
 
 
 @pytest.mark.parametrize(
@@ -125,12 +150,18 @@ def toy(tmp_path: Path) -> dict[str, str]:
         ("site", "ign site: OUT: missing;"),
         ("keys add x", "ign keys add: --file or the variable IGN_API_KEYS_FILE: missing;"),
         ("models --models nowhere", "ign models: IGN_MODEL_DIR=nowhere: no such directory"),
-        ("models --models oci://host/x", "ign models: IGN_MODEL_DIR=oci://…: the service reads no registry; mount "),
+        (
+            "models --models oci://host/x",
+            "ign models: IGN_MODEL_DIR=oci://…: the service reads no registry; mount ",
+        ),
         ("models push x", "ign models: push x: one argument too many;"),
         ("train --bogus 1", "ign train: no option --bogus;"),
         ("generate", "ign generate: -o/--out: missing;"),
         ("generate -o x -n many", "ign generate: -n: 'many' is no number;"),
-        ("generate -o x --local --base-url y", "ign generate: --local needs no service; leave --base-url out"),
+        (
+            "generate -o x --local --base-url y",
+            "ign generate: --local needs no service; leave --base-url out",
+        ),
         ("generate -o x --local", "ign generate: IGN_MODEL_DIR=/nowhere: no such directory"),
         ("project -o x --format gif y", "ign project: --format: 'gif' is not one of "),
         ("bulk generate", "ign bulk generate: OUTPUT: missing;"),
@@ -149,9 +180,14 @@ def test_every_error_is_one_line_that_names_the_command(words: str, says: str) -
 
 def test_models_are_listed_from_their_cards(toy: dict[str, str]) -> None:
     models = {"IGN_MODEL_DIR": toy["IGN_MODEL_DIR"]}
-    for default, mark in ((toy, "*"), (models, "*"), (models | {"IGN_DEFAULT_MODEL": "mnist"}, " ")):
+    for default, mark in (
+        (toy, "*"),
+        (models, "*"),
+        (models | {"IGN_DEFAULT_MODEL": "mnist"}, " "),
+    ):
         done = ign("models", **default)
-        assert done.output.startswith(f"{mark} toy/1")  # without a setting, the only one is the default
+        # without a setting, the only one is the default
+        assert done.output.startswith(f"{mark} toy/1")
         # A card writes no escapes to the terminal.
         assert done.output.rstrip("\n").isprintable()
         assert r"\x1b]0;title\x07 a\nb \u202egnp" in done.output
@@ -186,10 +222,18 @@ def test_a_service_that_is_not_there() -> None:
 def test_a_missing_package_is_one_line_with_the_command(
     package: str, words: str, extras: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in [name for name in sys.modules if name.startswith(("model_export.report", "model_export.export"))]:
+    for name in [
+        name
+        for name in sys.modules
+        if name.startswith(("model_export.report", "model_export.export"))
+    ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr("service.environment.installed_onnxruntimes", set)
     monkeypatch.setitem(sys.modules, package, None)
     done = ign(words)
     (line,) = done.output.splitlines()
-    assert (done.exit_code, package in line, f"pip install 'ign-service[{extras}]'" in line) == (2, True, True)
+    assert (done.exit_code, package in line, f"pip install 'ign-service[{extras}]'" in line) == (
+        2,
+        True,
+        True,
+    )

@@ -30,7 +30,11 @@ def test_an_added_key_is_one_that_the_service_reads(file: Path) -> None:
     done = keys("add alice --file", str(file), "--quota", "600/m")
     secret = done.stdout.strip()
     (alice,) = load_keys(file)
-    assert (alice.name, alice.scopes, alice.quota) == ("alice", frozenset({"infer"}), Rate(600, 60.0))
+    assert (alice.name, alice.scopes, alice.quota) == (
+        "alice",
+        frozenset({"infer"}),
+        Rate(600, 60.0),
+    )
     assert alice.sha256 == hashlib.sha256(secret.encode()).hexdigest()
     assert secret not in file.read_text()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -42,7 +46,10 @@ def test_keys_are_added_listed_and_revoked(file: Path) -> None:
     file.chmod(0o644)
     assert keys("add ops --scope infer --scope admin --quota 20/s", **where).exit_code == 0
     assert stat.S_IMODE(file.stat().st_mode) == 0o644  # containers run as other users
-    assert keys("list", **where).output.splitlines() == ["alice\tinfer\t-", "ops\tinfer,admin\t20/s"]
+    assert keys("list", **where).output.splitlines() == [
+        "alice\tinfer\t-",
+        "ops\tinfer,admin\t20/s",
+    ]
     for name in ("alice", "ops"):
         assert keys("revoke", name, **where).exit_code == 0
     assert json.loads(file.read_text()) == []
@@ -58,7 +65,9 @@ def test_commands_at_the_same_time_lose_no_change(file: Path) -> None:
 
     def change(name: str) -> None:
         together.wait()
-        (revoke if name in names[:8] else add).main(["--file", str(file), name], standalone_mode=False)
+        (revoke if name in names[:8] else add).main(
+            ["--file", str(file), name], standalone_mode=False
+        )
 
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(change, names))
@@ -80,7 +89,11 @@ def test_a_disk_that_is_full_changes_nothing(file: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        *(("add alice", "alice"), ("add bob --quota many", "quota"), ("add bob --scope all", "scope")),
+        *(
+            ("add alice", "alice"),
+            ("add bob --quota many", "quota"),
+            ("add bob --scope all", "scope"),
+        ),
         *(
             ("add two/words", "two/words"),
             ("revoke bob", "bob"),

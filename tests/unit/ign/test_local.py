@@ -24,9 +24,16 @@ TILE = 32
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A model of one size and one of any, of which nothing listens, and nothing is left."""
     write_model(tmp_path / "models")
-    shape, tiles = (1, TILE, TILE), {"overlap": 1, "smaller": (16,)}
-    write_model(tmp_path / "models", "pages", shape=shape, polarity="none", imported=True, tiles=tiles)
-    for name, value in {"MODEL_DIR": tmp_path / "models", "DEFAULT_MODEL": "toy", "DEVICE": "cpu"}.items():
+    shape = (1, TILE, TILE)
+    tiles = {"overlap": 1, "smaller": (16,)}
+    write_model(
+        tmp_path / "models", "pages", shape=shape, polarity="none", imported=True, tiles=tiles
+    )
+    for name, value in {
+        "MODEL_DIR": tmp_path / "models",
+        "DEFAULT_MODEL": "toy",
+        "DEVICE": "cpu",
+    }.items():
         monkeypatch.setenv(f"IGN_{name}", str(value))
     monkeypatch.setattr(socket.socket, "listen", None)
     monkeypatch.chdir(tmp_path)
@@ -62,18 +69,26 @@ def project(words: str = "") -> Any:
 def test_a_broken_file_is_a_line_and_the_others_are_written(folder: Path, tmp_path: Path) -> None:
     done = project()
     assert done.exit_code == 1, done.output
-    assert done.stderr.splitlines() == ["in/2.png: image: is not a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF image"]
+    assert done.stderr.splitlines() == [
+        "in/2.png: image: is not a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF image"
+    ]
     assert done.stdout == "out: 5 images, 1 failed\n"
     for number in (0, 1, 3, 4, 5):
         made = opened(tmp_path / "out" / f"{number}.png")
         assert made.size == (90 - 11 * number, 20 + 17 * number)
         assert [round(each) for each in made.info["dpi"]] == [300, 200]
     scores = ign("score --local --model pages in").stdout.splitlines()[1:]
-    assert [line.partition("\t")[0] for line in scores] == [f"in/{number}.png" for number in (0, 1, 3, 4, 5)]
+    assert [line.partition("\t")[0] for line in scores] == [
+        f"in/{number}.png" for number in (0, 1, 3, 4, 5)
+    ]
 
 
-@pytest.mark.parametrize(("form", "suffix", "dpi"), [("jpeg", "jpg", (300, 200)), ("webp", "webp", None)])
-def test_the_resolution_is_kept_where_the_format_has_one(folder: Path, form: str, suffix: str, dpi: Any) -> None:
+@pytest.mark.parametrize(
+    ("form", "suffix", "dpi"), [("jpeg", "jpg", (300, 200)), ("webp", "webp", None)]
+)
+def test_the_resolution_is_kept_where_the_format_has_one(
+    folder: Path, form: str, suffix: str, dpi: Any
+) -> None:
     (folder / "2.png").unlink()
     assert project(f"--format {form}").exit_code == 0
     assert opened(f"out/5.{suffix}").info.get("dpi") == dpi
@@ -84,7 +99,10 @@ def test_the_resolution_is_kept_where_the_format_has_one(folder: Path, form: str
 def test_bulk_makes_the_same_images(folder: Path, tmp_path: Path) -> None:
     assert project("--strength 0.7").exit_code == 1
     assert ign("bulk project in shards --model pages --strength 0.7").exit_code == 1
-    made = ([file.read_bytes() for file in sorted(Path(path).iterdir())] for path in ("out", "shards/000000"))
+    made = (
+        [file.read_bytes() for file in sorted(Path(path).iterdir())]
+        for path in ("out", "shards/000000")
+    )
     assert next(made) == next(made)
 
 
@@ -110,7 +128,9 @@ def test_options_of_a_service_have_their_meaning(tmp_path: Path) -> None:
         ("--format npy --scale 2", "scale: only images of 8 bits"),
     ],
 )
-def test_what_the_service_rejects_is_one_line(words: str, says: str, folder: Path, tmp_path: Path) -> None:
+def test_what_the_service_rejects_is_one_line(
+    words: str, says: str, folder: Path, tmp_path: Path
+) -> None:
     done = project(words)
     assert (done.exit_code, done.output.count("\n")) == (2, 1)
     assert done.output.startswith(f"ign project: {says}")
@@ -118,17 +138,25 @@ def test_what_the_service_rejects_is_one_line(words: str, says: str, folder: Pat
 
 
 def test_paths_sheets_and_many_images_have_no_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"API_KEYS_FILE": "/nowhere", "PRIVATE_ENDPOINTS": "docs", "RATE_LIMIT": "1/m"}.items():
+    for name, value in {
+        "API_KEYS_FILE": "/nowhere",
+        "PRIVATE_ENDPOINTS": "docs",
+        "RATE_LIMIT": "1/m",
+    }.items():
         monkeypatch.setenv(f"IGN_{name}", value)
     assert ign("interpolate --local 1 2 --frames 3 -o walk.gif").exit_code == 0
     assert len(frames(Path("walk.gif").read_bytes())) == 3
     assert ign("generate --local -n 100 --columns 20 --seed 7 -o sheet.png").exit_code == 0
     assert ign("generate --local -n 100 --seed 7 -o many").exit_code == 0
     assert len(list(Path("many").iterdir())) == 100
-    np.testing.assert_array_equal(np.asarray(opened("sheet.png"))[8:16, 152:], np.asarray(opened("many/7-39.png")))
+    np.testing.assert_array_equal(
+        np.asarray(opened("sheet.png"))[8:16, 152:], np.asarray(opened("many/7-39.png"))
+    )
 
 
-def test_only_the_model_that_is_asked_for_is_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_model_that_is_asked_for_is_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loaded: list[str] = []
     load = Repository.start_load
 
@@ -147,7 +175,9 @@ def test_limits_hold_where_they_are_set(folder: Path, monkeypatch: pytest.Monkey
     assert "in/5.png: image: 35×105 pixels; the limit is 2000 pixels" in project().stderr
 
 
-def test_what_concerns_all_images_ends_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_concerns_all_images_ends_the_command(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def draining(*_: Any) -> None:
         raise Draining("no device is left")
 

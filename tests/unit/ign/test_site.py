@@ -1,4 +1,6 @@
-"""`ign site`: what it writes, and what it refuses. `tests/slow/browser/test_site.py` opens the page."""
+"""`ign site`: what it writes, and what it refuses. `tests/slow/browser/test_site.py` opens the
+page.
+"""
 
 import base64
 import hashlib
@@ -28,7 +30,9 @@ def sri(method: str, data: bytes) -> str:
 
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with archives that stand for those of the npm registry, and are also what it sends."""
+    """A folder with archives that stand for those of the npm registry, and are also what it
+    sends.
+    """
     folder = tmp_path / "packages"
     folder.mkdir()
     pinned = {}
@@ -45,7 +49,9 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         assert name.startswith(base.removeprefix("https://registry.npmjs.org/"))
         if not (folder / name).exists():
             raise httpx.ConnectError("no network")
-        return httpx.Response(200, content=(folder / name).read_bytes(), request=httpx.Request("GET", url))
+        return httpx.Response(
+            200, content=(folder / name).read_bytes(), request=httpx.Request("GET", url)
+        )
 
     monkeypatch.setattr(site, "PACKAGES", pinned)
     monkeypatch.setattr(httpx, "get", get)
@@ -60,11 +66,17 @@ def models(tmp_path: Path) -> Path:
 
 
 def make(out: Path, models: Path, *options: str) -> Result:
-    return CliRunner().invoke(main, ["site", str(out), "--models", str(models), "--default-model", "toy", *options])
+    return CliRunner().invoke(
+        main, ["site", str(out), "--models", str(models), "--default-model", "toy", *options]
+    )
 
 
 def content(out: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file()
+    }
 
 
 def unpacked(out: Path, path: str, integrity: str, planes: bool, **sizes: int) -> bytes:
@@ -83,14 +95,25 @@ def test_the_site_has_all_it_names_and_names_no_other_host(tmp_path: Path, model
     page = files["index.html"].decode()
     assert files.keys() >= set(re.findall(r'(?:src|href)="(page/[^"]+)"', page))
     (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]+)"', page)
-    assert "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:;" in policy
+    assert (
+        "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:;"
+        in policy
+    )
     assert not re.search(r"https?:|\*|unsafe-inline|'unsafe-eval'|frame-ancestors", policy)
     assert b"answered by a worker" in files["page/api.js"]
-    (kept,) = re.findall(r"^const FILES = (.*);$", files["service-worker.js"].decode(), re.MULTILINE)
+    (kept,) = re.findall(
+        r"^const FILES = (.*);$", files["service-worker.js"].decode(), re.MULTILINE
+    )
     needed = {"./", "models.json", "page/worker.js", "runtime/xz-decompress.min.js"}
     assert needed <= set(json.loads(kept)) <= {"./", *files}
-    for name in (name for name in files if name.endswith((".js", ".html", ".css")) and not name.startswith("runtime")):
-        assert not re.search("https?:", files[name].decode().replace("http://www.w3.org/2000/svg", "")), name
+    for name in (
+        name
+        for name in files
+        if name.endswith((".js", ".html", ".css")) and not name.startswith("runtime")
+    ):
+        assert not re.search(
+            "https?:", files[name].decode().replace("http://www.w3.org/2000/svg", "")
+        ), name
 
 
 @pytest.mark.usefixtures("packages")
@@ -111,11 +134,14 @@ def test_models_are_packed_and_nearly_as_they_were(
         original = (models / card["name"] / card["version"] / "model.onnx").read_bytes()
         stored = unpacked(out, **card["file"])
         assert card["digest"] == f"sha256:{hashlib.sha256(original).hexdigest()}"
-        assert (stored == original) == (bits == 0)  # without a bit the golden rows would be missed: nothing is rounded
+        # without a bit the golden rows would be missed: nothing is rounded
+        assert (stored == original) == (bits == 0)
         assert (len(stored), read_metadata(stored)) == (len(original), read_metadata(original))
 
 
-def test_an_earlier_site_is_replaced_and_other_files_stay(tmp_path: Path, models: Path, packages: Path) -> None:
+def test_an_earlier_site_is_replaced_and_other_files_stay(
+    tmp_path: Path, models: Path, packages: Path
+) -> None:
     out = tmp_path / "deep" / "out"
     make(out, models, "--runtime", str(packages))
     before = content(out)
@@ -141,7 +167,12 @@ def test_an_earlier_site_is_replaced_and_other_files_stay(tmp_path: Path, models
     ],
 )
 def test_what_it_cannot_do_is_one_line_and_writes_nothing(
-    tmp_path: Path, models: Path, packages: Path, monkeypatch: pytest.MonkeyPatch, wrong: str, said: str
+    tmp_path: Path,
+    models: Path,
+    packages: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: str,
+    said: str,
 ) -> None:
     out = tmp_path / "out"
     options = ["--runtime", "."] if wrong == "runtime" else []

@@ -15,15 +15,19 @@ from tests.helpers.tiny_training import SIZE, TinyModel, contents, tiny_model
 
 @pytest.fixture(scope="session", autouse=True)
 def _fast() -> Iterator[None]:
-    """One thread, because the workers of pytest-xdist share the cores; little to train and to measure.
+    """One thread, because the workers of pytest-xdist share the cores; little to train and to
+    measure.
 
-    torch takes half a second to export a network, and gives the same bytes again for the same weights.
+    torch takes half a second to export a network, and gives the same bytes again for the same
+    weights.
     """
     torch.set_num_threads(1)
     exported: dict[bytes, bytes] = {}
 
     def to_onnx(network: nn.Module, shape: tuple[int, int, int]) -> bytes:
-        key = repr((network, shape)).encode() + b"".join(w.numpy().tobytes() for w in network.state_dict().values())
+        key = repr((network, shape)).encode() + b"".join(
+            w.numpy().tobytes() for w in network.state_dict().values()
+        )
         if key not in exported:
             exported[key] = original(network, shape)
         return exported[key]

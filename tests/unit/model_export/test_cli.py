@@ -26,9 +26,23 @@ FIGURES = ["figures", "--model", "{model}", "--data", "{data}", "--out", "{tmp}"
 def test_train_export_verify_evaluate(
     tiny_run: Path, data_file: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    models, threads = tmp_path / "models", ["--threads", "1"]
-    card = "--description Bars. --title Bars --prompt Draw --licence MIT --polarity light-on-dark --background -0.5"
-    export = ["export", "--run", str(tiny_run), "--models", str(models), "--version", "1", "--force", *threads]
+    models = tmp_path / "models"
+    threads = ["--threads", "1"]
+    card = (
+        "--description Bars. --title Bars --prompt Draw --licence MIT --polarity "
+        "light-on-dark --background -0.5"
+    )
+    export = [
+        "export",
+        "--run",
+        str(tiny_run),
+        "--models",
+        str(models),
+        "--version",
+        "1",
+        "--force",
+        *threads,
+    ]
     assert main([*export, *card.split(), "--generate-steps", "3", "--fp16"]) == 0
     folder = models / "tiny" / "1"
     exported = Artifact.read(folder).card
@@ -40,9 +54,19 @@ def test_train_export_verify_evaluate(
     assert [line.partition(":")[0] for line in lines[:2]] == list(MODEL_FILES.values())
     assert main(["verify", "--run", str(tiny_run), "--model", str(folder), *threads]) == 0
     assert capsys.readouterr().out.splitlines() == lines[:2]
-    evaluate = ["evaluate", "--model", str(folder), "--data", str(data_file), "--cache", str(cache), *threads]
+    evaluate = [
+        "evaluate",
+        "--model",
+        str(folder),
+        "--data",
+        str(data_file),
+        "--cache",
+        str(cache),
+        *threads,
+    ]
     assert main([*evaluate, "--samples", "20", "--steps", "1"]) == 0
-    table, text = json.loads((folder / METRICS_FILE).read_text()), capsys.readouterr().out
+    table = json.loads((folder / METRICS_FILE).read_text())
+    text = capsys.readouterr().out
     assert table["protocol"]["samples"] == 20
     assert f"{table['generation']['f']['frechet']:.3f}" in text
     assert table["warnings"]  # a training of a second is poor
@@ -59,7 +83,9 @@ def others(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(folder / "other.npz", x_train=x, x_test=x)
     shutil.copytree(tiny_run, folder / "run")
     saved = checkpoints.load(tiny_run / checkpoints.FILE)
-    checkpoints.save(dataclasses.replace(saved, provenance={"command": "x"}), folder / "run" / checkpoints.FILE)
+    checkpoints.save(
+        dataclasses.replace(saved, provenance={"command": "x"}), folder / "run" / checkpoints.FILE
+    )
     return folder
 
 
@@ -67,22 +93,81 @@ def others(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("arguments", "says"),
     [
         (["train", "--preset", "mnits", "--data", "{data}", "--out", "{tmp}"], "no preset 'mnits'"),
-        (["train", "--preset", "tiny", "--data", "{tmp}/none.npz", "--out", "{tmp}"], "no such file or folder"),
+        (
+            ["train", "--preset", "tiny", "--data", "{tmp}/none.npz", "--out", "{tmp}"],
+            "no such file or folder",
+        ),
         (["train", "--preset", "tiny", "--out", "{tmp}"], "--data: name the pictures"),
-        (["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--name", "My Model"], "--name My Model"),
-        (["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--steps", "0"], "--steps"),
-        (["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--size", "16"], "the preset wants"),
-        (["train", "--preset", "tiny", "--data", "{data}", "--out", "{run}", "--seed", "9"], "choose another --out"),
-        (["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--corruptions", "fog"], "noise, blur"),
+        (
+            [
+                "train",
+                "--preset",
+                "tiny",
+                "--data",
+                "{data}",
+                "--out",
+                "{tmp}",
+                "--name",
+                "My Model",
+            ],
+            "--name My Model",
+        ),
+        (
+            ["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--steps", "0"],
+            "--steps",
+        ),
+        (
+            ["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--size", "16"],
+            "the preset wants",
+        ),
+        (
+            ["train", "--preset", "tiny", "--data", "{data}", "--out", "{run}", "--seed", "9"],
+            "choose another --out",
+        ),
+        (
+            [
+                "train",
+                "--preset",
+                "tiny",
+                "--data",
+                "{data}",
+                "--out",
+                "{tmp}",
+                "--corruptions",
+                "fog",
+            ],
+            "noise, blur",
+        ),
         (["train", "--preset", "tiny", "--data", "{data}", "--dry-run", "--keep", "0"], "--keep"),
-        (["train", "--preset", "tiny", "--data", "{data}", "--out", ""], "--out: the path is empty"),
-        (["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--size", "0"], "--size 0: 8 to 1024"),
-        (["train", "--preset", "tiny", "--data", "{data}", "--dry-run", "--steps", "2"], "has 3 stages"),
-        (["train", "--preset", "tiny", "--data", "{data}", "--dry-run", "--batch", "-1"], "--batch must be at least 1"),
-        (["train", "--preset", "tiny", "--data", "{data}", "--dry-run", "--seed", "-1"], "--seed -1"),
+        (
+            ["train", "--preset", "tiny", "--data", "{data}", "--out", ""],
+            "--out: the path is empty",
+        ),
+        (
+            ["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--size", "0"],
+            "--size 0: 8 to 1024",
+        ),
+        (
+            ["train", "--preset", "tiny", "--data", "{data}", "--dry-run", "--steps", "2"],
+            "has 3 stages",
+        ),
+        (
+            ["train", "--preset", "tiny", "--data", "{data}", "--dry-run", "--batch", "-1"],
+            "--batch must be at least 1",
+        ),
+        (
+            ["train", "--preset", "tiny", "--data", "{data}", "--dry-run", "--seed", "-1"],
+            "--seed -1",
+        ),
         (["export", "--run", "{tmp}", "--models", "{tmp}"], "no checkpoint at"),
-        (["export", "--run", "{run}", "--models", "{tmp}", "--background", "2"], "--background must lie in the range"),
-        (["export", "--run", "{run}", "--models", "{tmp}", "--background", "0", "0"], "needs one value per channel"),
+        (
+            ["export", "--run", "{run}", "--models", "{tmp}", "--background", "2"],
+            "--background must lie in the range",
+        ),
+        (
+            ["export", "--run", "{run}", "--models", "{tmp}", "--background", "0", "0"],
+            "needs one value per channel",
+        ),
         (["export", "--run", "{run}", "--models", "{data}"], "patterns.npz"),
         (["export", "--run", "{run}", "--models", "{tmp}", "--version", "0"], "version '0'"),
         (["card", "--model", "{tmp}", "--out", "{tmp}/card.md"], "no model at"),
@@ -105,7 +190,12 @@ def test_what_the_user_can_put_right_is_one_line_and_exit_code_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = contents(tiny.run)
-    places = {"data": tiny.data_file, "tmp": tmp_path, "run": tiny.run, "model": tiny.models / "tiny" / "1"}
+    places = {
+        "data": tiny.data_file,
+        "tmp": tmp_path,
+        "run": tiny.run,
+        "model": tiny.models / "tiny" / "1",
+    }
     places |= {"other": others / "other.npz", "altered": others / "run"}
     assert main([argument.format(**places) for argument in arguments]) == 2
     out, error = capsys.readouterr()
@@ -128,7 +218,9 @@ def test_what_the_user_can_put_right_is_one_line_and_exit_code_2(
         ["train", "--data", "x", "--out", "x", "--start", "models/mnist/7"],
     ],
 )
-def test_a_wrong_command_line_shows_the_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_command_line_shows_the_usage(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2
@@ -136,9 +228,13 @@ def test_a_wrong_command_line_shows_the_usage(arguments: list[str], capsys: pyte
 
 
 def test_a_stopped_training_says_how_to_go_on(
-    data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    data_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    original, calls = losses.reconstruction, iter(range(100))
+    original = losses.reconstruction
+    calls = iter(range(100))
 
     def reconstruction(f: losses.Function, x: Tensor, kind: Distance) -> Tensor:
         if next(calls) == 5:
@@ -152,11 +248,18 @@ def test_a_stopped_training_says_how_to_go_on(
     assert "step 8 of 56" in message
 
 
-def test_a_training_tells_its_throughput(data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_training_tells_its_throughput(
+    data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     more = ["--steps", "12", "--keep", "3", "--corruptions", "noise", "hole"]
     assert main(train_arguments(data_file, tmp_path, *more)) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.partition(":")[0] for line in lines[-5:-1]] == ["imle", "balance", "distill", "in all"]
+    assert [line.partition(":")[0] for line in lines[-5:-1]] == [
+        "imle",
+        "balance",
+        "distill",
+        "in all",
+    ]
     assert "in all: 12 steps, " in lines[-2]
     assert (tmp_path / "checkpoint-0000012.pt").is_file()
     assert checkpoints.load(tmp_path / "checkpoint.pt").preset["corruptions"] == ["noise", "hole"]
@@ -172,17 +275,28 @@ def folder_of_shapes(folder: Path, count: int) -> Path:
 
 
 def test_without_torch_one_line_says_what_to_install(tmp_path: Path) -> None:
-    blocked = "import sys; sys.modules['torch'] = None; sys.argv = ['x', 'train', '--data', 'x', '--out', 'y'];"
+    blocked = (
+        "import sys; sys.modules['torch'] = None; sys.argv = ['x', 'train', '--data', 'x', "
+        "'--out', 'y'];"
+    )
     code = blocked + "from model_export.cli import main; sys.exit(main(sys.argv[1:]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r".* train: .*torch.*pip install 'ign-service\[train,cpu\]' .*\n", done.stderr)
+    assert re.fullmatch(
+        r".* train: .*torch.*pip install 'ign-service\[train,cpu\]' .*\n", done.stderr
+    )
 
 
-def test_data_refuses_what_train_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bad, few, oblong = folder_of_shapes(tmp_path / "bad", 12), folder_of_shapes(tmp_path / "few", 3), tmp_path / "x.npz"
+def test_data_refuses_what_train_refuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = folder_of_shapes(tmp_path / "bad", 12)
+    few = folder_of_shapes(tmp_path / "few", 3)
+    oblong = tmp_path / "x.npz"
     (bad / "bad.png").write_bytes(b"no picture")
-    np.savez(oblong, x_train=np.zeros((40, 8, 12), np.uint8), x_test=np.zeros((10, 8, 12), np.uint8))
+    np.savez(
+        oblong, x_train=np.zeros((40, 8, 12), np.uint8), x_test=np.zeros((10, 8, 12), np.uint8)
+    )
     for data in (bad, few, oblong):
         assert main(["data", str(data)]) == 2
         refused = capsys.readouterr().err.partition(" data: ")[2]

@@ -13,7 +13,8 @@ from ign_client import AsyncClient, Client
 Answer = httpx.Response | BaseException
 Piece = bytes | Exception | Callable[[], None]
 NOW = 1_000_000.0
-TLS = ssl.create_default_context()  # made once: reading the certificates takes longer than most calls
+# made once: reading the certificates takes longer than most calls
+TLS = ssl.create_default_context()
 
 
 class Canned(httpx.MockTransport):
@@ -29,18 +30,27 @@ class Canned(httpx.MockTransport):
         answer = self._answers.pop(0)
         if isinstance(answer, BaseException):
             raise answer
-        if isinstance(answer.stream, httpx.ByteStream):  # the same one may be sent again, to either client
-            return httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)
+        # the same one may be sent again, to either client
+        if isinstance(answer.stream, httpx.ByteStream):
+            return httpx.Response(
+                answer.status_code, headers=answer.headers, content=answer.content
+            )
         return answer
 
 
 class Ask:
-    """Calls a method of a client made for it; ``waits`` are the seconds that the client would have slept."""
+    """Calls a method of a client made for it; ``waits`` are the seconds that the client would have
+    slept.
+    """
 
     def __init__(self, kind: type[Client] | type[AsyncClient]) -> None:
         self.kind = kind
         self.waits: list[float] = []
-        self.settings: dict[str, Any] = {"clock": lambda: NOW, "jitter": lambda: 0.0, "max_retries": 2}
+        self.settings: dict[str, Any] = {
+            "clock": lambda: NOW,
+            "jitter": lambda: 0.0,
+            "max_retries": 2,
+        }
 
     def client(self, to: str | httpx.MockTransport) -> Any:
         async def sleep(seconds: float) -> None:
@@ -53,7 +63,9 @@ class Ask:
         over_network: Any = httpx.AsyncHTTPTransport if is_async else httpx.HTTPTransport
         return self.kind(to, transport=over_network(verify=TLS), **own)
 
-    def __call__(self, to: str | httpx.MockTransport, method: str, /, *arguments: Any, **options: Any) -> Any:
+    def __call__(
+        self, to: str | httpx.MockTransport, method: str, /, *arguments: Any, **options: Any
+    ) -> Any:
         """The result of the method; of a stream all events."""
         is_stream = method.startswith("stream_")
 
@@ -70,9 +82,17 @@ class Ask:
 
 
 def problem(status: int, code: str = "some_code", **headers: str) -> httpx.Response:
-    document = {"type": "about:blank", "status": status, "detail": "a reason", "code": code, "request_id": "abc"}
+    document = {
+        "type": "about:blank",
+        "status": status,
+        "detail": "a reason",
+        "code": code,
+        "request_id": "abc",
+    }
     kind = {"Content-Type": "application/problem+json", "X-Request-ID": "abc"}
-    return httpx.Response(status, json=document, headers=kind | {k.replace("_", "-"): v for k, v in headers.items()})
+    return httpx.Response(
+        status, json=document, headers=kind | {k.replace("_", "-"): v for k, v in headers.items()}
+    )
 
 
 def ready() -> httpx.Response:
@@ -80,7 +100,9 @@ def ready() -> httpx.Response:
 
 
 class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A body in pieces, which may break or call a function; `closed` says whether the client closed it."""
+    """A body in pieces, which may break or call a function; `closed` says whether the client closed
+    it.
+    """
 
     def __init__(self, pieces: Iterable[Piece]) -> None:
         self.closed = False
@@ -137,7 +159,14 @@ SCORE = {"index": 0, "distance": 0.5, "drift": 0.25, "percentile": None, "in_dis
 
 
 def generated(**changes: Any) -> dict[str, Any]:
-    return {"model": MODEL, "request_id": "abc", "seed": 1, "images": [IMAGE], "timing": TIMING, **changes}
+    return {
+        "model": MODEL,
+        "request_id": "abc",
+        "seed": 1,
+        "images": [IMAGE],
+        "timing": TIMING,
+        **changes,
+    }
 
 
 def answer(count: int = 1, start: int = 0, **changes: Any) -> httpx.Response:

@@ -46,13 +46,20 @@ WRONG_IMAGES: tuple[Any, ...] = (
     [IMAGE | {"format": "jpeg"}],
     [IMAGE | {"data": "?"}],
 )
-WRONG = [b"<html>", b"[" * 100_000, *(json.dumps(generated(images=each)).encode() for each in WRONG_IMAGES)]
+WRONG = [
+    b"<html>",
+    b"[" * 100_000,
+    *(json.dumps(generated(images=each)).encode() for each in WRONG_IMAGES),
+]
 # Options of a call, its responses, the seconds between them, and the error at the end.
 CALLS: list[tuple[dict[str, Any], list[Any], list[float], type[Exception] | None]] = [
     ({}, [httpx.ConnectError("refused"), httpx.ReadTimeout("slow"), answer()], [0.25, 0.5], None),
     ({}, [problem(429), httpx.ReadError("x"), problem(503)], [0.25, 0.5], Unavailable),
     ({}, [problem(429), problem(503), httpx.ReadError("x")], [0.25, 0.5], ConnectionFailed),
-    *(({}, [kind("")] * 3, [0.25, 0.5], TimedOut) for kind in (httpx.ConnectTimeout, httpx.PoolTimeout)),
+    *(
+        ({}, [kind("")] * 3, [0.25, 0.5], TimedOut)
+        for kind in (httpx.ConnectTimeout, httpx.PoolTimeout)
+    ),
     ({}, [httpx.RemoteProtocolError("")] * 3, [0.25, 0.5], ConnectionFailed),
     ({}, [httpx.Response(302, headers={"Location": ":ttp://[::1/%zz"})], [], UnexpectedAnswer),
     *(({}, [httpx.Response(200, content=content)], [], UnexpectedAnswer) for content in WRONG),
@@ -62,13 +69,19 @@ CALLS: list[tuple[dict[str, Any], list[Any], list[float], type[Exception] | None
         ({}, [problem(503, Retry_After=value, Date=DATE), answer()], [wait], None)
         for value, wait in (
             *(("3", 3.0), ("0", 0.25), ("1.5", 1.5), ("30", 30.0), ("-1", 0.25)),
-            *(("soon", 0.25), ("nan", 0.25), ("inf", 0.25), ("Wed, 99 Nov 2026 99:99:99 GMT", 0.25)),
+            *(
+                ("soon", 0.25),
+                ("nan", 0.25),
+                ("inf", 0.25),
+                ("Wed, 99 Nov 2026 99:99:99 GMT", 0.25),
+            ),
             (formatdate(NOW + 20, usegmt=True), 20.0),
             (formatdate(NOW - 20, usegmt=True), 0.25),
             ("Mon, 12 Jan 1970 13:46:50 -0000", 10.0),
         )
     ),
-    ({}, [problem(503, Retry_After=DATE), answer()], [0.25], None),  # without the clock of the service
+    # without the clock of the service
+    ({}, [problem(503, Retry_After=DATE), answer()], [0.25], None),
 ]
 
 
@@ -95,22 +108,38 @@ def test_should_retry_false_is_obeyed(ask: Ask) -> None:
 @pytest.mark.parametrize(("status", "kind"), [*BY_STATUS.items(), *OTHERS])
 def test_errors_say_what_the_problem_says(ask: Ask, status: int, kind: type[StatusError]) -> None:
     response = problem(status, Retry_After="2")
-    document = json.loads(response.content) | {"errors": ["x", {"field": "n", "message": "too many"}, {}]}
+    document = json.loads(response.content) | {
+        "errors": ["x", {"field": "n", "message": "too many"}, {}]
+    }
     to = Canned(*[httpx.Response(status, headers=response.headers, json=document)] * 3)
     with pytest.raises(kind) as caught:
         ask(to, "generate")
     error = pickle.loads(pickle.dumps(caught.value))
     assert type(error) is kind
-    assert (error.status, error.code, error.detail, error.request_id) == (status, "some_code", "a reason", "abc")
+    assert (error.status, error.code, error.detail, error.request_id) == (
+        status,
+        "some_code",
+        "a reason",
+        "abc",
+    )
     assert error.errors == (ign_client.FieldError("n", "too many"), ign_client.FieldError("", ""))
-    assert (error.retryable, ask.waits) == ((True, [2.0, 2.0]) if status in PASSING else (False, []))
+    assert (error.retryable, ask.waits) == (
+        (True, [2.0, 2.0]) if status in PASSING else (False, [])
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "call", "budget"),
-    [({}, {}, 30), ({"timeout": 8}, {}, 8), ({"timeout": None}, {}, 30), ({"deadline": 5}, {"deadline": 70}, 70)],
+    [
+        ({}, {}, 30),
+        ({"timeout": 8}, {}, 8),
+        ({"timeout": None}, {}, 30),
+        ({"deadline": 5}, {"deadline": 70}, 70),
+    ],
 )
-def test_retries_last_until_the_budget_is_spent(ask: Ask, options: Any, call: Any, budget: int) -> None:
+def test_retries_last_until_the_budget_is_spent(
+    ask: Ask, options: Any, call: Any, budget: int
+) -> None:
     failures: list[Answer] = [problem(503), httpx.ConnectError("refused")]
     # Only waits take time.
     ask.settings = {"clock": lambda: NOW + sum(ask.waits), "jitter": lambda: 0.0, **options}
@@ -133,9 +162,16 @@ def test_as_many_retries_as_wanted_and_waits_with_jitter(ask: Ask, jitter: float
 
 @pytest.mark.parametrize(
     ("options", "header"),
-    [({}, "30.000"), ({"timeout": 1e-9}, "0.001"), ({"deadline": 5}, "5.000"), ({"timeout": None}, None)],
+    [
+        ({}, "30.000"),
+        ({"timeout": 1e-9}, "0.001"),
+        ({"deadline": 5}, "5.000"),
+        ({"timeout": None}, None),
+    ],
 )
-def test_the_service_is_told_the_timeout(ask: Ask, options: dict[str, Any], header: str | None) -> None:
+def test_the_service_is_told_the_timeout(
+    ask: Ask, options: dict[str, Any], header: str | None
+) -> None:
     to = Canned(answer())
     ask(to, "generate", **options)
     assert to.asked[0].headers.get("X-Request-Timeout") == header

@@ -26,7 +26,11 @@ from tests.helpers.live import environment
 from tests.helpers.pictures import noise, save
 from tests.unit.sdk.clients import CARD, SCORE, Answer, Canned, answer, limited, problem
 
-DONE, REFUSED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
+DONE = 0
+REFUSED = 1
+USAGE = 2
+UNREACHABLE = 3
+INTERRUPTED = 130
 ALL = ["a.png", "b.png", "more/a.png"]
 
 
@@ -46,10 +50,13 @@ class Shell:
         self.is_terminal = False
 
     def __call__(self, command: str, *words: object) -> int:
-        out, err = Screen(), Screen()
+        out = Screen()
+        err = Screen()
         err.is_terminal = self.is_terminal
         try:
-            return main([*map(str, self.options), *command.split(), *map(str, words)], Terminal(out, err))
+            return main(
+                [*map(str, self.options), *command.split(), *map(str, words)], Terminal(out, err)
+            )
         finally:
             self.out, self.err = out.getvalue(), err.getvalue()
 
@@ -71,18 +78,24 @@ def shell(service: Service) -> Shell:
 
 @pytest.fixture
 def canned(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Shell]:
-    """Makes a shell before a service of canned responses, to which each request is sent once, one at a time."""
+    """Makes a shell before a service of canned responses, to which each request is sent once, one
+    at a time.
+    """
 
     def made(*answers: Answer) -> Shell:
         network: dict[str, Any] = {"transport": Canned(*answers), "sleep": lambda _: None}
-        monkeypatch.setattr("ign_client._cli.Client", lambda url, **options: Client(url, **options | network))
+        monkeypatch.setattr(
+            "ign_client._cli.Client", lambda url, **options: Client(url, **options | network)
+        )
         return Shell("--retries", 0)
 
     return made
 
 
 def names(folder: str) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file())
+    return sorted(
+        str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()
+    )
 
 
 def test_generate_into_a_folder(shell: Shell, service: Service) -> None:
@@ -151,7 +164,9 @@ def test_a_bad_image_does_not_stop_the_others_and_hidden_ones_are_left_out(shell
 @pytest.mark.parametrize("suffix", [".tif", ".png"])  # the bytes decide
 def test_every_page_of_a_tiff_has_a_file(shell: Shell, suffix: str) -> None:
     pages = [Image.fromarray(noise(8, 8, seed=i)) for i in range(2)]
-    Path(f"scans/x{suffix}").write_bytes(save(pages[0], "TIFF", save_all=True, append_images=pages[1:]))
+    Path(f"scans/x{suffix}").write_bytes(
+        save(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    )
     assert shell("project scans -o out") == DONE
     assert names("out") == [*ALL, "x.page2.png", "x.png"]
     Path("out/x.png").unlink()
@@ -168,7 +183,10 @@ def test_score(shell: Shell, service: Service) -> None:
     head, *lines = [line.split("\t") for line in shell.out.splitlines()]
     assert head == ["file", "distance", "drift", "percentile", "in_distribution"]
     # The name of a file is one cell, whatever it holds.
-    assert [line[0] for line in lines] == [r"scans/a\tb\x1b[2J\n\udcff.png", *(f"scans/{name}" for name in ALL)]
+    assert [line[0] for line in lines] == [
+        r"scans/a\tb\x1b[2J\n\udcff.png",
+        *(f"scans/{name}" for name in ALL),
+    ]
     with Client(service.url, timeout=300) as client:
         scores = client.score(sorted(Path("scans").rglob("*.png")), invert=True, resize="crop")
     assert [float(line[1]) for line in lines] == [score.distance for score in scores]
@@ -179,7 +197,11 @@ def test_score(shell: Shell, service: Service) -> None:
 @pytest.mark.parametrize(
     ("words", "left"),
     [
-        *(("project scans -o out", 2), ("generate --seed 1 -n 2 -o out", 1), ("interpolate 1 2 -o out", 0)),
+        *(
+            ("project scans -o out", 2),
+            ("generate --seed 1 -n 2 -o out", 1),
+            ("interpolate 1 2 -o out", 0),
+        ),
         *(("generate -o out/a.png", 0), ("interpolate 1 2 -o out/a.png", 0)),
     ],
 )
@@ -211,13 +233,17 @@ GONE = httpx.ConnectError("gone")
         (KeyboardInterrupt(), INTERRUPTED),
     ],
 )
-@pytest.mark.parametrize("before", [[], [limited(images=1), answer()]], ids=["when asked for limits", "afterwards"])
+@pytest.mark.parametrize(
+    "before", [[], [limited(images=1), answer()]], ids=["when asked for limits", "afterwards"]
+)
 def test_an_error_that_concerns_all_images_ends_the_command(
     canned: Callable[..., Shell], before: list[Any], response: Any, status: int
 ) -> None:
     shell = canned(*before, response, response)
     assert shell("project scans -o out --jobs 1") == status
-    assert shell.err.startswith("interrupted\n" if status == INTERRUPTED else "ign-client project: ")
+    assert shell.err.startswith(
+        "interrupted\n" if status == INTERRUPTED else "ign-client project: "
+    )
     assert shell.err.count("\n") == 1
     assert names("out") == ALL[: len(before) // 2]
     assert shell.out.startswith("out: 1 of 3 images; --skip-existing ") == bool(before)
@@ -230,7 +256,10 @@ def test_an_error_that_concerns_all_images_ends_the_command(
         ([TILED, answer(), answer(), answer()], ""),  # large images are sent alone
         *(
             ([limited(), busy, answer(), busy, problem(429, "queue_full"), answer(), answer()], "")
-            for busy in (problem(429, code, Retry_After="7") for code in ("over_share", "would_miss_deadline"))
+            for busy in (
+                problem(429, code, Retry_After="7")
+                for code in ("over_share", "would_miss_deadline")
+            )
         ),
         ([limited(), BAD, answer(), BAD, answer()], "422 undecodable_image"),
         *(
@@ -253,13 +282,22 @@ def test_one_image_is_sent_again_or_fails(
 
 
 def test_scores_before_an_error_are_shown(canned: Callable[..., Shell]) -> None:
-    shell = canned(limited(images=1), answer(images=[SCORE | {"percentile": 12.5}]), answer(images=[SCORE]), GONE)
+    shell = canned(
+        limited(images=1),
+        answer(images=[SCORE | {"percentile": 12.5}]),
+        answer(images=[SCORE]),
+        GONE,
+    )
     assert shell("score scans --jobs 1") == UNREACHABLE
-    assert shell.out.splitlines()[1:] == ["scans/a.png\t0.5\t0.25\t12.5\t-", "scans/b.png\t0.5\t0.25\t-\t-"]
+    assert shell.out.splitlines()[1:] == [
+        "scans/a.png\t0.5\t0.25\t12.5\t-",
+        "scans/b.png\t0.5\t0.25\t-\t-",
+    ]
 
 
 def test_it_is_sent_fewer_requests_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    full, lock = threading.Barrier(3), threading.Lock()
+    full = threading.Barrier(3)
+    lock = threading.Lock()
     running: set[int] = set()
     at_a_time: list[int] = []
 
@@ -272,7 +310,9 @@ def test_it_is_sent_fewer_requests_at_a_time(monkeypatch: pytest.MonkeyPatch) ->
             full.wait(60)
         running.difference_update(some)
         if is_busy:
-            raise TooManyRequests(Problem(status=429, code="over_share", detail="full", retry_after=2))
+            raise TooManyRequests(
+                Problem(status=429, code="over_share", detail="full", retry_after=2)
+            )
 
     monkeypatch.setattr(Terminal, "sleep", lambda *_: None)
     assert for_each_item(range(20), 20, work, 3, Terminal(None, io.StringIO()), group=1) == 0
@@ -285,7 +325,9 @@ def test_any_number_of_images_takes_little_memory(canned: Callable[..., Shell]) 
     shell = canned(answer(16, 1), answer(16, 17), *[KeyboardInterrupt()] * 40)
     tracemalloc.start()
     try:
-        assert shell("generate -n 1000000000 --seed 5 -o out --jobs 1 --skip-existing") == INTERRUPTED
+        assert (
+            shell("generate -n 1000000000 --seed 5 -o out --jobs 1 --skip-existing") == INTERRUPTED
+        )
         assert tracemalloc.get_traced_memory()[1] < 20 << 20
     finally:
         tracemalloc.stop()
@@ -304,7 +346,9 @@ def test_retries_and_a_hint_if_there_is_no_service(canned: Callable[..., Shell])
     assert err.getvalue().endswith("\nstart one\n")
 
 
-def test_disks_that_are_full_and_images_that_vanish(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disks_that_are_full_and_images_that_vanish(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read = Path.read_bytes
 
     def full(self: Path, other: Path) -> None:
@@ -333,7 +377,10 @@ def test_disks_that_are_full_and_images_that_vanish(shell: Shell, monkeypatch: p
         ("project empty -o out", "no .png .jpg .jpeg .webp .tif .tiff .bmp .gif .avif in empty"),
         ("score missing", "missing: no such file"),
         ("project scans/a.png -o out --mask missing.png", "missing.png: no such file"),
-        ("project scans/a.png scans/more/a.png -o out", "scans/a.png and scans/more/a.png would both become out/a.png"),
+        (
+            "project scans/a.png scans/more/a.png -o out",
+            "scans/a.png and scans/more/a.png would both become out/a.png",
+        ),
         ("project scans -o out.png", "--out: out.png is one file, but there are 3 images"),
         ("interpolate 1 two.png -o x.gif", "two.png: no such file"),
         ("generate -n 0 -o out", "-n: expected 1 or more"),
@@ -373,7 +420,8 @@ def test_commands_that_cannot_be_carried_out(
 
 
 def test_progress_tells_rate_and_time_left() -> None:
-    now, err = [0.0], Screen()
+    now = [0.0]
+    err = Screen()
     err.is_terminal = True
     terminal = Terminal(io.StringIO(), err, clock=lambda: now[0])
     for now[0], done in ((0.0, 0), (2.0, 10), (10.0, 50), (20.0, 100)):
@@ -383,14 +431,19 @@ def test_progress_tells_rate_and_time_left() -> None:
     err.truncate(err.seek(0))
     terminal.sleep(0.0)
     terminal.error("x: no")  # takes its place
-    assert re.fullmatch(r"\rno service, or a busy one; next attempt in 0 s *\r *\rx: no\n", err.getvalue())
+    assert re.fullmatch(
+        r"\rno service, or a busy one; next attempt in 0 s *\r *\rx: no\n", err.getvalue()
+    )
 
 
 @pytest.mark.parametrize("redirection", ["", ">&-", "| true"])
 def test_as_a_process(service: Service, redirection: str) -> None:
     """The environment says where the service is; nobody has to read the results."""
     program = "import sys; from ign_client._cli import main; sys.exit(main())"
-    command = f"{sys.executable} -c '{program}' --retries 0 generate --seed 7 -o seven.png --force {redirection}"
+    command = (
+        f"{sys.executable} -c '{program}' --retries 0 generate --seed 7 -o seven.png "
+        f"--force {redirection}"
+    )
     reached, missed = (
         subprocess.run(
             ["bash", "-c", command],

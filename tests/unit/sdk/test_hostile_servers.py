@@ -1,4 +1,6 @@
-"""Servers that are slow, send too much, or something else: time and memory are bounded, errors are the client's."""
+"""Servers that are slow, send too much, or something else: time and memory are bounded, errors are
+the client's.
+"""
 
 import contextlib
 import gzip
@@ -21,13 +23,27 @@ from ign_client import Client, IgnError, TimedOut, UnexpectedAnswer
 from ign_client._batches import Terminal
 from ign_client._cli import main
 from tests.helpers.pictures import noise, save
-from tests.unit.sdk.clients import CARD, IMAGE, SCORE, STEP, Ask, Canned, Piece, event, generated, limited, streamed
+from tests.unit.sdk.clients import (
+    CARD,
+    IMAGE,
+    SCORE,
+    STEP,
+    Ask,
+    Canned,
+    Piece,
+    event,
+    generated,
+    limited,
+    streamed,
+)
 
 PICTURE = save(noise(8, 8, seed=1))
 ANSWER = json.dumps(generated()).encode()
 MANY = 1000  # pieces, each after 20 ms: who waits only for the next one waits for 20 s
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (len(ANSWER) + MANY)
-CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+CHUNKED = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
 COMMENTS = [b"c\r\n: a comment\n\r\n"] * MANY
 FIRST = b"%x\r\n%b\r\n" % (len(event("step", **STEP)), event("step", **STEP))
 SLOW: dict[str, list[bytes]] = {
@@ -81,8 +97,12 @@ def test_timeout_and_deadline_hold_however_slowly_a_server_sends(
         ask(url, method, **options)
 
 
-@pytest.mark.parametrize(("pieces", "images"), [([], bytes(64 << 20)), (SLOW["body"], [PICTURE] * 40)])
-def test_a_deadline_holds_while_a_request_is_sent_and_for_all_of_several(ask: Ask, pieces: Any, images: Any) -> None:
+@pytest.mark.parametrize(
+    ("pieces", "images"), [([], bytes(64 << 20)), (SLOW["body"], [PICTURE] * 40)]
+)
+def test_a_deadline_holds_while_a_request_is_sent_and_for_all_of_several(
+    ask: Ask, pieces: Any, images: Any
+) -> None:
     ask.settings = {"max_retries": 0}
     with server(pieces) as url, pytest.raises(TimedOut):
         ask(url, "project", images, deadline=0.3)
@@ -96,8 +116,12 @@ def test_compressed_responses_are_neither_asked_for_nor_read(ask: Ask) -> None:
     assert (to.asked[0].headers["Accept-Encoding"], bomb.closed) == ("identity", True)
 
 
-@pytest.mark.parametrize(("method", "media"), [("generate", "application/json"), ("stream_generate", "")])
-def test_a_response_without_end_is_left(ask: Ask, method: str, media: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("method", "media"), [("generate", "application/json"), ("stream_generate", "")]
+)
+def test_a_response_without_end_is_left(
+    ask: Ask, method: str, media: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("ign_client._wire.MAX_ANSWER_BYTES", 10_000)
     read: list[int] = []
     pieces: list[Piece] = [event("step", **STEP), lambda: read.append(1)]
@@ -113,24 +137,50 @@ def test_a_response_without_end_is_left(ask: Ask, method: str, media: str, monke
 
 VALUES = ["null", "true", "-1", "7", "1" + "0" * 400, "1e308", "NaN", "[]", "[[]]", "{}"]
 VALUES += [json.dumps(text) for text in ("", "x", "npy", "\x1b[2J\n\t\u202e\ud800", "9" * 5000)]
-PROBLEM = {"code": "x", "detail": "images.7: \x1b]0;owned\x07\r\n", "errors": [{"field": "image", "message": "no"}]}
+PROBLEM = {
+    "code": "x",
+    "detail": "images.7: \x1b]0;owned\x07\r\n",
+    "errors": [{"field": "image", "message": "no"}],
+}
 MODELS = limited().json() | {"models": [CARD]}
 # A method, its arguments, the command that calls it, and a correct response.
 CALLS: list[tuple[str, Any, str, Any]] = [
     ("generate", [], "generate --force -o out", generated(images=[IMAGE | {"trajectory": [STEP]}])),
     ("project", [PICTURE], "project a.png --force -o out", generated()),
     ("score", [PICTURE], "score a.png", generated(images=[SCORE])),
-    ("latent_interpolate", [[1, 2]], "interpolate 1 2 --force -o out", generated(images=[IMAGE, IMAGE | {"index": 1}])),
+    (
+        "latent_interpolate",
+        [[1, 2]],
+        "interpolate 1 2 --force -o out",
+        generated(images=[IMAGE, IMAGE | {"index": 1}]),
+    ),
     ("models", [], "models", MODELS),
     ("model", ["toy"], "", CARD),
     ("ready", [], "", {"status": "ready"}),
     *(("generate_as", [form], "", None) for form in ("png", "npy")),
     ("stream_generate", [], "", generated()),
 ]
-GIANT = b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<f4', 'fortran_order': False, 'shape': (%d,), }" % 10**14
-DAMAGED = [b"", GIANT.ljust(127) + b"\n", b"DDS \x7c" + bytes(123), PICTURE[:60], PICTURE[:8] + bytes(100)]
-RAW = {"Content-Type": "image/png", "X-IGN-Model": "toy/1@0", "X-Request-ID": "x", "X-IGN-Steps": "1,1"}
-RAW |= {"X-IGN-Distance": "0.5,0.5", "Server-Timing": "decode;dur=1.0, queue;dur=1, compute;dur=1, encode;dur=1"}
+GIANT = (
+    b"\x93NUMPY\x01\x00v\x00"
+    + b"{'descr': '<f4', 'fortran_order': False, 'shape': (%d,), }" % 10**14
+)
+DAMAGED = [
+    b"",
+    GIANT.ljust(127) + b"\n",
+    b"DDS \x7c" + bytes(123),
+    PICTURE[:60],
+    PICTURE[:8] + bytes(100),
+]
+RAW = {
+    "Content-Type": "image/png",
+    "X-IGN-Model": "toy/1@0",
+    "X-Request-ID": "x",
+    "X-IGN-Steps": "1,1",
+}
+RAW |= {
+    "X-IGN-Distance": "0.5,0.5",
+    "Server-Timing": "decode;dur=1.0, queue;dur=1, compute;dur=1, encode;dur=1",
+}
 
 
 @st.composite
@@ -141,7 +191,9 @@ def damaged(draw: st.DrawFn, document: Any) -> bytes:
         if tokens := [*re.finditer(r'"[^"]*"|[\w.-]+', text)]:
             token = draw(st.sampled_from(tokens))
             text = text[: token.start()] + draw(st.sampled_from(VALUES)) + text[token.end() :]
-    return draw(st.sampled_from([text, text, text, text[:-1], "[" * 100_000, '{"a":' * 100_000])).encode()
+    return draw(
+        st.sampled_from([text, text, text, text[:-1], "[" * 100_000, '{"a":' * 100_000])
+    ).encode()
 
 
 @st.composite
@@ -153,12 +205,18 @@ def responses(draw: st.DrawFn, method: str, document: Any) -> httpx.Response:
             st.sampled_from([STEP, document, PROBLEM]).flatmap(damaged),
         )
         pieces = draw(st.lists(events, max_size=3))
-        return streamed(*(b"event: %b\ndata: %b\n\n" % (name.encode(), text) for name, text in pieces))[0]
+        return streamed(
+            *(b"event: %b\ndata: %b\n\n" % (name.encode(), text) for name, text in pieces)
+        )[0]
     status = draw(st.sampled_from([200, 200, 422, 503]))
     content = draw(damaged(document if status == 200 else PROBLEM))
     if method == "generate_as":
         content = draw(st.sampled_from(DAMAGED))
-    wrong = {draw(st.sampled_from([*RAW, "Retry-After"])): draw(st.sampled_from(["", "1e999", "Mon, 1", "9" * 5000]))}
+    wrong = {
+        draw(st.sampled_from([*RAW, "Retry-After"])): draw(
+            st.sampled_from(["", "1e999", "Mon, 1", "9" * 5000])
+        )
+    }
     return httpx.Response(status, content=content, headers=RAW | {"Retry-After": "1"} | wrong)
 
 
@@ -179,9 +237,13 @@ def test_only_errors_of_the_client_leave_a_method(
 
 
 def printed(transport: httpx.BaseTransport, *words: str) -> tuple[int, str, str]:
-    out, err = io.StringIO(), io.StringIO()
+    out = io.StringIO()
+    err = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ign_client._cli.Client", lambda url, **more: Client(url, **more | {"transport": transport}))
+        patch.setattr(
+            "ign_client._cli.Client",
+            lambda url, **more: Client(url, **more | {"transport": transport}),
+        )
         return main(["--retries", "0", *words], Terminal(out, err)), out.getvalue(), err.getvalue()
 
 
@@ -193,7 +255,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("folder")
-@pytest.mark.parametrize(("method", "arguments", "command", "document"), [call for call in CALLS if call[2]])
+@pytest.mark.parametrize(
+    ("method", "arguments", "command", "document"), [call for call in CALLS if call[2]]
+)
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
 def test_a_command_prints_one_line_and_nothing_that_controls_the_terminal(

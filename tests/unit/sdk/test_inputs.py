@@ -22,7 +22,11 @@ from tests.unit.sdk.clients import Ask, Canned, answer, problem
 
 GREY8 = noise(5, 4)
 MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "La", "CMYK", "YCbCr", "HSV"]
-LAYOUTS: list[Callable[[Any], Any]] = [np.ascontiguousarray, np.asfortranarray, lambda x: np.repeat(x, 2, 0)[::2]]
+LAYOUTS: list[Callable[[Any], Any]] = [
+    np.ascontiguousarray,
+    np.asfortranarray,
+    lambda x: np.repeat(x, 2, 0)[::2],
+]
 
 
 @pytest.mark.parametrize("shape", [(5, 4), (5, 4, 1), (5, 4, 2), (5, 4, 3), (5, 4, 4)])
@@ -32,9 +36,16 @@ def test_arrays_are_images(shape: tuple[int, ...], layout: Any) -> None:
     np.testing.assert_array_equal(np.asarray(opened(picture(source, "images"))), source.squeeze())
 
 
-@given(st.sampled_from(["uint8", "uint16", "float32", "float64", "bool"]), st.lists(st.integers(0, 5), max_size=4))
+@given(
+    st.sampled_from(["uint8", "uint16", "float32", "float64", "bool"]),
+    st.lists(st.integers(0, 5), max_size=4),
+)
 def test_other_arrays_are_rejected(dtype: str, shape: list[int]) -> None:
-    if dtype == "uint8" and 0 not in shape and (len(shape) == 2 or (len(shape) == 3 and shape[2] <= 4)):
+    if (
+        dtype == "uint8"
+        and 0 not in shape
+        and (len(shape) == 2 or (len(shape) == 3 and shape[2] <= 4))
+    ):
         return
     with pytest.raises(InputError, match=r"images\.0: "):
         picture(np.zeros(shape, dtype), "images.0")
@@ -53,7 +64,9 @@ def test_modes_of_pil(mode: str) -> None:
 
 def test_pil_images_keep_sixteen_bits_and_lose_their_orientation() -> None:
     deep = np.arange(20, dtype=np.uint16).reshape(4, 5) * 3000
-    np.testing.assert_array_equal(np.asarray(opened(picture(Image.fromarray(deep), "images"))), deep)
+    np.testing.assert_array_equal(
+        np.asarray(opened(picture(Image.fromarray(deep), "images"))), deep
+    )
     exif = Image.Exif()
     exif[0x0112] = 6
     image = opened(save(GREY8, exif=exif))
@@ -94,13 +107,24 @@ def closed(source: Any) -> Any:
         closed(io.BytesIO(b"0123")),
         closed(Image.fromarray(GREY8)),
         Image.new("L", (0, 0)),
-        Image.open(io.BytesIO(save(noise(40, 40))[:60])),  # cut; Pillow reads the pixels when they are needed
+        # cut; Pillow reads the pixels when they are needed
+        Image.open(io.BytesIO(save(noise(40, 40))[:60])),
         "missing.png",
         ".",
         "nul\0.png",
         "x" * 5000,
     ],
-    ids=["text", "closed file", "closed image", "no pixels", "cut", "missing", "folder", "nul", "long"],
+    ids=[
+        "text",
+        "closed file",
+        "closed image",
+        "no pixels",
+        "cut",
+        "missing",
+        "folder",
+        "nul",
+        "long",
+    ],
 )
 def test_images_that_cannot_be_read(source: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"images\.2: "):
@@ -153,7 +177,9 @@ ARGUMENTS: dict[str, Any] = {
         ),
     ],
 )
-def test_what_cannot_be_sent(ask: Ask, method: str, arguments: Any, options: Any, field: str) -> None:
+def test_what_cannot_be_sent(
+    ask: Ask, method: str, arguments: Any, options: Any, field: str
+) -> None:
     with pytest.raises(InputError, match=field):
         ask(Canned(), method, *arguments, **options)
 
@@ -174,18 +200,23 @@ def test_what_is_sent(ask: Ask) -> None:
     ask(to, "generate", model=None, n=np.int32(2), seed=None, timeout=None)
     ask(to, "project", file, masks=[b"y"], mask=None, score=np.bool_(True))
     bodies = [json.loads(request.content) for request in to.asked]
-    assert bodies == [{"n": 2}, {"images": ["MjM="], "masks": ["eQ=="], "score": True}]  # from the position of the file
+    # from the position of the file
+    assert bodies == [{"n": 2}, {"images": ["MjM="], "masks": ["eQ=="], "score": True}]
     options: dict[str, Any] = {"record": np.arange(2), "invert": True, "tolerance": np.float32(0.5)}
     with pytest.raises(InvalidContent):
         ask(to, "project", [b"one", b"two"], mask=b"three", **options)
     form = to.asked[2].content
-    assert [form.count(b'name="%b"; filename="%b"' % (name, name)) for name in (b"image", b"mask")] == [2, 1]
+    assert [
+        form.count(b'name="%b"; filename="%b"' % (name, name)) for name in (b"image", b"mask")
+    ] == [2, 1]
     for name, text in ((b"record", b"0,1"), (b"invert", b"true"), (b"tolerance", b"0.5")):
         assert b'name="%b"\r\n\r\n%b\r\n' % (name, text) in form
 
 
 @pytest.mark.parametrize("missing", ["numpy", "PIL"])
-def test_without_the_extra_it_says_how_to_get_it(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_it_says_how_to_get_it(
+    missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "PIL.Image" if missing == "PIL" else "numpy", None)
     shown = Picture(bytes=save(GREY8), format="png")
     with pytest.raises(ImportError, match=r"pip install 'ign-client\[images\]'"):

@@ -21,18 +21,40 @@ OTHER = save(noise(12, 10, 3, seed=2), "JPEG")
 LATENT = latents(9)[0]
 SIZE = {"scale": 3, "resample": "smooth"}
 UPLOADS = {"images": [b64(PICTURE), b64(OTHER)]}
-POINTS = {"points": [{"seed": 1}, {"seed": 2, "index": 3}, {"image": b64(PICTURE)}, {"latent": b64(npy(LATENT))}]}
+POINTS = {
+    "points": [
+        {"seed": 1},
+        {"seed": 2, "index": 3},
+        {"image": b64(PICTURE)},
+        {"latent": b64(npy(LATENT))},
+    ]
+}
 TERMS = {"terms": [{"seed": 1}, {"seed": 2, "index": 1, "weight": -0.5}, {"image": b64(PICTURE)}]}
-OF_NOISE = {"n": 2, "seed": 3, "offset": 5, "steps": 3, "record": [0, 2], "score": True, "noise_scale": 1.5}
+OF_NOISE = {
+    "n": 2,
+    "seed": 3,
+    "offset": 5,
+    "steps": 3,
+    "record": [0, 2],
+    "score": True,
+    "noise_scale": 1.5,
+}
 OF_UPLOADS = {"steps": 2, "record": [0, 1, 2], "resize": "crop", "invert": True, "tolerance": 1e-7}
 WALK: list[Any] = [1, Seed(2, 3), PICTURE, LATENT]
 GRID = {"points": [{"seed": i} for i in range(4)], "grid": {"rows": 2, "cols": 3}}
 SUM: list[Any] = [1, Term(Seed(2, 1), -0.5), Term(PICTURE)]
-# A method, its arguments, the members of the body that hold them, the options, the class of an image.
+# A method, its arguments, the members of the body that hold them, the options, the class of an
+# image.
 CALLS: list[tuple[str, list[Any], dict[str, Any], dict[str, Any], type]] = [
     ("generate", [], {}, OF_NOISE | {"tolerance": 1e-9}, Image),
     ("generate", [], {}, SIZE | {"seed": 3, "n": 2, "model": "grey/10", "format": "webp"}, Image),
-    ("project", [[PICTURE, OTHER]], UPLOADS, SIZE | {"score": True, "strength": 0.5}, ProjectedImage),
+    (
+        "project",
+        [[PICTURE, OTHER]],
+        UPLOADS,
+        SIZE | {"score": True, "strength": 0.5},
+        ProjectedImage,
+    ),
     ("project", [[PICTURE, OTHER]], UPLOADS | {"mask": b64(PICTURE)}, OF_UPLOADS, ProjectedImage),
     ("latent_interpolate", [WALK], POINTS, {"frames": 7, "loop": True, "steps": 2}, Frame),
     ("latent_interpolate", [range(4)], GRID, {"grid": (2, 3), "method": "lerp", **SIZE}, Frame),
@@ -49,7 +71,9 @@ def test_results_hold_what_the_service_answers(
     result = ask(service.url, method, *arguments, **options, **mask, request_id="mine")
     response = json.loads(service.post(path, options | body).raise_for_status().content)
     for image, member in zip(result, response["images"], strict=True):
-        recorded = [(step["step"], step["data"], step["change"]) for step in member.pop("trajectory") or ()]
+        recorded = [
+            (step["step"], step["data"], step["change"]) for step in member.pop("trajectory") or ()
+        ]
         assert [(step.step, b64(step.bytes), step.change) for step in image.trajectory] == recorded
         assert (type(image), b64(image.bytes)) == (kind, member.pop("data"))
         assert {name: getattr(image, name, None) for name in member} == member
@@ -62,13 +86,22 @@ def test_results_hold_what_the_service_answers(
         steps = [step for step in events if isinstance(step, Step)]
         assert all(step in steps for image in result for step in image.trajectory)
     # The same as one file.
-    forms = {"png": "image/png", "npy": "application/x-npy"} | ({"gif": "image/gif"} if "frames" in options else {})
-    options = {name: value for name, value in options.items() if name not in ("record", "format", *SIZE)}
+    forms = {"png": "image/png", "npy": "application/x-npy"} | (
+        {"gif": "image/gif"} if "frames" in options else {}
+    )
+    options = {
+        name: value for name, value in options.items() if name not in ("record", "format", *SIZE)
+    }
     for form, media in forms.items():
         own = {**options, "gap": 2, **SIZE} if (form, method) == ("png", "generate") else options
         raw = ask(service.url, f"{method}_as", form, *arguments, **own, **mask)
         file = service.post(path, own | body, accept=media)
-        assert (type(raw), raw.bytes, raw.format, raw.seed) == (Raw, file.content, form, result.seed)
+        assert (type(raw), raw.bytes, raw.format, raw.seed) == (
+            Raw,
+            file.content,
+            form,
+            result.seed,
+        )
         assert ",".join(map(str, raw.distance)) == file.headers["X-IGN-Distance"]
         assert ",".join(map(str, raw.drift)) == file.headers.get("X-IGN-Drift", "")
         assert f"{raw.model.ref}@{raw.model.digest}" == file.headers["X-IGN-Model"]
@@ -76,15 +109,23 @@ def test_results_hold_what_the_service_answers(
 
 def test_results_can_be_sent_back(service: Service, ask: Ask) -> None:
     once = ask(service.url, "generate", n=3, seed=1)
-    assert ask(service.url, "project", once)[1].bytes == ask(service.url, "project", once[1])[0].bytes
+    assert (
+        ask(service.url, "project", once)[1].bytes == ask(service.url, "project", once[1])[0].bytes
+    )
     (row,) = ask(service.url, "generate", seed=1, steps=1, format="npy")
-    images = ask(service.url, "latent_interpolate", [row, row.to_numpy(), row.bytes], frames=3, steps=1)
-    assert {image.bytes for image in images} == {ask(service.url, "generate", seed=1, steps=2)[0].bytes}
+    images = ask(
+        service.url, "latent_interpolate", [row, row.to_numpy(), row.bytes], frames=3, steps=1
+    )
+    assert {image.bytes for image in images} == {
+        ask(service.url, "generate", seed=1, steps=2)[0].bytes
+    }
 
 
 def test_scores(service: Service, ask: Ask) -> None:
     scores = ask(service.url, "score", [PICTURE, OTHER], resize="stretch", invert=False)
-    response = service.post("/score", UPLOADS | {"resize": "stretch", "invert": False}).json()["images"]
+    response = service.post("/score", UPLOADS | {"resize": "stretch", "invert": False}).json()[
+        "images"
+    ]
     for score, member in zip(scores, response, strict=True):
         assert asdict(score).items() <= member.items()
     assert (len(scores), scores[-1].index, len(scores[:1])) == (2, 1, 1)
@@ -93,22 +134,40 @@ def test_scores(service: Service, ask: Ask) -> None:
 def test_models(service: Service, ask: Ask) -> None:
     models = ask(service.url, "models")
     assert [dict(card.document) for card in models] == service.get("/models").json()["models"]
-    assert (models.default, models.limits.n, len(models), models[-1].shape) == ("grey/10", 64, 3, (1, 8, 8))
+    assert (models.default, models.limits.n, len(models), models[-1].shape) == (
+        "grey/10",
+        64,
+        3,
+        (1, 8, 8),
+    )
     for name, ref in (("grey", "grey/10"), ("grey/2", "grey/2"), ("colour", "colour/1")):
         card = ask(service.url, "model", name)
         assert (card.ref, dict(card.document)) == (ref, service.get(f"/models/{ref}").json())
         assert (models[name].ref, name in models, models[name] in models) == (ref, True, True)
     with pytest.raises(KeyError, match="grey/10"):
         models["c"]
-    assert models._repr_html_().count("<td>grey/10</td><td>1×8×8</td><td>cpu</td><td>True</td>") == 1
+    assert (
+        models._repr_html_().count("<td>grey/10</td><td>1×8×8</td><td>cpu</td><td>True</td>") == 1
+    )
 
 
-def test_every_form_of_an_image_is_the_same_image(service: Service, ask: Ask, tmp_path: Path) -> None:
+def test_every_form_of_an_image_is_the_same_image(
+    service: Service, ask: Ask, tmp_path: Path
+) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(PICTURE)
     image = PilImage.open(io.BytesIO(PICTURE))
     with path.open("rb") as file:
-        forms = [path, str(path), PICTURE, bytearray(PICTURE), memoryview(PICTURE), file, image, np.asarray(image)]
+        forms = [
+            path,
+            str(path),
+            PICTURE,
+            bytearray(PICTURE),
+            memoryview(PICTURE),
+            file,
+            image,
+            np.asarray(image),
+        ]
         images = ask(service.url, "project", forms)
     assert len({image.bytes for image in images}) == 1
 

@@ -29,7 +29,15 @@ MODEL = ModelRef(name="toy", version="2", digest="sha256:0123456789abcdef")
 TIMING = Timing(decode_ms=0.1, queue_ms=0.2, compute_ms=0.3, encode_ms=0.4)
 STEP = Step(bytes=PNG, format="png", index=0, step=1, change=0.25)
 IMAGE = Image(
-    bytes=PNG, format="png", index=0, width=5, height=4, steps=2, converged=False, distance=0.5, trajectory=(STEP,)
+    bytes=PNG,
+    format="png",
+    index=0,
+    width=5,
+    height=4,
+    steps=2,
+    converged=False,
+    distance=0.5,
+    trajectory=(STEP,),
 )
 SCORE = Score(index=0, distance=0.125, drift=0.5, percentile=12.5, in_distribution=None)
 IMAGES = Images(images=(IMAGE, IMAGE), model=MODEL, request_id="abc", timing=TIMING, seed=7)
@@ -42,7 +50,12 @@ def test_values_are_frozen_and_picklable_and_their_reprs_hold_no_bytes() -> None
         assert pickle.loads(pickle.dumps(value)) == value
         assert hash(value) == hash(dataclasses.replace(value))
         assert "\\x" not in repr(value)
-    assert (len(IMAGES), IMAGES[-1], IMAGES[:1], list(IMAGES)) == (2, IMAGE, (IMAGE,), [IMAGE, IMAGE])
+    assert (len(IMAGES), IMAGES[-1], IMAGES[:1], list(IMAGES)) == (
+        2,
+        IMAGE,
+        (IMAGE,),
+        [IMAGE, IMAGE],
+    )
     assert repr(IMAGE).endswith("distance=0.5, trajectory=<1 steps>)")
     assert "Images(images=<2 images>, model=<toy/2@0123456789ab>, request_id='abc'" in repr(IMAGES)
 
@@ -56,14 +69,24 @@ def test_notebooks_and_terminals_show_a_part_of_many() -> None:
     html = dataclasses.replace(IMAGES, images=(IMAGE,) * 103)._repr_html_()
     assert (html.count('src="data:image/png;base64,'), "and 3 more" in html) == (100, True)
     array = Picture(bytes=b"x", format="npy")
-    assert (IMAGE._repr_png_(), array._repr_png_(), "<img" in array._repr_html_()) == (PNG, None, False)
+    assert (IMAGE._repr_png_(), array._repr_png_(), "<img" in array._repr_html_()) == (
+        PNG,
+        None,
+        False,
+    )
 
 
 def test_images_are_decoded() -> None:
     np.testing.assert_array_equal(IMAGE.to_numpy(), noise(4, 5, 3))
-    assert (IMAGE.to_numpy().flags.writeable, IMAGE.to_pil().size, IMAGE.png()) == (True, (5, 4), PNG)
+    assert (IMAGE.to_numpy().flags.writeable, IMAGE.to_pil().size, IMAGE.png()) == (
+        True,
+        (5, 4),
+        PNG,
+    )
     lossless = Picture(bytes=save(noise(4, 5, 3), "WEBP", lossless=True), format="webp")
-    np.testing.assert_array_equal(Picture(bytes=lossless.png(), format="png").to_numpy(), IMAGE.to_numpy())
+    np.testing.assert_array_equal(
+        Picture(bytes=lossless.png(), format="png").to_numpy(), IMAGE.to_numpy()
+    )
     array = Picture(bytes=npy(np.ones((1, 2, 2), np.float32)), format="npy")
     np.testing.assert_array_equal(array.to_numpy(), np.ones((1, 2, 2), np.float32))
     with pytest.raises(InputError, match="to_numpy"):
@@ -74,7 +97,14 @@ def test_images_are_decoded() -> None:
 
 @pytest.mark.parametrize(
     ("name", "promised"),
-    [("x.PNG", ""), ("x", ""), ("x.apng", ""), ("x.jpg", "jpeg"), ("x.webp", "webp"), ("x.npy", "npy")],
+    [
+        ("x.PNG", ""),
+        ("x", ""),
+        ("x.apng", ""),
+        ("x.jpg", "jpeg"),
+        ("x.webp", "webp"),
+        ("x.npy", "npy"),
+    ],
 )
 def test_saving(tmp_path: Path, name: str, promised: str) -> None:
     target = tmp_path / name
@@ -91,7 +121,9 @@ def test_saving(tmp_path: Path, name: str, promised: str) -> None:
 
 
 def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path: Path) -> None:
-    link, target, pipe = tmp_path / "link.png", tmp_path / "target.png", tmp_path / "pipe.png"
+    link = tmp_path / "link.png"
+    target = tmp_path / "target.png"
+    pipe = tmp_path / "pipe.png"
     link.symlink_to(target)
     IMAGE.save(link)
     assert (link.is_symlink(), target.read_bytes()) == (True, PNG)

@@ -18,12 +18,18 @@ from tests.unit.sdk.clients import Ask, answer, limited, problem
 PICTURES = [save(noise(8, 8, seed=i)) for i in range(100)]
 
 
-@pytest.mark.parametrize("options", [{"mask": save(noise(8, 8, seed=7))}, {"masks": PICTURES[::-1]}])
-def test_many_images_give_what_each_gives_alone(service: Service, ask: Ask, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "options", [{"mask": save(noise(8, 8, seed=7))}, {"masks": PICTURES[::-1]}]
+)
+def test_many_images_give_what_each_gives_alone(
+    service: Service, ask: Ask, options: dict[str, Any]
+) -> None:
     found = ask(service.url, "project", PICTURES, record=[0, 1], **options)
     assert [image.index for image in found] == list(range(100))
     for i in (0, 63, 64, 99):
-        own = {name: value[i : i + 1] if name == "masks" else value for name, value in options.items()}
+        own = {
+            name: value[i : i + 1] if name == "masks" else value for name, value in options.items()
+        }
         assert found[i].bytes == ask(service.url, "project", PICTURES[i], **own)[0].bytes
         assert [step.index for step in found[i].trajectory] == [i, i]
     scores = ask(service.url, "score", PICTURES)
@@ -35,23 +41,33 @@ def test_every_page_of_a_tiff_is_an_image(service: Service, ask: Ask) -> None:
     scan = save(pages[0], "TIFF", save_all=True, append_images=pages[1:])
     found = ask(service.url, "project", [PICTURES[0], scan, PICTURES[0], scan])
     assert [image.index for image in found] == list(range(8))
-    assert [image.bytes for image in found] == [image.bytes for image in ask(service.url, "project", PICTURES[:4])] * 2
+    assert [image.bytes for image in found] == [
+        image.bytes for image in ask(service.url, "project", PICTURES[:4])
+    ] * 2
     *_, done = ask(service.url, "stream_project", scan)
     assert len(done.answer) == len(ask(service.url, "score", scan)) == 3
 
 
 @pytest.mark.parametrize("options", [{"n": 150}, {"seed": "Ada", "n": 70, "offset": 5}])
-def test_any_number_of_generated_images(service: Service, ask: Ask, options: dict[str, Any]) -> None:
+def test_any_number_of_generated_images(
+    service: Service, ask: Ask, options: dict[str, Any]
+) -> None:
     start = options.get("offset", 0)
     found = ask(service.url, "generate", record=[0], **options)
-    for indices in ([image.index for image in found], [image.trajectory[0].index for image in found]):
+    for indices in (
+        [image.index for image in found],
+        [image.trajectory[0].index for image in found],
+    ):
         assert indices == list(range(start, start + options["n"]))
-    last = ask(service.url, "generate", **options | {"n": 1, "seed": found.seed, "offset": found[-1].index})
+    last = ask(
+        service.url, "generate", **options | {"n": 1, "seed": found.seed, "offset": found[-1].index}
+    )
     assert last[0].bytes == found[-1].bytes
 
 
 @pytest.mark.parametrize("method", ["project", "score"])
-@pytest.mark.parametrize(("bad", "count"), [(3, 10), (3, 100), (99, 100)])  # in one request, and in several
+# in one request, and in several
+@pytest.mark.parametrize(("bad", "count"), [(3, 10), (3, 100), (99, 100)])
 def test_an_error_names_the_image_of_the_whole_call_and_its_file(
     service: Service, ask: Ask, method: str, bad: int, count: int, tmp_path: Path
 ) -> None:
@@ -83,7 +99,9 @@ class Small(httpx.MockTransport):
         if len(body) > 2_000_000:
             return problem(413)
         options = {} if b'filename="image"' in body else json.loads(body)
-        count = options.get("n") or len(options.get("images", ())) or body.count(b'filename="image"')
+        count = (
+            options.get("n") or len(options.get("images", ())) or body.count(b'filename="image"')
+        )
         self.counts.append(count)
         return answer(count, options.get("offset", 0))
 
@@ -103,7 +121,9 @@ class Small(httpx.MockTransport):
         ),
     ],
 )
-def test_requests_keep_to_number_and_bytes(ask: Ask, count: int, size: int, options: Any, requests: int) -> None:
+def test_requests_keep_to_number_and_bytes(
+    ask: Ask, count: int, size: int, options: Any, requests: int
+) -> None:
     to = Small()
     if size:
         found = ask(to, "project", [bytes(size)] * count, **options)
@@ -131,5 +151,6 @@ def test_a_client_asks_for_the_limits_once() -> None:
 
 @pytest.mark.parametrize("most", [0, -(10**9)])
 def test_the_limits_of_a_service_may_be_nonsense(ask: Ask, most: int) -> None:
-    to = Small(n=most, images=most, body_bytes=most)  # what is too large alone has a request of its own
+    # what is too large alone has a request of its own
+    to = Small(n=most, images=most, body_bytes=most)
     assert len(ask(to, "generate", n=17)) == len(ask(to, "project", [b"x"] * 17)) == 17

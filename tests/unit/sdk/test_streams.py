@@ -1,4 +1,6 @@
-"""Event streams: chunks cut anywhere, framed in every way the standard allows; events, errors, and closing."""
+"""Event streams: chunks cut anywhere, framed in every way the standard allows; events, errors, and
+closing.
+"""
 
 import asyncio
 import threading
@@ -12,7 +14,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ign_client import AsyncClient, Client, Done, Progress, ServiceFailed, Step, Unavailable, UnexpectedAnswer
+from ign_client import (
+    AsyncClient,
+    Client,
+    Done,
+    Progress,
+    ServiceFailed,
+    Step,
+    Unavailable,
+    UnexpectedAnswer,
+)
 from ign_client._stream import Decoder
 from tests.contract.harness import Service
 from tests.unit.sdk.clients import IMAGE, STEP, Ask, Canned, answer, event, generated, streamed
@@ -48,7 +59,10 @@ def test_the_framing_of_the_standard(text: bytes, events: list[tuple[str, str]])
 
 
 LINES = st.lists(
-    st.sampled_from(["data: a", "data:é", "event: step", ": c", "", "", "data", "id: 1", "data: {}"]), max_size=12
+    st.sampled_from(
+        ["data: a", "data:é", "event: step", ": c", "", "", "data", "id: 1", "data: {}"]
+    ),
+    max_size=12,
 )
 
 
@@ -71,7 +85,12 @@ def received(ask: Ask, *pieces: bytes | Exception) -> list[Any]:
 
 def test_what_is_no_event_is_left_out_and_nothing_follows_the_answer(ask: Ask) -> None:
     done = generated(images=[{**IMAGE, "data": None}])
-    text = event("step", **STEP) + b": still here\n\n" + event("progress", **PROGRESS) + event("novelty", x=1)
+    text = (
+        event("step", **STEP)
+        + b": still here\n\n"
+        + event("progress", **PROGRESS)
+        + event("novelty", x=1)
+    )
     found = received(ask, text[:70], text[70:], event("done", **done) + event("step", **STEP))
     assert [type(each) for each in found] == [Step, Progress, Done]
     assert found[-1].answer[0].bytes == found[-1].answer[0].trajectory[0].bytes == b"hello"
@@ -83,14 +102,19 @@ DRAINING = {"status": 503, "code": "draining", "detail": "shutting down", "reque
 @pytest.mark.parametrize(
     ("pieces", "kind"),
     [
-        ([event("step", **STEP), event("error", **DRAINING), event("done", **generated())], Unavailable),
+        (
+            [event("step", **STEP), event("error", **DRAINING), event("done", **generated())],
+            Unavailable,
+        ),
         ([event("error", status=500)], ServiceFailed),
         ([], UnexpectedAnswer),
         ([event("step", **STEP)], UnexpectedAnswer),
         ([b"event: step\ndata: {\n\n"], UnexpectedAnswer),
     ],
 )
-def test_streams_that_do_not_end_with_an_answer(ask: Ask, pieces: list[bytes], kind: type[Any]) -> None:
+def test_streams_that_do_not_end_with_an_answer(
+    ask: Ask, pieces: list[bytes], kind: type[Any]
+) -> None:
     with pytest.raises(kind) as caught:
         received(ask, *pieces)
     assert caught.value.request_id == "abc"
@@ -98,7 +122,9 @@ def test_streams_that_do_not_end_with_an_answer(ask: Ask, pieces: list[bytes], k
         ask(Canned(answer()), "stream_generate")
 
 
-@pytest.mark.parametrize("end", [httpx.ReadError("cut"), event("step", **STEP)], ids=["cut", "one more event"])
+@pytest.mark.parametrize(
+    "end", [httpx.ReadError("cut"), event("step", **STEP)], ids=["cut", "one more event"]
+)
 def test_a_stream_that_is_closed_while_an_event_is_awaited_ends(end: Any) -> None:
     """Another thread or task closes it while the body waits for its next piece."""
 
@@ -113,7 +139,9 @@ def test_a_stream_that_is_closed_while_an_event_is_awaited_ends(end: Any) -> Non
         assert len(list(events)) == 1
 
     async def read() -> None:
-        response, _ = streamed(event("step", **STEP), lambda: in_thread(lambda: asyncio.run(events.aclose())), end)
+        response, _ = streamed(
+            event("step", **STEP), lambda: in_thread(lambda: asyncio.run(events.aclose())), end
+        )
         async with AsyncClient(transport=Canned(response)) as client:
             events = client.stream_generate()
             assert len([each async for each in events]) == 1
@@ -138,7 +166,9 @@ def test_a_stream_that_is_closed_stops_its_reader_and_the_service(service: Servi
             while not rest.done():
                 await asyncio.sleep(0)
                 await events.aclose()
-            assert isinstance(rest.exception() or rest.result(), StopAsyncIteration | Step | Progress)
+            assert isinstance(
+                rest.exception() or rest.result(), StopAsyncIteration | Step | Progress
+            )
 
     asyncio.run(leave())
     service.until_metric("ign_cancelled_rows_total", before + 6)

@@ -1,4 +1,6 @@
-"""What the package shows: its names, the same methods twice, its settings, who closes what, and the caller's trace."""
+"""What the package shows: its names, the same methods twice, its settings, who closes what, and the
+caller's trace.
+"""
 
 import asyncio
 import inspect
@@ -13,10 +15,15 @@ import ign_client
 from ign_client import AsyncClient, Client, InputError
 from tests.unit.sdk.clients import Ask, Canned, answer, ready
 
-PUBLIC = [name for name, value in vars(Client).items() if inspect.isfunction(value) and not name.startswith("_")]
+PUBLIC = [
+    name
+    for name, value in vars(Client).items()
+    if inspect.isfunction(value) and not name.startswith("_")
+]
 METHODS = [name for name in PUBLIC if name != "close"]
 URLS = (
-    "ftp://x 127.0.0.1:8000 localhost http:// http://x:port http://x:0 http://x:99999 http://x?y http://x#y http://[::1"
+    "ftp://x 127.0.0.1:8000 localhost http:// http://x:port http://x:0 http://x:99999 "
+    "http://x?y http://x#y http://[::1"
 )
 
 
@@ -32,14 +39,19 @@ def test_both_clients_have_the_same_methods_with_options_that_are_described() ->
     assert [name for name in vars(AsyncClient) if name in METHODS] == METHODS
     assert inspect.signature(Client) == inspect.signature(AsyncClient)
     for name in METHODS:
-        method, awaited = getattr(Client, name), getattr(AsyncClient, name)
-        signature, also = inspect.signature(method), inspect.signature(awaited)
+        method = getattr(Client, name)
+        awaited = getattr(AsyncClient, name)
+        signature = inspect.signature(method)
+        also = inspect.signature(awaited)
         assert "= UNSET" in str(signature)
         assert (signature.parameters, method.__doc__) == (also.parameters, awaited.__doc__)
-        assert all(f"\n    {option}: " in method.__doc__ for option in list(signature.parameters)[1:])
+        assert all(
+            f"\n    {option}: " in method.__doc__ for option in list(signature.parameters)[1:]
+        )
         # Of streams the type of an image.
         returned, both = (
-            getattr(each.return_annotation, "__args__", each.return_annotation) for each in (signature, also)
+            getattr(each.return_annotation, "__args__", each.return_annotation)
+            for each in (signature, also)
         )
         assert returned == both != inspect.Signature.empty
 
@@ -47,7 +59,10 @@ def test_both_clients_have_the_same_methods_with_options_that_are_described() ->
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        *(("base_url", url) for url in (*URLS.split(), "http://x y", "http://me:secret@x", 8000, b"http://x")),
+        *(
+            ("base_url", url)
+            for url in (*URLS.split(), "http://x y", "http://me:secret@x", 8000, b"http://x")
+        ),
         *(("api_key", key) for key in ("a secret", "secret\n", "ключsecret", b"secret")),
         *(("timeout", seconds) for seconds in (0, -1, float("nan"), float("inf"), "soon")),
         *(("deadline", 0), ("max_retries", -1), ("max_retries", "two")),
@@ -69,10 +84,19 @@ def test_the_environment_is_read_when_a_client_is_made(monkeypatch: pytest.Monke
     with Client("http://other/prefix/", api_key="given", transport=to) as client:
         client.ready(request_id="mine")
         assert repr(client) == "Client('http://other/prefix', timeout=30.0, max_retries=None)"
-    assert [str(request.url) for request in to.asked] == ["http://ign.example:1/readyz", "http://other/prefix/readyz"]
-    assert [request.headers["Authorization"] for request in to.asked] == ["Bearer secret", "Bearer given"]
+    assert [str(request.url) for request in to.asked] == [
+        "http://ign.example:1/readyz",
+        "http://other/prefix/readyz",
+    ]
+    assert [request.headers["Authorization"] for request in to.asked] == [
+        "Bearer secret",
+        "Bearer given",
+    ]
     sent = to.asked[1].headers
-    assert (sent["User-Agent"], sent["X-Request-ID"]) == (f"ign-client/{ign_client.__version__}", "mine")
+    assert (sent["User-Agent"], sent["X-Request-ID"]) == (
+        f"ign-client/{ign_client.__version__}",
+        "mine",
+    )
 
 
 def test_a_client_of_the_caller_stays_open() -> None:
@@ -94,9 +118,15 @@ def test_a_client_of_the_caller_stays_open() -> None:
     asyncio.run(call())
 
 
-def test_the_callers_trace_is_sent_if_there_is_one(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_callers_trace_is_sent_if_there_is_one(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     to = Canned(*[answer()] * 3)
-    with TracerProvider(shutdown_on_exit=False).get_tracer("test").start_as_current_span("caller") as span:
+    with (
+        TracerProvider(shutdown_on_exit=False)
+        .get_tracer("test")
+        .start_as_current_span("caller") as span
+    ):
         own = span.get_span_context()
         ask(to, "generate")
     ask(to, "generate")

@@ -7,7 +7,9 @@ from service.domain.errors import StartupError
 from service.environment import available_cpus, cgroup_quota, memory_limit, prepare_process
 
 HERE = {"proc/self/cgroup": "0::/\n"}
-CPU, MEMORY, MACHINE = "sys/fs/cgroup/cpu.max", "sys/fs/cgroup/memory.max", "proc/meminfo"
+CPU = "sys/fs/cgroup/cpu.max"
+MEMORY = "sys/fs/cgroup/memory.max"
+MACHINE = "proc/meminfo"
 
 
 def tree(root: Path, files: dict[str, str]) -> Path:
@@ -26,7 +28,10 @@ def tree(root: Path, files: dict[str, str]) -> Path:
         ("0::/\n", {CPU: "damaged\n"}, None),
         (
             "0::/a/b\n",
-            {"sys/fs/cgroup/a/cpu.max": "100000 100000\n", "sys/fs/cgroup/a/b/cpu.max": "300000 100000\n"},
+            {
+                "sys/fs/cgroup/a/cpu.max": "100000 100000\n",
+                "sys/fs/cgroup/a/b/cpu.max": "300000 100000\n",
+            },
             1.0,
         ),
         ("0::/of/the/host\n", {CPU: "200000 100000\n"}, 2.0),
@@ -34,12 +39,15 @@ def tree(root: Path, files: dict[str, str]) -> Path:
         ("1:cpu:/\n", {CPU: "250000 100000\n"}, None),  # version 1 alone
     ],
 )
-def test_quota_of_the_control_groups(tmp_path: Path, groups: str, files: dict[str, str], quota: float | None) -> None:
+def test_quota_of_the_control_groups(
+    tmp_path: Path, groups: str, files: dict[str, str], quota: float | None
+) -> None:
     assert cgroup_quota(tree(tmp_path, files | {"proc/self/cgroup": groups})) == quota
 
 
 @pytest.mark.parametrize(
-    ("quota", "cpus", "threads"), [("max", 8, 8), ("250000", 8, 2), ("50000", 8, 1), ("900000", 4, 4)]
+    ("quota", "cpus", "threads"),
+    [("max", 8, 8), ("250000", 8, 2), ("50000", 8, 1), ("900000", 4, 4)],
 )
 def test_threads_are_what_quota_and_affinity_allow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, cpus: int, threads: int
@@ -65,16 +73,24 @@ def test_memory_is_that_of_the_machine_or_of_the_control_group(
 
 
 @pytest.mark.parametrize(
-    ("names", "says"), [({"onnxruntime", "onnxruntime-gpu"}, "pip uninstall"), (set[str](), "not installed")]
+    ("names", "says"),
+    [({"onnxruntime", "onnxruntime-gpu"}, "pip uninstall"), (set[str](), "not installed")],
 )
-def test_two_or_no_runtimes_refuse_to_start(names: set[str], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_or_no_runtimes_refuse_to_start(
+    names: set[str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("service.environment.installed_onnxruntimes", lambda: names)
     with pytest.raises(StartupError, match=says):
         prepare_process()
 
 
-def test_a_prepared_process_has_its_variables_unless_they_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prepared_process_has_its_variables_unless_they_are_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "kept")
     monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
     prepare_process()
-    assert (os.environ["NVIDIA_TF32_OVERRIDE"], os.environ["ORT_DISABLE_TELEMETRY"]) == ("kept", "1")
+    assert (os.environ["NVIDIA_TF32_OVERRIDE"], os.environ["ORT_DISABLE_TELEMETRY"]) == (
+        "kept",
+        "1",
+    )

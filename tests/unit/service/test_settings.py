@@ -33,7 +33,11 @@ def test_every_field_is_documented_and_nothing_else() -> None:
         ("rate_limit", "20/s", Rate(20, 1.0)),
         ("trusted_proxies", "10.0.0.0/8, ::1", (ip_network("10.0.0.0/8"), ip_network("::1"))),
         ("cors_origins", "*", ("*",)),
-        ("cors_origins", "https://a.example,http://[::1]:3000", ("https://a.example", "http://[::1]:3000")),
+        (
+            "cors_origins",
+            "https://a.example,http://[::1]:3000",
+            ("https://a.example", "http://[::1]:3000"),
+        ),
         ("private_endpoints", "", ()),
     ],
 )
@@ -44,10 +48,27 @@ def test_values(name: str, text: str, value: object) -> None:
 @pytest.mark.parametrize(
     "setting",
     [
-        *("HOST=two words", "PORT=65536", "PORT=٨", f"PORT={'9' * 200}", "DEFAULT_MODEL=../etc", "DEVICE=gpu"),
-        *("DETERMINISTIC=perhaps", "QUEUE_ROWS=1e3", "REQUEST_TIMEOUT_S=0", "REQUEST_TIMEOUT_S=nan", "DRAIN_S=-1"),
+        *(
+            "HOST=two words",
+            "PORT=65536",
+            "PORT=٨",
+            f"PORT={'9' * 200}",
+            "DEFAULT_MODEL=../etc",
+            "DEVICE=gpu",
+        ),
+        *(
+            "DETERMINISTIC=perhaps",
+            "QUEUE_ROWS=1e3",
+            "REQUEST_TIMEOUT_S=0",
+            "REQUEST_TIMEOUT_S=nan",
+            "DRAIN_S=-1",
+        ),
         *("STREAM_TIMEOUT_S=inf", "PRIVATE_ENDPOINTS=/metrics", "RATE_LIMIT=20", "RATE_LIMIT=0/s"),
-        *("TRUSTED_PROXIES=10.0.0.1/8", "TRUSTED_PROXIES=10.0.0.0/8,", "CORS_ORIGINS=https://a.example/path"),
+        *(
+            "TRUSTED_PROXIES=10.0.0.1/8",
+            "TRUSTED_PROXIES=10.0.0.0/8,",
+            "CORS_ORIGINS=https://a.example/path",
+        ),
     ],
 )
 def test_bad_value_names_variable_value_and_what_is_expected(setting: str) -> None:
@@ -69,7 +90,13 @@ def test_unknown_name_is_ignored_with_a_warning_that_names_the_nearest() -> None
 
 
 def test_names_of_the_client_and_of_others_are_ignored() -> None:
-    environ = {"IGN_BASE_URL": "x", "IGN_API_KEY": "x", "PORT": "x", "ign_port": "x", "PATH": "/bin"}
+    environ = {
+        "IGN_BASE_URL": "x",
+        "IGN_API_KEY": "x",
+        "PORT": "x",
+        "ign_port": "x",
+        "PATH": "/bin",
+    }
     environ |= dict.fromkeys((f"IGN_{name.upper()}" for name in FIELDS), "")  # which count as unset
     assert load_settings(environ) == Settings()
     assert name_warnings(environ) == []
@@ -80,7 +107,10 @@ def test_names_of_the_client_and_of_others_are_ignored() -> None:
     [
         ({"QUEUE_ROWS": "63"}, ("IGN_QUEUE_ROWS=63", "IGN_MAX_IMAGES=64")),
         ({"DRAIN_DELAY_S": "16"}, ("IGN_DRAIN_DELAY_S=16", "IGN_DRAIN_S=15")),
-        ({"PRIVATE_ENDPOINTS": "docs, page"}, ("IGN_PRIVATE_ENDPOINTS=docs,page", "needs IGN_API_KEYS_FILE")),
+        (
+            {"PRIVATE_ENDPOINTS": "docs, page"},
+            ("IGN_PRIVATE_ENDPOINTS=docs,page", "needs IGN_API_KEYS_FILE"),
+        ),
         ({"GPU_COUNT": "2"}, ("IGN_GPU_COUNT=2", "needs IGN_DEVICE=cuda")),
     ],
 )

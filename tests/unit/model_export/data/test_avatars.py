@@ -9,7 +9,8 @@ from model_export.data import avatars
 from model_export.data.avatars import draw_avatars
 from model_export.errors import UserError
 
-COUNT, SIZE = 30, 16
+COUNT = 30
+SIZE = 16
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,9 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     avatars._attribute_values.cache_clear()
     avatars._definition.cache_clear()
     find_spec = importlib.util.find_spec
-    monkeypatch.setattr(avatars, "find_spec", lambda name: None if name == "dicebear" else find_spec(name))
+    monkeypatch.setattr(
+        avatars, "find_spec", lambda name: None if name == "dicebear" else find_spec(name)
+    )
     with pytest.raises(UserError, match="dicebear-core"):
         draw_avatars(20)
     avatars._definition.cache_clear()

@@ -9,7 +9,8 @@ from torch import Tensor
 from model_export.data import corruptions
 from model_export.data.corruptions import CorruptionName, RandomCorruptions
 
-BATCH, SIDE = 60, 28
+BATCH = 60
+SIDE = 28
 SHAPE = (3, SIDE, SIDE)
 
 
@@ -34,7 +35,9 @@ def test_blur_is_a_gaussian(pictures: Tensor) -> None:
     draws = uniform()
     blurred = corruptions.RANDOM["blur"](pictures, draws)
     for row, picture, u in zip(blurred, pictures, draws[:, 0].tolist(), strict=True):
-        expected = gaussian_filter(picture.numpy(), 0.3 + 1.7 * u, axes=(1, 2), mode="nearest", radius=6)
+        expected = gaussian_filter(
+            picture.numpy(), 0.3 + 1.7 * u, axes=(1, 2), mode="nearest", radius=6
+        )
         np.testing.assert_allclose(row.numpy(), expected, atol=1e-5)
 
 
@@ -43,7 +46,9 @@ def test_low_resolution_repeats_averages(pictures: Tensor) -> None:
     halved, _, quartered = corruptions.RANDOM["low_resolution"](pictures[:3], strengths)
     for factor, picture, coarse in ((2, pictures[0], halved), (4, pictures[2], quartered)):
         squares = picture.reshape(3, SIDE // factor, factor, SIDE // factor, factor).mean((2, 4))
-        torch.testing.assert_close(coarse, squares.repeat_interleave(factor, 1).repeat_interleave(factor, 2))
+        torch.testing.assert_close(
+            coarse, squares.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+        )
     assert torch.equal(corruptions.RANDOM["low_resolution"](pictures[:1], strengths[:1])[0], halved)
 
 
@@ -76,14 +81,19 @@ def test_a_sketch_divides_by_the_surroundings(pictures: Tensor) -> None:
 
 
 def test_every_row_gets_one_corruption_and_the_input_is_unchanged(pictures: Tensor) -> None:
-    chosen, before = random_corruptions(), pictures.clone()
+    chosen = random_corruptions()
+    before = pictures.clone()
     draws = chosen.draw(BATCH, SHAPE, seeded(3))
     corrupted = chosen.apply(pictures, draws)
     assert torch.equal(pictures, before)
     assert sorted(set(draws.kind.tolist())) == list(range(len(chosen.names)))
     for row in range(BATCH):
-        name, x, u = chosen.names[int(draws.kind[row])], pictures[row : row + 1], draws.uniform[row : row + 1]
+        name = chosen.names[int(draws.kind[row])]
+        x = pictures[row : row + 1]
+        u = draws.uniform[row : row + 1]
         expected = (
-            x + 1.2 * u[0, 0] * draws.normal[row : row + 1] if name == "noise" else corruptions.RANDOM[name](x, u)
+            x + 1.2 * u[0, 0] * draws.normal[row : row + 1]
+            if name == "noise"
+            else corruptions.RANDOM[name](x, u)
         )
         torch.testing.assert_close(corrupted[row : row + 1], expected, atol=1e-6, rtol=0)

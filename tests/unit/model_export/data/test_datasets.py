@@ -47,7 +47,12 @@ def values(images: torch.Tensor) -> list[int]:
 
 def test_every_tenth_picture_of_a_folder_is_held_out(tmp_path: Path) -> None:
     write(tmp_path, {f"{i:02}.png": png(picture) for i, picture in enumerate(numbered(20))})
-    junk = {"__MACOSX/._1.png": b"x", ".hidden/2.png": b"x", "._3.png": b"x", "notes.txt": b"not a picture"}
+    junk = {
+        "__MACOSX/._1.png": b"x",
+        ".hidden/2.png": b"x",
+        "._3.png": b"x",
+        "notes.txt": b"not a picture",
+    }
     write(tmp_path, junk)
     data = load_dataset(str(tmp_path), size=8, channels=1)
     assert values(data.held_out) == [90, 190]
@@ -109,7 +114,10 @@ def npz(**arrays: NDArray[np.generic]) -> Callable[[Path], Path]:
 
 def giant_npz(folder: Path) -> Path:
     """Its header claims 711 TiB."""
-    header = b"\x93NUMPY\x01\x00v\x00{'descr': '|u1', 'fortran_order': False, 'shape': (781250000000, 1000), }"
+    header = (
+        b"\x93NUMPY\x01\x00v\x00{'descr': '|u1', 'fortran_order': False, 'shape': "
+        b"(781250000000, 1000), }"
+    )
     with zipfile.ZipFile(folder / "data.npz", "w") as archive:
         archive.writestr("x_train.npy", header.ljust(127) + b"\n" + bytes(1000))
     return folder / "data.npz"
@@ -120,7 +128,9 @@ def file(name: str, content: bytes) -> Callable[[Path], Path]:
 
 
 def folder(**files: bytes) -> Callable[[Path], Path]:
-    return lambda root: write(root / "pictures", {name.replace("_", "."): data for name, data in files.items()})
+    return lambda root: write(
+        root / "pictures", {name.replace("_", "."): data for name, data in files.items()}
+    )
 
 
 @pytest.mark.parametrize(
@@ -132,11 +142,17 @@ def folder(**files: bytes) -> Callable[[Path], Path]:
         (npz(x_train=X[0], x_test=X), "x_train must be uint8"),
         (npz(x_train=X[..., None].repeat(4, 3), x_test=X), "x_train must be uint8"),
         (npz(x_train=X[:, :4], x_test=X), "the preset wants (1, 8, 8)"),
-        (npz(x_train=X, x_test=X, damaged_train=X[:3]), "damaged_train must be one picture for each of x_train"),
+        (
+            npz(x_train=X, x_test=X, damaged_train=X[:3]),
+            "damaged_train must be one picture for each of x_train",
+        ),
         (npz(x_train=X, x_test=X, y_train=Y[:3]), "y_train must be one integer for each picture"),
         (npz(x_train=X, x_test=X, y_test=np.array([None] * 12)), "not a readable .npz"),  # a pickle
         (npz(**LABELLED), "array attributes is missing"),
-        (npz(**LABELLED | {"attributes_test": KINDS[:3]}, attributes=NAMES), "attributes must be names"),
+        (
+            npz(**LABELLED | {"attributes_test": KINDS[:3]}, attributes=NAMES),
+            "attributes must be names",
+        ),
         (npz(**LABELLED, attributes=np.array([1, 2])), "attributes must be names"),
         (file("data.zip", b"no archive"), "not a readable .zip"),
         (file("data.tar", b"something else"), "expected an .npz, a .zip or a folder"),
@@ -144,8 +160,13 @@ def folder(**files: bytes) -> Callable[[Path], Path]:
         (folder(**{f"{i}_png": png(X[0]) for i in range(9)}), "needs both training and held-out"),
         (folder(**{f"{i}_png": b"no picture" for i in range(10)}), "none of the 10 files"),
         (
-            folder(**{f"{i}_png": png(X[0]) if i else b"no picture" for i in range(8)}, a_jpg=b"", b_webp=b"RIFF"),
-            "3 of 10 files are no readable pictures: 0.png, a.jpg, b.webp; remove them, or say --skip-bad",
+            folder(
+                **{f"{i}_png": png(X[0]) if i else b"no picture" for i in range(8)},
+                a_jpg=b"",
+                b_webp=b"RIFF",
+            ),
+            "3 of 10 files are no readable pictures: 0.png, a.jpg, b.webp; remove them, or "
+            "say --skip-bad",
         ),
         (lambda folder: folder / "nothing", "not one of the sets to download: avatars64, cifar10"),
     ],
@@ -177,22 +198,34 @@ def test_members_of_a_zip_are_read_up_to_a_size(tmp_path: Path) -> None:
 def test_the_digest_is_that_of_the_content_and_not_of_the_file(tmp_path: Path) -> None:
     x, y = patterns(20, 0)
     np.savez(tmp_path / "a.npz", x_train=x, x_test=x, y_train=y, y_test=y)
-    np.savez_compressed(tmp_path / "b.npz", y_test=y, y_train=y.astype(np.int64), x_test=x, x_train=x[..., None])
+    np.savez_compressed(
+        tmp_path / "b.npz", y_test=y, y_train=y.astype(np.int64), x_test=x, x_train=x[..., None]
+    )
     np.savez(tmp_path / "c.npz", x_train=x, x_test=x, y_train=y, y_test=y[::-1])
     np.savez(tmp_path / "d.npz", x_train=x, x_test=x, y_train=y, y_test=y, damaged_train=255 - x)
-    a, b, c, d = (load_dataset(str(tmp_path / f"{name}.npz"), size=8, channels=1).sha256 for name in "abcd")
+    a, b, c, d = (
+        load_dataset(str(tmp_path / f"{name}.npz"), size=8, channels=1).sha256 for name in "abcd"
+    )
     assert a == b
     assert len({a, c, d}) == 3
 
 
-def test_a_published_set_is_downloaded_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_published_set_is_downloaded_and_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (x, y), (x_test, y_test) = patterns(12, 1), patterns(4, 2)
 
     def mnist(root: str, *, train: bool, download: bool) -> SimpleNamespace:
-        return SimpleNamespace(data=x, targets=y) if train else SimpleNamespace(data=x_test, targets=y_test)
+        return (
+            SimpleNamespace(data=x, targets=y)
+            if train
+            else SimpleNamespace(data=x_test, targets=y_test)
+        )
 
     monkeypatch.setattr(datasets, "MNIST", mnist)
-    with pytest.raises(UserError, match=f"not the published set: SHA-256 .*expected {KNOWN_SETS['mnist'].sha256}"):
+    with pytest.raises(
+        UserError, match=f"not the published set: SHA-256 .*expected {KNOWN_SETS['mnist'].sha256}"
+    ):
         load_dataset("mnist", size=8, channels=1)
     np.savez(tmp_path / "mnist.npz", x_train=x, y_train=y, x_test=x_test, y_test=y_test)
     from_file = load_dataset(str(tmp_path / "mnist.npz"), size=8, channels=1)
@@ -200,7 +233,12 @@ def test_a_published_set_is_downloaded_and_checked(tmp_path: Path, monkeypatch: 
     known = KNOWN_SETS["mnist"]._replace(sha256=from_file.sha256)
     monkeypatch.setitem(cast("dict[str, KnownSet]", KNOWN_SETS), "mnist", known)
     data = load_dataset("mnist", size=8, channels=1)
-    assert (data.name, data.known, data.licence, data.sha256) == ("mnist", "mnist", known.licence, from_file.sha256)
+    assert (data.name, data.known, data.licence, data.sha256) == (
+        "mnist",
+        "mnist",
+        known.licence,
+        from_file.sha256,
+    )
     assert torch.equal(data.train, from_file.train)
     assert data.held_out_labels is not None
     assert data.held_out_labels.tolist() == y_test.tolist()

@@ -8,7 +8,8 @@ from model_export.data.drawings import (
 )
 
 BACKGROUNDS = [(1, (-1.0,)), (1, (0.9,)), (3, (-1.0,)), (3, (0.6, -0.2, 1.0))]
-COLOURS = torch.rand((4, 3, 28, 28), generator=torch.Generator().manual_seed(0)) * 2 - 1  # of the pens
+# of the pens
+COLOURS = torch.rand((4, 3, 28, 28), generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +23,9 @@ def drawn(pictures: Tensor, background: tuple[float, ...], seed: int = 0) -> Ten
 
 
 @pytest.mark.parametrize(("channels", "background"), BACKGROUNDS)
-def test_rows_of_training_stay_in_range_and_on_their_background(channels: int, background: tuple[float, ...]) -> None:
+def test_rows_of_training_stay_in_range_and_on_their_background(
+    channels: int, background: tuple[float, ...]
+) -> None:
     ground = torch.tensor(background)[None, :, None, None]
     pictures = ground.expand(20, channels, 28, 28).clone()
     pictures[:, :, 10:18, 13:15] = 0.5

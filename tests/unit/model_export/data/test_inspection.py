@@ -7,7 +7,9 @@ from model_export.data.picture_files import Inspection, inspect_pictures
 Picture = NDArray[np.uint8]
 
 
-def shapes(count: int, side: int, background: tuple[int, ...], ink: tuple[int, ...]) -> list[Picture]:
+def shapes(
+    count: int, side: int, background: tuple[int, ...], ink: tuple[int, ...]
+) -> list[Picture]:
     """A block of ink in the middle of a plain background."""
     pictures = np.empty((count, side, side, len(background)), np.uint8)
     pictures[:] = background
@@ -29,7 +31,11 @@ def test_colours_and_ground(
     background: tuple[int, ...], ink: tuple[int, ...], channels: int, ground: str, polarity: str
 ) -> None:
     inspection = found(shapes(30, 16, background, ink))
-    assert (inspection.channels, inspection.ground, inspection.polarity) == (channels, ground, polarity)
+    assert (inspection.channels, inspection.ground, inspection.polarity) == (
+        channels,
+        ground,
+        polarity,
+    )
     assert inspection.background == background[:channels]
     assert (inspection.count, inspection.smallest, inspection.largest) == (30, (16, 16), (16, 16))
 

@@ -42,10 +42,14 @@ def test_pages_differ_and_are_functions_of_the_seed() -> None:
 
 
 @pytest.mark.parametrize("damage", damages.SHARES, ids=lambda damage: damage.__name__)
-def test_a_damage_changes_a_page_but_not_its_size(damage: damages.Damage, printed: tuple[np.ndarray, float]) -> None:
+def test_a_damage_changes_a_page_but_not_its_size(
+    damage: damages.Damage, printed: tuple[np.ndarray, float]
+) -> None:
     clean, em = printed
     image = clean.astype(np.float32) / 255
-    levels = [pages.to_levels(damage(np.random.default_rng(seed), image, 0.9, em)) for seed in range(4)]
+    levels = [
+        pages.to_levels(damage(np.random.default_rng(seed), image, 0.9, em)) for seed in range(4)
+    ]
     assert all(each.shape == clean.shape for each in levels)
     assert np.mean([(each != clean).mean() for each in levels]) > 0.001
     np.testing.assert_array_equal(pages.to_levels(image), clean)  # the input is unchanged
@@ -54,14 +58,21 @@ def test_a_damage_changes_a_page_but_not_its_size(damage: damages.Damage, printe
 def test_damages_on_one_another_leave_a_page_readable(printed: tuple[np.ndarray, float]) -> None:
     clean, em = printed
     for seed in range(5):
-        for image in damages.damaged(np.random.default_rng(seed), clean.astype(np.float32) / 255, em):
+        for image in damages.damaged(
+            np.random.default_rng(seed), clean.astype(np.float32) / 255, em
+        ):
             levels = pages.to_levels(image)
             assert levels[clean > 240].mean() > levels[clean < 64].mean() + 20
 
 
-@pytest.mark.parametrize(("damage", "stays"), [(damages.light, False), (damages.blur, True), (damages.low, True)])
+@pytest.mark.parametrize(
+    ("damage", "stays"), [(damages.light, False), (damages.blur, True), (damages.low, True)]
+)
 def test_f_shall_undo_all_damages_but_those_of_shapes(
-    damage: damages.Damage, stays: bool, printed: tuple[np.ndarray, float], monkeypatch: pytest.MonkeyPatch
+    damage: damages.Damage,
+    stays: bool,
+    printed: tuple[np.ndarray, float],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(damages, "SHARES", {damage: 1.0})
     clean = printed[0].astype(np.float32) / 255
@@ -71,16 +82,21 @@ def test_f_shall_undo_all_damages_but_those_of_shapes(
 
 
 def test_the_families_for_measurements_are_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "_draws", lambda face, letters: True)  # which draws letters of every font of the machine
+    # which draws letters of every font of the machine
+    monkeypatch.setattr(pages, "_draws", lambda face, letters: True)
     for held_out in (False, True):
-        families = {str(ImageFont.truetype(file, 12).getname()[0]) for file in pages.font_files(held_out=held_out)}
+        families = {
+            str(ImageFont.truetype(file, 12).getname()[0])
+            for file in pages.font_files(held_out=held_out)
+        }
         assert all(family.startswith(pages.HELD_OUT_FONTS) == held_out for family in families)
     assert any("DejaVuSerif" in file.name for file in pages.font_files(held_out=False))
 
 
 def test_the_set_has_pairs_of_which_some_are_equal() -> None:
     arrays = scans.draw_scans(25, side=48)
-    train, damaged = arrays["x_train"], arrays["damaged_train"]
+    train = arrays["x_train"]
+    damaged = arrays["damaged_train"]
     assert train.shape == damaged.shape == (len(train), 48, 48)
     assert len(arrays["x_test"]) > 0
     equal = (train == damaged).all((1, 2)).mean()
@@ -88,13 +104,16 @@ def test_the_set_has_pairs_of_which_some_are_equal() -> None:
     np.testing.assert_array_equal(scans.draw_scans(25, side=48)["damaged_train"], damaged)
 
 
-def test_the_set_is_drawn_once_and_again_by_another_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_set_is_drawn_once_and_again_by_another_program(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     drawn = []
 
     def draw() -> dict[str, np.ndarray]:
         drawn.append(1)
         return {
-            name: np.full((4, 16, 16), i, np.uint8) for i, name in enumerate(("x_train", "x_test", "damaged_train"))
+            name: np.full((4, 16, 16), i, np.uint8)
+            for i, name in enumerate(("x_train", "x_test", "damaged_train"))
         }
 
     monkeypatch.setattr(known_sets, "_CACHE", str(tmp_path))

@@ -7,13 +7,19 @@ from model_export.evaluation.restoration import BASELINES, tune
 from service.domain.latents import FloatRows
 
 GRID = np.linspace(0.0, 3.0, 16)
-SMOOTH = np.stack([np.sin(GRID[:, None] + i) * np.cos(GRID[None]) for i in range(6)]).astype(np.float32)[:, None] * 0.9
+SMOOTH = (
+    np.stack([np.sin(GRID[:, None] + i) * np.cos(GRID[None]) for i in range(6)]).astype(np.float32)[
+        :, None
+    ]
+    * 0.9
+)
 COLOUR = np.concatenate([SMOOTH, -SMOOTH, SMOOTH**2], axis=1)
 
 
 @pytest.mark.parametrize("clean", [SMOOTH, COLOUR], ids=["grey", "colour"])
 @pytest.mark.parametrize(
-    ("corruption", "method"), [(name, method) for name, methods in BASELINES.items() for method in methods]
+    ("corruption", "method"),
+    [(name, method) for name, methods in BASELINES.items() for method in methods],
 )
 def test_a_method_mends_smooth_pictures(clean: FloatRows, corruption: str, method: str) -> None:
     corrupted = CORRUPTIONS[corruption](clean)

@@ -13,7 +13,9 @@ def classifier(data: Dataset, cache: Path) -> Classifier:
     return classifier_for(data, cache)
 
 
-def test_damaged_weights_are_trained_again(classifier: Classifier, data: Dataset, cache: Path, tmp_path: Path) -> None:
+def test_damaged_weights_are_trained_again(
+    classifier: Classifier, data: Dataset, cache: Path, tmp_path: Path
+) -> None:
     files = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
     classifier_for(data, cache)
     assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == files  # it is found again
@@ -22,7 +24,13 @@ def test_damaged_weights_are_trained_again(classifier: Classifier, data: Dataset
     before = torch.random.get_rng_state()
     again = classifier_for(data, tmp_path)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert all(map(torch.equal, again.network.state_dict().values(), classifier.network.state_dict().values()))
+    assert all(
+        map(
+            torch.equal,
+            again.network.state_dict().values(),
+            classifier.network.state_dict().values(),
+        )
+    )
     assert max(len(path.read_bytes()) for path in tmp_path.iterdir()) > 1000
 
 
@@ -38,7 +46,14 @@ def lit() -> Dataset:
         picture[:, :, : 2 * dark] //= 4
     values = torch.stack([below, columns], 1).numpy()
     attributes = Attributes(("light", "columns"), values[:120], values[120:])
-    return Dataset("lit2", "lit2", "unknown", train=pictures[:120], held_out=pictures[120:], attributes=attributes)
+    return Dataset(
+        "lit2",
+        "lit2",
+        "unknown",
+        train=pictures[:120],
+        held_out=pictures[120:],
+        attributes=attributes,
+    )
 
 
 def test_attributes_are_read_each_for_itself(lit: Dataset, cache: Path) -> None:

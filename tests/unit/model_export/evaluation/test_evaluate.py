@@ -22,7 +22,13 @@ from tests.helpers.tiny_training import CLASSES, SAMPLES, TinyModel, contents, p
 
 
 def measured(
-    f: Any, artifact: Artifact, data: Dataset, cache: Path, samples: int = 100, steps: int = 10, **card: object
+    f: Any,
+    artifact: Artifact,
+    data: Dataset,
+    cache: Path,
+    samples: int = 100,
+    steps: int = 10,
+    **card: object,
 ) -> dict[str, Any]:
     return Evaluation(
         f,
@@ -36,38 +42,61 @@ def measured(
 
 
 def test_the_figures_enter_the_card_and_the_model_stays_the_same(tiny: TinyModel) -> None:
-    table, evaluated = tiny.metrics, Artifact.read(tiny.evaluated)
+    table = tiny.metrics
+    evaluated = Artifact.read(tiny.evaluated)
     before = Artifact.read(tiny.models_fp16 / "tiny" / "1")
-    digests = {name: digest_of((tiny.evaluated / name).read_bytes()) for name in MODEL_FILES.values()}
-    assert table["model"] == {"name": "tiny", "version": "1", "digest": digests[MODEL_FILE], "files": digests}
+    digests = {
+        name: digest_of((tiny.evaluated / name).read_bytes()) for name in MODEL_FILES.values()
+    }
+    assert table["model"] == {
+        "name": "tiny",
+        "version": "1",
+        "digest": digests[MODEL_FILE],
+        "files": digests,
+    }
     assert evaluated.card.distance_quantiles == tuple(table["distance_quantiles"])
     for chapter in ("warnings", "diversity", "health", "drift"):
         assert evaluated.card.quality[chapter] == table[chapter]
-    assert evaluated.card.quality["generation"]["f"]["frechet"] == table["generation"]["f"]["frechet"]
+    assert (
+        evaluated.card.quality["generation"]["f"]["frechet"] == table["generation"]["f"]["frechet"]
+    )
     assert "classes" not in evaluated.card.quality["generation"]["f"]
-    assert {**evaluated.card.model_dump(), "quality": {}, "distance_quantiles": None} == before.card.model_dump()
+    assert {
+        **evaluated.card.model_dump(),
+        "quality": {},
+        "distance_quantiles": None,
+    } == before.card.model_dump()
     rows = before.noise.rows(3, 0, 5)
     assert np.array_equal(evaluated.function(rows), before.function(rows))
-    assert np.array_equal(evaluated.golden().y, before.golden().y)  # `golden` checks that they name the new file
+    # `golden` checks that they name the new file
+    assert np.array_equal(evaluated.golden().y, before.golden().y)
     assert set(contents(tiny.evaluated)) == {*MODEL_FILES.values(), GOLDEN_FILE, METRICS_FILE}
 
 
-def test_evaluation_is_reproducible_and_can_write_elsewhere(tiny: TinyModel, tmp_path: Path) -> None:
-    folder, out = tmp_path / "1", tmp_path / "figures" / "tiny.json"
+def test_evaluation_is_reproducible_and_can_write_elsewhere(
+    tiny: TinyModel, tmp_path: Path
+) -> None:
+    folder = tmp_path / "1"
+    out = tmp_path / "figures" / "tiny.json"
     publish(folder, contents(tiny.evaluated))
-    table = evaluate(folder, str(tiny.data_file), cache=tiny.cache, out=out, samples=SAMPLES, steps=10, threads=1)
+    table = evaluate(
+        folder, str(tiny.data_file), cache=tiny.cache, out=out, samples=SAMPLES, steps=10, threads=1
+    )
     assert json.loads(out.read_text()) == table == tiny.metrics
     assert contents(folder) == contents(tiny.evaluated)
 
 
 @pytest.mark.parametrize("where", ["elsewhere", "nowhere"])
 def test_no_figures_contradict_the_card(where: str, tiny: TinyModel, tmp_path: Path) -> None:
-    folder, out = tmp_path / "1", tmp_path / where / "tiny.json"
+    folder = tmp_path / "1"
+    out = tmp_path / where / "tiny.json"
     publish(folder, contents(tiny.evaluated))
     (tmp_path / "nowhere").touch()
 
     def measure() -> None:
-        evaluate(folder, str(tiny.data_file), cache=tiny.cache, out=out, samples=20, steps=1, threads=1)
+        evaluate(
+            folder, str(tiny.data_file), cache=tiny.cache, out=out, samples=20, steps=1, threads=1
+        )
 
     if where == "nowhere":
         with pytest.raises(FileExistsError):
@@ -76,7 +105,8 @@ def test_no_figures_contradict_the_card(where: str, tiny: TinyModel, tmp_path: P
     else:
         measure()
         assert (
-            json.loads((folder / METRICS_FILE).read_text())["model"]["digest"] == Artifact.read(folder).golden().digest
+            json.loads((folder / METRICS_FILE).read_text())["model"]["digest"]
+            == Artifact.read(folder).golden().digest
         )
 
 
@@ -87,7 +117,9 @@ def test_distances_are_those_of_held_out_pictures_in_8_bit(tiny: TinyModel, data
     assert len(quantiles) == 101
     assert quantiles == sorted(quantiles)
     np.testing.assert_allclose(
-        [quantiles[0], quantiles[50], quantiles[-1]], [distance[0], np.median(distance), distance[-1]], atol=1e-6
+        [quantiles[0], quantiles[50], quantiles[-1]],
+        [distance[0], np.median(distance), distance[-1]],
+        atol=1e-6,
     )
     expected = {"n": 80, "mean": pytest.approx(distance.mean(), abs=1e-6), "inverted": 0}
     assert tiny.metrics["distance"] == expected
@@ -114,14 +146,20 @@ def test_a_model_that_returns_its_input_is_seen_through(
     assert generation["f"]["frechet"] > 5 * generation["training"]["frechet"]  # noise is no picture
     for row in table["restoration"].values():
         assert row["f"] == row["input"] == row["f2"]
-    assert (table["data"]["held_out"], table["data"]["measured"], table["distance"]["n"]) == (80, 30, 30)
+    assert (table["data"]["held_out"], table["data"]["measured"], table["distance"]["n"]) == (
+        80,
+        30,
+        30,
+    )
     nearest = table["nearest"]["training_picture"]
     assert (nearest["samples"]["n"], nearest["real"]["n"]) == (20, 20)
     assert 80 not in seen
 
 
 def sound(pictures: FloatRows) -> Any:
-    """What f should be: latents become these pictures, one each; what is a picture already stays."""
+    """What f should be: latents become these pictures, one each; what is a picture already
+    stays.
+    """
 
     def f(x: FloatRows) -> FloatRows:
         latents = np.abs(x).max((1, 2, 3)) > 1.0
@@ -130,14 +168,17 @@ def sound(pictures: FloatRows) -> Any:
     return f
 
 
-def test_real_pictures_against_real_ones_are_the_floor(folder: Path, data: Dataset, cache: Path) -> None:
+def test_real_pictures_against_real_ones_are_the_floor(
+    folder: Path, data: Dataset, cache: Path
+) -> None:
     """A set with a known answer: f(z) are pictures of the same kind that nobody trained on."""
     fresh = to_rows(patterns(500, 3)[0][:, None])
     table = measured(sound(fresh), Artifact.read(folder), data, cache, samples=200)
     f = table["generation"]["f"]
     assert f["frechet"] == pytest.approx(table["generation"]["training"]["frechet"], rel=0.5)
     assert f["multiple"] == pytest.approx(1.0, abs=0.5)
-    assert table["generation"]["training_after_f"] == table["generation"]["training"]  # f changes no picture
+    # f changes no picture
+    assert table["generation"]["training_after_f"] == table["generation"]["training"]
     assert 0.7 < table["diversity"] < 1.5
     assert f["kl"] < 0.05
     assert (sum(f["classes"]), len(f["classes"])) == (200, CLASSES)
@@ -149,13 +190,17 @@ def test_real_pictures_against_real_ones_are_the_floor(folder: Path, data: Datas
     assert table["warnings"] == []
     floor = to_rows(random_subset(data.train.numpy(), 200))
     exact = measured(sound(floor), Artifact.read(folder), data, cache, samples=200)
-    assert exact["generation"]["f"]["multiple"] == exact["generation"]["training"]["multiple"] == 1.0
+    assert (
+        exact["generation"]["f"]["multiple"] == exact["generation"]["training"]["multiple"] == 1.0
+    )
     assert exact["diversity"] == 1.0
     assert exact["nearest"]["training_picture"]["samples"]["median"] == 0.0
 
 
 @pytest.mark.parametrize("classes", [True, False])
-def test_constant_pictures_are_flagged_as_a_collapse(classes: bool, folder: Path, data: Dataset, cache: Path) -> None:
+def test_constant_pictures_are_flagged_as_a_collapse(
+    classes: bool, folder: Path, data: Dataset, cache: Path
+) -> None:
     one = np.zeros((1, 1, 8, 8), np.float32)
     if not classes:
         data = dataclasses.replace(data, train_labels=None, held_out_labels=None)
@@ -179,7 +224,12 @@ def test_constant_pictures_are_flagged_as_a_collapse(classes: bool, folder: Path
 
 def test_values_that_are_no_numbers_are_refused(folder: Path, data: Dataset, cache: Path) -> None:
     with pytest.raises(UserError, match="no numbers"):
-        measured(lambda x: np.full_like(x, np.nan) if len(x) == 100 else x, Artifact.read(folder), data, cache)
+        measured(
+            lambda x: np.full_like(x, np.nan) if len(x) == 100 else x,
+            Artifact.read(folder),
+            data,
+            cache,
+        )
 
 
 def rows(*values: float) -> FloatRows:
@@ -196,7 +246,10 @@ def test_f_is_not_applied_again_to_rows_at_rest() -> None:
 
     counts = (1, 10, 100)
     (first, second), *others = apply_repeatedly(f, rows(1.0, 4.0, 7.0), counts)
-    assert (first[:, 0, 0, 0].tolist(), second[:, 0, 0, 0].tolist()) == ([2.0, 5.0, 7.0], [3.0, 5.0, 7.0])
+    assert (first[:, 0, 0, 0].tolist(), second[:, 0, 0, 0].tolist()) == (
+        [2.0, 5.0, 7.0],
+        [3.0, 5.0, 7.0],
+    )
     for y, after in others:
         assert y[:, 0, 0, 0].tolist() == after[:, 0, 0, 0].tolist() == [5.0, 5.0, 7.0]
     assert sum(calls) < 15
@@ -219,18 +272,25 @@ def test_light_pictures_are_inverted_as_the_service_does(
     mixed_data = dataclasses.replace(data, held_out=mixed)
     table = measured(watched, Artifact.read(folder), mixed_data, cache, polarity=polarity)
     assert table["distance"]["inverted"] == inverted
-    assert any(np.array_equal(x[:10], to_rows(255 - mixed[:10].numpy())) for x in seen) == bool(inverted)
+    assert any(np.array_equal(x[:10], to_rows(255 - mixed[:10].numpy())) for x in seen) == bool(
+        inverted
+    )
 
 
 @pytest.mark.parametrize("wrong", ["file", "golden"])
-def test_a_version_that_contradicts_itself_is_refused(wrong: str, folder: Path, data_file: Path, cache: Path) -> None:
+def test_a_version_that_contradicts_itself_is_refused(
+    wrong: str, folder: Path, data_file: Path, cache: Path
+) -> None:
     if wrong == "file":
         says = r"golden\.npz: belongs to another model\.onnx"
         with (folder / MODEL_FILE).open("ab") as file:
             file.write(b"\xd2\x3e\x01x")  # an unknown field: the same model in other bytes
     else:
-        says, golden = "golden rows", Artifact.read(folder).golden()
-        (folder / GOLDEN_FILE).write_bytes(dataclasses.replace(golden, y=golden.y + np.float32(0.1)).to_bytes())
+        says = "golden rows"
+        golden = Artifact.read(folder).golden()
+        (folder / GOLDEN_FILE).write_bytes(
+            dataclasses.replace(golden, y=golden.y + np.float32(0.1)).to_bytes()
+        )
     before = contents(folder)
     with pytest.raises(UserError, match=says):
         evaluate(folder, str(data_file), cache=cache, samples=20, steps=1)

@@ -30,8 +30,10 @@ def altered_run(run: Path, out: Path, **changes: object) -> Path:
 
 
 def test_the_file_computes_what_was_trained(models: Path, tiny_run: Path) -> None:
-    artifact, model = Artifact.read(models / "tiny" / "1", threads=1), load_run(tiny_run)
-    weights, checkpoint = model.network.state_dict(), checkpoints.load(tiny_run / checkpoints.FILE)
+    artifact = Artifact.read(models / "tiny" / "1", threads=1)
+    model = load_run(tiny_run)
+    weights = model.network.state_dict()
+    checkpoint = checkpoints.load(tiny_run / checkpoints.FILE)
     assert all(torch.equal(weights[name], checkpoint.average[f"module.{name}"]) for name in weights)
     assert not torch.equal(weights["encoder.0.weight"], checkpoint.network["encoder.0.weight"])
     rows = artifact.noise.rows(5, 0, 70)
@@ -49,7 +51,9 @@ def test_the_file_is_one_and_holds_no_path_of_this_machine(models: Path) -> None
     model = onnx.load_model_from_string(data)
     assert [i.name for i in model.graph.input] == ["x"]
     assert [o.name for o in model.graph.output] == ["y"]
-    assert [d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim] == ["batch", 1, 8, 8]
+    assert [
+        d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim
+    ] == ["batch", 1, 8, 8]
 
 
 def test_the_same_run_gives_the_same_bytes_and_prints_nothing(
@@ -90,7 +94,8 @@ def test_versions_are_not_overwritten_unasked(folder: Path, tiny_run: Path) -> N
     assert contents(directory) == before
     folder.rename(folder.with_name("6"))
     export(tiny_run, directory)
-    assert sorted(path.name for path in folder.parent.iterdir()) == ["6", "7"]  # the next free version
+    # the next free version
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["6", "7"]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +113,8 @@ def test_a_model_of_another_run_is_told_apart(
 ) -> None:
     saved = checkpoints.load(tiny_run / checkpoints.FILE)
     changes = {
-        name: {**getattr(saved, name), **value} if isinstance(value, dict) else value for name, value in change.items()
+        name: {**getattr(saved, name), **value} if isinstance(value, dict) else value
+        for name, value in change.items()
     }
     with pytest.raises(UserError, match=says):
         verify(altered_run(tiny_run, tmp_path, **changes), models / "tiny" / "1")
@@ -119,13 +125,18 @@ def test_golden_rows_come_from_torch_and_verify_mends_them(
 ) -> None:
     golden = Artifact.read(folder).golden()
     assert golden.x.shape == golden.y.shape == (16, 1, 8, 8)
-    assert len(np.unique(golden.x.reshape(16, -1), axis=0)) >= 15  # a background of −1 is also the lowest value
+    # a background of −1 is also the lowest value
+    assert len(np.unique(golden.x.reshape(16, -1), axis=0)) >= 15
     with torch.inference_mode():
         expected = load_run(tiny_run).network(torch.from_numpy(golden.x.copy())).numpy()
     np.testing.assert_allclose(golden.y, expected, atol=1e-6)
     saved = checkpoints.load(tiny_run / checkpoints.FILE)
-    changed = {"preset": {**saved.preset, "licence": "MIT"}, "provenance": {**saved.provenance, "command": "train x"}}
-    assert verify(altered_run(tiny_run, tmp_path / "run", **changed), folder)  # what only the card uses may change
+    changed = {
+        "preset": {**saved.preset, "licence": "MIT"},
+        "provenance": {**saved.provenance, "command": "train x"},
+    }
+    # what only the card uses may change
+    assert verify(altered_run(tiny_run, tmp_path / "run", **changed), folder)
     (folder / GOLDEN_FILE).write_bytes(b"damaged")
     with pytest.raises(UserError, match="`verify`"):
         Artifact.read(folder).golden()
@@ -149,7 +160,9 @@ def test_other_files_are_no_models(models: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        pytest.param(NetworkConfig(size=11, channels=3, widths=(8, 16), bottleneck=8), marks=pytest.mark.slow),
+        pytest.param(
+            NetworkConfig(size=11, channels=3, widths=(8, 16), bottleneck=8), marks=pytest.mark.slow
+        ),
         NetworkConfig(size=8, channels=3, widths=(8,), bottleneck=6, palette=4),
         NetworkConfig(size=8, channels=1, widths=(8, 16), bottleneck=12, blocks=2),
     ],
@@ -157,9 +170,12 @@ def test_other_files_are_no_models(models: Path, tmp_path: Path) -> None:
 )
 def test_every_architecture_is_exported(config: NetworkConfig) -> None:
     torch.manual_seed(0)
-    network, shape = build_network(config).eval(), (config.channels, config.size, config.size)
+    network = build_network(config).eval()
+    shape = (config.channels, config.size, config.size)
     rows = NoiseSource(shape).rows(0, 0, 30)
-    for parameter in network.parameters():  # some begin with 0, and then hide what they are multiplied with
+    for (
+        parameter
+    ) in network.parameters():  # some begin with 0, and then hide what they are multiplied with
         parameter.data += 0.05 * torch.randn_like(parameter)
     blocks = network.blocks if isinstance(network, Autoencoder) else None
     if blocks is not None:
@@ -169,7 +185,8 @@ def test_every_architecture_is_exported(config: NetworkConfig) -> None:
     data = to_onnx(network, shape)
     function = OnnxFunction(data)
     np.testing.assert_allclose(function(rows), expected, atol=1e-4)  # what a card allows
-    assert np.array_equal(function(rows)[:1], function(rows[:1]))  # rows stay independent of the batch
+    # rows stay independent of the batch
+    assert np.array_equal(function(rows)[:1], function(rows[:1]))
     if blocks is None:
         np.testing.assert_allclose(OnnxFunction(to_fp16(data))(rows), expected, atol=1e-2)
     else:
@@ -178,7 +195,9 @@ def test_every_architecture_is_exported(config: NetworkConfig) -> None:
         assert np.array_equal(function(to_rows(to_levels(once))), once)
 
 
-def test_a_failed_publication_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_publication_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "1"
     publish(folder, {"x": b"1", "y": b"1"})
     publish(folder, {"x": b"2"}, keep=True)
@@ -207,8 +226,12 @@ def test_a_failed_publication_leaves_what_was_there(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    "damage", [{"preset": {"unknown": 1}}, {"average": {"w": torch.ones(1)}}], ids=["preset", "weights"]
+    "damage",
+    [{"preset": {"unknown": 1}}, {"average": {"w": torch.ones(1)}}],
+    ids=["preset", "weights"],
 )
-def test_a_checkpoint_of_other_code_is_refused(damage: dict[str, object], tiny_run: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_code_is_refused(
+    damage: dict[str, object], tiny_run: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match="does not know its network"):
         export(altered_run(tiny_run, tmp_path / "run", **damage), tmp_path)

@@ -33,7 +33,8 @@ def both(exported: Path, tmp_path: Path) -> Path:
 
 def test_half_precision_is_inside_and_float32_outside(exported: Path) -> None:
     assert set(contents(exported)) == {*MODEL_FILES.values(), GOLDEN_FILE}
-    single, half = contents(exported)[MODEL_FILE], contents(exported)[HALF]
+    single = contents(exported)[MODEL_FILE]
+    half = contents(exported)[HALF]
     model = onnx.load_model_from_string(half)
     onnx.checker.check_model(model, full_check=True)
     assert not [w.name for w in model.graph.initializer if w.data_type == TensorProto.FLOAT]
@@ -50,11 +51,15 @@ def change_weights(file: Path, factor: float) -> None:
     model = onnx.load(file)
     weights = next(w for w in model.graph.initializer if w.name == "encoder.0.weight")
     changed = onnx.numpy_helper.to_array(weights)
-    weights.CopyFrom(onnx.numpy_helper.from_array((changed * factor).astype(changed.dtype), weights.name))
+    weights.CopyFrom(
+        onnx.numpy_helper.from_array((changed * factor).astype(changed.dtype), weights.name)
+    )
     file.write_bytes(model.SerializeToString())
 
 
-@pytest.mark.parametrize(("file", "says"), [(MODEL_FILE, "tiny/1: .* differ by"), (HALF, "fp16: .* differ by")])
+@pytest.mark.parametrize(
+    ("file", "says"), [(MODEL_FILE, "tiny/1: .* differ by"), (HALF, "fp16: .* differ by")]
+)
 def test_verify_compares_every_file(file: str, says: str, both: Path, tiny_run: Path) -> None:
     assert list(verify(tiny_run, both, threads=1)) == list(MODEL_FILES.values())
     change_weights(both / file, 2.0)

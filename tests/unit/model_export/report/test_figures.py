@@ -29,7 +29,18 @@ GREY = {file_name(figure, 1) for figure in FIGURES if figure not in ("grey", "sk
 
 def command(models: Path, data_file: Path, out: Path, *more: str) -> list[str]:
     model = str(models / "tiny" / "1")
-    return ["figures", "--model", model, "--data", str(data_file), "--out", str(out), "--threads", "1", *more]
+    return [
+        "figures",
+        "--model",
+        model,
+        "--data",
+        str(data_file),
+        "--out",
+        str(out),
+        "--threads",
+        "1",
+        *more,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +49,9 @@ def artifact(models: Path) -> Artifact:
 
 
 @pytest.fixture(scope="module")
-def drawn(models: Path, data_file: Path, tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def drawn(
+    models: Path, data_file: Path, tiny_run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     out = tmp_path_factory.mktemp("figures") / "docs" / "tiny"
     assert main(command(models, data_file, out, "--steps", "12", "--run", str(tiny_run))) == 0
     return out
@@ -62,16 +75,23 @@ def test_an_interrupted_command_keeps_whole_figures_only(
     monkeypatch.setattr(FigureContext, "repeated", interrupt)
     assert main(command(models, data_file, tmp_path, "--steps", "12")) == 130
     before = contents(drawn)
-    assert contents(tmp_path) == {name: before[name] for name in GREY - {"losses.svg", "repeated.png"}}
+    assert contents(tmp_path) == {
+        name: before[name] for name in GREY - {"losses.svg", "repeated.png"}
+    }
 
 
-def test_the_rows_of_a_figure_stand_at_their_places(artifact: Artifact, data: Dataset, drawn: Path) -> None:
+def test_the_rows_of_a_figure_stand_at_their_places(
+    artifact: Artifact, data: Dataset, drawn: Path
+) -> None:
     context = FigureContext(artifact, data)
-    (noisy,) = (figure for figure in restoration_figures(artifact.card) if figure.figure == "noise_0.8")
+    (noisy,) = (
+        figure for figure in restoration_figures(artifact.card) if figure.figure == "noise_0.8"
+    )
     labels = data.held_out_labels
     assert labels is not None
     x = to_rows(data.held_out[first_of_classes(labels.numpy(), 80, 12)].numpy())
-    f, corrupted = artifact.function, noisy.corrupt(x)
+    f = artifact.function
+    corrupted = noisy.corrupt(x)
     grid = context.restoration(noisy)
     image = Image.open(drawn / "noise_0.8.png")
     for row, rows in enumerate([x, corrupted, f(corrupted), f(f(corrupted))]):
@@ -90,7 +110,10 @@ def log(tmp_path: Path, *entries: dict[str, Any] | str) -> Path:
 
 
 def texts(svg: bytes) -> set[str]:
-    return {element.text or "" for element in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")}
+    return {
+        element.text or ""
+        for element in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")
+    }
 
 
 def test_the_plot_names_terms_and_stages(tmp_path: Path) -> None:

@@ -14,7 +14,11 @@ from tests.helpers.tiny_training import TinyModel, contents
 
 QUALITY: dict[str, Any] = {
     "warnings": ["collapse: f(z) are alike"],
-    "generation": {"f": {"frechet": 30.0, "kl": 0.0312}, "f2": {"frechet": 12.0}, "training": {"frechet": 2.4}},
+    "generation": {
+        "f": {"frechet": 30.0, "kl": 0.0312},
+        "f2": {"frechet": 12.0},
+        "training": {"frechet": 2.4},
+    },
     "drift": {"f": 0.0567},
     "nearest": {"other_sample": {"rare": 0.115}},
     "clean": {"psnr": 27.41, "ssim": 0.953},
@@ -36,7 +40,9 @@ def card(tiny: TinyModel) -> TrainedCard:
 
 def with_quality(card: TrainedCard, quality: dict[str, Any] = QUALITY) -> TrainedCard:
     quantiles = tuple(i / 1000 for i in range(101))
-    return TrainedCard.model_validate({**card.model_dump(), "quality": quality, "distance_quantiles": quantiles})
+    return TrainedCard.model_validate(
+        {**card.model_dump(), "quality": quality, "distance_quantiles": quantiles}
+    )
 
 
 def written(card: TrainedCard, *shown: str) -> str:
@@ -53,7 +59,8 @@ def commands(text: str) -> list[str]:
 def test_the_command_writes_the_page_of_an_evaluated_model(tiny: TinyModel, tmp_path: Path) -> None:
     out = tmp_path / "docs" / "models" / "tiny.md"
     assert main(["card", "--model", str(tiny.evaluated), "--out", str(out)]) == 0
-    text, model = out.read_text(), (tiny.evaluated / "model.onnx").read_bytes()
+    text = out.read_text()
+    model = (tiny.evaluated / "model.onnx").read_bytes()
     assert text.startswith("# tiny/1\n")
     assert digest_of(model) in text
     table = tiny.metrics
@@ -74,10 +81,19 @@ def test_the_first_screen_states_quality_limitations_and_licence(card: TrainedCa
     chapters = re.findall(r"^## (.*)$", text, re.MULTILINE)
     assert chapters[:3] == ["How good it is", "Limitations", "Licence"]
     first = text[: text.index("## Use")]
-    assert all(value in first for value in (card.licence, card.data.licence, "30.00", "0.0567", "0.953", "11.0 → 17.5"))
+    assert all(
+        value in first
+        for value in (card.licence, card.data.licence, "30.00", "0.0567", "0.953", "11.0 → 17.5")
+    )
     assert first.index("collapse: f(z) are alike") < first.index("30.00")
     limited = " ".join(limitations(with_quality(card)))
-    for said in ("12.5 times", "2 steps", "11.5 %", "does not restore `hole_0.4`", "non local means is better"):
+    for said in (
+        "12.5 times",
+        "2 steps",
+        "11.5 %",
+        "does not restore `hole_0.4`",
+        "non local means is better",
+    ):
         assert said in limited
     assert "not been measured" in limitations(card)[-1]
 
@@ -87,8 +103,12 @@ def test_the_page_says_how_the_model_was_made(card: TrainedCard) -> None:
     for value in (card.data.sha256, card.training.sources, card.training.command, card.description):
         assert value in text
     for stage in card.training.config["stages"]:
-        assert re.search(rf"^\| {stage['name']} \| {stage['steps']:,} \| {stage['lr']:g} \|", text, re.MULTILINE)
-    assert [parser().parse_args(command.split()[3:]).run.__name__[1:] for command in commands(text)] == [
+        assert re.search(
+            rf"^\| {stage['name']} \| {stage['steps']:,} \| {stage['lr']:g} \|", text, re.MULTILINE
+        )
+    assert [
+        parser().parse_args(command.split()[3:]).run.__name__[1:] for command in commands(text)
+    ] == [
         "train",
         "export",
         "evaluate",

@@ -32,7 +32,8 @@ def example(step: int = 3) -> Checkpoint:
 
 
 def test_a_full_disk_is_an_error_of_the_file(tmp_path: Path) -> None:
-    path, limits = tmp_path / "checkpoint.pt", resource.getrlimit(resource.RLIMIT_FSIZE)
+    path = tmp_path / "checkpoint.pt"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that the write fails instead
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
     try:
@@ -104,7 +105,12 @@ def test_the_last_ones_are_kept(tmp_path: Path) -> None:
     for step in (8, 16, 24, 24):  # the same step again replaces its copy
         checkpoints.save(example(step), tmp_path / checkpoints.FILE)
         checkpoints.rotate(tmp_path, step, 2)
-    expected = ["checkpoint-0000016.pt", "checkpoint-0000024.pt", "checkpoint-mine.pt", "checkpoint.pt"]
+    expected = [
+        "checkpoint-0000016.pt",
+        "checkpoint-0000024.pt",
+        "checkpoint-mine.pt",
+        "checkpoint.pt",
+    ]
     assert sorted(contents(tmp_path)) == expected
     assert checkpoints.load(tmp_path / "checkpoint-0000016.pt").step == 16
     checkpoints.rotate(tmp_path, 32, 1)  # one is one, and touches no others

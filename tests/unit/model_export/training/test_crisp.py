@@ -14,7 +14,9 @@ def network(**changes: Any) -> Crisp:
     return Crisp(NetworkConfig(**{**SMALL, **changes}))
 
 
-@pytest.mark.parametrize(("size", "channels", "widths"), [(8, 1, (8,)), (16, 3, (8, 16)), (28, 1, (8, 16))])
+@pytest.mark.parametrize(
+    ("size", "channels", "widths"), [(8, 1, (8,)), (16, 3, (8, 16)), (28, 1, (8, 16))]
+)
 def test_shape_and_range_are_kept(size: int, channels: int, widths: tuple[int, ...]) -> None:
     f = network(size=size, channels=channels, widths=widths)
     x = 3 * torch.randn(2, channels, size, size)
@@ -26,8 +28,11 @@ def test_shape_and_range_are_kept(size: int, channels: int, widths: tuple[int, .
 
 @pytest.mark.parametrize(("logit", "part"), [(-40.0, "invent"), (40.0, "read")])
 def test_the_gate_decides_which_code_is_drawn(logit: float, part: str) -> None:
-    """Everything passes the code: with the one of the gate's choice gone, nothing of the input is left."""
-    f, x = network(), torch.randn(3, 3, 16, 16)
+    """Everything passes the code: with the one of the gate's choice gone, nothing of the input is
+    left.
+    """
+    f = network()
+    x = torch.randn(3, 3, 16, 16)
     last = f.read.gate[-1]
     assert isinstance(last, Dense)
     assert last.bias is not None
@@ -35,10 +40,14 @@ def test_the_gate_decides_which_code_is_drawn(logit: float, part: str) -> None:
     last.bias.data.fill_(logit)
     before = f(x)
     assert not torch.allclose(before[0], before[1])
-    unused, used = (f.get_submodule(name) for name in (part, {"invent": "read", "read": "invent"}[part]))
+    unused, used = (
+        f.get_submodule(name) for name in (part, {"invent": "read", "read": "invent"}[part])
+    )
     for parameter in unused.parameters():
         if parameter is not last.bias:
-            parameter.data.add_(torch.randn_like(parameter)).mul_(float(parameter is not last.weight))
+            parameter.data.add_(torch.randn_like(parameter)).mul_(
+                float(parameter is not last.weight)
+            )
     torch.testing.assert_close(f(x), before)
     code = f.code(x)[0] if used is f.read else f.invented(f.invent.numbers(x))
     torch.testing.assert_close(f.draw(code), before)

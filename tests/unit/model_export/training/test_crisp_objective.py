@@ -55,7 +55,9 @@ def batch() -> TrainingBatch:
 def joint(network: Crisp, perceptual: PerceptualNetwork) -> CrispObjective:
     adversary = new_adversary(network, perceptual, pictures(40, 9), generator(10))
     trainer = CriticTrainer(adversary)
-    return CrispObjective(network=network, stage=JOINT, kind="mse_edges", perceptual=perceptual, trainer=trainer)
+    return CrispObjective(
+        network=network, stage=JOINT, kind="mse_edges", perceptual=perceptual, trainer=trainer
+    )
 
 
 def trained(
@@ -66,7 +68,11 @@ def trained(
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         terms = objective.terms(objective.network, batch)
     torch.autograd.backward(objective.total(terms))
-    moved = {name for name, p in objective.network.named_parameters() if p.grad is not None and p.grad.any()}
+    moved = {
+        name
+        for name, p in objective.network.named_parameters()
+        if p.grad is not None and p.grad.any()
+    }
     return {name.partition(".")[0] for name in moved}, terms
 
 
@@ -91,11 +97,21 @@ def test_the_joint_stage_trains_everything_and_its_critics(
     before = {name: p.clone() for name, p in joint.trainer.critics.heads.named_parameters()}
     parts, terms = trained(joint, batch, bf16=bf16)
     assert parts == {"read", "invent", "draw"}
-    assert set(terms) == {"project", "features", "gate", "fitting", "critic", "code_critic", "frechet", "code_drifting"}
+    assert set(terms) == {
+        "project",
+        "features",
+        "gate",
+        "fitting",
+        "critic",
+        "code_critic",
+        "frechet",
+        "code_drifting",
+    }
     assert all(bool(term.isfinite()) for term in terms.values())
     after = dict(joint.trainer.critics.heads.named_parameters())
     assert not any(torch.equal(before[name], after[name]) for name in before if "weight" in name)
-    _, terms = trained(joint, dataclasses.replace(batch, progress=0.7))  # f(z) learns from f(f(z)) late only
+    # f(z) learns from f(f(z)) late only
+    _, terms = trained(joint, dataclasses.replace(batch, progress=0.7))
     assert float(terms["second"].detach()) > 0
 
 

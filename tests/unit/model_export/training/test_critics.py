@@ -29,7 +29,9 @@ def test_the_frechet_distance_of_pictures_to_themselves_is_zero() -> None:
     pictures = normal(500, 0)
     loss = FrechetLoss(pictures, pictures)
     assert float(loss(pictures)) == pytest.approx(0.0, abs=1e-3)
-    assert float(FrechetLoss(pictures, pictures + 1.0)(pictures + 1.0)) == pytest.approx(6.0, rel=0.1)
+    assert float(FrechetLoss(pictures, pictures + 1.0)(pictures + 1.0)) == pytest.approx(
+        6.0, rel=0.1
+    )
 
 
 @pytest.fixture
@@ -43,7 +45,8 @@ def test_critics_learn_places_and_how_far_samples_are_apart(examples: list[Tenso
     torch.manual_seed(0)
     trainer = CriticTrainer(Adversary(examples, []), peak=1e-2)
     moved = examples[1].clone()
-    moved[:, :, 0, 0], moved[:, :, 7, 7] = 2.0, -2.0
+    moved[:, :, 0, 0] = 2.0
+    moved[:, :, 7, 7] = -2.0
     pictures = [examples[0], moved, examples[2]]
     # Samples have the same values at other places, or are nearly equal.
     samples = [examples[0], moved.flip(2, 3), examples[2][:1] + 0.01 * examples[2]]

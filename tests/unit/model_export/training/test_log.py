@@ -34,7 +34,9 @@ def test_phases_and_steps_are_counted_by_interval(now: list[float]) -> None:
         now[0] += 1.0
         meter.step(64)
     interval = meter.interval()
-    assert interval == Throughput(steps=2, pictures=128, seconds=16.0, phases={"data": 2.0, "compute": 12.0})
+    assert interval == Throughput(
+        steps=2, pictures=128, seconds=16.0, phases={"data": 2.0, "compute": 12.0}
+    )
     assert (interval.pictures_per_second, interval.outside) == (8.0, 0.25)
     assert interval.to_dict() == {
         "steps": 2,

@@ -34,7 +34,8 @@ def test_clamp_bounds_each_row_and_leaves_small_values() -> None:
 
 @pytest.mark.parametrize("kind", ["mse", "l1", "mse_l1"])
 def test_values_by_hand(kind: Distance) -> None:
-    x, y = torch.tensor([[[[1.0, -2.0]]]]), torch.tensor([[[[0.0, 1.0]]]])
+    x = torch.tensor([[[[1.0, -2.0]]]])
+    y = torch.tensor([[[[0.0, 1.0]]]])
 
     def expect(mse: float, l1: float) -> Any:
         return pytest.approx({"mse": mse, "l1": l1, "mse_l1": mse + 0.2 * l1}[kind])

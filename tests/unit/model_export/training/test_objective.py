@@ -20,13 +20,20 @@ TERMS = [field.name for field in dataclasses.fields(Weights) if field.name not i
 
 
 def rows(seed: int) -> Tensor:
-    return torch.randn((3, 1, 8, 8), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(
+        (3, 1, 8, 8), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 @pytest.fixture
 def batch() -> TrainingBatch:
     return TrainingBatch(
-        x=rows(1).tanh(), nearest=rows(2), matched=rows(3), partner=rows(4).tanh(), z=rows(5), corrupted=rows(6)
+        x=rows(1).tanh(),
+        nearest=rows(2),
+        matched=rows(3),
+        partner=rows(4).tanh(),
+        z=rows(5),
+        corrupted=rows(6),
     )
 
 
@@ -39,7 +46,9 @@ def stage(weights: Weights, *, clamp: float | None = None) -> Stage:
     return Stage(name="s", steps=1, lr=1.0, weights=weights, teacher_steps=2, tight_clamp=clamp)
 
 
-def gradient(network: nn.Module, objective: Objective, batch: TrainingBatch) -> tuple[Tensor, dict[str, float]]:
+def gradient(
+    network: nn.Module, objective: Objective, batch: TrainingBatch
+) -> tuple[Tensor, dict[str, float]]:
     network.zero_grad()
     terms = objective.terms(network, batch)
     torch.autograd.backward(objective.total(terms))
@@ -52,7 +61,9 @@ class Small(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.Tanh(), nn.Linear(5, 64), nn.Tanh()).double()
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 5), nn.Tanh(), nn.Linear(5, 64), nn.Tanh()
+        ).double()
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.layers(x)
@@ -66,7 +77,9 @@ def small() -> Small:
 
 
 @pytest.mark.parametrize("clamp", [None, 1e9])
-def test_the_gradient_is_that_of_the_game(small: Small, batch: TrainingBatch, clamp: float | None) -> None:
+def test_the_gradient_is_that_of_the_game(
+    small: Small, batch: TrainingBatch, clamp: float | None
+) -> None:
     """Central differences, with everything held still that the paper holds still."""
     game = TrainingBatch(x=batch.x, z=batch.z)
     weights = Weights(rec=2.0, idem=3.0, tight=0.5)
@@ -83,12 +96,15 @@ def test_the_gradient_is_that_of_the_game(small: Small, batch: TrainingBatch, cl
             tight = -losses.distance(small(y), y, "mse").mean()
             return float(2.0 * rec + 3.0 * idem + 0.5 * tight)
 
-    numeric, step = [], 1e-6
+    numeric = []
+    step = 1e-6
     for parameter in small.parameters():
         for i in range(0, parameter.numel(), 37):
             numeric.append(slope(parameter, i, step, value))
     picked = torch.cat([p.grad.flatten()[::37] for p in small.parameters() if p.grad is not None])
-    torch.testing.assert_close(picked, torch.tensor(numeric, dtype=torch.float64), rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(
+        picked, torch.tensor(numeric, dtype=torch.float64), rtol=1e-5, atol=1e-9
+    )
     assert len(ours) == sum(p.numel() for p in small.parameters())
 
 
@@ -121,7 +137,9 @@ def network() -> Autoencoder:
 @pytest.fixture
 def single(batch: TrainingBatch) -> TrainingBatch:
     """Rows for the terms of features, in float32."""
-    x, z, corrupted = rows(1).float().tanh(), rows(5).float(), rows(6).float()
+    x = rows(1).float().tanh()
+    z = rows(5).float()
+    corrupted = rows(6).float()
     return TrainingBatch(
         x=x,
         z=z,
@@ -140,8 +158,12 @@ def feature_objective(network: Autoencoder, weights: Weights) -> Objective:
     )
 
 
-def test_drawings_after_f_are_sets_of_their_own(network: Autoencoder, single: TrainingBatch) -> None:
-    """Each set repels its own samples only: joined, f(u) could be all of one kind and f(z) all of another."""
+def test_drawings_after_f_are_sets_of_their_own(
+    network: Autoencoder, single: TrainingBatch
+) -> None:
+    """Each set repels its own samples only: joined, f(u) could be all of one kind and f(z) all of
+    another.
+    """
     objective = feature_objective(network, Weights(drifting=1.0, project_any=1.0))
     terms = objective.terms(network, single)
     assert single.drawings is not None
@@ -149,7 +171,8 @@ def test_drawings_after_f_are_sets_of_their_own(network: Autoencoder, single: Tr
     assert objective.feature_groups is not None
     groups = objective.feature_groups
     once = network(single.drawings)
-    pictures, both = groups(single.drift_pictures), (once, network(once[::2]))
+    pictures = groups(single.drift_pictures)
+    both = (once, network(once[::2]))
     first, second = (drifting_loss(groups(y), pictures) for y in both)
     torch.testing.assert_close(terms["project_any"], first + second / 2)
     without = objective.terms(network, dataclasses.replace(single, drawings=None))

@@ -12,7 +12,9 @@ CPU = torch.device("cpu")
 
 
 def corners(count: int, *, labels: bool) -> Dataset:
-    """Noisy pictures 16×16 with a bright square of 5 pixels in one of four corners, which is the label."""
+    """Noisy pictures 16×16 with a bright square of 5 pixels in one of four corners, which is the
+    label.
+    """
     generator = torch.Generator().manual_seed(0)
     pictures = torch.randint(0, 60, (count, 1, 16, 16), generator=generator, dtype=torch.uint8)
     corner = torch.arange(count) % 4
@@ -20,7 +22,11 @@ def corners(count: int, *, labels: bool) -> Dataset:
         down, right = divmod(int(place), 2)
         picture[:, 9 * down + 1 : 9 * down + 6, 9 * right + 1 : 9 * right + 6] = 230
     data = Dataset(name="corners", sha256="", licence="", train=pictures, held_out=pictures[:40])
-    return dataclasses.replace(data, train_labels=corner, held_out_labels=corner[:40]) if labels else data
+    return (
+        dataclasses.replace(data, train_labels=corner, held_out_labels=corner[:40])
+        if labels
+        else data
+    )
 
 
 def negative(x: Tensor, _: torch.Generator) -> Tensor:
@@ -51,7 +57,8 @@ def test_it_tells_pictures_from_drawings() -> None:
 
 def test_without_labels_it_learns_to_read_rotations() -> None:
     data = corners(200, labels=False)
-    squares = dataclasses.replace(data, train=data.train[::4], held_out=data.held_out[::4])  # in the first corner
+    # in the first corner
+    squares = dataclasses.replace(data, train=data.train[::4], held_out=data.held_out[::4])
     network = fitted(squares)
     turned = torch.rot90(squares.held_out / 127.5 - 1, 1, (2, 3))
     assert network.heads == (4, 2)

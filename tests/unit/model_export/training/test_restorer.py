@@ -1,4 +1,6 @@
-"""The network for pictures of any size: what it leaves, what it makes, and its run from training to export."""
+"""The network for pictures of any size: what it leaves, what it makes, and its run from training to
+export.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -50,12 +52,25 @@ def pairs() -> Dataset:
     clean = torch.full((24, 1, 16, 16), 255, dtype=torch.uint8)
     clean[:, :, 4:8] = 0
     damaged = (clean * 0.6).to(torch.uint8)
-    return Dataset(name="pairs.npz", sha256="0" * 64, licence="none", train=clean, held_out=clean, damaged=damaged)
+    return Dataset(
+        name="pairs.npz",
+        sha256="0" * 64,
+        licence="none",
+        train=clean,
+        held_out=clean,
+        damaged=damaged,
+    )
 
 
 def restorer_run(data: Dataset, out: Path) -> Run:
     return Run(
-        PRESET, data, out, seed=0, device=torch.device("cpu"), bf16=False, provenance={"command": "c", "sources": "s"}
+        PRESET,
+        data,
+        out,
+        seed=0,
+        device=torch.device("cpu"),
+        bf16=False,
+        provenance={"command": "c", "sources": "s"},
     )
 
 
@@ -67,7 +82,9 @@ def test_ink_divided_by_its_paper_is_the_same_on_paper_of_any_brightness() -> No
     expected = functional.avg_pool2d(page, 2)
     torch.testing.assert_close(divided(page), expected)
     torch.testing.assert_close(divided(grey), expected)
-    torch.testing.assert_close(divided(torch.full((1, 1, 8, 8), -1.0)), torch.full((1, 1, 4, 4), -1.0))
+    torch.testing.assert_close(
+        divided(torch.full((1, 1, 8, 8), -1.0)), torch.full((1, 1, 4, 4), -1.0)
+    )
 
 
 def test_small_changes_are_not_made_and_large_ones_are() -> None:
@@ -81,7 +98,8 @@ def test_small_changes_are_not_made_and_large_ones_are() -> None:
 
 def test_what_it_leaves_stays_in_every_bit(network: Restorer) -> None:
     state = network.change.state_dict()
-    network.change.load_state_dict({name: 1e-3 * value for name, value in state.items()})  # small changes
+    # small changes
+    network.change.load_state_dict({name: 1e-3 * value for name, value in state.items()})
     x = torch.rand(2, 1, 32, 48) * 1.6 - 0.8
     assert torch.equal(network(x), x)
     assert not torch.equal(network.propose(x), x)
@@ -96,15 +114,19 @@ def test_outputs_are_in_range_and_rows_independent(network: Restorer) -> None:
 
 def test_a_tile_is_a_part_of_the_whole(network: Restorer) -> None:
     x = torch.randn(1, 1, 32, 256).clamp(-1, 1)
-    whole, part = network.propose(x), network.propose(x[..., 48:208])
+    whole = network.propose(x)
+    part = network.propose(x[..., 48:208])
     torch.testing.assert_close(part[..., 72:-72], whole[..., 120:136], atol=1e-5, rtol=0)
     assert (part[..., :8] - whole[..., 48:56]).abs().max() > 1e-4  # the edge of a tile differs
 
 
 def test_a_space_to_depth_convolution_has_the_sums_of_a_plain_one() -> None:
-    layer, x = Conv2d(3, 5, 3, padding=1), torch.randn(2, 3, 8, 12)
+    layer = Conv2d(3, 5, 3, padding=1)
+    x = torch.randn(2, 3, 8, 12)
     for given in (x, functional.pixel_unshuffle(x, 2)):
-        torch.testing.assert_close(functional.pixel_shuffle(space_to_depth_convolution(layer, given), 2), layer(x))
+        torch.testing.assert_close(
+            functional.pixel_shuffle(space_to_depth_convolution(layer, given), 2), layer(x)
+        )
 
 
 def test_gradients_pass_the_bounds_in_training(network: Restorer) -> None:
@@ -133,7 +155,15 @@ def test_training_learns_to_restore_and_continues(pairs: Dataset, tmp_path: Path
     assert again.step == PRESET.steps
     assert (tmp_path / "run" / "samples" / "0000016.png").is_file()
     longer = dataclasses.replace(PRESET, stages=(dataclasses.replace(PRESET.stages[1], steps=120),))
-    whole = Run(longer, pairs, tmp_path / "long", seed=0, device=torch.device("cpu"), bf16=False, provenance={})
+    whole = Run(
+        longer,
+        pairs,
+        tmp_path / "long",
+        seed=0,
+        device=torch.device("cpu"),
+        bf16=False,
+        provenance={},
+    )
     terms = [whole.step_once() for _ in range(120)]
     for name in ("project", "again"):
         values = [float(each[name].detach()) for each in terms]
@@ -144,11 +174,18 @@ def test_an_exported_model_has_rows_of_a_tile_and_no_noise_and_a_page_that_shows
     pairs: Dataset, tmp_path: Path
 ) -> None:
     restorer_run(pairs, tmp_path / "runs" / "pages").train()
-    exported, verifications = export(tmp_path / "runs" / "pages", tmp_path / "models", fp16=True, threads=1)
+    exported, verifications = export(
+        tmp_path / "runs" / "pages", tmp_path / "models", fp16=True, threads=1
+    )
     assert set(verifications) == {"model.onnx", "model.fp16.onnx"}
     artifact = Artifact.read(exported, threads=1)
     card = from_metadata(artifact.function.metadata)[0]
-    assert (card.schema_version, card.shape, card.noise, card.objective) == (2, (1, 24, 24), None, None)
+    assert (card.schema_version, card.shape, card.noise, card.objective) == (
+        2,
+        (1, 24, 24),
+        None,
+        None,
+    )
     assert card.training is not None
     network = load_run(tmp_path / "runs" / "pages").network
     assert card.tiles is not None
@@ -156,7 +193,9 @@ def test_an_exported_model_has_rows_of_a_tile_and_no_noise_and_a_page_that_shows
     for side in (12, 24):
         x = np.random.default_rng(0).uniform(-1, 1, (3, 1, side, side)).astype(np.float32)
         with torch.inference_mode():
-            np.testing.assert_allclose(artifact.function(x), network(torch.from_numpy(x)), atol=1e-5)
+            np.testing.assert_allclose(
+                artifact.function(x), network(torch.from_numpy(x)), atol=1e-5
+            )
     assert artifact.golden().x.shape == (1, 1, 12, 12)  # the service runs them at every start
     verify(tmp_path / "runs" / "pages", exported, threads=1)
     with pytest.raises(UserError, match="makes nothing of noise"):
@@ -173,5 +212,10 @@ def test_an_exported_model_has_rows_of_a_tile_and_no_noise_and_a_page_that_shows
     card = TrainedCard.model_validate({**artifacts[0].card.model_dump(), "quality": {"ocr": ocr}})
     publish(exported, with_card(artifacts, card), keep=True)
     page = write_page(exported, tmp_path / "pages.md").read_text()
-    for text in ("| seen | 4.0 | 3.0 | 1.5 | 1.6 |", "fade 4.0 % → 9.0 %", "coins 3", "any size in tiles of 24×24"):
+    for text in (
+        "| seen | 4.0 | 3.0 | 1.5 | 1.6 |",
+        "fade 4.0 % → 9.0 %",
+        "coins 3",
+        "any size in tiles of 24×24",
+    ):
         assert text in page

@@ -28,7 +28,10 @@ from tests.helpers.tiny_training import contents
 TINY = PRESETS["tiny"]
 # Checkpoints after 8 steps of a stage, stops at every fourth step.
 NAIGN = dataclasses.replace(
-    TINY, stages=tuple(dataclasses.replace(s, steps=n) for s, n in zip(TINY.stages, (16, 8, 8), strict=True))
+    TINY,
+    stages=tuple(
+        dataclasses.replace(s, steps=n) for s, n in zip(TINY.stages, (16, 8, 8), strict=True)
+    ),
 )
 IGN = dataclasses.replace(
     NAIGN,
@@ -149,7 +152,8 @@ def assert_identical(a: Any, b: Any) -> None:
 
 def disturb(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
     """Do something in the middle of a step, once."""
-    original, calls = Run._backward, iter(range(1, 10**6))
+    original = Run._backward
+    calls = iter(range(1, 10**6))
 
     def backward(self: Run, batch: TrainingBatch) -> dict[str, Tensor]:
         if next(calls) == step:
@@ -215,7 +219,9 @@ def test_a_run_of_another_kind_is_left_alone(change: str, data: Dataset, first_s
     if change == "preset":
         preset = dataclasses.replace(preset, batch=8)
     if change == "stages":
-        preset = dataclasses.replace(NAIGN, stages=(NAIGN.stages[1], NAIGN.stages[0], NAIGN.stages[2]))
+        preset = dataclasses.replace(
+            NAIGN, stages=(NAIGN.stages[1], NAIGN.stages[0], NAIGN.stages[2])
+        )
     if change == "unknown":
         newer = checkpoints.load(first_stage / checkpoints.FILE)
         newer.preset["from_the_future"] = 1
@@ -230,7 +236,11 @@ def test_a_run_of_another_kind_is_left_alone(change: str, data: Dataset, first_s
 
 @pytest.mark.parametrize("kept", ["all of it", "its start"])
 def test_steps_may_grow(
-    kept: str, data: Dataset, tmp_path: Path, finished: Callable[[Preset], Path], monkeypatch: pytest.MonkeyPatch
+    kept: str,
+    data: Dataset,
+    tmp_path: Path,
+    finished: Callable[[Preset], Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if kept == "all of it":
         shutil.copytree(finished(NAIGN), tmp_path, dirs_exist_ok=True)
@@ -245,14 +255,19 @@ def test_steps_may_grow(
     assert lengths == ([16, 8, 21] if kept == "all of it" else [16, 15, 14])
     continued.train()
     assert state(tmp_path)["position"] == (2, lengths[2], 45)
-    assert {path.name for path in tmp_path.glob("*.pt")} >= {"checkpoint-0000045.pt", "checkpoint.pt"}
+    assert {path.name for path in tmp_path.glob("*.pt")} >= {
+        "checkpoint-0000045.pt",
+        "checkpoint.pt",
+    }
     assert run(longer, data, tmp_path).step == 45  # the same command again finds it finished
     with pytest.raises(UserError, match="--steps 45, now 32"):
         run(NAIGN, data, tmp_path)
 
 
 def test_what_only_the_card_uses_may_change(data: Dataset, first_stage: Path) -> None:
-    other = dataclasses.replace(FIRST_STAGE, name="other", licence="MIT", polarity="none", background=(1.0,))
+    other = dataclasses.replace(
+        FIRST_STAGE, name="other", licence="MIT", polarity="none", background=(1.0,)
+    )
     changed = run(other, data, first_stage)
     assert changed.preset == other
     before = state(first_stage)
@@ -272,7 +287,9 @@ def test_two_processes_do_not_train_in_one_folder(data: Dataset, tmp_path: Path)
         os.close(descriptor)
 
 
-def test_a_loss_that_explodes_stops_the_run(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_explodes_stops_the_run(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = losses.reconstruction
     monkeypatch.setattr(losses, "reconstruction", lambda *a: original(*a) * np.nan)
     with pytest.raises(UserError, match="not finite"):
@@ -291,15 +308,20 @@ def test_every_picture_is_seen_once_an_epoch(data: Dataset, tmp_path: Path) -> N
     trained = run(NAIGN, data, tmp_path)
     epoch = torch.cat([trained.batches.picture_indices(step) for step in range(15)])
     assert sorted(epoch.tolist()) == list(range(240))
-    assert trained.batches.picture_indices(15).tolist() != trained.batches.picture_indices(0).tolist()
+    assert (
+        trained.batches.picture_indices(15).tolist() != trained.batches.picture_indices(0).tolist()
+    )
 
 
 def test_another_memory_format_changes_results_by_rounding_only(
     data: Dataset, tmp_path: Path, finished: Callable[[Preset], Path]
 ) -> None:
     run(NAIGN, data, tmp_path, channels_last=True).train()
-    for a, b in zip(*(state(out)["network"].values() for out in (finished(NAIGN), tmp_path)), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=5e-5)  # Adam divides tiny gradients by tiny moments
+    for a, b in zip(
+        *(state(out)["network"].values() for out in (finished(NAIGN), tmp_path)), strict=True
+    ):
+        # Adam divides tiny gradients by tiny moments
+        torch.testing.assert_close(a, b, rtol=0, atol=5e-5)
 
 
 def test_the_health_of_idempotence_is_logged_and_warned_of_once(
@@ -310,7 +332,9 @@ def test_the_health_of_idempotence_is_logged_and_warned_of_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     lines = losses_of(finished(IGN))
-    assert [line["health"] for line in lines] == [pytest.approx(line["idem"] / line["rec"]) for line in lines]
+    assert [line["health"] for line in lines] == [
+        pytest.approx(line["idem"] / line["rec"]) for line in lines
+    ]
     assert all("health" not in line for line in losses_of(finished(NAIGN)))
     original = losses.idempotence
     monkeypatch.setattr(losses, "idempotence", lambda *a: 99.0 * original(*a))

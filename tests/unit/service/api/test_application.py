@@ -29,7 +29,9 @@ def test_json_log_keeps_tracebacks_on_one_line() -> None:
     try:
         raise RuntimeError("two\nlines")
     except RuntimeError:
-        record = logging.LogRecord("x", logging.ERROR, "f.py", 1, "failed: %s", ("it",), sys.exc_info())
+        record = logging.LogRecord(
+            "x", logging.ERROR, "f.py", 1, "failed: %s", ("it",), sys.exc_info()
+        )
     text = JsonFormatter().format(record)
     assert "\n" not in text
     assert json.loads(text)["message"] == "failed: it"

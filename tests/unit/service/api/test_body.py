@@ -15,7 +15,9 @@ json_values = st.recursive(
     | st.integers()
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=["Cs"])),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner),
+    lambda inner: (
+        st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner)
+    ),
     max_leaves=20,
 )
 
@@ -42,18 +44,24 @@ def part(disposition: str, content: bytes, *more: str) -> bytes:
 
 
 def form(*parts: bytes) -> tuple[dict[str, list[str]], dict[str, list[bytes]]]:
-    body = b"".join(b"--frontier\r\n" + content + b"\r\n" for content in parts) + b"--frontier--\r\n"
+    body = (
+        b"".join(b"--frontier\r\n" + content + b"\r\n" for content in parts) + b"--frontier--\r\n"
+    )
     header = 'multipart/form-data; boundary="frontier"'
     return parse_multipart(header, body, max_files=4, max_fields=4)
 
 
 SPECIAL = [b"\r\n--front", b"x--frontier", b"\r\n\r\n", b"\r\n"]
-CONTENTS = (st.binary(max_size=50) | st.sampled_from(SPECIAL)).filter(lambda each: b"\n--frontier" not in b"\n" + each)
+CONTENTS = (st.binary(max_size=50) | st.sampled_from(SPECIAL)).filter(
+    lambda each: b"\n--frontier" not in b"\n" + each
+)
 
 
 @given(st.lists(CONTENTS, max_size=4), st.lists(st.text(max_size=20), max_size=4))
 def test_a_form_comes_out_as_it_went_in(contents: list[bytes], texts: list[str]) -> None:
-    files = [part('form-data; name="image"; filename="C:\\b;.png"', content) for content in contents]
+    files = [
+        part('form-data; name="image"; filename="C:\\b;.png"', content) for content in contents
+    ]
     fields, found = form(*files, *(part("form-data; name=steps", text.encode()) for text in texts))
     assert found.get("image", []) == contents
     assert fields.get("steps", []) == texts
@@ -73,4 +81,6 @@ def test_a_multipart_file_needs_no_name_when_its_type_says_that_it_is_a_picture(
 @given(st.binary(max_size=300))
 def test_multipart_refuses_in_our_own_words_only(body: bytes) -> None:
     with contextlib.suppress(MalformedRequest, InvalidContent):
-        parse_multipart("multipart/form-data; boundary=-", b"---\r\n" + body, max_files=1, max_fields=1)
+        parse_multipart(
+            "multipart/form-data; boundary=-", b"---\r\n" + body, max_files=1, max_fields=1
+        )

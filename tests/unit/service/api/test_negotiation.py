@@ -12,7 +12,8 @@ ALL = tuple(Media)
 
 
 @pytest.mark.parametrize(
-    "accept", [None, "", "  ", ",", " , ,", "*/*", "*", "*/*;q=0.1", "application/*", "text/html, */*"]
+    "accept",
+    [None, "", "  ", ",", " , ,", "*/*", "*", "*/*;q=0.1", "application/*", "text/html, */*"],
 )
 def test_json_unless_told_otherwise(accept: str | None) -> None:
     assert negotiate(accept, ALL) is Media.JSON
@@ -60,7 +61,9 @@ def test_negotiation(accept: str, expected: Media) -> None:
     assert negotiate(accept, ALL) is expected
 
 
-@pytest.mark.parametrize("part", [" ;", "\t ", ";a=b ", ';a="', ",", "a/b,", "a/b;q=1,", ';"\\', "*", "a"])
+@pytest.mark.parametrize(
+    "part", [" ;", "\t ", ";a=b ", ';a="', ",", "a/b,", "a/b;q=1,", ';"\\', "*", "a"]
+)
 def test_long_headers_take_linear_time(part: str) -> None:
     header = "image/png" + part * ((MAX_LENGTH - 10) // len(part)) + "\x00"
     start = time.process_time()

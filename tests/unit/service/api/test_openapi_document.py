@@ -47,4 +47,5 @@ def test_limits_are_those_of_the_service() -> None:
     ]
     assert counts == [5] * 4
     assert limits == [7] * 4
-    assert schemas["Steps"]["properties"]["generate"]["maximum"] == 64  # of a card, not of a request
+    # of a card, not of a request
+    assert schemas["Steps"]["properties"]["generate"]["maximum"] == 64

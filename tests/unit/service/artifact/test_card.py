@@ -1,4 +1,6 @@
-"""Files of a model: its card, its golden rows, and what onnxruntime would run but the service refuses."""
+"""Files of a model: its card, its golden rows, and what onnxruntime would run but the service
+refuses.
+"""
 
 import io
 import json
@@ -34,7 +36,9 @@ def card_of(**changes: Any) -> Any:
 def test_round_trip() -> None:
     quality = {"table": [1, 2.5, {"a": None}]}
     noise = Noise(kind="gaussian", norm=3.0)
-    card = make_card("digits", "12", (3, 4, 5), quality=quality, description="Ziffern – “28×28”", noise=noise)
+    card = make_card(
+        "digits", "12", (3, 4, 5), quality=quality, description="Ziffern – “28×28”", noise=noise
+    )
     assert from_metadata(to_metadata(card))[0] == card
     assert card_of(colour_space="sRGB") == make_card()  # of a newer card
 
@@ -47,8 +51,14 @@ def test_round_trip() -> None:
         ({"range": (0.0, 0.0), "background": (0.0,)}, "range must ascend"),
         ({"background": (-1.5,)}, "background must lie in the range"),
         ({"noise": {"kind": "frequency", "norm": 3.0}}, "noise.kind"),
-        ({"shape": (3, 8, 8), "background": (0.0,) * 3, "color": "luma"}, "color is of grey models"),
-        ({"tiles": {"overlap": 1, "multiple": 2, "smaller": (3,)}}, "smaller tiles must be multiples of 2"),
+        (
+            {"shape": (3, 8, 8), "background": (0.0,) * 3, "color": "luma"},
+            "color is of grey models",
+        ),
+        (
+            {"tiles": {"overlap": 1, "multiple": 2, "smaller": (3,)}},
+            "smaller tiles must be multiples of 2",
+        ),
         ({"tiles": {"overlap": 1, "smaller": (8,)}}, "below the shape"),
         ({"tiles": {"overlap": 1}, "exact": True}, "exact is of models without tiles"),
         ({"buckets": (1, 1)}, "buckets must ascend"),
@@ -86,7 +96,9 @@ def test_another_noise_stream_is_not_ours() -> None:
     ("distance", "percentile"),
     [(0.0, 0.0), (0.01, 0.0), (0.025, 1.5), (1.0, 99.0), (1.01, 100.0), (7.0, 100.0)],
 )
-def test_percentiles_lie_between_the_quantiles_and_never_beyond(distance: float, percentile: float) -> None:
+def test_percentiles_lie_between_the_quantiles_and_never_beyond(
+    distance: float, percentile: float
+) -> None:
     card = make_card(distance_quantiles=tuple((i + 1) / 100 for i in range(101)))
     assert card.percentile(distance) == pytest.approx(percentile)
 
@@ -97,12 +109,16 @@ GOLDEN = Golden(x=X, y=np.tanh(X), digest="a" * 64)
 
 
 def archive(**members: Any) -> bytes:
-    """Golden rows of which some members are others, as arrays or as bytes, or are missing (None)."""
+    """Golden rows of which some members are others, as arrays or as bytes, or are missing
+    (None).
+    """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as target:
         for name, content in (vars_of(GOLDEN) | members).items():
             if content is not None:
-                target.writestr(f"{name}.npy", content if isinstance(content, bytes) else npy(np.array(content)))
+                target.writestr(
+                    f"{name}.npy", content if isinstance(content, bytes) else npy(np.array(content))
+                )
     return buffer.getvalue()
 
 
@@ -127,7 +143,9 @@ VALID = archive()
         archive(x=bytes(2**20)),  # a bomb
     ],
 )
-def test_anything_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+def test_anything_else_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
     monkeypatch.setattr(module, "MAX_BYTES", 2**16)
     path = tmp_path / "golden.npz"
     path.write_bytes(content)
@@ -139,7 +157,9 @@ def test_anything_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.integers(0, len(VALID) - 1), byte=st.integers(0, 255), cut=st.booleans())
-def test_damage_is_read_as_it_was_or_refused(tmp_path: Path, place: int, byte: int, cut: bool) -> None:
+def test_damage_is_read_as_it_was_or_refused(
+    tmp_path: Path, place: int, byte: int, cut: bool
+) -> None:
     content = bytearray(VALID)
     content[place] = byte
     path = tmp_path / "golden.npz"
@@ -199,7 +219,9 @@ def test_weights_outside_of_the_file_are_refused() -> None:
 def test_operators_of_other_domains_are_refused() -> None:
     """onnxruntime would run its own ones."""
     node = helper.make_node("Gelu", ["x"], ["y"], domain="com.microsoft")
-    model = onnx.load_from_string(serialise(graph([node], {}, ("batch", *GREY), ("batch", *GREY)), make_card()))
+    model = onnx.load_from_string(
+        serialise(graph([node], {}, ("batch", *GREY), ("batch", *GREY)), make_card())
+    )
     for _ in range(2):
         with pytest.raises(StartupError, match="holds operators of the domain 'com"):
             check_self_contained(model.SerializeToString())
@@ -246,20 +268,29 @@ def leads_to_a_part(message: Any, seen: frozenset[str] = frozenset()) -> bool:
     if message.name in PARTS:
         return True
     return message.name not in seen and any(
-        leads_to_a_part(field.message_type, seen | {message.name}) for field in message.fields if field.message_type
+        leads_to_a_part(field.message_type, seen | {message.name})
+        for field in message.fields
+        if field.message_type
     )
 
 
 def test_no_way_to_a_tensor_or_an_operator_is_left_out() -> None:
     """The field numbers are those of the definition that the onnx package carries."""
-    pending, seen = [onnx.ModelProto.DESCRIPTOR], set()
+    pending = [onnx.ModelProto.DESCRIPTOR]
+    seen = set()
     while pending:
         message: Any = pending.pop()
         if message.name not in seen:
             seen.add(message.name)
             nested_types = [field for field in message.fields if field.message_type]
-            ways = {each.number: each.message_type for each in nested_types if leads_to_a_part(each.message_type)}
-            assert NESTED.get(message.name, {}) == {number: kind.name for number, kind in ways.items()}
+            ways = {
+                each.number: each.message_type
+                for each in nested_types
+                if leads_to_a_part(each.message_type)
+            }
+            assert NESTED.get(message.name, {}) == {
+                number: kind.name for number, kind in ways.items()
+            }
             pending += ways.values()
     assert seen >= NESTED.keys() | DOMAIN.keys()
     for name, number in DOMAIN.items():

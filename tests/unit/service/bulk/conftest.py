@@ -36,7 +36,12 @@ def service(models: Path) -> Iterator[Service]:
 
 
 @pytest.fixture
-def bulk(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def bulk(
+    models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Run:
     """`python -m service.bulk` in `tmp_path`, with the given arguments."""
     monkeypatch.chdir(tmp_path)
     for name, value in service_environment(models).items():
@@ -52,7 +57,9 @@ def bulk(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 
 @pytest.fixture
 def arrow() -> Any:
-    pytest.importorskip("pyarrow", reason="pyarrow is not installed, so nothing was read from Parquet")
+    pytest.importorskip(
+        "pyarrow", reason="pyarrow is not installed, so nothing was read from Parquet"
+    )
     import pyarrow
     import pyarrow.parquet
 
@@ -80,7 +87,10 @@ def picture(seed: int, size: tuple[int, int] = (8, 8), form: str = "PNG") -> byt
 def pictures(tmp_path: Path) -> dict[str, bytes]:
     """Ten images: eight in a folder and two in a subfolder; `tmp_path / "in"`."""
     files = {f"{n:02}.png": picture(n) for n in range(8)}
-    files |= {"below/a.jpg": picture(8, (12, 9), "JPEG"), "below/b.webp": picture(9, (5, 20), "WEBP")}
+    files |= {
+        "below/a.jpg": picture(8, (12, 9), "JPEG"),
+        "below/b.webp": picture(9, (5, 20), "WEBP"),
+    }
     write(tmp_path / "in", files)
     return files
 
@@ -111,9 +121,15 @@ def errors(output: str = "out") -> list[str | None]:
 
 def output_images(output: str = "out") -> list[bytes]:
     """Every picture of a run, in order."""
-    return [Path(output, line["picture"]).read_bytes() for line in manifest(output) if line["picture"]]
+    return [
+        Path(output, line["picture"]).read_bytes() for line in manifest(output) if line["picture"]
+    ]
 
 
 def output_files(output: str | Path = "out") -> dict[str, bytes]:
     """All files of a run."""
-    return {str(file.relative_to(output)): file.read_bytes() for file in Path(output).rglob("*") if file.is_file()}
+    return {
+        str(file.relative_to(output)): file.read_bytes()
+        for file in Path(output).rglob("*")
+        if file.is_file()
+    }

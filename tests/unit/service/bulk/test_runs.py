@@ -43,8 +43,16 @@ MEASURES = ("steps", "converged", "inverted", "distance", "drift", "percentile",
         ),
         ("project in out --format npy", {"format": "npy"}),
         (
-            "generate out -n 10 --seed alice --offset 3 --noise-scale 0.5 --tolerance 0.01 --steps 20",
-            {"n": 10, "seed": "alice", "offset": 3, "noise_scale": 0.5, "tolerance": 0.01, "steps": 20},
+            "generate out -n 10 --seed alice --offset 3 --noise-scale 0.5 --tolerance 0.01 "
+            "--steps 20",
+            {
+                "n": 10,
+                "seed": "alice",
+                "offset": 3,
+                "noise_scale": 0.5,
+                "tolerance": 0.01,
+                "steps": 20,
+            },
         ),
         ("generate out --seed 7", {"seed": 7}),
         ("score in out --invert true --model grey/2", {"invert": True, "model": "grey/2"}),
@@ -55,10 +63,13 @@ def test_a_run_gives_what_the_endpoint_gives(
 ) -> None:
     task = command.split()[0]
     names = sorted(pictures)
-    body = asked if task == "generate" else asked | {"images": [b64(pictures[name]) for name in names]}
+    body = (
+        asked if task == "generate" else asked | {"images": [b64(pictures[name]) for name in names]}
+    )
     ran = bulk(f"{command} --shard 4")
     assert ran.status == 0, ran.err
-    images, lines = service.post(f"/{task}", body).json()["images"], manifest()
+    images = service.post(f"/{task}", body).json()["images"]
+    lines = manifest()
     assert output_images() == [unb64(image["data"]) for image in images if "data" in image]
     for line, image in zip(lines, images, strict=True):
         assert all(line[name] == image[name] for name in MEASURES if name in image)
@@ -80,7 +91,8 @@ def test_an_interrupted_run_returns_130(bulk: Run, monkeypatch: pytest.MonkeyPat
         return plan
 
     monkeypatch.setattr(Shards, "start", interrupted)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background is not given
+    # which a job in the background is not given
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         ran = bulk("generate out")
     finally:
@@ -125,7 +137,10 @@ def test_another_job_is_refused(bulk: Run) -> None:
         ("generate file", "cannot be written"),
         ("generate file/out", "cannot be written"),
         ("generate http://127.0.0.1:9/out", "a web server cannot be written to"),
-        ("generate s3://key:secret@bucket/out", "s3://bucket/out: a URL must hold neither credentials nor a query"),
+        (
+            "generate s3://key:secret@bucket/out",
+            "s3://bucket/out: a URL must hold neither credentials nor a query",
+        ),
         ("generate in", "holds files of something else"),
         ("generate list", "run.json: damaged"),
         ("score nonsense://bucket out", "nonsense"),
@@ -135,7 +150,9 @@ def test_another_job_is_refused(bulk: Run) -> None:
 def test_invalid_commands_write_nothing(
     command: str, message: str, bulk: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(tmp_path, {"in/a.png": picture(1), "file": b"", "list/run.json": b"[]", "no.zip": b"no zip"})
+    write(
+        tmp_path, {"in/a.png": picture(1), "file": b"", "list/run.json": b"[]", "no.zip": b"no zip"}
+    )
     write(tmp_path, {"empty.zip": b"PK\x05\x06" + bytes(18), "models/broken/1/model.onnx": b"none"})
     (tmp_path / "empty").mkdir()
     if "silent" in command or "broken" in command:
@@ -150,7 +167,9 @@ def test_invalid_commands_write_nothing(
     assert not Path("out").exists()
 
 
-@pytest.mark.parametrize("command", ["generate out --shard 0", "score i o --part 3/2", "score i o --ray --part 1/2"])
+@pytest.mark.parametrize(
+    "command", ["generate out --shard 0", "score i o --part 3/2", "score i o --ray --part 1/2"]
+)
 def test_usage_errors(command: str) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(command.split())
@@ -162,14 +181,18 @@ def test_a_second_worker_of_a_shard_changes_nothing_and_what_a_dead_one_left_is_
     pack: str, bulk: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def state() -> dict[Path, tuple[int, int]]:
-        return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in (tmp_path / "out").rglob("*.*")}
+        return {
+            path: (path.stat().st_ino, path.stat().st_mtime_ns)
+            for path in (tmp_path / "out").rglob("*.*")
+        }
 
     command = f"project in out --shard 4 --pack {pack}"
     with monkeypatch.context() as patch:
         if pack == "tar":  # on a file system without hard links
             patch.setattr(os, "link", Mock(side_effect=PermissionError(errno.EPERM, "no links")))
         assert bulk(command).status == 0
-        before, files = state(), output_files()
+        before = state()
+        files = output_files()
         patch.setattr(Output, "complete", lambda self: {})  # as if both had begun before one ended
         patch.setattr(Output, "records", lambda self, shard: None)
         assert bulk(command).status == 0
@@ -186,7 +209,9 @@ def test_parts_make_what_one_worker_makes(
     pack: str, bulk: Run, pictures: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if pack == "parquet":
-        pytest.importorskip("pyarrow", reason="pyarrow is not installed, so nothing was written to Parquet")
+        pytest.importorskip(
+            "pyarrow", reason="pyarrow is not installed, so nothing was written to Parquet"
+        )
     Path("in/bad.png").write_bytes(b"bad")
     monkeypatch.setattr("service.bulk.sources._PART", 3)  # names in a file of the listing
     command = f"project in out --shard 2 --pack {pack}"
@@ -197,7 +222,9 @@ def test_parts_make_what_one_worker_makes(
         waits.append(bulk(f"{command} --part 1/3").status)
 
     # In that module alone: other threads of this process sleep, too.
-    monkeypatch.setattr("service.bulk.output.time", SimpleNamespace(**{**vars(time), "sleep": first_part}))
+    monkeypatch.setattr(
+        "service.bulk.output.time", SimpleNamespace(**{**vars(time), "sleep": first_part})
+    )
     assert bulk(f"{command} --part 3/3").status == 0
     assert waits == [0]
     assert f"4/6 shards, {len(pictures) - 3}/{len(pictures) + 1} images" in bulk("status out").out
@@ -209,14 +236,21 @@ def test_parts_make_what_one_worker_makes(
             members = [archive.extractfile(name) for name in names]
             records = [json.loads(member.read()) for member in members[1::2] if member]
         assert records == manifest()[:2]
-        assert names == [f"{Path(one['picture']).stem}.{kind}" for one in records for kind in ("png", "json")]
+        assert names == [
+            f"{Path(one['picture']).stem}.{kind}" for one in records for kind in ("png", "json")
+        ]
     elif pack == "parquet":  # is itself an input
         assert bulk("project out/000000.parquet again").status == 0
 
 
 def test_settings_of_the_server_are_ignored(bulk: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """… and a queue may be smaller than a shard."""
-    changes = {"WORKERS": "4", "PRIVATE_ENDPOINTS": "page", "QUEUE_ROWS": "2", "API_KEYS_FILE": "nothing.json"}
+    changes = {
+        "WORKERS": "4",
+        "PRIVATE_ENDPOINTS": "page",
+        "QUEUE_ROWS": "2",
+        "API_KEYS_FILE": "nothing.json",
+    }
     for name, value in changes.items():
         monkeypatch.setenv(f"IGN_{name}", value)
     assert bulk("generate out -n 9").status == 0

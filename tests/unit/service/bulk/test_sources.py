@@ -19,7 +19,16 @@ from service.domain.errors import RequestError, StartupError
 from service.domain.latents import FloatRows
 from service.runtime.onnx_model import OnnxModel
 from tests.helpers.pictures import save
-from tests.unit.service.bulk.conftest import Run, errors, manifest, output_files, output_images, picture, write, zipped
+from tests.unit.service.bulk.conftest import (
+    Run,
+    errors,
+    manifest,
+    output_files,
+    output_images,
+    picture,
+    write,
+    zipped,
+)
 
 
 def opened(source: Path | str, limit: int = 4096) -> Files:
@@ -40,7 +49,9 @@ def test_an_image_or_a_folder_is_a_source_without_its_hidden_files(
     assert [line["source"] for line in manifest()] == names
 
 
-def test_an_unreadable_subfolder_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_subfolder_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path, {"a.png": picture(1), "closed/b.png": picture(2), ".hidden/c.png": picture(3)})
     scan = os.scandir
 
@@ -73,7 +84,10 @@ FILES = {
     "06-long.jpg": (b"\xff\xd8\xff" + bytes(5000), "too_large"),
     "07-huge.png": (picture(7, (40, 40)), "image_too_large"),
     "08-light.png": (save(Image.new("L", (8, 8), 255)), "model_failure"),
-    "09-pages.tif": (save(IMAGE, "TIFF", save_all=True, append_images=[IMAGE]), "undecodable_image"),
+    "09-pages.tif": (
+        save(IMAGE, "TIFF", save_all=True, append_images=[IMAGE]),
+        "undecodable_image",
+    ),
     **{f"10.{form}": (save(IMAGE, form), None) for form in ("avif", "bmp", "gif", "tiff")},
     CONTROL: (b"bad", "undecodable_image"),
 }
@@ -82,7 +96,9 @@ FILES = {
 GOOD = sorted(name for name, (_, code) in FILES.items() if code is None)
 
 
-def test_failed_images_are_listed_and_not_fatal(bulk: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_images_are_listed_and_not_fatal(
+    bulk: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = OnnxModel.run
 
     def poisoned(self: OnnxModel, rows: FloatRows) -> FloatRows:
@@ -99,12 +115,16 @@ def test_failed_images_are_listed_and_not_fatal(bulk: Run, tmp_path: Path, monke
     codes = {name: line["error"] for name, line in lines.items()}
     assert codes == {name: code for name, (_, code) in FILES.items()} | {"08-link.png": None}
     for line in lines.values():
-        assert (line["picture"] is None) == (line["distance"] is None) == (line["error"] is not None)
+        assert (
+            (line["picture"] is None) == (line["distance"] is None) == (line["error"] is not None)
+        )
         assert line["error"] is None or line["detail"] in ran.err
     assert lines[CONTROL]["detail"].startswith(r"\x1b[31m\u202egnp.\n.png: is not a PNG")
     assert "TIFF of 2 pages" in lines["09-pages.tif"]["detail"]
     assert bulk("project good alone --invert false").status == 0
-    assert [Path("out", lines[name]["picture"]).read_bytes() for name in GOOD] == output_images("alone")
+    assert [Path("out", lines[name]["picture"]).read_bytes() for name in GOOD] == output_images(
+        "alone"
+    )
 
 
 def test_a_file_name_that_is_not_utf_8(arrow: Any, bulk: Run, tmp_path: Path) -> None:
@@ -119,8 +139,12 @@ def test_a_file_name_that_is_not_utf_8(arrow: Any, bulk: Run, tmp_path: Path) ->
     assert [line["source"] for line in manifest()] == ["a.png", "\\udcfc.png"]
 
 
-@pytest.mark.parametrize("change", [Path.unlink, lambda file: file.write_bytes(picture(1) + bytes(100))])
-def test_a_file_that_is_gone_or_grows_is_a_failed_image(tmp_path: Path, change: Callable[[Path], object]) -> None:
+@pytest.mark.parametrize(
+    "change", [Path.unlink, lambda file: file.write_bytes(picture(1) + bytes(100))]
+)
+def test_a_file_that_is_gone_or_grows_is_a_failed_image(
+    tmp_path: Path, change: Callable[[Path], object]
+) -> None:
     source = opened(write(tmp_path / "in", {"a.png": picture(1)}))
     change(tmp_path / "in" / "a.png")
     (item,) = fetch(source, 0, 1)
@@ -129,7 +153,9 @@ def test_a_file_that_is_gone_or_grows_is_a_failed_image(tmp_path: Path, change: 
 
 
 def test_a_damaged_member_is_a_failed_image(bulk: Run, tmp_path: Path) -> None:
-    data = bytearray(zipped(tmp_path / "in.zip", {"a.png": picture(1), "b.png": picture(2)}).read_bytes())
+    data = bytearray(
+        zipped(tmp_path / "in.zip", {"a.png": picture(1), "b.png": picture(2)}).read_bytes()
+    )
     data[40:60] = bytes(20)  # of the first member
     (tmp_path / "in.zip").write_bytes(bytes(data))
     assert bulk("score in.zip out").status == 1
@@ -143,7 +169,12 @@ def test_names_of_members_cannot_leave_the_output(bulk: Run, tmp_path: Path) -> 
     assert {line["source"] for line in manifest()} == set(names)
     assert sorted(os.listdir(tmp_path)) == ["in.zip", "out"]
     written = sorted(Path(name).name for name in output_files() if name.endswith(".png"))
-    assert written == ["00000000-up.png", "00000001-root.png", "00000002-b_c_.png", "00000003-_.png"]
+    assert written == [
+        "00000000-up.png",
+        "00000001-root.png",
+        "00000002-b_c_.png",
+        "00000003-_.png",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -162,7 +193,9 @@ def test_a_missing_package_is_named(
     monkeypatch.setitem(sys.modules, package, None)
     ran = bulk(command)
     assert ran.status == 2
-    assert {package.partition(".")[0], "install"} <= set(ran.err.lower().replace("'", " ").replace(":", " ").split())
+    assert {package.partition(".")[0], "install"} <= set(
+        ran.err.lower().replace("'", " ").replace(":", " ").split()
+    )
     assert ran.err.count("\n") == 1
     assert not Path("out").exists()
 
@@ -171,7 +204,10 @@ def test_a_missing_package_is_named(
 def far(pictures: dict[str, bytes], tmp_path: Path) -> str:
     """The URL of a store, with the images in `in` and in `in.zip`."""
     pytest.importorskip("obstore", reason="needs the extra store")
-    zipped(tmp_path / "in.zip", dict(reversed(pictures.items())) | {"__MACOSX/._00.png": b"-", "x.txt": b"-"})
+    zipped(
+        tmp_path / "in.zip",
+        dict(reversed(pictures.items())) | {"__MACOSX/._00.png": b"-", "x.txt": b"-"},
+    )
     return tmp_path.as_uri()
 
 
@@ -194,7 +230,13 @@ def test_an_archive_and_a_url_give_the_same_as_a_folder(bulk: Run, far: str) -> 
     ],
 )
 def test_errors_of_stores_are_one_line(
-    function: str, source: str, status: int, message: str, bulk: Run, far: str, monkeypatch: pytest.MonkeyPatch
+    function: str,
+    source: str,
+    status: int,
+    message: str,
+    bulk: Run,
+    far: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import obstore
 
@@ -208,8 +250,11 @@ def test_errors_of_stores_are_one_line(
     assert "Debug" not in ran.err
 
 
-def test_no_more_than_is_listed_is_read_of_an_object(far: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    endless, source = Mock(return_value=bytes(1 << 16)), opened(f"{far}/in")
+def test_no_more_than_is_listed_is_read_of_an_object(
+    far: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless = Mock(return_value=bytes(1 << 16))
+    source = opened(f"{far}/in")
     answer = Mock(**{"stream.side_effect": lambda **_: iter(endless, b"")})
     monkeypatch.setattr("obstore.get", Mock(return_value=answer))
     for item in fetch(source, 0, 3):
@@ -228,7 +273,9 @@ def test_a_table(shape: str, arrow: Any, bulk: Run, pictures: dict[str, bytes]) 
     values: list[Any] = [pictures[name] for name in names]
     if shape == "struct":
         values = [{"bytes": pictures[name], "path": name} for name in names]
-    arrow.parquet.write_table(arrow.table({"picture": [*values, None]}), "in.parquet", row_group_size=3)
+    arrow.parquet.write_table(
+        arrow.table({"picture": [*values, None]}), "in.parquet", row_group_size=3
+    )
     assert bulk("project in.parquet table --column picture --shard 4").status == 1
     assert bulk("project in out").status == 0
     assert output_images("table") == output_images()
@@ -250,11 +297,15 @@ def test_a_damaged_row_group_is_failed_images(arrow: Any, bulk: Run) -> None:
     assert errors() == [None] * 3 + ["unreadable"] * 3 + [None] * 3
 
 
-def test_rows_that_share_one_large_value_are_read_one_after_the_other(arrow: Any, tmp_path: Path) -> None:
+def test_rows_that_share_one_large_value_are_read_one_after_the_other(
+    arrow: Any, tmp_path: Path
+) -> None:
     """A table of less than 1 MiB says that each of its rows has the same 8 MiB."""
     value = bytes(8 << 20)
     rows = arrow.table({"image": arrow.array([value] * 60).dictionary_encode()})
-    arrow.parquet.write_table(rows.cast(arrow.schema([("image", arrow.binary())])), tmp_path / "in.parquet")
+    arrow.parquet.write_table(
+        rows.cast(arrow.schema([("image", arrow.binary())])), tmp_path / "in.parquet"
+    )
     source = opened(tmp_path, limit=16 << 20)
     read = 0
     while read < 60:
@@ -269,13 +320,20 @@ def test_rows_are_the_same_from_wherever_they_are_read_and_of_more_tables_than_m
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for number in range(20):
-        table(arrow, [picture(3 * number + row) for row in range(3)], f"{number:02}.parquet", row_group_size=2)
+        table(
+            arrow,
+            [picture(3 * number + row) for row in range(3)],
+            f"{number:02}.parquet",
+            row_group_size=2,
+        )
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 10, limits[1]))
     try:
         source = opened(tmp_path)
         for start, stop in ((0, 60), (30, 45), (10, 30), (45, 50), (5, 50)):
-            assert [item.content for item in fetch(source, start, stop)] == [picture(n) for n in range(start, stop)]
+            assert [item.content for item in fetch(source, start, stop)] == [
+                picture(n) for n in range(start, stop)
+            ]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     (tmp_path / "00.parquet").unlink()

@@ -34,7 +34,9 @@ def test_when_another_comes_both_end_at_half() -> None:
     assert accounts.held == {"a": pytest.approx(200, abs=8), "b": pytest.approx(200, abs=8)}
 
 
-@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(1, 40), st.booleans()), max_size=200))
+@given(
+    st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(1, 40), st.booleans()), max_size=200)
+)
 def test_nobody_holds_more_than_there_is_and_a_small_caller_is_served(
     operations: list[tuple[str, int, bool]],
 ) -> None:
@@ -58,7 +60,9 @@ def test_nobody_holds_more_than_there_is_and_a_small_caller_is_served(
 @pytest.mark.parametrize(
     ("text", "rate"),
     [("20/s", Rate(20, 1.0)), ("600/m", Rate(600, 60.0))]
-    + [(text, None) for text in ("", "20", "0/s", "-1/s", "20/h", "2.5/s", "20 /s", "٢/s", "1e3/s")],
+    + [
+        (text, None) for text in ("", "20", "0/s", "-1/s", "20/h", "2.5/s", "20 /s", "٢/s", "1e3/s")
+    ],
 )
 def test_a_rate_is_read(text: str, rate: Rate | None) -> None:
     if rate is not None:
@@ -160,7 +164,8 @@ with open(sys.argv[1], "r+b") as file:
 
 def test_a_process_that_stops_while_it_holds_the_lock_stops_nobody(tmp_path: Path) -> None:
     path = tmp_path / "quotas"
-    rates, rate = Rates(path), Rate(1, 60.0)
+    rates = Rates(path)
+    rate = Rate(1, 60.0)
     command = [sys.executable, "-c", HOLDS_THE_LOCK, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None

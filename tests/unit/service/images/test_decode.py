@@ -54,10 +54,17 @@ FAX = [{"compression": name} for name in ("group3", "group4")]
 
 
 @pytest.mark.parametrize(
-    ("form", "mode"), [(form, mode) for form, (modes, _) in LOSSLESS.items() for mode in modes.split()]
+    ("form", "mode"),
+    [(form, mode) for form, (modes, _) in LOSSLESS.items() for mode in modes.split()],
 )
 def test_lossless_pictures_decode_exactly(form: str, mode: str) -> None:
-    image = Image.fromarray(DEEP) if mode == "I;16" else COLOURS.quantize(99) if mode == "P" else ALPHA.convert(mode)
+    image = (
+        Image.fromarray(DEEP)
+        if mode == "I;16"
+        else COLOURS.quantize(99)
+        if mode == "P"
+        else ALPHA.convert(mode)
+    )
     plain = {"1": "L", "P": "RGB", "CMYK": "RGB", "I;16": "L"}.get(mode, mode)
     expected = np.rint(DEEP / 257) if mode == "I;16" else np.asarray(image.convert(plain))
     for options in LOSSLESS[form][1] + (FAX if (form, mode) == ("TIFF", "1") else []):
@@ -70,7 +77,13 @@ def test_lossless_pictures_decode_exactly(form: str, mode: str) -> None:
 @pytest.mark.parametrize("is_keyed", [False, True])
 @pytest.mark.parametrize(
     ("colour", "bands", "depth"),
-    [*((GREY, 1, depth) for depth in (1, 2, 4, 8, 16)), (4, 2, 16), (RGB, 3, 8), (RGB, 3, 16), (RGBA, 4, 16)],
+    [
+        *((GREY, 1, depth) for depth in (1, 2, 4, 8, 16)),
+        (4, 2, 16),
+        (RGB, 3, 8),
+        (RGB, 3, 16),
+        (RGBA, 4, 16),
+    ],
 )
 def test_every_level_is_scaled_and_rounded(
     colour: int, bands: int, depth: int, is_keyed: bool, interlaced: bool
@@ -78,7 +91,8 @@ def test_every_level_is_scaled_and_rounded(
     """… and a transparent colour is compared in all bits of all bands."""
     top = 2**depth - 1
     samples = np.resize(np.arange(top + 1, dtype=np.uint16), (128, 512, bands))
-    before, expected = b"", np.rint(samples * 255.0 / top)
+    before = b""
+    expected = np.rint(samples * 255.0 / top)
     if is_keyed and bands % 2:
         samples[0, 1] = key = samples[0, 0]
         samples[0, 1, -1] ^= 1
@@ -130,7 +144,8 @@ DAMAGED_EXIF = (b"", exif(0), exif(9), b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x
 
 
 @pytest.mark.parametrize(
-    ("form", "block"), [*product(["JPEG", "WEBP"], [exif(6), *DAMAGED_EXIF]), ("AVIF", CAMERA.tobytes()[6:])]
+    ("form", "block"),
+    [*product(["JPEG", "WEBP"], [exif(6), *DAMAGED_EXIF]), ("AVIF", CAMERA.tobytes()[6:])],
 )
 def test_jpeg_and_webp_are_turned_as_their_exif_says(form: str, block: bytes) -> None:
     """… and damaged EXIF is ignored without a warning."""
@@ -214,7 +229,12 @@ def test_plain_pngs_are_what_pillow_says_wherever_they_are_decoded(data: bytes) 
 
 
 def test_metadata_of_a_jpeg_changes_no_pixel() -> None:
-    extras = b"\xff\xfe\0\6\xff\xda\xff\xc0" + b"\xff\xe2\0\x10ICC_PROFILE\0\1\1" + b"\xff" * 7 + b"\xff\xd0"
+    extras = (
+        b"\xff\xfe\0\6\xff\xda\xff\xc0"
+        + b"\xff\xe2\0\x10ICC_PROFILE\0\1\1"
+        + b"\xff" * 7
+        + b"\xff\xd0"
+    )
     turn = b"\xff\xe1" + struct.pack(">H", len(exif(6)) + 8) + b"Exif\0\0" + exif(6)
     for options in ({}, {"progressive": True}):
         plain = save(smooth(24, 16), "JPEG", **options)
@@ -246,7 +266,9 @@ TINY = save(noise(28, 28))
         (TINY[:29] + bytes(4) + TINY[33:], False),
     ],
 )
-def test_only_a_small_png_of_the_wanted_size_is_decoded_on_the_event_loop(data: bytes, is_small: bool) -> None:
+def test_only_a_small_png_of_the_wanted_size_is_decoded_on_the_event_loop(
+    data: bytes, is_small: bool
+) -> None:
     width, height = struct.unpack_from(">II", data.ljust(24, b"\0"), 16)
     text = b64encode(data).decode()
     for form in (data, text, f"data:image/png;base64,{text}"):

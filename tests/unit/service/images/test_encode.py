@@ -21,11 +21,23 @@ from service.images.untrusted import decode_base64
 from tests.helpers import pictures as make
 
 
-@given(st.sampled_from(["png", "webp"]), st.integers(1, 40), st.integers(1, 100), st.booleans(), st.integers(1, 255))
-def test_png_and_webp_are_lossless(form: ImageFormat, height: int, width: int, colour: bool, levels: int) -> None:
-    pixels = make.noise(2 * height, width, *[3] * colour)[::2, ::-1] // levels * levels  # need not be contiguous
+@given(
+    st.sampled_from(["png", "webp"]),
+    st.integers(1, 40),
+    st.integers(1, 100),
+    st.booleans(),
+    st.integers(1, 255),
+)
+def test_png_and_webp_are_lossless(
+    form: ImageFormat, height: int, width: int, colour: bool, levels: int
+) -> None:
+    # need not be contiguous
+    pixels = make.noise(2 * height, width, *[3] * colour)[::2, ::-1] // levels * levels
     image = make.opened(encode(pixels, form))
-    assert (image.format, image.mode) == (form.upper(), "L" if form == "png" and not colour else "RGB")
+    assert (image.format, image.mode) == (
+        form.upper(),
+        "L" if form == "png" and not colour else "RGB",
+    )
     assert np.array_equal(np.asarray(image if colour else image.convert("L")), pixels)
 
 
@@ -45,7 +57,8 @@ def test_equal_neighbours_add_their_times(form: AnimationFormat) -> None:
     for frames, expected in (((a, b, b, a), (a, b, a)), ((a, a), (a,))):
         image = make.opened(animate(np.stack(frames), form, fps=10))
         shown = [
-            (np.asarray(each.convert("L")), each.info.get("duration", 0)) for each in ImageSequence.Iterator(image)
+            (np.asarray(each.convert("L")), each.info.get("duration", 0))
+            for each in ImageSequence.Iterator(image)
         ]
         np.testing.assert_array_equal([pixels for pixels, _ in shown], expected)
         assert len(expected) == 1 or sum(time for _, time in shown) == 100 * len(frames)
@@ -74,7 +87,9 @@ def test_base64_length_is_checked_first() -> None:
         plain("!!!!!", max_chars=4)
 
 
-@given(st.text("AQgw09+/-_=: \t\n\v\u00a0ä", max_size=60) | st.binary(max_size=200).map(encode_base64))
+@given(
+    st.text("AQgw09+/-_=: \t\n\v\u00a0ä", max_size=60) | st.binary(max_size=200).map(encode_base64)
+)
 def test_random_text_decodes_or_is_refused(text: str) -> None:
     bare = re.sub(r"[ \t\n\r\f\v]", "", text)
     try:
@@ -141,7 +156,10 @@ def test_other_npy_is_refused(data: bytes) -> None:
         decode_npy(data, SHAPE, field="latent")
 
 
-@given(st.binary(max_size=120), st.sampled_from([b"", b"\x93NUMPY", b"\x93NUMPY\1\0\x30\0{'descr': '<f4', "]))
+@given(
+    st.binary(max_size=120),
+    st.sampled_from([b"", b"\x93NUMPY", b"\x93NUMPY\1\0\x30\0{'descr': '<f4', "]),
+)
 def test_random_npy_raises_nothing_foreign(tail: bytes, head: bytes) -> None:
     with pytest.raises(InvalidContent):
         decode_npy(head + tail, SHAPE, field="latent")

@@ -1,4 +1,6 @@
-"""Files that are rare, damaged or made to harm: what they cost is bounded, and what they raise is ours."""
+"""Files that are rare, damaged or made to harm: what they cost is bounded, and what they raise is
+ours.
+"""
 
 import struct
 import time
@@ -31,7 +33,8 @@ from tests.helpers.pictures import (
 
 Tags = Mapping[int, tuple[int, ...]]
 SMALL = {
-    form: save(noise(16, 16, 3) if form != "GIF" else noise(16, 16), form) for form in ("PNG", "JPEG", "WEBP", "GIF")
+    form: save(noise(16, 16, 3) if form != "GIF" else noise(16, 16), form)
+    for form in ("PNG", "JPEG", "WEBP", "GIF")
 }
 
 
@@ -41,7 +44,9 @@ def levels(data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 def tiff(order: str, tags: Tags, strips: bytes = b"", following: int = 0) -> bytes:
     """A TIFF whose strips begin at byte 8; the values of its tags are 32-bit numbers."""
-    start, entries, values = 8 + len(strips), b"", b""
+    start = 8 + len(strips)
+    entries = b""
+    values = b""
     place = start + 2 + 12 * len(tags) + 4
     for tag, numbers in sorted(tags.items()):
         packed = struct.pack(f"{order}{len(numbers)}I", *numbers)
@@ -49,19 +54,47 @@ def tiff(order: str, tags: Tags, strips: bytes = b"", following: int = 0) -> byt
         entries += packed if len(packed) == 4 else struct.pack(order + "I", place + len(values))
         values += packed if len(packed) > 4 else b""
     head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, start)
-    return head + strips + struct.pack(order + "H", len(tags)) + entries + struct.pack(order + "I", following) + values
+    return (
+        head
+        + strips
+        + struct.pack(order + "H", len(tags))
+        + entries
+        + struct.pack(order + "I", following)
+        + values
+    )
 
 
-PLAIN: Tags = {256: (4,), 257: (2,), 258: (8,), 259: (1,), 262: (1,), 273: (8,), 277: (1,), 278: (2,), 279: (8,)}
+PLAIN: Tags = {
+    256: (4,),
+    257: (2,),
+    258: (8,),
+    259: (1,),
+    262: (1,),
+    273: (8,),
+    277: (1,),
+    278: (2,),
+    279: (8,),
+}
 """The tags of a grey image of 4×2 pixels in one strip."""
 
 
-@pytest.mark.parametrize(("order", "bits", "white"), [("<", 8, 0), (">", 8, 255), ("<", 16, 255), (">", 16, 0)])
-def test_tiff_of_both_byte_orders_strips_and_white_as_zero(order: str, bits: int, white: int) -> None:
+@pytest.mark.parametrize(
+    ("order", "bits", "white"), [("<", 8, 0), (">", 8, 255), ("<", 16, 255), (">", 16, 0)]
+)
+def test_tiff_of_both_byte_orders_strips_and_white_as_zero(
+    order: str, bits: int, white: int
+) -> None:
     """… and further values of a tag are dropped without a warning."""
     samples = np.arange(8).reshape(2, 4) * (8191 if bits == 16 else 31)
     size = bits // 2
-    own: Tags = {256: (4, 9, 9), 258: (bits,), 262: (int(not white),), 273: (8, 8 + size), 278: (1,), 279: (size, size)}
+    own: Tags = {
+        256: (4, 9, 9),
+        258: (bits,),
+        262: (int(not white),),
+        273: (8, 8 + size),
+        278: (1,),
+        279: (size, size),
+    }
     expected = np.rint(samples / (257 if bits == 16 else 1))
     found = levels(tiff(order, {**PLAIN, **own}, samples.astype(f"{order}u{bits // 8}").tobytes()))
     assert np.array_equal(found, np.abs(white - expected))
@@ -182,7 +215,10 @@ HOSTILE = {
     "padding": (jpeg, b"\xff"),
     "stray zeros": (jpeg, b"\xff\0"),
     "EXIF appended again and again": (jpeg, segment(0xE1, b"Exif\0\0" + bytes(300))),
-    "Photoshop resources": (jpeg, segment(0xED, b"Photoshop 3.0\0" + b"8BIM\x04\x04\0\0\0\0\0\0" * 5000)),
+    "Photoshop resources": (
+        jpeg,
+        segment(0xED, b"Photoshop 3.0\0" + b"8BIM\x04\x04\0\0\0\0\0\0" * 5000),
+    ),
     "quantisation tables": (jpeg, segment(0xDB, (b"\0" + b"\1" * 64) * 500)),
     "empty IDAT": (png, chunk(b"IDAT")),
     "empty text": (png, chunk(b"tEXt")),
@@ -236,13 +272,21 @@ def box(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", 8 + len(content)) + kind + content
 
 
-def avif(data: bytes, *, items: int = 1, length: int = 0, method: int = 0, meta: bytes = b"") -> bytes:
-    """An AVIF whose iloc lists the same data several times; with method 1 it is in the box `idat`."""
+def avif(
+    data: bytes, *, items: int = 1, length: int = 0, method: int = 0, meta: bytes = b""
+) -> bytes:
+    """An AVIF whose iloc lists the same data several times; with method 1 it is in the box
+    `idat`.
+    """
 
     def head(offset: int) -> bytes:
         entry = struct.pack(">HHHHII", 1, method, 0, 1, offset, length)
         iloc = box(b"iloc", b"\1\0\0\0\x44\0" + struct.pack(">H", items) + entry * items)
-        return box(b"ftyp", b"avif\0\0\0\0avifmif1") + box(b"meta", bytes(4) + iloc + meta) + b"\0\0\0\0mdat"
+        return (
+            box(b"ftyp", b"avif\0\0\0\0avifmif1")
+            + box(b"meta", bytes(4) + iloc + meta)
+            + b"\0\0\0\0mdat"
+        )
 
     return head(0 if method else len(head(0))) + data
 
@@ -254,7 +298,10 @@ FTYP = box(b"ftyp", b"avif\0\0\0\0avif")
 
 def test_the_size_of_av1_frames_is_read_wherever_they_are() -> None:
     for data in (SEQUENCE + FRAME, b"\x12\0" + SEQUENCE + FRAME):
-        for file in (avif(data, length=len(data)), avif(b"", method=1, length=len(data), meta=box(b"idat", data))):
+        for file in (
+            avif(data, length=len(data)),
+            avif(b"", method=1, length=len(data), meta=box(b"idat", data)),
+        ):
             assert avif_still(file)[1:] == (600, 600)
 
 
@@ -268,7 +315,9 @@ REJECTED = {
     "too few strips": tiff("<", {**PLAIN, 278: (1,)}, bytes(8)),
     "strips of more bytes than the file": tiff("<", {**PLAIN, 279: (9_999,)}, bytes(8)),
     "very many values": tiff("<", {**PLAIN, 273: tuple(range(MAX_PARTS + 1))}, bytes(8)),
-    "a tile of 4 gigapixels": tiff("<", {**PLAIN, 322: (1 << 16,), 323: (1 << 16,), 324: (8,), 325: (8,)}, bytes(8)),
+    "a tile of 4 gigapixels": tiff(
+        "<", {**PLAIN, 322: (1 << 16,), 323: (1 << 16,), 324: (8,), 325: (8,)}, bytes(8)
+    ),
     "an offset beyond the file": b"II*\0\xff\xff\xff\x7f" + bytes(99),
     "a directory that follows itself": tiff("<", PLAIN, bytes(8), following=16),
     "an empty directory that follows itself": b"II*\0" + struct.pack("<IHI", 8, 0, 8),
@@ -293,7 +342,8 @@ def test_hostile_files_are_rejected_at_once(data: bytes) -> None:
     assert time.thread_time() - began < 1
 
 
-ALPHA, BLACK = Image.fromarray(noise(12, 9, 4)), Image.fromarray(noise(12, 9)).convert("1")
+ALPHA = Image.fromarray(noise(12, 9, 4))
+BLACK = Image.fromarray(noise(12, 9)).convert("1")
 SEEDS = [
     *(save(ALPHA, "TIFF", compression=name) for name in (None, "tiff_lzw", "tiff_adobe_deflate")),
     save(smooth(12, 9), "TIFF", compression="jpeg"),
@@ -301,7 +351,10 @@ SEEDS = [
     save(Image.fromarray(noise(12, 9).astype(np.uint16) * 257), "TIFF", compression="packbits"),
     *(save(smooth(12, 9), form, exif=b"Exif\0\0" + exif(6)) for form in ("PNG", "JPEG", "WEBP")),
     *(save(smooth(12, 9), form) for form in ("BMP", "GIF", "AVIF")),
-    *(save(smooth(12, 9), form, save_all=True, append_images=[smooth(12, 9)]) for form in ("TIFF", "GIF", "AVIF")),
+    *(
+        save(smooth(12, 9), form, save_all=True, append_images=[smooth(12, 9)])
+        for form in ("TIFF", "GIF", "AVIF")
+    ),
     save(smooth(12, 9), "JPEG", progressive=True),
     save(smooth(12, 9).quantize(16)),
 ]
@@ -325,7 +378,9 @@ def test_damaged_files_raise_nothing_foreign_and_warn_of_nothing(data: bytes) ->
 
 def test_damage_writes_nothing_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
     """LibTIFF would write a line for every damaged line of a fax."""
-    data = bytearray(save(Image.fromarray(noise(37, 51)).convert("1"), "TIFF", compression="group4"))
+    data = bytearray(
+        save(Image.fromarray(noise(37, 51)).convert("1"), "TIFF", compression="group4")
+    )
     data[20:200] = bytes(range(180))
     with suppress(InvalidContent):
         decode_picture(bytes(data))

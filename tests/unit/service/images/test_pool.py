@@ -35,7 +35,9 @@ def fail(body: Body, _: object) -> None:
 
 def test_a_pool_job_that_fails_or_that_nobody_waits_for_holds_nothing() -> None:
     async def main() -> None:
-        pool, free, ran = CodecPool(2, lambda *_: None), threading.Event(), threading.Event()
+        pool = CodecPool(2, lambda *_: None)
+        free = threading.Event()
+        ran = threading.Event()
         ended = threading.Event()
         ended.set()
         body = Body()
@@ -81,10 +83,14 @@ def test_a_pool_job_that_fails_or_that_nobody_waits_for_holds_nothing() -> None:
 
 
 def test_a_caller_with_many_jobs_holds_up_nobody() -> None:
-    """Its jobs take all threads but one; of two callers that wait, the one that has spent less is next."""
+    """Its jobs take all threads but one; of two callers that wait, the one that has spent less is
+    next.
+    """
 
     async def main() -> None:
-        pool, began, loop = CodecPool(2, lambda *_: None), asyncio.Queue[str](), asyncio.get_running_loop()
+        pool = CodecPool(2, lambda *_: None)
+        began = asyncio.Queue[str]()
+        loop = asyncio.get_running_loop()
         free = {name: threading.Semaphore(0) for name in ("many", "one")}
 
         def job(name: str, _: object) -> None:

@@ -1,4 +1,6 @@
-"""From images to rows, and back to levels. The oracle takes one step of docs/http-api.md after the other."""
+"""From images to rows, and back to levels. The oracle takes one step of docs/http-api.md after the
+other.
+"""
 
 from fractions import Fraction
 from typing import Any
@@ -57,11 +59,14 @@ def inside(size: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(scale * size[0])), max(1, round(scale * size[1]))
 
 
-def placed(image: Image.Image, size: tuple[int, int], resize: Resize, fill: Any, resample: Image.Resampling) -> Levels:
+def placed(
+    image: Image.Image, size: tuple[int, int], resize: Resize, fill: Any, resample: Image.Resampling
+) -> Levels:
     """An image on a canvas of this (width, height), centred; an odd pixel is right and below."""
     if resize == "crop":
         across, down = inside(size, image.size)
-        left, top = (image.width - across) // 2, (image.height - down) // 2
+        left = (image.width - across) // 2
+        top = (image.height - down) // 2
         image = image.crop((left, top, left + across, top + down))
     across, down = inside(image.size, size) if resize == "fit" else size
     canvas = Image.new(image.mode, size, fill)
@@ -72,7 +77,8 @@ def placed(image: Image.Image, size: tuple[int, int], resize: Resize, fill: Any,
 
 def expected(pixels: Levels, card: ModelCard, resize: Resize, invert: Any) -> tuple[Levels, bool]:
     """The row of an image (H, W, bands) as levels, and whether it is inverted."""
-    mode, fill = "L" if card.shape[0] == 1 else "RGB", np.rint((np.array(card.background) + 1) * 127.5)
+    mode = "L" if card.shape[0] == 1 else "RGB"
+    fill = np.rint((np.array(card.background) + 1) * 127.5)
     auto = invert == "auto" and card.polarity == "light-on-dark"
     is_dark_ink = False
     if pixels.shape[-1] in (2, 4):
@@ -124,7 +130,9 @@ def test_a_row_is_what_the_contract_says(
     if alpha is not None and bands in (2, 4):
         pixels[..., -1] = alpha
     card = make.card((channels, *(target or shape)), background[:channels], polarity)
-    found = prepare(picture(pixels.squeeze(-1) if bands == 1 else pixels), card, resize=resize, invert=invert)
+    found = prepare(
+        picture(pixels.squeeze(-1) if bands == 1 else pixels), card, resize=resize, invert=invert
+    )
     levels, inverted = expected(pixels, card, resize, invert)
     assert found.row.shape == card.shape
     assert found.row.dtype == np.float32
@@ -137,10 +145,16 @@ def test_a_row_is_what_the_contract_says(
 def test_a_mask_takes_the_pictures_turn_and_resize_or_has_the_models_size(
     shape: Any, target: Any, orientation: int, resize: Resize
 ) -> None:
-    """White regenerates, and black, what is transparent and the letterbox keep. Its own turn is ignored."""
-    card, pixels = make.card((1, *target)), make.noise(*shape)
-    turned = make.png(pixels[..., None], make.GREY, 8, before=make.chunk(b"eXIf", make.exif(orientation)))
-    subject, own = decode_picture(turned), make.noise(*target)
+    """White regenerates, and black, what is transparent and the letterbox keep. Its own turn is
+    ignored.
+    """
+    card = make.card((1, *target))
+    pixels = make.noise(*shape)
+    turned = make.png(
+        pixels[..., None], make.GREY, 8, before=make.chunk(b"eXIf", make.exif(orientation))
+    )
+    subject = decode_picture(turned)
+    own = make.noise(*target)
     row = placed(subject.image, target[::-1], resize, 0, Image.Resampling.NEAREST)
     masks = [(turned, row), (make.save(pixels), row)]
     if target != shape:

@@ -34,7 +34,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 class ShelfModel(OnDemandModel):
-    """A model of 40 MiB. `rows` are the callers that have rows; ``claimed`` tells that it is to be released."""
+    """A model of 40 MiB. `rows` are the callers that have rows; ``claimed`` tells that it is to be
+    released.
+    """
 
     def __init__(self, memory: Memory, name: str) -> None:
         self.claimed, self.looks = threading.Event(), threading.Semaphore(0)
@@ -60,7 +62,9 @@ class Shelf:
         self.seen: list[tuple[int, int]] = []
         self.opening_s = 3.0
         self._clock = clock or Clock()
-        self.memory = Memory(limit, on_change=lambda count, size: self.seen.append((count, size // 2**20)))
+        self.memory = Memory(
+            limit, on_change=lambda count, size: self.seen.append((count, size // 2**20))
+        )
         self.models = {name: self.model(name) for name in "abc"}
 
     def model(self, name: str) -> ShelfModel:
@@ -89,7 +93,9 @@ class Shelf:
     ("used", "opened", "left"),
     [("ab", "ab", "ab"), ("abc", "abc", "bc"), ("abac", "abc", "ac"), ("abcab", "abcab", "ab")],
 )
-def test_the_model_that_was_used_least_recently_is_closed(used: str, opened: str, left: str) -> None:
+def test_the_model_that_was_used_least_recently_is_closed(
+    used: str, opened: str, left: str
+) -> None:
     shelf = Shelf()
     shelf.use(used)
     assert ("".join(shelf.opened), shelf.open_names()) == (opened, left)
@@ -133,9 +139,15 @@ def test_a_model_stays_open_as_long_as_opening_took(clock: Clock) -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_models_are_opened_for_the_caller_that_has_had_least(clock: Clock, seed: int) -> None:
     """However many models each caller waits for, and in whichever order they came."""
-    chance, shelf, opened = random.Random(seed), Shelf(40, clock), list[str]()
+    chance = random.Random(seed)
+    shelf = Shelf(40, clock)
+    opened = list[str]()
     shelf.opening_s = 0.0
-    owners = list(Counter({caller: chance.randint(1, 6) for caller in "pqrs"[: chance.randint(2, 4)]}).elements())
+    owners = list(
+        Counter(
+            {caller: chance.randint(1, 6) for caller in "pqrs"[: chance.randint(2, 4)]}
+        ).elements()
+    )
     chance.shuffle(owners)
 
     def use(model: ShelfModel) -> None:
@@ -154,16 +166,20 @@ def test_models_are_opened_for_the_caller_that_has_had_least(clock: Clock, seed:
         shelf.models["a"].release()
     assert len(opened) == len(owners)
     for end in range(len(opened)):
-        had, left = Counter(opened[:end]), set(opened[end:])
+        had = Counter(opened[:end])
+        left = set(opened[end:])
         assert max(had[each] for each in left) - min(had[each] for each in left) <= 1, opened
 
 
 def test_a_stream_of_one_caller_closes_between_two_steps_for_another_caller(clock: Clock) -> None:
     """And goes on later, with the same numbers."""
-    shelf, allowed, began = Shelf(40, clock), threading.Semaphore(3), list[str]()
+    shelf = Shelf(40, clock)
+    allowed = threading.Semaphore(3)
+    began = list[str]()
     shelf.opening_s = 0.0
     held_up = threading.Event()  # in a step, so the model is in use
-    first, second = shelf.models["a"], shelf.models["b"]
+    first = shelf.models["a"]
+    second = shelf.models["b"]
     first.rows = second.rows = []
 
     def step(rows: FloatRows) -> FloatRows:
@@ -182,14 +198,19 @@ def test_a_stream_of_one_caller_closes_between_two_steps_for_another_caller(cloc
             serving(FakeModel(function=step), memory=first) as streaming,
             serving(FakeModel(function=other_step), memory=second) as other,
         ):
-            stream = asyncio.create_task(streaming.run(marked(1), params(40, tolerance=1e-30, key="a")))
+            stream = asyncio.create_task(
+                streaming.run(marked(1), params(40, tolerance=1e-30, key="a"))
+            )
             assert await asyncio.to_thread(held_up.wait, PATIENCE_S)
             asked = asyncio.create_task(other.run(marked(2), params(key="b")))
             assert await asyncio.to_thread(first.claimed.wait, PATIENCE_S)
             claimed_after = len(began)
             allowed.release(40)
-            np.testing.assert_array_equal((await asyncio.wait_for(asked, PATIENCE_S)).rows, marked(1))
-            assert began.index("b") <= claimed_after + 1  # at most the step that had been decided on
+            np.testing.assert_array_equal(
+                (await asyncio.wait_for(asked, PATIENCE_S)).rows, marked(1)
+            )
+            # at most the step that had been decided on
+            assert began.index("b") <= claimed_after + 1
             np.testing.assert_array_equal((await stream).rows, marked(2.0**-40))
 
     asyncio.run(main())
@@ -212,10 +233,12 @@ def test_who_cannot_have_a_model_before_the_deadline_hears_so_at_once(clock: Clo
     assert shelf.opened == ["c", "a", "c"]
 
 
-def test_a_file_that_is_no_longer_the_verified_one_is_not_opened_and_what_is_too_large_takes_no_room(
+def test_a_file_that_is_no_longer_the_verified_one_is_not_opened_and_takes_no_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    size = max((write_model(tmp_path, version=version) / "model.onnx").stat().st_size for version in "1234")
+    size = max(
+        (write_model(tmp_path, version=version) / "model.onnx").stat().st_size for version in "1234"
+    )
     (tmp_path / "toy" / "2" / "golden.npz").write_bytes(b"")
     sizes = iter([0, 0, 2**30])  # the third look at the first model
     monkeypatch.setattr(on_demand, "resident_bytes", lambda: next(sizes, 0))
@@ -227,9 +250,12 @@ def test_a_file_that_is_no_longer_the_verified_one_is_not_opened_and_what_is_too
     assert list(models) == ["toy/3", "toy/4"]  # the second has taken the room of the first
     assert failures["toy/2"].startswith("toy/2/golden.npz: damaged")
     assert "more than IGN_MODEL_MEMORY_MIB=1" in failures["toy/1"]
-    x, loaded, file = sample_rows(2), models["toy/3"], tmp_path / "toy" / "3" / "model.onnx"
+    x = sample_rows(2)
+    loaded = models["toy/3"]
+    file = tmp_path / "toy" / "3" / "model.onnx"
     assert loaded.memory is not None
-    kept, count = file.read_bytes(), opened.call_count
+    kept = file.read_bytes()
+    count = opened.call_count
     file.write_bytes(b"other")
     with pytest.raises(ModelFailure) as caught:
         loaded.instances[0].run(x)

@@ -1,4 +1,6 @@
-"""Models that come and go while others load; tests/contract/test_oip_repository.py has what callers see of it."""
+"""Models that come and go while others load; tests/contract/test_oip_repository.py has what callers
+see of it.
+"""
 
 import asyncio
 import threading
@@ -52,11 +54,15 @@ class Stage:
 
     def _serve(self, loaded: LoadedModel) -> ServedModel:
         statistics = ModelStatistics(Metrics(), loaded.ref)
-        scheduler = Scheduler(*loaded.instances, max_batch_rows=8, queue_rows=100, observe=statistics.take)
+        scheduler = Scheduler(
+            *loaded.instances, max_batch_rows=8, queue_rows=100, observe=statistics.take
+        )
         return ServedModel(loaded, lambda _: scheduler, statistics)
 
 
-def on_stage(directory: Path, play: Callable[[Stage], Awaitable[None]], store: ModelStore | None = None) -> None:
+def on_stage(
+    directory: Path, play: Callable[[Stage], Awaitable[None]], store: ModelStore | None = None
+) -> None:
     write_model(directory)
 
     async def main() -> None:
@@ -87,7 +93,9 @@ def test_ending_everything_ends_what_was_leaving_too(tmp_path: Path) -> None:
     on_stage(tmp_path, play)
 
 
-def test_two_refreshes_of_a_store_are_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_refreshes_of_a_store_are_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("obstore", reason="needs the extra store")
     waits: list[float] = []
 
@@ -96,13 +104,17 @@ def test_two_refreshes_of_a_store_are_apart(tmp_path: Path, monkeypatch: pytest.
 
     async def play(stage: Stage) -> None:
         # In that module alone: other event loops of this process sleep, too.
-        monkeypatch.setattr(registry, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
+        monkeypatch.setattr(
+            registry, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep})
+        )
         for _ in range(2):
             await stage.registry.load("toy")
         assert waits[0] <= 0 < waits[1] <= REFRESH_PAUSE_S
 
     write_model(tmp_path / "bucket")
-    on_stage(tmp_path / "copies", play, ModelStore((tmp_path / "bucket").as_uri(), tmp_path / "copies"))
+    on_stage(
+        tmp_path / "copies", play, ModelStore((tmp_path / "bucket").as_uri(), tmp_path / "copies")
+    )
 
 
 @pytest.mark.parametrize("limit_s", [0.01, 300.0])
@@ -135,7 +147,9 @@ def test_a_model_whose_loading_hangs_holds_up_no_other_and_ends(
     on_stage(tmp_path, play)
 
 
-def test_a_start_with_a_model_that_hangs_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_start_with_a_model_that_hangs_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("service.models.repository.LOAD_S", 0.01)
     stage = Stage(tmp_path)
     write_model(tmp_path)

@@ -1,4 +1,6 @@
-"""How a model directory may look, which of its models are loaded and verified, and in how many instances."""
+"""How a model directory may look, which of its models are loaded and verified, and in how many
+instances.
+"""
 
 import hashlib
 import os
@@ -20,11 +22,21 @@ from service.models.repository import Repository
 from service.runtime.onnx_model import OnnxModel
 from service.settings import Settings
 from tests.helpers.device_fakes import cuda_on_the_cpu, is_closed
-from tests.helpers.onnx_models import hungry, make_card, model_bytes, reference, sample_rows, write_golden, write_model
+from tests.helpers.onnx_models import (
+    hungry,
+    make_card,
+    model_bytes,
+    reference,
+    sample_rows,
+    write_golden,
+    write_model,
+)
 
 
 class Opener:
-    """Opens real models on the CPU, and remembers them and their threads; not more than ``most``."""
+    """Opens real models on the CPU, and remembers them and their threads; not more than
+    ``most``.
+    """
 
     def __init__(self, most: int = 64) -> None:
         self.most = most
@@ -61,7 +73,9 @@ def refusal(directory: Path, default: str = "toy", **options: Any) -> str:
     return caught.value.detail
 
 
-def test_other_entries_are_passed_over_and_links_within_the_directory_followed(tmp_path: Path) -> None:
+def test_other_entries_are_passed_over_and_links_within_the_directory_followed(
+    tmp_path: Path,
+) -> None:
     """As Kubernetes lays volumes out."""
     folder = write_model(tmp_path / "real")
     for name in (".git", "lost+found", "toy/latest", "toy/01", "..data"):
@@ -81,7 +95,9 @@ def test_other_entries_are_passed_over_and_links_within_the_directory_followed(t
         (("avatars/1", "mnist/1"), "mnist"),
     ],
 )
-def test_without_a_default_model_it_is_mnist_or_the_first(tmp_path: Path, refs: tuple[str, ...], default: str) -> None:
+def test_without_a_default_model_it_is_mnist_or_the_first(
+    tmp_path: Path, refs: tuple[str, ...], default: str
+) -> None:
     for ref in refs:
         (tmp_path / ref).mkdir(parents=True)
     for is_guess in (True, False):
@@ -115,7 +131,11 @@ def too_hungry(path: Path) -> None:
     [
         ("model.onnx", pipe, "no such file"),
         ("model.onnx", truncate, "not a model onnxruntime can load"),
-        ("model.onnx", lambda file: file.write_bytes(model_bytes(make_card("other"))), "its card says other/1"),
+        (
+            "model.onnx",
+            lambda file: file.write_bytes(model_bytes(make_card("other"))),
+            "its card says other/1",
+        ),
         ("model.onnx", too_hungry, "does not run on CPUExecutionProvider: 1 rows do not fit"),
         ("model.onnx", lambda file: os.truncate(file, 10_001), "larger than 10000 bytes"),
         ("golden.npz", Path.unlink, "no such file"),
@@ -125,7 +145,11 @@ def too_hungry(path: Path) -> None:
     ],
 )
 def test_damage_is_refused_by_file(
-    tmp_path: Path, file: str, damage: Callable[[Path], object], says: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    file: str,
+    damage: Callable[[Path], object],
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "MAX_MODEL_BYTES", 10_000)
     write_model(tmp_path, "a")  # sound, and loaded first: it has to be closed as well
@@ -144,7 +168,8 @@ def test_links_out_of_the_directory_are_refused(tmp_path: Path, what: str) -> No
 
 
 def test_files_of_a_snapshot_of_the_hub_may_be_its_blobs(tmp_path: Path) -> None:
-    folder, blobs = write_model(tmp_path / "model" / "snapshots" / "1b2c"), tmp_path / "model" / "blobs"
+    folder = write_model(tmp_path / "model" / "snapshots" / "1b2c")
+    blobs = tmp_path / "model" / "blobs"
     shutil.copytree(folder, blobs)
     for file in folder.iterdir():
         file.unlink()
@@ -156,10 +181,19 @@ def test_files_of_a_snapshot_of_the_hub_may_be_its_blobs(tmp_path: Path) -> None
 
 
 def test_a_model_is_found_where_kserve_mounts_it(tmp_path: Path) -> None:
-    """Without a folder of its name, and perhaps without one of its version; one of several may be broken."""
-    for version, place in (("3", "flat"), ("3", "models/3"), ("10", "models/9"), ("11", "models/11")):
+    """Without a folder of its name, and perhaps without one of its version; one of several may be
+    broken.
+    """
+    for version, place in (
+        ("3", "flat"),
+        ("3", "models/3"),
+        ("10", "models/9"),
+        ("11", "models/11"),
+    ):
         shutil.copytree(
-            write_model(tmp_path / place / "staging", version=version), tmp_path / place, dirs_exist_ok=True
+            write_model(tmp_path / place / "staging", version=version),
+            tmp_path / place,
+            dirs_exist_ok=True,
         )
         shutil.rmtree(tmp_path / place / "staging")
     (tmp_path / "models" / "11" / "model.onnx").write_bytes(b"x")
@@ -176,10 +210,15 @@ def test_a_model_is_found_where_kserve_mounts_it(tmp_path: Path) -> None:
     ("error", "line"),
     [
         (PermissionError(13, "Permission denied", "/secret"), "toy/1: Permission denied"),
-        (ZeroDivisionError("secret"), "toy/1: loading it failed in a way nobody foresaw; the log says how"),
+        (
+            ZeroDivisionError("secret"),
+            "toy/1: loading it failed in a way nobody foresaw; the log says how",
+        ),
     ],
 )
-def test_whatever_fails_is_a_line_in_the_failures(tmp_path: Path, error: Exception, line: str) -> None:
+def test_whatever_fails_is_a_line_in_the_failures(
+    tmp_path: Path, error: Exception, line: str
+) -> None:
     for name in ("a", "toy"):
         write_model(tmp_path, name)
 
@@ -193,11 +232,14 @@ def test_whatever_fails_is_a_line_in_the_failures(tmp_path: Path, error: Excepti
 
 
 class OpenerOnCuda(Opener):
-    """Opens models on a stand-in for CUDA. The one of a name raises an error, or without one gives other rows."""
+    """Opens models on a stand-in for CUDA. The one of a name raises an error, or without one gives
+    other rows.
+    """
 
     def __init__(self, error: Exception | None, name: str) -> None:
         super().__init__()
-        self.error, self.name = error, name
+        self.error = error
+        self.name = name
 
     def open(self, data: bytes, threads: int) -> OnnxModel:
         opener = self
@@ -215,7 +257,12 @@ class OpenerOnCuda(Opener):
 @pytest.mark.parametrize(
     ("error", "says", "devices", "tried"),
     [
-        (ModelFailure("the model failed", reason="CUDNN 3000"), "CUDNN 3000", ["cuda", "cpu", "cuda"], 3),
+        (
+            ModelFailure("the model failed", reason="CUDNN 3000"),
+            "CUDNN 3000",
+            ["cuda", "cpu", "cuda"],
+            3,
+        ),
         (DeviceOutOfMemory("1 rows do not fit"), "1 rows do not fit", ["cuda", "cpu", "cuda"], 3),
         (None, "differs by 1", ["cuda", "cpu", "cuda"], 3),
         # CUDA fails every call of the process then, those of models that were verified before too.
@@ -243,7 +290,9 @@ def test_a_model_that_fails_on_cuda_runs_on_the_cpu_and_says_why(
         Repository(tmp_path, OpenerOnCuda(error, "b"), default="b").load_all()
 
 
-def test_half_precision_answers_to_the_same_golden_rows_with_its_own_tolerance(tmp_path: Path) -> None:
+def test_half_precision_answers_to_the_same_golden_rows_with_its_own_tolerance(
+    tmp_path: Path,
+) -> None:
     file = write_model(tmp_path) / "model.fp16.onnx"
     assert "toy/1/model.fp16.onnx is not there; use fp32" in refusal(tmp_path, precision="fp16")
     file.write_bytes(model_bytes(scale=1.005))
@@ -285,4 +334,11 @@ def test_when_one_cannot_be_made_the_others_are_closed() -> None:
 
 def test_a_model_that_fails_is_left_to_verification() -> None:
     # It is not taken for a slow one, which would be made again with all threads.
-    assert len(open_instances(Opener().make, Settings(device="cpu", threads=3), hungry(2**45), alone=True)) == 2
+    assert (
+        len(
+            open_instances(
+                Opener().make, Settings(device="cpu", threads=3), hungry(2**45), alone=True
+            )
+        )
+        == 2
+    )

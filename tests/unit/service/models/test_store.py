@@ -1,4 +1,6 @@
-"""Models of an object store, by the client for S3, GCS and Azure, here on a folder that stands for a bucket."""
+"""Models of an object store, by the client for S3, GCS and Azure, here on a folder that stands for
+a bucket.
+"""
 
 import json
 import shutil
@@ -36,7 +38,13 @@ def store_of(bucket: Path) -> ModelStore:
 
 def repository(bucket: Path, default: str = "toy") -> Repository:
     store = store_of(bucket)
-    return Repository(store.folder, lambda data: [OnnxModel(data)], default=default, only_a_guess=True, store=store)
+    return Repository(
+        store.folder,
+        lambda data: [OnnxModel(data)],
+        default=default,
+        only_a_guess=True,
+        store=store,
+    )
 
 
 def served(bucket: Path) -> list[str]:
@@ -63,7 +71,9 @@ def replace(folder: Path, version: str) -> None:
 def test_models_of_a_store_serve_and_changes_are_copied_on_request(bucket: Path) -> None:
     assert served(bucket) == ["toy/1", "toy/2"]
     before = copies(bucket)
-    assert sorted(before) == [f"toy/{version}/{name}" for version in "12" for name in ("golden.npz", "model.onnx")]
+    assert sorted(before) == [
+        f"toy/{version}/{name}" for version in "12" for name in ("golden.npz", "model.onnx")
+    ]
     store = store_of(bucket)
     assert store.refresh() == {}
     assert copies(bucket) == before  # nothing was copied again
@@ -72,7 +82,8 @@ def test_models_of_a_store_serve_and_changes_are_copied_on_request(bucket: Path)
     (store.folder / "toy" / "2" / "golden.npz").unlink()
     assert store.refresh() == {}
     assert {name: content for name, (content, _) in copies(bucket).items()} == {
-        f"toy/2/{name}": (bucket / "toy" / "2" / name).read_bytes() for name in ("model.onnx", "golden.npz")
+        f"toy/2/{name}": (bucket / "toy" / "2" / name).read_bytes()
+        for name in ("model.onnx", "golden.npz")
     }
     assert not (store.folder / "toy" / "1").exists()
 
@@ -86,7 +97,9 @@ def test_without_a_store_or_a_cache_the_service_does_not_start(bucket: Path) -> 
         served(bucket)
 
 
-@pytest.mark.parametrize("fault", [None, GenericError("gone"), ValueError("\x1b[2J"), RecursionError()])
+@pytest.mark.parametrize(
+    "fault", [None, GenericError("gone"), ValueError("\x1b[2J"), RecursionError()]
+)
 def test_whatever_the_store_raises_the_copies_serve_and_the_text_is_one_line(
     bucket: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception | None
 ) -> None:
@@ -120,7 +133,8 @@ HOSTILE = ("{outside}", "../../y", "toy/../../../y", ".copied.json", "/toy/1/mod
     ],
 )
 def test_a_state_file_removes_only_copies_and_stops_nothing(bucket: Path, state: str) -> None:
-    outside, other = bucket.parent / "x", bucket.parent / "y"
+    outside = bucket.parent / "x"
+    other = bucket.parent / "y"
     served(bucket)
     for file in (outside, other):
         file.write_text("mine")
@@ -138,16 +152,23 @@ def listed(path: str, size: int) -> dict[str, Any]:
     ("chunks", "says"),
     [
         (repeat([listed("notes.txt", 1)] * 1000), "holds more than 100000 objects"),
-        ([[listed(f"toy/{version}/model.onnx", 2**31 - 1) for version in range(1, 100)]], "more than 64 GiB"),
+        (
+            [[listed(f"toy/{version}/model.onnx", 2**31 - 1) for version in range(1, 100)]],
+            "more than 64 GiB",
+        ),
     ],
 )
-def test_a_store_without_end_is_refused(bucket: Path, monkeypatch: pytest.MonkeyPatch, chunks: Any, says: str) -> None:
+def test_a_store_without_end_is_refused(
+    bucket: Path, monkeypatch: pytest.MonkeyPatch, chunks: Any, says: str
+) -> None:
     monkeypatch.setattr(obstore, "list", lambda _: chunks)
     with pytest.raises(StartupError, match=f"IGN_MODEL_DIR=file:///.*{says}"):
         store_of(bucket).refresh()
 
 
-def test_of_an_object_no_more_is_read_than_the_store_lists(bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_an_object_no_more_is_read_than_the_store_lists(
+    bucket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sent = Mock(return_value=bytes(1000))
     chunks = [[listed("toy/1/model.onnx", 5500), listed("toy/2/model.onnx", 2**31)]]
     monkeypatch.setattr(obstore, "list", lambda _: chunks)
@@ -160,12 +181,19 @@ def test_of_an_object_no_more_is_read_than_the_store_lists(bucket: Path, monkeyp
     ("fault", "says"),
     [
         (OSError(28, "No space left on device"), "No space left on device"),
-        (GenericError("cut off at http://inner:1/bucket\n\nDebug source"), "cut off at http://inner:1/bucket\n"),
+        (
+            GenericError("cut off at http://inner:1/bucket\n\nDebug source"),
+            "cut off at http://inner:1/bucket\n",
+        ),
         (None, "4 bytes came, not "),
     ],
 )
 def test_a_version_that_cannot_be_copied_leaves_the_earlier_one_and_the_others(
-    bucket: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: Exception | None, says: str
+    bucket: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fault: Exception | None,
+    says: str,
 ) -> None:
     get = obstore.get
 

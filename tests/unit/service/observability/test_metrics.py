@@ -26,18 +26,28 @@ from service.observability.metrics import (
 from service.observability.statistics import ModelStatistics
 from service.scheduling.report import Finished, ModelCall, Report
 
-OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.5,*/*;q=0.2"
+OPENMETRICS = (
+    "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.5,*/*;q=0.2"
+)
 """The beginning of what Prometheus sends as Accept."""
-DESCRIBED: dict[str, Any] = {"digest": "aaa", "provider": "CPUExecutionProvider", "reproducible": "exact"}
+DESCRIBED: dict[str, Any] = {
+    "digest": "aaa",
+    "provider": "CPUExecutionProvider",
+    "reproducible": "exact",
+}
 
 
 def ended(**values: Any) -> Any:
     """A request that has ended, with what metrics read of it."""
-    return SimpleNamespace(**{"model": None, "api_key": None, "problem": None, "trace": None} | values)
+    return SimpleNamespace(
+        **{"model": None, "api_key": None, "problem": None, "trace": None} | values
+    )
 
 
 def samples(metrics: Metrics) -> dict[str, float]:
-    """Every line of the text, such as `ign_batches_total{model="toy/1",reason="full"}`, and its value."""
+    """Every line of the text, such as `ign_batches_total{model="toy/1",reason="full"}`, and its
+    value.
+    """
     lines = [line for line in metrics.render()[0].decode().splitlines() if not line.startswith("#")]
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
 
@@ -144,7 +154,9 @@ def test_a_scheduler_reports_to_metrics_and_statistics() -> None:
     report = statistics.report()
     counts = {"inference_count": 4, "last_inference": 1_700_000_000_500, "execution_count": 3}
     assert counts.items() <= report.items()
-    parts = {name: (part["count"], part["ns"] / 1e9) for name, part in report["inference_stats"].items()}
+    parts = {
+        name: (part["count"], part["ns"] / 1e9) for name, part in report["inference_stats"].items()
+    }
     assert parts == {
         "success": (2, 1.9375),
         "fail": (3, 2.0),
@@ -160,7 +172,8 @@ def test_a_scheduler_reports_to_metrics_and_statistics() -> None:
 
 
 def test_nothing_is_lost_while_metrics_are_read() -> None:
-    metrics, ended = Metrics(), threading.Event()
+    metrics = Metrics()
+    ended = threading.Event()
 
     def read(_: int) -> None:
         while not ended.is_set():
@@ -177,8 +190,12 @@ def test_nothing_is_lost_while_metrics_are_read() -> None:
     assert found['ign_distance_sum{endpoint="/project",model="toy/1"}'] == 12_500.0
 
 
-def test_scrapes_of_a_second_share_a_rendering_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    metrics, threads, gate = Metrics(), list[int](), threading.Event()
+def test_scrapes_of_a_second_share_a_rendering_off_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    metrics = Metrics()
+    threads = list[int]()
+    gate = threading.Event()
 
     def collect(_: CollectorRegistry) -> list[Any]:
         threads.append(threading.get_ident())
@@ -188,7 +205,10 @@ def test_scrapes_of_a_second_share_a_rendering_off_the_event_loop(monkeypatch: p
     monkeypatch.setattr(CollectorRegistry, "collect", collect)
 
     async def main() -> None:
-        scrapes = [asyncio.create_task(metrics.scrape(accept)) for accept in ("", "text/plain", OPENMETRICS, "")]
+        scrapes = [
+            asyncio.create_task(metrics.scrape(accept))
+            for accept in ("", "text/plain", OPENMETRICS, "")
+        ]
         await asyncio.sleep(0)
         scrapes.pop().cancel()  # a client that disconnects does not stop it for the others
         gate.set()  # the loop is free, though no rendering has ended
@@ -211,7 +231,9 @@ def published(file: Path) -> Metrics:
     metrics.loaded("grey/1", **DESCRIBED)
     metrics.in_flight.set(3)
     metrics.ready.set(1)
-    request = ended(model="toy/1", api_key="alice\n# HELP", trace=TraceContext("a" * 32, "b" * 16, 1))
+    request = ended(
+        model="toy/1", api_key="alice\n# HELP", trace=TraceContext("a" * 32, "b" * 16, 1)
+    )
     metrics.requests("/generate", 200, [(0.02, request)])
     metrics.rows("toy/1", "/generate", [7], [0.1], api_key="alice")
     metrics.publish()
@@ -219,7 +241,9 @@ def published(file: Path) -> Metrics:
 
 
 def test_processes_add_up(tmp_path: Path) -> None:
-    """One that replaces another goes on from its counters, and gauges of one that is gone do not count."""
+    """One that replaces another goes on from its counters, and gauges of one that is gone do not
+    count.
+    """
     for name in ("0", "1", "1"):
         published(tmp_path / f"{name}.prom")
     (tmp_path / "quotas").write_bytes(bytes(100))
@@ -229,7 +253,11 @@ def test_processes_add_up(tmp_path: Path) -> None:
         'ign_request_seconds_count{endpoint="/generate",model="toy/1"}': 3,
     }
     info = 'model="grey/1",provider="CPUExecutionProvider",reproducible="exact"'
-    gauges = {f'ign_model_info{{digest="aaa",{info}}}': 1, "ign_requests_in_flight": 6, "ign_ready": 0}
+    gauges = {
+        f'ign_model_info{{digest="aaa",{info}}}': 1,
+        "ign_requests_in_flight": 6,
+        "ign_ready": 0,
+    }
     values = samples(metrics)
     assert (counted | gauges).items() <= values.items()
     assert not [name for name in values if "ign_model_info" in name and "toy/1" in name]
@@ -246,7 +274,10 @@ def test_processes_add_up(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_removed", [True, False])
 def test_a_folder_that_cannot_be_written_costs_the_metrics_only(
-    tmp_path: Path, is_removed: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    is_removed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     metrics = published(tmp_path / "shared" / "0.prom")
     metrics.in_flight.set(2)
@@ -254,7 +285,11 @@ def test_a_folder_that_cannot_be_written_costs_the_metrics_only(
         shutil.rmtree(tmp_path / "shared")
     else:
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "write_bytes", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+            patch.setattr(
+                Path,
+                "write_bytes",
+                Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")),
+            )
             assert [samples(metrics)["ign_requests_in_flight"] for _ in range(2)] == [3, 3]
         assert caplog.text.count("No space left on device") == 1
     assert samples(metrics)["ign_requests_in_flight"] == 2

@@ -19,13 +19,22 @@ from service.observability.tracing import Tracing, start_tracing
 from service.scheduling.scheduler import Scheduler
 from service.settings import trace_exporters
 from tests.helpers.fakes import FakeModel
-from tests.helpers.serving import marked, params, play, release, submitted, until_queued, until_running
+from tests.helpers.serving import (
+    marked,
+    params,
+    play,
+    release,
+    submitted,
+    until_queued,
+    until_running,
+)
 
 PARENT = TraceContext("a" * 32, "b" * 16, 1)
 
 
 def recording() -> tuple[Tracing, InMemorySpanExporter]:
-    provider, exporter = TracerProvider(shutdown_on_exit=False), InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    exporter = InMemorySpanExporter()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     return Tracing(provider), exporter
 
@@ -38,7 +47,10 @@ def test_a_batch_is_linked_to_all_its_requests_and_a_caller_that_leaves_is_seen(
         running = submitted(scheduler, marked(1), params())  # of no recorded trace
         await until_running(model)
         traces = [tracing.start_request(time.monotonic(), None, []) for _ in range(3)]
-        calls = [submitted(scheduler, marked(1, 2), replace(params(), observer=spans)) for spans in traces]
+        calls = [
+            submitted(scheduler, marked(1, 2), replace(params(), observer=spans))
+            for spans in traces
+        ]
         await until_queued(scheduler, *calls)
         calls[2].cancel()
         await asyncio.gather(calls[2], return_exceptions=True)
@@ -51,7 +63,9 @@ def test_a_batch_is_linked_to_all_its_requests_and_a_caller_that_leaves_is_seen(
     (batch,) = [span for span in spans if span.name == "batch"]
     assert {f"{link.context.span_id:016x}" for link in batch.links} == ids
     assert [span.name for span in spans].count("compute") == 2
-    outcomes = [dict(span.attributes or {})["ign.outcome"] for span in spans if span.name == "queue"]
+    outcomes = [
+        dict(span.attributes or {})["ign.outcome"] for span in spans if span.name == "queue"
+    ]
     assert sorted(map(str, outcomes)) == ["cancelled", "ok", "ok"]
 
 
@@ -78,13 +92,15 @@ def test_an_exporter_that_is_not_installed_is_a_warning(caplog: pytest.LogCaptur
 
 def test_a_collector_out_of_reach_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.observability.tracing._CLOSE_S", 0.01)
-    provider, forever = TracerProvider(shutdown_on_exit=False), threading.Event()
+    provider = TracerProvider(shutdown_on_exit=False)
+    forever = threading.Event()
     monkeypatch.setattr(provider, "shutdown", forever.wait)
     Tracing(provider).close()
     forever.set()
 
 
-HTTP, GRPC = ("otlp_proto_http",), ("otlp_proto_grpc",)
+HTTP = ("otlp_proto_http",)
+GRPC = ("otlp_proto_grpc",)
 
 
 @pytest.mark.parametrize(
@@ -95,10 +111,18 @@ HTTP, GRPC = ("otlp_proto_http",), ("otlp_proto_grpc",)
         ({"OTEL_TRACES_EXPORTER": " otlp, console"}, (*HTTP, "console")),
         ({"OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://x"}, ()),
         ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_SDK_DISABLED": "TRUE"}, ()),
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc"}, GRPC),
+        (
+            {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": "http://x",
+                "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc",
+            },
+            GRPC,
+        ),
     ],
 )
-def test_the_standard_variables_switch_traces_on(environ: dict[str, str], exporters: tuple[str, ...]) -> None:
+def test_the_standard_variables_switch_traces_on(
+    environ: dict[str, str], exporters: tuple[str, ...]
+) -> None:
     assert trace_exporters(environ) == exporters
 
 
@@ -137,7 +161,8 @@ def test_what_cannot_be_written_is_dropped_and_counted(monkeypatch: pytest.Monke
     assert lines[-1] == "last"
 
 
-TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+SPAN = "b7ad6b7169203331"
 GIVEN = f"00-{TRACE}-{SPAN}-01"
 
 

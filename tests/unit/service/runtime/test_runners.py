@@ -47,7 +47,8 @@ def downloaded(runner: PaddedRunner, rows: int) -> Any:
 
 
 def test_every_bucket_and_size_may_have_a_session_of_its_own() -> None:
-    top, others = Session(), list[Session]()
+    top = Session()
+    others = list[Session]()
 
     def another() -> Session:
         others.append(Session())

@@ -24,7 +24,9 @@ def request(
     streamed: bool = False,
 ) -> ScheduledRequest:
     step_params = StepParams(steps=steps, tolerance=tolerance, score=score)
-    params = SchedulingParams(step_params=step_params, deadline=deadline, key=key, streamed=streamed)
+    params = SchedulingParams(
+        step_params=step_params, deadline=deadline, key=key, streamed=streamed
+    )
     return ScheduledRequest(np.zeros((n, 1, 1, 1), np.float32), params, arrived=0.0)
 
 
@@ -33,7 +35,9 @@ def admit(admission: Admission, one: ScheduledRequest, now: float = 0.0) -> str:
     return "".join(error.error_code for error in admission.admit([one], now).values())
 
 
-def retry_after(admission: Admission, one: ScheduledRequest, kind: type[QueueFull | WouldMissDeadline]) -> float:
+def retry_after(
+    admission: Admission, one: ScheduledRequest, kind: type[QueueFull | WouldMissDeadline]
+) -> float:
     (error,) = admission.admit([one], 0.0).values()
     assert isinstance(error, kind)
     return error.retry_after
@@ -144,13 +148,17 @@ def test_deadlines_are_not_predicted_from_too_few_calls() -> None:
 )
 def test_unreachable_even_on_an_idle_service(options: dict[str, Any], seconds: float) -> None:
     assert admit(with_measured_calls(), request(**options, deadline=seconds * 1.01)) == ""
-    assert admit(with_measured_calls(), request(**options, deadline=seconds * 0.99)) == "deadline_unreachable"
+    assert (
+        admit(with_measured_calls(), request(**options, deadline=seconds * 0.99))
+        == "deadline_unreachable"
+    )
 
 
 def test_what_only_slow_calls_forbid_may_be_tried_again() -> None:
     admission = with_measured_calls()
     for n in (1, 8) * 40:
-        measure(admission, n, 0.050 + 0.005 * n, 1.0)  # other work on the machine: five times as slow
+        # other work on the machine: five times as slow
+        measure(admission, n, 0.050 + 0.005 * n, 1.0)
     for n, deadline, code in (
         (1, 1.111, "would_miss_deadline"),
         (8, 1.181, "would_miss_deadline"),
@@ -165,8 +173,12 @@ def test_a_row_takes_as_long_on_several_devices_and_many_rows_their_share(device
     admission = Admission(1000, *[8] * devices)
     for _ in range(100):
         measure(admission, 8, 0.010)
-    for n, seconds in ((1, 0.125), (8 * devices, 1.0), (64, 8.0 / devices)):  # of 100 steps, at least
-        assert admit(admission, request(n, steps=100, deadline=seconds * 0.99)) == "deadline_unreachable"
+    # of 100 steps, at least
+    for n, seconds in ((1, 0.125), (8 * devices, 1.0), (64, 8.0 / devices)):
+        assert (
+            admit(admission, request(n, steps=100, deadline=seconds * 0.99))
+            == "deadline_unreachable"
+        )
         one = request(n, steps=100, deadline=seconds * 1.01)
         assert admit(admission, one) == ""
         admission.close([one])
@@ -203,7 +215,9 @@ def test_others_are_in_the_way_only_for_their_share() -> None:
     # 10 row-steps a second, of which 100 are too many; and a queue of more than a minute.
     [(8.0, 2, 10.0, 12.5), (4800.0, 1000, 48.0, 60.0)],
 )
-def test_retry_after_follows_the_measured_drain_rate(seconds: float, steps: int, least: float, most: float) -> None:
+def test_retry_after_follows_the_measured_drain_rate(
+    seconds: float, steps: int, least: float, most: float
+) -> None:
     admission = Admission(1000, 8)
     batch = began(admission, request(8, steps=10))
     batch.done = 10
@@ -238,6 +252,8 @@ def test_requests_are_admitted_together_as_one_by_one(
         if not together:
             return [admit(admission, one) for one in requests], admission.total
         rejected = admission.admit(requests, 0.0)
-        return [rejected[one].error_code if one in rejected else "" for one in requests], admission.total
+        return [
+            rejected[one].error_code if one in rejected else "" for one in requests
+        ], admission.total
 
     assert admitted(together=True) == admitted(together=False)

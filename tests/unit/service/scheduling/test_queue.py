@@ -14,7 +14,9 @@ from service.scheduling.request import ScheduledRequest, Slice
 RowId = tuple[ScheduledRequest, int]
 
 
-def request(n: int = 1, *, key: str = "", steps: int = 0, deadline: float | None = None) -> ScheduledRequest:
+def request(
+    n: int = 1, *, key: str = "", steps: int = 0, deadline: float | None = None
+) -> ScheduledRequest:
     """A request whose rows have had so many steps."""
     params = SchedulingParams(step_params=StepParams(steps=10**6), key=key, deadline=deadline)
     found = ScheduledRequest(np.zeros((n, 1, 1, 1), np.float32), params, arrived=0.0)
@@ -28,7 +30,11 @@ def push(queue: FairQueue, *requests: ScheduledRequest) -> None:
 
 
 def rows(slices: list[Slice]) -> list[RowId]:
-    return [(piece.request, i) for piece in slices for i in range(piece.start, piece.start + piece.count)]
+    return [
+        (piece.request, i)
+        for piece in slices
+        for i in range(piece.start, piece.start + piece.count)
+    ]
 
 
 def take(queue: FairQueue, places: int) -> list[ScheduledRequest]:
@@ -44,7 +50,8 @@ def run(queue: FairQueue, slices: list[Slice]) -> None:
 
 
 def test_behind_a_very_long_queue_new_rows_get_every_second_place() -> None:
-    queue, fresh = FairQueue(), request(2)
+    queue = FairQueue()
+    fresh = request(2)
     push(queue, request(10 * MAX_SKIPS, steps=5))
     for _ in range(MAX_SKIPS + 1):
         run(queue, queue.take(2, 0.0)[0])
@@ -53,7 +60,9 @@ def test_behind_a_very_long_queue_new_rows_get_every_second_place() -> None:
 
 
 def test_removed_rows_are_never_taken() -> None:
-    queue, removed, stays = FairQueue(), request(5, key="a"), request(3, key="b")
+    queue = FairQueue()
+    removed = request(5, key="a")
+    stays = request(3, key="b")
     push(queue, removed, stays)
     assert take(queue, 2) == [removed, stays]
     queue.remove(removed)
@@ -64,7 +73,9 @@ def test_removed_rows_are_never_taken() -> None:
 
 
 def test_expired_rows_have_no_place() -> None:
-    queue, late, stays = FairQueue(), request(2, deadline=1.0), request(2)
+    queue = FairQueue()
+    late = request(2, deadline=1.0)
+    stays = request(2)
     push(queue, late, stays)
     slices, expired = queue.take(3, 1.0)
     assert rows(slices) == [(stays, 0)]
@@ -74,12 +85,15 @@ def test_expired_rows_have_no_place() -> None:
 @given(
     places=st.integers(1, 9),
     large=st.integers(0, 200),
-    guests=st.lists(st.lists(st.tuples(st.sampled_from("cde"), st.integers(1, 4)), max_size=3), max_size=30),
+    guests=st.lists(
+        st.lists(st.tuples(st.sampled_from("cde"), st.integers(1, 4)), max_size=3), max_size=30
+    ),
 )
 def test_two_callers_with_work_get_the_same_number_of_places(
     places: int, large: int, guests: list[list[tuple[str, int]]]
 ) -> None:
-    queue, served = FairQueue(), Counter[str]()
+    queue = FairQueue()
+    served = Counter[str]()
     push(queue, request(places + 1 + large, key="a", steps=5), request(places + 1, key="b"))
     for coming in guests:
         push(queue, *(request(n, key=key) for key, n in coming))
@@ -92,7 +106,10 @@ def test_two_callers_with_work_get_the_same_number_of_places(
 @given(
     places=st.integers(1, 6),
     arrivals=st.lists(
-        st.lists(st.tuples(st.integers(1, 3), st.integers(0, 5), st.sampled_from([None, 5.0, 7.0])), max_size=3),
+        st.lists(
+            st.tuples(st.integers(1, 3), st.integers(0, 5), st.sampled_from([None, 5.0, 7.0])),
+            max_size=3,
+        ),
         min_size=1,
         max_size=40,
     ),
@@ -100,7 +117,9 @@ def test_two_callers_with_work_get_the_same_number_of_places(
 def test_fewest_steps_first_unless_a_row_has_waited_too_long(
     places: int, arrivals: list[list[tuple[int, int, float | None]]]
 ) -> None:
-    queue, since, urgency = FairQueue(), dict[RowId, int](), dict[RowId, tuple[int, float]]()
+    queue = FairQueue()
+    since = dict[RowId, int]()
+    urgency = dict[RowId, tuple[int, float]]()
     for now, coming in enumerate(arrivals):
         for n, steps, deadline in coming:
             one = request(n, steps=steps, deadline=deadline)
@@ -108,18 +127,23 @@ def test_fewest_steps_first_unless_a_row_has_waited_too_long(
             since |= dict.fromkeys(rows(one.slices), now)
             urgency |= dict.fromkeys(rows(one.slices), (steps, one.deadline))
         slices, expired = queue.take(places, 0.0)
-        taken, waiting = rows(slices), len(urgency)
+        taken = rows(slices)
+        waiting = len(urgency)
         mine = [urgency.pop(row) for row in taken]
         assert not expired
         assert len(taken) == min(places, waiting)
         most_urgent = min(urgency.values(), default=(99, math.inf))
-        assert all(now - since[row] > MAX_SKIPS or own <= most_urgent for row, own in zip(taken, mine, strict=True))
+        assert all(
+            now - since[row] > MAX_SKIPS or own <= most_urgent
+            for row, own in zip(taken, mine, strict=True)
+        )
 
 
 @given(places=st.integers(1, 5), before=st.integers(1, 40), extra=st.integers(0, 3))
 def test_a_row_waits_for_its_turn_and_no_longer(places: int, before: int, extra: int) -> None:
     """It misses `MAX_SKIPS` batches at most; then new rows get at most every second place."""
-    queue, old = FairQueue(), request(1, steps=1000)
+    queue = FairQueue()
+    old = request(1, steps=1000)
     push(queue, request(before, steps=900), old)
     bound = MAX_SKIPS + 1 + math.ceil(2 * (before + 1) / places)
     for _ in range(bound):

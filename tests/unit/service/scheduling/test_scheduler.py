@@ -47,7 +47,9 @@ def test_drift_is_measured_only_on_request_and_costs_one_step() -> None:
 
 
 def test_rows_and_masks_that_do_not_fit_the_model() -> None:
-    short = SchedulingParams(step_params=StepParams(steps=1), keep_mask=np.zeros((2, 1, 4, 4), np.bool_))
+    short = SchedulingParams(
+        step_params=StepParams(steps=1), keep_mask=np.zeros((2, 1, 4, 4), np.bool_)
+    )
 
     async def main(scheduler: Scheduler) -> None:
         for rows, asked in ((np.zeros((1, 1, 4, 5), np.float32), params()), (marked(1), short)):
@@ -59,7 +61,9 @@ def test_rows_and_masks_that_do_not_fit_the_model() -> None:
 
 @pytest.mark.parametrize("resident", [False, True])
 def test_a_new_request_interrupts_unobserved_steps(resident: bool) -> None:
-    recorded, clock = RecordingFunction(), Clock()  # time stands still: nothing else can interrupt
+    # time stands still: nothing else can interrupt
+    recorded = RecordingFunction()
+    clock = Clock()
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -67,7 +71,8 @@ def test_a_new_request_interrupts_unobserved_steps(resident: bool) -> None:
 
         def join(admitted: threading.Event) -> None:
             short.append(submitted(scheduler, marked(2), params()))
-            loop.call_soon(loop.call_soon, admitted.set)  # in the next turn: after it was handed over
+            # in the next turn: after it was handed over
+            loop.call_soon(loop.call_soon, admitted.set)
 
         def watched(rows: FloatRows) -> FloatRows:
             if len(recorded.batches) == 10:
@@ -92,7 +97,9 @@ def test_a_new_request_interrupts_unobserved_steps(resident: bool) -> None:
         ((2, 4), [4, 4, 2]),
     ],
 )
-def test_a_batch_has_the_smallest_bucket_that_fits(buckets: tuple[int, ...] | None, sizes: list[int]) -> None:
+def test_a_batch_has_the_smallest_bucket_that_fits(
+    buckets: tuple[int, ...] | None, sizes: list[int]
+) -> None:
     model = FakeModel(buckets=buckets)
     reports = Reports()
     play(lambda scheduler: scheduler.run(marked(*range(9)), params()), model, observe=reports)
@@ -141,22 +148,38 @@ def test_short_requests_go_before_long_ones_where_that_is_faster() -> None:
         {"steps": 1, "score": True},
         {"steps": 30},
         {"steps": 5, "record": (0, 1, 3, 5), "score": True},
-        {"steps": 5, "tolerance": 0.6, "record": (0, 1, 2, 5)},  # the first row has converged after one step
+        # the first row has converged after one step
+        {"steps": 5, "tolerance": 0.6, "record": (0, 1, 2, 5)},
         {"steps": 5, "tolerance": 1e-3, "score": True},
     ],
 )
 @pytest.mark.parametrize("max_rows", [8, 2])
-def test_an_exact_model_is_called_once_for_any_number_of_steps(options: dict[str, Any], max_rows: int) -> None:
+def test_an_exact_model_is_called_once_for_any_number_of_steps(
+    options: dict[str, Any], max_rows: int
+) -> None:
     async def main(scheduler: Scheduler) -> list[Event]:
         events = await collect(streamed(scheduler, marked(2.5, 3.75, 4), params(**options)))
         events = [event for event in events if not isinstance(event, StreamProgress)]
-        return sorted(events, key=lambda event: (getattr(event, "index", 9), getattr(event, "step", 9)))
+        return sorted(
+            events, key=lambda event: (getattr(event, "index", 9), getattr(event, "step", 9))
+        )
 
-    models = FakeModel(function=np.floor), FakeModel(function=np.floor)  # floor(floor(x)) = floor(x)
+    # floor(floor(x)) = floor(x)
+    models = (FakeModel(function=np.floor), FakeModel(function=np.floor))
     once, each = (play(main, m, max_batch_rows=max_rows, exact=m is models[0]) for m in models)
     assert sum(models[0].sizes) == 3 < sum(models[1].sizes)
     for ours, theirs in zip(once, each, strict=True):
-        for name in ("index", "step", "row", "change", "rows", "steps", "converged", "distance", "drift"):
+        for name in (
+            "index",
+            "step",
+            "row",
+            "change",
+            "rows",
+            "steps",
+            "converged",
+            "distance",
+            "drift",
+        ):
             np.testing.assert_equal(getattr(ours, name, None), getattr(theirs, name, None), name)
 
 
@@ -169,15 +192,24 @@ def test_a_mask_puts_pixels_back_after_every_step_of_an_exact_model_too() -> Non
     assert len(model.sizes) == 3
 
 
-def test_the_log_says_why_the_model_failed_and_for_which_requests(caplog: pytest.LogCaptureFixture) -> None:
-    model = FakeModel(gate=threading.Event(), failures={13: "CUBLAS failure 13\nwith a second line", 14: "disk full"})
+def test_the_log_says_why_the_model_failed_and_for_which_requests(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = FakeModel(
+        gate=threading.Event(),
+        failures={13: "CUBLAS failure 13\nwith a second line", 14: "disk full"},
+    )
     names = [(1, "fine"), (14, "other"), *((13, f"r{i}") for i in range(20))]
     calls = [(marked(value), params(2, request_id=name)) for value, name in names]
-    fine, *failures = play(lambda scheduler: behind(scheduler, model, *calls), model, max_batch_rows=32)
+    fine, *failures = play(
+        lambda scheduler: behind(scheduler, model, *calls), model, max_batch_rows=32
+    )
     assert isinstance(fine, Result)
     assert {failure.reason for failure in failures} == {"CUBLAS failure 13", "disk full"}
     assert all("CUBLAS" not in failure.detail for failure in failures)
-    first, second = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    first, second = [
+        record.getMessage() for record in caplog.records if record.levelname == "ERROR"
+    ]
     assert first.endswith("failed on 1 of 22 rows: disk full; requests other")
     assert "failed on 20 of 22 rows: CUBLAS failure 13; requests r0, r1, " in second
     assert second.endswith("r15 and 4 more")
@@ -209,9 +241,13 @@ def test_out_of_memory_lowers_the_largest_batch() -> None:
     assert reports.all("limits") == [2]
 
 
-@pytest.mark.parametrize(("memory", "stuck", "sizes"), [(0, False, [2, 1, 1, 2]), (2, True, [3, 2])])
+@pytest.mark.parametrize(
+    ("memory", "stuck", "sizes"), [(0, False, [2, 1, 1, 2]), (2, True, [3, 2])]
+)
 def test_rows_that_fit_no_batch_fail_alone(memory: int, stuck: bool, sizes: list[int]) -> None:
-    """A row that does not fit the device alone, and rows of a model that cannot reduce its batch."""
+    """A row that does not fit the device alone, and rows of a model that cannot reduce its
+    batch.
+    """
 
     class Limited(FakeModel):
         def reduce_max_batch(self) -> None:
@@ -253,7 +289,9 @@ def test_close_fails_what_is_left() -> None:
 
 
 def test_room_is_promised_once() -> None:
-    """Rows that are being made count, whether their requests came together or one after the other."""
+    """Rows that are being made count, whether their requests came together or one after the
+    other.
+    """
     reports = Reports()
 
     async def main(scheduler: Scheduler) -> None:
@@ -277,7 +315,9 @@ def test_room_is_promised_once() -> None:
 def test_requests_that_end_while_their_batch_runs_do_not_disturb_the_others(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The rows of one that is gone may lie in memory that another request uses: no failure of the model."""
+    """The rows of one that is gone may lie in memory that another request uses: no failure of the
+    model.
+    """
 
     def half(rows: FloatRows) -> FloatRows:
         return np.where(rows == 3, np.float32(np.nan), rows / 2)
@@ -316,7 +356,9 @@ def test_progress_comes_at_least_once_a_second() -> None:
         return await collect(streamed(scheduler, marked(1, 2), params(40)))
 
     progress = [
-        event for event in play(main, FakeModel(function=tick), clock=clock) if isinstance(event, StreamProgress)
+        event
+        for event in play(main, FakeModel(function=tick), clock=clock)
+        if isinstance(event, StreamProgress)
     ]
     done = [event.steps_done for event in progress]
     assert done == sorted(done)
@@ -358,7 +400,9 @@ def test_progress_is_that_of_the_slowest_row() -> None:
         ({"loses": True}, 5, [1, "upload", "step", "step", "step", "download", 1, 1, 1, 1]),
     ],
 )
-def test_rows_are_downloaded_only_when_observed(options: dict[str, Any], steps: int, calls: list[str | int]) -> None:
+def test_rows_are_downloaded_only_when_observed(
+    options: dict[str, Any], steps: int, calls: list[str | int]
+) -> None:
     model = DeviceModel(**options)
     result = play(lambda scheduler: scheduler.run(marked(1024), params(steps)), model)
     np.testing.assert_array_equal(result.rows, marked(1024 * 0.5**steps))

@@ -1,4 +1,6 @@
-"""Properties of the scheduler: every row has the result that it has alone, whatever runs beside it."""
+"""Properties of the scheduler: every row has the result that it has alone, whatever runs beside
+it.
+"""
 
 import asyncio
 import math
@@ -26,13 +28,17 @@ from tests.helpers.fakes import DeviceModel, FakeModel
 from tests.helpers.serving import Clock, Reports, params, play, rows_open
 
 SHAPE = (2, 2, 2)
-RAISES, NOT_FINITE = 200.0, 300.0  # what f does with a row whose last value has counted up to this
+# what f does with a row whose last value has counted up to this
+RAISES = 200.0
+NOT_FINITE = 300.0
 
 
 def f(rows: FloatRows) -> FloatRows:
     y = np.sin(rows) * np.float32(1.25)
     counts = rows.reshape(len(rows), -1)[:, -1]
-    y.reshape(len(rows), -1)[:, -1] = np.where(counts >= 100, counts + 1, y.reshape(len(rows), -1)[:, -1])
+    y.reshape(len(rows), -1)[:, -1] = np.where(
+        counts >= 100, counts + 1, y.reshape(len(rows), -1)[:, -1]
+    )
     is_bad = counts == NOT_FINITE
     y[is_bad] = np.where(rows[is_bad] > 0, np.inf, np.nan)  # infinite where x is positive
     return y
@@ -65,7 +71,11 @@ def gap(a: FloatRow, b: FloatRow) -> float:
 
 def alone(x: FloatRow, step_params: StepParams, keep: NDArray[np.bool_] | None) -> Alone | None:
     """None if the model fails on the row."""
-    states, changes, converged, distance, drift = [x], [0.0], False, 0.0, 0.0
+    states = [x]
+    changes = [0.0]
+    converged = False
+    distance = 0.0
+    drift = 0.0
     last = step_params.steps + step_params.score
     for step in range(1, last + 1):
         if raises(states[-1]) or states[-1].flat[-1] == NOT_FINITE:
@@ -88,7 +98,8 @@ def alone(x: FloatRow, step_params: StepParams, keep: NDArray[np.bool_] | None) 
 
 @st.composite
 def asks(draw: st.DrawFn) -> Ask:
-    n, steps = draw(st.integers(1, 4)), draw(st.integers(1, 9))
+    n = draw(st.integers(1, 4))
+    steps = draw(st.integers(1, 9))
     generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     rows = generator.uniform(-1, 1, (n, *SHAPE)).astype(np.float32)
     if draw(st.integers(0, 9)) == 0:
@@ -103,7 +114,9 @@ def asks(draw: st.DrawFn) -> Ask:
     )
     scheduling = SchedulingParams(
         step_params=step_params,
-        keep_mask=None if channels is None else generator.uniform(size=(n, channels, *SHAPE[1:])) < 0.3,
+        keep_mask=None
+        if channels is None
+        else generator.uniform(size=(n, channels, *SHAPE[1:])) < 0.3,
         key=draw(st.sampled_from("abc")),
         streamed=draw(st.booleans()),
     )
@@ -114,13 +127,23 @@ def plain(n: int, value: float, steps: int = 1) -> Ask:
     return Ask(np.full((n, *SHAPE), value, np.float32), params(steps))
 
 
-mixes = st.lists(asks() | st.builds(plain, st.integers(1, 5), st.floats(-1, 1, width=32)), min_size=1, max_size=10)
+mixes = st.lists(
+    asks() | st.builds(plain, st.integers(1, 5), st.floats(-1, 1, width=32)),
+    min_size=1,
+    max_size=10,
+)
 
 
 def check(ask: Ask, events: Sequence[Event], near: Callable[[float], object] = float) -> None:
-    """Compare what a request was told with what its rows give alone; ``near`` is for mean differences."""
-    step_params, keep, streamed = ask.params.step_params, ask.params.keep_mask, ask.params.streamed
-    wanted = [alone(x, step_params, None if keep is None else keep[i]) for i, x in enumerate(ask.rows)]
+    """Compare what a request was told with what its rows give alone; ``near`` is for mean
+    differences.
+    """
+    step_params = ask.params.step_params
+    keep = ask.params.keep_mask
+    streamed = ask.params.streamed
+    wanted = [
+        alone(x, step_params, None if keep is None else keep[i]) for i, x in enumerate(ask.rows)
+    ]
     *before, result = events
     assert streamed or not before
     shown: dict[int, list[int]] = {i: [] for i in range(len(ask.rows))}
@@ -141,21 +164,31 @@ def check(ask: Ask, events: Sequence[Event], near: Callable[[float], object] = f
         assert (result.drift is None) == (not step_params.score)
         assert result.drift is None or result.drift[i] == near(want.drift)
         recorded = [step for step in step_params.record if step <= last]
-        assert [(step.index, step.step) for step in result.trajectory[i]] == [(i, step) for step in recorded]
+        assert [(step.index, step.step) for step in result.trajectory[i]] == [
+            (i, step) for step in recorded
+        ]
         for step in result.trajectory[i]:
             np.testing.assert_array_equal(step.row, want.states[step.step])
-            assert step.row.base is None or step.row.base.size <= ask.rows.size  # it holds no other rows
+            # it holds no other rows
+            assert step.row.base is None or step.row.base.size <= ask.rows.size
             assert step.change == (near(want.changes[step.step]) if step.step else None)
         assert not streamed or shown[i] == sorted({*recorded, last})
 
 
-async def told(scheduler: Scheduler, mix: Sequence[Ask], leaving: dict[int, int]) -> list[list[Event]]:
-    """Submit all in one turn, and cancel some so many turns later; returns the events of each up to the end of all."""
-    events, end = dict[ScheduledRequest, list[Event]](), asyncio.Event()
+async def told(
+    scheduler: Scheduler, mix: Sequence[Ask], leaving: dict[int, int]
+) -> list[list[Event]]:
+    """Submit all in one turn, and cancel some so many turns later; returns the events of each up to
+    the end of all.
+    """
+    events = dict[ScheduledRequest, list[Event]]()
+    end = asyncio.Event()
     inputs = [ask.rows.copy() for ask in mix]
 
     def is_over(handle: ScheduledRequest) -> bool:
-        return bool(events[handle]) and not isinstance(events[handle][-1], StepOutput | StreamProgress)
+        return bool(events[handle]) and not isinstance(
+            events[handle][-1], StepOutput | StreamProgress
+        )
 
     def on_events(pairs: list[tuple[ScheduledRequest, Event]]) -> None:
         for handle, event in pairs:
@@ -201,14 +234,18 @@ def test_every_row_is_what_f_gives_row_by_row(
     losses: Collection[int],
     device: dict[str, Any],
 ) -> None:
-    """Streamed, recorded, masked, with a tolerance, one step and many, with rows that stay on a device or do not.
+    """Streamed, recorded, masked, with a tolerance, one step and many, with rows that stay on a
+    device or do not.
 
     Devices fail on rows and in a step, lack memory, lose rows, and are lost.
     """
     if buckets is not None and memory is not None:
         memory = max(memory, buckets[0])  # a device on which nothing at all fits is another test
     devices = [DeviceModel(SHAPE, f, buckets, poison=raises, memory_rows=memory, **device)]
-    devices += [DeviceModel(SHAPE, f, buckets, poison=raises, lost_in=lost_in, **device) for lost_in in losses]
+    devices += [
+        DeviceModel(SHAPE, f, buckets, poison=raises, lost_in=lost_in, **device)
+        for lost_in in losses
+    ]
 
     async def main(scheduler: Scheduler) -> None:
         for ask, events in zip(mix, await told(scheduler, mix, {}), strict=True):
@@ -226,7 +263,10 @@ def test_every_row_is_what_f_gives_row_by_row(
 def test_images_of_one_tile_have_the_steps_of_rows(ask: Ask) -> None:
     """Differences of images are summed in another order."""
     keep = ask.params.keep_mask
-    images = [(x, Tiling((2, 2), (2, 2), overlap=0), None if keep is None else keep[i]) for i, x in enumerate(ask.rows)]
+    images = [
+        (x, Tiling((2, 2), (2, 2), overlap=0), None if keep is None else keep[i])
+        for i, x in enumerate(ask.rows)
+    ]
 
     async def at_once(_: str, job: Callable[[Any], Any]) -> Any:
         return job(None)
@@ -245,7 +285,11 @@ def test_images_of_one_tile_have_the_steps_of_rows(ask: Ask) -> None:
             events.append(await run.run())
         except (ModelFailure, InvalidContent) as exc:
             events.append(exc)
-        check(replace(ask, params=streamed), events, lambda value: pytest.approx(value, rel=1e-5, abs=1e-6))
+        check(
+            replace(ask, params=streamed),
+            events,
+            lambda value: pytest.approx(value, rel=1e-5, abs=1e-6),
+        )
 
     play(main, FakeModel(SHAPE, f, poison=raises), max_batch_rows=3, max_rows=3)
 
@@ -261,10 +305,20 @@ def test_cancelled_requests_change_no_other_result(mix: list[Ask], seed: int, de
                 check(ask, events)
         assert scheduler.rows_queued == rows_open(scheduler) == 0
 
-    play(main, *[FakeModel(SHAPE, f, poison=raises) for _ in range(devices)], max_batch_rows=3, queue_rows=1000)
+    play(
+        main,
+        *[FakeModel(SHAPE, f, poison=raises) for _ in range(devices)],
+        max_batch_rows=3,
+        queue_rows=1000,
+    )
 
 
-@given(st.lists(st.booleans(), min_size=1, max_size=12), st.integers(1, 3), st.integers(1, 4), st.integers(1, 2))
+@given(
+    st.lists(st.booleans(), min_size=1, max_size=12),
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.integers(1, 2),
+)
 def test_a_worker_that_keeps_dying_answers_everybody(
     deaths: list[bool], steps: int, max_batch_rows: int, devices: int
 ) -> None:
@@ -277,7 +331,8 @@ def test_a_worker_that_keeps_dying_answers_everybody(
 
     async def main(scheduler: Scheduler) -> None:
         for ask, dies, events in zip(mix, deaths, await told(scheduler, mix, {}), strict=True):
-            if dies or (any(deaths) and isinstance(events[-1], ModelFailure)):  # in a batch with one
+            # in a batch with one
+            if dies or (any(deaths) and isinstance(events[-1], ModelFailure)):
                 assert isinstance(events[-1], ModelFailure)
             else:
                 check(ask, events)
@@ -290,14 +345,21 @@ def test_a_worker_that_keeps_dying_answers_everybody(
 
 
 @given(
-    st.lists(st.tuples(st.integers(1, 3), st.integers(1, 5), st.none() | st.integers(1, 40)), min_size=1, max_size=12),
+    st.lists(
+        st.tuples(st.integers(1, 3), st.integers(1, 5), st.none() | st.integers(1, 40)),
+        min_size=1,
+        max_size=12,
+    ),
     st.integers(1, 4),
 )
 def test_no_step_begins_with_a_row_whose_deadline_has_passed(
     plans: list[tuple[int, int, int | None]], max_batch_rows: int
 ) -> None:
-    """Every step advances the clock by one second, so that no timer of the event loop interferes."""
-    clock, seen = Clock(), list[tuple[float, int]]()
+    """Every step advances the clock by one second, so that no timer of the event loop
+    interferes.
+    """
+    clock = Clock()
+    seen = list[tuple[float, int]]()
 
     def tick(rows: FloatRows) -> FloatRows:
         seen.extend((clock.now, int(row.flat[0])) for row in rows)
@@ -309,7 +371,10 @@ def test_no_step_begins_with_a_row_whose_deadline_has_passed(
 
     async def main(scheduler: Scheduler) -> list[list[Event]]:
         mix = [
-            Ask(np.full((n, *SHAPE), i, np.float32), params(steps, deadline=None if seconds is None else ends[i]))
+            Ask(
+                np.full((n, *SHAPE), i, np.float32),
+                params(steps, deadline=None if seconds is None else ends[i]),
+            )
             for i, (n, steps, seconds) in enumerate(plans)
         ]
         asyncio.get_running_loop().call_soon(gate.set)
@@ -321,12 +386,16 @@ def test_no_step_begins_with_a_row_whose_deadline_has_passed(
     for (n, steps, _), (outcome,), end, ran in zip(plans, outcomes, ends, steps_run, strict=True):
         assert all(now < end for now in ran)
         assert isinstance(outcome, Result | DeadlineExceeded)
-        assert len(ran) == n * steps or (isinstance(outcome, DeadlineExceeded) and len(ran) < n * steps)
+        assert len(ran) == n * steps or (
+            isinstance(outcome, DeadlineExceeded) and len(ran) < n * steps
+        )
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 64, 64), (1, 5, 7)])
 @given(n=st.integers(2, 24), seed=st.integers(0, 1000))
-def test_a_change_does_not_depend_on_the_batch(shape: tuple[int, int, int], n: int, seed: int) -> None:
+def test_a_change_does_not_depend_on_the_batch(
+    shape: tuple[int, int, int], n: int, seed: int
+) -> None:
     y, x = np.random.default_rng(seed).standard_normal((2, n, *shape), np.float32)
     together = mean_changes(y, x)
     for i in range(n):

@@ -1,4 +1,6 @@
-"""Tiles of an image as requests of the scheduler: what happens between the first and the last of them."""
+"""Tiles of an image as requests of the scheduler: what happens between the first and the last of
+them.
+"""
 
 import asyncio
 import threading
@@ -30,7 +32,9 @@ async def in_thread(_: str, job: Callable[[Any], Any]) -> Any:
 
 def tiled(scheduler: Scheduler, asked: SchedulingParams | None = None) -> TiledRun:
     images = [(IMAGE, TILING, None)]
-    return TiledRun(images, lambda: asked or params(), scheduler_for=lambda _: scheduler, run_codec=in_thread)
+    return TiledRun(
+        images, lambda: asked or params(), scheduler_for=lambda _: scheduler, run_codec=in_thread
+    )
 
 
 def played(number: int, error: IgnError) -> Result:
@@ -63,7 +67,9 @@ def test_every_request_says_how_many_tiles_of_its_size_follow() -> None:
 
     both: Any = Both()
     images = [(IMAGE[:, :3, :4], Tiling((3, 4), (4, 4), overlap=4), None), (IMAGE, TILING, None)]
-    result = asyncio.run(TiledRun(images, params, scheduler_for=lambda _: both, run_codec=in_thread).run())
+    result = asyncio.run(
+        TiledRun(images, params, scheduler_for=lambda _: both, run_codec=in_thread).run()
+    )
     for row, (image, *_) in zip(result.rows, images, strict=True):
         np.testing.assert_allclose(row, image / 2, rtol=1e-6)
     small, *large = later
@@ -83,7 +89,9 @@ def test_a_full_queue_rejects_the_first_tile_and_delays_the_others() -> None:
 
 
 @pytest.mark.parametrize(("number", "kind"), [(1, DeadlineUnreachable), (3, DeadlineExceeded)])
-def test_a_deadline_that_passes_between_tiles_is_no_wish_that_was_impossible(number: int, kind: type[IgnError]) -> None:
+def test_a_deadline_that_passes_between_tiles_is_no_wish_that_was_impossible(
+    number: int, kind: type[IgnError]
+) -> None:
     with pytest.raises(kind):
         played(number, DeadlineUnreachable("passed"))
 
@@ -92,7 +100,9 @@ def test_a_run_ends_when_all_images_have_converged() -> None:
     """However many steps are left: going through them would hold the event loop up for minutes."""
     many = params(10**9, tolerance=1e9)
     model = FakeModel((1, 8, 8))
-    result = play(lambda scheduler: tiled(scheduler, many).run(), model, max_batch_rows=1, max_rows=10)
+    result = play(
+        lambda scheduler: tiled(scheduler, many).run(), model, max_batch_rows=1, max_rows=10
+    )
     assert (result.steps.tolist(), result.converged.tolist()) == ([1], [True])
 
 

@@ -1,4 +1,6 @@
-"""`service.cli.serve` inside this process; `tests/e2e/test_process.py` starts it as one of its own."""
+"""`service.cli.serve` inside this process; `tests/e2e/test_process.py` starts it as one of its
+own.
+"""
 
 import gc
 import logging
@@ -51,16 +53,22 @@ class Said(logging.Handler):
 
 @pytest.fixture(autouse=True)
 def _own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """`serve` configures logging, signals and the garbage collector for its process, which here is pytest's."""
+    """`serve` configures logging, signals and the garbage collector for its process, which here is
+    pytest's.
+    """
     # A server that ends too slowly ends its process.
     monkeypatch.setattr(uvicorn_server, "_EXIT_GRACE_S", PATIENCE_S)
     for name in ("logThreads", "logProcesses", "logMultiprocessing"):
         monkeypatch.setattr(logging, name, getattr(logging, name))
-    root, uvicorn_log = logging.getLogger(), logging.getLogger("uvicorn")
-    levels, thresholds = (root.level, uvicorn_log.level), gc.get_threshold()
+    root = logging.getLogger()
+    uvicorn_log = logging.getLogger("uvicorn")
+    levels = (root.level, uvicorn_log.level)
+    thresholds = gc.get_threshold()
     monkeypatch.setattr(root, "handlers", [])  # kept from being closed
     # A signal of a script that fails late must not end pytest.
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {
+        number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)
+    }
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -74,8 +82,11 @@ def _own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def said() -> Iterator[Said]:
-    """What the logger says on levels from INFO; `ign serve --check`, in another test, leaves it on WARNING."""
-    handler, logger = Said(), logging.getLogger("service")
+    """What the logger says on levels from INFO; `ign serve --check`, in another test, leaves it on
+    WARNING.
+    """
+    handler = Said()
+    logger = logging.getLogger("service")
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -89,7 +100,12 @@ def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     write_model(tmp_path / "models")
 
     def configure(**settings: str) -> None:
-        ours = {"MODEL_DIR": str(tmp_path / "models"), "DEFAULT_MODEL": "toy", "DEVICE": "cpu", "PORT": "0"}
+        ours = {
+            "MODEL_DIR": str(tmp_path / "models"),
+            "DEFAULT_MODEL": "toy",
+            "DEVICE": "cpu",
+            "PORT": "0",
+        }
         for name, value in (ours | {"WORKERS": "1"} | settings).items():
             monkeypatch.setenv(f"IGN_{name}", value)
 
@@ -97,7 +113,9 @@ def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 
 
 def main_beside(script: Callable[[], None], main: Callable[[], int] = lambda: serve({})) -> int:
-    """Run `main` here, where signals arrive, and the script in another thread, which must see to its end."""
+    """Run `main` here, where signals arrive, and the script in another thread, which must see to
+    its end.
+    """
 
     def run() -> None:
         try:
@@ -124,15 +142,22 @@ def ready(url: str) -> None:
 
 
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
-POST = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+POST = (
+    b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
+    b"2\r\n\r\n{}"
+)
 
 
 def test_what_arrives_before_the_end_is_answered(
     configured: Callable[..., None], said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The event loop is held up when it is about to close, as on a machine without free CPU time."""
+    """The event loop is held up when it is about to close, as on a machine without free CPU
+    time.
+    """
     configured()
-    at_end, go_on, on_tick = threading.Event(), threading.Event(), uvicorn.Server.on_tick
+    at_end = threading.Event()
+    go_on = threading.Event()
+    on_tick = uvicorn.Server.on_tick
 
     async def held_up(server: uvicorn.Server, counter: int) -> bool:
         is_over = await on_tick(server, counter)
@@ -148,11 +173,13 @@ def test_what_arrives_before_the_end_is_answered(
         ready(str(url))
         address = (url.host, url.port or 0)
         with ExitStack() as stack:
-            stack.callback(go_on.set)  # also if this fails: a process that stays held up is ended by force
+            # also if this fails: a process that stays held up is ended by force
+            stack.callback(go_on.set)
             kept = [stack.enter_context(Connection(address)) for _ in range(4)]
             assert [one.send(HEALTH).answer()[0] for one in kept] == [200] * 4
             silent = [stack.enter_context(Connection(address)) for _ in range(4)]
-            assert httpx.get(f"{url}/healthz", timeout=PATIENCE_S).status_code == 200  # so the others are accepted too
+            # so the others are accepted too
+            assert httpx.get(f"{url}/healthz", timeout=PATIENCE_S).status_code == 200
             stop()
             assert at_end.wait(PATIENCE_S)
             new = [stack.enter_context(Connection(address)) for _ in range(64)]
@@ -200,7 +227,10 @@ def test_a_parent_that_reads_no_beats_stops_nothing(configured: Callable[..., No
                     assert httpx.get(f"{url}/healthz", timeout=PATIENCE_S).status_code == 200
                     return stop()
 
-        assert main_beside(script, lambda: process.run_server(from_environment({}), bound, messages)) == 0
+        assert (
+            main_beside(script, lambda: process.run_server(from_environment({}), bound, messages))
+            == 0
+        )
 
 
 def test_ipv6(said: Said) -> None:
@@ -233,15 +263,22 @@ def test_without_a_device_left_it_ends_to_be_started_anew(
         url = said.until("listening on ")
         ready(url)
         gone.set()
-        problem(httpx.post(f"{url}/generate", json={"n": 4}, timeout=PATIENCE_S), 500, "model_failure")
+        problem(
+            httpx.post(f"{url}/generate", json={"n": 4}, timeout=PATIENCE_S), 500, "model_failure"
+        )
         said.until("draining: ")
 
     assert main_beside(script) == 1
     err = capsys.readouterr().err
-    assert "CRITICAL a device is lost: CUDA failure 700: an illegal memory access was encountered" in err
+    assert (
+        "CRITICAL a device is lost: CUDA failure 700: an illegal memory access was encountered"
+        in err
+    )
 
 
-def test_a_check_verifies_the_models_and_ends(configured: Callable[..., None], said: Said, capsys: Any) -> None:
+def test_a_check_verifies_the_models_and_ends(
+    configured: Callable[..., None], said: Said, capsys: Any
+) -> None:
     configured(PORT="1")  # a port that a check does not open
     assert serve({}, check=True) == 0
     out, err = capsys.readouterr()

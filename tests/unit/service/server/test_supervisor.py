@@ -26,7 +26,9 @@ from tests.helpers.connection import PATIENCE_S
 
 @pytest.fixture(autouse=True)
 def _own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """`supervise` changes the environment and the signal handlers of its process, which here is pytest's."""
+    """`supervise` changes the environment and the signal handlers of its process, which here is
+    pytest's.
+    """
     monkeypatch.setenv("_IGN_METRICS_FILE", "")
     monkeypatch.setattr(process, "_RESTART_INTERVAL_S", 0.05)
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -38,12 +40,20 @@ def _own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(workers=2, device="cpu", threads=5, queue_rows=100, max_inflight_requests=10, model_dir=tmp_path)
+    return Settings(
+        workers=2,
+        device="cpu",
+        threads=5,
+        queue_rows=100,
+        max_inflight_requests=10,
+        model_dir=tmp_path,
+    )
 
 
 @dataclass
 class Clock:
-    """The time of the supervisor; `per_look` passes with each look at it, and no other time if it stands still.
+    """The time of the supervisor; `per_look` passes with each look at it, and no other time if it
+    stands still.
 
     Once `is_over`, no more time passes with looks, however busy the thread of the test is.
     """
@@ -87,8 +97,12 @@ def started(settings: Settings, count: int) -> Callable[[], None]:
     return lambda: until(lambda: len(pids(settings)) >= count)
 
 
-def supervised(settings: Settings, main: ChildMain, script: Callable[[], None], number: int = signal.SIGTERM) -> int:
-    """Supervise in this thread, where signals arrive, with the script in another; then send the signal."""
+def supervised(
+    settings: Settings, main: ChildMain, script: Callable[[], None], number: int = signal.SIGTERM
+) -> int:
+    """Supervise in this thread, where signals arrive, with the script in another; then send the
+    signal.
+    """
 
     def run() -> None:
         try:
@@ -113,12 +127,16 @@ def test_limits_are_divided_and_a_full_request_still_fits(settings: Settings) ->
     assert (share.threads, share.max_inflight_requests, share.queue_rows) == (2, 4, 64)
     assert share.max_images == settings.max_images
     assert share.max_inflight_bytes == math.ceil(settings.max_inflight_bytes / 3)
-    assert per_process_settings(settings.replace(max_inflight_bytes=2**24)).max_inflight_bytes == 2**24
+    assert (
+        per_process_settings(settings.replace(max_inflight_bytes=2**24)).max_inflight_bytes == 2**24
+    )
     assert per_process_settings(settings.replace(threads=1)).threads == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_process_that_dies_is_restarted_and_its_metrics_go_on(settings: Settings, number: int) -> None:
+def test_a_process_that_dies_is_restarted_and_its_metrics_go_on(
+    settings: Settings, number: int
+) -> None:
     """A program that cleans folders may have removed that of the metrics."""
 
     def script() -> None:
@@ -130,8 +148,15 @@ def test_a_process_that_dies_is_restarted_and_its_metrics_go_on(settings: Settin
         os.kill(first, signal.SIGKILL)
         started(settings, 3)()
         if number == signal.SIGTERM:
-            assert {file.name for file in folder.iterdir()} == {"0.prom", "1.prom", "supervisor.prom"}
-            assert 'ign_process_replacements_total{reason="ended"} 1.0' in (folder / "supervisor.prom").read_text()
+            assert {file.name for file in folder.iterdir()} == {
+                "0.prom",
+                "1.prom",
+                "supervisor.prom",
+            }
+            assert (
+                'ign_process_replacements_total{reason="ended"} 1.0'
+                in (folder / "supervisor.prom").read_text()
+            )
 
     assert supervised(settings, fakes.serves, script, number) == 0
 
@@ -182,14 +207,20 @@ def test_processes_that_all_die_before_they_listen_end_the_service(
     refused(settings, fakes.dies, "died 4 times in a row before one served")
 
 
-def test_as_long_as_one_serves_the_others_may_die(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_long_as_one_serves_the_others_may_die(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(process, "_MOST_FAILURES", 1)
     assert supervised(settings, fakes.serves_alone, started(settings, 5)) in (0, 5)
 
 
 @pytest.mark.parametrize("main", [fakes.serves, fakes.loads])
 def test_a_process_that_hangs_is_killed_and_replaced(
-    settings: Settings, main: ChildMain, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, clock: Clock
+    settings: Settings,
+    main: ChildMain,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    clock: Clock,
 ) -> None:
     """One line says so: the pipe of the process ends before the process has."""
     monkeypatch.setattr(process, "_SILENCE_S", 100.0)
@@ -204,14 +235,19 @@ def test_a_process_that_hangs_is_killed_and_replaced(
         clock.per_look = 1.0
         started(settings, 3)()
         until(lambda: not Path(f"/proc/{stopped}").exists())
-        assert 'ign_process_replacements_total{reason="hung"} 0.0' not in (folder / "supervisor.prom").read_text()
+        assert (
+            'ign_process_replacements_total{reason="hung"} 0.0'
+            not in (folder / "supervisor.prom").read_text()
+        )
 
     assert supervised(settings, main, script) == 0
     assert sum("is killed" in record.getMessage() for record in caplog.records) == 1
 
 
 def test_a_supervisor_that_was_stopped_kills_nobody(settings: Settings, clock: Clock) -> None:
-    """Beats wait in the pipes meanwhile, and its own pause is no silence of a process that starts."""
+    """Beats wait in the pipes meanwhile, and its own pause is no silence of a process that
+    starts.
+    """
 
     def script() -> None:
         clock.skip(1000.0)
@@ -223,8 +259,11 @@ def test_a_supervisor_that_was_stopped_kills_nobody(settings: Settings, clock: C
 
 
 def failing_starts(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int], bool]) -> list[bool]:
-    """Let some starts of processes fail, by their number; returns of each start whether it failed."""
-    start, failed = SpawnProcess.start, list[bool]()
+    """Let some starts of processes fail, by their number; returns of each start whether it
+    failed.
+    """
+    start = SpawnProcess.start
+    failed = list[bool]()
 
     def started_or_not(self: SpawnProcess) -> None:
         failed.append(fails(len(failed)))
@@ -271,7 +310,9 @@ def test_a_process_that_does_not_start_stops_all(settings: Settings, main: Child
 def test_a_replacement_that_cannot_be_started_is_tried_again(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, recovers: bool
 ) -> None:
-    failed = failing_starts(monkeypatch, lambda number: number in (2, 3) or (number > 3 and not recovers))
+    failed = failing_starts(
+        monkeypatch, lambda number: number in (2, 3) or (number > 3 and not recovers)
+    )
 
     def script() -> None:
         started(settings, 2)()
@@ -293,8 +334,12 @@ def ask(settings: Settings, change: str) -> Path:
     """Have one of the processes ask for a change; its folder."""
     (settings.model_dir / "draft").write_text(change)
     (settings.model_dir / "draft").rename(settings.model_dir / "ask")
-    until(lambda: any((each / "asked").read_text() == change for each in folders(settings, "asked")))
-    return next(each for each in folders(settings, "asked") if (each / "asked").read_text() == change)
+    until(
+        lambda: any((each / "asked").read_text() == change for each in folders(settings, "asked"))
+    )
+    return next(
+        each for each in folders(settings, "asked") if (each / "asked").read_text() == change
+    )
 
 
 def answer(asker: Path) -> str:
