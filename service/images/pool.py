@@ -70,7 +70,7 @@ class CodecPool:
         del job  # what is cancelled holds its exception, and that this frame
         try:
             self._start()
-            return await asyncio.shield(asyncio.wrap_future(await turn))
+            return await _shielded(await turn)
         finally:
             self._withdraw(key, turn)
             del turn  # its exception holds this frame: break the cycle
@@ -117,6 +117,14 @@ class CodecPool:
         self._accounts.spent[key] += seconds
         self._accounts.give_back(key, 1)
         self._start()
+
+
+def _shielded(job: Future[T]) -> asyncio.Future[T]:
+    """The result of a job, which runs on if nobody waits for it any more."""
+    result = asyncio.wrap_future(job)
+    # asyncio logs an exception that nobody has read.
+    result.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+    return asyncio.shield(result)
 
 
 def _return_large_blocks() -> None:
