@@ -9,10 +9,10 @@ from typing import Final
 
 import numpy as np
 from numpy.random import Generator
-from PIL import Image
+from PIL import Image, ImageDraw
 from scipy.ndimage import convolve, gaussian_filter, grey_dilation
 
-from model_export.data.pages import FloatImage, noise_field, resized, smooth_field, to_levels
+from model_export.data.pages import FloatImage, fonts, load_font, noise_field, resized, smooth_field, to_levels
 
 Damage = Callable[[Generator, FloatImage, float, float], FloatImage]
 
@@ -96,6 +96,7 @@ def stain(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
     rows, columns = _grid(image)
     for _ in range(int(g.integers(1, 6))):
         y, x, radius = g.uniform(0, image.shape[0]), g.uniform(0, image.shape[1]), g.uniform(0.8, 6) * em
+        radius = g.uniform(80, 350) if g.random() < 0.2 else radius
         away = np.hypot((rows - y) * g.uniform(0.6, 1.6), columns - x)
         away = away + noise_field(g, image.shape, em / 2) * em * 0.15
         dark, edge = g.uniform(0.1, 0.25 + 0.35 * strength), g.uniform(1, 10)
@@ -107,6 +108,26 @@ def stain(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
                 mask = mask * 0.6 + 0.5 * np.exp(-(((away - radius) / (2 + edge)) ** 2))
         image = image * (1 - dark * np.clip(mask * (1 + 0.15 * noise_field(g, image.shape, 3)), 0, 1))
     return image
+
+
+def spine(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
+    """The shadow where a page bends towards the spine of a book, at any side."""
+    turns, width = int(g.integers(4)), image.shape[0]
+    away = np.arange(width, dtype=np.float32) + g.uniform(-0.2, 0.1) * width
+    shade = np.exp(-((np.clip(away, 0, None) / (width * g.uniform(0.05, 0.5))) ** g.uniform(0.8, 2)))
+    out = np.rot90(image, turns) * (1 - g.uniform(0.3, 0.45 + 0.45 * strength) * shade[:, None])
+    return np.asarray(np.rot90(out, -turns))
+
+
+def watermark(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
+    """Large pale letters under the text, oblique."""
+    (height, width), size = image.shape, int(em * g.uniform(3, 9))
+    layer = Image.new("L", (width, height), 255)
+    letters = "".join(map(chr, g.integers(65, 91, 8)))
+    font = load_font(fonts()[int(g.integers(len(fonts())))], size)
+    ImageDraw.Draw(layer).text((width / 2, height / 2), letters, int(255 * g.uniform(0.7, 0.92)), font, "mm")
+    turned = layer.rotate(g.uniform(-50, 50), Image.Resampling.BILINEAR, fillcolor=255)
+    return np.asarray(image * (np.asarray(turned, np.float32) / 255))
 
 
 def fold(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
@@ -130,7 +151,7 @@ def bleed(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
     """The back of the sheet shines through."""
     back = np.roll(image, (int(g.uniform(0.3, 9) * em), int(g.uniform(1, 9) * em)), (0, 1))[:, ::-1]
     back = gaussian_filter(back, max(0.5, em * g.uniform(0.015, 0.05)))
-    return image * (1 - (1 - back) * g.uniform(0.08, 0.15 + 0.3 * strength))
+    return image * (1 - (1 - back) * g.uniform(0.08, 0.15 + 0.35 * strength))
 
 
 def fade(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
@@ -138,7 +159,15 @@ def fade(g: Generator, image: FloatImage, strength: float, em: float) -> FloatIm
     ink = smooth_field(g, image.shape, _cells(g, image), 0.65 - 0.42 * strength, 0.9 - 0.3 * strength)
     if g.random() < 0.4:
         ink = ink * np.where(noise_field(g, image.shape, max(0.7, em * 0.03)) > 1.2, 1 - 0.5 * strength, 1)
+    if g.random() < 0.3:  # a thermal printer: dots of its head are worn
+        ink = ink * np.clip(1 + g.uniform(0.1, 0.3) * noise_field(g, (1, image.shape[1]), 1), 0.4, 1)
     return 1 - (1 - image) * ink
+
+
+def pale(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
+    """Faint print: no ink of the page is dark, and its letters are sharp, unlike those of `bleed`."""
+    ink = 1 - (1 - image) * (0.42 - 0.3 * strength)
+    return np.asarray(ink + g.standard_normal(image.shape, np.float32) * g.uniform(0, 0.012))
 
 
 def dirt(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
@@ -237,12 +266,15 @@ def jpeg(g: Generator, image: FloatImage, strength: float, em: float) -> FloatIm
 SHARES: Final[dict[Damage, float]] = {
     # In the order in which they happen, each with the share of the pages that have it.
     fade: 0.2,
+    pale: 0.1,
+    watermark: 0.05,
     bleed: 0.3,
     tint: 0.25,
     paper: 0.45,
     ruled: 0.12,
     halftone: 0.06,
     stain: 0.2,
+    spine: 0.1,
     fold: 0.12,
     light: 0.4,
     dirt: 0.12,
@@ -260,6 +292,8 @@ SHARES: Final[dict[Damage, float]] = {
 
 # f would have to guess the shape of a letter, and tesseract reads blurred letters better than wrong guesses.
 _SHAPES: Final = (blur, low)
+# Others would leave nothing of faint print.
+_BESIDE_PALE: Final = (pale, watermark, paper, light, spine, blur, jpeg)
 
 
 def damaged(g: Generator, image: FloatImage, em: float) -> tuple[FloatImage, FloatImage]:
@@ -268,8 +302,12 @@ def damaged(g: Generator, image: FloatImage, em: float) -> tuple[FloatImage, Flo
     One damage is as strong as it may be alone, and the more others, the weaker.
     """
     heavy = g.beta(1.0, 1.3)
-    chosen = [damage for damage, share in SHARES.items() if g.random() < share] or [noise]
-    hardest, target = int(g.integers(len(chosen))), image
+    # A pale picture may be meant so.
+    left_out = (fade, pale) if (image < 0.5).mean() > 0.25 else ()
+    chosen = [damage for damage, share in SHARES.items() if g.random() < share and damage not in left_out] or [noise]
+    if pale in chosen:
+        chosen, heavy = [damage for damage in chosen if damage in _BESIDE_PALE], heavy / 2
+    hardest, target = chosen.index(pale) if pale in chosen else int(g.integers(len(chosen))), image
     for i, damage in enumerate(chosen):
         weak = min(1.0, heavy * g.uniform(0.4, 1.3)) / (1 + 0.15 * (len(chosen) - 1))
         strength, seed = g.beta(2.0, 1.0) if i == hardest else weak, int(g.integers(2**63))

@@ -9,7 +9,9 @@ Papers: IGN is Shocher et al., 2024 (arXiv 2311.01462); NAIGN is Al-Jaff et al.,
 from collections.abc import Callable, Sequence
 from typing import Final
 
+import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
@@ -45,6 +47,26 @@ def _edges(error: Tensor) -> Tensor:
     """The absolute differences of the image gradients in both directions, per pixel: (B,)."""
     steps = torch.cat([error.diff(dim=axis).flatten(1) for axis in (2, 3)], 1).abs().sum(1)
     return steps / error[0].numel()
+
+
+def lost_marks(y: Tensor, x: Tensor) -> Tensor:
+    """Of each connected part of the ink of x of over three pixels, the share of its darkness, beyond a quarter, that y
+    lacks: the mean over these parts, a scalar. Both are (B, 1, H, W) in [−1, 1].
+
+    So a dot of a letter counts as much as a letter.
+    """
+    touching = np.zeros((3, 3, 3, 3), bool)
+    touching[1, 1] = True  # neighbours in rows and columns
+    labels, count = ndimage.label((x < 0).numpy(force=True), touching)
+    parts = torch.from_numpy(labels).to(x.device, torch.int64).flatten()
+    ink, left, pixels = (
+        torch.zeros(count + 1, device=x.device).index_add(0, parts, each.float().flatten())
+        for each in (1 - x, 1 - y.clamp(-1.0, 1.0), torch.ones_like(x))
+    )
+    counted = pixels > 3
+    counted[0] = False
+    lost = functional.relu(0.75 - left[counted] / ink[counted])
+    return lost.sum() / counted.sum().clamp_min(1)
 
 
 def reconstruction(f: Function, x: Tensor, kind: Distance) -> Tensor:

@@ -203,10 +203,10 @@ PRESETS = {
         Preset(
             name="scans",
             objective="restore",
-            network=NetworkConfig(size=240, channels=1, widths=(16, 32, 64, 96), bottleneck=0, full=8),
+            network=NetworkConfig(size=384, channels=1, widths=(16, 32, 64, 96, 96), bottleneck=0, full=8),
             stages=restoring_stages(20_000, 20_000),
             distance="l1_ink",
-            batch=4,
+            batch=2,
             checkpoint_every=1600,  # writing one takes as long as 30 steps
             background=(1.0,),
             tile=1536,

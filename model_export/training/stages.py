@@ -35,7 +35,9 @@ class Weights:
     frechet: float = 0.0  # Fréchet distance of f(z) in perceptual features, relative to `critic`
     fitting: float = 0.0  # distance of the codes of pens to those of the nearest picture that fits
     second: float = 0.0  # D(f(z), sg f(f(z))), in the last third of the stage
-    again: float = 0.0  # of a `Restorer`: half of f(corrupted x) stays, and half becomes x, when f is applied again
+    # Of a `Restorer`:
+    marks: float = 0.0  # share that f(corrupted x) lacks of each connected part of the ink, small ones too
+    again: float = 0.0  # the left of f(corrupted x) stays, and the right becomes x, when f is applied again
 
     @property
     def latents(self) -> bool:
@@ -134,7 +136,7 @@ def ign_stages(steps: int, weights: Weights, *, lr: float, clamp: float | None) 
 
 def restoring_stages(restore: int, settle: int) -> tuple[Stage, Stage]:
     """The stages of a `Restorer`. The data have pairs, of which some are equal, so `rec` is not needed."""
-    stage = Stage(name="restore", steps=restore, lr=1e-3, weights=Weights(rec=0.0, project=1.0))
+    stage = Stage(name="restore", steps=restore, lr=1e-3, weights=Weights(rec=0.0, project=1.0, marks=0.2))
     weights = replace(stage.weights, again=0.5)
     return stage, replace(stage, name="settle", steps=settle, lr=5e-4, weights=weights)
 
