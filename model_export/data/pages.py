@@ -44,20 +44,21 @@ _FACES: Final = 6  # of a family, at most
 _NO_TEXT: Final = (
     *("Math", "Emoji", "Symbol", "Dingbat", "Initials", "Outline", "Icon", "Variable", "VF", "Keyboard", "Last Resort"),
 )
-_CYRILLIC: Final = str.maketrans("abcdefghijklmnopqrstuvwxyz", "абцдефгхийклмнопяретувжыюз")
-_GREEK: Final = str.maketrans("abcdefghijklmnopqrstuvwxyz", "αβξδεφγηιςκλμνοπψρστυωχθζά")
 _ACCENTS: Final = {"a": "áàâäãåąā", "c": "çćč", "e": "éèêëęě", "i": "íìîï", "l": "ł", "n": "ñńň", "o": "óòôöõøő",
                    "s": "ßśšş", "u": "úùûüůű", "y": "ýÿ", "z": "żźž"}  # fmt: skip
-# Of other scripts, the first letter and the one behind the last, and those of marks over and under letters. Kana and
-# Chinese have no marks.
+# The first letter and the one behind the last, and those of what stands at every third letter: marks, or a space.
 _SCRIPTS: Final = (
+    (0x20, 0x21, 0x20, 0x21),  # Latin words
+    (0x3B1, 0x3CA, 0x20, 0x21),  # Greek
+    (0x410, 0x450, 0x20, 0x21),  # Cyrillic
     (0x621, 0x63B, 0x64B, 0x653),  # Arabic
     (0x5D0, 0x5EB, 0x5B0, 0x5BD),  # Hebrew
     (0x905, 0x93A, 0x93E, 0x94E),  # Devanagari
     (0xE01, 0xE2F, 0xE34, 0xE3B),  # Thai
-    (0x3041, 0x3095, 0, 0),
-    (0x4E00, 0x9FA6, 0, 0),
+    (0x3041, 0x3095, 0x20, 0x21),  # Hiragana
+    (0x4E00, 0x9FA6, 0x20, 0x21),  # Chinese
 )
+_LATIN: Final = 0.75  # share of the texts
 _EM: Final = (11.0, 62.0)  # pixels: heights of the type, small print at 150 dpi to headings at 300
 _TILT: Final = 3.0  # degrees
 
@@ -95,13 +96,10 @@ def fonts() -> tuple[Path, ...]:
 
 
 @cache
-def _foreign() -> list[tuple[tuple[int, int, int, int], tuple[Path, ...]]]:
-    """The scripts that this machine has fonts for, with these."""
-    found = [
-        (script, font_files(held_out=False, letters="".join(chr(script[i] - i % 2) for i in range(4) if script[i])))
-        for script in _SCRIPTS
-    ]
-    return [each for each in found if each[1]]
+def _foreign() -> list[tuple[tuple[int, ...], tuple[Path, ...]]]:
+    """The other scripts, each with the fonts of this machine that have its first and last letter."""
+    found = [(each, font_files(held_out=False, letters=chr(each[0]) + chr(each[1] - 1))) for each in _SCRIPTS[1:]]
+    return [(script, files) for script, files in found if files]
 
 
 @lru_cache(512)
@@ -115,33 +113,24 @@ def _words() -> list[str]:
     return [word for text in topics.values() for word in text.split() if len(word) < 20]
 
 
-def _text(g: Generator, count: int, font: ImageFont.FreeTypeFont) -> str:
-    """About ``count`` characters that the font has: prose, also with other letters, or numbers."""
+def _text(g: Generator, count: int, script: Sequence[int]) -> str:
+    """About ``count`` characters: words, numbers, or letters of another script in any order."""
+    if script is not _SCRIPTS[0]:
+        letters = g.integers(*script[:2], count)
+        marks = g.integers(*script[2:], count)
+        marked, ends = g.random((2, count))
+        signs = zip(letters, marks, marked < 0.35, ends < 0.2, strict=True)
+        return "".join(chr(letter) + chr(mark) * bool(has) + " " * bool(end) for letter, mark, has, end in signs)
     kind, size = g.random(), count // 6 + 1
     if kind < 0.12:
         return " ".join(f"{g.integers(1, 10 ** g.integers(2, 7)) / 10 ** g.integers(0, 3):n}{g.choice(list(' .%€–'))}"
                         for _ in range(size))  # fmt: skip
     start = int(g.integers(max(1, len(_words()) - size)))
     text = " ".join(_words()[start : start + size])
-    if kind < 0.3:
+    if kind < 0.34:
         accents = {ord(letter): str(g.choice(list(others))) for letter, others in _ACCENTS.items() if g.random() < 0.5}
         text = text.translate(accents)
-    elif kind < 0.42 and _draws(font, "жλ"):
-        text = text.translate(_CYRILLIC if kind < 0.37 else _GREEK)
     return text.upper() if g.random() < 0.06 else text
-
-
-def _foreign_text(g: Generator, count: int, script: tuple[int, int, int, int]) -> str:
-    """About ``count`` characters, random letters of a script of which a third has a mark."""
-    first, last, first_mark, last_mark = script
-    letters = g.integers(first, last, count)
-    marks = g.integers(first_mark, last_mark, count) if first_mark else letters
-    has_mark = (g.random(count) < 0.35) & (first_mark > 0)
-    ends = g.random(count) < 0.2
-    return "".join(
-        chr(letter) + chr(mark) * bool(has) + " " * bool(end)
-        for letter, mark, has, end in zip(letters, marks, has_mark, ends, strict=True)
-    )
 
 
 def wrap(font: ImageFont.FreeTypeFont, text: str, width: float) -> list[str]:
@@ -166,15 +155,14 @@ class _Painter:
         self.choose_font()
 
     def choose_font(self) -> None:
-        """A font for the height of the type, one in five of another script."""
-        g, self.script, files = self.g, None, fonts()
-        if g.random() < 0.2 and _foreign():
-            self.script, files = _foreign()[int(g.integers(len(_foreign())))]
-        self.font = load_font(files[int(g.integers(len(files)))], self.em)
+        """A script and a font for it, of the height of the type."""
+        choices = [(_SCRIPTS[0], fonts())] if self.g.random() < _LATIN else _foreign() or [(_SCRIPTS[0], fonts())]
+        self.script, files = choices[int(self.g.integers(len(choices)))]
+        self.font = load_font(files[int(self.g.integers(len(files)))], self.em)
 
     def words(self, count: int) -> str:
         """About ``count`` characters that the font has."""
-        return _text(self.g, count, self.font) if self.script is None else _foreign_text(self.g, count, self.script)
+        return _text(self.g, count, self.script)
 
     def text(self, box: Box, ink: int) -> None:
         """One or two columns, a few lines underlined."""

@@ -50,10 +50,10 @@ def _edges(error: Tensor) -> Tensor:
 
 
 def lost_marks(y: Tensor, x: Tensor) -> Tensor:
-    """Of each connected part of the ink of x of over three pixels, the share of its darkness, beyond a quarter, that y
-    lacks: the mean over these parts, a scalar. Both are (B, 1, H, W) in [−1, 1].
+    """The share of the darkness of x that y lacks, beyond a quarter, by parts; both are (B, 1, H, W) in [−1, 1].
 
-    So a dot of a letter counts as much as a letter.
+    It is the mean over the connected parts of the ink of x that have over three pixels, so a dot of a letter counts as
+    much as a letter. Returns a scalar.
     """
     touching = np.zeros((3, 3, 3, 3), bool)
     touching[1, 1] = True  # neighbours in rows and columns
