@@ -293,7 +293,7 @@ SHARES: Final[dict[Damage, float]] = {
 # f would have to guess the shape of a letter, and tesseract reads blurred letters better than wrong guesses.
 _SHAPES: Final = (blur, low)
 # Others would leave nothing of faint print.
-_BESIDE_PALE: Final = (pale, watermark, paper, light, spine, blur, jpeg)
+_BESIDE_PALE: Final = (pale, paper, light, spine, blur, jpeg)
 
 
 def damaged(g: Generator, image: FloatImage, em: float) -> tuple[FloatImage, FloatImage]:

@@ -116,8 +116,9 @@ def _words() -> list[str]:
 def _text(g: Generator, count: int, script: Sequence[int]) -> str:
     """About ``count`` characters: words, numbers, or letters of another script in any order."""
     if script is not _SCRIPTS[0]:
-        letters = g.integers(*script[:2], count)
-        marks = g.integers(*script[2:], count)
+        first, last, first_mark, last_mark = script
+        letters = g.integers(first, last, count)
+        marks = g.integers(first_mark, last_mark, count)
         marked, ends = g.random((2, count))
         signs = zip(letters, marks, marked < 0.35, ends < 0.2, strict=True)
         return "".join(chr(letter) + chr(mark) * bool(has) + " " * bool(end) for letter, mark, has, end in signs)

@@ -1,5 +1,6 @@
-"""The data set `scans`: parts of drawn pages, clean and damaged. A fifth of the pages has no damage.
+"""The data set `scans`: parts of drawn pages, clean and damaged.
 
+A fifth of the pages has no damage; some of these are black and white.
 Half of the pages with type that is large enough are scanned at half the resolution and enlarged, as small print is.
 """
 
@@ -48,6 +49,8 @@ def _pair(seed: int, side: int, number: int) -> Levels:
     scan = page
     if number % _UNDAMAGED:
         scan, page = (to_levels(each) for each in damaged(g, page.astype(np.float32) / 255, em))
+    elif g.random() < 0.3:  # black and white, as of a good scanner
+        scan = page = np.where(page < 128, 0, 255).astype(np.uint8)
     if halved:
         page, scan = (enlarged(each) for each in (page, scan))
     keep = (page < 128).mean() > _INK or g.random() < _FEW

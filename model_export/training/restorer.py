@@ -74,7 +74,8 @@ def _closed(x: Tensor, side: int) -> Tensor:
 
 def _around(x: Tensor) -> Tensor:
     """The mean of the squares of side 25 around all places: (B, C, H, W) → the same."""
-    return functional.avg_pool2d(x, 25, 1, 12, count_include_pad=False)
+    lines = functional.avg_pool2d(x, (25, 1), 1, (12, 0), count_include_pad=False)
+    return functional.avg_pool2d(lines, (1, 25), 1, (0, 12), count_include_pad=False)
 
 
 def _enlarged(x: Tensor, factor: int) -> Tensor:
