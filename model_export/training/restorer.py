@@ -99,10 +99,9 @@ class Restorer(nn.Module):
     """f: (B, 1, H, W) in [−1, 1] → the same; H and W are multiples of 2 to the number of widths, and of 16.
 
     A pyramid: ``widths`` are the channels at 1/2, 1/4, … of the side, ``full`` those at the full side. It sees the
-    picture and the `normalised` one. For each pixel it proposes the normalised value or, where this is no paper with
-    ink, the value of the picture, or a mixture, and a change of that. `forward` makes a change of the picture that is
-    large, or that ends in black or white, and leaves other pixels as they are, bit for bit. So clean paper and clean
-    ink are fixed points. No row depends on others.
+    picture and the `normalised` one. For each pixel it proposes a mixture of both and a change of that: pictures are no
+    paper with ink. `forward` makes a change of the picture that is large, or that ends in black or white, and leaves
+    other pixels as they are, bit for bit. So clean paper and clean ink are fixed points. No row depends on others.
     """
 
     def __init__(self, widths: tuple[int, ...], full: int) -> None:
@@ -118,7 +117,7 @@ class Restorer(nn.Module):
         self.up = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in steps)
         self.joined = nn.ModuleList(Block(a) if i else nn.Conv2d(a, a, 3, 1, 1) for i, (a, _) in enumerate(steps))
         self.enlarge = nn.Conv2d(first, 4 * full, 3, 1, 1)
-        self.full = nn.Conv2d(1, full, 3, 1, 1)
+        self.full = nn.Conv2d(2, full, 3, 1, 1)
         self.sharpen = nn.Conv2d(full, full, 3, 1, 1)
         self.change = nn.Conv2d(full, 2, 3, 1, 1)
         self.apply(_initialise)
@@ -126,16 +125,17 @@ class Restorer(nn.Module):
     def propose(self, x: Tensor) -> Tensor:
         """The picture that f would make if it made all changes, (B, 1, H, W); it can leave [−1, 1]."""
         paper = normalised(x)
-        sides = [_active(self.refine(_active(self.stem(torch.cat([x, paper], 1)))))]
+        both = torch.cat([x, paper], 1)
+        sides = [_active(self.refine(_active(self.stem(both))))]
         for step in self.down:
             sides.append(step(sides[-1]))
         y = self.middle(sides.pop())
         for enlarge, joined, side in zip(reversed(self.up), reversed(self.joined), reversed(sides), strict=True):
             y = joined(side + functional.interpolate(enlarge(y), scale_factor=2.0, mode="nearest"))
-        y = _active(self.enlarge(_active(y)) + space_to_depth_convolution(self.full, paper))
+        y = _active(self.enlarge(_active(y)) + space_to_depth_convolution(self.full, both))
         y = _active(space_to_depth_convolution(self.sharpen, y))
-        change, kept = functional.pixel_shuffle(space_to_depth_convolution(self.change, y), 2).float().chunk(2, 1)
-        return paper + kept * (x - paper) + change
+        change, share = functional.pixel_shuffle(space_to_depth_convolution(self.change, y), 2).float().chunk(2, 1)
+        return x + change + share * (paper - x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply f once. In training it makes every change, and gradients pass the bounds of the range."""

@@ -81,6 +81,7 @@ class Stage:
     teacher_steps: int = 0  # k of T^k, where T is the averaged network at the start of this stage
     warmup: int = 200  # steps of linear warm-up
     betas: tuple[float, float] = (0.9, 0.99)
+    clip: float | None = None  # the largest norm of the gradient
     tight_clamp: float | None = None  # a in the paper's a·L_rec·tanh(L_tight/(a·L_rec)), row by row; None for no clamp
     distance: Distance | None = None  # D of every term of this stage; None takes the preset's
     # Number of latents and of pictures per step of `drifting`, which estimates its field from them; 0 takes the batch
@@ -136,9 +137,9 @@ def ign_stages(steps: int, weights: Weights, *, lr: float, clamp: float | None) 
 
 def restoring_stages(restore: int, settle: int) -> tuple[Stage, Stage]:
     """The stages of a `Restorer`. The data have pairs, of which some are equal, so `rec` is not needed."""
-    stage = Stage(name="restore", steps=restore, lr=1e-3, weights=Weights(rec=0.0, project=1.0, marks=0.2))
+    stage = Stage(name="restore", steps=restore, lr=3e-4, clip=0.5, weights=Weights(rec=0.0, project=1.0, marks=0.2))
     weights = replace(stage.weights, again=0.5)
-    return stage, replace(stage, name="settle", steps=settle, lr=5e-4, weights=weights)
+    return stage, replace(stage, name="settle", steps=settle, lr=2e-4, weights=weights)
 
 
 def exact_stages(project: int, exact: int) -> tuple[Stage, Stage]:

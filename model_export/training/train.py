@@ -218,6 +218,8 @@ class Run:
                 with self._autocast():
                     self.critics.step(*map(self.teacher.features, (batch.x, y)))
             terms = self._backward(batch)
+            if stage.clip is not None:
+                nn.utils.clip_grad_norm_(self.network.parameters(), stage.clip)
             self.optimiser.step()
             self.average.update_parameters(self.network)
         self.meter.step(self.batches.size)
