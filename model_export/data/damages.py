@@ -56,7 +56,7 @@ def paper(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
 def tint(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """A shaded box behind a part of the text, or darker strips about as high as its lines.
 
-    A large dark box would look like a part of a photograph.
+    Text stands on a large dark box; without, it would look like a part of a photograph.
     """
     out, (height, width), strips = image.copy(), image.shape, int(g.integers(1, 8)) if g.random() < 0.5 else 0
     for _ in range(strips or 1):
@@ -64,7 +64,7 @@ def tint(g: Generator, image: FloatImage, strength: float, em: float) -> FloatIm
         bottom = top + g.uniform(0.6, 1.6) * em if strips else bottom
         (top, bottom), (left, right) = sorted((top, bottom)), sorted((left, right))
         box = slice(max(0, int(top)), max(0, int(bottom))), slice(max(0, int(left)), max(0, int(right)))
-        out[box] *= 1 - (g.uniform(0.05, 0.3 + 0.3 * strength) if strips else g.uniform(0.03, 0.1 + 0.25 * strength))
+        out[box] *= 1 - (g.uniform(0.05, 0.3 + 0.3 * strength) if strips else g.uniform(0.03, 0.15 + 0.45 * strength))
     return out
 
 
@@ -96,10 +96,10 @@ def stain(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
     rows, columns = _grid(image)
     for _ in range(int(g.integers(1, 6))):
         y, x, radius = g.uniform(0, image.shape[0]), g.uniform(0, image.shape[1]), g.uniform(0.8, 6) * em
-        radius = g.uniform(80, 350) if g.random() < 0.2 else radius
+        radius = g.uniform(80, 350) if g.random() < 0.35 else radius
         away = np.hypot((rows - y) * g.uniform(0.6, 1.6), columns - x)
         away = away + noise_field(g, image.shape, em / 2) * em * 0.15
-        dark, edge = g.uniform(0.1, 0.25 + 0.35 * strength), g.uniform(1, 10)
+        dark, edge = g.uniform(0.1, 0.25 + 0.35 * strength), g.uniform(1, max(10, radius / 8))
         if g.random() < 0.35:
             mask = np.exp(-(((away - radius) / (em * g.uniform(0.1, 0.3))) ** 2))
         else:
