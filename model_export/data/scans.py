@@ -41,12 +41,12 @@ def draw_scans(pages: int = PAGES, *, side: int = SIDE, seed: int = 7) -> dict[s
 def toned(page: Levels) -> Levels:
     """The page (H, W) with black ink and white paper; H and W are multiples of 4.
 
-    Ink that is narrower than 20 pixels, on white paper, gets the contrast back that blur has taken. Shapes stay.
+    Ink that is narrower than 20 pixels, on white paper, gets the darkness back that blur has taken. Grey edges stay.
     """
     widened = maximum_filter(page.reshape(page.shape[0] // 4, 4, -1, 4).mean((1, 3)), 5)
     on_paper = np.clip(minimum_filter(widened, 5) / 20 - 11.5, 0, 1).repeat(4, 0).repeat(4, 1)
     light = np.clip(page / 240 - 0.04, 0, 1)
-    return to_levels(page / 255 + on_paper * (light**2 * (3 - 2 * light) - page / 255))
+    return to_levels(page / 255 - on_paper * np.maximum(page / 255 - light**2 * (3 - 2 * light), 0))
 
 
 def _pair(seed: int, side: int, number: int) -> Levels:
