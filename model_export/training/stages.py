@@ -137,9 +137,9 @@ def ign_stages(steps: int, weights: Weights, *, lr: float, clamp: float | None) 
 
 def restoring_stages(restore: int, settle: int) -> tuple[Stage, Stage]:
     """The stages of a `Restorer`. The data have pairs, of which some are equal, so `rec` is not needed."""
-    stage = Stage(name="restore", steps=restore, lr=2.5e-4, clip=0.5, weights=Weights(rec=0.0, project=1.0, marks=0.06))
+    stage = Stage(name="restore", steps=restore, lr=1e-3, clip=0.5, weights=Weights(rec=0.0, project=1.0, marks=0.06))
     weights = replace(stage.weights, again=0.5)
-    return stage, replace(stage, name="settle", steps=settle, lr=2e-4, weights=weights)
+    return stage, replace(stage, name="settle", steps=settle, lr=5e-4, weights=weights)
 
 
 def exact_stages(project: int, exact: int) -> tuple[Stage, Stage]:
