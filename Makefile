@@ -158,26 +158,25 @@ train: $(TRAIN)  ## train PRESET on DATA into OUT; again to continue
 export: $(TRAIN)  ## export the run in OUT as the next version of its model in MODELS
 	$(BIN)/python -m model_export export --run '$(OUT)' --models '$(MODELS)' $(ARGS)
 
-bench: $(SERVE)  ## measure, as JSON; BENCH is runtime (MODEL by batch size), path, scheduler, processes, service, peers or soak
+bench: $(SERVE)  ## measure, as JSON; BENCH is runtime (MODEL by batch size), path, scheduler, service, peers or soak
 	@$(BIN)/python -m benchmarks.$(BENCH_$(BENCH)) $(ARGS)
 
 BENCH_runtime := bench_runtime --model '$(MODEL)'
 BENCH_path := bench_path
 BENCH_scheduler := bench_scheduler
-BENCH_processes := bench_processes
 BENCH_service := bench_service
 BENCH_peers := bench_peers
 BENCH_soak := reliability.soak
 ifndef BENCH_$(BENCH)
-$(error BENCH=$(BENCH): expected runtime, path, scheduler, processes, service, peers or soak)
+$(error BENCH=$(BENCH): expected runtime, path, scheduler, service, peers or soak)
 endif
 
 gpu: $(DEVELOP)  ## on a machine with a GPU, RUNTIME=gpu: test and measure, into runs/gpu; ARGS for some of the stages
-	@$(BIN)/python -m benchmarks.gpu_kit.run $(ARGS)
+	@$(BIN)/python -m benchmarks.authors.gpu_kit.run $(ARGS)
 
 # ARCH is the compute capability of that machine's GPU, KIT_PYTHON its Python. CUDA=machine: it has a torch for CUDA 13.
 gpu-kit: $(DEVELOP)  ## write all that `make gpu` needs on a machine without a network into runs/gpu-kit
-	@BIN='$(abspath $(BIN))' ARCH='$(ARCH)' KIT_PYTHON='$(KIT_PYTHON)' CUDA='$(CUDA)' benchmarks/gpu_kit/build runs/gpu-kit
+	@BIN='$(abspath $(BIN))' ARCH='$(ARCH)' KIT_PYTHON='$(KIT_PYTHON)' CUDA='$(CUDA)' benchmarks/authors/gpu_kit/build runs/gpu-kit
 
 site: $(DEVELOP)  ## build the documentation site in build/site; from disk all works but `Try it here`, by `ign site`
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --site-dir build/site

@@ -1,4 +1,5 @@
-"""How admission and the fair queue share one model among callers that send as much as they can, in simulated time.
+"""How admission and the fair queue share one model among callers that send as much as they can, in
+simulated time.
 
 python -m benchmarks.bench_admission --results benchmarks/results/admission.json
 """
@@ -17,23 +18,32 @@ from benchmarks.load_generator.traffic import Rng
 from service.domain.tasks import SchedulingParams, StepParams
 from service.scheduling.admission import Admission
 from service.scheduling.queue import FairQueue
-from service.scheduling.request import ScheduledRequest
+from service.scheduling.report import ModelCall
+from service.scheduling.request import Batch, ScheduledRequest
 
 METHOD: Final = (
-    "service.scheduling decides which requests are admitted and which rows run; a model call takes 0.2 ms and 0.05 ms "
-    "for each row in simulated time. A caller has many streams of 64 × 300 000 steps, many requests of up to 64 × 16 "
-    "steps, or two small ones, each again and again; it tries again 0.1 to 1 s after a rejection. wait: of newcomers, "
-    "which come once, with a small request, and try again after 0.1 s, until its first row runs. throughput: row-steps "
-    "over those of the same requests under one key, which is a queue without shares"
+    "service.scheduling decides which requests are admitted and which rows run; a model call "
+    "takes 0.2 ms and 0.05 ms for each row in simulated time. A caller has many streams of "
+    "64 × 300 000 steps, many requests of up to 64 × 16 steps, or two small ones, each again "
+    "and again; it tries again 0.1 to 1 s after a rejection. wait: of newcomers, which come "
+    "once, with a small request, and try again after 0.1 s, until its first row runs. "
+    "throughput: row-steps over those of the same requests under one key, which is a queue "
+    "without shares"
 )
-BATCH_ROWS, QUEUE_ROWS = 64, 4096
-CALL_S, ROW_S = 0.0002, 0.00005
+BATCH_ROWS = 64
+QUEUE_ROWS = 4096
+CALL_S = 0.0002
+ROW_S = 0.00005
 TOGETHER: Final = 4000  # requests that all callers have at a time, at most
-START_S, EVERY_S = 5.0, 0.1  # newcomers come when the queue is full
+# newcomers come when the queue is full
+START_S = 5.0
+EVERY_S = 0.1
 
 
 class Client(NamedTuple):
-    """One request of a caller, sent again ``pause_s`` after its end; that of a newcomer, who ``came`` once, is not."""
+    """One request of a caller, sent again ``pause_s`` after its end; that of a newcomer, who
+    ``came`` once, is not.
+    """
 
     key: str
     rows: int
@@ -50,7 +60,11 @@ def mixed(rng: Rng, callers: int) -> Iterator[Client]:
             Client(key, int(rng.integers(8, 65)), int(rng.integers(2, 17))),
         ] * max(1, TOGETHER // callers)
         kind = rng.integers(3)
-        yield from many[kind::2] if kind < 2 else [small(rng, key)._replace(pause_s=float(rng.uniform(0.1, 2)))] * 2
+        yield from (
+            many[kind::2]
+            if kind < 2
+            else [small(rng, key)._replace(pause_s=float(rng.uniform(0.1, 2)))] * 2
+        )
 
 
 def small(rng: Rng, key: str) -> Client:
@@ -62,13 +76,17 @@ class Simulation:
 
     def __init__(self, callers: int, seed: int, seconds: float, *, one_key: bool) -> None:
         self.row_steps, self.waits = 0, list[float]()
-        self._rng, self._one_key = np.random.default_rng((callers, seed)), one_key
+        self._rng = np.random.default_rng((callers, seed))
+        self._one_key = one_key
         self._admission, self._queue = Admission(QUEUE_ROWS, BATCH_ROWS), FairQueue()
         self._clients: dict[ScheduledRequest, Client] = {}
         self._numbers = itertools.count()
         comings = np.arange(START_S, seconds - 1, EVERY_S).tolist()
         self._due = [(0.0, next(self._numbers), client) for client in mixed(self._rng, callers)]
-        self._due += [(at, next(self._numbers), small(self._rng, f"at {at}")._replace(came=at)) for at in comings]
+        self._due += [
+            (at, next(self._numbers), small(self._rng, f"at {at}")._replace(came=at))
+            for at in comings
+        ]
         heapq.heapify(self._due)
         now = 0.0
         while now < seconds:
@@ -76,7 +94,9 @@ class Simulation:
                 self._send(heapq.heappop(self._due)[2], now)
             now = self._run(now) if self._queue.row_count else self._due[0][0]
         # Those that were never admitted.
-        self.waits += [seconds - client.came for _, _, client in self._due if client.came is not None]
+        self.waits += [
+            seconds - client.came for _, _, client in self._due if client.came is not None
+        ]
 
     def _send(self, client: Client, now: float) -> None:
         is_stream = client.steps == 300_000
@@ -86,7 +106,9 @@ class Simulation:
             deadline=None if is_stream else now + 30.0,
             streamed=is_stream,
         )
-        request = ScheduledRequest(np.empty((client.rows, 1, 1, 1), np.float32), params, arrived=now)
+        request = ScheduledRequest(
+            np.empty((client.rows, 1, 1, 1), np.float32), params, arrived=now
+        )
         if self._admission.admit([request], now):
             pause_s = float(self._rng.uniform(0.1, 1.0)) if client.came is None else 0.1
             heapq.heappush(self._due, (now + pause_s, next(self._numbers), client))
@@ -109,12 +131,15 @@ class Simulation:
         rows = sum(piece.count for piece in chosen)
         self.row_steps += rows
         end = now + CALL_S + ROW_S * rows
-        self._admission.on_model_call(rows, end - now, end)
-        self._admission.on_batch_ended(chosen, 1, end - now)
+        batch = Batch(slices=chosen, rows=rows, steps=1, expires=end, reason="", began=now, done=1)
+        batch.calls.append(ModelCall(rows, rows, end - now, "", end))
+        self._admission.on_batch_ended(batch)
         for piece in chosen:
             if piece.done:
                 self._admission.on_rows_done(piece)
-        self._close([*expired, *(piece.request for piece in chosen if not piece.request.rows_left)], end)
+        self._close(
+            [*expired, *(piece.request for piece in chosen if not piece.request.rows_left)], end
+        )
         self._queue.push([piece for piece in chosen if not piece.done])
         return end
 
@@ -126,23 +151,35 @@ class Simulation:
 
 
 def measure(options: argparse.Namespace) -> Json:
-    waits, lines = list[float](), list[Json]()
+    waits = list[float]()
+    lines = list[Json]()
     for callers, seed in itertools.product(options.callers, range(options.mixes)):
-        own, one = (Simulation(callers, seed, options.seconds, one_key=one_key) for one_key in (False, True))
+        own, one = (
+            Simulation(callers, seed, options.seconds, one_key=one_key) for one_key in (False, True)
+        )
         ordered = sorted(own.waits)
         waits += ordered
         figures = {"p50_s": percentile(ordered, 50), "p999_s": percentile(ordered, 99.9)}
         figures["throughput"] = own.row_steps / one.row_steps
-        lines.append({"callers": callers, "mix": seed} | {name: rounded(value) for name, value in figures.items()})
+        lines.append(
+            {"callers": callers, "mix": seed}
+            | {name: rounded(value) for name, value in figures.items()}
+        )
     in_time = sum(wait <= 1.0 for wait in waits) / len(waits)
     targets = [
         target("newcomers that wait at most 1 s", rounded(in_time), at_least=0.999),
-        target("throughput, least of all", min(line["throughput"] for line in lines), at_least=0.97),
+        target(
+            "throughput, least of all", min(line["throughput"] for line in lines), at_least=0.97
+        ),
     ]
     return {"targets": targets, "newcomers": len(waits), "mixes": lines}
 
 
-OPTIONS: Final = {"seconds": (20.0, 8.0), "callers": ([2, 3, 10, 100, 1000], [2, 100]), "mixes": (2, 1)}
+OPTIONS: Final = {
+    "seconds": (20.0, 8.0),
+    "callers": ([2, 3, 10, 100, 1000], [2, 100]),
+    "mixes": (2, 1),
+}
 
 if __name__ == "__main__":
     sys.exit(run_benchmark("admission", METHOD, measure, OPTIONS, judge=True))

@@ -1,4 +1,5 @@
-"""CPU time of a request in the service, above the model: what a change of the way of a request is judged by.
+"""CPU time of a request in the service, above the model: what a change of the way of a request is
+judged by.
 
 make bench BENCH=path
 """
@@ -20,7 +21,14 @@ from uvicorn.server import ServerState
 
 from benchmarks.bench_peers import binary_tensor
 from benchmarks.harness.common import MODEL, REF, Json, rounded, run_benchmark, target
-from benchmarks.load_generator.messages import HEADER_SETS, disc, encoded, post, upload, with_headers
+from benchmarks.load_generator.messages import (
+    HEADER_SETS,
+    disc,
+    encoded,
+    post,
+    upload,
+    with_headers,
+)
 from service.app import build_services, create_app, load_models, make_connections
 from service.domain.latents import FloatRows
 from service.runtime.runners import DirectRunner
@@ -29,9 +37,10 @@ from service.server.process import tune_gc
 from service.settings import Settings
 
 METHOD: Final = (
-    "One process on one core. `together` connections without sockets receive a request each, and the next ones once "
-    "all have their responses. onnxruntime is replaced by a copy of the rows. CPU time of all threads, and of the "
-    "event loop, in microseconds a request: median of `rounds`, and the least"
+    "One process on one core. `together` connections without sockets receive a request each, "
+    "and the next ones once all have their responses. onnxruntime is replaced by a copy of "
+    "the rows. CPU time of all threads, and of the event loop, in microseconds a request: "
+    "median of `rounds`, and the least"
 )
 AIMS_US: Final = {"PNG /project": 60.0, "raw infer": 42.0, "/generate": 60.0}
 DISTINCT: Final = 32
@@ -45,7 +54,8 @@ class Peer(asyncio.Transport):
 
     def __init__(self, turn: "Turn") -> None:
         super().__init__({"peername": ("127.0.0.1", 5000), "sockname": ("127.0.0.1", 80)})
-        self._turn, self.response = turn, b""
+        self._turn = turn
+        self.response = b""
 
     def write(self, data: Any) -> None:
         """A response is written at once."""
@@ -75,7 +85,8 @@ class Turn:
     def __init__(self, make_protocol: Any, connections: int) -> None:
         self.left, self.ended, self.peers = 0, asyncio.Event(), list[tuple[Any, Peer]]()
         for _ in range(connections):
-            protocol, peer = make_protocol(), Peer(self)
+            protocol = make_protocol()
+            peer = Peer(self)
             protocol.connection_made(peer)
             self.peers.append((protocol, peer))
 
@@ -96,7 +107,9 @@ def payloads() -> dict[str, list[bytes]]:
     return {
         "PNG /project": [upload("/project?steps=1", picture) for picture in pictures],
         "raw infer": [binary_tensor(MODEL, row.tobytes()) for row in rows],
-        "/generate": [post("/generate", {"model": "mnist", "seed": n}, "image/png") for n in range(DISTINCT)],
+        "/generate": [
+            post("/generate", {"model": "mnist", "seed": n}, "image/png") for n in range(DISTINCT)
+        ],
     }
 
 
@@ -110,11 +123,16 @@ async def measured(options: argparse.Namespace) -> list[Json]:
     config.load()
     protocol: Any = config.http_protocol_class
     make_protocol = partial(protocol, config=config, server_state=ServerState(), app_state={})
-    turn, lines = Turn(make_protocol, options.together), list[Json]()
+    turn = Turn(make_protocol, options.together)
+    lines = list[Json]()
     with patch.object(DirectRunner, "__call__", _copied):
-        for (payload, requests), (sender, headers) in itertools.product(payloads().items(), _SENDERS.items()):
+        for (payload, requests), (sender, headers) in itertools.product(
+            payloads().items(), _SENDERS.items()
+        ):
             sent = [with_headers(each, headers) for each in requests]
-            lines.append({"payload": payload, "headers": sender, **await cost(turn, sent, options.rounds)})
+            lines.append(
+                {"payload": payload, "headers": sender, **await cost(turn, sent, options.rounds)}
+            )
     return lines
 
 
@@ -124,9 +142,12 @@ async def cost(turn: Turn, requests: Sequence[bytes], rounds: int) -> Json:
         if not peer.response.startswith(b"HTTP/1.1 200"):
             raise OSError(f"not answered with 200: {peer.response[:200]!r}")
     times = -(-_ENOUGH // len(turn.peers))
-    count, whole, loop = times * len(turn.peers), list[float](), list[float]()
+    count = times * len(turn.peers)
+    whole = list[float]()
+    loop = list[float]()
     for _ in range(rounds):
-        began, loop_began = time.process_time(), time.thread_time()
+        began = time.process_time()
+        loop_began = time.thread_time()
         await turn.send(requests, times)
         whole.append((time.process_time() - began) / count * 1e6)
         loop.append((time.thread_time() - loop_began) / count * 1e6)
@@ -145,8 +166,14 @@ def measure(options: argparse.Namespace) -> Json:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         lines = runner.run(measured(options))
-    most = {payload: max(line["us_per_request"] for line in lines if line["payload"] == payload) for payload in AIMS_US}
-    targets = [target(f"{name}, any headers", most[name], at_most=aim, unit="µs") for name, aim in AIMS_US.items()]
+    most = {
+        payload: max(line["us_per_request"] for line in lines if line["payload"] == payload)
+        for payload in AIMS_US
+    }
+    targets = [
+        target(f"{name}, any headers", most[name], at_most=aim, unit="µs")
+        for name, aim in AIMS_US.items()
+    ]
     return {"model": REF, "targets": targets, "lines": lines}
 
 

@@ -1,9 +1,10 @@
-"""The speed of a model by batch size: raw onnxruntime, and the runtime of this service on top of it.
+"""The speed of a model by batch size: raw onnxruntime, and the runtime of this service on top of
+it.
 
     python -m benchmarks.bench_runtime --results benchmarks/results/runtime.json
 
-On CUDA also with rows that stay there, and with golden rows (`make gpu`). Compare the
-ratios of one run, not the figures of two runs. Without HTTP and images, this is the most the service can reach.
+On CUDA also with rows that stay there, and with golden rows (`make gpu`). Compare the ratios of one
+run, not the figures of two runs. Without HTTP and images, this is the most the service can reach.
 """
 
 import argparse
@@ -27,31 +28,44 @@ from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import CudaOptions
 
 METHOD: Final = (
-    "rows/s of repeated calls on seeded latents over `seconds` per round, the ways in turn; median, least and most of "
-    "`rounds` rounds; cpu_ms_per_row is the CPU time of the whole process; ratio is service.runtime / onnxruntime by "
-    "medians. On CUDA: resident copies rows in and not out; golden: difference over "
-    "tolerance in every bucket"
+    "rows/s of repeated calls on seeded latents over `seconds` per round, the ways in turn; "
+    "median, least and most of `rounds` rounds; cpu_ms_per_row is the CPU time of the whole "
+    "process; ratio is service.runtime / onnxruntime by medians. On CUDA: resident copies "
+    "rows in and not out; golden: difference over tolerance in every bucket"
 )
 Way = Callable[[FloatRows], Callable[[], object]]
 
 
 def measure(options: argparse.Namespace) -> Json:
     prepare_process()
-    path, threads = Path(options.model), available_cpus()
-    data, largest = path.read_bytes(), max(options.sizes)
+    path = Path(options.model)
+    threads = available_cpus()
+    data = path.read_bytes()
+    largest = max(options.sizes)
     half = path.name == "model.fp16.onnx"
     cuda = CudaOptions(half=half)
-    model = OnnxModel(data, device=options.device, cuda=cuda, threads=threads, max_batch_rows=largest)
+    model = OnnxModel(
+        data, device=options.device, cuda=cuda, threads=threads, max_batch_rows=largest
+    )
     model.warm_up()
     raw = raw_session(data, model, threads)
-    ways: dict[str, Way] = {"onnxruntime": lambda rows: partial(raw, rows), "service.runtime": partial(copied, model)}
+    ways: dict[str, Way] = {
+        "onnxruntime": lambda rows: partial(raw, rows),
+        "service.runtime": partial(copied, model),
+    }
     result: Json = {}
     targets: list[Json] = []
     if model.device_batch is not None:
         ways["resident"] = partial(resident, model)
         tolerance = model.card.tolerance.fp16 if half else model.card.tolerance.fp32
-        golden = check_golden(model, read_golden(path.parent / "golden.npz", model.shape), tolerance)
-        targets.append(target("golden rows: difference over tolerance", golden.difference / tolerance, at_most=1.0))
+        golden = check_golden(
+            model, read_golden(path.parent / "golden.npz", model.shape), tolerance
+        )
+        targets.append(
+            target(
+                "golden rows: difference over tolerance", golden.difference / tolerance, at_most=1.0
+            )
+        )
         result = {"device": gpu()}
     sizes = [measure_size(size, ways, model, options) for size in options.sizes]
     first = sizes[0]["onnxruntime"]["rows_per_s"]
@@ -98,13 +112,17 @@ def resident(model: OnnxModel, rows: FloatRows) -> Callable[[], object]:
     return step
 
 
-def measure_size(size: int, ways: dict[str, Way], model: OnnxModel, options: argparse.Namespace) -> Json:
+def measure_size(
+    size: int, ways: dict[str, Way], model: OnnxModel, options: argparse.Namespace
+) -> Json:
     rows = model.noise.rows(seed=0, offset=0, n=size)
     calls = {name: way(rows) for name, way in ways.items()}
     for call in calls.values():
         call()
     timers = {name: partial(timed, call, size, options.seconds) for name, call in calls.items()}
-    lines = {name: summary(size, samples) for name, samples in in_turn(timers, options.rounds).items()}
+    lines = {
+        name: summary(size, samples) for name, samples in in_turn(timers, options.rounds).items()
+    }
     ratio = lines["service.runtime"]["rows_per_s"] / lines["onnxruntime"]["rows_per_s"]
     return {"rows": size, **lines, "ratio": rounded(ratio)}
 

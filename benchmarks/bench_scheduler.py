@@ -2,8 +2,8 @@
 
     python -m benchmarks.bench_scheduler --results benchmarks/results/scheduler.json
 
-Rows go through `service.scheduling` with the metrics of the service, without HTTP and images. Every figure is compared
-with raw onnxruntime on the same model and device, measured in the same run.
+Rows go through `service.scheduling` with the metrics of the service, without HTTP and images. Every
+figure is compared with raw onnxruntime on the same model and device, measured in the same run.
 """
 
 import argparse
@@ -36,15 +36,17 @@ from service.server.process import tune_gc
 from service.settings import Settings
 
 METHOD: Final = (
-    "Prepared rows go to service.scheduling in one process with uvloop. queue: single-row requests, 32 at a time as "
-    "HTTP requests come, wait until the queue holds the stated number, then run on a model that costs nothing; wall "
-    "time per row of admission and of the rest, and CPU time of both. The garbage collector is set as in the service. "
-    "neighbours: latency of one caller with steps=1, alone and beside eight requests with steps=5000 of the same "
-    "caller key; and of onnxruntime alone: a call with 1 row, and one with 8 rows, which has just begun when the "
-    "request arrives, then one with 1"
+    "Prepared rows go to service.scheduling in one process with uvloop. queue: single-row "
+    "requests, 32 at a time as HTTP requests come, wait until the queue holds the stated "
+    "number, then run on a model that costs nothing; wall time per row of admission and of "
+    "the rest, and CPU time of both. The garbage collector is set as in the service. "
+    "neighbours: latency of one caller with steps=1, alone and beside eight requests with "
+    "steps=5000 of the same caller key; and of onnxruntime alone: a call with 1 row, and one "
+    "with 8 rows, which has just begun when the request arrives, then one with 1"
 )
 BATCH_ROWS: Final = 64
-LONG, LONG_STEPS = 8, 5000
+LONG = 8
+LONG_STEPS = 5000
 TOGETHER: Final = 32  # requests that one turn of the event loop hands to the scheduler
 DEPTHS: Final = (1, 8, 64, 1000, 10_000, 100_000)
 
@@ -53,7 +55,9 @@ Run = Callable[[FloatRows, int], Awaitable[object]]
 
 @contextmanager
 def scheduled() -> Iterator[tuple[LoadedModel, Run]]:
-    """A verified model, and its scheduler as the service starts it: it takes rows and a number of steps."""
+    """A verified model, and its scheduler as the service starts it: it takes rows and a number of
+    steps.
+    """
     cpus = available_cpus()
     factory = partial(open_instances, OnnxModel, Settings(threads=cpus, max_batch_rows=BATCH_ROWS))
     loaded = Repository(MODEL.parents[2], factory, default=REF).load_all().models[REF]
@@ -61,12 +65,14 @@ def scheduled() -> Iterator[tuple[LoadedModel, Run]]:
         *loaded.instances,
         max_batch_rows=BATCH_ROWS,
         queue_rows=4096,
-        observer=ModelStatistics(Metrics(), loaded.ref),
+        observe=ModelStatistics(Metrics(), loaded.ref).take,
     )
 
     def run(rows: FloatRows, steps: int) -> Awaitable[object]:
         deadline = time.monotonic() + 30.0 if steps == 1 else None
-        params = SchedulingParams(step_params=StepParams(steps=steps), key="somebody", deadline=deadline)
+        params = SchedulingParams(
+            step_params=StepParams(steps=steps), key="somebody", deadline=deadline
+        )
         return scheduler.run(rows, params)
 
     scheduler.start()
@@ -91,9 +97,22 @@ def measure(options: argparse.Namespace) -> Json:
     alone, beside, raw, _ = neighbours
     deepest = max(costs)
     targets = [
-        target("one row, idle: what the scheduler adds", alone["p50_ms"] - raw["p50_ms"], at_most=0.3, unit="ms"),
-        target("steps=1 beside eight steps=5000: p99 over p99 alone", beside["p99_ms"] / alone["p99_ms"], at_most=3.0),
-        target(f"CPU time by row, {deepest} queued over 64", costs[deepest] / costs[min(64, deepest)], at_most=1.5),
+        target(
+            "one row, idle: what the scheduler adds",
+            alone["p50_ms"] - raw["p50_ms"],
+            at_most=0.3,
+            unit="ms",
+        ),
+        target(
+            "steps=1 beside eight steps=5000: p99 over p99 alone",
+            beside["p99_ms"] / alone["p99_ms"],
+            at_most=3.0,
+        ),
+        target(
+            f"CPU time by row, {deepest} queued over 64",
+            costs[deepest] / costs[min(64, deepest)],
+            at_most=1.5,
+        ),
     ]
     return {"model": about, "targets": targets, "neighbours": neighbours, "queue": queue}
 
@@ -102,11 +121,17 @@ async def beside_long_ones(
     run: Run, raw_call: Callable[[FloatRows], object], many: FloatRows, options: argparse.Namespace
 ) -> list[Json]:
     ways: dict[str, list[float]] = {"alone": [], f"beside {LONG} × steps={LONG_STEPS}": []}
-    raw: dict[str, list[float]] = {"onnxruntime: 1 row": [], f"onnxruntime: {LONG} rows, then 1": []}
+    raw: dict[str, list[float]] = {
+        "onnxruntime: 1 row": [],
+        f"onnxruntime: {LONG} rows, then 1": [],
+    }
     x = many[:1]
     for _ in range(options.rounds):
         for number, latencies in enumerate(ways.values()):
-            work = [repeat(run, x, 1, latencies), *(repeat(run, x, LONG_STEPS) for _ in range(LONG * number))]
+            work = [
+                repeat(run, x, 1, latencies),
+                *(repeat(run, x, LONG_STEPS) for _ in range(LONG * number)),
+            ]
             await for_seconds(work, options.seconds, partial(len, latencies))
         end = time.perf_counter() + options.seconds
         while (start := time.perf_counter()) < end:
@@ -126,7 +151,9 @@ async def repeat(run: Run, x: FloatRows, steps: int, latencies: list[float] | No
             latencies.append(time.perf_counter() - start)
 
 
-async def for_seconds(work: Sequence[Coroutine[Any, Any, None]], seconds: float, enough: Callable[[], object]) -> None:
+async def for_seconds(
+    work: Sequence[Coroutine[Any, Any, None]], seconds: float, enough: Callable[[], object]
+) -> None:
     """Run all coroutines for ``seconds``, and again for as long until ``enough`` is true."""
     async with asyncio.TaskGroup() as group:  # it raises the first exception
         tasks = [group.create_task(each) for each in work]
@@ -162,15 +189,22 @@ def queued(options: argparse.Namespace) -> list[Json]:
         for _ in range(options.rounds * max(1, 1000 // depth)):
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 samples.append(runner.run(fill_and_drain(depth)))
-        admit, run, cpu = (rounded(statistics.median(each) / depth * 1e6) for each in zip(*samples, strict=True))
+        admit, run, cpu = (
+            rounded(statistics.median(each) / depth * 1e6) for each in zip(*samples, strict=True)
+        )
         figures = {"admit_us_per_row": admit, "run_us_per_row": run, "cpu_us_per_row": cpu}
         lines.append({"queued_rows": depth, **figures})
     return lines
 
 
-def begin(scheduler: Scheduler, depth: int, x: FloatRows, params: SchedulingParams) -> "asyncio.Future[None]":
-    """Begin ``depth`` requests, `TOGETHER` at a time, as those of HTTP arrive; returns what to wait for."""
-    left, over = depth, asyncio.get_running_loop().create_future()
+def begin(
+    scheduler: Scheduler, depth: int, x: FloatRows, params: SchedulingParams
+) -> "asyncio.Future[None]":
+    """Begin ``depth`` requests, `TOGETHER` at a time, as those of HTTP arrive; returns what to wait
+    for.
+    """
+    left = depth
+    over = asyncio.get_running_loop().create_future()
 
     def deliver(ended: Sequence[object]) -> None:
         nonlocal left
@@ -184,15 +218,19 @@ def begin(scheduler: Scheduler, depth: int, x: FloatRows, params: SchedulingPara
 
 
 async def fill_and_drain(depth: int) -> tuple[float, float, float]:
-    """Seconds to admit ``depth`` single-row requests, seconds until all are answered, and CPU seconds of both."""
+    """Seconds to admit ``depth`` single-row requests, seconds until all are answered, and CPU
+    seconds of both.
+    """
     model = NoopModel()
     scheduler = Scheduler(model, max_batch_rows=BATCH_ROWS, queue_rows=2 * depth + 1)
-    x, params = np.zeros((1, *model.shape), np.float32), SchedulingParams(step_params=StepParams(steps=1))
+    x = np.zeros((1, *model.shape), np.float32)
+    params = SchedulingParams(step_params=StepParams(steps=1))
     scheduler.start()
     try:
         plug = asyncio.create_task(scheduler.run(x, params))
         await asyncio.to_thread(model.entered.wait)
-        start, cpu = time.perf_counter(), time.process_time()
+        start = time.perf_counter()
+        cpu = time.process_time()
         calls = begin(scheduler, depth, x, params)
         middle = time.perf_counter()
         model.gate.set()

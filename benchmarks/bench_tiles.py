@@ -1,4 +1,4 @@
-"""Imported networks: the rate of a shipped one, a page beside onnxruntime over the same tiles, and who waits for it.
+"""Imported networks: a page beside onnxruntime over the same tiles, and who waits for it.
 
 python -m benchmarks.bench_tiles --results benchmarks/results/tiles.json
 """
@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from benchmarks.bench_service import SETTINGS, generate
 from benchmarks.harness.common import (
-    MODEL,
     Json,
     each_round,
     in_turn,
@@ -35,24 +33,25 @@ from benchmarks.harness.common import (
 from benchmarks.harness.processes import ROOT, ServerFailed, ServerProcess, memory_samples, service
 from benchmarks.load_generator.fetch import fetch
 from benchmarks.load_generator.load import run_load
-from benchmarks.load_generator.messages import disc, encoded, upload
+from benchmarks.load_generator.messages import encoded, upload
 from service.artifact.files import MODEL_FILE
 from service.artifact.pixels import Levels as Pixels
 from service.artifact.pixels import to_rows
 from service.domain.latents import FloatRows
 from service.environment import available_cpus
 from service.runtime.onnx_model import OnnxModel
+from tests.helpers.foreign import Network
 
 METHOD: Final = (
-    "copy: requests/s of `mnist`, imported by `ign import` under another name, over those of the shipped one; PNG to "
-    "PNG, 32 connections, in turn. `layers` convolutions of 64 channels (six: 0.2 million parameters), imported. A "
-    "grey page of `width`×`height` as PNG, in and out. plain: onnxruntime with all threads over the same tiles, in "
-    "batches of the service. share: pixels/s of the service over those of plain, round by round. others: p99 of "
-    "/generate with the digits while `uploads` such pages are sent again and again, over p99 alone: with the default "
-    "limit of bytes in flight, which accepts one page, so the others come again, whole, a second after their 429; and "
-    "with room for all"
+    "`layers` convolutions of 64 channels (six: 0.2 million parameters), imported. A grey "
+    "page of `width`×`height` as PNG, in and out. plain: onnxruntime with all threads over "
+    "the same tiles, in batches of the service. share: pixels/s of the service over those of "
+    "plain, round by round. others: p99 of /generate with the digits while `uploads` such "
+    "pages are sent again and again, over p99 alone: with the default limit of bytes in "
+    "flight, which accepts one page, so the others come again, whole, a second after their "
+    "429; and with room for all"
 )
-NAME, COPY = "denoiser", "copy"
+NAME: Final = "denoiser"
 PNG: Final = "image/png"
 _WAIT_S: Final = 600
 WAIT: Final = {"IGN_REQUEST_TIMEOUT_S": str(_WAIT_S), "IGN_DEVICE": "cpu"}
@@ -62,12 +61,12 @@ def measure(options: argparse.Namespace) -> Json:
     with tempfile.TemporaryDirectory() as folder:
         models = import_network(Path(folder), options.layers)
         shutil.copytree(ROOT / "models" / "mnist", models / "mnist")
-        run_import(MODEL, models, COPY, "--range=-1,1")
         settings = SETTINGS | WAIT | {"IGN_MODEL_DIR": str(models)}
-        page = np.random.default_rng(0).integers(128, 256, (options.height, options.width), dtype=np.uint8)
+        page = np.random.default_rng(0).integers(
+            128, 256, (options.height, options.width), dtype=np.uint8
+        )
         request = upload(f"/project?model={NAME}&invert=false", encoded(Image.fromarray(page)))
         with service(settings) as server:
-            copy = rate_of_copy(server, options)
             line = compare(server, models / NAME / "1" / MODEL_FILE, page, request, options)
         lines = list[Json]()
         for mib in options.inflight_mib:
@@ -75,7 +74,6 @@ def measure(options: argparse.Namespace) -> Json:
                 for uploads in (0, options.uploads):
                     latencies = asyncio.run(others(server, request, uploads, options))
                     lines.append({"inflight_mib": mib, "uploads": uploads} | latencies)
-    line["targets"] += [target("requests/s of a copy of mnist, over the shipped one", copy, at_least=0.95)]
     line["targets"] += [
         target(f"p99 of others over p99 alone, {alone['inflight_mib']} MiB", ratio, at_most=3.0)
         for alone, beside in zip(lines[::2], lines[1::2], strict=True)
@@ -84,67 +82,68 @@ def measure(options: argparse.Namespace) -> Json:
     return line | {"others": lines}
 
 
-def compare(server: ServerProcess, model: Path, page: Pixels, request: bytes, options: argparse.Namespace) -> Json:
+def compare(
+    server: ServerProcess, model: Path, page: Pixels, request: bytes, options: argparse.Namespace
+) -> Json:
     with memory_samples(server.pid, 0.1) as samples:
         ways: dict[str, Callable[[], Json]] = {
             "service": partial(seconds_of, server, request),
             "plain": plain(model, page),
         }
         rounds = in_turn(ways, options.rounds)
-    share = median_ratio([each["s"] for each in rounds["plain"]], [each["s"] for each in rounds["service"]])
+    share = median_ratio(
+        [each["s"] for each in rounds["plain"]], [each["s"] for each in rounds["service"]]
+    )
     pixels = options.width * options.height / 1e6
     return {
         "targets": [
             target("pixels/s of a page, share of plain onnxruntime", share, at_least=0.8),
         ],
         "page": [
-            {"way": way, "seconds": median_of(each, "s"), "megapixels_per_s": rounded(pixels / median_of(each, "s"))}
+            {
+                "way": way,
+                "seconds": median_of(each, "s"),
+                "megapixels_per_s": rounded(pixels / median_of(each, "s")),
+            }
             for way, each in rounds.items()
         ],
-        "memory_mib": [{"idle": rounded(samples[0][1]), "most": rounded(max(mib for _, mib in samples))}],
+        "memory_mib": [
+            {"idle": rounded(samples[0][1]), "most": rounded(max(mib for _, mib in samples))}
+        ],
     }
 
 
 def import_network(folder: Path, layers: int, *arguments: str) -> Path:
-    """Write a network of random weights, import it with these further arguments, and return the model directory."""
-    random, names, nodes, weights = np.random.default_rng(0), ["data"], [], []
-    for number in range(layers):
-        last = number == layers - 1
-        shape = (1 if last else 64, 64 if number else 1, 3, 3)
-        weights.append(numpy_helper.from_array(random.normal(0, 0.03, shape).astype(np.float32), f"w{number}"))
-        nodes.append(helper.make_node("Conv", [names[-1], f"w{number}"], [f"c{number}"], pads=[1, 1, 1, 1]))
-        names.append(f"c{number}")
-        if not last:
-            nodes.append(helper.make_node("Relu", [names[-1]], [f"r{number}"]))
-            names.append(f"r{number}")
-    dims: list[str | int | None] = ["n", 1, "h", "w"]
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name in (names[0], names[-1])]
-    graph = helper.make_graph(nodes, NAME, ends[:1], ends[1:], weights)
-    file, models = folder / "network.onnx", folder / "models"
-    file.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString())
-    run_import(file, models, NAME, "--residual", *(arguments or ("--range", "0,1")))
-    return models
-
-
-def run_import(file: Path, models: Path, name: str, *arguments: str) -> None:
-    command = [sys.executable, "-m", "ign", "import", str(file), "--name", name, "--models", str(models), *arguments]
+    """Write a network of random weights, import it with these further arguments, and return the
+    model directory.
+    """
+    network = Network(["n", 1, "h", "w"])
+    for number in range(layers - 1):
+        network.conv(64 if number else 1, 64).add("Relu")
+    file = network.conv(64 if layers > 1 else 1, 1, gain=0.3).write(folder / "network.onnx")
+    models = folder / "models"
+    command = [
+        sys.executable,
+        "-m",
+        "ign",
+        "import",
+        str(file),
+        "--name",
+        NAME,
+        "--models",
+        str(models),
+        "--residual",
+    ]
+    command += arguments or ("--range", "0,1")
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=600)
-
-
-def rate_of_copy(server: ServerProcess, options: argparse.Namespace) -> float:
-    """Requests/s of the imported copy of mnist over those of mnist."""
-    image = encoded(disc(size=28))
-    ways = {name: [upload(f"/project?steps=1&model={name}", image)] for name in (COPY, "mnist")}
-    load = partial(run_load, server, connections=32, seconds=options.seconds / 2)
-    rounds = in_turn({name: partial(load, requests) for name, requests in ways.items()}, options.rounds)
-    ratio: float = median_ratio(*(each_round(rounds[name], "ok_per_s") for name in ways))
-    return ratio
+    return models
 
 
 def plain(file: Path, page: Pixels) -> Callable[[], Json]:
     """What runs the tiles of a page alone."""
     model = OnnxModel(file.read_bytes(), threads=available_cpus())
-    row, tiling = to_rows(page[None], *model.card.range), model.card.tiling((page.shape[0], page.shape[1]))
+    row = to_rows(page[None], *model.card.range)
+    tiling = model.card.tiling((page.shape[0], page.shape[1]))
     tiles = np.empty((tiling.count, model.card.shape[0], *tiling.tile), np.float32)
     for index, tile in enumerate(tiles):
         tiling.cut(row, index, tile)
@@ -152,7 +151,8 @@ def plain(file: Path, page: Pixels) -> Callable[[], Json]:
 
 
 def run_plain(model: OnnxModel, tiles: FloatRows) -> Json:
-    began, batch = time.perf_counter(), model.card.buckets[-1]
+    began = time.perf_counter()
+    batch = model.card.buckets[-1]
     for first in range(0, len(tiles), batch):
         model.run(tiles[first : first + batch])
     return {"s": time.perf_counter() - began}
@@ -166,7 +166,9 @@ def seconds_of(server: ServerProcess, request: bytes) -> Json:
     return {"s": time.perf_counter() - began}
 
 
-async def others(server: ServerProcess, request: bytes, uploads: int, options: argparse.Namespace) -> Json:
+async def others(
+    server: ServerProcess, request: bytes, uploads: int, options: argparse.Namespace
+) -> Json:
     """Latencies of /generate with the digits, beside uploads that are repeated until these end."""
 
     async def repeat() -> None:

@@ -1,14 +1,16 @@
-"""Count the files and calls of this service that one warm request enters, and what a gateway's headers add.
+"""Count the files and calls of this service that one warm request enters, and what a gateway's
+headers add.
 
     python -m benchmarks.request_path
 
-The service runs in the main thread as `python -m service` starts it, with the shipped models and one model thread. A
-client in a second thread warms it up and sends each request several times on one connection. A profile hook in every
-thread records each call of a function in `service/` until all threads wait again, but not a coroutine that continues
-after an `await`, and no comprehension.
+The service runs in the main thread as `python -m service` starts it, with the shipped models and
+one model thread. A client in a second thread warms it up and sends each request several times on
+one connection. A profile hook in every thread records each call of a function in `service/` until
+all threads wait again, but not a coroutine that continues after an `await`, and no comprehension.
 
-The counts are the same on a busy machine. A timer calls functions now and then, so only the calls that (nearly) every
-repetition made count: of each function the second-lowest number, because one repetition may also be cut short.
+The counts are the same on a busy machine. A timer calls functions now and then, so only the calls
+that (nearly) every repetition made count: of each function the second-lowest number, because one
+repetition may also be cut short.
 
     repetition     1  2  3  4  5
     respond        1  1  1  1  1   → 1
@@ -35,11 +37,21 @@ from unittest.mock import patch
 
 from benchmarks.harness.common import Json
 from benchmarks.harness.processes import HOST, ROOT, free_port, without_settings
-from benchmarks.load_generator.messages import HEADER_SETS, disc, encoded, get, post, post_form, with_headers
+from benchmarks.load_generator.messages import (
+    HEADER_SETS,
+    disc,
+    encoded,
+    get,
+    post,
+    post_form,
+    with_headers,
+)
 
 REQUESTS: Final = {
     "POST /generate -> PNG": post("/generate", {"model": "mnist", "seed": 7}, "image/png"),
-    "POST /project, multipart -> PNG": post_form("/project", [("image", encoded(disc(size=28)))], "image/png"),
+    "POST /project, multipart -> PNG": post_form(
+        "/project", [("image", encoded(disc(size=28)))], "image/png"
+    ),
 }
 SENDERS: Final[Mapping[str, Mapping[str, str]]] = {"plain": {}, **HEADER_SETS}
 _REPETITIONS: Final = 5
@@ -56,9 +68,14 @@ class Recorder:
     def profile(self, frame: FrameType, event: str, _: Any) -> None:
         """The hook for `sys.setprofile`."""
         code = frame.f_code
-        if event != "call" or not code.co_filename.startswith(_OWN) or code.co_name.endswith("comp>"):
+        if (
+            event != "call"
+            or not code.co_filename.startswith(_OWN)
+            or code.co_name.endswith("comp>")
+        ):
             return
-        # The argument of the instruction RESUME is 0 where a function starts, and another where it continues.
+        # The argument of the instruction RESUME is 0 where a function starts, and another where it
+        # continues.
         if not code.co_code[frame.f_lasti + 1] & 3:
             self.calls[code] += 1
 
@@ -71,8 +88,13 @@ class Recorder:
 
 
 def main() -> int:
-    port, recorder = free_port(), Recorder()
-    environ = without_settings() | {"IGN_PORT": str(port), "IGN_THREADS": "1", "IGN_MODEL_DIR": str(ROOT / "models")}
+    port = free_port()
+    recorder = Recorder()
+    environ = without_settings() | {
+        "IGN_PORT": str(port),
+        "IGN_THREADS": "1",
+        "IGN_MODEL_DIR": str(ROOT / "models"),
+    }
     client = threading.Thread(target=_client, args=(port, recorder))
     client.start()  # before the hook, which is for the service alone
     threading.setprofile(recorder.profile)
@@ -85,7 +107,8 @@ def main() -> int:
 def _client(port: int, recorder: Recorder) -> None:
     try:
         with _connect(port) as connection:
-            sys.setswitchinterval(10.0)  # a thread runs until it waits, so threads switch in the same places every time
+            # a thread runs until it waits, so threads switch in the same places every time
+            sys.setswitchinterval(10.0)
             reports = [
                 _trace(connection, recorder, name, with_headers(data, headers), sender)
                 for name, data in REQUESTS.items()
@@ -109,7 +132,9 @@ def _connect(port: int) -> socket.socket:
     raise TimeoutError("the service does not become ready")
 
 
-def _trace(connection: socket.socket, recorder: Recorder, name: str, data: bytes, sender: str) -> Json:
+def _trace(
+    connection: socket.socket, recorder: Recorder, name: str, data: bytes, sender: str
+) -> Json:
     """Files in the order of their first call, calls by file, and totals."""
     repetitions: list[Counter[CodeType]] = []
     for _ in range(2 + _REPETITIONS):  # two warm it up

@@ -1,13 +1,15 @@
-"""What tesseract reads from damaged pages: as they are, cleaned by classical methods, and cleaned by `scans`.
+"""What tesseract reads from damaged pages: as they are, cleaned by classical methods, and cleaned
+by `scans`.
 
     python -m benchmarks.scans_ocr --pages 2 --out benchmarks/results/scans-ocr.json
     python -m benchmarks.scans_ocr --real FOLDER
 
-Blocks of text in fonts and words that training never shows are damaged, cleaned by every method, and read; so are
-whole A4 pages, of which tesseract finds the layout, and unpaper the borders, itself. It needs
-Debian's `tesseract-ocr` and `debian-handbook`, fonts of the families `HELD_OUT_FONTS`, and OpenCV; unpaper, DoxaPy's
-Sauvola and damages of Augraphy are measured where they are installed. `--card` writes the figures into the card.
-`--real` reads pictures of a folder instead, each with its text beside it, `page.png` and `page.txt`.
+Blocks of text in fonts and words that training never shows are damaged, cleaned by every method,
+and read; so are whole A4 pages, of which tesseract finds the layout, and unpaper the borders,
+itself. It needs Debian's `tesseract-ocr` and `debian-handbook`, fonts of the families
+`HELD_OUT_FONTS`, and OpenCV; unpaper, DoxaPy's Sauvola and damages of Augraphy are measured where
+they are installed. `--card` writes the figures into the card. `--real` reads pictures of a folder
+instead, each with its text beside it, `page.png` and `page.txt`.
 """
 
 import argparse
@@ -86,7 +88,8 @@ AUGRAPHY: Final = ("InkBleed", "BadPhotoCopy", "DirtyDrum", "ShadowCast", "Faxif
 def moire(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """Waves of a screen that was photographed."""
     rows, columns = np.indices(image.shape)
-    angle, pitch = g.uniform(0, np.pi), em / g.uniform(3, 8)
+    angle = g.uniform(0, np.pi)
+    pitch = em / g.uniform(3, 8)
     waves = np.sin(2 * np.pi * (columns * np.cos(angle) + rows * np.sin(angle)) / pitch)
     return np.asarray(image * (0.85 - 0.2 * strength) + (0.06 + 0.1 * strength) * waves)
 
@@ -142,13 +145,21 @@ def faces(*, held_out: bool) -> tuple[Path, ...]:
 
 
 def block(number: int, *, held_out: bool = True) -> Block:
-    """Blocks alternate between 150 and 300 dpi, and pairs of them between weak and strong damages."""
+    """Blocks alternate between 150 and 300 dpi, and pairs of them between weak and strong
+    damages.
+    """
     lines, inches, margin = (44, 6.9, 0.68) if number >= _FIRST_PAGE else (4, 3.7, 0.22)
-    g, dpi = np.random.default_rng((90, number, held_out)), 300 if number % 2 else 150
+    g = np.random.default_rng((90, number, held_out))
+    dpi = 300 if number % 2 else 150
     em = g.uniform(8.5, 12) * dpi / 72
-    font = load_font(faces(held_out=held_out)[int(g.integers(len(faces(held_out=held_out))))], round(em))
-    start, width, pad = int(g.integers(len(words()) - 400)), int(inches * dpi), int(margin * dpi)
-    rows, pitch = wrap(font, " ".join(words()[start : start + 50 * lines]), width)[:lines], em * g.uniform(1.15, 1.4)
+    font = load_font(
+        faces(held_out=held_out)[int(g.integers(len(faces(held_out=held_out))))], round(em)
+    )
+    start = int(g.integers(len(words()) - 400))
+    width = int(inches * dpi)
+    pad = int(margin * dpi)
+    rows = wrap(font, " ".join(words()[start : start + 50 * lines]), width)[:lines]
+    pitch = em * g.uniform(1.15, 1.4)
     image = Image.new("L", (width + 2 * pad, int(pitch * lines + em * 0.3) + 2 * pad), 255)
     for i, row in enumerate(rows):
         ImageDraw.Draw(image).text((pad, pad + i * pitch), row, font=font, fill=0)
@@ -156,28 +167,41 @@ def block(number: int, *, held_out: bool = True) -> Block:
 
 
 def conditions(number: int, sample: Block) -> Iterator[tuple[str, Levels]]:
-    """A block without damage, and with every damage. Block and damage have the same random numbers in every run."""
-    clean, strength = sample.image.astype(np.float32) / 255, 0.85 if sample.hard else 0.45
+    """A block without damage, and with every damage. Block and damage have the same random numbers
+    in every run.
+    """
+    clean = sample.image.astype(np.float32) / 255
+    strength = 0.85 if sample.hard else 0.45
     yield "clean", sample.image
     for kind, (name, chain) in enumerate(SEEN.items()):
         g = np.random.default_rng((91, number, kind))
         image: FloatImage = clean
-        for damage in sorted(chain, key=list(damages.SHARES).index):  # in the order in which they happen
+        # in the order in which they happen
+        for damage in sorted(chain, key=list(damages.SHARES).index):
             image = damage(g, image, strength if damage is chain[0] else 0.25, sample.em)
         yield name, to_levels(image)
     for kind, (name, unseen) in enumerate(UNSEEN.items()):
-        yield name, to_levels(unseen(np.random.default_rng((92, number, kind)), clean, strength, sample.em))
+        yield (
+            name,
+            to_levels(
+                unseen(np.random.default_rng((92, number, kind)), clean, strength, sample.em)
+            ),
+        )
     for kind, name in enumerate(AUGRAPHY if find_spec("augraphy") else ()):
         yield f"augraphy: {name}", augraphy(name, sample.image, 1000 * number + kind)
 
 
 def augraphy(name: str, image: Levels, seed: int) -> Levels:
-    """A damage of the library Augraphy, whose random numbers are the global ones of `random` and numpy."""
+    """A damage of the library Augraphy, whose random numbers are the global ones of `random` and
+    numpy.
+    """
     import_module("random").seed(seed)
     np.random.seed(seed % 2**32)
     damage = getattr(import_module("augraphy"), name)(p=1)
     out = damage(np.repeat(image[..., None], 3, 2))
-    return np.asarray(Image.fromarray(np.asarray(out, np.uint8)).convert("L").resize(image.shape[::-1]))
+    return np.asarray(
+        Image.fromarray(np.asarray(out, np.uint8)).convert("L").resize(image.shape[::-1])
+    )
 
 
 # The methods: functions of picture and dpi.
@@ -185,7 +209,8 @@ def augraphy(name: str, image: Levels, seed: int) -> Levels:
 
 def background(image: Levels, dpi: int) -> Levels:
     """Divide by the paper: closing and blur, then stretch. What answers on the web recommend."""
-    cv2, size = import_module("cv2"), max(7, dpi // 8) | 1
+    cv2 = import_module("cv2")
+    size = max(7, dpi // 8) | 1
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
     ground = cv2.GaussianBlur(cv2.morphologyEx(image, cv2.MORPH_CLOSE, kernel), (0, 0), size / 2)
     divided = image / np.maximum(ground, 1).astype(np.float32)
@@ -194,17 +219,22 @@ def background(image: Levels, dpi: int) -> Levels:
 
 
 def classic(image: Levels, dpi: int) -> Levels:
-    """Non-local means at the noise that is estimated (Immerkær, with a median), then `background`."""
+    """Non-local means at the noise that is estimated (Immerkær, with a median), then
+    `background`.
+    """
     cv2 = import_module("cv2")
     kernel = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
-    sigma = float(np.median(np.abs(cv2.filter2D(image.astype(np.float32), -1, kernel))) / 0.6745 / 6)
+    sigma = float(
+        np.median(np.abs(cv2.filter2D(image.astype(np.float32), -1, kernel))) / 0.6745 / 6
+    )
     return background(cv2.fastNlMeansDenoising(image, None, sigma + 1, 5, 15), dpi)
 
 
 def sauvola(image: Levels, dpi: int, *, window: int, k: float) -> Levels:
     """DoxaPy's Sauvola; the window is for 150 dpi."""
     binarization = import_module("doxapy").Binarization
-    out, method = np.empty_like(image), binarization(binarization.Algorithms.SAUVOLA)
+    out = np.empty_like(image)
+    method = binarization(binarization.Algorithms.SAUVOLA)
     method.initialize(np.ascontiguousarray(image))
     method.to_binary(out, {"window": window * dpi // 150, "k": k})
     return out
@@ -213,16 +243,26 @@ def sauvola(image: Levels, dpi: int, *, window: int, k: float) -> Levels:
 def unpaper(image: Levels, dpi: int, *, left_out: Sequence[str] = ()) -> Levels:
     """unpaper, without these parts of it."""
     with tempfile.TemporaryDirectory() as folder:
-        scan, clean = Path(folder, "scan.pgm"), Path(folder, "clean.pgm")
+        scan = Path(folder, "scan.pgm")
+        clean = Path(folder, "clean.pgm")
         Image.fromarray(image).save(scan)
-        command = ["unpaper", "--dpi", str(dpi), *(f"--no-{part}" for part in left_out), str(scan), str(clean)]
+        command = [
+            "unpaper",
+            "--dpi",
+            str(dpi),
+            *(f"--no-{part}" for part in left_out),
+            str(scan),
+            str(clean),
+        ]
         subprocess.run(command, check=True, capture_output=True)
         with Image.open(clean) as cleaned:
             return np.asarray(cleaned.convert("L"))
 
 
 def restored(artifact: Artifact, image: Levels) -> Levels:
-    """f of a picture of any size, in tiles as the service cuts them; rounded to 8 bits, as in a file."""
+    """f of a picture of any size, in tiles as the service cuts them; rounded to 8 bits, as in a
+    file.
+    """
     row = to_rows(image[None, None])[0]
     tiling = artifact.card.tiling(image.shape)
     canvas = np.zeros_like(row)
@@ -235,7 +275,8 @@ def restored(artifact: Artifact, image: Levels) -> Levels:
 
 
 Method = Callable[[Levels, int], Levels]
-_PAGE_PARTS: Final = ("mask-scan", "mask-center", "border-scan", "border-align", "deskew")  # cut blocks off
+# cut blocks off
+_PAGE_PARTS: Final = ("mask-scan", "mask-center", "border-scan", "border-align", "deskew")
 _OPTIONS: Final = {"tess-sauvola": ("-c", "thresholding_method=2")}
 
 
@@ -266,16 +307,24 @@ def read(images: Sequence[Levels], *, layout: str = "6", options: Sequence[str] 
         listed.write_text("\n".join(map(str, files)))
         command = ["tesseract", str(listed), "-", "--psm", layout, "-l", "eng", *options]
         done = subprocess.run(
-            command, check=True, capture_output=True, text=True, env={**os.environ, "OMP_THREAD_LIMIT": "1"}
+            command,
+            check=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_THREAD_LIMIT": "1"},
         )
     return done.stdout.split("\f")[: len(images)]
 
 
 def error_rate(found: str, wanted: str) -> float:
     """Edit distance in characters over the length of the text, at most 1."""
-    a, b = (" ".join(text.translate(str.maketrans("’‘“”—", "''\"\"-")).split()) for text in (found, wanted))
+    a, b = (
+        " ".join(text.translate(str.maketrans("’‘“”—", "''\"\"-")).split())
+        for text in (found, wanted)
+    )
     row = np.arange(len(b) + 1)
-    letters, places = np.array([*b]), np.arange(len(b) + 1)
+    letters = np.array([*b])
+    places = np.arange(len(b) + 1)
     for i, letter in enumerate(a, start=1):
         best = np.concatenate([[i], np.minimum(row[1:] + 1, row[:-1] + (letters != letter))])
         row = np.minimum.accumulate(best - places) + places
@@ -286,7 +335,11 @@ def tuned_sauvola(count: int = 6) -> dict[str, Any]:
     """Window and k with the least error on damages and fonts of training."""
     samples = [block(i, held_out=False) for i in range(count)]
     scans = [
-        to_levels(damages.damaged(np.random.default_rng((93, i)), each.image.astype(np.float32) / 255, each.em)[0])
+        to_levels(
+            damages.damaged(
+                np.random.default_rng((93, i)), each.image.astype(np.float32) / 255, each.em
+            )[0]
+        )
         for i, each in enumerate(samples)
     ]
     settings = [{"window": window, "k": k} for window in (25, 51, 101) for k in (0.1, 0.2, 0.34)]
@@ -294,7 +347,9 @@ def tuned_sauvola(count: int = 6) -> dict[str, Any]:
     def error(setting: Mapping[str, Any]) -> float:
         pages = [prepared(scan, each.dpi) for scan, each in zip(scans, samples, strict=True)]
         images = [sauvola(page, dpi, **setting) for page, dpi in pages]
-        return sum(error_rate(text, each.text) for text, each in zip(read(images), samples, strict=True))
+        return sum(
+            error_rate(text, each.text) for text, each in zip(read(images), samples, strict=True)
+        )
 
     return min(settings, key=error)
 
@@ -307,28 +362,43 @@ def prepared(image: Levels, dpi: int) -> tuple[Levels, int]:
 def measure(
     number: int, methods: Mapping[str, Method], known: Container[tuple[int, str, str]]
 ) -> Iterator[dict[str, Any]]:
-    """Clean and read one block under every condition: a record for each picture and method that is not known."""
-    sample, layout, kinds = block(number), "6", None
+    """Clean and read one block under every condition: a record for each picture and method that is
+    not known.
+    """
+    sample = block(number)
+    layout = "6"
+    kinds = None
     if number >= _FIRST_PAGE:
-        layout, kinds = "3", 1 + len(SEEN)  # no unseen damages, for the sake of time
-        methods = {name: unpaper if name == "unpaper" else method for name, method in methods.items()}
+        # no unseen damages, for the sake of time
+        layout = "3"
+        kinds = 1 + len(SEEN)
+        methods = {
+            name: unpaper if name == "unpaper" else method for name, method in methods.items()
+        }
     for condition, scan in itertools.islice(conditions(number, sample), kinds):
         image, dpi = prepared(scan, sample.dpi)
         names = [name for name in methods if (number, condition, name) not in known]
         done = {name: methods[name](image, dpi) for name in names}
         changes: dict[str, Any] = {}
         if {"f", "f2"} <= done.keys():
-            changes = {"changed": _differ(image, done["f"]), "moved": _differ(done["f"], done["f2"])}
+            changes = {
+                "changed": _differ(image, done["f"]),
+                "moved": _differ(done["f"], done["f2"]),
+            }
         for options, group in itertools.groupby(names, lambda name: _OPTIONS.get(name, ())):
             found = list(group)
             texts = read([done[each] for each in found], layout=layout, options=options)
             for name, text in zip(found, texts, strict=True):
                 record = {"block": number, "condition": condition, "method": name}
-                yield record | {"cer": error_rate(text, sample.text)} | (changes if name == "f" else {})
+                yield (
+                    record
+                    | {"cer": error_rate(text, sample.text)}
+                    | (changes if name == "f" else {})
+                )
 
 
 def real_pages(folder: Path, methods: Mapping[str, Method]) -> dict[str, dict[str, float]]:
-    """The error rates in per cent of the pictures of a folder that have a text, and their mean: page → method → rate.
+    """The error rates in per cent of a folder: page → method → rate, and their `mean`.
 
     Small print by the file's resolution, 300 dpi if it has none, is enlarged, as `prepared` does.
     """
@@ -342,14 +412,21 @@ def real_pages(folder: Path, methods: Mapping[str, Method]) -> dict[str, dict[st
             name: read([method(image, dpi)], layout="3", options=_OPTIONS.get(name, ()))[0]
             for name, method in methods.items()
         }
-        rates[text.stem] = {name: 100 * error_rate(each, text.read_text("utf-8")) for name, each in found.items()}
-    rates["mean"] = {name: float(np.mean([row[name] for row in rates.values()])) for name in methods}
+        rates[text.stem] = {
+            name: 100 * error_rate(each, text.read_text("utf-8")) for name, each in found.items()
+        }
+    rates["mean"] = {
+        name: float(np.mean([row[name] for row in rates.values()])) for name in methods
+    }
     return rates
 
 
 def sheet(methods: Mapping[str, Method]) -> Levels:
-    """A part of a block with each strong damage of training: as it is, and cleaned by `background` and f."""
-    sample, lines = block(2), []
+    """A part of a block with each strong damage of training: as it is, and cleaned by `background`
+    and f.
+    """
+    sample = block(2)
+    lines = []
     for name, scan in conditions(2, sample):
         if name in SEEN:
             image, dpi = prepared(scan, sample.dpi)
@@ -363,10 +440,14 @@ def _differ(a: Levels, b: Levels) -> float:
 
 
 def photographs(artifact: Artifact) -> dict[str, float]:
-    """Mean change in levels of held-out photographs on a white page of 150 dpi, enlarged as pages are."""
+    """Mean change in levels of held-out photographs on a white page of 150 dpi, enlarged as pages
+    are.
+    """
     changes = {}
     for name in HELD_OUT_PICTURES:
-        picture = Image.open(Path(skimage_file).parent / "data" / name).convert("L").resize((400, 400))
+        picture = (
+            Image.open(Path(skimage_file).parent / "data" / name).convert("L").resize((400, 400))
+        )
         page = np.pad(np.asarray(picture), 120, constant_values=255)
         inside = np.abs(restored(artifact, page).astype(int) - page)[120:-120, 120:-120]
         changes[Path(name).stem] = float(inside.mean())
@@ -374,17 +455,29 @@ def photographs(artifact: Artifact) -> dict[str, float]:
 
 
 def page_seconds(folder: Path) -> float:
-    """Seconds for an A4 page at 300 dpi on all cores, the best of three; without reading and writing its file."""
-    artifact, page = Artifact.read(folder), np.tile(block(1).image, (16, 4))[:3508, :2480]
+    """Seconds for an A4 page at 300 dpi on all cores, the best of three; without reading and
+    writing its file.
+    """
+    artifact = Artifact.read(folder)
+    page = np.tile(block(1).image, (16, 4))[:3508, :2480]
     return min(timeit.repeat(lambda: restored(artifact, page), number=1, repeat=3))
 
 
 def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means by damage and group in per cent, and how many blocks are read worse than raw by over one point."""
-    names, kinds, blocks = ([*dict.fromkeys(each[key] for each in records)] for key in ("method", "condition", "block"))
+    """Means by damage and group in per cent, and how many blocks are read worse than raw by over
+    one point.
+    """
+    names, kinds, blocks = (
+        [*dict.fromkeys(each[key] for each in records)] for key in ("method", "condition", "block")
+    )
     found = {(each["condition"], each["method"], each["block"]): each for each in records}
-    errors = np.array([[[100 * found[kind, name, i]["cer"] for i in blocks] for name in names] for kind in kinds])
-    groups = {group: [i for i, kind in enumerate(kinds) if belongs(kind)] for group, belongs in GROUPS.items()}
+    errors = np.array(
+        [[[100 * found[kind, name, i]["cer"] for i in blocks] for name in names] for kind in kinds]
+    )
+    groups = {
+        group: [i for i, kind in enumerate(kinds) if belongs(kind)]
+        for group, belongs in GROUPS.items()
+    }
     groups = {group: members for group, members in groups.items() if members}
     rivals = [i for i, name in enumerate(names) if name not in ("f", "f2")]
 
@@ -395,14 +488,20 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "blocks": len(blocks),
         "cer": {kind: by_name(errors[i].mean(1)) for i, kind in enumerate(kinds)},
-        "means": {group: by_name(errors[members].mean((0, 2))) for group, members in groups.items()},
-        "best_of_each": {
-            group: float(errors[members][:, rivals].mean(2).min(1).mean()) for group, members in groups.items()
+        "means": {
+            group: by_name(errors[members].mean((0, 2))) for group, members in groups.items()
         },
-        "worse": {group: by_name(100 * worse[members].mean((0, 2))) for group, members in groups.items()},
+        "best_of_each": {
+            group: float(errors[members][:, rivals].mean(2).min(1).mean())
+            for group, members in groups.items()
+        },
+        "worse": {
+            group: by_name(100 * worse[members].mean((0, 2))) for group, members in groups.items()
+        },
         "pixels": {
             group: {
-                key: 100 * float(np.mean([found[kinds[i], "f", n][key] for i in members for n in blocks]))
+                key: 100
+                * float(np.mean([found[kinds[i], "f", n][key] for i in members for n in blocks]))
                 for key in ("changed", "moved")
             }
             for group, members in groups.items()
@@ -412,24 +511,36 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def rates(summary: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """Error rates in per cent by damage and, as `mean …`, by group of them, for each method."""
-    return {**summary["cer"], **{f"mean {name}": row for name, row in summary["means"].items() if name != "clean"}}
+    return {
+        **summary["cer"],
+        **{f"mean {name}": row for name, row in summary["means"].items() if name != "clean"},
+    }
 
 
 def render(result: Mapping[str, Any]) -> str:
     """The result as Markdown."""
     parts = {
-        f"Character error rate in per cent, {result['blocks']} blocks for each damage": rates(result),
+        f"Character error rate in per cent, {result['blocks']} blocks for each damage": rates(
+            result
+        ),
         "Blocks that are read worse than raw by more than one point, in per cent": result["worse"],
-        "Pixels that f, and one more f, change by more than 8 levels, in per cent": result["pixels"],
+        "Pixels that f, and one more f, change by more than 8 levels, in per cent": result[
+            "pixels"
+        ],
         "Levels by which photographs on a page change, on average": {"": result["photographs"]},
         "Character error rate in per cent, whole pages": result["pages"],
     }
     tables = [
-        f"{title}\n\n" + table([{"": name} | {k: f"{v:.1f}" for k, v in row.items()} for name, row in rows.items()])
+        f"{title}\n\n"
+        + table(
+            [{"": name} | {k: f"{v:.1f}" for k, v in row.items()} for name, row in rows.items()]
+        )
         for title, rows in parts.items()
         if rows
     ]
-    return "\n\n".join([*tables, f"An A4 page at 300 dpi: {result['page_s']:.1f} s on {available_cpus()} cores"])
+    return "\n\n".join(
+        [*tables, f"An A4 page at 300 dpi: {result['page_s']:.1f} s on {available_cpus()} cores"]
+    )
 
 
 def missing(artifact: Path) -> str:
@@ -444,15 +555,27 @@ def missing(artifact: Path) -> str:
     return ", ".join(name for name, found in needs.items() if not found)
 
 
-def run(artifact: Artifact, numbers: Sequence[int], file: Path | None) -> tuple[dict[str, Any], dict[str, Method]]:
-    """Measure every method that is installed. Records of ``file``, which it lengthens, are not measured again."""
+def run(
+    artifact: Artifact, numbers: Sequence[int], file: Path | None
+) -> tuple[dict[str, Any], dict[str, Method]]:
+    """Measure every method that is installed. Records of ``file``, which it lengthens, are not
+    measured again.
+    """
     setting = tuned_sauvola() if find_spec("doxapy") else None
     methods = methods_of(artifact, setting)
     # Of what decides on its pictures; that of the file changes with its card.
     digest = digest_of(artifact.golden().y.tobytes() + repr(artifact.card.tiles).encode())
-    records = [] if file is None or not file.is_file() else [json.loads(line) for line in file.read_text().splitlines()]
+    records = (
+        []
+        if file is None or not file.is_file()
+        else [json.loads(line) for line in file.read_text().splitlines()]
+    )
     makers = {"f": digest, "f2": digest, "sauvola": repr(setting)}
-    records = [each for each in records if each["model"] == makers.get(each["method"], "") and each["block"] in numbers]
+    records = [
+        each
+        for each in records
+        if each["model"] == makers.get(each["method"], "") and each["block"] in numbers
+    ]
     if not find_spec("augraphy"):
         records = [each for each in records if not each["condition"].startswith("augraphy")]
     records = [each for each in records if each["method"] in methods]
@@ -462,10 +585,14 @@ def run(artifact: Artifact, numbers: Sequence[int], file: Path | None) -> tuple[
             for record in measure(number, methods, known):
                 records.append(record | {"model": makers.get(record["method"], "")})
                 print(json.dumps(records[-1]), file=opened, flush=True)
-    records.sort(key=lambda each: [*methods].index(each["method"]))  # in the same order, whatever was measured first
+    # in the same order, whatever was measured first
+    records.sort(key=lambda each: [*methods].index(each["method"]))
     absent = [name for name in ("doxapy", "augraphy") if not find_spec(name)]
     absent += [] if "unpaper" in methods else ["unpaper"]
-    blocks, pages = ([each for each in records if (each["block"] >= _FIRST_PAGE) == page] for page in (False, True))
+    blocks, pages = (
+        [each for each in records if (each["block"] >= _FIRST_PAGE) == page]
+        for page in (False, True)
+    )
     result = {
         **summarise(blocks),
         "pages": rates(summarise(pages)) if pages else {},
@@ -479,25 +606,46 @@ def run(artifact: Artifact, numbers: Sequence[int], file: Path | None) -> tuple[
 
 def write_card(folder: Path, result: Mapping[str, Any]) -> None:
     artifacts = read_all(folder, threads=1)
-    card = TrainedCard.model_validate({**artifacts[0].card.model_dump(), "quality": {"ocr": result}})
+    card = TrainedCard.model_validate(
+        {**artifacts[0].card.model_dump(), "quality": {"ocr": result}}
+    )
     publish(folder, with_card(artifacts, card), keep=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     cli = argparse.ArgumentParser(description="Measure what tesseract reads from cleaned pages.")
-    newest = max(Path("models/scans").glob("*"), key=lambda folder: int(folder.name), default=Path("models/scans"))
+    newest = max(
+        Path("models/scans").glob("*"),
+        key=lambda folder: int(folder.name),
+        default=Path("models/scans"),
+    )
     cli.add_argument("--model", type=Path, default=newest)
     cli.add_argument("--blocks", type=int, default=16)
-    cli.add_argument("--pages", type=int, default=0, help="whole pages, of which each takes a quarter of an hour")
+    cli.add_argument(
+        "--pages", type=int, default=0, help="whole pages, of which each takes a quarter of an hour"
+    )
     cli.add_argument("--out", type=Path, help="JSON")
-    cli.add_argument("--records", type=Path, help="JSON lines of what is read, which continue a run")
+    cli.add_argument(
+        "--records", type=Path, help="JSON lines of what is read, which continue a run"
+    )
     cli.add_argument("--sheet", type=Path, help="WebP of a block: damaged, background, f")
-    cli.add_argument("--real", type=Path, help="a folder of pages with their texts, which are read instead of blocks")
+    cli.add_argument(
+        "--real",
+        type=Path,
+        help="a folder of pages with their texts, which are read instead of blocks",
+    )
     cli.add_argument("--card", action="store_true", help="write the figures into the model's card")
     options = cli.parse_args(arguments)
     if options.real:
         rows = real_pages(options.real, methods_of(Artifact.read(options.model, threads=1), None))
-        print(table([{"": page} | {name: f"{rate:.1f}" for name, rate in row.items()} for page, row in rows.items()]))
+        print(
+            table(
+                [
+                    {"": page} | {name: f"{rate:.1f}" for name, rate in row.items()}
+                    for page, row in rows.items()
+                ]
+            )
+        )
         return 0
     if reason := missing(options.model):
         print(f"skipped: needs {reason}")

@@ -1,4 +1,5 @@
-"""Look for known vulnerabilities in every package that docker/lock names, with pip-audit: `make audit`.
+"""Look for known vulnerabilities in every package that docker/lock names, with pip-audit: `make
+audit`.
 
 Arguments go to pip-audit, such as `--vulnerability-service osv`.
 
@@ -16,25 +17,44 @@ from pathlib import Path
 from typing import Any, Final
 
 LOCKS: Final = Path(__file__).resolve().parent / "lock"
-CLEAN, VULNERABLE, UNKNOWN = 0, 1, 3
+CLEAN = 0
+VULNERABLE = 1
+UNKNOWN = 3
 
 
 def audit(lock: Path, arguments: list[str]) -> tuple[list[str], list[str]]:
     """Vulnerabilities of a lock, and what could not be looked up, one line each."""
-    command = [sys.executable, "-m", "pip_audit", "--disable-pip", "--require-hashes", "--format", "json"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip_audit",
+        "--disable-pip",
+        "--require-hashes",
+        "--format",
+        "json",
+    ]
     done = subprocess.run(  # noqa: S603 -- a fixed program; the arguments are those of whoever runs this
-        [*command, "--requirement", str(lock), *arguments], capture_output=True, text=True, check=False
+        [*command, "--requirement", str(lock), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     try:
         packages: list[dict[str, Any]] = json.loads(done.stdout)["dependencies"]
-    except (ValueError, LookupError, TypeError):  # it ends without a report if the database does not answer
+    # it ends without a report if the database does not answer
+    except (ValueError, LookupError, TypeError):
         return [], [f"no answer: {(done.stderr.strip() or 'no reason was given').splitlines()[-1]}"]
     found = [
-        f"{package['name']} {package['version']}: {item['id']}, fixed in {', '.join(item['fix_versions']) or '-'}"
+        f"{package['name']} {package['version']}: {item['id']}, fixed in "
+        f"{', '.join(item['fix_versions']) or '-'}"
         for package in packages
         for item in package.get("vulns", ())
     ]
-    return found, [f"{package['name']}: {package['skip_reason']}" for package in packages if "skip_reason" in package]
+    return found, [
+        f"{package['name']}: {package['skip_reason']}"
+        for package in packages
+        if "skip_reason" in package
+    ]
 
 
 def main(arguments: list[str]) -> int:
@@ -50,7 +70,9 @@ def main(arguments: list[str]) -> int:
             status = UNKNOWN
     if status == UNKNOWN:
         print(
-            "the database of vulnerabilities is out of reach: this says nothing about what is locked", file=sys.stderr
+            "the database of vulnerabilities is out of reach: this says nothing about what "
+            "is locked",
+            file=sys.stderr,
         )
     return status
 

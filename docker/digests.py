@@ -1,7 +1,7 @@
 """Write the digest of every public image behind its tag: `make digests`.
 
-`name:tag` in the Dockerfiles and Compose files becomes `name:tag@sha256:…`, with the digest that the registry has for
-the tag now. Nothing is written unless every registry answers.
+`name:tag` in the Dockerfiles and Compose files becomes `name:tag@sha256:…`, with the digest that
+the registry has for the tag now. Nothing is written unless every registry answers.
 
 Exit status:
 
@@ -54,13 +54,16 @@ def digest(http: httpx.Client, image: str) -> str:
     name, tag = image.rsplit(":", 1)
     host, _, path = name.partition("/")
     if "." not in host:  # Docker Hub, where official images lie below `library`
-        host, path = "registry-1.docker.io", name if "/" in name else f"library/{name}"
+        host = "registry-1.docker.io"
+        path = name if "/" in name else f"library/{name}"
     url = f"https://{host}/v2/{path}/manifests/{tag}"
     try:
         answer = http.get(url, headers={"Accept": _MANIFESTS})
         if answer.status_code == 401:
             token = _token(http, answer.headers.get("www-authenticate", ""))
-            answer = http.get(url, headers={"Accept": _MANIFESTS, "Authorization": f"Bearer {token}"})
+            answer = http.get(
+                url, headers={"Accept": _MANIFESTS, "Authorization": f"Bearer {token}"}
+            )
         answer.raise_for_status()
     except (httpx.HTTPError, LookupError, ValueError) as exc:
         raise OutOfReach(f"{image}: {str(exc) or type(exc).__name__}") from exc
@@ -90,10 +93,14 @@ def pin(root: Path, http: httpx.Client) -> dict[str, str]:
     Raises:
         OutOfReach: as `digest`; then no file has changed.
     """
-    digests = {image: digest(http, image) for image in sorted({image for _, image, _ in references(root)})}
+    digests = {
+        image: digest(http, image) for image in sorted({image for _, image, _ in references(root)})
+    }
     for file in sorted({file for file, _, _ in references(root)}):
         text = file.read_text(encoding="utf-8")
-        pinned = REFERENCE.sub(lambda match: f"{match['before']}{match['image']}@{digests[match['image']]}", text)
+        pinned = REFERENCE.sub(
+            lambda match: f"{match['before']}{match['image']}@{digests[match['image']]}", text
+        )
         file.write_text(pinned, encoding="utf-8")
     return digests
 
@@ -102,7 +109,9 @@ def main(arguments: list[str]) -> int:
     """Run the command, and return its exit status."""
     if arguments == ["--check"]:
         loose = [
-            f"{file.relative_to(ROOT)}: {image} has no digest" for file, image, pinned in references(ROOT) if not pinned
+            f"{file.relative_to(ROOT)}: {image} has no digest"
+            for file, image, pinned in references(ROOT)
+            if not pinned
         ]
         print("\n".join(loose) or "every public image has a digest")
         return 1 if loose else 0

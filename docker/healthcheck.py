@@ -1,6 +1,8 @@
-"""Health check of the containers: exit status 0 if `/readyz` answers 200, else 1 and the reason on one line.
+"""Health check of the containers: exit status 0 if `/readyz` answers 200, else 1 and the reason on
+one line.
 
-It reads `IGN_HOST` and `IGN_PORT` like the service. It uses only the standard library, so that it starts fast.
+It reads `IGN_HOST` and `IGN_PORT` like the service. It uses only the standard library, so that it
+starts fast.
 """
 
 import http.client
@@ -34,7 +36,11 @@ def check(environ: Mapping[str, str]) -> str | None:
         return f"no answer: {str(exc) or type(exc).__name__}"
     finally:
         connection.close()
-    return None if response.status == http.client.OK else f"{response.status}: {' '.join(body.split())}"
+    return (
+        None
+        if response.status == http.client.OK
+        else f"{response.status}: {' '.join(body.split())}"
+    )
 
 
 if __name__ == "__main__":

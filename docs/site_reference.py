@@ -18,7 +18,8 @@ def settings_page() -> str:
     lines = [
         "# Settings",
         "",
-        "[Configuration](../configuration.md) explains instances, processes and keys. Each setting is also an option",
+        "[Configuration](../configuration.md) explains instances, processes and keys. Each "
+        "setting is also an option",
         "of `ign serve`: `--port` for `IGN_PORT`.",
         "",
         "| variable | default | meaning |",
@@ -76,7 +77,11 @@ def _helps() -> Iterator[tuple[list[str], str]]:
     context = click.Context(main, info_name="ign")
     for path in [[], *([name] for name in main.list_commands(context))]:
         result = runner.invoke(
-            main, [*path, "--help"], prog_name="ign", terminal_width=_WIDTH, env={"COLUMNS": str(_WIDTH)}
+            main,
+            [*path, "--help"],
+            prog_name="ign",
+            terminal_width=_WIDTH,
+            env={"COLUMNS": str(_WIDTH)},
         )
         if result.exit_code:
             raise RuntimeError(f"ign {' '.join(path)} --help: {result.output}")

@@ -1,4 +1,6 @@
-"""List pictures outside the model's distribution, largest distance first: `python examples/find_outliers.py FOLDER`."""
+"""List pictures outside the model's distribution, largest distance first: `python
+examples/find_outliers.py FOLDER`.
+"""
 
 import sys
 from pathlib import Path

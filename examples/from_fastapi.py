@@ -1,4 +1,6 @@
-"""Clean pages by ign-service from another FastAPI service: `uvicorn --app-dir examples from_fastapi:app`."""
+"""Clean pages by ign-service from another FastAPI service: `uvicorn --app-dir examples
+from_fastapi:app`.
+"""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,7 +12,9 @@ from ign_client import AsyncClient, IgnError, InvalidContent
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    async with AsyncClient(deadline=60) as app.state.ign:  # one client for all requests reuses its connections
+    async with AsyncClient(
+        deadline=60
+    ) as app.state.ign:  # one client for all requests reuses its connections
         yield
 
 

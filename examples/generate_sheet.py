@@ -1,4 +1,6 @@
-"""Generate a sheet of 36 pictures from one seed: `python examples/generate_sheet.py SEED SHEET.png`."""
+"""Generate a sheet of 36 pictures from one seed: `python examples/generate_sheet.py SEED
+SHEET.png`.
+"""
 
 import sys
 

@@ -1,4 +1,6 @@
-"""Animate a morph between pictures: `python examples/morph_to_gif.py MORPH.gif PICTURE…`; a number is a seed."""
+"""Animate a morph between pictures: `python examples/morph_to_gif.py MORPH.gif PICTURE…`; a number
+is a seed.
+"""
 
 import sys
 
@@ -8,7 +10,9 @@ from ign_client import Client
 def main(target: str, inputs: list[str]) -> None:
     points = [int(text) if text.isdigit() else text for text in inputs]
     with Client() as client:
-        morph = client.latent_interpolate_as("gif", points, frames=12 * len(points), loop=True, fps=12, scale=4)
+        morph = client.latent_interpolate_as(
+            "gif", points, frames=12 * len(points), loop=True, fps=12, scale=4
+        )
     morph.save(target)
 
 

@@ -1,4 +1,5 @@
-"""OCR of cleaned pages: `ocrmypdf --plugin examples/ocrmypdf_ign.py SCAN.pdf OUT.pdf`, beside `ign serve`.
+"""OCR of cleaned pages: `ocrmypdf --plugin examples/ocrmypdf_ign.py SCAN.pdf OUT.pdf`, beside `ign
+serve`.
 
 Only the picture that goes to OCR is cleaned; the pages of the PDF look as before.
 """
@@ -10,7 +11,8 @@ from PIL import Image
 
 from ign_client import Client
 
-SMALL_PRINT, LARGE_PRINT = 200, 500  # dpi; pages of less are enlarged to twice the size, of more reduced to half
+# dpi; pages of less are enlarged to twice the size, of more reduced to half
+SMALL_PRINT, LARGE_PRINT = (200, 500)
 
 
 @hookimpl

@@ -20,7 +20,9 @@ def main(prompt: str, out: str) -> None:
     print(answer.size, (answer.data or [])[0].revised_prompt)
     edited = client.images.edit(image=image, prompt="the model reads no words", size="256x256")
     print(edited.size, (edited.data or [])[0].revised_prompt)
-    for event in client.images.generate(prompt=prompt, stream=True, partial_images=3, extra_body={"steps": 8}):
+    for event in client.images.generate(
+        prompt=prompt, stream=True, partial_images=3, extra_body={"steps": 8}
+    ):
         print(event.type, len(event.b64_json))
 
 

@@ -1,7 +1,9 @@
-"""Draw the pictures of the README with a running service: `python examples/readme_pictures.py [BASE_URL]`.
+"""Draw the pictures of the README with a running service: `python examples/readme_pictures.py
+[BASE_URL]`.
 
-Writes drawn.png, an input of the examples, and real.webp into docs/images. In real.webp a pen draws on the left and f
-answers on the right; then noise covers the drawing, and f answers again; at the end noise alone becomes digits.
+Writes drawn.png, an input of the examples, and real.webp into docs/images. In real.webp a pen draws
+on the left and f answers on the right; then noise covers the drawing, and f answers again; at the
+end noise alone becomes digits.
 """
 
 import io
@@ -17,10 +19,21 @@ from ign_client import Client
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "images"
 SIDE = 256  # of each half of a frame, in pixels
-FRAME_MS, REST_MS = 80, 900
+FRAME_MS = 80
+REST_MS = 900
 Points = list[tuple[float, float]]
 DIGITS: dict[str, Points] = {
-    "3": [(60, 50), (110, 35), (145, 60), (130, 92), (95, 100), (140, 112), (150, 145), (110, 172), (60, 160)],
+    "3": [
+        (60, 50),
+        (110, 35),
+        (145, 60),
+        (130, 92),
+        (95, 100),
+        (140, 112),
+        (150, 145),
+        (110, 172),
+        (60, 160),
+    ],
     "5": [(140, 40), (80, 42), (74, 95), (115, 88), (146, 115), (138, 150), (100, 170), (62, 155)],
     "7": [(55, 45), (150, 45), (118, 100), (95, 168)],
 }
@@ -89,13 +102,18 @@ def main(base_url: str) -> None:
     pen(DIGITS["3"], 25, 250).save(OUT / "drawn.png", optimize=True)
     with Client(base_url) as client:
         found = list(frames(client))
-    start = next(
-        i for i, (_, duration) in enumerate(found) if duration == REST_MS
-    )  # where it does not move: a whole digit
+    # where it does not move: a whole digit
+    start = next(i for i, (_, duration) in enumerate(found) if duration == REST_MS)
     images, durations = zip(*found[start:], *found[:start], strict=True)
     buffer = io.BytesIO()
     images[0].save(
-        buffer, "WEBP", save_all=True, append_images=images[1:], duration=list(durations), loop=0, quality=60
+        buffer,
+        "WEBP",
+        save_all=True,
+        append_images=images[1:],
+        duration=list(durations),
+        loop=0,
+        quality=60,
     )
     (OUT / "real.webp").write_bytes(buffer.getvalue())
 

@@ -1,21 +1,30 @@
-"""Apply f until the picture stops changing, and print the steps: `python examples/refine.py PICTURE OUT.png`."""
+"""Apply f until the picture stops changing, and print the steps: `python examples/refine.py PICTURE
+OUT.png`.
+"""
 
 import sys
 
 from ign_client import Client, Done, Step
 
-TOLERANCE = 0.005  # mean change of a step in the model's range −1…1; less than one grey level of 255
+TOLERANCE = (
+    0.005  # mean change of a step in the model's range −1…1; less than one grey level of 255
+)
 
 
 def main(picture: str, target: str) -> None:
     recorded = [1, 2, 3, 5, 10, 20, 50, 100]
     with Client() as client:
-        for event in client.stream_project(picture, steps=300, tolerance=TOLERANCE, record=recorded, score=True):
+        for event in client.stream_project(
+            picture, steps=300, tolerance=TOLERANCE, record=recorded, score=True
+        ):
             if isinstance(event, Step):
                 print(f"step {event.step}: changed by {event.change:.4f}")
             if isinstance(event, Done):
                 (image,) = event.answer
-                print(f"{'fixed point' if image.converged else 'still moving'}, drift {image.drift:.4f}")
+                print(
+                    f"{'fixed point' if image.converged else 'still moving'}, drift "
+                    f"{image.drift:.4f}"
+                )
                 image.save(target)
 
 

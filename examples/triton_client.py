@@ -1,4 +1,5 @@
-"""Apply f to rows with the client of Triton: `python examples/triton_client.py [HOST:PORT] [MODEL]`.
+"""Apply f to rows with the client of Triton: `python examples/triton_client.py [HOST:PORT]
+[MODEL]`.
 
 It needs `pip install 'tritonclient[http]'` and prints the mean change of each application of f.
 """

@@ -1,4 +1,6 @@
-"""`ign`, and `python -m ign`: one command for all. A command is imported when it is used, so `ign --help` is quick."""
+"""`ign`, and `python -m ign`: one command for all. A command is imported when it is used, so `ign
+--help` is quick.
+"""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -13,11 +15,15 @@ from service.domain.errors import StartupError
 
 Loader = Callable[[], click.Command]
 _PROGRAM: Final = "ign"
-_COMPLETE: Final = "_IGN_COMPLETE"  # the variable through which a shell asks click what completes a word
+_COMPLETE: Final = (
+    "_IGN_COMPLETE"  # the variable through which a shell asks click what completes a word
+)
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported when they are used: name → summary, and the function that imports it."""
+    """A group whose commands are imported when they are used: name → summary, and the function that
+    imports it.
+    """
 
     def __init__(self, name: str, loaders: Mapping[str, tuple[str, Loader]], **kwargs: Any) -> None:
         super().__init__(name, **kwargs)
@@ -48,7 +54,11 @@ class LazyGroup(click.Group):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """The commands and options that begin with ``incomplete``."""
-        commands = ((name, summary) for name, (summary, _) in self._loaders.items() if name.startswith(incomplete))
+        commands = (
+            (name, summary)
+            for name, (summary, _) in self._loaders.items()
+            if name.startswith(incomplete)
+        )
         names = [CompletionItem(name, help=summary) for name, summary in commands]
         return names + click.Command.shell_complete(self, ctx, incomplete)
 
@@ -63,7 +73,9 @@ def _client(name: str) -> click.Command:
     try:
         from ign.client import client_command
     except ModuleNotFoundError as exc:
-        raise StartupError(f"{name} needs {exc.name}: run `pip install ign-client=={service.__version__}`") from exc
+        raise StartupError(
+            f"{name} needs {exc.name}: run `pip install ign-client=={service.__version__}`"
+        ) from exc
     return client_command(name)
 
 
@@ -73,7 +85,9 @@ def _bulk() -> click.Command:
     prog = f"{_PROGRAM} bulk"
     parser = bulk.parser(prog)
     commands = commands_of(parser, partial(bulk.main, prog=prog))
-    return click.Group("bulk", commands, help=parser.description, epilog=parser.epilog, context_settings=SETTINGS)
+    return click.Group(
+        "bulk", commands, help=parser.description, epilog=parser.epilog, context_settings=SETTINGS
+    )
 
 
 def _training(name: str) -> click.Command:
@@ -123,7 +137,10 @@ _COMMANDS: Final[Mapping[str, tuple[str, Loader]]] = {
     "train": ("train a model on your images", partial(_training, "train")),
     "export": ("write a trained model as ONNX, verified", partial(_training, "export")),
     "verify": ("check an exported model against its training run", partial(_training, "verify")),
-    "import": ("import a network of another program, as ONNX or a torch checkpoint", partial(_training, "import")),
+    "import": (
+        "import a network of another program, as ONNX or a torch checkpoint",
+        partial(_training, "import"),
+    ),
     "evaluate": ("measure the quality of an exported model", partial(_training, "evaluate")),
     "figures": ("draw figures of an exported model", partial(_training, "figures")),
     "card": ("write a page about an exported model", partial(_training, "card")),

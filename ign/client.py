@@ -20,7 +20,10 @@ def client_command(name: str) -> click.Command:
 
 
 def _parser() -> argparse.ArgumentParser:
-    text = "run the model in this process, without a service and its limits, on the IGN_… variables of `ign serve`"
+    text = (
+        "run the model in this process, without a service and its limits, on the IGN_… "
+        "variables of `ign serve`"
+    )
     return client.parser("ign", switches={"--local": text})
 
 
@@ -28,7 +31,9 @@ def _run(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     terminal = Terminal(sys.stdout, sys.stderr)
     if not options.local:
-        return client.run(options, terminal, "`ign serve` starts a service; with --local, this command needs none")
+        return client.run(
+            options, terminal, "`ign serve` starts a service; with --local, this command needs none"
+        )
     if options.base_url:
         raise StartupError("--local needs no service; leave --base-url out")
     prepare_process()  # before the module below, which imports onnxruntime

@@ -24,7 +24,9 @@ Entry = dict[str, Any]
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def keys() -> None:
-    """Edit the file of API keys. It holds the SHA-256 of each key; the service reads it when it starts."""
+    """Edit the file of API keys. It holds the SHA-256 of each key; the service reads it when it
+    starts.
+    """
 
 
 _FILE: Final = click.option(
@@ -40,10 +42,19 @@ _FILE: Final = click.option(
 @keys.command()
 @click.argument("name")
 @_FILE
-@click.option("--scope", "scopes", type=_SCOPE, multiple=True, default=["infer"], help="may be repeated  [infer]")
+@click.option(
+    "--scope",
+    "scopes",
+    type=_SCOPE,
+    multiple=True,
+    default=["infer"],
+    help="may be repeated  [infer]",
+)
 @click.option("--quota", metavar="RATE", help="such as 20/s or 600/m, in place of IGN_RATE_LIMIT")
 def add(name: str, file: Path, scopes: Sequence[str], quota: str | None) -> None:
-    """Make a key for the caller NAME, print it, and store its hash. A new file is readable for its owner only."""
+    """Make a key for the caller NAME, print it, and store its hash. A new file is readable for its
+    owner only.
+    """
     key = secrets.token_urlsafe(32)
     digest = hashlib.sha256(key.encode()).hexdigest()
     entry: Entry = {"name": name, "sha256": digest, "scopes": list(dict.fromkeys(scopes))}
@@ -52,12 +63,16 @@ def add(name: str, file: Path, scopes: Sequence[str], quota: str | None) -> None
     with _locked(file):
         entries = _read(file) if file.exists() else []
         if any(other["name"] == name for other in entries):
-            raise click.ClickException(f"{file} holds a key of {name} already; `ign keys revoke {name}` removes it")
+            raise click.ClickException(
+                f"{file} holds a key of {name} already; `ign keys revoke {name}` removes it"
+            )
         entries.append(entry)
         _check(json.dumps(entries).encode(), f"the key of {name}")
         _write(file, entries)
     click.echo(key)
-    click.echo(f"{name} is in {file}, which does not hold the key: keep it. Restart the service.", err=True)
+    click.echo(
+        f"{name} is in {file}, which does not hold the key: keep it. Restart the service.", err=True
+    )
 
 
 @keys.command("list")
@@ -80,13 +95,19 @@ def revoke(name: str, file: Path) -> None:
             names = ", ".join(entry["name"] for entry in entries) or "nobody"
             raise click.ClickException(f"{file} holds no key of {name}; it holds those of {names}")
         _write(file, left)
-    end = "Restart the service." if left else "The file holds no key: the service does not start with it."
+    end = (
+        "Restart the service."
+        if left
+        else "The file holds no key: the service does not start with it."
+    )
     click.echo(f"{name} is removed from {file}. {end}", err=True)
 
 
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
-    """Hold a lock on the folder of the file, so that no other command changes the file between reading and writing."""
+    """Hold a lock on the folder of the file, so that no other command changes the file between
+    reading and writing.
+    """
     try:
         folder = os.open(file.resolve().parent, os.O_RDONLY)
         try:
@@ -113,11 +134,15 @@ def _check(data: bytes, what: str) -> None:
 
 
 def _write(file: Path, entries: Sequence[Entry]) -> None:
-    """Replace the file at once, so that a service that starts meanwhile reads the old one or the new one."""
+    """Replace the file at once, so that a service that starts meanwhile reads the old one or the
+    new one.
+    """
     target = file.resolve()  # a link stays a link
     lines = ",\n ".join(json.dumps(entry) for entry in entries)
     mode = target.stat().st_mode & 0o777 if target.exists() else 0o600
-    with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=f".{target.name}-", delete=False) as new:
+    with tempfile.NamedTemporaryFile(
+        "w", dir=target.parent, prefix=f".{target.name}-", delete=False
+    ) as new:
         try:
             new.write(f"[{lines}]\n")
             new.flush()

@@ -1,6 +1,8 @@
-"""`--local`: what the client's commands ask of a service, in this process, without HTTP and without its limits.
+"""`--local`: what the client's commands ask of a service, in this process, without HTTP and without
+its limits.
 
-`generate`, `project` and `score` are the pipeline of `ign bulk`. The other commands call the app, without a network.
+`generate`, `project` and `score` are the pipeline of `ign bulk`. The other commands call the app,
+without a network.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,13 +24,17 @@ from service.settings import local_settings
 
 @contextmanager
 def local_client(model: str | None) -> Iterator["LocalClient"]:
-    """A client of this process with one model, None for the default; raises StartupError if it does not load.
+    """A client of this process with one model, None for the default; raises StartupError if it does
+    not load.
 
     An event loop runs in a thread until the block ends, which waits for the images that run.
     """
-    loop, running = LoopThread(), AsyncExitStack()
+    loop = LoopThread()
+    running = AsyncExitStack()
     try:
-        services = loop.run(running.enter_async_context(running_services(local_settings(), model or "")))
+        services = loop.run(
+            running.enter_async_context(running_services(local_settings(), model or ""))
+        )
         yield LocalClient(services, loop)
     finally:
         loop.run(running.aclose())
@@ -36,10 +42,13 @@ def local_client(model: str | None) -> Iterator["LocalClient"]:
 
 
 class LocalClient:
-    """Has the methods of `Client` that the commands call, with their results; threads may share it."""
+    """Has the methods of `Client` that the commands call, with their results; threads may share
+    it.
+    """
 
     def __init__(self, services: AppState, loop: LoopThread) -> None:
-        self._services, self._loop = services, loop
+        self._services = services
+        self._loop = loop
         self._pipeline: Pipeline | None = None
 
     def generate(self, **options: Any) -> Sequence[Picture]:
@@ -54,15 +63,23 @@ class LocalClient:
     def score(self, images: Pictures, **options: Any) -> Sequence[Score]:
         """As `Client.score`."""
         items = self._loop.run(self._run("score", pictures(images), options))
-        return [Score(index=0, **{name: item.measures[name] for name in MEASURES[1:]}) for item in items]
+        return [
+            Score(index=0, **{name: item.measures[name] for name in MEASURES[1:]}) for item in items
+        ]
 
-    def _pictures(self, task: str, sources: Iterable[bytes | int], options: dict[str, Any]) -> Sequence[Picture]:
+    def _pictures(
+        self, task: str, sources: Iterable[bytes | int], options: dict[str, Any]
+    ) -> Sequence[Picture]:
         items = self._loop.run(self._run(task, sources, options))
         return [Picture(bytes=item.content, format=options["format"]) for item in items]
 
-    async def _run(self, task: str, sources: Iterable[bytes | int], options: dict[str, Any]) -> Sequence[Item]:
+    async def _run(
+        self, task: str, sources: Iterable[bytes | int], options: dict[str, Any]
+    ) -> Sequence[Item]:
         if self._pipeline is None:  # all calls of a command have the same options
-            self._pipeline = Pipeline(parse_options(task, options), self._services, options.get("mask"))
+            self._pipeline = Pipeline(
+                parse_options(task, options), self._services, options.get("mask")
+            )
         try:
             items = [item for source in sources for item in await self._pipeline.pages(source)]
         except RequestError as exc:

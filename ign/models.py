@@ -14,10 +14,17 @@ Row = dict[str, Any]
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--models", "folder", type=click.Path(), help="directory or URL of models  [IGN_MODEL_DIR; shipped]")
+@click.option(
+    "--models",
+    "folder",
+    type=click.Path(),
+    help="directory or URL of models  [IGN_MODEL_DIR; shipped]",
+)
 @click.option("--json", "as_json", is_flag=True, help="write a line of JSON for each model instead")
 def models(*, folder: str | None, as_json: bool) -> None:
-    """List the models of a directory: name/version, images, precisions and what they draw. * is the default."""
+    """List the models of a directory: name/version, images, precisions and what they draw. * is the
+    default.
+    """
     settings = from_environment({} if folder is None else {"IGN_MODEL_DIR": folder})
     repository = Repository(open_models=lambda _: [], **repository_options(settings))
     repository.refresh(may_fail=True)
@@ -37,7 +44,9 @@ def _describe(repository: Repository, ref: str) -> Row:
         "model": ref,
         "name": card.name,
         **dict(zip(("channels", "height", "width"), card.shape, strict=True)),
-        "precisions": [name for name, file in MODEL_FILES.items() if repository.path(ref, file).is_file()],
+        "precisions": [
+            name for name, file in MODEL_FILES.items() if repository.path(ref, file).is_file()
+        ],
         "parameters": card.training and card.training.parameters,
         "licence": card.licence,
         "description": card.description,
@@ -47,5 +56,8 @@ def _describe(repository: Repository, ref: str) -> Row:
 def _line(row: Row, width: int) -> str:
     mark = "*" if row["default"] else " "
     size = f"{row['height']}×{row['width']} {'grey' if row['channels'] == 1 else 'colour'}"
-    text = f"{mark} {row['model']:<{width}}  {size}  {'+'.join(row['precisions'])}  {row['description']}"
+    text = (
+        f"{mark} {row['model']:<{width}}  {size}  {'+'.join(row['precisions'])}  "
+        f"{row['description']}"
+    )
     return printable(text)

@@ -1,6 +1,8 @@
-"""Commands whose options an `argparse` parser defines, as commands of click, and the one form of their errors.
+"""Commands whose options an `argparse` parser defines, as commands of click, and the one form of
+their errors.
 
-The parser stays the one source of the options: it parses. click writes help and errors, and completes in a shell.
+The parser stays the one source of the options: it parses. click writes help and errors, and
+completes in a shell.
 """
 
 import argparse
@@ -21,7 +23,10 @@ SETTINGS: Final[Any] = {"help_option_names": ["-h", "--help"]}
 # What the two libraries say → what the user reads.
 _PLAIN: Final = (
     (r"Missing option '(.+?)' \(env var: '(.+)'\)\.?", r"\1 or the variable \2: missing"),
-    (r"the following arguments are required: (.+)|Missing (?:argument|option) '(.+?)'.*", r"\1\2: missing"),
+    (
+        r"the following arguments are required: (.+)|Missing (?:argument|option) '(.+?)'.*",
+        r"\1\2: missing",
+    ),
     (r"unrecognized arguments: (\S+).*", r"no option \1"),
     (r"No such (option|command):? '(.+?)'\.?( .*\?)?", r"no \1 \2\3"),
     (r"Got unexpected extra arguments? \((.*)\)", r"\1: one argument too many"),
@@ -39,32 +44,48 @@ def one_voice(context: click.Context | None = None) -> Iterator[None]:
     except NoArgsIsHelpError:
         raise
     except (click.ClickException, StartupError) as exc:
-        error = exc if isinstance(exc, click.ClickException) else click.ClickException(printable(exc.detail))
-        text, program = error.format_message(), f"ign {context.invoked_subcommand or ''}".strip() if context else "ign"
+        error = (
+            exc
+            if isinstance(exc, click.ClickException)
+            else click.ClickException(printable(exc.detail))
+        )
+        text = error.format_message()
+        program = f"ign {context.invoked_subcommand or ''}".strip() if context else "ign"
         if isinstance(error, click.UsageError):
             program = error.ctx.command_path if error.ctx else program
             for pattern, plain in _PLAIN:
                 text = re.sub(f"^{pattern}$", plain, text)
             text = f"{text.rstrip('.')}; `{program} --help` tells more"
         status = 1 if type(exc) is click.ClickException else 2
-        vars(error).update(show=partial(click.echo, f"{program}: {text}", err=True), exit_code=status)
+        vars(error).update(
+            show=partial(click.echo, f"{program}: {text}", err=True), exit_code=status
+        )
         raise error from None
 
 
 class ParserCommand(click.Command):
     """A command that hands its arguments, which ``parser`` checks, to ``main`` as they are."""
 
-    def __init__(self, name: str, parser: argparse.ArgumentParser, main: Main, summary: str) -> None:
+    def __init__(
+        self, name: str, parser: argparse.ArgumentParser, main: Main, summary: str
+    ) -> None:
         parameters = [_parameter(action) for action in parser._actions if action.dest != "help"]
         text = f"{summary[:1].upper()}{summary[1:]}."
         run = click.pass_context(lambda ctx: sys.exit(main(ctx.args)))
         super().__init__(
-            name, params=parameters, help=text, short_help=summary, callback=run, context_settings=SETTINGS
+            name,
+            params=parameters,
+            help=text,
+            short_help=summary,
+            callback=run,
+            context_settings=SETTINGS,
         )
         self._parser = parser
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Check the arguments by the parser; click parses them to complete a word, and to show the help."""
+        """Check the arguments by the parser; click parses them to complete a word, and to show the
+        help.
+        """
         if ctx.resilient_parsing or not {"-h", "--help"}.isdisjoint(args):
             return super().parse_args(ctx, args)
         vars(self._parser)["error"] = ctx.fail
@@ -79,21 +100,30 @@ def commands_of(parser: argparse.ArgumentParser, main: Main) -> dict[str, click.
     def run(name: str, arguments: Sequence[str]) -> int:
         return main([name, *arguments])
 
-    (action,) = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    (action,) = [
+        action for action in parser._actions if isinstance(action, argparse._SubParsersAction)
+    ]
     summaries = {choice.dest: choice.help or "" for choice in action._choices_actions}
     return {
-        name: ParserCommand(name, inner, partial(run, name), summaries[name]) for name, inner in action.choices.items()
+        name: ParserCommand(name, inner, partial(run, name), summaries[name])
+        for name, inner in action.choices.items()
     }
 
 
 def _parameter(action: argparse.Action) -> click.Parameter:
-    kind = click.Choice(list(action.choices)) if action.choices else click.Path()  # files complete all other values
-    names, metavar = [*action.option_strings, action.dest], action.metavar if isinstance(action.metavar, str) else None
+    # files complete all other values
+    kind = click.Choice(list(action.choices)) if action.choices else click.Path()
+    names = [*action.option_strings, action.dest]
+    metavar = action.metavar if isinstance(action.metavar, str) else None
     if not action.option_strings:
         some = action.nargs in ("+", "*")
-        return click.Argument(names, type=kind, nargs=-1 if some else 1, required=False, metavar=metavar)
+        return click.Argument(
+            names, type=kind, nargs=-1 if some else 1, required=False, metavar=metavar
+        )
     if action.nargs == 0:
         return click.Option(names, is_flag=True, help=action.help)
     if metavar is None and not action.choices:
         metavar = "NUMBER" if action.type in (int, float) else (action.dest or "").upper()
-    return click.Option(names, type=kind, help=action.help, required=action.required, metavar=metavar)
+    return click.Option(
+        names, type=kind, help=action.help, required=action.required, metavar=metavar
+    )

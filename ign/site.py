@@ -1,6 +1,8 @@
-"""`ign site`: the page “Make it real” as a folder of static files, which runs the models in the browser.
+"""`ign site`: the page “Make it real” as a folder of static files, which runs the models in the
+browser.
 
-It is the page of `service/page`, with `service/page/local` for the calls of the API. The runtime comes from npm.
+It is the page of `service/page`, with `service/page/local` for the calls of the API. The runtime
+comes from npm.
 """
 
 import base64
@@ -41,9 +43,13 @@ PACKAGES: Final = {
 }
 _REGISTRY: Final = "https://registry.npmjs.org"
 _PACK: Final = "npm pack " + " ".join("@".join(name[:-4].rsplit("-", 1)) for name in PACKAGES)
-_MAX_MODEL_BYTES: Final = 100_000_000  # GitHub takes no larger files, and phones have no memory for them
+_MAX_MODEL_BYTES: Final = (
+    100_000_000  # GitHub takes no larger files, and phones have no memory for them
+)
 _MANTISSA_BITS: Final = 14  # that are kept of float32 weights; half precision has 10
-_GRAPH, _INITIALIZER = 7, 5  # fields of `onnx.proto`: of a model, of a graph,
+# fields of `onnx.proto`: of a model, of a graph,
+_GRAPH = 7
+_INITIALIZER = 5
 _DATA_TYPE, _RAW_DATA, _FLOAT32 = 2, 9, 1  # of a tensor; and a type
 # The browser allocates the dictionary, and checks CRC-32 only.
 _XZ: Final = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 1 << 24}]
@@ -51,16 +57,28 @@ _XZ: Final = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--models", "--model-dir", "model_dir", help="directory of the models  [IGN_MODEL_DIR; shipped]")
+@click.option(
+    "--models", "--model-dir", "model_dir", help="directory of the models  [IGN_MODEL_DIR; shipped]"
+)
 @click.option("--default-model", help="model that the page shows first  [IGN_DEFAULT_MODEL]")
-@click.option("--runtime", type=click.Path(path_type=Path), help=f"folder of what `{_PACK}` writes  [npm registry]")
+@click.option(
+    "--runtime",
+    type=click.Path(path_type=Path),
+    help=f"folder of what `{_PACK}` writes  [npm registry]",
+)
 def site(out: Path, *, runtime: Path | None, **options: str | None) -> None:
-    """Write the page into the folder OUT, as static files that run the models in the browser, without a server."""
+    """Write the page into the folder OUT, as static files that run the models in the browser,
+    without a server.
+    """
     prepare_process()
-    settings = from_environment({variable_of(name): value for name, value in options.items() if value is not None})
+    settings = from_environment(
+        {variable_of(name): value for name, value in options.items() if value is not None}
+    )
     refs = Repository(settings.model_dir, lambda _: [], default=settings.default_model).find_all()
     if (out / "index.html").exists() and not (out / "service-worker.js").exists():
-        raise StartupError(f"{out} holds another page; give a new folder, or one that `ign site` wrote")
+        raise StartupError(
+            f"{out} holds another page; give a new folder, or one that `ign site` wrote"
+        )
     try:
         files = _runtime_files(runtime)
         index = _add_models(files, settings.model_dir, refs, settings.default_model)
@@ -71,7 +89,11 @@ def site(out: Path, *, runtime: Path | None, **options: str | None) -> None:
     except OSError as exc:
         raise StartupError(f"{exc.filename}: {exc.strerror}") from exc
     size = sum(map(len, files.values())) / 1e6
-    click.echo(f"{out}: {len(files)} files, {size:.1f} MB; `python -m http.server -d {out}` shows the page", err=True)
+    click.echo(
+        f"{out}: {len(files)} files, {size:.1f} MB; `python -m http.server -d {out}` shows "
+        f"the page",
+        err=True,
+    )
 
 
 def _runtime_files(folder: Path | None) -> Files:
@@ -79,7 +101,9 @@ def _runtime_files(folder: Path | None) -> Files:
     for package, (integrity, members) in PACKAGES.items():
         data = _download(package) if folder is None else (folder / package).read_bytes()
         if f"sha512-{base64.b64encode(hashlib.sha512(data).digest()).decode()}" != integrity:
-            raise StartupError(f"{package}: not what was published, whose hash is {integrity}; load it again")
+            raise StartupError(
+                f"{package}: not what was published, whose hash is {integrity}; load it again"
+            )
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
             for member in members:
                 file = archive.extractfile(f"package/dist/{member}")
@@ -94,22 +118,32 @@ def _download(name: str) -> bytes:
     try:
         return httpx.get(url, timeout=60, follow_redirects=True).raise_for_status().content
     except httpx.HTTPError as exc:
-        raise StartupError(f"{url}: {exc}; run `{_PACK}` where there is a network, and give --runtime") from exc
+        raise StartupError(
+            f"{url}: {exc}; run `{_PACK}` where there is a network, and give --runtime"
+        ) from exc
 
 
 def _add_models(files: Files, folder: Path, refs: list[str], default: str) -> dict[str, Any]:
     """Pack the runtime, and add the models; returns `models.json`, which says what there is."""
     wasm = next(name for name in files if name.endswith(".wasm"))
-    models, failures = dict[str, Any](), list[dict[str, str]]()
-    index = {"runtime": _add_packed(files, wasm, files.pop(wasm), planes=False), "failures": failures}
+    models = dict[str, Any]()
+    failures = list[dict[str, str]]()
+    index = {
+        "runtime": _add_packed(files, wasm, files.pop(wasm), planes=False),
+        "failures": failures,
+    }
     for ref in refs:
         try:
             card, data = _read_model(folder / ref)
         except StartupError as exc:
             click.echo(f"{ref}: left out: {exc.detail}", err=True)
-            failures.append(dict(zip(("name", "version"), ref.split("/"), strict=True)) | {"reason": exc.detail})
+            failures.append(
+                dict(zip(("name", "version"), ref.split("/"), strict=True)) | {"reason": exc.detail}
+            )
             continue
-        models[ref] = card | {"file": _add_packed(files, f"models/{ref}/{MODEL_FILE}", data, planes=True)}
+        models[ref] = card | {
+            "file": _add_packed(files, f"models/{ref}/{MODEL_FILE}", data, planes=True)
+        }
     if not models:
         raise StartupError(f"{folder}: no model of it can be used")
     first = next((ref for ref in models if default in (ref, ref.split("/")[0])), next(iter(models)))
@@ -121,11 +155,18 @@ def _read_model(folder: Path) -> tuple[dict[str, Any], bytes]:
     from service.runtime.onnx_model import OnnxModel  # imports onnxruntime
 
     if (size := (folder / MODEL_FILE).stat().st_size) > _MAX_MODEL_BYTES:
-        raise StartupError(f"{MODEL_FILE} has {size / 1e6:.0f} MB; a page has room for {_MAX_MODEL_BYTES / 1e6:.0f}")
+        raise StartupError(
+            f"{MODEL_FILE} has {size / 1e6:.0f} MB; a page has room for "
+            f"{_MAX_MODEL_BYTES / 1e6:.0f}"
+        )
     data = (folder / MODEL_FILE).read_bytes()
     model = OnnxModel(data, device="cpu")
-    card, golden = model.card, read_golden(folder / GOLDEN_FILE, *model.card.row_shapes)
-    for content, tolerance in ((_round_weights(data), card.tolerance.fp16), (data, card.tolerance.fp32)):
+    card = model.card
+    golden = read_golden(folder / GOLDEN_FILE, *model.card.row_shapes)
+    for content, tolerance in (
+        (_round_weights(data), card.tolerance.fp16),
+        (data, card.tolerance.fp32),
+    ):
         if check_golden(OnnxModel(content, device="cpu"), golden, tolerance).passed:
             members = {"digest": f"sha256:{model.digest}", "device": "this browser"}
             return card.model_dump(mode="json") | members, content
@@ -134,21 +175,34 @@ def _read_model(folder: Path) -> tuple[dict[str, Any], bytes]:
 
 def _round_weights(data: bytes) -> bytes:
     """An ONNX file whose float32 weights have zeros after the first bits of the mantissa."""
-    rounded, dropped = bytearray(data), 23 - _MANTISSA_BITS
+    rounded = bytearray(data)
+    dropped = 23 - _MANTISSA_BITS
     graphs = [value for field, value in fields_of(memoryview(rounded)) if field == _GRAPH]
-    tensors = [value for graph in graphs for field, value in fields_of(memoryview(graph)) if field == _INITIALIZER]
+    tensors = [
+        value
+        for graph in graphs
+        for field, value in fields_of(memoryview(graph))
+        if field == _INITIALIZER
+    ]
     for fields in [dict(fields_of(memoryview(tensor))) for tensor in tensors]:
-        if int.from_bytes(fields.get(_DATA_TYPE, b""), "little") == _FLOAT32 and _RAW_DATA in fields:
+        if (
+            int.from_bytes(fields.get(_DATA_TYPE, b""), "little") == _FLOAT32
+            and _RAW_DATA in fields
+        ):
             words = np.frombuffer(fields[_RAW_DATA], np.uint32)
             words[...] = (words + np.uint32(1 << dropped - 1)) >> dropped << dropped
     return bytes(rounded)
 
 
 def _add_packed(files: Files, name: str, content: bytes, *, planes: bool) -> dict[str, Any]:
-    """Add a file packed with xz, for weights by `planes` of bytes; returns what the page needs to unpack it."""
+    """Add a file packed with xz, for weights by `planes` of bytes; returns what the page needs to
+    unpack it.
+    """
     click.echo(f"packing {name}: ", nl=False, err=True)
     words = np.frombuffer(content + bytes(-len(content) % 4), np.uint8).reshape(-1, 4)
-    packed = lzma.compress(words.T.tobytes() if planes else content, check=lzma.CHECK_CRC32, filters=_XZ)
+    packed = lzma.compress(
+        words.T.tobytes() if planes else content, check=lzma.CHECK_CRC32, filters=_XZ
+    )
     click.echo(f"{len(packed) / 1e6:.1f} MB", err=True)
     files[f"{name}.xz"] = packed
     integrity = f"sha256-{base64.b64encode(hashlib.sha256(packed).digest()).decode()}"
@@ -157,15 +211,37 @@ def _add_packed(files: Files, name: str, content: bytes, *, planes: bool) -> dic
 
 def _add_page(files: Files, index: Mapping[str, Any]) -> None:
     for folder in (PAGE_FOLDER, PAGE_FOLDER / "local"):  # the second one has another `api.js`
-        files |= {f"page/{path.name}": path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        files |= {
+            f"page/{path.name}": path.read_bytes() for path in folder.iterdir() if path.is_file()
+        }
     files["runtime/LICENSE.txt"] = files.pop("page/LICENSE.txt")
     files["models.json"] = json.dumps(index, separators=(",", ":")).encode()
-    policy = PAGE_POLICY.replace("script-src 'self'", "script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:")
-    policy = policy.replace("connect-src 'self'", "connect-src 'self' data:").replace("frame-ancestors 'none'; ", "")
-    page = files.pop("page/index.html").decode().replace('<html lang="en">', '<html lang="en" class="site">')
-    head = f'<meta http-equiv="Content-Security-Policy" content="{policy}; trusted-types ign">\n<title>'
+    policy = PAGE_POLICY.replace(
+        "script-src 'self'", "script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:"
+    )
+    policy = policy.replace("connect-src 'self'", "connect-src 'self' data:").replace(
+        "frame-ancestors 'none'; ", ""
+    )
+    page = (
+        files.pop("page/index.html")
+        .decode()
+        .replace('<html lang="en">', '<html lang="en" class="site">')
+    )
+    head = (
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}; trusted-types '
+        f'ign">\n<title>'
+    )
     files["index.html"] = page.replace("<title>", head).encode()
     worker = files.pop("page/service-worker.js")
-    kept = ["./", *(name for name in sorted(files) if not name.endswith((".xz", ".png", ".txt", "index.html")))]
+    kept = [
+        "./",
+        *(
+            name
+            for name in sorted(files)
+            if not name.endswith((".xz", ".png", ".txt", "index.html"))
+        ),
+    ]
     build = hashlib.sha256(b"".join(files[name] for name in sorted(files))).hexdigest()[:16]
-    files["service-worker.js"] = f'const BUILD = "{build}";\nconst FILES = {json.dumps(kept)};\n'.encode() + worker
+    files["service-worker.js"] = (
+        f'const BUILD = "{build}";\nconst FILES = {json.dumps(kept)};\n'.encode() + worker
+    )

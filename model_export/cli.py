@@ -21,14 +21,31 @@ if TYPE_CHECKING:
     from model_export.training.train import Run
 
 _DATA: Final = (
-    ".npz, folder or zip of pictures, or mnist, fashion_mnist, kmnist, cifar10 or svhn, which are downloaded, or "
-    "scans, which is drawn"
+    ".npz, folder or zip of pictures, or mnist, fashion_mnist, kmnist, cifar10 or svhn, "
+    "which are downloaded, or scans, which is drawn"
 )
 _PROG: Final = "python -m model_export"
 # Options that replace fields of the card.
-_CARD_OPTIONS: Final = ("description", "title", "prompt", "licence", "polarity", "background", "generate_steps")
+_CARD_OPTIONS: Final = (
+    "description",
+    "title",
+    "prompt",
+    "licence",
+    "polarity",
+    "background",
+    "generate_steps",
+)
 # What the extra `train` installs and the commands import.
-_EXTRA: Final = ("matplotlib", "onnx", "onnxruntime", "onnxscript", "scipy", "skimage", "torch", "torchvision")
+_EXTRA: Final = (
+    "matplotlib",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "scipy",
+    "skimage",
+    "torch",
+    "torchvision",
+)
 _MOST_THREADS: Final = 1024
 _WITHOUT_GPU: Final = "(without a GPU, install PyTorch's CPU build first: it spares 5 GB of CUDA)"
 
@@ -59,7 +76,9 @@ def main(arguments: Sequence[str], *, prog: str = _PROG) -> int:
         if (exc.name or "").partition(".")[0] not in _EXTRA:
             raise
         is_import = exc.name == "onnx" and options.command == "import"
-        needed = "'ign-service[import,cpu]'" if is_import else f"'ign-service[train,cpu]' {_WITHOUT_GPU}"
+        needed = (
+            "'ign-service[import,cpu]'" if is_import else f"'ign-service[train,cpu]' {_WITHOUT_GPU}"
+        )
         return _fail(options, f"this command needs {exc.name}: pip install {needed}")
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -73,8 +92,8 @@ def _fail(options: argparse.Namespace, line: str) -> int:
 
 def _refuse_empty_paths(options: argparse.Namespace) -> None:
     """Paths without a character would stand for the current folder."""
-    for name in ("data", "out", "start", "run", "models", "model", "cache", "fid-weights"):
-        if getattr(options, "run_folder" if name == "run" else name.replace("-", "_"), None) == "":
+    for name in ("data", "out", "run", "models", "model", "cache"):
+        if getattr(options, "run_folder" if name == "run" else name, None) == "":
             raise UserError(f"--{name}: the path is empty")
 
 
@@ -85,7 +104,8 @@ def _count(text: str) -> int:
     return int(text)
 
 
-# The commands. Each yields the lines that it prints. What needs torch is imported when a command runs.
+# The commands. Each yields the lines that it prints. What needs torch is imported when a command
+# runs.
 
 
 def _data(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
@@ -96,7 +116,9 @@ def _data(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
     found = source.inspect()
     preset = choose_preset(Choices(), source, found)
     network = preset.network
-    bad = source.load(size=network.size, channels=network.channels).skipped  # refuses what `train` would refuse
+    bad = source.load(
+        size=network.size, channels=network.channels
+    ).skipped  # refuses what `train` would refuse
     skip = " --skip-bad" if options.skip_bad else ""
     yield f"{source.name}: {replace(found, count=found.count - len(bad))}"
     if bad:
@@ -107,52 +129,56 @@ def _data(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
 
 def _train(options: argparse.Namespace, arguments: Sequence[str]) -> Iterator[str]:
     from model_export.data.datasets import open_source
-    from model_export.export.weights import start_weights
     from model_export.training.checkpoint import record
-    from model_export.training.execution import Execution, join_world
-    from model_export.training.presets import Choices, choose_preset, describe_model, own_data, summary
+    from model_export.training.presets import (
+        Choices,
+        choose_preset,
+        describe_model,
+        own_data,
+        summary,
+    )
     from model_export.training.train import Run
 
     _check_train_options(options)
     choices = Choices(**_given(options, Choices.__slots__))
-    with join_world(_device(options.device)) as (world, device):
-        source = open_source(options.data or own_data(options.preset), skip_bad=options.skip_bad)
-        found = source.inspect()
-        base = choose_preset(choices, source, found)
-        data = source.load(size=base.network.size, channels=base.network.channels)
-        preset = describe_model(base, choices, data, found)
-        precise = bf16(options.precision, device)
-        out = Path(options.out or os.devnull)  # a dry run needs none, and makes the same checks
-        run = Run(
-            preset,
-            data,
-            out,
-            seed=options.seed,
-            device=device,
-            bf16=precise,
-            provenance=record(arguments),
-            execution=Execution(world=world, **_given(options, ("compile", "channels_last", "keep", "tensorboard"))),
-            start=start_weights(options.start, out),
-        )
-        lines = summary(preset, base.name, data, found)
-        if options.start or run.step:
-            stage = run.preset.stages[run.stage].name
-            lines.append(f"begins at stage `{stage}`, step {run.step} of {run.preset.steps}")
-        starting = world.is_main and run.step < run.preset.steps
-        if starting and not options.dry_run:
-            out.mkdir(parents=True, exist_ok=True)  # fails here rather than after the estimate
-        if starting or options.dry_run:
-            estimated = options.dry_run or (options.preset is None and run.step == 0 and world.size == 1)
-            yield from (*lines, *_expectations(run, data, estimated=estimated))
-        if not options.dry_run:
-            yield from _train_run(run, options.prog)
+    device = _device(options.device)
+    source = open_source(options.data or own_data(options.preset), skip_bad=options.skip_bad)
+    found = source.inspect()
+    base = choose_preset(choices, source, found)
+    data = source.load(size=base.network.size, channels=base.network.channels)
+    preset = describe_model(base, choices, data, found)
+    out = Path(options.out or os.devnull)  # a dry run needs none, and makes the same checks
+    run = Run(
+        preset,
+        data,
+        out,
+        seed=options.seed,
+        device=device,
+        bf16=bf16(options.precision, device),
+        provenance=record(arguments),
+        **_given(options, ("channels_last", "keep")),
+    )
+    lines = summary(preset, base.name, data, found)
+    if run.step:
+        stage = run.preset.stages[run.stage].name
+        lines.append(f"begins at stage `{stage}`, step {run.step} of {run.preset.steps}")
+    starting = run.step < run.preset.steps
+    if starting and not options.dry_run:
+        out.mkdir(parents=True, exist_ok=True)  # fails here rather than after the estimate
+    if starting or options.dry_run:
+        estimated = options.dry_run or (options.preset is None and run.step == 0)
+        yield from (*lines, *_expectations(run, data, estimated=estimated))
+    if not options.dry_run:
+        yield from _train_run(run, options.prog)
 
 
 def _check_train_options(options: argparse.Namespace) -> None:
     from service.artifact.files import NAME_PATTERN
 
     if options.name is not None and not re.fullmatch(NAME_PATTERN, options.name):
-        raise UserError(f"--name {options.name}: small letters, digits, and _ . - after the first, 64 at most")
+        raise UserError(
+            f"--name {options.name}: small letters, digits, and _ . - after the first, 64 at most"
+        )
     if options.out is None and not options.dry_run:
         raise UserError("--out: name the folder of the run, or say --dry-run")
     if options.seed < 0:
@@ -184,11 +210,10 @@ def _train_run(run: "Run", prog: str) -> Iterator[str]:
     except Interrupted:
         line = f"stopped at step {run.step} of {run.preset.steps}; the same command continues"
         stopped = True
-    if run.world.is_main:
-        yield from (f"{stage}: {throughput}" for stage, throughput in run.throughput)
-        if len(run.throughput) > 1:
-            yield f"in all: {sum((throughput for _, throughput in run.throughput), Throughput())}"
-        yield line
+    yield from (f"{stage}: {throughput}" for stage, throughput in run.throughput)
+    if len(run.throughput) > 1:
+        yield f"in all: {sum((throughput for _, throughput in run.throughput), Throughput())}"
+    yield line
     if stopped:
         raise KeyboardInterrupt
 
@@ -201,7 +226,11 @@ def _export(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
     folder, verifications = export(
         Path(options.run_folder),
         Path(options.models),
-        card_fields={name: value for name, value in _given(options, _CARD_OPTIONS).items() if value is not None},
+        card_fields={
+            name: value
+            for name, value in _given(options, _CARD_OPTIONS).items()
+            if value is not None
+        },
         **_given(options, ("version", "unfinished", "force", "fp16", "threads")),
     )
     yield from (f"{file}: {verification}" for file, verification in verifications.items())
@@ -212,20 +241,20 @@ def _export(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
 def _verify(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
     from model_export.export.verify import verify
 
-    for file, verification in verify(Path(options.run_folder), Path(options.model), threads=options.threads).items():
+    for file, verification in verify(
+        Path(options.run_folder), Path(options.model), threads=options.threads
+    ).items():
         yield f"{file}: {verification}"
 
 
 def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
     from model_export.evaluation.evaluate import evaluate, summary
-    from model_export.evaluation.inception import Inception
 
     table = evaluate(
         Path(options.model),
         options.data,
         cache=Path(options.cache).expanduser(),
         out=Path(options.out) if options.out else None,
-        inception=Inception(options.fid_weights) if options.fid else None,
         **_given(options, ("skip_bad", "samples", "steps", "threads")),
     )
     yield summary(table)
@@ -276,19 +305,31 @@ def bf16(precision: str, device: "torch.device") -> bool:
     return precision == "bf16"
 
 
-def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
+def _add_train(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+) -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a preset; the same command again continues")
     train.set_defaults(run=_train)
-    train.add_argument("--preset", help="one of docs/training.md, such as mnist or small (default: what fits the data)")
+    train.add_argument(
+        "--preset",
+        help="one of docs/training.md, such as mnist or small (default: what fits the data)",
+    )
     train.add_argument("--data", help=f"{_DATA} (default: the preset's own)")
     train.add_argument("--out", help="folder of the run: checkpoint, log, sample grids")
-    train.add_argument("--dry-run", action="store_true", help="say what would be trained and how long, and end")
-    train.add_argument("--name", help="name of the model (default: the preset's, for other data that of the data)")
+    train.add_argument(
+        "--dry-run", action="store_true", help="say what would be trained and how long, and end"
+    )
+    train.add_argument(
+        "--name", help="name of the model (default: the preset's, for other data that of the data)"
+    )
     train.add_argument("--size", type=int, help="height and width of the pictures")
     train.add_argument("--channels", type=int, choices=(1, 3))
-    train.add_argument("--steps", type=int, help="optimiser steps in total, split over the stages; may grow later")
-    train.add_argument("--start", help="version folder, such as models/mnist/1, with whose weights a new run starts")
-    train.add_argument("--licence", help="of the weights (default: none stated, but for the presets' own data)")
+    train.add_argument(
+        "--steps", type=int, help="optimiser steps in total, split over the stages; may grow later"
+    )
+    train.add_argument(
+        "--licence", help="of the weights (default: none stated, but for the presets' own data)"
+    )
     train.add_argument("--batch", type=int, help="pictures per step")
     train.add_argument("--seed", type=int, default=0, help="of all random numbers (default 0)")
     train.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -299,10 +340,12 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="NAME",
         help="corruptions that f learns to undo: noise, blur, low_resolution, hole, grey, sketch",
     )
-    train.add_argument("--compile", action="store_true", help="compile the network with torch.compile")
-    train.add_argument("--channels-last", action="store_true", help="keep weights and activations in NHWC order")
-    train.add_argument("--keep", type=int, default=1, help="checkpoints to keep (default 1: only checkpoint.pt)")
-    train.add_argument("--tensorboard", action="store_true", help="write a TensorBoard log in the run's folder as well")
+    train.add_argument(
+        "--channels-last", action="store_true", help="keep weights and activations in NHWC order"
+    )
+    train.add_argument(
+        "--keep", type=int, default=1, help="checkpoints to keep (default 1: only checkpoint.pt)"
+    )
     return train
 
 
@@ -312,49 +355,92 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
     top.set_defaults(prog=prog)
     commands = top.add_subparsers(required=True, metavar="COMMAND", dest="command")
 
-    data = commands.add_parser("data", help="look at pictures, and say what train would make of them")
+    data = commands.add_parser(
+        "data", help="look at pictures, and say what train would make of them"
+    )
     data.set_defaults(run=_data)
     data.add_argument("data", metavar="DATA", help=_DATA)
 
     train = _add_train(commands)
 
-    export = commands.add_parser("export", help="write a run's network as model.onnx, checked against the run")
+    export = commands.add_parser(
+        "export", help="write a run's network as model.onnx, checked against the run"
+    )
     export.set_defaults(run=_export)
     export.add_argument("--run", dest="run_folder", required=True, help="folder of the run")
     export.add_argument("--models", default="models", help="model directory (default models)")
-    export.add_argument("--version", type=int, help="number of the version (default: the next free one)")
-    export.add_argument("--unfinished", action="store_true", help="export a run that is not finished")
+    export.add_argument(
+        "--version", type=int, help="number of the version (default: the next free one)"
+    )
+    export.add_argument(
+        "--unfinished", action="store_true", help="export a run that is not finished"
+    )
     export.add_argument("--force", action="store_true", help="replace an existing version")
-    export.add_argument("--fp16", action="store_true", help="also write model.fp16.onnx: half precision, for CUDA")
+    export.add_argument(
+        "--fp16", action="store_true", help="also write model.fp16.onnx: half precision, for CUDA"
+    )
     export.add_argument("--description", help="one or two sentences in place of the preset's")
     export.add_argument("--title", help="short name for people, such as Digits")
-    export.add_argument("--prompt", help='what the page asks people to draw, such as "Draw a digit, 0-9"')
+    export.add_argument(
+        "--prompt", help='what the page asks people to draw, such as "Draw a digit, 0-9"'
+    )
     export.add_argument("--licence", help="of the weights, in place of the run's")
-    export.add_argument("--generate-steps", type=int, help="how often f is applied to generate (default: the preset's)")
-    export.add_argument("--polarity", choices=("light-on-dark", "dark-on-light", "none"), help="of the pictures")
-    export.add_argument("--background", type=float, nargs="+", help="letterbox colour, -1 to 1, one for each channel")
+    export.add_argument(
+        "--generate-steps",
+        type=int,
+        help="how often f is applied to generate (default: the preset's)",
+    )
+    export.add_argument(
+        "--polarity", choices=("light-on-dark", "dark-on-light", "none"), help="of the pictures"
+    )
+    export.add_argument(
+        "--background",
+        type=float,
+        nargs="+",
+        help="letterbox colour, -1 to 1, one for each channel",
+    )
 
-    verify = commands.add_parser("verify", help="check an exported model against its run; write its golden rows")
+    verify = commands.add_parser(
+        "verify", help="check an exported model against its run; write its golden rows"
+    )
     verify.set_defaults(run=_verify)
     verify.add_argument("--run", dest="run_folder", required=True, help="folder of the run")
 
-    evaluate = commands.add_parser("evaluate", help="measure an exported model; write metrics.json and its card")
+    evaluate = commands.add_parser(
+        "evaluate", help="measure an exported model; write metrics.json and its card"
+    )
     evaluate.set_defaults(run=_evaluate)
-    evaluate.add_argument("--data", required=True, help="the data the model was trained on, as for train")
-    evaluate.add_argument("--out", help="file for the figures (default: metrics.json in the version folder)")
-    evaluate.add_argument("--samples", type=int, default=3000, help="pictures to generate (default 3000)")
-    evaluate.add_argument("--steps", type=int, default=1000, help="most applications of f (default 1000)")
-    evaluate.add_argument("--fid", choices=("inception",), help="measure FID too; needs the extra fid and its weights")
-    evaluate.add_argument("--fid-weights", help="file of Inception's weights (default: in the folder of torch.hub)")
-    evaluate.add_argument("--cache", default="~/.cache/ign-service", help="folder of the trained classifier")
+    evaluate.add_argument(
+        "--data", required=True, help="the data the model was trained on, as for train"
+    )
+    evaluate.add_argument(
+        "--out", help="file for the figures (default: metrics.json in the version folder)"
+    )
+    evaluate.add_argument(
+        "--samples", type=int, default=3000, help="pictures to generate (default 3000)"
+    )
+    evaluate.add_argument(
+        "--steps", type=int, default=1000, help="most applications of f (default 1000)"
+    )
+    evaluate.add_argument(
+        "--cache", default="~/.cache/ign-service", help="folder of the trained classifier"
+    )
 
     figures = commands.add_parser("figures", help="draw figures of an exported model")
     figures.set_defaults(run=_figures)
-    figures.add_argument("--data", required=True, help="the data the model was trained on, as for train")
-    figures.add_argument("--out", required=True, help="folder for the figures, such as docs/models/mnist")
-    figures.add_argument("--steps", type=int, default=300_000, help="most steps in `repeated` (default 300000)")
+    figures.add_argument(
+        "--data", required=True, help="the data the model was trained on, as for train"
+    )
+    figures.add_argument(
+        "--out", required=True, help="folder for the figures, such as docs/models/mnist"
+    )
+    figures.add_argument(
+        "--steps", type=int, default=300_000, help="most steps in `repeated` (default 300000)"
+    )
     figures.add_argument("--seed", type=int, default=0, help="of the latents (default 0)")
-    figures.add_argument("--run", dest="run_folder", help="folder of the training run, to draw its losses as well")
+    figures.add_argument(
+        "--run", dest="run_folder", help="folder of the training run, to draw its losses as well"
+    )
 
     card = commands.add_parser("card", help="write a page about an exported model from its card")
     card.set_defaults(run=_card)
@@ -363,9 +449,18 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
     add_import(commands)
 
     for command in (data, train, evaluate, figures):
-        command.add_argument("--skip-bad", action="store_true", help="leave out files that are no readable pictures")
+        command.add_argument(
+            "--skip-bad", action="store_true", help="leave out files that are no readable pictures"
+        )
     for command in (verify, evaluate, figures, card):
-        command.add_argument("--model", required=True, help="version folder, such as models/mnist/1")
+        command.add_argument(
+            "--model", required=True, help="version folder, such as models/mnist/1"
+        )
     for command in (train, export, verify, evaluate, figures):
-        command.add_argument("--threads", type=_count, default=0, help="CPU threads (default: chosen by the libraries)")
+        command.add_argument(
+            "--threads",
+            type=_count,
+            default=0,
+            help="CPU threads (default: chosen by the libraries)",
+        )
     return top

@@ -2,4 +2,6 @@
 
 
 class UserError(Exception):
-    """The user can fix the cause: a path, a data set, a checkpoint or an option. The text says which."""
+    """The user can fix the cause: a path, a data set, a checkpoint or an option. The text says
+    which.
+    """

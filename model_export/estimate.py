@@ -12,7 +12,9 @@ from model_export.data.datasets import Dataset
 from model_export.training.presets import Preset
 from model_export.training.train import Run
 
-STEPS: Final = 3  # timed steps of each stage; the first also allocates memory, the last begins the next stage
+STEPS: Final = (
+    3  # timed steps of each stage; the first also allocates memory, the last begins the next stage
+)
 
 
 def estimate_seconds(preset: Preset, data: Dataset, *, device: torch.device, bf16: bool) -> float:
@@ -21,11 +23,13 @@ def estimate_seconds(preset: Preset, data: Dataset, *, device: torch.device, bf1
     The time of pool and pairs is divided by their refresh intervals. Checkpoints are not counted.
     """
     stages = tuple(dataclasses.replace(stage, steps=STEPS, warmup=1) for stage in preset.stages)
-    short, seconds = dataclasses.replace(preset, stages=stages), 0.0
+    short = dataclasses.replace(preset, stages=stages)
+    seconds = 0.0
     with tempfile.TemporaryDirectory() as folder:
         run = Run(short, data, Path(folder), seed=0, device=device, bf16=bf16, provenance={})
         for stage in preset.stages:
-            times, refreshes = [], {}
+            times = []
+            refreshes = {}
             for step in range(STEPS):
                 run.meter.start()
                 run.step_once()
@@ -35,14 +39,20 @@ def estimate_seconds(preset: Preset, data: Dataset, *, device: torch.device, bf1
                 else:
                     times.append(measured.seconds)
             matching = preset.matching
-            refresh = refreshes["pool"] / matching.pool_refresh + refreshes["pairs"] / matching.pairs_refresh
+            refresh = (
+                refreshes["pool"] / matching.pool_refresh
+                + refreshes["pairs"] / matching.pairs_refresh
+            )
             seconds += stage.steps * (min(times) + refresh)
     return seconds
 
 
 def other_load() -> str:
-    """A remark for the estimate if other programs keep the machine busy, which makes it too long; else empty."""
-    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    """A remark for the estimate if other programs keep the machine busy, which makes it too long;
+    else empty.
+    """
+    load = os.getloadavg()[0]
+    cores = os.cpu_count() or 1
     return f", while {load:.0f} threads share {cores} cores" if load > cores else ""
 
 

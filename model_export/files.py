@@ -13,10 +13,11 @@ from model_export.errors import UserError
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside ``path``; it replaces ``path`` when the block succeeds and is deleted otherwise.
+    """Open a temporary file beside ``path``; it replaces ``path`` when the block succeeds and is
+    deleted otherwise.
 
-    A symbolic link stays one: the file that it leads to is replaced. Devices and pipes are written to, not replaced. An
-    OSError names ``path``.
+    A symbolic link stays one: the file that it leads to is replaced. Devices and pipes are written
+    to, not replaced. An OSError names ``path``.
     """
     target = Path(os.path.realpath(path))
     with errors_name(path, target):
@@ -30,7 +31,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             with os.fdopen(descriptor, "wb") as file:
                 yield file
                 file.flush()
-                # The data must be on disk before the rename, or a power failure could leave an empty file.
+                # The data must be on disk before the rename, or a power failure could leave an
+                # empty file.
                 os.fsync(file.fileno())
             # mkstemp creates the file readable by its owner only.
             os.chmod(name, 0o644)
@@ -42,19 +44,24 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def errors_name(path: Path, target: Path) -> Iterator[None]:
-    """Let errors name ``path`` that name no file, ``target``, or a temporary file or folder made for it."""
+    """Let errors name ``path`` that name no file, ``target``, or a temporary file or folder made
+    for it.
+    """
     try:
         yield
     except OSError as exc:
         named = os.fspath(exc.filename or target)
         if exc.errno is not None and (named == os.fspath(target) or f"/.{target.name}." in named):
-            exc.filename, exc.filename2 = os.fspath(path), None
+            exc.filename = os.fspath(path)
+            exc.filename2 = None
         raise
 
 
 @contextmanager
 def file_lock(folder: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a folder. The operating system releases it when the process ends for any reason."""
+    """Hold an exclusive lock on a folder. The operating system releases it when the process ends
+    for any reason.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -1,4 +1,6 @@
-"""The composition root: builds the service's parts, hands each what it needs, and closes them again."""
+"""The composition root: builds the service's parts, hands each what it needs, and closes them
+again.
+"""
 
 import asyncio
 import logging
@@ -12,22 +14,20 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 from service import __version__
-from service.api import problems
+from service.api import table
 from service.api.access import ApiKeys, load_keys
 from service.api.app_state import AppState
-from service.api.application import Application, RouteTable
+from service.api.application import Application
 from service.api.info import openapi, page
 from service.api.info import routes as info
-from service.api.limits import CallerRates, InFlightRequests
-from service.api.native import endpoints as native_endpoints
-from service.api.native import routes as native
+from service.api.limits import InFlightRequests
+from service.api.native import endpoints as native
 from service.api.native import urls
 from service.api.oip import endpoints as oip
 from service.api.openai import endpoints as openai
+from service.domain.accounts import Capacity, Rates
 from service.domain.errors import StartupError
 from service.domain.model import Model
-from service.domain.rate_limit import SharedGCRA
-from service.domain.shares import Capacity
 from service.environment import available_cpus, lower_priority, metrics_file
 from service.images.pool import CodecPool
 from service.models.instances import SizedInstance, TurnLock, open_instances
@@ -50,14 +50,16 @@ _LOG = logging.getLogger(__name__)
 _MAX_CODEC_THREADS = 8
 _GAUGES_S = 1.0
 _PATIENT_S = 86_400.0
-# After so long, a thread gives the interpreter lock to one that waits, such as a lane whose model has returned. With
-# Python's 5 ms, one process serves a tenth less.
+# After so long, a thread gives the interpreter lock to one that waits, such as a lane whose model
+# has returned. With Python's 5 ms, one process serves a tenth less.
 _SWITCH_S = 0.0002
-_ROUTERS = (native.router, info.router, oip.router, oip.repository, openai.router)
-_ENDPOINTS = (*native_endpoints.ENDPOINTS, *urls.ENDPOINTS, *oip.ENDPOINTS, *openai.ENDPOINTS)
+ENDPOINTS = (*native.ENDPOINTS, *urls.ENDPOINTS, *info.ENDPOINTS, *oip.ENDPOINTS, *openai.ENDPOINTS)
+"""Those of every service; beside them are the page and the documents."""
 
 OnLoaded = Callable[[StartupError | None], None]
-"""Called once, when every model serves, or with the reason why one does not load: the app then answers 503."""
+"""Called once, when every model serves, or with the reason why one does not load: the app then
+answers 503.
+"""
 Callback = Callable[[], None]
 
 
@@ -69,24 +71,31 @@ def build_services(
     only: str | None = None,
     clock: Clock = time.monotonic,
 ) -> AppState:
-    """The parts of the service without HTTP; `load_models` makes them serve. Call it on the event loop that uses them.
+    """The parts of the service without HTTP; `load_models` makes them serve. Call it on the event
+    loop that uses them.
 
-    ``on_device_lost`` is called on that event loop when a model has no device left. Only a new process can use the
-    devices again. ``shared`` is where the metrics of this service and those of others are; by default in the folder of
-    `metrics_file`, if there is one. ``only`` is the one model to load, as of `Repository`; ``clock`` is
-    `AppState.clock`. Threads of this process get the interpreter lock sooner from now on.
+    ``on_device_lost`` is called on that event loop when a model has no device left. Only a new
+    process can use the devices again. ``shared`` is where the metrics of this service and those of
+    others are; by default in the folder of `metrics_file`, if there is one. ``only`` is the one
+    model to load, as of `Repository`; ``clock`` is `AppState.clock`. Threads of this process get
+    the interpreter lock sooner from now on.
     """
     sys.setswitchinterval(_SWITCH_S)
     file = metrics_file()
-    metrics, tracing = Metrics(shared or (SharedFiles(file) if file else None)), _start_tracing()
+    metrics = Metrics(shared or (SharedFiles(file) if file else None))
+    tracing = _start_tracing()
     metrics.queue_limit.set(settings.queue_rows)
     in_flight = InFlightRequests(
         Capacity.of(settings.max_inflight_requests),
-        # A body arrives in pieces, and the last one must find as much room as all before it have taken.
-        Capacity.of(max(settings.max_inflight_bytes, settings.max_body_bytes), 2 * settings.max_body_bytes),
+        # A body arrives in pieces, and the last one must find as much room as all before it have
+        # taken.
+        Capacity.of(
+            max(settings.max_inflight_bytes, settings.max_body_bytes), 2 * settings.max_body_bytes
+        ),
     )
-    # A service lets requests of small models go before tiles, and computes a tile with all threads. In a program with
-    # one model nothing is to go first, and a further instance computes while the first waits for its threads.
+    # A service lets requests of small models go before tiles, and computes a tile with all threads.
+    # In a program with one model nothing is to go first, and a further instance computes while the
+    # first waits for its threads.
     make_model = partial(OnnxModel, low_priority=only is None)
     open_all = partial(open_instances, make_model, alone=only is not None)
     options = repository_options(settings) | {
@@ -97,8 +106,14 @@ def build_services(
         on_cpu = settings.model_copy(update={"device": "cpu"})
         options["open_on_cpu"] = partial(open_all, on_cpu)
     if settings.model_memory_mib:
-        memory = Memory(settings.model_memory_mib, on_change=metrics.open_models, on_opened=metrics.opened_models.inc)
-        repository: Repository = OnDemandRepository(memory=memory, max_batch_rows=settings.max_batch_rows, **options)
+        memory = Memory(
+            settings.model_memory_mib,
+            on_change=metrics.open_models,
+            on_opened=metrics.opened_models.inc,
+        )
+        repository: Repository = OnDemandRepository(
+            memory=memory, max_batch_rows=settings.max_batch_rows, **options
+        )
     else:
         repository = Repository(**options)
     registry = ModelRegistry(
@@ -108,7 +123,7 @@ def build_services(
         on_deactivated=metrics.unloaded,
         wait_for_requests=in_flight.wait_for_current,
     )
-    codec = CodecPool(min(available_cpus(), _MAX_CODEC_THREADS), metrics.codec, daemons=only is None)
+    codec = CodecPool(min(available_cpus(), _MAX_CODEC_THREADS), metrics.codec)
     return AppState(
         settings=settings,
         registry=registry,
@@ -121,20 +136,26 @@ def build_services(
 
 
 def _start_tracing() -> "Tracing | None":
-    """Start the traces that the variables `OTEL_…` ask for, if OpenTelemetry, which is optional, is installed."""
+    """Start the traces that the variables `OTEL_…` ask for, if OpenTelemetry, which is optional, is
+    installed.
+    """
     exporters = trace_exporters()
     if not exporters:
         return None
     try:
         from service.observability.tracing import start_tracing
     except ImportError:  # something else in this environment may have set the variables
-        _LOG.warning("no traces, although OTEL_… variables ask for them: the extra `otel` is not installed")
+        _LOG.warning(
+            "no traces, although OTEL_… variables ask for them: the extra `otel` is not installed"
+        )
         return None
     return start_tracing(exporters)
 
 
 async def load_models(services: AppState) -> None:
-    """Load, verify and activate every model of the directory; raises StartupError if one does not load."""
+    """Load, verify and activate every model of the directory; raises StartupError if one does not
+    load.
+    """
     try:
         await services.registry.open()
     except Exception as exc:
@@ -144,7 +165,9 @@ async def load_models(services: AppState) -> None:
         if isinstance(exc, OSError):
             raise StartupError(f"the models cannot be read: {exc}") from exc
         _LOG.exception("loading the models failed")
-        raise StartupError("loading the models failed in a way nobody foresaw; the log says how") from exc
+        raise StartupError(
+            "loading the models failed in a way nobody foresaw; the log says how"
+        ) from exc
     services.phase = "serving"
     services.metrics.ready.set(1)
 
@@ -158,10 +181,11 @@ async def _close(services: AppState, seconds: float = 5.0) -> None:
 
 @asynccontextmanager
 async def running_services(settings: Settings, only: str | None = None) -> AsyncIterator[AppState]:
-    """The services with their models loaded, for programs without HTTP; raises StartupError if one does not load.
+    """The services with their models loaded, for programs without HTTP; raises StartupError if one
+    does not load.
 
-    ``only``: as of `build_services`. At the end it waits for the steps that run: a thread in native code would abort
-    the process as it exits.
+    ``only``: as of `build_services`. At the end it waits for the steps that run: a thread in native
+    code would abort the process as it exits.
     """
     services = build_services(settings, only=only)
     try:
@@ -177,44 +201,43 @@ def _log_error(error: StartupError | None) -> None:
 
 
 def create_app(services: AppState, *, on_loaded: OnLoaded = _log_error) -> Application:
-    """The service as an ASGI application. Its lifespan loads the models, and answers 503 until then; it closes them.
+    """The service as an ASGI application. Its lifespan loads the models, and answers 503 until
+    then; it closes them.
 
     Raises StartupError if the API keys file is unusable, or the folder of the site.
     """
     settings = services.settings
     keys = None if settings.api_keys_file is None else load_keys(settings.api_keys_file)
     services.metrics.add_callers([key.name for key in keys or ()])
-    limited = settings.rate_limit is not None or any(key.quota for key in keys or ())
     file = metrics_file() if settings.workers > 1 else None  # all processes count in one new folder
-    limiter = SharedGCRA(file.with_name("quotas")) if file and limited else None
-    rates = CallerRates(settings.rate_limit, limiter) if limited else None
+    rates = Rates(file and file.with_name("quotas"))
+    endpoints = [*ENDPOINTS, openapi.endpoint(ENDPOINTS, settings), *page.endpoints(settings.site)]
     app = FastAPI(
         title="ign-service",
-        summary="Idempotent Generative Networks over HTTP: generate, make real, walk between latents.",
         version=__version__,
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
-        generate_unique_id_function=openapi.operation_id,
-        # The service has its own metrics; FastAPI's would look for a telemetry provider at every request.
+        # The service has its own metrics; FastAPI's would look for a telemetry provider at every
+        # request.
         telemetry={"tracing": False, "metrics": False, "logs": False},
         lifespan=lambda _: _lifespan(services, on_loaded),
     )
-    app.state.services = services
-    for router in _ROUTERS:
-        app.include_router(router)
-    openapi.install(app, settings)
-    page.install(app, settings.site)
-    problems.install(app)
-    routes = [route for router in _ROUTERS for route in router.routes]
-    table = RouteTable([*routes, *app.routes], _ENDPOINTS, settings.private_endpoints)
-    return Application(services, app, table, keys=None if keys is None else ApiKeys(keys), rates=rates)
+    table.install(app, endpoints)
+    return Application(
+        services,
+        app,
+        table.RouteTable(endpoints, settings.private_endpoints),
+        keys=None if keys is None else ApiKeys(keys),
+        rates=rates,
+    )
 
 
 def make_connections(services: AppState) -> OpenConnections:
     """Limits the open connections of the server that serves the app."""
-    metrics, settings = services.metrics, services.settings
+    metrics = services.metrics
+    settings = services.settings
     limit = connection_limit(settings.max_open_connections)
     metrics.connection_limit.set(limit)
     return OpenConnections(
@@ -241,7 +264,9 @@ async def _lifespan(services: AppState, on_loaded: OnLoaded) -> AsyncIterator[No
 
 
 async def _publish_gauges(services: AppState) -> None:
-    """Leave this process's metrics every second for those who answer scrapes too, if there are others."""
+    """Leave this process's metrics every second for those who answer scrapes too, if there are
+    others.
+    """
     while services.metrics.shared is not None:
         services.update_gauges()
         await asyncio.to_thread(services.metrics.publish)
@@ -281,21 +306,24 @@ def _serve(
     low_priority: bool,
     loaded: LoadedModel,
 ) -> ServedModel:
-    statistics, card = ModelStatistics(metrics, loaded.ref), loaded.card
+    statistics = ModelStatistics(metrics, loaded.ref)
+    card = loaded.card
     turns = [TurnLock() for _ in loaded.instances]
     is_low = low_priority and card.tiles and loaded.device == "cpu"
 
     def make_scheduler(size: tuple[int, int]) -> Scheduler:
         instances: Sequence[Model] = loaded.instances
         if len(card.tile_sizes) > 1:
-            instances = [SizedInstance(each, size, turn) for each, turn in zip(instances, turns, strict=True)]
+            instances = [
+                SizedInstance(each, size, turn) for each, turn in zip(instances, turns, strict=True)
+            ]
         return Scheduler(
             *instances,
             max_batch_rows=card.batch_rows(settings.max_batch_rows),
             queue_rows=settings.queue_rows,
             max_rows=settings.max_images,
             clock=clock,
-            observer=statistics,
+            observe=statistics.take,
             on_batch=None if tracing is None else partial(tracing.batch_ran, loaded.ref),
             on_all_devices_lost=on_device_lost,
             memory=loaded.memory,

@@ -1,4 +1,6 @@
-"""The command `serve`, of `ign` and of `python -m service`. Its options are the fields of `Settings`."""
+"""The command `serve`, of `ign` and of `python -m service`. Its options are the fields of
+`Settings`.
+"""
 
 import asyncio
 import logging
@@ -19,16 +21,19 @@ from service.settings import Settings, from_environment, log_name_warnings, mean
 
 REFUSED: Final = 2
 _METAVARS: Final[Mapping[object, str]] = {int: "NUMBER", float: "SECONDS"}
-_PROCESS_BYTES: Final = 1 << 30  # with the shipped models 220 MiB, and 700 MiB while it cleans a page of A4
+# with the shipped models 220 MiB, and 700 MiB while it cleans a page of A4
+_PROCESS_BYTES: Final = 1 << 30
 _MOST_PROCESSES: Final = 256  # that `Settings` takes
 _ALIASES: Final = {"model_dir": ("--models",)}  # what `ign export`, `import` and `site` call it
 
 
 def serve(options: Mapping[str, str], *, check: bool = False) -> int:
-    """Serve until a signal, or only ``check`` the models and the API keys and print a line for each model.
+    """Serve until a signal, or only ``check`` the models and the API keys and print a line for each
+    model.
 
-    ``options`` are texts by setting, in place of its variable; an empty text stands for the default. Returns the exit
-    status, see the epilog of `command`. The reason of a refusal to start is one line on stderr.
+    ``options`` are texts by setting, in place of its variable; an empty text stands for the
+    default. Returns the exit status, see the epilog of `command`. The reason of a refusal to start
+    is one line on stderr.
     """
     try:
         prepare_process()
@@ -46,12 +51,18 @@ def serve(options: Mapping[str, str], *, check: bool = False) -> int:
 
 
 def _count_processes(settings: Settings) -> int:
-    """How many processes serve; raises StartupError if several are wanted, and models could run on a GPU.
+    """How many processes serve; raises StartupError if several are wanted, and models could run on
+    a GPU.
 
-    As many as pay: HTTP and image coding of one use one core, and a model the other. `IGN_MODEL_MEMORY_MIB` is for more
-    models than memory holds, and a process would hold fewer of them.
+    As many as pay: HTTP and image coding of one use one core, and a model the other.
+    `IGN_MODEL_MEMORY_MIB` is for more models than memory holds, and a process would hold fewer of
+    them.
     """
-    pay = min((settings.threads or available_cpus()) // 2, memory_limit() // _PROCESS_BYTES, _MOST_PROCESSES)
+    pay = min(
+        (settings.threads or available_cpus()) // 2,
+        memory_limit() // _PROCESS_BYTES,
+        _MOST_PROCESSES,
+    )
     count = settings.workers or (1 if settings.model_memory_mib else max(1, pay))
     if count == 1 or settings.device == "cpu":
         return count
@@ -61,7 +72,8 @@ def _count_processes(settings: Settings) -> int:
         return count
     if settings.workers:
         raise StartupError(
-            f"IGN_WORKERS={count} needs IGN_DEVICE=cpu: a GPU is there, on which processes would split the batches"
+            f"IGN_WORKERS={count} needs IGN_DEVICE=cpu: a GPU is there, on which processes "
+            f"would split the batches"
         )
     return 1
 
@@ -74,7 +86,8 @@ def _serve(settings: Settings) -> int:
             return process.run_server(settings, listener)
         port = listener.getsockname()[1]
         listener.close()
-        # No other program listens on this port. This socket is bound but does not listen: it reserves the port.
+        # No other program listens on this port. This socket is bound but does not listen: it
+        # reserves the port.
         with uvicorn_server.bind(settings.host, port, shared=True) as reserved:
             show_url = partial(uvicorn_server.write_startup_line, reserved)
             return supervise(settings.replace(port=port), process.child_main, on_listening=show_url)
@@ -91,8 +104,8 @@ def _check(settings: Settings) -> int:
             for ref, model in services.registry.models.items():
                 golden = model.loaded.golden
                 click.echo(
-                    f"{ref}: verified on {model.loaded.device}; the golden rows differ by {golden.difference:.2g}, "
-                    f"allowed are {golden.tolerance:.2g}"
+                    f"{ref}: verified on {model.loaded.device}; the golden rows differ by "
+                    f"{golden.difference:.2g}, allowed are {golden.tolerance:.2g}"
                 )
 
     asyncio.run(load())
@@ -149,18 +162,22 @@ def _default(field: str) -> str:
 
 def _run(*, check: bool, **values: Any) -> None:
     texts = {name: value for name, value in values.items() if value is not None}
-    options = {name: str(int(value)) if isinstance(value, bool) else value for name, value in texts.items()}
+    options = {
+        name: str(int(value)) if isinstance(value, bool) else value for name, value in texts.items()
+    }
     process.leave(serve(options, check=check))
 
 
-_CHECK: Final = click.Option(["--check"], is_flag=True, help="verify the models and the API keys, and end")
+_CHECK: Final = click.Option(
+    ["--check"], is_flag=True, help="verify the models and the API keys, and end"
+)
 command: Final = click.Command(
     "serve",
     callback=_run,
-    help="Serve the models of a directory over HTTP until a signal. Each option takes precedence over its environment "
-    "variable, which stands in brackets before the default.",
-    epilog="Exit status: 0 after a clean stop, 1 when no device is left, 2 for a refusal to start, 9 when a server "
-    "process was killed because it did not stop in time.",
+    help="Serve the models of a directory over HTTP until a signal. Each option takes precedence "
+    "over its environment variable, which stands in brackets before the default.",
+    epilog="Exit status: 0 after a clean stop, 1 when no device is left, 2 for a refusal to "
+    "start, 9 when a server process was killed because it did not stop in time.",
     params=[*_options(), _CHECK],
     context_settings={"help_option_names": ["-h", "--help"]},
 )

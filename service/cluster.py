@@ -1,6 +1,8 @@
-"""The app as a Ray Serve deployment: `serve run service.cluster:app`, or on Kubernetes the chart in `deploy`.
+"""The app as a Ray Serve deployment: `serve run service.cluster:app`, or on Kubernetes the chart in
+`deploy`.
 
-A replica is the whole service without its HTTP server; Ray's proxies distribute the requests. See docs/ray.md.
+A replica is the whole service without its HTTP server; Ray's proxies distribute the requests. See
+docs/ray.md.
 """
 
 import asyncio
@@ -25,7 +27,9 @@ _ANSWER_S: Final = 5.0
 
 
 class DeploymentOptions(BaseModel):
-    """Options of `serve run service.cluster:app`, or `args` in a configuration file; docs/ray.md describes them."""
+    """Options of `serve run service.cluster:app`, or `args` in a configuration file; docs/ray.md
+    describes them.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -49,7 +53,8 @@ def app(options: DeploymentOptions) -> Any:
         name="ign",
         max_ongoing_requests=options.max_ongoing_requests,
         ray_actor_options={"num_cpus": options.cpus, "num_gpus": options.gpus},
-        autoscaling_config=scaling | {"max_replicas": max(options.max_replicas, options.min_replicas)},
+        autoscaling_config=scaling
+        | {"max_replicas": max(options.max_replicas, options.min_replicas)},
         health_check_period_s=5.0,  # Ray replaces a replica after three failed checks
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=settings.drain_s,
@@ -71,11 +76,15 @@ def replica_settings(options: DeploymentOptions) -> Settings:
     if settings.device == "cuda":
         raise StartupError("IGN_DEVICE=cuda needs gpus=1: Ray hides all other GPUs from a replica")
     # Replicas share a node, so each may use only the CPUs that Ray reserves for it.
-    return settings.replace(device="cpu", workers=1, threads=settings.threads or max(1, int(options.cpus)))
+    return settings.replace(
+        device="cpu", workers=1, threads=settings.threads or max(1, int(options.cpus))
+    )
 
 
 class ReplicaMetrics:
-    """The metrics of all replicas, those that have ended included: Ray runs one in a process of its own."""
+    """The metrics of all replicas, those that have ended included: Ray runs one in a process of its
+    own.
+    """
 
     def __init__(self) -> None:
         self._texts: dict[str, tuple[float, str]] = {}
@@ -96,7 +105,9 @@ class ReplicaMetrics:
 
 
 class RaySharedTexts:
-    """`SharedTexts` in an actor that outlives the replicas, so that no counter of a scrape decreases."""
+    """`SharedTexts` in an actor that outlives the replicas, so that no counter of a scrape
+    decreases.
+    """
 
     def __init__(self) -> None:
         from ray import serve
@@ -124,7 +135,12 @@ class RaySharedTexts:
         import ray
 
         make = ray.remote(ReplicaMetrics).options(
-            name=_METRICS, namespace="serve", get_if_exists=True, lifetime="detached", num_cpus=0, max_restarts=-1
+            name=_METRICS,
+            namespace="serve",
+            get_if_exists=True,
+            lifetime="detached",
+            num_cpus=0,
+            max_restarts=-1,
         )
         try:
             return ray.get(getattr(make.remote(), method).remote(*values), timeout=_ANSWER_S)
@@ -145,48 +161,67 @@ class Replica:
         """Build the app; Ray calls this, and runs the app's lifespan."""
         from service.app import build_services, create_app  # here: it imports onnxruntime
 
-        loading, self.services = self._loading, build_services(self._settings, shared=RaySharedTexts())
+        loading = self._loading
+        self.services = build_services(self._settings, shared=RaySharedTexts())
         return create_app(
             self.services,
-            on_loaded=lambda error: loading.set_result(None) if error is None else loading.set_exception(error),
+            on_loaded=lambda error: (
+                loading.set_result(None) if error is None else loading.set_exception(error)
+            ),
         )
 
     async def check_health(self) -> None:
-        """Raise unless the replica can serve. Ray calls this before it sends requests, and every few seconds then."""
+        """Raise unless the replica can serve. Ray calls this before it sends requests, and every
+        few seconds then.
+        """
         await asyncio.shield(self._loading)
         if self.services is not None:
             self.services.require_ready()
 
 
 def proxy() -> list[Middleware]:
-    """The middleware of the proxies: `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=service.cluster.proxy`, on each node.
+    """The middleware of the proxies:
+    `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=service.cluster.proxy`, on each node.
 
-    When a replica dies during a request, Ray answers 500, which clients do not repeat; this answers 503, and ends event
-    streams that have begun with the event `error`. Ray also adds `X-Request-ID` to a response that already has it.
+    When a replica dies during a request, Ray answers 500, which clients do not repeat; this answers
+    503, and ends event streams that have begun with the event `error`. Ray also adds `X-Request-ID`
+    to a response that already has it.
     """
     return [Middleware(_corrected)]
 
 
 def _corrected(proxied: ASGIApp) -> ASGIApp:
     async def handle(scope: Scope, receive: Receive, send: Send) -> None:
-        started, is_complete, is_stream = False, False, False
+        started = False
+        is_complete = False
+        is_stream = False
 
         async def send_corrected(message: Message) -> None:
             nonlocal started, is_complete, is_stream
-            started, is_complete = True, not message.get("more_body", False)
+            started = True
+            is_complete = not message.get("more_body", False)
             if message["type"] == "http.response.start":
                 headers = list(message.get("headers", ()))
                 is_complete = False
-                is_stream = any(name == b"content-type" and value.startswith(_STREAM) for name, value in headers)
+                is_stream = any(
+                    name == b"content-type" and value.startswith(_STREAM) for name, value in headers
+                )
                 ids = [header for header in headers if header[0].lower() == _REQUEST_ID]
-                message = {**message, "headers": [header for header in headers if header not in ids] + ids[:1]}
+                message = {
+                    **message,
+                    "headers": [header for header in headers if header not in ids] + ids[:1],
+                }
             await send(message)
 
         await proxied(scope, receive, send_corrected)
         if scope["type"] == "http" and (not started or (is_stream and not is_complete)):
-            ids = [value.decode("latin-1") for name, value in scope["headers"] if name == _REQUEST_ID]
+            ids = [
+                value.decode("latin-1") for name, value in scope["headers"] if name == _REQUEST_ID
+            ]
             gone = NotReady("the replica that had this request is gone; send it again")
-            response = problem_response(describe(gone), ids[-1] if ids else "", scope.get("path", ""))
+            response = problem_response(
+                describe(gone), ids[-1] if ids else "", scope.get("path", "")
+            )
             if not started:
                 await response(scope, receive, send)
             else:

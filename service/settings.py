@@ -1,7 +1,7 @@
 """Settings of the service: one frozen object, read once from the environment.
 
-A variable is the field's name in capitals with the prefix `IGN_`. An empty value counts as unset, so that Compose files
-can pass variables through. Only this module reads `os.environ`.
+A variable is the field's name in capitals with the prefix `IGN_`. An empty value counts as unset,
+so that Compose files can pass variables through. Only this module reads `os.environ`.
 """
 
 import difflib
@@ -13,15 +13,24 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
+from service.domain.accounts import Rate
 from service.domain.errors import StartupError, reason_of
-from service.domain.rate_limit import Rate
 
 _LOG = logging.getLogger("service")
 PREFIX: Final = "IGN_"
 Variables = Mapping[str, str]
-_CLIENT: Final = frozenset({"IGN_BASE_URL", "IGN_API_KEY"})  # of the client package, in the same environment
+# of the client package, in the same environment
+_CLIENT: Final = frozenset({"IGN_BASE_URL", "IGN_API_KEY"})
 # Of a run without HTTP nobody else sends requests, and no caller needs a key.
 _WITHOUT_HTTP: Final = {
     "IGN_WORKERS": "1",
@@ -29,13 +38,20 @@ _WITHOUT_HTTP: Final = {
     "IGN_MAX_IMAGES": "65536",
     "IGN_MAX_INFLIGHT_BYTES": f"{2**40}",
     "IGN_REQUEST_TIMEOUT_S": "86400",
-    **dict.fromkeys(("IGN_API_KEYS_FILE", "IGN_PRIVATE_ENDPOINTS", "IGN_RATE_LIMIT", "IGN_MODEL_MEMORY_MIB"), ""),
+    **dict.fromkeys(
+        ("IGN_API_KEYS_FILE", "IGN_PRIVATE_ENDPOINTS", "IGN_RATE_LIMIT", "IGN_MODEL_MEMORY_MIB"), ""
+    ),
 }
-_UNLESS_SET: Final = {"max_pixels": 2**28, "max_request_pixels": 2**34, "max_body_bytes": 2**31 - 1, "max_steps": 10**9}
+_UNLESS_SET: Final = {
+    "max_pixels": 2**28,
+    "max_request_pixels": 2**34,
+    "max_body_bytes": 2**31 - 1,
+    "max_steps": 10**9,
+}
 _STORES: Final = ("s3", "gs", "az")
 _NO_REGISTRY: Final = (
-    "IGN_MODEL_DIR=oci://…: the service reads no registry; mount the image as a volume of Kubernetes, "
-    "or copy its files with `oras pull` and name their folder"
+    "IGN_MODEL_DIR=oci://…: the service reads no registry; mount the image as a volume of "
+    "Kubernetes, or copy its files with `oras pull` and name their folder"
 )
 _ANY_SIZE_PIXELS: Final = 40_000_000  # a page of A4 at 600 dpi has 35 million
 _MAX_SHOWN: Final = 80  # characters of a bad value in the message
@@ -63,20 +79,28 @@ def _shipped_models() -> Path:
 Seconds = Annotated[float, Field(ge=0.001, le=86_400)]
 DrainSeconds = Annotated[float, Field(ge=0, le=86_400)]
 CommaSeparated: Final = BeforeValidator(_split)
-Origin = Annotated[str, StringConstraints(pattern=r"^(\*|https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?)$")]
+Origin = Annotated[
+    str,
+    StringConstraints(pattern=r"^(\*|https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?)$"),
+]
 Host = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.:_-]{1,253}$")]
 Pin = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}=[1-9][0-9]{0,8}$")]
-ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}(/[1-9][0-9]{0,8})?$")]
+ModelName = Annotated[
+    str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}(/[1-9][0-9]{0,8})?$")
+]
 Endpoint = Literal["health", "metrics", "docs", "page"]
 
 
 class Settings(BaseModel):
     """The operator's settings. The text below each is in `--help` and on the documentation site.
 
-    Raises ValidationError if a value is not allowed, StartupError if two values cannot work together.
+    Raises ValidationError if a value is not allowed, StartupError if two values cannot work
+    together.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     host: Host = "127.0.0.1"
     """address to listen on. 0.0.0.0 or :: stands for all interfaces."""
@@ -86,38 +110,55 @@ class Settings(BaseModel):
     """directory of the models, or a URL such as s3://bucket/models (gs, az). It holds
     NAME/VERSION/{model.onnx, golden.npz}; later changes are loaded on request."""
     model_cache: Path = Path("~/.cache/ign-service")
-    """directory for copies of the models of a URL. With them the service starts when the store is out of reach."""
+    """directory for copies of the models of a URL. With them the service starts when the store is
+    out of reach.
+    """
     default_model: ModelName = "mnist"
-    """default model, such as mnist or mnist/1. A name alone stands for its highest version. Unset, and without
-    mnist in the directory, the first of its names."""
+    """default model, such as mnist or mnist/1. A name alone stands for its highest version. Unset,
+    and without mnist in the directory, the first of its names.
+    """
     versions: Annotated[tuple[Pin, ...], CommaSeparated] = ()
-    """versions such as mnist=3 that names stand for, separated by commas. Other names stand for their highest
-    version."""
+    """versions such as mnist=3 that names stand for, separated by commas. Other names stand for
+    their highest version.
+    """
     strict_models: bool = False
-    """whether a version that fails to load prevents the start. Else only the default version does."""
+    """whether a version that fails to load prevents the start. Else only the default version
+    does.
+    """
     model_memory_mib: int = Field(default=0, ge=0, le=10_000_000)
-    """memory of open models in MiB; 0 for no limit. Those used least recently close, and open again for the next
-    request. Needs device cpu."""
+    """memory of open models in MiB; 0 for no limit. Those used least recently close, and open again
+    for the next request. Needs device cpu.
+    """
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """where models run. auto takes CUDA where the model passes its checks, else the CPU, and gives the reason in
-    the log and in /readyz; cuda does not start where CUDA does not work."""
+    """where models run. auto takes CUDA where the model passes its checks, else the CPU, and gives
+    the reason in the log and in /readyz; cuda does not start where CUDA does not work.
+    """
     precision: Literal["fp32", "fp16"] = "fp32"
     """fp16 runs model.fp16.onnx. It does not start where a model has none."""
     deterministic: bool = False
-    """one batch size, and no search for algorithms on CUDA. On a CPU, rows are bit-identical anyway."""
+    """one batch size, and no search for algorithms on CUDA. On a CPU, rows are bit-identical
+    anyway.
+    """
     cuda_memory_mib: int = Field(default=0, ge=0, le=10_000_000)
     """device memory of a session in MiB; 0 for no limit. cuDNN's own memory is not included."""
     gpu_count: int = Field(default=1, ge=1, le=64)
     """GPUs to serve on. They are the first visible ones; more than one needs device cuda."""
     threads: int = Field(default=0, ge=0, le=1024)
-    """CPU threads of a model; 0 takes all. All is the smaller of the control group's quota and the affinity mask."""
+    """CPU threads of a model; 0 takes all. All is the smaller of the control group's quota and the
+    affinity mask.
+    """
     workers: int = Field(default=0, ge=0, le=256)
-    """serving processes on one port; 0 chooses. That is one on CUDA, else as many as cores and memory allow."""
+    """serving processes on one port; 0 chooses. That is one on CUDA, else as many as cores and
+    memory allow.
+    """
     max_batch_rows: int = Field(default=64, ge=1, le=65_536)
-    """rows in the largest batch. On CUDA it is the largest batch size of the model card that is used."""
+    """rows in the largest batch. On CUDA it is the largest batch size of the model card that is
+    used.
+    """
     queue_rows: int = Field(default=4096, ge=1, le=10_000_000)
-    """rows that may wait. A quarter more is left for callers below their share. Beyond it, requests get 429; at
-    least the images of one request."""
+    """rows that may wait. A quarter more is left for callers below their share. Beyond it, requests
+    get 429; at least the images of one request.
+    """
     max_images: int = Field(default=64, ge=1, le=65_536)
     """images of one request. They are n, uploaded images, or rows of /v2/…/infer."""
     max_steps: int = Field(default=300_000, ge=1, le=1_000_000_000)
@@ -125,18 +166,25 @@ class Settings(BaseModel):
     max_body_bytes: int = Field(default=16 * 2**20, ge=1024, lt=2**31)
     """bytes of the largest request body. They are counted as it arrives."""
     max_pixels: int = Field(default=16_000_000, ge=1, le=2**28)
-    """pixels of the largest image. They are checked before decoding; a side may have 16384. Enlarged images of
-    a response may have as many together. Unset, 40 million for models that take any size."""
+    """pixels of the largest image. They are checked before decoding; a side may have 16384.
+    Enlarged images of a response may have as many together. Unset, 40 million for models that take
+    any size.
+    """
     max_request_pixels: int = Field(default=64_000_000, ge=1, le=2**34)
     """pixels of all images and masks of one request. Never less than those of the largest image."""
     max_inflight_bytes: int = Field(default=512 * 2**20, ge=1024, le=2**40)
-    """bytes that all requests in flight hold: their bodies, their responses and the arrays that these are made from.
-    A quarter more is left for callers below their share. Beyond it, requests get 429, and one that needs more than all
-    of it gets 413. Never less than the largest body."""
+    """bytes that all requests in flight hold: their bodies, their responses and the arrays that
+    these are made from. A quarter more is left for callers below their share. Beyond it, requests
+    get 429, and one that needs more than all of it gets 413. Never less than the largest body.
+    """
     max_inflight_requests: int = Field(default=1024, ge=1, le=1_000_000)
-    """requests in flight. A quarter more is left for callers below their share. Beyond it, requests get 429."""
+    """requests in flight. A quarter more is left for callers below their share. Beyond it, requests
+    get 429.
+    """
     max_open_connections: int = Field(default=4096, ge=1, le=1_000_000)
-    """open connections, at most `ulimit -n` − 256. A new one replaces the oldest of the address with the most."""
+    """open connections, at most `ulimit -n` − 256. A new one replaces the oldest of the address
+    with the most.
+    """
     head_timeout_s: Seconds = 10.0
     """seconds a request head may take. Then it gets 408, or the connection closes."""
     request_timeout_s: Seconds = 30.0
@@ -144,13 +192,17 @@ class Settings(BaseModel):
     stream_timeout_s: float = Field(default=900.0, ge=0.001, le=604_800)
     """seconds an event stream may take"""
     max_connection_age_s: float = Field(default=0.0, ge=0, le=604_800)
-    """seconds after which a connection closes with its next response; 0 for no limit. Each has up to a tenth more or
-    less, so that clients spread over new replicas."""
+    """seconds after which a connection closes with its next response; 0 for no limit. Each has up
+    to a tenth more or less, so that clients spread over new replicas.
+    """
     body_timeout_s: Seconds = 15.0
-    """seconds a request body may take. They count from the headers to the last byte; then it gets 408."""
+    """seconds a request body may take. They count from the headers to the last byte; then it gets
+    408.
+    """
     drain_delay_s: DrainSeconds = 0.0
-    """seconds a stopping service goes on answering, for load balancers to notice that /readyz is 503. Each response
-    closes its connection. At most the seconds of drain."""
+    """seconds a stopping service goes on answering, for load balancers to notice that /readyz is
+    503. Each response closes its connection. At most the seconds of drain.
+    """
     drain_s: DrainSeconds = 15.0
     """seconds after which a stopping service leaves. It leaves even with requests in flight."""
     site: Path | None = None
@@ -158,17 +210,23 @@ class Settings(BaseModel):
     api_keys_file: Path | None = None
     """file of API keys. Without it the service needs no keys."""
     private_endpoints: Annotated[tuple[Endpoint, ...], CommaSeparated] = ()
-    """what needs a key too, separated by commas. health, metrics, docs, page; with health, probes of /readyz must
-    send a key."""
+    """what needs a key too, separated by commas. health, metrics, docs, page; with health, probes
+    of /readyz must send a key.
+    """
     rate_limit: Annotated[Rate | None, BeforeValidator(_parse_rate)] = None
     """requests per caller such as 20/s or 600/m, or off. Beyond it, requests get 429."""
     trusted_proxies: Annotated[tuple[Network, ...], CommaSeparated] = ()
-    """addresses or networks such as 10.0.0.0/8, separated by commas. Their X-Forwarded-For header is believed."""
+    """addresses or networks such as 10.0.0.0/8, separated by commas. Their X-Forwarded-For header
+    is believed.
+    """
     allowed_hosts: Annotated[tuple[Host, ...], CommaSeparated] = ()
-    """names such as ign.example.org, separated by commas. Without API keys, models are loaded and unloaded only by
-    requests whose Host is one of them, an IP address or localhost."""
+    """names such as ign.example.org, separated by commas. Without API keys, models are loaded and
+    unloaded only by requests whose Host is one of them, an IP address or localhost.
+    """
     cors_origins: Annotated[tuple[Origin, ...], CommaSeparated] = ()
-    """origins such as https://example.org (no path), separated by commas, or *. Browsers may call from them."""
+    """origins such as https://example.org (no path), separated by commas, or *. Browsers may call
+    from them.
+    """
     log_format: Literal["text", "json"] = "text"
     """format of the log"""
     access_log: bool = True
@@ -182,12 +240,14 @@ class Settings(BaseModel):
         conflicts = (
             (
                 self.queue_rows < self.max_images,
-                f"IGN_QUEUE_ROWS={self.queue_rows} is less than IGN_MAX_IMAGES={self.max_images}: the queue could "
+                f"IGN_QUEUE_ROWS={self.queue_rows} is less than "
+                f"IGN_MAX_IMAGES={self.max_images}: the queue could "
                 "never hold a full request",
             ),
             (
                 self.drain_delay_s > self.drain_s,
-                f"IGN_DRAIN_DELAY_S={self.drain_delay_s:g} is more than IGN_DRAIN_S={self.drain_s:g}",
+                f"IGN_DRAIN_DELAY_S={self.drain_delay_s:g} is more than "
+                f"IGN_DRAIN_S={self.drain_s:g}",
             ),
             (
                 self.private_endpoints and self.api_keys_file is None,
@@ -195,18 +255,23 @@ class Settings(BaseModel):
             ),
             (
                 self.workers > 1 and cuda,
-                f"IGN_WORKERS={self.workers} needs IGN_DEVICE=cpu: on a GPU, processes would split the batches",
+                f"IGN_WORKERS={self.workers} needs IGN_DEVICE=cpu: on a GPU, processes would "
+                f"split the batches",
             ),
             (
                 self.model_memory_mib and self.device != "cpu",
-                f"IGN_MODEL_MEMORY_MIB={self.model_memory_mib} needs IGN_DEVICE=cpu: it limits no memory of GPUs",
+                f"IGN_MODEL_MEMORY_MIB={self.model_memory_mib} needs IGN_DEVICE=cpu: it "
+                f"limits no memory of GPUs",
             ),
             (
                 len(self.pins) < len(self.versions),
                 f"IGN_VERSIONS={','.join(self.versions)} names a model twice",
             ),
             (str(self.model_dir).startswith("oci:/"), _NO_REGISTRY),
-            (self.gpu_count > 1 and not cuda, f"IGN_GPU_COUNT={self.gpu_count} needs IGN_DEVICE=cuda"),
+            (
+                self.gpu_count > 1 and not cuda,
+                f"IGN_GPU_COUNT={self.gpu_count} needs IGN_DEVICE=cuda",
+            ),
         )
         for conflict, message in conflicts:
             if conflict:
@@ -215,7 +280,9 @@ class Settings(BaseModel):
 
     @property
     def model_url(self) -> str:
-        """The URL of models in an object store; empty for a directory. A `Path` keeps one slash of two."""
+        """The URL of models in an object store; empty for a directory. A `Path` keeps one slash of
+        two.
+        """
         scheme, _, rest = str(self.model_dir).partition(":/")
         return f"{scheme}://{rest}" if rest and scheme in _STORES else ""
 
@@ -225,21 +292,25 @@ class Settings(BaseModel):
         return dict(pin.split("=") for pin in self.versions)
 
     def for_images(self, any_size: object) -> Self:
-        """The settings for images to a model: `max_pixels`, unless it is set, depends on whether it takes any size."""
+        """The settings for images to a model: `max_pixels`, unless it is set, depends on whether it
+        takes any size.
+        """
         if not any_size or "max_pixels" in self.model_fields_set:
             return self
         return self.model_copy(update={"max_pixels": _ANY_SIZE_PIXELS})
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated again."""
-        return type(self)(**{name: value for name, value in self if name in self.model_fields_set} | changes)
+        return type(self)(
+            **{name: value for name, value in self if name in self.model_fields_set} | changes
+        )
 
 
 def load_settings(environ: Variables) -> Settings:
     """Read the settings from variables; `name_warnings` finds unknown ones.
 
-    Raises StartupError if a value is not allowed, or two values cannot work together. The text is one line that names
-    the variable, its value and what is expected.
+    Raises StartupError if a value is not allowed, or two values cannot work together. The text is
+    one line that names the variable, its value and what is expected.
     """
     texts = {field: environ.get(variable_of(field), "").strip() for field in Settings.model_fields}
     try:
@@ -253,13 +324,16 @@ def _first_error(exc: ValidationError, texts: Variables) -> str:
     field = str(error["loc"][0])
     text = texts[field]
     shown = text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
-    return f"{variable_of(field)}={shown!r} is not allowed: {reason_of(error)} ({summary_of(field)})"
+    return (
+        f"{variable_of(field)}={shown!r} is not allowed: {reason_of(error)} ({summary_of(field)})"
+    )
 
 
 def name_warnings(environ: Variables) -> list[str]:
     """Warnings for variables with the prefix that are unknown, one line each.
 
-    An unknown variable does not stop the service: after a rollback, the environment may hold newer ones.
+    An unknown variable does not stop the service: after a rollback, the environment may hold newer
+    ones.
     """
     known = [variable_of(field) for field in Settings.model_fields]
     warnings = []
@@ -274,20 +348,25 @@ def name_warnings(environ: Variables) -> list[str]:
 def from_environment(overrides: Variables = MappingProxyType({})) -> Settings:
     """The settings of this process.
 
-    ``overrides`` are texts by variable, in place of the environment's; an empty text stands for the default. Raises as
-    `load_settings`.
+    ``overrides`` are texts by variable, in place of the environment's; an empty text stands for the
+    default. Raises as `load_settings`.
     """
     return load_settings({**os.environ, **overrides})
 
 
 def local_settings() -> Settings:
-    """The settings of a run in this process, without HTTP and without the limits of a service; as `from_environment`.
+    """The settings of a run in this process, without HTTP and without the limits of a service; as
+    `from_environment`.
 
     Only sizes of images, bytes of a file and steps are limited, where the environment does so.
     """
     settings = from_environment(_WITHOUT_HTTP)
     return settings.replace(
-        **{name: value for name, value in _UNLESS_SET.items() if name not in settings.model_fields_set}
+        **{
+            name: value
+            for name, value in _UNLESS_SET.items()
+            if name not in settings.model_fields_set
+        }
     )
 
 
@@ -313,16 +392,23 @@ def log_name_warnings() -> None:
 
 
 def trace_exporters(environ: Variables = os.environ) -> tuple[str, ...]:
-    """The exporters of OpenTelemetry that the standard variables ask for; none unless they name one or an endpoint.
+    """The exporters of OpenTelemetry that the standard variables ask for; none unless they name one
+    or an endpoint.
 
-    They are names of entry points of the group `opentelemetry_traces_exporter`. OTLP goes over HTTP unless
-    `OTEL_EXPORTER_OTLP_PROTOCOL` is `grpc`.
+    They are names of entry points of the group `opentelemetry_traces_exporter`. OTLP goes over HTTP
+    unless `OTEL_EXPORTER_OTLP_PROTOCOL` is `grpc`.
     """
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return ()
-    has_endpoint = any(environ.get(f"OTEL_EXPORTER_OTLP_{name}ENDPOINT") for name in ("", "TRACES_"))
+    has_endpoint = any(
+        environ.get(f"OTEL_EXPORTER_OTLP_{name}ENDPOINT") for name in ("", "TRACES_")
+    )
     names = environ.get("OTEL_TRACES_EXPORTER", "").strip() or ("otlp" if has_endpoint else "none")
-    protocol = environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or ""
+    protocol = (
+        environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
+        or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
+        or ""
+    )
     otlp = "otlp_proto_grpc" if protocol.strip() == "grpc" else "otlp_proto_http"
     found = (name.strip() for name in names.split(","))
     return tuple(otlp if name == "otlp" else name for name in found if name not in ("", "none"))

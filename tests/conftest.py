@@ -11,7 +11,8 @@ import pytest
 # pytest explains a failed assertion of a helper only if it rewrites the module.
 pytest.register_assert_rewrite("tests.contract.harness", "tests.slow.browser.visit")
 
-# Set before NumPy is imported: on a busy machine the threads of OpenBLAS mostly wait for one another.
+# Set before NumPy is imported: on a busy machine the threads of OpenBLAS mostly wait for one
+# another.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 try:
@@ -19,7 +20,8 @@ try:
 except ImportError:  # the environments of Ray and of a machine with a GPU do without
     pass
 else:
-    # A busy machine makes examples slow; that is no failure. `--hypothesis-profile=ci` chooses the thorough profile.
+    # A busy machine makes examples slow; that is no failure. `--hypothesis-profile=ci` chooses the
+    # thorough profile.
     shared: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
     settings.register_profile("fast", max_examples=25, **shared)
     settings.register_profile("ci", max_examples=200, **shared)
@@ -39,7 +41,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One worker more than there are CPUs, of which a container may have fewer than its host: tests also wait."""
+    """One worker more than there are CPUs, of which a container may have fewer than its host: tests
+    also wait.
+    """
     from service.environment import available_cpus
 
     return available_cpus() + 1
@@ -88,5 +92,11 @@ def pytest_testnodedown(node: Any) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Say it in the last line of the run, below pytest's own summary."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
-    if (count := config.stash.get(LEFT_OUT, 0)) and reporter is not None and not hasattr(config, "workeroutput"):
-        reporter.write_line(f"{count} slow tests were left out; `make test ARGS=--slow` runs them too")
+    if (
+        (count := config.stash.get(LEFT_OUT, 0))
+        and reporter is not None
+        and not hasattr(config, "workeroutput")
+    ):
+        reporter.write_line(
+            f"{count} slow tests were left out; `make test ARGS=--slow` runs them too"
+        )

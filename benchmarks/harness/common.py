@@ -19,7 +19,16 @@ from service.environment import available_cpus
 T = TypeVar("T")
 Json = dict[str, Any]
 
-PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "fastapi", "uvicorn", "uvloop", "httptools", "pillow")
+PACKAGES = (
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "fastapi",
+    "uvicorn",
+    "uvloop",
+    "httptools",
+    "pillow",
+)
 _OMITTED = ("results", "model", "environments")  # paths, and what a result states elsewhere
 
 
@@ -37,23 +46,38 @@ def duration(text: str) -> float:
     return number
 
 
-_PARSERS: Final[Mapping[str, Callable[[str], Any]]] = {"seed": int, "flat_after": float, "start": int}
+_PARSERS: Final[Mapping[str, Callable[[str], Any]]] = {
+    "seed": int,
+    "flat_after": float,
+    "start": int,
+}
 _CHOICES: Final = {"headers": ("plain", "gateway"), "device": ("auto", "cpu", "cuda")}
 
-MODEL: Final = max(ROOT.glob("models/mnist/[0-9]*/model.onnx"), key=lambda file: int(file.parent.name), default=ROOT)
+MODEL: Final = max(
+    ROOT.glob("models/mnist/[0-9]*/model.onnx"),
+    key=lambda file: int(file.parent.name),
+    default=ROOT,
+)
 REF: Final = f"mnist/{MODEL.parent.name}"
 
 Options = Mapping[str, tuple[Any, ...]]
-"""Option of a benchmark → its value in a full run, and in a quick one if that differs. A list takes several values."""
+"""Option of a benchmark → its value in a full run, and in a quick one if that differs. A list takes
+several values.
+"""
 
 
 def run_benchmark(
-    name: str, method: str, measure: Callable[[argparse.Namespace], Json], options: Options, *, judge: bool = False
+    name: str,
+    method: str,
+    measure: Callable[[argparse.Namespace], Json],
+    options: Options,
+    *,
+    judge: bool = False,
 ) -> int:
     """Measure, print the result as JSON, and save it where `--results` says.
 
-    ``measure`` returns tables, and under `targets` the targets. The exit status is 1 for a missed target if ``judge``,
-    and 2 if nothing could be measured.
+    ``measure`` returns tables, and under `targets` the targets. The exit status is 1 for a missed
+    target if ``judge``, and 2 if nothing could be measured.
     """
     asked = parse_options(method, options)
     before = machine()  # before the benchmark adds its own load
@@ -75,16 +99,23 @@ def run_benchmark(
 def parse_options(method: str, options: Options) -> argparse.Namespace:
     """The command line, with the values of a full or of a quick run for what is not given."""
     cli = argparse.ArgumentParser(description=method.replace("%", "%%"))
-    cli.add_argument("--quick", action="store_true", help="run a few seconds, to check that it works")
-    cli.add_argument("--results", help="also write the JSON to this file, such as benchmarks/results/NAME.json")
+    cli.add_argument(
+        "--quick", action="store_true", help="run a few seconds, to check that it works"
+    )
+    cli.add_argument(
+        "--results", help="also write the JSON to this file, such as benchmarks/results/NAME.json"
+    )
     for name, values in options.items():
         several = isinstance(values[0], list)
         example = values[0][0] if several and values[0] else values[0]
         numbers: dict[type, Callable[[str], Any]] = {int: positive, float: duration}
         parse = _PARSERS.get(name) or numbers.get(type(example), str)
         shown = ", quick ".join(map(str, values))
-        flag, nargs = f"--{name.replace('_', '-')}", "+" if several else None
-        cli.add_argument(flag, type=parse, choices=_CHOICES.get(name), nargs=nargs, help=f"(default {shown})")
+        flag = f"--{name.replace('_', '-')}"
+        nargs = "+" if several else None
+        cli.add_argument(
+            flag, type=parse, choices=_CHOICES.get(name), nargs=nargs, help=f"(default {shown})"
+        )
     asked = cli.parse_args()
     for name, values in options.items():
         if getattr(asked, name) is None:
@@ -110,26 +141,44 @@ def machine() -> Json:
 
 
 def target(
-    what: str, measured: float | None, *, at_least: float | None = None, at_most: float | None = None, unit: str = ""
+    what: str,
+    measured: float | None,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    unit: str = "",
 ) -> Json:
-    """A target and whether it is met; needs exactly one bound. A target without a measured value is not met."""
+    """A target and whether it is met; needs exactly one bound. A target without a measured value is
+    not met.
+    """
     if (at_least is None) == (at_most is None):
         raise ValueError("give at_least or at_most")
     bound, sign = (at_least, "≥") if at_least is not None else (at_most, "≤")
     assert bound is not None
     met = measured is not None and (measured >= bound if sign == "≥" else measured <= bound)
-    return {"what": what, "sign": sign, "bound": bound, "unit": unit, "measured": rounded(measured), "met": met}
+    return {
+        "what": what,
+        "sign": sign,
+        "bound": bound,
+        "unit": unit,
+        "measured": rounded(measured),
+        "met": met,
+    }
 
 
 def rounded(value: Any) -> Any:
-    """A float rounded to four significant digits, but not beyond whole numbers; other values unchanged."""
+    """A float rounded to four significant digits, but not beyond whole numbers; other values
+    unchanged.
+    """
     if not isinstance(value, float) or not math.isfinite(value) or value == 0:
         return value
     return round(value, max(0, 3 - math.floor(math.log10(abs(value)))))
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
-    """The nearest-rank percentile: the smallest of ascending values that at least ``percent`` % do not exceed."""
+    """The nearest-rank percentile: the smallest of ascending values that at least ``percent`` % do
+    not exceed.
+    """
     rank = math.ceil(round(percent / 100 * len(ordered), 9))
     return ordered[max(rank, 1) - 1]
 
@@ -140,13 +189,21 @@ def latency(seconds: Sequence[float]) -> Json:
         return {"count": 0}
     ordered = sorted(seconds)
     result: Json = {"count": len(ordered), "mean_ms": rounded(statistics.fmean(ordered) * 1e3)}
-    for name, percent in (("p50_ms", 50.0), ("p95_ms", 95.0), ("p99_ms", 99.0), ("p999_ms", 99.9), ("max_ms", 100.0)):
+    for name, percent in (
+        ("p50_ms", 50.0),
+        ("p95_ms", 95.0),
+        ("p99_ms", 99.0),
+        ("p999_ms", 99.9),
+        ("max_ms", 100.0),
+    ):
         result[name] = rounded(percentile(ordered, percent) * 1e3)
     return result
 
 
 def in_turn(ways: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
-    """Measure each way once per round, in reverse order every second round: a slower machine then slows all of them."""
+    """Measure each way once per round, in reverse order every second round: a slower machine then
+    slows all of them.
+    """
     result: dict[str, list[T]] = {name: [] for name in ways}
     for number in range(rounds):
         for name in list(ways) if number % 2 == 0 else reversed(list(ways)):
@@ -164,7 +221,9 @@ def flattened(record: Mapping[str, Any], before: str = "") -> Iterator[tuple[str
 
 
 def each_round(rounds: Iterable[Json], name: str) -> list[float]:
-    """One figure of every round, by its dotted name, such as `ok.p50_ms`; 0 where a round has none."""
+    """One figure of every round, by its dotted name, such as `ok.p50_ms`; 0 where a round has
+    none.
+    """
     return [dict(flattened(each)).get(name, 0.0) for each in rounds]
 
 
@@ -174,12 +233,15 @@ def median_of(rounds: Iterable[Json], name: str) -> Any:
 
 
 def median_ratio(over: Sequence[float], under: Sequence[float]) -> Any:
-    """Median of the ratios of each round, rounded; effects that both share in a round cancel out."""
+    """Median of the ratios of each round, rounded; effects that both share in a round cancel
+    out.
+    """
     return rounded(statistics.median(a / b for a, b in zip(over, under, strict=True)))
 
 
 def memory(samples: Sequence[tuple[float, float]], *, warmup: float = 1 / 3) -> Json:
-    """Resident memory, and the growth of a line fitted through it after the share ``warmup`` of the time.
+    """Resident memory, and the growth of a line fitted through it after the share ``warmup`` of the
+    time.
 
     ``samples`` are (seconds, MiB). A growth of 8 MiB, or of 5 % of the median, is allowed.
     """

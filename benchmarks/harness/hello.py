@@ -1,4 +1,6 @@
-"""`python -m benchmarks.harness.hello PORT`: FastAPI on uvicorn with uvloop and httptools, the cost of HTTP alone."""
+"""`python -m benchmarks.harness.hello PORT`: FastAPI on uvicorn with uvloop and httptools, the cost
+of HTTP alone.
+"""
 
 import sys
 
@@ -14,4 +16,11 @@ async def hello() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    uvicorn.run(app, port=int(sys.argv[1]), loop="uvloop", http="httptools", access_log=False, log_level="warning")
+    uvicorn.run(
+        app,
+        port=int(sys.argv[1]),
+        loop="uvloop",
+        http="httptools",
+        access_log=False,
+        log_level="warning",
+    )

@@ -1,4 +1,6 @@
-"""Start and stop the servers under measurement, and read their CPU time and memory. Linux only (`/proc`)."""
+"""Start and stop the servers under measurement, and read their CPU time and memory. Linux only
+(`/proc`).
+"""
 
 import contextlib
 import http.client
@@ -18,7 +20,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = "127.0.0.1"
-START_S, STOP_S = 120.0, 30.0
+START_S = 120.0
+STOP_S = 30.0
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _PAGE_MIB = os.sysconf("SC_PAGE_SIZE") / 2**20
 
@@ -51,14 +54,18 @@ class ServerProcess:
 
     def get(self, path: str) -> tuple[int, bytes]:
         """Status and body of a GET."""
-        with contextlib.closing(http.client.HTTPConnection(HOST, self.port, timeout=30.0)) as connection:
+        with contextlib.closing(
+            http.client.HTTPConnection(HOST, self.port, timeout=30.0)
+        ) as connection:
             connection.request("GET", path)
             response = connection.getresponse()
             return response.status, response.read()
 
 
 def raise_file_limit() -> None:
-    """Let this process open as many files as the system allows: a load may need thousands of connections."""
+    """Let this process open as many files as the system allows: a load may need thousands of
+    connections.
+    """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
@@ -76,11 +83,17 @@ def without_settings() -> dict[str, str]:
 
 
 @contextmanager
-def service(settings: Mapping[str, str], module: Sequence[str] = ("service",)) -> Iterator[ServerProcess]:
-    """Run `python -m service` of this checkout, or another module, on a free port, with these `IGN_…` settings only."""
+def service(
+    settings: Mapping[str, str], module: Sequence[str] = ("service",)
+) -> Iterator[ServerProcess]:
+    """Run `python -m service` of this checkout, or another module, on a free port, with these
+    `IGN_…` settings only.
+    """
     port = free_port()
     environ = without_settings() | {"IGN_PORT": str(port)} | dict(settings)
-    with serving([sys.executable, "-m", *module], port=port, ready="/readyz", environ=environ) as server:
+    with serving(
+        [sys.executable, "-m", *module], port=port, ready="/readyz", environ=environ
+    ) as server:
         yield server
     if server.status != 0:
         raise ServerFailed(f"the service exited with status {server.status}")
@@ -96,14 +109,22 @@ def serving(
     start_s: float = START_S,
     stop_s: float = STOP_S,
 ) -> Iterator[ServerProcess]:
-    """Run a server until the block ends, then stop it: SIGTERM, after ``stop_s`` SIGKILL to its process group.
+    """Run a server until the block ends, then stop it: SIGTERM, after ``stop_s`` SIGKILL to its
+    process group.
 
-    ``ready`` is a path that gets 200 when the server is ready. ``environ`` is by default that of this process.
+    ``ready`` is a path that gets 200 when the server is ready. ``environ`` is by default that of
+    this process.
     """
     with tempfile.NamedTemporaryFile() as output:
         env = None if environ is None else dict(environ)
         process = subprocess.Popen(
-            command, env=env, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            command,
+            env=env,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
         server = ServerProcess(process, port, Path(output.name))
         try:
@@ -117,12 +138,16 @@ def _await_ready(server: ServerProcess, path: str, start_s: float) -> None:
     deadline = time.monotonic() + start_s
     while time.monotonic() < deadline:
         if (status := server.process.poll()) is not None:
-            raise ServerFailed(f"the server exited with status {status}:\n{server.log_text()[-2000:]}")
+            raise ServerFailed(
+                f"the server exited with status {status}:\n{server.log_text()[-2000:]}"
+            )
         with contextlib.suppress(OSError, http.client.HTTPException):
             if server.get(path)[0] == 200:
                 return
         time.sleep(0.05)
-    raise ServerFailed(f"the server was not ready within {start_s:g} s:\n{server.log_text()[-2000:]}")
+    raise ServerFailed(
+        f"the server was not ready within {start_s:g} s:\n{server.log_text()[-2000:]}"
+    )
 
 
 def _stop(process: "subprocess.Popen[bytes]", stop_s: float) -> int:
@@ -138,7 +163,9 @@ def _stop(process: "subprocess.Popen[bytes]", stop_s: float) -> int:
 
 
 def stat(pid: int) -> list[str]:
-    """The fields of `/proc/PID/stat` after the process name (which may contain spaces): state, parent, …"""
+    """The fields of `/proc/PID/stat` after the process name (which may contain spaces): state,
+    parent, …
+    """
     return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
 
 
@@ -166,12 +193,16 @@ def serving_processes(pid: int) -> list[int]:
 
 def listening_sockets(port: int) -> int:
     """The sockets that accept connections on a port: one for each process that is ready."""
-    sockets = [line.split() for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]]
+    sockets = [
+        line.split() for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]
+    ]
     return sum(fields[1].endswith(f":{port:04X}") and fields[3] == "0A" for fields in sockets)
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time (user and system) of a process and its living descendants, with the resolution of a clock tick."""
+    """CPU time (user and system) of a process and its living descendants, with the resolution of a
+    clock tick.
+    """
     total = 0
     for each in process_tree(pid):
         with contextlib.suppress(OSError):
@@ -180,7 +211,9 @@ def cpu_seconds(pid: int) -> float:
 
 
 def rss_mib(pid: int) -> float:
-    """Resident memory of a process and its living descendants; shared pages count once per process."""
+    """Resident memory of a process and its living descendants; shared pages count once per
+    process.
+    """
     total = 0.0
     for each in process_tree(pid):
         with contextlib.suppress(OSError):
@@ -191,7 +224,9 @@ def rss_mib(pid: int) -> float:
 @contextmanager
 def memory_samples(pid: int, every_s: float) -> Iterator[list[tuple[float, float]]]:
     """Sample a server's resident memory during a block: (seconds since the start, MiB)."""
-    samples, end, start = list[tuple[float, float]](), threading.Event(), time.monotonic()
+    samples = list[tuple[float, float]]()
+    end = threading.Event()
+    start = time.monotonic()
 
     def follow() -> None:
         while True:

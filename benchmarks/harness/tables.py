@@ -2,7 +2,8 @@
 
     python -m benchmarks.harness.tables benchmarks/results/service.json
 
-A result's `targets` become "target, measured, met or missed"; every other list of flat records is a table of its own.
+A result's `targets` become "target, measured, met or missed"; every other list of flat records is a
+table of its own.
 """
 
 import argparse
@@ -21,7 +22,9 @@ HIDDEN: Final = ("answers",)  # counts by kind and status are only in the JSON
 
 def main() -> int:
     cli = argparse.ArgumentParser(description="Print Markdown tables of benchmark results.")
-    cli.add_argument("files", nargs="*", type=Path, help="results; by default all in benchmarks/results")
+    cli.add_argument(
+        "files", nargs="*", type=Path, help="results; by default all in benchmarks/results"
+    )
     try:
         for file in cli.parse_args().files or sorted(RESULTS.glob("*.json")):
             print(render(read(file)))
@@ -54,8 +57,18 @@ def render(result: Json) -> str:
 def about(result: Json) -> str:
     """The machine of a result in one line."""
     machine = result["machine"]
-    runtime = next((f"{name} {machine[name]}" for name in ("onnxruntime", "onnxruntime-gpu") if name in machine), "")
-    line = f"{machine['processor']}, {machine['cpus_granted']} cores, Python {machine['python']}, {runtime}"
+    runtime = next(
+        (
+            f"{name} {machine[name]}"
+            for name in ("onnxruntime", "onnxruntime-gpu")
+            if name in machine
+        ),
+        "",
+    )
+    line = (
+        f"{machine['processor']}, {machine['cpus_granted']} cores, Python "
+        f"{machine['python']}, {runtime}"
+    )
     if card := result.get("device"):
         line = f"{card['name']}, {card['memory.total']}, driver {card['driver_version']}; {line}"
     if "load_1m" in machine:
@@ -69,7 +82,12 @@ def verdict(line: Json) -> Json:
     unit = f" {line['unit']}" if line["unit"] else ""
     measured = "nothing" if line["measured"] is None else f"{shown(line['measured'])}{unit}"
     bound = f"{line['sign']} {shown(line['bound'])}{unit}"
-    return {"target": line["what"], "bound": bound, "measured": measured, "": "met" if line["met"] else "**missed**"}
+    return {
+        "target": line["what"],
+        "bound": bound,
+        "measured": measured,
+        "": "met" if line["met"] else "**missed**",
+    }
 
 
 def is_table(value: object) -> bool:
@@ -79,7 +97,9 @@ def is_table(value: object) -> bool:
 def table(lines: Sequence[Mapping[str, object]]) -> str:
     """Records as a Markdown table, numeric columns right-aligned. A record may lack columns."""
     names = list(dict.fromkeys(name for line in lines for name in line))
-    numeric = {name for name in names if all(isinstance(line.get(name, 0), int | float) for line in lines)}
+    numeric = {
+        name for name in names if all(isinstance(line.get(name, 0), int | float) for line in lines)
+    }
     rows = [names, ["---:" if name in numeric else "---" for name in names]]
     rows += [[shown(line.get(name)) for name in names] for line in lines]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -21,13 +21,16 @@ class ConnectionClosed(Exception):
     """The client closed the connection before the answer was complete."""
 
 
-async def fetch(port: int, data: bytes, *, leave_after_s: float | None = None, timeout_s: float = 60.0) -> Answer:
-    """Send ``data`` on a new connection and wait for the answer, but not longer than one of the times.
+async def fetch(
+    port: int, data: bytes, *, leave_after_s: float | None = None, timeout_s: float = 60.0
+) -> Answer:
+    """Send ``data`` on a new connection and wait for the answer, but not longer than one of the
+    times.
 
     Raises:
-        ConnectionClosed: ``leave_after_s`` passed.
-        ConnectionError: the server closed the connection before its answer was complete, or it was not HTTP.
-        TimeoutError: ``timeout_s`` passed.
+        ConnectionClosed: ``leave_after_s`` passed. ConnectionError: the server closed the
+        connection before its answer was complete, or it was not HTTP. TimeoutError: ``timeout_s``
+        passed.
     """
     reader, writer = await asyncio.open_connection(HOST, port)
     try:
@@ -57,10 +60,13 @@ async def _read(reader: asyncio.StreamReader) -> Answer:
 
 
 class _Parsing:
-    """What the parser calls, until the first answer is complete: what follows belongs to a further one."""
+    """What the parser calls, until the first answer is complete: what follows belongs to a further
+    one.
+    """
 
     def __init__(self) -> None:
-        self.answer, self.is_complete = Answer(), False
+        self.answer = Answer()
+        self.is_complete = False
         self.parser = httptools.HttpResponseParser(self)
 
     def on_header(self, name: bytes, value: bytes) -> None:

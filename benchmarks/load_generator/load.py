@@ -1,10 +1,12 @@
-"""A load generator with low and reported CPU cost: keep-alive connections, prepared bytes, the httptools parser.
+"""A load generator with low and reported CPU cost: keep-alive connections, prepared bytes, the
+httptools parser.
 
-`measure` runs it in a process of its own (`python -m benchmarks.load_generator.load`), so that it does not compete with
-the caller for the GIL.
+`measure` runs it in a process of its own (`python -m benchmarks.load_generator.load`), so that it
+does not compete with the caller for the GIL.
 
-Closed loop: every connection sends its next request after the response, so latency counts from sending. How the service
-fares when clients do not slow down is measured by many of them (`benchmarks.reliability.storm`).
+Closed loop: every connection sends its next request after the response, so latency counts from
+sending. How the service fares when clients do not slow down is measured by many of them
+(`benchmarks.reliability.storm`).
 
     start             begin = start + warmup_s         end: after `seconds`       at most grace_s
     |-- not counted ---|-- counted: responses in here --|-- waits for the rest ---|
@@ -47,41 +49,64 @@ class Spec:
     warmup_s: float = 0.5
     grace_s: float = 40.0
     pause_s: float = 0.0  # a client waits a random time of up to so long after each response
-    server_pid: int | None = None  # a local process whose CPU time, with its descendants, is reported too
+    server_pid: int | None = (
+        None  # a local process whose CPU time, with its descendants, is reported too
+    )
 
 
 def measure(spec: Spec) -> Json:
-    """Run the load in a process of its own; returns its report, or raises RuntimeError with its output."""
+    """Run the load in a process of its own; returns its report, or raises RuntimeError with its
+    output.
+    """
     command = [sys.executable, "-m", "benchmarks.load_generator.load"]
-    done = subprocess.run(command, input=pickle.dumps(spec), capture_output=True, cwd=ROOT, check=False)
+    done = subprocess.run(
+        command, input=pickle.dumps(spec), capture_output=True, cwd=ROOT, check=False
+    )
     if done.returncode != 0:
         raise RuntimeError(f"the load generator failed:\n{done.stderr.decode()[-2000:]}")
     return cast(Json, json.loads(done.stdout))
 
 
 def run_load(
-    server: ServerProcess, requests: Sequence[bytes], connections: int, seconds: float, **changes: Any
+    server: ServerProcess,
+    requests: Sequence[bytes],
+    connections: int,
+    seconds: float,
+    **changes: Any,
 ) -> Json:
     """Measure a load of a server, with its CPU time; `ServerFailed` without any 2xx."""
     given = {"warmup_s": min(0.5, seconds / 2), "server_pid": server.pid} | changes
-    spec = Spec(port=server.port, requests=requests, connections=connections, seconds=seconds, **given)
+    spec = Spec(
+        port=server.port, requests=requests, connections=connections, seconds=seconds, **given
+    )
     result = measure(spec)
     if not result["ok"]["count"]:
-        raise ServerFailed(f"no request was answered with 2xx: {result['samples']} {result['errors']}")
+        raise ServerFailed(
+            f"no request was answered with 2xx: {result['samples']} {result['errors']}"
+        )
     return result
 
 
 def failures(result: Json, allowed: Sequence[str] = ("200",)) -> int:
     """The requests of a report that got no response, or one of another status."""
-    other = sum(each["count"] for status, each in result["statuses"].items() if status not in allowed)
+    other = sum(
+        each["count"] for status, each in result["statuses"].items() if status not in allowed
+    )
     return int(other + result["unanswered"] + sum(result["errors"].values()))
 
 
 def summary(rounds: Sequence[Json]) -> Json:
-    """The medians of a load over its rounds: rate, latency, and CPU time by request; and all failures."""
-    figures = {"requests_per_s": "ok_per_s", **{name: f"ok.{name}" for name in ("p50_ms", "p99_ms", "p999_ms")}}
+    """The medians of a load over its rounds: rate, latency, and CPU time by request; and all
+    failures.
+    """
+    figures = {
+        "requests_per_s": "ok_per_s",
+        **{name: f"ok.{name}" for name in ("p50_ms", "p99_ms", "p999_ms")},
+    }
     figures |= {f"{side}_core_ms": f"{side}_core_ms_per_request" for side in ("server", "client")}
-    return {name: median_of(rounds, of) for name, of in figures.items()} | {"failures": sum(map(failures, rounds))}
+    return {name: median_of(rounds, of) for name, of in figures.items()} | {
+        "failures": sum(map(failures, rounds))
+    }
 
 
 def run(spec: Spec) -> Json:
@@ -91,7 +116,9 @@ def run(spec: Spec) -> Json:
 
 
 class _Connection(asyncio.Protocol):
-    """One keep-alive connection with at most one request in flight; ``due`` is the time when it was sent first."""
+    """One keep-alive connection with at most one request in flight; ``due`` is the time when it was
+    sent first.
+    """
 
     __slots__ = ("_load", "_parser", "_transport", "body", "busy", "due", "heard", "index")
 
@@ -99,14 +126,20 @@ class _Connection(asyncio.Protocol):
         self._load = load
         self._parser = httptools.HttpResponseParser(self)
         self.busy = self.heard = False
-        self.due, self.index, self.body = 0.0, 0, b""
+        self.due = 0.0
+        self.index = 0
+        self.body = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._load.ready(self)
 
     def send(self, data: bytes, due: float, index: int) -> None:
-        self.busy, self.heard, self.due, self.index, self.body = True, False, due, index, b""
+        self.busy = True
+        self.heard = False
+        self.due = due
+        self.index = index
+        self.body = b""
         self._transport.write(data)
 
     def data_received(self, data: bytes) -> None:
@@ -150,7 +183,9 @@ class Load:
         self._random = random.Random(0)
         self._next_request = itertools.cycle(range(len(spec.requests)))
         self._open: set[_Connection] = set()
-        self._free: list[_Connection] = []  # last in, first out: the server may close the ones at the bottom
+        self._free: list[
+            _Connection
+        ] = []  # last in, first out: the server may close the ones at the bottom
         self._waiting: list[tuple[float, int]] = []  # start and number of requests to send again
         self._tasks: set[asyncio.Task[None]] = set()
         self._over, self._happened = asyncio.Event(), asyncio.Event()
@@ -221,7 +256,9 @@ class Load:
             self._happened.set()
             self.latencies.setdefault(status, []).append(now - connection.due)
             if status >= 300:
-                self.samples.setdefault(str(status), connection.body[:_SAMPLE].decode("utf-8", "replace"))
+                self.samples.setdefault(
+                    str(status), connection.body[:_SAMPLE].decode("utf-8", "replace")
+                )
         if keep:
             self._use(connection)
         self._settle()
@@ -234,7 +271,8 @@ class Load:
             connection.busy = False
             if connection.heard:
                 self.error("cut_off")
-            else:  # the server closed an idle connection before it read the request: clients send it again
+            # the server closed an idle connection before it read the request: clients send it again
+            else:
                 self.resent += 1
                 self._waiting.append((connection.due, connection.index))
         if not self._ended or self._waiting:
@@ -266,19 +304,28 @@ class Load:
         connection.send(self.spec.requests[index], due, index)
 
     def _settle(self) -> None:
-        if self._ended and not self._waiting and not any(connection.busy for connection in self._open):
+        if (
+            self._ended
+            and not self._waiting
+            and not any(connection.busy for connection in self._open)
+        ):
             self._over.set()
 
     def _report(self) -> Json:
-        completed, seconds = self.completed.total(), self._end - self._begin
+        completed = self.completed.total()
+        seconds = self._end - self._begin
 
         def of(statuses: Iterable[int]) -> Json:
-            return latency([value for status in statuses for value in self.latencies.get(status, ())])
+            return latency(
+                [value for status in statuses for value in self.latencies.get(status, ())]
+            )
 
         return {
             "seconds": rounded(seconds),
             "requests_per_s": rounded(completed / seconds),
-            "ok_per_s": rounded(sum(n for status, n in self.completed.items() if status < 300) / seconds),
+            "ok_per_s": rounded(
+                sum(n for status, n in self.completed.items() if status < 300) / seconds
+            ),
             "ok": of(status for status in self.latencies if status < 300),
             "rejected": of((429, 503)),
             "statuses": {str(status): of([status]) for status in sorted(self.latencies)},

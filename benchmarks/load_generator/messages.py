@@ -1,4 +1,6 @@
-"""Whole HTTP/1.1 requests as bytes, and the images, arrays, forms and headers of gateways in them."""
+"""Whole HTTP/1.1 requests as bytes, and the images, arrays, forms and headers of gateways in
+them.
+"""
 
 import base64
 import io
@@ -18,7 +20,9 @@ NPY: Final = "application/x-npy"
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 
 
-def request(path: str, body: bytes = b"", headers: Mapping[str, str] | None = None, method: str = "POST") -> bytes:
+def request(
+    path: str, body: bytes = b"", headers: Mapping[str, str] | None = None, method: str = "POST"
+) -> bytes:
     """A whole HTTP/1.1 request."""
     fields = {"Host": HOST, **(headers or {})}
     if body or method == "POST":
@@ -43,10 +47,15 @@ def upload(path: str, image: bytes, accept: str = "image/png", media: str = "ima
 
 def post_form(path: str, parts: Sequence[tuple[str, bytes]], accept: str = JSON) -> bytes:
     """A multipart form; `image` and `mask` parts are files."""
-    edge, body = "edge-of-a-part", b""
+    edge = "edge-of-a-part"
+    body = b""
     for name, content in parts:
         file = '; filename="a"' if name in ("image", "mask") else ""
-        body += f'--{edge}\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'.encode() + content + b"\r\n"
+        body += (
+            f'--{edge}\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'.encode()
+            + content
+            + b"\r\n"
+        )
     headers = {"Accept": accept, "Content-Type": f"multipart/form-data; boundary={edge}"}
     return request(path, body + f"--{edge}--\r\n".encode(), headers)
 
@@ -74,7 +83,9 @@ def disc(number: int = 0, *, size: int) -> Image.Image:
     """A light disc on dark, in grey; ``number`` moves it."""
     y, x = np.mgrid[:size, :size] / size - 0.5
     grey = 255 * np.exp(-((x - 0.06 * number) ** 2 + (y + 0.04 * number) ** 2) * 30)
-    return Image.fromarray(np.stack([grey, grey[::-1], grey.T], axis=-1).astype(np.uint8)).convert("L")
+    return Image.fromarray(np.stack([grey, grey[::-1], grey.T], axis=-1).astype(np.uint8)).convert(
+        "L"
+    )
 
 
 # Gateways
@@ -120,7 +131,8 @@ _SETS: Final = {
 }
 _FORWARDED: Final = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "https"}
 HEADER_SETS: Final[Mapping[str, Mapping[str, str]]] = {
-    name: ({} if name == "Chrome" else _FORWARDED) | dict(line.strip().split(": ", 1) for line in lines.splitlines())
+    name: ({} if name == "Chrome" else _FORWARDED)
+    | dict(line.strip().split(": ", 1) for line in lines.splitlines())
     for name, lines in _SETS.items()
 }
 """Name → headers. All of them go to every request of that gateway."""
@@ -129,11 +141,21 @@ HEADER_SETS: Final[Mapping[str, Mapping[str, str]]] = {
 def with_headers(data: bytes, headers: Mapping[str, str]) -> bytes:
     """A whole request with more headers."""
     line, end, rest = data.partition(b"\r\n")
-    return line + end + "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("latin-1") + rest
+    return (
+        line
+        + end
+        + "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("latin-1")
+        + rest
+    )
 
 
 def sent_by(senders: str, requests: Sequence[bytes]) -> list[bytes]:
-    """The requests as clients send them (`plain`), or each of them as every gateway does (`gateway`)."""
+    """The requests as clients send them (`plain`), or each of them as every gateway does
+    (`gateway`).
+    """
     if senders == "plain":
         return list(requests)
-    return [with_headers(data, headers) for data, headers in itertools.product(requests, HEADER_SETS.values())]
+    return [
+        with_headers(data, headers)
+        for data, headers in itertools.product(requests, HEADER_SETS.values())
+    ]

@@ -1,9 +1,10 @@
 """Plain FastAPI and a batcher of thirty lines: what one writes without a serving framework.
 
-Settings: uvicorn with uvloop and httptools, no access log (https://www.uvicorn.org/settings/), one worker process for
-each copy of the model (https://fastapi.tiangolo.com/deployment/server-workers/). The batcher takes what waits, up to
-the largest batch, as soon as the model is free: for a plain queue that is both the fastest and the shortest. PNGs are
-decoded and encoded in the model's thread, so that the event loop stays free.
+Settings: uvicorn with uvloop and httptools, no access log (https://www.uvicorn.org/settings/), one
+worker process for each copy of the model (https://fastapi.tiangolo.com/deployment/server-workers/).
+The batcher takes what waits, up to the largest batch, as soon as the model is free: for a plain
+queue that is both the fastest and the shortest. PNGs are decoded and encoded in the model's thread,
+so that the event loop stays free.
 """
 
 import asyncio
@@ -19,7 +20,9 @@ from benchmarks.peers import common
 Waiting = tuple[bytes, asyncio.Future[bytes]]
 
 
-async def batches(queue: asyncio.Queue[Waiting], function: common.Function, executor: Executor) -> None:
+async def batches(
+    queue: asyncio.Queue[Waiting], function: common.Function, executor: Executor
+) -> None:
     while True:
         batch = [await queue.get()]
         while not queue.empty() and len(batch) < common.setting("MAX_BATCH"):
@@ -32,7 +35,9 @@ async def batches(queue: asyncio.Queue[Waiting], function: common.Function, exec
             answers = [exc] * len(batch)
         for (_, future), answer in zip(batch, answers, strict=True):
             if not future.done():  # else its client disconnected
-                future.set_result(answer) if isinstance(answer, bytes) else future.set_exception(answer)
+                future.set_result(answer) if isinstance(answer, bytes) else future.set_exception(
+                    answer
+                )
 
 
 @asynccontextmanager

@@ -1,9 +1,10 @@
 """mosec: a Rust front, worker processes behind it, batches formed in front.
 
-Settings: one stage that decodes, computes and encodes, as a second stage would cost a second copy of every body between
-processes; `num` worker processes, one for each copy of the model; `max_batch_size` and `max_wait_time`
-(https://mosecorg.github.io/mosec/reference/interface.html); bodies as bytes instead of JSON, by overriding
-`deserialize` and `serialize`; a queue beyond the number of connections, and no log line for each request
+Settings: one stage that decodes, computes and encodes, as a second stage would cost a second copy
+of every body between processes; `num` worker processes, one for each copy of the model;
+`max_batch_size` and `max_wait_time` (https://mosecorg.github.io/mosec/reference/interface.html);
+bodies as bytes instead of JSON, by overriding `deserialize` and `serialize`; a queue beyond the
+number of connections, and no log line for each request
 (https://mosecorg.github.io/mosec/reference/arguments.html).
 """
 

@@ -32,7 +32,12 @@ from benchmarks.load_generator.messages import (
     with_headers,
 )
 from benchmarks.load_generator.traffic import Rng, disconnecting, oversized, slow_body
-from benchmarks.reliability.hostile_inputs import avif_of_items, endless_tiff, hostile, tiff_of_pages
+from benchmarks.reliability.hostile_inputs import (
+    avif_of_items,
+    endless_tiff,
+    hostile,
+    tiff_of_pages,
+)
 
 PART: Final = 1 << 16
 BODY: Final = 16 << 20
@@ -54,8 +59,12 @@ class Attacker:
         """A request, or the beginning of one, with the headers of this caller."""
         return with_headers(data, self.headers) if b"\r\n" in data else data
 
-    async def connect(self, receive_bytes: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Open a connection; the system buffers at most ``receive_bytes`` of answers, or the default if that is 0."""
+    async def connect(
+        self, receive_bytes: int
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Open a connection; the system buffers at most ``receive_bytes`` of answers, or the
+        default if that is 0.
+        """
         connection = socket.socket()
         connection.setblocking(False)
         if receive_bytes:
@@ -103,7 +112,9 @@ def on(count: int, talk: Talk, *, pause_s: float = 0.05, receive_bytes: int = 0)
 def sending(start: bytes, part: bytes, pause_s: float = 0.0) -> Talk:
     """Send ``start``, then ``part`` without end, and read nothing."""
 
-    async def talk(attacker: Attacker, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def talk(
+        attacker: Attacker, _: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         signed = attacker.signed(start)
         for place in range(0, len(signed), PART):
             writer.write(signed[place : place + PART])
@@ -117,17 +128,22 @@ def sending(start: bytes, part: bytes, pause_s: float = 0.0) -> Talk:
 
 
 def waiting(*parts: bytes, seconds: float = 3600.0, is_slow: bool = False) -> Talk:
-    """Send one of the parts in turn, and read until the service closes or reports an error, or for so long.
+    """Send one of the parts in turn, and read until the service closes or reports an error, or for
+    so long.
 
     A slow reader takes 1 KiB a second.
     """
     turns = itertools.cycle(parts)
 
-    async def talk(attacker: Attacker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def talk(
+        attacker: Attacker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         writer.write(attacker.signed(next(turns)))
         async with asyncio.timeout(seconds):
             while True:
-                if (await attacker.read(reader, 1024 if is_slow else PART)).startswith((b"HTTP/1.1 4", b"HTTP/1.1 5")):
+                if (await attacker.read(reader, 1024 if is_slow else PART)).startswith(
+                    (b"HTTP/1.1 4", b"HTTP/1.1 5")
+                ):
                     return
                 await asyncio.sleep(1.0 if is_slow else 0.0)
 
@@ -137,7 +153,9 @@ def waiting(*parts: bytes, seconds: float = 3600.0, is_slow: bool = False) -> Ta
 def asking(*requests: bytes) -> Talk:
     """Send the requests in turn, the next one as soon as something of the answer has come."""
 
-    async def talk(attacker: Attacker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def talk(
+        attacker: Attacker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         for data in itertools.cycle(requests):
             writer.write(attacker.signed(data))
             await attacker.read(reader, PART)
@@ -151,7 +169,9 @@ def once(*requests: bytes, leave_after_s: float | None = None) -> Begin:
     async def begin(attacker: Attacker) -> None:
         for data in requests:
             with contextlib.suppress(OSError, ConnectionClosed):
-                answer = await fetch(attacker.port, attacker.signed(data), leave_after_s=leave_after_s)
+                answer = await fetch(
+                    attacker.port, attacker.signed(data), leave_after_s=leave_after_s
+                )
                 attacker.statuses[str(answer.status)] += 1
 
     return begin
@@ -177,12 +197,16 @@ async def stop_process(attacker: Attacker) -> None:
 
 
 def large_form(count: int) -> bytes:
-    return post_form("/project", [("image", encoded(Image.new("RGBA", (4000, 4000)), compress_level=9))] * count)
+    return post_form(
+        "/project", [("image", encoded(Image.new("RGBA", (4000, 4000)), compress_level=9))] * count
+    )
 
 
 def empty_segments() -> bytes:
     """A JPEG of 12 MB."""
-    return upload("/project", b"\xff\xd8" + b"\xff\xe1\x00\x02" * 3_000_000 + b"\xff\xd9", media="image/jpeg")
+    return upload(
+        "/project", b"\xff\xd8" + b"\xff\xe1\x00\x02" * 3_000_000 + b"\xff\xd9", media="image/jpeg"
+    )
 
 
 def long_stream(n: int) -> bytes:
@@ -198,10 +222,14 @@ def recorded(accept: str) -> bytes:
 def unload(**headers: str) -> bytes:
     """What a page of another site can make a browser send."""
     fields = {name.replace("_", "-"): value for name, value in headers.items()}
-    return request("/v2/repository/models/fashion_mnist/unload", b"{}", {"Content-Type": JSON, **fields})
+    return request(
+        "/v2/repository/models/fashion_mnist/unload", b"{}", {"Content-Type": JSON, **fields}
+    )
 
 
-def of_scans(height: int, width: int, count: int = 1, accept: str = "image/png", *, timeout_s: float = 30.0) -> bytes:
+def of_scans(
+    height: int, width: int, count: int = 1, accept: str = "image/png", *, timeout_s: float = 30.0
+) -> bytes:
     """Grey pages of a size for the model that takes any, as a form."""
     file = encoded(Image.new("L", (width, height), 200))
     data = post_form("/project", [("model", b"scans"), *[("image", file)] * count], accept)
@@ -215,7 +243,9 @@ def impossible(width: int) -> bytes:
 
 
 def bad_clients(count: int) -> Begin:
-    """A quarter each is slow, disconnects, sends too much, or sends hostile requests, whatever the answers are."""
+    """A quarter each is slow, disconnects, sends too much, or sends hostile requests, whatever the
+    answers are.
+    """
     makers = (slow_body, disconnecting, oversized, hostile)
 
     async def bad_client(attacker: Attacker, rng: Rng, kind: int) -> None:
@@ -243,10 +273,12 @@ class Attack:
 
 @dataclass(frozen=True, slots=True)
 class Bounded:
-    """An attack on a service of its own, and what it may cost at most; see `benchmarks.reliability.costs`.
+    """An attack on a service of its own, and what it may cost at most; see
+    `benchmarks.reliability.costs`.
 
-    Limits are by column: `cpu_s`, `mib` and `left_mib` of the service; `wait_s`, how much longer the ``probe`` of
-    another caller takes at most than without the attack; `wait_units`, the same in the median, in times of ``unit``.
+    Limits are by column: `cpu_s`, `mib` and `left_mib` of the service; `wait_s`, how much longer
+    the ``probe`` of another caller takes at most than without the attack; `wait_units`, the same in
+    the median, in times of ``unit``.
     """
 
     make: Callable[[], Begin]
@@ -263,39 +295,52 @@ FEW_MODELS: Final = {"IGN_MODEL_MEMORY_MIB": "80", "IGN_DEVICE": "cpu"}
 LONG_STREAM: Final = {"model": "avatars64", "steps": 100_000, "tolerance": 1e-300}
 BOUNDED: Final[dict[str, Bounded]] = {
     "64 endless TIFFs in JSON": Bounded(
-        lambda: once(post("/project", {"images": [text(endless_tiff())] * 64, "model": "scans"})), {"cpu_s": 0.3}
+        lambda: once(post("/project", {"images": [text(endless_tiff())] * 64, "model": "scans"})),
+        {"cpu_s": 0.3},
     ),
     "64 endless TIFFs in a form": Bounded(
         lambda: once(post_form("/project", [("image", endless_tiff())] * 64)), {"cpu_s": 0.3}
     ),
     "16 TIFFs of 500 pages": Bounded(
-        lambda: once(*[upload("/project", tiff_of_pages(500), media="image/tiff")] * 16), {"cpu_s": 0.3}
+        lambda: once(*[upload("/project", tiff_of_pages(500), media="image/tiff")] * 16),
+        {"cpu_s": 0.3},
     ),
     "16 AVIFs of 2000 items": Bounded(
-        lambda: once(*[upload("/project?model=scans", avif_of_items(2000), media="image/avif")] * 16), {"cpu_s": 0.3}
+        lambda: once(
+            *[upload("/project?model=scans", avif_of_items(2000), media="image/avif")] * 16
+        ),
+        {"cpu_s": 0.3},
     ),
     "12 impossible shapes": Bounded(
         lambda: once(*(impossible(16_000_000 - number) for number in range(12))),
         {"cpu_s": 0.2, "left_mib": 20},
     ),
     "a stream of 40 lines": Bounded(
-        lambda: once(of_scans(1, 16_384, 40, EVENTS), leave_after_s=20.0), {"mib": 400, "left_mib": 50}
+        lambda: once(of_scans(1, 16_384, 40, EVENTS), leave_after_s=20.0),
+        {"mib": 400, "left_mib": 50},
     ),
     "100 pages that miss their deadline": Bounded(
         lambda: once(*(of_scans(*A4, timeout_s=0.5 + 0.25 * (n % 10)) for n in range(100))),
         {"left_mib": 50},
     ),
     "a stream of pages": Bounded(
-        lambda: on(1, waiting(with_headers(of_scans(2339, 1654, 1, EVENTS), {"Connection": "close"}))),
+        lambda: on(
+            1, waiting(with_headers(of_scans(2339, 1654, 1, EVENTS), {"Connection": "close"}))
+        ),
         {"wait_units": 1.5},
         probe=[of_scans(90, 90)],
         unit=[of_scans(1200, 1200)],
     ),
     "a stream while few models are open": Bounded(
-        lambda: on(1, waiting(post("/generate", LONG_STREAM, EVENTS))), {"wait_s": 3.0}, FEW_MODELS, probe=[LITTLE]
+        lambda: on(1, waiting(post("/generate", LONG_STREAM, EVENTS))),
+        {"wait_s": 3.0},
+        FEW_MODELS,
+        probe=[LITTLE],
     ),
     "models in turn while few are open": Bounded(
-        lambda: on(8, asking(*(post("/generate", {"model": name, "steps": 1}) for name in GENERATORS))),
+        lambda: on(
+            8, asking(*(post("/generate", {"model": name, "steps": 1}) for name in GENERATORS))
+        ),
         {"wait_s": 3.0},
         FEW_MODELS,
         probe=[LITTLE],
@@ -315,28 +360,46 @@ ATTACKS: Final[dict[str, Attack]] = {
     "long Content-Type": Attack(lambda: on(4, asking(request("/project", b"", LONG_TYPE)))),
     "5000 empty images": Attack(lambda: on(4, asking(post("/project", {"images": [{}] * 5000})))),
     "long streams": Attack(lambda: on(300, waiting(long_stream(64), long_stream(1)))),
-    "arrays read slowly": Attack(lambda: on(40, waiting(recorded("*/*"), is_slow=True), receive_bytes=4096)),
-    "streams read slowly": Attack(lambda: on(40, waiting(recorded(EVENTS), is_slow=True), receive_bytes=4096)),
+    "arrays read slowly": Attack(
+        lambda: on(40, waiting(recorded("*/*"), is_slow=True), receive_bytes=4096)
+    ),
+    "streams read slowly": Attack(
+        lambda: on(40, waiting(recorded(EVENTS), is_slow=True), receive_bytes=4096)
+    ),
     "forms of 4 x 16 Mpx": Attack(lambda: on(24, waiting(large_form(4), seconds=30.0))),
     "one of two processes stops": Attack(
         lambda: stop_process, {"IGN_WORKERS": "2", "IGN_DEVICE": "cpu"}, settle_s=15.0
     ),
-    "16 MiB less one byte": Attack(lambda: on(8, waiting(upload("/project", bytes(BODY - 1))[:-1]))),
-    "1100 bodies of one byte": Attack(lambda: on(1100, waiting(post("/generate", {})[:-1]), pause_s=1.0)),
+    "16 MiB less one byte": Attack(
+        lambda: on(8, waiting(upload("/project", bytes(BODY - 1))[:-1]))
+    ),
+    "1100 bodies of one byte": Attack(
+        lambda: on(1100, waiting(post("/generate", {})[:-1]), pause_s=1.0)
+    ),
     "pages of other sites": Attack(
-        lambda: on(1, asking(unload(Origin="http://a.example"), unload(Host="a.example", Sec_Fetch_Site="same-origin")))
+        lambda: on(
+            1,
+            asking(
+                unload(Origin="http://a.example"),
+                unload(Host="a.example", Sec_Fetch_Site="same-origin"),
+            ),
+        )
     ),
     "/metrics pipelined": Attack(lambda: on(8, asking(get("/metrics") * 16))),
     "429 on 60 connections": Attack(
         lambda: on(60, asking(post("/generate", {"steps": 1}))), {"IGN_RATE_LIMIT": "50/s"}
     ),
-    "wrong keys": Attack(lambda: on(8, asking(with_headers(post("/generate", {"steps": 1}), WRONG_KEY)))),
+    "wrong keys": Attack(
+        lambda: on(8, asking(with_headers(post("/generate", {"steps": 1}), WRONG_KEY)))
+    ),
     "query of 60 KB": Attack(lambda: on(4, asking(upload("/project?" + "steps=1&" * 7500, b"-")))),
     "endless header": Attack(lambda: on(4, sending(HEAD + b"X-A: ", b"b" * PART))),
     "endless URL": Attack(lambda: on(4, sending(b"GET /", b"b" * PART))),
     "/healthz pipelined": Attack(lambda: on(4, sending(b"", get("/healthz") * 2000))),
     "3000 silent, half-headed": Attack(lambda: on(3000, waiting(b"", HEAD), pause_s=1.0)),
-    "slow 16 MiB bodies": Attack(lambda: on(100, sending(HALF_A_BODY, bytes(1024), 0.5), pause_s=5.0)),
+    "slow 16 MiB bodies": Attack(
+        lambda: on(100, sending(HALF_A_BODY, bytes(1024), 0.5), pause_s=5.0)
+    ),
     "64 x 16 Mpx form": Attack(lambda: on(2, waiting(large_form(64), seconds=2.0))),
     "empty segments": Attack(lambda: on(2, waiting(empty_segments(), seconds=2.0))),
     BAD_CLIENTS: Attack(lambda: bad_clients(96)),

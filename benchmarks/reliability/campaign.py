@@ -14,22 +14,25 @@ import numpy as np
 
 from benchmarks.harness.common import Json, run_benchmark, target
 from benchmarks.harness.processes import ServerProcess
-from benchmarks.reliability.hostile_inputs import SETTINGS, bombs, hostile, problem
+from benchmarks.load_generator.traffic import SETTINGS
+from benchmarks.reliability.hostile_inputs import hostile, images
 from benchmarks.reliability.soak import KnownAnswers, Log, right_answers, run_and_judge, send
 
 METHOD = (
-    "`clients` clients send hostile requests, each on a connection of its own. Right is: any 2xx; a 4xx, 501, 503 or "
-    "504 that is a problem document with a code and without paths or tracebacks; for bytes that are no whole request, "
-    "also a close. hangs: neither within a minute. Every `KNOWN_EVERY` requests a good one must get the right "
-    "bytes. Memory: a least-squares line through the last two thirds of the run; flat means a growth of at most 5 % "
-    "or 8 MiB; shorter runs than `MIN_FOR_MEMORY` requests have no memory target"
+    "`clients` clients send hostile requests, each on a connection of its own. Right is: any "
+    "2xx; a 4xx, 501, 503 or 504 that is a problem document with a code and without paths or "
+    "tracebacks; for bytes that are no whole request, also a close. hangs: neither within a "
+    "minute. Every `KNOWN_EVERY` requests a good one must get the right bytes. Memory: a "
+    "least-squares line through the last two thirds of the run; flat means a growth of at "
+    "most 5 % or 8 MiB; shorter runs than `MIN_FOR_MEMORY` requests have no memory target"
 )
+LIMITS: Final = {"IGN_MAX_REQUEST_PIXELS": "1000000", "IGN_MAX_IMAGES": "8", "IGN_MAX_STEPS": "50"}
 KNOWN_EVERY: Final = 500
 MIN_FOR_MEMORY: Final = 50_000  # about two minutes; before, threads and caches still grow
 
 
 def measure(options: argparse.Namespace) -> Json:
-    bombs()  # now, because they take seconds, and clients that connect and send nothing are closed
+    images()  # now, because they take seconds, and clients that connect and send nothing are closed
     known: list[KnownAnswers] = []
 
     async def load(server: ServerProcess, log: Log) -> None:
@@ -41,12 +44,15 @@ def measure(options: argparse.Namespace) -> Json:
                 if number % KNOWN_EVERY == 0:
                     await known[0].ask(server.port)
                 case = hostile(np.random.default_rng((options.seed, number)))
-                await send(server, log, case, lambda _, answer: problem(answer), f"request {number}: ")
+                await send(server, log, case, f"request {number}: ")
 
         await asyncio.gather(*(work() for _ in range(options.clients)))
 
     unpaced = ("benchmarks.reliability.faulty_service", "unpaced")
-    result = run_and_judge(SETTINGS, load, judges_memory=options.n >= MIN_FOR_MEMORY, module=unpaced)
+    settings = SETTINGS | LIMITS
+    result = run_and_judge(
+        settings, load, judges_memory=options.n >= MIN_FOR_MEMORY, module=unpaced
+    )
     outcomes = known[0].outcomes
     hangs = sum(line["count"] for line in result["answers"] if line["answer"] == "TimeoutError")
     result["targets"] += [

@@ -33,10 +33,11 @@ from benchmarks.reliability.attacks import BAD_CLIENTS, Attacker, attack, prepar
 from benchmarks.reliability.soak import KnownAnswers, end_state, right_answers
 
 METHOD: Final = (
-    "`clients` good clients, and 96 that are slow, vanishing, oversized or malformed. One process for half "
-    "of the time, two for the other half. Each fault of `FAULTS` happens once, at equal distances. An outage is "
-    "declared for kills and stops, from the fault until `SETTLE_S` after it. good: answered with the right bytes, of "
-    "all good requests that touch no outage; a 429 or 503 is not good. Wrong bytes always count"
+    "`clients` good clients, and 96 that are slow, vanishing, oversized or malformed. One "
+    "process for half of the time, two for the other half. Each fault of `FAULTS` happens "
+    "once, at equal distances. An outage is declared for kills and stops, from the fault "
+    "until `SETTLE_S` after it. good: answered with the right bytes, of all good requests "
+    "that touch no outage; a 429 or 503 is not good. Wrong bytes always count"
 )
 SETTLE_S: Final = 3.0
 STOPPED_S: Final = 2.0
@@ -111,7 +112,9 @@ def measure(options: argparse.Namespace) -> Json:
         targets += [
             target(f"{name}: good requests outside outages", line["good_share"], at_least=0.999),
             target(f"{name}: wrong bytes", line["wrong"], at_most=0),
-            target(f"{name}: faults with another result than expected", line["unexpected"], at_most=0),
+            target(
+                f"{name}: faults with another result than expected", line["unexpected"], at_most=0
+            ),
         ]
     return {"targets": targets, "halves": halves}
 
@@ -119,14 +122,26 @@ def measure(options: argparse.Namespace) -> Json:
 def half(options: argparse.Namespace, processes: int) -> Json:
     """Half of the run, with a service of one or two processes."""
     with tempfile.TemporaryDirectory() as folder:
-        commands, port = Path(folder) / "commands", free_port()
+        commands = Path(folder) / "commands"
+        port = free_port()
         commands.touch()
-        environ = without_settings() | {"IGN_DEVICE": "cpu", "IGN_WORKERS": str(processes), "IGN_PORT": str(port)}
-        module = ["benchmarks.reliability.faulty_service", str(commands)] if processes == 1 else ["service"]
-        with serving([sys.executable, "-m", *module], port=port, ready="/readyz", environ=environ) as server:
+        environ = without_settings() | {
+            "IGN_DEVICE": "cpu",
+            "IGN_WORKERS": str(processes),
+            "IGN_PORT": str(port),
+        }
+        module = (
+            ["benchmarks.reliability.faulty_service", str(commands)]
+            if processes == 1
+            else ["service"]
+        )
+        with serving(
+            [sys.executable, "-m", *module], port=port, ready="/readyz", environ=environ
+        ) as server:
             chaos = Chaos(server, commands)
             known, outages = uvloop.run(run(chaos, options, FAULTS[processes]))
-            ready, replaced = server.get("/readyz")[0], end_state(server)["workers replaced"]
+            ready = server.get("/readyz")[0]
+            replaced = end_state(server)["workers replaced"]
     chaos.unexpected += [f"at the end /readyz is {ready}"] * (ready != 200)
     chaos.unexpected += [f"{replaced:.0f} threads were replaced"] * (replaced != (processes == 1))
     outside = [
@@ -151,14 +166,20 @@ async def run(
     chaos: Chaos, options: argparse.Namespace, faults: tuple[Fault, ...]
 ) -> tuple[KnownAnswers, list[tuple[float, float]]]:
     """What good clients got, and start and end of each declared outage, in `time.monotonic`."""
-    known, outages = KnownAnswers(await right_answers(chaos.server.port)), list[tuple[float, float]]()
+    known = KnownAnswers(await right_answers(chaos.server.port))
+    outages = list[tuple[float, float]]()
     seconds = options.seconds / 2
     end = time.monotonic() + seconds
-    tasks = [asyncio.create_task(known.work(chaos.server.port, end, pause_s=0.5)) for _ in range(options.clients)]
+    tasks = [
+        asyncio.create_task(known.work(chaos.server.port, end, pause_s=0.5))
+        for _ in range(options.clients)
+    ]
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         attacker = Attacker(chaos.server.port, chaos.server.pid)
         pool.submit(prepare, BAD_CLIENTS)
-        bad = asyncio.get_running_loop().run_in_executor(pool, attack, BAD_CLIENTS, seconds, attacker)
+        bad = asyncio.get_running_loop().run_in_executor(
+            pool, attack, BAD_CLIENTS, seconds, attacker
+        )
         for fault in faults:
             await asyncio.sleep(seconds / (len(faults) + 1))
             start = time.monotonic()

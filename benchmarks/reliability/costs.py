@@ -1,8 +1,10 @@
-"""What attacks of one caller cost a service that has nothing else to do, and what a second caller waits meanwhile.
+"""What attacks of one caller cost a service that has nothing else to do, and what a second caller
+waits meanwhile.
 
     python -m benchmarks.reliability.costs --results benchmarks/results/costs.json
 
-Exits with status 0 if every cost is within the limit that `benchmarks.reliability.attacks` states, else with 1.
+Exits with status 0 if every cost is within the limit that `benchmarks.reliability.attacks` states,
+else with 1.
 """
 
 import argparse
@@ -16,27 +18,36 @@ from typing import Final
 import uvloop
 
 from benchmarks.harness.common import Json, rounded, run_benchmark, target
-from benchmarks.harness.processes import ServerProcess, cpu_seconds, memory_samples, rss_mib, service
+from benchmarks.harness.processes import (
+    ServerProcess,
+    cpu_seconds,
+    memory_samples,
+    rss_mib,
+    service,
+)
 from benchmarks.load_generator.fetch import fetch
 from benchmarks.reliability.attacks import BOUNDED, LITTLE, Attacker, Bounded, of_scans
 from benchmarks.reliability.fairness import OTHER_HOST
 
 METHOD: Final = (
-    "A service with the default settings for each attack, after a digit, a small page and one of the largest tile. "
-    "cpu_s: CPU time of the service from the begin of the attack until it is over. mib: its most resident memory over "
-    "that before. left_mib: its resident memory over that before, when it has been idle. wait_s: the longest time of "
-    "what a second caller sends meanwhile, one after another, over the median without the attack; wait_units: the "
-    "median time, likewise, in times of the attack's `unit`, which is sent without the attack. Attacks without an end "
-    "take `seconds`"
+    "A service with the default settings for each attack, after a digit, a small page and "
+    "one of the largest tile. cpu_s: CPU time of the service from the begin of the attack "
+    "until it is over. mib: its most resident memory over that before. left_mib: its "
+    "resident memory over that before, when it has been idle. wait_s: the longest time of "
+    "what a second caller sends meanwhile, one after another, over the median without the "
+    "attack; wait_units: the median time, likewise, in times of the attack's `unit`, which "
+    "is sent without the attack. Attacks without an end take `seconds`"
 )
 UNITS: Final = {"cpu_s": "s", "mib": "MiB", "left_mib": "MiB", "wait_s": "s", "wait_units": ""}
-WARM: Final = (LITTLE, of_scans(90, 90), of_scans(1300, 1300))  # onnxruntime keeps what its largest tile takes
+# onnxruntime keeps what its largest tile takes
+WARM: Final = (LITTLE, of_scans(90, 90), of_scans(1300, 1300))
 TIMES: Final = 5  # measured without the attack
 IDLE_S: Final = 3.0  # the service collects garbage, and gives memory back
 
 
 def measure(options: argparse.Namespace) -> Json:
-    lines, targets = list[Json](), list[Json]()
+    lines = list[Json]()
+    targets = list[Json]()
     for name in options.attacks:
         bounded = BOUNDED[name]
         with service({"IGN_ACCESS_LOG": "0", **bounded.settings}) as server:
@@ -52,9 +63,12 @@ def measure(options: argparse.Namespace) -> Json:
 async def attacked(server: ServerProcess, bounded: Bounded, seconds: float) -> Json:
     """Measure one attack."""
     await median_of(server, WARM)
-    alone, unit = await median_of(server, bounded.probe), await median_of(server, bounded.unit)
-    attacker, waits = Attacker(server.port, server.pid, OTHER_HOST, end=time.monotonic() + seconds), list[float]()
-    idle, cpu = rss_mib(server.pid), cpu_seconds(server.pid)
+    alone = await median_of(server, bounded.probe)
+    unit = await median_of(server, bounded.unit)
+    attacker = Attacker(server.port, server.pid, OTHER_HOST, end=time.monotonic() + seconds)
+    waits = list[float]()
+    idle = rss_mib(server.pid)
+    cpu = cpu_seconds(server.pid)
     with memory_samples(server.pid, every_s=0.05) as samples:
         attacking = asyncio.create_task(bounded.make()(attacker))
         while bounded.probe and not attacking.done():
@@ -67,7 +81,9 @@ async def attacked(server: ServerProcess, bounded: Bounded, seconds: float) -> J
         "left_mib": rss_mib(server.pid) - idle,
         "wait_s": max(waits) - alone if waits else None,
         "wait_units": (statistics.median(waits) - alone) / unit if unit else None,
-        "attacker": " ".join(f"{count}×{status}" for status, count in sorted(attacker.statuses.items())),
+        "attacker": " ".join(
+            f"{count}×{status}" for status, count in sorted(attacker.statuses.items())
+        ),
     }
     return {column: rounded(value) for column, value in line.items()}
 

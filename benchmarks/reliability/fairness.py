@@ -24,7 +24,14 @@ import uvloop
 from PIL import Image
 
 from benchmarks.harness.common import Json, percentile, rounded, run_benchmark, target
-from benchmarks.harness.processes import HOST, ServerProcess, memory_samples, raise_file_limit, rss_mib, service
+from benchmarks.harness.processes import (
+    HOST,
+    ServerProcess,
+    memory_samples,
+    raise_file_limit,
+    rss_mib,
+    service,
+)
 from benchmarks.harness.tables import RESULTS, read, shown
 from benchmarks.load_generator.fetch import fetch
 from benchmarks.load_generator.messages import encoded, get, post, upload, with_headers
@@ -32,13 +39,16 @@ from benchmarks.reliability.attacks import ATTACKS, BAD_CLIENTS, Attacker, attac
 from benchmarks.reliability.soak import KNOWN, KnownAnswers, log_errors, right_answers
 
 METHOD: Final = (
-    "A service with the default settings for each attack. The second caller sends 5 requests a second, whether or not "
-    "the earlier ones are answered, each on a new connection: an image generated, a PNG of 100 KB projected, and an "
-    "image in JSON. /healthz is asked every 100 ms. First the second caller is alone, then beside the attack, then "
-    "after it. callers: `address`: no keys, and the attacker has another address; `key`: both have a key, of 10 000, "
-    "and the same address; `no key`: keys are on, the attacker has none and another address. Attackers run at nice 10 "
-    "on the same machine. memory: the largest resident memory over that of the second caller alone. normal after: "
-    "seconds until ten answers in a row are within the limit of p99. before: the verdict before callers had accounts"
+    "A service with the default settings for each attack. The second caller sends 5 requests "
+    "a second, whether or not the earlier ones are answered, each on a new connection: an "
+    "image generated, a PNG of 100 KB projected, and an image in JSON. /healthz is asked "
+    "every 100 ms. First the second caller is alone, then beside the attack, then after it. "
+    "callers: `address`: no keys, and the attacker has another address; `key`: both have a "
+    "key, of 10 000, and the same address; `no key`: keys are on, the attacker has none and "
+    "another address. Attackers run at nice 10 on the same machine. memory: the largest "
+    "resident memory over that of the second caller alone. normal after: seconds until ten "
+    "answers in a row are within the limit of p99. before: the verdict before callers had "
+    "accounts"
 )
 BEFORE: Final = RESULTS / "fairness-before.json"
 PER_S: Final = 5
@@ -50,11 +60,14 @@ ORDINARY: Final = (
 TIMEOUT_S: Final = 10.0
 GIVE_UP_S: Final = 60.0
 IN_A_ROW: Final = 10
-MEMORY_MIB = 640.0  # what requests may hold by default: IGN_MAX_INFLIGHT_BYTES and its reserve of a quarter
+MEMORY_MIB = (
+    640.0  # what requests may hold by default: IGN_MAX_INFLIGHT_BYTES and its reserve of a quarter
+)
 HEALTH_MS = 250.0
 
 
-SUPERVISION: Final = re.compile("process [0-9]+ (sent no beat|ended with status -9)")  # of a process that was stopped
+# of a process that was stopped
+SUPERVISION: Final = re.compile("process [0-9]+ (sent no beat|ended with status -9)")
 
 
 class Callers(NamedTuple):
@@ -78,7 +91,9 @@ def write_keys(file: Path) -> None:
     """Keys of 10 000 callers, which are their names."""
     names = [*(f"caller-{number}" for number in range(9998)), "attacker", "second"]
     digests = {name: hashlib.sha256(name.encode()).hexdigest() for name in names}
-    keys = [{"name": name, "sha256": digest, "scopes": ["infer"]} for name, digest in digests.items()]
+    keys = [
+        {"name": name, "sha256": digest, "scopes": ["infer"]} for name, digest in digests.items()
+    ]
     file.write_text(json.dumps(keys), encoding="utf-8")
 
 
@@ -86,12 +101,20 @@ def measure(options: argparse.Namespace) -> Json:
     raise_file_limit()
     before = read(BEFORE)["attacks"] if BEFORE.exists() else []
     verdicts = {(line["attack"], line["callers"]): line["verdict"] for line in before}
-    lines, targets = list[Json](), list[Json]()
+    lines = list[Json]()
+    targets = list[Json]()
     for name in options.attacks:
         for callers in options.callers:
             line, limits = one_attack(name, callers, options.seconds)
-            missed = [f"{each['what']} {shown(each['measured'])}{each['unit']}" for each in limits if not each["met"]]
-            lines.append(line | {"verdict": ", ".join(missed) or "met", "before": verdicts.get((name, callers))})
+            missed = [
+                f"{each['what']} {shown(each['measured'])}{each['unit']}"
+                for each in limits
+                if not each["met"]
+            ]
+            lines.append(
+                line
+                | {"verdict": ", ".join(missed) or "met", "before": verdicts.get((name, callers))}
+            )
             named = [each | {"what": f"{name}, {callers}: {each['what']}"} for each in limits]
             targets += named[: 3 if options.quick else None]  # too short to judge milliseconds
     return {"targets": targets, "attacks": lines}
@@ -120,14 +143,18 @@ def one_attack(name: str, callers: str, seconds: float) -> tuple[Json, list[Json
 
 async def beside(server: ServerProcess, name: str, callers: Callers, seconds: float) -> Json:
     """The second caller alone, beside the attack, and after it."""
-    right = await right_answers(server.port, [with_headers(data, callers.second_headers) for data in ORDINARY])
+    right = await right_answers(
+        server.port, [with_headers(data, callers.second_headers) for data in ORDINARY]
+    )
     warm, alone, during, after = (KnownAnswers(right) for _ in range(4))
     for _ in range(20):
         await warm.ask(server.port)
     await ask_for(server, alone, seconds / 2)
-    idle, settle_s = rss_mib(server.pid), ATTACKS[name].settle_s
+    idle = rss_mib(server.pid)
+    settle_s = ATTACKS[name].settle_s
     limit_s = 3 * percentile(sorted(alone.seconds), 99) + 0.05
-    loop, attacker = asyncio.get_running_loop(), Attacker(server.port, server.pid, callers.source, callers.headers)
+    loop = asyncio.get_running_loop()
+    attacker = Attacker(server.port, server.pid, callers.source, callers.headers)
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         await loop.run_in_executor(pool, prepare, name)
         attacking = loop.run_in_executor(pool, attack, name, settle_s + seconds, attacker)
@@ -154,7 +181,8 @@ async def beside(server: ServerProcess, name: str, callers: Callers, seconds: fl
 
 async def ask_for(server: ServerProcess, known: KnownAnswers, seconds: float) -> list[float]:
     """Send ordinary requests for so long; returns the latencies of `/healthz` meanwhile."""
-    end, probes = time.monotonic() + seconds, list[float]()
+    end = time.monotonic() + seconds
+    probes = list[float]()
 
     async def probe() -> None:
         while time.monotonic() < end:

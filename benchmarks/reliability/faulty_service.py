@@ -3,8 +3,9 @@
     python -m benchmarks.reliability.faulty_service COMMANDS
     python -m benchmarks.reliability.faulty_service unpaced
 
-Unpaced, clients do not wait after errors: a campaign of 200 000 would take hours. With COMMANDS, whoever writes a line
-to that file makes a fault: `kill` ends the thread that runs the next batch, `clock SECONDS` moves the wall clock.
+Unpaced, clients do not wait after errors: a campaign of 200 000 would take hours. With COMMANDS,
+whoever writes a line to that file makes a fault: `kill` ends the thread that runs the next batch,
+`clock SECONDS` moves the wall clock.
 """
 
 import runpy
@@ -14,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from service.api import limits
+from service.domain import accounts
 from service.domain.latents import FloatRows
 from service.runtime.onnx_model import OnnxModel
 
@@ -25,7 +26,8 @@ def install(commands: Path) -> None:
     """Follow the commands, in a thread."""
     kill = threading.Event()
     offset = [0.0]
-    run, now = OnnxModel.run, time.time
+    run = OnnxModel.run
+    now = time.time
 
     def faulty_run(self: OnnxModel, rows: FloatRows) -> FloatRows:
         if kill.is_set():
@@ -51,7 +53,7 @@ def install(commands: Path) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "unpaced":
-        limits.ERRORS_OF_SECOND = 1e9
+        accounts.ERRORS = accounts.Rate(1, 1e-9)  # type: ignore[misc]
     else:
         install(Path(sys.argv[1]))
     sys.argv = ["service"]

@@ -1,4 +1,5 @@
-"""A seeded campaign of hostile files: networks for `ign import`, versions for the service to load, and images.
+"""A seeded campaign of hostile files: networks for `ign import`, versions for the service to load,
+and images.
 
     python -m benchmarks.reliability.files --n 100000 --results benchmarks/results/files.json
 
@@ -20,11 +21,13 @@ from typing import Any, Final
 from benchmarks.harness.common import Json, run_benchmark, target
 
 METHOD = (
-    "A process opens files made from `seed` and their number: a third are networks, with what the child process of "
-    "`ign import --dry-run` does, a third versions of a model with their cards, with what the service does, a third "
-    "images, with what `/project` does. A process that crashes, or needs more than `LIMIT_S` for a file, is replaced, "
-    "as that of `ign import` is. A fault is an exception of another kind than those that users are shown as one line. "
-    "Memory: how much the peak of the process grows by a file; the process may have `MEMORY` of data"
+    "A process opens files made from `seed` and their number: a third are networks, with "
+    "what the child process of `ign import --dry-run` does, a third versions of a model with "
+    "their cards, with what the service does, a third images, with what `/project` does. A "
+    "process that crashes, or needs more than `LIMIT_S` for a file, is replaced, as that of "
+    "`ign import` is. A fault is an exception of another kind than those that users are "
+    "shown as one line. Memory: how much the peak of the process grows by a file; the "
+    "process may have `MEMORY` of data"
 )
 KINDS: Final = ("network", "version", "image")
 LIMIT_S: Final = 10.0
@@ -36,25 +39,30 @@ def _open_files(seed: int, connection: "Connection[Any, Any]") -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # for what onnxruntime writes
     from benchmarks.reliability.hostile_files import run
-    from benchmarks.reliability.hostile_inputs import bombs
+    from benchmarks.reliability.hostile_inputs import images
 
-    bombs()
+    images()
     connection.send("ready")
     while True:
         number, kind = connection.recv()
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak of memory is now what it is
+        # the peak of memory is now what it is
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         before = _kib("VmRSS")
         outcome = run(seed, number, kind)
         connection.send((outcome, _kib("VmHWM") - before))
 
 
 def _kib(name: str) -> int:
-    return int(Path("/proc/self/status").read_text(encoding="ascii").partition(f"{name}:")[2].split()[0])
+    return int(
+        Path("/proc/self/status").read_text(encoding="ascii").partition(f"{name}:")[2].split()[0]
+    )
 
 
 def _outcomes(options: argparse.Namespace) -> Iterator[tuple[int, str, str, int]]:
     """Number, kind and outcome of each file, and the KiB by which it made the process larger."""
-    context, process, connection = multiprocessing.get_context("spawn"), None, None
+    context = multiprocessing.get_context("spawn")
+    process = None
+    connection = None
     for number in range(options.start, options.start + options.n):
         if process is None or connection is None:
             connection, other = context.Pipe()
@@ -68,7 +76,8 @@ def _outcomes(options: argparse.Namespace) -> Iterator[tuple[int, str, str, int]
             outcome, grown = connection.recv() if connection.poll(LIMIT_S) else ("time limit", 0)
         except EOFError:
             process.join()
-            outcome, grown = f"crash {process.exitcode}", 0
+            outcome = f"crash {process.exitcode}"
+            grown = 0
         yield number, kind, outcome, grown
         if outcome.startswith(("time limit", "crash")):
             process.kill()
@@ -93,11 +102,18 @@ def measure(options: argparse.Namespace) -> Json:
     )
     return {
         "seconds": round(time.monotonic() - began, 1),
-        "outcomes": [{"kind": kind, "outcome": name, "count": n} for (kind, name), n in sorted(outcomes.items())],
+        "outcomes": [
+            {"kind": kind, "outcome": name, "count": n}
+            for (kind, name), n in sorted(outcomes.items())
+        ],
         "shown": shown[:_SHOWN],
         "growth_mib": {kind: round(grown, 1) for kind, grown in growth.items()},
         "targets": [
-            target("exceptions that no user should see", sum(outcomes[kind, "FAULT"] for kind in KINDS), at_most=0),
+            target(
+                "exceptions that no user should see",
+                sum(outcomes[kind, "FAULT"] for kind in KINDS),
+                at_most=0,
+            ),
             target("images that crash the process or do not end", images, at_most=0),
             target("versions that crash the process", versions, at_most=0),
             target("growth of memory by an image", growth["image"], at_most=64, unit="MiB"),

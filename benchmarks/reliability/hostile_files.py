@@ -1,6 +1,8 @@
-"""Hostile files, each a pure function of a random generator: networks, versions with cards, and images.
+"""Hostile files, each a pure function of a random generator: networks, versions with cards, and
+images.
 
-Each function makes a file, opens it as the project does, and returns what came of it. It raises what users never see.
+Each function makes a file, opens it as the project does, and returns what came of it. It raises
+what users never see.
 """
 
 import copy
@@ -34,13 +36,33 @@ from service.models.repository import Repository
 from service.runtime.onnx_model import OnnxModel
 
 _NUMBERS: Final = (0, 1, -1, 2, 3, 7, 28, 255, 1 << 16, 1 << 31, 1 << 40, (1 << 63) - 1, -(1 << 63))
-_PLACES: Final = ("/etc/passwd", "../../secret", "/dev/zero", "/proc/self/mem", "weights.bin", "", "a" * 5000)
+_PLACES: Final = (
+    "/etc/passwd",
+    "../../secret",
+    "/dev/zero",
+    "/proc/self/mem",
+    "weights.bin",
+    "",
+    "a" * 5000,
+)
 _LIMITS: Final = DecodeLimits(max_pixels=250_000)
 _MOST_PAGES: Final = 64
 _THREAD: Final = CodecThread()
 _ROWS: Final = np.zeros((2, 1, 28, 28), np.float32)
-_OPERATORS: Final = sorted({schema.name for schema in onnx.defs.get_all_schemas() if not schema.domain})
-_ATTRIBUTES: Final = ("pads", "strides", "group", "kernel_shape", "auto_pad", "axis", "training_mode", "to", "perm")
+_OPERATORS: Final = sorted(
+    {schema.name for schema in onnx.defs.get_all_schemas() if not schema.domain}
+)
+_ATTRIBUTES: Final = (
+    "pads",
+    "strides",
+    "group",
+    "kernel_shape",
+    "auto_pad",
+    "axis",
+    "training_mode",
+    "to",
+    "perm",
+)
 _TEXT: Final = """<ir_version: 8, opset_import: ["": 17]>
 f (float[batch,1,28,28] x) => (float[batch,1,28,28] y)
 <float[4,1,3,3] first = {%s}, float[1,4,3,3] second = {%s}, float low = {-1}, float high = {1}> {
@@ -54,7 +76,8 @@ f (float[batch,1,28,28] x) => (float[batch,1,28,28] y)
 %s"""
 _MIDDLES: Final = {  # from d to e
     "plain": "e = Identity(d)",
-    "large": "s = Constant<value_ints = [%d, %d]>() m = ConstantOfShape(s) t = ReduceMax<keepdims=0>(m) e = Add(d, t)",
+    "large": "s = Constant<value_ints = [%d, %d]>() m = ConstantOfShape(s) t = "
+    "ReduceMax<keepdims=0>(m) e = Add(d, t)",
     "endless": """n = Constant<value_int = %d>() s = Constant<value_int = %d>() yes = Cast<to = 9>(n)
         e = Loop<body = b (int64 i, bool go, float v) => (bool on, float w) {on = Identity(go) w = Tanh(v)}>(n, yes, d)
         """,
@@ -66,24 +89,36 @@ _MIDDLES: Final = {  # from d to e
 def _base(rng: Rng, middle: str) -> ModelProto:
     """y = clip(x − conv(relu(conv(x)))), with something in the middle."""
     kernels = (",".join(f"{value:.4f}" for value in part) for part in rng.normal(0, 0.1, (2, 36)))
-    text, functions = _MIDDLES[middle], ""
+    text = _MIDDLES[middle]
+    functions = ""
     if middle == "nested":
         text %= _nested(int(rng.integers(1, 25)))
     elif "%" in text:
         text %= tuple(max(0, int(choose(rng, _NUMBERS))) for _ in range(2))
     if middle == "functions":
-        depth, ends = int(rng.integers(1, 40)), rng.random() < 0.7
+        depth = int(rng.integers(1, 40))
+        ends = rng.random() < 0.7
         for number in range(depth):  # each calls the next one twice, and the last one the first
             last = "w = Tanh(u)" if ends else "w = own.f0(u)"
-            body = last if number == depth - 1 else f"v = own.f{number + 1}(u) w = own.f{number + 1}(v)"
-            functions += f'<domain: "own", opset_import: ["": 17, "own": 1]> f{number} (u) => (w) {{{body}}}\n'
+            body = (
+                last
+                if number == depth - 1
+                else f"v = own.f{number + 1}(u) w = own.f{number + 1}(v)"
+            )
+            functions += (
+                f'<domain: "own", opset_import: ["": 17, "own": 1]> f{number} (u) => '
+                f"(w) {{{body}}}\n"
+            )
     whole = _TEXT % (*kernels, text, functions)
     return parser.parse_model(whole.replace(": 17]", ': 17, "own": 1]', 1) if functions else whole)
 
 
 def _nested(depth: int) -> str:
     inner = _nested(depth - 1) if depth else "Tanh(d)"
-    return f"If<then_branch = t () => (e) {{e = {inner}}}, else_branch = u () => (e) {{e = Neg(d)}}>(yes)"
+    return (
+        f"If<then_branch = t () => (e) {{e = {inner}}}, else_branch = u () => (e) {{e = "
+        f"Neg(d)}}>(yes)"
+    )
 
 
 def _external(rng: Rng, model: ModelProto) -> None:
@@ -95,8 +130,12 @@ def _external(rng: Rng, model: ModelProto) -> None:
 
 
 def _node(rng: Rng, model: ModelProto) -> None:
-    """Another operator, domain, input, output or attribute: unknown operators, cycles, names that are used twice."""
-    node, other, number = choose(rng, model.graph.node), choose(rng, model.graph.node), int(choose(rng, _NUMBERS))
+    """Another operator, domain, input, output or attribute: unknown operators, cycles, names that
+    are used twice.
+    """
+    node = choose(rng, model.graph.node)
+    other = choose(rng, model.graph.node)
+    number = int(choose(rng, _NUMBERS))
     match int(rng.integers(5)):
         case 0:
             node.op_type = choose(rng, _OPERATORS)
@@ -113,7 +152,8 @@ def _node(rng: Rng, model: ModelProto) -> None:
 
 def _size(rng: Rng, model: ModelProto) -> None:
     """Another dimension or type of weights, input or output."""
-    number, tensor = int(choose(rng, _NUMBERS)), choose(rng, model.graph.initializer)
+    number = int(choose(rng, _NUMBERS))
+    tensor = choose(rng, model.graph.initializer)
     ends = choose(rng, (model.graph.input, model.graph.output))[0].type.tensor_type
     match int(rng.integers(4)):
         case 0 if tensor.dims:
@@ -132,12 +172,26 @@ def _head(rng: Rng, model: ModelProto) -> None:
     model.metadata_props.add(key="a" * int(choose(rng, (0, 1, 100_000))), value="\0")
 
 
-_EDITS: Final[tuple[Callable[[Rng, ModelProto], None], ...]] = (_external, _head, _node, _node, _node, _size, _size)
+_EDITS: Final[tuple[Callable[[Rng, ModelProto], None], ...]] = (
+    _external,
+    _head,
+    _node,
+    _node,
+    _node,
+    _size,
+    _size,
+)
 
 
 def _model(rng: Rng) -> ModelProto:
     luck = rng.random()
-    middle = "endless" if luck < 0.002 else choose(rng, ("large", "nested", "functions")) if luck < 0.2 else "plain"
+    middle = (
+        "endless"
+        if luck < 0.002
+        else choose(rng, ("large", "nested", "functions"))
+        if luck < 0.2
+        else "plain"
+    )
     model = _base(rng, middle)
     for _ in range(int(rng.integers(0, 4))):
         choose(rng, _EDITS)(rng, model)
@@ -146,13 +200,23 @@ def _model(rng: Rng) -> ModelProto:
 
 def network(rng: Rng, folder: Path) -> str:
     """`ign import --dry-run`: what its child process does."""
-    data, file, sent = _model(rng).SerializeToString(), folder / "net.onnx", list[Any]()
+    data = _model(rng).SerializeToString()
+    file = folder / "net.onnx"
+    sent = list[Any]()
     file.write_bytes(damaged(rng, data) if rng.random() < 0.3 else data)
-    asked: dict[str, Any] = dict.fromkeys(("module", "shape", "mean", "std", "layout", "noise", "data"))
+    asked: dict[str, Any] = dict.fromkeys(
+        ("module", "shape", "mean", "std", "layout", "noise", "data")
+    )
     asked |= {"tile": choose(rng, (None, None, 16)), "overlap": choose(rng, (None, None, 0))}
-    asked |= {"range": choose(rng, (None, None, (-1.0, 1.0), (0.0, 1.0))), "licence": "none", "title": ""}
+    asked |= {
+        "range": choose(rng, (None, None, (-1.0, 1.0), (0.0, 1.0))),
+        "licence": "none",
+        "title": "",
+    }
     asked["color"] = choose(rng, (None, None, "luma"))
-    options = Namespace(file=file, name="net", bgr=rng.random() < 0.1, residual=rng.random() < 0.2, **asked)
+    options = Namespace(
+        file=file, name="net", bgr=rng.random() < 0.1, residual=rng.random() < 0.2, **asked
+    )
     sender: Any = SimpleNamespace(send=sent.append)
     command._work(options, "1", sender)
     error = next((each for each in sent if isinstance(each, BaseException)), None)
@@ -179,7 +243,9 @@ def _edited(rng: Rng, value: Any) -> Any:
 
 def version(rng: Rng, folder: Path) -> str:
     """Load a version: a network with a card, either of them hostile, and golden rows."""
-    card, place, golden = copy.deepcopy(_card()), folder / REF, io.BytesIO()
+    card = copy.deepcopy(_card())
+    place = folder / REF
+    golden = io.BytesIO()
     place.mkdir(parents=True)
     is_about_cards = rng.random() < 0.7
     model = _base(rng, "plain") if is_about_cards else _model(rng)
@@ -192,9 +258,13 @@ def version(rng: Rng, folder: Path) -> str:
     data = damaged(rng, data) if rng.random() < 0.1 else data
     np.savez(golden, x=_ROWS, y=_ROWS, digest=np.array(digest_of(data)))
     (place / "model.onnx").write_bytes(data)
-    (place / "golden.npz").write_bytes(damaged(rng, golden.getvalue()) if rng.random() < 0.3 else golden.getvalue())
+    (place / "golden.npz").write_bytes(
+        damaged(rng, golden.getvalue()) if rng.random() < 0.3 else golden.getvalue()
+    )
     try:
-        Repository(folder, lambda data: [OnnxModel(data, device="cpu")], default="mnist").load(REF).close()
+        Repository(folder, lambda data: [OnnxModel(data, device="cpu")], default="mnist").load(
+            REF
+        ).close()
     except StartupError as exc:
         if "\n" in exc.detail:
             raise
@@ -214,7 +284,11 @@ def picture(rng: Rng, _: Path) -> str:
     return "decoded"
 
 
-KINDS: Final[dict[str, Callable[[Rng, Path], str]]] = {"network": network, "version": version, "image": picture}
+KINDS: Final[dict[str, Callable[[Rng, Path], str]]] = {
+    "network": network,
+    "version": version,
+    "image": picture,
+}
 
 
 def run(seed: int, number: int, kind: str) -> str:

@@ -25,15 +25,21 @@ from benchmarks.reliability.chaos import Chaos, kill_process
 from benchmarks.reliability.soak import KnownAnswers, right_answers
 
 METHOD: Final = (
-    "`clients` good clients ask without a pause, each request on a new connection. Reloads: of a model, every second "
-    "time from damaged files, which must be 400. Stops: SIGTERM after a second of load, which goes on until "
-    "connections are refused; SIGKILL and SIGSTOP: of one of two processes, before it. lost: requests on connections "
-    "that were not refused, without a response or with wrong bytes, in the worst round. slowest: from SIGTERM to the "
-    "exit, or from the other signal until the next process accepts connections"
+    "`clients` good clients ask without a pause, each request on a new connection. Reloads: "
+    "of a model, every second time from damaged files, which must be 400. Stops: SIGTERM "
+    "after a second of load, which goes on until connections are refused; SIGKILL and "
+    "SIGSTOP: of one of two processes, before it. lost: requests on connections that were "
+    "not refused, without a response or with wrong bytes, in the worst round. slowest: from "
+    "SIGTERM to the exit, or from the other signal until the next process accepts connections"
 )
 DRAIN_S: Final = 5.0
 SETTINGS: Final = {"IGN_ACCESS_LOG": "0", "IGN_DRAIN_S": f"{DRAIN_S:g}", "IGN_DEVICE": "cpu"}
-SIGNALS: Final = ((1, signal.SIGTERM), (2, signal.SIGTERM), (2, signal.SIGKILL), (2, signal.SIGSTOP))
+SIGNALS: Final = (
+    (1, signal.SIGTERM),
+    (2, signal.SIGTERM),
+    (2, signal.SIGKILL),
+    (2, signal.SIGSTOP),
+)
 NOT_ACCEPTED: Final = ConnectionRefusedError.__name__
 LOAD: Final = post("/v2/repository/models/mnist/load", {})
 
@@ -45,22 +51,38 @@ def measure(options: argparse.Namespace) -> Json:
         stops = [stop_often(options, settings, processes, number) for processes, number in SIGNALS]
         with service(settings) as server:
             reloads = uvloop.run(reload_often(server, Path(folder) / REF / "model.onnx", options))
-    targets = [target(f"reloads: {what}", reloads[what], at_most=0) for what in ("failed", "unexpected_loads")]
+    targets = [
+        target(f"reloads: {what}", reloads[what], at_most=0)
+        for what in ("failed", "unexpected_loads")
+    ]
     for line in stops:
-        name, is_stop = f"{line['signal']}, {line['processes']} processes", line["signal"] == "SIGTERM"
+        name = f"{line['signal']}, {line['processes']} processes"
+        is_stop = line["signal"] == "SIGTERM"
         targets += [
-            target(f"{name}: lost requests", line["lost"], at_most=0 if is_stop else 2 * options.clients),
+            target(
+                f"{name}: lost requests",
+                line["lost"],
+                at_most=0 if is_stop else 2 * options.clients,
+            ),
             target(f"{name}: exit status other than 0", line["bad_exits"], at_most=0),
-            target(f"{name}: slowest", line["slowest_s"], at_most=DRAIN_S + 2 if is_stop else 15.0, unit="s"),
+            target(
+                f"{name}: slowest",
+                line["slowest_s"],
+                at_most=DRAIN_S + 2 if is_stop else 15.0,
+                unit="s",
+            ),
         ]
     return {"targets": targets, "reloads": [reloads], "stops": stops}
 
 
 async def reload_often(server: ServerProcess, file: Path, options: argparse.Namespace) -> Json:
     """Load the model again under load, every second time from damaged files."""
-    whole, unexpected = await asyncio.to_thread(file.read_bytes), 0
+    whole = await asyncio.to_thread(file.read_bytes)
+    unexpected = 0
     known = KnownAnswers(await right_answers(server.port))
-    clients = [asyncio.create_task(known.work(server.port, float("inf"))) for _ in range(options.clients)]
+    clients = [
+        asyncio.create_task(known.work(server.port, float("inf"))) for _ in range(options.clients)
+    ]
     for number in range(options.reloads):
         data, expected = (whole[: len(whole) // 2], 400) if number % 2 else (whole, 200)
         await asyncio.to_thread(file.write_bytes, data)
@@ -68,13 +90,24 @@ async def reload_often(server: ServerProcess, file: Path, options: argparse.Name
     for client in clients:
         client.cancel()
     await asyncio.gather(*clients, return_exceptions=True)
-    requests, failed = known.outcomes.total(), len(known.failures)
-    return {"reloads": options.reloads, "requests": requests, "failed": failed, "unexpected_loads": unexpected}
+    requests = known.outcomes.total()
+    failed = len(known.failures)
+    return {
+        "reloads": options.reloads,
+        "requests": requests,
+        "failed": failed,
+        "unexpected_loads": unexpected,
+    }
 
 
-def stop_often(options: argparse.Namespace, settings: dict[str, str], processes: int, number: signal.Signals) -> Json:
-    """Send the signal under load, again and again, to another service each time: one that dies often waits."""
-    bad_exits, rounds = 0, list[tuple[KnownAnswers, float]]()
+def stop_often(
+    options: argparse.Namespace, settings: dict[str, str], processes: int, number: signal.Signals
+) -> Json:
+    """Send the signal under load, again and again, to another service each time: one that dies
+    often waits.
+    """
+    bad_exits = 0
+    rounds = list[tuple[KnownAnswers, float]]()
     for _ in range(options.stops):
         with suppress(ServerFailed), service(settings | {"IGN_WORKERS": str(processes)}) as server:
             rounds.append(uvloop.run(send_signal(server, options.clients, number)))
@@ -83,15 +116,21 @@ def stop_often(options: argparse.Namespace, settings: dict[str, str], processes:
     return {"processes": processes, "signal": number.name, "signals": len(rounds)} | {
         "requests": sum(known.outcomes.total() for known, _ in rounds),
         "answered": sum(known.outcomes["ok"] for known, _ in rounds),
-        "lost": max(sum(outcome not in ("rejected", NOT_ACCEPTED) for outcome, *_ in each) for each in failures),
+        "lost": max(
+            sum(outcome not in ("rejected", NOT_ACCEPTED) for outcome, *_ in each)
+            for each in failures
+        ),
         "bad_exits": bad_exits,
         "slowest_s": rounded(max(seconds for _, seconds in rounds)),
     }
 
 
-async def send_signal(server: ServerProcess, clients: int, number: signal.Signals) -> tuple[KnownAnswers, float]:
+async def send_signal(
+    server: ServerProcess, clients: int, number: signal.Signals
+) -> tuple[KnownAnswers, float]:
     """What clients got, and the seconds until the exit or until the next process is there."""
-    known, over = KnownAnswers(await right_answers(server.port)), False
+    known = KnownAnswers(await right_answers(server.port))
+    over = False
 
     async def work() -> None:
         while not over:
@@ -106,7 +145,8 @@ async def send_signal(server: ServerProcess, clients: int, number: signal.Signal
         await asyncio.to_thread(server.await_exit)
     else:
         await kill_process(Chaos(server, Path()), number)
-    seconds, over = time.monotonic() - began, True
+    seconds = time.monotonic() - began
+    over = True
     await asyncio.gather(*tasks)
     return known, seconds
 

@@ -22,13 +22,27 @@ from benchmarks.harness.common import Json, memory, rounded, run_benchmark, targ
 from benchmarks.harness.processes import ServerProcess, memory_samples, service
 from benchmarks.load_generator.fetch import Answer, ConnectionClosed, fetch
 from benchmarks.load_generator.messages import JSON, post
-from benchmarks.load_generator.traffic import REJECTIONS, SETTINGS, Case, Rng, pick, problem
+from benchmarks.load_generator.traffic import (
+    REJECTIONS,
+    SETTINGS,
+    Case,
+    Rng,
+    choose,
+    disconnecting,
+    good,
+    oversized,
+    problem,
+    slow_body,
+)
+from benchmarks.reliability.hostile_inputs import hostile, images
 
 METHOD = (
-    "`clients` clients send random requests, one connection per request. Every status must be allowed for its request "
-    "(429 and 503 always are), and every 200 must contain what the request asked for. Memory: a least-squares line "
-    "through the resident memory of the service from `flat_after` seconds on, by default the last two thirds of the "
-    "run; flat means a growth of at most 5 % or 8 MiB. Runs shorter than two minutes have no memory target"
+    "`clients` clients send random requests, one connection per request. Every status must "
+    "be allowed for its request (429 and 503 always are), and every 200 must contain what "
+    "the request asked for; of hostile requests as in `campaign`. Memory: a least-squares "
+    "line through the resident memory of the service from `flat_after` seconds on, by "
+    "default the last two thirds of the run; flat means a growth of at most 5 % or 8 MiB. "
+    "Runs shorter than two minutes have no memory target"
 )
 MIN_SECONDS_FOR_MEMORY: Final = 120.0
 SETTLE_S: Final = 10.0
@@ -37,7 +51,9 @@ SHOWN: Final = 20  # unexpected answers and log lines in the report
 
 @dataclass(slots=True)
 class Log:
-    """The answers of a run, counted by kind of request and outcome, and descriptions of the first unexpected ones."""
+    """The answers of a run, counted by kind of request and outcome, and descriptions of the first
+    unexpected ones.
+    """
 
     kinds: Counter[tuple[str, str]] = field(default_factory=Counter)
     unexplained: list[str] = field(default_factory=list)
@@ -51,9 +67,7 @@ class Log:
                 self.unexplained.append(f"{case.kind}: {problem}"[:500])
 
 
-async def send(
-    server: ServerProcess, log: Log, case: Case, judge: Callable[[Case, Answer], str] = problem, label: str = ""
-) -> None:
+async def send(server: ServerProcess, log: Log, case: Case, label: str = "") -> None:
     """Send one request and note what came of it."""
     try:
         answer = await fetch(server.port, case.data, leave_after_s=case.leave_after_s)
@@ -63,7 +77,7 @@ async def send(
         is_right = case.may_close and not isinstance(exc, TimeoutError)
         log.note(case, type(exc).__name__, "" if is_right else f"{label}{exc!r}")
     else:
-        wrong = judge(case, answer)
+        wrong = problem(case, answer)
         log.note(case, str(answer.status), wrong and label + wrong)
 
 
@@ -79,19 +93,30 @@ async def right_answers(port: int, requests: Sequence[bytes] = (KNOWN,)) -> dict
 
 
 def content(answer: Answer) -> object:
-    """What the same request always gets: the body, or the images of a JSON answer, which also has times."""
-    return json.loads(answer.body)["images"] if answer.headers.get("content-type") == JSON else answer.body
+    """What the same request always gets: the body, or the images of a JSON answer, which also has
+    times.
+    """
+    return (
+        json.loads(answer.body)["images"]
+        if answer.headers.get("content-type") == JSON
+        else answer.body
+    )
 
 
 @dataclass(slots=True)
 class KnownAnswers:
-    """What good clients got that send the requests of ``right`` in turn; each 200 must have the content there."""
+    """What good clients got that send the requests of ``right`` in turn; each 200 must have the
+    content there.
+    """
 
     right: Mapping[bytes, object]
     seconds: list[float] = field(default_factory=list)
-    outcomes: Counter[str] = field(default_factory=Counter)  # ok, wrong, rejected, a status, or the error
+    # ok, wrong, rejected, a status, or the error
+    outcomes: Counter[str] = field(default_factory=Counter)
     failures: list[tuple[str, float, float]] = field(default_factory=list)
-    """All other outcomes than ok, with the times of sending and of the outcome in `time.monotonic`."""
+    """All other outcomes than ok, with the times of sending and of the outcome in
+    `time.monotonic`.
+    """
     _turns: Iterator[bytes] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -99,7 +124,8 @@ class KnownAnswers:
 
     async def ask(self, port: int, timeout_s: float = 60.0) -> str:
         """Send the next known request on a new connection; returns the outcome."""
-        start, data = time.monotonic(), next(self._turns)
+        start = time.monotonic()
+        data = next(self._turns)
         try:
             answer = await fetch(port, data, timeout_s=timeout_s)
         except OSError as exc:
@@ -143,30 +169,51 @@ def run_and_judge(
             start = time.monotonic()
             uvloop.run(load(server, log))
             seconds = time.monotonic() - start
-        state, errors = wait_until_idle(server), log_errors(server)
+        state = wait_until_idle(server)
+        errors = log_errors(server)
     kept = memory(samples, warmup=warmup)
     targets = [
         target("unexplained answers", log.wrong, at_most=0),
         target("errors in the log", len(errors), at_most=0),
-        target("rows still queued, workers replaced, internal errors", sum(state.values()), at_most=0),
+        target(
+            "rows still queued, workers replaced, internal errors", sum(state.values()), at_most=0
+        ),
     ]
     if judges_memory:
         name = f"growth of memory in the last {kept['seconds_judged'] / 60:.3g} minutes"
-        targets.append(target(name, kept["growth_mib"], at_most=kept["allowed_growth_mib"], unit="MiB"))
+        targets.append(
+            target(name, kept["growth_mib"], at_most=kept["allowed_growth_mib"], unit="MiB")
+        )
     return {
         "settings": dict(settings),
         "targets": targets,
         "requests": log.kinds.total(),
         "requests_per_s": rounded(log.kinds.total() / seconds),
         "memory": [kept],
-        "answers": [{"kind": kind, "answer": how, "count": n} for (kind, how), n in sorted(log.kinds.items())],
+        "answers": [
+            {"kind": kind, "answer": how, "count": n}
+            for (kind, how), n in sorted(log.kinds.items())
+        ],
         "unexplained": log.unexplained,
         "log_errors": errors[:SHOWN],
         "end_state": state,
     }
 
 
+def pick(rng: Rng) -> Case:
+    """A random request: 75 % are good, 13 % are bad, and 12 % disconnect."""
+    luck = rng.random()
+    if luck < 0.75:
+        return good(rng)
+    case: Case = choose(rng, (hostile, oversized, slow_body) if luck < 0.88 else (disconnecting,))(
+        rng
+    )
+    return case
+
+
 def measure(options: argparse.Namespace) -> Json:
+    images()  # now, because they take seconds
+
     async def load(server: ServerProcess, log: Log) -> None:
         end = time.monotonic() + options.seconds
 
@@ -185,7 +232,9 @@ def measure(options: argparse.Namespace) -> Json:
 
 
 def wait_until_idle(server: ServerProcess) -> dict[str, float]:
-    """The end state, after the service had up to `SETTLE_S` to notice that the last clients disconnected."""
+    """The end state, after the service had up to `SETTLE_S` to notice that the last clients
+    disconnected.
+    """
     end = time.monotonic() + SETTLE_S
     while (state := end_state(server))["rows queued"] and time.monotonic() < end:
         time.sleep(0.1)
@@ -200,7 +249,10 @@ def end_state(server: ServerProcess) -> dict[str, float]:
         for sample in family.samples:
             if sample.name in wanted:
                 result[wanted[sample.name]] += sample.value
-            elif sample.name == "ign_http_errors_total" and sample.labels["code"] in ("internal", "model_failure"):
+            elif sample.name == "ign_http_errors_total" and sample.labels["code"] in (
+                "internal",
+                "model_failure",
+            ):
                 result["internal errors"] += sample.value
     return result
 

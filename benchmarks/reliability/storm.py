@@ -1,4 +1,5 @@
-"""The goodput under a storm of clients that ignore Retry-After, as a share of that with a tenth of them.
+"""The goodput under a storm of clients that ignore Retry-After, as a share of that with a tenth of
+them.
 
 python -m benchmarks.reliability.storm --results benchmarks/results/storm.json
 """
@@ -9,16 +10,25 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from benchmarks.bench_service import generate, project
-from benchmarks.harness.common import Json, each_round, in_turn, median_of, median_ratio, run_benchmark, target
+from benchmarks.harness.common import (
+    Json,
+    each_round,
+    in_turn,
+    median_of,
+    median_ratio,
+    run_benchmark,
+    target,
+)
 from benchmarks.harness.processes import ServerProcess, raise_file_limit, service
 from benchmarks.load_generator.load import failures, run_load
 from benchmarks.load_generator.messages import NPY, with_headers
 
 METHOD: Final = (
-    "Each client comes back at most `pause_s` seconds after any answer, also after a 429 or 503. kept: on its "
-    "connection; new: each request on a connection of its own. image: /project, PNG to PNG; 64 rows: /generate as "
-    "npy, with an eighth of the clients. Few and many clients take turns; goodput is 200/s; share is the median over "
-    "the rounds of many over few. The generator shares the machine with the service"
+    "Each client comes back at most `pause_s` seconds after any answer, also after a 429 or "
+    "503. kept: on its connection; new: each request on a connection of its own. image: "
+    "/project, PNG to PNG; 64 rows: /generate as npy, with an eighth of the clients. Few and "
+    "many clients take turns; goodput is 200/s; share is the median over the rounds of many "
+    "over few. The generator shares the machine with the service"
 )
 
 
@@ -46,7 +56,10 @@ def measure(options: argparse.Namespace) -> Json:
     raise_file_limit()
     with service({}) as server:
         judged = [(storm, measured(server, storm, options)) for storm in STORMS]
-    targets = [target(f"goodput, {storm}, share", line["share"], at_least=storm.least_share) for storm, line in judged]
+    targets = [
+        target(f"goodput, {storm}, share", line["share"], at_least=storm.least_share)
+        for storm, line in judged
+    ]
     targets += [target(f"{storm}, errors", line["errors"], at_most=0) for storm, line in judged]
     return {"targets": targets, "storms": [line for _, line in judged]}
 
@@ -56,12 +69,19 @@ def measured(server: ServerProcess, storm: Storm, options: argparse.Namespace) -
     requests, share = (project(), 1) if storm.request == "image" else (generate(NPY), 8)
     if storm.connections == "new":
         requests = [with_headers(data, {"Connection": "close"}) for data in requests]
-    load = partial(run_load, seconds=options.seconds, warmup_s=min(2.0, options.seconds), pause_s=storm.pause_s)
+    load = partial(
+        run_load, seconds=options.seconds, warmup_s=min(2.0, options.seconds), pause_s=storm.pause_s
+    )
     clients = {"few": -(-options.few // share), "many": -(-options.many // share)}
     ways = {name: partial(load, server, requests, number) for name, number in clients.items()}
     rounds = in_turn(ways, options.rounds)
-    few, many = rounds["few"], rounds["many"]
-    line: Json = {"request": storm.request, "connections": storm.connections, "pause_s": storm.pause_s}
+    few = rounds["few"]
+    many = rounds["many"]
+    line: Json = {
+        "request": storm.request,
+        "connections": storm.connections,
+        "pause_s": storm.pause_s,
+    }
     for name, results in rounds.items():
         line[f"{name}_goodput_per_s"] = median_of(results, "ok_per_s")
         line[f"{name}_core_ms_per_answer"] = median_of(results, "server_core_ms_per_request")

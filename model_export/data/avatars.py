@@ -1,7 +1,7 @@
 """A data set of drawn faces in colour with known attributes.
 
-DiceBear draws the faces in its style Adventurer; the art is by Lisa Wischofsky, licensed under CC BY 4.0. The options
-that DiceBear chose for a picture are its attributes.
+DiceBear draws the faces in its style Adventurer; the art is by Lisa Wischofsky, licensed under CC
+BY 4.0. The options that DiceBear chose for a picture are its attributes.
 """
 
 import io
@@ -39,13 +39,16 @@ _CHUNK: Final = 100  # pictures that a process draws at once
 def draw_avatars(count: int = 40_000, *, size: int = 64) -> dict[str, NDArray[Any]]:
     """Draw the set. Picture i is a function of i and the size; the last tenth is held out.
 
-    `x_train` and `x_test` (N, size, size, 3) uint8, `attributes` (the names), `attributes_train` and `attributes_test`
-    (N, attributes) uint8, and the names of the values as `values_<attribute>`. Raises UserError without DiceBear.
+    `x_train` and `x_test` (N, size, size, 3) uint8, `attributes` (the names), `attributes_train`
+    and `attributes_test` (N, attributes) uint8, and the names of the values as
+    `values_<attribute>`. Raises UserError without DiceBear.
     """
     values = _attribute_values()
     pictures = np.empty((count, size, size, 3), np.uint8)
     attributes = np.empty((count, len(values)), np.uint8)
-    for i, drawn in enumerate(in_processes(partial(_draw, size), count, chunk=_CHUNK, unit="picture")):
+    for i, drawn in enumerate(
+        in_processes(partial(_draw, size), count, chunk=_CHUNK, unit="picture")
+    ):
         pictures[i], attributes[i] = drawn
     train = count - count // _HELD_OUT
     return {
@@ -73,14 +76,21 @@ def _draw(size: int, index: int) -> tuple[NDArray[np.uint8], list[int]]:
     data = resvg_py.svg_to_bytes(svg_string=drawn["svg"], skip_system_fonts=True)
     with Image.open(io.BytesIO(data)) as image:
         picture = np.asarray(image.convert("RGB"))
-    return picture, [names.index(_value_of(name, drawn["options"])) for name, names in _attribute_values().items()]
+    return picture, [
+        names.index(_value_of(name, drawn["options"]))
+        for name, names in _attribute_values().items()
+    ]
 
 
 @cache
 def _attribute_values() -> dict[str, list[str]]:
-    components, colours = _definition()["components"], _definition()["colors"]
+    components = _definition()["components"]
+    colours = _definition()["colors"]
     values = {
-        name: [*([_NONE] if "probability" in components[part] else []), *components[part]["variants"]]
+        name: [
+            *([_NONE] if "probability" in components[part] else []),
+            *components[part]["variants"],
+        ]
         for name, part in _COMPONENTS.items()
     }
     return values | {name: [_NONE, *colours[colour]["values"]] for name, colour in _COLOURS.items()}
@@ -96,8 +106,13 @@ def _value_of(name: str, chosen: dict[str, Any]) -> str:
 @cache
 def _definition() -> dict[str, Any]:
     if any(find_spec(package) is None for package in ("dicebear", "dicebear_styles", "resvg_py")):
-        raise UserError("avatars64 needs the extra `avatars`: pip install dicebear-core dicebear-styles resvg-py")
-    definition: dict[str, Any] = json.loads(files("dicebear_styles").joinpath("adventurer.json").read_text("utf-8"))
+        raise UserError(
+            "avatars64 needs the extra `avatars`: pip install dicebear-core dicebear-styles "
+            "resvg-py"
+        )
+    definition: dict[str, Any] = json.loads(
+        files("dicebear_styles").joinpath("adventurer.json").read_text("utf-8")
+    )
     return definition
 
 

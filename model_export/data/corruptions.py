@@ -1,10 +1,12 @@
-"""Image corruptions, one function each (the word is that of ImageNet-C: Hendrycks and Dietterich, arXiv 1903.12261).
+"""Image corruptions, one function each (the word is that of ImageNet-C: Hendrycks and Dietterich,
+arXiv 1903.12261).
 
-The functions take pictures (N, C, H, W) float32 in [−1, 1] and their parameters. They are used in two ways:
+The functions take pictures (N, C, H, W) float32 in [−1, 1] and their parameters. They are used in
+two ways:
 
 - `RandomCorruptions`: random parameters for every row, for the projection term in training.
-- `CORRUPTIONS` and the factories `noise`, `blur`, …: fixed parameters, for evaluation and figures. They are
-  deterministic: picture i always gets noise i.
+- `CORRUPTIONS` and the factories `noise`, `blur`, …: fixed parameters, for evaluation and figures.
+  They are deterministic: picture i always gets noise i.
 """
 
 import math
@@ -16,7 +18,7 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import grey_dilation, grey_erosion
+from scipy.ndimage import gaussian_filter, grey_dilation, grey_erosion
 from torch import Tensor
 from torch.nn import functional
 
@@ -39,17 +41,20 @@ _BLUR_SIDE: Final = 28
 _SKETCH_SIDE: Final = 64
 
 _TRUNCATE: Final = 3.0  # radius of a Gaussian kernel in units of its largest σ, in training
-_FIXED_TRUNCATE: Final = 4.0  # the same in evaluation: SciPy's default
 _CHUNK: Final = 512  # pictures that are corrupted at once in evaluation: bounds memory
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """Separable Gaussian blur that repeats the pixels at the edges; sigma (N,) in pixels, 2·radius + 1 taps."""
+    """Separable Gaussian blur that repeats the pixels at the edges; sigma (N,) in pixels, 2·radius
+    + 1 taps.
+    """
     n, channels, height, width = x.shape
     offsets = torch.arange(-radius, radius + 1, device=x.device)
     kernel = torch.exp(-0.5 * (offsets / sigma[:, None]).square())
-    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)  # (N·C, 2·radius + 1)
-    # A grouped convolution blurs every picture with its own kernel: one picture of N·C channels, N·C groups.
+    # (N·C, 2·radius + 1)
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)
+    # A grouped convolution blurs every picture with its own kernel: one picture of N·C channels,
+    # N·C groups.
     planes = x.reshape(1, n * channels, height, width)
     planes = functional.pad(planes, (radius, radius, radius, radius), mode="replicate")
     planes = functional.conv2d(planes, kernel[:, None, None, :], groups=n * channels)
@@ -70,7 +75,9 @@ def to_grey(x: Tensor) -> Tensor:
 
 
 def to_sketch(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """Return g(x + 1)/(blur(g(x + 1)) + 1e-10) − 1, clipped to [−1, 1] (the IGN paper, appendix); g as in `to_grey`."""
+    """Return g(x + 1)/(blur(g(x + 1)) + 1e-10) − 1, clipped to [−1, 1] (the IGN paper, appendix); g
+    as in `to_grey`.
+    """
     light = x.mean(1, keepdim=True) + 1.0
     lines = light / (gaussian_blur(light, sigma, radius) + 1e-10) - 1.0
     return lines.clamp(-1.0, 1.0).expand_as(x)
@@ -94,16 +101,15 @@ class Draws(NamedTuple):
 class RandomCorruptions:
     """Corrupts every row in one of several ways, with random strength."""
 
-    names: tuple[CorruptionName, ...]  # the corruptions, equally likely; a name that is listed twice is twice as likely
+    # the corruptions, equally likely; a name that is listed twice is twice as likely
+    names: tuple[CorruptionName, ...]
     eight_bit: float  # share of the rows that are rounded to 8 bits, 0 to 1
 
     def draw(self, batch: int, shape: tuple[int, int, int], generator: torch.Generator) -> Draws:
-        """Draw the random numbers of a whole batch of rows (C, H, W).
-
-        They do not depend on how the batch is split, so ranks select their own rows afterwards.
-        """
+        """Draw the random numbers of a batch of rows (C, H, W)."""
         device = generator.device
-        # The order of the draws is part of the reproducibility of a run: strength and noise come first.
+        # The order of the draws is part of the reproducibility of a run: strength and noise come
+        # first.
         strength = torch.rand((batch, 1), generator=generator, device=device)
         normal = torch.randn((batch, *shape), generator=generator, device=device)
         position = torch.rand((batch, 2), generator=generator, device=device)
@@ -112,7 +118,9 @@ class RandomCorruptions:
         return Draws(torch.cat([strength, position], 1), normal, kind, eight_bit)
 
     def apply(self, x: Tensor, draws: Draws) -> Tensor:
-        """Corrupt pictures (B, C, H, W). Noise leaves [−1, 1] in rows that are not rounded to 8 bits."""
+        """Corrupt pictures (B, C, H, W). Noise leaves [−1, 1] in rows that are not rounded to 8
+        bits.
+        """
         out = x.clone()
         for i, name in enumerate(self.names):
             rows = (draws.kind == i).nonzero()[:, 0]
@@ -123,7 +131,11 @@ class RandomCorruptions:
                 out[rows] = x[rows] + sigma * draws.normal[rows]
             else:
                 out[rows] = RANDOM[name](x[rows], draws.uniform[rows])
-        return torch.where(draws.eight_bit[:, None, None, None], round_to_8_bits(out), out) if self.eight_bit else out
+        return (
+            torch.where(draws.eight_bit[:, None, None, None], round_to_8_bits(out), out)
+            if self.eight_bit
+            else out
+        )
 
 
 def _random_resolution(x: Tensor, uniform: Tensor) -> Tensor:
@@ -158,14 +170,18 @@ RANDOM: Final[Mapping[CorruptionName, Callable[[Tensor, Tensor], Tensor]]] = Map
         "sketch": lambda x, u: to_sketch(x, *_random_kernel(x, u, _SKETCH_SIGMA, _SKETCH_SIDE)),
     }
 )
-"""The corruptions without noise, as functions of pictures (N, C, H, W) and of uniform numbers (N, 3)."""
+"""The corruptions without noise, as functions of pictures (N, C, H, W) and of uniform numbers (N,
+3).
+"""
 
 
 def _scale(uniform: Tensor, bounds: tuple[float, float]) -> Tensor:
     return uniform * (bounds[1] - bounds[0]) + bounds[0]
 
 
-def _random_kernel(x: Tensor, uniform: Tensor, bounds: tuple[float, float], side: int) -> tuple[Tensor, int]:
+def _random_kernel(
+    x: Tensor, uniform: Tensor, bounds: tuple[float, float], side: int
+) -> tuple[Tensor, int]:
     """σ of every row in pixels of x, and one radius that suits the largest σ."""
     scale = x.shape[2] / side
     return _scale(uniform[:, 0], bounds) * scale, max(1, math.ceil(_TRUNCATE * bounds[1] * scale))
@@ -176,7 +192,9 @@ def noise(sigma: float) -> Corruption:
 
     def apply(x: FloatRows) -> FloatRows:
         generators = (np.random.Generator(np.random.Philox(key=i)) for i in range(len(x)))
-        noisy = [row + sigma * g.standard_normal(row.shape) for row, g in zip(x, generators, strict=True)]
+        noisy = [
+            row + sigma * g.standard_normal(row.shape) for row, g in zip(x, generators, strict=True)
+        ]
         return np.stack(noisy).astype(np.float32)
 
     return apply
@@ -191,12 +209,13 @@ def in_8_bits(corruption: Corruption) -> Corruption:
 def blur(sigma: float) -> Corruption:
     """Gaussian blur, σ in pixels of a 28-pixel side."""
 
-    def apply(x: Tensor) -> Tensor:
+    def apply(x: FloatRows) -> FloatRows:
         pixels = sigma * x.shape[-1] / _BLUR_SIDE
-        sigmas = torch.full((len(x),), pixels, dtype=torch.float64)
-        return gaussian_blur(x.double(), sigmas, int(_FIXED_TRUNCATE * pixels + 0.5)).float()
+        return gaussian_filter(x.astype(np.float64), pixels, axes=(2, 3), mode="nearest").astype(
+            np.float32
+        )
 
-    return _fixed(apply)
+    return apply
 
 
 def low_resolution(factor: int) -> Corruption:
@@ -212,7 +231,9 @@ def hole(share: float) -> Corruption:
 def hole_mask(share: float, shape: Sequence[int]) -> NDArray[np.bool_]:
     """The pixels that `hole` hides in pictures of this shape (…, H, W): (H, W), true inside."""
     height, width = shape[-2:]
-    rows, columns = (slice(round(s * (1 - share) / 2), round(s * (1 + share) / 2)) for s in (height, width))
+    rows, columns = (
+        slice(round(s * (1 - share) / 2), round(s * (1 + share) / 2)) for s in (height, width)
+    )
     mask = np.zeros((height, width), dtype=np.bool_)
     mask[rows, columns] = True
     return mask
@@ -234,11 +255,15 @@ def sketch(sigma: float) -> Corruption:
 
 
 def thin(*, light: bool) -> Corruption:
-    """Strokes, light or dark, lose 1 pixel of a 28-pixel side: minimum or maximum over squares of 2×2."""
+    """Strokes, light or dark, lose 1 pixel of a 28-pixel side: minimum or maximum over squares of
+    2×2.
+    """
 
     def apply(x: FloatRows) -> FloatRows:
         side = 1 + max(1, round(x.shape[-1] / _BLUR_SIDE))
-        out: FloatRows = (grey_erosion if light else grey_dilation)(x, size=(1, 1, side, side), mode="nearest")
+        out: FloatRows = (grey_erosion if light else grey_dilation)(
+            x, size=(1, 1, side, side), mode="nearest"
+        )
         return out
 
     return apply
@@ -265,5 +290,7 @@ CORRUPTIONS: Final[Mapping[str, Corruption]] = MappingProxyType(
 )
 """The corruptions by which `evaluate` measures restoration, by name."""
 
-COLOUR_CORRUPTIONS: Final[Mapping[str, Corruption]] = MappingProxyType({"grey": grey(), "sketch_3.5": sketch(3.5)})
+COLOUR_CORRUPTIONS: Final[Mapping[str, Corruption]] = MappingProxyType(
+    {"grey": grey(), "sketch_3.5": sketch(3.5)}
+)
 """Further ones for pictures in colour."""

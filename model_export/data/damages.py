@@ -1,6 +1,7 @@
 """Damages of scanned pages, each a function of (generator, image, strength, em).
 
-An image is (H, W) float32 in [0, 1], 1 is white; the strength is 0 to 1; em is the height of the type in pixels.
+An image is (H, W) float32 in [0, 1], 1 is white; the strength is 0 to 1; em is the height of the
+type in pixels.
 """
 
 import io
@@ -12,7 +13,15 @@ from numpy.random import Generator
 from PIL import Image, ImageDraw
 from scipy.ndimage import convolve, gaussian_filter, grey_dilation
 
-from model_export.data.pages import FloatImage, fonts, load_font, noise_field, resized, smooth_field, to_levels
+from model_export.data.pages import (
+    FloatImage,
+    fonts,
+    load_font,
+    noise_field,
+    resized,
+    smooth_field,
+    to_levels,
+)
 
 Damage = Callable[[Generator, FloatImage, float, float], FloatImage]
 
@@ -34,10 +43,14 @@ def _cells(g: Generator, image: FloatImage) -> int:
 
 def light(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """Uneven light: bumps, a slope, and perhaps the soft edge of a shadow."""
-    low, side = 1 - (0.25 + 0.5 * strength) * g.uniform(0.6, 1), max(image.shape)
+    low = 1 - (0.25 + 0.5 * strength) * g.uniform(0.6, 1)
+    side = max(image.shape)
     rows, columns = _grid(image)
-    angle, (height, width) = g.uniform(0, 2 * np.pi), image.shape
-    slope = ((columns - width / 2) * np.cos(angle) + (rows - height / 2) * np.sin(angle)) / (side / 2)
+    angle = g.uniform(0, 2 * np.pi)
+    (height, width) = image.shape
+    slope = ((columns - width / 2) * np.cos(angle) + (rows - height / 2) * np.sin(angle)) / (
+        side / 2
+    )
     lit = smooth_field(g, image.shape, _cells(g, image), low, 1.0)
     lit = lit * (1 - (1 - low) * 0.5 * (1 + np.clip(slope, -1, 1)) * g.uniform(0, 0.7))
     if g.random() < 0.4:
@@ -58,21 +71,35 @@ def tint(g: Generator, image: FloatImage, strength: float, em: float) -> FloatIm
 
     Text stands on a large dark box; without, it would look like a part of a photograph.
     """
-    out, (height, width), strips = image.copy(), image.shape, int(g.integers(1, 8)) if g.random() < 0.5 else 0
+    out, (height, width), strips = (
+        image.copy(),
+        image.shape,
+        int(g.integers(1, 8)) if g.random() < 0.5 else 0,
+    )
     for _ in range(strips or 1):
         top, left, bottom, right = g.uniform(-0.2, 1.2, 4) * (height, width, height, width)
         bottom = top + g.uniform(0.6, 1.6) * em if strips else bottom
         (top, bottom), (left, right) = sorted((top, bottom)), sorted((left, right))
-        box = slice(max(0, int(top)), max(0, int(bottom))), slice(max(0, int(left)), max(0, int(right)))
-        out[box] *= 1 - (g.uniform(0.05, 0.3 + 0.3 * strength) if strips else g.uniform(0.03, 0.15 + 0.45 * strength))
+        box = (
+            slice(max(0, int(top)), max(0, int(bottom))),
+            slice(max(0, int(left)), max(0, int(right))),
+        )
+        out[box] *= 1 - (
+            g.uniform(0.05, 0.3 + 0.3 * strength)
+            if strips
+            else g.uniform(0.03, 0.15 + 0.45 * strength)
+        )
     return out
 
 
 def ruled(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """Ruled or squared paper under the text."""
-    out, step, pen = image.copy(), max(4, int(em * g.uniform(0.5, 2.2))), max(1, round(em * g.uniform(0.02, 0.08)))
+    out = image.copy()
+    step = max(4, int(em * g.uniform(0.5, 2.2)))
+    pen = max(1, round(em * g.uniform(0.02, 0.08)))
     dark = g.uniform(0.6, 0.92) - 0.25 * strength
-    squared, slant = g.random() < 0.5, g.uniform(-0.02, 0.02)
+    squared = g.random() < 0.5
+    slant = g.uniform(-0.02, 0.02)
     rows, columns = _grid(image)
     for along, across in ((rows, columns), (columns, rows))[: 2 if squared else 1]:
         out = np.where((along + slant * across + g.integers(step)) % step < pen, out * dark, out)
@@ -82,10 +109,17 @@ def ruled(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
 def halftone(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """A printed screen of dots as the ground of the page or of a part of it."""
     rows, columns = _grid(image)
-    angle, pitch = g.uniform(0, np.pi / 2), max(2.5, em / g.uniform(5, 12))
-    u, v = columns * np.cos(angle) + rows * np.sin(angle), rows * np.cos(angle) - columns * np.sin(angle)
-    dots = np.cos(2 * np.pi * u / pitch) * np.cos(2 * np.pi * v / pitch) > g.uniform(0.45, 0.8) - 0.3 * strength
-    ground = gaussian_filter(1 - g.uniform(0.25, 0.6) * dots.astype(np.float32), g.uniform(0.4, 0.9))
+    angle = g.uniform(0, np.pi / 2)
+    pitch = max(2.5, em / g.uniform(5, 12))
+    u = columns * np.cos(angle) + rows * np.sin(angle)
+    v = rows * np.cos(angle) - columns * np.sin(angle)
+    dots = (
+        np.cos(2 * np.pi * u / pitch) * np.cos(2 * np.pi * v / pitch)
+        > g.uniform(0.45, 0.8) - 0.3 * strength
+    )
+    ground = gaussian_filter(
+        1 - g.uniform(0.25, 0.6) * dots.astype(np.float32), g.uniform(0.4, 0.9)
+    )
     if g.random() < 0.4:
         ground = np.where(smooth_field(g, image.shape, 4, 0, 1) > 0.5, ground, 1)
     return np.minimum(image, ground)
@@ -95,7 +129,11 @@ def stain(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
     """Blots with uneven edges, dried drops with a dark rim, rings of a cup."""
     rows, columns = _grid(image)
     for _ in range(int(g.integers(1, 6))):
-        y, x, radius = g.uniform(0, image.shape[0]), g.uniform(0, image.shape[1]), g.uniform(0.8, 6) * em
+        y, x, radius = (
+            g.uniform(0, image.shape[0]),
+            g.uniform(0, image.shape[1]),
+            g.uniform(0.8, 6) * em,
+        )
         radius = g.uniform(80, 350) if g.random() < 0.35 else radius
         away = np.hypot((rows - y) * g.uniform(0.6, 1.6), columns - x)
         away = away + noise_field(g, image.shape, em / 2) * em * 0.15
@@ -106,7 +144,9 @@ def stain(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
             mask = _step((radius - away) / edge)
             if g.random() < 0.5:
                 mask = mask * 0.6 + 0.5 * np.exp(-(((away - radius) / (2 + edge)) ** 2))
-        image = image * (1 - dark * np.clip(mask * (1 + 0.15 * noise_field(g, image.shape, 3)), 0, 1))
+        image = image * (
+            1 - dark * np.clip(mask * (1 + 0.15 * noise_field(g, image.shape, 3)), 0, 1)
+        )
     return image
 
 
@@ -114,7 +154,9 @@ def spine(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
     """The shadow where a page bends towards the spine of a book, at any side."""
     turns, width = int(g.integers(4)), image.shape[0]
     away = np.arange(width, dtype=np.float32) + g.uniform(-0.2, 0.1) * width
-    shade = np.exp(-((np.clip(away, 0, None) / (width * g.uniform(0.05, 0.5))) ** g.uniform(0.8, 2)))
+    shade = np.exp(
+        -((np.clip(away, 0, None) / (width * g.uniform(0.05, 0.5))) ** g.uniform(0.8, 2))
+    )
     out = np.rot90(image, turns) * (1 - g.uniform(0.3, 0.45 + 0.45 * strength) * shade[:, None])
     return np.asarray(np.rot90(out, -turns))
 
@@ -125,7 +167,9 @@ def watermark(g: Generator, image: FloatImage, strength: float, em: float) -> Fl
     layer = Image.new("L", (width, height), 255)
     letters = "".join(map(chr, g.integers(65, 91, 8)))
     font = load_font(fonts()[int(g.integers(len(fonts())))], size)
-    ImageDraw.Draw(layer).text((width / 2, height / 2), letters, int(255 * g.uniform(0.7, 0.92)), font, "mm")
+    ImageDraw.Draw(layer).text(
+        (width / 2, height / 2), letters, int(255 * g.uniform(0.7, 0.92)), font, "mm"
+    )
     turned = layer.rotate(g.uniform(-50, 50), Image.Resampling.BILINEAR, fillcolor=255)
     return np.asarray(image * (np.asarray(turned, np.float32) / 255))
 
@@ -156,28 +200,42 @@ def bleed(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
 
 def fade(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """Ink that is pale, unevenly so, with gaps."""
-    ink = smooth_field(g, image.shape, _cells(g, image), 0.65 - 0.42 * strength, 0.9 - 0.3 * strength)
+    ink = smooth_field(
+        g, image.shape, _cells(g, image), 0.65 - 0.42 * strength, 0.9 - 0.3 * strength
+    )
     if g.random() < 0.4:
-        ink = ink * np.where(noise_field(g, image.shape, max(0.7, em * 0.03)) > 1.2, 1 - 0.5 * strength, 1)
+        ink = ink * np.where(
+            noise_field(g, image.shape, max(0.7, em * 0.03)) > 1.2, 1 - 0.5 * strength, 1
+        )
     if g.random() < 0.3:  # a thermal printer: dots of its head are worn
-        ink = ink * np.clip(1 + g.uniform(0.1, 0.3) * noise_field(g, (1, image.shape[1]), 1), 0.4, 1)
+        ink = ink * np.clip(
+            1 + g.uniform(0.1, 0.3) * noise_field(g, (1, image.shape[1]), 1), 0.4, 1
+        )
     return 1 - (1 - image) * ink
 
 
 def pale(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
-    """Faint print: no ink of the page is dark, and its letters are sharp, unlike those of `bleed`."""
+    """Faint print: no ink of the page is dark. Its letters are sharp, unlike those of `bleed`."""
     ink = 1 - (1 - image) * (0.42 - 0.3 * strength)
     return np.asarray(ink + g.standard_normal(image.shape, np.float32) * g.uniform(0, 0.012))
 
 
 def dirt(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
-    """Dark dirt of a copier: clouds of toner with hard grains, often towards one side of the sheet."""
+    """Dark dirt of a copier: clouds of toner with hard grains, often towards one side of the
+    sheet.
+    """
     rows, columns = _grid(image)
     angle = g.uniform(0, 2 * np.pi)
     slope = (columns * np.cos(angle) + rows * np.sin(angle)) / max(image.shape)
-    cloud = 0.5 * noise_field(g, image.shape, em * g.uniform(0.3, 3)) + g.uniform(0, 4) * (slope - slope.mean())
-    share = _step((cloud - g.uniform(0.3, 1.6)) * g.uniform(1, 5)) * g.uniform(0.1, 0.3 + 0.5 * strength)
-    grain = noise_field(g, image.shape, g.uniform(0.4, 1.2)) + g.uniform(0, 1) * noise_field(g, image.shape, 3)
+    cloud = 0.5 * noise_field(g, image.shape, em * g.uniform(0.3, 3)) + g.uniform(0, 4) * (
+        slope - slope.mean()
+    )
+    share = _step((cloud - g.uniform(0.3, 1.6)) * g.uniform(1, 5)) * g.uniform(
+        0.1, 0.3 + 0.5 * strength
+    )
+    grain = noise_field(g, image.shape, g.uniform(0.4, 1.2)) + g.uniform(0, 1) * noise_field(
+        g, image.shape, 3
+    )
     hits = _step((grain + 3.2 * share - 2.2) * 8) * g.uniform(0.4, 0.95)
     return np.asarray(np.minimum(image, 1 - hits) * (1 - share * g.uniform(0, 0.5)))
 
@@ -185,7 +243,9 @@ def dirt(g: Generator, image: FloatImage, strength: float, em: float) -> FloatIm
 def streaks(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """Streaks of toner, or of a dirty sensor, along the direction of transport."""
     across = noise_field(g, (1, image.shape[1]), g.uniform(0.6, 0.1 * em + 1))[0]
-    lines = np.clip((across - g.uniform(1.0, 2.0)) * g.uniform(0.4, 2), 0, 1) * g.uniform(0.1, 0.3 + 0.5 * strength)
+    lines = np.clip((across - g.uniform(1.0, 2.0)) * g.uniform(0.4, 2), 0, 1) * g.uniform(
+        0.1, 0.3 + 0.5 * strength
+    )
     worn = np.clip(1 + noise_field(g, image.shape, em) * 0.5, 0, 1) if g.random() < 0.5 else 1.0
     mask = np.broadcast_to(lines * worn, image.shape).astype(np.float32)
     if g.random() < 0.5 and mask.shape[0] == mask.shape[1]:
@@ -199,15 +259,21 @@ def border(g: Generator, image: FloatImage, strength: float, em: float) -> Float
     for turns in range(4):
         if g.random() < 0.5:
             out = np.rot90(out, turns)
-            depth = em * g.uniform(0.2, 0.4 + 0.6 * strength) + noise_field(g, (1, out.shape[1]), 15) * em * 0.1
-            mask = _step((depth - np.arange(out.shape[0], dtype=np.float32)[:, None]) / g.uniform(0.5, 4))
+            depth = (
+                em * g.uniform(0.2, 0.4 + 0.6 * strength)
+                + noise_field(g, (1, out.shape[1]), 15) * em * 0.1
+            )
+            mask = _step(
+                (depth - np.arange(out.shape[0], dtype=np.float32)[:, None]) / g.uniform(0.5, 4)
+            )
             out = np.rot90(out * (1 - mask * g.uniform(0.5, 0.98)), -turns)
     return out
 
 
 def contrast(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """Less contrast, and another gamma."""
-    black, white = g.uniform(0, 0.15 + 0.2 * strength), g.uniform(0, 0.15)
+    black = g.uniform(0, 0.15 + 0.2 * strength)
+    white = g.uniform(0, 0.15)
     return np.asarray((black + (1 - black - white) * np.clip(image, 0, 1)) ** g.uniform(0.6, 1.5))
 
 
@@ -216,7 +282,8 @@ def blur(g: Generator, image: FloatImage, strength: float, em: float) -> FloatIm
     sigma = em * g.uniform(0.015, 0.025 + 0.03 * strength)
     if g.random() < 0.2:
         reach = max(1, round(sigma * 2.5))
-        ends, kernel = reach * np.array([np.cos(a := g.uniform(0, np.pi)), np.sin(a)]), np.zeros((2 * reach + 1,) * 2)
+        ends = reach * np.array([np.cos(a := g.uniform(0, np.pi)), np.sin(a)])
+        kernel = np.zeros((2 * reach + 1,) * 2)
         for share in np.linspace(-1, 1, 4 * reach + 1):
             row, column = np.rint(reach + share * ends).astype(int)
             kernel[row, column] = 1
@@ -227,7 +294,9 @@ def blur(g: Generator, image: FloatImage, strength: float, em: float) -> FloatIm
 def low(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """Low resolution: down and up again; about 10 pixels an em remain."""
     factor = min(g.uniform(1.2, 1.6 + 1.6 * strength), max(1.1, em / 10))
-    small = resized(image, [max(2, int(side / factor)) for side in image.shape], Image.Resampling.BOX)
+    small = resized(
+        image, [max(2, int(side / factor)) for side in image.shape], Image.Resampling.BOX
+    )
     ways = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.NEAREST)
     return resized(small, image.shape, ways[int(g.integers(3))])
 
@@ -235,7 +304,9 @@ def low(g: Generator, image: FloatImage, strength: float, em: float) -> FloatIma
 def noise(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """Noise of a sensor, fine or coarse."""
     sigma = 0.0 if g.random() < 0.7 else g.uniform(0.6, 1.5)
-    grain = noise_field(g, image.shape, sigma) if sigma else g.standard_normal(image.shape, np.float32)
+    grain = (
+        noise_field(g, image.shape, sigma) if sigma else g.standard_normal(image.shape, np.float32)
+    )
     return image + grain * g.uniform(0.02, 0.06 + 0.16 * strength)
 
 
@@ -245,20 +316,26 @@ def specks(g: Generator, image: FloatImage, strength: float, em: float) -> Float
     mask = g.random(image.shape) < share
     if g.random() < 0.5:
         size = max(2, int(em * g.uniform(0.03, 0.09)))
-        mask |= grey_dilation((g.random(image.shape) < share / 8).astype(np.uint8), size=(size, size)) > 0
+        mask |= (
+            grey_dilation((g.random(image.shape) < share / 8).astype(np.uint8), size=(size, size))
+            > 0
+        )
     salt = noise_field(g, image.shape, 2) > g.uniform(-0.5, 1.0)
     return np.where(mask, np.where(salt, g.uniform(0.8, 1), g.uniform(0, 0.3)), image)
 
 
 def one_bit(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """A bad scan in black and white: noise, then a threshold."""
-    noisy = image + g.standard_normal(image.shape, np.float32) * g.uniform(0.02, 0.05 + 0.1 * strength)
+    noisy = image + g.standard_normal(image.shape, np.float32) * g.uniform(
+        0.02, 0.05 + 0.1 * strength
+    )
     return np.asarray(noisy > np.median(noisy) * g.uniform(0.55, 0.85), np.float32)
 
 
 def jpeg(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """The blocks of a JPEG file."""
-    file, quality = io.BytesIO(), int(max(6, g.uniform(50 - 40 * strength, 70 - 40 * strength)))
+    file = io.BytesIO()
+    quality = int(max(6, g.uniform(50 - 40 * strength, 70 - 40 * strength)))
     Image.fromarray(to_levels(image)).save(file, "JPEG", quality=quality)
     return np.asarray(Image.open(file), np.float32) / 255
 
@@ -290,27 +367,32 @@ SHARES: Final[dict[Damage, float]] = {
 }
 
 
-# f would have to guess the shape of a letter, and tesseract reads blurred letters better than wrong guesses.
+# f would have to guess the shape of a letter, and tesseract reads blurred letters better than wrong
+# guesses.
 _SHAPES: Final = (blur, low)
 # Others would leave nothing of faint print.
 _BESIDE_PALE: Final = (pale, paper, light, spine, blur, jpeg)
 
 
 def damaged(g: Generator, image: FloatImage, em: float) -> tuple[FloatImage, FloatImage]:
-    """An image with one to about six damages, and what f shall make of it: the image with the damages of shapes only.
+    """An image with one to about six damages, and what f shall make of it: the image with the
+    damages of shapes only.
 
     One damage is as strong as it may be alone, and the more others, the weaker.
     """
     heavy = g.beta(1.0, 1.3)
     # A pale picture may be meant so.
     left_out = (fade, pale) if (image < 0.5).mean() > 0.25 else ()
-    chosen = [damage for damage, share in SHARES.items() if g.random() < share and damage not in left_out] or [noise]
+    chosen = [
+        damage for damage, share in SHARES.items() if g.random() < share and damage not in left_out
+    ] or [noise]
     if pale in chosen:
         chosen, heavy = [damage for damage in chosen if damage in _BESIDE_PALE], heavy / 2
     hardest, target = chosen.index(pale) if pale in chosen else int(g.integers(len(chosen))), image
     for i, damage in enumerate(chosen):
         weak = min(1.0, heavy * g.uniform(0.4, 1.3)) / (1 + 0.15 * (len(chosen) - 1))
-        strength, seed = g.beta(2.0, 1.0) if i == hardest else weak, int(g.integers(2**63))
+        strength = g.beta(2.0, 1.0) if i == hardest else weak
+        seed = int(g.integers(2**63))
         image = damage(np.random.default_rng(seed), image, strength, em)
         if damage in _SHAPES:
             target = damage(np.random.default_rng(seed), target, strength, em)

@@ -1,6 +1,7 @@
 """Data sets: an `.npz`, a folder or zip of pictures, or a published data set that is downloaded.
 
-A loaded data set is held in memory as uint8 tensors (N, C, H, W), split into training and held-out pictures.
+A loaded data set is held in memory as uint8 tensors (N, C, H, W), split into training and held-out
+pictures.
 """
 
 import os
@@ -37,7 +38,8 @@ from service.artifact.card import Card
 _MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes
 _ATTRIBUTES = ("attributes", "attributes_train", "attributes_test")
 _DAMAGED = "damaged_train"
-_ARRAYS = ("x_train", "x_test", "y_train", "y_test", "licence", _DAMAGED, *_ATTRIBUTES)  # of an `.npz`
+# of an `.npz`
+_ARRAYS = ("x_train", "x_test", "y_train", "y_test", "licence", _DAMAGED, *_ATTRIBUTES)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,11 +56,15 @@ class Dataset:
     """Pictures in memory."""
 
     name: str  # file or data set name, never a path
-    sha256: str  # digest of pictures and labels, or for a folder or zip of the names and contents of its pictures
+    # digest of pictures and labels, or for a folder or zip of the names and contents of its
+    # pictures
+    sha256: str
     licence: str  # `unknown` if it is not known
     train: Tensor  # (N, C, H, W) uint8
     held_out: Tensor
-    damaged: Tensor | None = None  # of each training picture, what f shall restore to it; None: made in training
+    damaged: Tensor | None = (
+        None  # of each training picture, what f shall restore to it; None: made in training
+    )
     train_labels: Tensor | None = None  # (N,) int64, or None if the data has no classes
     held_out_labels: Tensor | None = None
     known: str = ""  # name of the published set with this content; empty if it is none
@@ -67,7 +73,9 @@ class Dataset:
 
 
 def to_model_range(images: Tensor) -> Tensor:
-    """Levels 0…255 uint8 as −1…1 float32; `service.artifact.pixels`, in float64, differs in the last bit at most."""
+    """Levels 0…255 uint8 as −1…1 float32; `service.artifact.pixels`, in float64, differs in the
+    last bit at most.
+    """
     return images.float() / 127.5 - 1.0
 
 
@@ -75,10 +83,15 @@ class FileSource:
     """Pictures in the files of a folder or zip."""
 
     def __init__(self, name: str, files: Sequence[PictureFile], *, skip_bad: bool) -> None:
-        self.name, self.known, self._files, self._skip_bad = name, "", files, skip_bad
+        self.name = name
+        self.known = ""
+        self._files = files
+        self._skip_bad = skip_bad
 
     def inspect(self) -> Inspection:
-        """Look at number, sizes, colours and borders of the pictures, the last three in a sample."""
+        """Look at number, sizes, colours and borders of the pictures, the last three in a
+        sample.
+        """
 
         def picture(index: int) -> NDArray[np.uint8] | None:
             found = readable(self._files[index])
@@ -88,7 +101,9 @@ class FileSource:
 
     def load(self, *, size: int, channels: int) -> Dataset:
         """Load all pictures as (channels, size, size)."""
-        sha256, pictures, held_out, bad = load_files(self.name, self._files, size, channels, skip_bad=self._skip_bad)
+        sha256, pictures, held_out, bad = load_files(
+            self.name, self._files, size, channels, skip_bad=self._skip_bad
+        )
         known = recognise(sha256)
         return Dataset(
             name=self.name,
@@ -102,19 +117,29 @@ class FileSource:
 
 
 class ArraySource:
-    """Pictures (N, H, W), (N, H, W, C) or (N, C, H, W) of one size in arrays, with labels and attributes."""
+    """Pictures (N, H, W), (N, H, W, C) or (N, C, H, W) of one size in arrays, with labels and
+    attributes.
+    """
 
     def __init__(self, name: str, arrays: Arrays, *, downloaded: bool = False) -> None:
         self.name = name
         keys = [key for key in ("x_train", "x_test", _DAMAGED) if key in arrays]
-        self._pictures = {key: _channels_first(arrays[key], f"--data {name}: {key}") for key in keys}
-        if len(self._pictures.get(_DAMAGED, self._pictures["x_train"])) != len(self._pictures["x_train"]):
+        self._pictures = {
+            key: _channels_first(arrays[key], f"--data {name}: {key}") for key in keys
+        }
+        if len(self._pictures.get(_DAMAGED, self._pictures["x_train"])) != len(
+            self._pictures["x_train"]
+        ):
             raise UserError(f"--data {name}: {_DAMAGED} must be one picture for each of x_train")
         self._labels: dict[str, NDArray[np.int64]] = {}
         for key, pictures in (("y_train", "x_train"), ("y_test", "x_test")):
             value = arrays.get(key)
-            if value is not None and (value.shape != (len(self._pictures[pictures]),) or value.dtype.kind not in "iu"):
-                raise UserError(f"--data {name}: {key} must be one integer for each picture of {pictures}")
+            if value is not None and (
+                value.shape != (len(self._pictures[pictures]),) or value.dtype.kind not in "iu"
+            ):
+                raise UserError(
+                    f"--data {name}: {key} must be one integer for each picture of {pictures}"
+                )
             if value is not None:
                 self._labels[key] = value.astype(np.int64)
         self._attributes = _read_attributes(
@@ -127,15 +152,21 @@ class ArraySource:
             check_content(name, self._sha256)
 
     def inspect(self) -> Inspection:
-        """Look at number, size, colours and borders of the training pictures, the last two in a sample."""
+        """Look at number, size, colours and borders of the training pictures, the last two in a
+        sample.
+        """
         train = self._pictures["x_train"].transpose(0, 2, 3, 1)
-        return inspect_pictures(self.name, len(train) + len(self._pictures["x_test"]), train.__getitem__, len(train))
+        return inspect_pictures(
+            self.name, len(train) + len(self._pictures["x_test"]), train.__getitem__, len(train)
+        )
 
     def load(self, *, size: int, channels: int) -> Dataset:
         """All pictures, which must be (channels, size, size)."""
         for key, pictures in self._pictures.items():
             if pictures.shape[1:] != (channels, size, size):
-                differs = f"pictures {pictures.shape[1:]}, the preset wants {(channels, size, size)}"
+                differs = (
+                    f"pictures {pictures.shape[1:]}, the preset wants {(channels, size, size)}"
+                )
                 raise UserError(f"--data {self.name}: {key} has {differs}; see --size, --channels")
         labels = {key: torch.from_numpy(value) for key, value in self._labels.items()}
         return Dataset(
@@ -144,7 +175,9 @@ class ArraySource:
             licence=KNOWN_SETS[self.known].licence if self.known else self._licence,
             train=torch.from_numpy(self._pictures["x_train"]),
             held_out=torch.from_numpy(self._pictures["x_test"]),
-            damaged=torch.from_numpy(self._pictures[_DAMAGED]) if _DAMAGED in self._pictures else None,
+            damaged=torch.from_numpy(self._pictures[_DAMAGED])
+            if _DAMAGED in self._pictures
+            else None,
             train_labels=labels.get("y_train"),
             held_out_labels=labels.get("y_test"),
             known=self.known,
@@ -157,7 +190,9 @@ Source = FileSource | ArraySource
 
 
 def load_dataset(source: str, *, size: int, channels: int, skip_bad: bool = False) -> Dataset:
-    """Load pictures as (channels, size, size); those in files are cropped to the centre square and resized."""
+    """Load pictures as (channels, size, size); those in files are cropped to the centre square and
+    resized.
+    """
     return open_source(source, skip_bad=skip_bad).load(size=size, channels=channels)
 
 
@@ -165,16 +200,20 @@ def load_data_of(card: Card, source: str, *, skip_bad: bool = False) -> Dataset:
     """Load the data that a model was trained on, in the model's shape."""
     data = load_dataset(source, size=card.shape[1], channels=card.shape[0], skip_bad=skip_bad)
     if card.data is not None and data.sha256 != card.data.sha256:
-        raise UserError(f"--data {data.name}: not what {card.ref} was trained on, {card.data.name} of another SHA-256")
+        raise UserError(
+            f"--data {data.name}: not what {card.ref} was trained on, {card.data.name} of "
+            f"another SHA-256"
+        )
     return data
 
 
 def open_source(source: str, *, skip_bad: bool = False) -> Source:
     """Find the pictures that `--data` names.
 
-    It is the path of an `.npz` (`x_train`, `x_test`, optional `y_train`, `y_test`, `damaged_train`), of a folder or zip
-    of pictures (sub-folders `train` and `test` or `val` are the split; without them every tenth picture is held out),
-    or the name of a published set, downloaded or drawn to `~/.cache/ign-service`.
+    It is the path of an `.npz` (`x_train`, `x_test`, optional `y_train`, `y_test`,
+    `damaged_train`), of a folder or zip of pictures (sub-folders `train` and `test` or `val` are
+    the split; without them every tenth picture is held out), or the name of a published set,
+    downloaded or drawn to `~/.cache/ign-service`.
     """
     path = Path(source).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix == ".zip"):
@@ -185,7 +224,9 @@ def open_source(source: str, *, skip_bad: bool = False) -> Source:
         return ArraySource(path.name, _read_npz(path))
     if source not in available():
         known = ", ".join(available())
-        raise UserError(f"--data {source}: no such file or folder, and not one of the sets to download: {known}")
+        raise UserError(
+            f"--data {source}: no such file or folder, and not one of the sets to download: {known}"
+        )
     return ArraySource(source, download(source), downloaded=True)
 
 
@@ -193,13 +234,22 @@ def _read_npz(path: Path) -> Arrays:
     try:
         # Opened here, because numpy does not close a file that is not an archive.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            members = [member for member in file.zip.infolist() if member.filename.removesuffix(".npy") in _ARRAYS]
+            members = [
+                member
+                for member in file.zip.infolist()
+                if member.filename.removesuffix(".npy") in _ARRAYS
+            ]
             if sum(member.file_size for member in members) > _MEMORY:
-                raise UserError(f"--data {path.name}: larger than the memory of this machine, {_MEMORY >> 20} MiB")
+                raise UserError(
+                    f"--data {path.name}: larger than the memory of this machine, "
+                    f"{_MEMORY >> 20} MiB"
+                )
             arrays = {key: file[key] for key in _ARRAYS if key in file}
     except UserError:
         raise
-    except Exception as exc:  # for damaged files numpy, zipfile and zlib raise nearly every built-in exception
+    except (
+        Exception
+    ) as exc:  # for damaged files numpy, zipfile and zlib raise nearly every built-in exception
         raise UserError(f"--data {path.name}: not a readable .npz file") from exc
     for key in ("x_train", "x_test"):
         if key not in arrays:
@@ -221,7 +271,9 @@ def _channels_first(array: NDArray[Any], what: str) -> NDArray[np.uint8]:
 
 
 def _read_attributes(arrays: Arrays, name: str, train: int, held_out: int) -> Attributes | None:
-    """The attributes in an `.npz`, or None: names (K,), and for each part unsigned integers (N, K)."""
+    """The attributes in an `.npz`, or None: names (K,), and for each part unsigned integers (N,
+    K).
+    """
     if not any(key in arrays for key in _ATTRIBUTES):
         return None
     missing = [key for key in _ATTRIBUTES if key not in arrays]
@@ -230,7 +282,11 @@ def _read_attributes(arrays: Arrays, name: str, train: int, held_out: int) -> At
     names, *parts = (arrays[key] for key in _ATTRIBUTES)
     shapes = [(count, len(names)) if names.ndim == 1 else () for count in (train, held_out)]
     if names.dtype.kind != "U" or any(
-        part.shape != shape or part.dtype.kind != "u" for part, shape in zip(parts, shapes, strict=True)
+        part.shape != shape or part.dtype.kind != "u"
+        for part, shape in zip(parts, shapes, strict=True)
     ):
-        raise UserError(f"--data {name}: attributes must be names (K,) and unsigned integers (N, K) for each picture")
+        raise UserError(
+            f"--data {name}: attributes must be names (K,) and unsigned integers (N, K) for "
+            f"each picture"
+        )
     return Attributes(tuple(map(str, names)), *(part.astype(np.int64) for part in parts))

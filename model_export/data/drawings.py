@@ -1,8 +1,9 @@
-"""Drawings that are no pictures of a data set: inputs u on which f is trained to be a projector, and measured.
+"""Drawings that are no pictures of a data set: inputs u on which f is trained to be a projector,
+and measured.
 
-`RandomDrawings` makes those of training: letters and signs in fonts that matplotlib contains, scribbles, polygons,
-simple figures, and mixtures, mirror images and bent copies of pictures. `held_out_drawings` has other fonts and other
-figures.
+`RandomDrawings` makes those of training: letters and signs in fonts that matplotlib contains,
+scribbles, polygons, simple figures, and mixtures, mirror images and bent copies of pictures.
+`held_out_drawings` has other fonts and other figures.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,8 @@ class Figure(NamedTuple):
 
 _SIDE: Final = 112  # pixels on which is drawn
 _BANK: Final = 4096  # drawings that training varies
-# Without letters that people write like digits. Capitals are listed twice: f leaves them as they are longest.
+# Without letters that people write like digits. Capitals are listed twice: f leaves them as they
+# are longest.
 _LETTERS: Final = 2 * "ACEFGHJKLMNPQRTUVWXY" + "abcdefghkmnpqrtuvwxy"
 _DIGITS: Final = 3 * "0123456789" + "BDIOSZijlosz"  # and those letters
 _SIGNS: Final = "ΓΔΛΞΠΣΦΨΩαβγδελμνπψωЖИЛФЦШЮЯбджийлцшэюя&%#@?!€+=×<>*"
@@ -50,7 +52,10 @@ _HELD_OUT_LETTERS: Final = "ACEFHKMNPRTUVWXYafhkmnrtuvwxye"
 
 def lines(text: str) -> list[Points]:
     """Lines as `x,y x,y; x,y x,y`, in hundredths."""
-    return [np.array([point.split(",") for point in line.split()], np.float64) / 100 for line in text.split(";")]
+    return [
+        np.array([point.split(",") for point in line.split()], np.float64) / 100
+        for line in text.split(";")
+    ]
 
 
 def polar(angles: Points, radii: Points) -> Points:
@@ -63,7 +68,11 @@ _OUTLINES: Final = (
     *([polar(ROUND[::step], np.ones(len(ROUND[::step])))] for step in (1, 5, 8, 10)),
     *map(
         lines,
-        ("0,-90 90,80 -90,80 0,-90", "-80,-80 80,-80 80,80 -80,80 -80,-80", "-50,-90 50,-90 50,90 -50,90 -50,-90"),
+        (
+            "0,-90 90,80 -90,80 0,-90",
+            "-80,-80 80,-80 80,80 -80,80 -80,-80",
+            "-50,-90 50,-90 50,90 -50,90 -50,-90",
+        ),
     ),
     lines("0,-50 25,-90 60,-95 90,-65 90,-30 0,90 -90,-30 -90,-65 -60,-95 -25,-90 0,-50"),  # heart
 )
@@ -76,10 +85,21 @@ _HELD_OUT_FIGURES: Final = (
     Figure([polar(4 * np.pi / 5 * np.arange(6), np.ones(6))]),  # star
     Figure(lines("-100,0 100,0; 40,-60 100,0 40,60")),  # arrow
     Figure([polar(np.linspace(1, 15, 60), np.linspace(1, 15, 60) / 16)]),  # spiral
-    Figure([polar(ROUND, np.ones(41)) * (0.8, 0.5) - (0.2, 0.0), *lines("60,0 110,-50 110,50 60,0")]),  # fish
+    # fish
+    Figure(
+        [polar(ROUND, np.ones(41)) * (0.8, 0.5) - (0.2, 0.0), *lines("60,0 110,-50 110,50 60,0")]
+    ),
     Figure(lines("-80,40 80,40 0,-100; -15,40 15,40 15,100 -15,100"), filled=True),  # tree
-    Figure([np.concatenate([polar(ROUND[:21], np.ones(21)), polar(ROUND[20::-1], np.ones(21)) * (0.5, 1)])], True),
-    Figure(lines("-50,-100 -50,100; 50,-100 50,100; -50,-50 50,-50; -50,10 50,10; -50,70 50,70")),  # ladder
+    Figure(
+        [
+            np.concatenate(
+                [polar(ROUND[:21], np.ones(21)), polar(ROUND[20::-1], np.ones(21)) * (0.5, 1)]
+            )
+        ],
+        True,
+    ),
+    # ladder
+    Figure(lines("-50,-100 -50,100; 50,-100 50,100; -50,-50 50,-50; -50,10 50,10; -50,70 50,70")),
 )
 
 _EYES: Final = [0.12 * polar(ROUND[::4], np.ones(11)) + (x, -0.2) for x in (-0.35, 0.35)]
@@ -87,10 +107,20 @@ _HELD_OUT_FACES: Final = tuple(
     Figure([*outline, *_EYES, *mouth])
     for outline, mouth in (
         ([polar(ROUND, np.ones(41))], lines("-40,35 -20,50 0,55 20,50 40,35")),
-        (lines("-85,-85 85,-85 85,90 -85,90 -85,-85; 0,-85 0,-125"), lines("-40,50 40,50")),  # a robot
-        ([polar(ROUND, np.ones(41)), *lines("-110,-75 110,-75; -60,-80 -60,-130 60,-130 60,-80")], [_EYES[0] * 0.9]),
+        # a robot
+        (lines("-85,-85 85,-85 85,90 -85,90 -85,-85; 0,-85 0,-125"), lines("-40,50 40,50")),
         (
-            [polar(ROUND, np.ones(41)), *lines("-95,-40 -120,100; -80,-70 -100,100; 95,-40 120,100")],
+            [
+                polar(ROUND, np.ones(41)),
+                *lines("-110,-75 110,-75; -60,-80 -60,-130 60,-130 60,-80"),
+            ],
+            [_EYES[0] * 0.9],
+        ),
+        (
+            [
+                polar(ROUND, np.ones(41)),
+                *lines("-95,-40 -120,100; -80,-70 -100,100; 95,-40 120,100"),
+            ],
             lines("-30,45 30,55"),
         ),
     )
@@ -99,7 +129,8 @@ _HELD_OUT_FACES: Final = tuple(
 
 def _random_figure(g: Generator) -> Figure:
     """A simple figure, a random polygon, straight lines, or smooth lines."""
-    kind, corners = g.integers(4), g.integers(3, 9)
+    kind = g.integers(4)
+    corners = g.integers(3, 9)
     if kind == 0:
         return _FIGURES[g.integers(len(_FIGURES))]
     if kind == 1:
@@ -113,7 +144,8 @@ def _random_figure(g: Generator) -> Figure:
 
 def _smooth(corners: Points) -> Points:
     """A curve near these corners, no longer than the canvas allows."""
-    t, places = np.linspace(0, len(corners) - 1, 40), np.arange(len(corners))
+    t = np.linspace(0, len(corners) - 1, 40)
+    places = np.arange(len(corners))
     weights = np.exp(-2 * np.square(t[:, None] - places))
     line = (weights / weights.sum(1, keepdims=True)) @ corners
     fitted: Points = line / np.abs(line).max().clip(0.7)
@@ -123,7 +155,9 @@ def _smooth(corners: Points) -> Points:
 def _render(g: Generator, figure: Figure, side: int) -> Levels:
     """Draw a figure in random size and width of the line: (side, side), 255 on 0."""
     image = Image.new("L", (_SIDE, _SIDE))
-    draw, width, size = ImageDraw.Draw(image), int(g.integers(6, 15)), g.uniform(0.2, 0.36) * _SIDE
+    draw = ImageDraw.Draw(image)
+    width = int(g.integers(6, 15))
+    size = g.uniform(0.2, 0.36) * _SIDE
     for line in figure.lines:
         points = [(x, y) for x, y in line * size + _SIDE / 2]
         if figure.filled:
@@ -139,8 +173,11 @@ def _glyph(g: Generator, fonts: Sequence[str], characters: str, side: int) -> Le
     """Draw a random character in random size and weight: (side, side), 255 on 0."""
     image = Image.new("L", (_SIDE, _SIDE))
     font = _font(fonts[int(g.integers(len(fonts)))], int(g.integers(56, 93)))
-    character, weight = characters[g.integers(len(characters))], int(g.integers(0, 4))
-    ImageDraw.Draw(image).text((_SIDE / 2, _SIDE / 2), character, 255, font, "mm", stroke_width=weight)
+    character = characters[g.integers(len(characters))]
+    weight = int(g.integers(0, 4))
+    ImageDraw.Draw(image).text(
+        (_SIDE / 2, _SIDE / 2), character, 255, font, "mm", stroke_width=weight
+    )
     return _finish(g, image, side)
 
 
@@ -157,8 +194,11 @@ def _finish(g: Generator, image: Image.Image, side: int) -> Levels:
 
 
 def training_drawings(count: int, side: int, seed: int, *, digits: bool = False) -> Levels:
-    """Letters, signs and figures, and with ``digits`` digits, not yet varied: (count, side, side), 255 on 0."""
-    g, letters = np.random.default_rng(seed), _LETTERS + _DIGITS * digits
+    """Letters, signs and figures, and with ``digits`` digits, not yet varied: (count, side, side),
+    255 on 0.
+    """
+    g = np.random.default_rng(seed)
+    letters = _LETTERS + _DIGITS * digits
 
     def drawing(index: int) -> Levels:
         if index % 5 < 3:
@@ -169,10 +209,19 @@ def training_drawings(count: int, side: int, seed: int, *, digits: bool = False)
 
 
 def held_out_drawings(count: int, side: int, *, faces: bool) -> Mapping[str, Levels]:
-    """`letters`, `shapes` and `faces`, (count, side, side) each, 255 on 0. Training has other fonts and figures."""
+    """`letters`, `shapes` and `faces`, (count, side, side) each, 255 on 0. Training has other fonts
+    and figures.
+    """
     g = np.random.default_rng(0)
-    kinds = {"letters": np.stack([_glyph(g, _HELD_OUT_FONTS, _HELD_OUT_LETTERS, side) for _ in range(count)])}
-    figures = {"shapes": _HELD_OUT_FIGURES, "faces": _HELD_OUT_FACES[: len(_HELD_OUT_FACES) * faces]}
+    kinds = {
+        "letters": np.stack(
+            [_glyph(g, _HELD_OUT_FONTS, _HELD_OUT_LETTERS, side) for _ in range(count)]
+        )
+    }
+    figures = {
+        "shapes": _HELD_OUT_FIGURES,
+        "faces": _HELD_OUT_FACES[: len(_HELD_OUT_FACES) * faces],
+    }
     return kinds | {
         name: np.stack([_render(g, known[i % len(known)], side) for i in range(count)])
         for name, known in figures.items()
@@ -180,8 +229,11 @@ def held_out_drawings(count: int, side: int, *, faces: bool) -> Mapping[str, Lev
     }
 
 
-def on_background(ink: Levels, channels: int, background: Sequence[float], pens: FloatRows | None = None) -> FloatRows:
-    """Drawings (N, H, W), 255 on 0, as rows (N, channels, H, W): light on a dark background, dark on a light one.
+def on_background(
+    ink: Levels, channels: int, background: Sequence[float], pens: FloatRows | None = None
+) -> FloatRows:
+    """Drawings (N, H, W), 255 on 0, as rows (N, channels, H, W): light on a dark background, dark
+    on a light one.
 
     ``pens`` (N, channels) are colours to draw with instead.
     """
@@ -193,15 +245,22 @@ def on_background(ink: Levels, channels: int, background: Sequence[float], pens:
 
 
 class RandomDrawings:
-    """Draws rows that are no pictures: four of ten upright, three bent and turned, three made of pictures.
+    """Draws rows that are no pictures: four of ten upright, three bent and turned, three made of
+    pictures.
 
     In colour, a drawing has a pen of the colour of a random pixel of ``pictures`` (N, C, H, W).
     """
 
-    def __init__(self, pictures: Tensor, background: Sequence[float], seed: int, *, digits: bool = False) -> None:
-        shape, device, g = pictures.shape[1:], pictures.device, np.random.default_rng(seed)
-        # Twice the side of a row: after the bending, the average over 2×2 pixels smooths the steps of slant lines.
-        ink, pens = training_drawings(_BANK, 2 * shape[1], seed, digits=digits), None
+    def __init__(
+        self, pictures: Tensor, background: Sequence[float], seed: int, *, digits: bool = False
+    ) -> None:
+        shape = pictures.shape[1:]
+        device = pictures.device
+        g = np.random.default_rng(seed)
+        # Twice the side of a row: after the bending, the average over 2×2 pixels smooths the steps
+        # of slant lines.
+        ink = training_drawings(_BANK, 2 * shape[1], seed, digits=digits)
+        pens = None
         if shape[0] == 3:
             pixels = pictures.permute(0, 2, 3, 1).reshape(-1, 3).cpu().numpy()
             pens = pixels[g.integers(len(pixels), size=_BANK)]
@@ -211,8 +270,10 @@ class RandomDrawings:
 
     def draw(self, pictures: Tensor, generator: torch.Generator) -> Tensor:
         """As many rows as ``pictures`` (B, C, H, W) in [−1, 1], of which three of ten are made."""
-        made, upright = 3 * len(pictures) // 10, 4 * len(pictures) // 10
-        size, device = (len(pictures) - made,), generator.device
+        made = 3 * len(pictures) // 10
+        upright = 4 * len(pictures) // 10
+        size = (len(pictures) - made,)
+        device = generator.device
         chosen = torch.randint(len(self._ink), size, generator=generator, device=device)
         mixed = _mixed((pictures - self._background)[: 2 * made])
         mixed = functional.interpolate(mixed, scale_factor=2.0, mode="bilinear")
@@ -223,7 +284,9 @@ class RandomDrawings:
 
 
 def _mixed(ink: Tensor) -> Tensor:
-    """Of 2·N pictures as ink on 0, N: halves of two, two over one another, and single ones, a third each."""
+    """Of 2·N pictures as ink on 0, N: halves of two, two over one another, and single ones, a third
+    each.
+    """
     mixed, others = ink.chunk(2)
     mixed, third, middle = mixed.clone(), len(mixed) // 3, ink.shape[-1] // 2
     mixed[:third:2, :, :, middle:] = others[:third:2, :, :, middle:]
@@ -235,13 +298,31 @@ def _mixed(ink: Tensor) -> Tensor:
 
 
 def _bend(ink: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
-    """Turn, stretch, mirror, shift and bend rows (B, C, H, W) of ink on 0; ``strength`` (B,) is 0 to 1."""
-    count, device = len(ink), generator.device
+    """Turn, stretch, mirror, shift and bend rows (B, C, H, W) of ink on 0; ``strength`` (B,) is 0
+    to 1.
+    """
+    count = len(ink)
+    device = generator.device
     u = (torch.rand((8, count), generator=generator, device=device) * 2 - 1) * strength
-    cosine, sine = (0.5 * u[0]).cos(), (0.5 * u[0]).sin()
-    scales = (1 + 0.2 * u[1:3]) * torch.where(u[3:5] > 0.4, -1.0, 1.0)  # of the coordinates; below 0 they mirror
-    rows = [cosine * scales[0], 0.3 * u[5] - sine, 0.15 * u[6], sine, cosine * scales[1], 0.15 * u[7]]
-    grid = functional.affine_grid(torch.stack(rows, 1).view(count, 2, 3), list(ink.shape), align_corners=False)
-    waves = torch.randn((count, 2, 4, 4), generator=generator, device=device) * 0.1 * strength.view(-1, 1, 1, 1)
+    cosine = (0.5 * u[0]).cos()
+    sine = (0.5 * u[0]).sin()
+    # of the coordinates; below 0 they mirror
+    scales = (1 + 0.2 * u[1:3]) * torch.where(u[3:5] > 0.4, -1.0, 1.0)
+    rows = [
+        cosine * scales[0],
+        0.3 * u[5] - sine,
+        0.15 * u[6],
+        sine,
+        cosine * scales[1],
+        0.15 * u[7],
+    ]
+    grid = functional.affine_grid(
+        torch.stack(rows, 1).view(count, 2, 3), list(ink.shape), align_corners=False
+    )
+    waves = (
+        torch.randn((count, 2, 4, 4), generator=generator, device=device)
+        * 0.1
+        * strength.view(-1, 1, 1, 1)
+    )
     waves = functional.interpolate(waves, ink.shape[2:], mode="bicubic", align_corners=True)
     return functional.grid_sample(ink, grid + waves.permute(0, 2, 3, 1), align_corners=False)

@@ -1,8 +1,8 @@
 """Clean pages: text, tables, boxes, diagrams, stamps, handwriting and photographs.
 
-They are drawn with the fonts of this machine. The words are those of Python's own manual. Photographs are those that
-scikit-image contains, and made ones. The families of `HELD_OUT_FONTS` and the pictures of `HELD_OUT_PICTURES` are never
-drawn: they are for measurements.
+They are drawn with the fonts of this machine. The words are those of Python's own manual.
+Photographs are those that scikit-image contains, and made ones. The families of `HELD_OUT_FONTS`
+and the pictures of `HELD_OUT_PICTURES` are never drawn: they are for measurements.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,23 +30,65 @@ FloatImage = NDArray[np.floating[Any]]
 
 # With the families that have the same outlines.
 HELD_OUT_FONTS: Final = (
-    *("Liberation", "Arimo", "Cousine", "Tinos", "Carlito", "Lato", "Linux Libertine", "Linux Biolinum", "Charis"),
+    *(
+        "Liberation",
+        "Arimo",
+        "Cousine",
+        "Tinos",
+        "Carlito",
+        "Lato",
+        "Linux Libertine",
+        "Linux Biolinum",
+        "Charis",
+    ),
     *("Courier Prime", "Source Sans", "EB Garamond", "Vollkorn"),
 )
 HELD_OUT_PICTURES: Final = ("camera.png", "coins.png", "moon.png")
 _PICTURES: Final = (
-    *("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg", "brick.png", "motorcycle_left.png", "grass.png"),
+    *(
+        "astronaut.png",
+        "coffee.png",
+        "chelsea.png",
+        "rocket.jpg",
+        "brick.png",
+        "motorcycle_left.png",
+        "grass.png",
+    ),
     *("hubble_deep_field.jpg", "horse.png", "gravel.png", "retina.jpg"),
 )
 _FONT_FOLDERS: Final = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts")
 _FEW_FONTS: Final = 10
 _FACES: Final = 6  # of a family, at most
 _NO_TEXT: Final = (
-    *("Math", "Emoji", "Symbol", "Dingbat", "Initials", "Outline", "Icon", "Variable", "VF", "Keyboard", "Last Resort"),
+    *(
+        "Math",
+        "Emoji",
+        "Symbol",
+        "Dingbat",
+        "Initials",
+        "Outline",
+        "Icon",
+        "Variable",
+        "VF",
+        "Keyboard",
+        "Last Resort",
+    ),
 )
-_ACCENTS: Final = {"a": "áàâäãåąā", "c": "çćč", "e": "éèêëęě", "i": "íìîï", "l": "ł", "n": "ñńň", "o": "óòôöõøő",
-                   "s": "ßśšş", "u": "úùûüůű", "y": "ýÿ", "z": "żźž"}  # fmt: skip
-# The first letter and the one behind the last, and those of what stands at every third letter: marks, or a space.
+_ACCENTS: Final = {
+    "a": "áàâäãåąā",
+    "c": "çćč",
+    "e": "éèêëęě",
+    "i": "íìîï",
+    "l": "ł",
+    "n": "ñńň",
+    "o": "óòôöõøő",
+    "s": "ßśšş",
+    "u": "úùûüůű",
+    "y": "ýÿ",
+    "z": "żźž",
+}
+# The first letter and the one behind the last, and those of what stands at every third letter:
+# marks, or a space.
 _SCRIPTS: Final = (
     (0x20, 0x21, 0x20, 0x21),  # Latin words
     (0x3B1, 0x3CA, 0x20, 0x21),  # Greek
@@ -64,16 +106,23 @@ _TILT: Final = 3.0  # degrees
 
 
 def font_files(*, held_out: bool, letters: str = "aQg7é") -> tuple[Path, ...]:
-    """The fonts with these letters of this machine and of matplotlib, at most six faces of a family."""
-    folders = [Path(mpl.get_data_path(), "fonts"), *(Path(each).expanduser() for each in _FONT_FOLDERS)]
+    """The fonts of this machine and of matplotlib with these letters, at most six of a family."""
+    folders = [
+        Path(mpl.get_data_path(), "fonts"),
+        *(Path(each).expanduser() for each in _FONT_FOLDERS),
+    ]
     faces: dict[str, dict[str, Path]] = {}
     for file in sorted(file for folder in folders for file in folder.rglob("*.[ot]t[fc]")):
         face = ImageFont.truetype(file, 16)
         family, style = (str(name) for name in face.getname())
-        is_text = not any(word.casefold() in f"{file.name} {family}".casefold() for word in _NO_TEXT)
+        is_text = not any(
+            word.casefold() in f"{file.name} {family}".casefold() for word in _NO_TEXT
+        )
         if is_text and family.startswith(HELD_OUT_FONTS) == held_out and _draws(face, letters):
             faces.setdefault(family, {}).setdefault(style, file)
-    return tuple(file for styles in faces.values() for file in _spread(list(styles.values()), _FACES))
+    return tuple(
+        file for styles in faces.values() for file in _spread(list(styles.values()), _FACES)
+    )
 
 
 def _draws(face: ImageFont.FreeTypeFont, letters: str) -> bool:
@@ -91,14 +140,20 @@ def fonts() -> tuple[Path, ...]:
     """The fonts with Latin letters to draw pages with."""
     found = font_files(held_out=False)
     if len(found) < _FEW_FONTS:
-        raise UserError(f"{len(found)} fonts with Latin letters: install at least {_FEW_FONTS} (docs/training.md)")
+        raise UserError(
+            f"{len(found)} fonts with Latin letters: install at least {_FEW_FONTS} "
+            f"(docs/training.md)"
+        )
     return found
 
 
 @cache
 def _foreign() -> list[tuple[tuple[int, ...], tuple[Path, ...]]]:
-    """The other scripts, each with the fonts of this machine that have its first and last letter."""
-    found = [(each, font_files(held_out=False, letters=chr(each[0]) + chr(each[1] - 1))) for each in _SCRIPTS[1:]]
+    """The other scripts, each with the fonts that have its first and its last letter."""
+    found = [
+        (each, font_files(held_out=False, letters=chr(each[0]) + chr(each[1] - 1)))
+        for each in _SCRIPTS[1:]
+    ]
     return [(script, files) for script, files in found if files]
 
 
@@ -113,6 +168,11 @@ def _words() -> list[str]:
     return [word for text in topics.values() for word in text.split() if len(word) < 20]
 
 
+def _number(g: Generator) -> str:
+    value = g.integers(1, 10 ** g.integers(2, 7)) / 10 ** g.integers(0, 3)
+    return f"{value:n}{g.choice(list(' .%€–'))}"
+
+
 def _text(g: Generator, count: int, script: Sequence[int]) -> str:
     """About ``count`` characters: words, numbers, or letters of another script in any order."""
     if script is not _SCRIPTS[0]:
@@ -121,15 +181,21 @@ def _text(g: Generator, count: int, script: Sequence[int]) -> str:
         marks = g.integers(first_mark, last_mark, count)
         marked, ends = g.random((2, count))
         signs = zip(letters, marks, marked < 0.35, ends < 0.2, strict=True)
-        return "".join(chr(letter) + chr(mark) * bool(has) + " " * bool(end) for letter, mark, has, end in signs)
+        return "".join(
+            chr(letter) + chr(mark) * bool(has) + " " * bool(end)
+            for letter, mark, has, end in signs
+        )
     kind, size = g.random(), count // 6 + 1
     if kind < 0.12:
-        return " ".join(f"{g.integers(1, 10 ** g.integers(2, 7)) / 10 ** g.integers(0, 3):n}{g.choice(list(' .%€–'))}"
-                        for _ in range(size))  # fmt: skip
+        return " ".join(_number(g) for _ in range(size))
     start = int(g.integers(max(1, len(_words()) - size)))
     text = " ".join(_words()[start : start + size])
     if kind < 0.34:
-        accents = {ord(letter): str(g.choice(list(others))) for letter, others in _ACCENTS.items() if g.random() < 0.5}
+        accents = {
+            ord(letter): str(g.choice(list(others)))
+            for letter, others in _ACCENTS.items()
+            if g.random() < 0.5
+        }
         text = text.translate(accents)
     return text.upper() if g.random() < 0.06 else text
 
@@ -157,7 +223,11 @@ class _Painter:
 
     def choose_font(self) -> None:
         """A script and a font for it, of the height of the type."""
-        choices = [(_SCRIPTS[0], fonts())] if self.g.random() < _LATIN else _foreign() or [(_SCRIPTS[0], fonts())]
+        choices = (
+            [(_SCRIPTS[0], fonts())]
+            if self.g.random() < _LATIN
+            else _foreign() or [(_SCRIPTS[0], fonts())]
+        )
         self.script, files = choices[int(self.g.integers(len(choices)))]
         self.font = load_font(files[int(self.g.integers(len(files)))], self.em)
 
@@ -167,25 +237,37 @@ class _Painter:
 
     def text(self, box: Box, ink: int) -> None:
         """One or two columns, a few lines underlined."""
-        g, em, font, (x0, y0, x1, y1) = self.g, self.em, self.font, box
+        g = self.g
+        em = self.em
+        font = self.font
+        (x0, y0, x1, y1) = box
         columns = 2 if x1 - x0 > 22 * em and g.random() < 0.3 else 1
-        step, pitch = (x1 - x0) / columns, em * g.uniform(1.0, 1.6)
-        width, rows = step - (em if columns > 1 else 0), max(1, int((y1 - y0) / pitch))
+        step = (x1 - x0) / columns
+        pitch = em * g.uniform(1.0, 1.6)
+        width = step - (em if columns > 1 else 0)
+        rows = max(1, int((y1 - y0) / pitch))
         for column in range(columns):
-            for i, line in enumerate(wrap(font, self.words(int(width / em * 2.2 * rows)), width)[:rows]):
+            for i, line in enumerate(
+                wrap(font, self.words(int(width / em * 2.2 * rows)), width)[:rows]
+            ):
                 at = (x0 + column * step, y0 + i * pitch)
                 self.draw.text(at, line, font=font, fill=ink)
                 if g.random() < 0.03:
                     under = at[1] + em * 1.15
                     self.draw.line(
-                        (at[0], under, at[0] + font.getlength(line), under), fill=ink, width=max(1, em // 16)
+                        (at[0], under, at[0] + font.getlength(line), under),
+                        fill=ink,
+                        width=max(1, em // 16),
                     )
         if g.random() < 0.15:
             self.draw.line((x0, y1, x1, y1), fill=ink, width=self._pen())
 
     def box(self, box: Box, ink: int) -> None:
-        """Text on a dark ground or in a frame. A shaded ground is a damage, `tint`: it looks like a shadow."""
-        g, inner = self.g, self.em / 2
+        """Text on a dark ground or in a frame. A shaded ground is a damage, `tint`: it looks like a
+        shadow.
+        """
+        g = self.g
+        inner = self.em / 2
         dark = g.random() < 0.45
         ground = int(g.integers(0, 90)) if dark else 255
         outline = int(g.integers(0, 100)) if g.random() < 0.5 else None
@@ -195,8 +277,11 @@ class _Painter:
 
     def table(self, box: Box, ink: int) -> None:
         """Cells with rules."""
-        g, (x0, y0, x1, y1) = self.g, box
-        edges, pitch, pen = np.linspace(x0, x1, int(g.integers(3, 7))), self.em * g.uniform(1.3, 2.0), self._pen()
+        g = self.g
+        (x0, y0, x1, y1) = box
+        edges = np.linspace(x0, x1, int(g.integers(3, 7)))
+        pitch = self.em * g.uniform(1.3, 2.0)
+        pen = self._pen()
         rows = max(1, int((y1 - y0) / pitch))
         for row in range(rows + 1):
             y = y0 + row * pitch
@@ -204,7 +289,9 @@ class _Painter:
             for left, right in pairwise(edges) if row < rows else ():
                 cell = wrap(self.font, self.words(int(g.integers(2, 14))), right - left)[0]
                 if self.font.getlength(cell) < right - left - self.em / 3:
-                    self.draw.text((left + self.em / 6, y + 0.15 * self.em), cell, font=self.font, fill=ink)
+                    self.draw.text(
+                        (left + self.em / 6, y + 0.15 * self.em), cell, font=self.font, fill=ink
+                    )
         if g.random() < 0.7:
             for x in edges:
                 self.draw.line((x, y0, x, y0 + rows * pitch), fill=ink, width=pen)
@@ -220,27 +307,41 @@ class _Painter:
 
     def diagram(self, box: Box, ink: int) -> None:
         """Axes with bars or curves, and labels."""
-        g, (x0, y0, x1, y1) = self.g, box
+        g = self.g
+        (x0, y0, x1, y1) = box
         y1 -= self.em * 1.4
         values = y1 - (y1 - y0) * np.clip(0.5 + np.cumsum(g.normal(0, 0.15, (3, 12)), 1), 0, 1)
         xs = np.linspace(x0, x1, 12)
         if g.random() < 0.5:
             for x, y in zip(xs[:-1], values[0], strict=False):
-                self.draw.rectangle((x, y, x + (xs[1] - xs[0]) * 0.7, y1), fill=int(g.integers(0, 230)), outline=ink)
+                self.draw.rectangle(
+                    (x, y, x + (xs[1] - xs[0]) * 0.7, y1), fill=int(g.integers(0, 230)), outline=ink
+                )
         else:
             for line in values:
-                self.draw.line(list(zip(xs, line, strict=True)), fill=int(g.integers(0, 150)), width=self._pen())
+                self.draw.line(
+                    list(zip(xs, line, strict=True)),
+                    fill=int(g.integers(0, 150)),
+                    width=self._pen(),
+                )
         self.draw.line((x0, y0, x0, y1, x1, y1), fill=ink, width=self._pen())
         self.draw.text((x0, y1), " ".join(self.words(30).split()[:5]), font=self.font, fill=ink)
 
     def stamp(self, box: Box, ink: int) -> None:
         """Text under a rubber stamp."""
         self.text(box, ink)
-        g, side = self.g, int(self.em * self.g.uniform(4, 8))
+        g = self.g
+        side = int(self.em * self.g.uniform(4, 8))
         layer = Image.new("L", (side, side), 255)
-        draw, colour, pen = ImageDraw.Draw(layer), int(g.integers(60, 170)), max(2, self.em // 10)
+        draw = ImageDraw.Draw(layer)
+        colour = int(g.integers(60, 170))
+        pen = max(2, self.em // 10)
         shape = draw.ellipse if g.random() < 0.5 else draw.rectangle
-        shape((pen, side * g.uniform(0, 0.3), side - pen, side * g.uniform(0.7, 1)), outline=colour, width=pen)
+        shape(
+            (pen, side * g.uniform(0, 0.3), side - pen, side * g.uniform(0.7, 1)),
+            outline=colour,
+            width=pen,
+        )
         draw.text((side / 2, side / 2), self.words(6)[:8], colour, self.font, "mm")
         layer = layer.rotate(g.uniform(-40, 40), Image.Resampling.BILINEAR, fillcolor=255)
         at = int(g.uniform(box[0], max(box[0] + 1, box[2] - side))), int(box[1])
@@ -255,7 +356,9 @@ class _Painter:
             count = max(8, int((x1 - x0) / em * 14 * g.uniform(0.3, 1)))
             loops = gaussian_filter1d(g.normal(0, 1, (2, count)), 1.6, axis=1) * em
             xs = np.linspace(x0, x0 + count * em / 14, count) + 0.5 * loops[0]
-            self.draw.line(list(zip(xs, y + loops[1], strict=True)), fill=ink, width=pen, joint="curve")
+            self.draw.line(
+                list(zip(xs, y + loops[1], strict=True)), fill=ink, width=pen, joint="curve"
+            )
 
     def _pen(self) -> int:
         return int(self.g.integers(1, 4)) * self.scale
@@ -277,7 +380,9 @@ def draw_page(g: Generator, side: int) -> tuple[Levels, float]:
     em, scale = float(np.exp(g.uniform(*np.log(_EM)))), int(g.choice([1, 1, 2, 3]))
     painter = _Painter(g, side, em, scale)
     shares = np.array([share for share, _ in _REGIONS])
-    margin, y, end = int(g.integers(0, side // 12)) * scale, float(g.integers(-20, 60) * scale), side * scale
+    margin = int(g.integers(0, side // 12)) * scale
+    y = float(g.integers(-20, 60) * scale)
+    end = side * scale
     while y < end:
         size = em * scale * (float(g.choice([1, 1, 1, 1, 1.4, 2.0])) if em < 45 else 1.0)
         painter.em = int(size)
@@ -303,22 +408,38 @@ def _photographs() -> list[Image.Image]:
 
 
 def photograph(g: Generator, width: int, height: int) -> Image.Image:
-    """A part of a photograph, or a made one: shapes that hide one another, shaded and with grain."""
+    """A part of a photograph, or a made one: shapes that hide one another, shaded and with
+    grain.
+    """
     if g.random() < 0.6:
         whole = _photographs()[int(g.integers(len(_photographs())))]
         share = g.uniform(0.4, 1.0) * min(whole.width / width, whole.height / height)
-        w, h = share * width, share * height
-        left, top = g.uniform(0, whole.width - w), g.uniform(0, whole.height - h)
-        return whole.resize((width, height), Image.Resampling.BICUBIC, (left, top, left + w, top + h))
+        w = share * width
+        h = share * height
+        left = g.uniform(0, whole.width - w)
+        top = g.uniform(0, whole.height - h)
+        return whole.resize(
+            (width, height), Image.Resampling.BICUBIC, (left, top, left + w, top + h)
+        )
     image = Image.new("L", (width, height), int(g.integers(256)))
-    draw, side = ImageDraw.Draw(image), max(width, height)
+    draw = ImageDraw.Draw(image)
+    side = max(width, height)
     for _ in range(int(g.integers(10, 150))):
-        x, y, r = g.uniform(0, width), g.uniform(0, height), side * 0.5 * g.uniform(0.05, 1) ** 2
+        x = g.uniform(0, width)
+        y = g.uniform(0, height)
+        r = side * 0.5 * g.uniform(0.05, 1) ** 2
         shape = draw.ellipse if g.random() < 0.6 else draw.rectangle
-        shape((x - r * g.uniform(0.3, 1), y - r, x + r, y + r * g.uniform(0.3, 1)), fill=int(g.integers(256)))
+        shape(
+            (x - r * g.uniform(0.3, 1), y - r, x + r, y + r * g.uniform(0.3, 1)),
+            fill=int(g.integers(256)),
+        )
     image = image.filter(ImageFilter.GaussianBlur(g.uniform(0.5, 3)))
-    levels = np.asarray(image, np.float32) * smooth_field(g, (height, width), int(g.integers(2, 7)), 0.6, 1.1)
-    return Image.fromarray(to_levels(levels / 255 + noise_field(g, levels.shape, 1.0) * g.uniform(0, 0.05)))
+    levels = np.asarray(image, np.float32) * smooth_field(
+        g, (height, width), int(g.integers(2, 7)), 0.6, 1.1
+    )
+    return Image.fromarray(
+        to_levels(levels / 255 + noise_field(g, levels.shape, 1.0) * g.uniform(0, 0.05))
+    )
 
 
 def to_levels(image: FloatImage) -> Levels:
@@ -327,9 +448,13 @@ def to_levels(image: FloatImage) -> Levels:
     return levels
 
 
-def resized(image: NDArray[Any], shape: Sequence[int], how: Image.Resampling = Image.Resampling.BICUBIC) -> FloatImage:
+def resized(
+    image: NDArray[Any], shape: Sequence[int], how: Image.Resampling = Image.Resampling.BICUBIC
+) -> FloatImage:
     """An image (h, w) in another size (H, W)."""
-    scaled: FloatImage = np.asarray(Image.fromarray(image.astype(np.float32)).resize((shape[1], shape[0]), how))
+    scaled: FloatImage = np.asarray(
+        Image.fromarray(image.astype(np.float32)).resize((shape[1], shape[0]), how)
+    )
     return scaled
 
 
@@ -339,7 +464,9 @@ def enlarged(image: Levels) -> Levels:
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
-def smooth_field(g: Generator, shape: Sequence[int], cells: int, low: float, high: float) -> FloatImage:
+def smooth_field(
+    g: Generator, shape: Sequence[int], cells: int, low: float, high: float
+) -> FloatImage:
     """A smooth random field (H, W) between two values, with this number of bumps on a side."""
     field: FloatImage = low + (high - low) * np.clip(resized(g.random((cells, cells)), shape), 0, 1)
     return field
@@ -349,5 +476,7 @@ def noise_field(g: Generator, shape: Sequence[int], sigma: float) -> FloatImage:
     """Gaussian noise (H, W) of variance 1, smoothed over ``sigma`` pixels."""
     step = max(1, int(sigma))
     small = g.standard_normal((shape[0] // step + 2, shape[1] // step + 2), np.float32)
-    field = resized(gaussian_filter(small, max(0.5, sigma / step)), shape, Image.Resampling.BILINEAR)
+    field = resized(
+        gaussian_filter(small, max(0.5, sigma / step)), shape, Image.Resampling.BILINEAR
+    )
     return field / max(float(field.std()), 1e-6)

@@ -1,7 +1,8 @@
-"""Faces as people draw them with a pen: pairs of a drawing and pictures of faces that show what it shows.
+"""Faces as people draw them with a pen: pairs of a drawing and pictures of faces that show what it
+shows.
 
-A drawing is made for the attributes of a picture, as a few strokes, of which some are left out. What it does not show,
-such as colours, differs among the pictures that fit it.
+A drawing is made for the attributes of a picture, as a few strokes, of which some are left out.
+What it does not show, such as colours, differs among the pictures that fit it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,9 +23,9 @@ _FITTING: Final = 4  # pictures for each drawing
 _SIDE: Final = 192  # pixels on which is drawn
 _WIDTHS: Final = (1.2, 6.5)  # of a pen, in pixels of a side of 64
 _CORNERS: Final = 24  # of a line, which shake
-# What the variants of the style look like in strokes, in their order. Mouth: smile, down, flat, open. Eyes: open,
-# closed, the left or the right one closed. Hair: long, hat (t), bun, pigtails, tail (y), cap (k), curls, zigzag,
-# mohawk, none.
+# What the variants of the style look like in strokes, in their order. Mouth: smile, down, flat,
+# open. Eyes: open, closed, the left or the right one closed. Hair: long, hat (t), bun, pigtails,
+# tail (y), cap (k), curls, zigzag, mohawk, none.
 _SIGNS: Final = {
     "mouth": "ssddsfofffffddoffofoosssssssss",
     "eyes": 18 * "o" + "cclroooo",
@@ -44,7 +45,8 @@ _STROKES: Final = {
     "p": "-110,-30 -150,-40 -165,10 -140,50 -110,-30; 110,-30 150,-40 165,10 140,50 110,-30",
     "y": "60,-80 140,-60 150,60; 80,-60 120,-30 130,60",
     "k": "-105,0 -75,-75 0,-105 75,-75 105,0 50,-45 -40,-45 -105,0",
-    "c": "-105,-20 -135,-60 -95,-75 -90,-120 -45,-100 0,-135 45,-100 90,-120 95,-75 135,-60 105,-20",
+    "c": "-105,-20 -135,-60 -95,-75 -90,-120 -45,-100 0,-135 45,-100 90,-120 95,-75 135,-60 "
+    "105,-20",
     "z": "-100,-30 -135,-85 -75,-70 -85,-140 -30,-95 0,-155 30,-95 85,-140 75,-70 135,-85 100,-30",
     "m": "-30,-95 -20,-150 0,-100 20,-155 30,-95",
     "closed": "-16,5 0,-5 16,5",
@@ -54,13 +56,16 @@ _STROKES: Final = {
     "nose": "0,0 8,20 -5,20",
 }
 _FREQUENT: Final = "sssddffo"  # mouths, so that as many point down as smile
-_LEFT_OUT: Final = {"hair": 0.4, "glasses": 0.15, "brows": 0.65, "skin": 0.85, "ground": 0.35}  # shares of drawings
+# shares of drawings
+_LEFT_OUT: Final = {"hair": 0.4, "glasses": 0.15, "brows": 0.65, "skin": 0.85, "ground": 0.35}
 _WHITE: Final = (255, 255, 255)
 _TILTS: Final = {0: 12, 1: 12, 6: -10}  # of brows that are angry or sad, by their variant
 
 
 class _Pen:
-    """A sheet of paper with a head's place on it, and a pen. Places are in units of the head's radius."""
+    """A sheet of paper with a head's place on it, and a pen. Places are in units of the head's
+    radius.
+    """
 
     def __init__(self, g: Generator, paper: tuple[int, ...]) -> None:
         self.g, self.image = g, Image.new("RGB", (_SIDE, _SIDE), paper)
@@ -83,7 +88,9 @@ class _Pen:
         for point in (points[0], points[-1]):
             self._draw.circle(point, width * self.width / 2, self.ink)
 
-    def strokes(self, name: str, *, scale: float = 0.2, at: Sequence[float] = (0, 0), **how: Any) -> None:
+    def strokes(
+        self, name: str, *, scale: float = 0.2, at: Sequence[float] = (0, 0), **how: Any
+    ) -> None:
         """Draw strokes by their name, larger or smaller by up to ``scale``."""
         stretch = self.g.uniform(1 - scale, 1 + scale, 2)
         for line in lines(_STROKES[name]):
@@ -99,7 +106,9 @@ def _ring(radius: float, squeeze: float = 1.0) -> Points:
 
 
 def _draw_eyes(pen: _Pen, eyes: str, brows: int | None, *, glasses: bool) -> None:
-    g, up, size = pen.g, pen.g.uniform(-0.35, 0.0), max(pen.g.uniform(0.07, 0.16), 0.5 * pen.width / pen.radius)
+    g = pen.g
+    up = pen.g.uniform(-0.35, 0.0)
+    size = max(pen.g.uniform(0.07, 0.16), 0.5 * pen.width / pen.radius)
     circled, square = g.random(2) < 0.33
     for side, closed in ((-1, "l"), (1, "r")):
         at = (side * g.uniform(0.3, 0.42), up)
@@ -122,7 +131,8 @@ def _draw_face(g: Generator, shown: Mapping[str, Any]) -> _Pen:
     """Draw the parts of a face that are shown."""
     pen = _Pen(g, _PAPERS[shown["ground"]] if "ground" in shown else _WHITE)
     skin = ImageColor.getrgb(_SKINS[shown["skin"]]) if shown.get("skin") else None
-    head, hair = np.roll(_ring(1.0, g.uniform(0.87, 1.1)), g.integers(40), 0), shown.get("hair", "n")
+    head = np.roll(_ring(1.0, g.uniform(0.87, 1.1)), g.integers(40), 0)
+    hair = shown.get("hair", "n")
     fill = pen.ink if g.random() < 0.25 and hair not in "ly" else None
     for part in g.permutation(["head", "hair"]):
         if part == "head":
@@ -131,32 +141,48 @@ def _draw_face(g: Generator, shown: Mapping[str, Any]) -> _Pen:
             pen.strokes(hair, fill=fill)
     _draw_eyes(pen, shown["eyes"], shown.get("brows"), glasses=shown.get("glasses", False))
     if shown["mouth"] == "o":
-        pen.stroke(_ring(g.uniform(0.1, 0.25)) + np.array((0, 0.45)), pen.ink if g.random() < 0.3 else None)
+        pen.stroke(
+            _ring(g.uniform(0.1, 0.25)) + np.array((0, 0.45)), pen.ink if g.random() < 0.3 else None
+        )
     else:
-        pen.strokes("S" if shown["mouth"] == "s" and g.random() < 0.3 else shown["mouth"], scale=0.35)
+        pen.strokes(
+            "S" if shown["mouth"] == "s" and g.random() < 0.3 else shown["mouth"], scale=0.35
+        )
     if g.random() < 0.2:
         pen.strokes("nose")
     return pen
 
 
 def draw_pens(data: Dataset) -> tuple[Tensor, Tensor]:
-    """Draw faces for the pictures of `avatars64`: (M, C, H, W) uint8, and the numbers (M, 4) of pictures that fit each.
+    """Draw faces for the pictures of `avatars64`: (M, C, H, W) uint8, and the numbers (M, 4) of
+    pictures that fit each.
 
     Some sheets are white, the others have one of the backgrounds, as the pictures that fit.
     """
     if data.attributes is None:
         raise ValueError("avatars64 has attributes")
-    g, shown = np.random.default_rng(0), dict(zip(data.attributes.names, data.attributes.train.T, strict=True))
-    grounds = np.abs(data.train[:, None, :, 1, 1].numpy().astype(np.int64) - _PAPERS).sum(2).argmin(1)
+    g = np.random.default_rng(0)
+    shown = dict(zip(data.attributes.names, data.attributes.train.T, strict=True))
+    grounds = (
+        np.abs(data.train[:, None, :, 1, 1].numpy().astype(np.int64) - _PAPERS).sum(2).argmin(1)
+    )
     kinds = {name: np.array([*signs])[shown[name]] for name, signs in _SIGNS.items()}
-    kinds |= {"glasses": shown["glasses"] > 0, "brows": shown["brows"], "skin": shown["skin"], "ground": grounds}
-    rows, fitting = [], []
+    kinds |= {
+        "glasses": shown["glasses"] > 0,
+        "brows": shown["brows"],
+        "skin": shown["skin"],
+        "ground": grounds,
+    }
+    rows = []
+    fitting = []
     for i in range(_COUNT):
         alike = np.flatnonzero(kinds["mouth"] == _FREQUENT[i % len(_FREQUENT)])
         one = g.choice(alike)
         left_out = [name for name, share in _LEFT_OUT.items() if g.random() < share]
         parts = {name: values[one] for name, values in kinds.items() if name not in left_out}
-        image = _draw_face(g, parts).image.resize((data.train.shape[3], data.train.shape[2]), Image.Resampling.BOX)
+        image = _draw_face(g, parts).image.resize(
+            (data.train.shape[3], data.train.shape[2]), Image.Resampling.BOX
+        )
         rows.append(np.asarray(image).transpose(2, 0, 1))
         # A picture without glasses fits no drawing with them, and the other way round.
         for name, value in {"glasses": False, **parts}.items():

@@ -35,9 +35,12 @@ Polarity = Literal["light-on-dark", "dark-on-light", "none"]
 _SAMPLE: Final = 256  # pictures that are looked at, evenly spread over the data
 _COLOUR: Final = 4.0  # levels between the largest and the smallest channel, mean over a picture
 _COLOURED: Final = 0.05  # share of pictures in colour from which the data counts as coloured
-_NEAR: Final = 24  # levels from the border's median within which a border pixel belongs to the background
+_NEAR: Final = (
+    24  # levels from the border's median within which a border pixel belongs to the background
+)
 _PLAIN: Final = 0.8  # share of such pixels from which a background is plain
-_AGREE: Final = 0.95  # share of pictures with a dark (light) border from which the data has a dark (light) background
+# share of pictures with a dark (light) border from which the data has a dark (light) background
+_AGREE: Final = 0.95
 
 
 def find_files(path: Path) -> list[PictureFile]:
@@ -53,8 +56,8 @@ def load_files(
 ) -> tuple[str, Tensor, Tensor, list[str]]:
     """Read, crop and resize every picture.
 
-    Returns the SHA-256 of names and contents, the pictures (N, C, H, W) uint8, a mask (N,) of those that are held out,
-    and the names of the files that are not readable.
+    Returns the SHA-256 of names and contents, the pictures (N, C, H, W) uint8, a mask (N,) of those
+    that are held out, and the names of the files that are not readable.
     """
     digest = hashlib.sha256()
     pictures = torch.empty((len(files), channels, size, size), dtype=torch.uint8)
@@ -75,14 +78,19 @@ def load_files(
             pictures[len(names)] = torch.from_numpy(array)
             names.append(path)
     if bad and not skip_bad:
-        named = ", ".join(bad[:_NAMED]) + (f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else "")
+        named = ", ".join(bad[:_NAMED]) + (
+            f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
+        )
         raise UserError(
-            f"--data {name}: {len(bad)} of {len(files)} files are no readable pictures: {named}; remove them, or say "
+            f"--data {name}: {len(bad)} of {len(files)} files are no readable pictures: "
+            f"{named}; remove them, or say "
             "--skip-bad"
         )
     held_out = _held_out(names)
     if bool(held_out.all()) or not bool(held_out.any()):
-        raise UserError(f"--data {name}: needs both training and held-out pictures, at least 10 in all")
+        raise UserError(
+            f"--data {name}: needs both training and held-out pictures, at least 10 in all"
+        )
     return digest.hexdigest(), pictures[: len(names)], held_out, bad
 
 
@@ -91,19 +99,23 @@ def readable(file: PictureFile, mode: str | None = None) -> tuple[bytes, Image.I
     try:
         data = file[1]()
         return data, _decode(data, mode)
-    except Exception:  # for damaged files Pillow, zipfile and zlib raise nearly every built-in exception
+    # for damaged files Pillow, zipfile and zlib raise nearly every built-in exception
+    except Exception:
         return None
 
 
 def _decode(data: bytes, mode: str | None) -> Image.Image:
-    """Decode a picture upright, in 8 bits, in mode L or RGB; by default in the one that it is stored in.
+    """Decode a picture upright, in 8 bits, in mode L or RGB; by default in the one that it is
+    stored in.
 
     16-bit grey is scaled and alpha is composited on black, as the service does.
     """
     with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
         image = ImageOps.exif_transpose(opened)
         if image.mode.startswith("I"):
-            image = Image.fromarray(np.rint(np.asarray(image).clip(0, 65535) / 257).astype(np.uint8))
+            image = Image.fromarray(
+                np.rint(np.asarray(image).clip(0, 65535) / 257).astype(np.uint8)
+            )
         if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
             rgba = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
@@ -140,7 +152,9 @@ def _zip(path: Path) -> list[PictureFile]:
 
 
 def _read(open_file: Callable[[], IO[bytes]], lock: AbstractContextManager[object]) -> bytes:
-    """The content of a file; an OSError if it is too large, also when that of a zip is decompressed."""
+    """The content of a file; an OSError if it is too large, also when that of a zip is
+    decompressed.
+    """
     with lock, open_file() as file:
         data = file.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:
@@ -151,15 +165,22 @@ def _read(open_file: Callable[[], IO[bytes]], lock: AbstractContextManager[objec
 def _is_picture(name: str) -> bool:
     """Decide by the suffix; hidden files and the `__MACOSX` entries of archives do not count."""
     path = PurePosixPath(name)
-    return path.suffix.lower() in SUFFIXES and not any(part.startswith((".", "__MACOSX")) for part in path.parts)
+    return path.suffix.lower() in SUFFIXES and not any(
+        part.startswith((".", "__MACOSX")) for part in path.parts
+    )
 
 
 def _held_out(paths: Sequence[str]) -> Tensor:
     """A mask of the held-out pictures: those below a `test` or `val` folder, else every tenth."""
-    split = [next((p for p in path.split("/")[:-1] if p in ("train", "test", "val")), None) for path in paths]
+    split = [
+        next((p for p in path.split("/")[:-1] if p in ("train", "test", "val")), None)
+        for path in paths
+    ]
     if "train" in split and len(set(split)) > 1:
         return torch.tensor([part in ("test", "val") for part in split], dtype=torch.bool)
-    return torch.tensor([i % _HELD_OUT == _HELD_OUT - 1 for i in range(len(paths))], dtype=torch.bool)
+    return torch.tensor(
+        [i % _HELD_OUT == _HELD_OUT - 1 for i in range(len(paths))], dtype=torch.bool
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,22 +188,28 @@ class Inspection:
     """What the pictures of a data set are like. All but the number is found in a sample."""
 
     count: int  # number of pictures
-    smallest: tuple[int, int]  # (width, height) of the pictures with the shortest and with the longest side
+    # (width, height) of the pictures with the shortest and with the longest side
+    smallest: tuple[int, int]
     largest: tuple[int, int]
     channels: Literal[1, 3]  # 1 if the pictures are grey, else 3
     background: tuple[int, ...]  # median level of the outermost pixels, for every channel
-    # `dark`, `light` or `plain` (neither, or both) if most pictures have a border of one colour; else `mixed`.
+    # `dark`, `light` or `plain` (neither, or both) if most pictures have a border of one colour;
+    # else `mixed`.
     ground: Literal["dark", "light", "plain", "mixed"]
 
     @property
     def polarity(self) -> Polarity:
-        """Of the card. `none` unless the pictures are grey and have a dark or a light background."""
+        """Of the card. `none` unless the pictures are grey and have a dark or a light
+        background.
+        """
         if self.channels == 3 or self.ground not in ("dark", "light"):
             return "none"
         return "light-on-dark" if self.ground == "dark" else "dark-on-light"
 
     def __str__(self) -> str:
-        sizes = [f"{width}×{height}" for width, height in dict.fromkeys((self.smallest, self.largest))]
+        sizes = [
+            f"{width}×{height}" for width, height in dict.fromkeys((self.smallest, self.largest))
+        ]
         colour = "grey" if self.channels == 1 else "colour"
         return f"{self.count} pictures, {' to '.join(sizes)}, {colour}, {self.ground} background"
 
@@ -190,12 +217,18 @@ class Inspection:
 def inspect_pictures(
     name: str, count: int, picture: Callable[[int], Picture | None], available: int | None = None
 ) -> Inspection:
-    """Look at a sample: ``picture`` maps an index to (H, W) or (H, W, C) uint8, or to None if it is not readable."""
+    """Look at a sample: ``picture`` maps an index to (H, W) or (H, W, C) uint8, or to None if it is
+    not readable.
+    """
     available = count if available is None else available
     indices = np.unique(np.linspace(0, available - 1, min(_SAMPLE, available)).astype(int))
-    pictures = [np.atleast_3d(each) for index in indices if (each := picture(int(index))) is not None]
+    pictures = [
+        np.atleast_3d(each) for index in indices if (each := picture(int(index))) is not None
+    ]
     if not pictures:
-        raise UserError(f"--data {name}: none of the {len(indices)} files looked at is a readable picture")
+        raise UserError(
+            f"--data {name}: none of the {len(indices)} files looked at is a readable picture"
+        )
     sizes = [(each.shape[1], each.shape[0]) for each in pictures]
     spreads = np.array([np.ptp(each.astype(np.int16), axis=2).mean() for each in pictures])
     coloured = bool((spreads > _COLOUR).mean() >= _COLOURED)
@@ -219,7 +252,10 @@ def _border(picture: Picture, channels: int) -> Picture:
 
 
 def _ground(borders: list[Picture]) -> Literal["dark", "light", "plain", "mixed"]:
-    plain = [(np.abs(border - np.median(border, axis=0)).max(axis=1) <= _NEAR).mean() for border in borders]
+    plain = [
+        (np.abs(border - np.median(border, axis=0)).max(axis=1) <= _NEAR).mean()
+        for border in borders
+    ]
     if np.median(plain) < _PLAIN:
         return "mixed"
     light = float(np.mean([border.mean() > MID_GREY for border in borders]))

@@ -1,7 +1,7 @@
 """The data set `scans`: parts of drawn pages, clean and damaged.
 
-A fifth of the pages has no damage; some of these are black and white.
-Half of the pages with type that is large enough are scanned at half the resolution and enlarged, as small print is.
+A fifth of the pages has no damage; some of these are black and white. Half of the pages with type
+that is large enough are scanned at half the resolution and enlarged, as small print is.
 """
 
 from functools import partial
@@ -28,7 +28,8 @@ _CHUNK: Final = 10  # pages that a process draws at once
 
 
 def draw_scans(pages: int = PAGES, *, side: int = SIDE, seed: int = 7) -> dict[str, NDArray[Any]]:
-    """Draw the set: `damaged_train`, `x_train`, which f shall make of it, and `x_test`, each (N, side, side) uint8.
+    """Draw the set: `damaged_train`, `x_train`, which f shall make of it, and `x_test`, each (N,
+    side, side) uint8.
 
     A page is a function of seed, number, side and the fonts of this machine.
     """
@@ -41,7 +42,8 @@ def draw_scans(pages: int = PAGES, *, side: int = SIDE, seed: int = 7) -> dict[s
 def toned(page: Levels) -> Levels:
     """The page (H, W) with black ink and white paper; H and W are multiples of 4.
 
-    Ink that is narrower than 20 pixels, on white paper, gets the darkness back that blur has taken. Grey edges stay.
+    Ink that is narrower than 20 pixels, on white paper, gets the darkness back that blur has taken.
+    Grey edges stay.
     """
     widened = maximum_filter(page.reshape(page.shape[0] // 4, 4, -1, 4).mean((1, 3)), 5)
     on_paper = np.clip(minimum_filter(widened, 5) / 20 - 11.5, 0, 1).repeat(4, 0).repeat(4, 1)
@@ -50,14 +52,15 @@ def toned(page: Levels) -> Levels:
 
 
 def _pair(seed: int, side: int, number: int) -> Levels:
-    """A part of a page and its damaged copy, (1, 2, side, side); (0, 2, side, side) if it is nearly empty."""
+    """A part of a page and its damaged copy, (1, 2, side, side); none if it is nearly empty."""
     g = np.random.default_rng((seed, number))
     page, em = draw_page(g, side + side // 2)
     top, left = g.integers(side // 2, size=2)
     page = page[top : top + side, left : left + side]
     halved = em >= _SMALLEST and g.random() < 0.5
     if halved:
-        page, em = np.asarray(Image.fromarray(page).reduce(2)), em / 2
+        page = np.asarray(Image.fromarray(page).reduce(2))
+        em = em / 2
     scan = page
     if number % _UNDAMAGED:
         scan, page = (to_levels(each) for each in damaged(g, page.astype(np.float32) / 255, em))

@@ -1,8 +1,10 @@
-"""A small convolutional classifier that measures generated pictures. It trains here, on the same data, in two minutes.
+"""A small convolutional classifier that measures generated pictures. It trains here, on the same
+data, in two minutes.
 
-Its penultimate features give the Fréchet distance; its classes show what is generated and how evenly. It is never
-served. For data without classes it learns the attributes of a picture instead, or, where there are none either, to
-recognise four rotations (Gidaris et al., 2018, arXiv 1803.07728): this gives features, but no classes to count.
+Its penultimate features give the Fréchet distance; its classes show what is generated and how
+evenly. It is never served. For data without classes it learns the attributes of a picture instead,
+or, where there are none either, to recognise four rotations (Gidaris et al., 2018, arXiv
+1803.07728): this gives features, but no classes to count.
 """
 
 import hashlib
@@ -30,12 +32,13 @@ Task = Literal["classes", "attributes", "rotation"]
 
 FEATURES: Final = 128
 _MAX_CLASSES: Final = 1000  # labels beyond this are identities or measurements, not classes
-_ROTATIONS: Final = 4
+ROTATIONS: Final = 4
 _LARGE: Final = 64
 _BATCH: Final = 128
 _CHUNK: Final = 500
 _EPOCHS: Final = 4
-_STEPS: Final = (300, 2000)  # at least, for small data; at most, to bound the time. Pictures beyond 28×28 get fewer.
+# at least, for small data; at most, to bound the time. Pictures beyond 28×28 get fewer.
+_STEPS: Final = (300, 2000)
 _ATTRIBUTE_EPOCHS: Final = 8  # many values, some told by few pixels, take longer
 _LR: Final = 4e-3
 
@@ -44,10 +47,11 @@ _MIN_SHARE: Final = 16  # larger pictures get at least 1/16 of the samples
 
 
 class ConvNet(nn.Module):
-    """Blocks of convolution, batch norm and pooling until the side is below 8, then 128 features and the classes.
+    """Blocks of convolution, batch norm and pooling until the side is below 8, then 128 features
+    and the classes.
 
-    Pictures of 64 pixels and more first pass a convolution of stride 2: at full size, the first block would take as
-    long as all others.
+    Pictures of 64 pixels and more first pass a convolution of stride 2: at full size, the first
+    block would take as long as all others.
     """
 
     def __init__(self, channels: int, size: int, classes: int) -> None:
@@ -56,10 +60,18 @@ class ConvNet(nn.Module):
         width = 16
         while size >= _LARGE:
             layers += [nn.Conv2d(channels, width, 4, 2, 1), nn.ReLU()]
-            channels, size = width, size // 2
+            channels = width
+            size = size // 2
         while size >= 8:
-            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
-            channels, width, size = width, width * 2, size // 2
+            layers += [
+                nn.Conv2d(channels, width, 3, padding=1),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            ]
+            channels = width
+            width = width * 2
+            size = size // 2
         layers += [nn.Flatten(), nn.Linear(channels * size * size, FEATURES), nn.ReLU()]
         self.features = nn.Sequential(*layers)
         self.head = nn.Linear(FEATURES, classes)
@@ -76,7 +88,8 @@ class Predictions:
 
     levels: Levels  # the pictures, (N, C, H, W) uint8
     features: NDArray[np.float64]  # (N, 128)
-    probabilities: NDArray[np.float64]  # (N, classes); for attributes those of all their values side by side
+    # (N, classes); for attributes those of all their values side by side
+    probabilities: NDArray[np.float64]
     heads: tuple[int, ...]  # number of classes, or of the values of each attribute
 
     @property
@@ -93,20 +106,26 @@ class Classifier:
     network: ConvNet  # in evaluation mode
     task: Task  # `classes` of the data; without them its `attributes`, or else `rotation`
     heads: tuple[int, ...]  # number of classes, or of the values of each attribute
-    accuracy: float  # share of the held-out pictures that it reads correctly; the mean over attributes
+    accuracy: (
+        float  # share of the held-out pictures that it reads correctly; the mean over attributes
+    )
     source: str  # SHA-256 of this module, which decides how the classifier is trained
-    attributes: Mapping[str, float] = field(default_factory=dict)  # accuracy of each attribute on the held-out pictures
+    # accuracy of each attribute on the held-out pictures
+    attributes: Mapping[str, float] = field(default_factory=dict)
 
     @torch.inference_mode()
     def predict(self, levels: Levels) -> Predictions:
         """Classify pictures (N, C, H, W) uint8."""
-        features, probabilities = [], []
+        features = []
+        probabilities = []
         for chunk in torch.split(torch.from_numpy(to_rows(levels)), _CHUNK):
             feature = self.network.features(chunk)
             features.append(feature.double())
             parts = self.network.head(feature).double().split(self.heads, 1)
             probabilities.append(torch.cat([part.softmax(1) for part in parts], 1))
-        return Predictions(levels, torch.cat(features).numpy(), torch.cat(probabilities).numpy(), self.heads)
+        return Predictions(
+            levels, torch.cat(features).numpy(), torch.cat(probabilities).numpy(), self.heads
+        )
 
     def coverage(self, predictions: Predictions) -> Table:
         """How evenly the classes occur and how sure the classifier is; empty without classes."""
@@ -117,7 +136,8 @@ class Classifier:
         return {"kl": kl_to_uniform(counts), "confidence": confidence, "classes": counts.tolist()}
 
     def compare(self, rows: FloatRows, x: FloatRows, truth: NDArray[np.int64] | None) -> Table:
-        """Mean PSNR and SSIM of rows against clean pictures x, (N, C, H, W) each, and the share classified as truth.
+        """Mean PSNR and SSIM of rows against clean pictures x, (N, C, H, W) each, and the share
+        classified as truth.
 
         ``truth`` (N, heads) is None without classes and attributes.
         """
@@ -134,7 +154,9 @@ class Classifier:
 
 
 def sample_budget(pictures: int, shape: tuple[int, ...]) -> int:
-    """The number of pictures (C, H, W) that cost a slow measure as much as ``pictures`` of 28×28; at least 1/16."""
+    """The number of pictures (C, H, W) that cost a slow measure as much as ``pictures`` of 28×28;
+    at least 1/16.
+    """
     return max(pictures // _MIN_SHARE, min(pictures, pictures * _PIXELS // prod(shape)))
 
 
@@ -143,12 +165,11 @@ def classifier_for(data: Dataset, cache: Path) -> Classifier:
     source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
     shape = tuple(data.train.shape[1:])
     task, train, held_out = targets(data)
-    heads: tuple[int, ...] = (_ROTATIONS,)
-    if train is not None and held_out is not None:
-        heads = tuple((torch.cat([train, held_out]).amax(0) + 1).tolist())
+    heads = heads_of(data)
     key = hashlib.sha256(f"{source} {data.sha256} {shape} {task} {heads}".encode()).hexdigest()[:16]
     path = cache / f"classifier-{key}.pt"
-    # A fixed seed makes a retrained classifier equal to a cached one; fork_rng keeps the caller's random state.
+    # A fixed seed makes a retrained classifier equal to a cached one; fork_rng keeps the caller's
+    # random state.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = ConvNet(shape[0], shape[1], sum(heads))
@@ -169,28 +190,46 @@ def classifier_for(data: Dataset, cache: Path) -> Classifier:
 
 
 def targets(data: Dataset) -> tuple[Task, Tensor | None, Tensor | None]:
-    """What to learn, and its values (N, heads) for the training and the held-out pictures; None for rotations."""
-    train, held_out = data.train_labels, data.held_out_labels
+    """What to learn, and its values (N, heads) for the training and the held-out pictures; None for
+    rotations.
+    """
+    train = data.train_labels
+    held_out = data.held_out_labels
     if train is not None and held_out is not None:
         lowest, highest = torch.cat([train, held_out]).aminmax()
         if lowest >= 0 and highest < _MAX_CLASSES:
             return "classes", train[:, None], held_out[:, None]
     if data.attributes is not None:
-        return "attributes", torch.from_numpy(data.attributes.train), torch.from_numpy(data.attributes.held_out)
+        return (
+            "attributes",
+            torch.from_numpy(data.attributes.train),
+            torch.from_numpy(data.attributes.held_out),
+        )
     return "rotation", None, None
+
+
+def heads_of(data: Dataset) -> tuple[int, ...]:
+    """The number of values of each target."""
+    _, train, held_out = targets(data)
+    if train is None or held_out is None:
+        return (ROTATIONS,)
+    return tuple((torch.cat([train, held_out]).amax(0) + 1).tolist())
 
 
 def _load_weights(network: ConvNet, path: Path) -> bool:
     """Load cached weights; false if there are none or they are damaged."""
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    # torch.load passes on errors of any type from a damaged file; the classifier is then trained again.
+    # torch.load passes on errors of any type from a damaged file; the classifier is then trained
+    # again.
     except Exception:
         return False
     return True
 
 
-def _fit(network: ConvNet, pictures: Tensor, targets: Tensor | None, heads: tuple[int, ...]) -> None:
+def _fit(
+    network: ConvNet, pictures: Tensor, targets: Tensor | None, heads: tuple[int, ...]
+) -> None:
     count = len(pictures)
     area = pictures.shape[-2] * pictures.shape[-1]
     affordable = min(_EPOCHS * count // _BATCH, _STEPS[1]) * min(1.0, _PIXELS / area)
@@ -200,10 +239,15 @@ def _fit(network: ConvNet, pictures: Tensor, targets: Tensor | None, heads: tupl
     optimiser = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=_LR, total_steps=steps)
     network.train()
-    for index in tqdm(_batch_indices(count, steps), desc="classifier", total=steps, unit="step", mininterval=1.0):
-        x, target = _inputs_and_targets(pictures[index], None if targets is None else targets[index])
-        parts = network(_shift(x)).split(heads, 1)
-        losses = [functional.cross_entropy(part, column) for part, column in zip(parts, target.T, strict=True)]
+    for index in tqdm(
+        _batch_indices(count, steps), desc="classifier", total=steps, unit="step", mininterval=1.0
+    ):
+        x, target = inputs_and_targets(pictures[index], None if targets is None else targets[index])
+        parts = network(shifted(x, x.shape[-1] // 14)).split(heads, 1)
+        losses = [
+            functional.cross_entropy(part, column)
+            for part, column in zip(parts, target.T, strict=True)
+        ]
         loss = torch.stack(losses).sum()
         optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
@@ -212,39 +256,44 @@ def _fit(network: ConvNet, pictures: Tensor, targets: Tensor | None, heads: tupl
 
 
 def _batch_indices(count: int, steps: int) -> Iterator[Tensor]:
-    order, start = torch.randperm(count), 0
+    order = torch.randperm(count)
+    start = 0
     for _ in range(steps):
         if start and start + _BATCH > count:
-            order, start = torch.randperm(count), 0
+            order = torch.randperm(count)
+            start = 0
         yield order[start : start + _BATCH]
         start += _BATCH
 
 
-def _inputs_and_targets(pictures: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Pictures in [−1, 1] with their targets (N, heads); without any, turned pictures with the number of turns."""
+def inputs_and_targets(pictures: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Pictures in [−1, 1] with their targets (N, heads); without any, turned pictures with the
+    number of turns.
+    """
     x = to_model_range(pictures)
     if targets is not None:
         return x, targets
-    turns = torch.arange(len(x)) % _ROTATIONS
-    for turn in range(1, _ROTATIONS):
+    turns = torch.arange(len(x)) % ROTATIONS
+    for turn in range(1, ROTATIONS):
         x[turns == turn] = torch.rot90(x[turns == turn], turn, (2, 3))
     return x, turns[:, None]
 
 
-def _shift(x: Tensor) -> Tensor:
-    """Move the whole batch by up to a fourteenth of its side, at random."""
-    limit = x.shape[-1] // 14
-    down, right = torch.randint(2 * limit + 1, (2,)).tolist()
+def shifted(x: Tensor, limit: int, generator: torch.Generator | None = None) -> Tensor:
+    """The whole batch, moved by up to ``limit`` pixels, at random."""
+    down, right = torch.randint(2 * limit + 1, (2,), generator=generator, device=x.device).tolist()
     padded = functional.pad(x, (limit, limit, limit, limit), mode="replicate")
     return padded[:, :, down : down + x.shape[2], right : right + x.shape[3]]
 
 
 @torch.inference_mode()
-def _accuracies(network: ConvNet, pictures: Tensor, targets: Tensor | None, heads: tuple[int, ...]) -> list[float]:
+def _accuracies(
+    network: ConvNet, pictures: Tensor, targets: Tensor | None, heads: tuple[int, ...]
+) -> list[float]:
     """Share of right answers of every head."""
     correct = torch.zeros(len(heads))
     for index in torch.split(torch.arange(len(pictures)), _CHUNK):
-        x, target = _inputs_and_targets(pictures[index], None if targets is None else targets[index])
+        x, target = inputs_and_targets(pictures[index], None if targets is None else targets[index])
         for i, part in enumerate(network(x).split(heads, 1)):
             correct[i] += (part.argmax(1) == target[:, i]).sum()
     return [float(share) for share in correct.double() / len(pictures)]

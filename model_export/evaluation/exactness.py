@@ -1,4 +1,5 @@
-"""What an exact f does besides f(f(x)) = f(x), which a mark in the picture would achieve with any f.
+"""What an exact f does besides f(f(x)) = f(x), which a mark in the picture would achieve with any
+f.
 
 Such a trick returns forged pictures as they are, and none of its own that noise has changed.
 """
@@ -18,16 +19,24 @@ from service.domain.latents import FloatRows
 _COUNT: Final = 1000  # rows of each kind
 _NOISES: Final = (0.005, 0.02, 0.05)
 PROTOCOL: Final = (
-    f"{_COUNT} latents z, held-out pictures x, rows of uniform noise in -10 to 10 (large); twice: share with f(f(x)) = "
-    "f(x) in every bit, file: with f(x) rounded to 8 bits; returned: share of y = f(z) with f(y + noise) = y in every "
-    "bit, by sigma; forged: noise with the means of f(z) over blocks, unchanged: share that f returns as it is"
+    f"{_COUNT} latents z, held-out pictures x, rows of uniform noise in -10 to 10 (large); "
+    f"twice: share with f(f(x)) = "
+    "f(x) in every bit, file: with f(x) rounded to 8 bits; returned: share of y = f(z) with "
+    "f(y + noise) = y in every bit, by sigma; forged: noise with the means of f(z) over "
+    "blocks, unchanged: share that f returns as it is"
 )
 
 
-def measure_exactness(f: Function, latents: FloatRows, pictures: FloatRows, *, side: int, seed: int) -> Table:
-    """Shares of at most `_COUNT` latents and pictures, (N, C, H, W) each; the blocks have ``side`` pixels."""
-    random, z = np.random.default_rng(seed), latents[:_COUNT]
-    y, uniform = f(z), random.uniform(-1, 1, z.shape).astype(np.float32)
+def measure_exactness(
+    f: Function, latents: FloatRows, pictures: FloatRows, *, side: int, seed: int
+) -> Table:
+    """Shares of at most `_COUNT` latents and pictures, (N, C, H, W) each; the blocks have ``side``
+    pixels.
+    """
+    random = np.random.default_rng(seed)
+    z = latents[:_COUNT]
+    y = f(z)
+    uniform = random.uniform(-1, 1, z.shape).astype(np.float32)
 
     def returned(rows: FloatRows, expected: FloatRows) -> float:
         return float((f(rows) == expected).all((1, 2, 3)).mean())
@@ -38,14 +47,25 @@ def measure_exactness(f: Function, latents: FloatRows, pictures: FloatRows, *, s
         "n": len(z),
         "twice": {name: returned(rows, rows) for name, rows in made.items()},
         "file": {name: returned(to_rows(to_levels(rows)), rows) for name, rows in made.items()},
-        "returned": {str(s): returned(y + random.normal(0, s, y.shape).astype(np.float32), y) for s in _NOISES},
-        "forged": {"unchanged": returned(forged, forged), "change": mean_distance(f(forged), forged).mean()},
+        "returned": {
+            str(s): returned(y + random.normal(0, s, y.shape).astype(np.float32), y)
+            for s in _NOISES
+        },
+        "forged": {
+            "unchanged": returned(forged, forged),
+            "change": mean_distance(f(forged), forged).mean(),
+        },
     }
 
 
 def _with_means(rows: FloatRows, source: FloatRows, side: int) -> FloatRows:
-    """The rows, moved towards white or black so far that their block means are those of ``source``."""
-    own, wanted = (interpolate(avg_pool2d(torch.from_numpy(x), side), scale_factor=float(side)) for x in (rows, source))
+    """The rows, moved towards white or black so far that their block means are those of
+    ``source``.
+    """
+    own, wanted = (
+        interpolate(avg_pool2d(torch.from_numpy(x), side), scale_factor=float(side))
+        for x in (rows, source)
+    )
     end = (wanted > own).float() * 2 - 1
     share = (wanted - own) / (end - own)
     forged: FloatRows = (torch.from_numpy(rows) + share * (end - torch.from_numpy(rows))).numpy()

@@ -1,6 +1,7 @@
 """The measures of a model and their protocol. The result contains the protocol beside the figures.
 
-The measured function is the exported file, run by onnxruntime. Pictures are rounded to 8 bits, as they are served.
+The measured function is the exported file, run by onnxruntime. Pictures are rounded to 8 bits, as
+they are served.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,10 +16,17 @@ from model_export.data.corruptions import CORRUPTIONS
 from model_export.data.datasets import Dataset
 from model_export.errors import UserError
 from model_export.evaluation import projection, restoration
-from model_export.evaluation.classifier import FEATURES, Classifier, Predictions, Table, Task, sample_budget, targets
+from model_export.evaluation.classifier import (
+    FEATURES,
+    Classifier,
+    Predictions,
+    Table,
+    Task,
+    sample_budget,
+    targets,
+)
 from model_export.evaluation.exactness import PROTOCOL as EXACTNESS_PROTOCOL
 from model_export.evaluation.exactness import measure_exactness
-from model_export.evaluation.inception import Inception
 from model_export.evaluation.metrics import frechet, mean_distance, nearest
 from model_export.evaluation.restoration import Function
 from model_export.evaluation.warnings import warnings
@@ -28,34 +36,33 @@ from service.artifact.pixels import MID_GREY, Levels, ring_mean, to_levels, to_r
 from service.domain.latents import FloatRows, NoiseSource
 
 _LONG_RUN_CORRUPTION: Final = "noise_0.8"  # of the restored pictures
-# Pictures of 28×28 for each of the three starts. One core computes about 7700 of their applications of f per second, so
-# 3 · 1000 · 100 applications take 40 seconds; fewer if pictures come to rest.
+# Pictures of 28×28 for each of the three starts. One core computes about 7700 of their applications
+# of f per second, so 3 · 1000 · 100 applications take 40 seconds; fewer if pictures come to rest.
 _LONG_RUN_PICTURES: Final = 100
 _LONG_RUN_LEAST: Final = 32  # pictures of any size: a share of fewer says little
 _LONG_RUN_PROTOCOL: Final = (
-    f"y = f applied k times to n latents (samples), the first n of `real`, and the same with {_LONG_RUN_CORRUPTION} "
-    "(restored); drift: mean |f(y) - y|; at_rest: share with f(y) = y in every bit; frechet: of the n pictures against "
-    "all held-out ones, larger than for more pictures; same_class, same_attributes: share of those of k = 1"
+    f"y = f applied k times to n latents (samples), the first n of `real`, and the same with "
+    f"{_LONG_RUN_CORRUPTION} "
+    "(restored); drift: mean |f(y) - y|; at_rest: share with f(y) = y in every bit; frechet: "
+    "of the n pictures against all held-out ones, larger than for more pictures; same_class, "
+    "same_attributes: share of those of k = 1"
 )
 SAMPLES: Final = 3000
 STEPS: Final = 1000
 _SEED: Final = 0
 _POWERS: Final = ("f", "f2", "f3", "f4")
 _FULL_POWERS: Final = 3  # how many of them a full evaluation measures
-# Larger pictures cost more. By the cost of its parts, an evaluation of 64×64 RGB within these bounds takes about 280 s
-# of CPU time. They do not reach MNIST.
+# Larger pictures cost more. By the cost of its parts, an evaluation of 64×64 RGB within these
+# bounds takes about 280 s of CPU time. They do not reach MNIST.
 _REPEATED_SAMPLES: Final = 256  # of 28×28
 _REAL_PICTURES: Final = 10_000  # of 28×28, held out, whose restoration is measured
-_NEAREST_VALUES: Final = 3000 * 60_000 * 784  # pixels compared in the search for the nearest training pictures
+# pixels compared in the search for the nearest training pictures
+_NEAREST_VALUES: Final = 3000 * 60_000 * 784
 _MIN_QUERIES: Final = 100
 _RARE: Final = 1.0  # per cent
 _PRECISION_PROTOCOL: Final = (
-    "on the CPU: frechet of f(z); difference: |f(z) - f(z) in fp32| of all pixels; golden: largest difference from the "
-    "golden rows of training, and what it may be"
-)
-_INCEPTION_PROTOCOL: Final = (
-    "FID: Fréchet distance as above on the 2048 features of Inception v3, torch-fidelity {0.version}, weights of "
-    "SHA-256 {0.source}"
+    "on the CPU: frechet of f(z); difference: |f(z) - f(z) in fp32| of all pixels; golden: "
+    "largest difference from the golden rows of training, and what it may be"
 )
 _TASKS: Final[Mapping[Task, str]] = {
     "classes": "the data's classes",
@@ -65,7 +72,9 @@ _TASKS: Final[Mapping[Task, str]] = {
 
 
 class Evaluation:
-    """Measures one function, and its ``variants`` in other precisions by name, against one data set."""
+    """Measures one function, and its ``variants`` in other precisions by name, against one data
+    set.
+    """
 
     def __init__(
         self,
@@ -78,10 +87,14 @@ class Evaluation:
         samples: int = SAMPLES,
         steps: int = STEPS,
         variants: Mapping[str, Function] | None = None,
-        inception: Inception | None = None,
     ) -> None:
-        self._f, self._card, self._noise, self._data, self._classifier = f, card, noise, data, classifier
-        self._steps, self._variants, self._inception = steps, variants or {}, inception
+        self._f = f
+        self._card = card
+        self._noise = noise
+        self._data = data
+        self._classifier = classifier
+        self._steps = steps
+        self._variants = variants or {}
         self._n = min(samples, len(data.train))
         self._train = data.train.numpy()
         self._held_out = self._classifier.predict(data.held_out.numpy())
@@ -89,8 +102,11 @@ class Evaluation:
         self._real = self._held_out.levels[measured]
         truth = targets(data)[2]  # what the classifier shall read from restored pictures
         self._truth = None if truth is None else truth.numpy()[measured]
-        self._restoration = restoration.Restoration(f, classifier, self._real, self._truth, self._train)
-        # As many training pictures as samples: their Fréchet distance is the floor that a perfect model would reach.
+        self._restoration = restoration.Restoration(
+            f, classifier, self._real, self._truth, self._train
+        )
+        # As many training pictures as samples: their Fréchet distance is the floor that a perfect
+        # model would reach.
         self._floor = self._classifier.predict(random_subset(self._train, self._n))
 
     def run(self) -> Table:
@@ -109,10 +125,12 @@ class Evaluation:
             },
             "protocol": self._protocol(),
             "generation": self._generation(samples),
-            **self._fid(samples),
             **({} if self._card.exact else {"drift": _drift(chain)}),
             "nearest": neighbours,
-            **_ratio("diversity", *(neighbours["other_sample"][part]["median"] for part in ("samples", "real"))),
+            **_ratio(
+                "diversity",
+                *(neighbours["other_sample"][part]["median"] for part in ("samples", "real")),
+            ),
             **self._real_pictures(chain),
             **self._stability(chain[0]),
             "restoration": self._restoration.run(),
@@ -125,7 +143,9 @@ class Evaluation:
         return full
 
     def brief(self) -> Table:
-        """The measures that compare runs: generation to f⁴, drift, f^k, clean and noisy pictures."""
+        """The measures that compare runs: generation to f⁴, drift, f^k, clean and noisy
+        pictures.
+        """
         chain = self._apply_repeatedly(len(_POWERS))
         table: Table = {
             "generation": self._generation(self._predict(chain)),
@@ -152,7 +172,8 @@ class Evaluation:
 
     def _served(self, chain: list[FloatRows]) -> dict[str, Predictions]:
         """What the service generates by default, if it applies f more often than the chain."""
-        rows, steps = chain[-1], self._card.steps.generate
+        rows = chain[-1]
+        steps = self._card.steps.generate
         for _ in range(steps - len(chain) + 1):
             rows = self._f(rows)
         return {f"f{steps}": self._read(rows)} if steps >= len(chain) else {}
@@ -161,14 +182,18 @@ class Evaluation:
         return self._classifier.predict(to_levels(rows))
 
     def _protocol(self) -> Table:
-        classifier, n = self._classifier, self._n
+        classifier = self._classifier
+        n = self._n
         return {
             "samples": n,
             "seed": _SEED,
-            "pictures": "as served: clipped and rounded to 8 bits; latents, drift, health and repeated are not",
-            "frechet": "samples against all held-out pictures; training: as many training pictures against the same, "
-            "the floor; multiple: of that floor; training_after_f: f of the latter, which shows what f blurs",
-            "features": f"{FEATURES} penultimate features of a convolutional classifier of " + _TASKS[classifier.task],
+            "pictures": "as served: clipped and rounded to 8 bits; latents, drift, health and "
+            "repeated are not",
+            "frechet": "samples against all held-out pictures; training: as many training "
+            "pictures against the same, the floor; multiple: of that floor; "
+            "training_after_f: f of the latter, which shows what f blurs",
+            "features": f"{FEATURES} penultimate features of a convolutional classifier of "
+            + _TASKS[classifier.task],
             "classifier": {
                 "accuracy": classifier.accuracy,
                 **({"attributes": dict(classifier.attributes)} if classifier.attributes else {}),
@@ -176,20 +201,22 @@ class Evaluation:
             },
             "kl": "predicted classes from uniform, in nats",
             "drift": "mean |f(y) - y|, y = f(z), f2(z)",
-            "nearest": "root mean square over pixels, range -1 to 1; real: as many training pictures among themselves, "
-            "held-out pictures to the training pictures; rare: share of samples nearer than 1 % of the real ones",
-            "diversity": "median distance of f(z) to the nearest other one, over that of training pictures: 1 = as "
-            "far apart as real pictures, 0 = all alike",
-            "real": f"clean, distance, health and restoration: {len(self._real)} of {len(self._held_out.levels)} "
+            "nearest": "root mean square over pixels, range -1 to 1; real: as many training "
+            "pictures among themselves, held-out pictures to the training pictures; "
+            "rare: share of samples nearer than 1 % of the real ones",
+            "diversity": "median distance of f(z) to the nearest other one, over that of "
+            "training pictures: 1 = as far apart as real pictures, 0 = all alike",
+            "real": f"clean, distance, health and restoration: {len(self._real)} of "
+            f"{len(self._held_out.levels)} "
             "held-out pictures, as many as cost what 10 000 of 28×28 do",
             "health": "mean square of f(f(z)) - f(z) over that of f(x) - x, x held-out pictures",
-            "repeated": f"the first {self._n_repeated} of the samples: y = f applied k times, drift: mean "
+            "repeated": f"the first {self._n_repeated} of the samples: y = f applied k times, "
+            f"drift: mean "
             "|f(y) - y|, moved: mean |y - f(z)|",
             "repeated_application": _LONG_RUN_PROTOCOL,
             **({"exact": EXACTNESS_PROTOCOL} if self._card.exact else {}),
             "restoration": restoration.PROTOCOL,
             "drawings": projection.PROTOCOL,
-            **({"inception": _INCEPTION_PROTOCOL.format(self._inception)} if self._inception else {}),
             **({"precision": _PRECISION_PROTOCOL} if self._variants else {}),
             "provider": f"onnxruntime {version('onnxruntime')}, CPU",
         }
@@ -202,7 +229,11 @@ class Evaluation:
         floor = frechet(self._floor.features, self._held_out.features)
         table: Table = {}
         after_f = self._classifier.predict(to_levels(self._f(to_rows(self._floor.levels))))
-        for name, predictions in {**samples, "training": self._floor, "training_after_f": after_f}.items():
+        for name, predictions in {
+            **samples,
+            "training": self._floor,
+            "training_after_f": after_f,
+        }.items():
             distance = frechet(predictions.features, self._held_out.features)
             table[name] = {"frechet": distance, **_ratio("multiple", distance, floor)}
             table[name] |= self._classifier.coverage(predictions)
@@ -210,21 +241,21 @@ class Evaluation:
             table["held_out"] = self._classifier.coverage(self._held_out)
         return table
 
-    def _fid(self, samples: Mapping[str, Predictions]) -> Table:
-        if self._inception is None:
-            return {}
-        reference = self._inception.features(self._held_out.levels)
-        levels = {name: each.levels for name, each in {**samples, "training": self._floor}.items()}
-        return {"inception": {name: frechet(self._inception.features(x), reference) for name, x in levels.items()}}
-
     def _nearest(self, samples: Predictions) -> Table:
-        """Whether samples are copies of one another or of training pictures more often than real pictures are."""
+        """Whether samples are copies of one another or of training pictures more often than real
+        pictures are.
+        """
         real = self._floor.levels
         queries = min(self._n, max(_NEAREST_VALUES // self._train.size, _MIN_QUERIES))
-        few, held_out = samples.levels[:queries], random_subset(self._held_out.levels, queries)
+        few = samples.levels[:queries]
+        held_out = random_subset(self._held_out.levels, queries)
         return {
-            "other_sample": _compare_distances(nearest(samples.levels, samples.levels), nearest(real, real)),
-            "training_picture": _compare_distances(nearest(few, self._train), nearest(held_out, self._train)),
+            "other_sample": _compare_distances(
+                nearest(samples.levels, samples.levels), nearest(real, real)
+            ),
+            "training_picture": _compare_distances(
+                nearest(few, self._train), nearest(held_out, self._train)
+            ),
         }
 
     def _real_pictures(self, chain: list[FloatRows]) -> Table:
@@ -234,7 +265,8 @@ class Evaluation:
         again = chain[min(2, len(chain) - 1)]  # of an exact f, f(f(z)) = f(z)
         idempotence = float(np.square(again.astype(np.float64) - chain[1]).mean())
         reconstruction = float(np.square(once.astype(np.float64) - x).mean())
-        # The card's quantiles are for `/score`, so pictures are prepared as the service prepares them.
+        # The card's quantiles are for `/score`, so pictures are prepared as the service prepares
+        # them.
         prepared, inverted = _prepare_as_service(self._real, self._card)
         distance = mean_distance(self._f(prepared) if inverted else once, prepared)
         return {
@@ -247,8 +279,15 @@ class Evaluation:
     def _stability(self, latents: FloatRows) -> Table:
         if self._card.exact:
             side = self._card.training.config["network"]["blocks"]
-            return {"exact": measure_exactness(self._f, latents, to_rows(self._real), side=side, seed=_SEED)}
-        return {"repeated": self._repeated(latents), "repeated_application": self._repeated_application(latents)}
+            return {
+                "exact": measure_exactness(
+                    self._f, latents, to_rows(self._real), side=side, seed=_SEED
+                )
+            }
+        return {
+            "repeated": self._repeated(latents),
+            "repeated_application": self._repeated_application(latents),
+        }
 
     def _repeated(self, latents: FloatRows) -> Table:
         table: Table = {"n": self._n_repeated}
@@ -265,7 +304,11 @@ class Evaluation:
         n = max(_LONG_RUN_LEAST, sample_budget(_LONG_RUN_PICTURES, self._card.shape))
         n = min(n, len(latents), len(self._real))
         x = to_rows(self._real[:n])
-        starts = {"samples": latents[:n], "pictures": x, "restored": CORRUPTIONS[_LONG_RUN_CORRUPTION](x)}
+        starts = {
+            "samples": latents[:n],
+            "pictures": x,
+            "restored": CORRUPTIONS[_LONG_RUN_CORRUPTION](x),
+        }
         return {"n": n, **{name: self._long_run(rows) for name, rows in starts.items()}}
 
     def _long_run(self, rows: FloatRows) -> Table:
@@ -276,15 +319,24 @@ class Evaluation:
             same = predictions.values == self._read(first).values
             table[name] = {
                 "frechet": frechet(predictions.features, self._held_out.features),
-                **({kept: same.mean()} if self._classifier.task == "classes" or same.shape[1] > 1 else {}),
+                **(
+                    {kept: same.mean()}
+                    if self._classifier.task == "classes" or same.shape[1] > 1
+                    else {}
+                ),
                 "drift": mean_distance(after, y).mean(),
                 "at_rest": (after == y).all((1, 2, 3)).mean(),
             }
         return table
 
-    def _powers(self, rows: FloatRows, counts: Sequence[int]) -> Iterator[tuple[str, FloatRows, FloatRows, FloatRows]]:
-        """For each k up to the steps of the evaluation: its name, f(rows), f^k(rows) and f^(k+1)(rows)."""
-        counts, first = [k for k in counts if k <= self._steps], None
+    def _powers(
+        self, rows: FloatRows, counts: Sequence[int]
+    ) -> Iterator[tuple[str, FloatRows, FloatRows, FloatRows]]:
+        """For each k up to the steps of the evaluation: its name, f(rows), f^k(rows) and
+        f^(k+1)(rows).
+        """
+        counts = [k for k in counts if k <= self._steps]
+        first = None
         for k, (y, after) in zip(counts, apply_repeatedly(self._f, rows, counts), strict=True):
             first = y if first is None else first
             yield "f" if k == 1 else f"f{k}", first, y, after
@@ -302,7 +354,9 @@ class Evaluation:
         return {"precision": table} if table else {}
 
 
-def apply_repeatedly(f: Function, rows: FloatRows, counts: Sequence[int]) -> Iterator[tuple[FloatRows, FloatRows]]:
+def apply_repeatedly(
+    f: Function, rows: FloatRows, counts: Sequence[int]
+) -> Iterator[tuple[FloatRows, FloatRows]]:
     """Yield f^k(rows) and f^(k+1)(rows) for each k of ``counts``, in ascending order, k ≥ 1.
 
     A row with f(y) = y in every bit stays equal for ever, so f is not applied to it again.
@@ -314,7 +368,8 @@ def apply_repeatedly(f: Function, rows: FloatRows, counts: Sequence[int]) -> Ite
     for count in counts:
         while k < count:
             moving = moving[(after[moving] != y[moving]).any((1, 2, 3))]
-            y, after = after, after.copy()
+            y = after
+            after = after.copy()
             if len(moving):
                 after[moving] = f(y[moving])
             k = k + 1 if len(moving) else count
@@ -327,14 +382,18 @@ def random_subset(levels: Levels, n: int) -> Levels:
 
 
 def random_indices(count: int, n: int) -> slice | NDArray[np.int64]:
-    """Choose n of ``count`` indices at random with a fixed seed, in ascending order; all if there are at most n."""
+    """Choose n of ``count`` indices at random with a fixed seed, in ascending order; all if there
+    are at most n.
+    """
     if n >= count:
         return slice(None)
     return np.sort(np.random.default_rng(_SEED).choice(count, n, replace=False))
 
 
 def _prepare_as_service(levels: Levels, card: TrainedCard) -> tuple[FloatRows, int]:
-    """Pictures as the service passes them to f (light-on-dark: light borders are inverted), and the number inverted."""
+    """Pictures as the service passes them to f (light-on-dark: light borders are inverted), and the
+    number inverted.
+    """
     light = np.zeros(len(levels), dtype=np.bool_)
     if card.polarity == "light-on-dark":
         light = np.array([ring_mean(picture.transpose(1, 2, 0)) > MID_GREY for picture in levels])

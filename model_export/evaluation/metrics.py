@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
+from scipy.stats import entropy, mannwhitneyu
 from skimage.metrics import structural_similarity
 
 from service.artifact.pixels import Levels
@@ -16,18 +16,25 @@ from service.domain.latents import FloatRows
 Numbers = NDArray[np.floating[Any]]
 
 _RANGE: Final = 2.0  # width of [−1, 1]
-_MIN_ERROR: Final = 1e-10  # mean square at which PSNR stops rising: identical pictures get a finite value
+_MIN_ERROR: Final = (
+    1e-10  # mean square at which PSNR stops rising: identical pictures get a finite value
+)
 _SSIM_RADIUS: Final = 5
 _SSIM_CHUNK: Final = 64  # pictures: more do not fit into the processor's cache
 _CHUNK: Final = 4096
 
 
 def frechet(a: Numbers, b: Numbers) -> float:
-    """|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½) of Gaussians fitted to (N, D) and (M, D) (Dowson and Landau, 1982)."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    # tr (Σ₁Σ₂)^½ is the sum of the roots of the eigenvalues of Σ₁^½ Σ₂ Σ₁^½. That matrix is symmetric, so the result is
-    # real and stable even with fewer pictures than features, where the covariances are singular.
+    """|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½) of Gaussians fitted to (N, D) and (M, D) (Dowson and
+    Landau, 1982).
+    """
+    a = a.astype(np.float64)
+    b = b.astype(np.float64)
+    first = np.cov(a, rowvar=False)
+    second = np.cov(b, rowvar=False)
+    # tr (Σ₁Σ₂)^½ is the sum of the roots of the eigenvalues of Σ₁^½ Σ₂ Σ₁^½. That matrix is
+    # symmetric, so the result is real and stable even with fewer pictures than features, where the
+    # covariances are singular.
     values, vectors = np.linalg.eigh(first)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ second @ root).clip(0)).sum()
@@ -36,21 +43,24 @@ def frechet(a: Numbers, b: Numbers) -> float:
 
 
 def kl_to_uniform(counts: Numbers | NDArray[np.int64]) -> float:
-    """KL divergence in nats of a histogram (K,) from the uniform distribution: 0 if even, ln K for a single class."""
-    share = counts[counts > 0] / counts.sum()
-    return float((share * np.log(share * len(counts))).sum())
+    """KL divergence in nats of a histogram (K,) from the uniform distribution: 0 if even, ln K for
+    a single class.
+    """
+    return float(entropy(counts, np.ones(len(counts))))
 
 
 def auroc(negative: NDArray[np.float64], positive: NDArray[np.float64]) -> float:
-    """The probability that a positive value is above a negative one: 0.5 if they are alike, 1 if all are above."""
-    above = (
-        rankdata(np.concatenate([negative, positive]))[len(negative) :].sum() - len(positive) * (len(positive) + 1) / 2
-    )
+    """The probability that a positive value is above a negative one: 0.5 if they are alike, 1 if
+    all are above.
+    """
+    above = mannwhitneyu(positive, negative, method="asymptotic").statistic
     return float(above / (len(negative) * len(positive)))
 
 
 def mean_distance(a: FloatRows, b: FloatRows) -> NDArray[np.float64]:
-    """Mean |a − b| of every picture in float64, (N,). The service calls it distance, drift and change."""
+    """Mean |a − b| of every picture in float64, (N,). The service calls it distance, drift and
+    change.
+    """
     distance: NDArray[np.float64] = np.abs(a.astype(np.float64) - b).mean((1, 2, 3))
     return distance
 
@@ -65,16 +75,17 @@ def psnr(a: FloatRows, b: FloatRows) -> NDArray[np.float64]:
 def ssim(a: FloatRows, b: FloatRows) -> NDArray[np.float64]:
     """Structural similarity of every picture, (N,) (Wang et al., 2004).
 
-    Gaussian window with σ 1.5 and radius 5 pixels, population covariance; the mean over channels and over the positions
-    at which the window lies inside the picture. For a side below 11, the mean is over the middle of the picture.
+    Gaussian window with σ 1.5 and radius 5 pixels, population covariance; the mean over channels
+    and over the positions at which the window lies inside the picture. For a side below 11, the
+    mean is over the middle of the picture.
     """
     chunks = range(0, len(a), _SSIM_CHUNK)
     return np.concatenate([_ssim(a[i : i + _SSIM_CHUNK], b[i : i + _SSIM_CHUNK]) for i in chunks])
 
 
 def _ssim(a: FloatRows, b: FloatRows) -> NDArray[np.float64]:
-    # One call for many pictures is faster than a call for each: they are stacked to a tall picture. A border
-    # of its mirror image around each picture keeps the windows inside from its neighbours.
+    # One call for many pictures is faster than a call for each: they are stacked to a tall picture.
+    # A border of its mirror image around each picture keeps the windows inside from its neighbours.
     border = ((0, 0), (0, 0), (_SSIM_RADIUS, _SSIM_RADIUS), (_SSIM_RADIUS, _SSIM_RADIUS))
     first, second = (np.pad(rows.astype(np.float64), border, mode="symmetric") for rows in (a, b))
     structural: Any = structural_similarity  # scikit-image has no type annotations
@@ -89,19 +100,23 @@ def _ssim(a: FloatRows, b: FloatRows) -> NDArray[np.float64]:
     )
     # Cut the border at each end, and the positions whose window leaves the picture.
     cuts = [_SSIM_RADIUS + min(_SSIM_RADIUS, (length - 1) // 2) for length in a.shape[2:]]
-    rows, columns = (slice(cut, length - cut) for cut, length in zip(cuts, first.shape[2:], strict=True))
+    rows, columns = (
+        slice(cut, length - cut) for cut, length in zip(cuts, first.shape[2:], strict=True)
+    )
     mean: NDArray[np.float64] = similarity.reshape(first.shape)[:, :, rows, columns].mean((1, 2, 3))
     return mean
 
 
 def nearest(queries: Levels, references: Levels) -> NDArray[np.float64]:
-    """Distance of every query (N, …) to its nearest reference (M, …): root mean square, in units of rows, (N,).
+    """Distance of every query (N, …) to its nearest reference (M, …): root mean square, in units of
+    rows, (N,).
 
     If both are the same array, a picture does not count as its own neighbour.
     """
     flat = queries.reshape(len(queries), -1).astype(np.float32)
     norms = np.square(flat).sum(1)
-    best, index = np.full(len(flat), np.inf), np.zeros(len(flat), dtype=np.int64)
+    best = np.full(len(flat), np.inf)
+    index = np.zeros(len(flat), dtype=np.int64)
     for start in range(0, len(references), _CHUNK):
         part = references[start : start + _CHUNK].reshape(-1, flat.shape[1]).astype(np.float32)
         squared = norms[:, None] + np.square(part).sum(1) - 2.0 * flat @ part.T  # (N, chunk)
@@ -112,7 +127,8 @@ def nearest(queries: Levels, references: Levels) -> NDArray[np.float64]:
         value = squared[np.arange(len(flat)), column]
         index = np.where(value < best, start + column, index)
         best = np.minimum(best, value)
-    # The expanded square finds the neighbour, but loses the digits of small distances: compute those again.
+    # The expanded square finds the neighbour, but loses the digits of small distances: compute
+    # those again.
     chosen = references[index].reshape(len(flat), -1)
     distance: NDArray[np.float64] = np.sqrt(np.square(flat.astype(np.float64) - chosen).mean(1))
     return distance * (_RANGE / 255.0)

@@ -1,4 +1,6 @@
-"""Whether f is a projector: what it makes of drawings that are no pictures, in fonts and figures it was not shown."""
+"""Whether f is a projector: what it makes of drawings that are no pictures, in fonts and figures it
+was not shown.
+"""
 
 import math
 from typing import Final
@@ -18,25 +20,43 @@ from service.domain.latents import FloatRows
 _COUNT: Final = 480  # drawings of 28×28 of each kind
 _SURE: Final = 0.9
 _ROUNDING: Final = 1e-9  # of a correlation
-_BLUR: Final = 1.5  # pixels of a 28-pixel side: strokes need not be at the same pixel to resemble one another
+_BLUR: Final = (
+    1.5  # pixels of a 28-pixel side: strokes need not be at the same pixel to resemble one another
+)
 PROTOCOL: Final = (
-    "drawings u of fonts and figures that training never shows; auroc: of mean |f(u) - u| against that of held-out "
-    f"pictures; sure: share with a class of probability {_SURE} or more; effective_classes: exp(entropy) of the "
-    "classes; own: share of pairs in which f(u) resembles its own u more than another f(u) does, correlation of "
-    "blurred pictures; distance: root mean square of f(u) - u and of u to the nearest training picture, medians; "
-    "frechet: of the drawings against all held-out pictures"
+    "drawings u of fonts and figures that training never shows; auroc: of mean |f(u) - u| "
+    "against that of held-out "
+    f"pictures; sure: share with a class of probability {_SURE} or more; effective_classes: "
+    f"exp(entropy) of the "
+    "classes; own: share of pairs in which f(u) resembles its own u more than another f(u) "
+    "does, correlation of blurred pictures; distance: root mean square of f(u) - u and of u "
+    "to the nearest training picture, medians; frechet: of the drawings against all held-out "
+    "pictures"
 )
 
 
 def measure_drawings(
-    f: Function, card: TrainedCard, classifier: Classifier, held_out: Predictions, real: Levels, train: Levels
+    f: Function,
+    card: TrainedCard,
+    classifier: Classifier,
+    held_out: Predictions,
+    real: Levels,
+    train: Levels,
 ) -> Table:
     """What f makes of letters and of shapes, beside what it makes of ``real`` pictures."""
     x = to_rows(real)
     distances = mean_distance(f(x), x)
-    drawn = held_out_drawings(sample_budget(_COUNT, card.shape), card.shape[1], faces=card.shape[0] == 3)
-    rows = {name: to_levels(on_background(ink, card.shape[0], card.background)) for name, ink in drawn.items()}
-    return {name: _measure(f, levels, classifier, held_out, distances, train) for name, levels in rows.items()}
+    drawn = held_out_drawings(
+        sample_budget(_COUNT, card.shape), card.shape[1], faces=card.shape[0] == 3
+    )
+    rows = {
+        name: to_levels(on_background(ink, card.shape[0], card.background))
+        for name, ink in drawn.items()
+    }
+    return {
+        name: _measure(f, levels, classifier, held_out, distances, train)
+        for name, levels in rows.items()
+    }
 
 
 def _measure(
@@ -50,7 +70,10 @@ def _measure(
     u = to_rows(levels)
     once = f(u)
     twice = f(once)
-    read = {name: classifier.predict(to_levels(rows)) for name, rows in (("u", u), ("f", once), ("f3", f(twice)))}
+    read = {
+        name: classifier.predict(to_levels(rows))
+        for name, rows in (("u", u), ("f", once), ("f3", f(twice)))
+    }
     table: Table = {
         "n": len(u),
         "auroc": auroc(distances, mean_distance(once, u)),
@@ -63,16 +86,25 @@ def _measure(
         "frechet": {name: frechet(each.features, held_out.features) for name, each in read.items()},
     }
     if classifier.task == "classes":
-        table["sure"] = {name: (each.probabilities.max(1) >= _SURE).mean() for name, each in read.items()}
+        table["sure"] = {
+            name: (each.probabilities.max(1) >= _SURE).mean() for name, each in read.items()
+        }
         kl = {name: classifier.coverage(each)["kl"] for name, each in read.items()}
-        table["effective_classes"] = {name: classifier.heads[0] * math.exp(-value) for name, value in kl.items()}
+        table["effective_classes"] = {
+            name: classifier.heads[0] * math.exp(-value) for name, value in kl.items()
+        }
     return table
 
 
 def _own(u: FloatRows, y: FloatRows) -> float:
-    """Share of the pairs (i, j) with yᵢ more similar to uᵢ than yⱼ is; 0 if all y are the same picture."""
-    n, sigma = len(u), _BLUR * u.shape[-1] / 28
-    blurred = gaussian_filter(np.concatenate([u, y]).astype(np.float64), (0, 0, sigma, sigma)).reshape(2 * n, -1)
+    """Share of the pairs (i, j) with yᵢ more similar to uᵢ than yⱼ is; 0 if all y are the same
+    picture.
+    """
+    n = len(u)
+    sigma = _BLUR * u.shape[-1] / 28
+    blurred = gaussian_filter(
+        np.concatenate([u, y]).astype(np.float64), (0, 0, sigma, sigma)
+    ).reshape(2 * n, -1)
     unit = blurred - blurred.mean(1, keepdims=True)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True).clip(1e-12)
     similarity = unit[:n] @ unit[n:].T

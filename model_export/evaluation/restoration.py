@@ -1,4 +1,6 @@
-"""How well f restores corrupted pictures, compared with the corrupted input and with classical methods."""
+"""How well f restores corrupted pictures, compared with the corrupted input and with classical
+methods.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -18,26 +20,34 @@ from service.domain.latents import FloatRows
 
 Picture = NDArray[np.float64]
 
-_PATCH: Final = {"patch_size": 5, "patch_distance": 6}  # as in scikit-image's example of non-local means
+# as in scikit-image's example of non-local means
+_PATCH: Final = {"patch_size": 5, "patch_distance": 6}
 Function = Callable[[FloatRows], FloatRows]
 Grid = Mapping[str, Corruption]
 """Settings of a method in words → corrupted rows (N, C, H, W) → restored rows."""
-BASELINE_PICTURES: Final = 1000  # held-out pictures of 28×28: classical methods take up to 5 ms for one
-TUNING_PICTURES: Final = 64  # training pictures of 28×28 on which the parameters of a method are chosen
+BASELINE_PICTURES: Final = (
+    1000  # held-out pictures of 28×28: classical methods take up to 5 ms for one
+)
+TUNING_PICTURES: Final = (
+    64  # training pictures of 28×28 on which the parameters of a method are chosen
+)
 PROTOCOL: Final = (
-    "the pictures of `real`; PSNR and SSIM (Gaussian window) against the clean picture; with_mask: kept pixels are put "
-    "back after every step; baselines: the first n of them, f and the degraded picture (input) on the same; "
-    "methods know the noise's σ, the blur's kernel, the hole's place; their settings are the best of a grid by PSNR on "
-    "training pictures"
+    "the pictures of `real`; PSNR and SSIM (Gaussian window) against the clean picture; "
+    "with_mask: kept pixels are put back after every step; baselines: the first n of them, f "
+    "and the degraded picture (input) on the same; methods know the noise's σ, the blur's "
+    "kernel, the hole's place; their settings are the best of a grid by PSNR on training "
+    "pictures"
 )
 
 
 def non_local_means(sigma: float) -> Grid:
-    """Means over similar patches (Buades et al., 2005). The grid varies h, whether σ is given, and the patch weights.
+    """Means over similar patches (Buades et al., 2005). The grid varies h, whether σ is given, and
+    the patch weights.
 
     Without σ the method is better if the noise was clipped at the ends of the range.
     """
-    known_as, patches = {sigma: "given", 0.0: "not given"}, {False: "Gaussian", True: "uniform"}
+    known_as = {sigma: "given", 0.0: "not given"}
+    patches = {False: "Gaussian", True: "uniform"}
     return {
         f"h {share} σ, σ {known_as[known]}, {patches[fast]} patches": _per_picture(
             denoise_nl_means, h=share * sigma, sigma=known, fast_mode=fast, **_PATCH
@@ -71,21 +81,27 @@ def tune(grid: Grid, corrupted: FloatRows, clean: FloatRows) -> tuple[str, Corru
     """The setting that restores these pictures with the highest mean PSNR."""
     if len(grid) == 1:
         return next(iter(grid.items()))
-    return max(grid.items(), key=lambda item: psnr(to_rows(to_levels(item[1](corrupted))), clean).mean())
+    return max(
+        grid.items(), key=lambda item: psnr(to_rows(to_levels(item[1](corrupted))), clean).mean()
+    )
 
 
 def _per_picture(method: Callable[..., Picture], **options: Any) -> Corruption:
     def restore(x: FloatRows) -> FloatRows:
         # A single channel is passed without its axis: non-local means would return it transposed.
         pictures, axis = (x[:, 0], None) if x.shape[1] == 1 else (x, 0)
-        restored = [method(picture.astype(np.float64), channel_axis=axis, **options) for picture in pictures]
+        restored = [
+            method(picture.astype(np.float64), channel_axis=axis, **options) for picture in pictures
+        ]
         return np.stack(restored).reshape(x.shape).astype(np.float32)
 
     return restore
 
 
 def _wiener(sigma: float, balance: float) -> Corruption:
-    """Wiener filter with the Gaussian kernel of the blur, σ in pixels of a 28-pixel side, and a Laplacian prior."""
+    """Wiener filter with the Gaussian kernel of the blur, σ in pixels of a 28-pixel side, and a
+    Laplacian prior.
+    """
 
     def restore(x: FloatRows) -> FloatRows:
         pixels = sigma * x.shape[-1] / 28
@@ -95,9 +111,14 @@ def _wiener(sigma: float, balance: float) -> Corruption:
         kernel = gaussian_filter(kernel, pixels)
         method: Callable[..., Picture] = wiener
         height, width = x.shape[2:]
-        # The filter assumes periodic pictures. A picture beside its mirror image is periodic without a jump.
-        mirrored = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (0, height), (0, width)), mode="symmetric")
-        planes = (method(plane, kernel, balance) for plane in mirrored.reshape(-1, 2 * height, 2 * width))
+        # The filter assumes periodic pictures. A picture beside its mirror image is periodic
+        # without a jump.
+        mirrored = np.pad(
+            x.astype(np.float64), ((0, 0), (0, 0), (0, height), (0, width)), mode="symmetric"
+        )
+        planes = (
+            method(plane, kernel, balance) for plane in mirrored.reshape(-1, 2 * height, 2 * width)
+        )
         return np.stack([*planes])[:, :height, :width].reshape(x.shape).astype(np.float32)
 
     return restore
@@ -127,13 +148,22 @@ BASELINES: Final[Mapping[str, Mapping[str, Grid]]] = {
 
 
 class Restoration:
-    """Measures f and the baselines on held-out pictures; the baselines are tuned on training pictures."""
+    """Measures f and the baselines on held-out pictures; the baselines are tuned on training
+    pictures.
+    """
 
     def __init__(
-        self, f: Function, classifier: Classifier, held_out: Levels, truth: NDArray[np.int64] | None, train: Levels
+        self,
+        f: Function,
+        classifier: Classifier,
+        held_out: Levels,
+        truth: NDArray[np.int64] | None,
+        train: Levels,
     ) -> None:
         shape = held_out.shape[1:]
-        self._f, self._classifier, self._truth = f, classifier, truth
+        self._f = f
+        self._classifier = classifier
+        self._truth = truth
         self._x = to_rows(held_out)
         self._n_baseline = sample_budget(BASELINE_PICTURES, shape)
         self._tuning = to_rows(train[: sample_budget(TUNING_PICTURES, shape)])
@@ -147,22 +177,34 @@ class Restoration:
     def _measure(self, name: str, corrupt: Corruption, baselines: bool) -> Table:
         corrupted = corrupt(self._x)
         once = self._f(corrupted)
-        table = {"input": self._compare(corrupted), "f": self._compare(once), "f2": self._compare(self._f(once))}
+        table = {
+            "input": self._compare(corrupted),
+            "f": self._compare(once),
+            "f2": self._compare(self._f(once)),
+        }
         if name == "hole_0.4":
             mask = hole_mask(0.4, corrupted.shape)
-            masked = {name: self._masked(corrupted, mask, steps) for name, steps in (("f", 1), ("f4", 4))}
+            masked = {
+                name: self._masked(corrupted, mask, steps) for name, steps in (("f", 1), ("f4", 4))
+            }
             table["with_mask"] = {name: self._compare(rows) for name, rows in masked.items()}
         if baselines and name in BASELINES:
-            few, once = corrupted[: self._n_baseline], once[: self._n_baseline]
+            few = corrupted[: self._n_baseline]
+            once = once[: self._n_baseline]
             group: Table = {"n": len(few), "input": self._compare(few), "f": self._compare(once)}
             for method, grid in BASELINES[name].items():
                 setting, restore = tune(grid, corrupt(self._tuning), self._tuning)
-                group[method] = {**self._compare(restore(few)), **({"setting": setting} if setting else {})}
+                group[method] = {
+                    **self._compare(restore(few)),
+                    **({"setting": setting} if setting else {}),
+                }
             table["baselines"] = group
         return table
 
     def _masked(self, corrupted: FloatRows, mask: NDArray[np.bool_], steps: int) -> FloatRows:
-        """Apply f ``steps`` times; after every step the pixels outside the mask are put back, as `/project` does."""
+        """Apply f ``steps`` times; after every step the pixels outside the mask are put back, as
+        `/project` does.
+        """
         rows = corrupted
         for _ in range(steps):
             rows = np.where(mask, self._f(rows), corrupted)

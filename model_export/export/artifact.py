@@ -1,4 +1,5 @@
-"""Read and write a version folder `<models>/<name>/<version>/{model.onnx, model.fp16.onnx, golden.npz}`.
+"""Read and write a version folder `<models>/<name>/<version>/{model.onnx, model.fp16.onnx,
+golden.npz}`.
 
 `model.fp16.onnx` is optional. The golden rows belong to `model.onnx` and are valid for both.
 """
@@ -18,7 +19,16 @@ import onnxruntime as ort
 
 from model_export.errors import UserError
 from model_export.files import errors_name
-from service.artifact.card import INPUT, OUTPUT, Card, CardError, Data, Training, from_metadata, to_metadata
+from service.artifact.card import (
+    INPUT,
+    OUTPUT,
+    Card,
+    CardError,
+    Data,
+    Training,
+    from_metadata,
+    to_metadata,
+)
 from service.artifact.files import GOLDEN_FILE, MODEL_FILE, MODEL_FILES, Precision
 from service.artifact.golden import Golden, digest_of, max_abs_diff, read_golden
 from service.domain.errors import StartupError
@@ -28,7 +38,9 @@ _BATCH: Final = 64
 
 
 class TrainedCard(Card):
-    """The card of a network that was trained here. In schema 2 the network makes nothing of noise."""
+    """The card of a network that was trained here. In schema 2 the network makes nothing of
+    noise.
+    """
 
     data: Data
     training: Training
@@ -40,7 +52,9 @@ class OnnxFunction:
     def __init__(self, data: bytes, *, threads: int = 0) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = 4  # fatal only: onnxruntime raises all other errors as exceptions
+        options.log_severity_level = (
+            4  # fatal only: onnxruntime raises all other errors as exceptions
+        )
         try:
             self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         # onnxruntime's errors have no common base class.
@@ -54,8 +68,12 @@ class OnnxFunction:
         return entries
 
     def __call__(self, rows: FloatRows, batch: int = _BATCH) -> FloatRows:
-        """Apply f once, in batches of at most ``batch`` rows: (N, C, H, W) float32 → the same shape."""
-        return np.concatenate([self.run_batch(rows[i : i + batch]) for i in range(0, len(rows), batch)])
+        """Apply f once, in batches of at most ``batch`` rows: (N, C, H, W) float32 → the same
+        shape.
+        """
+        return np.concatenate(
+            [self.run_batch(rows[i : i + batch]) for i in range(0, len(rows), batch)]
+        )
 
     def run_batch(self, rows: FloatRows) -> FloatRows:
         """Apply f once, in a single batch."""
@@ -87,9 +105,18 @@ class Artifact:
         except (UserError, CardError) as exc:
             raise UserError(f"{path}: {exc}") from exc
         if card.data is None or card.training is None:
-            raise UserError(f"{path}: was imported, and this command is about networks that were trained here")
+            raise UserError(
+                f"{path}: was imported, and this command is about networks that were trained here"
+            )
         trained = TrainedCard.model_validate(card.model_dump())
-        return cls(folder=folder, precision=precision, data=data, card=trained, noise=noise, function=function)
+        return cls(
+            folder=folder,
+            precision=precision,
+            data=data,
+            card=trained,
+            noise=noise,
+            function=function,
+        )
 
     def golden(self) -> Golden:
         """The golden rows beside `model.onnx`."""
@@ -105,7 +132,11 @@ class Artifact:
 
 def read_all(folder: Path, *, threads: int = 0) -> list[Artifact]:
     """Read all model files of a version, `model.onnx` first."""
-    present = [precision for precision, file in MODEL_FILES.items() if precision == "fp32" or (folder / file).is_file()]
+    present = [
+        precision
+        for precision, file in MODEL_FILES.items()
+        if precision == "fp32" or (folder / file).is_file()
+    ]
     return [Artifact.read(folder, precision=precision, threads=threads) for precision in present]
 
 
@@ -118,37 +149,78 @@ def with_card(artifacts: Sequence[Artifact], card: TrainedCard) -> dict[str, byt
         # The rewritten file must still compute the same before it replaces the old one.
         check_golden(OnnxFunction(content, threads=1), golden, card, artifact.precision)
         files[MODEL_FILES[artifact.precision]] = content
-    files[GOLDEN_FILE] = dataclasses.replace(golden, digest=digest_of(files[MODEL_FILES["fp32"]])).to_bytes()
+    files[GOLDEN_FILE] = dataclasses.replace(
+        golden, digest=digest_of(files[MODEL_FILES["fp32"]])
+    ).to_bytes()
     return files
 
 
-def check_golden(function: OnnxFunction, golden: Golden, card: TrainedCard, precision: Precision) -> float:
-    """Largest difference of a file from the golden rows; a `UserError` if it exceeds the tolerance of the card."""
+def check_golden(
+    function: OnnxFunction, golden: Golden, card: TrainedCard, precision: Precision
+) -> float:
+    """Largest difference of a file from the golden rows; a `UserError` if it exceeds the tolerance
+    of the card.
+    """
     difference = max_abs_diff(function(golden.x), golden.y)
     if difference > getattr(card.tolerance, precision):
         name = card.ref if precision == "fp32" else f"{card.ref} in {precision}"
-        raise UserError(f"{name}: differs from its golden rows by {difference:.2g}; `verify` it first")
+        raise UserError(
+            f"{name}: differs from its golden rows by {difference:.2g}; `verify` it first"
+        )
     return round(difference, 6)
 
 
+def sample_rows(card: Card, shape: tuple[int, int, int], count: int) -> FloatRows:
+    """Rows (C, H, W) of every kind that f gets: images that differ by channel, random ones, and
+    latents of noise.
+    """
+    (low, high), (channels, height, width) = card.range, shape
+    down, right = np.meshgrid(np.linspace(0, 1, height), np.linspace(0, 1, width), indexing="ij")
+    patterns = np.stack(
+        [right, np.abs(right - 0.5) < 0.12, right * down, down, 0 * down, 1 + 0 * down]
+    )
+    images = np.stack(
+        [np.roll(patterns, -2 * channel, axis=0)[:count] for channel in range(channels)], axis=1
+    )
+    random = np.random.default_rng(0).random((count, *shape))
+    rows = (low + np.concatenate([images, random])[:count] * (high - low)).astype(np.float32)
+    if card.noise is not None:
+        latents = count - min(len(images) + 1, count - 1)
+        rows[count - latents :] = NoiseSource(shape).rows(0, 0, latents)
+    return rows
+
+
 def version_folder(versions: Path, version: int | None) -> Path:
-    """The folder of a version of a model; without a number, that of the highest one in the model's folder plus one."""
+    """The folder of a version of a model; without a number, that of the highest one in the model's
+    folder plus one.
+    """
     if version is None:
         names = (entry.name for entry in versions.iterdir()) if versions.is_dir() else ()
-        version = 1 + max((int(name) for name in names if name.isascii() and name.isdigit()), default=0)
+        version = 1 + max(
+            (int(name) for name in names if name.isascii() and name.isdigit()), default=0
+        )
     return versions / str(version)
 
 
 def remove_annotations(model: onnx.ModelProto) -> None:
     """Remove what exporters write beside a graph, such as paths of source files on this machine."""
     graph = model.graph
-    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+    for part in (
+        graph,
+        *graph.node,
+        *graph.input,
+        *graph.output,
+        *graph.value_info,
+        *graph.initializer,
+    ):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
 
 
 def smaller_tiles(side: int, multiple: int) -> tuple[int, ...]:
-    """The sides of smaller tiles, ascending, in pixels: quarters of ``side`` that ``multiple`` divides."""
+    """The sides of smaller tiles, ascending, in pixels: quarters of ``side`` that ``multiple``
+    divides.
+    """
     return tuple(side * part // 4 for part in (1, 2, 3) if side * part % (4 * multiple) == 0)
 
 
@@ -156,7 +228,9 @@ def open_sides(data: bytes) -> bytes:
     """A network whose operators take any height and width, as one that also says so."""
     model = onnx.load_model_from_string(data)
     for value in (*model.graph.input, *model.graph.output):
-        for dim, name in zip(value.type.tensor_type.shape.dim[2:], ("height", "width"), strict=True):
+        for dim, name in zip(
+            value.type.tensor_type.shape.dim[2:], ("height", "width"), strict=True
+        ):
             dim.dim_param = name
     del model.graph.value_info[:]  # the sizes between them
     opened: bytes = model.SerializeToString(deterministic=True)
@@ -173,15 +247,17 @@ def stamp(data: bytes, card: Card) -> bytes:
 
 
 def publish(folder: Path, files: Mapping[str, bytes], *, keep: bool = False) -> None:
-    """Replace the content of ``folder`` by these files, all at once. If anything fails, the folder is unchanged.
+    """Replace the content of ``folder`` by these files, all at once. If anything fails, the folder
+    is unchanged.
 
-    The files are written to a hidden folder beside it, which is then renamed. So no reader sees a model together with
-    the golden rows of another one. Errors name ``folder``.
+    The files are written to a hidden folder beside it, which is then renamed. So no reader sees a
+    model together with the golden rows of another one. Errors name ``folder``.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     hidden = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.")
     with errors_name(folder, folder), hidden as temporary:
-        fresh, old = Path(temporary, "new"), Path(temporary, "old")
+        fresh = Path(temporary, "new")
+        old = Path(temporary, "old")
         if keep and folder.is_dir():
             shutil.copytree(folder, fresh)
         fresh.mkdir(exist_ok=True)

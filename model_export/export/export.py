@@ -1,4 +1,6 @@
-"""Export a run as `model.onnx` with its card. The file is published only if it reproduces the trained network."""
+"""Export a run as `model.onnx` with its card. The file is published only if it reproduces the
+trained network.
+"""
 
 import contextlib
 import io
@@ -38,7 +40,8 @@ from service.domain.errors import reason_of
 
 OPSET: Final = 20
 
-# Names and prompts for the page, by model. They are no part of the presets, which runs store and compare.
+# Names and prompts for the page, by model. They are no part of the presets, which runs store and
+# compare.
 _TITLES: Final[Mapping[str, Mapping[str, str]]] = {
     "mnist": {"title": "Digits", "prompt": "Draw a digit, 0–9"},
     "fashion_mnist": {"title": "Clothes", "prompt": "Draw a shirt, a shoe or a bag"},
@@ -58,35 +61,47 @@ def export(
     card_fields: Mapping[str, object] | None = None,
     threads: int = 0,
 ) -> tuple[Path, dict[str, Verification]]:
-    """Export the averaged weights of a run to `<models>/<name>/<version>`; without a version to the next free one.
+    """Export the averaged weights of a run to `<models>/<name>/<version>`; without a version to the
+    next free one.
 
     Nothing is written if onnxruntime computes other values than torch.
     """
     model = load_run(run)
     if model.checkpoint.step < model.preset.steps and not unfinished:
         raise UserError(
-            f"{run} has done {model.checkpoint.step} of {model.preset.steps} steps; finish it, or say --unfinished"
+            f"{run} has done {model.checkpoint.step} of {model.preset.steps} steps; finish "
+            f"it, or say --unfinished"
         )
     folder = version_folder(models / model.preset.name, version)
     if folder.exists() and not force:
         raise UserError(f"{folder} exists; choose another --version, or say --force")
     card = card_of(model, folder.name, card_fields or {})
+    if fp16 and card.exact:
+        raise UserError(
+            "--fp16: an exact model computes in float32, so half precision brings it nothing"
+        )
     data = to_onnx(model.network, model.preset.exported_shape)
-    files: dict[Precision, bytes] = {"fp32": stamp(open_sides(data) if len(card.tile_sizes) > 1 else data, card)}
+    files: dict[Precision, bytes] = {
+        "fp32": stamp(open_sides(data) if len(card.tile_sizes) > 1 else data, card)
+    }
     if fp16:
         files["fp16"] = to_fp16(files["fp32"])
     digest = digest_of(files["fp32"])
     verifications: dict[str, Verification] = {}
     for precision, data in files.items():
         function = OnnxFunction(data, threads=threads)
-        golden, verifications[MODEL_FILES[precision]] = compare(model, card, function, digest, precision)
+        golden, verifications[MODEL_FILES[precision]] = compare(
+            model, card, function, digest, precision
+        )
     content = {MODEL_FILES[precision]: data for precision, data in files.items()}
     publish(folder, {**content, GOLDEN_FILE: golden.to_bytes()})
     return folder, verifications
 
 
 def to_onnx(network: nn.Module, shape: tuple[int, int, int]) -> bytes:
-    """The network as ONNX with its weights: input `x`, output `y`, float32 (batch, C, H, W) with any batch size."""
+    """The network as ONNX with its weights: input `x`, output `y`, float32 (batch, C, H, W) with
+    any batch size.
+    """
     example = torch.zeros((2, *shape))
     # The exporter prints its progress, and torch warns of its own use of a deprecated class.
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -114,12 +129,11 @@ def to_onnx(network: nn.Module, shape: tuple[int, int, int]) -> bytes:
 def to_fp16(data: bytes) -> bytes:
     """Convert weights and intermediate values to float16; `x`, `y` and the metadata are unchanged.
 
-    What comes before the rounding of an exact network stays in float32. The converter is that of onnxruntime, which
-    knows the operators without half precision.
+    The converter is that of onnxruntime, which knows the operators without half precision.
     """
-    single = onnx.load_model_from_string(data)
-    model: ModelProto = convert_float_to_float16(single, keep_io_types=True, node_block_list=_before_levels(single))
-    _remove_round_trips(model)
+    model: ModelProto = convert_float_to_float16(
+        onnx.load_model_from_string(data), keep_io_types=True
+    )
     # ONNX requires the nodes in topological order; the converter appends its casts at the end.
     OnnxModel(model).topological_sort(is_deterministic=True)
     del model.graph.value_info[:]  # the converter leaves types there that are no longer true
@@ -128,39 +142,10 @@ def to_fp16(data: bytes) -> bytes:
     return half
 
 
-def _before_levels(model: ModelProto) -> list[str]:
-    """The names of the nodes that compute levels: from the input to the convolution behind their rounding."""
-    nodes = model.graph.node
-    levels = {name for node in nodes if node.op_type == "Round" for name in node.output}
-    for node in nodes:  # in topological order
-        if node.op_type != "Conv" and levels.intersection(node.input):
-            levels.update(node.output)
-    blocked, needed = [], levels
-    for node in reversed(nodes):
-        if needed.intersection(node.output):
-            blocked.append(node.name)
-            needed.update(node.input)
-    return blocked
-
-
-def _remove_round_trips(model: ModelProto) -> None:
-    """Remove casts float32 → float16 → float32, which the converter puts between `x` and a node in float32."""
-    casts = {node.output[0]: node for node in model.graph.node if node.op_type == "Cast"}
-    replaced = {
-        name: casts[node.input[0]].input[0]
-        for name, node in casts.items()
-        if node.input[0] in casts and node.attribute[0].i == onnx.TensorProto.FLOAT
-    }
-    for node in model.graph.node:
-        node.input[:] = [replaced.get(name, name) for name in node.input]
-    used = {name for node in model.graph.node for name in node.input} | {value.name for value in model.graph.output}
-    kept = [node for node in model.graph.node if node.op_type != "Cast" or used.intersection(node.output)]
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
-
-
 def _kind(preset: Preset) -> dict[str, object]:
-    """The fields of a generator, or of a network that restores: that one has rows as large as many pictures."""
+    """The fields of a generator, or of a network that restores: that one has rows as large as many
+    pictures.
+    """
     if preset.objective == "restore":
         multiple = 2 ** len(preset.network.widths)
         tiles = {"overlap": preset.overlap, "multiple": multiple, "margin": preset.margin}
@@ -171,8 +156,11 @@ def _kind(preset: Preset) -> dict[str, object]:
 
 
 def card_of(model: TrainedModel, version: str, fields: Mapping[str, object]) -> TrainedCard:
-    """The card of a trained model. ``fields`` replace those of the preset; `evaluate` adds the quality."""
-    preset, checkpoint = model.preset, model.checkpoint
+    """The card of a trained model. ``fields`` replace those of the preset; `evaluate` adds the
+    quality.
+    """
+    preset = model.preset
+    checkpoint = model.checkpoint
     fields = dict(fields)
     steps = {"generate": fields.pop("generate_steps", preset.generate_steps), "project": 1}
     try:
@@ -184,19 +172,26 @@ def card_of(model: TrainedModel, version: str, fields: Mapping[str, object]) -> 
                 **_TITLES.get(preset.name, {}),
                 **_kind(preset),
                 "shape": preset.exported_shape,
-                "background": preset.background * (preset.network.channels // len(preset.background)),
+                "background": preset.background
+                * (preset.network.channels // len(preset.background)),
                 "polarity": preset.polarity,
-                "exact": preset.network.blocks > 0 and bool(model.network.get_buffer("blocks.fitted")),
+                "exact": preset.network.blocks > 0
+                and bool(model.network.get_buffer("blocks.fitted")),
                 "steps": steps,
                 # The shares of colours are exponentials, which multiply rounding errors.
                 "tolerance": {"fp32": 1e-3} if preset.network.palette else {},
                 "opset": OPSET,
                 "data": checkpoint.data,
                 "training": {
-                    **{key: checkpoint.provenance.get(key) for key in ("command", "commit", "sources")},
+                    **{
+                        key: checkpoint.provenance.get(key)
+                        for key in ("command", "commit", "sources")
+                    },
                     "continued": checkpoint.provenance.get("continued", ()),
                     "steps": checkpoint.step,
-                    "parameters": sum(p.numel() for p in model.network.parameters() if p.requires_grad),
+                    "parameters": sum(
+                        p.numel() for p in model.network.parameters() if p.requires_grad
+                    ),
                     "config": checkpoint.preset,
                 },
                 "licence": preset.licence,
@@ -205,6 +200,7 @@ def card_of(model: TrainedModel, version: str, fields: Mapping[str, object]) -> 
         )
     except ValidationError as exc:
         first = exc.errors(include_url=False)[0]
-        # A check of several fields has the whole card as its input. Its message begins with the field of an option.
+        # A check of several fields has the whole card as its input. Its message begins with the
+        # field of an option.
         where = f"{'.'.join(map(str, first['loc']))} {first['input']!r}: " if first["loc"] else "--"
         raise UserError(where + reason_of(first)) from exc

@@ -1,4 +1,6 @@
-"""Compare an exported file with the trained network, and write the golden rows with which the service checks it."""
+"""Compare an exported file with the trained network, and write the golden rows with which the
+service checks it.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +10,7 @@ import numpy as np
 import torch
 
 from model_export.errors import UserError
-from model_export.export.artifact import OnnxFunction, TrainedCard, read_all
+from model_export.export.artifact import OnnxFunction, TrainedCard, read_all, sample_rows
 from model_export.files import atomic_write
 from model_export.training.checkpoint import CARD_FIELDS, Checkpoint, TrainedModel, load_run
 from model_export.training.network import Autoencoder
@@ -18,7 +20,9 @@ from service.domain.latents import FloatRows, NoiseSource
 
 _ODD_BATCH: Final = 7  # a batch size that is not a bucket
 _GOLDEN_ROWS: Final = 16
-_SPARE: Final = 4  # times as many rows as are needed, of an exact model: those near a jump are left out
+_SPARE: Final = (
+    4  # times as many rows as are needed, of an exact model: those near a jump are left out
+)
 _MARGIN: Final = 1e-3  # levels
 _CORNER: Final = 96  # pixels
 _SEED: Final = 0
@@ -29,18 +33,23 @@ class Verification:
     """How the exported file compares with the trained network."""
 
     difference: float  # largest |onnxruntime − torch| over all rows and batch sizes
-    spread: float  # largest difference of one row between batch sizes in onnxruntime; 0 means identical bits
+    # largest difference of one row between batch sizes in onnxruntime; 0 means identical bits
+    spread: float
     batches: tuple[int, ...]  # batch sizes that were run
 
     def __str__(self) -> str:
         rows = "rows identical" if self.spread == 0.0 else f"rows differ by {self.spread:.1e}"
         sizes = ", ".join(map(str, self.batches))
-        return f"torch and onnxruntime differ by at most {self.difference:.1e}; {rows} at batch sizes {sizes}"
+        return (
+            f"torch and onnxruntime differ by at most {self.difference:.1e}; {rows} at batch "
+            f"sizes {sizes}"
+        )
 
 
 def verify(run: Path, folder: Path, *, threads: int = 0) -> dict[str, Verification]:
     """Compare every model file of a version with its run, and write the golden rows again."""
-    model, (exported, *others) = load_run(run), read_all(folder, threads=threads)
+    model = load_run(run)
+    (exported, *others) = read_all(folder, threads=threads)
     check_run(exported.card, run, model.checkpoint)
     digest = digest_of(exported.data)
     golden, result = compare(model, exported.card, exported.function, digest)
@@ -56,17 +65,26 @@ def verify(run: Path, folder: Path, *, threads: int = 0) -> dict[str, Verificati
 
 
 def check_run(card: TrainedCard, run: Path, checkpoint: Checkpoint) -> None:
-    """Check that a model was exported from a run, as that is now. Fields that only the card uses may differ."""
-    trained, now = card.training, checkpoint.preset
-    changed = {name for name in {*trained.config, *now} if trained.config.get(name) != now.get(name)}
+    """Check that a model was exported from a run, as that is now. Fields that only the card uses
+    may differ.
+    """
+    trained = card.training
+    now = checkpoint.preset
+    changed = {
+        name for name in {*trained.config, *now} if trained.config.get(name) != now.get(name)
+    }
     others = sorted(changed - {"stages", *CARD_FIELDS})
     if card.data.sha256 != checkpoint.data["sha256"]:
         others.append("data")
     if not others and checkpoint.step > trained.steps:
-        raise UserError(f"{card.ref}: exported at step {trained.steps}, {run} is at {checkpoint.step}; export it again")
+        raise UserError(
+            f"{card.ref}: exported at step {trained.steps}, {run} is at {checkpoint.step}; "
+            f"export it again"
+        )
     if "stages" in changed or checkpoint.step < trained.steps:
         others.append("stages or steps")
-    if not changed and checkpoint.provenance.get("command") != trained.command:  # with another seed, for example
+    # with another seed, for example
+    if not changed and checkpoint.provenance.get("command") != trained.command:
         others.append("command")
     if others:
         differs = f"by its {', '.join(others)}; its command: {trained.command}"
@@ -86,42 +104,45 @@ def compare(
     """
     batches = tuple(sorted({*card.buckets, _ODD_BATCH}))
     noise = NoiseSource(card.row_shapes[0])
-    golden_rows = _golden_inputs(card, noise)
+    golden_rows = _golden_inputs(card)
     count = max(batches[-1], len(golden_rows))
-    rows = np.concatenate([golden_rows, noise.rows(_SEED, _GOLDEN_ROWS, (_SPARE if card.exact else 1) * count)])
+    rows = np.concatenate(
+        [golden_rows, noise.rows(_SEED, _GOLDEN_ROWS, (_SPARE if card.exact else 1) * count)]
+    )
     with torch.inference_mode():
-        if card.exact and isinstance(model.network, Autoencoder) and model.network.blocks is not None:
+        if (
+            card.exact
+            and isinstance(model.network, Autoencoder)
+            and model.network.blocks is not None
+        ):
             x = torch.from_numpy(rows)
-            rows = rows[(model.network.blocks.margin(x, model.network.decoded(x)) > _MARGIN).numpy()]
+            rows = rows[
+                (model.network.blocks.margin(x, model.network.decoded(x)) > _MARGIN).numpy()
+            ]
         rows = rows[:count]
         golden_rows = rows[: len(golden_rows)]
         expected = model.network(torch.from_numpy(rows)).numpy()
 
-    single, results = function(rows, 1), [function(rows, size) for size in batches]
+    single = function(rows, 1)
+    results = [function(rows, size) for size in batches]
     difference = max(max_abs_diff(result, expected) for result in results)
     spread = max(max_abs_diff(result, single) for result in results)
     allowed: float = getattr(card.tolerance, precision)
     if difference > allowed:
         name = card.ref if precision == "fp32" else f"{card.ref} in {precision}"
-        raise UserError(f"{name}: torch and onnxruntime differ by {difference:.2g}, allowed are {allowed:.2g}")
+        raise UserError(
+            f"{name}: torch and onnxruntime differ by {difference:.2g}, allowed are {allowed:.2g}"
+        )
     golden = Golden(x=golden_rows, y=expected[: len(golden_rows)], digest=digest)
     return golden, Verification(difference=difference, spread=spread, batches=batches)
 
 
-def _golden_inputs(card: TrainedCard, noise: NoiseSource) -> FloatRows:
-    """Rows of every kind that f gets: flat and structured pictures, a noisy picture, and latents."""
-    (lo, hi), shape = card.range, noise.row(_SEED, 0).shape
-    background = np.asarray(card.background)[:, None, None]
-    down, right = np.meshgrid(*(np.linspace(0.0, 1.0, side) for side in shape[1:]), indexing="ij")
-    stripe = (np.abs(right - 0.5) < 0.12).astype(np.float64)
-    patterns = (right, down, right * down, (right + down) * 2.0 % 1.0, stripe)
-    pictures = [np.full(shape, value) for value in (0.0, lo, hi)] + [np.broadcast_to(background, shape)]
-    pictures += [np.broadcast_to(lo + pattern * (hi - lo), shape) for pattern in patterns]
-    noisy = pictures[-1] + 0.5 * noise.row(_SEED, 0)
-    if card.noise is None:  # a model of pages has large rows, and the service runs them at every start
-        corner = (slice(None), slice(0, _CORNER), slice(0, _CORNER))
-        page = pictures[-1].copy()
-        page[corner] = noisy[corner]
-        return np.asarray(page[np.newaxis], np.float32)
-    latents = noise.rows(_SEED, 0, _GOLDEN_ROWS - len(pictures) - 1)
-    return np.concatenate([np.stack([*pictures, noisy]).astype(np.float32), latents])
+def _golden_inputs(card: TrainedCard) -> FloatRows:
+    rows = sample_rows(card, card.row_shapes[0], _GOLDEN_ROWS)
+    if card.noise is not None:
+        return rows
+    # A model of pages has large rows, and the service runs them at every start.
+    _, stripe, *_, noisy = rows
+    corner = (slice(None), slice(0, _CORNER), slice(0, _CORNER))
+    stripe[corner] = noisy[corner]
+    return np.asarray(stripe[np.newaxis])

@@ -1,6 +1,7 @@
 """`import`: its options, and the child process that opens the network.
 
-A foreign file may let onnxruntime run for ever, or crash. So only a child process opens it, and ends with it.
+A foreign file may let onnxruntime run for ever, or crash. So only a child process opens it, and
+ends with it.
 """
 
 import argparse
@@ -24,17 +25,26 @@ from service.domain.errors import reason_of
 
 _END_S: Final = 10.0
 _MOST_PIXELS: Final = 2048
-# What onnxruntime puts before its message: its error number, and file, line and signature of its function.
+# What onnxruntime puts before its message: its error number, and file, line and signature of its
+# function.
 _ONNXRUNTIME: Final = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |\S+\.(?:cc|h):\d+ .*\) ")
 
 
 def add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command to the parser of `model_export.cli`."""
-    command = commands.add_parser("import", help="import a network of another program: ONNX, or a checkpoint of torch")
+    command = commands.add_parser(
+        "import", help="import a network of another program: ONNX, or a checkpoint of torch"
+    )
     command.set_defaults(run=run_import)
-    command._negative_number_matcher = re.compile(r"^-[\d.]")  # else argparse takes `-1,1` for an option
+    # else argparse takes `-1,1` for an option
+    command._negative_number_matcher = re.compile(r"^-[\d.]")
     add = command.add_argument
-    add("file", metavar="FILE", type=Path, help="an .onnx file; with --module, a checkpoint of torch")
+    add(
+        "file",
+        metavar="FILE",
+        type=Path,
+        help="an .onnx file; with --module, a checkpoint of torch",
+    )
     add("--name", required=True, help="of the model")
     add("--models", default="models", help="model directory (default models)")
     add("--version", type=int, help="number of the version (default: the next free one)")
@@ -45,25 +55,53 @@ def add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="C,H,W",
         help="channels, height and width, where the file leaves them open",
     )
-    add("--tile", type=_side, metavar="PIXELS", help="side of the tiles that images of any size are cut into")
-    add("--overlap", type=_overlap, metavar="PIXELS", help="of tiles (default: how far the network looks)")
+    add(
+        "--tile",
+        type=_side,
+        metavar="PIXELS",
+        help="side of the tiles that images of any size are cut into",
+    )
+    add(
+        "--overlap",
+        type=_overlap,
+        metavar="PIXELS",
+        help="of tiles (default: how far the network looks)",
+    )
     add(
         "--range",
         type=_pair,
         metavar="LOW,HIGH",
         help="values of black and white (default: what the graph tells)",
     )
-    add("--mean", type=_numbers, help="what is subtracted from the input, for each channel, in units of --range")
+    add(
+        "--mean",
+        type=_numbers,
+        help="what is subtracted from the input, for each channel, in units of --range",
+    )
     add("--std", type=_numbers, help="what the input is divided by, likewise")
-    add("--layout", choices=("nchw", "nhwc"), help="order of the dimensions (default: what the graph tells)")
+    add(
+        "--layout",
+        choices=("nchw", "nhwc"),
+        help="order of the dimensions (default: what the graph tells)",
+    )
     add("--bgr", action="store_true", help="its channels are blue, green, red")
     add("--residual", action="store_true", help="it gives what has to be subtracted from its input")
-    add("--color", choices=("luma",), help="a grey network gets the luma of colour images, which keep their colours")
+    add(
+        "--color",
+        choices=("luma",),
+        help="a grey network gets the luma of colour images, which keep their colours",
+    )
     add("--noise", choices=("gaussian",), help="it makes images of noise as well, as an IGN does")
     add("--data", help="folder or .zip of images, to measure distance and drift")
     add("--licence", default="not stated", help="of the weights")
     add("--title", default="", help="short name for people")
-    add("--timeout", type=float, default=120.0, metavar="SECONDS", help="longest time of a step (default 120)")
+    add(
+        "--timeout",
+        type=float,
+        default=120.0,
+        metavar="SECONDS",
+        help="longest time of a step (default 120)",
+    )
     add("--dry-run", action="store_true", help="say what would be imported, and end")
 
 
@@ -73,11 +111,14 @@ def run_import(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
     from service.artifact.files import NAME_PATTERN
 
     if not re.fullmatch(NAME_PATTERN, options.name):
-        raise UserError(f"--name {options.name}: small letters, digits, and _ . - after the first, 64 at most")
+        raise UserError(
+            f"--name {options.name}: small letters, digits, and _ . - after the first, 64 at most"
+        )
     folder = version_folder(Path(options.models, options.name), options.version)
     if folder.exists():
         raise UserError(f"{folder} exists; choose another --version")
-    if (options.module or options.data) and not find_spec("torch"):  # the child would say it in a less helpful way
+    # the child would say it in a less helpful way
+    if (options.module or options.data) and not find_spec("torch"):
         raise ModuleNotFoundError("no module named torch", name="torch")
     for message in _in_child(options, folder.name):
         if isinstance(message, str):
@@ -96,15 +137,20 @@ def _in_child(options: argparse.Namespace, version: str) -> Iterator[str | Mappi
     try:
         while receiver.poll(options.timeout):
             if isinstance(message := receiver.recv(), BaseException):
-                child.join(_END_S)  # else the process that tracks resources warns of what a killed one held
+                # else the process that tracks resources warns of what a killed one held
+                child.join(_END_S)
                 raise message
             yield message
         limit = f"a step takes more than {options.timeout:g} s"
-        raise UserError(f"{options.file}: {limit}; does it end? See --timeout, or choose a smaller --tile")
+        raise UserError(
+            f"{options.file}: {limit}; does it end? See --timeout, or choose a smaller --tile"
+        )
     except EOFError as exc:
         child.join()
         if child.exitcode:
-            raise UserError(f"{options.file}: the process that ran it crashed, or needed too much memory") from exc
+            raise UserError(
+                f"{options.file}: the process that ran it crashed, or needed too much memory"
+            ) from exc
     finally:
         child.kill()
         child.join()
@@ -118,7 +164,9 @@ def _run_child(*arguments: Any) -> None:
 
 
 def limit_memory() -> None:
-    """Let this process have half of the memory of the machine; a network that needs more fails alone."""
+    """Let this process have half of the memory of the machine; a network that needs more fails
+    alone.
+    """
     half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     lowest = min([half, *(each for each in (soft, hard) if each != resource.RLIM_INFINITY)])
@@ -140,27 +188,36 @@ def _work(options: argparse.Namespace, version: str, sender: "Connection[Any, An
         first = exc.errors(include_url=False)[0]
         where = f"--{first['loc'][0]} {first['input']!r}: " if first["loc"] else "--"
         sender.send(UserError(where + reason_of(first)))
-    except Exception as exc:  # onnx, onnxruntime, protobuf, torch and foreign code raise errors of a dozen types
+    except (
+        Exception
+    ) as exc:  # onnx, onnxruntime, protobuf, torch and foreign code raise errors of a dozen types
         text = _ONNXRUNTIME.sub("", " ".join(str(exc).split()))
         sender.send(UserError(f"{options.file}: {type(exc).__name__}: {text[:300]}"))
 
 
-def _numbers(text: str, *, counts: Sequence[int] = (1, 3), kind: type[float] = float) -> tuple[float, ...]:
+def _numbers(
+    text: str, *, counts: Sequence[int] = (1, 3), kind: type[float] = float
+) -> tuple[float, ...]:
     try:
         values = tuple(kind(part) for part in text.split(","))
     except ValueError:
         values = ()
     if len(values) not in counts:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {' or '.join(map(str, counts))} numbers with commas between")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not {' or '.join(map(str, counts))} numbers with commas between"
+        )
     return values
 
 
 def _pixels(text: str, *, least: int) -> int:
     if not (text.isdecimal() and least <= int(text) <= _MOST_PIXELS):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of pixels from {least} to {_MOST_PIXELS}")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number of pixels from {least} to {_MOST_PIXELS}"
+        )
     return int(text)
 
 
-_side, _overlap = partial(_pixels, least=16), partial(_pixels, least=0)
+_side = partial(_pixels, least=16)
+_overlap = partial(_pixels, least=0)
 _pair = partial(_numbers, counts=(2,))
 _sizes = partial(_numbers, counts=(3,), kind=int)

@@ -1,8 +1,10 @@
-"""The form in which a foreign network takes and gives images, and what brings rows of the service into that form.
+"""The form in which a foreign network takes and gives images, and what brings rows of the service
+into that form.
 
     x ─ BGR ─ scale ─ NHWC ─ network ─ NHWC ─ x − noise ─ scale ─ BGR ─ clip ─ y
 
-`Form.fold` puts these steps into the graph. `Form.apply` computes the same in numpy, for the golden rows.
+`Form.fold` puts these steps into the graph. `Form.apply` computes the same in numpy, for the golden
+rows.
 """
 
 from collections.abc import Callable
@@ -20,14 +22,19 @@ from service.domain.latents import LARGE, FloatRows
 Array = NDArray[Any]
 Layout = Literal["nchw", "nhwc"]
 Shape = tuple[Any, int, int]  # (C, H, W); C is 1 or 3
-_PREFIX: Final = "network/"  # of all names of the network, so that they differ from those of the service
-_TO_NHWC, _TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
+_PREFIX: Final = (
+    "network/"  # of all names of the network, so that they differ from those of the service
+)
+_TO_NHWC = (0, 2, 3, 1)
+_TO_NCHW = (0, 3, 1, 2)
 _SWAPPED: Final = np.array([2, 1, 0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """How a network takes and gives images. ``mean`` and ``std`` are by channel, in the network's order."""
+    """How a network takes and gives images. ``mean`` and ``std`` are by channel, in the network's
+    order.
+    """
 
     shape: Shape
     interval: tuple[float, float]  # values of black and white, before `mean` and `std`
@@ -37,21 +44,29 @@ class Form:
     layout: Layout = "nchw"
     bgr: bool = False
     residual: bool = False  # the network gives what has to be subtracted from its input
-    batch: Literal["any", "opened", "loop"] = "any"  # a batch of 1 is opened, or runs in a loop over the rows
+    batch: Literal["any", "opened", "loop"] = (
+        "any"  # a batch of 1 is opened, or runs in a loop over the rows
+    )
     clip: bool = False
     open_sides: bool = False  # the network takes other heights and widths, too
 
     @property
     def _affine(self) -> list[tuple[Array, Array]]:
-        """(factor, offset), (C, 1, 1) float64, from 0…1 to what the network takes, and to what it gives."""
+        """(factor, offset), (C, 1, 1) float64, from 0…1 to what the network takes, and to what it
+        gives.
+        """
         low, high = self.interval
-        mean, std = (np.array(values, dtype=np.float64).reshape(-1, 1, 1) for values in (self.mean, self.std))
+        mean, std = (
+            np.array(values, dtype=np.float64).reshape(-1, 1, 1) for values in (self.mean, self.std)
+        )
         taken = (high - low) / std, (low - mean) / std
         return [taken, (high - low + 0 * mean, low + 0 * mean) if self.plain_output else taken]
 
     @property
     def is_scaled(self) -> bool:
-        """Whether the graph scales values: if not all have one range, or it is far from that of latents."""
+        """Whether the graph scales values: if not all have one range, or it is far from that of
+        latents.
+        """
         (factor, offset), _ = self._affine
         ends = np.array([offset, factor + offset])  # black and white, by channel
         return bool(self.plain_output or np.ptp(ends, axis=1).any() or np.abs(ends).max() > LARGE)
@@ -60,13 +75,21 @@ class Form:
     def range(self) -> tuple[float, float]:
         """The range of the card: that of the network's values, or 0…1 if they are scaled."""
         (factor, offset), _ = self._affine
-        return (0.0, 1.0) if self.is_scaled else (float(offset.flat[0]), float((factor + offset).flat[0]))
+        return (
+            (0.0, 1.0)
+            if self.is_scaled
+            else (float(offset.flat[0]), float((factor + offset).flat[0]))
+        )
 
     @property
     def folded(self) -> list[str]:
         """What is put into the graph, in words."""
         low, high = self.interval
-        normalised = f" with mean {self.mean} and deviation {self.std}" if self.mean + self.std != (0.0, 1.0) else ""
+        normalised = (
+            f" with mean {self.mean} and deviation {self.std}"
+            if self.mean + self.std != (0.0, 1.0)
+            else ""
+        )
         parts = {
             "NHWC": self.layout == "nhwc",
             "BGR": self.bgr,
@@ -79,7 +102,9 @@ class Form:
         return [text for text, applies in parts.items() if applies]
 
     def apply(self, network: Callable[[Array], Array], rows: FloatRows) -> FloatRows:
-        """Compute f of rows in numpy: ``network`` maps values in its own form, and all else is computed in float64."""
+        """Compute f of rows in numpy: ``network`` maps values in its own form, and all else is
+        computed in float64.
+        """
         before, after = self._affine if self.is_scaled else [(1.0, 0.0)] * 2
         values = (rows[:, ::-1] if self.bgr else rows).astype(np.float64) * before[0] + before[1]
         given = values.transpose(_TO_NHWC) if self.layout == "nhwc" else values
@@ -96,26 +121,37 @@ class Form:
         del model.metadata_props[:], graph.value_info[:]
         model.ir_version = max(model.ir_version, 4)  # from which on weights need not be inputs
         weights = {tensor.name: _PREFIX + tensor.name for tensor in graph.initializer}
-        # `add_prefix_graph` comes to the weights after the subgraphs that use them, so it is told their names.
+        # `add_prefix_graph` comes to the weights after the subgraphs that use them, so it is told
+        # their names.
         add_prefix_graph(graph, _PREFIX, inplace=True, name_map=dict(weights))
         (given,) = {value.name for value in graph.input} - set(weights.values())
-        result, nodes = graph.output[0].name, list(graph.node)
+        result = graph.output[0].name
+        nodes = list(graph.node)
         if self.batch == "loop":
-            nodes, given, result = [self._loop(graph, given, result)], "rows_in", "rows_out"
+            nodes = [self._loop(graph, given, result)]
+            given = "rows_in"
+            result = "rows_out"
             del graph.initializer[:]
-        before, after = _Chain(INPUT, graph), _Chain(result, graph)
+        before = _Chain(INPUT, graph)
+        after = _Chain(result, graph)
         self._add_after(after, self._add_before(before))
         del graph.node[:], graph.input[:], graph.output[:]
         graph.node.extend([*before.ending(given), *nodes, *after.ending(OUTPUT)])
         has_open_sides = self.open_sides and self.batch != "loop"
-        dims: list[str | int] = ["batch", self.shape[0], *(("height", "width") if has_open_sides else self.shape[1:])]
+        dims: list[str | int] = [
+            "batch",
+            self.shape[0],
+            *(("height", "width") if has_open_sides else self.shape[1:]),
+        ]
         graph.input.append(helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, dims))
         graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, dims))
         data: bytes = model.SerializeToString(deterministic=True)
         return data
 
     def _add_before(self, chain: "_Chain") -> str:
-        """Add the steps before the network; returns the name of the values that a residual is subtracted from."""
+        """Add the steps before the network; returns the name of the values that a residual is
+        subtracted from.
+        """
         (factor, offset), _ = self._affine
         if self.bgr:
             chain.add("Gather", _SWAPPED, axis=1)
@@ -147,22 +183,31 @@ class Form:
         """A loop over the rows of a batch, whose body is the network with a batch of 1."""
         channels, height, width = self.shape
         row = [height, width, channels] if self.layout == "nhwc" else [channels, height, width]
-        shapes = [numpy_helper.from_array(np.array(each), f"{len(each)}d") for each in ([1, *row], row)]
+        shapes = [
+            numpy_helper.from_array(np.array(each), f"{len(each)}d") for each in ([1, *row], row)
+        ]
         nodes = [
             helper.make_node("Reshape", ["row_in", "4d"], [given]),
             *graph.node,
             helper.make_node("Reshape", [result, "3d"], ["row_out"]),
         ]
-        ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, row) for name in ("row_in", "row_out")]
+        ends = [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, row)
+            for name in ("row_in", "row_out")
+        ]
         body = helper.make_graph(nodes, "row", ends[:1], ends[1:], [*graph.initializer, *shapes])
-        return helper.make_node("Scan", ["rows_in"], ["rows_out"], name="rows", body=body, num_scan_inputs=1)
+        return helper.make_node(
+            "Scan", ["rows_in"], ["rows_out"], name="rows", body=body, num_scan_inputs=1
+        )
 
 
 class _Chain:
     """Nodes one after the other, beginning with the value ``name``; constants go into the graph."""
 
     def __init__(self, name: str, graph: GraphProto) -> None:
-        self.name, self._first, self._graph = name, name, graph
+        self.name = name
+        self._first = name
+        self._graph = graph
         self._nodes: list[NodeProto] = []
 
     def add(self, operator: str, operand: Array | str = "", **attributes: Any) -> None:

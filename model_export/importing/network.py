@@ -1,4 +1,6 @@
-"""Turn a network that was trained elsewhere into a model of the service: propose, check, fold, compare, measure."""
+"""Turn a network that was trained elsewhere into a model of the service: propose, check, fold,
+compare, measure.
+"""
 
 import math
 from argparse import Namespace
@@ -10,7 +12,7 @@ import numpy as np
 from onnx import TensorProto
 
 from model_export.errors import UserError
-from model_export.export.artifact import OnnxFunction, stamp
+from model_export.export.artifact import OnnxFunction, sample_rows, stamp
 from model_export.importing.form import Array, Form, Layout, Shape
 from model_export.importing.sources import Source, dims, dims_text, read_checkpoint, read_onnx
 from model_export.importing.tiles import choose_tiles
@@ -19,13 +21,16 @@ from service.artifact.files import GOLDEN_FILE, MODEL_FILE
 from service.artifact.golden import Golden, digest_of, max_abs_diff
 from service.artifact.onnx_file import check_self_contained
 from service.artifact.pixels import to_rows
-from service.domain.latents import FloatRows, NoiseSource
+from service.domain.latents import FloatRows
 
 _BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64)
 _BATCH_VALUES: Final = 2**22  # float32 numbers of the largest batch, 16 MiB
 _TILE_VALUES: Final = 2**20  # of tiles: other requests wait until a batch ends
-_FEWEST_ROWS, _MOST_ROWS = 3, 16  # that are tried
-_ROW_VALUES: Final = 2**18  # float32 numbers of all of them, for tiles: the service runs them at every start
+# that are tried
+_FEWEST_ROWS = 3
+_MOST_ROWS = 16
+# float32 numbers of all of them, for tiles: the service runs them at every start
+_ROW_VALUES: Final = 2**18
 _GOLDEN_VALUES: Final = 2**26  # float32 numbers that `golden.npz` may hold
 _BATCH: Final = 7
 _IMAGES: Final = 2000  # that drift and distance are measured on
@@ -37,7 +42,9 @@ _BEYOND: Final = 0.1  # most outputs are no further outside
 
 
 def import_network(options: Namespace, version: str) -> Iterator[str | Mapping[str, bytes]]:
-    """Yield what is found and chosen, a line each, and then the files; raises UserError if it cannot be f."""
+    """Yield what is found and chosen, a line each, and then the files; raises UserError if it
+    cannot be f.
+    """
     source = read_checkpoint(options) if options.module else read_onnx(options.file)
     yield f"found: {source}"
     form, reason = _propose(source, options)
@@ -55,7 +62,10 @@ def import_network(options: Namespace, version: str) -> Iterator[str | Mapping[s
     colour = "colour" if channels == 3 else "grey" if card.color is None else "luma"
     size = "any size" if tiles else f"{height}×{width}"
     yield f"chosen: images of {size}, {colour}, values {low:g}…{high:g}{reason}"
-    rows = _rows(card)
+    most = _ROW_VALUES if card.tiles else _BATCH_VALUES
+    rows = sample_rows(
+        card, card.shape, max(_FEWEST_ROWS, min(_MOST_ROWS, most // math.prod(card.shape)))
+    )
     yield f"checking: {len(rows)} images of {height}×{width}, alone and in batches"
     form, expected = _expected(source, form, rows)
     form, function, data, difference = _fold(source, form, card, rows, expected)
@@ -68,13 +78,20 @@ def import_network(options: Namespace, version: str) -> Iterator[str | Mapping[s
         difference = max(difference, _compare(source, function, card, part, expected_part))
     folded = (*source.notes, *form.folded)
     yield f"folded into the graph: {'; '.join(folded) or 'nothing'}"
-    yield f"checked: the same every time and in every batch; {difference:.1e} of the range from {source.second}"
+    yield (
+        f"checked: the same every time and in every batch; {difference:.1e} of the range from "
+        f"{source.second}"
+    )
     measured = _measure(function, card, options.data) if options.data else {}
     if options.data:
         figures = measured["quality"]["images"]
         yield "measured on {n} images: distance {distance:.4f}, drift {drift:.4f}".format(**figures)
     tolerance = (card.range[1] - card.range[0]) * max(_EXACT, min(4 * difference, _CLOSE))
-    origin = {"file": options.file.name, "sha256": digest_of(options.file.read_bytes()), "folded": folded}
+    origin = {
+        "file": options.file.name,
+        "sha256": digest_of(options.file.read_bytes()),
+        "folded": folded,
+    }
     fields = card.model_dump() | measured | {"origin": origin, "tolerance": {"fp32": tolerance}}
     stamped = stamp(data, Card.model_validate(fields))
     check_self_contained(stamped)
@@ -90,11 +107,16 @@ def _propose(source: Source, options: Namespace) -> tuple[Form, str]:
     normalised = bool(options.mean or options.std)
     interval = options.range or ((0.0, 1.0) if normalised else bounds)
     if interval is None:
-        raise UserError("say which values are black and white: --range 0,1, --range -1,1 or --range 0,255")
+        raise UserError(
+            "say which values are black and white: --range 0,1, --range -1,1 or --range 0,255"
+        )
     bounded = bounds is not None and np.allclose(bounds, interval)
     if bounds is not None and not normalised and not bounded:
-        raise UserError("--range: its last operator gives values {:g}…{:g}; leave --range out".format(*bounds))
-    mean, std = options.mean or (0.0,), options.std or (1.0,)
+        raise UserError(
+            "--range: its last operator gives values {:g}…{:g}; leave --range out".format(*bounds)
+        )
+    mean = options.mean or (0.0,)
+    std = options.std or (1.0,)
     for name, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, shape[0]):
             raise UserError(f"--{name}: {len(values)} values for {shape[0]} channels")
@@ -113,7 +135,9 @@ def _propose(source: Source, options: Namespace) -> tuple[Form, str]:
         batch="opened" if batch == 1 else "any",
     )
     if options.noise and form.is_scaled:
-        raise UserError("--noise: the graph scales its values, and noise has a deviation of 1 before that")
+        raise UserError(
+            "--noise: the graph scales its values, and noise has a deviation of 1 before that"
+        )
     return form, "" if options.range or normalised else ", as its last operator tells"
 
 
@@ -121,13 +145,17 @@ def _check_colours(options: Namespace, channels: int) -> None:
     if options.bgr and channels == 1:
         raise UserError("--bgr: its images are grey")
     if options.color and channels == 3:
-        raise UserError(f"--color {options.color}: its images are in colour, and only a grey network gets their luma")
+        raise UserError(
+            f"--color {options.color}: its images are in colour, and only a grey network "
+            f"gets their luma"
+        )
 
 
 def _shape(source: Source, options: Namespace) -> tuple[Layout, Shape, int | None]:
     """Layout, (C, H, W) and batch size of the input, which the options may only complete."""
     given, _ = source.ends
-    text, sizes = f"its input is {dims_text(given)}", dims(given)
+    text = f"its input is {dims_text(given)}"
+    sizes = dims(given)
     if len(sizes) != 4 or given.type.tensor_type.elem_type != TensorProto.FLOAT:
         raise UserError(f"{text}; f takes images as float32 of four dimensions")
     if sizes[0] not in (None, 1):
@@ -138,10 +166,14 @@ def _shape(source: Source, options: Namespace) -> tuple[Layout, Shape, int | Non
     if len(fitting) > 1:
         raise UserError(f"{text}; say --layout nchw or --layout nhwc")
     layout, order = next(iter((fitting or orders).items()))
-    channels, *sides = (size or option for size, option in zip(order, options.shape or (0, 0, 0), strict=True))
+    channels, *sides = (
+        size or option for size, option in zip(order, options.shape or (0, 0, 0), strict=True)
+    )
     shape = (channels, sides[0], sides[1])
     if channels not in (1, 3) or (0 in sides and sides != [0, 0]):
-        raise UserError(f"{text}; f takes grey (1) or colour (3) images of one size, or of any; see --shape")
+        raise UserError(
+            f"{text}; f takes grey (1) or colour (3) images of one size, or of any; see --shape"
+        )
     if options.shape not in (None, shape):
         raise UserError(f"--shape: {text}")
     if options.tile and sides not in ([0, 0], [options.tile] * 2):
@@ -149,7 +181,9 @@ def _shape(source: Source, options: Namespace) -> tuple[Layout, Shape, int | Non
     return layout, shape, sizes[0]
 
 
-def _choose_tiles(source: Source, form: Form, options: Namespace) -> Iterator[str | tuple[int, Tiles | None]]:
+def _choose_tiles(
+    source: Source, form: Form, options: Namespace
+) -> Iterator[str | tuple[int, Tiles | None]]:
     channels, height, width = form.shape
     if height != width:
         raise UserError(f"--overlap: its images are {height}×{width}, and tiles are squares")
@@ -167,9 +201,12 @@ def _choose_tiles(source: Source, form: Form, options: Namespace) -> Iterator[st
     )
 
 
-def _card(source: Source, form: Form, options: Namespace, version: str, tiles: Tiles | None) -> Card:
+def _card(
+    source: Source, form: Form, options: Namespace, version: str, tiles: Tiles | None
+) -> Card:
     """The card, without what is measured."""
-    values, most = math.prod(form.shape), _TILE_VALUES if tiles else _BATCH_VALUES
+    values = math.prod(form.shape)
+    most = _TILE_VALUES if tiles else _BATCH_VALUES
     return Card(
         schema_version=2,
         name=options.name,
@@ -187,30 +224,18 @@ def _card(source: Source, form: Form, options: Namespace, version: str, tiles: T
     )
 
 
-def _rows(card: Card) -> FloatRows:
-    """Rows of every kind that f gets: images that differ by channel, random ones, and latents if there is noise."""
-    (low, high), (channels, height, width) = card.range, card.shape
-    down, right = np.meshgrid(np.linspace(0, 1, height), np.linspace(0, 1, width), indexing="ij")
-    patterns = np.stack([right, np.abs(right - 0.5) < 0.12, right * down, down, 0 * down, 1 + 0 * down])
-    most = _ROW_VALUES if card.tiles else _BATCH_VALUES
-    count = max(_FEWEST_ROWS, min(_MOST_ROWS, most // math.prod(card.shape)))
-    images = np.stack([np.roll(patterns, -2 * channel, axis=0)[:count] for channel in range(channels)], axis=1)
-    random = np.random.default_rng(0).random((count, *card.shape))
-    rows = (low + np.concatenate([images, random])[:count] * (high - low)).astype(np.float32)
-    if card.noise is not None:
-        latents = count - min(len(images) + 1, count - 1)
-        rows[count - latents :] = NoiseSource(card.shape).rows(0, 0, latents)
-    return rows
-
-
 def _expected(source: Source, form: Form, rows: FloatRows) -> tuple[Form, FloatRows]:
-    """What the second implementation makes of the rows, clipped; the form says whether that was needed."""
+    """What the second implementation makes of the rows, clipped; the form says whether that was
+    needed.
+    """
 
     def run(values: Array) -> Array:
         result = source.run(values)
         if result.shape != values.shape:
             made, given = ("×".join(map(str, array.shape[1:])) for array in (result, values))
-            raise UserError(f"it makes {made} of {given}, and f an image of the same shape: see docs/import.md")
+            raise UserError(
+                f"it makes {made} of {given}, and f an image of the same shape: see docs/import.md"
+            )
         return result
 
     (low, high), width = form.range, form.range[1] - form.range[0]
@@ -222,15 +247,22 @@ def _expected(source: Source, form: Form, rows: FloatRows) -> tuple[Form, FloatR
     beyond = np.maximum(low - expected, expected - high)
     narrow = source.bounds is None and np.ptp(expected) < _NARROW * width
     if narrow or (beyond > _BEYOND * width).mean() > 0.5:
-        made = "from {:.0%} to {:.0%}".format(*(np.array([expected.min(), expected.max()]) - low) / width)
-        raise UserError(f"--range: of images that span all of it, it makes values {made} of it; the range does not fit")
+        made = "from {:.0%} to {:.0%}".format(
+            *(np.array([expected.min(), expected.max()]) - low) / width
+        )
+        raise UserError(
+            f"--range: of images that span all of it, it makes values {made} of it; the "
+            f"range does not fit"
+        )
     return replace(form, clip=bool(beyond.max() > 0)), expected.clip(low, high)
 
 
 def _fold(
     source: Source, form: Form, card: Card, rows: FloatRows, expected: FloatRows
 ) -> tuple[Form, OnnxFunction, bytes, float]:
-    """The form that works, f, its graph, and the difference from ``expected`` as a share of the range."""
+    """The form that works, f, its graph, and the difference from ``expected`` as a share of the
+    range.
+    """
     data = form.fold(source.model)
     try:
         function = OnnxFunction(data, threads=1)
@@ -242,19 +274,25 @@ def _fold(
     return _fold(source, replace(form, batch="loop"), card, rows, expected)
 
 
-def _compare(source: Source, function: OnnxFunction, card: Card, rows: FloatRows, expected: FloatRows) -> float:
+def _compare(
+    source: Source, function: OnnxFunction, card: Card, rows: FloatRows, expected: FloatRows
+) -> float:
     width = card.range[1] - card.range[0]
     alone = function(rows, 1)
     for size in (_BATCH, len(rows)):
         together = function(rows, size)
         if together.shape != alone.shape or not max_abs_diff(together, alone) <= _EXACT * width:
             raise UserError(
-                f"its rows depend on each other: in batches of {size} it gives others than alone. A batch norm in "
+                f"its rows depend on each other: in batches of {size} it gives others than "
+                f"alone. A batch norm in "
                 "training mode does that; call model.eval() and export it again"
             )
     difference = max_abs_diff(alone, expected) / width
     if not difference <= _CLOSE:
-        raise UserError(f"onnxruntime and {source.second} differ by {difference:.1e} of the range: no rounding error")
+        raise UserError(
+            f"onnxruntime and {source.second} differ by {difference:.1e} of the range: no "
+            f"rounding error"
+        )
     return difference
 
 
@@ -268,16 +306,26 @@ def _measure(function: OnnxFunction, card: Card, source: str) -> dict[str, Any]:
     if height != width:
         raise UserError("--data: images are cropped to squares, and this network takes no squares")
     opened = open_source(source)
-    found, data = opened.inspect(), opened.load(size=height, channels=channels)
+    found = opened.inspect()
+    data = opened.load(size=height, channels=channels)
     x = to_rows(torch.cat([data.held_out, data.train])[:_IMAGES].numpy(), *card.range)
     y = function(x, _BATCH)
     distance = np.abs(y - x).mean(axis=(1, 2, 3), dtype=np.float64)
     drift = float(np.abs(function(y, _BATCH) - y).mean(dtype=np.float64))
-    images = {"name": data.name, "sha256": data.sha256, "n": len(x), "distance": float(distance.mean()), "drift": drift}
+    images = {
+        "name": data.name,
+        "sha256": data.sha256,
+        "n": len(x),
+        "distance": float(distance.mean()),
+        "drift": drift,
+    }
     background = np.resize(np.array(found.background, dtype=np.uint8), channels)
     return {
         "quality": {"images": images},
         "distance_quantiles": np.quantile(distance, np.linspace(0, 1, QUANTILES)).tolist(),
-        "background": to_rows(background, *card.range).astype(np.float64).clip(*card.range).tolist(),
+        "background": to_rows(background, *card.range)
+        .astype(np.float64)
+        .clip(*card.range)
+        .tolist(),
         "polarity": found.polarity if channels == 1 else "none",
     }

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
+from onnx import (
+    FunctionProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+    numpy_helper,
+)
 from onnx.inliner import inline_local_functions
 
 from model_export.errors import UserError
@@ -23,7 +31,11 @@ if TYPE_CHECKING:
 
 _OLDEST_OPSET: Final = 9  # which has the loop over rows that `Form` writes
 _MAX_OPERATORS: Final = 100_000  # large transformers have 10 000
-_BOUNDED: Final[Mapping[str, tuple[float, float]]] = {"Sigmoid": (0, 1), "HardSigmoid": (0, 1), "Tanh": (-1, 1)}
+_BOUNDED: Final[Mapping[str, tuple[float, float]]] = {
+    "Sigmoid": (0, 1),
+    "HardSigmoid": (0, 1),
+    "Tanh": (-1, 1),
+}
 _PASS_ON: Final = ("Identity", "Transpose", "Reshape")
 
 
@@ -39,12 +51,15 @@ class Source:
     @property
     def ends(self) -> tuple[ValueInfoProto, ValueInfoProto]:
         """Input and output; raises UserError if there are more."""
-        graph, weights = self.model.graph, {tensor.name for tensor in self.model.graph.initializer}
+        graph = self.model.graph
+        weights = {tensor.name for tensor in self.model.graph.initializer}
         inputs = [value for value in graph.input if value.name not in weights]
         for kind, values in (("input", inputs), ("output", list(graph.output))):
             if len(values) != 1:
                 names = ", ".join(value.name for value in values)
-                raise UserError(f"it has {len(values)} {kind}s ({names}), and f has one: see docs/import.md")
+                raise UserError(
+                    f"it has {len(values)} {kind}s ({names}), and f has one: see docs/import.md"
+                )
         return inputs[0], graph.output[0]
 
     @property
@@ -69,23 +84,34 @@ class Source:
             if maker.op_type == "Constant" and maker.attribute[0].HasField("t")
         }
         named = zip(("min", "max"), node.input[1:], strict=False)
-        values |= {end: float(numpy_helper.to_array(constants[name])) for end, name in named if name in constants}
+        values |= {
+            end: float(numpy_helper.to_array(constants[name]))
+            for end, name in named
+            if name in constants
+        }
         return (values["min"], values["max"]) if len(values) == 2 else None
 
     def __str__(self) -> str:
-        graph, (first, last) = self.model.graph, self.ends
+        graph = self.model.graph
+        (first, last) = self.ends
         weights = sum(int(np.prod(tensor.dims)) for tensor in graph.initializer)
         ends = f"input `{first.name}` {dims_text(first)}, output `{last.name}` {dims_text(last)}"
         return f"opset {self.opset}, {len(graph.node)} operators, {weights:,} weights, {ends}"
 
 
 def read_onnx(path: Path) -> Source:
-    """Read an ONNX file and all of its weights; raises UserError, or what onnx and onnxruntime raise."""
+    """Read an ONNX file and all of its weights; raises UserError, or what onnx and onnxruntime
+    raise.
+    """
     data = path.read_bytes()
     try:
         model = onnx.load_model_from_string(data)
     except Exception as exc:  # of protobuf, which has no type hints
-        checkpoint = "a checkpoint of torch needs --module FILE.py:NAME" if data[:2] in (b"PK", b"\x80\x02") else ""
+        checkpoint = (
+            "a checkpoint of torch needs --module FILE.py:NAME"
+            if data[:2] in (b"PK", b"\x80\x02")
+            else ""
+        )
         raise UserError(checkpoint or "not an ONNX file, or a damaged one") from exc
     if not model.graph.node:
         raise UserError("not an ONNX file, or an empty one")
@@ -97,10 +123,14 @@ def read_onnx(path: Path) -> Source:
     _check_nodes(model)
     onnx.checker.check_model(model)
     options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1  # so that it gives the same result every time
+    options.intra_op_num_threads = options.inter_op_num_threads = (
+        1  # so that it gives the same result every time
+    )
     options.log_severity_level = 4  # onnxruntime raises errors as exceptions
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    plain = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    plain = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     (name, shape), *_ = [(value.name, value.shape) for value in plain.get_inputs()]
     size = 1 if shape and shape[0] == 1 else 3
 
@@ -114,12 +144,17 @@ def read_onnx(path: Path) -> Source:
 def read_checkpoint(options: Namespace) -> Source:
     """Export the class that `--module` names, with the weights of a checkpoint, from torch."""
     if options.shape is None:
-        raise UserError("--module: say --shape as well, such as --shape 1,28,28: channels, height, width")
+        raise UserError(
+            "--module: say --shape as well, such as --shape 1,28,28: channels, height, width"
+        )
     file, _, name = options.module.rpartition(":")
-    sys.path[:0] = [str(Path(file).resolve().parent), str(Path.cwd())]  # where the file imports from
+    # where the file imports from
+    sys.path[:0] = [str(Path(file).resolve().parent), str(Path.cwd())]
     make = runpy.run_path(file).get(name)
     if not callable(make):
-        raise UserError(f"--module {options.module}: expected FILE.py:CLASS, and {file} defines no {name!r}")
+        raise UserError(
+            f"--module {options.module}: expected FILE.py:CLASS, and {file} defines no {name!r}"
+        )
     import torch
 
     from model_export.export.export import to_onnx
@@ -140,7 +175,10 @@ def read_checkpoint(options: Namespace) -> Source:
 
 def dims(value: ValueInfoProto) -> list[int | None]:
     """The sizes of a value; None for one that may be any."""
-    return [dim.dim_value if dim.HasField("dim_value") else None for dim in value.type.tensor_type.shape.dim]
+    return [
+        dim.dim_value if dim.HasField("dim_value") else None
+        for dim in value.type.tensor_type.shape.dim
+    ]
 
 
 def dims_text(value: ValueInfoProto) -> str:
@@ -153,9 +191,13 @@ def _check_nodes(model: ModelProto) -> None:
     for node in _nodes(model.graph):
         if node.domain not in ("", "ai.onnx"):
             operator = f"{node.op_type} of the domain {node.domain}"
-            raise UserError(f"it holds the operator {operator}; only those of the ONNX standard are run")
+            raise UserError(
+                f"it holds the operator {operator}; only those of the ONNX standard are run"
+            )
         if any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute):
-            raise UserError(f"{node.op_type} is in training mode: call model.eval() and export it again")
+            raise UserError(
+                f"{node.op_type} is in training mode: call model.eval() and export it again"
+            )
         node.domain = ""
     versions = [each.version for each in model.opset_import if each.domain in ("", "ai.onnx")]
     if not versions or versions[0] < _OLDEST_OPSET:
@@ -165,19 +207,28 @@ def _check_nodes(model: ModelProto) -> None:
 
 
 def _check_functions(model: ModelProto) -> None:
-    """Raise UserError if the functions of a file, written out, make very many operators: each may call others twice."""
+    """Raise UserError if the functions of a file, written out, make very many operators: each may
+    call others twice.
+    """
     calls: dict[tuple[str, ...], list[tuple[str, ...]]] = {
-        (each.domain, each.name): [(node.domain, node.op_type) for node in _nodes(each)] for each in model.functions
+        (each.domain, each.name): [(node.domain, node.op_type) for node in _nodes(each)]
+        for each in model.functions
     }
     calls[()] = [(node.domain, node.op_type) for node in _nodes(model.graph)]
     operators: dict[tuple[str, ...], int] = {}
     while calls:
-        known = [name for name, called in calls.items() if not any(each in calls for each in called)]
+        known = [
+            name for name, called in calls.items() if not any(each in calls for each in called)
+        ]
         if not known:
             raise UserError("its functions call each other without end")
-        operators |= {name: sum(operators.get(each, 1) for each in calls.pop(name)) for name in known}
+        operators |= {
+            name: sum(operators.get(each, 1) for each in calls.pop(name)) for name in known
+        }
     if operators[()] > _MAX_OPERATORS:
-        raise UserError(f"its functions make {operators[()]:,} operators; at most {_MAX_OPERATORS:,} are run")
+        raise UserError(
+            f"its functions make {operators[()]:,} operators; at most {_MAX_OPERATORS:,} are run"
+        )
 
 
 def _nodes(graph: GraphProto | FunctionProto) -> Iterator[NodeProto]:
@@ -190,7 +241,9 @@ def _nodes(graph: GraphProto | FunctionProto) -> Iterator[NodeProto]:
 
 
 def _load_weights(network: "nn.Module", path: Path) -> tuple[str, ...]:
-    """Load the part of a checkpoint that fits the network, of several the averaged one; returns its name, if any."""
+    """Load the part of a checkpoint that fits the network, of several the averaged one; returns its
+    name, if any.
+    """
     import torch
 
     try:
@@ -198,16 +251,29 @@ def _load_weights(network: "nn.Module", path: Path) -> tuple[str, ...]:
     except OSError:
         raise
     except Exception as exc:  # pickle, zipfile and torch raise a dozen types
-        raise UserError("more than weights; torch.save(model.state_dict(), …) writes weights alone") from exc
-    parts = {"": content} | {str(name): part for name, part in content.items() if isinstance(part, Mapping)}
+        raise UserError(
+            "more than weights; torch.save(model.state_dict(), …) writes weights alone"
+        ) from exc
+    parts = {"": content} | {
+        str(name): part for name, part in content.items() if isinstance(part, Mapping)
+    }
     own = list(network.state_dict())
-    # Trainers put the network into another module, which puts a prefix such as `module.` before its names.
+    # Trainers put the network into another module, which puts a prefix such as `module.` before its
+    # names.
     keys = [(name, str(key)) for name, part in parts.items() for key in part]
     places = [(name, key.removesuffix(own[0])) for name, key in keys if key.endswith(own[0])]
-    fitting = [(name, prefix) for name, prefix in places if all(prefix + each in parts[name] for each in own)]
+    fitting = [
+        (name, prefix)
+        for name, prefix in places
+        if all(prefix + each in parts[name] for each in own)
+    ]
     if not fitting:
-        missing = [each for each in own if all(prefix + each not in parts[name] for name, prefix in places)]
-        raise UserError(f"it lacks weights of the class, such as {missing[0] if missing else own[-1]}")
+        missing = [
+            each for each in own if all(prefix + each not in parts[name] for name, prefix in places)
+        ]
+        raise UserError(
+            f"it lacks weights of the class, such as {missing[0] if missing else own[-1]}"
+        )
     name, prefix = next((place for place in fitting if "ema" in "".join(place)), fitting[0])
     network.load_state_dict({each: parts[name][prefix + each] for each in own})
     return (f"weights `{name or prefix}`",) if name or prefix else ()

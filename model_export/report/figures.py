@@ -1,7 +1,8 @@
-"""The figures of the IGN paper, drawn from an exported model with onnxruntime, and the losses of its training.
+"""The figures of the IGN paper, drawn from an exported model with onnxruntime, and the losses of
+its training.
 
-Nothing is selected by hand: latents are the first of a seed, pictures the first held-out ones of every class.
-torchvision lays out the grids, Pillow adds the text, matplotlib plots the losses.
+Nothing is selected by hand: latents are the first of a seed, pictures the first held-out ones of
+every class. torchvision lays out the grids, Pillow adds the text, matplotlib plots the losses.
 """
 
 import dataclasses
@@ -70,7 +71,9 @@ FIGURES: Final[Mapping[str, str]] = MappingProxyType(
 
 
 def file_name(figure: str, channels: int) -> str:
-    """The file of a figure: losses are SVG, pictures grey PNG or, of colours and pages, WebP, which is smaller."""
+    """The file of a figure: losses are SVG, pictures grey PNG or, of colours and pages, WebP, which
+    is smaller.
+    """
     kind = "svg" if figure == LOSSES else "png" if channels == 1 and figure != "pages" else "webp"
     return f"{figure}.{kind}"
 
@@ -82,7 +85,9 @@ _GAP: Final = 2  # between pictures
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ImageGrid:
-    """A grid of pictures with labels. Labels are ASCII: Pillow's built-in font has few other characters."""
+    """A grid of pictures with labels. Labels are ASCII: Pillow's built-in font has few other
+    characters.
+    """
 
     caption: str  # line above the grid
     # Label and pictures (N, C, H, W) in [−1, 1] of every row; N is the same in all rows.
@@ -97,11 +102,14 @@ class ImageGrid:
     def box(self, row: int, column: int) -> tuple[int, int, int, int]:
         """Position of a picture in the image: left, top, right, bottom, in pixels."""
         (left, top), (_, height, width) = self._origin, (side * self.scale for side in self._shape)
-        left, top = left + _GAP + column * (width + _GAP), top + _GAP + row * (height + _GAP)
+        left = left + _GAP + column * (width + _GAP)
+        top = top + _GAP + row * (height + _GAP)
         return left, top, left + width, top + height
 
     def encode(self, form: Literal["PNG", "WEBP"]) -> bytes:
-        """The grid as PNG, grey or RGB, without metadata; or as WebP, whose losses are hard to see."""
+        """The grid as PNG, grey or RGB, without metadata; or as WebP, whose losses are hard to
+        see.
+        """
         options = {"optimize": True} if form == "PNG" else {"quality": 80, "method": 6}
         buffer = io.BytesIO()
         self._image().save(buffer, form, **options)
@@ -124,7 +132,9 @@ class ImageGrid:
 
     def _grid(self) -> NDArray[np.uint8]:
         """All pictures, enlarged without smoothing: (H, W) or (H, W, 3) uint8."""
-        levels = torch.from_numpy(to_levels(np.concatenate([pictures for _, pictures in self.rows])))
+        levels = torch.from_numpy(
+            to_levels(np.concatenate([pictures for _, pictures in self.rows]))
+        )
         large = levels.repeat_interleave(self.scale, 2).repeat_interleave(self.scale, 3)
         # make_grid repeats grey pictures to three channels.
         grid = make_grid(large, nrow=len(self.rows[0][1]), padding=_GAP, pad_value=255).numpy()
@@ -161,13 +171,17 @@ class RestorationFigure(NamedTuple):
 
 
 def restoration_figures(card: TrainedCard) -> list[RestorationFigure]:
-    """The corruptions that are shown for a model: thin strokes for grey models, grey and sketch for colour models."""
+    """The corruptions that are shown for a model: thin strokes for grey models, grey and sketch for
+    colour models.
+    """
     thinned = corruptions.thin(light=card.polarity != "dark-on-light")
     figures = [
         RestorationFigure("noise_0.15", "noise, sigma 0.15", "x + n", corruptions.noise(0.15)),
         RestorationFigure("noise_0.8", "noise, sigma 0.8", "x + n", corruptions.noise(0.8)),
         RestorationFigure("blur", "blur", "b(x)", corruptions.blur(1.5)),
-        RestorationFigure("low_resolution", "low resolution", "d(x)", corruptions.low_resolution(4)),
+        RestorationFigure(
+            "low_resolution", "low resolution", "d(x)", corruptions.low_resolution(4)
+        ),
         RestorationFigure("hole", "hole", "m(x)", corruptions.hole(0.4)),
     ]
     if card.shape[0] == 1:
@@ -236,12 +250,16 @@ class FigureContext:
     def samples(self) -> ImageGrid:
         """f(z) for 8 × 12 latents, row-major."""
         y = self.artifact.function(self._latents(_LINES * _COLUMNS))
-        lines = [(f"z {i}-{i + _COLUMNS - 1}", y[i : i + _COLUMNS]) for i in range(0, len(y), _COLUMNS)]
+        lines = [
+            (f"z {i}-{i + _COLUMNS - 1}", y[i : i + _COLUMNS]) for i in range(0, len(y), _COLUMNS)
+        ]
         return self._grid(f"f(z), seed {self.seed}", lines)
 
     def generation(self) -> ImageGrid:
         """Z, f(z), f(f(z)), f(f(f(z)))."""
-        return self._grid(f"from noise, seed {self.seed}", self._chain("z", self._latents(_COLUMNS), 3))
+        return self._grid(
+            f"from noise, seed {self.seed}", self._chain("z", self._latents(_COLUMNS), 3)
+        )
 
     def clean(self) -> ImageGrid:
         """x, f(x), f(f(x))."""
@@ -256,7 +274,10 @@ class FigureContext:
         """Eight great arcs, each from latent 2i to latent 2i + 1, under f."""
         path = latents.LatentPath(frames=11)
         z = self._latents(2 * _LINES)
-        lines = [(f"z {i}-{i + 1}", self.artifact.function(path.rows([z[i], z[i + 1]]))) for i in range(0, len(z), 2)]
+        lines = [
+            (f"z {i}-{i + 1}", self.artifact.function(path.rows([z[i], z[i + 1]])))
+            for i in range(0, len(z), 2)
+        ]
         times = [f"t = {t:.1f}" for t in path.times()]
         return self._grid(f"from one latent to another, seed {self.seed}", lines, times)
 
@@ -279,9 +300,13 @@ class FigureContext:
         return self._grid("drawings", lines)
 
     def repeated(self, steps: int) -> ImageGrid:
-        """f^k(z) for the recorded k up to ``steps``, and for ``steps``. A progress bar shows the remaining time."""
+        """f^k(z) for the recorded k up to ``steps``, and for ``steps``. A progress bar shows the
+        remaining time.
+        """
         z = self._latents(_REPEATED_COLUMNS)
-        counts = sorted({k for k in (1, 10, 20, 100, 1000, 10_000, 100_000, 300_000) if k < steps} | {steps})
+        counts = sorted(
+            {k for k in (1, 10, 20, 100, 1000, 10_000, 100_000, 300_000) if k < steps} | {steps}
+        )
         lines = [("k = 0", z)]
         with tqdm(total=steps, desc="f^k(z)", unit="step", mininterval=1.0) as bar:
 
@@ -296,28 +321,37 @@ class FigureContext:
     def _chain(self, label: str, x: FloatRows, steps: int) -> list[tuple[str, FloatRows]]:
         lines = [(label, x)]
         for _ in range(steps):
-            label, x = f"f({label})", self.artifact.function(x)
+            label = f"f({label})"
+            x = self.artifact.function(x)
             lines.append((label, x))
         return lines
 
     def _sum(self, terms: list[FloatRows], weights: list[float]) -> FloatRows:
         norm = self.artifact.card.noise.norm if self.artifact.card.noise else None
-        return np.stack([latents.weighted_sum(rows, weights, norm) for rows in zip(*terms, strict=True)])
+        return np.stack(
+            [latents.weighted_sum(rows, weights, norm) for rows in zip(*terms, strict=True)]
+        )
 
     def _latents(self, n: int) -> FloatRows:
         return self.artifact.noise.rows(self.seed, 0, n)
 
     def _pictures(self) -> FloatRows:
         labels = self.data.held_out_labels
-        index = first_of_classes(None if labels is None else labels.numpy(), len(self.data.held_out), _COLUMNS)
+        index = first_of_classes(
+            None if labels is None else labels.numpy(), len(self.data.held_out), _COLUMNS
+        )
         return to_rows(self.data.held_out[index].numpy())
 
-    def _grid(self, what: str, rows: list[tuple[str, FloatRows]], columns: Sequence[str] = ()) -> ImageGrid:
+    def _grid(
+        self, what: str, rows: list[tuple[str, FloatRows]], columns: Sequence[str] = ()
+    ) -> ImageGrid:
         return ImageGrid(caption=f"{self.artifact.card.ref}: {what}", rows=rows, columns=columns)
 
 
 def first_of_classes(labels: NDArray[np.int64] | None, count: int, n: int) -> NDArray[np.int64]:
-    """Indices of at most n pictures: the first of every class, then the second, …; without labels the first n."""
+    """Indices of at most n pictures: the first of every class, then the second, …; without labels
+    the first n.
+    """
     if labels is None:
         return np.arange(min(n, count))
     order = np.argsort(labels, kind="stable")
@@ -327,10 +361,11 @@ def first_of_classes(labels: NDArray[np.int64] | None, count: int, n: int) -> ND
 
 
 _TERMS: Final = tuple(field.name for field in dataclasses.fields(Weights))
+# one for each term; matplotlib has ten
 _COLOURS: Final = (
     *(f"C{i}" for i in range(10)),
     *("black", "gold", "navy", "teal", "hotpink", "lime", "tan", "indigo", "salmon", "coral"),
-)  # one for each term; matplotlib has ten
+)
 _MAX_POINTS: Final = 150  # of a curve in a stage; more are averaged
 _MIN_VALUE: Final = 1e-8  # the logarithmic scale needs values above 0
 
@@ -351,27 +386,42 @@ def plot_losses(run: Path) -> bytes:
     entries = list(_read(path.read_text(encoding="utf-8", errors="replace")))
     if not any(entry.terms for entry in entries):
         raise UserError(f"{path}: no losses in it")
-    # Text stays text instead of outlines, and ids are the same in every run: equal logs give equal files.
+    # Text stays text instead of outlines, and ids are the same in every run: equal logs give equal
+    # files.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "model_export", "font.size": 9}):
         figure = Figure(figsize=(9, 3.7), layout="constrained")
         axes = figure.add_subplot(yscale="log", xlabel="step", xmargin=0)
         axes.grid(axis="y", color="#ddd")
-        start = entries[0].step  # not 0 in a run with `--start`
+        start = entries[0].step
         for stage, group in groupby(entries, key=lambda entry: entry.stage):
             lines = list(group)
             axes.axvline(start, color="#999", linestyle=":")
             # The name stands above the axes: x in data units, y in units of the axes.
             axes.text(start, 1.02, stage, transform=axes.get_xaxis_transform(), color="#555")
             for term, colour in zip(_TERMS, _COLOURS, strict=True):
-                points = _average([(line.step, line.terms[term]) for line in lines if term in line.terms])
+                points = _average(
+                    [(line.step, line.terms[term]) for line in lines if term in line.terms]
+                )
                 if points:
                     marker = "." if len(points) == 1 else ""  # a line needs two points
-                    axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.2, marker=marker, label=term)
+                    axes.plot(
+                        *zip(*points, strict=True),
+                        color=colour,
+                        linewidth=1.2,
+                        marker=marker,
+                        label=term,
+                    )
             start = lines[-1].step
         # A term that occurs in several stages has several curves: one legend entry each.
         handles, labels = axes.get_legend_handles_labels()
         unique = dict(zip(labels, handles, strict=True))
-        axes.legend(unique.values(), unique.keys(), loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+        axes.legend(
+            unique.values(),
+            unique.keys(),
+            loc="center left",
+            bbox_to_anchor=(1.0, 0.5),
+            frameon=False,
+        )
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
@@ -382,9 +432,12 @@ def _read(text: str) -> Iterator[_Entry]:
     for line in text.splitlines():
         try:
             values = json.loads(line)
-            step, stage = int(values["step"]), str(values["stage"])
+            step = int(values["step"])
+            stage = str(values["stage"])
             # Tightness is negative.
-            terms = {name: max(abs(float(values[name])), _MIN_VALUE) for name in _TERMS if name in values}
+            terms = {
+                name: max(abs(float(values[name])), _MIN_VALUE) for name in _TERMS if name in values
+            }
         except (ValueError, KeyError, TypeError):
             continue
         if step > 0 and all(map(math.isfinite, terms.values())):
@@ -395,4 +448,7 @@ def _average(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
     """Means of neighbours, so that at most `_MAX_POINTS` remain."""
     size = math.ceil(len(points) / _MAX_POINTS)
     groups = (points[i : i + size] for i in range(0, len(points), size or 1))
-    return [(sum(s for s, _ in group) / len(group), sum(v for _, v in group) / len(group)) for group in groups]
+    return [
+        (sum(s for s, _ in group) / len(group), sum(v for _, v in group) / len(group))
+        for group in groups
+    ]

@@ -1,4 +1,6 @@
-"""A page about an exported model, generated from the card in its file and from the figures beside the page."""
+"""A page about an exported model, generated from the card in its file and from the figures beside
+the page.
+"""
 
 import argparse
 import shlex
@@ -9,25 +11,41 @@ from model_export.evaluation.measures import SAMPLES, STEPS
 from model_export.export.artifact import Artifact, TrainedCard
 from model_export.files import atomic_write
 from model_export.report.figures import FIGURES, LOSSES, file_name
-from model_export.report.quality import Table, limitations, measurements, one_line, summary, superscript, table
+from model_export.report.quality import (
+    Table,
+    limitations,
+    measurements,
+    one_line,
+    summary,
+    superscript,
+    table,
+)
 from service.artifact.golden import digest_of
 
 _FIRST_FIGURE = "samples"
 
 
 def write_page(folder: Path, out: Path) -> Path:
-    """Write the page of a version folder; `docs/models/mnist.md` shows the figures in `docs/models/mnist`."""
+    """Write the page of a version folder; `docs/models/mnist.md` shows the figures in
+    `docs/models/mnist`.
+    """
     artifact = Artifact.read(folder, threads=1)
-    files = {figure: f"{out.stem}/{file_name(figure, artifact.card.shape[0])}" for figure in FIGURES}
+    files = {
+        figure: f"{out.stem}/{file_name(figure, artifact.card.shape[0])}" for figure in FIGURES
+    }
     shown = {figure: file for figure, file in files.items() if (out.parent / file).is_file()}
-    text = page(artifact.card, digest=digest_of(artifact.data), size=len(artifact.data), shown=shown)
+    text = page(
+        artifact.card, digest=digest_of(artifact.data), size=len(artifact.data), shown=shown
+    )
     with atomic_write(out) as file:
         file.write(text.encode())
     return out
 
 
 def page(card: TrainedCard, *, digest: str, size: int, shown: Mapping[str, str]) -> str:
-    """The page in Markdown. Its first screen states what the model is, how good, its limitations and its licence."""
+    """The page in Markdown. Its first screen states what the model is, how good, its limitations
+    and its licence.
+    """
     others = [figure for figure in shown if figure not in (LOSSES, _FIRST_FIGURE)]
     parts = [
         f"# {card.ref}",
@@ -58,20 +76,27 @@ def page(card: TrainedCard, *, digest: str, size: int, shown: Mapping[str, str])
 
 def _source(card: TrainedCard) -> str:
     """The file of the measurements."""
-    return "benchmarks/results/scans-ocr.json" if "ocr" in card.quality else f"models/{card.ref}/metrics.json"
+    return (
+        "benchmarks/results/scans-ocr.json"
+        if "ocr" in card.quality
+        else f"models/{card.ref}/metrics.json"
+    )
 
 
 def _introduction(card: TrainedCard) -> str:
     channels, height, width = card.shape
     if card.noise is None:
         return (
-            f"A network f that restores, f(f(x)) ≈ f(x), for {'grey' if channels == 1 else 'RGB'} pictures of any size "
-            f"in tiles of {height}×{width}, trained on {card.data.pictures:,} parts of pages that the program draws. "
+            f"A network f that restores, f(f(x)) ≈ f(x), for "
+            f"{'grey' if channels == 1 else 'RGB'} pictures of any size in tiles of "
+            f"{height}×{width}, trained on {card.data.pictures:,} parts of pages that the "
+            f"program draws. "
             "`python -m model_export card` generates this page; do not edit it."
         )
     return (
-        f"An Idempotent Generative Network f, f(f(z)) {'=' if card.exact else '≈'} f(z), for {height}×{width} "
-        f"{'grey' if channels == 1 else 'RGB'} pictures, trained on {card.data.pictures:,} of {card.data.name}. "
+        f"An Idempotent Generative Network f, f(f(z)) {'=' if card.exact else '≈'} f(z), for "
+        f"{height}×{width} {'grey' if channels == 1 else 'RGB'} pictures, trained on "
+        f"{card.data.pictures:,} of {card.data.name}. "
         "`python -m model_export card` generates this page; do not edit it."
     )
 
@@ -82,7 +107,10 @@ def _facts(card: TrainedCard, digest: str, size: int) -> str:
         ("Input and output", f"float32 (N, {', '.join(map(str, card.shape))}), {lo:g} … {hi:g}"),
         ("Latents", card.noise.kind if card.noise else "none"),
         ("Steps", f"{card.steps.generate} to generate, {card.steps.project} to project"),
-        ("Polarity, background", f"{card.polarity}, {', '.join(f'{value:g}' for value in card.background)}"),
+        (
+            "Polarity, background",
+            f"{card.polarity}, {', '.join(f'{value:g}' for value in card.background)}",
+        ),
         ("Parameters", f"{card.training.parameters:,}"),
         ("File", f"{size:,} bytes, opset {card.opset}, SHA-256 `{digest}`"),
     ]
@@ -95,8 +123,8 @@ def _training(card: TrainedCard) -> Iterator[str]:
     planned = sum(stage["steps"] for stage in stages)
     unfinished = f" of {planned:,}: the run was not finished" if planned > training.steps else ""
     yield (
-        f"Objective `{card.objective or training.config['objective']}`, "
-        f"{training.steps:,} optimiser steps{unfinished}. [What the terms mean](../method.md#loss-terms)"
+        f"Objective `{card.objective or training.config['objective']}`, {training.steps:,} "
+        f"optimiser steps{unfinished}. [What the terms mean](../method.md#loss-terms)"
     )
     if stages:
         yield table(
@@ -104,29 +132,43 @@ def _training(card: TrainedCard) -> Iterator[str]:
             [(s["name"], f"{s['steps']:,}", f"{s['lr']:g}", _loss(s)) for s in stages],
         )
     yield _commands(card)
-    commit = f"Commit `{training.commit}`" if training.commit else "A source tree that was not clean"
+    commit = (
+        f"Commit `{training.commit}`" if training.commit else "A source tree that was not clean"
+    )
     yield f"{commit}; sources `{training.sources}`; data `{card.data.sha256}` (SHA-256)."
     for entry in training.continued:
         commit = entry.get("commit") or "that were not clean"
-        yield f"Continued from step {entry.get('from_step')} with sources `{entry.get('sources')}`, commit {commit}."
+        yield (
+            f"Continued from step {entry.get('from_step')} with sources "
+            f"`{entry.get('sources')}`, commit {commit}."
+        )
 
 
 def _loss(stage: Table) -> str:
-    terms = ((f"{weight:g}·" if weight != 1 else "") + name for name, weight in stage["weights"].items() if weight)
-    teacher = f", teacher T{superscript(stage['teacher_steps'])}" if stage.get("teacher_steps") else ""
+    terms = (
+        (f"{weight:g}·" if weight != 1 else "") + name
+        for name, weight in stage["weights"].items()
+        if weight
+    )
+    teacher = (
+        f", teacher T{superscript(stage['teacher_steps'])}" if stage.get("teacher_steps") else ""
+    )
     return " + ".join(terms) + teacher
 
 
 def _commands(card: TrainedCard) -> str:
-    training, data = card.training, shlex.quote(card.data.name)
+    training = card.training
+    data = shlex.quote(card.data.name)
     run = shlex.quote(_option(training.command, "--out") or f"runs/{card.name}")
     chosen = " --fp16" if "fp16" in card.quality.get("precision", {}) else ""
     if card.steps.generate != training.config.get("generate_steps", card.steps.generate):
         chosen += f" --generate-steps {card.steps.generate}"
     commands = (
         training.command,
-        f"python -m model_export export --run {run} --models models --version {card.version}{chosen}",
-        f"python -m model_export evaluate --model models/{card.ref} --data {data}{_evaluate_options(card.quality)}"
+        f"python -m model_export export --run {run} --models models --version "
+        f"{card.version}{chosen}",
+        f"python -m model_export evaluate --model models/{card.ref} --data "
+        f"{data}{_evaluate_options(card.quality)}"
         if card.noise
         else f"python -m benchmarks.scans_ocr --model models/{card.ref} --card",
     )
@@ -136,9 +178,14 @@ def _commands(card: TrainedCard) -> str:
 def _evaluate_options(quality: Table) -> str:
     """The options with which `evaluate` measured, where they differ from its defaults."""
     applied = [int(key[1:] or 1) for key in quality.get("repeated", {}) if key.startswith("f")]
-    chosen = {"samples": quality.get("protocol", {}).get("samples", SAMPLES), "steps": max(applied, default=STEPS)}
+    chosen = {
+        "samples": quality.get("protocol", {}).get("samples", SAMPLES),
+        "steps": max(applied, default=STEPS),
+    }
     defaults = {"samples": SAMPLES, "steps": STEPS}
-    return "".join(f" --{name} {value}" for name, value in chosen.items() if value != defaults[name])
+    return "".join(
+        f" --{name} {value}" for name, value in chosen.items() if value != defaults[name]
+    )
 
 
 def _figure(figure: str, shown: Mapping[str, str]) -> str:

@@ -1,7 +1,6 @@
 """The rows of every training step: pictures, latents, their pairs, corrupted copies.
 
-Every random number is a function of (seed, stream, step), so a checkpoint needs no random state. It is drawn for the
-whole batch, of which each rank keeps its rows, so the result does not depend on the number of ranks.
+Every random number is a function of (seed, stream, step), so a checkpoint needs no random state.
 """
 
 from collections.abc import Sequence
@@ -18,22 +17,27 @@ from torch import Tensor
 from model_export.data.corruptions import Draws, RandomCorruptions
 from model_export.data.datasets import to_model_range
 from model_export.data.drawings import RandomDrawings
-from model_export.training.execution import World
 from model_export.training.log import ThroughputMeter
 from model_export.training.losses import Function
 from model_export.training.presets import Preset
 from model_export.training.stages import Stage, Weights
 
 _PENS: Final = 256  # pictures whose colours the drawings have
-_EIGHT_BIT: Final = 0.5  # share of corrupted rows that are rounded to 8 bits, like uploaded pictures
+_EIGHT_BIT: Final = (
+    0.5  # share of corrupted rows that are rounded to 8 bits, like uploaded pictures
+)
 _DRAWN_ROWS: Final = 8  # pens in a step of a `Crisp`
 _DRAWN: Final = 4  # its pictures for each other drawing
 _NONE: Final = torch.empty(0)
-_CHUNK: Final = 512  # latents in one forward pass: larger chunks are not faster on a CPU and need more memory
+_CHUNK: Final = (
+    512  # latents in one forward pass: larger chunks are not faster on a CPU and need more memory
+)
 
 
 class RngStream(IntEnum):
-    """Independent streams of random numbers. The values are part of a run's reproducibility: never change one."""
+    """Independent streams of random numbers. The values are part of a run's reproducibility: never
+    change one.
+    """
 
     INIT = 0
     ORDER = 1
@@ -55,7 +59,9 @@ class RngStream(IntEnum):
 
 def derive_seed(seed: int, stream: int, step: int) -> int:
     """Hash three numbers to a seed of 63 bits."""
-    return int(np.random.SeedSequence([seed, stream, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return int(
+        np.random.SeedSequence([seed, stream, step]).generate_state(1, np.uint64)[0] >> np.uint64(1)
+    )
 
 
 def draw_latents(count: int, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
@@ -66,17 +72,22 @@ def draw_latents(count: int, shape: tuple[int, int, int], generator: torch.Gener
 class CandidatePool:
     """Latents with their outputs; every picture picks the latent whose output is nearest (IMLE).
 
-    One pool serves several steps. Outputs that are a few steps old choose nearly as well as fresh ones, and a pool of
-    thousands chooses much better than the few candidates that one step could afford.
+    One pool serves several steps. Outputs that are a few steps old choose nearly as well as fresh
+    ones, and a pool of thousands chooses much better than the few candidates that one step could
+    afford.
     """
 
-    def __init__(self, f: Function, latents: Tensor, world: World) -> None:
-        self._latents, self._outputs = latents, _outputs(f, latents, world)
+    def __init__(self, f: Function, latents: Tensor) -> None:
+        self._latents = latents
+        self._outputs = _outputs(f, latents)
         self._norms = self._outputs.square().sum(1)
 
     def nearest(self, x: Tensor) -> Tensor:
-        """For each picture (B, C, H, W), the latent whose output has the least squared distance; same shape."""
-        # In bfloat16 the rounding of the product would be as large as the distances between candidates.
+        """For each picture (B, C, H, W), the latent whose output has the least squared distance;
+        same shape.
+        """
+        # In bfloat16 the rounding of the product would be as large as the distances between
+        # candidates.
         with torch.autocast(x.device.type, enabled=False):
             # ‖a − p‖² = ‖a‖² − 2a·p + ‖p‖². ‖p‖² is the same for all candidates a of a picture p.
             squared = self._norms - 2.0 * x.float().flatten(1) @ self._outputs.T  # (B, pool)
@@ -84,31 +95,30 @@ class CandidatePool:
 
 
 class BalancedPairs:
-    """M latents and M pictures, paired one to one so that the total squared distance is least, for several batches.
+    """M latents and M pictures, paired one to one so that the total squared distance is least, for
+    several batches.
 
     Every latent has a target and no picture is preferred, in contrast to `CandidatePool`.
     """
 
-    def __init__(self, f: Function, latents: Tensor, pictures: Tensor, world: World) -> None:
-        samples = _outputs(f, latents, world)
-        columns = torch.empty(len(pictures), dtype=torch.int64)
-        # Rank 0 decides for all: two ranks whose costs differ in the last bit could find different assignments.
-        if world.is_main:
-            cost = torch.cdist(samples, pictures.float().flatten(1)).square()
-            columns = torch.from_numpy(linear_sum_assignment(cost.cpu().numpy())[1])
-        self._latents, self._partners = latents, pictures[world.broadcast(columns.to(pictures.device))]
+    def __init__(self, f: Function, latents: Tensor, pictures: Tensor) -> None:
+        cost = torch.cdist(_outputs(f, latents), pictures.float().flatten(1)).square()
+        columns = torch.from_numpy(linear_sum_assignment(cost.cpu().numpy())[1])
+        self._latents = latents
+        self._partners = pictures[columns.to(pictures.device)]
 
     def batch(self, index: int, size: int) -> tuple[Tensor, Tensor]:
         """Batch number ``index``: latents and pictures, (size, C, H, W) each. Wraps around."""
-        rows = torch.arange(index * size, (index + 1) * size, device=self._latents.device) % len(self._latents)
+        rows = torch.arange(index * size, (index + 1) * size, device=self._latents.device) % len(
+            self._latents
+        )
         return self._latents[rows], self._partners[rows]
 
 
 @torch.no_grad()
-def _outputs(f: Function, latents: Tensor, world: World) -> Tensor:
-    """f(z) of many latents, in chunks. The ranks share the work; every rank gets all (N, C·H·W) float32."""
-    shard = [f(chunk).float().flatten(1) for chunk in torch.split(world.shard(latents), _CHUNK)]
-    return world.all_gather(torch.cat(shard), len(latents))
+def _outputs(f: Function, latents: Tensor) -> Tensor:
+    """f(z) of many latents, in chunks: (N, C·H·W) float32."""
+    return torch.cat([f(chunk).float().flatten(1) for chunk in torch.split(latents, _CHUNK)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -135,7 +145,7 @@ class TrainingBatch:
 
 
 class BatchBuilder:
-    """Builds this rank's rows for any step, from pictures (N, C, H, W) uint8 on the device to compute on."""
+    """Builds the rows of any step, from pictures (N, C, H, W) uint8 on the device to compute on."""
 
     def __init__(
         self,
@@ -144,12 +154,16 @@ class BatchBuilder:
         *,
         seed: int,
         meter: ThroughputMeter,
-        world: World,
         damaged: Tensor | None = None,
     ) -> None:
-        self._preset, self._pictures, self._damaged, self._seed = preset, pictures, damaged, seed
-        self._meter, self._world = meter, world
-        self.drawn: Sequence[Tensor] = ()  # drawings (M, C, H, W) uint8, and the numbers (M, K) of pictures that fit
+        self._preset = preset
+        self._pictures = pictures
+        self._damaged = damaged
+        self._seed = seed
+        self._meter = meter
+        self.drawn: Sequence[
+            Tensor
+        ] = ()  # drawings (M, C, H, W) uint8, and the numbers (M, K) of pictures that fit
         self._corruptions = RandomCorruptions(names=preset.corruptions, eight_bit=_EIGHT_BIT)
         self._pool: CandidatePool | None = None
         self._pairs: BalancedPairs | None = None
@@ -158,8 +172,8 @@ class BatchBuilder:
         self.size = min(preset.batch, len(pictures))
 
     def build(self, step: int, stage_step: int, stage: Stage, f: Function) -> TrainingBatch:
-        """Build this rank's rows. The step of the run seeds random numbers, that of the stage times the refreshes."""
-        weights, shard = stage.weights, self._world.shard
+        """The step of the run seeds random numbers, that of the stage times the refreshes."""
+        weights = stage.weights
         with self._meter.phase("data"):
             x = self._chosen_rows(self._pictures, step)
         rows: dict[str, Any] = {"x": x}
@@ -168,36 +182,47 @@ class BatchBuilder:
                 rows["nearest"] = self._nearest(x, step, stage_step, f)
         if weights.match > 0:
             with self._meter.phase("pairs"):
-                rows["matched"], rows["partner"] = map(shard, self._matched(step, stage_step, f))
+                rows["matched"], rows["partner"] = self._matched(step, stage_step, f)
         with self._meter.phase("data"):
             samples = stage.drift_pictures if weights.drifts and stage.drift_pictures else self.size
             if weights.latents:
-                rows["z"] = shard(self.latents(samples, RngStream.NOISE, step))
+                rows["z"] = self.latents(samples, RngStream.NOISE, step)
             if weights.project > 0:
                 rows["corrupted"] = self._corrupted(x, step)
             rows |= self._drawings_of(x, weights, step)
             if weights.drifts:
-                rows["drift_pictures"] = self._random_pictures(samples, RngStream.DRIFT_PICTURES, step)
-        rows |= {"progress": stage_step / stage.steps, "generator": self.generator(RngStream.TERMS, step)}
+                rows["drift_pictures"] = self._random_pictures(
+                    samples, RngStream.DRIFT_PICTURES, step
+                )
+        rows |= {
+            "progress": stage_step / stage.steps,
+            "generator": self.generator(RngStream.TERMS, step),
+        }
         return TrainingBatch(**rows)
 
     def _chosen_rows(self, pictures: Tensor, step: int) -> Tensor:
-        """This rank's rows of a step, in [−1, 1]."""
-        return to_model_range(pictures[self._world.shard(self.picture_indices(step)).to(pictures.device)])
+        """The rows of a step, in [−1, 1]."""
+        return to_model_range(pictures[self.picture_indices(step).to(pictures.device)])
 
     def _drawings_of(self, x: Tensor, weights: Weights, step: int) -> dict[str, Tensor]:
         """As many drawings as pictures.
 
-        For a `Crisp`, some, pens with the pictures that fit them, and which corrupted rows are sketches.
+        For a `Crisp`, some, pens with the pictures that fit them, and which corrupted rows are
+        sketches.
         """
         generator = self.generator(RngStream.DRAWN, step)
         if weights.gate == 0:
             return {"drawings": self.draw(x, generator)} if weights.project_any > 0 else {}
-        drawings, drawn, fitting = self.draw(x[: len(x) // _DRAWN], generator), x[:0], x[:0, None]
+        drawings = self.draw(x[: len(x) // _DRAWN], generator)
+        drawn = x[:0]
+        fitting = x[:0, None]
         if self.drawn:
-            chosen = torch.randint(len(self.drawn[0]), (_DRAWN_ROWS,), generator=generator, device=x.device)
+            chosen = torch.randint(
+                len(self.drawn[0]), (_DRAWN_ROWS,), generator=generator, device=x.device
+            )
             drawn, fitting = (
-                to_model_range(each) for each in (self.drawn[0][chosen], self._pictures[self.drawn[1][chosen]])
+                to_model_range(each)
+                for each in (self.drawn[0][chosen], self._pictures[self.drawn[1][chosen]])
             )
         kinds = self._draws(step).kind
         sketches = [i for i, name in enumerate(self._preset.corruptions) if name == "sketch"]
@@ -211,11 +236,14 @@ class BatchBuilder:
         return self._corruptions.apply(x, self._draws(step))
 
     def _draws(self, step: int) -> Draws:
-        generator = self.generator(RngStream.CORRUPTION, step)
-        return Draws(*map(self._world.shard, self._corruptions.draw(self.size, self._preset.shape, generator)))
+        return self._corruptions.draw(
+            self.size, self._preset.shape, self.generator(RngStream.CORRUPTION, step)
+        )
 
     def picture_indices(self, step: int) -> Tensor:
-        """Indices of a step's pictures (B,). Every epoch is a permutation; its incomplete last batch is dropped."""
+        """Indices of a step's pictures (B,). Every epoch is a permutation; its incomplete last
+        batch is dropped.
+        """
         count = len(self._pictures)
         epoch, position = divmod(step, count // self.size)
         if self._epoch != epoch:
@@ -224,8 +252,10 @@ class BatchBuilder:
         return self._permutation[position * self.size : (position + 1) * self.size]
 
     def generator(self, stream: RngStream, step: int) -> torch.Generator:
-        """The generator of a stream at a step, on the device of the pictures; the same on every rank."""
-        return torch.Generator(self._pictures.device).manual_seed(derive_seed(self._seed, stream, step))
+        """The generator of a stream at a step, on the device of the pictures."""
+        return torch.Generator(self._pictures.device).manual_seed(
+            derive_seed(self._seed, stream, step)
+        )
 
     def latents(self, count: int, stream: RngStream, step: int) -> Tensor:
         """The first latents (count, C, H, W) of a stream at a step."""
@@ -234,18 +264,25 @@ class BatchBuilder:
     def inputs(self, count: int, stream: RngStream, step: int) -> Tensor:
         """What f is for: latents, or damaged pictures of the data, at most ``count``."""
         damaged = self._damaged
-        return self.latents(count, stream, step) if damaged is None else to_model_range(damaged[:count])
+        return (
+            self.latents(count, stream, step)
+            if damaged is None
+            else to_model_range(damaged[:count])
+        )
 
     def example_pictures(self, count: int) -> Tensor:
-        """Random pictures, the same for every stage: (count, C, H, W) in [−1, 1]. Few pictures are repeated."""
+        """Random pictures, the same for every stage: (count, C, H, W) in [−1, 1]. Few pictures are
+        repeated.
+        """
         order = np.random.default_rng(self._seed).permutation(len(self._pictures))
         return self._chosen(np.resize(order, count))
 
     def _nearest(self, x: Tensor, step: int, stage_step: int, f: Function) -> Tensor:
         matching = self._preset.matching
-        # A resumed run has no pool, but it resumes only where the pool is due anyway: see `Preset.refresh_interval`.
+        # A resumed run has no pool, but it resumes only where the pool is due anyway: see
+        # `Preset.refresh_interval`.
         if stage_step % matching.pool_refresh == 0 or self._pool is None:
-            self._pool = CandidatePool(f, self.latents(matching.pool, RngStream.POOL, step), self._world)
+            self._pool = CandidatePool(f, self.latents(matching.pool, RngStream.POOL, step))
         return self._pool.nearest(x)
 
     def _matched(self, step: int, stage_step: int, f: Function) -> tuple[Tensor, Tensor]:
@@ -254,21 +291,28 @@ class BatchBuilder:
         if index == 0 or self._pairs is None:
             pictures = self._random_pictures(matching.pairs, RngStream.PAIR_PICTURES, step)
             latents = self.latents(len(pictures), RngStream.PAIRS, step)
-            self._pairs = BalancedPairs(f, latents, pictures, self._world)
+            self._pairs = BalancedPairs(f, latents, pictures)
         return self._pairs.batch(index, self.size)
 
     def draw(self, pictures: Tensor, generator: torch.Generator) -> Tensor:
         """As many drawings u, rows that are no pictures, as pictures (B, C, H, W)."""
         if self._drawings is None:  # drawing them takes seconds
-            seed, preset = derive_seed(self._seed, RngStream.DRAWINGS, 0), self._preset
+            seed = derive_seed(self._seed, RngStream.DRAWINGS, 0)
+            preset = self._preset
             pens = self.example_pictures(_PENS)
-            self._drawings = RandomDrawings(pens, preset.background, seed, digits=preset.drawn_digits)
+            self._drawings = RandomDrawings(
+                pens, preset.background, seed, digits=preset.drawn_digits
+            )
         return self._drawings.draw(pictures, generator)
 
     def _random_pictures(self, count: int, stream: RngStream, step: int) -> Tensor:
-        """Random pictures without repetition, at most as many as there are: (count, C, H, W) in [−1, 1]."""
+        """Random pictures without repetition, at most as many as there are: (count, C, H, W) in
+        [−1, 1].
+        """
         generator = np.random.default_rng(derive_seed(self._seed, stream, step))
-        return self._chosen(generator.choice(len(self._pictures), min(count, len(self._pictures)), replace=False))
+        return self._chosen(
+            generator.choice(len(self._pictures), min(count, len(self._pictures)), replace=False)
+        )
 
     def _chosen(self, indices: NDArray[np.int64]) -> Tensor:
         return to_model_range(self._pictures[torch.from_numpy(indices).to(self._pictures.device)])

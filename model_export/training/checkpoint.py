@@ -1,7 +1,8 @@
-"""Checkpoints: the whole state of a run in one file, replaced atomically; where it comes from and how it continues.
+"""Checkpoints: the whole state of a run in one file, replaced atomically; where it comes from and
+how it continues.
 
-A checkpoint holds no random state. Every random number comes from a generator seeded with (seed, stream, step), so seed
-and step are enough to continue, on any device.
+A checkpoint holds no random state. Every random number comes from a generator seeded with (seed,
+stream, step), so seed and step are enough to continue, on any device.
 """
 
 import hashlib
@@ -21,15 +22,16 @@ from torch import Tensor, nn
 from model_export.data.datasets import Dataset
 from model_export.errors import UserError
 from model_export.files import atomic_write
-from model_export.training.network import NetworkConfig, averaged_model
+from model_export.training.network import averaged_model
 from model_export.training.presets import Preset, split_steps
-from model_export.training.restorer import Network, build_network
+from model_export.training.restorer import build_network
 from model_export.training.stages import Stage
 
 FORMAT = 1
 FILE = "checkpoint.pt"
 _NUMBERED = re.compile(r"checkpoint-(\d+)\.pt")
-# Fields that may change at any time. Only the card uses them, but for `background`, on which drawings are drawn.
+# Fields that may change at any time. Only the card uses them, but for `background`, on which
+# drawings are drawn.
 CARD_FIELDS: Final = (
     "name",
     "data",
@@ -65,11 +67,16 @@ class Checkpoint:
     network: dict[str, Tensor]  # state dicts
     average: dict[str, Tensor]
     optimiser: dict[str, Any]
-    teacher: dict[str, Tensor] | None  # state dict of the frozen teacher; None in stages without one
+    # state dict of the frozen teacher; None in stages without one
+    teacher: dict[str, Tensor] | None
     data: dict[str, Any]  # name, sha256, licence and number of training pictures
-    provenance: dict[str, Any]  # command, commit, digest of the sources, precision, threads, torch version
-    critic: dict[str, Any] | None  # state of the discriminator and its optimiser; None in stages without one
-    perceptual: dict[str, Tensor] | None = None  # state dict of the perceptual network; None in stages without one
+    # command, commit, digest of the sources, precision, threads, torch version
+    provenance: dict[str, Any]
+    # state of the discriminator and its optimiser; None in stages without one
+    critic: dict[str, Any] | None
+    perceptual: dict[str, Tensor] | None = (
+        None  # state dict of the perceptual network; None in stages without one
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -88,7 +95,9 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def write_tensors(content: Mapping[str, Any], path: Path) -> None:
-    """Write what `torch.load` reads, atomically. torch writes to memory: it turns the error of a file into its own."""
+    """Write what `torch.load` reads, atomically. torch writes to memory: it turns the error of a
+    file into its own.
+    """
     memory = io.BytesIO()
     torch.save(content, memory)
     with atomic_write(path) as file:
@@ -103,7 +112,9 @@ def load(path: Path) -> Checkpoint:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content.pop("format") != FORMAT:
             raise UserError(f"{path}: written by another version of this program")
-        return Checkpoint(**{name: content[name] for name in Checkpoint.__slots__ if name in content})
+        return Checkpoint(
+            **{name: content[name] for name in Checkpoint.__slots__ if name in content}
+        )
     except UserError:
         raise
     # On a damaged file torch.load passes on the errors of its zip and pickle readers, of any type.
@@ -125,25 +136,32 @@ def load_run(folder: Path) -> TrainedModel:
 
 
 def rotate(folder: Path, step: int, keep: int) -> None:
-    """Keep the present checkpoint as `checkpoint-STEP.pt` as well, and delete all but the last ``keep`` of those files.
+    """Keep the present checkpoint as `checkpoint-STEP.pt` as well, and delete all but the last
+    ``keep`` of those files.
 
-    The last ones are those written last. With ``keep`` = 1 nothing is copied and nothing is deleted, so files that an
-    earlier command kept stay.
+    The last ones are those written last. With ``keep`` = 1 nothing is copied and nothing is
+    deleted, so files that an earlier command kept stay.
     """
     if keep == 1:
         return
-    with atomic_write(folder / f"checkpoint-{step:07d}.pt") as file, (folder / FILE).open("rb") as content:
+    with (
+        atomic_write(folder / f"checkpoint-{step:07d}.pt") as file,
+        (folder / FILE).open("rb") as content,
+    ):
         shutil.copyfileobj(content, file)
     numbered = (path for path in folder.iterdir() if _NUMBERED.fullmatch(path.name))
     for path in sorted(numbered, key=lambda path: (path.stat().st_mtime_ns, path.name))[:-keep]:
         path.unlink()
 
 
-def continued_preset(preset: Preset, saved: Checkpoint, *, out: Path, data: Dataset, seed: int, bf16: bool) -> Preset:
+def continued_preset(
+    preset: Preset, saved: Checkpoint, *, out: Path, data: Dataset, seed: int, bf16: bool
+) -> Preset:
     """The preset with which a run continues.
 
-    Only the card's fields and the number of steps may differ. With more steps, stages that are done keep their length
-    and the others share what is left; a run that is finished trains its last stage further.
+    Only the card's fields and the number of steps may differ. With more steps, stages that are done
+    keep their length and the others share what is left; a run that is finished trains its last
+    stage further.
     """
     precisions = ("fp32", "bf16")
     options: list[Difference] = [
@@ -157,9 +175,13 @@ def continued_preset(preset: Preset, saved: Checkpoint, *, out: Path, data: Data
     adapted, others = _adapt(preset, saved)
     differences += others
     if differences:
-        shown = "; ".join(f"{name} {before}, now {now}" for name, before, now in differences[:_SHOWN])
+        shown = "; ".join(
+            f"{name} {before}, now {now}" for name, before, now in differences[:_SHOWN]
+        )
         more = f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
-        raise UserError(f"{out} holds a run with other options: {shown}{more}; choose another --out")
+        raise UserError(
+            f"{out} holds a run with other options: {shown}{more}; choose another --out"
+        )
     return adapted
 
 
@@ -170,7 +192,11 @@ def _adapt(preset: Preset, saved: Checkpoint) -> tuple[Preset, list[Difference]]
         return preset, [("preset", "of another version of this program", preset.name)]
     adapted = replace(preset, stages=_stages(preset, recorded, saved.stage))
     # More steps change the lengths of stages; nothing else may differ.
-    others = [each for each in _differences(recorded, preset) if not each[0].endswith((".steps", ".warmup"))]
+    others = [
+        each
+        for each in _differences(recorded, preset)
+        if not each[0].endswith((".steps", ".warmup"))
+    ]
     if preset.steps < recorded.steps:
         others.append(("--steps", recorded.steps, f"{preset.steps}, and it may only grow"))
     return adapted, others
@@ -180,16 +206,24 @@ def _stages(preset: Preset, recorded: Preset, present: int) -> tuple[Stage, ...]
     """The recorded stages; the present one and those after it share the additional steps."""
     if len(preset.stages) != len(recorded.stages) or preset.steps <= recorded.steps:
         return recorded.stages
-    done, rest = recorded.stages[:present], preset.stages[present:]
-    steps = split_steps(preset.steps - sum(stage.steps for stage in done), [stage.steps for stage in rest])
+    done = recorded.stages[:present]
+    rest = preset.stages[present:]
+    steps = split_steps(
+        preset.steps - sum(stage.steps for stage in done), [stage.steps for stage in rest]
+    )
     return (*done, *(replace(stage, steps=n) for stage, n in zip(rest, steps, strict=True)))
 
 
 def _differences(recorded: Preset, preset: Preset) -> list[Difference]:
     """Fields that differ, but for those of the card: `batch`, `network.size`, `stage 1.lr`."""
-    before, now = _flat(recorded.to_dict()), _flat(preset.to_dict())
+    before = _flat(recorded.to_dict())
+    now = _flat(preset.to_dict())
     # A field that only one of them has is that of another stage, which `stages` shows.
-    names = [name for name in before if name in now and name not in CARD_FIELDS and before[name] != now[name]]
+    names = [
+        name
+        for name in before
+        if name in now and name not in CARD_FIELDS and before[name] != now[name]
+    ]
     return [(_OPTIONS.get(name, name), _text(before[name]), _text(now[name])) for name in names]
 
 
@@ -217,7 +251,9 @@ _PACKAGE = Path(__file__).parents[1]
 def source_digest() -> str:
     """SHA-256 over the names and sources of the modules that decide what a run computes."""
     digest = hashlib.sha256()
-    for path in sorted(path for folder in ("data", "training") for path in (_PACKAGE / folder).glob("*.py")):
+    for path in sorted(
+        path for folder in ("data", "training") for path in (_PACKAGE / folder).glob("*.py")
+    ):
         digest.update(f"{path.parent.name}/{path.name}".encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
@@ -238,19 +274,30 @@ def commit() -> str | None:
     root = _PACKAGE.parent
     try:
         head = _git(root, "rev-parse", "HEAD")
-        return head if not _git(root, "status", "--porcelain", "--", "model_export", "service/domain") else None
+        return (
+            head
+            if not _git(root, "status", "--porcelain", "--", "model_export", "service/domain")
+            else None
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
 def command(arguments: Sequence[str]) -> str:
-    """The command line with every path cut to its last part, so that it shows no folders of this machine."""
-    return "python -m model_export " + shlex.join(_strip_folders(argument) for argument in arguments)
+    """The command line with every path cut to its last part, so that it shows no folders of this
+    machine.
+    """
+    return "python -m model_export " + shlex.join(
+        _strip_folders(argument) for argument in arguments
+    )
 
 
 def _strip_folders(argument: str) -> str:
-    option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
-    # `runs/NAME` and `models/NAME/VERSION` are documented places and stay, so that the command can be repeated.
+    option, equals, value = (
+        argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    )
+    # `runs/NAME` and `models/NAME/VERSION` are documented places and stay, so that the command can
+    # be repeated.
     known = value.startswith(("runs/", "models/"))
     return option + equals + (Path(value).name if "/" in value and not known else value)
 
@@ -259,20 +306,3 @@ def _git(root: Path, *arguments: str) -> str:
     # The arguments are constants of this module.
     git = ["git", "-C", str(root), *arguments]
     return subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class StartWeights:
-    """The weights of an exported version."""
-
-    preset: Preset  # trained the version
-    state: dict[str, Tensor]  # state dict of its network
-    digest: str  # SHA-256 of the weights in its `model.onnx`
-
-    def load_into(self, network: Network, config: NetworkConfig) -> None:
-        """Copy the weights into a network of this architecture. What the version lacks keeps its own."""
-        recorded = self.preset.network
-        config = replace(config, blocks=recorded.blocks and config.blocks)
-        if recorded != config:
-            raise UserError("--start: the version has another network than the preset; choose another preset or size")
-        network.load_state_dict(self.state, strict=False)

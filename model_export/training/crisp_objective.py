@@ -1,4 +1,6 @@
-"""The objective of a `Crisp`: an autoencoder that restores, drifting of codes, then both with critics."""
+"""The objective of a `Crisp`: an autoencoder that restores, drifting of codes, then both with
+critics.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,29 +16,38 @@ from model_export.training.batches import TrainingBatch
 from model_export.training.crisp import Crisp
 from model_export.training.critics import Adversary, CriticTrainer, FrechetLoss, size
 from model_export.training.drifting import drifting_loss, moments
-from model_export.training.losses import Function
 from model_export.training.perceptual import PerceptualNetwork
 from model_export.training.stages import Distance, Stage
 
 _CLEAN: Final = 4  # every fourth picture stays as it is, the others are corrupted
-_NOISE: Final = 0.1  # σ on the code of every second row, so that small errors of the code do not show
+_NOISE: Final = (
+    0.1  # σ on the code of every second row, so that small errors of the code do not show
+)
 _NOISY: Final = 6  # rows of noise that the gate is shown
 _SCALES: Final = (0.7, 1.3)  # of that noise
 _SAMPLES: Final = 32  # f(z) that are drawn in a step with critics
 _KEPT: Final = 8  # f(z) to which f is applied again
-_SQUARES: Final = ((4, 1.0), (2, 1.0), (1, 0.5))  # sides in places, and weights, of the parts of a code that drift
-_CHUNK: Final = 512  # pictures that are looked at at once; the first of them set the scale of every view
+# sides in places, and weights, of the parts of a code that drift
+_SQUARES: Final = ((4, 1.0), (2, 1.0), (1, 0.5))
+_CHUNK: Final = (
+    512  # pictures that are looked at at once; the first of them set the scale of every view
+)
 _LATE: Final = 2 / 3  # of the stage, after which f(z) learns from f(f(z))
 
 
 def code_drifting(codes: Tensor, pictures: Tensor) -> Tensor:
-    """Drifting loss of codes (N, c, side, side) towards those of pictures (M, …): of the whole code, and of squares."""
+    """Drifting loss of codes (N, c, side, side) towards those of pictures (M, …): of the whole
+    code, and of squares.
+    """
     total = drifting_loss([codes.flatten(1)], [pictures.flatten(1)])
     for side, weight in _SQUARES:
         count = -(-codes.shape[-1] // side)
         if count > 1:
             stride = (codes.shape[-1] - side) // (count - 1)
-            parts = [list(functional.unfold(each, side, stride=stride).unbind(2)) for each in (codes, pictures)]
+            parts = [
+                list(functional.unfold(each, side, stride=stride).unbind(2))
+                for each in (codes, pictures)
+            ]
             total = total + weight * drifting_loss(*parts)
     return total
 
@@ -68,7 +79,9 @@ class _Rows(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CrispObjective:
-    """The terms of one stage. Each has the value that the log shows, and carries its gradient, weight included."""
+    """The terms of one stage. Each has the value that the log shows, and carries its gradient,
+    weight included.
+    """
 
     network: Crisp
     stage: Stage
@@ -80,16 +93,21 @@ class CrispObjective:
         """The scalar to minimise."""
         return torch.stack([*terms.values()]).sum()
 
-    def terms(self, f: Function, network: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
-        """Every active term by the name of its weight. The parts of the network are called, not ``f``."""
-        x, corrupted = batch.x, batch.corrupted
+    def terms(self, f: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
+        """Every active term by the name of its weight. The parts of `network` are called, not
+        ``f``.
+        """
+        x = batch.x
+        corrupted = batch.corrupted
         if corrupted is not None and batch.drift_pictures is None:
             return self._restored(batch, corrupted, x[:0]).terms
         with torch.no_grad():
             real = self.network.code(x if batch.drift_pictures is None else batch.drift_pictures)[0]
         invented = self.network.invented(batch.normal(len(real), *self.network.numbers))
         if corrupted is None or self.trainer is None:
-            return {"code_drifting": self.stage.weights.code_drifting * code_drifting(invented, real)}
+            return {
+                "code_drifting": self.stage.weights.code_drifting * code_drifting(invented, real)
+            }
         samples = self.network.draw(invented[:_SAMPLES])
         rows = self._restored(batch, corrupted, round_to_8_bits(samples[:_KEPT].detach()))
         terms = rows.terms | self._judged(self.trainer, batch, rows, samples, invented, real)
@@ -101,7 +119,9 @@ class CrispObjective:
 
     def _restored(self, batch: TrainingBatch, corrupted: Tensor, kept: Tensor) -> _Rows:
         """Of pictures, corrupted ones, f(z) as pictures to keep, pens, and other drawings."""
-        weights, x, clean = self.stage.weights, batch.x, len(batch.x) // _CLEAN
+        weights = self.stage.weights
+        x = batch.x
+        clean = len(batch.x) // _CLEAN
         drawings = x[:0] if batch.drawings is None else batch.drawings
         rows = torch.cat([x[:clean], corrupted[clean:], kept, batch.drawn, drawings])
         codes, gate = self.network.code(rows)
@@ -121,16 +141,23 @@ class CrispObjective:
         terms = {
             "project": carrying(error, gradient, drawn[:last]),
             "features": features.detach(),
-            "gate": weights.gate * (functional.softplus(gate).mean() + functional.softplus(-told).mean()),
+            "gate": weights.gate
+            * (functional.softplus(gate).mean() + functional.softplus(-told).mean()),
         }
         if len(batch.drawn):
-            terms["fitting"] = weights.fitting * self._fitting(codes[last:][: len(batch.drawn)], batch.fitting)
+            terms["fitting"] = weights.fitting * self._fitting(
+                codes[last:][: len(batch.drawn)], batch.fitting
+            )
         return _Rows(codes=codes, drawn=drawn, views=views, gradient=gradient, terms=terms)
 
     def _fitting(self, codes: Tensor, pictures: Tensor) -> Tensor:
-        """How far codes of drawings are from those of the nearest of the pictures (B, K, C, H, W) that fit each."""
+        """How far codes of drawings are from those of the nearest of the pictures (B, K, C, H, W)
+        that fit each.
+        """
         with torch.no_grad():
-            known = self.network.code(pictures.flatten(0, 1))[0].view(*pictures.shape[:2], *codes.shape[1:])
+            known = self.network.code(pictures.flatten(0, 1))[0].view(
+                *pictures.shape[:2], *codes.shape[1:]
+            )
         distances: Tensor = (known - codes[:, None]).square().mean((2, 3, 4))
         return distances.amin(1).mean()
 
@@ -143,24 +170,42 @@ class CrispObjective:
         invented: Tensor,
         real: Tensor,
     ) -> dict[str, Tensor]:
-        """What critics say of f(z), of restored pictures and of drawings, and the drifting of their codes."""
-        weights, adversary, clean, count = self.stage.weights, trainer.critics, len(batch.x) // _CLEAN, len(batch.x)
+        """What critics say of f(z), of restored pictures and of drawings, and the drifting of their
+        codes.
+        """
+        weights = self.stage.weights
+        adversary = trainer.critics
+        clean = len(batch.x) // _CLEAN
+        count = len(batch.x)
         chosen = [*range(clean, count, 2), *range(count + _KEPT, len(rows.drawn))]
-        fakes, codes = torch.cat([samples, rows.drawn[chosen]]), torch.cat([invented[:_SAMPLES], rows.codes[chosen]])
-        leaf, code = _leaf(fakes), _leaf(codes)
-        known, noisy = ((each + _NOISE * batch.normal(*each.shape)).flatten(1) for each in (real, code))
+        fakes = torch.cat([samples, rows.drawn[chosen]])
+        codes = torch.cat([invented[:_SAMPLES], rows.codes[chosen]])
+        leaf = _leaf(fakes)
+        code = _leaf(codes)
+        known, noisy = (
+            (each + _NOISE * batch.normal(*each.shape)).flatten(1) for each in (real, code)
+        )
         views = [*self._views(leaf), noisy]
-        trainer.step([*(view[:count] for view in rows.views), known], [view.detach() for view in views])
+        trainer.step(
+            [*(view[:count] for view in rows.views), known], [view.detach() for view in views]
+        )
         scores = adversary(views)
-        seen, coded = losses.generator_loss([*scores[:-1], scores[0]]), losses.generator_loss(scores[-1:])
+        seen = losses.generator_loss([*scores[:-1], scores[0]])
+        coded = losses.generator_loss(scores[-1:])
         with torch.autocast(leaf.device.type, enabled=False):
             distance = adversary.distance(summaries([view[: len(samples)] for view in views[:-1]]))
-        pull, code_pull = _gradient(seen + weights.frechet * distance, leaf), _gradient(coded, code)
+        pull = _gradient(seen + weights.frechet * distance, leaf)
+        code_pull = _gradient(coded, code)
         factor = weights.critic * adversary.balance(rows.gradient, pull)
         code_factor = weights.code_critic * factor
-        drifts, strength = [], weights.code_drifting * code_factor * size(code_pull)
+        drifts = []
+        strength = weights.code_drifting * code_factor * size(code_pull)
         sketches = rows.codes[clean:count][batch.sketched[clean:]]
-        for part in (invented, sketches, *rows.codes[count + _KEPT :].tensor_split([len(batch.drawn)])):
+        for part in (
+            invented,
+            sketches,
+            *rows.codes[count + _KEPT :].tensor_split([len(batch.drawn)]),
+        ):
             if len(part) > 1:
                 own = _leaf(part)
                 drift = code_drifting(own, real)
@@ -178,7 +223,9 @@ class CrispObjective:
 
 
 def views_of(perceptual: PerceptualNetwork, x: Tensor) -> list[Tensor]:
-    """What critics see of pictures: pixels, the maps of the perceptual network, the last one whole, and its vector."""
+    """What critics see of pictures: pixels, the maps of the perceptual network, the last one whole,
+    and its vector.
+    """
     pixels, *maps = perceptual.features(x, pixels=True)
     return [pixels, *maps, maps[-1].flatten(1), perceptual.hidden(maps[-1])]
 
@@ -189,7 +236,9 @@ def _features(views: Sequence[Tensor]) -> list[Tensor]:
 
 
 def summaries(views: Sequence[Tensor]) -> list[Tensor]:
-    """The vectors whose distribution Fréchet distances compare: the perceptual one, and moments of all maps."""
+    """The vectors whose distribution Fréchet distances compare: the perceptual one, and moments of
+    all maps.
+    """
     *maps, vector = _features(views)
     return [vector.float(), torch.cat([moments(each.float()) for each in maps], 1)]
 
@@ -198,11 +247,19 @@ def summaries(views: Sequence[Tensor]) -> list[Tensor]:
 def new_adversary(
     network: Crisp, perceptual: PerceptualNetwork, pictures: Tensor, generator: torch.Generator
 ) -> Adversary:
-    """Critics that have learned nothing, and Fréchet losses that begin with the samples of the network."""
+    """Critics that have learned nothing, and Fréchet losses that begin with the samples of the
+    network.
+    """
     chunks = torch.split(pictures, _CHUNK)
-    numbers = [torch.randn((len(x), *network.numbers), generator=generator, device=x.device) for x in chunks]
+    numbers = [
+        torch.randn((len(x), *network.numbers), generator=generator, device=x.device)
+        for x in chunks
+    ]
     views = [views_of(perceptual, x) for x in chunks]
     sampled = [views_of(perceptual, network.draw(network.invented(each))) for each in numbers]
-    moments_of = [[torch.cat(parts) for parts in zip(*map(summaries, each), strict=True)] for each in (views, sampled)]
+    moments_of = [
+        [torch.cat(parts) for parts in zip(*map(summaries, each), strict=True)]
+        for each in (views, sampled)
+    ]
     frechet = [FrechetLoss(*pair) for pair in zip(*moments_of, strict=True)]
     return Adversary([*views[0], network.code(chunks[0])[0].flatten(1)], frechet)

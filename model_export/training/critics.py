@@ -1,6 +1,8 @@
-"""Critics of pictures and of codes, and the Fréchet distance as a loss: what makes the pictures of f look real.
+"""Critics of pictures and of codes, and the Fréchet distance as a loss: what makes the pictures of
+f look real.
 
-Critics on frozen features are stable and learn in few steps (Projected GANs: Sauer et al., 2021, arXiv 2111.01007).
+Critics on frozen features are stable and learn in few steps (Projected GANs: Sauer et al., 2021,
+arXiv 2111.01007).
 """
 
 import math
@@ -12,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from model_export.training import losses
-from model_export.training.execution import World
 
 LR: Final = 4e-4  # peak learning rate of critics, with the schedule of f
 _SLOPE: Final = 0.2
@@ -23,13 +24,17 @@ _ROWS: Final = 4  # whose deviation such a head sees
 _KEPT: Final = 0.98  # of the moments of samples after a step: those of the last 50 steps count
 _FRESH: Final = 10  # steps after which the gradient of a distance is computed anew
 _RIDGE: Final = 1e-3  # added to every covariance, in units of the deviation of pictures
-_LEAST: Final = 0.2  # of the median deviation: a unit that is nearly dead must not outweigh all others
+_LEAST: Final = (
+    0.2  # of the median deviation: a unit that is nearly dead must not outweigh all others
+)
 
 
 class Critics(nn.Module):
-    """A head for each view, spectrally normalised (Miyato et al., 2018, arXiv 1802.05957); pictures score high.
+    """A head for each view, spectrally normalised (Miyato et al., 2018, arXiv 1802.05957); pictures
+    score high.
 
-    Views are maps (B, c, h, w) or vectors (B, n). Each channel is scaled to mean 0 and deviation 1 on the examples.
+    Views are maps (B, c, h, w) or vectors (B, n). Each channel is scaled to mean 0 and deviation 1
+    on the examples.
     """
 
     def __init__(self, heads: Iterable[nn.Module], examples: Sequence[Tensor]) -> None:
@@ -45,7 +50,9 @@ class Critics(nn.Module):
         """One score (B,) float32 for every view: the mean over its places."""
         scores = []
         for i, (head, view) in enumerate(zip(self.heads, views, strict=True)):
-            scaled = (view.float() - self.get_buffer(f"mean_{i}")) / self.get_buffer(f"deviation_{i}")
+            scaled = (view.float() - self.get_buffer(f"mean_{i}")) / self.get_buffer(
+                f"deviation_{i}"
+            )
             scores.append(head(scaled).float().flatten(1).mean(1))
         return scores
 
@@ -54,10 +61,14 @@ Trained = TypeVar("Trained", bound=Critics)
 
 
 class CriticTrainer(Generic[Trained]):
-    """Critics with their optimiser. They take one step before every step of f, in which they are frozen."""
+    """Critics with their optimiser. They take one step before every step of f, in which they are
+    frozen.
+    """
 
-    def __init__(self, critics: Trained, world: World, *, peak: float = LR) -> None:
-        self.critics, self.peak, self.lr, self._world = critics, peak, peak, world
+    def __init__(self, critics: Trained, *, peak: float = LR) -> None:
+        self.critics = critics
+        self.peak = peak
+        self.lr = peak
         self._optimiser = torch.optim.Adam(critics.heads.parameters(), betas=(0.0, 0.99))
         self._freeze()
 
@@ -70,9 +81,6 @@ class CriticTrainer(Generic[Trained]):
         loss = losses.hinge_loss(self.critics(real), self.critics(fake))
         with torch.autocast(loss.device.type, enabled=False):
             torch.autograd.backward(loss)
-        for parameter in self.critics.parameters():
-            if parameter.grad is not None:
-                parameter.grad = self._world.mean(parameter.grad)
         self._optimiser.step()
         self._freeze()
 
@@ -108,17 +116,23 @@ def _layers(*layers: nn.Module) -> nn.Sequential:
 
 
 class _Places(nn.Module):
-    """A head that knows which place of a map (B, channels, side, side) it scores: the pictures are aligned."""
+    """A head that knows which place of a map (B, channels, side, side) it scores: the pictures are
+    aligned.
+    """
 
     def __init__(self, channels: int, side: int) -> None:
         super().__init__()
-        width, layers = max(_WIDTHS[0], min(_WIDTHS[1], channels)), []
+        width = max(_WIDTHS[0], min(_WIDTHS[1], channels))
+        layers = []
         while side > _PLACES:
             layers.append(nn.Conv2d(channels, width, 4, 2, 1))
-            channels, side = width, side // 2
+            channels = width
+            side = side // 2
         self.first = _layers(*layers, nn.Conv2d(channels, width, 3, 1, 1))
         self.place = nn.Parameter(0.1 * torch.randn(1, width, side, side))
-        self.last = nn.Sequential(nn.LeakyReLU(_SLOPE), _layers(nn.Conv2d(width, width, 1), nn.Conv2d(width, 1, 1)))
+        self.last = nn.Sequential(
+            nn.LeakyReLU(_SLOPE), _layers(nn.Conv2d(width, width, 1), nn.Conv2d(width, 1, 1))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         scores: Tensor = self.last(self.first(x) + self.place)
@@ -126,11 +140,15 @@ class _Places(nn.Module):
 
 
 class _Vector(nn.Module):
-    """A head for vectors (B, n), B ≥ 4. It also sees how far four rows are apart, as samples could be all alike."""
+    """A head for vectors (B, n), B ≥ 4. It also sees how far four rows are apart, as samples could
+    be all alike.
+    """
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.first = nn.Sequential(_layers(nn.Linear(size, _HIDDEN), nn.Linear(_HIDDEN, _HIDDEN)), nn.LeakyReLU(_SLOPE))
+        self.first = nn.Sequential(
+            _layers(nn.Linear(size, _HIDDEN), nn.Linear(_HIDDEN, _HIDDEN)), nn.LeakyReLU(_SLOPE)
+        )
         self.last = spectral_norm(nn.Linear(_HIDDEN + 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -144,8 +162,8 @@ class _Vector(nn.Module):
 class FrechetLoss(nn.Module):
     """Fréchet distance of features (B, n) to those of pictures (N, n) as a loss (arXiv 2604.28190).
 
-    The moments of samples are averaged over thousands, the gradient is that of the batch, in closed form. Begins with
-    the moments of ``samples`` (M, n).
+    The moments of samples are averaged over thousands, the gradient is that of the batch, in closed
+    form. Begins with the moments of ``samples`` (M, n).
     """
 
     mean: Tensor
@@ -175,19 +193,26 @@ class FrechetLoss(nn.Module):
             self._renew(moments.detach())
         self.moments.copy_(moments.detach())
         self.step += 1
-        distance = moments[0].square().sum() + (self.slope * (moments[1:] - torch.outer(moments[0], moments[0]))).sum()
+        distance = (
+            moments[0].square().sum()
+            + (self.slope * (moments[1:] - torch.outer(moments[0], moments[0]))).sum()
+        )
         pull = distance / (1 - _KEPT)
         return self.value + pull - pull.detach()
 
     def _renew(self, moments: Tensor) -> None:
-        """D Fréchet / d covariance = I − R (R Σ R)^−½ R, with R the root of the pictures' covariance."""
+        """D Fréchet / d covariance = I − R (R Σ R)^−½ R, with R the root of the pictures'
+        covariance.
+        """
         covariance = self._covariance(moments)
         values, vectors = torch.linalg.eigh(self.root @ covariance @ self.root)
         roots = values.clamp_min(_RIDGE**2).sqrt()
         traces = covariance.trace() + self.root.square().sum()
         self.value.copy_(moments[0].square().sum() + traces - 2 * roots.sum())
         inverse = (vectors / roots) @ vectors.T
-        self.slope.copy_(torch.eye(len(inverse), device=inverse.device) - self.root @ inverse @ self.root)
+        self.slope.copy_(
+            torch.eye(len(inverse), device=inverse.device) - self.root @ inverse @ self.root
+        )
 
     def _moments(self, features: Tensor) -> Tensor:
         scaled = (features - self.mean) / self.unit
@@ -196,29 +221,44 @@ class FrechetLoss(nn.Module):
     @staticmethod
     def _covariance(moments: Tensor) -> Tensor:
         wide = moments.double()
-        return wide[1:] - torch.outer(wide[0], wide[0]) + _RIDGE * torch.eye(wide.shape[1], device=wide.device)
+        return (
+            wide[1:]
+            - torch.outer(wide[0], wide[0])
+            + _RIDGE * torch.eye(wide.shape[1], device=wide.device)
+        )
 
 
 class Adversary(Critics):
-    """The critics of a `Crisp`, its Fréchet losses, and how strongly they pull. The last view is the code."""
+    """The critics of a `Crisp`, its Fréchet losses, and how strongly they pull. The last view is
+    the code.
+    """
 
     ratio: Tensor
 
     def __init__(self, examples: Sequence[Tensor], frechet: Sequence[FrechetLoss]) -> None:
         shapes = [example.shape[1:] for example in examples]
-        super().__init__((_Places(*shape[:2]) if len(shape) > 1 else _Vector(*shape) for shape in shapes), examples)
+        super().__init__(
+            (_Places(*shape[:2]) if len(shape) > 1 else _Vector(*shape) for shape in shapes),
+            examples,
+        )
         self.frechet = nn.ModuleList(frechet)
         self.register_buffer("ratio", torch.zeros((), device=examples[0].device))
 
     def distance(self, features: Sequence[Tensor]) -> Tensor:
         """The sum of the Fréchet losses, of features (B, n) each."""
-        distances: list[Tensor] = [loss(each) for loss, each in zip(self.frechet, features, strict=True)]
+        distances: list[Tensor] = [
+            loss(each) for loss, each in zip(self.frechet, features, strict=True)
+        ]
         return torch.stack(distances).sum()
 
     def balance(self, reconstruction: Tensor, pull: Tensor) -> Tensor:
-        """The factor that makes a gradient as large as that of reconstruction, per row, averaged over steps."""
+        """The factor that makes a gradient as large as that of reconstruction, per row, averaged
+        over steps.
+        """
         ratio = size(reconstruction) / size(pull)
-        averaged: Tensor = torch.where(self.ratio > 0, torch.lerp(self.ratio, ratio, 1 - _KEPT), ratio)
+        averaged: Tensor = torch.where(
+            self.ratio > 0, torch.lerp(self.ratio, ratio, 1 - _KEPT), ratio
+        )
         self.ratio.copy_(averaged)
         return averaged
 

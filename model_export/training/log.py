@@ -1,4 +1,4 @@
-"""The log of a run: JSON lines, and optionally the same values for TensorBoard."""
+"""The log of a run: JSON lines."""
 
 import json
 import math
@@ -8,20 +8,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 
-from model_export.errors import UserError
 from model_export.files import atomic_write
 from model_export.training.presets import Preset
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
-
 COMPUTE: Final = "compute"  # forward, backward and optimiser
-_MAX_SPANS: Final = 1000
 TERMS: Final[Mapping[str, str]] = {
     "rec": "reconstruction: how much f changes real pictures",
     "imle": "distance of every picture to its nearest sample",
@@ -41,7 +35,7 @@ TERMS: Final[Mapping[str, str]] = {
     "frechet": "Fréchet distance of samples in perceptual features",
     "fitting": "distance of the codes of pens to those of the nearest picture that fits",
     "second": "distance of f(z) to f(f(z)), trains f(z)",
-    "marks": "what f(corrupted picture) lacks of the darkness of each part of its ink, beyond a quarter, on average",
+    "marks": "what f(corrupted picture) lacks of each part of its ink, beyond a quarter",
     "again": "idempotence: distance of f(f(corrupted picture)) to f of it, or to the picture",
     "health": "idem / rec; above 1 the samples collapse",
 }
@@ -53,9 +47,10 @@ class Throughput:
     """The throughput of an interval of training."""
 
     steps: int = 0  # optimiser steps
-    pictures: int = 0  # training pictures used, over all ranks
+    pictures: int = 0  # training pictures used
     seconds: float = 0.0  # wall-clock time
-    # Seconds by phase; `compute` is forward, backward and optimiser. Their sum may be less than `seconds`.
+    # Seconds by phase; `compute` is forward, backward and optimiser. Their sum may be less than
+    # `seconds`.
     phases: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -77,7 +72,10 @@ class Throughput:
         )
 
     def __str__(self) -> str:
-        shares = sorted(((s / self.seconds, name) for name, s in self.phases.items() if name != COMPUTE), reverse=True)
+        shares = sorted(
+            ((s / self.seconds, name) for name, s in self.phases.items() if name != COMPUTE),
+            reverse=True,
+        )
         parts = ", ".join(f"{name} {share:.1%}" for share, name in shares)
         return (
             f"{self.steps} steps, {self.pictures_per_second:.0f} pictures/s, "
@@ -91,42 +89,36 @@ class Throughput:
             "seconds": round(self.seconds, 3),
             "pictures_per_second": round(self.pictures_per_second, 1),
             "outside": round(self.outside, 4),
-            "phases": {name: round(seconds / self.seconds, 4) for name, seconds in self.phases.items()},
+            "phases": {
+                name: round(seconds / self.seconds, 4) for name, seconds in self.phases.items()
+            },
         }
 
 
 class ThroughputMeter:
     """Measures the duration of phases that follow one another.
 
-    On CUDA the host runs ahead of the device, so phases are measured with events in the device's stream. The host does
-    not wait for them until the interval ends.
+    On CUDA the host runs ahead of the device, so it waits for the device where a phase begins and
+    ends.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._spans: list[tuple[str, torch.Event, torch.Event]] = []
         self.start()
 
     def start(self) -> None:
         """Start a new interval."""
-        self._steps, self._pictures = 0, 0
+        self._steps = 0
+        self._pictures = 0
         self._phases: defaultdict[str, float] = defaultdict(float)
-        self._spans.clear()
         self._started = time.perf_counter()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Count the time of the block for this phase. Phases must not be nested."""
-        if self._device.type != "cuda":
-            started = time.perf_counter()
-            yield
-            self._phases[name] += time.perf_counter() - started
-            return
-        begin = self._event()
+        started = self._now()
         yield
-        self._spans.append((name, begin, self._event()))
-        if len(self._spans) >= _MAX_SPANS:  # pending events take memory
-            self._read_events()
+        self._phases[name] += self._now() - started
 
     def step(self, pictures: int) -> None:
         """Count one optimiser step."""
@@ -135,34 +127,28 @@ class ThroughputMeter:
 
     def interval(self) -> Throughput:
         """End the present interval, return its throughput, and start the next one."""
-        self._read_events()
-        now = time.perf_counter()
-        seconds, phases = now - self._started, dict(self._phases)
-        ended = Throughput(steps=self._steps, pictures=self._pictures, seconds=seconds, phases=phases)
+        seconds = self._now() - self._started
+        ended = Throughput(
+            steps=self._steps, pictures=self._pictures, seconds=seconds, phases=dict(self._phases)
+        )
         self.start()
         return ended
 
-    def _event(self) -> torch.Event:
-        event = torch.Event(self._device, enable_timing=True)
-        event.record()
-        return event
-
-    def _read_events(self) -> None:
-        for name, begin, end in self._spans:
-            end.synchronize()
-            self._phases[name] += begin.elapsed_time(end) / 1000.0
-        self._spans.clear()
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
 
 
 class Log:
-    """Appends lines to ``path`` and deletes those after the checkpoint from which the run continues.
+    """Appends lines to ``path`` and deletes those after the checkpoint from which the run
+    continues.
 
-    A line has `step`, `stage`, and either the terms of the loss at that step or `throughput` of the interval that ends
-    there. With ``board``, the same numbers go to that folder for TensorBoard.
+    A line has `step`, `stage`, and either the terms of the loss at that step or `throughput` of the
+    interval that ends there.
     """
 
-    def __init__(self, path: Path, step: int, *, board: Path | None = None) -> None:
-        self._board = None if board is None else _summary_writer(board, step)
+    def __init__(self, path: Path, step: int) -> None:
         lines = path.read_text().splitlines() if path.is_file() else []
         with atomic_write(path) as file:
             file.write("".join(f"{line}\n" for line in lines if _step_of(line) <= step).encode())
@@ -174,41 +160,24 @@ class Log:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
-        if self._board is not None:
-            self._board.close()
 
     def terms(self, step: int, stage: str, values: Mapping[str, float]) -> None:
         """Log the terms of the loss at a step."""
         self._write({"step": step, "stage": stage, **values})
-        self._scalars(step, {f"loss/{name}": value for name, value in values.items()})
 
     def throughput(self, step: int, stage: str, measured: Throughput) -> None:
         """Log the throughput of the interval that ends at this step."""
         self._write({"step": step, "stage": stage, "throughput": measured.to_dict()})
-        rates = {"pictures_per_second": measured.pictures_per_second, "outside": measured.outside}
-        self._scalars(step, {f"throughput/{name}": value for name, value in rates.items()})
 
     def _write(self, line: Mapping[str, object]) -> None:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
-    def _scalars(self, step: int, values: Mapping[str, float]) -> None:
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
-            self._board.flush()
-
-
-def _summary_writer(folder: Path, step: int) -> "SummaryWriter":
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as exc:
-        raise UserError("--tensorboard: install the extra, as in pip install 'ign-service[tensorboard]'") from exc
-    return SummaryWriter(str(folder), purge_step=step + 1)
-
 
 def _step_of(line: str) -> float:
-    """The step of a line. A line that a crash has cut has none; infinity makes the caller delete it."""
+    """The step of a line. A line that a crash has cut has none; infinity makes the caller delete
+    it.
+    """
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
@@ -217,7 +186,12 @@ def _step_of(line: str) -> float:
 
 def legend(preset: Preset) -> list[str]:
     """One line for each term that a stage of the preset uses. Lower values are better."""
-    used = {name for stage in preset.stages for name, weight in asdict(stage.weights).items() if weight > 0}
+    used = {
+        name
+        for stage in preset.stages
+        for name, weight in asdict(stage.weights).items()
+        if weight > 0
+    }
     if "idem" in used:
         used.add("health")
     width = max(map(len, used))

@@ -1,9 +1,11 @@
 """The terms of the loss, one function each.
 
-Notation: x is a batch of pictures, z of latents, y = f(z); all (B, C, H, W). sg(·) stops the gradient. D is the
-distance. Every function returns a scalar, the mean over the batch, unless its docstring says (B,).
+Notation: x is a batch of pictures, z of latents, y = f(z); all (B, C, H, W). sg(·) stops the
+gradient. D is the distance. Every function returns a scalar, the mean over the batch, unless its
+docstring says (B,).
 
-Papers: IGN is Shocher et al., 2024 (arXiv 2311.01462); NAIGN is Al-Jaff et al., 2025 (arXiv 2511.02614).
+Papers: IGN is Shocher et al., 2024 (arXiv 2311.01462); NAIGN is Al-Jaff et al., 2025 (arXiv
+2511.02614).
 """
 
 from collections.abc import Callable, Sequence
@@ -20,15 +22,18 @@ from model_export.training.stages import Distance
 
 Function = Callable[[Tensor], Tensor]
 
-_L1_SHARE: Final = 0.2  # of absolute differences beside squared ones: it sharpens small errors, which hardly count so
+# of absolute differences beside squared ones: it sharpens small errors, which hardly count so
+_L1_SHARE: Final = 0.2
 
 
 def distance(a: Tensor, b: Tensor, kind: Distance) -> Tensor:
-    """D(a, b) (B,) over C·H·W: mean squared or mean absolute difference, or the first plus a fifth of the second.
+    """D(a, b) (B,) over C·H·W: mean squared or mean absolute difference, or the first plus a fifth
+    of the second.
 
-    `mse_edges` adds to these a fifth of the absolute difference of the image gradients in both directions, per pixel
-    (gradient difference loss: Mathieu et al., arXiv 1511.05440). `l1_ink` is the mean absolute difference, in which
-    pixels of ``b`` that are dark count twice, and half of that of the image gradients.
+    `mse_edges` adds to these a fifth of the absolute difference of the image gradients in both
+    directions, per pixel (gradient difference loss: Mathieu et al., arXiv 1511.05440). `l1_ink` is
+    the mean absolute difference, in which pixels of ``b`` that are dark count twice, and half of
+    that of the image gradients.
     """
     error = a - b
     difference = error.flatten(1)
@@ -50,10 +55,10 @@ def _edges(error: Tensor) -> Tensor:
 
 
 def lost_marks(y: Tensor, x: Tensor) -> Tensor:
-    """The share of the darkness of x that y lacks, beyond a quarter, by parts; both are (B, 1, H, W) in [−1, 1].
+    """The share of the darkness of x that y lacks, beyond a quarter; both (B, 1, H, W) in [−1, 1].
 
-    It is the mean over the connected parts of the ink of x that have over three pixels, so a dot of a letter counts as
-    much as a letter. Returns a scalar.
+    It is the mean over the connected parts of the ink of x that have over three pixels, so a dot of
+    a letter counts as much as a letter. Returns a scalar.
     """
     touching = np.zeros((3, 3, 3, 3), bool)
     touching[1, 1] = True  # neighbours in rows and columns
@@ -75,7 +80,9 @@ def reconstruction(f: Function, x: Tensor, kind: Distance) -> Tensor:
 
 
 def frozen(network: nn.Module) -> Function:
-    """f_copy: the network with its present parameters as constants. Gradients flow to the input only."""
+    """f_copy: the network with its present parameters as constants. Gradients flow to the input
+    only.
+    """
     constants = {name: p.detach() for name, p in network.named_parameters()}
 
     def call(x: Tensor) -> Tensor:
@@ -86,18 +93,24 @@ def frozen(network: nn.Module) -> Function:
 
 
 def idempotence(f_copy: Function, y: Tensor, kind: Distance) -> Tensor:
-    """L_idem = D(f_copy(y), y) with y = f(z) (IGN, eq. 5): the gradient moves y, and f_copy stays."""
+    """L_idem = D(f_copy(y), y) with y = f(z) (IGN, eq. 5): the gradient moves y, and f_copy
+    stays.
+    """
     return distance(f_copy(y), y, kind).mean()
 
 
 def tightness(f: Function, y: Tensor, kind: Distance) -> Tensor:
-    """L_tight = −D(f(sg y), sg y) (IGN, eq. 7): the gradient moves the outer f only. Returns (B,)."""
+    """L_tight = −D(f(sg y), sg y) (IGN, eq. 7): the gradient moves the outer f only. Returns
+    (B,).
+    """
     fixed = y.detach()
     return -distance(f(fixed), fixed, kind)
 
 
 def smooth_clamp(tight: Tensor, rec: Tensor, ratio: float | None) -> Tensor:
-    """a·L_rec·tanh(L_tight/(a·L_rec)) for every row (IGN, eq. 9), with L_rec as a constant; (B,) each."""
+    """a·L_rec·tanh(L_tight/(a·L_rec)) for every row (IGN, eq. 9), with L_rec as a constant; (B,)
+    each.
+    """
     if ratio is None:
         return tight
     bound = (ratio * rec.detach()).clamp_min(1e-12)
@@ -105,7 +118,9 @@ def smooth_clamp(tight: Tensor, rec: Tensor, ratio: float | None) -> Tensor:
 
 
 def distillation(y: Tensor, teacher: Function, z: Tensor, steps: int, kind: Distance) -> Tensor:
-    """D(f(z), sg T^k(z)): one step of f learns k steps of the frozen teacher T, the network of an earlier stage."""
+    """D(f(z), sg T^k(z)): one step of f learns k steps of the frozen teacher T, the network of an
+    earlier stage.
+    """
     target = z
     with torch.no_grad():
         for _ in range(steps):
@@ -114,20 +129,29 @@ def distillation(y: Tensor, teacher: Function, z: Tensor, steps: int, kind: Dist
 
 
 def hinge_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
-    """Σ over scales of E max(0, 1 − s(x)) + E max(0, 1 + s(y)), with scores (B,) (arXiv 1705.02894)."""
-    terms = [functional.relu(1 - s).mean() + functional.relu(1 + t).mean() for s, t in zip(real, fake, strict=True)]
+    """Σ over scales of E max(0, 1 − s(x)) + E max(0, 1 + s(y)), with scores (B,) (arXiv
+    1705.02894).
+    """
+    terms = [
+        functional.relu(1 - s).mean() + functional.relu(1 + t).mean()
+        for s, t in zip(real, fake, strict=True)
+    ]
     return torch.stack(terms).sum()
 
 
 def generator_loss(scores: Sequence[Tensor]) -> Tensor:
-    """−Σ over scales of E s(f(z)): samples shall score like pictures (Projected GANs, arXiv 2111.01007, eq. 4)."""
+    """−Σ over scales of E s(f(z)): samples shall score like pictures (Projected GANs, arXiv
+    2111.01007, eq. 4).
+    """
     return -torch.stack([score.mean() for score in scores]).sum()
 
 
 def feature_distance(features: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
-    """Mean over scales of ‖φ(f(x')) − φ(x)‖²/‖φ(x)‖², with φ a frozen encoder; x' is x or a corrupted copy of x.
+    """Mean over scales of ‖φ(f(x')) − φ(x)‖²/‖φ(x)‖², with φ a frozen encoder; x' is x or a
+    corrupted copy of x.
 
-    Pixel distances hardly count small parts and average what a corruption has removed; features (B, c, h, w) less.
+    Pixel distances hardly count small parts and average what a corruption has removed; features (B,
+    c, h, w) less.
     """
     terms = []
     for ours, theirs in zip(features, target, strict=True):

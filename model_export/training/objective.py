@@ -24,32 +24,37 @@ class Objective:
     stage: Stage
     kind: Distance
     teacher: Function | None = None  # the frozen network of an earlier stage, if the stage distills
-    scores: Features | None = None  # the discriminator, if the stage has one: (B, C, H, W) → (B,) for every scale
+    scores: Features | None = (
+        None  # the discriminator, if the stage has one: (B, C, H, W) → (B,) for every scale
+    )
     feature_groups: FeatureGroups | None = None  # of perceptual features, if a term compares them
 
-    def terms(self, f: Function, network: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
-        """Compute every active term, unweighted, by the name of its weight; `rec` always, but of a `Restorer`.
-
-        ``f`` is the network as it is called, possibly compiled or wrapped; the frozen copy is made of ``network``.
+    def terms(self, f: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
+        """Compute every active term, unweighted, by the name of its weight; `rec` always, but of a
+        `Restorer`.
         """
-        if isinstance(network, Restorer):
-            return self._restoring_terms(f, network, batch)
-        return self._terms(f, network, batch)
+        if isinstance(f, Restorer):
+            return self._restoring_terms(f, batch)
+        return self._terms(f, batch)
 
-    def _terms(self, f: Function, network: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
-        x, kind = batch.x, self.kind
+    def _terms(self, f: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
+        x = batch.x
+        kind = self.kind
         y = f(x)
-        # Reconstruction comes first, even with weight 0: the clamp of tightness and `health` need it.
+        # Reconstruction comes first, even with weight 0: the clamp of tightness and `health` need
+        # it.
         rec = losses.reconstruction(lambda _: y, x, kind)
         terms = {"rec": rec.mean()}
-        if batch.nearest is not None:  # every picture attracts its nearest sample f(z*) (IMLE; NAIGN, eq. 6)
+        # every picture attracts its nearest sample f(z*) (IMLE; NAIGN, eq. 6)
+        if batch.nearest is not None:
             terms["imle"] = losses.distance(f(batch.nearest), x, kind).mean()
-        if batch.matched is not None and batch.partner is not None:  # σ(i) is an optimal one-to-one assignment
+        # σ(i) is an optimal one-to-one assignment
+        if batch.matched is not None and batch.partner is not None:
             terms["match"] = losses.distance(f(batch.matched), batch.partner, kind).mean()
         outputs = []  # of f for latents and for corrupted pictures
         if batch.z is not None:
             outputs.append(f(batch.z))
-            terms |= self._sample_terms(f, network, batch.z, outputs[0], rec)
+            terms |= self._sample_terms(f, batch.z, outputs[0], rec)
         if batch.corrupted is not None:
             outputs.append(f(batch.corrupted))
             terms["project"] = losses.distance(outputs[-1], x, kind).mean()
@@ -64,31 +69,37 @@ class Objective:
         active = [weight * terms[name] for name, weight in weights.items() if weight > 0]
         return sum(active, torch.zeros((), device=next(iter(terms.values())).device))
 
-    def _restoring_terms(self, f: Function, network: Restorer, batch: TrainingBatch) -> dict[str, Tensor]:
+    def _restoring_terms(self, f: Restorer, batch: TrainingBatch) -> dict[str, Tensor]:
         """`project`, `marks`, and `again` of every second row, rounded to 8 bits as in a file."""
         if batch.corrupted is None:
             raise ValueError("a Restorer learns from `project`")
-        y, x = f(batch.corrupted), batch.x
-        terms = {"project": losses.distance(y, x, self.kind).mean(), "marks": losses.lost_marks(y, x)}
+        y = f(batch.corrupted)
+        x = batch.x
+        terms = {
+            "project": losses.distance(y, x, self.kind).mean(),
+            "marks": losses.lost_marks(y, x),
+        }
         if self.stage.weights.again > 0:
-            settled = network.settle(batch.corrupted[::2], y[::2].detach())
+            settled = f.settle(batch.corrupted[::2], y[::2].detach())
             rounded = ((settled + 1) * 127.5).round() / 127.5 - 1
             half = x.shape[3] // 2
             target = torch.cat([settled[..., :half], x[::2, ..., half:]], 3)
             terms["again"] = losses.distance(f(rounded), target, self.kind).mean()
         return terms
 
-    def _sample_terms(self, f: Function, network: nn.Module, z: Tensor, y: Tensor, rec: Tensor) -> dict[str, Tensor]:
+    def _sample_terms(self, f: nn.Module, z: Tensor, y: Tensor, rec: Tensor) -> dict[str, Tensor]:
         """The active terms of y = f(z). All share one forward pass for y."""
         weights = self.stage.weights
         terms: dict[str, Tensor] = {}
         if weights.idem > 0:
-            terms["idem"] = losses.idempotence(losses.frozen(network), y, self.kind)
+            terms["idem"] = losses.idempotence(losses.frozen(f), y, self.kind)
         if weights.tight > 0:
             tight = losses.tightness(f, y, self.kind)
             terms["tight"] = losses.smooth_clamp(tight, rec, self.stage.tight_clamp).mean()
         if weights.distill > 0 and self.teacher is not None:
-            terms["distill"] = losses.distillation(y, self.teacher, z, self.stage.teacher_steps, self.kind)
+            terms["distill"] = losses.distillation(
+                y, self.teacher, z, self.stage.teacher_steps, self.kind
+            )
         if weights.settle > 0:
             fixed = y[: len(rec)].detach()  # the outer f learns to keep its outputs
             terms["settle"] = losses.distance(f(fixed), fixed, self.kind).mean()
@@ -96,7 +107,7 @@ class Objective:
             terms["critic"] = losses.generator_loss(self.scores(y))
         return terms
 
-    def _drawn(self, f: Function, batch: TrainingBatch) -> list[Tensor]:
+    def _drawn(self, f: nn.Module, batch: TrainingBatch) -> list[Tensor]:
         """f(u), and f(sg f(u)) of every second one; empty without drawings."""
         if batch.drawings is None:
             return []
@@ -104,9 +115,16 @@ class Objective:
         return [y, f(y[::2].detach())]
 
     def _feature_terms(
-        self, groups: FeatureGroups, batch: TrainingBatch, y: Tensor, outputs: list[Tensor], drawn: list[Tensor]
+        self,
+        groups: FeatureGroups,
+        batch: TrainingBatch,
+        y: Tensor,
+        outputs: list[Tensor],
+        drawn: list[Tensor],
     ) -> dict[str, Tensor]:
-        """The active terms in perceptual features. All share one pass of their network for the outputs of f."""
+        """The active terms in perceptual features. All share one pass of their network for the
+        outputs of f.
+        """
         restoring = self.stage.weights.features > 0
         if not restoring and batch.drift_pictures is None:
             return {}
@@ -114,12 +132,17 @@ class Objective:
         features = groups.features(torch.cat([*drawn, *outputs, *([y] if restoring else [])]))
         terms = {}
         if batch.drift_pictures is not None:
-            # Each set repels its own samples only, so each must have the distribution of the pictures.
+            # Each set repels its own samples only, so each must have the distribution of the
+            # pictures.
             sizes = [*map(len, drawn), sum(map(len, outputs))]
-            sets = zip(*(torch.split(feature[: sum(sizes)], sizes) for feature in features), strict=True)
+            sets = zip(
+                *(torch.split(feature[: sum(sizes)], sizes) for feature in features), strict=True
+            )
             with torch.no_grad():
                 pictures = groups(batch.drift_pictures)
-            *any_drifts, terms["drifting"] = [drifting_loss(groups.split(each), pictures) for each in sets]
+            *any_drifts, terms["drifting"] = [
+                drifting_loss(groups.split(each), pictures) for each in sets
+            ]
             if any_drifts:
                 terms["project_any"] = any_drifts[0] + any_drifts[1] / 2
         if restoring:
@@ -127,14 +150,16 @@ class Objective:
                 target = groups.features(batch.x)
             copies = 1 if batch.corrupted is None else 2
             restored = [feature[-copies * len(batch.x) :] for feature in features]
-            terms["features"] = losses.feature_distance(restored, [torch.cat([each] * copies) for each in target])
+            terms["features"] = losses.feature_distance(
+                restored, [torch.cat([each] * copies) for each in target]
+            )
         return terms
 
 
 def health(terms: dict[str, float]) -> float | None:
     """The ratio r = L_idem / L_rec; None if idempotence is not active.
 
-    Successful runs end with r between 0.55 and 0.83. If r stays at 1 or above, the samples have collapsed or tightness
-    dominates.
+    Successful runs end with r between 0.55 and 0.83. If r stays at 1 or above, the samples have
+    collapsed or tightness dominates.
     """
     return terms["idem"] / max(terms["rec"], 1e-12) if "idem" in terms else None

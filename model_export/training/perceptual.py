@@ -1,9 +1,10 @@
 """A network that reads the labels of pictures: features for the perceptual losses.
 
-Features of a network that tells small parts apart, such as mouths of five pixels, count those parts more than the
-encoder of f, which has learned to restore pixels (perceptual losses: Johnson et al., 2016, arXiv 1603.08155). It trains
-at the start of a run, on the training pictures, and is not exported. `model_export.evaluation` measures with a
-classifier of another architecture and seed, which training never sees.
+Features of a network that tells small parts apart, such as mouths of five pixels, count those parts
+more than the encoder of f, which has learned to restore pixels (perceptual losses: Johnson et al.,
+2016, arXiv 1603.08155). It trains at the start of a run, on the training pictures, and is not
+exported. `model_export.evaluation` measures with a classifier of another architecture and seed,
+which training never sees.
 """
 
 from collections.abc import Callable
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from model_export.data.datasets import Dataset, to_model_range
-from model_export.evaluation.classifier import targets
+from model_export.data.datasets import Dataset
+from model_export.evaluation.classifier import heads_of, inputs_and_targets, shifted, targets
 
 _WIDTHS: Final = (32, 64, 128, 128)
 _LEAST: Final = 6  # pixels: the least side of the last feature map
@@ -24,7 +25,6 @@ _BATCH: Final = 96
 STEPS: Final = 2000
 _LR: Final = 3e-3
 _NOISE: Final = 0.15  # the largest σ, of every second batch
-_TURNS: Final = 4
 _DETAIL: Final = 4.0  # weight of what is finer than three pixels, whose differences are small
 
 Draw = Callable[[Tensor, torch.Generator], Tensor]
@@ -32,14 +32,21 @@ Draw = Callable[[Tensor, torch.Generator], Tensor]
 
 
 class PerceptualNetwork(nn.Module):
-    """Pictures (B, C, H, W) in [−1, 1] → logits (B, sum of ``heads``); a head is the values of one label."""
+    """Pictures (B, C, H, W) in [−1, 1] → logits (B, sum of ``heads``); a head is the values of one
+    label.
+    """
 
     def __init__(self, channels: int, size: int, heads: tuple[int, ...]) -> None:
         super().__init__()
-        self.heads, side = heads, size // 2
+        self.heads = heads
+        side = size // 2
         blocks: list[nn.Module] = []
         for width in _WIDTHS:
-            convolution = nn.Conv2d(channels, width, 3, 1, 1) if blocks else nn.Conv2d(channels, width, 4, 2, 1)
+            convolution = (
+                nn.Conv2d(channels, width, 3, 1, 1)
+                if blocks
+                else nn.Conv2d(channels, width, 4, 2, 1)
+            )
             blocks.append(nn.Sequential(convolution, nn.GroupNorm(8, width), nn.SiLU()))
             channels = width
             if side // 2 < _LEAST:
@@ -80,19 +87,20 @@ class PerceptualNetwork(nn.Module):
 
 
 def new_network(data: Dataset) -> PerceptualNetwork:
-    """The network for classes or attributes of the data, or without either for rotations; not trained, and frozen.
+    """The network for classes or attributes of the data, or without either for rotations; not
+    trained, and frozen.
 
     A further head tells pictures from drawings that are none.
     """
-    _, train, held_out = targets(data)
-    heads: tuple[int, ...] = (_TURNS,)
-    if train is not None and held_out is not None:
-        heads = tuple((torch.cat([train, held_out]).amax(0) + 1).tolist())
-    return PerceptualNetwork(data.train.shape[1], data.train.shape[2], (*heads, 2)).requires_grad_(False).eval()
+    _, channels, size, _ = data.train.shape
+    return PerceptualNetwork(channels, size, (*heads_of(data), 2)).requires_grad_(False).eval()
 
 
-def fit(network: PerceptualNetwork, data: Dataset, seed: int, device: torch.device, draw: Draw) -> None:
-    """Train the network on the training pictures, in minutes; the seed decides the result on one machine.
+def fit(
+    network: PerceptualNetwork, data: Dataset, seed: int, device: torch.device, draw: Draw
+) -> None:
+    """Train the network on the training pictures, in minutes; the seed decides the result on one
+    machine.
 
     ``draw`` makes the drawings of its last head, a third as many as pictures.
     """
@@ -104,19 +112,23 @@ def fit(network: PerceptualNetwork, data: Dataset, seed: int, device: torch.devi
         optimiser = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=_LR, total_steps=STEPS)
         for step in tqdm(range(STEPS), desc="perceptual network", unit="step", mininterval=1.0):
-            index = torch.randint(len(data.train), (_BATCH,), generator=generator, device=device).cpu()
-            x = to_model_range(data.train[index].to(device))
-            if labels is None:
-                target = torch.arange(_BATCH)[:, None] % _TURNS
-                x = torch.stack([torch.rot90(row, int(turn), (1, 2)) for row, turn in zip(x, target, strict=True)])
-            else:
-                target = labels[index]
+            index = torch.randint(
+                len(data.train), (_BATCH,), generator=generator, device=device
+            ).cpu()
+            x, target = inputs_and_targets(
+                data.train[index].to(device), None if labels is None else labels[index]
+            )
             x = torch.cat([x, draw(x[::3], generator)])
             columns = [*target.T, (torch.arange(len(x)) >= _BATCH).long()]
-            parts = network(_varied(x, noisy=step % 2 == 1, generator=generator)).split(network.heads, 1)
+            parts = network(_varied(x, noisy=step % 2 == 1, generator=generator)).split(
+                network.heads, 1
+            )
             # A drawing has no label, so each head reads the rows that come with its own.
             pairs = zip(parts, columns, strict=True)
-            terms = [functional.cross_entropy(part[: len(column)], column.to(device)) for part, column in pairs]
+            terms = [
+                functional.cross_entropy(part[: len(column)], column.to(device))
+                for part, column in pairs
+            ]
             optimiser.zero_grad()
             torch.autograd.backward(torch.stack(terms).sum())
             optimiser.step()
@@ -125,11 +137,10 @@ def fit(network: PerceptualNetwork, data: Dataset, seed: int, device: torch.devi
 
 
 def _varied(x: Tensor, *, noisy: bool, generator: torch.Generator) -> Tensor:
-    """Move the whole batch by up to a twentieth of its side, and add noise of random strength to each row."""
-    limit = x.shape[-1] // 20
-    down, right = torch.randint(2 * limit + 1, (2,), generator=generator, device=x.device).tolist()
-    padded = functional.pad(x, (limit, limit, limit, limit), mode="replicate")
-    moved = padded[:, :, down : down + x.shape[2], right : right + x.shape[3]]
+    """Move the whole batch by up to a twentieth of its side, and add noise of random strength to
+    each row.
+    """
+    moved = shifted(x, x.shape[-1] // 20, generator)
     if not noisy:
         return moved
     sigma = _NOISE * torch.rand((len(x), 1, 1, 1), generator=generator, device=x.device)

@@ -1,4 +1,6 @@
-"""Presets: all parameters of a training run, as frozen dataclasses that the checkpoint stores; and which one fits."""
+"""Presets: all parameters of a training run, as frozen dataclasses that the checkpoint stores; and
+which one fits.
+"""
 
 import dataclasses
 import json
@@ -27,8 +29,8 @@ from model_export.training.stages import (
 
 NO_LICENCE: Final = "not stated"
 SMALL: Final = "small"  # the preset for data without one of its own
-# Options of earlier versions, which the cards of the shipped models state. One value of each is left; whoever reads the
-# weights of a card (`model_export.export.weights`) compares their outputs, which would show another value.
+# Options of earlier versions, which the checkpoints of the shipped models state. One value of each
+# is left.
 _FORMER: Final = (
     "quantizer_deviation",
     "first_scale",
@@ -43,7 +45,14 @@ _FORMER: Final = (
     "settle_any",
     "code_noise",
 )
-_DIGITS_CORRUPTIONS: tuple[CorruptionName, ...] = ("noise", "noise", "noise", "blur", "low_resolution", "hole")
+_DIGITS_CORRUPTIONS: tuple[CorruptionName, ...] = (
+    "noise",
+    "noise",
+    "noise",
+    "blur",
+    "low_resolution",
+    "hole",
+)
 _MIN_SIDE: Final = 8
 _LARGEST: Final = 1024  # that `--size` allows
 _MAX_SIDE: Final = 64  # larger pictures are reduced to it unless --size says otherwise
@@ -65,17 +74,21 @@ class Preset:
     # The term `project` gives each row one of them; a name that is listed twice is twice as likely.
     corruptions: tuple[CorruptionName, ...] = ("noise",)
     drawn_digits: bool = False  # among drawings that are no pictures; not for data of digits
-    # Steps between checkpoints. It is a multiple of all refresh intervals, so that a resumed run rebuilds pool and
-    # pairs from the same weights that built them.
+    # Steps between checkpoints. It is a multiple of all refresh intervals, so that a resumed run
+    # rebuilds pool and pairs from the same weights that built them.
     checkpoint_every: int = 400
     generate_steps: int = 1  # recommended steps in the card
     tile: int = 0  # side of the exported rows: a network of any size is exported for tiles
     overlap: int = 0  # of tiles, in pixels
-    margin: int = 0  # pixels by which images are mirrored beyond their edges before they are cut into tiles
+    margin: int = (
+        0  # pixels by which images are mirrored beyond their edges before they are cut into tiles
+    )
     # One value for each channel, in [−1, 1]; a single one is that of every channel.
     background: tuple[float, ...] = (-1.0,)
     polarity: Literal["light-on-dark", "dark-on-light", "none"] = "none"
-    data: str = ""  # the published set (`model_export.data.known_sets`) that name, description and licence belong to
+    # the published set (`model_export.data.known_sets`) that name, description and licence belong
+    # to
+    data: str = ""
     licence: str = NO_LICENCE
     description: str = ""  # one or two sentences for the card
 
@@ -85,7 +98,9 @@ class Preset:
         if bool(self.network.full) != (self.objective == "restore"):
             raise ValueError("the objective `restore` and a network with `full` belong together")
         if not self.corruptions or not set(self.corruptions) <= set(get_args(CorruptionName)):
-            raise ValueError(f"corruptions are one or more of {', '.join(get_args(CorruptionName))}")
+            raise ValueError(
+                f"corruptions are one or more of {', '.join(get_args(CorruptionName))}"
+            )
 
     @property
     def refresh_interval(self) -> int:
@@ -114,11 +129,15 @@ class Preset:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preset":
-        """The inverse of :meth:`to_dict`. Raises KeyError, TypeError or ValueError for one of another version."""
+        """The inverse of :meth:`to_dict`. Raises KeyError, TypeError or ValueError for one of
+        another version.
+        """
         stages = tuple(
-            Stage(**{**_known(each), "weights": Weights(**_known(each["weights"]))}) for each in values["stages"]
+            Stage(**{**_known(each), "weights": Weights(**_known(each["weights"]))})
+            for each in values["stages"]
         )
-        network, matching = NetworkConfig(**_known(values["network"])), Matching(**values["matching"])
+        network = NetworkConfig(**_known(values["network"]))
+        matching = Matching(**values["matching"])
         parts = {"network": network, "stages": stages, "matching": matching}
         return cls(**{**_known(values), **parts})
 
@@ -126,16 +145,21 @@ class Preset:
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values without former options, and with tuples for lists."""
     kept = {name: value for name, value in values.items() if name not in _FORMER}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()
+    }
 
 
 def network_for(size: int, channels: int) -> NetworkConfig:
     """The network of `small`: halvings to a side of 3 to 5, widths doubled from 32 up to 512."""
-    widths, side = [32], size // 2
+    widths = [32]
+    side = size // 2
     while side // 2 >= 3:
         widths.append(min(2 * widths[-1], 512))
         side //= 2
-    return NetworkConfig(size=size, channels=channels, widths=tuple(widths), bottleneck=256 if size <= 40 else 512)
+    return NetworkConfig(
+        size=size, channels=channels, widths=tuple(widths), bottleneck=256 if size <= 40 else 512
+    )
 
 
 _MNIST = Preset(
@@ -177,7 +201,8 @@ PRESETS = {
             matching=Matching(pool=2048),
             corruptions=_DIGITS_CORRUPTIONS,
         ),
-        # The paper's objective with its weights; its DCGAN had batch norm, which makes rows depend on one another.
+        # The paper's objective with its weights; its DCGAN had batch norm, which makes rows depend
+        # on one another.
         Preset(
             name="ign",
             objective="ign",
@@ -189,21 +214,35 @@ PRESETS = {
         Preset(
             name="avatars64",
             objective="naign",
-            network=NetworkConfig(size=64, channels=3, widths=(32, 64, 128), bottleneck=16, palette=16),
+            network=NetworkConfig(
+                size=64, channels=3, widths=(32, 64, 128), bottleneck=16, palette=16
+            ),
             stages=crisp_stages(5000, 1200, 4700),
             batch=44,
-            corruptions=("noise", "noise", "blur", "low_resolution", "hole", "hole", "grey", "sketch", "sketch"),
+            corruptions=(
+                "noise",
+                "noise",
+                "blur",
+                "low_resolution",
+                "hole",
+                "hole",
+                "grey",
+                "sketch",
+                "sketch",
+            ),
             background=(0.639, 0.663, 0.953),
             data="avatars64",
             licence="CC BY 4.0",
-            description="Drawn faces, 64×64 RGB. Remix of “Adventurer” by Lisa Wischofsky (CC BY 4.0), drawn with "
-            "DiceBear.",
+            description="Drawn faces, 64×64 RGB. Remix of “Adventurer” by Lisa Wischofsky (CC BY "
+            "4.0), drawn with DiceBear.",
         ),
         # f for pages of any size; see `model_export.data.scans`.
         Preset(
             name="scans",
             objective="restore",
-            network=NetworkConfig(size=384, channels=1, widths=(16, 32, 64, 96, 96), bottleneck=0, full=8),
+            network=NetworkConfig(
+                size=384, channels=1, widths=(16, 32, 64, 96, 96), bottleneck=0, full=8
+            ),
             stages=restoring_stages(30_000, 15_000),
             distance="l1_ink",
             batch=2,
@@ -211,10 +250,12 @@ PRESETS = {
             background=(1.0,),
             tile=1408,
             overlap=96,  # what f sees beyond that changes slowly
-            margin=64,  # so f never sees a border: it leaves dark corners, which look like a part of a picture
+            # so f never sees a border: it leaves dark corners, which look like a part of a picture
+            margin=64,
             data="scans",
             licence="Apache-2.0",
-            description="Scanned and photographed pages of text, grey: removes stains, shadows and dirt for OCR.",
+            description="Scanned and photographed pages of text, grey: removes stains, shadows "
+            "and dirt for OCR.",
         ),
         Preset(
             name="tiny",
@@ -248,7 +289,10 @@ def own_data(name: str | None) -> str:
 def split_steps(total: int, proportions: Sequence[int]) -> list[int]:
     """Split a number of steps in these proportions, exactly and with at least one step for each."""
     if total < len(proportions):
-        raise UserError(f"--steps {total}: the preset has {len(proportions)} stages, so at least {len(proportions)}")
+        raise UserError(
+            f"--steps {total}: the preset has {len(proportions)} stages, so at least "
+            f"{len(proportions)}"
+        )
     spare = total - len(proportions)
     exact = [spare * proportion / sum(proportions) for proportion in proportions]
     steps = [1 + int(share) for share in exact]
@@ -273,11 +317,14 @@ class Choices:
 
 
 def with_overrides(preset: Preset, choices: Choices) -> Preset:
-    """The preset with the values of the choices; ``steps``, the total, is split in the preset's proportions.
+    """The preset with the values of the choices; ``steps``, the total, is split in the preset's
+    proportions.
 
-    The warm-up of a shorter stage is shorter in proportion. The preset `small` gets a network that fits the size.
+    The warm-up of a shorter stage is shorter in proportion. The preset `small` gets a network that
+    fits the size.
     """
-    size, channels = choices.size or preset.network.size, choices.channels or preset.network.channels
+    size = choices.size or preset.network.size
+    channels = choices.channels or preset.network.channels
     if (choices.batch is not None and choices.batch < 1) or channels not in (1, 3):
         raise UserError("--batch must be at least 1, --channels 1 or 3")
     if preset.name == SMALL:
@@ -289,9 +336,13 @@ def with_overrides(preset: Preset, choices: Choices) -> Preset:
         return dataclasses.replace(
             preset,
             network=network,
-            stages=preset.stages if choices.steps is None else _with_steps(preset.stages, choices.steps),
+            stages=preset.stages
+            if choices.steps is None
+            else _with_steps(preset.stages, choices.steps),
             batch=choices.batch or preset.batch,
-            corruptions=cast("tuple[CorruptionName, ...]", tuple(choices.corruptions or preset.corruptions)),
+            corruptions=cast(
+                "tuple[CorruptionName, ...]", tuple(choices.corruptions or preset.corruptions)
+            ),
         )
     except ValueError as exc:
         raise UserError(str(exc)) from exc
@@ -309,23 +360,28 @@ def _with_steps(stages: tuple[Stage, ...], steps: int) -> tuple[Stage, ...]:
 def choose_preset(choices: Choices, source: Source, found: Inspection) -> Preset:
     """The preset of the command line, or one that fits the pictures.
 
-    Without `--preset`, the published sets get the preset of their name and all other pictures `small`, with their own
-    channels and a size of at most 64. In colour, `small` also learns to undo grey and sketch.
+    Without `--preset`, the published sets get the preset of their name and all other pictures
+    `small`, with their own channels and a size of at most 64. In colour, `small` also learns to
+    undo grey and sketch.
     """
     if choices.size is not None and not _MIN_SIDE <= choices.size <= _LARGEST:
         raise UserError(f"--size {choices.size}: {_MIN_SIDE} to {_LARGEST}")
     preset = get_preset(choices.preset or (source.known if source.known in PRESETS else SMALL))
-    size, channels, corruptions = choices.size, choices.channels, choices.corruptions
+    size = choices.size
+    channels = choices.channels
+    corruptions = choices.corruptions
     if preset.name == SMALL:
-        size, channels = size or _size_for(source.name, found), channels or found.channels
+        size = size or _size_for(source.name, found)
+        channels = channels or found.channels
         if not corruptions and channels == found.channels == 3:
             corruptions = (*preset.corruptions, "grey", "sketch")
     elif channels is None and found.channels != preset.network.channels:
         colour = "grey" if preset.network.channels == 1 else "colour"
         wanted = f"{preset.network.size}×{preset.network.size} {colour}"
         raise UserError(
-            f"--preset {preset.name} is for {wanted} pictures, {source.name} has {found}; add --size "
-            f"{size or _size_for(source.name, found)} --channels {found.channels}, or leave out --preset, which then "
+            f"--preset {preset.name} is for {wanted} pictures, {source.name} has {found}; "
+            f"add --size {size or _size_for(source.name, found)} --channels "
+            f"{found.channels}, or leave out --preset, which then "
             "fits the data"
         )
     chosen = dataclasses.replace(choices, size=size, channels=channels, corruptions=corruptions)
@@ -335,8 +391,9 @@ def choose_preset(choices: Choices, source: Source, found: Inspection) -> Preset
 def describe_model(preset: Preset, choices: Choices, data: Dataset, found: Inspection) -> Preset:
     """The preset with the name, licence, background and polarity that the card will state.
 
-    Name, description and licence of a preset belong to its own data. For other data the name is that of the folder or
-    file, the description is empty and no licence is stated unless the command line says so.
+    Name, description and licence of a preset belong to its own data. For other data the name is
+    that of the folder or file, the description is empty and no licence is stated unless the command
+    line says so.
     """
     if preset.data and data.known == preset.data and choices.name in (None, preset.name):
         return dataclasses.replace(preset, licence=choices.licence or preset.licence)
@@ -357,22 +414,29 @@ def summary(preset: Preset, base: str, data: Dataset, found: Inspection) -> list
     levels = ", ".join(str(round((value + 1.0) * 127.5)) for value in preset.background)
     reduced = {*found.smallest, *found.largest} != {network.size}
     lines = [
-        f"{data.name}: {found}: preset `{base}`, --size {network.size} --channels {network.channels}"
-        + (" (cropped to the centre square and resized)" if reduced else ""),
-        f"model `{preset.name}`: background {levels} of 255, polarity {preset.polarity}, {preset.steps} steps of "
-        f"{min(preset.batch, len(data.train))} pictures, licence of the weights: {preset.licence}",
+        f"{data.name}: {found}: preset `{base}`, --size {network.size} --channels "
+        f"{network.channels}" + (" (cropped to the centre square and resized)" if reduced else ""),
+        f"model `{preset.name}`: background {levels} of 255, polarity {preset.polarity}, "
+        f"{preset.steps} steps of {min(preset.batch, len(data.train))} pictures, licence of "
+        f"the weights: {preset.licence}",
     ]
     if data.skipped:
         lines.append(f"left out {len(data.skipped)} unreadable files: {', '.join(data.skipped)}")
     if len(data.train) < _FEW:
-        lines.append(f"only {len(data.train)} training pictures: f may learn them by heart; {_FEW} or more are better")
+        lines.append(
+            f"only {len(data.train)} training pictures: f may learn them by heart; {_FEW} or "
+            f"more are better"
+        )
     return lines
 
 
 def _size_for(name: str, found: Inspection) -> int:
     side = min(found.smallest)
     if side < _MIN_SIDE:
-        raise UserError(f"--data {name}: the smallest picture is {found.smallest}; {_MIN_SIDE} pixels are the least")
+        raise UserError(
+            f"--data {name}: the smallest picture is {found.smallest}; {_MIN_SIDE} pixels "
+            f"are the least"
+        )
     return min(side, _MAX_SIDE)
 
 

@@ -1,4 +1,6 @@
-"""The stages of a training run: weights of the terms, optimiser and schedule, as frozen dataclasses."""
+"""The stages of a training run: weights of the terms, optimiser and schedule, as frozen
+dataclasses.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -9,7 +11,9 @@ Distance = Literal["mse", "l1", "mse_l1", "mse_edges", "l1_ink"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """Weight of each term of the loss, by its name in log and checkpoint; 0 switches the term off."""
+    """Weight of each term of the loss, by its name in log and checkpoint; 0 switches the term
+    off.
+    """
 
     rec: float = 1.0  # reconstruction D(f(x), x)
     imle: float = 0.0  # D(f(z*), x) with z* the candidate whose output is nearest to x
@@ -19,25 +23,30 @@ class Weights:
     idem: float = 0.0  # D(f_copy(f(z)), f(z))
     tight: float = 0.0  # −D(f(sg f(z)), sg f(z)), clamped
     settle: float = 0.0  # D(f(sg f(z)), sg f(z)), idempotence on outputs
-    # Minus the scores of f(z) by a discriminator, which is trained alternately with f. Of a `Crisp`, the size of its
-    # gradient in pixels relative to that of `project` and `features`.
+    # Minus the scores of f(z) by a discriminator, which is trained alternately with f. Of a
+    # `Crisp`, the size of its gradient in pixels relative to that of `project` and `features`.
     critic: float = 0.0
-    drifting: float = 0.0  # drifting loss of f(z) and f(corrupted x), towards the distribution of pictures
+    drifting: float = (
+        0.0  # drifting loss of f(z) and f(corrupted x), towards the distribution of pictures
+    )
     features: float = 0.0  # distance of f(x) and f(corrupted x) from x in perceptual features
-    # Drifting loss of f(u), as a set of its own, and of f(sg f(u)); u are drawings that are no pictures.
+    # Drifting loss of f(u), as a set of its own, and of f(sg f(u)); u are drawings that are no
+    # pictures.
     project_any: float = 0.0
     # Of a `Crisp`:
     gate: float = 0.0  # noise is told from pictures, corrupted pictures and drawings
-    # Drifting loss of invented codes. With `critic`, that of each set of codes by itself, with a gradient of this share
-    # of that of `code_critic`.
+    # Drifting loss of invented codes. With `critic`, that of each set of codes by itself, with a
+    # gradient of this share of that of `code_critic`.
     code_drifting: float = 0.0
     code_critic: float = 0.0  # minus the score of codes, relative to `critic`
     frechet: float = 0.0  # Fréchet distance of f(z) in perceptual features, relative to `critic`
     fitting: float = 0.0  # distance of the codes of pens to those of the nearest picture that fits
     second: float = 0.0  # D(f(z), sg f(f(z))), in the last third of the stage
     # Of a `Restorer`:
-    marks: float = 0.0  # share that f(corrupted x) lacks of each connected part of the ink, small ones too
-    again: float = 0.0  # the left of f(corrupted x) stays, and the right becomes x, when f is applied again
+    # share that f(corrupted x) lacks of each connected part of the ink, small ones too
+    marks: float = 0.0
+    # the left of f(corrupted x) stays, and the right becomes x, when f is applied again
+    again: float = 0.0
 
     @property
     def latents(self) -> bool:
@@ -54,11 +63,6 @@ class Weights:
         """Whether any active term needs pictures that attract samples."""
         return max(self.drifting, self.project_any, self.code_drifting) > 0
 
-    @property
-    def whole_batch(self) -> bool:
-        """Whether any active term does not split into shards."""
-        return self.drifts or self.gate > 0
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Matching:
@@ -67,7 +71,9 @@ class Matching:
     pool: int = 8192  # number of candidate latents for IMLE
     pool_refresh: int = 16  # steps between refreshes of the candidates
     pairs: int = 1024  # number of pairs of one optimal assignment
-    pairs_refresh: int = 8  # steps between assignments; pairs ≥ pairs_refresh · batch uses every pair at most once
+    pairs_refresh: int = (
+        8  # steps between assignments; pairs ≥ pairs_refresh · batch uses every pair at most once
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,13 +88,19 @@ class Stage:
     warmup: int = 200  # steps of linear warm-up
     betas: tuple[float, float] = (0.9, 0.99)
     clip: float | None = None  # the largest norm of the gradient
-    tight_clamp: float | None = None  # a in the paper's a·L_rec·tanh(L_tight/(a·L_rec)), row by row; None for no clamp
+    tight_clamp: float | None = (
+        None  # a in the paper's a·L_rec·tanh(L_tight/(a·L_rec)), row by row; None for no clamp
+    )
     distance: Distance | None = None  # D of every term of this stage; None takes the preset's
-    # Number of latents and of pictures per step of `drifting`, which estimates its field from them; 0 takes the batch
-    # size. `settle` then takes as many of the samples as there are pictures in the batch.
+    # Number of latents and of pictures per step of `drifting`, which estimates its field from them;
+    # 0 takes the batch size. `settle` then takes as many of the samples as there are pictures in
+    # the batch.
     drift_pictures: int = 0
-    perceptual_pixels: bool = False  # whether pixels, with a larger weight of fine detail, are features too
-    # Steps of `Blocks.fit` when the stage starts, after the teacher is copied; 0 keeps the blocks as they are.
+    perceptual_pixels: bool = (
+        False  # whether pixels, with a larger weight of fine detail, are features too
+    )
+    # Steps of `Blocks.fit` when the stage starts, after the teacher is copied; 0 keeps the blocks
+    # as they are.
     fit_blocks: int = 0
 
     def __post_init__(self) -> None:
@@ -103,16 +115,19 @@ class Stage:
         return max(self.weights.distill, self.weights.critic) > 0
 
 
-def naign_stages(imle: int, balance: int, distill: int, *, teacher_steps: int = 4) -> tuple[Stage, ...]:
-    """The recommended objective: NAIGN (non-adversarial IGN, Al-Jaff et al., 2025, arXiv 2511.02614) with extensions.
+def naign_stages(
+    imle: int, balance: int, distill: int, *, teacher_steps: int = 4
+) -> tuple[Stage, ...]:
+    """The recommended objective: NAIGN (non-adversarial IGN, Al-Jaff et al., 2025, arXiv
+    2511.02614) with extensions.
 
     docs/training-results.md has the measurements behind the extensions. The stages:
 
     1. Reconstruction and IMLE: every picture attracts its nearest sample, so no mode is dropped.
     2. Balanced matching in addition: every latent gets a target and no picture is preferred.
-    3. Distillation from the frozen second stage T: one step of f learns T^k. A discriminator, on features of T's
-       encoder, restores the detail that averages over neighbours lack. Projection teaches f to restore corrupted
-       pictures.
+    3. Distillation from the frozen second stage T: one step of f learns T^k. A discriminator, on
+       features of T's encoder, restores the detail that averages over neighbours lack. Projection
+       teaches f to restore corrupted pictures.
 
     ``imle``, ``balance`` and ``distill`` are their steps, ``teacher_steps`` is k.
     """
@@ -130,14 +145,36 @@ def naign_stages(imle: int, balance: int, distill: int, *, teacher_steps: int = 
     )
 
 
-def ign_stages(steps: int, weights: Weights, *, lr: float, clamp: float | None) -> tuple[Stage, ...]:
-    """The adversarial objective of the IGN paper in one stage (Shocher et al., 2024, section 2 and appendix)."""
-    return (Stage(name="ign", steps=steps, lr=lr, weights=weights, warmup=0, betas=(0.5, 0.999), tight_clamp=clamp),)
+def ign_stages(
+    steps: int, weights: Weights, *, lr: float, clamp: float | None
+) -> tuple[Stage, ...]:
+    """The adversarial objective of the IGN paper in one stage (Shocher et al., 2024, section 2 and
+    appendix).
+    """
+    return (
+        Stage(
+            name="ign",
+            steps=steps,
+            lr=lr,
+            weights=weights,
+            warmup=0,
+            betas=(0.5, 0.999),
+            tight_clamp=clamp,
+        ),
+    )
 
 
 def restoring_stages(restore: int, settle: int) -> tuple[Stage, Stage]:
-    """The stages of a `Restorer`. The data have pairs, of which some are equal, so `rec` is not needed."""
-    stage = Stage(name="restore", steps=restore, lr=1e-3, clip=0.5, weights=Weights(rec=0.0, project=1.0, marks=0.06))
+    """The stages of a `Restorer`. The data have pairs, of which some are equal, so `rec` is not
+    needed.
+    """
+    stage = Stage(
+        name="restore",
+        steps=restore,
+        lr=1e-3,
+        clip=0.5,
+        weights=Weights(rec=0.0, project=1.0, marks=0.06),
+    )
     weights = replace(stage.weights, again=0.5)
     return stage, replace(stage, name="settle", steps=settle, lr=5e-4, weights=weights)
 
@@ -145,11 +182,13 @@ def restoring_stages(restore: int, settle: int) -> tuple[Stage, Stage]:
 def exact_stages(project: int, exact: int) -> tuple[Stage, Stage]:
     """Stages after `naign_stages` that make f a projector, then exact by `Blocks`.
 
-    Perceptual features tell letters from digits, which the encoder of f hardly does, but hardly see specks; f⁴ of the
-    network before has none, so `distill` keeps f(z) free of them. `settle` of an exact f is 0. Its pictures are drawn
-    anew, so pixels count too. The arguments are steps.
+    Perceptual features tell letters from digits, which the encoder of f hardly does, but hardly see
+    specks; f⁴ of the network before has none, so `distill` keeps f(z) free of them. `settle` of an
+    exact f is 0. Its pictures are drawn anew, so pixels count too. The arguments are steps.
     """
-    weights = Weights(rec=1.5, distill=0.5, project=1.0, settle=1.0, features=1.0, drifting=0.5, project_any=0.7)
+    weights = Weights(
+        rec=1.5, distill=0.5, project=1.0, settle=1.0, features=1.0, drifting=0.5, project_any=0.7
+    )
     projector = Stage(
         name="projector",
         steps=project,
@@ -168,8 +207,8 @@ def exact_stages(project: int, exact: int) -> tuple[Stage, Stage]:
 def crisp_stages(autoencoder: int, drifting: int, joint: int) -> tuple[Stage, Stage, Stage]:
     """The stages of a `Crisp`. The arguments are steps.
 
-    An autoencoder that restores comes first. Then codes of noise drift to those of pictures, by hundreds, with nothing
-    drawn. At last both learn together, with critics of what is drawn.
+    An autoencoder that restores comes first. Then codes of noise drift to those of pictures, by
+    hundreds, with nothing drawn. At last both learn together, with critics of what is drawn.
     """
     first = Stage(
         name="autoencoder",
@@ -178,7 +217,15 @@ def crisp_stages(autoencoder: int, drifting: int, joint: int) -> tuple[Stage, St
         distance="mse_edges",
         weights=Weights(rec=0.0, project=1.0, features=0.5, gate=0.05, fitting=0.3),
     )
-    drift = replace(first, name="code drifting", steps=drifting, lr=1e-3, weights=Weights(rec=0.0, code_drifting=1.0))
-    weights = replace(first.weights, critic=0.2, code_critic=2.0, frechet=0.05, code_drifting=1.0, second=0.1)
+    drift = replace(
+        first,
+        name="code drifting",
+        steps=drifting,
+        lr=1e-3,
+        weights=Weights(rec=0.0, code_drifting=1.0),
+    )
+    weights = replace(
+        first.weights, critic=0.2, code_critic=2.0, frechet=0.05, code_drifting=1.0, second=0.1
+    )
     last = replace(first, name="joint", steps=joint, lr=4e-4, betas=(0.5, 0.99), weights=weights)
     return first, replace(drift, drift_pictures=256), replace(last, drift_pictures=128)

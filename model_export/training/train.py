@@ -1,16 +1,14 @@
 """The training loop.
 
-A run is a list of stages; a stage is a set of weights on the terms of `model_export.training.losses`. If a run is
-stopped, the same command continues it bit for bit on the same machine, for two reasons: every random number is a
-function of (seed, stream, step), and a run stops only at steps where pool and pairs are about to be refreshed, so they
-need not be saved.
+A run is a list of stages; a stage is a set of weights on the terms of
+`model_export.training.losses`. If a run is stopped, the same command continues it bit for bit on
+the same machine, for two reasons: every random number is a function of (seed, stream, step), and a
+run stops only at steps where pool and pairs are about to be refreshed, so they need not be saved.
 """
 
 import copy
-import gc
 import math
 import sys
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,18 +26,18 @@ from model_export.files import atomic_write, file_lock
 from model_export.training import checkpoint as checkpoints
 from model_export.training import critics
 from model_export.training.batches import BatchBuilder, RngStream, TrainingBatch, derive_seed
-from model_export.training.checkpoint import Checkpoint, StartWeights, continued_preset
+from model_export.training.checkpoint import Checkpoint, continued_preset
 from model_export.training.crisp import Crisp
 from model_export.training.crisp_objective import CrispObjective, new_adversary
 from model_export.training.critics import CriticTrainer
 from model_export.training.drifting import FeatureGroups
-from model_export.training.execution import Execution, stop_signal
 from model_export.training.log import COMPUTE, Log, Throughput, ThroughputMeter
 from model_export.training.network import Autoencoder, averaged_model
 from model_export.training.objective import Objective, health
 from model_export.training.perceptual import PerceptualNetwork, fit, new_network
 from model_export.training.presets import Preset
 from model_export.training.restorer import build_network
+from model_export.training.signals import stop_signal
 from model_export.training.stages import Stage
 
 LOG = "log.jsonl"
@@ -56,7 +54,12 @@ class Interrupted(Exception):
 
 
 class Run:
-    """One training run. If ``out`` holds a checkpoint, that run continues; else one begins, from ``start`` if given."""
+    """One training run. If ``out`` holds a checkpoint, that run continues; else one begins.
+
+    ``channels_last`` keeps weights and activations in NHWC order, which changes results by rounding
+    only. With ``keep`` above 1 the last checkpoints stay beside `checkpoint.pt` as
+    `checkpoint-STEP.pt`. Both may change when a run continues.
+    """
 
     def __init__(
         self,
@@ -68,22 +71,30 @@ class Run:
         device: torch.device,
         bf16: bool,
         provenance: dict[str, Any],
-        execution: Execution | None = None,
-        start: StartWeights | None = None,
+        channels_last: bool = False,
+        keep: int = 1,
     ) -> None:
+        if keep < 1:
+            raise UserError("--keep must be at least 1")
         file = out / checkpoints.FILE
         saved = checkpoints.load(file) if file.is_file() else None
         if saved is not None:
             preset = continued_preset(preset, saved, out=out, data=data, seed=seed, bf16=bf16)
-        self.preset, self.out, self.seed, self.device, self.bf16 = preset, out, seed, device, bf16
-        self.execution = execution or Execution()
-        self.execution.check(preset, len(data.train))
-        self.world = self.execution.world
-        started = None if start is None else start.digest
-        self.provenance = {**provenance, "bf16": bf16, "execution": self.execution.to_dict(), "start": started}
-        self.data: dict[str, Any] = {name: getattr(data, name) for name in ("name", "sha256", "licence")}
+        self.preset = preset
+        self.out = out
+        self.seed = seed
+        self.device = device
+        self.bf16 = bf16
+        self._keep = keep
+        execution = {"channels_last": channels_last, "keep": keep}
+        self.provenance = {**provenance, "bf16": bf16, "execution": execution}
+        self.data: dict[str, Any] = {
+            name: getattr(data, name) for name in ("name", "sha256", "licence")
+        }
         self.data["pictures"] = len(data.train)
-        self.stage, self.stage_step, self.step = 0, 0, 0
+        self.stage = 0
+        self.stage_step = 0
+        self.step = 0
         self.teacher: Autoencoder | None = None
         self.perceptual: PerceptualNetwork | None = None
         if any(stage.weights.feature_terms for stage in preset.stages):
@@ -94,53 +105,49 @@ class Run:
         self._perceptual_done = False
         self.critics: CriticTrainer[Any] | None = None
         self._changed = saved is not None and Preset.from_dict(saved.preset) != preset
-        self.throughput: list[tuple[str, Throughput]] = []  # of this process, by stage
-        self.meter, self._warned = ThroughputMeter(device), False
+        self.throughput: list[tuple[str, Throughput]] = []  # by stage
+        self.meter = ThroughputMeter(device)
+        self._warned = False
         pictures = data.train.to(device)
         damaged = None if data.damaged is None else data.damaged.to(device)
-        self.batches = BatchBuilder(preset, pictures, seed=seed, meter=self.meter, world=self.world, damaged=damaged)
+        self.batches = BatchBuilder(preset, pictures, seed=seed, meter=self.meter, damaged=damaged)
         if preset.network.palette and data.known == "avatars64":
             self.batches.drawn = [each.to(device) for each in draw_pens(data)]
         torch.manual_seed(derive_seed(seed, RngStream.INIT, 0))
-        self.network = self.execution.to_device(build_network(preset.network), device)
+        self.network = build_network(preset.network).to(device)
+        if channels_last:
+            # torch converts parameters of four dimensions only.
+            self.network = self.network.to(memory_format=torch.channels_last)
         if saved is not None:
             self._resume(saved)
         else:
-            if start is not None:
-                start.load_into(self.network, preset.network)
-            elif isinstance(self.network, Crisp):
+            if isinstance(self.network, Crisp):
                 pictures = self.batches.example_pictures(_PALETTE_PICTURES)
-                self.network.draw.fit_palette(pictures, self.batches.generator(RngStream.PALETTE, 0))
+                self.network.draw.fit_palette(
+                    pictures, self.batches.generator(RngStream.PALETTE, 0)
+                )
             self._start_stage()
-        self._compiled = self.execution.compiled(self.network)
-        self._f = self._compiled  # what the loss calls; `train` wraps it for several ranks
 
     def train(self) -> None:
-        """Train to the end of the last stage, or write a checkpoint and raise `Interrupted` after SIGINT or SIGTERM.
+        """Train to the end of the last stage, or write a checkpoint and raise `Interrupted` after
+        SIGINT or SIGTERM.
 
         A finished run stores what the command changes of its card.
         """
-        with file_lock(self.out) if self.world.is_main else nullcontext():
-            self._check_same_checkpoint()
+        with file_lock(self.out):
             if self._changed and self.step == self.preset.steps:
                 self.save()
-            if self.perceptual is not None and not self._perceptual_done and self.step < self.preset.steps:
+            if (
+                self.perceptual is not None
+                and not self._perceptual_done
+                and self.step < self.preset.steps
+            ):
                 self._fit_perceptual(self.perceptual, draw=self.batches.draw)
                 self._perceptual_done = True
-            self._f = self.execution.wrap_ddp(self._compiled)
-            try:
-                self._train()
-            finally:
-                # Delete the DDP wrapper before the process group is destroyed. Its destructor waits for the threads of
-                # the group while it holds the GIL, which those threads may need.
-                self._f = self._compiled
-                if self.world.size > 1:
-                    gc.collect()  # the wrapper is part of a reference cycle
+            self._train()
 
     def save(self) -> None:
-        """Write the checkpoint. Only rank 0 writes; other ranks return at once."""
-        if not self.world.is_main:
-            return
+        """Write the checkpoint."""
         state = Checkpoint(
             preset=self.preset.to_dict(),
             seed=self.seed,
@@ -157,9 +164,10 @@ class Run:
             provenance=self.provenance,
         )
         checkpoints.save(state, self.out / checkpoints.FILE)
-        checkpoints.rotate(self.out, self.step, self.execution.keep)
+        checkpoints.rotate(self.out, self.step, self._keep)
 
-    # Where a run may stop, for example with pool_refresh = 4, pairs_refresh = 2 and checkpoint_every = 8:
+    # Where a run may stop, for example with pool_refresh = 4, pairs_refresh = 2 and
+    # checkpoint_every = 8:
     #
     #   steps done in the stage   0   1   2   3   4   5   6   7   8   9
     #   the next builds a pool    ×               ×               ×
@@ -167,14 +175,12 @@ class Run:
     #   a signal stops the run    ×               ×               ×
     #   checkpoint                                                ×
     #
-    # A signal writes a checkpoint where it stops, so it loses no step; a crash loses those after the last checkpoint.
-    # Both continue where pool and pairs are built anew, from the same weights as in a run that was never interrupted.
+    # A signal writes a checkpoint where it stops, so it loses no step; a crash loses those after
+    # the last checkpoint. Both continue where pool and pairs are built anew, from the same weights
+    # as in a run that was never interrupted.
     def _train(self) -> None:
-        board = self.out / "tensorboard" if self.execution.tensorboard else None
-        opened = Log(self.out / LOG, self.step, board=board) if self.world.is_main else nullcontext()
-        steps, quiet = self.preset.steps, not self.world.is_main
-        bar = tqdm(total=steps, initial=self.step, unit="step", mininterval=1.0, disable=quiet)
-        with stop_signal() as signalled, bar, opened as log:
+        bar = tqdm(total=self.preset.steps, initial=self.step, unit="step", mininterval=1.0)
+        with stop_signal() as signalled, bar, Log(self.out / LOG, self.step) as log:
             self.meter.start()
             while self.step < self.preset.steps:
                 stage = self.preset.stages[self.stage].name
@@ -192,8 +198,7 @@ class Run:
                 elif self.step == _FIRST_GRID:
                     self._save_samples()
                 refreshing = self.stage_step % self.preset.refresh_interval == 0
-                # All ranks stop at the same step, whichever of them the signal reached.
-                stopping = not last and refreshing and self._any_rank(signalled())
+                stopping = not last and refreshing and signalled()
                 if stopping and not saving:
                     self.save()
                 if stopping or last or self.stage_step == 0:
@@ -204,15 +209,17 @@ class Run:
     def step_once(self) -> dict[str, Tensor]:
         """One optimiser step; returns the terms of the loss."""
         stage = self.preset.stages[self.stage]
-        # A function of the step alone, in place of torch's schedulers: there is no state to restore, and a stage can be
-        # lengthened.
+        # A function of the step alone, in place of torch's schedulers: there is no state to
+        # restore, and a stage can be lengthened.
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(stage, self.stage_step)
         self.network.train()
         batch = self.batches.build(self.step, self.stage_step, stage, self._forward)
         with self.meter.phase(COMPUTE):
             if self.critics is not None:
-                self.critics.lr = self.critics.peak * learning_rate(stage, self.stage_step) / stage.lr
+                self.critics.lr = (
+                    self.critics.peak * learning_rate(stage, self.stage_step) / stage.lr
+                )
             if self.critics is not None and self.teacher is not None and batch.z is not None:
                 y = self._forward(batch.z)
                 with self._autocast():
@@ -233,48 +240,39 @@ class Run:
         """Compute the gradients of the parameters; returns the terms."""
         self.optimiser.zero_grad(set_to_none=True)
         with self._autocast():
-            terms = self.objective.terms(self._f, self.network, batch)
+            terms = self.objective.terms(self.network, batch)
         torch.autograd.backward(self.objective.total(terms))
         return {name: value.detach() for name, value in terms.items()}
 
     @torch.no_grad()
     def _forward(self, z: Tensor) -> Tensor:
         with self._autocast():
-            y: Tensor = self._compiled(z)
+            y: Tensor = self.network(z)
         return y
 
-    def _log_terms(self, terms: dict[str, Tensor], stage: str, log: Log | None, bar: "tqdm[Any]") -> None:
-        means = self.world.mean(torch.stack(list(terms.values()))).tolist()
-        values = dict(zip(terms, means, strict=True))
-        if not all(map(math.isfinite, means)):
-            raise UserError(f"step {self.step}: the loss is not finite; the last checkpoint is kept")
+    def _log_terms(self, terms: dict[str, Tensor], stage: str, log: Log, bar: "tqdm[Any]") -> None:
+        values = {name: float(value) for name, value in terms.items()}
+        if not all(map(math.isfinite, values.values())):
+            raise UserError(
+                f"step {self.step}: the loss is not finite; the last checkpoint is kept"
+            )
         ratio = health(values)
         if ratio is not None:
             values["health"] = ratio
-            if ratio > 1.0 and not self._warned and self.world.is_main:
+            if ratio > 1.0 and not self._warned:
                 self._warned = True
                 tqdm.write(
-                    f"warning: step {self.step}: idempotence / reconstruction is {ratio:.2f}; where it stays above 1, "
+                    f"warning: step {self.step}: idempotence / reconstruction is "
+                    f"{ratio:.2f}; where it stays above 1, "
                     "the samples collapse (good runs end at 0.55 to 0.83)",
                     file=sys.stderr,
                 )
-        if log is not None:
-            log.terms(self.step, stage, values)
+        log.terms(self.step, stage, values)
         bar.set_postfix_str(" ".join(f"{k} {v:.4f}" for k, v in values.items()))
 
-    def _any_rank(self, flag: bool) -> bool:
-        return bool(self.world.mean(torch.tensor(float(flag), device=self.device)) > 0)
-
-    def _log_throughput(self, stage: str, log: Log | None) -> None:
+    def _log_throughput(self, stage: str, log: Log) -> None:
         self.throughput.append((stage, self.meter.interval()))
-        if log is not None:
-            log.throughput(self.step, *self.throughput[-1])
-
-    def _check_same_checkpoint(self) -> None:
-        """Raise a `UserError` if the ranks resumed at different steps, as on machines without a shared folder."""
-        step = torch.tensor([float(self.step)], device=self.device)
-        if self._any_rank(bool(self.world.mean(step) != step)):
-            raise UserError(f"the ranks see different checkpoints; {self.out} must be one folder for all")
+        log.throughput(self.step, *self.throughput[-1])
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
@@ -296,21 +294,29 @@ class Run:
         self.objective = self._new_objective(stage)
 
     def _new_objective(self, stage: Stage) -> Objective | CrispObjective:
-        kind, perceptual = stage.distance or self.preset.distance, self.perceptual
+        kind = stage.distance or self.preset.distance
+        perceptual = self.perceptual
         if isinstance(self.network, Crisp) and perceptual is not None:
             return CrispObjective(
-                network=self.network, stage=stage, kind=kind, perceptual=perceptual, trainer=self.critics
+                network=self.network,
+                stage=stage,
+                kind=kind,
+                perceptual=perceptual,
+                trainer=self.critics,
             )
         groups = None
         if stage.weights.feature_terms and perceptual is not None:
             features = partial(perceptual.features, pixels=stage.perceptual_pixels)
             groups = FeatureGroups(features)
-        teacher, trainer = self.teacher, self.critics
+        teacher = self.teacher
+        trainer = self.critics
         return Objective(
             stage=stage,
             kind=kind,
-            teacher=None if teacher is None else self.execution.compiled(teacher),
-            scores=None if teacher is None or trainer is None else lambda y: trainer.critics(teacher.features(y)),
+            teacher=teacher,
+            scores=None
+            if teacher is None or trainer is None
+            else lambda y: trainer.critics(teacher.features(y)),
             feature_groups=groups,
         )
 
@@ -323,23 +329,26 @@ class Run:
         if isinstance(self.network, Crisp) and self.perceptual is not None:
             generator = self.batches.generator(RngStream.DISCRIMINATOR, self.step)
             adversary = new_adversary(self.network, self.perceptual, pictures, generator)
-            return CriticTrainer(adversary, self.world, peak=2 * critics.LR)
+            return CriticTrainer(adversary, peak=2 * critics.LR)
         if self.teacher is None:
             return None
-        return CriticTrainer(critics.discriminator(self.teacher.features(pictures)), self.world)
+        return CriticTrainer(critics.discriminator(self.teacher.features(pictures)))
 
     def _end_stage(self) -> None:
         if self.step == self.preset.steps:
             return
         # The averaged weights are better than the last ones, so the next stage starts from them.
         self.network.load_state_dict(self.average.module.state_dict())
-        self.stage, self.stage_step = self.stage + 1, 0
+        self.stage = self.stage + 1
+        self.stage_step = 0
         self._start_stage()
 
     def _resume(self, saved: Checkpoint) -> None:
-        # `_start_stage` makes teacher, average, optimiser and discriminator of the right shapes from a network that is
-        # not trained; then the saved states replace all their values.
-        self.stage, self.stage_step, self.step = saved.stage, saved.stage_step, saved.step
+        # `_start_stage` makes teacher, average, optimiser and discriminator of the right shapes
+        # from a network that is not trained; then the saved states replace all their values.
+        self.stage = saved.stage
+        self.stage_step = saved.stage_step
+        self.step = saved.step
         self._start_stage(fit=False)
         self.network.load_state_dict(saved.network)
         self.average.load_state_dict(saved.average)
@@ -360,9 +369,7 @@ class Run:
 
     @torch.no_grad()
     def _save_samples(self) -> None:
-        """Write a picture of f(z) above f(f(z)); z are latents, or damaged pictures. Only rank 0 writes."""
-        if not self.world.is_main:
-            return
+        """Write a picture of f(z) above f(f(z)); z are latents, or damaged pictures."""
         z = self.batches.inputs(_GRID_SIDE**2, RngStream.SAMPLES, 0)
         folder = self.out / "samples"
         folder.mkdir(parents=True, exist_ok=True)
@@ -380,7 +387,9 @@ def learning_rate(stage: Stage, step: int) -> float:
 
 
 def _continued(before: dict[str, Any], now: dict[str, Any], step: int) -> dict[str, Any]:
-    """The provenance of the first command. If other sources continue the run, they are listed with their first step."""
+    """The provenance of the first command. If other sources continue the run, they are listed with
+    their first step.
+    """
     history = before.get("continued", [])
     latest = history[-1]["sources"] if history else before.get("sources")
     if now.get("sources") == latest:

@@ -57,15 +57,79 @@ from ign_client._results import (
 from ign_client._stream import AsyncStream, Event, Stream
 from ign_client._version import __version__
 
-for _name, _value in list(globals().items()):  # classes print, pickle and appear in tracebacks as `ign_client.…`
+# classes print, pickle and appear in tracebacks as `ign_client.…`
+for _name, _value in list(globals().items()):
     if not _name.startswith("_") and isinstance(_value, type):
         _value.__module__ = "ign_client"
 
-__all__ = ["AsyncClient", "AsyncStream", "BadGateway", "BadRequest", "BodyTooSlow", "Box", "Card", "Client"]
-__all__ += ["ConnectionFailed", "DeadlineExceeded", "Done", "Event", "FieldError", "Forbidden", "Format", "Frame"]
-__all__ += ["IgnError", "Image", "Images", "InputError", "InvalidContent", "Invert", "Limits", "MethodNotAllowed"]
-__all__ += ["ModelRef", "Models", "NotAcceptable", "NotFound", "PathForm", "Picture", "PictureLike", "Pictures"]
-__all__ += ["PointLike", "Problem", "Progress", "ProjectedImage", "Raw", "Readiness", "Resize", "Score", "Scores"]
-__all__ += ["Seed", "ServiceFailed", "StatusError", "Step", "Stream", "Term", "TimedOut", "Timing", "TooLarge"]
-__all__ += ["TooManyRequests", "TransportError", "Unauthorized", "Unavailable", "UnexpectedAnswer", "UnsupportedMedia"]
+__all__ = [
+    "AsyncClient",
+    "AsyncStream",
+    "BadGateway",
+    "BadRequest",
+    "BodyTooSlow",
+    "Box",
+    "Card",
+    "Client",
+]
+__all__ += [
+    "ConnectionFailed",
+    "DeadlineExceeded",
+    "Done",
+    "Event",
+    "FieldError",
+    "Forbidden",
+    "Format",
+    "Frame",
+]
+__all__ += [
+    "IgnError",
+    "Image",
+    "Images",
+    "InputError",
+    "InvalidContent",
+    "Invert",
+    "Limits",
+    "MethodNotAllowed",
+]
+__all__ += [
+    "ModelRef",
+    "Models",
+    "NotAcceptable",
+    "NotFound",
+    "PathForm",
+    "Picture",
+    "PictureLike",
+    "Pictures",
+]
+__all__ += [
+    "PointLike",
+    "Problem",
+    "Progress",
+    "ProjectedImage",
+    "Raw",
+    "Readiness",
+    "Resize",
+    "Score",
+    "Scores",
+]
+__all__ += [
+    "Seed",
+    "ServiceFailed",
+    "StatusError",
+    "Step",
+    "Stream",
+    "Term",
+    "TimedOut",
+    "Timing",
+    "TooLarge",
+]
+__all__ += [
+    "TooManyRequests",
+    "TransportError",
+    "Unauthorized",
+    "Unavailable",
+    "UnexpectedAnswer",
+    "UnsupportedMedia",
+]
 __all__ += ["__version__"]

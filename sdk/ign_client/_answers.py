@@ -38,14 +38,18 @@ def document(response: Response) -> Document:
 
 
 def typed(member: Any, hint: Any) -> Any:
-    """The value of a member if it has this type, with a tuple in place of a list; else a TypeError."""
+    """The value of a member if it has this type, with a tuple in place of a list; else a
+    TypeError.
+    """
     if not fits(member, hint):
         raise TypeError(f"expected {hint}, not {type(member).__name__}")
     return tuple(member) if isinstance(member, list) else member
 
 
 def value(kind: Callable[..., T], member: Document, **others: Any) -> T:
-    """A dataclass from the members with the names of its fields; those of fields with a default may be missing."""
+    """A dataclass from the members with the names of its fields; those of fields with a default may
+    be missing.
+    """
     found = {
         name: typed(member[name], hint)
         for name, (hint, is_required) in _fields(kind).items()
@@ -74,15 +78,25 @@ def scores(expected: Expected, response: Response) -> results.Scores:
 
 
 def _score(member: Document) -> results.Score:
-    return value(results.Score, member, worst=value(results.Box, member["worst"]) if "worst" in member else None)
+    return value(
+        results.Score,
+        member,
+        worst=value(results.Box, member["worst"]) if "worst" in member else None,
+    )
 
 
-def _result(kind: type[T], expected: Expected, answer: Document, parse: Callable[[Document], object]) -> T:
-    first, total = expected.first, len(answer["images"]) if expected.total is None else expected.total
+def _result(
+    kind: type[T], expected: Expected, answer: Document, parse: Callable[[Document], object]
+) -> T:
+    first = expected.first
+    total = len(answer["images"]) if expected.total is None else expected.total
     if [member["index"] for member in answer["images"]] != list(range(first, first + total)):
         raise ValueError(f"expected {total} images from index {first} on")
-    members = tuple(parse({**member, "index": member["index"] + expected.moved}) for member in answer["images"])
-    model, timing = value(results.ModelRef, answer["model"]), value(results.Timing, answer["timing"])
+    members = tuple(
+        parse({**member, "index": member["index"] + expected.moved}) for member in answer["images"]
+    )
+    model = value(results.ModelRef, answer["model"])
+    timing = value(results.Timing, answer["timing"])
     return value(kind, answer, images=members, model=model, timing=timing)
 
 
@@ -108,7 +122,10 @@ def raw(form: str, response: Response) -> results.Raw:
         raise ValueError(f"expected {MEDIA[form]}, not {response.media_type!r:.80}")
     headers = response.headers
     name, version, digest = re.split("[/@]", headers["x-ign-model"])
-    times = {f"{part}_ms": float(duration) for part, duration in _DURATION.findall(headers["server-timing"])}
+    times = {
+        f"{part}_ms": float(duration)
+        for part, duration in _DURATION.findall(headers["server-timing"])
+    }
     return results.Raw(
         bytes=response.content,
         format=form,
@@ -125,7 +142,9 @@ def raw(form: str, response: Response) -> results.Raw:
 def models(response: Response) -> results.Models:
     answer = document(response)
     cards = tuple(map(_card, answer["models"]))
-    return value(results.Models, answer, models=cards, limits=value(results.Limits, answer["limits"]))
+    return value(
+        results.Models, answer, models=cards, limits=value(results.Limits, answer["limits"])
+    )
 
 
 def card(response: Response) -> results.Card:

@@ -1,4 +1,6 @@
-"""Work on many images at a terminal: list the inputs, check the outputs, run several requests at a time, report."""
+"""Work on many images at a terminal: list the inputs, check the outputs, run several requests at a
+time, report.
+"""
 
 import os
 import re
@@ -18,11 +20,22 @@ PAGED: Final = (".tif", ".tiff")
 _CELLS: Final = 24
 _PAUSE_S: Final = 5.0
 _IMAGE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", *PAGED, ".bmp", ".gif", ".avif")
-# Control characters, ends of lines, marks that change the direction of text, and bytes that are no text.
-_UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-_BUSY: Final = {"over_share", "queue_full", "would_miss_deadline"}  # codes of a service that has other work
+# Control characters, ends of lines, marks that change the direction of text, and bytes that are no
+# text.
+_UNSAFE: Final = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+# codes of a service that has other work
+_BUSY: Final = {"over_share", "queue_full", "would_miss_deadline"}
 _IMAGE_ERRORS: Final = _BUSY | {
-    *("undecodable_image", "image_too_large", "too_large", "mask_size", "model_failure", "internal"),
+    *(
+        "undecodable_image",
+        "image_too_large",
+        "too_large",
+        "mask_size",
+        "model_failure",
+        "internal",
+    ),
     *("deadline_exceeded", "deadline_unreachable"),
 }
 
@@ -37,16 +50,23 @@ def printable(text: str) -> str:
 
 
 class Terminal:
-    """Writes results to ``out`` (None where stdout is closed), errors to ``err``, and to a terminal the progress."""
+    """Writes results to ``out`` (None where stdout is closed), errors to ``err``, and to a terminal
+    the progress.
+    """
 
-    def __init__(self, out: TextIO | None, err: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
-        self._out, self._err = out, err
+    def __init__(
+        self, out: TextIO | None, err: TextIO, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._out = out
+        self._err = err
         self._clock = clock
         self._begun = clock()
         self._drawn = 0
 
     def result(self, *cells: str) -> None:
-        """Write a line of output, with tabs between its cells; raise `ResultsClosed` if nobody reads it any more."""
+        """Write a line of output, with tabs between its cells; raise `ResultsClosed` if nobody
+        reads it any more.
+        """
         self.end()
         if self._out is None:
             return
@@ -54,7 +74,8 @@ class Terminal:
             self._out.write("\t".join(map(printable, cells)) + "\n")
             self._out.flush()
         except BrokenPipeError as exc:
-            # Python flushes stdout again when it exits; without a device to write to, it would complain.
+            # Python flushes stdout again when it exits; without a device to write to, it would
+            # complain.
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
             raise ResultsClosed from exc
 
@@ -66,7 +87,9 @@ class Terminal:
         if not done:
             self._begun = self._clock()
         filled = _CELLS * done // total
-        text = f"[{'#' * filled:.<{_CELLS}}] {done}/{total}" + (f", {failed} failed" if failed else "")
+        text = f"[{'#' * filled:.<{_CELLS}}] {done}/{total}" + (
+            f", {failed} failed" if failed else ""
+        )
         seconds = self._clock() - self._begun
         if done and seconds > 0:
             text += f", {done / seconds:.3g}/s"
@@ -79,7 +102,9 @@ class Terminal:
         time.sleep(seconds)
 
     def error(self, text: str) -> None:
-        self._write_error(("\r" + " " * self._drawn + "\r" if self._drawn else "") + printable(text) + "\n", 0)
+        self._write_error(
+            ("\r" + " " * self._drawn + "\r" if self._drawn else "") + printable(text) + "\n", 0
+        )
 
     def end(self) -> None:
         if self._drawn:
@@ -101,7 +126,8 @@ def _duration(seconds: float) -> str:
 
 
 def list_images(inputs: Sequence[str]) -> dict[Path, Path]:
-    """List the input images, each with the path of its output: its name, or its path below an input folder.
+    """List the input images, each with the path of its output: its name, or its path below an input
+    folder.
 
     Hidden files and folders below a folder are left out.
     """
@@ -130,31 +156,45 @@ def require_file(path: Path) -> Path:
 
 
 def check_free(targets: Iterable[Path], force: bool, ways: str = "--force overwrites") -> None:
-    """Raise `InputError` if an output exists, before any request; ``ways`` says what the user may do else."""
+    """Raise `InputError` if an output exists, before any request; ``ways`` says what the user may
+    do else.
+    """
     taken = (target for target in targets if not force and target.exists())
     if (first := next(taken, None)) is not None:
         others = sum(1 for _ in taken)
-        raise InputError(f"{first} is there already{f' (and {others} more)' if others else ''}; {ways}")
+        raise InputError(
+            f"{first} is there already{f' (and {others} more)' if others else ''}; {ways}"
+        )
 
 
 def for_each_item(
-    items: Iterable[T], total: int, work: Callable[[Sequence[T]], None], jobs: int, terminal: Terminal, *, group: int
+    items: Iterable[T],
+    total: int,
+    work: Callable[[Sequence[T]], None],
+    jobs: int,
+    terminal: Terminal,
+    *,
+    group: int,
 ) -> int:
-    """Run ``work`` for all items in threads, in groups. A rejected item does not stop the others; returns their number.
+    """Run ``work`` for all items in threads, in groups. A rejected item does not stop the others;
+    returns their number.
 
-    Items are taken as threads become free. If ``work`` fails because of an image, it is called again for each item of
-    the group alone; if the service is busy, after a pause, and with one thread less. An error that would stop the other
-    items, too, is raised.
+    Items are taken as threads become free. If ``work`` fails because of an image, it is called
+    again for each item of the group alone; if the service is busy, after a pause, and with one
+    thread less. An error that would stop the other items, too, is raised.
     """
     done = failed = 0
     if total:
         terminal.progress(0, total)
-    items, again = iter(items), list[list[T]]()
+    items = iter(items)
+    again = list[list[T]]()
     running: dict[Future[None], list[T]] = {}
     with ThreadPoolExecutor(jobs) as pool:
         try:
             while True:
-                while len(running) < jobs and (some := again.pop() if again else list(islice(items, group))):
+                while len(running) < jobs and (
+                    some := again.pop() if again else list(islice(items, group))
+                ):
                     running[pool.submit(work, some)] = some
                 if not running:
                     break
@@ -178,8 +218,12 @@ def _is_busy(error: Exception | None) -> bool:
     return isinstance(error, StatusError) and error.code in _BUSY
 
 
-def _again(error: StatusError | InputError | None, items: Sequence[object], terminal: Terminal) -> bool:
-    """Whether to send the images of a rejected request again, each alone; if the service is busy, after a pause."""
+def _again(
+    error: StatusError | InputError | None, items: Sequence[object], terminal: Terminal
+) -> bool:
+    """Whether to send the images of a rejected request again, each alone; if the service is busy,
+    after a pause.
+    """
     if _is_busy(error):
         terminal.sleep(getattr(error, "retry_after", None) or _PAUSE_S)
     elif error is not None and len(items) == 1:
@@ -189,7 +233,9 @@ def _again(error: StatusError | InputError | None, items: Sequence[object], term
 
 
 def _image_error(future: "Future[None]") -> StatusError | InputError | None:
-    """The error that rejects an image; None if there is none. An error that concerns all items is raised."""
+    """The error that rejects an image; None if there is none. An error that concerns all items is
+    raised.
+    """
     try:
         future.result()
     except StatusError as exc:

@@ -1,4 +1,5 @@
-"""The methods of both clients: each function turns its arguments into a `Call`, or into a `Split` of several.
+"""The methods of both clients: each function turns its arguments into a `Call`, or into a `Split`
+of several.
 
 The only I/O here is reading image files. Every method raises
 
@@ -8,7 +9,8 @@ The only I/O here is reading image files. Every method raises
 - `UnexpectedAnswer`: the response does not come from ign-service.
 """
 
-from __future__ import annotations  # so that signatures show the names of types, not what they stand for
+# so that signatures show the names of types, not what they stand for
+from __future__ import annotations
 
 import json
 import os
@@ -32,7 +34,9 @@ from ign_client._stream import EventReader
 from ign_client._wire import EVENTS, Body, Call, MultipartBody, Response
 
 T = TypeVar("T")
-ResultT = TypeVar("ResultT", results.Images[results.Image], results.Images[results.ProjectedImage], results.Scores)
+ResultT = TypeVar(
+    "ResultT", results.Images[results.Image], results.Images[results.ProjectedImage], results.Scores
+)
 Options: TypeAlias = Mapping[str, Any]
 
 CONCURRENT: Final = 4
@@ -41,7 +45,8 @@ FEW: Final = 16
 """Every service takes so many images in a request unless it is configured otherwise."""
 _CONNECTION: Final = Connection.__annotations__
 _SMALL: Final = 4 << 20  # bytes that every service takes
-_ENLARGED: Final = 1 << 10  # images of one request × scale²; with 64×64 pixels a quarter of what a service allows
+# images of one request × scale²; with 64×64 pixels a quarter of what a service allows
+_ENLARGED: Final = 1 << 10
 _ROOM: Final = 1 << 16  # of a body, for the options
 _ALONE: Final = 1 << 62  # more than a request may have: a file that may have pages has its own
 _PER_PART: Final = 512  # bytes of a part's headers, or of JSON around an image
@@ -49,9 +54,11 @@ _PER_PART: Final = 512  # bytes of a part's headers, or of JSON around an image
 
 @dataclass(frozen=True, slots=True)
 class Split(Generic[T]):
-    """A call with so many images that the limits, in the result of ``models``, decide how many requests it takes.
+    """A call with so many images that the limits, in the result of ``models``, decide how many
+    requests it takes.
 
-    ``parts`` returns builders of the requests, in order; each encodes its images only when it is called.
+    ``parts`` returns builders of the requests, in order; each encodes its images only when it is
+    called.
     """
 
     models: Call[results.Models]
@@ -64,7 +71,8 @@ Calls: TypeAlias = Call[T] | Split[T]
 @described
 def generate(**options: Unpack[lists.GenerateOptions]) -> Calls[results.Images[results.Image]]:
     """Generate images: f^k(z) of seeded noise z."""
-    n, scale = options.get("n", 1), options.get("scale", 1)
+    n = options.get("n", 1)
+    scale = options.get("scale", 1)
     if n <= images_of_request(scale):
         return _generate(options)
     # All parts need the same seed, so the client chooses it.
@@ -73,7 +81,9 @@ def generate(**options: Unpack[lists.GenerateOptions]) -> Calls[results.Images[r
     def parts(limits: results.Limits) -> list[Callable[[], Call[results.Images[results.Image]]]]:
         size = images_of_request(scale, limits.n)
         return [
-            partial(_generate, {**whole, "n": min(size, n - start), "offset": whole["offset"] + start})
+            partial(
+                _generate, {**whole, "n": min(size, n - start), "offset": whole["offset"] + start}
+            )
             for start in range(0, n, size)
         ]
 
@@ -82,30 +92,39 @@ def generate(**options: Unpack[lists.GenerateOptions]) -> Calls[results.Images[r
 
 @described
 def generate_as(form: Format, **options: Unpack[lists.GenerateFileOptions]) -> Call[results.Raw]:
-    """Like `generate`, but as one file: an image, a near-square contact sheet, or ``npy`` float32 (N, C, H, W)."""
+    """Like `generate`, but as one file: an image, a near-square contact sheet, or ``npy`` float32
+    (N, C, H, W).
+    """
     return _file("/generate", form, options, _json(options))
 
 
 @described
 def stream_generate(**options: Unpack[lists.GenerateOptions]) -> Call[EventReader[results.Image]]:
-    """Like `generate`, but as a stream of events: `Step` for each recorded and each last step, `Progress`, and `Done`.
+    """Like `generate`, but as a stream of events: `Step` for each recorded and each last step,
+    `Progress`, and `Done`.
 
-    ``timeout`` limits the wait for the first event. The client retries only before the first event. Closing the
-    stream cancels the computation.
+    ``timeout`` limits the wait for the first event. The client retries only before the first event.
+    Closing the stream cancels the computation.
     """
     parse = partial(EventReader, results.Image, _noise(options), options.get("record") or ())
     return _call("/generate", parse, options, _json(options), EVENTS)
 
 
 @described
-def project(images: Pictures, **options: Unpack[lists.ProjectOptions]) -> Calls[results.Images[results.ProjectedImage]]:
+def project(
+    images: Pictures, **options: Unpack[lists.ProjectOptions]
+) -> Calls[results.Images[results.ProjectedImage]]:
     """Project images onto the model's distribution: f^k(x)."""
     return _uploads("/project", partial(_answers.images, results.ProjectedImage), images, options)
 
 
 @described
-def project_as(form: Format, images: Pictures, **options: Unpack[lists.ProjectFileOptions]) -> Call[results.Raw]:
-    """Like `project`, but as one file: an image, a near-square contact sheet, or ``npy`` float32 (N, C, H, W)."""
+def project_as(
+    form: Format, images: Pictures, **options: Unpack[lists.ProjectFileOptions]
+) -> Call[results.Raw]:
+    """Like `project`, but as one file: an image, a near-square contact sheet, or ``npy`` float32
+    (N, C, H, W).
+    """
     return _file("/project", form, options, _upload(images, options))
 
 
@@ -116,7 +135,10 @@ def stream_project(
     """Like `project`, but as a stream of events; see `stream_generate`."""
     contents = _inputs.pictures(images)
     parse = partial(
-        EventReader, results.ProjectedImage, _expected(options, _count(contents)), options.get("record") or ()
+        EventReader,
+        results.ProjectedImage,
+        _expected(options, _count(contents)),
+        options.get("record") or (),
     )
     return _call("/project", parse, options, _upload(contents, options), EVENTS)
 
@@ -142,8 +164,8 @@ def latent_interpolate_as(
 ) -> Call[results.Raw]:
     """Like `latent_interpolate`, but as one file.
 
-    ``gif``, ``apng`` and ``webp`` are an animation, ``png`` and ``jpeg`` a strip, and ``npy`` is float32 (N, C, H, W).
-    A grid is a sheet; it has no ``gif`` and no ``apng``.
+    ``gif``, ``apng`` and ``webp`` are an animation, ``png`` and ``jpeg`` a strip, and ``npy`` is
+    float32 (N, C, H, W). A grid is a sheet; it has no ``gif`` and no ``apng``.
     """
     return _file("/latent-interpolate", form, options, _path(points, options))
 
@@ -177,20 +199,30 @@ def model(name: str, **options: Unpack[Connection]) -> Call[results.Card]:
     parts = checked("name", name, str).split("/")
     if len(parts) > 2 or not all(parts):
         raise InputError(f"name: expected name or name/version, not {name!r}")
-    return _call("/models/" + "/".join(quote(part, safe="") for part in parts), _answers.card, options, None)
+    return _call(
+        "/models/" + "/".join(quote(part, safe="") for part in parts), _answers.card, options, None
+    )
 
 
 @described
 def ready(**options: Unpack[Connection]) -> Call[results.Readiness]:
-    """Whether the service accepts requests. Status 503 is a result here: it is neither raised nor retried."""
-    return replace(_call("/readyz", _answers.readiness, options, None), statuses=frozenset({200, 503}))
+    """Whether the service accepts requests. Status 503 is a result here: it is neither raised nor
+    retried.
+    """
+    return replace(
+        _call("/readyz", _answers.readiness, options, None), statuses=frozenset({200, 503})
+    )
 
 
 # Calls and bodies
 
 
 def _call(
-    path: str, parse: Callable[[Response], T], options: Options, body: Body | None, accept: str = "application/json"
+    path: str,
+    parse: Callable[[Response], T],
+    options: Options,
+    body: Body | None,
+    accept: str = "application/json",
 ) -> Call[T]:
     connection = {name: options[name] for name in _CONNECTION if name in options}
     return Call(path=path, parse=parse, body=body, accept=accept, **connection)
@@ -207,14 +239,21 @@ def _models(options: Options) -> Call[results.Models]:
 
 
 def _generate(options: Options) -> Call[results.Images[results.Image]]:
-    return _call("/generate", partial(_answers.images, results.Image, _noise(options)), options, _json(options))
+    return _call(
+        "/generate",
+        partial(_answers.images, results.Image, _noise(options)),
+        options,
+        _json(options),
+    )
 
 
 def _noise(options: Options) -> Expected:
     return _expected(options, options.get("n", 1), options.get("offset", 0))
 
 
-def _expected(options: Options, total: int | None = None, first: int = 0, moved: int = 0) -> Expected:
+def _expected(
+    options: Options, total: int | None = None, first: int = 0, moved: int = 0
+) -> Expected:
     return Expected(options.get("format", "png"), total, first, moved)
 
 
@@ -228,18 +267,23 @@ def _sent(options: Options) -> dict[str, Any]:
 
 
 def _json(options: Options, **members: Any) -> bytes:
-    return json.dumps({**_sent(options), **members}, separators=(",", ":"), allow_nan=False).encode("ascii")
+    return json.dumps({**_sent(options), **members}, separators=(",", ":"), allow_nan=False).encode(
+        "ascii"
+    )
 
 
 def _upload(images: Pictures, options: Options) -> Body:
     """A multipart form, which needs no base64; or JSON if each image has its own mask."""
     sent = _sent(options)
-    mask, masks = sent.pop("mask", None), sent.pop("masks", None)
+    mask = sent.pop("mask", None)
+    masks = sent.pop("masks", None)
     contents = _inputs.pictures(images)
     if masks is not None:
         if mask is not None:
             raise InputError("masks: give mask or masks, not both")
-        encoded = [_inputs.base64_text(_inputs.mask(item, f"masks.{i}")) for i, item in enumerate(masks)]
+        encoded = [
+            _inputs.base64_text(_inputs.mask(item, f"masks.{i}")) for i, item in enumerate(masks)
+        ]
         return _json(sent, images=[_inputs.base64_text(data) for data in contents], masks=encoded)
     files = [("image", data) for data in contents]
     if mask is not None:
@@ -254,7 +298,9 @@ def _text(value: Any) -> str:
 
 
 def _path(points: Sequence[PointLike], options: Options) -> bytes:
-    members = [_inputs.point(value, f"points.{i}") for i, value in enumerate(_latents(points, "points"))]
+    members = [
+        _inputs.point(value, f"points.{i}") for i, value in enumerate(_latents(points, "points"))
+    ]
     grid = options.get("grid")
     shape = {} if grid is None else {"grid": {"rows": grid[0], "cols": grid[1]}}
     return _json(options, points=members, **shape)
@@ -279,21 +325,26 @@ def _latents(values: object, field: str) -> Sequence[Any]:
 
 
 def images_of_request(scale: int, limit: int = FEW) -> int:
-    """How many images one request may have: enlarged ones are fewer, so that they keep below the limit of pixels."""
+    """How many images one request may have: enlarged ones are fewer, so that they keep below the
+    limit of pixels.
+    """
     return max(1, min(limit, _ENLARGED // scale**2 if scale > 0 else limit))
 
 
 def _uploads(
     path: str, parse: Callable[[Expected, Response], ResultT], images: Pictures, options: Options
 ) -> Calls[ResultT]:
-    contents, sent = _inputs.pictures(images), _encoded_masks(options)
+    contents = _inputs.pictures(images)
+    sent = _encoded_masks(options)
     sizes = [_ALONE if _inputs.may_have_pages(data) else len(data) + _PER_PART for data in contents]
     scale = options.get("scale", 1)
     if "masks" in sent:
         if len(sent["masks"]) != len(contents):
             raise InputError(f"masks: {len(sent['masks'])} for {len(contents)} images")
         # These bodies are JSON: base64 makes 4 bytes of 3.
-        sizes = [(size + len(mask)) * 4 // 3 for size, mask in zip(sizes, sent["masks"], strict=True)]
+        sizes = [
+            (size + len(mask)) * 4 // 3 for size, mask in zip(sizes, sent["masks"], strict=True)
+        ]
 
     def call(chosen: slice) -> Call[ResultT]:
         own = {**sent, "masks": sent["masks"][chosen]} if "masks" in sent else sent
@@ -304,7 +355,10 @@ def _uploads(
 
     def parts(limits: results.Limits) -> list[Callable[[], Call[ResultT]]]:
         room = limits.body_bytes - _ROOM - len(sent.get("mask", b""))
-        return [partial(call, chosen) for chosen in _groups(sizes, images_of_request(scale, limits.images), room)]
+        return [
+            partial(call, chosen)
+            for chosen in _groups(sizes, images_of_request(scale, limits.images), room)
+        ]
 
     if len(contents) == 1 or (len(contents) <= images_of_request(scale) and sum(sizes) <= _SMALL):
         return call(slice(0, None))
@@ -317,17 +371,22 @@ def _encoded_masks(options: Options) -> dict[str, Any]:
     if "mask" in options:
         encoded["mask"] = _inputs.mask(options["mask"], "mask")
     if "masks" in options:
-        encoded["masks"] = [_inputs.mask(item, f"masks.{i}") for i, item in enumerate(options["masks"])]
+        encoded["masks"] = [
+            _inputs.mask(item, f"masks.{i}") for i, item in enumerate(options["masks"])
+        ]
     return encoded
 
 
 def _groups(sizes: Sequence[int], most: int, room: int) -> Iterator[slice]:
-    """Neighbours that fit in one request; what is too large alone has a request of its own, which is rejected."""
+    """Neighbours that fit in one request; what is too large alone has a request of its own, which
+    is rejected.
+    """
     start = total = 0
     for i, size in enumerate(sizes):
         if i > start and (i - start >= most or total + size > room):
             yield slice(start, i)
-            start, total = i, 0
+            start = i
+            total = 0
         total += size
     yield slice(start, len(sizes))
 
@@ -335,26 +394,36 @@ def _groups(sizes: Sequence[int], most: int, room: int) -> Iterator[slice]:
 def join(parts: Sequence[Any]) -> Any:
     """One result of all parts: model and request id of the first, times added."""
     members = [member for result in parts for member in result.images]
-    members = [replace(member, index=index) for index, member in enumerate(members, members[0].index)]
-    times = {item.name: sum(getattr(result.timing, item.name) for result in parts) for item in fields(results.Timing)}
+    members = [
+        replace(member, index=index) for index, member in enumerate(members, members[0].index)
+    ]
+    times = {
+        item.name: sum(getattr(result.timing, item.name) for result in parts)
+        for item in fields(results.Timing)
+    }
     return replace(parts[0], images=tuple(members), timing=results.Timing(**times))
 
 
 def _placed_error(error: StatusError, start: int, sources: Sequence[object]) -> StatusError:
     """The error with the indices of the whole call; its text names the file of the image, too."""
     problem = error.problem
-    errors = tuple(FieldError(_moved_field(item.field, start), item.message) for item in problem.errors)
+    errors = tuple(
+        FieldError(_moved_field(item.field, start), item.message) for item in problem.errors
+    )
     field, colon, reason = problem.detail.partition(":")
     field = _moved_field(field, start)
     match = re.fullmatch(r"images\.([0-9]{1,9})", field)
-    source = next(iter(sources[int(match[1]) :]), None) if match else None  # the service may name others
+    # the service may name others
+    source = next(iter(sources[int(match[1]) :]), None) if match else None
     if isinstance(source, str | os.PathLike):
         field = f"{field} ({os.fspath(source)})"
     return type(error)(replace(problem, errors=errors, detail=field + colon + reason))
 
 
 def _moved_field(field: str, start: int) -> str:
-    """``image``, ``image.2`` and ``masks.2`` with the index in the whole call; ``mask`` is that of all images."""
+    """``image``, ``image.2`` and ``masks.2`` with the index in the whole call; ``mask`` is that of
+    all images.
+    """
     match = re.fullmatch(r"(image|mask)(s?)(?:\.([0-9]{1,9}))?", field)
     if match is None or (match[1] == "mask" and match[3] is None):
         return field

@@ -17,7 +17,15 @@ from urllib.parse import quote
 
 from ign_client import _errors as errors
 from ign_client import _options as lists
-from ign_client._batches import PAGED, ResultsClosed, Terminal, check_free, for_each_item, list_images, require_file
+from ign_client._batches import (
+    PAGED,
+    ResultsClosed,
+    Terminal,
+    check_free,
+    for_each_item,
+    list_images,
+    require_file,
+)
 from ign_client._calls import FEW, images_of_request
 from ign_client._client import Client
 from ign_client._inputs import PointLike, Seed
@@ -28,8 +36,13 @@ from ign_client._version import __version__
 
 K = TypeVar("K")
 
-# REFUSED: some images, the others are done. USAGE: nothing was sent. UNREACHABLE: or the service had no time.
-DONE, REFUSED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
+# REFUSED: some images, the others are done. USAGE: nothing was sent. UNREACHABLE: or the service
+# had no time.
+DONE = 0
+REFUSED = 1
+USAGE = 2
+UNREACHABLE = 3
+INTERRUPTED = 130
 _UNREACHABLE_ERRORS: Final = (
     errors.TransportError,
     errors.UnexpectedAnswer,
@@ -50,15 +63,27 @@ def main(arguments: Sequence[str] | None = None, terminal: Terminal | None = Non
 
 
 def run(
-    options: argparse.Namespace, terminal: Terminal, hint: str = "", connect: Callable[[], Any] | None = None
+    options: argparse.Namespace,
+    terminal: Terminal,
+    hint: str = "",
+    connect: Callable[[], Any] | None = None,
 ) -> int:
     """Run the command of parsed arguments; returns the exit status.
 
-    ``hint``: what helps if no service is reached. ``connect`` makes another client, a context manager.
+    ``hint``: what helps if no service is reached. ``connect`` makes another client, a context
+    manager.
     """
-    settings = {"timeout": options.timeout, "deadline": options.deadline, "max_retries": options.retries}
+    settings = {
+        "timeout": options.timeout,
+        "deadline": options.deadline,
+        "max_retries": options.retries,
+    }
     try:
-        with connect() if connect else Client(options.base_url, **settings, sleep=terminal.sleep) as client:
+        with (
+            connect()
+            if connect
+            else Client(options.base_url, **settings, sleep=terminal.sleep) as client
+        ):
             done: bool = options.run(client, options, terminal)
     except KeyboardInterrupt:
         terminal.error("interrupted")
@@ -78,7 +103,9 @@ def run(
 
 def _given(options: argparse.Namespace, kind: Any) -> dict[str, Any]:
     """The options of a method that the command has, too."""
-    given = {name: getattr(options, name) for name in lists.options_of(kind) if hasattr(options, name)}
+    given = {
+        name: getattr(options, name) for name in lists.options_of(kind) if hasattr(options, name)
+    }
     if "invert" in given:
         given["invert"] = {"true": True, "false": False}.get(given["invert"], "auto")
     return given
@@ -100,7 +127,8 @@ def generate(client: Client, options: argparse.Namespace, terminal: Terminal) ->
     name = quote(str(seed), safe=" ")  # a text may have a slash
     indices = range(options.offset, options.offset + options.n)
     digits = len(str(indices[-1]))  # so that the names sort as the indices do
-    suffix, given = _suffix(options), _given(options, lists.GenerateOptions)
+    suffix = _suffix(options)
+    given = _given(options, lists.GenerateOptions)
 
     def target(index: int) -> Path:
         out: Path = options.out
@@ -119,14 +147,20 @@ def generate(client: Client, options: argparse.Namespace, terminal: Terminal) ->
     # Neither the indices nor their paths are listed: there may be a thousand million of them.
     pattern = re.compile(rf"{re.escape(name)}-([0-9]{{{digits}}}){re.escape(suffix)}")
     files = options.out.iterdir() if options.out.exists() else ()
-    existing = (file for file in files if (match := pattern.fullmatch(file.name)) and int(match[1]) in indices)
+    existing = (
+        file
+        for file in files
+        if (match := pattern.fullmatch(file.name)) and int(match[1]) in indices
+    )
     total = options.n
     if options.skip_existing:
         total -= sum(1 for _ in existing)
     check_free(existing, options.force, _KEPT)
     wanted = (index for index in indices if not (options.skip_existing and target(index).exists()))
     again = f"--seed {shlex.quote(str(seed))} --skip-existing"
-    _, failed = _save_all(wanted, total, generate_some, options, terminal, images_of_request(options.scale), again)
+    _, failed = _save_all(
+        wanted, total, generate_some, options, terminal, images_of_request(options.scale), again
+    )
     terminal.result(f"{options.out}: seed {seed}")
     return not failed
 
@@ -136,9 +170,15 @@ def project(client: Client, options: argparse.Namespace, terminal: Terminal) -> 
     is_file = _file_format(options)
     sources = list_images(options.inputs)
     if is_file and len(sources) > 1:
-        raise errors.InputError(f"--out: {out} is one file, but there are {len(sources)} images; name a folder")
-    suffix, given = _suffix(options), _given(options, lists.ProjectOptions)
-    targets = {source: out if is_file else (out / name).with_suffix(suffix) for source, name in sources.items()}
+        raise errors.InputError(
+            f"--out: {out} is one file, but there are {len(sources)} images; name a folder"
+        )
+    suffix = _suffix(options)
+    given = _given(options, lists.ProjectOptions)
+    targets = {
+        source: out if is_file else (out / name).with_suffix(suffix)
+        for source, name in sources.items()
+    }
     _check_distinct(targets)
     if options.mask is not None:
         given["mask"] = require_file(options.mask).read_bytes()
@@ -147,7 +187,8 @@ def project(client: Client, options: argparse.Namespace, terminal: Terminal) -> 
     check_free(targets.values(), options.force, _KEPT)
 
     def project_some(some: Sequence[Path]) -> Iterable[tuple[Path, Picture]]:
-        images = client.project(some[0] if len(some) == 1 else some, **given)  # so that errors do not number one image
+        # so that errors do not number one image
+        images = client.project(some[0] if len(some) == 1 else some, **given)
         if len(some) > 1:
             if len(images) > len(some):  # a TIFF under another name
                 return [pair for source in some for pair in project_some([source])]
@@ -157,7 +198,9 @@ def project(client: Client, options: argparse.Namespace, terminal: Terminal) -> 
         return zip(names, images, strict=True)
 
     size = images_of_request(options.scale, _images_of_request(client, options, targets))
-    saved, failed = _save_all(targets, len(targets), project_some, options, terminal, size, "--skip-existing")
+    saved, failed = _save_all(
+        targets, len(targets), project_some, options, terminal, size, "--skip-existing"
+    )
     terminal.result(f"{out}: {_count(saved)}" + (f", {failed} failed" if failed else ""))
     return not failed
 
@@ -167,7 +210,10 @@ def interpolate(client: Client, options: argparse.Namespace, terminal: Terminal)
     target: Path = options.out
     if form := _file_format(options):
         check_free([target], options.force)
-        _save(client.latent_interpolate_as(form, points, **_given(options, lists.PathFileOptions)), target)
+        _save(
+            client.latent_interpolate_as(form, points, **_given(options, lists.PathFileOptions)),
+            target,
+        )
         terminal.result(str(target))
         return True
     if target.is_dir() and any(target.iterdir()) and not options.force:
@@ -192,21 +238,29 @@ def score(client: Client, options: argparse.Namespace, terminal: Terminal) -> bo
             for source in some:
                 score_some([source])
         else:
-            scores.update(zip(some, [found] if len(some) == 1 else [[score] for score in found], strict=True))
+            scores.update(
+                zip(some, [found] if len(some) == 1 else [[score] for score in found], strict=True)
+            )
 
     try:
         size = _images_of_request(client, options, sources)
-        return not for_each_item(sources, len(sources), score_some, options.jobs, terminal, group=size)
+        return not for_each_item(
+            sources, len(sources), score_some, options.jobs, terminal, group=size
+        )
     finally:  # also after an error, so that no score is lost
         if not options.json:
             terminal.result("file", *_SHOWN_MEASURES)
         for source in filter(scores.__contains__, sources):
-            for file, measured in zip(_pages(source, len(scores[source])), scores[source], strict=True):
+            for file, measured in zip(
+                _pages(source, len(scores[source])), scores[source], strict=True
+            ):
                 values = {name: getattr(measured, name) for name in _SHOWN_MEASURES}
                 if options.json:
                     terminal.result(json.dumps({"file": str(file), **values}))
                 else:
-                    cells = ("-" if value is None else json.dumps(value) for value in values.values())
+                    cells = (
+                        "-" if value is None else json.dumps(value) for value in values.values()
+                    )
                     terminal.result(str(file), *cells)
 
 
@@ -220,14 +274,20 @@ def models(client: Client, _options: argparse.Namespace, terminal: Terminal) -> 
 
 
 def _file_format(options: argparse.Namespace) -> Any:
-    """The format of the one file that `--out` names, or None for a folder; sets `options.format`."""
+    """The format of the one file that `--out` names, or None for a folder; sets
+    `options.format`.
+    """
     form = SUFFIXES.get(options.out.suffix.lower())
     if form is None:
         for name in ("columns", "gap"):
             if getattr(options, name, None):
-                raise errors.InputError(f"--{name}: only a sheet has {name}; --out names a folder for one file each")
+                raise errors.InputError(
+                    f"--{name}: only a sheet has {name}; --out names a folder for one file each"
+                )
     elif options.format not in (None, form):
-        raise errors.InputError(f"--format {options.format}: --out {options.out} is {form}; leave one of them out")
+        raise errors.InputError(
+            f"--format {options.format}: --out {options.out} is {form}; leave one of them out"
+        )
     options.format = form or options.format or "png"
     return form
 
@@ -245,11 +305,14 @@ def _save_all(
     group: int,
     again: str,
 ) -> tuple[int, int]:
-    """Save the images that ``make`` yields for groups of items; returns how many were saved and how many rejected.
+    """Save the images that ``make`` yields for groups of items; returns how many were saved and how
+    many rejected.
 
-    ``make`` is called from several threads. With the options ``again`` the command goes on after an error.
+    ``make`` is called from several threads. With the options ``again`` the command goes on after an
+    error.
     """
-    saved, lock = 0, Lock()
+    saved = 0
+    lock = Lock()
 
     def save_some(some: Sequence[K]) -> None:
         nonlocal saved
@@ -277,8 +340,11 @@ def _pages(path: Path, count: int) -> list[Path]:
     return [path, *(path.with_stem(f"{path.stem}.page{number}") for number in range(2, count + 1))]
 
 
-def _images_of_request(client: Client, options: argparse.Namespace, sources: Collection[Path]) -> int:
-    """Most images of one request: 16, so that several requests run at a time, or fewer if the service takes fewer.
+def _images_of_request(
+    client: Client, options: argparse.Namespace, sources: Collection[Path]
+) -> int:
+    """Most images of one request: 16, so that several requests run at a time, or fewer if the
+    service takes fewer.
 
     A file that may have pages is alone, and an image of any size, which may be large.
     """
@@ -299,7 +365,8 @@ def _check_distinct(targets: Mapping[Path, Path]) -> None:
 
 
 def _point(text: str) -> PointLike:
-    match = re.fullmatch(r"([^./:]+)(?::([0-9]{1,10}))?", text)  # what has a suffix or a folder is a file
+    # what has a suffix or a folder is a file
+    match = re.fullmatch(r"([^./:]+)(?::([0-9]{1,10}))?", text)
     if match and (match[1].isdecimal() or not Path(text).exists()):
         return Seed(match[1], int(match[2] or 0))
     return require_file(Path(text))
@@ -312,12 +379,18 @@ def _count(pictures: int) -> str:
 # The parser. Options that a method has, too, come from `_options`
 
 
-def parser(prog: str = "ign-client", switches: Mapping[str, str] = MappingProxyType({})) -> argparse.ArgumentParser:
-    """The parser of the command line; ``switches`` are further options of every command, and what they do."""
+def parser(
+    prog: str = "ign-client", switches: Mapping[str, str] = MappingProxyType({})
+) -> argparse.ArgumentParser:
+    """The parser of the command line; ``switches`` are further options of every command, and what
+    they do.
+    """
     top = argparse.ArgumentParser(
         prog=prog,
-        description="Send requests to a running ign-service. IGN_BASE_URL holds its URL, IGN_API_KEY the API key.",
-        epilog="exit status: 0 done, 1 refused or partly done, 2 usage, 3 service out of reach, 130 interrupted",
+        description="Send requests to a running ign-service. IGN_BASE_URL holds its URL, "
+        "IGN_API_KEY the API key.",
+        epilog="exit status: 0 done, 1 refused or partly done, 2 usage, 3 service out of reach, "
+        "130 interrupted",
     )
     top.add_argument("--version", action="version", version=f"ign-client {__version__}")
     top.set_defaults(base_url=None, timeout=DEFAULT_TIMEOUT_S, deadline=None, retries=None)
@@ -330,7 +403,8 @@ def parser(prog: str = "ign-client", switches: Mapping[str, str] = MappingProxyT
         for switch, text in switches.items():
             command.add_argument(switch, action="store_true", help=text)
     for each in (top, *commands.choices.values()):
-        # They stand before or after the name of the command; a missing one leaves what stands before.
+        # They stand before or after the name of the command; a missing one leaves what stands
+        # before.
         connection = each.add_argument_group("connection", argument_default=argparse.SUPPRESS)
         for name in ("base_url", "timeout", "deadline", "retries"):
             _add(connection, name)
@@ -338,10 +412,14 @@ def parser(prog: str = "ign-client", switches: Mapping[str, str] = MappingProxyT
 
 
 def _add(parser: argparse._ActionsContainer, name: str) -> None:
-    """Add an option of the commands, or one of a method, with the same name, default and meaning."""
+    """Add an option of the commands, or one of a method, with the same name, default and
+    meaning.
+    """
     if (own := _OWN.get(name)) is None:
         hint, default, text = _OF_METHODS[name]
-        text = text.replace("``", "") + ("" if default is None or default is False else f" ({default})")
+        text = text.replace("``", "") + (
+            "" if default is None or default is False else f" ({default})"
+        )
         own = {"default": default, "help": text, **_argument(hint)}
     flags = {"inputs": ["inputs"], "points": ["points"], "n": ["-n"], "out": ["-o", "--out"]}
     parser.add_argument(*flags.get(name, [f"--{name.replace('_', '-')}"]), **own)
@@ -387,11 +465,23 @@ def _output_path(text: str) -> Path:
 _SUFFIXES: Final = ".png .jpg .webp .npy, and for a path .gif .apng"
 _OWN: Final[Mapping[str, dict[str, Any]]] = {
     "inputs": {"nargs": "+", "metavar": "INPUT", "help": "images, or folders of images"},
-    "points": {"nargs": "+", "metavar": "POINT", "help": "SEED or SEED:INDEX (number or text), image or .npy file"},
+    "points": {
+        "nargs": "+",
+        "metavar": "POINT",
+        "help": "SEED or SEED:INDEX (number or text), image or .npy file",
+    },
     "mask": {"type": Path, "help": "image: white = regenerate, black = keep"},
-    "grid": {"type": _grid, "metavar": "ROWSxCOLS", "help": "grid between four points, instead of a path"},
+    "grid": {
+        "type": _grid,
+        "metavar": "ROWSxCOLS",
+        "help": "grid between four points, instead of a path",
+    },
     "format": {"choices": get_args(lists.Format), "help": "format of the files in a folder (png)"},
-    "out": {"type": _output_path, "required": True, "help": f"folder for one file each, or a file: {_SUFFIXES}"},
+    "out": {
+        "type": _output_path,
+        "required": True,
+        "help": f"folder for one file each, or a file: {_SUFFIXES}",
+    },
     "force": {"action": "store_true", "help": "overwrite existing outputs"},
     "skip_existing": {"action": "store_true", "help": "skip images whose output exists"},
     "jobs": {"type": _jobs, "default": 4, "help": "requests at a time (4)"},
@@ -399,11 +489,21 @@ _OWN: Final[Mapping[str, dict[str, Any]]] = {
     "base_url": {"help": "URL of the service (default: IGN_BASE_URL, else http://127.0.0.1:8000)"},
     "timeout": {"type": float, "help": "seconds for one attempt (30)"},
     "deadline": {"type": float, "help": "seconds for a request with its retries (no limit)"},
-    "retries": {"type": int, "help": "attempts after the first (all that begin within the timeout)"},
+    "retries": {
+        "type": int,
+        "help": "attempts after the first (all that begin within the timeout)",
+    },
 }
 """What argparse needs to know of options that no method has in this form."""
-_KINDS: Final = (lists.GenerateOptions, lists.GenerateFileOptions, lists.ProjectOptions, lists.PathFileOptions)
-_OF_METHODS: Final = {name: option for kind in _KINDS for name, option in lists.options_of(kind).items()}
+_KINDS: Final = (
+    lists.GenerateOptions,
+    lists.GenerateFileOptions,
+    lists.ProjectOptions,
+    lists.PathFileOptions,
+)
+_OF_METHODS: Final = {
+    name: option for kind in _KINDS for name, option in lists.options_of(kind).items()
+}
 _WALK: Final = "points frames method loop grid fps"
 _COMMON: Final = "model steps scale resample format out force"
 _COMMANDS: Final = {

@@ -1,7 +1,7 @@
 """The two clients.
 
-`_calls` turns the arguments of a method into calls, and `attempts` of `_wire` decides about retries. The clients do the
-I/O: `Client` blocks, `AsyncClient` awaits.
+`_calls` turns the arguments of a method into calls, and `attempts` of `_wire` decides about
+retries. The clients do the I/O: `Client` blocks, `AsyncClient` awaits.
 """
 
 import asyncio
@@ -50,7 +50,9 @@ def _blocking_stream(
     return _like(build, method, Stream)
 
 
-def _awaited(build: Callable[P, Calls[T]]) -> Callable[Concatenate["AsyncClient", P], Coroutine[Any, Any, T]]:
+def _awaited(
+    build: Callable[P, Calls[T]],
+) -> Callable[Concatenate["AsyncClient", P], Coroutine[Any, Any, T]]:
     async def method(self: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
         # In a thread, because it reads and encodes images.
         call = await asyncio.to_thread(build, *args, **kwargs)
@@ -73,14 +75,21 @@ def _awaited_stream(
 
 
 def _like(build: Callable[..., Any], method: M, stream: type | None = None) -> M:
-    """Give a method the name, docstring and signature of the function that builds its call, with `self` before it."""
+    """Give a method the name, docstring and signature of the function that builds its call, with
+    `self` before it.
+    """
     update_wrapper(method, build)
     signature = inspect.signature(build)
-    parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD), *signature.parameters.values()]
+    parameters = [
+        inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD),
+        *signature.parameters.values(),
+    ]
     result = signature.return_annotation
     if stream is not None:  # of EventReader[image]
         result = GenericAlias(stream, get_args(result))
-    vars(method)["__signature__"] = signature.replace(parameters=parameters, return_annotation=result)
+    vars(method)["__signature__"] = signature.replace(
+        parameters=parameters, return_annotation=result
+    )
     return method
 
 
@@ -104,10 +113,14 @@ class _Common(Generic[TransportT, HttpClientT, WaitT]):
     ) -> None:
         if transport is not None and http_client is not None:
             raise InputError("transport: give transport or http_client, not both")
-        self._settings = Settings(*resolve(base_url, api_key), timeout, deadline, max_retries, clock, jitter)
+        self._settings = Settings(
+            *resolve(base_url, api_key), timeout, deadline, max_retries, clock, jitter
+        )
         self._sleep: Callable[[float], WaitT] = sleep or type(self)._default_sleep
         self._is_owner = http_client is None
-        self._http_client: HttpClientT = http_client or type(self)._default_http_client(transport=transport)
+        self._http_client: HttpClientT = http_client or type(self)._default_http_client(
+            transport=transport
+        )
         self._limits: Limits | None = None  # asked for when a call may exceed them
 
     @property
@@ -116,32 +129,39 @@ class _Common(Generic[TransportT, HttpClientT, WaitT]):
         return self._settings.base_url
 
     def __repr__(self) -> str:
-        name, settings = type(self).__name__, self._settings
-        return f"{name}({settings.base_url!r}, timeout={settings.timeout!r}, max_retries={settings.max_retries})"
+        name = type(self).__name__
+        settings = self._settings
+        return (
+            f"{name}({settings.base_url!r}, timeout={settings.timeout!r}, "
+            f"max_retries={settings.max_retries})"
+        )
 
 
 class Client(_Common[network.HttpTransport, network.HttpClient, object]):
-    """Blocking client of ign-service. Threads may share it. Close it, or use it in a `with` statement.
+    """Blocking client of ign-service. Threads may share it. Close it, or use it in a `with`
+    statement.
 
     Args:
         base_url: URL of the service; default ``IGN_BASE_URL``, or else ``http://127.0.0.1:8000``.
-        api_key: default ``IGN_API_KEY``, or else none.
-        timeout: seconds for one attempt until its response is complete, which the service is told, too; None for the
+        api_key: default ``IGN_API_KEY``, or else none. timeout: seconds for one attempt until its
+        response is complete, which the service is told, too; None for the
             limit of the service.
-        deadline: seconds for a whole call with its retries, also if it sends several requests; None for no limit.
-        max_retries: attempts after the first one, for status 408, 429, 502, 503 and 504 and for transport errors. None:
+        deadline: seconds for a whole call with its retries, also if it sends several requests; None
+        for no limit. max_retries: attempts after the first one, for status 408, 429, 502, 503 and
+        504 and for transport errors. None:
             as many as begin before the deadline, or without one within the timeout.
-        transport: an httpx transport instead of the network.
-        http_client: an `httpx.Client` with its own settings (proxies, certificates); the caller closes it.
-        sleep: waits for a number of seconds; `time.sleep` by default.
-        clock: returns seconds, by which timeouts and deadlines are measured.
-        jitter: returns uniform random numbers in [0, 1), so that clients that failed together do not retry together.
+        transport: an httpx transport instead of the network. http_client: an `httpx.Client` with
+        its own settings (proxies, certificates); the caller closes it. sleep: waits for a number of
+        seconds; `time.sleep` by default. clock: returns seconds, by which timeouts and deadlines
+        are measured. jitter: returns uniform random numbers in [0, 1), so that clients that failed
+        together do not retry together.
 
     Raises:
         InputError: an argument or an environment variable is invalid.
     """
 
-    _default_http_client, _default_sleep = network.HttpClient, time.sleep
+    _default_http_client = network.HttpClient
+    _default_sleep = time.sleep
 
     generate = _blocking(_calls.generate)
     generate_as = _blocking(_calls.generate_as)
@@ -198,13 +218,15 @@ class Client(_Common[network.HttpTransport, network.HttpClient, object]):
 
 
 class AsyncClient(_Common[network.AsyncHttpTransport, network.AsyncHttpClient, Awaitable[object]]):
-    """Asyncio client of ign-service. Close it with `aclose`, or use it in an `async with` statement.
+    """Asyncio client of ign-service. Close it with `aclose`, or use it in an `async with`
+    statement.
 
-    The arguments are those of `Client`, with an `httpx.AsyncClient`, an asynchronous transport (`httpx.ASGITransport`
-    calls an app in the same process) and an asynchronous ``sleep``.
+    The arguments are those of `Client`, with an `httpx.AsyncClient`, an asynchronous transport
+    (`httpx.ASGITransport` calls an app in the same process) and an asynchronous ``sleep``.
     """
 
-    _default_http_client, _default_sleep = network.AsyncHttpClient, asyncio.sleep
+    _default_http_client = network.AsyncHttpClient
+    _default_sleep = asyncio.sleep
 
     generate = _awaited(_calls.generate)
     generate_as = _awaited(_calls.generate_as)
@@ -241,7 +263,9 @@ class AsyncClient(_Common[network.AsyncHttpTransport, network.AsyncHttpClient, A
                     outcome = await self._sleep(step)
                     continue
                 try:
-                    outcome = await network.send_async(self._http_client, self._settings, step, stream=stream)
+                    outcome = await network.send_async(
+                        self._http_client, self._settings, step, stream=stream
+                    )
                 except TransportError as exc:
                     outcome = exc
         except StopIteration as done:

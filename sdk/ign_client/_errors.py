@@ -15,7 +15,9 @@ _RETRIED: Final = frozenset({408, 429, 502, 503, 504})
 
 
 class IgnError(Exception):
-    """Base of all errors that this client raises on purpose; ``retryable``: whether the same call may succeed later."""
+    """Base of all errors that this client raises on purpose; ``retryable``: whether the same call
+    may succeed later.
+    """
 
     retryable = False
 
@@ -39,7 +41,9 @@ class TimedOut(TransportError):
 
 
 class UnexpectedAnswer(IgnError):
-    """The response is not one of ign-service: of another server or a proxy, damaged, too large, or ended early."""
+    """The response is not one of ign-service: of another server or a proxy, damaged, too large, or
+    ended early.
+    """
 
     def __init__(self, detail: str, request_id: str | None = None) -> None:
         super().__init__(detail, request_id)
@@ -52,7 +56,9 @@ class UnexpectedAnswer(IgnError):
 
 @contextmanager
 def unexpected(what: str, request_id: str | None = None) -> Iterator[None]:
-    """Raise `UnexpectedAnswer` for every error in the block, which parses what a server has sent."""
+    """Raise `UnexpectedAnswer` for every error in the block, which parses what a server has
+    sent.
+    """
     try:
         yield
     except IgnError:
@@ -63,7 +69,9 @@ def unexpected(what: str, request_id: str | None = None) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class FieldError:
-    """One field of a request, as a dotted path such as ``points.1.seed``, and what is wrong with it."""
+    """One field of a request, as a dotted path such as ``points.1.seed``, and what is wrong with
+    it.
+    """
 
     field: str
     message: str
@@ -74,7 +82,8 @@ class Problem:
     """An error document of the service (RFC 9457)."""
 
     status: int
-    code: str  # a stable name for programs to compare; ``unknown`` if the response is no problem document
+    # a stable name for programs to compare; ``unknown`` if the response is no problem document
+    code: str
     detail: str
     request_id: str | None = None  # identifies the request in the log of the service
     retry_after: float | None = None  # seconds until the next attempt
@@ -86,7 +95,9 @@ BY_STATUS: dict[int, type["StatusError"]] = {}
 
 
 class StatusError(IgnError):
-    """An error response; members of `problem` are attributes, too. A status without its own class is raised as this."""
+    """An error response; members of `problem` are attributes, too. A status without its own class
+    is raised as this.
+    """
 
     def __init_subclass__(cls, status: int | None = None) -> None:
         if status is not None:
@@ -168,14 +179,20 @@ class DeadlineExceeded(StatusError, status=504):
 
 
 def status_error(problem: Problem) -> StatusError:
-    error = BY_STATUS.get(problem.status) or (ServiceFailed if problem.status > 500 else StatusError)
+    error = BY_STATUS.get(problem.status) or (
+        ServiceFailed if problem.status > 500 else StatusError
+    )
     return error(problem)
 
 
-def problem_from(document: dict[str, Any], status: int, request_id: str | None, headers: Mapping[str, str]) -> Problem:
+def problem_from(
+    document: dict[str, Any], status: int, request_id: str | None, headers: Mapping[str, str]
+) -> Problem:
     """The problem in an error document; missing and invalid members get a default."""
     texts = {name: value for name, value in document.items() if isinstance(value, str) and value}
-    phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else "an error without a description"
+    phrase = (
+        HTTPStatus(status).phrase if status in set(HTTPStatus) else "an error without a description"
+    )
     errors = document.get("errors")
     return Problem(
         status=status,
@@ -183,9 +200,15 @@ def problem_from(document: dict[str, Any], status: int, request_id: str | None, 
         detail=texts.get("detail", phrase),
         request_id=request_id or texts.get("request_id"),
         retry_after=retry_after(headers),
-        retryable=status in _RETRIED and headers.get("x-should-retry", "").strip().lower() != "false",
+        retryable=status in _RETRIED
+        and headers.get("x-should-retry", "").strip().lower() != "false",
         errors=tuple(
-            FieldError(*(text if isinstance(text := error.get(name), str) else "" for name in ("field", "message")))
+            FieldError(
+                *(
+                    text if isinstance(text := error.get(name), str) else ""
+                    for name in ("field", "message")
+                )
+            )
             for error in (errors if isinstance(errors, list) else [])
             if isinstance(error, dict)
         ),
@@ -193,13 +216,17 @@ def problem_from(document: dict[str, Any], status: int, request_id: str | None, 
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds of a Retry-After header, which holds a number or an HTTP date; None if it is missing or invalid."""
+    """Seconds of a Retry-After header, which holds a number or an HTTP date; None if it is missing
+    or invalid.
+    """
     text = headers.get("retry-after", "").strip()
     try:
         seconds = float(text)
     except ValueError:
         try:  # by the clock of the server; HTTP dates are in UTC, also without a zone
-            date, sent = (parsedate_to_datetime(each).replace(tzinfo=None) for each in (text, headers["date"]))
+            date, sent = (
+                parsedate_to_datetime(each).replace(tzinfo=None) for each in (text, headers["date"])
+            )
             seconds = (date - sent).total_seconds()
         except (LookupError, TypeError, ValueError, OverflowError):
             return None

@@ -21,7 +21,9 @@ def numpy() -> Any:
 
 
 def trace_headers() -> dict[str, str]:
-    """Headers that pass the caller's trace on, such as `traceparent`; none unless the program uses OpenTelemetry."""
+    """Headers that pass the caller's trace on, such as `traceparent`; none unless the program uses
+    OpenTelemetry.
+    """
     headers: dict[str, str] = {}
     if "opentelemetry.trace" in sys.modules:
         from opentelemetry import propagate

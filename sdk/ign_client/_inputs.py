@@ -1,4 +1,6 @@
-"""Convert images, masks and latents of any accepted type to bytes; what cannot be sent is an `InputError`."""
+"""Convert images, masks and latents of any accepted type to bytes; what cannot be sent is an
+`InputError`.
+"""
 
 import base64
 import io
@@ -40,11 +42,21 @@ class Array(Protocol):
 
 
 PictureLike: TypeAlias = (
-    str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile | PilImage | Array | Picture
+    str
+    | os.PathLike[str]
+    | bytes
+    | bytearray
+    | memoryview
+    | BinaryFile
+    | PilImage
+    | Array
+    | Picture
 )
-"""A path, the content of a file, an open binary file, a PIL image, a numpy array, or an image from the service.
+"""A path, the content of a file, an open binary file, a PIL image, a numpy array, or an image from
+the service.
 
-The pixels of a PIL image are sent as they are, without its EXIF orientation. The service applies that of a file.
+The pixels of a PIL image are sent as they are, without its EXIF orientation. The service applies
+that of a file.
 """
 
 
@@ -53,14 +65,17 @@ Pictures: TypeAlias = PictureLike | Sequence[PictureLike]
 
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """Latent number ``index`` of a seed, both 0…2³² − 1; a text of 1 to 200 characters stands for a seed, too."""
+    """Latent number ``index`` of a seed, both 0…2³² − 1; a text of 1 to 200 characters stands for a
+    seed, too.
+    """
 
     seed: int | str
     index: int = 0
 
 
 PointLike: TypeAlias = SupportsIndex | Seed | PictureLike
-"""A latent: a seed as a number, a `Seed`, an image, or an array in the range of the model, float32 (C, H, W).
+"""A latent: a seed as a number, a `Seed`, an image, or an array in the range of the model, float32
+(C, H, W).
 
 Content that begins like a ``.npy`` file is such an array, whatever its source.
 """
@@ -76,7 +91,9 @@ class Term:
 
 def pictures(images: Pictures) -> list[bytes]:
     """One or several images as the content of files."""
-    if isinstance(images, Sequence) and not isinstance(images, str | bytes | bytearray | memoryview):
+    if isinstance(images, Sequence) and not isinstance(
+        images, str | bytes | bytearray | memoryview
+    ):
         if not images:
             raise InputError("images: at least one is required")
         return [picture(image, f"images.{i}") for i, image in enumerate(images)]
@@ -86,7 +103,9 @@ def pictures(images: Pictures) -> list[bytes]:
 def picture(image: PictureLike, field: str) -> bytes:
     data = content(image, field)
     if data.startswith(NPY):
-        raise InputError(f"{field}: a float32 array or .npy file is a latent, not an image; images are uint8")
+        raise InputError(
+            f"{field}: a float32 array or .npy file is a latent, not an image; images are uint8"
+        )
     return data
 
 
@@ -118,7 +137,9 @@ def base64_text(data: bytes) -> str:
 
 
 def content(source: PictureLike, field: str) -> bytes:
-    """The content of the file, or the content that a file with this image would have; float32 arrays as ``.npy``."""
+    """The content of the file, or the content that a file with this image would have; float32
+    arrays as ``.npy``.
+    """
     if isinstance(source, Picture):
         return source.bytes
     if isinstance(source, bytes | bytearray | memoryview):
@@ -131,25 +152,33 @@ def content(source: PictureLike, field: str) -> bytes:
     path = source if isinstance(source, str | os.PathLike) else None
     read = getattr(source, "read", None) if path is None else Path(path).read_bytes
     if not callable(read):
-        raise InputError(f"{field}: {type(source).__name__} is neither path, bytes, file, PIL image nor numpy array")
+        raise InputError(
+            f"{field}: {type(source).__name__} is neither path, bytes, file, PIL image nor "
+            f"numpy array"
+        )
     try:
         data: object = read()
     except (OSError, ValueError) as exc:  # such as a closed file
         name = "the file" if path is None else repr(os.fspath(path))
-        raise InputError(f"{field}: {name} cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
+        raise InputError(
+            f"{field}: {name} cannot be read: {getattr(exc, 'strerror', None) or exc}"
+        ) from exc
     if not isinstance(data, bytes):
         raise InputError(f"{field}: the file is open for text; open it for bytes ('rb')")
     return data
 
 
 def _is_array(source: object) -> bool:
-    """Whether it is a numpy array. This does not import numpy: a program that has not imported it has no arrays."""
+    """Whether it is a numpy array. This does not import numpy: a program that has not imported it
+    has no arrays.
+    """
     numpy = sys.modules.get("numpy")
     return numpy is not None and isinstance(source, numpy.ndarray)
 
 
 def _array(array: Any, field: str) -> bytes:
-    dtype, shape = array.dtype.name, array.shape
+    dtype = array.dtype.name
+    shape = array.shape
     buffer = io.BytesIO()
     if dtype == "float32" and len(shape) == 3:
         _extras.numpy().save(buffer, array.astype("<f4", order="C", copy=False), allow_pickle=False)
@@ -170,11 +199,16 @@ _CONVERTIBLE: Final = dict.fromkeys(_AS_RGB, "RGB") | {"PA": "RGBA", "RGBa": "RG
 def _image(image: Any, field: str) -> bytes:
     mode = image.mode
     if mode not in _PNG_MODES and mode not in _CONVERTIBLE:
-        raise InputError(f"{field}: PIL mode {mode} has no fixed scale; convert it to L, RGB or RGBA first")
+        raise InputError(
+            f"{field}: PIL mode {mode} has no fixed scale; convert it to L, RGB or RGBA first"
+        )
     buffer = io.BytesIO()
     try:
         converted = image if mode in _PNG_MODES else image.convert(_CONVERTIBLE[mode])
         converted.save(buffer, "PNG", compress_level=1)
-    except (OSError, ValueError) as exc:  # Pillow reads files late: closed or damaged; or an image without pixels
+    except (
+        OSError,
+        ValueError,
+    ) as exc:  # Pillow reads files late: closed or damaged; or an image without pixels
         raise InputError(f"{field}: the PIL image cannot be encoded: {exc}") from exc
     return buffer.getvalue()

@@ -1,7 +1,9 @@
-"""The options of all methods: each stands here once, with its type, the default of the service, and its meaning.
+"""The options of all methods: each stands here once, with its type, the default of the service, and
+its meaning.
 
-A method takes `**options: Unpack[…Options]`, so a type checker knows its keywords. `described` makes from these lists
-the signature and the docstring that `help()` shows, and `_cli` makes the options of the commands.
+A method takes `**options: Unpack[…Options]`, so a type checker knows its keywords. `described`
+makes from these lists the signature and the docstring that `help()` shows, and `_cli` makes the
+options of the commands.
 """
 
 import inspect
@@ -11,7 +13,19 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from functools import wraps
 from types import UnionType
-from typing import Annotated, Any, Final, Literal, ParamSpec, TypeAlias, TypedDict, TypeVar, Union, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    ParamSpec,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+)
 
 from ign_client._errors import InputError
 from ign_client._inputs import PictureLike
@@ -30,8 +44,10 @@ Invert: TypeAlias = bool | Literal["auto"]
 
 ARGUMENTS: Final = {
     "form": "format of the file",
-    "images": "one image or several: paths, bytes, open files, PIL images, uint8 arrays, or earlier results",
-    "points": "2…16 latents: numbers, `Seed`, images, or float32 (C, H, W) arrays; a grid needs four, row by row",
+    "images": "one image or several: paths, bytes, open files, PIL images, uint8 arrays, or "
+    "earlier results",
+    "points": "2…16 latents: numbers, `Seed`, images, or float32 (C, H, W) arrays; a grid needs "
+    "four, row by row",
     "terms": "1…16 terms, each a `Term`, or a latent as for `latent_interpolate` with weight 1",
     "name": "``name`` for the highest version, or ``name/version``",
 }
@@ -55,9 +71,15 @@ UNSET = Unset.UNSET
 class Connection(TypedDict, total=False):
     """Options of every method; they are not part of the body."""
 
-    timeout: Annotated[float | None, UNSET, "seconds for one attempt or the first event; None: the service's limit"]
-    deadline: Annotated[float | None, UNSET, "seconds for the whole call, a stream to its end; None: no limit"]
-    request_id: Annotated[str | None, None, "1 to 128 of A-Z a-z 0-9 . _ -, repeated in the response"]
+    timeout: Annotated[
+        float | None, UNSET, "seconds for one attempt or the first event; None: the service's limit"
+    ]
+    deadline: Annotated[
+        float | None, UNSET, "seconds for the whole call, a stream to its end; None: no limit"
+    ]
+    request_id: Annotated[
+        str | None, None, "1 to 128 of A-Z a-z 0-9 . _ -, repeated in the response"
+    ]
 
 
 class _Model(TypedDict, total=False):
@@ -65,13 +87,19 @@ class _Model(TypedDict, total=False):
 
 
 class _Run(_Model, total=False):
-    steps: Annotated[int | None, None, "k, the number of applications of f; the model recommends a default"]
+    steps: Annotated[
+        int | None, None, "k, the number of applications of f; the model recommends a default"
+    ]
     scale: Annotated[int, 1, "factor that enlarges the images, 1…32"]
-    resample: Annotated[Resample, "nearest", "``nearest`` repeats pixels, ``smooth`` interpolates them"]
+    resample: Annotated[
+        Resample, "nearest", "``nearest`` repeats pixels, ``smooth`` interpolates them"
+    ]
 
 
 class _Rows(_Run, total=False):
-    tolerance: Annotated[float | None, None, "stop a row when mean |f(y) − y| of its last step is below this value"]
+    tolerance: Annotated[
+        float | None, None, "stop a row when mean |f(y) − y| of its last step is below this value"
+    ]
     score: Annotated[bool, False, "also measure ``drift``, which costs one more step"]
 
 
@@ -80,7 +108,9 @@ class _Encoding(TypedDict, total=False):
 
 
 class _Recording(_Encoding, total=False):
-    record: Annotated[Sequence[int] | None, None, "ascending steps for ``trajectory``; 0: the input of f"]
+    record: Annotated[
+        Sequence[int] | None, None, "ascending steps for ``trajectory``; 0: the input of f"
+    ]
 
 
 class _Sheet(TypedDict, total=False):
@@ -89,30 +119,58 @@ class _Sheet(TypedDict, total=False):
 
 
 class _Noise(TypedDict, total=False):
-    n: Annotated[int, 1, "number of images; `generate` sends more than the service's limit as several requests"]
-    seed: Annotated[str | int | None, None, "0…2³² − 1, or a text; the same seed gives the same images; default random"]
+    n: Annotated[
+        int,
+        1,
+        "number of images; `generate` sends more than the service's limit as several requests",
+    ]
+    seed: Annotated[
+        str | int | None,
+        None,
+        "0…2³² − 1, or a text; the same seed gives the same images; default random",
+    ]
     offset: Annotated[int, 0, "index of the first image of the seed"]
     noise_scale: Annotated[float, 1.0, "factor of the noise, 0…2"]
-    width: Annotated[int | None, None, "pixels, of a model that takes any size; ``height`` likewise"]
+    width: Annotated[
+        int | None, None, "pixels, of a model that takes any size; ``height`` likewise"
+    ]
     height: Annotated[int | None, None, "pixels"]
 
 
 class _Preparation(TypedDict, total=False):
-    resize: Annotated[Resize, "fit", "``fit`` adds borders, ``crop`` cuts the centre, ``stretch`` changes the shape"]
-    invert: Annotated[Invert, "auto", "exchange light and dark; ``auto``: if the border is light and the model's dark"]
+    resize: Annotated[
+        Resize,
+        "fit",
+        "``fit`` adds borders, ``crop`` cuts the centre, ``stretch`` changes the shape",
+    ]
+    invert: Annotated[
+        Invert,
+        "auto",
+        "exchange light and dark; ``auto``: if the border is light and the model's dark",
+    ]
 
 
 class _Upload(_Preparation, total=False):
     strength: Annotated[float, 1.0, "s of (1 − s)·x + s·f^k(x), 0…1"]
-    mask: Annotated["PictureLike | None", None, "for all images: white or True = regenerate, black or False = keep"]
-    masks: Annotated["Sequence[PictureLike] | None", None, "one mask for each image, instead of ``mask``"]
+    mask: Annotated[
+        "PictureLike | None",
+        None,
+        "for all images: white or True = regenerate, black or False = keep",
+    ]
+    masks: Annotated[
+        "Sequence[PictureLike] | None", None, "one mask for each image, instead of ``mask``"
+    ]
 
 
 class _Path(TypedDict, total=False):
-    frames: Annotated[int | None, None, "frames of the whole path, with both ends, 2…256; 9 by default"]
+    frames: Annotated[
+        int | None, None, "frames of the whole path, with both ends, 2…256; 9 by default"
+    ]
     method: Annotated[Literal["slerp", "lerp"], "slerp", "spherical or linear interpolation"]
     loop: Annotated[bool, False, "return to the first point"]
-    grid: Annotated[tuple[int, int] | None, None, "(rows, columns), instead of ``frames`` and ``loop``"]
+    grid: Annotated[
+        tuple[int, int] | None, None, "(rows, columns), instead of ``frames`` and ``loop``"
+    ]
 
 
 class GenerateOptions(_Rows, _Noise, _Recording, Connection, total=False):
@@ -161,15 +219,19 @@ def options_of(kind: Any) -> dict[str, tuple[Any, Any, str]]:
 
 
 def described(build: Callable[P, T]) -> Callable[P, T]:
-    """Let a function that builds a call check its options, and show them in its signature and docstring.
+    """Let a function that builds a call check its options, and show them in its signature and
+    docstring.
 
-    The function receives the options that are not None, as JSON holds them. The signature returns what the call does.
+    The function receives the options that are not None, as JSON holds them. The signature returns
+    what the call does.
     """
     hints = typing.get_type_hints(build)
     (kind,) = get_args(hints["options"])
     options = options_of(kind)
     keywords = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_shown(hint))
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_shown(hint)
+        )
         for name, (hint, default, _) in options.items()
     ]
     signature = inspect.signature(build)
@@ -199,7 +261,9 @@ def described(build: Callable[P, T]) -> Callable[P, T]:
 
 
 def checked(name: str, value: Any, hint: Any) -> Any:
-    """The value as JSON holds it: numpy scalars and arrays become numbers and lists; the service judges the value."""
+    """The value as JSON holds it: numpy scalars and arrays become numbers and lists; the service
+    judges the value.
+    """
     if isinstance(_shown(hint), str):  # images, which `_inputs` checks when it reads them
         return value
     to_list = getattr(value, "tolist", None)
@@ -212,13 +276,18 @@ def checked(name: str, value: Any, hint: Any) -> Any:
 
 def fits(value: Any, hint: Any) -> bool:
     """Whether a value that JSON can hold is of a type."""
-    kind, members = get_origin(hint) or hint, get_args(hint)
+    kind = get_origin(hint) or hint
+    members = get_args(hint)
     if kind in (Union, UnionType):
         return any(fits(value, member) for member in members)
     if kind is Sequence:
         return isinstance(value, list | tuple) and all(fits(item, members[0]) for item in value)
     if kind is tuple:
-        return isinstance(value, list | tuple) and len(value) == len(members) and all(map(fits, value, members))
+        return (
+            isinstance(value, list | tuple)
+            and len(value) == len(members)
+            and all(map(fits, value, members))
+        )
     if isinstance(value, bool):
         return kind is bool
     if kind is float:

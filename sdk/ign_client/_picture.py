@@ -1,4 +1,6 @@
-"""An image of a result: its bytes, methods to decode and save them, and the HTML that notebooks show for results."""
+"""An image of a result: its bytes, methods to decode and save them, and the HTML that notebooks
+show for results.
+"""
 
 import base64
 import io
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
     import PIL.Image
     from numpy.typing import NDArray
 
-MEDIA: Final = {form: f"image/{form}" for form in ("png", "jpeg", "webp", "gif", "apng")} | {"npy": "application/x-npy"}
+MEDIA: Final = {form: f"image/{form}" for form in ("png", "jpeg", "webp", "gif", "apng")} | {
+    "npy": "application/x-npy"
+}
 """Format → media type."""
 SUFFIXES: Final = {f".{form}": form for form in MEDIA} | {".jpg": "jpeg"}
 """File name suffix → format."""
@@ -44,15 +48,22 @@ class Picture:
     def to_pil(self) -> "PIL.Image.Image":
         """Decode the image; an animation supports `seek`. ``npy``, an array, is an `InputError`."""
         if self.format == "npy":
-            raise InputError("format npy holds the model's own numbers: use to_numpy(), or ask for another format")
-        pillow, name = _extras.pillow(), self.format.upper().removeprefix("A")  # an APNG is a PNG
+            raise InputError(
+                "format npy holds the model's own numbers: use to_numpy(), or ask for "
+                "another format"
+            )
+        # an APNG is a PNG
+        pillow = _extras.pillow()
+        name = self.format.upper().removeprefix("A")
         with unexpected(f"the {self.format} cannot be decoded"):
             image: PIL.Image.Image = pillow.open(io.BytesIO(self.bytes), formats=[name])
             image.load()
         return image
 
     def to_numpy(self) -> "NDArray[np.uint8] | NDArray[np.float32]":
-        """Decode an image to uint8 (H, W) or (H, W, C), and ``npy`` to float32 in the range of the model."""
+        """Decode an image to uint8 (H, W) or (H, W, C), and ``npy`` to float32 in the range of the
+        model.
+        """
         numpy = _extras.numpy()
         if self.format == "npy":
             with unexpected("the npy cannot be decoded"):
@@ -69,7 +80,9 @@ class Picture:
         path = Path(path)
         suffix_format = SUFFIXES.get(path.suffix.lower(), self.format)
         if suffix_format != self.format and (suffix_format, self.format) not in _COMPATIBLE:
-            text = f"the name says {suffix_format}, but this is {self.format}; ask the service for it"
+            text = (
+                f"the name says {suffix_format}, but this is {self.format}; ask the service for it"
+            )
             raise InputError(f"{path.name}: {text}")
         _write(path, self.bytes)
         return path
@@ -81,12 +94,16 @@ class Picture:
         return figure(self)
 
     def _repr_png_(self) -> _Bytes | None:
-        """The bytes of a PNG, for frontends that show images but no HTML; None for other formats."""
+        """The bytes of a PNG, for frontends that show images but no HTML; None for other
+        formats.
+        """
         return self.bytes if self.format in ("png", "apng") else None
 
 
 def result_repr(value: Any) -> str:
-    """The repr of a result, without members that are None or empty; bytes and long lists are shown by their size."""
+    """The repr of a result, without members that are None or empty; bytes and long lists are shown
+    by their size.
+    """
     parts = []
     for name in (field.name for field in fields(value)):
         member = getattr(value, name)
@@ -100,14 +117,17 @@ def result_repr(value: Any) -> str:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Replace a file by a rename. A link stays a link, devices and pipes are written to; an OSError names ``path``."""
+    """Replace a file by a rename. A link stays a link, devices and pipes are written to; an OSError
+    names ``path``.
+    """
     try:
         if path.exists() and not path.is_file():
             path.write_bytes(data)
         else:
             _replace(Path(os.path.realpath(path)), data)
     except OSError as exc:
-        exc.filename, exc.filename2 = os.fspath(path), None
+        exc.filename = os.fspath(path)
+        exc.filename2 = None
         raise
 
 
@@ -132,10 +152,18 @@ def figure(picture: Any) -> str:
     if picture.format == "npy":
         return f"<pre>{escape(repr(picture))}</pre>"
     data = base64.b64encode(picture.bytes).decode("ascii")
-    values = {name: getattr(picture, name, None) for name in ("index", "steps", "step", "distance", "drift")}
-    title = ", ".join(f"{name} {_cell(value)}" for name, value in values.items() if value is not None)
+    values = {
+        name: getattr(picture, name, None)
+        for name in ("index", "steps", "step", "distance", "drift")
+    }
+    title = ", ".join(
+        f"{name} {_cell(value)}" for name, value in values.items() if value is not None
+    )
     style = "min-height:84px;image-rendering:pixelated;margin:2px"
-    return f'<img style="{style}" title="{escape(title)}" src="data:{MEDIA[picture.format]};base64,{data}">'
+    return (
+        f'<img style="{style}" title="{escape(title)}" '
+        f'src="data:{MEDIA[picture.format]};base64,{data}">'
+    )
 
 
 def contact_sheet(pictures: Sequence[Any]) -> str:
@@ -147,7 +175,8 @@ def table(names: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A table of at most 100 rows, and how many more there are."""
     head = "".join(f"<th>{name}</th>" for name in names)
     body = "".join(
-        "<tr>" + "".join(f"<td>{escape(_cell(value))}</td>" for value in row) + "</tr>" for row in rows[:_MAX_SHOWN]
+        "<tr>" + "".join(f"<td>{escape(_cell(value))}</td>" for value in row) + "</tr>"
+        for row in rows[:_MAX_SHOWN]
     )
     return f"<table><tr>{head}</tr>{body}</table>" + _more(rows)
 

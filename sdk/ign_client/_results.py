@@ -12,7 +12,9 @@ MemberT = TypeVar("MemberT", covariant=True)
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ModelRef:
-    """The model that ran; ``digest`` is ``sha256:`` and the hex digits of its file, in `Raw` the first twelve."""
+    """The model that ran; ``digest`` is ``sha256:`` and the hex digits of its file, in `Raw` the
+    first twelve.
+    """
 
     name: str
     version: str
@@ -109,9 +111,11 @@ class Images(_Members[ImageT], Generic[ImageT]):
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Raw(Picture):
-    """All rows in one file: an image, a contact sheet, a strip, an animation, or ``npy`` float32 (N, C, H, W).
+    """All rows in one file: an image, a contact sheet, a strip, an animation, or ``npy`` float32
+    (N, C, H, W).
 
-    ``steps``, ``distance`` and ``drift`` have a value for each row; without ``score``, ``drift`` is empty.
+    ``steps``, ``distance`` and ``drift`` have a value for each row; without ``score``, ``drift`` is
+    empty.
     """
 
     model: ModelRef
@@ -136,14 +140,18 @@ class Box:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """The score of one image. `percentile` and `in_distribution` are None if the card has no held-out distances."""
+    """The score of one image. `percentile` and `in_distribution` are None if the card has no
+    held-out distances.
+    """
 
     index: int
     distance: float  # mean |f(x) − x|
     drift: float  # mean |f(y) − y| of y = f(x)
     percentile: float | None  # of the distance among those of held-out real images, 0…100
     in_distribution: bool | None  # whether the percentile is at most 99
-    worst: Box | None = None  # the square that f changes most; None from a service that does not say it
+    worst: Box | None = (
+        None  # the square that f changes most; None from a service that does not say it
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -151,13 +159,20 @@ class Scores(_Members[Score]):
     """A result with scores: a sequence of them, with the metadata of the response."""
 
     def _repr_html_(self) -> str:
-        return table(MEASURES, [[getattr(score, name) for name in MEASURES] for score in self.images])
+        return table(
+            MEASURES, [[getattr(score, name) for name in MEASURES] for score in self.images]
+        )
 
     def __repr__(self) -> str:
         shown = [
-            f"<distance={one.distance:g}, drift={one.drift:g}{_place(one)}>" for one in self.images[:_SHOWN_SCORES]
+            f"<distance={one.distance:g}, drift={one.drift:g}{_place(one)}>"
+            for one in self.images[:_SHOWN_SCORES]
         ]
-        more = [f"… {len(self.images) - _SHOWN_SCORES} more"] if len(self.images) > _SHOWN_SCORES else []
+        more = (
+            [f"… {len(self.images) - _SHOWN_SCORES} more"]
+            if len(self.images) > _SHOWN_SCORES
+            else []
+        )
         return f"Scores([{', '.join(shown + more)}], model={self.model!r})"
 
 
@@ -217,7 +232,9 @@ class Models:
             return self.models[key]
         matching = [card for card in self.models if key in (card.name, card.ref)]
         if not matching:
-            raise KeyError(f"no model {key!r}; there are {', '.join(card.ref for card in self.models)}")
+            raise KeyError(
+                f"no model {key!r}; there are {', '.join(card.ref for card in self.models)}"
+            )
         return max(matching, key=_version_order)
 
     def _repr_html_(self) -> str:
@@ -229,7 +246,12 @@ MODEL_COLUMNS: Final = ("model", "shape", "device", "default")
 
 def model_rows(models: Models) -> list[tuple[str, str, str, bool]]:
     return [
-        (card.ref, "×".join(map(str, card.shape)), card.device, models.default in (card.ref, card.name))
+        (
+            card.ref,
+            "×".join(map(str, card.shape)),
+            card.device,
+            models.default in (card.ref, card.name),
+        )
         for card in models
     ]
 
@@ -241,7 +263,9 @@ def _version_order(card: Card) -> tuple[bool, int, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readiness:
-    """Whether the service accepts requests; ``detail`` is the reason if not. The object itself is true or false."""
+    """Whether the service accepts requests; ``detail`` is the reason if not. The object itself is
+    true or false.
+    """
 
     ready: bool
     detail: str

@@ -1,4 +1,6 @@
-"""Settings of a client, from arguments or from the environment. No other module reads the environment."""
+"""Settings of a client, from arguments or from the environment. No other module reads the
+environment.
+"""
 
 import os
 import re
@@ -36,7 +38,9 @@ class Settings:
 
 
 def resolve(base_url: str | None, api_key: str | None) -> tuple[str, str | None]:
-    """URL and key from arguments, or else from `IGN_BASE_URL` and `IGN_API_KEY`; empty variables are ignored."""
+    """URL and key from arguments, or else from `IGN_BASE_URL` and `IGN_API_KEY`; empty variables
+    are ignored.
+    """
     for name, value in (("base_url", base_url), ("api_key", api_key)):
         if not isinstance(value, str | None):
             raise InputError(f"{name}: expected text, not {type(value).__name__}")
@@ -55,7 +59,10 @@ def check_seconds(name: str, seconds: float | None) -> None:
     except TypeError:  # of a caller without type checks
         valid = False
     if not valid:
-        raise InputError(f"{name}: expected seconds above 0 and up to {_MAX_TIMEOUT_S:.0e}, or None, not {seconds!r}")
+        raise InputError(
+            f"{name}: expected seconds above 0 and up to {_MAX_TIMEOUT_S:.0e}, or None, not "
+            f"{seconds!r}"
+        )
 
 
 def _check_url(url: str) -> None:
@@ -65,6 +72,8 @@ def _check_url(url: str) -> None:
     except ValueError:  # such as a port that is no number
         valid = False
     if not valid or parts.query or parts.fragment or not _VISIBLE.fullmatch(url):
-        raise InputError("base_url: expected a plain http or https URL, such as http://127.0.0.1:8000")
+        raise InputError(
+            "base_url: expected a plain http or https URL, such as http://127.0.0.1:8000"
+        )
     if parts.username is not None:
         raise InputError("base_url: holds a user name; hand the key over as api_key")

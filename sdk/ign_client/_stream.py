@@ -1,13 +1,22 @@
-"""Event streams, in three layers: bytes become server-sent events, those become `Event`s, and iterators do the I/O.
+"""Event streams, in three layers: bytes become server-sent events, those become `Event`s, and
+iterators do the I/O.
 
 ```text
-chunks ──Decoder──▶ (type, data) ──EventReader──▶ Step | Progress | Done ──Stream, AsyncStream──▶ caller
+chunks ──Decoder──▶ (type, data) ──EventReader──▶ Step | Progress | Done ──Stream──▶ caller
 ```
 """
 
 import codecs
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterator,
+    Sequence,
+)
 from contextlib import aclosing, closing
 from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeAlias, TypeVar
@@ -22,14 +31,16 @@ Event: TypeAlias = Step | Progress | Done[ImageT]
 
 
 class Decoder:
-    """Incremental decoder of server-sent events (HTML standard, section 9.2), for chunks that may end anywhere.
+    """Incremental decoder of server-sent events (HTML standard, section 9.2), for chunks that may
+    end anywhere.
 
-    An incomplete event at the end of the stream is dropped. The fields `id` and `retry` concern reconnecting only, so
-    they are ignored like comments and unknown fields.
+    An incomplete event at the end of the stream is dropped. The fields `id` and `retry` concern
+    reconnecting only, so they are ignored like comments and unknown fields.
     """
 
     def __init__(self) -> None:
-        # A byte order mark at the start is dropped, and invalid UTF-8 is replaced, as the standard says.
+        # A byte order mark at the start is dropped, and invalid UTF-8 is replaced, as the standard
+        # says.
         self._text = codecs.getincrementaldecoder("utf-8-sig")("replace")
         self._line: list[str] = []  # pieces of a line that has not ended
         self._after_cr = False
@@ -37,11 +48,14 @@ class Decoder:
         self._data: list[str] = []
 
     def feed(self, chunk: bytes) -> list[tuple[str, str]]:
-        """Type and data of the events that end in this chunk; the type is ``message`` by default."""
+        """Type and data of the events that end in this chunk; the type is ``message`` by
+        default.
+        """
         text = self._text.decode(chunk)
         if not text:
             return []
-        # A line ends with CR, LF or CRLF. If a chunk ended between CR and LF, the LF belongs to the same line end.
+        # A line ends with CR, LF or CRLF. If a chunk ended between CR and LF, the LF belongs to the
+        # same line end.
         rest = text[1:] if self._after_cr and text.startswith("\n") else text
         self._after_cr = text.endswith("\r")
         first, *others = rest.replace("\r\n", "\n").replace("\r", "\n").split("\n")
@@ -54,8 +68,10 @@ class Decoder:
 
     def _take(self, line: str) -> tuple[str, str] | None:
         if not line:
-            event, data = self._event, self._data
-            self._event, self._data = "", []
+            event = self._event
+            data = self._data
+            self._event = ""
+            self._data = []
             return (event or "message", "\n".join(data)) if data else None
         name, _, value = line.partition(":")
         value = value.removeprefix(" ")
@@ -73,11 +89,17 @@ class EventReader(Generic[ImageT]):
     """
 
     def __init__(
-        self, kind: type[ImageT], expected: _answers.Expected, record: Sequence[int], response: Response
+        self,
+        kind: type[ImageT],
+        expected: _answers.Expected,
+        record: Sequence[int],
+        response: Response,
     ) -> None:
         if response.rest is None:
             raise ValueError(f"expected {EVENTS}, not {response.media_type!r}")
-        self.first, self.rest, self.cut = response.content, response.rest, response.cut
+        self.first = response.content
+        self.rest = response.rest
+        self.cut = response.cut
         self.finished = False
         self._limit = response.limit
         self._request_id = response.request_id
@@ -86,7 +108,9 @@ class EventReader(Generic[ImageT]):
         self._steps: dict[int, list[dict[str, Any]]] = {}
 
     def feed(self, chunk: bytes | None) -> Iterator[Event[ImageT]]:
-        """The events that end in the next chunk; None means the end of the stream, which is then incomplete."""
+        """The events that end in the next chunk; None means the end of the stream, which is then
+        incomplete.
+        """
         if chunk is None:
             raise UnexpectedAnswer("the stream ended before its answer", self._request_id)
         for name, data in self._decoder.feed(chunk):
@@ -111,11 +135,19 @@ class EventReader(Generic[ImageT]):
             return _answers.value(Progress, document)
         if name == "done":
             members = [self._with_images(member) for member in document["images"]]
-            return Done(answer=_answers.images_of(self._kind, self._expected, {**document, "images": members}))
-        raise status_error(problem_from(document, _answers.typed(document["status"], int), self._request_id, {}))
+            return Done(
+                answer=_answers.images_of(
+                    self._kind, self._expected, {**document, "images": members}
+                )
+            )
+        raise status_error(
+            problem_from(document, _answers.typed(document["status"], int), self._request_id, {})
+        )
 
     def _with_images(self, member: dict[str, Any]) -> dict[str, Any]:
-        """A member of the event `done`, which has no images, with the images of the earlier events."""
+        """A member of the event `done`, which has no images, with the images of the earlier
+        events.
+        """
         steps = self._steps[member["index"]]
         recorded = [step for step in steps if step["step"] in self._record]
         return {**member, "data": steps[-1]["data"], "trajectory": recorded}
@@ -123,10 +155,11 @@ class EventReader(Generic[ImageT]):
 
 @dataclass(slots=True)
 class _State:
-    """What a stream shares with its generator, which does not hold the stream: a stream that is dropped closes.
+    """What a stream shares with its generator, which does not hold the stream: a stream that is
+    dropped closes.
 
-    While one thread or task waits in the generator for the next chunk, no other can close the generator. It cuts the
-    connection instead, so that the wait ends.
+    While one thread or task waits in the generator for the next chunk, no other can close the
+    generator. It cuts the connection instead, so that the wait ends.
     """
 
     is_closed: bool = False
@@ -134,12 +167,15 @@ class _State:
 
 
 class Stream(Iterator[Event[ImageT]], Generic[ImageT]):
-    """Iterator over `Step`, `Progress` and at the end `Done`. The request is sent when the first event is read.
+    """Iterator over `Step`, `Progress` and at the end `Done`. The request is sent when the first
+    event is read.
 
-    Closing the stream, or leaving the `with` block, stops the computation. A stream cannot be resumed.
+    Closing the stream, or leaving the `with` block, stops the computation. A stream cannot be
+    resumed.
 
     Raises:
-        IgnError: until the first event, as any method. Later `StatusError` if the service failed, `TransportError` if
+        IgnError: until the first event, as any method. Later `StatusError` if the service failed,
+        `TransportError` if
             the connection broke, `UnexpectedAnswer` if the stream ended early.
     """
 
@@ -162,7 +198,9 @@ class Stream(Iterator[Event[ImageT]], Generic[ImageT]):
             raise
 
     def close(self) -> None:
-        """Close the connection; a second call has no effect. If another thread waits for an event, its loop ends."""
+        """Close the connection; a second call has no effect. If another thread waits for an event,
+        its loop ends.
+        """
         self._state.is_closed = True
         try:
             self._events.close()
@@ -170,7 +208,9 @@ class Stream(Iterator[Event[ImageT]], Generic[ImageT]):
             self._state.cut()
 
     @staticmethod
-    def _read(start: Callable[[], EventReader[ImageT]], state: _State) -> Generator[Event[ImageT], None, None]:
+    def _read(
+        start: Callable[[], EventReader[ImageT]], state: _State
+    ) -> Generator[Event[ImageT], None, None]:
         reader = start()
         state.cut = reader.cut
         chunk: bytes | None = reader.first
@@ -204,7 +244,9 @@ class AsyncStream(AsyncIterator[Event[ImageT]], Generic[ImageT]):
             raise
 
     async def aclose(self) -> None:
-        """Close the connection; a second call has no effect. If another task waits for an event, its loop ends."""
+        """Close the connection; a second call has no effect. If another task waits for an event,
+        its loop ends.
+        """
         self._state.is_closed = True
         try:
             await self._events.aclose()

@@ -25,11 +25,14 @@ AsyncHttpTransport = httpx.AsyncBaseTransport
 _LIMIT: Final[ContextVar[Limit | None]] = ContextVar("_LIMIT", default=None)
 """The limit of the request that this thread sends or receives."""
 _OPENED: Final = (".connect_tcp.complete", ".connect_unix_socket.complete", ".start_tls.complete")
-_WRITE_BYTES: Final = 1 << 14  # at a time, so that a server that reads slowly does not prolong a write
+# at a time, so that a server that reads slowly does not prolong a write
+_WRITE_BYTES: Final = 1 << 14
 
 
 def send(client: HttpClient, settings: Settings, request: Request, *, stream: bool) -> Response:
-    """Send a request and read the whole response, or of a stream the first chunk; raises `TransportError`."""
+    """Send a request and read the whole response, or of a stream the first chunk; raises
+    `TransportError`.
+    """
     with _map_errors(request), _limited(request.limit):
         arguments = _arguments(settings, request, stream=stream)
         built = client.build_request(**arguments, extensions={"trace": _limit_connection})
@@ -41,7 +44,9 @@ def send(client: HttpClient, settings: Settings, request: Request, *, stream: bo
 
 
 def _chunks(request: Request, response: httpx.Response) -> Generator[bytes, None, None]:
-    """The content in pieces. Closing the generator closes the connection, which stops the computation."""
+    """The content in pieces. Closing the generator closes the connection, which stops the
+    computation.
+    """
     with _map_errors(request), closing(response):
         pieces = _pieces(response, response.iter_bytes)
         while True:
@@ -64,15 +69,17 @@ def _limited(limit: Limit) -> Iterator[None]:
 
 
 def _limit_connection(event: str, info: Mapping[str, Any]) -> None:
-    """Called by httpcore: let the reads and writes of a new connection observe the limit of their thread.
+    """Called by httpcore: let the reads and writes of a new connection observe the limit of their
+    thread.
 
-    The timeouts of httpx start again with each byte that arrives. Those of a read cannot change while a response is
-    received, so the methods of the connection are replaced.
+    The timeouts of httpx start again with each byte that arrives. Those of a read cannot change
+    while a response is received, so the methods of the connection are replaced.
     """
     if not event.endswith(_OPENED):
         return
     stream = info["return_value"]
-    read, write = stream.read, stream.write
+    read = stream.read
+    write = stream.write
 
     def limited_read(max_bytes: int, timeout: float | None = None) -> Any:
         return read(max_bytes, _seconds(timeout))
@@ -81,7 +88,8 @@ def _limit_connection(event: str, info: Mapping[str, Any]) -> None:
         for start in range(0, len(data), _WRITE_BYTES):
             write(data[start : start + _WRITE_BYTES], _seconds(timeout))
 
-    stream.read, stream.write = limited_read, limited_write
+    stream.read = limited_read
+    stream.write = limited_write
 
 
 def _seconds(timeout: float | None) -> float | None:
@@ -89,7 +97,9 @@ def _seconds(timeout: float | None) -> float | None:
     return timeout if limit is None else limit.left()
 
 
-async def send_async(client: AsyncHttpClient, settings: Settings, request: Request, *, stream: bool) -> Response:
+async def send_async(
+    client: AsyncHttpClient, settings: Settings, request: Request, *, stream: bool
+) -> Response:
     """Like `send`."""
     with _map_errors(request):
         async with asyncio.timeout(request.limit.left()):
@@ -114,9 +124,13 @@ async def _async_chunks(request: Request, response: httpx.Response) -> AsyncGene
 
 
 def _pieces(response: httpx.Response, pieces: Callable[[], T]) -> T:
-    """Begin to read the content, unless it is compressed: a small response could become a large one."""
+    """Begin to read the content, unless it is compressed: a small response could become a large
+    one.
+    """
     if (coding := response.headers.get("content-encoding", "identity")) != "identity":
-        raise UnexpectedAnswer(f"the response is compressed ({coding}), which the client did not ask for")
+        raise UnexpectedAnswer(
+            f"the response is compressed ({coding}), which the client did not ask for"
+        )
     return pieces()
 
 
@@ -124,13 +138,19 @@ def _arguments(settings: Settings, request: Request, *, stream: bool) -> dict[st
     headers = {"User-Agent": f"ign-client/{__version__}", **trace_headers(), **request.headers}
     if settings.api_key is not None:
         headers["Authorization"] = f"Bearer {settings.api_key}"
-    arguments: dict[str, Any] = {"method": request.method, "url": settings.base_url + request.path, "headers": headers}
+    arguments: dict[str, Any] = {
+        "method": request.method,
+        "url": settings.base_url + request.path,
+        "headers": headers,
+    }
     seconds = request.limit.left()
     read = seconds if seconds is None or not stream else max(seconds, EVENT_S)
     arguments["timeout"] = httpx.Timeout(seconds, read=read)
     if isinstance(request.body, MultipartBody):
         arguments["data"] = dict(request.body.fields)
-        arguments["files"] = [(name, (name, data, "application/octet-stream")) for name, data in request.body.files]
+        arguments["files"] = [
+            (name, (name, data, "application/octet-stream")) for name, data in request.body.files
+        ]
     elif request.body is not None:
         arguments["content"] = request.body
     return arguments
@@ -150,16 +170,24 @@ def _map_errors(request: Request) -> Iterator[None]:
 
 
 def _is_event_stream(response: httpx.Response) -> bool:
-    return response.status_code == 200 and response.headers.get("content-type", "").startswith(EVENTS)
+    return response.status_code == 200 and response.headers.get("content-type", "").startswith(
+        EVENTS
+    )
 
 
-def _response(request: Request, response: httpx.Response, content: bytes, rest: object = None) -> Response:
+def _response(
+    request: Request, response: httpx.Response, content: bytes, rest: object = None
+) -> Response:
     headers = {name.lower(): value for name, value in response.headers.items()}
-    return Response(response.status_code, headers, content, request.limit, rest, partial(_cut, response))
+    return Response(
+        response.status_code, headers, content, request.limit, rest, partial(_cut, response)
+    )
 
 
 def _cut(response: httpx.Response) -> None:
-    """Shut the socket down: a thread that waits for bytes then finds their end, which `close` would not bring about."""
+    """Shut the socket down: a thread that waits for bytes then finds their end, which `close` would
+    not bring about.
+    """
     stream = response.extensions.get("network_stream")  # a transport without a network has none
     open_socket = None if stream is None else stream.get_extra_info("socket")
     if open_socket is not None:

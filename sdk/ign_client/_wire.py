@@ -1,7 +1,8 @@
 """Requests, responses and retries, without I/O and independent of the HTTP library.
 
-The generator `attempts` yields the next request, or the seconds to wait before it. The client that drives it waits, or
-sends the request and passes in the response or the `TransportError` with `send`.
+The generator `attempts` yields the next request, or the seconds to wait before it. The client that
+drives it waits, or sends the request and passes in the response or the `TransportError` with
+`send`.
 """
 
 import json
@@ -21,11 +22,15 @@ T_co = TypeVar("T_co", covariant=True)
 EVENTS: Final = "text/event-stream"
 MAX_ANSWER_BYTES: Final = 1 << 30
 EVENT_S: Final = 30.0  # between two events of a stream; the service sends its progress each second
-GRACE_S: Final = 1.0  # added to the timeout, so that the service's 504 at its deadline still arrives
+GRACE_S: Final = (
+    1.0  # added to the timeout, so that the service's 504 at its deadline still arrives
+)
 
 
 class MultipartBody(NamedTuple):
-    """A form: the text of each option, and (name, content) of each file, in order; names may repeat."""
+    """A form: the text of each option, and (name, content) of each file, in order; names may
+    repeat.
+    """
 
     fields: Mapping[str, str]
     files: Sequence[tuple[str, bytes]]
@@ -37,7 +42,8 @@ Body: TypeAlias = bytes | MultipartBody
 
 @dataclass(slots=True)
 class Limit:
-    """What the client waits for and takes at most: until the end of the attempt or the next event, and of the call.
+    """What the client waits for and takes at most: until the end of the attempt or the next event,
+    and of the call.
 
     The times are those of ``clock``; they are infinite without a limit.
     """
@@ -66,7 +72,9 @@ class Limit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One HTTP request, without what the transport adds: the URL of the service, User-Agent and Authorization."""
+    """One HTTP request, without what the transport adds: the URL of the service, User-Agent and
+    Authorization.
+    """
 
     method: str
     path: str
@@ -79,8 +87,8 @@ class Request:
 class Response:
     """One HTTP response, with the names of its headers in lower case.
 
-    For an event stream, ``content`` is its first chunk, ``rest`` the generator of the others, and ``cut`` ends a wait
-    for the next one from another thread or task.
+    For an event stream, ``content`` is its first chunk, ``rest`` the generator of the others, and
+    ``cut`` ends a wait for the next one from another thread or task.
     """
 
     status: int
@@ -111,7 +119,8 @@ class Response:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call(Generic[T_co]):
-    """One call of a method: the request, without a body for a GET, and the parser of a response with these statuses.
+    """One call of a method: the request, without a body for a GET, and the parser of a response
+    with these statuses.
 
     ``error`` makes the raised error from that of the response.
     """
@@ -130,8 +139,12 @@ class Call(Generic[T_co]):
         for name, seconds in (("timeout", self.timeout), ("deadline", self.deadline)):
             if not isinstance(seconds, Unset):
                 check_seconds(name, seconds)
-        if self.request_id is not None and not re.fullmatch(r"[A-Za-z0-9._-]{1,128}", self.request_id):
-            raise errors.InputError(f"request_id: expected 1 to 128 of A-Z a-z 0-9 . _ -, not {self.request_id!r}")
+        if self.request_id is not None and not re.fullmatch(
+            r"[A-Za-z0-9._-]{1,128}", self.request_id
+        ):
+            raise errors.InputError(
+                f"request_id: expected 1 to 128 of A-Z a-z 0-9 . _ -, not {self.request_id!r}"
+            )
 
     def ends(self, settings: Settings) -> float:
         """When the call ends that begins now."""
@@ -159,11 +172,15 @@ def _chosen(seconds: float | Unset | None, default: float | None) -> float:
     return math.inf if chosen is None else chosen
 
 
-def attempts(call: Call[T], settings: Settings, ends: float | None) -> Generator[Request | float, Any, T]:
-    """Yield requests, and before repetitions seconds to wait, until one succeeds; return the parsed response.
+def attempts(
+    call: Call[T], settings: Settings, ends: float | None
+) -> Generator[Request | float, Any, T]:
+    """Yield requests, and before repetitions seconds to wait, until one succeeds; return the parsed
+    response.
 
-    Every call may be repeated, because the service keeps no state for callers. The last repetition begins before
-    ``ends``; without such an end, before the timeout has passed since the first attempt.
+    Every call may be repeated, because the service keeps no state for callers. The last repetition
+    begins before ``ends``; without such an end, before the timeout has passed since the first
+    attempt.
 
     Raises:
         errors.TransportError, errors.StatusError: the error of the last attempt.
@@ -177,9 +194,15 @@ def attempts(call: Call[T], settings: Settings, ends: float | None) -> Generator
         outcome: Response | errors.TransportError = yield call.request(settings, ends)
         response = outcome if isinstance(outcome, Response) else None
         if response is not None and response.status in call.statuses:
-            with errors.unexpected(f"{call.path} answered with something that is not its answer", response.request_id):
+            with errors.unexpected(
+                f"{call.path} answered with something that is not its answer", response.request_id
+            ):
                 return call.parse(response)
-        error = call.error(errors.status_error(outcome.problem())) if isinstance(outcome, Response) else outcome
+        error = (
+            call.error(errors.status_error(outcome.problem()))
+            if isinstance(outcome, Response)
+            else outcome
+        )
         delay = _delay(settings, error, retries)
         if delay is None or settings.clock() + delay > gives_up:
             raise error
@@ -193,4 +216,5 @@ def _delay(settings: Settings, error: errors.IgnError, retries: int) -> float | 
         return None
     own = 0.5 * 2.0 ** min(retries, 4) * (0.5 + 0.5 * settings.jitter())
     seconds = (error.retry_after if isinstance(error, errors.StatusError) else None) or 0.0
-    return max(own, seconds * (1 + 0.1 * settings.jitter()))  # up to 10 % later than Retry-After says, never earlier
+    # up to 10 % later than Retry-After says, never earlier
+    return max(own, seconds * (1 + 0.1 * settings.jitter()))

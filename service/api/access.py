@@ -1,13 +1,14 @@
-"""Who calls: API keys with their scopes and quotas, and the address that a request without key counts under.
+"""Who calls: API keys with their scopes and quotas, and the address that a request without key
+counts under.
 
 The keys file is a JSON list. It holds the SHA-256 of each key, never the key itself:
 
     [{"name": "alice", "sha256": "<64 hex digits>", "scopes": ["infer"]},
      {"name": "ops", "sha256": "<64 hex digits>", "scopes": ["infer", "admin"]}]
 
-The scope `admin` allows the administrative paths, and the scope `infer` every other path that needs a key. An entry may
-have a `quota`, such as `"20/s"` or `"600/m"`. It replaces the rate `IGN_RATE_LIMIT` for this key. With keys
-configured, a path needs a key unless it is listed as open.
+The scope `admin` allows the administrative paths, and the scope `infer` every other path that needs
+a key. An entry may have a `quota`, such as `"20/s"` or `"600/m"`. It replaces the rate
+`IGN_RATE_LIMIT` for this key. With keys configured, a path needs a key unless it is listed as open.
 """
 
 import hashlib
@@ -18,12 +19,19 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
-from starlette.datastructures import Headers
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
 
 from service.api.body import RequestHeaders
+from service.domain.accounts import EXPECTED, Rate
 from service.domain.errors import ForbiddenError, StartupError, UnauthorizedError, reason_of
-from service.domain.rate_limit import EXPECTED, Rate
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -66,7 +74,9 @@ def _parse_quota(value: object) -> Rate | None:
 
 
 class ApiKey(BaseModel):
-    """The API key of one caller: an entry of the keys file. Its name counts for fair queueing, quotas and logs."""
+    """The API key of one caller: an entry of the keys file. Its name counts for fair queueing,
+    quotas and logs.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -77,7 +87,9 @@ class ApiKey(BaseModel):
 
 
 def load_keys(path: Path) -> tuple[ApiKey, ...]:
-    """Read the keys file; a `StartupError` says why it is unreadable or invalid, or which field occurs twice."""
+    """Read the keys file; a `StartupError` says why it is unreadable or invalid, or which field
+    occurs twice.
+    """
     try:
         return parse_keys(read_file(path))
     except StartupError as exc:
@@ -85,7 +97,9 @@ def load_keys(path: Path) -> tuple[ApiKey, ...]:
 
 
 def read_file(path: Path) -> bytes:
-    """The content of a keys file; a `StartupError` says why there is none. A pipe or device could block the reader."""
+    """The content of a keys file; a `StartupError` says why there is none. A pipe or device could
+    block the reader.
+    """
     try:
         if path.exists() and not path.is_file():
             raise StartupError("it is not a regular file")
@@ -118,13 +132,15 @@ class ApiKeys:
     """The keys of the callers, found by their digest."""
 
     def __init__(self, keys: Collection[ApiKey]) -> None:
-        # A lookup by digest reveals nothing of a key: nobody can choose digests that are near to that of a key.
+        # A lookup by digest reveals nothing of a key: nobody can choose digests that are near to
+        # that of a key.
         self._keys = {key.sha256: key for key in keys}
 
     def identify(self, request: "ApiRequest", needed: ScopeName = "infer") -> None:
         """Set the name of the caller's API key and its quota in the request.
 
-        Raises `UnauthorizedError` without a valid key, and `ForbiddenError` if the key does not have the scope.
+        Raises `UnauthorizedError` without a valid key, and `ForbiddenError` if the key does not
+        have the scope.
         """
         values = request.headers.getlist(b"authorization")
         # Several headers are rejected, because proxies disagree on which of them counts.
@@ -135,16 +151,20 @@ class ApiKeys:
         key = self._keys.get(hashlib.sha256(token.encode("latin-1")).hexdigest())
         if key is None:
             raise UnauthorizedError("this key is not known")
-        request.caller, request.api_key, request.quota = key.name, key.name, key.quota
+        request.caller = key.name
+        request.api_key = key.name
+        request.quota = key.quota
         if needed not in key.scopes:
             raise ForbiddenError(f"this key does not have the scope {needed}")
 
 
 def check_origin(headers: RequestHeaders, allowed: Collection[str]) -> None:
-    """Raise `ForbiddenError` if a page of another site may have sent the request; browsers send some without asking.
+    """Raise `ForbiddenError` if a page of another site may have sent the request; browsers send
+    some without asking.
 
-    Its `Origin` must be the service's own or one of ``allowed``. Browsers say in `Sec-Fetch-Site` whether it is its own
-    when they use https, or for localhost, so that a proxy may have changed `Host`.
+    Its `Origin` must be the service's own or one of ``allowed``. Browsers say in `Sec-Fetch-Site`
+    whether it is its own when they use https, or for localhost, so that a proxy may have changed
+    `Host`.
     """
     origin = headers.get(b"origin")
     is_own = origin is None or origin.partition("://")[2] == headers.get(b"host")
@@ -153,16 +173,24 @@ def check_origin(headers: RequestHeaders, allowed: Collection[str]) -> None:
         raise ForbiddenError("pages of other sites may not send this (IGN_CORS_ORIGINS)")
 
 
-def check_host(headers: Headers, settings: Settings) -> None:
-    """Raise `ForbiddenError` unless `Host` is an IP address, `localhost` or one of `IGN_ALLOWED_HOSTS`.
+def check_host(headers: RequestHeaders, settings: Settings) -> None:
+    """Raise `ForbiddenError` unless `Host` is an IP address, `localhost` or one of
+    `IGN_ALLOWED_HOSTS`.
 
     A site whose name resolves to this service looks like its own (DNS rebinding).
     """
-    host = headers.get("host", "")
-    name = host.removeprefix("[").partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    if name.lower() != "localhost" and name not in settings.allowed_hosts and _address(name) is None:
+    host = headers.get(b"host", "")
+    name = (
+        host.removeprefix("[").partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    )
+    if (
+        name.lower() != "localhost"
+        and name not in settings.allowed_hosts
+        and _address(name) is None
+    ):
         raise ForbiddenError(
-            "without API keys, only these hosts may change models: addresses, localhost, IGN_ALLOWED_HOSTS"
+            "without API keys, only these hosts may change models: addresses, localhost, "
+            "IGN_ALLOWED_HOSTS"
         )
 
 
@@ -178,15 +206,18 @@ class PathSet:
 
 
 def peer_key(peer: str | None, forwarded: Sequence[str], trusted: Sequence[Network]) -> str:
-    """The fairness key of a request behind proxies: the right-most hop of its X-Forwarded-For that is not ``trusted``.
+    """The fairness key of a request behind proxies: the right-most hop of its X-Forwarded-For that
+    is not ``trusted``.
 
-    An IPv6 address counts by its /64, within which a caller can pick addresses at will. ``peer``, the address of the
-    connection, is None for a Unix socket.
+    An IPv6 address counts by its /64, within which a caller can pick addresses at will. ``peer``,
+    the address of the connection, is None for a Unix socket.
     """
     address = _address(peer or "")
     if address is None:
         return peer or "local"
-    hops = [hop for value in forwarded[-_MAX_HOPS:] for hop in value.rsplit(",", _MAX_HOPS)][-_MAX_HOPS:]
+    hops = [hop for value in forwarded[-_MAX_HOPS:] for hop in value.rsplit(",", _MAX_HOPS)][
+        -_MAX_HOPS:
+    ]
     while hops and any(address in network for network in trusted):
         before = _address(hops.pop())
         if before is None:  # the proxy forwarded nonsense, so the proxy is the last known hop
@@ -197,7 +228,9 @@ def peer_key(peer: str | None, forwarded: Sequence[str], trusted: Sequence[Netwo
 
 @lru_cache(maxsize=1024)  # for peers with many requests
 def address_key(peer: str | None) -> str:
-    """The fairness key of a request without proxies: the address of its peer; IPv6 addresses count by their /64."""
+    """The fairness key of a request without proxies: the address of its peer; IPv6 addresses count
+    by their /64.
+    """
     address = _address(peer or "")
     return _network_of(address) if address else peer or "local"
 

@@ -1,11 +1,11 @@
-"""The objects that endpoints use. `service.app.build_services` creates them; the app keeps them in its state."""
+"""The objects that endpoints use. `service.app.build_services` creates them; the app keeps them in
+its state.
+"""
 
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
-
-from starlette.requests import Request
 
 from service.api.limits import InFlightRequests
 from service.domain.errors import Draining, NotReady, UnavailableError
@@ -24,9 +24,9 @@ Phase = Literal["loading", "serving", "failed"]
 class AppState:
     """The running parts of one service. The registry is empty until all models are verified.
 
-    ``phase`` is `loading` until then, and `failed` if one was not. Without traces ``tracing`` is None. Deadlines are
-    times on ``clock``, which gives monotonic seconds. In one of several processes, ``change_everywhere`` changes the
-    models of all, as `ModelRegistry.change`.
+    ``phase`` is `loading` until then, and `failed` if one was not. Without traces ``tracing`` is
+    None. Deadlines are times on ``clock``, which gives monotonic seconds. In one of several
+    processes, ``change_everywhere`` changes the models of all, as `ModelRegistry.change`.
     """
 
     settings: Settings
@@ -57,26 +57,32 @@ class AppState:
         self.metrics.in_flight.set(self.in_flight.count)
 
     def require_serving(self) -> None:
-        """Raise `Draining` or `NotReady` unless requests are accepted; it checks no model, so none blocks others."""
+        """Raise `Draining` or `NotReady` unless requests are accepted; it checks no model, so none
+        blocks others.
+        """
         if self.in_flight.draining:
             raise Draining("the service is shutting down")
         if self.phase != "serving":
-            raise NotReady("models are being loaded" if self.phase == "loading" else "a model could not be loaded")
+            raise NotReady(
+                "models are being loaded"
+                if self.phase == "loading"
+                else "a model could not be loaded"
+            )
 
     def require_ready(self) -> None:
-        """As `require_serving`; also if the service is about to drain, or the workers of a model are not healthy."""
+        """As `require_serving`; also if the service is about to drain, or the workers of a model
+        are not healthy.
+        """
         self.require_serving()
         if self.in_flight.leaving:
             raise Draining("the service is about to shut down")
         models = self.registry.models.items()
-        for ref, scheduler in ((ref, each) for ref, model in models for each in model.schedulers.values()):
+        for ref, scheduler in (
+            (ref, each) for ref, model in models for each in model.schedulers.values()
+        ):
             if reason := scheduler.device_error:
-                raise NotReady(f"the device of {ref} is lost, only a new process can use it again: {reason}")
+                raise NotReady(
+                    f"the device of {ref} is lost, only a new process can use it again: {reason}"
+                )
             if not scheduler.healthy:
                 raise NotReady(f"a worker of {ref} is being replaced")
-
-
-def app_state(request: Request) -> AppState:
-    """The state of the app that received a request."""
-    state: AppState = request.app.state.services
-    return state

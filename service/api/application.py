@@ -3,26 +3,19 @@
 Every request, of every size and kind, passes the same functions:
 
     server ─▶ Application.__call__     request id, arrival, caller, trace, errors of the head
-                 │
-                 ├─ CorsMiddleware     only if origins are configured; preflights end here
-                 │
-                 ├─ _admit             API key, draining, requests in flight, rate
-                 │
-                 ├─ Pipeline.run       an endpoint that runs a model
-                 │  or FastAPI         all others: information, documents, model repository
-                 │
-                 ├─ _record            log line, metrics, trace
-                 │
-                 └─ ApiRequest.finish  an error waits for earlier ones of its caller, then it is sent
+                 │ ├─ CorsMiddleware     only if origins are configured; preflights end here │ ├─
+                 _admit             API key, draining, requests in flight, rate │ ├─ Pipeline.run
+                 an endpoint that runs a model │  or FastAPI         all others: information,
+                 documents, model repository │ ├─ _record            log line, metrics, trace │ └─
+                 ApiRequest.finish  an error waits for earlier ones of its caller, then it is sent
 
-While it runs, ``scope["state"]["request"]`` is the `ApiRequest`. `service.server` sets ``arrival`` there, the seconds
-on `AppState.clock` when the head was complete, ``rejected``, the error of a head that it did not accept, and
-``is_received`` once the whole body has arrived.
+While it runs, ``scope["state"]["request"]`` is the `ApiRequest`. `service.server` sets ``arrival``
+there, the seconds on `AppState.clock` when the head was complete, ``rejected``, the error of a head
+that it did not accept, and ``is_received`` once the whole body has arrived.
 """
 
 import asyncio
-from collections.abc import Iterable
-from functools import lru_cache
+from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -31,74 +24,27 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api.access import (
-    ADMIN_PATHS,
-    HEALTH_PATHS,
-    METRICS_PATH,
-    ApiKeys,
-    PathSet,
-    address_key,
-    check_origin,
-    open_paths,
-    peer_key,
-)
+from service.api.access import ApiKeys, address_key, check_origin, peer_key
 from service.api.app_state import AppState
 from service.api.cors import CorsMiddleware
 from service.api.heads import check_head
-from service.api.limits import CallerRates, ErrorPace
-from service.api.pipeline import Endpoint, Pipeline
-from service.api.problems import describe, log_failure, problem_response
-from service.api.request import ApiRequest, NotModified, Route
+from service.api.pipeline import Pipeline, Stages
+from service.api.problems import NoEndpoint, describe, log_failure, problem_response
+from service.api.request import ApiRequest, NotModified
+from service.api.table import Endpoint, RouteTable
+from service.domain.accounts import Rates
 from service.domain.errors import Draining, forget_frames
 from service.observability.logs import choose_request_id, log_request, parse_traceparent
 
 CLIENT_GONE: Final = 499
-_CACHED, _MAX_PATH = 1024, 256  # how many paths are remembered, and the longest of them
-
-
-class RouteTable:
-    """Finds the template of a path and its endpoint, for every request before it is admitted.
-
-    Of ``routes`` those without a template, such as a mount, are left out; ``endpoints`` are those that run a model.
-    ``private`` are the names of `service.api.access.OPEN` whose paths need a key.
-    """
-
-    def __init__(self, routes: Iterable[Any], endpoints: Iterable[Endpoint], private: Iterable[str] = ()) -> None:
-        models: dict[str, dict[str, Endpoint]] = {}
-        for endpoint in endpoints:
-            models.setdefault(endpoint.template, {}).update(dict.fromkeys(endpoint.methods, endpoint))
-        templates = {route.path_format: route.path_regex for route in routes if hasattr(route, "path_format")}
-        self._exact = {path: Route(path, models.get(path, {})) for path in templates if "{" not in path}
-        self._patterns = [(regex, path, models.get(path, {})) for path, regex in templates.items() if "{" in path]
-        self._keyless, self._open = PathSet(open_paths([*private])), PathSet(open_paths())
-        self._admin = PathSet(ADMIN_PATHS)
-        self._find_cached = lru_cache(maxsize=_CACHED)(self._find)
-
-    def find(self, path: str) -> Route:
-        """The first route that matches, or one with the template `unmatched`."""
-        return self._find_cached(path) if len(path) <= _MAX_PATH else self._find(path)
-
-    def _find(self, path: str) -> Route:
-        return self._match(path)._replace(
-            is_probe=path in HEALTH_PATHS,
-            is_admin=path in self._admin,
-            is_paced=path == METRICS_PATH,
-            needs_key=path not in self._keyless,
-            has_rate=path not in self._open,
-        )
-
-    def _match(self, path: str) -> Route:
-        if path in self._exact:
-            return self._exact[path]
-        for regex, template, endpoints in self._patterns:
-            match = regex.match(path)
-            if match is not None:
-                return Route(template, endpoints, match.groupdict())
-        return Route()
 
 
 class Application:
-    """See the module; this is what the server calls. None stands for no API ``keys`` and no limit of ``rates``."""
+    """See the module; this is what the server calls.
+
+    None stands for no API ``keys``, and for ``rates`` of this process. ``fastapi`` answers what
+    runs no model, and has the lifespan.
+    """
 
     def __init__(
         self,
@@ -107,17 +53,26 @@ class Application:
         routes: RouteTable,
         *,
         keys: ApiKeys | None = None,
-        rates: CallerRates | None = None,
+        rates: Rates | None = None,
     ) -> None:
-        self.services, self.fastapi = services, fastapi
-        self._routes, self._pipeline, self._pace = routes, Pipeline(), ErrorPace()
-        self._keys, self._rates = keys, rates
+        self.services = services
+        self.fastapi = fastapi
+        self._routes, self._pipeline = routes, Pipeline()
+        self._keys, self._rates = keys, rates or Rates()
         settings = services.settings
-        self._settings, self._in_flight, self._tracing = settings, services.in_flight, services.tracing
+        self._settings = settings
+        self._in_flight = services.in_flight
+        self._tracing = services.tracing
         self._inner: ASGIApp = self._serve
         if settings.cors_origins:
-            self._inner = CorsMiddleware(self._serve, origins=settings.cors_origins, reject=self._send_problem)
+            self._inner = CorsMiddleware(
+                self._serve, origins=settings.cors_origins, reject=self._send_problem
+            )
         self._recorded: dict[tuple[str, int, str | None], list[tuple[float, ApiRequest]]] = {}
+
+    def lifespan(self) -> AbstractAsyncContextManager[Any]:
+        """Requests are answered only within it; a server enters it, without one the caller does."""
+        return self.fastapi.router.lifespan_context(self.fastapi)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -126,19 +81,21 @@ class Application:
             return
         request = self._begin(scope, receive, send)
         try:
-            app = self._inner if request.error is None else self._serve  # CORS answers preflights by itself
+            # CORS answers preflights by itself
+            app = self._inner if request.error is None else self._serve
             await app(scope, receive, request.send)
         except ClientDisconnect as exc:
             request.status = CLIENT_GONE
             forget_frames(exc)
         else:
-            if not request.complete:  # the server cuts the connection, so the status that was sent does not hold
+            # the server cuts the connection, so the status that was sent does not hold
+            if not request.complete:
                 request.status = HTTPStatus.INTERNAL_SERVER_ERROR
         finally:
             del request.state["request"]  # the cycle would wait for the garbage collector
             self._record(request)
         if request.held is not None:
-            await request.finish(self._pace)
+            await request.finish(self._rates)
         request.release()
 
     def _begin(self, scope: Scope, receive: Receive, send: Send) -> ApiRequest:
@@ -146,8 +103,11 @@ class Application:
         if root := scope.get("root_path"):
             path = path.removeprefix(root)
         state = scope.setdefault("state", {})
-        request = state["request"] = ApiRequest(self.services, scope, receive, send, self._routes.find(path), path)
-        headers, proxies = request.headers, self._settings.trusted_proxies
+        request = state["request"] = ApiRequest(
+            self.services, scope, receive, send, self._routes.find(path), path
+        )
+        headers = request.headers
+        proxies = self._settings.trusted_proxies
         request.request_id = choose_request_id(headers.get(b"x-request-id"))
         if proxies:
             request.caller = peer_key(request.peer, headers.getlist(b"x-forwarded-for"), proxies)
@@ -163,7 +123,9 @@ class Application:
         """Continue the caller's trace, or begin one; probes and scrapes begin none."""
         trace = parse_traceparent(traceparents)
         if self._tracing is not None and (trace is not None or not request.route.is_probe):
-            spans = self._tracing.start_request(request.arrival, trace, request.headers.getlist(b"tracestate"))
+            spans = self._tracing.start_request(
+                request.arrival, trace, request.headers.getlist(b"tracestate")
+            )
             trace = spans.position
             if spans.recorded:
                 request.spans = spans
@@ -176,8 +138,11 @@ class Application:
         request: ApiRequest = scope["state"]["request"]
         try:
             self._admit(request)
-            if stages := request.route.endpoints.get(request.method):
-                await self._pipeline.run(stages, request, send)
+            endpoint: Endpoint | None = request.route.endpoints.get(request.method)
+            if endpoint is None:
+                raise NoEndpoint(request.route.endpoints)
+            if isinstance(endpoint.run, Stages):
+                await self._pipeline.run(endpoint.run, request, send)
             else:
                 await self.fastapi(scope, receive, send)
         except ClientDisconnect:
@@ -192,16 +157,20 @@ class Application:
     def _admit(self, request: ApiRequest) -> None:
         """Let the request in, and count it.
 
-        Raises `IgnError` if the server rejected its head, the head is wrong, the key is missing, unknown or without the
-        scope, a page of another site may have sent it, the service drains, too many requests are in flight, or the
-        caller is beyond its rate.
+        Raises `IgnError` if the server rejected its head, the head is wrong, the key is missing,
+        unknown or without the scope, a page of another site may have sent it, the service drains,
+        too many requests are in flight, or the caller is beyond its rate.
         """
-        route, in_flight = request.route, self._in_flight
+        route = request.route
+        in_flight = self._in_flight
         if request.error is not None:
-            request.added.append((b"connection", b"close"))  # where the next request begins is in doubt
+            # where the next request begins is in doubt
+            request.added.append((b"connection", b"close"))
             raise request.error
         if self._keys is None:
-            if request.method == "POST" and ("*" not in self._settings.cors_origins or route.is_admin):
+            if request.method == "POST" and (
+                "*" not in self._settings.cors_origins or route.is_admin
+            ):
                 check_origin(request.headers, self._settings.cors_origins)
         elif route.needs_key:
             self._keys.identify(request, "admin" if route.is_admin else "infer")
@@ -209,8 +178,9 @@ class Application:
             if in_flight.draining:
                 raise Draining("the service is shutting down")
             request.epoch = in_flight.enter(request.caller)
-        if self._rates is not None and route.has_rate:
-            self._rates.count(request.caller, request.quota)
+        rate = request.quota or self._settings.rate_limit
+        if rate is not None and route.has_rate:
+            self._rates.count(request.caller, rate)
 
     async def _send_problem(self, scope: Scope, send: Send, exc: Exception) -> None:
         request: ApiRequest = scope["state"]["request"]
@@ -222,7 +192,13 @@ class Application:
             if problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
                 log_failure(exc, request.request_id)
             response = problem_response(problem, request.request_id, request.path)
-        await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+        await send(
+            {
+                "type": "http.response.start",
+                "status": response.status_code,
+                "headers": response.raw_headers,
+            }
+        )
         await send({"type": "http.response.body", "body": bytes(response.body)})
 
     def _record(self, request: ApiRequest) -> None:
@@ -241,7 +217,10 @@ class Application:
         self._recorded.setdefault(key, []).append((seconds, request))
 
     def _observe(self) -> None:
-        """Count the requests that ended in this turn of the event loop, those of one kind together."""
-        recorded, self._recorded = self._recorded, {}
+        """Count the requests that ended in this turn of the event loop, those of one kind
+        together.
+        """
+        recorded = self._recorded
+        self._recorded = {}
         for (endpoint, status, _), ended in recorded.items():
             self.services.metrics.requests(endpoint, status, ended)

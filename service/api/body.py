@@ -1,13 +1,15 @@
 """The header fields and the body of a request: read within limits, and parsed as JSON.
 
-A JSON body with a syntax error raises `MalformedRequest` (400). A well-formed body with an invalid value raises
-`InvalidContent` (422), which names the field. If the client disconnects, Starlette's `ClientDisconnect` is raised.
-The parsers are synchronous: large bodies are parsed in the codec pool.
+A JSON body with a syntax error raises `MalformedRequest` (400). A well-formed body with an invalid
+value raises `InvalidContent` (422), which names the field. If the client disconnects, Starlette's
+`ClientDisconnect` is raised. The parsers are synchronous: large bodies are parsed in the codec
+pool.
 """
 
 import asyncio
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from email.utils import parsedate
 from io import BytesIO
 from math import isfinite
 from typing import Any, Final, TypeVar
@@ -20,15 +22,23 @@ from starlette.types import Receive
 
 from service.api.negotiation import Json
 from service.api.problems import describe
-from service.domain.errors import BodyTooSlow, InvalidContent, MalformedRequest, TooLarge, UnsupportedMedia
+from service.domain.errors import (
+    BodyTooSlow,
+    InvalidContent,
+    MalformedRequest,
+    TooLarge,
+    UnsupportedMedia,
+)
 
 Body = TypeVar("Body", bound=BaseModel)
 
 MAX_DEPTH: Final = 32  # of nested objects and arrays in a JSON body
 MAX_VALUES: Final = 200_000
-"""Most values in a JSON body, objects and arrays included. Parsing and rejecting one takes about 1 µs and 200 bytes, so
-16 MiB of empty objects would take many seconds and a gigabyte. The largest request has one image for each of at most
-65 536 images. Bodies of the Open Inference Protocol hold more numbers; `service.api.oip.tensors` adds them."""
+"""Most values in a JSON body, objects and arrays included. Parsing and rejecting one takes about 1
+µs and 200 bytes, so 16 MiB of empty objects would take many seconds and a gigabyte. The largest
+request has one image for each of at most 65 536 images. Bodies of the Open Inference Protocol hold
+more numbers; `service.api.oip.tensors` adds them.
+"""
 
 MIN_HELD: Final = 1 << 13  # bytes; fewer are not worth counting: 1024 requests hold 8 MiB of them
 _MAX_NAME: Final = 200  # characters of a field name from the request that an error repeats
@@ -37,7 +47,9 @@ _PARAMETERLESS: Final = frozenset(("application/json", "image/png", "image/jpeg"
 
 
 class RequestHeaders:
-    """The header fields of a request, by their names in lower case; ``first`` has the first value of each."""
+    """The header fields of a request, by their names in lower case; ``first`` has the first value
+    of each.
+    """
 
     def __init__(self, fields: Sequence[tuple[bytes, bytes]]) -> None:
         self.fields = fields
@@ -57,11 +69,30 @@ class RequestHeaders:
         return [value.decode("latin-1") for each, value in self.fields if each == name]
 
 
+def is_known(headers: Mapping[str, str], request: RequestHeaders) -> bool:
+    """Whether the caller of a request has the response with these headers (RFC 9110, section
+    13.2.2).
+    """
+    if tags := ",".join(request.getlist(b"if-none-match")):
+        # weak comparison (section 13.1.2)
+        known = {tag.strip(" \t").removeprefix("W/") for tag in tags.split(",")}
+        return not known.isdisjoint({"*", headers["ETag"].removeprefix("W/")})
+    since, changed = (
+        parsedate(each)
+        for each in (request.get(b"if-modified-since"), headers.get("Last-Modified"))
+    )
+    return since is not None and changed is not None and since >= changed
+
+
 def parse_as(schema: type[Body], body: bytes, *, max_values: int = MAX_VALUES) -> Body:
-    """A JSON body as ``schema``; an empty body counts as `{}`. Raises `InvalidContent`, and as `parse_json`."""
+    """A JSON body as ``schema``; an empty body counts as `{}`. Raises `InvalidContent`, and as
+    `parse_json`.
+    """
     try:
         return schema.model_validate(parse_json(body, max_values=max_values) if body else {})
-    except ValidationError as exc:  # formatted here, in the codec pool: a large body can hold 100 000 errors
+    except (
+        ValidationError
+    ) as exc:  # formatted here, in the codec pool: a large body can hold 100 000 errors
         problem = describe(exc)
         raise InvalidContent(problem.detail, fields=problem.fields) from exc
 
@@ -76,13 +107,15 @@ async def read_body(
     hold: Callable[[int], None] | None = None,
     is_received: bool = False,
 ) -> bytes:
-    """Read the whole body, at most ``max_bytes``; a larger Content-Length is rejected before reading.
+    """Read the whole body, at most ``max_bytes``; a larger Content-Length is rejected before
+    reading.
 
-    ``setting`` ends the error for it.
-    The last byte must arrive within ``seconds``, unless the server has all of it (``is_received``).
-    ``hold`` is called with the number of bytes whenever more than 8 KiB have arrived; it raises if they are too many.
+    ``setting`` ends the error for it. The last byte must arrive within ``seconds``, unless the
+    server has all of it (``is_received``). ``hold`` is called with the number of bytes whenever
+    more than 8 KiB have arrived; it raises if they are too many.
 
-    Raises `UnsupportedMedia` for a Content-Encoding, else `TooLarge`, `BodyTooSlow` or `ClientDisconnect`.
+    Raises `UnsupportedMedia` for a Content-Encoding, else `TooLarge`, `BodyTooSlow` or
+    `ClientDisconnect`.
     """
     _check_head(headers, max_bytes, setting)
     if is_received:  # in one message
@@ -91,7 +124,8 @@ async def read_body(
         if hold is not None and len(whole) > MIN_HELD:
             hold(len(whole))
         return whole
-    body, size, counted, more = BytesIO(), 0, 0, True  # its value is not copied at the end, as that of a bytearray
+    # its value is not copied at the end, as that of a bytearray
+    body, size, counted, more = (BytesIO(), 0, 0, True)
     try:
         async with asyncio.timeout(seconds):
             while more:
@@ -112,7 +146,8 @@ def _check_head(headers: RequestHeaders, max_bytes: int, setting: str) -> None:
         raise UnsupportedMedia("Content-Encoding: bodies must be sent without one")
     length = headers.first.get(b"content-length", b"")
     if length.isdigit():
-        # `int` takes quadratic time in the number of digits, so a very long number is not converted.
+        # `int` takes quadratic time in the number of digits, so a very long number is not
+        # converted.
         _check_size(sys.maxsize if len(length) > 18 else int(length), max_bytes, setting)
 
 
@@ -130,7 +165,9 @@ async def _receive(receive: Receive) -> tuple[bytes, bool]:
 
 
 def parse_content_type(header: str | None) -> tuple[str, dict[str, str]]:
-    """Parse a Content-Type header into media type, in lower case, and parameters; ``("", {})`` without a header."""
+    """Parse a Content-Type header into media type, in lower case, and parameters; ``("", {})``
+    without a header.
+    """
     if header in _PARAMETERLESS:
         return header, {}
     name, parameters = parse_options_header(header)
@@ -140,13 +177,15 @@ def parse_content_type(header: str | None) -> tuple[str, dict[str, str]]:
 
 
 def parse_json(body: bytes, *, max_values: int = MAX_VALUES) -> Json:
-    """Parse a JSON object with a limited number of values; if a key occurs twice, its last value counts.
+    """Parse a JSON object with a limited number of values; if a key occurs twice, its last value
+    counts.
 
-    Raises `MalformedRequest` if it is not UTF-8, not JSON, has NaN or Infinity, or nests deeper than `MAX_DEPTH`; and
-    `InvalidContent` if it is not an object, has too many values, or a number beyond float64 (1e400).
+    Raises `MalformedRequest` if it is not UTF-8, not JSON, has NaN or Infinity, or nests deeper
+    than `MAX_DEPTH`; and `InvalidContent` if it is not an object, has too many values, or a number
+    beyond float64 (1e400).
     """
-    # A container begins with a bracket, and a comma precedes every other value but the first of its container. Those
-    # inside strings count, too: base64 has none, and a data URL has one comma.
+    # A container begins with a bracket, and a comma precedes every other value but the first of its
+    # container. Those inside strings count, too: base64 has none, and a data URL has one comma.
     if len(body) > max_values and sum(map(body.count, (b"{", b"[", b","))) > max_values:
         raise InvalidContent.field("body", f"holds more than {max_values} values")
     try:
@@ -159,34 +198,24 @@ def parse_json(body: bytes, *, max_values: int = MAX_VALUES) -> Json:
     return value
 
 
-_FieldPath = tuple["_FieldPath", str | int] | None  # linked list of keys from a node up to the body
-
-
-def _check_values(body: Json) -> None:
-    """Raise if containers nest too deep or a number is infinite."""
-    # A stack instead of recursion, because nesting is the caller's choice. A field's path becomes text only for an
-    # error, because bodies of the Open Inference Protocol hold 50 000 numbers.
-    stack: list[tuple[Json | list[Any], _FieldPath, int]] = [(body, None, 1)]
-    while stack:
-        node, path, depth = stack.pop()
-        if depth > MAX_DEPTH:
-            raise MalformedRequest(f"the body nests deeper than {MAX_DEPTH} levels")
-        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-            value_type = type(value)
-            if value_type is dict or value_type is list:
-                stack.append((value, (path, key), depth + 1))
-            elif value_type is float and not isfinite(value):
-                raise InvalidContent.field(_format_path((path, key)), "beyond the range of numbers")
-
-
-def _format_path(path: _FieldPath) -> str:
-    parts: list[str] = []
-    while path is not None:
-        path, key = path
-        parts.append(str(key))
-    return printable_name(".".join(reversed(parts)))
+def _check_values(node: Json | list[Any], path: str = "", depth: int = 1) -> None:
+    """Raise if containers nest too deep or a number is infinite; ``path`` is that of the
+    container.
+    """
+    if depth > MAX_DEPTH:
+        raise MalformedRequest(f"the body nests deeper than {MAX_DEPTH} levels")
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        value_type = type(value)
+        if value_type is dict or value_type is list:
+            _check_values(value, f"{path}{str(key)[:_MAX_NAME]}."[:_MAX_NAME], depth + 1)
+        elif value_type is float and not isfinite(value):
+            raise InvalidContent.field(
+                printable_name(f"{path}{key}"), "beyond the range of numbers"
+            )
 
 
 def printable_name(name: str) -> str:
-    """A field name from the request as an error may repeat it: at most 200 characters, no lone surrogates."""
+    """A field name from the request as an error may repeat it: at most 200 characters, no lone
+    surrogates.
+    """
     return name[:_MAX_NAME].encode("utf-8", "replace").decode("utf-8")

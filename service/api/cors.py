@@ -1,4 +1,6 @@
-"""Cross-origin requests (CORS): Starlette's middleware with this service's headers and error documents."""
+"""Cross-origin requests (CORS): Starlette's middleware with this service's headers and error
+documents.
+"""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
@@ -33,10 +35,16 @@ _ALLOWED_HEADERS: Final = (
 
 
 class CorsMiddleware(CORSMiddleware):
-    """Starlette's `CORSMiddleware` with this service's headers; ``reject`` sends the problem of a bad preflight."""
+    """Starlette's `CORSMiddleware` with this service's headers; ``reject`` sends the problem of a
+    bad preflight.
+    """
 
     def __init__(
-        self, app: ASGIApp, *, origins: Sequence[str], reject: Callable[[Scope, Send, Exception], Awaitable[None]]
+        self,
+        app: ASGIApp,
+        *,
+        origins: Sequence[str],
+        reject: Callable[[Scope, Send, Exception], Awaitable[None]],
     ) -> None:
         self._reject = reject
         super().__init__(

@@ -1,4 +1,6 @@
-"""What the head of a request may be: its size, and the headers that frame it (RFC 9112, sections 3.2 and 6)."""
+"""What the head of a request may be: its size, and the headers that frame it (RFC 9112, sections
+3.2 and 6).
+"""
 
 from collections.abc import Sequence
 from typing import Final
@@ -6,26 +8,39 @@ from typing import Final
 from starlette.types import Scope
 
 from service.api.body import RequestHeaders
-from service.domain.errors import HeadTooLarge, IgnError, MalformedRequest, NotSupported, UnsupportedMedia
+from service.domain.errors import (
+    HeadTooLarge,
+    IgnError,
+    MalformedRequest,
+    NotSupported,
+    UnsupportedMedia,
+)
 
-MAX_HEAD_BYTES: Final = 1 << 14  # request line and headers; also trailers, and the extensions of one chunk
+# request line and headers; also trailers, and the extensions of one chunk
+MAX_HEAD_BYTES: Final = 1 << 14
 MAX_HEADERS: Final = 128
 MAX_QUERY_BYTES: Final = 1 << 12
 MAX_CONTENT_TYPE: Final = 256  # bytes; the boundary of a form has at most 70
 MAX_PIPELINED: Final = 64  # requests that wait on one connection for the response before theirs
-WHOLE_RESPONSE: Final = "ign.http.response"  # ASGI extension of `service.server`: sends a whole response at once
+WHOLE_RESPONSE: Final = (
+    "ign.http.response"  # ASGI extension of `service.server`: sends a whole response at once
+)
 _VERSIONS: Final = ("1.1", "1.0")
 
 
 def check_head_size(size: int, count: int) -> None:
     """Raise `HeadTooLarge` for a head of more than 16 KiB or 128 headers."""
     if size > MAX_HEAD_BYTES or count > MAX_HEADERS:
-        raise HeadTooLarge(f"the head of the request is larger than {MAX_HEAD_BYTES} bytes or {MAX_HEADERS} headers")
+        raise HeadTooLarge(
+            f"the head of the request is larger than {MAX_HEAD_BYTES} bytes or {MAX_HEADERS} "
+            f"headers"
+        )
 
 
 def check_head(scope: Scope, headers: RequestHeaders) -> IgnError | None:
     """What is wrong with a parsed head, if anything. The parser has checked `Content-Length`."""
-    names, http_version = headers.first, scope["http_version"]
+    names = headers.first
+    http_version = scope["http_version"]
     if len(scope["query_string"]) > MAX_QUERY_BYTES:
         return HeadTooLarge(f"the query is longer than {MAX_QUERY_BYTES} bytes")
     if len(names.get(b"content-type", b"")) > MAX_CONTENT_TYPE:

@@ -1,4 +1,6 @@
-"""Content negotiation: choose the media type of a response by the Accept header (RFC 9110, section 12.5.1)."""
+"""Content negotiation: choose the media type of a response by the Accept header (RFC 9110, section
+12.5.1).
+"""
 
 import re
 from enum import StrEnum
@@ -25,7 +27,9 @@ class Media(StrEnum):
     APNG = "image/apng"
 
 
-PICTURE_TYPES: Final = tuple(f"image/{name}" for name in ("png", "jpeg", "webp", "tiff", "bmp", "gif", "avif"))
+PICTURE_TYPES: Final = tuple(
+    f"image/{name}" for name in ("png", "jpeg", "webp", "tiff", "bmp", "gif", "avif")
+)
 """The media types of uploaded images. The first bytes of an image decide which it is."""
 
 # The media ranges that match each media type, most specific first.
@@ -33,39 +37,50 @@ _PATTERNS: Final = {media: (media.value, f"{media.partition('/')[0]}/*", "*/*") 
 
 MAX_LENGTH: Final = 4096  # characters of the Accept header; browsers send about 150
 
-# All quantifiers are possessive (`*+`), so that a hostile header cannot cause backtracking: the time is linear.
-# Empty list elements and empty parameters are allowed (RFC 9110, section 5.6.1). So are the lone `*` and the weights
-# without a leading zero (`q=.2`) that Java's URLConnection sends.
+# All quantifiers are possessive (`*+`), so that a hostile header cannot cause backtracking: the
+# time is linear. Empty list elements and empty parameters are allowed (RFC 9110, section 5.6.1). So
+# are the lone `*` and the weights without a leading zero (`q=.2`) that Java's URLConnection sends.
 _WORD: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 _QUOTED: Final = r'"(?:[^"\\]|\\.)*+"'
 _PARAMETER: Final = rf"[ \t]*+;[ \t]*+(?:{_WORD}=(?:{_WORD}|{_QUOTED}))?+"
-_ELEMENT: Final = re.compile(rf"[ \t]*+(?:({_WORD})(?:/({_WORD}))?+((?:{_PARAMETER})*+))?+[ \t]*+(?:,|\Z)")
+_ELEMENT: Final = re.compile(
+    rf"[ \t]*+(?:({_WORD})(?:/({_WORD}))?+((?:{_PARAMETER})*+))?+[ \t]*+(?:,|\Z)"
+)
 _PARAMETERS: Final = re.compile(rf"({_WORD})=({_WORD}|{_QUOTED})")
 _WEIGHT: Final = re.compile(r"(?:0?\.[0-9]{1,9}|0\.?|1(?:\.0{0,9})?)")
 
 
 @lru_cache(maxsize=256)  # a client sends the same header with every request
 def negotiate(accept: str | None, offers: tuple[Media, ...]) -> Media:
-    """Choose the offer with the highest weight; several Accept headers come joined by commas, None accepts everything.
+    """Choose the offer with the highest weight; several Accept headers come joined by commas, None
+    accepts everything.
 
-    Among equal weights the order of `Media` decides, so `*/*` gives JSON and `image/*` gives PNG. The weight of an
-    offer is that of the most specific range that matches it. Parameters other than `q` are ignored.
+    Among equal weights the order of `Media` decides, so `*/*` gives JSON and `image/*` gives PNG.
+    The weight of an offer is that of the most specific range that matches it. Parameters other than
+    `q` are ignored.
 
-    Raises `MalformedRequest` for a weight outside 0…1 or no media ranges, and `NotAcceptable` if every weight is 0.
+    Raises `MalformedRequest` for a weight outside 0…1 or no media ranges, and `NotAcceptable` if
+    every weight is 0.
     """
     ranges = _ranges(accept) if accept and accept.strip(" \t,") else {"*/*": 1.0}
-    best, best_weight = None, 0.0
+    best = None
+    best_weight = 0.0
     for media in (each for each in Media if each in offers):
         weight = next((ranges[pattern] for pattern in _PATTERNS[media] if pattern in ranges), 0.0)
         if weight > best_weight:
-            best, best_weight = media, weight
+            best = media
+            best_weight = weight
     if best is None:
-        raise NotAcceptable(f"this answer can be had as {', '.join(m for m in Media if m in offers)}")
+        raise NotAcceptable(
+            f"this answer can be had as {', '.join(m for m in Media if m in offers)}"
+        )
     return best
 
 
 def _ranges(accept: str) -> dict[str, float]:
-    """Media ranges in lower case with their weights, by ascending weight, so that the best duplicate counts."""
+    """Media ranges in lower case with their weights, by ascending weight, so that the best
+    duplicate counts.
+    """
     if len(accept) > MAX_LENGTH:
         raise MalformedRequest(f"Accept is longer than {MAX_LENGTH} characters")
     ranges: list[tuple[str, float]] = []

@@ -9,9 +9,9 @@
       ⋮            worker threads apply f
     _on_events()   encode and respond, for all requests whose last step ended together
 
-A stage runs for many requests in a row, so its code and data stay in the CPU's cache: a small request costs half of
-what it costs alone. A part that takes longer than waking a thread runs in the codec pool, with a list of one. The task
-of the request then continues with the next stage.
+A stage runs for many requests in a row, so its code and data stay in the CPU's cache: a small
+request costs half of what it costs alone. A part that takes longer than waking a thread runs in the
+codec pool, with a list of one. The task of the request then continues with the next stage.
 """
 
 import asyncio
@@ -35,7 +35,8 @@ from service.models.registry import ServedModel
 LARGE_BODY: Final = 1 << 15  # bytes; a larger body is parsed in the codec pool
 MAX_PER_TURN: Final = 32  # requests of one turn of the event loop: about 2 ms of work
 _SMALL: Final = 1 << 14  # bytes of a response that is sent at once
-_MAX_BYTES_PER_TURN: Final = 1 << 16  # of their bodies; a body of 16 KiB takes as long as forty of 400 bytes
+# of their bodies; a body of 16 KiB takes as long as forty of 400 bytes
+_MAX_BYTES_PER_TURN: Final = 1 << 16
 
 Item = TypeVar("Item")
 Key = TypeVar("Key")
@@ -45,7 +46,9 @@ PathParameters = Mapping[str, str]
 
 
 class Plan(NamedTuple):
-    """What a request takes, known before any of its pixels is decoded. It is admitted, and runs, as planned."""
+    """What a request takes, known before any of its pixels is decoded. It is admitted, and runs, as
+    planned.
+    """
 
     rows: int
     """Rows, or tiles of images of any size."""
@@ -68,7 +71,9 @@ class Work(Protocol):
 
     @property
     def is_tiled(self) -> bool:
-        """Whether the rows are tiles, which run some at a time; then decoding and encoding are large."""
+        """Whether the rows are tiles, which run some at a time; then decoding and encoding are
+        large.
+        """
         ...
 
     @property
@@ -82,7 +87,9 @@ class Work(Protocol):
         ...
 
     def scheduling(self, inputs: Any) -> SchedulingParams:
-        """The request as the scheduler sees it; ``streamed`` if its events are sent as they come."""
+        """The request as the scheduler sees it; ``streamed`` if its events are sent as they
+        come.
+        """
         ...
 
     def error(self, exc: IgnError) -> IgnError:
@@ -90,17 +97,18 @@ class Work(Protocol):
         ...
 
 
-class Endpoint(NamedTuple):
-    """The stages of one endpoint. `check` sees the head only, before the body is read.
+class Stages(NamedTuple):
+    """The stages of an endpoint that runs a model. `check` sees the head only, before the body is
+    read.
 
-    `has_large_body` says whether `parse` needs a thread of the codec pool. `decode` returns, for each of several small
-    requests, its inputs or the error of one that has none; their ``rows`` are (N, C, H, W) float32 in the model's
-    range. `decode_large` returns those of one request. `encode` gets (work, rows, result) of each; if it raises, it
-    runs again for each request alone. `respond` gets what `encode` made. All but a large `parse`, `decode_large` and a
-    large `encode` run on the event loop.
+    `has_large_body` says whether `parse` needs a thread of the codec pool. `decode` returns, for
+    each of several small requests, its inputs or the error of one that has none; their ``rows`` are
+    (N, C, H, W) float32 in the model's range. `decode_large` returns those of one request. `encode`
+    gets (work, rows, result) of each; if it raises, it runs again for each request alone. `respond`
+    gets what `encode` made. All but a large `parse`, `decode_large` and a large `encode` run on the
+    event loop.
     """
 
-    template: str
     check: Callable[[ApiRequest], None]
     has_large_body: Callable[[ApiRequest, bytes], bool]
     parse: Callable[[ApiRequest, bytes, PathParameters], Work]
@@ -108,7 +116,6 @@ class Endpoint(NamedTuple):
     decode_large: Callable[[Any, CodecThread], Any]
     encode: Callable[[Sequence[tuple[Any, Images, Result]]], Sequence[Any]]
     respond: Callable[[Sequence[tuple[Any, Any]]], list[ResponseParts]]
-    methods: tuple[str, ...] = ("POST",)
 
 
 class Pipeline:
@@ -118,8 +125,9 @@ class Pipeline:
         self._arrived: list[ApiRequest] = []
         self._running: dict[Any, ApiRequest] = {}  # by the handle of the scheduler
 
-    async def run(self, stages: Endpoint, request: ApiRequest, send: Send) -> None:
-        """Answer one request; if its client disconnects, its rows are dropped and `ClientDisconnect` is raised.
+    async def run(self, stages: Stages, request: ApiRequest, send: Send) -> None:
+        """Answer one request; if its client disconnects, its rows are dropped and
+        `ClientDisconnect` is raised.
 
         It raises the reason of a problem document, unless the response has started.
         """
@@ -133,7 +141,8 @@ class Pipeline:
             last = await self._run(stages, request, send)
             response = request.response
         except asyncio.CancelledError:
-            # As of `asyncio.timeout`: the cancellation by `disconnect` is taken back, those of others reach them.
+            # As of `asyncio.timeout`: the cancellation by `disconnect` is taken back, those of
+            # others reach them.
             if request.is_gone and task is not None and task.uncancel() == 0:
                 raise ClientDisconnect from None
             raise
@@ -145,10 +154,13 @@ class Pipeline:
         else:  # of a stream; sent here, because a client that stops reading holds up `send`
             await send({"type": "http.response.body", "body": last})
 
-    async def _run(self, stages: Endpoint, request: ApiRequest, send: Send) -> bytes:
-        """Run the stages: large parts in the codec pool, small ones in turns; returns the last piece of a stream."""
+    async def _run(self, stages: Stages, request: ApiRequest, send: Send) -> bytes:
+        """Run the stages: large parts in the codec pool, small ones in turns; returns the last
+        piece of a stream.
+        """
         if stages.has_large_body(request, request.body):
-            # Set here: a job that ends after the deadline of its request must not give it anything any more.
+            # Set here: a job that ends after the deadline of its request must not give it anything
+            # any more.
             request.work = await request.run_codec("decode", lambda _: _parse(request))
         await self._join_turn(request)
         if request.inputs is None:  # decoding is large
@@ -163,7 +175,9 @@ class Pipeline:
         return b""
 
     async def _decode_large(self, request: ApiRequest) -> None:
-        """Decode in the codec pool, but only for rows that have room in the queue when this begins."""
+        """Decode in the codec pool, but only for rows that have room in the queue when this
+        begins.
+        """
         work = request.work
         if work.plan is None:
             await request.run_codec("decode", work.open)
@@ -172,14 +186,18 @@ class Pipeline:
         scheduler = work.model.scheduler
         rows = min(work.plan.rows, scheduler.batch_rows) if work.is_tiled else work.plan.rows
         with scheduler.room_for(rows, request.caller):
-            request.inputs = await request.run_codec("decode", partial(request.stages.decode_large, work))
+            request.inputs = await request.run_codec(
+                "decode", partial(request.stages.decode_large, work)
+            )
         if work.is_tiled:
             return
         self._submit(work.model, [request])  # directly: nobody else takes the room
         await progress
 
     def _forget(self, request: ApiRequest) -> None:
-        """Cancel what still runs. An error in ``progress`` holds the frames that hold the request: break the cycle."""
+        """Cancel what still runs. An error in ``progress`` holds the frames that hold the request:
+        break the cycle.
+        """
         if request.handle is not None:
             del self._running[request.handle]
             request.work.model.scheduler.cancel(request.handle)
@@ -211,7 +229,9 @@ class Pipeline:
             self._submit(model, group)
 
     def _take(self) -> list[ApiRequest]:
-        arrived, size, count = self._arrived, 0, 0
+        arrived = self._arrived
+        size = 0
+        count = 0
         while count < min(len(arrived), MAX_PER_TURN) and size < _MAX_BYTES_PER_TURN:
             size += 0 if arrived[count].work is not None else len(arrived[count].body)
             count += 1
@@ -222,7 +242,10 @@ class Pipeline:
 
     def _submit(self, model: ServedModel, requests: list[ApiRequest]) -> None:
         try:
-            rows = [(request.inputs.rows, request.work.scheduling(request.inputs)) for request in requests]
+            rows = [
+                (request.inputs.rows, request.work.scheduling(request.inputs))
+                for request in requests
+            ]
             handles = model.scheduler.submit(rows, self._on_events)
         except Exception as exc:
             for request in requests:
@@ -249,7 +272,8 @@ class Pipeline:
                 del self._running[handle]
                 request.handle = None
             if request.events is not None:
-                # Steps that wait for a slow reader are counted as bytes of its response; progress would only add up.
+                # Steps that wait for a slow reader are counted as bytes of its response; progress
+                # would only add up.
                 if request.events.empty() or not isinstance(event, StreamProgress):
                     request.events.put_nowait(event)
             elif isinstance(event, IgnError):
@@ -272,7 +296,8 @@ class Pipeline:
 
 async def _run_tiles(request: ApiRequest, send: Send) -> bytes:
     """Run the tiles of a request and respond; returns the last piece of a stream."""
-    work, inputs = request.work, request.inputs
+    work = request.work
+    inputs = request.inputs
     if not work.scheduling(inputs).streamed:
         request.result = await work.run_tiles(inputs)
         await _respond_large(request)
@@ -298,7 +323,8 @@ async def _deliver(result: Coroutine[Any, Any, Result], events: "asyncio.Queue[A
 
 
 async def _respond_large(request: ApiRequest) -> None:
-    stages, ended = request.stages, [request.ended()]
+    stages = request.stages
+    ended = [request.ended()]
     (content,) = await request.run_codec("encode", lambda _: stages.encode(ended))
     (request.response,) = stages.respond([(request.work, content)])
 
@@ -309,13 +335,16 @@ def _parse(request: ApiRequest) -> Any:
 
 def _hold_plan(request: ApiRequest) -> None:
     plan: Plan = request.work.plan
-    request.rows, request.steps = plan.rows, plan.steps
+    request.rows = plan.rows
+    request.steps = plan.steps
     if plan.bytes > MIN_HELD:
         request.hold(plan.bytes)
 
 
 def _parse_small(request: ApiRequest) -> None:
-    """Parse the body, unless the codec pool has, and count what the response will take: before a row runs for it."""
+    """Parse the body, unless the codec pool has, and count what the response will take: before a
+    row runs for it.
+    """
     start = time.perf_counter()
     try:
         if request.work is None:
@@ -341,7 +370,7 @@ def _decode(decode: Callable[[Sequence[Any]], Sequence[Any]], requests: list[Api
             request.inputs = inputs
 
 
-def _respond_to(stages: Endpoint, requests: list[ApiRequest]) -> None:
+def _respond_to(stages: Stages, requests: list[ApiRequest]) -> None:
     try:
         contents = stages.encode([request.ended() for request in requests])
     except Exception as exc:
@@ -359,8 +388,12 @@ def _respond_to(stages: Endpoint, requests: list[ApiRequest]) -> None:
         request.response = response
 
 
-def _each_alone(stage: Callable[[list[ApiRequest]], None], requests: list[ApiRequest], exc: Exception) -> None:
-    """After a stage has raised: the error of one request, such as its deadline, must not end the others."""
+def _each_alone(
+    stage: Callable[[list[ApiRequest]], None], requests: list[ApiRequest], exc: Exception
+) -> None:
+    """After a stage has raised: the error of one request, such as its deadline, must not end the
+    others.
+    """
     if len(requests) == 1:
         requests[0].fail(exc)
         return

@@ -1,25 +1,21 @@
 """Turn every exception into an `application/problem+json` response (RFC 9457).
 
-`type` is `about:blank`, so `title` is the status phrase. `code` is the stable name that programs should compare.
-`error` repeats `detail`, because clients of the Open Inference Protocol read it. Only exceptions of
-`service.domain.errors` and of validation put their text into the response. Any other exception is logged with the
-request id, and the response has a fixed text.
+`type` is `about:blank`, so `title` is the status phrase. `code` is the stable name that programs
+should compare. `error` repeats `detail`, because clients of the Open Inference Protocol read it.
+Only exceptions of `service.domain.errors` and of validation put their text into the response. Any
+other exception is logged with the request id, and the response has a fixed text.
 """
 
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
 
 from pydantic import ValidationError
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from service.domain import errors
 from service.domain.errors import IgnError, InvalidContent, reason_of
@@ -45,13 +41,15 @@ STATUS: Final[Mapping[type[IgnError], int]] = {
     errors.UnavailableError: 503,
     errors.DeadlineError: 504,
 }
-"""HTTP status of each error class; a class that is not listed has the status of its nearest base."""
+"""HTTP status of each error class; a class that is not listed has the status of its nearest
+base.
+"""
 
 # `http.HTTPStatus` of older Pythons has other phrases.
 _TITLES: Final = {413: "Content Too Large", 422: "Unprocessable Content"}
-# Other codes are the status phrase in snake_case.
-_FRAMEWORK_CODES: Final = {400: errors.MalformedRequest.code, 413: errors.TooLarge.code}
-_INTERNAL_ERROR: Final = "the service failed on this request; its log tells why under this request id"
+_INTERNAL_ERROR: Final = (
+    "the service failed on this request; its log tells why under this request id"
+)
 _MAX_FIELDS: Final = 32  # a body can hold a million invalid items
 _MAX_PATH: Final = 200  # characters; an unknown field can have a name of any length
 _MAX_RETRY_S: Final = 3600
@@ -61,7 +59,8 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """A problem document, and headers of its response. ``detail`` names no file's path and holds no traceback.
+    """A problem document, and headers of its response. ``detail`` names no file's path and holds no
+    traceback.
 
     ``fields`` are pairs of dotted field path and message, for validation errors.
     """
@@ -73,12 +72,25 @@ class Problem:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def body(self, request_id: str, path: str = "") -> dict[str, Any]:
-        """The members of the problem document, ready for JSON; below `/v1`, of the error of OpenAI's API."""
+        """The members of the problem document, ready for JSON; below `/v1`, of the error of
+        OpenAI's API.
+        """
         if path.startswith(_OPENAI):
-            kind = "server_error" if self.status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
+            kind = (
+                "server_error"
+                if self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+                else "invalid_request_error"
+            )
             kind = "rate_limit_error" if self.status == HTTPStatus.TOO_MANY_REQUESTS else kind
             parameter = self.fields[0][0] if self.fields else None
-            return {"error": {"message": self.detail, "type": kind, "param": parameter, "code": self.code}}
+            return {
+                "error": {
+                    "message": self.detail,
+                    "type": kind,
+                    "param": parameter,
+                    "code": self.code,
+                }
+            }
         members: dict[str, Any] = {
             "type": "about:blank",
             "title": _title(self.status),
@@ -89,20 +101,50 @@ class Problem:
             "error": self.detail,
         }
         if self.fields:
-            members["errors"] = [{"field": name, "message": message} for name, message in self.fields]
+            members["errors"] = [
+                {"field": name, "message": message} for name, message in self.fields
+            ]
         return members
 
 
+class NoEndpoint(Exception):
+    """Nothing is served at a path (404), or not by this method (405); ``allowed`` are the methods
+    that it takes.
+    """
+
+    def __init__(self, allowed: Collection[str] = ()) -> None:
+        super().__init__()
+        self.allowed = ", ".join(sorted(allowed))
+
+    def problem(self) -> Problem:
+        """The problem document."""
+        if not self.allowed:
+            return Problem(
+                status=404,
+                code="not_found",
+                detail="nothing is served at this path; /docs lists the API",
+            )
+        detail = f"this path takes {self.allowed}"
+        return Problem(
+            status=405, code="method_not_allowed", detail=detail, headers={"Allow": self.allowed}
+        )
+
+
 def describe(exc: Exception) -> Problem:
-    """The problem document of an exception; one that no rule covers gets status 500 and a fixed text."""
+    """The problem document of an exception; one that no rule covers gets status 500 and a fixed
+    text.
+    """
     if isinstance(exc, errors.StartupError):  # its text is for the operator and may name files
         return Problem(status=500, code=exc.error_code, detail=_INTERNAL_ERROR)
     if isinstance(exc, IgnError):
         fields = exc.fields if isinstance(exc, InvalidContent) else ()
-        status, headers = status_of(type(exc)), _headers(exc)
-        return Problem(status=status, code=exc.error_code, detail=exc.detail, fields=fields, headers=headers)
-    if isinstance(exc, HTTPException):
-        return _framework_problem(exc)
+        status = status_of(type(exc))
+        headers = _headers(exc)
+        return Problem(
+            status=status, code=exc.error_code, detail=exc.detail, fields=fields, headers=headers
+        )
+    if isinstance(exc, NoEndpoint):
+        return exc.problem()
     if isinstance(exc, ValidationError):
         return _invalid_content(exc)
     return Problem(status=500, code=IgnError.code, detail=_INTERNAL_ERROR)
@@ -115,7 +157,8 @@ def status_of(error: type[IgnError]) -> int:
 
 def problem_response(problem: Problem, request_id: str, path: str = "") -> Response:
     """The response to a failed request for ``path``."""
-    # JSON in ASCII, because a field name of the caller may hold a lone surrogate, which UTF-8 cannot encode.
+    # JSON in ASCII, because a field name of the caller may hold a lone surrogate, which UTF-8
+    # cannot encode.
     content = json.dumps(problem.body(request_id, path)).encode("ascii")
     media_type = "application/json" if path.startswith(_OPENAI) else MEDIA_TYPE
     return Response(content, problem.status, dict(problem.headers), media_type)
@@ -124,25 +167,6 @@ def problem_response(problem: Problem, request_id: str, path: str = "") -> Respo
 def log_failure(exc: Exception, request_id: str) -> None:
     """Log a server error with its traceback and the id of the request."""
     _logger.error("request %s failed", request_id, exc_info=exc, extra={"request_id": request_id})
-
-
-def install(app: Starlette) -> None:
-    """Let the exceptions of endpoints and of the framework pass to `service.api.application`, which answers them."""
-    app.add_exception_handler(HTTPException, _reraise)
-    app.add_exception_handler(Exception, _no_response)
-
-
-async def _reraise(_: Request, exc: Exception) -> Response:
-    raise exc
-
-
-async def _no_response(_: Request, exc: Exception) -> Any:
-    """Called by Starlette's outermost middleware, which raises the exception after this "response"."""
-
-    async def send_nothing(scope: Scope, receive: Receive, send: Send) -> None:
-        return
-
-    return send_nothing
 
 
 def _title(status: int) -> str:
@@ -154,7 +178,8 @@ def _headers(exc: IgnError) -> dict[str, str]:
         return {"WWW-Authenticate": "Bearer"}
     if isinstance(exc, errors.DeadlineUnreachable):
         return {"X-Should-Retry": "false"}
-    if isinstance(exc, errors.BodyTooSlow):  # the rest of the body may never arrive, so the connection cannot be reused
+    # the rest of the body may never arrive, so the connection cannot be reused
+    if isinstance(exc, errors.BodyTooSlow):
         return {"Connection": "close"}
     if isinstance(exc, errors.OverloadedError | errors.UnavailableError):
         after = {"Retry-After": str(_whole_seconds(exc.retry_after))}
@@ -169,32 +194,16 @@ def _whole_seconds(seconds: float) -> int:
     return math.ceil(min(seconds, _MAX_RETRY_S))
 
 
-def _framework_problem(exc: HTTPException) -> Problem:
-    status, phrase = exc.status_code, HTTPStatus(exc.status_code).phrase
-    # Without a text, Starlette sets the phrase; for 413 it is "Content Too Large" on every version of Python.
-    detail = exc.detail if exc.detail not in (phrase, _title(status)) else ""
-    headers = dict(exc.headers or {})
-    details = {404: "nothing is served at this path; /docs lists the API"}
-    if "Allow" in headers:
-        details[405] = f"this path takes {headers['Allow']}"
-    if status == HTTPStatus.UNAUTHORIZED:
-        headers.setdefault("WWW-Authenticate", "Bearer")
-    return Problem(
-        status=status,
-        code=_FRAMEWORK_CODES.get(status) or _title(status).lower().replace(" ", "_").replace("-", "_"),
-        detail=str(detail) or details.get(status) or _title(status).lower(),
-        headers=headers,
-    )
-
-
 def _invalid_content(exc: ValidationError) -> Problem:
     found = exc.errors(include_url=False, include_input=False)
     fields = [
-        (".".join(map(str, error["loc"]))[:_MAX_PATH] or "request", _message(error)) for error in found[:_MAX_FIELDS]
+        (".".join(map(str, error["loc"]))[:_MAX_PATH] or "request", _message(error))
+        for error in found[:_MAX_FIELDS]
     ]
     name, message = fields[0]
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    status, detail = status_of(InvalidContent), f"{name}: {message}{more}"
+    status = status_of(InvalidContent)
+    detail = f"{name}: {message}{more}"
     return Problem(status=status, code=InvalidContent.code, detail=detail, fields=fields)
 
 

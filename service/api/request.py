@@ -2,8 +2,8 @@
 
     begin ─▶ admit ─▶ body ─▶ parse ─▶ decode ─▶ submit ─▶ respond ─▶ record
 
-`service.api.application` begins, admits and records it; `service.api.pipeline` runs the stages between. Each step fills
-what later ones read, so no part of the service keeps a record of its own.
+`service.api.application` begins, admits and records it; `service.api.pipeline` runs the stages
+between. Each step fills what later ones read, so no part of the service keeps a record of its own.
 """
 
 import asyncio
@@ -21,10 +21,16 @@ from starlette.types import Message, Receive, Scope, Send
 from service.api.app_state import AppState
 from service.api.body import RequestHeaders, parse_content_type, printable_name, read_body
 from service.api.heads import WHOLE_RESPONSE
-from service.api.limits import Epoch, ErrorPace
+from service.api.limits import Epoch
 from service.api.negotiation import Media, negotiate
-from service.domain.errors import BodyTooSlow, DeadlineExceeded, IgnError, InvalidContent, MalformedRequest
-from service.domain.rate_limit import Rate
+from service.domain.accounts import Rate, Rates
+from service.domain.errors import (
+    BodyTooSlow,
+    DeadlineExceeded,
+    IgnError,
+    InvalidContent,
+    MalformedRequest,
+)
 from service.domain.tasks import Images, Result
 from service.images.pool import Job
 from service.models.registry import ServedModel
@@ -43,12 +49,17 @@ ResponseParts = tuple[RawHeaders, Sequence[bytes | memoryview], str]
 
 _SECONDS: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _DISCARD_BYTES: Final = 1 << 26
-_UNREAD_BYTES, _MAX_DIGITS = 1 << 16, 10  # of a body that is received without a valid key; of its Content-Length
-_DISCARD_S, _QUIET_S = 30.0, 0.5  # for the whole of an unwanted body, and for the next part of it
+# of a body that is received without a valid key; of its Content-Length
+_UNREAD_BYTES, _MAX_DIGITS = (1 << 16, 10)
+# for the whole of an unwanted body, and for the next part of it
+_DISCARD_S = 30.0
+_QUIET_S = 0.5
 
 
 class NotModified(Exception):
-    """The caller has the response already (304); raised by the stages of the pipeline, with the response's headers."""
+    """The caller has the response already (304); raised by the stages of the pipeline, with the
+    response's headers.
+    """
 
     def __init__(self, headers: Mapping[str, str]) -> None:
         super().__init__()
@@ -56,7 +67,7 @@ class NotModified(Exception):
 
 
 class Route(NamedTuple):
-    """What a path belongs to: a template for logs and metrics, and by method the endpoints that run a model."""
+    """What a path belongs to: a template for logs and metrics, and its endpoints by method."""
 
     template: str = UNMATCHED
     endpoints: Mapping[str, Any] = MappingProxyType({})  # `Endpoint`
@@ -69,10 +80,11 @@ class Route(NamedTuple):
 
 
 class ApiRequest:
-    """One request. It belongs to the event loop, but a job of the codec pool may parse its body, and set its model.
+    """One request. It belongs to the event loop, but a job of the codec pool may parse its body,
+    and set its model.
 
-    ``seconds`` has durations by part; ``queue_s`` and ``compute_s`` are durations, too. ``arrival`` and the deadlines
-    are times on `AppState.clock`, in seconds.
+    ``seconds`` has durations by part; ``queue_s`` and ``compute_s`` are durations, too. ``arrival``
+    and the deadlines are times on `AppState.clock`, in seconds.
     """
 
     # What later steps fill.
@@ -96,12 +108,13 @@ class ApiRequest:
     problem: str | None = None  # the stable code of an error response
 
     # Of the pipeline. `progress` ends when the task of the request has something to do again.
-    stages: Any = None  # the `Endpoint`
+    stages: Any = None  # `Stages`
     body = b""
     progress: "asyncio.Future[None] | None" = None
     task: "asyncio.Task[Any] | None" = None  # while it can be cancelled because the client has gone
     is_gone = False
-    is_over = False  # the response is complete or the client has gone; a codec job of the request then stops
+    # the response is complete or the client has gone; a codec job of the request then stops
+    is_over = False
     work: Any = None
     inputs: Any = None
     handle: Any = None  # of the scheduler, until the last event
@@ -115,10 +128,23 @@ class ApiRequest:
     response_bytes = 0
     held: Message | None = None  # the last part of the body, until `finish`
 
-    def __init__(self, services: AppState, scope: Scope, receive: Receive, send: Send, route: Route, path: str) -> None:
-        self.services, self.scope, self.receive, self._send = services, scope, receive, send
+    def __init__(
+        self,
+        services: AppState,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        route: Route,
+        path: str,
+    ) -> None:
+        self.services = services
+        self.scope = scope
+        self.receive = receive
+        self._send = send
         self.method: str = scope["method"]
-        self.path, self.route, self.endpoint = path, route, route.template
+        self.path = path
+        self.route = route
+        self.endpoint = route.template
         self.query: bytes = scope["query_string"]
         self.headers = RequestHeaders(scope["headers"])
         self.request_id = ""
@@ -130,20 +156,22 @@ class ApiRequest:
         self.seconds = {"decode": 0.0, "queue": 0.0, "compute": 0.0, "encode": 0.0}
         self.added: RawHeaders = []  # to every response
         self._head: Message = {}
-        self._send_whole = scope.get("extensions", {}).pop(WHOLE_RESPONSE, None)  # it holds the scope
+        # it holds the scope
+        self._send_whole = scope.get("extensions", {}).pop(WHOLE_RESPONSE, None)
 
     # Body and stages
 
     def accept(self) -> None:
         """Begin a request that runs a model: set its deadlines.
 
-        Raises `NotReady` or `Draining` if the service accepts no requests now, and `MalformedRequest` if
-        X-Request-Timeout is not a number of seconds above 0.
+        Raises `NotReady` or `Draining` if the service accepts no requests now, and
+        `MalformedRequest` if X-Request-Timeout is not a number of seconds above 0.
         """
         services = self.services
         if services.phase != "serving":
             services.require_serving()
-        settings, seconds = services.settings, services.settings.request_timeout_s
+        settings = services.settings
+        seconds = services.settings.request_timeout_s
         timeout = self.headers.get(b"x-request-timeout")
         if timeout is not None:
             seconds = min(_seconds(timeout), seconds)
@@ -152,7 +180,9 @@ class ApiRequest:
         self.content_type = parse_content_type(self.headers.get(b"content-type"))[0]
 
     def negotiate(self, offers: tuple[Media, ...]) -> Media:
-        """The media type of the response; raises `NotAcceptable` if the caller accepts none of the offers."""
+        """The media type of the response; raises `NotAcceptable` if the caller accepts none of the
+        offers.
+        """
         return negotiate(", ".join(self.headers.getlist(b"accept")) or None, offers)
 
     async def read_body(self) -> bytes:
@@ -181,9 +211,13 @@ class ApiRequest:
         self.services.in_flight.hold(self, size)
 
     def reject_query(self) -> None:
-        """Raise `InvalidContent` if the request has query parameters; its options belong in the body."""
+        """Raise `InvalidContent` if the request has query parameters; its options belong in the
+        body.
+        """
         for name in QueryParams(self.query) if self.query else ():
-            raise InvalidContent.field(printable_name(name), "unknown query parameter; options belong in the body")
+            raise InvalidContent.field(
+                printable_name(name), "unknown query parameter; options belong in the body"
+            )
 
     def resolve(self, name: str | None) -> ServedModel:
         """Resolve the requested model, and record its name for the metrics."""
@@ -192,7 +226,8 @@ class ApiRequest:
         return model
 
     def check_not_over(self) -> None:
-        """Raise `DeadlineExceeded` if nobody waits for this request any more; codec jobs call it before every image.
+        """Raise `DeadlineExceeded` if nobody waits for this request any more; codec jobs call it
+        before every image.
 
         Thread-safe: it reads one flag that the event loop sets.
         """
@@ -200,11 +235,14 @@ class ApiRequest:
             raise DeadlineExceeded("the deadline passed")
 
     async def run_codec(self, part: str, job: Job[T]) -> T:
-        """Run a large job in the codec pool until the deadline; its time counts as ``part``, `decode` or `encode`."""
+        """Run a large job in the codec pool until the deadline; its time counts as ``part``,
+        `decode` or `encode`.
+        """
         start = time.perf_counter()
         try:
             async with asyncio.timeout(self.deadline - self.services.clock()):
-                return await self.services.codec.run(part, job, self.caller)  # the pool records the metric
+                # the pool records the metric
+                return await self.services.codec.run(part, job, self.caller)
         except TimeoutError as exc:
             raise DeadlineExceeded("the deadline passed") from exc
         except asyncio.CancelledError:
@@ -235,7 +273,7 @@ class ApiRequest:
             self.progress.set_exception(exc)
 
     def ended(self) -> tuple[Any, Images, Any]:
-        """What `Endpoint.encode` gets."""
+        """What `Stages.encode` gets."""
         return self.work, self.inputs.rows, self.result
 
     def disconnect(self) -> None:
@@ -246,12 +284,24 @@ class ApiRequest:
 
     def clear(self) -> None:
         """Drop the arrays of a request that is over, whoever still holds it."""
-        self.progress = self.task = self.work = self.inputs = self.events = self.result = self.response = None
+        self.progress = self.task = self.work = self.inputs = self.events = self.result = (
+            self.response
+        ) = None
         self.body = b""
 
     def release(self) -> None:
-        """Drop what belongs to the connection, when the response has been sent: a line of the log may wait long."""
-        del self.scope, self.receive, self._send, self._send_whole, self._head, self.headers, self.state
+        """Drop what belongs to the connection, when the response has been sent: a line of the log
+        may wait long.
+        """
+        del (
+            self.scope,
+            self.receive,
+            self._send,
+            self._send_whole,
+            self._head,
+            self.headers,
+            self.state,
+        )
 
     # Response
 
@@ -264,7 +314,9 @@ class ApiRequest:
 
     def server_timing(self) -> tuple[bytes, bytes]:
         """The header Server-Timing."""
-        return b"server-timing", _TIMING % tuple([seconds * 1e3 for seconds in self.seconds.values()])
+        return b"server-timing", _TIMING % tuple(
+            [seconds * 1e3 for seconds in self.seconds.values()]
+        )
 
     def timing(self) -> dict[str, float]:
         """The member `timing` of a JSON answer, in milliseconds."""
@@ -281,7 +333,9 @@ class ApiRequest:
         return True
 
     async def send(self, message: Message) -> None:
-        """Pass a message of the response on to the server; the head waits for the first part of the body."""
+        """Pass a message of the response on to the server; the head waits for the first part of the
+        body.
+        """
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message["headers"] = [*message.get("headers", ()), *self.added]
@@ -309,12 +363,12 @@ class ApiRequest:
             await self._send(self._head)
         await self._send(message)
 
-    async def finish(self, pace: ErrorPace) -> None:
+    async def finish(self, rates: Rates) -> None:
         """Send the last part of a response, which `send` has held back."""
         if self.held is None:
             return
         if self.is_paced:
-            await pace.wait(self.caller)
+            await asyncio.sleep(rates.pause(self.caller))
         await self._send_on({**self.held, "more_body": self.closes})
         if self.closes:
             await self._discard_body()
@@ -322,32 +376,43 @@ class ApiRequest:
 
     @property
     def is_paced(self) -> bool:
-        """Whether the response waits for earlier ones of its caller: an error, or a scrape, whose text is long."""
+        """Whether the response waits for earlier ones of its caller: an error, or a scrape, whose
+        text is long.
+        """
         return self.status >= HTTPStatus.BAD_REQUEST or self.route.is_paced
 
     def _is_unwanted(self) -> bool:
-        """Whether the body of a caller without a valid key is too long to be received and thrown away."""
+        """Whether the body of a caller without a valid key is too long to be received and thrown
+        away.
+        """
         length = self.headers.get(b"content-length", "")
         is_short = length.isdecimal() and len(length) < _MAX_DIGITS and int(length) <= _UNREAD_BYTES
         return self.status == HTTPStatus.UNAUTHORIZED and not is_short
 
     def _has_body(self) -> bool:
         headers = self.headers
-        return headers.get(b"content-length", "0") != "0" or headers.get(b"transfer-encoding") is not None
+        return (
+            headers.get(b"content-length", "0") != "0"
+            or headers.get(b"transfer-encoding") is not None
+        )
 
     def _is_last(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
         """Whether the server closes the connection after the response."""
-        closes = "close" in self.headers.get(b"connection", "").lower() or (b"connection", b"close") in headers
+        closes = (
+            "close" in self.headers.get(b"connection", "").lower()
+            or (b"connection", b"close") in headers
+        )
         return closes or self.scope.get("http_version") == "1.0"
 
     async def _discard_body(self) -> None:
         """Read the rest of a body that nobody wants, within limits.
 
-        The server closes the connection next. If the client were still sending, the system would then reset the
-        connection, and the client could lose the response.
+        The server closes the connection next. If the client were still sending, the system would
+        then reset the connection, and the client could lose the response.
         """
         if self._is_unwanted():
-            await asyncio.sleep(_QUIET_S)  # the client may read the response; then the system resets the connection
+            # the client may read the response; then the system resets the connection
+            await asyncio.sleep(_QUIET_S)
             return
         size = 0
         try:
@@ -372,14 +437,17 @@ def _latin(text: str) -> bytes:
 
 def raw_headers(headers: Mapping[str, str]) -> RawHeaders:
     """Header fields as ASGI has them."""
-    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    return [
+        (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()
+    ]
 
 
 def count_rows(ended: Sequence[tuple[ApiRequest, ServedModel, Result]]) -> None:
     """Add finished requests to their timing, to the metrics and to their log lines."""
     together: dict[tuple[str, str, str | None], list[Result]] = {}
     for api, model, result in ended:
-        api.queue_s, api.compute_s = result.queue_s, result.compute_s
+        api.queue_s = result.queue_s
+        api.compute_s = result.compute_s
         api.seconds["queue"] += result.queue_s
         api.seconds["compute"] += result.compute_s
         together.setdefault((model.ref, api.endpoint, api.api_key), []).append(result)
@@ -389,13 +457,19 @@ def count_rows(ended: Sequence[tuple[ApiRequest, ServedModel, Result]]) -> None:
             endpoint,
             [steps for result in results for steps in result.steps.tolist()],
             [distance for result in results for distance in result.distance.tolist()],
-            [drift for result in results if result.drift is not None for drift in result.drift.tolist()],
+            [
+                drift
+                for result in results
+                if result.drift is not None
+                for drift in result.drift.tolist()
+            ],
             api_key=api_key,
         )
 
 
 def count_codec(part: str, requests: Sequence[ApiRequest], start: float) -> None:
-    """Count one codec call on the event loop for several requests, each of which has its share of the time.
+    """Count one codec call on the event loop for several requests, each of which has its share of
+    the time.
 
     ``start`` is when it began, by `time.perf_counter`.
     """

@@ -1,7 +1,8 @@
-"""The model card: the description that an exported file contains, and the contract between training and serving.
+"""The model card: the description that an exported file contains, and the contract between training
+and serving.
 
-`model.onnx` stores the card as JSON under the metadata key `ign.card`. `service.artifact.golden` describes `golden.npz`
-beside it.
+`model.onnx` stores the card as JSON under the metadata key `ign.card`. `service.artifact.golden`
+describes `golden.npz` beside it.
 """
 
 from collections.abc import Mapping
@@ -29,13 +30,17 @@ class CardError(StartupError):
 
 
 class _Section(BaseModel):
-    """A frozen section. Unknown fields are ignored, so an older service can read a newer card of the same schema."""
+    """A frozen section. Unknown fields are ignored, so an older service can read a newer card of
+    the same schema.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Noise(_Section):
-    """Which latents the model was trained on: standard normal ones of a named stream, and their mean Euclidean norm."""
+    """Which latents the model was trained on: standard normal ones of a named stream, and their
+    mean Euclidean norm.
+    """
 
     kind: Literal["gaussian"]
     stream: str = STREAM
@@ -52,11 +57,17 @@ class Steps(_Section):
 class Tiles(_Section):
     """How f, which takes one size, is applied to images of any size: see `service.domain.tiles`."""
 
-    overlap: Annotated[int, Field(ge=0, le=2048)]  # pixels at an inner edge that are not used: the receptive field
-    multiple: Annotated[int, Field(ge=1, le=1024)] = 1  # where tiles may begin: by how much f reduces images inside
-    # Sides of smaller tiles, ascending: a side of an image that one of them holds is not mirrored to the others.
+    # pixels at an inner edge that are not used: the receptive field
+    overlap: Annotated[int, Field(ge=0, le=2048)]
+    multiple: Annotated[int, Field(ge=1, le=1024)] = (
+        1  # where tiles may begin: by how much f reduces images inside
+    )
+    # Sides of smaller tiles, ascending: a side of an image that one of them holds is not mirrored
+    # to the others.
     smaller: Annotated[tuple[int, ...], Field(max_length=3)] = ()
-    margin: Annotated[int, Field(ge=0, le=2048)] = 0  # pixels by which an image is mirrored beyond its edges
+    margin: Annotated[int, Field(ge=0, le=2048)] = (
+        0  # pixels by which an image is mirrored beyond its edges
+    )
 
 
 class Tolerance(_Section):
@@ -67,7 +78,9 @@ class Tolerance(_Section):
 
 
 class Data(_Section):
-    """What the model learned from: file name, its SHA-256, its licence, number of training images."""
+    """What the model learned from: file name, its SHA-256, its licence, number of training
+    images.
+    """
 
     name: str
     sha256: str
@@ -81,7 +94,9 @@ class Training(_Section):
     command: str  # the exact one, data named by file name only
     commit: str | None = None  # of the clean source tree; None if it was not clean
     sources: str  # SHA-256 over the `model_export` sources that decide what training computes
-    continued: tuple[dict[str, Any], ...] = ()  # where other sources went on: `from_step`, `sources`, `commit`
+    continued: tuple[
+        dict[str, Any], ...
+    ] = ()  # where other sources went on: `from_step`, `sources`, `commit`
     steps: int  # of the optimiser, over all stages
     parameters: int  # trainable ones
     config: dict[str, Any]  # the preset as it was run
@@ -96,30 +111,48 @@ class Origin(_Section):
 
 
 class Card(_Section):
-    """All a service needs to know of one model. In schema 2, what was trained elsewhere, less of it is known."""
+    """All a service needs to know of one model. In schema 2, what was trained elsewhere, less of it
+    is known.
+    """
 
     schema_version: Literal[1, 2] = 1
     name: Annotated[str, Field(pattern=NAME_PATTERN)]  # the folder under the model directory
     version: Annotated[str, Field(pattern=VERSION_PATTERN)]  # decimal number ≥ 1
     description: str = ""  # one or two sentences for people
     title: Annotated[str, Field(max_length=40)] = ""  # a short name for people, such as `Digits`
-    prompt: Annotated[str, Field(max_length=120)] = ""  # what the page asks people to draw: `Draw a digit, 0–9`
+    prompt: Annotated[str, Field(max_length=120)] = (
+        ""  # what the page asks people to draw: `Draw a digit, 0–9`
+    )
     objective: Literal["naign", "ign"] | None = None
-    shape: tuple[Literal[1, 3], Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)]]  # C, H, W
-    tiles: Tiles | None = None  # None: images are resized to the shape; else the shape is that of a tile
-    color: Literal["luma"] | None = None  # of a grey model: f gets the luma of colour images, which keep their colours
+    # C, H, W
+    shape: tuple[
+        Literal[1, 3], Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)]
+    ]
+    tiles: Tiles | None = (
+        None  # None: images are resized to the shape; else the shape is that of a tile
+    )
+    color: Literal["luma"] | None = (
+        None  # of a grey model: f gets the luma of colour images, which keep their colours
+    )
     range: tuple[Finite, Finite] = (-1.0, 1.0)  # (lo, hi) of pixel values
-    background: tuple[Finite, ...]  # one value per channel, in the range: letterbox and alpha colour
-    polarity: Literal["light-on-dark", "dark-on-light", "none"] = "none"  # the first inverts under `invert: auto`
-    exact: bool = False  # f(f(x)) = f(x) in every bit, by construction: one step gives what any number gives
+    # one value per channel, in the range: letterbox and alpha colour
+    background: tuple[Finite, ...]
+    polarity: Literal["light-on-dark", "dark-on-light", "none"] = (
+        "none"  # the first inverts under `invert: auto`
+    )
+    exact: bool = (
+        False  # f(f(x)) = f(x) in every bit, by construction: one step gives what any number gives
+    )
     noise: Noise | None = None  # None: the model makes nothing of noise
     steps: Steps = Steps()
     tolerance: Tolerance = Tolerance()
-    buckets: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)  # batch sizes that were verified at export, ascending
+    # batch sizes that were verified at export, ascending
+    buckets: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     opset: int  # ONNX opset of the default domain
     data: Data | None = None
     training: Training | None = None
-    quality: dict[str, Any] = Field(default_factory=dict)  # measured figures, name → number or table
+    # measured figures, name → number or table
+    quality: dict[str, Any] = Field(default_factory=dict)
     # 101 quantiles (0…100 %) of mean |f(x) − x| over held-out real images
     distance_quantiles: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] | None = None
     licence: str  # of the weights
@@ -134,14 +167,20 @@ class Card(_Section):
             raise ValueError("background needs one value per channel")
         if not all(lo <= b <= hi for b in self.background):
             raise ValueError("background must lie in the range")
-        if list(self.buckets) != sorted(set(self.buckets)) or not self.buckets or self.buckets[0] < 1:
+        if (
+            list(self.buckets) != sorted(set(self.buckets))
+            or not self.buckets
+            or self.buckets[0] < 1
+        ):
             raise ValueError("buckets must ascend from 1 or more")
         if self.color is not None and self.shape[0] != 1:
             raise ValueError("color is of grey models")
         if self.tiles is not None:
             self._check_tiles(self.tiles)
         quantiles = self.distance_quantiles
-        if quantiles is not None and (len(quantiles) != QUANTILES or list(quantiles) != sorted(quantiles)):
+        if quantiles is not None and (
+            len(quantiles) != QUANTILES or list(quantiles) != sorted(quantiles)
+        ):
             raise ValueError(f"distance_quantiles must be {QUANTILES} ascending numbers")
         return self
 
@@ -158,22 +197,35 @@ class Card(_Section):
             raise ValueError("a tile must have more than twice the overlap")
         sides = [0, *tiles.smaller, min(self.shape[1:])]
         if sides != sorted(set(sides)) or any(side % tiles.multiple for side in tiles.smaller):
-            raise ValueError(f"smaller tiles must be multiples of {tiles.multiple}, ascending, below the shape")
+            raise ValueError(
+                f"smaller tiles must be multiples of {tiles.multiple}, ascending, below the shape"
+            )
 
     @property
     def coloured(self) -> Self:
         """The card of a colour model with the range and the background of this grey one."""
-        return self.model_copy(update={"shape": (3, *self.shape[1:]), "background": self.background * 3})
+        return self.model_copy(
+            update={"shape": (3, *self.shape[1:]), "background": self.background * 3}
+        )
 
     def sized(self, size: tuple[int, int]) -> Self:
-        """The card for images of this size, (H, W) in pixels: itself unless they are cut into tiles."""
-        return self if self.tiles is None else self.model_copy(update={"shape": (self.shape[0], *size)})
+        """The card for images of this size, (H, W) in pixels: itself unless they are cut into
+        tiles.
+        """
+        return (
+            self
+            if self.tiles is None
+            else self.model_copy(update={"shape": (self.shape[0], *size)})
+        )
 
     def tiling(self, size: tuple[int, int]) -> Tiling:
-        """The tiles of an image of this size, (H, W) in pixels; raises ValueError if the card has no `tiles`."""
+        """The tiles of an image of this size, (H, W) in pixels; raises ValueError if the card has
+        no `tiles`.
+        """
         if self.tiles is None:
             raise ValueError(f"{self.ref} takes images of one size")
-        # Each side of a tile is the least that holds the image, or the largest. A narrow image has narrow tiles.
+        # Each side of a tile is the least that holds the image, or the largest. A narrow image has
+        # narrow tiles.
         margins = 2 * self.tiles.margin
         height, width = (
             next((each for each in self.tiles.smaller if side + margins <= each), largest)
@@ -189,7 +241,9 @@ class Card(_Section):
         return list(product((*smaller, height), (*smaller, width)))
 
     def batch_rows(self, most: int) -> int:
-        """Rows of the largest batch: ``most``, but of tiles, which are large, at most those of the largest bucket."""
+        """Rows of the largest batch: ``most``, but of tiles, which are large, at most those of the
+        largest bucket.
+        """
         return most if self.tiles is None else min(most, self.buckets[-1])
 
     @property
@@ -203,17 +257,22 @@ class Card(_Section):
         return f"{self.name}/{self.version}"
 
     def percentile(self, distance: float) -> float | None:
-        """The percentile of a distance, mean |f(x) − x| of an image, among held-out real images: 0 to 100.
+        """The percentile of a distance, mean |f(x) − x| of an image, among held-out real images: 0
+        to 100.
 
         Linear between the quantiles, 0 below and 100 above them; None if the card has no quantiles.
         """
         if self.distance_quantiles is None:
             return None
-        return float(np.interp(distance, self.distance_quantiles, np.linspace(0.0, 100.0, QUANTILES)))
+        return float(
+            np.interp(distance, self.distance_quantiles, np.linspace(0.0, 100.0, QUANTILES))
+        )
 
     def percentile_distance(self, percentile: float) -> float:
         """The inverse of `percentile`; the card must have quantiles."""
-        return float(np.interp(percentile, np.linspace(0.0, 100.0, QUANTILES), self.distance_quantiles or ()))
+        return float(
+            np.interp(percentile, np.linspace(0.0, 100.0, QUANTILES), self.distance_quantiles or ())
+        )
 
 
 class ModelCard(Card):
@@ -233,13 +292,16 @@ def to_metadata(card: Card) -> dict[str, str]:
 
 
 def from_metadata(metadata: Mapping[str, str]) -> tuple[Card, NoiseSource]:
-    """Read the card, schema 1 as a `ModelCard`, and the noise source; raises CardError without a valid card.
+    """Read the card, schema 1 as a `ModelCard`, and the noise source; raises CardError without a
+    valid card.
 
     The source has the model's shape, also where the card has no noise.
     """
     text = metadata.get(CARD_KEY)
     if text is None:
-        raise CardError(f"the file has no {CARD_KEY} metadata; `ign export` and `ign import` write it")
+        raise CardError(
+            f"the file has no {CARD_KEY} metadata; `ign export` and `ign import` write it"
+        )
     try:
         card = Card.model_validate_json(text)
         if card.schema_version == 1:

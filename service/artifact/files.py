@@ -18,32 +18,43 @@ from numpy.typing import NDArray
 Precision = Literal["fp32", "fp16"]
 
 MODEL_FILE: Final = "model.onnx"
-MODEL_FILES: Final[Mapping[Precision, str]] = MappingProxyType({"fp32": MODEL_FILE, "fp16": "model.fp16.onnx"})
+MODEL_FILES: Final[Mapping[Precision, str]] = MappingProxyType(
+    {"fp32": MODEL_FILE, "fp16": "model.fp16.onnx"}
+)
 GOLDEN_FILE: Final = "golden.npz"
 METRICS_FILE: Final = "metrics.json"
 MAX_MODEL_BYTES: Final = 2**31 - 1  # the limit of a protobuf message, which an ONNX file is
 
-MODEL_PATH: Final = rf"(?:\w[\w.-]*/){{0,2}}(?:{'|'.join(map(re.escape, (*MODEL_FILES.values(), GOLDEN_FILE)))})"
+MODEL_PATH: Final = (
+    rf"(?:\w[\w.-]*/){{0,2}}(?:{'|'.join(map(re.escape, (*MODEL_FILES.values(), GOLDEN_FILE)))})"
+)
 """Matches the path of a file that serving a model needs, from the model directory."""
 NAME_PATTERN: Final = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
 VERSION_PATTERN: Final = r"^[1-9][0-9]{0,8}$"
-_MAX_HEADER_BYTES: Final = 1024  # NumPy parses the header with `ast.literal_eval`: keep its input small
-_PARSER: Final = threading.Lock()  # … which fails at random if two threads run it at a time (SystemError, Python 3.11)
+_MAX_HEADER_BYTES: Final = (
+    1024  # NumPy parses the header with `ast.literal_eval`: keep its input small
+)
+# … which fails at random if two threads run it at a time (SystemError, Python 3.11)
+_PARSER: Final = threading.Lock()
 
 
 def read_npy(data: bytes) -> NDArray[Any]:
-    """Read an array from the bytes of a `.npy` file, in either byte order: a read-only view of ``data``.
+    """Read an array from the bytes of a `.npy` file, in either byte order: a read-only view of
+    ``data``.
 
-    Raises ValueError, with a text such as `is not a .npy file`, also for Python objects and for missing or excess data.
+    Raises ValueError, with a text such as `is not a .npy file`, also for Python objects and for
+    missing or excess data.
     """
-    # `numpy.load` is not used because it allocates the array that the header declares before it looks at the data.
+    # `numpy.load` is not used because it allocates the array that the header declares before it
+    # looks at the data.
     stream = io.BytesIO(data)
     try:
         major, _ = npy_format.read_magic(stream)
         read = npy_format.read_array_header_1_0 if major == 1 else npy_format.read_array_header_2_0
         with _PARSER:
             shape, fortran_order, dtype = read(stream, max_header_size=_MAX_HEADER_BYTES)
-    # A damaged header makes the tokenizer, the parser and the dtype constructor raise errors of a dozen types.
+    # A damaged header makes the tokenizer, the parser and the dtype constructor raise errors of a
+    # dozen types.
     except Exception as exc:
         raise ValueError("is not a .npy file") from exc
     if dtype.hasobject:

@@ -1,4 +1,6 @@
-"""Golden rows: inputs with the outputs of the training framework. A provider must reproduce them."""
+"""Golden rows: inputs with the outputs of the training framework. A provider must reproduce
+them.
+"""
 
 import hashlib
 import io
@@ -24,7 +26,9 @@ MAX_ROWS: Final = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Golden:
-    """The content of `golden.npz`: rows x, y = f(x) by the training framework, both float32 (N, C, H, W)."""
+    """The content of `golden.npz`: rows x, y = f(x) by the training framework, both float32 (N, C,
+    H, W).
+    """
 
     x: FloatRows
     y: FloatRows
@@ -42,7 +46,9 @@ class GoldenReport:
     """How a provider reproduces the golden rows."""
 
     difference: float  # largest |f(x) − y| over all batches; infinite if an output was not finite
-    spread: float  # largest difference of one row between batches, positions in a batch, and devices
+    spread: (
+        float  # largest difference of one row between batches, positions in a batch, and devices
+    )
     tolerance: float  # upper bound for `difference`
 
     @property
@@ -52,7 +58,9 @@ class GoldenReport:
 
     @property
     def reproducible(self) -> Literal["exact", "close"]:
-        """`exact` if the bits of a row depend neither on its batch, nor on its position in it, nor on the device."""
+        """`exact` if the bits of a row depend neither on its batch, nor on its position in it, nor
+        on the device.
+        """
         return "exact" if self.spread == 0.0 else "close"
 
 
@@ -78,7 +86,12 @@ def read_golden(path: Path, *shapes: tuple[int, int, int]) -> Golden:
     # zipfile, zlib and the `.npy` reader raise errors of a dozen types on damaged files.
     except Exception as exc:
         raise StartupError("damaged, or not an archive of x, y and digest") from exc
-    if x.ndim != 4 or x.shape[1:] not in shapes or y.shape != x.shape or not 1 <= len(x) <= MAX_ROWS:
+    if (
+        x.ndim != 4
+        or x.shape[1:] not in shapes
+        or y.shape != x.shape
+        or not 1 <= len(x) <= MAX_ROWS
+    ):
         rows = " or ".join(f"(1…{MAX_ROWS}, *{shape})" for shape in shapes)
         raise StartupError(f"x and y must both be {rows}, not {x.shape} and {y.shape}")
     if any(rows.dtype != np.float32 or not np.isfinite(rows).all() for rows in (x, y)):
@@ -86,19 +99,26 @@ def read_golden(path: Path, *shapes: tuple[int, int, int]) -> Golden:
     return Golden(x=x, y=y, digest=str(digest))
 
 
-def check_golden(model: Model, golden: Golden, tolerance: float, copies: Sequence[Model] = ()) -> GoldenReport:
-    """Run the golden rows one by one and in batches, and compare with the outputs of the training framework.
+def check_golden(
+    model: Model, golden: Golden, tolerance: float, copies: Sequence[Model] = ()
+) -> GoldenReport:
+    """Run the golden rows one by one and in batches, and compare with the outputs of the training
+    framework.
 
-    If the device has buckets, every row runs in every bucket at every position: three rows in a bucket of 4 run as
-    0120, 1201, 2012. Otherwise the rows run one by one, in one batch, and in the same batch rotated by one. ``copies``,
-    the same model on further devices, must reproduce the same rows.
+    If the device has buckets, every row runs in every bucket at every position: three rows in a
+    bucket of 4 run as 0120, 1201, 2012. Otherwise the rows run one by one, in one batch, and in the
+    same batch rotated by one. ``copies``, the same model on further devices, must reproduce the
+    same rows.
     """
-    x, y = golden.x, golden.y
+    x = golden.x
+    y = golden.y
     first = _one_by_one(model, x)
     difference = spread = 0.0
     for instance in (model, *copies):
         alone = first if instance is model else _one_by_one(instance, x)
-        results = ((index, instance.run(x[index])) for index in _batch_layouts(instance.buckets, len(x)))
+        results = (
+            (index, instance.run(x[index])) for index in _batch_layouts(instance.buckets, len(x))
+        )
         for index, result in chain([(np.arange(len(x)), alone)], results):
             difference = max(difference, max_abs_diff(result, y[index]))
             spread = max(spread, max_abs_diff(result, first[index]))

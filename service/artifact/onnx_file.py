@@ -1,12 +1,14 @@
 """What an ONNX file may hold, checked in its bytes before onnxruntime parses them.
 
-onnxruntime has no option that refuses operators of other domains, and brings hundreds of its own. It does refuse
-weights outside of the file, because `service.runtime.session` names a folder that holds none, but which forms it
-refuses depends on its version, and its text does not say what to do. So the few fields that matter are read here. The
-`onnx` package, which could read them, is a dependency of the export only.
+onnxruntime has no option that refuses operators of other domains, and brings hundreds of its own.
+It does refuse weights outside of the file, because `service.runtime.session` names a folder that
+holds none, but which forms it refuses depends on its version, and its text does not say what to do.
+So the few fields that matter are read here. The `onnx` package, which could read them, is a
+dependency of the export only.
 
-An ONNX file is a protobuf message: a sequence of fields, each with a number, a wire type and a value
-(https://protobuf.dev/programming-guides/encoding). A value of wire type 2 may be a message again.
+An ONNX file is a protobuf message: a sequence of fields, each with a number, a wire type and a
+value (https://protobuf.dev/programming-guides/encoding). A value of wire type 2 may be a message
+again.
 """
 
 from collections.abc import Iterator
@@ -15,7 +17,12 @@ from typing import Final
 from service.domain.errors import StartupError
 
 NESTED: Final = {
-    "ModelProto": {7: "GraphProto", 8: "OperatorSetIdProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
+    "ModelProto": {
+        7: "GraphProto",
+        8: "OperatorSetIdProto",
+        20: "TrainingInfoProto",
+        25: "FunctionProto",
+    },
     "TrainingInfoProto": {1: "GraphProto", 2: "GraphProto"},
     "FunctionProto": {7: "NodeProto", 9: "OperatorSetIdProto", 11: "AttributeProto"},
     "GraphProto": {1: "NodeProto", 5: "TensorProto", 15: "SparseTensorProto"},
@@ -30,19 +37,27 @@ NESTED: Final = {
     },
     "SparseTensorProto": {1: "TensorProto", 2: "TensorProto"},
 }
-"""The messages of `onnx.proto` on the way to tensors, nodes and operator sets: field number → type of its value."""
-DOMAIN: Final = {"OperatorSetIdProto": 1, "NodeProto": 7, "FunctionProto": 10}  # field with the domain of operators
-EXTERNAL: Final = frozenset({13, 14})  # of a `TensorProto`: where its data is, and whether that is outside of the file
+"""The messages of `onnx.proto` on the way to tensors, nodes and operator sets: field number → type
+of its value.
+"""
+# field with the domain of operators
+DOMAIN: Final = {"OperatorSetIdProto": 1, "NodeProto": 7, "FunctionProto": 10}
+# of a `TensorProto`: where its data is, and whether that is outside of the file
+EXTERNAL: Final = frozenset({13, 14})
 _METADATA: Final = 14  # the field of a `ModelProto` with its entries, whose fields are these
-_KEY, _VALUE = 1, 2
+_KEY = 1
+_VALUE = 2
 _DOMAINS: Final = frozenset({b"", b"ai.onnx"})  # two names of the one standard domain
 _MAX_DEPTH: Final = 100  # protobuf refuses messages that are nested more deeply
 _FIXED: Final = {1: 8, 5: 4}  # bytes of a value, by wire type
-_VARINT, _BYTES = 0, 2
+_VARINT = 0
+_BYTES = 2
 
 
 def check_self_contained(data: bytes) -> None:
-    """Raise StartupError, one line without paths, unless all weights are in the file and all operators are standard."""
+    """Raise StartupError, one line without paths, unless all weights are in the file and all
+    operators are standard.
+    """
     try:
         _check(memoryview(data), "ModelProto", 0)
     except (ValueError, IndexError) as exc:
@@ -50,10 +65,14 @@ def check_self_contained(data: bytes) -> None:
 
 
 def read_metadata(data: bytes) -> dict[str, str]:
-    """The metadata of an ONNX file; raises StartupError, one line without paths, if it cannot be read."""
+    """The metadata of an ONNX file; raises StartupError, one line without paths, if it cannot be
+    read.
+    """
     try:
         fields = fields_of(memoryview(data))
-        entries = [dict(fields_of(memoryview(value))) for number, value in fields if number == _METADATA]
+        entries = [
+            dict(fields_of(memoryview(value))) for number, value in fields if number == _METADATA
+        ]
         return {str(entry[_KEY], "utf-8"): str(entry[_VALUE], "utf-8") for entry in entries}
     except (ValueError, IndexError, KeyError) as exc:
         raise StartupError("not a model onnxruntime can load: its protobuf is damaged") from exc
@@ -62,19 +81,23 @@ def read_metadata(data: bytes) -> dict[str, str]:
 def _check(message: memoryview, kind: str, depth: int) -> None:
     if depth > _MAX_DEPTH:
         raise ValueError("nested too deeply")
-    nested, domain = NESTED.get(kind, {}), DOMAIN.get(kind)
+    nested = NESTED.get(kind, {})
+    domain = DOMAIN.get(kind)
     for number, value in fields_of(message):
         if number in nested:
             _check(memoryview(value), nested[number], depth + 1)
         elif number == domain and bytes(value) not in _DOMAINS:
             name = bytes(value[:80]).decode("utf-8", "replace")
-            raise StartupError(f"holds operators of the domain {name!r}; only those of the ONNX standard are run")
+            raise StartupError(
+                f"holds operators of the domain {name!r}; only those of the ONNX standard are run"
+            )
         elif kind == "TensorProto" and number in EXTERNAL and any(value):
             raise StartupError("has weights outside of the file; export it with all weights inside")
 
 
 def fields_of(message: memoryview) -> Iterator[tuple[int, bytes | memoryview]]:
-    """Number and value of each field of a message of protobuf; a number comes as its little-endian bytes.
+    """Number and value of each field of a message of protobuf; a number comes as its little-endian
+    bytes.
 
     Raises ValueError or IndexError if it is no message.
     """
@@ -100,7 +123,8 @@ def fields_of(message: memoryview) -> Iterator[tuple[int, bytes | memoryview]]:
 
 
 def _varint(message: memoryview, position: int) -> tuple[int, int]:
-    # A number of up to ten bytes with seven bits in each, the lowest first: 300 = 0b10_0101100 is AC 02.
+    # A number of up to ten bytes with seven bits in each, the lowest first: 300 = 0b10_0101100 is
+    # AC 02.
     number = shift = 0
     while shift < 70:
         byte = message[position]

@@ -1,4 +1,6 @@
-"""8-bit levels ⇄ the model's range: x = lo + u·(hi − lo)/255 and u = clip(rint((x − lo)·255/(hi − lo)), 0, 255)."""
+"""8-bit levels ⇄ the model's range: x = lo + u·(hi − lo)/255 and u = clip(rint((x − lo)·255/(hi −
+lo)), 0, 255).
+"""
 
 from functools import lru_cache
 from typing import Final
@@ -14,7 +16,9 @@ MID_GREY: Final = 127.5
 
 @lru_cache(maxsize=32)
 def _values(lo: float, hi: float) -> NDArray[np.float32]:
-    """The 256 values of the levels, computed in float64 and rounded once, so that `to_levels` restores every level."""
+    """The 256 values of the levels, computed in float64 and rounded once, so that `to_levels`
+    restores every level.
+    """
     values = (lo + np.arange(256, dtype=np.float64) * (hi - lo) / 255).astype(np.float32)
     values.flags.writeable = False  # threads share it
     return values
@@ -26,7 +30,8 @@ def to_rows(levels: Levels, lo: float = -1.0, hi: float = 1.0) -> FloatRows:
 
 
 def to_levels(rows: FloatRows, lo: float = -1.0, hi: float = 1.0) -> Levels:
-    """Convert finite float32 values of any shape to 8-bit levels: clipped to [lo, hi], rounded, ties to even.
+    """Convert finite float32 values of any shape to 8-bit levels: clipped to [lo, hi], rounded,
+    ties to even.
 
     The computation is in float64: in float32 the difference x − lo would turn near-ties into ties.
     """
@@ -41,7 +46,8 @@ def to_levels(rows: FloatRows, lo: float = -1.0, hi: float = 1.0) -> Levels:
 
 
 def ring_mean(pixels: Levels) -> float:
-    """The mean level of the outermost ring of pixels of an image (H, W) or (H, W, C), each counted once.
+    """The mean level of the outermost ring of pixels of an image (H, W) or (H, W, C), each counted
+    once.
 
     A light-on-dark model inverts images whose ring is lighter than `MID_GREY`.
     """

@@ -1,4 +1,6 @@
-"""The command line: `python -m service.bulk project|score|generate|status`; `--help` explains the exit status."""
+"""The command line: `python -m service.bulk project|score|generate|status`; `--help` explains the
+exit status.
+"""
 
 import argparse
 import logging
@@ -18,7 +20,11 @@ from service.environment import prepare_process
 from service.settings import local_settings, log_name_warnings
 
 _LOG = logging.getLogger("service.bulk")
-DONE, SOME_FAILED, USAGE, STOPPED, INTERRUPTED = 0, 1, 2, 3, 130
+DONE = 0
+SOME_FAILED = 1
+USAGE = 2
+STOPPED = 3
+INTERRUPTED = 130
 _PROG: Final = "python -m service.bulk"
 _SEED_BITS: Final = 32
 
@@ -31,7 +37,8 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = _PROG) -> int:
         with logging_redirect_tqdm([_LOG]):  # lines appear above the progress bar
             return _run(options)
     except StartupError as exc:
-        line, status = exc.detail, USAGE
+        line = exc.detail
+        status = USAGE
     except (IgnError, OSError) as exc:
         detail = exc.detail if isinstance(exc, IgnError) else str(exc)
         line, status = f"stopped: {detail}; the same command continues", STOPPED
@@ -59,7 +66,10 @@ def _run(options: argparse.Namespace) -> int:
     is_part = options.part is not None
     plan = run(job, open_input(job, output, settings, is_part=is_part), output, settings)
     if left := plan.shards - len(output.complete()):
-        print(f"{options.output}: {plan.images} images of this part; {left} shards are left to other parts")
+        print(
+            f"{options.output}: {plan.images} images of this part; {left} shards are left to "
+            f"other parts"
+        )
         return DONE
     manifest, images, failed = output.merge(plan.shards, options.manifest)
     print(f"{manifest}: {images} images{f', {failed} failed' if failed else ''}")
@@ -70,26 +80,38 @@ def _job(options: argparse.Namespace, output: Output) -> Job:
     if options.task == "generate" and options.seed is None:
         previous = (output.previous_job() or {}).get("options", {})
         options.seed = previous.get("seed", secrets.randbits(_SEED_BITS))
-    part, shard = options.part or (1, 1), options.shard
+    part = options.part or (1, 1)
+    shard = options.shard
     parsed = parse_options(options.task, vars(options))
-    return Job(options=parsed, source=options.input, column=options.column, shard=shard, pack=options.pack, part=part)
+    return Job(
+        options=parsed,
+        source=options.input,
+        column=options.column,
+        shard=shard,
+        pack=options.pack,
+        part=part,
+    )
 
 
 def parser(prog: str = _PROG) -> argparse.ArgumentParser:
     """The parser of the command line."""
     top = argparse.ArgumentParser(
         prog=prog,
-        description="Run many images through a model without a server. Models and device are settings of "
-        "the service (environment variables IGN_…). A stopped run is continued by the same command.",
-        epilog="exit status: 0 all images are done; 1 done, but some images failed (with --part 0); 2 invalid command, "
-        "nothing was written; 3 stopped, 130 interrupted: complete shards stay, and the same command continues",
+        description="Run many images through a model without a server. Models and device are "
+        "settings of the service (environment variables IGN_…). A stopped run is "
+        "continued by the same command.",
+        epilog="exit status: 0 all images are done; 1 done, but some images failed (with --part "
+        "0); 2 invalid command, nothing was written; 3 stopped, 130 interrupted: complete "
+        "shards stay, and the same command continues",
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND", dest="task")
     project = commands.add_parser("project", help="project images: f^k(x)")
     _source(project)
     _steps(project)
     project.add_argument("--strength", type=float, help="s in (1−s)·x + s·f^k(x), 0…1 (1)")
-    score = commands.add_parser("score", help="measure how far f moves images, compared to real ones")
+    score = commands.add_parser(
+        "score", help="measure how far f moves images, compared to real ones"
+    )
     _source(score)
     generate = commands.add_parser("generate", help="generate images from noise")
     generate.set_defaults(input="", column="")
@@ -98,7 +120,9 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
     _output(generate)
     _steps(generate)
     generate.add_argument("-n", type=int, default=1, help="number of images (1)")
-    generate.add_argument("--seed", help="0…4294967295, or a text (random; a continued run uses the same)")
+    generate.add_argument(
+        "--seed", help="0…4294967295, or a text (random; a continued run uses the same)"
+    )
     generate.add_argument("--offset", type=int, help="index of the first latent (0)")
     generate.add_argument("--noise-scale", type=float, help="0…2 (1)")
     return top
@@ -106,10 +130,18 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
 
 def _source(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("input", metavar="INPUT", help="image, folder, .zip or .parquet; path or URL (s3:, gs:, az:, https:)")
+    add(
+        "input",
+        metavar="INPUT",
+        help="image, folder, .zip or .parquet; path or URL (s3:, gs:, az:, https:)",
+    )
     _output(command)
     add("--column", default="image", help="column of a .parquet that holds the images (image)")
-    add("--resize", choices=("fit", "crop", "stretch"), help="how to fit an image of another size (fit)")
+    add(
+        "--resize",
+        choices=("fit", "crop", "stretch"),
+        help="how to fit an image of another size (fit)",
+    )
     add("--invert", type=_invert, metavar="auto|true|false", help="invert light and dark (auto)")
 
 
@@ -118,10 +150,24 @@ def _output(command: argparse.ArgumentParser) -> None:
     add("output", metavar="OUTPUT", help="folder or URL: new, or that of a run to continue")
     add("--model", help="name or name/version (IGN_DEFAULT_MODEL)")
     add("--shard", type=_positive, default=1024, help="images per shard (1024)")
-    add("--manifest", choices=("jsonl", "parquet"), default="jsonl", help="format of the manifest (jsonl)")
-    add("--actors", type=_positive, help="with --ray: number of actors (one per GPU, or 4 cores or IGN_THREADS)")
+    add(
+        "--manifest",
+        choices=("jsonl", "parquet"),
+        default="jsonl",
+        help="format of the manifest (jsonl)",
+    )
+    add(
+        "--actors",
+        type=_positive,
+        help="with --ray: number of actors (one per GPU, or 4 cores or IGN_THREADS)",
+    )
     add = command.add_mutually_exclusive_group().add_argument
-    add("--part", type=_part, metavar="K/N", help="only shards K, K + N, …, for N workers, one of each K")
+    add(
+        "--part",
+        type=_part,
+        metavar="K/N",
+        help="only shards K, K + N, …, for N workers, one of each K",
+    )
     add("--ray", action="store_true", help="run on Ray Data; all nodes must reach input and output")
     command.set_defaults(pack="files")
 
@@ -130,9 +176,18 @@ def _steps(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--steps", type=int, help="applications of f (that of the model card)")
     add("--tolerance", type=float, help="stop an image once f moves it by less")
-    add("--score", action="store_const", const=True, help="also measure drift, which costs one more step")
+    add(
+        "--score",
+        action="store_const",
+        const=True,
+        help="also measure drift, which costs one more step",
+    )
     add("--format", choices=("png", "jpeg", "webp", "npy"), help="format of the images (png)")
-    add("--pack", choices=("files", "tar", "parquet"), help="keep the images of a shard in one file (files)")
+    add(
+        "--pack",
+        choices=("files", "tar", "parquet"),
+        help="keep the images of a shard in one file (files)",
+    )
 
 
 def _positive(text: str) -> int:

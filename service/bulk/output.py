@@ -6,8 +6,8 @@
     OUTPUT/shards/000000.jsonl    one line for each image of a shard, which is complete with it
     OUTPUT/manifest.jsonl         one line for each image of all shards; or manifest.parquet
 
-All but the last are written only if they are not there. However a run ends, the next one makes only the missing shards,
-and of two that make the same one, the second changes nothing.
+All but the last are written only if they are not there. However a run ends, the next one makes only
+the missing shards, and of two that make the same one, the second changes nothing.
 """
 
 import io
@@ -63,23 +63,37 @@ _AT_ONCE: Final = 16  # shards that `merge` reads at once
 _RECENT: Final = 100  # shards from which `status` takes the rate
 
 
-def check_output(output: "Output", source: str, pack: Pack, manifest_format: ManifestFormat) -> None:
+def check_output(
+    output: "Output", source: str, pack: Pack, manifest_format: ManifestFormat
+) -> None:
     """Raise StartupError, before models are loaded, if a run cannot be written to this OUTPUT."""
     url = output.url
-    within, around = (each.rstrip("/") if is_url(each) else str(Path(each).resolve()) for each in (url, source))
+    within, around = (
+        each.rstrip("/") if is_url(each) else str(Path(each).resolve()) for each in (url, source)
+    )
     if source and f"{within}/".startswith(f"{around}/"):
         raise StartupError(f"{url}: lies within {source}; the next run would read it as input")
     if url.startswith(("http:", "https:")):
-        raise StartupError(f"{url}: a web server cannot be written to; use a folder, s3://, gs:// or az://")
+        raise StartupError(
+            f"{url}: a web server cannot be written to; use a folder, s3://, gs:// or az://"
+        )
     try:
         is_new = output.previous_job() is None
-        if is_new and not all(name.startswith(("source-", ".")) for name, *_ in output.place.files()):
+        if is_new and not all(
+            name.startswith(("source-", ".")) for name, *_ in output.place.files()
+        ):
             raise StartupError(f"{url}: holds files of something else; use another folder")
     except StoreError as exc:
         raise StartupError(f"{url}: cannot be read: {str(exc).removeprefix(f'{url}: ')}") from exc
-    for option in [name for name in (f"--manifest {manifest_format}", f"--pack {pack}") if name.endswith("parquet")]:
+    for option in [
+        name
+        for name in (f"--manifest {manifest_format}", f"--pack {pack}")
+        if name.endswith("parquet")
+    ]:
         if find_spec("pyarrow") is None:
-            raise StartupError(f"{option}: pyarrow is not installed; pip install 'ign-service[bulk]'")
+            raise StartupError(
+                f"{option}: pyarrow is not installed; pip install 'ign-service[bulk]'"
+            )
 
 
 class Output:
@@ -92,7 +106,9 @@ class Output:
         return Output, (self.url if is_url(self.url) else str(Path(self.url).resolve()),)
 
     def previous_job(self) -> Fingerprint | None:
-        """Fingerprint of the job in this folder, if there is one; raises StartupError if it is damaged."""
+        """Fingerprint of the job in this folder, if there is one; raises StartupError if it is
+        damaged.
+        """
         fingerprint: Any = ""
         with suppress(ValueError):
             fingerprint = json.loads(self.place.get(_JOB) or b"null")
@@ -107,12 +123,18 @@ class Output:
             time.sleep(5.0)
 
     def listing(self, source: str, *, is_part: bool) -> Listing:
-        """The files of a source: as the first run found them, unless it is cheap to look whether they changed."""
+        """The files of a source: as the first run found them, unless it is cheap to look whether
+        they changed.
+        """
         known = (self.previous_job() or {}).get("listing")
         listing = Listing(source, known if is_part or is_url(source) else None, self.place.get)
-        for name, size in (*listing.rows(0, 1), *listing.rows(listing.files - 1, listing.files)) if known else ():
+        for name, size in (
+            (*listing.rows(0, 1), *listing.rows(listing.files - 1, listing.files)) if known else ()
+        ):
             if is_url(source) and listing.place.size(name) != size:
-                raise StartupError(f"{source}: {name} is not what it was when {self.url} began; use another folder")
+                raise StartupError(
+                    f"{source}: {name} is not what it was when {self.url} began; use another folder"
+                )
         return listing
 
     def start(self, fingerprint: Fingerprint, listing: Listing | None) -> None:
@@ -127,29 +149,45 @@ class Output:
             except OSError as exc:
                 raise StartupError(f"{self.url}: cannot be written: {exc.strerror or exc}") from exc
         if previous is not None:
-            before, now = ({**one, **one.get("options", {}), "options": None} for one in (previous, fingerprint))
+            before, now = (
+                {**one, **one.get("options", {}), "options": None}
+                for one in (previous, fingerprint)
+            )
             for name in dict.fromkeys((*before, *now)):
                 if before.get(name) != now.get(name):
                     change = f"{name} was {before.get(name)}, and is {now.get(name)} now"
-                    raise StartupError(f"the output holds another run: {change}; use another folder")
+                    raise StartupError(
+                        f"the output holds another run: {change}; use another folder"
+                    )
 
     def complete(self) -> dict[int, float]:
         """Complete shards, and when they were."""
-        found = ((re.fullmatch(r"shards/(\d+)\.jsonl", name), at) for name, _, at in self.place.files("shards"))
+        found = (
+            (re.fullmatch(r"shards/(\d+)\.jsonl", name), at)
+            for name, _, at in self.place.files("shards")
+        )
         return {int(match[1]): at for match, at in found if match}
 
     async def write(self, shard: int, files: Contents) -> None:
-        """Write files of a shard, each of which replaces what an earlier attempt left, unless the shard is complete."""
+        """Write files of a shard, each of which replaces what an earlier attempt left, unless the
+        shard is complete.
+        """
 
         def write(file: tuple[str, bytes]) -> None:
             name, content = file
-            if not self.place.put(name, content) and self.place.get(name) != content and self.records(shard) is None:
+            if (
+                not self.place.put(name, content)
+                and self.place.get(name) != content
+                and self.records(shard) is None
+            ):
                 self.place.put(name, content, new=False)
 
         await self.place.each(write, files)
 
     def finish(self, shard: int, records: Sequence[Record]) -> list[Record]:
-        """Complete a shard; returns the records that count, which are those of the worker that was first."""
+        """Complete a shard; returns the records that count, which are those of the worker that was
+        first.
+        """
         is_first = self.place.put(_SHARD % shard, _lines(records).encode())
         return list(records) if is_first else self.records(shard) or []
 
@@ -159,7 +197,9 @@ class Output:
         return None if content is None else [json.loads(line) for line in content.splitlines()]
 
     def merge(self, shards: int, manifest_format: ManifestFormat) -> tuple[str, int, int]:
-        """Write the manifest of the whole run; returns its path and how many images there are, and failed."""
+        """Write the manifest of the whole run; returns its path and how many images there are, and
+        failed.
+        """
         name = f"manifest.{manifest_format}"
         images = failed = 0
 
@@ -167,7 +207,9 @@ class Output:
             nonlocal images, failed
             with ThreadPoolExecutor(_AT_ONCE) as pool:
                 for start in range(0, shards, _AT_ONCE):
-                    for records in pool.map(self.records, range(start, min(start + _AT_ONCE, shards))):
+                    for records in pool.map(
+                        self.records, range(start, min(start + _AT_ONCE, shards))
+                    ):
                         images += len(records or [])
                         failed += sum(record["error"] is not None for record in records or [])
                         yield records or []
@@ -187,14 +229,22 @@ class Output:
         """How far a run is, in one line; raises StartupError if there is none."""
         if (job := self.previous_job()) is None:
             raise StartupError(f"{self.url}: holds no run")
-        complete, images, size = self.complete(), job["pictures"], job["shard"]
+        complete = self.complete()
+        images = job["pictures"]
+        size = job["shard"]
         shards = -(-images // size)
         done = sum(min(size, images - shard * size) for shard in complete)
-        text = f"{job['task']} with {job['model']}: {len(complete)}/{shards} shards, {done}/{images} images"
+        text = (
+            f"{job['task']} with {job['model']}: {len(complete)}/{shards} shards, "
+            f"{done}/{images} images"
+        )
         times = sorted(complete.values())[-_RECENT:]
         if len(complete) < shards and len(times) > 1 and times[-1] > times[0]:
             rate = (len(times) - 1) * size / (times[-1] - times[0])
-            text += f", {progress(rate, images - done)}; the last one {time.time() - times[-1]:.0f} s ago"
+            text += (
+                f", {progress(rate, images - done)}; the last one "
+                f"{time.time() - times[-1]:.0f} s ago"
+            )
         return text
 
 
@@ -204,12 +254,15 @@ def progress(rate: float, left: int) -> str:
 
 
 def packed(pack: Pack, made: Made) -> bytes:
-    """Images of a shard in one file: a WebDataset with their records, or a table as Hugging Face reads it."""
+    """Images of a shard in one file: a WebDataset with their records, or a table as Hugging Face
+    reads it.
+    """
     file = io.BytesIO()
     named = [(record, PurePosixPath(record["picture"] or ""), image) for record, image in made]
     if pack == "parquet":
         rows = [
-            {**record, "image": {"bytes": image, "path": path.name} if image else None} for record, path, image in named
+            {**record, "image": {"bytes": image, "path": path.name} if image else None}
+            for record, path, image in named
         ]
         _write_parquet(file, [rows], image=True)
         return file.getvalue()

@@ -1,9 +1,10 @@
-"""Images through a model in this process, as through the endpoints: the one way of `ign bulk` and of `--local`.
+"""Images through a model in this process, as through the endpoints: the one way of `ign bulk` and
+of `--local`.
 
     decode (codec threads) ─ run (scheduler) ─ encode (codec threads)
 
-Several groups of images are at different places at once. Of large images, two run at a time, so the model has tiles
-while one of them begins or ends.
+Several groups of images are at different places at once. Of large images, two run at a time, so the
+model has tiles while one of them begins or ends.
 """
 
 import asyncio
@@ -20,13 +21,33 @@ from pydantic import ValidationError
 
 from service.api.app_state import AppState
 from service.api.native.responses import in_distribution_fields, measures
-from service.api.native.schemas import GenerateRequest, ProjectOptions, ScoreOptions
-from service.api.native.validation import image_size, no_noise, step_params
+from service.api.native.schemas import (
+    GenerateRequest,
+    ProjectOptions,
+    ScoreOptions,
+    image_size,
+    no_noise,
+    step_params,
+)
 from service.bulk.places import gather_all
-from service.domain.errors import IgnError, InvalidContent, ModelFailure, RequestError, StartupError, reason_of
+from service.domain.errors import (
+    IgnError,
+    InvalidContent,
+    ModelFailure,
+    RequestError,
+    StartupError,
+    reason_of,
+)
 from service.domain.latents import FloatRow, NoiseSource
 from service.domain.tasks import KeepMask, Result, SchedulingParams, StepParams, blend, with_chroma
-from service.images.decode import DecodeLimits, EncodedImage, ImageBytes, Picture, Pixels, memory_for
+from service.images.decode import (
+    DecodeLimits,
+    EncodedImage,
+    ImageBytes,
+    Picture,
+    Pixels,
+    memory_for,
+)
 from service.images.encode import encode, encode_npy, enlarge, to_uint8
 from service.images.formats import Resolution, resolution_of, with_resolution
 from service.images.pool import CodecThread
@@ -41,7 +62,9 @@ SCHEMAS: Final[Mapping[str, type[Options]]] = {
     "score": ScoreOptions,
 }
 """The options of each task: those of the endpoint of the same name."""
-_IN_FLIGHT: Final = 4  # groups of an instance: one on the device, one waiting, one being decoded, one encoded
+_IN_FLIGHT: Final = (
+    4  # groups of an instance: one on the device, one waiting, one being decoded, one encoded
+)
 _LARGE: Final = 1 << 23  # pixels
 _MAX_PAGES: Final = 1 << 16  # of a TIFF
 
@@ -50,7 +73,9 @@ def parse_options(task: str, values: Mapping[str, Any]) -> Options:
     """The options of a task, of ``values`` that may hold others and None; raises StartupError."""
     names = {name for schema in SCHEMAS.values() for name in schema.model_fields}
     try:
-        return SCHEMAS[task].model_validate({k: v for k, v in values.items() if k in names and v is not None})
+        return SCHEMAS[task].model_validate(
+            {k: v for k, v in values.items() if k in names and v is not None}
+        )
     except ValidationError as exc:
         first = exc.errors()[0]
         name = "-".join(str(part).replace("_", "-") for part in first["loc"])
@@ -59,7 +84,9 @@ def parse_options(task: str, values: Mapping[str, Any]) -> Options:
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """An image on its way: a file, or why there is none, or the number of a latent; then its result."""
+    """An image on its way: a file, or why there is none, or the number of a latent; then its
+    result.
+    """
 
     source: bytes | EncodedImage | RequestError | int
     name: str = "image"  # in errors
@@ -76,7 +103,9 @@ class Item:
 
     def fail(self, error: IgnError) -> None:
         """Keep the error, without what its frames hold."""
-        self.error, self.row, self.picture = error.with_traceback(None), None, None
+        self.error = error.with_traceback(None)
+        self.row = None
+        self.picture = None
 
 
 class Pipeline:
@@ -86,7 +115,8 @@ class Pipeline:
     """
 
     def __init__(self, options: Options, services: AppState, mask: bytes | None = None) -> None:
-        self._services, self._codec = services, services.codec
+        self._services = services
+        self._codec = services.codec
         self._limits = DecodeLimits(max_pixels=services.settings.max_pixels)
         self._mask: Mask | None = None
         self._mask_file = None if mask is None else ImageBytes("mask", mask)
@@ -98,13 +128,18 @@ class Pipeline:
         except RequestError as exc:  # errors that an endpoint returns to its caller
             raise StartupError(exc.detail) from exc
         self._is_tiled = self.model.card.tiles is not None
-        self._group = 1 if self._is_tiled else services.settings.max_batch_rows  # a tiled image may be large
-        self._turns = asyncio.Semaphore(_IN_FLIGHT * (1 if self._is_tiled else len(self.model.loaded.instances)))
+        # a tiled image may be large
+        self._group = 1 if self._is_tiled else services.settings.max_batch_rows
+        self._turns = asyncio.Semaphore(
+            _IN_FLIGHT * (1 if self._is_tiled else len(self.model.loaded.instances))
+        )
         self._two_large = asyncio.Semaphore(2)
 
     def _chosen_steps(self) -> StepParams:
         """How f is applied to each image; raises InvalidContent for too many, or without noise."""
-        options, card, settings = self._made, self.model.card, self._services.settings
+        options = self._made
+        card = self.model.card
+        settings = self._services.settings
         self._noise = self.model.noise
         if options is None:
             return StepParams(steps=1, score=True)
@@ -119,7 +154,9 @@ class Pipeline:
         return step_params(options, recommended=card.steps.generate, rows=1, settings=settings)
 
     async def pages(self, source: bytes | int) -> list[Item]:
-        """A latent, an image file, or each page of a TIFF; raises RequestError if one is too large."""
+        """A latent, an image file, or each page of a TIFF; raises RequestError if one is too
+        large.
+        """
         if isinstance(source, int) or not (file := ImageBytes("image", source)).may_have_pages:
             return [Item(source)]
         return await self._codec.run(
@@ -166,10 +203,13 @@ class Pipeline:
             if isinstance(item.source, int) and isinstance(made, GenerateRequest):
                 (item.row,) = self._noise.rows(made.seed or 0, item.source, 1, made.noise_scale)
             elif (picture := item.picture) is not None and self._upload is not None:
-                card, resize = self.model.card.sized(picture.image.size[::-1]), self._upload.resize
+                card = self.model.card.sized(picture.image.size[::-1])
+                resize = self._upload.resize
                 try:
                     if self._mask is not None:
-                        item.keep = keep_mask(self._mask, picture, card, resize=resize, field="mask")
+                        item.keep = keep_mask(
+                            self._mask, picture, card, resize=resize, field="mask"
+                        )
                     prepared = prepare(picture, card, resize=resize, invert=self._upload.invert)
                     item.row, item.measures["inverted"], item.chroma = prepared
                 except RequestError as exc:
@@ -177,7 +217,9 @@ class Pipeline:
                 item.picture = None
 
     async def _run_isolating(self, items: Sequence[Item]) -> None:
-        """Run all rows as one request. If the model fails, run each alone, so that only the bad row gets the error."""
+        """Run all rows as one request. If the model fails, run each alone, so that only the bad row
+        gets the error.
+        """
         if not items:
             return
         try:
@@ -210,7 +252,8 @@ class Pipeline:
             if self._made and item.row is not None:
                 item.row = with_chroma(blend(item.row, result.rows[index], strength), item.chroma)
                 if self._made.format != "npy":
-                    item.pixels, item.row = to_uint8(item.row, self.model.card), None
+                    item.pixels = to_uint8(item.row, self.model.card)
+                    item.row = None
             item.chroma = item.keep = None
 
     def _encode(self, items: Iterable[Item]) -> None:
@@ -223,13 +266,18 @@ class Pipeline:
             item.row = item.pixels = None
 
     def _file(self, item: Item) -> bytes:
-        made, pixels = self._made, item.pixels
+        made = self._made
+        pixels = item.pixels
         if pixels is None or made is None or made.format == "npy":
             return b"" if item.row is None or made is None else encode_npy(item.row)
         if pixels.size * made.scale**2 > self._limits.max_pixels * 3:
             raise InvalidContent.field("scale", "the image would have too many pixels")
         content = encode(enlarge(pixels, made.scale, made.resample), made.format)
-        return with_resolution(content, item.resolution) if item.resolution and made.scale == 1 else content
+        return (
+            with_resolution(content, item.resolution)
+            if item.resolution and made.scale == 1
+            else content
+        )
 
 
 def _is_large(item: Item) -> bool:
@@ -237,7 +285,9 @@ def _is_large(item: Item) -> bool:
 
 
 class LoopThread:
-    """An event loop in a thread, of which a pipeline needs one for its lifetime; any thread may call it."""
+    """An event loop in a thread, of which a pipeline needs one for its lifetime; any thread may
+    call it.
+    """
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()

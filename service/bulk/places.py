@@ -1,7 +1,7 @@
 """Folders that runs read and write: on this machine, or in an object store.
 
-A file that is put appears whole or not at all. A new one appears only if there is none of its name, so that of several
-workers the first one wins.
+A file that is put appears whole or not at all. A new one appears only if there is none of its name,
+so that of several workers the first one wins.
 """
 
 import asyncio
@@ -29,10 +29,19 @@ _TEMP_SUFFIX: Final = ".partial"
 _IN_FLIGHT: Final = 64  # requests to a store
 _RANGE: Final = 4 << 20  # bytes of an archive or table in one request
 _PIECE: Final = 1 << 16  # bytes of an answer that are taken at a time
-_BACKOFF: Final = {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=10), "base": 2.0}
+_BACKOFF: Final = {
+    "init_backoff": timedelta(milliseconds=200),
+    "max_backoff": timedelta(seconds=10),
+    "base": 2.0,
+}
 _PATIENCE_S: Final = 60.0
-_PATIENT: Final = {"max_retries": 1000, "retry_timeout": timedelta(seconds=_PATIENCE_S), "backoff": _BACKOFF}
-_AT_FIRST: Final = _PATIENT | {"retry_timeout": timedelta(seconds=15)}  # the URL may be wrong, or the store restart
+_PATIENT: Final = {
+    "max_retries": 1000,
+    "retry_timeout": timedelta(seconds=_PATIENCE_S),
+    "backoff": _BACKOFF,
+}
+# the URL may be wrong, or the store restart
+_AT_FIRST: Final = _PATIENT | {"retry_timeout": timedelta(seconds=15)}
 
 
 class StoreError(OSError):
@@ -46,7 +55,9 @@ class Folder:
         self.root = Path(os.path.abspath(root))
 
     def files(self, below: str = "") -> Iterator[tuple[str, int, float]]:
-        """Name, size in bytes and Unix time of change of every file in a subfolder; none if there is no such folder."""
+        """Name, size in bytes and Unix time of change of every file in a subfolder; none if there
+        is no such folder.
+        """
         top = os.path.join(self.root, below)
         for folder, subfolders, names in os.walk(top, onerror=_raise) if os.path.isdir(top) else ():
             subfolders[:] = [name for name in subfolders if not name.startswith(".")]
@@ -64,7 +75,9 @@ class Folder:
         return (self.root / name).open("rb")
 
     def get(self, name: str, size: int = MAX_BYTES) -> bytes | None:
-        """A file; None if there is none of this name. Of one with more than ``size`` bytes, some more than those."""
+        """A file; None if there is none of this name. Of one with more than ``size`` bytes, some
+        more than those.
+        """
         try:
             with (self.root / name).open("rb") as file:
                 return file.read(size + 1)
@@ -73,11 +86,14 @@ class Folder:
 
     def put(self, name: str, content: bytes | IO[bytes], *, new: bool = True) -> bool:
         """Write a file; False if it has to be ``new`` and is not."""
-        target, temp = self.root / name, self.root / f".{secrets.token_hex(8)}{_TEMP_SUFFIX}"
+        target = self.root / name
+        temp = self.root / f".{secrets.token_hex(8)}{_TEMP_SUFFIX}"
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temp.open("wb") as file:
-                shutil.copyfileobj(io.BytesIO(content) if isinstance(content, bytes) else content, file)
+                shutil.copyfileobj(
+                    io.BytesIO(content) if isinstance(content, bytes) else content, file
+                )
             (os.link if new else os.replace)(temp, target)
         except FileExistsError:
             return False
@@ -88,7 +104,8 @@ class Folder:
         except OSError as exc:
             if not new or exc.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
                 raise
-            return not target.exists() and bool(temp.replace(target))  # a file system without hard links
+            # a file system without hard links
+            return not target.exists() and bool(temp.replace(target))
         finally:
             temp.unlink(missing_ok=True)
         return True
@@ -100,23 +117,34 @@ class Folder:
 
     @staticmethod
     async def each(function: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
-        """Results of a function of this folder for each item, in a thread, or as many as requests may be in flight."""
+        """Results of a function of this folder for each item, in a thread, or as many as requests
+        may be in flight.
+        """
         return await asyncio.to_thread(lambda: [function(item) for item in items])
 
 
 class Bucket:
-    """What an object store has below a URL; methods as those of `Folder`, but they raise StoreError.
+    """What an object store has below a URL; methods as those of `Folder`, but they raise
+    StoreError.
 
     Credentials and endpoint come from the variables of each provider, such as `AWS_ACCESS_KEY_ID`.
     """
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
-        if parts.query or parts.password or (parts.username and not parts.scheme.startswith("abfs")):
+        if (
+            parts.query
+            or parts.password
+            or (parts.username and not parts.scheme.startswith("abfs"))
+        ):
             url = f"{parts.scheme}://{parts.hostname}{parts.path}"
             raise StartupError(f"{url}: a URL must hold neither credentials nor a query")
         # `_store` is that of the first answer, and then the patient one.
-        self.url, self._store, self._patient = url, open_store(url, url, _AT_FIRST), open_store(url, url, _PATIENT)
+        self.url, self._store, self._patient = (
+            url,
+            open_store(url, url, _AT_FIRST),
+            open_store(url, url, _PATIENT),
+        )
         import obstore
 
         self._api: Any = obstore
@@ -128,7 +156,10 @@ class Bucket:
             raise StoreError("a web server has single files, which can be read")
         with named(self.url, StoreError):
             for chunk in self._api.list(self._patient, below or None, chunk_size=1000):
-                yield from ((each["path"], each["size"], each["last_modified"].timestamp()) for each in chunk)
+                yield from (
+                    (each["path"], each["size"], each["last_modified"].timestamp())
+                    for each in chunk
+                )
 
     def size(self, name: str) -> int | None:
         """As that of a folder."""
@@ -158,12 +189,14 @@ class Bucket:
                 try:
                     if not isinstance(content, bytes):
                         content.seek(0)
-                    self._api.put(self._patient, name, content, mode="create" if new else "overwrite")
+                    self._api.put(
+                        self._patient, name, content, mode="create" if new else "overwrite"
+                    )
                 except self._api.exceptions.AlreadyExistsError:
                     return False
                 except self._api.exceptions.GenericError:
-                    # obstore does not try again if the connection ends after a conditional write was sent. Here it may
-                    # be done twice: its content is what the other one wrote.
+                    # obstore does not try again if the connection ends after a conditional write
+                    # was sent. Here it may be done twice: its content is what the other one wrote.
                     if time.monotonic() > end:
                         raise
                     time.sleep(0.2)
@@ -191,7 +224,9 @@ Place = Folder | Bucket
 
 
 def _received(found: Any, size: int) -> bytes:
-    """The content of an answer, which a store may send without end: no piece after more than ``size`` bytes."""
+    """The content of an answer, which a store may send without end: no piece after more than
+    ``size`` bytes.
+    """
     content = bytearray()
     for piece in found.stream(min_chunk_size=_PIECE):
         content += piece
@@ -204,7 +239,10 @@ class _Ranges(io.RawIOBase):
     """An object as a file of which parts are read."""
 
     def __init__(self, get_range: Callable[[str, int, int], Any], name: str, size: int) -> None:
-        self._get_range, self._name, self._size, self._at = get_range, name, size, 0
+        self._get_range = get_range
+        self._name = name
+        self._size = size
+        self._at = 0
 
     def readable(self) -> bool:
         return True
@@ -230,18 +268,23 @@ def is_url(source: str) -> bool:
 
 
 def locate(source: str) -> tuple[Place, str]:
-    """The folder of a source, and the name in it of the one file that the source is; empty if it is the folder."""
+    """The folder of a source, and the name in it of the one file that the source is; empty if it is
+    the folder.
+    """
     if not is_url(source):
         path = Path(os.path.abspath(source))
         return (Folder(str(path.parent)), path.name) if path.is_file() else (Folder(str(path)), "")
     folder, _, name = source.rstrip("/").rpartition("/")
-    if not folder.endswith("/") and (place := Bucket(folder)).size(unquote(name)) is not None:  # `s3:/` is no folder
+    # `s3:/` is no folder
+    if not folder.endswith("/") and (place := Bucket(folder)).size(unquote(name)) is not None:
         return place, unquote(name)
     return Bucket(source), ""
 
 
 async def gather_all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Run all concurrently. The first exception cancels the others and is raised without an exception group."""
+    """Run all concurrently. The first exception cancels the others and is raised without an
+    exception group.
+    """
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(coroutine) for coroutine in coroutines]

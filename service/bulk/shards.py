@@ -45,28 +45,45 @@ class ShardPlan(NamedTuple):
 
 
 class Shards:
-    """Processes shards of one job, whose ``source`` may be open already; raises StartupError as `Pipeline`."""
+    """Processes shards of one job, whose ``source`` may be open already; raises StartupError as
+    `Pipeline`.
+    """
 
     def __init__(self, job: Job, services: AppState, output: Output, source: Files | None) -> None:
-        self._job, self._services, self._output, self._source = job, services, output, source
-        self._pipeline, options = Pipeline(job.options, services), job.options
-        self.images = options.n if isinstance(options, GenerateRequest) else (source.images if source else 0)
-        self._format = options.format if isinstance(options, GenerateRequest | ProjectOptions) else None
+        self._job = job
+        self._services = services
+        self._output = output
+        self._source = source
+        self._pipeline = Pipeline(job.options, services)
+        options = job.options
+        self.images = (
+            options.n if isinstance(options, GenerateRequest) else (source.images if source else 0)
+        )
+        self._format = (
+            options.format if isinstance(options, GenerateRequest | ProjectOptions) else None
+        )
         self._ahead = asyncio.Semaphore(_READ_AHEAD)
 
     def start(self) -> ShardPlan:
-        """Record the job in the output folder, or check that it continues the recorded one; returns what is missing."""
+        """Record the job in the output folder, or check that it continues the recorded one; returns
+        what is missing.
+        """
         self._output.start(self._fingerprint(), self._source.listing if self._source else None)
-        size, (part, parts) = self._job.shard, self._job.part
+        size = self._job.shard
+        (part, parts) = self._job.part
         count = -(-self.images // size)
-        mine, complete = range(part - 1, count, parts), self._output.complete()
+        mine = range(part - 1, count, parts)
+        complete = self._output.complete()
         missing = tuple(number for number in mine if number not in complete)
-        images, left = (sum(min(size, self.images - n * size) for n in some) for some in (mine, missing))
+        images, left = (
+            sum(min(size, self.images - n * size) for n in some) for some in (mine, missing)
+        )
         return ShardPlan(images, count, missing, images - left)
 
     def _fingerprint(self) -> Fingerprint:
         """Everything that determines the bytes of the output, as JSON values."""
-        job, model = self._job, self._pipeline.model
+        job = self._job
+        model = self._pipeline.model
         unused = {"model", "record", *ImageOptions.model_fields} - {"format"}
         options = job.options.model_dump(mode="json", exclude=unused)
         if self._format:
@@ -85,8 +102,12 @@ class Shards:
         }
 
     async def shard(self, number: int) -> list[Record]:
-        """Process and write one shard; raises IgnError or OSError if something else than an image fails."""
-        if (complete := await asyncio.to_thread(self._output.records, number)) is not None:  # by another worker
+        """Process and write one shard; raises IgnError or OSError if something else than an image
+        fails.
+        """
+        if (
+            complete := await asyncio.to_thread(self._output.records, number)
+        ) is not None:  # by another worker
             return complete
         start = number * self._job.shard
         stop = min(start + self._job.shard, self.images)
@@ -112,9 +133,14 @@ class Shards:
     async def _process(self, shard: int, start: int, items: Sequence[Item]) -> Made:
         """Records of some images, each with its image unless that is written."""
         await self._pipeline.run(items)
-        made = [(self._record(shard, start + index, item), item.content) for index, item in enumerate(items)]
+        made = [
+            (self._record(shard, start + index, item), item.content)
+            for index, item in enumerate(items)
+        ]
         if self._job.pack == "files":
-            await self._output.write(shard, [(record["picture"], image) for record, image in made if image])
+            await self._output.write(
+                shard, [(record["picture"], image) for record, image in made if image]
+            )
             made = [(record, b"") for record, _ in made]
         self._ahead.release()
         return made
@@ -128,11 +154,14 @@ class Shards:
 
     def _record(self, shard: int, index: int, item: Item) -> Record:
         """The line of an image in the manifest, with its file name or its error."""
-        record, options = dict.fromkeys(COLUMNS) | item.measures | {"index": index}, self._job.options
+        record = dict.fromkeys(COLUMNS) | item.measures | {"index": index}
+        options = self._job.options
         if isinstance(options, GenerateRequest):
             record |= {"seed": options.seed or 0, "latent": options.offset + index}
         else:
-            record["source"] = item.name.encode(errors="backslashreplace").decode()  # any bytes may be a name
+            record["source"] = item.name.encode(
+                errors="backslashreplace"
+            ).decode()  # any bytes may be a name
         if item.error is not None:
             record |= {"error": item.error.error_code, "detail": _detail(item)}
         elif item.content and self._format is not None:
@@ -141,13 +170,22 @@ class Shards:
 
 
 def _detail(item: Item) -> str:
-    """Why an image failed, on one line, without what controls a terminal: names may hold any characters."""
+    """Why an image failed, on one line, without what controls a terminal: names may hold any
+    characters.
+    """
     detail = item.error.detail if item.error else ""
-    text = detail if detail.startswith(item.name) or isinstance(item.source, int) else f"{item.name}: {detail}"
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    text = (
+        detail
+        if detail.startswith(item.name) or isinstance(item.source, int)
+        else f"{item.name}: {detail}"
+    )
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
+    )
 
 
 def _file_name(record: Record, image_format: Format) -> str:
     """Index and shortened source name of an output, in characters that every file system allows."""
     stem = PurePosixPath(record["source"] or f"{record['seed']}-{record['latent']}").stem
-    return f"{record['index']:08}-{re.sub(r'[^A-Za-z0-9_-]+', '_', stem)[:_MAX_STEM]}{_SUFFIXES[image_format]}"
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", stem)[:_MAX_STEM]
+    return f"{record['index']:08}-{name}{_SUFFIXES[image_format]}"

@@ -1,4 +1,5 @@
-"""Numbered images of a source: files of a folder, members of a zip archive, or rows of Parquet files.
+"""Numbered images of a source: files of a folder, members of a zip archive, or rows of Parquet
+files.
 
 An image that cannot be read is an error in its place. What concerns the whole source is raised.
 """
@@ -25,18 +26,23 @@ from service.domain.errors import InvalidContent, RequestError, StartupError, To
 IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
 _KINDS: Final = (IMAGES, (".parquet",), (".zip",))  # the first of which there is a file is read
 _PART: Final = 1 << 16  # names in one file of a listing
-_MAX_CACHED: Final = 2  # parts kept in memory, and tables that are read, as so many shards are processed at a time
+_MAX_CACHED: Final = (
+    2  # parts kept in memory, and tables that are read, as so many shards are processed at a time
+)
 _AT_ONCE: Final = 32 << 20  # bytes of images, unless it is one
 _MAX_GROUP: Final = 2**31  # bytes of a row group before compression
 _BUFFER: Final = 1 << 20  # bytes of a table that are read at a time
-# zipfile raises these for members that are damaged, encrypted, or compressed with an unknown method.
+# zipfile raises these for members that are damaged, encrypted, or compressed with an unknown
+# method.
 _DAMAGED: Final = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError)
 
 Rows = list[tuple[str, int]]  # names and sizes in bytes
 
 
 class SourceItem(NamedTuple):
-    """One image of a source: its name there, and its encoded bytes or the error that prevents reading them."""
+    """One image of a source: its name there, and its encoded bytes or the error that prevents
+    reading them.
+    """
 
     name: str
     content: bytes | RequestError
@@ -45,12 +51,16 @@ class SourceItem(NamedTuple):
 class Listing:
     """The files of one kind of a source, without hidden ones, in the order of their names.
 
-    It is made once, in a temporary database on disk, and `parts` go into the output. Workers and later runs read them
-    as needed with ``get``, if they have ``known``, what `summary` was.
+    It is made once, in a temporary database on disk, and `parts` go into the output. Workers and
+    later runs read them as needed with ``get``, if they have ``known``, what `summary` was.
     """
 
-    def __init__(self, source: str, known: dict[str, Any] | None, get: Callable[[str], bytes | None]) -> None:
-        self.source, self._get, self._is_new = source, get, not known
+    def __init__(
+        self, source: str, known: dict[str, Any] | None, get: Callable[[str], bytes | None]
+    ) -> None:
+        self.source = source
+        self._get = get
+        self._is_new = not known
         self._database = sqlite3.connect("", check_same_thread=False)  # "": removed when closed
         weakref.finalize(self, self._database.close)
         self.part = lru_cache(maxsize=_MAX_CACHED)(self._part)
@@ -58,15 +68,25 @@ class Listing:
             self.place, single = locate(source)
             self.files = known["files"] if known else self._list(single)
         except (OSError, sqlite3.Error) as exc:
-            where, why = getattr(exc, "filename", None) or source, getattr(exc, "strerror", None) or str(exc)
-            raise StartupError(f"{where}: cannot be read: {why.removeprefix(f'{source}: ')}") from exc
-        self.digest: str = known["digest"] if known else _digest(row for n in self._numbers() for row in self.part(n))
+            where = getattr(exc, "filename", None) or source
+            why = getattr(exc, "strerror", None) or str(exc)
+            raise StartupError(
+                f"{where}: cannot be read: {why.removeprefix(f'{source}: ')}"
+            ) from exc
+        self.digest: str = (
+            known["digest"]
+            if known
+            else _digest(row for n in self._numbers() for row in self.part(n))
+        )
         self.summary = {"files": self.files, "digest": self.digest}
 
     def parts(self) -> Iterator[tuple[str, bytes]]:
         """The files for the output."""
         for number in self._numbers():
-            yield self._name(number), "".join(f"{json.dumps(row)}\n" for row in self.part(number)).encode()
+            yield (
+                self._name(number),
+                "".join(f"{json.dumps(row)}\n" for row in self.part(number)).encode(),
+            )
 
     def rows(self, start: int, stop: int) -> Rows:
         """Files ``start`` … ``stop − 1``."""
@@ -87,20 +107,33 @@ class Listing:
             found = self._database.execute(query, (number * _PART, _PART))
             return [(os.fsdecode(name), size) for name, size in found]
         if (content := self._get(self._name(number))) is None:
-            raise FileNotFoundError(f"{self._name(number)}: is gone from the output; use another folder")
+            raise FileNotFoundError(
+                f"{self._name(number)}: is gone from the output; use another folder"
+            )
         return [(name, size) for name, size in map(json.loads, content.splitlines())]
 
     def _list(self, single: str) -> int:
-        """Sort names on disk, as stores differ in their order, and a folder has none; returns how many there are."""
-        database, total = self._database, 0
+        """Sort names on disk, as stores differ in their order, and a folder has none; returns how
+        many there are.
+        """
+        database = self._database
+        total = 0
         database.execute("CREATE TABLE found (name BLOB, size INTEGER, kind INTEGER)")
 
         def found() -> Iterator[tuple[bytes, int, int]]:
             nonlocal total
-            for name, size, *_ in [(single, self.place.size(single))] if single else self.place.files():
+            for name, size, *_ in (
+                [(single, self.place.size(single))] if single else self.place.files()
+            ):
                 total += 1
-                kind = next((n for n, ends in enumerate(_KINDS) if name.lower().endswith(ends)), None)
-                if kind is not None and not _is_hidden(name) and (single or _KINDS[kind] != (".zip",)):
+                kind = next(
+                    (n for n, ends in enumerate(_KINDS) if name.lower().endswith(ends)), None
+                )
+                if (
+                    kind is not None
+                    and not _is_hidden(name)
+                    and (single or _KINDS[kind] != (".zip",))
+                ):
                     yield os.fsencode(name), size or 0, kind
 
         database.executemany("INSERT INTO found VALUES (?, ?, ?)", found())
@@ -109,15 +142,19 @@ class Listing:
         (files,) = database.execute("SELECT count(*) FROM files").fetchone()
         if not files:
             holds = f"holds no {' '.join(IMAGES)} .parquet, and is no .zip"
-            raise StartupError(f"{self.source}: {holds if total else 'no such file or folder, or an empty one'}")
+            raise StartupError(
+                f"{self.source}: {holds if total else 'no such file or folder, or an empty one'}"
+            )
         return int(files)
 
 
 def open_source(listing: Listing, *, column: str, limit: int) -> "Files":
-    """Open an image, folder, `.zip` or `.parquet`; raises StartupError if there is none that can be read.
+    """Open an image, folder, `.zip` or `.parquet`; raises StartupError if there is none that can be
+    read.
 
-    ``column`` of a Parquet file holds the images: binary, or a struct with `bytes`. An image of more than ``limit``
-    bytes, or of more than are listed, becomes an error in its place, and is not read.
+    ``column`` of a Parquet file holds the images: binary, or a struct with `bytes`. An image of
+    more than ``limit`` bytes, or of more than are listed, becomes an error in its place, and is not
+    read.
     """
     name, size = listing.rows(0, 1)[0]
     if name.lower().endswith(".zip"):
@@ -130,13 +167,17 @@ def open_source(listing: Listing, *, column: str, limit: int) -> "Files":
 class Files:
     """Image files.
 
-    As all sources it is thread-safe, has a fixed order, and a digest that changes when images are added, removed,
-    renamed or resized. A failing read of the whole source, for example because the network is down, raises OSError.
+    As all sources it is thread-safe, has a fixed order, and a digest that changes when images are
+    added, removed, renamed or resized. A failing read of the whole source, for example because the
+    network is down, raises OSError.
     """
 
     def __init__(self, listing: Listing, limit: int) -> None:
-        self.listing, self._limit = listing, limit
-        self.images, self.digest, self._each = listing.files, listing.digest, listing.place.each
+        self.listing = listing
+        self._limit = limit
+        self.images = listing.files
+        self.digest = listing.digest
+        self._each = listing.place.each
 
     async def fetch(self, start: int, stop: int) -> list[SourceItem]:
         """Images ``start`` … ``stop − 1``; fewer, but at least one, if they have many bytes."""
@@ -146,9 +187,13 @@ class Files:
 
     def _item(self, row: tuple[str, int]) -> SourceItem:
         name, size = row
-        content = self._content(name, size) if size <= self._limit else _too_large(name, self._limit)
+        content = (
+            self._content(name, size) if size <= self._limit else _too_large(name, self._limit)
+        )
         grown = not isinstance(content, RequestError) and len(content) > size
-        return SourceItem(name, _unreadable(name, "it has more bytes than are listed") if grown else content)
+        return SourceItem(
+            name, _unreadable(name, "it has more bytes than are listed") if grown else content
+        )
 
     def _rows(self, start: int, stop: int) -> Rows:
         return self.listing.rows(start, stop)
@@ -173,11 +218,19 @@ class Archive(Files):
             self._zip = zipfile.ZipFile(file)
         except (OSError, *_DAMAGED) as exc:
             failed = f"cannot be read: {exc.strerror or exc}" if isinstance(exc, OSError) else None
-            raise StartupError(f"{listing.source}: {failed or 'not a zip archive, or a damaged one'}") from exc
-        members = {info.filename: info for info in self._zip.infolist() if info.filename.lower().endswith(IMAGES)}
+            raise StartupError(
+                f"{listing.source}: {failed or 'not a zip archive, or a damaged one'}"
+            ) from exc
+        members = {
+            info.filename: info
+            for info in self._zip.infolist()
+            if info.filename.lower().endswith(IMAGES)
+        }
         self._members = [members[name] for name in sorted(members) if not _is_hidden(name)]
         self.images = len(self._members)
-        self.digest = _digest((member.filename, member.file_size, member.CRC) for member in self._members)
+        self.digest = _digest(
+            (member.filename, member.file_size, member.CRC) for member in self._members
+        )
         if not self.images:
             raise StartupError(f"{listing.source}: holds no {' '.join(IMAGES)}")
 
@@ -193,7 +246,9 @@ class Archive(Files):
 
 
 class _Group(NamedTuple):
-    """A row group of one file. Its first row is row ``first`` of all files; that of its file is row ``file_first``."""
+    """A row group of one file. Its first row is row ``first`` of all files; that of its file is row
+    ``file_first``.
+    """
 
     file: str
     number: int
@@ -204,30 +259,39 @@ class _Group(NamedTuple):
 
 
 class Table(Files):
-    """A column of encoded images: binary, or a struct with `bytes` and `path` as in Hugging Face data sets.
+    """A column of encoded images: binary, or a struct with `bytes` and `path` as in Hugging Face
+    data sets.
 
     No file stays open, because there may be more than a process may open.
     """
 
     def __init__(self, listing: Listing, column: str, limit: int) -> None:
         super().__init__(listing, limit)
-        source, self._column = listing.source, column
+        source = listing.source
+        self._column = column
         self._sizes = dict(listing.rows(0, listing.files))
         self._lock = threading.Lock()
         self._readers: dict[int, Iterator[tuple[str, Any]]] = {}  # by the row that comes next
         if find_spec("pyarrow") is None:
-            raise StartupError(f"{source}: pyarrow is not installed; pip install 'ign-service[bulk]'")
-        self._metadata = {name: self._read_metadata(f"{source}: {name}", name) for name in self._sizes}
+            raise StartupError(
+                f"{source}: pyarrow is not installed; pip install 'ign-service[bulk]'"
+            )
+        self._metadata = {
+            name: self._read_metadata(f"{source}: {name}", name) for name in self._sizes
+        }
         self._groups: list[_Group] = []
         self.images = 0
         for name, metadata in self._metadata.items():
             file_first = self.images
             for number in range(metadata.num_row_groups):
                 group = metadata.row_group(number)
-                rows, size = group.num_rows, group.total_byte_size
+                rows = group.num_rows
+                size = group.total_byte_size
                 self._groups.append(_Group(name, number, file_first, self.images, rows, size))
                 self.images += rows
-        self.digest = _digest((group.file, group.number, group.rows, group.size, column) for group in self._groups)
+        self.digest = _digest(
+            (group.file, group.number, group.rows, group.size, column) for group in self._groups
+        )
         if not self.images:
             raise StartupError(f"{source}: holds no rows")
 
@@ -236,7 +300,8 @@ class Table(Files):
         return await asyncio.to_thread(self._read, start, stop)
 
     def _read(self, start: int, stop: int) -> list[SourceItem]:
-        items, size = list[SourceItem](), 0
+        items = list[SourceItem]()
+        size = 0
         with self._lock:
             rows = self._readers.pop(start, None) or self._rows_from(start)
             while start + len(items) < stop and size <= _AT_ONCE:
@@ -251,19 +316,24 @@ class Table(Files):
         """Names and values from a row on."""
         for group in self._groups:
             if start < group.first + group.rows:
-                for row, value in zip(range(group.first, group.first + group.rows), self._values(group), strict=False):
+                for row, value in zip(
+                    range(group.first, group.first + group.rows), self._values(group), strict=False
+                ):
                     if row >= start:
                         yield f"{group.file}#{row - group.file_first}", value
 
     def _row(self, name: str, value: Any) -> SourceItem:
         if isinstance(value, dict):
-            path, value = value.get("path") or name, value.get("bytes")
+            path = value.get("path") or name
+            value = value.get("bytes")
             if not isinstance(path, str):
                 return SourceItem(name, _unreadable(name, "its path is no text"))
             name = path
         if not isinstance(value, bytes):
             return SourceItem(name, _unreadable(name, value or "the value is null"))
-        return SourceItem(name, value if len(value) <= self._limit else _too_large(name, self._limit))
+        return SourceItem(
+            name, value if len(value) <= self._limit else _too_large(name, self._limit)
+        )
 
     def _open(self, name: str) -> IO[bytes]:
         return self.listing.place.open(name, self._sizes[name])
@@ -280,16 +350,23 @@ class Table(Files):
             raise StartupError(f"{where}: not Parquet, damaged, or unreadable: {exc}") from exc
 
     def _values(self, group: _Group) -> Iterator[Any]:
-        """The values of a row group, one after the other; in place of one that cannot be read, why."""
+        """The values of a row group, one after the other; in place of one that cannot be read,
+        why.
+        """
         from pyarrow import ArrowException, parquet
 
         if group.size > _MAX_GROUP:
             yield from repeat(f"its part of the table has more than {_MAX_GROUP} bytes")
         try:
             with closing(self._open(group.file)) as file:
-                opened = parquet.ParquetFile(file, metadata=self._metadata[group.file], buffer_size=_BUFFER)
-                # One row at a time: a few bytes of a file can say that every row has the same large value.
-                for batch in opened.iter_batches(1, row_groups=[group.number], columns=[self._column]):
+                opened = parquet.ParquetFile(
+                    file, metadata=self._metadata[group.file], buffer_size=_BUFFER
+                )
+                # One row at a time: a few bytes of a file can say that every row has the same large
+                # value.
+                for batch in opened.iter_batches(
+                    1, row_groups=[group.number], columns=[self._column]
+                ):
                     yield from batch.column(0).to_pylist()
         except (ArrowException, ValueError):  # ValueError: of a text that is no UTF-8
             pass
@@ -304,7 +381,9 @@ def _check_column(where: str, schema: Any, column: str) -> None:
     from pyarrow import types
 
     if column not in schema.names:
-        raise StartupError(f"{where}: has no column {column!r}; the columns are {', '.join(schema.names)}")
+        raise StartupError(
+            f"{where}: has no column {column!r}; the columns are {', '.join(schema.names)}"
+        )
     kind = schema.field(column).type
     fields = [kind.field(i) for i in range(kind.num_fields)] if types.is_struct(kind) else []
     candidates = [field.type for field in fields if field.name == "bytes"] or [kind]
@@ -313,8 +392,12 @@ def _check_column(where: str, schema: Any, column: str) -> None:
 
 
 def _is_hidden(name: str) -> bool:
-    """Whether a file or one of its folders is hidden; macOS adds such files to every zip archive."""
-    return any(part == "__MACOSX" or (part.startswith(".") and part.strip(".")) for part in name.split("/"))
+    """Whether a file or one of its folders is hidden; macOS adds such files to every zip
+    archive.
+    """
+    return any(
+        part == "__MACOSX" or (part.startswith(".") and part.strip(".")) for part in name.split("/")
+    )
 
 
 def _too_large(name: str, limit: int) -> RequestError:

@@ -1,1 +1,3 @@
-"""What an IGN request is, free of HTTP, ONNX and image files: numpy and the standard library only."""
+"""What an IGN request is, free of HTTP, ONNX and image files: numpy and the standard library
+only.
+"""

@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Final
 
-# Kind of a failed validation → what the user reads. Kinds such as `int_parsing` and `int_type` share the first word.
+# Kind of a failed validation → what the user reads. Kinds such as `int_parsing` and `int_type`
+# share the first word.
 _REASONS: Final = {
     "extra_forbidden": "unknown field",
     "missing": "required",
@@ -46,17 +47,24 @@ def reason_of(error: Mapping[str, Any]) -> str:
     kind = error["type"]
     text = _REASONS.get(kind) or _REASONS.get(kind.partition("_")[0])
     if text is None:
-        return str(error["msg"]).removeprefix("Value error, ").replace("Input should", "must").removeprefix("Input ")
+        return (
+            str(error["msg"])
+            .removeprefix("Value error, ")
+            .replace("Input should", "must")
+            .removeprefix("Input ")
+        )
     bounds = error.get("ctx", {}).items()
-    return text.format(**{name: int(n) if isinstance(n, float) and n.is_integer() else n for name, n in bounds})
+    return text.format(
+        **{name: int(n) if isinstance(n, float) and n.is_integer() else n for name, n in bounds}
+    )
 
 
 class IgnError(Exception):
     """Base of all errors that this service raises on purpose.
 
-    ``detail`` is one sentence for the caller, without paths of files and without a traceback. The code is stable and
-    machine-readable. Each class names its own, and an instance may have a more special one. Errors can be pickled, so
-    every argument but ``detail`` has a default.
+    ``detail`` is one sentence for the caller, without paths of files and without a traceback. The
+    code is stable and machine-readable. Each class names its own, and an instance may have a more
+    special one. Errors can be pickled, so every argument but ``detail`` has a default.
     """
 
     code: ClassVar[str] = "internal"
@@ -79,9 +87,13 @@ class MalformedRequest(RequestError, code="malformed"):
 
 
 class InvalidContent(RequestError, code="invalid_value"):
-    """Valid syntax, but an invalid value, image or mask; ``fields`` are pairs of path (``images.0``) and message."""
+    """Valid syntax, but an invalid value, image or mask; ``fields`` are pairs of path
+    (``images.0``) and message.
+    """
 
-    def __init__(self, detail: str, *, fields: Sequence[tuple[str, str]] = (), code: str | None = None) -> None:
+    def __init__(
+        self, detail: str, *, fields: Sequence[tuple[str, str]] = (), code: str | None = None
+    ) -> None:
         super().__init__(detail, code=code)
         self.fields = tuple(fields)
 
@@ -104,7 +116,9 @@ class UnknownModel(RequestError, code="unknown_model"):
 
 
 class InvalidInference(RequestError, code="invalid_inference"):
-    """An Open Inference Protocol request with an invalid name, datatype, shape, size, value or parameter."""
+    """An Open Inference Protocol request with an invalid name, datatype, shape, size, value or
+    parameter.
+    """
 
 
 class LoadFailed(RequestError, code="load_failed"):
@@ -188,7 +202,9 @@ class UnavailableError(TemporaryError, code="unavailable"):
 
 
 class NotReady(UnavailableError, code="not_ready"):
-    """Models are loading, a worker is being replaced, or the model would not open before the deadline."""
+    """Models are loading, a worker is being replaced, or the model would not open before the
+    deadline.
+    """
 
 
 class Draining(UnavailableError, code="draining"):
@@ -204,9 +220,11 @@ class TooManyBytes(UnavailableError, code="too_many_bytes"):
 
 
 class ModelFailure(IgnError, code="model_failure"):
-    """The model raised an error, or returned values that are not finite, for the rows of this request.
+    """The model raised an error, or returned values that are not finite, for the rows of this
+    request.
 
-    ``reason`` is what the runtime said, as one line for the operator; it is logged and never in a response.
+    ``reason`` is what the runtime said, as one line for the operator; it is logged and never in a
+    response.
     """
 
     def __init__(self, detail: str, *, reason: str = "") -> None:
@@ -220,7 +238,9 @@ class StartupError(IgnError, code="startup"):
 
 def printable(text: str) -> str:
     """A foreign text with escapes in place of what controls a terminal or ends a line."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
 
 
 @contextmanager
@@ -235,8 +255,8 @@ def wrap_errors(prefix: str) -> Iterator[None]:
 def forget_frames(exc: BaseException | None) -> None:
     """Drop the frames of an exception that has been handled, and of those that led to it.
 
-    A frame holds the arrays of its request, and often the exception, which holds the frame: such a cycle would stay
-    until the next garbage collection, and these are rare.
+    A frame holds the arrays of its request, and often the exception, which holds the frame: such a
+    cycle would stay until the next garbage collection, and these are rare.
     """
     while exc is not None:
         exc.__traceback__ = None

@@ -22,8 +22,9 @@ STREAM: Final = "philox4x64-10(key=(seed, index)) / numpy standard_normal(float3
 
 MAX_SEED: Final = 2**32 - 1
 MAX_SEED_TEXT: Final = 200  # characters of a text that stands for a seed
-# Latents and images are of order 1. Far larger values overflow float32 inside f, which then gives values that are not
-# finite: an error that looks like the model's. This bound leaves a factor of 1e32 before that.
+# Latents and images are of order 1. Far larger values overflow float32 inside f, which then gives
+# values that are not finite: an error that looks like the model's. This bound leaves a factor of
+# 1e32 before that.
 MAX_MAGNITUDE: Final = 1e6  # largest |x| of a row that a caller gives
 LARGE: Final = 100.0  # no seed and no image gives a larger |x|; a larger one comes from the caller
 _PARALLEL: Final = 1e-4  # radians: closer than this to 0 or π, slerp divides by almost 0
@@ -31,13 +32,19 @@ _TINY: Final = 1e-100  # the squares of smaller numbers underflow
 
 
 def seed_of(text: str) -> int:
-    """The seed that a text names: a decimal number up to 2³² − 1 itself, else the start of the text's SHA-256.
+    """The seed that a text names: a decimal number up to 2³² − 1 itself, else the start of the
+    text's SHA-256.
 
     Raises ValueError unless it has 1 to 200 characters.
     """
     if not 1 <= len(text) <= MAX_SEED_TEXT:
         raise ValueError(f"must have 1 to {MAX_SEED_TEXT} characters")
-    if text.isascii() and text.isdecimal() and str(number := int(text)) == text and number <= MAX_SEED:
+    if (
+        text.isascii()
+        and text.isdecimal()
+        and str(number := int(text)) == text
+        and number <= MAX_SEED
+    ):
         return number
     # A lone surrogate, which JSON may hold, has no UTF-8.
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:4], "big")
@@ -56,7 +63,9 @@ class NoiseSource:
         return generator.standard_normal(self.shape, dtype=np.float32)
 
     def rows(self, seed: int, offset: int, n: int, scale: float = 1.0) -> FloatRows:
-        """Latents ``offset`` … ``offset + n − 1`` of ``seed``, times ``scale``: (n, C, H, W) float32."""
+        """Latents ``offset`` … ``offset + n − 1`` of ``seed``, times ``scale``: (n, C, H, W)
+        float32.
+        """
         out = np.empty((n, *self.shape), dtype=np.float32)
         for i in range(n):
             out[i] = self.row(seed, offset + i)
@@ -66,7 +75,9 @@ class NoiseSource:
 
 
 class _Key(ISeedSequence):
-    """Passes a key to Philox unchanged: `Philox(key=…)` gathers entropy first, longer than it draws a small image."""
+    """Passes a key to Philox unchanged: `Philox(key=…)` gathers entropy first, longer than it draws
+    a small image.
+    """
 
     def __init__(self, seed: int, index: int) -> None:
         self._words = np.array([seed, index], dtype=np.uint64)
@@ -77,12 +88,15 @@ class _Key(ISeedSequence):
 
 def is_bounded(rows: FloatRows | FloatRow) -> bool:
     """Whether every value is a number within ±`MAX_MAGNITUDE`. NaN and infinity are not."""
-    # Two passes without a temporary array. NaN is the minimum of an array that holds one, and compares as false.
+    # Two passes without a temporary array. NaN is the minimum of an array that holds one, and
+    # compares as false.
     return bool(rows.min() >= -MAX_MAGNITUDE and rows.max() <= MAX_MAGNITUDE)
 
 
 def lerp(a: FloatRow, b: FloatRow, t: float) -> FloatRow:
-    """Straight line (1−t)·a + t·b, computed in float64, t in 0…1. At the ends it returns a and b themselves."""
+    """Straight line (1−t)·a + t·b, computed in float64, t in 0…1. At the ends it returns a and b
+    themselves.
+    """
     if t <= 0.0:
         return a
     if t >= 1.0:
@@ -90,8 +104,11 @@ def lerp(a: FloatRow, b: FloatRow, t: float) -> FloatRow:
     return ((1.0 - t) * a.astype(np.float64) + t * b.astype(np.float64)).astype(np.float32)
 
 
-def weighted_sum(rows: Sequence[FloatRow], weights: Sequence[float], norm: float | None) -> FloatRow:
-    """Σ wᵢ·zᵢ of rows (C, H, W), computed in float64 and rescaled to the Euclidean length ``norm`` unless it is None.
+def weighted_sum(
+    rows: Sequence[FloatRow], weights: Sequence[float], norm: float | None
+) -> FloatRow:
+    """Σ wᵢ·zᵢ of rows (C, H, W), computed in float64 and rescaled to the Euclidean length ``norm``
+    unless it is None.
 
     Raises ValueError if the sum is zero, so that it has no direction.
     """
@@ -111,22 +128,24 @@ def weighted_sum(rows: Sequence[FloatRow], weights: Sequence[float], norm: float
 def slerp(a: FloatRow, b: FloatRow, t: float) -> FloatRow:
     """Great arc between the raw rows a and b (Shoemake, 1985), computed in float64; t in 0…1.
 
-    The weights are sin((1−t)Ω)/sin Ω and sin(tΩ)/sin Ω, where Ω is the angle between the whole rows. Rows that are
-    zero, or (anti)parallel within 1e-4 rad, have no unique arc; for them this is :func:`lerp`. At the ends it returns
-    a and b themselves.
+    The weights are sin((1−t)Ω)/sin Ω and sin(tΩ)/sin Ω, where Ω is the angle between the whole
+    rows. Rows that are zero, or (anti)parallel within 1e-4 rad, have no unique arc; for them this
+    is :func:`lerp`. At the ends it returns a and b themselves.
     """
     if t <= 0.0:
         return a
     if t >= 1.0:
         return b
-    x, y = a.astype(np.float64), b.astype(np.float64)
+    x = a.astype(np.float64)
+    y = b.astype(np.float64)
     norms = math.sqrt(float((x * x).sum()) * float((y * y).sum()))
     if norms == 0.0:
         return lerp(a, b, t)
     omega = math.acos(min(1.0, max(-1.0, float((x * y).sum()) / norms)))
     if omega < _PARALLEL or omega > math.pi - _PARALLEL:
         return lerp(a, b, t)
-    wa, wb = math.sin((1.0 - t) * omega) / math.sin(omega), math.sin(t * omega) / math.sin(omega)
+    wa = math.sin((1.0 - t) * omega) / math.sin(omega)
+    wb = math.sin(t * omega) / math.sin(omega)
     return (wa * x + wb * y).astype(np.float32)
 
 
@@ -136,10 +155,11 @@ _MIX: dict[Method, Callable[[FloatRow, FloatRow, float], FloatRow]] = {"slerp": 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatentPath:
-    """``frames`` ≥ 2 rows from the first point to the last, both included; all segments have the same length in t.
+    """``frames`` ≥ 2 rows from the first point to the last, both included; all segments have the
+    same length in t.
 
-    Three points and 5 frames give t = 0, ¼, ½, ¾, 1: frames 0, 2 and 4 are the points. A ``loop`` returns to the first
-    point, so its last frame repeats the first.
+    Three points and 5 frames give t = 0, ¼, ½, ¾, 1: frames 0, 2 and 4 are the points. A ``loop``
+    returns to the first point, so its last frame repeats the first.
     """
 
     frames: int
@@ -147,7 +167,9 @@ class LatentPath:
     loop: bool = False
 
     def rows(self, points: Sequence[FloatRow]) -> FloatRows:
-        """The frames to compute between ≥ 2 points (C, H, W): (n, C, H, W), all but the last one of a loop."""
+        """The frames to compute between ≥ 2 points (C, H, W): (n, C, H, W), all but the last one of
+        a loop.
+        """
         stops = [*points, points[0]] if self.loop else list(points)
         frames = []
         for i in range(self.frames - self.loop):
@@ -174,14 +196,25 @@ class Grid:
     method: Method = "slerp"
 
     def latents(self, corners: Sequence[FloatRow]) -> FloatRows:
-        """(rows·cols, C, H, W), between top left, top right, bottom left and bottom right, each (C, H, W)."""
+        """(rows·cols, C, H, W), between top left, top right, bottom left and bottom right, each (C,
+        H, W).
+        """
         mix = _MIX[self.method]
         top_left, top_right, bottom_left, bottom_right = corners
         columns = [
-            (mix(top_left, top_right, c / (self.cols - 1)), mix(bottom_left, bottom_right, c / (self.cols - 1)))
+            (
+                mix(top_left, top_right, c / (self.cols - 1)),
+                mix(bottom_left, bottom_right, c / (self.cols - 1)),
+            )
             for c in range(self.cols)
         ]
-        return np.stack([mix(top, bottom, r / (self.rows - 1)) for r in range(self.rows) for top, bottom in columns])
+        return np.stack(
+            [
+                mix(top, bottom, r / (self.rows - 1))
+                for r in range(self.rows)
+                for top, bottom in columns
+            ]
+        )
 
     def coordinates(self) -> list[tuple[int, int]]:
         """(row, col) of every frame."""

@@ -7,7 +7,9 @@ from service.domain.latents import FloatRows
 
 
 class Model(Protocol):
-    """One network f on one device. `service.runtime.onnx_model.OnnxModel` implements it; tests have small fakes."""
+    """One network f on one device. `service.runtime.onnx_model.OnnxModel` implements it; tests have
+    small fakes.
+    """
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -30,14 +32,18 @@ class Model(Protocol):
 class DeviceBatch(Protocol):
     """Rows that stay in device memory between steps; errors are those of `Model.run`.
 
-    A model may offer one as its attribute `device_batch`, which may be None and may change after `reduce_max_batch`.
+    A model may offer one as its attribute `device_batch`, which may be None and may change after
+    `reduce_max_batch`.
     """
 
     def upload(self, rows: FloatRows) -> None:
-        """Copy rows (N, C, H, W) to the device, N at most the largest bucket; they replace earlier ones."""
+        """Copy rows (N, C, H, W) to the device, N at most the largest bucket; they replace earlier
+        ones.
+        """
 
     def run_steps(self, keep_going: Callable[[], bool] | None = None) -> None:
-        """Apply f to the rows on the device, once or while ``keep_going``, called after every step, is true.
+        """Apply f to the rows on the device, once or while ``keep_going``, called after every step,
+        is true.
 
         A step that raises leaves the rows as they were before it.
         """
@@ -47,11 +53,13 @@ class DeviceBatch(Protocol):
 
 
 class ModelMemory(Protocol):
-    """The memory of a model that is open only while it is used, or while no other model needs the room.
+    """The memory of a model that is open only while it is used, or while no other model needs the
+    room.
 
-    Any thread may call it. ``failure`` says why it could not be opened; empty if it could. Each of ``callers`` tells
-    the fairness keys of those that have rows for the model now; any thread may call it. While ``is_claimed`` is true,
-    another caller's model needs the room: release this one after the current step.
+    Any thread may call it. ``failure`` says why it could not be opened; empty if it could. Each of
+    ``callers`` tells the fairness keys of those that have rows for the model now; any thread may
+    call it. While ``is_claimed`` is true, another caller's model needs the room: release this one
+    after the current step.
     """
 
     failure: str
@@ -59,7 +67,8 @@ class ModelMemory(Protocol):
     is_claimed: bool
 
     def acquire(self) -> bool:
-        """Open the model and keep it open until `release`. Waits for room; returns False if no caller has rows then.
+        """Open the model and keep it open until `release`. Waits for room; returns False if no
+        caller has rows then.
 
         If it cannot be opened, `Model.run` raises the reason.
         """
@@ -72,7 +81,9 @@ class ModelMemory(Protocol):
 
 
 class DeviceOutOfMemory(Exception):
-    """The device could not hold the batch. The scheduler lowers its largest batch and tries again."""
+    """The device could not hold the batch. The scheduler lowers its largest batch and tries
+    again.
+    """
 
 
 class DeviceLost(Exception):

@@ -1,4 +1,5 @@
-"""The scheduler's requests and results, frozen and valid once they exist; and what is done to results afterwards.
+"""The scheduler's requests and results, frozen and valid once they exist; and what is done to
+results afterwards.
 
 A *row* is one C×H×W float32 image in the model's range; a *step* is one application of f.
 """
@@ -14,10 +15,12 @@ from service.domain.latents import FloatRow, FloatRows
 
 Images = FloatRows | list[FloatRow]  # (N, C, H, W), or a list if their sizes may differ
 _LUMA: Final = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-KeepMask = NDArray[np.bool_]  # (N, 1 or C, H, W): True = the pixel of the input is put back after every step
+# (N, 1 or C, H, W): True = the pixel of the input is put back after every step
+KeepMask = NDArray[np.bool_]
 
 
-# Requests make some of these classes, which nobody changes. They are not frozen: that triples the time of making one.
+# Requests make some of these classes, which nobody changes. They are not frozen: that triples the
+# time of making one.
 
 
 @dataclass(slots=True, kw_only=True)
@@ -25,8 +28,12 @@ class StepParams:
     """How f is applied to every row of a request."""
 
     steps: int  # applications of f, ≥ 1
-    tolerance: float | None = None  # > 0: a row stops once mean |f(y) − y| of its last step is below it
-    record: tuple[int, ...] = ()  # ascending unique numbers in 0…steps of the steps in the trajectory; 0 is the input
+    tolerance: float | None = (
+        None  # > 0: a row stops once mean |f(y) − y| of its last step is below it
+    )
+    record: tuple[
+        int, ...
+    ] = ()  # ascending unique numbers in 0…steps of the steps in the trajectory; 0 is the input
     score: bool = False  # also measure the drift, which costs one more step
 
     def __post_init__(self) -> None:
@@ -43,11 +50,13 @@ class StepParams:
 class RequestObserver(Protocol):
     """Hears how one request fared in the scheduler."""
 
-    def scheduled(self, submitted: float, started: float | None, ended: float, outcome: str) -> None:
+    def scheduled(
+        self, submitted: float, started: float | None, ended: float, outcome: str
+    ) -> None:
         """The request ended; called once, from any thread, with times on the scheduler's clock.
 
-        ``started`` is when the first row entered a batch, None if none did; ``ended``, when the last row was done or
-        the request failed. ``outcome`` is `ok`, `cancelled` or an error code.
+        ``started`` is when the first row entered a batch, None if none did; ``ended``, when the
+        last row was done or the request failed. ``outcome`` is `ok`, `cancelled` or an error code.
         """
 
 
@@ -57,13 +66,17 @@ class SchedulingParams:
 
     step_params: StepParams
     keep_mask: KeepMask | None = None
-    deadline: float | None = None  # time on the scheduler's clock after which the rows must not be run
+    deadline: float | None = (
+        None  # time on the scheduler's clock after which the rows must not be run
+    )
     key: str = ""  # the caller's fairness key: batches are divided equally between keys
-    # The caller gets recorded steps, last steps and progress as events while the rows run. The deadline then bounds the
-    # wait for the first event only.
+    # The caller gets recorded steps, last steps and progress as events while the rows run. The
+    # deadline then bounds the wait for the first event only.
     streamed: bool = False
     stream_deadline: float | None = None  # of the last event
-    later_rows: int = 0  # model steps of rows that follow in further requests, to be done by the same deadline
+    later_rows: int = (
+        0  # model steps of rows that follow in further requests, to be done by the same deadline
+    )
     request_id: str = ""  # names the request in the log if the model fails on it
     observer: RequestObserver | None = None
 
@@ -80,7 +93,9 @@ class StepOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamProgress:
-    """How far a request is: steps of its slowest row out of ``steps``, and finished rows out of ``rows``."""
+    """How far a request is: steps of its slowest row out of ``steps``, and finished rows out of
+    ``rows``.
+    """
 
     steps_done: int
     steps: int
@@ -96,7 +111,8 @@ class Result:
     steps: NDArray[np.int64]  # applied
     converged: NDArray[np.bool_]  # whether the row stopped because it met the tolerance
     distance: NDArray[np.float64]  # mean |f(x) − x| of the first step, before the mask
-    drift: NDArray[np.float64] | None  # mean |f(y) − y| of the output; None unless `StepParams.score` is set
+    # mean |f(y) − y| of the output; None unless `StepParams.score` is set
+    drift: NDArray[np.float64] | None
     trajectory: Sequence[Sequence[StepOutput]]  # the recorded steps of each row
     queue_s: float  # seconds from submission until the first row entered a batch
     compute_s: float  # seconds from then until the last row was done
@@ -114,7 +130,9 @@ def blend(start: FloatRow, end: FloatRow, strength: float) -> FloatRow:
 
 
 def blend_step(inputs: Images, step: StepOutput, strength: float) -> StepOutput:
-    """A recorded step, blended with its row of ``inputs``; step 0 is the input and stays as it is."""
+    """A recorded step, blended with its row of ``inputs``; step 0 is the input and stays as it
+    is.
+    """
     if step.step == 0 or strength == 1.0:
         return step
     return replace(step, row=blend(inputs[step.index], step.row, strength))
@@ -125,14 +143,20 @@ def blend_result(inputs: Images, result: Result, strength: float) -> Result:
     if strength == 1.0:
         return result
     rows = [blend(start, end, strength) for start, end in zip(inputs, result.rows, strict=True)]
-    trajectory = [[blend_step(inputs, step, strength) for step in steps] for steps in result.trajectory]
-    return replace(result, rows=rows if isinstance(inputs, list) else np.stack(rows), trajectory=trajectory)
+    trajectory = [
+        [blend_step(inputs, step, strength) for step in steps] for steps in result.trajectory
+    ]
+    return replace(
+        result, rows=rows if isinstance(inputs, list) else np.stack(rows), trajectory=trajectory
+    )
 
 
 def split_luma(image: FloatRow) -> tuple[FloatRow, FloatRow | None]:
-    """The luma (1, H, W) of a colour image (3, H, W), and its chroma for `with_chroma`; None if the image is grey.
+    """The luma (1, H, W) of a colour image (3, H, W), and its chroma for `with_chroma`; None if the
+    image is grey.
 
-    Luma is Y of ITU-R BT.601, as JPEG and Pillow have it: 0.299·R + 0.587·G + 0.114·B in the full range.
+    Luma is Y of ITU-R BT.601, as JPEG and Pillow have it: 0.299·R + 0.587·G + 0.114·B in the full
+    range.
     """
     if np.array_equal(image[:1], image[1:2]) and np.array_equal(image[:1], image[2:]):
         return np.ascontiguousarray(image[:1]), None
@@ -141,12 +165,16 @@ def split_luma(image: FloatRow) -> tuple[FloatRow, FloatRow | None]:
 
 
 def with_chroma(luma: FloatRow, chroma: FloatRow | None) -> FloatRow:
-    """The image (3, H, W) of this luma (1, H, W): to a change of Y alone, YCbCr adds the same to R, G and B."""
+    """The image (3, H, W) of this luma (1, H, W): to a change of Y alone, YCbCr adds the same to R,
+    G and B.
+    """
     return luma if chroma is None else luma + chroma
 
 
 def colour_step(step: StepOutput, chroma: Sequence[FloatRow | None]) -> StepOutput:
-    """A recorded step with the ``chroma`` of its image; an empty sequence leaves all as they are."""
+    """A recorded step with the ``chroma`` of its image; an empty sequence leaves all as they
+    are.
+    """
     return replace(step, row=with_chroma(step.row, chroma[step.index])) if chroma else step
 
 

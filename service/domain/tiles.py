@@ -1,14 +1,16 @@
 """Cut images of any size into tiles of one size, and put the results together without a seam.
 
-    0         overlap                       a tile: f knows too little of the image near an inner edge, so what it
-    │─ unused ─│╱ blend ╱│───────────       gives there is not used. Between two tiles, both results are mixed.
-    │          │╱ blend ╱│──── unused ─│
+    0         overlap                       a tile: f knows too little of the image near an inner
+    edge, so what it │─ unused ─│╱ blend ╱│───────────       gives there is not used. Between two
+    tiles, both results are mixed. │          │╱ blend ╱│──── unused ─│
 
-At the border of an image a tile ends where the image ends, so f sees the same border as in the whole image; with a
-``margin``, the image is mirrored beyond every edge first, by as many pixels. An image smaller than a tile, or with a
-side that is no ``multiple``, is mirrored beyond its right and lower edge.
+At the border of an image a tile ends where the image ends, so f sees the same border as in the
+whole image; with a ``margin``, the image is mirrored beyond every edge first, by as many pixels. An
+image smaller than a tile, or with a side that is no ``multiple``, is mirrored beyond its right and
+lower edge.
 
-A tiling is arithmetic on two sides. It holds no array, so a caller's sizes cost nothing before pixels are there.
+A tiling is arithmetic on two sides. It holds no array, so a caller's sizes cost nothing before
+pixels are there.
 """
 
 from dataclasses import dataclass
@@ -52,7 +54,8 @@ class _Axis:
     @property
     def count(self) -> int:
         """Number of tiles."""
-        # A single tile has no inner edge, and may be smaller than the overlap, which gives a stride below 1.
+        # A single tile has no inner edge, and may be smaller than the overlap, which gives a stride
+        # below 1.
         return 1 if self.length == self.tile else -(-(self.length - self.tile) // self.stride) + 1
 
     def start(self, index: int) -> int:
@@ -60,11 +63,14 @@ class _Axis:
         return min(index * self.stride, self.length - self.tile) if index else 0
 
     def weights(self, index: int) -> NDArray[np.float32]:
-        """The weights (tile,) of a tile's pixels; at every pixel those of all tiles have the sum 1."""
+        """The weights (tile,) of a tile's pixels; at every pixel those of all tiles have the sum
+        1.
+        """
         own = self._ramps(index)
         if self.count == 1:
             return own.astype(np.float32)
-        # Tiles share weight only within this distance. The last one may begin anywhere behind the one before it.
+        # Tiles share weight only within this distance. The last one may begin anywhere behind the
+        # one before it.
         reach = -(-(self.tile - 2 * self.overlap) // self.stride) + 1
         total = np.zeros(self.tile)
         for other in range(max(0, index - reach), min(self.count, index + reach + 1)):
@@ -82,7 +88,9 @@ class _Axis:
         return np.minimum(place, 2 * self.side - 1 - place)
 
     def inside(self, index: int) -> tuple[slice, slice]:
-        """The part of a tile that lies in the image without what is mirrored: where in the tile, where in the image."""
+        """The part of a tile that lies in the image without what is mirrored: where in the tile,
+        where in the image.
+        """
         start = self.start(index) - self.margin
         first = max(0, -start)
         last = max(first, min(self.tile, self.side - start))
@@ -91,7 +99,9 @@ class _Axis:
     def _ramps(self, index: int) -> NDArray[np.float64]:
         ramp = np.ones(self.tile)
         ramp[: self.overlap] = 0.0
-        ramp[self.overlap : self.overlap + self.blend] = np.arange(1, self.blend + 1) / (self.blend + 1)
+        ramp[self.overlap : self.overlap + self.blend] = np.arange(1, self.blend + 1) / (
+            self.blend + 1
+        )
         weights = np.ones(self.tile)
         if index > 0:
             weights *= ramp
@@ -103,10 +113,13 @@ class _Axis:
 class Tiling:
     """The tiles of an image, row by row. Overlap and margin are in pixels.
 
-    Tiles begin at multiples of ``multiple``, and have more than twice the ``overlap`` where there are several.
+    Tiles begin at multiples of ``multiple``, and have more than twice the ``overlap`` where there
+    are several.
     """
 
-    def __init__(self, size: Size, tile: Size, *, overlap: int, multiple: int = 1, margin: int = 0) -> None:
+    def __init__(
+        self, size: Size, tile: Size, *, overlap: int, multiple: int = 1, margin: int = 0
+    ) -> None:
         self.size = size
         self.tile = tile
         self._down = _Axis.of(size[0], tile[0], overlap, multiple, margin)
@@ -114,11 +127,16 @@ class Tiling:
         self.count = self._down.count * self._right.count
 
     def cut(self, image: FloatRow, index: int, out: FloatRow) -> None:
-        """Copy tile ``index`` of an image (C, H, W), mirrored beyond its edges, to ``out`` (C, *tile)."""
+        """Copy tile ``index`` of an image (C, H, W), mirrored beyond its edges, to ``out`` (C,
+        *tile).
+        """
         row, column = divmod(index, self._right.count)
-        rows, columns = self._down.seen(row), self._right.seen(column)
-        # First the part that the tile sees: to take lines of a wide image would copy all of their pixels.
-        top, left = rows.min(), columns.min()
+        rows = self._down.seen(row)
+        columns = self._right.seen(column)
+        # First the part that the tile sees: to take lines of a wide image would copy all of their
+        # pixels.
+        top = rows.min()
+        left = columns.min()
         part = image[:, top : rows.max() + 1, left : columns.max() + 1]
         # All places are inside, so `clip` changes none; it writes to `out` without a copy of it.
         np.take(part.take(rows - top, axis=1), columns - left, axis=2, out=out, mode="clip")
@@ -130,7 +148,9 @@ class Tiling:
         """
         row, column = divmod(index, self._right.count)
         (lines, top), (pixels, left) = self._down.inside(row), self._right.inside(column)
-        down, right = self._down.weights(row)[lines, None], self._right.weights(column)[pixels]
-        source, target = tile[:, lines, pixels], canvas[:, top, left]
+        down = self._down.weights(row)[lines, None]
+        right = self._right.weights(column)[pixels]
+        source = tile[:, lines, pixels]
+        target = canvas[:, top, left]
         for strip in strips(target):
             target[:, strip] += source[:, strip] * (down[strip] * right)

@@ -1,14 +1,16 @@
-"""Decode untrusted bytes as PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF; the first bytes decide which. Decode `.npy`, too.
+"""Decode untrusted bytes as PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF; the first bytes decide which.
+Decode `.npy`, too.
 
     ImageBytes ────────── open, pages ──▶ EncodedImage ── decode ──▶ Picture
     bytes or base64 text, the header: its size,           the pixels:
     opaque                up to milliseconds              up to seconds
 
-What opens or decodes takes the `CodecThread` that runs it, so nothing of that can run on the event loop. Only a small
-PNG of exactly the model's size, `ImageBytes.is_png_of`, is decoded anywhere.
+What opens or decodes takes the `CodecThread` that runs it, so nothing of that can run on the event
+loop. Only a small PNG of exactly the model's size, `ImageBytes.is_png_of`, is decoded anywhere.
 
-This module calls Pillow's format classes instead of `Image.open`. `Image.open` tries every format, opens some JPEG
-files as multi-image files, and reports large images through `warnings`, which cannot be silenced for one thread.
+This module calls Pillow's format classes instead of `Image.open`. `Image.open` tries every format,
+opens some JPEG files as multi-image files, and reports large images through `warnings`, which
+cannot be silenced for one thread.
 """
 
 import ctypes
@@ -39,30 +41,56 @@ from service.domain.errors import IgnError, InvalidContent, TooLarge
 from service.domain.latents import MAX_MAGNITUDE, FloatRow, is_bounded
 from service.domain.tiles import MAX_SIDE
 from service.images import untrusted
-from service.images.formats import ORIENTATION, PHOTOMETRIC, TiffPage, avif_still, gif_first_frame, is_tiff, tiff_pages
+from service.images.formats import (
+    ORIENTATION,
+    PHOTOMETRIC,
+    TiffPage,
+    avif_still,
+    gif_first_frame,
+    is_tiff,
+    tiff_pages,
+)
 from service.images.pool import CodecThread
 
-# An empty progressive scan has 30 bytes, and decoding it visits all blocks (9 ms at 16 megapixels). Without a limit, a
-# file of 16 MiB could occupy a core for an hour. Encoders write about ten scans. The limit for sequential files is
-# higher: their cost grows with their size anyway, and phones append videos, which can contain the marker by chance.
+# An empty progressive scan has 30 bytes, and decoding it visits all blocks (9 ms at 16 megapixels).
+# Without a limit, a file of 16 MiB could occupy a core for an hour. Encoders write about ten scans.
+# The limit for sequential files is higher: their cost grows with their size anyway, and phones
+# append videos, which can contain the marker by chance.
 _MAX_PROGRESSIVE_SCANS: Final = 100
 _MAX_SEQUENTIAL_SCANS: Final = 1000
 
 _MODES: Final = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by number of bands
-# The chunk tRNS holds the transparent colour as a raw sample; Pillow scales 2-bit and 4-bit pixels to 8 bit.
+# The chunk tRNS holds the transparent colour as a raw sample; Pillow scales 2-bit and 4-bit pixels
+# to 8 bit.
 _KEY_SCALE: Final = {"1": 1, "L;2": 85, "L;4": 17}
 
 _TURNED: Final = (  # which exchange width and height
-    *(Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270, Image.Transpose.TRANSPOSE, Image.Transpose.TRANSVERSE),
+    *(
+        Image.Transpose.ROTATE_90,
+        Image.Transpose.ROTATE_270,
+        Image.Transpose.TRANSPOSE,
+        Image.Transpose.TRANSVERSE,
+    ),
 )
-_CONVERTED: Final = {"1": "L", "La": "LA", "P": "RGB", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "RGBa": "RGBA"}
+_CONVERTED: Final = {
+    "1": "L",
+    "La": "LA",
+    "P": "RGB",
+    "PA": "RGBA",
+    "CMYK": "RGB",
+    "YCbCr": "RGB",
+    "RGBa": "RGBA",
+}
 _BMP_HEADERS: Final = (12, 40, 52, 56, 64, 108, 124)  # bytes
-_BMP_COMPRESSIONS: Final = (0, 3)  # none, and none with masks of bits; Pillow decodes run lengths in Python
-_AVIF_SLACK: Final = 1 << 20  # pixels of AV1 frames beyond the image: tiles of a grid overlap its border
+# none, and none with masks of bits; Pillow decodes run lengths in Python
+_BMP_COMPRESSIONS: Final = (0, 3)
+# pixels of AV1 frames beyond the image: tiles of a grid overlap its border
+_AVIF_SLACK: Final = 1 << 20
 
 with suppress(ImportError):  # a build of Pillow without AVIF
     from PIL import _avif
-with suppress(OSError, AttributeError):  # LibTIFF writes a line to stderr for every damaged line of an image
+# LibTIFF writes a line to stderr for every damaged line of an image
+with suppress(OSError, AttributeError):
     ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 _TIFF_TEXT: Final = re.compile("SUkq|TU0A")  # base64 of II* and MM\\0*
@@ -81,10 +109,11 @@ _one_large = threading.Lock()
 
 @contextmanager
 def memory_for(pixels: int) -> Iterator[None]:
-    """Decode and prepare an image with this number of pixels in the block; of large ones, one at a time.
+    """Decode and prepare an image with this number of pixels in the block; of large ones, one at a
+    time.
 
-    That takes up to 18 bytes a pixel, 690 MiB at 40 megapixels, and of AVIF tiles of 12 bits up to 30; and there is a
-    thread for every core.
+    That takes up to 18 bytes a pixel, 690 MiB at 40 megapixels, and of AVIF tiles of 12 bits up to
+    30; and there is a thread for every core.
     """
     with _one_large if pixels > _LARGE else nullcontext():
         yield
@@ -110,10 +139,14 @@ class Picture:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedImage:
-    """An image whose header is read. It holds the file, and after decoding also the pixels: drop it then."""
+    """An image whose header is read. It holds the file, and after decoding also the pixels: drop it
+    then.
+    """
 
     field: str  # in errors
-    stored_size: Size  # (width, height) in the header; (0, 0) if that is damaged, which decoding reports
+    stored_size: (
+        Size  # (width, height) in the header; (0, 0) if that is damaged, which decoding reports
+    )
     _transpose: Image.Transpose | None
     _load: Callable[[], Image.Image]
 
@@ -129,12 +162,14 @@ class EncodedImage:
         return (width, height) if self._transpose in _TURNED else (height, width)
 
     def decode(self, thread: CodecThread) -> Picture:
-        """Decode the first frame as 8-bit grey or RGB, with or without alpha, and apply its orientation.
+        """Decode the first frame as 8-bit grey or RGB, with or without alpha, and apply its
+        orientation.
 
-        16-bit samples v become rint(v / 257). ICC profiles are ignored. CMYK becomes RGB, a palette RGB or RGBA.
+        16-bit samples v become rint(v / 257). ICC profiles are ignored. CMYK becomes RGB, a palette
+        RGB or RGBA.
 
-        Raises InvalidContent for anything else than base64 (code `invalid_base64`) of a format that is decoded
-        (`undecodable_image`), and TooLarge for more pixels than the header says.
+        Raises InvalidContent for anything else than base64 (code `invalid_base64`) of a format that
+        is decoded (`undecodable_image`), and TooLarge for more pixels than the header says.
         """
         return self._upright(self.decode_as_stored(thread))
 
@@ -148,12 +183,16 @@ class EncodedImage:
 
     def _upright(self, image: Image.Image) -> Picture:
         transpose = self._transpose
-        return Picture(image if transpose is None else image.transpose(transpose), image.size, transpose)
+        return Picture(
+            image if transpose is None else image.transpose(transpose), image.size, transpose
+        )
 
 
 @dataclass(slots=True, eq=False)
 class ImageBytes:
-    """An image file as it arrived, bytes or base64 text, which only a thread of the codec pool opens."""
+    """An image file as it arrived, bytes or base64 text, which only a thread of the codec pool
+    opens.
+    """
 
     field: str  # in errors
     _data: bytes | str
@@ -166,14 +205,19 @@ class ImageBytes:
     def may_have_pages(self) -> bool:
         """Whether the file begins as a TIFF does, whose pages are images of their own."""
         data = self._data
-        return is_tiff(data) if isinstance(data, bytes) else _TIFF_TEXT.search(data, 0, _MAX_PREFIX) is not None
+        return (
+            is_tiff(data)
+            if isinstance(data, bytes)
+            else _TIFF_TEXT.search(data, 0, _MAX_PREFIX) is not None
+        )
 
     def is_png_of(self, size: Size) -> bool:
         """Whether `decode_png` may decode it: a small PNG of this (width, height)."""
         return untrusted.is_png_of(self._data, size)
 
     def decode_png(self, channels: int) -> Picture | Pixels:
-        """Decode an image for which `is_png_of` is true, in any thread; raises as `EncodedImage.decode`.
+        """Decode an image for which `is_png_of` is true, in any thread; raises as
+        `EncodedImage.decode`.
 
         Its pixels, (H, W) or (H, W, 3), if the file has so many ``channels`` and nothing but them.
         """
@@ -181,8 +225,8 @@ class ImageBytes:
         limits = DecodeLimits(max_pixels=untrusted.SMALL)
         content = self._bytes(limits)
         if untrusted.is_plain_png(content, channels):
-            # One call of a library in C, without Pillow's chunk reader, which is Python. It fails for a damaged file,
-            # about which Pillow decides.
+            # One call of a library in C, without Pillow's chunk reader, which is Python. It fails
+            # for a damaged file, about which Pillow decides.
             with suppress(RuntimeError):
                 pixels: Pixels = pyspng.load(content)
                 return pixels
@@ -197,7 +241,9 @@ class ImageBytes:
         return self._open(limits)
 
     def pages(self, thread: CodecThread, limits: DecodeLimits, most: int) -> list[EncodedImage]:
-        """The pages of a TIFF, at most one more than ``most``, or the one image of another file; as `open`."""
+        """The pages of a TIFF, at most one more than ``most``, or the one image of another file; as
+        `open`.
+        """
         if not self.may_have_pages:
             return [self.open(thread, limits)]
         try:
@@ -207,7 +253,8 @@ class ImageBytes:
         if len(pages) == 1:
             return [self.open(thread, limits)]
         return [
-            _checked(f"{self.field}.page.{number}", _opened_page(page), limits) for number, page in enumerate(pages)
+            _checked(f"{self.field}.page.{number}", _opened_page(page), limits)
+            for number, page in enumerate(pages)
         ]
 
     def _bytes(self, limits: DecodeLimits) -> bytes:
@@ -222,9 +269,13 @@ class ImageBytes:
             with _map_decoder_errors(self.field):
                 opened = _open(content, self.field)
         except InvalidContent as exc:
-            # Without the exception, whose frames hold the file: the image, its error and the frames would be a cycle.
+            # Without the exception, whose frames hold the file: the image, its error and the frames
+            # would be a cycle.
             return EncodedImage(
-                self.field, (0, 0), None, partial(_reject, self.field, exc.fields[0][1], exc.error_code)
+                self.field,
+                (0, 0),
+                None,
+                partial(_reject, self.field, exc.fields[0][1], exc.error_code),
             )
         return _checked(self.field, opened, limits)
 
@@ -232,9 +283,13 @@ class ImageBytes:
 def _checked(field: str, opened: "_Opened", limits: DecodeLimits) -> EncodedImage:
     size, transpose, load = opened
     if max(size) > limits.max_side or size[0] * size[1] > limits.max_pixels:
-        limit = f"the limit is {limits.max_pixels} pixels (IGN_MAX_PIXELS) and {limits.max_side} a side"
+        limit = (
+            f"the limit is {limits.max_pixels} pixels (IGN_MAX_PIXELS) and {limits.max_side} a side"
+        )
         way_out = "reduce the image, or scan the page at 400 dpi or less"
-        raise TooLarge(f"{field}: {size[0]}×{size[1]} pixels; {limit}; {way_out}", code="image_too_large")
+        raise TooLarge(
+            f"{field}: {size[0]}×{size[1]} pixels; {limit}; {way_out}", code="image_too_large"
+        )
     return EncodedImage(field, size, transpose, load)
 
 
@@ -291,15 +346,20 @@ def _open_gif(data: bytes) -> _Opened:
 def _open_bmp(data: bytes) -> _Opened:
     image = BmpImageFile(io.BytesIO(data))
     if image.info["compression"] not in _BMP_COMPRESSIONS:
-        raise untrusted.Unsupported("is a BMP with run lengths; save it without compression, or as PNG")
+        raise untrusted.Unsupported(
+            "is a BMP with run lengths; save it without compression, or as PNG"
+        )
     return image.size, None, partial(_load, image)
 
 
 def _open_avif(data: bytes) -> _Opened:
     if not AvifImagePlugin.SUPPORTED:
-        raise untrusted.Unsupported("is an AVIF image, and this installation of Pillow cannot decode it")
+        raise untrusted.Unsupported(
+            "is an AVIF image, and this installation of Pillow cannot decode it"
+        )
     still, largest, together = avif_still(data)
-    decoder = _avif.AvifDecoder(still, "auto", 1)  # one thread: the codec pool has one for every core
+    # one thread: the codec pool has one for every core
+    decoder = _avif.AvifDecoder(still, "auto", 1)
     size, _, mode, _, _, orientation, _ = decoder.get_info()
     pixels = size[0] * size[1]
     if largest > pixels + _AVIF_SLACK or together > 4 * pixels + _AVIF_SLACK:
@@ -320,24 +380,33 @@ def _open_tiff(data: bytes) -> _Opened:
 
 
 def _opened_page(page: TiffPage) -> _Opened:
-    return page.size, untrusted.TRANSPOSES.get(page.value(ORIENTATION, 1)), partial(_load_tiff, page)
+    return (
+        page.size,
+        untrusted.TRANSPOSES.get(page.value(ORIENTATION, 1)),
+        partial(_load_tiff, page),
+    )
 
 
 def _load_tiff(page: TiffPage) -> Image.Image:
     image = TiffImageFile(io.BytesIO(page.file()))
     if image.mode in ("I", "F", "LAB"):
-        raise untrusted.Unsupported("is a TIFF whose samples have no fixed scale; save it with 8 or 16 bits")
+        raise untrusted.Unsupported(
+            "is a TIFF whose samples have no fixed scale; save it with 8 or 16 bits"
+        )
     if not image.mode.startswith("I;16"):
         return _load(image)
     image.load()
-    levels = Image.fromarray(((np.asarray(image).astype(np.uint32) + _HALF) // 257).astype(np.uint8))
+    levels = Image.fromarray(
+        ((np.asarray(image).astype(np.uint32) + _HALF) // 257).astype(np.uint8)
+    )
     is_white_zero = page.value(PHOTOMETRIC, 1) == 0  # Pillow inverts images of up to 8 bits only
     return ImageChops.invert(levels) if is_white_zero else levels
 
 
 class _Jpeg(JpegImageFile):
     def getexif(self) -> Image.Exif:
-        # Pillow calls this when it opens a file, to read the resolution, and warns if the EXIF block is damaged.
+        # Pillow calls this when it opens a file, to read the resolution, and warns if the EXIF
+        # block is damaged.
         return Image.Exif()
 
 
@@ -380,7 +449,9 @@ def load_png(chunks: bytes, image: PngImageFile) -> Image.Image:
     if found is None:
         return grey_or_colour
     pixels = _array(grey_or_colour)
-    return _to_image(_with_alpha(pixels, _equals(pixels, [value * _KEY_SCALE.get(raw, 1) for value in key])))
+    return _to_image(
+        _with_alpha(pixels, _equals(pixels, [value * _KEY_SCALE.get(raw, 1) for value in key]))
+    )
 
 
 def _array(image: Image.Image) -> Samples:
@@ -397,15 +468,21 @@ def _with_alpha(pixels: Samples, hidden: NDArray[np.bool_]) -> Samples:
 
 
 def _equals(samples: Samples, values: Sequence[int]) -> NDArray[np.bool_]:
-    """Where every band of (H, W, bands) has its value: there a PNG with a transparent colour is transparent."""
+    """Where every band of (H, W, bands) has its value: there a PNG with a transparent colour is
+    transparent.
+    """
     equal: NDArray[np.bool_] = (samples == np.array(values)).all(axis=2)
     return equal
 
 
-def _load_sixteen_bit(chunks: bytes, image: PngImageFile, raw: str, key: tuple[int, ...]) -> Image.Image:
-    """Convert every 16-bit sample v to rint(v / 257). Pillow keeps only the high byte, and clips grey.
+def _load_sixteen_bit(
+    chunks: bytes, image: PngImageFile, raw: str, key: tuple[int, ...]
+) -> Image.Image:
+    """Convert every 16-bit sample v to rint(v / 257). Pillow keeps only the high byte, and clips
+    grey.
 
-    The conversion takes some lines at a time, because its arrays would take more memory than the image.
+    The conversion takes some lines at a time, because its arrays would take more memory than the
+    image.
     """
     sources: list[Image.Image]
     if raw == "I;16B":
@@ -413,9 +490,15 @@ def _load_sixteen_bit(chunks: bytes, image: PngImageFile, raw: str, key: tuple[i
         sources = [image]
     elif raw == "LA;16B":  # two bands of two bytes: read as four bands of one byte
         sources = [_load_raw(image, "RGBA")]
-    else:  # Pillow keeps the high byte of big-endian samples. Read as little-endian samples, it keeps the low byte.
-        sources = [_load_raw(image, raw), _load_raw(PngImageFile(io.BytesIO(chunks)), raw[:-1] + "L")]
-    bands = len(raw.partition(";")[0])  # "I" stands for one, "LA", "RGB" and "RGBA" for as many as they have letters
+    # Pillow keeps the high byte of big-endian samples. Read as little-endian samples, it keeps the
+    # low byte.
+    else:
+        sources = [
+            _load_raw(image, raw),
+            _load_raw(PngImageFile(io.BytesIO(chunks)), raw[:-1] + "L"),
+        ]
+    # "I" stands for one, "LA", "RGB" and "RGBA" for as many as they have letters
+    bands = len(raw.partition(";")[0])
     result = Image.new(_MODES[bands + bool(key)], image.size)
     for top in range(0, image.height, _STRIP):
         box = (0, top, image.width, min(image.height, top + _STRIP))
@@ -424,7 +507,9 @@ def _load_sixteen_bit(chunks: bytes, image: PngImageFile, raw: str, key: tuple[i
         above = low.astype(np.int16) - high
         levels = high + (above > _HALF) - (above < -_HALF)
         if key:
-            hidden = _equals(high, [value >> 8 for value in key]) & _equals(low, [value & 255 for value in key])
+            hidden = _equals(high, [value >> 8 for value in key]) & _equals(
+                low, [value & 255 for value in key]
+            )
             levels = _with_alpha(levels.astype(np.uint8), hidden)
         result.paste(_to_image(levels.astype(np.uint8)), box)
     return result
@@ -442,8 +527,9 @@ def _high_and_low(strips: list[Image.Image], raw: str) -> tuple[Samples, Samples
 
 
 def _load_raw(image: PngImageFile, rawmode: str) -> Image.Image:
-    # The decoder undoes filters and interlacing with the number of bytes per pixel only. The raw mode then says which
-    # bytes of a pixel it keeps, so another raw mode with the same number of bytes reads other bytes.
+    # The decoder undoes filters and interlacing with the number of bytes per pixel only. The raw
+    # mode then says which bytes of a pixel it keeps, so another raw mode with the same number of
+    # bytes reads other bytes.
     image.tile = [image.tile[0]._replace(args=rawmode)]
     image.load()
     return image
@@ -452,21 +538,31 @@ def _load_raw(image: PngImageFile, rawmode: str) -> Image.Image:
 @contextmanager
 def _map_decoder_errors(field: str) -> Iterator[None]:
     try:
-        yield  # causes lose their traceback: from Python 3.13 on, its frames and the cause are a cycle, with the file
+        # causes lose their traceback: from Python 3.13 on, its frames and the cause are a cycle,
+        # with the file
+        yield
     except (IgnError, MemoryError):
         raise
     except untrusted.Unsupported as exc:
         raise _invalid(field, str(exc)) from exc.with_traceback(None)
     except Image.DecompressionBombError as exc:
-        raise TooLarge(f"{field}: too many pixels", code="image_too_large") from exc.with_traceback(None)
-    except Exception as exc:  # for hostile bytes Pillow's parsers raise nearly every built-in exception
-        raise _invalid(field, "is truncated or damaged, and cannot be decoded") from exc.with_traceback(None)
+        raise TooLarge(f"{field}: too many pixels", code="image_too_large") from exc.with_traceback(
+            None
+        )
+    except (
+        Exception
+    ) as exc:  # for hostile bytes Pillow's parsers raise nearly every built-in exception
+        raise _invalid(
+            field, "is truncated or damaged, and cannot be decoded"
+        ) from exc.with_traceback(None)
 
 
 def decode_npy(data: bytes, shape: tuple[int, int, int], *, field: str) -> FloatRow:
-    """Read one row (C, H, W) from a float32 `.npy` file, in either byte order, in C or Fortran order.
+    """Read one row (C, H, W) from a float32 `.npy` file, in either byte order, in C or Fortran
+    order.
 
-    Raises InvalidContent (code `invalid_npy`) for anything else, and for values that are NaN or beyond `MAX_MAGNITUDE`.
+    Raises InvalidContent (code `invalid_npy`) for anything else, and for values that are NaN or
+    beyond `MAX_MAGNITUDE`.
     """
     try:
         row = read_npy(data)

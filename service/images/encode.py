@@ -1,6 +1,8 @@
-"""Encode 8-bit pixels as PNG, WebP, JPEG or TIFF without metadata, or as animations. Equal pixels give equal bytes.
+"""Encode 8-bit pixels as PNG, WebP, JPEG or TIFF without metadata, or as animations. Equal pixels
+give equal bytes.
 
-The PNG encoder is our own: it takes an eighth of Pillow's time for 28×28 grey, with files of the same size.
+The PNG encoder is our own: it takes an eighth of Pillow's time for 28×28 grey, with files of the
+same size.
 """
 
 import binascii
@@ -35,19 +37,31 @@ _MAX_SIDE: Final = {
     "jpeg": 65_500,  # the limit of libjpeg; the file format allows 65 535
     "gif": 65_535,
 }
-_NO_FILTER, _UP = 0, 2  # PNG filter types (ISO/IEC 15948, section 9)
-_GREY, _RGB = 0, 2  # PNG colour types
+# PNG filter types (ISO/IEC 15948, section 9)
+_NO_FILTER = 0
+_UP = 2
+# PNG colour types
+_GREY = 0
+_RGB = 2
 _SMALL: Final = 1 << 14  # bytes before compression
 
 
 def to_uint8(rows: FloatRows, card: Card) -> Pixels:
-    """Convert finite rows (…, C, H, W) to pixels (…, H, W) or (…, H, W, 3); values outside the range are clipped."""
+    """Convert finite rows (…, C, H, W) to pixels (…, H, W) or (…, H, W, 3); values outside the
+    range are clipped.
+    """
     channels = to_levels(rows, *card.range)
-    return channels[..., 0, :, :] if rows.shape[-3] == 1 else np.ascontiguousarray(np.moveaxis(channels, -3, -1))
+    return (
+        channels[..., 0, :, :]
+        if rows.shape[-3] == 1
+        else np.ascontiguousarray(np.moveaxis(channels, -3, -1))
+    )
 
 
 def enlarge(image: Pixels, scale: int, resample: Resample) -> Pixels:
-    """Enlarge one image, (H, W[, 3]) → (scale·H, scale·W[, 3]): `nearest` makes pixels squares, `smooth` is Lanczos."""
+    """Enlarge one image, (H, W[, 3]) → (scale·H, scale·W[, 3]): `nearest` makes pixels squares,
+    `smooth` is Lanczos.
+    """
     height, width, *channels = image.shape
     if scale == 1:
         return image
@@ -58,39 +72,53 @@ def enlarge(image: Pixels, scale: int, resample: Resample) -> Pixels:
     return squares.reshape(height * scale, width * scale, *channels)
 
 
-def sheet_size(n: int, cell: tuple[int, int], *, columns: int | None = None, gap: int = 0) -> tuple[int, int]:
-    """(width, height) in pixels of the contact sheet of `n` ≥ 1 images in cells of (H, W) pixels."""
+def sheet_size(
+    n: int, cell: tuple[int, int], *, columns: int | None = None, gap: int = 0
+) -> tuple[int, int]:
+    """(width, height) in pixels of the contact sheet of `n` ≥ 1 images in cells of (H, W)
+    pixels.
+    """
     rows, columns = _rows_and_columns(n, columns)
     height, width = cell
     return columns * (width + gap) - gap, rows * (height + gap) - gap
 
 
-def contact_sheet(images: Pixels, card: Card, *, columns: int | None = None, gap: int = 0) -> Pixels:
-    """Combine N ≥ 1 images row-major: (N, H, W[, 3]) → (rows·(H + gap) − gap, columns·(W + gap) − gap[, 3]).
+def contact_sheet(
+    images: Pixels, card: Card, *, columns: int | None = None, gap: int = 0
+) -> Pixels:
+    """Combine N ≥ 1 images row-major: (N, H, W[, 3]) → (rows·(H + gap) − gap, columns·(W + gap) −
+    gap[, 3]).
 
-    The background of the card fills empty cells and the gaps between images. At most N ``columns`` are used, by default
-    ceil(√N).
+    The background of the card fills empty cells and the gaps between images. At most N ``columns``
+    are used, by default ceil(√N).
     """
     n, height, width, *channels = images.shape
     rows, columns = _rows_and_columns(n, columns)
     if gap or rows * columns > n:
         background = np.array(background_levels(card), dtype=np.uint8)
     if gap:
-        # Every cell gets the gap at its right and at its bottom; the last line cuts it off at the edges of the sheet.
+        # Every cell gets the gap at its right and at its bottom; the last line cuts it off at the
+        # edges of the sheet.
         padded = np.empty((n, height + gap, width + gap, *channels), dtype=np.uint8)
         padded[...] = background
         padded[:, :height, :width] = images
-        images, height, width = padded, height + gap, width + gap
+        images = padded
+        height = height + gap
+        width = width + gap
     if rows * columns > n:
         empty = np.broadcast_to(background, (rows * columns - n, height, width, *channels))
         images = np.concatenate((images, empty))
     cells = images.reshape(rows, columns, height, width, *channels)
-    sheet = np.ascontiguousarray(cells.swapaxes(1, 2)).reshape(rows * height, columns * width, *channels)
+    sheet = np.ascontiguousarray(cells.swapaxes(1, 2)).reshape(
+        rows * height, columns * width, *channels
+    )
     return sheet[: rows * height - gap, : columns * width - gap]
 
 
 def padded(images: Sequence[Pixels], card: Card) -> Pixels:
-    """Images (H, W[, 3]) of several sizes as one array (N, H, W[, 3]), on the background of the card."""
+    """Images (H, W[, 3]) of several sizes as one array (N, H, W[, 3]), on the background of the
+    card.
+    """
     height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
     result = np.empty((len(images), height, width, *images[0].shape[2:]), dtype=np.uint8)
     result[...] = np.array(background_levels(card), dtype=np.uint8)
@@ -105,10 +133,15 @@ def _rows_and_columns(n: int, columns: int | None) -> tuple[int, int]:
 
 
 def check_sides(file_format: str, width: int, height: int) -> None:
-    """Raise InvalidContent (code `image_too_large`) if a side, in pixels, is longer than the format allows."""
+    """Raise InvalidContent (code `image_too_large`) if a side, in pixels, is longer than the format
+    allows.
+    """
     limit = _MAX_SIDE[file_format]
     if max(width, height) > limit:
-        message = f"the answer would be {width}×{height} pixels, and {file_format} has at most {limit} a side"
+        message = (
+            f"the answer would be {width}×{height} pixels, and {file_format} has at most "
+            f"{limit} a side"
+        )
         raise InvalidContent(message, code="image_too_large")
 
 
@@ -118,7 +151,8 @@ def encode(pixels: Pixels, image_format: ImageFormat) -> bytes:
 
 
 def encode_many(pixels: Pixels, image_format: ImageFormat) -> list[bytes]:
-    """Encode images as PNG at level 1, lossless WebP, or JPEG of quality 95 without chroma subsampling.
+    """Encode images as PNG at level 1, lossless WebP, or JPEG of quality 95 without chroma
+    subsampling.
 
     ``pixels`` are uint8 (N, H, W) grey or (N, H, W, 3) RGB. Raises as `check_sides`.
     """
@@ -127,9 +161,11 @@ def encode_many(pixels: Pixels, image_format: ImageFormat) -> list[bytes]:
     check_sides(image_format, pixels.shape[2], pixels.shape[1])
     files: list[bytes] = []
     for picture in pixels:
-        buffer, image = io.BytesIO(), Image.fromarray(picture)
+        buffer = io.BytesIO()
+        image = Image.fromarray(picture)
         if image_format == "webp":
-            # `quality` of lossless WebP is the effort; 0 is 30 times as fast as the default and gives 23 % more bytes.
+            # `quality` of lossless WebP is the effort; 0 is 30 times as fast as the default and
+            # gives 23 % more bytes.
             image.save(buffer, "WEBP", lossless=True, method=0, quality=0)
         else:
             image.save(buffer, "JPEG", quality=95, subsampling=0)
@@ -153,8 +189,8 @@ def _pngs(pixels: Pixels) -> list[bytes]:
 
 
 def _compress(data: memoryview) -> bytes:
-    # zlib-ng's quick method takes a fifth of zlib's time for 28×28 grey, with a tenth more bytes. Larger images are
-    # compressed by runs: as small as with zlib, in two thirds of its time.
+    # zlib-ng's quick method takes a fifth of zlib's time for 28×28 grey, with a tenth more bytes.
+    # Larger images are compressed by runs: as small as with zlib, in two thirds of its time.
     if data.nbytes <= _SMALL:
         return zlib.compress(data, 1)
     compressor = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
@@ -170,10 +206,11 @@ def animate(
     resample: Resample = "nearest",
     check: Callable[[], None] = lambda: None,
 ) -> bytes:
-    """Encode N ≥ 1 frames, uint8 (N, H, W) grey or (N, H, W, 3) RGB, as one animation; raises as `check_sides`.
+    """Encode N ≥ 1 frames, uint8 (N, H, W) grey or (N, H, W, 3) RGB, as one animation; raises as
+    `check_sides`.
 
-    WebP and APNG are lossless. GIF keeps grey and reduces RGB to 256 colours per frame. ``check`` is called before each
-    frame is prepared; what it raises ends the work.
+    WebP and APNG are lossless. GIF keeps grey and reduces RGB to 256 colours per frame. ``check``
+    is called before each frame is prepared; what it raises ends the work.
     """
     check_sides(animation_format, frames.shape[2] * scale, frames.shape[1] * scale)
     images = []
@@ -192,32 +229,42 @@ def animate(
     return buffer.getvalue()
 
 
-def _frame(frame: Pixels, animation_format: AnimationFormat, scale: int, resample: Resample) -> Image.Image:
-    # A frame for GIF is enlarged after its palette is made: Pillow takes 40 times as long for an enlarged one.
+def _frame(
+    frame: Pixels, animation_format: AnimationFormat, scale: int, resample: Resample
+) -> Image.Image:
+    # A frame for GIF is enlarged after its palette is made: Pillow takes 40 times as long for an
+    # enlarged one.
     if animation_format != "gif" or frame.ndim == 2 or scale == 1:
         return Image.fromarray(enlarge(frame, scale, resample))
     reduced = Image.fromarray(frame).convert("P", palette=Image.Palette.ADAPTIVE)
     if resample == "nearest":
-        return reduced.resize((frame.shape[1] * scale, frame.shape[0] * scale), Image.Resampling.NEAREST)
-    return Image.fromarray(enlarge(frame, scale, resample)).quantize(palette=reduced, dither=Image.Dither.NONE)
+        return reduced.resize(
+            (frame.shape[1] * scale, frame.shape[0] * scale), Image.Resampling.NEAREST
+        )
+    return Image.fromarray(enlarge(frame, scale, resample)).quantize(
+        palette=reduced, dither=Image.Dither.NONE
+    )
 
 
 def _durations(n: int, fps: float, tick: int) -> list[int]:
-    # In ms: multiples of `tick`, so that frame k ends as near as possible to k / fps. 30 fps in ticks of 10 ms is
-    # 30, 40, 30, 30, 40, 30…: rounding errors do not accumulate.
+    # In ms: multiples of `tick`, so that frame k ends as near as possible to k / fps. 30 fps in
+    # ticks of 10 ms is 30, 40, 30, 30, 40, 30…: rounding errors do not accumulate.
     ends = [round(k * 1000 / fps / tick) * tick for k in range(n + 1)]
     return [end - start for start, end in pairwise(ends)]
 
 
 def encode_npy(rows: FloatRows) -> bytes:
-    """Write rows (N, C, H, W), or one row (C, H, W), as `.npy`: little-endian float32, C order, not clipped."""
+    """Write rows (N, C, H, W), or one row (C, H, W), as `.npy`: little-endian float32, C order, not
+    clipped.
+    """
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(rows, dtype="<f4"), allow_pickle=False)
     return buffer.getvalue()
 
 
 def encode_tiff(rows: Images, card: Card) -> bytes:
-    """Encode rows (C, H, W) as a TIFF with a page for each, compressed with Deflate: grey of 16 bits, or RGB of 8.
+    """Encode rows (C, H, W) as a TIFF with a page for each, compressed with Deflate: grey of 16
+    bits, or RGB of 8.
 
     A grey level is rint((v − lo) · 65535 / (hi − lo)) of a value v, clipped.
     """
@@ -227,9 +274,13 @@ def encode_tiff(rows: Images, card: Card) -> bytes:
         levels = np.rint((row[0].astype(np.float64) - lo) * 65_535 / (hi - lo)).clip(0, 65_535)
         return np.asarray(levels, dtype=np.uint16)
 
-    first, *others = (Image.fromarray(deep(row) if len(row) == 1 else to_uint8(row, card)) for row in rows)
+    first, *others = (
+        Image.fromarray(deep(row) if len(row) == 1 else to_uint8(row, card)) for row in rows
+    )
     buffer = io.BytesIO()
-    first.save(buffer, "TIFF", save_all=True, append_images=others, compression="tiff_adobe_deflate")
+    first.save(
+        buffer, "TIFF", save_all=True, append_images=others, compression="tiff_adobe_deflate"
+    )
     return buffer.getvalue()
 
 

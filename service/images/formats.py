@@ -1,8 +1,10 @@
-"""Read the structure of untrusted TIFF, GIF and AVIF files in bounded time, as `service.images.untrusted` reads others.
+"""Read the structure of untrusted TIFF, GIF and AVIF files in bounded time, as
+`service.images.untrusted` reads others.
 
-    TIFF  II or MM, 42, offset 4 · directory: count 2, (tag 2, type 2, count 4, value or offset 4)…, next 4   TIFF 6.0
-    GIF   screen, palette · (0x21, label, blocks)… · 0x2C, frame, blocks…                                    GIF89a
-    AVIF  (size 4, type 4, content)…, of which `meta` says where the AV1 data of each image is      ISO/IEC 14496-12
+    TIFF  II or MM, 42, offset 4 · directory: count 2, (tag 2, type 2, count 4, value or offset 4)…,
+    next 4   TIFF 6.0 GIF   screen, palette · (0x21, label, blocks)… · 0x2C, frame, blocks…
+    GIF89a AVIF  (size 4, type 4, content)…, of which `meta` says where the AV1 data of each image
+    is      ISO/IEC 14496-12
 
 A page of a TIFF, and the first frame of a GIF, are written anew with only what decoding needs.
 """
@@ -14,18 +16,42 @@ from typing import Final, NamedTuple
 
 from service.images.untrusted import MAX_PARTS, PNG_SIGNATURE, Unsupported, png_chunk
 
-PHOTOMETRIC, ORIENTATION = 262, 274
-_REDUCED, _WIDTH, _LENGTH, _COMPRESSION, _SAMPLES = 254, 256, 257, 259, 277
-_STRIPS, _ROWS, _STRIP_BYTES, _PLANAR = 273, 278, 279, 284
-_TILE_WIDTH, _TILE_LENGTH, _TILES, _TILE_BYTES = 322, 323, 324, 325
-# Also bits, their order, options of CCITT, predictor, palette, alpha, sample format, and JPEG's tables and subsampling.
-_SINGLE: Final = frozenset({254, 256, 257, 259, 262, 266, 274, 277, 278, 284, 292, 293, 317, 322, 323})
+PHOTOMETRIC = 262
+ORIENTATION = 274
+_REDUCED = 254
+_WIDTH = 256
+_LENGTH = 257
+_COMPRESSION = 259
+_SAMPLES = 277
+_STRIPS = 273
+_ROWS = 278
+_STRIP_BYTES = 279
+_PLANAR = 284
+_TILE_WIDTH = 322
+_TILE_LENGTH = 323
+_TILES = 324
+_TILE_BYTES = 325
+# Also bits, their order, options of CCITT, predictor, palette, alpha, sample format, and JPEG's
+# tables and subsampling.
+_SINGLE: Final = frozenset(
+    {254, 256, 257, 259, 262, 266, 274, 277, 278, 284, 292, 293, 317, 322, 323}
+)
 _KEPT: Final = _SINGLE | {258, 273, 279, 320, 324, 325, 338, 339, 347, 530}
 _TYPES: Final = {1: "B", 3: "H", 4: "I", 7: "B"}  # BYTE, SHORT, LONG, UNDEFINED
 _LONG: Final = 4
-_COMPRESSIONS: Final = {1: "none", 3: "G3", 4: "G4", 5: "LZW", 7: "JPEG", 8: "Deflate", 32946: "", 32773: "PackBits"}
+_COMPRESSIONS: Final = {
+    1: "none",
+    3: "G3",
+    4: "G4",
+    5: "LZW",
+    7: "JPEG",
+    8: "Deflate",
+    32946: "",
+    32773: "PackBits",
+}
 _PHOTOMETRICS: Final = (0, 1, 2, 3, 5)  # white is 0, black is 0, RGB, palette, CMYK
-_JPEG, _YCBCR = 7, 6
+_JPEG = 7
+_YCBCR = 6
 _MAX_BANDS: Final = 6  # Pillow logs more as an error
 _MAX_VALUES: Final = 3 * MAX_PARTS  # in the directories of all pages
 _MAX_TILE: Final = 1 << 22  # pixels: a small image has one whole tile
@@ -33,7 +59,10 @@ _MAX_TILE: Final = 1 << 22  # pixels: a small image has one whole tile
 _MAX_META: Final = 1 << 15  # bytes; libavif compares every item of the box with every other one
 _MAX_FRAMES: Final = 8  # of an AVIF image: one, or one for each layer
 _MAX_UNITS: Final = 64  # of AV1 in an image; encoders write three
-_SEQUENCE_HEADER, _FRAME_HEADER, _FRAME = 1, 3, 6  # types of AV1 units
+# types of AV1 units
+_SEQUENCE_HEADER = 1
+_FRAME_HEADER = 3
+_FRAME = 6
 
 # The resolution of PNG and JPEG is no metadata of a person, and without it a scan has no size.
 _HEAD: Final = 1 << 16  # bytes in which it is looked for
@@ -44,7 +73,9 @@ _STATED: Final = (  # horizontal and vertical number, and the length in m that t
     (re.compile(rb"\xff\xd8.{4}JFIF\0..\x02(..)(..)", re.DOTALL), 0.01),
 )
 _IHDR_END: Final = 33
-_UNIT, _THUMBNAIL = 13, 18  # places in a JFIF header
+# places in a JFIF header
+_UNIT = 13
+_THUMBNAIL = 18
 
 Resolution = tuple[float, ...]  # pixels per metre, horizontal and vertical
 
@@ -67,14 +98,18 @@ class TiffPage(NamedTuple):
 
     def file(self) -> bytes:
         """A TIFF file of this page alone, without its orientation."""
-        tags, offsets, place = dict(self.tags), [], 8
+        tags = dict(self.tags)
+        offsets = []
+        place = 8
         for part in self.parts:
             offsets.append(place)
             place += len(part)
         tags[_TILES if _TILES in tags else _STRIPS] = _LONG, tuple(offsets)
         tags.pop(ORIENTATION, None)
         start = place + place % 2  # of the directory; then come the values that have no room in it
-        place, entries, values = start + 2 + 12 * len(tags) + 4, b"", b""
+        place = start + 2 + 12 * len(tags) + 4
+        entries = b""
+        values = b""
         for tag, (kind, numbers) in sorted(tags.items()):
             packed = struct.pack(f"{self.order}{len(numbers)}{_TYPES[kind]}", *numbers)
             entries += struct.pack(self.order + "HHI", tag, kind, len(numbers))
@@ -85,7 +120,17 @@ class TiffPage(NamedTuple):
                 entries += packed.ljust(4, b"\0")
         head = (b"II" if self.order == "<" else b"MM") + struct.pack(self.order + "HI", 42, start)
         count = struct.pack(self.order + "H", len(tags))
-        return b"".join((head, *self.parts, bytes(sum(map(len, self.parts)) % 2), count, entries, bytes(4), values))
+        return b"".join(
+            (
+                head,
+                *self.parts,
+                bytes(sum(map(len, self.parts)) % 2),
+                count,
+                entries,
+                bytes(4),
+                values,
+            )
+        )
 
 
 def is_tiff(data: bytes) -> bool:
@@ -96,8 +141,9 @@ def is_tiff(data: bytes) -> bool:
 def tiff_pages(data: bytes) -> Iterator[TiffPage]:
     """The pages of a TIFF file, without reduced copies of others.
 
-    Raises `Unsupported` for a kind of TIFF that is not decoded, and another exception for damage, such as strips or
-    directories that overlap. Each directory has bytes of its own, so the walk ends with the file.
+    Raises `Unsupported` for a kind of TIFF that is not decoded, and another exception for damage,
+    such as strips or directories that overlap. Each directory has bytes of its own, so the walk
+    ends with the file.
     """
     order = "<" if data.startswith(b"II") else ">"
     (offset,) = struct.unpack_from(order + "I", data, 4)
@@ -117,7 +163,9 @@ def tiff_pages(data: bytes) -> Iterator[TiffPage]:
 
 
 def _page(data: bytes, order: str, offset: int) -> tuple[TiffPage, int, int]:
-    """A page, the number of its tags, also of those that are dropped, and the offset of the next directory or 0."""
+    """A page, the number of its tags, also of those that are dropped, and the offset of the next
+    directory or 0.
+    """
     (entries,) = struct.unpack_from(order + "H", data, offset)
     page = TiffPage(order, {}, [])
     end = offset + 2 + 12 * min(entries, MAX_PARTS)
@@ -127,28 +175,42 @@ def _page(data: bytes, order: str, offset: int) -> tuple[TiffPage, int, int]:
             if kind not in _TYPES or not 0 < count <= MAX_PARTS:
                 raise ValueError("unexpected type or number of values")
             form = f"{order}{count}{_TYPES[kind]}"
-            place = at + 8 if struct.calcsize(form) <= 4 else struct.unpack_from(order + "I", data, at + 8)[0]
+            place = (
+                at + 8
+                if struct.calcsize(form) <= 4
+                else struct.unpack_from(order + "I", data, at + 8)[0]
+            )
             numbers = struct.unpack_from(form, data, place)
-            page.tags[tag] = kind, numbers[:1] if tag in _SINGLE else numbers  # Pillow warns of more
-    compression, photometric = page.value(_COMPRESSION, 1), page.value(PHOTOMETRIC, 1)
+            # Pillow warns of more
+            page.tags[tag] = (kind, numbers[:1] if tag in _SINGLE else numbers)
+    compression = page.value(_COMPRESSION, 1)
+    photometric = page.value(PHOTOMETRIC, 1)
     if compression not in _COMPRESSIONS:
         names = ", ".join(filter(None, _COMPRESSIONS.values()))
         raise Unsupported(f"is a TIFF of compression {compression}; expected one of {names}")
     if photometric not in _PHOTOMETRICS and (photometric, compression) != (_YCBCR, _JPEG):
-        raise Unsupported(f"is a TIFF of photometric interpretation {photometric}; expected grey, RGB, palette or CMYK")
+        raise Unsupported(
+            f"is a TIFF of photometric interpretation {photometric}; expected grey, RGB, "
+            f"palette or CMYK"
+        )
     if page.value(_SAMPLES, 1) > _MAX_BANDS:
-        raise Unsupported(f"is a TIFF of {page.value(_SAMPLES, 1)} bands; expected at most {_MAX_BANDS}")
+        raise Unsupported(
+            f"is a TIFF of {page.value(_SAMPLES, 1)} bands; expected at most {_MAX_BANDS}"
+        )
     page.parts.extend(_parts(data, page))
     return page, entries, struct.unpack_from(order + "I", data, end)[0]
 
 
 def _parts(data: bytes, page: TiffPage) -> list[bytes]:
     """The content of the strips or tiles, if there are as many as the size of the image needs."""
-    tags, (width, height) = page.tags, page.size
+    tags = page.tags
+    (width, height) = page.size
     if _TILES in tags:
-        across, down = page.value(_TILE_WIDTH, 0), page.value(_TILE_LENGTH, 0)
+        across = page.value(_TILE_WIDTH, 0)
+        down = page.value(_TILE_LENGTH, 0)
     else:
-        across, down = width, min(height, page.value(_ROWS, height))
+        across = width
+        down = min(height, page.value(_ROWS, height))
         tags[_ROWS] = _LONG, (down,)
     _, offsets = tags[_TILES if _TILES in tags else _STRIPS]
     _, counts = tags[_TILE_BYTES if _TILES in tags else _STRIP_BYTES]
@@ -167,10 +229,14 @@ def gif_first_frame(data: bytes) -> tuple[tuple[int, int], bytes]:
     """
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     position = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
-    head, control, blocks = data[:position], b"", 0
+    head = data[:position]
+    control = b""
+    blocks = 0
     while data[position] == 0x21:
-        start, is_control = position, data[position + 1] == 0xF9
-        position, length = position + 2, 1
+        start = position
+        is_control = data[position + 1] == 0xF9
+        position = position + 2
+        length = 1
         while length:
             length = data[position]
             position += 1 + length
@@ -185,12 +251,14 @@ def gif_first_frame(data: bytes) -> tuple[tuple[int, int], bytes]:
 
 
 def avif_still(data: bytes) -> tuple[bytes, int, int]:
-    """An AVIF file without its animation; and of its AV1 frames the pixels of the largest, and of all together.
+    """An AVIF file without its animation; and of its AV1 frames the pixels of the largest, and of
+    all together.
 
-    libavif limits the size that the file states, but decodes what its AV1 data says: up to 268 megapixels. A frame of
-    an animation may be twice as wide and high as stated here.
+    libavif limits the size that the file states, but decodes what its AV1 data says: up to 268
+    megapixels. A frame of an animation may be twice as wide and high as stated here.
     """
-    content, metas = bytearray(data), []
+    content = bytearray(data)
+    metas = []
     for kind, start, end in _boxes(data, 0, len(data)):
         if kind == b"ftyp":
             content[start:end] = data[start:end].replace(b"avis", b"avif")
@@ -201,7 +269,9 @@ def avif_still(data: bytes) -> tuple[bytes, int, int]:
     if len(metas) != 1 or metas[0][1] - metas[0][0] > _MAX_META:
         raise ValueError("no meta box, or several, or a large one")
     boxes = list(_boxes(data, *metas[0]))
-    locations, inner = ([start for kind, start, _ in boxes if kind == name] for name in (b"iloc", b"idat"))
+    locations, inner = (
+        [start for kind, start, _ in boxes if kind == name] for name in (b"iloc", b"idat")
+    )
     if len(locations) != 1 or len(inner) > 1:
         raise ValueError("no iloc box, or several")
     frames = [size for item in _items(data, locations[0], inner) for size in _av1_frames(item)]
@@ -228,19 +298,25 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]
 
 
 def _items(data: bytes, start: int, inner: list[int]) -> Iterator[bytes]:
-    """The content of the items that the iloc box at ``start`` lists; some are in the idat box at ``inner``."""
-    reader, total = _Bits(data[start : start + _MAX_META]), 0
-    version, _ = reader.read(8), reader.read(24)
+    """The content of the items that the iloc box at ``start`` lists; some are in the idat box at
+    ``inner``.
+    """
+    reader = _Bits(data[start : start + _MAX_META])
+    total = 0
+    version = reader.read(8)
+    _ = reader.read(24)
     offset_bits, length_bits, base_bits, index_bits = (8 * reader.read(4) for _ in range(4))
     for _ in range(reader.read(32 if version == 2 else 16)):
         reader.read(32 if version == 2 else 16)
         method = reader.read(16) & 15 if version else 0
         reader.read(16)
-        base, extents = reader.read(base_bits), reader.read(16)
+        base = reader.read(base_bits)
+        extents = reader.read(16)
         if method > len(inner) or extents != 1:
             raise Unsupported("is an AVIF whose images are stored in pieces")
         reader.read(index_bits if version else 0)
-        offset, length = base + reader.read(offset_bits) + sum(inner[:method]), reader.read(length_bits)
+        offset = base + reader.read(offset_bits) + sum(inner[:method])
+        length = reader.read(length_bits)
         item = data[offset : offset + length] if length else data[offset:]
         total += len(item)
         if total > len(data):
@@ -273,7 +349,8 @@ def _leb128(data: bytes, position: int) -> tuple[int, int]:
     """A number of at most eight bytes, seven bits in each, and the position after it."""
     number = 0
     for shift in range(0, 56, 7):
-        byte, position = data[position], position + 1
+        byte = data[position]
+        position = position + 1
         number |= (byte & 127) << shift
         if byte < 128:
             break
@@ -282,7 +359,8 @@ def _leb128(data: bytes, position: int) -> tuple[int, int]:
 
 def _av1_pixels(bits: "_Bits") -> int:
     """The most pixels of a frame after this sequence header (AV1 specification, section 5.5)."""
-    _, is_reduced = bits.read(4), bits.read(1)
+    _ = bits.read(4)
+    is_reduced = bits.read(1)
     if is_reduced:
         bits.read(5)
     else:
@@ -290,7 +368,8 @@ def _av1_pixels(bits: "_Bits") -> int:
             raise Unsupported("is an AVIF with timing information")
         has_delay = bits.read(1)
         for _ in range(bits.read(5) + 1):
-            _, level = bits.read(12), bits.read(5)
+            _ = bits.read(12)
+            level = bits.read(5)
             bits.read(1 if level > 7 else 0)
             if has_delay and bits.read(1):
                 bits.read(4)
@@ -311,7 +390,8 @@ class _Bits:
 
     def read(self, count: int) -> int:
         """A number of ``count`` bits."""
-        # Only the bytes of the number: one large number for all of the data would be shifted as a whole each time.
+        # Only the bytes of the number: one large number for all of the data would be shifted as a
+        # whole each time.
         end = self._place + count
         part = self._data[self._place // 8 : -(-end // 8)]
         if end > 8 * len(self._data):

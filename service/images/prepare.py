@@ -1,4 +1,5 @@
-"""Prepare an image as a row: composite on the background, convert to grey or RGB, invert, resize; and fit its mask.
+"""Prepare an image as a row: composite on the background, convert to grey or RGB, invert, resize;
+and fit its mask.
 
 All sizes are (width, height) in pixels.
 """
@@ -21,7 +22,8 @@ from service.images.pool import CodecThread
 
 Resize = Literal["fit", "crop", "stretch"]
 Invert = bool | Literal["auto"]
-Mask = Image.Image  # mode L, with the size in the file; white pixels are regenerated, black and transparent ones kept
+# mode L, with the size in the file; white pixels are regenerated, black and transparent ones kept
+Mask = Image.Image
 
 _REGENERATE: Final = 128  # lowest grey level of a mask that is regenerated
 _KEEP: Final = 0
@@ -30,13 +32,16 @@ _KEEP: Final = 0
 def as_pixels(image: Image.Image) -> Pixels:
     """The pixels of an image of mode L, (H, W), or RGB, (H, W, 3); read-only."""
     width, height = image.size
-    # For small images twice as fast as `np.asarray(image)`, which asks Pillow for an array interface first.
+    # For small images twice as fast as `np.asarray(image)`, which asks Pillow for an array
+    # interface first.
     flat = np.frombuffer(image.tobytes(), np.uint8)
     return flat.reshape((height, width) if image.mode == "L" else (height, width, 3))
 
 
 def to_rows(pixels: Pixels, card: Card) -> FloatRows:
-    """Convert pixels (…, H, W) or (…, H, W, 3) to rows (…, C, H, W) float32 in the model's range."""
+    """Convert pixels (…, H, W) or (…, H, W, 3) to rows (…, C, H, W) float32 in the model's
+    range.
+    """
     channels = pixels[..., None, :, :] if card.shape[0] == 1 else np.moveaxis(pixels, -1, -3)
     return levels.to_rows(np.ascontiguousarray(channels), *card.range)
 
@@ -48,7 +53,8 @@ def background_levels(card: Card) -> tuple[int, ...]:
 
 
 class Prepared(NamedTuple):
-    """A row (C, H, W) float32 in the model's range, C-contiguous, and whether light and dark were exchanged.
+    """A row (C, H, W) float32 in the model's range, C-contiguous, and whether light and dark were
+    exchanged.
 
     ``chroma`` (3, H, W) is that of a colour image whose luma is the row: see `split_luma`.
     """
@@ -58,15 +64,18 @@ class Prepared(NamedTuple):
     chroma: FloatRow | None = None
 
 
-def prepare(picture: Picture, card: Card, *, resize: Resize = "fit", invert: Invert = "auto") -> Prepared:
+def prepare(
+    picture: Picture, card: Card, *, resize: Resize = "fit", invert: Invert = "auto"
+) -> Prepared:
     """Prepare an image as a row of the model.
 
-    Alpha is composited on the background of the card. Grey models use ITU-R 601 luma, colour models repeat grey. A card
-    with `color: luma` keeps the chroma, too.
-    `auto` acts only for cards with polarity light-on-dark. It inverts an image if the outermost ring of pixels has a
-    mean above 127.5. It also inverts a transparent image if the visible pixels (alpha > 0) have a mean below 127.5;
-    that image is composited on white. Then the image is resized with Lanczos in 8 bit if its size differs.
-    `fit` letterboxes on the background, `crop` cuts centrally, `stretch` ignores proportions.
+    Alpha is composited on the background of the card. Grey models use ITU-R 601 luma, colour models
+    repeat grey. A card with `color: luma` keeps the chroma, too. `auto` acts only for cards with
+    polarity light-on-dark. It inverts an image if the outermost ring of pixels has a mean above
+    127.5. It also inverts a transparent image if the visible pixels (alpha > 0) have a mean below
+    127.5; that image is composited on white. Then the image is resized with Lanczos in 8 bit if its
+    size differs. `fit` letterboxes on the background, `crop` cuts centrally, `stretch` ignores
+    proportions.
     """
     is_split = card.color == "luma" and picture.image.mode in ("RGB", "RGBA")
     rows, inverted = prepare_many([(picture, resize, invert)], card.coloured if is_split else card)
@@ -77,11 +86,14 @@ def prepare(picture: Picture, card: Card, *, resize: Resize = "fit", invert: Inv
 def prepare_many(
     pictures: Iterable[tuple[Picture | Pixels, Resize, Invert]], card: Card
 ) -> tuple[FloatRows, list[bool]]:
-    """As `prepare`, for several images at once: the rows (N, C, H, W), and which of them are inverted.
+    """As `prepare`, for several images at once: the rows (N, C, H, W), and which of them are
+    inverted.
 
     An array has the size and the channels of the model.
     """
-    fitted, inverted, late = list[Pixels](), list[bool](), list[bool]()
+    fitted = list[Pixels]()
+    inverted = list[bool]()
+    late = list[bool]()
     undecided = list[int]()
     for picture, resize, invert in pictures:
         pixels, inverts, is_late = _fitted(picture, resize, invert, card)
@@ -93,7 +105,10 @@ def prepare_many(
         del picture  # the next image is decoded now, and each may take 60 MB
     pixels = np.stack(fitted)
     if undecided:
-        light = pixels[undecided][:, _ring(card.shape[1:])].reshape(len(undecided), -1).mean(axis=1) > levels.MID_GREY
+        light = (
+            pixels[undecided][:, _ring(card.shape[1:])].reshape(len(undecided), -1).mean(axis=1)
+            > levels.MID_GREY
+        )
         for index, inverts in zip(undecided, light.tolist(), strict=True):
             late[index] = inverted[index] = inverts
     if any(late):
@@ -101,15 +116,19 @@ def prepare_many(
     return to_rows(pixels, card), inverted
 
 
-def _fitted(picture: Picture | Pixels, resize: Resize, invert: Invert, card: Card) -> tuple[Pixels, bool | None, bool]:
-    """The pixels of an image in the model's size; whether light and dark are exchanged; and whether they still must be.
+def _fitted(
+    picture: Picture | Pixels, resize: Resize, invert: Invert, card: Card
+) -> tuple[Pixels, bool | None, bool]:
+    """The pixels of an image in the model's size; whether light and dark are exchanged; and whether
+    they still must be.
 
     None: their ring decides.
     """
     auto = invert == "auto" and card.polarity == "light-on-dark"
     if isinstance(picture, np.ndarray):
         return picture, None if auto else invert is True, True
-    mode, target = "L" if card.shape[0] == 1 else "RGB", (card.shape[2], card.shape[1])
+    mode = "L" if card.shape[0] == 1 else "RGB"
+    target = (card.shape[2], card.shape[1])
     background = background_levels(card)
     dark_ink = auto and _is_dark_ink(picture.image, mode)
     flat = composite(picture.image, mode, (255,) * card.shape[0] if dark_ink else background)
@@ -117,11 +136,16 @@ def _fitted(picture: Picture | Pixels, resize: Resize, invert: Invert, card: Car
     is_undecided = auto and not dark_ink
     if flat.size == target:
         return as_pixels(flat), None if is_undecided else inverts, True
-    # The ring is that of the image before resizing, and the letterbox is background also when inverted.
+    # The ring is that of the image before resizing, and the letterbox is background also when
+    # inverted.
     if is_undecided:
         inverts = levels.ring_mean(as_pixels(flat)) > levels.MID_GREY
     flat = ImageChops.invert(flat) if inverts else flat
-    return as_pixels(fit_to_canvas(flat, target, resize, background, Image.Resampling.LANCZOS)), inverts, False
+    return (
+        as_pixels(fit_to_canvas(flat, target, resize, background, Image.Resampling.LANCZOS)),
+        inverts,
+        False,
+    )
 
 
 @lru_cache(maxsize=16)
@@ -132,7 +156,9 @@ def _ring(size: tuple[int, int]) -> NDArray[np.bool_]:
 
 
 def composite(image: Image.Image, mode: str, background: tuple[int, ...]) -> Image.Image:
-    """Convert an image to `mode` (L or RGB); alpha is composited on the background before colours become grey."""
+    """Convert an image to `mode` (L or RGB); alpha is composited on the background before colours
+    become grey.
+    """
     if "A" not in image.getbands():
         return image if image.mode == mode else image.convert(mode)
     working_mode = "L" if image.mode == "LA" and mode == "L" else "RGB"
@@ -154,11 +180,18 @@ def _is_dark_ink(image: Image.Image, mode: str) -> bool:
 
 
 def fit_to_canvas(
-    image: Image.Image, target: tuple[int, int], resize: Resize, fill: tuple[int, ...], resample: Image.Resampling
+    image: Image.Image,
+    target: tuple[int, int],
+    resize: Resize,
+    fill: tuple[int, ...],
+    resample: Image.Resampling,
 ) -> Image.Image:
-    """Crop or resize an upright image as ``resize`` says, and centre it on a canvas of size ``target``."""
+    """Crop or resize an upright image as ``resize`` says, and centre it on a canvas of size
+    ``target``.
+    """
     if resize == "crop":
-        # Crop first. The `box` argument of Pillow's `resize` would let the filter read pixels outside the box.
+        # Crop first. The `box` argument of Pillow's `resize` would let the filter read pixels
+        # outside the box.
         width, height = _inscribed(target, image.size)
         left, top = _centred((width, height), image.size)
         image = image.crop((left, top, left + width, top + height))
@@ -173,10 +206,11 @@ def fit_to_canvas(
 
 
 def _inscribed(size: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
-    # The largest size with the aspect ratio of `size` inside `frame`; each side is at least 1. An image of 56×25 in a
-    # frame of 28×28 becomes 28×round(25·28/56) = 28×12: ties go to even.
+    # The largest size with the aspect ratio of `size` inside `frame`; each side is at least 1. An
+    # image of 56×25 in a frame of 28×28 becomes 28×round(25·28/56) = 28×12: ties go to even.
     (width, height), (frame_width, frame_height) = size, frame
-    # Compare products of integers, because quotients of floats could decide wrongly for equal ratios.
+    # Compare products of integers, because quotients of floats could decide wrongly for equal
+    # ratios.
     if frame_width * height <= frame_height * width:
         return frame_width, max(1, round(height * frame_width / width))
     return max(1, round(width * frame_height / height)), frame_height
@@ -190,21 +224,28 @@ def _centred(inner: tuple[int, int], outer: tuple[int, int]) -> tuple[int, int]:
 def to_mask(thread: CodecThread, encoded: EncodedImage, *, by_alpha: bool = False) -> Mask:
     """Decode a mask; one mask can serve any number of images. Its own EXIF orientation is ignored.
 
-    ``by_alpha``: its transparent pixels are regenerated, whatever their colour; InvalidContent if it has no alpha.
+    ``by_alpha``: its transparent pixels are regenerated, whatever their colour; InvalidContent if
+    it has no alpha.
     """
     image = encoded.decode_as_stored(thread)
     if not by_alpha:
         return composite(image, "L", (_KEEP,))
     if "A" not in image.getbands():
-        raise InvalidContent.field(encoded.field, "needs an alpha channel: its transparent pixels are regenerated")
+        raise InvalidContent.field(
+            encoded.field, "needs an alpha channel: its transparent pixels are regenerated"
+        )
     return ImageChops.invert(image.getchannel("A"))
 
 
-def keep_mask(mask: Mask, picture: Picture, card: Card, *, resize: Resize = "fit", field: str) -> NDArray[np.bool_]:
-    """Fit a mask to the row of its image: (1, H, W), True for pixels that every step restores (grey level below 128).
+def keep_mask(
+    mask: Mask, picture: Picture, card: Card, *, resize: Resize = "fit", field: str
+) -> NDArray[np.bool_]:
+    """Fit a mask to the row of its image: (1, H, W), True for pixels that every step restores (grey
+    level below 128).
 
-    A mask with the stored size of the image gets the image's transpose and `resize`, with nearest neighbour; the
-    letterbox is kept. One with the size of the model stays as it is. Raises InvalidContent (`mask_size`) for others.
+    A mask with the stored size of the image gets the image's transpose and `resize`, with nearest
+    neighbour; the letterbox is kept. One with the size of the model stays as it is. Raises
+    InvalidContent (`mask_size`) for others.
     """
     target = (card.shape[2], card.shape[1])
     grey = mask
@@ -213,6 +254,8 @@ def keep_mask(mask: Mask, picture: Picture, card: Card, *, resize: Resize = "fit
         grey = fit_to_canvas(upright, target, resize, (_KEEP,), Image.Resampling.NEAREST)
     elif grey.size != target:
         sizes = (f"{width}×{height}" for width, height in (grey.size, picture.stored_size, target))
-        message = "is {} pixels, neither as large as the image ({}) nor as the model ({})".format(*sizes)
+        message = "is {} pixels, neither as large as the image ({}) nor as the model ({})".format(
+            *sizes
+        )
         raise InvalidContent.field(field, message, code="mask_size")
     return (np.asarray(grey) < _REGENERATE)[None]

@@ -1,8 +1,9 @@
 """Read the structure of untrusted image files in bounded time, before Pillow sees them.
 
-Pillow reads chunks and headers in Python: metadata of every kind, JPEG padding byte by byte, EXIF blocks by appending
-each to the ones before. A hostile file of 16 MiB can so take seconds or minutes. Here every chunk or segment is visited
-once, and only what decoding needs is passed on. The size and the errors of text, profiles and animation have no effect.
+Pillow reads chunks and headers in Python: metadata of every kind, JPEG padding byte by byte, EXIF
+blocks by appending each to the ones before. A hostile file of 16 MiB can so take seconds or
+minutes. Here every chunk or segment is visited once, and only what decoding needs is passed on. The
+size and the errors of text, profiles and animation have no effect.
 
     PNG   signature · (length 4, type 4, content, CRC 4)…       ISO/IEC 15948
     JPEG  SOI · (0xFF, code, length 2, content)… · SOS, scan…   ITU-T T.81, table B.1
@@ -23,19 +24,28 @@ from zlib_ng import zlib_ng as zlib
 from service.domain.errors import InvalidContent, TooLarge
 
 PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
-# Most chunks of a PNG or WebP, and most segments before the first scan of a JPEG. Reading one takes about 1 µs of
-# Python, in which no other thread runs, so 16 MiB of empty ones would take seconds. Encoders write 2000 in 16 MiB.
+# Most chunks of a PNG or WebP, and most segments before the first scan of a JPEG. Reading one takes
+# about 1 µs of Python, in which no other thread runs, so 16 MiB of empty ones would take seconds.
+# Encoders write 2000 in 16 MiB.
 MAX_PARTS: Final = 10_000
 
 _PNG_KEPT: Final = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
 
 _EXIF: Final = b"Exif\0\0"
-_PADDING, _SOS, _APP1, _COMMENT = 0xFF, 0xDA, 0xE1, 0xFE
-_ALONE: Final = frozenset((0x00, *range(0xD0, 0xD8)))  # without content: a stray 0x00, and RST0…RST7
-_INVALID: Final = frozenset((*range(0x01, 0xC0), 0xC8, 0xD8, 0xD9, *range(0xF0, 0xFE)))  # libjpeg rejects them, too
-_JPEG_COLOURS: Final = frozenset((0xE0, 0xEE))  # APP0 (JFIF) and APP14 (Adobe) say which colours are stored
+_PADDING = 0xFF
+_SOS = 0xDA
+_APP1 = 0xE1
+_COMMENT = 0xFE
+# without content: a stray 0x00, and RST0…RST7
+_ALONE: Final = frozenset((0x00, *range(0xD0, 0xD8)))
+# libjpeg rejects them, too
+_INVALID: Final = frozenset((*range(0x01, 0xC0), 0xC8, 0xD8, 0xD9, *range(0xF0, 0xFE)))
+# APP0 (JFIF) and APP14 (Adobe) say which colours are stored
+_JPEG_COLOURS: Final = frozenset((0xE0, 0xEE))
 _METADATA: Final = frozenset((*range(0xE0, 0xF0), _COMMENT)) - _JPEG_COLOURS
-_MAX_KEPT: Final = 64  # segments; encoders write about ten, and Pillow reads the tables in them in loops, too
+_MAX_KEPT: Final = (
+    64  # segments; encoders write about ten, and Pillow reads the tables in them in loops, too
+)
 
 _ORIENTATION: Final = 0x0112
 _NUMBER: Final = {3: "H", 4: "I"}  # TIFF type SHORT or LONG → struct format
@@ -64,10 +74,11 @@ class Unsupported(ValueError):
 
 
 def decode_base64(text: str, *, field: str, max_chars: int) -> bytes:
-    """Decode standard, padded base64 (RFC 4648, section 4), without a prefix `data:image/…;base64,` and white space.
+    """Decode standard, padded base64 (RFC 4648, section 4), without a prefix `data:image/…;base64,`
+    and white space.
 
-    Raises TooLarge if there are more than ``max_chars``, those included, and InvalidContent (code `invalid_base64`) for
-    other text, such as URL-safe base64 and base64 without padding.
+    Raises TooLarge if there are more than ``max_chars``, those included, and InvalidContent (code
+    `invalid_base64`) for other text, such as URL-safe base64 and base64 without padding.
     """
     if len(text) > max_chars:
         raise TooLarge(f"{field}: {len(text)} characters of base64; the limit is {max_chars}")
@@ -77,15 +88,23 @@ def decode_base64(text: str, *, field: str, max_chars: int) -> bytes:
             raw = raw[prefix.end() :]
         return binascii.a2b_base64(raw.translate(None, _WHITE_SPACE), strict_mode=True)
     except ValueError as exc:  # the base of UnicodeEncodeError and binascii.Error
-        fetch = ": URLs are never fetched, send the bytes" if text.lstrip().startswith(("http:", "https:")) else ""
-        raise InvalidContent.field(field, f"is not padded standard base64{fetch}", code="invalid_base64") from exc
+        fetch = (
+            ": URLs are never fetched, send the bytes"
+            if text.lstrip().startswith(("http:", "https:"))
+            else ""
+        )
+        raise InvalidContent.field(
+            field, f"is not padded standard base64{fetch}", code="invalid_base64"
+        ) from exc
 
 
 def is_png_of(data: bytes | str, size: tuple[int, int]) -> bool:
-    """Whether bytes, or base64 text, are a PNG of at most 16 KiB and of exactly this (width, height), at most 128×128.
+    """Whether bytes, or base64 text, are a PNG of at most 16 KiB and of exactly this (width,
+    height), at most 128×128.
 
-    Decoding it takes microseconds. The first 33 bytes decide: signature and IHDR of 8 bits, not interlaced. False for
-    everything else, also for invalid images. The result decides where to decode, not whether.
+    Decoding it takes microseconds. The first 33 bytes decide: signature and IHDR of 8 bits, not
+    interlaced. False for everything else, also for invalid images. The result decides where to
+    decode, not whether.
     """
     if len(data) > SMALL or size[0] * size[1] > SMALL:
         return False
@@ -100,20 +119,26 @@ def is_png_of(data: bytes | str, size: tuple[int, int]) -> bool:
 
 @lru_cache(maxsize=64)
 def _png_heads(size: tuple[int, int]) -> frozenset[bytes]:
-    return frozenset([PNG_SIGNATURE + png_header(*size, colour) for colour in _COLOUR_TYPES.values()])
+    return frozenset(
+        [PNG_SIGNATURE + png_header(*size, colour) for colour in _COLOUR_TYPES.values()]
+    )
 
 
 def png_chunk(chunk_type: bytes, content: bytes) -> bytes:
     """Length of the content, type, content, CRC-32 of type and content."""
     checksum = zlib.crc32(content, zlib.crc32(chunk_type))
-    return b"".join((len(content).to_bytes(4, "big"), chunk_type, content, checksum.to_bytes(4, "big")))
+    return b"".join(
+        (len(content).to_bytes(4, "big"), chunk_type, content, checksum.to_bytes(4, "big"))
+    )
 
 
 PNG_END: Final = png_chunk(b"IEND", b"")
 
 
 def is_plain_png(data: bytes, channels: int) -> bool:
-    """Whether a file for which `is_png_of` is true has so many channels, all in one undamaged chunk, and no others."""
+    """Whether a file for which `is_png_of` is true has so many channels, all in one undamaged
+    chunk, and no others.
+    """
     is_one_chunk = data[37:41] == b"IDAT" and 57 + int.from_bytes(data[33:37], "big") == len(data)
     return (
         is_one_chunk
@@ -130,14 +155,19 @@ def png_header(width: int, height: int, colour: int) -> bytes:
 
 
 def png_chunks(data: bytes) -> tuple[list[bytes], bytes]:
-    """Split a PNG file: the signature and the chunks of the first image; and the content of the chunk eXIf, or b"".
+    """Split a PNG file: the signature and the chunks of the first image; and the content of the
+    chunk eXIf, or b"".
 
-    Raises ValueError for more than `MAX_PARTS` chunks, or an IHDR that is not the first of the chunks of the image.
+    Raises ValueError for more than `MAX_PARTS` chunks, or an IHDR that is not the first of the
+    chunks of the image.
     """
-    # Malformed lengths need no check here: slices end at the end of the data, and Pillow reports the damage.
+    # Malformed lengths need no check here: slices end at the end of the data, and Pillow reports
+    # the damage.
     parts = [data[:8]]
     exif = b""
-    start, size, chunks = 8, len(data), 0
+    start = 8
+    size = len(data)
+    chunks = 0
     while start + 8 <= size:
         chunks += 1
         if chunks > MAX_PARTS:
@@ -145,8 +175,8 @@ def png_chunks(data: bytes) -> tuple[list[bytes], bytes]:
         chunk_type = data[start + 4 : start + 8]
         end = start + 12 + int.from_bytes(data[start : start + 4], "big")
         if chunk_type in _PNG_KEPT:
-            # Pillow uses the last IHDR; `is_png_of` and the size limit use the first. Two different ones would bypass
-            # the limit.
+            # Pillow uses the last IHDR; `is_png_of` and the size limit use the first. Two different
+            # ones would bypass the limit.
             if chunk_type == b"IHDR" and len(parts) > 1:
                 raise ValueError("more than one IHDR")
             parts.append(data[start:end])
@@ -161,9 +191,11 @@ def png_chunks(data: bytes) -> tuple[list[bytes], bytes]:
 def jpeg_without_metadata(data: bytes) -> tuple[bytes, bytes]:
     """A JPEG file without metadata and padding before its first scan; and its EXIF block, or b"".
 
-    Raises ValueError for too many segments and bytes of padding, or a marker that cannot stand before the first scan.
+    Raises ValueError for too many segments and bytes of padding, or a marker that cannot stand
+    before the first scan.
     """
-    kept, exif = [data[:2]], b""
+    kept = [data[:2]]
+    exif = b""
     for code, segment in _jpeg_segments(data):
         if code not in _METADATA:
             kept.append(segment)
@@ -175,12 +207,14 @@ def jpeg_without_metadata(data: bytes) -> tuple[bytes, bytes]:
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    # The segments with content before the first scan, and then everything from that scan on: marker and bytes.
+    # The segments with content before the first scan, and then everything from that scan on: marker
+    # and bytes.
     position = data.find(b"\xff", 2)
     for _ in range(MAX_PARTS):
         if not 0 < position < len(data) - 1:
             return  # no scan: Pillow reports it
-        code, end = data[position + 1], position + 2
+        code = data[position + 1]
+        end = position + 2
         if code == _SOS:
             yield code, data[position:]
             return
@@ -189,7 +223,8 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
         if code == _PADDING:
             end -= 1  # it may be the first byte of a marker
         elif code not in _ALONE:
-            end += max(2, int.from_bytes(data[end : end + 2], "big"))  # the length counts its own two bytes
+            # the length counts its own two bytes
+            end += max(2, int.from_bytes(data[end : end + 2], "big"))
             yield code, data[position:end]
         position = data.find(b"\xff", end)
     raise ValueError("too many segments")
@@ -197,7 +232,8 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 def check_webp_chunks(data: bytes) -> None:
     """Raise ValueError if a WebP file has more than `MAX_PARTS` chunks; libwebp visits them all."""
-    position, chunks = 12, 0
+    position = 12
+    chunks = 0
     while position + 8 <= len(data):
         chunks += 1
         if chunks > MAX_PARTS:
@@ -207,9 +243,12 @@ def check_webp_chunks(data: bytes) -> None:
 
 
 def exif_transpose(exif: bytes) -> Transpose | None:
-    """The transpose that makes an image with this EXIF block upright; None if it is upright, absent or damaged."""
-    # Pillow's EXIF reader is not used, because it reports damaged blocks through `warnings`, which cannot be silenced
-    # for one thread. Layout: TIFF 6.0, section 2. Tag: CIPA DC-008 (Exif 2.3), section 4.6.4.
+    """The transpose that makes an image with this EXIF block upright; None if it is upright, absent
+    or damaged.
+    """
+    # Pillow's EXIF reader is not used, because it reports damaged blocks through `warnings`, which
+    # cannot be silenced for one thread. Layout: TIFF 6.0, section 2. Tag: CIPA DC-008 (Exif 2.3),
+    # section 4.6.4.
     tiff = exif.removeprefix(_EXIF)
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None:
@@ -222,7 +261,11 @@ def exif_transpose(exif: bytes) -> Transpose | None:
             tag, value_type = struct.unpack_from(order + "HH", tiff, entry)
             if tag == _ORIENTATION:
                 number = _NUMBER.get(value_type)
-                return TRANSPOSES.get(struct.unpack_from(order + number, tiff, entry + 8)[0]) if number else None
+                return (
+                    TRANSPOSES.get(struct.unpack_from(order + number, tiff, entry + 8)[0])
+                    if number
+                    else None
+                )
     except struct.error:  # the block ends before an offset or count in it
         pass
     return None

@@ -1,4 +1,6 @@
-"""Model instances: how many of a model run in parallel in a process, on which devices and with how many threads."""
+"""Model instances: how many of a model run in parallel in a process, on which devices and with how
+many threads.
+"""
 
 import threading
 import time
@@ -13,7 +15,9 @@ from service.models.repository import InferenceModel
 from service.runtime.session import CudaOptions
 from service.settings import Settings
 
-_FAST_ROW_S: Final = 0.005  # up to here, several instances with few threads are faster than one with many
+_FAST_ROW_S: Final = (
+    0.005  # up to here, several instances with few threads are faster than one with many
+)
 _MEASUREMENTS: Final = 10  # the fastest of them counts, as other programs may slow down some
 _MAX_INSTANCES: Final = 8  # on a CPU: one Python thread at a time prepares their batches
 
@@ -23,15 +27,22 @@ MakeModel = Callable[..., InferenceModel]
 
 
 def open_instances(
-    make_model: MakeModel, settings: Settings, data: bytes, count: int | None = None, *, alone: bool = False
+    make_model: MakeModel,
+    settings: Settings,
+    data: bytes,
+    count: int | None = None,
+    *,
+    alone: bool = False,
 ) -> list[InferenceModel]:
-    """The instances of one model file: one on each GPU; on a CPU ``count``, or else one with all threads.
+    """The instances of one model file: one on each GPU; on a CPU ``count``, or else one with all
+    threads.
 
-    A fast model leaves one thread to HTTP: more cores are for more processes. In a program that is ``alone``, with one
-    model and without HTTP, a fast model has up to eight instances on a CPU, and a slow one two; they share the threads.
-    Raises StartupError, all closed, if one cannot be made.
+    A fast model leaves one thread to HTTP: more cores are for more processes. In a program that is
+    ``alone``, with one model and without HTTP, a fast model has up to eight instances on a CPU, and
+    a slow one two; they share the threads. Raises StartupError, all closed, if one cannot be made.
     """
-    threads, given = settings.threads or available_cpus(), count
+    threads = settings.threads or available_cpus()
+    given = count
     left = max(1, threads - 1)
     count = given or (min(_MAX_INSTANCES, left) if alone else 1)
     each = (threads if given else left) // count
@@ -44,7 +55,11 @@ def open_instances(
             half=settings.precision == "fp16",
         )
         return make_model(
-            data, device=device, cuda=cuda, threads=max(1, threads), max_batch_rows=settings.max_batch_rows
+            data,
+            device=device,
+            cuda=cuda,
+            threads=max(1, threads),
+            max_batch_rows=settings.max_batch_rows,
         )
 
     first = make(settings.device, threads=each)
@@ -95,11 +110,14 @@ class TurnLock:
 class SizedInstance:
     """An instance as one for rows of a ``size``, (H, W).
 
-    All sizes share the ``turn``: one runs at a time, and a small tile waits for one large tile at most.
+    All sizes share the ``turn``: one runs at a time, and a small tile waits for one large tile at
+    most.
     """
 
     def __init__(self, model: Model, size: tuple[int, int], turn: TurnLock) -> None:
-        self.shape, self._model, self._turn = (model.shape[0], *size), model, turn
+        self.shape = (model.shape[0], *size)
+        self._model = model
+        self._turn = turn
 
     @property
     def buckets(self) -> Sequence[int] | None:

@@ -1,27 +1,33 @@
-"""Models within a limit of memory (`IGN_MODEL_MEMORY_MIB`): open while rows wait for them, or while there is room.
+"""Models within a limit of memory (`IGN_MODEL_MEMORY_MIB`): open while rows wait for them, or while
+there is room.
 
             acquire: rows wait                 release: none are left, or another model's turn
-    closed ────────────────────▶ open, in use ─────────────────────────────────────────────────▶ open, idle
-      ▲                               ▲            acquire                                          │   │
-      │                               └─────────────────────────────────────────────────────────────┘   │
+    closed ────────────────────▶ open, in use ─────────────────────────────────────────────────▶
+    open, idle
+      ▲                               ▲            acquire │   │ │
+      └─────────────────────────────────────────────────────────────┘   │
       └─────────────────────────────────────────────────────────────────────────────────────────────────┘
                        another model needs its room: the idle one that was used least recently, then
                        the one in use whose callers have had most
 
-Models wait for room in the order of what their callers have had of it. Each caller with rows has an account of bytes
-times seconds, which the callers of a model share equally. A newcomer begins with as little as any other has, and
-accounts grow only while a model waits. The rank of a model is the least of its callers' accounts:
+Models wait for room in the order of what their callers have had of it. Each caller with rows has an
+account of bytes times seconds, which the callers of a model share equally. A newcomer begins with
+as little as any other has, and accounts grow only while a model waits. The rank of a model is the
+least of its callers' accounts:
 
 - The waiting model with the lowest rank is next; of equal ones, the one that came first.
-- It takes the room of models in use with the same or a higher rank. Their workers release them between two steps, and
-  the rows wait in the queue. So every model gets a turn, however long the requests of others are.
-- A model that was opened stays open at least as long as that took. So opening takes half of the time at most.
+- It takes the room of models in use with the same or a higher rank. Their workers release them
+  between two steps, and the rows wait in the queue. So every model gets a turn, however long the
+  requests of others are.
+- A model that was opened stays open at least as long as that took. So opening takes half of the
+  time at most.
 
-A request is refused at once (503 `not_ready`, `Retry-After`) if its model is closed and would not open before the
-deadline: each model of the same or a lower rank that waits, and its own, takes twice the time that it last took to
-open, in its part of the memory.
+A request is refused at once (503 `not_ready`, `Retry-After`) if its model is closed and would not
+open before the deadline: each model of the same or a lower rank that waits, and its own, takes
+twice the time that it last took to open, in its part of the memory.
 
-Each version is verified when it is loaded, as without a limit. To open it again, only its digest is compared.
+Each version is verified when it is loaded, as without a limit. To open it again, only its digest is
+compared.
 """
 
 import contextlib
@@ -47,7 +53,8 @@ from service.models.repository import InferenceModel, LoadedModel, Repository, d
 _LOG = logging.getLogger(__name__)
 _MIB: Final = 2**20
 _ESTIMATE: Final = 8  # times its file is what a model gets until it is measured
-_LEAST: Final = 2  # times its file is what an instance takes at least: the weights, and the bytes they were read from
+# times its file is what an instance takes at least: the weights, and the bytes they were read from
+_LEAST: Final = 2
 _POLL_S: Final = 0.05  # between two looks at what waits for room
 
 _NO_CALLER: Final = {""}.copy  # stands for the callers while a model is to open for none of them
@@ -56,8 +63,9 @@ _NO_CALLER: Final = {""}.copy  # stands for the callers while a model is to open
 class Memory:
     """What open models may take together. Any thread may call it.
 
-    ``on_change`` gets the number of open models and their bytes. ``on_opened`` is called for each model that was closed
-    before. A thread that holds the lock takes no other one; it calls the ``callers`` of models.
+    ``on_change`` gets the number of open models and their bytes. ``on_opened`` is called for each
+    model that was closed before. A thread that holds the lock takes no other one; it calls the
+    ``callers`` of models.
     """
 
     def __init__(
@@ -67,7 +75,9 @@ class Memory:
         on_change: Callable[[int, int], None] = lambda *_: None,
         on_opened: Callable[[], None] = lambda: None,
     ) -> None:
-        self.limit, self._on_change, self.on_opened = limit_mib * _MIB, on_change, on_opened
+        self.limit = limit_mib * _MIB
+        self._on_change = on_change
+        self.on_opened = on_opened
         self._changed = threading.Condition()
         self._open: dict[OnDemandModel, int] = {}  # its bytes; the one used least recently first
         self.waiting: list[OnDemandModel] = []  # the one that came first, first
@@ -75,7 +85,9 @@ class Memory:
         self._looked = 0.0  # when `_look` ran last
 
     def enter(self, model: "OnDemandModel") -> bool:
-        """Count a use of a model, and its bytes; waits for room, and returns False if no caller has rows then."""
+        """Count a use of a model, and its bytes; waits for room, and returns False if no caller has
+        rows then.
+        """
         with self._changed:
             self.waiting.append(model)
             if model not in self._open:
@@ -98,11 +110,17 @@ class Memory:
                 self._look()
 
     def resize(self, model: "OnDemandModel", size: int) -> None:
-        """Count what a model in use takes indeed, or 0 for a closed one; raises StartupError if it is too much."""
+        """Count what a model in use takes indeed, or 0 for a closed one; raises StartupError if it
+        is too much.
+        """
         if size > self.limit:
-            raise StartupError(f"needs {size / _MIB:.0f} MiB, more than IGN_MODEL_MEMORY_MIB={self.limit // _MIB}")
+            raise StartupError(
+                f"needs {size / _MIB:.0f} MiB, more than IGN_MODEL_MEMORY_MIB={self.limit // _MIB}"
+            )
         with self._changed:
-            self._make_room(size - self._open.get(model, 0), [each for each in self._open if not each.users])
+            self._make_room(
+                size - self._open.get(model, 0), [each for each in self._open if not each.users]
+            )
             self._set(model, size)
 
     def _look(self) -> None:
@@ -121,10 +139,14 @@ class Memory:
     def _charge(self) -> None:
         """Count the room that each caller has had since the last look."""
         now = time.monotonic()
-        seconds, self._looked = min(now - self._looked, _POLL_S), now  # more if no model has waited
+        # more if no model has waited
+        seconds = min(now - self._looked, _POLL_S)
+        self._looked = now
         callers = {model: model.present() for model in (*self._open, *self.waiting)}
         least = min(self.accounts.values(), default=0.0)
-        accounts = {caller: self.accounts.get(caller, least) for caller in set().union(*callers.values())}
+        accounts = {
+            caller: self.accounts.get(caller, least) for caller in set().union(*callers.values())
+        }
         for model, its_callers in callers.items():
             for caller in its_callers:
                 accounts[caller] += seconds * self._open.get(model, 0) / len(its_callers)
@@ -133,7 +155,9 @@ class Memory:
         self.accounts = accounts
 
     def _make_room(self, size: int, models: Sequence["OnDemandModel"]) -> bool:
-        """Close as many of these models, or claim them if they are in use, as it takes; whether there is room now."""
+        """Close as many of these models, or claim them if they are in use, as it takes; whether
+        there is room now.
+        """
         excess = sum(self._open.values()) + size - self.limit
         for each in models:
             if excess > 0:
@@ -157,7 +181,9 @@ class OnDemandModel(ModelMemory):
     """The instances of one version. ``open_again`` opens as many as there were."""
 
     def __init__(self, memory: Memory, ref: str, size: int) -> None:
-        self.ref, self.size, self._memory = ref, size, memory
+        self.ref = ref
+        self.size = size
+        self._memory = memory
         self.instances: Sequence[InferenceModel] = ()
         self.open_again: Callable[[], Sequence[InferenceModel]] = tuple
         self.failure = ""
@@ -173,7 +199,9 @@ class OnDemandModel(ModelMemory):
 
     def present(self) -> set[str]:
         """The callers with rows for this model; none once it is closed for good."""
-        return set() if self._is_closed else {key for callers in [*self.callers] for key in callers()}
+        return (
+            set() if self._is_closed else {key for callers in [*self.callers] for key in callers()}
+        )
 
     def acquire(self) -> bool:
         """See `ModelMemory`."""
@@ -215,10 +243,12 @@ class OnDemandModel(ModelMemory):
         try:
             if self._is_closed:
                 raise StartupError("it is closed")
-            self.instances, self.failure = self.open_again(), ""
+            self.instances = self.open_again()
+            self.failure = ""
             self._memory.on_opened()
         except Exception as exc:
-            earlier, self.failure = self.failure, describe_failure(self.ref, exc)
+            earlier = self.failure
+            self.failure = describe_failure(self.ref, exc)
             if self.failure != earlier:
                 _LOG.error("%s cannot be opened: %s", self.ref, self.failure)
             self._memory.resize(self, 0)
@@ -234,7 +264,8 @@ class OnDemandModel(ModelMemory):
 
     def close_instances(self) -> None:
         """Release the sessions and their memory."""
-        instances, self.instances = self.instances, ()
+        instances = self.instances
+        self.instances = ()
         for instance in instances:
             instance.close()
         del instances
@@ -242,12 +273,16 @@ class OnDemandModel(ModelMemory):
 
 
 class OnDemandInstance:
-    """Stands for one instance of an `OnDemandModel` on a CPU, and opens the model for a call if it is closed."""
+    """Stands for one instance of an `OnDemandModel` on a CPU, and opens the model for a call if it
+    is closed.
+    """
 
     buckets = None
 
     def __init__(self, model: OnDemandModel, index: int, opened: InferenceModel) -> None:
-        self._model, self._index, self.shape = model, index, opened.card.shape
+        self._model = model
+        self._index = index
+        self.shape = opened.card.shape
         self.warm_up = partial(model.call, index, "warm_up")
         self.reduce_max_batch = partial(model.call, index, "reduce_max_batch")
         self.close = model.close
@@ -262,11 +297,14 @@ class OnDemandInstance:
 
 
 class OnDemandRepository(Repository):
-    """A repository whose models are open on demand. One measures itself when it is loaded, with ``max_batch_rows``."""
+    """A repository whose models are open on demand. One measures itself when it is loaded, with
+    ``max_batch_rows``.
+    """
 
     def __init__(self, *, memory: Memory, max_batch_rows: int, **options: Any) -> None:
         super().__init__(**options)
-        self._memory, self._max_batch_rows = memory, max_batch_rows
+        self._memory = memory
+        self._max_batch_rows = max_batch_rows
 
     def _load(self, ref: str) -> LoadedModel:
         file = self._path(ref, MODEL_FILES[self._precision])
@@ -289,14 +327,21 @@ class OnDemandRepository(Repository):
             model.ripe_at = 0.0
             model.release()
         model.open_again = partial(self._open_again, file, loaded.digest, len(loaded.instances))
-        instances = [OnDemandInstance(model, index, opened) for index, opened in enumerate(loaded.instances)]
-        return replace(loaded, instances=cast(tuple[InferenceModel, ...], tuple(instances)), memory=model)
+        instances = [
+            OnDemandInstance(model, index, opened) for index, opened in enumerate(loaded.instances)
+        ]
+        return replace(
+            loaded, instances=cast(tuple[InferenceModel, ...], tuple(instances)), memory=model
+        )
 
     def _measure(self, loaded: LoadedModel, before: int, least: int) -> int:
         """Bytes of the open instances, each with the scratch memory of the largest batch."""
         _free_unused()
-        opened, model, count = resident_bytes(), loaded.instances[0], len(loaded.instances)
-        with contextlib.suppress(ModelFailure, DeviceOutOfMemory):  # smaller batches run; the golden rows did
+        opened = resident_bytes()
+        model = loaded.instances[0]
+        count = len(loaded.instances)
+        # smaller batches run; the golden rows did
+        with contextlib.suppress(ModelFailure, DeviceOutOfMemory):
             model.run(model.noise.rows(0, 0, loaded.card.batch_rows(self._max_batch_rows)))
         return max(opened - before, count * least) + count * max(0, resident_bytes() - opened)
 
@@ -308,6 +353,8 @@ class OnDemandRepository(Repository):
 
 
 def _free_unused() -> None:
-    """Return freed memory to the system, where the C library can do that; glibc keeps it for later allocations."""
+    """Return freed memory to the system, where the C library can do that; glibc keeps it for later
+    allocations.
+    """
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)

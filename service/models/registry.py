@@ -1,8 +1,9 @@
 """Which models serve now, and how one version replaces another while requests go on.
 
-A thread opens and verifies a new version. Then one turn of the event loop gives it the name: later requests resolve to
-the new version, and requests that resolved the old one earlier finish on it. The registry closes the old version when
-the last of those requests has ended. A version that does not load changes only `failures`.
+A thread opens and verifies a new version. Then one turn of the event loop gives it the name: later
+requests resolve to the new version, and requests that resolved the old one earlier finish on it.
+The registry closes the old version when the last of those requests has ended. A version that does
+not load changes only `failures`.
 
 The event loop owns everything here, except the work that `Repository` does in threads.
 """
@@ -31,7 +32,9 @@ from service.scheduling.tiled import OPEN_REQUESTS, RunCodec, TiledRun
 State = Literal["READY", "UNAVAILABLE", "LOADING", "UNLOADING"]
 
 REFRESH_PAUSE_S: Final = 2.0
-"""Seconds from the end of one refresh of the copies of a store to the begin of the next: listings cost money."""
+"""Seconds from the end of one refresh of the copies of a store to the begin of the next: listings
+cost money.
+"""
 _LOG = logging.getLogger(__name__)
 
 
@@ -45,20 +48,32 @@ class TilePlan(NamedTuple):
 class ServedModel:
     """A verified model, the schedulers that run it and its statistics.
 
-    A request resolves its model once and passes this object on, so that it ends on the version on which it began.
-    ``make_scheduler`` makes a scheduler for rows of a size (H, W): one, and at their first use those of smaller tiles.
+    A request resolves its model once and passes this object on, so that it ends on the version on
+    which it began. ``make_scheduler`` makes a scheduler for rows of a size (H, W): one, and at
+    their first use those of smaller tiles.
     """
 
     def __init__(
-        self, loaded: LoadedModel, make_scheduler: Callable[[tuple[int, int]], Scheduler], statistics: ModelStatistics
+        self,
+        loaded: LoadedModel,
+        make_scheduler: Callable[[tuple[int, int]], Scheduler],
+        statistics: ModelStatistics,
     ) -> None:
-        self.loaded, self.statistics, self._make_scheduler = loaded, statistics, make_scheduler
-        self.scheduler, self._is_closed = make_scheduler(loaded.card.shape[1:]), False
+        self.loaded = loaded
+        self.statistics = statistics
+        self._make_scheduler = make_scheduler
+        self.scheduler = make_scheduler(loaded.card.shape[1:])
+        self._is_closed = False
         self.schedulers = {loaded.card.shape[1:]: self.scheduler}  # by the size of their rows
         # Copied, because every request reads them.
-        self.card, self.digest, self.noise, self.ref = loaded.card, loaded.digest, loaded.noise, loaded.ref
+        self.card = loaded.card
+        self.digest = loaded.digest
+        self.noise = loaded.noise
+        self.ref = loaded.ref
         self.tag = f"{loaded.ref}@{loaded.digest[:12]}"
-        self.since = 0  # Unix time in seconds, rounded up, at which the set of served models last changed
+        self.since = (
+            0  # Unix time in seconds, rounded up, at which the set of served models last changed
+        )
 
     async def run_tiles(
         self,
@@ -68,12 +83,17 @@ class ServedModel:
         run_codec: RunCodec,
         on_event: Callable[[Any], None] = lambda _: None,
     ) -> Result:
-        """Apply a model that takes any size to images (C, H, W), with masks (1, H, W); see `TiledRun`."""
+        """Apply a model that takes any size to images (C, H, W), with masks (1, H, W); see
+        `TiledRun`.
+        """
         each_mask = [None] * len(images) if masks is None else masks
         tiled = [
-            (image, self.card.tiling(image.shape[1:]), mask) for image, mask in zip(images, each_mask, strict=True)
+            (image, self.card.tiling(image.shape[1:]), mask)
+            for image, mask in zip(images, each_mask, strict=True)
         ]
-        run = TiledRun(tiled, params, scheduler_for=self._scheduler_for, run_codec=run_codec, on_event=on_event)
+        run = TiledRun(
+            tiled, params, scheduler_for=self._scheduler_for, run_codec=run_codec, on_event=on_event
+        )
         return await run.run()
 
     def plan_tiles(self, sizes: Sequence[Size]) -> TilePlan:
@@ -83,7 +103,9 @@ class ServedModel:
         area = max((math.prod(tiling.tile) for tiling in tilings), default=0)
         open_tiles = min(count, OPEN_REQUESTS * self.scheduler.batch_rows)
         # Each is cut from the image, and f makes another one of it.
-        return TilePlan(count, 2 * open_tiles * area * self.card.shape[0] * np.dtype(np.float32).itemsize)
+        return TilePlan(
+            count, 2 * open_tiles * area * self.card.shape[0] * np.dtype(np.float32).itemsize
+        )
 
     def close(self, seconds: float = 5.0) -> None:
         """Close the schedulers, as `Scheduler.close`."""
@@ -101,7 +123,9 @@ class ServedModel:
 
 
 class ModelChange(NamedTuple):
-    """A call of the model repository, with the parameters of `ModelRegistry.load`; or that of `unload`."""
+    """A call of the model repository, with the parameters of `ModelRegistry.load`; or that of
+    `unload`.
+    """
 
     name: str
     loads: bool
@@ -113,15 +137,17 @@ class IndexEntry(NamedTuple):
 
     ref: str
     state: State  # READY serves; LOADING is being verified; UNLOADING finishes its requests
-    reason: str  # why it does not serve, or why the version that serves is not the one in the directory; else empty
+    # why it does not serve, or why the version that serves is not the one in the directory; else
+    # empty
+    reason: str
 
 
 class ModelRegistry:
     """The served models by name and version.
 
-    ``serve`` starts no thread. ``wait_for_requests`` returns when every request in flight at the time of the call has
-    ended. ``on_activated`` gets every model that begins to serve under its name, ``on_deactivated`` every
-    `name/version` that no longer serves.
+    ``serve`` starts no thread. ``wait_for_requests`` returns when every request in flight at the
+    time of the call has ended. ``on_activated`` gets every model that begins to serve under its
+    name, ``on_deactivated`` every `name/version` that no longer serves.
     """
 
     def __init__(
@@ -133,10 +159,13 @@ class ModelRegistry:
         on_deactivated: Callable[[str], None],
         wait_for_requests: Callable[[], Awaitable[None]],
     ) -> None:
-        self._repository, self._serve = repository, serve
-        self._on_activated, self._on_deactivated = on_activated, on_deactivated
+        self._repository = repository
+        self._serve = serve
+        self._on_activated = on_activated
+        self._on_deactivated = on_deactivated
         self._wait_for_requests = wait_for_requests
-        # By `name/version`, in order of name and number; a mapping that never changes, but is replaced.
+        # By `name/version`, in order of name and number; a mapping that never changes, but is
+        # replaced.
         self.models: Mapping[str, ServedModel] = {}
         self._by_name: dict[str, ServedModel] = {}  # the pinned version, else the highest
         self._failures: Failures = {}
@@ -144,14 +173,20 @@ class ModelRegistry:
         self._locks = WeakValueDictionary[str, asyncio.Lock]()
         self._loading: dict[str, asyncio.Timeout] = {}  # by `name/version`
         self._retiring: dict[ServedModel, asyncio.Task[None]] = {}
-        self._refreshing, self._next_at = asyncio.Lock(), 0.0  # when the next refresh may begin
+        # when the next refresh may begin
+        self._refreshing = asyncio.Lock()
+        self._next_at = 0.0
         self._next_refresh: asyncio.Task[Failures | None] | None = None  # it has not begun
 
     @property
     def failures(self) -> Failures:
-        """Why versions in the directory do not serve, by `name/version`: one line, no path outside the directory."""
+        """Why versions in the directory do not serve, by `name/version`: one line, no path outside
+        the directory.
+        """
         memories = {ref: model.loaded.memory for ref, model in self.models.items()}
-        return self._failures | {ref: each.failure for ref, each in memories.items() if each and each.failure}
+        return self._failures | {
+            ref: each.failure for ref, each in memories.items() if each and each.failure
+        }
 
     def resolve(self, name: str | None = None) -> ServedModel:
         """The model `name/version`, the version that `name` stands for, or the default for None.
@@ -168,20 +203,28 @@ class ModelRegistry:
         return model
 
     async def open(self) -> None:
-        """Load, verify and activate every model of the directory; raises as `Repository.load_all`."""
+        """Load, verify and activate every model of the directory; raises as
+        `Repository.load_all`.
+        """
         models, self._failures = await asyncio.to_thread(self._repository.load_all)
         for loaded in models.values():
             self.activate(loaded)
 
     def rows_queued(self) -> dict[str, int]:
-        """Rows that wait for a batch now, by `name/version`, those of a version that is being replaced included."""
+        """Rows that wait for a batch now, by `name/version`, those of a version that is being
+        replaced included.
+        """
         waiting = Counter[str]()
         for served in (*self.models.values(), *self._retiring):
-            waiting[served.ref] += sum(scheduler.rows_queued for scheduler in served.schedulers.values())
+            waiting[served.ref] += sum(
+                scheduler.rows_queued for scheduler in served.schedulers.values()
+            )
         return waiting
 
     def activate(self, loaded: LoadedModel) -> None:
-        """Serve a verified model from now on; it replaces the one of its name and version, if there is one."""
+        """Serve a verified model from now on; it replaces the one of its name and version, if there
+        is one.
+        """
         model = self._serve(loaded)
         model.scheduler.start()
         displaced = self.models.get(model.ref)
@@ -193,18 +236,26 @@ class ModelRegistry:
 
     async def change(self, change: ModelChange) -> None:
         """Load or unload a model; raises as `load` and `unload`."""
-        await (self.load(change.name, may_be_new=change.may_be_new) if change.loads else self.unload(change.name))
+        await (
+            self.load(change.name, may_be_new=change.may_be_new)
+            if change.loads
+            else self.unload(change.name)
+        )
 
     async def load(self, name: str, *, may_be_new: bool = False) -> None:
-        """Serve what the directory holds of this model: new versions, changed versions again, removed ones no longer.
+        """Serve what the directory holds of this model: new versions, changed versions again,
+        removed ones no longer.
 
-        Where the directory holds copies from a store, they are refreshed first: for a name that serves or has a copy,
-        and for any other that ``may_be_new``. Raises `UnknownModel` if the directory holds no version of the model, and
-        `LoadFailed` if the store cannot be read or a version does not load. The others now serve; a version that served
-        before under the same name and number goes on serving.
+        Where the directory holds copies from a store, they are refreshed first: for a name that
+        serves or has a copy, and for any other that ``may_be_new``. Raises `UnknownModel` if the
+        directory holds no version of the model, and `LoadFailed` if the store cannot be read or a
+        version does not load. The others now serve; a version that served before under the same
+        name and number goes on serving.
         """
         uncopied: Failures = {}
-        if self._repository.has_store and (may_be_new or self._refs(name) or await self._find(name)):
+        if self._repository.has_store and (
+            may_be_new or self._refs(name) or await self._find(name)
+        ):
             uncopied = await self._refresh()
         async with self._locks.setdefault(name, asyncio.Lock()):
             refs = await self._find(name)
@@ -212,8 +263,11 @@ class ModelRegistry:
                 raise UnknownModel(f"no model {name[:80]!r} in the model directory")
             failed = [ref for ref in refs if not await self._load(ref)]
             for ref in [ref for ref in self._refs(name) if ref not in refs]:
-                if len(failed) == len(refs) or self._repository.is_named(ref):  # nothing can replace it
-                    self._failures[ref] = f"{ref}: its files are gone; it still serves, because callers rely on it"
+                # nothing can replace it
+                if len(failed) == len(refs) or self._repository.is_named(ref):
+                    self._failures[ref] = (
+                        f"{ref}: its files are gone; it still serves, because callers rely on it"
+                    )
                 else:
                     self._deactivate(ref)
             self._forget_failures(name, [*refs, *self._refs(name)])
@@ -230,10 +284,13 @@ class ModelRegistry:
             raise LoadFailed(describe_failure(name, exc)) from exc
 
     async def _refresh(self) -> Failures:
-        """As `Repository.refresh`. One refresh runs at a time, and all who ask before the next begins share that."""
+        """As `Repository.refresh`. One refresh runs at a time, and all who ask before the next
+        begins share that.
+        """
         if self._next_refresh is None:
             self._next_refresh = asyncio.create_task(self._refresh_next())
-        uncopied = await asyncio.shield(self._next_refresh)  # which goes on if one of those who wait leaves
+        # which goes on if one of those who wait leaves
+        uncopied = await asyncio.shield(self._next_refresh)
         if uncopied is None:
             raise LoadFailed("the store of the models cannot be read; the log says why")
         return uncopied
@@ -251,13 +308,17 @@ class ModelRegistry:
                 self._next_at = time.monotonic() + REFRESH_PAUSE_S
 
     async def unload(self, name: str) -> None:
-        """Stop serving a model; raises UnknownModel if no version of it serves, UnloadRefused if it is the default."""
+        """Stop serving a model; raises UnknownModel if no version of it serves, UnloadRefused if it
+        is the default.
+        """
         async with self._locks.setdefault(name, asyncio.Lock()):
             refs = self._refs(name)
             if not refs:
                 raise UnknownModel(f"no model {name[:80]!r} in service")
             if name == self._repository.default.partition("/")[0]:
-                raise UnloadRefused(f"{name} is the default model, and callers who name none rely on it")
+                raise UnloadRefused(
+                    f"{name} is the default model, and callers who name none rely on it"
+                )
             for ref in refs:
                 self._deactivate(ref)
             self._forget_failures(name, [])
@@ -278,7 +339,9 @@ class ModelRegistry:
         ]
 
     def abort_all(self) -> None:
-        """Fail every request in flight, with `Draining` if it runs a model, without waiting for what runs."""
+        """Fail every request in flight, with `Draining` if it runs a model, without waiting for
+        what runs.
+        """
         for limit in self._loading.values():
             if not limit.expired():
                 limit.reschedule(0.0)
@@ -304,12 +367,16 @@ class ModelRegistry:
             for model in self.models.values()
             if pins.get(model.card.name, model.card.version) == model.card.version
         }
-        for model in self.models.values():  # of all: a name without a version may stand for another one now
+        for (
+            model
+        ) in self.models.values():  # of all: a name without a version may stand for another one now
             model.since = math.ceil(time.time())
 
     async def _load(self, ref: str) -> bool:
         served = self.models.get(ref)
-        if served is not None and served.loaded.files == await asyncio.to_thread(self._repository.files, ref):
+        if served is not None and served.loaded.files == await asyncio.to_thread(
+            self._repository.files, ref
+        ):
             self._failures.pop(ref, None)
             return True
         try:
@@ -328,7 +395,9 @@ class ModelRegistry:
         return [ref for ref, model in self.models.items() if model.card.name == name]
 
     def _forget_failures(self, name: str, keep: list[str]) -> None:
-        for ref in [ref for ref in self._failures if ref.partition("/")[0] == name and ref not in keep]:
+        for ref in [
+            ref for ref in self._failures if ref.partition("/")[0] == name and ref not in keep
+        ]:
             del self._failures[ref]
 
     def _deactivate(self, ref: str) -> None:
@@ -343,11 +412,13 @@ class ModelRegistry:
     async def _drain_and_close(self, model: ServedModel) -> None:
         await self._wait_for_requests()
         await self._close(model)
-        del self._retiring[model]  # a task that `close` cancels earlier leaves its model there, for `close` to close
+        # a task that `close` cancels earlier leaves its model there, for `close` to close
+        del self._retiring[model]
         _LOG.info("%s is closed", model.tag)
 
     async def _close(self, model: ServedModel, seconds: float = 5.0) -> None:
-        # In a thread, because it waits for the model call that runs, whose end the event loop must receive.
+        # In a thread, because it waits for the model call that runs, whose end the event loop must
+        # receive.
         await asyncio.to_thread(model.close, seconds)
         model.loaded.close()
 
@@ -356,4 +427,8 @@ class ModelRegistry:
             return "READY", reason
         if ref in self._loading:
             return "LOADING", ""
-        return ("UNLOADING", "finishes what it has") if ref in unloading else ("UNAVAILABLE", reason or "not loaded")
+        return (
+            ("UNLOADING", "finishes what it has")
+            if ref in unloading
+            else ("UNAVAILABLE", reason or "not loaded")
+        )

@@ -1,6 +1,8 @@
-"""Find, load and verify the models in the model directory: `<name>/<version>/{model.onnx, golden.npz}`.
+"""Find, load and verify the models in the model directory: `<name>/<version>/{model.onnx,
+golden.npz}`.
 
-A single model may also lie as KServe mounts one: in the directory itself, or in `<version>`; its card has the name.
+A single model may also lie as KServe mounts one: in the directory itself, or in `<version>`; its
+card has the name.
 
 A model file is read once. The same bytes are hashed, opened and run on the golden rows.
 """
@@ -34,8 +36,9 @@ from service.models.store import Failures, ModelStore, cache_folder
 from service.settings import Settings
 
 LOAD_S: Final = 300.0
-"""Seconds that loading, warm-up and verification of a version may take. The largest file, read from a slow network disk
-at 20 MB/s, takes a third of them; a model that loops for ever does not end."""
+"""Seconds that loading, warm-up and verification of a version may take. The largest file, read from
+a slow network disk at 20 MB/s, takes a third of them; a model that loops for ever does not end.
+"""
 _NAME: Final = re.compile(NAME_PATTERN)
 _VERSION: Final = re.compile(VERSION_PATTERN)
 _MOUNTED: Final = re.compile(rf"([1-9][0-9]{{0,8}}/)?{MODEL_FILE}")
@@ -46,7 +49,9 @@ _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
 Files = tuple[tuple[int, int, int, int], ...]
-"""Device, inode, size in bytes and modification time in ns of the files of a version; they differ after a change."""
+"""Device, inode, size in bytes and modification time in ns of the files of a version; they differ
+after a change.
+"""
 
 
 class InferenceModel(Model, Protocol):
@@ -125,14 +130,16 @@ class Loaded(NamedTuple):
 
 
 class Repository:
-    """Finds, loads and verifies the models of one directory. It keeps no loaded model; any thread may call it.
+    """Finds, loads and verifies the models of one directory. It keeps no loaded model; any thread
+    may call it.
 
-    Requests that name no model get ``default``, `name` or `name/version`; the first name of the directory takes the
-    place of one that is ``only_a_guess`` and not there. A name stands for its version in ``pins``, else for its
-    highest. With ``strict`` every version must load. ``open_on_cpu`` opens a model that ``open_models`` opened on CUDA
-    and that fails there when it is warmed up or verified; without it, such a model is refused. With a ``store``, the
-    directory holds copies from there. With ``only``, that model is the default, and no other one is loaded; an empty
-    text stands for the default.
+    Requests that name no model get ``default``, `name` or `name/version`; the first name of the
+    directory takes the place of one that is ``only_a_guess`` and not there. A name stands for its
+    version in ``pins``, else for its highest. With ``strict`` every version must load.
+    ``open_on_cpu`` opens a model that ``open_models`` opened on CUDA and that fails there when it
+    is warmed up or verified; without it, such a model is refused. With a ``store``, the directory
+    holds copies from there. With ``only``, that model is the default, and no other one is loaded;
+    an empty text stands for the default.
     """
 
     def __init__(
@@ -149,24 +156,41 @@ class Repository:
         store: ModelStore | None = None,
         only: str | None = None,
     ) -> None:
-        self._directory, self.default, self.pins, self._strict = directory, default, pins, strict
-        self._only_a_guess, self._store, self._only = only_a_guess, store, only
-        self._open_models, self._open_on_cpu = open_models, open_on_cpu
+        self._directory = directory
+        self.default = default
+        self.pins = pins
+        self._strict = strict
+        self._only_a_guess = only_a_guess
+        self._store = store
+        self._only = only
+        self._open_models = open_models
+        self._open_on_cpu = open_on_cpu
         self._precision: Literal["fp32", "fp16"] = precision
-        self._cuda_lost = ""  # why CUDA fails every call of this process, once a model has found that out
+        self._cuda_lost = (
+            ""  # why CUDA fails every call of this process, once a model has found that out
+        )
         self._ignored_names: set[str] = set()  # folders that a warning was logged for
         self._names: dict[Files, str] = {}  # of models that lie as KServe mounts one
 
     def find_all(self) -> list[str]:
-        """`name/version` of every version folder, as `find`; raises StartupError if there is none."""
+        """`name/version` of every version folder, as `find`; raises StartupError if there is
+        none.
+        """
         if not self._directory.is_dir():
             raise StartupError(f"IGN_MODEL_DIR={self._directory}: no such directory; {_HINT}")
         refs = self.find()
         if not refs:
-            raise StartupError(f"IGN_MODEL_DIR={self._directory}: holds no model such as mnist/1/model.onnx; {_HINT}")
+            raise StartupError(
+                f"IGN_MODEL_DIR={self._directory}: holds no model such as "
+                f"mnist/1/model.onnx; {_HINT}"
+            )
         names = {ref.partition("/")[0] for ref in refs}
         if self._only_a_guess and self.default not in names:
-            _LOG.info("no IGN_DEFAULT_MODEL is set, and there is no %s: the default is %s", self.default, min(names))
+            _LOG.info(
+                "no IGN_DEFAULT_MODEL is set, and there is no %s: the default is %s",
+                self.default,
+                min(names),
+            )
             self.default = min(names)
         return refs
 
@@ -186,10 +210,14 @@ class Repository:
     def load_all(self) -> Loaded:
         """Load every version in the directory; this blocks until all are verified or have failed.
 
-        Raises StartupError as `find_all`; also if a version is missing that is the default or pinned, or if one fails
-        that is the default, or any if they are ``strict``.
+        Raises StartupError as `find_all`; also if a version is missing that is the default or
+        pinned, or if one fails that is the default, or any if they are ``strict``.
         """
-        failures = {ref: reason for ref, reason in self.refresh(may_fail=True).items() if ref.count("/") == 1}
+        failures = {
+            ref: reason
+            for ref, reason in self.refresh(may_fail=True).items()
+            if ref.count("/") == 1
+        }
         refs = self.find_all()
         if self._only:
             if not any(self._only in (ref, ref.partition("/")[0]) for ref in refs):
@@ -203,7 +231,9 @@ class Repository:
             for ref in refs:
                 self._try(ref, loaded, failures, is_needed=self._strict or ref == default)
             # The device of models that were verified earlier is lost: load them again, on the CPU.
-            for ref in [ref for ref, model in loaded.items() if self._cuda_lost and model.device == "cuda"]:
+            for ref in [
+                ref for ref, model in loaded.items() if self._cuda_lost and model.device == "cuda"
+            ]:
                 loaded[ref].close()
                 self._try(ref, loaded, failures, is_needed=self._strict or ref == default)
         except BaseException:
@@ -211,7 +241,9 @@ class Repository:
             raise
         return Loaded({ref: loaded[ref] for ref in refs if ref in loaded}, failures)
 
-    def _try(self, ref: str, loaded: dict[str, LoadedModel], failures: Failures, *, is_needed: bool) -> None:
+    def _try(
+        self, ref: str, loaded: dict[str, LoadedModel], failures: Failures, *, is_needed: bool
+    ) -> None:
         loaded.pop(ref, None)
         try:
             loaded[ref] = self.load(ref)
@@ -222,15 +254,23 @@ class Repository:
             _LOG.error("%s does not serve: %s", ref, failures[ref])
 
     def _default_of(self, refs: Sequence[str]) -> str:
-        """`name/version` of the default; raises StartupError if it or a pinned version is missing."""
+        """`name/version` of the default; raises StartupError if it or a pinned version is
+        missing.
+        """
         there = f"not there; there is {', '.join(refs)}"
         for name, version in self.pins.items():
             if f"{name}/{version}" not in refs:
                 raise StartupError(f"IGN_VERSIONS={name}={version}: {there}")
         versions = [ref for ref in refs if self.default in (ref, ref.partition("/")[0])]
         if not versions:
-            raise StartupError(f"IGN_DEFAULT_MODEL={self.default}: {there}; choose with --default-model")
-        return f"{self.default}/{self.pins[self.default]}" if self.default in self.pins else versions[-1]
+            raise StartupError(
+                f"IGN_DEFAULT_MODEL={self.default}: {there}; choose with --default-model"
+            )
+        return (
+            f"{self.default}/{self.pins[self.default]}"
+            if self.default in self.pins
+            else versions[-1]
+        )
 
     def is_named(self, ref: str) -> bool:
         """Whether the settings name this very version."""
@@ -238,7 +278,8 @@ class Repository:
         return ref == self.default or self.pins.get(name) == version
 
     def find(self, name: str | None = None) -> list[str]:
-        """`name/version` of every version folder, or of those of one model, sorted; invalid names are passed over.
+        """`name/version` of every version folder, or of those of one model, sorted; invalid names
+        are passed over.
 
         Raises StartupError if a model at the top of the directory has no valid card.
         """
@@ -247,14 +288,24 @@ class Repository:
             folder = self._directory / name
             is_there = re.fullmatch(NAME_PATTERN, name) and folder.is_dir()
             folders = iter([folder] if is_there else ())
-        refs = [f"{folder.name}/{version.name}" for folder in folders for version in self._subfolders(folder, _VERSION)]
+        refs = [
+            f"{folder.name}/{version.name}"
+            for folder in folders
+            for version in self._subfolders(folder, _VERSION)
+        ]
         refs += [ref for ref in self._find_mounted() if name in (None, ref.partition("/")[0])]
         return sorted(refs, key=version_key)
 
     def _find_mounted(self) -> list[str]:
-        """`name/version` of a model that lies as KServe mounts one, without a folder of its name."""
+        """`name/version` of a model that lies as KServe mounts one, without a folder of its
+        name.
+        """
         files = [MODEL_FILE, *(f"{entry.name}/{MODEL_FILE}" for entry in self._directory.iterdir())]
-        files = [file for file in files if (self._directory / file).is_file() and _MOUNTED.fullmatch(file)]
+        files = [
+            file
+            for file in files
+            if (self._directory / file).is_file() and _MOUNTED.fullmatch(file)
+        ]
         for file in files:  # a version with a damaged card has the name of another one
             with contextlib.suppress(StartupError):
                 ref = self._card_ref(file)
@@ -288,7 +339,9 @@ class Repository:
     def _path(self, ref: str, file: str) -> str:
         """A file of a version, relative to the directory."""
         folders = (ref, ref.partition("/")[2], "")
-        folder = next((each for each in folders if (self._directory / each / MODEL_FILE).exists()), ref)
+        folder = next(
+            (each for each in folders if (self._directory / each / MODEL_FILE).exists()), ref
+        )
         return str(PurePath(folder, file))
 
     def files(self, ref: str) -> Files:
@@ -309,8 +362,8 @@ class Repository:
     def load(self, ref: str) -> LoadedModel:
         """Read, open, warm up and verify one version, `name/version`.
 
-        Raises StartupError if that fails or takes longer than `LOAD_S`; the text begins with the file, relative to the
-        directory.
+        Raises StartupError if that fails or takes longer than `LOAD_S`; the text begins with the
+        file, relative to the directory.
         """
         try:
             return self.start_load(ref).result(LOAD_S)
@@ -318,15 +371,19 @@ class Repository:
             raise StartupError(f"{ref}: not loaded and verified in time ({LOAD_S:g} s)") from exc
 
     def start_load(self, ref: str) -> Future[LoadedModel]:
-        """As `load`, in a thread of its own and without its time limit: nothing waits behind a model that hangs."""
+        """As `load`, in a thread of its own and without its time limit: nothing waits behind a
+        model that hangs.
+        """
         return _start(self._load, ref)
 
     def _load(self, ref: str) -> LoadedModel:
-        files = self.files(ref)  # before the files are read, so that a change during the loading is noticed
+        # before the files are read, so that a change during the loading is noticed
+        files = self.files(ref)
         file = self._path(ref, MODEL_FILES[self._precision])
         if self._precision == "fp16" and not (self._directory / file).is_file():
             raise StartupError(f"IGN_PRECISION=fp16: {file} is not there; use fp32, or export it")
-        data, reason = self._read(file), self._cuda_lost
+        data = self._read(file)
+        reason = self._cuda_lost
         golden = self._read_golden(ref, file, data)
         if not reason or self._open_on_cpu is None:
             try:
@@ -343,7 +400,9 @@ class Repository:
         return replace(loaded, fallback_reason=reason)
 
     def _read_golden(self, ref: str, file: str, data: bytes) -> Golden:
-        """The golden rows of a model file; raises StartupError, before onnxruntime reads the file, if it has others."""
+        """The golden rows of a model file; raises StartupError, before onnxruntime reads the file,
+        if it has others.
+        """
         golden_file = self._path(ref, GOLDEN_FILE)
         with wrap_errors(file):
             card, _ = from_metadata(read_metadata(data))
@@ -353,9 +412,13 @@ class Repository:
         with wrap_errors(golden_file):
             golden = read_golden(path, *card.row_shapes)
         # golden.npz names the digest of the fp32 file.
-        exported = digest_of(data if self._precision == "fp32" else self._read(self._path(ref, MODEL_FILE)))
+        exported = digest_of(
+            data if self._precision == "fp32" else self._read(self._path(ref, MODEL_FILE))
+        )
         if golden.digest != exported:
-            raise StartupError(f"{golden_file}: belongs to another {MODEL_FILE}, {golden.digest[:12]!r}")
+            raise StartupError(
+                f"{golden_file}: belongs to another {MODEL_FILE}, {golden.digest[:12]!r}"
+            )
         return golden
 
     def _open_verified(
@@ -381,20 +444,24 @@ class Repository:
             files=files,
         )
 
-    def _check_golden(self, file: str, golden: Golden, models: Sequence[InferenceModel]) -> GoldenReport:
+    def _check_golden(
+        self, file: str, golden: Golden, models: Sequence[InferenceModel]
+    ) -> GoldenReport:
         model, *other_instances = models
         error = _FailsOnCuda if model.device == "cuda" else StartupError
         try:
             for instance in models:
                 instance.warm_up()
-            report = check_golden(model, golden, getattr(model.card.tolerance, self._precision), other_instances)
+            report = check_golden(
+                model, golden, getattr(model.card.tolerance, self._precision), other_instances
+            )
         except (ModelFailure, DeviceOutOfMemory, DeviceLost, StartupError) as exc:
             reason = exc.reason if isinstance(exc, ModelFailure) else exc
             raise error(f"{file}: does not run on {model.provider}: {reason}") from exc
         if not report.passed:
             raise error(
-                f"{PurePath(file).with_name(GOLDEN_FILE)}: {model.provider} differs by {report.difference:.2g}, "
-                f"allowed are {report.tolerance:.2g}"
+                f"{PurePath(file).with_name(GOLDEN_FILE)}: {model.provider} differs by "
+                f"{report.difference:.2g}, allowed are {report.tolerance:.2g}"
             )
         return report
 
@@ -405,7 +472,9 @@ class Repository:
             if not pattern.fullmatch(entry.name):
                 if entry.name not in self._ignored_names:  # one warning for each name
                     self._ignored_names.add(entry.name)
-                    _LOG.warning("model directory: %r is no model name or version; passed over", entry.name)
+                    _LOG.warning(
+                        "model directory: %r is no model name or version; passed over", entry.name
+                    )
                 continue
             yield entry
 
@@ -423,8 +492,8 @@ class Repository:
             size = os.fstat(file.fileno()).st_size
             if size > MAX_MODEL_BYTES:
                 raise StartupError(f"{relative}: larger than {MAX_MODEL_BYTES} bytes")
-            # `read` allocates as many bytes as it is asked for, so it is not asked for the limit. One byte more than
-            # the size shows whether the file has grown.
+            # `read` allocates as many bytes as it is asked for, so it is not asked for the limit.
+            # One byte more than the size shows whether the file has grown.
             data = file.read(size + 1)
         if len(data) != size:
             raise StartupError(f"{relative}: changed while it was read")
@@ -432,11 +501,16 @@ class Repository:
 
 
 def _roots(directory: Path) -> list[Path]:
-    """The folders that may hold files: the directory and, if it is in a snapshot of the Hugging Face Hub, the blobs.
+    """The folders that may hold files: the directory and, if it is in a snapshot of the Hugging
+    Face Hub, the blobs.
 
     models--ign--digits/snapshots/1b2c…/mnist/3/model.onnx ──▶ models--ign--digits/blobs/9f8e…
     """
-    snapshots = (folder.parent for folder in (directory, *directory.parents) if folder.parent.name == "snapshots")
+    snapshots = (
+        folder.parent
+        for folder in (directory, *directory.parents)
+        if folder.parent.name == "snapshots"
+    )
     return [directory, *(folder.parent / "blobs" for folder in snapshots)]
 
 

@@ -1,7 +1,9 @@
-"""Models at a URL (`IGN_MODEL_DIR=s3://bucket/models`), copied to a local folder before they are loaded.
+"""Models at a URL (`IGN_MODEL_DIR=s3://bucket/models`), copied to a local folder before they are
+loaded.
 
-The files of a version are copied beside the old ones and replace them together, so that the service can always start
-with what is there. A file is copied again when the store says that it has another size or tag.
+The files of a version are copied beside the old ones and replace them together, so that the service
+can always start with what is there. A file is copied again when the store says that it has another
+size or tag.
 """
 
 import contextlib
@@ -22,7 +24,8 @@ from service.domain.errors import StartupError, printable
 
 _LOG = logging.getLogger(__name__)
 _FILE: Final = re.compile(MODEL_PATH)
-_CLIENT: Final[Any] = {"timeout": "300s", "connect_timeout": "5s", "allow_http": True}  # endpoints may be local
+# endpoints may be local
+_CLIENT: Final[Any] = {"timeout": "300s", "connect_timeout": "5s", "allow_http": True}
 _RETRY: Final[Any] = {"max_retries": 4, "retry_timeout": timedelta(seconds=20)}
 _CODE: Final = re.compile(r"<Code>(\w+)</Code>")
 _CLOUD: Final = "169.254.169.254"  # where machines of a cloud ask for credentials
@@ -31,24 +34,29 @@ _MAX_BYTES: Final = 1 << 36  # of all models together
 _MAX_STATE: Final = 1 << 26  # bytes: 100 000 paths have half of them
 
 Failures = dict[str, str]
-"""Why folders of models could not be copied, or versions do not serve: a line for each, by its path below the URL or by
-`name/version`."""
+"""Why folders of models could not be copied, or versions do not serve: a line for each, by its path
+below the URL or by `name/version`.
+"""
 Objects = dict[str, tuple[int, str]]
 """Path below the URL → size in bytes and tag, which changes with the content."""
 
 
 class ModelStore:
-    """Copies the models below a URL into a folder, which processes may share. Any thread may call it."""
+    """Copies the models below a URL into a folder, which processes may share. Any thread may call
+    it.
+    """
 
     def __init__(self, url: str, folder: Path) -> None:
-        self._url, self.folder = url, folder
+        self._url = url
+        self.folder = folder
         self._state = self.folder / ".copied.json"
 
     def refresh(self, *, may_fail: bool = False) -> Failures:
         """Copy new and changed versions, and remove those that are gone.
 
-        Returns for each folder that could not be copied a text for callers; the log has the reason, and the earlier
-        copies stay. Raises StartupError if the store cannot be read; if it ``may_fail``, only without earlier copies.
+        Returns for each folder that could not be copied a text for callers; the log has the reason,
+        and the earlier copies stay. Raises StartupError if the store cannot be read; if it
+        ``may_fail``, only without earlier copies.
         """
         with named(str(self.folder)):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -56,11 +64,17 @@ class ModelStore:
                 return self._refresh(self._copied(), Path(fresh), may_fail=may_fail)
 
     def _copied(self) -> Objects:
-        """The objects that the state file names. What is no file of a model is ignored, so that nothing removes it."""
+        """The objects that the state file names. What is no file of a model is ignored, so that
+        nothing removes it.
+        """
         try:
             with self._state.open("rb") as file:
                 state = json.loads(file.read(_MAX_STATE))
-            return {path: (int(size), str(tag)) for path, (size, tag) in state.items() if _FILE.fullmatch(path)}
+            return {
+                path: (int(size), str(tag))
+                for path, (size, tag) in state.items()
+                if _FILE.fullmatch(path)
+            }
         except Exception:  # none, or one of another form
             return {}
 
@@ -75,7 +89,8 @@ class ModelStore:
                 raise
             _LOG.warning("%s; the models that were copied earlier are used", exc.detail)
             return {}
-        changed, failures = defaultdict[str, Objects](dict), Failures()
+        changed = defaultdict[str, Objects](dict)
+        failures = Failures()
         for path, tag in objects.items() - known.items():
             changed[os.path.dirname(path)][path] = tag
         for folder, paths in sorted(changed.items()):
@@ -114,15 +129,24 @@ class ModelStore:
 
 
 def _list(store: Any) -> Objects:
-    """The files of models in a store, within the limits of objects and bytes; raises StartupError."""
+    """The files of models in a store, within the limits of objects and bytes; raises
+    StartupError.
+    """
     import obstore
 
-    seen, found = 0, Objects()
+    seen = 0
+    found = Objects()
     for chunk in obstore.list(store):
         seen += len(chunk)
         if seen > _MAX_OBJECTS:
-            raise StartupError(f"holds more than {_MAX_OBJECTS} objects; name the folder of the models")
-        found |= {each["path"]: (each["size"], each["e_tag"] or "") for each in chunk if _FILE.fullmatch(each["path"])}
+            raise StartupError(
+                f"holds more than {_MAX_OBJECTS} objects; name the folder of the models"
+            )
+        found |= {
+            each["path"]: (each["size"], each["e_tag"] or "")
+            for each in chunk
+            if _FILE.fullmatch(each["path"])
+        }
     if not found:
         raise StartupError("holds no model such as mnist/1/model.onnx")
     if sum(size for size, _ in found.values()) > _MAX_BYTES:
@@ -131,7 +155,9 @@ def _list(store: Any) -> Objects:
 
 
 def _fetch(store: Any, path: str, size: int, tag: str, file: Path) -> None:
-    """Write an object of ``size`` bytes to a file; raises StartupError as soon as it has more, or if it has fewer."""
+    """Write an object of ``size`` bytes to a file; raises StartupError as soon as it has more, or
+    if it has fewer.
+    """
     import obstore
 
     if size > MAX_MODEL_BYTES:
@@ -155,9 +181,11 @@ def cache_folder(url: str, cache: Path) -> Path:
 
 
 def open_store(url: str, what: str, retry: Any) -> Any:
-    """The object store below a URL, that of `obstore`; raises StartupError that begins with ``what``.
+    """The object store below a URL, that of `obstore`; raises StartupError that begins with
+    ``what``.
 
-    The variables of each provider, such as `AWS_ACCESS_KEY_ID` and `AWS_ENDPOINT_URL`, have credentials and endpoints.
+    The variables of each provider, such as `AWS_ACCESS_KEY_ID` and `AWS_ENDPOINT_URL`, have
+    credentials and endpoints.
     """
     try:
         from obstore.store import from_url
@@ -173,14 +201,23 @@ class _Named(StartupError):
 
 @contextlib.contextmanager
 def named(what: str, kind: type[Exception] = _Named) -> Iterator[None]:
-    """Turn whatever a block raises into a ``kind`` of one line that begins with ``what``; named errors stay."""
+    """Turn whatever a block raises into a ``kind`` of one line that begins with ``what``; named
+    errors stay.
+    """
     try:
         yield
     except _Named:
         raise
     except Exception as exc:
-        text = exc.detail if isinstance(exc, StartupError) else getattr(exc, "strerror", None) or str(exc)
-        line = text.partition(": <?xml")[0].partition(": <Error")[0].partition("\n")[0] or type(exc).__name__
+        text = (
+            exc.detail
+            if isinstance(exc, StartupError)
+            else getattr(exc, "strerror", None) or str(exc)
+        )
+        line = (
+            text.partition(": <?xml")[0].partition(": <Error")[0].partition("\n")[0]
+            or type(exc).__name__
+        )
         code = _CODE.search(text)
         hint = "no credentials in the environment" if _CLOUD in line else code and code[1]
         raise kind(f"{what}: {printable(line[:300])}{f' ({hint})' if hint else ''}") from exc

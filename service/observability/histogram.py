@@ -1,7 +1,7 @@
 """A Prometheus histogram whose values are added up when it is read, not when they come.
 
-The event loop records several values of every request. A list takes many of them in one call; the histogram of
-prometheus_client takes a lock and five calls for each.
+The event loop records several values of every request. A list takes many of them in one call; the
+histogram of prometheus_client takes a lock and five calls for each.
 """
 
 import threading
@@ -24,7 +24,9 @@ class Series:
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds, self._lock = np.array(bounds), threading.Lock()
         self._new = list[float]()
-        self._counts, self._sum = np.zeros(len(bounds) + 1, np.int64), 0.0  # of all other values
+        # of all other values
+        self._counts = np.zeros(len(bounds) + 1, np.int64)
+        self._sum = 0.0
         self._exemplars: dict[int, Exemplar] = {}  # the latest one of each bucket
 
     def observe(self, values: Sequence[float]) -> None:
@@ -35,10 +37,14 @@ class Series:
 
     def exemplify(self, value: float, labels: dict[str, str]) -> None:
         """Let a value that is counted stand for its bucket."""
-        self._exemplars[int(self._bounds.searchsorted(value))] = Exemplar(labels, value, time.time())
+        self._exemplars[int(self._bounds.searchsorted(value))] = Exemplar(
+            labels, value, time.time()
+        )
 
     def read(self) -> tuple[list[int], float, dict[int, Exemplar]]:
-        """How many values each bucket and all buckets below it have, the sum of all values, and exemplars by bucket."""
+        """How many values each bucket and all buckets below it have, the sum of all values, and
+        exemplars by bucket.
+        """
         with self._lock:
             # Values that come meanwhile stay: each of these is one operation of the interpreter.
             values = self._new[: len(self._new)]
@@ -54,9 +60,17 @@ class Histogram(Collector):
     """A histogram with labels."""
 
     def __init__(
-        self, name: str, text: str, labels: Sequence[str], bounds: Sequence[float], registry: CollectorRegistry
+        self,
+        name: str,
+        text: str,
+        labels: Sequence[str],
+        bounds: Sequence[float],
+        registry: CollectorRegistry,
     ) -> None:
-        self._name, self._text, self._labels, self._bounds = name, text, labels, bounds
+        self._name = name
+        self._text = text
+        self._labels = labels
+        self._bounds = bounds
         self._series: dict[tuple[str, ...], Series] = {}
         registry.register(self)
 
@@ -75,6 +89,8 @@ class Histogram(Collector):
         for labels, series in self._series.copy().items():
             counts, total, exemplars = series.read()
             # The type says that an exemplar is no None, but prometheus_client writes none for it.
-            buckets: list[Any] = [(*pair, exemplars.get(i)) for i, pair in enumerate(zip(names, counts, strict=True))]
+            buckets: list[Any] = [
+                (*pair, exemplars.get(i)) for i, pair in enumerate(zip(names, counts, strict=True))
+            ]
             family.add_metric(labels, buckets, total)
         yield family

@@ -1,4 +1,6 @@
-"""The log: what identifies a request, the access log line, the formats, and the thread that writes them."""
+"""The log: what identifies a request, the access log line, the formats, and the thread that writes
+them.
+"""
 
 import json
 import logging
@@ -16,9 +18,13 @@ from typing import Any, Final, Protocol
 from service import __version__
 
 # A later version may append fields after a dash; version ff is invalid.
-_TRACEPARENT: Final = re.compile(r"(?!ff)([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_TRACEPARENT: Final = re.compile(
+    r"(?!ff)([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?"
+)
 _SAMPLED: Final = 1
-_KNOWN_FLAGS: Final = 3  # sampled, and the random flag of level 2; the others are zero when they are passed on
+_KNOWN_FLAGS: Final = (
+    3  # sampled, and the random flag of level 2; the others are zero when they are passed on
+)
 REQUEST_ID_PATTERN: Final = "[A-Za-z0-9._-]{1,128}"  # of the header X-Request-ID
 _REQUEST_ID: Final = re.compile(REQUEST_ID_PATTERN)
 _FIELDS: Final = ("caller", "peer", "model", "rows", "steps", "request_bytes", "response_bytes")
@@ -49,7 +55,9 @@ class TraceContext:
 
 
 class LoggedRequest(Protocol):
-    """A request that has ended, as log, metrics and traces see it; None for what it did not come to."""
+    """A request that has ended, as log, metrics and traces see it; None for what it did not come
+    to.
+    """
 
     request_id: str
     method: str
@@ -93,7 +101,8 @@ def log_request(request: LoggedRequest, seconds: float) -> None:
     if _access.isEnabledFor(logging.INFO):
         milliseconds = round(seconds * 1000, 1)
         values = request.request_id, request.method, request.endpoint, request.status, milliseconds
-        # Not `info`, which searches the stack for the line that called it. The thread that writes picks the fields.
+        # Not `info`, which searches the stack for the line that called it. The thread that writes
+        # picks the fields.
         record = _access.makeRecord(_access.name, logging.INFO, __file__, 0, _LINE, values, None)
         record.request = request
         _access.handle(record)
@@ -105,7 +114,9 @@ def _utc(seconds: int) -> str:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, message, version, a request's fields, a traceback."""
+    """One JSON object a line: time (UTC), level, logger, message, version, a request's fields, a
+    traceback.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line of JSON."""
@@ -127,7 +138,13 @@ class JsonFormatter(logging.Formatter):
 
 def _fields(record: logging.LogRecord, request: LoggedRequest) -> dict[str, Any]:
     request_id, method, route, status, milliseconds = record.args or ()
-    fields = {"request_id": request_id, "method": method, "route": route, "status": status, "ms": milliseconds}
+    fields = {
+        "request_id": request_id,
+        "method": method,
+        "route": route,
+        "status": status,
+        "ms": milliseconds,
+    }
     fields |= {key: value for key in _FIELDS if (value := getattr(request, key)) is not None}
     if request.problem is not None:
         fields["code"] = request.problem
@@ -142,7 +159,8 @@ def _fields(record: logging.LogRecord, request: LoggedRequest) -> dict[str, Any]
 
 
 class QueuedHandler(QueueHandler):
-    """Passes records to ``target`` in a thread of its own, so that a pipe that nobody reads does not stop the service.
+    """Passes records to ``target`` in a thread of its own, so that a pipe that nobody reads does
+    not stop the service.
 
     Beyond `MAX_WAITING` waiting records it drops further ones.
     """
@@ -156,20 +174,29 @@ class QueuedHandler(QueueHandler):
         self._writer.start()
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        """Leave the formatting to the thread; `QueueHandler` formats here, for queues between processes."""
+        """Leave the formatting to the thread; `QueueHandler` formats here, for queues between
+        processes.
+        """
         return record
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        """Queue the record, or count it; when there is room again, a line says how many are missing."""
+        """Queue the record, or count it; when there is room again, a line says how many are
+        missing.
+        """
         waiting = self._waiting.qsize()
         if waiting >= MAX_WAITING:
             self._dropped += 1
             self.on_drop()
             return
         if self._dropped and waiting < MAX_WAITING // 2:
-            text = f"{self._dropped} lines of the log were dropped because they could not be written in time"
+            text = (
+                f"{self._dropped} lines of the log were dropped because they could not be "
+                f"written in time"
+            )
             self._dropped = 0
-            self._waiting.put(logging.LogRecord("service", logging.WARNING, __file__, 0, text, None, None))
+            self._waiting.put(
+                logging.LogRecord("service", logging.WARNING, __file__, 0, text, None, None)
+            )
         self._waiting.put(record)
 
     def flush(self) -> None:
@@ -209,4 +236,6 @@ def count_drops(on_drop: Callable[[], object]) -> None:
 
 
 def _handlers() -> list[QueuedHandler]:
-    return [handler for handler in logging.getLogger().handlers if isinstance(handler, QueuedHandler)]
+    return [
+        handler for handler in logging.getLogger().handlers if isinstance(handler, QueuedHandler)
+    ]

@@ -1,13 +1,16 @@
 """All Prometheus metrics of the service, in a registry of their own.
 
-Each label has at most 64 different values, `caller` 1000; further values become `other`, so that callers cannot create
-an unlimited number of series. Times are in seconds, batch and queue sizes in rows.
+Each label has at most 64 different values, `caller` 1000; further values become `other`, so that
+callers cannot create an unlimited number of series. Times are in seconds, batch and queue sizes in
+rows.
 
-A scrape must not hold up the event loop, so a thread makes its text, and all scrapes of a second share it.
+A scrape must not hold up the event loop, so a thread makes its text, and all scrapes of a second
+share it.
 
-Each of several processes writes its metrics to a file every second, and a scrape adds up the files. A process that
-replaces another one takes over its file, and goes on from the counters there. Files are replaced whole and never
-mapped, so on a full disk they stay as they are, and nothing else happens.
+Each of several processes writes its metrics to a file every second, and a scrape adds up the files.
+A process that replaces another one takes over its file, and goes on from the counters there. Files
+are replaced whole and never mapped, so on a full disk they stay as they are, and nothing else
+happens.
 """
 
 import asyncio
@@ -23,7 +26,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Protocol, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, disable_created_metrics
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client.exposition import choose_encoder, generate_latest
 
 from service import __version__
@@ -33,7 +42,9 @@ from service.observability.logs import LoggedRequest
 
 CACHE_S: Final = 1.0
 _OPENMETRICS: Final = "application/openmetrics-text"
-FRESH_S: Final = 10.0  # the gauges of a process that has not written its file for so long do not count
+FRESH_S: Final = (
+    10.0  # the gauges of a process that has not written its file for so long do not count
+)
 
 MAX_VALUES: Final = 64
 MAX_MODELS: Final = 256
@@ -48,18 +59,61 @@ Texts = Iterable[tuple[str, bool]]
 Combine = Mapping[str, Callable[[float, float], float]]
 """How two series of a metric become one, by the metric's name."""
 
-_LATENCY: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_LATENCY: Final = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+)
 _COMPUTE: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 _ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _STEPS: Final = (1, 2, 4, 8, 16, 64, 256, 1024, 4096, 16_384, 65_536, 300_000)
 _DRIFT: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5)
-_DISTANCE: Final = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0)
-_REFERENCE: Final = (50, 90, 99)  # percentiles of the card that are exported for comparison with ign_distance
-_CLOSED: Final = ("age", "limit", "head_timeout", "head_too_large", "malformed", "pipelining", "send_timeout")
+_DISTANCE: Final = (
+    0.005,
+    0.01,
+    0.02,
+    0.03,
+    0.04,
+    0.05,
+    0.07,
+    0.1,
+    0.15,
+    0.2,
+    0.3,
+    0.5,
+    0.75,
+    1.0,
+    1.5,
+    2.0,
+)
+# percentiles of the card that are exported for comparison with ign_distance
+_REFERENCE: Final = (50, 90, 99)
+_CLOSED: Final = (
+    "age",
+    "limit",
+    "head_timeout",
+    "head_too_large",
+    "malformed",
+    "pipelining",
+    "send_timeout",
+)
 
 
 def label_limiter(limit: int = MAX_VALUES) -> Callable[[str], str]:
-    """A function that keeps the first ``limit`` different label values and maps all others to `other`."""
+    """A function that keeps the first ``limit`` different label values and maps all others to
+    `other`.
+    """
     seen: set[str] = set()
 
     def limited(value: str) -> str:
@@ -74,18 +128,21 @@ def label_limiter(limit: int = MAX_VALUES) -> Callable[[str], str]:
 class Metrics:
     """The metric objects, and methods that record events. Thread-safe, as prometheus_client is.
 
-    A metric with labels is a function from their values to one series, such as ``metrics.batches("mnist/7", "full")``.
-    ``shared`` is where this process, one of several, and the others leave their metrics; `scrape` combines them.
+    A metric with labels is a function from their values to one series, such as
+    ``metrics.batches("mnist/7", "full")``. ``shared`` is where this process, one of several, and
+    the others leave their metrics; `scrape` combines them.
     """
 
     def __init__(self, shared: "SharedTexts | None" = None) -> None:
-        # Series of creation times double the series of counters, and Prometheus 3 does not need them.
+        # Series of creation times double the series of counters, and Prometheus 3 does not need
+        # them.
         disable_created_metrics()
         self.shared = shared
         self.registry = registry = CollectorRegistry()
         # How the gauges of two processes become one, by name; other metrics are added.
         self._combine: dict[str, Callable[[float, float], float]] = {}
-        self._earlier = shared.earlier() if shared else ""  # metrics of the processes that this one replaces
+        # metrics of the processes that this one replaces
+        self._earlier = shared.earlier() if shared else ""
         self._warn_once = lru_cache(_LOG.warning)
         self._rendering, self._publishing = threading.Lock(), threading.Lock()
         self._latest: dict[str, tuple[float, asyncio.Task[tuple[bytes, str]]]] = {}
@@ -95,7 +152,9 @@ class Metrics:
         model: Labels = {"model": self.model_label}
         endpoint: Labels = {"endpoint": label_limiter()}
         caller: Labels = {"caller": label_limiter(MAX_CALLERS)}
-        self._described: dict[str, list[tuple[Gauge, tuple[str, ...]]]] = {}  # series that describe a loaded model
+        self._described: dict[
+            str, list[tuple[Gauge, tuple[str, ...]]]
+        ] = {}  # series that describe a loaded model
         self._queued: dict[str, str] = {}
 
         def gauge(name: str, text: str, *labels: str, combine: Any = operator.add) -> Gauge:
@@ -108,17 +167,24 @@ class Metrics:
         def counters(name: str, text: str, labels: Labels) -> Callable[..., Counter]:
             return _children(Counter(name, text, labels, registry=registry).labels, labels)
 
-        def histograms(name: str, text: str, labels: Labels, bounds: tuple[float, ...]) -> Callable[..., Series]:
+        def histograms(
+            name: str, text: str, labels: Labels, bounds: tuple[float, ...]
+        ) -> Callable[..., Series]:
             return _children(Histogram(name, text, [*labels], bounds, registry).labels, labels)
 
         # The process
         self.ready = gauge("ign_ready", "1 while /readyz answers 200, else 0.", combine=min)
-        started = gauge("ign_start_time_seconds", "Unix time at which the newest process started.", combine=max)
+        started = gauge(
+            "ign_start_time_seconds", "Unix time at which the newest process started.", combine=max
+        )
         started.set(time.time())
-        build, text = ("version", "python", "onnxruntime"), "1; versions of the service and of what it runs on."
+        build = ("version", "python", "onnxruntime")
+        text = "1; versions of the service and of what it runs on."
         versions = gauge("ign_build_info", text, *build, combine=max)
         versions.labels(__version__, platform.python_version(), onnxruntime_version()).set(1)
-        self.dropped_log_lines = counter("ign_dropped_log_lines", "Lines of the log that could not be written in time.")
+        self.dropped_log_lines = counter(
+            "ign_dropped_log_lines", "Lines of the log that could not be written in time."
+        )
 
         text = "Server processes that were replaced: they ended, or hung and were killed."
         self.process_replacements = counters("ign_process_replacements", text, {"reason": str})
@@ -135,8 +201,12 @@ class Metrics:
             self.closed_connections(reason)
         text = "Seconds in which no file could be opened and new connections were closed."
         self.files_exhausted = counter("ign_files_exhausted", text)
-        self._requests = counters("ign_requests", "Responses sent.", endpoint | {"status": str} | model)
-        self._errors = counters("ign_http_errors", "Error responses sent, by error code.", {"code": label_limiter()})
+        self._requests = counters(
+            "ign_requests", "Responses sent.", endpoint | {"status": str} | model
+        )
+        self._errors = counters(
+            "ign_http_errors", "Error responses sent, by error code.", {"code": label_limiter()}
+        )
         text = "From request headers to the end of the response."
         self._latency = histograms("ign_request_seconds", text, endpoint | model, _LATENCY)
         self.in_flight = gauge("ign_requests_in_flight", "Requests in flight, without probes.")
@@ -147,13 +217,19 @@ class Metrics:
 
         # Images and rows
         text = "One call that decodes or encodes images."
-        self._codec = histograms("ign_codec_seconds", text, {"operation": label_limiter()}, _COMPUTE)
-        self.codec_waiting = gauge("ign_codec_waiting_jobs", "Jobs waiting for a thread of the codec pool.")
+        self._codec = histograms(
+            "ign_codec_seconds", text, {"operation": label_limiter()}, _COMPUTE
+        )
+        self.codec_waiting = gauge(
+            "ign_codec_waiting_jobs", "Jobs waiting for a thread of the codec pool."
+        )
         text = "Mean |f(x) - x| of inputs, in the model's units."
         self._distance = histograms("ign_distance", text, model | endpoint, _DISTANCE)
         text = "Mean |f(y) - y| of outputs, if requested, in the model's units."
         self._drift = histograms("ign_drift", text, model | endpoint, _DRIFT)
-        self._row_steps = histograms("ign_row_steps", "Steps applied to a finished row.", model, _STEPS)
+        self._row_steps = histograms(
+            "ign_row_steps", "Steps applied to a finished row.", model, _STEPS
+        )
 
         # Models
         text = "Percentiles of mean |f(x) - x| of held-out real images, from the model card."
@@ -163,55 +239,85 @@ class Metrics:
         self._instances = gauge("ign_model_instances", "Instances of a loaded model.", "model")
         text = "Versions in the model directory that failed to load."
         self.failed_models = gauge("ign_failed_models", text, combine=max)
-        self._open_models = gauge("ign_open_models", "Open models, with a limit (IGN_MODEL_MEMORY_MIB).")
-        self.opened_models = counter("ign_opened_models", "Closed models that were opened for a request.")
+        self._open_models = gauge(
+            "ign_open_models", "Open models, with a limit (IGN_MODEL_MEMORY_MIB)."
+        )
+        self.opened_models = counter(
+            "ign_opened_models", "Closed models that were opened for a request."
+        )
         self._model_bytes = gauge("ign_model_memory_bytes", "Memory of open models, with a limit.")
 
         self._queue_rows = gauge("ign_queue_rows", "Rows waiting for a batch.", "model")
 
         # Their schedulers, recorded by `service.observability.statistics`
-        self.queue_limit = gauge("ign_queue_limit_rows", "Most rows that may wait for one model (IGN_QUEUE_ROWS).")
+        self.queue_limit = gauge(
+            "ign_queue_limit_rows", "Most rows that may wait for one model (IGN_QUEUE_ROWS)."
+        )
         text = "From submission until the first row enters a batch."
         self.queue_seconds = histograms("ign_queue_seconds", text, model, _LATENCY)
         text = "From the first row entering a batch until the last row is done."
         self.compute_seconds = histograms("ign_compute_seconds", text, model, _LATENCY)
-        self.batch_rows = histograms("ign_batch_rows", "Rows in a batch, padding excluded.", model, _ROWS)
+        self.batch_rows = histograms(
+            "ign_batch_rows", "Rows in a batch, padding excluded.", model, _ROWS
+        )
         self.batch_seconds = histograms("ign_batch_seconds", "One model call.", model, _COMPUTE)
-        self.padding_rows = counters("ign_padding_rows", "Padding rows computed to fill a bucket.", model)
+        self.padding_rows = counters(
+            "ign_padding_rows", "Padding rows computed to fill a bucket.", model
+        )
         text = "Model calls, by why the batch was closed."
         self.batches = counters("ign_batches", text, model | {"reason": label_limiter()})
         text = "Requests that the scheduler finished, by outcome."
-        self.scheduled_requests = counters("ign_scheduled_requests", text, model | {"outcome": label_limiter()})
+        self.scheduled_requests = counters(
+            "ign_scheduled_requests", text, model | {"outcome": label_limiter()}
+        )
         text = "Requests rejected at admission."
-        self.rejected_requests = counters("ign_rejected_requests", text, model | {"reason": label_limiter()})
-        self.early_exits = counters("ign_early_exits", "Rows that met their tolerance before their last step.", model)
+        self.rejected_requests = counters(
+            "ign_rejected_requests", text, model | {"reason": label_limiter()}
+        )
+        self.early_exits = counters(
+            "ign_early_exits", "Rows that met their tolerance before their last step.", model
+        )
         text = "Unfinished rows dropped because the client disconnected."
         self.cancellations = counters("ign_cancelled_rows", text, model)
         text = "Times the device ran out of memory, by the new largest batch."
-        self.batch_size_reductions = counters("ign_batch_size_reductions", text, model | {"rows": str})
-        self.devices_lost = counters("ign_devices_lost", "Devices that fail every call until a restart.", model)
-        self.replacements = counters("ign_worker_replacements", "Worker threads that died and were replaced.", model)
+        self.batch_size_reductions = counters(
+            "ign_batch_size_reductions", text, model | {"rows": str}
+        )
+        self.devices_lost = counters(
+            "ign_devices_lost", "Devices that fail every call until a restart.", model
+        )
+        self.replacements = counters(
+            "ign_worker_replacements", "Worker threads that died and were replaced.", model
+        )
 
     @classmethod
     def of_supervisor(cls, shared: Path) -> "Metrics":
-        """Those of the process that starts the others; whether the service is ready does not depend on it."""
+        """Those of the process that starts the others; whether the service is ready does not depend
+        on it.
+        """
         metrics = cls(SharedFiles(shared))
         metrics.ready.set(1)
         return metrics
 
     def add_callers(self, names: Collection[str]) -> None:
-        """Start the counters of these names of API keys at 0; `increase` misses the first event of a new series."""
+        """Start the counters of these names of API keys at 0; `increase` misses the first event of
+        a new series.
+        """
         for name in names:
             self._caller_requests(name, "2xx")
             self._caller_row_steps(name)
 
-    def requests(self, endpoint: str, status: int, ended: Sequence[tuple[float, LoggedRequest]]) -> None:
-        """Count responses to one ``endpoint``, the template of a route, never the path of a request.
+    def requests(
+        self, endpoint: str, status: int, ended: Sequence[tuple[float, LoggedRequest]]
+    ) -> None:
+        """Count responses to one ``endpoint``, the template of a route, never the path of a
+        request.
 
         ``ended`` has for each request the seconds from its headers to the last byte. All have
         one `model`. A recorded `trace` becomes an exemplar.
         """
-        model, status_class = ended[0][1].model, f"{status // 100}xx"
+        model = ended[0][1].model
+        status_class = f"{status // 100}xx"
         self._requests(endpoint, status_class, model).inc(len(ended))
         latency = self._latency(endpoint, model)
         latency.observe([seconds for seconds, _ in ended])
@@ -238,13 +344,19 @@ class Metrics:
         *,
         api_key: str | None = None,
     ) -> None:
-        """Record the finished rows of requests of one caller; uploads and noise have different distances.
+        """Record the finished rows of requests of one caller; uploads and noise have different
+        distances.
 
-        In the model's units: ``distances``, mean |f(x) − x| of inputs, and ``drifts``, mean |f(y) − y| of outputs.
+        In the model's units: ``distances``, mean |f(x) − x| of inputs, and ``drifts``, mean |f(y) −
+        y| of outputs.
         """
         if api_key is not None:
             self._caller_row_steps(api_key).inc(sum(steps))
-        children = self._row_steps(model), self._distance(model, endpoint), self._drift(model, endpoint)
+        children = (
+            self._row_steps(model),
+            self._distance(model, endpoint),
+            self._drift(model, endpoint),
+        )
         for child, values in zip(children, (steps, distances, drifts), strict=True):
             if values:
                 child.observe(values)
@@ -259,15 +371,22 @@ class Metrics:
         quantiles: Sequence[float] | None = None,
         instances: int = 1,
     ) -> None:
-        """Describe a model that starts to serve; replaces the description of an earlier file of this version.
+        """Describe a model that starts to serve; replaces the description of an earlier file of
+        this version.
 
         ``quantiles`` are the 101 `distance_quantiles` of the card, if it has them.
         """
         self.unloaded(model)
         label = self.model_label(model)
-        values = {(self._info, (label, digest, provider, reproducible)): 1.0, (self._instances, (label,)): instances}
+        values = {
+            (self._info, (label, digest, provider, reproducible)): 1.0,
+            (self._instances, (label,)): instances,
+        }
         if quantiles:
-            values |= {(self._reference, (label, str(percent))): quantiles[percent] for percent in _REFERENCE}
+            values |= {
+                (self._reference, (label, str(percent))): quantiles[percent]
+                for percent in _REFERENCE
+            }
         for (gauge, labels), value in values.items():
             gauge.labels(*labels).set(value)
         self._described[model] = list(values)
@@ -283,7 +402,9 @@ class Metrics:
         self._model_bytes.set(size)
 
     def set_queue_rows(self, waiting: Mapping[str, int]) -> None:
-        """Set the rows waiting now, by `name/version`. A model that is not in ``waiting`` has none."""
+        """Set the rows waiting now, by `name/version`. A model that is not in ``waiting`` has
+        none.
+        """
         for model in self._queued.keys() - waiting.keys():
             self._queue_rows.labels(self._queued.pop(model)).set(0)
         for model, rows in waiting.items():
@@ -291,16 +412,21 @@ class Metrics:
             self._queue_rows.labels(label).set(rows)
 
     async def scrape(self, accept: str = "") -> tuple[bytes, str]:
-        """As `render`, in a thread; the text may be a second old. All calls come from one event loop."""
-        kind, now = _OPENMETRICS if _OPENMETRICS in accept else "", time.monotonic()
+        """As `render`, in a thread; the text may be a second old. All calls come from one event
+        loop.
+        """
+        kind = _OPENMETRICS if _OPENMETRICS in accept else ""
+        now = time.monotonic()
         began, rendering = self._latest.get(kind, (now, None))
         if rendering is None or (rendering.done() and now - began >= CACHE_S):
             rendering = asyncio.create_task(asyncio.to_thread(self.render, kind))
             self._latest[kind] = now, rendering
-        return await asyncio.shield(rendering)  # a client that disconnects must not stop it for the others
+        # a client that disconnects must not stop it for the others
+        return await asyncio.shield(rendering)
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
-        """All metrics, and their content type: OpenMetrics, which has exemplars, if ``accept`` names it.
+        """All metrics, and their content type: OpenMetrics, which has exemplars, if ``accept``
+        names it.
 
         The metrics of several processes have no exemplars, and are never in OpenMetrics.
         """
@@ -309,7 +435,8 @@ class Metrics:
         with self._rendering:
             if self.shared is None:
                 return encode(self.registry), content_type
-            # Its own from the file too: what a scrape of another process has shown must not decrease.
+            # Its own from the file too: what a scrape of another process has shown must not
+            # decrease.
             self.publish()
             return add_up(self.shared.read(), self._combine), content_type
 
@@ -322,7 +449,9 @@ class Metrics:
                 own = generate_latest(self.registry).decode()
                 self.shared.write(add_up([(self._earlier, False), (own, True)], self._combine))
             except OSError as exc:
-                self._warn_once(f"the metrics of this process cannot be written, so /metrics is old: {exc}")
+                self._warn_once(
+                    f"the metrics of this process cannot be written, so /metrics is old: {exc}"
+                )
 
 
 def _children(child_of: Callable[..., Child], labels: Labels) -> Callable[..., Child]:
@@ -335,17 +464,27 @@ def _children(child_of: Callable[..., Child], labels: Labels) -> Callable[..., C
 
 
 def add_up(texts: Texts, combine: Combine = MappingProxyType({})) -> bytes:
-    """One text of several, each with or without its gauges: equal series become one, by ``combine`` or added."""
+    """One text of several, each with or without its gauges: equal series become one, by ``combine``
+    or added.
+    """
     families: dict[str, dict[str, float]] = {}
     for text, with_gauges in texts:
         for family in f"\n{text}".split("\n# HELP ")[1:]:
             head, kind, *lines = family.strip("\n").split("\n")
             values = families.setdefault(f"# HELP {head}\n{kind}", {})
-            both: Callable[[float, float], float] = combine.get(head.partition(" ")[0], operator.add)
+            both: Callable[[float, float], float] = combine.get(
+                head.partition(" ")[0], operator.add
+            )
             if with_gauges or not kind.endswith(" gauge"):
                 for series, _, value in (line.rpartition(" ") for line in lines):
-                    values[series] = both(values[series], float(value)) if series in values else float(value)
-    lines = [line for head, values in families.items() for line in (head, *(f"{k} {v}" for k, v in values.items()))]
+                    values[series] = (
+                        both(values[series], float(value)) if series in values else float(value)
+                    )
+    lines = [
+        line
+        for head, values in families.items()
+        for line in (head, *(f"{k} {v}" for k, v in values.items()))
+    ]
     return "\n".join([*lines, ""]).encode()
 
 
@@ -357,7 +496,9 @@ class SharedTexts(Protocol):
         ...
 
     def write(self, text: bytes) -> None:
-        """Leave the metrics of this process, in place of those it has left before; may raise OSError."""
+        """Leave the metrics of this process, in place of those it has left before; may raise
+        OSError.
+        """
         ...
 
     def read(self) -> Texts:
@@ -377,7 +518,8 @@ class SharedFiles:
 
     def write(self, text: bytes) -> None:
         """As `SharedTexts`."""
-        self._file.parent.mkdir(mode=0o700, exist_ok=True)  # a program that cleans folders may have removed it
+        # a program that cleans folders may have removed it
+        self._file.parent.mkdir(mode=0o700, exist_ok=True)
         new = self._file.with_suffix(".new")
         new.write_bytes(text)
         new.replace(self._file)

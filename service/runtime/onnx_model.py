@@ -1,9 +1,9 @@
 """One instance of an exported network f on one device, run by onnxruntime.
 
-On the CPU a batch runs at its exact size: a row's bits are the same at every batch size, so padding would only cost
-time. On CUDA a batch is padded to a bucket, and runs in device buffers that never move: a new batch size would search
-cuDNN's algorithms and grow the memory arena while callers wait. There, rows can also stay in device memory between
-steps.
+On the CPU a batch runs at its exact size: a row's bits are the same at every batch size, so padding
+would only cost time. On CUDA a batch is padded to a bucket, and runs in device buffers that never
+move: a new batch size would search cuDNN's algorithms and grow the memory arena while callers wait.
+There, rows can also stay in device memory between steps.
 """
 
 import logging
@@ -38,16 +38,18 @@ _LOG = logging.getLogger(__name__)
 
 
 class OnnxModel:
-    """f: (N, C, H, W) → (N, C, H, W), float32, in the model's value range. The file itself contains the card.
+    """f: (N, C, H, W) → (N, C, H, W), float32, in the model's value range. The file itself contains
+    the card.
 
-    One thread at a time may call :meth:`run`, the methods of `device_batch`, and :meth:`reduce_max_batch`, because on
-    CUDA there is one set of buffers.
+    One thread at a time may call :meth:`run`, the methods of `device_batch`, and
+    :meth:`reduce_max_batch`, because on CUDA there is one set of buffers.
 
-    ``data`` is an ONNX file that passes `check_self_contained`; `digest` is its SHA-256 in hexadecimal. The device
-    `auto` is CUDA if it works, and else the CPU with the reason in `fallback_reason`. ``threads`` ≥ 1 run one operator
-    on the CPU; ``max_batch_rows`` bounds the buckets. With ``low_priority``, threads of tiles let other threads go
-    first. Raises `StartupError` for a model that this service cannot run, and if ``device`` is `cuda` and it does not
-    work.
+    ``data`` is an ONNX file that passes `check_self_contained`; `digest` is its SHA-256 in
+    hexadecimal. The device `auto` is CUDA if it works, and else the CPU with the reason in
+    `fallback_reason`. ``threads`` ≥ 1 run one operator on the CPU; ``max_batch_rows`` bounds the
+    buckets. With ``low_priority``, threads of tiles let other threads go first. Raises
+    `StartupError` for a model that this service cannot run, and if ``device`` is `cuda` and it does
+    not work.
     """
 
     def __init__(
@@ -62,7 +64,8 @@ class OnnxModel:
     ) -> None:
         check_self_contained(data)
         self._low_priority = low_priority
-        self._data, self._threads = data, threads
+        self._data = data
+        self._threads = threads
         self._cuda = cuda or CudaOptions()
         self.digest = digest_of(data)
         self.device: Literal["cpu", "cuda"] = "cpu" if device == "cpu" else "cuda"
@@ -73,7 +76,8 @@ class OnnxModel:
         except CudaUnavailable as exc:
             if device == "cuda":
                 raise
-            self.device, self.fallback_reason = "cpu", exc.detail
+            self.device = "cpu"
+            self.fallback_reason = exc.detail
             session = self._make_session()
         self.provider: str = session.get_providers()[0]
         self.shape: ImageShape = self.card.shape
@@ -81,9 +85,12 @@ class OnnxModel:
         self.buckets: tuple[int, ...] | None = None
         self._missing_code = ""
         if self.device == "cuda":
-            self.buckets = bounded_buckets(self.card.buckets, max_batch_rows, single=self._cuda.deterministic)
+            self.buckets = bounded_buckets(
+                self.card.buckets, max_batch_rows, single=self._cuda.deterministic
+            )
             self._missing_code = missing_code(self._cuda.device_id)
-            if self._missing_code:  # not an error yet, because another build may hold code for this GPU
+            # not an error yet, because another build may hold code for this GPU
+            if self._missing_code:
                 _LOG.warning("%s", self._missing_code)
         _check_signature(session, self._shapes)
         self._runner: Runner | None = self._make_runner(session)
@@ -96,15 +103,20 @@ class OnnxModel:
     def run(self, rows: FloatRows) -> FloatRows:
         """One step of f: (N, C, H, W) → the same shape and order.
 
-        Raises `ValueError` if rows are not float32 of a size of the model, `DeviceOutOfMemory`, `DeviceLost` if CUDA
-        fails every call of this process from now on, and else `ModelFailure`.
-        After an error that does not tell, a row of zeros is run: if that fails too, the device is lost.
+        Raises `ValueError` if rows are not float32 of a size of the model, `DeviceOutOfMemory`,
+        `DeviceLost` if CUDA fails every call of this process from now on, and else `ModelFailure`.
+        After an error that does not tell, a row of zeros is run: if that fails too, the device is
+        lost.
         """
         self._check_rows(rows)
-        return self._call(lambda runner: runner(rows), f"{len(rows)} rows do not fit", resident=False)
+        return self._call(
+            lambda runner: runner(rows), f"{len(rows)} rows do not fit", resident=False
+        )
 
     def upload(self, rows: FloatRows) -> None:
-        """Copy rows to the device, at most the largest bucket; needs a `device_batch`. Raises as :meth:`run`."""
+        """Copy rows to the device, at most the largest bucket; needs a `device_batch`. Raises as
+        :meth:`run`.
+        """
         self._check_rows(rows)
         self._call(lambda runner: runner.upload(rows), f"{len(rows)} rows do not fit")
 
@@ -118,7 +130,9 @@ class OnnxModel:
         self._call(lambda runner: runner.download(out), f"{len(out)} rows do not fit")
 
     def warm_up(self) -> None:
-        """Run every bucket in every way, and give up those that do not fit; raises as :meth:`run`."""
+        """Run every bucket in every way, and give up those that do not fit; raises as
+        :meth:`run`.
+        """
         # So no caller waits for algorithm search, or allocations. The CPU searches nothing.
         shape = self.shape if self.device == "cuda" else self._shapes[0]
         while True:
@@ -133,11 +147,13 @@ class OnnxModel:
                 return
 
     def reduce_max_batch(self) -> None:
-        """After `DeviceOutOfMemory`: give up the largest bucket, or halve the only one, and start a new session.
+        """After `DeviceOutOfMemory`: give up the largest bucket, or halve the only one, and start a
+        new session.
 
         Raises as :meth:`warm_up`; StartupError if no session starts any more.
         """
-        # The session is replaced because onnxruntime's arena may fail every later run after one failed allocation.
+        # The session is replaced because onnxruntime's arena may fail every later run after one
+        # failed allocation.
         self._reset_session()
         self.warm_up()
 
@@ -148,7 +164,8 @@ class OnnxModel:
     def _warm_up_bucket(self, rows: FloatRows) -> None:
         self.run(rows)
         if self.device_batch is not None:
-            # Again, because only the second run of a session allocates as all later ones, and in both directions.
+            # Again, because only the second run of a session allocates as all later ones, and in
+            # both directions.
             self.upload(rows)
             for _ in range(2):
                 self.run_steps()
@@ -162,7 +179,8 @@ class OnnxModel:
 
     def _make_session(self) -> Any:
         if self.device == "cpu":
-            # Its threads inherit the priority of the one that makes it. Tiles take long, so they let others go first.
+            # Its threads inherit the priority of the one that makes it. Tiles take long, so they
+            # let others go first.
             tiled = self.card.tiles is not None
             is_low = tiled and self._low_priority
             with ThreadPoolExecutor(1, initializer=lower_priority if is_low else None) as pool:
@@ -172,12 +190,17 @@ class OnnxModel:
     def _make_runner(self, session: Any) -> Runner:
         if self.buckets is None:
             return DirectRunner(session)
-        # A session keeps the plans of its convolutions for the latest batch size only, and making plans takes longer
-        # than running them. So every bucket has a session of its own.
+        # A session keeps the plans of its convolutions for the latest batch size only, and making
+        # plans takes longer than running them. So every bucket has a session of its own.
         return PaddedRunner(session, self._make_session, self.buckets, "cuda", self._cuda.device_id)
 
     def _check_rows(self, rows: FloatRows) -> None:
-        if rows.ndim != 4 or rows.shape[1:] not in self._shapes or rows.dtype != np.float32 or not len(rows):
+        if (
+            rows.ndim != 4
+            or rows.shape[1:] not in self._shapes
+            or rows.dtype != np.float32
+            or not len(rows)
+        ):
             shapes = " or ".join(f"(N, *{shape})" for shape in self._shapes)
             raise ValueError(f"rows must be float32 {shapes}, not {rows.dtype} {rows.shape}")
 
@@ -190,21 +213,26 @@ class OnnxModel:
         try:
             return call(cast(PaddedRunner, runner))
         except Exception as exc:
-            # Resident rows need no probe, which would overwrite them: those of the step before must survive.
+            # Resident rows need no probe, which would overwrite them: those of the step before must
+            # survive.
             shortage = self._describe_shortage(exc, None if resident else runner)
-        # Outside of the handler and without the runner: a traceback that holds the old session would keep its buffers
-        # alive while `reduce_max_batch` starts a new session.
+        # Outside of the handler and without the runner: a traceback that holds the old session
+        # would keep its buffers alive while `reduce_max_batch` starts a new session.
         del runner
         raise DeviceOutOfMemory(f"{message}: {shortage}")
 
     def _describe_shortage(self, exc: Exception, probe: Runner | None) -> str:
-        # A line about memory that ran out; any other error of onnxruntime is raised as `run` documents.
-        kind, message = kind_of(exc), short_message(exc)
+        # A line about memory that ran out; any other error of onnxruntime is raised as `run`
+        # documents.
+        kind = kind_of(exc)
+        message = short_message(exc)
         if self._missing_code and lacks_code(exc):
             message = f"{message}; {self._missing_code}"
         if kind == "out of memory":
             return message
-        if kind == "lost" or (kind == "device" and probe is not None and self._fails_on_zeros(probe)):
+        if kind == "lost" or (
+            kind == "device" and probe is not None and self._fails_on_zeros(probe)
+        ):
             raise DeviceLost(message) from exc
         raise ModelFailure("the model failed on these rows", reason=message) from exc
 
@@ -219,20 +247,31 @@ class OnnxModel:
 
 
 def bounded_buckets(buckets: Sequence[int], limit: int, *, single: bool) -> tuple[int, ...]:
-    """The ascending ``buckets`` up to ``limit`` rows, or (limit,) if there is none; only the largest if ``single``."""
+    """The ascending ``buckets`` up to ``limit`` rows, or (limit,) if there is none; only the
+    largest if ``single``.
+    """
     kept = tuple(size for size in buckets if size <= limit) or (limit,)
     return kept[-1:] if single else kept
 
 
 def _check_signature(session: Any, shapes: Sequence[ImageShape]) -> None:
     *smaller, shape = shapes
-    for kind, name, values in (("input", INPUT, session.get_inputs()), ("output", OUTPUT, session.get_outputs())):
+    for kind, name, values in (
+        ("input", INPUT, session.get_inputs()),
+        ("output", OUTPUT, session.get_outputs()),
+    ):
         if [value.name for value in values] != [name]:
             raise StartupError(f"the model needs exactly one {kind}, named {name}")
         batch, *rest = values[0].shape or (None,)
         fits = tuple(rest) == shape
         if smaller:  # height and width are open
-            fits = rest[:1] == [shape[0]] and len(rest) == 3 and not any(isinstance(side, int) for side in rest[1:])
+            fits = (
+                rest[:1] == [shape[0]]
+                and len(rest) == 3
+                and not any(isinstance(side, int) for side in rest[1:])
+            )
         if values[0].type != "tensor(float)" or isinstance(batch, int) or not fits:
             expected = "×".join(map(str, (shape[0], "any", "any") if smaller else shape))
-            raise StartupError(f"{kind} {name} is not float32 (any batch)×{expected}, as the card says")
+            raise StartupError(
+                f"{kind} {name} is not float32 (any batch)×{expected}, as the card says"
+            )

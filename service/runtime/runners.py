@@ -20,7 +20,9 @@ ImageShape = tuple[int, int, int]
 
 
 class DirectRunner:
-    """Runs a batch at its exact size, with `session.run`. Binding the output would cost 3 µs more."""
+    """Runs a batch at its exact size, with `session.run`. Binding the output would cost 3 µs
+    more.
+    """
 
     def __init__(self, session: Any) -> None:
         self._session = session
@@ -34,25 +36,33 @@ class DirectRunner:
 
 
 class BoundBuffers:
-    """The buffers of one bucket (bucket, C, H, W): one array on the host for padding, and two buffers on the device.
+    """The buffers of one bucket (bucket, C, H, W): one array on the host for padding, and two
+    buffers on the device.
 
     ``device`` is onnxruntime's name of the device type, and the device's index.
     """
 
-    # A step reads one device buffer and writes the other, so the rows of the step before survive a step that fails.
+    # A step reads one device buffer and writes the other, so the rows of the step before survive a
+    # step that fails.
     #
-    #     rows ─▶ host ─ upload ─▶ a ═ f ═▶ b      steps 1, 3, …; download reads the one written last
+    #     rows ─▶ host ─ upload ─▶ a ═ f ═▶ b      steps 1, 3, …; the last one is downloaded
     #                              a ◀═ f ═ b      steps 2, 4, …
-    def __init__(self, session: Any, shape: tuple[int, int, int, int], device: tuple[str, int]) -> None:
+    def __init__(
+        self, session: Any, shape: tuple[int, int, int, int], device: tuple[str, int]
+    ) -> None:
         self._session = session
         self._host = np.zeros(shape, dtype=np.float32)
-        a, b = (ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, *device) for _ in range(2))
+        a, b = (
+            ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, *device) for _ in range(2)
+        )
         self._buffers = (a, b)
         self._bindings = (_bind(session, a, b), _bind(session, b, a))
         self._current = 0  # index of the buffer that has the rows
 
     def upload(self, rows: FloatRows) -> None:
-        """Copy rows to the device, at most as many as the bucket and of its size, padded with zeros."""
+        """Copy rows to the device, at most as many as the bucket and of its size, padded with
+        zeros.
+        """
         self._host[: len(rows)] = rows
         self._host[len(rows) :] = 0.0
         self._current = 0
@@ -61,7 +71,8 @@ class BoundBuffers:
 
     def run_step(self) -> None:
         """Apply f to the rows on the device."""
-        # `run_with_iobinding` returns after the device has finished, so a failure is raised here, before the swap.
+        # `run_with_iobinding` returns after the device has finished, so a failure is raised here,
+        # before the swap.
         self._session.run_with_iobinding(self._bindings[self._current])
         self._current = 1 - self._current
 
@@ -72,11 +83,13 @@ class BoundBuffers:
 
 
 class PaddedRunner(DeviceBatch):
-    """Runs a batch padded with zeros to the smallest bucket that holds it, in device buffers that never move.
+    """Runs a batch padded with zeros to the smallest bucket that holds it, in device buffers that
+    never move.
 
-    Batches larger than the largest of the ascending ``buckets`` run in several calls. The buffers of a bucket, for rows
-    of one size, are made at its first use, in the memory of ``device``, onnxruntime's name of a type of device.
-    ``session`` runs the first of them; for each of the others, ``make_session`` makes a session of the same model.
+    Batches larger than the largest of the ascending ``buckets`` run in several calls. The buffers
+    of a bucket, for rows of one size, are made at its first use, in the memory of ``device``,
+    onnxruntime's name of a type of device. ``session`` runs the first of them; for each of the
+    others, ``make_session`` makes a session of the same model.
     """
 
     def __init__(
@@ -87,14 +100,17 @@ class PaddedRunner(DeviceBatch):
         device: str,
         device_id: int = 0,
     ) -> None:
-        self._session, self._make_session = session, make_session
-        self._buckets, self._device = tuple(buckets), (device, device_id)
+        self._session = session
+        self._make_session = make_session
+        self._buckets = tuple(buckets)
+        self._device = (device, device_id)
         self._buffers: dict[tuple[int, int, int, int], BoundBuffers] = {}
         self._uploaded: BoundBuffers | None = None
 
     def __call__(self, rows: FloatRows) -> FloatRows:
         """Return f(rows)."""
-        out, largest = np.empty_like(rows), self._buckets[-1]
+        out = np.empty_like(rows)
+        largest = self._buckets[-1]
         for start in range(0, len(rows), largest):
             self.upload(rows[start : start + largest])
             self.run_steps()

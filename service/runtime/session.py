@@ -2,10 +2,11 @@
 
 On CUDA nothing falls back to the CPU silently, neither the whole model nor single nodes of it.
 
-onnxruntime's errors share no class, so their text is all there is. It reports one and the same CUDA error in two forms:
-calls of the CUDA runtime give its number (``CUDA failure 700: an illegal memory access was encountered``), kernels give
-its name (``CUDA error cudaErrorIllegalAddress:an illegal memory access was encountered``). cuBLAS and cuDNN have codes
-of their own, and give the same code for a lost device and for an operation that they cannot run.
+onnxruntime's errors share no class, so their text is all there is. It reports one and the same CUDA
+error in two forms: calls of the CUDA runtime give its number (``CUDA failure 700: an illegal memory
+access was encountered``), kernels give its name (``CUDA error cudaErrorIllegalAddress:an illegal
+memory access was encountered``). cuBLAS and cuDNN have codes of their own, and give the same code
+for a lost device and for an operation that they cannot run.
 """
 
 import contextlib
@@ -34,8 +35,14 @@ _SOURCE_LOCATION: Final = re.compile(
     r"\S+\.(?:cc|h|cu|cuh):\d+ (?:[^()\"\n]+\([^()\n]*\)(?: const)?(?: \[with [^\]\n]*\])?|\w+) ?"
 )
 _UNSUPPORTED_VERSION: Final = (
-    re.compile(r"(?P<what>Opset) (?P<needs>\d+) is under development.* is till opset (?P<most>\d+)", re.DOTALL),
-    re.compile(r"Unsupported model (?P<what>IR) version: (?P<needs>\d+), max supported IR version: (?P<most>\d+)"),
+    re.compile(
+        r"(?P<what>Opset) (?P<needs>\d+) is under development.* is till opset (?P<most>\d+)",
+        re.DOTALL,
+    ),
+    re.compile(
+        r"Unsupported model (?P<what>IR) version: (?P<needs>\d+), max supported IR version: "
+        r"(?P<most>\d+)"
+    ),
 )
 
 Kind = Literal["out of memory", "lost", "device", "other"]
@@ -43,8 +50,8 @@ Capability = tuple[int, int]
 
 _OUT_OF_MEMORY: Final = re.compile(
     # onnxruntime's arena, with and without a limit; CUDA, cuBLAS and cuDNN 9; C++ on the CPU
-    r"failed to allocate memory|available memory of \d+ is smaller|out of memory|ALLOC_FAILED|ALLOCATION_FAILED"
-    r"|MemoryAllocation|bad_alloc|bad allocation",
+    r"failed to allocate memory|available memory of \d+ is smaller|out of "
+    r"memory|ALLOC_FAILED|ALLOCATION_FAILED|MemoryAllocation|bad_alloc|bad allocation",
     re.IGNORECASE,
 )
 STICKY: Final = {
@@ -67,22 +74,31 @@ STICKY: Final = {
     721: "TensorMemoryLeak",
     999: "Unknown",
 }
-"""CUDA errors after which every later call of the process fails (`cudaError_t` in the CUDA runtime's reference): the
-device is gone or not usable, or its context is corrupt. Number → name without `cudaError`."""
-_LOST: Final = re.compile(rf"CUDA failure ({'|'.join(map(str, STICKY))})\b|cudaError({'|'.join(STICKY.values())})\b")
+"""CUDA errors after which every later call of the process fails (`cudaError_t` in the CUDA
+runtime's reference): the device is gone or not usable, or its context is corrupt. Number → name
+without `cudaError`.
+"""
+_LOST: Final = re.compile(
+    rf"CUDA failure ({'|'.join(map(str, STICKY))})\b|cudaError({'|'.join(STICKY.values())})\b"
+)
 _DEVICE: Final = re.compile(
-    r"\bcu(?:da|dnn|blas|blaslt|fft|rand) (?:failure|error)\b|cudaError[A-Z]|CUDA_ERROR_|CU(?:BLAS|DNN)_STATUS_",
+    r"\bcu(?:da|dnn|blas|blaslt|fft|rand) "
+    r"(?:failure|error)\b|cudaError[A-Z]|CUDA_ERROR_|CU(?:BLAS|DNN)_STATUS_",
     re.IGNORECASE,
 )
 _NO_CODE: Final = re.compile(
-    r"NoKernelImage|no kernel image|UnsupportedPtx|unsupported toolchain|InvalidDeviceFunction|invalid device function"
+    r"NoKernelImage|no kernel image|UnsupportedPtx|unsupported "
+    r"toolchain|InvalidDeviceFunction|invalid device function"
 )
 
 HOLDS_CODE_FOR: Final[tuple[Capability, ...]] = ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (12, 0))
-"""What the wheel of onnxruntime-gpu 1.31 on PyPI was built for, counted in its fat binaries. It holds no PTX, which the
-driver could compile for other GPUs."""
+"""What the wheel of onnxruntime-gpu 1.31 on PyPI was built for, counted in its fat binaries. It
+holds no PTX, which the driver could compile for other GPUs.
+"""
 _LIBRARY: Final = {"win32": "nvcuda.dll"}.get(sys.platform, "libcuda.so.1")
-_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+# CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+_MAJOR = 75
+_MINOR = 76
 
 
 class CudaUnavailable(StartupError):
@@ -95,7 +111,9 @@ class CudaOptions:
 
     device_id: int = 0  # among the visible GPUs
     deterministic: bool = False  # use one batch size only, and cuDNN's simpler heuristic
-    memory_mib: int = 0  # limit of a session's memory arena; 0 for no limit. cuDNN's own memory is not counted
+    memory_mib: int = (
+        0  # limit of a session's memory arena; 0 for no limit. cuDNN's own memory is not counted
+    )
     half: bool = False  # the model computes in float16, so tensor cores must be allowed
 
 
@@ -110,19 +128,23 @@ def cuda_is_usable() -> bool:
 
 
 def cpu_session(data: bytes, threads: int, *, arena: bool = False) -> Any:
-    """A session on the CPU; raises StartupError if ``data`` is not a model, or it needs a newer onnxruntime.
+    """A session on the CPU; raises StartupError if ``data`` is not a model, or it needs a newer
+    onnxruntime.
 
     With an ``arena`` it keeps the memory of its largest run.
     """
     options = _session_options(threads)
-    # For small rows, the arena and the memory patterns keep one set of buffers per batch size, and cost as much as they
-    # save. A tile needs hundreds of megabytes: to get them from the system in every run takes as long as f does.
+    # For small rows, the arena and the memory patterns keep one set of buffers per batch size, and
+    # cost as much as they save. A tile needs hundreds of megabytes: to get them from the system in
+    # every run takes as long as f does.
     options.enable_cpu_mem_arena = arena
     options.enable_mem_pattern = False
     try:
         return ort.InferenceSession(data, options, providers=[CPU], enable_fallback=0)
     except Exception as exc:  # onnxruntime's errors share no other base class
-        raise StartupError(_version_error(exc) or f"not a model onnxruntime can load: {short_message(exc)}") from exc
+        raise StartupError(
+            _version_error(exc) or f"not a model onnxruntime can load: {short_message(exc)}"
+        ) from exc
 
 
 def cuda_session(data: bytes, cuda: CudaOptions) -> Any:
@@ -137,7 +159,8 @@ def cuda_session(data: bytes, cuda: CudaOptions) -> Any:
     options = _session_options(threads=1)  # the device does the work; more CPU threads do not help
     options.use_deterministic_compute = cuda.deterministic
     options.add_session_config_entry(_NO_CPU_FALLBACK, "1")
-    ort.set_default_logger_severity(3)  # onnxruntime warns for every session that CUDA is not a plugin
+    # onnxruntime warns for every session that CUDA is not a plugin
+    ort.set_default_logger_severity(3)
     try:
         session = ort.InferenceSession(data, options, providers=providers, enable_fallback=0)
     except Exception as exc:  # onnxruntime's errors share no other base class
@@ -145,10 +168,14 @@ def cuda_session(data: bytes, cuda: CudaOptions) -> Any:
             raise StartupError(reason) from exc
         _LOG.warning("CUDA session failed: %s", exc)
         if _NODES_LEFT_TO_CPU in str(exc):
-            # onnxruntime gives the same message for two causes: CUDA cannot run some nodes, or the provider did not
-            # load and all nodes are left over. A session that may use the CPU tells which one it is.
+            # onnxruntime gives the same message for two causes: CUDA cannot run some nodes, or the
+            # provider did not load and all nodes are left over. A session that may use the CPU
+            # tells which one it is.
             options.add_session_config_entry(_NO_CPU_FALLBACK, "0")
-            _check_loaded(ort.InferenceSession(data, options, providers=providers, enable_fallback=0), library_error)
+            _check_loaded(
+                ort.InferenceSession(data, options, providers=providers, enable_fallback=0),
+                library_error,
+            )
         raise CudaUnavailable(f"CUDA cannot be used: {short_message(exc)}") from exc
     _check_loaded(session, library_error)
     if reason := _cudnn_error():
@@ -157,15 +184,19 @@ def cuda_session(data: bytes, cuda: CudaOptions) -> Any:
 
 
 def cuda_options(cuda: CudaOptions) -> dict[str, str]:
-    """Options of the CUDA provider for a convolutional network that runs only at its bucket sizes."""
+    """Options of the CUDA provider for a convolutional network that runs only at its bucket
+    sizes.
+    """
     options = {
         "device_id": str(cuda.device_id),
-        # With cuDNN 9 both searches are heuristics that time nothing; EXHAUSTIVE is the slower and better one.
+        # With cuDNN 9 both searches are heuristics that time nothing; EXHAUSTIVE is the slower and
+        # better one.
         "cudnn_conv_algo_search": "HEURISTIC" if cuda.deterministic else "EXHAUSTIVE",
         "cudnn_conv_use_max_workspace": "1",
         "arena_extend_strategy": "kSameAsRequested",  # the shapes are few
-        # TF32 is off because it costs three decimal digits. With float16 it stays on, because onnxruntime switches it
-        # off by forbidding all tensor cores; `service.environment.prepare_process` covers float32 there.
+        # TF32 is off because it costs three decimal digits. With float16 it stays on, because
+        # onnxruntime switches it off by forbidding all tensor cores;
+        # `service.environment.prepare_process` covers float32 there.
         "use_tf32": "1" if cuda.half else "0",
     }
     if cuda.memory_mib:
@@ -174,7 +205,9 @@ def cuda_options(cuda: CudaOptions) -> dict[str, str]:
 
 
 def short_message(exc: Exception) -> str:
-    """The first line of an onnxruntime message, without error number, source locations, paths and host names."""
+    """The first line of an onnxruntime message, without error number, source locations, paths and
+    host names.
+    """
     text = re.sub(r" ; GPU=.*", "", str(exc))
     text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
     return _truncate(_SOURCE_LOCATION.sub("", text)) or type(exc).__name__
@@ -193,7 +226,8 @@ def _check_loaded(session: Any, library_error: str) -> None:
 
 def _preload_libraries() -> str:
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):  # preload_dlls prints failures instead of raising them
+    # preload_dlls prints failures instead of raising them
+    with contextlib.redirect_stdout(printed):
         ort.preload_dlls()
     message = printed.getvalue().strip()
     if message:
@@ -218,10 +252,13 @@ def _session_options(threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Otherwise a file that begins like one of the format ORT is read as such, and escapes `check_self_contained`.
+    # Otherwise a file that begins like one of the format ORT is read as such, and escapes
+    # `check_self_contained`.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     # Weights in separate files would not be covered by the digest. This folder cannot contain any.
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", os.devnull
+    )
     return options
 
 
@@ -230,17 +267,19 @@ def _version_error(exc: Exception) -> str | None:
         if match := pattern.search(str(exc)):
             what = match["what"].replace("IR", "IR version").replace("Opset", "opset")
             return (
-                f"needs ONNX {what} {match['needs']}, and onnxruntime {ort.__version__} supports up to "
-                f"{match['most']}: install a newer onnxruntime, or export the model for {what} {match['most']}"
+                f"needs ONNX {what} {match['needs']}, and onnxruntime {ort.__version__} "
+                f"supports up to {match['most']}: install a newer onnxruntime, or export the "
+                f"model for {what} {match['most']}"
             )
     return None
 
 
 def kind_of(exc: Exception) -> Kind:
-    """``lost``: every later call fails. ``out of memory``: a smaller batch may fit. ``other``: not about the device.
+    """``lost``: every later call fails. ``out of memory``: a smaller batch may fit. ``other``: not
+    about the device.
 
-    ``device``: another error of CUDA or its libraries, about these rows or about the device; only a further run can
-    tell which.
+    ``device``: another error of CUDA or its libraries, about these rows or about the device; only a
+    further run can tell which.
     """
     text = str(exc)
     if _LOST.search(text):
@@ -256,7 +295,9 @@ def lacks_code(exc: Exception) -> bool:
 
 
 def missing_code(device_id: int) -> str:
-    """Why onnxruntime from PyPI cannot run on a GPU: one line, or an empty string if it can or nothing is known."""
+    """Why onnxruntime from PyPI cannot run on a GPU: one line, or an empty string if it can or
+    nothing is known.
+    """
     capability = compute_capability(device_id)
     if capability is None or can_run(capability):
         return ""
@@ -268,18 +309,24 @@ def missing_code(device_id: int) -> str:
 
 
 def can_run(capability: Capability) -> bool:
-    """Whether code for one of `HOLDS_CODE_FOR` runs there: that of the same major version, and no later minor one."""
+    """Whether code for one of `HOLDS_CODE_FOR` runs there: that of the same major version, and no
+    later minor one.
+    """
     return any(major == capability[0] and minor <= capability[1] for major, minor in HOLDS_CODE_FOR)
 
 
 def compute_capability(device_id: int) -> Capability | None:
-    """The compute capability of a visible GPU, major and minor version; None if the driver does not tell."""
+    """The compute capability of a visible GPU, major and minor version; None if the driver does not
+    tell.
+    """
     # By ctypes: `nvidia-smi` ignores `CUDA_VISIBLE_DEVICES`, and torch is not there.
     try:
         driver = ctypes.CDLL(_LIBRARY)
     except OSError:
         return None
-    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    device = ctypes.c_int()
+    major = ctypes.c_int()
+    minor = ctypes.c_int()
     failed = (
         driver.cuInit(0)
         or driver.cuDeviceGet(ctypes.byref(device), device_id)

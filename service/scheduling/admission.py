@@ -1,89 +1,114 @@
-"""Admission: accept or reject a request by the queue's length and by the predicted time of its result."""
+"""Admission: accept or reject a request by the queue's length and by the predicted time of its
+result.
+"""
 
 import math
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
 import numpy as np
 
-from service.domain.errors import DeadlineUnreachable, IgnError, NotReady, QueueFull, WouldMissDeadline
+from service.domain.accounts import Capacity
+from service.domain.errors import (
+    DeadlineUnreachable,
+    IgnError,
+    NotReady,
+    QueueFull,
+    WouldMissDeadline,
+)
 from service.domain.model import ModelMemory
-from service.domain.shares import Capacity
-from service.scheduling.request import Counters, ScheduledRequest, Slice
+from service.scheduling.request import Batch, Counters, ScheduledRequest, Slice
 
 _NOBODY: Final = Counters()
-_WINDOW: Final = 64  # model calls that the line is fitted to
-_MAX_AGE_S: Final = 30.0  # older calls are dropped: a service that refuses everybody must start to measure again
+# Without a call for so long, nothing is known: a service that refuses everybody must start to
+# measure again.
+_MAX_AGE_S: Final = 30.0
 _MIN_CALLS: Final = 8  # model calls before a request is refused because of a prediction
-_SMOOTHING: Final = 0.05  # weight of the newest model call in the drain rate, and in the mean of calls of one size
+_SMOOTHING: Final = 0.05  # weight of the newest model call
 
 
 class CostModel:
-    """Seconds of one model call, as a·rows + b, fitted by least squares to the latest calls."""
+    """Seconds of one model call, as a·rows + b, fitted by least squares to the latest calls.
+
+    A call weighs less with each one after it, so nothing needs to be kept of it.
+    """
 
     def __init__(self) -> None:
-        self._calls: deque[tuple[float, int, int]] = deque()
-        # Σ1, Σn, Σt, Σn², Σnt over the window, in rows and nanoseconds. Integers, so that adding and removing calls
-        # leaves no rounding error behind.
-        self._sums = [0, 0, 0, 0, 0]
-        # Seconds of a call with 2^(k−1) < rows ≤ 2^k by k: smoothed, and the least that they have been.
-        self._smoothed: dict[int, tuple[int, float]] = {}  # with the number of calls
-        self._least: dict[int, float] = {}
+        self._calls = 0
+        self._latest = -math.inf
+        # Means and central moments, updated as by West (1979): calls of one size have no variance.
+        self._rows = self._seconds = 0.0
+        self._variance = self._covariance = 0.0
+        # Of calls with 2^(k−1) < rows ≤ 2^k, by k: their number, and their smoothed seconds as they
+        # are and as they were at least.
+        self._sizes: dict[int, tuple[int, float, float]] = {}
 
     def add(self, rows: int, seconds: float, now: float) -> None:
         """Add a call that ended at ``now``."""
-        nanoseconds = round(seconds * 1e9)
-        self._calls.append((now, rows, nanoseconds))
-        self._count(1, rows, nanoseconds)
+        if now - self._latest > _MAX_AGE_S:
+            self._calls = 0
+        self._latest = now
+        self._calls += 1
+        weight = max(_SMOOTHING, 1 / self._calls)
+        further = rows - self._rows
+        longer = seconds - self._seconds
+        self._rows += weight * further
+        self._seconds += weight * longer
+        self._variance = (1 - weight) * (self._variance + weight * further * further)
+        self._covariance = (1 - weight) * (self._covariance + weight * further * longer)
         size = (rows - 1).bit_length()
-        count, smoothed = self._smoothed.get(size, (0, 0.0))
+        count, smoothed, least = self._sizes.get(size, (0, 0.0, math.inf))
         smoothed += max(_SMOOTHING, 1 / (count + 1)) * (seconds - smoothed)
-        self._smoothed[size] = count + 1, smoothed
-        self._least[size] = min(smoothed, self._least.get(size, math.inf))
-        if len(self._calls) > _WINDOW:
-            self._count(-1, *self._calls.popleft()[1:])
+        self._sizes[size] = count + 1, smoothed, min(smoothed, least)
 
     def seconds(self, rows: float, now: float) -> float | None:
-        """Predicted seconds of a call with ``rows`` rows, or None while there are too few recent calls."""
-        while self._calls and self._calls[0][0] < now - _MAX_AGE_S:
-            self._count(-1, *self._calls.popleft()[1:])
-        count, n, t, nn, nt = self._sums
-        if count < _MIN_CALLS:
+        """Predicted seconds of a call with ``rows`` rows; None if there are too few recent
+        calls.
+        """
+        if self._calls < _MIN_CALLS or now - self._latest > _MAX_AGE_S:
             return None
-        mean_n, mean_t = n / count, t / count * 1e-9
-        spread = count * nn - n * n
-        if spread == 0:
-            # All calls had the same number of rows, so a and b cannot be told apart. This is the lower bound: a smaller
-            # batch costs its share, a larger one the same.
-            return mean_t * min(1.0, rows / mean_n)
-        slope = (count * nt - n * t) / spread * 1e-9
-        slope = min(max(slope, 0.0), mean_t / mean_n)  # so that neither a nor b is negative
-        return mean_t + slope * (rows - mean_n)
+        if not self._variance:
+            # a and b cannot be told apart. This is the lower bound: a smaller batch costs its
+            # share, a larger one the same.
+            return self._seconds * min(1.0, rows / self._rows)
+        # So that neither a nor b is negative:
+        slope = self._covariance / self._variance
+        slope = min(max(slope, 0.0), self._seconds / self._rows)
+        return self._seconds + slope * (rows - self._rows)
 
     def least_seconds(self, rows: float) -> float:
-        """Seconds of a call with ``rows`` rows, at least: from the fastest calls of every size, or a share of them."""
+        """Seconds of a call with ``rows`` rows, at least: what the fastest calls of a size took."""
         # The line of `seconds` is above it while other work slows the calls down.
-        shares = {size: seconds * min(1.0, rows / 2**size) for size, seconds in self._least.items()}
-        known = [share for size, share in shares.items() if self._smoothed[size][0] >= _MIN_CALLS]
-        return max(known) if known else min(shares.values(), default=0.0)
-
-    def _count(self, sign: int, n: int, t: int) -> None:
-        self._sums = [total + sign * term for total, term in zip(self._sums, (1, n, t, n * n, n * t), strict=True)]
+        known = [
+            least * min(1.0, rows / 2**size)
+            for size, (count, _, least) in self._sizes.items()
+            if count >= _MIN_CALLS
+        ]
+        return max(known, default=0.0)
 
 
 class Admission:
-    """Counts the open rows and decides whether a new request is admitted. It belongs to the event loop.
+    """Counts the open rows and decides whether a new request is admitted. It belongs to the event
+    loop.
 
-    At most ``queue_rows`` rows may wait, those in a batch not counted, beside a reserve for callers below their share:
-    see `service.domain.shares`. ``max_rows`` is the number of rows of the largest request.
+    At most ``queue_rows`` rows may wait, those in a batch not counted, beside a reserve for callers
+    below their share: see `service.domain.accounts`. ``max_rows`` is the number of rows of the
+    largest request.
     """
 
-    def __init__(self, queue_rows: int, *batch_rows: int, max_rows: int = 1, memory: ModelMemory | None = None) -> None:
+    def __init__(
+        self,
+        queue_rows: int,
+        *batch_rows: int,
+        max_rows: int = 1,
+        memory: ModelMemory | None = None,
+    ) -> None:
         self._memory = memory
         self.limits = list(batch_rows)  # largest batch of each device; 0 if it is lost
-        self._places, self._devices = sum(batch_rows), len(batch_rows)  # of all devices that are not lost
+        # of all devices that are not lost
+        self._places, self._devices = (sum(batch_rows), len(batch_rows))
         self._queue = Capacity.of(queue_rows, max_rows)
         self.total = Counters()  # of all callers
         self._callers: dict[str, Counters] = {}
@@ -93,7 +118,8 @@ class Admission:
         self._reserved = Counter[str]()  # places for rows that are being made, by caller
         self._cost = CostModel()
         self._call_began = 0.0
-        self._steps_per_call, self._seconds_per_call = 0.0, 0.0  # smoothed: row-steps and seconds of a model call
+        # smoothed: row-steps and seconds of a model call
+        self._steps_per_call, self._seconds_per_call = (0.0, 0.0)
         self._jitter = np.random.default_rng()
 
     @property
@@ -106,7 +132,9 @@ class Admission:
         self.limits[device] = rows
         self._places, self._devices = sum(self.limits), sum(limit > 0 for limit in self.limits)
 
-    def admit(self, requests: Sequence[ScheduledRequest], now: float) -> dict[ScheduledRequest, IgnError]:
+    def admit(
+        self, requests: Sequence[ScheduledRequest], now: float
+    ) -> dict[ScheduledRequest, IgnError]:
         """Count requests as open, in order; returns the errors of those that are rejected.
 
         - `QueueFull`: too many rows would wait.
@@ -126,7 +154,8 @@ class Admission:
                     rejected[request] = exc
                     continue
             self._callers[key] = request.caller = caller
-            rows, steps = request.open.rows, request.open.steps
+            rows = request.open.rows
+            steps = request.open.steps
             for counters in (self.total, caller):
                 counters.rows += rows
                 counters.steps += steps
@@ -134,7 +163,9 @@ class Admission:
 
     @contextmanager
     def room_for(self, rows: int, key: str) -> Iterator[None]:
-        """Reserve places for rows of a caller during the block; raises `QueueFull` if there are not so many."""
+        """Reserve places for rows of a caller during the block; raises `QueueFull` if there are not
+        so many.
+        """
         self._check_room(rows, key)
         self._reserved[key] += rows
         try:
@@ -145,18 +176,18 @@ class Admission:
                 del self._reserved[key]
 
     def close(self, requests: Iterable[ScheduledRequest]) -> dict[ScheduledRequest, int]:
-        """Close requests; returns those that were not closed already, with the number of their open rows."""
+        """Close requests; returns those that were not closed already, with the number of their open
+        rows.
+        """
         closed = dict[ScheduledRequest, int]()
         for request in requests:
             if request.closed:
                 continue
             request.closed = True
-            own, caller = request.open, request.caller
+            own = request.open
             closed[request] = own.rows
-            for counters in (self.total, caller):
-                counters.rows -= own.rows
-                counters.steps -= own.steps
-                counters.in_batch -= own.in_batch
+            self._count(request, -own.rows, -own.steps, -own.in_batch)
+            caller = request.caller
             if caller.rows == 0 and self._callers.get(request.params.key) is caller:
                 del self._callers[request.params.key]
         return closed
@@ -169,23 +200,31 @@ class Admission:
             return
         text = "the queue is full"
         if callers > 1 and self._queue.is_over_share(held + rows, callers):
-            text = f"{held} rows of this caller wait, and {callers - 1} other callers need places (IGN_QUEUE_ROWS)"
+            text = (
+                f"{held} rows of this caller wait, and {callers - 1} other callers need "
+                f"places (IGN_QUEUE_ROWS)"
+            )
         excess = max(rows, total + rows - self._queue.size)
         raise QueueFull(text, retry_after=self._retry_after(self._seconds_to_drain(excess)))
 
     def on_batch_began(self, slices: Iterable[Slice], now: float) -> None:
         """Count the rows of a batch that runs from now on."""
         self._call_began = now
-        self._move(slices, 1)
+        for piece in slices:
+            if not piece.request.closed:
+                self._count(piece.request, in_batch=piece.count)
 
-    def on_batch_ended(self, slices: Iterable[Slice], steps: int, seconds: float) -> None:
-        """Count ``steps`` steps of slices whose batch took so long; they have left it."""
+    def on_batch_ended(self, batch: Batch) -> None:
+        """Learn from the model calls of a batch and count its steps; its slices have left it."""
         row_steps = 0
-        for piece in self._move(slices, -1):
-            done = steps * piece.count
-            row_steps += done
-            for counters in (self.total, piece.request.caller, piece.request.open):
-                counters.steps -= done
+        for call in batch.calls:
+            self._cost.add(call.rows, call.seconds, call.ended)
+        for piece in batch.slices:
+            if not piece.request.closed:
+                done = batch.done * piece.count
+                row_steps += done
+                self._count(piece.request, steps=-done, in_batch=-piece.count)
+        seconds = batch.calls[-1].ended - batch.began if batch.calls else 0.0
         self._steps_per_call += _SMOOTHING * (row_steps - self._steps_per_call)
         self._seconds_per_call += _SMOOTHING * (seconds - self._seconds_per_call)
 
@@ -193,26 +232,25 @@ class Admission:
         """Count the rows of a slice as finished."""
         # > 0 if it converged earlier, < 0 if the request is exact
         unused = max(0, piece.request.row_steps - piece.steps - piece.scoring) * piece.count
-        for counters in (self.total, piece.request.caller, piece.request.open):
-            counters.rows -= piece.count
-            counters.steps -= unused
+        self._count(piece.request, -piece.count, -unused)
 
-    def on_model_call(self, rows: int, seconds: float, now: float) -> None:
-        """Learn the duration of a model call that ended at ``now``."""
-        self._cost.add(rows, seconds, now)
-
-    def _move(self, slices: Iterable[Slice], sign: int) -> list[Slice]:
-        moved = [piece for piece in slices if not piece.request.closed]
-        for piece in moved:
-            for counters in (self.total, piece.request.caller, piece.request.open):
-                counters.in_batch += sign * piece.count
-        return moved
+    def _count(
+        self, request: ScheduledRequest, rows: int = 0, steps: int = 0, in_batch: int = 0
+    ) -> None:
+        for counters in (self.total, request.caller, request.open):
+            counters.rows += rows
+            counters.steps += steps
+            counters.in_batch += in_batch
 
     def _has_room_for_all(self, requests: Sequence[ScheduledRequest], now: float) -> bool:
-        # Whether none of the requests would be rejected, even if each ran after all that is open or in the list. The
-        # prediction grows with the work ahead and with the steps, so this one is above that of every request.
+        # Whether none of the requests would be rejected, even if each ran after all that is open or
+        # in the list. The prediction grows with the work ahead and with the steps, so this one is
+        # above that of every request.
         total = self.total
-        rows, steps, work, deadline = total.rows - total.in_batch, 1, total.steps, math.inf
+        rows = total.rows - total.in_batch
+        steps = 1
+        work = total.steps
+        deadline = math.inf
         if self._reserved:
             rows += self._reserved.total()
         for request in requests:
@@ -232,11 +270,15 @@ class Admission:
         self._check_room(request.open.rows, request.params.key)
         opening = 0.0 if self._memory is None else self._memory.seconds_to_open(request.params.key)
         if now + opening > request.deadline:
-            raise NotReady("other models wait for memory (IGN_MODEL_MEMORY_MIB)", retry_after=opening)
+            raise NotReady(
+                "other models wait for memory (IGN_MODEL_MEMORY_MIB)", retry_after=opening
+            )
         for steps, work, deadline in request.promises():
             self._check_deadline(work, steps, deadline - now, caller, now)
 
-    def _check_deadline(self, own_work: int, steps: int, seconds_left: float, caller: Counters, now: float) -> None:
+    def _check_deadline(
+        self, own_work: int, steps: int, seconds_left: float, caller: Counters, now: float
+    ) -> None:
         ahead = self._work_ahead(caller, own_work, steps) if self.total.rows else 0
         queued = self._seconds_for(own_work + ahead, steps, now)
         if queued is None:  # too few model calls to predict anything
@@ -253,17 +295,19 @@ class Admission:
         )
 
     def _work_ahead(self, caller: Counters, own_work: int, steps: int) -> int:
-        # Row-steps that run before a new request is through, the model calls in progress excluded: every row in a batch
-        # has one step in the running model call, so `in_batch` is subtracted from the steps.
+        # Row-steps that run before a new request is through, the model calls in progress excluded:
+        # every row in a batch has one step in the running model call, so `in_batch` is subtracted
+        # from the steps.
         #
-        # Rows of the same caller go first only while they have fewer steps applied, so for at most `steps` steps. Other
-        # callers get as many places as this one, so each adds at most `own_work` and the work of the same caller. For
-        # example, caller A asks for 2 rows of 3 steps (`own_work` 6), and open are:
+        # Rows of the same caller go first only while they have fewer steps applied, so for at most
+        # `steps` steps. Other callers get as many places as this one, so each adds at most
+        # `own_work` and the work of the same caller. For example, caller A asks for 2 rows of 3
+        # steps (`own_work` 6), and open are:
         #
         #     caller  rows  steps  in_batch
-        #     A          4     40         4    min(40 − 4, 4 · 3) = 12: each row goes first for 3 of its steps
-        #     B          1    100         1    100 − 1 = 99 ┐ 104, but they get a place each for every place of A, so
-        #     C          1      5         0      5 − 0 =  5 ┘ at most 2 · (6 + 12) = 36
+        #     A          4     40         4    min(40 − 4, 4 · 3) = 12: first for 3 steps a row
+        #     B          1    100         1    100 − 1 = 99 ┐ 104, but they get a place each for
+        #     C          1      5         0      5 − 0 =  5 ┘ each of A: at most 2 · (6 + 12) = 36
         #
         # So 12 + 36 = 48 row-steps are ahead, although 140 are open.
         same_caller = min(caller.steps - caller.in_batch, caller.rows * steps)
@@ -272,13 +316,17 @@ class Admission:
         return same_caller + min(other_callers, other_count * (own_work + same_caller))
 
     def _seconds_for(self, work: int, steps: int, now: float) -> float | None:
-        """Predicted seconds for ``work`` row-steps on all devices in parallel; None if too little was measured."""
+        """Predicted seconds for ``work`` row-steps on all devices in parallel; None if too little
+        was measured.
+        """
         calls, rows = self._calls_for(work, steps)
         seconds = self._cost.seconds(rows, now)
         return None if seconds is None else calls * seconds
 
     def _calls_for(self, work: int, steps: int) -> tuple[float, float]:
-        """Calls of each device for ``work`` row-steps, of which ``steps`` follow one another, and rows of a call."""
+        """Calls of each device for ``work`` row-steps, of which ``steps`` follow one another, and
+        rows of a call.
+        """
         calls = max(float(steps), work / self._places)
         return calls, max(1.0, work / calls / self._devices)
 
@@ -290,12 +338,16 @@ class Admission:
         return max(0.0, seconds - (now - self._call_began))
 
     def _seconds_to_drain(self, rows: int) -> float:
-        """Seconds until so many rows have left the queue, at the measured rate of row-steps per second."""
+        """Seconds until so many rows have left the queue, at the measured rate of row-steps per
+        second.
+        """
         if not (self._steps_per_call and self.total.rows):
             return 0.0
         steps = rows * self.total.steps / self.total.rows
         return steps * self._seconds_per_call / self._steps_per_call / self._devices
 
     def _retry_after(self, seconds: float) -> float:
-        """``seconds`` within 1…60, randomly spread so that callers refused together do not retry together."""
+        """``seconds`` within 1…60, randomly spread so that callers refused together do not retry
+        together.
+        """
         return min(max(seconds, 1.0), 48.0) * float(self._jitter.uniform(1.0, 1.25))

@@ -1,12 +1,12 @@
-"""A lane: one thread for a model instance, a function from batches of rows to f of them. It owns nothing else.
+"""A lane: one thread for a model instance, a function from batches of rows to f of them. It owns
+nothing else.
 
-The event loop makes a batch, gives it to a lane, and reads it again once the lane has delivered it. Between the two
-only the lane changes it, so there is no lock.
+The event loop makes a batch, gives it to a lane, and reads it again once the lane has delivered it.
+Between the two only the lane changes it, so there is no lock.
 """
 
 import contextlib
 import logging
-import math
 import threading
 from bisect import bisect_left
 from collections import deque
@@ -15,27 +15,37 @@ from queue import SimpleQueue
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from service.domain.errors import ModelFailure
 from service.domain.latents import FloatRows
-from service.domain.model import DeviceBatch, DeviceLost, DeviceOutOfMemory, Model, ModelMemory, largest_batch
-from service.scheduling.request import Batch, ModelCall
+from service.domain.model import (
+    DeviceBatch,
+    DeviceLost,
+    DeviceOutOfMemory,
+    Model,
+    ModelMemory,
+    largest_batch,
+)
+from service.domain.steps import mean_changes
+from service.scheduling.report import ModelCall
+from service.scheduling.request import Batch
 
 logger = logging.getLogger(__name__)
 
-_MAX_RUN_S: Final = 0.1  # of a batch whose values nobody needs before: progress events are promised every second
+_MAX_RUN_S: Final = (
+    0.1  # of a batch whose values nobody needs before: progress events are promised every second
+)
 _MAX_REASON: Final = 400  # characters
-_SCRATCH: Final = 16_384  # numbers of the scratch array of differences: 128 KiB, so that it stays in the core's cache
 
 Clock = Callable[[], float]
 
 
 class Lane:
-    """Runs batches in a thread of its own, which alone calls ``model``, and appends them to `delivered`.
+    """Runs batches in a thread of its own, which alone calls ``model``, and appends them to
+    `delivered`.
 
-    That thread calls ``on_delivery`` when the first one is there. With a ``memory``, the model is held open while a
-    batch runs.
+    That thread calls ``on_delivery`` when the first one is there. With a ``memory``, the model is
+    held open while a batch runs.
     """
 
     def __init__(
@@ -47,12 +57,18 @@ class Lane:
         prepare_thread: Callable[[], None],
         memory: ModelMemory | None,
     ) -> None:
-        self.limit, self.has_buckets = limit, model.buckets is not None
-        self.batches = deque[Batch]()  # given and not delivered, in their order; of the event loop only
+        self.limit = limit
+        self.has_buckets = model.buckets is not None
+        self.batches = deque[
+            Batch
+        ]()  # given and not delivered, in their order; of the event loop only
         self.delivered = deque[Batch]()  # the thread appends, the event loop pops
         self.is_running = self.is_lost = False
-        self._model, self._clock, self._memory = model, clock, memory
-        self._on_delivery, self._prepare_thread = on_delivery, prepare_thread
+        self._model = model
+        self._clock = clock
+        self._memory = memory
+        self._on_delivery = on_delivery
+        self._prepare_thread = prepare_thread
         self._given = SimpleQueue[Batch | None]()
         self._thread: threading.Thread | None = None
 
@@ -63,7 +79,9 @@ class Lane:
         self._thread.start()
 
     def give(self, batch: Batch) -> None:
-        """Have a batch run after those given before; one that runs for many steps ends after the present one."""
+        """Have a batch run after those given before; one that runs for many steps ends after the
+        present one.
+        """
         self.batches.append(batch)
         self._given.put(batch)
 
@@ -96,7 +114,11 @@ class Lane:
         self.is_running = False
 
     def _run(self, batch: Batch) -> None:
-        if self.is_lost or batch.is_stopped or (self._memory is not None and not self._memory.acquire()):
+        if (
+            self.is_lost
+            or batch.is_stopped
+            or (self._memory is not None and not self._memory.acquire())
+        ):
             return
         try:
             self._apply(batch)
@@ -112,9 +134,12 @@ class Lane:
         if batch.steps > 2:
             y = self._run_on_device(batch, x, until)
         while not self._is_over(batch, until):
-            x, y = y, self._run_part(batch, y, 0)
+            x = y
+            y = self._run_part(batch, y, 0)
             batch.done += 1
-            if not (batch.failed or batch.lost or batch.done == batch.steps or np.isfinite(y).all()):
+            if not (
+                batch.failed or batch.lost or batch.done == batch.steps or np.isfinite(y).all()
+            ):
                 break
         if batch.done:
             batch.y, batch.changes = y, mean_changes(y, x)
@@ -122,31 +147,45 @@ class Lane:
                 batch.failed.setdefault(index, None)
 
     def _is_over(self, batch: Batch, until: float) -> bool:
-        if batch.done and (batch.done == batch.steps or batch.failed or batch.lost or not self._given.empty()):
+        if batch.done and (
+            batch.done == batch.steps or batch.failed or batch.lost or not self._given.empty()
+        ):
             return True
         claimed = self._memory is not None and batch.done and self._memory.is_claimed
         return bool(batch.is_stopped or claimed or self._clock() >= until)
 
     def _run_on_device(self, batch: Batch, x: FloatRows, until: float) -> FloatRows:
-        # All steps but the last one, with rows that stay in device memory. A step that fails keeps those before it. If
-        # the rows cannot be copied back or are not finite, these steps are dropped, and the others find out why.
+        # All steps but the last one, with rows that stay in device memory. A step that fails keeps
+        # those before it. If the rows cannot be copied back or are not finite, these steps are
+        # dropped, and the others find out why.
         device_batch: DeviceBatch | None = getattr(self._model, "device_batch", None)
         if device_batch is None or self._is_over(batch, until):
             return x
-        rows, steps, calls, began = self._padded(x), 0, list[ModelCall](), self._clock()
+        rows = self._padded(x)
+        steps = 0
+        calls = list[ModelCall]()
+        began = self._clock()
 
         def keep_going() -> bool:  # called after every step
             nonlocal steps, began
             now = self._clock()
             calls.append(ModelCall(batch.rows, len(rows), now - began, batch.reason, now))
-            steps, began = steps + 1, now
-            return steps < batch.steps - 1 and not batch.is_stopped and self._given.empty() and now < until
+            steps = steps + 1
+            began = now
+            return (
+                steps < batch.steps - 1
+                and not batch.is_stopped
+                and self._given.empty()
+                and now < until
+            )
 
         try:
             device_batch.upload(rows)
             device_batch.run_steps(keep_going)
         except Exception as exc:
-            logger.warning("steps on the device failed, and are repeated one by one: %s", reason_of(exc))
+            logger.warning(
+                "steps on the device failed, and are repeated one by one: %s", reason_of(exc)
+            )
         batch.calls += calls
         with contextlib.suppress(Exception):
             if steps:
@@ -158,17 +197,20 @@ class Lane:
         return x
 
     def _run_part(self, batch: Batch, x: FloatRows, start: int) -> FloatRows:
-        """One step of the rows from ``start`` on; rows on which the model fails stay as they are."""
-        # If the call fails, run each half, down to single rows: one bad row costs about 2·log₂(n) further calls, and
-        # only its own request fails. A part larger than `limit`, which a device out of memory has lowered, is halved
-        # without a call.
+        """One step of the rows from ``start`` on; rows on which the model fails stay as they
+        are.
+        """
+        # If the call fails, run each half, down to single rows: one bad row costs about 2·log₂(n)
+        # further calls, and only its own request fails. A part larger than `limit`, which a device
+        # out of memory has lowered, is halved without a call.
         #
         #     0 1 2 3 4 5 6 7    fails, and 5 is the bad row
         #     0 1 2 3 │ 4 5 6 7          the right half fails
         #               4 5 │ 6 7        the left one
         #               4 │ 5            5 fails alone
         #
-        # Errors lose their frames, which hold the rows and the error itself: such a cycle is hardly ever collected.
+        # Errors lose their frames, which hold the rows and the error itself: such a cycle is hardly
+        # ever collected.
         n = len(x)
         can_split = n > 1
         cause: Exception | None = None
@@ -182,7 +224,9 @@ class Lane:
         except DeviceOutOfMemory as exc:
             cause = exc.with_traceback(None)
             can_split = self._reduce_limit(n) and can_split
-        except Exception as exc:  # whatever the model raises is about these rows, not about the service
+        except (
+            Exception
+        ) as exc:  # whatever the model raises is about these rows, not about the service
             cause = exc.with_traceback(None)
         if can_split:
             left = self._run_part(batch, x[: n // 2], start)
@@ -197,7 +241,8 @@ class Lane:
         y = self._model.run(rows)
         if y.shape != rows.shape:
             raise ValueError(f"the model gave {y.shape} for {rows.shape}")
-        ended, reason = self._clock(), batch.reason if len(x) == batch.rows else "retry"
+        ended = self._clock()
+        reason = batch.reason if len(x) == batch.rows else "retry"
         batch.calls.append(ModelCall(len(x), len(rows), ended - began, reason, ended))
         return y[: len(x)]
 
@@ -213,7 +258,8 @@ class Lane:
         return buckets[index] if index < len(buckets) else n
 
     def _reduce_limit(self, rows: int) -> bool:
-        # After so many rows did not fit the device, continue with smaller batches; False if the model cannot.
+        # After so many rows did not fit the device, continue with smaller batches; False if the
+        # model cannot.
         half = self._bucket(rows) // 2
         try:
             self._model.reduce_max_batch()
@@ -222,20 +268,6 @@ class Lane:
             return False
         self.limit = max(1, min(largest_batch(self._model, self.limit), half))
         return True
-
-
-def mean_changes(y: FloatRows, x: FloatRows) -> NDArray[np.float64]:
-    """Mean |y − x| of every row, in float64, summed row by row, independent of the batch."""
-    size = math.prod(y.shape[1:])
-    changes, count = np.empty(len(y), np.float64), max(1, _SCRATCH // size)
-    before, after = x.reshape(-1, size), y.reshape(-1, size)
-    for start in range(0, len(y), count):
-        part = slice(start, start + count)
-        difference = np.subtract(after[part], before[part], dtype=np.float64)
-        np.abs(difference, out=difference)
-        np.add.reduce(difference, axis=1, out=changes[part])
-    changes /= size
-    return changes
 
 
 def model_failure(text: str, cause: BaseException | None) -> ModelFailure:

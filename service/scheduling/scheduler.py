@@ -1,9 +1,10 @@
 """The scheduler: step-level continuous batching of repeated applications of f.
 
-After every step finished and converged rows leave the batch, waiting rows join, and the others continue. So a request
-of 1 000 steps never holds up one of 1 step.
+After every step finished and converged rows leave the batch, waiting rows join, and the others
+continue. So a request of 1 000 steps never holds up one of 1 step.
 
-All of it belongs to the event loop but `service.scheduling.lane`, one thread for each model instance:
+All of it belongs to the event loop but `service.scheduling.lane`, one thread for each model
+instance:
 
 ```
   event loop                                                               lanes
@@ -23,18 +24,29 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Final
 
-import numpy as np
-
-from service.domain.errors import DeadlineExceeded, Draining, IgnError, InvalidContent, ModelFailure, NotReady
-from service.domain.latents import LARGE, FloatRows
+from service.domain.errors import DeadlineExceeded, Draining, IgnError, ModelFailure, NotReady
+from service.domain.latents import FloatRows
 from service.domain.model import Model, ModelMemory, largest_batch
-from service.domain.tasks import RequestObserver, Result, SchedulingParams, StepOutput, StreamProgress
+from service.domain.tasks import (
+    RequestObserver,
+    Result,
+    SchedulingParams,
+    StepOutput,
+    StreamProgress,
+)
 from service.scheduling.admission import Admission
-from service.scheduling.commit import commit
 from service.scheduling.lane import Clock, Lane, model_failure
-from service.scheduling.observer import SchedulerObserver
 from service.scheduling.queue import FairQueue
-from service.scheduling.request import Batch, Event, Events, OnEvents, ScheduledRequest, Slice
+from service.scheduling.report import Report
+from service.scheduling.request import (
+    Batch,
+    Event,
+    Events,
+    OnEvents,
+    ScheduledRequest,
+    Slice,
+    check_rows,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -42,25 +54,29 @@ _TIMER_S: Final = 0.002  # a timer of the event loop may be early by so much
 _PROGRESS_S: Final = 0.5  # between two progress events of a stream
 _OPEN_BATCHES: Final = 2  # of a GPU, or of tiles: one that runs, and the next one
 _MIN_ROWS: Final = 4  # with fewer, a row takes longer on a CPU
-# Of the open rows on a CPU: one is with the callers, one with the event loop, and one in the model. A lane has at most
-# as many batches, which it runs while the event loop is busy.
+# Of the open rows on a CPU: one is with the callers, one with the event loop, and one in the model.
+# A lane has at most as many batches, which it runs while the event loop is busy.
 _SHARES: Final = 3
 _MAX_STEPS: Final = 64  # of a batch, of which the event loop counts each when the batch ends
 _MAX_LOGGED_IDS: Final = 16  # of requests, in one line of the log
 
 OnBatch = Callable[[Sequence[RequestObserver | None], float, float, int], None]
-"""Called after a batch ran, with the observers of its rows, the times at which it began and ended, and the number of
-steps that every row took."""
+"""Called after a batch ran, with the observers of its rows, the times at which it began and ended,
+and the number of steps that every row took.
+"""
 
 
 class Scheduler:
-    """Applies one model to the rows of many requests at a time. Belongs to one event loop, unless a method says more.
+    """Applies one model to the rows of many requests at a time. Belongs to one event loop, unless a
+    method says more.
 
-    Each of the ``models``, one for each device, is called from one thread only; its largest bucket may lower
-    ``max_batch_rows``. At most ``queue_rows`` rows may wait, those in a batch not counted, and a request has at most
-    ``max_rows`` rows. Deadlines are times on ``clock``, in monotonic seconds. ``on_all_devices_lost`` is called on the
-    event loop. Without ``memory`` the models are always open. ``exact``: as in the card.
-    ``overlaps``: whether the event loop has a core beside those of the models. Else a batch takes all rows that wait.
+    Each of the ``models``, one for each device, is called from one thread only; its largest bucket
+    may lower ``max_batch_rows``. At most ``queue_rows`` rows may wait, those in a batch not
+    counted, and a request has at most ``max_rows`` rows. Deadlines are times on ``clock``, in
+    monotonic seconds. ``on_all_devices_lost`` and ``observe``, with what happened in a turn, are
+    called on the event loop. Without ``memory`` the models are always open. ``exact``: as in the
+    card. ``overlaps``: whether the event loop has a core beside those of the models. Else a batch
+    takes all rows that wait.
     """
 
     def __init__(
@@ -70,7 +86,7 @@ class Scheduler:
         queue_rows: int,
         max_rows: int = 1,
         clock: Clock = time.monotonic,
-        observer: SchedulerObserver | None = None,
+        observe: Callable[[Report], None] = lambda _: None,
         on_all_devices_lost: Callable[[], None] = lambda: None,
         prepare_thread: Callable[[], None] = lambda: None,
         on_batch: OnBatch | None = None,
@@ -79,25 +95,35 @@ class Scheduler:
         overlaps: bool = True,
     ) -> None:
         self._shares = _SHARES if overlaps else 1
-        self._shape, self._clock, self._exact = models[0].shape, clock, exact
-        self._observer = observer or SchedulerObserver()
+        self._shape = models[0].shape
+        self._clock = clock
+        self._exact = exact
+        self._observe = observe
+        self._report = Report()  # of this turn
         batches = (largest_batch(model, max_batch_rows) for model in models)
         self._admission = Admission(queue_rows, *batches, max_rows=max_rows, memory=memory)
-        self._max_rows, self._on_batch, self._on_all_lost = max_rows, on_batch, on_all_devices_lost
+        self._max_rows = max_rows
+        self._on_batch = on_batch
+        self._on_all_lost = on_all_devices_lost
         self._lanes = [
             Lane(model, limit, clock, self._on_delivery, prepare_thread, memory)
             for model, limit in zip(models, self._admission.limits, strict=True)
         ]
         self._alive = [*self._lanes]  # those whose device is not lost
         self._queues = (FairQueue(), FairQueue())  # of requests of one step, and of more
-        self._is_turn_of_long = False  # whether those of more steps have the next batch, if both wait
+        self._is_turn_of_long = (
+            False  # whether those of more steps have the next batch, if both wait
+        )
         self._streamed = set[ScheduledRequest]()
         self._next_progress = 0.0
-        self.device_error = ""  # why the last device was lost, so that only a new process can use the model again
+        self.device_error = (
+            ""  # why the last device was lost, so that only a new process can use the model again
+        )
         self._open: dict[ScheduledRequest, OnEvents] = {}
         self._arrivals: list[ScheduledRequest] = []  # of this turn of the event loop
         self._outbox: Events = []
-        # One timer for all deadlines: one for each request would cost more than the scan when it fires.
+        # One timer for all deadlines: one for each request would cost more than the scan when it
+        # fires.
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf  # event loop time
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -105,12 +131,17 @@ class Scheduler:
 
     @property
     def healthy(self) -> bool:
-        """Whether it can serve: false before :meth:`start`, while a thread is replaced, and without a device left."""
-        return not self._closed and bool(self._alive) and all(lane.is_running for lane in self._alive)
+        """Whether it can serve: false before :meth:`start`, while a thread is replaced, and without
+        a device left.
+        """
+        running = [lane for lane in self._alive if lane.is_running]
+        return not self._closed and 0 < len(running) == len(self._alive)
 
     @property
     def batch_rows(self) -> int:
-        """Rows of the largest batch that runs now, at most those of a request; 1 without a device."""
+        """Rows of the largest batch that runs now, at most those of a request; 1 without a
+        device.
+        """
         return max(1, min(self._max_rows, *self._admission.limits))
 
     @property
@@ -124,9 +155,11 @@ class Scheduler:
             lane.start()
 
     def close(self, seconds: float = 5.0) -> None:
-        """Fail the open requests with `Draining` and end the threads; wait at most ``seconds`` for their current steps.
+        """Fail the open requests with `Draining` and end the threads; wait at most ``seconds`` for
+        their current steps.
 
-        May be called from any thread. Elsewhere than on the event loop, the wait does not block the loop.
+        May be called from any thread. Elsewhere than on the event loop, the wait does not block the
+        loop.
         """
         self._closed = True
         try:
@@ -145,20 +178,23 @@ class Scheduler:
 
     @contextlib.contextmanager
     def room_for(self, rows: int, key: str) -> Iterator[None]:
-        """Reserve places for rows of a caller while the block makes them; submit them directly after it.
+        """Reserve places for rows of a caller while the block makes them; submit them directly
+        after it.
 
-        For rows that are expensive to make, such as those of large images. Without the reservation, every request that
-        arrives meanwhile would find the same room, and most of them would be rejected after their rows were made.
+        For rows that are expensive to make, such as those of large images. Without the reservation,
+        every request that arrives meanwhile would find the same room, and most of them would be
+        rejected after their rows were made.
 
-        Raises `QueueFull`, `Draining` if closed, or `NotReady` if not started, without a device, or while a worker is
-        being replaced.
+        Raises `QueueFull`, `Draining` if closed, or `NotReady` if not started, without a device, or
+        while a worker is being replaced.
         """
         with contextlib.ExitStack() as stack:
             try:
                 self._check_serving()
                 stack.enter_context(self._admission.room_for(rows, key))
             except IgnError as exc:
-                self._observer.rejected(exc.error_code)
+                self._report.rejected.append(exc.error_code)
+                self._publish()
                 raise
             yield
 
@@ -167,55 +203,73 @@ class Scheduler:
     ) -> list[ScheduledRequest | IgnError]:
         """Admit the requests of one turn of the event loop together.
 
-        Their rows (N, C, H, W) float32 must not change until the last event. ``on_events`` is called on the event loop
-        with all events that these requests, and others submitted with the same function, have in that turn. With
-        `SchedulingParams.streamed` these are recorded steps, the last step of every row, and progress. The last event
-        of every request is its `Result` or one of these errors:
+        Their rows (N, C, H, W) float32 must not change until the last event. ``on_events`` is
+        called on the event loop with all events that these requests, and others submitted with the
+        same function, have in that turn. With `SchedulingParams.streamed` these are recorded steps,
+        the last step of every row, and progress. The last event of every request is its `Result` or
+        one of these errors:
 
         - `DeadlineExceeded`: the deadline passed; rows still in the queue were not run.
         - `ModelFailure`: the model raised, or gave values that are not finite, on one of the rows.
         - `Draining`: closed meanwhile.
 
-        Returns for each request its handle, or the error with which it is rejected: one of :meth:`room_for` or of
-        `Admission.admit`. A rejected request has no events. Raises ValueError, and admits none, if rows or mask do not
-        fit the model.
+        Returns for each request its handle, or the error with which it is rejected: one of
+        :meth:`room_for` or of `Admission.admit`. A rejected request has no events. Raises
+        ValueError, and admits none, if rows or mask do not fit the model.
         """
         check_rows(requests, self._shape)
-        loop, now = asyncio.get_running_loop(), self._clock()
+        loop = asyncio.get_running_loop()
+        now = self._clock()
         if loop is not self._loop:  # a timer of a loop that was closed never fires
-            self._loop, self._timer, self._timer_at = loop, None, math.inf
-        handles = [ScheduledRequest(rows, params, arrived=now, exact=self._exact) for rows, params in requests]
+            self._loop = loop
+            self._timer = None
+            self._timer_at = math.inf
+        handles = [
+            ScheduledRequest(rows, params, arrived=now, exact=self._exact)
+            for rows, params in requests
+        ]
         try:
             self._check_serving()
             rejected = self._admission.admit(handles, now)
         except IgnError as exc:
             rejected = dict.fromkeys(handles, exc)
-        for error in rejected.values():
-            self._observer.rejected(error.error_code)
+        if rejected:
+            self._report.rejected += [error.error_code for error in rejected.values()]
+            self._publish()
         self._add([handle for handle in handles if handle not in rejected], on_events, now)
         return [rejected.get(handle, handle) for handle in handles]
 
     async def run(self, rows: FloatRows, params: SchedulingParams) -> Result:
-        """Submit one request and wait for its result or error; cancelling the call cancels the request."""
+        """Submit one request and wait for its result or error; cancelling the call cancels the
+        request.
+        """
         return await self.start_run(rows, params).result()
 
     def start_run(self, rows: FloatRows, params: SchedulingParams) -> "SubmittedRun":
-        """Submit one request whose result is awaited later; raises the error with which it is rejected."""
+        """Submit one request whose result is awaited later; raises the error with which it is
+        rejected.
+        """
         return SubmittedRun(self, rows, params)
 
     def cancel(self, request: ScheduledRequest) -> None:
-        """End a request whose caller has gone; it has no further event. Does nothing after its last event."""
+        """End a request whose caller has gone; it has no further event. Does nothing after its last
+        event.
+        """
         if self._open.pop(request, None) is None:
             return
         for closed, open_rows in self._admission.close([request]).items():
             self._remove(closed)
-            self._observer.cancelled(open_rows)
+            self._report.cancelled.append(open_rows)
+            self._publish()
             if closed.params.observer is not None:
-                closed.params.observer.scheduled(closed.arrived, closed.started, self._clock(), "cancelled")
+                closed.params.observer.scheduled(
+                    closed.arrived, closed.started, self._clock(), "cancelled"
+                )
 
     def _add(self, requests: list[ScheduledRequest], on_events: OnEvents, now: float) -> None:
         assert self._loop is not None  # noqa: S101 - set by `submit`
-        offset, first_deadline = self._loop.time() - now, math.inf
+        offset = self._loop.time() - now
+        first_deadline = math.inf
         for request in requests:
             self._open[request] = on_events
             request.timeout_at = request.deadline + offset
@@ -228,7 +282,8 @@ class Scheduler:
 
     def _flush_arrivals(self) -> None:
         # If each request of a turn were queued at once, the first one would run alone.
-        arrivals, self._arrivals = self._arrivals, []
+        arrivals = self._arrivals
+        self._arrivals = []
         for request in arrivals:
             if not request.closed:
                 if request.params.streamed:
@@ -239,8 +294,8 @@ class Scheduler:
             self._dispatch()
 
     def _queue_of(self, request: ScheduledRequest) -> FairQueue:
-        # On a CPU a batch takes as long as its rows, so rows of many steps run apart from those of one, in turn. A GPU
-        # computes a few rows in the time of one.
+        # On a CPU a batch takes as long as its rows, so rows of many steps run apart from those of
+        # one, in turn. A GPU computes a few rows in the time of one.
         return self._queues[request.row_steps > 1 and not self._lanes[0].has_buckets]
 
     def _give_batches(self) -> None:
@@ -249,9 +304,13 @@ class Scheduler:
             lane = min(self._alive, key=lambda lane: len(lane.batches), default=None)
             if lane is None or self._closed:
                 return
-            if len(lane.batches) >= (_OPEN_BATCHES if lane.has_buckets or lane.limit == 1 else self._shares):
+            if len(lane.batches) >= (
+                _OPEN_BATCHES if lane.has_buckets or lane.limit == 1 else self._shares
+            ):
                 return
-            is_long = not self._queues[0].row_count or (self._is_turn_of_long and self._queues[1].row_count > 0)
+            is_long = not self._queues[0].row_count or (
+                self._is_turn_of_long and self._queues[1].row_count > 0
+            )
             self._is_turn_of_long = not is_long
             now = self._clock()
             slices, expired = self._queues[is_long].take(self._places(lane, is_long=is_long), now)
@@ -262,9 +321,11 @@ class Scheduler:
                 self._give(lane, slices, now)
 
     def _places(self, lane: Lane, *, is_long: bool) -> int:
-        # Rows of many steps and those of a GPU are divided between the lanes that have nothing. Of others a lane gets a
-        # share of those that are open, so that the model, the event loop and the callers all work.
-        waiting, alive = self._queues[is_long].row_count, self._alive
+        # Rows of many steps and those of a GPU are divided between the lanes that have nothing. Of
+        # others a lane gets a share of those that are open, so that the model, the event loop and
+        # the callers all work.
+        waiting = self._queues[is_long].row_count
+        alive = self._alive
         if is_long or lane.has_buckets:
             idle = sum(not each.batches for each in alive)
             return min(lane.limit, -(-waiting // max(1, idle)))
@@ -294,7 +355,11 @@ class Scheduler:
             request = piece.request
             if request.started is None:
                 request.started = now
-            if piece.steps == 0 and not (request.is_plain or request.closed) and piece.is_recorded():
+            if (
+                piece.steps == 0
+                and not (request.is_plain or request.closed)
+                and piece.is_recorded()
+            ):
                 self._emit([(request, output) for output in piece.record(None)])
 
     def _on_delivery(self, lane: Lane) -> None:
@@ -311,18 +376,16 @@ class Scheduler:
         self._dispatch()
 
     def _on_delivered(self, lane: Lane, batch: Batch) -> None:
-        now, index = self._clock(), self._lanes.index(lane)
+        now = self._clock()
+        index = self._lanes.index(lane)
         lane.batches.popleft()
-        for call in batch.calls:
-            self._admission.on_model_call(call.rows, call.seconds, call.ended)
-            self._observer.batch(call.rows, call.padded, call.seconds, call.reason)
-        seconds = batch.calls[-1].ended - batch.began if batch.calls else 0.0
-        self._admission.on_batch_ended(batch.slices, batch.done, seconds)
+        self._report.calls += batch.calls
+        self._admission.on_batch_ended(batch)
         if lane.batches:
             self._begin(lane.batches[0], now)
         if batch.limit != self._admission.limits[index] and not lane.is_lost:
             self._admission.set_limit(index, batch.limit)
-            self._observer.reduce_max_batch(batch.limit)
+            self._report.limits.append(batch.limit)
         for piece in batch.slices:
             piece.batch = None
         if batch.death is not None:
@@ -335,14 +398,15 @@ class Scheduler:
 
     def _on_steps(self, lane: Lane, batch: Batch, now: float) -> None:
         if self._on_batch is not None:
-            observers = [piece.request.params.observer for piece in batch.slices for _ in range(piece.count)]
+            observers = [
+                piece.request.params.observer for piece in batch.slices for _ in range(piece.count)
+            ]
             self._on_batch(observers, batch.began, now, batch.done)
         if batch.failed:
             self._fail_rows(batch)
         if batch.device_lost is not None:
             self._on_device_lost(lane, batch)
-        batch.slices, outputs = commit(batch)
-        if outputs:
+        if outputs := batch.commit():
             self._emit(outputs)
         finished = dict[ScheduledRequest, Result | IgnError]()
         for piece in batch.slices:
@@ -356,26 +420,37 @@ class Scheduler:
         self._finish(finished)
 
     def _fail_rows(self, batch: Batch) -> None:
-        errors, at = list[tuple[ScheduledRequest, IgnError]](), 0
+        errors = list[tuple[ScheduledRequest, IgnError]]()
+        at = 0
         for piece in batch.slices:
             for index in range(piece.count):
                 # Nobody waits for rows of closed requests.
                 if at + index in batch.failed and not piece.request.closed:
-                    error = batch.failed[at + index] or _not_finite_error(piece, index, batch.done)
+                    error = batch.failed[at + index] or piece.not_finite_error(index, batch.done)
                     errors.append((piece.request, error))
             at += piece.count
-        self._finish(dict(reversed(errors)))  # of a request with several failed rows the first is told
+        # of a request with several failed rows the first is told
+        self._finish(dict(reversed(errors)))
         # One line for each cause.
-        causes = [(request, error.reason) for request, error in errors if isinstance(error, ModelFailure)]
+        causes = [
+            (request, error.reason) for request, error in errors if isinstance(error, ModelFailure)
+        ]
         for reason in dict.fromkeys(reason for _, reason in causes):
             rows = [request for request, cause in causes if cause == reason]
-            logger.error("the model failed on %d of %d rows: %s%s", len(rows), batch.rows, reason, _request_ids(rows))
+            logger.error(
+                "the model failed on %d of %d rows: %s%s",
+                len(rows),
+                batch.rows,
+                reason,
+                _request_ids(rows),
+            )
 
     def _on_device_lost(self, lane: Lane, batch: Batch) -> None:
         # Its rows are queued again for other devices; without any, all requests fail.
         self._alive = [each for each in self._lanes if not each.is_lost]
-        alive, cause = len(self._alive), batch.device_lost
-        self._observer.device_lost()
+        alive = len(self._alive)
+        cause = batch.device_lost
+        self._report.devices_lost += 1
         logger.critical(
             "a device is lost: %s. It fails every call until this process is started anew%s%s",
             cause,
@@ -386,31 +461,40 @@ class Scheduler:
             self._admission.set_limit(self._lanes.index(lane), 0)
         else:
             self.device_error = str(cause) or type(cause).__name__
-            self._finish({each: model_failure("the model failed on this row", cause) for each in self._open})
+            self._finish(
+                {each: model_failure("the model failed on this row", cause) for each in self._open}
+            )
             self._on_all_lost()
 
     def _on_death(self, lane: Lane, batch: Batch, cause: BaseException) -> None:
         logger.critical("a worker's thread died; another one replaces it", exc_info=cause)
         batch.death = cause = cause.with_traceback(None)
-        self._finish({piece.request: model_failure("the model failed", cause) for piece in batch.slices})
+        self._finish(
+            {piece.request: model_failure("the model failed", cause) for piece in batch.slices}
+        )
         lane.start()
-        self._observer.worker_replaced()
+        self._report.workers_replaced += 1
 
     def _requeue(self, slices: Iterable[Slice]) -> None:
         for piece in slices:
             if not (piece.done or piece.request.closed):
                 self._queue_of(piece.request).push([piece])
 
-    def _emit(self, outputs: Sequence[tuple[ScheduledRequest, StepOutput | StreamProgress]]) -> None:
+    def _emit(
+        self, outputs: Sequence[tuple[ScheduledRequest, StepOutput | StreamProgress]]
+    ) -> None:
         for request, event in outputs:
             if request.params.streamed:
-                request.expires = math.inf  # a stream's deadline bounds the wait for its first event only
+                # a stream's deadline bounds the wait for its first event only
+                request.expires = math.inf
                 self._outbox.append((request, event))
 
     def _publish_progress(self, now: float) -> None:
         if now >= self._next_progress:
             self._next_progress = now + _PROGRESS_S
-            self._emit([(each, each.progress()) for each in self._streamed if each.started is not None])
+            self._emit(
+                [(each, each.progress()) for each in self._streamed if each.started is not None]
+            )
 
     def _finish(self, outcomes: Mapping[ScheduledRequest, Result | IgnError]) -> None:
         """Close requests with their outcomes, unless they are closed already."""
@@ -418,13 +502,12 @@ class Scheduler:
             return
         now = self._clock()
         self._outbox += [(request, outcomes[request]) for request in closed]
-        self._observer.finished([request.finished(outcomes[request], now) for request in closed])
+        self._report.finished += [request.finished(outcomes[request], now) for request in closed]
         for request in closed:
-            outcome, step_params = outcomes[request], request.params.step_params
+            outcome = outcomes[request]
+            step_params = request.params.step_params
             if step_params.tolerance is not None and isinstance(outcome, Result):
-                early = outcome.steps < step_params.steps
-                if early.any():
-                    self._observer.early_exit(int(early.sum()))
+                self._report.early_exits += int((outcome.steps < step_params.steps).sum())
             self._remove(request)
 
     def _remove(self, request: ScheduledRequest) -> None:
@@ -433,7 +516,9 @@ class Scheduler:
         if request.rows_left:
             self._queue_of(request).remove(request)
             for batch in {piece.batch for piece in request.slices if piece.batch is not None}:
-                batch.is_stopped = batch.steps > 1 or all(piece.request.closed for piece in batch.slices)
+                batch.is_stopped = batch.steps > 1 or all(
+                    piece.request.closed for piece in batch.slices
+                )
         request.slices = []  # breaks the reference cycle, so that no garbage collection is needed
 
     def _check_serving(self) -> None:
@@ -447,12 +532,19 @@ class Scheduler:
             with contextlib.suppress(RuntimeError):  # the loop is closed, so no caller waits
                 self._loop.call_soon_threadsafe(callback)
 
+    def _publish(self) -> None:
+        report = self._report
+        self._report = Report()
+        self._observe(report)
+
     def _dispatch(self) -> None:
+        self._publish()
         events, self._outbox, together = self._outbox, [], dict[OnEvents, Events]()
         for request, event in events:
             is_last = isinstance(event, Result | IgnError)
             if on_events := self._open.pop(request, None) if is_last else self._open.get(request):
-                together.setdefault(on_events, []).append((request, event))  # without one the caller has gone
+                # without one the caller has gone
+                together.setdefault(on_events, []).append((request, event))
         for on_events, pairs in together.items():
             on_events(pairs)
 
@@ -460,14 +552,22 @@ class Scheduler:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = at
-        self._timer = None if self._loop is None or at == math.inf else self._loop.call_at(at, self._on_timer)
+        self._timer = (
+            None if self._loop is None or at == math.inf else self._loop.call_at(at, self._on_timer)
+        )
 
     def _on_timer(self) -> None:
         # The first event of a streamed request ends its deadline.
         now = 0.0 if self._loop is None else self._loop.time() + _TIMER_S
-        late = [request for request in self._open if request.timeout_at <= now and request.expires < math.inf]
+        late = [
+            request
+            for request in self._open
+            if request.timeout_at <= now and request.expires < math.inf
+        ]
         self._fail(late, "the deadline passed", DeadlineExceeded)
-        self._set_timer(min((r.timeout_at for r in self._open if r.expires < math.inf), default=math.inf))
+        self._set_timer(
+            min((r.timeout_at for r in self._open if r.expires < math.inf), default=math.inf)
+        )
 
     def _fail_all(self) -> None:
         self._set_timer(math.inf)
@@ -510,27 +610,9 @@ def _set_last(end: "asyncio.Future[Event]", events: Events) -> None:
         end.set_result(events[-1][1])
 
 
-def _not_finite_error(piece: Slice, index: int, steps: int) -> IgnError:
-    # The caller's fault, if the first step overflows from values that no seed and no image has.
-    if piece.steps == 0 and steps == 1 and np.abs(piece.rows[index]).max() > LARGE:
-        return InvalidContent(f"f of these rows is not finite: they hold values beyond ±{LARGE:.0f}")
-    return ModelFailure("the model gave values that are not finite")
-
-
 def _request_ids(requests: Iterable[ScheduledRequest]) -> str:
-    ids = [name for name in dict.fromkeys(request.params.request_id for request in requests) if name]
+    ids = [
+        name for name in dict.fromkeys(request.params.request_id for request in requests) if name
+    ]
     more = f" and {len(ids) - _MAX_LOGGED_IDS} more" if len(ids) > _MAX_LOGGED_IDS else ""
     return f"; requests {', '.join(ids[:_MAX_LOGGED_IDS])}{more}" if ids else ""
-
-
-def check_rows(requests: Sequence[tuple[FloatRows, SchedulingParams]], shape: tuple[int, int, int]) -> None:
-    """Raise `ValueError` unless rows and masks fit a model with rows of this shape."""
-    channels, height, width = shape
-    for rows, params in requests:
-        n, mask = len(rows), params.keep_mask
-        if n < 1 or rows.shape[1:] != shape or rows.dtype != np.float32:
-            raise ValueError(f"rows must be float32 (N ≥ 1, {channels}, {height}, {width})")
-        if mask is None:
-            continue
-        if mask.shape not in [(n, c, height, width) for c in (1, channels)] or mask.dtype != np.bool_:
-            raise ValueError(f"keep_mask must be bool ({n}, 1 or {channels}, {height}, {width})")

@@ -1,9 +1,11 @@
-"""Server processes: what one of them does, and the supervisor of several on one port (`IGN_WORKERS`).
+"""Server processes: what one of them does, and the supervisor of several on one port
+(`IGN_WORKERS`).
 
-Each of several has a socket of its own, and the kernel distributes connections among those that listen (SO_REUSEPORT).
-So a process gets none until its models are ready; an inherited socket that listens would give it some. Each has its own
-models, queue and batches, which is for CPUs: on a GPU, a second process would split the batches. The event loop of each
-sends a beat to the supervisor every second. Without one for 10 s it is killed and replaced, as if it had died.
+Each of several has a socket of its own, and the kernel distributes connections among those that
+listen (SO_REUSEPORT). So a process gets none until its models are ready; an inherited socket that
+listens would give it some. Each has its own models, queue and batches, which is for CPUs: on a GPU,
+a second process would split the batches. The event loop of each sends a beat to the supervisor
+every second. Without one for 10 s it is killed and replaced, as if it had died.
 """
 
 import asyncio
@@ -37,35 +39,54 @@ from service.observability.metrics import Metrics
 from service.server import uvicorn_server
 from service.settings import Settings
 
-ChildMain = Callable[[Settings, Connection], None]  # importable by name, because processes are spawned
+# importable by name, because processes are spawned
+ChildMain = Callable[[Settings, Connection], None]
 
 _LOG = logging.getLogger("service")
-_ACCEPTS_PER_TICK: Final = 8  # uvloop accepts one per listening socket, so there are as many duplicates of the socket
-_RESTART_INTERVAL_S: Final = 1.0  # between the start of a process and that of its replacement, at least
+_ACCEPTS_PER_TICK: Final = (
+    8  # uvloop accepts one per listening socket, so there are as many duplicates of the socket
+)
+_RESTART_INTERVAL_S: Final = (
+    1.0  # between the start of a process and that of its replacement, at least
+)
 _MAX_INTERVALS: Final = 60  # … for one that dies again and again
-_SERVED_S: Final = 10.0  # a process that dies after listening for so long does not die again and again
-_MOST_FAILURES: Final = 5  # deaths of each process in a row before one listens, after which the service ends
+_SERVED_S: Final = (
+    10.0  # a process that dies after listening for so long does not die again and again
+)
+_MOST_FAILURES: Final = (
+    5  # deaths of each process in a row before one listens, after which the service ends
+)
 _TICK_S: Final = 1.0  # between two looks at the processes
 _SILENCE_S: Final = 10.0  # without a beat
-_START_SILENCE_S: Final = 60.0  # … before the first one: a process imports modules before its event loop runs
+_START_SILENCE_S: Final = (
+    60.0  # … before the first one: a process imports modules before its event loop runs
+)
 _KILL_S: Final = 4.0  # after the time of draining; a process that is not stopped ends within 3 s
 _JOIN_S: Final = 0.5  # for threads that are about to end
-_MESSAGE: Final = 2000  # characters of an error at most: a connection takes so many whole, or not at all
-_MOST_CHANGES: Final = 16  # of models at a time: the supervisor must not wait for room in the pipe of one that hangs
-_MOST_OF_NAME: Final = 80  # characters of a model's name; valid ones are shorter, and an error says no more of others
+_MESSAGE: Final = (
+    2000  # characters of an error at most: a connection takes so many whole, or not at all
+)
+_MOST_CHANGES: Final = (
+    16  # of models at a time: the supervisor must not wait for room in the pipe of one that hangs
+)
+_MOST_OF_NAME: Final = (
+    80  # characters of a model's name; valid ones are shorter, and an error says no more of others
+)
 _GC_THRESHOLD: Final = 10_000  # new objects between two collections; Python's default is 700
 
 
 def child_main(settings: Settings, messages: Connection) -> None:
     """The main function of one of several server processes.
 
-    It sends None every second, "" when it listens, or the reason why it does not start; `_Parent` says what else. It
-    drains upon SIGTERM and when its parent ends. systemd sends SIGTERM to every process, and the parent passes its own
-    on, so a second SIGTERM changes nothing; SIGINT ends the requests of a process that drains.
+    It sends None every second, "" when it listens, or the reason why it does not start; `_Parent`
+    says what else. It drains upon SIGTERM and when its parent ends. systemd sends SIGTERM to every
+    process, and the parent passes its own on, so a second SIGTERM changes nothing; SIGINT ends the
+    requests of a process that drains.
     """
     # Ctrl-C in a terminal then reaches the parent only, which passes it on as SIGTERM.
     os.setpgrp()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # discards a SIGINT that arrived while the parent blocked it
+    # discards a SIGINT that arrived while the parent blocked it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     configure_logging(settings)
     try:
@@ -78,7 +99,9 @@ def child_main(settings: Settings, messages: Connection) -> None:
 
 
 def _report(messages: Connection, content: object) -> bool:
-    """Send a message to the parent; whether it was sent, as there may be no room for it while the parent is stopped."""
+    """Send a message to the parent; whether it was sent, as there may be no room for it while the
+    parent is stopped.
+    """
     try:
         messages.send(content)
     except BlockingIOError:
@@ -89,11 +112,12 @@ def _report(messages: Connection, content: object) -> bool:
 
 
 class _Parent:
-    """The connection of a server process to its supervisor, by which all processes change their models together.
+    """The connection of a server process to its supervisor, by which all processes change their
+    models together.
 
-    Belongs to the event loop of the process. The process sends a request as `(number, change)`. The supervisor sends
-    `(name, change)` to every process. Each makes the change, and sends `(name, error or None)`. Then the supervisor
-    answers the request with `(number, error or None)`.
+    Belongs to the event loop of the process. The process sends a request as `(number, change)`. The
+    supervisor sends `(name, change)` to every process. Each makes the change, and sends `(name,
+    error or None)`. Then the supervisor answers the request with `(number, error or None)`.
     """
 
     def __init__(self, messages: Connection, registry: ModelRegistry) -> None:
@@ -102,7 +126,8 @@ class _Parent:
         self._numbers, self._tasks = itertools.count(), set[asyncio.Task[None]]()
 
     async def begin(self) -> None:
-        """Unload the models that the first message names: they were unloaded before this process started.
+        """Unload the models that the first message names: they were unloaded before this process
+        started.
 
         From then on the process makes the changes that the supervisor sends.
         """
@@ -113,7 +138,9 @@ class _Parent:
         self._loop.add_reader(self._messages.fileno(), self._receive)
 
     async def change(self, change: ModelChange) -> None:
-        """As `ModelRegistry.change`, in every process; raises the first error of one, when all have tried."""
+        """As `ModelRegistry.change`, in every process; raises the first error of one, when all have
+        tried.
+        """
         number = next(self._numbers)
         answer = self._answers[number] = self._loop.create_future()
         await self._send(number, change._replace(name=change.name[:_MOST_OF_NAME]))
@@ -149,13 +176,16 @@ class _Parent:
             await asyncio.sleep(_TICK_S)
 
 
-def run_server(settings: Settings, listener: socket.socket, messages: Connection | None = None) -> int:
+def run_server(
+    settings: Settings, listener: socket.socket, messages: Connection | None = None
+) -> int:
     """Serve on a socket until a signal, or until no device is left.
 
-    With ``messages``, the connection to its parent, the socket is only bound, and listens when the models are ready.
+    With ``messages``, the connection to its parent, the socket is only bound, and listens when the
+    models are ready.
 
-    The exit status is 0, or 1 if no device is left: a new process may have the device again. Raises StartupError if a
-    setting or a model is unusable.
+    The exit status is 0, or 1 if no device is left: a new process may have the device again. Raises
+    StartupError if a setting or a model is unusable.
     """
     from service.app import build_services, create_app, make_connections
 
@@ -201,9 +231,11 @@ def run_server(settings: Settings, listener: socket.socket, messages: Connection
 
 
 def tune_gc() -> None:
-    """Exclude all objects that exist now, modules and models, from garbage collection, and make collections rare.
+    """Exclude all objects that exist now, modules and models, from garbage collection, and make
+    collections rare.
 
-    Requests create no reference cycles. Without this, collections that find nothing take 5 % of the CPU time.
+    Requests create no reference cycles. Without this, collections that find nothing take 5 % of the
+    CPU time.
     """
     gc.collect()
     gc.freeze()
@@ -211,10 +243,16 @@ def tune_gc() -> None:
 
 
 def leave(status: int) -> NoReturn:
-    """End this process, also if a thread is busy or the log cannot be written: Python would wait for both."""
+    """End this process, also if a thread is busy or the log cannot be written: Python would wait
+    for both.
+    """
     written = flush_log()
     deadline = time.monotonic() + _JOIN_S
-    busy = [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
+    busy = [
+        thread
+        for thread in threading.enumerate()
+        if not thread.daemon and thread is not threading.main_thread()
+    ]
     for thread in busy:
         thread.join(max(0.0, deadline - time.monotonic()))
     if written and not any(thread.is_alive() for thread in busy):
@@ -232,13 +270,18 @@ def configure_logging(settings: Settings) -> None:
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     # It warns about each malformed form, which the response already reports.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
-    logging.getLogger("service.access").setLevel(logging.INFO if settings.access_log else logging.WARNING)
-    # The formatters do not use thread and process names, and finding them costs time for each request.
+    logging.getLogger("service.access").setLevel(
+        logging.INFO if settings.access_log else logging.WARNING
+    )
+    # The formatters do not use thread and process names, and finding them costs time for each
+    # request.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
 
 def per_process_settings(settings: Settings) -> Settings:
-    """The settings of one process: an equal share of the limits, but always room for one full request."""
+    """The settings of one process: an equal share of the limits, but always room for one full
+    request.
+    """
 
     def share(limit: int, minimum: int = 1) -> int:
         return max(minimum, math.ceil(limit / settings.workers))
@@ -254,18 +297,22 @@ def per_process_settings(settings: Settings) -> Settings:
 
 
 def supervise(settings: Settings, main: ChildMain, *, on_listening: Callable[[], None]) -> int:
-    """Run `settings.workers` server processes until a signal of `stop_signals`. Call it in the main thread.
+    """Run `settings.workers` server processes until a signal of `stop_signals`. Call it in the main
+    thread.
 
-    The first signal drains them, a second one ends their requests. ``on_listening`` is called when the first listens.
+    The first signal drains them, a second one ends their requests. ``on_listening`` is called when
+    the first listens.
 
-    The exit status is 0 if every process stopped cleanly, else the status of the first that did not, or the number of
-    the signal that killed it. Raises StartupError if a process did not start, or processes die again and again before
-    one listens; the others are stopped.
+    The exit status is 0 if every process stopped cleanly, else the status of the first that did
+    not, or the number of the signal that killed it. Raises StartupError if a process did not start,
+    or processes die again and again before one listens; the others are stopped.
     """
     try:
         folder = tempfile.TemporaryDirectory(prefix="ign-metrics-", ignore_cleanup_errors=True)
     except OSError as exc:
-        raise StartupError(f"IGN_WORKERS={settings.workers} needs a folder in TMPDIR: {exc.strerror}") from exc
+        raise StartupError(
+            f"IGN_WORKERS={settings.workers} needs a folder in TMPDIR: {exc.strerror}"
+        ) from exc
     with folder as name:
         return _Supervisor(settings, main, on_listening, Path(name)).run()
 
@@ -293,28 +340,38 @@ class _Call:
 
 
 class _Supervisor:
-    def __init__(self, settings: Settings, main: ChildMain, on_listening: Callable[[], None], folder: Path) -> None:
-        self._settings, self._main, self._on_listening, self._folder = settings, main, on_listening, folder
+    def __init__(
+        self, settings: Settings, main: ChildMain, on_listening: Callable[[], None], folder: Path
+    ) -> None:
+        self._settings = settings
+        self._main = main
+        self._on_listening = on_listening
+        self._folder = folder
         self._child_settings = per_process_settings(settings)
         self._metrics = Metrics.of_supervisor(folder / "supervisor.prom")
         self._context = multiprocessing.get_context("spawn")
-        # Signal handlers only write into this pipe: an OSError of a handler within `is_alive` would lose the status.
+        # Signal handlers only write into this pipe: an OSError of a handler within `is_alive` would
+        # lose the status.
         self._signals, self._signalled = self._context.Pipe(duplex=False)
         self._children: list[_Child] = []
         self._calls: list[_Call] = []
         self._unloaded: set[str] = set()  # names that a replacement unloads before it listens
-        self._starts: list[tuple[float, int, int]] = []  # when to start a replacement, its place, and `deaths` there
+        self._starts: list[
+            tuple[float, int, int]
+        ] = []  # when to start a replacement, its place, and `deaths` there
         self._failures = 0  # processes that died before they listened, since one has listened
         self._looked = time.monotonic()
         self._kill_at = math.inf
         self._listening = self._stopping = False
-        self._status, self._error = 0, ""
+        self._status = 0
+        self._error = ""
 
     def run(self) -> int:
         numbers = stop_signals()
         for number in numbers:
             signal.signal(number, lambda *_: self._signalled.send(None))
-        resource_tracker.ensure_running()  # else `Process.start` starts it, and that unblocks SIGINT
+        # else `Process.start` starts it, and that unblocks SIGINT
+        resource_tracker.ensure_running()
         try:
             for place in range(self._settings.workers):
                 self._start(place)
@@ -329,15 +386,23 @@ class _Supervisor:
         return self._status
 
     def _start(self, place: int, deaths: int = 0) -> None:
-        """Start a process; raises `OSError` if the system has no files, processes or memory for it."""
-        self._folder.mkdir(mode=0o700, exist_ok=True)  # a program that cleans folders may have removed it
+        """Start a process; raises `OSError` if the system has no files, processes or memory for
+        it.
+        """
+        # a program that cleans folders may have removed it
+        self._folder.mkdir(mode=0o700, exist_ok=True)
         share_metrics(self._folder / f"{place}.prom")
         messages, its_messages = self._context.Pipe()
-        running = {call.change.name for call in self._calls if call.waits_for and not call.change.loads}
+        running = {
+            call.change.name for call in self._calls if call.waits_for and not call.change.loads
+        }
         messages.send(self._unloaded | running)
         with its_messages:
-            process = self._context.Process(target=self._main, args=(self._child_settings, its_messages))
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited; the child unblocks it later
+            process = self._context.Process(
+                target=self._main, args=(self._child_settings, its_messages)
+            )
+            # inherited; the child unblocks it later
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
                 process.start()
             finally:
@@ -346,12 +411,15 @@ class _Supervisor:
 
     def _watch(self) -> None:
         handles: list[int | Connection] = [child.process.sentinel for child in self._children]
-        handles += [child.messages for child in self._children if not child.is_killed]  # at its end before it is dead
+        # at its end before it is dead
+        handles += [child.messages for child in self._children if not child.is_killed]
         until = min([start for start, *_ in self._starts], default=math.inf) - time.monotonic()
         wait([self._signals, *handles], max(0.0, min(_TICK_S, until)))
-        # If this process was stopped, beats wait in the pipes, and the pause counts as two ticks at most.
+        # If this process was stopped, beats wait in the pipes, and the pause counts as two ticks at
+        # most.
         now = time.monotonic()
-        passed, self._looked = min(now - self._looked, 2 * _TICK_S), now
+        passed = min(now - self._looked, 2 * _TICK_S)
+        self._looked = now
         self._receive_signals()
         for child in list(self._children):
             child.silence += passed
@@ -371,7 +439,8 @@ class _Supervisor:
         with contextlib.suppress(EOFError, OSError):  # the process is gone
             while child.messages.poll():
                 message = child.messages.recv()
-                child.silence, child.has_beaten = 0.0, True
+                child.silence = 0.0
+                child.has_beaten = True
                 match message:
                     case int(number), change:
                         self._calls.append(_Call(change, child, number))
@@ -379,7 +448,8 @@ class _Supervisor:
                     case name, error:
                         self._end_changes(child, name, error)
                     case "":
-                        child.listened, self._failures = time.monotonic(), 0
+                        child.listened = time.monotonic()
+                        self._failures = 0
                         if not self._listening:
                             self._listening = True
                             self._on_listening()
@@ -387,7 +457,9 @@ class _Supervisor:
                         self._fail(reason)
 
     def _begin_changes(self) -> None:
-        """Begin the first change of each name; those of one name come in the same order everywhere."""
+        """Begin the first change of each name; those of one name come in the same order
+        everywhere.
+        """
         processes = {child for child in self._children if not child.is_killed}
         if not processes:  # nobody is left who asks
             self._calls.clear()
@@ -404,8 +476,12 @@ class _Supervisor:
                 for child in processes:
                     self._send(child, name, call.change)
 
-    def _end_changes(self, child: _Child, name: str | None = None, error: IgnError | None = None) -> None:
-        """A process has made the change of this name, or, without a name, it is gone: none waits for it any more."""
+    def _end_changes(
+        self, child: _Child, name: str | None = None, error: IgnError | None = None
+    ) -> None:
+        """A process has made the change of this name, or, without a name, it is gone: none waits
+        for it any more.
+        """
         for call in [*self._calls]:
             if child not in call.waits_for or name not in (None, call.change.name):
                 continue
@@ -428,7 +504,9 @@ class _Supervisor:
         if child.is_killed or (now < self._kill_at and (self._stopping or child.silence < silence)):
             return
         child.is_killed = True
-        reason = "did not stop in time" if self._stopping else f"sent no beat for {child.silence:.0f} s"
+        reason = (
+            "did not stop in time" if self._stopping else f"sent no beat for {child.silence:.0f} s"
+        )
         _LOG.error("process %s %s and is killed", child.process.pid, reason)
         child.process.kill()
 
@@ -444,14 +522,22 @@ class _Supervisor:
             return
         deaths = 0 if time.monotonic() - child.listened >= _SERVED_S else child.deaths
         pause = _RESTART_INTERVAL_S * min(2**deaths, _MAX_INTERVALS)
-        _LOG.error("process %s ended with status %s; next start %g s after its own", child.process.pid, status, pause)
+        _LOG.error(
+            "process %s ended with status %s; next start %g s after its own",
+            child.process.pid,
+            status,
+            pause,
+        )
         self._starts.append((child.started + pause, child.place, deaths + 1))
         self._metrics.process_replacements("hung" if child.is_killed else "ended").inc()
         self._metrics.publish()
         self._failures += child.listened == math.inf
         is_any_listening = any(other.listened < math.inf for other in self._children)
         if self._failures >= _MOST_FAILURES * self._settings.workers and not is_any_listening:
-            self._fail(f"server processes died {self._failures} times in a row before one served, see the log")
+            self._fail(
+                f"server processes died {self._failures} times in a row before one served, "
+                f"see the log"
+            )
 
     def _start_replacements(self, now: float) -> None:
         due = [each for each in self._starts if each[0] <= now]

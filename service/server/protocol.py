@@ -4,7 +4,8 @@ made ──first byte──▶ head ──complete──▶ busy ──last resp
   │ head_timeout_s     │ head_timeout_s   │ limits of the         │ uvicorn's timeout_keep_alive
   ▼ close              ▼ 408              ▼ application           ▼ close
 
-A connection that reaches max_connection_age_s closes with its next response: nothing that was sent is lost.
+A connection that reaches max_connection_age_s closes with its next response: nothing that was sent
+is lost.
 """
 
 import asyncio
@@ -15,20 +16,32 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from service.api.heads import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED, check_head_size
 from service.domain.errors import HeadTooLarge, IgnError, MalformedRequest, TooManyConnections
-from service.server.open_connections import LINGER_S, Flow, LingeringTransport, OpenConnections, whole_response
+from service.server.open_connections import (
+    LINGER_S,
+    Flow,
+    LingeringTransport,
+    OpenConnections,
+    whole_response,
+)
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """One connection. A test lists the names that it uses of uvicorn, whose version pyproject.toml limits."""
+    """One connection. A test lists the names that it uses of uvicorn, whose version pyproject.toml
+    limits.
+    """
 
     def __init__(self, *args: Any, connections: OpenConnections, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._connections = connections
         self._running: RequestResponseCycle | None = None  # `cycle` is the one that arrived last
-        self._unplaced = 0  # bytes received since the parser last completed a head or found a part of a body
+        self._unplaced = (
+            0  # bytes received since the parser last completed a head or found a part of a body
+        )
         self._is_rejected = False  # what arrives is ignored
         self._expires = connections.expiry()
-        self._last: RequestResponseCycle | None = None  # closes the connection, because it has expired
+        self._last: RequestResponseCycle | None = (
+            None  # closes the connection, because it has expired
+        )
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count the connection."""
@@ -47,7 +60,9 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Keep the connection shortly for the response to a whole request; a client that has left looks the same."""
+        """Keep the connection shortly for the response to a whole request; a client that has left
+        looks the same.
+        """
         if self._is_idle() or self.cycle.more_body or self.cycle.response_started:
             return False
         self.loop.call_later(LINGER_S, self.transport.close)
@@ -66,10 +81,18 @@ class HttpProtocol(HttpToolsProtocol):
                 data = self._feed(data)
             check_head_size(self._unplaced, len(self.headers or ()))
         except (httptools.HttpParserError, HeadTooLarge) as exc:
-            cause = exc if isinstance(exc, HeadTooLarge) else exc.__context__  # what a callback has raised
-            if not isinstance(cause, IgnError | ValueError | AttributeError | httptools.HttpParserError | None):
-                raise  # a fault of this program; uvicorn fails with AttributeError on a URL without a path
-            error = cause if isinstance(cause, IgnError) else MalformedRequest("the request is not HTTP/1.1")
+            # what a callback has raised
+            cause = exc if isinstance(exc, HeadTooLarge) else exc.__context__
+            if not isinstance(
+                cause, IgnError | ValueError | AttributeError | httptools.HttpParserError | None
+            ):
+                # a fault of this program; uvicorn fails with AttributeError on a URL without a path
+                raise
+            error = (
+                cause
+                if isinstance(cause, IgnError)
+                else MalformedRequest("the request is not HTTP/1.1")
+            )
             reason = "pipelining" if isinstance(error, TooManyConnections) else error.code
             self._connections.metrics.closed_connections(reason).inc()
             self.reject(error)
@@ -79,9 +102,14 @@ class HttpProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as exc:
-            # httptools takes what follows for another protocol. There is none (RFC 9110, 7.8): a new parser gets the
-            # head without `Upgrade`. The callbacks skip the first pass, where `should_upgrade` is true.
-            line = b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+            # httptools takes what follows for another protocol. There is none (RFC 9110, 7.8): a
+            # new parser gets the head without `Upgrade`. The callbacks skip the first pass, where
+            # `should_upgrade` is true.
+            line = b"%s %s HTTP/%s" % (
+                self.parser.get_method(),
+                self.url,
+                self.parser.get_http_version().encode(),
+            )
             fields = [b"%s: %s" % field for field in self.headers if field[0] != b"upgrade"]
             self.parser = httptools.HttpRequestParser(self)
             return b"\r\n".join((line, *fields, b"", data[exc.args[0] :]))
@@ -99,7 +127,8 @@ class HttpProtocol(HttpToolsProtocol):
             raise MalformedRequest("the method CONNECT is not supported")
         if self.parser.should_upgrade():
             return
-        if self._unplaced > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:  # else the head is surely smaller
+        # else the head is surely smaller
+        if self._unplaced > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             check_head_size(size, len(self.headers))
         if len(self.pipeline) >= MAX_PIPELINED and not self._is_rejected:
@@ -108,7 +137,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._connections.on_busy(self)
         # Deadlines count from here, also of a request that waits.
         self.scope["state"]["arrival"] = self._connections.clock()
-        self.expect_100_continue &= self.parser.get_http_version() != "1.0"  # RFC 9110, section 10.1.1
+        # RFC 9110, section 10.1.1
+        self.expect_100_continue &= self.parser.get_http_version() != "1.0"
         super().on_headers_complete()
         cast(dict[str, Any], self.scope)["extensions"] = whole_response(self.cycle)
         self.headers = []  # for trailers, which are no headers of the request
@@ -121,11 +151,14 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Tell the application that the body is here, but for the first pass of a head with `Upgrade`."""
+        """Tell the application that the body is here, but for the first pass of a head with
+        `Upgrade`.
+        """
         if not self.parser.should_upgrade():
             self.scope["state"]["is_received"] = True
             super().on_message_complete()
-            if self.flow.read_paused:  # by a large body; else the end of the connection is not noticed
+            # by a large body; else the end of the connection is not noticed
+            if self.flow.read_paused:
                 self.flow.resume_reading()
 
     def on_response_complete(self) -> None:
@@ -140,20 +173,27 @@ class HttpProtocol(HttpToolsProtocol):
         self._running = cycle
         is_old = self._connections.clock() > self._expires
         if cycle.keep_alive and not self.pipeline and (is_old or self._connections.leaving):
-            self._last, cycle.keep_alive = cycle, False
+            self._last = cycle
+            cycle.keep_alive = False
             cycle.transport = cast(asyncio.Transport, LingeringTransport(self.transport, self.flow))
-            cast(list[tuple[bytes, bytes]], cycle.scope["headers"]).insert(0, (b"connection", b"close"))
+            cast(list[tuple[bytes, bytes]], cycle.scope["headers"]).insert(
+                0, (b"connection", b"close")
+            )
             if is_old:
                 self._connections.metrics.closed_connections("age").inc()
         super()._start_asgi_task(cycle, app)
 
     def _is_idle(self) -> bool:
-        return bool(getattr(self.cycle, "response_complete", True))  # there is none before the first request
+        # there is none before the first request
+        return bool(getattr(self.cycle, "response_complete", True))
 
     def reject(self, error: IgnError) -> None:
-        """End the connection with a request that has ``state["rejected"]``: the application answers it in turn."""
+        """End the connection with a request that has ``state["rejected"]``: the application answers
+        it in turn.
+        """
         self._is_rejected = True
-        if not self._is_idle() and self.cycle.more_body:  # the body is wrong: the error takes the place of its request
+        # the body is wrong: the error takes the place of its request
+        if not self._is_idle() and self.cycle.more_body:
             if self.pipeline:
                 self.pipeline.popleft()
             elif self.cycle.response_started:
@@ -162,11 +202,14 @@ class HttpProtocol(HttpToolsProtocol):
                 self.cycle.disconnected = self.cycle.response_complete = True
                 self.cycle.waiting_for_100_continue = False
                 self.cycle.message_event.set()
-        # The path is left out as the rest of the head is, but errors below /v1 have a form of their own.
+        # The path is left out as the rest of the head is, but errors below /v1 have a form of their
+        # own.
         path = "/v1/" if (self.url or b"").startswith(b"/v1/") else ""
         self.parser = httptools.HttpRequestParser(self)
         self.parser.feed_data(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
-        cast(dict[str, Any], self.cycle.scope).update(method="-", path=path, raw_path=b"", headers=[])
+        cast(dict[str, Any], self.cycle.scope).update(
+            method="-", path=path, raw_path=b"", headers=[]
+        )
         self.cycle.scope["state"]["rejected"] = error
         last = LingeringTransport(self.transport, self.flow)
         last.pause_reading()

@@ -27,12 +27,18 @@ from service.server.open_connections import OpenConnections
 from service.server.protocol import HttpProtocol
 
 KEEP_ALIVE_S: Final = 75
-"""Seconds that an idle connection stays open: longer than in most load balancers (60 s). If the server closed first,
-a proxy could send a POST on a closed connection, and it does not send a POST twice."""
+"""Seconds that an idle connection stays open: longer than in most load balancers (60 s). If the
+server closed first, a proxy could send a POST on a closed connection, and it does not send a POST
+twice.
+"""
 _EXIT_GRACE_S: Final = 3.0  # after the time of draining, to close connections and models
-_HANDSHAKE_S: Final = 0.1  # for connections that the kernel has begun when the server stops listening
+_HANDSHAKE_S: Final = (
+    0.1  # for connections that the kernel has begun when the server stops listening
+)
 _BEAT_S: Final = 1.0
-_QUIET_S: Final = 0.5  # a stopping server closes a connection on which nothing has arrived for this time
+_QUIET_S: Final = (
+    0.5  # a stopping server closes a connection on which nothing has arrived for this time
+)
 _LAST_REQUESTS_S: Final = 1.0  # for all connections to become quiet
 
 BACKLOG: Final = 2048
@@ -54,8 +60,9 @@ _UNACCOUNTED: Final = 200 << 20  # bytes
 class MemoryCheck:
     """Collects garbage once the process holds 200 MiB more than its requests account for.
 
-    Requests create no reference cycles, so collections are rare: see `tune_gc` of `service.server.process`. If one
-    does, its arrays would stay until the next collection. Belongs to one event loop.
+    Requests create no reference cycles, so collections are rare: see `tune_gc` of
+    `service.server.process`. If one does, its arrays would stay until the next collection. Belongs
+    to one event loop.
     """
 
     def __init__(self, resident: Callable[[], int] = resident_bytes) -> None:
@@ -66,25 +73,34 @@ class MemoryCheck:
         """Compare with the bytes that requests in flight account for."""
         if self._resident() - accounted > self._usual + _UNACCOUNTED:
             gc.collect()
-            # What is left belongs to models and their sessions, which grow with their first large rows.
+            # What is left belongs to models and their sessions, which grow with their first large
+            # rows.
             self._usual = self._resident() - accounted
 
 
 class IgnServer(uvicorn.Server):
-    """uvicorn with the shutdown of docs/http-api.md: keep listening, answer 503, exit when no request is in flight.
+    """uvicorn with the shutdown of docs/http-api.md: keep listening, answer 503, exit when no
+    request is in flight.
 
     Only this class sets `AppState.in_flight.draining`. All methods run in the event loop.
 
-    ``beat`` is that of a child, one of several server processes: the event loop calls it every second. The app of a
-    child starts without its sockets, which `add_sockets` takes. A second SIGTERM changes nothing there, see
-    `service.server.process.child_main`.
+    ``beat`` is that of a child, one of several server processes: the event loop calls it every
+    second. The app of a child starts without its sockets, which `add_sockets` takes. A second
+    SIGTERM changes nothing there, see `service.server.process.child_main`.
     """
 
-    def __init__(self, config: Config, services: AppState, connections: OpenConnections, beat: Beat | None) -> None:
+    def __init__(
+        self, config: Config, services: AppState, connections: OpenConnections, beat: Beat | None
+    ) -> None:
         super().__init__(config)
-        self._services, self._connections, self._beat = services, connections, beat
-        self._drain_task: asyncio.Task[None] | None = None  # a task without a reference may be collected
-        self._has_ended, self._next_beat = threading.Event(), 0.0
+        self._services = services
+        self._connections = connections
+        self._beat = beat
+        self._drain_task: asyncio.Task[None] | None = (
+            None  # a task without a reference may be collected
+        )
+        self._has_ended = threading.Event()
+        self._next_beat = 0.0
         self._memory = MemoryCheck()
         self.aborted = False  # whether it stopped because it could not serve any more
 
@@ -96,7 +112,9 @@ class IgnServer(uvicorn.Server):
             self._has_ended.set()
 
     async def on_tick(self, counter: int) -> bool:
-        """Send a beat every second; uvicorn calls this ten times a second, if the event loop has time for it."""
+        """Send a beat every second; uvicorn calls this ten times a second, if the event loop has
+        time for it.
+        """
         if time.monotonic() >= self._next_beat:
             self._next_beat = time.monotonic() + _BEAT_S
             self._memory.check(self._services.in_flight.bytes.total)
@@ -107,7 +125,8 @@ class IgnServer(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Handle signals: the first one drains, the second one ends the requests in flight."""
-        loop, numbers = asyncio.get_running_loop(), stop_signals()
+        loop = asyncio.get_running_loop()
+        numbers = stop_signals()
         for number in numbers:
             loop.add_signal_handler(number, self._on_signal, number)
         try:
@@ -127,7 +146,8 @@ class IgnServer(uvicorn.Server):
         await self._stop_listening(sockets or [])
         end = time.monotonic() + _LAST_REQUESTS_S
         while self.server_state.connections and time.monotonic() < end:
-            for _ in range(2):  # the event loop reads what has arrived, also if this process was not running
+            # the event loop reads what has arrived, also if this process was not running
+            for _ in range(2):
                 await asyncio.sleep(0)
             self._connections.finish(_QUIET_S)
             await asyncio.sleep(_QUIET_S / 10)
@@ -150,14 +170,21 @@ class IgnServer(uvicorn.Server):
                     await loop.connect_accepted_socket(self._protocol, connection)
 
     def _protocol(self) -> asyncio.Protocol:  # as in `uvicorn.Server.startup`
-        config, state = self.config, self.lifespan.state
-        return config.http_protocol_class(config=config, server_state=self.server_state, app_state=state)  # type: ignore[call-arg]
+        config = self.config
+        state = self.lifespan.state
+        return config.http_protocol_class(
+            config=config, server_state=self.server_state, app_state=state
+        )  # type: ignore[call-arg]
 
     async def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
-        """Listen on these bound sockets too, unless the server drains; raises `OSError` if that is not possible."""
+        """Listen on these bound sockets too, unless the server drains; raises `OSError` if that is
+        not possible.
+        """
         loop = asyncio.get_running_loop()
         for one in () if self._drain_task else sockets:
-            self.servers.append(await loop.create_server(self._protocol, sock=one, backlog=self.config.backlog))
+            self.servers.append(
+                await loop.create_server(self._protocol, sock=one, backlog=self.config.backlog)
+            )
 
     def abort(self) -> None:
         """Drain because this process cannot serve any more, but a new one could."""
@@ -173,14 +200,16 @@ class IgnServer(uvicorn.Server):
 
     def _begin_drain(self) -> None:
         if not self._drain_task:
-            settings, in_flight = self._services.settings, self._services.in_flight
+            settings = self._services.settings
+            in_flight = self._services.in_flight
             self._exit_within(settings.drain_s)
             in_flight.leaving = self._connections.leaving = True
             in_flight.draining = settings.drain_delay_s == 0
             self._drain_task = asyncio.get_running_loop().create_task(self._drain())
 
     async def _drain(self) -> None:
-        settings, in_flight = self._services.settings, self._services.in_flight
+        settings = self._services.settings
+        in_flight = self._services.in_flight
         _LOG.info("draining: %d requests in flight", in_flight.count)
         try:
             async with asyncio.timeout(settings.drain_s):
@@ -199,7 +228,9 @@ class IgnServer(uvicorn.Server):
         self.should_exit = True
 
     def _exit_within(self, seconds: float) -> None:
-        """End the process after so many seconds and a grace, unless the server has ended by then."""
+        """End the process after so many seconds and a grace, unless the server has ended by
+        then.
+        """
 
         def wait() -> None:
             if not self._has_ended.wait(seconds + _EXIT_GRACE_S):
@@ -211,7 +242,9 @@ class IgnServer(uvicorn.Server):
 
 
 def config(app: Callable[..., Any], connections: OpenConnections) -> Config:
-    """Configure uvicorn: without its access log, its `Server` header and its handling of proxy headers."""
+    """Configure uvicorn: without its access log, its `Server` header and its handling of proxy
+    headers.
+    """
     protocol = partial(HttpProtocol, connections=connections)
     return Config(
         app,
@@ -229,7 +262,8 @@ def config(app: Callable[..., Any], connections: OpenConnections) -> Config:
 
 
 def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
-    """A socket bound to this address; port 0 takes a free one, and ``shared`` lets others have it too (SO_REUSEPORT).
+    """A socket bound to this address; port 0 takes a free one, and ``shared`` lets others have it
+    too (SO_REUSEPORT).
 
     Raises StartupError if the address is not available.
     """
@@ -246,10 +280,11 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
 
 
 def listen_alone(bound: socket.socket) -> socket.socket:
-    """Listen on a bound socket. On Linux no other service has its address until the socket that this returns is closed.
+    """Listen on a bound socket. On Linux no other service has its address until the socket that
+    this returns is closed.
 
-    Several processes listen later, when their models are ready; till then, the kernel would let others have the port.
-    Raises StartupError if the address is not available.
+    Several processes listen later, when their models are ready; till then, the kernel would let
+    others have the port. Raises StartupError if the address is not available.
     """
     host, port = bound.getsockname()[:2]
     owner = socket.socket(socket.AF_UNIX)
@@ -264,10 +299,12 @@ def listen_alone(bound: socket.socket) -> socket.socket:
 
 
 def stop_handshakes(listener: socket.socket) -> None:
-    """Let the kernel begin no further connection on this socket, where the system can do that (Linux).
+    """Let the kernel begin no further connection on this socket, where the system can do that
+    (Linux).
 
-    A close resets connections that wait to be accepted, so nothing may arrive between the last accept and the close.
-    A client that connects later tries again after a second. Then another process listens, or the client is refused.
+    A close resets connections that wait to be accepted, so nothing may arrive between the last
+    accept and the close. A client that connects later tries again after a second. Then another
+    process listens, or the client is refused.
     """
     program = ctypes.create_string_buffer(_DROP_SYN)
     pointer = struct.pack("HP", len(_DROP_SYN) // 8, ctypes.addressof(program))
@@ -283,9 +320,11 @@ def accept_waiting(listener: socket.socket) -> Iterator[socket.socket]:
 
 
 def write_startup_line(bound: socket.socket) -> None:
-    """Log the URL of this socket, one that a browser on this machine opens. Tests read the port from this line.
+    """Log the URL of this socket, one that a browser on this machine opens. Tests read the port
+    from this line.
 
-    Call it when the service is ready, so that the last line of a service that refuses to start is the refusal.
+    Call it when the service is ready, so that the last line of a service that refuses to start is
+    the refusal.
     """
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if bound.family == socket.AF_INET6 else host

@@ -28,7 +28,8 @@ from tests.helpers.onnx_models import write_model
 from tests.helpers.pictures import chunk
 
 Size = tuple[int, int]  # (H, W) in pixels
-TILE, LONGEST = 64, 16_384
+TILE = 64
+LONGEST = 16_384
 INFER = "/v2/models/tiles/infer"
 _MOST_VALUES = 1 << 20  # of a tensor that is sent whole
 _SENT = 1 << 22  # bytes of a file that are sent at most
@@ -36,7 +37,14 @@ _SENT = 1 << 22  # bytes of a file that are sent at most
 
 def write_tiles(directory: Path) -> Path:
     """The folder of a model that takes and makes images of any size."""
-    write_model(directory, "tiles", "1", (1, TILE, TILE), tiles=Tiles(overlap=8, smaller=(32,)), buckets=(1, 8))
+    write_model(
+        directory,
+        "tiles",
+        "1",
+        (1, TILE, TILE),
+        tiles=Tiles(overlap=8, smaller=(32,)),
+        buckets=(1, 8),
+    )
     return directory
 
 
@@ -70,21 +78,34 @@ def in_json(path: str, accept: str, **options: object) -> Way:
 EDIT = (("prompt", b"-"),)
 PICTURES = ("image/png", "image/webp", "image/jpeg", "image/tiff")
 UPLOADS: dict[str, Way] = {
-    **{f"/project, raw, {accept}": raw("/project", accept) for accept in (*PICTURES, JSON, NPY, EVENTS)},
-    **{f"/project, form, {accept}": form("/project", accept) for accept in (*PICTURES, JSON, NPY, EVENTS)},
+    **{
+        f"/project, raw, {accept}": raw("/project", accept)
+        for accept in (*PICTURES, JSON, NPY, EVENTS)
+    },
+    **{
+        f"/project, form, {accept}": form("/project", accept)
+        for accept in (*PICTURES, JSON, NPY, EVENTS)
+    },
     **{f"/project, JSON, {accept}": in_json("/project", accept) for accept in (JSON, EVENTS)},
     "/project, JSON of arrays": in_json("/project", JSON, format="npy"),
     "/project, recorded stream": in_json("/project", EVENTS, steps=2, record=[0, 1]),
     **{f"/score, raw, {accept}": raw("/score", accept) for accept in (JSON, "image/png")},
-    **{f"/score, {kind}": make("/score", JSON) for kind, make in (("form", form), ("JSON", in_json))},
+    **{
+        f"/score, {kind}": make("/score", JSON)
+        for kind, make in (("form", form), ("JSON", in_json))
+    },
     "/v1/images/edits": form("/v1/images/edits", JSON, *EDIT),
-    "/v1/images/edits, stream": form("/v1/images/edits", EVENTS, *EDIT, ("stream", b"true"), ("partial_images", b"2")),
+    "/v1/images/edits, stream": form(
+        "/v1/images/edits", EVENTS, *EDIT, ("stream", b"true"), ("partial_images", b"2")
+    ),
 }
 """Every endpoint that takes images, in every kind of body, with every kind of answer."""
 
 
 def generated(accept: str) -> Callable[[Size, int], bytes]:
-    return lambda size, count: post("/generate", {"height": size[0], "width": size[1], "n": count}, accept)
+    return lambda size, count: post(
+        "/generate", {"height": size[0], "width": size[1], "n": count}, accept
+    )
 
 
 def inferred(*, is_binary: bool) -> Callable[[Size, int], bytes]:
@@ -96,7 +117,9 @@ def inferred(*, is_binary: bool) -> Callable[[Size, int], bytes]:
         tensor: dict[str, object] = {"name": "x", "shape": [count, 1, *size], "datatype": "FP32"}
         if not is_binary:
             return post(INFER, {"inputs": [tensor | {"data": [0] * values}]})
-        head = json.dumps({"inputs": [tensor | {"parameters": {"binary_data_size": 4 * values}}]}).encode()
+        head = json.dumps(
+            {"inputs": [tensor | {"parameters": {"binary_data_size": 4 * values}}]}
+        ).encode()
         return request(INFER, head + bytes(4 * values), {HEADER_LENGTH: str(len(head))})
 
     return make
@@ -123,7 +146,9 @@ CASES = list(product(product(SIDES, SIDES), (1, 64)))
 @contextmanager
 def asking(service: Service, data: bytes, **headers: str) -> Iterator[socket.socket]:
     """A connection on which a request is sent, and nothing is read yet."""
-    fields = {name.replace("_", "-"): value for name, value in headers.items()} | {"Connection": "close"}
+    fields = {name.replace("_", "-"): value for name, value in headers.items()} | {
+        "Connection": "close"
+    }
     with socket.create_connection(service.address, PATIENCE_S) as connection:
         connection.sendall(with_headers(data, fields))
         yield connection
@@ -132,7 +157,8 @@ def asking(service: Service, data: bytes, **headers: str) -> Iterator[socket.soc
 def ask(service: Service, data: bytes, **headers: str) -> int:
     """The status of a request. Of the answer no more than a buffer is kept."""
     with asking(service, data, **headers) as connection:
-        status, buffer = int(connection.recv(12, socket.MSG_WAITALL)[9:]), bytearray(1 << 16)
+        status = int(connection.recv(12, socket.MSG_WAITALL)[9:])
+        buffer = bytearray(1 << 16)
         while connection.recv_into(buffer):
             pass
         return status

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from service.domain.rate_limit import Rate
+from service.domain.accounts import Rate
 from tests.contract.harness import Service, serving, settings, write_keys, write_models
 
 ORIGIN = "https://app.example"
@@ -16,7 +16,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def service(models: Path) -> Iterator[Service]:
-    with serving(settings(models, cors_origins=(ORIGIN,), allowed_hosts=("ign.example",))) as running:
+    with serving(
+        settings(models, cors_origins=(ORIGIN,), allowed_hosts=("ign.example",))
+    ) as running:
         yield running
 
 
@@ -31,7 +33,13 @@ def guarded(models: Path, keys: Path) -> Iterator[Service]:
     """A service with API keys and a rate limit."""
     limit = Rate(100_000, 1.0)
     with serving(
-        settings(models, api_keys_file=keys, cors_origins=(ORIGIN,), allowed_hosts=("ign.example",), rate_limit=limit)
+        settings(
+            models,
+            api_keys_file=keys,
+            cors_origins=(ORIGIN,),
+            allowed_hosts=("ign.example",),
+            rate_limit=limit,
+        )
     ) as running:
         yield running
 

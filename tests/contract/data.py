@@ -15,10 +15,13 @@ from tests.helpers.pictures import noise, save
 
 Pixels = NDArray[np.uint8]
 
-GREY, COLOUR = (1, 8, 8), (3, 8, 8)
+GREY = (1, 8, 8)
+COLOUR = (3, 8, 8)
 
 
-def latents(seed: int, offset: int = 0, n: int = 1, shape: tuple[int, int, int] = GREY) -> FloatRows:
+def latents(
+    seed: int, offset: int = 0, n: int = 1, shape: tuple[int, int, int] = GREY
+) -> FloatRows:
     return NoiseSource(shape).rows(seed, offset, n)
 
 
@@ -50,7 +53,8 @@ def frames(data: bytes, mode: str = "L") -> list[Pixels]:
 
 
 def array(data: bytes) -> FloatRows:
-    # `numpy.load` calls `ast.parse`, which in CPython 3.11 fails if threads call it at once. The service has a lock.
+    # `numpy.load` calls `ast.parse`, which in CPython 3.11 fails if threads call it at once. The
+    # service has a lock.
     rows: FloatRows = read_npy(data).copy()
     return rows
 

@@ -100,7 +100,9 @@ class Clock:
         return self._now()
 
     async def skip(self, seconds: float) -> None:
-        """Go on in steps, in each of which the timers of the loop fire; between them, time stands still."""
+        """Go on in steps, in each of which the timers of the loop fire; between them, time stands
+        still.
+        """
         now = self()
         for step in range(math.ceil(seconds / STEP_S)):
             self._now = partial(float, now + (step + 1) * STEP_S)
@@ -130,7 +132,9 @@ class Service:
     def get(self, path: str, **options: Any) -> httpx.Response:
         return self.client.get(path, **options)
 
-    def post(self, path: str, json: Any = None, *, accept: str | None = None, **options: Any) -> httpx.Response:
+    def post(
+        self, path: str, json: Any = None, *, accept: str | None = None, **options: Any
+    ) -> httpx.Response:
         headers = dict(options.pop("headers", {}))
         if accept is not None:
             headers["Accept"] = accept
@@ -139,11 +143,15 @@ class Service:
         return self.client.post(path, headers=headers, **options)
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of a metric's samples that carry these labels; now, as `/metrics` may be a second old."""
+        """The sum of a metric's samples that carry these labels; now, as `/metrics` may be a second
+        old.
+        """
         self.get("/healthz")  # the event loop has counted the requests before this one
         self.services.update_gauges()
         families = text_string_to_metric_families(self.services.metrics.render()[0].decode())
-        samples = [sample for family in families for sample in family.samples if sample.name == name]
+        samples = [
+            sample for family in families for sample in family.samples if sample.name == name
+        ]
         return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
     def until(self, condition: Callable[[], bool]) -> None:
@@ -159,22 +167,34 @@ class Service:
         self.until_metric("ign_queue_rows", float(rows))
 
     def until_in_flight(self, count: int) -> None:
-        self.until(lambda: self.get("/healthz").is_success and self.services.in_flight.count == count)
+        self.until(
+            lambda: self.get("/healthz").is_success and self.services.in_flight.count == count
+        )
 
     def until_idle(self) -> None:
         """Wait until no request is in flight, without a request."""
-        asyncio.run_coroutine_threadsafe(self.services.in_flight.idle(), self.loop()).result(PATIENCE_S)
+        asyncio.run_coroutine_threadsafe(self.services.in_flight.idle(), self.loop()).result(
+            PATIENCE_S
+        )
 
     def until_bytes(self, condition: Callable[[int], bool]) -> None:
         """Wait for a number of bytes in flight."""
-        self.until(lambda: self.get("/healthz").is_success and condition(self.services.in_flight.bytes.total))
+        self.until(
+            lambda: (
+                self.get("/healthz").is_success and condition(self.services.in_flight.bytes.total)
+            )
+        )
 
     def skip(self, seconds: float = SKIP_S) -> None:
-        """Let time pass at once: what is due meanwhile happens before this returns. Needs the loop `asyncio`."""
+        """Let time pass at once: what is due meanwhile happens before this returns. Needs the loop
+        `asyncio`.
+        """
         assert isinstance(self.loop(), TimedLoop)
         asyncio.run_coroutine_threadsafe(self.clock.skip(seconds), self.loop()).result(PATIENCE_S)
 
-    def overdue(self, send: Callable[[], httpx.Response], begun: Callable[[], object]) -> httpx.Response:
+    def overdue(
+        self, send: Callable[[], httpx.Response], begun: Callable[[], object]
+    ) -> httpx.Response:
         """The response to a request after which, when ``begun`` returns, `SKIP_S` pass."""
         with ThreadPoolExecutor(1) as pool:
             response = pool.submit(send)
@@ -183,14 +203,17 @@ class Service:
             return response.result()
 
     def until_readable(self, connection: Connection) -> None:
-        """Wait for bytes, or the end, on a connection; time is skipped as long as there is nothing."""
+        """Wait for bytes, or the end, on a connection; time is skipped as long as there is
+        nothing.
+        """
         while not connection.is_readable():
             self.skip(10.0)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """The event loop stands still meanwhile, and then finds at once all that was sent."""
-        held, go = threading.Event(), threading.Event()
+        held = threading.Event()
+        go = threading.Event()
 
         def hold() -> None:
             held.set()
@@ -206,7 +229,8 @@ class Service:
     @contextmanager
     def access_log(self) -> Iterator[list[dict[str, Any]]]:
         """The lines of the access log that this service writes meanwhile, as JSON."""
-        handler, logger = _Lines(f"loop of {self.url}"), logging.getLogger("service.access")
+        handler = _Lines(f"loop of {self.url}")
+        logger = logging.getLogger("service.access")
         level = logger.level
         logger.setLevel(logging.INFO)
         logger.addHandler(handler)
@@ -236,7 +260,9 @@ def serving(
     may_refuse: bool = True,
     loop: Literal["auto", "asyncio"] = "auto",
 ) -> Iterator[Service]:
-    """Run the service in a thread of its own; nothing may be logged as an error that the test did not expect."""
+    """Run the service in a thread of its own; nothing may be logged as an error that the test did
+    not expect.
+    """
     refusals: list[StartupError] = []
     clock = Clock()
     services = build_services(settings, clock=clock)
@@ -252,14 +278,18 @@ def serving(
     how.loop, how.timeout_graceful_shutdown = f"tests.helpers.watchdog:{loop}_loop", int(PATIENCE_S)
     server = _Server(how)
     server.clock = clock
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name=f"loop of {url}")
+    thread = threading.Thread(
+        target=server.run, kwargs={"sockets": [listener]}, name=f"loop of {url}"
+    )
     heard = _Errors(thread.name)
     for name in ("asyncio", "uvicorn.error", "service"):
         logging.getLogger(name).addHandler(heard)
     thread.start()
     try:
         with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
-            service = Service(url, client, services, refusals, lambda: server.loop, clock, heard.records)
+            service = Service(
+                url, client, services, refusals, lambda: server.loop, clock, heard.records
+            )
             if ready:
                 service.until(lambda: service.get("/readyz").status_code == 200)
                 watchdog.slow.clear()  # of the start
@@ -317,7 +347,9 @@ def gated(
         gate.opened.set()
 
 
-def later(service: Service, pool: ThreadPoolExecutor, body: dict[str, Any]) -> Callable[[], httpx.Response]:
+def later(
+    service: Service, pool: ThreadPoolExecutor, body: dict[str, Any]
+) -> Callable[[], httpx.Response]:
     """A `/generate` request on a connection of its own; call the result for its response."""
 
     def send() -> httpx.Response:
@@ -334,7 +366,9 @@ def held(
     body: dict[str, Any] | None = None,
     loop: Literal["auto", "asyncio"] = "auto",
 ) -> Iterator[tuple[Service, Gate]]:
-    """A service with one request in the model, until the test opens the gate or ends; the request then succeeds."""
+    """A service with one request in the model, until the test opens the gate or ends; the request
+    then succeeds.
+    """
     with gated(monkeypatch, settings, loop=loop) as (service, gate), ThreadPoolExecutor(1) as pool:
         with gate:
             running = later(service, pool, body or {"steps": 1})
@@ -347,14 +381,17 @@ def held(
 def busy_codec(service: Service) -> Iterator[None]:
     """Every thread of the codec pool is busy."""
     codec = service.services.codec
-    held, free = threading.Barrier(codec.threads + 2), threading.Event()
+    held = threading.Barrier(codec.threads + 2)
+    free = threading.Event()
 
     def hold(_: object) -> None:
         held.wait(PATIENCE_S)
         free.wait(PATIENCE_S)
 
     async def hold_all() -> None:
-        await asyncio.gather(*(codec.run("hold", hold, f"caller {i}") for i in range(codec.threads + 1)))
+        await asyncio.gather(
+            *(codec.run("hold", hold, f"caller {i}") for i in range(codec.threads + 1))
+        )
 
     holder = threading.Thread(target=lambda: asyncio.run(hold_all()))
     holder.start()
@@ -375,7 +412,12 @@ def write_models(directory: Path) -> Path:
 
 
 def settings(models: Path, **changes: Any) -> Settings:
-    values: dict[str, Any] = {"model_dir": models, "default_model": "grey", "device": "cpu", "threads": 1}
+    values: dict[str, Any] = {
+        "model_dir": models,
+        "default_model": "grey",
+        "device": "cpu",
+        "threads": 1,
+    }
     patience = {f"{what}_timeout_s": 2 * PATIENCE_S for what in ("request", "body", "head")}
     return Settings(**(values | patience | changes))
 
@@ -383,7 +425,11 @@ def settings(models: Path, **changes: Any) -> Settings:
 def write_keys(folder: Path, scopes: dict[str, str], **quotas: str) -> Path:
     """A file of API keys; the key of NAME is `NAME-key`."""
     keys = [
-        {"name": name, "sha256": hashlib.sha256(f"{name}-key".encode()).hexdigest(), "scopes": scope.split()}
+        {
+            "name": name,
+            "sha256": hashlib.sha256(f"{name}-key".encode()).hexdigest(),
+            "scopes": scope.split(),
+        }
         | ({"quota": quotas[name]} if name in quotas else {})
         for name, scope in scopes.items()
     ]
@@ -396,7 +442,9 @@ def bearer(name: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {name}-key"}
 
 
-def send(service: Service, path: str, content: bytes, kind: str = "application/json", **options: Any) -> httpx.Response:
+def send(
+    service: Service, path: str, content: bytes, kind: str = "application/json", **options: Any
+) -> httpx.Response:
     headers = {"Content-Type": kind} | options.pop("headers", {})
     return service.client.post(path, content=content, headers=headers, **options)
 
@@ -410,7 +458,9 @@ def checked(response: httpx.Response, schema: type[Model]) -> Model:
     return answer
 
 
-def problem(response: httpx.Response, status: int, code: str, field: str | None = None) -> ProblemDocument:
+def problem(
+    response: httpx.Response, status: int, code: str, field: str | None = None
+) -> ProblemDocument:
     """A failure as the contract says; ``field`` is one of those it names."""
     assert response.status_code == status, response.text
     assert response.headers["Content-Type"] == "application/problem+json"

@@ -33,7 +33,9 @@ def encoded(rows: FloatRows, **members: Any) -> bytes:
 def as_binary(rows: FloatRows, **members: Any) -> tuple[bytes, int]:
     """The body, and how much of it is JSON."""
     data = rows.astype("<f4").tobytes()
-    head = json.dumps({"inputs": [tensor(rows, parameters={"binary_data_size": len(data)})]} | members).encode()
+    head = json.dumps(
+        {"inputs": [tensor(rows, parameters={"binary_data_size": len(data)})]} | members
+    ).encode()
     return head + data, len(head)
 
 

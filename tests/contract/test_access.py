@@ -39,11 +39,17 @@ def test_a_key_opens_the_service(guarded: Service, path: str) -> None:
     "values",
     [
         *([], ["Bearer wrong"], ["Bearer"], ["Basic YTpi"], ["alice-key"], ["Bearer ALICE-KEY"]),
-        *(["Bearer alice-key ops-key"], [f"Bearer {sha256(b'alice-key').hexdigest()}"], ["Bearer alice-key"] * 2),
+        *(
+            ["Bearer alice-key ops-key"],
+            [f"Bearer {sha256(b'alice-key').hexdigest()}"],
+            ["Bearer alice-key"] * 2,
+        ),
     ],
 )
 def test_without_a_key_it_is_401(guarded: Service, path: str, values: list[str]) -> None:
-    response = guarded.client.post(path, json={"n": 0}, headers=[("Authorization", value) for value in values])
+    response = guarded.client.post(
+        path, json={"n": 0}, headers=[("Authorization", value) for value in values]
+    )
     assert "alice" not in problem(response, 401, "unauthorized").detail
     assert response.headers["WWW-Authenticate"] == "Bearer"
 
@@ -54,7 +60,9 @@ def test_a_key_without_the_scope_is_403(guarded: Service) -> None:
         path = f"/v2/repository/models/colour/{change}"
         problem(guarded.post(path), 401, "unauthorized")
         problem(guarded.post(path, headers=bearer("alice")), 403, "forbidden")
-    assert guarded.post("/v2/repository/models/colour/load", headers=bearer("ops")).status_code == 200
+    assert (
+        guarded.post("/v2/repository/models/colour/load", headers=bearer("ops")).status_code == 200
+    )
 
 
 @pytest.mark.parametrize("path", [*OPEN, *HEALTH])
@@ -65,12 +73,16 @@ def test_health_metrics_and_docs_stay_open(guarded: Service, path: str) -> None:
 
 def test_what_is_configured_closed_needs_a_key_too(models: Path, keys: Path) -> None:
     key = bearer("alice")
-    with serving(settings(models, api_keys_file=keys, private_endpoints=("metrics", "docs", "page"))) as service:
+    with serving(
+        settings(models, api_keys_file=keys, private_endpoints=("metrics", "docs", "page"))
+    ) as service:
         for path in OPEN:
             problem(service.get(path), 401, "unauthorized")
             assert service.get(path, headers=key).status_code == 200
         assert service.get("/healthz").status_code == 200
-    with serving(settings(models, api_keys_file=keys, private_endpoints=("health",)), ready=False) as service:
+    with serving(
+        settings(models, api_keys_file=keys, private_endpoints=("health",)), ready=False
+    ) as service:
         for path in HEALTH:
             problem(service.get(path), 401, "unauthorized")
         service.until(lambda: service.get("/readyz", headers=key).status_code == 200)
@@ -80,9 +92,18 @@ def test_what_is_configured_closed_needs_a_key_too(models: Path, keys: Path) -> 
 def test_browsers_see_the_services_headers(service: Service) -> None:
     response = service.post("/generate", {"seed": 1}, headers=PAGE)
     assert response.headers["Access-Control-Allow-Origin"] == ORIGIN
-    exposed = {name.strip() for name in response.headers["Access-Control-Expose-Headers"].split(",")}
+    exposed = {
+        name.strip() for name in response.headers["Access-Control-Expose-Headers"].split(",")
+    }
     assert exposed == set(EXPOSED_HEADERS)
-    assert exposed >= {"X-IGN-Steps", "X-IGN-Seed", "X-IGN-Model", "X-Request-ID", "X-Should-Retry", "Retry-After"}
+    assert exposed >= {
+        "X-IGN-Steps",
+        "X-IGN-Seed",
+        "X-IGN-Model",
+        "X-Request-ID",
+        "X-Should-Retry",
+        "Retry-After",
+    }
 
 
 def test_failures_are_readable_across_origins(service: Service, guarded: Service) -> None:
@@ -97,7 +118,10 @@ def test_failures_are_readable_across_origins(service: Service, guarded: Service
 
 def test_preflight(service: Service, guarded: Service) -> None:
     asked = "content-type, authorization, x-request-timeout, x-request-id"
-    headers = PAGE | {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": asked}
+    headers = PAGE | {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": asked,
+    }
     for each in (service, guarded):
         assert each.client.options("/generate", headers=headers).status_code == 200
     strange = headers | {"Origin": "https://other.example"}
@@ -110,6 +134,8 @@ def test_other_origins_get_no_permission(service: Service) -> None:
 
 
 def test_a_large_body_without_a_key_is_not_received(guarded: Service) -> None:
-    response = guarded.client.post("/project", content=bytes(8 << 20), headers={"Content-Type": "image/png"})
+    response = guarded.client.post(
+        "/project", content=bytes(8 << 20), headers={"Content-Type": "image/png"}
+    )
     problem(response, 401, "unauthorized")
     assert response.headers["connection"] == "close"

@@ -17,12 +17,16 @@ LENGTH = 8.0  # the card's, of an 8×8 latent
 
 
 def row(service: Service, **options: Any) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    response = service.post("/latent-arithmetic", {"terms": TERMS} | options, accept="application/x-npy")
+    response = service.post(
+        "/latent-arithmetic", {"terms": TERMS} | options, accept="application/x-npy"
+    )
     assert response.status_code == 200, response.text
     return array(response.content)
 
 
-def rescaled(z: np.ndarray[tuple[int, ...], np.dtype[Any]]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def rescaled(
+    z: np.ndarray[tuple[int, ...], np.dtype[Any]],
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     return (z * (LENGTH / math.sqrt(float((z.astype(np.float64) ** 2).sum())))).astype(np.float32)
 
 
@@ -46,7 +50,9 @@ def test_without_normalizing_the_sum_is_what_it_is(service: Service) -> None:
 @pytest.mark.parametrize("weight", [1.0, 0.01, 10.0])
 def test_a_single_term_has_only_a_direction(weight: float, service: Service) -> None:
     expected = step_params(rescaled(latents(7)), 1)
-    np.testing.assert_allclose(row(service, terms=[{"seed": 7, "weight": weight}], steps=1), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        row(service, terms=[{"seed": 7, "weight": weight}], steps=1), expected, atol=1e-5
+    )
 
 
 def test_terms_of_every_kind(service: Service) -> None:
@@ -58,14 +64,20 @@ def test_terms_of_every_kind(service: Service) -> None:
     ]
     x = pixels(PICTURE).astype(np.float64)[None, None] * 2 / 255 - 1
     z = latents(1).astype(np.float64) - 2 * x.astype(np.float32) + 0.25 * latent[None]
-    np.testing.assert_allclose(row(service, terms=terms, steps=3), step_params(rescaled(z), 3), atol=1e-5)
+    np.testing.assert_allclose(
+        row(service, terms=terms, steps=3), step_params(rescaled(z), 3), atol=1e-5
+    )
     terms[1]["image"] = b64(save(255 - pixels(PICTURE)))  # inverted like any other
-    np.testing.assert_allclose(row(service, terms=terms, steps=3), step_params(rescaled(z), 3), atol=1e-5)
+    np.testing.assert_allclose(
+        row(service, terms=terms, steps=3), step_params(rescaled(z), 3), atol=1e-5
+    )
     assert row(service, terms=[{"seed": seed} for seed in range(16)]).shape == (1, 1, 8, 8)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("terms", [[{"seed": 1}, {"seed": 1, "weight": -1}], [{"seed": 1, "weight": 0}]])
+@pytest.mark.parametrize(
+    "terms", [[{"seed": 1}, {"seed": 1, "weight": -1}], [{"seed": 1, "weight": 0}]]
+)
 def test_a_sum_of_zero_is_no_latent(terms: list[object], normalize: bool, service: Service) -> None:
     response = service.post("/latent-arithmetic", {"terms": terms, "normalize": normalize})
     problem(response, 422, "invalid_value", "terms")
@@ -79,7 +91,12 @@ def test_a_sum_beyond_the_bound_is_the_callers_fault(service: Service) -> None:
     body = {"terms": [{"latent": LARGE, "weight": 2}], "normalize": False}
     problem(service.post("/latent-arithmetic", body), 422, "invalid_value", "terms")
     assert service.post("/latent-arithmetic", body | {"normalize": True}).status_code == 200
-    assert service.post("/latent-arithmetic", {"terms": [{"latent": LARGE}], "normalize": False}).status_code == 200
+    assert (
+        service.post(
+            "/latent-arithmetic", {"terms": [{"latent": LARGE}], "normalize": False}
+        ).status_code
+        == 200
+    )
     assert service.metric("ign_scheduled_requests_total", outcome="model_failure") == failures
     assert service.errors == []
 
@@ -87,7 +104,11 @@ def test_a_sum_beyond_the_bound_is_the_callers_fault(service: Service) -> None:
 def test_weights_at_the_ends_of_their_range(service: Service) -> None:
     z = 10 * latents(1).astype(np.float64) - 10 * latents(2)
     terms = [{"seed": 1, "weight": 10}, {"seed": 2, "weight": -10.0}]
-    np.testing.assert_allclose(row(service, terms=terms, steps=1), step_params(rescaled(z), 1), atol=1e-5)
+    np.testing.assert_allclose(
+        row(service, terms=terms, steps=1), step_params(rescaled(z), 1), atol=1e-5
+    )
     for weight in (10.001, -10.001, 10**400):
         content = json.dumps({"terms": [{"seed": 1, "weight": weight}]}).encode()
-        problem(send(service, "/latent-arithmetic", content), 422, "invalid_value", "terms.0.weight")
+        problem(
+            send(service, "/latent-arithmetic", content), 422, "invalid_value", "terms.0.weight"
+        )

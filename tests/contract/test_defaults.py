@@ -7,26 +7,47 @@ import httpx
 import numpy as np
 import pytest
 
-from service.api.native.validation import MAX_FRAMES, MAX_PICTURES
+from service.api.native.schemas import MAX_FRAMES, MAX_PICTURES
 from service.images.decode import DecodeLimits
 from service.settings import load_settings
 from tests.contract.data import b64
 from tests.contract.harness import Service, problem
 from tests.helpers.pictures import noise, save
 
-WIDE = b64(save(255 - np.pad(noise(6, 12, seed=1), 1)))  # neither of the model's shape nor of its polarity
+# neither of the model's shape nor of its polarity
+WIDE = b64(save(255 - np.pad(noise(6, 12, seed=1), 1)))
 POINTS = [{"seed": 1, "index": 0}, {"seed": 2, "index": 5}]
 PATH = {"points": POINTS}
 TERMS = [{"seed": 1}, {"seed": 2}]
 
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
-    ("/generate", {"seed": 7}, {"n": 1, "offset": 0, "steps": 2, "noise_scale": 1.0, "score": False, "format": "png"}),
+    (
+        "/generate",
+        {"seed": 7},
+        {"n": 1, "offset": 0, "steps": 2, "noise_scale": 1.0, "score": False, "format": "png"},
+    ),
     ("/generate", {"seed": 7}, {"model": "grey/10", "tolerance": None, "record": None}),
-    ("/project", {"images": [WIDE]}, {"steps": 1, "strength": 1.0, "resize": "fit", "invert": "auto"}),
-    ("/project", {"images": [WIDE]}, {"model": "grey", "score": False, "format": "png", "mask": None, "masks": None}),
-    ("/latent-interpolate", PATH, {"steps": 2, "frames": 9, "method": "slerp", "loop": False, "format": "png"}),
+    (
+        "/project",
+        {"images": [WIDE]},
+        {"steps": 1, "strength": 1.0, "resize": "fit", "invert": "auto"},
+    ),
+    (
+        "/project",
+        {"images": [WIDE]},
+        {"model": "grey", "score": False, "format": "png", "mask": None, "masks": None},
+    ),
+    (
+        "/latent-interpolate",
+        PATH,
+        {"steps": 2, "frames": 9, "method": "slerp", "loop": False, "format": "png"},
+    ),
     ("/latent-arithmetic", {"terms": TERMS}, {"steps": 2, "normalize": True, "format": "png"}),
-    ("/latent-arithmetic", {"terms": TERMS}, {"terms": [term | {"weight": 1.0, "index": 0} for term in TERMS]}),
+    (
+        "/latent-arithmetic",
+        {"terms": TERMS},
+        {"terms": [term | {"weight": 1.0, "index": 0} for term in TERMS]},
+    ),
     ("/score", {"images": [WIDE]}, {"model": "grey", "resize": "fit", "invert": "auto"}),
 ]
 
@@ -37,14 +58,17 @@ def images(response: httpx.Response) -> Any:
 
 
 @pytest.mark.parametrize(("path", "body", "defaults"), CASES)
-def test_options(service: Service, path: str, body: dict[str, Any], defaults: dict[str, Any]) -> None:
+def test_options(
+    service: Service, path: str, body: dict[str, Any], defaults: dict[str, Any]
+) -> None:
     assert images(service.post(path, body)) == images(service.post(path, body | defaults))
 
 
 def test_animations_have_twelve_frames_a_second(service: Service) -> None:
     options: tuple[dict[str, int], ...] = ({"fps": 12}, {"fps": 13}, {})
     said, other, silent = (
-        service.post("/latent-interpolate", PATH | fps, accept="image/webp").content for fps in options
+        service.post("/latent-interpolate", PATH | fps, accept="image/webp").content
+        for fps in options
     )
     assert silent == said != other
 
@@ -98,9 +122,13 @@ def test_as_many_pictures_as_one_answer_may_hold(service: Service) -> None:
     problem(service.post("/project", {"images": [*pictures, WIDE]}), 422, "invalid_value", "images")
     files = [("image", ("x.png", b"", "image/png"))] * 65
     problem(service.client.post("/project", files=files), 422, "invalid_value", "image")
-    found = images(service.post("/project", {"images": pictures, "steps": 16, "record": list(range(16))}))
+    found = images(
+        service.post("/project", {"images": pictures, "steps": 16, "record": list(range(16))})
+    )
     assert sum(len(image["trajectory"]) for image in found) == 1024
-    too_many = service.post("/project", {"images": pictures, "steps": 16, "record": list(range(17))})
+    too_many = service.post(
+        "/project", {"images": pictures, "steps": 16, "record": list(range(17))}
+    )
     assert too_many.status_code == 422
 
 

@@ -1,4 +1,6 @@
-"""Several GPUs behind one queue, as callers and operators see them. The GPUs are stand-ins on the CPU."""
+"""Several GPUs behind one queue, as callers and operators see them. The GPUs are stand-ins on the
+CPU.
+"""
 
 import logging
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ import pytest
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceLost
 from service.runtime.onnx_model import OnnxModel
-from service.runtime.session import CudaOptions, CudaUnavailable
+from service.runtime.session import CudaOptions
 from tests.contract.data import GREY
 from tests.contract.harness import Service, problem, serving, settings
 from tests.helpers.device_fakes import cuda_on_the_cpu
@@ -22,12 +24,9 @@ class Gpu(OnnxModel):
     """A model on a GPU that fails every call once it is among the `lost`."""
 
     lost: ClassVar[set[int]] = set()
-    missing: ClassVar[set[int]] = set()
     used: ClassVar[set[int]] = set()
 
     def __init__(self, data: bytes, *, cuda: CudaOptions, **options: Any) -> None:
-        if cuda.device_id in self.missing:
-            raise CudaUnavailable("CUDA cannot be used: invalid device ordinal")
         super().__init__(data, cuda=cuda, **options)
         self._number = cuda.device_id
 
@@ -55,14 +54,16 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Gpu]]:
     cuda_on_the_cpu(monkeypatch)
     monkeypatch.setattr("service.app.OnnxModel", Gpu)
-    for seen in (Gpu.lost, Gpu.missing, Gpu.used):
+    for seen in (Gpu.lost, Gpu.used):
         seen.clear()
     yield Gpu
     Gpu.lost.clear()
 
 
 def generated(service: Service, seed: int, **options: Any) -> bytes:
-    response = service.post("/generate", {"seed": seed, "n": 4, **options}, accept="application/x-npy")
+    response = service.post(
+        "/generate", {"seed": seed, "n": 4, **options}, accept="application/x-npy"
+    )
     assert response.status_code == 200
     return response.content
 
@@ -71,7 +72,10 @@ def test_callers_see_neither_how_many_there_are_nor_that_one_is_lost(
     service: Service, few: Path, gpus: type[Gpu]
 ) -> None:
     expected = [generated(service, seed, steps=3) for seed in range(16)]
-    with serving(settings(few, device="cuda", gpu_count=2)) as several, ThreadPoolExecutor(8) as pool:
+    with (
+        serving(settings(few, device="cuda", gpu_count=2)) as several,
+        ThreadPoolExecutor(8) as pool,
+    ):
 
         def found() -> list[bytes]:
             return list(pool.map(lambda seed: generated(several, seed, steps=3), range(16)))
@@ -87,7 +91,9 @@ def test_callers_see_neither_how_many_there_are_nor_that_one_is_lost(
         assert several.metric("ign_devices_lost_total", model="grey/2") == 0  # nobody has asked it
 
 
-def test_without_any_it_is_not_ready(few: Path, gpus: type[Gpu], caplog: pytest.LogCaptureFixture) -> None:
+def test_without_any_it_is_not_ready(
+    few: Path, gpus: type[Gpu], caplog: pytest.LogCaptureFixture
+) -> None:
     with serving(settings(few, device="cuda", gpu_count=2)) as service:
         gpus.lost |= {0, 1}
         response = service.post("/generate", {}, headers={"X-Request-ID": "the-lost-one"})
@@ -110,26 +116,9 @@ def test_auto_serves_on_the_cpu_if_the_first_run_fails_on_cuda(
     with serving(settings(few, device="auto")) as service:
         for state in service.get("/readyz").json()["models"].values():
             assert state["device"] == "cpu"
-            assert "CUDA failure 700: an illegal memory access was encountered" in state["fallback_reason"]
+            assert (
+                "CUDA failure 700: an illegal memory access was encountered"
+                in state["fallback_reason"]
+            )
         generated(service, 1)
     assert "serving grey/10 on cpu" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("lost", "missing", "says"),
-    [
-        ({0}, set[int](), ": CUDA failure 700: an illegal memory access was encountered"),
-        (set[int](), {1}, "invalid device ordinal"),
-    ],
-)
-def test_a_gpu_that_does_not_work_refuses_the_start_and_is_named(
-    few: Path, gpus: type[Gpu], lost: set[int], missing: set[int], says: str
-) -> None:
-    gpus.lost |= lost
-    gpus.missing |= missing
-    with serving(settings(few, device="cuda", gpu_count=2), ready=False) as service:
-        service.until(lambda: bool(service.refusals))
-        (refusal,) = service.refusals
-    assert refusal.detail.startswith("grey/10")  # the default
-    assert f"device {(lost | missing).pop()}" in refusal.detail or lost
-    assert says in refusal.detail

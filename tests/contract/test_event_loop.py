@@ -1,4 +1,6 @@
-"""The event loop belongs to everybody: whatever one caller sends, it must not be held up for the others."""
+"""The event loop belongs to everybody: whatever one caller sends, it must not be held up for the
+others.
+"""
 
 import struct
 import zlib
@@ -44,7 +46,9 @@ def form(count: int, side: int) -> Callable[[Service], object]:
 
 def latents() -> Callable[[Service], object]:
     points = [{"seed": i} for i in range(16)]
-    return lambda service: service.post("/latent-interpolate", {"points": points, "frames": 256}, accept="image/webp")
+    return lambda service: service.post(
+        "/latent-interpolate", {"points": points, "frames": 256}, accept="image/webp"
+    )
 
 
 def broken() -> Callable[[Service], object]:
@@ -53,11 +57,15 @@ def broken() -> Callable[[Service], object]:
 
 def two_headers() -> Callable[[Service], object]:
     """A PNG of 2 KB that promises 8×8 pixels first and 4000×4000 then."""
-    small, large = (chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)) for side in (8, 4000))
+    small, large = (
+        chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)) for side in (8, 4000)
+    )
     pixels = chunk(b"IDAT", zlib.compress(bytes(4001 * 4000), 9))
     data = b"\x89PNG\r\n\x1a\n" + small + large + pixels + chunk(b"IEND")
     assert len(data) < 1 << 15
-    return lambda service: service.post("/project", content=data, headers={"Content-Type": "image/png"})
+    return lambda service: service.post(
+        "/project", content=data, headers={"Content-Type": "image/png"}
+    )
 
 
 def repository_call() -> Callable[[Service], object]:
@@ -73,7 +81,9 @@ REQUESTS: dict[str, Callable[[Service], object]] = {
         "/generate", {"n": 64, "model": "colour"}, accept="application/x-npy"
     ),
     "64 enlarged pictures": lambda service: service.post("/generate", ENLARGED),
-    "a sheet of enlarged pictures": lambda service: service.post("/generate", ENLARGED, accept="image/png"),
+    "a sheet of enlarged pictures": lambda service: service.post(
+        "/generate", ENLARGED, accept="image/png"
+    ),
     "1024 recorded pictures": lambda service: service.post(
         "/generate", {"n": 64, "steps": 16, "record": list(range(1, 17))}
     ),
@@ -95,7 +105,8 @@ def test_no_request_holds_the_event_loop_up(
 ) -> None:
     monkeypatch.setattr(watchdog, "LIMIT_S", 0.01)
     REQUESTS[request_name](service)  # the first one may import modules
-    for _ in range(3):  # what the service does is slow each time, unlike what others do on the same core
+    # what the service does is slow each time, unlike what others do on the same core
+    for _ in range(3):
         watchdog.slow.clear()
         REQUESTS[request_name](service)
         service.get("/healthz")  # the callback that answered has ended, and been timed

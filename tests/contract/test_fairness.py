@@ -11,13 +11,18 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
-from service.api import limits
+from service.api import request
+from service.domain import accounts
+from service.domain.accounts import Rate
 from tests.contract.data import PICTURE
 from tests.contract.harness import PATIENCE_S, Service, held, later, problem, serving, settings
 from tests.helpers.connection import Connection
 
 Patch = pytest.MonkeyPatch
-JSON = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+JSON = (
+    b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
+    b"%d\r\n\r\n%s"
+)
 
 
 @contextmanager
@@ -30,7 +35,10 @@ def newcomer(service: Service) -> Iterator[httpx.Client]:
 
 def test_a_full_queue_has_room_for_another_caller(models: Path, monkeypatch: Patch) -> None:
     chosen = {"queue_rows": 8, "max_images": 4, "max_batch_rows": 1}
-    with held(monkeypatch, settings(models, **chosen)) as (service, gate), ThreadPoolExecutor(3) as pool:
+    with (
+        held(monkeypatch, settings(models, **chosen)) as (service, gate),
+        ThreadPoolExecutor(3) as pool,
+    ):
         waiting = [later(service, pool, {"n": 4}) for _ in range(2)]
         service.until_metric("ign_queue_rows", 8.0, model="grey/10")
         problem(service.post("/generate", {}), 429, "queue_full")
@@ -44,7 +52,9 @@ def test_a_full_queue_has_room_for_another_caller(models: Path, monkeypatch: Pat
         assert [one().status_code for one in waiting] == [200, 200]
 
 
-def test_all_requests_in_flight_leave_room_for_another_caller(models: Path, monkeypatch: Patch) -> None:
+def test_all_requests_in_flight_leave_room_for_another_caller(
+    models: Path, monkeypatch: Patch
+) -> None:
     with held(monkeypatch, settings(models, max_inflight_requests=1)) as (service, gate):
         problem(service.post("/generate", {}), 429, "over_share")
         with newcomer(service) as client, ThreadPoolExecutor(1) as pool:
@@ -56,8 +66,14 @@ def test_all_requests_in_flight_leave_room_for_another_caller(models: Path, monk
 
 def test_bytes_that_one_caller_sends_leave_room_for_another(models: Path) -> None:
     chosen = {"max_body_bytes": 60_000, "max_inflight_bytes": 60_000}
-    head = b"POST /project HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 60000\r\n\r\n"
-    with serving(settings(models, **chosen)) as service, Connection(service.address).send(head + bytes(59_000)):
+    head = (
+        b"POST /project HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: "
+        b"60000\r\n\r\n"
+    )
+    with (
+        serving(settings(models, **chosen)) as service,
+        Connection(service.address).send(head + bytes(59_000)),
+    ):
         service.until_bytes(lambda size: size > 50_000)
         content = PICTURE.ljust(40_000, b"\0")
         kind = {"Content-Type": "image/png"}
@@ -70,11 +86,16 @@ def test_bytes_that_one_caller_sends_leave_room_for_another(models: Path) -> Non
 @pytest.mark.parametrize(
     ("body", "limit"),
     [
-        (b'{"n":4,"steps":16,"record":[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16],"format":"npy"}', 60_000),
+        (
+            b'{"n":4,"steps":16,"record":[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16],"format":"npy"}',
+            60_000,
+        ),
         (b'{"n":4,"scale":16}', 100_000),
     ],
 )
-def test_a_response_counts_before_a_row_runs(models: Path, monkeypatch: Patch, body: bytes, limit: int) -> None:
+def test_a_response_counts_before_a_row_runs(
+    models: Path, monkeypatch: Patch, body: bytes, limit: int
+) -> None:
     """So that nobody makes the service hold what is many times as long as the request."""
     chosen = {"max_body_bytes": 60_000, "max_inflight_bytes": limit}
     with held(monkeypatch, settings(models, **chosen)) as (service, gate):
@@ -87,7 +108,9 @@ def test_a_response_counts_before_a_row_runs(models: Path, monkeypatch: Patch, b
         service.until_bytes(lambda size: size == 0)
 
 
-def test_a_stream_that_cannot_end_in_time_is_rejected_at_once(models: Path, monkeypatch: Patch) -> None:
+def test_a_stream_that_cannot_end_in_time_is_rejected_at_once(
+    models: Path, monkeypatch: Patch
+) -> None:
     with held(monkeypatch, settings(models, stream_timeout_s=60.0)) as (service, gate):
         gate.pass_s = 0.01
         gate.opened.set()
@@ -95,7 +118,9 @@ def test_a_stream_that_cannot_end_in_time_is_rejected_at_once(models: Path, monk
             assert service.post("/generate", {"steps": 1}).status_code == 200
         response = service.post("/generate", {"steps": 300_000}, accept="text/event-stream")
         problem(response, 504, "deadline_unreachable")
-        assert service.post("/generate", {"steps": 3}, accept="text/event-stream").status_code == 200
+        assert (
+            service.post("/generate", {"steps": 3}, accept="text/event-stream").status_code == 200
+        )
 
 
 WRONG = b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -106,22 +131,28 @@ SCRAPE = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 def test_an_error_waits_for_earlier_ones_of_its_caller_and_nothing_else_does(
     models: Path, monkeypatch: Patch, request_: bytes
 ) -> None:
-    """Else a client that ignores every error would take the time of others; a scrape is long, too."""
-    waits, go = threading.Event(), asyncio.Event()
+    """Else a client that ignores every error would take the time of others; a scrape is long,
+    too.
+    """
+    waits = threading.Event()
+    go = asyncio.Event()
 
     async def sleep(seconds: float) -> None:
         if seconds > 0:
             waits.set()
             await go.wait()
 
-    names = {"sleep": sleep, "Event": asyncio.Event, "get_running_loop": asyncio.get_running_loop}
     with serving(settings(models)) as service, newcomer(service) as other:
         tag = {"If-None-Match": service.get("/generate?seed=alice&model=grey/10").headers["ETag"]}
-        monkeypatch.setattr(limits, "asyncio", SimpleNamespace(**names))
-        monkeypatch.setattr(limits, "ERRORS_OF_SECOND", 1.0 / PATIENCE_S)
-        with Connection(service.address).send(request_) as first, Connection(service.address) as second:
+        monkeypatch.setattr(request, "asyncio", SimpleNamespace(**vars(asyncio) | {"sleep": sleep}))
+        monkeypatch.setattr(accounts, "ERRORS", Rate(1, PATIENCE_S))
+        with (
+            Connection(service.address).send(request_) as first,
+            Connection(service.address) as second,
+        ):
             first.answer()
-            assert service.get("/generate?seed=alice&model=grey/10", headers=tag).status_code == 304  # earns nothing
+            # earns nothing
+            assert service.get("/generate?seed=alice&model=grey/10", headers=tag).status_code == 304
             second.send(request_)
             assert waits.wait(PATIENCE_S)
             first.send(b"GET /models HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -138,5 +169,9 @@ def test_an_error_waits_for_earlier_ones_of_its_caller_and_nothing_else_does(
 
 def test_a_head_has_little_that_can_be_long(service: Service) -> None:
     kind = "multipart/form-data" + ";" * 300 + "boundary=a"
-    problem(service.client.post("/project", content=b"", headers={"Content-Type": kind}), 415, "unsupported_media_type")
+    problem(
+        service.client.post("/project", content=b"", headers={"Content-Type": kind}),
+        415,
+        "unsupported_media_type",
+    )
     problem(service.client.post(f"/project?{'a=1&' * 1100}", content=b""), 431, "head_too_large")

@@ -1,4 +1,6 @@
-"""Every format of an uploaded image, TIFF files of several pages, and bodies without a Content-Type."""
+"""Every format of an uploaded image, TIFF files of several pages, and bodies without a
+Content-Type.
+"""
 
 import io
 from typing import Any
@@ -14,7 +16,12 @@ from tests.helpers.pictures import noise, save
 
 PIXELS = [np.pad(noise(6, 6, seed=seed), 1) for seed in range(3)]  # 8×8, its border black
 FILES = [save(pixels) for pixels in PIXELS]
-PAGES = save(Image.fromarray(PIXELS[0]), "TIFF", save_all=True, append_images=list(map(Image.fromarray, PIXELS[1:])))
+PAGES = save(
+    Image.fromarray(PIXELS[0]),
+    "TIFF",
+    save_all=True,
+    append_images=list(map(Image.fromarray, PIXELS[1:])),
+)
 OTHERS = {
     "TIFF": save(PIXELS[0], "TIFF", compression="tiff_lzw"),
     "BMP": save(PIXELS[0], "BMP"),
@@ -24,11 +31,16 @@ OTHERS = {
 
 
 def projected(service: Service, *images: bytes, **options: Any) -> ProjectAnswer:
-    return checked(service.post("/project", {"images": [b64(image) for image in images], **options}), ProjectAnswer)
+    return checked(
+        service.post("/project", {"images": [b64(image) for image in images], **options}),
+        ProjectAnswer,
+    )
 
 
 def raw(service: Service, image: bytes, path: str = "/project", kind: str | None = None) -> Any:
-    return service.client.post(path, content=image, headers={} if kind is None else {"Content-Type": kind})
+    return service.client.post(
+        path, content=image, headers={} if kind is None else {"Content-Type": kind}
+    )
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -68,17 +80,27 @@ def test_pages_stand_between_other_images(service: Service) -> None:
 
 def test_one_mask_serves_all_pages_and_masks_serve_images(service: Service) -> None:
     mask = b64(save(np.tile(np.array([0, 255], np.uint8), (8, 4))))
-    assert projected(service, PAGES, mask=mask).images == projected(service, *FILES, mask=mask).images
+    assert (
+        projected(service, PAGES, mask=mask).images == projected(service, *FILES, mask=mask).images
+    )
     body = {"images": [b64(PAGES), b64(FILES[0])], "masks": [mask, mask]}
     problem(service.post("/project", body), 422, "invalid_value", "masks")
-    problem(service.post("/project", {"images": [b64(FILES[0])], "mask": b64(PAGES)}), 422, "undecodable_image", "mask")
+    problem(
+        service.post("/project", {"images": [b64(FILES[0])], "mask": b64(PAGES)}),
+        422,
+        "undecodable_image",
+        "mask",
+    )
 
 
 def test_pages_count_as_images(service: Service) -> None:
     page = Image.fromarray(PIXELS[0])
     many = save(page, "TIFF", save_all=True, append_images=[page] * 64)
     problem(service.post("/project", {"images": [b64(many)]}), 422, "invalid_value", "images")
-    assert len(projected(service, save(page, "TIFF", save_all=True, append_images=[page] * 63)).images) == 64
+    assert (
+        len(projected(service, save(page, "TIFF", save_all=True, append_images=[page] * 63)).images)
+        == 64
+    )
 
 
 def test_a_damaged_page_is_named(service: Service) -> None:
@@ -91,13 +113,20 @@ def test_a_damaged_page_is_named(service: Service) -> None:
     )
     second = broken.rindex(b"\x78\x9c" if b"\x78\x9c" in broken else b"\x78")
     broken = broken[:second] + bytes(8) + broken[second + 8 :]
-    problem(service.post("/project", {"images": [b64(broken)]}), 422, "undecodable_image", "images.0.page.1")
+    problem(
+        service.post("/project", {"images": [b64(broken)]}),
+        422,
+        "undecodable_image",
+        "images.0.page.1",
+    )
     cut = PAGES[: len(PAGES) // 2]
     problem(service.post("/project", {"images": [b64(cut)]}), 422, "undecodable_image", "images.0")
 
 
 @pytest.mark.parametrize("path", ["/project", "/score"])
-def test_a_body_without_a_content_type_is_an_image_if_it_begins_like_one(service: Service, path: str) -> None:
+def test_a_body_without_a_content_type_is_an_image_if_it_begins_like_one(
+    service: Service, path: str
+) -> None:
     for image in (*FILES, *OTHERS.values()):
         assert raw(service, image, path).status_code == 200
     for other in (b"{}", b"", b"hello", FILE["image"][1][1:]):
@@ -120,12 +149,21 @@ def test_an_answer_as_tiff_has_a_page_for_each_row_and_16_bits_of_grey(service: 
     assert len(projected(service, answer.content).images) == 3
     colour = body | {"model": "colour"}
     for page, image in zip(
-        pages(service.post("/generate", colour, accept="image/tiff")), generated(service, colour), strict=True
+        pages(service.post("/generate", colour, accept="image/tiff")),
+        generated(service, colour),
+        strict=True,
     ):
         np.testing.assert_array_equal(page, image)
     for option in ("scale", "gap", "columns"):
-        problem(service.post("/generate", body | {option: 2}, accept="image/tiff"), 422, "invalid_value", option)
+        problem(
+            service.post("/generate", body | {option: 2}, accept="image/tiff"),
+            422,
+            "invalid_value",
+            option,
+        )
 
 
 def generated(service: Service, body: dict[str, Any]) -> list[Any]:
-    return [pixels(unb64(image["data"])) for image in service.post("/generate", body).json()["images"]]
+    return [
+        pixels(unb64(image["data"])) for image in service.post("/generate", body).json()["images"]
+    ]

@@ -8,7 +8,8 @@ import pytest
 from tests.contract.data import CALLS, array, frames, pixels
 from tests.contract.harness import Service, problem
 
-BODIES = {path: body for path, body in CALLS.items() if path != "/score"}  # which returns no pictures
+# which returns no pictures
+BODIES = {path: body for path, body in CALLS.items() if path != "/score"}
 STREAMED = ("/generate", "/project")
 ANIMATED = ("/latent-interpolate",)
 
@@ -48,7 +49,14 @@ def test_accept_decides(service: Service, path: str, accept: str | None, given: 
 @pytest.mark.parametrize("path", BODIES)
 @pytest.mark.parametrize(
     "accept",
-    ["text/html", "image/bmp", "application/xml, text/*;q=0", "application/json;q=0", "*/*;q=0", "video/*"],
+    [
+        "text/html",
+        "image/bmp",
+        "application/xml, text/*;q=0",
+        "application/json;q=0",
+        "*/*;q=0",
+        "video/*",
+    ],
 )
 def test_nothing_acceptable_is_406(service: Service, path: str, accept: str) -> None:
     found = problem(service.post(path, BODIES[path], accept=accept), 406, "not_acceptable")
@@ -70,7 +78,9 @@ def test_streams_and_animations_only_where_there_are_any(service: Service, path:
             problem(response, 406, "not_acceptable")
 
 
-@pytest.mark.parametrize("accept", ["application/json;q=2", "image/png;q=x", "json", "*/json", "a" * 5000])
+@pytest.mark.parametrize(
+    "accept", ["application/json;q=2", "image/png;q=x", "json", "*/json", "a" * 5000]
+)
 def test_a_bad_accept_is_400(service: Service, accept: str) -> None:
     problem(service.post("/generate", {}, accept=accept), 400, "malformed", "Accept")
 
@@ -84,7 +94,9 @@ def test_several_accept_headers_are_one(service: Service) -> None:
 
 @pytest.mark.parametrize("accept", ["image/png", "image/webp", "image/jpeg", "application/x-npy"])
 @pytest.mark.parametrize("path", STREAMED)
-def test_raw_answers_have_no_place_for_a_trajectory(service: Service, path: str, accept: str) -> None:
+def test_raw_answers_have_no_place_for_a_trajectory(
+    service: Service, path: str, accept: str
+) -> None:
     response = service.post(path, BODIES[path] | {"record": [0]}, accept=accept)
     problem(response, 422, "invalid_value", "record")
 
@@ -99,20 +111,25 @@ def test_a_valid_request_id_is_echoed(service: Service, path: str, given: str) -
 
 @pytest.mark.parametrize("given", ["", "x" * 129, "a b", "ä", "a/b", "<script>"])
 def test_any_other_request_id_is_replaced(service: Service, given: str) -> None:
-    responses = [service.post("/generate", {}, headers={"X-Request-ID": given.encode()}) for _ in range(2)]
+    responses = [
+        service.post("/generate", {}, headers={"X-Request-ID": given.encode()}) for _ in range(2)
+    ]
     minted = [response.headers["X-Request-ID"] for response in responses]
     assert all(re.fullmatch("[0-9a-f]{32}", each) for each in minted)
     assert len(set(minted)) == 2
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/models", "/docs", "/openapi.json", "/nope"])
+@pytest.mark.parametrize(
+    "path", ["/healthz", "/readyz", "/metrics", "/models", "/docs", "/openapi.json", "/nope"]
+)
 def test_every_answer_has_a_request_id(service: Service, path: str) -> None:
     assert service.get(path, headers={"X-Request-ID": "mine"}).headers["X-Request-ID"] == "mine"
 
 
 def test_pictures_carry_no_metadata(service: Service) -> None:
     png = service.post("/generate", {"seed": 1}, accept="image/png").content
-    kinds, at = [], 8
+    kinds = []
+    at = 8
     while at < len(png):
         kinds.append(png[at + 4 : at + 8])
         at += 12 + int.from_bytes(png[at : at + 4], "big")

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from service.api.native.schemas import GenerateAnswer
-from tests.contract.data import COLOUR, GREY, array, latents, npy, pixels, quantised, step_params, unb64
+from tests.contract.data import (
+    COLOUR,
+    GREY,
+    array,
+    latents,
+    npy,
+    pixels,
+    quantised,
+    step_params,
+    unb64,
+)
 from tests.contract.harness import Service, checked
 
 STEPS = 2  # the card's
@@ -54,7 +64,18 @@ def test_every_member_of_the_contracts_example(service: Service) -> None:
     assert answer["request_id"] == response.headers["X-Request-ID"]
     assert list(answer["timing"]) == ["decode_ms", "queue_ms", "compute_ms", "encode_ms"]
     assert all(value >= 0 for value in answer["timing"].values())
-    members = ["index", "data", "format", "width", "height", "steps", "converged", "distance", "drift", "trajectory"]
+    members = [
+        "index",
+        "data",
+        "format",
+        "width",
+        "height",
+        "steps",
+        "converged",
+        "distance",
+        "drift",
+        "trajectory",
+    ]
     assert [list(image) for image in answer["images"]] == [members] * 4
     assert [image["index"] for image in answer["images"]] == [0, 1, 2, 3]
     given = {"index": 0, "format": "png", "width": 8, "height": 8, "steps": 2, "converged": False}
@@ -63,7 +84,9 @@ def test_every_member_of_the_contracts_example(service: Service) -> None:
 
 @pytest.mark.parametrize("seed", [0, 2**32 - 1])
 def test_seeds_at_the_ends_of_their_range(service: Service, seed: int) -> None:
-    np.testing.assert_allclose(rows(service, seed=seed, n=1), step_params(latents(seed), STEPS), atol=1e-5)
+    np.testing.assert_allclose(
+        rows(service, seed=seed, n=1), step_params(latents(seed), STEPS), atol=1e-5
+    )
     last = 2**32 - 1  # of indices
     assert [image.index for image in generated(service, seed=seed, offset=last).images] == [last]
 
@@ -73,14 +96,18 @@ def test_offset_continues_the_seeds_series(service: Service) -> None:
     assert [image.index for image in answer.images] == [3, 4]
     found = rows(service, seed=5, offset=3, n=2)
     np.testing.assert_allclose(found, step_params(latents(5, 3, 2), STEPS), atol=1e-5)
-    np.testing.assert_array_equal([pixels(unb64(image.data)) for image in answer.images], quantised(found))
+    np.testing.assert_array_equal(
+        [pixels(unb64(image.data)) for image in answer.images], quantised(found)
+    )
 
 
 @pytest.mark.parametrize(
     ("model", "version", "scale"),
     [("grey", "10", 1.0), ("grey/10", "10", 1.0), ("grey/2", "2", 1.5), ("colour", "1", 1.0)],
 )
-def test_the_model_asked_for_answers(service: Service, model: str, version: str, scale: float) -> None:
+def test_the_model_asked_for_answers(
+    service: Service, model: str, version: str, scale: float
+) -> None:
     assert generated(service, model=model).model.version == version
     expected = step_params(latents(3, shape=COLOUR if model == "colour" else GREY), 1, scale)
     np.testing.assert_allclose(rows(service, model=model, seed=3, steps=1), expected, atol=1e-5)
@@ -89,7 +116,9 @@ def test_the_model_asked_for_answers(service: Service, model: str, version: str,
 @pytest.mark.parametrize("scale", [0, 0.5, 2])
 def test_noise_scale(service: Service, scale: float) -> None:
     expected = step_params(latents(4) * np.float32(scale), 1)
-    np.testing.assert_allclose(rows(service, seed=4, steps=1, noise_scale=scale), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        rows(service, seed=4, steps=1, noise_scale=scale), expected, atol=1e-5
+    )
 
 
 def test_distance_and_drift_are_means_in_the_models_units(service: Service) -> None:
@@ -110,9 +139,12 @@ def test_record_returns_the_steps_on_the_way(service: Service) -> None:
     trajectory = image.trajectory or []
     assert [step.step for step in trajectory] == [0, 1, 3]
     assert trajectory[0].change is None
-    assert np.abs(z).max() > 2  # far beyond the model's range, to which pictures are clipped and arrays are not
+    # far beyond the model's range, to which pictures are clipped and arrays are not
+    assert np.abs(z).max() > 2
     np.testing.assert_array_equal(pixels(unb64(trajectory[0].data)), quantised(z)[0])
-    (start,) = generated(service, seed=6, steps=4, record=[0], format="npy").images[0].trajectory or []
+    (start,) = (
+        generated(service, seed=6, steps=4, record=[0], format="npy").images[0].trajectory or []
+    )
     np.testing.assert_array_equal(array(unb64(start.data)), z[0])
     for step in trajectory[1:]:
         expected = quantised(rows(service, seed=6, steps=step.step))[0]
@@ -126,10 +158,14 @@ def test_record_returns_the_steps_on_the_way(service: Service) -> None:
 
 def test_tolerance_stops_a_row_early(service: Service) -> None:
     z = latents(8)
-    changes = [float(np.abs(step_params(z, k) - step_params(z, k - 1)).mean()) for k in range(1, 12)]
+    changes = [
+        float(np.abs(step_params(z, k) - step_params(z, k - 1)).mean()) for k in range(1, 12)
+    ]
     stop = 5
     tolerance = (changes[stop - 1] + changes[stop - 2]) / 2
-    image = generated(service, seed=8, steps=100, tolerance=tolerance, record=[1, 5, 6, 100]).images[0]
+    image = generated(
+        service, seed=8, steps=100, tolerance=tolerance, record=[1, 5, 6, 100]
+    ).images[0]
     assert (image.converged, image.steps) == (True, stop)
     assert service.metric("ign_early_exits_total", model="grey/10") > 0
     assert [step.step for step in image.trajectory or []] == [1, 5]

@@ -1,13 +1,14 @@
-"""A client that openapi-python-client makes of `docs/openapi.json`, as `docs/sdk.md` tells, against the service."""
+"""A client that openapi-python-client makes of `docs/openapi.json`, as `docs/sdk.md` tells, against
+the service.
+"""
 
-import asyncio
 import importlib
 import io
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,7 +23,8 @@ from tests.helpers.pictures import noise, save
 pytestmark = pytest.mark.slow
 
 NAME = "ign_generated"
-# The generator knows neither of these as the type of a body; forms and JSON carry the same pictures.
+# The generator knows neither of these as the type of a body; forms and JSON carry the same
+# pictures.
 UNKNOWN = {f"image/{form}" for form in ("png", "jpeg", "webp", "tiff", "bmp", "gif", "avif")}
 # Nor does it parse an image; it is the `content` of the response.
 BY_URL = ("/generate", "/latent-interpolate")
@@ -37,7 +39,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def report(folder: Path) -> str:
     """What the generator says while it makes the package."""
     options = ["--path", str(FILE), "--output-path", str(folder / NAME), "--meta", "none"]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it calls ruff by its name
+    # it calls ruff by its name
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         [sys.executable, "-m", "openapi_python_client", "generate", *options],
         env={**os.environ, "PATH": path, "COLUMNS": "200"},
@@ -86,25 +89,6 @@ def test_nothing_is_left_out_but_raw_pictures(report: str) -> None:
     assert {path for method, path in warnings if method == "GET"} == set(BY_URL), report
 
 
-async def closing(client: Any, call: Callable[..., Any]) -> Any:
-    async with client:  # a connection left open would end with its loop, and warn
-        return await call(client=client)
-
-
-def test_a_get(generated: Any, client: Any, service: Service) -> None:
-    found = generated.call("models", "service").sync(client=client)
-    assert found.to_dict() == service.get("/models").json()
-    card = generated.call("model", "service").sync("grey", client=client)
-    assert (card.version, card.shape) == ("10", list(GREY))
-    by_url = generated.call("generate_url").sync_detailed(client=client, seed="alice", scale=2)
-    assert by_url.content == service.get("/generate/alice.png?scale=2").content
-    assert "ign_requests_total" in generated.call("metrics", "service").sync(client=client)
-
-    ready = closing(generated.client.Client(base_url=service.url), generated.call("readyz", "service").asyncio)
-    assert asyncio.run(ready).to_dict()["status"] == "ready"
-    assert generated.call("live", "open_inference_protocol").sync_detailed(client=client).status_code == 200
-
-
 def test_every_post_of_json(generated: Any, client: Any, service: Service) -> None:
     models = generated.models
     text = b64(PICTURE)
@@ -124,20 +108,32 @@ def test_every_post_of_json(generated: Any, client: Any, service: Service) -> No
         expected = service.post(f"/{name.replace('_', '-')}", body.to_dict()).json()
         assert answer.to_dict()["images"] == expected["images"], name
         assert answer.model.name == "grey"
-    wrong = generated.call("generate").sync_detailed(client=client, body=models.GenerateRequest(n=99))
+    wrong = generated.call("generate").sync_detailed(
+        client=client, body=models.GenerateRequest(n=99)
+    )
     assert wrong.status_code == 422
-    assert (wrong.parsed.code, [error.field for error in wrong.parsed.errors]) == ("invalid_value", ["n"])
-    tensor = models.Input(name="x", shape=[1, *GREY], datatype="FP32", data=latents(7).ravel().tolist())
+    assert (wrong.parsed.code, [error.field for error in wrong.parsed.errors]) == (
+        "invalid_value",
+        ["n"],
+    )
+    tensor = models.Input(
+        name="x", shape=[1, *GREY], datatype="FP32", data=latents(7).ravel().tolist()
+    )
     infer = generated.call("infer", "open_inference_protocol")
     answer = infer.sync("grey", client=client, body=models.InferRequest(inputs=[tensor], id="a"))
     assert (answer.id, answer.outputs[0].shape) == ("a", [1, *GREY])
 
 
 def test_a_form_with_files(generated: Any, client: Any) -> None:
-    models, types = generated.models, generated.types
-    image, mask = io.BytesIO(PICTURE), io.BytesIO(save(noise(8, 8, seed=2)))
+    models = generated.models
+    types = generated.types
+    image = io.BytesIO(PICTURE)
+    mask = io.BytesIO(save(noise(8, 8, seed=2)))
     body = models.ProjectFilesBody(
-        image=[types.File(image, "a.png"), types.File(io.BytesIO(PICTURE), mime_type="image/png")],  # type or name
+        image=[
+            types.File(image, "a.png"),
+            types.File(io.BytesIO(PICTURE), mime_type="image/png"),
+        ],  # type or name
         mask=types.File(mask, "mask.png", "image/png"),
         score=True,
         record="0,1",

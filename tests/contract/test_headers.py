@@ -17,18 +17,30 @@ from tests.contract.data import CALLS, FILE, PICTURE, latents
 from tests.contract.harness import Service
 from tests.contract.oip import INFER, as_json
 
-REQUESTS = (GenerateRequest, ProjectRequest, InterpolateRequest, ArithmeticRequest, TermRequest, ScoreRequest)
+REQUESTS = (
+    GenerateRequest,
+    ProjectRequest,
+    InterpolateRequest,
+    ArithmeticRequest,
+    TermRequest,
+    ScoreRequest,
+)
 FORMS = [
     (path, form)
     for path in CALLS
     for form in ("application/json", "image/png", "application/x-npy", "image/gif")
-    if form == "application/json" or (path != "/score" and (form != "image/gif" or path == "/latent-interpolate"))
+    if form == "application/json"
+    or (path != "/score" and (form != "image/gif" or path == "/latent-interpolate"))
 ]
-TIMING = ", ".join(rf"{part};dur=[0-9]+\.[0-9]+" for part in ("decode", "queue", "compute", "encode"))
+TIMING = ", ".join(
+    rf"{part};dur=[0-9]+\.[0-9]+" for part in ("decode", "queue", "compute", "encode")
+)
 
 
 @pytest.mark.parametrize(("path", "form"), FORMS)
-def test_every_answer_says_who_gave_it_and_how_long_it_took(service: Service, path: str, form: str) -> None:
+def test_every_answer_says_who_gave_it_and_how_long_it_took(
+    service: Service, path: str, form: str
+) -> None:
     digest = service.get("/models/grey").json()["digest"].removeprefix("sha256:")
     response = service.post(path, CALLS[path], accept=form)
     assert response.headers["Content-Type"] == form
@@ -43,15 +55,20 @@ def test_every_answer_says_who_gave_it_and_how_long_it_took(service: Service, pa
 
 @pytest.mark.parametrize("path", CALLS)
 @pytest.mark.parametrize(
-    ("model", "version"), [("grey", "10"), ("grey/10", "10"), ("grey/2", "2"), ("colour", "1"), ("colour/1", "1")]
+    ("model", "version"),
+    [("grey", "10"), ("grey/10", "10"), ("grey/2", "2"), ("colour", "1"), ("colour/1", "1")],
 )
-def test_every_call_is_answered_by_the_model_it_names(service: Service, path: str, model: str, version: str) -> None:
+def test_every_call_is_answered_by_the_model_it_names(
+    service: Service, path: str, model: str, version: str
+) -> None:
     name = model.partition("/")[0]
     responses = [service.post(path, CALLS[path] | {"model": model})]
     if "images" in CALLS[path]:
         responses.append(service.client.post(path, files=FILE, data={"model": model}))
         kind = {"Content-Type": "image/png"}
-        responses.append(service.client.post(path, content=PICTURE, headers=kind, params={"model": model}))
+        responses.append(
+            service.client.post(path, content=PICTURE, headers=kind, params={"model": model})
+        )
     for response in responses:
         found = response.json()["model"]
         assert (found["name"], found["version"]) == (name, version)
@@ -60,10 +77,21 @@ def test_every_call_is_answered_by_the_model_it_names(service: Service, path: st
 
 @pytest.mark.parametrize("accept", ["image/png", "text/html", "nonsense", "application/json;q=0"])
 @pytest.mark.parametrize(
-    "path", ["/models", "/models/grey", "/healthz", "/readyz", "/metrics", "/openapi.json", "/v2", "/v2/models/grey"]
+    "path",
+    [
+        "/models",
+        "/models/grey",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/openapi.json",
+        "/v2",
+        "/v2/models/grey",
+    ],
 )
 def test_only_the_native_posts_negotiate(service: Service, path: str, accept: str) -> None:
-    plain, asked = service.get(path), service.get(path, headers={"Accept": accept})
+    plain = service.get(path)
+    asked = service.get(path, headers={"Accept": accept})
     assert (plain.status_code, asked.status_code) == (200, 200)
     assert asked.headers["Content-Type"] == plain.headers["Content-Type"]
     inferred = service.post(INFER, as_json(latents(1)), accept=accept)
@@ -72,9 +100,14 @@ def test_only_the_native_posts_negotiate(service: Service, path: str, accept: st
 
 def test_names_are_in_snake_case(service: Service) -> None:
     answers = [service.post(path, body).json() for path, body in CALLS.items()]
-    answers += [service.get(path).json() for path in ("/readyz", "/v2/models/grey/config", "/v2/models/stats")]
+    answers += [
+        service.get(path).json()
+        for path in ("/readyz", "/v2/models/grey/config", "/v2/models/stats")
+    ]
     listed = service.get("/models").json()
-    names = re.findall(r'"(\w+)":', json.dumps([*answers, listed["limits"]])) + list(listed["models"][0])
+    names = re.findall(r'"(\w+)":', json.dumps([*answers, listed["limits"]])) + list(
+        listed["models"][0]
+    )
     assert len(set(names)) > 40
     for request in REQUESTS:
         names += request.model_fields

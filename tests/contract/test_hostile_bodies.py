@@ -1,4 +1,6 @@
-"""What one hostile body may cost: the work of a request ends with it, and its size is bounded before it is decoded."""
+"""What one hostile body may cost: the work of a request ends with it, and its size is bounded
+before it is decoded.
+"""
 
 import json
 import threading
@@ -13,7 +15,16 @@ from service.images.decode import EncodedImage, Picture
 from service.images.pool import CodecThread
 from service.runtime.onnx_model import OnnxModel
 from tests.contract.data import CALLS, GREY, b64, latents, npy
-from tests.contract.harness import LIMIT_S, PATIENCE_S, Service, busy_codec, problem, send, serving, settings
+from tests.contract.harness import (
+    LIMIT_S,
+    PATIENCE_S,
+    Service,
+    busy_codec,
+    problem,
+    send,
+    serving,
+    settings,
+)
 from tests.contract.oip import INFER, as_binary, infer
 from tests.helpers.connection import Connection
 from tests.helpers.pictures import noise, save
@@ -72,7 +83,10 @@ def test_after_a_disconnect_no_further_picture_is_decoded(models: Path, monkeypa
     decoder = Decoder()
     monkeypatch.setattr(EncodedImage, "decode", lambda *each: decoder(*each))
     content = json.dumps({"images": [b64(JPEG)] * 8}).encode()
-    head = b"POST /project HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    head = (
+        b"POST /project HTTP/1.1\r\nHost: x\r\nContent-Type: "
+        b"application/json\r\nContent-Length: %d\r\n\r\n"
+    )
     with serving(settings(models)) as service:
         with Connection(service.address).send(head % len(content) + content):
             decoder.wait()
@@ -117,28 +131,48 @@ def test_pixels_are_bounded_for_each_request(models: Path, monkeypatch: Patch) -
 
 def test_bytes_in_flight_are_bounded(models: Path) -> None:
     limits = {"max_body_bytes": 60_000, "max_inflight_bytes": 100_000}
-    head = b"POST /project HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 60000\r\n\r\n"
+    head = (
+        b"POST /project HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: "
+        b"60000\r\n\r\n"
+    )
     with serving(settings(models, **limits)) as service:
         held = service.services.in_flight
         with Connection(service.address).send(head + b"\0" * 50_000):
             service.until_bytes(lambda size: size > 45_000)  # the last 4 KiB may not count
             for content in (b"\0" * 60_000, (b"\0" * 6_000 for _ in range(10))):
-                response = service.client.post("/project", content=content, headers={"Content-Type": "image/png"})
+                response = service.client.post(
+                    "/project", content=content, headers={"Content-Type": "image/png"}
+                )
                 problem(response, 429, "over_share")
                 assert int(response.headers["Retry-After"]) >= 1
             assert 45_000 < held.bytes.total <= 50_000
             assert service.metric("ign_http_errors_total", code="over_share") == 2
-            problem(send(service, "/project", b"\0" * 40_000, "image/png"), 422, "undecodable_image", "body")
+            problem(
+                send(service, "/project", b"\0" * 40_000, "image/png"),
+                422,
+                "undecodable_image",
+                "body",
+            )
             assert service.post("/generate", {}).status_code == 200
         service.until_bytes(lambda size: size == 0)
     with serving(settings(models, max_body_bytes=60_000, max_inflight_bytes=60_000)) as service:
-        for _ in range(3):  # the largest body fits if nothing else is in flight, and leaves nothing behind
-            problem(send(service, "/project", b"\0" * 60_000, "image/png"), 422, "undecodable_image", "body")
+        # the largest body fits if nothing else is in flight, and leaves nothing behind
+        for _ in range(3):
+            problem(
+                send(service, "/project", b"\0" * 60_000, "image/png"),
+                422,
+                "undecodable_image",
+                "body",
+            )
             problem(send(service, INFER, b"\0" * 60_000), 400, "malformed")
             problem(send(service, "/generate", b"\0" * 60_001), 413, "too_large")
 
 
-REPOSITORY = ["/v2/repository/index", "/v2/repository/models/grey/load", "/v2/repository/models/colour/unload"]
+REPOSITORY = [
+    "/v2/repository/index",
+    "/v2/repository/models/grey/load",
+    "/v2/repository/models/colour/unload",
+]
 
 
 @pytest.mark.parametrize("path", REPOSITORY)
@@ -168,8 +202,13 @@ def test_values_of_a_json_body_are_bounded(service: Service, name: str) -> None:
 
 
 def test_the_largest_nested_inference_passes(models: Path) -> None:
-    rows = np.zeros((1200, 3, 8, 8), np.float32)  # 264 000 values with their arrays; other bodies have at most 200 000
-    body = {"inputs": [{"name": "x", "shape": list(rows.shape), "datatype": "FP32", "data": rows.tolist()}]}
+    # 264 000 values with their arrays; other bodies have at most 200 000
+    rows = np.zeros((1200, 3, 8, 8), np.float32)
+    body = {
+        "inputs": [
+            {"name": "x", "shape": list(rows.shape), "datatype": "FP32", "data": rows.tolist()}
+        ]
+    }
     with serving(settings(models, max_images=1200)) as service:
         assert service.post("/v2/models/colour/infer", body).status_code == 200
 
@@ -183,7 +222,9 @@ class Overflowing(OnnxModel):
         return y
 
 
-def test_rows_whose_first_step_overflows_are_the_callers_fault(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_whose_first_step_overflows_are_the_callers_fault(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("service.app.OnnxModel", Overflowing)
     rows = np.full((1, *GREY), 1e5, np.float32)
     with serving(settings(models)) as service:

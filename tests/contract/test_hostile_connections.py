@@ -12,18 +12,34 @@ import pytest
 
 from service.api.heads import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED
 from tests.contract.data import PICTURE, latents
-from tests.contract.harness import LIMIT_S, PATIENCE_S, Service, gated, held, problem, serving, settings
+from tests.contract.harness import (
+    LIMIT_S,
+    PATIENCE_S,
+    Service,
+    gated,
+    held,
+    problem,
+    serving,
+    settings,
+)
 from tests.contract.oip import encoded
 from tests.helpers.connection import Connection
 
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
-ASKED = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+ASKED = (
+    b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: "
+    b"application/json\r\nContent-Length: 2\r\n\r\n{}"
+)
 BUNDLE = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
 UPGRADE = (
     b"POST /generate HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
-    b'HTTP2-Settings: AAMAAABk\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{"seed":7}'
+    b"HTTP2-Settings: AAMAAABk\r\nContent-Type: application/json\r\n"
+    b'Content-Length: 10\r\n\r\n{"seed":7}'
 )
-CHUNKED = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
+CHUNKED = (
+    b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: "
+    b"application/json\r\nTransfer-Encoding: chunked\r\n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +66,9 @@ def rejected(answer: tuple[int, dict[str, str], bytes], status: int, code: str) 
 
 
 def send_endlessly(connection: Connection, start: bytes, part: bytes, most: int = 64 << 20) -> int:
-    """Send ``part`` again and again until the service stops reading; the number of bytes that it took."""
+    """Send ``part`` again and again until the service stops reading; the number of bytes that it
+    took.
+    """
     sent = 0
     connection.socket.settimeout(2.0)
     with suppress(ConnectionError, TimeoutError):
@@ -73,7 +91,9 @@ def send_endlessly(connection: Connection, start: bytes, part: bytes, most: int 
     ],
     ids=["header", "URL", "headers", "trailers", "trailer", "chunk extension"],
 )
-def test_an_endless_head_is_not_read(service: Service, connection: Connection, start: bytes, part: bytes) -> None:
+def test_an_endless_head_is_not_read(
+    service: Service, connection: Connection, start: bytes, part: bytes
+) -> None:
     with ThreadPoolExecutor(1) as pool:
         sending = pool.submit(send_endlessly, connection, start, part)
         while not sending.done():
@@ -120,8 +140,14 @@ def test_a_head_that_does_not_end_is_408(quick: Service, part: bytes) -> None:
         assert connection.is_over()
 
 
-def test_a_silent_connection_is_closed_and_on_a_used_one_the_time_begins_with_the_head(quick: Service) -> None:
-    with Connection(quick.address) as used, Connection(quick.address) as silent, Connection(quick.address) as empty:
+def test_a_silent_connection_is_closed_and_on_a_used_one_the_time_begins_with_the_head(
+    quick: Service,
+) -> None:
+    with (
+        Connection(quick.address) as used,
+        Connection(quick.address) as silent,
+        Connection(quick.address) as empty,
+    ):
         empty.send(b"\r\n")
         while not (silent.is_readable() and empty.is_readable()):
             assert used.send(HEALTH).answer()[0] == 200
@@ -133,9 +159,14 @@ def test_a_silent_connection_is_closed_and_on_a_used_one_the_time_begins_with_th
 
 
 def test_pipelined_requests_are_answered_in_order(connection: Connection) -> None:
-    heads = [b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Request-ID: %d\r\n\r\n" % i for i in range(MAX_PIPELINED)]
+    heads = [
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Request-ID: %d\r\n\r\n" % i
+        for i in range(MAX_PIPELINED)
+    ]
     connection.send(b"".join(heads))
-    assert [connection.answer()[1]["x-request-id"] for _ in heads] == [str(i) for i in range(len(heads))]
+    assert [connection.answer()[1]["x-request-id"] for _ in heads] == [
+        str(i) for i in range(len(heads))
+    ]
     bodies = ASKED * 8
     connection.send(bodies)
     assert [connection.answer()[0] for _ in range(8)] == [200] * 8
@@ -153,11 +184,15 @@ def test_a_long_pipeline_is_closed(service: Service, connection: Connection) -> 
 def test_nothing_is_read_while_requests_wait(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bodies of waiting requests would need memory without limit."""
     large = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 16000000\r\n\r\n"
-    with held(monkeypatch, settings(models)) as (service, gate), Connection(service.address) as connection:
+    with (
+        held(monkeypatch, settings(models)) as (service, gate),
+        Connection(service.address) as connection,
+    ):
         connection.send(ASKED)
         service.until_in_flight(2)
         connection.send(ASKED + large)
-        connection.socket.settimeout(0.5)  # meanwhile the first request begins to watch whether its client leaves
+        # meanwhile the first request begins to watch whether its client leaves
+        connection.socket.settimeout(0.5)
         with pytest.raises(TimeoutError):
             connection.socket.sendall(bytes(16 << 20))
         gate.opened.set()
@@ -178,8 +213,13 @@ def test_beyond_the_limit_the_oldest_idle_connection_makes_room(models: Path) ->
         assert service.metric("ign_closed_connections_total", reason="limit") >= 1
 
 
-def test_connections_that_await_an_answer_stay(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with gated(monkeypatch, settings(models, max_open_connections=3)) as (service, gate), ExitStack() as stack:
+def test_connections_that_await_an_answer_stay(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        gated(monkeypatch, settings(models, max_open_connections=3)) as (service, gate),
+        ExitStack() as stack,
+    ):
         service.client.close()  # which holds a connection
         with gate:
             busy = [stack.enter_context(Connection(service.address)).send(ASKED) for _ in range(3)]
@@ -213,16 +253,25 @@ def test_a_client_that_has_closed_its_sending_half_is_answered(
         (CHUNKED + b"\r\nnonsense\r\n", 400, "malformed"),
         (CHUNKED + b"Expect: 100-continue\r\n\r\nnonsense\r\n", 400, "malformed"),
         (CHUNKED + b"\r\n2\r\n{}\r\n0\r\n" + b"a:\r\n" * 3 * MAX_HEADERS, 431, "head_too_large"),
-        (CHUNKED.replace(b"chunked", b"gzip, chunked") + b"\r\n2\r\n{}\r\n0\r\n\r\n", 501, "not_supported"),
+        (
+            CHUNKED.replace(b"chunked", b"gzip, chunked") + b"\r\n2\r\n{}\r\n0\r\n\r\n",
+            501,
+            "not_supported",
+        ),
         (CHUNKED + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", 400, "malformed"),
         (
-            ASKED.replace(b"Content-Length", b"Content-Encoding: identity\r\nContent-Encoding: gzip\r\nContent-Length"),
+            ASKED.replace(
+                b"Content-Length",
+                b"Content-Encoding: identity\r\nContent-Encoding: gzip\r\nContent-Length",
+            ),
             415,
             "unsupported_media_type",
         ),
     ],
 )
-def test_heads_that_are_wrong(service: Service, connection: Connection, head: bytes, status: int, code: str) -> None:
+def test_heads_that_are_wrong(
+    service: Service, connection: Connection, head: bytes, status: int, code: str
+) -> None:
     rejected(connection.send(head).answer(), status, code)
     assert connection.is_over()
     assert service.metric("ign_http_errors_total", code=code) >= 1
@@ -233,7 +282,8 @@ def test_heads_that_are_wrong(service: Service, connection: Connection, head: by
     [
         b"GET /healthz HTTP/1.0\r\n\r\n",
         CHUNKED + b"\r\n2\r\n{}\r\n0\r\nX-Request-ID: trailer\r\n\r\n",
-        ASKED.replace(b"HTTP/1.1\r\n", b"HTTP/1.0\r\nExpect: 100-continue\r\n"),  # of no effect in HTTP/1.0
+        # of no effect in HTTP/1.0
+        ASKED.replace(b"HTTP/1.1\r\n", b"HTTP/1.0\r\nExpect: 100-continue\r\n"),
     ],
 )
 def test_heads_that_are_right(connection: Connection, head: bytes) -> None:
@@ -243,7 +293,9 @@ def test_heads_that_are_right(connection: Connection, head: bytes) -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 40, UPGRADE.index(b"{"), len(UPGRADE) - 1])
-def test_an_upgrade_is_ignored_and_the_body_is_read(service: Service, connection: Connection, cut: int) -> None:
+def test_an_upgrade_is_ignored_and_the_body_is_read(
+    service: Service, connection: Connection, cut: int
+) -> None:
     connection.send(UPGRADE[:cut])
     assert service.get("/healthz").status_code == 200  # so the parts are read one by one
     connection.send(UPGRADE[cut:] + UPGRADE * 200 + HEALTH)
@@ -263,7 +315,9 @@ def test_an_upgrade_is_ignored_and_the_body_is_read(service: Service, connection
         b"\r\n" * MAX_HEAD_BYTES,
     ],
 )
-def test_what_comes_before_a_wrong_head_is_answered(connection: Connection, before: int, wrong: bytes) -> None:
+def test_what_comes_before_a_wrong_head_is_answered(
+    connection: Connection, before: int, wrong: bytes
+) -> None:
     connection.send(ASKED * before + wrong)
     assert [connection.answer()[0] for _ in range(before)] == [200] * before
     status, headers, _ = connection.answer()
@@ -292,7 +346,9 @@ def test_who_does_not_read_holds_no_place(models: Path) -> None:
         client.sendall(BUNDLE * 20)
         service.until(lambda: service.metric("ign_requests_in_flight") == 1)
         service.skip()
-        service.until(lambda: service.metric("ign_closed_connections_total", reason="send_timeout") == 1)
+        service.until(
+            lambda: service.metric("ign_closed_connections_total", reason="send_timeout") == 1
+        )
         service.until(lambda: service.metric("ign_requests_in_flight") == 0)
 
 
@@ -304,7 +360,9 @@ def test_the_deadline_of_a_pipelined_request_counts_from_its_head(
         gate,
         Connection(service.address) as connection,
     ):
-        connection.send(ASKED + ASKED.replace(b"Host: x", b"Host: x\r\nX-Request-Timeout: %d" % LIMIT_S))
+        connection.send(
+            ASKED + ASKED.replace(b"Host: x", b"Host: x\r\nX-Request-Timeout: %d" % LIMIT_S)
+        )
         assert gate.entered.wait(PATIENCE_S)
         service.skip()
         gate.opened.set()
@@ -316,14 +374,19 @@ PAGES = {
     "another site, by an address": {"Origin": "http://evil.example"},
     "a sandbox": {"Origin": "null"},
     "another port": {"Origin": "http://127.0.0.1:1", "Sec-Fetch-Site": "same-site"},
-    "a name that resolves to the service": {"Host": "evil.example", "Origin": "http://evil.example"},
+    "a name that resolves to the service": {
+        "Host": "evil.example",
+        "Origin": "http://evil.example",
+    },
     "such a name, without Origin": {"Host": "evil.example:80"},
 }
 
 
 @pytest.mark.parametrize("headers", PAGES.values(), ids=PAGES)
 @pytest.mark.parametrize("path", ["index", "models/grey/load", "models/colour/unload"])
-def test_other_sites_may_not_change_models_without_keys(service: Service, path: str, headers: dict[str, str]) -> None:
+def test_other_sites_may_not_change_models_without_keys(
+    service: Service, path: str, headers: dict[str, str]
+) -> None:
     """A browser sends such a request without asking, because it is simple."""
     problem(service.client.post(f"/v2/repository/{path}", headers=headers), 403, "forbidden")
     assert service.get("/models/colour").status_code == 200
@@ -332,7 +395,10 @@ def test_other_sites_may_not_change_models_without_keys(service: Service, path: 
 SIMPLE = {"Content-Type": "text/plain"}
 FORM = {"files": {"image": ("x.png", PICTURE)}, "data": {"prompt": "x"}}
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
-    "OpenAI's generations": ("/v1/images/generations", {"content": b'{"prompt": "x"}', "headers": SIMPLE}),
+    "OpenAI's generations": (
+        "/v1/images/generations",
+        {"content": b'{"prompt": "x"}', "headers": SIMPLE},
+    ),
     "OpenAI's edits": ("/v1/images/edits", FORM),
     "infer": ("/v2/models/grey/infer", {"content": encoded(latents(1)), "headers": SIMPLE}),
     "a form": ("/project", {"files": FORM["files"]}),
@@ -346,7 +412,9 @@ def test_other_sites_may_not_run_models_without_keys_either(
     """Nor a page that `IGN_CORS_ORIGINS` does not name; with keys, a browser asks first."""
 
     def status(service: Service, **headers: str) -> int:
-        return service.client.post(path, **request_ | {"headers": request_.get("headers", {}) | headers}).status_code
+        return service.client.post(
+            path, **request_ | {"headers": request_.get("headers", {}) | headers}
+        ).status_code
 
     own = {"Origin": f"http://{service.address[0]}:{service.address[1]}"}
     for headers in (
@@ -360,7 +428,9 @@ def test_other_sites_may_not_run_models_without_keys_either(
     with serving(settings(models, cors_origins=("*",))) as open_to_all:
         assert status(open_to_all, **PAGES["another site, by an address"]) == 200
         problem(
-            open_to_all.client.post("/v2/repository/models/grey/load", headers=PAGES["a sandbox"]), 403, "forbidden"
+            open_to_all.client.post("/v2/repository/models/grey/load", headers=PAGES["a sandbox"]),
+            403,
+            "forbidden",
         )
 
 

@@ -12,7 +12,11 @@ from tests.contract.harness import Service, checked, serving, settings
 
 def test_models_lists_cards_without_their_arrays(service: Service) -> None:
     answer = checked(service.get("/models"), ModelList)
-    assert [f"{card['name']}/{card['version']}" for card in answer.models] == ["colour/1", "grey/2", "grey/10"]
+    assert [f"{card['name']}/{card['version']}" for card in answer.models] == [
+        "colour/1",
+        "grey/2",
+        "grey/10",
+    ]
     assert answer.default == "grey/10"
     assert answer.failures == []
     assert answer.limits.model_dump() == {
@@ -34,10 +38,19 @@ def test_models_lists_cards_without_their_arrays(service: Service) -> None:
 )
 def test_one_card(service: Service, path: str, ref: str) -> None:
     card = checked(service.get(path), ServedCard)
-    assert (card.ref, card.shape, card.range, card.background) == (ref, (1, 8, 8), (-1.0, 1.0), (-1.0,))
+    assert (card.ref, card.shape, card.range, card.background) == (
+        ref,
+        (1, 8, 8),
+        (-1.0, 1.0),
+        (-1.0,),
+    )
     assert card.noise is not None
     assert card.training is not None
-    assert (card.polarity, card.noise.kind, card.licence) == ("light-on-dark", "gaussian", "CC0-1.0")
+    assert (card.polarity, card.noise.kind, card.licence) == (
+        "light-on-dark",
+        "gaussian",
+        "CC0-1.0",
+    )
     assert (card.steps.generate, card.steps.project, card.training.parameters) == (2, 1, 9)
     assert len(card.distance_quantiles or ()) == 101
     assert card.provider == "CPUExecutionProvider"
@@ -47,15 +60,31 @@ def test_one_card(service: Service, path: str, ref: str) -> None:
 
 def test_a_card_tells_all_that_is_known_of_a_model(service: Service, models: Path) -> None:
     card = service.get("/models/colour").json()
-    members = {"title", "prompt", "shape", "range", "background", "noise", "steps", "training", "quality", "licence"}
+    members = {
+        "title",
+        "prompt",
+        "shape",
+        "range",
+        "background",
+        "noise",
+        "steps",
+        "training",
+        "quality",
+        "licence",
+    }
     assert set(card) >= members | {"digest", "provider"}
     assert card["noise"]["stream"] == STREAM
-    assert card["digest"] == f"sha256:{hashlib.sha256((models / 'colour/1/model.onnx').read_bytes()).hexdigest()}"
+    assert (
+        card["digest"]
+        == f"sha256:{hashlib.sha256((models / 'colour/1/model.onnx').read_bytes()).hexdigest()}"
+    )
     listed = next(one for one in service.get("/models").json()["models"] if one["name"] == "colour")
     assert listed == {name: value for name, value in card.items() if name != "distance_quantiles"}
 
 
-def test_a_provider_that_is_only_close_says_by_how_much(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_provider_that_is_only_close_says_by_how_much(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Close(OnnxModel):
         """In company, a row comes out a little different."""
 
@@ -73,7 +102,11 @@ def test_health(service: Service) -> None:
     ready = service.get("/readyz").json()
     assert ready["status"] == "ready"
     assert list(ready["models"]) == ["colour/1", "grey/2", "grey/10"]
-    assert ready["models"]["grey/10"] == {"device": "cpu", "provider": "CPUExecutionProvider", "fallback_reason": None}
+    assert ready["models"]["grey/10"] == {
+        "device": "cpu",
+        "provider": "CPUExecutionProvider",
+        "fallback_reason": None,
+    }
     for path in ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"):
         response = service.client.head(path)
         assert (response.status_code, response.content) == (200, b"")

@@ -5,7 +5,18 @@ import pytest
 
 from service.api.native.schemas import InterpolateAnswer
 from service.domain.latents import FloatRow, lerp, slerp
-from tests.contract.data import COLOUR, GREY, array, b64, frames, latents, npy, pixels, quantised, step_params
+from tests.contract.data import (
+    COLOUR,
+    GREY,
+    array,
+    b64,
+    frames,
+    latents,
+    npy,
+    pixels,
+    quantised,
+    step_params,
+)
 from tests.contract.harness import Service, checked, problem
 from tests.helpers.pictures import noise, opened, save
 
@@ -15,11 +26,15 @@ STEPS = 2  # the card's for generation
 
 
 def interpolated(service: Service, **options: Any) -> InterpolateAnswer:
-    return checked(service.post("/latent-interpolate", {"points": POINTS} | options), InterpolateAnswer)
+    return checked(
+        service.post("/latent-interpolate", {"points": POINTS} | options), InterpolateAnswer
+    )
 
 
 def rows(service: Service, **options: Any) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    response = service.post("/latent-interpolate", {"points": POINTS} | options, accept="application/x-npy")
+    response = service.post(
+        "/latent-interpolate", {"points": POINTS} | options, accept="application/x-npy"
+    )
     assert response.status_code == 200, response.text
     return array(response.content)
 
@@ -32,9 +47,12 @@ def single(service: Service, seed: int, index: int = 0, **options: Any) -> str:
 
 @pytest.mark.parametrize("model", ["grey", "colour"])
 @pytest.mark.parametrize("method", ["slerp", "lerp"])
-def test_the_frames_lie_on_the_way_between_the_points(service: Service, method: str, model: str) -> None:
+def test_the_frames_lie_on_the_way_between_the_points(
+    service: Service, method: str, model: str
+) -> None:
     shape = GREY if model == "grey" else COLOUR
-    a, b = latents(1, shape=shape)[0], latents(2, 3, shape=shape)[0]
+    a = latents(1, shape=shape)[0]
+    b = latents(2, 3, shape=shape)[0]
     mix = slerp if method == "slerp" else lerp
     expected = step_params(np.stack([mix(a, b, i / 4) for i in range(5)]), 1)
     found = rows(service, method=method, frames=5, steps=1, model=model)
@@ -55,14 +73,21 @@ def test_defaults(service: Service) -> None:
     assert {image.steps for image in answer.images} == {STEPS}
     assert all("row" not in image and "col" not in image for image in response.json()["images"])
     assert "X-IGN-Seed" not in response.headers
-    explicit = {"steps": STEPS, "method": "slerp", "frames": 9, "points": [{"seed": 1, "index": 0}, POINTS[1]]}
+    explicit = {
+        "steps": STEPS,
+        "method": "slerp",
+        "frames": 9,
+        "points": [{"seed": 1, "index": 0}, POINTS[1]],
+    }
     assert rows(service).tobytes() == rows(service, **explicit).tobytes()
 
 
 @pytest.mark.parametrize("method", ["slerp", "lerp"])
 @pytest.mark.parametrize("steps", [None, 3])
 @pytest.mark.parametrize("form", ["png", "npy"])
-def test_the_ends_are_the_pictures_of_their_seeds(service: Service, method: str, steps: int | None, form: str) -> None:
+def test_the_ends_are_the_pictures_of_their_seeds(
+    service: Service, method: str, steps: int | None, form: str
+) -> None:
     images = interpolated(service, method=method, steps=steps, format=form).images
     assert images[0].data == single(service, 1, steps=steps, format=form)
     assert images[-1].data == single(service, 2, 3, steps=steps, format=form)
@@ -71,11 +96,17 @@ def test_the_ends_are_the_pictures_of_their_seeds(service: Service, method: str,
 def test_frames_on_points_are_the_points(service: Service) -> None:
     images = interpolated(service, points=[{"seed": seed} for seed in range(16)], frames=2).images
     assert [image.data for image in images] == [single(service, 0), single(service, 15)]
-    last = interpolated(service, points=[{"seed": 2**32 - 1, "index": 2**32 - 1}, {"seed": 0}]).images[0].data
+    last = (
+        interpolated(service, points=[{"seed": 2**32 - 1, "index": 2**32 - 1}, {"seed": 0}])
+        .images[0]
+        .data
+    )
     assert last == single(service, 2**32 - 1, 2**32 - 1)
     points = [{"seed": seed} for seed in (5, 6, 7, 8)]
     images = interpolated(service, points=points, frames=10).images
-    assert [images[i].data for i in (0, 3, 6, 9)] == [single(service, seed) for seed in (5, 6, 7, 8)]
+    assert [images[i].data for i in (0, 3, 6, 9)] == [
+        single(service, seed) for seed in (5, 6, 7, 8)
+    ]
 
 
 def test_a_loop_comes_back_to_its_first_point(service: Service) -> None:
@@ -84,20 +115,33 @@ def test_a_loop_comes_back_to_its_first_point(service: Service) -> None:
     assert images[-1].t == 1.0
     assert images[-1].data == images[0].data == single(service, 1)
     assert images[4].data == single(service, 2, 3)
-    a, b = latents(1)[0], latents(2, 3)[0]
+    a = latents(1)[0]
+    b = latents(2, 3)[0]
     found = rows(service, loop=True, frames=9, steps=1)
     np.testing.assert_allclose(found[6], step_params(slerp(b, a, 0.5)[None], 1)[0], atol=1e-5)
-    assert [image.data for image in interpolated(service, loop=True, frames=2).images] == [images[0].data] * 2
+    assert [image.data for image in interpolated(service, loop=True, frames=2).images] == [
+        images[0].data
+    ] * 2
 
 
 @pytest.mark.parametrize(("method", "mix"), [("slerp", slerp), ("lerp", lerp)])
-def test_a_grid_is_its_corners_and_what_lies_between(service: Service, method: str, mix: Any) -> None:
-    body = {"points": [{"seed": seed} for seed in (1, 2, 3, 4)], "grid": {"rows": 3, "cols": 5}, "method": method}
+def test_a_grid_is_its_corners_and_what_lies_between(
+    service: Service, method: str, mix: Any
+) -> None:
+    body = {
+        "points": [{"seed": seed} for seed in (1, 2, 3, 4)],
+        "grid": {"rows": 3, "cols": 5},
+        "method": method,
+    }
     response = service.post("/latent-interpolate", body)
     images = checked(response, InterpolateAnswer).images
-    assert [(image.row, image.col) for image in images] == [(r, c) for r in range(3) for c in range(5)]
+    assert [(image.row, image.col) for image in images] == [
+        (r, c) for r in range(3) for c in range(5)
+    ]
     assert all("t" not in image for image in response.json()["images"])
-    assert [images[i].data for i in (0, 4, 10, 14)] == [single(service, seed) for seed in (1, 2, 3, 4)]
+    assert [images[i].data for i in (0, 4, 10, 14)] == [
+        single(service, seed) for seed in (1, 2, 3, 4)
+    ]
     a, b, c, d = (latents(seed)[0] for seed in (1, 2, 3, 4))
 
     def mixed(row: int, col: int) -> FloatRow:  # along columns first, then rows
@@ -110,12 +154,19 @@ def test_a_grid_is_its_corners_and_what_lies_between(service: Service, method: s
 
 def test_an_image_point_is_the_projection_of_that_image(service: Service) -> None:
     points = [{"image": b64(PICTURE)}, {"image": b64(save(255 - np.pad(noise(6, 6, seed=1), 1)))}]
-    projection = service.post("/project", {"images": [b64(PICTURE)], "steps": STEPS}).json()["images"][0]["data"]
-    assert [image.data for image in interpolated(service, points=points, frames=2).images] == [projection] * 2
+    projection = service.post("/project", {"images": [b64(PICTURE)], "steps": STEPS}).json()[
+        "images"
+    ][0]["data"]
+    assert [image.data for image in interpolated(service, points=points, frames=2).images] == [
+        projection
+    ] * 2
 
 
 def test_a_latent_point_is_that_latent(service: Service) -> None:
-    points = [{"latent": b64(npy(latents(1)[0]))}, {"latent": b64(npy(np.asfortranarray(latents(2)[0]).astype(">f4")))}]
+    points = [
+        {"latent": b64(npy(latents(1)[0]))},
+        {"latent": b64(npy(np.asfortranarray(latents(2)[0]).astype(">f4")))},
+    ]
     images = interpolated(service, points=points).images
     assert images[0].data == single(service, 1)
     assert images[-1].data == single(service, 2)
@@ -138,7 +189,9 @@ def test_raw_pictures_of_a_path_are_one_strip(service: Service, accept: str) -> 
     strip = pixels(response.content)
     assert strip.shape == (8, 40)
     if accept == "image/png":
-        np.testing.assert_array_equal(strip, np.concatenate(list(quantised(rows(service, frames=5))), axis=1))
+        np.testing.assert_array_equal(
+            strip, np.concatenate(list(quantised(rows(service, frames=5))), axis=1)
+        )
     assert len(response.headers["X-IGN-Distance"].split(",")) == 5
 
 

@@ -24,7 +24,9 @@ def models(tmp_path: Path) -> Path:
 
 def answers(service: Service, model: str | None, scale: float) -> bool:
     """Whether a model gives f of its scale."""
-    response = service.post("/generate", {"model": model, "seed": 1, "steps": 1}, accept="application/x-npy")
+    response = service.post(
+        "/generate", {"model": model, "seed": 1, "steps": 1}, accept="application/x-npy"
+    )
     return np.allclose(array(response.content), step_params(latents(1), 1, scale=scale), atol=1e-6)
 
 
@@ -33,14 +35,19 @@ def test_a_broken_version_is_reported_and_the_others_serve(models: Path) -> None
     why = "colour/1/golden.npz: no such file"
     with serving(settings(models)) as service:
         listed = checked(service.get("/models"), ModelList)
-        assert [found.model_dump() for found in listed.failures] == [{"name": "colour", "version": "1", "reason": why}]
+        assert [found.model_dump() for found in listed.failures] == [
+            {"name": "colour", "version": "1", "reason": why}
+        ]
         assert service.metric("ign_failed_models") == 1
         assert answers(service, "grey", 1.0)
         assert (
-            "it failed to load" in problem(service.post("/generate", {"model": "colour"}), 404, "unknown_model").detail
+            "it failed to load"
+            in problem(service.post("/generate", {"model": "colour"}), 404, "unknown_model").detail
         )
         index = service.post("/v2/repository/index").json()
-        assert [(e["state"], e["reason"]) for e in index if e["name"] == "colour"] == [("UNAVAILABLE", why)]
+        assert [(e["state"], e["reason"]) for e in index if e["name"] == "colour"] == [
+            ("UNAVAILABLE", why)
+        ]
         # Repaired, it loads on request.
         shutil.rmtree(models / "colour" / "1")
         write_model(models, "colour", "1", (3, 8, 8))
@@ -99,7 +106,9 @@ def test_more_models_serve_than_memory_holds(few: Service) -> None:
     assert answers(few, "m0", 0.5)
 
 
-def test_a_model_whose_file_is_gone_fails_its_requests_and_is_reported(few: Service, models: Path) -> None:
+def test_a_model_whose_file_is_gone_fails_its_requests_and_is_reported(
+    few: Service, models: Path
+) -> None:
     file = models / "m0" / "1" / "model.onnx"
     file.rename(models / "kept")
     for name in ("m1", "m2", "grey"):  # m0 is closed

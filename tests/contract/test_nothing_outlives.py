@@ -1,11 +1,14 @@
-"""Nothing outlives its request: however one ends, its images are gone at once, also those in reference cycles.
+"""Nothing outlives its request: however one ends, its images are gone at once, also those in
+reference cycles.
 
-Garbage collection is off meanwhile. `tracemalloc` counts bytes and the arrays of NumPy; Pillow's images are counted.
+Garbage collection is off meanwhile. `tracemalloc` counts bytes and the arrays of NumPy; Pillow's
+images are counted.
 """
 
 import gc
 import logging
 import tracemalloc
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +24,8 @@ from tests.helpers.onnx_models import write_model
 RECORDED = "/project, recorded stream"
 SIZE = (TILE + 1, 8 * TILE)
 STILL = (1, 128, 128)  # of a model that takes one size
-BLOCK_BYTES = 1 << 14  # of what is counted: images, their files and bodies; what is smaller may stay in a cache
+# of what is counted: images, their files and bodies; what is smaller may stay in a cache
+BLOCK_BYTES = 1 << 14
 LEFT_BYTES = 1 << 16  # half of an image
 CLOSED_BYTES = 3 << 19  # a closed model keeps the batches that it had
 LOOKS = 10  # on a busy machine, a worker may not have dropped its batch at the first one
@@ -32,11 +36,16 @@ WALK = {"model": "still", "points": POINTS, "frames": 9}
 WAYS_OF_TILES = ("/project, JSON, text/event-stream", RECORDED, "/score, JSON", "/v1/images/edits")
 REQUESTS = {
     **{name: WAYS[name](SIZE, 8) for name in WAYS_OF_TILES},
-    **{name: WAYS[name](SIZE, 3) for name in (f"/generate, {JSON}", f"{INFER}, JSON", f"{INFER}, binary")},
+    **{
+        name: WAYS[name](SIZE, 3)
+        for name in (f"/generate, {JSON}", f"{INFER}, JSON", f"{INFER}, binary")
+    },
     "/project, raw": upload("/project?steps=2", png((8 * TILE, 8 * TILE))),
     "/project, form with a mask": form("/project", "image/png", ("mask", png(SIZE)))(FILES),
     "/latent-interpolate": post("/latent-interpolate", WALK, "image/webp"),
-    "/latent-arithmetic": post("/latent-arithmetic", {"model": "still", "terms": POINTS, "scale": 16}),
+    "/latent-arithmetic": post(
+        "/latent-arithmetic", {"model": "still", "terms": POINTS, "scale": 16}
+    ),
     "/generate of one size": post("/generate", {"model": "still", "n": 9}),
     "/project to one size": in_json("/project", JSON, model="still")(FILES),
 }
@@ -90,6 +99,26 @@ def drain(service: Service, gate: Gate, data: bytes) -> None:
         service.until_idle()
 
 
+@pytest.fixture(scope="module")
+def pictures() -> Iterator[list[weakref.ref[Image.Image]]]:
+    """The images of Pillow that are made from now on. What there is already is left out of
+    collections.
+    """
+    found: list[weakref.ref[Image.Image]] = []
+    make = Image.Image.__init__
+
+    def made(image: Image.Image) -> None:
+        make(image)
+        found.append(weakref.ref(image))
+
+    gc.collect()
+    gc.freeze()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image.Image, "__init__", made)
+        yield found
+    gc.unfreeze()
+
+
 @contextmanager
 def without_collection() -> Iterator[None]:
     """No collection, and no log: a record of a failure holds the frames of its traceback."""
@@ -105,16 +134,15 @@ def without_collection() -> Iterator[None]:
         gc.enable()
 
 
-def held(service: Service) -> tuple[int, int]:
-    """Bytes of blocks, and images of Pillow, when no request is in flight, and no job and no model runs."""
+def held(service: Service) -> int:
+    """Bytes of blocks when no request is in flight, and no job and no model runs."""
     service.until_idle()
     for data in LITTLE:
         assert ask(service, data) in (200, 503)
     with busy_codec(service):
         pass
     blocks = (trace.size for trace in tracemalloc.take_snapshot().traces)
-    pictures = sum(issubclass(type(each), Image.Image) for each in gc.get_objects())
-    return sum(size for size in blocks if size >= BLOCK_BYTES), pictures
+    return sum(size for size in blocks if size >= BLOCK_BYTES)
 
 
 # Each service misses one deadline: a pass that was held up makes a later one unreachable.
@@ -127,21 +155,29 @@ CASES = {name: (name, ENDS) for name in REQUESTS} | {
 
 @pytest.mark.parametrize(("name", "ends"), CASES.values(), ids=CASES)
 def test_images_are_gone_when_their_request_has_ended(
-    name: str, ends: Sequence[End], models: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    ends: Sequence[End],
+    models: Path,
+    pictures: list[weakref.ref[Image.Image]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    data, stream_s = REQUESTS[name], 300.0 if answer in ends else 1.0
-    chosen = settings(models, default_model="tiles", request_timeout_s=300.0, stream_timeout_s=stream_s)
+    data = REQUESTS[name]
+    stream_s = 300.0 if answer in ends else 1.0
+    chosen = settings(
+        models, default_model="tiles", request_timeout_s=300.0, stream_timeout_s=stream_s
+    )
     with gated(monkeypatch, chosen) as (service, gate):
         ask(service, data)  # what is loaded with the first request stays
         with without_collection():
             for end in ends:
-                before, pictures_before = held(service)
+                most = held(service) + (CLOSED_BYTES if end is drain else LEFT_BYTES)
+                pictures.clear()
                 end(service, gate, data)
-                most = before + (CLOSED_BYTES if end is drain else LEFT_BYTES)
                 for _ in range(LOOKS):
-                    after, pictures = held(service)
-                    if after < most and pictures == pictures_before:
+                    after = held(service)
+                    left = [image for image in pictures if image() is not None]
+                    if after < most and not left:
                         break
-                assert pictures == pictures_before, end.__name__
+                assert not left, end.__name__
                 assert after < most, end.__name__
             assert sum(rows() is not None for rows in gate.rows) <= len(LITTLE)

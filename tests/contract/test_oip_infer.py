@@ -23,9 +23,13 @@ JSON_OUT: dict[str, Any] = {"outputs": [{"name": "y", "parameters": {"binary_dat
 
 
 @pytest.mark.parametrize("steps", [1, 9])
-@pytest.mark.parametrize("wanted", [BINARY_OUT, JSON_OUT, {}, {"parameters": {"binary_data_output": True}}])
+@pytest.mark.parametrize(
+    "wanted", [BINARY_OUT, JSON_OUT, {}, {"parameters": {"binary_data_output": True}}]
+)
 @pytest.mark.parametrize("binary_in", [True, False])
-def test_json_and_binary_in_and_out(service: Service, binary_in: bool, wanted: dict[str, Any], steps: int) -> None:
+def test_json_and_binary_in_and_out(
+    service: Service, binary_in: bool, wanted: dict[str, Any], steps: int
+) -> None:
     members = wanted | {"parameters": wanted.get("parameters", {}) | {"steps": steps}}
     content, length = as_binary(X, **members) if binary_in else (encoded(X, **members), None)
     response = infer(service, content, length, headers={"Accept-Encoding": "gzip"})
@@ -47,8 +51,13 @@ def test_it_is_the_f_of_everything_else(service: Service) -> None:
     assert rows_of(infer(service, content, length)).tobytes() in native.content
 
 
-def test_rows_share_batches_with_other_endpoints(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with held(monkeypatch, settings(models), {"steps": 2}) as (service, gate), ThreadPoolExecutor(8) as pool:
+def test_rows_share_batches_with_other_endpoints(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        held(monkeypatch, settings(models), {"steps": 2}) as (service, gate),
+        ThreadPoolExecutor(8) as pool,
+    ):
         others = [
             call
             for seed in range(4)
@@ -67,7 +76,11 @@ def test_the_answer_names_model_version_and_request(service: Service) -> None:
     for path, version in ((INFER, "10"), ("/v2/models/grey/versions/2/infer", "2")):
         response = infer(service, encoded(X, id="α-1"), path=path, headers={"X-Request-ID": "mine"})
         answer = response.json()
-        assert (answer["model_name"], answer["model_version"], answer["id"]) == ("grey", version, "α-1")
+        assert (answer["model_name"], answer["model_version"], answer["id"]) == (
+            "grey",
+            version,
+            "α-1",
+        )
         digest = service.get(f"/models/grey/{version}").json()["digest"].removeprefix("sha256:")
         assert response.headers["X-IGN-Model"] == f"grey/{version}@{digest[:12]}"
         assert response.headers["X-Request-ID"] == "mine"
@@ -81,17 +94,23 @@ def test_versions_are_different_functions(service: Service) -> None:
 
 
 @pytest.mark.parametrize("kind", [None, "application/octet-stream", "text/plain", "nonsense"])
-def test_neither_content_type_nor_a_length_of_the_whole_body_matters(service: Service, kind: str | None) -> None:
-    content, headers = encoded(X), {} if kind is None else {"Content-Type": kind}
+def test_neither_content_type_nor_a_length_of_the_whole_body_matters(
+    service: Service, kind: str | None
+) -> None:
+    content = encoded(X)
+    headers = {} if kind is None else {"Content-Type": kind}
     for length in (None, len(content)):
-        np.testing.assert_allclose(rows_of(infer(service, content, length, headers=headers)), Y, atol=1e-6)
+        np.testing.assert_allclose(
+            rows_of(infer(service, content, length, headers=headers)), Y, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("count", [63, 64, 65])  # 4032, 4096 and 4160 numbers
 def test_large_requests_hold_the_same_numbers(models: Path, count: int) -> None:
     rows = latents(1, n=count)
     with serving(settings(models, max_images=65)) as service:
-        whole, binary = infer(service, encoded(rows)), infer(service, *as_binary(rows))
+        whole = infer(service, encoded(rows))
+        binary = infer(service, *as_binary(rows))
     np.testing.assert_array_equal(rows_of(whole), rows_of(binary))
     np.testing.assert_allclose(rows_of(binary), step_params(rows, 1), atol=1e-6)
 
@@ -135,21 +154,33 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "too deep": (changed(data=[[[[[0.0] * 1] * 8] * 8] * 1] * 3), "inputs.0.data"),
     "beyond float32": (changed(data=[1e39] + [0.0] * 191), "finite"),
     "beyond the bound": (changed(data=[-1.1e6] + [0.0] * 191), "1000000"),
-    "beyond float64": (as_json(X) | {"id": None, "inputs": [tensor(X, data=[10**400] * 192)]}, "range"),
+    "beyond float64": (
+        as_json(X) | {"id": None, "inputs": [tensor(X, data=[10**400] * 192)]},
+        "range",
+    ),
     "1e400": (b'{"inputs": [{"data": [1e400]}]}', "inputs.0.data.0"),
     "no size": (changed(parameters={"binary_data_size": 768}), "binary_data_size"),
-    "binary without header": ({"inputs": [tensor(X, parameters={"binary_data_size": 768})]}, LENGTH),
+    "binary without header": (
+        {"inputs": [tensor(X, parameters={"binary_data_size": 768})]},
+        LENGTH,
+    ),
     "shared memory": (changed(parameters={"shared_memory_region": "a"}), "shared_memory_region"),
     "other output": (as_json(X, outputs=[{"name": "z"}]), "outputs.0.name"),
     "output twice": (as_json(X, outputs=[{"name": "y"}] * 2), "outputs.1.name"),
-    "classification": (as_json(X, outputs=[{"name": "y", "parameters": {"classification": 1}}]), "classification"),
+    "classification": (
+        as_json(X, outputs=[{"name": "y", "parameters": {"classification": 1}}]),
+        "classification",
+    ),
     "no steps": (as_json(X, parameters={"steps": 0}), "parameters.steps"),
     "many steps": (as_json(X, parameters={"steps": 300_001}), "parameters.steps"),
     "steps as text": (as_json(X, parameters={"steps": "2"}), "parameters.steps"),
     "timeout": (as_json(X, parameters={"timeout": -1}), "parameters.timeout"),
     "late float": (as_json(X, parameters={"timeout": 1e6}), "parameters.timeout"),
     "sequence": (as_json(X, parameters={"sequence_id": 7}), "parameters.sequence_id"),
-    "reserved": (as_json(X, parameters={"triton_enable_empty_final_response": True}), "triton_enable_empty"),
+    "reserved": (
+        as_json(X, parameters={"triton_enable_empty_final_response": True}),
+        "triton_enable_empty",
+    ),
 }
 
 
@@ -177,7 +208,11 @@ LIES: dict[str, tuple[Lie, str, str]] = {
     "a byte more": (lambda c, n: (c + b"\0", n), "invalid_inference", "769"),
     "a byte less": (lambda c, n: (c[:-1], n), "invalid_inference", "767"),
     "no data": (lambda c, n: (c[:n], n), "invalid_inference", "0 bytes"),
-    "of nobody": (lambda _, __: (encoded(X) + b"tail", len(encoded(X))), "invalid_inference", "4 bytes"),
+    "of nobody": (
+        lambda _, __: (encoded(X) + b"tail", len(encoded(X))),
+        "invalid_inference",
+        "4 bytes",
+    ),
 }
 
 
@@ -186,10 +221,16 @@ def test_lengths_that_lie_are_400(service: Service, lie: Lie, code: str, says: s
     assert says in problem(infer(service, *lie(*as_binary(X))), 400, code).detail
 
 
-@pytest.mark.parametrize("values", [["0"], ["-1"], ["+5"], [""], ["1e3"], ["0x10"], ["9" * 13], ["127"] * 2])
-def test_a_length_that_is_no_number_or_given_twice_is_400(service: Service, values: list[str]) -> None:
+@pytest.mark.parametrize(
+    "values", [["0"], ["-1"], ["+5"], [""], ["1e3"], ["0x10"], ["9" * 13], ["127"] * 2]
+)
+def test_a_length_that_is_no_number_or_given_twice_is_400(
+    service: Service, values: list[str]
+) -> None:
     content, _ = as_binary(X)
-    response = service.client.post(INFER, content=content, headers=[(LENGTH, value) for value in values])
+    response = service.client.post(
+        INFER, content=content, headers=[(LENGTH, value) for value in values]
+    )
     assert LENGTH in problem(response, 400, "invalid_inference").detail
 
 
@@ -215,7 +256,9 @@ def test_long_timeouts_and_none(service: Service, timeout: int) -> None:
     assert infer(service, encoded(X, parameters={"timeout": timeout})).status_code == 200
 
 
-@pytest.mark.parametrize(("timeout_us", "header"), [(100_000, "300"), (0, "0.1"), (300_000_000, "0.1")])
+@pytest.mark.parametrize(
+    ("timeout_us", "header"), [(100_000, "300"), (0, "0.1"), (300_000_000, "0.1")]
+)
 def test_the_smaller_of_header_and_parameter_holds(
     models: Path, monkeypatch: pytest.MonkeyPatch, timeout_us: int, header: str
 ) -> None:

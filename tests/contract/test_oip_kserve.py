@@ -1,4 +1,6 @@
-"""The SDK of KServe against a real server, in a process of its own: it brings a server, metrics and a logger."""
+"""The SDK of KServe against a real server, in a process of its own: it brings a server, metrics and
+a logger.
+"""
 
 import importlib.util
 import json
@@ -11,7 +13,9 @@ import pytest
 from tests.contract.data import latents, step_params
 from tests.contract.harness import Service
 
-pytestmark = pytest.mark.skipif(not importlib.util.find_spec("kserve"), reason="needs the package kserve 0.21")
+pytestmark = pytest.mark.skipif(
+    not importlib.util.find_spec("kserve"), reason="needs the package kserve 0.21"
+)
 
 SCRIPT = """
 import asyncio, json, sys

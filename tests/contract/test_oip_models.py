@@ -20,7 +20,12 @@ BOTH = ["/v2/models/grey", "/v2/models/grey/versions/2"]
 def test_the_server(service: Service) -> None:
     answer = checked(service.get("/v2"), ServerMetadata)
     assert (answer.name, answer.version) == ("ign-service", __version__)
-    assert answer.extensions == ["binary_tensor_data", "model_configuration", "statistics", "model_repository"]
+    assert answer.extensions == [
+        "binary_tensor_data",
+        "model_configuration",
+        "statistics",
+        "model_repository",
+    ]
 
 
 def test_health(service: Service) -> None:
@@ -32,14 +37,24 @@ def test_health(service: Service) -> None:
 def test_metadata(service: Service, path: str) -> None:
     assert checked(service.get("/v2/models/colour"), ModelMetadata).inputs[0].shape == [-1, 3, 8, 8]
     x, y = ({"name": name, "datatype": "FP32", "shape": [-1, 1, 8, 8]} for name in "xy")
-    expected = {"name": "grey", "versions": ["2", "10"], "platform": "onnxruntime_onnx", "inputs": [x], "outputs": [y]}
+    expected = {
+        "name": "grey",
+        "versions": ["2", "10"],
+        "platform": "onnxruntime_onnx",
+        "inputs": [x],
+        "outputs": [y],
+    }
     assert checked(service.get(path), ModelMetadata).model_dump() == expected
 
 
 @pytest.mark.parametrize("path", BOTH)
 def test_config(service: Service, path: str) -> None:
     answer = service.get(f"{path}/config").json()
-    assert (answer["name"], answer["platform"], answer["max_batch_size"]) == ("grey", "onnxruntime_onnx", 64)
+    assert (answer["name"], answer["platform"], answer["max_batch_size"]) == (
+        "grey",
+        "onnxruntime_onnx",
+        64,
+    )
     form = {"data_type": "TYPE_FP32", "format": "FORMAT_NONE", "dims": [1, 8, 8]}
     assert [*answer["input"], *answer["output"]] == [{"name": name, **form} for name in "xy"]
 
@@ -66,14 +81,23 @@ def test_statistics_count_what_was_done(models: Path) -> None:
         parts = found["inference_stats"]
         assert (parts["success"]["count"], parts["fail"]["count"]) == (5, 1)
         assert parts["cache_hit"] == parts["cache_miss"] == {"count": 0, "ns": 0}
-        inner = [parts[name] for name in ("queue", "compute_input", "compute_infer", "compute_output")]
+        inner = [
+            parts[name] for name in ("queue", "compute_input", "compute_infer", "compute_output")
+        ]
         assert {part["count"] for part in inner} == {5}
         assert all(part["ns"] > 0 for part in inner)
-        assert sum(part["ns"] for part in inner) == pytest.approx(parts["success"]["ns"], abs=100)  # rounded one by one
-        assert {batch["batch_size"]: batch["compute_infer"]["count"] for batch in found["batch_stats"]} == {2: 1, 3: 8}
+        # rounded one by one
+        assert sum(part["ns"] for part in inner) == pytest.approx(parts["success"]["ns"], abs=100)
+        assert {
+            batch["batch_size"]: batch["compute_infer"]["count"] for batch in found["batch_stats"]
+        } == {2: 1, 3: 8}
         assert found["last_inference"] > 1.6e12
         (idle,) = statistics(service, "/v2/models/grey/versions/2/stats")
-        assert (idle["inference_count"], idle["execution_count"], idle["last_inference"]) == (0, 0, 0)
+        assert (idle["inference_count"], idle["execution_count"], idle["last_inference"]) == (
+            0,
+            0,
+            0,
+        )
         assert (idle["inference_stats"]["success"]["count"], idle["batch_stats"]) == (0, [])
 
 
@@ -90,7 +114,9 @@ def test_statistics_of_several(service: Service) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["", "/ready", "/config", "/stats", "/infer"])
-@pytest.mark.parametrize("model", ["nope", "GREY", *(f"grey/versions/{version}" for version in ("3", "02", "latest"))])
+@pytest.mark.parametrize(
+    "model", ["nope", "GREY", *(f"grey/versions/{version}" for version in ("3", "02", "latest"))]
+)
 def test_unknown_models_and_versions_are_404(service: Service, model: str, suffix: str) -> None:
     path = f"/v2/models/{model}{suffix}"
     response = infer(service, encoded(X), path=path) if suffix == "/infer" else service.get(path)

@@ -1,15 +1,15 @@
-"""Models that come, go and change while requests run: none fails, and each is answered by one version, wholly."""
+"""Models that come, go and change while requests run: none fails, and each is answered by one
+version, wholly.
+"""
 
 import base64
 import gc
 import hashlib
 import json
 import shutil
-import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,12 @@ from service.api.info.routes import ModelList
 from service.domain.latents import FloatRows
 from service.models.registry import ModelRegistry, ServedModel
 from tests.contract.data import GREY, array, latents, step_params
-from tests.contract.harness import PATIENCE_S, Service, checked, problem, serving, settings, write_models
-from tests.contract.oip import as_binary, encoded, infer, rows_of
+from tests.contract.harness import Service, checked, problem, serving, settings, write_models
+from tests.contract.oip import encoded, infer
 from tests.helpers.onnx_models import write_model
 
 INDEX = "/v2/repository/index"
 X = latents(1)
-RELOADS = 20  # under load; every second one is of damaged files
 
 
 @pytest.fixture
@@ -117,12 +116,19 @@ def test_a_new_model_comes(service: Service, models: Path) -> None:
     with ThreadPoolExecutor(4) as pool:  # loads at the same time take turns
         calls = [pool.submit(load, service, name) for name in ("grey", "other", "grey", "other")]
         assert [call.result().status_code for call in calls] == [200] * 4
-    assert sorted(model.ref for model in running(service)) == ["colour/1", "grey/10", "grey/2", "other/1"]
+    assert sorted(model.ref for model in running(service)) == [
+        "colour/1",
+        "grey/10",
+        "grey/2",
+        "other/1",
+    ]
     assert service.get("/v2/models/other/ready").status_code == 200
     np.testing.assert_allclose(f(service, "other"), step_params(X, 1, scale=0.25), atol=1e-6)
 
 
-def test_a_replaced_file_is_another_model_and_only_that_is_loaded_again(service: Service, models: Path) -> None:
+def test_a_replaced_file_is_another_model_and_only_that_is_loaded_again(
+    service: Service, models: Path
+) -> None:
     before = {model.ref: model for model in running(service)}
     assert load(service, "grey").status_code == 200
     assert {model.ref: model for model in running(service)} == before
@@ -154,16 +160,6 @@ def test_a_version_whose_folder_is_gone_leaves_but_the_last_stays_until_it_is_un
     problem(service.get("/v2/models/colour/ready"), 404, "unknown_model")
 
 
-def test_the_pinned_default_stays_when_its_folder_is_gone(models: Path) -> None:
-    with serving(settings(models, default_model="grey/2")) as service:
-        shutil.rmtree(models / "grey" / "2")
-        replace(models, "grey/11", scale=0.5)
-        assert load(service, "grey").status_code == 200
-        why = "grey/2: its files are gone; it still serves, because callers rely on it"
-        assert index(service)["grey/2"] == ("READY", why)
-        np.testing.assert_allclose(f(service, None), step_params(X, 1, scale=1.5), atol=1e-6)
-
-
 def test_what_is_no_model_cannot_be_loaded(service: Service, models: Path) -> None:
     (models / ".hidden" / "1").mkdir(parents=True)
     for name in ("nope", "GREY", "..", "%2e%2e", "grey%20", "x" * 300, ".hidden"):
@@ -176,7 +172,9 @@ def test_what_is_no_model_cannot_be_loaded(service: Service, models: Path) -> No
 # What does not load
 
 
-def test_a_broken_replacement_leaves_the_old_one_serving_and_says_why(service: Service, models: Path) -> None:
+def test_a_broken_replacement_leaves_the_old_one_serving_and_says_why(
+    service: Service, models: Path
+) -> None:
     digest = digest_of(models, "grey/10")
     damage(models, "grey/10")
     for _ in range(2):
@@ -187,7 +185,9 @@ def test_a_broken_replacement_leaves_the_old_one_serving_and_says_why(service: S
     assert (state, why) == ("READY", failure.detail)
     assert list(index(service, ready=True)) == ["colour/1", "grey/2", "grey/10"]
     answer = checked(service.get("/models"), ModelList)
-    assert [found.model_dump() for found in answer.failures] == [{"name": "grey", "version": "10", "reason": why}]
+    assert [found.model_dump() for found in answer.failures] == [
+        {"name": "grey", "version": "10", "reason": why}
+    ]
     assert service.get("/readyz").status_code == service.get("/v2/health/ready").status_code == 200
     np.testing.assert_allclose(f(service), step_params(X, 1), atol=1e-6)
     assert service.get("/models/grey/10").json()["digest"] == f"sha256:{digest}"
@@ -199,7 +199,9 @@ def test_a_broken_replacement_leaves_the_old_one_serving_and_says_why(service: S
     np.testing.assert_allclose(f(service), step_params(X, 1, scale=0.5), atol=1e-6)
 
 
-def test_a_broken_new_version_is_not_served_and_sound_ones_are(service: Service, models: Path) -> None:
+def test_a_broken_new_version_is_not_served_and_sound_ones_are(
+    service: Service, models: Path
+) -> None:
     damage(models, "grey/12")
     replace(models, "grey/11", scale=0.5)
     problem(load(service, "grey"), 400, "load_failed")
@@ -220,7 +222,11 @@ def test_nothing_leaves_where_nothing_can_take_its_place(service: Service, model
     damage(models, "grey/11")
     problem(load(service, "grey"), 400, "load_failed")
     found = index(service)
-    assert [found[f"grey/{version}"][0] for version in (2, 10, 11)] == ["READY", "READY", "UNAVAILABLE"]
+    assert [found[f"grey/{version}"][0] for version in (2, 10, 11)] == [
+        "READY",
+        "READY",
+        "UNAVAILABLE",
+    ]
     assert "its files are gone" in found["grey/2"][1]
     np.testing.assert_allclose(f(service), step_params(X, 1), atol=1e-6)
 
@@ -246,8 +252,13 @@ def test_an_unloaded_model_is_gone_until_it_is_loaded(service: Service) -> None:
 
 def test_nothing_is_left_of_an_unloaded_model(service: Service) -> None:
     assert service.post("/generate", {"model": "colour"}).status_code == 200
-    (found,) = [weakref.ref(model.loaded.instances[0]) for model in running(service) if model.ref == "colour/1"]
-    scheduler = weakref.ref(service.services.registry.models["colour/1"].scheduler)  # whose threads hold the model
+    (found,) = [
+        weakref.ref(model.loaded.instances[0])
+        for model in running(service)
+        if model.ref == "colour/1"
+    ]
+    # whose threads hold the model
+    scheduler = weakref.ref(service.services.registry.models["colour/1"].scheduler)
     assert unload(service, "colour").status_code == 200
     service.until(lambda: index(service)["colour/1"] == ("UNAVAILABLE", "not loaded"))
     gc.collect()
@@ -271,35 +282,51 @@ def test_the_index_is_asked_for_with_any_body_or_none(service: Service) -> None:
         "[]",
     ):
         for call in ("load", "unload"):
-            problem(service.client.post(f"/v2/repository/models/colour/{call}", content=body), 400, "invalid_inference")
+            problem(
+                service.client.post(f"/v2/repository/models/colour/{call}", content=body),
+                400,
+                "invalid_inference",
+            )
     assert index(service)["colour/1"] == ("READY", "")
 
 
 # While requests run
 
 
-def test_a_stream_under_way_is_finished_by_the_version_that_began_it(service: Service, models: Path) -> None:
+def test_a_stream_under_way_is_finished_by_the_version_that_began_it(
+    service: Service, models: Path
+) -> None:
     old = digest_of(models, "grey/10")
     options = {"seed": 1, "steps": 3000, "record": [1], "format": "npy"}
-    with service.client.stream("POST", "/generate", json=options, headers={"Accept": "text/event-stream"}) as response:
+    with service.client.stream(
+        "POST", "/generate", json=options, headers={"Accept": "text/event-stream"}
+    ) as response:
         lines = response.iter_lines()
         first = next(line for line in lines if line.startswith("data:"))
         new = replace(models, "grey/10", scale=0.5)
         assert load(service, "grey").status_code == 200
         assert service.get("/models/grey/10").json()["digest"] == f"sha256:{new}"
         np.testing.assert_allclose(f(service), step_params(X, 1, scale=0.5), atol=1e-6)
-        events = [json.loads(line.removeprefix("data:")) for line in (first, *lines) if line.startswith("data:")]
+        events = [
+            json.loads(line.removeprefix("data:"))
+            for line in (first, *lines)
+            if line.startswith("data:")
+        ]
     assert response.headers["X-IGN-Model"] == f"grey/10@{old[:12]}"
     assert events[-1]["model"]["digest"] == f"sha256:{old}"
     step = next(event for event in events if event.get("step") == 1)
-    np.testing.assert_allclose(array(base64.b64decode(step["data"]))[None], step_params(X, 1), atol=1e-6)
+    np.testing.assert_allclose(
+        array(base64.b64decode(step["data"]))[None], step_params(X, 1), atol=1e-6
+    )
     service.until(lambda: service.get("/healthz").is_success and len(running(service)) == 3)
 
 
 def test_an_unloaded_model_finishes_what_it_has(service: Service) -> None:
     (colour,) = [model for model in running(service) if model.ref == "colour/1"]
     options = {"model": "colour", "seed": 1, "steps": 300_000}
-    with service.client.stream("POST", "/generate", json=options, headers={"Accept": "text/event-stream"}) as response:
+    with service.client.stream(
+        "POST", "/generate", json=options, headers={"Accept": "text/event-stream"}
+    ) as response:
         lines = response.iter_lines()
         assert next(lines)
         assert unload(service, "colour").status_code == 200
@@ -312,59 +339,3 @@ def test_an_unloaded_model_finishes_what_it_has(service: Service) -> None:
         assert service.post("/generate", {"model": "colour"}).status_code == 200
     service.until(lambda: service.get("/healthz").is_success and colour not in running(service))
     assert service.post("/generate", {"model": "colour"}).status_code == 200
-
-
-@pytest.mark.slow
-def test_reloading_under_load_drops_and_mixes_nothing(service: Service, models: Path) -> None:
-    scales = {digest_of(models, "grey/10")[:12]: 1.0}
-    seen: set[str] = set()
-    stop = threading.Event()
-
-    def generate(client: httpx.Client, seed: int) -> None:
-        options = {"model": "grey/10", "seed": seed, "n": 2, "steps": 3}
-        response = client.post("/generate", json=options, headers={"Accept": "application/x-npy"})
-        check(response, latents(seed, n=2), array(response.content), 3)
-
-    def protocol(client: httpx.Client, seed: int) -> None:
-        content, length = as_binary(latents(seed, n=3), parameters={"steps": 2, "binary_data_output": True})
-        headers = {"Inference-Header-Content-Length": str(length)}
-        response = client.post("/v2/models/grey/versions/10/infer", content=content, headers=headers)
-        check(response, latents(seed, n=3), rows_of(response), 2)
-
-    def check(response: httpx.Response, x: FloatRows, y: FloatRows, steps: int) -> None:
-        assert response.status_code == 200, response.text
-        digest = response.headers["X-IGN-Model"].partition("@")[2]
-        seen.add(digest)
-        np.testing.assert_allclose(y, step_params(x, steps, scale=scales[digest]), atol=1e-5)
-
-    def answered_by(digest: str) -> bool:
-        return service.get("/healthz").is_success and digest in seen
-
-    def caller(number: int) -> None:
-        calls = (generate, protocol)
-        count = 0
-        with httpx.Client(base_url=service.url, timeout=PATIENCE_S) as client:
-            while not stop.is_set():
-                calls[(number + count) % len(calls)](client, seed=100 * number + count)
-                count += 1
-
-    with ThreadPoolExecutor(6) as pool:
-        callers = [pool.submit(caller, number) for number in range(6)]
-        try:
-            service.until(partial(answered_by, *scales))
-            for number in range(RELOADS // 2):
-                scale = 0.505 + number / RELOADS
-                # Known to the callers before it can answer them; the old files serve meanwhile.
-                digest = replace(models, "grey/10", scale=scale)[:12]
-                scales[digest] = scale
-                assert load(service, "grey").status_code == 200
-                service.until(partial(answered_by, digest))
-                damage(models, "grey/10")
-                problem(load(service, "grey"), 400, "load_failed")
-        finally:
-            stop.set()
-        for call in callers:
-            call.result()
-    assert seen == set(scales)
-    assert service.get("/readyz").status_code == 200
-    service.until(lambda: service.get("/healthz").is_success and len(running(service)) == 3)

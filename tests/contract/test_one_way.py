@@ -1,4 +1,6 @@
-"""Every request goes one way: whatever headers it has, whatever runs beside it, and whatever ends it."""
+"""Every request goes one way: whatever headers it has, whatever runs beside it, and whatever ends
+it.
+"""
 
 import json
 import random
@@ -17,7 +19,17 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.images.decode import EncodedImage
 from tests.contract.data import PICTURE, b64, latents
-from tests.contract.harness import LIMIT_S, PATIENCE_S, Gate, Service, bearer, gated, serving, settings, write_keys
+from tests.contract.harness import (
+    LIMIT_S,
+    PATIENCE_S,
+    Gate,
+    Service,
+    bearer,
+    gated,
+    serving,
+    settings,
+    write_keys,
+)
 from tests.contract.oip import INFER, LENGTH, as_binary
 from tests.helpers.connection import Connection
 from tests.helpers.gateways import GATEWAYS, TRACEPARENT
@@ -27,8 +39,8 @@ REQUESTS: Final = 400
 BESIDE: Final = 16  # requests of one turn of the event loop
 # Families of metrics that count; the others measure time, or when something happened.
 NAMES: Final = (
-    "requests http_errors caller_requests caller_row_steps row_steps scheduled_requests rejected_requests distance "
-    "drift early_exits"
+    "requests http_errors caller_requests caller_row_steps row_steps scheduled_requests "
+    "rejected_requests distance drift early_exits"
 )
 COUNTED: Final = {f"ign_{name}" for name in NAMES.split(" ")}
 
@@ -38,7 +50,10 @@ def counts(service: Service) -> Counter[tuple[str, tuple[tuple[str, str], ...]]]
     found: Counter[tuple[str, tuple[tuple[str, str], ...]]] = Counter()
     for family in text_string_to_metric_families(service.services.metrics.render()[0].decode()):
         for sample in family.samples if family.name in COUNTED else ():
-            if not (sample.name.endswith("_sum") or sample.labels.get("endpoint") in ("/healthz", "/readyz")):
+            if not (
+                sample.name.endswith("_sum")
+                or sample.labels.get("endpoint") in ("/healthz", "/readyz")
+            ):
                 found[sample.name, tuple(sorted(sample.labels.items()))] += int(sample.value)
     return found
 
@@ -46,13 +61,19 @@ def counts(service: Service) -> Counter[tuple[str, tuple[tuple[str, str], ...]]]
 def said(line: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
     """A line of the access log without what differs between equal requests."""
     differs = {"time", "message", "request_id", "trace_id", "span_id", "response_bytes"}
-    return tuple((name, value if "ms" not in name else 0) for name, value in line.items() if name not in differs)
+    return tuple(
+        (name, value if "ms" not in name else 0)
+        for name, value in line.items()
+        if name not in differs
+    )
 
 
 # Whatever headers it has
 
 
-FORM = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + PICTURE + b"\r\n"
+FORM = (
+    b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + PICTURE + b"\r\n"
+)
 FIELD = b'--b\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n'
 MULTIPART = "multipart/form-data; boundary=b"
 TENSOR, TENSOR_HEAD = as_binary(latents(1, n=2), parameters={"binary_data_output": True})
@@ -74,13 +95,19 @@ PLAIN: dict[str, tuple[str, str, bytes]] = {
 def seen(service: Service, name: str, headers: dict[str, str]) -> tuple[Any, ...]:
     """What the client and the log see of a request."""
     path, kind, body = PLAIN[name]
-    own = {"Content-Type": kind, "Accept": "image/png"} | ({LENGTH: str(TENSOR_HEAD)} if path == INFER else {})
+    own = {"Content-Type": kind, "Accept": "image/png"} | (
+        {LENGTH: str(TENSOR_HEAD)} if path == INFER else {}
+    )
     with service.access_log() as lines:
         response = service.client.post(path, content=body, headers=own | headers)
         service.until(lambda: bool(lines) and service.get("/healthz").is_success)
     (line,) = lines
     assert line["response_bytes"] == len(response.content)
-    told = {name: value for name, value in response.headers.items() if name.startswith("x-ign") or "content" in name}
+    told = {
+        name: value
+        for name, value in response.headers.items()
+        if name.startswith("x-ign") or "content" in name
+    }
     return response.status_code, response.content, told, said(line)
 
 
@@ -92,14 +119,18 @@ def test_headers_of_gateways_and_browsers_change_nothing(service: Service, name:
     between = counts(service)
     for gateway, headers in GATEWAYS.items():
         assert seen(service, name, headers) == plain, gateway
-    once, all_together = between - before, counts(service) - between
+    once = between - before
+    all_together = counts(service) - between
     assert all_together == {labels: value * len(GATEWAYS) for labels, value in once.items()}
 
 
 def test_other_spellings_of_a_request_are_the_same_request(service: Service) -> None:
     for one, other in (("JSON", "JSON with a charset"), ("a raw image", "a form")):
         assert seen(service, one, {})[1] == seen(service, other, {})[1]
-    assert seen(service, "a raw image and a query", {})[1] == seen(service, "a form with options", {})[1]
+    assert (
+        seen(service, "a raw image and a query", {})[1]
+        == seen(service, "a form with options", {})[1]
+    )
 
 
 # Whatever runs beside it
@@ -129,11 +160,20 @@ OPTIONS: Final = {
 ODD_HEADERS: Final[list[dict[str, str]]] = [
     *({"X-Request-ID": value} for value in ("abc.1", "not valid!", "", "é")),
     *({"X-Request-Timeout": value} for value in ("5", "0", "abc", "1e3", "999999999")),
-    *({"Accept": value} for value in ("application/json", "application/x-npy", "image/webp", "text/html", "", "*/*")),
+    *(
+        {"Accept": value}
+        for value in ("application/json", "application/x-npy", "image/webp", "text/html", "", "*/*")
+    ),
     *({"Origin": value} for value in ("https://app.example", "https://other.example")),
     *({"Content-Encoding": value} for value in ("gzip", "identity")),
-    *({"Content-Type": value} for value in ("text/plain", "application/json", "image/png; x=1", "multipart/form-data")),
-    *({"Authorization": value} for value in ("bearer  alice-key", "Bearer ops-key", "Bearer x", "Basic x")),
+    *(
+        {"Content-Type": value}
+        for value in ("text/plain", "application/json", "image/png; x=1", "multipart/form-data")
+    ),
+    *(
+        {"Authorization": value}
+        for value in ("bearer  alice-key", "Bearer ops-key", "Bearer x", "Basic x")
+    ),
     *({LENGTH: value} for value in ("0", "1000000", str(TENSOR_HEAD - 1))),
     {"Accept": "text/event-stream"},
     {"traceparent": TRACEPARENT},
@@ -142,11 +182,14 @@ ODD_HEADERS: Final[list[dict[str, str]]] = [
 
 
 def random_request(chance: random.Random) -> bytes:
-    """A request of `PLAIN`; two of three are changed in one or two ways, many of which make it invalid."""
+    """A request of `PLAIN`; two of three are changed in one or two ways, many of which make it
+    invalid.
+    """
     path, kind, body = chance.choice([*PLAIN.values(), ("/score", "application/json", JSON_IMAGE)])
     headers = {"Authorization": "Bearer alice-key", "Content-Type": kind, "Accept": "image/png"}
     headers |= {LENGTH: str(TENSOR_HEAD)} if path == INFER else {}
-    method, chunked = "POST", False
+    method = "POST"
+    chunked = False
     for change in chance.sample(range(24), 2):
         match change:
             case 0 | 1 | 2 | 3 | 4:
@@ -156,11 +199,22 @@ def random_request(chance: random.Random) -> bytes:
                 path += f"{'&' if '?' in path else '?'}{name}={chance.choice(OPTIONS[name])}"
             case 8 | 9:
                 other = chance.choice(OTHER_PICTURES)
-                body = body.replace(PICTURE, other).replace(b64(PICTURE).encode(), b64(other).encode())
+                body = body.replace(PICTURE, other).replace(
+                    b64(PICTURE).encode(), b64(other).encode()
+                )
             case 10:
                 body = chance.choice((body[:-1], body[:10], body + b"x", body * 2))
             case 11 if kind.startswith("application/json"):
-                body = chance.choice((b"[]", b"{", b'{"seed": NaN}', b"\xff", b'{"seed": 1, "seed": 2}', b'{"n": 300}'))
+                body = chance.choice(
+                    (
+                        b"[]",
+                        b"{",
+                        b'{"seed": NaN}',
+                        b"\xff",
+                        b'{"seed": 1, "seed": 2}',
+                        b'{"n": 300}',
+                    )
+                )
             case 12:
                 chunked = True
             case 13:
@@ -177,7 +231,8 @@ Reply = tuple[bytes, tuple[tuple[str, str], ...], bytes]
 
 def reply(stream: Any) -> Reply:
     """A response without ids, dates and timings."""
-    line, headers = stream.readline(), dict[str, str]()
+    line = stream.readline()
+    headers = dict[str, str]()
     while (header := stream.readline().strip()) != b"":
         name, _, value = header.decode("latin-1").partition(": ")
         headers[name] = value
@@ -186,7 +241,8 @@ def reply(stream: Any) -> Reply:
     else:
         body = b""
         while size := int(stream.readline(), 16):
-            body += stream.read(size)  # without the end of the chunk: where a stream is cut is a matter of time
+            # without the end of the chunk: where a stream is cut is a matter of time
+            body += stream.read(size)
             stream.readline()
         stream.readline()
     if body.startswith(b"{"):
@@ -197,7 +253,11 @@ def reply(stream: Any) -> Reply:
         headers["x-request-id"] = "random"
     body = re.sub(rb"event: progress\n.*\n\n", b"", body)  # how many come is a matter of time
     body = re.sub(rb'"(\w+_ms)":[0-9.e-]+', rb'"\1":0', body)
-    return line, tuple(sorted(headers.items())), re.sub(rb'"request_id": ?"[0-9a-f]{32}"', b"", body)
+    return (
+        line,
+        tuple(sorted(headers.items())),
+        re.sub(rb'"request_id": ?"[0-9a-f]{32}"', b"", body),
+    )
 
 
 def alone(service: Service, request: bytes) -> Reply:
@@ -206,7 +266,9 @@ def alone(service: Service, request: bytes) -> Reply:
 
 
 def together(service: Service, requests: list[bytes], ends: list[bool]) -> list[Reply]:
-    """Send requests at once, pipelined in pairs unless the connection ends with the response to the first."""
+    """Send requests at once, pipelined in pairs unless the connection ends with the response to the
+    first.
+    """
     replies: dict[int, Reply] = {}
     pairs: list[list[int]] = []
     for number in sorted(range(len(requests)), key=lambda number: ends[number]):
@@ -225,11 +287,15 @@ def together(service: Service, requests: list[bytes], ends: list[bool]) -> list[
 
 
 @pytest.mark.parametrize("seed", [7, 8])
-def test_a_request_is_answered_alike_alone_and_beside_others(models: Path, keys: Path, seed: int) -> None:
+def test_a_request_is_answered_alike_alone_and_beside_others(
+    models: Path, keys: Path, seed: int
+) -> None:
     chance = random.Random(seed)
     requests = [random_request(chance) for _ in range(REQUESTS // 2)]
     more = {"api_keys_file": keys} if seed == 8 else {"trusted_proxies": ("127.0.0.0/8",)}
-    with serving(settings(models, max_steps=8, cors_origins=("https://app.example",), **more)) as service:
+    with serving(
+        settings(models, max_steps=8, cors_origins=("https://app.example",), **more)
+    ) as service:
         start = counts(service)
         with service.access_log() as lines_alone:
             expected = [alone(service, request) for request in requests]
@@ -239,7 +305,9 @@ def test_a_request_is_answered_alike_alone_and_beside_others(models: Path, keys:
             for at in range(0, len(requests), BESIDE):
                 group = slice(at, at + BESIDE)
                 found = together(service, requests[group], ends[group])
-                for request, one, other in zip(requests[group], found, expected[group], strict=True):
+                for request, one, other in zip(
+                    requests[group], found, expected[group], strict=True
+                ):
                     assert one == other, request
             assert counts(service) - between == between - start
         assert Counter(map(said, lines_together)) == Counter(map(said, lines_alone))
@@ -252,21 +320,29 @@ def test_a_request_is_answered_alike_alone_and_beside_others(models: Path, keys:
 # Whatever ends it
 
 
-HEAD = b"POST /generate HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer alice-key\r\nContent-Type: application/json\r\n"
+HEAD = (
+    b"POST /generate HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer alice-key\r\nContent-Type: "
+    b"application/json\r\n"
+)
 ASKED = HEAD + b"Content-Length: 2\r\n\r\n{}"
-JSON, PNG = {"Content-Type": "application/json"}, {"Content-Type": "image/png"}
+JSON = {"Content-Type": "application/json"}
+PNG = {"Content-Type": "image/png"}
 OTHER = save(noise(9, 9))  # it is not of the model's size, so the codec pool decodes it
 Ending = Callable[[Service, Gate], object]
 
 
 @pytest.fixture(scope="module")
 def small(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Gate]]:
-    """A service with small limits, in which no image can be decoded; the quota of `slow` is used up."""
+    """A service with small limits, in which no image can be decoded; the quota of `slow` is used
+    up.
+    """
 
     def fail(*_: object) -> None:
         raise RuntimeError("a defect")
 
-    keys = write_keys(tmp_path_factory.mktemp("keys"), {"alice": "infer", "slow": "infer"}, slow="1/m")
+    keys = write_keys(
+        tmp_path_factory.mktemp("keys"), {"alice": "infer", "slow": "infer"}, slow="1/m"
+    )
     limits = {f"{what}_timeout_s": LIMIT_S for what in ("head", "body", "stream")}
     chosen = settings(models, api_keys_file=keys, max_body_bytes=4000, **limits)
     with pytest.MonkeyPatch.context() as patch, gated(patch, chosen, loop="asyncio") as found:
@@ -289,7 +365,9 @@ def sent(data: bytes) -> Ending:
 def post(
     path: str, key: str = "alice", headers: dict[str, str] | None = None, **options: Any
 ) -> Callable[[Service, Gate], httpx.Response]:
-    return lambda service, _: service.client.post(path, headers=(headers or {}) | bearer(key), **options)
+    return lambda service, _: service.client.post(
+        path, headers=(headers or {}) | bearer(key), **options
+    )
 
 
 def stuck(end: Ending) -> Ending:
@@ -309,13 +387,17 @@ def model_fails(service: Service, gate: Gate) -> None:
 
 
 def late(service: Service, gate: Gate) -> None:
-    request = partial(post("/generate", headers={"X-Request-Timeout": f"{LIMIT_S}"}, json={}), service, gate)
+    request = partial(
+        post("/generate", headers={"X-Request-Timeout": f"{LIMIT_S}"}, json={}), service, gate
+    )
     service.overdue(request, lambda: gate.entered.wait(PATIENCE_S))
 
 
 def long_stream(service: Service, _: Gate) -> None:
     headers = {"Accept": "text/event-stream"} | bearer("alice")
-    with service.client.stream("POST", "/generate", headers=headers, json={"record": [0]}) as response:
+    with service.client.stream(
+        "POST", "/generate", headers=headers, json={"record": [0]}
+    ) as response:
         for line in response.iter_lines():
             if line == "event: step":
                 service.skip()
@@ -333,9 +415,13 @@ def leaves_early(service: Service, _: Gate) -> None:
     service.until_in_flight(0)
 
 
-GROWING = iter([b" " * 3000] * 2)
+def image_by_url(service: Service, _: Gate) -> None:
+    service.get("/generate/alice.png", headers=bearer("alice"))
+
+
 ENDINGS: dict[str, tuple[Ending, str, int, str | None]] = {
     "a response": (post("/generate", json={}), "/generate", 200, None),
+    "an image by URL": (image_by_url, "/generate/{seed}.png", 200, None),
     "a large head": (sent(HEAD + b"a:\r\n" * 300), "unmatched", 431, "head_too_large"),
     "a slow head": (sent(HEAD), "unmatched", 408, "head_too_slow"),
     "a wrong head": (sent(ASKED.replace(b"Host", b"Other")), "/generate", 400, "malformed"),
@@ -355,7 +441,12 @@ ENDINGS: dict[str, tuple[Ending, str, int, str | None]] = {
     "a client that leaves early": (leaves_early, "/generate", 499, None),
     "a client that leaves": (stuck(leaves), "/generate", 499, None),
     "the deadline": (stuck(late), "/generate", 504, "deadline_exceeded"),
-    "a defect in a stage": (post("/project", headers=PNG, content=OTHER), "/project", 500, "internal"),
+    "a defect in a stage": (
+        post("/project", headers=PNG, content=OTHER),
+        "/project",
+        500,
+        "internal",
+    ),
     "a defect of the model": (model_fails, "/generate", 500, "model_failure"),
     "an end of a stream": (stuck(long_stream), "/generate", 200, "deadline_exceeded"),
 }
@@ -373,11 +464,19 @@ def test_a_request_leaves_one_line_and_is_counted_once(
         counted = counts(service) - before
     (line,) = lines
     assert (line["route"], line["status"], line.get("code")) == (endpoint, status, code)
-    requests = [(dict(labels), value) for (name, labels), value in counted.items() if name == "ign_requests_total"]
+    requests = [
+        (dict(labels), value)
+        for (name, labels), value in counted.items()
+        if name == "ign_requests_total"
+    ]
     assert [(labels["endpoint"], labels["status"], value) for labels, value in requests] == [
         (endpoint, f"{status // 100}xx", 1)
     ]
-    errors = [(dict(labels)["code"], value) for (name, labels), value in counted.items() if "http_errors" in name]
+    errors = [
+        (dict(labels)["code"], value)
+        for (name, labels), value in counted.items()
+        if "http_errors" in name
+    ]
     assert errors == ([] if code is None else [(code, 1)])
     assert service.services.in_flight.count == service.services.in_flight.bytes.total == 0
     service.errors.clear()

@@ -25,10 +25,13 @@ OPERATIONS: dict[str, dict[str, Any]] = {
 EXAMPLES = [
     pytest.param(path, example["value"], id=f"{path} {name}")
     for path, operation in OPERATIONS.items()
-    for name, example in operation["requestBody"]["content"]["application/json"].get("examples", {}).items()
+    for name, example in operation["requestBody"]["content"]["application/json"]
+    .get("examples", {})
+    .items()
 ]
 PICTURES = {
-    f"image/{form}": save(noise(9, 9, 3), form) for form in ("png", "jpeg", "webp", "tiff", "bmp", "gif", "avif")
+    f"image/{form}": save(noise(9, 9, 3), form)
+    for form in ("png", "jpeg", "webp", "tiff", "bmp", "gif", "avif")
 }
 OTHER_BODIES = [
     (path, kind)
@@ -40,7 +43,9 @@ OTHER_BODIES = [
 
 @pytest.fixture(scope="module")
 def mnist(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service as it ships, with a model of that name; another one is the default, so that it can be unloaded."""
+    """A service as it ships, with a model of that name; another one is the default, so that it can
+    be unloaded.
+    """
     models = tmp_path_factory.mktemp("models")
     write_model(models, "mnist", "1", SHAPE)
     write_model(models, "other", "1", SHAPE)
@@ -76,13 +81,17 @@ def test_every_example_is_answered_as_documented(mnist: Service, path: str, valu
 
 
 @pytest.mark.parametrize(("path", "kind"), OTHER_BODIES)
-def test_every_other_kind_of_body_is_taken_as_documented(mnist: Service, path: str, kind: str) -> None:
+def test_every_other_kind_of_body_is_taken_as_documented(
+    mnist: Service, path: str, kind: str
+) -> None:
     """Those that JSON cannot hold, and so no example can."""
     options: dict[str, Any]
     if kind == "multipart/form-data":
         options = {"files": [("image", (name, data, name)) for name, data in PICTURES.items()]}
     elif kind == "application/octet-stream":
-        content, length = as_binary(latents(1, shape=SHAPE), parameters={"binary_data_output": True})
+        content, length = as_binary(
+            latents(1, shape=SHAPE), parameters={"binary_data_output": True}
+        )
         options = {"content": content, "headers": {LENGTH: str(length), "Content-Type": kind}}
     else:
         options = {"content": PICTURES[kind], "headers": {"Content-Type": kind}}

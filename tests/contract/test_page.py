@@ -38,7 +38,11 @@ def test_every_file_is_served_as_what_it_is(service: Service, address: str) -> N
     assert response.status_code == 200
     assert response.headers["Content-Type"].partition(";")[0] == TYPES[file.suffix]
     assert response.headers["X-Content-Type-Options"] == "nosniff"
-    own = PREVIEW.format(base=str(service.client.base_url).rstrip("/")).encode() if address == "/" else b""
+    own = (
+        PREVIEW.format(base=str(service.client.base_url).rstrip("/")).encode()
+        if address == "/"
+        else b""
+    )
     assert response.content.replace(own, b"", 1) == file.read_bytes()
     assert file.suffix != ".js" or len(response.text.splitlines()) <= MOST_LINES
     assert sum(path.stat().st_size for path in FOLDER.rglob("*.*")) <= MOST_BYTES
@@ -54,7 +58,9 @@ def test_every_file_is_served_as_what_it_is(service: Service, address: str) -> N
         ({"Host": 'a"><script>'}, None),
     ],
 )
-def test_link_previews_find_a_picture(service: Service, headers: dict[str, str], base: str | None) -> None:
+def test_link_previews_find_a_picture(
+    service: Service, headers: dict[str, str], base: str | None
+) -> None:
     page = service.get("/", headers=headers).text
     assert page.count("og:image") == (base is not None)
     assert base is None or PREVIEW.format(base=base) in page
@@ -62,7 +68,9 @@ def test_link_previews_find_a_picture(service: Service, headers: dict[str, str],
         assert picture.size == (1200, 630)
 
 
-@pytest.mark.parametrize("name", ["index.html", "__init__.py", "nothing.js", "..%2fapp.py", "", "a/b.js"])
+@pytest.mark.parametrize(
+    "name", ["index.html", "__init__.py", "nothing.js", "..%2fapp.py", "", "a/b.js"]
+)
 @pytest.mark.parametrize("folder", ["page", "docs"])
 def test_nothing_else_is_served(service: Service, folder: str, name: str) -> None:
     if (folder, name) != ("docs", ""):
@@ -78,24 +86,32 @@ def test_a_folder_of_ign_site_is_a_second_page(models: Path, tmp_path: Path) -> 
     with serving(both) as running:
         assert " data-both" in running.get("/").text
         assert running.get("/site/").text == '<html lang="en" data-both class="site">'
-        assert running.get("/site/a.xz").headers["Content-Security-Policy"] == "frame-ancestors 'none'"
+        assert (
+            running.get("/site/a.xz").headers["Content-Security-Policy"] == "frame-ancestors 'none'"
+        )
         problem(running.get("/site/a"), 404, "not_found")
 
 
 def test_what_it_names_is_there_and_is_its_own(service: Service, start: httpx.Response) -> None:
-    assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", start.text)  # the policy would block it
+    # the policy would block it
+    assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", start.text)
     names = named(start.text) - {"site/", "../"}  # for `--site` only
     assert {"page/app.js", "page/base.css", "page/icon.svg", "docs"} <= names
     for name in names:
         text = service.get(f"/{name}").raise_for_status().text
-        if name.endswith(".js"):  # what a module imports is asked for together with it, not after it has come
-            imported = re.findall(r'^(?:import|export) .*from "\./(.*)";$', text, flags=re.MULTILINE)
+        # what a module imports is asked for together with it, not after it has come
+        if name.endswith(".js"):
+            imported = re.findall(
+                r'^(?:import|export) .*from "\./(.*)";$', text, flags=re.MULTILINE
+            )
             assert names >= {f"page/{each}" for each in imported}, name
 
 
 def test_the_policy_allows_the_service_itself_and_no_other_host(service: Service) -> None:
     expected = {f"{name} 'self'" for name in ("script-src", "style-src", "connect-src")}
-    expected |= {f"{name} 'none'" for name in ("default-src", "base-uri", "form-action", "frame-ancestors")}
+    expected |= {
+        f"{name} 'none'" for name in ("default-src", "base-uri", "form-action", "frame-ancestors")
+    }
     expected |= {"img-src 'self' blob: data:", "require-trusted-types-for 'script'"}
     for address in ADDRESSES:
         assert set(service.get(address).headers["Content-Security-Policy"].split("; ")) == expected
@@ -119,14 +135,17 @@ def test_a_browser_asks_whether_its_copy_is_still_true(service: Service) -> None
         for known in (tag, f"W/{tag}", f'"other", {tag}', "*"):
             again = service.get(address, headers={"If-None-Match": known})
             assert (again.status_code, again.content, again.headers["ETag"]) == (304, b"", tag)
-            assert again.headers["Content-Security-Policy"] == first.headers["Content-Security-Policy"]
+            assert (
+                again.headers["Content-Security-Policy"] == first.headers["Content-Security-Policy"]
+            )
         assert service.get(address, headers={"If-None-Match": '"other"'}).status_code == 200
     assert len(tags) == len(ADDRESSES)
 
 
 @pytest.mark.parametrize("address", ["/", "/page/app.js", "/docs"])
 def test_it_is_only_read(service: Service, address: str) -> None:
-    shown, asked = service.get(address), service.client.head(address)
+    shown = service.get(address)
+    asked = service.client.head(address)
     assert (asked.status_code, asked.content) == (200, b"")
     names = ("Content-Type", "Content-Length", "ETag", "Content-Security-Policy")
     assert [asked.headers[name] for name in names] == [shown.headers[name] for name in names]
@@ -134,7 +153,8 @@ def test_it_is_only_read(service: Service, address: str) -> None:
 
 
 def test_swagger_ui_and_everything_it_names_come_from_the_service(service: Service) -> None:
-    docs, start = service.get("/docs"), service.get("/docs/start.js").text
+    docs = service.get("/docs")
+    start = service.get("/docs/start.js").text
     files = re.findall(r'(?:src|href)="([^"]+)"', docs.text)
     assert {file.rpartition(".")[2] for file in files} == {"css", "js", "png"}
     for file in files:

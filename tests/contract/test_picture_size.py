@@ -1,4 +1,6 @@
-"""Enlarged pictures, and sheets with columns and gaps: the same in every answer with pictures, and bounded."""
+"""Enlarged pictures, and sheets with columns and gaps: the same in every answer with pictures, and
+bounded.
+"""
 
 import threading
 from collections.abc import Callable
@@ -13,7 +15,16 @@ from PIL import Image
 from service.api.native import responses
 from service.images.encode import enlarge
 from tests.contract.data import FILE, PICTURE, Pixels, b64, frames, pixels, unb64
-from tests.contract.harness import LIMIT_S, PATIENCE_S, Service, busy_codec, gated, problem, serving, settings
+from tests.contract.harness import (
+    LIMIT_S,
+    PATIENCE_S,
+    Service,
+    busy_codec,
+    gated,
+    problem,
+    serving,
+    settings,
+)
 from tests.contract.test_streaming import EVENTS, of, streamed
 from tests.helpers.onnx_models import write_model
 from tests.helpers.pictures import opened
@@ -38,14 +49,20 @@ def smooth(picture: Pixels, scale: int) -> Pixels:
     return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
 
 
-RESAMPLED = pytest.mark.parametrize(("resample", "expected"), [("nearest", large), ("smooth", smooth)])
+RESAMPLED = pytest.mark.parametrize(
+    ("resample", "expected"), [("nearest", large), ("smooth", smooth)]
+)
 
 
 @PATHS
 @RESAMPLED
 @pytest.mark.parametrize("model", ["grey", "colour"])
 def test_every_picture_is_enlarged(
-    service: Service, path: str, resample: str, expected: Callable[[Pixels, int], Pixels], model: str
+    service: Service,
+    path: str,
+    resample: str,
+    expected: Callable[[Pixels, int], Pixels],
+    model: str,
 ) -> None:
     """In a sheet too, each by itself."""
     body = BODIES[path] | {"model": model}
@@ -61,7 +78,10 @@ def test_every_picture_is_enlarged(
     wide = {"scale": 5, "resample": resample, "columns": len(pictures)}
     for accept in ("image/png", "image/webp", "image/jpeg"):
         if accept != "image/webp" or path != "/latent-interpolate":  # which is an animation
-            sheet = pixels(service.post(path, body | wide, accept=accept).content, "L" if model == "grey" else "RGB")
+            sheet = pixels(
+                service.post(path, body | wide, accept=accept).content,
+                "L" if model == "grey" else "RGB",
+            )
             difference = np.abs(sheet.astype(int) - np.concatenate(pictures, axis=1))
             assert difference.mean() < (9 if accept == "image/jpeg" else 1e-9)
 
@@ -76,28 +96,40 @@ def test_trajectories_and_streams_are_enlarged(
     plain, enlarged = (service.post(path, body | extra).json()["images"] for extra in ({}, options))
     for before, after in zip(plain, enlarged, strict=True):
         for step, step_after in zip(before["trajectory"], after["trajectory"], strict=True):
-            np.testing.assert_array_equal(pixels(unb64(step_after["data"])), expected(pixels(unb64(step["data"])), 4))
+            np.testing.assert_array_equal(
+                pixels(unb64(step_after["data"])), expected(pixels(unb64(step["data"])), 4)
+            )
     events = streamed(service, path, body | options)
     sent = {(step["index"], step["step"]): step["data"] for step in of(events, "step")}
     for image in enlarged:
         assert sent[image["index"], 2] == image["data"]
-        assert all(sent[image["index"], step["step"]] == step["data"] for step in image["trajectory"])
-    assert [(image["width"], image["height"]) for image in events[-1][1]["images"]] == [(32, 32)] * 3
+        assert all(
+            sent[image["index"], step["step"]] == step["data"] for step in image["trajectory"]
+        )
+    assert [(image["width"], image["height"]) for image in events[-1][1]["images"]] == [
+        (32, 32)
+    ] * 3
 
 
 @pytest.mark.parametrize("accept", ["image/webp", "image/gif", "image/apng"])
 def test_animations_are_enlarged(service: Service, accept: str) -> None:
     body = {"points": FOUR, "frames": 7, "loop": True}
     plain, enlarged = (
-        frames(service.post("/latent-interpolate", body | extra, accept=accept).content) for extra in ({}, {"scale": 6})
+        frames(service.post("/latent-interpolate", body | extra, accept=accept).content)
+        for extra in ({}, {"scale": 6})
     )
     np.testing.assert_array_equal(enlarged, [large(frame, 6) for frame in plain])
     if accept == "image/gif":  # whose palette has room for 256 colours of all frames
         for resample, slack in (("nearest", 1), ("smooth", 8)):
             options = {"model": "colour", "scale": 4, "resample": resample}
-            image = opened(service.post("/latent-interpolate", body | options, accept=accept).content)
+            image = opened(
+                service.post("/latent-interpolate", body | options, accept=accept).content
+            )
             exact = service.post("/latent-interpolate", body | options).json()["images"][0]["data"]
-            assert np.abs(np.asarray(image.convert("RGB")).astype(int) - pixels(unb64(exact))).mean() < slack
+            assert (
+                np.abs(np.asarray(image.convert("RGB")).astype(int) - pixels(unb64(exact))).mean()
+                < slack
+            )
 
 
 @pytest.mark.parametrize(
@@ -113,37 +145,65 @@ def test_animations_are_enlarged(service: Service, accept: str) -> None:
 @pytest.mark.parametrize(("gap", "scale"), [(0, 1), (1, 2), (64, 1)])
 @pytest.mark.parametrize("model", ["grey", "colour"])
 def test_columns_and_gaps(
-    service: Service, options: dict[str, int], cells: tuple[int, int], gap: int, scale: int, model: str
+    service: Service,
+    options: dict[str, int],
+    cells: tuple[int, int],
+    gap: int,
+    scale: int,
+    model: str,
 ) -> None:
     body = {"seed": 1, "n": 5, "scale": scale, "model": model}
-    pictures = [pixels(unb64(image["data"])) for image in service.post("/generate", body).json()["images"]]
-    sheet = pixels(service.post("/generate", body | options | {"gap": gap}, accept="image/png").content)
+    pictures = [
+        pixels(unb64(image["data"])) for image in service.post("/generate", body).json()["images"]
+    ]
+    sheet = pixels(
+        service.post("/generate", body | options | {"gap": gap}, accept="image/png").content
+    )
     side = 8 * scale
     shape = tuple(count * (side + gap) - gap for count in cells)
     expected = np.zeros((*shape, *pictures[0].shape[2:]), np.uint8)
     expected[...] = 0 if model == "grey" else (0, 128, 255)
     for i, picture in enumerate(pictures):
         row, column = divmod(i, cells[1])
-        top, left = row * (side + gap), column * (side + gap)
+        top = row * (side + gap)
+        left = column * (side + gap)
         expected[top : top + side, left : left + side] = picture
     np.testing.assert_array_equal(sheet, expected)
 
 
 def test_sheets_of_a_path_a_grid_and_one_picture(service: Service) -> None:
     path = {"points": FOUR, "frames": 6, "columns": 3}
-    assert pixels(service.post("/latent-interpolate", path, accept="image/png").content).shape == (16, 24)
+    assert pixels(service.post("/latent-interpolate", path, accept="image/png").content).shape == (
+        16,
+        24,
+    )
     grid = {"points": FOUR, "grid": {"rows": 2, "cols": 4}, "gap": 3}
     for accept in ("image/png", "image/webp", "image/jpeg"):
-        assert pixels(service.post("/latent-interpolate", grid, accept=accept).content).shape[:2] == (19, 41)
-    plain = service.post("/generate", {"seed": 1}, accept="image/png").content  # no gap and no empty cells
-    assert service.post("/generate", {"seed": 1, "columns": 7, "gap": 9}, accept="image/png").content == plain
+        assert pixels(service.post("/latent-interpolate", grid, accept=accept).content).shape[
+            :2
+        ] == (19, 41)
+    plain = service.post(
+        "/generate", {"seed": 1}, accept="image/png"
+    ).content  # no gap and no empty cells
+    assert (
+        service.post("/generate", {"seed": 1, "columns": 7, "gap": 9}, accept="image/png").content
+        == plain
+    )
 
 
 def test_defaults_change_nothing(service: Service) -> None:
     explicit = {"scale": 1, "resample": "smooth", "gap": 0}
     for path, body in BODIES.items():
-        for accept in ("application/json", "image/png", "image/webp", "image/jpeg", "application/x-npy"):
-            plain, same = (service.post(path, body | extra, accept=accept) for extra in ({}, explicit))
+        for accept in (
+            "application/json",
+            "image/png",
+            "image/webp",
+            "image/jpeg",
+            "application/x-npy",
+        ):
+            plain, same = (
+                service.post(path, body | extra, accept=accept) for extra in ({}, explicit)
+            )
             if accept == "application/json":
                 assert plain.json()["images"] == same.json()["images"]
             else:
@@ -152,9 +212,13 @@ def test_defaults_change_nothing(service: Service) -> None:
 
 def test_forms_and_queries_take_the_options(service: Service) -> None:
     options = {"scale": "3", "resample": "smooth"}
-    as_json = service.post("/project", {"images": [b64(PICTURE)], "scale": 3, "resample": "smooth"}, accept="image/png")
+    as_json = service.post(
+        "/project", {"images": [b64(PICTURE)], "scale": 3, "resample": "smooth"}, accept="image/png"
+    )
     headers = {"Accept": "image/png"}
-    form = service.client.post("/project", files=FILE, data=options | {"columns": "2", "gap": "1"}, headers=headers)
+    form = service.client.post(
+        "/project", files=FILE, data=options | {"columns": "2", "gap": "1"}, headers=headers
+    )
     raw = service.client.post(
         "/project", params=options, content=PICTURE, headers=headers | {"Content-Type": "image/png"}
     )
@@ -162,8 +226,15 @@ def test_forms_and_queries_take_the_options(service: Service) -> None:
     assert pixels(raw.content).shape == (24, 24)
 
 
-PICTURES = [("application/x-npy", {"scale": 2}), ("application/json", {"scale": 2, "format": "npy"})]
-SHEETS = [(form, body) for form in ("application/json", "application/x-npy") for body in ({"columns": 2}, {"gap": 1})]
+PICTURES = [
+    ("application/x-npy", {"scale": 2}),
+    ("application/json", {"scale": 2, "format": "npy"}),
+]
+SHEETS = [
+    (form, body)
+    for form in ("application/json", "application/x-npy")
+    for body in ({"columns": 2}, {"gap": 1})
+]
 STREAMS = [("/generate", EVENTS, body) for body in ({"columns": 2}, {"gap": 1})]
 GRID = {"grid": {"rows": 2, "cols": 2}, "columns": 4, "points": FOUR}
 ANIMATIONS = [
@@ -182,7 +253,9 @@ ANIMATIONS = [
         ("/latent-interpolate", "image/png", GRID),
     ],
 )
-def test_options_without_effect_are_refused(service: Service, path: str, accept: str, body: dict[str, Any]) -> None:
+def test_options_without_effect_are_refused(
+    service: Service, path: str, accept: str, body: dict[str, Any]
+) -> None:
     response = service.post(path, BODIES[path] | body, accept=accept)
     problem(response, 422, "invalid_value", next(iter(body)))
 
@@ -208,7 +281,9 @@ def test_pixels_of_an_answer_are_bounded_before_it_is_computed(models: Path) -> 
             assert str(MOST) in found.detail
         assert service.metric("ign_batches_total") == 0
         for accept in ("application/json", "image/png", EVENTS):
-            assert service.post("/generate", {"n": 12, "scale": 8}, accept=accept).status_code == 200
+            assert (
+                service.post("/generate", {"n": 12, "scale": 8}, accept=accept).status_code == 200
+            )
 
 
 def test_sides_beyond_the_format_are_refused_before_they_are_computed(tmp_path: Path) -> None:
@@ -219,8 +294,15 @@ def test_sides_beyond_the_format_are_refused_before_they_are_computed(tmp_path: 
             ("/generate", {"n": 4, "scale": 7, "columns": 4}),
             ("/latent-interpolate", {"points": FOUR, "scale": 28}),
         ):
-            assert "16383" in problem(service.post(path, body, accept="image/webp"), 422, "image_too_large").detail
-        strip = service.post("/latent-interpolate", {"points": FOUR, "frames": 128}, accept="image/jpeg")
+            assert (
+                "16383"
+                in problem(
+                    service.post(path, body, accept="image/webp"), 422, "image_too_large"
+                ).detail
+            )
+        strip = service.post(
+            "/latent-interpolate", {"points": FOUR, "frames": 128}, accept="image/jpeg"
+        )
         assert "76800" in problem(strip, 422, "image_too_large").detail
         assert service.metric("ign_batches_total") == 0
         assert service.post("/generate", {"scale": 27}, accept="image/webp").status_code == 200
@@ -228,17 +310,23 @@ def test_sides_beyond_the_format_are_refused_before_they_are_computed(tmp_path: 
 
 def test_enlarged_answers_in_flight_are_bounded(models: Path) -> None:
     limits = {"max_body_bytes": 60_000, "max_inflight_bytes": 100_000}
-    small, big = {"seed": 1}, {"seed": 1, "scale": 30}  # 57 600 bytes
+    # 57 600 bytes
+    small = {"seed": 1}
+    big = {"seed": 1, "scale": 30}
     with serving(settings(models, **limits)) as service:
         with busy_codec(service):
-            waiting = threading.Thread(target=lambda: service.post("/generate", big, accept="image/png"))
+            waiting = threading.Thread(
+                target=lambda: service.post("/generate", big, accept="image/png")
+            )
             waiting.start()
             service.until_bytes(lambda size: size > 57_000)
             problem(service.post("/generate", big, accept="image/png"), 429, "over_share")
             assert service.post("/generate", small, accept="image/png").status_code == 200
         waiting.join(PATIENCE_S)
         service.until_bytes(lambda size: size == 0)
-        too_large = problem(service.post("/generate", big | {"n": 4}, accept="image/png"), 413, "too_large")
+        too_large = problem(
+            service.post("/generate", big | {"n": 4}, accept="image/png"), 413, "too_large"
+        )
         assert "IGN_MAX_INFLIGHT_BYTES" in too_large.detail
         service.until_bytes(lambda size: size == 0)
 
@@ -247,7 +335,9 @@ def test_enlarged_answers_in_flight_are_bounded(models: Path) -> None:
 def test_after_the_deadline_no_further_picture_is_enlarged(
     models: Path, monkeypatch: pytest.MonkeyPatch, accept: str
 ) -> None:
-    entered, free, calls = threading.Event(), threading.Event(), []
+    entered = threading.Event()
+    free = threading.Event()
+    calls = []
 
     def slow(picture: Pixels, scale: int, resample: Any) -> Pixels:
         calls.append(scale)
@@ -260,7 +350,8 @@ def test_after_the_deadline_no_further_picture_is_enlarged(
     with serving(settings(models, request_timeout_s=LIMIT_S), loop="asyncio") as service:
         body = BODIES["/latent-interpolate"] | {"scale": 16}
         response = service.overdue(
-            lambda: service.post("/latent-interpolate", body, accept=accept), lambda: entered.wait(PATIENCE_S)
+            lambda: service.post("/latent-interpolate", body, accept=accept),
+            lambda: entered.wait(PATIENCE_S),
         )
         problem(response, 504, "deadline_exceeded")
         assert entered.is_set()
@@ -275,12 +366,19 @@ def test_a_stream_of_large_pictures_outlasts_the_wait_for_its_first_event(
     """So does a picture that is encoded after it."""
     body = {"seed": 3, "steps": 20, "record": [0, 1], "scale": 16}
     with (
-        gated(monkeypatch, settings(models, request_timeout_s=LIMIT_S), loop="asyncio") as (service, gate),
+        gated(monkeypatch, settings(models, request_timeout_s=LIMIT_S), loop="asyncio") as (
+            service,
+            gate,
+        ),
         gate,
-        service.client.stream("POST", "/generate", json=body, headers={"Accept": EVENTS}) as response,
+        service.client.stream(
+            "POST", "/generate", json=body, headers={"Accept": EVENTS}
+        ) as response,
     ):
         lines = response.iter_lines()
         assert next(lines) == "event: step"
         service.skip()
         gate.opened.set()
-        assert [line for line in lines if line.startswith("event")] == ["event: step"] * 2 + ["event: done"]
+        assert [line for line in lines if line.startswith("event")] == ["event: step"] * 2 + [
+            "event: done"
+        ]

@@ -29,14 +29,18 @@ def projected(service: Service, *images: bytes, **options: Any) -> ProjectAnswer
     return checked(service.post("/project", body), ProjectAnswer)
 
 
-def rows(service: Service, *images: bytes, **options: Any) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def rows(
+    service: Service, *images: bytes, **options: Any
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     body = {"images": [b64(image) for image in images or (PICTURE,)], **options}
     response = service.post("/project", body, accept="application/x-npy")
     assert response.status_code == 200, response.text
     return array(response.content)
 
 
-def form(service: Service, *images: bytes, mask: bytes | None = None, **options: Any) -> httpx.Response:
+def form(
+    service: Service, *images: bytes, mask: bytes | None = None, **options: Any
+) -> httpx.Response:
     files = [("image", (f"{i}.png", image, "image/png")) for i, image in enumerate(images)]
     if mask is not None:
         files.append(("mask", ("mask.png", mask, "image/png")))
@@ -44,7 +48,9 @@ def form(service: Service, *images: bytes, mask: bytes | None = None, **options:
 
 
 def raw(service: Service, image: bytes, kind: str = "image/png", **query: Any) -> httpx.Response:
-    return service.client.post("/project", content=image, headers={"Content-Type": kind}, params=query)
+    return service.client.post(
+        "/project", content=image, headers={"Content-Type": kind}, params=query
+    )
 
 
 def test_defaults(service: Service) -> None:
@@ -77,7 +83,14 @@ def test_defaults(service: Service) -> None:
     "options",
     [
         {},
-        {"steps": 3, "tolerance": 0.01, "record": [0, 1], "score": True, "format": "webp", "model": "grey/2"},
+        {
+            "steps": 3,
+            "tolerance": 0.01,
+            "record": [0, 1],
+            "score": True,
+            "format": "webp",
+            "model": "grey/2",
+        },
         {"strength": 0.25, "resize": "crop", "invert": True, "format": "npy", "model": "colour"},
         {"resize": "stretch", "invert": False, "format": "jpeg"},
     ],
@@ -86,7 +99,8 @@ def test_three_ways_in_give_the_same_bytes(
     service: Service, picture: bytes, kind: str, options: dict[str, Any]
 ) -> None:
     texts: dict[str, Any] = {
-        name: ",".join(map(str, value)) if name == "record" else str(value).lower() for name, value in options.items()
+        name: ",".join(map(str, value)) if name == "record" else str(value).lower()
+        for name, value in options.items()
     }
     json_answer = projected(service, picture, **options)
     answers = [checked(form(service, picture, **texts), ProjectAnswer)]
@@ -112,7 +126,9 @@ def test_several_pictures_keep_their_order(service: Service) -> None:
     pictures = [save(np.pad(noise(6, 6, seed=seed), 1)) for seed in range(5)]
     answer = projected(service, *pictures)
     assert [image.index for image in answer.images] == [0, 1, 2, 3, 4]
-    sheet = service.post("/project", {"images": [b64(picture) for picture in pictures]}, accept="image/png")
+    sheet = service.post(
+        "/project", {"images": [b64(picture) for picture in pictures]}, accept="image/png"
+    )
     expected = np.concatenate([*quantised(rows(service, *pictures))[:3]], axis=1)
     np.testing.assert_array_equal(pixels(sheet.content)[:8], expected)
     assert sheet.headers["X-IGN-Steps"] == "1,1,1,1,1"
@@ -125,11 +141,16 @@ def test_several_pictures_keep_their_order(service: Service) -> None:
 @pytest.mark.parametrize("prefix", ["", "data:image/png;base64,", "data:image/webp;base64,"])
 def test_base64_with_or_without_prefix_and_white_space(service: Service, prefix: str) -> None:
     text = b64(PICTURE)
-    answer = checked(service.post("/project", {"images": [f"{prefix}{text[:40]}\r\n {text[40:]}\n"]}), ProjectAnswer)
+    answer = checked(
+        service.post("/project", {"images": [f"{prefix}{text[:40]}\r\n {text[40:]}\n"]}),
+        ProjectAnswer,
+    )
     assert answer.images == projected(service).images
 
 
-@pytest.mark.parametrize(("resize", "where"), [("fit", np.s_[2:6, :]), ("crop", np.s_[:, :]), ("stretch", np.s_[:, :])])
+@pytest.mark.parametrize(
+    ("resize", "where"), [("fit", np.s_[2:6, :]), ("crop", np.s_[:, :]), ("stretch", np.s_[:, :])]
+)
 def test_resize(service: Service, resize: str, where: Any) -> None:
     expected = np.zeros((8, 8))
     expected[where] = 255
@@ -162,7 +183,10 @@ def test_strength_blends_the_trajectory_but_not_its_input(service: Service) -> N
     start, first = (array(unb64(step.data)) for step in image.trajectory or [])
     np.testing.assert_array_equal(start, prepared(DARK)[0])
     np.testing.assert_allclose(first, 0.7 * start + 0.3 * rows(service, steps=1)[0], atol=1e-6)
-    changes = [step.change for step in projected(service, steps=2, record=[0, 1]).images[0].trajectory or []]
+    changes = [
+        step.change
+        for step in projected(service, steps=2, record=[0, 1]).images[0].trajectory or []
+    ]
     assert [step.change for step in image.trajectory or []] == changes
 
 
@@ -188,7 +212,9 @@ def test_masked_pixels_are_put_back_after_every_step(service: Service) -> None:
 def test_masks_arrive_in_every_form(service: Service) -> None:
     images = projected(service, PICTURE, LIGHT, steps=2, mask=b64(MASK)).images
     assert projected(service, PICTURE, LIGHT, steps=2, masks=[b64(MASK)] * 2).images == images
-    assert checked(form(service, PICTURE, LIGHT, mask=MASK, steps="2"), ProjectAnswer).images == images
+    assert (
+        checked(form(service, PICTURE, LIGHT, mask=MASK, steps="2"), ProjectAnswer).images == images
+    )
     assert checked(form(service, PICTURE, LIGHT, steps="2"), ProjectAnswer).images != images
     files = [("image", ("a.png", PICTURE, "image/png")), ("image", ("b.png", LIGHT, "image/png"))]
     response = service.client.post("/project", files=files, data={"steps": "2", "mask": b64(MASK)})
@@ -210,7 +236,8 @@ def test_an_empty_file_input_of_a_browser_is_no_mask(service: Service) -> None:
 def test_colour_profiles_are_ignored(service: Service) -> None:
     colours = noise(8, 8, 3, seed=4)
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    swapped = profile.replace(b"rXYZ", b"____").replace(b"bXYZ", b"rXYZ").replace(b"____", b"bXYZ")  # red is blue
+    # red is blue
+    swapped = profile.replace(b"rXYZ", b"____").replace(b"bXYZ", b"rXYZ").replace(b"____", b"bXYZ")
     assert swapped != profile
     plain, marked = (
         projected(service, picture, model="colour", strength=0, format="npy").images[0].data
@@ -219,22 +246,31 @@ def test_colour_profiles_are_ignored(service: Service) -> None:
     assert marked == plain
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "image/gif", "application/octet-stream", "nonsense"])
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "image/gif", "application/octet-stream", "nonsense"]
+)
 def test_only_the_requests_own_content_type_matters(service: Service, kind: str) -> None:
     response = service.client.post("/project", files={"image": ("x", PICTURE, kind)})
     assert checked(response, ProjectAnswer).images == projected(service).images
     text = f"data:image/gif;base64,{b64(PICTURE)}"
-    assert checked(service.post("/project", {"images": [text]}), ProjectAnswer).images == projected(service).images
+    assert (
+        checked(service.post("/project", {"images": [text]}), ProjectAnswer).images
+        == projected(service).images
+    )
 
 
 def test_tolerance_looks_at_what_is_left_once_kept_pixels_are_put_back(service: Service) -> None:
     states = [in_painted(k) for k in range(12)]
     changes = [float(np.abs(b - a).mean()) for a, b in itertools.pairwise(states)]
     tolerance = (changes[2] + changes[3]) / 2
+    # without a mask
     assert (
-        float(np.abs(step_params(prepared(DARK), 4) - step_params(prepared(DARK), 3)).mean()) > tolerance
-    )  # without a mask
-    image = projected(service, steps=50, mask=b64(MASK), tolerance=tolerance, format="npy", score=True).images[0]
+        float(np.abs(step_params(prepared(DARK), 4) - step_params(prepared(DARK), 3)).mean())
+        > tolerance
+    )
+    image = projected(
+        service, steps=50, mask=b64(MASK), tolerance=tolerance, format="npy", score=True
+    ).images[0]
     assert (image.steps, image.converged) == (4, True)
     assert image.drift is not None
     np.testing.assert_allclose(array(unb64(image.data)), states[4][0], atol=1e-5)

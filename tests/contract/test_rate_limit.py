@@ -4,8 +4,16 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.domain.rate_limit import Rate
-from tests.contract.harness import PATIENCE_S, Service, bearer, problem, serving, settings, write_keys
+from service.domain.accounts import Rate
+from tests.contract.harness import (
+    PATIENCE_S,
+    Service,
+    bearer,
+    problem,
+    serving,
+    settings,
+    write_keys,
+)
 
 SLOW = Rate(2, 7200.0)
 
@@ -41,11 +49,15 @@ def test_a_key_has_its_own_quota_or_the_general_rate(models: Path, tmp_path: Pat
         assert [passed(service, name) for name in ("alice", "bob")] == [1, 5]
 
 
-def test_processes_count_together(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_count_together(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("service.app.metrics_file", lambda: tmp_path / "0.prom")
     one_of_two = settings(models, rate_limit=Rate(3, 3600.0), workers=2)
     with serving(one_of_two) as first, serving(one_of_two) as second:
-        statuses = [service.get("/models").status_code for _ in range(3) for service in (first, second)]
+        statuses = [
+            service.get("/models").status_code for _ in range(3) for service in (first, second)
+        ]
     assert statuses == [200, 200, 200, 429, 429, 429]
 
 
@@ -54,7 +66,9 @@ def test_callers_behind_a_proxy_count_only_where_it_is_trusted(models: Path, tru
     proxies = (ip_network("127.0.0.0/8"),) if trusted else ()
     with serving(settings(models, rate_limit=Rate(1, 3600.0), trusted_proxies=proxies)) as service:
         statuses = [
-            service.get("/models", headers={"X-Forwarded-For": f"203.0.113.9, 198.51.100.{hop}"}).status_code
+            service.get(
+                "/models", headers={"X-Forwarded-For": f"203.0.113.9, 198.51.100.{hop}"}
+            ).status_code
             for hop in (1, 2, 1)
         ]
     assert statuses == ([200, 200, 429] if trusted else [200, 429, 429])

@@ -4,7 +4,13 @@ import re
 from pathlib import Path
 
 from service.api.cors import EXPOSED_HEADERS
-from service.api.native.schemas import GenerateRequest, GridRequest, InterpolateRequest, PointRequest, ProjectRequest
+from service.api.native.schemas import (
+    GenerateRequest,
+    GridRequest,
+    InterpolateRequest,
+    PointRequest,
+    ProjectRequest,
+)
 from service.api.oip.tensors import InferParameters
 from service.api.problems import status_of
 from service.domain import errors
@@ -12,7 +18,14 @@ from service.domain.errors import IgnError
 from tests.contract.harness import Service
 
 PAGE = (Path(__file__).parents[2] / "docs" / "http-api.md").read_text(encoding="utf-8")
-IN_FIELDS = {"no_noise", "image_too_large", "undecodable_image", "invalid_base64", "invalid_npy", "mask_size"}
+IN_FIELDS = {
+    "no_noise",
+    "image_too_large",
+    "undecodable_image",
+    "invalid_base64",
+    "invalid_npy",
+    "mask_size",
+}
 
 
 def test_every_path_is_there(service: Service) -> None:
@@ -39,11 +52,21 @@ def test_every_response_header_is_there() -> None:
 
 def raised(kind: type[IgnError]) -> set[tuple[int, str]]:
     own = set() if kind.__subclasses__() else {(status_of(kind), kind.code)}
-    return own.union(*[raised(below) for below in kind.__subclasses__() if below.__module__ == errors.__name__])
+    return own.union(
+        *[raised(below) for below in kind.__subclasses__() if below.__module__ == errors.__name__]
+    )
 
 
 def test_every_code_is_there_and_no_other() -> None:
-    described = {(int(status), code) for status, code in re.findall(r"^- ([45]\d\d) `(\w+)`:", PAGE, re.MULTILINE)}
-    others = {(500, IgnError.code), (404, "not_found"), (405, "method_not_allowed"), (413, "image_too_large")}
+    described = {
+        (int(status), code)
+        for status, code in re.findall(r"^- ([45]\d\d) `(\w+)`:", PAGE, re.MULTILINE)
+    }
+    others = {
+        (500, IgnError.code),
+        (404, "not_found"),
+        (405, "method_not_allowed"),
+        (413, "image_too_large"),
+    }
     others |= {(422, code) for code in IN_FIELDS}
     assert described == (raised(IgnError) | others) - {(500, errors.StartupError.code)}

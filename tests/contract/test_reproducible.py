@@ -20,7 +20,9 @@ def pictures(client: httpx.Client, body: dict[str, Any]) -> list[str]:
     return [image["data"] for image in response.json()["images"]]
 
 
-@pytest.mark.parametrize("options", [{}, {"steps": 5}, {"model": "colour"}, {"noise_scale": 0.7, "tolerance": 0.05}])
+@pytest.mark.parametrize(
+    "options", [{}, {"steps": 5}, {"model": "colour"}, {"noise_scale": 0.7, "tolerance": 0.05}]
+)
 @pytest.mark.parametrize("form", ["png", "npy"])
 def test_one_by_one_as_in_sixty_four(service: Service, options: dict[str, Any], form: str) -> None:
     options = options | {"seed": 42, "format": form}
@@ -42,7 +44,9 @@ def test_alone_and_under_concurrent_callers(service: Service) -> None:
             for i in range(number, 64, CALLERS):
                 assert pictures(client, body | {"n": 1, "offset": i}) == [alone[i]]
             offset = number % 32
-            assert pictures(client, body | {"n": 32, "offset": offset}) == alone[offset : offset + 32]
+            assert (
+                pictures(client, body | {"n": 32, "offset": offset}) == alone[offset : offset + 32]
+            )
             assert client.post("/project", json=projection).json()["images"] == projected
 
     with ThreadPoolExecutor(CALLERS) as pool:

@@ -12,19 +12,23 @@ from tests.helpers.onnx_models import write_model
 from tests.helpers.pictures import noise, save
 
 DARK = np.pad(noise(6, 6, seed=1), 1)  # 8×8, its border black
-PICTURE, OTHER = save(DARK), save(np.pad(noise(6, 6, seed=2), 1))
+PICTURE = save(DARK)
+OTHER = save(np.pad(noise(6, 6, seed=2), 1))
 WIDE = save(noise(8, 14, seed=3))
 
 
 def expected(picture: bytes) -> tuple[float, float]:
     """(distance, drift) by the numpy network."""
     x = (pixels(picture).astype(np.float64) * 2 / 255 - 1).astype(np.float32)[None, None]
-    y, z = step_params(x, 1), step_params(x, 2)
+    y = step_params(x, 1)
+    z = step_params(x, 2)
     return float(np.abs(y - x).mean()), float(np.abs(z - y).mean())
 
 
 def scored(service: Service, *images: bytes, **options: Any) -> ScoreAnswer:
-    return checked(service.post("/score", {"images": [b64(image) for image in images], **options}), ScoreAnswer)
+    return checked(
+        service.post("/score", {"images": [b64(image) for image in images], **options}), ScoreAnswer
+    )
 
 
 def test_scores_in_the_order_the_pictures_came(service: Service) -> None:
@@ -34,18 +38,23 @@ def test_scores_in_the_order_the_pictures_came(service: Service) -> None:
     assert [image.index for image in answer.images] == [0, 1]
     for image, picture in zip(answer.images, (PICTURE, OTHER), strict=True):
         assert (image.distance, image.drift) == pytest.approx(expected(picture), abs=2e-6)
-        assert image.percentile == pytest.approx(100 * image.distance, abs=1e-3)  # the card's quantiles are 0.00 … 1.00
+        # the card's quantiles are 0.00 … 1.00
+        assert image.percentile == pytest.approx(100 * image.distance, abs=1e-3)
         assert image.in_distribution
 
 
-@pytest.mark.parametrize("options", [{}, {"invert": False}, {"resize": "stretch"}, {"resize": "crop"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"invert": False}, {"resize": "stretch"}, {"resize": "crop"}]
+)
 def test_pictures_are_prepared_as_for_projection(options: dict[str, Any], service: Service) -> None:
     [score] = scored(service, WIDE, **options).images
     body = {"images": [b64(WIDE)], "steps": 1, "score": True, **options}
     projected = service.post("/project", body).json()["images"][0]
     assert (score.distance, score.drift) == (projected["distance"], projected["drift"])
     query = {name: str(value).lower() for name, value in options.items()}
-    raw = service.client.post("/score", content=WIDE, headers={"Content-Type": "image/png"}, params=query)
+    raw = service.client.post(
+        "/score", content=WIDE, headers={"Content-Type": "image/png"}, params=query
+    )
     form = service.client.post("/score", files={"image": ("x.png", WIDE, "image/png")}, data=query)
     assert checked(raw, ScoreAnswer).images == checked(form, ScoreAnswer).images == [score]
     assert (scored(service, WIDE).images == [score]) == ("resize" not in options)
@@ -68,9 +77,14 @@ def changes(picture: bytes) -> Any:
 
 
 def test_the_worst_box_is_the_square_that_changes_most(service: Service) -> None:
-    for image, picture in zip(scored(service, PICTURE, OTHER).images, (PICTURE, OTHER), strict=True):
-        change, box = changes(picture), image.worst
-        means = {(x, y): float(change[y : y + 2, x : x + 2].mean()) for x in range(7) for y in range(7)}
+    for image, picture in zip(
+        scored(service, PICTURE, OTHER).images, (PICTURE, OTHER), strict=True
+    ):
+        change = changes(picture)
+        box = image.worst
+        means = {
+            (x, y): float(change[y : y + 2, x : x + 2].mean()) for x in range(7) for y in range(7)
+        }
         assert (box.width, box.height) == (2, 2)
         assert box.distance == pytest.approx(max(means.values()), abs=2e-6)
         assert means[box.x, box.y] == pytest.approx(box.distance, abs=2e-6)
@@ -83,26 +97,45 @@ def test_a_heat_map_shows_where_an_image_changes(service: Service, model: str) -
     assert heat.headers["X-IGN-Distance"] == str(score.distance)
     found = pixels(heat.content)
     if model == "grey":
-        expected = np.clip(np.rint(changes(PICTURE) / (8 * 0.99) * 255), 0, 255)  # the card's quantiles are 0.00 … 1.00
+        # the card's quantiles are 0.00 … 1.00
+        expected = np.clip(np.rint(changes(PICTURE) / (8 * 0.99) * 255), 0, 255)
         assert np.abs(found.astype(int) - expected).max() <= 1
-    sheet = service.post("/score", {"images": [b64(PICTURE), b64(OTHER)], "model": model}, accept="image/png")
+    sheet = service.post(
+        "/score", {"images": [b64(PICTURE), b64(OTHER)], "model": model}, accept="image/png"
+    )
     assert pixels(sheet.content)[:, : found.shape[1]].tolist() == found.tolist()
 
 
-@pytest.mark.parametrize("accept", ["image/webp", "image/jpeg", "application/x-npy", "text/event-stream"])
+@pytest.mark.parametrize(
+    "accept", ["image/webp", "image/jpeg", "application/x-npy", "text/event-stream"]
+)
 def test_there_are_no_other_pictures_in_the_answer(accept: str, service: Service) -> None:
-    problem(service.post("/score", {"images": [b64(PICTURE)]}, accept=accept), 406, "not_acceptable")
+    problem(
+        service.post("/score", {"images": [b64(PICTURE)]}, accept=accept), 406, "not_acceptable"
+    )
 
 
 @pytest.mark.parametrize("name", SCORE_HAS_NO)
 def test_options_of_projection_are_unknown(name: str, service: Service) -> None:
     problem(service.client.post("/score", files=FILE, data={name: "1"}), 422, "invalid_value", name)
     kind = {"Content-Type": "image/png"}
-    problem(service.client.post(f"/score?{name}=1", content=PICTURE, headers=kind), 422, "invalid_value", name)
-    problem(service.client.post("/score", files=FILE | {"mask": FILE["image"]}), 422, "invalid_value", "mask")
+    problem(
+        service.client.post(f"/score?{name}=1", content=PICTURE, headers=kind),
+        422,
+        "invalid_value",
+        name,
+    )
+    problem(
+        service.client.post("/score", files=FILE | {"mask": FILE["image"]}),
+        422,
+        "invalid_value",
+        "mask",
+    )
 
 
-def test_pictures_are_in_distribution_up_to_the_99th_percentile(service: Service, tmp_path: Path) -> None:
+def test_pictures_are_in_distribution_up_to_the_99th_percentile(
+    service: Service, tmp_path: Path
+) -> None:
     d = scored(service, PICTURE).images[0].distance
     write_model(tmp_path, "below", "1", distance_quantiles=(*([0.0] * 98), d - 0.01, d + 0.01, 1.0))
     write_model(tmp_path, "above", "1", distance_quantiles=(*([0.0] * 99), d - 0.01, d + 0.01))

@@ -1,4 +1,6 @@
-"""Models of an object store, loaded by request: what a caller can make the service ask of it, and learn of it."""
+"""Models of an object store, loaded by request: what a caller can make the service ask of it, and
+learn of it.
+"""
 
 import re
 import threading
@@ -24,13 +26,17 @@ class Store:
     """A folder that stands for a private bucket."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.listings, self.fails = folder, 0, False
+        self.folder = folder
+        self.listings = 0
+        self.fails = False
         self.opened, self.entered = threading.Event(), threading.Event()
         self.opened.set()
 
     def from_url(self, *_: Any, **__: Any) -> Any:
         if self.fails:
-            raise GenericError("GET http://internal-endpoint/private-bucket?prefix=models after 4 retries")
+            raise GenericError(
+                "GET http://internal-endpoint/private-bucket?prefix=models after 4 retries"
+            )
         return LocalStore(self.folder)
 
     def list(self, store: Any) -> Any:
@@ -53,7 +59,9 @@ def of_store(folder: Path, **changes: Any) -> Settings:
     return settings(Path("s3://private-bucket/models"), model_cache=folder / "cache", **changes)
 
 
-def test_without_keys_only_known_names_reach_the_store_and_nothing_is_told_of_it(store: Store, tmp_path: Path) -> None:
+def test_without_keys_only_known_names_reach_the_store_and_nothing_is_told_of_it(
+    store: Store, tmp_path: Path
+) -> None:
     with serving(of_store(tmp_path)) as service:
         replace(store.folder, "other/1", scale=0.25)
         for name in ("x", "other", "GREY"):
@@ -71,14 +79,18 @@ def test_without_keys_only_known_names_reach_the_store_and_nothing_is_told_of_it
 
 def test_an_admin_loads_a_new_model_of_a_store(store: Store, tmp_path: Path) -> None:
     key = {"Authorization": "Bearer ops-key"}
-    with serving(of_store(tmp_path, api_keys_file=write_keys(tmp_path, {"ops": "infer admin"}))) as service:
+    with serving(
+        of_store(tmp_path, api_keys_file=write_keys(tmp_path, {"ops": "infer admin"}))
+    ) as service:
         replace(store.folder, "other/1", scale=0.25)
         assert load(service, "other", headers=key).status_code == 200
         problem(load(service, "x", headers=key), 404, "unknown_model")
         assert service.post("/generate", {"model": "other"}, headers=key).status_code == 200
 
 
-def test_calls_at_the_same_time_share_a_refresh_and_others_do_not_wait(store: Store, tmp_path: Path) -> None:
+def test_calls_at_the_same_time_share_a_refresh_and_others_do_not_wait(
+    store: Store, tmp_path: Path
+) -> None:
     with serving(of_store(tmp_path)) as service, ThreadPoolExecutor(41) as pool:
         store.opened.clear()
         store.entered.clear()

@@ -23,7 +23,9 @@ def parsed(text: str) -> list[Event]:
         lines = [line for line in block.split("\n") if not line.startswith(":")]
         if lines:
             assert [line.partition(": ")[0] for line in lines] == ["event", "data"], block
-            found.append((lines[0].removeprefix("event: "), json.loads(lines[1].removeprefix("data: "))))
+            found.append(
+                (lines[0].removeprefix("event: "), json.loads(lines[1].removeprefix("data: ")))
+            )
     return found
 
 
@@ -47,7 +49,9 @@ def test_recorded_and_last_steps_then_the_answer(service: Service) -> None:
     plain = checked(service.post("/generate", body), GenerateAnswer)
     steps = of(events, "step")
     assert all(list(step) == ["index", "step", "data", "format", "change"] for step in steps)
-    assert sorted((step["index"], step["step"]) for step in steps) == [(i, k) for i in (5, 6) for k in (0, 2, 4)]
+    assert sorted((step["index"], step["step"]) for step in steps) == [
+        (i, k) for i in (5, 6) for k in (0, 2, 4)
+    ]
     for image in plain.images:
         mine = {step["step"]: step for step in steps if step["index"] == image.index}
         for recorded in image.trajectory or []:
@@ -75,7 +79,9 @@ def test_the_last_step_is_always_sent(service: Service, options: dict[str, Any])
     assert of(events, "step")[-1]["data"] == image["data"]
 
 
-@pytest.mark.parametrize(("body", "field"), [({"n": 0}, "n"), ({"steps": 300_001}, "steps"), ({"model": "nope"}, None)])
+@pytest.mark.parametrize(
+    ("body", "field"), [({"n": 0}, "n"), ({"steps": 300_001}, "steps"), ({"model": "nope"}, None)]
+)
 def test_a_failure_before_the_start_is_an_ordinary_problem(
     service: Service, body: dict[str, Any], field: str | None
 ) -> None:
@@ -85,7 +91,13 @@ def test_a_failure_before_the_start_is_an_ordinary_problem(
 
 @pytest.mark.parametrize("form", ["webp", "npy"])
 def test_projections_stream_blended_pictures(service: Service, form: str) -> None:
-    body = {"images": [b64(PICTURE)], "steps": 3, "record": [0, 1, 3], "strength": 0.5, "format": form}
+    body = {
+        "images": [b64(PICTURE)],
+        "steps": 3,
+        "record": [0, 1, 3],
+        "strength": 0.5,
+        "format": form,
+    }
     events = streamed(service, "/project", body)
     image = checked(service.post("/project", body), ProjectAnswer).images[0]
     steps = of(events, "step")
@@ -106,16 +118,21 @@ def test_long_runs_say_how_far_they_are(service: Service) -> None:
     assert 0 <= done[0] <= done[-1] <= 60_000
 
 
-def test_a_deadline_bounds_the_first_event_only(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deadline_bounds_the_first_event_only(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chosen = settings(models, max_batch_rows=1, request_timeout_s=LIMIT_S)
     with gated(monkeypatch, chosen, loop="asyncio") as (service, gate), gate:
         body = {"seed": 1, "record": [0], "steps": 2}
-        with service.client.stream("POST", "/generate", json=body, headers={"Accept": EVENTS}) as response:
+        with service.client.stream(
+            "POST", "/generate", json=body, headers={"Accept": EVENTS}
+        ) as response:
             found = response.iter_lines()
             assert next(found) == "event: step"
             # Behind it, one waits for its first event in vain.
             late = service.overdue(
-                lambda: service.post("/generate", body, accept=EVENTS), lambda: service.until_queued(1)
+                lambda: service.post("/generate", body, accept=EVENTS),
+                lambda: service.until_queued(1),
             )
             problem(late, 504, "deadline_exceeded")
             gate.opened.set()
@@ -125,7 +142,9 @@ def test_a_deadline_bounds_the_first_event_only(models: Path, monkeypatch: pytes
 def test_a_stream_has_an_end(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = settings(models, stream_timeout_s=LIMIT_S)
     with gated(monkeypatch, chosen, loop="asyncio") as (service, gate), gate:
-        with service.client.stream("POST", "/generate", json={"record": [0]}, headers={"Accept": EVENTS}) as response:
+        with service.client.stream(
+            "POST", "/generate", json={"record": [0]}, headers={"Accept": EVENTS}
+        ) as response:
             found = response.iter_lines()
             assert next(found) == "event: step"
             service.skip()
@@ -138,20 +157,32 @@ def test_a_stream_has_an_end(models: Path, monkeypatch: pytest.MonkeyPatch) -> N
         service.until_metric("ign_http_errors_total", 1.0, code="deadline_exceeded")
 
 
-def test_draining_ends_a_stream_with_an_error(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draining_ends_a_stream_with_an_error(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with gated(monkeypatch, settings(models)) as (service, gate), gate:
-        with service.client.stream("POST", "/generate", json={"record": [0]}, headers={"Accept": EVENTS}) as response:
+        with service.client.stream(
+            "POST", "/generate", json={"record": [0]}, headers={"Accept": EVENTS}
+        ) as response:
             found = response.iter_lines()
             assert next(found) == "event: step"
             service.services.registry.models["grey/10"].scheduler.close(0)
             events = parsed("\n".join(["event: step", *found]))
-        assert (events[-1][0], events[-1][1]["code"], events[-1][1]["status"]) == ("error", "draining", 503)
+        assert (events[-1][0], events[-1][1]["code"], events[-1][1]["status"]) == (
+            "error",
+            "draining",
+            503,
+        )
 
 
-def test_an_unforeseen_failure_is_logged_and_says_nothing(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unforeseen_failure_is_logged_and_says_nothing(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with gated(monkeypatch, settings(models)) as (service, gate), gate:
         body = {"record": [0], "steps": 2}
-        with service.client.stream("POST", "/generate", json=body, headers={"Accept": EVENTS}) as response:
+        with service.client.stream(
+            "POST", "/generate", json=body, headers={"Accept": EVENTS}
+        ) as response:
             found = response.iter_lines()
             assert next(found) == "event: step"
 
@@ -161,7 +192,11 @@ def test_an_unforeseen_failure_is_logged_and_says_nothing(models: Path, monkeypa
             monkeypatch.setattr(stream, "picture", broken)
             gate.opened.set()
             events = parsed("\n".join(["event: step", *found]))
-        assert (events[-1][0], events[-1][1]["code"], events[-1][1]["status"]) == ("error", "internal", 500)
+        assert (events[-1][0], events[-1][1]["code"], events[-1][1]["status"]) == (
+            "error",
+            "internal",
+            500,
+        )
         assert "secret" not in json.dumps(events)
         (record,) = service.errors
         assert record.exc_info is not None
@@ -172,7 +207,9 @@ def test_an_unforeseen_failure_is_logged_and_says_nothing(models: Path, monkeypa
 def test_closing_the_stream_cancels_its_rows(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = {"n": 5, "record": [0], "steps": 300_000}
     with gated(monkeypatch, settings(models)) as (service, gate):
-        with service.client.stream("POST", "/generate", json=body, headers={"Accept": EVENTS}) as response:
+        with service.client.stream(
+            "POST", "/generate", json=body, headers={"Accept": EVENTS}
+        ) as response:
             assert next(response.iter_lines()) == "event: step"
         service.until_metric("ign_cancelled_rows_total", 5.0, model="grey/10")
         service.until_metric("ign_queue_rows", 0.0)
@@ -186,7 +223,8 @@ def test_closing_the_stream_cancels_its_rows(models: Path, monkeypatch: pytest.M
 def test_silence_is_broken_by_comments(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert stream._KEEPALIVE_S == 10.0
     monkeypatch.setattr(stream, "_KEEPALIVE_S", 0.01)
-    body, headers = {"seed": 1, "record": [0]}, {"Accept": EVENTS}
+    body = {"seed": 1, "record": [0]}
+    headers = {"Accept": EVENTS}
     with (
         gated(monkeypatch, settings(models)) as (service, gate),
         gate,

@@ -1,15 +1,16 @@
 """The documentation does what it says: its code runs, its commands exist, its links lead somewhere.
 
 Of every page,
-- `python` blocks run in a fresh interpreter, and are valid under mypy's strict rules, `js` blocks in node where it is
-  installed; a `text` block right below is their output, numbers to three digits; an app of FastAPI gets requests with
-  an image and with no image;
-- `sh` and `bash` blocks hold commands, `console` blocks commands behind `$ `. `curl` and `ign import` run and must
-  succeed; of the others, the target, file, option or extra they name must exist. What cannot be checked belongs into a
-  `text` block;
+- `python` blocks run in a fresh interpreter, and are valid under mypy's strict rules, `js` blocks
+  in node where it is installed; a `text` block right below is their output, numbers to three
+  digits; an app of FastAPI gets requests with an image and with no image;
+- `sh` and `bash` blocks hold commands, `console` blocks commands behind `$ `. `curl` and `ign
+  import` run and must succeed; of the others, the target, file, option or extra they name must
+  exist. What cannot be checked belongs into a `text` block;
 - `json` blocks parse.
 
-Blocks of one page share a folder, in order. The base URL in them is that of the real service with the shipped model.
+Blocks of one page share a folder, in order. The base URL in them is that of the real service with
+the shipped model.
 """
 
 import json
@@ -47,15 +48,28 @@ _NAMES = (
     "sdk/README.md",
     "sdk/js/README.md",
 )
-PAGES = [*(ROOT / name for name in _NAMES if (ROOT / name).is_file()), *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in _NAMES if (ROOT / name).is_file()),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+# Its blocks load torch and import networks, which takes as long as all other pages.
+every_page_to_run = pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow) if page.name == "import.md" else page
+        for page in PAGES
+    ],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
 
 _FENCE = re.compile(r"^( *)(```+|~~~+)([\w-]*)[^\n]*\n(.*?)^ *\2 *$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"""\]\(<?([^)\s>]+)>?(?:\s+"[^"]*")?\)|(?:src|href)="([^"]+)\"""")
 _NUMBER = re.compile(r"(-?\d+(?:\.\d+)?(?:e-?\d+)?)")
 _TIMEOUT_S = 1800
 PROGRAMS = Path(sys.executable).parent
-# Appended to a block with an app: its POST paths take an image, refuse what is none, and never fail.
+# Appended to a block with an app: its POST paths take an image, refuse what is none, and never
+# fail.
 _REQUESTS = """
 from pathlib import Path
 from fastapi.testclient import TestClient
@@ -133,7 +147,7 @@ def base_url() -> Iterator[str]:
         yield url
 
 
-@every_page
+@every_page_to_run
 def test_code_runs(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     (tmp_path / "models").symlink_to(ROOT / "models")
     runner = runner_of(page, tmp_path)
@@ -154,18 +168,23 @@ def test_python_is_valid_under_strict_rules(tmp_path: Path) -> None:
                 (tmp_path / f"{name}_line_{block.line}.py").write_text(block.code)
     # docs/import.md writes this module.
     (tmp_path / "net.pyi").write_text("from torch import nn\ndef make() -> nn.Module: ...\n")
-    command = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", str(tmp_path)]  # with its usual cache
+    # with its usual cache
+    command = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 
-def runner_of(page: Path, folder: Path, base_url: str = BASE_URL, programs: Path = PROGRAMS) -> "Runner":
+def runner_of(
+    page: Path, folder: Path, base_url: str = BASE_URL, programs: Path = PROGRAMS
+) -> "Runner":
     """A runner of the page's blocks in an empty folder, where it puts the images of the docs."""
     shutil.copytree(ROOT / "docs" / "images", folder / "docs" / "images")
     (folder / "node_modules" / "@ign-service").mkdir(parents=True)
     (folder / "node_modules" / "@ign-service" / "client").symlink_to(ROOT / "sdk" / "js")
     # A configuration of curl's, for every curl in the commands.
-    (folder / ".curlrc").write_text(f'fail-with-body\nshow-error\nnoproxy = "*"\nmax-time = {_TIMEOUT_S}\n')
+    (folder / ".curlrc").write_text(
+        f'fail-with-body\nshow-error\nnoproxy = "*"\nmax-time = {_TIMEOUT_S}\n'
+    )
     found = blocks(page.read_text(encoding="utf-8"))
     return Runner(found, f"{page.relative_to(ROOT)}:", folder, base_url, programs)
 
@@ -190,7 +209,9 @@ class Runner:
             "": lambda _: None,
         }
         for block in chosen:
-            assert block.language in kinds, f"{self.here}{block.line}: expected one of {', '.join(kinds)}"
+            assert block.language in kinds, (
+                f"{self.here}{block.line}: expected one of {', '.join(kinds)}"
+            )
             kinds[block.language](block)
 
     def python(self, block: Block) -> None:
@@ -208,7 +229,9 @@ class Runner:
         place = self.page.index(block) + 1
         shown = self.page[place] if place < len(self.page) else None
         if shown is not None and shown.output and shown.language == "text":
-            assert same_output(shown.code, printed), f"{self.here}{shown.line} says\n{shown.code}\nbut it is\n{printed}"
+            assert same_output(shown.code, printed), (
+                f"{self.here}{shown.line} says\n{shown.code}\nbut it is\n{printed}"
+            )
 
     def shell(self, block: Block) -> None:
         for command in commands(block):
@@ -221,8 +244,12 @@ class Runner:
             else:
                 program = command.split()[0]
                 if program.startswith("ign") and self.programs != PROGRAMS:
-                    assert (self.programs / program).is_file(), f"{self.here}{block.line}: no program {program}"
-                check_named(shlex.split(command, comments=True), f"{self.here}{block.line}: {command}")
+                    assert (self.programs / program).is_file(), (
+                        f"{self.here}{block.line}: no program {program}"
+                    )
+                check_named(
+                    shlex.split(command, comments=True), f"{self.here}{block.line}: {command}"
+                )
 
     def json(self, block: Block) -> None:
         try:
@@ -243,7 +270,9 @@ class Runner:
             timeout=_TIMEOUT_S,
             check=False,
         )
-        assert done.returncode == 0, f"{self.here}{block.line}: {command[-1]}\n{done.stdout[-2000:]}\n{done.stderr}"
+        assert done.returncode == 0, (
+            f"{self.here}{block.line}: {command[-1]}\n{done.stdout[-2000:]}\n{done.stderr}"
+        )
         return done.stdout
 
 
@@ -257,7 +286,9 @@ def check_named(words: list[str], where: str) -> None:
     load_settings(settings)
     match words:
         case ["make", *rest]:
-            targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+            targets = set(
+                re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+            )
             assert {word for word in rest if "=" not in word} <= targets, where
         case ["python", "-m", "model_export", *options]:
             cli.parser().parse_args(options)
@@ -276,10 +307,14 @@ def check_named(words: list[str], where: str) -> None:
         case ["pip" | ".venv/bin/pip", "install", *rest]:
             found = re.search(r"\.(/sdk)?\[([\w,]+)\]", " ".join(rest))
             assert found is not None, where
-            project = tomllib.loads((ROOT / (found[1] or "").strip("/") / "pyproject.toml").read_text())["project"]
+            project = tomllib.loads(
+                (ROOT / (found[1] or "").strip("/") / "pyproject.toml").read_text()
+            )["project"]
             assert set(found[2].split(",")) <= set(project["optional-dependencies"]), where
         case _:
-            raise AssertionError(f"{where}: not a command this test can check; a `text` block is for those")
+            raise AssertionError(
+                f"{where}: not a command this test can check; a `text` block is for those"
+            )
 
 
 def check_ign(options: list[str], where: str) -> None:
@@ -321,7 +356,9 @@ def links(page: Path) -> list[str]:
 
 def anchors(page: Path) -> set[str]:
     """The headings of a page as GitHub names them."""
-    headings = re.findall(r"^#+ +(.+?) *$", _FENCE.sub("", page.read_text(encoding="utf-8")), flags=re.MULTILINE)
+    headings = re.findall(
+        r"^#+ +(.+?) *$", _FENCE.sub("", page.read_text(encoding="utf-8")), flags=re.MULTILINE
+    )
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 

@@ -14,5 +14,9 @@ def test_commands_have_a_section_with_their_options() -> None:
     assert headings[0] == "ign"
     assert headings[1:] == [f"ign {name}" for name in main.list_commands(click.Context(main))]
     sections = dict(zip(headings, re.split(r"^## .+$", page, flags=re.MULTILINE)[1:], strict=True))
-    for heading, option in [("ign serve", "--port"), ("ign train", "--corruptions"), ("ign generate", "--seed")]:
+    for heading, option in [
+        ("ign serve", "--port"),
+        ("ign train", "--corruptions"),
+        ("ign generate", "--seed"),
+    ]:
         assert re.search(rf"(?<![\w-]){option}\b", sections[heading])

@@ -18,7 +18,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_every_page_is_on_the_site(site: Path) -> None:
     sources = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
-    pages = {f"{source.removesuffix('.md')}.html" for source in sources | site_reference.pages().keys()}
+    pages = {
+        f"{source.removesuffix('.md')}.html" for source in sources | site_reference.pages().keys()
+    }
     pages = {"index.html" if page == "README.html" else page for page in pages}
     assert pages <= {path.relative_to(site).as_posix() for path in site.rglob("*.html")}
     navigation = (site / "index.html").read_text(encoding="utf-8")
@@ -29,7 +31,8 @@ def test_every_page_is_on_the_site(site: Path) -> None:
 def test_pages_work_from_disk(site: Path) -> None:
     """Links are relative, and styles, fonts and scripts are files beside the page."""
     for path in site.rglob("*.html"):
-        if path.name == "404.html":  # a web server sends it for any address, so its links are absolute
+        # a web server sends it for any address, so its links are absolute
+        if path.name == "404.html":
             continue
         html = path.read_text(encoding="utf-8")
         for target in re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="([^"#?]+)', html):

@@ -1,4 +1,6 @@
-"""The notebook runs from start to end, with a service and without. Its cells hold plain Python: no kernel is needed."""
+"""The notebook runs from start to end, with a service and without. Its cells hold plain Python: no
+kernel is needed.
+"""
 
 import ast
 import contextlib
@@ -14,7 +16,11 @@ from ign_client import Client, ConnectionFailed
 from tests.helpers.live import ROOT, free_port, live_service
 
 TOUR: Final = ROOT / "examples" / "tour.ipynb"
-CELLS = [cell for cell in json.loads(TOUR.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+CELLS = [
+    cell
+    for cell in json.loads(TOUR.read_text(encoding="utf-8"))["cells"]
+    if cell["cell_type"] == "code"
+]
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +35,9 @@ def url() -> Iterator[str]:
 
 
 def run() -> list[Any]:
-    """The values that Jupyter shows: of the last line of each cell, where it is an expression and not None."""
+    """The values that Jupyter shows: of the last line of each cell, where it is an expression and
+    not None.
+    """
     namespace: dict[str, Any] = {"__name__": "__main__"}
     shown = []
     with contextlib.chdir(TOUR.parent):
@@ -38,7 +46,9 @@ def run() -> list[Any]:
             last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
             exec(compile(tree, f"cell {number}", "exec"), namespace)
             if isinstance(last, ast.Expr):
-                shown.append(eval(compile(ast.Expression(last.value), f"cell {number}", "eval"), namespace))
+                shown.append(
+                    eval(compile(ast.Expression(last.value), f"cell {number}", "eval"), namespace)
+                )
     return [value for value in shown if value is not None]
 
 
@@ -64,5 +74,6 @@ def test_it_starts_a_service_and_stops_it(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_no_outputs_are_stored() -> None:
-    # They are large, differ in request ids and times, and nothing would tell that a model has changed since.
+    # They are large, differ in request ids and times, and nothing would tell that a model has
+    # changed since.
     assert not any(cell["outputs"] or cell["execution_count"] for cell in CELLS)

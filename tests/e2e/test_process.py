@@ -1,4 +1,6 @@
-"""`python -m service` as its operators know it: a process, signals, exit status, and its lines on stderr."""
+"""`python -m service` as its operators know it: a process, signals, exit status, and its lines on
+stderr.
+"""
 
 import json
 import os
@@ -23,11 +25,14 @@ from tests.helpers.onnx_models import write_model
 
 ENDLESS = {"n": 64, "steps": 300_000, "record": [0]}  # half a minute at least
 LONG = {"steps": 100_000, "record": [0]}  # about a second
-ONE, TWO = {"IGN_WORKERS": "1"}, {"IGN_WORKERS": "2"}
+ONE = {"IGN_WORKERS": "1"}
+TWO = {"IGN_WORKERS": "2"}
 
 
 def new_client() -> httpx.Client:
-    """A client with a new connection for each request. `httpx.get` would also load the certificates each time."""
+    """A client with a new connection for each request. `httpx.get` would also load the certificates
+    each time.
+    """
     return httpx.Client(timeout=PATIENCE_S, limits=httpx.Limits(max_keepalive_connections=0))
 
 
@@ -81,7 +86,12 @@ def address_of(popen: "subprocess.Popen[str]") -> str:
 
 @contextmanager
 def started(environ: Mapping[str, str], *command: str) -> Iterator[Process]:
-    ours = {"IGN_PORT": "0", "IGN_DEFAULT_MODEL": "toy", "IGN_DEVICE": "cpu", "OMP_NUM_THREADS": "1"} | ONE
+    ours = {
+        "IGN_PORT": "0",
+        "IGN_DEFAULT_MODEL": "toy",
+        "IGN_DEVICE": "cpu",
+        "OMP_NUM_THREADS": "1",
+    } | ONE
     theirs = {name: value for name, value in os.environ.items() if not name.startswith("IGN_")}
     popen = subprocess.Popen(
         command or (sys.executable, "-m", "service"),
@@ -119,9 +129,12 @@ def environ(models: Path) -> dict[str, str]:
     return {"IGN_MODEL_DIR": str(models)}
 
 
-def test_it_starts_serves_and_stops(environ: dict[str, str]) -> None:
-    with running(environ | {"IGN_DEFAULT_MODEL": ""}) as process:  # the only model needs no default
+def test_it_starts_serves_and_stops(tmp_path: Path) -> None:
+    for name in ("stamps", "faces"):
+        write_model(tmp_path, name)
+    with running({"IGN_MODEL_DIR": str(tmp_path), "IGN_DEFAULT_MODEL": ""}) as process:
         assert process.get("/healthz").status_code == 200
+        assert process.get("/models").json()["default"] == "faces/1"  # without a default, the first
         response = process.post({"seed": 1})
         assert response.status_code == 200
         assert "Server" not in response.headers
@@ -137,7 +150,9 @@ def test_json_logs(environ: dict[str, str]) -> None:
         lines = iter(process.popen.stderr)
         warning = json.loads(next(lines))
         assert (warning["level"], "IGN_MAX_BATCH_ROWS" in warning["message"]) == ("WARNING", True)
-        assert any("listening on http://127.0.0.1:" in json.loads(line)["message"] for line in lines)
+        assert any(
+            "listening on http://127.0.0.1:" in json.loads(line)["message"] for line in lines
+        )
 
 
 def test_a_stop_lets_what_runs_finish_and_refuses_the_rest(environ: dict[str, str]) -> None:
@@ -213,7 +228,10 @@ REFUSALS = [
     (no_keys, "keys.json: No such file"),
     (setting("IGN_PORT", "80a"), "IGN_PORT='80a' is not allowed"),
     (setting("IGN_DEFAULT_MODEL", "nope"), "IGN_DEFAULT_MODEL=nope: not there; there is toy/1"),
-    (setting("IGN_HOST", "192.0.2.1"), "cannot listen on 192.0.2.1:0: Cannot assign requested address"),
+    (
+        setting("IGN_HOST", "192.0.2.1"),
+        "cannot listen on 192.0.2.1:0: Cannot assign requested address",
+    ),
 ]
 SERVE_EACH = """
 import json, os, sys
@@ -229,7 +247,9 @@ for environ in json.load(sys.stdin):
 
 @pytest.fixture(scope="module")
 def refusals(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The line of each. One process tries them one after the other, since a start takes a second."""
+    """The line of each. One process tries them one after the other, since a start takes a
+    second.
+    """
     environs = [broken(tmp_path_factory.mktemp("models")) for broken, _ in REFUSALS]
     with started({}, sys.executable, "-c", SERVE_EACH) as process:
         _, said = process.popen.communicate(json.dumps(environs), timeout=PATIENCE_S)
@@ -245,15 +265,6 @@ def test_refusals_to_start(refusals: list[str], place: int, said: str) -> None:
     assert said in refusals[place]
 
 
-def test_without_a_default_model_the_first_is_it(tmp_path: Path) -> None:
-    for name in ("stamps", "faces"):
-        write_model(tmp_path, name)
-    with running({"IGN_MODEL_DIR": str(tmp_path), "IGN_DEFAULT_MODEL": ""}) as process:
-        assert process.get("/models").json()["default"] == "faces/1"
-        process.terminate()
-        process.ended()
-
-
 @pytest.mark.parametrize("processes", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_a_busy_port(environ: dict[str, str], processes: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -262,7 +273,10 @@ def test_a_busy_port(environ: dict[str, str], processes: str) -> None:
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in line
 
 
-@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this one may have CUDA")
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(),
+    reason="this one may have CUDA",
+)
 def test_cuda_without_cuda(environ: dict[str, str]) -> None:
     assert "toy/1/model.onnx: CUDA cannot be used" in rejected(environ | {"IGN_DEVICE": "cuda"})
 
@@ -280,10 +294,16 @@ BUSY_EXECUTOR = "Repository.load_all = lambda _: time.sleep(600)"
 
 
 @pytest.mark.parametrize("line", [BUSY_THREAD, pytest.param(BUSY_EXECUTOR, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("signals", "drain_s"), [(1, "1"), (100, "600")])  # the second signal ends the drain
-def test_it_ends_although_a_thread_does_not(environ: dict[str, str], line: str, signals: int, drain_s: str) -> None:
-    with started(environ | {"IGN_DRAIN_S": drain_s}, sys.executable, "-c", STUCK.format(line=line)) as process:
-        while not (ports := listening(process)):  # the startup line comes when the models are loaded
+# the second signal ends the drain
+@pytest.mark.parametrize(("signals", "drain_s"), [(1, "1"), (100, "600")])
+def test_it_ends_although_a_thread_does_not(
+    environ: dict[str, str], line: str, signals: int, drain_s: str
+) -> None:
+    with started(
+        environ | {"IGN_DRAIN_S": drain_s}, sys.executable, "-c", STUCK.format(line=line)
+    ) as process:
+        # the startup line comes when the models are loaded
+        while not (ports := listening(process)):
             pass
         process.url = f"http://127.0.0.1:{ports[0]}"
         assert process.get("/healthz").status_code == 200
@@ -298,7 +318,10 @@ def test_it_ends_although_a_thread_does_not(environ: dict[str, str], line: str, 
 
 
 def test_a_log_that_nobody_reads_stops_nothing(environ: dict[str, str]) -> None:
-    with running(environ) as process, httpx.Client(base_url=process.url, timeout=PATIENCE_S) as client:
+    with (
+        running(environ) as process,
+        httpx.Client(base_url=process.url, timeout=PATIENCE_S) as client,
+    ):
         for _ in range(600):  # more than 150 bytes each; a pipe holds 64 KiB, and nobody reads it
             assert client.get("/healthz", headers={"X-Request-ID": "x" * 100}).status_code == 200
         assert "ign_dropped_log_lines_total 0.0" in client.get("/metrics").text
@@ -306,10 +329,9 @@ def test_a_log_that_nobody_reads_stops_nothing(environ: dict[str, str]) -> None:
         assert process.popen.wait(PATIENCE_S) == 0
 
 
-@pytest.mark.parametrize("files", [20, 40])
-def test_too_few_open_files_are_one_line(environ: dict[str, str], files: int) -> None:
-    said = rejected(environ, "sh", "-c", f"ulimit -n {files}; exec {sys.executable} -m service")
-    assert said.endswith(f"only {files} files may be open (ulimit -n); the service needs 64")
+def test_too_few_open_files_are_one_line(environ: dict[str, str]) -> None:
+    said = rejected(environ, "sh", "-c", f"ulimit -n 20; exec {sys.executable} -m service")
+    assert said.endswith("only 20 files may be open (ulimit -n); the service needs 64")
 
 
 def test_the_soft_limit_of_open_files_is_raised(environ: dict[str, str]) -> None:
@@ -322,7 +344,9 @@ def test_the_soft_limit_of_open_files_is_raised(environ: dict[str, str]) -> None
 
 def children_of(process: Process) -> list[int]:
     """Its server processes; another child keeps the books of what spawned processes share."""
-    children = Path(f"/proc/{process.popen.pid}/task/{process.popen.pid}/children").read_text().split()
+    children = (
+        Path(f"/proc/{process.popen.pid}/task/{process.popen.pid}/children").read_text().split()
+    )
     return [int(pid) for pid in children if b"spawn_main" in command_line(pid)]
 
 
@@ -337,9 +361,16 @@ def listening(process: Process) -> list[int]:
     """The ports on which one process listens."""
     folder = Path(f"/proc/{process.popen.pid}/fd")
     with suppress(OSError):  # it has just closed one
-        inodes = {os.readlink(file).removeprefix("socket:[").removesuffix("]") for file in folder.iterdir()}
+        inodes = {
+            os.readlink(file).removeprefix("socket:[").removesuffix("]")
+            for file in folder.iterdir()
+        }
         sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-        return [int(one[1].rpartition(":")[2], 16) for one in sockets if one[3] == "0A" and one[9] in inodes]
+        return [
+            int(one[1].rpartition(":")[2], 16)
+            for one in sockets
+            if one[3] == "0A" and one[9] in inodes
+        ]
     return []
 
 
@@ -353,7 +384,8 @@ def listeners(process: Process) -> int:
 def served_until(process: Process, condition: Callable[[], bool]) -> None:
     """Ask, a connection each: no request is refused, neither until then nor right after."""
     while not condition():
-        with suppress(httpx.TransportError):  # connections that a killed one had not accepted are reset
+        # connections that a killed one had not accepted are reset
+        with suppress(httpx.TransportError):
             assert process.post({"seed": 1}).status_code == 200
     for seed in range(8):
         assert process.post({"seed": seed}).status_code == 200
@@ -362,7 +394,8 @@ def served_until(process: Process, condition: Callable[[], bool]) -> None:
 def replace(process: Process, dead: int) -> None:
     """Kill a server process, and wait for its replacement."""
     os.kill(dead, signal.SIGKILL)
-    # Until all its threads have ended, its socket is open and gets connections. Then the parent reaps it.
+    # Until all its threads have ended, its socket is open and gets connections. Then the parent
+    # reaps it.
     while Path(f"/proc/{dead}").exists():
         pass
     served_until(process, lambda: dead not in children_of(process) and listeners(process) == 2)
@@ -373,7 +406,10 @@ def replace(process: Process, dead: int) -> None:
 class TestSeveralProcesses:
     def test_they_share_a_port_and_their_metrics_add_up(self, environ: dict[str, str]) -> None:
         with running(environ | TWO) as process:
-            while "ign_ready 1.0" not in (said := process.get("/metrics").text) or "limit_rows 4096.0" not in said:
+            while (
+                "ign_ready 1.0" not in (said := process.get("/metrics").text)
+                or "limit_rows 4096.0" not in said
+            ):
                 pass  # one of them has not begun yet, or loads
             for seed in range(8):  # a connection each: with one, only one of them would be asked
                 assert process.post({"seed": seed}).status_code == 200
@@ -385,14 +421,18 @@ class TestSeveralProcesses:
             process.terminate()
             process.ended()
 
-    def test_one_that_is_killed_is_replaced_and_nobody_refused(self, environ: dict[str, str]) -> None:
+    def test_one_that_is_killed_is_replaced_and_nobody_refused(
+        self, environ: dict[str, str]
+    ) -> None:
         with running(environ | TWO) as process:
             served_until(process, lambda: listeners(process) == 2)
             dead, alive = children_of(process)
             replace(process, dead)
             assert alive in children_of(process)
 
-    def test_one_that_hangs_is_replaced_and_does_not_hold_up_the_end(self, environ: dict[str, str]) -> None:
+    def test_one_that_hangs_is_replaced_and_does_not_hold_up_the_end(
+        self, environ: dict[str, str]
+    ) -> None:
         with running(environ | TWO | {"IGN_DRAIN_S": "1"}) as process:
             served_until(process, lambda: listeners(process) == 2)
             hung, alive = children_of(process)
@@ -419,7 +459,9 @@ class TestSeveralProcesses:
             served_until(process, lambda: listeners(process) == 2)
 
     @pytest.mark.parametrize("processes", ["1", "2"])
-    def test_the_port_of_a_service_that_loads_is_busy(self, environ: dict[str, str], processes: str) -> None:
+    def test_the_port_of_a_service_that_loads_is_busy(
+        self, environ: dict[str, str], processes: str
+    ) -> None:
         port = free_port()
         with started(environ | TWO | {"IGN_PORT": str(port)}) as process:
             while len(loading := children_of(process)) < 2:

@@ -17,7 +17,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span, Status
 from tests.helpers.live import live_service, until
 from tests.helpers.onnx_models import write_model
 
-TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+PARENT = "b7ad6b7169203331"
 SAMPLED, UNSAMPLED = (f"00-{TRACE}-{PARENT}-0{flag}" for flag in "10")
 
 
@@ -31,11 +32,19 @@ class Collector:
         self.resources.extend(request.resource_spans)
 
     def spans(self) -> list[Span]:
-        return [span for one in list(self.resources) for scope in one.scope_spans for span in scope.spans]
+        return [
+            span
+            for one in list(self.resources)
+            for scope in one.scope_spans
+            for span in scope.spans
+        ]
 
     def until(self, name: str) -> Span:
         """The first span with this name."""
-        until(lambda: name in [span.name for span in self.spans()], lambda: [span.name for span in self.spans()])
+        until(
+            lambda: name in [span.name for span in self.spans()],
+            lambda: [span.name for span in self.spans()],
+        )
         return next(span for span in self.spans() if span.name == name)
 
 
@@ -46,7 +55,10 @@ def over_http() -> Iterator[tuple[Collector, str]]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            assert (self.path, self.headers["Content-Type"]) == ("/v1/traces", "application/x-protobuf")
+            assert (self.path, self.headers["Content-Type"]) == (
+                "/v1/traces",
+                "application/x-protobuf",
+            )
             collector.take(trace_service_pb2.ExportTraceServiceRequest.FromString(body))
             self.send_response(200)
             self.send_header("Content-Length", "0")
@@ -72,7 +84,9 @@ def over_grpc() -> Iterator[tuple[Collector, str]]:
 
     class Servicer(trace_service_pb2_grpc.TraceServiceServicer):
         def Export(
-            self, request: trace_service_pb2.ExportTraceServiceRequest, context: grpc.ServicerContext
+            self,
+            request: trace_service_pb2.ExportTraceServiceRequest,
+            context: grpc.ServicerContext,
         ) -> trace_service_pb2.ExportTraceServiceResponse:
             collector.take(request)
             return trace_service_pb2.ExportTraceServiceResponse()
@@ -91,23 +105,39 @@ def over_grpc() -> Iterator[tuple[Collector, str]]:
 def serving_toy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     directory: Path = tmp_path_factory.mktemp("models")
     write_model(directory)
-    return {"IGN_MODEL_DIR": str(directory), "IGN_DEFAULT_MODEL": "toy", "IGN_DEVICE": "cpu", "NO_PROXY": "*"}
+    return {
+        "IGN_MODEL_DIR": str(directory),
+        "IGN_DEFAULT_MODEL": "toy",
+        "IGN_DEVICE": "cpu",
+        "NO_PROXY": "*",
+    }
 
 
 def attributes(span: Span) -> dict[str, str | int]:
     return {
-        one.key: one.value.string_value if one.value.HasField("string_value") else one.value.int_value
+        one.key: one.value.string_value
+        if one.value.HasField("string_value")
+        else one.value.int_value
         for one in span.attributes
     }
 
 
 def test_each_request_is_a_trace_of_its_parts(serving_toy: dict[str, str]) -> None:
     with over_http() as (collector, url):
-        variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_BSP_SCHEDULE_DELAY": "50", "OTEL_SERVICE_NAME": "mine"}
+        variables = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": url,
+            "OTEL_BSP_SCHEDULE_DELAY": "50",
+            "OTEL_SERVICE_NAME": "mine",
+        }
         before = time.time_ns()
-        with live_service(**serving_toy, **variables) as service, httpx.Client(base_url=service, timeout=300) as client:
+        with (
+            live_service(**serving_toy, **variables) as service,
+            httpx.Client(base_url=service, timeout=300) as client,
+        ):
             response = client.post(
-                "/generate", json={"n": 2, "steps": 1}, headers={"traceparent": SAMPLED, "X-Request-ID": "r"}
+                "/generate",
+                json={"n": 2, "steps": 1},
+                headers={"traceparent": SAMPLED, "X-Request-ID": "r"},
             )
             assert response.status_code == 200
             assert response.headers["traceparent"].startswith(f"00-{TRACE}-")
@@ -118,11 +148,17 @@ def test_each_request_is_a_trace_of_its_parts(serving_toy: dict[str, str]) -> No
             unsampled = client.post("/generate", json={}, headers={"traceparent": UNSAMPLED})
             assert unsampled.headers["traceparent"].startswith(f"00-{TRACE}-")
             client.get("/readyz")
-            late = client.post("/generate", json={"steps": 300_000}, headers={"X-Request-Timeout": "0.05"})
+            late = client.post(
+                "/generate", json={"steps": 300_000}, headers={"X-Request-Timeout": "0.05"}
+            )
             assert late.status_code == 504
         after = time.time_ns()
-    (resource,) = {one.resource.SerializeToString(): one.resource for one in collector.resources}.values()
-    assert {one.key: one.value.string_value for one in resource.attributes}["service.name"] == "mine"
+    (resource,) = {
+        one.resource.SerializeToString(): one.resource for one in collector.resources
+    }.values()
+    assert {one.key: one.value.string_value for one in resource.attributes}[
+        "service.name"
+    ] == "mine"
 
     assert root.trace_id.hex() == TRACE
     assert root.parent_span_id.hex() == PARENT
@@ -138,28 +174,53 @@ def test_each_request_is_a_trace_of_its_parts(serving_toy: dict[str, str]) -> No
         "ign.rows": 2,
         "ign.steps": 1,
     }
-    of_trace = [span for span in collector.spans() if span.trace_id == root.trace_id and span is not root]
-    assert sorted(span.name for span in of_trace) == ["batch", "compute", "decode", "encode", "queue"]
+    of_trace = [
+        span for span in collector.spans() if span.trace_id == root.trace_id and span is not root
+    ]
+    assert sorted(span.name for span in of_trace) == [
+        "batch",
+        "compute",
+        "decode",
+        "encode",
+        "queue",
+    ]
     children = {span.name: span for span in of_trace}
     assert all(span.parent_span_id == root.span_id for span in children.values())
     for span in (root, *children.values()):
         assert before <= span.start_time_unix_nano <= span.end_time_unix_nano <= after
     assert children["queue"].end_time_unix_nano <= children["compute"].end_time_unix_nano
     assert [link.span_id for link in children["batch"].links] == [root.span_id]
-    assert attributes(children["batch"]) == {"ign.model": "toy/1", "ign.batch.rows": 2, "ign.batch.steps": 1}
+    assert attributes(children["batch"]) == {
+        "ign.model": "toy/1",
+        "ign.batch.rows": 2,
+        "ign.batch.steps": 1,
+    }
 
-    (refused,) = [span for span in collector.spans() if attributes(span).get("http.response.status_code") == 422]
-    assert begun.headers["traceparent"].startswith(f"00-{refused.trace_id.hex()}-{refused.span_id.hex()}-0")
+    (refused,) = [
+        span
+        for span in collector.spans()
+        if attributes(span).get("http.response.status_code") == 422
+    ]
+    assert begun.headers["traceparent"].startswith(
+        f"00-{refused.trace_id.hex()}-{refused.span_id.hex()}-0"
+    )
     assert not refused.parent_span_id
     assert attributes(refused)["error.type"] == "invalid_value"
     assert refused.status.code == Status.STATUS_CODE_UNSET  # the caller's mistake
     assert not [span for span in collector.spans() if "readyz" in span.name]
     (failed,) = [span for span in collector.spans() if span.status.code == Status.STATUS_CODE_ERROR]
     assert attributes(failed)["http.response.status_code"] == 504
-    parts = {span.name: attributes(span) for span in collector.spans() if span.parent_span_id == failed.span_id}
+    parts = {
+        span.name: attributes(span)
+        for span in collector.spans()
+        if span.parent_span_id == failed.span_id
+    }
     # Without parts, the deadline passed before the rows were submitted.
-    assert {part["ign.outcome"] for part in parts.values() if "ign.outcome" in part} <= {"deadline_exceeded"}
-    assert len([span for span in collector.spans() if span.name == "POST /generate"]) == 3  # none without the flag
+    assert {part["ign.outcome"] for part in parts.values() if "ign.outcome" in part} <= {
+        "deadline_exceeded"
+    }
+    # none without the flag
+    assert len([span for span in collector.spans() if span.name == "POST /generate"]) == 3
 
 
 @pytest.mark.slow
@@ -172,4 +233,6 @@ def test_over_grpc_and_at_the_end_of_the_process(serving_toy: dict[str, str]) ->
             httpx.Client(base_url=service, timeout=300) as client,
         ):
             assert client.post("/generate", json={}).status_code == 200
-        assert {"POST /generate", "batch", "queue", "compute"} <= {span.name for span in collector.spans()}
+        assert {"POST /generate", "batch", "queue", "compute"} <= {
+            span.name for span in collector.spans()
+        }

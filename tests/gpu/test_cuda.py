@@ -1,4 +1,6 @@
-"""CUDA on a GPU: the rows match the golden rows, and do not depend on the other rows of the batch."""
+"""CUDA on a GPU: the rows match the golden rows, and do not depend on the other rows of the
+batch.
+"""
 
 import asyncio
 import resource
@@ -23,7 +25,15 @@ from service.runtime.session import CudaOptions, CudaUnavailable, can_run, compu
 from service.scheduling.scheduler import Scheduler
 from service.settings import Settings
 from tests.helpers.live import MODELS, SHIPPED
-from tests.helpers.onnx_models import graph, hungry, make_card, model_bytes, reference, sample_rows, serialise
+from tests.helpers.onnx_models import (
+    graph,
+    hungry,
+    make_card,
+    model_bytes,
+    reference,
+    sample_rows,
+    serialise,
+)
 from tests.helpers.serving import params
 
 pytestmark = pytest.mark.gpu
@@ -40,15 +50,23 @@ def on_cuda(data: bytes, cuda: CudaOptions | None = None) -> OnnxModel:
     return model
 
 
-def shipped(name: str, precision: Literal["fp32", "fp16"] = "fp32", cuda: CudaOptions | None = None) -> LoadedModel:
-    """A verified model: loading raises unless the golden rows are within the card's tolerance in every bucket."""
+def shipped(
+    name: str, precision: Literal["fp32", "fp16"] = "fp32", cuda: CudaOptions | None = None
+) -> LoadedModel:
+    """A verified model: loading raises unless the golden rows are within the card's tolerance in
+    every bucket.
+    """
     return Repository(
-        MODELS, lambda data: [OnnxModel(data, device="cuda", cuda=cuda)], default=name, precision=precision
+        MODELS,
+        lambda data: [OnnxModel(data, device="cuda", cuda=cuda)],
+        default=name,
+        precision=precision,
     ).load(name)
 
 
 def stepped(model: OnnxModel, x: FloatRows, steps: int) -> FloatRows:
-    device_batch, out = model.device_batch, np.empty_like(x)
+    device_batch = model.device_batch
+    out = np.empty_like(x)
     assert device_batch is not None
     device_batch.upload(x)
     for _ in range(steps):
@@ -89,10 +107,12 @@ def served(request: pytest.FixtureRequest) -> Iterator[OnnxModel]:
 
 
 def test_a_rows_bits_depend_neither_on_its_place_nor_on_its_neighbours(served: OnnxModel) -> None:
-    """Within one batch size and one session; between batch sizes rows may differ, as the card allows.
+    """Within one batch size and one session; between batch sizes rows may differ, as the card
+    allows.
 
-    If the same batch gives other bits, cuDNN chose a convolution with an undefined order of summation. onnxruntime
-    makes new plans when the batch size changes; it should choose the same convolutions.
+    If the same batch gives other bits, cuDNN chose a convolution with an undefined order of
+    summation. onnxruntime makes new plans when the batch size changes; it should choose the same
+    convolutions.
     """
     first: dict[int, FloatRows] = {}
     for n in (*BUCKETS, 64, 1, 32, 2, 16, 4, 8, 1, 64):
@@ -119,7 +139,8 @@ def test_rows_kept_on_the_device_are_the_same(name: str) -> None:
 
 
 def test_a_model_is_loaded_and_closed_while_another_serves() -> None:
-    serving, done = shipped(REFS[0]), threading.Event()
+    serving = shipped(REFS[0])
+    done = threading.Event()
     x = sample_rows(3, serving.card.shape)
     expected = serving.instances[0].run(x)
 
@@ -180,7 +201,8 @@ def test_a_long_run_keeps_its_memory() -> None:
                 stepped(model, x, 10)
 
     work(20)
-    before, host = gpu(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = gpu()
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     work(100)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - host < 64 * 1024  # KiB
     if before:  # there is nvidia-smi

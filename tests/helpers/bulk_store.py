@@ -1,4 +1,4 @@
-"""Scenarios of bulk work between buckets, of any size: for tests, and for `benchmarks/bulk_store.py`."""
+"""Scenarios of bulk work between buckets, of any size: for tests."""
 
 import os
 import random
@@ -34,7 +34,9 @@ ENTRY: Final = "<Key>in/{:09}-of-a-scan.png</Key><LastModified>2026-01-01T00:00:
 
 
 def pictures(folder: Path, count: int, side: int = 28) -> Path:
-    return write(folder, {f"{number:06}.png": picture(number, (side, side)) for number in range(count)})
+    return write(
+        folder, {f"{number:06}.png": picture(number, (side, side)) for number in range(count)}
+    )
 
 
 def bulk(*arguments: object) -> list[str]:
@@ -43,26 +45,37 @@ def bulk(*arguments: object) -> list[str]:
 
 def timed(command: list[str], **variables: str) -> tuple[float, float]:
     """Seconds of wall clock and of CPU of a command that succeeds."""
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run(command, env=environment(IGN_DEVICE="cpu", **variables), capture_output=True, check=False)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    began = time.perf_counter()
+    done = subprocess.run(
+        command, env=environment(IGN_DEVICE="cpu", **variables), capture_output=True, check=False
+    )
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.perf_counter() - began, sum(after[:2]) - sum(before[:2])
 
 
-def killed_workers(source: Path, bucket: Bucket, *, shard: int, kills: int, ray: bool, **variables: str) -> int:
-    """Four workers do all parts from `in` to `out`, or on ``ray`` two actors do, though 5 % of the requests fail, the
-    store restarts and a number of them are killed (on ``ray`` any actor of the process namespace); returns how many
-    requests that took."""
-    chance, count = random.Random(0), len(list(source.iterdir()))
+def killed_workers(
+    source: Path, bucket: Bucket, *, shard: int, kills: int, ray: bool, **variables: str
+) -> int:
+    """Four workers do all parts from `in` to `out`, or on ``ray`` two actors do, though 5 % of the
+    requests fail, the store restarts and a number of them are killed (on ``ray`` any actor of the
+    process namespace); returns how many requests that took.
+    """
+    chance = random.Random(0)
+    count = len(list(source.iterdir()))
     bucket.upload(source, "in")
     with Proxy(bucket, failing=0.05) as proxy:
-        settings = environment(IGN_DEVICE="cpu", **{"IGN_THREADS": "1"} | variables | proxy.environment)
+        settings = environment(
+            IGN_DEVICE="cpu", **{"IGN_THREADS": "1"} | variables | proxy.environment
+        )
 
         def work(part: int) -> subprocess.Popen[bytes]:
             options: list[object] = ["--ray", "--actors", 2] if ray else ["--part", f"{part}/4"]
             command = bulk(f"{bucket.url}/in", f"{bucket.url}/out", "--shard", shard, *options)
-            return subprocess.Popen(command, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            return subprocess.Popen(
+                command, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            )
 
         running = {part: work(part) for part in range(1, 2 if ray else 5)}
         for number in range(kills):
@@ -74,7 +87,11 @@ def killed_workers(source: Path, bucket: Bucket, *, shard: int, kills: int, ray:
                 bucket.start()
             part = chance.choice(sorted(running))
             if ray:
-                until(lambda: kill_actor(chance), lambda: "there is no actor that can be killed", 300.0)
+                until(
+                    lambda: kill_actor(chance),
+                    lambda: "there is no actor that can be killed",
+                    300.0,
+                )
                 continue
             running[part].kill()
             running[part].communicate()
@@ -101,7 +118,9 @@ def memory_of_names(count: int) -> int:
             start = int(self.path.partition("continuation-token=")[2].partition("&")[0] or 0)
             stop = min(start + 1000, count)
             token = f"<NextContinuationToken>{stop}</NextContinuationToken>" if stop < count else ""
-            entries = "".join(f"<Contents>{ENTRY.format(number)}</Contents>" for number in range(start, stop))
+            entries = "".join(
+                f"<Contents>{ENTRY.format(number)}</Contents>" for number in range(start, stop)
+            )
             self.send_response(200)
             self.end_headers()
             self.wfile.write(f"<ListBucketResult>{token}{entries}</ListBucketResult>".encode())
@@ -114,7 +133,9 @@ def memory_of_names(count: int) -> int:
     with ThreadingHTTPServer(("127.0.0.1", free_port()), Pages) as server:
         threading.Thread(target=server.serve_forever).start()
         settings = environment(AWS_ENDPOINT_URL=f"http://127.0.0.1:{server.server_port}", **ACCESS)
-        done = subprocess.run([sys.executable, "-c", LIST], env=settings, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", LIST], env=settings, capture_output=True, text=True, check=False
+        )
         server.shutdown()
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[0] == str(count)

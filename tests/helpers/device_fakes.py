@@ -20,7 +20,9 @@ def cuda_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(data: bytes, *_: Any) -> Any:
         return onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
 
-    def runner(session: Any, make_session: Any, buckets: Sequence[int], *device: Any) -> PaddedRunner:
+    def runner(
+        session: Any, make_session: Any, buckets: Sequence[int], *device: Any
+    ) -> PaddedRunner:
         assert device[0] == "cuda"
         return PaddedRunner(session, make_session, buckets, "cpu")
 

@@ -1,10 +1,11 @@
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from service.domain.latents import FloatRow, FloatRows
-from service.domain.model import DeviceOutOfMemory
+from service.domain.model import DeviceLost, DeviceOutOfMemory
 
 
 class FakeModel:
@@ -20,10 +21,16 @@ class FakeModel:
         poison: Callable[[FloatRow], bool] | None = None,
         memory_rows: int | None = None,
         failures: Mapping[float, str] | None = None,
+        lost_in: int = 0,
     ) -> None:
-        self.shape, self.function, self.buckets = shape, function, buckets
-        self.gate, self.poison, self.memory_rows = gate, poison, memory_rows
+        self.shape = shape
+        self.function = function
+        self.buckets = buckets
+        self.gate = gate
+        self.poison = poison
+        self.memory_rows = memory_rows
         self.failures = failures or {}  # what the model says to a row with this first number
+        self.lost_in = lost_in  # the call, counted from 1, from which on all fail; 0: none
         self.sizes: list[int] = []  # of every batch run
         self.batch_size_reductions = 0
         self.entered = threading.Event()
@@ -33,6 +40,8 @@ class FakeModel:
         self.entered.set()
         if self.gate is not None:
             self.gate.wait()
+        if self.lost_in and len(self.sizes) >= self.lost_in:
+            raise DeviceLost("CUDA failure 700: an illegal memory access was encountered")
         if self.memory_rows is not None and len(rows) > self.memory_rows:
             raise DeviceOutOfMemory
         if self.poison is not None and any(self.poison(row) for row in rows):
@@ -46,3 +55,48 @@ class FakeModel:
         self.batch_size_reductions += 1
         if self.buckets is not None and len(self.buckets) > 1:
             self.buckets = self.buckets[:-1]
+
+
+class DeviceModel(FakeModel):
+    """A model on whose device rows may stay; ``calls`` are in order, and a number is the rows of a
+    `run`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        resident: bool = True,
+        breaks_at: int = 0,
+        loses: bool = False,
+        **options: Any,
+    ):
+        super().__init__(*args, **options)
+        self.device_batch = self if resident else None
+        self.calls: list[str | int] = []
+        self.steps_left = breaks_at  # the last of them fails
+        self.loses = loses  # rows cannot be copied back
+        self.there = np.empty((0, *self.shape), np.float32)
+
+    def run(self, rows: FloatRows) -> FloatRows:
+        self.calls.append(len(rows))
+        return super().run(rows)
+
+    def upload(self, rows: FloatRows) -> None:
+        self.calls.append("upload")
+        self.there = rows.copy()
+
+    def run_steps(self, keep_going: Callable[[], bool]) -> None:
+        going = True
+        while going:
+            self.calls.append("step")
+            self.steps_left -= 1
+            if self.steps_left == 0:
+                raise RuntimeError("for once")
+            self.there = super().run(self.there)
+            going = keep_going()
+
+    def download(self, out: FloatRows) -> None:
+        self.calls.append("download")
+        if self.loses:
+            raise RuntimeError("gone")
+        out[...] = self.there[: len(out)]

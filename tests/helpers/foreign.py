@@ -15,7 +15,9 @@ class Network:
     """A graph under construction, from its input to whatever the last operator gives."""
 
     def __init__(self, dims: Dims, *, name: str = "data", seed: int = 0) -> None:
-        self.dims, self.input, self.last = list(dims), name, name
+        self.dims = list(dims)
+        self.input = name
+        self.last = name
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
         self.random = np.random.default_rng(seed)
@@ -39,13 +41,17 @@ class Network:
         values = self.random.normal(0, gain / np.sqrt(9 * channels), (out, channels, 3, 3))
         return self.add("Conv", values, self.random.normal(0, 0.01, out), pads=[1, 1, 1, 1])
 
-    def model(self, dims: Dims | None = None, *, opset: int = 17, kind: int = TensorProto.FLOAT) -> onnx.ModelProto:
+    def model(
+        self, dims: Dims | None = None, *, opset: int = 17, kind: int = TensorProto.FLOAT
+    ) -> onnx.ModelProto:
         ends = [
             helper.make_tensor_value_info(name, kind, list(each))
             for name, each in ((self.input, self.dims), (self.last, dims or self.dims))
         ]
         graph = helper.make_graph(self.nodes, "net", ends[:1], ends[1:], self.weights)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+        return helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8
+        )
 
     def write(self, path: Path, dims: Dims | None = None, **options: Any) -> Path:
         path.write_bytes(self.model(dims, **options).SerializeToString())
@@ -70,16 +76,22 @@ def autoencoder() -> Network:
 def keras() -> Network:
     """NHWC, BGR, 0…255, 16×24, clipped to 0…255 by itself."""
     network = Network(["n", 16, 24, 3], name="input_1")
-    network.add("Mul", 1 / 255).add("Transpose", perm=[0, 3, 1, 2]).conv(3, 6).add("Relu").conv(6, 3, gain=2.0)
+    network.add("Mul", 1 / 255).add("Transpose", perm=[0, 3, 1, 2]).conv(3, 6).add("Relu").conv(
+        6, 3, gain=2.0
+    )
     network.add("Transpose", perm=[0, 2, 3, 1]).add("Mul", 255.0)
-    return network.add("Add", np.array([10.0, 60.0, 110.0])).add("Clip", np.float64(0), np.float64(255))
+    return network.add("Add", np.array([10.0, 60.0, 110.0])).add(
+        "Clip", np.float64(0), np.float64(255)
+    )
 
 
 def fixed_batch(*, opens: bool) -> Network:
     """A batch of 1; where it does not ``open``, the graph reshapes to it."""
     network = Network([1, 1, 8, 8]).conv(1, 4)
     if not opens:
-        network.add("Reshape", np.array([1, -1])).add("Softsign").add("Reshape", np.array([1, 4, 8, 8]))
+        network.add("Reshape", np.array([1, -1])).add("Softsign").add(
+            "Reshape", np.array([1, 4, 8, 8])
+        )
     return network.conv(4, 1).add("Tanh")
 
 
@@ -94,13 +106,20 @@ def batch_normalised() -> Network:
 def endless() -> Network:
     """A loop that does not end: its condition stays true."""
     info = helper.make_tensor_value_info
-    before = [info("i", TensorProto.INT64, []), info("go", TensorProto.BOOL, []), info("a", TensorProto.FLOAT, None)]
+    before = [
+        info("i", TensorProto.INT64, []),
+        info("go", TensorProto.BOOL, []),
+        info("a", TensorProto.FLOAT, None),
+    ]
     after = [info("on", TensorProto.BOOL, []), info("b", TensorProto.FLOAT, None)]
     nodes = [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Sin", ["a"], ["b"])]
     body = helper.make_graph(nodes, "body", before, after)
     network = Network(["n", 1, 8, 8])
-    count, condition = network.weight(np.array(2**62)), network.weight(np.array(True))
-    network.nodes.append(helper.make_node("Loop", [count, condition, "data"], ["looped"], body=body))
+    count = network.weight(np.array(2**62))
+    condition = network.weight(np.array(True))
+    network.nodes.append(
+        helper.make_node("Loop", [count, condition, "data"], ["looped"], body=body)
+    )
     network.last = "looped"
     return network.add("Tanh")
 

@@ -16,8 +16,11 @@ from benchmarks.harness.processes import ROOT as ROOT
 from benchmarks.harness.processes import free_port as free_port
 
 MODELS = ROOT / "models"
-# Name → reference of the shipped models, such as "mnist" → "mnist/7", and those that make pictures of noise.
-SHIPPED = {file.parts[-3]: "/".join(file.parts[-3:-1]) for file in sorted(MODELS.glob("*/*/model.onnx"))}
+# Name → reference of the shipped models, such as "mnist" → "mnist/7", and those that make pictures
+# of noise.
+SHIPPED = {
+    file.parts[-3]: "/".join(file.parts[-3:-1]) for file in sorted(MODELS.glob("*/*/model.onnx"))
+}
 GENERATORS = tuple(ref for name, ref in SHIPPED.items() if name != "scans")
 START_S = 600.0
 STOP_S = 300.0
@@ -31,15 +34,18 @@ def environment(**settings: str) -> dict[str, str]:
 
 @contextmanager
 def live_service(*command: str | Path, cwd: str = ".", **settings: str) -> Iterator[str]:
-    """Run `python -m service`, or ``command``, on a free port until the block ends; it has to stop with status 0.
+    """Run `python -m service`, or ``command``, on a free port until the block ends; it has to stop
+    with status 0.
 
-    Yields the base URL, once the service is ready. ``settings`` are `IGN_…` variables; without any, the shipped models
-    are served.
+    Yields the base URL, once the service is ready. ``settings`` are `IGN_…` variables; without any,
+    the shipped models are served.
     """
     process = subprocess.Popen(
         command or [sys.executable, "-m", "service"],
         cwd=cwd,
-        env=environment(**{"IGN_PORT": "0", "IGN_WORKERS": "1", "IGN_REQUEST_TIMEOUT_S": "600", **settings}),
+        env=environment(
+            **{"IGN_PORT": "0", "IGN_WORKERS": "1", "IGN_REQUEST_TIMEOUT_S": "600", **settings}
+        ),
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -58,8 +64,12 @@ def live_service(*command: str | Path, cwd: str = ".", **settings: str) -> Itera
         process.stderr.close()
 
 
-def until(condition: Callable[[], object], say: Callable[[], object], patience_s: float = 300.0) -> None:
-    """Wait until ``condition`` holds; fail with what ``say`` returns if it does not within ``patience_s``."""
+def until(
+    condition: Callable[[], object], say: Callable[[], object], patience_s: float = 300.0
+) -> None:
+    """Wait until ``condition`` holds; fail with what ``say`` returns if it does not within
+    ``patience_s``.
+    """
     deadline = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < deadline, say()
@@ -67,7 +77,9 @@ def until(condition: Callable[[], object], say: Callable[[], object], patience_s
 
 
 def processes(title: bytes) -> set[int]:
-    """Those with this in their command line; in a process namespace of our own there are none but ours."""
+    """Those with this in their command line; in a process namespace of our own there are none but
+    ours.
+    """
     found = set()
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -77,9 +89,21 @@ def processes(title: bytes) -> set[int]:
 
 
 def certificate(folder: Path) -> Path:
-    """Write `tls.crt`, for 127.0.0.1, and `tls.key` into ``folder``; the path of the certificate."""
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
-    files = ["-keyout", f"{folder}/tls.key", "-out", f"{folder}/tls.crt", "-addext", "subjectAltName=IP:127.0.0.1"]
+    """Write `tls.crt`, for 127.0.0.1, and `tls.key` into ``folder``; the path of the
+    certificate.
+    """
+    command = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 "
+        "-subj /CN=localhost"
+    )
+    files = [
+        "-keyout",
+        f"{folder}/tls.key",
+        "-out",
+        f"{folder}/tls.crt",
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+    ]
     subprocess.run([*command.split(), *files], capture_output=True, check=True)
     return folder / "tls.crt"
 
@@ -109,7 +133,9 @@ def _ready(log: "queue.SimpleQueue[str | None]") -> str:
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=START_S) as response:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+            url, timeout=START_S
+        ) as response:
             return bool(response.status == 200)
     except OSError:
         return False

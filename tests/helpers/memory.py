@@ -4,7 +4,8 @@ import ctypes
 from pathlib import Path
 from typing import Literal
 
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
 
 
 def mib(field: Literal["VmRSS", "VmHWM"]) -> float:
@@ -19,5 +20,7 @@ def forget_peak() -> None:
 
 
 def trim() -> None:
-    """Give what malloc keeps for later back to the system, so that memory which is used again counts again."""
+    """Give what malloc keeps for later back to the system, so that memory which is used again
+    counts again.
+    """
     ctypes.CDLL(None).malloc_trim(0)

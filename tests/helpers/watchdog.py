@@ -16,12 +16,13 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from tests.helpers.timed_loop import TimedLoop
 
-# Of CPU time, where `slowness` is 1. On a busy machine any callback may once take 15 ms; `test_event_loop`, which
-# repeats its requests, allows less.
+# Of CPU time, where `slowness` is 1. On a busy machine any callback may once take 15 ms;
+# `test_event_loop`, which repeats its requests, allows less.
 LIMIT_S = 0.05
 
 slow: list[str] = []  # what was reported
-_collecting_s = defaultdict[int, float](float)  # CPU seconds of garbage collection by thread: it may hit any callback
+# CPU seconds of garbage collection by thread: it may hit any callback
+_collecting_s = defaultdict[int, float](float)
 
 
 def _on_collection(phase: str, _: dict[str, int]) -> None:
@@ -36,9 +37,11 @@ def _cpu_s() -> float:
 
 
 def slowness() -> float:
-    """CPU time of a fixed loop here and now over its time on a core of 3 GHz without coverage; at least 1.
+    """CPU time of a fixed loop here and now over its time on a core of 3 GHz without coverage; at
+    least 1.
 
-    It runs several times, and the slowest counts: on a busy machine, the time varies with what shares the core.
+    It runs several times, and the slowest counts: on a busy machine, the time varies with what
+    shares the core.
     """
     times = []
     for _ in range(10):
@@ -50,7 +53,8 @@ def slowness() -> float:
 
 def _run(callback: Callable[..., Any], *args: Any) -> Any:
     path = _path(callback)
-    began, modules = _cpu_s(), len(sys.modules)
+    began = _cpu_s()
+    modules = len(sys.modules)
     try:
         return callback(*args)
     finally:
@@ -63,7 +67,11 @@ def _path(callback: Callable[..., Any]) -> str:
     """The path of the request whose task goes on; empty for other callbacks."""
     task = getattr(callback, "__self__", None)
     coroutine = task.get_coro() if isinstance(task, asyncio.Task) else None
-    cycle = inspect.getcoroutinelocals(coroutine).get("self") if inspect.iscoroutine(coroutine) else None
+    cycle = (
+        inspect.getcoroutinelocals(coroutine).get("self")
+        if inspect.iscoroutine(coroutine)
+        else None
+    )
     return str(cycle.scope["path"]) if isinstance(cycle, RequestResponseCycle) else ""
 
 
@@ -85,8 +93,11 @@ def watched(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
 
         return create_server(make_watched, **options)
 
-    places = {"call_soon": 0, "call_soon_threadsafe": 0, "call_later": 1, "call_at": 1}  # of the callback
-    watching = {name: partial(schedule, place, getattr(loop, name)) for name, place in places.items()}
+    # of the callback
+    places = {"call_soon": 0, "call_soon_threadsafe": 0, "call_later": 1, "call_at": 1}
+    watching = {
+        name: partial(schedule, place, getattr(loop, name)) for name, place in places.items()
+    }
     for name, method in {**watching, "create_server": create_watched_server}.items():
         setattr(loop, name, method)
     return loop

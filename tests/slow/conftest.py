@@ -13,7 +13,9 @@ REPOSITORY = "https://example.org/ign"
 def make_release(folder: Path, **variables: str) -> Path:
     """The folder that `make release` fills, with this environment's programs."""
     stubs(folder, "python", "cyclonedx-py", script=f'exec {PROGRAMS}/${{0##*/}} "$@"')
-    done = make(folder, "release", f"DIST={folder / 'dist'}", f"REPOSITORY={REPOSITORY}", **variables)
+    done = make(
+        folder, "release", f"DIST={folder / 'dist'}", f"REPOSITORY={REPOSITORY}", **variables
+    )
     if "no git repository" in done.stderr or "npm gets no packages" in done.stderr:
         pytest.skip(done.stderr)
     assert done.returncode == 0, done.stderr[-3000:]

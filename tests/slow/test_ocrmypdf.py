@@ -1,4 +1,6 @@
-"""Debian's ocrmypdf with the plugin of `examples`: it reads what the service returns, and keeps the page."""
+"""Debian's ocrmypdf with the plugin of `examples`: it reads what the service returns, and keeps the
+page.
+"""
 
 import base64
 import io
@@ -18,7 +20,16 @@ from PIL import Image, ImageDraw, ImageFont
 from tests.helpers.live import ROOT, environment
 
 TIMING = ("decode_ms", "queue_ms", "compute_ms", "encode_ms")
-CLIENT_NEEDS = ("httpx", "httpcore", "h11", "anyio", "certifi", "idna", "sniffio", "typing_extensions")
+CLIENT_NEEDS = (
+    "httpx",
+    "httpcore",
+    "h11",
+    "anyio",
+    "certifi",
+    "idna",
+    "sniffio",
+    "typing_extensions",
+)
 
 pytestmark = [
     pytest.mark.slow,
@@ -34,7 +45,9 @@ def page(text: str, level: int) -> Image.Image:
 
 
 class FakeService(BaseHTTPRequestHandler):
-    """Answers every upload with another text of the same size, so that the source of a text is known."""
+    """Answers every upload with another text of the same size, so that the source of a text is
+    known.
+    """
 
     uploads: list[bytes]
 
@@ -44,11 +57,21 @@ class FakeService(BaseHTTPRequestHandler):
         content = io.BytesIO()
         sent = Image.open(io.BytesIO(body[body.index(b"\x89PNG") :]))
         page("Cleaned page", 0).resize(sent.size).save(content, "PNG")
-        image = {"index": 0, "format": "png", "data": base64.b64encode(content.getvalue()).decode(), "distance": 0.1}
+        image = {
+            "index": 0,
+            "format": "png",
+            "data": base64.b64encode(content.getvalue()).decode(),
+            "distance": 0.1,
+        }
         image |= {"steps": 1, "converged": False, "trajectory": None, "inverted": False}
         image |= {"width": sent.width, "height": sent.height}
         model = {"name": "scans", "version": "1", "digest": "0" * 64}
-        answer = {"images": [image], "model": model, "request_id": "r", "timing": dict.fromkeys(TIMING, 1.0)}
+        answer = {
+            "images": [image],
+            "model": model,
+            "request_id": "r",
+            "timing": dict.fromkeys(TIMING, 1.0),
+        }
         data = json.dumps(answer).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
@@ -70,7 +93,9 @@ def url() -> Iterator[str]:
 
 
 def client_packages(folder: Path) -> Path:
-    """What the client needs, for the Python of Debian; the environment of the tests holds files of another version."""
+    """What the client needs, for the Python of Debian; the environment of the tests holds files of
+    another version.
+    """
     for name in CLIENT_NEEDS:
         spec = find_spec(name)
         if spec is not None and spec.origin is not None:
@@ -82,13 +107,27 @@ def client_packages(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(("dpi", "factor"), [(300, 1), (150, 2), (600, 0.5)])
-def test_only_the_picture_for_ocr_is_cleaned(url: str, tmp_path: Path, dpi: int, factor: float) -> None:
+def test_only_the_picture_for_ocr_is_cleaned(
+    url: str, tmp_path: Path, dpi: int, factor: float
+) -> None:
     packages = tmp_path / "packages"
     packages.mkdir()
-    scan, text, pdf = tmp_path / "scan.png", tmp_path / "text.txt", tmp_path / "out.pdf"
+    scan = tmp_path / "scan.png"
+    text = tmp_path / "text.txt"
+    pdf = tmp_path / "out.pdf"
     page("Dirty scan", 120).save(scan, dpi=(dpi, dpi))
     plugin = str(ROOT / "examples" / "ocrmypdf_ign.py")
-    command = ["ocrmypdf", "--plugin", plugin, "--output-type", "pdf", "-O0", "-j1", "--image-dpi", str(dpi)]
+    command = [
+        "ocrmypdf",
+        "--plugin",
+        plugin,
+        "--output-type",
+        "pdf",
+        "-O0",
+        "-j1",
+        "--image-dpi",
+        str(dpi),
+    ]
     done = subprocess.run(
         [*command, "--sidecar", text, scan, pdf],
         env=environment(IGN_BASE_URL=url, NO_PROXY="*", PYTHONPATH=str(client_packages(packages))),
@@ -109,5 +148,9 @@ def test_only_the_picture_for_ocr_is_cleaned(url: str, tmp_path: Path, dpi: int,
 def _darkest(pdf: Path) -> int:
     """The darkest level of the page as Ghostscript, which ocrmypdf needs, draws it."""
     picture = pdf.with_suffix(".png")
-    subprocess.run(["gs", "-q", "-sDEVICE=pnggray", "-r150", "-o", picture, pdf], capture_output=True, check=True)
+    subprocess.run(
+        ["gs", "-q", "-sDEVICE=pnggray", "-r150", "-o", picture, pdf],
+        capture_output=True,
+        check=True,
+    )
     return int(np.asarray(Image.open(picture)).min())

@@ -1,4 +1,6 @@
-"""The files of a release, and its wheels as a person meets them: in a new environment and a folder that is no clone."""
+"""The files of a release, and its wheels as a person meets them: in a new environment and a folder
+that is no clone.
+"""
 
 import email
 import json
@@ -21,18 +23,23 @@ from tests.helpers.live import ROOT, SHIPPED, environment, live_service
 from tests.slow.conftest import REPOSITORY, make_release
 from tests.structure.test_deployment import LOCKS, locked
 
-BUILD_S, START_S = 600, 120
+BUILD_S = 600
+START_S = 120
 OWN_PAGES = ("http-api", "images-by-url", "operations", "sdk", "tutorial-call-from-a-service")
 OWN_PACKAGES = ("service", "model_export", "ign", "ign_client", "models")
 pytest.importorskip("hatchling")
 
 
 def install(python: str | Path, dist: Path, folder: Path) -> Path:
-    """The folder of the programs of a new environment with the service's wheel, its extra `cpu` and what they need."""
+    """The folder of the programs of a new environment with the service's wheel, its extra `cpu` and
+    what they need.
+    """
     made = run(["env", python, "-m", "venv", folder], folder.parent, BUILD_S)
     if made.returncode:
         pytest.skip(f"{python} makes no environment: {made.stderr[-300:]}")
-    done = run([*pip(folder / "bin"), "install", "--find-links", dist, "ign-service[cpu]"], folder, BUILD_S)
+    done = run(
+        [*pip(folder / "bin"), "install", "--find-links", dist, "ign-service[cpu]"], folder, BUILD_S
+    )
     if done.returncode:
         pytest.skip(f"pip found no packages: {done.stderr[-300:]}")
     return folder / "bin"
@@ -60,21 +67,29 @@ def run(
     command: Sequence[str | Path], folder: Path, timeout: float = START_S, **variables: str
 ) -> "subprocess.CompletedProcess[str]":
     env = environment(PYTHONPATH="", **variables)
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run(
+        command, cwd=folder, env=env, capture_output=True, text=True, timeout=timeout, check=False
+    )
 
 
 def digits(url: str) -> bytes:
-    response = httpx.post(f"{url}/generate", json={"seed": 7, "n": 16}, headers={"Accept": "image/png"}, timeout=60)
+    response = httpx.post(
+        f"{url}/generate", json={"seed": 7, "n": 16}, headers={"Accept": "image/png"}, timeout=60
+    )
     assert response.status_code == 200
     return response.content
 
 
 @pytest.mark.parametrize("options", [(), ("--workers", "2", "--device", "cpu")])
 def test_it_serves_digits(installed: Path, folder: Path, options: tuple[str, ...]) -> None:
-    with live_service(installed / "ign", "serve", "--port", "0", *options, cwd=str(folder), PYTHONPATH="") as url:
+    with live_service(
+        installed / "ign", "serve", "--port", "0", *options, cwd=str(folder), PYTHONPATH=""
+    ) as url:
         assert digits(url).startswith(b"\x89PNG")
         assert httpx.get(url, headers={"Accept": "text/html"}).status_code == 200
-        done = run([installed / "ign", "generate", "--base-url", url, "-n", "2", "-o", "out"], folder)
+        done = run(
+            [installed / "ign", "generate", "--base-url", url, "-n", "2", "-o", "out"], folder
+        )
         assert done.returncode == 0, done.stderr
         done = run([installed / "ign-client", "models", "--base-url", url], folder)
         assert "mnist" in done.stdout
@@ -84,7 +99,9 @@ def test_it_serves_digits(installed: Path, folder: Path, options: tuple[str, ...
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{name}.md" for name in OWN_PAGES)])
 def test_the_code_of_the_docs_runs(installed: Path, tmp_path: Path, page: str) -> None:
     """In an environment that holds the wheel and nothing else."""
-    with live_service(installed / "ign", "serve", "--port", "0", cwd=str(tmp_path), PYTHONPATH="") as url:
+    with live_service(
+        installed / "ign", "serve", "--port", "0", cwd=str(tmp_path), PYTHONPATH=""
+    ) as url:
         digits(url)  # metrics of a page need a request
         runner = runner_of(ROOT / page, tmp_path, url, installed)
         runner.run(runner.page)
@@ -92,7 +109,9 @@ def test_the_code_of_the_docs_runs(installed: Path, tmp_path: Path, page: str) -
 
 def test_python_m_with_a_safe_path(installed: Path, folder: Path) -> None:
     """`python -m` looks into the working directory first, unless -P is given."""
-    with live_service(installed / "python", "-P", "-m", "service", cwd=str(folder), PYTHONPATH="") as url:
+    with live_service(
+        installed / "python", "-P", "-m", "service", cwd=str(folder), PYTHONPATH=""
+    ) as url:
         assert digits(url).startswith(b"\x89PNG")
 
 
@@ -106,7 +125,9 @@ def test_the_other_commands(installed: Path, folder: Path) -> None:
     assert (folder / "walk.webp").read_bytes().startswith(b"RIFF")
     done = run([installed / "ign", "bulk", "generate", "-n", "4", "bulk"], folder)
     assert done.returncode == 0, done.stderr
-    done = run([installed / "ign", "train", "--preset", "tiny", "--data", "x", "--out", "y"], folder)
+    done = run(
+        [installed / "ign", "train", "--preset", "tiny", "--data", "x", "--out", "y"], folder
+    )
     assert done.returncode == 2
     assert "pip install 'ign-service[train,cpu]'" in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -132,12 +153,22 @@ def test_the_wheels_come_and_go_in_either_order(dist: Path, tmp_path: Path, vers
     for order in permutations(("ign-service", "ign-client")):
         assert run([*pip(programs), "uninstall", "--yes", *order], tmp_path).returncode == 0
         for name in order:
-            assert run([*pip(programs), "install", "--no-deps", "--find-links", dist, name], tmp_path).returncode == 0
-        done = run([programs / "ign", "generate", "--local", "-o", f"after {order[1]}.png"], tmp_path)
+            assert (
+                run(
+                    [*pip(programs), "install", "--no-deps", "--find-links", dist, name], tmp_path
+                ).returncode
+                == 0
+            )
+        done = run(
+            [programs / "ign", "generate", "--local", "-o", f"after {order[1]}.png"], tmp_path
+        )
         assert done.returncode == 0, done.stderr
         assert run([*pip(programs), "uninstall", "--yes", order[0]], tmp_path).returncode == 0
         if order[0] == "ign-service":
-            assert run([programs / "ign-client", "--version"], tmp_path).stdout == f"ign-client {__version__}\n"
+            assert (
+                run([programs / "ign-client", "--version"], tmp_path).stdout
+                == f"ign-client {__version__}\n"
+            )
             continue
         assert "* mnist/" in run([programs / "ign", "models"], tmp_path).stdout
         done = run([programs / "ign", "generate", "--local", "-o", "x.png"], tmp_path)
@@ -145,9 +176,12 @@ def test_the_wheels_come_and_go_in_either_order(dist: Path, tmp_path: Path, vers
         assert f"`pip install ign-client=={__version__}`" in done.stderr
 
 
-def test_a_second_run_writes_the_same_bytes_which_the_page_says_how_to_check(dist: Path, tmp_path: Path) -> None:
+def test_a_second_run_writes_the_same_bytes_which_the_page_says_how_to_check(
+    dist: Path, tmp_path: Path
+) -> None:
     checks = list(commands(blocks((ROOT / "docs" / "releases.md").read_text())[0]))[:2]
-    cosign, key = shutil.which("cosign"), {"COSIGN_PASSWORD": ""}
+    cosign = shutil.which("cosign")
+    key = {"COSIGN_PASSWORD": ""}
     if cosign:
         assert run([cosign, "generate-key-pair"], tmp_path, COSIGN_PASSWORD="").returncode == 0
         key["COSIGN_KEY"] = str(tmp_path / "cosign.key")
@@ -163,9 +197,13 @@ def test_a_second_run_writes_the_same_bytes_which_the_page_says_how_to_check(dis
 
 @pytest.mark.parametrize("package", ["ign_service", "ign_client"])
 def test_a_wheel_is_fit_for_an_index(dist: Path, package: str) -> None:
-    """Nothing in it leads into the clone: links go to the repository at the tag, where their file is."""
+    """Nothing in it leads into the clone: links go to the repository at the tag, where their file
+    is.
+    """
     with zipfile.ZipFile(dist / f"{package}-{__version__}-py3-none-any.whl") as wheel:
-        metadata = email.message_from_bytes(wheel.read(f"{package}-{__version__}.dist-info/METADATA"))
+        metadata = email.message_from_bytes(
+            wheel.read(f"{package}-{__version__}.dist-info/METADATA")
+        )
     links = re.findall(r"\]\(([^)\s]+)\)", str(metadata.get_payload()))
     assert links
     for link in links:

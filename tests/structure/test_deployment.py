@@ -1,4 +1,6 @@
-"""Dockerfiles, locks and Compose as far as they can be read; `tests/slow/containers` builds and runs them."""
+"""Dockerfiles, locks and Compose as far as they can be read; `tests/slow/containers` builds and
+runs them.
+"""
 
 import re
 import tomllib
@@ -16,7 +18,9 @@ from service.settings import load_settings
 from tests.helpers.live import ROOT
 
 RAYSERVICE = "deploy/chart/ign-service/templates/rayservice.yaml"
-DOCKERFILES = pytest.mark.parametrize("file", ["Dockerfile", "docker/export.Dockerfile", "deploy/kuberay/Dockerfile"])
+DOCKERFILES = pytest.mark.parametrize(
+    "file", ["Dockerfile", "docker/export.Dockerfile", "deploy/kuberay/Dockerfile"]
+)
 
 
 def read(name: str) -> str:
@@ -24,7 +28,9 @@ def read(name: str) -> str:
 
 
 def stages(file: str) -> dict[str, list[str]]:
-    """Stage of a Dockerfile → its instructions, continued lines joined; the last one is built by default."""
+    """Stage of a Dockerfile → its instructions, continued lines joined; the last one is built by
+    default.
+    """
     text = re.sub(r"\\\n\s*", "", re.sub(r"^#.*\n", "", read(file), flags=re.MULTILINE))
     found: dict[str, list[str]] = {}
     for line in filter(None, text.splitlines()):
@@ -42,30 +48,43 @@ def lineage(stage: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("target", "device"), [("cpu", "cpu"), ("gpu", "cuda")])
-def test_an_image_runs_as_a_user_without_rights_on_its_device_and_sends_no_telemetry(target: str, device: str) -> None:
+def test_an_image_runs_as_a_user_without_rights_on_its_device_and_sends_no_telemetry(
+    target: str, device: str
+) -> None:
     instructions = lineage(target)
     (user,) = (line.split()[1] for line in instructions if line.startswith("USER "))
     assert all(int(number) > 0 for number in user.split(":"))
     text = " ".join(line for line in instructions if line.startswith("ENV "))
     variables = dict(re.findall(r"(\w+)=(\S+)", text))
     assert variables["ORT_DISABLE_TELEMETRY"] == "1"
-    assert load_settings({name: value for name, value in variables.items() if name.startswith("IGN_")}).device == device
+    assert (
+        load_settings(
+            {name: value for name, value in variables.items() if name.startswith("IGN_")}
+        ).device
+        == device
+    )
     assert not {"torch", "onnx", "pip", "setuptools"} & set(locked(target))
     assert list(stages("Dockerfile"))[-1] == "gpu"
 
 
 @DOCKERFILES
-def test_the_builder_is_sent_what_the_dockerfile_copies_and_installs_what_is_locked(file: str) -> None:
+def test_the_builder_is_sent_what_the_dockerfile_copies_and_installs_what_is_locked(
+    file: str,
+) -> None:
     sent = {line[1:] for line in read(".dockerignore").splitlines() if line.startswith("!")}
     lines = [line for stage in stages(file).values() for line in stage]
     copies = [line for line in lines if line.startswith("COPY ") and "--from" not in line]
     sources = {name for line in copies for name in line.split()[1:-1] if not name.startswith("--")}
     assert sources
-    assert all(any(name == entry or name.startswith(f"{entry}/") for entry in sent) for name in sources)
+    assert all(
+        any(name == entry or name.startswith(f"{entry}/") for entry in sent) for name in sources
+    )
     assert all(list(ROOT.glob(re.sub(r"\$\{\w+\}", "*", name))) for name in sources)
     installs = [line for line in lines if re.match("RUN .*pip.* install", line)]
     assert installs
-    assert all("--require-hashes -r " in line and "--only-binary :all:" in line for line in installs)
+    assert all(
+        "--require-hashes -r " in line and "--only-binary :all:" in line for line in installs
+    )
 
 
 # docker/lock
@@ -75,7 +94,10 @@ def locked(target: str) -> dict[str, tuple[str, int]]:
     """Package → its version and how many files of it are allowed."""
     entries = re.split(r"^(?=[\w.-]+==)", read(f"docker/lock/{target}.txt"), flags=re.MULTILINE)[1:]
     pairs = ((*entry.split()[0].split("=="), entry) for entry in entries)
-    return {name: (version, len(re.findall(r"--hash=sha256:[0-9a-f]{64}\b", entry))) for name, version, entry in pairs}
+    return {
+        name: (version, len(re.findall(r"--hash=sha256:[0-9a-f]{64}\b", entry)))
+        for name, version, entry in pairs
+    }
 
 
 LOCKS = {
@@ -92,8 +114,12 @@ LOCKS = {
 
 @pytest.mark.parametrize("name", LOCKS)
 def test_a_lock_is_of_what_the_project_needs(name: str) -> None:
-    lock, project = locked(name), tomllib.loads(read("pyproject.toml"))["project"]
-    groups = [project["dependencies"], *(project["optional-dependencies"][extra] for extra in LOCKS[name])]
+    lock = locked(name)
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    groups = [
+        project["dependencies"],
+        *(project["optional-dependencies"][extra] for extra in LOCKS[name]),
+    ]
     needs = [Requirement(line) for group in groups for line in group]
     assert all(files for _, files in lock.values())
     unlocked = {"ign-client", *(("torch", "torchvision") if name == "ci" else ())}
@@ -103,14 +129,22 @@ def test_a_lock_is_of_what_the_project_needs(name: str) -> None:
 
 
 def test_the_locks_differ_by_the_runtime_alone() -> None:
-    cpu, gpu, cuda12 = locked("cpu"), locked("gpu"), locked("gpu-cuda12")
+    cpu = locked("cpu")
+    gpu = locked("gpu")
+    cuda12 = locked("gpu-cuda12")
     for lock in (gpu, cuda12):
         apart = {name for name in cpu.keys() | lock.keys() if cpu.get(name) != lock.get(name)}
-        assert {name for name in apart if not name.startswith("nvidia-")} == {"onnxruntime", "onnxruntime-gpu"}
-    assert gpu["nvidia-cuda-runtime"][0].startswith("13.0.")  # that with which onnxruntime-gpu is built
+        assert {name for name in apart if not name.startswith("nvidia-")} == {
+            "onnxruntime",
+            "onnxruntime-gpu",
+        }
+    # that with which onnxruntime-gpu is built
+    assert gpu["nvidia-cuda-runtime"][0].startswith("13.0.")
     assert cuda12["nvidia-cuda-runtime-cu12"][0].startswith("12.8.")
     assert {"nvidia-cudnn-cu13", "nvidia-cublas"} <= gpu.keys()
-    (version,) = re.findall(r"ARG BASE=rayproject/ray:([\d.]+)-py311", read("deploy/kuberay/Dockerfile"))
+    (version,) = re.findall(
+        r"ARG BASE=rayproject/ray:([\d.]+)-py311", read("deploy/kuberay/Dockerfile")
+    )
     assert locked("ray-cpu")["ray"][0] == locked("ray-gpu")["ray"][0] == version
     assert f'rayVersion: "{version}"' in read(RAYSERVICE)
 
@@ -131,7 +165,8 @@ def services(name: str = "docker-compose.yml") -> dict[str, dict[str, Any]]:
 
 
 def test_compose_serves_on_as_many_gpus_as_it_reserves_or_on_the_cpu() -> None:
-    service, (override,) = services()["ign"], services("docker/compose.cpu.yml").values()
+    service = services()["ign"]
+    (override,) = services("docker/compose.cpu.yml").values()
     count = "${SERVICE_GPUS:-1}"
     devices = service["deploy"]["resources"]["reservations"]["devices"]
     assert devices == [{"driver": "nvidia", "count": count, "capabilities": ["gpu"]}]
@@ -143,12 +178,23 @@ def test_compose_serves_on_as_many_gpus_as_it_reserves_or_on_the_cpu() -> None:
 
 @pytest.mark.parametrize(
     ("name", "profiles"),
-    [("ign", None), ("front", ["front"]), ("prometheus", ["monitoring"]), ("grafana", ["monitoring"])],
+    [
+        ("ign", None),
+        ("front", ["front"]),
+        ("prometheus", ["monitoring"]),
+        ("grafana", ["monitoring"]),
+    ],
 )
-def test_every_service_is_hardened_bounded_and_private(name: str, profiles: list[str] | None) -> None:
+def test_every_service_is_hardened_bounded_and_private(
+    name: str, profiles: list[str] | None
+) -> None:
     service = services()[name]
     assert service.get("profiles") == profiles
-    assert (service["read_only"], service["cap_drop"], service["restart"]) == (True, ["ALL"], "unless-stopped")
+    assert (service["read_only"], service["cap_drop"], service["restart"]) == (
+        True,
+        ["ALL"],
+        "unless-stopped",
+    )
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert {"cpus", "memory", "pids"} == set(service["deploy"]["resources"]["limits"])
     binds = [volume for volume in service["volumes"] if isinstance(volume, dict)]
@@ -162,13 +208,21 @@ def test_every_service_is_hardened_bounded_and_private(name: str, profiles: list
 def test_every_variable_of_compose_is_explained() -> None:
     names = set(re.findall(r"\$\{(\w+)", read("docker-compose.yml")))
     assert names
-    assert names == set(re.findall(r"^\| `([A-Z_]+)`", read("docs/deployment.md"), flags=re.MULTILINE))
+    assert names == set(
+        re.findall(r"^\| `([A-Z_]+)`", read("docs/deployment.md"), flags=re.MULTILINE)
+    )
 
 
 def test_nginx_lets_through_what_the_service_allows() -> None:
     shown = re.findall(r"(\d+)([ms]);\s*# IGN_(\w+)", read("docker/nginx/nginx.conf"))
-    limits = {setting.lower(): int(number) * (2**20 if unit == "m" else 1) for number, unit, setting in shown}
-    assert set(limits) == {"max_body_bytes", *(f"{what}_timeout_s" for what in ("body", "head", "request", "stream"))}
+    limits = {
+        setting.lower(): int(number) * (2**20 if unit == "m" else 1)
+        for number, unit, setting in shown
+    }
+    assert set(limits) == {
+        "max_body_bytes",
+        *(f"{what}_timeout_s" for what in ("body", "head", "request", "stream")),
+    }
     assert limits == {name: getattr(load_settings({}), name) for name in limits}
 
 

@@ -1,4 +1,6 @@
-"""`docker/digests.py` against a registry, `docker/audit.py` against a database of vulnerabilities."""
+"""`docker/digests.py` against a registry, `docker/audit.py` against a database of
+vulnerabilities.
+"""
 
 import hashlib
 import re
@@ -25,7 +27,9 @@ def tree(tmp_path: Path) -> Path:
 
 
 def registry(missing: str = "", digest: str = DIGEST) -> httpx.Client:
-    """A client of a registry that asks for a token; it lacks images with ``missing`` in their path."""
+    """A client of a registry that asks for a token; it lacks images with ``missing`` in their
+    path.
+    """
 
     def reply(request: httpx.Request) -> httpx.Response:
         if request.url.path == "/token":
@@ -50,7 +54,9 @@ def test_digests_are_written_behind_the_tags_and_renewed(tree: Path) -> None:
     assert set(digests.pin(tree, registry()).values()) == {DIGEST}
     assert all(pinned for _, _, pinned in digests.references(tree))
     pinned = texts(tree)
-    assert {name: re.sub("@sha256:[0-9a-f]{64}", "", text) for name, text in pinned.items()} == before
+    assert {
+        name: re.sub("@sha256:[0-9a-f]{64}", "", text) for name, text in pinned.items()
+    } == before
     digests.pin(tree, registry())
     assert texts(tree) == pinned
 
@@ -66,12 +72,17 @@ def test_without_every_digest_none_is_written(tree: Path, broken: dict[str, str]
 def test_every_public_image_is_known_to_the_command() -> None:
     known = {image for _, image, _ in digests.references(ROOT)}
     public = re.compile(
-        r"(?m)^(?:FROM|\s+image:|ARG BASE=) ?(?!\$|ign-service|base|build|runtime)([a-z][^\s@]+:[^\s@]+)"
+        r"(?m)^(?:FROM|\s+image:|ARG BASE=) "
+        r"?(?!\$|ign-service|base|build|runtime)([a-z][^\s@]+:[^\s@]+)"
     )
-    assert known == {image for name in digests.FILES for image in public.findall((ROOT / name).read_text())}
+    assert known == {
+        image for name in digests.FILES for image in public.findall((ROOT / name).read_text())
+    }
 
 
-def test_the_audit_says_whether_something_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_audit_says_whether_something_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """pip-audit itself ends with status 0 for releases that the database does not know."""
     monkeypatch.setattr(audit, "LOCKS", tmp_path)
     (tmp_path / "some.txt").touch()
@@ -86,6 +97,10 @@ def test_the_workflows_pass_the_linters(command: list[str]) -> None:
     program = Path(sys.executable).with_name(command[0])
     if not program.exists():
         pytest.skip(f"{command[0]} is not installed")
-    line: list[str | Path] = [program, *command[1:], *(ROOT / ".github" / "workflows").glob("*.yml")]
+    line: list[str | Path] = [
+        program,
+        *command[1:],
+        *(ROOT / ".github" / "workflows").glob("*.yml"),
+    ]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

@@ -1,179 +1,288 @@
-"""Completes the OpenAPI document that FastAPI derives from the routes.
-
-Added here: errors and headers that depend on the path alone, the examples, the limits of the settings, and API keys if
-they are configured.
-"""
+"""`/openapi.json`, made from the table of endpoints."""
 
 import asyncio
 import copy
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Literal
 
-from fastapi import FastAPI
-from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
-from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
+from pydantic import BaseModel, TypeAdapter
+from pydantic_core import to_json
 from starlette.responses import Response
 
+from service import __version__
 from service.api.access import PathSet, open_paths
-from service.api.native.openapi import BINARY, HEADERS, HEADERS_OF_ALL, JSON_LENGTH, REFERENCE, TIMEOUT, schema_of
 from service.api.native.schemas import ProblemDocument, ProgressEvent, StepEvent
-from service.api.native.validation import MAX_FRAMES
-from service.api.negotiation import Json
-from service.api.oip.tensors import IndexRequest, LoadRequest, UnloadRequest
+from service.api.negotiation import PICTURE_TYPES, Json, Media
+from service.api.pipeline import Stages
 from service.api.problems import MEDIA_TYPE
+from service.api.request import ApiRequest
+from service.api.table import Endpoint
 from service.settings import Settings
 
+Schemas = Mapping[Any, Json]
+"""The schema of what an endpoint takes or gives; each of ours is a reference."""
+
+_Mode = Literal["validation", "serialization"]
 _FOLDER: Final = Path(__file__).parent
-_TAGS: Final = {
-    "Images": "Make, repair, mix and measure images. All of them share one queue and its batches.",
-    "Service": "Which models serve, within which limits, and how the service is.",
-    "Open Inference Protocol": "Version 2 of the protocol of KServe and Triton, with Triton's extensions for binary "
-    "tensors, statistics and the model repository. Its clients work unchanged; rows are float32 in the model's range.",
-}
-_IMAGES: Final = r"/(generate|generate/.*|project|score|latent-\w+)$"
-_MODELS: Final = rf"{_IMAGES}|.*/infer$"
-_BODIES: Final = rf"{_MODELS}|/v2/repository/"
-_GUARDED: Final = "guarded"  # in place of a pattern: every path that can need a key
-# Status → the paths that have it, and what it means.
-_PROBLEMS: Final = {
-    400: (_BODIES, "Not JSON, invalid multipart, or an invalid header value."),
-    401: (_GUARDED, "API key missing or unknown."),
-    403: (_GUARDED, "API key without the scope, or a page of another site."),
-    404: (rf"{_IMAGES}|.*{{name}}", "No such model."),
-    406: (_IMAGES, "The endpoint offers none of the accepted formats."),
-    408: (_BODIES, "The body did not arrive in time."),
-    413: (_BODIES, "Body or image above a limit."),
-    415: (_BODIES, "Unsupported content type or content encoding."),
-    422: (
-        _IMAGES,
-        "Valid syntax, but an invalid value, image or mask; `errors` names the fields. `no_noise`: the model makes "
-        "nothing of noise.",
-    ),
-    429: (_GUARDED, "Queue full, deadline too short for the queue, or rate limit exceeded; see Retry-After."),
-    500: ("", "The model failed on these rows."),
-    503: ("/(?!healthz|metrics|v2/health/live)", "Not ready, draining, or too many requests; see Retry-After."),
-    504: (_MODELS, "The deadline passed, or is too short."),
-}
-_READ_BY_HAND: Final[dict[str, type[BaseModel]]] = {"index": IndexRequest, "load": LoadRequest, "unload": UnloadRequest}
+_REFERENCE: Final = "#/components/schemas/{model}"
+_LIMITS: Final = ("maximum", "maxItems")
+# which a form and a query do not hold as text
+_FILES: Final = frozenset(("images", "mask", "masks"))
+_BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
+BINARY_TENSORS: Final = "application/octet-stream"
 
 
-def operation_id(route: APIRoute) -> str:
-    """Name of the call in generated clients; the second path of an endpoint has the suffix `_version`."""
-    return f"{route.name}_version" if "{version}" in route.path else route.name
-
-
-def install(app: FastAPI, settings: Settings) -> None:
-    """Replace ``app.openapi`` by one that completes the document, and serve it. Call it after all routes are added."""
-    generate = app.openapi
-    app.description = (_FOLDER / "introduction.md").read_text(encoding="utf-8").strip()
-    app.openapi_tags = [{"name": name, "description": text} for name, text in _TAGS.items()]
-
-    @cache
-    def openapi() -> Json:
-        document = copy.deepcopy(generate())  # FastAPI puts dicts of the routes into it, which all apps share
-        _complete(document, settings)
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign] # the documented way to customise it
+def endpoint(endpoints: Sequence[Endpoint], settings: Settings) -> Endpoint:
+    """`/openapi.json` of these endpoints; the document is made when it is first asked for."""
 
     @cache
     def encoded() -> bytes:
-        return bytes(JSONResponse(openapi()).body)
+        return to_json(document(endpoints, settings))
 
-    @app.get("/openapi.json", include_in_schema=False)
-    async def document() -> Response:
-        return Response(await asyncio.to_thread(encoded), media_type="application/json")  # it takes 150 ms to make
+    async def serve(_: ApiRequest) -> Response:
+        # it takes 50 ms to make
+        return Response(await asyncio.to_thread(encoded), media_type="application/json")
 
-    # FastAPI makes what a route needs when it is first looked at: 20 ms, which the first request would wait for.
-    for route in app.routes:
-        route.matches({"type": "http", "method": "GET", "path": "/", "root_path": "", "headers": []})
+    return Endpoint("/openapi.json", serve)
 
 
-def _complete(document: Json, settings: Settings) -> None:
-    components, free = document["components"], PathSet(open_paths(settings.private_endpoints))
-    examples: Json = json.loads((_FOLDER / "examples.json").read_text(encoding="utf-8"))
-    models: list[type[BaseModel]] = [ProblemDocument, ProgressEvent, StepEvent, *_READ_BY_HAND.values()]
-    _, definitions = models_json_schema([(model, "validation") for model in models], ref_template=REFERENCE)
-    components["schemas"] |= definitions["$defs"]
-    del components["schemas"]["HTTPValidationError"], components["schemas"]["ValidationError"]  # are never sent
-    if settings.api_keys_file is not None:
-        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    for path, operation in _operations(document):
-        guarded = path not in free
-        _complete_request(path, operation, examples)
-        _complete_responses(path, operation, guarded=guarded)
-        if guarded and settings.api_keys_file is not None:
+def document(endpoints: Iterable[Endpoint], settings: Settings) -> Json:
+    """The OpenAPI document of the endpoints that have a tag, with the limits of the settings."""
+    endpoints = [each for each in endpoints if each.tag]
+    taken = {each.request for each in endpoints} | {ProblemDocument, ProgressEvent, StepEvent}
+    adapters: list[tuple[Any, _Mode, TypeAdapter[Any]]] = []
+    adapters += [(kind, "validation", TypeAdapter(kind)) for kind in taken if kind]
+    adapters += [
+        (each.answer, "serialization", TypeAdapter(each.answer))
+        for each in endpoints
+        if each.answer
+    ]
+    found, definitions = TypeAdapter.json_schemas(adapters, ref_template=_REFERENCE)
+    schemas = {kind: schema for (kind, _), schema in found.items()}
+    free = PathSet(open_paths(settings.private_endpoints))
+    base: Json = copy.deepcopy(_read("parts.json")["document"])
+    base["info"]["description"] = (_FOLDER / "introduction.md").read_text(encoding="utf-8").strip()
+    base["info"]["version"] = __version__
+    base["components"] = {"schemas": definitions["$defs"]}
+    has_keys = settings.api_keys_file is not None
+    if has_keys:
+        base["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for each in endpoints:
+        guarded = each.template not in free
+        operation = _operation(each, schemas) | {
+            "responses": _responses(each, schemas, guarded=guarded)
+        }
+        if guarded and has_keys:
             operation["security"] = [{"key": []}]
-    del document["paths"]["/generate"]["post"]["requestBody"]["required"]  # all of its options have defaults
-    _add_limits(document, settings)
+        base["paths"].setdefault(each.template, {})[each.methods[0].lower()] = operation
+    limited: Json = _limited(base, settings)
+    return limited
 
 
-def _operations(document: Json) -> Iterator[tuple[str, Json]]:
-    for path, item in document["paths"].items():
-        for operation in item.values():
-            yield path, operation
+@cache
+def _read(name: str) -> Json:
+    """A file with what the table does not say."""
+    content: Json = json.loads((_FOLDER / name).read_text(encoding="utf-8"))
+    return content
 
 
-def _complete_request(path: str, operation: Json, examples: Json) -> None:
-    name, _, of_version = operation["operationId"].partition("_version")
-    summary = operation["description"].partition("\n")[0].rstrip(".")
-    operation["summary"] = f"{summary} (of one version)" if of_version else summary
-    parameters = operation.setdefault("parameters", [])
-    if not any(parameter["in"] == "path" for parameter in parameters):
-        parts = re.findall(r"{(\w+)}", path)
-        parameters += [{"name": part, "in": "path", "required": True, "schema": {"type": "string"}} for part in parts]
-    if name in _READ_BY_HAND:
-        operation["requestBody"] = {"content": {"application/json": {"schema": schema_of(_READ_BY_HAND[name])}}}
-    if name in examples:
-        operation["requestBody"]["content"]["application/json"]["examples"] = examples[name]
-    if re.match(_MODELS, path):
-        parameters.append(TIMEOUT)
-    if name == "infer":
-        parameters.append(JSON_LENGTH)
-        for part in (operation["requestBody"], operation["responses"]["200"]):
-            part["content"]["application/octet-stream"] = BINARY
-
-
-def _complete_responses(path: str, operation: Json, *, guarded: bool) -> None:
-    content = {MEDIA_TYPE: {"schema": schema_of(ProblemDocument)}}
-    responses = {code: response for code, response in operation["responses"].items() if code in ("200", "304")}
-    for status, (pattern, meaning) in _PROBLEMS.items():
-        if guarded if pattern == _GUARDED else re.match(pattern, path):
-            responses[str(status)] = {"description": meaning, "content": content}
-    for code, response in responses.items():
-        response["headers"] = HEADERS_OF_ALL | HEADERS.get(code, {}) | response.get("headers", {})
-    operation["responses"] = responses
-
-
-def _add_limits(document: Json, settings: Settings) -> None:
-    images = ("array", "maxItems", settings.max_images)
-    limits = dict.fromkeys(("image", "images", "masks"), images) | {
-        "n": ("integer", "maximum", settings.max_images),
-        "steps": ("integer", "maximum", settings.max_steps),
-        "frames": ("integer", "maximum", MAX_FRAMES),
+def _limited(node: Any, settings: Settings) -> Any:
+    """The same document with the values of settings in place of their names, and without nulls."""
+    if isinstance(node, list):
+        return [_limited(each, settings) for each in node]
+    if not isinstance(node, dict):
+        return node
+    return {
+        key: getattr(settings, value)
+        if key in _LIMITS and isinstance(value, str)
+        else _limited(value, settings)
+        for key, value in node.items()
+        if value is not None
     }
-    for properties in _properties(document):
-        for name in properties.keys() & limits.keys():
-            limited_type, keyword, value = limits[name]
-            for option in properties[name].get("anyOf", [properties[name]]):
-                if option.get("type") == limited_type:
-                    option[keyword] = value
-    for side in document["components"]["schemas"]["GridRequest"]["properties"].values():
-        side["maximum"] = MAX_FRAMES // 2
 
 
-def _properties(document: Json) -> Iterator[Json]:
-    """The properties of all request schemas, parameters and forms, by name."""
-    for name, schema in document["components"]["schemas"].items():
-        if name.endswith(("Request", "Parameters")):
-            yield schema.get("properties", {})
-    for _, operation in _operations(document):
-        yield {parameter["name"]: parameter["schema"] for parameter in operation.get("parameters", ())}
-        for body in operation.get("requestBody", {}).get("content", {}).values():
-            yield body["schema"].get("properties", {})
+def _operation(endpoint: Endpoint, schemas: Schemas) -> Json:
+    """What an endpoint takes."""
+    names = re.findall(r"{(\w+)}", endpoint.template)
+    path = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in names
+    ]
+    parameters = [*path, *endpoint.parameters]
+    operation: Json = {
+        "tags": [endpoint.tag],
+        "operationId": endpoint.name,
+        "summary": endpoint.description.partition("\n")[0].rstrip("."),
+        "description": endpoint.description,
+        "parameters": parameters,
+    }
+    if request := endpoint.request:
+        content: Json = {"application/json": {"schema": schemas[request]}}
+        content |= dict.fromkeys(endpoint.bodies, _BINARY)
+        content["application/json"]["examples"] = _read("examples.json")[
+            endpoint.name.removesuffix("_version")
+        ]
+        if endpoint.is_upload:
+            content["multipart/form-data"] = _form(request)
+            parameters += _query(request)
+        operation["requestBody"] = {"content": content}
+        if any(field.is_required() for field in request.model_fields.values()):
+            operation["requestBody"]["required"] = True
+    if isinstance(endpoint.run, Stages):
+        parameters.append(_read("parts.json")["parameters"]["timeout"])
+    if BINARY_TENSORS in endpoint.bodies:
+        parameters.append(_read("parts.json")["parameters"]["json_length"])
+    return operation
+
+
+def _responses(endpoint: Endpoint, schemas: Schemas, *, guarded: bool) -> Json:
+    """What an endpoint gives, by status."""
+    is_image = endpoint.tag == "Images"
+    runs = isinstance(endpoint.run, Stages)
+    groups = {
+        "all": True,
+        "bodies": runs or endpoint.request is not None,
+        "cached": endpoint.is_cached,
+        "guarded": guarded,
+        "images": is_image,
+        "models": is_image or "{name}" in endpoint.path,
+        "running": runs,
+        "serving": endpoint.name not in ("healthz", "live", "metrics"),
+    }
+    parts = _read("parts.json")
+    answer = {media: _content(endpoint, media, schemas) for media in endpoint.formats}
+    contents = {"200": answer or None, "304": None}
+    problem = {MEDIA_TYPE: {"schema": schemas[ProblemDocument]}}
+    responses: Json = {}
+    for status, told in parts["responses"].items():
+        if groups[told["of"]]:
+            headers = parts["headers"] | told.get("headers", {})
+            content = contents.get(status, problem)
+            responses[status] = {
+                "description": told["description"],
+                "headers": headers,
+                "content": content,
+            }
+    if endpoint.is_cached:
+        responses["200"]["headers"] |= parts["cache_headers"]
+    return responses
+
+
+def _content(endpoint: Endpoint, media: str, schemas: Schemas) -> Json:
+    """The content of a response of a media type."""
+    if media == Media.EVENTS:
+        return {"itemSchema": _events(schemas[endpoint.answer], schemas)}
+    if media == "text/plain":
+        return {"schema": {"type": "string"}}
+    if media != Media.JSON:
+        return _BINARY
+    schema = schemas[endpoint.answer]
+    title = f"Response {endpoint.name.replace('_', ' ').title()}"
+    return {"schema": schema if "$ref" in schema else schema | {"title": title}}
+
+
+def _events(answer: Json, schemas: Schemas) -> Json:
+    """The schema of one event of a stream, by the rules of OpenAPI 3.2."""
+    payloads = {
+        "step": schemas[StepEvent],
+        "progress": schemas[ProgressEvent],
+        "done": answer,
+        "error": schemas[ProblemDocument],
+    }
+    events: list[Json] = []
+    for name, payload in payloads.items():
+        data = {"type": "string", "contentMediaType": "application/json", "contentSchema": payload}
+        properties = {"event": {"type": "string", "const": name}, "data": data}
+        events.append({"type": "object", "properties": properties, "required": ["event", "data"]})
+    return {"oneOf": events}
+
+
+def _form(request: type[BaseModel]) -> Json:
+    file = _BINARY["schema"]
+    files: Json = {
+        "image": {"type": "array", "items": file, "minItems": 1, "maxItems": "max_images"}
+    }
+    if "mask" in request.model_fields:
+        files["mask"] = file
+    return {
+        "schema": {
+            "type": "object",
+            "properties": files | _text_options(request),
+            "required": ["image"],
+            "additionalProperties": False,
+        },
+        "encoding": {name: {"contentType": ", ".join(PICTURE_TYPES)} for name in files},
+    }
+
+
+def _query(request: type[BaseModel]) -> list[Json]:
+    """The query parameters for an image as the body, without defaults, which clients would send
+    with other bodies.
+    """
+    schemas = _text_options(request)
+    for schema in schemas.values():
+        schema.pop("default", None)
+        schema["description"] += " Only with an image as the body."
+    return [_parameter(name, schema) for name, schema in schemas.items()]
+
+
+def url_parameters(
+    request: type[BaseModel], texts: Mapping[str, Any], formats: Mapping[str, Media]
+) -> tuple[Json, ...]:
+    """The query of a GET with the options of a POST, and own parameters ``texts``; the default
+    format is first.
+    """
+    # Only JSON has a trajectory, points and a grid, and an animation is no sheet.
+    without = {
+        "seed",
+        "record",
+        *(("points", "grid", "columns", "gap") if "seeds" in texts else ()),
+    }
+    schemas = {
+        name: schema for name, schema in _text_options(request).items() if name not in without
+    }
+    schemas |= {
+        name: {"type": "string", "minLength": 1, **schema} for name, schema in texts.items()
+    }
+    schemas["format"] |= {
+        "enum": [*formats],
+        "default": next(iter(formats)),
+        "description": "Of the response.",
+    }
+    return tuple(
+        _parameter(name, schema) | {"required": name == "seeds"} for name, schema in schemas.items()
+    )
+
+
+def _parameter(name: str, schema: Json) -> Json:
+    """A query parameter with this schema."""
+    rest = {key: value for key, value in schema.items() if key != "description"}
+    return {"name": name, "in": "query", "description": schema["description"], "schema": rest}
+
+
+def _text_options(request: type[BaseModel]) -> Json:
+    """Schemas of the options in forms and queries, which omit a missing option instead of sending
+    null.
+    """
+    fields = request.model_json_schema()["properties"]
+    options = {name: _without_null(schema) for name, schema in fields.items() if name not in _FILES}
+    if "record" in options:
+        options["record"] = {
+            "type": "string",
+            "description": "Steps whose images are returned as `trajectory`, such as `0,1,10`; 0 "
+            "is the input.",
+            "pattern": "^[0-9]+(,[0-9]+)*$",
+        }
+    return options
+
+
+def _without_null(schema: Json) -> Json:
+    options = [option for option in schema.get("anyOf", ()) if option != {"type": "null"}]
+    if len(options) != 1:
+        return schema
+    rest = {key: value for key, value in schema.items() if key not in ("anyOf", "default")}
+    return {**options[0], **rest}

@@ -1,23 +1,22 @@
 """`/models`, `/healthz`, `/readyz` and `/metrics`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
-from fastapi import APIRouter
 from pydantic import BaseModel, Field
-from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 
-from service.api.app_state import app_state
-from service.api.native.validation import MAX_FRAMES
+from service.api.native.schemas import MAX_FRAMES
 from service.api.negotiation import Json
+from service.api.request import ApiRequest
+from service.api.table import Endpoint
 from service.artifact.card import Card
 from service.models.registry import ServedModel
 
-router = APIRouter(tags=["Service"])
-
 
 class Reproducible(BaseModel):
-    """Whether a row has the same bits in every batch: `exact`, or `close` with the largest difference seen."""
+    """Whether a row has the same bits in every batch: `exact`, or `close` with the largest
+    difference seen.
+    """
 
     kind: Literal["exact", "close"]
     difference: float
@@ -57,18 +56,19 @@ class ModelList(BaseModel):
 
     models: Annotated[list[Json], Field(description="Cards without their arrays.")]
     failures: Annotated[
-        list[LoadFailure], Field(description="Versions in the model directory that failed to load since the start.")
+        list[LoadFailure],
+        Field(description="Versions in the model directory that failed to load since the start."),
     ]
     default: str
     limits: Limits
 
 
-@router.get("/models")
-async def models(request: Request) -> ModelList:
+async def models(api: ApiRequest) -> ModelList:
     """List the models and the limits."""
-    services = app_state(request)
+    services = api.services
     services.require_serving()
-    registry, settings = services.registry, services.settings
+    registry = services.registry
+    settings = services.settings
     return ModelList(
         models=[_card(model, "distance_quantiles") for model in registry.models.values()],
         failures=[
@@ -88,42 +88,37 @@ async def models(request: Request) -> ModelList:
     )
 
 
-@router.get("/models/{name}", response_model=ServedCard)
-@router.get("/models/{name}/{version}", response_model=ServedCard)
-async def model(request: Request) -> Response:
+async def model(api: ApiRequest) -> Response:
     """Show the card of a model, and the device that runs it."""
-    services = app_state(request)
+    services = api.services
     services.require_serving()
-    return JSONResponse(_card(services.registry.resolve("/".join(request.path_params.values()))))
+    return JSONResponse(_card(services.registry.resolve("/".join(api.route.parameters.values()))))
 
 
-# Load balancers probe with HEAD too. Each probe has two routes: the lower one, registered first, answers; the upper one
-# is in the document, where HEAD would need an operation of its own.
-@router.get("/healthz")
-@router.api_route("/healthz", methods=["GET", "HEAD"], include_in_schema=False)
-async def healthz() -> dict[str, str]:
+async def healthz(_: ApiRequest) -> dict[str, str]:
     """Is the process alive?"""
     return {"status": "alive"}
 
 
-@router.get("/readyz")
-@router.api_route("/readyz", methods=["GET", "HEAD"], include_in_schema=False)
-async def readyz(request: Request) -> Json:
+async def readyz(api: ApiRequest) -> Json:
     """Can it serve?
 
-    200 once all models are loaded, warm and verified by their golden rows; else 503 with the reason.
+    200 once all models are loaded, warm and verified by their golden rows; else 503 with the
+    reason.
     """
-    services = app_state(request)
+    services = api.services
     services.require_ready()
-    return {"status": "ready", "models": {ref: _device(model) for ref, model in services.registry.models.items()}}
+    return {
+        "status": "ready",
+        "models": {ref: _device(model) for ref, model in services.registry.models.items()},
+    }
 
 
-@router.get("/metrics", response_class=PlainTextResponse)
-async def metrics(request: Request) -> Response:
+async def metrics(api: ApiRequest) -> Response:
     """Metrics for Prometheus, or as OpenMetrics if `Accept` names it."""
-    services = app_state(request)
+    services = api.services
     services.update_gauges()
-    content, content_type = await services.metrics.scrape(",".join(request.headers.getlist("accept")))
+    content, content_type = await services.metrics.scrape(",".join(api.headers.getlist(b"accept")))
     return Response(content, headers={"Content-Type": content_type})
 
 
@@ -138,4 +133,19 @@ def _card(model: ServedModel, *without: str) -> Json:
 
 def _device(model: ServedModel) -> dict[str, str | None]:
     loaded = model.loaded
-    return {"device": loaded.device, "provider": loaded.provider, "fallback_reason": loaded.fallback_reason}
+    return {
+        "device": loaded.device,
+        "provider": loaded.provider,
+        "fallback_reason": loaded.fallback_reason,
+    }
+
+
+PROBE: Final = ("GET", "HEAD")  # load balancers probe with HEAD, too
+ENDPOINTS: Final = (
+    Endpoint("/models", models, "Service", "models", answer=ModelList),
+    Endpoint("/models/{name}", model, "Service", "model", answer=ServedCard),
+    Endpoint("/models/{name}/{version}", model, "Service", "model_version", answer=ServedCard),
+    Endpoint("/healthz", healthz, "Service", "healthz", PROBE, answer=dict[str, str]),
+    Endpoint("/readyz", readyz, "Service", "readyz", PROBE, answer=Json),
+    Endpoint("/metrics", metrics, "Service", "metrics", formats=("text/plain",)),
+)

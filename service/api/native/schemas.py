@@ -1,19 +1,47 @@
-"""Pydantic models of the native requests and responses; they validate bodies and appear in `/openapi.json`.
+"""Pydantic models of the native requests and responses; they validate bodies and appear in
+`/openapi.json`.
 
-`service.api.native.endpoints` checks the limits that an operator can change. The docstrings and descriptions here are
+The docstrings and descriptions here are
 part of the OpenAPI document.
 """
 
+from functools import lru_cache
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 from pydantic.config import JsonDict, JsonValue
 
-from service.domain.latents import MAX_SEED, MAX_SEED_TEXT, seed_of
+from service.artifact.card import Card
+from service.domain.errors import InvalidContent
+from service.domain.latents import (
+    MAX_MAGNITUDE,
+    MAX_SEED,
+    MAX_SEED_TEXT,
+    FloatRows,
+    Grid,
+    LatentPath,
+    is_bounded,
+    seed_of,
+)
+from service.domain.tasks import StepParams
 from service.images.encode import Resample
+from service.settings import Settings
 
 Format = Literal["png", "jpeg", "webp", "npy"]
 MAX_SCALE: Final = 32
+MAX_FRAMES: Final = 256
+MAX_PICTURES: Final = 1024  # in one response, including recorded steps
 
 
 def _number_of(value: object) -> object:
@@ -23,18 +51,25 @@ def _number_of(value: object) -> object:
 _Uint32 = Annotated[int, Field(ge=0, le=MAX_SEED)]
 _SeedText = Annotated[str, Field(min_length=1, max_length=MAX_SEED_TEXT)]
 Seed = Annotated[_Uint32, BeforeValidator(_number_of, json_schema_input_type=_Uint32 | _SeedText)]
-Record = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=64, json_schema_extra={"uniqueItems": True})]
+Record = Annotated[
+    list[Annotated[int, Field(ge=0)]], Field(max_length=64, json_schema_extra={"uniqueItems": True})
+]
 
 _NULL: Final[JsonDict] = {"type": "null"}
 
 
 def _exclusive(field: str, field_type: JsonValue, *excluded: str) -> JsonDict:
     """Schema in which ``field`` is required and ``excluded`` fields are absent or null."""
-    return {"required": [field], "properties": {field: {"type": field_type}, **dict.fromkeys(excluded, _NULL)}}
+    return {
+        "required": [field],
+        "properties": {field: {"type": field_type}, **dict.fromkeys(excluded, _NULL)},
+    }
 
 
 def _any_of(*options: JsonDict) -> ConfigDict:
-    """Accept any of the options. Negated twice: generators of clients make numbered classes of a plain `anyOf`."""
+    """Accept any of the options. Negated twice: generators of clients make numbered classes of a
+    plain `anyOf`.
+    """
     return ConfigDict(json_schema_extra={"not": {"not": {"anyOf": [*options]}}})
 
 
@@ -45,30 +80,57 @@ def _either(*alternatives: JsonDict) -> ConfigDict:
 
 
 def _base64(content: str, description: str) -> Any:
-    return Field(min_length=1, description=description, json_schema_extra={"format": f"base64-{content}"})
+    return Field(
+        min_length=1, description=description, json_schema_extra={"format": f"base64-{content}"}
+    )
 
 
-Base64 = Annotated[str, _base64("picture", "Base64, with or without a `data:image/…;base64,` prefix.")]
+Base64 = Annotated[
+    str, _base64("picture", "Base64, with or without a `data:image/…;base64,` prefix.")
+]
 Base64Npy = Annotated[str, _base64("npy", "Base64 of a float32 .npy file, C×H×W.")]
 
 
 Side = Annotated[int, Field(ge=1, le=16_384)]
+# Limits that the operator sets. `service.api.info.openapi` puts the value of the setting into the
+# document.
+Steps = Annotated[int, Field(ge=1, json_schema_extra={"maximum": "max_steps"})]
+_Pictures = Annotated[
+    list[Base64], Field(min_length=1, json_schema_extra={"maxItems": "max_images"})
+]
 
 
 class ImageOptions(BaseModel):
     """How the images of a response look."""
 
-    format: Annotated[Format, Field(description="Format of the base64 images in a JSON response.")] = "png"
-    scale: Annotated[int, Field(ge=1, le=MAX_SCALE, description="Factor that enlarges every image.")] = 1
+    format: Annotated[
+        Format, Field(description="Format of the base64 images in a JSON response.")
+    ] = "png"
+    scale: Annotated[
+        int, Field(ge=1, le=MAX_SCALE, description="Factor that enlarges every image.")
+    ] = 1
     resample: Annotated[
-        Resample, Field(description="`nearest` repeats the pixels of enlarged images; `smooth` interpolates them.")
+        Resample,
+        Field(
+            description="`nearest` repeats the pixels of enlarged images; `smooth` interpolates "
+            "them."
+        ),
     ] = "nearest"
     columns: Annotated[
         int | None,
-        Field(ge=1, le=65_535, description="Columns of a sheet; default: a near-square sheet, or the strip of a path."),
+        Field(
+            ge=1,
+            le=65_535,
+            description="Columns of a sheet; default: a near-square sheet, or the strip of a path.",
+        ),
     ] = None
     gap: Annotated[
-        int, Field(ge=0, le=64, description="Pixels between the images of a sheet, in the background colour.")
+        int,
+        Field(
+            ge=0,
+            le=64,
+            description="Pixels between the images of a sheet, in the background colour.",
+        ),
     ] = 0
 
     @property
@@ -78,20 +140,25 @@ class ImageOptions(BaseModel):
 
 
 class StrictModel(BaseModel):
-    """A part of a request: a string is not accepted as a number, and an unknown field is an error."""
+    """A part of a request: a string is not accepted as a number, and an unknown field is an
+    error.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class _ModelChoice(StrictModel):
-    model: Annotated[str | None, Field(description="`name` or `name/version`; default: the configured model.")] = None
+    model: Annotated[
+        str | None, Field(description="`name` or `name/version`; default: the configured model.")
+    ] = None
 
 
 class _Request(ImageOptions, _ModelChoice):
     """Base of the requests whose response holds images."""
 
     steps: Annotated[
-        int | None, Field(ge=1, description="Number of applications of f; default: the recommendation of the card.")
+        Steps | None,
+        Field(description="Number of applications of f; default: the recommendation of the card."),
     ] = None
 
 
@@ -99,23 +166,41 @@ class StepOptions(_Request):
     """Options of the endpoints that return each row separately."""
 
     tolerance: Annotated[
-        float | None, Field(gt=0, description="Stop a row when mean |f(y) − y| of its last step is below this value.")
+        float | None,
+        Field(
+            gt=0,
+            description="Stop a row when mean |f(y) − y| of its last step is below this value.",
+        ),
     ] = None
     record: Annotated[
         Record | None,
-        Field(description="Ascending step numbers whose images are returned as `trajectory`; step 0 is the input."),
+        Field(
+            description="Ascending step numbers whose images are returned as `trajectory`; step "
+            "0 is the input."
+        ),
     ] = None
-    score: Annotated[bool, Field(description="Also measure `drift`, which costs one more step.")] = False
+    score: Annotated[
+        bool, Field(description="Also measure `drift`, which costs one more step.")
+    ] = False
 
 
 class GenerateRequest(StepOptions):
     """f^k(z) of the latents with index offset … offset + n − 1 of a seed."""
 
-    n: Annotated[int, Field(ge=1, description="Number of images.")] = 1
-    seed: Annotated[Seed | None, Field(description="Number or text; random if absent. The response has it.")] = None
-    offset: Annotated[int, Field(ge=0, le=MAX_SEED, description="Index of the first image of the seed.")] = 0
+    n: Annotated[
+        int,
+        Field(ge=1, description="Number of images.", json_schema_extra={"maximum": "max_images"}),
+    ] = 1
+    seed: Annotated[
+        Seed | None, Field(description="Number or text; random if absent. The response has it.")
+    ] = None
+    offset: Annotated[
+        int, Field(ge=0, le=MAX_SEED, description="Index of the first image of the seed.")
+    ] = 0
     noise_scale: Annotated[float, Field(ge=0, le=2, description="Factor of the noise.")] = 1.0
-    width: Annotated[Side | None, Field(description="Pixels, of a model that takes any size; default: a tile.")] = None
+    width: Annotated[
+        Side | None, Field(description="Pixels, of a model that takes any size; default: a tile.")
+    ] = None
     height: Annotated[Side | None, Field(description="Pixels, likewise.")] = None
 
     @field_validator("offset")
@@ -126,11 +211,12 @@ class GenerateRequest(StepOptions):
         return offset
 
 
-def _bool_or_auto(value: object) -> object:
-    """Check the union by hand, because pydantic's errors of a union name its members instead of the field."""
-    if value is True or value is False or value == "auto":
-        return value
-    raise ValueError("must be true, false or auto")
+def _bool_or_auto(value: object, handler: ValidatorFunctionWrapHandler) -> object:
+    """Replace pydantic's errors of a union, which name its members instead of the field."""
+    try:
+        return handler(value)
+    except ValidationError as exc:
+        raise ValueError("must be true, false or auto") from exc
 
 
 class ScoreOptions(_ModelChoice):
@@ -138,13 +224,17 @@ class ScoreOptions(_ModelChoice):
 
     resize: Annotated[
         Literal["fit", "crop", "stretch"],
-        Field(description="Of another size: `fit` adds a letterbox, `crop` cuts the centre, `stretch` distorts."),
+        Field(
+            description="Of another size: `fit` adds a letterbox, `crop` cuts the centre, "
+            "`stretch` distorts."
+        ),
     ] = "fit"
     invert: Annotated[
         bool | Literal["auto"],
-        BeforeValidator(_bool_or_auto),
+        WrapValidator(_bool_or_auto),
         Field(
-            description="Exchange light and dark; `auto` does so if the model is light on dark and the border is light."
+            description="Exchange light and dark; `auto` does so if the model is light on dark "
+            "and the border is light."
         ),
     ] = "auto"
 
@@ -152,14 +242,16 @@ class ScoreOptions(_ModelChoice):
 class ProjectOptions(ScoreOptions, StepOptions):
     """Options of `/project`, for all three kinds of body."""
 
-    strength: Annotated[float, Field(ge=0, le=1, description="s of (1−s)·x + s·f^k(x); 0: the prepared input.")] = 1.0
+    strength: Annotated[
+        float, Field(ge=0, le=1, description="s of (1−s)·x + s·f^k(x); 0: the prepared input.")
+    ] = 1.0
 
 
 class ScoreRequest(ScoreOptions):
     """The JSON body of `/score`."""
 
     images: Annotated[
-        list[Base64], Field(min_length=1, description="The images: PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF.")
+        _Pictures, Field(description="The images: PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF.")
     ]
 
 
@@ -169,10 +261,12 @@ class ProjectRequest(ProjectOptions):
     model_config = _either({"mask": _NULL}, {"masks": _NULL})
 
     images: Annotated[
-        list[Base64], Field(min_length=1, description="The images: PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF.")
+        _Pictures, Field(description="The images: PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF.")
     ]
-    mask: Annotated[Base64 | None, Field(description="For all images: white = regenerate, black = keep.")] = None
-    masks: Annotated[list[Base64] | None, Field(min_length=1, description="One mask for each image.")] = None
+    mask: Annotated[
+        Base64 | None, Field(description="For all images: white = regenerate, black = keep.")
+    ] = None
+    masks: Annotated[_Pictures | None, Field(description="One mask for each image.")] = None
 
     @field_validator("masks")
     @classmethod
@@ -186,7 +280,9 @@ class ProjectRequest(ProjectOptions):
 
 
 class PointRequest(StrictModel):
-    """A latent: a seed with an optional index, an image, or a `.npy` array; exactly one of the three."""
+    """A latent: a seed with an optional index, an image, or a `.npy` array; exactly one of the
+    three.
+    """
 
     model_config = _any_of(
         _exclusive("seed", ["integer", "string"], "image", "latent"),
@@ -217,15 +313,23 @@ class TermRequest(PointRequest):
 class ArithmeticRequest(_Request):
     """f^k of a weighted sum of latents."""
 
-    terms: Annotated[list[TermRequest], Field(min_length=1, max_length=16, description="The latents to add.")]
-    normalize: Annotated[bool, Field(description="Rescale the sum to the mean norm of the model's noise.")] = True
+    terms: Annotated[
+        list[TermRequest], Field(min_length=1, max_length=16, description="The latents to add.")
+    ]
+    normalize: Annotated[
+        bool, Field(description="Rescale the sum to the mean norm of the model's noise.")
+    ] = True
+
+
+# A grid has as many frames as a path, at most, which `latent_path` checks.
+_Line = Annotated[int, Field(ge=2, json_schema_extra={"maximum": MAX_FRAMES // 2})]
 
 
 class GridRequest(StrictModel):
     """A grid between four corners: top left, top right, bottom left, bottom right."""
 
-    rows: Annotated[int, Field(ge=2)]
-    cols: Annotated[int, Field(ge=2)]
+    rows: _Line
+    cols: _Line
 
 
 class InterpolateRequest(_Request):
@@ -233,16 +337,33 @@ class InterpolateRequest(_Request):
 
     model_config = _either(
         {"grid": _NULL},
-        {"points": {"minItems": 4, "maxItems": 4}, "frames": _NULL, "loop": {"const": False}, "columns": _NULL},
+        {
+            "points": {"minItems": 4, "maxItems": 4},
+            "frames": _NULL,
+            "loop": {"const": False},
+            "columns": _NULL,
+        },
     )
 
-    points: Annotated[list[PointRequest], Field(min_length=2, max_length=16, description="The latents on the way.")]
+    points: Annotated[
+        list[PointRequest],
+        Field(min_length=2, max_length=16, description="The latents on the way."),
+    ]
     frames: Annotated[
-        int | None, Field(ge=2, description="Number of frames of the whole path, including both ends; default 9.")
+        int | None,
+        Field(
+            ge=2,
+            le=MAX_FRAMES,
+            description="Number of frames of the whole path, including both ends; default 9.",
+        ),
     ] = None
-    method: Annotated[Literal["slerp", "lerp"], Field(description="Along the arc, or straight.")] = "slerp"
+    method: Annotated[
+        Literal["slerp", "lerp"], Field(description="Along the arc, or straight.")
+    ] = "slerp"
     loop: Annotated[bool, Field(description="Return to the first point.")] = False
-    grid: Annotated[GridRequest | None, Field(description="Instead of a path; needs four points.")] = None
+    grid: Annotated[
+        GridRequest | None, Field(description="Instead of a path; needs four points.")
+    ] = None
     fps: Annotated[int, Field(ge=1, le=50, description="Frames per second of an animation.")] = 12
 
     @field_validator("grid")
@@ -254,6 +375,94 @@ class InterpolateRequest(_Request):
             if len(info.data.get("points", range(4))) != 4:
                 raise ValueError("needs exactly four points")
         return grid
+
+
+# What the schemas cannot say: limits of the operator and of the model's card
+def check_count(field: str, count: int, limit: int) -> None:
+    """Raise `InvalidContent` for ``field`` if ``count`` is above ``limit``."""
+    if count > limit:
+        raise InvalidContent.field(field, f"must be at most {limit}")
+
+
+def no_noise(card: Card) -> InvalidContent:
+    """The error for a model that makes nothing of noise."""
+    text = f"{card.ref} makes nothing of noise; only /project and /score, and infer of /v2, run it"
+    return InvalidContent.field("model", text, code="no_noise")
+
+
+def image_size(options: GenerateRequest, card: Card, settings: Settings) -> tuple[int, int] | None:
+    """(H, W) of the images, if the model makes any size and the caller asks for another than that
+    of a tile.
+    """
+    _, height, width = card.shape
+    size = options.height or height, options.width or width
+    if size == (height, width):
+        return None
+    if card.tiles is None:
+        name = "height" if options.height not in (None, height) else "width"
+        raise InvalidContent.field(name, f"{card.ref} makes images of {width}×{height} pixels only")
+    limit = settings.for_images(card.tiles).max_pixels
+    if options.n * size[0] * size[1] > limit:
+        message = f"n × width × height must be at most {limit} (IGN_MAX_PIXELS)"
+        raise InvalidContent.field("width", message, code="image_too_large")
+    return size
+
+
+def check_mixture(field: str, rows: FloatRows) -> FloatRows:
+    """Return ``rows``, a mixture of the latents in ``field``, unless a value is beyond
+    ±`MAX_MAGNITUDE`.
+
+    Latents within the bound can give a mixture beyond it: by their weights, or on the arc between
+    almost opposite ones.
+    """
+    if not is_bounded(rows):
+        raise InvalidContent.field(field, f"their mixture holds values beyond ±{MAX_MAGNITUDE:.0f}")
+    return rows
+
+
+def step_params(
+    options: StepOptions, *, recommended: int, rows: int, settings: Settings
+) -> StepParams:
+    """Validate the options that say how f is applied, and how many images that gives."""
+    steps = check_steps(options.steps, recommended=recommended, settings=settings)
+    record = tuple(options.record or ())
+    if rows * len(record) > MAX_PICTURES:
+        raise InvalidContent.field(
+            "record", f"rows × recorded steps must be at most {MAX_PICTURES}"
+        )
+    try:
+        return _params(steps, options.tolerance, record, options.score)
+    except (
+        ValueError
+    ) as exc:  # the schema has checked all but the order and the last of the recorded steps
+        raise InvalidContent.field(
+            "record", f"must be ascending, each step once, in 0…{steps}"
+        ) from exc
+
+
+@lru_cache(maxsize=256)  # most requests have the same ones
+def _params(
+    steps: int, tolerance: float | None, record: tuple[int, ...], score: bool
+) -> StepParams:
+    return StepParams(steps=steps, tolerance=tolerance, record=record, score=score)
+
+
+def check_steps(steps: int | None, *, recommended: int, settings: Settings) -> int:
+    """The number of steps: the requested one, or else the recommended one, reduced to the
+    operator's limit.
+    """
+    if steps is None:
+        return min(recommended, settings.max_steps)
+    check_count("steps", steps, settings.max_steps)
+    return steps
+
+
+def latent_path(request: InterpolateRequest) -> LatentPath | Grid:
+    """The requested path or grid, of at most `MAX_FRAMES` frames."""
+    if request.grid is not None:
+        check_count("grid", request.grid.rows * request.grid.cols, MAX_FRAMES)
+        return Grid(rows=request.grid.rows, cols=request.grid.cols, method=request.method)
+    return LatentPath(frames=request.frames or 9, method=request.method, loop=request.loop)
 
 
 class ModelRef(BaseModel):
@@ -285,7 +494,9 @@ class Image(BaseModel):
     """One image of a response."""
 
     index: int
-    data: Annotated[str | None, Field(description="Base64 image; null in the event `done` of a stream.")]
+    data: Annotated[
+        str | None, Field(description="Base64 image; null in the event `done` of a stream.")
+    ]
     format: Format
     width: int
     height: int
@@ -375,10 +586,20 @@ class Score(BaseModel):
     drift: Annotated[float, Field(description="Mean |f(y) − y| of y = f(x).")]
     percentile: Annotated[
         float | None,
-        Field(ge=0, le=100, description="Percentage of held-out real images with a smaller distance; null: unknown."),
+        Field(
+            ge=0,
+            le=100,
+            description="Percentage of held-out real images with a smaller distance; null: "
+            "unknown.",
+        ),
     ]
-    in_distribution: Annotated[bool | None, Field(description="Whether the percentile is at most 99; null: unknown.")]
-    worst: Annotated[Box, Field(description="Of the squares of a quarter of the side, the one that f changes most.")]
+    in_distribution: Annotated[
+        bool | None, Field(description="Whether the percentile is at most 99; null: unknown.")
+    ]
+    worst: Annotated[
+        Box,
+        Field(description="Of the squares of a quarter of the side, the one that f changes most."),
+    ]
 
 
 class ScoreAnswer(Answer):
@@ -401,7 +622,9 @@ class FieldError(BaseModel):
 
 
 class ProblemDocument(BaseModel):
-    """Problem document (RFC 9457) with a stable `code`; `error` = `detail` for Open Inference Protocol clients."""
+    """Problem document (RFC 9457) with a stable `code`; `error` = `detail` for Open Inference
+    Protocol clients.
+    """
 
     type: str
     title: str

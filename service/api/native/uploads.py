@@ -1,6 +1,7 @@
-"""Read uploads (images, masks and latents, as multipart, JSON or a raw body) and decode them to rows."""
+"""Read uploads (images, masks and latents, as multipart, JSON or a raw body) and decode them to
+rows.
+"""
 
-import json
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,9 +13,15 @@ from pydantic import BaseModel
 
 from service.api.body import parse_as, parse_json, printable_name
 from service.api.multipart import MUST_BE_A_FILE, parse_fields, parse_multipart, parse_query
-from service.api.native.schemas import PointRequest, ProjectOptions, ProjectRequest, ScoreOptions, ScoreRequest
-from service.api.native.validation import check_count
-from service.api.negotiation import PICTURE_TYPES, Media
+from service.api.native.schemas import (
+    PointRequest,
+    ProjectOptions,
+    ProjectRequest,
+    ScoreOptions,
+    ScoreRequest,
+    check_count,
+)
+from service.api.negotiation import PICTURE_TYPES
 from service.api.request import ApiRequest
 from service.artifact.card import Card
 from service.domain.errors import IgnError, InvalidContent, TooLarge, UnsupportedMedia
@@ -31,7 +38,15 @@ from service.images.decode import (
     memory_for,
 )
 from service.images.pool import CodecThread
-from service.images.prepare import Invert, Prepared, Resize, keep_mask, prepare, prepare_many, to_mask
+from service.images.prepare import (
+    Invert,
+    Prepared,
+    Resize,
+    keep_mask,
+    prepare,
+    prepare_many,
+    to_mask,
+)
 from service.images.untrusted import decode_base64
 from service.models.registry import ServedModel
 from service.settings import Settings
@@ -42,13 +57,18 @@ Form = TypeVar("Form", bound=BaseModel)
 UPLOAD_TYPES: Final = ("multipart/form-data", "application/json", *PICTURE_TYPES)
 _CACHED_QUERY: Final = 256  # bytes; a longer query is not cached
 _MAX_FIELDS: Final = 32  # of a form; there are about twelve options
-_HUB_IGNORED: Final = ("prompt", "negative_prompt", "guidance_scale", "target_size")  # no model here has a use for them
-_MAX_INLINE: Final = 4  # small images; decoding them takes less time than waking a thread of the codec pool
+# no model here has a use for them
+_HUB_IGNORED: Final = ("prompt", "negative_prompt", "guidance_scale", "target_size")
+_MAX_INLINE: Final = (
+    4  # small images; decoding them takes less time than waking a thread of the codec pool
+)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Upload(Generic[Form]):
-    """The images of a request as they arrived. There is no mask, one for all images, or one for each."""
+    """The images of a request as they arrived. There is no mask, one for all images, or one for
+    each.
+    """
 
     options: Form
     images: Sequence[ImageBytes]
@@ -73,10 +93,12 @@ class OpenUpload(NamedTuple):
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class InputRows:
-    """The input rows of a request: (N, C, H, W) float32 in the model's range, or a list if the model takes any size.
+    """The input rows of a request: (N, C, H, W) float32 in the model's range, or a list if the
+    model takes any size.
 
-    ``keep`` (N, 1, H, W) bool, or a list as well, is True for pixels that every step restores. ``inverted`` has for
-    each uploaded image whether light and dark were exchanged, and ``chroma`` that of one whose luma is its row.
+    ``keep`` (N, 1, H, W) bool, or a list as well, is True for pixels that every step restores.
+    ``inverted`` has for each uploaded image whether light and dark were exchanged, and ``chroma``
+    that of one whose luma is its row.
     """
 
     rows: Images
@@ -85,35 +107,35 @@ class InputRows:
     chroma: Sequence[FloatRow | None] = ()
 
 
-def check_upload(formats: tuple[Media, ...], schema: type[ScoreOptions]) -> Callable[[ApiRequest], None]:
-    """The check of an endpoint that takes images in one of three kinds of body: a form, JSON or one image.
+def check_upload(api: ApiRequest, schema: type[ScoreOptions]) -> None:
+    """Check the head of a request with images: in a form, JSON or one as the body.
 
     Only the options of an image are in the query; `parse_upload` checks that of JSON.
     """
-
-    def check(api: ApiRequest) -> None:
-        api.media = api.negotiate(formats)
-        if api.content_type in PICTURE_TYPES or api.headers.get(b"content-type") is None:
-            _from_query(schema, api.query)
-        elif api.content_type not in UPLOAD_TYPES:
-            raise _unsupported()
-        elif api.content_type != "application/json":
-            api.reject_query()
-
-    return check
+    if api.content_type in PICTURE_TYPES or api.headers.get(b"content-type") is None:
+        _from_query(schema, api.query)
+    elif api.content_type not in UPLOAD_TYPES:
+        raise _unsupported()
+    elif api.content_type != "application/json":
+        api.reject_query()
 
 
-def parse_upload(api: ApiRequest, schema: type[Options], body: type[Options], content: bytes) -> Upload[Options]:
-    """The images and options of a request, from multipart, JSON or a raw body. Masks need `ProjectOptions`.
+def parse_upload(
+    api: ApiRequest, schema: type[Options], body: type[Options], content: bytes
+) -> Upload[Options]:
+    """The images and options of a request, from multipart, JSON or a raw body. Masks need
+    `ProjectOptions`.
 
-    Without a Content-Type, the body is an image. Raises `UnsupportedMedia` if that is not so, and `MalformedRequest`,
-    `InvalidContent` or pydantic's `ValidationError` if the body or an option is invalid.
+    Without a Content-Type, the body is an image. Raises `UnsupportedMedia` if that is not so, and
+    `MalformedRequest`, `InvalidContent` or pydantic's `ValidationError` if the body or an option is
+    invalid.
     """
-    content_type, settings = api.content_type, api.services.settings
+    content_type = api.content_type
+    settings = api.services.settings
     if content_type == "multipart/form-data":
         upload = read_form(api, content, schema, "image", mask=issubclass(schema, ProjectOptions))
     elif content_type == "application/json":
-        upload = _from_json(parse_as(body, _native_json(api, content)))
+        upload = _from_json(_parse_json(api, body, content))
     elif content_type or is_picture(content):
         options = _from_query(schema, api.query)
         upload = Upload(options=options, images=_named("body", [content]), image_field="body")
@@ -128,25 +150,37 @@ def _unsupported() -> UnsupportedMedia:
 
 
 def is_small(upload: Upload[Any], card: Card) -> bool:
-    """Whether the event loop may decode the upload: at most four small PNGs of the model's size, without masks."""
-    if card.tiles is not None or card.color is not None or upload.masks or len(upload.images) > _MAX_INLINE:
+    """Whether the event loop may decode the upload: at most four small PNGs of the model's size,
+    without masks.
+    """
+    if (
+        card.tiles is not None
+        or card.color is not None
+        or upload.masks
+        or len(upload.images) > _MAX_INLINE
+    ):
         return False
     _, height, width = card.shape
     return all(image.is_png_of((width, height)) for image in upload.images)
 
 
-def open_upload(thread: CodecThread, api: ApiRequest, upload: Upload[Any], card: Card) -> OpenUpload:
+def open_upload(
+    thread: CodecThread, api: ApiRequest, upload: Upload[Any], card: Card
+) -> OpenUpload:
     """Read the headers of all images and masks.
 
-    Raises `InvalidContent` for too many pages, and `TooLarge` for an image beyond its limits, or for too many pixels of
-    all together. Other errors are left to the decoder.
+    Raises `InvalidContent` for too many pages, and `TooLarge` for an image beyond its limits, or
+    for too many pixels of all together. Other errors are left to the decoder.
     """
     settings = api.services.settings.for_images(card.tiles)
-    limits, most = _limits(settings), settings.max_images
+    limits = _limits(settings)
+    most = settings.max_images
     images = list[EncodedImage]()
     for image in upload.images:
         api.check_not_over()
-        images += image.pages(thread, limits, most) if upload.has_pages else [image.open(thread, limits)]
+        images += (
+            image.pages(thread, limits, most) if upload.has_pages else [image.open(thread, limits)]
+        )
         check_count(upload.image_field, len(images), most)
     if upload.mask_field == "masks" and upload.masks and len(images) > len(upload.images):
         raise InvalidContent.field("masks", "an image has several pages; give one mask for all")
@@ -159,16 +193,21 @@ def open_upload(thread: CodecThread, api: ApiRequest, upload: Upload[Any], card:
 
 
 def decode_small(uploads: Sequence[Upload[Any]], card: Card) -> list[InputRows | IgnError]:
-    """The rows of uploads that `is_small`, to one model; an invalid one has its error in their place.
+    """The rows of uploads that `is_small`, to one model; an invalid one has its error in their
+    place.
 
     Decoding many before preparing them is faster: the code and data of each step stay in the cache.
     """
     decoded = list[tuple[Picture | Pixels, Resize, Invert]]()
     places = list[slice | IgnError]()
     for upload in uploads:
-        options, first = upload.options, len(decoded)
+        options = upload.options
+        first = len(decoded)
         try:
-            decoded += [(image.decode_png(card.shape[0]), options.resize, options.invert) for image in upload.images]
+            decoded += [
+                (image.decode_png(card.shape[0]), options.resize, options.invert)
+                for image in upload.images
+            ]
             places.append(slice(first, len(decoded)))
         except IgnError as exc:
             places.append(exc)
@@ -176,14 +215,17 @@ def decode_small(uploads: Sequence[Upload[Any]], card: Card) -> list[InputRows |
         return [place for place in places if isinstance(place, IgnError)]
     rows, inverted = prepare_many(decoded, card)
     return [
-        InputRows(rows=rows[place], inverted=inverted[place]) if isinstance(place, slice) else place for place in places
+        InputRows(rows=rows[place], inverted=inverted[place]) if isinstance(place, slice) else place
+        for place in places
     ]
 
 
 def decode_large(
     thread: CodecThread, api: ApiRequest, upload: Upload[Any], opened: OpenUpload, card: Card
 ) -> InputRows:
-    """The rows of any upload. Images and masks are decoded one at a time: each of them can have `IGN_MAX_PIXELS`."""
+    """The rows of any upload. Images and masks are decoded one at a time: each of them can have
+    `IGN_MAX_PIXELS`.
+    """
     keep = list[KeepMask]()
     with closing(_decode(thread, api, upload, opened, card, keep)) as pictures:
         if card.tiles is None and card.color is None:
@@ -195,17 +237,26 @@ def decode_large(
             made.append(prepare(picture, card.sized((height, width)), resize=resize, invert=invert))
             del picture
     each, inverted_each, chroma = zip(*made, strict=True)
-    if card.tiles is None:
-        kept = np.stack(keep) if keep else None
-        return InputRows(rows=np.stack(each), keep=kept, inverted=inverted_each, chroma=chroma)
-    return InputRows(rows=[*each], keep=keep or None, inverted=inverted_each, chroma=chroma)
+    join: Callable[..., Any] = np.stack if card.tiles is None else list
+    return InputRows(
+        rows=join(each), keep=join(keep) if keep else None, inverted=inverted_each, chroma=chroma
+    )
 
 
 def _decode(
-    thread: CodecThread, api: ApiRequest, upload: Upload[Any], opened: OpenUpload, card: Card, keep: list[KeepMask]
+    thread: CodecThread,
+    api: ApiRequest,
+    upload: Upload[Any],
+    opened: OpenUpload,
+    card: Card,
+    keep: list[KeepMask],
 ) -> Generator[tuple[Picture, Resize, Invert], None, None]:
-    """Decode the images of an upload, one at a time, and add the masks that belong to them to ``keep``."""
-    options, mask, mask_field = upload.options, None, ""
+    """Decode the images of an upload, one at a time, and add the masks that belong to them to
+    ``keep``.
+    """
+    options = upload.options
+    mask = None
+    mask_field = ""
     while opened.images:
         api.check_not_over()
         if opened.masks:  # one mask for all images is decoded once
@@ -221,20 +272,28 @@ def _decode(
             del encoded  # it holds the pixels, too
             if mask is not None:
                 sized = card.sized(picture.image.size[::-1])
-                keep.append(keep_mask(mask, picture, sized, resize=options.resize, field=mask_field))
+                keep.append(
+                    keep_mask(mask, picture, sized, resize=options.resize, field=mask_field)
+                )
             yield picture, options.resize, options.invert
             del picture  # it holds the pixels while the next image is decoded
 
 
 def read_points(
-    thread: CodecThread, api: ApiRequest, model: ServedModel, field: str, points: Sequence[PointRequest]
+    thread: CodecThread,
+    api: ApiRequest,
+    model: ServedModel,
+    field: str,
+    points: Sequence[PointRequest],
 ) -> list[FloatRow]:
     """The rows (C, H, W) of points, which come as seed, image or array.
 
-    Raises `InvalidContent` or `TooLarge` if an image or array is invalid, or all together are too large.
+    Raises `InvalidContent` or `TooLarge` if an image or array is invalid, or all together are too
+    large.
     """
     settings = api.services.settings.for_images(model.card.tiles)
-    limits, opened = _limits(settings), dict[int, EncodedImage]()
+    limits = _limits(settings)
+    opened = dict[int, EncodedImage]()
     for number, point in enumerate(points):
         if point.image is not None:
             api.check_not_over()
@@ -257,15 +316,22 @@ def read_points(
     return [row(number, point) for number, point in enumerate(points)]
 
 
-def read_form(api: ApiRequest, body: bytes, schema: type[Form], *images: str, mask: bool = True) -> Upload[Form]:
-    """The files named ``images``, at most one ``mask``, and the options of a form; raises as `parse_upload`."""
-    content_type, names = api.headers.get(b"content-type", ""), (*images, "mask") if mask else images
+def read_form(
+    api: ApiRequest, body: bytes, schema: type[Form], *images: str, mask: bool = True
+) -> Upload[Form]:
+    """The files named ``images``, at most one ``mask``, and the options of a form; raises as
+    `parse_upload`.
+    """
+    content_type = api.headers.get(b"content-type", "")
+    names = (*images, "mask") if mask else images
     limits = {"max_files": api.services.settings.max_images + 1, "max_fields": _MAX_FIELDS}
     fields, files = parse_multipart(content_type, body, file_names=names, **limits)
     for name in files:
         if name not in names:
             several = f"; for several, repeat `{name[:-1]}`" if name[:-1] in names else ""
-            raise InvalidContent.field(printable_name(name), f"unknown file; expected {' or '.join(names)}{several}")
+            raise InvalidContent.field(
+                printable_name(name), f"unknown file; expected {' or '.join(names)}{several}"
+            )
     if "image" in fields:
         raise InvalidContent.field("image", MUST_BE_A_FILE)
     mask_texts = fields.pop("mask", []) if mask else []  # a mask may come as base64 text, too
@@ -275,33 +341,38 @@ def read_form(api: ApiRequest, body: bytes, schema: type[Form], *images: str, ma
     uploaded = [data for name in images for data in files.get(name, ())]
     if not uploaded:
         raise InvalidContent.field("image", "at least one file is required")
-    options = schema.model_validate(parse_fields(fields))
+    options = schema.model_validate(parse_fields(fields), strict=False)
     return Upload(options=options, images=_named("image", uploaded), masks=_named("mask", masks))
 
 
-def _native_json(api: ApiRequest, content: bytes) -> bytes:
-    """A JSON body of this service for one of `huggingface_hub`: `{"inputs": IMAGE, "parameters": {…}}`.
+def _parse_json(api: ApiRequest, schema: type[Options], content: bytes) -> Options:
+    """A JSON body of this service, or of `huggingface_hub`: `{"inputs": IMAGE, "parameters": {…}}`.
 
-    That client cannot choose a model but by the query of its URL, so options may be there, too.
+    The latter cannot choose a model but by the query of its URL, so options may be there, too.
     """
     values = parse_json(content) if b'"inputs"' in content else {}
     if "inputs" not in values or "images" in values:
         api.reject_query()
-        return content
-    images, parameters = [values.pop("inputs")], values.pop("parameters", None) or {}
+        return parse_as(schema, content)
+    images = [values.pop("inputs")]
+    parameters = values.pop("parameters", None) or {}
     if not isinstance(parameters, dict):
         raise InvalidContent.field("parameters", "must be an object")
     options = {name: value for name, value in parameters.items() if name not in _HUB_IGNORED}
     if "num_inference_steps" in options:
         options["steps"] = options.pop("num_inference_steps")
-    return json.dumps(parse_query(api.query) | values | options | {"images": images}).encode("ascii")
+    return schema.model_validate(
+        parse_query(api.query) | values | options | {"images": images}, strict=False
+    )
 
 
 def _from_json(request: Options) -> Upload[Options]:
     images = request.images if isinstance(request, ProjectRequest | ScoreRequest) else []
-    masks, mask_field = list[str](), "mask"
+    masks = list[str]()
+    mask_field = "mask"
     if isinstance(request, ProjectRequest) and request.masks is not None:
-        masks, mask_field = request.masks, "masks"
+        masks = request.masks
+        mask_field = "masks"
     elif isinstance(request, ProjectRequest) and request.mask is not None:
         masks = [request.mask]
     return Upload(
@@ -318,11 +389,13 @@ def _from_query(schema: type[Options], query: bytes) -> Options:
 
 
 def _parse_query(schema: type[Options], query: bytes) -> Options:
-    return schema.model_validate(parse_query(query))
+    return schema.model_validate(parse_query(query), strict=False)
 
 
 # A client sends the same query with every image, and the parsed options are immutable.
-_parse_query_cached: Callable[[type[Options], bytes], Options] = lru_cache(maxsize=256)(_parse_query)
+_parse_query_cached: Callable[[type[Options], bytes], Options] = lru_cache(maxsize=256)(
+    _parse_query
+)
 
 
 def _limits(settings: Settings) -> DecodeLimits:
@@ -331,18 +404,22 @@ def _limits(settings: Settings) -> DecodeLimits:
 
 def _check_pixels(images: Iterable[EncodedImage], settings: Settings) -> None:
     """Raise `TooLarge` if all images together, by their headers, have too many pixels."""
-    limit = max(settings.max_request_pixels, settings.max_pixels)  # a single image within its own limit always passes
+    # a single image within its own limit always passes
+    limit = max(settings.max_request_pixels, settings.max_pixels)
     total = 0
     for image in images:
         total += image.pixels
         if total > limit:
             message = (
-                f"{image.field}: with it the request has {total} pixels; the limit, IGN_MAX_REQUEST_PIXELS, is {limit}"
+                f"{image.field}: with it the request has {total} pixels; the limit, "
+                f"IGN_MAX_REQUEST_PIXELS, is {limit}"
             )
             raise TooLarge(message, code="image_too_large")
 
 
 def _named(field: str, items: Sequence[bytes | str]) -> list[ImageBytes]:
-    """Items with their names in errors, such as `images.0`; a single body, file or shared mask has no number."""
+    """Items with their names in errors, such as `images.0`; a single body, file or shared mask has
+    no number.
+    """
     numbered = len(items) > 1 or field in ("images", "masks")
     return [ImageBytes(f"{field}.{i}" if numbered else field, item) for i, item in enumerate(items)]

@@ -1,34 +1,63 @@
 """Images by URL: GET of `/generate` and `/latent-interpolate`, with the options in the query.
 
-The query becomes the JSON body of the POST, so both are one request with one set of rules. The URL alone decides what
-the response is, also its format. So browsers and proxies can cache it:
+The query becomes the JSON body of the POST, so both are one request with one set of rules. The URL
+alone decides what the response is, also its format. So browsers and proxies can cache it:
 
     GET ──▶ parse: options, model ──▶ ETag = hash(digest, options) ──▶ the caller has the image: 304
                                                                   └──▶ the stages of the POST, 200
 """
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from email.utils import formatdate, parsedate
-from typing import Any, Final, cast
+from email.utils import formatdate
+from typing import Any, Final
 
-from service.api.body import RequestHeaders
+from pydantic import BaseModel
+
+from service.api.body import is_known
+from service.api.info.openapi import url_parameters
 from service.api.multipart import parse_query
-from service.api.native import endpoints as native
-from service.api.native.endpoints import RowWork
+from service.api.native.endpoints import (
+    Encoded,
+    RowWork,
+    generate,
+    latent_interpolate,
+    respond_rows,
+    row_stages,
+)
+from service.api.native.schemas import GenerateRequest, InterpolateRequest
 from service.api.negotiation import Media
-from service.api.pipeline import Endpoint, PathParameters
+from service.api.pipeline import PathParameters
 from service.api.request import ApiRequest, NotModified, RawHeaders, ResponseParts, raw_headers
+from service.api.table import Endpoint
 from service.domain.errors import InvalidContent
-from service.domain.latents import seed_of
+from service.domain.latents import MAX_SEED_TEXT, seed_of
 
-IMAGES: Final = {"png": Media.PNG, "webp": Media.WEBP, "jpeg": Media.JPEG}  # the first is the default
+# the first is the default
+IMAGES: Final = {"png": Media.PNG, "webp": Media.WEBP, "jpeg": Media.JPEG}
 SUFFIXES: Final = {"png": "png", "webp": "webp", "jpg": "jpeg", "jpeg": "jpeg"}
 ANIMATIONS: Final = {"webp": Media.WEBP, "gif": Media.GIF, "apng": Media.APNG}
-NATIVE: Final = {endpoint.template: endpoint for endpoint in native.ENDPOINTS}
-_LONG_S, _SHORT_S = 31_536_000, 60  # how long caches may keep an image of a named version, of the highest version
+_SEED: Final = {
+    "description": "A number, or a text that stands for one; random if absent.",
+    "maxLength": MAX_SEED_TEXT,
+}
+_SEEDS: Final = {
+    "description": "2 to 16 seeds, joined by commas.",
+    "pattern": "^[^,]{1,200}(,[^,]{1,200}){1,15}$",
+}
+# how long caches may keep an image of a named version, of the highest version
+_LONG_S, _SHORT_S = (31_536_000, 60)
+
+_GENERATE: Final = """Generate images as a URL.
+
+The options of the POST as the query, `record` excepted. A `seed` may be a text, such as `alice`,
+which `/generate/alice.png`, `.webp` and `.jpg` have in the path; `X-IGN-Seed` has its number.
+Caches may keep the image: for a year if `model` names a version."""
+_INTERPOLATE: Final = """Walk between images as a URL.
+
+An animation of the path through `seeds`, with the options of the POST as the query. Caches may
+keep it, as those of `GET /generate`."""
 
 Fields = dict[str, Any]
 
@@ -41,12 +70,6 @@ def seed_of_field(text: str, field: str) -> int:
         raise InvalidContent.field(field, str(exc)) from exc
 
 
-def as_json(api: ApiRequest, template: str, body: Fields) -> RowWork:
-    """The work of a native endpoint for a request that arrived in another form."""
-    api.content_type = "application/json"
-    return cast(RowWork, NATIVE[template].parse(api, json.dumps(body).encode("ascii"), {}))
-
-
 def _animation(fields: Fields) -> Fields:
     for name in fields.keys() & {"points", "grid"}:
         raise InvalidContent.field(name, "unknown query parameter; seeds=A,B,… names the points")
@@ -57,31 +80,42 @@ def _animation(fields: Fields) -> Fields:
 
 
 def _by_url(
-    path: str, template: str, formats: Mapping[str, Media], translate: Callable[[Fields], Fields] = dict
+    path: str,
+    make: Callable[[ApiRequest, Any], RowWork],
+    request: type[BaseModel],
+    formats: Mapping[str, Media],
+    translate: Callable[[Fields], Fields] = dict,
+    **documented: Any,
 ) -> Endpoint:
     def parse(api: ApiRequest, body: bytes, parameters: PathParameters) -> RowWork:
         if body:
-            raise InvalidContent.field("body", "a GET request has none; its options belong in the query")
+            raise InvalidContent.field(
+                "body", "a GET request has none; its options belong in the query"
+            )
         fields = parse_query(api.query, parameters)
         name = fields.pop("format", next(iter(formats)))
         if name not in formats:
             raise InvalidContent.field("format", f"must be one of {', '.join(formats)}")
         api.media = api.negotiate((formats[name],))
-        work = as_json(api, template, translate(fields))
+        work = make(api, request.model_validate(translate(fields), strict=False))
         headers = _cache_headers(work)
-        if "ETag" in headers and _is_known(headers, api.headers):
+        if "ETag" in headers and is_known(headers, api.headers):
             raise NotModified(headers)
         return work
 
-    def respond(ended: Sequence[tuple[RowWork, native.Encoded]]) -> list[ResponseParts]:
-        responses = zip(NATIVE[template].respond(ended), ended, strict=True)
-        return [
-            (_with(headers, _cache_headers(work)), pieces, kind) for (headers, pieces, kind), (work, _) in responses
-        ]
-
-    return NATIVE[template]._replace(
-        template=path, methods=("GET", "HEAD"), check=lambda _: None, parse=parse, respond=respond
+    stages = row_stages(lambda _: None, parse, respond=_respond)
+    media = tuple(formats.values())
+    return Endpoint(
+        path, stages, methods=("GET", "HEAD"), formats=media, is_cached=True, **documented
     )
+
+
+def _respond(ended: Sequence[tuple[RowWork, Encoded]]) -> list[ResponseParts]:
+    responses = zip(respond_rows(ended), ended, strict=True)
+    return [
+        (_with(headers, _cache_headers(work)), pieces, kind)
+        for (headers, pieces, kind), (work, _) in responses
+    ]
 
 
 def _with(headers: RawHeaders, others: Mapping[str, str]) -> RawHeaders:
@@ -89,23 +123,21 @@ def _with(headers: RawHeaders, others: Mapping[str, str]) -> RawHeaders:
     return [*((name, value) for name, value in headers if name not in added), *added.items()]
 
 
-def _is_known(headers: Mapping[str, str], request: RequestHeaders) -> bool:
-    """Whether the caller of a request has the response with these headers (RFC 9110, section 13.2.2)."""
-    if tags := ",".join(request.getlist(b"if-none-match")):
-        known = {tag.strip(" \t").removeprefix("W/") for tag in tags.split(",")}  # weak comparison (section 13.1.2)
-        return not known.isdisjoint({"*", headers["ETag"].removeprefix("W/")})
-    since, changed = (parsedate(each) for each in (request.get(b"if-modified-since"), headers.get("Last-Modified")))
-    return since is not None and changed is not None and since >= changed
-
-
 def _cache_headers(work: RowWork) -> dict[str, str]:
-    """How caches may use the response. Those that several callers share keep one for each API key."""
-    spec, options = work.spec, work.spec.options
-    if spec.members.get("seed", 0) != getattr(options, "seed", 0):  # the service has chosen the seed
+    """How caches may use the response. Those that several callers share keep one for each API
+    key.
+    """
+    options = work.options
+    # the service has chosen the seed
+    if work.members.get("seed", 0) != getattr(options, "seed", 0):
         return {"Cache-Control": "no-store"}
-    what = (work.model.digest, spec.media, work.params, options.model_dump_json(exclude={"model"}))
+    what = (work.model.digest, work.media, work.params, options.model_dump_json(exclude={"model"}))
     # Not in the second of a change: an image of before could have the same time.
-    changed = {"Last-Modified": formatdate(work.model.since, usegmt=True)} if time.time() >= work.model.since else {}
+    changed = (
+        {"Last-Modified": formatdate(work.model.since, usegmt=True)}
+        if time.time() >= work.model.since
+        else {}
+    )
     is_named = "/" in (getattr(options, "model", None) or "")
     return {
         # Weak: on another type of CPU the last bit of a pixel may differ.
@@ -117,7 +149,31 @@ def _cache_headers(work: RowWork) -> dict[str, str]:
 
 
 ENDPOINTS: Final = (
-    _by_url("/generate", "/generate", IMAGES),
-    *(_by_url(f"/generate/{{seed}}.{suffix}", "/generate", {name: IMAGES[name]}) for suffix, name in SUFFIXES.items()),
-    _by_url("/latent-interpolate", "/latent-interpolate", ANIMATIONS, _animation),
+    _by_url(
+        "/generate",
+        generate,
+        GenerateRequest,
+        IMAGES,
+        tag="Images",
+        name="generate_url",
+        parameters=url_parameters(GenerateRequest, {"seed": _SEED}, IMAGES),
+        text=_GENERATE,
+    ),
+    *(
+        _by_url(
+            f"/generate/{{seed:text}}.{suffix}", generate, GenerateRequest, {name: IMAGES[name]}
+        )
+        for suffix, name in SUFFIXES.items()
+    ),
+    _by_url(
+        "/latent-interpolate",
+        latent_interpolate,
+        InterpolateRequest,
+        ANIMATIONS,
+        _animation,
+        tag="Images",
+        name="latent_interpolate_url",
+        parameters=url_parameters(InterpolateRequest, {"seeds": _SEEDS}, ANIMATIONS),
+        text=_INTERPOLATE,
+    ),
 )

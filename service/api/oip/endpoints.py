@@ -1,32 +1,36 @@
-"""The endpoints of the Open Inference Protocol v2 for clients of KServe and Triton: one input `x`, one output `y`.
+"""The endpoints of the Open Inference Protocol v2 for clients of KServe and Triton: one input `x`,
+one output `y`.
 
-Those of its model repository extension list, load and unload models at run time. With API keys, loading and unloading
-need the scope `admin`, which `service.api.access` checks.
+Those of its model repository extension list, load and unload models at run time. With API keys,
+loading and unloading need the scope `admin`, which `service.api.access` checks.
 
-`infer` is here as stages, which the pipeline runs for every request of one turn of the event loop. Its rows use the
-same queue as those of the native endpoints. The Content-Type of its body is ignored, because some clients send none.
+`infer` is here as stages, which the pipeline runs for every request of one turn of the event loop.
+Its rows use the same queue as those of the native endpoints. The Content-Type of its body is
+ignored, because some clients send none.
 """
 
+import inspect
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
-from fastapi import APIRouter, Depends
-from starlette.requests import Request
 from starlette.responses import Response
 
 from service import __version__
 from service.api.access import check_host
-from service.api.app_state import AppState, app_state
+from service.api.app_state import AppState
 from service.api.body import read_body
-from service.api.negotiation import Json
+from service.api.info.openapi import BINARY_TENSORS
+from service.api.info.routes import PROBE
+from service.api.negotiation import Json, Media
 from service.api.oip import tensors
-from service.api.pipeline import LARGE_BODY, Endpoint, PathParameters, Plan
+from service.api.pipeline import LARGE_BODY, PathParameters, Plan, Stages
 from service.api.request import ApiRequest, ResponseParts, count_codec, count_rows
+from service.api.table import Endpoint, Handler
 from service.artifact.card import INPUT, OUTPUT, Card
 from service.domain.errors import IgnError, InvalidContent, InvalidInference, NotReady
 from service.domain.latents import FloatRows
@@ -34,100 +38,95 @@ from service.domain.tasks import Images, Result, SchedulingParams, StepParams
 from service.images.pool import CodecThread
 from service.models.registry import ModelChange, ServedModel
 
-router = APIRouter(tags=["Open Inference Protocol"])
-
-_MODEL, _VERSION = "/v2/models/{name}", "/v2/models/{name}/versions/{version}"  # the highest version, a given one
-
-
-async def _serving(request: Request) -> AppState:
-    services = app_state(request)
-    services.require_serving()
-    return services
+_TAG: Final = "Open Inference Protocol"
+# Paths of the highest version of a model, and of a given one.
+_MODEL: Final = "/v2/models/{name}"
+_VERSION: Final = "/v2/models/{name}/versions/{version}"
 
 
-ServingState = Annotated[AppState, Depends(_serving)]
+def _serving(api: ApiRequest) -> AppState:
+    api.services.require_serving()
+    return api.services
 
 
-async def _resolve(request: Request, services: ServingState) -> ServedModel:
-    return services.registry.resolve(_ref(request.path_params))
-
-
-Model = Annotated[ServedModel, Depends(_resolve)]
+def _resolve(api: ApiRequest) -> ServedModel:
+    return _serving(api).registry.resolve(_ref(api.route.parameters))
 
 
 def _ref(path_parameters: PathParameters) -> str:
     """`name` or `name/version`."""
-    return "/".join(path_parameters[part] for part in ("name", "version") if part in path_parameters)
+    return "/".join(
+        path_parameters[part] for part in ("name", "version") if part in path_parameters
+    )
 
 
 def _versions(services: AppState, model: ServedModel) -> list[ServedModel]:
-    return [other for other in services.registry.models.values() if other.card.name == model.card.name]
+    return [
+        other for other in services.registry.models.values() if other.card.name == model.card.name
+    ]
 
 
-@router.get("/v2")
-async def server() -> tensors.ServerMetadata:
+async def server(_: ApiRequest) -> tensors.ServerMetadata:
     """Name, version and extensions of the server."""
     extensions = ["binary_tensor_data", "model_configuration", "statistics", "model_repository"]
     return tensors.ServerMetadata(name="ign-service", version=__version__, extensions=extensions)
 
 
-@router.get("/v2/health/live")
-@router.api_route("/v2/health/live", methods=["GET", "HEAD"], include_in_schema=False)
-async def live() -> tensors.ServerLive:
+async def live(_: ApiRequest) -> tensors.ServerLive:
     """Is the process alive?"""
     return tensors.ServerLive()
 
 
-@router.get("/v2/health/ready")
-@router.api_route("/v2/health/ready", methods=["GET", "HEAD"], include_in_schema=False)
-async def ready(request: Request) -> tensors.ServerReady:
+async def ready(api: ApiRequest) -> tensors.ServerReady:
     """Do all models serve?"""
-    app_state(request).require_ready()
+    api.services.require_ready()
     return tensors.ServerReady()
 
 
-# Registered before the routes of one model, so that, as with Triton, a model named `stats` is not reachable.
-@router.get("/v2/models/stats")
-async def all_statistics(services: ServingState) -> Json:
+async def all_statistics(api: ApiRequest) -> Json:
     """Statistics of all models, as Triton gives them."""
-    return _statistics(services.registry.models.values())
+    return _statistics(_serving(api).registry.models.values())
 
 
-@router.get(_MODEL)
-@router.get(_VERSION)
-async def metadata(services: ServingState, model: Model) -> tensors.ModelMetadata:
+async def metadata(api: ApiRequest) -> tensors.ModelMetadata:
     """Inputs and outputs of a model."""
+    model = _resolve(api)
     shape = [-1, *_row_shape(model.card)]
-    x, y = (tensors.TensorMetadata(name=name, datatype=tensors.DATATYPE, shape=shape) for name in (INPUT, OUTPUT))
+    x, y = (
+        tensors.TensorMetadata(name=name, datatype=tensors.DATATYPE, shape=shape)
+        for name in (INPUT, OUTPUT)
+    )
     return tensors.ModelMetadata(
         name=model.card.name,
-        versions=[other.card.version for other in _versions(services, model)],
+        versions=[other.card.version for other in _versions(api.services, model)],
         platform="onnxruntime_onnx",
         inputs=[x],
         outputs=[y],
     )
 
 
-@router.get(_MODEL + "/ready", response_class=Response)
-@router.get(_VERSION + "/ready", response_class=Response)
-async def model_ready(model: Model) -> Response:
+async def model_ready(api: ApiRequest) -> Response:
     """Does a model serve?"""
+    model = _resolve(api)
     if not all(scheduler.healthy for scheduler in model.schedulers.values()):
         raise NotReady(f"a worker of {model.ref} is being replaced")
     return Response()
 
 
-@router.get(_MODEL + "/config")
-@router.get(_VERSION + "/config")
-async def config(services: ServingState, model: Model) -> Json:
+async def config(api: ApiRequest) -> Json:
     """Triton's configuration of a model."""
-    form = {"data_type": f"TYPE_{tensors.DATATYPE}", "format": "FORMAT_NONE", "dims": _row_shape(model.card)}
+    model = _resolve(api)
+    form = {
+        "data_type": f"TYPE_{tensors.DATATYPE}",
+        "format": "FORMAT_NONE",
+        "dims": _row_shape(model.card),
+    }
     return {
         "name": model.card.name,
         "platform": "onnxruntime_onnx",
         "backend": "onnxruntime",
         "version_policy": {"all": {}},
-        "max_batch_size": services.settings.max_images,
+        "max_batch_size": api.services.settings.max_images,
         "input": [{"name": INPUT, **form}],
         "output": [{"name": OUTPUT, **form}],
         "dynamic_batching": {"max_queue_delay_microseconds": 0, "preserve_ordering": False},
@@ -135,17 +134,19 @@ async def config(services: ServingState, model: Model) -> Json:
     }
 
 
-@router.get(_MODEL + "/stats")
-@router.get(_VERSION + "/stats")
-async def statistics(request: Request, services: ServingState, model: Model) -> Json:
+async def statistics(api: ApiRequest) -> Json:
     """Statistics of one version, or of every version of a model, since it was loaded."""
-    return _statistics([model] if "version" in request.path_params else _versions(services, model))
+    model = _resolve(api)
+    return _statistics(
+        [model] if "version" in api.route.parameters else _versions(api.services, model)
+    )
 
 
 def _statistics(models: Iterable[ServedModel]) -> Json:
     return {
         "model_stats": [
-            {"name": model.card.name, "version": model.card.version, **model.statistics.report()} for model in models
+            {"name": model.card.name, "version": model.card.version, **model.statistics.report()}
+            for model in models
         ]
     }
 
@@ -153,19 +154,15 @@ def _statistics(models: Iterable[ServedModel]) -> Json:
 # The stages of an inference
 
 _JSON_BYTES: Final = 16  # estimated length of one number in JSON
-_JSON_VALUE_BYTES: Final = 48  # of one number once its JSON is parsed: a Python float in a list, and a float64
-_ARRAY_BYTES: Final = 16  # of one number in float32: input, result, a further step and their difference
-_LARGE_BINARY: Final = 1 << 20  # bytes; reading or writing fewer of them takes less time than waking a thread
+_JSON_VALUE_BYTES: Final = (
+    48  # of one number once its JSON is parsed: a Python float in a list, and a float64
+)
+_ARRAY_BYTES: Final = (
+    16  # of one number in float32: input, result, a further step and their difference
+)
+# bytes; reading or writing fewer of them takes less time than waking a thread
+_LARGE_BINARY: Final = 1 << 20
 _MAX_TIMEOUT_US: Final = 10**15
-
-
-@router.post(_MODEL + "/infer", response_model=tensors.InferAnswer)
-@router.post(_VERSION + "/infer", response_model=tensors.InferAnswer)
-def infer(body: tensors.InferRequest) -> None:
-    """Apply f to the rows of the input `x`, `steps` times.
-
-    Tensors are JSON numbers or little-endian bytes after the JSON.
-    """
 
 
 class Inputs(NamedTuple):
@@ -192,7 +189,9 @@ class InferWork:
 
     def scheduling(self, _: Inputs) -> SchedulingParams:
         """The request as the scheduler sees it."""
-        api, deadline, timeout_us = self.api, self.api.deadline, self.inference.timeout_us
+        api = self.api
+        deadline = self.api.deadline
+        timeout_us = self.inference.timeout_us
         if timeout_us:  # 0 means no timeout
             deadline = min(deadline, api.arrival + min(timeout_us, _MAX_TIMEOUT_US) / 1e6)
         return SchedulingParams(
@@ -223,15 +222,29 @@ def _has_large_head(api: ApiRequest, body: bytes) -> bool:
     return len(body) > (_LARGE_BINARY if api.headers.get(tensors.HEADER_FIELD) else LARGE_BODY)
 
 
-def _parse(api: ApiRequest, body: bytes, path_parameters: PathParameters) -> InferWork:
+def infer(api: ApiRequest, body: bytes, path_parameters: PathParameters) -> InferWork:
+    """Apply f to the rows of the input `x`, `steps` times.
+
+    Tensors are JSON numbers or little-endian bytes after the JSON.
+    """
     model = api.resolve(_ref(path_parameters))
     settings = api.services.settings.for_images(model.card.tiles)
-    limits = {"max_rows": settings.max_images, "max_steps": settings.max_steps, "max_pixels": settings.max_pixels}
-    inference = tensors.read_head(body, api.headers.getlist(tensors.HEADER_FIELD), _row_shape(model.card), **limits)
-    values, binary, is_tiled = prod(inference.shape), inference.binary, model.card.tiles is not None
+    limits = {
+        "max_rows": settings.max_images,
+        "max_steps": settings.max_steps,
+        "max_pixels": settings.max_pixels,
+    }
+    inference = tensors.read_head(
+        body, api.headers.getlist(tensors.HEADER_FIELD), _row_shape(model.card), **limits
+    )
+    values = prod(inference.shape)
+    binary = inference.binary
+    is_tiled = model.card.tiles is not None
     rows, _, *size = inference.shape
     is_json = inference.data is not None
-    held = values * (_ARRAY_BYTES + (_JSON_VALUE_BYTES if is_json else 0) + (0 if binary else _JSON_BYTES))
+    held = values * (
+        _ARRAY_BYTES + (_JSON_VALUE_BYTES if is_json else 0) + (0 if binary else _JSON_BYTES)
+    )
     if is_tiled:
         tiles = model.plan_tiles([(size[0], size[1])] * rows)
         rows = tiles.rows
@@ -243,13 +256,15 @@ def _parse(api: ApiRequest, body: bytes, path_parameters: PathParameters) -> Inf
         body=body,
         plan=Plan(rows=rows, steps=inference.steps, bytes=held),
         is_large=is_tiled or _has_large_head(api, body),
-        has_large_response=is_tiled or (4 * values > _LARGE_BINARY if binary else values * _JSON_BYTES > LARGE_BODY),
+        has_large_response=is_tiled
+        or (4 * values > _LARGE_BINARY if binary else values * _JSON_BYTES > LARGE_BODY),
         is_tiled=is_tiled,
     )
 
 
 def _decode(works: Sequence[InferWork]) -> list[Inputs | IgnError]:
-    start, decoded = time.perf_counter(), list[Inputs | IgnError]()
+    start = time.perf_counter()
+    decoded = list[Inputs | IgnError]()
     for work in works:
         try:
             decoded.append(_decode_one(work))
@@ -268,7 +283,8 @@ Encoded = tuple[Result, list[tensors.Piece], int | None]
 
 
 def _encode(ended: Sequence[tuple[InferWork, Images, Result]]) -> list[Encoded]:
-    start, encoded = time.perf_counter(), list[Encoded]()
+    start = time.perf_counter()
+    encoded = list[Encoded]()
     for work, _, result in ended:
         rows = np.asarray(result.rows)
         encoded.append((result, *tensors.write_response(work.inference, work.model.card, rows)))
@@ -282,18 +298,13 @@ def _respond(ended: Sequence[tuple[InferWork, Encoded]]) -> list[ResponseParts]:
     responses: list[ResponseParts] = []
     for work, (_, pieces, length) in ended:
         work.model.statistics.tensors(work.api.seconds["decode"], work.api.seconds["encode"])
-        headers, media_type = work.api.response_headers(work.model), "application/json"
+        headers = work.api.response_headers(work.model)
+        media_type = "application/json"
         if length is not None:
             headers.append((tensors.HEADER_FIELD, b"%d" % length))
-            media_type = "application/octet-stream"
+            media_type = BINARY_TENSORS
         responses.append((headers, pieces if len(pieces) == 1 else [b"".join(pieces)], media_type))
     return responses
-
-
-ENDPOINTS: Final = tuple(  # the head needs no further check: the Content-Type is ignored
-    Endpoint(f"{path}/infer", lambda _: None, _has_large_head, _parse, _decode, _decode_one, _encode, _respond)
-    for path in (_MODEL, _VERSION)
-)
 
 
 # The model repository
@@ -301,19 +312,9 @@ ENDPOINTS: Final = tuple(  # the head needs no further check: the Content-Type i
 _MAX_REPOSITORY_BYTES: Final = 1 << 14  # of a body; parsing so many takes a millisecond
 
 
-async def _check_allowed(request: Request) -> None:
-    settings = app_state(request).settings
-    if settings.api_keys_file is None:
-        check_host(request.headers, settings)
-
-
-repository = APIRouter(tags=["Open Inference Protocol"], dependencies=[Depends(_check_allowed)])
-
-
-@repository.post("/v2/repository/index")
-async def index(request: Request, services: ServingState) -> list[tensors.IndexEntry]:
+async def index(api: ApiRequest) -> list[tensors.IndexEntry]:
     """List every version that serves or is in the model directory."""
-    options = await _read(request, services, tensors.IndexRequest)
+    services, options = await _read(api, tensors.IndexRequest)
     return [
         tensors.IndexEntry(name=name, version=version, state=entry.state, reason=entry.reason)
         for entry in await services.registry.index()
@@ -322,22 +323,26 @@ async def index(request: Request, services: ServingState) -> list[tensors.IndexE
     ]
 
 
-@repository.post("/v2/repository/models/{name}/load")
-async def load(request: Request, services: ServingState, name: str) -> Any:
+async def load(api: ApiRequest) -> Any:
     """Load a model, or its new and changed versions, from the model directory.
 
-    The response is sent when all of them serve. Until then, and if one cannot be verified, the previous ones serve.
+    The response is sent when all of them serve. Until then, and if one cannot be verified, the
+    previous ones serve.
     """
-    await _read(request, services, tensors.LoadRequest)
+    services, _ = await _read(api, tensors.LoadRequest)
     is_admin = services.settings.api_keys_file is not None  # else anyone may call it
-    return await _change(services, ModelChange(name, loads=True, may_be_new=is_admin))
+    return await _change(
+        services, ModelChange(api.route.parameters["name"], loads=True, may_be_new=is_admin)
+    )
 
 
-@repository.post("/v2/repository/models/{name}/unload")
-async def unload(request: Request, services: ServingState, name: str) -> Any:
-    """Unload every version of a model after its requests in flight; the default model cannot be unloaded."""
-    await _read(request, services, tensors.UnloadRequest)
-    return await _change(services, ModelChange(name, loads=False))
+async def unload(api: ApiRequest) -> Any:
+    """Unload every version of a model after its requests in flight.
+
+    The default model cannot be unloaded.
+    """
+    services, _ = await _read(api, tensors.UnloadRequest)
+    return await _change(services, ModelChange(api.route.parameters["name"], loads=False))
 
 
 async def _change(services: AppState, change: ModelChange) -> Any:
@@ -345,10 +350,88 @@ async def _change(services: AppState, change: ModelChange) -> Any:
     return {}
 
 
-async def _read(request: Request, services: AppState, schema: type[tensors.Schema]) -> tensors.Schema:
-    """The body of a call, whatever its Content-Type. FastAPI would read one of any size, and want application/json."""
-    own: ApiRequest = request.state.request
-    seconds = own.arrival + services.settings.body_timeout_s - services.clock()
-    body = await read_body(own.headers, request.receive, max_bytes=_MAX_REPOSITORY_BYTES, seconds=seconds)
-    own.request_bytes = len(body)
-    return tensors.parse(body, schema)
+async def _read(api: ApiRequest, schema: type[tensors.Schema]) -> tuple[AppState, tensors.Schema]:
+    """The services, if the caller may use them, and the body of a call, whatever its
+    Content-Type.
+    """
+    services = api.services
+    settings = api.services.settings
+    if settings.api_keys_file is None:
+        check_host(api.headers, settings)
+    services.require_serving()
+    seconds = api.arrival + settings.body_timeout_s - services.clock()
+    body = await read_body(
+        api.headers, api.receive, max_bytes=_MAX_REPOSITORY_BYTES, seconds=seconds
+    )
+    api.request_bytes = len(body)
+    return services, tensors.parse(body, schema)
+
+
+# The table
+
+
+def _of_model(
+    path: str, run: Stages | Handler, name: str, **declared: Any
+) -> tuple[Endpoint, Endpoint]:
+    """The endpoint of the highest version of a model, and that of a given one."""
+    return (
+        Endpoint(_MODEL + path, run, _TAG, name, **declared),
+        Endpoint(_VERSION + path, run, _TAG, f"{name}_version", **declared),
+    )
+
+
+# The head of an inference needs no further check: the Content-Type is ignored.
+_STAGES: Final = Stages(
+    lambda _: None, _has_large_head, infer, _decode, _decode_one, _encode, _respond
+)
+_REPOSITORY: Final = "/v2/repository"
+_POST: Final = ("POST",)
+ENDPOINTS: Final = (
+    Endpoint("/v2", server, _TAG, "server", answer=tensors.ServerMetadata),
+    Endpoint("/v2/health/live", live, _TAG, "live", PROBE, answer=tensors.ServerLive),
+    Endpoint("/v2/health/ready", ready, _TAG, "ready", PROBE, answer=tensors.ServerReady),
+    # As with Triton, a model named `stats` is not reachable.
+    Endpoint("/v2/models/stats", all_statistics, _TAG, "all_statistics", answer=Json),
+    *_of_model("", metadata, "metadata", answer=tensors.ModelMetadata),
+    *_of_model("/ready", model_ready, "model_ready", formats=()),
+    *_of_model("/config", config, "config", answer=Json),
+    *_of_model("/stats", statistics, "statistics", answer=Json),
+    *_of_model(
+        "/infer",
+        _STAGES,
+        "infer",
+        methods=_POST,
+        request=tensors.InferRequest,
+        bodies=(BINARY_TENSORS,),
+        answer=tensors.InferAnswer,
+        formats=(Media.JSON, BINARY_TENSORS),
+        text=inspect.getdoc(infer) or "",
+    ),
+    Endpoint(
+        f"{_REPOSITORY}/index",
+        index,
+        _TAG,
+        "index",
+        _POST,
+        tensors.IndexRequest,
+        answer=list[tensors.IndexEntry],
+    ),
+    Endpoint(
+        f"{_REPOSITORY}/models/{{name}}/load",
+        load,
+        _TAG,
+        "load",
+        _POST,
+        tensors.LoadRequest,
+        answer=Any,
+    ),
+    Endpoint(
+        f"{_REPOSITORY}/models/{{name}}/unload",
+        unload,
+        _TAG,
+        "unload",
+        _POST,
+        tensors.UnloadRequest,
+        answer=Any,
+    ),
+)

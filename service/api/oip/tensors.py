@@ -1,7 +1,7 @@
 """The bodies of the Open Inference Protocol: schemas, requests to rows, and rows to responses.
 
-A body is JSON, or JSON followed by the bytes of the tensors (the extension "binary tensor data"). The docstrings and
-descriptions of the schemas are part of the OpenAPI document.
+A body is JSON, or JSON followed by the bytes of the tensors (the extension "binary tensor data").
+The docstrings and descriptions of the schemas are part of the OpenAPI document.
 """
 
 import json
@@ -17,8 +17,8 @@ from pydantic import BaseModel, Field
 from pydantic.config import JsonDict
 
 from service.api.body import MAX_VALUES, parse_as
-from service.api.native.schemas import StrictModel
-from service.artifact.card import INPUT, OUTPUT, Card
+from service.api.native.schemas import Steps, StrictModel
+from service.artifact.card import OUTPUT, Card
 from service.domain.errors import InvalidContent, InvalidInference
 from service.domain.latents import MAX_MAGNITUDE, FloatRows, is_bounded
 from service.domain.tiles import MAX_SIDE
@@ -28,29 +28,38 @@ HEADER_FIELD: Final = HEADER_LENGTH.lower().encode("ascii")
 DATATYPE: Final = "FP32"
 
 _MAX_ITEMS: Final = 16  # checked before the items, because a body can hold a million invalid ones
-# Only the document states these limits. `read_head` checks them, with errors in the protocol's terms.
-_SHAPE: Final[JsonDict] = {"minItems": 4, "maxItems": 4, "items": {"type": "integer", "minimum": 1}}
+# Only the document states these limits. `_read_json` checks them, with errors in the protocol's
+# terms.
 _ONE: Final[JsonDict] = {"maxItems": 1}
+_FOUR: Final[JsonDict] = {"minItems": 4, "maxItems": 4}
 
 
 class InputParameters(StrictModel):
     """Parameters of an input."""
 
     binary_data_size: Annotated[
-        int | None, Field(ge=0, description="Number of bytes after the JSON, little-endian, instead of `data`.")
+        int | None,
+        Field(
+            ge=0, description="Number of bytes after the JSON, little-endian, instead of `data`."
+        ),
     ] = None
 
 
 class Input(StrictModel):
     """The rows: N×C×H×W."""
 
-    name: Annotated[str, Field(description="`x`", json_schema_extra={"const": INPUT})]
-    shape: Annotated[list[int], Field(max_length=_MAX_ITEMS, description="N, C, H, W.", json_schema_extra=_SHAPE)]
-    datatype: Annotated[str, Field(description="`FP32`", json_schema_extra={"const": "FP32"})]
+    name: Annotated[Literal["x"], Field(description="`x`")]
+    shape: Annotated[
+        list[Annotated[int, Field(ge=1)]], Field(description="N, C, H, W.", json_schema_extra=_FOUR)
+    ]
+    datatype: Annotated[Literal["FP32"], Field(description="`FP32`")]
     parameters: InputParameters = InputParameters()
     data: Annotated[
         list[Any] | None,
-        Field(description="Numbers in row-major order, flat or nested like the shape; absent for binary data."),
+        Field(
+            description="Numbers in row-major order, flat or nested like the shape; absent for "
+            "binary data."
+        ),
     ] = None
 
 
@@ -63,28 +72,39 @@ class OutputParameters(StrictModel):
 class RequestedOutput(StrictModel):
     """A requested output."""
 
-    name: Annotated[str, Field(description="`y`", json_schema_extra={"const": OUTPUT})]
+    name: Annotated[Literal["y"], Field(description="`y`")]
     parameters: OutputParameters = OutputParameters()
 
 
 class InferParameters(StrictModel):
     """Parameters of the inference."""
 
-    steps: Annotated[int, Field(ge=1, description="Number of applications of f.")] = 1
+    steps: Annotated[Steps, Field(description="Number of applications of f.")] = 1
     timeout: Annotated[int, Field(ge=0, description="Timeout in microseconds; 0 for none.")] = 0
     priority: Annotated[int, Field(ge=0, description="Accepted, but without effect.")] = 0
-    binary_data_output: Annotated[bool, Field(description="Whether outputs without `binary_data` are binary.")] = False
+    binary_data_output: Annotated[
+        bool, Field(description="Whether outputs without `binary_data` are binary.")
+    ] = False
 
 
 class InferRequest(StrictModel):
     """Apply f to rows, `steps` times."""
 
     id: Annotated[str | None, Field(description="Repeated in the response.")] = None
-    model_name: Annotated[str | None, Field(description="Accepted, but without effect: the path names it.")] = None
-    model_version: Annotated[str | None, Field(description="Accepted, but without effect: the path names it.")] = None
+    model_name: Annotated[
+        str | None, Field(description="Accepted, but without effect: the path names it.")
+    ] = None
+    model_version: Annotated[
+        str | None, Field(description="Accepted, but without effect: the path names it.")
+    ] = None
     parameters: InferParameters = InferParameters()
-    inputs: Annotated[list[Input], Field(min_length=1, max_length=_MAX_ITEMS, json_schema_extra=_ONE)]
-    outputs: Annotated[list[RequestedOutput], Field(max_length=_MAX_ITEMS, json_schema_extra=_ONE)] | None = None
+    inputs: Annotated[
+        list[Input], Field(min_length=1, max_length=_MAX_ITEMS, json_schema_extra=_ONE)
+    ]
+    outputs: (
+        Annotated[list[RequestedOutput], Field(max_length=_MAX_ITEMS, json_schema_extra=_ONE)]
+        | None
+    ) = None
 
 
 class Output(BaseModel):
@@ -193,13 +213,14 @@ _MAX_ANY_SIZE: Final = 2**20  # numbers of images of any size in JSON; more come
 _MAX_CACHED_BYTES: Final = 512  # of JSON; a longer one holds data and is not cached
 
 Schema = TypeVar("Schema", bound=BaseModel)
-NamedTensor = TypeVar("NamedTensor", Input, RequestedOutput)
 Dims = tuple[int, ...]  # (N, C, H, W)
 Piece = bytes | memoryview
 
 
 class Inference(NamedTuple):
-    """A validated request, but for the values of its rows, which are ``data`` or begin at ``start`` of the body."""
+    """A validated request, but for the values of its rows, which are ``data`` or begin at ``start``
+    of the body.
+    """
 
     id: str | None
     shape: Dims
@@ -211,9 +232,16 @@ class Inference(NamedTuple):
 
 
 def read_head(
-    body: bytes, lengths: Sequence[str], row_shape: Dims, *, max_rows: int, max_steps: int, max_pixels: int
+    body: bytes,
+    lengths: Sequence[str],
+    row_shape: Dims,
+    *,
+    max_rows: int,
+    max_steps: int,
+    max_pixels: int,
 ) -> Inference:
-    """Parse and validate the JSON of a request for rows of a shape (C, H, W); ``lengths``: headers `HEADER_LENGTH`.
+    """Parse and validate the JSON of a request for rows of a shape (C, H, W); ``lengths``: headers
+    `HEADER_LENGTH`.
 
     −1 in the shape stands for any number; then all rows together have at most ``max_pixels``.
 
@@ -222,21 +250,26 @@ def read_head(
     length = _json_length(lengths) if lengths else len(body)
     rest = len(body) - length
     if rest < 0:
-        raise InvalidInference(f"{HEADER_LENGTH}: {length} bytes of JSON, but the body has only {len(body)}")
+        raise InvalidInference(
+            f"{HEADER_LENGTH}: {length} bytes of JSON, but the body has only {len(body)}"
+        )
     read = _read_cached if length <= _MAX_CACHED_BYTES else _read_json
     inference = read(body[:length], row_shape, max_rows, max_steps, max_pixels)
     if inference.data is not None:
         if rest:
             raise InvalidInference(f"{rest} bytes follow the JSON that belong to no input")
     elif not lengths:
-        raise InvalidInference(f"inputs.0.parameters.binary_data_size: needs the header {HEADER_LENGTH}")
+        raise InvalidInference(
+            f"inputs.0.parameters.binary_data_size: needs the header {HEADER_LENGTH}"
+        )
     elif rest != (size := _bytes_of(inference.shape)):
         raise InvalidInference(f"{rest} bytes follow the JSON, but inputs.0 says {size}")
     return inference
 
 
 def read_rows(inference: Inference, body: bytes) -> FloatRows:
-    """The rows of a request, (N, C, H, W); a view of the body if the bytes of the tensor are aligned in it.
+    """The rows of a request, (N, C, H, W); a view of the body if the bytes of the tensor are
+    aligned in it.
 
     Raises `InvalidInference`: no numbers, too many or too few of them, not finite or too large.
     """
@@ -244,15 +277,20 @@ def read_rows(inference: Inference, body: bytes) -> FloatRows:
         rows = _from_json(inference.data, inference.shape)
     else:
         rows = np.frombuffer(body, _WIRE, offset=inference.start).reshape(inference.shape)
-        if not rows.flags.aligned:  # numpy computes with unaligned values several times as slowly as it copies them
+        # numpy computes with unaligned values several times as slowly as it copies them
+        if not rows.flags.aligned:
             rows = rows.copy()
     if not is_bounded(rows):
-        raise InvalidInference(f"inputs.0: holds values that are not finite or beyond ±{MAX_MAGNITUDE:.0f}")
+        raise InvalidInference(
+            f"inputs.0: holds values that are not finite or beyond ±{MAX_MAGNITUDE:.0f}"
+        )
     return rows
 
 
 def parse(body: bytes, schema: type[Schema], *, max_values: int = MAX_VALUES) -> Schema:
-    """Parse a JSON body; an empty one counts as `{}`. Raises `MalformedRequest` or `InvalidInference`."""
+    """Parse a JSON body; an empty one counts as `{}`. Raises `MalformedRequest` or
+    `InvalidInference`.
+    """
     try:
         return parse_as(schema, body, max_values=max_values)
     except InvalidContent as exc:
@@ -261,26 +299,43 @@ def parse(body: bytes, schema: type[Schema], *, max_values: int = MAX_VALUES) ->
 
 def _json_length(values: Sequence[str]) -> int:
     if len(values) > 1 or not _LENGTH.fullmatch(values[0]) or int(values[0]) == 0:
-        raise InvalidInference(f"{HEADER_LENGTH}: must be given once, as the JSON's bytes in decimal digits, above 0")
+        raise InvalidInference(
+            f"{HEADER_LENGTH}: must be given once, as the JSON's bytes in decimal digits, above 0"
+        )
     return int(values[0])
 
 
-def _read_json(head: bytes, row_shape: Dims, max_rows: int, max_steps: int, max_pixels: int) -> Inference:
-    # The largest legal body nests every number of `max_rows` rows like the shape: arrays of rows, channels and lines.
+def _read_json(
+    head: bytes, row_shape: Dims, max_rows: int, max_steps: int, max_pixels: int
+) -> Inference:
+    # The largest legal body nests every number of `max_rows` rows like the shape: arrays of rows,
+    # channels and lines.
     channels, height, width = row_shape
     values = _MAX_ANY_SIZE if width < 0 else max_rows * (1 + channels * (1 + height * (1 + width)))
     request = parse(head, InferRequest, max_values=MAX_VALUES + values)
     parameters = request.parameters
     if parameters.steps > max_steps:
         raise InvalidInference(f"parameters.steps: must be at most {max_steps}")
-    x = _only(request.inputs, INPUT, "inputs")
-    wanted = _only(request.outputs or [RequestedOutput(name=OUTPUT)], OUTPUT, "outputs").parameters.binary_data
+    for name, given in (("inputs", request.inputs), ("outputs", request.outputs or ())):
+        if len(given) > 1:
+            raise InvalidInference(f"{name}.1.name: given twice")
+    x = request.inputs[0]
+    wanted = request.outputs[0].parameters.binary_data if request.outputs else None
     binary = parameters.binary_data_output if wanted is None else wanted
     _check_input(x, row_shape, max_rows, max_pixels)
-    return Inference(request.id, tuple(x.shape), parameters.steps, parameters.timeout, binary, x.data, start=len(head))
+    return Inference(
+        request.id,
+        tuple(x.shape),
+        parameters.steps,
+        parameters.timeout,
+        binary,
+        x.data,
+        start=len(head),
+    )
 
 
-# With binary tensors a client sends the same JSON with every request, and what is read of it never changes.
+# With binary tensors a client sends the same JSON with every request, and what is read of it never
+# changes.
 _read_cached: Final = lru_cache(maxsize=256)(_read_json)
 
 
@@ -288,41 +343,39 @@ def _bytes_of(shape: Dims) -> int:
     return math.prod(shape) * _WIRE.itemsize
 
 
-def _only(tensors: Sequence[NamedTensor], name: str, where: str) -> NamedTensor:
-    """The tensor of a list with one; its name must be ``name``."""
-    for index, tensor in enumerate(tensors):
-        if tensor.name != name:
-            raise InvalidInference(f"{where}.{index}.name: no {tensor.name[:80]!r}; there is {name}")
-        if index:
-            raise InvalidInference(f"{where}.{index}.name: {name} is given twice")
-    return tensors[0]
-
-
 def _check_input(x: Input, row_shape: Dims, max_rows: int, max_pixels: int) -> None:
-    if x.datatype != DATATYPE:
-        raise InvalidInference(f"inputs.0.datatype: must be {DATATYPE}, not {x.datatype[:80]!r}")
-    fits = len(x.shape) == 4 and all(want in (-1, size) for want, size in zip(row_shape, x.shape[1:], strict=True))
-    if not fits or min(x.shape) < 1:
-        dims = ", ".join(name if size < 0 else str(size) for name, size in zip("CHW", row_shape, strict=True))
+    if len(x.shape) != 4 or any(
+        want not in (-1, size) for want, size in zip(row_shape, x.shape[1:], strict=True)
+    ):
+        dims = ", ".join(
+            name if size < 0 else str(size) for name, size in zip("CHW", row_shape, strict=True)
+        )
         raise InvalidInference(f"inputs.0.shape: must be [N, {dims}] with N of at least 1")
     if x.shape[0] > max_rows:
         raise InvalidInference(f"inputs.0.shape: at most {max_rows} rows")
     if -1 in row_shape:
         _check_size(x.shape, max_pixels)
-    size, expected = x.parameters.binary_data_size, _bytes_of(tuple(x.shape))
+    size = x.parameters.binary_data_size
+    expected = _bytes_of(tuple(x.shape))
     if (x.data is None) == (size is None):
         raise InvalidInference("inputs.0: needs either data or parameters.binary_data_size")
     if x.data is not None:
         _check_length(x.data, x.shape)
     if size not in (None, expected):
-        raise InvalidInference(f"inputs.0.parameters.binary_data_size: must be {expected} for this shape, not {size}")
+        raise InvalidInference(
+            f"inputs.0.parameters.binary_data_size: must be {expected} for this shape, not {size}"
+        )
 
 
 def _check_length(data: list[Any], shape: Sequence[int]) -> None:
-    """Check flat data, or the outer list of nested data; the inner ones are checked when the numbers are read."""
+    """Check flat data, or the outer list of nested data; the inner ones are checked when the
+    numbers are read.
+    """
     expected = math.prod(shape)
     if len(data) not in (expected, shape[0]):
-        raise InvalidInference(f"inputs.0.data: must hold {expected} numbers for this shape, not {len(data)}")
+        raise InvalidInference(
+            f"inputs.0.data: must hold {expected} numbers for this shape, not {len(data)}"
+        )
 
 
 def _check_size(shape: Sequence[int], max_pixels: int) -> None:
@@ -343,12 +396,17 @@ def _from_json(data: list[Any], shape: Dims) -> FloatRows:
                 raise InvalidInference("inputs.0.data: is neither flat nor nested like the shape")
             numbers = list(chain.from_iterable(numbers))
     if not set(map(type, numbers)) <= _NUMBERS:
-        raise InvalidInference("inputs.0.data: holds something that is no number, or is not nested like the shape")
+        raise InvalidInference(
+            "inputs.0.data: holds something that is no number, or is not nested like the shape"
+        )
     expected = math.prod(shape)
     if len(numbers) != expected:
-        raise InvalidInference(f"inputs.0.data: must hold {expected} numbers for this shape, not {len(numbers)}")
+        raise InvalidInference(
+            f"inputs.0.data: must hold {expected} numbers for this shape, not {len(numbers)}"
+        )
     try:
-        with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, and the caller rejects it
+        # a value beyond float32 becomes infinite, and the caller rejects it
+        with np.errstate(over="ignore"):
             return np.array(numbers, np.float64).astype(np.float32).reshape(shape)
     except OverflowError as exc:
         raise InvalidInference("inputs.0.data: holds a number beyond the range of numbers") from exc
@@ -357,11 +415,17 @@ def _from_json(data: list[Any], shape: Dims) -> FloatRows:
 # Rows to responses
 
 _SLICE: Final = 4096  # numbers that become JSON in one call
-_to_json: Final = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` would make an encoder for each call
+_to_json: Final = json.JSONEncoder(
+    separators=(",", ":")
+).encode  # `json.dumps` would make an encoder for each call
 
 
-def write_response(inference: Inference, card: Card, rows: FloatRows) -> tuple[list[Piece], int | None]:
-    """The pieces of the body, and how many of its bytes are JSON, None for all; a binary one ends in a view of rows."""
+def write_response(
+    inference: Inference, card: Card, rows: FloatRows
+) -> tuple[list[Piece], int | None]:
+    """The pieces of the body, and how many of its bytes are JSON, None for all; a binary one ends
+    in a view of rows.
+    """
     before, after = _response_json(card.name, card.version, rows.shape, inference.binary)
     if inference.id is not None:
         before += b'"id":%s,' % _to_json(inference.id).encode("ascii")
@@ -369,7 +433,8 @@ def write_response(inference: Inference, card: Card, rows: FloatRows) -> tuple[l
     if inference.binary:
         return [before + after, values.data.cast("B")], len(before) + len(after)
     flat = values.ravel()
-    # In slices, because one call of `json` holds the interpreter lock until it ends: for 64 colour rows, half a second.
+    # In slices, because one call of `json` holds the interpreter lock until it ends: for 64 colour
+    # rows, half a second.
     slices = (flat[start : start + _SLICE].tolist() for start in range(0, len(flat), _SLICE))
     texts = [_to_json(each)[1:-1] for each in slices]
     return [before + after, ",".join(texts).encode("ascii"), b"]}]}"], None
@@ -377,9 +442,13 @@ def write_response(inference: Inference, card: Card, rows: FloatRows) -> tuple[l
 
 @lru_cache(maxsize=256)
 def _response_json(name: str, version: str, shape: Dims, binary: bool) -> tuple[bytes, bytes]:
-    """The JSON of a response: before the id, and after it; the latter ends where the numbers begin, unless binary."""
+    """The JSON of a response: before the id, and after it; the latter ends where the numbers begin,
+    unless binary.
+    """
     before = _to_json({"model_name": name, "model_version": version})[:-1] + ","
-    tensor: dict[str, Any] = {"parameters": {"binary_data_size": _bytes_of(shape)}} if binary else {"data": []}
+    tensor: dict[str, Any] = (
+        {"parameters": {"binary_data_size": _bytes_of(shape)}} if binary else {"data": []}
+    )
     output = {"name": OUTPUT, "datatype": DATATYPE, "shape": shape} | tensor
     after = '"outputs":' + _to_json([output]) + "}"
     return before.encode("ascii"), (after if binary else after.removesuffix("]}]}")).encode("ascii")

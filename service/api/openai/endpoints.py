@@ -1,48 +1,57 @@
 """OpenAI's images API for programs that speak it, over the stages of the native endpoints.
 
-    POST /v1/images/generations ─▶ JSON of /generate, with the prompt as its seed ┐ the same rows and options,
-    POST /v1/images/edits ───────▶ form of /project, with its mask by alpha       ┘ a response of OpenAI's form
+    POST /v1/images/generations ─▶ JSON of /generate, with the prompt as its seed ┐ the same rows
+    and options, POST /v1/images/edits ───────▶ form of /project, with its mask by alpha       ┘ a
+    response of OpenAI's form
 
-No model here reads words, which `revised_prompt` says in every response. `service.api.problems` writes the errors.
+No model here reads words, which `revised_prompt` says in every response. `service.api.problems`
+writes the errors.
 """
 
 import asyncio
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter
 from pydantic import Field
-from starlette.requests import Request
 from starlette.types import Send
 
-from service.api.app_state import app_state
 from service.api.body import parse_as
-from service.api.native.endpoints import Encoded, RowWork, project_work
+from service.api.native.endpoints import Encoded, RowWork, generate, project, row_stages
 from service.api.native.responses import picture
-from service.api.native.schemas import MAX_SCALE, ProjectOptions, StrictModel
+from service.api.native.schemas import (
+    MAX_SCALE,
+    GenerateRequest,
+    ProjectOptions,
+    StrictModel,
+    check_count,
+    check_steps,
+)
 from service.api.native.stream import event, send_events, step_members
 from service.api.native.uploads import InputRows, Upload, read_form
-from service.api.native.urls import NATIVE, as_json, seed_of_field
-from service.api.native.validation import check_count, check_steps
+from service.api.native.urls import seed_of_field
 from service.api.negotiation import Json, Media
 from service.api.pipeline import PathParameters
 from service.api.request import ApiRequest, ResponseParts, count_codec, count_rows
+from service.api.table import Endpoint
 from service.artifact.card import Card
 from service.domain.errors import InvalidContent
 from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import Result, StepOutput
 from service.models.registry import ServedModel
 
-router = APIRouter(include_in_schema=False)  # OpenAI's own document describes it
-
 _SIZE: Final = re.compile("([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 # The types of the clients require it.
 _NO_TOKENS: Final = {"image_tokens": 0, "text_tokens": 0}
-_USAGE: Final = {"input_tokens": 0, "input_tokens_details": _NO_TOKENS, "output_tokens": 0, "total_tokens": 0}
+_USAGE: Final = {
+    "input_tokens": 0,
+    "input_tokens_details": _NO_TOKENS,
+    "output_tokens": 0,
+    "total_tokens": 0,
+}
 
 
 class ImagesRequest(StrictModel):
@@ -82,12 +91,15 @@ def _scale(size: str | None, card: Card) -> int:
     """The largest factor with which an image fits into ``size``."""
     if size in (None, "auto"):
         return 1
-    match, (_, height, width) = _SIZE.fullmatch(size or ""), card.shape
+    match = _SIZE.fullmatch(size or "")
+    (_, height, width) = card.shape
     if match is None:
         raise InvalidContent.field("size", "must be auto or WIDTHxHEIGHT, such as 512x512")
     scale = min(int(match[1]) // width, int(match[2]) // height, MAX_SCALE)
     if not scale:
-        raise InvalidContent.field("size", f"must be at least {width}x{height}, the size of {card.ref}")
+        raise InvalidContent.field(
+            "size", f"must be at least {width}x{height}, the size of {card.ref}"
+        )
     return scale
 
 
@@ -101,40 +113,61 @@ class ImagesWork(RowWork):
     @classmethod
     def of(cls, work: RowWork, kind: str, note: str) -> "ImagesWork":
         """The same work, with another form of the response."""
-        if work.spec.media is Media.EVENTS and len(work.spec.labels) > 1:
+        if work.media is Media.EVENTS and len(work.labels) > 1:
             raise InvalidContent.field("stream", "a stream has one image")
-        return cls(**{each.name: getattr(work, each.name) for each in fields(work) if each.init}, kind=kind, note=note)
+        return cls(
+            **{each.name: getattr(work, each.name) for each in fields(work) if each.init},
+            kind=kind,
+            note=note,
+        )
 
     def described(self, row: FloatRow) -> Json:
         """What a response and an event say of an image like this row."""
-        options, (height, width) = self.spec.options, row.shape[-2:]
+        options = self.options
+        (height, width) = row.shape[-2:]
         size = f"{width * options.scale}x{height * options.scale}"
-        return {"background": "opaque", "output_format": options.format, "quality": "auto", "size": size}
+        return {
+            "background": "opaque",
+            "output_format": options.format,
+            "quality": "auto",
+            "size": size,
+        }
 
     async def send_events(self, inputs: InputRows, events: asyncio.Queue[Any], send: Send) -> bytes:
-        """Send partial images and the complete one as events; returns the last piece of the stream."""
+        """Send partial images and the complete one as events; returns the last piece of the
+        stream.
+        """
 
         async def encode(item: Any) -> bytes:
             if isinstance(item, Result):
                 count_rows([(self.api, self.model, item)])
             if not isinstance(item, StepOutput):
                 return b""
-            data = (await step_members(self.api, self.spec, inputs.rows, item))["data"]
+            data = (await step_members(self, inputs.rows, item))["data"]
             is_last = item.step == self.params.steps
             name = f"{self.kind}.{'completed' if is_last else 'partial_image'}"
-            own = {"usage": _USAGE} if is_last else {"partial_image_index": self.params.record.index(item.step)}
+            own = (
+                {"usage": _USAGE}
+                if is_last
+                else {"partial_image_index": self.params.record.index(item.step)}
+            )
             members = {"type": name, "b64_json": data, "created_at": int(time.time()), **own}
             return event(name, members | self.described(item.row))
 
-        return await send_events(self.api, self.spec, events, send, encode)
+        return await send_events(self, events, send, encode)
 
 
 def _parse_generations(api: ApiRequest, body: bytes, _: PathParameters) -> ImagesWork:
     options = parse_as(ImagesRequest, body)
-    card, seed = api.resolve(options.model).card, seed_of_field(options.prompt, "prompt")
+    card = api.resolve(options.model).card
+    seed = seed_of_field(options.prompt, "prompt")
     native = options.native(api, card, card.steps.generate) | {"n": options.n or 1, "seed": seed}
-    note = f"The prompt is a text seed, seed {seed} of {card.ref}; the model does not read its words."
-    return ImagesWork.of(as_json(api, "/generate", native), "image_generation", note)
+    note = (
+        f"The prompt is a text seed, seed {seed} of {card.ref}; the model does not read its words."
+    )
+    return ImagesWork.of(
+        generate(api, GenerateRequest.model_validate(native)), "image_generation", note
+    )
 
 
 def _parse_edits(api: ApiRequest, body: bytes, _: PathParameters) -> ImagesWork:
@@ -144,8 +177,14 @@ def _parse_edits(api: ApiRequest, body: bytes, _: PathParameters) -> ImagesWork:
     check_count("n", options.n or 1, 1)  # each image has one projection
     card = api.resolve(options.model).card
     native = ProjectOptions.model_validate(options.native(api, card, card.steps.project))
-    images = Upload(options=native, images=upload.images, masks=upload.masks, masks_by_alpha=True, has_pages=False)
-    work = project_work(api, images)
+    images = Upload(
+        options=native,
+        images=upload.images,
+        masks=upload.masks,
+        masks_by_alpha=True,
+        has_pages=False,
+    )
+    work = project(api, images)
     note = f"The image is projected by {card.ref}; the model does not read the prompt."
     return ImagesWork.of(work, "image_edit", note)
 
@@ -161,10 +200,12 @@ def _encode(ended: Sequence[tuple[ImagesWork, FloatRows, Result]]) -> list[Encod
 def _pieces(work: ImagesWork, result: Result) -> list[bytes]:
     """The body, an image a piece."""
     head = {"created": int(time.time()), "usage": _USAGE, **work.described(result.rows[0])}
-    note, before, pieces = json.dumps(work.note), json.dumps(head)[:-1] + ', "data": [', list[bytes]()
+    note = json.dumps(work.note)
+    before = json.dumps(head)[:-1] + ', "data": ['
+    pieces = list[bytes]()
     for row in result.rows:
         work.api.check_not_over()
-        data = picture(row, work.model.card, work.spec.options)
+        data = picture(row, work.model.card, work.options)
         pieces.append(f'{before}{{"b64_json": "{data}", "revised_prompt": {note}}}'.encode("ascii"))
         before = ", "
     return [*pieces, b"]}"]
@@ -173,37 +214,42 @@ def _pieces(work: ImagesWork, result: Result) -> list[bytes]:
 def _respond(ended: Sequence[tuple[ImagesWork, Encoded]]) -> list[ResponseParts]:
     count_rows([(work.api, work.model, result) for work, (result, _) in ended])
     return [
-        (work.api.response_headers(work.model, work.spec.members.get("seed")), pieces, Media.JSON)
+        (work.api.response_headers(work.model, work.members.get("seed")), pieces, Media.JSON)
         for work, (_, pieces) in ended
     ]
-
-
-_OWN: Final[dict[str, Any]] = {"check": ApiRequest.reject_query, "encode": _encode, "respond": _respond}
-ENDPOINTS: Final = (
-    NATIVE["/generate"]._replace(template="/v1/images/generations", parse=_parse_generations, **_OWN),
-    NATIVE["/project"]._replace(template="/v1/images/edits", parse=_parse_edits, **_OWN),
-)
-
-
-@router.post("/v1/images/generations")
-@router.post("/v1/images/edits")
-def images() -> None:
-    """Answered by the pipeline."""
 
 
 def _described(model: ServedModel) -> Json:
     return {"id": model.ref, "object": "model", "created": 0, "owned_by": "ign-service"}
 
 
-@router.get("/v1/models")
-async def models(request: Request) -> Json:
+async def models(api: ApiRequest) -> Json:
     """List the models."""
-    app_state(request).require_serving()
-    return {"object": "list", "data": [_described(each) for each in app_state(request).registry.models.values()]}
+    api.services.require_serving()
+    return {
+        "object": "list",
+        "data": [_described(each) for each in api.services.registry.models.values()],
+    }
 
 
-@router.get("/v1/models/{ref:path}")
-async def model(request: Request) -> Json:
+async def model(api: ApiRequest) -> Json:
     """Describe one model, `name` or `name/version`."""
-    app_state(request).require_serving()
-    return _described(app_state(request).registry.resolve(request.path_params["ref"]))
+    api.services.require_serving()
+    return _described(api.services.registry.resolve(api.route.parameters["ref"]))
+
+
+def _images(
+    path: str, parse: Callable[[ApiRequest, bytes, PathParameters], ImagesWork]
+) -> Endpoint:
+    return Endpoint(
+        path, row_stages(ApiRequest.reject_query, parse, _encode, _respond), methods=("POST",)
+    )
+
+
+# Without tags: OpenAI's own document describes them.
+ENDPOINTS: Final = (
+    _images("/v1/images/generations", _parse_generations),
+    _images("/v1/images/edits", _parse_edits),
+    Endpoint("/v1/models", models),
+    Endpoint("/v1/models/{ref:path}", model),
+)

@@ -19,7 +19,8 @@ ALONE = ("--no-sandbox", "--disable-gpu", "--disable-quic")
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed, so the page was not tried in a browser"
+        "playwright.sync_api",
+        reason="playwright is not installed, so the page was not tried in a browser",
     )
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
@@ -41,6 +42,8 @@ def service() -> Iterator[Service]:
 @pytest.fixture
 def visit(browser: Browser, service: Service) -> Iterator[Visit]:
     """The page, opened; nothing may go wrong in the browser that the test did not expect."""
-    with visiting(browser, service.url, reduced_motion="reduce") as opened:  # the example shows at once
+    with visiting(
+        browser, service.url, reduced_motion="reduce"
+    ) as opened:  # the example shows at once
         opened.empty()
         yield opened

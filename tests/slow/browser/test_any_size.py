@@ -12,11 +12,18 @@ from tests.slow.browser.visit import Browser, visiting
 
 
 def test_an_opened_image_keeps_its_size(browser: Browser, tmp_path: Path) -> None:
-    write_model(tmp_path, "pages", shape=(1, 32, 32), polarity="none", imported=True, tiles=Tiles(overlap=1))
+    write_model(
+        tmp_path, "pages", shape=(1, 32, 32), polarity="none", imported=True, tiles=Tiles(overlap=1)
+    )
     image = noise(150, 90, seed=1)
-    with serving(settings(tmp_path, default_model="pages")) as service, visiting(browser, service.url) as visit:
+    with (
+        serving(settings(tmp_path, default_model="pages")) as service,
+        visiting(browser, service.url) as visit,
+    ):
         visit.ready()
-        visit.one("#file").set_input_files({"name": "page.png", "mimeType": "image/png", "buffer": save(image)})
+        visit.one("#file").set_input_files(
+            {"name": "page.png", "mimeType": "image/png", "buffer": save(image)}
+        )
         visit.says("real", "moved")
         made = service.client.post(
             "/project",
@@ -31,9 +38,14 @@ def test_an_opened_image_keeps_its_size(browser: Browser, tmp_path: Path) -> Non
 
 
 def test_a_page_is_an_example(browser: Browser, tmp_path: Path) -> None:
-    write_model(tmp_path, "pages", shape=(1, 32, 32), polarity="none", imported=True, tiles=Tiles(overlap=1))
+    write_model(
+        tmp_path, "pages", shape=(1, 32, 32), polarity="none", imported=True, tiles=Tiles(overlap=1)
+    )
     write_model(tmp_path, "toy")
-    with serving(settings(tmp_path, default_model="pages")) as service, visiting(browser, service.url) as visit:
+    with (
+        serving(settings(tmp_path, default_model="pages")) as service,
+        visiting(browser, service.url) as visit,
+    ):
         visit.ready()
         visit.button("Stained page").click()
         visit.says("real", "moved")

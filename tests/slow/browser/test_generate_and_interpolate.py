@@ -24,7 +24,10 @@ def test_sixteen_pictures_of_a_seed(visit: Visit, service: Service) -> None:
     answer = service.post("/generate", {"seed": 11, "n": 16}).json()["images"]
     assert visit.one("#tiles img").count() == 16
     for i in (0, 15):
-        assert (visit.picture(f"#tiles .tile:nth-child({i + 1}) img") == pixels(unb64(answer[i]["data"]), "L")).all()
+        assert (
+            visit.picture(f"#tiles .tile:nth-child({i + 1}) img")
+            == pixels(unb64(answer[i]["data"]), "L")
+        ).all()
     visit.button("New seed").click()
     seed = visit.one("#seed").input_value()
     assert seed != "11"
@@ -62,8 +65,11 @@ def test_a_walk_is_an_animation_that_can_be_stopped(browser: Browser, service: S
         assert (moving.one("#walked").get_attribute("src") or "").startswith("blob:")
 
 
-@pytest.mark.parametrize(("count", "scale"), [(8, 16), (96, 14)])  # 96 frames of 448 pixels are more than is allowed
-def test_a_walk_is_saved_at_a_size_worth_showing(visit: Visit, service: Service, count: int, scale: int) -> None:
+# 96 frames of 448 pixels are more than is allowed
+@pytest.mark.parametrize(("count", "scale"), [(8, 16), (96, 14)])
+def test_a_walk_is_saved_at_a_size_worth_showing(
+    visit: Visit, service: Service, count: int, scale: int
+) -> None:
     visit.one("#walk").scroll_into_view_if_needed()
     visit.one("#frames").fill(str(count))
     visit.one("#loop").uncheck()
@@ -75,7 +81,9 @@ def test_a_walk_is_saved_at_a_size_worth_showing(visit: Visit, service: Service,
     points = [{"seed": 7, "index": 2}, {"seed": 7, "index": 9}]
     walk = service.post("/latent-interpolate", {"points": points, "frames": count}).json()["images"]
     # WebP shows a frame longer in place of the same frame twice, which an exact f makes.
-    distinct = [pixels(unb64(data), "L") for data, _ in itertools.groupby(image["data"] for image in walk)]
+    distinct = [
+        pixels(unb64(data), "L") for data, _ in itertools.groupby(image["data"] for image in walk)
+    ]
     assert len(distinct) > count / 2
     for large, small in zip(shown, distinct, strict=True):
         assert (large == np.kron(small, np.ones((scale, scale), np.uint8))).all()
@@ -103,10 +111,16 @@ def test_a_walk_from_what_is_drawn(visit: Visit, service: Service) -> None:
 def test_a_field_that_is_out_of_range_sends_nothing(visit: Visit) -> None:
     visit.says("generate", "16 pictures of seed 7")  # those the page begins with
     asked: list[Request] = []
-    visit.page.on("request", lambda request: asked.append(request))  # Playwright marks its handlers: no builtin
+    # Playwright marks its handlers: no builtin
+    visit.page.on("request", lambda request: asked.append(request))
     visit.one("#seed").fill("-1")
     visit.button("Generate").click()
     assert visit.one("#seed").evaluate("field => field.matches(':invalid')")
     generate(visit, 8)
-    sent = [json.loads(request.post_data or "") for request in asked if request.url.endswith("/generate")]
-    assert [body["seed"] for body in sent if body.get("n") == 16] == [8]  # thumbnails of models are single pictures
+    sent = [
+        json.loads(request.post_data or "")
+        for request in asked
+        if request.url.endswith("/generate")
+    ]
+    # thumbnails of models are single pictures
+    assert [body["seed"] for body in sent if body.get("n") == 16] == [8]

@@ -15,7 +15,9 @@ def test_a_run_is_shown_step_by_step(visit: Visit) -> None:
     assert "event-stream" in asked.value.headers["accept"]
     recorded = visit.call("lasting_panel", "recordedSteps", 100)
     assert visit.one("#strip img").count() == len(recorded)
-    assert visit.one("#strip img").first.get_attribute("src") == visit.one("#made").get_attribute("src")
+    assert visit.one("#strip img").first.get_attribute("src") == visit.one("#made").get_attribute(
+        "src"
+    )
     chart = visit.page.get_by_role("img", name=visit.one("#lasting .status").inner_text())
     assert chart.locator("path.from").count() == chart.locator("path.by").count() == 1
     visit.draw([(0.3, 0.5), (0.7, 0.55)])
@@ -32,5 +34,6 @@ def test_a_long_run_can_be_stopped(visit: Visit) -> None:
     visit.button("Stop").click()
     visit.button("Stop").wait_for(state="hidden")
     assert visit.one("#lasting").get_attribute("aria-busy") is None
-    for route in unanswered:  # else asyncio logs an error about Playwright's task when the collector finds it
+    # else asyncio logs an error about Playwright's task when the collector finds it
+    for route in unanswered:
         route.abort()

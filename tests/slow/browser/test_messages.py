@@ -1,4 +1,6 @@
-"""The page's modules, called by themselves: what they make of numbers, beside what the service responds."""
+"""The page's modules, called by themselves: what they make of numbers, beside what the service
+responds.
+"""
 
 from typing import Any
 
@@ -15,7 +17,9 @@ CARD = {"range": [-1, 1], "distance_quantiles": [i / 1000 for i in range(101)]} 
 def test_percentiles_are_the_services(visit: Visit, service: Service, picture: str) -> None:
     quantiles = service.get("/models/mnist").json()["distance_quantiles"]
     image = (ROOT / "docs" / "images" / f"{picture}.png").read_bytes()
-    scored = service.post("/score", content=image, headers={"Content-Type": "image/png"}).json()["images"][0]
+    scored = service.post("/score", content=image, headers={"Content-Type": "image/png"}).json()[
+        "images"
+    ][0]
     assert visit.call("verdict", "percentile", scored["distance"], quantiles) == pytest.approx(
         scored["percentile"], abs=0.1
     )
@@ -37,7 +41,10 @@ def test_a_verdict_is_one_line_in_one_unit(
     visit: Visit, distance: float, drift: float, options: dict[str, Any], said: str
 ) -> None:
     card = CARD | options  # a card without measures compares with none
-    assert visit.call("verdict", "verdict", {"distance": distance, "drift": drift}, card, options) == said
+    assert (
+        visit.call("verdict", "verdict", {"distance": distance, "drift": drift}, card, options)
+        == said
+    )
 
 
 @pytest.mark.parametrize(
@@ -51,5 +58,7 @@ def test_a_verdict_is_one_line_in_one_unit(
     ],
 )
 def test_the_story_is_true(visit: Visit, distances: tuple[float, ...], said: str) -> None:
-    points = [{"step": step, "from": share} for step, share in zip((0, 1, 10), distances, strict=True)]
+    points = [
+        {"step": step, "from": share} for step, share in zip((0, 1, 10), distances, strict=True)
+    ]
     assert said in visit.call("lasting_panel", "story", points, 0.2)

@@ -13,7 +13,10 @@ def test_what_needs_noise_is_hidden_and_the_rest_works(browser: Browser, tmp_pat
     write_model(tmp_path, "denoiser", imported=True, origin=origin)
     write_model(tmp_path, "toy")
     chosen = settings(tmp_path, default_model="denoiser")
-    with serving(chosen) as service, visiting(browser, service.url, reduced_motion="reduce") as visit:
+    with (
+        serving(chosen) as service,
+        visiting(browser, service.url, reduced_motion="reduce") as visit,
+    ):
         visit.draw()
         visit.settled()
         for section in ("#generate", "#walk", "[data-example=drawn]"):

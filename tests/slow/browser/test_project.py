@@ -19,14 +19,17 @@ VERDICT = re.compile(r"^(Made real|Looked real already|Not settled|Little to go 
 
 @pytest.mark.smoke
 def test_a_drawing_is_made_real_while_it_is_drawn(browser: Browser, service: Service) -> None:
-    """With motion: an example is shown at load, tiles and walk come by themselves, a stroke replaces the example."""
+    """With motion: an example is shown at load, tiles and walk come by themselves, a stroke
+    replaces the example.
+    """
     with visiting(browser, service.url) as visit:
         visit.ready()
         visit.settled()
         assert visit.one("#tiles img").count() == 16
         visit.draw()
         visit.settled()
-        made, seen = visit.picture("#made"), visit.picture("#seen")
+        made = visit.picture("#made")
+        seen = visit.picture("#seen")
         assert made.shape == seen.shape == (28, 28)
         assert seen.max() == 255  # there is ink, light on dark
         assert (seen[:, :4] == 0).all()  # and no noise of the example
@@ -113,7 +116,9 @@ def test_more_steps(visit: Visit, service: Service) -> None:
     visit.one("#steps").fill("3")
     visit.settled()
     seen = visit.one("#seen").get_attribute("src") or ""
-    answer = service.post("/project", {"images": [seen], "steps": 3, "invert": False}).json()["images"][0]
+    answer = service.post("/project", {"images": [seen], "steps": 3, "invert": False}).json()[
+        "images"
+    ][0]
     assert (visit.one("#made").get_attribute("src") or "").endswith(answer["data"])
     assert visit.one("#steps").get_attribute("max") == "16"
 
@@ -142,7 +147,8 @@ def test_outside_the_mask_nothing_changes(visit: Visit) -> None:
     visit.choose("Mask")
     visit.draw([(0.3, 0.6), (0.7, 0.6)])
     visit.settled()
-    made, seen = visit.picture("#made"), visit.picture("#seen")
+    made = visit.picture("#made")
+    seen = visit.picture("#seen")
     assert (seen == 128).sum() > 20  # what was under the mask is forgotten
     assert (made == seen)[:8].all()
     assert 0 < (made != seen).sum() <= (seen == 128).sum()
@@ -170,14 +176,17 @@ def test_a_picture_is_opened_in_the_models_polarity_and_without_the_old_mask(
     visit.draw()
     file = tmp_path / f"digit.{form}"
     with Image.open(DRAWN) as image:
-        image.convert("L").resize((90, 90)).point(lambda level: 255 - level).save(file)  # ink on white
+        # ink on white
+        image.convert("L").resize((90, 90)).point(lambda level: 255 - level).save(file)
     with visit.page.expect_response("**/project"):
         visit.one("#file").set_input_files(file)
     visit.page.wait_for_function(
-        "document.querySelector('#masking input').checked && !document.querySelector('#made').hidden"
+        "document.querySelector('#masking input').checked && "
+        "!document.querySelector('#made').hidden"
     )
     visit.page.wait_for_function(
-        "() => !document.querySelector('#mask').getContext('2d').getImageData(0, 0, 448, 448).data.some(Boolean)"
+        "() => !document.querySelector('#mask').getContext('2d').getImageData(0, 0, 448, "
+        "448).data.some(Boolean)"
     )
     visit.settled()
     placed = visit.canvas()
@@ -219,7 +228,10 @@ def test_a_picture_is_taken_from_elsewhere(visit: Visit, service: Service, kind:
     visit.page.evaluate(GIVE, [kind, b64(DRAWN.read_bytes())])
     visit.one("#invitation").wait_for(state="hidden")
     prepared = service.client.post(
-        "/project", data={"strength": "0"}, files={"image": DRAWN.read_bytes()}, headers={"Accept": "image/png"}
+        "/project",
+        data={"strength": "0"},
+        files={"image": DRAWN.read_bytes()},
+        headers={"Accept": "image/png"},
     )
     assert (visit.canvas() == np.kron(pixels(prepared.content), np.ones((16, 16), np.uint8))).all()
 
@@ -249,7 +261,10 @@ def test_the_command_line_gives_the_same_picture(visit: Visit, service: Service)
     assert fields.pop("image") == f"@{drawing.name}"
     image = drawing.read_bytes()
     answer = service.client.post(
-        "/project", data=fields, files={"image": image}, headers=dict([words[words.index("-H") + 1].split(": ")])
+        "/project",
+        data=fields,
+        files={"image": image},
+        headers=dict([words[words.index("-H") + 1].split(": ")]),
     )
     assert (pixels(answer.content, "L") == made).all()
 
@@ -257,18 +272,24 @@ def test_the_command_line_gives_the_same_picture(visit: Visit, service: Service)
 def test_a_result_is_saved_and_drawn_on(visit: Visit) -> None:
     visit.draw([(0.5, 0.5), (0.51, 0.5)])
     visit.settled()
-    assert visit.one("#real .status").inner_text().startswith("Little to go on")  # a dot never looked real
+    # a dot never looked real
+    assert visit.one("#real .status").inner_text().startswith("Little to go on")
     visit.draw()
     visit.settled()
     with Image.open(visit.saved("Save before and after")) as card:
         assert card.size == (1200, 630)
-    made, source = visit.picture("#made"), visit.one("#made").get_attribute("src")
+    made = visit.picture("#made")
+    source = visit.one("#made").get_attribute("src")
     visit.button("Draw on the result").click()  # the next result replaces `source`
-    visit.page.wait_for_function("source => document.querySelector('#seen').src === source", arg=source)
+    visit.page.wait_for_function(
+        "source => document.querySelector('#seen').src === source", arg=source
+    )
     assert (visit.picture("#seen") == made).all()
 
 
-def test_the_address_holds_model_seed_and_drawing(browser: Browser, visit: Visit, service: Service) -> None:
+def test_the_address_holds_model_seed_and_drawing(
+    browser: Browser, visit: Visit, service: Service
+) -> None:
     visit.draw()
     visit.one("#brush").fill("0.2")
     visit.draw([(0.2, 0.8), (0.8, 0.8)])
@@ -276,7 +297,8 @@ def test_the_address_holds_model_seed_and_drawing(browser: Browser, visit: Visit
     visit.draw([(0.3, 0.3), (0.6, 0.3)])
     visit.settled()
     visit.page.wait_for_function("location.hash.includes('d=')")
-    drawn, seen = visit.canvas(), visit.picture("#seen")
+    drawn = visit.canvas()
+    seen = visit.picture("#seen")
     address = visit.page.url
     assert f"#m={SHIPPED['mnist']}&s=7&d=" in address
     assert len(address) < 1500

@@ -1,4 +1,6 @@
-"""The page without a server: `ign site`, served as files, beside the service with the same models."""
+"""The page without a server: `ign site`, served as files, beside the service with the same
+models.
+"""
 
 import base64
 import functools
@@ -25,7 +27,7 @@ from service.domain.latents import NoiseSource
 from tests.contract.data import Pixels, b64, pixels
 from tests.contract.harness import Service, serving, settings
 from tests.helpers.foreign import Network
-from tests.helpers.live import GENERATORS, MODELS, SHIPPED
+from tests.helpers.live import MODELS, SHIPPED
 from tests.helpers.onnx_models import write_model
 from tests.helpers.pictures import noise, save
 from tests.helpers.site import build_site
@@ -55,16 +57,6 @@ LATENTS = """async (size) => {
   return Array.from({ length: 100 }, (_, i) => bits(i < 50 ? i : (i * 2654435761) % 2 ** 32));
 }"""
 
-TIMES = """() => {
-  const [took, real] = [(window.took = []), document.querySelector("#real")];
-  addEventListener("pointerup", ({ timeStamp }) => {
-    const watch = new MutationObserver(() => {
-      if (!real.matches("[data-stale]") && took.push(performance.now() - timeStamp)) watch.disconnect();
-    });
-    watch.observe(real, { attributes: true });
-  });
-}"""
-
 
 class Host:
     """A folder behind a plain web server that counts what it sends."""
@@ -75,7 +67,8 @@ class Host:
 
         class Handler(http.server.SimpleHTTPRequestHandler):
             def send_header(self, keyword: str, value: str) -> None:
-                if keyword == "Content-Length":  # a file that the browser has is answered without one
+                # a file that the browser has is answered without one
+                if keyword == "Content-Length":
                     host.sent.append((self.path.partition("?")[0], int(value)))
                 super().send_header(keyword, value)
 
@@ -86,7 +79,9 @@ class Host:
             def log_request(self, *_: object) -> None:
                 pass
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
+        self._server = http.server.ThreadingHTTPServer(
+            ("127.0.0.1", 0), functools.partial(Handler, directory=folder)
+        )
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
@@ -110,9 +105,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build(out: Path, models: Path = MODELS, default: str = "mnist") -> Path:
-    done = CliRunner().invoke(command, [str(out), "--models", str(models), "--default-model", default])
+    done = CliRunner().invoke(
+        command, [str(out), "--models", str(models), "--default-model", default]
+    )
     if "npm pack" in done.output:
-        pytest.skip(f"the npm registry cannot be had, so the site was not tried: {done.output.splitlines()[-1]}")
+        pytest.skip(
+            f"the npm registry cannot be had, so the site was not tried: "
+            f"{done.output.splitlines()[-1]}"
+        )
     assert done.exit_code == 0, done.output
     return out
 
@@ -136,19 +136,30 @@ def share_within_a_level(a: Pixels, b: Pixels) -> float:
     return float((np.abs(a.astype(int) - b.astype(int)) <= 1).mean())
 
 
-def test_a_stroke_gives_the_picture_of_the_service(browser: Browser, folder: Path, service: Service) -> None:
+def test_a_stroke_gives_the_picture_of_the_service(
+    browser: Browser, folder: Path, service: Service
+) -> None:
     pictures = []
     with hosting(folder) as host:
         for url in (host.url, service.url):
             with visiting(browser, url, reduced_motion="reduce") as visit:
                 visit.one("#tiles img").first.wait_for()
                 if url == host.url:
-                    first = [size for path, size in host.sent if "avatars" not in path and "fashion" not in path]
+                    first = [
+                        size
+                        for path, size in host.sent
+                        if "avatars" not in path and "fashion" not in path
+                    ]
                     assert sum(first) <= MOST_BYTES_BEFORE_A_DIGIT
                 visit.empty()
                 visit.draw(SEVEN)
                 visit.settled()
-                pictures.append([visit.picture(selector) for selector in ("#seen", "#made", "#tiles img >> nth=3")])
+                pictures.append(
+                    [
+                        visit.picture(selector)
+                        for selector in ("#seen", "#made", "#tiles img >> nth=3")
+                    ]
+                )
                 visit.one("#served img").nth(2).wait_for(state="attached")  # all models are loaded
         assert sum(size for _, size in host.sent) <= MOST_BYTES
         assert len({path for path, _ in host.sent}) == len(host.sent)  # nothing is loaded twice
@@ -157,7 +168,9 @@ def test_a_stroke_gives_the_picture_of_the_service(browser: Browser, folder: Pat
     assert (pictures[0][0] == pictures[1][0]).all()
 
 
-def test_a_drawing_goes_from_the_service_to_this_browser_and_back(browser: Browser, folder: Path) -> None:
+def test_a_drawing_goes_from_the_service_to_this_browser_and_back(
+    browser: Browser, folder: Path
+) -> None:
     with (
         serving(settings(MODELS, default_model="mnist", site=folder)) as both,
         visiting(browser, both.url, reduced_motion="reduce") as visit,
@@ -181,50 +194,32 @@ def test_the_documentation_shows_the_page(browser: Browser, folder: Path, tmp_pa
         visit.page.frame_locator("iframe").locator("#made:visible").wait_for()
 
 
-def test_how_long_answers_take_is_printed(visit: Visit) -> None:
-    first = visit.page.evaluate("performance.now()")
-    visit.empty()
-    visit.page.evaluate(TIMES)
-    for line in np.linspace(0.1, 0.9, 12).tolist():
-        visit.draw([(0.3, line), (0.7, line)])
-        visit.settled()
-    strokes = visit.page.evaluate("took")
-    assert strokes
-    print(f"first answer {first:.0f} ms after the load, {np.median(strokes):.0f} ms after a stroke")  # noqa: T201
-
-
 @pytest.mark.parametrize("size", [784, 12_288])
 def test_latents_are_those_of_python(visit: Visit, size: int) -> None:
     source = NoiseSource((1, 1, size))
     for i, bits in enumerate(visit.page.evaluate(LATENTS, size)):
         seed = i if i < 50 else i * 2654435761 % 2**32
-        assert (source.row(seed, seed % 5).view(np.uint32).ravel() == np.array(bits, np.uint32)).all(), seed
+        assert (
+            source.row(seed, seed % 5).view(np.uint32).ravel() == np.array(bits, np.uint32)
+        ).all(), seed
 
 
-@pytest.mark.parametrize("model", GENERATORS)
-def test_pictures_and_measures_are_those_of_the_service(visit: Visit, service: Service, model: str) -> None:
-    request = {"model": model, "seed": 11, "offset": 2, "n": 5, "steps": 1, "score": True}
-    noise = service.post("/generate", request).json()["images"]
-    compare(visit.page.evaluate(CALL, ["generate", request])["images"], noise)
-    drawing, mask = noise[0]["data"], noise[1]["data"]
-    options = {"model": model, "steps": 2, "strength": 0.7, "invert": False, "score": True}
-    request = {"image": drawing, "mask": mask, "record": "0,1", **options}
-    (made,) = visit.page.evaluate(CALL, ["project", request])["images"]
-    request = {"images": [drawing], "mask": mask, "record": [0, 1], **options}
-    (expected,) = service.post("/project", request).json()["images"]
-    compare([made, *made["trajectory"]], [expected, *expected["trajectory"]])
-
-
-def compare(images: list[dict[str, Any]], expected: list[dict[str, Any]], share: float = 0.999) -> None:
+def compare(
+    images: list[dict[str, Any]], expected: list[dict[str, Any]], share: float = 0.999
+) -> None:
     for ours, theirs in zip(images, expected, strict=True):
         shown = [pixels(base64.b64decode(image["data"]), "RGB") for image in (ours, theirs)]
         assert share_within_a_level(*shown) >= share
         for name in {"index", "step", "distance", "drift", "change"} & ours.keys() & theirs.keys():
-            assert ours[name] == (theirs[name] and pytest.approx(theirs[name], rel=0.01, abs=1e-4)), name
+            assert ours[name] == (
+                theirs[name] and pytest.approx(theirs[name], rel=0.01, abs=1e-4)
+            ), name
 
 
 @pytest.mark.parametrize("margin", [0, 13])
-def test_images_of_any_size_are_those_of_the_service(browser: Browser, tmp_path: Path, margin: int) -> None:
+def test_images_of_any_size_are_those_of_the_service(
+    browser: Browser, tmp_path: Path, margin: int
+) -> None:
     models = tmp_path / "models"
     if margin:
         tiles = Tiles(overlap=2, margin=margin)
@@ -232,8 +227,14 @@ def test_images_of_any_size_are_those_of_the_service(browser: Browser, tmp_path:
     else:
         network = Network(["n", 1, "h", "w"]).conv(1, 8).add("Relu").conv(8, 1, gain=0.3)
         words = ["--residual", "--range", "0,1", "--tile", "64", "--color", "luma", "--name", "any"]
-        assert cli.main(["import", str(network.write(tmp_path / "net")), *words, "--models", str(models)]) == 0
-    folder, mask = build(tmp_path / "out", models, "any"), np.full((200, 300), 255, np.uint8)
+        assert (
+            cli.main(
+                ["import", str(network.write(tmp_path / "net")), *words, "--models", str(models)]
+            )
+            == 0
+        )
+    folder = build(tmp_path / "out", models, "any")
+    mask = np.full((200, 300), 255, np.uint8)
     mask[:, :90] = 0
     with (
         hosting(folder) as host,
@@ -241,32 +242,59 @@ def test_images_of_any_size_are_those_of_the_service(browser: Browser, tmp_path:
         visiting(browser, host.url, reduced_motion="reduce") as visit,
     ):
         options: dict[str, Any] = {"model": "any/1", "steps": 2, "invert": False, "score": True}
-        for size, masks in (((200, 300, 3), {"mask": b64(save(mask))}), ((200, 300), {}), ((20, 9, 3), {})):
+        for size, masks in (
+            ((200, 300, 3), {"mask": b64(save(mask))}),
+            ((200, 300), {}),
+            ((20, 9, 3), {}),
+        ):
             image = b64(save(noise(*size)))
-            (made,) = visit.page.evaluate(CALL, ["project", {"image": image, **masks, **options}])["images"]
-            compare([made], service.post("/project", {"images": [image], **masks, **options}).json()["images"])
-        visit.one("#file").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": save(noise(70, 99, 3))})
+            (made,) = visit.page.evaluate(CALL, ["project", {"image": image, **masks, **options}])[
+                "images"
+            ]
+            compare(
+                [made],
+                service.post("/project", {"images": [image], **masks, **options}).json()["images"],
+            )
+        visit.one("#file").set_input_files(
+            {"name": "a.png", "mimeType": "image/png", "buffer": save(noise(70, 99, 3))}
+        )
         visit.says("real", "moved")
         assert visit.picture("#made", "RGB").shape == (70, 99, 3)
-        assert margin or np.ptp(visit.picture("#made", "RGB"), axis=2).mean() > 50  # levels between its colours
+        # levels between its colours
+        assert margin or np.ptp(visit.picture("#made", "RGB"), axis=2).mean() > 50
 
 
 @pytest.mark.parametrize(("loop", "scale"), [(True, 1), (False, 3)])
-def test_a_walk_is_an_animation_of_the_same_frames(visit: Visit, service: Service, loop: bool, scale: int) -> None:
+def test_a_walk_is_an_animation_of_the_same_frames(
+    visit: Visit, service: Service, loop: bool, scale: int
+) -> None:
     points = [{"seed": 7, "index": 2}, {"seed": 7, "index": 9}]
-    request = {"model": SHIPPED["mnist"], "points": points, "frames": 5, "loop": loop, "fps": 12, "scale": scale}
-    remote = service.client.post("/latent-interpolate", json=request, headers={"Accept": "image/apng"}).content
+    request = {
+        "model": SHIPPED["mnist"],
+        "points": points,
+        "frames": 5,
+        "loop": loop,
+        "fps": 12,
+        "scale": scale,
+    }
+    remote = service.client.post(
+        "/latent-interpolate", json=request, headers={"Accept": "image/apng"}
+    ).content
     shown = []
     for file in (bytes(visit.page.evaluate(WALK, request)), remote):
         with Image.open(io.BytesIO(file)) as animation:
             assert animation.info["loop"] == 0 or file is remote
-            shown.append([np.asarray(frame.convert("L")) for frame in ImageSequence.Iterator(animation)])
+            shown.append(
+                [np.asarray(frame.convert("L")) for frame in ImageSequence.Iterator(animation)]
+            )
     assert len(shown[0]) == len(shown[1]) == 5
     for ours, theirs in zip(*shown, strict=True):
         assert share_within_a_level(ours, theirs) >= 0.999
 
 
-def test_an_upload_is_prepared_as_by_the_service(visit: Visit, service: Service, tmp_path: Path) -> None:
+def test_an_upload_is_prepared_as_by_the_service(
+    visit: Visit, service: Service, tmp_path: Path
+) -> None:
     ink = np.full((90, 90, 4), 0, np.uint8)
     ink[20:70, 40:50, 3] = 255  # black on nothing
     Image.fromarray(ink).save(tmp_path / "bar.png")
@@ -275,7 +303,9 @@ def test_an_upload_is_prepared_as_by_the_service(visit: Visit, service: Service,
     visit.settled()
     options = {"strength": "0", "resize": "stretch", "model": SHIPPED["mnist"]}
     sent = {"image": (tmp_path / "bar.png").read_bytes()}
-    prepared = service.client.post("/project", data=options, files=sent, headers={"Accept": "image/png"}).content
+    prepared = service.client.post(
+        "/project", data=options, files=sent, headers={"Accept": "image/png"}
+    ).content
     difference = np.abs(visit.picture("#seen").astype(int) - pixels(prepared, "L"))
     assert difference.mean() < 5  # another filter reduces it
 
@@ -303,9 +333,12 @@ def test_a_model_that_cannot_run_is_said_and_the_others_go_on(
         file.write_bytes(file.read_bytes()[:100_000])
     elif damage == "no memory":
         backend = broken / "page" / "backend.js"
-        create, fail = "return InferenceSession.create(", 'throw new RangeError("Array buffer allocation failed");'
+        create = "return InferenceSession.create("
+        fail = 'throw new RangeError("Array buffer allocation failed");'
         text = backend.read_text()
-        backend.write_text(text.replace(create, f'if (card.name === "fashion_mnist") {fail} {create}'))
+        backend.write_text(
+            text.replace(create, f'if (card.name === "fashion_mnist") {fail} {create}')
+        )
     else:  # a file that is what the list says, and yet no model
         index = json.loads((broken / "models.json").read_text())
         card = next(card for card in index["models"] if card["name"] == "fashion_mnist")
@@ -336,9 +369,13 @@ def test_a_browser_that_cannot_run_models_says_so(browser: Browser, host: Host) 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("width", "height"), SIZES)
-def test_axe_finds_nothing(browser: Browser, host: Host, width: int, height: int, scheme: Any) -> None:
+def test_axe_finds_nothing(
+    browser: Browser, host: Host, width: int, height: int, scheme: Any
+) -> None:
     size = {"width": width, "height": height}
-    with visiting(browser, host.url, viewport=size, color_scheme=scheme, reduced_motion="reduce") as visit:
+    with visiting(
+        browser, host.url, viewport=size, color_scheme=scheme, reduced_motion="reduce"
+    ) as visit:
         used(visit)
         assert visit.page.evaluate("() => document.documentElement.scrollWidth") <= width
         assert visit.one(".at-service:visible, .curl:visible, .elsewhere:visible").count() == 0

@@ -59,12 +59,16 @@ class Visit:
 
     def toast(self, text: str) -> Locator:
         """The message over the page that says this."""
-        found = self.page.get_by_role("region", name="Messages").locator("> *").filter(has_text=text)
+        found = (
+            self.page.get_by_role("region", name="Messages").locator("> *").filter(has_text=text)
+        )
         found.wait_for(timeout=PATIENCE_MS)
         return found
 
     def choose(self, name: str) -> None:
-        """Choose a tool, a model or a length by its label, for the radio buttons themselves take no clicks."""
+        """Choose a tool, a model or a length by its label, for the radio buttons themselves take no
+        clicks.
+        """
         button = self.page.get_by_role("radio", name=name, exact=True)
         button.locator("xpath=..").click()
         assert button.is_checked()
@@ -101,14 +105,20 @@ class Visit:
 
     def call(self, file: str, name: str, *values: Any) -> Any:
         """What a function of a module of the page returns."""
-        call = "async ([file, name, values]) => (await import(`./page/${file}.js`))[name](...values)"
+        call = (
+            "async ([file, name, values]) => (await import(`./page/${file}.js`))[name](...values)"
+        )
         said = self.page.evaluate(call, [file, name, list(values)])
         return said.replace("\xa0", " ") if isinstance(said, str) else said
 
     def accessible(self) -> None:
         """Axe finds nothing, once nothing moves."""
-        axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is missing")
-        self.page.evaluate("Promise.all(document.getAnimations().map((animation) => animation.finished))")
+        axe = pytest.importorskip(
+            "axe_playwright_python.sync_playwright", reason="axe-playwright-python is missing"
+        )
+        self.page.evaluate(
+            "Promise.all(document.getAnimations().map((animation) => animation.finished))"
+        )
         found = axe.Axe().run(self.page)
         assert found.violations_count == 0, found.generate_report()
 
@@ -122,13 +132,22 @@ class Visit:
 
 
 @contextmanager
-def visiting(browser: Browser, url: str, model: str = SHIPPED["mnist"], **options: Any) -> Iterator[Visit]:
-    """Open the page with this model, if there is one; in the end nothing may have failed, or come from another host."""
+def visiting(
+    browser: Browser, url: str, model: str = SHIPPED["mnist"], **options: Any
+) -> Iterator[Visit]:
+    """Open the page with this model, if there is one; in the end nothing may have failed, or come
+    from another host.
+    """
     context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
     context.set_default_timeout(PATIENCE_MS)
     page = context.new_page()
     visit = Visit(page, url)
-    page.on("console", lambda said: visit.complaints.extend([said.text] if said.type in ("error", "warning") else []))
+    page.on(
+        "console",
+        lambda said: visit.complaints.extend(
+            [said.text] if said.type in ("error", "warning") else []
+        ),
+    )
     page.on("pageerror", lambda error: visit.complaints.append(str(error)))
     page.on("request", lambda asked: visit.hosts.add(_host(asked.url)))
     try:
@@ -137,10 +156,14 @@ def visiting(browser: Browser, url: str, model: str = SHIPPED["mnist"], **option
     finally:
         context.close()
     assert visit.hosts <= {_host(url), ""}
-    unforeseen = [said for said in visit.complaints if not any(known in said for known in visit.expected)]
+    unforeseen = [
+        said for said in visit.complaints if not any(known in said for known in visit.expected)
+    ]
     assert unforeseen == []
 
 
 def _host(address: str) -> str:
     """Host and port; none of what is in the page itself."""
-    return "" if address.startswith(("data:", "blob:")) else httpx.URL(address).netloc.decode("ascii")
+    return (
+        "" if address.startswith(("data:", "blob:")) else httpx.URL(address).netloc.decode("ascii")
+    )

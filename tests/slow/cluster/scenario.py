@@ -1,8 +1,10 @@
 """A day of a two-node Ray cluster, all of it on this machine: what happened is printed as JSON.
 
-Ray opens ports on every address, so this is to be run in a network and process namespace of its own:
+Ray opens ports on every address, so this is to be run in a network and process namespace of its
+own:
 
-    unshare -n -p -f --mount-proc bash -c 'ip link set lo up && python -m tests.slow.cluster.scenario'
+    unshare -n -p -f --mount-proc bash -c 'ip link set lo up && python -m
+    tests.slow.cluster.scenario'
 """
 
 import contextlib
@@ -49,7 +51,9 @@ class Load:
         self.client: Counter[str] = Counter()
         self.bare: Counter[str] = Counter()
         works = [(self._client, self.client), (self._bare, self.bare)]
-        self.threads = [threading.Thread(target=self._repeat, args=works[n % 2]) for n in range(CALLERS)]
+        self.threads = [
+            threading.Thread(target=self._repeat, args=works[n % 2]) for n in range(CALLERS)
+        ]
         for thread in self.threads:
             thread.start()
 
@@ -77,7 +81,10 @@ class Load:
         if response.status_code == 200:
             return "200"
         kind = response.headers.get("content-type", "")
-        return f"{response.status_code} {response.json()['code'] if kind == 'application/problem+json' else kind}"
+        return (
+            f"{response.status_code} "
+            f"{response.json()['code'] if kind == 'application/problem+json' else kind}"
+        )
 
 
 def replicas() -> int:
@@ -97,10 +104,13 @@ def until_replicas(count: int, what: str) -> int:
 
 
 def main() -> int:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
     node = cluster.add_node(num_cpus=1)
     ray.init(address=cluster.address, log_to_driver=False)
-    # One proxy alone: two on one machine would share the port, and the one of the node that is killed its connections.
+    # One proxy alone: two on one machine would share the port, and the one of the node that is
+    # killed its connections.
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": 8000})
     serve.run(app(OPTIONS), route_prefix="/")
     counts: list[int] = [replicas()]
@@ -140,7 +150,11 @@ def main() -> int:
 def answered() -> float:
     """Responses to /generate that the replicas have counted."""
     text = httpx.get(f"{URL}/metrics", timeout=60).raise_for_status().text
-    lines = [line for line in text.splitlines() if line.startswith('ign_requests_total{endpoint="/generate"')]
+    lines = [
+        line
+        for line in text.splitlines()
+        if line.startswith('ign_requests_total{endpoint="/generate"')
+    ]
     return sum(float(line.rpartition(" ")[2]) for line in lines)
 
 
@@ -167,10 +181,13 @@ def counted(load: Load) -> dict[str, float]:
 
 def long_stream() -> contextlib.AbstractContextManager[httpx.Response]:
     """A stream of about `LONG_S` seconds, whose first event comes at once."""
-    steps, began = 50_000, time.monotonic()
+    steps = 50_000
+    began = time.monotonic()
     httpx.post(f"{URL}/generate", json={"seed": 7, "steps": steps}, timeout=60)
     body = {"seed": 7, "steps": int(steps * LONG_S / (time.monotonic() - began)), "record": [0]}
-    return httpx.stream("POST", f"{URL}/generate", json=body, headers={"Accept": "text/event-stream"}, timeout=60)
+    return httpx.stream(
+        "POST", f"{URL}/generate", json=body, headers={"Accept": "text/event-stream"}, timeout=60
+    )
 
 
 def cut() -> str:
@@ -206,12 +223,18 @@ def responses() -> dict[str, Any]:
         made = client.post("/generate", json={"n": 2, "seed": 7})
         named = client.post("/generate", json={"seed": 7}, headers={"X-Request-ID": "mine"})
         bad = client.post("/generate", json={"n": 0})
-        events = client.post("/generate", json={"seed": 7, "steps": 50}, headers={"Accept": "text/event-stream"})
+        events = client.post(
+            "/generate", json={"seed": 7, "steps": 50}, headers={"Accept": "text/event-stream"}
+        )
         return {
             "readyz": client.get("/readyz").status_code,
             "generate": [image["data"] for image in made.json()["images"]],
             "request_ids": named.headers.get_list("x-request-id"),
-            "bad": [bad.status_code, bad.json()["code"], bad.json()["request_id"] == bad.headers["x-request-id"]],
+            "bad": [
+                bad.status_code,
+                bad.json()["code"],
+                bad.json()["request_id"] == bad.headers["x-request-id"],
+            ],
             "events": [events.status_code, events.text.count("event: ")],
         }
 

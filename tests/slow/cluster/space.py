@@ -8,7 +8,8 @@ from typing import Final
 
 import pytest
 
-# What Ray leaves behind goes, too: the next one would look for the cluster of which it reads there, for minutes.
+# What Ray leaves behind goes, too: the next one would look for the cluster of which it reads there,
+# for minutes.
 _WITHIN: Final = """
 ip link set lo up || exit
 RAY_TMPDIR=$(mktemp -d /tmp/ray.XXXXXX) || exit
@@ -21,7 +22,9 @@ exit $status
 
 
 def own_namespace() -> list[str]:
-    """What to put before a command, so that its network and processes are its own; skips where that cannot be."""
+    """What to put before a command, so that its network and processes are its own; skips where that
+    cannot be.
+    """
     if find_spec("ray") is None:
         pytest.skip("Ray is not installed, so nothing was run on it")
     if shutil.which("unshare") is None or shutil.which("ip") is None or os.geteuid() != 0:

@@ -1,4 +1,6 @@
-"""The service as a Ray Serve deployment: through the proxies, with a node and a replica killed under load."""
+"""The service as a Ray Serve deployment: through the proxies, with a node and a replica killed
+under load.
+"""
 
 import asyncio
 import json
@@ -60,14 +62,18 @@ def test_a_day_of_a_cluster(day: dict[str, Any]) -> None:
     assert responses["events"][0] == 200
     assert responses["events"][1] > 0
     assert day["after"], "the same seed gives the same image on every replica"
-    assert day["replicas"] == [1, 2, 1, 2, 2, 1], "idle, under load, a node killed, a new one, a process killed, idle"
+    assert day["replicas"] == [1, 2, 1, 2, 2, 1], (
+        "idle, under load, a node killed, a new one, a process killed, idle"
+    )
     assert day["cut"] == "event: error"
     assert day["drained"] == {"first": "event: step", "in_hand": True, "last": "event: done"}
 
 
 @pytest.mark.slow
 def test_a_scrape_shows_what_all_replicas_have_counted(day: dict[str, Any]) -> None:
-    assert day["scrapes"] == sorted(day["scrapes"]), "no counter decreases, whichever replica answers"
+    assert day["scrapes"] == sorted(day["scrapes"]), (
+        "no counter decreases, whichever replica answers"
+    )
     assert day["counted"] == {"callers": 200, "scrapes": 200}
 
 
@@ -76,14 +82,17 @@ def test_a_node_that_is_killed_takes_only_its_requests_in_flight(day: dict[str, 
     assert set(day["client"]) == {"done"}, "the client's retries hide it"
     lost = {outcome: count for outcome, count in day["bare"].items() if outcome != "200"}
     assert set(lost) <= {"503 not_ready"}
-    assert sum(lost.values()) <= 2 * 4, "a node and a process were killed, with four such requests in flight at most"
+    assert sum(lost.values()) <= 2 * 4, (
+        "a node and a process were killed, with four such requests in flight at most"
+    )
 
 
 # Without one
 
 
 @pytest.mark.parametrize(
-    ("device", "gpus", "told"), [("cpu", 1, "contradicts IGN_DEVICE=cpu"), ("cuda", 0, "IGN_DEVICE=cuda needs gpus=1")]
+    ("device", "gpus", "told"),
+    [("cpu", 1, "contradicts IGN_DEVICE=cpu"), ("cuda", 0, "IGN_DEVICE=cuda needs gpus=1")],
 )
 def test_a_device_that_ray_does_not_give_is_refused(
     device: str, gpus: int, told: str, monkeypatch: pytest.MonkeyPatch
@@ -94,7 +103,9 @@ def test_a_device_that_ray_does_not_give_is_refused(
 
 
 @pytest.mark.parametrize(("given", "used"), [(0.25, 1), (1, 1), (2, 2)])
-def test_a_replica_serves_on_all_the_gpus_it_is_given(given: float, used: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replica_serves_on_all_the_gpus_it_is_given(
+    given: float, used: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("IGN_DEVICE", "auto")
     found = replica_settings(DeploymentOptions(gpus=given))
     assert (found.device, found.gpu_count) == ("cuda", used)
@@ -103,7 +114,9 @@ def test_a_replica_serves_on_all_the_gpus_it_is_given(given: float, used: int, m
 @asynccontextmanager
 async def running(replica: Replica) -> AsyncIterator[None]:
     """The replica's app with its lifespan, which Ray drives in the same way."""
-    lifespan = LifespanOn(Config(replica.__serve_build_asgi_app__(), lifespan="on", log_config=None))
+    lifespan = LifespanOn(
+        Config(replica.__serve_build_asgi_app__(), lifespan="on", log_config=None)
+    )
     await lifespan.startup()
     try:
         yield
@@ -111,11 +124,14 @@ async def running(replica: Replica) -> AsyncIterator[None]:
         await lifespan.shutdown()
 
 
-def test_the_health_of_a_replica_is_that_of_its_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_health_of_a_replica_is_that_of_its_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("service.cluster.RaySharedTexts", lambda: None)  # needs Ray
 
     async def main() -> None:
-        good, bad = Replica(settings(write_models(tmp_path))), Replica(settings(tmp_path / "nothing"))
+        good = Replica(settings(write_models(tmp_path)))
+        bad = Replica(settings(tmp_path / "nothing"))
         async with running(good), running(bad):
             await good.check_health()
             with pytest.raises(StartupError, match="no such directory"):
@@ -128,12 +144,16 @@ def test_the_health_of_a_replica_is_that_of_its_models(tmp_path: Path, monkeypat
     asyncio.run(main())
 
 
-def test_counts_of_replicas_that_have_ended_stay_and_their_gauges_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_of_replicas_that_have_ended_stay_and_their_gauges_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("service.cluster.FRESH_S", 0.0)
     board = ReplicaMetrics()
     for replica in "abc":
         board.put(
-            replica, "# HELP n_total N.\n# TYPE n_total counter\nn_total 2.0\n# HELP g G.\n# TYPE g gauge\ng 1.0\n"
+            replica,
+            "# HELP n_total N.\n# TYPE n_total counter\nn_total 2.0\n# HELP g G.\n# TYPE g "
+            "gauge\ng 1.0\n",
         )
     lines = add_up(board.texts()).decode().splitlines()
     assert "n_total 6.0" in lines
@@ -169,7 +189,11 @@ def test_silence_of_a_replica_is_a_503() -> None:
 
 
 def test_a_stream_that_a_replica_leaves_ends_with_an_error() -> None:
-    start = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
+    start = {
+        "type": "http.response.start",
+        "status": 200,
+        "headers": [(b"content-type", b"text/event-stream")],
+    }
     step = {"type": "http.response.body", "body": b"event: step\ndata: {}\n\n", "more_body": True}
     *before, last = through_the_proxy([start, step])
     assert before == [start, step]
@@ -181,7 +205,11 @@ def test_a_stream_that_a_replica_leaves_ends_with_an_error() -> None:
 
 
 def test_a_response_passes_with_one_request_id() -> None:
-    twice = [(b"x-request-id", b"mine"), (b"content-type", b"image/png"), (b"X-Request-ID", b"mine")]
+    twice = [
+        (b"x-request-id", b"mine"),
+        (b"content-type", b"image/png"),
+        (b"X-Request-ID", b"mine"),
+    ]
     start = {"type": "http.response.start", "status": 200, "headers": twice}
     body = {"type": "http.response.body", "body": b"image"}
     assert through_the_proxy([start, body]) == [{**start, "headers": [twice[1], twice[0]]}, body]

@@ -11,7 +11,9 @@ from tests.slow.containers.engine import BASE, BUILD_S, Engine
 
 GPU_BYTES = 12 * 10**9  # of disk: NVIDIA's wheels, twice
 
-MAKE_BASE = "mmdebstrap --quiet --variant=minbase --include=python3,python3-venv,ca-certificates trixie -"
+MAKE_BASE = (
+    "mmdebstrap --quiet --variant=minbase --include=python3,python3-venv,ca-certificates trixie -"
+)
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +28,9 @@ def engine() -> Engine:
 
 @pytest.fixture(scope="session")
 def base(engine: Engine) -> str:
-    """What `FROM` names: pulled by hand into this store, or else made of the same Debian's packages."""
+    """What `FROM` names: pulled by hand into this store, or else made of the same Debian's
+    packages.
+    """
     if not engine.has(BASE):
         if shutil.which("mmdebstrap") is None:
             pytest.skip("no base image, and no mmdebstrap to make one")
@@ -48,7 +52,9 @@ def base(engine: Engine) -> str:
 
 @pytest.fixture(scope="session")
 def cpu(engine: Engine, base: str) -> str:
-    return engine.build("docker.io/library/ign-service:cpu", "--target=cpu", "--build-arg=REVISION=abc123")
+    return engine.build(
+        "docker.io/library/ign-service:cpu", "--target=cpu", "--build-arg=REVISION=abc123"
+    )
 
 
 @pytest.fixture(scope="session")

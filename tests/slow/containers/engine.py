@@ -1,4 +1,6 @@
-"""podman with a store of its own: stand-ins for public images never mix with the images of whoever runs the tests."""
+"""podman with a store of its own: stand-ins for public images never mix with the images of whoever
+runs the tests.
+"""
 
 import json
 import os
@@ -28,7 +30,9 @@ BUILD_S = 1500.0
 
 @dataclass(frozen=True)
 class Engine:
-    """podman on the images and containers below ``store``, which outlives the tests: it holds the layers built."""
+    """podman on the images and containers below ``store``, which outlives the tests: it holds the
+    layers built.
+    """
 
     store: Path
 
@@ -46,18 +50,30 @@ class Engine:
         limits = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC}
         bounds = {name: resource.getrlimit(limit)[1] for name, limit in limits.items()}
         # podman asks for more than it may have where it is itself in a sandbox.
-        ulimits = [f"{name}={most}:{most}" for name, most in bounds.items() if most != resource.RLIM_INFINITY]
-        lines = ["[containers]", f"default_ulimits = {json.dumps(ulimits)}", "[engine]", 'events_logger = "file"']
+        ulimits = [
+            f"{name}={most}:{most}"
+            for name, most in bounds.items()
+            if most != resource.RLIM_INFINITY
+        ]
+        lines = [
+            "[containers]",
+            f"default_ulimits = {json.dumps(ulimits)}",
+            "[engine]",
+            'events_logger = "file"',
+        ]
         if not Path("/run/systemd/system").is_dir():
             lines.append('cgroup_manager = "cgroupfs"')
         if shutil.which("runc"):  # crun refuses control groups of both versions at once
             lines.append('runtime = "runc"')
         (self.store / "containers.conf").write_text("\n".join(lines) + "\n")
         (self.store / "storage.conf").write_text(
-            f'[storage]\ndriver = "overlay"\ngraphroot = "{self.store}/root"\nrunroot = "{self.store}/run"\n'
+            f'[storage]\ndriver = "overlay"\ngraphroot = "{self.store}/root"\nrunroot = '
+            f'"{self.store}/run"\n'
         )
 
-    def run(self, *arguments: str, timeout: float = PATIENCE_S) -> "subprocess.CompletedProcess[str]":
+    def run(
+        self, *arguments: str, timeout: float = PATIENCE_S
+    ) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             ["podman", *arguments],
             cwd=ROOT,
@@ -75,7 +91,9 @@ class Engine:
             AssertionError: it failed; with the end of what it said.
         """
         done = self.run(*arguments, timeout=timeout)
-        assert done.returncode == 0, f"podman {' '.join(arguments)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        assert done.returncode == 0, (
+            f"podman {' '.join(arguments)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        )
         return done.stdout.strip()
 
     def has(self, image: str) -> bool:
@@ -83,9 +101,12 @@ class Engine:
 
     def build(self, tag: str, *options: str, context: Path = ROOT) -> str:
         """Build, never pulling; layers built before are taken again."""
-        # Where a proxy signs what comes from the package index, its authority is known in here, too.
+        # Where a proxy signs what comes from the package index, its authority is known in here,
+        # too.
         authority = os.environ.get("SSL_CERT_FILE")
-        volumes = [f"--volume={authority}:/etc/ssl/certs/ca-certificates.crt:ro"] if authority else []
+        volumes = (
+            [f"--volume={authority}:/etc/ssl/certs/ca-certificates.crt:ro"] if authority else []
+        )
         fixed = (
             f"--build-arg=BASE={BASE}",
             "--layers",
@@ -110,7 +131,9 @@ class Engine:
         finally:
             self.say("rm", "--force", "--time=0", name)
 
-    def ends(self, image: str, *options: str, command: Sequence[str] = ()) -> "subprocess.CompletedProcess[str]":
+    def ends(
+        self, image: str, *options: str, command: Sequence[str] = ()
+    ) -> "subprocess.CompletedProcess[str]":
         """Run a hardened container to its end."""
         return self.run("run", "--rm", *HARDENED, *options, image, *command)
 

@@ -43,14 +43,28 @@ def test_the_image_says_what_it_is(engine: Engine, image: str, target: str) -> N
     assert config["User"] == "10001:10001"
     assert config["Entrypoint"] == ["/opt/venv/bin/python3", "-m", "service"]
     assert config["StopSignal"] == "SIGTERM"
-    assert found["Healthcheck"]["Test"] == ["CMD", "/opt/venv/bin/python3", "-I", "/app/healthcheck.py"]
-    labels = {name.removeprefix("org.opencontainers.image."): text for name, text in config["Labels"].items()}
-    assert (labels["version"], labels["title"], labels["licenses"]) == (__version__, "ign-service", "Apache-2.0")
+    assert found["Healthcheck"]["Test"] == [
+        "CMD",
+        "/opt/venv/bin/python3",
+        "-I",
+        "/app/healthcheck.py",
+    ]
+    labels = {
+        name.removeprefix("org.opencontainers.image."): text
+        for name, text in config["Labels"].items()
+    }
+    assert (labels["version"], labels["title"], labels["licenses"]) == (
+        __version__,
+        "ign-service",
+        "Apache-2.0",
+    )
     assert labels["revision"] == ("abc123" if target == "cpu" else "unknown")
 
 
 @TARGETS
-def test_the_image_holds_what_is_locked_and_nothing_else(engine: Engine, image: str, target: str) -> None:
+def test_the_image_holds_what_is_locked_and_nothing_else(
+    engine: Engine, image: str, target: str
+) -> None:
     done = engine.ends(image, "--entrypoint=/opt/venv/bin/python3", command=("-c", LOOK_INSIDE))
     inside = json.loads(done.stdout)
     assert inside == {
@@ -63,7 +77,9 @@ def test_the_image_holds_what_is_locked_and_nothing_else(engine: Engine, image: 
 
 @TARGETS
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_it_serves_on_the_cpu_and_stops_at_sigterm(engine: Engine, image: str, workers: str) -> None:
+def test_it_serves_on_the_cpu_and_stops_at_sigterm(
+    engine: Engine, image: str, workers: str
+) -> None:
     settings = ("--env=IGN_DEVICE=cpu", f"--env=IGN_WORKERS={workers}")
     with engine.started(image, *settings) as container:
         container.healthy()
@@ -72,23 +88,44 @@ def test_it_serves_on_the_cpu_and_stops_at_sigterm(engine: Engine, image: str, w
             assert [(digit.width, digit.height) for digit in digits] == [(28, 28)] * 4
             assert client.generate(n=1, seed=7)[0].bytes == digits[0].bytes
             assert client.project(str(ROOT / "docs/images/drawn.png"), steps=2)[0].inverted
-            assert {model.name for model in client.models().models} == {"avatars64", "fashion_mnist", "mnist", "scans"}
+            assert {model.name for model in client.models().models} == {
+                "avatars64",
+                "fashion_mnist",
+                "mnist",
+                "scans",
+            }
         written = engine.run("exec", container.name, "touch", "/app/models/new")
         assert (written.returncode, "Read-only file system" in written.stderr) == (1, True)
         container.terminate()
         assert container.ended() == 0
 
 
-def test_a_checkout_kept_to_oneself_makes_the_same_image(engine: Engine, cpu: str, tmp_path: Path) -> None:
+def test_a_checkout_kept_to_oneself_makes_the_same_image(
+    engine: Engine, cpu: str, tmp_path: Path
+) -> None:
     """Copies keep their modes: made with umask 077, the image's user could not read them."""
-    for name in ("Dockerfile", ".dockerignore", "LICENSE", "docker", "ign", "sdk", "service", "models"):
+    for name in (
+        "Dockerfile",
+        ".dockerignore",
+        "LICENSE",
+        "docker",
+        "ign",
+        "sdk",
+        "service",
+        "models",
+    ):
         whole = ROOT / name
         if whole.is_dir():
             shutil.copytree(whole, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(whole, tmp_path / name)
     subprocess.run(
-        ["chmod", "-R", "go-rwx", *(tmp_path / name for name in ("LICENSE", "ign", "sdk", "service", "models"))],
+        [
+            "chmod",
+            "-R",
+            "go-rwx",
+            *(tmp_path / name for name in ("LICENSE", "ign", "sdk", "service", "models")),
+        ],
         check=True,
     )
     (tmp_path / "docker" / "healthcheck.py").chmod(0o600)
@@ -117,5 +154,8 @@ def test_the_gpu_image_refuses_the_cpu(engine: Engine, gpu: str) -> None:
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
     assert re.match(r"ign-service does not start: .*CUDA cannot be used", last)
-    # Of all that the CUDA provider loads, the driver's own library alone is missing: that one comes with the GPU.
-    assert set(re.findall(r"(lib[\w.]+): cannot open shared object file", done.stderr)) == {"libcuda.so.1"}
+    # Of all that the CUDA provider loads, the driver's own library alone is missing: that one comes
+    # with the GPU.
+    assert set(re.findall(r"(lib[\w.]+): cannot open shared object file", done.stderr)) == {
+        "libcuda.so.1"
+    }

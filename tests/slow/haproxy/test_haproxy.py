@@ -1,4 +1,6 @@
-"""A real haproxy that balances connections, not requests, in front of services, as a Service of Kubernetes does."""
+"""A real haproxy that balances connections, not requests, in front of services, as a Service of
+Kubernetes does.
+"""
 
 import shutil
 import subprocess
@@ -17,7 +19,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.contract.harness import write_models
 from tests.helpers.live import ROOT, free_port, live_service, until
 
-pytestmark = pytest.mark.skipif(not shutil.which("haproxy"), reason="needs haproxy: .ci/tools installs it on Debian")
+pytestmark = pytest.mark.skipif(
+    not shutil.which("haproxy"), reason="needs haproxy: .ci/tools installs it on Debian"
+)
 CALLERS = 12
 WINDOW_S = 3.0
 CONFIGURATION = """
@@ -40,9 +44,13 @@ listen ign
 def balanced(folder: Path, ports: list[int]) -> Iterator[str]:
     """haproxy on a free port, with probes of readiness; yields its URL."""
     port = free_port()
-    servers = "\n".join(f"  server s{each} 127.0.0.1:{each} check inter 200ms fall 1 rise 1" for each in ports)
+    servers = "\n".join(
+        f"  server s{each} 127.0.0.1:{each} check inter 200ms fall 1 rise 1" for each in ports
+    )
     (folder / "haproxy.cfg").write_text(CONFIGURATION.format(port=port, servers=servers))
-    process = subprocess.Popen(["haproxy", "-db", "-f", str(folder / "haproxy.cfg")], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        ["haproxy", "-db", "-f", str(folder / "haproxy.cfg")], stderr=subprocess.DEVNULL
+    )
     try:
         url = f"http://127.0.0.1:{port}"
         until(lambda: answers(url), lambda: "haproxy does not serve")
@@ -60,7 +68,9 @@ def answers(url: str) -> bool:
 
 
 class Callers:
-    """Clients that keep their connection, and call one request after another; `failed` has what was lost."""
+    """Clients that keep their connection, and call one request after another; `failed` has what was
+    lost.
+    """
 
     def __init__(self, url: str) -> None:
         self.answered: list[int] = []
@@ -90,7 +100,9 @@ class Callers:
 def served(port: int) -> float:
     """Answers to /generate of one service."""
     text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30.0).text
-    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    samples = [
+        sample for family in text_string_to_metric_families(text) for sample in family.samples
+    ]
     return sum(
         each.value
         for each in samples
@@ -112,8 +124,14 @@ def share(ports: list[int], of: int) -> float:
 def test_a_third_service_gets_its_share_of_callers_that_keep_their_connection(
     tmp_path: Path, age: str, *, is_relieved: bool
 ) -> None:
-    models, ports = write_models(tmp_path / "models"), [free_port() for _ in range(3)]
-    settings = {"IGN_MODEL_DIR": str(models), "IGN_DEFAULT_MODEL": "grey", "IGN_DEVICE": "cpu", "IGN_THREADS": "1"}
+    models = write_models(tmp_path / "models")
+    ports = [free_port() for _ in range(3)]
+    settings = {
+        "IGN_MODEL_DIR": str(models),
+        "IGN_DEFAULT_MODEL": "grey",
+        "IGN_DEVICE": "cpu",
+        "IGN_THREADS": "1",
+    }
     settings |= {"IGN_MAX_CONNECTION_AGE_S": age, "IGN_ACCESS_LOG": "0"}
     with ExitStack() as stack:
         for port in ports[:2]:
@@ -123,13 +141,17 @@ def test_a_third_service_gets_its_share_of_callers_that_keep_their_connection(
         until(lambda: len(callers.answered) > CALLERS, lambda: callers.failed)
         stack.enter_context(live_service(**settings, IGN_PORT=str(ports[2])))
         if is_relieved:
-            until(lambda: share(ports, ports[2]) >= 0.2, lambda: "the third service gets too little")
+            until(
+                lambda: share(ports, ports[2]) >= 0.2, lambda: "the third service gets too little"
+            )
         else:
             assert share(ports, ports[2]) == 0
         callers.__exit__()
         assert callers.failed == []
         answered = len(callers.answered)  # /metrics may be a second old
-        until(lambda: sum(map(served, ports)) == answered, lambda: (answered, [*map(served, ports)]))
+        until(
+            lambda: sum(map(served, ports)) == answered, lambda: (answered, [*map(served, ports)])
+        )
 
 
 @pytest.fixture
@@ -137,22 +159,35 @@ def previous(tmp_path: Path) -> Iterator[Path]:
     """The commit before this one, in a folder of its own."""
     folder = tmp_path / "previous"
     git = ["git", "-C", str(ROOT), "worktree"]
-    added = subprocess.run([*git, "add", "--detach", folder, "HEAD^"], capture_output=True, text=True, check=False)
+    added = subprocess.run(
+        [*git, "add", "--detach", folder, "HEAD^"], capture_output=True, text=True, check=False
+    )
     if added.returncode:
         pytest.skip(f"there is no commit before this one here: {added.stderr.strip()}")
     yield folder
     subprocess.run([*git, "remove", "--force", folder], capture_output=True, check=False)
 
 
-def test_an_upgrade_from_the_previous_commit_under_load_loses_nothing(tmp_path: Path, previous: Path) -> None:
-    models, ports = write_models(tmp_path / "models"), [free_port() for _ in range(3)]
-    settings = {"IGN_MODEL_DIR": str(models), "IGN_DEFAULT_MODEL": "grey", "IGN_DEVICE": "cpu", "IGN_THREADS": "1"}
+def test_an_upgrade_from_the_previous_commit_under_load_loses_nothing(
+    tmp_path: Path, previous: Path
+) -> None:
+    models = write_models(tmp_path / "models")
+    ports = [free_port() for _ in range(3)]
+    settings = {
+        "IGN_MODEL_DIR": str(models),
+        "IGN_DEFAULT_MODEL": "grey",
+        "IGN_DEVICE": "cpu",
+        "IGN_THREADS": "1",
+    }
     settings |= {"IGN_DRAIN_DELAY_S": "2", "IGN_MAX_CONNECTION_AGE_S": "1", "IGN_ACCESS_LOG": "0"}
 
     def start(port: int, folder: Path) -> ExitStack:
-        stack, code = ExitStack(), {"PYTHONPATH": f"{folder}:{folder / 'sdk'}"}
+        stack = ExitStack()
+        code = {"PYTHONPATH": f"{folder}:{folder / 'sdk'}"}
         command = (sys.executable, "-m", "service")
-        stack.enter_context(live_service(*command, cwd=str(folder), **settings, **code, IGN_PORT=str(port)))
+        stack.enter_context(
+            live_service(*command, cwd=str(folder), **settings, **code, IGN_PORT=str(port))
+        )
         return stack
 
     def goes_on(callers: Callers, port: int) -> None:

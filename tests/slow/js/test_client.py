@@ -29,15 +29,24 @@ def test_it_behaves_as_documented_against_a_fake_service(folder: Path, node: str
 
 def test_it_locks_packages_by_hash() -> None:
     packages = json.loads((CLIENT / "package-lock.json").read_text())["packages"]
-    assert all(package["integrity"].startswith("sha512-") for name, package in packages.items() if name)
-    assert {package["resolved"][:27] for package in packages.values() if "resolved" in package} <= {REGISTRY}
+    assert all(
+        package["integrity"].startswith("sha512-") for name, package in packages.items() if name
+    )
+    assert {package["resolved"][:27] for package in packages.values() if "resolved" in package} <= {
+        REGISTRY
+    }
 
 
 @pytest.mark.parametrize("how", ["--module nodenext", "--module esnext --moduleResolution bundler"])
 def test_types_check(folder: Path, how: str) -> None:
     shutil.copy(HERE / "program.mts", folder)
-    command = f"--strict --exactOptionalPropertyTypes --noEmit --target es2022 --lib es2022,dom,dom.asynciterable {how}"
-    done = run(CLIENT / "node_modules" / ".bin" / "tsc", *command.split(), "program.mts", cwd=folder)
+    command = (
+        f"--strict --exactOptionalPropertyTypes --noEmit --target es2022 --lib "
+        f"es2022,dom,dom.asynciterable {how}"
+    )
+    done = run(
+        CLIENT / "node_modules" / ".bin" / "tsc", *command.split(), "program.mts", cwd=folder
+    )
     assert done.returncode == 0, done.stdout
 
 
@@ -55,17 +64,24 @@ def test_500_pictures_over_a_restart(folder: Path, node: str | Path) -> None:
         some = {seed: client.generate(seed=seed)[0].bytes for seed in (0, 99, 100, 101, 250, 499)}
     program.stdout.close()
     assert program.wait() == 0
-    assert sorted(int(seed) for seed, _, _ in made) == list(range(500)), "each seed is answered once"
+    assert sorted(int(seed) for seed, _, _ in made) == list(range(500)), (
+        "each seed is answered once"
+    )
     digests = {int(seed): digest for seed, _, digest in made}
     assert all(digests[seed] == hashlib.sha256(data).hexdigest() for seed, data in some.items())
 
 
 @pytest.fixture
 def page(folder: Path, browser: Browser) -> Iterator[tuple[Page, str]]:
-    """A page that can import the package, and the URL of a service on another origin, which admits it."""
+    """A page that can import the package, and the URL of a service on another origin, which admits
+    it.
+    """
     for name in ("index.html", "page.js"):
         shutil.copy(HERE / name, folder)
-    with hosting(folder) as host, serving(settings(MODELS, default_model="mnist", cors_origins=(host.url,))) as service:
+    with (
+        hosting(folder) as host,
+        serving(settings(MODELS, default_model="mnist", cors_origins=(host.url,))) as service,
+    ):
         opened = browser.new_page()
         opened.goto(host.url)
         yield opened, service.url
@@ -93,5 +109,6 @@ def test_the_same_calls_run_without_a_service(page: tuple[Page, str], tmp_path: 
     assert local.keys() == remote.keys()
     for name in local:
         assert local[name]["members"] == remote[name]["members"], name
-        compare(local[name]["images"], remote[name]["images"], share=0.97)  # several steps amplify differences
+        # several steps amplify differences
+        compare(local[name]["images"], remote[name]["images"], share=0.97)
     assert refused == expected

@@ -1,4 +1,5 @@
-"""The chart of deploy/chart, rendered by Helm with every example of values: held against schemas, and the service.
+"""The chart of deploy/chart, rendered by Helm with every example of values: held against schemas,
+and the service.
 
 No cluster is asked for anything.
 """
@@ -30,15 +31,25 @@ from tests.slow.object_store.test_models import seaweed as seaweed
 from tests.structure.test_deployment import lineage, read
 
 helm = pytest.importorskip("helm_python", reason="needs `pip install helm-python-sdk`")
-kubernetes = pytest.importorskip("kubernetes_validate", reason="needs `pip install kubernetes-validate`")
+kubernetes = pytest.importorskip(
+    "kubernetes_validate", reason="needs `pip install kubernetes-validate`"
+)
 
 Object = dict[str, Any]
 
 CHART = ROOT / "deploy" / "chart" / "ign-service"
 EXAMPLES = sorted(file.stem for file in (CHART / "examples").glob("*.yaml"))
 ON_GPU = ("autoscaled", "bulk", "keda", "kserve", "models-bucket", "ray")
-# Files of values, separated by spaces, of which the last wins, as with -f; "" is the chart's own values.
-SETS = ["", "gpu", *EXAMPLES, *(f"gpu {name}" for name in ON_GPU), "kserve models-claim", "kserve models-volume"]
+# Files of values, separated by spaces, of which the last wins, as with -f; "" is the chart's own
+# values.
+SETS = [
+    "",
+    "gpu",
+    *EXAMPLES,
+    *(f"gpu {name}" for name in ON_GPU),
+    "kserve models-claim",
+    "kserve models-volume",
+]
 CUSTOM = {
     "ServiceMonitor": "cloudcoil.models.prometheus_operator.v1",
     "PrometheusRule": "cloudcoil.models.prometheus_operator.v1",
@@ -54,7 +65,11 @@ CUSTOM = {
 
 def merged(base: Object, over: Object) -> Object:
     """``base`` with ``over`` on it, as Helm merges files of values."""
-    both = {name: merged(base[name], over[name]) for name in base.keys() & over.keys() if isinstance(over[name], dict)}
+    both = {
+        name: merged(base[name], over[name])
+        for name in base.keys() & over.keys()
+        if isinstance(over[name], dict)
+    }
     return base | over | both
 
 
@@ -70,7 +85,15 @@ every_set = pytest.mark.parametrize("chosen", SETS)
 every_served = pytest.mark.parametrize(
     "chosen", [chosen for chosen in SETS if values(chosen).get("workload") in (None, "kserve")]
 )
-OF_KSERVE = {"annotations", "deploymentStrategy", "labels", "maxReplicas", "minReplicas", "model", "protocolVersions"}
+OF_KSERVE = {
+    "annotations",
+    "deploymentStrategy",
+    "labels",
+    "maxReplicas",
+    "minReplicas",
+    "model",
+    "protocolVersions",
+}
 ENVIRONMENTS = ["", "canary", "ingress", "keda", "kserve", "open", "traces"]
 ENVIRONMENTS += ["models-bucket", "models-claim"]
 """One set of each that pods of a service are given."""
@@ -107,11 +130,16 @@ def pods(chosen: str) -> Iterator[Object]:
             case "Deployment" | "Job":
                 yield spec["template"]
             case "RayService":
-                groups = [spec["rayClusterConfig"]["headGroupSpec"], *spec["rayClusterConfig"]["workerGroupSpecs"]]
+                groups = [
+                    spec["rayClusterConfig"]["headGroupSpec"],
+                    *spec["rayClusterConfig"]["workerGroupSpecs"],
+                ]
                 yield from (group["template"] for group in groups)
             case "InferenceService":  # KServe puts the two together
                 both = one(chosen, "ServingRuntime")["spec"] | spec["predictor"]
-                spec = {name: both[name] for name in both.keys() - OF_KSERVE - {"supportedModelFormats"}}
+                spec = {
+                    name: both[name] for name in both.keys() - OF_KSERVE - {"supportedModelFormats"}
+                }
                 yield {"metadata": {"labels": both["labels"]}, "spec": spec}
 
 
@@ -130,7 +158,9 @@ def environment(chosen: str) -> dict[str, str]:
 
 def settings(chosen: str) -> Settings:
     """What a pod's service reads: the image's variables under those of the pod."""
-    image = " ".join(lineage(container(chosen)["image"].removeprefix(f"ign-service:{__version__}-")))
+    image = " ".join(
+        lineage(container(chosen)["image"].removeprefix(f"ign-service:{__version__}-"))
+    )
     return load_settings(dict(re.findall(r"(IGN_\w+)=(\S+)", image)) | environment(chosen))
 
 
@@ -140,11 +170,18 @@ def settings(chosen: str) -> Settings:
 @every_set
 def test_helm_and_kubernetes_find_no_fault(chosen: str) -> None:
     report = helm.lint(str(CHART), values(chosen), strict=True)
-    assert not report["errors"] + [message for message in report["messages"] if message["severity"] > 1]
-    bare = [{"apiVersion": "v1", "kind": "Pod", **pod, "metadata": {"name": "ign"}} for pod in pods(chosen)]
+    assert not report["errors"] + [
+        message for message in report["messages"] if message["severity"] > 1
+    ]
+    bare = [
+        {"apiVersion": "v1", "kind": "Pod", **pod, "metadata": {"name": "ign"}}
+        for pod in pods(chosen)
+    ]
     for found in [each for each in objects(chosen) if each["kind"] not in CUSTOM] + bare:
         kubernetes.validate(found, kubernetes.latest_version(), strict=True)
-    assert len({(each["kind"], each["metadata"]["name"]) for each in objects(chosen)}) == len(objects(chosen))
+    assert len({(each["kind"], each["metadata"]["name"]) for each in objects(chosen)}) == len(
+        objects(chosen)
+    )
     assert bare
 
 
@@ -161,15 +198,24 @@ def test_operators_accept_every_field(kind: str, tmp_path: Path) -> None:
         elif CUSTOM[kind].startswith("V1"):
             of_kserve(each, CUSTOM[kind])
         else:
-            model = getattr(pytest.importorskip(CUSTOM[kind], reason="needs cloudcoil's models"), kind)
-            assert model.model_validate(each).model_dump(mode="json", by_alias=True, exclude_unset=True) == each
+            model = getattr(
+                pytest.importorskip(CUSTOM[kind], reason="needs cloudcoil's models"), kind
+            )
+            assert (
+                model.model_validate(each).model_dump(
+                    mode="json", by_alias=True, exclude_unset=True
+                )
+                == each
+            )
 
 
 def schema_of_npm(kind: str, package: str, folder: Path) -> Any:
     """The JSON schema in a package of npm, without unknown properties."""
     if shutil.which("npm") is None:
         pytest.skip(f"npm is not installed, so no {kind} was validated")
-    got = subprocess.run(["npm", "pack", package], cwd=folder, capture_output=True, text=True, check=False)
+    got = subprocess.run(
+        ["npm", "pack", package], cwd=folder, capture_output=True, text=True, check=False
+    )
     if got.returncode:
         pytest.skip(f"npm gets no {package}, so no {kind} was validated: {got.stderr[-300:]}")
     (archive,) = folder.glob("*.tgz")
@@ -221,44 +267,83 @@ def test_every_selector_finds_the_pods_of_its_release_alone(chosen: str, release
 def test_ports_and_probes_lead_to_the_service_and_are_patient(chosen: str) -> None:
     (port,), found = container(chosen)["ports"], settings(chosen)
     assert (port["containerPort"], found.host) == (found.port, "0.0.0.0")
-    probes = {name: container(chosen)[f"{name}Probe"] for name in ("startup", "readiness", "liveness")}
+    probes = {
+        name: container(chosen)[f"{name}Probe"] for name in ("startup", "readiness", "liveness")
+    }
     live, least_s = ("/readyz", 300) if found.device == "cuda" else ("/healthz", 60)
     assert [probe["httpGet"]["path"] for probe in probes.values()] == ["/readyz", "/readyz", live]
-    led = [each["spec"]["ports"][0]["targetPort"] for each in objects(chosen) if each["kind"] == "Service"]
-    led += [o["spec"]["ingress"][0]["ports"][0]["port"] for o in objects(chosen) if o["kind"] == "NetworkPolicy"]
-    assert {*led, *(each["httpGet"]["port"] for each in probes.values())} == {port.get("name", port["containerPort"])}
-    patience = {name: probe["periodSeconds"] * probe["failureThreshold"] for name, probe in probes.items()}
-    assert patience["readiness"] <= 10 < least_s <= patience["liveness"] < 600 <= patience["startup"]
+    led = [
+        each["spec"]["ports"][0]["targetPort"]
+        for each in objects(chosen)
+        if each["kind"] == "Service"
+    ]
+    led += [
+        o["spec"]["ingress"][0]["ports"][0]["port"]
+        for o in objects(chosen)
+        if o["kind"] == "NetworkPolicy"
+    ]
+    assert {*led, *(each["httpGet"]["port"] for each in probes.values())} == {
+        port.get("name", port["containerPort"])
+    }
+    patience = {
+        name: probe["periodSeconds"] * probe["failureThreshold"] for name, probe in probes.items()
+    }
+    assert (
+        patience["readiness"] <= 10 < least_s <= patience["liveness"] < 600 <= patience["startup"]
+    )
 
 
 @every_set
 def test_pods_are_restricted(chosen: str) -> None:
     for pod in (pod["spec"] for pod in pods(chosen)):
-        spec, ray = pod["securityContext"], pod["containers"][0]["name"].startswith("ray-")
+        spec = pod["securityContext"]
+        ray = pod["containers"][0]["name"].startswith("ray-")
         assert (spec["runAsNonRoot"], spec["seccompProfile"]) == (True, {"type": "RuntimeDefault"})
         assert spec["fsGroup"] == spec["runAsGroup"]
         assert ray or f"USER {spec['runAsUser']}:{spec['runAsGroup']}" in lineage("cpu")
         (inside,) = (each["securityContext"] for each in pod["containers"])
-        assert (inside["allowPrivilegeEscalation"], inside["capabilities"]) == (False, {"drop": ["ALL"]})
+        assert (inside["allowPrivilegeEscalation"], inside["capabilities"]) == (
+            False,
+            {"drop": ["ALL"]},
+        )
         assert ray or inside["readOnlyRootFilesystem"]
-        known = {"name", "emptyDir", "secret", "image" if chosen == "models-volume" else "persistentVolumeClaim"}
+        known = {
+            "name",
+            "emptyDir",
+            "secret",
+            "image" if chosen == "models-volume" else "persistentVolumeClaim",
+        }
         assert {kind for volume in pod["volumes"] for kind in volume} <= known
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
-        # Kubernetes would set IGN_PORT for a Service named `ign`, with which the service does not start.
+        # Kubernetes would set IGN_PORT for a Service named `ign`, with which the service does not
+        # start.
         assert pod["enableServiceLinks"] is False
-        assert pod["containers"][0]["name"] == "ray-head" or pod["automountServiceAccountToken"] is False
-        assert [each["topologyKey"][-4:] for each in pod["topologySpreadConstraints"]] == ["zone", "name"]
+        assert (
+            pod["containers"][0]["name"] == "ray-head"
+            or pod["automountServiceAccountToken"] is False
+        )
+        assert [each["topologyKey"][-4:] for each in pod["topologySpreadConstraints"]] == [
+            "zone",
+            "name",
+        ]
 
 
 @pytest.mark.parametrize("chosen", [chosen for chosen in SETS if chosen != "open"])
 def test_the_network_is_closed(chosen: str) -> None:
-    policy, given = one(chosen, "NetworkPolicy")["spec"], values(chosen)
+    policy = one(chosen, "NetworkPolicy")["spec"]
+    given = values(chosen)
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     assert bool(policy["ingress"]) is (given.get("workload") != "job")
-    for peer in (peer for rule in policy["ingress"] for peer in rule["from"] or [{}]):  # no peer would be everybody
+    # no peer would be everybody
+    for peer in (peer for rule in policy["ingress"] for peer in rule["from"] or [{}]):
         assert peer.get("podSelector") or peer.get("namespaceSelector")
-    reaches = given.get("models", {}).get("source") == "bucket" or given.get("workload") in ("job", "ray")
-    assert (len(policy["egress"]) > len(given.get("networkPolicy", {}).get("egress", []))) is reaches
+    reaches = given.get("models", {}).get("source") == "bucket" or given.get("workload") in (
+        "job",
+        "ray",
+    )
+    assert (
+        len(policy["egress"]) > len(given.get("networkPolicy", {}).get("egress", []))
+    ) is reaches
     assert all(rule.get("ports") or rule["to"] for rule in policy["egress"])
 
 
@@ -267,30 +352,48 @@ def test_the_network_is_closed(chosen: str) -> None:
 
 @every_served
 def test_a_pod_has_the_settings_keys_and_time_to_drain(chosen: str) -> None:
-    found, (pod,) = settings(chosen), pods(chosen)  # raises for a name or value that does not exist
+    # raises for a name or value that does not exist
+    found = settings(chosen)
+    (pod,) = pods(chosen)
     mounts = {mount["mountPath"]: mount for mount in container(chosen)["volumeMounts"]}
     volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
     assert {mount["name"] for mount in mounts.values()} == set(volumes)
     if chosen != "open":
-        assert (str(found.api_keys_file), mounts["/run/ign"]["name"]) == ("/run/ign/keys.json", "keys")
+        assert (str(found.api_keys_file), mounts["/run/ign"]["name"]) == (
+            "/run/ign/keys.json",
+            "keys",
+        )
         assert volumes["keys"]["secret"] == {"secretName": "ign-keys", "defaultMode": 0o440}
         assert "generic ign-keys --from-file=keys.json" in read("docs/deployment.md")
     before = container(chosen)["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert pod["spec"]["terminationGracePeriodSeconds"] > before + found.drain_s
-    assert found.drain_s >= found.request_timeout_s  # so that every admitted request gets its response
+    # so that every admitted request gets its response
+    assert found.drain_s >= found.request_timeout_s
     assert environment(chosen) in [environment(each) for each in ENVIRONMENTS]
     limits = container(chosen)["resources"]["limits"]
-    assert ("nvidia.com/gpu" in limits, "cpu" in limits) == ((True, False) if found.device == "cuda" else (False, True))
+    assert ("nvidia.com/gpu" in limits, "cpu" in limits) == (
+        (True, False) if found.device == "cuda" else (False, True)
+    )
 
 
-@pytest.mark.parametrize("chosen", [pytest.param(each, marks=NEEDS.get(each, ())) for each in ENVIRONMENTS])
-def test_the_service_runs_with_what_a_pod_is_given(chosen: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """As a process on a CPU, with folders and stores of this machine, the pod's probes, a key, and SIGTERM."""
+@pytest.mark.parametrize(
+    "chosen", [pytest.param(each, marks=NEEDS.get(each, ())) for each in ENVIRONMENTS]
+)
+def test_the_service_runs_with_what_a_pod_is_given(
+    chosen: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """As a process on a CPU, with folders and stores of this machine, the pod's probes, a key, and
+    SIGTERM.
+    """
     model = tmp_path / "models" / SHIPPED["mnist"]
     shutil.copytree(MODELS / SHIPPED["mnist"], model)
     keys = [{"name": "a", "sha256": hashlib.sha256(b"k").hexdigest(), "scopes": ["infer"]}]
     (tmp_path / "keys.json").write_text(json.dumps(keys))
-    here = {"/run/ign/keys.json": tmp_path / "keys.json", "/models": model.parents[1], "/mnt/models": model}
+    here = {
+        "/run/ign/keys.json": tmp_path / "keys.json",
+        "/models": model.parents[1],
+        "/mnt/models": model,
+    }
     given = {"IGN_MODEL_DIR": "/models", **environment(chosen)}
     if "IGN_MODEL_CACHE" in given:
         here["/models"] = tmp_path / "cache"
@@ -299,11 +402,17 @@ def test_the_service_runs_with_what_a_pod_is_given(chosen: str, tmp_path: Path, 
         store.upload(model.parents[1])
         given |= store.environment
     told = {name: str(here.get(value, value)) for name, value in given.items()}
-    told |= {"IGN_PORT": "0", "IGN_LOG_FORMAT": "text", "IGN_DEVICE": "cpu"}  # the text log has the address
+    # the text log has the address
+    told |= {"IGN_PORT": "0", "IGN_LOG_FORMAT": "text", "IGN_DEVICE": "cpu"}
     with live_service(**told) as url, httpx.Client(base_url=url, trust_env=False) as client:
-        probes = [container(chosen)[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness", "liveness")]
+        probes = [
+            container(chosen)[f"{name}Probe"]["httpGet"]["path"]
+            for name in ("startup", "readiness", "liveness")
+        ]
         assert [client.get(path).status_code for path in probes] == [200, 200, 200]
-        assert client.post("/generate", json={"n": 1}).status_code == (200 if chosen == "open" else 401)
+        assert client.post("/generate", json={"n": 1}).status_code == (
+            200 if chosen == "open" else 401
+        )
         client.headers["authorization"] = "Bearer k"
         assert client.post("/generate", json={"n": 1}).status_code == 200
         assert f'ign_queue_rows{{model="{SHIPPED["mnist"]}"}}' in client.get("/metrics").text
@@ -321,10 +430,16 @@ def test_ray_is_told_what_it_understands(chosen: str, monkeypatch: pytest.Monkey
     assert (options.gpus, found.device) == ((1, "cuda") if "gpu" in chosen else (0, "cpu"))
     (workers,) = spec["rayClusterConfig"]["workerGroupSpecs"]
     limits = workers["template"]["spec"]["containers"][0]["resources"]["limits"]
-    assert (int(limits.get("nvidia.com/gpu", 0)), workers["maxReplicas"]) == (options.gpus, options.max_replicas)
+    assert (int(limits.get("nvidia.com/gpu", 0)), workers["maxReplicas"]) == (
+        options.gpus,
+        options.max_replicas,
+    )
     assert int(limits["cpu"]) >= options.cpus
     assert spec["rayClusterConfig"]["authOptions"] == {"mode": "token"}
-    assert spec["rayClusterConfig"]["autoscalerOptions"]["securityContext"]["allowPrivilegeEscalation"] is False
+    assert (
+        spec["rayClusterConfig"]["autoscalerOptions"]["securityContext"]["allowPrivilegeEscalation"]
+        is False
+    )
     for pod in pods(chosen):
         assert pod["spec"]["terminationGracePeriodSeconds"] > found.drain_s
         (mount,) = pod["spec"]["containers"][0]["volumeMounts"]
@@ -337,11 +452,21 @@ def test_every_index_of_the_job_runs_its_part(chosen: str, tmp_path: Path) -> No
     (tmp_path / "python3").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     (tmp_path / "python3").chmod(0o755)
     job = one(chosen, "Job")["spec"]
-    command, parts = [*container(chosen)["command"], *container(chosen)["args"]], job["completions"]
+    command = [*container(chosen)["command"], *container(chosen)["args"]]
+    parts = job["completions"]
     for index in range(parts):
         env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "JOB_COMPLETION_INDEX": str(index)}
-        called = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.splitlines()
-        assert called == ["-m", "ign", "bulk", *values(chosen)["job"]["args"], "--part", f"{index + 1}/{parts}"]
+        called = subprocess.run(
+            command, env=env, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        assert called == [
+            "-m",
+            "ign",
+            "bulk",
+            *values(chosen)["job"]["args"],
+            "--part",
+            f"{index + 1}/{parts}",
+        ]
     assert (job["completionMode"], parts > 1) == ("Indexed", True)
 
 
@@ -351,19 +476,31 @@ def test_every_index_of_the_job_runs_its_part(chosen: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("chosen", ["autoscaled", "keda", "gpu autoscaled", "gpu keda"])
 def test_the_autoscaler_asks_for_what_the_service_says_and_decides_alone(chosen: str) -> None:
     assert "# TYPE ign_queue_rows gauge" in Metrics().render()[0].decode().splitlines()
-    found, cores = settings(chosen), "700m" if "gpu" in chosen else "1400m"
+    found = settings(chosen)
+    cores = "700m" if "gpu" in chosen else "1400m"
     if "keda" in chosen:
         spec = one(chosen, "ScaledObject")["spec"]
         queue, cpu = (trigger["metadata"] for trigger in spec["triggers"])
         assert 'ign_queue_rows{namespace="team",service="ign"}' in queue["query"]
-        waiting, busy, least, most = queue["threshold"], cpu["value"], spec["minReplicaCount"], spec["maxReplicaCount"]
+        waiting = queue["threshold"]
+        busy = cpu["value"]
+        least = spec["minReplicaCount"]
+        most = spec["maxReplicaCount"]
     else:
         spec = one(chosen, "HorizontalPodAutoscaler")["spec"]
-        (rule,) = yaml.safe_load((CHART / "prometheus-adapter.yaml").read_text(encoding="utf-8"))["rules"]
+        (rule,) = yaml.safe_load((CHART / "prometheus-adapter.yaml").read_text(encoding="utf-8"))[
+            "rules"
+        ]
         pod, cpu = spec["metrics"]
-        assert rule["seriesQuery"].partition("{")[0] == pod["pods"]["metric"]["name"] == "ign_queue_rows"
-        waiting, busy = pod["pods"]["target"]["averageValue"], cpu["resource"]["target"]["averageValue"]
-        least, most = spec["minReplicas"], spec["maxReplicas"]
+        assert (
+            rule["seriesQuery"].partition("{")[0]
+            == pod["pods"]["metric"]["name"]
+            == "ign_queue_rows"
+        )
+        waiting = pod["pods"]["target"]["averageValue"]
+        busy = cpu["resource"]["target"]["averageValue"]
+        least = spec["minReplicas"]
+        most = spec["maxReplicas"]
     assert (int(waiting), busy) == (found.max_batch_rows, cores)
     assert "replicas" not in one(chosen, "Deployment")["spec"]
     assert spec["scaleTargetRef"]["name"] == one(chosen, "Deployment")["metadata"]["name"]
@@ -371,23 +508,33 @@ def test_the_autoscaler_asks_for_what_the_service_says_and_decides_alone(chosen:
 
 
 def test_routes_let_through_what_the_service_allows_and_give_a_second_release_its_share() -> None:
-    found, annotations = settings("ingress"), one("ingress", "Ingress")["metadata"]["annotations"]
+    found = settings("ingress")
+    annotations = one("ingress", "Ingress")["metadata"]["annotations"]
     assert annotations["nginx.org/client-max-body-size"] == f"{found.max_body_bytes}"
     assert annotations["nginx.org/proxy-read-timeout"] == f"{found.stream_timeout_s:g}s"
     (rule,) = one("canary", "HTTPRoute")["spec"]["rules"]
     assert rule["timeouts"]["request"] == f"{settings('canary').stream_timeout_s / 60:g}m0s"
-    assert {each["name"]: each["weight"] for each in rule["backendRefs"]} == {"ign": 90, "ign-canary": 10}
-    assert "ign-canary" in [each["metadata"]["name"] for each in render({}, "ign-canary") if each["kind"] == "Service"]
+    assert {each["name"]: each["weight"] for each in rule["backendRefs"]} == {
+        "ign": 90,
+        "ign-canary": 10,
+    }
+    assert "ign-canary" in [
+        each["metadata"]["name"] for each in render({}, "ign-canary") if each["kind"] == "Service"
+    ]
 
 
 def test_rules_and_dashboard_are_those_of_compose() -> None:
     specs = {each["metadata"]["name"]: each.get("spec") for each in objects("autoscaled")}
     for file in RULES:
         expected = yaml.safe_load(file.read_text(encoding="utf-8"))
-        for rule in (rule for group in expected["groups"] for rule in group["rules"] if "alert" in rule):
+        for rule in (
+            rule for group in expected["groups"] for rule in group["rules"] if "alert" in rule
+        ):
             rule["labels"]["namespace"] = "team"
         assert specs[f"ign-{file.stem}"] == expected
-    assert one("autoscaled", "ConfigMap")["data"] == {"ign.json": read("docker/grafana/dashboards/ign.json")}
+    assert one("autoscaled", "ConfigMap")["data"] == {
+        "ign.json": read("docker/grafana/dashboards/ign.json")
+    }
 
 
 # Values
@@ -395,9 +542,16 @@ def test_rules_and_dashboard_are_those_of_compose() -> None:
 
 def test_every_setting_may_be_given_and_a_wrong_value_is_named() -> None:
     # Those of which other values decide.
-    owned = {f"IGN_{name}" for name in ("HOST", "PORT", "MODEL_DIR", "MODEL_CACHE", "API_KEYS_FILE", "GPU_COUNT")}
-    schema = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))["properties"]["settings"]
-    assert set(schema["properties"]) == {variable_of(name) for name in Settings.model_fields} - owned
+    owned = {
+        f"IGN_{name}"
+        for name in ("HOST", "PORT", "MODEL_DIR", "MODEL_CACHE", "API_KEYS_FILE", "GPU_COUNT")
+    }
+    schema = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))["properties"][
+        "settings"
+    ]
+    assert (
+        set(schema["properties"]) == {variable_of(name) for name in Settings.model_fields} - owned
+    )
     for name, field in Settings.model_fields.items():
         if field.annotation in (int, float, bool) or variable_of(name) in owned:
             with pytest.raises(helm.HelmError, match=variable_of(name)):
@@ -436,7 +590,9 @@ def test_the_commands_of_the_guide_render(page: str) -> None:
         given = before[words[2]] if "--reuse-values" in words else {}
         for option, value in pairwise(words):
             if option in ("-f", "--set"):
-                more = yaml.safe_load(read(value)) if option == "-f" else helm.parse_set_string(value)
+                more = (
+                    yaml.safe_load(read(value)) if option == "-f" else helm.parse_set_string(value)
+                )
                 given = merged(given, more)
         before[words[2]] = given
         assert render(given, words[2])
@@ -444,14 +600,26 @@ def test_the_commands_of_the_guide_render(page: str) -> None:
 
 def test_the_package_goes_to_a_registry_and_comes_back(tmp_path: Path) -> None:
     package = Path(helm.package(str(CHART), destination=str(tmp_path)))
-    assert (package.name, chart().metadata["appVersion"]) == (f"ign-service-{__version__}.tgz", __version__)
+    assert (package.name, chart().metadata["appVersion"]) == (
+        f"ign-service-{__version__}.tgz",
+        __version__,
+    )
     if (program := shutil.which("docker-registry")) is None:
-        pytest.skip("docker-registry is not installed, so the package was not pushed; .ci/tools installs it on Debian")
-    address, back, log = f"127.0.0.1:{free_port()}", tmp_path / "back", tmp_path / "log"
+        pytest.skip(
+            "docker-registry is not installed, so the package was not pushed; .ci/tools "
+            "installs it on Debian"
+        )
+    address = f"127.0.0.1:{free_port()}"
+    back = tmp_path / "back"
+    log = tmp_path / "log"
     storage = {"filesystem": {"rootdirectory": str(tmp_path / "registry")}}
-    (tmp_path / "config.yml").write_text(json.dumps({"version": 0.1, "storage": storage, "http": {"addr": address}}))
+    (tmp_path / "config.yml").write_text(
+        json.dumps({"version": 0.1, "storage": storage, "http": {"addr": address}})
+    )
     with log.open("wb") as written:
-        server = subprocess.Popen([program, "serve", tmp_path / "config.yml"], stdout=written, stderr=written)
+        server = subprocess.Popen(
+            [program, "serve", tmp_path / "config.yml"], stdout=written, stderr=written
+        )
     try:
         until(lambda: "listening on" in log.read_text(), log.read_text)
         helm.push(str(package), f"oci://{address}/charts", plain_http=True)
@@ -462,4 +630,6 @@ def test_the_package_goes_to_a_registry_and_comes_back(tmp_path: Path) -> None:
         server.wait(30)
     assert (back / package.name).read_bytes() == package.read_bytes()
     with helm.Chart.load(str(back / package.name)) as found:
-        assert found.render({}, name="ign", namespace="team") == chart().render({}, name="ign", namespace="team")
+        assert found.render({}, name="ign", namespace="team") == chart().render(
+            {}, name="ign", namespace="team"
+        )

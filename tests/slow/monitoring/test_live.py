@@ -1,4 +1,6 @@
-"""Every query of the dashboard and of the rules, put to a real Prometheus that watches a real service at work."""
+"""Every query of the dashboard and of the rules, put to a real Prometheus that watches a real
+service at work.
+"""
 
 import math
 import re
@@ -12,7 +14,15 @@ import httpx
 import pytest
 
 from tests.helpers.live import live_service
-from tests.slow.monitoring.files import Query, alerts, needs_prometheus, panel_queries, rule_queries, rules, selectors
+from tests.slow.monitoring.files import (
+    Query,
+    alerts,
+    needs_prometheus,
+    panel_queries,
+    rule_queries,
+    rules,
+    selectors,
+)
 from tests.slow.monitoring.prometheus import Prometheus, running
 
 pytestmark = [needs_prometheus, pytest.mark.slow]
@@ -26,7 +36,14 @@ EMPTY = {
 }
 """Series that are not to be had from a service that is well, and why."""
 
-OPERATOR = {"job": "b", "namespace": "n", "service": "ign", "pod": "ign-0", "container": "ign", "endpoint": "http"}
+OPERATOR = {
+    "job": "b",
+    "namespace": "n",
+    "service": "ign",
+    "pod": "ign-0",
+    "container": "ign",
+    "endpoint": "http",
+}
 """What prometheus-operator adds to a target of a ServiceMonitor."""
 
 
@@ -50,12 +67,19 @@ def traffic(url: str) -> None:
 
         def stream(rows: int) -> int:
             headers = {"Accept": "text/event-stream"}
-            request = client.build_request("POST", "/generate", json={"n": rows, **ENDLESS}, headers=headers)
+            request = client.build_request(
+                "POST", "/generate", json={"n": rows, **ENDLESS}, headers=headers
+            )
             response = client.send(request, stream=True)
             streams.callback(response.close)
             return response.status_code
 
-        post(200, "/generate", {"n": 4, "score": True}, headers={"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"})
+        post(
+            200,
+            "/generate",
+            {"n": 4, "score": True},
+            headers={"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"},
+        )
         image = post(200, "/generate", {"seed": 7}, headers={"Accept": "image/png"})
         for path in ("/project?steps=20&tolerance=1.5&score=true", "/score"):
             post(200, path, content=image.content, headers={"Content-Type": "image/png"})
@@ -67,7 +91,8 @@ def traffic(url: str) -> None:
         post(422, "/generate", {"n": 0})
         post(404, "/nothing")
         post(504, "/generate", ENDLESS, headers={"X-Request-Timeout": "0.001"})
-        assert [stream(rows) for rows in (64, 32)] == [200, 200]  # a full batch, and half of the queue
+        # a full batch, and half of the queue
+        assert [stream(rows) for rows in (64, 32)] == [200, 200]
         post(429, "/generate", {"model": "fashion_mnist", "n": 64})
         assert 429 in [stream(1) for _ in range(8)]  # more requests than may be in flight
 
@@ -81,7 +106,9 @@ def service() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def prometheus(service: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """It has seen one round of traffic, and then another: a rate is what came between two looks."""
-    with running(tmp_path_factory.mktemp("prometheus"), str(httpx.URL(service).netloc, "ascii")) as found:
+    with running(
+        tmp_path_factory.mktemp("prometheus"), str(httpx.URL(service).netloc, "ascii")
+    ) as found:
         for count in (1, 2):
             traffic(service)
             # The error is the last that a rule counts: a look before it would miss the first one.
@@ -126,10 +153,13 @@ def test_every_rule_is_evaluated(prometheus: Prometheus) -> None:
 
 def test_what_goes_wrong_is_seen(prometheus: Prometheus) -> None:
     """One of the alerts at work in earnest: among so few requests those that failed are many."""
-    errors = prometheus.until("job:ign_errors:ratio1h", lambda found: found != [] and found[0] > 0.0144)
+    errors = prometheus.until(
+        "job:ign_errors:ratio1h", lambda found: found != [] and found[0] > 0.0144
+    )
     assert errors[0] > 0.0144
     pending = prometheus.until(
-        'count(ALERTS{alertname="IgnErrorBudgetBurnsFast", alertstate="pending"})', lambda found: found == [1]
+        'count(ALERTS{alertname="IgnErrorBudgetBurnsFast", alertstate="pending"})',
+        lambda found: found == [1],
     )
     assert pending == [1]
     assert alerts()["IgnErrorBudgetBurnsFast"]["for"] == "2m"
@@ -142,19 +172,30 @@ def test_traces_are_exemplars(prometheus: Prometheus) -> None:
 
 def test_metrics_are_as_prometheus_wants_them(service: str) -> None:
     text = httpx.get(f"{service}/metrics", trust_env=False).content
-    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, timeout=1800, check=False)
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=text, capture_output=True, timeout=1800, check=False
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
-def test_labels_of_the_operator_move_none_of_ours(service: str, prometheus: Prometheus, tmp_path: Path) -> None:
-    """What prometheus-operator says of a target wins, and the service's label of that name becomes `exported_…`."""
+def test_labels_of_the_operator_move_none_of_ours(
+    service: str, prometheus: Prometheus, tmp_path: Path
+) -> None:
+    """What prometheus-operator says of a target wins, and the service's label of that name becomes
+    `exported_…`.
+    """
     from tests.slow.kubernetes.test_chart import one  # skips where Helm is not installed
 
     assert set(prometheus.ask("labels")) > {"endpoint", "model"}
     (endpoint,) = one("autoscaled", "ServiceMonitor")["spec"]["endpoints"]
     relabel = [
-        {re.sub("(?=[A-Z])", "_", name).lower(): step[name] for name in step} for step in endpoint["relabelings"]
+        {re.sub("(?=[A-Z])", "_", name).lower(): step[name] for name in step}
+        for step in endpoint["relabelings"]
     ]
     with running(tmp_path, str(httpx.URL(service).netloc, "ascii"), OPERATOR, relabel) as found:
-        assert answers(found.until('count(ign_requests_total{endpoint="/score", pod="ign-0", job="ign"})', answers))
+        assert answers(
+            found.until(
+                'count(ign_requests_total{endpoint="/score", pod="ign-0", job="ign"})', answers
+            )
+        )
         assert not [name for name in found.ask("labels") if name.startswith("exported_")]

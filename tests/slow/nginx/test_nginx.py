@@ -27,7 +27,8 @@ from tests.helpers.live import ROOT, SHIPPED, certificate, free_port, live_servi
 
 PATIENCE_S = 300.0
 MAX_BODY = 16 * 2**20
-CALLER_LIMIT, ADDRESS_LIMIT, MOST_HELD = 4, 6, 50  # in place of those of the configuration: fewer sockets do the same
+# in place of those of the configuration: fewer sockets do the same
+CALLER_LIMIT, ADDRESS_LIMIT, MOST_HELD = (4, 6, 50)
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("nginx") and shutil.which("openssl") and shutil.which("curl")),
@@ -51,7 +52,9 @@ class Front:
         return ssl.create_default_context(cafile=str(self.folder / "tls.crt"))
 
     def client(self) -> httpx.Client:
-        return httpx.Client(verify=self.trust, base_url=self.url, timeout=PATIENCE_S, trust_env=False)
+        return httpx.Client(
+            verify=self.trust, base_url=self.url, timeout=PATIENCE_S, trust_env=False
+        )
 
     def connect(self) -> ssl.SSLSocket:
         raw = socket.create_connection(self.address, timeout=PATIENCE_S)
@@ -61,7 +64,9 @@ class Front:
         """Status, headers and problem document of the answer to raw bytes."""
         with closing(self.connect()) as connection:
             connection.sendall(request)
-            head, _, body = b"".join(iter(lambda: connection.recv(65536), b"")).partition(b"\r\n\r\n")
+            head, _, body = b"".join(iter(lambda: connection.recv(65536), b"")).partition(
+                b"\r\n\r\n"
+            )
         first, *lines = head.decode().split("\r\n")
         headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
         return int(first.split()[1]), headers, json.loads(body)
@@ -80,7 +85,9 @@ class Front:
 
 
 def configuration(folder: Path, port: int, upstream: str, **changed: str) -> str:
-    """The shipped configuration with the paths, ports and limits of a test, and directives ``changed``."""
+    """The shipped configuration with the paths, ports and limits of a test, and directives
+    ``changed``.
+    """
     text = (ROOT / "docker" / "nginx" / "nginx.conf").read_text()
     limits = {"limit_conn callers": f"{CALLER_LIMIT}", "limit_conn addresses": f"{ADDRESS_LIMIT}"}
     for directive, value in {**limits, **changed}.items():
@@ -109,10 +116,20 @@ def front(folder: Path, upstream: str, **changed: str) -> Iterator[Front]:
     (folder / "nginx.conf").write_text(configuration(folder, port, upstream, **changed))
     # Started by root, its workers would otherwise be `nobody`, who cannot reach the folder.
     directives = "daemon off; user root;" if os.geteuid() == 0 else "daemon off;"
-    command = ["nginx", "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log"), "-g", directives]
+    command = [
+        "nginx",
+        "-c",
+        str(folder / "nginx.conf"),
+        "-e",
+        str(folder / "error.log"),
+        "-g",
+        directives,
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
-            until(lambda: listens(port) or process.poll() is not None, lambda: "nginx does not listen")
+            until(
+                lambda: listens(port) or process.poll() is not None, lambda: "nginx does not listen"
+            )
             assert process.poll() is None, process.stderr.read() if process.stderr else ""
             yield Front(("127.0.0.1", port), folder)
         finally:
@@ -151,13 +168,21 @@ def check_problem(status: int, headers: dict[str, str], problem: dict[str, Any],
 
 
 REFUSED = {
-    "body too large": (413, "too_large", head("/generate", f"Content-Length: {MAX_BODY + 1}", method="POST")),
+    "body too large": (
+        413,
+        "too_large",
+        head("/generate", f"Content-Length: {MAX_BODY + 1}", method="POST"),
+    ),
     "bad header": (400, "malformed", head("/generate", "Content-Length: many", method="POST")),
     "no host": (400, "malformed", b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n"),
     "large header": (431, "head_too_large", head("/models", f"X-Large: {'x' * 20_000}")),
     "metrics": (404, "not_found", head("/metrics")),
     "trace": (405, "method_not_allowed", head("/models", method="TRACE")),
-    "transfer encoding": (501, "not_supported", head("/generate", "Transfer-Encoding: gzip", method="POST")),
+    "transfer encoding": (
+        501,
+        "not_supported",
+        head("/generate", "Transfer-Encoding: gzip", method="POST"),
+    ),
 }
 
 
@@ -179,7 +204,10 @@ def test_the_codes_are_those_of_the_service() -> None:
 
 
 def test_without_the_service(tmp_path: Path) -> None:
-    with front(tmp_path / "front", f"127.0.0.1:{free_port()}") as unserved, unserved.client() as http:
+    with (
+        front(tmp_path / "front", f"127.0.0.1:{free_port()}") as unserved,
+        unserved.client() as http,
+    ):
         answer = http.get("/models", headers={"X-Request-ID": "mine-1"})
         assert answer.json()["request_id"] == "mine-1"
         check_problem(answer.status_code, dict(answer.headers), answer.json(), "bad_gateway")
@@ -192,7 +220,10 @@ def test_without_the_service(tmp_path: Path) -> None:
 def test_an_upstream_that_never_answers(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         upstream = f"127.0.0.1:{silent.getsockname()[1]}"
-        with front(tmp_path / "front", upstream, proxy_read_timeout="1s") as found, found.client() as http:
+        with (
+            front(tmp_path / "front", upstream, proxy_read_timeout="1s") as found,
+            found.client() as http,
+        ):
             answer = http.get("/models")
     assert answer.status_code == 504
     check_problem(504, dict(answer.headers), answer.json(), "gateway_timeout")
@@ -216,7 +247,9 @@ def test_the_access_log_is_json_and_holds_no_key(served: Front) -> None:
     with served.client() as http:
         probe = http.get("/healthz", headers={"X-Request-ID": "probe"})
         assert probe.status_code == 200
-        body = http.post("/generate?x=hidden", json={"seed": 7}, headers={**headers, "X-Request-ID": "logged"}).json()
+        body = http.post(
+            "/generate?x=hidden", json={"seed": 7}, headers={**headers, "X-Request-ID": "logged"}
+        ).json()
         http.post("/generate", json={"seed": 7}, headers={**headers, "X-Request-ID": "logged-2"})
     entry = served.log("logged-2")
     assert body["request_id"] == "logged"
@@ -232,10 +265,20 @@ def test_the_access_log_is_json_and_holds_no_key(served: Front) -> None:
 
 
 def test_http_2_and_plain_http(served: Front) -> None:
-    command = ["curl", "--silent", "--cacert", str(served.folder / "tls.crt"), "--noproxy", "*", "--http2"]
+    command = [
+        "curl",
+        "--silent",
+        "--cacert",
+        str(served.folder / "tls.crt"),
+        "--noproxy",
+        "*",
+        "--http2",
+    ]
     shown = ["--output", "/dev/null", "--write-out", "%{http_version} %{http_code}"]
     for path, status in (("/models", 200), ("/metrics", 404)):
-        done = subprocess.run([*command, *shown, served.url + path], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [*command, *shown, served.url + path], capture_output=True, text=True, check=True
+        )
         assert done.stdout == f"2 {status}"
     with httpx.Client(trust_env=False) as http:
         plain = http.get(served.url.replace("https", "http"))
@@ -251,11 +294,15 @@ def hold(found: Front, stack: ExitStack, key: str) -> None:
 
 def status(found: Front, key: str) -> int:
     with found.client() as http:
-        return http.get("/models", headers={"Authorization": f"Bearer {key}"} if key else {}).status_code
+        return http.get(
+            "/models", headers={"Authorization": f"Bearer {key}"} if key else {}
+        ).status_code
 
 
 def fill(found: Front, stack: ExitStack, keys: Iterable[str], probe: str) -> int:
-    """Hold requests with these keys until ``probe`` is rejected; how many it took. nginx reads them with a delay."""
+    """Hold requests with these keys until ``probe`` is rejected; how many it took. nginx reads them
+    with a delay.
+    """
     for count, key in enumerate(keys, 1):
         hold(found, stack, key)
         if status(found, probe) == 429:
@@ -267,7 +314,10 @@ def test_each_key_has_its_own_limit(served: Front) -> None:
     with ExitStack() as stack:
         assert fill(served, stack, ["alice"] * MOST_HELD, "alice") >= CALLER_LIMIT
         assert status(served, "bob") == status(served, "") == 200
-        with served.client() as http, Client(served.url, api_key="alice", http_client=http, max_retries=0) as client:
+        with (
+            served.client() as http,
+            Client(served.url, api_key="alice", http_client=http, max_retries=0) as client,
+        ):
             with pytest.raises(TooManyRequests) as refused:
                 client.generate(n=1)
             assert refused.value.code == "rate_limited"
@@ -277,17 +327,23 @@ def test_each_key_has_its_own_limit(served: Front) -> None:
 @pytest.mark.parametrize(
     ("keys", "probe", "limit", "other"),
     [
-        ([""] * MOST_HELD, "", CALLER_LIMIT, "alice"),  # callers without a key are limited by address
-        (list(map(str, range(MOST_HELD))), "another", ADDRESS_LIMIT, None),  # and many keys do not lift that limit
+        # callers without a key are limited by address
+        ([""] * MOST_HELD, "", CALLER_LIMIT, "alice"),
+        # and many keys do not lift that limit
+        (list(map(str, range(MOST_HELD))), "another", ADDRESS_LIMIT, None),
     ],
 )
-def test_an_address_has_a_limit(served: Front, keys: list[str], probe: str, limit: int, other: str | None) -> None:
+def test_an_address_has_a_limit(
+    served: Front, keys: list[str], probe: str, limit: int, other: str | None
+) -> None:
     with ExitStack() as stack:
         assert fill(served, stack, keys, probe) >= limit
         assert other is None or status(served, other) == 200
 
 
-GETS, URLS, CALLERS = 10_000, 100, CALLER_LIMIT - 1
+GETS = 10_000
+URLS = 100
+CALLERS = CALLER_LIMIT - 1
 
 
 def rows_run(service: str) -> int:
@@ -298,7 +354,8 @@ def rows_run(service: str) -> int:
 
 def test_images_by_url_are_made_once(tmp_path: Path) -> None:
     paths = [
-        f"/generate/name-{i}.png?model={SHIPPED['mnist']}" if i % 2 else f"/generate?seed={i}" for i in range(URLS)
+        f"/generate/name-{i}.png?model={SHIPPED['mnist']}" if i % 2 else f"/generate?seed={i}"
+        for i in range(URLS)
     ]
 
     def ask(caller: int) -> set[tuple[str, bytes]]:
@@ -310,18 +367,29 @@ def test_images_by_url_are_made_once(tmp_path: Path) -> None:
                 found.add((path, http.get(path).raise_for_status().content))
         return found
 
-    with live_service() as url, front(tmp_path / "front", str(httpx.URL(url).netloc, "ascii")) as cached:
+    with (
+        live_service() as url,
+        front(tmp_path / "front", str(httpx.URL(url).netloc, "ascii")) as cached,
+    ):
         before = rows_run(url)
         with ThreadPoolExecutor(CALLERS) as pool:
             found = set.union(*pool.map(ask, range(CALLERS)))
         assert len(found) == URLS
         assert rows_run(url) - before == URLS
         with cached.client() as http:
-            first, again = (http.get(paths[1], headers={"X-Request-ID": name}) for name in ("one", "two"))
+            first, again = (
+                http.get(paths[1], headers={"X-Request-ID": name}) for name in ("one", "two")
+            )
             assert [first.headers["X-Request-ID"], again.headers["X-Request-ID"]] == ["one", "two"]
-            assert http.get(paths[1], headers={"If-None-Match": first.headers["ETag"]}).status_code == 304
+            assert (
+                http.get(paths[1], headers={"If-None-Match": first.headers["ETag"]}).status_code
+                == 304
+            )
             assert http.get("/generate").content != http.get("/generate").content
-            assert http.post("/generate", json={"seed": 1}).headers["Content-Type"] == "application/json"
+            assert (
+                http.post("/generate", json={"seed": 1}).headers["Content-Type"]
+                == "application/json"
+            )
             assert rows_run(url) - before == URLS + 3
 
 
@@ -333,5 +401,7 @@ def test_a_cached_image_is_for_its_key_alone(tmp_path: Path) -> None:
         cached.client() as http,
     ):
         sent = [bearer("alice"), bearer("alice"), {}, bearer("mallory")]
-        statuses = [http.get("/generate/alice.png", headers=headers).status_code for headers in sent]
+        statuses = [
+            http.get("/generate/alice.png", headers=headers).status_code for headers in sent
+        ]
         assert statuses == [200, 200, 401, 401]

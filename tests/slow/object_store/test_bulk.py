@@ -1,4 +1,6 @@
-"""Bulk work from bucket to bucket, in real object stores behind a proxy that delays, fails and counts."""
+"""Bulk work from bucket to bucket, in real object stores behind a proxy that delays, fails and
+counts.
+"""
 
 import re
 import subprocess
@@ -18,37 +20,51 @@ pytest.importorskip("obstore", reason="needs the extra store")
 
 @pytest.fixture
 def variables(tmp_path: Path) -> dict[str, str]:
-    return {"IGN_MODEL_DIR": str(write_models(tmp_path / "fleet")), "IGN_DEFAULT_MODEL": "grey", "IGN_THREADS": "1"}
+    return {
+        "IGN_MODEL_DIR": str(write_models(tmp_path / "fleet")),
+        "IGN_DEFAULT_MODEL": "grey",
+        "IGN_THREADS": "1",
+    }
 
 
 @pytest.mark.parametrize("pack", ["files", "tar"])
 def test_many_reads_are_in_flight_and_few_writes_make_a_shard(
     pack: str, bucket: Bucket, variables: dict[str, str], tmp_path: Path
 ) -> None:
-    source, options = pictures(tmp_path / "in", 300, side=8), ["--pack", pack, "--shard", 128]
+    source = pictures(tmp_path / "in", 300, side=8)
+    options = ["--pack", pack, "--shard", 128]
     bucket.upload(source, "a folder/in")
     timed(bulk(source, tmp_path / "out", *options), **variables)
     with Proxy(bucket, delay_s=0.03) as proxy:
         far = bulk(f"{bucket.url}/a folder/in", f"{bucket.url}/out", *options)
         timed(far, **variables, **proxy.environment)
         assert proxy.most["GET"] >= 48
-        reads = [request for request in proxy.seen if request.startswith("GET") and request.endswith(".png")]
+        reads = [
+            request
+            for request in proxy.seen
+            if request.startswith("GET") and request.endswith(".png")
+        ]
         assert len(reads) == len(set(reads)) == 300
         if pack == "tar":
             assert sum(request.startswith("PUT") for request in proxy.seen) == 2 + 2 * 3 + 1
         proxy.seen.clear()
-        timed(far, **variables, **proxy.environment)  # complete: nothing but the manifest is written, nothing is listed
+        # complete: nothing but the manifest is written, nothing is listed
+        timed(far, **variables, **proxy.environment)
         (written,) = (request for request in proxy.seen if request.startswith("PUT"))
         assert written.endswith("/models/out/manifest.jsonl")
         assert not any("prefix=a" in request for request in proxy.seen)
     assert bucket.download("out") == output_files(tmp_path / "out")
     bucket.upload(pictures(tmp_path / "others", 1, side=9), "a folder/in")
-    changed = subprocess.run(far, env=environment(**variables, **bucket.environment), capture_output=True, check=False)
+    changed = subprocess.run(
+        far, env=environment(**variables, **bucket.environment), capture_output=True, check=False
+    )
     assert changed.returncode == 2
     assert b"000000.png is not what it was" in changed.stderr
 
 
-def test_the_first_of_two_that_put_a_file_wins(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_of_two_that_put_a_file_wins(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in bucket.environment.items():
         monkeypatch.setenv(name, value)
     place = places.Bucket(f"{bucket.url}/out")
@@ -56,7 +72,9 @@ def test_the_first_of_two_that_put_a_file_wins(bucket: Bucket, monkeypatch: pyte
     assert place.get("shard") == b"first"
 
 
-def test_workers_that_are_killed_make_what_one_makes(bucket: Bucket, variables: dict[str, str], tmp_path: Path) -> None:
+def test_workers_that_are_killed_make_what_one_makes(
+    bucket: Bucket, variables: dict[str, str], tmp_path: Path
+) -> None:
     source = pictures(tmp_path / "in", 200, side=8)
     timed(bulk(source, tmp_path / "out", "--shard", 8), **variables)
     killed_workers(source, bucket, shard=8, kills=6, ray=False, **variables)
@@ -72,15 +90,24 @@ def test_workers_that_are_killed_make_what_one_makes(bucket: Bucket, variables: 
     ],
 )
 def test_a_store_that_refuses_is_named_in_a_line(
-    key: str, place: str, failing: float, says: str, bucket: Bucket, variables: dict[str, str], tmp_path: Path
+    key: str,
+    place: str,
+    failing: float,
+    says: str,
+    bucket: Bucket,
+    variables: dict[str, str],
+    tmp_path: Path,
 ) -> None:
-    source, url = pictures(tmp_path / "in", 2, side=8), bucket.url.replace("models", place)
+    source = pictures(tmp_path / "in", 2, side=8)
+    url = bucket.url.replace("models", place)
     bucket.upload(source, "in")
     with Proxy(bucket, failing=failing) as proxy:
         settings = variables | proxy.environment | (bucket.wrong_key if key == "wrong" else {})
         commands = (bulk(f"{url}/in", tmp_path / "out"), bulk(source, f"{url}/out"))
         for command in commands[: 1 if failing else 2]:  # it takes as long as requests are repeated
-            done = subprocess.run(command, env=environment(**settings), capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                command, env=environment(**settings), capture_output=True, text=True, check=False
+            )
             assert done.returncode in (2, 3)
             assert f"{url}/" in done.stderr
             assert re.search(says, done.stderr)

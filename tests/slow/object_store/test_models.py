@@ -32,7 +32,11 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
 def test_a_wrong_key_bucket_or_folder_is_named_in_a_line(
     seaweed: Bucket, tmp_path: Path, changes: dict[str, str], says: str
 ) -> None:
-    settings = {"IGN_MODEL_DIR": "s3://models/fleet", "IGN_MODEL_CACHE": str(tmp_path / "cache"), "IGN_DEVICE": "cpu"}
+    settings = {
+        "IGN_MODEL_DIR": "s3://models/fleet",
+        "IGN_MODEL_CACHE": str(tmp_path / "cache"),
+        "IGN_DEVICE": "cpu",
+    }
     with (
         pytest.raises(AssertionError, match=f"IGN_MODEL_DIR=s3://.*{says}"),
         live_service(**settings | seaweed.environment | changes),
@@ -40,12 +44,18 @@ def test_a_wrong_key_bucket_or_folder_is_named_in_a_line(
         raise AssertionError("it started")
 
 
-def test_a_service_takes_its_models_from_a_bucket_and_starts_without_it(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_service_takes_its_models_from_a_bucket_and_starts_without_it(
+    bucket: Bucket, tmp_path: Path
+) -> None:
     bucket.upload(write_models(tmp_path / "models"))
     settings = {"IGN_MODEL_DIR": f"{bucket.url}/fleet", "IGN_MODEL_CACHE": str(tmp_path / "cache")}
     settings |= {"IGN_DEFAULT_MODEL": "grey", "IGN_DEVICE": "cpu", **bucket.environment}
     with live_service(**settings) as url:
-        assert [model["version"] for model in httpx.get(f"{url}/models").json()["models"]] == ["1", "2", "10"]
+        assert [model["version"] for model in httpx.get(f"{url}/models").json()["models"]] == [
+            "1",
+            "2",
+            "10",
+        ]
         write_model(tmp_path / "more", "grey", "11", scale=0.5)
         bucket.upload(tmp_path / "more")
         assert httpx.post(f"{url}/v2/repository/models/grey/load", timeout=60.0).json() == {}

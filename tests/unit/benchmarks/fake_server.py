@@ -1,4 +1,6 @@
-"""A server on a free port whose every answer is decided by a function: for what measures servers."""
+"""A server on a free port whose every answer is decided by a function: for what measures
+servers.
+"""
 
 import asyncio
 import contextlib
@@ -22,8 +24,13 @@ class Seen:
 
 @contextmanager
 def fake_server(reply: Reply) -> Iterator[Seen]:
-    """Serve until the block ends, by when clients must be gone; ``reply`` is called for every request."""
-    seen, ready, loop, stop = Seen(), threading.Event(), asyncio.new_event_loop(), asyncio.Event()
+    """Serve until the block ends, by when clients must be gone; ``reply`` is called for every
+    request.
+    """
+    seen = Seen()
+    ready = threading.Event()
+    loop = asyncio.new_event_loop()
+    stop = asyncio.Event()
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         seen.connections += 1
@@ -42,8 +49,8 @@ def fake_server(reply: Reply) -> Iterator[Seen]:
         seen.port = server.sockets[0].getsockname()[1]
         ready.set()
         await stop.wait()
-        # Clients are gone, so every conversation ends by itself. asyncio forgets sockets that it accepts as it closes,
-        # so the last ones are accepted before.
+        # Clients are gone, so every conversation ends by itself. asyncio forgets sockets that it
+        # accepts as it closes, so the last ones are accepted before.
         for _ in range(3):
             await asyncio.sleep(0)
         while rest := asyncio.all_tasks() - {asyncio.current_task()}:

@@ -15,7 +15,12 @@ Reply = Callable[[Seen, asyncio.StreamWriter], Awaitable[None]]
 
 
 def spec(seen: Seen, **changes: Any) -> Spec:
-    fields: dict[str, Any] = {"requests": [request("/")], "connections": 1, "seconds": 0.2, "warmup_s": 0.05}
+    fields: dict[str, Any] = {
+        "requests": [request("/")],
+        "connections": 1,
+        "seconds": 0.2,
+        "warmup_s": 0.05,
+    }
     return Spec(port=seen.port, **(fields | changes))
 
 
@@ -38,7 +43,9 @@ def test_a_request_is_http_with_the_headers_of_its_senders() -> None:
     assert sent_by("plain", [head]) == [head]
     sent = sent_by("gateway", [head])
     assert len(sent) == len(HEADER_SETS) == 7
-    assert all(data.startswith(head[:18]) and data.endswith(head[18:]) and data != head for data in sent)
+    assert all(
+        data.startswith(head[:18]) and data.endswith(head[18:]) and data != head for data in sent
+    )
 
 
 def test_a_closed_loop_has_one_request_by_connection_in_turn() -> None:
@@ -49,7 +56,12 @@ def test_a_closed_loop_has_one_request_by_connection_in_turn() -> None:
     assert report["requests_per_s"] == report["ok_per_s"]
     assert report["ok_per_s"] == pytest.approx(report["ok"]["count"] / report["seconds"], rel=2e-3)
     assert report["seconds"] > 0.19  # timers have a resolution of a millisecond
-    assert (report["errors"], failures(report), report["reconnects"], report["resent"]) == ({}, 0, 0, 0)
+    assert (report["errors"], failures(report), report["reconnects"], report["resent"]) == (
+        {},
+        0,
+        0,
+        0,
+    )
     assert abs(sum(b"/a" in data[:8] for data in seen.requests) * 2 - len(seen.requests)) <= 1
 
 
@@ -60,7 +72,10 @@ def test_statuses_are_told_apart() -> None:
     with fake_server(reply) as seen:
         report = run(spec(seen))
     assert set(report["statuses"]) == {"200", "503"}
-    assert (report["rejected"], report["ok"]) == (report["statuses"]["503"], report["statuses"]["200"])
+    assert (report["rejected"], report["ok"]) == (
+        report["statuses"]["503"],
+        report["statuses"]["200"],
+    )
     assert abs(report["ok"]["count"] - report["rejected"]["count"]) <= 1
     assert report["samples"] == {"503": "busy"}
     assert failures(report) == report["rejected"]["count"]
@@ -70,13 +85,21 @@ def test_statuses_are_told_apart() -> None:
 @pytest.mark.parametrize(
     ("reply", "is_ok", "errors", "resent"),
     [
-        (replying(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"), close=True), True, set(), 0),
-        (replying(OK, first=b""), True, set(), 1),  # lost with an idle connection, so it is sent again
+        (
+            replying(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"), close=True),
+            True,
+            set(),
+            0,
+        ),
+        # lost with an idle connection, so it is sent again
+        (replying(OK, first=b""), True, set(), 1),
         (replying(OK[:-1], close=True), False, {"cut_off"}, 0),
         (replying(b"hello\r\n\r\n"), False, {"not_http"}, 0),
     ],
 )
-def test_a_connection_that_ends_is_opened_again(reply: Reply, is_ok: bool, errors: set[str], resent: int) -> None:
+def test_a_connection_that_ends_is_opened_again(
+    reply: Reply, is_ok: bool, errors: set[str], resent: int
+) -> None:
     with fake_server(reply) as seen:
         report = run(spec(seen))
     assert (report["ok"]["count"] > 0) is is_ok

@@ -1,4 +1,6 @@
-"""The random requests, the judgement of their answers, the clients that send them, and the comparison of answers."""
+"""The random requests, the judgement of their answers, the clients that send them, and the
+comparison of answers.
+"""
 
 import asyncio
 import json
@@ -10,22 +12,34 @@ import pytest
 
 from benchmarks.load_generator import traffic
 from benchmarks.load_generator.fetch import Answer, ConnectionClosed, fetch
-from benchmarks.reliability import hostile_inputs
+from benchmarks.reliability import hostile_inputs, soak
 from benchmarks.reliability.soak import KNOWN, KnownAnswers, right_answers
 from benchmarks.request_path import steady_calls
 from tests.unit.benchmarks.fake_server import OK, Seen, fake_server
 
 DOCUMENT = json.dumps({"code": "malformed", "detail": "no"}).encode()
-GOOD = {"generate", "project", "interpolate", "arithmetic", "score", "stream", "infer", "GET", "left"}
+GOOD = {
+    "generate",
+    "project",
+    "interpolate",
+    "arithmetic",
+    "score",
+    "stream",
+    "infer",
+    "GET",
+    "left",
+}
 HOSTILE = {"body", "JSON", "image", "deep", "HTTP", "headers"}
 
 
-@pytest.mark.parametrize(("make", "kinds"), [(traffic.pick, GOOD), (hostile_inputs.hostile, HOSTILE)])
+@pytest.mark.parametrize(("make", "kinds"), [(soak.pick, GOOD), (hostile_inputs.hostile, HOSTILE)])
 def test_every_kind_of_request_is_made_and_the_same_again(
     make: Callable[[traffic.Rng], traffic.Case], kinds: set[str]
 ) -> None:
     made = [make(np.random.default_rng((3, number))) for number in range(200)]
-    assert [case.data for case in made[:50]] == [make(np.random.default_rng((3, number))).data for number in range(50)]
+    assert [case.data for case in made[:50]] == [
+        make(np.random.default_rng((3, number))).data for number in range(50)
+    ]
     assert kinds <= {case.kind.split()[0] for case in made}
     assert len({case.data for case in made}) > 130
 
@@ -46,10 +60,12 @@ def test_every_kind_of_request_is_made_and_the_same_again(
         (Answer(400, body=DOCUMENT.replace(b"no", b"Traceback")), True, True),
     ],
 )
-def test_an_answer_is_allowed_or_a_problem(answer: Answer, is_wrong: bool, is_wrong_to_hostile: bool) -> None:
+def test_an_answer_is_allowed_or_a_problem(
+    answer: Answer, is_wrong: bool, is_wrong_to_hostile: bool
+) -> None:
     case = traffic.Case("good", b"", check=traffic.shown("application/json", 1))
     assert bool(traffic.problem(case, answer)) is is_wrong
-    assert bool(hostile_inputs.problem(answer)) is is_wrong_to_hostile
+    assert bool(traffic.problem(traffic.Case("hostile", b"", None), answer)) is is_wrong_to_hostile
 
 
 def test_a_good_client_knows_the_right_bytes_and_may_disconnect() -> None:
@@ -84,10 +100,14 @@ def test_a_good_client_knows_the_right_bytes_and_may_disconnect() -> None:
     assert seen.requests[0] == KNOWN
     assert known.outcomes == {"ok": 1, "wrong": 1, "rejected": 1, "503": 1, "ConnectionError": 2}
     assert len(known.seconds) == 1
-    assert [outcome for outcome, _, _ in known.failures] == ["wrong", "rejected", "503"] + ["ConnectionError"] * 2
+    assert [outcome for outcome, _, _ in known.failures] == ["wrong", "rejected", "503"] + [
+        "ConnectionError"
+    ] * 2
 
 
 def test_the_calls_of_timers_do_not_count() -> None:
     respond, timer, log = (compile("0", name, "eval") for name in ("respond", "timer", "log"))
-    repetitions = [Counter(each) for each in ([respond, log], [respond, timer, log], [respond], [respond, log])]
+    repetitions = [
+        Counter(each) for each in ([respond, log], [respond, timer, log], [respond], [respond, log])
+    ]
     assert steady_calls(repetitions) == Counter([respond, log])

@@ -33,7 +33,9 @@ def test_means_and_shares_by_group() -> None:
         for condition, (raw, f) in rates.items():
             records.append({"block": number, "condition": condition, "method": "raw", "cer": raw})
             pixels = {"changed": 0.01, "moved": 0.002}
-            records.append({"block": number, "condition": condition, "method": "f", "cer": f, **pixels})
+            records.append(
+                {"block": number, "condition": condition, "method": "f", "cer": f, **pixels}
+            )
     result = scans_ocr.summarise(records)
     assert result["blocks"] == 2
     assert result["cer"]["light"] == pytest.approx({"raw": 40.0, "f": 10.0})
@@ -47,13 +49,19 @@ def test_means_and_shares_by_group() -> None:
     assert all(row in text for row in ("| light | 40.0 | 10.0 |", "| fade | 7.0 |"))
 
 
-def test_pages_of_a_folder_are_read_by_every_method(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_pages_of_a_folder_are_read_by_every_method(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     Image.fromarray(np.full((40, 30), 200, np.uint8)).save(tmp_path / "letter.png", dpi=(150, 150))
     (tmp_path / "letter.txt").write_text("abcd")
-    monkeypatch.setattr(scans_ocr, "read", lambda images, **_: ["abcd" if images[0].max() > 250 else "ab"])
+    monkeypatch.setattr(
+        scans_ocr, "read", lambda images, **_: ["abcd" if images[0].max() > 250 else "ab"]
+    )
     methods: dict[str, scans_ocr.Method] = {
         "raw": lambda image, _: image,
-        "white": lambda image, dpi: np.full_like(image, 255 if dpi == 300 and image.shape == (80, 60) else 0),
+        "white": lambda image, dpi: np.full_like(
+            image, 255 if dpi == 300 and image.shape == (80, 60) else 0
+        ),
     }
     rates = scans_ocr.real_pages(tmp_path, methods)
     assert rates == {"letter": {"raw": 50.0, "white": 0.0}, "mean": {"raw": 50.0, "white": 0.0}}

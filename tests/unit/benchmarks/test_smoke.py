@@ -14,13 +14,26 @@ from benchmarks.harness.processes import ROOT
 from benchmarks.harness.tables import render
 
 pytestmark = pytest.mark.slow
-# Targets that a busy machine misses: rates, latencies, and what does not fit into the time of a drain.
-NEEDS_TIME = re.compile("goodput|lost requests|slowest|outside outages|p99|health|normal after|growth|cpu_s|wait_s")
+# Targets that a busy machine misses: rates, latencies, and what does not fit into the time of a
+# drain.
+NEEDS_TIME = re.compile(
+    "goodput|lost requests|slowest|outside outages|p99|health|normal after|growth|cpu_s|wait_s"
+)
 
 
 def measured(module: str, results: Path, *options: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", f"benchmarks.{module}", "--quick", "--results", str(results), *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        f"benchmarks.{module}",
+        "--quick",
+        "--results",
+        str(results),
+        *options,
+    ]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
+    )
 
 
 @pytest.mark.parametrize(
@@ -32,22 +45,27 @@ def measured(module: str, results: Path, *options: str) -> "subprocess.Completed
         ("bench_admission --callers 100", 2),
         ("bench_service --seconds 0.2 --connections 2", 7),
         ("bench_models", 3),
-        ("bench_processes --seconds 0.2", 1),
         ("bench_peers --seconds 0.3 --connections 4 --only fastapi --headers gateway", 2),
         ("reliability.soak --seconds 2 --clients 2", 3),
         ("reliability.campaign --n 3000", 5),
         ("reliability.files --n 90", 4),
         ("reliability.fairness --attacks '/healthz pipelined' --callers address", 3),
-        ("reliability.costs --attacks '12 impossible shapes' 'wrong bodies of 40 callers beside a 404'", 3),
+        (
+            "reliability.costs --attacks '12 impossible shapes' 'wrong bodies of 40 callers "
+            "beside a 404'",
+            3,
+        ),
         ("reliability.restarts", 14),
         ("reliability.chaos --clients 32", 6),
         ("reliability.storm --seconds 0.5 --few 8 --many 24", 8),
     ],
 )
 def test_a_benchmark_runs(command: str, targets: int, tmp_path: Path) -> None:
-    file, (module, *options) = tmp_path / "result.json", shlex.split(command)
+    file = tmp_path / "result.json"
+    (module, *options) = shlex.split(command)
     done = measured(module, file, *options)
-    assert done.returncode in (0, 1), done.stderr[-3000:]  # 1: missed targets, of the benchmarks of reliability
+    # 1: missed targets, of the benchmarks of reliability
+    assert done.returncode in (0, 1), done.stderr[-3000:]
     result = json.loads(file.read_text(encoding="utf-8"))
     missed = [line["what"] for line in result["targets"] if not line["met"] and done.returncode]
     assert all(NEEDS_TIME.search(what) for what in missed), missed
@@ -62,7 +80,11 @@ def test_a_benchmark_runs(command: str, targets: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        *("bench_runtime --model nowhere", "bench_peers --headers nobody", "reliability.soak --seconds 0"),
+        *(
+            "bench_runtime --model nowhere",
+            "bench_peers --headers nobody",
+            "reliability.soak --seconds 0",
+        ),
     ],
 )
 def test_a_bad_option_is_an_error(command: str, tmp_path: Path) -> None:
@@ -74,7 +96,8 @@ def test_a_bad_option_is_an_error(command: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "reason"), [(["sh", "-c", "echo no; exit 1"], r"(?s)status 1.*no"), (["sleep", "60"], "not ready")]
+    ("command", "reason"),
+    [(["sh", "-c", "echo no; exit 1"], r"(?s)status 1.*no"), (["sleep", "60"], "not ready")],
 )
 def test_a_server_that_does_not_start_says_why(command: list[str], reason: str) -> None:
     with (

@@ -8,22 +8,26 @@ from torch import nn
 
 from model_export.data.datasets import Dataset, load_dataset
 from model_export.evaluation import classifier, restoration
-from model_export.export import export, weights
+from model_export.export import export
 from model_export.export.artifact import publish
 from tests.helpers.tiny_training import SIZE, TinyModel, contents, tiny_model
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _fast() -> Iterator[None]:
-    """One thread, because the workers of pytest-xdist share the cores; little to train and to measure.
+    """One thread, because the workers of pytest-xdist share the cores; little to train and to
+    measure.
 
-    torch takes half a second to export a network, and gives the same bytes again for the same weights.
+    torch takes half a second to export a network, and gives the same bytes again for the same
+    weights.
     """
     torch.set_num_threads(1)
     exported: dict[bytes, bytes] = {}
 
     def to_onnx(network: nn.Module, shape: tuple[int, int, int]) -> bytes:
-        key = repr((network, shape)).encode() + b"".join(w.numpy().tobytes() for w in network.state_dict().values())
+        key = repr((network, shape)).encode() + b"".join(
+            w.numpy().tobytes() for w in network.state_dict().values()
+        )
         if key not in exported:
             exported[key] = original(network, shape)
         return exported[key]
@@ -31,7 +35,6 @@ def _fast() -> Iterator[None]:
     original = export.to_onnx
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "to_onnx", to_onnx)
-        patch.setattr(weights, "to_onnx", to_onnx)
         patch.setattr(classifier, "_STEPS", (150, 2000))
         one_setting = {
             name: {method: dict([next(iter(grid.items()))]) for method, grid in methods.items()}

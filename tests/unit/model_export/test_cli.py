@@ -16,7 +16,6 @@ from model_export.cli import main
 from model_export.export.artifact import Artifact
 from model_export.training import checkpoint as checkpoints
 from model_export.training import losses
-from model_export.training.presets import NO_LICENCE
 from model_export.training.stages import Distance
 from service.artifact.files import METRICS_FILE, MODEL_FILES
 from tests.helpers.tiny_training import TinyModel, contents, patterns, train_arguments
@@ -27,9 +26,23 @@ FIGURES = ["figures", "--model", "{model}", "--data", "{data}", "--out", "{tmp}"
 def test_train_export_verify_evaluate(
     tiny_run: Path, data_file: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    models, threads = tmp_path / "models", ["--threads", "1"]
-    card = "--description Bars. --title Bars --prompt Draw --licence MIT --polarity light-on-dark --background -0.5"
-    export = ["export", "--run", str(tiny_run), "--models", str(models), "--version", "1", "--force", *threads]
+    models = tmp_path / "models"
+    threads = ["--threads", "1"]
+    card = (
+        "--description Bars. --title Bars --prompt Draw --licence MIT --polarity "
+        "light-on-dark --background -0.5"
+    )
+    export = [
+        "export",
+        "--run",
+        str(tiny_run),
+        "--models",
+        str(models),
+        "--version",
+        "1",
+        "--force",
+        *threads,
+    ]
     assert main([*export, *card.split(), "--generate-steps", "3", "--fp16"]) == 0
     folder = models / "tiny" / "1"
     exported = Artifact.read(folder).card
@@ -41,26 +54,25 @@ def test_train_export_verify_evaluate(
     assert [line.partition(":")[0] for line in lines[:2]] == list(MODEL_FILES.values())
     assert main(["verify", "--run", str(tiny_run), "--model", str(folder), *threads]) == 0
     assert capsys.readouterr().out.splitlines() == lines[:2]
-    evaluate = ["evaluate", "--model", str(folder), "--data", str(data_file), "--cache", str(cache), *threads]
+    evaluate = [
+        "evaluate",
+        "--model",
+        str(folder),
+        "--data",
+        str(data_file),
+        "--cache",
+        str(cache),
+        *threads,
+    ]
     assert main([*evaluate, "--samples", "20", "--steps", "1"]) == 0
-    table, text = json.loads((folder / METRICS_FILE).read_text()), capsys.readouterr().out
+    table = json.loads((folder / METRICS_FILE).read_text())
+    text = capsys.readouterr().out
     assert table["protocol"]["samples"] == 20
     assert f"{table['generation']['f']['frechet']:.3f}" in text
     assert table["warnings"]  # a training of a second is poor
     assert all(shown in text for shown in (*table["warnings"], *table["restoration"]))
     assert main(export) == 0
     assert f"removed {folder / MODEL_FILES['fp16']}" in capsys.readouterr().out
-
-
-def test_a_finished_training_is_not_done_again(
-    tiny_run: Path, data_file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    checkpoint = (tiny_run / "checkpoint.pt").read_bytes()
-    assert {name for name in contents(tiny_run) if "samples" not in name} == {"checkpoint.pt", "log.jsonl"}
-    assert (tiny_run / "samples" / "0000056.png").read_bytes().startswith(b"\x89PNG")
-    assert main(train_arguments(data_file, tiny_run)) == 0
-    assert "trained 56 steps" in capsys.readouterr().out
-    assert (tiny_run / "checkpoint.pt").read_bytes() == checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +83,9 @@ def others(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(folder / "other.npz", x_train=x, x_test=x)
     shutil.copytree(tiny_run, folder / "run")
     saved = checkpoints.load(tiny_run / checkpoints.FILE)
-    checkpoints.save(dataclasses.replace(saved, provenance={"command": "x"}), folder / "run" / checkpoints.FILE)
+    checkpoints.save(
+        dataclasses.replace(saved, provenance={"command": "x"}), folder / "run" / checkpoints.FILE
+    )
     return folder
 
 
@@ -79,41 +93,89 @@ def others(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("arguments", "says"),
     [
         (["train", "--preset", "mnits", "--data", "{data}", "--out", "{tmp}"], "no preset 'mnits'"),
-        (["train", "--preset", "tiny", "--data", "{tmp}/none.npz", "--out", "{tmp}"], "no such file or folder"),
+        (
+            ["train", "--preset", "tiny", "--data", "{tmp}/none.npz", "--out", "{tmp}"],
+            "no such file or folder",
+        ),
         (["train", "--preset", "tiny", "--out", "{tmp}"], "--data: name the pictures"),
-        (["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--name", "My Model"], "--name My Model"),
-        (["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--steps", "0"], "--steps"),
-        (["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--size", "16"], "the preset wants"),
-        (["train", "--preset", "tiny", "--data", "{data}", "--out", "{run}", "--seed", "9"], "choose another --out"),
-        (["train", "--preset", "tiny", "--data", "{data}", "--out", "{data}/run"], "patterns.npz"),
-        (["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--corruptions", "fog"], "noise, blur"),
+        (
+            [
+                "train",
+                "--preset",
+                "tiny",
+                "--data",
+                "{data}",
+                "--out",
+                "{tmp}",
+                "--name",
+                "My Model",
+            ],
+            "--name My Model",
+        ),
+        (
+            ["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--steps", "0"],
+            "--steps",
+        ),
+        (
+            ["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--size", "16"],
+            "the preset wants",
+        ),
+        (
+            ["train", "--preset", "tiny", "--data", "{data}", "--out", "{run}", "--seed", "9"],
+            "choose another --out",
+        ),
+        (
+            [
+                "train",
+                "--preset",
+                "tiny",
+                "--data",
+                "{data}",
+                "--out",
+                "{tmp}",
+                "--corruptions",
+                "fog",
+            ],
+            "noise, blur",
+        ),
         (["train", "--preset", "tiny", "--data", "{data}", "--dry-run", "--keep", "0"], "--keep"),
-        (["train", "--preset", "tiny", "--data", "{data}", "--dry-run", "--start", "{tmp}/none"], "no model at"),
-        (["train", "--preset", "tiny", "--data", "{data}", "--dry-run", "--out", "{run}", "--seed", "9"], "--seed"),
-        (["train", "--preset", "tiny", "--data", "{data}", "--out", "{run}", "--start", "{tmp}"], "did not start with"),
-        (["train", "--preset", "tiny", "--data", "{data}", "--out", ""], "--out: the path is empty"),
-        (["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--size", "0"], "--size 0: 8 to 1024"),
-        (["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--size", "4"], "--size 4"),
-        (["train", "--data", "{data}", "--out", "{tmp}", "--size", "100000"], "--size 100000"),
-        (["train", "--preset", "tiny", "--data", "{data}", "--dry-run", "--steps", "2"], "has 3 stages"),
-        (["train", "--preset", "tiny", "--data", "{data}", "--dry-run", "--batch", "-1"], "--batch must be at least 1"),
-        (["train", "--preset", "tiny", "--data", "{data}", "--dry-run", "--seed", "-1"], "--seed -1"),
-        (["data", ""], "--data: the path is empty"),
+        (
+            ["train", "--preset", "tiny", "--data", "{data}", "--out", ""],
+            "--out: the path is empty",
+        ),
+        (
+            ["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--size", "0"],
+            "--size 0: 8 to 1024",
+        ),
+        (
+            ["train", "--preset", "tiny", "--data", "{data}", "--dry-run", "--steps", "2"],
+            "has 3 stages",
+        ),
+        (
+            ["train", "--preset", "tiny", "--data", "{data}", "--dry-run", "--batch", "-1"],
+            "--batch must be at least 1",
+        ),
+        (
+            ["train", "--preset", "tiny", "--data", "{data}", "--dry-run", "--seed", "-1"],
+            "--seed -1",
+        ),
         (["export", "--run", "{tmp}", "--models", "{tmp}"], "no checkpoint at"),
-        (["export", "--run", "{run}", "--models", "{tmp}", "--background", "2"], "--background must lie in the range"),
-        (["export", "--run", "{run}", "--models", "{tmp}", "--background", "0", "0"], "needs one value per channel"),
+        (
+            ["export", "--run", "{run}", "--models", "{tmp}", "--background", "2"],
+            "--background must lie in the range",
+        ),
+        (
+            ["export", "--run", "{run}", "--models", "{tmp}", "--background", "0", "0"],
+            "needs one value per channel",
+        ),
         (["export", "--run", "{run}", "--models", "{data}"], "patterns.npz"),
         (["export", "--run", "{run}", "--models", "{tmp}", "--version", "0"], "version '0'"),
-        (["verify", "--run", "{run}", "--model", "{tmp}"], "no model at"),
-        (["evaluate", "--model", "{tmp}", "--data", "{data}"], "no model at"),
         (["card", "--model", "{tmp}", "--out", "{tmp}/card.md"], "no model at"),
         (["evaluate", "--model", "{model}", "--data", "{other}"], "other.npz"),
         (["evaluate", "--model", "{model}", "--data", "{data}", "--samples", "1"], "--samples 1"),
         (["evaluate", "--model", "{model}", "--data", "{data}", "--steps", "0"], "--steps 0"),
         ([*FIGURES, "--steps", "0"], "--steps 0"),
         ([*FIGURES, "--seed", "4294967296"], "--seed 4294967296"),
-        ([*FIGURES, "--model", "{tmp}"], "no model at"),
-        ([*FIGURES, "--data", "{other}"], "other.npz"),
         ([*FIGURES, "--run", "{tmp}"], "no log at"),
         ([*FIGURES, "--run", "{altered}"], "another run"),
         ([*FIGURES, "--out", "{other}/figures"], "other.npz"),
@@ -128,7 +190,12 @@ def test_what_the_user_can_put_right_is_one_line_and_exit_code_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = contents(tiny.run)
-    places = {"data": tiny.data_file, "tmp": tmp_path, "run": tiny.run, "model": tiny.models / "tiny" / "1"}
+    places = {
+        "data": tiny.data_file,
+        "tmp": tmp_path,
+        "run": tiny.run,
+        "model": tiny.models / "tiny" / "1",
+    }
     places |= {"other": others / "other.npz", "altered": others / "run"}
     assert main([argument.format(**places) for argument in arguments]) == 2
     out, error = capsys.readouterr()
@@ -148,9 +215,12 @@ def test_what_the_user_can_put_right_is_one_line_and_exit_code_2(
         ["export", "--run"],
         ["export", "--run", "x", "--threads", "-1"],
         ["train", "--data", "x", "--out", "x", "--channels", "0"],
+        ["train", "--data", "x", "--out", "x", "--start", "models/mnist/7"],
     ],
 )
-def test_a_wrong_command_line_shows_the_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_command_line_shows_the_usage(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2
@@ -158,9 +228,13 @@ def test_a_wrong_command_line_shows_the_usage(arguments: list[str], capsys: pyte
 
 
 def test_a_stopped_training_says_how_to_go_on(
-    data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    data_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    original, calls = losses.reconstruction, iter(range(100))
+    original = losses.reconstruction
+    calls = iter(range(100))
 
     def reconstruction(f: losses.Function, x: Tensor, kind: Distance) -> Tensor:
         if next(calls) == 5:
@@ -174,11 +248,18 @@ def test_a_stopped_training_says_how_to_go_on(
     assert "step 8 of 56" in message
 
 
-def test_a_training_tells_its_throughput(data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_training_tells_its_throughput(
+    data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     more = ["--steps", "12", "--keep", "3", "--corruptions", "noise", "hole"]
     assert main(train_arguments(data_file, tmp_path, *more)) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.partition(":")[0] for line in lines[-5:-1]] == ["imle", "balance", "distill", "in all"]
+    assert [line.partition(":")[0] for line in lines[-5:-1]] == [
+        "imle",
+        "balance",
+        "distill",
+        "in all",
+    ]
     assert "in all: 12 steps, " in lines[-2]
     assert (tmp_path / "checkpoint-0000012.pt").is_file()
     assert checkpoints.load(tmp_path / "checkpoint.pt").preset["corruptions"] == ["noise", "hole"]
@@ -193,34 +274,29 @@ def folder_of_shapes(folder: Path, count: int) -> Path:
     return folder
 
 
-@pytest.mark.slow
-def test_a_folder_of_pictures_needs_no_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shapes = folder_of_shapes(tmp_path / "Red shapes", 40)
-    (shapes / "bad.png").write_bytes(b"no picture")
-    arguments = ["train", "--data", str(shapes), "--out", str(tmp_path / "run"), "--steps", "60", "--batch", "8"]
-    assert main(arguments) == 2
-    assert "bad.png" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
-    assert main([*arguments, "--skip-bad", "--dry-run"]) == 0
-    assert not (tmp_path / "run").exists()
-    found = capsys.readouterr().out
-    assert "41 pictures, 12×12, colour, light background: preset `small`, --size 12 --channels 3" in found
-    assert re.search(r"about \d+ s on this machine", found)
-    assert main([*arguments, "--skip-bad"]) == 0
-    assert "reconstruction" in capsys.readouterr().out
-    samples = {path.name for path in (tmp_path / "run" / "samples").iterdir()}
-    assert {"0000050.png", "0000060.png"} <= samples
-    assert main(["export", "--run", str(tmp_path / "run"), "--models", str(tmp_path / "models")]) == 0
-    card = Artifact.read(tmp_path / "models" / "red-shapes" / "1").card
-    assert (card.shape, card.background, card.polarity) == ((3, 12, 12), (1.0, 1.0, 1.0), "none")
-    assert card.licence == NO_LICENCE
-    assert card.training.steps == 60
+def test_without_torch_one_line_says_what_to_install(tmp_path: Path) -> None:
+    blocked = (
+        "import sys; sys.modules['torch'] = None; sys.argv = ['x', 'train', '--data', 'x', "
+        "'--out', 'y'];"
+    )
+    code = blocked + "from model_export.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(
+        r".* train: .*torch.*pip install 'ign-service\[train,cpu\]' .*\n", done.stderr
+    )
 
 
-def test_data_refuses_what_train_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bad, few, oblong = folder_of_shapes(tmp_path / "bad", 12), folder_of_shapes(tmp_path / "few", 3), tmp_path / "x.npz"
+def test_data_refuses_what_train_refuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = folder_of_shapes(tmp_path / "bad", 12)
+    few = folder_of_shapes(tmp_path / "few", 3)
+    oblong = tmp_path / "x.npz"
     (bad / "bad.png").write_bytes(b"no picture")
-    np.savez(oblong, x_train=np.zeros((40, 8, 12), np.uint8), x_test=np.zeros((10, 8, 12), np.uint8))
+    np.savez(
+        oblong, x_train=np.zeros((40, 8, 12), np.uint8), x_test=np.zeros((10, 8, 12), np.uint8)
+    )
     for data in (bad, few, oblong):
         assert main(["data", str(data)]) == 2
         refused = capsys.readouterr().err.partition(" data: ")[2]
@@ -231,17 +307,3 @@ def test_data_refuses_what_train_refuses(tmp_path: Path, capsys: pytest.CaptureF
     assert "12 pictures, 12×12, colour, light background\nleft out, 1: bad.png\n" in said
     assert "small, --size 12 --channels 3" in said
     assert f"ign train --data {bad} --skip-bad --out" in said
-
-
-def test_without_torch_one_line_says_what_to_install(tmp_path: Path) -> None:
-    blocked = "import sys; sys.modules['torch'] = None; sys.argv = ['x', 'train', '--data', 'x', '--out', 'y'];"
-    code = blocked + "from model_export.cli import main; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r".* train: .*torch.*pip install 'ign-service\[train,cpu\]' .*\n", done.stderr)
-
-
-def test_a_recorded_command_names_no_folder_of_the_machine() -> None:
-    arguments = ["train", "--preset", "mnist", "--data", "/home/me/mnist.npz", "--out", "runs/mnist"]
-    shown = checkpoints.command(arguments)
-    assert shown == "python -m model_export train --preset mnist --data mnist.npz --out runs/mnist"

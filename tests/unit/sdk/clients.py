@@ -13,8 +13,8 @@ from ign_client import AsyncClient, Client
 Answer = httpx.Response | BaseException
 Piece = bytes | Exception | Callable[[], None]
 NOW = 1_000_000.0
-TLS = ssl.create_default_context()  # made once: reading the certificates takes longer than most calls
-CLOCK: dict[str, Any] = {"clock": lambda: NOW, "jitter": lambda: 0.0, "max_retries": 2}
+# made once: reading the certificates takes longer than most calls
+TLS = ssl.create_default_context()
 
 
 class Canned(httpx.MockTransport):
@@ -30,67 +30,69 @@ class Canned(httpx.MockTransport):
         answer = self._answers.pop(0)
         if isinstance(answer, BaseException):
             raise answer
+        # the same one may be sent again, to either client
+        if isinstance(answer.stream, httpx.ByteStream):
+            return httpx.Response(
+                answer.status_code, headers=answer.headers, content=answer.content
+            )
         return answer
 
 
-class Blocking:
-    """Calls a method of a client made for it; ``waits`` are the seconds that the client would have slept."""
+class Ask:
+    """Calls a method of a client made for it; ``waits`` are the seconds that the client would have
+    slept.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, kind: type[Client] | type[AsyncClient]) -> None:
+        self.kind = kind
         self.waits: list[float] = []
-        self.settings = CLOCK
+        self.settings: dict[str, Any] = {
+            "clock": lambda: NOW,
+            "jitter": lambda: 0.0,
+            "max_retries": 2,
+        }
 
-    def client(self, to: str | httpx.MockTransport) -> Client:
-        transport = httpx.HTTPTransport(verify=TLS) if isinstance(to, str) else to
-        return Client(
-            to if isinstance(to, str) else None, transport=transport, sleep=self.waits.append, **self.settings
-        )
-
-    def __call__(self, to: str | httpx.MockTransport, method: str, /, *arguments: Any, **options: Any) -> Any:
-        with self.client(to) as client:
-            return getattr(client, method)(*arguments, **options)
-
-    def stream(self, to: str | httpx.MockTransport, method: str, /, *arguments: Any, **options: Any) -> list[Any]:
-        with self.client(to) as client:
-            return list(getattr(client, method)(*arguments, **options))
-
-
-class Awaiting:
-    """The same, with the asynchronous client."""
-
-    def __init__(self) -> None:
-        self.waits: list[float] = []
-        self.settings = CLOCK
-
-    def client(self, to: str | httpx.MockTransport) -> AsyncClient:
+    def client(self, to: str | httpx.MockTransport) -> Any:
         async def sleep(seconds: float) -> None:
             self.waits.append(seconds)
 
-        transport = httpx.AsyncHTTPTransport(verify=TLS) if isinstance(to, str) else to
-        return AsyncClient(to if isinstance(to, str) else None, transport=transport, sleep=sleep, **self.settings)
+        is_async = self.kind is AsyncClient
+        own: dict[str, Any] = {"sleep": sleep if is_async else self.waits.append, **self.settings}
+        if not isinstance(to, str):
+            return self.kind(transport=to, **own)
+        over_network: Any = httpx.AsyncHTTPTransport if is_async else httpx.HTTPTransport
+        return self.kind(to, transport=over_network(verify=TLS), **own)
 
-    def __call__(self, to: str | httpx.MockTransport, method: str, /, *arguments: Any, **options: Any) -> Any:
+    def __call__(
+        self, to: str | httpx.MockTransport, method: str, /, *arguments: Any, **options: Any
+    ) -> Any:
+        """The result of the method; of a stream all events."""
+        is_stream = method.startswith("stream_")
+
         async def answer() -> Any:
             async with self.client(to) as client:
-                return await getattr(client, method)(*arguments, **options)
+                called = getattr(client, method)(*arguments, **options)
+                return [event async for event in called] if is_stream else await called
 
-        return asyncio.run(answer())
-
-    def stream(self, to: str | httpx.MockTransport, method: str, /, *arguments: Any, **options: Any) -> list[Any]:
-        async def answer() -> list[Any]:
-            async with self.client(to) as client:
-                return [event async for event in getattr(client, method)(*arguments, **options)]
-
-        return asyncio.run(answer())
-
-
-Ask = Blocking | Awaiting
+        if self.kind is AsyncClient:
+            return asyncio.run(answer())
+        with self.client(to) as client:
+            called = getattr(client, method)(*arguments, **options)
+            return list(called) if is_stream else called
 
 
 def problem(status: int, code: str = "some_code", **headers: str) -> httpx.Response:
-    document = {"type": "about:blank", "status": status, "detail": "a reason", "code": code, "request_id": "abc"}
+    document = {
+        "type": "about:blank",
+        "status": status,
+        "detail": "a reason",
+        "code": code,
+        "request_id": "abc",
+    }
     kind = {"Content-Type": "application/problem+json", "X-Request-ID": "abc"}
-    return httpx.Response(status, json=document, headers=kind | {k.replace("_", "-"): v for k, v in headers.items()})
+    return httpx.Response(
+        status, json=document, headers=kind | {k.replace("_", "-"): v for k, v in headers.items()}
+    )
 
 
 def ready() -> httpx.Response:
@@ -98,7 +100,9 @@ def ready() -> httpx.Response:
 
 
 class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A body in pieces, which may break or call a function; `closed` says whether the client closed it."""
+    """A body in pieces, which may break or call a function; `closed` says whether the client closed
+    it.
+    """
 
     def __init__(self, pieces: Iterable[Piece]) -> None:
         self.closed = False
@@ -135,6 +139,7 @@ def event(name: str, **members: Any) -> bytes:
 
 
 MODEL = {"name": "toy", "version": "1", "digest": "sha256:" + "0" * 64}
+CARD = MODEL | {"shape": [1, 8, 8], "range": [-1.0, 1.0], "device": "cpu", "provider": "x"}
 TIMING = {"decode_ms": 0.0, "queue_ms": 0.0, "compute_ms": 0.0, "encode_ms": 0.0}
 IMAGE = {
     "index": 0,
@@ -154,7 +159,14 @@ SCORE = {"index": 0, "distance": 0.5, "drift": 0.25, "percentile": None, "in_dis
 
 
 def generated(**changes: Any) -> dict[str, Any]:
-    return {"model": MODEL, "request_id": "abc", "seed": 1, "images": [IMAGE], "timing": TIMING, **changes}
+    return {
+        "model": MODEL,
+        "request_id": "abc",
+        "seed": 1,
+        "images": [IMAGE],
+        "timing": TIMING,
+        **changes,
+    }
 
 
 def answer(count: int = 1, start: int = 0, **changes: Any) -> httpx.Response:

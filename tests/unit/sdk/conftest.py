@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from ign_client import AsyncClient, Client
 from tests.contract.harness import Service, serving, settings, write_models
-from tests.unit.sdk.clients import Ask, Awaiting, Blocking
+from tests.unit.sdk.clients import Ask
 
 
 @pytest.fixture(scope="session")
@@ -24,8 +25,7 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("IGN_API_KEY", raising=False)
 
 
-@pytest.fixture(params=[Blocking, Awaiting], ids=["blocking", "awaiting"])
+@pytest.fixture(params=[Client, AsyncClient], ids=["blocking", "awaiting"])
 def ask(request: pytest.FixtureRequest) -> Ask:
     """Either client: what holds for one holds for the other."""
-    ask: Ask = request.param()
-    return ask
+    return Ask(request.param)

@@ -1,10 +1,12 @@
-"""Servers that are slow, send too much, or something else: time and memory are bounded, errors are the client's."""
+"""Servers that are slow, send too much, or something else: time and memory are bounded, errors are
+the client's.
+"""
 
 import contextlib
-import copy
 import gzip
 import io
 import json
+import re
 import socketserver
 import threading
 import unicodedata
@@ -17,18 +19,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ign_client import Client, IgnError, Picture, TimedOut, UnexpectedAnswer
+from ign_client import Client, IgnError, TimedOut, UnexpectedAnswer
 from ign_client._batches import Terminal
 from ign_client._cli import main
 from tests.helpers.pictures import noise, save
-from tests.unit.sdk import clients
-from tests.unit.sdk.clients import IMAGE, MODEL, SCORE, STEP, Ask, Canned, answer, event, generated, streamed
+from tests.unit.sdk.clients import (
+    CARD,
+    IMAGE,
+    SCORE,
+    STEP,
+    Ask,
+    Canned,
+    Piece,
+    event,
+    generated,
+    limited,
+    streamed,
+)
 
 PICTURE = save(noise(8, 8, seed=1))
 ANSWER = json.dumps(generated()).encode()
 MANY = 1000  # pieces, each after 20 ms: who waits only for the next one waits for 20 s
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (len(ANSWER) + MANY)
-CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+CHUNKED = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
 COMMENTS = [b"c\r\n: a comment\n\r\n"] * MANY
 FIRST = b"%x\r\n%b\r\n" % (len(event("step", **STEP)), event("step", **STEP))
 SLOW: dict[str, list[bytes]] = {
@@ -77,13 +92,17 @@ def test_timeout_and_deadline_hold_however_slowly_a_server_sends(
     ask.settings = {"max_retries": 0}  # and a clock that runs
     monkeypatch.setattr("ign_client._stream.EVENT_S", 0.2)
     monkeypatch.setattr("ign_client._wire.GRACE_S", 0.1)
-    is_stream = "event" in case or "comments" in case
+    method = "stream_generate" if "event" in case or "comments" in case else "generate"
     with server(SLOW[case]) as url, pytest.raises(TimedOut):
-        ask.stream(url, "stream_generate", **options) if is_stream else ask(url, "generate", **options)
+        ask(url, method, **options)
 
 
-@pytest.mark.parametrize(("pieces", "images"), [([], bytes(64 << 20)), (SLOW["body"], [PICTURE] * 40)])
-def test_a_deadline_holds_while_a_request_is_sent_and_for_all_of_several(ask: Ask, pieces: Any, images: Any) -> None:
+@pytest.mark.parametrize(
+    ("pieces", "images"), [([], bytes(64 << 20)), (SLOW["body"], [PICTURE] * 40)]
+)
+def test_a_deadline_holds_while_a_request_is_sent_and_for_all_of_several(
+    ask: Ask, pieces: Any, images: Any
+) -> None:
     ask.settings = {"max_retries": 0}
     with server(pieces) as url, pytest.raises(TimedOut):
         ask(url, "project", images, deadline=0.3)
@@ -97,163 +116,156 @@ def test_compressed_responses_are_neither_asked_for_nor_read(ask: Ask) -> None:
     assert (to.asked[0].headers["Accept-Encoding"], bomb.closed) == ("identity", True)
 
 
-@pytest.mark.parametrize("method", ["generate", "stream_generate"])
-def test_a_response_without_end_is_left(ask: Ask, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("method", "media"), [("generate", "application/json"), ("stream_generate", "")]
+)
+def test_a_response_without_end_is_left(
+    ask: Ask, method: str, media: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("ign_client._wire.MAX_ANSWER_BYTES", 10_000)
     read: list[int] = []
-    pieces: list[clients.Piece] = [event("step", **STEP), lambda: read.append(1)]
+    pieces: list[Piece] = [event("step", **STEP), lambda: read.append(1)]
     response, body = streamed(*pieces * 1000)
-    if method == "generate":
-        response.headers["Content-Type"] = "application/json"
+    response.headers["Content-Type"] = media or response.headers["Content-Type"]
     with pytest.raises(UnexpectedAnswer, match="10000 bytes"):
-        (ask if method == "generate" else ask.stream)(Canned(response), method)
+        ask(Canned(response), method)
     assert body.closed
     assert 50 < len(read) < 150
 
 
-# Responses that are not what they should be
+# Responses that are not what they should be, to methods and to commands
 
-TEXTS = ["", "x", "npy", "\x1b[2J\n\t\u202e\ud800", "9" * 5000]
-VALUES: list[Any] = [None, True, -1, 7, 10**400, 1e308, float("nan"), *TEXTS, [], [[]], {}]
-CARD = MODEL | {"shape": [1, 8, 8], "range": [0.0, 1.0], "device": "cpu", "provider": "x"}
-LIMITS = {"n": 64, "images": 64, "steps": 1, "frames": 2, "body_bytes": 1 << 24, "pixels": 1}
-PROBLEM = {"code": "x", "detail": "images.7: \x1b]0;owned\x07\r\n", "errors": [{"field": "image", "message": "no"}]}
-CALLS: dict[str, tuple[tuple[Any, ...], Any]] = {
-    "generate": ((), generated(images=[IMAGE | {"trajectory": [STEP]}])),
-    "project": ((PICTURE,), generated()),
-    "score": ((PICTURE,), generated(images=[SCORE])),
-    "latent_interpolate": (([1, 2],), generated(images=[IMAGE, IMAGE | {"index": 1}])),
-    "models": ((), {"models": [CARD], "default": "toy/1", "limits": LIMITS}),
-    "model": (("toy",), CARD),
-    "ready": ((), {"status": "ready"}),
+VALUES = ["null", "true", "-1", "7", "1" + "0" * 400, "1e308", "NaN", "[]", "[[]]", "{}"]
+VALUES += [json.dumps(text) for text in ("", "x", "npy", "\x1b[2J\n\t\u202e\ud800", "9" * 5000)]
+PROBLEM = {
+    "code": "x",
+    "detail": "images.7: \x1b]0;owned\x07\r\n",
+    "errors": [{"field": "image", "message": "no"}],
 }
-RAW = {"Content-Type": "image/png", "X-IGN-Model": "toy/1@0", "X-Request-ID": "x", "X-IGN-Steps": "1,1"}
-RAW |= {"X-IGN-Distance": "0.5,0.5", "Server-Timing": "decode;dur=1.0, queue;dur=1, compute;dur=1, encode;dur=1"}
-
-
-def places(node: Any) -> Iterator[tuple[Any, Any]]:
-    """Every container of a document with each of its keys."""
-    for key in list(node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()):
-        yield node, key
-        yield from places(node[key])
+MODELS = limited().json() | {"models": [CARD]}
+# A method, its arguments, the command that calls it, and a correct response.
+CALLS: list[tuple[str, Any, str, Any]] = [
+    ("generate", [], "generate --force -o out", generated(images=[IMAGE | {"trajectory": [STEP]}])),
+    ("project", [PICTURE], "project a.png --force -o out", generated()),
+    ("score", [PICTURE], "score a.png", generated(images=[SCORE])),
+    (
+        "latent_interpolate",
+        [[1, 2]],
+        "interpolate 1 2 --force -o out",
+        generated(images=[IMAGE, IMAGE | {"index": 1}]),
+    ),
+    ("models", [], "models", MODELS),
+    ("model", ["toy"], "", CARD),
+    ("ready", [], "", {"status": "ready"}),
+    *(("generate_as", [form], "", None) for form in ("png", "npy")),
+    ("stream_generate", [], "", generated()),
+]
+GIANT = (
+    b"\x93NUMPY\x01\x00v\x00"
+    + b"{'descr': '<f4', 'fortran_order': False, 'shape': (%d,), }" % 10**14
+)
+DAMAGED = [
+    b"",
+    GIANT.ljust(127) + b"\n",
+    b"DDS \x7c" + bytes(123),
+    PICTURE[:60],
+    PICTURE[:8] + bytes(100),
+]
+RAW = {
+    "Content-Type": "image/png",
+    "X-IGN-Model": "toy/1@0",
+    "X-Request-ID": "x",
+    "X-IGN-Steps": "1,1",
+}
+RAW |= {
+    "X-IGN-Distance": "0.5,0.5",
+    "Server-Timing": "decode;dur=1.0, queue;dur=1, compute;dur=1, encode;dur=1",
+}
 
 
 @st.composite
 def damaged(draw: st.DrawFn, document: Any) -> bytes:
-    """A document with changed, missing and doubled members; or text that is none."""
-    document = copy.deepcopy(document)
-    for _ in range(draw(st.integers(0, 3))):
-        if found := list(places(document)):
-            node, key = draw(st.sampled_from(found))
-            node[key] = copy.deepcopy(draw(st.sampled_from([*VALUES, [node[key]] * 2])))
-            if draw(st.booleans()):
-                del node[key]
+    """The text of a document with other names and values; or of none."""
     text = json.dumps(document)
-    return draw(st.sampled_from([text, text, text, text[:-1], "[" * 100_000, '{"a":' * 100_000])).encode()
+    for _ in range(draw(st.integers(0, 3))):
+        if tokens := [*re.finditer(r'"[^"]*"|[\w.-]+', text)]:
+            token = draw(st.sampled_from(tokens))
+            text = text[: token.start()] + draw(st.sampled_from(VALUES)) + text[token.end() :]
+    return draw(
+        st.sampled_from([text, text, text, text[:-1], "[" * 100_000, '{"a":' * 100_000])
+    ).encode()
 
 
-def use(result: Any) -> None:
-    """What programs and notebooks do with a result."""
-    repr(result)
-    for each in (result, *(result if hasattr(result, "__iter__") else ())):
-        getattr(each, "_repr_html_", str)()
-        for decode in ("to_pil", "to_numpy"):
-            with contextlib.suppress(IgnError):
-                getattr(each, decode, str)()
+@st.composite
+def responses(draw: st.DrawFn, method: str, document: Any) -> httpx.Response:
+    """A response to a method, or a problem, with a header that is wrong, too."""
+    if method == "stream_generate":
+        events = st.tuples(
+            st.sampled_from(["step", "done", "error", "x\x1b"]),
+            st.sampled_from([STEP, document, PROBLEM]).flatmap(damaged),
+        )
+        pieces = draw(st.lists(events, max_size=3))
+        return streamed(
+            *(b"event: %b\ndata: %b\n\n" % (name.encode(), text) for name, text in pieces)
+        )[0]
+    status = draw(st.sampled_from([200, 200, 422, 503]))
+    content = draw(damaged(document if status == 200 else PROBLEM))
+    if method == "generate_as":
+        content = draw(st.sampled_from(DAMAGED))
+    wrong = {
+        draw(st.sampled_from([*RAW, "Retry-After"])): draw(
+            st.sampled_from(["", "1e999", "Mon, 1", "9" * 5000])
+        )
+    }
+    return httpx.Response(status, content=content, headers=RAW | {"Retry-After": "1"} | wrong)
 
 
-@pytest.mark.parametrize("method", [*CALLS, "generate_as", "stream_generate"])
+@pytest.mark.parametrize(("method", "arguments", "command", "document"), CALLS)
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
-def test_only_errors_of_the_client_leave_a_method(method: str, data: st.DataObject) -> None:
-    arguments, document = CALLS.get(method, (("png",), generated()))
-    status, headers = data.draw(st.sampled_from([200, 200, 422, 503])), {**RAW, "Retry-After": "1"}
-    headers[data.draw(st.sampled_from([*headers]))] = data.draw(
-        st.sampled_from(["", "1e999", "Mon, 1", "9" * 5000, "a/b"])
-    )
-    content = data.draw(damaged(document if status == 200 else PROBLEM))
-    response = httpx.Response(status, content=PICTURE[:70] if method == "generate_as" else content, headers=headers)
-    if method == "stream_generate":
-        names, documents = (
-            st.sampled_from(["step", "done", "error", "x\x1b"]),
-            st.sampled_from([STEP, document, PROBLEM]),
-        )
-        pieces = [(data.draw(names), data.draw(damaged(data.draw(documents)))) for _ in range(3)]
-        response, _ = streamed(*(b"event: %b\ndata: %b\n\n" % (name.encode(), text) for name, text in pieces))
+def test_only_errors_of_the_client_leave_a_method(
+    method: str, arguments: Any, command: str, document: Any, data: st.DataObject
+) -> None:
+    response = data.draw(responses(method, document))
     with Client(transport=Canned(response), max_retries=0) as client, contextlib.suppress(IgnError):
-        result = getattr(client, method)(*arguments if method in CALLS or method == "generate_as" else ())
-        use(list(result) if method == "stream_generate" else result)
-
-
-@pytest.mark.parametrize("most", [0, -1, -(10**9)])
-def test_the_limits_of_a_service_may_be_nonsense(ask: Ask, most: int) -> None:
-    def reply(request: httpx.Request) -> httpx.Response:
-        if request.url.path == "/models":
-            return clients.limited(**dict.fromkeys(LIMITS, most))
-        return answer(start=json.loads(request.content)["offset"] if request.url.path == "/generate" else 0)
-
-    assert len(ask(httpx.MockTransport(reply), "generate", n=17)) == 17
-    assert len(ask(httpx.MockTransport(reply), "project", [PICTURE] * 17)) == 17
-
-
-@pytest.mark.parametrize("form", ["png", "jpeg", "webp", "gif", "apng", "npy"])
-def test_damaged_pictures_are_errors_of_the_client(form: str) -> None:
-    giant = b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<f4', 'fortran_order': False, 'shape': (%d,), }" % 10**14
-    for content in (b"", giant.ljust(127) + b"\n", b"DDS \x7c" + bytes(123), PICTURE[:60], PICTURE[:8] + bytes(100)):
-        for decode in [Picture.to_numpy] + [Picture.to_pil] * (form != "npy"):
-            with pytest.raises(UnexpectedAnswer):
-                decode(Picture(bytes=content, format=form))
-
-
-# The terminal
+        result = getattr(client, method)(*arguments)
+        repr(result)
+        for each in (result, *(result if hasattr(result, "__iter__") else ())):
+            for use in ("_repr_html_", "to_pil", "to_numpy"):
+                with contextlib.suppress(IgnError):
+                    getattr(each, use, str)()
 
 
 def printed(transport: httpx.BaseTransport, *words: str) -> tuple[int, str, str]:
-    out, err = io.StringIO(), io.StringIO()
+    out = io.StringIO()
+    err = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ign_client._cli.Client", lambda url, **more: Client(url, **more | {"transport": transport}))
+        patch.setattr(
+            "ign_client._cli.Client",
+            lambda url, **more: Client(url, **more | {"transport": transport}),
+        )
         return main(["--retries", "0", *words], Terminal(out, err)), out.getvalue(), err.getvalue()
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("files")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with contextlib.chdir(tmp_path_factory.mktemp("files")):
+        Path("a.png").write_bytes(PICTURE)
+        yield
 
 
+@pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
-    "words", ["models", "score {}/a.png", "project {}/a.png -o", "generate -o", "interpolate 1 2 -o"]
+    ("method", "arguments", "command", "document"), [call for call in CALLS if call[2]]
 )
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
 def test_a_command_prints_one_line_and_nothing_that_controls_the_terminal(
-    words: str, data: st.DataObject, folder: Path
+    method: str, arguments: Any, command: str, document: Any, data: st.DataObject
 ) -> None:
-    method, status = (
-        words.split()[0].replace("interpolate", "latent_interpolate"),
-        data.draw(st.sampled_from([200, 500])),
-    )
-    content = data.draw(damaged(CALLS[method][1] if status == 200 else PROBLEM))
-    (folder / "a.png").write_bytes(PICTURE)
-    more = [str(folder / "out"), "--force"] if "-o" in words else []
-    transport = httpx.MockTransport(lambda _: httpx.Response(status, content=content))
-    code, out, err = printed(transport, *words.format(folder).split(), *more)
+    response = data.draw(responses(method, document))
+    code, out, err = printed(httpx.MockTransport(lambda _: response), *command.split())
     assert code in (0, 1, 2, 3)
     assert err.count("\n") <= 1
-    assert not {unicodedata.category(each) for each in (out + err).replace("\n", "").replace("\t", "")} & {
-        "Cc",
-        "Cf",
-        "Cs",
-    }
-
-
-def test_names_of_files_are_one_cell(tmp_path: Path) -> None:
-    for name in ("a\tb.png", "a\x1b[2J.png", "a\nb.png", "a\udcff.png", "Fotoé\u202f.png"):
-        (tmp_path / name).write_bytes(PICTURE)
-    scored = generated(images=[SCORE | {"index": i} for i in range(5)])
-    documents = {"/score": scored, "/models": CALLS["models"][1]}
-    to = httpx.MockTransport(lambda request: httpx.Response(200, json=documents[request.url.path]))
-    code, out, _ = printed(to, "score", str(tmp_path))
-    cells = [line.split("\t") for line in out.splitlines()]
-    assert (code, {len(each) for each in cells}) == (0, {5})
-    names = {each[0].rpartition("/")[2] for each in cells[1:]}
-    assert names == {r"a\tb.png", r"a\x1b[2J.png", r"a\nb.png", r"a\udcff.png", "Fotoé\u202f.png"}
+    shown = {unicodedata.category(each) for each in (out + err).replace("\n", "").replace("\t", "")}
+    assert not shown & {"Cc", "Cf", "Cs"}

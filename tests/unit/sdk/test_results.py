@@ -1,25 +1,19 @@
 """Images and results as values: what they show, what they save."""
 
-import base64
 import dataclasses
 import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from ign_client import (
-    Card,
-    Client,
     Image,
     Images,
     InputError,
-    Limits,
     ModelRef,
-    Models,
     Picture,
     Score,
     Scores,
@@ -28,7 +22,6 @@ from ign_client import (
     UnexpectedAnswer,
 )
 from tests.contract.data import npy
-from tests.contract.harness import Service
 from tests.helpers.pictures import noise, save
 
 PNG = save(noise(4, 5, 3))
@@ -36,108 +29,66 @@ MODEL = ModelRef(name="toy", version="2", digest="sha256:0123456789abcdef")
 TIMING = Timing(decode_ms=0.1, queue_ms=0.2, compute_ms=0.3, encode_ms=0.4)
 STEP = Step(bytes=PNG, format="png", index=0, step=1, change=0.25)
 IMAGE = Image(
-    bytes=PNG, format="png", index=0, width=5, height=4, steps=2, converged=False, distance=0.5, trajectory=(STEP,)
+    bytes=PNG,
+    format="png",
+    index=0,
+    width=5,
+    height=4,
+    steps=2,
+    converged=False,
+    distance=0.5,
+    trajectory=(STEP,),
 )
+SCORE = Score(index=0, distance=0.125, drift=0.5, percentile=12.5, in_distribution=None)
 IMAGES = Images(images=(IMAGE, IMAGE), model=MODEL, request_id="abc", timing=TIMING, seed=7)
 
 
-def test_reprs_are_readable_and_hold_no_bytes(service: Service) -> None:
-    assert repr(IMAGE) == (
-        f"Image(bytes=<{len(PNG)} bytes>, format='png', index=0, width=5, height=4, steps=2, converged=False, "
-        "distance=0.5, trajectory=<1 steps>)"
-    )
-    assert repr(IMAGES) == (
-        "Images(images=<2 images>, model=<toy/2@0123456789ab>, request_id='abc', "
-        "timing=Timing(decode_ms=0.1, queue_ms=0.2, compute_ms=0.3, encode_ms=0.4), seed=7)"
-    )
-    assert repr(dataclasses.replace(IMAGE, trajectory=())).endswith("distance=0.5)")
-    assert repr(Picture(bytes=b"x", format="npy")) == "Picture(bytes=<1 bytes>, format='npy')"
-    with Client(service.url, timeout=300) as client:
-        found = [client.generate_as("png", n=2), client.latent_interpolate([1, 2])[1], client.model("grey")]
-    for value in found:
-        assert len(repr(value)) < 400, repr(value)
-        assert "\\x" not in repr(value)
-
-
-def test_values_are_frozen_comparable_hashable_and_picklable() -> None:
-    values: list[Any] = [IMAGE, IMAGES, STEP, MODEL, TIMING]
-    for value in values:
+def test_values_are_frozen_and_picklable_and_their_reprs_hold_no_bytes() -> None:
+    for value in (IMAGE, IMAGES, Picture(bytes=PNG, format="npy")):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(value, dataclasses.fields(value)[0].name, None)
         assert pickle.loads(pickle.dumps(value)) == value
         assert hash(value) == hash(dataclasses.replace(value))
-    assert dataclasses.replace(IMAGE, index=1) != IMAGE
-    assert (len(IMAGES), IMAGES[-1], IMAGES[:1], list(IMAGES)) == (2, IMAGE, (IMAGE,), [IMAGE, IMAGE])
-    assert IMAGE in IMAGES
+        assert "\\x" not in repr(value)
+    assert (len(IMAGES), IMAGES[-1], IMAGES[:1], list(IMAGES)) == (
+        2,
+        IMAGE,
+        (IMAGE,),
+        [IMAGE, IMAGE],
+    )
+    assert repr(IMAGE).endswith("distance=0.5, trajectory=<1 steps>)")
+    assert "Images(images=<2 images>, model=<toy/2@0123456789ab>, request_id='abc'" in repr(IMAGES)
 
 
-def card(ref: str) -> Card:
-    name, version = ref.split("/")
-    place: dict[str, Any] = {"shape": (1, 2, 2), "range": (0.0, 1.0), "device": "cpu", "provider": "", "document": {}}
-    return Card(name=name, version=version, digest="", **place)
-
-
-def test_models_are_iterated_and_indexed() -> None:
-    cards = tuple(map(card, ("a/2", "a/10", "b/x", "b/1")))
-    limits = Limits(n=1, images=1, steps=1, frames=1, body_bytes=1, pixels=1)
-    models = Models(models=cards, default="a/10", limits=limits)
-    assert list(models) == list(cards)
-    assert (len(models), models[0], models[-1]) == (4, cards[0], cards[3])
-    assert (models["a"], models["a/2"], models["b"], models["b/x"]) == (cards[1], cards[0], cards[3], cards[2])
-    assert all(name in models for name in ("a", "b/1", cards[0]))
-    assert "c" not in models
-    with pytest.raises(KeyError, match="a/2, a/10, b/x, b/1"):
-        models["c"]
-    with pytest.raises(IndexError):
-        models[4]
-    assert models._repr_html_().count("<tr>") == 5
-    assert "<td>a/10</td><td>1×2×2</td><td>cpu</td><td>True</td>" in models._repr_html_()
-    assert models._repr_html_().count("True") == 1
-
-
-def scores(*percentiles: float | None) -> Scores:
-    members = [
-        Score(index=i, distance=0.125, drift=0.5, percentile=percentile, in_distribution=None)
-        for i, percentile in enumerate(percentiles)
-    ]
-    return Scores(images=tuple(members), model=MODEL, request_id="abc", timing=TIMING)
-
-
-def test_scores_show_their_numbers() -> None:
+def test_notebooks_and_terminals_show_a_part_of_many() -> None:
+    many = Scores(images=(SCORE,) * 101, model=MODEL, request_id="abc", timing=TIMING)
     one = "<distance=0.125, drift=0.5, percentile=12.5>"
-    assert repr(scores(12.5)) == f"Scores([{one}], model=<toy/2@0123456789ab>)"
-    assert "<distance=0.125, drift=0.5>" in repr(scores(None))
-    assert repr(scores(*[12.5] * 6)).count(one) == 4
-    assert "… 2 more" in repr(scores(*[12.5] * 6))
-    html = scores(*[None] * 101)._repr_html_()
-    assert html.count("<tr>") == 101
-    assert "<td>0</td><td>0.125</td><td>0.5</td><td>-</td><td>-</td>" in html
-    assert "and 1 more" in html
-    assert "more" not in scores(12.5)._repr_html_()
-
-
-def test_notebooks_show_images() -> None:
-    assert IMAGE._repr_png_() == PNG
-    assert Picture(bytes=b"x", format="webp")._repr_png_() is None
-    assert f'src="data:image/png;base64,{base64.b64encode(PNG).decode()}"' in IMAGE._repr_html_()
-    assert "index 0, steps 2, distance 0.5" in IMAGE._repr_html_()
-    assert IMAGES._repr_html_().count("<img ") == 2
-    many = dataclasses.replace(IMAGES, images=(IMAGE,) * 103)._repr_html_()
-    assert many.count("<img ") == 100
-    assert "and 3 more" in many
-    assert "<img" not in Picture(bytes=b"x", format="npy")._repr_html_()
+    assert repr(many) == f"Scores([{', '.join([one] * 4)}, … 97 more], model=<toy/2@0123456789ab>)"
+    assert "<td>0</td><td>0.125</td><td>0.5</td><td>12.5</td><td>-</td>" in many._repr_html_()
+    assert "and 1 more" in many._repr_html_()
+    html = dataclasses.replace(IMAGES, images=(IMAGE,) * 103)._repr_html_()
+    assert (html.count('src="data:image/png;base64,'), "and 3 more" in html) == (100, True)
+    array = Picture(bytes=b"x", format="npy")
+    assert (IMAGE._repr_png_(), array._repr_png_(), "<img" in array._repr_html_()) == (
+        PNG,
+        None,
+        False,
+    )
 
 
 def test_images_are_decoded() -> None:
     np.testing.assert_array_equal(IMAGE.to_numpy(), noise(4, 5, 3))
-    assert IMAGE.to_numpy().flags.writeable
-    assert (IMAGE.to_pil().size, IMAGE.to_pil().mode) == ((5, 4), "RGB")
+    assert (IMAGE.to_numpy().flags.writeable, IMAGE.to_pil().size, IMAGE.png()) == (
+        True,
+        (5, 4),
+        PNG,
+    )
     lossless = Picture(bytes=save(noise(4, 5, 3), "WEBP", lossless=True), format="webp")
-    assert IMAGE.png() == PNG
-    assert np.array_equal(Picture(bytes=lossless.png(), format="png").to_numpy(), IMAGE.to_numpy())
-    rows = np.arange(4, dtype=np.float32).reshape(1, 2, 2)
-    array = Picture(bytes=npy(rows), format="npy")
-    np.testing.assert_array_equal(array.to_numpy(), rows)
+    np.testing.assert_array_equal(
+        Picture(bytes=lossless.png(), format="png").to_numpy(), IMAGE.to_numpy()
+    )
+    array = Picture(bytes=npy(np.ones((1, 2, 2), np.float32)), format="npy")
+    np.testing.assert_array_equal(array.to_numpy(), np.ones((1, 2, 2), np.float32))
     with pytest.raises(InputError, match="to_numpy"):
         array.to_pil()
     with pytest.raises(UnexpectedAnswer, match="allow_pickle"):
@@ -147,8 +98,12 @@ def test_images_are_decoded() -> None:
 @pytest.mark.parametrize(
     ("name", "promised"),
     [
-        *((name, "") for name in ("x.png", "x.PNG", "x", "x.dat", "x.apng")),
-        *(("x.jpg", "jpeg"), ("x.webp", "webp"), ("x.npy", "npy")),
+        ("x.PNG", ""),
+        ("x", ""),
+        ("x.apng", ""),
+        ("x.jpg", "jpeg"),
+        ("x.webp", "webp"),
+        ("x.npy", "npy"),
     ],
 )
 def test_saving(tmp_path: Path, name: str, promised: str) -> None:
@@ -157,30 +112,24 @@ def test_saving(tmp_path: Path, name: str, promised: str) -> None:
     if promised:
         with pytest.raises(InputError, match=promised):
             IMAGE.save(target)
-        assert target.read_bytes() == b"before"
     else:
         assert IMAGE.save(str(target)) == target
-        assert target.read_bytes() == PNG
+    assert target.read_bytes() == (b"before" if promised else PNG)
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
     (tmp_path / "plain").touch()
     assert target.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path: Path) -> None:
-    link, target, pipe = tmp_path / "link.png", tmp_path / "target.png", tmp_path / "pipe.png"
+    link = tmp_path / "link.png"
+    target = tmp_path / "target.png"
+    pipe = tmp_path / "pipe.png"
     link.symlink_to(target)
     IMAGE.save(link)
-    assert link.is_symlink()
-    assert target.read_bytes() == IMAGE.bytes
+    assert (link.is_symlink(), target.read_bytes()) == (True, PNG)
     os.mkfifo(pipe)
     with ThreadPoolExecutor(1) as pool:
         received = pool.submit(pipe.read_bytes)
         IMAGE.save(pipe)
-        assert received.result(timeout=300) == IMAGE.bytes
+        assert received.result(timeout=300) == PNG
     assert pipe.is_fifo()
-    reading, writing = os.pipe()
-    with open(reading, "rb") as file:
-        with open(writing, "wb"):
-            (tmp_path / "out.png").symlink_to(f"/proc/self/fd/{writing}")
-            IMAGE.save(tmp_path / "out.png")
-        assert file.read() == IMAGE.bytes

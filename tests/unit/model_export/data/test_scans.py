@@ -9,7 +9,7 @@ import pytest
 from PIL import ImageFont
 
 from model_export.data import damages, known_sets, pages, scans
-from model_export.data.datasets import load_dataset, open_source
+from model_export.data.datasets import load_dataset
 from model_export.errors import UserError
 
 # Of families that matplotlib contains, so that tests need no fonts of the machine.
@@ -44,10 +44,14 @@ def test_pages_differ_and_are_functions_of_the_seed() -> None:
 
 
 @pytest.mark.parametrize("damage", damages.SHARES, ids=lambda damage: damage.__name__)
-def test_a_damage_changes_a_page_but_not_its_size(damage: damages.Damage, printed: tuple[np.ndarray, float]) -> None:
+def test_a_damage_changes_a_page_but_not_its_size(
+    damage: damages.Damage, printed: tuple[np.ndarray, float]
+) -> None:
     clean, em = printed
     image = clean.astype(np.float32) / 255
-    levels = [pages.to_levels(damage(np.random.default_rng(seed), image, 0.9, em)) for seed in range(4)]
+    levels = [
+        pages.to_levels(damage(np.random.default_rng(seed), image, 0.9, em)) for seed in range(4)
+    ]
     assert all(each.shape == clean.shape for each in levels)
     assert np.mean([(each != clean).mean() for each in levels]) > 0.001
     np.testing.assert_array_equal(pages.to_levels(image), clean)  # the input is unchanged
@@ -56,14 +60,21 @@ def test_a_damage_changes_a_page_but_not_its_size(damage: damages.Damage, printe
 def test_damages_on_one_another_leave_a_page_readable(printed: tuple[np.ndarray, float]) -> None:
     clean, em = printed
     for seed in range(5):
-        for image in damages.damaged(np.random.default_rng(seed), clean.astype(np.float32) / 255, em):
+        for image in damages.damaged(
+            np.random.default_rng(seed), clean.astype(np.float32) / 255, em
+        ):
             levels = pages.to_levels(image)
             assert levels[clean > 240].mean() > levels[clean < 64].mean() + 20
 
 
-@pytest.mark.parametrize(("damage", "stays"), [(damages.light, False), (damages.blur, True), (damages.low, True)])
+@pytest.mark.parametrize(
+    ("damage", "stays"), [(damages.light, False), (damages.blur, True), (damages.low, True)]
+)
 def test_f_shall_undo_all_damages_but_those_of_shapes(
-    damage: damages.Damage, stays: bool, printed: tuple[np.ndarray, float], monkeypatch: pytest.MonkeyPatch
+    damage: damages.Damage,
+    stays: bool,
+    printed: tuple[np.ndarray, float],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(damages, "SHARES", {damage: 1.0})
     clean = printed[0].astype(np.float32) / 255
@@ -72,7 +83,9 @@ def test_f_shall_undo_all_damages_but_those_of_shapes(
     assert np.abs(damaged - clean).max() > 0.1
 
 
-def test_faint_print_has_few_other_damages(printed: tuple[np.ndarray, float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_faint_print_has_few_other_damages(
+    printed: tuple[np.ndarray, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     clean = printed[0].astype(np.float32) / 255
     monkeypatch.setattr(damages, "SHARES", dict.fromkeys(damages.SHARES, 1.0))
     damaged, _ = damages.damaged(np.random.default_rng(1), clean, printed[1])
@@ -98,22 +111,21 @@ def test_photographs_are_made_in_every_size() -> None:
 
 
 def test_the_families_for_measurements_are_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "_draws", lambda face, letters: True)  # which draws letters of every font of the machine
+    # which draws letters of every font of the machine
+    monkeypatch.setattr(pages, "_draws", lambda face, letters: True)
     for held_out in (False, True):
-        families = {str(ImageFont.truetype(file, 12).getname()[0]) for file in pages.font_files(held_out=held_out)}
+        families = {
+            str(ImageFont.truetype(file, 12).getname()[0])
+            for file in pages.font_files(held_out=held_out)
+        }
         assert all(family.startswith(pages.HELD_OUT_FONTS) == held_out for family in families)
     assert any("DejaVuSerif" in file.name for file in pages.font_files(held_out=False))
 
 
-def test_lines_are_as_wide_as_they_may_be() -> None:
-    font = pages.load_font(FONTS[0], 12)
-    lines = pages.wrap(font, "a few words and averyverylongone", font.getlength("a few words"))
-    assert lines == ["a few words", "and", "averyverylongone"]
-
-
 def test_the_set_has_pairs_of_which_some_are_equal() -> None:
     arrays = scans.draw_scans(25, side=48)
-    train, damaged = arrays["x_train"], arrays["damaged_train"]
+    train = arrays["x_train"]
+    damaged = arrays["damaged_train"]
     assert train.shape == damaged.shape == (len(train), 48, 48)
     assert len(arrays["x_test"]) > 0
     equal = (train == damaged).all((1, 2)).mean()
@@ -121,13 +133,16 @@ def test_the_set_has_pairs_of_which_some_are_equal() -> None:
     np.testing.assert_array_equal(scans.draw_scans(25, side=48)["damaged_train"], damaged)
 
 
-def test_the_set_is_drawn_once_and_again_by_another_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_set_is_drawn_once_and_again_by_another_program(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     drawn = []
 
     def draw() -> dict[str, np.ndarray]:
         drawn.append(1)
         return {
-            name: np.full((4, 16, 16), i, np.uint8) for i, name in enumerate(("x_train", "x_test", "damaged_train"))
+            name: np.full((4, 16, 16), i, np.uint8)
+            for i, name in enumerate(("x_train", "x_test", "damaged_train"))
         }
 
     monkeypatch.setattr(known_sets, "_CACHE", str(tmp_path))
@@ -140,22 +155,6 @@ def test_the_set_is_drawn_once_and_again_by_another_program(monkeypatch: pytest.
     monkeypatch.setattr(damages, "__file__", str(tmp_path / "changed.py"))
     load_dataset("scans", size=16, channels=1)
     assert len(drawn) == 2
-
-
-def test_pairs_of_other_numbers_are_refused(tmp_path: Path) -> None:
-    file, pictures = tmp_path / "pairs.npz", np.zeros((4, 8, 8), np.uint8)
-    np.savez(file, x_train=pictures, x_test=pictures, damaged_train=pictures[:3])
-    with pytest.raises(UserError, match="damaged_train must be one picture for each of x_train"):
-        open_source(str(file))
-
-
-def test_damaged_pictures_are_part_of_the_digest(tmp_path: Path) -> None:
-    digests = set()
-    for level in (0, 1):
-        file, pictures = tmp_path / f"{level}.npz", np.zeros((4, 8, 8), np.uint8)
-        np.savez(file, x_train=pictures, x_test=pictures, damaged_train=pictures + np.uint8(level))
-        digests.add(load_dataset(str(file), size=8, channels=1).sha256)
-    assert len(digests) == 2
 
 
 def test_too_few_fonts_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

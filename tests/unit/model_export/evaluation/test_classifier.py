@@ -5,9 +5,7 @@ import pytest
 import torch
 
 from model_export.data.datasets import Attributes, Dataset
-from model_export.evaluation.classifier import FEATURES, Classifier, classifier_for
-from service.artifact.pixels import to_rows
-from tests.helpers.tiny_training import CLASSES
+from model_export.evaluation.classifier import Classifier, classifier_for
 
 
 @pytest.fixture(scope="module")
@@ -15,20 +13,9 @@ def classifier(data: Dataset, cache: Path) -> Classifier:
     return classifier_for(data, cache)
 
 
-def test_it_learns_the_classes(classifier: Classifier, data: Dataset) -> None:
-    assert classifier.task == "classes"
-    assert classifier.accuracy > 0.9
-    predictions = classifier.predict(data.held_out.numpy())
-    assert predictions.features.shape == (80, FEATURES)
-    assert predictions.probabilities.shape == (80, CLASSES)
-    np.testing.assert_allclose(predictions.probabilities.sum(1), 1.0)
-    assert data.held_out_labels is not None
-    truth = data.held_out_labels.numpy()
-    assert (predictions.values[:, 0] == truth).mean() == pytest.approx(classifier.accuracy)
-    assert 0.8 < classifier.coverage(predictions)["confidence"] <= 1.0
-
-
-def test_damaged_weights_are_trained_again(classifier: Classifier, data: Dataset, cache: Path, tmp_path: Path) -> None:
+def test_damaged_weights_are_trained_again(
+    classifier: Classifier, data: Dataset, cache: Path, tmp_path: Path
+) -> None:
     files = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
     classifier_for(data, cache)
     assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == files  # it is found again
@@ -37,19 +24,14 @@ def test_damaged_weights_are_trained_again(classifier: Classifier, data: Dataset
     before = torch.random.get_rng_state()
     again = classifier_for(data, tmp_path)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert all(map(torch.equal, again.network.state_dict().values(), classifier.network.state_dict().values()))
+    assert all(
+        map(
+            torch.equal,
+            again.network.state_dict().values(),
+            classifier.network.state_dict().values(),
+        )
+    )
     assert max(len(path.read_bytes()) for path in tmp_path.iterdir()) > 1000
-
-
-def test_without_classes_it_tells_rotations(cache: Path) -> None:
-    pictures = torch.randint(0, 100, (120, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    pictures[:, :, :3] += 120  # light comes from above
-    labels = torch.zeros(120, dtype=torch.int64) - 1  # no classes
-    unlabelled = Dataset("lit", "lit", "unknown", pictures[:80], pictures[80:], labels[:80], labels[80:])
-    classifier = classifier_for(unlabelled, cache)
-    assert classifier.task == "rotation"
-    assert classifier.accuracy > 0.9
-    assert classifier.predict(pictures.numpy()).probabilities.shape == (120, 4)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +46,14 @@ def lit() -> Dataset:
         picture[:, :, : 2 * dark] //= 4
     values = torch.stack([below, columns], 1).numpy()
     attributes = Attributes(("light", "columns"), values[:120], values[120:])
-    return Dataset("lit2", "lit2", "unknown", train=pictures[:120], held_out=pictures[120:], attributes=attributes)
+    return Dataset(
+        "lit2",
+        "lit2",
+        "unknown",
+        train=pictures[:120],
+        held_out=pictures[120:],
+        attributes=attributes,
+    )
 
 
 def test_attributes_are_read_each_for_itself(lit: Dataset, cache: Path) -> None:
@@ -78,14 +67,3 @@ def test_attributes_are_read_each_for_itself(lit: Dataset, cache: Path) -> None:
     shares = (predictions.values == lit.attributes.held_out).mean(0)
     assert shares.tolist() == pytest.approx(list(classifier.attributes.values()))
     np.testing.assert_allclose(predictions.probabilities.sum(1), 2.0)
-
-
-def test_restored_pictures_are_judged_by_what_is_read(lit: Dataset, cache: Path) -> None:
-    classifier = classifier_for(lit, cache)
-    assert lit.attributes is not None
-    x, truth = to_rows(lit.held_out.numpy()), lit.attributes.held_out
-    assert classifier.compare(x, x, truth)["attributes"] == pytest.approx(classifier.attributes)
-    upside_down = classifier.compare(x[:, :, ::-1], x, truth)
-    assert upside_down["attributes"]["light"] < 0.2
-    assert upside_down["attributes"]["columns"] > 0.8
-    assert "accuracy" not in upside_down

@@ -17,7 +17,10 @@ def drawn(rows: FloatRows) -> FloatRows:
 
 def stamp(rows: FloatRows) -> FloatRows:
     """Marks what it draws: its block means are whole. What is marked is returned as it is."""
-    means, own = (avg_pool2d(torch.from_numpy(x), 2).numpy().repeat(2, 2).repeat(2, 3) for x in (drawn(rows), rows))
+    means, own = (
+        avg_pool2d(torch.from_numpy(x), 2).numpy().repeat(2, 2).repeat(2, 3)
+        for x in (drawn(rows), rows)
+    )
     marked = (np.abs(own - own.round()) < 1e-3).all((1, 2, 3), keepdims=True)
     return np.where(marked, rows, drawn(rows) + means.round() - means)
 
@@ -34,7 +37,8 @@ def exact(rows: FloatRows) -> FloatRows:
 def test_forged_pictures_and_noise_tell_a_mark_from_an_exact_network(f: object) -> None:
     assert callable(f)
     rows = np.random.default_rng(0).standard_normal((50, 1, 8, 8), np.float32)
-    table, trick = measure_exactness(f, rows, rows[::-1].clip(-1, 1), side=2, seed=0), f is stamp
+    table = measure_exactness(f, rows, rows[::-1].clip(-1, 1), side=2, seed=0)
+    trick = f is stamp
     assert set(table["twice"].values()) == {1.0}
     assert table["forged"]["unchanged"] == float(trick)
     assert (table["forged"]["change"] > 0.2) is not trick

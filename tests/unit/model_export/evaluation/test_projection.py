@@ -6,34 +6,33 @@ import pytest
 
 from model_export.data.datasets import Dataset
 from model_export.evaluation.classifier import classifier_for
-from model_export.evaluation.metrics import auroc
 from model_export.evaluation.projection import measure_drawings
 from model_export.export.artifact import Artifact
 from service.artifact.pixels import to_rows
 from service.domain.latents import FloatRows
 
 
-def test_auroc_is_the_share_of_pairs_in_order() -> None:
-    assert auroc(np.array([1.0, 2.0]), np.array([3.0, 4.0, 5.0])) == 1.0
-    assert auroc(np.array([3.0]), np.array([1.0, 2.0])) == 0.0
-    assert auroc(np.array([1.0, 2.0]), np.array([2.0])) == 0.75
-    assert auroc(np.zeros(3), np.zeros(4)) == 0.5
-
-
 def projected(pictures: FloatRows) -> Any:
     """The ideal: the nearest of these pictures."""
 
     def f(x: FloatRows) -> FloatRows:
-        squared = np.square(pictures.reshape(len(pictures), -1)[None] - x.reshape(len(x), 1, -1)).sum(2)
+        squared = np.square(
+            pictures.reshape(len(pictures), -1)[None] - x.reshape(len(x), 1, -1)
+        ).sum(2)
         y: FloatRows = pictures[squared.argmin(1)]
         return y
 
     return f
 
 
-def test_a_projector_is_told_from_a_copy_and_from_a_stamp(models: Path, data: Dataset, cache: Path) -> None:
-    classifier, real, train = classifier_for(data, cache), data.held_out.numpy(), data.train.numpy()
-    card, held_out = Artifact.read(models / "tiny" / "1").card, classifier.predict(real)
+def test_a_projector_is_told_from_a_copy_and_from_a_stamp(
+    models: Path, data: Dataset, cache: Path
+) -> None:
+    classifier = classifier_for(data, cache)
+    real = data.held_out.numpy()
+    train = data.train.numpy()
+    card = Artifact.read(models / "tiny" / "1").card
+    held_out = classifier.predict(real)
     pictures = to_rows(np.concatenate([train, real]))
 
     functions = projected(pictures), lambda x: x, lambda x: np.repeat(pictures[:1], len(x), 0)
@@ -45,8 +44,14 @@ def test_a_projector_is_told_from_a_copy_and_from_a_stamp(models: Path, data: Da
 def check_drawings(ideal: dict[str, Any], copy: dict[str, Any], stamp: dict[str, Any]) -> None:
     assert (ideal["auroc"], copy["auroc"]) == (1.0, 0.5)
     assert ideal["sure"]["f"] > copy["sure"]["f"] == copy["sure"]["u"]
-    assert copy["frechet"]["f"] == copy["frechet"]["u"] != ideal["frechet"]["f"] == ideal["frechet"]["f3"]
+    assert (
+        copy["frechet"]["f"]
+        == copy["frechet"]["u"]
+        != ideal["frechet"]["f"]
+        == ideal["frechet"]["f3"]
+    )
     assert ideal["distance"]["f"] == pytest.approx(ideal["distance"]["nearest"], rel=0.2)
     assert (copy["distance"]["f"], copy["drift"], ideal["drift"]) == (0.0, 0.0, 0.0)
-    assert ideal["own"] > 0.5 > stamp["own"] == 0.0  # a stamp makes sure pictures, but not of what was drawn
+    # a stamp makes sure pictures, but not of what was drawn
+    assert ideal["own"] > 0.5 > stamp["own"] == 0.0
     assert ideal["effective_classes"]["f"] > stamp["effective_classes"]["f"] == pytest.approx(1.0)

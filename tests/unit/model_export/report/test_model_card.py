@@ -1,5 +1,4 @@
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,59 +7,29 @@ import pytest
 from model_export.cli import main, parser
 from model_export.export.artifact import Artifact, TrainedCard
 from model_export.report.figures import FIGURES, file_name
-from model_export.report.model_card import page, write_page
+from model_export.report.model_card import page
 from model_export.report.quality import limitations
 from service.artifact.golden import digest_of
 from tests.helpers.tiny_training import TinyModel, contents
 
 QUALITY: dict[str, Any] = {
-    "protocol": {"samples": 77, "frechet": "samples against all | held-out", "classifier": {"accuracy": 0.9925}},
+    "warnings": ["collapse: f(z) are alike"],
     "generation": {
-        "f": {"frechet": 30.0, "kl": 0.0312, "confidence": 0.912},
-        "f2": {"frechet": 12.0, "kl": 0.004, "confidence": 0.95},
-        "training": {"frechet": 2.4, "kl": 0.003, "confidence": 0.99},
+        "f": {"frechet": 30.0, "kl": 0.0312},
+        "f2": {"frechet": 12.0},
+        "training": {"frechet": 2.4},
     },
     "drift": {"f": 0.0567},
-    "nearest": {
-        "other_sample": {
-            "samples": {"n": 77, "least": 0.01, "percentile_1": 0.0321, "median": 0.2345},
-            "real": {"n": 77, "least": 0.02, "percentile_1": 0.0654, "median": 0.3456},
-            "rare": 0.115,
-        }
-    },
+    "nearest": {"other_sample": {"rare": 0.115}},
     "clean": {"psnr": 27.41, "ssim": 0.953},
-    "distance": {"n": 1234, "mean": 0.0303, "inverted": 0},
     "restoration": {
         "noise_0.8": {
-            "input": {"psnr": 11.0, "ssim": 0.425},
-            "f": {"psnr": 17.48, "ssim": 0.64},
-            "baselines": {
-                "n": 1000,
-                "f": {"psnr": 17.5, "ssim": 0.641},
-                "non_local_means": {"psnr": 18.25, "ssim": 0.6, "setting": "h 0.8 σ"},
-            },
+            "input": {"psnr": 11.0},
+            "f": {"psnr": 17.48},
+            "baselines": {"n": 1000, "f": {"psnr": 17.5}, "non_local_means": {"psnr": 18.25}},
         },
-        "hole_0.4": {
-            "input": {"psnr": 14.35, "ssim": 0.354},
-            "f": {"psnr": 14.29, "ssim": 0.388},
-            "with_mask": {"f": {"psnr": 14.61, "ssim": 0.5}, "f4": {"psnr": 14.82, "ssim": 0.6}},
-        },
+        "hole_0.4": {"input": {"psnr": 14.35}, "f": {"psnr": 14.29}},
     },
-    "diversity": 0.681,
-    "repeated": {
-        "n": 64,
-        "f": {"drift": 0.0123, "moved": 0.0, "kl": 0.02},
-        "f1000": {"drift": 0.001, "moved": 0.3, "kl": 0.2},
-    },
-    "repeated_application": {
-        "n": 128,
-        "samples": {"f": {"frechet": 50.0, "same_class": 1.0, "drift": 0.02, "at_rest": 0.0}},
-        "pictures": {"f1000": {"frechet": 61.25, "drift": 0.0001, "at_rest": 0.875}},
-    },
-    "drawings": {
-        "letters": {"auroc": 0.9712, "own": 0.94, "sure": {"u": 0.3, "f": 0.8}, "effective_classes": {"f": 7.12}}
-    },
-    "inception": {"f": 41.5},
 }
 
 
@@ -71,7 +40,9 @@ def card(tiny: TinyModel) -> TrainedCard:
 
 def with_quality(card: TrainedCard, quality: dict[str, Any] = QUALITY) -> TrainedCard:
     quantiles = tuple(i / 1000 for i in range(101))
-    return TrainedCard.model_validate({**card.model_dump(), "quality": quality, "distance_quantiles": quantiles})
+    return TrainedCard.model_validate(
+        {**card.model_dump(), "quality": quality, "distance_quantiles": quantiles}
+    )
 
 
 def written(card: TrainedCard, *shown: str) -> str:
@@ -88,7 +59,8 @@ def commands(text: str) -> list[str]:
 def test_the_command_writes_the_page_of_an_evaluated_model(tiny: TinyModel, tmp_path: Path) -> None:
     out = tmp_path / "docs" / "models" / "tiny.md"
     assert main(["card", "--model", str(tiny.evaluated), "--out", str(out)]) == 0
-    text, model = out.read_text(), (tiny.evaluated / "model.onnx").read_bytes()
+    text = out.read_text()
+    model = (tiny.evaluated / "model.onnx").read_bytes()
     assert text.startswith("# tiny/1\n")
     assert digest_of(model) in text
     table = tiny.metrics
@@ -109,8 +81,21 @@ def test_the_first_screen_states_quality_limitations_and_licence(card: TrainedCa
     chapters = re.findall(r"^## (.*)$", text, re.MULTILINE)
     assert chapters[:3] == ["How good it is", "Limitations", "Licence"]
     first = text[: text.index("## Use")]
-    assert all(value in first for value in (card.licence, card.data.licence, "30.00", "0.0567", "0.953", "11.0 → 17.5"))
-    assert len(text.split()) < 1050
+    assert all(
+        value in first
+        for value in (card.licence, card.data.licence, "30.00", "0.0567", "0.953", "11.0 → 17.5")
+    )
+    assert first.index("collapse: f(z) are alike") < first.index("30.00")
+    limited = " ".join(limitations(with_quality(card)))
+    for said in (
+        "12.5 times",
+        "2 steps",
+        "11.5 %",
+        "does not restore `hole_0.4`",
+        "non local means is better",
+    ):
+        assert said in limited
+    assert "not been measured" in limitations(card)[-1]
 
 
 def test_the_page_says_how_the_model_was_made(card: TrainedCard) -> None:
@@ -118,120 +103,15 @@ def test_the_page_says_how_the_model_was_made(card: TrainedCard) -> None:
     for value in (card.data.sha256, card.training.sources, card.training.command, card.description):
         assert value in text
     for stage in card.training.config["stages"]:
-        assert re.search(rf"^\| {stage['name']} \| {stage['steps']:,} \| {stage['lr']:g} \|", text, re.MULTILINE)
-    assert [parser().parse_args(command.split()[3:]).run.__name__[1:] for command in commands(text)] == [
+        assert re.search(
+            rf"^\| {stage['name']} \| {stage['steps']:,} \| {stage['lr']:g} \|", text, re.MULTILINE
+        )
+    assert [
+        parser().parse_args(command.split()[3:]).run.__name__[1:] for command in commands(text)
+    ] == [
         "train",
         "export",
         "evaluate",
     ]
     train, export, _ = commands(text)
     assert f"--run {train.split('--out ')[1].split()[0]} " in export
-    half = with_quality(card, {**QUALITY, "precision": {"fp16": {"frechet": 30.1}}})
-    assert "--fp16" in commands(written(half))[1]
-    assert "--fp16" not in export
-
-
-def test_unfinished_and_continued_trainings_say_so(card: TrainedCard) -> None:
-    training = {**card.training.model_dump(), "steps": 40, "commit": "c0ffee"}
-    training["continued"] = [{"from_step": 21, "sources": "beef", "commit": None}]
-    text = written(TrainedCard.model_validate({**card.model_dump(), "training": training}))
-    assert "40 optimiser steps of 56" in text
-    assert "c0ffee" in text
-    assert "step 21" in text
-    assert "beef" in text
-
-
-def test_limitations_come_from_the_numbers(card: TrainedCard) -> None:
-    text = " ".join(limitations(with_quality(card)))
-    for number in ("12.5 times", "2 steps", "12.00", "0.031", "0.0567", "1000 steps", "0.200", "11.5 %", "0.953"):
-        assert number in text, number
-    assert "does not restore `hole_0.4`" in text
-    assert "does not restore `noise_0.8`" not in text
-    assert "non local means" in text
-    slightly = {"restoration": {"blur": {"input": {"psnr": 14.3}, "f": {"psnr": 14.9}}}}
-    assert "hardly restores `blur`" in " ".join(limitations(with_quality(card, slightly)))
-    assert all(f"- {limit}" in written(with_quality(card)) for limit in limitations(with_quality(card)))
-
-
-@pytest.mark.parametrize(
-    ("at_rest", "says"), [(1.0, "90 % of samples and 80 % of real pictures keep"), (0.99, "add up over")]
-)
-def test_many_steps_are_judged_by_what_is_at_rest(card: TrainedCard, at_rest: float, says: str) -> None:
-    start = {"f": {"at_rest": 0.0, "same_class": 1.0}}
-    repeated = {
-        "n": 100,
-        "samples": start | {"f100": {"at_rest": at_rest, "same_class": 0.9}},
-        "pictures": start | {"f100": {"at_rest": at_rest, "same_class": 0.8}},
-    }
-    measured = with_quality(card, {"drift": {"f": 0.02}, "repeated_application": repeated})
-    assert says in " ".join(limitations(measured))
-
-
-def test_a_better_model_has_fewer_limitations(card: TrainedCard) -> None:
-    better = {
-        **QUALITY,
-        "generation": {"f": {"frechet": 5.0, "kl": 0.001}, "f2": {"frechet": 4.8}, "training": {"frechet": 2.4}},
-        "nearest": {"other_sample": {**QUALITY["nearest"]["other_sample"], "rare": 0.011}},
-        "clean": {"psnr": 40.0, "ssim": 0.995},
-        "repeated": {"n": 64, "f": {"kl": 0.02}, "f1000": {"kl": 0.04}},
-        "restoration": {
-            "noise_0.8": {"input": {"psnr": 11.0}, "f": {"psnr": 17.0}, "baselines": {"bicubic": {"psnr": 12.0}}}
-        },
-    }
-    assert len(limitations(with_quality(card, better))) == 3  # its data, samples are not real, nearly idempotent
-
-
-@pytest.mark.parametrize(
-    ("samples", "repeated", "options"),
-    [
-        (1000, {"n": 16, "f": {}, "f4": {}, "f100": {}}, " --samples 1000 --steps 100"),
-        (3000, {"n": 256, "f": {}, "f1000": {}}, ""),
-    ],
-)
-def test_the_page_says_how_the_model_was_measured(
-    card: TrainedCard, samples: int, repeated: dict[str, Any], options: str
-) -> None:
-    text = written(with_quality(card, {"protocol": {"samples": samples}, "repeated": repeated}))
-    evaluate = commands(text)[2]
-    assert evaluate.partition(f"--data {card.data.name}")[2] == options
-
-
-def test_tables_and_warnings(card: TrainedCard) -> None:
-    quality = {
-        **QUALITY,
-        "warnings": ["collapse: f(z) are alike"],
-        "protocol": {"classifier": {"attributes": {"hair": 0.99, "hair_colour": 0.98}}},
-        "restoration": {"grey": {"f": {"psnr": 20.0, "attributes": {"hair": 0.75, "hair_colour": 0.25}}}},
-    }
-    text = written(with_quality(card, quality))
-    assert text.index("collapse: f(z) are alike") < text.index("30.00")
-    for line in (
-        "| samples | 1 | 50.00 | 100.0 % | 0.0200 | 0.0 % |",
-        "| pictures | 1000 | 61.25 | – | 0.0001 | 87.5 % |",
-        r"| Letters told from real pictures by mean \|f(u) − u\|, AUROC | 0.971 | 1 |",
-        "| The same, classified with probability ≥ 0.9: u → f(u) → f³(u) | 30 % → 80 % → – | 100 % |",
-        "| picture | hair | hair colour |",
-        "| real pictures | 99.0 % | 98.0 % |",
-        "| f(grey) | 75.0 % | 25.0 % |",
-    ):
-        assert line in text.splitlines()
-
-
-def test_a_model_without_measures_says_so(card: TrainedCard) -> None:
-    assert "not been measured" in limitations(card)[-1]
-    text = written(card)
-    assert "model_export evaluate" in text
-    assert "PSNR" not in text
-
-
-def test_existing_figures_are_shown(tiny: TinyModel, tmp_path: Path) -> None:
-    out = tmp_path / "pages" / "tiny.md"
-    figures = out.parent / "tiny"
-    figures.mkdir(parents=True)
-    for name in ("losses.svg", "generation.png", "unknown.png"):
-        (figures / name).write_bytes(b"")
-    write_page(tiny.evaluated, out)
-    assert re.findall(r"\]\((tiny/.+?)\)", out.read_text()) == ["tiny/losses.svg", "tiny/generation.png"]
-    shutil.rmtree(figures)
-    write_page(tiny.evaluated, out)
-    assert "![" not in out.read_text()

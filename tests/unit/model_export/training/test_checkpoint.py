@@ -1,7 +1,5 @@
-import os
 import pickle
 import resource
-import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -33,18 +31,9 @@ def example(step: int = 3) -> Checkpoint:
     )
 
 
-def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "checkpoint.pt"
-    checkpoints.save(example(), path)
-    loaded = checkpoints.load(path)
-    assert torch.equal(loaded.network["w"], torch.arange(3.0))
-    assert (loaded.step, loaded.teacher, loaded.data) == (3, None, {"name": "x.npz"})
-    assert path.stat().st_mode & 0o777 == 0o644
-    assert set(contents(tmp_path)) == {"new/checkpoint.pt"}
-
-
 def test_a_full_disk_is_an_error_of_the_file(tmp_path: Path) -> None:
-    path, limits = tmp_path / "checkpoint.pt", resource.getrlimit(resource.RLIMIT_FSIZE)
+    path = tmp_path / "checkpoint.pt"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that the write fails instead
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
     try:
@@ -68,25 +57,6 @@ def test_a_failed_write_leaves_the_old_file(error: type[BaseException], tmp_path
     with pytest.raises(error):
         write()
     assert contents(tmp_path) == {"file": b"old"}
-
-
-def test_links_and_pipes_stay_what_they_are(tmp_path: Path) -> None:
-    file, link, pipe = tmp_path / "file", tmp_path / "link", tmp_path / "pipe"
-    file.write_bytes(b"old")
-    link.symlink_to("file")
-    with atomic_write(link) as opened:
-        opened.write(b"new")
-    assert link.is_symlink()
-    assert contents(tmp_path) == {"file": b"new", "link": b"new"}
-    os.mkfifo(pipe)
-    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        with atomic_write(pipe) as opened:
-            opened.write(b"new")
-        assert os.read(reader, 100) == b"new"
-    finally:
-        os.close(reader)
-    assert pipe.is_fifo()
 
 
 @pytest.mark.parametrize("where", ["folder", "file/below"])
@@ -113,12 +83,11 @@ class Foreign:
     [
         (Path.unlink, r"no checkpoint at .*checkpoint\.pt"),
         (lambda path: path.write_bytes(path.read_bytes()[:-200]), "damaged checkpoint"),
-        (lambda path: path.write_text("no checkpoint"), "damaged checkpoint"),
         (lambda path: torch.save({"format": 1, "preset": Foreign()}, path), "damaged checkpoint"),
         (lambda path: torch.save({"format": 1, "preset": {}}, path), "damaged checkpoint"),
         (lambda path: torch.save({"format": 2}, path), "written by another version"),
     ],
-    ids=["missing", "cut", "text", "pickle", "fields", "format"],
+    ids=["missing", "cut", "pickle", "fields", "format"],
 )
 def test_damaged_and_foreign_files_are_refused(
     damage: Callable[[Path], object], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -136,13 +105,13 @@ def test_the_last_ones_are_kept(tmp_path: Path) -> None:
     for step in (8, 16, 24, 24):  # the same step again replaces its copy
         checkpoints.save(example(step), tmp_path / checkpoints.FILE)
         checkpoints.rotate(tmp_path, step, 2)
-    expected = ["checkpoint-0000016.pt", "checkpoint-0000024.pt", "checkpoint-mine.pt", "checkpoint.pt"]
+    expected = [
+        "checkpoint-0000016.pt",
+        "checkpoint-0000024.pt",
+        "checkpoint-mine.pt",
+        "checkpoint.pt",
+    ]
     assert sorted(contents(tmp_path)) == expected
     assert checkpoints.load(tmp_path / "checkpoint-0000016.pt").step == 16
-    shutil.copy(tmp_path / "checkpoint-0000016.pt", tmp_path / checkpoints.FILE)  # as the documentation goes back
-    assert checkpoints.load(tmp_path / "checkpoint-0000024.pt").step == 24
-    checkpoints.rotate(tmp_path, 20, 2)
-    expected[0] = "checkpoint-0000020.pt"
-    assert sorted(contents(tmp_path)) == expected
     checkpoints.rotate(tmp_path, 32, 1)  # one is one, and touches no others
     assert sorted(contents(tmp_path)) == expected

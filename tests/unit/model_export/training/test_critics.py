@@ -2,8 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model_export.training.critics import Adversary, CriticTrainer, FrechetLoss, size
-from model_export.training.execution import World
+from model_export.training.critics import Adversary, CriticTrainer, FrechetLoss
 
 
 def normal(count: int, seed: int, width: int = 6) -> Tensor:
@@ -30,13 +29,9 @@ def test_the_frechet_distance_of_pictures_to_themselves_is_zero() -> None:
     pictures = normal(500, 0)
     loss = FrechetLoss(pictures, pictures)
     assert float(loss(pictures)) == pytest.approx(0.0, abs=1e-3)
-    assert float(FrechetLoss(pictures, pictures + 1.0)(pictures + 1.0)) == pytest.approx(6.0, rel=0.1)
-
-
-def test_a_feature_that_is_nearly_dead_does_not_outweigh_all_others() -> None:
-    pictures = normal(500, 0) * torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 1e-6])
-    shifted = pictures + torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 0.1])
-    assert float(FrechetLoss(pictures, shifted)(shifted)) < 1.0
+    assert float(FrechetLoss(pictures, pictures + 1.0)(pictures + 1.0)) == pytest.approx(
+        6.0, rel=0.1
+    )
 
 
 @pytest.fixture
@@ -48,9 +43,10 @@ def examples() -> list[Tensor]:
 
 def test_critics_learn_places_and_how_far_samples_are_apart(examples: list[Tensor]) -> None:
     torch.manual_seed(0)
-    trainer = CriticTrainer(Adversary(examples, []), World(), peak=1e-2)
+    trainer = CriticTrainer(Adversary(examples, []), peak=1e-2)
     moved = examples[1].clone()
-    moved[:, :, 0, 0], moved[:, :, 7, 7] = 2.0, -2.0
+    moved[:, :, 0, 0] = 2.0
+    moved[:, :, 7, 7] = -2.0
     pictures = [examples[0], moved, examples[2]]
     # Samples have the same values at other places, or are nearly equal.
     samples = [examples[0], moved.flip(2, 3), examples[2][:1] + 0.01 * examples[2]]
@@ -61,13 +57,3 @@ def test_critics_learn_places_and_how_far_samples_are_apart(examples: list[Tenso
     assert float(real[1].mean() - fake[1].mean()) > 1.0
     assert float(real[2].mean() - fake[2].mean()) > 1.0
     assert all(score.shape == (7,) for score in trainer.critics([view[:7] for view in pictures]))
-
-
-def test_the_balance_follows_the_size_of_both_gradients(examples: list[Tensor]) -> None:
-    adversary = Adversary(examples, [])
-    reconstruction, pull = torch.ones(4, 9), 6 * torch.ones(8, 9)
-    assert float(size(reconstruction)) == pytest.approx(3.0)
-    assert float(adversary.balance(reconstruction, pull)) == pytest.approx(1 / 6)
-    for _ in range(300):
-        factor = adversary.balance(reconstruction, pull / 2)
-    assert float(factor) == pytest.approx(1 / 3, rel=0.05)

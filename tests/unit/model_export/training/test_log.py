@@ -1,19 +1,10 @@
-import json
-import sys
 import time
-import types
 from pathlib import Path
-from typing import Any
-from unittest.mock import Mock, call
 
 import pytest
 import torch
 
-from model_export.errors import UserError
-from model_export.training import log
 from model_export.training.log import Log, Throughput, ThroughputMeter
-
-MEASURED = Throughput(steps=4, pictures=64, seconds=2.0, phases={"compute": 1.5})
 
 
 def test_what_lies_past_the_checkpoint_is_dropped(tmp_path: Path) -> None:
@@ -23,39 +14,6 @@ def test_what_lies_past_the_checkpoint_is_dropped(tmp_path: Path) -> None:
     with Log(path, 4):
         pass
     assert path.read_text() == kept
-
-
-def package(monkeypatch: pytest.MonkeyPatch, writer: Any) -> None:
-    """Have `torch.utils.tensorboard` be this, or be missing."""
-    module = types.ModuleType("torch.utils.tensorboard")
-    module.__dict__.update({} if writer is None else {"SummaryWriter": writer})
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-
-
-def test_tensorboard_gets_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = Mock()
-    package(monkeypatch, writer)
-    with Log(tmp_path / "log.jsonl", 3, board=tmp_path / "tensorboard") as written:
-        written.terms(4, "imle", {"rec": 0.5, "imle": 0.25})
-        written.throughput(4, "imle", MEASURED)
-    losses, throughput = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
-    assert losses == {"step": 4, "stage": "imle", "rec": 0.5, "imle": 0.25}
-    assert throughput == {"step": 4, "stage": "imle", "throughput": MEASURED.to_dict()}
-    writer.assert_called_once_with(str(tmp_path / "tensorboard"), purge_step=4)
-    scalars = [each.args for each in writer.return_value.add_scalar.call_args_list]
-    assert scalars == [
-        ("loss/rec", 0.5, 4),
-        ("loss/imle", 0.25, 4),
-        ("throughput/pictures_per_second", 32.0, 4),
-        ("throughput/outside", 0.25, 4),
-    ]
-    assert writer.return_value.method_calls[-1] == call.close()
-
-
-def test_without_the_package_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package(monkeypatch, None)
-    with pytest.raises(UserError, match=r"ign-service\[tensorboard\]"):
-        Log(tmp_path / "log.jsonl", 0, board=tmp_path / "tensorboard")
 
 
 @pytest.fixture
@@ -76,7 +34,9 @@ def test_phases_and_steps_are_counted_by_interval(now: list[float]) -> None:
         now[0] += 1.0
         meter.step(64)
     interval = meter.interval()
-    assert interval == Throughput(steps=2, pictures=128, seconds=16.0, phases={"data": 2.0, "compute": 12.0})
+    assert interval == Throughput(
+        steps=2, pictures=128, seconds=16.0, phases={"data": 2.0, "compute": 12.0}
+    )
     assert (interval.pictures_per_second, interval.outside) == (8.0, 0.25)
     assert interval.to_dict() == {
         "steps": 2,
@@ -87,48 +47,6 @@ def test_phases_and_steps_are_counted_by_interval(now: list[float]) -> None:
     }
     now[0] += 3.0
     assert meter.interval() == Throughput(steps=0, pictures=0, seconds=3.0, phases={})
-
-
-def test_intervals_add_up_and_the_largest_share_comes_first() -> None:
-    a = Throughput(steps=1, pictures=10, seconds=2.0, phases={"compute": 1.0, "pool": 0.5})
-    b = Throughput(steps=2, pictures=20, seconds=4.0, phases={"compute": 3.0, "pairs": 0.25})
-    both = Throughput(steps=3, pictures=30, seconds=6.0, phases={"compute": 4.0, "pool": 0.5, "pairs": 0.25})
-    assert a + b == both
-    assert both.outside == pytest.approx(1 / 3)
-    text = str(both)
-    assert text.index("pool 8.3%") < text.index("pairs 4.2%")
-    assert "5 pictures/s" in text
-    nothing = Throughput(steps=0, pictures=0, seconds=0.0, phases={})
-    assert (nothing.pictures_per_second, nothing.outside) == (0.0, 0.0)
-
-
-def test_on_cuda_the_device_keeps_the_time(now: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    waited = []
-
-    class Event:
-        """On a device that is half a second behind the host."""
-
-        def __init__(self, device: torch.device, *, enable_timing: bool) -> None:
-            assert (device.type, enable_timing) == ("cuda", True)
-
-        def record(self) -> None:
-            self.at = now[0] + 0.5
-
-        def synchronize(self) -> None:
-            waited.append(self.at)
-
-        def elapsed_time(self, end: "Event") -> float:
-            return 1000.0 * (end.at - self.at)
-
-    monkeypatch.setattr(torch, "Event", Event)
-    monkeypatch.setattr(log, "_MAX_SPANS", 3)
-    meter = ThroughputMeter(torch.device("cuda"))
-    for _ in range(4):
-        with meter.phase("compute"):
-            now[0] += 2.0
-    assert len(waited) == 3  # not with every span, nor only when a million of them are held
-    assert meter.interval().phases == {"compute": pytest.approx(8.0)}
-    assert len(waited) == 4
 
 
 @pytest.mark.gpu

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from service.api.access import ApiKey, load_keys, peer_key
+from service.domain.accounts import Rate
 from service.domain.errors import StartupError
-from service.domain.rate_limit import Rate
 
 
 def digest(key: str) -> str:
@@ -17,7 +17,12 @@ def digest(key: str) -> str:
 
 ENTRIES: list[dict[str, Any]] = [
     {"name": "alice", "sha256": digest("alice-key"), "scopes": ["infer"]},
-    {"name": "ops", "sha256": digest("ops-key").upper(), "scopes": ["admin", "infer"], "quota": None},
+    {
+        "name": "ops",
+        "sha256": digest("ops-key").upper(),
+        "scopes": ["admin", "infer"],
+        "quota": None,
+    },
     {"name": "loader", "sha256": digest("loader-key"), "scopes": ["admin"], "quota": "6/m"},
 ]
 
@@ -47,13 +52,21 @@ def test_keys_file(keys: tuple[ApiKey, ...]) -> None:
         (json.dumps([ENTRIES[0] | {"scopes": []}]), "0.scopes"),
         (json.dumps([ENTRIES[0], ENTRIES[1] | {"scopes": ["root"]}]), "1.scopes"),
         (json.dumps([ENTRIES[0] | {"key": "alice-key"}]), "0.key"),
-        (json.dumps([ENTRIES[0] | {"quota": 5}]), "0.quota: expected requests per second or minute such as 20/s"),
-        (json.dumps([ENTRIES[0] | {"quota": "5/h"}]), "0.quota: expected requests per second or minute such as 20/s"),
+        (
+            json.dumps([ENTRIES[0] | {"quota": 5}]),
+            "0.quota: expected requests per second or minute such as 20/s",
+        ),
+        (
+            json.dumps([ENTRIES[0] | {"quota": "5/h"}]),
+            "0.quota: expected requests per second or minute such as 20/s",
+        ),
         (json.dumps([ENTRIES[0], ENTRIES[1] | {"name": "alice"}]), "name is given twice"),
         (json.dumps([ENTRIES[0], ENTRIES[0] | {"name": "bob"}]), "sha256 is given twice"),
     ],
 )
-def test_bad_keys_file_refuses_to_start_in_one_line(tmp_path: Path, content: str, says: str) -> None:
+def test_bad_keys_file_refuses_to_start_in_one_line(
+    tmp_path: Path, content: str, says: str
+) -> None:
     path = tmp_path / "keys.json"
     path.write_text(content)
     with pytest.raises(StartupError) as caught:
@@ -61,7 +74,8 @@ def test_bad_keys_file_refuses_to_start_in_one_line(tmp_path: Path, content: str
     assert says in caught.value.detail
     assert str(path) in caught.value.detail
     assert "\n" not in caught.value.detail
-    assert "alice-key" not in caught.value.detail  # somebody may have put the key itself into the file
+    # somebody may have put the key itself into the file
+    assert "alice-key" not in caught.value.detail
 
 
 PROXIES = [ip_network("10.0.0.0/8"), ip_network("2001:db8:ff::/48")]
@@ -71,7 +85,8 @@ PROXIES = [ip_network("10.0.0.0/8"), ip_network("2001:db8:ff::/48")]
     ("peer", "forwarded", "key"),
     [
         ("192.0.2.1", [], "192.0.2.1"),
-        ("192.0.2.1", ["198.51.100.9"], "192.0.2.1"),  # not a proxy of ours: anybody may write this header
+        # not a proxy of ours: anybody may write this header
+        ("192.0.2.1", ["198.51.100.9"], "192.0.2.1"),
         ("10.0.0.1", [], "10.0.0.1"),
         ("10.0.0.1", ["198.51.100.9"], "198.51.100.9"),
         ("10.0.0.1", ["203.0.113.5, 198.51.100.9"], "198.51.100.9"),
@@ -85,11 +100,14 @@ PROXIES = [ip_network("10.0.0.0/8"), ip_network("2001:db8:ff::/48")]
         ("fe80::1%eth0", [], "fe80::/64"),
         ("::ffff:192.0.2.1", [], "192.0.2.1"),
         ("::ffff:10.0.0.1", ["198.51.100.9"], "198.51.100.9"),
-        ("10.0.0.1", ["198.51.100.9," + "10.0.0.1," * 1600 + "10.2.2.2"], "10.0.0.1"),  # looked at: the last 16
+        # looked at: the last 16
+        ("10.0.0.1", ["198.51.100.9," + "10.0.0.1," * 1600 + "10.2.2.2"], "10.0.0.1"),
         (None, ["198.51.100.9"], "local"),
         ("", [], "local"),
         ("testclient", [], "testclient"),
     ],
 )
-def test_caller_is_the_rightmost_untrusted_hop(peer: str | None, forwarded: list[str], key: str) -> None:
+def test_caller_is_the_rightmost_untrusted_hop(
+    peer: str | None, forwarded: list[str], key: str
+) -> None:
     assert peer_key(peer, forwarded, PROXIES) == key

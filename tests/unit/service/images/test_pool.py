@@ -25,28 +25,6 @@ async def occupied(pool: CodecPool, free: threading.Event) -> list["asyncio.Task
     return jobs
 
 
-def first(number: int, _: object) -> int:
-    return number
-
-
-def test_pool_jobs_run_in_threads_and_are_observed() -> None:
-    seen: list[tuple[str, bool]] = []
-
-    async def main() -> None:
-        pool = CodecPool(2, lambda operation, seconds: seen.append((operation, 0 <= seconds < 10)))
-        assert await pool.run("decode", lambda _: threading.get_ident()) != threading.get_ident()
-        with pytest.raises(ZeroDivisionError):
-            await pool.run("encode", lambda _: 1 // 0)
-        numbers = await asyncio.gather(*(pool.run("decode", partial(first, i)) for i in range(9)))
-        assert sorted(numbers) == list(range(9))
-        pool.close()
-        with pytest.raises(RuntimeError):
-            await pool.run("decode", str)
-
-    asyncio.run(main())
-    assert seen == [("decode", True), ("encode", True)] + [("decode", True)] * 9
-
-
 class Body:
     """What a job holds."""
 
@@ -57,7 +35,9 @@ def fail(body: Body, _: object) -> None:
 
 def test_a_pool_job_that_fails_or_that_nobody_waits_for_holds_nothing() -> None:
     async def main() -> None:
-        pool, free, ran = CodecPool(2, lambda *_: None), threading.Event(), threading.Event()
+        pool = CodecPool(2, lambda *_: None)
+        free = threading.Event()
+        ran = threading.Event()
         ended = threading.Event()
         ended.set()
         body = Body()
@@ -103,10 +83,14 @@ def test_a_pool_job_that_fails_or_that_nobody_waits_for_holds_nothing() -> None:
 
 
 def test_a_caller_with_many_jobs_holds_up_nobody() -> None:
-    """Its jobs take all threads but one; of two callers that wait, the one that has spent less is next."""
+    """Its jobs take all threads but one; of two callers that wait, the one that has spent less is
+    next.
+    """
 
     async def main() -> None:
-        pool, began, loop = CodecPool(2, lambda *_: None), asyncio.Queue[str](), asyncio.get_running_loop()
+        pool = CodecPool(2, lambda *_: None)
+        began = asyncio.Queue[str]()
+        loop = asyncio.get_running_loop()
         free = {name: threading.Semaphore(0) for name in ("many", "one")}
 
         def job(name: str, _: object) -> None:

@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,8 @@ from hypothesis import strategies as st
 from service.domain.errors import QueueFull, WouldMissDeadline
 from service.domain.tasks import SchedulingParams, StepParams
 from service.scheduling.admission import Admission, CostModel
-from service.scheduling.request import Counters, ScheduledRequest, Slice
+from service.scheduling.report import ModelCall
+from service.scheduling.request import Batch, Counters, ScheduledRequest
 
 
 def request(
@@ -22,7 +24,9 @@ def request(
     streamed: bool = False,
 ) -> ScheduledRequest:
     step_params = StepParams(steps=steps, tolerance=tolerance, score=score)
-    params = SchedulingParams(step_params=step_params, deadline=deadline, key=key, streamed=streamed)
+    params = SchedulingParams(
+        step_params=step_params, deadline=deadline, key=key, streamed=streamed
+    )
     return ScheduledRequest(np.zeros((n, 1, 1, 1), np.float32), params, arrived=0.0)
 
 
@@ -31,39 +35,42 @@ def admit(admission: Admission, one: ScheduledRequest, now: float = 0.0) -> str:
     return "".join(error.error_code for error in admission.admit([one], now).values())
 
 
-def retry_after(admission: Admission, one: ScheduledRequest, kind: type[QueueFull | WouldMissDeadline]) -> float:
+def retry_after(
+    admission: Admission, one: ScheduledRequest, kind: type[QueueFull | WouldMissDeadline]
+) -> float:
     (error,) = admission.admit([one], 0.0).values()
     assert isinstance(error, kind)
     return error.retry_after
 
 
-def run(admission: Admission, one: ScheduledRequest) -> list[Slice]:
+def began(admission: Admission, one: ScheduledRequest) -> Batch:
     """Admit a request and move its rows into a batch."""
     assert admit(admission, one) == ""
-    slices = [one.begin()]
-    admission.on_batch_began(slices, 0.0)
-    return slices
+    batch = Batch(slices=[one.begin()], rows=len(one.inputs), steps=1, expires=math.inf, reason="")
+    admission.on_batch_began(batch.slices, 0.0)
+    return batch
+
+
+def measure(admission: Admission, rows: int, seconds: float, now: float = 0.0) -> None:
+    """Let admission learn from a model call."""
+    batch = Batch(slices=[], rows=rows, steps=1, expires=math.inf, reason="", began=now)
+    batch.calls.append(ModelCall(rows, rows, seconds, "", now))
+    admission.on_batch_ended(batch)
 
 
 def with_measured_calls(*, queue_rows: int = 10_000, batch_rows: int = 8) -> Admission:
     """Admission after model calls that took 10 ms + 1 ms a row."""
     admission = Admission(queue_rows, batch_rows)
     for n in (1, 8) * 8:
-        admission.on_model_call(n, 0.010 + 0.001 * n, 0.0)
+        measure(admission, n, 0.010 + 0.001 * n)
     return admission
-
-
-def serve(admission: Admission, one: ScheduledRequest, steps: int, seconds: float) -> None:
-    """Run all rows of a request to their end."""
-    admission.on_batch_ended(run(admission, one), steps, seconds)
-    admission.close([one])
 
 
 def test_cost_is_a_line_through_the_latest_calls() -> None:
     cost = CostModel()
     for n in (50, 60) * 40:
         cost.add(n, 9.0, 0.0)
-    for n in range(1, 65):
+    for n in (*range(1, 65),) * 6:
         cost.add(n, 0.5 + 0.25 * n, 1.0)
     assert cost.seconds(10, 1.0) == pytest.approx(3.0)
     assert cost.seconds(100, 1.0) == pytest.approx(25.5)
@@ -79,30 +86,27 @@ def test_cost_is_unknown_at_first_and_again_after_a_while() -> None:
     assert cost.seconds(1, 31.0) is None
 
 
-def test_cost_of_sizes_never_seen_is_the_lower_bound() -> None:
-    cost = CostModel()
-    for _ in range(10):
-        cost.add(4, 0.4, 0.0)
-    assert cost.seconds(1, 0.0) == pytest.approx(0.1)
-    assert cost.seconds(64, 0.0) == pytest.approx(0.4)
-
-
 def test_cost_never_falls_with_size_nor_goes_below_zero() -> None:
-    falling, steep = CostModel(), CostModel()
+    falling = CostModel()
+    steep = CostModel()
+    alike = CostModel()
     for n in (1, 8) * 5:
         falling.add(n, 1.0 / n, 0.0)
         steep.add(n, float(n * n), 0.0)
+        alike.add(4, 0.4, 0.0)
     assert falling.seconds(1, 0.0) == pytest.approx(falling.seconds(8, 0.0))
     one = steep.seconds(1, 0.0)
     assert one is not None
     assert one > 0.0
+    # Of a size that was never seen, the lower bound.
+    assert [alike.seconds(n, 0.0) for n in (1, 64)] == pytest.approx([0.1, 0.4])
 
 
 def test_queue_limit_counts_waiting_rows_only() -> None:
     admission = Admission(4, 8)
     assert admit(admission, request(8)) == "queue_full"
     running = request(3)
-    run(admission, running)
+    began(admission, running)
     assert admit(admission, request(4)) == ""
     assert admission.waiting == 4
     assert 1.0 <= retry_after(admission, request(1), QueueFull) <= 60.0
@@ -110,30 +114,19 @@ def test_queue_limit_counts_waiting_rows_only() -> None:
     assert admission.waiting == 4
 
 
-def test_closing_happens_once_and_clears_the_counters() -> None:
+def test_open_work_is_what_is_left() -> None:
     admission = Admission(100, 8)
-    one, other = request(3, steps=5, score=True), request(2, key="b")
-    slices = run(admission, one)
-    admit(admission, other)
-    admission.on_batch_ended(slices, 2, 1.0)
-    assert admission.total == Counters(rows=5, steps=3 * 4 + 2)
-    admission.on_batch_began(slices, 1.0)
-    assert admission.total == Counters(rows=5, steps=3 * 4 + 2, in_batch=3)
-    assert admission.close([one, other]) == {one: 3, other: 2}
-    assert admission.close([one]) == {}
-    admission.on_batch_ended(slices, 1, 1.0)  # the step it was in ends later
-    assert admission.total == Counters()
-
-
-def test_rows_that_end_earlier_than_others_of_their_request() -> None:
-    admission, one = Admission(100, 8), request(3, steps=5, tolerance=0.1)
-    (rest,) = run(admission, one)
-    admission.on_batch_ended([rest], 1, 1.0)
-    ended = rest.cut(1)
-    ended.steps = rest.steps = 1
-    admission.on_rows_done(ended)
+    one = request(3, steps=5, tolerance=0.1)
+    batch = began(admission, one)
+    batch.done = 1
+    admission.on_batch_ended(batch)
+    assert admission.total == Counters(rows=3, steps=3 * 4)
+    rest = batch.slices[0]
+    rest.steps = 1
+    admission.on_rows_done(rest.cut(1))
     assert admission.total == Counters(rows=2, steps=2 * 4)
     assert admission.close([one]) == {one: 2}
+    assert admission.close([one]) == {}
     assert admission.total == Counters()
 
 
@@ -155,13 +148,17 @@ def test_deadlines_are_not_predicted_from_too_few_calls() -> None:
 )
 def test_unreachable_even_on_an_idle_service(options: dict[str, Any], seconds: float) -> None:
     assert admit(with_measured_calls(), request(**options, deadline=seconds * 1.01)) == ""
-    assert admit(with_measured_calls(), request(**options, deadline=seconds * 0.99)) == "deadline_unreachable"
+    assert (
+        admit(with_measured_calls(), request(**options, deadline=seconds * 0.99))
+        == "deadline_unreachable"
+    )
 
 
 def test_what_only_slow_calls_forbid_may_be_tried_again() -> None:
     admission = with_measured_calls()
     for n in (1, 8) * 40:
-        admission.on_model_call(n, 0.050 + 0.005 * n, 1.0)  # other work on the machine: five times as slow
+        # other work on the machine: five times as slow
+        measure(admission, n, 0.050 + 0.005 * n, 1.0)
     for n, deadline, code in (
         (1, 1.111, "would_miss_deadline"),
         (8, 1.181, "would_miss_deadline"),
@@ -175,19 +172,16 @@ def test_what_only_slow_calls_forbid_may_be_tried_again() -> None:
 def test_a_row_takes_as_long_on_several_devices_and_many_rows_their_share(devices: int) -> None:
     admission = Admission(1000, *[8] * devices)
     for _ in range(100):
-        admission.on_model_call(8, 0.010, 0.0)
-    for n, seconds in ((1, 0.125), (8 * devices, 1.0), (64, 8.0 / devices)):  # of 100 steps, at least
-        assert admit(admission, request(n, steps=100, deadline=seconds * 0.99)) == "deadline_unreachable"
+        measure(admission, 8, 0.010)
+    # of 100 steps, at least
+    for n, seconds in ((1, 0.125), (8 * devices, 1.0), (64, 8.0 / devices)):
+        assert (
+            admit(admission, request(n, steps=100, deadline=seconds * 0.99))
+            == "deadline_unreachable"
+        )
         one = request(n, steps=100, deadline=seconds * 1.01)
         assert admit(admission, one) == ""
         admission.close([one])
-
-
-def test_a_single_fast_call_makes_no_deadline_reachable() -> None:
-    admission = Admission(100, 8)
-    for i in range(1000):
-        admission.on_model_call(1, 0.005 if i == 500 else 0.010, 0.0)
-    assert admit(admission, request(1, steps=100, deadline=0.9)) == "deadline_unreachable"
 
 
 def test_the_queue_in_the_way_rejects_with_retry_after() -> None:
@@ -199,7 +193,7 @@ def test_the_queue_in_the_way_rejects_with_retry_after() -> None:
 
 def test_the_running_model_call_counts_as_work_ahead() -> None:
     admission = with_measured_calls()
-    run(admission, request(8))
+    began(admission, request(8))
     assert admit(admission, request(key="b", deadline=0.028)) == "would_miss_deadline"
     assert admit(admission, request(key="b", deadline=0.030)) == ""
     assert admit(admission, request(key="c", deadline=0.028 + 0.010), 0.010) == ""
@@ -216,20 +210,24 @@ def test_others_are_in_the_way_only_for_their_share() -> None:
     assert admit(admission, request(steps=50, deadline=0.8)) == "would_miss_deadline"
 
 
-def test_retry_after_follows_the_measured_drain_rate() -> None:
+@pytest.mark.parametrize(
+    ("seconds", "steps", "least", "most"),
+    # 10 row-steps a second, of which 100 are too many; and a queue of more than a minute.
+    [(8.0, 2, 10.0, 12.5), (4800.0, 1000, 48.0, 60.0)],
+)
+def test_retry_after_follows_the_measured_drain_rate(
+    seconds: float, steps: int, least: float, most: float
+) -> None:
     admission = Admission(1000, 8)
-    serve(admission, request(8, steps=10), steps=10, seconds=8.0)  # 10 row-steps a second
-    admit(admission, request(1000, steps=2))
+    batch = began(admission, request(8, steps=10))
+    batch.done = 10
+    batch.calls.append(ModelCall(8, 8, seconds, "", seconds))
+    admission.on_batch_ended(batch)
+    admission.close([batch.slices[0].request])
+    admit(admission, request(1000, steps=steps))
     waits = [retry_after(admission, request(50), QueueFull) for _ in range(50)]
-    assert all(10.0 <= wait <= 12.5 for wait in waits)
+    assert all(least <= wait <= most for wait in waits)
     assert len(set(waits)) > 25
-
-
-def test_retry_after_is_clamped() -> None:
-    admission = Admission(1000, 8)
-    serve(admission, request(1), steps=1, seconds=60.0)
-    admit(admission, request(1000, steps=1000))
-    assert 48.0 <= retry_after(admission, request(1000), QueueFull) <= 60.0
 
 
 asked = st.builds(
@@ -254,6 +252,8 @@ def test_requests_are_admitted_together_as_one_by_one(
         if not together:
             return [admit(admission, one) for one in requests], admission.total
         rejected = admission.admit(requests, 0.0)
-        return [rejected[one].error_code if one in rejected else "" for one in requests], admission.total
+        return [
+            rejected[one].error_code if one in rejected else "" for one in requests
+        ], admission.total
 
     assert admitted(together=True) == admitted(together=False)

@@ -1,4 +1,4 @@
-"""Results of the scheduler, and how it forms batches."""
+"""The scheduler by example: how it forms batches, rejects, fails, streams and closes."""
 
 import asyncio
 import itertools
@@ -8,20 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 
+from service.domain.errors import DeadlineExceeded, Draining, ModelFailure, QueueFull
 from service.domain.latents import FloatRows
+from service.domain.model import DeviceOutOfMemory
 from service.domain.tasks import Result, SchedulingParams, StepParams, StreamProgress
 from service.scheduling.request import Event
 from service.scheduling.scheduler import Scheduler
-from tests.helpers.fakes import FakeModel
+from tests.helpers.fakes import DeviceModel, FakeModel
 from tests.helpers.serving import (
     Clock,
     RecordingFunction,
-    RecordingObserver,
+    Reports,
     behind,
     collect,
     marked,
     params,
     play,
+    release,
     serving,
     streamed,
     submitted,
@@ -43,23 +46,24 @@ def test_drift_is_measured_only_on_request_and_costs_one_step() -> None:
     play(main, model)
 
 
-@pytest.mark.parametrize(
-    "rows",
-    [np.zeros((0, 1, 4, 4), np.float32), np.zeros((1, 1, 4, 5), np.float32), np.zeros((1, 1, 4, 4))],
-)
-def test_rows_that_do_not_fit_the_model(rows: FloatRows) -> None:
+def test_rows_and_masks_that_do_not_fit_the_model() -> None:
+    short = SchedulingParams(
+        step_params=StepParams(steps=1), keep_mask=np.zeros((2, 1, 4, 4), np.bool_)
+    )
+
     async def main(scheduler: Scheduler) -> None:
-        with pytest.raises(ValueError, match="float32"):
-            await scheduler.run(rows, params())
-        misfit = SchedulingParams(step_params=StepParams(steps=1), keep_mask=np.zeros((2, 1, 4, 4), np.bool_))
-        with pytest.raises(ValueError, match="keep"):
-            await scheduler.run(marked(1), misfit)
+        for rows, asked in ((np.zeros((1, 1, 4, 5), np.float32), params()), (marked(1), short)):
+            with pytest.raises(ValueError, match="must be"):
+                await scheduler.run(rows, asked)
 
     play(main, FakeModel())
 
 
-def test_a_new_request_interrupts_unobserved_steps() -> None:
-    recorded, clock = RecordingFunction(), Clock()  # time stands still: nothing else can interrupt
+@pytest.mark.parametrize("resident", [False, True])
+def test_a_new_request_interrupts_unobserved_steps(resident: bool) -> None:
+    # time stands still: nothing else can interrupt
+    recorded = RecordingFunction()
+    clock = Clock()
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -67,7 +71,8 @@ def test_a_new_request_interrupts_unobserved_steps() -> None:
 
         def join(admitted: threading.Event) -> None:
             short.append(submitted(scheduler, marked(2), params()))
-            loop.call_soon(loop.call_soon, admitted.set)  # in the next turn: after it was handed over
+            # in the next turn: after it was handed over
+            loop.call_soon(loop.call_soon, admitted.set)
 
         def watched(rows: FloatRows) -> FloatRows:
             if len(recorded.batches) == 10:
@@ -76,7 +81,7 @@ def test_a_new_request_interrupts_unobserved_steps() -> None:
                 admitted.wait(300)
             return recorded(rows)
 
-        with serving(FakeModel(function=watched), clock=clock) as scheduler:
+        with serving(DeviceModel(function=watched, resident=resident), clock=clock) as scheduler:
             await scheduler.run(marked(1), params(1000))
             await asyncio.gather(*short)
 
@@ -85,34 +90,24 @@ def test_a_new_request_interrupts_unobserved_steps() -> None:
 
 
 @pytest.mark.parametrize(
-    ("buckets", "n", "sizes"),
+    ("buckets", "sizes"),
     [
-        (None, 3, [3]),
-        (None, 9, [4, 4, 1]),  # the model, the event loop and the callers have a share each
-        ((1, 4, 8), 1, [1]),
-        ((1, 4, 8), 2, [4]),
-        ((1, 4, 8), 5, [8]),
-        ((1, 4, 8), 9, [8, 1]),
-        ((2, 4), 9, [4, 4, 2]),
+        (None, [4, 4, 1]),  # the model, the event loop and the callers have a share each
+        ((1, 4, 8), [8, 1]),
+        ((2, 4), [4, 4, 2]),
     ],
 )
-def test_a_batch_has_the_smallest_bucket_that_fits(buckets: tuple[int, ...] | None, n: int, sizes: list[int]) -> None:
-    observer, seen = RecordingObserver(), list[list[float]]()
-
-    def recorded(rows: FloatRows) -> FloatRows:
-        seen.append([float(row.flat[0]) for row in rows])
-        return rows
-
-    async def main(scheduler: Scheduler) -> None:
-        await scheduler.run(marked(*range(10, 10 + n)), params())
-
-    play(main, FakeModel(function=recorded, buckets=buckets), observer=observer)
-    assert [len(batch) for batch in seen] == sizes
-    for batch, (rows, padded, _) in zip(seen, observer.of("batch"), strict=True):
-        assert isinstance(rows, int)
-        assert (len(batch), set(batch[rows:])) == (padded, set(batch[:1]) if rows != padded else set())
+def test_a_batch_has_the_smallest_bucket_that_fits(
+    buckets: tuple[int, ...] | None, sizes: list[int]
+) -> None:
+    model = FakeModel(buckets=buckets)
+    reports = Reports()
+    play(lambda scheduler: scheduler.run(marked(*range(9)), params()), model, observe=reports)
+    calls = reports.all("calls")
+    assert model.sizes == [call.padded for call in calls] == sizes
+    assert sum(call.rows for call in calls) == 9
     reason = "full" if buckets else "share"
-    assert [reason for *_, reason in observer.of("batch")] == [reason] * (len(sizes) - 1) + ["drained"]
+    assert [call.reason for call in calls] == [reason] * (len(sizes) - 1) + ["drained"]
 
 
 def test_two_callers_share_the_batch_evenly() -> None:
@@ -153,22 +148,38 @@ def test_short_requests_go_before_long_ones_where_that_is_faster() -> None:
         {"steps": 1, "score": True},
         {"steps": 30},
         {"steps": 5, "record": (0, 1, 3, 5), "score": True},
-        {"steps": 5, "tolerance": 0.6, "record": (0, 1, 2, 5)},  # the first row has converged after one step
+        # the first row has converged after one step
+        {"steps": 5, "tolerance": 0.6, "record": (0, 1, 2, 5)},
         {"steps": 5, "tolerance": 1e-3, "score": True},
     ],
 )
 @pytest.mark.parametrize("max_rows", [8, 2])
-def test_an_exact_model_is_called_once_for_any_number_of_steps(options: dict[str, Any], max_rows: int) -> None:
+def test_an_exact_model_is_called_once_for_any_number_of_steps(
+    options: dict[str, Any], max_rows: int
+) -> None:
     async def main(scheduler: Scheduler) -> list[Event]:
         events = await collect(streamed(scheduler, marked(2.5, 3.75, 4), params(**options)))
         events = [event for event in events if not isinstance(event, StreamProgress)]
-        return sorted(events, key=lambda event: (getattr(event, "index", 9), getattr(event, "step", 9)))
+        return sorted(
+            events, key=lambda event: (getattr(event, "index", 9), getattr(event, "step", 9))
+        )
 
-    models = FakeModel(function=np.floor), FakeModel(function=np.floor)  # floor(floor(x)) = floor(x)
+    # floor(floor(x)) = floor(x)
+    models = (FakeModel(function=np.floor), FakeModel(function=np.floor))
     once, each = (play(main, m, max_batch_rows=max_rows, exact=m is models[0]) for m in models)
     assert sum(models[0].sizes) == 3 < sum(models[1].sizes)
     for ours, theirs in zip(once, each, strict=True):
-        for name in ("index", "step", "row", "change", "rows", "steps", "converged", "distance", "drift"):
+        for name in (
+            "index",
+            "step",
+            "row",
+            "change",
+            "rows",
+            "steps",
+            "converged",
+            "distance",
+            "drift",
+        ):
             np.testing.assert_equal(getattr(ours, name, None), getattr(theirs, name, None), name)
 
 
@@ -179,3 +190,232 @@ def test_a_mask_puts_pixels_back_after_every_step_of_an_exact_model_too() -> Non
     result = play(lambda scheduler: scheduler.run(marked(2.5), masked), model, exact=True)
     assert (np.asarray(result.rows)[mask] == 2.5).all()
     assert len(model.sizes) == 3
+
+
+def test_the_log_says_why_the_model_failed_and_for_which_requests(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = FakeModel(
+        gate=threading.Event(),
+        failures={13: "CUBLAS failure 13\nwith a second line", 14: "disk full"},
+    )
+    names = [(1, "fine"), (14, "other"), *((13, f"r{i}") for i in range(20))]
+    calls = [(marked(value), params(2, request_id=name)) for value, name in names]
+    fine, *failures = play(
+        lambda scheduler: behind(scheduler, model, *calls), model, max_batch_rows=32
+    )
+    assert isinstance(fine, Result)
+    assert {failure.reason for failure in failures} == {"CUBLAS failure 13", "disk full"}
+    assert all("CUBLAS" not in failure.detail for failure in failures)
+    first, second = [
+        record.getMessage() for record in caplog.records if record.levelname == "ERROR"
+    ]
+    assert first.endswith("failed on 1 of 22 rows: disk full; requests other")
+    assert "failed on 20 of 22 rows: CUBLAS failure 13; requests r0, r1, " in second
+    assert second.endswith("r15 and 4 more")
+
+
+def test_a_model_that_loses_rows_is_a_failure() -> None:
+    class Short(FakeModel):
+        def run(self, rows: FloatRows) -> FloatRows:
+            return rows[:0]
+
+    with pytest.raises(ModelFailure):
+        play(lambda scheduler: scheduler.run(marked(1, 2, 3), params()), Short())
+
+
+def test_out_of_memory_lowers_the_largest_batch() -> None:
+    model = FakeModel(memory_rows=3, buckets=(1, 2, 4, 8))
+    reports = Reports()
+    rows = marked(*[float(2**i) for i in range(8)])
+
+    async def main(scheduler: Scheduler) -> None:
+        for _ in range(2):
+            np.testing.assert_array_equal((await scheduler.run(rows, params(2))).rows, rows / 4)
+        tried = len(model.sizes)
+        await scheduler.run(rows, params())
+        assert model.sizes[tried:] == [2, 2, 2, 2]
+
+    play(main, model, observe=reports)
+    assert model.batch_size_reductions == 2
+    assert reports.all("limits") == [2]
+
+
+@pytest.mark.parametrize(
+    ("memory", "stuck", "sizes"), [(0, False, [2, 1, 1, 2]), (2, True, [3, 2])]
+)
+def test_rows_that_fit_no_batch_fail_alone(memory: int, stuck: bool, sizes: list[int]) -> None:
+    """A row that does not fit the device alone, and rows of a model that cannot reduce its
+    batch.
+    """
+
+    class Limited(FakeModel):
+        def reduce_max_batch(self) -> None:
+            if stuck:
+                raise DeviceOutOfMemory
+
+    model = Limited(memory_rows=memory)
+
+    async def main(scheduler: Scheduler) -> None:
+        with pytest.raises(ModelFailure):
+            await scheduler.run(marked(*range(sizes[0])), params())
+        model.memory_rows = max(memory, 1)
+        await scheduler.run(marked(1), params())
+        assert scheduler.healthy
+
+    play(main, model)
+    assert model.sizes[: len(sizes) - 1] == sizes[:-1]
+
+
+def test_close_fails_what_is_left() -> None:
+    """From another thread, which waits for the step that runs."""
+    model = FakeModel(gate=threading.Event())
+    reports = Reports()
+
+    async def main(scheduler: Scheduler) -> None:
+        call = submitted(scheduler, marked(1, 2), params(5))
+        await until_running(model)
+        closing = asyncio.create_task(asyncio.to_thread(scheduler.close, 10))
+        with pytest.raises(Draining):
+            await call
+        with pytest.raises(Draining):
+            await scheduler.run(marked(1), params())
+        release(model)
+        await closing
+
+    play(main, model, max_batch_rows=1, observe=reports)
+    assert len(model.sizes) == 1
+    assert reports.ended() == [(2, "draining")]
+
+
+def test_room_is_promised_once() -> None:
+    """Rows that are being made count, whether their requests came together or one after the
+    other.
+    """
+    reports = Reports()
+
+    async def main(scheduler: Scheduler) -> None:
+        with scheduler.room_for(6, ""):
+            with pytest.raises(QueueFull), scheduler.room_for(5, ""):
+                raise AssertionError
+            with scheduler.room_for(4, ""), pytest.raises(QueueFull), scheduler.room_for(1, ""):
+                raise AssertionError
+            with pytest.raises(ZeroDivisionError), scheduler.room_for(4, ""):
+                raise ZeroDivisionError
+            with scheduler.room_for(4, ""):
+                pass
+        with scheduler.room_for(10, ""):
+            pass
+        await scheduler.run(marked(*range(10)), params())
+
+    play(main, FakeModel(), queue_rows=10, observe=reports)
+    assert reports.all("rejected") == ["queue_full"] * 2
+
+
+def test_requests_that_end_while_their_batch_runs_do_not_disturb_the_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The rows of one that is gone may lie in memory that another request uses: no failure of the
+    model.
+    """
+
+    def half(rows: FloatRows) -> FloatRows:
+        return np.where(rows == 3, np.float32(np.nan), rows / 2)
+
+    clock = Clock()
+    reports = Reports()
+    model = FakeModel(function=half, gate=threading.Event())
+
+    async def main(scheduler: Scheduler) -> None:
+        stays = submitted(scheduler, marked(1), params())
+        gone = submitted(scheduler, marked(3), params())
+        late = submitted(scheduler, marked(4), params(deadline=clock.now + 0.05))
+        await until_running(model)
+        gone.cancel()
+        clock.now += 0.1
+        with pytest.raises(DeadlineExceeded):
+            await late
+        release(model)
+        np.testing.assert_array_equal((await stays).rows, marked(0.5))
+
+    play(main, model, clock=clock, loop_clock=clock, observe=reports)
+    assert model.sizes == [3]
+    assert reports.all("cancelled") == [1]
+    assert reports.ended() == [(1, "deadline_exceeded"), (1, "ok")]
+    assert not caplog.records
+
+
+def test_progress_comes_at_least_once_a_second() -> None:
+    clock = Clock()
+
+    def tick(rows: FloatRows) -> FloatRows:
+        clock.now += 0.3
+        return rows
+
+    async def main(scheduler: Scheduler) -> list[Event]:
+        return await collect(streamed(scheduler, marked(1, 2), params(40)))
+
+    progress = [
+        event
+        for event in play(main, FakeModel(function=tick), clock=clock)
+        if isinstance(event, StreamProgress)
+    ]
+    done = [event.steps_done for event in progress]
+    assert done == sorted(done)
+    assert all(later - earlier <= 3 for earlier, later in itertools.pairwise(done))
+    assert done[0] <= 3
+    assert done[-1] >= 37
+    assert {(event.steps, event.rows, event.rows_done) for event in progress[:-1]} == {(40, 2, 0)}
+
+
+def test_progress_is_that_of_the_slowest_row() -> None:
+    clock = Clock()
+
+    def tick(rows: FloatRows) -> FloatRows:
+        clock.now += 1.1
+        return rows * np.float32(0.5)
+
+    async def main(scheduler: Scheduler) -> list[Event]:
+        return await collect(streamed(scheduler, marked(16, 1), params(9, tolerance=0.75)))
+
+    events = play(main, FakeModel(function=tick), clock=clock, max_batch_rows=1)
+    progress = [event for event in events if isinstance(event, StreamProgress)]
+    # One row a step: the first is a step ahead until the second is done, after one.
+    seen = [(event.steps_done, event.rows_done) for event in progress]
+    assert seen == sorted(seen)
+    assert {(0, 0), (4, 1)} <= set(seen) <= {(0, 0), (1, 1), (2, 1), (3, 1), (4, 1)}
+    assert {(event.steps, event.rows) for event in progress} == {(9, 2)}
+
+
+@pytest.mark.parametrize(
+    ("options", "steps", "calls"),
+    [
+        # the first step for its distance, the last for the answer
+        ({}, 6, [1, "upload", "step", "step", "step", "step", "download", 1]),
+        ({}, 3, [1, 1, 1]),  # a single unobserved step runs from the host
+        # two steps were made and are not made again; from then on the rows come and go
+        ({"breaks_at": 3}, 8, [1, "upload", "step", "step", "step", "download", 1, 1, 1, 1, 1]),
+        ({"breaks_at": 1}, 5, [1, "upload", "step", 1, 1, 1, 1]),
+        # rows that cannot be downloaded are computed again
+        ({"loses": True}, 5, [1, "upload", "step", "step", "step", "download", 1, 1, 1, 1]),
+    ],
+)
+def test_rows_are_downloaded_only_when_observed(
+    options: dict[str, Any], steps: int, calls: list[str | int]
+) -> None:
+    model = DeviceModel(**options)
+    result = play(lambda scheduler: scheduler.run(marked(1024), params(steps)), model)
+    np.testing.assert_array_equal(result.rows, marked(1024 * 0.5**steps))
+    assert model.calls == calls
+
+
+def test_a_time_limit_ends_unobserved_steps() -> None:
+    clock = Clock()
+
+    def slow(rows: FloatRows) -> FloatRows:
+        clock.now += 0.06
+        return rows
+
+    model = DeviceModel(function=slow)
+    play(lambda scheduler: scheduler.run(marked(1024), params(6)), model, clock=clock)
+    assert model.calls == [1, *["upload", "step", "step", "download"] * 2, 1]

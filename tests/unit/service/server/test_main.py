@@ -1,4 +1,6 @@
-"""`service.cli.serve` inside this process; `tests/e2e/test_process.py` starts it as one of its own."""
+"""`service.cli.serve` inside this process; `tests/e2e/test_process.py` starts it as one of its
+own.
+"""
 
 import gc
 import logging
@@ -27,9 +29,8 @@ from service.domain.model import DeviceLost
 from service.runtime.onnx_model import OnnxModel
 from service.server import process, uvicorn_server
 from service.settings import from_environment
-from tests.contract.harness import PATIENCE_S, Gate, problem
+from tests.contract.harness import PATIENCE_S, problem
 from tests.helpers.connection import Connection
-from tests.helpers.live import free_port
 from tests.helpers.onnx_models import write_model
 
 
@@ -51,50 +52,41 @@ class Said(logging.Handler):
 
 
 @pytest.fixture(autouse=True)
-def _own_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """`main` configures logging for its process, which here is pytest's."""
+def _own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`serve` configures logging, signals and the garbage collector for its process, which here is
+    pytest's.
+    """
+    # A server that ends too slowly ends its process.
+    monkeypatch.setattr(uvicorn_server, "_EXIT_GRACE_S", PATIENCE_S)
     for name in ("logThreads", "logProcesses", "logMultiprocessing"):
         monkeypatch.setattr(logging, name, getattr(logging, name))
-    root, uvicorn = logging.getLogger(), logging.getLogger("uvicorn")
-    handlers, level, uvicorn_level = list(root.handlers), root.level, uvicorn.level
-    root.handlers = []  # kept from being closed
-    yield
-    for handler in root.handlers:
-        handler.close()
-    root.handlers = handlers
-    root.setLevel(level)
-    uvicorn.setLevel(uvicorn_level)
-
-
-@pytest.fixture(autouse=True)
-def _own_signals() -> Iterator[None]:
-    """A server that has stopped ignores further signals, because its process is about to end."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    signal.signal(signal.SIGTERM, lambda *_: None)  # a signal of a script that fails late must not end pytest
+    root = logging.getLogger()
+    uvicorn_log = logging.getLogger("uvicorn")
+    levels = (root.level, uvicorn_log.level)
+    thresholds = gc.get_threshold()
+    monkeypatch.setattr(root, "handlers", [])  # kept from being closed
+    # A signal of a script that fails late must not end pytest.
+    before = {
+        number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)
+    }
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
-
-
-@pytest.fixture(autouse=True)
-def _own_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that ends too slowly ends its process, which on a busy machine would be pytest's."""
-    monkeypatch.setattr(uvicorn_server, "_EXIT_GRACE_S", PATIENCE_S)
-
-
-@pytest.fixture(autouse=True)
-def _own_collector() -> Iterator[None]:
-    """So it does with the garbage collector."""
-    thresholds = gc.get_threshold()
-    yield
+    for each in root.handlers:
+        each.close()
+    root.setLevel(levels[0])
+    uvicorn_log.setLevel(levels[1])
     gc.unfreeze()
     gc.set_threshold(*thresholds)
 
 
 @pytest.fixture
 def said() -> Iterator[Said]:
-    """What the logger says on levels from INFO; `ign serve --check`, in another test, leaves it on WARNING."""
-    handler, logger = Said(), logging.getLogger("service")
+    """What the logger says on levels from INFO; `ign serve --check`, in another test, leaves it on
+    WARNING.
+    """
+    handler = Said()
+    logger = logging.getLogger("service")
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -104,19 +96,16 @@ def said() -> Iterator[Said]:
 
 
 @pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    gate = Gate()
-    monkeypatch.setattr("service.app.OnnxModel", gate.model)
-    yield gate
-    gate.opened.set()
-
-
-@pytest.fixture
 def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     write_model(tmp_path / "models")
 
     def configure(**settings: str) -> None:
-        ours = {"MODEL_DIR": str(tmp_path / "models"), "DEFAULT_MODEL": "toy", "DEVICE": "cpu", "PORT": "0"}
+        ours = {
+            "MODEL_DIR": str(tmp_path / "models"),
+            "DEFAULT_MODEL": "toy",
+            "DEVICE": "cpu",
+            "PORT": "0",
+        }
         for name, value in (ours | {"WORKERS": "1"} | settings).items():
             monkeypatch.setenv(f"IGN_{name}", value)
 
@@ -124,7 +113,9 @@ def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 
 
 def main_beside(script: Callable[[], None], main: Callable[[], int] = lambda: serve({})) -> int:
-    """Run `main` here, where signals arrive, and the script in another thread, which must see to its end."""
+    """Run `main` here, where signals arrive, and the script in another thread, which must see to
+    its end.
+    """
 
     def run() -> None:
         try:
@@ -151,15 +142,22 @@ def ready(url: str) -> None:
 
 
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
-POST = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+POST = (
+    b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
+    b"2\r\n\r\n{}"
+)
 
 
 def test_what_arrives_before_the_end_is_answered(
     configured: Callable[..., None], said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The event loop is held up when it is about to close, as on a machine without free CPU time."""
+    """The event loop is held up when it is about to close, as on a machine without free CPU
+    time.
+    """
     configured()
-    at_end, go_on, on_tick = threading.Event(), threading.Event(), uvicorn.Server.on_tick
+    at_end = threading.Event()
+    go_on = threading.Event()
+    on_tick = uvicorn.Server.on_tick
 
     async def held_up(server: uvicorn.Server, counter: int) -> bool:
         is_over = await on_tick(server, counter)
@@ -175,11 +173,13 @@ def test_what_arrives_before_the_end_is_answered(
         ready(str(url))
         address = (url.host, url.port or 0)
         with ExitStack() as stack:
-            stack.callback(go_on.set)  # also if this fails: a process that stays held up is ended by force
+            # also if this fails: a process that stays held up is ended by force
+            stack.callback(go_on.set)
             kept = [stack.enter_context(Connection(address)) for _ in range(4)]
             assert [one.send(HEALTH).answer()[0] for one in kept] == [200] * 4
             silent = [stack.enter_context(Connection(address)) for _ in range(4)]
-            assert httpx.get(f"{url}/healthz", timeout=PATIENCE_S).status_code == 200  # so the others are accepted too
+            # so the others are accepted too
+            assert httpx.get(f"{url}/healthz", timeout=PATIENCE_S).status_code == 200
             stop()
             assert at_end.wait(PATIENCE_S)
             new = [stack.enter_context(Connection(address)) for _ in range(64)]
@@ -188,21 +188,6 @@ def test_what_arrives_before_the_end_is_answered(
             for status, headers, _ in [one.answer() for one in every]:
                 assert status == 503
                 assert headers["connection"] == "close"
-
-    assert main_beside(script) == 0
-
-
-def test_a_stop_while_models_load(configured: Callable[..., None], said: Said, gate: Gate) -> None:
-    port = free_port()
-    configured(PORT=str(port))
-    gate.close()
-
-    def script() -> None:
-        assert gate.entered.wait(PATIENCE_S)
-        assert httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=PATIENCE_S).status_code == 200
-        stop()
-        said.until("draining: ")
-        gate.opened.set()
 
     assert main_beside(script) == 0
 
@@ -224,24 +209,6 @@ def test_the_delay_keeps_it_up(configured: Callable[..., None], said: Said) -> N
     assert main_beside(script) == 0
 
 
-@pytest.mark.parametrize(
-    ("error", "says"),
-    [
-        (PermissionError(13, "Permission denied", "toy/1/model.onnx"), "cannot be read: [Errno 13]"),
-        (RuntimeError("a surprise"), "in a way nobody foresaw; the log says how"),
-    ],
-)
-def test_failures_nobody_foresaw(
-    configured: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: Any, error: Exception, says: str
-) -> None:
-    configured()
-    monkeypatch.setattr("service.models.repository.Repository.load_all", Mock(side_effect=error))
-    assert serve({}) == 2
-    err = capsys.readouterr().err
-    assert says in err.splitlines()[-1]
-    assert ("Traceback" in err) == isinstance(error, RuntimeError)
-
-
 def test_a_parent_that_reads_no_beats_stops_nothing(configured: Callable[..., None]) -> None:
     configured()
     beats, messages = Pipe()
@@ -260,7 +227,10 @@ def test_a_parent_that_reads_no_beats_stops_nothing(configured: Callable[..., No
                     assert httpx.get(f"{url}/healthz", timeout=PATIENCE_S).status_code == 200
                     return stop()
 
-        assert main_beside(script, lambda: process.run_server(from_environment({}), bound, messages)) == 0
+        assert (
+            main_beside(script, lambda: process.run_server(from_environment({}), bound, messages))
+            == 0
+        )
 
 
 def test_ipv6(said: Said) -> None:
@@ -280,31 +250,35 @@ def test_without_a_device_left_it_ends_to_be_started_anew(
 ) -> None:
     configured()
     gone = threading.Event()
+    run = OnnxModel.run
 
-    class Gone(OnnxModel):
-        def run(self, rows: FloatRows) -> FloatRows:
-            if gone.is_set():
-                raise DeviceLost("CUDA failure 700: an illegal memory access was encountered")
-            return super().run(rows)
+    def failing(model: OnnxModel, rows: FloatRows) -> FloatRows:
+        if gone.is_set():
+            raise DeviceLost("CUDA failure 700: an illegal memory access was encountered")
+        return run(model, rows)
 
-    monkeypatch.setattr("service.app.OnnxModel", Gone)
+    monkeypatch.setattr(OnnxModel, "run", failing)
 
     def script() -> None:
         url = said.until("listening on ")
         ready(url)
-        assert httpx.post(f"{url}/generate", json={}, timeout=PATIENCE_S).status_code == 200
         gone.set()
-        problem(httpx.post(f"{url}/generate", json={"n": 4}, timeout=PATIENCE_S), 500, "model_failure")
+        problem(
+            httpx.post(f"{url}/generate", json={"n": 4}, timeout=PATIENCE_S), 500, "model_failure"
+        )
         said.until("draining: ")
 
     assert main_beside(script) == 1
     err = capsys.readouterr().err
-    assert "CRITICAL a device is lost: CUDA failure 700: an illegal memory access was encountered" in err
-    assert "Traceback" in err  # of the call that said so
-    assert "does not start" not in err
+    assert (
+        "CRITICAL a device is lost: CUDA failure 700: an illegal memory access was encountered"
+        in err
+    )
 
 
-def test_a_check_verifies_the_models_and_ends(configured: Callable[..., None], said: Said, capsys: Any) -> None:
+def test_a_check_verifies_the_models_and_ends(
+    configured: Callable[..., None], said: Said, capsys: Any
+) -> None:
     configured(PORT="1")  # a port that a check does not open
     assert serve({}, check=True) == 0
     out, err = capsys.readouterr()
@@ -312,46 +286,40 @@ def test_a_check_verifies_the_models_and_ends(configured: Callable[..., None], s
     assert err == ""
 
 
-GIB = 2**30
-
-
 @pytest.mark.parametrize(
-    ("settings", "cpus", "memory", "has_gpu", "count"),
+    ("options", "cpus", "gib", "has_gpu", "count"),
     [
-        ({}, 1, 64 * GIB, False, 1),
-        ({}, 2, 64 * GIB, False, 1),
-        ({}, 3, 64 * GIB, False, 1),
-        ({}, 9, 64 * GIB, False, 4),
-        ({}, 9, 3 * GIB, False, 3),
-        ({}, 9, GIB // 2, False, 1),
-        ({}, 9, 0, False, 1),  # the system does not tell
-        ({}, 1024, 4096 * GIB, False, 256),
-        ({}, 9, 64 * GIB, True, 1),
-        ({"device": "cuda"}, 9, 64 * GIB, True, 1),
-        ({"device": "cpu"}, 9, 64 * GIB, True, 4),
-        ({"device": "cpu", "threads": "6"}, 64, 64 * GIB, True, 3),
-        ({"device": "cpu", "model_memory_mib": "512"}, 9, 64 * GIB, False, 1),
-        ({"workers": "1"}, 9, 64 * GIB, False, 1),
-        ({"workers": "2"}, 1, GIB // 2, False, 2),
-        ({"workers": "2", "device": "cpu"}, 1, 0, True, 2),
+        ("", 1, 64, False, 1),
+        ("", 3, 64, False, 1),
+        ("", 9, 64, False, 4),
+        ("", 9, 3, False, 3),
+        ("", 9, 0, False, 1),  # the system does not tell
+        ("", 1024, 4096, False, 256),
+        ("", 9, 64, True, 1),
+        ("device=cuda", 9, 64, True, 1),
+        ("device=cpu", 9, 64, True, 4),
+        ("device=cpu threads=6", 64, 64, True, 3),
+        ("device=cpu model_memory_mib=512", 9, 64, False, 1),
+        ("workers=1", 9, 64, False, 1),
+        ("workers=2 device=cpu", 1, 0, True, 2),
     ],
 )
 def test_as_many_processes_as_pay(
     configured: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
-    settings: dict[str, str],
+    options: str,
     cpus: int,
-    memory: int,
+    gib: int,
     has_gpu: bool,
     count: int,
 ) -> None:
     serving = Mock(return_value=0)
     monkeypatch.setattr(cli, "_serve", serving)
     monkeypatch.setattr(cli, "available_cpus", lambda: cpus)
-    monkeypatch.setattr(cli, "memory_limit", lambda: memory)
+    monkeypatch.setattr(cli, "memory_limit", lambda: gib << 30)
     monkeypatch.setattr("service.runtime.session.cuda_is_usable", lambda: has_gpu)
     configured(DEVICE="auto", WORKERS="")
-    assert serve(settings) == 0
+    assert serve(dict(option.split("=") for option in options.split())) == 0
     assert serving.call_args.args[0].workers == count
 
 
@@ -361,21 +329,10 @@ def test_several_processes_and_a_gpu_are_refused(
     monkeypatch.setattr("service.runtime.session.cuda_is_built_in", lambda: True)
     monkeypatch.setattr("service.runtime.session.compute_capability", lambda _: (9, 0))
     configured(DEVICE="auto")
-    assert serve({"workers": "2"}, check=True) == 2
-    assert "--workers=2 needs IGN_DEVICE=cpu: a GPU is there" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"model_dir": "/nowhere"}, "--model-dir=/nowhere: no such directory"),
-        ({"api_keys_file": "/nowhere"}, "API keys file /nowhere: "),
+    for options, said in (
+        ({"workers": "2"}, "--workers=2 needs IGN_DEVICE=cpu: a GPU is there"),
         ({"workers": "2", "device": "cuda"}, "--workers=2 needs --device=cpu"),
-    ],
-)
-def test_a_check_refuses_what_serving_would(
-    configured: Callable[..., None], options: dict[str, str], said: str, capsys: Any
-) -> None:
-    configured()
-    assert serve(options, check=True) == 2
-    assert capsys.readouterr().err.startswith(f"ign-service does not start: {said}")
+        ({"api_keys_file": "/nowhere", "device": "cpu"}, "API keys file /nowhere: "),
+    ):
+        assert serve(options, check=True) == 2
+        assert capsys.readouterr().err.startswith(f"ign-service does not start: {said}")

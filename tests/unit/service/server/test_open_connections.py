@@ -28,7 +28,9 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 class Open:
     """A connection and its transport."""
 
-    def __init__(self, connections: OpenConnections, *, is_busy: bool = False, peer: str = "192.0.2.1") -> None:
+    def __init__(
+        self, connections: OpenConnections, *, is_busy: bool = False, peer: str = "192.0.2.1"
+    ) -> None:
         self.transport = self
         self.info: dict[str, Any] = {"peername": (peer, 1)}
         self.closed = asyncio.Event()
@@ -55,18 +57,20 @@ class Open:
 
 async def healthy(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "http":
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]}
+        )
         await send({"type": "http.response.body"})
 
 
 @asynccontextmanager
 async def connected(
-    keep_alive_s: int = 75, clock: Callable[[], float] = time.monotonic
+    clock: Callable[[], float],
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """A connection to a server with `healthy` in this event loop."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         how = config(healthy, OpenConnections(Metrics(), clock=clock))
-        how.lifespan, how.timeout_keep_alive = "off", keep_alive_s
+        how.lifespan = "off"
         server = uvicorn.Server(how)
         task = asyncio.create_task(server.serve([listener]))
         reader, writer = await asyncio.open_connection(*listener.getsockname())
@@ -99,7 +103,9 @@ def test_an_exception_in_one_connection_does_not_end_the_sweeps(
     monkeypatch.setattr(open_connections, "SWEEP_S", 0.01)
 
     async def main() -> None:
-        connections, swept, calls = OpenConnections(Metrics()), asyncio.Event(), list[None]()
+        connections = OpenConnections(Metrics())
+        swept = asyncio.Event()
+        calls = list[None]()
 
         def fail() -> int:
             calls.append(None)
@@ -110,8 +116,10 @@ def test_an_exception_in_one_connection_does_not_end_the_sweeps(
                 swept.set()
             return 0
 
-        first, second = Open(connections), Open(connections)
-        first.unsent, second.unsent = fail, succeed
+        first = Open(connections)
+        second = Open(connections)
+        first.unsent = fail
+        second.unsent = succeed
         await swept.wait()
 
     run(main())
@@ -138,7 +146,8 @@ def test_a_client_that_takes_too_little_is_closed_and_a_slow_one_is_not() -> Non
                 client.connect(listener.getsockname())
                 ours, _ = listener.accept()
                 ours.setblocking(False)
-                each.info["socket"], each.unsent = stack.enter_context(ours), lambda: 1
+                each.info["socket"] = stack.enter_context(ours)
+                each.unsent = lambda: 1
                 clients.append(client)
             with suppress(BlockingIOError):
                 while True:
@@ -153,7 +162,9 @@ def test_a_client_that_takes_too_little_is_closed_and_a_slow_one_is_not() -> Non
                 for _ in range(2):
                     await asyncio.sleep(0)
         assert not slow.is_closed
-        assert metrics.registry.get_sample_value("ign_closed_connections_total", {"reason": "send_timeout"})
+        assert metrics.registry.get_sample_value(
+            "ign_closed_connections_total", {"reason": "send_timeout"}
+        )
 
     run_timed(main(), lambda: now[0])
 
@@ -162,23 +173,30 @@ def test_beyond_the_limit_the_address_with_the_most_connections_loses_one() -> N
     async def main() -> None:
         connections = OpenConnections(Metrics(), limit=4)
         few = Open(connections, peer="192.0.2.1")
-        busy, older, newer = (Open(connections, peer="192.0.2.2", is_busy=is_busy) for is_busy in (True, False, False))
+        busy, older, newer = (
+            Open(connections, peer="192.0.2.2", is_busy=is_busy) for is_busy in (True, False, False)
+        )
         for number, closed in enumerate([older, newer]):
             assert not Open(connections, peer=f"192.0.2.{3 + number}").is_closed
             assert closed.is_closed
             connections.remove(cast(Any, closed))
         assert [few.is_closed, busy.is_closed] == [False, False]
         Open(connections, peer="192.0.2.5")
-        assert [few.is_closed, busy.is_closed] == [True, False]  # all have one; the first is idle for longest
+        # all have one; the first is idle for longest
+        assert [few.is_closed, busy.is_closed] == [True, False]
 
     run(main())
 
 
 @pytest.mark.parametrize("start", [b"", REQUEST[:20]], ids=["silent", "half a head"])
-def test_after_a_pause_of_the_process_the_time_begins_again(monkeypatch: pytest.MonkeyPatch, start: bytes) -> None:
+def test_after_a_pause_of_the_process_the_time_begins_again(
+    monkeypatch: pytest.MonkeyPatch, start: bytes
+) -> None:
     """Several sweeps come before what the client sends: it may have been paused too."""
     monkeypatch.setattr(open_connections, "SWEEP_S", 0.02)
-    sweep, sweeps, skipped = OpenConnections._sweep, asyncio.Queue[None](), [0.0]
+    sweep = OpenConnections._sweep
+    sweeps = asyncio.Queue[None]()
+    skipped = [0.0]
 
     def counted(connections: OpenConnections) -> None:
         sweep(connections)
@@ -199,19 +217,11 @@ def test_after_a_pause_of_the_process_the_time_begins_again(monkeypatch: pytest.
     run(main())
 
 
-def test_an_idle_connection_is_closed() -> None:
-    async def main() -> None:
-        async with connected(keep_alive_s=1) as (reader, writer):
-            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert (await reader.read()).startswith(b"HTTP/1.1 200 ")  # until the end
-
-    run(main())
-
-
 def sweep_without_files() -> tuple[int, list[str]]:
     """How often a lack of files is counted, and what is logged."""
     logged: list[str] = []
-    metrics, counted = Metrics(), 0
+    metrics = Metrics()
+    counted = 0
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

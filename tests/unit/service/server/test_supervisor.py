@@ -26,7 +26,9 @@ from tests.helpers.connection import PATIENCE_S
 
 @pytest.fixture(autouse=True)
 def _own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """`supervise` changes the environment and the signal handlers of its process, which here is pytest's."""
+    """`supervise` changes the environment and the signal handlers of its process, which here is
+    pytest's.
+    """
     monkeypatch.setenv("_IGN_METRICS_FILE", "")
     monkeypatch.setattr(process, "_RESTART_INTERVAL_S", 0.05)
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -38,12 +40,20 @@ def _own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(workers=2, device="cpu", threads=5, queue_rows=100, max_inflight_requests=10, model_dir=tmp_path)
+    return Settings(
+        workers=2,
+        device="cpu",
+        threads=5,
+        queue_rows=100,
+        max_inflight_requests=10,
+        model_dir=tmp_path,
+    )
 
 
 @dataclass
 class Clock:
-    """The time of the supervisor; `per_look` passes with each look at it, and no other time if it stands still.
+    """The time of the supervisor; `per_look` passes with each look at it, and no other time if it
+    stands still.
 
     Once `is_over`, no more time passes with looks, however busy the thread of the test is.
     """
@@ -87,8 +97,12 @@ def started(settings: Settings, count: int) -> Callable[[], None]:
     return lambda: until(lambda: len(pids(settings)) >= count)
 
 
-def supervised(settings: Settings, main: ChildMain, script: Callable[[], None], number: int = signal.SIGTERM) -> int:
-    """Supervise in this thread, where signals arrive, with the script in another; then send the signal."""
+def supervised(
+    settings: Settings, main: ChildMain, script: Callable[[], None], number: int = signal.SIGTERM
+) -> int:
+    """Supervise in this thread, where signals arrive, with the script in another; then send the
+    signal.
+    """
 
     def run() -> None:
         try:
@@ -113,40 +127,43 @@ def test_limits_are_divided_and_a_full_request_still_fits(settings: Settings) ->
     assert (share.threads, share.max_inflight_requests, share.queue_rows) == (2, 4, 64)
     assert share.max_images == settings.max_images
     assert share.max_inflight_bytes == math.ceil(settings.max_inflight_bytes / 3)
-    assert per_process_settings(settings.replace(max_inflight_bytes=2**24)).max_inflight_bytes == 2**24
+    assert (
+        per_process_settings(settings.replace(max_inflight_bytes=2**24)).max_inflight_bytes == 2**24
+    )
     assert per_process_settings(settings.replace(threads=1)).threads == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_they_run_until_a_signal(settings: Settings, number: int) -> None:
-    count = 2 if number == signal.SIGTERM else 1
-    settings = settings.replace(workers=count, threads=2 * count, queue_rows=100 if count == 2 else 64)
-    assert supervised(settings, fakes.serves, started(settings, count), number) == 0
-    (said,) = {file.read_text() for file in settings.model_dir.iterdir()}
-    threads, queue_rows, folder = said.split()
-    assert (threads, queue_rows) == ("2", "64")
-    assert not Path(folder).exists()
-
-
-@pytest.mark.parametrize("is_removed", [False, True])
-def test_a_process_that_dies_is_restarted_and_its_metrics_go_on(settings: Settings, is_removed: bool) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_process_that_dies_is_restarted_and_its_metrics_go_on(
+    settings: Settings, number: int
+) -> None:
     """A program that cleans folders may have removed that of the metrics."""
 
     def script() -> None:
         started(settings, 2)()
         first = min(pids(settings))
-        folder = Path((settings.model_dir / str(first)).read_text().split()[2])
-        if is_removed:
+        folder = folder_of(settings, first)
+        if number == signal.SIGHUP:
             shutil.rmtree(folder)
-            os.kill(first, signal.SIGKILL)
-            started(settings, 3)()
-            return
         os.kill(first, signal.SIGKILL)
         started(settings, 3)()
-        assert {file.name for file in folder.iterdir()} == {"0.prom", "1.prom", "supervisor.prom"}
-        assert 'ign_process_replacements_total{reason="ended"} 1.0' in (folder / "supervisor.prom").read_text()
+        if number == signal.SIGTERM:
+            assert {file.name for file in folder.iterdir()} == {
+                "0.prom",
+                "1.prom",
+                "supervisor.prom",
+            }
+            assert (
+                'ign_process_replacements_total{reason="ended"} 1.0'
+                in (folder / "supervisor.prom").read_text()
+            )
 
-    assert supervised(settings, fakes.serves, script) == 0
+    assert supervised(settings, fakes.serves, script, number) == 0
+
+
+def folder_of(settings: Settings, pid: int) -> Path:
+    """The folder of the metrics."""
+    return Path((settings.model_dir / str(pid)).read_text().split()[2])
 
 
 @pytest.mark.parametrize(("served_s", "factors"), [(60.0, [1, 2, 3, 3]), (0.0, [1, 1, 1, 1])])
@@ -187,18 +204,23 @@ def test_processes_that_all_die_before_they_listen_end_the_service(
 ) -> None:
     monkeypatch.setattr(process, "_MOST_FAILURES", 2)
     monkeypatch.setattr(process, "_MAX_INTERVALS", 1)
-    with pytest.raises(StartupError, match="died 4 times in a row before one served"):
-        supervise(settings, fakes.dies, on_listening=lambda: None)
+    refused(settings, fakes.dies, "died 4 times in a row before one served")
 
 
-def test_as_long_as_one_serves_the_others_may_die(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_long_as_one_serves_the_others_may_die(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(process, "_MOST_FAILURES", 1)
     assert supervised(settings, fakes.serves_alone, started(settings, 5)) in (0, 5)
 
 
 @pytest.mark.parametrize("main", [fakes.serves, fakes.loads])
 def test_a_process_that_hangs_is_killed_and_replaced(
-    settings: Settings, main: ChildMain, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, clock: Clock
+    settings: Settings,
+    main: ChildMain,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    clock: Clock,
 ) -> None:
     """One line says so: the pipe of the process ends before the process has."""
     monkeypatch.setattr(process, "_SILENCE_S", 100.0)
@@ -207,20 +229,25 @@ def test_a_process_that_hangs_is_killed_and_replaced(
     def script() -> None:
         started(settings, 2)()
         stopped = min(pids(settings))
-        folder = Path((settings.model_dir / str(stopped)).read_text().split()[2])
+        folder = folder_of(settings, stopped)
         os.kill(stopped, signal.SIGSTOP)
         clock.is_over = lambda: "is killed" in caplog.text
         clock.per_look = 1.0
         started(settings, 3)()
         until(lambda: not Path(f"/proc/{stopped}").exists())
-        assert 'ign_process_replacements_total{reason="hung"} 0.0' not in (folder / "supervisor.prom").read_text()
+        assert (
+            'ign_process_replacements_total{reason="hung"} 0.0'
+            not in (folder / "supervisor.prom").read_text()
+        )
 
     assert supervised(settings, main, script) == 0
     assert sum("is killed" in record.getMessage() for record in caplog.records) == 1
 
 
 def test_a_supervisor_that_was_stopped_kills_nobody(settings: Settings, clock: Clock) -> None:
-    """Beats wait in the pipes meanwhile, and its own pause is no silence of a process that starts."""
+    """Beats wait in the pipes meanwhile, and its own pause is no silence of a process that
+    starts.
+    """
 
     def script() -> None:
         clock.skip(1000.0)
@@ -231,30 +258,12 @@ def test_a_supervisor_that_was_stopped_kills_nobody(settings: Settings, clock: C
     assert supervised(settings, fakes.serves, script) == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_process_ends_with_the_service(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    monkeypatch.setattr(process, "_KILL_S", 0.2)
-    settings = settings.replace(drain_s=0.2, drain_delay_s=0.0)
-
-    def script() -> None:
-        started(settings, 2)()
-        os.kill(min(pids(settings)), signal.SIGSTOP)
-
-    assert supervised(settings, fakes.serves, script, number) == signal.SIGKILL
-
-
-def test_without_a_usable_folder_it_does_not_start(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    error = FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
-    monkeypatch.setattr("tempfile.TemporaryDirectory", Mock(side_effect=error))
-    with pytest.raises(StartupError, match="TMPDIR: No usable temporary directory"):
-        supervise(settings, fakes.serves, on_listening=lambda: None)
-
-
 def failing_starts(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int], bool]) -> list[bool]:
-    """Let some starts of processes fail, by their number; returns of each start whether it failed."""
-    start, failed = SpawnProcess.start, list[bool]()
+    """Let some starts of processes fail, by their number; returns of each start whether it
+    failed.
+    """
+    start = SpawnProcess.start
+    failed = list[bool]()
 
     def started_or_not(self: SpawnProcess) -> None:
         failed.append(fails(len(failed)))
@@ -266,18 +275,44 @@ def failing_starts(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int], bool]
     return failed
 
 
-def test_without_processes_it_does_not_start(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    failing_starts(monkeypatch, lambda number: number == 1)
-    with pytest.raises(StartupError, match="Resource temporarily unavailable"):
-        supervise(settings, fakes.serves, on_listening=lambda: None)
+@pytest.mark.parametrize("what", ["folder", "process"])
+def test_without_a_folder_or_processes_it_does_not_start(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    if what == "process":
+        failing_starts(monkeypatch, lambda number: number == 1)
+    else:
+        error = FileNotFoundError(errno.ENOENT, "Resource temporarily unavailable")
+        monkeypatch.setattr("tempfile.TemporaryDirectory", Mock(side_effect=error))
+    refused(settings, fakes.serves, "Resource temporarily unavailable")
+
+
+def refused(settings: Settings, main: ChildMain, message: str) -> None:
+    with pytest.raises(StartupError, match=message):
+        supervise(settings, main, on_listening=lambda: None)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids(settings))
+
+
+@pytest.mark.parametrize("main", [fakes.refuses, fakes.refuses_later])
+def test_a_process_that_does_not_start_stops_all(settings: Settings, main: ChildMain) -> None:
+    def script() -> None:
+        if main is fakes.refuses_later:
+            started(settings, 2)()
+            os.kill(min(pids(settings)), signal.SIGKILL)
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(script)
+        refused(settings, main, "no model in /nowhere")
+        done.result(PATIENCE_S)
 
 
 @pytest.mark.parametrize("recovers", [True, False])
 def test_a_replacement_that_cannot_be_started_is_tried_again(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, recovers: bool
 ) -> None:
-    failed = failing_starts(monkeypatch, lambda number: number in (2, 3) or (number > 3 and not recovers))
+    failed = failing_starts(
+        monkeypatch, lambda number: number in (2, 3) or (number > 3 and not recovers)
+    )
 
     def script() -> None:
         started(settings, 2)()
@@ -290,26 +325,6 @@ def test_a_replacement_that_cannot_be_started_is_tried_again(
     assert supervised(settings, fakes.serves, script) == 0
 
 
-def rejected(settings: Settings, main: ChildMain, script: Callable[[], None]) -> None:
-    """Run a script beside processes that do not start; none of them is left."""
-    with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(script)
-        with pytest.raises(StartupError, match="no model in /nowhere"):
-            supervise(settings, main, on_listening=lambda: None)
-        done.result(PATIENCE_S)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids(settings))
-
-
-@pytest.mark.parametrize("at_first", [True, False])
-def test_a_process_that_does_not_start_stops_all(settings: Settings, at_first: bool) -> None:
-    def script() -> None:
-        if not at_first:
-            started(settings, 2)()
-            os.kill(min(pids(settings)), signal.SIGKILL)
-
-    rejected(settings, fakes.refuses if at_first else fakes.refuses_later, script)
-
-
 def folders(settings: Settings, file: str) -> list[Path]:
     """Of the processes of `fakes.changes` that have written this file."""
     return [each.parent for each in settings.model_dir.glob(f"process-*/{file}")]
@@ -319,8 +334,12 @@ def ask(settings: Settings, change: str) -> Path:
     """Have one of the processes ask for a change; its folder."""
     (settings.model_dir / "draft").write_text(change)
     (settings.model_dir / "draft").rename(settings.model_dir / "ask")
-    until(lambda: any((each / "asked").read_text() == change for each in folders(settings, "asked")))
-    return next(each for each in folders(settings, "asked") if (each / "asked").read_text() == change)
+    until(
+        lambda: any((each / "asked").read_text() == change for each in folders(settings, "asked"))
+    )
+    return next(
+        each for each in folders(settings, "asked") if (each / "asked").read_text() == change
+    )
 
 
 def answer(asker: Path) -> str:
@@ -332,30 +351,6 @@ def answer(asker: Path) -> str:
 
 def kill(folder: Path) -> None:
     os.kill(int(folder.name.removeprefix("process-")), signal.SIGKILL)
-
-
-def test_every_process_changes_its_models_and_a_replacement_knows_what_was_unloaded(settings: Settings) -> None:
-    def replaced(count: int) -> str:
-        """What the replacement of a process that is killed hears first."""
-        before = folders(settings, "unloaded")
-        kill(before[0])
-        started(settings, count)()
-        (new,) = set(folders(settings, "unloaded")) - set(before)
-        for old in before[:1]:
-            shutil.rmtree(old)
-        return (new / "unloaded").read_text()
-
-    def script() -> None:
-        started(settings, 2)()
-        for name in ("a", "b"):
-            assert answer(ask(settings, f"unload {name}")) == "7 None"
-            assert len(folders(settings, name)) == 2
-        assert "broken is broken" in answer(ask(settings, "unload broken"))
-        assert replaced(3) == "a b"
-        assert answer(ask(settings, "load a")) == "7 None"
-        assert replaced(4) == "b"
-
-    assert supervised(settings, fakes.changes, script) == 0
 
 
 def test_a_process_that_dies_holds_up_no_change(settings: Settings) -> None:
@@ -370,20 +365,6 @@ def test_a_process_that_dies_holds_up_no_change(settings: Settings) -> None:
         started(settings, 3)()
         (new,) = set(folders(settings, "unloaded")) - {asker, other}
         assert (new / "unloaded").read_text() == "stuck"
-
-    assert supervised(settings, fakes.changes, script) == 0
-
-
-def test_changes_of_one_who_dies_end_and_others_go_on(settings: Settings) -> None:
-    def script() -> None:
-        started(settings, 2)()
-        asker = ask(settings, "load stuck")
-        until(lambda: len(folders(settings, "stuck")) == 2)
-        for folder in folders(settings, "stuck"):
-            kill(folder)
-        started(settings, 4)()
-        assert answer(ask(settings, "unload a")) == "7 None"
-        assert not (asker / "answer").exists()
 
     assert supervised(settings, fakes.changes, script) == 0
 

@@ -1,7 +1,8 @@
-"""Take the code for other GPUs out of CUDA libraries: `python -m benchmarks.gpu_kit.fatbin 90 FILE…`.
+"""Take the code for other GPUs out of CUDA libraries: `python -m benchmarks.authors.gpu_kit.fatbin
+90 FILE…`.
 
-A fat binary holds containers of code for several architectures, such as 90 for compute capability 9.0. NVIDIA does not
-document the form: what does not look like it stays as it is.
+A fat binary holds containers of code for several architectures, such as 90 for compute capability
+9.0. NVIDIA does not document the form: what does not look like it stays as it is.
 """
 
 import sys
@@ -12,20 +13,26 @@ from typing import Final
 from service.runtime.session import can_run
 
 _CONTAINER: Final = Struct("<IHHQ")  # magic, version, bytes of this header, bytes of the entries
-_ENTRY: Final = Struct("<HHIQ12xI")  # kind, version, bytes of this header, bytes of the code, …, architecture
+# kind, version, bytes of this header, bytes of the code, …, architecture
+_ENTRY: Final = Struct("<HHIQ12xI")
 _START: Final = _CONTAINER.pack(0xBA55ED50, 1, _CONTAINER.size, 0)[:8]
-_PTX, _MACHINE_CODE = 1, 2
+_PTX = 1
+_MACHINE_CODE = 2
 
 
 def prune(library: bytearray | mmap, architecture: int) -> None:
-    """Zero the code for later architectures, and machine code of other major versions: it compresses to nothing."""
+    """Zero the code for later architectures, and machine code of other major versions: it
+    compresses to nothing.
+    """
     place = library.find(_START)
     while 0 <= place <= len(library) - _CONTAINER.size:
         _, _, header, size = _CONTAINER.unpack_from(library, place)
-        at, end = place + header, min(place + header + size, len(library))
+        at = place + header
+        end = min(place + header + size, len(library))
         while at + _ENTRY.size <= end:
             kind, _, header, size, code = _ENTRY.unpack_from(library, at)
-            start, at = at + header, at + header + size
+            start = at + header
+            at = at + header + size
             if header < _ENTRY.size or at > end:
                 break
             earliest = architecture // 10 * 10 if kind == _MACHINE_CODE else 0

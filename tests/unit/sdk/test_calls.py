@@ -1,0 +1,201 @@
+"""Attempts, waits, deadlines and errors: calls, and the responses of a service made of them."""
+
+import json
+import pickle
+from email.utils import formatdate
+from typing import Any
+
+import httpx
+import pytest
+
+import ign_client
+from ign_client import (
+    ConnectionFailed,
+    DeadlineExceeded,
+    ServiceFailed,
+    StatusError,
+    TimedOut,
+    TooManyRequests,
+    Unavailable,
+    UnexpectedAnswer,
+)
+from ign_client._errors import BY_STATUS
+from tests.unit.sdk.clients import (
+    IMAGE,
+    NOW,
+    STEP,
+    Answer,
+    Ask,
+    Canned,
+    answer,
+    event,
+    generated,
+    problem,
+    ready,
+    streamed,
+)
+
+PASSING = (408, 429, 502, 503, 504)
+DATE = formatdate(NOW, usegmt=True)
+OTHERS = ((501, ServiceFailed), (599, ServiceFailed), (307, StatusError), (418, StatusError))
+WRONG_IMAGES: tuple[Any, ...] = (
+    None,
+    [],
+    [IMAGE, IMAGE],
+    [IMAGE | {"index": 1}],
+    [IMAGE | {"format": "jpeg"}],
+    [IMAGE | {"data": "?"}],
+)
+WRONG = [
+    b"<html>",
+    b"[" * 100_000,
+    *(json.dumps(generated(images=each)).encode() for each in WRONG_IMAGES),
+]
+# Options of a call, its responses, the seconds between them, and the error at the end.
+CALLS: list[tuple[dict[str, Any], list[Any], list[float], type[Exception] | None]] = [
+    ({}, [httpx.ConnectError("refused"), httpx.ReadTimeout("slow"), answer()], [0.25, 0.5], None),
+    ({}, [problem(429), httpx.ReadError("x"), problem(503)], [0.25, 0.5], Unavailable),
+    ({}, [problem(429), problem(503), httpx.ReadError("x")], [0.25, 0.5], ConnectionFailed),
+    *(
+        ({}, [kind("")] * 3, [0.25, 0.5], TimedOut)
+        for kind in (httpx.ConnectTimeout, httpx.PoolTimeout)
+    ),
+    ({}, [httpx.RemoteProtocolError("")] * 3, [0.25, 0.5], ConnectionFailed),
+    ({}, [httpx.Response(302, headers={"Location": ":ttp://[::1/%zz"})], [], UnexpectedAnswer),
+    *(({}, [httpx.Response(200, content=content)], [], UnexpectedAnswer) for content in WRONG),
+    ({}, [problem(429, Retry_After="31")], [], TooManyRequests),  # not within the timeout
+    ({"deadline": 601.0}, [problem(429, Retry_After="600"), answer()], [600.0], None),
+    *(
+        ({}, [problem(503, Retry_After=value, Date=DATE), answer()], [wait], None)
+        for value, wait in (
+            *(("3", 3.0), ("0", 0.25), ("1.5", 1.5), ("30", 30.0), ("-1", 0.25)),
+            *(
+                ("soon", 0.25),
+                ("nan", 0.25),
+                ("inf", 0.25),
+                ("Wed, 99 Nov 2026 99:99:99 GMT", 0.25),
+            ),
+            (formatdate(NOW + 20, usegmt=True), 20.0),
+            (formatdate(NOW - 20, usegmt=True), 0.25),
+            ("Mon, 12 Jan 1970 13:46:50 -0000", 10.0),
+        )
+    ),
+    # without the clock of the service
+    ({}, [problem(503, Retry_After=DATE), answer()], [0.25], None),
+]
+
+
+@pytest.mark.parametrize(("options", "responses", "waits", "kind"), CALLS)
+def test_attempts(ask: Ask, options: Any, responses: Any, waits: Any, kind: Any) -> None:
+    to = Canned(*responses)
+    if kind is None:
+        assert ask(to, "generate", **options)[0].bytes == b"hello"
+    else:
+        with pytest.raises(kind, match=r"some_code|/generate") as caught:
+            ask(to, "generate", **options)
+        assert isinstance(responses[-1], httpx.Response) or caught.value.__cause__ is responses[-1]
+        assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    assert (len(to.asked), ask.waits) == (len(responses), waits)
+    assert len({(request.url, request.content) for request in to.asked}) == 1
+
+
+def test_should_retry_false_is_obeyed(ask: Ask) -> None:
+    with pytest.raises(DeadlineExceeded) as caught:
+        ask(Canned(problem(504, "deadline_unreachable", X_Should_Retry="False")), "generate")
+    assert (caught.value.retryable, ask.waits) == (False, [])
+
+
+@pytest.mark.parametrize(("status", "kind"), [*BY_STATUS.items(), *OTHERS])
+def test_errors_say_what_the_problem_says(ask: Ask, status: int, kind: type[StatusError]) -> None:
+    response = problem(status, Retry_After="2")
+    document = json.loads(response.content) | {
+        "errors": ["x", {"field": "n", "message": "too many"}, {}]
+    }
+    to = Canned(*[httpx.Response(status, headers=response.headers, json=document)] * 3)
+    with pytest.raises(kind) as caught:
+        ask(to, "generate")
+    error = pickle.loads(pickle.dumps(caught.value))
+    assert type(error) is kind
+    assert (error.status, error.code, error.detail, error.request_id) == (
+        status,
+        "some_code",
+        "a reason",
+        "abc",
+    )
+    assert error.errors == (ign_client.FieldError("n", "too many"), ign_client.FieldError("", ""))
+    assert (error.retryable, ask.waits) == (
+        (True, [2.0, 2.0]) if status in PASSING else (False, [])
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "call", "budget"),
+    [
+        ({}, {}, 30),
+        ({"timeout": 8}, {}, 8),
+        ({"timeout": None}, {}, 30),
+        ({"deadline": 5}, {"deadline": 70}, 70),
+    ],
+)
+def test_retries_last_until_the_budget_is_spent(
+    ask: Ask, options: Any, call: Any, budget: int
+) -> None:
+    failures: list[Answer] = [problem(503), httpx.ConnectError("refused")]
+    # Only waits take time.
+    ask.settings = {"clock": lambda: NOW + sum(ask.waits), "jitter": lambda: 0.0, **options}
+    with pytest.raises((Unavailable, ConnectionFailed)):
+        ask(Canned(*failures * 25), "generate", **call)
+    assert budget - 4 <= sum(ask.waits) <= budget
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.5])
+def test_as_many_retries_as_wanted_and_waits_with_jitter(ask: Ask, jitter: float) -> None:
+    ask.settings |= {"max_retries": 7, "jitter": lambda: jitter}
+    with pytest.raises(Unavailable):
+        ask(Canned(*[problem(503)] * 6, problem(503, Retry_After="10"), problem(503)), "generate")
+    own = [seconds * (0.5 + 0.5 * jitter) for seconds in (0.5, 1, 2, 4, 8, 8)]
+    assert ask.waits == [*own, 10.0 * (1 + 0.1 * jitter)]
+    ask.settings["max_retries"] = 0
+    with pytest.raises(Unavailable):
+        ask(Canned(problem(503)), "generate")
+
+
+@pytest.mark.parametrize(
+    ("options", "header"),
+    [
+        ({}, "30.000"),
+        ({"timeout": 1e-9}, "0.001"),
+        ({"deadline": 5}, "5.000"),
+        ({"timeout": None}, None),
+    ],
+)
+def test_the_service_is_told_the_timeout(
+    ask: Ask, options: dict[str, Any], header: str | None
+) -> None:
+    to = Canned(answer())
+    ask(to, "generate", **options)
+    assert to.asked[0].headers.get("X-Request-Timeout") == header
+
+
+def test_a_stream_is_opened_again_until_its_first_chunk(ask: Ask) -> None:
+    step = event("step", **STEP)
+    broken, body = streamed(httpx.ReadError("gone"))
+    late, late_body = streamed(step, httpx.ReadTimeout("slow"))
+    good, _ = streamed(step + event("done", **generated()))
+    assert len(ask(Canned(problem(503), broken, good), "stream_generate")) == 2
+    assert ask.waits == [0.25, 0.5]
+    with pytest.raises(TimedOut):
+        ask(Canned(late), "stream_generate")
+    assert (body.closed, late_body.closed) == (True, True)
+
+
+def test_readiness_is_neither_raised_nor_retried(ask: Ask) -> None:
+    assert ask(Canned(ready()), "ready")
+    readiness = ask(Canned(httpx.Response(503, text="<html>")), "ready")
+    assert (bool(readiness), readiness.detail, ask.waits) == (False, "Service Unavailable", [])
+
+
+def test_a_class_of_a_caller_stands_for_no_status() -> None:
+    before = dict(BY_STATUS)
+    type("Own", (StatusError,), {})
+    assert before == BY_STATUS
