@@ -2,12 +2,14 @@
 by `scans`.
 
     python -m benchmarks.scans_ocr --pages 2 --out benchmarks/results/scans-ocr.json
+    python -m benchmarks.scans_ocr --real FOLDER
 
 Blocks of text in fonts and words that training never shows are damaged, cleaned by every method,
 and read; so are whole A4 pages, of which tesseract finds the layout, and unpaper the borders,
 itself. It needs Debian's `tesseract-ocr` and `debian-handbook`, fonts of the families
 `HELD_OUT_FONTS`, and OpenCV; unpaper, DoxaPy's Sauvola and damages of Augraphy are measured where
-they are installed. `--card` writes the figures into the card.
+they are installed. `--card` writes the figures into the card. `--real` reads pictures of a folder
+instead, each with its text beside it, `page.png` and `page.txt`.
 """
 
 import argparse
@@ -395,6 +397,30 @@ def measure(
                 )
 
 
+def real_pages(folder: Path, methods: Mapping[str, Method]) -> dict[str, dict[str, float]]:
+    """The error rates in per cent of a folder: page → method → rate, and their `mean`.
+
+    Small print by the file's resolution, 300 dpi if it has none, is enlarged, as `prepared` does.
+    """
+    rates: dict[str, dict[str, float]] = {}
+    for text in sorted(folder.glob("*.txt")):
+        (file,) = (each for each in folder.glob(f"{text.stem}.*") if each != text)
+        with Image.open(file) as picture:
+            dpi = round(picture.info.get("dpi", (300, 300))[0])
+            image, dpi = prepared(np.asarray(picture.convert("L")), dpi)
+        found = {
+            name: read([method(image, dpi)], layout="3", options=_OPTIONS.get(name, ()))[0]
+            for name, method in methods.items()
+        }
+        rates[text.stem] = {
+            name: 100 * error_rate(each, text.read_text("utf-8")) for name, each in found.items()
+        }
+    rates["mean"] = {
+        name: float(np.mean([row[name] for row in rates.values()])) for name in methods
+    }
+    return rates
+
+
 def sheet(methods: Mapping[str, Method]) -> Levels:
     """A part of a block with each strong damage of training: as it is, and cleaned by `background`
     and f.
@@ -603,8 +629,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--records", type=Path, help="JSON lines of what is read, which continue a run"
     )
     cli.add_argument("--sheet", type=Path, help="WebP of a block: damaged, background, f")
+    cli.add_argument(
+        "--real",
+        type=Path,
+        help="a folder of pages with their texts, which are read instead of blocks",
+    )
     cli.add_argument("--card", action="store_true", help="write the figures into the model's card")
     options = cli.parse_args(arguments)
+    if options.real:
+        rows = real_pages(options.real, methods_of(Artifact.read(options.model, threads=1), None))
+        print(
+            table(
+                [
+                    {"": page} | {name: f"{rate:.1f}" for name, rate in row.items()}
+                    for page, row in rows.items()
+                ]
+            )
+        )
+        return 0
     if reason := missing(options.model):
         print(f"skipped: needs {reason}")
         return 0

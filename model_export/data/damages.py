@@ -10,10 +10,18 @@ from typing import Final
 
 import numpy as np
 from numpy.random import Generator
-from PIL import Image
+from PIL import Image, ImageDraw
 from scipy.ndimage import convolve, gaussian_filter, grey_dilation
 
-from model_export.data.pages import FloatImage, noise_field, resized, smooth_field, to_levels
+from model_export.data.pages import (
+    FloatImage,
+    fonts,
+    load_font,
+    noise_field,
+    resized,
+    smooth_field,
+    to_levels,
+)
 
 Damage = Callable[[Generator, FloatImage, float, float], FloatImage]
 
@@ -61,7 +69,7 @@ def paper(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
 def tint(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """A shaded box behind a part of the text, or darker strips about as high as its lines.
 
-    A large dark box would look like a part of a photograph.
+    Text stands on a large dark box; without, it would look like a part of a photograph.
     """
     out, (height, width), strips = (
         image.copy(),
@@ -79,7 +87,7 @@ def tint(g: Generator, image: FloatImage, strength: float, em: float) -> FloatIm
         out[box] *= 1 - (
             g.uniform(0.05, 0.3 + 0.3 * strength)
             if strips
-            else g.uniform(0.03, 0.1 + 0.25 * strength)
+            else g.uniform(0.03, 0.15 + 0.45 * strength)
         )
     return out
 
@@ -121,13 +129,15 @@ def stain(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
     """Blots with uneven edges, dried drops with a dark rim, rings of a cup."""
     rows, columns = _grid(image)
     for _ in range(int(g.integers(1, 6))):
-        y = g.uniform(0, image.shape[0])
-        x = g.uniform(0, image.shape[1])
-        radius = g.uniform(0.8, 6) * em
+        y, x, radius = (
+            g.uniform(0, image.shape[0]),
+            g.uniform(0, image.shape[1]),
+            g.uniform(0.8, 6) * em,
+        )
+        radius = g.uniform(80, 350) if g.random() < 0.35 else radius
         away = np.hypot((rows - y) * g.uniform(0.6, 1.6), columns - x)
         away = away + noise_field(g, image.shape, em / 2) * em * 0.15
-        dark = g.uniform(0.1, 0.25 + 0.35 * strength)
-        edge = g.uniform(1, 10)
+        dark, edge = g.uniform(0.1, 0.25 + 0.35 * strength), g.uniform(1, max(10, radius / 8))
         if g.random() < 0.35:
             mask = np.exp(-(((away - radius) / (em * g.uniform(0.1, 0.3))) ** 2))
         else:
@@ -138,6 +148,30 @@ def stain(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
             1 - dark * np.clip(mask * (1 + 0.15 * noise_field(g, image.shape, 3)), 0, 1)
         )
     return image
+
+
+def spine(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
+    """The shadow where a page bends towards the spine of a book, at any side."""
+    turns, width = int(g.integers(4)), image.shape[0]
+    away = np.arange(width, dtype=np.float32) + g.uniform(-0.2, 0.1) * width
+    shade = np.exp(
+        -((np.clip(away, 0, None) / (width * g.uniform(0.05, 0.5))) ** g.uniform(0.8, 2))
+    )
+    out = np.rot90(image, turns) * (1 - g.uniform(0.3, 0.45 + 0.45 * strength) * shade[:, None])
+    return np.asarray(np.rot90(out, -turns))
+
+
+def watermark(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
+    """Large pale letters under the text, oblique."""
+    (height, width), size = image.shape, int(em * g.uniform(3, 9))
+    layer = Image.new("L", (width, height), 255)
+    letters = "".join(map(chr, g.integers(65, 91, 8)))
+    font = load_font(fonts()[int(g.integers(len(fonts())))], size)
+    ImageDraw.Draw(layer).text(
+        (width / 2, height / 2), letters, int(255 * g.uniform(0.7, 0.92)), font, "mm"
+    )
+    turned = layer.rotate(g.uniform(-50, 50), Image.Resampling.BILINEAR, fillcolor=255)
+    return np.asarray(image * (np.asarray(turned, np.float32) / 255))
 
 
 def fold(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
@@ -161,7 +195,7 @@ def bleed(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
     """The back of the sheet shines through."""
     back = np.roll(image, (int(g.uniform(0.3, 9) * em), int(g.uniform(1, 9) * em)), (0, 1))[:, ::-1]
     back = gaussian_filter(back, max(0.5, em * g.uniform(0.015, 0.05)))
-    return image * (1 - (1 - back) * g.uniform(0.08, 0.15 + 0.3 * strength))
+    return image * (1 - (1 - back) * g.uniform(0.08, 0.15 + 0.35 * strength))
 
 
 def fade(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
@@ -173,7 +207,17 @@ def fade(g: Generator, image: FloatImage, strength: float, em: float) -> FloatIm
         ink = ink * np.where(
             noise_field(g, image.shape, max(0.7, em * 0.03)) > 1.2, 1 - 0.5 * strength, 1
         )
+    if g.random() < 0.3:  # a thermal printer: dots of its head are worn
+        ink = ink * np.clip(
+            1 + g.uniform(0.1, 0.3) * noise_field(g, (1, image.shape[1]), 1), 0.4, 1
+        )
     return 1 - (1 - image) * ink
+
+
+def pale(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
+    """Faint print: no ink of the page is dark. Its letters are sharp, unlike those of `bleed`."""
+    ink = 1 - (1 - image) * (0.42 - 0.3 * strength)
+    return np.asarray(ink + g.standard_normal(image.shape, np.float32) * g.uniform(0, 0.012))
 
 
 def dirt(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
@@ -299,12 +343,15 @@ def jpeg(g: Generator, image: FloatImage, strength: float, em: float) -> FloatIm
 SHARES: Final[dict[Damage, float]] = {
     # In the order in which they happen, each with the share of the pages that have it.
     fade: 0.2,
+    pale: 0.1,
+    watermark: 0.05,
     bleed: 0.3,
-    tint: 0.25,
+    tint: 0.35,
     paper: 0.45,
     ruled: 0.12,
     halftone: 0.06,
-    stain: 0.2,
+    stain: 0.3,
+    spine: 0.1,
     fold: 0.12,
     light: 0.4,
     dirt: 0.12,
@@ -323,6 +370,8 @@ SHARES: Final[dict[Damage, float]] = {
 # f would have to guess the shape of a letter, and tesseract reads blurred letters better than wrong
 # guesses.
 _SHAPES: Final = (blur, low)
+# Others would leave nothing of faint print.
+_BESIDE_PALE: Final = (pale, paper, light, spine, blur, jpeg)
 
 
 def damaged(g: Generator, image: FloatImage, em: float) -> tuple[FloatImage, FloatImage]:
@@ -332,9 +381,14 @@ def damaged(g: Generator, image: FloatImage, em: float) -> tuple[FloatImage, Flo
     One damage is as strong as it may be alone, and the more others, the weaker.
     """
     heavy = g.beta(1.0, 1.3)
-    chosen = [damage for damage, share in SHARES.items() if g.random() < share] or [noise]
-    hardest = int(g.integers(len(chosen)))
-    target = image
+    # A pale picture may be meant so.
+    left_out = (fade, pale) if (image < 0.5).mean() > 0.25 else ()
+    chosen = [
+        damage for damage, share in SHARES.items() if g.random() < share and damage not in left_out
+    ] or [noise]
+    if pale in chosen:
+        chosen, heavy = [damage for damage in chosen if damage in _BESIDE_PALE], heavy / 2
+    hardest, target = chosen.index(pale) if pale in chosen else int(g.integers(len(chosen))), image
     for i, damage in enumerate(chosen):
         weak = min(1.0, heavy * g.uniform(0.4, 1.3)) / (1 + 0.15 * (len(chosen) - 1))
         strength = g.beta(2.0, 1.0) if i == hardest else weak

@@ -74,8 +74,6 @@ _NO_TEXT: Final = (
         "Last Resort",
     ),
 )
-_CYRILLIC: Final = str.maketrans("abcdefghijklmnopqrstuvwxyz", "абцдефгхийклмнопяретувжыюз")
-_GREEK: Final = str.maketrans("abcdefghijklmnopqrstuvwxyz", "αβξδεφγηιςκλμνοπψρστυωχθζά")
 _ACCENTS: Final = {
     "a": "áàâäãåąā",
     "c": "çćč",
@@ -89,26 +87,38 @@ _ACCENTS: Final = {
     "y": "ýÿ",
     "z": "żźž",
 }
+# The first letter and the one behind the last, and those of what stands at every third letter:
+# marks, or a space.
+_SCRIPTS: Final = (
+    (0x20, 0x21, 0x20, 0x21),  # Latin words
+    (0x3B1, 0x3CA, 0x20, 0x21),  # Greek
+    (0x410, 0x450, 0x20, 0x21),  # Cyrillic
+    (0x621, 0x63B, 0x64B, 0x653),  # Arabic
+    (0x5D0, 0x5EB, 0x5B0, 0x5BD),  # Hebrew
+    (0x905, 0x93A, 0x93E, 0x94E),  # Devanagari
+    (0xE01, 0xE2F, 0xE34, 0xE3B),  # Thai
+    (0x3041, 0x3095, 0x20, 0x21),  # Hiragana
+    (0x4E00, 0x9FA6, 0x20, 0x21),  # Chinese
+)
+_LATIN: Final = 0.75  # share of the texts
 _EM: Final = (11.0, 62.0)  # pixels: heights of the type, small print at 150 dpi to headings at 300
 _TILT: Final = 3.0  # degrees
 
 
-def font_files(*, held_out: bool) -> tuple[Path, ...]:
-    """The fonts with Latin letters of this machine and of matplotlib, at most six faces of a
-    family.
-    """
+def font_files(*, held_out: bool, letters: str = "aQg7é") -> tuple[Path, ...]:
+    """The fonts of this machine and of matplotlib with these letters, at most six of a family."""
     folders = [
         Path(mpl.get_data_path(), "fonts"),
         *(Path(each).expanduser() for each in _FONT_FOLDERS),
     ]
     faces: dict[str, dict[str, Path]] = {}
-    for file in sorted(file for folder in folders for file in folder.rglob("*.[ot]tf")):
+    for file in sorted(file for folder in folders for file in folder.rglob("*.[ot]t[fc]")):
         face = ImageFont.truetype(file, 16)
         family, style = (str(name) for name in face.getname())
         is_text = not any(
             word.casefold() in f"{file.name} {family}".casefold() for word in _NO_TEXT
         )
-        if is_text and family.startswith(HELD_OUT_FONTS) == held_out and _draws(face, "aQg7é"):
+        if is_text and family.startswith(HELD_OUT_FONTS) == held_out and _draws(face, letters):
             faces.setdefault(family, {}).setdefault(style, file)
     return tuple(
         file for styles in faces.values() for file in _spread(list(styles.values()), _FACES)
@@ -126,7 +136,8 @@ def _spread(items: Sequence[Path], count: int) -> Sequence[Path]:
 
 
 @cache
-def _fonts() -> tuple[Path, ...]:
+def fonts() -> tuple[Path, ...]:
+    """The fonts with Latin letters to draw pages with."""
     found = font_files(held_out=False)
     if len(found) < _FEW_FONTS:
         raise UserError(
@@ -134,6 +145,16 @@ def _fonts() -> tuple[Path, ...]:
             f"(docs/training.md)"
         )
     return found
+
+
+@cache
+def _foreign() -> list[tuple[tuple[int, ...], tuple[Path, ...]]]:
+    """The other scripts, each with the fonts that have its first and its last letter."""
+    found = [
+        (each, font_files(held_out=False, letters=chr(each[0]) + chr(each[1] - 1)))
+        for each in _SCRIPTS[1:]
+    ]
+    return [(script, files) for script, files in found if files]
 
 
 @lru_cache(512)
@@ -152,23 +173,30 @@ def _number(g: Generator) -> str:
     return f"{value:n}{g.choice(list(' .%€–'))}"
 
 
-def _text(g: Generator, count: int, font: ImageFont.FreeTypeFont) -> str:
-    """About ``count`` characters that the font has: prose, also with other letters, or numbers."""
-    kind = g.random()
-    size = count // 6 + 1
+def _text(g: Generator, count: int, script: Sequence[int]) -> str:
+    """About ``count`` characters: words, numbers, or letters of another script in any order."""
+    if script is not _SCRIPTS[0]:
+        first, last, first_mark, last_mark = script
+        letters = g.integers(first, last, count)
+        marks = g.integers(first_mark, last_mark, count)
+        marked, ends = g.random((2, count))
+        signs = zip(letters, marks, marked < 0.35, ends < 0.2, strict=True)
+        return "".join(
+            chr(letter) + chr(mark) * bool(has) + " " * bool(end)
+            for letter, mark, has, end in signs
+        )
+    kind, size = g.random(), count // 6 + 1
     if kind < 0.12:
         return " ".join(_number(g) for _ in range(size))
     start = int(g.integers(max(1, len(_words()) - size)))
     text = " ".join(_words()[start : start + size])
-    if kind < 0.3:
+    if kind < 0.34:
         accents = {
             ord(letter): str(g.choice(list(others)))
             for letter, others in _ACCENTS.items()
             if g.random() < 0.5
         }
         text = text.translate(accents)
-    elif kind < 0.42 and _draws(font, "жλ"):
-        text = text.translate(_CYRILLIC if kind < 0.37 else _GREEK)
     return text.upper() if g.random() < 0.06 else text
 
 
@@ -191,7 +219,21 @@ class _Painter:
         self.g, self.em, self.scale = g, max(8, int(em * scale)), scale
         self.image = Image.new("L", (side * scale, side * scale), 255)
         self.draw = ImageDraw.Draw(self.image)
-        self.font = load_font(_fonts()[int(g.integers(len(_fonts())))], self.em)
+        self.choose_font()
+
+    def choose_font(self) -> None:
+        """A script and a font for it, of the height of the type."""
+        choices = (
+            [(_SCRIPTS[0], fonts())]
+            if self.g.random() < _LATIN
+            else _foreign() or [(_SCRIPTS[0], fonts())]
+        )
+        self.script, files = choices[int(self.g.integers(len(choices)))]
+        self.font = load_font(files[int(self.g.integers(len(files)))], self.em)
+
+    def words(self, count: int) -> str:
+        """About ``count`` characters that the font has."""
+        return _text(self.g, count, self.script)
 
     def text(self, box: Box, ink: int) -> None:
         """One or two columns, a few lines underlined."""
@@ -206,7 +248,7 @@ class _Painter:
         rows = max(1, int((y1 - y0) / pitch))
         for column in range(columns):
             for i, line in enumerate(
-                wrap(font, _text(g, int(width / em * 2.2 * rows), font), width)[:rows]
+                wrap(font, self.words(int(width / em * 2.2 * rows)), width)[:rows]
             ):
                 at = (x0 + column * step, y0 + i * pitch)
                 self.draw.text(at, line, font=font, fill=ink)
@@ -245,7 +287,7 @@ class _Painter:
             y = y0 + row * pitch
             self.draw.line((x0, y, x1, y), fill=ink, width=pen)
             for left, right in pairwise(edges) if row < rows else ():
-                cell = wrap(self.font, _text(g, int(g.integers(2, 14)), self.font), right - left)[0]
+                cell = wrap(self.font, self.words(int(g.integers(2, 14))), right - left)[0]
                 if self.font.getlength(cell) < right - left - self.em / 3:
                     self.draw.text(
                         (left + self.em / 6, y + 0.15 * self.em), cell, font=self.font, fill=ink
@@ -283,9 +325,7 @@ class _Painter:
                     width=self._pen(),
                 )
         self.draw.line((x0, y0, x0, y1, x1, y1), fill=ink, width=self._pen())
-        self.draw.text(
-            (x0, y1), " ".join(_text(g, 30, self.font).split()[:5]), font=self.font, fill=ink
-        )
+        self.draw.text((x0, y1), " ".join(self.words(30).split()[:5]), font=self.font, fill=ink)
 
     def stamp(self, box: Box, ink: int) -> None:
         """Text under a rubber stamp."""
@@ -302,7 +342,7 @@ class _Painter:
             outline=colour,
             width=pen,
         )
-        draw.text((side / 2, side / 2), _text(g, 6, self.font)[:8], colour, self.font, "mm")
+        draw.text((side / 2, side / 2), self.words(6)[:8], colour, self.font, "mm")
         layer = layer.rotate(g.uniform(-40, 40), Image.Resampling.BILINEAR, fillcolor=255)
         at = int(g.uniform(box[0], max(box[0] + 1, box[2] - side))), int(box[1])
         under = self.image.crop((*at, at[0] + side, at[1] + side))
@@ -310,10 +350,8 @@ class _Painter:
 
     def writing(self, box: Box, ink: int) -> None:
         """Lines as of a pen: loops that run to the right."""
-        g = self.g
-        em = self.em
-        (x0, y0, x1, y1) = box
-        pen = max(1, int(em * g.uniform(0.04, 0.12)))
+        g, em, (x0, y0, x1, y1) = self.g, self.em, box
+        pen = max(1, int(em * g.uniform(0.04, 0.2)))
         for y in np.arange(y0 + em, y1, 1.8 * em):
             count = max(8, int((x1 - x0) / em * 14 * g.uniform(0.3, 1)))
             loops = gaussian_filter1d(g.normal(0, 1, (2, count)), 1.6, axis=1) * em
@@ -327,10 +365,10 @@ class _Painter:
 
 
 _REGIONS: Final[Sequence[tuple[float, Callable[[_Painter, Box, int], None]]]] = (
-    (0.54, _Painter.text),
-    (0.10, _Painter.box),
-    (0.12, _Painter.table),
-    (0.08, _Painter.photograph),
+    (0.50, _Painter.text),
+    (0.11, _Painter.box),
+    (0.11, _Painter.table),
+    (0.11, _Painter.photograph),
     (0.05, _Painter.diagram),
     (0.05, _Painter.stamp),
     (0.06, _Painter.writing),
@@ -339,9 +377,7 @@ _REGIONS: Final[Sequence[tuple[float, Callable[[_Painter, Box, int], None]]]] = 
 
 def draw_page(g: Generator, side: int) -> tuple[Levels, float]:
     """A part of a page (side, side), and the usual height of its type in pixels."""
-    em = float(np.exp(g.uniform(*np.log(_EM))))
-    scale = int(g.choice([1, 1, 2, 3]))
-    ink = int(g.choice([0, 0, 0, int(g.integers(0, 110))]))
+    em, scale = float(np.exp(g.uniform(*np.log(_EM)))), int(g.choice([1, 1, 2, 3]))
     painter = _Painter(g, side, em, scale)
     shares = np.array([share for share, _ in _REGIONS])
     margin = int(g.integers(0, side // 12)) * scale
@@ -350,11 +386,13 @@ def draw_page(g: Generator, side: int) -> tuple[Levels, float]:
     while y < end:
         size = em * scale * (float(g.choice([1, 1, 1, 1, 1.4, 2.0])) if em < 45 else 1.0)
         painter.em = int(size)
-        painter.font = load_font(_fonts()[int(g.integers(len(_fonts())))], painter.em)
+        painter.choose_font()
         region = _REGIONS[int(g.choice(len(_REGIONS), p=shares / shares.sum()))][1]
         height = size * g.uniform(2.2, 9)
-        if region is _Painter.photograph:
-            height = max(height, end * g.uniform(0.15, 0.8))
+        if region is _Painter.photograph or (region is _Painter.box and g.random() < 0.5):
+            height = max(height, end * g.uniform(0.15, 0.9))
+        # Pale ink beside black ink stays; on a page of its own it is a damage, `pale`.
+        ink = int(g.integers(150)) if g.random() < 0.12 else 0
         region(painter, (margin, y, end - margin, y + height), ink)
         y += height + size * g.uniform(0.1, 1.5)
     image = painter.image

@@ -364,7 +364,7 @@ _TERMS: Final = tuple(field.name for field in dataclasses.fields(Weights))
 # one for each term; matplotlib has ten
 _COLOURS: Final = (
     *(f"C{i}" for i in range(10)),
-    *("black", "gold", "navy", "teal", "hotpink", "lime", "tan", "indigo", "salmon"),
+    *("black", "gold", "navy", "teal", "hotpink", "lime", "tan", "indigo", "salmon", "coral"),
 )
 _MAX_POINTS: Final = 150  # of a curve in a stage; more are averaged
 _MIN_VALUE: Final = 1e-8  # the logarithmic scale needs values above 0

@@ -35,6 +35,7 @@ TERMS: Final[Mapping[str, str]] = {
     "frechet": "Fréchet distance of samples in perceptual features",
     "fitting": "distance of the codes of pens to those of the nearest picture that fits",
     "second": "distance of f(z) to f(f(z)), trains f(z)",
+    "marks": "what f(corrupted picture) lacks of each part of its ink, beyond a quarter",
     "again": "idempotence: distance of f(f(corrupted picture)) to f of it, or to the picture",
     "health": "idem / rec; above 1 the samples collapse",
 }

@@ -11,7 +11,9 @@ Papers: IGN is Shocher et al., 2024 (arXiv 2311.01462); NAIGN is Al-Jaff et al.,
 from collections.abc import Callable, Sequence
 from typing import Final
 
+import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
@@ -50,6 +52,26 @@ def _edges(error: Tensor) -> Tensor:
     """The absolute differences of the image gradients in both directions, per pixel: (B,)."""
     steps = torch.cat([error.diff(dim=axis).flatten(1) for axis in (2, 3)], 1).abs().sum(1)
     return steps / error[0].numel()
+
+
+def lost_marks(y: Tensor, x: Tensor) -> Tensor:
+    """The share of the darkness of x that y lacks, beyond a quarter; both (B, 1, H, W) in [−1, 1].
+
+    It is the mean over the connected parts of the ink of x that have over three pixels, so a dot of
+    a letter counts as much as a letter. Returns a scalar.
+    """
+    touching = np.zeros((3, 3, 3, 3), bool)
+    touching[1, 1] = True  # neighbours in rows and columns
+    labels, count = ndimage.label((x < 0).numpy(force=True), touching)
+    parts = torch.from_numpy(labels).to(x.device, torch.int64).flatten()
+    ink, left, pixels = (
+        torch.zeros(count + 1, device=x.device).index_add(0, parts, each.float().flatten())
+        for each in (1 - x, 1 - y.clamp(-1.0, 1.0), torch.ones_like(x))
+    )
+    counted = pixels > 3
+    counted[0] = False
+    lost = functional.relu(0.75 - left[counted] / ink[counted])
+    return lost.sum() / counted.sum().clamp_min(1)
 
 
 def reconstruction(f: Function, x: Tensor, kind: Distance) -> Tensor:

@@ -70,19 +70,21 @@ class Objective:
         return sum(active, torch.zeros((), device=next(iter(terms.values())).device))
 
     def _restoring_terms(self, f: Restorer, batch: TrainingBatch) -> dict[str, Tensor]:
-        """`project`, and `again` of every second row, rounded to 8 bits as in a file."""
+        """`project`, `marks`, and `again` of every second row, rounded to 8 bits as in a file."""
         if batch.corrupted is None:
             raise ValueError("a Restorer learns from `project`")
         y = f(batch.corrupted)
         x = batch.x
-        terms = {"project": losses.distance(y, x, self.kind).mean()}
+        terms = {
+            "project": losses.distance(y, x, self.kind).mean(),
+            "marks": losses.lost_marks(y, x),
+        }
         if self.stage.weights.again > 0:
             settled = f.settle(batch.corrupted[::2], y[::2].detach())
-            kept = settled[::2]
-            truth = x[::2][1::2]
             rounded = ((settled + 1) * 127.5).round() / 127.5 - 1
-            again = f(torch.cat([rounded[::2], rounded[1::2]]))
-            terms["again"] = losses.distance(again, torch.cat([kept, truth]), self.kind).mean()
+            half = x.shape[3] // 2
+            target = torch.cat([settled[..., :half], x[::2, ..., half:]], 3)
+            terms["again"] = losses.distance(f(rounded), target, self.kind).mean()
         return terms
 
     def _sample_terms(self, f: nn.Module, z: Tensor, y: Tensor, rec: Tensor) -> dict[str, Tensor]:

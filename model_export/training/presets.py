@@ -241,17 +241,17 @@ PRESETS = {
             name="scans",
             objective="restore",
             network=NetworkConfig(
-                size=240, channels=1, widths=(16, 32, 64, 96), bottleneck=0, full=8
+                size=384, channels=1, widths=(16, 32, 64, 96, 96), bottleneck=0, full=8
             ),
-            stages=restoring_stages(20_000, 20_000),
+            stages=restoring_stages(30_000, 15_000),
             distance="l1_ink",
-            batch=4,
+            batch=2,
             checkpoint_every=1600,  # writing one takes as long as 30 steps
             background=(1.0,),
-            tile=1536,
-            overlap=144,  # f hardly sees farther, so tiles give the whole page
+            tile=1408,
+            overlap=96,  # what f sees beyond that changes slowly
             # so f never sees a border: it leaves dark corners, which look like a part of a picture
-            margin=144,
+            margin=64,
             data="scans",
             licence="Apache-2.0",
             description="Scanned and photographed pages of text, grey: removes stains, shadows "

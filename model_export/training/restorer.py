@@ -21,6 +21,9 @@ _KEEP: Final = 14 * _LEVEL  # a pixel that f would change by less keeps its valu
 _RAMP: Final = 8 * _LEVEL
 _END_RAMP: Final = 5 * _LEVEL  # before black and white, which f makes in any case
 _SLOPE: Final = 0.1
+_DARKEST_SHADOW: Final = 0.35  # of the light of paper without shadow
+_PALEST: Final = 0.1  # ink: its darkness on white paper
+_DARK: Final = 0.75  # ink of this darkness is not stretched
 _BRANCH: Final = 0.2  # scale of the initial weights of a block's sum
 
 
@@ -49,19 +52,44 @@ def space_to_depth_convolution(layer: nn.Conv2d, x: Tensor) -> Tensor:
     return functional.conv2d(x, functional.pixel_unshuffle(weight, 2), bias, padding=1)
 
 
-def divided(x: Tensor) -> Tensor:
-    """The picture at half the side, divided by its background: (B, C, H, W) in [−1, 1] → (B, C,
-    H/2, W/2), the same.
+def normalised(x: Tensor) -> Tensor:
+    """The picture divided by its background, then stretched to its ink: (B, 1, H, W) → the same.
 
-    H and W are multiples of 4. The background is the picture without dark parts that are narrower
-    than 20 pixels (a morphological closing).
+    H and W are multiples of 16. The background is a morphological closing (Serra, 1982): the
+    picture without dark parts that are narrower than 20 pixels; but where it is much darker than
+    that of the next 400 pixels, it is no shadow. Ink is as dark as the darkest parts of the next
+    400 pixels, in a mean that the dark ones dominate. White paper and black ink stay in every bit.
     """
-    half = functional.avg_pool2d(x.float(), 2) + 1.0
-    widened = functional.max_pool2d(functional.avg_pool2d(half, 2), 5, 1, 2)
-    background = functional.interpolate(
-        -functional.max_pool2d(-widened, 5, 1, 2), scale_factor=2.0, mode="nearest"
+    light = (functional.avg_pool2d(x.float(), 2) + 1.0) / 2.0
+    near = _closed(functional.avg_pool2d(light, 2), 5)
+    far = _closed(functional.avg_pool2d(near, 4), 25)
+    background = torch.maximum(near, _DARKEST_SHADOW * _enlarged(far, 4)).clamp_min(_LEVEL)
+    ink = 1.0 + functional.max_pool2d(-light, 2) / background
+    darkest = functional.max_pool2d(ink, 4).clamp(_PALEST, 1.0)
+    mean = _around(darkest**5) / _around(darkest**4)
+    contrast = _enlarged((mean / _DARK).clamp_max(1.0), 4)
+    # 1 − (1 − light/background)/contrast, as a line in x
+    slope = functional.avg_pool2d(1.0 / (contrast * background), 2)
+    level = functional.avg_pool2d(1.0 / (contrast * background) + 1.0 - 2.0 / contrast, 2)
+    return (x * _enlarged(slope, 8) + _enlarged(level, 8)).clamp(-1.0, 1.0)
+
+
+def _closed(x: Tensor, side: int) -> Tensor:
+    """Without dark parts that are narrower than the side of a square: (B, C, H, W) → the same."""
+    widened = functional.max_pool2d(x, side, 1, side // 2)
+    return -functional.max_pool2d(-widened, side, 1, side // 2)
+
+
+def _around(x: Tensor) -> Tensor:
+    """The mean of the squares of side 25 around all places: (B, C, H, W) → the same."""
+    lines = functional.avg_pool2d(x, (25, 1), 1, (12, 0), count_include_pad=False)
+    return functional.avg_pool2d(lines, (1, 25), 1, (0, 12), count_include_pad=False)
+
+
+def _enlarged(x: Tensor, factor: int) -> Tensor:
+    return functional.interpolate(
+        x, scale_factor=float(factor), mode="bilinear", align_corners=False
     )
-    return (2.0 * half / background.clamp_min(_LEVEL) - 1.0).clamp(-1.0, 1.0)
 
 
 class Block(nn.Module):
@@ -78,22 +106,19 @@ class Block(nn.Module):
 
 
 class Restorer(nn.Module):
-    """f: (B, channels, H, W) in [−1, 1] → the same; H and W are multiples of 2 to the number of
-    widths.
+    """f: (B, 1, H, W) in [−1, 1] → the same; H and W are multiples of 2**len(widths) and of 16.
 
     A pyramid: ``widths`` are the channels at 1/2, 1/4, … of the side, ``full`` those at the full
-    side. It proposes a change of each pixel. `forward` makes a change that is large, or that ends
-    in black or white, and leaves other pixels as they are, bit for bit. So clean paper and clean
-    ink are fixed points. Without normalisation, no row and no tile depends on others. `divided`
-    shows it the ink on paper of any brightness, also such as training has not.
+    side. It sees the picture and the `normalised` one. For each pixel it proposes a mixture of both
+    and a change of that: pictures are no paper with ink. `forward` makes a change of the picture
+    that is large, or that ends in black or white, and leaves other pixels as they are, bit for bit.
+    So clean paper and clean ink are fixed points. No row depends on others.
     """
 
-    def __init__(self, channels: int, widths: tuple[int, ...], full: int) -> None:
+    def __init__(self, widths: tuple[int, ...], full: int) -> None:
         super().__init__()
         first, *_, last = widths
-        self.stem = nn.Conv2d(channels, first, 6, 2, 2)
-        # it is added to the stem, which has one
-        self.divided = nn.Conv2d(channels, first, 3, 1, 1, bias=False)
+        self.stem = nn.Conv2d(2, first, 6, 2, 2)
         self.refine = nn.Conv2d(first, first, 3, 1, 1)
         steps = list(pairwise(widths))
         self.down = nn.ModuleList(
@@ -106,16 +131,16 @@ class Restorer(nn.Module):
             Block(a) if i else nn.Conv2d(a, a, 3, 1, 1) for i, (a, _) in enumerate(steps)
         )
         self.enlarge = nn.Conv2d(first, 4 * full, 3, 1, 1)
-        self.full = nn.Conv2d(channels, full, 3, 1, 1)
+        self.full = nn.Conv2d(2, full, 3, 1, 1)
         self.sharpen = nn.Conv2d(full, full, 3, 1, 1)
-        self.change = nn.Conv2d(full, channels, 3, 1, 1)
+        self.change = nn.Conv2d(full, 2, 3, 1, 1)
         self.apply(_initialise)
 
     def propose(self, x: Tensor) -> Tensor:
-        """The picture that f would make if it made all changes, (B, C, H, W); it can leave [−1,
-        1].
-        """
-        sides = [_active(self.refine(_active(self.stem(x) + self.divided(divided(x)))))]
+        """The picture with all changes, (B, 1, H, W); it can leave [−1, 1]."""
+        paper = normalised(x)
+        both = torch.cat([x, paper], 1)
+        sides = [_active(self.refine(_active(self.stem(both))))]
         for step in self.down:
             sides.append(step(sides[-1]))
         y = self.middle(sides.pop())
@@ -123,9 +148,14 @@ class Restorer(nn.Module):
             reversed(self.up), reversed(self.joined), reversed(sides), strict=True
         ):
             y = joined(side + functional.interpolate(enlarge(y), scale_factor=2.0, mode="nearest"))
-        y = _active(self.enlarge(_active(y)) + space_to_depth_convolution(self.full, x))
+        y = _active(self.enlarge(_active(y)) + space_to_depth_convolution(self.full, both))
         y = _active(space_to_depth_convolution(self.sharpen, y))
-        return x + functional.pixel_shuffle(space_to_depth_convolution(self.change, y), 2).float()
+        change, share = (
+            functional.pixel_shuffle(space_to_depth_convolution(self.change, y), 2)
+            .float()
+            .chunk(2, 1)
+        )
+        return x + change + share * (paper - x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply f once. In training it makes every change, and gradients pass the bounds of the
@@ -155,7 +185,7 @@ def build_network(config: NetworkConfig) -> Network:
     """The untrained network of a configuration."""
     config.sizes()
     if config.full:
-        return Restorer(config.channels, config.widths, config.full)
+        return Restorer(config.widths, config.full)
     return Crisp(config) if config.palette else Autoencoder(config)
 
 

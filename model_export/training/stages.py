@@ -42,7 +42,10 @@ class Weights:
     frechet: float = 0.0  # Fréchet distance of f(z) in perceptual features, relative to `critic`
     fitting: float = 0.0  # distance of the codes of pens to those of the nearest picture that fits
     second: float = 0.0  # D(f(z), sg f(f(z))), in the last third of the stage
-    # of a `Restorer`: half of f(corrupted x) stays, and half becomes x, when f is applied again
+    # Of a `Restorer`:
+    # share that f(corrupted x) lacks of each connected part of the ink, small ones too
+    marks: float = 0.0
+    # the left of f(corrupted x) stays, and the right becomes x, when f is applied again
     again: float = 0.0
 
     @property
@@ -84,6 +87,7 @@ class Stage:
     teacher_steps: int = 0  # k of T^k, where T is the averaged network at the start of this stage
     warmup: int = 200  # steps of linear warm-up
     betas: tuple[float, float] = (0.9, 0.99)
+    clip: float | None = None  # the largest norm of the gradient
     tight_clamp: float | None = (
         None  # a in the paper's a·L_rec·tanh(L_tight/(a·L_rec)), row by row; None for no clamp
     )
@@ -164,7 +168,13 @@ def restoring_stages(restore: int, settle: int) -> tuple[Stage, Stage]:
     """The stages of a `Restorer`. The data have pairs, of which some are equal, so `rec` is not
     needed.
     """
-    stage = Stage(name="restore", steps=restore, lr=1e-3, weights=Weights(rec=0.0, project=1.0))
+    stage = Stage(
+        name="restore",
+        steps=restore,
+        lr=1e-3,
+        clip=0.5,
+        weights=Weights(rec=0.0, project=1.0, marks=0.06),
+    )
     weights = replace(stage.weights, again=0.5)
     return stage, replace(stage, name="settle", steps=settle, lr=5e-4, weights=weights)
 

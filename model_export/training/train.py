@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torchvision.utils import save_image
 from tqdm import tqdm
@@ -225,6 +225,8 @@ class Run:
                 with self._autocast():
                     self.critics.step(*map(self.teacher.features, (batch.x, y)))
             terms = self._backward(batch)
+            if stage.clip is not None:
+                nn.utils.clip_grad_norm_(self.network.parameters(), stage.clip)
             self.optimiser.step()
             self.average.update_parameters(self.network)
         self.meter.step(self.batches.size)

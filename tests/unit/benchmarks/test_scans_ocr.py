@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks import scans_ocr
 
@@ -45,6 +47,24 @@ def test_means_and_shares_by_group() -> None:
     others = {"photographs": {"coins": 3.0}, "page_s": 2.5, "pages": {"fade": {"raw": 7.0}}}
     text = scans_ocr.render(result | others)
     assert all(row in text for row in ("| light | 40.0 | 10.0 |", "| fade | 7.0 |"))
+
+
+def test_pages_of_a_folder_are_read_by_every_method(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Image.fromarray(np.full((40, 30), 200, np.uint8)).save(tmp_path / "letter.png", dpi=(150, 150))
+    (tmp_path / "letter.txt").write_text("abcd")
+    monkeypatch.setattr(
+        scans_ocr, "read", lambda images, **_: ["abcd" if images[0].max() > 250 else "ab"]
+    )
+    methods: dict[str, scans_ocr.Method] = {
+        "raw": lambda image, _: image,
+        "white": lambda image, dpi: np.full_like(
+            image, 255 if dpi == 300 and image.shape == (80, 60) else 0
+        ),
+    }
+    rates = scans_ocr.real_pages(tmp_path, methods)
+    assert rates == {"letter": {"raw": 50.0, "white": 0.0}, "mean": {"raw": 50.0, "white": 0.0}}
 
 
 def test_it_says_what_it_needs(

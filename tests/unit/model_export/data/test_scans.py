@@ -18,7 +18,9 @@ FONTS = tuple(sorted(Path(mpl.get_data_path(), "fonts", "ttf").glob("DejaVuS*.tt
 
 @pytest.fixture(autouse=True)
 def _fonts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "_fonts", lambda: FONTS)
+    monkeypatch.setattr(pages, "fonts", lambda: FONTS)
+    monkeypatch.setattr(damages, "fonts", lambda: FONTS)
+    monkeypatch.setattr(pages, "_foreign", lambda: [((0x3B1, 0x3CA, 0x20, 0x21), FONTS)])
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
 
 
@@ -81,6 +83,33 @@ def test_f_shall_undo_all_damages_but_those_of_shapes(
     assert np.abs(damaged - clean).max() > 0.1
 
 
+def test_faint_print_has_few_other_damages(
+    printed: tuple[np.ndarray, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean = printed[0].astype(np.float32) / 255
+    monkeypatch.setattr(damages, "SHARES", dict.fromkeys(damages.SHARES, 1.0))
+    damaged, _ = damages.damaged(np.random.default_rng(1), clean, printed[1])
+    ink = printed[0] < 32
+    assert 0.05 < damaged[~ink].mean() - damaged[ink].mean() < 0.4
+
+
+def test_print_on_white_paper_becomes_black_and_pictures_stay() -> None:
+    grey = np.full((64, 64), 255, np.uint8)
+    grey[20:26, 8:56] = 40  # ink
+    grey[40:, 8:56] = 40  # a picture
+    toned = scans.toned(grey)
+    assert toned[20:26, 8:56].max() < 20
+    np.testing.assert_array_equal(toned[48:, 16:48], grey[48:, 16:48])
+    assert (toned[:12] == 255).all()
+
+
+def test_photographs_are_made_in_every_size() -> None:
+    for seed in range(8):
+        picture = pages.photograph(np.random.default_rng(seed), 90, 50)
+        assert picture.size == (90, 50)
+        assert np.asarray(picture).std() > 2
+
+
 def test_the_families_for_measurements_are_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     # which draws letters of every font of the machine
     monkeypatch.setattr(pages, "_draws", lambda face, letters: True)
@@ -130,11 +159,11 @@ def test_the_set_is_drawn_once_and_again_by_another_program(
 
 def test_too_few_fonts_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(pages, "font_files", lambda *, held_out: FONTS[:2])
-    pages._fonts.cache_clear()
+    monkeypatch.setattr(pages, "font_files", lambda *, held_out, letters="": FONTS[:2])
+    pages.fonts.cache_clear()
     with pytest.raises(UserError, match="2 fonts"):
         page(0)
-    pages._fonts.cache_clear()
+    pages.fonts.cache_clear()
 
 
 def test_a_scan_in_one_bit_has_two_levels(printed: tuple[np.ndarray, float]) -> None:

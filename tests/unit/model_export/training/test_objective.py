@@ -15,7 +15,7 @@ from model_export.training.stages import Stage, Weights
 
 CRISP_TERMS = ["gate", "code_drifting", "code_critic", "frechet", "fitting", "second"]
 FEATURE_TERMS = ["drifting", "features", "project_any"]
-OTHERS = [*FEATURE_TERMS, *CRISP_TERMS, "again"]
+OTHERS = [*FEATURE_TERMS, *CRISP_TERMS, "marks", "again"]
 TERMS = [field.name for field in dataclasses.fields(Weights) if field.name not in OTHERS]
 
 
