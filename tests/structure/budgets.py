@@ -19,17 +19,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Nodes of `ast`, of folders together; "." is the whole repository.
 NODES = {
-    ("service", "ign"): 135_640,
-    ("model_export",): 84_390,
+    ("service", "ign"): 135_690,
+    ("model_export",): 86_110,
     ("sdk",): 22_970,
-    ("benchmarks",): 49_820,
-    ("tests",): 270_200,
-    (".",): 567_920,
+    ("benchmarks",): 50_190,
+    ("tests",): 270_940,
+    (".",): 570_800,
 }
-FILE_LINES = 640
+FILE_LINES = 675
 SERVICE_MODULES = 80  # without `__init__`
 SERVICE_ENTRIES = 16  # modules and packages at its top, without `__init__`
-WORDS = 20_540  # of README.md and docs, without the pages that commands write
+WORDS = 20_630  # of README.md and docs, without the pages that commands write
 GENERATED = ROOT / "docs" / "models"
 # Of a warm request: files that it enters, and calls. Of /generate, 19 and 150 are aimed at, of
 # /project 22 and 185.
