@@ -79,14 +79,17 @@ class CostModel:
         return self._seconds + slope * (rows - self._rows)
 
     def least_seconds(self, rows: float) -> float:
-        """Seconds of a call with ``rows`` rows, at least: what the fastest calls of a size took."""
+        """Seconds of a call with ``rows`` rows, at least: what the fastest calls of a size took.
+
+        Of few calls, the least of all sizes.
+        """
         # The line of `seconds` is above it while other work slows the calls down.
-        known = [
-            least * min(1.0, rows / 2**size)
+        shares = [
+            (count, least * min(1.0, rows / 2**size))
             for size, (count, _, least) in self._sizes.items()
-            if count >= _MIN_CALLS
         ]
-        return max(known, default=0.0)
+        known = [share for count, share in shares if count >= _MIN_CALLS]
+        return max(known) if known else min((share for _, share in shares), default=0.0)
 
 
 class Admission:

@@ -90,7 +90,7 @@ def traffic(url: str) -> None:
         assert client.get("/readyz").status_code == 200
         post(422, "/generate", {"n": 0})
         post(404, "/nothing")
-        post(504, "/generate", ENDLESS, headers={"X-Request-Timeout": "0.001"})
+        post(504, "/generate", ENDLESS, headers={"X-Request-Timeout": "0.5"})
         # a full batch, and half of the queue
         assert [stream(rows) for rows in (64, 32)] == [200, 200]
         post(429, "/generate", {"model": "fashion_mnist", "n": 64})
