@@ -269,3 +269,9 @@ def test_a_command_prints_one_line_and_nothing_that_controls_the_terminal(
     assert err.count("\n") <= 1
     shown = {unicodedata.category(each) for each in (out + err).replace("\n", "").replace("\t", "")}
     assert not shown & {"Cc", "Cf", "Cs"}
+
+
+def test_a_deadline_that_has_passed_sends_nothing() -> None:
+    # Nothing listens on this port.
+    with Client("http://127.0.0.1:9", deadline=1e-9) as client, pytest.raises(TimedOut):
+        client.generate()
