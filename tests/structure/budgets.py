@@ -19,12 +19,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Nodes of `ast`, of folders together; "." is the whole repository.
 NODES = {
-    ("service", "ign"): 135_690,
+    ("service", "ign"): 135_720,
     ("model_export",): 86_110,
     ("sdk",): 22_970,
     ("benchmarks",): 50_190,
-    ("tests",): 270_940,
-    (".",): 570_800,
+    ("tests",): 271_000,
+    (".",): 570_900,
 }
 FILE_LINES = 675
 SERVICE_MODULES = 80  # without `__init__`
