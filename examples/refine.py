@@ -6,9 +6,8 @@ import sys
 
 from ign_client import Client, Done, Step
 
-TOLERANCE = (
-    0.005  # mean change of a step in the model's range −1…1; less than one grey level of 255
-)
+# mean change of a step in the model's range −1…1; less than one grey level of 255
+TOLERANCE = 0.005
 
 
 def main(picture: str, target: str) -> None:

@@ -15,9 +15,8 @@ from service.domain.errors import StartupError
 
 Loader = Callable[[], click.Command]
 _PROGRAM: Final = "ign"
-_COMPLETE: Final = (
-    "_IGN_COMPLETE"  # the variable through which a shell asks click what completes a word
-)
+# the variable through which a shell asks click what completes a word
+_COMPLETE: Final = "_IGN_COMPLETE"
 
 
 class LazyGroup(click.Group):

@@ -43,9 +43,8 @@ PACKAGES: Final = {
 }
 _REGISTRY: Final = "https://registry.npmjs.org"
 _PACK: Final = "npm pack " + " ".join("@".join(name[:-4].rsplit("-", 1)) for name in PACKAGES)
-_MAX_MODEL_BYTES: Final = (
-    100_000_000  # GitHub takes no larger files, and phones have no memory for them
-)
+# GitHub takes no larger files, and phones have no memory for them
+_MAX_MODEL_BYTES: Final = 100_000_000
 _MANTISSA_BITS: Final = 14  # that are kept of float32 weights; half precision has 10
 # fields of `onnx.proto`: of a model, of a graph,
 _GRAPH = 7

@@ -12,9 +12,8 @@ from model_export.data.datasets import Dataset
 from model_export.training.presets import Preset
 from model_export.training.train import Run
 
-STEPS: Final = (
-    3  # timed steps of each stage; the first also allocates memory, the last begins the next stage
-)
+# timed steps of each stage; the first also allocates memory, the last begins the next stage
+STEPS: Final = 3
 
 
 def estimate_seconds(preset: Preset, data: Dataset, *, device: torch.device, bf16: bool) -> float:

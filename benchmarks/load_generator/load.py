@@ -49,9 +49,8 @@ class Spec:
     warmup_s: float = 0.5
     grace_s: float = 40.0
     pause_s: float = 0.0  # a client waits a random time of up to so long after each response
-    server_pid: int | None = (
-        None  # a local process whose CPU time, with its descendants, is reported too
-    )
+    # a local process whose CPU time, with its descendants, is reported too
+    server_pid: int | None = None
 
 
 def measure(spec: Spec) -> Json:

@@ -70,9 +70,8 @@ class Case:
     # raises if the body of a 200 is not what was requested
     check: Callable[[Answer], None] = lambda _: None
     leave_after_s: float | None = None  # seconds until the client disconnects
-    may_close: bool = (
-        False  # a close without an answer is right too: the bytes need not be a whole request
-    )
+    # a close without an answer is right too: the bytes need not be a whole request
+    may_close: bool = False
 
 
 def problem(case: Case, answer: Answer) -> str:

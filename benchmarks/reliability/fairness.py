@@ -60,9 +60,8 @@ ORDINARY: Final = (
 TIMEOUT_S: Final = 10.0
 GIVE_UP_S: Final = 60.0
 IN_A_ROW: Final = 10
-MEMORY_MIB = (
-    640.0  # what requests may hold by default: IGN_MAX_INFLIGHT_BYTES and its reserve of a quarter
-)
+# what requests may hold by default: IGN_MAX_INFLIGHT_BYTES and its reserve of a quarter
+MEMORY_MIB = 640.0
 HEALTH_MS = 250.0
 
 

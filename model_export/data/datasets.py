@@ -62,9 +62,8 @@ class Dataset:
     licence: str  # `unknown` if it is not known
     train: Tensor  # (N, C, H, W) uint8
     held_out: Tensor
-    damaged: Tensor | None = (
-        None  # of each training picture, what f shall restore to it; None: made in training
-    )
+    # of each training picture, what f shall restore to it; None: made in training
+    damaged: Tensor | None = None
     train_labels: Tensor | None = None  # (N,) int64, or None if the data has no classes
     held_out_labels: Tensor | None = None
     known: str = ""  # name of the published set with this content; empty if it is none

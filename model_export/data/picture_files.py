@@ -35,9 +35,8 @@ Polarity = Literal["light-on-dark", "dark-on-light", "none"]
 _SAMPLE: Final = 256  # pictures that are looked at, evenly spread over the data
 _COLOUR: Final = 4.0  # levels between the largest and the smallest channel, mean over a picture
 _COLOURED: Final = 0.05  # share of pictures in colour from which the data counts as coloured
-_NEAR: Final = (
-    24  # levels from the border's median within which a border pixel belongs to the background
-)
+# levels from the border's median within which a border pixel belongs to the background
+_NEAR: Final = 24
 _PLAIN: Final = 0.8  # share of such pixels from which a background is plain
 # share of pictures with a dark (light) border from which the data has a dark (light) background
 _AGREE: Final = 0.95

@@ -16,9 +16,8 @@ from service.domain.latents import FloatRows
 Numbers = NDArray[np.floating[Any]]
 
 _RANGE: Final = 2.0  # width of [−1, 1]
-_MIN_ERROR: Final = (
-    1e-10  # mean square at which PSNR stops rising: identical pictures get a finite value
-)
+# mean square at which PSNR stops rising: identical pictures get a finite value
+_MIN_ERROR: Final = 1e-10
 _SSIM_RADIUS: Final = 5
 _SSIM_CHUNK: Final = 64  # pictures: more do not fit into the processor's cache
 _CHUNK: Final = 4096

@@ -20,9 +20,8 @@ from service.domain.latents import FloatRows
 _COUNT: Final = 480  # drawings of 28×28 of each kind
 _SURE: Final = 0.9
 _ROUNDING: Final = 1e-9  # of a correlation
-_BLUR: Final = (
-    1.5  # pixels of a 28-pixel side: strokes need not be at the same pixel to resemble one another
-)
+# pixels of a 28-pixel side: strokes need not be at the same pixel to resemble one another
+_BLUR: Final = 1.5
 PROTOCOL: Final = (
     "drawings u of fonts and figures that training never shows; auroc: of mean |f(u) - u| "
     "against that of held-out "

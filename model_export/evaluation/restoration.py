@@ -25,12 +25,10 @@ _PATCH: Final = {"patch_size": 5, "patch_distance": 6}
 Function = Callable[[FloatRows], FloatRows]
 Grid = Mapping[str, Corruption]
 """Settings of a method in words → corrupted rows (N, C, H, W) → restored rows."""
-BASELINE_PICTURES: Final = (
-    1000  # held-out pictures of 28×28: classical methods take up to 5 ms for one
-)
-TUNING_PICTURES: Final = (
-    64  # training pictures of 28×28 on which the parameters of a method are chosen
-)
+# held-out pictures of 28×28: classical methods take up to 5 ms for one
+BASELINE_PICTURES: Final = 1000
+# training pictures of 28×28 on which the parameters of a method are chosen
+TUNING_PICTURES: Final = 64
 PROTOCOL: Final = (
     "the pictures of `real`; PSNR and SSIM (Gaussian window) against the clean picture; "
     "with_mask: kept pixels are put back after every step; baselines: the first n of them, f "

@@ -25,12 +25,10 @@ KL_INCREASE: Final = 0.1
 _MIN_DIVERSITY: Final = 0.5  # of the distance between real pictures
 _MAX_FRECHET: Final = 25.0  # in units of the Fréchet distance of training pictures
 _MAX_DRIFT: Final = 0.05  # mean |f(f(z)) − f(z)|, range 2
-_MAX_HEALTH: Final = (
-    1.0  # L_idem / L_rec; good runs of the adversarial objective end below, collapsed ones above
-)
-_MIN_SAME_CLASS: Final = (
-    0.8  # share of pictures that keep their class after the most applications of f
-)
+# L_idem / L_rec; good runs of the adversarial objective end below, collapsed ones above
+_MAX_HEALTH: Final = 1.0
+# share of pictures that keep their class after the most applications of f
+_MIN_SAME_CLASS: Final = 0.8
 _STARTS: Final = {
     "samples": "samples",
     "pictures": "real pictures",

@@ -52,9 +52,8 @@ class OnnxFunction:
     def __init__(self, data: bytes, *, threads: int = 0) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = (
-            4  # fatal only: onnxruntime raises all other errors as exceptions
-        )
+        # fatal only: onnxruntime raises all other errors as exceptions
+        options.log_severity_level = 4
         try:
             self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         # onnxruntime's errors have no common base class.

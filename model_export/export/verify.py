@@ -20,9 +20,8 @@ from service.domain.latents import FloatRows, NoiseSource
 
 _ODD_BATCH: Final = 7  # a batch size that is not a bucket
 _GOLDEN_ROWS: Final = 16
-_SPARE: Final = (
-    4  # times as many rows as are needed, of an exact model: those near a jump are left out
-)
+# times as many rows as are needed, of an exact model: those near a jump are left out
+_SPARE: Final = 4
 _MARGIN: Final = 1e-3  # levels
 _CORNER: Final = 96  # pixels
 _SEED: Final = 0

@@ -22,9 +22,8 @@ from service.domain.latents import LARGE, FloatRows
 Array = NDArray[Any]
 Layout = Literal["nchw", "nhwc"]
 Shape = tuple[Any, int, int]  # (C, H, W); C is 1 or 3
-_PREFIX: Final = (
-    "network/"  # of all names of the network, so that they differ from those of the service
-)
+# of all names of the network, so that they differ from those of the service
+_PREFIX: Final = "network/"
 _TO_NHWC = (0, 2, 3, 1)
 _TO_NCHW = (0, 3, 1, 2)
 _SWAPPED: Final = np.array([2, 1, 0])
@@ -44,9 +43,8 @@ class Form:
     layout: Layout = "nchw"
     bgr: bool = False
     residual: bool = False  # the network gives what has to be subtracted from its input
-    batch: Literal["any", "opened", "loop"] = (
-        "any"  # a batch of 1 is opened, or runs in a loop over the rows
-    )
+    # a batch of 1 is opened, or runs in a loop over the rows
+    batch: Literal["any", "opened", "loop"] = "any"
     clip: bool = False
     open_sides: bool = False  # the network takes other heights and widths, too
 

@@ -123,9 +123,8 @@ def read_onnx(path: Path) -> Source:
     _check_nodes(model)
     onnx.checker.check_model(model)
     options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = (
-        1  # so that it gives the same result every time
-    )
+    # so that it gives the same result every time
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4  # onnxruntime raises errors as exceptions
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     plain = ort.InferenceSession(

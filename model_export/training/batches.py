@@ -23,15 +23,13 @@ from model_export.training.presets import Preset
 from model_export.training.stages import Stage, Weights
 
 _PENS: Final = 256  # pictures whose colours the drawings have
-_EIGHT_BIT: Final = (
-    0.5  # share of corrupted rows that are rounded to 8 bits, like uploaded pictures
-)
+# share of corrupted rows that are rounded to 8 bits, like uploaded pictures
+_EIGHT_BIT: Final = 0.5
 _DRAWN_ROWS: Final = 8  # pens in a step of a `Crisp`
 _DRAWN: Final = 4  # its pictures for each other drawing
 _NONE: Final = torch.empty(0)
-_CHUNK: Final = (
-    512  # latents in one forward pass: larger chunks are not faster on a CPU and need more memory
-)
+# latents in one forward pass: larger chunks are not faster on a CPU and need more memory
+_CHUNK: Final = 512
 
 
 class RngStream(IntEnum):

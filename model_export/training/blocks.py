@@ -19,9 +19,8 @@ _LEVELS: Final = 8
 _UNIT: Final = 2 / _LEVELS
 # levels: how far D(c) may be from c. An 8-bit file moves it by 1/255 of the range, 0.016 levels
 _NEAR: Final = 0.1
-_OWN: Final = (
-    0.15  # levels, root mean square: up to here a picture may be one of D; 0.29 for means by chance
-)
+# levels, root mean square: up to here a picture may be one of D; 0.29 for means by chance
+_OWN: Final = 0.15
 _WIDTH: Final = 24
 
 

@@ -74,9 +74,8 @@ class Checkpoint:
     provenance: dict[str, Any]
     # state of the discriminator and its optimiser; None in stages without one
     critic: dict[str, Any] | None
-    perceptual: dict[str, Tensor] | None = (
-        None  # state dict of the perceptual network; None in stages without one
-    )
+    # state dict of the perceptual network; None in stages without one
+    perceptual: dict[str, Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

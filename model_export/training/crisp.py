@@ -27,9 +27,8 @@ _GROUPS: Final = 24
 _VECTORS: Final = 32  # of each group, of which a sample chooses one
 _STYLE: Final = 192  # numbers that describe a picture as a whole
 _ZOOM: Final = 2  # of the last layer
-_CLAMP: Final = (
-    8.0  # of logits: exp stays in half precision, and e^16 between two colours is as good as one
-)
+# of logits: exp stays in half precision, and e^16 between two colours is as good as one
+_CLAMP: Final = 8.0
 _PIXELS: Final = 20_000
 _ROUNDS: Final = 15  # of k-means
 

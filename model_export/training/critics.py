@@ -24,9 +24,8 @@ _ROWS: Final = 4  # whose deviation such a head sees
 _KEPT: Final = 0.98  # of the moments of samples after a step: those of the last 50 steps count
 _FRESH: Final = 10  # steps after which the gradient of a distance is computed anew
 _RIDGE: Final = 1e-3  # added to every covariance, in units of the deviation of pictures
-_LEAST: Final = (
-    0.2  # of the median deviation: a unit that is nearly dead must not outweigh all others
-)
+# of the median deviation: a unit that is nearly dead must not outweigh all others
+_LEAST: Final = 0.2
 
 
 class Critics(nn.Module):

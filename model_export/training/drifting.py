@@ -19,9 +19,8 @@ from torch.nn import functional
 
 _TEMPERATURES: Final = (0.02, 0.05, 0.2)  # τ in units of √D (the paper, appendix A)
 _MAX_MAP: Final = 1024  # numbers; larger feature maps are averaged over squares
-_MIN_FIELD: Final = (
-    1e-6  # root mean square; a smaller field is rounding error and is not normalised
-)
+# root mean square; a smaller field is rounding error and is not normalised
+_MIN_FIELD: Final = 1e-6
 _MIN_VARIANCE: Final = 1e-6  # keeps the gradient of a deviation finite
 
 

@@ -26,15 +26,13 @@ class NetworkConfig:
     channels: int  # 1 or 3
     widths: tuple[int, ...]  # channels after each stride-2 convolution
     bottleneck: int  # channels of the bottleneck
-    blocks: int = (
-        0  # side of the blocks of `model_export.training.blocks.Blocks` behind the decoder; 0: none
-    )
+    # side of the blocks of `model_export.training.blocks.Blocks` behind the decoder; 0: none
+    blocks: int = 0
     # Channels at the full side of a `model_export.training.restorer.Restorer`, which has no
     # bottleneck and no size of its own; 0: another network.
     full: int = 0
-    palette: int = (
-        0  # colours of a picture of a `model_export.training.crisp.Crisp`; 0: another network
-    )
+    # colours of a picture of a `model_export.training.crisp.Crisp`; 0: another network
+    palette: int = 0
 
     def sizes(self) -> list[int]:
         """Height before each stride-2 convolution and after the last one; each halves it, rounding

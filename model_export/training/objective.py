@@ -24,9 +24,8 @@ class Objective:
     stage: Stage
     kind: Distance
     teacher: Function | None = None  # the frozen network of an earlier stage, if the stage distills
-    scores: Features | None = (
-        None  # the discriminator, if the stage has one: (B, C, H, W) → (B,) for every scale
-    )
+    # the discriminator, if the stage has one: (B, C, H, W) → (B,) for every scale
+    scores: Features | None = None
     feature_groups: FeatureGroups | None = None  # of perceptual features, if a term compares them
 
     def terms(self, f: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:

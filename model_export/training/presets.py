@@ -80,9 +80,8 @@ class Preset:
     generate_steps: int = 1  # recommended steps in the card
     tile: int = 0  # side of the exported rows: a network of any size is exported for tiles
     overlap: int = 0  # of tiles, in pixels
-    margin: int = (
-        0  # pixels by which images are mirrored beyond their edges before they are cut into tiles
-    )
+    # pixels by which images are mirrored beyond their edges before they are cut into tiles
+    margin: int = 0
     # One value for each channel, in [−1, 1]; a single one is that of every channel.
     background: tuple[float, ...] = (-1.0,)
     polarity: Literal["light-on-dark", "dark-on-light", "none"] = "none"

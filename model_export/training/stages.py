@@ -26,9 +26,8 @@ class Weights:
     # Minus the scores of f(z) by a discriminator, which is trained alternately with f. Of a
     # `Crisp`, the size of its gradient in pixels relative to that of `project` and `features`.
     critic: float = 0.0
-    drifting: float = (
-        0.0  # drifting loss of f(z) and f(corrupted x), towards the distribution of pictures
-    )
+    # drifting loss of f(z) and f(corrupted x), towards the distribution of pictures
+    drifting: float = 0.0
     features: float = 0.0  # distance of f(x) and f(corrupted x) from x in perceptual features
     # Drifting loss of f(u), as a set of its own, and of f(sg f(u)); u are drawings that are no
     # pictures.
@@ -71,9 +70,8 @@ class Matching:
     pool: int = 8192  # number of candidate latents for IMLE
     pool_refresh: int = 16  # steps between refreshes of the candidates
     pairs: int = 1024  # number of pairs of one optimal assignment
-    pairs_refresh: int = (
-        8  # steps between assignments; pairs ≥ pairs_refresh · batch uses every pair at most once
-    )
+    # steps between assignments; pairs ≥ pairs_refresh · batch uses every pair at most once
+    pairs_refresh: int = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,17 +86,15 @@ class Stage:
     warmup: int = 200  # steps of linear warm-up
     betas: tuple[float, float] = (0.9, 0.99)
     clip: float | None = None  # the largest norm of the gradient
-    tight_clamp: float | None = (
-        None  # a in the paper's a·L_rec·tanh(L_tight/(a·L_rec)), row by row; None for no clamp
-    )
+    # a in the paper's a·L_rec·tanh(L_tight/(a·L_rec)), row by row; None for no clamp
+    tight_clamp: float | None = None
     distance: Distance | None = None  # D of every term of this stage; None takes the preset's
     # Number of latents and of pictures per step of `drifting`, which estimates its field from them;
     # 0 takes the batch size. `settle` then takes as many of the samples as there are pictures in
     # the batch.
     drift_pictures: int = 0
-    perceptual_pixels: bool = (
-        False  # whether pixels, with a larger weight of fine detail, are features too
-    )
+    # whether pixels, with a larger weight of fine detail, are features too
+    perceptual_pixels: bool = False
     # Steps of `Blocks.fit` when the stage starts, after the teacher is copied; 0 keeps the blocks
     # as they are.
     fit_blocks: int = 0

@@ -149,9 +149,8 @@ class Score:
     drift: float  # mean |f(y) − y| of y = f(x)
     percentile: float | None  # of the distance among those of held-out real images, 0…100
     in_distribution: bool | None  # whether the percentile is at most 99
-    worst: Box | None = (
-        None  # the square that f changes most; None from a service that does not say it
-    )
+    # the square that f changes most; None from a service that does not say it
+    worst: Box | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

@@ -22,9 +22,8 @@ T_co = TypeVar("T_co", covariant=True)
 EVENTS: Final = "text/event-stream"
 MAX_ANSWER_BYTES: Final = 1 << 30
 EVENT_S: Final = 30.0  # between two events of a stream; the service sends its progress each second
-GRACE_S: Final = (
-    1.0  # added to the timeout, so that the service's 504 at its deadline still arrives
-)
+# added to the timeout, so that the service's 504 at its deadline still arrives
+GRACE_S: Final = 1.0
 
 
 class MultipartBody(NamedTuple):

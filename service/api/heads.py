@@ -22,9 +22,8 @@ MAX_HEADERS: Final = 128
 MAX_QUERY_BYTES: Final = 1 << 12
 MAX_CONTENT_TYPE: Final = 256  # bytes; the boundary of a form has at most 70
 MAX_PIPELINED: Final = 64  # requests that wait on one connection for the response before theirs
-WHOLE_RESPONSE: Final = (
-    "ign.http.response"  # ASGI extension of `service.server`: sends a whole response at once
-)
+# ASGI extension of `service.server`: sends a whole response at once
+WHOLE_RESPONSE: Final = "ign.http.response"
 _VERSIONS: Final = ("1.1", "1.0")
 
 

@@ -59,15 +59,13 @@ class Tiles(_Section):
 
     # pixels at an inner edge that are not used: the receptive field
     overlap: Annotated[int, Field(ge=0, le=2048)]
-    multiple: Annotated[int, Field(ge=1, le=1024)] = (
-        1  # where tiles may begin: by how much f reduces images inside
-    )
+    # where tiles may begin: by how much f reduces images inside
+    multiple: Annotated[int, Field(ge=1, le=1024)] = 1
     # Sides of smaller tiles, ascending: a side of an image that one of them holds is not mirrored
     # to the others.
     smaller: Annotated[tuple[int, ...], Field(max_length=3)] = ()
-    margin: Annotated[int, Field(ge=0, le=2048)] = (
-        0  # pixels by which an image is mirrored beyond its edges
-    )
+    # pixels by which an image is mirrored beyond its edges
+    margin: Annotated[int, Field(ge=0, le=2048)] = 0
 
 
 class Tolerance(_Section):
@@ -120,29 +118,24 @@ class Card(_Section):
     version: Annotated[str, Field(pattern=VERSION_PATTERN)]  # decimal number ≥ 1
     description: str = ""  # one or two sentences for people
     title: Annotated[str, Field(max_length=40)] = ""  # a short name for people, such as `Digits`
-    prompt: Annotated[str, Field(max_length=120)] = (
-        ""  # what the page asks people to draw: `Draw a digit, 0–9`
-    )
+    # what the page asks people to draw: `Draw a digit, 0–9`
+    prompt: Annotated[str, Field(max_length=120)] = ""
     objective: Literal["naign", "ign"] | None = None
     # C, H, W
     shape: tuple[
         Literal[1, 3], Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)]
     ]
-    tiles: Tiles | None = (
-        None  # None: images are resized to the shape; else the shape is that of a tile
-    )
-    color: Literal["luma"] | None = (
-        None  # of a grey model: f gets the luma of colour images, which keep their colours
-    )
+    # None: images are resized to the shape; else the shape is that of a tile
+    tiles: Tiles | None = None
+    # of a grey model: f gets the luma of colour images, which keep their colours
+    color: Literal["luma"] | None = None
     range: tuple[Finite, Finite] = (-1.0, 1.0)  # (lo, hi) of pixel values
     # one value per channel, in the range: letterbox and alpha colour
     background: tuple[Finite, ...]
-    polarity: Literal["light-on-dark", "dark-on-light", "none"] = (
-        "none"  # the first inverts under `invert: auto`
-    )
-    exact: bool = (
-        False  # f(f(x)) = f(x) in every bit, by construction: one step gives what any number gives
-    )
+    # the first inverts under `invert: auto`
+    polarity: Literal["light-on-dark", "dark-on-light", "none"] = "none"
+    # f(f(x)) = f(x) in every bit, by construction: one step gives what any number gives
+    exact: bool = False
     noise: Noise | None = None  # None: the model makes nothing of noise
     steps: Steps = Steps()
     tolerance: Tolerance = Tolerance()

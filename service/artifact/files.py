@@ -31,9 +31,8 @@ MODEL_PATH: Final = (
 """Matches the path of a file that serving a model needs, from the model directory."""
 NAME_PATTERN: Final = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
 VERSION_PATTERN: Final = r"^[1-9][0-9]{0,8}$"
-_MAX_HEADER_BYTES: Final = (
-    1024  # NumPy parses the header with `ast.literal_eval`: keep its input small
-)
+# NumPy parses the header with `ast.literal_eval`: keep its input small
+_MAX_HEADER_BYTES: Final = 1024
 # … which fails at random if two threads run it at a time (SystemError, Python 3.11)
 _PARSER: Final = threading.Lock()
 

@@ -62,9 +62,8 @@ SCHEMAS: Final[Mapping[str, type[Options]]] = {
     "score": ScoreOptions,
 }
 """The options of each task: those of the endpoint of the same name."""
-_IN_FLIGHT: Final = (
-    4  # groups of an instance: one on the device, one waiting, one being decoded, one encoded
-)
+# groups of an instance: one on the device, one waiting, one being decoded, one encoded
+_IN_FLIGHT: Final = 4
 _LARGE: Final = 1 << 23  # pixels
 _MAX_PAGES: Final = 1 << 16  # of a TIFF
 

@@ -24,14 +24,12 @@ from service.environment import available_cpus, prepare_process
 from service.settings import Settings
 
 _LOG = logging.getLogger(__name__)
-_SHARDS_AT_ONCE: Final = (
-    2  # while the last batches of one shard finish, the next one keeps the device busy
-)
+# while the last batches of one shard finish, the next one keeps the device busy
+_SHARDS_AT_ONCE: Final = 2
 _MAX_REPORTED: Final = 20  # failed images in the log; the manifest lists all
 _CORES: Final = 4  # of an actor without a GPU, unless `IGN_THREADS` says how many
-_MAX_BLOCKS: Final = (
-    1000  # Ray schedules and tracks each block, so that many small ones are expensive
-)
+# Ray schedules and tracks each block, so that many small ones are expensive
+_MAX_BLOCKS: Final = 1000
 
 
 class Progress:

@@ -26,9 +26,8 @@ from service.domain.errors import InvalidContent, RequestError, StartupError, To
 IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
 _KINDS: Final = (IMAGES, (".parquet",), (".zip",))  # the first of which there is a file is read
 _PART: Final = 1 << 16  # names in one file of a listing
-_MAX_CACHED: Final = (
-    2  # parts kept in memory, and tables that are read, as so many shards are processed at a time
-)
+# parts kept in memory, and tables that are read, as so many shards are processed at a time
+_MAX_CACHED: Final = 2
 _AT_ONCE: Final = 32 << 20  # bytes of images, unless it is one
 _MAX_GROUP: Final = 2**31  # bytes of a row group before compression
 _BUFFER: Final = 1 << 20  # bytes of a table that are read at a time

@@ -28,9 +28,8 @@ class StepParams:
     """How f is applied to every row of a request."""
 
     steps: int  # applications of f, ≥ 1
-    tolerance: float | None = (
-        None  # > 0: a row stops once mean |f(y) − y| of its last step is below it
-    )
+    # > 0: a row stops once mean |f(y) − y| of its last step is below it
+    tolerance: float | None = None
     record: tuple[
         int, ...
     ] = ()  # ascending unique numbers in 0…steps of the steps in the trajectory; 0 is the input
@@ -66,17 +65,15 @@ class SchedulingParams:
 
     step_params: StepParams
     keep_mask: KeepMask | None = None
-    deadline: float | None = (
-        None  # time on the scheduler's clock after which the rows must not be run
-    )
+    # time on the scheduler's clock after which the rows must not be run
+    deadline: float | None = None
     key: str = ""  # the caller's fairness key: batches are divided equally between keys
     # The caller gets recorded steps, last steps and progress as events while the rows run. The
     # deadline then bounds the wait for the first event only.
     streamed: bool = False
     stream_deadline: float | None = None  # of the last event
-    later_rows: int = (
-        0  # model steps of rows that follow in further requests, to be done by the same deadline
-    )
+    # model steps of rows that follow in further requests, to be done by the same deadline
+    later_rows: int = 0
     request_id: str = ""  # names the request in the log if the model fails on it
     observer: RequestObserver | None = None
 

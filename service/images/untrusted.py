@@ -43,9 +43,8 @@ _INVALID: Final = frozenset((*range(0x01, 0xC0), 0xC8, 0xD8, 0xD9, *range(0xF0, 
 # APP0 (JFIF) and APP14 (Adobe) say which colours are stored
 _JPEG_COLOURS: Final = frozenset((0xE0, 0xEE))
 _METADATA: Final = frozenset((*range(0xE0, 0xF0), _COMMENT)) - _JPEG_COLOURS
-_MAX_KEPT: Final = (
-    64  # segments; encoders write about ten, and Pillow reads the tables in them in loops, too
-)
+# segments; encoders write about ten, and Pillow reads the tables in them in loops, too
+_MAX_KEPT: Final = 64
 
 _ORIENTATION: Final = 0x0112
 _NUMBER: Final = {3: "H", 4: "I"}  # TIFF type SHORT or LONG → struct format

@@ -15,9 +15,8 @@ from service.models.repository import InferenceModel
 from service.runtime.session import CudaOptions
 from service.settings import Settings
 
-_FAST_ROW_S: Final = (
-    0.005  # up to here, several instances with few threads are faster than one with many
-)
+# up to here, several instances with few threads are faster than one with many
+_FAST_ROW_S: Final = 0.005
 _MEASUREMENTS: Final = 10  # the fastest of them counts, as other programs may slow down some
 _MAX_INSTANCES: Final = 8  # on a CPU: one Python thread at a time prepares their batches
 

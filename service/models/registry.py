@@ -71,9 +71,8 @@ class ServedModel:
         self.noise = loaded.noise
         self.ref = loaded.ref
         self.tag = f"{loaded.ref}@{loaded.digest[:12]}"
-        self.since = (
-            0  # Unix time in seconds, rounded up, at which the set of served models last changed
-        )
+        # Unix time in seconds, rounded up, at which the set of served models last changed
+        self.since = 0
 
     async def run_tiles(
         self,

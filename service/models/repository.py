@@ -166,9 +166,8 @@ class Repository:
         self._open_models = open_models
         self._open_on_cpu = open_on_cpu
         self._precision: Literal["fp32", "fp16"] = precision
-        self._cuda_lost = (
-            ""  # why CUDA fails every call of this process, once a model has found that out
-        )
+        # why CUDA fails every call of this process, once a model has found that out
+        self._cuda_lost = ""
         self._ignored_names: set[str] = set()  # folders that a warning was logged for
         self._names: dict[Files, str] = {}  # of models that lie as KServe mounts one
 

@@ -22,9 +22,8 @@ _TRACEPARENT: Final = re.compile(
     r"(?!ff)([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?"
 )
 _SAMPLED: Final = 1
-_KNOWN_FLAGS: Final = (
-    3  # sampled, and the random flag of level 2; the others are zero when they are passed on
-)
+# sampled, and the random flag of level 2; the others are zero when they are passed on
+_KNOWN_FLAGS: Final = 3
 REQUEST_ID_PATTERN: Final = "[A-Za-z0-9._-]{1,128}"  # of the header X-Request-ID
 _REQUEST_ID: Final = re.compile(REQUEST_ID_PATTERN)
 _FIELDS: Final = ("caller", "peer", "model", "rows", "steps", "request_bytes", "response_bytes")

@@ -42,9 +42,8 @@ from service.observability.logs import LoggedRequest
 
 CACHE_S: Final = 1.0
 _OPENMETRICS: Final = "application/openmetrics-text"
-FRESH_S: Final = (
-    10.0  # the gauges of a process that has not written its file for so long do not count
-)
+# the gauges of a process that has not written its file for so long do not count
+FRESH_S: Final = 10.0
 
 MAX_VALUES: Final = 64
 MAX_MODELS: Final = 256

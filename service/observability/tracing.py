@@ -29,9 +29,8 @@ from service.domain.tasks import RequestObserver
 from service.observability.logs import LoggedRequest, TraceContext
 
 _LOG = logging.getLogger("service")
-_MAX_PARTS: Final = (
-    64  # spans of decoding and encoding of one request; a stream encodes every recorded step
-)
+# spans of decoding and encoding of one request; a stream encodes every recorded step
+_MAX_PARTS: Final = 64
 _CLOSE_S: Final = 2.0
 _ATTRIBUTES: Final = {
     "request_id": "ign.request_id",

@@ -111,9 +111,8 @@ class CudaOptions:
 
     device_id: int = 0  # among the visible GPUs
     deterministic: bool = False  # use one batch size only, and cuDNN's simpler heuristic
-    memory_mib: int = (
-        0  # limit of a session's memory arena; 0 for no limit. cuDNN's own memory is not counted
-    )
+    # limit of a session's memory arena; 0 for no limit. cuDNN's own memory is not counted
+    memory_mib: int = 0
     half: bool = False  # the model computes in float16, so tensor cores must be allowed
 
 

@@ -32,9 +32,8 @@ from service.scheduling.request import Batch
 
 logger = logging.getLogger(__name__)
 
-_MAX_RUN_S: Final = (
-    0.1  # of a batch whose values nobody needs before: progress events are promised every second
-)
+# of a batch whose values nobody needs before: progress events are promised every second
+_MAX_RUN_S: Final = 0.1
 _MAX_REASON: Final = 400  # characters
 
 Clock = Callable[[], float]

@@ -93,12 +93,10 @@ class Batch:
 
     # What the lane delivers.
     began: float = 0.0
-    done: int = (
-        0  # steps that were run; 0 if the batch was stopped, or had expired, before the first one
-    )
-    y: FloatRows | None = (
-        None  # after the last step; rows of failed and lost ones are those before it
-    )
+    # steps that were run; 0 if the batch was stopped, or had expired, before the first one
+    done: int = 0
+    # after the last step; rows of failed and lost ones are those before it
+    y: FloatRows | None = None
     changes: NDArray[np.float64] | None = None  # mean |y − x| of every row in the last step
     # by row; None: values that are not finite
     failed: dict[int, IgnError | None] = field(default_factory=dict)

@@ -111,14 +111,12 @@ class Scheduler:
         ]
         self._alive = [*self._lanes]  # those whose device is not lost
         self._queues = (FairQueue(), FairQueue())  # of requests of one step, and of more
-        self._is_turn_of_long = (
-            False  # whether those of more steps have the next batch, if both wait
-        )
+        # whether those of more steps have the next batch, if both wait
+        self._is_turn_of_long = False
         self._streamed = set[ScheduledRequest]()
         self._next_progress = 0.0
-        self.device_error = (
-            ""  # why the last device was lost, so that only a new process can use the model again
-        )
+        # why the last device was lost, so that only a new process can use the model again
+        self.device_error = ""
         self._open: dict[ScheduledRequest, OnEvents] = {}
         self._arrivals: list[ScheduledRequest] = []  # of this turn of the event loop
         self._outbox: Events = []

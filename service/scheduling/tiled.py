@@ -55,9 +55,8 @@ class _Image(RowSteps):
     ) -> None:
         super().__init__(request, index, row[None], None if keep is None else keep[None])
         self.tiling = tiling
-        self.canvas: FloatRow | None = (
-            None  # where the tiles of this pass go, from the first one on
-        )
+        # where the tiles of this pass go, from the first one on
+        self.canvas: FloatRow | None = None
         self.left = 0  # tiles of this pass that are not pasted
 
     @property

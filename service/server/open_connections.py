@@ -32,13 +32,11 @@ from service.observability.metrics import Metrics
 
 _LOG = logging.getLogger("service")
 SWEEP_S: Final = 1.0  # a connection may outlive its limit by this time
-READ_WINDOW_S: Final = (
-    30.0  # over which a client that reads must take `MIN_READ_RATE` of what is sent to it
-)
+# over which a client that reads must take `MIN_READ_RATE` of what is sent to it
+READ_WINDOW_S: Final = 30.0
 MIN_READ_RATE: Final = 4096  # bytes per second
-LINGER_S: Final = (
-    1.0  # for a client to read its last response, or to get one after it closed its sending half
-)
+# for a client to read its last response, or to get one after it closed its sending half
+LINGER_S: Final = 1.0
 _MAX_COPY: Final = 1 << 18  # bytes of a body that are copied behind their head
 _RESERVED_FILES, _MIN_FILES = 256, 64  # for models, listeners, the log and threads; to start at all
 
@@ -98,9 +96,8 @@ class OpenConnections:
         self._peers = Accounts(UNLIMITED)  # open connections by address
         self._timer: asyncio.TimerHandle | None = None
         self._swept_at = 0.0
-        self._resumed_at = (
-            0.0  # end of the last pause of this process, during which it could not read
-        )
+        # end of the last pause of this process, during which it could not read
+        self._resumed_at = 0.0
         self._had_files = True
 
     def add(self, connection: HttpToolsProtocol, reject: Callable[[IgnError], None]) -> None:

@@ -43,35 +43,27 @@ from service.settings import Settings
 ChildMain = Callable[[Settings, Connection], None]
 
 _LOG = logging.getLogger("service")
-_ACCEPTS_PER_TICK: Final = (
-    8  # uvloop accepts one per listening socket, so there are as many duplicates of the socket
-)
-_RESTART_INTERVAL_S: Final = (
-    1.0  # between the start of a process and that of its replacement, at least
-)
+# uvloop accepts one per listening socket, so there are as many duplicates of the socket
+_ACCEPTS_PER_TICK: Final = 8
+# between the start of a process and that of its replacement, at least
+_RESTART_INTERVAL_S: Final = 1.0
 _MAX_INTERVALS: Final = 60  # … for one that dies again and again
-_SERVED_S: Final = (
-    10.0  # a process that dies after listening for so long does not die again and again
-)
-_MOST_FAILURES: Final = (
-    5  # deaths of each process in a row before one listens, after which the service ends
-)
+# a process that dies after listening for so long does not die again and again
+_SERVED_S: Final = 10.0
+# deaths of each process in a row before one listens, after which the service ends
+_MOST_FAILURES: Final = 5
 _TICK_S: Final = 1.0  # between two looks at the processes
 _SILENCE_S: Final = 10.0  # without a beat
-_START_SILENCE_S: Final = (
-    60.0  # … before the first one: a process imports modules before its event loop runs
-)
+# … before the first one: a process imports modules before its event loop runs
+_START_SILENCE_S: Final = 60.0
 _KILL_S: Final = 4.0  # after the time of draining; a process that is not stopped ends within 3 s
 _JOIN_S: Final = 0.5  # for threads that are about to end
-_MESSAGE: Final = (
-    2000  # characters of an error at most: a connection takes so many whole, or not at all
-)
-_MOST_CHANGES: Final = (
-    16  # of models at a time: the supervisor must not wait for room in the pipe of one that hangs
-)
-_MOST_OF_NAME: Final = (
-    80  # characters of a model's name; valid ones are shorter, and an error says no more of others
-)
+# characters of an error at most: a connection takes so many whole, or not at all
+_MESSAGE: Final = 2000
+# of models at a time: the supervisor must not wait for room in the pipe of one that hangs
+_MOST_CHANGES: Final = 16
+# characters of a model's name; valid ones are shorter, and an error says no more of others
+_MOST_OF_NAME: Final = 80
 _GC_THRESHOLD: Final = 10_000  # new objects between two collections; Python's default is 700
 
 

@@ -34,14 +34,12 @@ class HttpProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._connections = connections
         self._running: RequestResponseCycle | None = None  # `cycle` is the one that arrived last
-        self._unplaced = (
-            0  # bytes received since the parser last completed a head or found a part of a body
-        )
+        # bytes received since the parser last completed a head or found a part of a body
+        self._unplaced = 0
         self._is_rejected = False  # what arrives is ignored
         self._expires = connections.expiry()
-        self._last: RequestResponseCycle | None = (
-            None  # closes the connection, because it has expired
-        )
+        # closes the connection, because it has expired
+        self._last: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count the connection."""

@@ -32,13 +32,11 @@ server closed first, a proxy could send a POST on a closed connection, and it do
 twice.
 """
 _EXIT_GRACE_S: Final = 3.0  # after the time of draining, to close connections and models
-_HANDSHAKE_S: Final = (
-    0.1  # for connections that the kernel has begun when the server stops listening
-)
+# for connections that the kernel has begun when the server stops listening
+_HANDSHAKE_S: Final = 0.1
 _BEAT_S: Final = 1.0
-_QUIET_S: Final = (
-    0.5  # a stopping server closes a connection on which nothing has arrived for this time
-)
+# a stopping server closes a connection on which nothing has arrived for this time
+_QUIET_S: Final = 0.5
 _LAST_REQUESTS_S: Final = 1.0  # for all connections to become quiet
 
 BACKLOG: Final = 2048
@@ -96,9 +94,8 @@ class IgnServer(uvicorn.Server):
         self._services = services
         self._connections = connections
         self._beat = beat
-        self._drain_task: asyncio.Task[None] | None = (
-            None  # a task without a reference may be collected
-        )
+        # a task without a reference may be collected
+        self._drain_task: asyncio.Task[None] | None = None
         self._has_ended = threading.Event()
         self._next_beat = 0.0
         self._memory = MemoryCheck()

@@ -11,9 +11,8 @@ from service.app import ENDPOINTS
 from service.settings import Settings
 
 FILE = Path(__file__).parents[2] / "docs" / "openapi.json"
-_EXPANDED_LEVELS = (
-    3  # document → paths, components → path, schemas → one line for each operation and schema
-)
+# document → paths, components → path, schemas → one line for each operation and schema
+_EXPANDED_LEVELS = 3
 
 
 def document() -> dict[str, Any]:

@@ -40,13 +40,11 @@ _POLICY: Final = (  # images are data: and blob: URLs
     "default-src 'none'; script-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; style-src 'self'"
 )
-PAGE_POLICY: Final = (
-    f"{_POLICY}; require-trusted-types-for 'script'"  # browsers refuse to parse text as markup
-)
+# browsers refuse to parse text as markup
+PAGE_POLICY: Final = f"{_POLICY}; require-trusted-types-for 'script'"
 _DOCS_POLICY: Final = f"{_POLICY} 'unsafe-inline'"  # Swagger UI sets style attributes
-_SITE_POLICY: Final = (
-    "frame-ancestors 'none'"  # what the policy in the document of `ign site` cannot say
-)
+# what the policy in the document of `ign site` cannot say
+_SITE_POLICY: Final = "frame-ancestors 'none'"
 # of a page that links to the other one
 _ROOT, _BOTH = (b'<html lang="en"', b'<html lang="en" data-both')
 

@@ -50,12 +50,10 @@ _ANIMATED: Final[Mapping[Media, AnimationFormat]] = {
     Media.APNG: "apng",
 }
 METRIC_DECIMALS: Final = 6  # of distance, drift and change in answers
-_IN_DISTRIBUTION: Final = (
-    99.0  # highest percentile, among the distances of real images, that counts as real
-)
-_WHITE: Final = (
-    8  # white of a heat map, in units of the distance of `_IN_DISTRIBUTION`: few pixels change most
-)
+# highest percentile, among the distances of real images, that counts as real
+_IN_DISTRIBUTION: Final = 99.0
+# white of a heat map, in units of the distance of `_IN_DISTRIBUTION`: few pixels change most
+_WHITE: Final = 8
 # values; encoding so few takes less time than waking a thread of the codec pool
 INLINE_VALUES: Final = 1 << 13
 _FLOAT_BYTES: Final = 4

@@ -26,9 +26,8 @@ from service.api.request import ApiRequest, count_codec, count_rows, raw_headers
 from service.domain.errors import DeadlineExceeded, forget_frames
 from service.domain.tasks import Images, Result, StepOutput, StreamProgress, blend_step, colour_step
 
-_KEEPALIVE_S: Final = (
-    10.0  # seconds without an event; a comment line then makes proxies keep the connection open
-)
+# seconds without an event; a comment line then makes proxies keep the connection open
+_KEEPALIVE_S: Final = 10.0
 
 _HEADERS: Final = raw_headers(
     {

@@ -59,9 +59,8 @@ _CACHED_QUERY: Final = 256  # bytes; a longer query is not cached
 _MAX_FIELDS: Final = 32  # of a form; there are about twelve options
 # no model here has a use for them
 _HUB_IGNORED: Final = ("prompt", "negative_prompt", "guidance_scale", "target_size")
-_MAX_INLINE: Final = (
-    4  # small images; decoding them takes less time than waking a thread of the codec pool
-)
+# small images; decoding them takes less time than waking a thread of the codec pool
+_MAX_INLINE: Final = 4
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -154,12 +154,10 @@ def _statistics(models: Iterable[ServedModel]) -> Json:
 # The stages of an inference
 
 _JSON_BYTES: Final = 16  # estimated length of one number in JSON
-_JSON_VALUE_BYTES: Final = (
-    48  # of one number once its JSON is parsed: a Python float in a list, and a float64
-)
-_ARRAY_BYTES: Final = (
-    16  # of one number in float32: input, result, a further step and their difference
-)
+# of one number once its JSON is parsed: a Python float in a list, and a float64
+_JSON_VALUE_BYTES: Final = 48
+# of one number in float32: input, result, a further step and their difference
+_ARRAY_BYTES: Final = 16
 # bytes; reading or writing fewer of them takes less time than waking a thread
 _LARGE_BINARY: Final = 1 << 20
 _MAX_TIMEOUT_US: Final = 10**15

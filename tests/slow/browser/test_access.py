@@ -13,9 +13,8 @@ from tests.contract.harness import Service, gated, serving, settings, write_mode
 from tests.helpers.live import SHIPPED
 from tests.slow.browser.visit import Browser, Route, Visit, visiting
 
-FAILED = (
-    "Failed to load resource"  # what the browser says of any failure, whatever the page makes of it
-)
+# what the browser says of any failure, whatever the page makes of it
+FAILED = "Failed to load resource"
 
 
 @pytest.fixture(scope="module")
