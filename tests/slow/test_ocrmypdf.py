@@ -38,10 +38,11 @@ pytestmark = [
 ]
 
 
-def page(text: str, level: int) -> Image.Image:
+def page(text: str, level: int, *, noise: int = 0) -> Image.Image:
     image = Image.new("L", (1240, 400), 255)
     ImageDraw.Draw(image).text((80, 150), text, fill=level, font=ImageFont.load_default(72))
-    return image
+    dark = np.random.default_rng(0).integers(0, noise + 1, (400, 1240))
+    return Image.fromarray(np.maximum(np.asarray(image) - dark, level).astype(np.uint8))
 
 
 class FakeService(BaseHTTPRequestHandler):
@@ -50,13 +51,14 @@ class FakeService(BaseHTTPRequestHandler):
     """
 
     uploads: list[bytes]
+    text: str
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         type(self).uploads.append(body)
         content = io.BytesIO()
         sent = Image.open(io.BytesIO(body[body.index(b"\x89PNG") :]))
-        page("Cleaned page", 0).resize(sent.size).save(content, "PNG")
+        page(type(self).text, 0).resize(sent.size).save(content, "PNG")
         image = {
             "index": 0,
             "format": "png",
@@ -106,16 +108,32 @@ def client_packages(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("dpi", "factor"), [(300, 1), (150, 2), (600, 0.5)])
-def test_only_the_picture_for_ocr_is_cleaned(
-    url: str, tmp_path: Path, dpi: int, factor: float
+@pytest.mark.parametrize(
+    ("scan_text", "cleaned_text", "dpi", "factor", "noise", "read"),
+    [
+        ("Dirty scan", "Cleaned page", 300, 1, 130, "Cleaned page"),
+        ("Dirty scan", "Cleaned page", 150, 2, 130, "Cleaned page"),
+        ("Dirty scan", "Cleaned page", 600, 0.5, 130, "Cleaned page"),
+        ("Clear words of a good scan", "Lost", 300, 1, 0, "Clear words of a good scan"),
+    ],
+)
+def test_only_the_picture_for_ocr_is_cleaned_and_only_where_it_reads_better(
+    url: str,
+    tmp_path: Path,
+    scan_text: str,
+    cleaned_text: str,
+    dpi: int,
+    factor: float,
+    noise: int,
+    read: str,
 ) -> None:
+    FakeService.text = cleaned_text
     packages = tmp_path / "packages"
     packages.mkdir()
     scan = tmp_path / "scan.png"
     text = tmp_path / "text.txt"
     pdf = tmp_path / "out.pdf"
-    page("Dirty scan", 120).save(scan, dpi=(dpi, dpi))
+    page(scan_text, 120, noise=noise).save(scan, dpi=(dpi, dpi))
     plugin = str(ROOT / "examples" / "ocrmypdf_ign.py")
     command = [
         "ocrmypdf",
@@ -137,7 +155,7 @@ def test_only_the_picture_for_ocr_is_cleaned(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "Cleaned page" in text.read_text()
+    assert text.read_text().strip() == read
     (upload,) = FakeService.uploads
     sent = Image.open(io.BytesIO(upload[upload.index(b"\x89PNG") :]))
     assert sent.size == (round(1240 * factor), round(400 * factor))
