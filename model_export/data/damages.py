@@ -67,7 +67,8 @@ def paper(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
 
 
 def tint(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
-    """A shaded box behind a part of the text, or darker strips about as high as its lines.
+    """A shaded box behind a part of the text, or darker strips about as high as its lines. Half of
+    the boxes are paper of another kind, with grain and clouds.
 
     Text stands on a large dark box; without, it would look like a part of a photograph.
     """
@@ -84,11 +85,18 @@ def tint(g: Generator, image: FloatImage, strength: float, em: float) -> FloatIm
             slice(max(0, int(top)), max(0, int(bottom))),
             slice(max(0, int(left)), max(0, int(right))),
         )
-        out[box] *= 1 - (
+        dark = (
             g.uniform(0.05, 0.3 + 0.3 * strength)
             if strips
             else g.uniform(0.03, 0.15 + 0.45 * strength)
         )
+        grain = 0.0
+        if not strips and g.random() < 0.5:
+            sigma = g.uniform(0.6, 3)
+            fine = noise_field(g, image.shape, sigma)
+            clouds = noise_field(g, image.shape, 30)
+            grain = (g.uniform(0, 0.15) * fine + g.uniform(0, 0.3) * clouds)[box]
+        out[box] *= 1 - np.clip(dark * (1 + grain), 0, 0.8)
     return out
 
 
@@ -134,10 +142,12 @@ def stain(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
             g.uniform(0, image.shape[1]),
             g.uniform(0.8, 6) * em,
         )
-        radius = g.uniform(80, 350) if g.random() < 0.35 else radius
+        wide = g.random() < 0.35
+        radius = g.uniform(80, 350) if wide else radius
         away = np.hypot((rows - y) * g.uniform(0.6, 1.6), columns - x)
         away = away + noise_field(g, image.shape, em / 2) * em * 0.15
-        dark, edge = g.uniform(0.1, 0.25 + 0.35 * strength), g.uniform(1, max(10, radius / 8))
+        dark = g.uniform(0.1, 0.25 + (0.45 if wide else 0.35) * strength)
+        edge = g.uniform(1, max(10, radius / 8))
         if g.random() < 0.35:
             mask = np.exp(-(((away - radius) / (em * g.uniform(0.1, 0.3))) ** 2))
         else:
