@@ -1,16 +1,11 @@
-"""Requests, responses and retries, without I/O and independent of the HTTP library.
-
-The generator `attempts` yields the next request, or the seconds to wait before it. The client that
-drives it waits, or sends the request and passes in the response or the `TransportError` with
-`send`.
-"""
+"""Requests, responses and retries, without I/O and independent of the HTTP library."""
 
 import json
 import math
 import re
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
 from ign_client import _errors as errors
 from ign_client._options import UNSET, Unset
@@ -24,6 +19,16 @@ MAX_ANSWER_BYTES: Final = 1 << 30
 EVENT_S: Final = 30.0  # between two events of a stream; the service sends its progress each second
 # added to the timeout, so that the service's 504 at its deadline still arrives
 GRACE_S: Final = 1.0
+
+
+def complete(awaitable: Awaitable[T]) -> T:
+    """The result of an awaitable that never waits."""
+    steps = awaitable.__await__()
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            return cast(T, done.value)
 
 
 class MultipartBody(NamedTuple):
@@ -81,6 +86,10 @@ class Request:
     body: Body | None
     limit: Limit
 
+    @property
+    def is_stream(self) -> bool:
+        return self.headers["Accept"] == EVENTS
+
 
 @dataclass(frozen=True, slots=True)
 class Response:
@@ -94,7 +103,7 @@ class Response:
     headers: Mapping[str, str]
     content: bytes
     limit: Limit
-    rest: Any = None
+    rest: AsyncGenerator[bytes, None] | None = None
     cut: Callable[[], None] = lambda: None
 
     @property
@@ -149,6 +158,12 @@ class Call(Generic[T_co]):
         """When the call ends that begins now."""
         return settings.clock() + _chosen(self.deadline, settings.deadline)
 
+    def gives_up(self, settings: Settings, ends: float) -> float:
+        """When the last attempt begins at the latest, of a call that begins now."""
+        timeout = _chosen(self.timeout, settings.timeout)
+        budgets = (ends - settings.clock(), timeout, DEFAULT_TIMEOUT_S)
+        return settings.clock() + next(seconds for seconds in budgets if seconds < math.inf)
+
     def request(self, settings: Settings, ends: float) -> Request:
         """The request of an attempt that begins now, in a call that ends at ``ends``."""
         limit = Limit(settings.clock, ends)
@@ -171,45 +186,7 @@ def _chosen(seconds: float | Unset | None, default: float | None) -> float:
     return math.inf if chosen is None else chosen
 
 
-def attempts(
-    call: Call[T], settings: Settings, ends: float | None
-) -> Generator[Request | float, Any, T]:
-    """Yield requests, and before repetitions seconds to wait, until one succeeds; return the parsed
-    response.
-
-    Every call may be repeated, because the service keeps no state for callers. The last repetition
-    begins before ``ends``; without such an end, before the timeout has passed since the first
-    attempt.
-
-    Raises:
-        errors.TransportError, errors.StatusError: the error of the last attempt.
-        errors.UnexpectedAnswer: the response cannot be parsed.
-    """
-    ends = call.ends(settings) if ends is None else ends
-    budgets = (ends - settings.clock(), _chosen(call.timeout, settings.timeout), DEFAULT_TIMEOUT_S)
-    gives_up = settings.clock() + next(seconds for seconds in budgets if seconds < math.inf)
-    retries = 0
-    while True:
-        outcome: Response | errors.TransportError = yield call.request(settings, ends)
-        response = outcome if isinstance(outcome, Response) else None
-        if response is not None and response.status in call.statuses:
-            with errors.unexpected(
-                f"{call.path} answered with something that is not its answer", response.request_id
-            ):
-                return call.parse(response)
-        error = (
-            call.error(errors.status_error(outcome.problem()))
-            if isinstance(outcome, Response)
-            else outcome
-        )
-        delay = _delay(settings, error, retries)
-        if delay is None or settings.clock() + delay > gives_up:
-            raise error
-        yield delay
-        retries += 1
-
-
-def _delay(settings: Settings, error: errors.IgnError, retries: int) -> float | None:
+def delay(settings: Settings, error: errors.IgnError, retries: int) -> float | None:
     """Seconds to wait before the next attempt, after so many retries; None to give up."""
     if retries == settings.max_retries or not error.retryable:
         return None
