@@ -125,7 +125,7 @@ def project_as(
     """Like `project`, but as one file: an image, a near-square contact sheet, or ``npy`` float32
     (N, C, H, W).
     """
-    return _file("/project", form, options, _upload(images, options))
+    return _file("/project", form, options, _upload(_inputs.pictures(images), _encoded(options)))
 
 
 @described
@@ -140,7 +140,7 @@ def stream_project(
         _expected(options, _count(contents)),
         options.get("record") or (),
     )
-    return _call("/project", parse, options, _upload(contents, options), EVENTS)
+    return _call("/project", parse, options, _upload(contents, _encoded(options)), EVENTS)
 
 
 @described
@@ -272,22 +272,30 @@ def _json(options: Options, **members: Any) -> bytes:
     )
 
 
-def _upload(images: Pictures, options: Options) -> Body:
+def _encoded(options: Options) -> dict[str, Any]:
+    """The options with masks as the content of files."""
+    encoded = dict(options)
+    if "mask" in options:
+        encoded["mask"] = _inputs.mask(options["mask"], "mask")
+    if "masks" in options:
+        if "mask" in options:
+            raise InputError("masks: give mask or masks, not both")
+        masks = enumerate(options["masks"])
+        encoded["masks"] = [_inputs.mask(item, f"masks.{i}") for i, item in masks]
+    return encoded
+
+
+def _upload(contents: Sequence[bytes], options: Options) -> Body:
     """A multipart form, which needs no base64; or JSON if each image has its own mask."""
     sent = _sent(options)
-    mask = sent.pop("mask", None)
-    masks = sent.pop("masks", None)
-    contents = _inputs.pictures(images)
-    if masks is not None:
-        if mask is not None:
-            raise InputError("masks: give mask or masks, not both")
-        encoded = [
-            _inputs.base64_text(_inputs.mask(item, f"masks.{i}")) for i, item in enumerate(masks)
-        ]
-        return _json(sent, images=[_inputs.base64_text(data) for data in contents], masks=encoded)
+    if "masks" in sent:
+        texts = {"images": contents, "masks": sent["masks"]}
+        return _json(
+            sent, **{name: list(map(_inputs.base64_text, data)) for name, data in texts.items()}
+        )
     files = [("image", data) for data in contents]
-    if mask is not None:
-        files.append(("mask", _inputs.mask(mask, "mask")))
+    if "mask" in sent:
+        files.append(("mask", sent.pop("mask")))
     return MultipartBody(fields={name: _text(value) for name, value in sent.items()}, files=files)
 
 
@@ -335,7 +343,7 @@ def _uploads(
     path: str, parse: Callable[[Expected, Response], ResultT], images: Pictures, options: Options
 ) -> Calls[ResultT]:
     contents = _inputs.pictures(images)
-    sent = _encoded_masks(options)
+    sent = _encoded(options)
     sizes = [_ALONE if _inputs.may_have_pages(data) else len(data) + _PER_PART for data in contents]
     scale = options.get("scale", 1)
     if "masks" in sent:
@@ -348,8 +356,9 @@ def _uploads(
 
     def call(chosen: slice) -> Call[ResultT]:
         own = {**sent, "masks": sent["masks"][chosen]} if "masks" in sent else sent
-        expected = _expected(own, _count(contents[chosen]), moved=chosen.start)
-        part = _call(path, partial(parse, expected), own, _upload(contents[chosen], own))
+        some = contents[chosen]
+        expected = _expected(own, _count(some), moved=chosen.start)
+        part = _call(path, partial(parse, expected), own, _upload(some, own))
         placed = partial(_placed_error, start=chosen.start, sources=cast(Sequence[object], images))
         return part if len(contents) == 1 else replace(part, error=placed)
 
@@ -363,18 +372,6 @@ def _uploads(
     if len(contents) == 1 or (len(contents) <= images_of_request(scale) and sum(sizes) <= _SMALL):
         return call(slice(0, None))
     return Split(_models(options), parts)
-
-
-def _encoded_masks(options: Options) -> dict[str, Any]:
-    """The options with masks as bytes, so that no part encodes them again."""
-    encoded = dict(options)
-    if "mask" in options:
-        encoded["mask"] = _inputs.mask(options["mask"], "mask")
-    if "masks" in options:
-        encoded["masks"] = [
-            _inputs.mask(item, f"masks.{i}") for i, item in enumerate(options["masks"])
-        ]
-    return encoded
 
 
 def _groups(sizes: Sequence[int], most: int, room: int) -> Iterator[slice]:
