@@ -4,12 +4,13 @@ time, report.
 
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 from pathlib import Path
-from typing import Final, TextIO, TypeVar
+from typing import Final, TypeVar
 
 from ign_client._errors import InputError, StatusError
 
@@ -50,17 +51,10 @@ def printable(text: str) -> str:
 
 
 class Terminal:
-    """Writes results to ``out`` (None where stdout is closed), errors to ``err``, and to a terminal
-    the progress.
-    """
+    """Writes results to stdout, errors to stderr, and the progress there if it is a terminal."""
 
-    def __init__(
-        self, out: TextIO | None, err: TextIO, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._out = out
-        self._err = err
-        self._clock = clock
-        self._begun = clock()
+    def __init__(self) -> None:
+        self._begun = time.monotonic()
         self._drawn = 0
 
     def result(self, *cells: str) -> None:
@@ -68,15 +62,12 @@ class Terminal:
         reads it any more.
         """
         self.end()
-        if self._out is None:
-            return
         try:
-            self._out.write("\t".join(map(printable, cells)) + "\n")
-            self._out.flush()
+            print(*map(printable, cells), sep="\t", flush=True)
         except BrokenPipeError as exc:
             # Python flushes stdout again when it exits; without a device to write to, it would
             # complain.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise ResultsClosed from exc
 
     def progress(self, done: int, total: int, failed: int = 0) -> None:
@@ -85,12 +76,12 @@ class Terminal:
         Calls with ``done`` 0 start the clock.
         """
         if not done:
-            self._begun = self._clock()
+            self._begun = time.monotonic()
         filled = _CELLS * done // total
         text = f"[{'#' * filled:.<{_CELLS}}] {done}/{total}" + (
             f", {failed} failed" if failed else ""
         )
-        seconds = self._clock() - self._begun
+        seconds = time.monotonic() - self._begun
         if done and seconds > 0:
             text += f", {done / seconds:.3g}/s"
             text += f", {_duration(seconds * (total - done) / done)} left" if done < total else ""
@@ -111,12 +102,11 @@ class Terminal:
             self._write_error("\n", 0)
 
     def _draw(self, text: str) -> None:
-        if self._err.isatty():
+        if sys.stderr.isatty():
             self._write_error("\r" + text.ljust(self._drawn), len(text))
 
     def _write_error(self, text: str, drawn: int) -> None:
-        self._err.write(text)
-        self._err.flush()
+        print(text, end="", file=sys.stderr, flush=True)
         self._drawn = drawn
 
 

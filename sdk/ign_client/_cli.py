@@ -6,7 +6,6 @@ import math
 import re
 import secrets
 import shlex
-import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
@@ -56,25 +55,23 @@ _SHOWN_MEASURES: Final = MEASURES[1:]  # the file stands for the index
 _KEPT: Final = "--skip-existing leaves them, --force overwrites"
 
 
-def main(arguments: Sequence[str] | None = None, terminal: Terminal | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command, by default with the arguments of the process; returns the exit status."""
     options, unknown = parser().parse_known_args(arguments)
     if unknown:  # shows the usage of its command, not of the program
         options.command.error(f"unrecognized arguments: {' '.join(unknown)}")
-    return run(options, terminal or Terminal(sys.stdout, sys.stderr))
+    return run(options)
 
 
 def run(
-    options: argparse.Namespace,
-    terminal: Terminal,
-    hint: str = "",
-    connect: Callable[[], Any] | None = None,
+    options: argparse.Namespace, hint: str = "", connect: Callable[[], Any] | None = None
 ) -> int:
     """Run the command of parsed arguments; returns the exit status.
 
     ``hint``: what helps if no service is reached. ``connect`` makes another client, a context
     manager.
     """
+    terminal = Terminal()
     settings = {
         "timeout": options.timeout,
         "deadline": options.deadline,

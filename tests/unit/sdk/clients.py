@@ -81,18 +81,12 @@ class Ask:
             return list(called) if is_stream else called
 
 
-def problem(status: int, code: str = "some_code", **headers: str) -> httpx.Response:
-    document = {
-        "type": "about:blank",
-        "status": status,
-        "detail": "a reason",
-        "code": code,
-        "request_id": "abc",
-    }
-    kind = {"Content-Type": "application/problem+json", "X-Request-ID": "abc"}
-    return httpx.Response(
-        status, json=document, headers=kind | {k.replace("_", "-"): v for k, v in headers.items()}
-    )
+def problem(
+    status: int, code: str = "some_code", errors: object = None, **headers: str
+) -> httpx.Response:
+    document = {"detail": "a reason", "code": code, "request_id": "abc", "errors": errors}
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return httpx.Response(status, json=document, headers=named)
 
 
 def ready() -> httpx.Response:

@@ -20,7 +20,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ign_client import Client, IgnError, TimedOut, UnexpectedAnswer
-from ign_client._batches import Terminal
 from ign_client._cli import main
 from tests.helpers.pictures import noise, save
 from tests.unit.sdk.clients import (
@@ -239,12 +238,16 @@ def test_only_errors_of_the_client_leave_a_method(
 def printed(transport: httpx.BaseTransport, *words: str) -> tuple[int, str, str]:
     out = io.StringIO()
     err = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
         patch.setattr(
             "ign_client._cli.Client",
             lambda url, **more: Client(url, **more | {"transport": transport}),
         )
-        return main(["--retries", "0", *words], Terminal(out, err)), out.getvalue(), err.getvalue()
+        return main(["--retries", "0", *words]), out.getvalue(), err.getvalue()
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image as PilImage
 
-from ign_client import Frame, Image, InvalidContent, ProjectedImage, Raw, Seed, Step, Term
+from ign_client import Frame, Image, ProjectedImage, Raw, Seed, Step, Term
 from tests.contract.data import b64, latents, npy
 from tests.contract.harness import Service
 from tests.helpers.pictures import noise, save
@@ -170,11 +170,3 @@ def test_every_form_of_an_image_is_the_same_image(
         ]
         images = ask(service.url, "project", forms)
     assert len({image.bytes for image in images}) == 1
-
-
-@pytest.mark.parametrize("method", ["generate", "stream_generate"])
-def test_422_names_the_fields(service: Service, ask: Ask, method: str) -> None:
-    with pytest.raises(InvalidContent) as caught:
-        ask(service.url, method, n=0, steps=0, request_id="mine")
-    assert {found.field for found in caught.value.errors} == {"n", "steps"}
-    assert str(caught.value) == f"422 invalid_value: {caught.value.detail} (request mine)"
