@@ -134,11 +134,11 @@ def test_requests_keep_to_number_and_bytes(
     assert to.asked_for_limits == (requests > 1)  # few small ones need none
 
 
-def test_a_client_asks_for_the_limits_once() -> None:
-    to = Small()
+@pytest.mark.parametrize("most", [5, 0, -(10**9)])  # the limits of a service may be nonsense
+def test_a_client_asks_for_the_limits_once(most: int) -> None:
+    to = Small(n=most, images=most, body_bytes=most)
     with Client(transport=to) as client:
-        for _ in range(2):
-            client.project([b"x"] * 20)
+        assert len(client.project([b"x"] * 17)) == len(client.generate(n=17)) == 17
 
     async def calls() -> None:
         async with AsyncClient(transport=to) as client:
