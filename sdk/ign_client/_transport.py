@@ -14,7 +14,7 @@ from ign_client._errors import ConnectionFailed, TimedOut, UnexpectedAnswer
 from ign_client._extras import trace_headers
 from ign_client._settings import Settings
 from ign_client._version import __version__
-from ign_client._wire import EVENT_S, EVENTS, Limit, MultipartBody, Request, Response
+from ign_client._wire import EVENT_S, EVENTS, Limit, Request, Response
 
 T = TypeVar("T")
 HttpClient = httpx.Client
@@ -135,17 +135,11 @@ def _arguments(settings: Settings, request: Request) -> dict[str, Any]:
         "method": request.method,
         "url": settings.base_url + request.path,
         "headers": headers,
+        **request.body,
     }
     seconds = request.limit.left()
     read = seconds if seconds is None or not request.is_stream else max(seconds, EVENT_S)
     arguments["timeout"] = httpx.Timeout(seconds, read=read)
-    if isinstance(request.body, MultipartBody):
-        arguments["data"] = dict(request.body.fields)
-        arguments["files"] = [
-            (name, (name, data, "application/octet-stream")) for name, data in request.body.files
-        ]
-    elif request.body is not None:
-        arguments["content"] = request.body
     return arguments
 
 

@@ -3,9 +3,9 @@
 import json
 import math
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Any, Final, Generic, TypeAlias, TypeVar, cast
 
 from ign_client import _errors as errors
 from ign_client._options import UNSET, Unset
@@ -31,17 +31,10 @@ def complete(awaitable: Awaitable[T]) -> T:
             return cast(T, done.value)
 
 
-class MultipartBody(NamedTuple):
-    """A form: the text of each option, and (name, content) of each file, in order; names may
-    repeat.
-    """
-
-    fields: Mapping[str, str]
-    files: Sequence[tuple[str, bytes]]
-
-
-Body: TypeAlias = bytes | MultipartBody
-"""JSON text, or a multipart form."""
+Body: TypeAlias = Mapping[str, Any]
+"""``content``, a JSON text; or of a form ``data``, the text of each option, and ``files``, pairs of
+a name and (file name, content, media type). Empty for a GET.
+"""
 
 
 @dataclass(slots=True)
@@ -83,7 +76,7 @@ class Request:
     method: str
     path: str
     headers: Mapping[str, str]
-    body: Body | None
+    body: Body
     limit: Limit
 
     @property
@@ -127,15 +120,14 @@ class Response:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call(Generic[T_co]):
-    """One call of a method: the request, without a body for a GET, and the parser of a response
-    with these statuses.
+    """One call of a method: the request, and the parser of a response with these statuses.
 
     ``error`` makes the raised error from that of the response.
     """
 
     path: str
     parse: Callable[[Response], T_co]
-    body: Body | None = None
+    body: Body
     accept: str = "application/json"
     timeout: float | Unset | None = UNSET
     deadline: float | Unset | None = UNSET
@@ -175,9 +167,9 @@ class Call(Generic[T_co]):
             headers["X-Request-Timeout"] = f"{max(timeout, 0.001):.3f}"
         if self.request_id is not None:
             headers["X-Request-ID"] = self.request_id
-        if isinstance(self.body, bytes):
+        if "content" in self.body:
             headers["Content-Type"] = "application/json"
-        method = "GET" if self.body is None else "POST"
+        method = "POST" if self.body else "GET"
         return Request(method=method, path=self.path, headers=headers, body=self.body, limit=limit)
 
 
