@@ -3,7 +3,7 @@
 import asyncio
 import json
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import httpx
@@ -168,7 +168,8 @@ def answer(count: int = 1, start: int = 0, **changes: Any) -> httpx.Response:
     return httpx.Response(200, json=generated(**{"images": images, **changes}))
 
 
-def limited(**limits: int) -> httpx.Response:
+def limited(models: Sequence[Any] = (), **limits: int) -> httpx.Response:
     """`/models` of a service with these limits."""
     every = {"n": 64, "images": 64, "steps": 1, "frames": 2, "body_bytes": 1 << 24, "pixels": 1}
-    return httpx.Response(200, json={"models": [], "default": "toy/1", "limits": every | limits})
+    document = {"models": models, "default": "toy/1", "limits": every | limits}
+    return httpx.Response(200, json=document)

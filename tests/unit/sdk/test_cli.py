@@ -209,7 +209,7 @@ def test_outputs_are_not_overwritten(shell: Shell, words: str, left: int) -> Non
     assert shell(words, "--force", "--format", "png") == DONE
 
 
-TILED = httpx.Response(200, json=limited().json() | {"models": [CARD | {"tiles": {"overlap": 1}}]})
+TILED = limited(models=[CARD | {"tiles": {"overlap": 1}}])
 BAD = problem(422, "undecodable_image")
 GONE = httpx.ConnectError("gone")
 
@@ -269,6 +269,23 @@ def test_one_image_is_sent_again_or_fails(
     assert shell.out == ("out: 2 images, 1 failed\n" if failed else "out: 3 images\n")
     assert shell.err == (f"scans/b.png: {failed}: a reason (request abc)\n" if failed else "")
     assert waits == ([7, 7, 5] if len(responses) == 7 else [])
+
+
+@pytest.mark.parametrize(
+    ("words", "response"),
+    [
+        ("models", limited(models=[CARD | {"name": "\x1b]0;owned\x07\r\n\u202e"}])),
+        ("score scans/a.png", problem(422, "\x1b]0;owned\x07\r\n\u202e")),
+    ],
+)
+def test_nothing_that_a_server_says_controls_the_terminal(
+    canned: Callable[..., Shell], words: str, response: httpx.Response
+) -> None:
+    shell = canned(response)
+    shell(words)
+    lines = (shell.out + shell.err).splitlines()
+    assert len(lines) == 2
+    assert all(cell.isprintable() for line in lines for cell in line.split("\t"))
 
 
 def test_scores_before_an_error_are_shown(canned: Callable[..., Shell]) -> None:
