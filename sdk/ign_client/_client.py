@@ -9,6 +9,7 @@ import asyncio
 import inspect
 import random
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import update_wrapper
@@ -86,7 +87,7 @@ def _like(build: Callable[..., Any], method: M, stream: type | None = None) -> M
     return method
 
 
-class _Common(Generic[TransportT, HttpClientT, WaitT]):
+class _Common(ABC, Generic[TransportT, HttpClientT, WaitT]):
     _default_http_client: ClassVar[Callable[..., Any]]
     _default_sleep: ClassVar[Callable[[float], Any]]
 
@@ -129,11 +130,11 @@ class _Common(Generic[TransportT, HttpClientT, WaitT]):
             f"max_retries={settings.max_retries})"
         )
 
-    async def _send(self, request: Request) -> Response:
-        raise NotImplementedError
+    @abstractmethod
+    async def _send(self, request: Request) -> Response: ...
 
-    async def _wait(self, seconds: float) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def _wait(self, seconds: float) -> None: ...
 
     async def _run(self, call: Call[T], ends: float | None = None) -> T:
         """Send a call until one attempt succeeds, and return its parsed response.

@@ -91,7 +91,7 @@ class Problem:
     errors: tuple[FieldError, ...] = ()
 
 
-BY_STATUS: dict[int, type["StatusError"]] = {}
+BY_STATUS: dict[int | None, type["StatusError"]] = {}
 
 
 class StatusError(IgnError):
@@ -100,8 +100,7 @@ class StatusError(IgnError):
     """
 
     def __init_subclass__(cls, status: int | None = None) -> None:
-        if status is not None:
-            BY_STATUS[status] = cls
+        BY_STATUS[status] = cls
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)

@@ -147,8 +147,10 @@ def test_a_stream_that_is_closed_stops_its_reader_and_the_service(service: Servi
         assert all(not isinstance(each, Done) for each in rest.result(300))
 
     async def leave() -> None:
-        async with AsyncClient(service.url) as client:
-            events = client.stream_generate(**options)
+        async with (
+            AsyncClient(service.url) as client,
+            client.stream_generate(**options) as events,
+        ):
             await anext(events)
             rest = asyncio.ensure_future(anext(events))
             while not rest.done():
