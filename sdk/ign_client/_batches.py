@@ -190,7 +190,7 @@ def for_each_item(
                     break
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     ended = running.pop(future)
-                    error = _image_error(future)
+                    error = future.exception()
                     if _again(error, ended, terminal):
                         jobs = max(1, jobs - _is_busy(error))
                         again += [[item] for item in reversed(ended)]
@@ -204,34 +204,23 @@ def for_each_item(
     return failed
 
 
-def _is_busy(error: Exception | None) -> bool:
+def _is_busy(error: BaseException | None) -> bool:
     return isinstance(error, StatusError) and error.code in _BUSY
 
 
-def _again(
-    error: StatusError | InputError | None, items: Sequence[object], terminal: Terminal
-) -> bool:
+def _again(error: BaseException | None, items: Sequence[object], terminal: Terminal) -> bool:
     """Whether to send the images of a rejected request again, each alone; if the service is busy,
-    after a pause.
+    after a pause. An error that concerns all items is raised.
     """
+    if error is None:
+        return False
+    is_of_images = isinstance(error, StatusError) and error.code in _IMAGE_ERRORS
+    # an InputError: the file cannot be read or sent
+    if not (is_of_images or isinstance(error, InputError)):
+        raise error
     if _is_busy(error):
         terminal.sleep(getattr(error, "retry_after", None) or _PAUSE_S)
-    elif error is not None and len(items) == 1:
+    elif len(items) == 1:
         terminal.error(f"{items[0]}: {error}")
         return False
-    return error is not None
-
-
-def _image_error(future: "Future[None]") -> StatusError | InputError | None:
-    """The error that rejects an image; None if there is none. An error that concerns all items is
-    raised.
-    """
-    try:
-        future.result()
-    except StatusError as exc:
-        if exc.code not in _IMAGE_ERRORS:
-            raise
-        return exc
-    except InputError as exc:  # the file cannot be read or sent
-        return exc
-    return None
+    return True

@@ -175,7 +175,10 @@ def project(client: Client, options: argparse.Namespace, terminal: Terminal) -> 
         source: out if is_file else (out / name).with_suffix(suffix)
         for source, name in sources.items()
     }
-    _check_distinct(targets)
+    sources_of = {target: source for source, target in targets.items()}
+    for source, target in targets.items():
+        if (other := sources_of[target]) != source:
+            raise errors.InputError(f"{source} and {other} would both become {target}")
     if options.mask is not None:
         given["mask"] = require_file(options.mask).read_bytes()
     if options.skip_existing:
@@ -351,13 +354,6 @@ def _images_of_request(
     chosen = options.model or models.default
     is_tiled = chosen in models and models[chosen].document.get("tiles") is not None
     return 1 if is_tiled else max(1, min(FEW, models.limits.images))
-
-
-def _check_distinct(targets: Mapping[Path, Path]) -> None:
-    sources = {target: source for source, target in targets.items()}
-    for source, target in targets.items():
-        if (other := sources[target]) != source:
-            raise errors.InputError(f"{source} and {other} would both become {target}")
 
 
 def _point(text: str) -> PointLike:
