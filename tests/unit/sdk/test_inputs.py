@@ -86,7 +86,7 @@ def test_pil_images_keep_sixteen_bits_and_lose_their_orientation() -> None:
     deep = np.arange(20, dtype=np.uint16).reshape(4, 5) * 3000
     exif = PilImage.Exif()
     exif[0x0112] = 6
-    image = opened(save(deep, exif=exif))
+    image = opened(save(PilImage.fromarray(deep), exif=exif))
     assert image.getexif()[0x0112] == 6
     sent = opened(picture(image, "images"))
     np.testing.assert_array_equal(np.asarray(sent), deep)
