@@ -6,15 +6,16 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from ign_client._errors import InputError, StatusError
 
 T = TypeVar("T")
+ResultT = TypeVar("ResultT")
 
 PAGED: Final = (".tif", ".tiff")
 """Suffixes of files that may hold several images."""
@@ -155,6 +156,27 @@ def check_free(targets: Iterable[Path], force: bool, ways: str = "--force overwr
         raise InputError(
             f"{first} is there already{f' (and {others} more)' if others else ''}; {ways}"
         )
+
+
+def by_source(
+    call: Callable[[Any], Sequence[ResultT]], some: Sequence[Path]
+) -> Iterator[tuple[Path, Sequence[ResultT]]]:
+    """Each image with its results: several for the pages of a TIFF."""
+    if len(some) == 1:
+        # not as a list, so that errors do not number one image
+        yield some[0], call(some[0])
+        return
+    results = call(some)
+    if len(results) > len(some):  # a TIFF under another name
+        for source in some:
+            yield from by_source(call, [source])
+    else:
+        yield from zip(some, ([result] for result in results), strict=True)
+
+
+def pages(path: Path, count: int) -> list[Path]:
+    """The path, and for each further page of its file a name of its own."""
+    return [path, *(path.with_stem(f"{path.stem}.page{number}") for number in range(2, count + 1))]
 
 
 def for_each_item(

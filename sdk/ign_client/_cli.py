@@ -21,9 +21,11 @@ from ign_client._batches import (
     PAGED,
     ResultsClosed,
     Terminal,
+    by_source,
     check_free,
     for_each_item,
     list_images,
+    pages,
     require_file,
 )
 from ign_client._calls import FEW, images_of_request
@@ -35,7 +37,6 @@ from ign_client._settings import DEFAULT_TIMEOUT_S
 from ign_client._version import __version__
 
 K = TypeVar("K")
-ResultT = TypeVar("ResultT")
 
 # REFUSED: some images, the others are done. USAGE: nothing was sent. UNREACHABLE: or the service
 # had no time.
@@ -186,8 +187,8 @@ def project(client: Client, options: argparse.Namespace, terminal: Terminal) -> 
     check_free(targets.values(), options.force, _KEPT)
 
     def project_some(some: Sequence[Path]) -> Iterator[tuple[Path, Picture]]:
-        for source, images in _by_source(partial(client.project, **given), some):
-            names = _pages(targets[source], len(images))
+        for source, images in by_source(partial(client.project, **given), some):
+            names = pages(targets[source], len(images))
             check_free(names[1:], options.force, _KEPT)
             yield from zip(names, images, strict=True)
 
@@ -227,7 +228,7 @@ def score(client: Client, options: argparse.Namespace, terminal: Terminal) -> bo
     scores: dict[Path, Sequence[Score]] = {}
 
     def score_some(some: Sequence[Path]) -> None:
-        scores.update(_by_source(partial(client.score, **given), some))
+        scores.update(by_source(partial(client.score, **given), some))
 
     try:
         size = _images_of_request(client, options, sources)
@@ -238,7 +239,7 @@ def score(client: Client, options: argparse.Namespace, terminal: Terminal) -> bo
         if not options.json:
             terminal.result("file", *_SHOWN_MEASURES)
         for source in filter(scores.__contains__, sources):
-            names = _pages(source, len(scores[source]))
+            names = pages(source, len(scores[source]))
             for file, measured in zip(names, scores[source], strict=True):
                 values = {name: getattr(measured, name) for name in _SHOWN_MEASURES}
                 if options.json:
@@ -317,27 +318,6 @@ def _save_all(
 def _save(picture: Picture, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     picture.save(target)
-
-
-def _by_source(
-    call: Callable[[Any], Sequence[ResultT]], some: Sequence[Path]
-) -> Iterator[tuple[Path, Sequence[ResultT]]]:
-    """Each image with its results: several for the pages of a TIFF."""
-    if len(some) == 1:
-        # not as a list, so that errors do not number one image
-        yield some[0], call(some[0])
-        return
-    results = call(some)
-    if len(results) > len(some):  # a TIFF under another name
-        for source in some:
-            yield from _by_source(call, [source])
-    else:
-        yield from zip(some, ([result] for result in results), strict=True)
-
-
-def _pages(path: Path, count: int) -> list[Path]:
-    """The path, and for each further page of its file a name of its own."""
-    return [path, *(path.with_stem(f"{path.stem}.page{number}") for number in range(2, count + 1))]
 
 
 def _images_of_request(

@@ -7,6 +7,7 @@ import threading
 import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -416,11 +417,12 @@ def test_progress_tells_rate_and_time_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda _: None)
+    monkeypatch.setattr("ign_client._batches.time", clock)
     terminal = Terminal()
-    for now, done in ((0.0, 0), (2.0, 10), (10.0, 50), (20.0, 100)):
-        with monkeypatch.context() as patch:
-            patch.setattr("ign_client._batches.time.monotonic", lambda now=now: now)
-            terminal.progress(done, 100)
+    for now[0], done in ((0.0, 0), (2.0, 10), (10.0, 50), (20.0, 100)):
+        terminal.progress(done, 100)
     terminal.sleep(0.0)
     terminal.error("x: no")  # takes its place
     *shown, waiting, _, error = capsys.readouterr().err.split("\r")[1:]
