@@ -86,12 +86,12 @@ def test_results_hold_what_the_service_answers(
     result = ask(service.url, method, *arguments, **options, **mask, request_id="mine")
     response = json.loads(service.post(path, options | body).raise_for_status().content)
     for image, member in zip(result, response["images"], strict=True):
-        assert type(image) is kind
         for value, said in zip(
             (image, *image.trajectory), (member, *(member.pop("trajectory") or ())), strict=True
         ):
             assert b64(value.bytes) == said.pop("data")
             assert said.items() <= asdict(value).items()
+    assert {type(image) for image in result} == {kind}
     assert (asdict(result.model), result.request_id) == (response["model"], "mine")
     assert (result.seed, result.timing.compute_ms > 0) == (response.get("seed"), True)
 
@@ -239,7 +239,7 @@ class Small(httpx.MockTransport):
     def __init__(self, **limits: int) -> None:
         self.counts: list[int] = []
         self.asked_for_limits = 0
-        self.limits = {"n": 5, "images": 3, "body_bytes": 2_000_000} | limits
+        self.limits: dict[str, Any] = {"n": 5, "images": 3, "body_bytes": 2_000_000} | limits
         super().__init__(self._answer)
 
     def _answer(self, request: httpx.Request) -> httpx.Response:
