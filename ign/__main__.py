@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Final
 
 import click
-from click.shell_completion import CompletionItem, get_completion_class
+from click.shell_completion import get_completion_class
 
 import service
 from ign.parsers import SETTINGS, commands_of, one_voice
@@ -25,7 +25,10 @@ class LazyGroup(click.Group):
     """
 
     def __init__(self, name: str, loaders: Mapping[str, tuple[str, Loader]], **kwargs: Any) -> None:
-        super().__init__(name, **kwargs)
+        summaries = [
+            click.Command(name, short_help=summary) for name, (summary, _) in loaders.items()
+        ]
+        super().__init__(name, summaries, **kwargs)
         self._loaders = loaders
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
@@ -40,26 +43,14 @@ class LazyGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of all commands, in the order of the help."""
-        return list(self._loaders)
+        return list(self.commands)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a command; None if there is no such command."""
-        return self._loaders[cmd_name][1]() if cmd_name in self._loaders else None
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the summaries without importing the commands."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, summary) for name, (summary, _) in self._loaders.items()])
-
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """The commands and options that begin with ``incomplete``."""
-        commands = (
-            (name, summary)
-            for name, (summary, _) in self._loaders.items()
-            if name.startswith(incomplete)
-        )
-        names = [CompletionItem(name, help=summary) for name, summary in commands]
-        return names + click.Command.shell_complete(self, ctx, incomplete)
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Import the command that the arguments name."""
+        name, summary, rest = super().resolve_command(ctx, args)
+        return name, summary and self._loaders[str(name)][1](), rest
 
 
 def _serve() -> click.Command:

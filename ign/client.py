@@ -1,7 +1,6 @@
 """The client's commands, against a running service, or with `--local` in this process."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from functools import partial
 
@@ -9,7 +8,6 @@ import click
 
 from ign.parsers import commands_of
 from ign_client import _cli as client
-from ign_client._batches import Terminal
 from service.domain.errors import IgnError, StartupError
 from service.environment import prepare_process
 
@@ -29,10 +27,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
-    terminal = Terminal(sys.stdout, sys.stderr)
     if not options.local:
         return client.run(
-            options, terminal, "`ign serve` starts a service; with --local, this command needs none"
+            options, "`ign serve` starts a service; with --local, this command needs none"
         )
     if options.base_url:
         raise StartupError("--local needs no service; leave --base-url out")
@@ -40,7 +37,7 @@ def _run(arguments: Sequence[str]) -> int:
     from ign.local import local_client
 
     try:
-        return client.run(options, terminal, connect=partial(local_client, options.model))
+        return client.run(options, connect=partial(local_client, options.model))
     except StartupError:
         raise
     except IgnError as exc:

@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import secrets
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,14 +139,12 @@ def _write(file: Path, entries: Sequence[Entry]) -> None:
     target = file.resolve()  # a link stays a link
     lines = ",\n ".join(json.dumps(entry) for entry in entries)
     mode = target.stat().st_mode & 0o777 if target.exists() else 0o600
-    with tempfile.NamedTemporaryFile(
-        "w", dir=target.parent, prefix=f".{target.name}-", delete=False
-    ) as new:
-        try:
-            new.write(f"[{lines}]\n")
-            new.flush()
-            os.chmod(new.name, mode)
-            os.replace(new.name, target)
-        except BaseException:
-            os.unlink(new.name)
-            raise
+    # of one command at a time, because the folder is locked
+    part = target.with_name(f".{target.name}.part")
+    try:
+        part.touch(0o600)
+        part.write_text(f"[{lines}]\n")
+        part.chmod(mode)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)

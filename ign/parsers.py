@@ -64,23 +64,9 @@ def one_voice(context: click.Context | None = None) -> Iterator[None]:
 
 
 class ParserCommand(click.Command):
-    """A command that hands its arguments, which ``parser`` checks, to ``main`` as they are."""
+    """A command that hands its arguments, which ``parser`` checks, to its callback as they are."""
 
-    def __init__(
-        self, name: str, parser: argparse.ArgumentParser, main: Main, summary: str
-    ) -> None:
-        parameters = [_parameter(action) for action in parser._actions if action.dest != "help"]
-        text = f"{summary[:1].upper()}{summary[1:]}."
-        run = click.pass_context(lambda ctx: sys.exit(main(ctx.args)))
-        super().__init__(
-            name,
-            params=parameters,
-            help=text,
-            short_help=summary,
-            callback=run,
-            context_settings=SETTINGS,
-        )
-        self._parser = parser
+    parser: argparse.ArgumentParser
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Check the arguments by the parser; click parses them to complete a word, and to show the
@@ -88,8 +74,8 @@ class ParserCommand(click.Command):
         """
         if ctx.resilient_parsing or not {"-h", "--help"}.isdisjoint(args):
             return super().parse_args(ctx, args)
-        vars(self._parser)["error"] = ctx.fail
-        self._parser.parse_args(args)
+        vars(self.parser)["error"] = ctx.fail
+        self.parser.parse_args(args)
         ctx.args = args
         return args
 
@@ -97,17 +83,28 @@ class ParserCommand(click.Command):
 def commands_of(parser: argparse.ArgumentParser, main: Main) -> dict[str, click.Command]:
     """The commands of a parser by name; ``main`` gets the name as its first argument."""
 
-    def run(name: str, arguments: Sequence[str]) -> int:
-        return main([name, *arguments])
+    @click.pass_context
+    def run(ctx: click.Context) -> None:
+        sys.exit(main([str(ctx.command.name), *ctx.args]))
 
-    (action,) = [
+    (subparsers,) = [
         action for action in parser._actions if isinstance(action, argparse._SubParsersAction)
     ]
-    summaries = {choice.dest: choice.help or "" for choice in action._choices_actions}
-    return {
-        name: ParserCommand(name, inner, partial(run, name), summaries[name])
-        for name, inner in action.choices.items()
-    }
+    commands: dict[str, click.Command] = {}
+    for choice in subparsers._choices_actions:
+        inner = subparsers.choices[choice.dest]
+        summary = choice.help or ""
+        command = ParserCommand(
+            choice.dest,
+            params=[_parameter(action) for action in inner._actions if action.dest != "help"],
+            help=f"{summary[:1].upper()}{summary[1:]}.",
+            short_help=summary,
+            callback=run,
+            context_settings=SETTINGS,
+        )
+        command.parser = inner
+        commands[choice.dest] = command
+    return commands
 
 
 def _parameter(action: argparse.Action) -> click.Parameter:

@@ -71,8 +71,6 @@ __all__ = [
     "Box",
     "Card",
     "Client",
-]
-__all__ += [
     "ConnectionFailed",
     "DeadlineExceeded",
     "Done",
@@ -81,8 +79,6 @@ __all__ += [
     "Forbidden",
     "Format",
     "Frame",
-]
-__all__ += [
     "IgnError",
     "Image",
     "Images",
@@ -91,8 +87,6 @@ __all__ += [
     "Invert",
     "Limits",
     "MethodNotAllowed",
-]
-__all__ += [
     "ModelRef",
     "Models",
     "NotAcceptable",
@@ -101,8 +95,6 @@ __all__ += [
     "Picture",
     "PictureLike",
     "Pictures",
-]
-__all__ += [
     "PointLike",
     "Problem",
     "Progress",
@@ -112,8 +104,6 @@ __all__ += [
     "Resize",
     "Score",
     "Scores",
-]
-__all__ += [
     "Seed",
     "ServiceFailed",
     "StatusError",
@@ -123,13 +113,11 @@ __all__ += [
     "TimedOut",
     "Timing",
     "TooLarge",
-]
-__all__ += [
     "TooManyRequests",
     "TransportError",
     "Unauthorized",
     "Unavailable",
     "UnexpectedAnswer",
     "UnsupportedMedia",
+    "__version__",
 ]
-__all__ += ["__version__"]

@@ -4,16 +4,18 @@ time, report.
 
 import os
 import re
+import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 from pathlib import Path
-from typing import Final, TextIO, TypeVar
+from typing import Any, Final, TypeVar
 
 from ign_client._errors import InputError, StatusError
 
 T = TypeVar("T")
+ResultT = TypeVar("ResultT")
 
 PAGED: Final = (".tif", ".tiff")
 """Suffixes of files that may hold several images."""
@@ -50,17 +52,10 @@ def printable(text: str) -> str:
 
 
 class Terminal:
-    """Writes results to ``out`` (None where stdout is closed), errors to ``err``, and to a terminal
-    the progress.
-    """
+    """Writes results to stdout, errors to stderr, and the progress there if it is a terminal."""
 
-    def __init__(
-        self, out: TextIO | None, err: TextIO, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._out = out
-        self._err = err
-        self._clock = clock
-        self._begun = clock()
+    def __init__(self) -> None:
+        self._begun = time.monotonic()
         self._drawn = 0
 
     def result(self, *cells: str) -> None:
@@ -68,15 +63,12 @@ class Terminal:
         reads it any more.
         """
         self.end()
-        if self._out is None:
-            return
         try:
-            self._out.write("\t".join(map(printable, cells)) + "\n")
-            self._out.flush()
+            print(*map(printable, cells), sep="\t", flush=True)
         except BrokenPipeError as exc:
             # Python flushes stdout again when it exits; without a device to write to, it would
             # complain.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise ResultsClosed from exc
 
     def progress(self, done: int, total: int, failed: int = 0) -> None:
@@ -85,12 +77,12 @@ class Terminal:
         Calls with ``done`` 0 start the clock.
         """
         if not done:
-            self._begun = self._clock()
+            self._begun = time.monotonic()
         filled = _CELLS * done // total
         text = f"[{'#' * filled:.<{_CELLS}}] {done}/{total}" + (
             f", {failed} failed" if failed else ""
         )
-        seconds = self._clock() - self._begun
+        seconds = time.monotonic() - self._begun
         if done and seconds > 0:
             text += f", {done / seconds:.3g}/s"
             text += f", {_duration(seconds * (total - done) / done)} left" if done < total else ""
@@ -111,12 +103,11 @@ class Terminal:
             self._write_error("\n", 0)
 
     def _draw(self, text: str) -> None:
-        if self._err.isatty():
+        if sys.stderr.isatty():
             self._write_error("\r" + text.ljust(self._drawn), len(text))
 
     def _write_error(self, text: str, drawn: int) -> None:
-        self._err.write(text)
-        self._err.flush()
+        print(text, end="", file=sys.stderr, flush=True)
         self._drawn = drawn
 
 
@@ -167,6 +158,27 @@ def check_free(targets: Iterable[Path], force: bool, ways: str = "--force overwr
         )
 
 
+def by_source(
+    call: Callable[[Any], Sequence[ResultT]], some: Sequence[Path]
+) -> Iterator[tuple[Path, Sequence[ResultT]]]:
+    """Each image with its results: several for the pages of a TIFF."""
+    if len(some) == 1:
+        # not as a list, so that errors do not number one image
+        yield some[0], call(some[0])
+        return
+    results = call(some)
+    if len(results) > len(some):  # a TIFF under another name
+        for source in some:
+            yield from by_source(call, [source])
+    else:
+        yield from zip(some, ([result] for result in results), strict=True)
+
+
+def pages(path: Path, count: int) -> list[Path]:
+    """The path, and for each further page of its file a name of its own."""
+    return [path, *(path.with_stem(f"{path.stem}.page{number}") for number in range(2, count + 1))]
+
+
 def for_each_item(
     items: Iterable[T],
     total: int,
@@ -200,7 +212,7 @@ def for_each_item(
                     break
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     ended = running.pop(future)
-                    error = _image_error(future)
+                    error = future.exception()
                     if _again(error, ended, terminal):
                         jobs = max(1, jobs - _is_busy(error))
                         again += [[item] for item in reversed(ended)]
@@ -214,34 +226,23 @@ def for_each_item(
     return failed
 
 
-def _is_busy(error: Exception | None) -> bool:
+def _is_busy(error: BaseException | None) -> bool:
     return isinstance(error, StatusError) and error.code in _BUSY
 
 
-def _again(
-    error: StatusError | InputError | None, items: Sequence[object], terminal: Terminal
-) -> bool:
+def _again(error: BaseException | None, items: Sequence[object], terminal: Terminal) -> bool:
     """Whether to send the images of a rejected request again, each alone; if the service is busy,
-    after a pause.
+    after a pause. An error that concerns all items is raised.
     """
+    if error is None:
+        return False
+    is_of_images = isinstance(error, StatusError) and error.code in _IMAGE_ERRORS
+    # an InputError: the file cannot be read or sent
+    if not (is_of_images or isinstance(error, InputError)):
+        raise error
     if _is_busy(error):
         terminal.sleep(getattr(error, "retry_after", None) or _PAUSE_S)
-    elif error is not None and len(items) == 1:
+    elif len(items) == 1:
         terminal.error(f"{items[0]}: {error}")
         return False
-    return error is not None
-
-
-def _image_error(future: "Future[None]") -> StatusError | InputError | None:
-    """The error that rejects an image; None if there is none. An error that concerns all items is
-    raised.
-    """
-    try:
-        future.result()
-    except StatusError as exc:
-        if exc.code not in _IMAGE_ERRORS:
-            raise
-        return exc
-    except InputError as exc:  # the file cannot be read or sent
-        return exc
-    return None
+    return True

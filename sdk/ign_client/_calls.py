@@ -19,19 +19,20 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, Final, Generic, TypeAlias, TypeVar, Unpack, cast
+from types import MappingProxyType
+from typing import Any, Final, Generic, TypeAlias, TypeVar, Unpack
 from urllib.parse import quote
 
 from ign_client import _answers, _inputs
 from ign_client import _options as lists
 from ign_client import _results as results
 from ign_client._answers import Expected
-from ign_client._errors import FieldError, InputError, StatusError
+from ign_client._errors import InputError, StatusError
 from ign_client._inputs import Pictures, PointLike, Term
 from ign_client._options import Connection, Format, PathForm, checked, described
 from ign_client._picture import MEDIA
 from ign_client._stream import EventReader
-from ign_client._wire import EVENTS, Body, Call, MultipartBody, Response
+from ign_client._wire import EVENTS, Body, Call, Response
 
 T = TypeVar("T")
 ResultT = TypeVar(
@@ -49,6 +50,7 @@ _SMALL: Final = 4 << 20  # bytes that every service takes
 _ENLARGED: Final = 1 << 10
 _ROOM: Final = 1 << 16  # of a body, for the options
 _ALONE: Final = 1 << 62  # more than a request may have: a file that may have pages has its own
+_FILE: Final = "application/octet-stream"  # the service looks at the content
 _PER_PART: Final = 512  # bytes of a part's headers, or of JSON around an image
 
 
@@ -107,7 +109,7 @@ def stream_generate(**options: Unpack[lists.GenerateOptions]) -> Call[EventReade
     Closing the stream cancels the computation.
     """
     parse = partial(EventReader, results.Image, _noise(options), options.get("record") or ())
-    return _call("/generate", parse, options, _json(options), EVENTS)
+    return _call("/generate", parse, options, _json(options), accept=EVENTS)
 
 
 @described
@@ -125,7 +127,7 @@ def project_as(
     """Like `project`, but as one file: an image, a near-square contact sheet, or ``npy`` float32
     (N, C, H, W).
     """
-    return _file("/project", form, options, _upload(images, options))
+    return _file("/project", form, options, _upload(_inputs.pictures(images), _encoded(options)))
 
 
 @described
@@ -140,7 +142,7 @@ def stream_project(
         _expected(options, _count(contents)),
         options.get("record") or (),
     )
-    return _call("/project", parse, options, _upload(contents, options), EVENTS)
+    return _call("/project", parse, options, _upload(contents, _encoded(options)), accept=EVENTS)
 
 
 @described
@@ -199,9 +201,8 @@ def model(name: str, **options: Unpack[Connection]) -> Call[results.Card]:
     parts = checked("name", name, str).split("/")
     if len(parts) > 2 or not all(parts):
         raise InputError(f"name: expected name or name/version, not {name!r}")
-    return _call(
-        "/models/" + "/".join(quote(part, safe="") for part in parts), _answers.card, options, None
-    )
+    path = "/models/" + "/".join(quote(part, safe="") for part in parts)
+    return _call(path, _answers.card, options)
 
 
 @described
@@ -209,9 +210,7 @@ def ready(**options: Unpack[Connection]) -> Call[results.Readiness]:
     """Whether the service accepts requests. Status 503 is a result here: it is neither raised nor
     retried.
     """
-    return replace(
-        _call("/readyz", _answers.readiness, options, None), statuses=frozenset({200, 503})
-    )
+    return _call("/readyz", _answers.readiness, options, statuses=frozenset({200, 503}))
 
 
 # Calls and bodies
@@ -221,21 +220,21 @@ def _call(
     path: str,
     parse: Callable[[Response], T],
     options: Options,
-    body: Body | None,
-    accept: str = "application/json",
+    body: Body = MappingProxyType({}),
+    **others: Any,
 ) -> Call[T]:
     connection = {name: options[name] for name in _CONNECTION if name in options}
-    return Call(path=path, parse=parse, body=body, accept=accept, **connection)
+    return Call(path=path, parse=parse, body=body, **connection, **others)
 
 
 def _file(path: str, form: str, options: Options, body: Body) -> Call[results.Raw]:
     if form not in list(MEDIA):  # of a caller without type checks, it may be unhashable
         raise InputError(f"form: expected one of {', '.join(MEDIA)}, not {form!r}")
-    return _call(path, partial(_answers.raw, form), options, body, MEDIA[form])
+    return _call(path, partial(_answers.raw, form), options, body, accept=MEDIA[form])
 
 
 def _models(options: Options) -> Call[results.Models]:
-    return _call("/models", _answers.models, options, None)
+    return _call("/models", _answers.models, options)
 
 
 def _generate(options: Options) -> Call[results.Images[results.Image]]:
@@ -266,29 +265,36 @@ def _sent(options: Options) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in _CONNECTION}
 
 
-def _json(options: Options, **members: Any) -> bytes:
-    return json.dumps({**_sent(options), **members}, separators=(",", ":"), allow_nan=False).encode(
-        "ascii"
-    )
+def _json(options: Options, **members: Any) -> Body:
+    sent = {**_sent(options), **members}
+    return {"content": json.dumps(sent, separators=(",", ":"), allow_nan=False).encode("ascii")}
 
 
-def _upload(images: Pictures, options: Options) -> Body:
+def _encoded(options: Options) -> dict[str, Any]:
+    """The options with masks as the content of files."""
+    encoded = dict(options)
+    if "mask" in options:
+        encoded["mask"] = _inputs.mask(options["mask"], "mask")
+    if "masks" in options:
+        if "mask" in options:
+            raise InputError("masks: give mask or masks, not both")
+        masks = enumerate(options["masks"])
+        encoded["masks"] = [_inputs.mask(item, f"masks.{i}") for i, item in masks]
+    return encoded
+
+
+def _upload(contents: Sequence[bytes], options: Options) -> Body:
     """A multipart form, which needs no base64; or JSON if each image has its own mask."""
     sent = _sent(options)
-    mask = sent.pop("mask", None)
-    masks = sent.pop("masks", None)
-    contents = _inputs.pictures(images)
-    if masks is not None:
-        if mask is not None:
-            raise InputError("masks: give mask or masks, not both")
-        encoded = [
-            _inputs.base64_text(_inputs.mask(item, f"masks.{i}")) for i, item in enumerate(masks)
-        ]
-        return _json(sent, images=[_inputs.base64_text(data) for data in contents], masks=encoded)
-    files = [("image", data) for data in contents]
-    if mask is not None:
-        files.append(("mask", _inputs.mask(mask, "mask")))
-    return MultipartBody(fields={name: _text(value) for name, value in sent.items()}, files=files)
+    if "masks" in sent:
+        texts = {"images": contents, "masks": sent["masks"]}
+        return _json(
+            sent, **{name: list(map(_inputs.base64_text, data)) for name, data in texts.items()}
+        )
+    files = [("image", ("image", data, _FILE)) for data in contents]
+    if "mask" in sent:
+        files.append(("mask", ("mask", sent.pop("mask"), _FILE)))
+    return {"data": {name: _text(value) for name, value in sent.items()}, "files": files}
 
 
 def _text(value: Any) -> str:
@@ -297,7 +303,7 @@ def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _path(points: Sequence[PointLike], options: Options) -> bytes:
+def _path(points: Sequence[PointLike], options: Options) -> Body:
     members = [
         _inputs.point(value, f"points.{i}") for i, value in enumerate(_latents(points, "points"))
     ]
@@ -306,7 +312,7 @@ def _path(points: Sequence[PointLike], options: Options) -> bytes:
     return _json(options, points=members, **shape)
 
 
-def _sum(terms: Sequence[Term | PointLike], options: Options) -> bytes:
+def _sum(terms: Sequence[Term | PointLike], options: Options) -> Body:
     members = []
     for i, value in enumerate(_latents(terms, "terms")):
         term = value if isinstance(value, Term) else Term(value)
@@ -335,7 +341,7 @@ def _uploads(
     path: str, parse: Callable[[Expected, Response], ResultT], images: Pictures, options: Options
 ) -> Calls[ResultT]:
     contents = _inputs.pictures(images)
-    sent = _encoded_masks(options)
+    sent = _encoded(options)
     sizes = [_ALONE if _inputs.may_have_pages(data) else len(data) + _PER_PART for data in contents]
     scale = options.get("scale", 1)
     if "masks" in sent:
@@ -348,10 +354,11 @@ def _uploads(
 
     def call(chosen: slice) -> Call[ResultT]:
         own = {**sent, "masks": sent["masks"][chosen]} if "masks" in sent else sent
-        expected = _expected(own, _count(contents[chosen]), moved=chosen.start)
-        part = _call(path, partial(parse, expected), own, _upload(contents[chosen], own))
-        placed = partial(_placed_error, start=chosen.start, sources=cast(Sequence[object], images))
-        return part if len(contents) == 1 else replace(part, error=placed)
+        some = contents[chosen]
+        read = partial(parse, _expected(own, _count(some), moved=chosen.start))
+        error = partial(_placed_error, start=chosen.start, sources=images)
+        others = {} if len(contents) == 1 else {"error": error}
+        return _call(path, read, own, _upload(some, own), **others)
 
     def parts(limits: results.Limits) -> list[Callable[[], Call[ResultT]]]:
         room = limits.body_bytes - _ROOM - len(sent.get("mask", b""))
@@ -363,18 +370,6 @@ def _uploads(
     if len(contents) == 1 or (len(contents) <= images_of_request(scale) and sum(sizes) <= _SMALL):
         return call(slice(0, None))
     return Split(_models(options), parts)
-
-
-def _encoded_masks(options: Options) -> dict[str, Any]:
-    """The options with masks as bytes, so that no part encodes them again."""
-    encoded = dict(options)
-    if "mask" in options:
-        encoded["mask"] = _inputs.mask(options["mask"], "mask")
-    if "masks" in options:
-        encoded["masks"] = [
-            _inputs.mask(item, f"masks.{i}") for i, item in enumerate(options["masks"])
-        ]
-    return encoded
 
 
 def _groups(sizes: Sequence[int], most: int, room: int) -> Iterator[slice]:
@@ -404,12 +399,10 @@ def join(parts: Sequence[Any]) -> Any:
     return replace(parts[0], images=tuple(members), timing=results.Timing(**times))
 
 
-def _placed_error(error: StatusError, start: int, sources: Sequence[object]) -> StatusError:
+def _placed_error(error: StatusError, start: int, sources: Any) -> StatusError:
     """The error with the indices of the whole call; its text names the file of the image, too."""
     problem = error.problem
-    errors = tuple(
-        FieldError(_moved_field(item.field, start), item.message) for item in problem.errors
-    )
+    errors = tuple(replace(item, field=_moved_field(item.field, start)) for item in problem.errors)
     field, colon, reason = problem.detail.partition(":")
     field = _moved_field(field, start)
     match = re.fullmatch(r"images\.([0-9]{1,9})", field)

@@ -6,8 +6,8 @@ import math
 import re
 import secrets
 import shlex
-import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from threading import Lock
@@ -21,9 +21,11 @@ from ign_client._batches import (
     PAGED,
     ResultsClosed,
     Terminal,
+    by_source,
     check_free,
     for_each_item,
     list_images,
+    pages,
     require_file,
 )
 from ign_client._calls import FEW, images_of_request
@@ -54,25 +56,23 @@ _SHOWN_MEASURES: Final = MEASURES[1:]  # the file stands for the index
 _KEPT: Final = "--skip-existing leaves them, --force overwrites"
 
 
-def main(arguments: Sequence[str] | None = None, terminal: Terminal | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command, by default with the arguments of the process; returns the exit status."""
     options, unknown = parser().parse_known_args(arguments)
     if unknown:  # shows the usage of its command, not of the program
         options.command.error(f"unrecognized arguments: {' '.join(unknown)}")
-    return run(options, terminal or Terminal(sys.stdout, sys.stderr))
+    return run(options)
 
 
 def run(
-    options: argparse.Namespace,
-    terminal: Terminal,
-    hint: str = "",
-    connect: Callable[[], Any] | None = None,
+    options: argparse.Namespace, hint: str = "", connect: Callable[[], Any] | None = None
 ) -> int:
     """Run the command of parsed arguments; returns the exit status.
 
     ``hint``: what helps if no service is reached. ``connect`` makes another client, a context
     manager.
     """
+    terminal = Terminal()
     settings = {
         "timeout": options.timeout,
         "deadline": options.deadline,
@@ -144,22 +144,19 @@ def generate(client: Client, options: argparse.Namespace, terminal: Terminal) ->
                 strict=True,
             )
 
-    # Neither the indices nor their paths are listed: there may be a thousand million of them.
+    # Only what exists is listed: there may be a thousand million indices.
     pattern = re.compile(rf"{re.escape(name)}-([0-9]{{{digits}}}){re.escape(suffix)}")
     files = options.out.iterdir() if options.out.exists() else ()
-    existing = (
-        file
-        for file in files
-        if (match := pattern.fullmatch(file.name)) and int(match[1]) in indices
-    )
-    total = options.n
-    if options.skip_existing:
-        total -= sum(1 for _ in existing)
-    check_free(existing, options.force, _KEPT)
-    wanted = (index for index in indices if not (options.skip_existing and target(index).exists()))
+    matches = [match for file in files if (match := pattern.fullmatch(file.name))]
+    existing = {index for match in matches if (index := int(match[1])) in indices}
+    if not options.skip_existing:
+        check_free(map(target, sorted(existing)), options.force, _KEPT)
+        existing = set()
+    wanted = (index for index in indices if index not in existing)
     again = f"--seed {shlex.quote(str(seed))} --skip-existing"
+    size = images_of_request(options.scale)
     _, failed = _save_all(
-        wanted, total, generate_some, options, terminal, images_of_request(options.scale), again
+        wanted, options.n - len(existing), generate_some, options, terminal, size, again
     )
     terminal.result(f"{options.out}: seed {seed}")
     return not failed
@@ -179,23 +176,21 @@ def project(client: Client, options: argparse.Namespace, terminal: Terminal) -> 
         source: out if is_file else (out / name).with_suffix(suffix)
         for source, name in sources.items()
     }
-    _check_distinct(targets)
+    sources_of = {target: source for source, target in targets.items()}
+    for source, target in targets.items():
+        if (other := sources_of[target]) != source:
+            raise errors.InputError(f"{source} and {other} would both become {target}")
     if options.mask is not None:
         given["mask"] = require_file(options.mask).read_bytes()
     if options.skip_existing:
         targets = {source: target for source, target in targets.items() if not target.exists()}
     check_free(targets.values(), options.force, _KEPT)
 
-    def project_some(some: Sequence[Path]) -> Iterable[tuple[Path, Picture]]:
-        # so that errors do not number one image
-        images = client.project(some[0] if len(some) == 1 else some, **given)
-        if len(some) > 1:
-            if len(images) > len(some):  # a TIFF under another name
-                return [pair for source in some for pair in project_some([source])]
-            return zip(map(targets.__getitem__, some), images, strict=True)
-        names = _pages(targets[some[0]], len(images))
-        check_free(names[1:], options.force, _KEPT)
-        return zip(names, images, strict=True)
+    def project_some(some: Sequence[Path]) -> Iterator[tuple[Path, Picture]]:
+        for source, images in by_source(partial(client.project, **given), some):
+            names = pages(targets[source], len(images))
+            check_free(names[1:], options.force, _KEPT)
+            yield from zip(names, images, strict=True)
 
     size = images_of_request(options.scale, _images_of_request(client, options, targets))
     saved, failed = _save_all(
@@ -233,14 +228,7 @@ def score(client: Client, options: argparse.Namespace, terminal: Terminal) -> bo
     scores: dict[Path, Sequence[Score]] = {}
 
     def score_some(some: Sequence[Path]) -> None:
-        found = list(client.score(some[0] if len(some) == 1 else some, **given))
-        if 1 < len(some) < len(found):  # a TIFF under another name
-            for source in some:
-                score_some([source])
-        else:
-            scores.update(
-                zip(some, [found] if len(some) == 1 else [[score] for score in found], strict=True)
-            )
+        scores.update(by_source(partial(client.score, **given), some))
 
     try:
         size = _images_of_request(client, options, sources)
@@ -251,17 +239,14 @@ def score(client: Client, options: argparse.Namespace, terminal: Terminal) -> bo
         if not options.json:
             terminal.result("file", *_SHOWN_MEASURES)
         for source in filter(scores.__contains__, sources):
-            for file, measured in zip(
-                _pages(source, len(scores[source])), scores[source], strict=True
-            ):
+            names = pages(source, len(scores[source]))
+            for file, measured in zip(names, scores[source], strict=True):
                 values = {name: getattr(measured, name) for name in _SHOWN_MEASURES}
                 if options.json:
                     terminal.result(json.dumps({"file": str(file), **values}))
-                else:
-                    cells = (
-                        "-" if value is None else json.dumps(value) for value in values.values()
-                    )
-                    terminal.result(str(file), *cells)
+                    continue
+                cells = ("-" if value is None else json.dumps(value) for value in values.values())
+                terminal.result(str(file), *cells)
 
 
 def models(client: Client, _options: argparse.Namespace, terminal: Terminal) -> bool:
@@ -335,11 +320,6 @@ def _save(picture: Picture, target: Path) -> None:
     picture.save(target)
 
 
-def _pages(path: Path, count: int) -> list[Path]:
-    """The path, and for each further page of its file a name of its own."""
-    return [path, *(path.with_stem(f"{path.stem}.page{number}") for number in range(2, count + 1))]
-
-
 def _images_of_request(
     client: Client, options: argparse.Namespace, sources: Collection[Path]
 ) -> int:
@@ -354,14 +334,6 @@ def _images_of_request(
     chosen = options.model or models.default
     is_tiled = chosen in models and models[chosen].document.get("tiles") is not None
     return 1 if is_tiled else max(1, min(FEW, models.limits.images))
-
-
-def _check_distinct(targets: Mapping[Path, Path]) -> None:
-    sources: dict[Path, Path] = {}
-    for source, target in targets.items():
-        if target in sources:
-            raise errors.InputError(f"{sources[target]} and {source} would both become {target}")
-        sources[target] = source
 
 
 def _point(text: str) -> PointLike:

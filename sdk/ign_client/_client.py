@@ -1,13 +1,15 @@
 """The two clients.
 
-`_calls` turns the arguments of a method into calls, and `attempts` of `_wire` decides about
-retries. The clients do the I/O: `Client` blocks, `AsyncClient` awaits.
+`_calls` turns the arguments of a method into calls. What sends them is written once, as coroutines:
+`AsyncClient` awaits them, `Client` completes them without an event loop, because all that its
+coroutines await blocks.
 """
 
 import asyncio
 import inspect
 import random
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import update_wrapper
@@ -17,11 +19,11 @@ from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeVar
 from ign_client import _calls
 from ign_client import _transport as network
 from ign_client._calls import CONCURRENT, Calls, Split, join
-from ign_client._errors import InputError, TransportError
+from ign_client._errors import IgnError, InputError, TransportError, status_error, unexpected
 from ign_client._results import Image, Limits
 from ign_client._settings import DEFAULT_TIMEOUT_S, Settings, resolve
 from ign_client._stream import AsyncStream, EventReader, Stream
-from ign_client._wire import Call, attempts
+from ign_client._wire import Call, Request, Response, complete, delay
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,7 +37,7 @@ M = TypeVar("M", bound=Callable[..., Any])
 def _blocking(build: Callable[P, Calls[T]]) -> Callable[Concatenate["Client", P], T]:
     def method(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
         call = build(*args, **kwargs)
-        return self._run_split(call) if isinstance(call, Split) else self._run(call)
+        return self._run_split(call) if isinstance(call, Split) else complete(self._run(call))
 
     return _like(build, method)
 
@@ -45,7 +47,7 @@ def _blocking_stream(
 ) -> Callable[Concatenate["Client", P], Stream[ImageT]]:
     def method(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> Stream[ImageT]:
         call = build(*args, **kwargs)
-        return Stream(lambda: self._run(call, stream=True))
+        return Stream(lambda: self._run(call))
 
     return _like(build, method, Stream)
 
@@ -67,7 +69,7 @@ def _awaited_stream(
     def method(self: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> AsyncStream[ImageT]:
         async def start() -> EventReader[ImageT]:
             call = await asyncio.to_thread(build, *args, **kwargs)
-            return await self._run(call, stream=True)
+            return await self._run(call)
 
         return AsyncStream(start)
 
@@ -75,25 +77,17 @@ def _awaited_stream(
 
 
 def _like(build: Callable[..., Any], method: M, stream: type | None = None) -> M:
-    """Give a method the name, docstring and signature of the function that builds its call, with
-    `self` before it.
-    """
+    """Give a method the name, docstring and signature of the function that builds its call."""
     update_wrapper(method, build)
-    signature = inspect.signature(build)
-    parameters = [
-        inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD),
-        *signature.parameters.values(),
-    ]
-    result = signature.return_annotation
-    if stream is not None:  # of EventReader[image]
-        result = GenericAlias(stream, get_args(result))
-    vars(method)["__signature__"] = signature.replace(
-        parameters=parameters, return_annotation=result
-    )
+    if stream is not None:
+        signature = inspect.signature(build)
+        image = get_args(signature.return_annotation)  # of EventReader[image]
+        result = GenericAlias(stream, image)
+        vars(method)["__signature__"] = signature.replace(return_annotation=result)
     return method
 
 
-class _Common(Generic[TransportT, HttpClientT, WaitT]):
+class _Common(ABC, Generic[TransportT, HttpClientT, WaitT]):
     _default_http_client: ClassVar[Callable[..., Any]]
     _default_sleep: ClassVar[Callable[[float], Any]]
 
@@ -135,6 +129,52 @@ class _Common(Generic[TransportT, HttpClientT, WaitT]):
             f"{name}({settings.base_url!r}, timeout={settings.timeout!r}, "
             f"max_retries={settings.max_retries})"
         )
+
+    @abstractmethod
+    async def _send(self, request: Request) -> Response: ...
+
+    @abstractmethod
+    async def _wait(self, seconds: float) -> None: ...
+
+    async def _run(self, call: Call[T], ends: float | None = None) -> T:
+        """Send a call until one attempt succeeds, and return its parsed response.
+
+        Every call may be repeated, because the service keeps no state for callers. The last
+        repetition begins before ``ends``; without such an end, before the timeout has passed since
+        the first attempt.
+
+        Raises:
+            TransportError, StatusError: the error of the last attempt.
+            UnexpectedAnswer: the response cannot be parsed.
+        """
+        settings = self._settings
+        ends = call.ends(settings) if ends is None else ends
+        gives_up = call.gives_up(settings, ends)
+        retries = 0
+        while True:
+            error: IgnError
+            try:
+                response = await self._send(call.request(settings, ends))
+            except TransportError as exc:
+                error = exc
+            else:
+                if response.status in call.statuses:
+                    with unexpected(
+                        f"{call.path} answered with something that is not its answer",
+                        response.request_id,
+                    ):
+                        return call.parse(response)
+                error = call.error(status_error(response.problem()))
+            seconds = delay(settings, error, retries)
+            if seconds is None or settings.clock() + seconds > gives_up:
+                raise error
+            await self._wait(seconds)
+            retries += 1
+
+    async def _limits_of(self, split: Split[T], ends: float) -> Limits:
+        if self._limits is None:
+            self._limits = (await self._run(split.models, ends)).limits
+        return self._limits
 
 
 class Client(_Common[network.HttpTransport, network.HttpClient, object]):
@@ -189,28 +229,19 @@ class Client(_Common[network.HttpTransport, network.HttpClient, object]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _run(self, call: Call[T], ends: float | None = None, *, stream: bool = False) -> T:
-        steps = attempts(call, self._settings, ends)
-        outcome: object = None
-        try:
-            while True:
-                if isinstance(step := steps.send(outcome), float):
-                    outcome = self._sleep(step)
-                    continue
-                try:
-                    outcome = network.send(self._http_client, self._settings, step, stream=stream)
-                except TransportError as exc:
-                    outcome = exc
-        except StopIteration as done:
-            return cast(T, done.value)
+    async def _send(self, request: Request) -> Response:
+        return await network.send(self._http_client, self._settings, request)
+
+    async def _wait(self, seconds: float) -> None:
+        self._sleep(seconds)
 
     def _run_split(self, split: Split[T]) -> T:
         ends = split.models.ends(self._settings)
-        if self._limits is None:
-            self._limits = self._run(split.models, ends).limits
-        parts = split.parts(self._limits)
+        parts = split.parts(complete(self._limits_of(split, ends)))
         with ThreadPoolExecutor(CONCURRENT) as pool:
-            running = [pool.submit(lambda part: self._run(part(), ends), part) for part in parts]
+            running = [
+                pool.submit(lambda part: complete(self._run(part(), ends)), part) for part in parts
+            ]
             try:
                 return cast(T, join([future.result() for future in running]))
             finally:
@@ -254,28 +285,15 @@ class AsyncClient(_Common[network.AsyncHttpTransport, network.AsyncHttpClient, A
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def _run(self, call: Call[T], ends: float | None = None, *, stream: bool = False) -> T:
-        steps = attempts(call, self._settings, ends)
-        outcome: object = None
-        try:
-            while True:
-                if isinstance(step := steps.send(outcome), float):
-                    outcome = await self._sleep(step)
-                    continue
-                try:
-                    outcome = await network.send_async(
-                        self._http_client, self._settings, step, stream=stream
-                    )
-                except TransportError as exc:
-                    outcome = exc
-        except StopIteration as done:
-            return cast(T, done.value)
+    async def _send(self, request: Request) -> Response:
+        return await network.send_async(self._http_client, self._settings, request)
+
+    async def _wait(self, seconds: float) -> None:
+        await self._sleep(seconds)
 
     async def _run_split(self, split: Split[T]) -> T:
         ends = split.models.ends(self._settings)
-        if self._limits is None:
-            self._limits = (await self._run(split.models, ends)).limits
-        parts = await asyncio.to_thread(split.parts, self._limits)
+        parts = await asyncio.to_thread(split.parts, await self._limits_of(split, ends))
         turn = asyncio.Semaphore(CONCURRENT)
 
         async def run(part: Callable[[], Call[T]]) -> T:

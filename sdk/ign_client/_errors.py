@@ -91,7 +91,7 @@ class Problem:
     errors: tuple[FieldError, ...] = ()
 
 
-BY_STATUS: dict[int, type["StatusError"]] = {}
+BY_STATUS: dict[int | None, type["StatusError"]] = {}
 
 
 class StatusError(IgnError):
@@ -100,8 +100,7 @@ class StatusError(IgnError):
     """
 
     def __init_subclass__(cls, status: int | None = None) -> None:
-        if status is not None:
-            BY_STATUS[status] = cls
+        BY_STATUS[status] = cls
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
@@ -189,30 +188,32 @@ def problem_from(
     document: dict[str, Any], status: int, request_id: str | None, headers: Mapping[str, str]
 ) -> Problem:
     """The problem in an error document; missing and invalid members get a default."""
-    texts = {name: value for name, value in document.items() if isinstance(value, str) and value}
+    texts = _texts(document)
     phrase = (
         HTTPStatus(status).phrase if status in set(HTTPStatus) else "an error without a description"
     )
-    errors = document.get("errors")
+    found = document.get("errors")
+    members = (
+        [_texts(error) for error in found if isinstance(error, dict)]
+        if isinstance(found, list)
+        else []
+    )
+    is_refused = headers.get("x-should-retry", "").strip().lower() == "false"
     return Problem(
         status=status,
         code=texts.get("code", "unknown"),
         detail=texts.get("detail", phrase),
         request_id=request_id or texts.get("request_id"),
         retry_after=retry_after(headers),
-        retryable=status in _RETRIED
-        and headers.get("x-should-retry", "").strip().lower() != "false",
+        retryable=status in _RETRIED and not is_refused,
         errors=tuple(
-            FieldError(
-                *(
-                    text if isinstance(text := error.get(name), str) else ""
-                    for name in ("field", "message")
-                )
-            )
-            for error in (errors if isinstance(errors, list) else [])
-            if isinstance(error, dict)
+            FieldError(error.get("field", ""), error.get("message", "")) for error in members
         ),
     )
+
+
+def _texts(document: dict[str, Any]) -> dict[str, str]:
+    return {name: value for name, value in document.items() if isinstance(value, str) and value}
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -222,28 +222,32 @@ def described(build: Callable[P, T]) -> Callable[P, T]:
     """Let a function that builds a call check its options, and show them in its signature and
     docstring.
 
-    The function receives the options that are not None, as JSON holds them. The signature returns
-    what the call does.
+    The function receives the options that are not None, as JSON holds them. The signature is that
+    of a method: it begins with `self`, and returns what the call does.
     """
     hints = typing.get_type_hints(build)
     (kind,) = get_args(hints["options"])
     options = options_of(kind)
-    keywords = [
-        inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_shown(hint)
-        )
-        for name, (hint, default, _) in options.items()
+    *positional, _ = inspect.signature(build).parameters.values()
+    parameters = [
+        inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD),
+        *positional,
+        *(
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_shown(hint)
+            )
+            for name, (hint, default, _) in options.items()
+        ),
     ]
-    signature = inspect.signature(build)
-    *positional, _ = signature.parameters.values()
     answer = get_args(hints["return"])[0]  # of Call[answer], or of Call[answer] | Split[answer]
     if get_origin(hints["return"]) is Union:
         (answer,) = get_args(answer)
-    signature = signature.replace(parameters=[*positional, *keywords], return_annotation=answer)
+    signature = inspect.Signature(parameters, return_annotation=answer)
 
     @wraps(build)
     def checking(*args: P.args, **kwargs: P.kwargs) -> T:
-        arguments = signature.bind(*args, **kwargs).arguments
+        arguments = signature.bind(None, *args, **kwargs).arguments
+        del arguments["self"]
         for name, (hint, default, _) in options.items():
             if arguments.get(name) is not None:
                 arguments[name] = checked(name, arguments[name], hint)

@@ -120,25 +120,20 @@ def _write(path: Path, data: bytes) -> None:
     """Replace a file by a rename. A link stays a link, devices and pipes are written to; an OSError
     names ``path``.
     """
+    target = Path(os.path.realpath(path))
+    part = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.part")
     try:
         if path.exists() and not path.is_file():
             path.write_bytes(data)
-        else:
-            _replace(Path(os.path.realpath(path)), data)
+            return
+        try:
+            part.write_bytes(data)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
     except OSError as exc:
         exc.filename = os.fspath(path)
         exc.filename2 = None
-        raise
-
-
-def _replace(target: Path, data: bytes) -> None:
-    part = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.part")
-    try:
-        with part.open("xb") as file:
-            file.write(data)
-        part.replace(target)
-    except BaseException:
-        part.unlink(missing_ok=True)
         raise
 
 

@@ -7,24 +7,24 @@ chunks ──Decoder──▶ (type, data) ──EventReader──▶ Step | Pro
 """
 
 import codecs
+import io
 import json
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
     Awaitable,
     Callable,
-    Generator,
     Iterator,
     Sequence,
 )
-from contextlib import aclosing, closing
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeAlias, TypeVar
 
 from ign_client import _answers
 from ign_client._errors import IgnError, UnexpectedAnswer, problem_from, status_error, unexpected
 from ign_client._results import Done, Image, Progress, Step
-from ign_client._wire import EVENT_S, EVENTS, Response
+from ign_client._wire import EVENT_S, EVENTS, Response, complete
 
 ImageT = TypeVar("ImageT", bound=Image)
 Event: TypeAlias = Step | Progress | Done[ImageT]
@@ -35,51 +35,36 @@ class Decoder:
     end anywhere.
 
     An incomplete event at the end of the stream is dropped. The fields `id` and `retry` concern
-    reconnecting only, so they are ignored like comments and unknown fields.
+    reconnecting only, so they are ignored like comments and unknown fields. A lone CR ends its line
+    when the next byte arrives.
     """
 
     def __init__(self) -> None:
         # A byte order mark at the start is dropped, and invalid UTF-8 is replaced, as the standard
         # says.
-        self._text = codecs.getincrementaldecoder("utf-8-sig")("replace")
-        self._line: list[str] = []  # pieces of a line that has not ended
-        self._after_cr = False
-        self._event = ""
-        self._data: list[str] = []
+        text = codecs.getincrementaldecoder("utf-8-sig")("replace")
+        self._text = io.IncrementalNewlineDecoder(text, translate=True)
+        self._pieces: list[str] = []  # of an event that has not ended
 
     def feed(self, chunk: bytes) -> list[tuple[str, str]]:
-        """Type and data of the events that end in this chunk; the type is ``message`` by
-        default.
-        """
+        """Type and data of each event that ends in the chunk."""
         text = self._text.decode(chunk)
-        if not text:
+        self._pieces.append(text)
+        if "\n" not in text:
             return []
-        # A line ends with CR, LF or CRLF. If a chunk ended between CR and LF, the LF belongs to the
-        # same line end.
-        rest = text[1:] if self._after_cr and text.startswith("\n") else text
-        self._after_cr = text.endswith("\r")
-        first, *others = rest.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-        self._line.append(first)
-        if not others:
-            return []
-        lines = ["".join(self._line), *others[:-1]]
-        self._line = others[-1:]
-        return [event for line in lines if (event := self._take(line)) is not None]
+        *events, rest = "".join(self._pieces).split("\n\n")
+        self._pieces = [rest]
+        return [event for lines in events if (event := _event(lines)) is not None]
 
-    def _take(self, line: str) -> tuple[str, str] | None:
-        if not line:
-            event = self._event
-            data = self._data
-            self._event = ""
-            self._data = []
-            return (event or "message", "\n".join(data)) if data else None
+
+def _event(lines: str) -> tuple[str, str] | None:
+    fields: dict[str, list[str]] = {"event": [""], "data": []}
+    for line in lines.split("\n"):
         name, _, value = line.partition(":")
-        value = value.removeprefix(" ")
-        if name == "data":
-            self._data.append(value)
-        elif name == "event":
-            self._event = value
-        return None
+        if name in fields:
+            fields[name].append(value.removeprefix(" "))
+    data = fields["data"]
+    return (fields["event"][-1] or "message", "\n".join(data)) if data else None
 
 
 class EventReader(Generic[ImageT]):
@@ -100,10 +85,11 @@ class EventReader(Generic[ImageT]):
         self.first = response.content
         self.rest = response.rest
         self.cut = response.cut
-        self.finished = False
         self._limit = response.limit
         self._request_id = response.request_id
-        self._kind, self._expected, self._record = kind, expected, frozenset(record)
+        self._kind = kind
+        self._expected = expected
+        self._record = frozenset(record)
         self._decoder = Decoder()
         self._steps: dict[int, list[dict[str, Any]]] = {}
 
@@ -119,9 +105,6 @@ class EventReader(Generic[ImageT]):
             if event is not None:
                 yield event
                 self._limit.renew(EVENT_S)
-            if isinstance(event, Done):
-                self.finished = True
-                return
 
     def _read(self, name: str, data: str) -> Event[ImageT] | None:
         if name not in ("step", "progress", "done", "error"):
@@ -134,15 +117,10 @@ class EventReader(Generic[ImageT]):
         if name == "progress":
             return _answers.value(Progress, document)
         if name == "done":
-            members = [self._with_images(member) for member in document["images"]]
-            return Done(
-                answer=_answers.images_of(
-                    self._kind, self._expected, {**document, "images": members}
-                )
-            )
-        raise status_error(
-            problem_from(document, _answers.typed(document["status"], int), self._request_id, {})
-        )
+            document["images"] = [self._with_images(member) for member in document["images"]]
+            return Done(answer=_answers.images_of(self._kind, self._expected, document))
+        status = _answers.typed(document["status"], int)
+        raise status_error(problem_from(document, status, self._request_id, {}))
 
     def _with_images(self, member: dict[str, Any]) -> dict[str, Any]:
         """A member of the event `done`, which has no images, with the images of the earlier
@@ -164,62 +142,6 @@ class _State:
 
     is_closed: bool = False
     cut: Callable[[], None] = lambda: None
-
-
-class Stream(Iterator[Event[ImageT]], Generic[ImageT]):
-    """Iterator over `Step`, `Progress` and at the end `Done`. The request is sent when the first
-    event is read.
-
-    Closing the stream, or leaving the `with` block, stops the computation. A stream cannot be
-    resumed.
-
-    Raises:
-        IgnError: until the first event, as any method. Later `StatusError` if the service failed,
-        `TransportError` if
-            the connection broke, `UnexpectedAnswer` if the stream ended early.
-    """
-
-    def __init__(self, start: Callable[[], EventReader[ImageT]]) -> None:
-        self._state = _State()
-        self._events = self._read(start, self._state)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __next__(self) -> Event[ImageT]:
-        try:
-            return next(self._events)
-        except IgnError:
-            if self._state.is_closed:
-                raise StopIteration from None
-            raise
-
-    def close(self) -> None:
-        """Close the connection; a second call has no effect. If another thread waits for an event,
-        its loop ends.
-        """
-        self._state.is_closed = True
-        try:
-            self._events.close()
-        except ValueError:  # the generator is running
-            self._state.cut()
-
-    @staticmethod
-    def _read(
-        start: Callable[[], EventReader[ImageT]], state: _State
-    ) -> Generator[Event[ImageT], None, None]:
-        reader = start()
-        state.cut = reader.cut
-        chunk: bytes | None = reader.first
-        with closing(reader.rest):
-            while not state.is_closed:
-                yield from reader.feed(chunk)
-                if reader.finished:
-                    return
-                chunk = next(reader.rest, None)
 
 
 class AsyncStream(AsyncIterator[Event[ImageT]], Generic[ImageT]):
@@ -264,6 +186,41 @@ class AsyncStream(AsyncIterator[Event[ImageT]], Generic[ImageT]):
             while not state.is_closed:
                 for event in reader.feed(chunk):
                     yield event
-                if reader.finished:
-                    return
+                    if isinstance(event, Done):
+                        return
                 chunk = await anext(reader.rest, None)
+
+
+class Stream(Iterator[Event[ImageT]], Generic[ImageT]):
+    """Iterator over `Step`, `Progress` and at the end `Done`. The request is sent when the first
+    event is read.
+
+    Closing the stream, or leaving the `with` block, stops the computation. A stream cannot be
+    resumed.
+
+    Raises:
+        IgnError: until the first event, as any method. Later `StatusError` if the service failed,
+        `TransportError` if
+            the connection broke, `UnexpectedAnswer` if the stream ended early.
+    """
+
+    def __init__(self, start: Callable[[], Awaitable[EventReader[ImageT]]]) -> None:
+        self._stream = AsyncStream(start)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __next__(self) -> Event[ImageT]:
+        try:
+            return complete(anext(self._stream))
+        except StopAsyncIteration:
+            raise StopIteration from None
+
+    def close(self) -> None:
+        """Close the connection; a second call has no effect. If another thread waits for an event,
+        its loop ends.
+        """
+        complete(self._stream.aclose())

@@ -2,11 +2,11 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, closing, contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import httpx
 
@@ -14,13 +14,14 @@ from ign_client._errors import ConnectionFailed, TimedOut, UnexpectedAnswer
 from ign_client._extras import trace_headers
 from ign_client._settings import Settings
 from ign_client._version import __version__
-from ign_client._wire import EVENT_S, EVENTS, Limit, MultipartBody, Request, Response
+from ign_client._wire import EVENT_S, EVENTS, Limit, Request, Response
 
 T = TypeVar("T")
 HttpClient = httpx.Client
 AsyncHttpClient = httpx.AsyncClient
 HttpTransport = httpx.BaseTransport
 AsyncHttpTransport = httpx.AsyncBaseTransport
+Chunks: TypeAlias = AsyncGenerator[bytes, None]
 
 _LIMIT: Final[ContextVar[Limit | None]] = ContextVar("_LIMIT", default=None)
 """The limit of the request that this thread sends or receives."""
@@ -29,21 +30,18 @@ _OPENED: Final = (".connect_tcp.complete", ".connect_unix_socket.complete", ".st
 _WRITE_BYTES: Final = 1 << 14
 
 
-def send(client: HttpClient, settings: Settings, request: Request, *, stream: bool) -> Response:
+async def send(client: HttpClient, settings: Settings, request: Request) -> Response:
     """Send a request and read the whole response, or of a stream the first chunk; raises
-    `TransportError`.
+    `TransportError`. It blocks, and never waits for an event loop.
     """
     with _map_errors(request), _limited(request.limit):
-        arguments = _arguments(settings, request, stream=stream)
+        arguments = _arguments(settings, request)
         built = client.build_request(**arguments, extensions={"trace": _limit_connection})
         response = client.send(built, stream=True, follow_redirects=False)
-    chunks = _chunks(request, response)
-    if stream and _is_event_stream(response):
-        return _response(request, response, next(chunks, b""), chunks)
-    return _response(request, response, b"".join(chunks))
+    return await _received(request, response, _chunks(request, response))
 
 
-def _chunks(request: Request, response: httpx.Response) -> Generator[bytes, None, None]:
+async def _chunks(request: Request, response: httpx.Response) -> Chunks:
     """The content in pieces. Closing the generator closes the connection, which stops the
     computation.
     """
@@ -97,21 +95,16 @@ def _seconds(timeout: float | None) -> float | None:
     return timeout if limit is None else limit.left()
 
 
-async def send_async(
-    client: AsyncHttpClient, settings: Settings, request: Request, *, stream: bool
-) -> Response:
+async def send_async(client: AsyncHttpClient, settings: Settings, request: Request) -> Response:
     """Like `send`."""
     with _map_errors(request):
         async with asyncio.timeout(request.limit.left()):
-            built = client.build_request(**_arguments(settings, request, stream=stream))
+            built = client.build_request(**_arguments(settings, request))
             response = await client.send(built, stream=True, follow_redirects=False)
-    chunks = _async_chunks(request, response)
-    if stream and _is_event_stream(response):
-        return _response(request, response, await anext(chunks, b""), chunks)
-    return _response(request, response, b"".join([chunk async for chunk in chunks]))
+    return await _received(request, response, _async_chunks(request, response))
 
 
-async def _async_chunks(request: Request, response: httpx.Response) -> AsyncGenerator[bytes, None]:
+async def _async_chunks(request: Request, response: httpx.Response) -> Chunks:
     with _map_errors(request):
         async with aclosing(response):
             pieces = _pieces(response, response.aiter_bytes)
@@ -134,7 +127,7 @@ def _pieces(response: httpx.Response, pieces: Callable[[], T]) -> T:
     return pieces()
 
 
-def _arguments(settings: Settings, request: Request, *, stream: bool) -> dict[str, Any]:
+def _arguments(settings: Settings, request: Request) -> dict[str, Any]:
     headers = {"User-Agent": f"ign-client/{__version__}", **trace_headers(), **request.headers}
     if settings.api_key is not None:
         headers["Authorization"] = f"Bearer {settings.api_key}"
@@ -142,17 +135,11 @@ def _arguments(settings: Settings, request: Request, *, stream: bool) -> dict[st
         "method": request.method,
         "url": settings.base_url + request.path,
         "headers": headers,
+        **request.body,
     }
     seconds = request.limit.left()
-    read = seconds if seconds is None or not stream else max(seconds, EVENT_S)
+    read = seconds if seconds is None or not request.is_stream else max(seconds, EVENT_S)
     arguments["timeout"] = httpx.Timeout(seconds, read=read)
-    if isinstance(request.body, MultipartBody):
-        arguments["data"] = dict(request.body.fields)
-        arguments["files"] = [
-            (name, (name, data, "application/octet-stream")) for name, data in request.body.files
-        ]
-    elif request.body is not None:
-        arguments["content"] = request.body
     return arguments
 
 
@@ -169,19 +156,14 @@ def _map_errors(request: Request) -> Iterator[None]:
         raise UnexpectedAnswer(f"{request_line}: {exc}") from exc
 
 
-def _is_event_stream(response: httpx.Response) -> bool:
-    return response.status_code == 200 and response.headers.get("content-type", "").startswith(
-        EVENTS
-    )
-
-
-def _response(
-    request: Request, response: httpx.Response, content: bytes, rest: object = None
-) -> Response:
+async def _received(request: Request, response: httpx.Response, chunks: Chunks) -> Response:
     headers = {name.lower(): value for name, value in response.headers.items()}
-    return Response(
-        response.status_code, headers, content, request.limit, rest, partial(_cut, response)
-    )
+    cut = partial(_cut, response)
+    received = partial(Response, response.status_code, headers, limit=request.limit, cut=cut)
+    is_stream = headers.get("content-type", "").startswith(EVENTS)
+    if request.is_stream and is_stream and response.status_code == 200:
+        return received(await anext(chunks, b""), rest=chunks)
+    return received(b"".join([chunk async for chunk in chunks]))
 
 
 def _cut(response: httpx.Response) -> None:

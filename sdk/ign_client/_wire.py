@@ -1,16 +1,11 @@
-"""Requests, responses and retries, without I/O and independent of the HTTP library.
-
-The generator `attempts` yields the next request, or the seconds to wait before it. The client that
-drives it waits, or sends the request and passes in the response or the `TransportError` with
-`send`.
-"""
+"""Requests, responses and retries, without I/O and independent of the HTTP library."""
 
 import json
 import math
 import re
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, Generic, TypeAlias, TypeVar, cast
 
 from ign_client import _errors as errors
 from ign_client._options import UNSET, Unset
@@ -26,17 +21,20 @@ EVENT_S: Final = 30.0  # between two events of a stream; the service sends its p
 GRACE_S: Final = 1.0
 
 
-class MultipartBody(NamedTuple):
-    """A form: the text of each option, and (name, content) of each file, in order; names may
-    repeat.
-    """
+def complete(awaitable: Awaitable[T]) -> T:
+    """The result of an awaitable that never waits."""
+    steps = awaitable.__await__()
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            return cast(T, done.value)
 
-    fields: Mapping[str, str]
-    files: Sequence[tuple[str, bytes]]
 
-
-Body: TypeAlias = bytes | MultipartBody
-"""JSON text, or a multipart form."""
+Body: TypeAlias = Mapping[str, Any]
+"""``content``, a JSON text; or of a form ``data``, the text of each option, and ``files``, pairs of
+a name and (file name, content, media type). Empty for a GET.
+"""
 
 
 @dataclass(slots=True)
@@ -78,8 +76,12 @@ class Request:
     method: str
     path: str
     headers: Mapping[str, str]
-    body: Body | None
+    body: Body
     limit: Limit
+
+    @property
+    def is_stream(self) -> bool:
+        return self.headers["Accept"] == EVENTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ class Response:
     headers: Mapping[str, str]
     content: bytes
     limit: Limit
-    rest: Any = None
+    rest: AsyncGenerator[bytes, None] | None = None
     cut: Callable[[], None] = lambda: None
 
     @property
@@ -118,15 +120,14 @@ class Response:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call(Generic[T_co]):
-    """One call of a method: the request, without a body for a GET, and the parser of a response
-    with these statuses.
+    """One call of a method: the request, and the parser of a response with these statuses.
 
     ``error`` makes the raised error from that of the response.
     """
 
     path: str
     parse: Callable[[Response], T_co]
-    body: Body | None = None
+    body: Body
     accept: str = "application/json"
     timeout: float | Unset | None = UNSET
     deadline: float | Unset | None = UNSET
@@ -149,6 +150,12 @@ class Call(Generic[T_co]):
         """When the call ends that begins now."""
         return settings.clock() + _chosen(self.deadline, settings.deadline)
 
+    def gives_up(self, settings: Settings, ends: float) -> float:
+        """When the last attempt begins at the latest, of a call that begins now."""
+        timeout = _chosen(self.timeout, settings.timeout)
+        budgets = (ends - settings.clock(), timeout, DEFAULT_TIMEOUT_S)
+        return settings.clock() + next(seconds for seconds in budgets if seconds < math.inf)
+
     def request(self, settings: Settings, ends: float) -> Request:
         """The request of an attempt that begins now, in a call that ends at ``ends``."""
         limit = Limit(settings.clock, ends)
@@ -160,9 +167,9 @@ class Call(Generic[T_co]):
             headers["X-Request-Timeout"] = f"{max(timeout, 0.001):.3f}"
         if self.request_id is not None:
             headers["X-Request-ID"] = self.request_id
-        if isinstance(self.body, bytes):
+        if "content" in self.body:
             headers["Content-Type"] = "application/json"
-        method = "GET" if self.body is None else "POST"
+        method = "POST" if self.body else "GET"
         return Request(method=method, path=self.path, headers=headers, body=self.body, limit=limit)
 
 
@@ -171,45 +178,7 @@ def _chosen(seconds: float | Unset | None, default: float | None) -> float:
     return math.inf if chosen is None else chosen
 
 
-def attempts(
-    call: Call[T], settings: Settings, ends: float | None
-) -> Generator[Request | float, Any, T]:
-    """Yield requests, and before repetitions seconds to wait, until one succeeds; return the parsed
-    response.
-
-    Every call may be repeated, because the service keeps no state for callers. The last repetition
-    begins before ``ends``; without such an end, before the timeout has passed since the first
-    attempt.
-
-    Raises:
-        errors.TransportError, errors.StatusError: the error of the last attempt.
-        errors.UnexpectedAnswer: the response cannot be parsed.
-    """
-    ends = call.ends(settings) if ends is None else ends
-    budgets = (ends - settings.clock(), _chosen(call.timeout, settings.timeout), DEFAULT_TIMEOUT_S)
-    gives_up = settings.clock() + next(seconds for seconds in budgets if seconds < math.inf)
-    retries = 0
-    while True:
-        outcome: Response | errors.TransportError = yield call.request(settings, ends)
-        response = outcome if isinstance(outcome, Response) else None
-        if response is not None and response.status in call.statuses:
-            with errors.unexpected(
-                f"{call.path} answered with something that is not its answer", response.request_id
-            ):
-                return call.parse(response)
-        error = (
-            call.error(errors.status_error(outcome.problem()))
-            if isinstance(outcome, Response)
-            else outcome
-        )
-        delay = _delay(settings, error, retries)
-        if delay is None or settings.clock() + delay > gives_up:
-            raise error
-        yield delay
-        retries += 1
-
-
-def _delay(settings: Settings, error: errors.IgnError, retries: int) -> float | None:
+def delay(settings: Settings, error: errors.IgnError, retries: int) -> float | None:
     """Seconds to wait before the next attempt, after so many retries; None to give up."""
     if retries == settings.max_retries or not error.retryable:
         return None

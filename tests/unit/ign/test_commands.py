@@ -1,5 +1,6 @@
 """`ign` through click's runner: its commands, their options, and what completes in a shell."""
 
+import json
 import re
 import subprocess
 import sys
@@ -44,16 +45,7 @@ def test_help_imports_nothing_heavy() -> None:
     )
     loaded = set(done.stdout.splitlines()[-1].split())
     assert "click" in loaded
-    assert not loaded & {
-        "numpy",
-        "PIL",
-        "fastapi",
-        "pydantic",
-        "torch",
-        "onnxruntime",
-        "httpx",
-        "uvicorn",
-    }
+    assert not loaded & {"numpy", "PIL", "fastapi", "pydantic", "onnxruntime", "httpx", "uvicorn"}
 
 
 @pytest.fixture
@@ -127,16 +119,6 @@ def test_the_completion_script_calls_ign(shell: str) -> None:
     assert f"_IGN_COMPLETE={shell}_complete" in ign("completion", shell).output
 
 
-@pytest.fixture
-def toy(tmp_path: Path) -> dict[str, str]:
-    write_model(tmp_path / "models", description="\x1b]0;title\x07 a\nb \u202egnp")
-    return {
-        "IGN_MODEL_DIR": str(tmp_path / "models"),
-        "IGN_DEFAULT_MODEL": "toy",
-        "IGN_DEVICE": "cpu",
-    }
-
-
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -178,29 +160,23 @@ def test_every_error_is_one_line_that_names_the_command(words: str, says: str) -
     assert not re.search("invalid|Error|[Uu]sage|argument is|No such", done.output)
 
 
-def test_models_are_listed_from_their_cards(toy: dict[str, str]) -> None:
-    models = {"IGN_MODEL_DIR": toy["IGN_MODEL_DIR"]}
-    for default, mark in (
-        (toy, "*"),
-        (models, "*"),
-        (models | {"IGN_DEFAULT_MODEL": "mnist"}, " "),
-    ):
-        done = ign("models", **default)
-        # without a setting, the only one is the default
-        assert done.output.startswith(f"{mark} toy/1")
+def test_models_are_listed_from_their_cards(tmp_path: Path) -> None:
+    write_model(tmp_path, description="\x1b]0;title\x07 a\nb \u202egnp")
+    models = {"IGN_MODEL_DIR": str(tmp_path)}
+    # without a setting, the only one is the default
+    for default, mark in (({}, "*"), ({"IGN_DEFAULT_MODEL": "mnist"}, " ")):
+        shown = ign("models", **models, **default).output.rstrip("\n")
+        assert shown.startswith(f"{mark} toy/1")
         # A card writes no escapes to the terminal.
-        assert done.output.rstrip("\n").isprintable()
-        assert r"\x1b]0;title\x07 a\nb \u202egnp" in done.output
-    done = ign("models --json --models", toy["IGN_MODEL_DIR"], IGN_DEFAULT_MODEL="toy/1")
-    assert '"model": "toy/1"' in done.output
-
-
-@pytest.mark.parametrize("content", [b"", b"nonsense", b"\x72\x02\x0a\xff"])
-def test_an_unreadable_model_is_one_line(toy: dict[str, str], content: bytes) -> None:
-    Path(toy["IGN_MODEL_DIR"], "toy/1/model.onnx").write_bytes(content)
-    done = ign("models", **toy)
-    (line,) = done.output.splitlines()
-    assert (done.exit_code, "toy/1/model.onnx" in line) == (2, True)
+        assert shown.isprintable()
+        assert r"\x1b]0;title\x07 a\nb \u202egnp" in shown
+    done = ign("models --json --models", str(tmp_path), IGN_DEFAULT_MODEL="toy/1")
+    found = json.loads(done.output)
+    assert (found["model"], found["default"]) == ("toy/1", True)
+    (tmp_path / "toy/1/model.onnx").write_bytes(b"nonsense")
+    done = ign("models", **models)
+    assert (done.exit_code, done.output.count("\n")) == (2, 1)
+    assert "toy/1/model.onnx" in done.output
 
 
 def test_a_service_that_is_not_there() -> None:
@@ -231,9 +207,6 @@ def test_a_missing_package_is_one_line_with_the_command(
     monkeypatch.setattr("service.environment.installed_onnxruntimes", set)
     monkeypatch.setitem(sys.modules, package, None)
     done = ign(words)
-    (line,) = done.output.splitlines()
-    assert (done.exit_code, package in line, f"pip install 'ign-service[{extras}]'" in line) == (
-        2,
-        True,
-        True,
-    )
+    assert (done.exit_code, done.output.count("\n")) == (2, 1)
+    assert package in done.output
+    assert f"pip install 'ign-service[{extras}]'" in done.output

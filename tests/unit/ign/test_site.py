@@ -4,12 +4,14 @@ page.
 
 import base64
 import hashlib
-import io
 import json
 import lzma
+import os
 import re
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -35,23 +37,23 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """
     folder = tmp_path / "packages"
     folder.mkdir()
+    (tmp_path / "wasm").write_bytes(WASM)
     pinned = {}
     for name, (_, members) in site.PACKAGES.items():
         with tarfile.open(folder / name, mode="w:gz") as tar:
             for member in members:
-                info = tarfile.TarInfo(f"package/dist/{member}")
-                info.size = len(WASM)
-                tar.addfile(info, io.BytesIO(WASM))
+                tar.add(tmp_path / "wasm", f"package/dist/{member}")
         pinned[name] = (sri("sha512", (folder / name).read_bytes()), members)
 
     def get(url: str, **_: object) -> httpx.Response:
         base, name = url.split("/-/")
         assert name.startswith(base.removeprefix("https://registry.npmjs.org/"))
-        if not (folder / name).exists():
-            raise httpx.ConnectError("no network")
-        return httpx.Response(
-            200, content=(folder / name).read_bytes(), request=httpx.Request("GET", url)
-        )
+        archive = folder / name
+        request = httpx.Request("GET", url)
+        # A package that is not there stands for a registry that is out of reach.
+        status = 200 if archive.exists() else 503
+        content = archive.read_bytes() if archive.exists() else b""
+        return httpx.Response(status, content=content, request=request)
 
     monkeypatch.setattr(site, "PACKAGES", pinned)
     monkeypatch.setattr(httpx, "get", get)
@@ -106,14 +108,10 @@ def test_the_site_has_all_it_names_and_names_no_other_host(tmp_path: Path, model
     )
     needed = {"./", "models.json", "page/worker.js", "runtime/xz-decompress.min.js"}
     assert needed <= set(json.loads(kept)) <= {"./", *files}
-    for name in (
-        name
-        for name in files
-        if name.endswith((".js", ".html", ".css")) and not name.startswith("runtime")
-    ):
-        assert not re.search(
-            "https?:", files[name].decode().replace("http://www.w3.org/2000/svg", "")
-        ), name
+    for name, data in files.items():
+        if name.endswith((".js", ".html", ".css")) and not name.startswith("runtime"):
+            text = data.decode().replace("http://www.w3.org/2000/svg", "")
+            assert not re.search("https?:", text), name
 
 
 @pytest.mark.usefixtures("packages")
@@ -153,49 +151,48 @@ def test_an_earlier_site_is_replaced_and_other_files_stay(
     assert changed == {"CNAME", "models.json", "service-worker.js"}
 
 
+def zero_rows(golden: Path) -> None:
+    rows = dict(np.load(golden))
+    np.savez(golden, **rows | {"y": np.zeros_like(rows["y"])})
+
+
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("pattern", "damage", "options", "said"),
     [
-        ("network", "npm pack onnxruntime-web@"),
-        ("archive", "not what was published"),
-        ("folder", "holds another page"),
-        ("models", "no such directory"),
-        ("damaged", "no model of it can be used"),
-        ("rows", "does not give the rows of golden.npz"),
-        ("size", "a page has room for"),
-        ("runtime", "onnxruntime-web-1.30.0.tgz: No such file"),
+        ("packages/*", Path.unlink, "", "npm pack onnxruntime-web@"),
+        ("packages/*", lambda file: file.write_bytes(b"x"), "", "not what was published"),
+        ("out", lambda out: (out / "index.html").write_text("x"), "", "holds another page"),
+        ("out", Path.rmdir, "--models no", "no such directory"),
+        (
+            "models/*/1/model.onnx",
+            lambda file: file.write_bytes(b"x"),
+            "",
+            "no model of it can be used",
+        ),
+        ("models/*/1/golden.npz", zero_rows, "", "does not give the rows of golden.npz"),
+        (
+            "models/*/1/model.onnx",
+            lambda file: os.truncate(file, 100_000_001),
+            "",
+            "a page has room for 100",
+        ),
+        ("out", Path.rmdir, "--runtime .", "onnxruntime-web-1.30.0.tgz: No such file"),
     ],
 )
+@pytest.mark.usefixtures("packages")
 def test_what_it_cannot_do_is_one_line_and_writes_nothing(
     tmp_path: Path,
     models: Path,
-    packages: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    wrong: str,
+    pattern: str,
+    damage: Callable[[Path], Any],
+    options: str,
     said: str,
 ) -> None:
-    out = tmp_path / "out"
-    options = ["--runtime", "."] if wrong == "runtime" else []
-    for archive in packages.iterdir():
-        if wrong == "network":
-            archive.unlink()
-        elif wrong == "archive":
-            archive.write_bytes(b"another")
-    for folder in models.glob("*/*"):
-        if wrong == "damaged":
-            folder.joinpath("model.onnx").write_bytes(b"damaged")
-        elif wrong == "rows":
-            rows = dict(np.load(folder / "golden.npz"))
-            np.savez(folder / "golden.npz", **rows | {"y": np.zeros_like(rows["y"])})
-    if wrong == "folder":
-        out.mkdir()
-        (out / "index.html").write_text("mine")
-    elif wrong == "models":
-        models = tmp_path / "no"
-    elif wrong == "size":
-        monkeypatch.setattr(site, "_MAX_MODEL_BYTES", 10)
-    before = content(tmp_path)
-    done = make(out, models, *options)
+    (tmp_path / "out").mkdir()
+    for path in tmp_path.glob(pattern):
+        damage(path)
+    before = set(tmp_path.rglob("*"))
+    done = make(tmp_path / "out", models, *options.split())
     assert (done.exit_code, said in done.output) == (2, True)
     assert done.output.splitlines()[-1].startswith("ign site: ")
-    assert content(tmp_path) == before
+    assert set(tmp_path.rglob("*")) == before

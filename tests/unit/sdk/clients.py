@@ -3,7 +3,7 @@
 import asyncio
 import json
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import httpx
@@ -81,18 +81,12 @@ class Ask:
             return list(called) if is_stream else called
 
 
-def problem(status: int, code: str = "some_code", **headers: str) -> httpx.Response:
-    document = {
-        "type": "about:blank",
-        "status": status,
-        "detail": "a reason",
-        "code": code,
-        "request_id": "abc",
-    }
-    kind = {"Content-Type": "application/problem+json", "X-Request-ID": "abc"}
-    return httpx.Response(
-        status, json=document, headers=kind | {k.replace("_", "-"): v for k, v in headers.items()}
-    )
+def problem(
+    status: int, code: str = "some_code", errors: object = None, **headers: str
+) -> httpx.Response:
+    document = {"detail": "a reason", "code": code, "request_id": "abc", "errors": errors}
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return httpx.Response(status, json=document, headers=named)
 
 
 def ready() -> httpx.Response:
@@ -174,7 +168,8 @@ def answer(count: int = 1, start: int = 0, **changes: Any) -> httpx.Response:
     return httpx.Response(200, json=generated(**{"images": images, **changes}))
 
 
-def limited(**limits: int) -> httpx.Response:
+def limited(models: Sequence[Any] = (), **limits: int) -> httpx.Response:
     """`/models` of a service with these limits."""
     every = {"n": 64, "images": 64, "steps": 1, "frames": 2, "body_bytes": 1 << 24, "pixels": 1}
-    return httpx.Response(200, json={"models": [], "default": "toy/1", "limits": every | limits})
+    document = {"models": models, "default": "toy/1", "limits": every | limits}
+    return httpx.Response(200, json=document)

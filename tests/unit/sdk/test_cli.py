@@ -1,14 +1,13 @@
 """`ign-client` as people at a shell know it."""
 
-import io
 import json
-import re
 import subprocess
 import sys
 import threading
 import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -18,7 +17,7 @@ from PIL import Image
 
 from ign_client import Client
 from ign_client._batches import Terminal, for_each_item
-from ign_client._cli import main, parser, run
+from ign_client._cli import main
 from ign_client._errors import Problem, TooManyRequests
 from tests.contract.data import pixels
 from tests.contract.harness import Service
@@ -34,31 +33,19 @@ INTERRUPTED = 130
 ALL = ["a.png", "b.png", "more/a.png"]
 
 
-class Screen(io.StringIO):
-    is_terminal = False
-
-    def isatty(self) -> bool:
-        return self.is_terminal
-
-
 class Shell:
     """Runs a command in a folder with three images; what it printed is in `out` and `err`."""
 
-    def __init__(self, *options: object) -> None:
+    def __init__(self, capsys: pytest.CaptureFixture[str], *options: object) -> None:
         self.options = options
         self.out = self.err = ""
-        self.is_terminal = False
+        self._capsys = capsys
 
     def __call__(self, command: str, *words: object) -> int:
-        out = Screen()
-        err = Screen()
-        err.is_terminal = self.is_terminal
         try:
-            return main(
-                [*map(str, self.options), *command.split(), *map(str, words)], Terminal(out, err)
-            )
+            return main([*map(str, self.options), *command.split(), *map(str, words)])
         finally:
-            self.out, self.err = out.getvalue(), err.getvalue()
+            self.out, self.err = self._capsys.readouterr()
 
 
 @pytest.fixture(autouse=True)
@@ -72,12 +59,14 @@ def scans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def shell(service: Service) -> Shell:
-    return Shell("--base-url", service.url)
+def shell(service: Service, capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(capsys, "--base-url", service.url)
 
 
 @pytest.fixture
-def canned(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Shell]:
+def canned(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Shell]:
     """Makes a shell before a service of canned responses, to which each request is sent once, one
     at a time.
     """
@@ -87,7 +76,7 @@ def canned(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Shell]:
         monkeypatch.setattr(
             "ign_client._cli.Client", lambda url, **options: Client(url, **options | network)
         )
-        return Shell("--retries", 0)
+        return Shell(capsys, "--retries", 0)
 
     return made
 
@@ -146,7 +135,9 @@ def test_project(shell: Shell, service: Service) -> None:
     np.testing.assert_array_equal(pixels(Path("new/one.png").read_bytes()), noise(8, 8, seed=0))
 
 
-def test_a_bad_image_does_not_stop_the_others_and_hidden_ones_are_left_out(shell: Shell) -> None:
+def test_a_bad_image_does_not_stop_the_others_and_hidden_ones_are_left_out(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("bad.png", "._a.png", ".trash/b.png"):
         Path("scans", name).parent.mkdir(exist_ok=True)
         Path("scans", name).write_bytes(b"not an image")
@@ -154,7 +145,7 @@ def test_a_bad_image_does_not_stop_the_others_and_hidden_ones_are_left_out(shell
     assert names("out") == ALL
     assert shell.err.startswith("scans/bad.png: 422 undecodable_image: ")
     assert (shell.out, shell.err.count("\n")) == ("out: 3 images, 1 failed\n", 1)
-    shell.is_terminal = True
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert shell("project scans -o out --force --jobs 1") == REFUSED
     assert shell.err.startswith("\r[........................] 0/4\r[")
     assert shell.err.split("\r")[-1].startswith("[########################] 4/4, 1 failed")
@@ -219,7 +210,7 @@ def test_outputs_are_not_overwritten(shell: Shell, words: str, left: int) -> Non
     assert shell(words, "--force", "--format", "png") == DONE
 
 
-TILED = httpx.Response(200, json=limited().json() | {"models": [CARD | {"tiles": {"overlap": 1}}]})
+TILED = limited(models=[CARD | {"tiles": {"overlap": 1}}])
 BAD = problem(422, "undecodable_image")
 GONE = httpx.ConnectError("gone")
 
@@ -281,6 +272,23 @@ def test_one_image_is_sent_again_or_fails(
     assert waits == ([7, 7, 5] if len(responses) == 7 else [])
 
 
+@pytest.mark.parametrize(
+    ("words", "response"),
+    [
+        ("models", limited(models=[CARD | {"name": "\x1b]0;owned\x07\r\n\u202e"}])),
+        ("score scans/a.png", problem(422, "\x1b]0;owned\x07\r\n\u202e")),
+    ],
+)
+def test_nothing_that_a_server_says_controls_the_terminal(
+    canned: Callable[..., Shell], words: str, response: httpx.Response
+) -> None:
+    shell = canned(response)
+    shell(words)
+    lines = (shell.out + shell.err).splitlines()
+    assert len(lines) == 2
+    assert all(cell.isprintable() for line in lines for cell in line.split("\t"))
+
+
 def test_scores_before_an_error_are_shown(canned: Callable[..., Shell]) -> None:
     shell = canned(
         limited(images=1),
@@ -315,7 +323,7 @@ def test_it_is_sent_fewer_requests_at_a_time(monkeypatch: pytest.MonkeyPatch) ->
             )
 
     monkeypatch.setattr(Terminal, "sleep", lambda *_: None)
-    assert for_each_item(range(20), 20, work, 3, Terminal(None, io.StringIO()), group=1) == 0
+    assert for_each_item(range(20), 20, work, 3, Terminal(), group=1) == 0
     assert (max(at_a_time[:3]), set(at_a_time[6:]), len(at_a_time)) == (3, {1}, 23)
 
 
@@ -333,17 +341,6 @@ def test_any_number_of_images_takes_little_memory(canned: Callable[..., Shell]) 
         tracemalloc.stop()
     assert len(names("out")) == 33
     assert "32 of 999999999 images; --seed 5 --skip-existing " in shell.out
-
-
-def test_retries_and_a_hint_if_there_is_no_service(canned: Callable[..., Shell]) -> None:
-    shell = canned(problem(503), problem(503), answer())
-    shell.options = ("--timeout", 5)
-    assert shell("generate -o out") == DONE
-    canned(GONE)
-    err = io.StringIO()
-    options = parser(switches={"--local": "here"}).parse_args(["--retries", "0", "models"])
-    assert run(options, Terminal(None, err), "start one") == UNREACHABLE
-    assert err.getvalue().endswith("\nstart one\n")
 
 
 def test_disks_that_are_full_and_images_that_vanish(
@@ -403,37 +400,35 @@ def test_disks_that_are_full_and_images_that_vanish(
         ("project scans/a.png -o x --url nowhere", "usage: ign-client project "),
     ],
 )
-def test_commands_that_cannot_be_carried_out(
-    shell: Shell, words: str, text: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_commands_that_cannot_be_carried_out(shell: Shell, words: str, text: str) -> None:
     Path("empty").mkdir()
     before = names(".")
     if text.startswith("usage: "):
-        with pytest.raises(SystemExit) as caught:
+        with pytest.raises(SystemExit, match=str(USAGE)):
             shell(words)
-        assert caught.value.code == USAGE
-        assert capsys.readouterr().err.startswith(text)
+        assert shell.err.startswith(text)
     else:
         assert shell(words) == USAGE
         assert shell.err.partition(": ")[2].startswith(text)
     assert names(".") == before
 
 
-def test_progress_tells_rate_and_time_left() -> None:
+def test_progress_tells_rate_and_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     now = [0.0]
-    err = Screen()
-    err.is_terminal = True
-    terminal = Terminal(io.StringIO(), err, clock=lambda: now[0])
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda _: None)
+    monkeypatch.setattr("ign_client._batches.time", clock)
+    terminal = Terminal()
     for now[0], done in ((0.0, 0), (2.0, 10), (10.0, 50), (20.0, 100)):
         terminal.progress(done, 100)
-    shown = [text.split("] ")[1].rstrip() for text in err.getvalue().split("\r")[1:]]
-    assert shown == ["0/100", "10/100, 5/s, 18 s left", "50/100, 5/s, 10 s left", "100/100, 5/s"]
-    err.truncate(err.seek(0))
     terminal.sleep(0.0)
     terminal.error("x: no")  # takes its place
-    assert re.fullmatch(
-        r"\rno service, or a busy one; next attempt in 0 s *\r *\rx: no\n", err.getvalue()
-    )
+    *shown, waiting, _, error = capsys.readouterr().err.split("\r")[1:]
+    rates = [text.split("] ")[1].rstrip() for text in shown]
+    assert rates == ["0/100", "10/100, 5/s, 18 s left", "50/100, 5/s, 10 s left", "100/100, 5/s"]
+    assert (waiting[:10], error) == ("no service", "x: no\n")
 
 
 @pytest.mark.parametrize("redirection", ["", ">&-", "| true"])

@@ -4,14 +4,11 @@ the client's.
 
 import contextlib
 import gzip
-import io
 import json
 import re
 import socketserver
 import threading
-import unicodedata
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,8 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ign_client import Client, IgnError, TimedOut, UnexpectedAnswer
-from ign_client._batches import Terminal
-from ign_client._cli import main
 from tests.helpers.pictures import noise, save
 from tests.unit.sdk.clients import (
     CARD,
@@ -133,32 +128,27 @@ def test_a_response_without_end_is_left(
     assert 50 < len(read) < 150
 
 
-# Responses that are not what they should be, to methods and to commands
+# Responses that are not what they should be
 
 VALUES = ["null", "true", "-1", "7", "1" + "0" * 400, "1e308", "NaN", "[]", "[[]]", "{}"]
 VALUES += [json.dumps(text) for text in ("", "x", "npy", "\x1b[2J\n\t\u202e\ud800", "9" * 5000)]
 PROBLEM = {
     "code": "x",
-    "detail": "images.7: \x1b]0;owned\x07\r\n",
+    "detail": "images.7: no",
     "errors": [{"field": "image", "message": "no"}],
 }
-MODELS = limited().json() | {"models": [CARD]}
-# A method, its arguments, the command that calls it, and a correct response.
-CALLS: list[tuple[str, Any, str, Any]] = [
-    ("generate", [], "generate --force -o out", generated(images=[IMAGE | {"trajectory": [STEP]}])),
-    ("project", [PICTURE], "project a.png --force -o out", generated()),
-    ("score", [PICTURE], "score a.png", generated(images=[SCORE])),
-    (
-        "latent_interpolate",
-        [[1, 2]],
-        "interpolate 1 2 --force -o out",
-        generated(images=[IMAGE, IMAGE | {"index": 1}]),
-    ),
-    ("models", [], "models", MODELS),
-    ("model", ["toy"], "", CARD),
-    ("ready", [], "", {"status": "ready"}),
-    *(("generate_as", [form], "", None) for form in ("png", "npy")),
-    ("stream_generate", [], "", generated()),
+# A method, its arguments, and a correct response.
+CALLS: list[tuple[str, Any, Any]] = [
+    ("generate", [], generated(images=[IMAGE | {"trajectory": [STEP]}])),
+    ("project", [PICTURE], generated()),
+    ("score", [PICTURE], generated(images=[SCORE])),
+    ("latent_interpolate", [[1, 2]], generated(images=[IMAGE, IMAGE | {"index": 1}])),
+    ("models", [], limited([CARD]).json()),
+    ("model", ["toy"], CARD),
+    ("ready", [], {"status": "ready"}),
+    ("generate_as", ["png"], None),
+    ("generate_as", ["npy"], None),
+    ("stream_generate", [], generated()),
 ]
 GIANT = (
     b"\x93NUMPY\x01\x00v\x00"
@@ -220,11 +210,11 @@ def responses(draw: st.DrawFn, method: str, document: Any) -> httpx.Response:
     return httpx.Response(status, content=content, headers=RAW | {"Retry-After": "1"} | wrong)
 
 
-@pytest.mark.parametrize(("method", "arguments", "command", "document"), CALLS)
+@pytest.mark.parametrize(("method", "arguments", "document"), CALLS)
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_only_errors_of_the_client_leave_a_method(
-    method: str, arguments: Any, command: str, document: Any, data: st.DataObject
+    method: str, arguments: Any, document: Any, data: st.DataObject
 ) -> None:
     response = data.draw(responses(method, document))
     with Client(transport=Canned(response), max_retries=0) as client, contextlib.suppress(IgnError):
@@ -234,41 +224,6 @@ def test_only_errors_of_the_client_leave_a_method(
             for use in ("_repr_html_", "to_pil", "to_numpy"):
                 with contextlib.suppress(IgnError):
                     getattr(each, use, str)()
-
-
-def printed(transport: httpx.BaseTransport, *words: str) -> tuple[int, str, str]:
-    out = io.StringIO()
-    err = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "ign_client._cli.Client",
-            lambda url, **more: Client(url, **more | {"transport": transport}),
-        )
-        return main(["--retries", "0", *words], Terminal(out, err)), out.getvalue(), err.getvalue()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with contextlib.chdir(tmp_path_factory.mktemp("files")):
-        Path("a.png").write_bytes(PICTURE)
-        yield
-
-
-@pytest.mark.usefixtures("folder")
-@pytest.mark.parametrize(
-    ("method", "arguments", "command", "document"), [call for call in CALLS if call[2]]
-)
-@given(data=st.data())
-@settings(max_examples=40, deadline=None)
-def test_a_command_prints_one_line_and_nothing_that_controls_the_terminal(
-    method: str, arguments: Any, command: str, document: Any, data: st.DataObject
-) -> None:
-    response = data.draw(responses(method, document))
-    code, out, err = printed(httpx.MockTransport(lambda _: response), *command.split())
-    assert code in (0, 1, 2, 3)
-    assert err.count("\n") <= 1
-    shown = {unicodedata.category(each) for each in (out + err).replace("\n", "").replace("\t", "")}
-    assert not shown & {"Cc", "Cf", "Cs"}
 
 
 def test_a_deadline_that_has_passed_sends_nothing() -> None:

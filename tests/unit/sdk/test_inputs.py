@@ -1,9 +1,15 @@
-"""Which inputs methods take, what they send, and how they reject the others."""
+"""Values in and out: which inputs methods take, what they send, how they reject the others; and
+what images and results show and save.
+"""
 
+import dataclasses
 import io
 import json
+import os
+import pickle
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -12,11 +18,25 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image as PilImage
 
-from ign_client import Client, InputError, InvalidContent, Picture, Seed, Term
+from ign_client import (
+    Client,
+    Image,
+    Images,
+    InputError,
+    InvalidContent,
+    ModelRef,
+    Picture,
+    Score,
+    Scores,
+    Step,
+    Term,
+    Timing,
+    UnexpectedAnswer,
+)
 from ign_client._inputs import content, mask, picture, point
-from tests.contract.data import array, pixels
+from tests.contract.data import array, npy, pixels
 from tests.helpers.pictures import noise, opened, save
 from tests.unit.sdk.clients import Ask, Canned, answer, problem
 
@@ -53,8 +73,8 @@ def test_other_arrays_are_rejected(dtype: str, shape: list[int]) -> None:
 
 @pytest.mark.parametrize("mode", [*MODES, "F", "I", "LAB"])
 def test_modes_of_pil(mode: str) -> None:
-    source = Image.new("RGBA", (4, 5), (200, 100, 50, 128))
-    image = source.convert("LA").convert("La") if mode == "La" else Image.new(mode, (4, 5))
+    source = PilImage.new("RGBA", (4, 5), (200, 100, 50, 128))
+    image = source.convert("LA").convert("La") if mode == "La" else PilImage.new(mode, (4, 5))
     if mode in MODES:
         assert opened(picture(image, "images")).size == (4, 5)
     else:
@@ -64,14 +84,13 @@ def test_modes_of_pil(mode: str) -> None:
 
 def test_pil_images_keep_sixteen_bits_and_lose_their_orientation() -> None:
     deep = np.arange(20, dtype=np.uint16).reshape(4, 5) * 3000
-    np.testing.assert_array_equal(
-        np.asarray(opened(picture(Image.fromarray(deep), "images"))), deep
-    )
-    exif = Image.Exif()
+    exif = PilImage.Exif()
     exif[0x0112] = 6
-    image = opened(save(GREY8, exif=exif))
+    image = opened(save(PilImage.fromarray(deep), exif=exif))
     assert image.getexif()[0x0112] == 6
-    assert 0x0112 not in opened(picture(image, "images")).getexif()
+    sent = opened(picture(image, "images"))
+    np.testing.assert_array_equal(np.asarray(sent), deep)
+    assert 0x0112 not in sent.getexif()
 
 
 def test_latents_are_float32_arrays_and_masks_may_be_boolean() -> None:
@@ -86,15 +105,6 @@ def test_latents_are_float32_arrays_and_masks_may_be_boolean() -> None:
     np.testing.assert_array_equal(pixels(mask(np.eye(2, dtype=bool), "mask")), np.eye(2) * 255)
 
 
-def test_points() -> None:
-    assert point(3, "points.1") == point(np.int32(3), "points.1") == {"seed": 3}
-    assert point(Seed(3, 4), "points.1") == {"seed": 3, "index": 4}
-    wrong: list[Any] = [None, 1.5, True, object(), ["x"], {"seed": 1}]
-    for bad in wrong:
-        with pytest.raises(InputError, match=r"points\.1: "):
-            point(bad, "points.1")
-
-
 def closed(source: Any) -> Any:
     source.close()
     return source
@@ -105,10 +115,10 @@ def closed(source: Any) -> Any:
     [
         io.StringIO("text"),
         closed(io.BytesIO(b"0123")),
-        closed(Image.fromarray(GREY8)),
-        Image.new("L", (0, 0)),
+        closed(PilImage.fromarray(GREY8)),
+        PilImage.new("L", (0, 0)),
         # cut; Pillow reads the pixels when they are needed
-        Image.open(io.BytesIO(save(noise(40, 40))[:60])),
+        PilImage.open(io.BytesIO(save(noise(40, 40))[:60])),
         "missing.png",
         ".",
         "nul\0.png",
@@ -157,6 +167,10 @@ ARGUMENTS: dict[str, Any] = {
         ("generate", (), {"timeout": 0}, "timeout: "),
         *(("generate_as", (form,), {}, "form: .*png") for form in ("tiff", None, ["png"])),
         *(("model", (name,), {}, "name: ") for name in ("", "a/b/c", None)),
+        *(
+            ("latent_interpolate", ([1, point],), {}, r"points\.1: ")
+            for point in (None, 1.5, True, object(), ["x"], {"seed": 1})
+        ),
         # Whatever the body: JSON, or a form, in which text and numbers look alike.
         *(
             (method, ARGUMENTS[method], {option: value}, f"^{option}: expected ")
@@ -222,3 +236,114 @@ def test_without_the_extra_it_says_how_to_get_it(
     with pytest.raises(ImportError, match=r"pip install 'ign-client\[images\]'"):
         shown.to_pil() if missing == "PIL" else shown.to_numpy()
     assert content(b"x", "images") == b"x"
+
+
+PNG = save(noise(4, 5, 3))
+MODEL = ModelRef(name="toy", version="2", digest="sha256:0123456789abcdef")
+TIMING = Timing(decode_ms=0.1, queue_ms=0.2, compute_ms=0.3, encode_ms=0.4)
+STEP = Step(bytes=PNG, format="png", index=0, step=1, change=0.25)
+IMAGE = Image(
+    bytes=PNG,
+    format="png",
+    index=0,
+    width=5,
+    height=4,
+    steps=2,
+    converged=False,
+    distance=0.5,
+    trajectory=(STEP,),
+)
+SCORE = Score(index=0, distance=0.125, drift=0.5, percentile=12.5, in_distribution=None)
+IMAGES = Images(images=(IMAGE, IMAGE), model=MODEL, request_id="abc", timing=TIMING, seed=7)
+
+
+def test_values_are_frozen_and_picklable_and_their_reprs_hold_no_bytes() -> None:
+    for value in (IMAGE, IMAGES, Picture(bytes=PNG, format="npy")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(value, dataclasses.fields(value)[0].name, None)
+        assert pickle.loads(pickle.dumps(value)) == value
+        assert hash(value) == hash(dataclasses.replace(value))
+        assert "\\x" not in repr(value)
+    assert (len(IMAGES), IMAGES[-1], IMAGES[:1], list(IMAGES)) == (
+        2,
+        IMAGE,
+        (IMAGE,),
+        [IMAGE, IMAGE],
+    )
+    assert repr(IMAGE).endswith("distance=0.5, trajectory=<1 steps>)")
+    assert "Images(images=<2 images>, model=<toy/2@0123456789ab>, request_id='abc'" in repr(IMAGES)
+
+
+def test_notebooks_and_terminals_show_a_part_of_many() -> None:
+    many = Scores(images=(SCORE,) * 101, model=MODEL, request_id="abc", timing=TIMING)
+    one = "<distance=0.125, drift=0.5, percentile=12.5>"
+    assert repr(many) == f"Scores([{', '.join([one] * 4)}, … 97 more], model=<toy/2@0123456789ab>)"
+    assert "<td>0</td><td>0.125</td><td>0.5</td><td>12.5</td><td>-</td>" in many._repr_html_()
+    assert "and 1 more" in many._repr_html_()
+    html = dataclasses.replace(IMAGES, images=(IMAGE,) * 103)._repr_html_()
+    assert (html.count('src="data:image/png;base64,'), "and 3 more" in html) == (100, True)
+    array = Picture(bytes=b"x", format="npy")
+    assert (IMAGE._repr_png_(), array._repr_png_(), "<img" in array._repr_html_()) == (
+        PNG,
+        None,
+        False,
+    )
+
+
+def test_images_are_decoded() -> None:
+    np.testing.assert_array_equal(IMAGE.to_numpy(), noise(4, 5, 3))
+    assert (IMAGE.to_numpy().flags.writeable, IMAGE.to_pil().size, IMAGE.png()) == (
+        True,
+        (5, 4),
+        PNG,
+    )
+    lossless = Picture(bytes=save(noise(4, 5, 3), "WEBP", lossless=True), format="webp")
+    np.testing.assert_array_equal(
+        Picture(bytes=lossless.png(), format="png").to_numpy(), IMAGE.to_numpy()
+    )
+    array = Picture(bytes=npy(np.ones((1, 2, 2), np.float32)), format="npy")
+    np.testing.assert_array_equal(array.to_numpy(), np.ones((1, 2, 2), np.float32))
+    with pytest.raises(InputError, match="to_numpy"):
+        array.to_pil()
+    with pytest.raises(UnexpectedAnswer, match="allow_pickle"):
+        Picture(bytes=npy(np.array([{}], dtype=object)), format="npy").to_numpy()
+
+
+@pytest.mark.parametrize(
+    ("name", "promised"),
+    [
+        ("x.PNG", ""),
+        ("x", ""),
+        ("x.apng", ""),
+        ("x.jpg", "jpeg"),
+        ("x.webp", "webp"),
+        ("x.npy", "npy"),
+    ],
+)
+def test_saving(tmp_path: Path, name: str, promised: str) -> None:
+    target = tmp_path / name
+    target.write_bytes(b"before")
+    if promised:
+        with pytest.raises(InputError, match=promised):
+            IMAGE.save(target)
+    else:
+        assert IMAGE.save(str(target)) == target
+    assert target.read_bytes() == (b"before" if promised else PNG)
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+    (tmp_path / "plain").touch()
+    assert target.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path: Path) -> None:
+    link = tmp_path / "link.png"
+    target = tmp_path / "target.png"
+    pipe = tmp_path / "pipe.png"
+    link.symlink_to(target)
+    IMAGE.save(link)
+    assert (link.is_symlink(), target.read_bytes()) == (True, PNG)
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        received = pool.submit(pipe.read_bytes)
+        IMAGE.save(pipe)
+        assert received.result(timeout=300) == PNG
+    assert pipe.is_fifo()

@@ -1,20 +1,35 @@
-"""Every method of both clients over the real app."""
+"""Every method of both clients over the real app, and calls with more images than one request
+takes.
+"""
 
+import asyncio
 import io
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image as PilImage
 
-from ign_client import Frame, Image, InvalidContent, ProjectedImage, Raw, Seed, Step, Term
+from ign_client import (
+    AsyncClient,
+    Client,
+    Frame,
+    Image,
+    InvalidContent,
+    ProjectedImage,
+    Seed,
+    Step,
+    Term,
+)
 from tests.contract.data import b64, latents, npy
 from tests.contract.harness import Service
 from tests.helpers.pictures import noise, save
-from tests.unit.sdk.clients import Ask
+from tests.unit.sdk.clients import Ask, answer, limited, problem
 
 PICTURE = save(noise(8, 8, seed=1))
 OTHER = save(noise(12, 10, 3, seed=2), "JPEG")
@@ -71,12 +86,12 @@ def test_results_hold_what_the_service_answers(
     result = ask(service.url, method, *arguments, **options, **mask, request_id="mine")
     response = json.loads(service.post(path, options | body).raise_for_status().content)
     for image, member in zip(result, response["images"], strict=True):
-        recorded = [
-            (step["step"], step["data"], step["change"]) for step in member.pop("trajectory") or ()
-        ]
-        assert [(step.step, b64(step.bytes), step.change) for step in image.trajectory] == recorded
-        assert (type(image), b64(image.bytes)) == (kind, member.pop("data"))
-        assert {name: getattr(image, name, None) for name in member} == member
+        for value, said in zip(
+            (image, *image.trajectory), (member, *(member.pop("trajectory") or ())), strict=True
+        ):
+            assert b64(value.bytes) == said.pop("data")
+            assert said.items() <= asdict(value).items()
+    assert {type(image) for image in result} == {kind}
     assert (asdict(result.model), result.request_id) == (response["model"], "mine")
     assert (result.seed, result.timing.compute_ms > 0) == (response.get("seed"), True)
 
@@ -86,22 +101,14 @@ def test_results_hold_what_the_service_answers(
         steps = [step for step in events if isinstance(step, Step)]
         assert all(step in steps for image in result for step in image.trajectory)
     # The same as one file.
-    forms = {"png": "image/png", "npy": "application/x-npy"} | (
-        {"gif": "image/gif"} if "frames" in options else {}
-    )
     options = {
         name: value for name, value in options.items() if name not in ("record", "format", *SIZE)
     }
-    for form, media in forms.items():
-        own = {**options, "gap": 2, **SIZE} if (form, method) == ("png", "generate") else options
+    for form, media in (("png", "image/png"), ("npy", "application/x-npy")):
+        own = options if form == "npy" else options | SIZE
         raw = ask(service.url, f"{method}_as", form, *arguments, **own, **mask)
         file = service.post(path, own | body, accept=media)
-        assert (type(raw), raw.bytes, raw.format, raw.seed) == (
-            Raw,
-            file.content,
-            form,
-            result.seed,
-        )
+        assert (raw.bytes, raw.format, raw.seed) == (file.content, form, result.seed)
         assert ",".join(map(str, raw.distance)) == file.headers["X-IGN-Distance"]
         assert ",".join(map(str, raw.drift)) == file.headers.get("X-IGN-Drift", "")
         assert f"{raw.model.ref}@{raw.model.digest}" == file.headers["X-IGN-Model"]
@@ -109,46 +116,33 @@ def test_results_hold_what_the_service_answers(
 
 def test_results_can_be_sent_back(service: Service, ask: Ask) -> None:
     once = ask(service.url, "generate", n=3, seed=1)
-    assert (
-        ask(service.url, "project", once)[1].bytes == ask(service.url, "project", once[1])[0].bytes
-    )
+    all_of_them = ask(service.url, "project", once)
+    assert all_of_them[1].bytes == ask(service.url, "project", once[1])[0].bytes
     (row,) = ask(service.url, "generate", seed=1, steps=1, format="npy")
-    images = ask(
-        service.url, "latent_interpolate", [row, row.to_numpy(), row.bytes], frames=3, steps=1
-    )
-    assert {image.bytes for image in images} == {
-        ask(service.url, "generate", seed=1, steps=2)[0].bytes
-    }
+    points = [row, row.to_numpy(), row.bytes]
+    images = ask(service.url, "latent_interpolate", points, frames=3, steps=1)
+    (twice,) = ask(service.url, "generate", seed=1, steps=2)
+    assert {image.bytes for image in images} == {twice.bytes}
 
 
 def test_scores(service: Service, ask: Ask) -> None:
     scores = ask(service.url, "score", [PICTURE, OTHER], resize="stretch", invert=False)
-    response = service.post("/score", UPLOADS | {"resize": "stretch", "invert": False}).json()[
-        "images"
-    ]
-    for score, member in zip(scores, response, strict=True):
-        assert asdict(score).items() <= member.items()
-    assert (len(scores), scores[-1].index, len(scores[:1])) == (2, 1, 1)
+    response = service.post("/score", UPLOADS | {"resize": "stretch", "invert": False})
+    assert list(map(asdict, scores)) == response.json()["images"]
 
 
 def test_models(service: Service, ask: Ask) -> None:
     models = ask(service.url, "models")
     assert [dict(card.document) for card in models] == service.get("/models").json()["models"]
-    assert (models.default, models.limits.n, len(models), models[-1].shape) == (
-        "grey/10",
-        64,
-        3,
-        (1, 8, 8),
-    )
+    assert (models.default, models.limits.n, models[-1].shape) == ("grey/10", 64, (1, 8, 8))
     for name, ref in (("grey", "grey/10"), ("grey/2", "grey/2"), ("colour", "colour/1")):
         card = ask(service.url, "model", name)
         assert (card.ref, dict(card.document)) == (ref, service.get(f"/models/{ref}").json())
         assert (models[name].ref, name in models, models[name] in models) == (ref, True, True)
     with pytest.raises(KeyError, match="grey/10"):
         models["c"]
-    assert (
-        models._repr_html_().count("<td>grey/10</td><td>1×8×8</td><td>cpu</td><td>True</td>") == 1
-    )
+    row = "<td>grey/10</td><td>1×8×8</td><td>cpu</td><td>True</td>"
+    assert models._repr_html_().count(row) == 1
 
 
 def test_every_form_of_an_image_is_the_same_image(
@@ -172,9 +166,135 @@ def test_every_form_of_an_image_is_the_same_image(
     assert len({image.bytes for image in images}) == 1
 
 
-@pytest.mark.parametrize("method", ["generate", "stream_generate"])
-def test_422_names_the_fields(service: Service, ask: Ask, method: str) -> None:
-    with pytest.raises(InvalidContent) as caught:
-        ask(service.url, method, n=0, steps=0, request_id="mine")
-    assert {found.field for found in caught.value.errors} == {"n", "steps"}
-    assert str(caught.value) == f"422 invalid_value: {caught.value.detail} (request mine)"
+PICTURES = [save(noise(8, 8, seed=i)) for i in range(100)]
+
+
+@pytest.mark.parametrize(
+    "options", [{"mask": save(noise(8, 8, seed=7))}, {"masks": PICTURES[::-1]}]
+)
+def test_many_images_give_what_each_gives_alone(
+    service: Service, ask: Ask, options: dict[str, Any]
+) -> None:
+    found = ask(service.url, "project", PICTURES, record=[0, 1], **options)
+    assert [image.index for image in found] == list(range(100))
+    for i in (0, 63, 64, 99):
+        own = {
+            name: value[i : i + 1] if name == "masks" else value for name, value in options.items()
+        }
+        assert found[i].bytes == ask(service.url, "project", PICTURES[i], **own)[0].bytes
+        assert [step.index for step in found[i].trajectory] == [i, i]
+    scores = ask(service.url, "score", PICTURES)
+    assert [score.index for score in scores] == list(range(100))
+
+
+def test_every_page_of_a_tiff_is_an_image(service: Service, ask: Ask) -> None:
+    pages = [PilImage.fromarray(noise(8, 8, seed=i)) for i in range(1, 4)]
+    scan = save(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    found = ask(service.url, "project", [PICTURES[0], scan, PICTURES[0], scan])
+    assert [image.index for image in found] == list(range(8))
+    assert [image.bytes for image in found] == [
+        image.bytes for image in ask(service.url, "project", PICTURES[:4])
+    ] * 2
+    *_, done = ask(service.url, "stream_project", scan)
+    assert len(done.answer) == len(ask(service.url, "score", scan)) == 3
+
+
+@pytest.mark.parametrize("options", [{"n": 150}, {"seed": "Ada", "n": 70, "offset": 5}])
+def test_any_number_of_generated_images(
+    service: Service, ask: Ask, options: dict[str, Any]
+) -> None:
+    start = options.get("offset", 0)
+    found = ask(service.url, "generate", record=[0], **options)
+    for indices in (
+        [image.index for image in found],
+        [image.trajectory[0].index for image in found],
+    ):
+        assert indices == list(range(start, start + options["n"]))
+    last = ask(
+        service.url, "generate", **options | {"n": 1, "seed": found.seed, "offset": found[-1].index}
+    )
+    assert last[0].bytes == found[-1].bytes
+
+
+@pytest.mark.parametrize("method", ["project", "score"])
+# in one request, and in several
+@pytest.mark.parametrize(("bad", "count"), [(3, 10), (3, 100), (99, 100)])
+def test_an_error_names_the_image_of_the_whole_call_and_its_file(
+    service: Service, ask: Ask, method: str, bad: int, count: int, tmp_path: Path
+) -> None:
+    file = tmp_path / "bad.png"
+    file.write_bytes(b"no image")
+    images: list[Any] = [*PICTURES[:bad], file, *PICTURES[bad + 1 : count]]
+    with pytest.raises(InvalidContent, match=re.escape(f"images.{bad} ({file}): ")) as rejected:
+        ask(service.url, method, images)
+    assert [error.field for error in rejected.value.errors] in ([f"images.{bad}"], [])
+    if method == "project":
+        with pytest.raises(InvalidContent, match=rf"masks\.{bad}: "):
+            ask(service.url, method, PICTURES[:count], masks=images)
+
+
+class Small(httpx.MockTransport):
+    """A service that takes little, and rejects every image of more than a megabyte."""
+
+    def __init__(self, **limits: int) -> None:
+        self.counts: list[int] = []
+        self.asked_for_limits = 0
+        self.limits: dict[str, Any] = {"n": 5, "images": 3, "body_bytes": 2_000_000} | limits
+        super().__init__(self._answer)
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/models":
+            self.asked_for_limits += 1
+            return limited(**self.limits)
+        body = request.read()
+        if len(body) > 2_000_000:
+            return problem(413)
+        options = {} if b'filename="image"' in body else json.loads(body)
+        count = (
+            options.get("n") or len(options.get("images", ())) or body.count(b'filename="image"')
+        )
+        self.counts.append(count)
+        return answer(count, options.get("offset", 0))
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "options", "requests"),
+    [
+        *((16, 1, {}, 1), (20, 10, {}, 7), (20, 900_000, {}, 10), (20, 600_000, {}, 7)),
+        (20, 500_000, {"masks": [bytes(500_000)] * 20}, 20),
+        *((20, 10, {"scale": 16}, 7), (20, 10, {"scale": 32}, 20), (20, 10, {"scale": 0}, 7)),
+        *(
+            (16, 0, {}, 1),
+            (16, 0, {"scale": 8}, 1),
+            (17, 0, {}, 4),
+            (17, 0, {"scale": 16}, 5),
+            (2, 0, {"scale": 32}, 2),
+        ),
+    ],
+)
+def test_requests_keep_to_number_and_bytes(
+    ask: Ask, count: int, size: int, options: Any, requests: int
+) -> None:
+    to = Small()
+    if size:
+        found = ask(to, "project", [bytes(size)] * count, **options)
+    else:
+        found = ask(to, "generate", n=count, offset=0, **options)
+    assert [image.index for image in found] == list(range(count))
+    assert (sum(to.counts), len(to.counts)) == (count, requests)
+    assert to.asked_for_limits == (requests > 1)  # few small ones need none
+
+
+@pytest.mark.parametrize("most", [5, 0, -(10**9)])  # the limits of a service may be nonsense
+def test_a_client_asks_for_the_limits_once(most: int) -> None:
+    to = Small(n=most, images=most, body_bytes=most)
+    with Client(transport=to) as client:
+        assert len(client.project([b"x"] * 17)) == len(client.generate(n=17)) == 17
+
+    async def calls() -> None:
+        async with AsyncClient(transport=to) as client:
+            for _ in range(2):
+                await client.generate(n=20)
+
+    asyncio.run(calls())
+    assert to.asked_for_limits == 2
