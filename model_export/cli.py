@@ -92,9 +92,9 @@ def _fail(options: argparse.Namespace, line: str) -> int:
 
 def _refuse_empty_paths(options: argparse.Namespace) -> None:
     """Paths without a character would stand for the current folder."""
-    for name in ("data", "out", "run", "models", "model", "cache"):
-        if getattr(options, "run_folder" if name == "run" else name, None) == "":
-            raise UserError(f"--{name}: the path is empty")
+    for name in ("data", "out", "run_folder", "models", "model", "cache"):
+        if getattr(options, name, None) == "":
+            raise UserError(f"--{name.removesuffix('_folder')}: the path is empty")
 
 
 def _count(text: str) -> int:
@@ -200,7 +200,6 @@ def _expectations(run: "Run", data: "Dataset", *, estimated: bool) -> Iterator[s
 
 
 def _train_run(run: "Run", prog: str) -> Iterator[str]:
-    from model_export.training.log import Throughput
     from model_export.training.train import Interrupted
 
     line = f"trained {run.preset.steps} steps; next: {prog} export --run {run.out}"
@@ -210,9 +209,7 @@ def _train_run(run: "Run", prog: str) -> Iterator[str]:
     except Interrupted:
         line = f"stopped at step {run.step} of {run.preset.steps}; the same command continues"
         stopped = True
-    yield from (f"{stage}: {throughput}" for stage, throughput in run.throughput)
-    if len(run.throughput) > 1:
-        yield f"in all: {sum((throughput for _, throughput in run.throughput), Throughput())}"
+    yield from run.speeds
     yield line
     if stopped:
         raise KeyboardInterrupt
@@ -248,13 +245,13 @@ def _verify(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
 
 
 def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
-    from model_export.evaluation.evaluate import evaluate, summary
+    from model_export.evaluation.evaluate import evaluate
+    from model_export.report.quality import summary
 
     table = evaluate(
         Path(options.model),
         options.data,
         cache=Path(options.cache).expanduser(),
-        out=Path(options.out) if options.out else None,
         **_given(options, ("skip_bad", "samples", "steps", "threads")),
     )
     yield summary(table)
@@ -267,8 +264,7 @@ def _figures(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
         Path(options.model),
         options.data,
         Path(options.out),
-        run=Path(options.run_folder) if options.run_folder else None,
-        **_given(options, ("skip_bad", "steps", "seed", "threads")),
+        **_given(options, ("skip_bad", "seed", "threads")),
     )
     yield f"drew {len(written)} figures in {options.out}"
 
@@ -414,9 +410,6 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
         "--data", required=True, help="the data the model was trained on, as for train"
     )
     evaluate.add_argument(
-        "--out", help="file for the figures (default: metrics.json in the version folder)"
-    )
-    evaluate.add_argument(
         "--samples", type=int, default=3000, help="pictures to generate (default 3000)"
     )
     evaluate.add_argument(
@@ -434,13 +427,7 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
     figures.add_argument(
         "--out", required=True, help="folder for the figures, such as docs/models/mnist"
     )
-    figures.add_argument(
-        "--steps", type=int, default=300_000, help="most steps in `repeated` (default 300000)"
-    )
     figures.add_argument("--seed", type=int, default=0, help="of the latents (default 0)")
-    figures.add_argument(
-        "--run", dest="run_folder", help="folder of the training run, to draw its losses as well"
-    )
 
     card = commands.add_parser("card", help="write a page about an exported model from its card")
     card.set_defaults(run=_card)

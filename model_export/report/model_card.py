@@ -10,7 +10,7 @@ from pathlib import Path
 from model_export.evaluation.measures import SAMPLES, STEPS
 from model_export.export.artifact import Artifact, TrainedCard
 from model_export.files import atomic_write
-from model_export.report.figures import FIGURES, LOSSES, file_name
+from model_export.report.figures import FIGURES, file_name
 from model_export.report.quality import (
     Table,
     limitations,
@@ -46,13 +46,13 @@ def page(card: TrainedCard, *, digest: str, size: int, shown: Mapping[str, str])
     """The page in Markdown. Its first screen states what the model is, how good, its limitations
     and its licence.
     """
-    others = [figure for figure in shown if figure not in (LOSSES, _FIRST_FIGURE)]
+    others = [figure for figure in shown if figure != _FIRST_FIGURE]
     parts = [
         f"# {card.ref}",
         f"**{one_line(card.description)}**" if card.description else "",
         _introduction(card),
         "## How good it is",
-        summary(card),
+        summary(card.quality),
         *([_figure(_FIRST_FIGURE, shown)] if _FIRST_FIGURE in shown else []),
         "## Limitations",
         "\n".join(f"- {one_line(limitation)}" for limitation in limitations(card)),
@@ -65,7 +65,6 @@ def page(card: TrainedCard, *, digest: str, size: int, shown: Mapping[str, str])
         *measurements(card),
         "## Training",
         *_training(card),
-        *([_figure(LOSSES, shown)] if LOSSES in shown else []),
         *(["## Figures", *(_figure(figure, shown) for figure in others)] if others else []),
     ]
     # Without measures their chapter would be empty.
@@ -177,7 +176,8 @@ def _commands(card: TrainedCard) -> str:
 
 def _evaluate_options(quality: Table) -> str:
     """The options with which `evaluate` measured, where they differ from its defaults."""
-    applied = [int(key[1:] or 1) for key in quality.get("repeated", {}) if key.startswith("f")]
+    repeated = quality.get("repeated_application", {}).get("samples", {})
+    applied = [int(name[1:] or 1) for name in repeated]
     chosen = {
         "samples": quality.get("protocol", {}).get("samples", SAMPLES),
         "steps": max(applied, default=STEPS),

@@ -20,16 +20,17 @@ QUALITY: dict[str, Any] = {
         "training": {"frechet": 2.4},
     },
     "drift": {"f": 0.0567},
-    "nearest": {"other_sample": {"rare": 0.115}},
+    "repeated_application": {
+        "samples": {"f": {}, "f100": {"at_rest": 0.5, "same_class": 0.27}},
+        "pictures": {"f": {}, "f100": {"at_rest": 1.0, "same_class": 0.88}},
+    },
+    "nearest": {"other_sample": {"rare": 0.115}, "training_picture": {"rare": 0.001}},
     "clean": {"psnr": 27.41, "ssim": 0.953},
     "restoration": {
-        "noise_0.8": {
-            "input": {"psnr": 11.0},
-            "f": {"psnr": 17.48},
-            "baselines": {"n": 1000, "f": {"psnr": 17.5}, "non_local_means": {"psnr": 18.25}},
-        },
+        "noise_0.8": {"input": {"psnr": 11.0}, "f": {"psnr": 17.48}},
         "hole_0.4": {"input": {"psnr": 14.35}, "f": {"psnr": 14.29}},
     },
+    "drawings": {},
 }
 
 
@@ -92,7 +93,7 @@ def test_the_first_screen_states_quality_limitations_and_licence(card: TrainedCa
         "2 steps",
         "11.5 %",
         "does not restore `hole_0.4`",
-        "non local means is better",
+        "After 100 steps they add up: 27 % of samples and 88 %",
     ):
         assert said in limited
     assert "not been measured" in limitations(card)[-1]

@@ -133,7 +133,7 @@ def lines_of(out: Path) -> list[dict[str, Any]]:
 
 
 def losses_of(out: Path) -> list[dict[str, Any]]:
-    return [line for line in lines_of(out) if "throughput" not in line]
+    return [line for line in lines_of(out) if "pictures_per_second" not in line]
 
 
 def assert_identical(a: Any, b: Any) -> None:
