@@ -1,7 +1,6 @@
 """Estimate how long a training takes on this machine."""
 
 import dataclasses
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -50,15 +49,6 @@ def estimate_seconds(preset: Preset, data: Dataset, *, device: torch.device, bf1
             step += max(0.0, pairs - neither) / matching.pairs_refresh
             seconds += stage.steps * step
     return seconds
-
-
-def other_load() -> str:
-    """A remark for the estimate if other programs keep the machine busy, which makes it too long;
-    else empty.
-    """
-    load = os.getloadavg()[0]
-    cores = os.cpu_count() or 1
-    return f", while {load:.0f} threads share {cores} cores" if load > cores else ""
 
 
 def in_words(seconds: float) -> str:

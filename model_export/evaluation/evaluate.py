@@ -61,7 +61,6 @@ def evaluate(
             classifier=classifier,
             samples=samples,
             steps=steps,
-            variants={artifact.precision: artifact.function for artifact in artifacts[1:]},
         ).run()
     quality = {
         key: _without_histograms(value)

@@ -1,4 +1,4 @@
-"""The measures of a model and their protocol. The result contains the protocol beside the figures.
+"""The measures of a model, and what decides on them.
 
 The measured function is the exported file, run by onnxruntime. Pictures are rounded to 8 bits, as
 they are served.
@@ -17,36 +17,25 @@ from model_export.data.datasets import Dataset
 from model_export.errors import UserError
 from model_export.evaluation import projection, restoration
 from model_export.evaluation.classifier import (
-    FEATURES,
     Classifier,
     Predictions,
     Table,
-    Task,
     sample_budget,
     targets,
 )
-from model_export.evaluation.exactness import PROTOCOL as EXACTNESS_PROTOCOL
 from model_export.evaluation.exactness import measure_exactness
 from model_export.evaluation.metrics import frechet, mean_distance, nearest
+from model_export.evaluation.remarks import remarks
 from model_export.evaluation.restoration import Function
-from model_export.evaluation.warnings import warnings
 from model_export.export.artifact import TrainedCard
 from service.artifact.card import QUANTILES
 from service.artifact.pixels import MID_GREY, Levels, ring_mean, to_levels, to_rows
 from service.domain.latents import FloatRows, NoiseSource
 
-_LONG_RUN_CORRUPTION: Final = "noise_0.8"  # of the restored pictures
 # Pictures of 28×28 for each of the three starts. One core computes about 7700 of their applications
 # of f per second, so 3 · 1000 · 100 applications take 40 seconds; fewer if pictures come to rest.
 _LONG_RUN_PICTURES: Final = 100
 _LONG_RUN_LEAST: Final = 32  # pictures of any size: a share of fewer says little
-_LONG_RUN_PROTOCOL: Final = (
-    f"y = f applied k times to n latents (samples), the first n of `real`, and the same with "
-    f"{_LONG_RUN_CORRUPTION} "
-    "(restored); drift: mean |f(y) - y|; at_rest: share with f(y) = y in every bit; frechet: "
-    "of the n pictures against all held-out ones, larger than for more pictures; same_class, "
-    "same_attributes: share of those of k = 1"
-)
 SAMPLES: Final = 3000
 STEPS: Final = 1000
 _SEED: Final = 0
@@ -58,20 +47,10 @@ _REAL_PICTURES: Final = 10_000  # of 28×28, held out, whose restoration is meas
 _NEAREST_VALUES: Final = 3000 * 60_000 * 784
 _MIN_QUERIES: Final = 100
 _RARE: Final = 1.0  # per cent
-_PRECISION_PROTOCOL: Final = (
-    "on the CPU: frechet of f(z); difference: |f(z) - f(z) in fp32| of all pixels"
-)
-_TASKS: Final[Mapping[Task, str]] = {
-    "classes": "the data's classes",
-    "attributes": "the data's attributes",
-    "rotation": "four rotations; the data have no classes",
-}
 
 
 class Evaluation:
-    """Measures one function, and its ``variants`` in other precisions by name, against one data
-    set.
-    """
+    """Measures one function against one data set."""
 
     def __init__(
         self,
@@ -83,7 +62,6 @@ class Evaluation:
         classifier: Classifier,
         samples: int = SAMPLES,
         steps: int = STEPS,
-        variants: Mapping[str, Function] | None = None,
     ) -> None:
         self._f = f
         self._card = card
@@ -91,7 +69,6 @@ class Evaluation:
         self._data = data
         self._classifier = classifier
         self._steps = steps
-        self._variants = variants or {}
         self._n = min(samples, len(data.train))
         self._train = data.train.numpy()
         self._held_out = self._classifier.predict(data.held_out.numpy())
@@ -107,7 +84,8 @@ class Evaluation:
         """All measures, by chapter."""
         # More steps of an exact model are no news.
         chain = self._apply_repeatedly(1 if self._card.exact else len(_POWERS))
-        samples = self._predict(chain) | self._served(chain)
+        powers = zip(_POWERS, chain[1:], strict=False)
+        samples = {name: self._read(rows) for name, rows in powers} | self._served(chain)
         neighbours = self._nearest(samples["f"])
         table: Table = {
             "data": {
@@ -133,9 +111,10 @@ class Evaluation:
             "drawings": projection.measure_drawings(
                 self._f, self._card, self._classifier, self._held_out, self._real, self._train
             ),
-            **self._precision(chain),
         }
-        full: Table = _rounded({"warnings": warnings(table), **table})
+        full: Table = _rounded(
+            {"warnings": [text for warns, text in remarks(table) if warns], **table}
+        )
         return full
 
     def _apply_repeatedly(self, powers: int) -> list[FloatRows]:
@@ -146,10 +125,6 @@ class Evaluation:
         if not all(np.isfinite(rows).all() for rows in chain):
             raise UserError(f"{self._card.ref}: f(z) has values that are no numbers")
         return chain
-
-    def _predict(self, chain: list[FloatRows]) -> dict[str, Predictions]:
-        """f(z), f²(z), … by their names in the table."""
-        return {name: self._read(rows) for name, rows in zip(_POWERS, chain[1:], strict=False)}
 
     def _served(self, chain: list[FloatRows]) -> dict[str, Predictions]:
         """What the service generates by default, if it applies f more often than the chain."""
@@ -163,39 +138,18 @@ class Evaluation:
         return self._classifier.predict(to_levels(rows))
 
     def _protocol(self) -> Table:
+        """What decides on the figures; docs/method.md says what they mean."""
         classifier = self._classifier
-        n = self._n
         return {
-            "samples": n,
+            "samples": self._n,
+            "steps": self._steps,
             "seed": _SEED,
-            "pictures": "as served: clipped and rounded to 8 bits; latents, drift and health "
-            "are not",
-            "frechet": "samples against all held-out pictures; training: as many training "
-            "pictures against the same, the floor; multiple: of that floor; "
-            "training_after_f: f of the latter, which shows what f blurs",
-            "features": f"{FEATURES} penultimate features of a convolutional classifier of "
-            + _TASKS[classifier.task],
             "classifier": {
+                "task": classifier.task,
                 "accuracy": classifier.accuracy,
-                **({"attributes": dict(classifier.attributes)} if classifier.attributes else {}),
+                "attributes": dict(classifier.attributes),
                 "source": classifier.source,
             },
-            "kl": "predicted classes from uniform, in nats",
-            "drift": "mean |f(y) - y|, y = f(z), f2(z)",
-            "nearest": "root mean square over pixels, range -1 to 1; real: as many training "
-            "pictures among themselves, held-out pictures to the training pictures; "
-            "rare: share of samples nearer than 1 % of the real ones",
-            "diversity": "median distance of f(z) to the nearest other one, over that of "
-            "training pictures: 1 = as far apart as real pictures, 0 = all alike",
-            "real": f"clean, distance, health and restoration: {len(self._real)} of "
-            f"{len(self._held_out.levels)} "
-            "held-out pictures, as many as cost what 10 000 of 28×28 do",
-            "health": "mean square of f(f(z)) - f(z) over that of f(x) - x, x held-out pictures",
-            "repeated_application": _LONG_RUN_PROTOCOL,
-            **({"exact": EXACTNESS_PROTOCOL} if self._card.exact else {}),
-            "restoration": restoration.PROTOCOL,
-            "drawings": projection.PROTOCOL,
-            **({"precision": _PRECISION_PROTOCOL} if self._variants else {}),
             "provider": f"onnxruntime {version('onnxruntime')}, CPU",
         }
 
@@ -264,7 +218,7 @@ class Evaluation:
         starts = {
             "samples": latents[:n],
             "pictures": x,
-            "restored": CORRUPTIONS[_LONG_RUN_CORRUPTION](x),
+            "restored": CORRUPTIONS["noise_0.8"](x),
         }
         return {"n": n, **{name: self._long_run(rows) for name, rows in starts.items()}}
 
@@ -286,18 +240,6 @@ class Evaluation:
                 kept = "same_class" if task == "classes" else "same_attributes"
                 row[kept] = (predictions.values == first.values).mean()
         return table
-
-    def _precision(self, chain: list[FloatRows]) -> Table:
-        table: Table = {}
-        for name, f in self._variants.items():
-            rows = f(chain[0])
-            features = self._read(rows).features
-            difference = np.abs(rows.astype(np.float64) - chain[1])
-            table[name] = {
-                "frechet": frechet(features, self._held_out.features),
-                "difference": {"mean": difference.mean(), "largest": difference.max()},
-            }
-        return {"precision": table} if table else {}
 
 
 def apply_repeatedly(

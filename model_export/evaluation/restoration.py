@@ -1,7 +1,6 @@
 """How well f restores corrupted pictures, compared with the corrupted input."""
 
 from collections.abc import Callable
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +11,6 @@ from service.artifact.pixels import Levels, to_rows
 from service.domain.latents import FloatRows
 
 Function = Callable[[FloatRows], FloatRows]
-PROTOCOL: Final = (
-    "the pictures of `real`; PSNR and SSIM (Gaussian window) against the clean picture; "
-    "with_mask: kept pixels are put back after every step"
-)
 
 
 def measure_restoration(

@@ -3,15 +3,12 @@ meaning.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
-from model_export.evaluation.warnings import COPIES, KL, SSIM
+from model_export.evaluation.remarks import Table, remarks
 from model_export.export.artifact import TrainedCard
 
-Table = Mapping[str, Any]
-_MIN_GAIN: Final = 1.0  # dB of PSNR; a smaller gain does not count as restored
 _NO_GAIN: Final = 0.3  # points of the character error rate, which are chance
-_BETTER: Final = 0.9  # a further step is mentioned if it reaches this share of the Fréchet distance
 _METHODS: Final = (
     "Characters that tesseract misreads, in per cent. raw: as scanned; background: divided "
     "by it; classic: non-local means before that; f2: f twice; tess-sauvola: tesseract's own "
@@ -33,11 +30,6 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def is_power(name: str) -> bool:
-    """Whether the name is f, f2, f3, …, as `evaluate` writes the powers of f."""
-    return name == "f" or (name[:1] == "f" and name[1:].isdigit())
-
-
 def superscript(k: int) -> str:
     """The exponent k; empty for 1."""
     return "" if k == 1 else str(k).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
@@ -53,13 +45,7 @@ def limitations(card: TrainedCard) -> list[str]:
         return [domain, "Its quality has not been measured."]
     if ocr := quality.get("ocr"):
         return [domain, *_reading(ocr)]
-    return [
-        domain,
-        *_generation(quality["generation"]),
-        *_idempotence(quality),
-        *_variety(quality["nearest"]),
-        *_restoration(quality),
-    ]
+    return [domain, *(text for warns, text in remarks(quality) if not warns)]
 
 
 def _reading(ocr: Table) -> Iterator[str]:
@@ -75,76 +61,6 @@ def _reading(ocr: Table) -> Iterator[str]:
         yield f"Characters that tesseract reads wrongly are more with f than without it: {cases}."
     pictures = ", ".join(f"{name} {levels:.0f}" for name, levels in ocr["photographs"].items())
     yield f"Photographs on a page change, by levels of 255 on average: {pictures}."
-
-
-def _generation(generation: Table) -> Iterator[str]:
-    powers = {name: row["frechet"] for name, row in generation.items() if is_power(name)}
-    floor = generation["training"]["frechet"]
-    if floor:
-        yield (
-            f"Samples differ from real pictures: Fréchet distance {powers['f'] / floor:.1f} "
-            f"times that of real ones."
-        )
-    best = min(powers, key=lambda name: powers[name])
-    if powers[best] < _BETTER * powers["f"]:
-        yield (
-            f"More steps give better samples: {best[1:]} steps reach a Fréchet distance of "
-            f"{powers[best]:.2f}."
-        )
-    if (kl := generation["f"].get("kl", 0.0)) > KL:
-        yield f"Classes are not equally frequent: KL divergence from uniform {kl:.3f} nats."
-
-
-def _idempotence(quality: Table) -> Iterator[str]:
-    if "exact" in quality:
-        yield (
-            "Stable is not correct: f(f(x)) = f(x) in every bit, for any x, is a property of "
-            "its construction. A result that no longer changes may be wrong."
-        )
-        return
-    yield (
-        "It is only approximately idempotent: a second step changes a pixel of f(z) by "
-        f"{quality['drift']['f']:.4f} on average. "
-        f"{_many_steps(quality['repeated_application'])}"
-    )
-
-
-def _many_steps(repeated: Table) -> str:
-    last = list(repeated["samples"])[-1]  # in ascending order of k
-    rows = [repeated[start][last] for start in ("samples", "pictures")]
-    kept = next((name for name in ("same_class", "same_attributes") if name in rows[0]), None)
-    if kept is None:
-        return "Small changes add up over many steps."
-    state = "it is exact" if all(row["at_rest"] == 1.0 for row in rows) else "they add up"
-    samples, pictures = (f"{100 * row[kept]:.0f} %" for row in rows)
-    return (
-        f"After {last[1:] or 1} steps {state}: {samples} of samples and {pictures} of real "
-        f"pictures keep their {kept.removeprefix('same_')}."
-    )
-
-
-def _variety(nearest: Table) -> Iterator[str]:
-    texts = {
-        "other_sample": "closer to another sample than 99 % of real pictures are to one another",
-        "training_picture": "closer to a training picture than 99 % of held-out pictures are",
-    }
-    for name, text in texts.items():
-        if (rare := nearest[name]["rare"]) > COPIES.limitation:
-            yield f"{100 * rare:.1f} % of samples are {text}."
-
-
-def _restoration(quality: Table) -> Iterator[str]:
-    if (similarity := quality["clean"]["ssim"]) < SSIM.limitation:
-        yield f"It changes real pictures: SSIM {similarity:.3f} after one step."
-    for name, row in quality["restoration"].items():
-        before = row["input"]["psnr"]
-        after = row["f"]["psnr"]
-        if after < before + _MIN_GAIN:
-            masked = [figures["psnr"] for figures in row.get("with_mask", {}).values()]
-            change = f"PSNR {before:.1f} dB before, {after:.1f} dB after one step"
-            change += f"; with a mask {max(masked):.1f} dB" if masked else ""
-            verb = "hardly restores" if after > before else "does not restore"
-            yield f"It {verb} `{name}`: {change}."
 
 
 def summary(quality: Table) -> str:
@@ -194,7 +110,7 @@ def summary(quality: Table) -> str:
             rows.append(
                 ("The same, classified with probability ≥ 0.9: u → f(u) → f³(u)", sure, "100 %")
             )
-    warnings = [f"- **Warning**: {one_line(warning)}" for warning in quality["warnings"]]
+    warnings = [f"- **Warning**: {text}" for warns, text in remarks(quality) if warns]
     figures_table = table(["measure", "value", "ideal"], rows)
     return "\n".join(warnings + ["" for _ in warnings[:1]] + [figures_table])
 

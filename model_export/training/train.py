@@ -8,7 +8,6 @@ run stops only at steps where pool and pairs are about to be refreshed, so they 
 
 import copy
 import math
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -31,7 +30,6 @@ from model_export.training.checkpoint import Checkpoint, continued_preset
 from model_export.training.crisp import Crisp
 from model_export.training.crisp_objective import CrispObjective, new_adversary
 from model_export.training.critics import CriticTrainer
-from model_export.training.drifting import FeatureGroups
 from model_export.training.log import Log
 from model_export.training.network import Autoencoder, averaged_model
 from model_export.training.objective import Objective, health
@@ -107,7 +105,6 @@ class Run:
         self.critics: CriticTrainer[Any] | None = None
         self._changed = saved is not None and Preset.from_dict(saved.preset) != preset
         self.speeds: list[str] = []  # of each stage that this process has trained, in words
-        self._warned = False
         pictures = data.train.to(device)
         damaged = None if data.damaged is None else data.damaged.to(device)
         self.batches = BatchBuilder(preset, pictures, seed=seed, damaged=damaged)
@@ -249,17 +246,8 @@ class Run:
             raise UserError(
                 f"step {self.step}: the loss is not finite; the last checkpoint is kept"
             )
-        ratio = health(values)
-        if ratio is not None:
+        if (ratio := health(values)) is not None:
             values["health"] = ratio
-            if ratio > 1.0 and not self._warned:
-                self._warned = True
-                tqdm.write(
-                    f"warning: step {self.step}: idempotence / reconstruction is "
-                    f"{ratio:.2f}; where it stays above 1, "
-                    "the samples collapse (good runs end at 0.55 to 0.83)",
-                    file=sys.stderr,
-                )
         log.write(self.step, stage, values)
         bar.set_postfix_str(" ".join(f"{k} {v:.4f}" for k, v in values.items()))
 
@@ -299,10 +287,9 @@ class Run:
                 perceptual=perceptual,
                 trainer=self.critics,
             )
-        groups = None
+        features = None
         if stage.weights.feature_terms and perceptual is not None:
             features = partial(perceptual.features, pixels=stage.perceptual_pixels)
-            groups = FeatureGroups(features)
         teacher = self.teacher
         trainer = self.critics
         return Objective(
@@ -312,7 +299,7 @@ class Run:
             scores=None
             if teacher is None or trainer is None
             else lambda y: trainer.critics(teacher.features(y)),
-            feature_groups=groups,
+            features=features,
         )
 
     @torch.no_grad()
