@@ -92,9 +92,9 @@ def _fail(options: argparse.Namespace, line: str) -> int:
 
 def _refuse_empty_paths(options: argparse.Namespace) -> None:
     """Paths without a character would stand for the current folder."""
-    for name in ("data", "out", "run", "models", "model", "cache"):
-        if getattr(options, "run_folder" if name == "run" else name, None) == "":
-            raise UserError(f"--{name}: the path is empty")
+    for name in ("data", "out", "run_folder", "models", "model", "cache"):
+        if getattr(options, name, None) == "":
+            raise UserError(f"--{name.removesuffix('_folder')}: the path is empty")
 
 
 def _count(text: str) -> int:
@@ -166,8 +166,9 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> Iterator[st
     if starting and not options.dry_run:
         out.mkdir(parents=True, exist_ok=True)  # fails here rather than after the estimate
     if starting or options.dry_run:
-        estimated = options.dry_run or (options.preset is None and run.step == 0)
-        yield from (*lines, *_expectations(run, data, estimated=estimated))
+        yield from lines
+    if options.dry_run or (starting and options.preset is None and run.step == 0):
+        yield from _estimate(run, data)
     if not options.dry_run:
         yield from _train_run(run, options.prog)
 
@@ -185,22 +186,16 @@ def _check_train_options(options: argparse.Namespace) -> None:
         raise UserError(f"--seed {options.seed}: 0 or more")
 
 
-def _expectations(run: "Run", data: "Dataset", *, estimated: bool) -> Iterator[str]:
-    """How long the training takes, if that is estimated, and what the losses mean."""
+def _estimate(run: "Run", data: "Dataset") -> Iterator[str]:
+    """How long the training takes."""
     from model_export import estimate
-    from model_export.training.log import legend
 
-    if estimated:
-        busy = estimate.other_load()  # before the estimate adds its own
-        yield f"timing {estimate.STEPS} steps of each stage{busy} …"
-        seconds = estimate.estimate_seconds(run.preset, data, device=run.device, bf16=run.bf16)
-        yield f"about {estimate.in_words(seconds)} on this machine"
-    yield "losses, lower is better:"
-    yield from legend(run.preset)
+    yield f"timing {estimate.STEPS} steps of each stage …"
+    seconds = estimate.estimate_seconds(run.preset, data, device=run.device, bf16=run.bf16)
+    yield f"about {estimate.in_words(seconds)} on this machine"
 
 
 def _train_run(run: "Run", prog: str) -> Iterator[str]:
-    from model_export.training.log import Throughput
     from model_export.training.train import Interrupted
 
     line = f"trained {run.preset.steps} steps; next: {prog} export --run {run.out}"
@@ -210,9 +205,7 @@ def _train_run(run: "Run", prog: str) -> Iterator[str]:
     except Interrupted:
         line = f"stopped at step {run.step} of {run.preset.steps}; the same command continues"
         stopped = True
-    yield from (f"{stage}: {throughput}" for stage, throughput in run.throughput)
-    if len(run.throughput) > 1:
-        yield f"in all: {sum((throughput for _, throughput in run.throughput), Throughput())}"
+    yield from run.speeds
     yield line
     if stopped:
         raise KeyboardInterrupt
@@ -220,9 +213,7 @@ def _train_run(run: "Run", prog: str) -> Iterator[str]:
 
 def _export(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
     from model_export.export.export import export
-    from service.artifact.files import MODEL_FILES
 
-    halves = list(Path(options.models).glob(f"*/{options.version}/{MODEL_FILES['fp16']}"))
     folder, verifications = export(
         Path(options.run_folder),
         Path(options.models),
@@ -234,7 +225,6 @@ def _export(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
         **_given(options, ("version", "unfinished", "force", "fp16", "threads")),
     )
     yield from (f"{file}: {verification}" for file, verification in verifications.items())
-    yield from (f"removed {file}; --fp16 writes it" for file in halves if not file.exists())
     yield f"exported {folder}; next: {options.prog} evaluate --model {folder} --data DATA"
 
 
@@ -248,13 +238,13 @@ def _verify(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
 
 
 def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
-    from model_export.evaluation.evaluate import evaluate, summary
+    from model_export.evaluation.evaluate import evaluate
+    from model_export.report.quality import summary
 
     table = evaluate(
         Path(options.model),
         options.data,
         cache=Path(options.cache).expanduser(),
-        out=Path(options.out) if options.out else None,
         **_given(options, ("skip_bad", "samples", "steps", "threads")),
     )
     yield summary(table)
@@ -267,8 +257,7 @@ def _figures(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
         Path(options.model),
         options.data,
         Path(options.out),
-        run=Path(options.run_folder) if options.run_folder else None,
-        **_given(options, ("skip_bad", "steps", "seed", "threads")),
+        **_given(options, ("skip_bad", "seed", "threads")),
     )
     yield f"drew {len(written)} figures in {options.out}"
 
@@ -367,7 +356,6 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
         "export", help="write a run's network as model.onnx, checked against the run"
     )
     export.set_defaults(run=_export)
-    export.add_argument("--run", dest="run_folder", required=True, help="folder of the run")
     export.add_argument("--models", default="models", help="model directory (default models)")
     export.add_argument(
         "--version", type=int, help="number of the version (default: the next free one)"
@@ -404,18 +392,11 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
         "verify", help="check an exported model against its run; write its golden rows"
     )
     verify.set_defaults(run=_verify)
-    verify.add_argument("--run", dest="run_folder", required=True, help="folder of the run")
 
     evaluate = commands.add_parser(
         "evaluate", help="measure an exported model; write metrics.json and its card"
     )
     evaluate.set_defaults(run=_evaluate)
-    evaluate.add_argument(
-        "--data", required=True, help="the data the model was trained on, as for train"
-    )
-    evaluate.add_argument(
-        "--out", help="file for the figures (default: metrics.json in the version folder)"
-    )
     evaluate.add_argument(
         "--samples", type=int, default=3000, help="pictures to generate (default 3000)"
     )
@@ -429,18 +410,9 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
     figures = commands.add_parser("figures", help="draw figures of an exported model")
     figures.set_defaults(run=_figures)
     figures.add_argument(
-        "--data", required=True, help="the data the model was trained on, as for train"
-    )
-    figures.add_argument(
         "--out", required=True, help="folder for the figures, such as docs/models/mnist"
     )
-    figures.add_argument(
-        "--steps", type=int, default=300_000, help="most steps in `repeated` (default 300000)"
-    )
     figures.add_argument("--seed", type=int, default=0, help="of the latents (default 0)")
-    figures.add_argument(
-        "--run", dest="run_folder", help="folder of the training run, to draw its losses as well"
-    )
 
     card = commands.add_parser("card", help="write a page about an exported model from its card")
     card.set_defaults(run=_card)
@@ -448,6 +420,12 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
 
     add_import(commands)
 
+    for command in (export, verify):
+        command.add_argument("--run", dest="run_folder", required=True, help="folder of the run")
+    for command in (evaluate, figures):
+        command.add_argument(
+            "--data", required=True, help="the data the model was trained on, as for train"
+        )
     for command in (data, train, evaluate, figures):
         command.add_argument(
             "--skip-bad", action="store_true", help="leave out files that are no readable pictures"

@@ -1,8 +1,10 @@
 """Estimate how long a training takes on this machine."""
 
 import dataclasses
-import os
 import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +14,7 @@ from model_export.data.datasets import Dataset
 from model_export.training.presets import Preset
 from model_export.training.train import Run
 
-# timed steps of each stage; the first also allocates memory, the last begins the next stage
+# steps of each stage: the first also allocates memory and makes drawings, the others are timed
 STEPS: Final = 3
 
 
@@ -23,36 +25,30 @@ def estimate_seconds(preset: Preset, data: Dataset, *, device: torch.device, bf1
     """
     stages = tuple(dataclasses.replace(stage, steps=STEPS, warmup=1) for stage in preset.stages)
     short = dataclasses.replace(preset, stages=stages)
+    matching = preset.matching
     seconds = 0.0
+
+    def timed(action: Callable[[], object]) -> float:
+        started = time.perf_counter()
+        action()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - started
+
     with tempfile.TemporaryDirectory() as folder:
         run = Run(short, data, Path(folder), seed=0, device=device, bf16=bf16, provenance={})
         for stage in preset.stages:
-            times = []
-            refreshes = {}
-            for step in range(STEPS):
-                run.meter.start()
-                run.step_once()
-                measured = run.meter.interval()
-                if step == 0:
-                    refreshes = {name: measured.phases.get(name, 0.0) for name in ("pool", "pairs")}
-                else:
-                    times.append(measured.seconds)
-            matching = preset.matching
-            refresh = (
-                refreshes["pool"] / matching.pool_refresh
-                + refreshes["pairs"] / matching.pairs_refresh
+            run.step_once()
+            # Batches for which both, pairs alone, and neither are made anew.
+            both, pairs, neither = (
+                timed(partial(run.batches.build, run.step, at, stage, run.forward))
+                for at in (0, matching.pairs_refresh, 1)
             )
-            seconds += stage.steps * (min(times) + refresh)
+            step = min(timed(run.step_once) for _ in range(STEPS - 1))
+            step += max(0.0, both - pairs) / matching.pool_refresh
+            step += max(0.0, pairs - neither) / matching.pairs_refresh
+            seconds += stage.steps * step
     return seconds
-
-
-def other_load() -> str:
-    """A remark for the estimate if other programs keep the machine busy, which makes it too long;
-    else empty.
-    """
-    load = os.getloadavg()[0]
-    cores = os.cpu_count() or 1
-    return f", while {load:.0f} threads share {cores} cores" if load > cores else ""
 
 
 def in_words(seconds: float) -> str:

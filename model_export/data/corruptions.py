@@ -5,7 +5,7 @@ The functions take pictures (N, C, H, W) float32 in [−1, 1] and their paramete
 two ways:
 
 - `RandomCorruptions`: random parameters for every row, for the projection term in training.
-- `CORRUPTIONS` and the factories `noise`, `blur`, …: fixed parameters, for evaluation and figures.
+- `corruptions_for`: fixed parameters, for evaluation and figures.
   They are deterministic: picture i always gets noise i.
 """
 
@@ -18,7 +18,7 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter, grey_dilation, grey_erosion
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional
 
@@ -218,30 +218,15 @@ def blur(sigma: float) -> Corruption:
     return apply
 
 
-def low_resolution(factor: int) -> Corruption:
-    """1/factor of the resolution; see `reduce_resolution`."""
-    return _fixed(lambda x: reduce_resolution(x, factor))
-
-
-def hole(share: float) -> Corruption:
-    """A centred square of this share of the side at mid-range grey."""
-    return _fixed(lambda x: x.masked_fill(torch.from_numpy(hole_mask(share, x.shape)), 0.0))
-
-
-def hole_mask(share: float, shape: Sequence[int]) -> NDArray[np.bool_]:
-    """The pixels that `hole` hides in pictures of this shape (…, H, W): (H, W), true inside."""
+def hole_mask(shape: Sequence[int]) -> NDArray[np.bool_]:
+    """The pixels that `hole_0.4` hides in pictures of this shape (…, H, W): (H, W), true in a
+    centred square of 0.4 of the side.
+    """
     height, width = shape[-2:]
-    rows, columns = (
-        slice(round(s * (1 - share) / 2), round(s * (1 + share) / 2)) for s in (height, width)
-    )
+    rows, columns = (slice(round(0.3 * s), round(0.7 * s)) for s in (height, width))
     mask = np.zeros((height, width), dtype=np.bool_)
     mask[rows, columns] = True
     return mask
-
-
-def grey() -> Corruption:
-    """See `to_grey`."""
-    return _fixed(to_grey)
 
 
 def sketch(sigma: float) -> Corruption:
@@ -252,21 +237,6 @@ def sketch(sigma: float) -> Corruption:
         return to_sketch(x, torch.full((len(x),), pixels), max(1, math.ceil(_TRUNCATE * pixels)))
 
     return _fixed(apply)
-
-
-def thin(*, light: bool) -> Corruption:
-    """Strokes, light or dark, lose 1 pixel of a 28-pixel side: minimum or maximum over squares of
-    2×2.
-    """
-
-    def apply(x: FloatRows) -> FloatRows:
-        side = 1 + max(1, round(x.shape[-1] / _BLUR_SIDE))
-        out: FloatRows = (grey_erosion if light else grey_dilation)(
-            x, size=(1, 1, side, side), mode="nearest"
-        )
-        return out
-
-    return apply
 
 
 def _fixed(function: Callable[[Tensor], Tensor]) -> Corruption:
@@ -284,13 +254,15 @@ CORRUPTIONS: Final[Mapping[str, Corruption]] = MappingProxyType(
         "noise_0.8_8bit": in_8_bits(noise(0.8)),
         "noise_0.4_8bit": in_8_bits(noise(0.4)),
         "blur_1.5": blur(1.5),
-        "low_resolution_4": low_resolution(4),
-        "hole_0.4": hole(0.4),
+        "low_resolution_4": _fixed(lambda x: reduce_resolution(x, 4)),
+        "hole_0.4": _fixed(lambda x: x.masked_fill(torch.from_numpy(hole_mask(x.shape)), 0.0)),
     }
 )
-"""The corruptions by which `evaluate` measures restoration, by name."""
-
-COLOUR_CORRUPTIONS: Final[Mapping[str, Corruption]] = MappingProxyType(
-    {"grey": grey(), "sketch_3.5": sketch(3.5)}
+_COLOUR_CORRUPTIONS: Final[Mapping[str, Corruption]] = MappingProxyType(
+    {"grey": _fixed(to_grey), "sketch_3.5": sketch(3.5)}
 )
-"""Further ones for pictures in colour."""
+
+
+def corruptions_for(channels: int) -> Mapping[str, Corruption]:
+    """The corruptions by which `evaluate` measures restoration, by name."""
+    return {**CORRUPTIONS, **(_COLOUR_CORRUPTIONS if channels == 3 else {})}

@@ -8,7 +8,7 @@ or, where there are none either, to recognise four rotations (Gidaris et al., 20
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -236,21 +236,41 @@ def _fit(
     steps = max(int(affordable), _STEPS[0])
     if len(heads) > 1:
         steps = max(steps, min(_ATTRIBUTE_EPOCHS * count // _BATCH, _STEPS[1]))
-    optimiser = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=_LR, total_steps=steps)
     network.train()
-    for index in tqdm(
-        _batch_indices(count, steps), desc="classifier", total=steps, unit="step", mininterval=1.0
-    ):
-        x, target = inputs_and_targets(pictures[index], None if targets is None else targets[index])
-        parts = network(shifted(x, x.shape[-1] // 14)).split(heads, 1)
-        losses = [
-            functional.cross_entropy(part, column)
-            for part, column in zip(parts, target.T, strict=True)
+
+    def batches() -> Iterator[tuple[Tensor, Sequence[Tensor]]]:
+        for index in _batch_indices(count, steps):
+            x, target = inputs_and_targets(
+                pictures[index], None if targets is None else targets[index]
+            )
+            yield shifted(x, x.shape[-1] // 14), target.T.unbind()
+
+    train_heads(network, heads, batches(), steps=steps, lr=_LR, name="classifier")
+
+
+def train_heads(
+    network: nn.Module,
+    heads: Sequence[int],
+    batches: Iterable[tuple[Tensor, Sequence[Tensor]]],
+    *,
+    steps: int,
+    lr: float,
+    name: str,
+) -> None:
+    """Train a network by the cross-entropy of all heads, with a progress bar.
+
+    A batch is pictures (B, C, H, W) and for each head the values of its first rows.
+    """
+    optimiser = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=lr, total_steps=steps)
+    for x, columns in tqdm(batches, desc=name, total=steps, unit="step", mininterval=1.0):
+        parts = network(x).split(heads, 1)
+        terms = [
+            functional.cross_entropy(part[: len(column)], column.to(x.device))
+            for part, column in zip(parts, columns, strict=True)
         ]
-        loss = torch.stack(losses).sum()
-        optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        optimiser.zero_grad()
+        torch.autograd.backward(torch.stack(terms).sum())
         optimiser.step()
         schedule.step()
 

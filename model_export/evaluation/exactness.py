@@ -18,13 +18,6 @@ from service.domain.latents import FloatRows
 
 _COUNT: Final = 1000  # rows of each kind
 _NOISES: Final = (0.005, 0.02, 0.05)
-PROTOCOL: Final = (
-    f"{_COUNT} latents z, held-out pictures x, rows of uniform noise in -10 to 10 (large); "
-    f"twice: share with f(f(x)) = "
-    "f(x) in every bit, file: with f(x) rounded to 8 bits; returned: share of y = f(z) with "
-    "f(y + noise) = y in every bit, by sigma; forged: noise with the means of f(z) over "
-    "blocks, unchanged: share that f returns as it is"
-)
 
 
 def measure_exactness(

@@ -1,4 +1,4 @@
-"""The measures of a model and their protocol. The result contains the protocol beside the figures.
+"""The measures of a model, and what decides on them.
 
 The measured function is the exported file, run by onnxruntime. Pictures are rounded to 8 bits, as
 they are served.
@@ -17,64 +17,40 @@ from model_export.data.datasets import Dataset
 from model_export.errors import UserError
 from model_export.evaluation import projection, restoration
 from model_export.evaluation.classifier import (
-    FEATURES,
     Classifier,
     Predictions,
     Table,
-    Task,
     sample_budget,
     targets,
 )
-from model_export.evaluation.exactness import PROTOCOL as EXACTNESS_PROTOCOL
 from model_export.evaluation.exactness import measure_exactness
 from model_export.evaluation.metrics import frechet, mean_distance, nearest
+from model_export.evaluation.remarks import remarks
 from model_export.evaluation.restoration import Function
-from model_export.evaluation.warnings import warnings
 from model_export.export.artifact import TrainedCard
 from service.artifact.card import QUANTILES
 from service.artifact.pixels import MID_GREY, Levels, ring_mean, to_levels, to_rows
 from service.domain.latents import FloatRows, NoiseSource
 
-_LONG_RUN_CORRUPTION: Final = "noise_0.8"  # of the restored pictures
 # Pictures of 28×28 for each of the three starts. One core computes about 7700 of their applications
 # of f per second, so 3 · 1000 · 100 applications take 40 seconds; fewer if pictures come to rest.
 _LONG_RUN_PICTURES: Final = 100
 _LONG_RUN_LEAST: Final = 32  # pictures of any size: a share of fewer says little
-_LONG_RUN_PROTOCOL: Final = (
-    f"y = f applied k times to n latents (samples), the first n of `real`, and the same with "
-    f"{_LONG_RUN_CORRUPTION} "
-    "(restored); drift: mean |f(y) - y|; at_rest: share with f(y) = y in every bit; frechet: "
-    "of the n pictures against all held-out ones, larger than for more pictures; same_class, "
-    "same_attributes: share of those of k = 1"
-)
 SAMPLES: Final = 3000
 STEPS: Final = 1000
 _SEED: Final = 0
-_POWERS: Final = ("f", "f2", "f3", "f4")
-_FULL_POWERS: Final = 3  # how many of them a full evaluation measures
+_POWERS: Final = ("f", "f2", "f3")
 # Larger pictures cost more. By the cost of its parts, an evaluation of 64×64 RGB within these
 # bounds takes about 280 s of CPU time. They do not reach MNIST.
-_REPEATED_SAMPLES: Final = 256  # of 28×28
 _REAL_PICTURES: Final = 10_000  # of 28×28, held out, whose restoration is measured
 # pixels compared in the search for the nearest training pictures
 _NEAREST_VALUES: Final = 3000 * 60_000 * 784
 _MIN_QUERIES: Final = 100
 _RARE: Final = 1.0  # per cent
-_PRECISION_PROTOCOL: Final = (
-    "on the CPU: frechet of f(z); difference: |f(z) - f(z) in fp32| of all pixels; golden: "
-    "largest difference from the golden rows of training, and what it may be"
-)
-_TASKS: Final[Mapping[Task, str]] = {
-    "classes": "the data's classes",
-    "attributes": "the data's attributes",
-    "rotation": "four rotations; the data have no classes",
-}
 
 
 class Evaluation:
-    """Measures one function, and its ``variants`` in other precisions by name, against one data
-    set.
-    """
+    """Measures one function against one data set."""
 
     def __init__(
         self,
@@ -86,7 +62,6 @@ class Evaluation:
         classifier: Classifier,
         samples: int = SAMPLES,
         steps: int = STEPS,
-        variants: Mapping[str, Function] | None = None,
     ) -> None:
         self._f = f
         self._card = card
@@ -94,7 +69,6 @@ class Evaluation:
         self._data = data
         self._classifier = classifier
         self._steps = steps
-        self._variants = variants or {}
         self._n = min(samples, len(data.train))
         self._train = data.train.numpy()
         self._held_out = self._classifier.predict(data.held_out.numpy())
@@ -102,9 +76,6 @@ class Evaluation:
         self._real = self._held_out.levels[measured]
         truth = targets(data)[2]  # what the classifier shall read from restored pictures
         self._truth = None if truth is None else truth.numpy()[measured]
-        self._restoration = restoration.Restoration(
-            f, classifier, self._real, self._truth, self._train
-        )
         # As many training pictures as samples: their Fréchet distance is the floor that a perfect
         # model would reach.
         self._floor = self._classifier.predict(random_subset(self._train, self._n))
@@ -112,8 +83,9 @@ class Evaluation:
     def run(self) -> Table:
         """All measures, by chapter."""
         # More steps of an exact model are no news.
-        chain = self._apply_repeatedly(1 if self._card.exact else _FULL_POWERS)
-        samples = self._predict(chain) | self._served(chain)
+        chain = self._apply_repeatedly(1 if self._card.exact else len(_POWERS))
+        powers = zip(_POWERS, chain[1:], strict=False)
+        samples = {name: self._read(rows) for name, rows in powers} | self._served(chain)
         neighbours = self._nearest(samples["f"])
         table: Table = {
             "data": {
@@ -133,29 +105,17 @@ class Evaluation:
             ),
             **self._real_pictures(chain),
             **self._stability(chain[0]),
-            "restoration": self._restoration.run(),
+            "restoration": restoration.measure_restoration(
+                self._f, self._classifier, self._real, self._truth
+            ),
             "drawings": projection.measure_drawings(
                 self._f, self._card, self._classifier, self._held_out, self._real, self._train
             ),
-            **self._precision(chain),
         }
-        full: Table = _rounded({"warnings": warnings(table), **table})
+        full: Table = _rounded(
+            {"warnings": [text for warns, text in remarks(table) if warns], **table}
+        )
         return full
-
-    def brief(self) -> Table:
-        """The measures that compare runs: generation to f⁴, drift, f^k, clean and noisy
-        pictures.
-        """
-        chain = self._apply_repeatedly(len(_POWERS))
-        table: Table = {
-            "generation": self._generation(self._predict(chain)),
-            "drift": _drift(chain),
-            "repeated_application": self._repeated_application(chain[0]),
-            "clean": self._real_pictures(chain)["clean"],
-            "restoration": self._restoration.run(["noise_0.8"], baselines=False),
-        }
-        rounded: Table = _rounded(table)
-        return rounded
 
     def _apply_repeatedly(self, powers: int) -> list[FloatRows]:
         """The latents z, f(z), f(f(z)), …: powers + 1 arrays (N, C, H, W)."""
@@ -165,10 +125,6 @@ class Evaluation:
         if not all(np.isfinite(rows).all() for rows in chain):
             raise UserError(f"{self._card.ref}: f(z) has values that are no numbers")
         return chain
-
-    def _predict(self, chain: list[FloatRows]) -> dict[str, Predictions]:
-        """f(z), f²(z), … by their names in the table."""
-        return {name: self._read(rows) for name, rows in zip(_POWERS, chain[1:], strict=False)}
 
     def _served(self, chain: list[FloatRows]) -> dict[str, Predictions]:
         """What the service generates by default, if it applies f more often than the chain."""
@@ -182,48 +138,20 @@ class Evaluation:
         return self._classifier.predict(to_levels(rows))
 
     def _protocol(self) -> Table:
+        """What decides on the figures; docs/method.md says what they mean."""
         classifier = self._classifier
-        n = self._n
         return {
-            "samples": n,
+            "samples": self._n,
+            "steps": self._steps,
             "seed": _SEED,
-            "pictures": "as served: clipped and rounded to 8 bits; latents, drift, health and "
-            "repeated are not",
-            "frechet": "samples against all held-out pictures; training: as many training "
-            "pictures against the same, the floor; multiple: of that floor; "
-            "training_after_f: f of the latter, which shows what f blurs",
-            "features": f"{FEATURES} penultimate features of a convolutional classifier of "
-            + _TASKS[classifier.task],
             "classifier": {
+                "task": classifier.task,
                 "accuracy": classifier.accuracy,
-                **({"attributes": dict(classifier.attributes)} if classifier.attributes else {}),
+                "attributes": dict(classifier.attributes),
                 "source": classifier.source,
             },
-            "kl": "predicted classes from uniform, in nats",
-            "drift": "mean |f(y) - y|, y = f(z), f2(z)",
-            "nearest": "root mean square over pixels, range -1 to 1; real: as many training "
-            "pictures among themselves, held-out pictures to the training pictures; "
-            "rare: share of samples nearer than 1 % of the real ones",
-            "diversity": "median distance of f(z) to the nearest other one, over that of "
-            "training pictures: 1 = as far apart as real pictures, 0 = all alike",
-            "real": f"clean, distance, health and restoration: {len(self._real)} of "
-            f"{len(self._held_out.levels)} "
-            "held-out pictures, as many as cost what 10 000 of 28×28 do",
-            "health": "mean square of f(f(z)) - f(z) over that of f(x) - x, x held-out pictures",
-            "repeated": f"the first {self._n_repeated} of the samples: y = f applied k times, "
-            f"drift: mean "
-            "|f(y) - y|, moved: mean |y - f(z)|",
-            "repeated_application": _LONG_RUN_PROTOCOL,
-            **({"exact": EXACTNESS_PROTOCOL} if self._card.exact else {}),
-            "restoration": restoration.PROTOCOL,
-            "drawings": projection.PROTOCOL,
-            **({"precision": _PRECISION_PROTOCOL} if self._variants else {}),
             "provider": f"onnxruntime {version('onnxruntime')}, CPU",
         }
-
-    @property
-    def _n_repeated(self) -> int:
-        return min(self._n, sample_budget(_REPEATED_SAMPLES, self._card.shape))
 
     def _generation(self, samples: Mapping[str, Predictions]) -> Table:
         floor = frechet(self._floor.features, self._held_out.features)
@@ -277,28 +205,11 @@ class Evaluation:
         }
 
     def _stability(self, latents: FloatRows) -> Table:
-        if self._card.exact:
-            side = self._card.training.config["network"]["blocks"]
-            return {
-                "exact": measure_exactness(
-                    self._f, latents, to_rows(self._real), side=side, seed=_SEED
-                )
-            }
-        return {
-            "repeated": self._repeated(latents),
-            "repeated_application": self._repeated_application(latents),
-        }
-
-    def _repeated(self, latents: FloatRows) -> Table:
-        table: Table = {"n": self._n_repeated}
-        counts = (1, 4, 10, 100, 1000, 10_000, 100_000)
-        for name, first, y, after in self._powers(latents[: self._n_repeated], counts):
-            table[name] = {
-                "drift": mean_distance(after, y).mean(),
-                "moved": mean_distance(y, first).mean(),
-                **self._classifier.coverage(self._read(y)),
-            }
-        return table
+        if not self._card.exact:
+            return {"repeated_application": self._repeated_application(latents)}
+        side = self._card.training.config["network"]["blocks"]
+        exactness = measure_exactness(self._f, latents, to_rows(self._real), side=side, seed=_SEED)
+        return {"exact": exactness}
 
     def _repeated_application(self, latents: FloatRows) -> Table:
         n = max(_LONG_RUN_LEAST, sample_budget(_LONG_RUN_PICTURES, self._card.shape))
@@ -307,51 +218,28 @@ class Evaluation:
         starts = {
             "samples": latents[:n],
             "pictures": x,
-            "restored": CORRUPTIONS[_LONG_RUN_CORRUPTION](x),
+            "restored": CORRUPTIONS["noise_0.8"](x),
         }
         return {"n": n, **{name: self._long_run(rows) for name, rows in starts.items()}}
 
     def _long_run(self, rows: FloatRows) -> Table:
-        kept = "same_class" if self._classifier.task == "classes" else "same_attributes"
+        """The measures of f^k(rows) for each k up to the steps of the evaluation."""
+        task = self._classifier.task
+        counts = [k for k in (1, 10, 100, 1000) if k <= self._steps]
+        first = None
         table: Table = {}
-        for name, first, y, after in self._powers(rows, (1, 10, 100, 1000)):
+        for k, (y, after) in zip(counts, apply_repeatedly(self._f, rows, counts), strict=True):
             predictions = self._read(y)
-            same = predictions.values == self._read(first).values
-            table[name] = {
+            first = first or predictions
+            row = table["f" if k == 1 else f"f{k}"] = {
                 "frechet": frechet(predictions.features, self._held_out.features),
-                **(
-                    {kept: same.mean()}
-                    if self._classifier.task == "classes" or same.shape[1] > 1
-                    else {}
-                ),
                 "drift": mean_distance(after, y).mean(),
                 "at_rest": (after == y).all((1, 2, 3)).mean(),
             }
+            if task != "rotation":
+                kept = "same_class" if task == "classes" else "same_attributes"
+                row[kept] = (predictions.values == first.values).mean()
         return table
-
-    def _powers(
-        self, rows: FloatRows, counts: Sequence[int]
-    ) -> Iterator[tuple[str, FloatRows, FloatRows, FloatRows]]:
-        """For each k up to the steps of the evaluation: its name, f(rows), f^k(rows) and
-        f^(k+1)(rows).
-        """
-        counts = [k for k in counts if k <= self._steps]
-        first = None
-        for k, (y, after) in zip(counts, apply_repeatedly(self._f, rows, counts), strict=True):
-            first = y if first is None else first
-            yield "f" if k == 1 else f"f{k}", first, y, after
-
-    def _precision(self, chain: list[FloatRows]) -> Table:
-        table: Table = {}
-        for name, f in self._variants.items():
-            rows = f(chain[0])
-            features = self._read(rows).features
-            difference = np.abs(rows.astype(np.float64) - chain[1])
-            table[name] = {
-                "frechet": frechet(features, self._held_out.features),
-                "difference": {"mean": difference.mean(), "largest": difference.max()},
-            }
-        return {"precision": table} if table else {}
 
 
 def apply_repeatedly(

@@ -6,6 +6,7 @@ Pictures are rows (N, C, H, W) float32 in [−1, 1], or levels, the same in uint
 from typing import Any, Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.stats import entropy, mannwhitneyu
 from skimage.metrics import structural_similarity
@@ -112,22 +113,18 @@ def nearest(queries: Levels, references: Levels) -> NDArray[np.float64]:
 
     If both are the same array, a picture does not count as its own neighbour.
     """
-    flat = queries.reshape(len(queries), -1).astype(np.float32)
-    norms = np.square(flat).sum(1)
-    best = np.full(len(flat), np.inf)
-    index = np.zeros(len(flat), dtype=np.int64)
+    flat = torch.from_numpy(queries).flatten(1).float()
+    best = torch.full((len(flat),), torch.inf)
+    index = torch.zeros(len(flat), dtype=torch.int64)
     for start in range(0, len(references), _CHUNK):
-        part = references[start : start + _CHUNK].reshape(-1, flat.shape[1]).astype(np.float32)
-        squared = norms[:, None] + np.square(part).sum(1) - 2.0 * flat @ part.T  # (N, chunk)
+        part = torch.from_numpy(references[start : start + _CHUNK]).flatten(1).float()
+        distances = torch.cdist(flat, part)
         if queries is references:
-            diagonal = np.arange(len(part))
-            squared[start + diagonal, diagonal] = np.inf
-        column = squared.argmin(1)
-        value = squared[np.arange(len(flat)), column]
-        index = np.where(value < best, start + column, index)
-        best = np.minimum(best, value)
-    # The expanded square finds the neighbour, but loses the digits of small distances: compute
-    # those again.
-    chosen = references[index].reshape(len(flat), -1)
-    distance: NDArray[np.float64] = np.sqrt(np.square(flat.astype(np.float64) - chosen).mean(1))
+            distances[start : start + _CHUNK].fill_diagonal_(torch.inf)
+        value, column = distances.min(1)
+        index = torch.where(value < best, start + column, index)
+        best = torch.minimum(best, value)
+    # `cdist` finds the neighbour, but loses the digits of small distances: compute those again.
+    chosen = references[index.numpy()].reshape(len(flat), -1)
+    distance: NDArray[np.float64] = np.sqrt(np.square(flat.double().numpy() - chosen).mean(1))
     return distance * (_RANGE / 255.0)

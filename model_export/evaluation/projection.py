@@ -22,16 +22,6 @@ _SURE: Final = 0.9
 _ROUNDING: Final = 1e-9  # of a correlation
 # pixels of a 28-pixel side: strokes need not be at the same pixel to resemble one another
 _BLUR: Final = 1.5
-PROTOCOL: Final = (
-    "drawings u of fonts and figures that training never shows; auroc: of mean |f(u) - u| "
-    "against that of held-out "
-    f"pictures; sure: share with a class of probability {_SURE} or more; effective_classes: "
-    f"exp(entropy) of the "
-    "classes; own: share of pairs in which f(u) resembles its own u more than another f(u) "
-    "does, correlation of blurred pictures; distance: root mean square of f(u) - u and of u "
-    "to the nearest training picture, medians; frechet: of the drawings against all held-out "
-    "pictures"
-)
 
 
 def measure_drawings(

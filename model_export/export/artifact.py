@@ -156,9 +156,9 @@ def with_card(artifacts: Sequence[Artifact], card: TrainedCard) -> dict[str, byt
 
 def check_golden(
     function: OnnxFunction, golden: Golden, card: TrainedCard, precision: Precision
-) -> float:
-    """Largest difference of a file from the golden rows; a `UserError` if it exceeds the tolerance
-    of the card.
+) -> None:
+    """Raise `UserError` if a file differs from the golden rows by more than the tolerance of the
+    card.
     """
     difference = max_abs_diff(function(golden.x), golden.y)
     if difference > getattr(card.tolerance, precision):
@@ -166,7 +166,6 @@ def check_golden(
         raise UserError(
             f"{name}: differs from its golden rows by {difference:.2g}; `verify` it first"
         )
-    return round(difference, 6)
 
 
 def sample_rows(card: Card, shape: tuple[int, int, int], count: int) -> FloatRows:

@@ -72,22 +72,19 @@ def check_run(card: TrainedCard, run: Path, checkpoint: Checkpoint) -> None:
     changed = {
         name for name in {*trained.config, *now} if trained.config.get(name) != now.get(name)
     }
-    others = sorted(changed - {"stages", *CARD_FIELDS})
+    differs = sorted(changed - set(CARD_FIELDS))
     if card.data.sha256 != checkpoint.data["sha256"]:
-        others.append("data")
-    if not others and checkpoint.step > trained.steps:
-        raise UserError(
-            f"{card.ref}: exported at step {trained.steps}, {run} is at {checkpoint.step}; "
-            f"export it again"
-        )
-    if "stages" in changed or checkpoint.step < trained.steps:
-        others.append("stages or steps")
+        differs.append("data")
+    if checkpoint.step != trained.steps:
+        differs.append("steps")
     # with another seed, for example
     if not changed and checkpoint.provenance.get("command") != trained.command:
-        others.append("command")
-    if others:
-        differs = f"by its {', '.join(others)}; its command: {trained.command}"
-        raise UserError(f"{card.ref}: exported from another run than {run}, {differs}")
+        differs.append("command")
+    if differs:
+        raise UserError(
+            f"{card.ref}: not exported from {run} as that is now, which differs by its "
+            f"{', '.join(differs)}; its command: {trained.command}; export it again"
+        )
 
 
 def compare(

@@ -2,17 +2,16 @@
 the page.
 """
 
-import argparse
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from model_export.evaluation.measures import SAMPLES, STEPS
+from model_export.evaluation.remarks import Table
 from model_export.export.artifact import Artifact, TrainedCard
 from model_export.files import atomic_write
-from model_export.report.figures import FIGURES, LOSSES, file_name
+from model_export.report.figures import FIGURES, file_name
 from model_export.report.quality import (
-    Table,
     limitations,
     measurements,
     one_line,
@@ -20,6 +19,7 @@ from model_export.report.quality import (
     superscript,
     table,
 )
+from service.artifact.files import MODEL_FILES
 from service.artifact.golden import digest_of
 
 _FIRST_FIGURE = "samples"
@@ -34,53 +34,45 @@ def write_page(folder: Path, out: Path) -> Path:
         figure: f"{out.stem}/{file_name(figure, artifact.card.shape[0])}" for figure in FIGURES
     }
     shown = {figure: file for figure, file in files.items() if (out.parent / file).is_file()}
-    text = page(
-        artifact.card, digest=digest_of(artifact.data), size=len(artifact.data), shown=shown
-    )
+    text = page(artifact, shown=shown)
     with atomic_write(out) as file:
         file.write(text.encode())
     return out
 
 
-def page(card: TrainedCard, *, digest: str, size: int, shown: Mapping[str, str]) -> str:
+def page(artifact: Artifact, *, shown: Mapping[str, str]) -> str:
     """The page in Markdown. Its first screen states what the model is, how good, its limitations
     and its licence.
     """
-    others = [figure for figure in shown if figure not in (LOSSES, _FIRST_FIGURE)]
+    card = artifact.card
+    others = [figure for figure in shown if figure != _FIRST_FIGURE]
     parts = [
         f"# {card.ref}",
         f"**{one_line(card.description)}**" if card.description else "",
         _introduction(card),
         "## How good it is",
-        summary(card),
+        summary(card.quality),
         *([_figure(_FIRST_FIGURE, shown)] if _FIRST_FIGURE in shown else []),
         "## Limitations",
         "\n".join(f"- {one_line(limitation)}" for limitation in limitations(card)),
         "## Licence",
         f"Weights: {card.licence}. Training data ({card.data.name}): {card.data.licence}.",
         "## Use",
-        _facts(card, digest, size),
-        "## Measurements",
-        f"All figures: `{_source(card)}`.",
-        *measurements(card),
+        _facts(artifact),
+        *(_measured(card) if card.quality else ()),
         "## Training",
         *_training(card),
-        *([_figure(LOSSES, shown)] if LOSSES in shown else []),
+        _commands(artifact),
+        *_sources(card),
         *(["## Figures", *(_figure(figure, shown) for figure in others)] if others else []),
     ]
-    # Without measures their chapter would be empty.
-    if not card.quality:
-        del parts[parts.index("## Measurements") : parts.index("## Training")]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _source(card: TrainedCard) -> str:
-    """The file of the measurements."""
-    return (
-        "benchmarks/results/scans-ocr.json"
-        if "ocr" in card.quality
-        else f"models/{card.ref}/metrics.json"
-    )
+def _measured(card: TrainedCard) -> list[str]:
+    ocr = "ocr" in card.quality
+    source = "benchmarks/results/scans-ocr.json" if ocr else f"models/{card.ref}/metrics.json"
+    return ["## Measurements", f"All figures: `{source}`.", *measurements(card)]
 
 
 def _introduction(card: TrainedCard) -> str:
@@ -101,7 +93,10 @@ def _introduction(card: TrainedCard) -> str:
     )
 
 
-def _facts(card: TrainedCard, digest: str, size: int) -> str:
+def _facts(artifact: Artifact) -> str:
+    card = artifact.card
+    size = len(artifact.data)
+    digest = digest_of(artifact.data)
     lo, hi = card.range
     rows = [
         ("Input and output", f"float32 (N, {', '.join(map(str, card.shape))}), {lo:g} … {hi:g}"),
@@ -131,7 +126,10 @@ def _training(card: TrainedCard) -> Iterator[str]:
             ["stage", "steps", "learning rate", "loss"],
             [(s["name"], f"{s['steps']:,}", f"{s['lr']:g}", _loss(s)) for s in stages],
         )
-    yield _commands(card)
+
+
+def _sources(card: TrainedCard) -> Iterator[str]:
+    training = card.training
     commit = (
         f"Commit `{training.commit}`" if training.commit else "A source tree that was not clean"
     )
@@ -156,44 +154,28 @@ def _loss(stage: Table) -> str:
     return " + ".join(terms) + teacher
 
 
-def _commands(card: TrainedCard) -> str:
+def _commands(artifact: Artifact) -> str:
+    """The commands that made the version."""
+    card = artifact.card
     training = card.training
-    data = shlex.quote(card.data.name)
-    run = shlex.quote(_option(training.command, "--out") or f"runs/{card.name}")
-    chosen = " --fp16" if "fp16" in card.quality.get("precision", {}) else ""
+    words = shlex.split(training.command.replace("--out=", "--out "))
+    out = words[words.index("--out") + 1] if "--out" in words else f"runs/{card.name}"
+    export = f"export --run {shlex.quote(out)} --models models --version {card.version}"
+    if (artifact.folder / MODEL_FILES["fp16"]).is_file():
+        export += " --fp16"
     if card.steps.generate != training.config.get("generate_steps", card.steps.generate):
-        chosen += f" --generate-steps {card.steps.generate}"
-    commands = (
-        training.command,
-        f"python -m model_export export --run {run} --models models --version "
-        f"{card.version}{chosen}",
-        f"python -m model_export evaluate --model models/{card.ref} --data "
-        f"{data}{_evaluate_options(card.quality)}"
-        if card.noise
-        else f"python -m benchmarks.scans_ocr --model models/{card.ref} --card",
-    )
-    return "\n".join(["```sh", *commands, "```"])
-
-
-def _evaluate_options(quality: Table) -> str:
-    """The options with which `evaluate` measured, where they differ from its defaults."""
-    applied = [int(key[1:] or 1) for key in quality.get("repeated", {}) if key.startswith("f")]
-    chosen = {
-        "samples": quality.get("protocol", {}).get("samples", SAMPLES),
-        "steps": max(applied, default=STEPS),
-    }
-    defaults = {"samples": SAMPLES, "steps": STEPS}
-    return "".join(
-        f" --{name} {value}" for name, value in chosen.items() if value != defaults[name]
-    )
+        export += f" --generate-steps {card.steps.generate}"
+    measure = f"benchmarks.scans_ocr --model models/{card.ref} --card"
+    if card.noise:
+        measure = f"model_export evaluate --model models/{card.ref} "
+        measure += f"--data {shlex.quote(card.data.name)}"
+        protocol = card.quality.get("protocol", {})
+        for name, default in (("samples", SAMPLES), ("steps", STEPS)):
+            if (value := protocol.get(name, default)) != default:
+                measure += f" --{name} {value}"
+    lines = (training.command, f"python -m model_export {export}", f"python -m {measure}")
+    return "\n".join(["```sh", *lines, "```"])
 
 
 def _figure(figure: str, shown: Mapping[str, str]) -> str:
     return f"![{figure}]({shown[figure]})\n\n*{FIGURES[figure]}*"
-
-
-def _option(command: str, name: str) -> str | None:
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    parser.add_argument(name, dest="value")
-    value: str | None = parser.parse_known_args(shlex.split(command))[0].value
-    return value

@@ -17,7 +17,6 @@ from torch import Tensor
 from model_export.data.corruptions import Draws, RandomCorruptions
 from model_export.data.datasets import to_model_range
 from model_export.data.drawings import RandomDrawings
-from model_export.training.log import ThroughputMeter
 from model_export.training.losses import Function
 from model_export.training.presets import Preset
 from model_export.training.stages import Stage, Weights
@@ -151,14 +150,12 @@ class BatchBuilder:
         pictures: Tensor,
         *,
         seed: int,
-        meter: ThroughputMeter,
         damaged: Tensor | None = None,
     ) -> None:
         self._preset = preset
         self._pictures = pictures
         self._damaged = damaged
         self._seed = seed
-        self._meter = meter
         self.drawn: Sequence[
             Tensor
         ] = ()  # drawings (M, C, H, W) uint8, and the numbers (M, K) of pictures that fit
@@ -172,26 +169,20 @@ class BatchBuilder:
     def build(self, step: int, stage_step: int, stage: Stage, f: Function) -> TrainingBatch:
         """The step of the run seeds random numbers, that of the stage times the refreshes."""
         weights = stage.weights
-        with self._meter.phase("data"):
-            x = self._chosen_rows(self._pictures, step)
+        x = self._chosen_rows(self._pictures, step)
         rows: dict[str, Any] = {"x": x}
         if weights.imle > 0:
-            with self._meter.phase("pool"):
-                rows["nearest"] = self._nearest(x, step, stage_step, f)
+            rows["nearest"] = self._nearest(x, step, stage_step, f)
         if weights.match > 0:
-            with self._meter.phase("pairs"):
-                rows["matched"], rows["partner"] = self._matched(step, stage_step, f)
-        with self._meter.phase("data"):
-            samples = stage.drift_pictures if weights.drifts and stage.drift_pictures else self.size
-            if weights.latents:
-                rows["z"] = self.latents(samples, RngStream.NOISE, step)
-            if weights.project > 0:
-                rows["corrupted"] = self._corrupted(x, step)
-            rows |= self._drawings_of(x, weights, step)
-            if weights.drifts:
-                rows["drift_pictures"] = self._random_pictures(
-                    samples, RngStream.DRIFT_PICTURES, step
-                )
+            rows["matched"], rows["partner"] = self._matched(step, stage_step, f)
+        samples = stage.drift_pictures if weights.drifts and stage.drift_pictures else self.size
+        if weights.latents:
+            rows["z"] = self.latents(samples, RngStream.NOISE, step)
+        if weights.project > 0:
+            rows["corrupted"] = self._corrupted(x, step)
+        rows |= self._drawings_of(x, weights, step)
+        if weights.drifts:
+            rows["drift_pictures"] = self._random_pictures(samples, RngStream.DRIFT_PICTURES, step)
         rows |= {
             "progress": stage_step / stage.steps,
             "generator": self.generator(RngStream.TERMS, step),

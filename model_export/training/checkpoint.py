@@ -51,8 +51,6 @@ _OPTIONS: Final = {
     "corruptions": "--corruptions",
 }
 _SHOWN: Final = 12  # differences that an error lists
-Difference = tuple[str, object, object]
-"""Name of an option or field, its value in the run, its value now."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -162,43 +160,40 @@ def continued_preset(
     keep their length and the others share what is left; a run that is finished trains its last
     stage further.
     """
-    precisions = ("fp32", "bf16")
-    options: list[Difference] = [
-        ("--seed", saved.seed, seed),
-        ("--precision", precisions[bool(saved.provenance.get("bf16"))], precisions[bf16]),
-    ]
-    differences = [(name, before, now) for name, before, now in options if before != now]
-    if data.sha256 != saved.data["sha256"]:
-        before = f"{saved.data['name']} of SHA-256 {saved.data['sha256'][:12]}"
-        differences.append(("--data", before, f"{data.name} of SHA-256 {data.sha256[:12]}"))
-    adapted, others = _adapt(preset, saved)
-    differences += others
-    if differences:
-        shown = "; ".join(
-            f"{name} {before}, now {now}" for name, before, now in differences[:_SHOWN]
-        )
-        more = f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
-        raise UserError(
-            f"{out} holds a run with other options: {shown}{more}; choose another --out"
-        )
-    return adapted
-
-
-def _adapt(preset: Preset, saved: Checkpoint) -> tuple[Preset, list[Difference]]:
     try:
         recorded = Preset.from_dict(saved.preset)
-    except (KeyError, TypeError, ValueError):
-        return preset, [("preset", "of another version of this program", preset.name)]
-    adapted = replace(preset, stages=_stages(preset, recorded, saved.stage))
-    # More steps change the lengths of stages; nothing else may differ.
-    others = [
-        each
-        for each in _differences(recorded, preset)
-        if not each[0].endswith((".steps", ".warmup"))
+    except (KeyError, TypeError, ValueError) as exc:
+        raise UserError(
+            f"{out} holds a run of another version of this program; choose another --out"
+        ) from exc
+    before = {
+        "--seed": saved.seed,
+        "--precision": "bf16" if saved.provenance.get("bf16") else "fp32",
+        "--data": f"of SHA-256 {saved.data['sha256'][:12]}",
+        **_flat(recorded.to_dict()),
+    }
+    now = {
+        "--seed": seed,
+        "--precision": "bf16" if bf16 else "fp32",
+        "--data": f"of SHA-256 {data.sha256[:12]}",
+        **_flat(preset.to_dict()),
+    }
+    differences = [
+        f"{_OPTIONS.get(name, name)} {_text(before[name])}, now {_text(now[name])}"
+        # A field that only one of them has is that of another stage, which `stages` shows.
+        for name in before
+        if name in now
+        and before[name] != now[name]
+        and name not in CARD_FIELDS
+        # More steps change the lengths of stages.
+        and not name.endswith((".steps", ".warmup"))
     ]
     if preset.steps < recorded.steps:
-        others.append(("--steps", recorded.steps, f"{preset.steps}, and it may only grow"))
-    return adapted, others
+        differences.append(f"--steps {recorded.steps}, now {preset.steps}, and it may only grow")
+    if differences:
+        shown = "; ".join(differences[:_SHOWN])
+        raise UserError(f"{out} holds a run with other options: {shown}; choose another --out")
+    return replace(preset, stages=_stages(preset, recorded, saved.stage))
 
 
 def _stages(preset: Preset, recorded: Preset, present: int) -> tuple[Stage, ...]:
@@ -211,19 +206,6 @@ def _stages(preset: Preset, recorded: Preset, present: int) -> tuple[Stage, ...]
         preset.steps - sum(stage.steps for stage in done), [stage.steps for stage in rest]
     )
     return (*done, *(replace(stage, steps=n) for stage, n in zip(rest, steps, strict=True)))
-
-
-def _differences(recorded: Preset, preset: Preset) -> list[Difference]:
-    """Fields that differ, but for those of the card: `batch`, `network.size`, `stage 1.lr`."""
-    before = _flat(recorded.to_dict())
-    now = _flat(preset.to_dict())
-    # A field that only one of them has is that of another stage, which `stages` shows.
-    names = [
-        name
-        for name in before
-        if name in now and name not in CARD_FIELDS and before[name] != now[name]
-    ]
-    return [(_OPTIONS.get(name, name), _text(before[name]), _text(now[name])) for name in names]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,8 +9,7 @@ gradient.
 Notation: N samples, M pictures, features of D numbers.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import torch
@@ -107,28 +106,13 @@ def drifting_loss(samples: Sequence[Tensor], pictures: Sequence[Tensor]) -> Tens
     return torch.cat(terms).mean()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class FeatureGroups:
-    """The groups of features on which the drifting loss is computed.
+def feature_groups(features: Iterable[Tensor]) -> list[Tensor]:
+    """The groups, (B, D) each, on which the drifting loss of feature maps (B, c, h, w) is computed.
 
-    Each feature map gives itself as a group, averaged over squares until it has at most 1024
-    numbers, and the mean and standard deviation of every channel, over the whole map and over each
-    quarter.
+    Each map gives itself as a group, averaged over squares until it has at most 1024 numbers, and
+    the mean and standard deviation of every channel, over the whole map and over each quarter.
     """
-
-    # frozen encoder: (B, C, H, W) → (B, c, h, w) for every scale
-    features: Callable[[Tensor], list[Tensor]]
-
-    def __call__(self, images: Tensor) -> list[Tensor]:
-        """Images (B, C, H, W) → (B, D) for every group."""
-        return self.split(self.features(images))
-
-    def split(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """The groups of features that are already computed: (B, D) for every group."""
-        groups = []
-        for feature in map(Tensor.float, features):
-            groups += _groups(feature)
-        return groups
+    return [group for feature in features for group in _groups(feature.float())]
 
 
 def _groups(feature: Tensor) -> list[Tensor]:

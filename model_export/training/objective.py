@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from model_export.training import losses
 from model_export.training.batches import TrainingBatch
-from model_export.training.drifting import FeatureGroups, drifting_loss
+from model_export.training.drifting import drifting_loss, feature_groups
 from model_export.training.losses import Function
 from model_export.training.restorer import Restorer
 from model_export.training.stages import Distance, Stage
@@ -26,7 +26,7 @@ class Objective:
     teacher: Function | None = None  # the frozen network of an earlier stage, if the stage distills
     # the discriminator, if the stage has one: (B, C, H, W) → (B,) for every scale
     scores: Features | None = None
-    feature_groups: FeatureGroups | None = None  # of perceptual features, if a term compares them
+    features: Features | None = None  # perceptual ones, if a term compares them
 
     def terms(self, f: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
         """Compute every active term, unweighted, by the name of its weight; `rec` always, but of a
@@ -58,8 +58,8 @@ class Objective:
             outputs.append(f(batch.corrupted))
             terms["project"] = losses.distance(outputs[-1], x, kind).mean()
         drawn = self._drawn(f, batch)
-        if self.feature_groups is not None:
-            terms |= self._feature_terms(self.feature_groups, batch, y, outputs, drawn)
+        if self.features is not None:
+            terms |= self._feature_terms(self.features, batch, y, outputs, drawn)
         return terms
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
@@ -115,7 +115,7 @@ class Objective:
 
     def _feature_terms(
         self,
-        groups: FeatureGroups,
+        features_of: Features,
         batch: TrainingBatch,
         y: Tensor,
         outputs: list[Tensor],
@@ -128,7 +128,7 @@ class Objective:
         if not restoring and batch.drift_pictures is None:
             return {}
         # y comes last, so that the rows next to it are f(corrupted x), if there are any.
-        features = groups.features(torch.cat([*drawn, *outputs, *([y] if restoring else [])]))
+        features = features_of(torch.cat([*drawn, *outputs, *([y] if restoring else [])]))
         terms = {}
         if batch.drift_pictures is not None:
             # Each set repels its own samples only, so each must have the distribution of the
@@ -138,15 +138,15 @@ class Objective:
                 *(torch.split(feature[: sum(sizes)], sizes) for feature in features), strict=True
             )
             with torch.no_grad():
-                pictures = groups(batch.drift_pictures)
+                pictures = feature_groups(features_of(batch.drift_pictures))
             *any_drifts, terms["drifting"] = [
-                drifting_loss(groups.split(each), pictures) for each in sets
+                drifting_loss(feature_groups(each), pictures) for each in sets
             ]
             if any_drifts:
                 terms["project_any"] = any_drifts[0] + any_drifts[1] / 2
         if restoring:
             with torch.no_grad():
-                target = groups.features(batch.x)
+                target = features_of(batch.x)
             copies = 1 if batch.corrupted is None else 2
             restored = [feature[-copies * len(batch.x) :] for feature in features]
             terms["features"] = losses.feature_distance(

@@ -7,16 +7,21 @@ exported. `model_export.evaluation` measures with a classifier of another archit
 which training never sees.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
 from model_export.data.datasets import Dataset
-from model_export.evaluation.classifier import heads_of, inputs_and_targets, shifted, targets
+from model_export.evaluation.classifier import (
+    heads_of,
+    inputs_and_targets,
+    shifted,
+    targets,
+    train_heads,
+)
 
 _WIDTHS: Final = (32, 64, 128, 128)
 _LEAST: Final = 6  # pixels: the least side of the last feature map
@@ -107,11 +112,9 @@ def fit(
     _, labels, _ = targets(data)
     generator = torch.Generator(device).manual_seed(seed)
     network.requires_grad_(True).train()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)  # of the dropout
-        optimiser = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=_LR, total_steps=STEPS)
-        for step in tqdm(range(STEPS), desc="perceptual network", unit="step", mininterval=1.0):
+
+    def batches() -> Iterator[tuple[Tensor, list[Tensor]]]:
+        for step in range(STEPS):
             index = torch.randint(
                 len(data.train), (_BATCH,), generator=generator, device=device
             ).cpu()
@@ -119,20 +122,15 @@ def fit(
                 data.train[index].to(device), None if labels is None else labels[index]
             )
             x = torch.cat([x, draw(x[::3], generator)])
-            columns = [*target.T, (torch.arange(len(x)) >= _BATCH).long()]
-            parts = network(_varied(x, noisy=step % 2 == 1, generator=generator)).split(
-                network.heads, 1
-            )
             # A drawing has no label, so each head reads the rows that come with its own.
-            pairs = zip(parts, columns, strict=True)
-            terms = [
-                functional.cross_entropy(part[: len(column)], column.to(device))
-                for part, column in pairs
-            ]
-            optimiser.zero_grad()
-            torch.autograd.backward(torch.stack(terms).sum())
-            optimiser.step()
-            schedule.step()
+            columns = [*target.T, (torch.arange(len(x)) >= _BATCH).long()]
+            yield _varied(x, noisy=step % 2 == 1, generator=generator), columns
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # of the dropout
+        train_heads(
+            network, network.heads, batches(), steps=STEPS, lr=_LR, name="perceptual network"
+        )
     network.requires_grad_(False).eval()
 
 

@@ -8,7 +8,7 @@ run stops only at steps where pool and pairs are about to be refreshed, so they 
 
 import copy
 import math
-import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,7 @@ from model_export.training.checkpoint import Checkpoint, continued_preset
 from model_export.training.crisp import Crisp
 from model_export.training.crisp_objective import CrispObjective, new_adversary
 from model_export.training.critics import CriticTrainer
-from model_export.training.drifting import FeatureGroups
-from model_export.training.log import COMPUTE, Log, Throughput, ThroughputMeter
+from model_export.training.log import Log
 from model_export.training.network import Autoencoder, averaged_model
 from model_export.training.objective import Objective, health
 from model_export.training.perceptual import PerceptualNetwork, fit, new_network
@@ -105,12 +104,10 @@ class Run:
         self._perceptual_done = False
         self.critics: CriticTrainer[Any] | None = None
         self._changed = saved is not None and Preset.from_dict(saved.preset) != preset
-        self.throughput: list[tuple[str, Throughput]] = []  # by stage
-        self.meter = ThroughputMeter(device)
-        self._warned = False
+        self.speeds: list[str] = []  # of each stage that this process has trained, in words
         pictures = data.train.to(device)
         damaged = None if data.damaged is None else data.damaged.to(device)
-        self.batches = BatchBuilder(preset, pictures, seed=seed, meter=self.meter, damaged=damaged)
+        self.batches = BatchBuilder(preset, pictures, seed=seed, damaged=damaged)
         if preset.network.palette and data.known == "avatars64":
             self.batches.drawn = [each.to(device) for each in draw_pens(data)]
         torch.manual_seed(derive_seed(seed, RngStream.INIT, 0))
@@ -181,7 +178,7 @@ class Run:
     def _train(self) -> None:
         bar = tqdm(total=self.preset.steps, initial=self.step, unit="step", mininterval=1.0)
         with stop_signal() as signalled, bar, Log(self.out / LOG, self.step) as log:
-            self.meter.start()
+            begun = (self.step, time.perf_counter())
             while self.step < self.preset.steps:
                 stage = self.preset.stages[self.stage].name
                 terms = self.step_once()
@@ -189,20 +186,16 @@ class Run:
                 saving = last or self.stage_step % self.preset.checkpoint_every == 0
                 bar.update()
                 if self.step % _LOG_EVERY == 0 or saving:
-                    with self.meter.phase("log"):
-                        self._log_terms(terms, stage, log, bar)
-                if saving:
-                    with self.meter.phase("checkpoint"):
-                        self.save()
-                        self._save_samples()
-                elif self.step == _FIRST_GRID:
-                    self._save_samples()
+                    self._log_terms(terms, stage, log, bar)
                 refreshing = self.stage_step % self.preset.refresh_interval == 0
                 stopping = not last and refreshing and signalled()
-                if stopping and not saving:
+                if saving or stopping:
                     self.save()
+                if saving or self.step == _FIRST_GRID:
+                    self._save_samples()
                 if stopping or last or self.stage_step == 0:
-                    self._log_throughput(stage, log)
+                    self._log_speed(stage, log, *begun)
+                    begun = (self.step, time.perf_counter())
                 if stopping:
                     raise Interrupted
 
@@ -214,22 +207,18 @@ class Run:
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(stage, self.stage_step)
         self.network.train()
-        batch = self.batches.build(self.step, self.stage_step, stage, self._forward)
-        with self.meter.phase(COMPUTE):
-            if self.critics is not None:
-                self.critics.lr = (
-                    self.critics.peak * learning_rate(stage, self.stage_step) / stage.lr
-                )
-            if self.critics is not None and self.teacher is not None and batch.z is not None:
-                y = self._forward(batch.z)
+        batch = self.batches.build(self.step, self.stage_step, stage, self.forward)
+        if self.critics is not None:
+            self.critics.lr = self.critics.peak * learning_rate(stage, self.stage_step) / stage.lr
+            if self.teacher is not None and batch.z is not None:
+                y = self.forward(batch.z)
                 with self._autocast():
                     self.critics.step(*map(self.teacher.features, (batch.x, y)))
-            terms = self._backward(batch)
-            if stage.clip is not None:
-                nn.utils.clip_grad_norm_(self.network.parameters(), stage.clip)
-            self.optimiser.step()
-            self.average.update_parameters(self.network)
-        self.meter.step(self.batches.size)
+        terms = self._backward(batch)
+        if stage.clip is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), stage.clip)
+        self.optimiser.step()
+        self.average.update_parameters(self.network)
         self.step += 1
         self.stage_step += 1
         if self.stage_step == stage.steps:
@@ -245,7 +234,8 @@ class Run:
         return {name: value.detach() for name, value in terms.items()}
 
     @torch.no_grad()
-    def _forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor) -> Tensor:
+        """f(z) without gradient, in the precision of the run."""
         with self._autocast():
             y: Tensor = self.network(z)
         return y
@@ -256,23 +246,16 @@ class Run:
             raise UserError(
                 f"step {self.step}: the loss is not finite; the last checkpoint is kept"
             )
-        ratio = health(values)
-        if ratio is not None:
+        if (ratio := health(values)) is not None:
             values["health"] = ratio
-            if ratio > 1.0 and not self._warned:
-                self._warned = True
-                tqdm.write(
-                    f"warning: step {self.step}: idempotence / reconstruction is "
-                    f"{ratio:.2f}; where it stays above 1, "
-                    "the samples collapse (good runs end at 0.55 to 0.83)",
-                    file=sys.stderr,
-                )
-        log.terms(self.step, stage, values)
+        log.write(self.step, stage, values)
         bar.set_postfix_str(" ".join(f"{k} {v:.4f}" for k, v in values.items()))
 
-    def _log_throughput(self, stage: str, log: Log) -> None:
-        self.throughput.append((stage, self.meter.interval()))
-        log.throughput(self.step, *self.throughput[-1])
+    def _log_speed(self, stage: str, log: Log, first: int, started: float) -> None:
+        steps = self.step - first
+        speed = steps * self.batches.size / (time.perf_counter() - started)
+        log.write(self.step, stage, {"pictures_per_second": round(speed, 1)})
+        self.speeds.append(f"{stage}: {steps} steps, {speed:.0f} pictures/s")
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
@@ -304,10 +287,9 @@ class Run:
                 perceptual=perceptual,
                 trainer=self.critics,
             )
-        groups = None
+        features = None
         if stage.weights.feature_terms and perceptual is not None:
             features = partial(perceptual.features, pixels=stage.perceptual_pixels)
-            groups = FeatureGroups(features)
         teacher = self.teacher
         trainer = self.critics
         return Objective(
@@ -317,7 +299,7 @@ class Run:
             scores=None
             if teacher is None or trainer is None
             else lambda y: trainer.critics(teacher.features(y)),
-            feature_groups=groups,
+            features=features,
         )
 
     @torch.no_grad()

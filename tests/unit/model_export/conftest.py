@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from model_export.data.datasets import Dataset, load_dataset
-from model_export.evaluation import classifier, restoration
+from model_export.evaluation import classifier
 from model_export.export import export
 from model_export.export.artifact import publish
 from tests.helpers.tiny_training import SIZE, TinyModel, contents, tiny_model
@@ -36,13 +36,6 @@ def _fast() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "to_onnx", to_onnx)
         patch.setattr(classifier, "_STEPS", (150, 2000))
-        one_setting = {
-            name: {method: dict([next(iter(grid.items()))]) for method, grid in methods.items()}
-            for name, methods in restoration.BASELINES.items()
-        }
-        patch.setattr(restoration, "BASELINES", one_setting)
-        patch.setattr(restoration, "TUNING_PICTURES", 2)
-        patch.setattr(restoration, "BASELINE_PICTURES", 10)
         yield
 
 

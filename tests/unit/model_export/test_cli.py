@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,29 +21,16 @@ from model_export.training.stages import Distance
 from service.artifact.files import METRICS_FILE, MODEL_FILES
 from tests.helpers.tiny_training import TinyModel, contents, patterns, train_arguments
 
-FIGURES = ["figures", "--model", "{model}", "--data", "{data}", "--out", "{tmp}", "--threads", "1"]
-
 
 def test_train_export_verify_evaluate(
     tiny_run: Path, data_file: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     models = tmp_path / "models"
-    threads = ["--threads", "1"]
     card = (
         "--description Bars. --title Bars --prompt Draw --licence MIT --polarity "
         "light-on-dark --background -0.5"
     )
-    export = [
-        "export",
-        "--run",
-        str(tiny_run),
-        "--models",
-        str(models),
-        "--version",
-        "1",
-        "--force",
-        *threads,
-    ]
+    export = f"export --run {tiny_run} --models {models} --version 1 --force --threads 1".split()
     assert main([*export, *card.split(), "--generate-steps", "3", "--fp16"]) == 0
     folder = models / "tiny" / "1"
     exported = Artifact.read(folder).card
@@ -52,27 +40,19 @@ def test_train_export_verify_evaluate(
     assert (exported.steps.generate, exported.steps.project) == (3, 1)
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines[:2]] == list(MODEL_FILES.values())
-    assert main(["verify", "--run", str(tiny_run), "--model", str(folder), *threads]) == 0
+    verify = f"verify --run {tiny_run} --model {folder} --threads 1"
+    assert main(verify.split()) == 0
     assert capsys.readouterr().out.splitlines() == lines[:2]
-    evaluate = [
-        "evaluate",
-        "--model",
-        str(folder),
-        "--data",
-        str(data_file),
-        "--cache",
-        str(cache),
-        *threads,
-    ]
-    assert main([*evaluate, "--samples", "20", "--steps", "1"]) == 0
+    evaluate = f"evaluate --model {folder} --data {data_file} --cache {cache} --threads 1"
+    assert main([*evaluate.split(), "--samples", "20", "--steps", "1"]) == 0
     table = json.loads((folder / METRICS_FILE).read_text())
     text = capsys.readouterr().out
     assert table["protocol"]["samples"] == 20
-    assert f"{table['generation']['f']['frechet']:.3f}" in text
+    assert f"{table['generation']['f']['frechet']:.2f}" in text
     assert table["warnings"]  # a training of a second is poor
-    assert all(shown in text for shown in (*table["warnings"], *table["restoration"]))
+    assert all(warning in text for warning in table["warnings"])
     assert main(export) == 0
-    assert f"removed {folder / MODEL_FILES['fp16']}" in capsys.readouterr().out
+    assert not (folder / MODEL_FILES["fp16"]).exists()
 
 
 @pytest.fixture(scope="module")
@@ -90,99 +70,44 @@ def others(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("command", "says"),
     [
-        (["train", "--preset", "mnits", "--data", "{data}", "--out", "{tmp}"], "no preset 'mnits'"),
+        ("train --preset mnits --data {data} --out {tmp}", "no preset 'mnits'"),
+        ("train --preset tiny --data {tmp}/none.npz --out {tmp}", "no such file or folder"),
+        ("train --preset tiny --out {tmp}", "--data: name the pictures"),
+        ("train --preset tiny --data {data} --out {tmp} --name 'My Model'", "--name My Model"),
+        ("train --preset tiny --data {data} --out {tmp} --steps 0", "--steps"),
+        ("train --preset tiny --data {data} --out {tmp} --size 16", "the preset wants"),
+        ("train --preset tiny --data {data} --out {run} --seed 9", "choose another --out"),
+        ("train --preset tiny --data {data} --out {tmp} --corruptions fog", "noise, blur"),
+        ("train --preset tiny --data {data} --dry-run --keep 0", "--keep"),
+        ("train --preset tiny --data {data} --out ''", "--out: the path is empty"),
+        ("train --preset tiny --data {data} --out {tmp} --size 0", "--size 0: 8 to 1024"),
+        ("train --preset tiny --data {data} --dry-run --steps 2", "has 3 stages"),
+        ("train --preset tiny --data {data} --dry-run --batch -1", "--batch must be at least 1"),
+        ("train --preset tiny --data {data} --dry-run --seed -1", "--seed -1"),
+        ("export --run {tmp} --models {tmp}", "no checkpoint at"),
+        ("export --run {run} --models {tmp} --background 2", "--background must lie in the range"),
+        ("export --run {run} --models {tmp} --background 0 0", "needs one value per channel"),
+        ("export --run {run} --models {data}", "patterns.npz"),
+        ("export --run {run} --models {tmp} --version 0", "version '0'"),
+        ("card --model {tmp} --out {tmp}/card.md", "no model at"),
+        ("evaluate --model {model} --data {other}", "other.npz"),
+        ("evaluate --model {model} --data {data} --samples 1", "--samples 1"),
+        ("evaluate --model {model} --data {data} --steps 0", "--steps 0"),
         (
-            ["train", "--preset", "tiny", "--data", "{tmp}/none.npz", "--out", "{tmp}"],
-            "no such file or folder",
+            "figures --model {model} --data {data} --out {tmp} --threads 1 --seed 4294967296",
+            "--seed 4294967296",
         ),
-        (["train", "--preset", "tiny", "--out", "{tmp}"], "--data: name the pictures"),
+        ("verify --run {altered} --model {model}", "differs by its command"),
         (
-            [
-                "train",
-                "--preset",
-                "tiny",
-                "--data",
-                "{data}",
-                "--out",
-                "{tmp}",
-                "--name",
-                "My Model",
-            ],
-            "--name My Model",
+            "figures --model {model} --data {data} --out {tmp} --threads 1 --out {other}/figures",
+            "other.npz",
         ),
-        (
-            ["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--steps", "0"],
-            "--steps",
-        ),
-        (
-            ["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--size", "16"],
-            "the preset wants",
-        ),
-        (
-            ["train", "--preset", "tiny", "--data", "{data}", "--out", "{run}", "--seed", "9"],
-            "choose another --out",
-        ),
-        (
-            [
-                "train",
-                "--preset",
-                "tiny",
-                "--data",
-                "{data}",
-                "--out",
-                "{tmp}",
-                "--corruptions",
-                "fog",
-            ],
-            "noise, blur",
-        ),
-        (["train", "--preset", "tiny", "--data", "{data}", "--dry-run", "--keep", "0"], "--keep"),
-        (
-            ["train", "--preset", "tiny", "--data", "{data}", "--out", ""],
-            "--out: the path is empty",
-        ),
-        (
-            ["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--size", "0"],
-            "--size 0: 8 to 1024",
-        ),
-        (
-            ["train", "--preset", "tiny", "--data", "{data}", "--dry-run", "--steps", "2"],
-            "has 3 stages",
-        ),
-        (
-            ["train", "--preset", "tiny", "--data", "{data}", "--dry-run", "--batch", "-1"],
-            "--batch must be at least 1",
-        ),
-        (
-            ["train", "--preset", "tiny", "--data", "{data}", "--dry-run", "--seed", "-1"],
-            "--seed -1",
-        ),
-        (["export", "--run", "{tmp}", "--models", "{tmp}"], "no checkpoint at"),
-        (
-            ["export", "--run", "{run}", "--models", "{tmp}", "--background", "2"],
-            "--background must lie in the range",
-        ),
-        (
-            ["export", "--run", "{run}", "--models", "{tmp}", "--background", "0", "0"],
-            "needs one value per channel",
-        ),
-        (["export", "--run", "{run}", "--models", "{data}"], "patterns.npz"),
-        (["export", "--run", "{run}", "--models", "{tmp}", "--version", "0"], "version '0'"),
-        (["card", "--model", "{tmp}", "--out", "{tmp}/card.md"], "no model at"),
-        (["evaluate", "--model", "{model}", "--data", "{other}"], "other.npz"),
-        (["evaluate", "--model", "{model}", "--data", "{data}", "--samples", "1"], "--samples 1"),
-        (["evaluate", "--model", "{model}", "--data", "{data}", "--steps", "0"], "--steps 0"),
-        ([*FIGURES, "--steps", "0"], "--steps 0"),
-        ([*FIGURES, "--seed", "4294967296"], "--seed 4294967296"),
-        ([*FIGURES, "--run", "{tmp}"], "no log at"),
-        ([*FIGURES, "--run", "{altered}"], "another run"),
-        ([*FIGURES, "--out", "{other}/figures"], "other.npz"),
     ],
 )
 def test_what_the_user_can_put_right_is_one_line_and_exit_code_2(
-    arguments: list[str],
+    command: str,
     says: str,
     tiny: TinyModel,
     others: Path,
@@ -197,7 +122,7 @@ def test_what_the_user_can_put_right_is_one_line_and_exit_code_2(
         "model": tiny.models / "tiny" / "1",
     }
     places |= {"other": others / "other.npz", "altered": others / "run"}
-    assert main([argument.format(**places) for argument in arguments]) == 2
+    assert main([word.format(**places) for word in shlex.split(command)]) == 2
     out, error = capsys.readouterr()
     assert out == ""
     line = error.rpartition("\r")[2].lstrip()  # after the progress bar, where one had begun
@@ -243,24 +168,19 @@ def test_a_stopped_training_says_how_to_go_on(
 
     monkeypatch.setattr(losses, "reconstruction", reconstruction)
     assert main(train_arguments(data_file, tmp_path)) == 130
-    throughput, message = capsys.readouterr().out.splitlines()[-2:]
-    assert throughput.startswith("imle: 8 steps")
+    speed, message = capsys.readouterr().out.splitlines()[-2:]
+    assert speed.startswith("imle: 8 steps, ")
     assert "step 8 of 56" in message
 
 
-def test_a_training_tells_its_throughput(
+def test_a_training_tells_its_speed(
     data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = ["--steps", "12", "--keep", "3", "--corruptions", "noise", "hole"]
     assert main(train_arguments(data_file, tmp_path, *more)) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.partition(":")[0] for line in lines[-5:-1]] == [
-        "imle",
-        "balance",
-        "distill",
-        "in all",
-    ]
-    assert "in all: 12 steps, " in lines[-2]
+    names = ["imle", "balance", "distill"]
+    assert [line.partition(":")[0] for line in lines[-4:-1]] == names
     assert (tmp_path / "checkpoint-0000012.pt").is_file()
     assert checkpoints.load(tmp_path / "checkpoint.pt").preset["corruptions"] == ["noise", "hole"]
 

@@ -1,3 +1,5 @@
+"""`model.fp16.onnx`: exported, verified, measured and served beside `model.onnx`."""
+
 import dataclasses
 import errno
 import os
@@ -8,19 +10,20 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import TensorProto
 
 from model_export.errors import UserError
-from model_export.export.artifact import Artifact, OnnxFunction, publish
+from model_export.export.artifact import Artifact, OnnxFunction, publish, read_all
 from model_export.export.export import export, to_fp16, to_onnx
 from model_export.export.verify import verify
 from model_export.training import checkpoint as checkpoints
 from model_export.training.checkpoint import load_run
 from model_export.training.network import Autoencoder, NetworkConfig
 from model_export.training.restorer import build_network
-from service.artifact.files import GOLDEN_FILE, MODEL_FILE
+from service.artifact.files import GOLDEN_FILE, MODEL_FILE, MODEL_FILES
 from service.artifact.pixels import to_levels, to_rows
 from service.domain.latents import NoiseSource
-from tests.helpers.tiny_training import contents
+from tests.helpers.tiny_training import TinyModel, contents
 
 
 def altered_run(run: Path, out: Path, **changes: object) -> Path:
@@ -101,11 +104,10 @@ def test_versions_are_not_overwritten_unasked(folder: Path, tiny_run: Path) -> N
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"preset": {"batch": 8}}, "another run .* by its batch;"),
-        ({"data": {"sha256": "0" * 64}}, "another run .* by its data;"),
-        ({"provenance": {"command": "train --seed 1"}}, "another run .* by its command; .*train"),
-        ({"step": 40}, "another run .* by its stages or steps;"),
-        ({"step": 60}, "exported at step 56, .* at 60; export it again"),
+        ({"preset": {"batch": 8}}, "by its batch;"),
+        ({"data": {"sha256": "0" * 64}}, "by its data;"),
+        ({"provenance": {"command": "train --seed 1"}}, "by its command; .*train"),
+        ({"step": 60}, "by its steps; .*export it again"),
     ],
 )
 def test_a_model_of_another_run_is_told_apart(
@@ -235,3 +237,58 @@ def test_a_checkpoint_of_other_code_is_refused(
 ) -> None:
     with pytest.raises(UserError, match="does not know its network"):
         export(altered_run(tiny_run, tmp_path / "run", **damage), tmp_path)
+
+
+HALF = MODEL_FILES["fp16"]
+
+
+@pytest.fixture(scope="session")
+def exported(tiny: TinyModel) -> Path:
+    """`tiny/1` in both precisions; read-only."""
+    return tiny.models_fp16 / "tiny" / "1"
+
+
+@pytest.fixture
+def both(exported: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be written to."""
+    folder = tmp_path / "models" / "tiny" / "1"
+    publish(folder, contents(exported))
+    return folder
+
+
+def test_half_precision_is_inside_and_float32_outside(exported: Path) -> None:
+    assert set(contents(exported)) == {*MODEL_FILES.values(), GOLDEN_FILE}
+    single = contents(exported)[MODEL_FILE]
+    half = contents(exported)[HALF]
+    model = onnx.load_model_from_string(half)
+    onnx.checker.check_model(model, full_check=True)
+    assert not [w.name for w in model.graph.initializer if w.data_type == TensorProto.FLOAT]
+    assert to_fp16(single) == half
+    one, other = read_all(exported, threads=1)
+    assert one.card == other.card
+    rows = one.noise.rows(9, 0, 40)
+    difference = np.abs(one.function(rows) - other.function(rows)).max()
+    assert 1e-6 < difference < 1e-2
+
+
+def change_weights(file: Path, factor: float) -> None:
+    """Scale the weights of the first layer in a model file."""
+    model = onnx.load(file)
+    weights = next(w for w in model.graph.initializer if w.name == "encoder.0.weight")
+    changed = onnx.numpy_helper.to_array(weights)
+    weights.CopyFrom(
+        onnx.numpy_helper.from_array((changed * factor).astype(changed.dtype), weights.name)
+    )
+    file.write_bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("file", "says"), [(MODEL_FILE, "tiny/1: .* differ by"), (HALF, "fp16: .* differ by")]
+)
+def test_verify_compares_every_file(file: str, says: str, both: Path, tiny_run: Path) -> None:
+    assert list(verify(tiny_run, both, threads=1)) == list(MODEL_FILES.values())
+    change_weights(both / file, 2.0)
+    before = contents(both)
+    with pytest.raises(UserError, match=says):
+        verify(tiny_run, both, threads=1)
+    assert contents(both) == before

@@ -18,7 +18,6 @@ from PIL import Image
 from model_export import cli
 from service.artifact.card import from_metadata
 from service.artifact.onnx_file import read_metadata
-from service.bulk import __main__ as bulk
 from service.domain.latents import NoiseSource
 from tests.contract.data import b64
 from tests.contract.harness import Service, problem, serving, settings
@@ -48,27 +47,23 @@ def reducing() -> Network:
 @pytest.fixture(scope="module")
 def folder(_quick: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("any")
-    tiles = ["--range", "0,1", "--tile", "32"]
-    luma = ["--range", "0,1", "--color", "luma"]
+    tiles = "--range 0,1 --tile 32"
+    luma = "--range 0,1 --color luma"
     networks = {
-        "grey": (denoiser(1), ["--residual", *tiles]),
-        "colour": (denoiser(3), ["--residual", *tiles, "--noise", "gaussian"]),
-        "reducing": (reducing(), []),
+        "grey": (denoiser(1), f"--residual {tiles}"),
+        "colour": (denoiser(3), f"--residual {tiles} --noise gaussian"),
+        "reducing": (reducing(), ""),
         "same": (Network(["n", 1, "h", "w"]).add("Mul", 1.0), luma),
         "brighter": (
             Network(["n", 1, "h", "w"]).add("Add", BRIGHTER / 255),
-            [*luma, "--tile", "32"],
+            f"{luma} --tile 32",
         ),
         "fixed": (Network(["n", 1, 24, 20]).add("Add", BRIGHTER / 255), luma),
     }
     for name, (network, words) in networks.items():
         file = network.write(folder / name)
-        assert (
-            cli.main(
-                ["import", str(file), "--name", name, "--models", str(folder / "models"), *words]
-            )
-            == 0
-        )
+        command = f"import {file} --name {name} --models {folder / 'models'} {words}"
+        assert cli.main(command.split()) == 0
     return folder
 
 
@@ -167,18 +162,8 @@ def test_a_deep_network_gets_the_tiles_that_are_asked_for(tmp_path: Path) -> Non
     for _ in range(15):
         network.conv(8, 8, gain=1.4).add("Relu")
     file = network.conv(8, 1, gain=0.02).write(tmp_path / "deep.onnx")
-    words = [
-        "--name",
-        "deep",
-        "--models",
-        str(tmp_path),
-        "--residual",
-        "--range",
-        "0,1",
-        "--tile",
-        "64",
-    ]
-    assert cli.main(["import", str(file), *words]) == 0
+    words = f"--name deep --models {tmp_path} --residual --range 0,1 --tile 64"
+    assert cli.main(["import", str(file), *words.split()]) == 0
     card, _ = from_metadata(read_metadata((tmp_path / "deep" / "1" / "model.onnx").read_bytes()))
     assert card.tiles is not None
     assert card.tiles.overlap <= 21
@@ -302,22 +287,6 @@ def test_noise_of_any_size(service: Service, folder: Path) -> None:
     problem(
         service.post("/generate", body | {"n": 64, "width": 400}), 422, "image_too_large", "width"
     )
-
-
-def test_bulk_takes_any_size(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = [noise(50, 30, seed=10), noise(5, 70, seed=11)]
-    (tmp_path / "in").mkdir()
-    for number, image in enumerate(images):
-        (tmp_path / "in" / f"{number}.png").write_bytes(save(image))
-    for name, value in {
-        "MODEL_DIR": folder / "models",
-        "DEFAULT_MODEL": "grey",
-        "DEVICE": "cpu",
-    }.items():
-        monkeypatch.setenv(f"IGN_{name}", str(value))
-    assert bulk.main(["project", str(tmp_path / "in"), str(tmp_path / "out")]) == 0
-    for image, path in zip(images, sorted((tmp_path / "out").rglob("*.png")), strict=True):
-        assert np.abs(opened(path.read_bytes()) - whole(folder, "grey", image))[:2, :27].max() <= 1
 
 
 def colours(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:

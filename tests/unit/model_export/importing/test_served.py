@@ -47,23 +47,15 @@ def folder(_quick: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     module = Path(__file__).parents[3] / "helpers" / "foreign_torch.py"
     options = {
-        "dncnn": ["--residual", "--range", "0,1"],
-        "ae": [],
-        "keras": ["--bgr"],
-        "one": [],
-        "ign": ["--module", f"{module}:Net", "--shape", "1,12,8", "--noise", "gaussian"],
+        "dncnn": "--residual --range 0,1",
+        "ae": "",
+        "keras": "--bgr",
+        "one": "",
+        "ign": f"--module {module}:Net --shape 1,12,8 --noise gaussian",
     }
     for name, words in options.items():
-        command = [
-            "import",
-            str(folder / name),
-            "--name",
-            name,
-            "--models",
-            str(folder / "models"),
-            *words,
-        ]
-        assert cli.main(command) == 0
+        command = f"import {folder / name} --name {name} --models {folder / 'models'} {words}"
+        assert cli.main(command.split()) == 0
     return folder
 
 

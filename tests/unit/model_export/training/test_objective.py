@@ -1,6 +1,8 @@
 import copy
 import dataclasses
+import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -8,10 +10,10 @@ from torch import Tensor, nn
 
 from model_export.training import losses
 from model_export.training.batches import TrainingBatch
-from model_export.training.drifting import FeatureGroups, drifting_loss
+from model_export.training.drifting import drifting_loss, feature_groups, normalised_field
 from model_export.training.network import Autoencoder, NetworkConfig
 from model_export.training.objective import Objective
-from model_export.training.stages import Stage, Weights
+from model_export.training.stages import Distance, Stage, Weights
 
 CRISP_TERMS = ["gate", "code_drifting", "code_critic", "frechet", "fitting", "second"]
 FEATURE_TERMS = ["drifting", "features", "project_any"]
@@ -154,7 +156,7 @@ def feature_objective(network: Autoencoder, weights: Weights) -> Objective:
     return Objective(
         stage=Stage(name="s", steps=1, lr=1.0, weights=weights),
         kind="mse",
-        feature_groups=FeatureGroups(teacher.features),
+        features=teacher.features,
     )
 
 
@@ -168,13 +170,120 @@ def test_drawings_after_f_are_sets_of_their_own(
     terms = objective.terms(network, single)
     assert single.drawings is not None
     assert single.drift_pictures is not None
-    assert objective.feature_groups is not None
-    groups = objective.feature_groups
+    features = objective.features
+    assert features is not None
     once = network(single.drawings)
-    pictures = groups(single.drift_pictures)
+    pictures = feature_groups(features(single.drift_pictures))
     both = (once, network(once[::2]))
-    first, second = (drifting_loss(groups(y), pictures) for y in both)
+    first, second = (drifting_loss(feature_groups(features(y)), pictures) for y in both)
     torch.testing.assert_close(terms["project_any"], first + second / 2)
     without = objective.terms(network, dataclasses.replace(single, drawings=None))
     torch.testing.assert_close(terms["drifting"], without["drifting"])
     assert "project_any" not in without
+
+
+def half(x: Tensor) -> Tensor:
+    return x / 2
+
+
+def test_the_feature_distance_is_relative_to_the_features_of_the_picture() -> None:
+    target = [torch.full((2, 3, 4, 4), 2.0), torch.full((2, 5, 1, 1), 10.0)]
+    off = [target[0] + 1.0, target[1] * 2.0]
+    assert float(losses.feature_distance(off, target)) == pytest.approx((0.25 + 1.0) / 2)
+    assert float(losses.feature_distance(target, target)) == 0.0
+
+
+def test_clamp_bounds_each_row_and_leaves_small_values() -> None:
+    rec = torch.tensor([0.1, 0.1, 0.4])
+    tight = torch.tensor([-1e-4, -50.0, -50.0])
+    clamped = losses.smooth_clamp(tight, rec, 1.5)
+    torch.testing.assert_close(clamped, torch.tensor([-1e-4, -0.15, -0.6]))
+    assert losses.smooth_clamp(tight, rec, None) is tight
+    assert torch.isfinite(losses.smooth_clamp(tight, torch.zeros(3), 1.5)).all()
+    bound = rec.clone().requires_grad_()
+    torch.autograd.backward(losses.smooth_clamp(tight.requires_grad_(), bound, 1.5).sum())
+    assert bound.grad is None  # the bound is a constant
+
+
+@pytest.mark.parametrize("kind", ["mse", "l1", "mse_l1"])
+def test_values_by_hand(kind: Distance) -> None:
+    x = torch.tensor([[[[1.0, -2.0]]]])
+    y = torch.tensor([[[[0.0, 1.0]]]])
+
+    def expect(mse: float, l1: float) -> Any:
+        return pytest.approx({"mse": mse, "l1": l1, "mse_l1": mse + 0.2 * l1}[kind])
+
+    to_half = expect(0.625, 0.75)  # of x/2 from x: 0.5 and 1
+    to_other = expect(2.125, 1.25)  # of x/2 from y: 0.5 and 2
+    assert losses.reconstruction(half, x, kind).tolist() == [to_half]
+    assert float(losses.idempotence(half, x, kind)) == to_half
+    assert (-losses.tightness(half, x, kind)).tolist() == [to_half]
+    assert losses.distance(half(x), y, kind).tolist() == [to_other]
+    from_quarter = expect(0.15625, 0.375)  # of x/2 from x/4: 0.25 and 0.5
+    assert float(losses.distillation(half(x), half, x, 2, kind)) == from_quarter
+    clamped = losses.smooth_clamp(torch.tensor([-0.3]), torch.tensor([0.2]), 1.5)
+    assert clamped.tolist() == pytest.approx([-0.3 * math.tanh(1.0)])
+
+
+def test_the_terms_of_the_discriminator_by_hand() -> None:
+    real = [torch.tensor([2.0, 0.5]), torch.tensor([-1.0, 1.0])]
+    fake = [torch.tensor([-2.0, 0.0]), torch.tensor([1.0, -0.5])]
+    assert float(losses.hinge_loss(real, fake)) == (0.25 + 0.5) + (1.0 + 1.25)
+    assert float(losses.generator_loss(fake)) == 1.0 - 0.25
+    with pytest.raises(ValueError, match="shorter"):
+        losses.hinge_loss(real, fake[:1])
+
+
+def points(count: int, seed: int, width: int = 6) -> Tensor:
+    return torch.randn(
+        (count, width), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+
+
+def test_no_sample_repels_itself() -> None:
+    """Two samples and one picture, computed by hand."""
+    samples = torch.tensor([[0.0], [4.0]], dtype=torch.float64)
+    picture = torch.tensor([[1.0]], dtype=torch.float64)
+    logits = (
+        torch.tensor([[-1.0, -torch.inf, -4.0], [-3.0, -4.0, -torch.inf]], dtype=torch.float64)
+        / 2.0
+    )
+    affinity = (logits.softmax(1) * logits.softmax(0)).sqrt()
+    attraction = affinity[:, 0] * affinity[:, 1:].sum(1)
+    expected = attraction[:, None] * picture - affinity[:, 1:] * affinity[:, :1] @ samples
+    # away from each other: the picture lies between them, and is near
+    assert expected[0] < 0 < expected[1]
+    size = expected.square().mean().sqrt()
+    torch.testing.assert_close(normalised_field(samples, picture, (2.0,)), expected / size)
+
+
+def test_every_temperature_has_the_same_influence() -> None:
+    samples = points(50, 0)
+    pictures = points(60, 1) + 1.0
+    temperatures = (0.02, 0.05, 0.2)
+    fields = [normalised_field(samples, pictures, (t,)) for t in temperatures]
+    assert [float(field.square().mean()) for field in fields] == pytest.approx([1.0] * 3)
+    torch.testing.assert_close(
+        normalised_field(samples, pictures, temperatures), torch.stack(fields).sum(0)
+    )
+
+
+def test_the_loss_moves_samples_to_the_distribution_of_the_pictures() -> None:
+    pictures = torch.cat([points(100, 0, 2) * 0.1 - 1.0, points(100, 1, 2) * 0.1 + 1.0]).float()
+    samples = (points(80, 2, 2) * 0.1).float().requires_grad_()
+    optimiser = torch.optim.Adam([samples], 0.05)
+    for _ in range(150):
+        optimiser.zero_grad()
+        torch.autograd.backward(drifting_loss([samples], [pictures]))
+        optimiser.step()
+    assert 0.35 < float((samples[:, 0] > 0).float().mean()) < 0.65  # both clusters are reached
+    assert torch.cdist(samples.detach(), pictures).min(1).values.median() < 0.2
+
+
+def test_feature_groups_are_maps_and_moments_of_their_parts() -> None:
+    maps = [torch.randn(3, 64, 7, 7), torch.randn(3, 8, 2, 2), torch.randn(3, 16, 1, 1)]
+    groups = feature_groups(maps)
+    assert [group.shape[1] for group in groups] == [64 * 4 * 4, *[2 * 64] * 5, 8 * 4, 2 * 8, 16]
+    torch.testing.assert_close(groups[1][:, :64], maps[0].mean((2, 3)))
+    torch.testing.assert_close(groups[2][:, :64], maps[0][:, :, :4, :4].mean((2, 3)))
+    torch.testing.assert_close(groups[5][:, :64], maps[0][:, :, 3:, 3:].mean((2, 3)))

@@ -1,17 +1,28 @@
 import dataclasses
 import json
+import pickle
 import re
+import resource
+import signal
 import time
+from collections.abc import Callable
+from itertools import permutations
+from pathlib import Path
 
 import onnx
 import pytest
 import torch
+from torch import Tensor
 
 from model_export.data.datasets import Dataset, FileSource, Source
 from model_export.data.picture_files import Inspection
 from model_export.errors import UserError
 from model_export.estimate import estimate_seconds, in_words
-from model_export.training.log import TERMS, legend
+from model_export.files import atomic_write
+from model_export.training import checkpoint as checkpoints
+from model_export.training.batches import BalancedPairs, CandidatePool, draw_latents
+from model_export.training.checkpoint import Checkpoint
+from model_export.training.log import Log
 from model_export.training.presets import (
     NO_LICENCE,
     PRESETS,
@@ -23,9 +34,169 @@ from model_export.training.presets import (
     with_overrides,
 )
 from model_export.training.restorer import build_network
-from model_export.training.stages import Weights
 from service.artifact.files import NAME_PATTERN
 from tests.helpers.live import GENERATORS, MODELS, ROOT
+from tests.helpers.tiny_training import contents
+
+
+def example(step: int = 3) -> Checkpoint:
+    return Checkpoint(
+        preset={"name": "tiny"},
+        seed=1,
+        stage=0,
+        stage_step=step,
+        step=step,
+        network={"w": torch.arange(3.0)},
+        average={"w": torch.ones(3)},
+        optimiser={"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": []},
+        teacher=None,
+        data={"name": "x.npz"},
+        provenance={"command": "train"},
+        critic=None,
+    )
+
+
+def test_a_full_disk_is_an_error_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that the write fails instead
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large") as caught:
+            checkpoints.save(example(), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert caught.value.filename == str(path)
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, pickle.PicklingError])
+def test_a_failed_write_leaves_the_old_file(error: type[BaseException], tmp_path: Path) -> None:
+    def write() -> None:
+        with atomic_write(tmp_path / "file") as file:
+            file.write(b"half")
+            raise error
+
+    (tmp_path / "file").write_bytes(b"old")
+    with pytest.raises(error):
+        write()
+    assert contents(tmp_path) == {"file": b"old"}
+
+
+@pytest.mark.parametrize("where", ["folder", "file/below"])
+def test_an_error_names_no_temporary_file(where: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises((IsADirectoryError, NotADirectoryError, FileExistsError)) as caught,
+        atomic_write(tmp_path / where),
+    ):
+        pass
+    assert caught.value.filename in (str(tmp_path / where), str(tmp_path / "file"))
+
+
+class Foreign:
+    """Would run code if it were unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("unpickled",)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (Path.unlink, r"no checkpoint at .*checkpoint\.pt"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-200]), "damaged checkpoint"),
+        (lambda path: torch.save({"format": 1, "preset": Foreign()}, path), "damaged checkpoint"),
+        (lambda path: torch.save({"format": 1, "preset": {}}, path), "damaged checkpoint"),
+        (lambda path: torch.save({"format": 2}, path), "written by another version"),
+    ],
+    ids=["missing", "cut", "pickle", "fields", "format"],
+)
+def test_damaged_and_foreign_files_are_refused(
+    damage: Callable[[Path], object], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    checkpoints.save(example(), path)
+    damage(path)
+    with pytest.raises(UserError, match=says):
+        checkpoints.load(path)
+    assert capsys.readouterr().out == ""
+
+
+def test_the_last_ones_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-mine.pt").touch()
+    for step in (8, 16, 24, 24):  # the same step again replaces its copy
+        checkpoints.save(example(step), tmp_path / checkpoints.FILE)
+        checkpoints.rotate(tmp_path, step, 2)
+    expected = [
+        "checkpoint-0000016.pt",
+        "checkpoint-0000024.pt",
+        "checkpoint-mine.pt",
+        "checkpoint.pt",
+    ]
+    assert sorted(contents(tmp_path)) == expected
+    assert checkpoints.load(tmp_path / "checkpoint-0000016.pt").step == 16
+    checkpoints.rotate(tmp_path, 32, 1)  # one is one, and touches no others
+    assert sorted(contents(tmp_path)) == expected
+
+
+def test_what_lies_past_the_checkpoint_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    kept = '{"step": 4, "stage": "imle", "rec": 0.5}\n'
+    path.write_text(kept + '{"step": 5, "stage": "imle"}\n[1]\n{"step": null}\n{"ste')
+    with Log(path, 4):
+        pass
+    assert path.read_text() == kept
+
+
+def f(z: Tensor) -> Tensor:
+    return torch.tanh(z)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def latents(count: int, seed: int = 1) -> Tensor:
+    return draw_latents(count, (1, 4, 4), seeded(seed))
+
+
+@pytest.fixture
+def pictures() -> Tensor:
+    return torch.rand((6, 1, 4, 4), generator=seeded(7)) * 2 - 1
+
+
+@pytest.fixture
+def pairs(pictures: Tensor) -> BalancedPairs:
+    weight = torch.ones(1, requires_grad=True)
+    return BalancedPairs(lambda z: f(z * weight), latents(6), pictures)
+
+
+def test_the_nearest_candidate_is_the_nearest(pictures: Tensor) -> None:
+    z = latents(1100)  # more than one chunk
+    pool = CandidatePool(f, z)
+    for picture, chosen in zip(pictures, pool.nearest(pictures), strict=True):
+        assert torch.equal(chosen, z[(f(z) - picture).square().sum((1, 2, 3)).argmin()])
+
+
+def test_pairs_are_one_to_one_and_cheapest(pairs: BalancedPairs, pictures: Tensor) -> None:
+    z, partners = pairs.batch(0, len(pictures))
+    assert torch.equal(z, latents(6))
+    order = [int((pictures == partner).flatten(1).all(1).nonzero()) for partner in partners]
+    assert sorted(order) == list(range(len(pictures)))
+    cost = torch.cdist(f(z).flatten(1).double(), pictures.flatten(1).double()).square()
+    totals = {p: float(cost[range(len(p)), p].sum()) for p in permutations(range(len(pictures)))}
+    assert totals[tuple(order)] == pytest.approx(min(totals.values()))
+
+
+def test_turns_deal_all_pairs_without_a_graph_then_begin_again(pairs: BalancedPairs) -> None:
+    everything, partners = pairs.batch(0, 6)
+    turns = torch.cat([pairs.batch(turn, 4)[0] for turn in range(3)])
+    assert torch.equal(turns, torch.cat([everything, everything]))
+    assert not everything.requires_grad
+    assert not partners.requires_grad
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -73,7 +244,7 @@ def test_steps_are_shared_out_in_proportion() -> None:
     )
 
 
-def pictures(known: str = "") -> Source:
+def unread(known: str = "") -> Source:
     """A source whose content is not read."""
     source = FileSource("My shapes", (), skip_bad=False)
     source.known = known
@@ -94,7 +265,7 @@ GREY = dataclasses.replace(
 
 
 def chosen(choices: Choices, found: Inspection, data: Dataset) -> Preset:
-    return describe_model(choose_preset(choices, pictures(), found), choices, data, found)
+    return describe_model(choose_preset(choices, unread(), found), choices, data, found)
 
 
 def test_pictures_without_a_preset_get_one_that_fits(data: Dataset) -> None:
@@ -127,9 +298,9 @@ def test_a_preset_of_other_colours_is_refused_with_the_options_that_fit(
     with pytest.raises(
         UserError, match=f"--size {size} --channels {found.channels}, or leave out --preset"
     ):
-        choose_preset(Choices(preset=preset), pictures(), found)
+        choose_preset(Choices(preset=preset), unread(), found)
     told = Choices(preset=preset, size=size, channels=found.channels)
-    assert choose_preset(told, pictures(), found).shape == (found.channels, size, size)
+    assert choose_preset(told, unread(), found).shape == (found.channels, size, size)
 
 
 def test_name_description_and_licence_of_a_preset_belong_to_its_own_data(data: Dataset) -> None:
@@ -142,14 +313,6 @@ def test_name_description_and_licence_of_a_preset_belong_to_its_own_data(data: D
     for choices, described in ((Choices(), data), (Choices(name="patterns"), own)):
         other = describe_model(mnist, choices, described, GREY)
         assert (other.name, other.description, other.licence) == ("patterns", "", NO_LICENCE)
-
-
-def test_every_loss_has_words() -> None:
-    assert {field.name for field in dataclasses.fields(Weights)} | {"health"} == TERMS.keys()
-    names = {line.split()[0] for line in legend(PRESETS["tiny"])}
-    assert names == {"rec", "imle", "match", "distill", "project", "settle", "critic"}
-    assert "health" in {line.split()[0] for line in legend(PRESETS["ign"])}
-    assert {line.split()[0] for line in legend(PRESETS["scans"])} == {"project", "marks", "again"}
 
 
 def test_the_estimate_grows_with_the_steps(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,16 +1,142 @@
-"""Pages and their damages, and the data set of both."""
+"""Drawings, faces, pages and their damages, and the data sets of them."""
 
+import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
 from PIL import ImageFont
+from torch import Tensor
 
-from model_export.data import damages, known_sets, pages, scans
-from model_export.data.datasets import load_dataset
+from model_export.data import avatars, damages, drawings, known_sets, pages, pens, scans
+from model_export.data.avatars import BACKGROUNDS, draw_avatars
+from model_export.data.datasets import Attributes, Dataset, load_dataset
+from model_export.data.drawings import (
+    RandomDrawings,
+)
+from model_export.data.pens import draw_pens
 from model_export.errors import UserError
+
+GROUNDS = [(1, (-1.0,)), (1, (0.9,)), (3, (-1.0,)), (3, (0.6, -0.2, 1.0))]
+# of the pens
+COLOURS = torch.rand((4, 3, 28, 28), generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.fixture(autouse=True)
+def _few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawings, "_BANK", 20)
+
+
+def sketched(pictures: Tensor, background: tuple[float, ...], seed: int = 0) -> Tensor:
+    source = RandomDrawings(COLOURS[:, : pictures.shape[1]], background, 5)
+    return source.draw(pictures, torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("channels", "background"), GROUNDS)
+def test_rows_of_training_stay_in_range_and_on_their_background(
+    channels: int, background: tuple[float, ...]
+) -> None:
+    ground = torch.tensor(background)[None, :, None, None]
+    pictures = ground.expand(20, channels, 28, 28).clone()
+    pictures[:, :, 10:18, 13:15] = 0.5
+    rows = sketched(pictures, background)
+    assert rows.shape == pictures.shape
+    assert float(rows.abs().max()) <= 1.0 + 1e-5
+    assert float(((rows - ground).abs().amax(1) < 1e-3).float().mean()) > 0.5
+    assert len(torch.unique(rows, dim=0)) == 20
+    assert torch.equal(rows, sketched(pictures, background))
+    assert not torch.equal(rows, sketched(pictures, background, seed=1))
+
+
+SMILES = (0, 22)
+SAD = (3, 13)
+
+
+@pytest.fixture(scope="module")
+def faces() -> Dataset:
+    g = np.random.default_rng(0)
+    values = {
+        "mouth": [*SMILES, *SAD, 8, 14],
+        "eyes": [0, 18, 20],
+        "hair": [0, 40, 44, 2],
+        "glasses": [0, 2],
+        "brows": [0, 4],
+        "skin": [1, 4],
+    }
+    attributes = Attributes(
+        tuple(values),
+        np.stack([g.choice(known, 400) for known in values.values()], 1),
+        np.empty((0, 6), np.int64),
+    )
+    papers = torch.tensor(
+        [[int(each[i : i + 2], 16) for i in (0, 2, 4)] for each in BACKGROUNDS], dtype=torch.uint8
+    )
+    pictures = papers[g.integers(2, size=400)][:, :, None, None].expand(-1, -1, 32, 32)
+    return Dataset(
+        "faces", "", "", pictures, pictures[:1], attributes=attributes, known="avatars64"
+    )
+
+
+@pytest.fixture(scope="module")
+def drawn(faces: Dataset) -> tuple[Tensor, Tensor]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pens, "_COUNT", 70)
+        return draw_pens(faces)
+
+
+def test_the_pictures_that_fit_a_drawing_show_what_it_shows(
+    faces: Dataset, drawn: tuple[Tensor, Tensor]
+) -> None:
+    rows, fitting = drawn
+    assert faces.attributes is not None
+    mouths, eyes, *_ = torch.from_numpy(faces.attributes.train)[fitting].unbind(2)
+    assert all(
+        any(set(row.tolist()) <= set(group) for group in (SMILES, SAD, (8,), (14,)))
+        for row in mouths
+    )
+    assert sum(set(row.tolist()) <= set(SAD) for row in mouths) >= 15  # as many as smiles
+    assert (eyes == eyes[:, :1]).all()
+    for row, fits in zip(rows, faces.train[fitting], strict=True):
+        corner = row[:, -1, 0]
+        if (corner == faces.train[:, :, 0, 0]).all(1).any():
+            assert (fits[:, :, 0, 0] == corner).all()
+
+
+COUNT = 30
+SIZE = 16
+
+
+@pytest.fixture(scope="module")
+def adventurers() -> dict[str, NDArray[Any]]:
+    return draw_avatars(COUNT, size=SIZE)
+
+
+def test_attributes_describe_the_picture(adventurers: dict[str, NDArray[Any]]) -> None:
+    names = list(adventurers["attributes"])
+    skins = adventurers["values_skin"][adventurers["attributes_train"][:, names.index("skin")]]
+    for picture, skin in zip(adventurers["x_train"], skins, strict=True):
+        colour = np.array([int(skin[i : i + 2], 16) for i in (1, 3, 5)])
+        assert np.abs(picture.astype(int) - colour).max(2).min() <= 8
+    background = [int(avatars.BACKGROUNDS[0][i : i + 2], 16) for i in (0, 2, 4)]
+    assert (adventurers["x_train"][:, 0, 0] == background).all(1).any()
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    avatars._attribute_values.cache_clear()
+    avatars._definition.cache_clear()
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        avatars, "find_spec", lambda name: None if name == "dicebear" else find_spec(name)
+    )
+    with pytest.raises(UserError, match="dicebear-core"):
+        draw_avatars(20)
+    avatars._definition.cache_clear()
+
 
 # Of families that matplotlib contains, so that tests need no fonts of the machine.
 FONTS = tuple(sorted(Path(mpl.get_data_path(), "fonts", "ttf").glob("DejaVuS*.ttf")))
@@ -103,13 +229,6 @@ def test_print_on_white_paper_becomes_black_and_pictures_stay() -> None:
     assert (toned[:12] == 255).all()
 
 
-def test_photographs_are_made_in_every_size() -> None:
-    for seed in range(8):
-        picture = pages.photograph(np.random.default_rng(seed), 90, 50)
-        assert picture.size == (90, 50)
-        assert np.asarray(picture).std() > 2
-
-
 def test_the_families_for_measurements_are_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     # which draws letters of every font of the machine
     monkeypatch.setattr(pages, "_draws", lambda face, letters: True)
@@ -164,9 +283,3 @@ def test_too_few_fonts_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="2 fonts"):
         page(0)
     pages.fonts.cache_clear()
-
-
-def test_a_scan_in_one_bit_has_two_levels(printed: tuple[np.ndarray, float]) -> None:
-    clean, em = printed
-    out = damages.one_bit(np.random.default_rng(0), clean.astype(np.float32) / 255, 0.3, em)
-    assert set(np.unique(out)) == {0.0, 1.0}

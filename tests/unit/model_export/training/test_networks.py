@@ -1,15 +1,13 @@
-"""The network for pictures of any size: what it leaves, what it makes, and its run from training to
-export.
-"""
-
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Conv2d, functional
+from torch.nn.functional import avg_pool2d, interpolate
 
 from model_export.data.datasets import Dataset
 from model_export.errors import UserError
@@ -18,10 +16,11 @@ from model_export.export.artifact import Artifact, TrainedCard, publish, read_al
 from model_export.export.export import export
 from model_export.export.verify import verify
 from model_export.report.model_card import write_page
+from model_export.training.blocks import Blocks
 from model_export.training.checkpoint import load_run
 from model_export.training.losses import lost_marks
-from model_export.training.network import NetworkConfig
-from model_export.training.presets import PRESETS, own_data
+from model_export.training.network import Autoencoder, NetworkConfig
+from model_export.training.presets import PRESETS
 from model_export.training.restorer import (
     Restorer,
     normalised,
@@ -30,6 +29,120 @@ from model_export.training.restorer import (
 from model_export.training.stages import restoring_stages
 from model_export.training.train import Run
 from service.artifact.card import from_metadata
+
+SMALL = {"widths": (8, 16), "bottleneck": 12}
+
+
+def autoencoder(**changes: Any) -> Autoencoder:
+    torch.manual_seed(0)
+    return Autoencoder(NetworkConfig(**{"size": 8, "channels": 1, **SMALL, **changes}))
+
+
+@pytest.mark.parametrize("size", [8, 9, 11, 14, 15, 28])
+def test_shape_is_kept_for_even_and_odd_sizes(size: int) -> None:
+    f = autoencoder(size=size, channels=3)
+    y = f(torch.randn(2, 3, size, size))
+    assert y.shape == (2, 3, size, size)
+    assert y.abs().max() <= 1.0
+    torch.testing.assert_close(
+        f.train()(torch.ones(2, 3, size, size))[:1], f(torch.ones(1, 3, size, size))
+    )
+
+
+@pytest.mark.parametrize("size", [8, 15, 28])
+def test_everything_passes_the_bottleneck(size: int) -> None:
+    f = autoencoder(size=size)
+    x = torch.randn(3, 1, size, size)
+    assert f.encoder(x).shape == (3, SMALL["bottleneck"], 1, 1)
+    f.encoder.register_forward_hook(lambda _, __, code: torch.zeros_like(code))
+    y = f(x)
+    assert y.shape == x.shape
+    # with the code gone nothing of the input is left: no skip connection
+    assert torch.equal(y[0], y[1])
+    assert torch.equal(y[0], y[2])
+
+
+@pytest.mark.parametrize("size", [8, 15, 28])
+def test_the_bottleneck_computes_the_convolutions_it_exports(size: int) -> None:
+    f = autoencoder(size=size)
+    inwards = f.encoder[-2]
+    outwards = f.decoder[0]
+    assert isinstance(inwards, nn.Conv2d)
+    assert isinstance(outwards, nn.ConvTranspose2d)
+    x = torch.randn(3, 16, *inwards.kernel_size)
+    torch.testing.assert_close(inwards(x), nn.Conv2d.forward(inwards, x))
+    code = torch.randn(3, 12, 1, 1)
+    torch.testing.assert_close(outwards(code), nn.ConvTranspose2d.forward(outwards, code))
+
+
+CONFIG = NetworkConfig(size=28, channels=1, widths=(8, 16), bottleneck=32, blocks=2)
+LATENTS = torch.randn((64, 1, 28, 28), generator=torch.Generator().manual_seed(0))
+ROWS = {
+    "latents": LATENTS,
+    "noise": 10 * LATENTS,
+    "pictures": (6 * avg_pool2d(LATENTS, 5, 1, 2) - 1).clamp(-1, 1),
+}
+
+
+@pytest.fixture(scope="module")
+def exact() -> Autoencoder:
+    torch.manual_seed(0)
+    return Autoencoder(CONFIG).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def blocks(exact: Autoencoder) -> Blocks:
+    assert exact.blocks is not None
+    for parameter in exact.blocks.draw.parameters():
+        parameter.mul_(2)  # drawings that need to be moved to their readings
+    exact.blocks.fitted.fill_(1)
+    return exact.blocks
+
+
+@pytest.mark.parametrize("x", ROWS.values(), ids=ROWS)
+def test_f_of_f_is_f_in_every_bit_also_through_a_file(
+    exact: Autoencoder, blocks: Blocks, x: Tensor
+) -> None:
+    y = exact(x)
+    assert y.abs().max() <= 1
+    assert torch.equal(exact(y), y)
+    assert torch.equal(exact(((y + 1) * 127.5).round() / 127.5 - 1), y)
+    assert torch.equal(exact(y + 0.01 * LATENTS.clamp(-3, 3)), y)
+    assert not torch.equal(y, exact(LATENTS.flip(0)))
+    assert (blocks.margin(y, y) > 0.3).any()
+
+
+@pytest.mark.parametrize("name", ["latents", "pictures"])
+def test_pictures_with_the_means_of_a_reading_are_drawn_anew(
+    exact: Autoencoder, blocks: Blocks, name: str
+) -> None:
+    x = ROWS[name].clamp(-0.8, 0.8)
+    reading = blocks.read(x)
+    forged = x + interpolate((reading.round() - reading) / 4, scale_factor=2.0)
+    y = exact(forged)
+    assert not (y == forged).flatten(1).all(1).any()
+    torch.testing.assert_close(blocks.read(y).round(), blocks.read(forged).round())
+
+
+def test_a_picture_in_black_and_white_alone_does_not_pass_for_one_of_f(blocks: Blocks) -> None:
+    assert (blocks.own(blocks.read(ROWS["pictures"].sign())) < 0).all()
+
+
+def test_until_they_are_fitted_the_blocks_return_the_picture_of_the_autoencoder() -> None:
+    blocks = Blocks(3, 4)
+    x = torch.rand(2, 3, 8, 8)
+    y = torch.rand(2, 3, 8, 8)
+    assert torch.equal(blocks(x, y), y)
+    blocks.fit(torch.rand(9, 3, 8, 8) * 2 - 1, 3, 4, torch.Generator().manual_seed(0))
+    assert torch.equal(blocks(x, y), blocks(blocks(x, y), x))
+
+
+def test_gradients_pass_the_blocks_as_if_nothing_were_rounded(blocks: Blocks) -> None:
+    exact = Autoencoder(CONFIG)
+    exact.blocks = blocks
+    torch.autograd.backward(exact(LATENTS).square().sum())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in exact.decoder.parameters())
+
 
 LEVEL = 1 / 127.5
 PRESET = dataclasses.replace(
@@ -159,12 +272,6 @@ def test_gradients_pass_the_bounds_in_training(network: Restorer) -> None:
     gradient = network.change.get_parameter("bias").grad
     assert gradient is not None
     assert gradient.abs().sum() > 0
-
-
-def test_a_preset_with_data_of_its_own_needs_no_data() -> None:
-    assert (own_data("scans"), own_data("mnist")) == ("scans", "mnist")
-    with pytest.raises(UserError, match="--data"):
-        own_data("tiny")
 
 
 def test_training_learns_to_restore_and_continues(pairs: Dataset, tmp_path: Path) -> None:

@@ -1,0 +1,153 @@
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model_export.cli import main, parser
+from model_export.data.corruptions import CORRUPTIONS
+from model_export.data.datasets import Dataset
+from model_export.export.artifact import Artifact, TrainedCard
+from model_export.report.figures import FIGURES, figures, file_name, first_of_classes
+from model_export.report.model_card import page
+from model_export.report.quality import limitations
+from service.artifact.golden import digest_of
+from service.artifact.pixels import to_levels, to_rows
+from service.domain.latents import slerp
+from tests.helpers.tiny_training import TinyModel, contents
+
+GREY = {file_name(name, 1) for name in FIGURES if name not in ("grey", "sketch_3.5", "pages")}
+
+
+def test_the_figures_show_what_f_makes(
+    models: Path, data_file: Path, data: Dataset, tmp_path: Path
+) -> None:
+    folder = models / "tiny" / "1"
+    words = ["figures", "--model", str(folder), "--data", str(data_file), "--out", str(tmp_path)]
+    assert main([*words, "--threads", "1"]) == 0
+    assert set(contents(tmp_path)) == GREY
+    artifact = Artifact.read(folder, threads=1)
+    f = artifact.function
+    assert data.held_out_labels is not None
+    x = to_rows(data.held_out[first_of_classes(data.held_out_labels.numpy(), 80, 12)].numpy())
+    corrupted = CORRUPTIONS["noise_0.8"](x)
+    image = Image.open(tmp_path / "noise_0.8.png")
+    assert (image.mode, image.info) == ("L", {})  # no text, no dates
+    for row, rows in enumerate([x, corrupted, f(corrupted), f(f(corrupted))]):
+        for column, levels in enumerate(to_levels(rows)[:, 0]):
+            left, top = 2 + 26 * column, 2 + 26 * row
+            large = levels.repeat(3, 0).repeat(3, 1)
+            part = image.crop((left, top, left + 24, top + 24))
+            assert np.array_equal(np.asarray(part), large)
+    drawn = dict(figures(artifact, data, 0))
+    z = artifact.noise.rows(0, 0, 8)
+    arc = np.stack([slerp(z[6], z[7], i / 10) for i in range(11)])
+    np.testing.assert_array_equal(drawn["interpolation"][3], f(arc))
+
+
+@pytest.mark.parametrize("labels", [None, np.array([2, 2, 0, 1, 0])])
+def test_the_first_pictures_of_every_class_are_shown(labels: np.ndarray | None) -> None:
+    expected = [0, 1, 2, 3] if labels is None else [2, 3, 0, 4]
+    assert first_of_classes(labels, 5, 4).tolist() == expected
+
+
+QUALITY: dict[str, Any] = {
+    "diversity": 0.41,
+    "generation": {
+        "f": {"frechet": 30.0, "multiple": 12.5, "kl": 0.0312},
+        "f2": {"frechet": 12.0},
+        "training": {"frechet": 2.4, "kl": 0.001},
+    },
+    "drift": {"f": 0.0467},
+    "repeated_application": {
+        "samples": {"f": {}, "f100": {"at_rest": 0.5, "same_class": 0.27}},
+        "pictures": {"f": {}, "f100": {"at_rest": 1.0, "same_class": 0.88}},
+    },
+    "nearest": {"other_sample": {"rare": 0.115}, "training_picture": {"rare": 0.001}},
+    "clean": {"psnr": 27.41, "ssim": 0.953},
+    "restoration": {
+        "noise_0.8": {"input": {"psnr": 11.0}, "f": {"psnr": 17.48}},
+        "hole_0.4": {"input": {"psnr": 14.35}, "f": {"psnr": 14.29}},
+    },
+    "drawings": {},
+}
+
+
+@pytest.fixture
+def artifact(tiny: TinyModel) -> Artifact:
+    return Artifact.read(tiny.models / "tiny" / "1", threads=1)
+
+
+def commands(text: str) -> list[str]:
+    block = re.search(r"```sh\n(.*?)```", text, re.DOTALL)
+    assert block is not None
+    return block[1].splitlines()
+
+
+def test_the_command_writes_the_page_of_an_evaluated_model(tiny: TinyModel, tmp_path: Path) -> None:
+    out = tmp_path / "docs" / "models" / "tiny.md"
+    assert main(["card", "--model", str(tiny.evaluated), "--out", str(out)]) == 0
+    text = out.read_text()
+    model = (tiny.evaluated / "model.onnx").read_bytes()
+    assert text.startswith("# tiny/1\n")
+    assert digest_of(model) in text
+    table = tiny.metrics
+    assert f"{table['generation']['f']['frechet']:.2f}" in text
+    assert f"{table['drift']['f']:.4f}" in text
+    for name, row in table["restoration"].items():
+        line = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
+        assert f"{row['input']['psnr']:.1f} → {row['f']['psnr']:.1f}" in line
+    assert str(tmp_path) not in text
+    assert str(tiny.folder) not in text
+    assert main(["card", "--model", str(tiny.evaluated), "--out", str(out)]) == 0
+    assert out.read_text() == text
+    assert set(contents(out.parent)) == {"tiny.md"}
+
+
+def test_the_first_screen_states_quality_limitations_and_licence(artifact: Artifact) -> None:
+    card = artifact.card
+    measured = TrainedCard.model_validate({**card.model_dump(), "quality": QUALITY})
+    shown = {figure: file_name(figure, 1) for figure in FIGURES}
+    text = page(dataclasses.replace(artifact, card=measured), shown=shown)
+    chapters = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert chapters[:3] == ["How good it is", "Limitations", "Licence"]
+    first = text[: text.index("## Use")]
+    assert all(
+        value in first
+        for value in (card.licence, card.data.licence, "30.00", "0.0467", "0.953", "11.0 → 17.5")
+    )
+    warnings = [line for line in first.splitlines() if line.startswith("- **Warning**: ")]
+    assert all(word in " ".join(warnings) for word in ("alike, 0.41", "27 %", "11.5 %"))
+    assert first.index(warnings[-1]) < first.index("30.00")
+    limited = " ".join(limitations(measured))
+    for said in (
+        "12.5 times",
+        "2 steps",
+        "does not restore `hole_0.4`",
+        "0.0467 on average",
+    ):
+        assert said in limited
+    assert "not been measured" in limitations(card)[-1]
+
+
+def test_the_page_says_how_the_model_was_made(artifact: Artifact) -> None:
+    card = artifact.card
+    text = page(artifact, shown={})
+    for value in (card.data.sha256, card.training.sources, card.training.command, card.description):
+        assert value in text
+    for stage in card.training.config["stages"]:
+        assert re.search(
+            rf"^\| {stage['name']} \| {stage['steps']:,} \| {stage['lr']:g} \|", text, re.MULTILINE
+        )
+    assert [
+        parser().parse_args(command.split()[3:]).run.__name__[1:] for command in commands(text)
+    ] == [
+        "train",
+        "export",
+        "evaluate",
+    ]
+    train, export, _ = commands(text)
+    assert f"--run {train.split('--out ')[1].split()[0]} " in export

@@ -1,0 +1,297 @@
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from model_export.data.datasets import Dataset
+from model_export.training import perceptual
+from model_export.training.batches import TrainingBatch
+from model_export.training.crisp import Crisp
+from model_export.training.crisp_objective import CrispObjective, code_drifting, new_adversary
+from model_export.training.critics import Adversary, CriticTrainer, FrechetLoss
+from model_export.training.drifting import drifting_loss
+from model_export.training.network import Dense, NetworkConfig
+from model_export.training.perceptual import PerceptualNetwork, fit, new_network
+from model_export.training.stages import crisp_stages
+
+SMALL = {"size": 16, "channels": 3, "widths": (8, 16), "bottleneck": 6, "palette": 5}
+
+
+def crisp(**changes: Any) -> Crisp:
+    torch.manual_seed(0)
+    return Crisp(NetworkConfig(**{**SMALL, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "widths"), [(8, 1, (8,)), (16, 3, (8, 16)), (28, 1, (8, 16))]
+)
+def test_shape_and_range_are_kept(size: int, channels: int, widths: tuple[int, ...]) -> None:
+    f = crisp(size=size, channels=channels, widths=widths)
+    x = 3 * torch.randn(2, channels, size, size)
+    y = f(x)
+    assert y.shape == x.shape
+    assert y.abs().max() <= 1.0
+    torch.testing.assert_close(f(x[:1]), y[:1])
+
+
+@pytest.mark.parametrize(("logit", "part"), [(-40.0, "invent"), (40.0, "read")])
+def test_the_gate_decides_which_code_is_drawn(logit: float, part: str) -> None:
+    """Everything passes the code: with the one of the gate's choice gone, nothing of the input is
+    left.
+    """
+    f = crisp()
+    x = torch.randn(3, 3, 16, 16)
+    last = f.read.gate[-1]
+    assert isinstance(last, Dense)
+    assert last.bias is not None
+    last.weight.data.zero_()
+    last.bias.data.fill_(logit)
+    before = f(x)
+    assert not torch.allclose(before[0], before[1])
+    unused, used = (
+        f.get_submodule(name) for name in (part, {"invent": "read", "read": "invent"}[part])
+    )
+    for parameter in unused.parameters():
+        if parameter is not last.bias:
+            parameter.data.add_(torch.randn_like(parameter)).mul_(
+                float(parameter is not last.weight)
+            )
+    torch.testing.assert_close(f(x), before)
+    code = f.code(x)[0] if used is f.read else f.invented(f.invent.numbers(x))
+    torch.testing.assert_close(f.draw(code), before)
+
+
+def test_the_numbers_of_normal_noise_are_normal() -> None:
+    f = crisp()
+    numbers = f.invent.numbers(torch.randn(500, 3, 16, 16))
+    assert numbers.shape[1:] == f.numbers
+    covariance = torch.cov(numbers.flatten(1).T)
+    torch.testing.assert_close(covariance, torch.eye(len(covariance)), atol=0.3, rtol=0.0)
+
+
+AUTOENCODER, DRIFTING, JOINT = crisp_stages(1, 1, 1)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def pictures(count: int, seed: int) -> Tensor:
+    noise = torch.randn((count, 3, 16, 16), generator=generator(seed))
+    return torch.tanh(4 * torch.nn.functional.avg_pool2d(noise, 5, 1, 2))
+
+
+@pytest.fixture
+def network() -> Crisp:
+    torch.manual_seed(0)
+    return Crisp(NetworkConfig(size=16, channels=3, widths=(8, 16), bottleneck=4, palette=4))
+
+
+@pytest.fixture
+def reader() -> PerceptualNetwork:
+    torch.manual_seed(1)
+    return PerceptualNetwork(3, 16, (4, 2)).requires_grad_(False).eval()
+
+
+@pytest.fixture
+def batch() -> TrainingBatch:
+    return TrainingBatch(
+        x=pictures(12, 1),
+        corrupted=pictures(12, 2),
+        drift_pictures=pictures(20, 3),
+        drawings=pictures(4, 4),
+        drawn=pictures(2, 5),
+        fitting=torch.stack([pictures(3, 6), pictures(3, 7)]),
+        sketched=torch.arange(12) >= 8,
+        generator=generator(8),
+    )
+
+
+@pytest.fixture
+def joint(network: Crisp, reader: PerceptualNetwork) -> CrispObjective:
+    adversary = new_adversary(network, reader, pictures(40, 9), generator(10))
+    trainer = CriticTrainer(adversary)
+    return CrispObjective(
+        network=network, stage=JOINT, kind="mse_edges", perceptual=reader, trainer=trainer
+    )
+
+
+def trained(
+    objective: CrispObjective, batch: TrainingBatch, *, bf16: bool = False
+) -> tuple[set[str], dict[str, Tensor]]:
+    """The parts of the network that learn, and the terms."""
+    objective.network.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        terms = objective.terms(objective.network, batch)
+    torch.autograd.backward(objective.total(terms))
+    moved = {
+        name
+        for name, p in objective.network.named_parameters()
+        if p.grad is not None and p.grad.any()
+    }
+    return {name.partition(".")[0] for name in moved}, terms
+
+
+def test_the_first_stages_train_one_way_to_the_code_each(
+    network: Crisp, reader: PerceptualNetwork, batch: TrainingBatch
+) -> None:
+    first, second = (
+        CrispObjective(network=network, stage=stage, kind="mse_edges", perceptual=reader)
+        for stage in (AUTOENCODER, DRIFTING)
+    )
+    parts, terms = trained(first, dataclasses.replace(batch, drift_pictures=None))
+    assert (parts, set(terms)) == ({"read", "draw"}, {"project", "features", "gate", "fitting"})
+    parts, terms = trained(second, TrainingBatch(x=batch.x, drift_pictures=batch.drift_pictures))
+    assert (parts, set(terms)) == ({"invent"}, {"code_drifting"})
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_joint_stage_trains_everything_and_its_critics(
+    joint: CrispObjective, batch: TrainingBatch, *, bf16: bool
+) -> None:
+    assert joint.trainer is not None
+    before = {name: p.clone() for name, p in joint.trainer.critics.heads.named_parameters()}
+    parts, terms = trained(joint, batch, bf16=bf16)
+    assert parts == {"read", "invent", "draw"}
+    assert set(terms) == {
+        "project",
+        "features",
+        "gate",
+        "fitting",
+        "critic",
+        "code_critic",
+        "frechet",
+        "code_drifting",
+    }
+    assert all(bool(term.isfinite()) for term in terms.values())
+    after = dict(joint.trainer.critics.heads.named_parameters())
+    assert not any(torch.equal(before[name], after[name]) for name in before if "weight" in name)
+    # f(z) learns from f(f(z)) late only
+    _, terms = trained(joint, dataclasses.replace(batch, progress=0.7))
+    assert float(terms["second"].detach()) > 0
+
+
+def test_squares_of_a_code_overlap_where_they_do_not_fill_it() -> None:
+    codes, pictures = (torch.randn((6, 2, 3, 3), generator=generator(seed)) for seed in (0, 1))
+    total = torch.zeros(())
+    for side, weight in ((3, 1.0), (2, 1.0), (1, 0.5)):
+        places = range(4 - side)
+        parts = (
+            [each[:, :, i : i + side, j : j + side].flatten(1) for i in places for j in places]
+            for each in (codes, pictures)
+        )
+        total = total + weight * drifting_loss(*parts)
+    torch.testing.assert_close(code_drifting(codes, pictures), total)
+
+
+def normal(count: int, seed: int, width: int = 6) -> Tensor:
+    return torch.randn((count, width), generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_frechet_loss_moves_samples_to_the_distribution_of_pictures() -> None:
+    pictures = normal(2000, 0) @ normal(6, 1) + 2.0
+    samples = normal(200, 2).requires_grad_()
+    loss = FrechetLoss(pictures, samples.detach())
+    optimiser = torch.optim.Adam([samples], 0.02)
+    values = []
+    for _ in range(400):
+        value = loss(samples)
+        optimiser.zero_grad()
+        torch.autograd.backward(value)
+        optimiser.step()
+        values.append(float(value.detach()))
+    assert values[-1] < 0.02 * values[0]
+    torch.testing.assert_close(samples.detach().mean(0), pictures.mean(0), atol=0.3, rtol=0.0)
+
+
+def test_the_frechet_distance_of_pictures_to_themselves_is_zero() -> None:
+    pictures = normal(500, 0)
+    loss = FrechetLoss(pictures, pictures)
+    assert float(loss(pictures)) == pytest.approx(0.0, abs=1e-3)
+    assert float(FrechetLoss(pictures, pictures + 1.0)(pictures + 1.0)) == pytest.approx(
+        6.0, rel=0.1
+    )
+
+
+@pytest.fixture
+def examples() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    shapes = ((3, 32, 32), (40, 8, 8), (6,))
+    return [torch.randn((24, *shape), generator=generator) for shape in shapes]
+
+
+def test_critics_learn_places_and_how_far_samples_are_apart(examples: list[Tensor]) -> None:
+    torch.manual_seed(0)
+    trainer = CriticTrainer(Adversary(examples, []), peak=1e-2)
+    moved = examples[1].clone()
+    moved[:, :, 0, 0] = 2.0
+    moved[:, :, 7, 7] = -2.0
+    pictures = [examples[0], moved, examples[2]]
+    # Samples have the same values at other places, or are nearly equal.
+    samples = [examples[0], moved.flip(2, 3), examples[2][:1] + 0.01 * examples[2]]
+    for _ in range(60):
+        trainer.step(pictures, samples)
+    real, fake = (trainer.critics(views) for views in (pictures, samples))
+    assert [score.shape for score in real] == [(24,)] * 3
+    assert float(real[1].mean() - fake[1].mean()) > 1.0
+    assert float(real[2].mean() - fake[2].mean()) > 1.0
+    assert all(score.shape == (7,) for score in trainer.critics([view[:7] for view in pictures]))
+
+
+CPU = torch.device("cpu")
+
+
+def corners(count: int, *, labels: bool) -> Dataset:
+    """Noisy pictures 16×16 with a bright square of 5 pixels in one of four corners, which is the
+    label.
+    """
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randint(0, 60, (count, 1, 16, 16), generator=generator, dtype=torch.uint8)
+    corner = torch.arange(count) % 4
+    for picture, place in zip(pictures, corner, strict=True):
+        down, right = divmod(int(place), 2)
+        picture[:, 9 * down + 1 : 9 * down + 6, 9 * right + 1 : 9 * right + 6] = 230
+    data = Dataset(name="corners", sha256="", licence="", train=pictures, held_out=pictures[:40])
+    return (
+        dataclasses.replace(data, train_labels=corner, held_out_labels=corner[:40])
+        if labels
+        else data
+    )
+
+
+def negative(x: Tensor, _: torch.Generator) -> Tensor:
+    return -x
+
+
+def fitted(data: Dataset, seed: int = 0) -> PerceptualNetwork:
+    torch.manual_seed(seed)
+    network = new_network(data)
+    fit(network, data, seed, CPU, negative)
+    return network
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(perceptual, "STEPS", 40)
+
+
+def test_it_tells_pictures_from_drawings() -> None:
+    data = corners(200, labels=True)
+    network = fitted(data)
+    x = data.held_out / 127.5 - 1
+    labels, drawn = network(torch.cat([x, -x])).split(network.heads, 1)
+    assert network.heads == (4, 2)
+    assert (labels[:40].argmax(1) == data.held_out_labels).float().mean() > 0.9
+    assert drawn.argmax(1).tolist() == [0] * 40 + [1] * 40
+
+
+def test_without_labels_it_learns_to_read_rotations() -> None:
+    data = corners(200, labels=False)
+    # in the first corner
+    squares = dataclasses.replace(data, train=data.train[::4], held_out=data.held_out[::4])
+    network = fitted(squares)
+    turned = torch.rot90(squares.held_out / 127.5 - 1, 1, (2, 3))
+    assert network.heads == (4, 2)
+    assert (network(turned)[:, :4].argmax(1) == 1).float().mean() > 0.9
