@@ -8,7 +8,6 @@ Between the two only the lane changes it, so there is no lock.
 import contextlib
 import logging
 import threading
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -19,12 +18,13 @@ import numpy as np
 from service.domain.errors import ModelFailure
 from service.domain.latents import FloatRows
 from service.domain.model import (
-    DeviceBatch,
     DeviceLost,
     DeviceOutOfMemory,
     Model,
     ModelMemory,
+    bucket_of,
     largest_batch,
+    padded,
 )
 from service.domain.steps import mean_changes
 from service.scheduling.report import ModelCall
@@ -130,8 +130,6 @@ class Lane:
         x = y = parts[0] if len(parts) == 1 else np.concatenate(parts)
         batch.began = self._clock()
         until = batch.expires if batch.steps == 1 else min(batch.expires, batch.began + _MAX_RUN_S)
-        if batch.steps > 2:
-            y = self._run_on_device(batch, x, until)
         while not self._is_over(batch, until):
             x = y
             y = self._run_part(batch, y, 0)
@@ -152,48 +150,6 @@ class Lane:
             return True
         claimed = self._memory is not None and batch.done and self._memory.is_claimed
         return bool(batch.is_stopped or claimed or self._clock() >= until)
-
-    def _run_on_device(self, batch: Batch, x: FloatRows, until: float) -> FloatRows:
-        # All steps but the last one, with rows that stay in device memory. A step that fails keeps
-        # those before it. If the rows cannot be copied back or are not finite, these steps are
-        # dropped, and the others find out why.
-        device_batch: DeviceBatch | None = getattr(self._model, "device_batch", None)
-        if device_batch is None or self._is_over(batch, until):
-            return x
-        rows = self._padded(x)
-        steps = 0
-        calls = list[ModelCall]()
-        began = self._clock()
-
-        def keep_going() -> bool:  # called after every step
-            nonlocal steps, began
-            now = self._clock()
-            calls.append(ModelCall(batch.rows, len(rows), now - began, batch.reason, now))
-            steps = steps + 1
-            began = now
-            return (
-                steps < batch.steps - 1
-                and not batch.is_stopped
-                and self._given.empty()
-                and now < until
-            )
-
-        try:
-            device_batch.upload(rows)
-            device_batch.run_steps(keep_going)
-        except Exception as exc:
-            logger.warning(
-                "steps on the device failed, and are repeated one by one: %s", reason_of(exc)
-            )
-        batch.calls += calls
-        with contextlib.suppress(Exception):
-            if steps:
-                y = np.empty_like(rows)
-                device_batch.download(y)
-                if np.isfinite(y).all():
-                    batch.done = steps
-                    return y[: batch.rows]
-        return x
 
     def _run_part(self, batch: Batch, x: FloatRows, start: int) -> FloatRows:
         """One step of the rows from ``start`` on; rows on which the model fails stay as they
@@ -235,7 +191,7 @@ class Lane:
         return x
 
     def _call(self, batch: Batch, x: FloatRows) -> FloatRows:
-        rows = self._padded(x) if self.has_buckets else x
+        rows = padded(x, self._model.buckets) if self.has_buckets else x
         began = self._clock()
         y = self._model.run(rows)
         if y.shape != rows.shape:
@@ -245,21 +201,10 @@ class Lane:
         batch.calls.append(ModelCall(len(x), len(rows), ended - began, reason, ended))
         return y[: len(x)]
 
-    def _padded(self, x: FloatRows) -> FloatRows:
-        # Padding repeats a real row: any other values could be out of the model's range.
-        missing = self._bucket(len(x)) - len(x)
-        return np.concatenate((x, np.repeat(x[:1], missing, axis=0))) if missing else x
-
-    def _bucket(self, n: int) -> int:
-        # The smallest bucket for n rows; n itself without buckets, or above the largest one.
-        buckets = self._model.buckets or ()
-        index = bisect_left(buckets, n)
-        return buckets[index] if index < len(buckets) else n
-
     def _reduce_limit(self, rows: int) -> bool:
         # After so many rows did not fit the device, continue with smaller batches; False if the
         # model cannot.
-        half = self._bucket(rows) // 2
+        half = bucket_of(rows, self._model.buckets) // 2
         try:
             self._model.reduce_max_batch()
         except Exception:

@@ -15,7 +15,6 @@ from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceLost, DeviceOutOfMemory
 from service.runtime.onnx_model import OnnxModel, bounded_buckets
-from service.runtime.runners import PaddedRunner
 from service.runtime.session import CudaOptions, CudaUnavailable
 from tests.helpers.device_fakes import cuda_on_the_cpu
 from tests.helpers.onnx_models import (
@@ -192,6 +191,22 @@ def bucketed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., OnnxModel]:
     return lambda data, **options: OnnxModel(data, device="cuda", **options)
 
 
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[FloatRows], str]], None]:
+    """Makes sessions raise what a function says to their rows, if it says anything."""
+    run = onnxruntime.InferenceSession.run
+
+    def fail(message_to: Callable[[FloatRows], str]) -> None:
+        def run_or_fail(session: Any, names: list[str], inputs: dict[str, FloatRows]) -> Any:
+            if message := message_to(inputs["x"]):
+                raise RuntimeError(message)
+            return run(session, names, inputs)
+
+        monkeypatch.setattr(onnxruntime.InferenceSession, "run", run_or_fail)
+
+    return fail
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_buckets_give_the_rows_of_exact_batches(
     bucketed: Callable[..., OnnxModel], shape: ImageShape
@@ -227,92 +242,45 @@ def test_reducing_the_batch_halves_the_single_bucket(
     assert len(model.run(sample_rows(5))) == 5
 
 
-def test_rows_kept_on_the_device_are_the_same(bucketed: Callable[..., OnnxModel]) -> None:
-    data = model_bytes(make_card(buckets=(1, 4, 8)))
-    model = bucketed(data)
-    exact = OnnxModel(data, device="cpu")
-    model.warm_up()
-    device_batch = model.device_batch
-    assert device_batch is not None
-    for rows, steps in ((1, 2), (3, 0), (3, 5), (8, 1)):
-        expected = sample_rows(rows)
-        out = np.empty_like(expected)
-        device_batch.upload(expected)
-        for _ in range(steps):
-            device_batch.run_steps()
-            expected = exact.run(expected)
-        device_batch.download(out)
-        np.testing.assert_array_equal(out, expected)
-        model.run(sample_rows(2, seed=9))  # other rows, in between
-    model.close()
-    with pytest.raises(ModelFailure, match="closed"):
-        device_batch.run_steps()
-    assert exact.device_batch is None
-    with pytest.raises(ValueError, match="device"):
-        exact.upload(sample_rows(1))
-
-
-def test_rows_that_do_not_fit_are_not_uploaded(bucketed: Callable[..., OnnxModel]) -> None:
-    model = bucketed(model_bytes(make_card(buckets=(1, 4))))
-    with pytest.raises(ValueError, match="rows must be"):
-        model.upload(sample_rows(2, (3, 8, 8)))
-    with pytest.raises(ModelFailure) as caught:
-        model.upload(sample_rows(5))
-    assert "5 rows, and the largest bucket is 4" in str(caught.value.__cause__)
-    with pytest.raises(ModelFailure):
-        model.run_steps()  # nothing is loaded
-
-
 UNCLEAR = "CUBLAS failure 13: CUBLAS_STATUS_EXECUTION_FAILED"
 ILLEGAL = "CUDA failure 700: an illegal memory access was encountered"
 MEMORY = "CUDA failure 2: out of memory"
 
 
 @pytest.mark.parametrize(
-    ("said", "probe_says", "in_run", "in_step"),
+    ("said", "probe_says", "kind"),
     [
-        (MEMORY, "", DeviceOutOfMemory, DeviceOutOfMemory),
-        (ILLEGAL, "", DeviceLost, DeviceLost),
-        ("the node has no implementation", "", ModelFailure, ModelFailure),
+        (MEMORY, "", DeviceOutOfMemory),
+        (ILLEGAL, "", DeviceLost),
+        ("the node has no implementation", "", ModelFailure),
         # a row of zeros fails as well, so these rows are not to blame
-        (UNCLEAR, UNCLEAR, DeviceLost, ModelFailure),
-        (UNCLEAR, MEMORY, ModelFailure, ModelFailure),
-        (UNCLEAR, "", ModelFailure, ModelFailure),  # a row of zeros runs
+        (UNCLEAR, UNCLEAR, DeviceLost),
+        (UNCLEAR, MEMORY, ModelFailure),
+        (UNCLEAR, "", ModelFailure),  # a row of zeros runs
     ],
 )
 def test_an_error_is_recognised_by_its_message_and_an_unclear_one_by_a_row_of_zeros(
     said: str,
     probe_says: str,
-    in_run: type[Exception],
-    in_step: type[Exception],
+    kind: type[Exception],
     bucketed: Callable[..., OnnxModel],
-    monkeypatch: pytest.MonkeyPatch,
+    failing: Callable[[Callable[[FloatRows], str]], None],
 ) -> None:
-    """Rows that stay on the device are not probed for: a probe would overwrite those of the step
-    before.
-    """
     probes: list[int] = []
 
-    def fail(rows: FloatRows) -> None:
+    def message(rows: FloatRows) -> str:
         if not rows.any():
             probes.append(len(rows))
-        if message := said if rows.any() else probe_says:
-            raise RuntimeError(f"[ONNXRuntimeError] : 1 : FAIL : {message} ; GPU=0 ; hostname=here")
+        text = said if rows.any() else probe_says
+        return text and f"[ONNXRuntimeError] : 1 : FAIL : {text} ; GPU=0 ; hostname=here"
 
-    x = sample_rows(4)
-    model = bucketed(model_bytes(make_card(buckets=(1, 4, 8))))
-    monkeypatch.setattr(PaddedRunner, "__call__", lambda self, rows: fail(rows))
-    monkeypatch.setattr(PaddedRunner, "run_steps", lambda self, keep_going: fail(x))
-    with pytest.raises(in_run) as of_run:
-        model.run(x)
+    failing(message)
+    with pytest.raises(kind) as caught:
+        bucketed(model_bytes(make_card(buckets=(1, 4, 8)))).run(sample_rows(4))
     assert probes == [1] * (said == UNCLEAR)
-    model.upload(x)
-    with pytest.raises(in_step) as of_step:
-        model.run_steps()
-    assert probes == [1] * (said == UNCLEAR)
-    for error in (of_run.value, of_step.value):
-        reason = error.reason if isinstance(error, ModelFailure) else str(error)
-        assert reason.endswith(said)  # not what the probe says
+    error = caught.value
+    reason = error.reason if isinstance(error, ModelFailure) else str(error)
+    assert reason.endswith(said)  # not what the probe says
 
 
 @pytest.mark.parametrize(
@@ -321,16 +289,14 @@ def test_an_error_is_recognised_by_its_message_and_an_unclear_one_by_a_row_of_ze
 def test_a_gpu_without_code_in_onnxruntime_is_named(
     said: str,
     bucketed: Callable[..., OnnxModel],
+    failing: Callable[[Callable[[FloatRows], str]], None],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def fail(*_: Any) -> None:
-        raise RuntimeError(f"{said} kernel image is available for execution")
-
     monkeypatch.setattr("service.runtime.session.compute_capability", lambda device_id: (10, 0))
     model = bucketed(model_bytes())
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    monkeypatch.setattr(PaddedRunner, "run_steps", fail)
+    failing(lambda _: f"{said} kernel image is available for execution")
     with pytest.raises(DeviceLost, match=r"no kernel image.*; GPU 0 has compute capability 10\.0"):
         model.warm_up()
 

@@ -14,7 +14,7 @@ from service.domain.model import DeviceOutOfMemory
 from service.domain.tasks import Result, SchedulingParams, StepParams, StreamProgress
 from service.scheduling.request import Event
 from service.scheduling.scheduler import Scheduler
-from tests.helpers.fakes import DeviceModel, FakeModel
+from tests.helpers.fakes import FakeModel
 from tests.helpers.serving import (
     Clock,
     RecordingFunction,
@@ -59,8 +59,7 @@ def test_rows_and_masks_that_do_not_fit_the_model() -> None:
     play(main, FakeModel())
 
 
-@pytest.mark.parametrize("resident", [False, True])
-def test_a_new_request_interrupts_unobserved_steps(resident: bool) -> None:
+def test_a_new_request_interrupts_unobserved_steps() -> None:
     # time stands still: nothing else can interrupt
     recorded = RecordingFunction()
     clock = Clock()
@@ -81,7 +80,7 @@ def test_a_new_request_interrupts_unobserved_steps(resident: bool) -> None:
                 admitted.wait(300)
             return recorded(rows)
 
-        with serving(DeviceModel(function=watched, resident=resident), clock=clock) as scheduler:
+        with serving(FakeModel(function=watched), clock=clock) as scheduler:
             await scheduler.run(marked(1), params(1000))
             await asyncio.gather(*short)
 
@@ -385,37 +384,3 @@ def test_progress_is_that_of_the_slowest_row() -> None:
     assert seen == sorted(seen)
     assert {(0, 0), (4, 1)} <= set(seen) <= {(0, 0), (1, 1), (2, 1), (3, 1), (4, 1)}
     assert {(event.steps, event.rows) for event in progress} == {(9, 2)}
-
-
-@pytest.mark.parametrize(
-    ("options", "steps", "calls"),
-    [
-        # the first step for its distance, the last for the answer
-        ({}, 6, [1, "upload", "step", "step", "step", "step", "download", 1]),
-        ({}, 3, [1, 1, 1]),  # a single unobserved step runs from the host
-        # two steps were made and are not made again; from then on the rows come and go
-        ({"breaks_at": 3}, 8, [1, "upload", "step", "step", "step", "download", 1, 1, 1, 1, 1]),
-        ({"breaks_at": 1}, 5, [1, "upload", "step", 1, 1, 1, 1]),
-        # rows that cannot be downloaded are computed again
-        ({"loses": True}, 5, [1, "upload", "step", "step", "step", "download", 1, 1, 1, 1]),
-    ],
-)
-def test_rows_are_downloaded_only_when_observed(
-    options: dict[str, Any], steps: int, calls: list[str | int]
-) -> None:
-    model = DeviceModel(**options)
-    result = play(lambda scheduler: scheduler.run(marked(1024), params(steps)), model)
-    np.testing.assert_array_equal(result.rows, marked(1024 * 0.5**steps))
-    assert model.calls == calls
-
-
-def test_a_time_limit_ends_unobserved_steps() -> None:
-    clock = Clock()
-
-    def slow(rows: FloatRows) -> FloatRows:
-        clock.now += 0.06
-        return rows
-
-    model = DeviceModel(function=slow)
-    play(lambda scheduler: scheduler.run(marked(1024), params(6)), model, clock=clock)
-    assert model.calls == [1, *["upload", "step", "step", "download"] * 2, 1]
