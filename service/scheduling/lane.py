@@ -15,7 +15,6 @@ from typing import Final
 
 import numpy as np
 
-from service.domain.errors import ModelFailure
 from service.domain.latents import FloatRows
 from service.domain.model import (
     DeviceLost,
@@ -27,6 +26,7 @@ from service.domain.model import (
     padded,
 )
 from service.domain.steps import mean_changes
+from service.scheduling.failures import model_failure
 from service.scheduling.report import ModelCall
 from service.scheduling.request import Batch
 
@@ -34,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 # of a batch whose values nobody needs before: progress events are promised every second
 _MAX_RUN_S: Final = 0.1
-_MAX_REASON: Final = 400  # characters
 
 Clock = Callable[[], float]
 
@@ -194,8 +193,6 @@ class Lane:
         rows = padded(x, self._model.buckets) if self.has_buckets else x
         began = self._clock()
         y = self._model.run(rows)
-        if y.shape != rows.shape:
-            raise ValueError(f"the model gave {y.shape} for {rows.shape}")
         ended = self._clock()
         reason = batch.reason if len(x) == batch.rows else "retry"
         batch.calls.append(ModelCall(len(x), len(rows), ended - began, reason, ended))
@@ -212,16 +209,3 @@ class Lane:
             return False
         self.limit = max(1, min(largest_batch(self._model, self.limit), half))
         return True
-
-
-def model_failure(text: str, cause: BaseException | None) -> ModelFailure:
-    """A failure whose reason, for the operator, is what the model raised."""
-    failure = ModelFailure(text, reason="" if cause is None else reason_of(cause))
-    failure.__cause__ = cause
-    return failure
-
-
-def reason_of(exc: BaseException) -> str:
-    """The first line of an error, or of the reason of a `ModelFailure`."""
-    reason = exc.reason if isinstance(exc, ModelFailure) else str(exc)
-    return "".join(reason.splitlines()[:1])[:_MAX_REASON] or type(exc).__name__

@@ -107,6 +107,18 @@ class Batch:
     device_lost: DeviceLost | None = None
     death: BaseException | None = None  # what ended the thread
 
+    def errors(self) -> list[tuple["ScheduledRequest", IgnError]]:
+        """The errors of failed rows, in order, without those of closed requests."""
+        errors = list[tuple[ScheduledRequest, IgnError]]()
+        at = 0
+        for piece in self.slices:
+            for index in range(piece.count):
+                if at + index in self.failed and not piece.request.closed:
+                    error = self.failed[at + index] or piece.not_finite_error(index, self.done)
+                    errors.append((piece.request, error))
+            at += piece.count
+        return errors
+
     def commit(self) -> "Outputs":
         """Take what was delivered as the next steps of `slices`, which are cut where their rows
         part.
@@ -216,12 +228,11 @@ class ScheduledRequest(StepRequest):
         started = now if self.started is None else self.started
         return self.made(started - self.arrived, now - started)
 
-    def finished(self, outcome: Result | IgnError, now: float) -> Finished:
-        """What observers count of this request, which ended at time ``now``; reports the end to its
-        own observer.
+    def ended(self, code: str, now: float) -> Finished:
+        """What observers count of this request, which ended at time ``now`` with `ok` or the code
+        of an error; reports the end to its own observer.
         """
         started = now if self.started is None else self.started
-        code = outcome.error_code if isinstance(outcome, IgnError) else "ok"
         if self.params.observer is not None:
             self.params.observer.scheduled(self.arrived, self.started, now, code)
         return Finished(self.count, code, started - self.arrived, now - started)
@@ -233,22 +244,3 @@ OnEvents = Callable[[Events], None]
 """Receives the events of requests in their order; that of the scheduler on the event loop, once in
 a turn.
 """
-
-
-def check_rows(
-    requests: Sequence[tuple[FloatRows, SchedulingParams]], shape: tuple[int, int, int]
-) -> None:
-    """Raise `ValueError` unless rows and masks fit a model with rows of this shape."""
-    channels, height, width = shape
-    for rows, params in requests:
-        n = len(rows)
-        mask = params.keep_mask
-        if n < 1 or rows.shape[1:] != shape or rows.dtype != np.float32:
-            raise ValueError(f"rows must be float32 (N ≥ 1, {channels}, {height}, {width})")
-        if mask is None:
-            continue
-        if (
-            mask.shape not in [(n, c, height, width) for c in (1, channels)]
-            or mask.dtype != np.bool_
-        ):
-            raise ValueError(f"keep_mask must be bool ({n}, 1 or {channels}, {height}, {width})")

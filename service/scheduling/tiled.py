@@ -32,7 +32,7 @@ from service.domain.tasks import (
     StreamProgress,
 )
 from service.domain.tiles import Tiling, strips
-from service.scheduling.scheduler import Scheduler, SubmittedRun
+from service.scheduling.scheduler import Scheduler
 
 RunCodec = Callable[[str, Callable[[Any], Any]], Awaitable[Any]]
 """Runs a job in a thread of the codec pool, which is its argument; its time counts as `decode` or
@@ -153,7 +153,7 @@ class TiledRun:
 
     async def _apply(self, images: Sequence[_Image]) -> None:
         """Apply f to images, tile after tile: another order would round differently."""
-        waiting = deque[tuple[_Wave, SubmittedRun]]()
+        waiting = deque[tuple[_Wave, asyncio.Future[Result]]]()
         try:
             for wave in self._waves(images):
                 submitted = await self._submit(await self._run_codec("decode", partial(_cut, wave)))
@@ -164,7 +164,8 @@ class TiledRun:
                 await self._finish(*waiting.popleft())
         finally:
             for _, submitted in waiting:
-                submitted.cancel()
+                if not submitted.cancel():
+                    submitted.exception()  # or it counts as never retrieved
 
     def _waves(self, images: Sequence[_Image]) -> Iterator[_Wave]:
         for tile, group in groupby(images, key=lambda image: image.tiling.tile):
@@ -173,7 +174,7 @@ class TiledRun:
             while wave := list(islice(tiles, size)):
                 yield wave
 
-    async def _submit(self, rows: FloatRows) -> SubmittedRun:
+    async def _submit(self, rows: FloatRows) -> "asyncio.Future[Result]":
         """Submit tiles; waits while the queue is full, unless nothing of the request has run
         yet.
         """
@@ -199,8 +200,8 @@ class TiledRun:
                 raise DeadlineExceeded("the deadline passed") from exc
             await asyncio.sleep(_RETRY_S)
 
-    async def _finish(self, wave: _Wave, submitted: SubmittedRun) -> None:
-        result = await submitted.result()
+    async def _finish(self, wave: _Wave, submitted: "asyncio.Future[Result]") -> None:
+        result = await submitted
         self._queue_s = result.queue_s if self._queue_s is None else self._queue_s
         total = self._step_params.steps
         passes = min((image.steps for image in self._images if not image.has_ended), default=total)

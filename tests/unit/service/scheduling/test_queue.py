@@ -26,7 +26,8 @@ def request(
 
 def push(queue: FairQueue, *requests: ScheduledRequest) -> None:
     for one in requests:
-        queue.push(one.slices)
+        for piece in one.slices:
+            queue.push(piece)
 
 
 def rows(slices: list[Slice]) -> list[RowId]:
@@ -46,7 +47,7 @@ def run(queue: FairQueue, slices: list[Slice]) -> None:
     """One step over rows that stay."""
     for piece in slices:
         piece.steps += 1
-    queue.push(slices)
+        queue.push(piece)
 
 
 def test_behind_a_very_long_queue_new_rows_get_every_second_place() -> None:

@@ -46,19 +46,6 @@ def test_drift_is_measured_only_on_request_and_costs_one_step() -> None:
     play(main, model)
 
 
-def test_rows_and_masks_that_do_not_fit_the_model() -> None:
-    short = SchedulingParams(
-        step_params=StepParams(steps=1), keep_mask=np.zeros((2, 1, 4, 4), np.bool_)
-    )
-
-    async def main(scheduler: Scheduler) -> None:
-        for rows, asked in ((np.zeros((1, 1, 4, 5), np.float32), params()), (marked(1), short)):
-            with pytest.raises(ValueError, match="must be"):
-                await scheduler.run(rows, asked)
-
-    play(main, FakeModel())
-
-
 def test_a_new_request_interrupts_unobserved_steps() -> None:
     # time stands still: nothing else can interrupt
     recorded = RecordingFunction()
@@ -212,15 +199,6 @@ def test_the_log_says_why_the_model_failed_and_for_which_requests(
     assert first.endswith("failed on 1 of 22 rows: disk full; requests other")
     assert "failed on 20 of 22 rows: CUBLAS failure 13; requests r0, r1, " in second
     assert second.endswith("r15 and 4 more")
-
-
-def test_a_model_that_loses_rows_is_a_failure() -> None:
-    class Short(FakeModel):
-        def run(self, rows: FloatRows) -> FloatRows:
-            return rows[:0]
-
-    with pytest.raises(ModelFailure):
-        play(lambda scheduler: scheduler.run(marked(1, 2, 3), params()), Short())
 
 
 def test_out_of_memory_lowers_the_largest_batch() -> None:
@@ -384,3 +362,31 @@ def test_progress_is_that_of_the_slowest_row() -> None:
     assert seen == sorted(seen)
     assert {(0, 0), (4, 1)} <= set(seen) <= {(0, 0), (1, 1), (2, 1), (3, 1), (4, 1)}
     assert {(event.steps, event.rows) for event in progress} == {(9, 2)}
+
+
+@pytest.mark.parametrize("place", ["batch", "report", "events"])
+def test_a_defect_on_the_event_loop_leaves_nobody_waiting(
+    place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing = True
+
+    def fail(*_: object) -> None:
+        if failing:
+            raise ZeroDivisionError
+
+    options: dict[str, Any] = {"batch": {"on_batch": fail}, "report": {"observe": fail}}
+
+    async def main(scheduler: Scheduler) -> None:
+        nonlocal failing
+        if place == "events":
+            scheduler.submit([(marked(2), params())], fail)
+        calls = [submitted(scheduler, marked(i), params(3)) for i in range(20)]
+        ended = await asyncio.gather(*calls, return_exceptions=True)
+        kinds = {type(each) for each in ended}
+        assert kinds == {ModelFailure if place == "batch" else Result}
+        failing = False
+        np.testing.assert_array_equal((await scheduler.run(marked(4), params())).rows, marked(2))
+        assert scheduler.healthy
+
+    play(main, FakeModel(), **options.get(place, {}))
+    assert "ZeroDivisionError" in caplog.text
