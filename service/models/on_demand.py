@@ -48,7 +48,8 @@ from service.domain.errors import ModelFailure, StartupError, wrap_errors
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceOutOfMemory, ModelMemory
 from service.environment import resident_bytes
-from service.models.repository import InferenceModel, LoadedModel, Repository, describe_failure
+from service.models.loaded import InferenceModel, LoadedModel
+from service.models.repository import Repository, describe_failure
 
 _LOG = logging.getLogger(__name__)
 _MIB: Final = 2**20

@@ -23,7 +23,8 @@ from service.domain.errors import Draining, LoadFailed, StartupError, UnknownMod
 from service.domain.latents import FloatRow
 from service.domain.tasks import KeepMask, Result, SchedulingParams
 from service.domain.tiles import Size
-from service.models.repository import LOAD_S, LoadedModel, Repository, describe_failure, version_key
+from service.models.loaded import LoadedModel
+from service.models.repository import LOAD_S, Repository, describe_failure, version_key
 from service.models.store import Failures
 from service.observability.statistics import ModelStatistics
 from service.scheduling.scheduler import Scheduler

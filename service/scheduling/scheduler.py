@@ -219,7 +219,7 @@ class Scheduler:
         return await self.start_run(rows, params)
 
     def start_run(self, rows: FloatRows, params: SchedulingParams) -> "asyncio.Future[Result]":
-        """Submit one request, which cancelling its future cancels; raises the error of a rejection."""
+        """Submit one request; to cancel its future cancels it. Raises the error of a rejection."""
         end: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         (handle,) = self.submit([(rows, params)], partial(_set, end))
         if isinstance(handle, IgnError):

@@ -11,7 +11,6 @@ every second. Without one for 10 s it is killed and replaced, as if it had died.
 import asyncio
 import contextlib
 import gc
-import itertools
 import logging
 import math
 import multiprocessing
@@ -31,12 +30,13 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Final, NoReturn
 
-from service.domain.errors import IgnError, RequestError, StartupError
+from service.domain.errors import IgnError, StartupError
 from service.environment import available_cpus, share_metrics, stop_signals
-from service.models.registry import ModelChange, ModelRegistry
+from service.models.registry import ModelChange
 from service.observability.logs import JsonFormatter, QueuedHandler, count_drops, flush_log
 from service.observability.metrics import Metrics
 from service.server import uvicorn_server
+from service.server.parent import MESSAGE, Parent, report
 from service.settings import Settings
 
 # importable by name, because processes are spawned
@@ -58,19 +58,15 @@ _SILENCE_S: Final = 10.0  # without a beat
 _START_SILENCE_S: Final = 60.0
 _KILL_S: Final = 4.0  # after the time of draining; a process that is not stopped ends within 3 s
 _JOIN_S: Final = 0.5  # for threads that are about to end
-# characters of an error at most: a connection takes so many whole, or not at all
-_MESSAGE: Final = 2000
 # of models at a time: the supervisor must not wait for room in the pipe of one that hangs
 _MOST_CHANGES: Final = 16
-# characters of a model's name; valid ones are shorter, and an error says no more of others
-_MOST_OF_NAME: Final = 80
 _GC_THRESHOLD: Final = 10_000  # new objects between two collections; Python's default is 700
 
 
 def child_main(settings: Settings, messages: Connection) -> None:
     """The main function of one of several server processes.
 
-    It sends None every second, "" when it listens, or the reason why it does not start; `_Parent`
+    It sends None every second, "" when it listens, or the reason why it does not start; `Parent`
     says what else. It drains upon SIGTERM and when its parent ends. systemd sends SIGTERM to every
     process, and the parent passes its own on, so a second SIGTERM changes nothing; SIGINT ends the
     requests of a process that drains.
@@ -85,87 +81,9 @@ def child_main(settings: Settings, messages: Connection) -> None:
         with uvicorn_server.bind(settings.host, settings.port, shared=True) as bound:
             status = run_server(settings, bound, messages)
     except StartupError as exc:
-        _report(messages, exc.detail[:_MESSAGE])
+        report(messages, exc.detail[:MESSAGE])
         status = 0
     leave(status)
-
-
-def _report(messages: Connection, content: object) -> bool:
-    """Send a message to the parent; whether it was sent, as there may be no room for it while the
-    parent is stopped.
-    """
-    try:
-        messages.send(content)
-    except BlockingIOError:
-        return False
-    except OSError:  # it is gone
-        os.kill(os.getpid(), signal.SIGTERM)
-    return True
-
-
-class _Parent:
-    """The connection of a server process to its supervisor, by which all processes change their
-    models together.
-
-    Belongs to the event loop of the process. The process sends a request as `(number, change)`. The
-    supervisor sends `(name, change)` to every process. Each makes the change, and sends `(name,
-    error or None)`. Then the supervisor answers the request with `(number, error or None)`.
-    """
-
-    def __init__(self, messages: Connection, registry: ModelRegistry) -> None:
-        self._messages, self._registry, self._loop = messages, registry, asyncio.get_running_loop()
-        self._answers: dict[int, asyncio.Future[IgnError | None]] = {}
-        self._numbers, self._tasks = itertools.count(), set[asyncio.Task[None]]()
-
-    async def begin(self) -> None:
-        """Unload the models that the first message names: they were unloaded before this process
-        started.
-
-        From then on the process makes the changes that the supervisor sends.
-        """
-        with contextlib.suppress(EOFError, OSError):  # as in `_receive`
-            for name in self._messages.recv():
-                with contextlib.suppress(RequestError):  # its files are gone, too
-                    await self._registry.unload(name)
-        self._loop.add_reader(self._messages.fileno(), self._receive)
-
-    async def change(self, change: ModelChange) -> None:
-        """As `ModelRegistry.change`, in every process; raises the first error of one, when all have
-        tried.
-        """
-        number = next(self._numbers)
-        answer = self._answers[number] = self._loop.create_future()
-        await self._send(number, change._replace(name=change.name[:_MOST_OF_NAME]))
-        if error := await answer:
-            raise error
-
-    def _receive(self) -> None:
-        try:
-            while self._messages.poll():
-                key, content = self._messages.recv()
-                if isinstance(content, ModelChange):
-                    task = self._loop.create_task(self._change(content))
-                    self._tasks.add(task)
-                    task.add_done_callback(self._tasks.discard)
-                elif not (answer := self._answers.pop(key)).done():  # else nobody waits any more
-                    answer.set_result(content)
-        except (EOFError, OSError):  # the supervisor is gone, which the next beat notices
-            self._loop.remove_reader(self._messages.fileno())
-
-    async def _change(self, change: ModelChange) -> None:
-        error: IgnError | None = None
-        try:
-            await self._registry.change(change)
-        except IgnError as exc:
-            error = type(exc)(exc.detail[:_MESSAGE])
-        except Exception:
-            _LOG.exception("changing a model failed")
-            error = IgnError("changing a model failed in a way nobody foresaw; the log says how")
-        await self._send(change.name, error)
-
-    async def _send(self, key: int | str, content: ModelChange | IgnError | None) -> None:
-        while not _report(self._messages, (key, content)):  # noqa: ASYNC110 - no event says when there is room
-            await asyncio.sleep(_TICK_S)
 
 
 def run_server(
@@ -196,12 +114,12 @@ def run_server(
             tasks.append(asyncio.get_running_loop().create_task(start_listening(messages)))
 
     async def start_listening(messages: Connection) -> None:
-        parent = _Parent(messages, services.registry)
+        parent = Parent(messages, services.registry)
         services.change_everywhere = parent.change
         await parent.begin()
         try:
             await server.add_sockets(listeners)
-            _report(messages, "")
+            report(messages, "")
         except OSError as exc:  # another program listens on the port
             on_loaded(uvicorn_server.bind_error(settings.host, settings.port, exc))
 
@@ -211,7 +129,7 @@ def run_server(
     config = uvicorn_server.config(app, connections)
     if messages is not None:
         os.set_blocking(messages.fileno(), False)  # a supervisor that is stopped does not read
-    beat = None if messages is None else partial(_report, messages, None)
+    beat = None if messages is None else partial(report, messages, None)
     server = uvicorn_server.IgnServer(config, services, connections, beat)
     listeners = [listener, *(listener.dup() for _ in range(_ACCEPTS_PER_TICK - 1))]
     count_drops(services.metrics.dropped_log_lines.inc)

@@ -19,7 +19,8 @@ from service.domain.latents import FloatRows
 from service.domain.model import DeviceOutOfMemory
 from service.domain.tasks import Result
 from service.models.instances import open_instances
-from service.models.repository import LoadedModel, Repository
+from service.models.loaded import LoadedModel
+from service.models.repository import Repository
 from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import CudaOptions, CudaUnavailable, can_run, compute_capability
 from service.scheduling.scheduler import Scheduler

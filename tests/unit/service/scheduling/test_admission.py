@@ -114,22 +114,6 @@ def test_queue_limit_counts_waiting_rows_only() -> None:
     assert admission.waiting == 4
 
 
-def test_open_work_is_what_is_left() -> None:
-    admission = Admission(100, 8)
-    one = request(3, steps=5, tolerance=0.1)
-    batch = began(admission, one)
-    batch.done = 1
-    admission.on_batch_ended(batch)
-    assert admission.total == Counters(rows=3, steps=3 * 4)
-    rest = batch.slices[0]
-    rest.steps = 1
-    admission.on_rows_done(rest.cut(1))
-    assert admission.total == Counters(rows=2, steps=2 * 4)
-    assert admission.close([one]) == {one: 2}
-    assert admission.close([one]) == {}
-    assert admission.total == Counters()
-
-
 def test_deadlines_are_not_predicted_from_too_few_calls() -> None:
     assert admit(Admission(100, 8), request(steps=10**6, deadline=0.001)) == ""
     assert admit(Admission(100, 8), request(deadline=5.0), 5.0) == "deadline_unreachable"
