@@ -15,7 +15,7 @@ import numpy as np
 from service.artifact.card import INPUT, OUTPUT, from_metadata
 from service.artifact.golden import digest_of
 from service.artifact.onnx_file import check_self_contained, read_metadata
-from service.domain.errors import ModelFailure, StartupError
+from service.domain.errors import ModelFailure
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceLost, DeviceOutOfMemory, padded
 from service.environment import lower_priority
@@ -88,7 +88,6 @@ class OnnxModel:
             # not an error yet, because another build may hold code for this GPU
             if self._missing_code:
                 _LOG.warning("%s", self._missing_code)
-        _check_signature(session, self._shapes)
         # On CUDA by the shape of their batches: a session keeps the plans of its convolutions for
         # the latest shape only, and making plans takes longer than running them. With the key ():
         # that of all shapes on the CPU, and of the first one on CUDA. A closed model has none.
@@ -166,8 +165,8 @@ class OnnxModel:
         if key not in self._sessions:
             self._sessions[key] = self._sessions.pop((), None) or self._make_session()
         result: FloatRows = self._sessions[key].run([OUTPUT], {INPUT: rows})[0]
-        if result.shape != rows.shape:
-            raise ValueError(f"the model gave {result.shape} for {rows.shape}")
+        if result.shape != rows.shape or result.dtype != np.float32:
+            raise ValueError(f"the model gave {result.dtype} {result.shape} for {rows.shape}")
         return result
 
     def _check_rows(self, rows: FloatRows) -> None:
@@ -209,26 +208,3 @@ def bounded_buckets(buckets: Sequence[int], limit: int, *, single: bool) -> tupl
     """
     kept = tuple(size for size in buckets if size <= limit) or (limit,)
     return kept[-1:] if single else kept
-
-
-def _check_signature(session: Any, shapes: Sequence[ImageShape]) -> None:
-    *smaller, shape = shapes
-    for kind, name, values in (
-        ("input", INPUT, session.get_inputs()),
-        ("output", OUTPUT, session.get_outputs()),
-    ):
-        if [value.name for value in values] != [name]:
-            raise StartupError(f"the model needs exactly one {kind}, named {name}")
-        batch, *rest = values[0].shape or (None,)
-        fits = tuple(rest) == shape
-        if smaller:  # height and width are open
-            fits = (
-                rest[:1] == [shape[0]]
-                and len(rest) == 3
-                and not any(isinstance(side, int) for side in rest[1:])
-            )
-        if values[0].type != "tensor(float)" or isinstance(batch, int) or not fits:
-            expected = "×".join(map(str, (shape[0], "any", "any") if smaller else shape))
-            raise StartupError(
-                f"{kind} {name} is not float32 (any batch)×{expected}, as the card says"
-            )

@@ -34,17 +34,6 @@ _NODES_LEFT_TO_CPU: Final = "fallback to CPU EP has been explicitly disabled"
 _SOURCE_LOCATION: Final = re.compile(
     r"\S+\.(?:cc|h|cu|cuh):\d+ (?:[^()\"\n]+\([^()\n]*\)(?: const)?(?: \[with [^\]\n]*\])?|\w+) ?"
 )
-_UNSUPPORTED_VERSION: Final = (
-    re.compile(
-        r"(?P<what>Opset) (?P<needs>\d+) is under development.* is till opset (?P<most>\d+)",
-        re.DOTALL,
-    ),
-    re.compile(
-        r"Unsupported model (?P<what>IR) version: (?P<needs>\d+), max supported IR version: "
-        r"(?P<most>\d+)"
-    ),
-)
-
 Kind = Literal["out of memory", "lost", "device", "other"]
 Capability = tuple[int, int]
 
@@ -127,8 +116,7 @@ def cuda_is_usable() -> bool:
 
 
 def cpu_session(data: bytes, threads: int, *, arena: bool = False) -> Any:
-    """A session on the CPU; raises StartupError if ``data`` is not a model, or it needs a newer
-    onnxruntime.
+    """A session on the CPU; raises StartupError if ``data`` is not a model that it can load.
 
     With an ``arena`` it keeps the memory of its largest run.
     """
@@ -141,16 +129,11 @@ def cpu_session(data: bytes, threads: int, *, arena: bool = False) -> Any:
     try:
         return ort.InferenceSession(data, options, providers=[CPU], enable_fallback=0)
     except Exception as exc:  # onnxruntime's errors share no other base class
-        raise StartupError(
-            _version_error(exc) or f"not a model onnxruntime can load: {short_message(exc)}"
-        ) from exc
+        raise StartupError(f"not a model onnxruntime can load: {short_message(exc)}") from exc
 
 
 def cuda_session(data: bytes, cuda: CudaOptions) -> Any:
-    """A session on a CUDA device that runs every node; raises `CudaUnavailable` if there is none.
-
-    Raises `StartupError` if the file needs a newer onnxruntime.
-    """
+    """A session on a CUDA device that runs every node; raises `CudaUnavailable` without one."""
     if not cuda_is_built_in():
         raise CudaUnavailable(f"CUDA cannot be used: this onnxruntime is built without it{_HINT}")
     providers = [(CUDA, cuda_options(cuda))]
@@ -163,8 +146,6 @@ def cuda_session(data: bytes, cuda: CudaOptions) -> Any:
     try:
         session = ort.InferenceSession(data, options, providers=providers, enable_fallback=0)
     except Exception as exc:  # onnxruntime's errors share no other base class
-        if reason := _version_error(exc):  # the CPU would refuse the file too
-            raise StartupError(reason) from exc
         _LOG.warning("CUDA session failed: %s", exc)
         if _NODES_LEFT_TO_CPU in str(exc):
             # onnxruntime gives the same message for two causes: CUDA cannot run some nodes, or the
@@ -259,18 +240,6 @@ def _session_options(threads: int) -> Any:
         "session.model_external_initializers_file_folder_path", os.devnull
     )
     return options
-
-
-def _version_error(exc: Exception) -> str | None:
-    for pattern in _UNSUPPORTED_VERSION:
-        if match := pattern.search(str(exc)):
-            what = match["what"].replace("IR", "IR version").replace("Opset", "opset")
-            return (
-                f"needs ONNX {what} {match['needs']}, and onnxruntime {ort.__version__} "
-                f"supports up to {match['most']}: install a newer onnxruntime, or export the "
-                f"model for {what} {match['most']}"
-            )
-    return None
 
 
 def kind_of(exc: Exception) -> Kind:

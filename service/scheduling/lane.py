@@ -130,12 +130,17 @@ class Lane:
         batch.began = self._clock()
         until = batch.expires if batch.steps == 1 else min(batch.expires, batch.began + _MAX_RUN_S)
         while not self._is_over(batch, until):
+            try:
+                made = self._run_part(batch, y, 0)
+            except DeviceLost as exc:  # every further call would fail too; earlier steps count
+                self.is_lost = True
+                batch.device_lost = exc.with_traceback(None)
+                batch.failed.clear()
+                break
             x = y
-            y = self._run_part(batch, y, 0)
+            y = made
             batch.done += 1
-            if not (
-                batch.failed or batch.lost or batch.done == batch.steps or np.isfinite(y).all()
-            ):
+            if not (batch.failed or batch.done == batch.steps or np.isfinite(y).all()):
                 break
         if batch.done:
             batch.y, batch.changes = y, mean_changes(y, x)
@@ -143,9 +148,7 @@ class Lane:
                 batch.failed.setdefault(index, None)
 
     def _is_over(self, batch: Batch, until: float) -> bool:
-        if batch.done and (
-            batch.done == batch.steps or batch.failed or batch.lost or not self._given.empty()
-        ):
+        if batch.done and (batch.done == batch.steps or batch.failed or not self._given.empty()):
             return True
         claimed = self._memory is not None and batch.done and self._memory.is_claimed
         return bool(batch.is_stopped or claimed or self._clock() >= until)
@@ -171,10 +174,8 @@ class Lane:
         try:
             if n <= self.limit:
                 return self._call(batch, x)
-        except DeviceLost as exc:  # every further call would fail too
-            self.is_lost, batch.device_lost = True, exc.with_traceback(None)
-            batch.lost.append((start, start + n))
-            return x
+        except DeviceLost:
+            raise
         except DeviceOutOfMemory as exc:
             cause = exc.with_traceback(None)
             can_split = self._reduce_limit(n) and can_split

@@ -3,7 +3,7 @@ event loop.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,9 +40,8 @@ class Slice(RowSteps):
     """
 
     # A request begins as one slice, and most of them stay so: one copy into the batch, none out of
-    # it. A slice is cut where its rows part: a batch has room for some, some have converged, or the
-    # device of some is lost. Slices are never joined again, so a request has at most as many slices
-    # as rows.
+    # it. A slice is cut where its rows part: a batch has room for some, or some have converged.
+    # Slices are never joined again, so a request has at most as many slices as rows.
     #
     #     request    0  1  2  3  4  5  6  7
     #     slices    [0  1  2][3  4  5  6  7]      start, count: 0, 3 and 3, 5
@@ -95,13 +94,11 @@ class Batch:
     began: float = 0.0
     # steps that were run; 0 if the batch was stopped, or had expired, before the first one
     done: int = 0
-    # after the last step; rows of failed and lost ones are those before it
+    # after the last step; rows of failed ones are those before it
     y: FloatRows | None = None
     changes: NDArray[np.float64] | None = None  # mean |y − x| of every row in the last step
     # by row; None: values that are not finite
     failed: dict[int, IgnError | None] = field(default_factory=dict)
-    # first row and end of calls that the device was lost in
-    lost: list[tuple[int, int]] = field(default_factory=list)
     calls: list[ModelCall] = field(default_factory=list)
     limit: int = 0  # rows of the lane's largest batch from now on
     device_lost: DeviceLost | None = None
@@ -121,44 +118,24 @@ class Batch:
 
     def commit(self) -> "Outputs":
         """Take what was delivered as the next steps of `slices`, which are cut where their rows
-        part.
-
-        Those of closed requests are left out. Returns what is recorded or streamed.
+        part. Those of closed requests are left out. Returns what is recorded or streamed.
         """
         assert self.y is not None  # noqa: S101 - it was run
         assert self.changes is not None  # noqa: S101
         slices = list[Slice]()
         outputs = Outputs()
         at = 0
-        for piece in _cut_at(self.lost, self.slices) if self.lost else self.slices:
+        for piece in self.slices:
             mine = slice(at, at + piece.count)
             at += piece.count
             if piece.request.closed:
                 continue
             piece.steps += self.done - 1  # of which no value was needed
-            if self.lost and any(start <= mine.start < end for start, end in self.lost):
-                piece.rows = self.y[mine]
-                slices.append(piece)
-                continue
             parts, shown = piece.after(self.y[mine], self.changes[mine])
             slices += parts
             outputs += [(piece.request, output) for output in shown]
         self.slices = slices
         return outputs
-
-
-def _cut_at(lost: Sequence[tuple[int, int]], slices: Iterable[Slice]) -> Iterator[Slice]:
-    """The slices of a batch, cut where calls that the device was lost in begin and end."""
-    ends = sorted({index for call in lost for index in call})
-    at = 0
-    for piece in slices:
-        for end in ends:
-            if 0 < end - at < piece.count:
-                head = piece.cut(end - at)
-                at += head.count
-                yield head
-        at += piece.count
-        yield piece
 
 
 class ScheduledRequest(StepRequest):

@@ -26,7 +26,7 @@ from typing import Final
 
 from service.domain.errors import DeadlineExceeded, Draining, IgnError, NotReady
 from service.domain.latents import FloatRows
-from service.domain.model import Model, ModelMemory, largest_batch
+from service.domain.model import DeviceLost, Model, ModelMemory, largest_batch
 from service.domain.tasks import (
     Result,
     SchedulingParams,
@@ -332,12 +332,14 @@ class Scheduler:
         if batch.death is not None:
             self._on_death(lane, batch, batch.death)
         elif batch.done:
-            self._on_steps(lane, batch, now)
+            self._on_steps(batch, now)
+        if batch.device_lost is not None:
+            self._on_device_lost(lane, batch, batch.device_lost)
         self._former.push(batch.slices)
         if self._streamed:
             self._publish_progress(now)
 
-    def _on_steps(self, lane: Lane, batch: Batch, now: float) -> None:
+    def _on_steps(self, batch: Batch, now: float) -> None:
         if self._on_batch is not None:
             observers = [
                 piece.request.params.observer for piece in batch.slices for _ in range(piece.count)
@@ -348,8 +350,6 @@ class Scheduler:
             # of a request with several failed rows the first is told
             self._finish(dict(reversed(errors)))
             log_failures(errors, batch.rows)
-        if batch.device_lost is not None:
-            self._on_device_lost(lane, batch)
         if outputs := batch.commit():
             self._emit(outputs)
         finished = dict[ScheduledRequest, Result | IgnError]()
@@ -363,10 +363,9 @@ class Scheduler:
                     finished[request] = request.result(now)
         self._finish(finished)
 
-    def _on_device_lost(self, lane: Lane, batch: Batch) -> None:
+    def _on_device_lost(self, lane: Lane, batch: Batch, cause: DeviceLost) -> None:
         # Its rows are queued again for other devices; without any, all requests fail.
         alive = self._former.lose(lane)
-        cause = batch.device_lost
         self._report.devices_lost += 1
         log_device_lost(cause, alive, [piece.request for piece in batch.slices])
         if alive:
