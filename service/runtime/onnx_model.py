@@ -5,7 +5,6 @@ would only cost time. On CUDA a batch is padded to a bucket: a new batch size wo
 algorithms and grow the memory arena while callers wait.
 """
 
-import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
@@ -25,13 +24,10 @@ from service.runtime.session import (
     cpu_session,
     cuda_session,
     kind_of,
-    lacks_code,
-    missing_code,
     short_message,
 )
 
 ImageShape = tuple[int, int, int]
-_LOG = logging.getLogger(__name__)
 
 
 class OnnxModel:
@@ -79,15 +75,10 @@ class OnnxModel:
         self.shape: ImageShape = self.card.shape
         self._shapes = self.card.row_shapes
         self.buckets: tuple[int, ...] | None = None
-        self._missing_code = ""
         if self.device == "cuda":
             self.buckets = bounded_buckets(
                 self.card.buckets, max_batch_rows, single=self._cuda.deterministic
             )
-            self._missing_code = missing_code(self._cuda.device_id)
-            # not an error yet, because another build may hold code for this GPU
-            if self._missing_code:
-                _LOG.warning("%s", self._missing_code)
         # On CUDA by the shape of their batches: a session keeps the plans of its convolutions for
         # the latest shape only, and making plans takes longer than running them. With the key ():
         # that of all shapes on the CPU, and of the first one on CUDA. A closed model has none.
@@ -184,8 +175,6 @@ class OnnxModel:
         # documents.
         kind = kind_of(exc)
         message = short_message(exc)
-        if self._missing_code and lacks_code(exc):
-            message = f"{message}; {self._missing_code}"
         if kind == "out of memory":
             return message
         if kind == "lost" or (kind == "device" and self._fails_on_zeros()):

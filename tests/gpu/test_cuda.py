@@ -22,7 +22,7 @@ from service.models.instances import open_instances
 from service.models.loaded import LoadedModel
 from service.models.repository import Repository
 from service.runtime.onnx_model import OnnxModel
-from service.runtime.session import CudaOptions, CudaUnavailable, can_run, compute_capability
+from service.runtime.session import CudaOptions, CudaUnavailable, gpu_is_visible
 from service.scheduling.scheduler import Scheduler
 from service.settings import Settings
 from tests.helpers.live import MODELS, SHIPPED
@@ -219,7 +219,5 @@ def test_two_gpus_answer_as_one() -> None:
         loaded.close()
 
 
-def test_the_driver_tells_the_compute_capability() -> None:
-    capability = compute_capability(0)
-    assert capability is not None
-    assert can_run(capability)  # as the other tests do run
+def test_the_driver_tells_of_a_gpu() -> None:
+    assert gpu_is_visible()

@@ -260,24 +260,6 @@ def test_an_error_is_recognised_by_its_message_and_an_unclear_one_by_a_row_of_ze
 
 
 @pytest.mark.parametrize(
-    "said", ["CUDA failure 209: no", "CUDA error cudaErrorNoKernelImageForDevice:no"]
-)
-def test_a_gpu_without_code_in_onnxruntime_is_named(
-    said: str,
-    bucketed: Callable[..., OnnxModel],
-    failing: Callable[[Callable[[FloatRows], str]], None],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    monkeypatch.setattr("service.runtime.session.compute_capability", lambda device_id: (10, 0))
-    model = bucketed(model_bytes())
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
-    failing(lambda _: f"{said} kernel image is available for execution")
-    with pytest.raises(DeviceLost, match=r"no kernel image.*; GPU 0 has compute capability 10\.0"):
-        model.warm_up()
-
-
-@pytest.mark.parametrize(
     ("limit", "single", "buckets"),
     [
         (64, False, (4, 8, 32)),
