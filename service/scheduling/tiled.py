@@ -116,12 +116,9 @@ class TiledRun:
         self._scheduler_for = scheduler_for
         self._run_codec = run_codec
         self._on_event = on_event
-        passes = self._step_params.steps + self._step_params.score
-        self._done, self._tiles = 0, passes * sum(image.tiling.count for image in self._images)
-        # Of the tiles that are not done.
-        self._pixels = passes * sum(
-            image.tiling.count * math.prod(image.tiling.tile) for image in self._images
-        )
+        passes = step_params.steps + step_params.score
+        self._done = 0
+        self._tiles = passes * sum(image.tiling.count for image in self._images)
         self._queue_s: float | None = None
 
     async def run(self) -> Result:
@@ -179,8 +176,7 @@ class TiledRun:
         yet.
         """
         scheduler = self._scheduler_for(rows.shape[2:])
-        area = math.prod(rows.shape[2:])
-        later = max(0, self._pixels // area - len(rows))  # as many of this size take as long
+        later = max(0, self._tiles - self._done - len(rows))
         while True:
             params = replace(
                 self._params(),
@@ -207,7 +203,6 @@ class TiledRun:
         passes = min((image.steps for image in self._images if not image.has_ended), default=total)
         shown = await self._run_codec("encode", partial(_paste, wave, np.asarray(result.rows)))
         self._done += len(wave)
-        self._pixels -= len(wave) * math.prod(wave[0][0].tiling.tile)
         self._on_event(
             StreamProgress(steps_done=passes, steps=total, rows_done=self._done, rows=self._tiles)
         )
