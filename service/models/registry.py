@@ -253,11 +253,11 @@ class ModelRegistry:
         name and number goes on serving.
         """
         uncopied: Failures = {}
-        if self._repository.has_store and (
-            may_be_new or self._refs(name) or await self._find(name)
-        ):
-            uncopied = await self._refresh()
         async with self._locks.setdefault(name, asyncio.Lock()):
+            if self._repository.has_store and (
+                may_be_new or self._refs(name) or await self._find(name)
+            ):
+                uncopied = await self._refresh()
             refs = await self._find(name)
             if not refs:
                 raise UnknownModel(f"no model {name[:80]!r} in the model directory")

@@ -38,8 +38,8 @@ class Parent:
     models together.
 
     Belongs to the event loop of the process. The process sends a request as `(number, change)`. The
-    supervisor sends `(name, change)` to every process. Each makes the change, and sends `(name,
-    error or None)`. Then the supervisor answers the request with `(number, error or None)`.
+    supervisor sends it to every process, with a number of its own. Each makes the change, and
+    answers with `(number, error or None)`. Then the supervisor answers the request likewise.
     """
 
     def __init__(self, messages: Connection, registry: ModelRegistry) -> None:
@@ -75,17 +75,17 @@ class Parent:
     def _receive(self) -> None:
         try:
             while self._messages.poll():
-                key, content = self._messages.recv()
+                number, content = self._messages.recv()
                 if isinstance(content, ModelChange):
-                    task = self._loop.create_task(self._change(content))
+                    task = self._loop.create_task(self._change(number, content))
                     self._tasks.add(task)
                     task.add_done_callback(self._tasks.discard)
-                elif not (answer := self._answers.pop(key)).done():  # else nobody waits any more
+                elif not (answer := self._answers.pop(number)).done():  # else nobody waits any more
                     answer.set_result(content)
         except (EOFError, OSError):  # the supervisor is gone, which the next beat notices
             self._loop.remove_reader(self._messages.fileno())
 
-    async def _change(self, change: ModelChange) -> None:
+    async def _change(self, number: int, change: ModelChange) -> None:
         error: IgnError | None = None
         try:
             await self._registry.change(change)
@@ -94,8 +94,8 @@ class Parent:
         except Exception:
             _LOG.exception("changing a model failed")
             error = IgnError("changing a model failed in a way nobody foresaw; the log says how")
-        await self._send(change.name, error)
+        await self._send(number, error)
 
-    async def _send(self, key: int | str, content: ModelChange | IgnError | None) -> None:
-        while not report(self._messages, (key, content)):  # noqa: ASYNC110 - no event says when there is room
+    async def _send(self, number: int, content: ModelChange | IgnError | None) -> None:
+        while not report(self._messages, (number, content)):  # noqa: ASYNC110 - no event says when there is room
             await asyncio.sleep(_PAUSE_S)

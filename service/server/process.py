@@ -11,6 +11,7 @@ every second. Without one for 10 s it is killed and replaced, as if it had died.
 import asyncio
 import contextlib
 import gc
+import itertools
 import logging
 import math
 import multiprocessing
@@ -22,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -58,8 +59,6 @@ _SILENCE_S: Final = 10.0  # without a beat
 _START_SILENCE_S: Final = 60.0
 _KILL_S: Final = 4.0  # after the time of draining; a process that is not stopped ends within 3 s
 _JOIN_S: Final = 0.5  # for threads that are about to end
-# of models at a time: the supervisor must not wait for room in the pipe of one that hangs
-_MOST_CHANGES: Final = 16
 _GC_THRESHOLD: Final = 10_000  # new objects between two collections; Python's default is 700
 
 
@@ -245,7 +244,7 @@ class _Call:
     change: ModelChange
     asker: _Child
     number: int  # that the asker gave it
-    waits_for: set[_Child] = field(default_factory=set)  # empty before it begins
+    waits_for: set[_Child]
     error: IgnError | None = None  # the first
 
 
@@ -264,7 +263,8 @@ class _Supervisor:
         # lose the status.
         self._signals, self._signalled = self._context.Pipe(duplex=False)
         self._children: list[_Child] = []
-        self._calls: list[_Call] = []
+        self._calls: dict[int, _Call] = {}  # by a number of ours
+        self._numbers = itertools.count()
         self._unloaded: set[str] = set()  # names that a replacement unloads before it listens
         self._starts: list[
             tuple[float, int, int]
@@ -303,10 +303,8 @@ class _Supervisor:
         self._folder.mkdir(mode=0o700, exist_ok=True)
         share_metrics(self._folder / f"{place}.prom")
         messages, its_messages = self._context.Pipe()
-        running = {
-            call.change.name for call in self._calls if call.waits_for and not call.change.loads
-        }
-        messages.send(self._unloaded | running)
+        messages.send(self._unloaded)
+        os.set_blocking(messages.fileno(), False)  # a process that hangs does not read
         with its_messages:
             process = self._context.Process(
                 target=self._main, args=(self._child_settings, its_messages)
@@ -352,11 +350,10 @@ class _Supervisor:
                 child.silence = 0.0
                 child.has_beaten = True
                 match message:
-                    case int(number), change:
-                        self._calls.append(_Call(change, child, number))
-                        self._begin_changes()
-                    case name, error:
-                        self._end_changes(child, name, error)
+                    case number, ModelChange() as change:
+                        self._begin_change(_Call(change, child, number, set(self._children)))
+                    case number, error:
+                        self._end_change(number, child, error)
                     case "":
                         child.listened = time.monotonic()
                         self._failures = 0
@@ -366,48 +363,39 @@ class _Supervisor:
                     case str(reason):
                         self._fail(reason)
 
-    def _begin_changes(self) -> None:
-        """Begin the first change of each name; those of one name come in the same order
-        everywhere.
+    def _begin_change(self, call: _Call) -> None:
+        """Have every process make a change; each makes those of one name in the order of their
+        begin.
         """
-        processes = {child for child in self._children if not child.is_killed}
-        if not processes:  # nobody is left who asks
-            self._calls.clear()
-        names = set[str]()
-        for call in self._calls:
-            name = call.change.name
-            if name in names or len(names) >= _MOST_CHANGES:
-                continue
-            names.add(name)
-            if not call.waits_for:
-                call.waits_for = set(processes)
-                if call.change.loads:  # a process that starts loads what the directory holds
-                    self._unloaded.discard(name)
-                for child in processes:
-                    self._send(child, name, call.change)
+        name = call.change.name
+        if call.change.loads:  # a process that starts loads what the directory holds
+            self._unloaded.discard(name)
+        else:
+            self._unloaded.add(name)
+        number = next(self._numbers)
+        self._calls[number] = call
+        for child in call.waits_for:
+            self._send(child, number, call.change)
 
-    def _end_changes(
-        self, child: _Child, name: str | None = None, error: IgnError | None = None
-    ) -> None:
-        """A process has made the change of this name, or, without a name, it is gone: none waits
-        for it any more.
-        """
-        for call in [*self._calls]:
-            if child not in call.waits_for or name not in (None, call.change.name):
-                continue
-            call.waits_for.remove(child)
-            call.error = call.error or error
-            if not call.waits_for:
-                self._calls.remove(call)
-                if call.error is None and not call.change.loads:
-                    self._unloaded.add(call.change.name)
-                self._send(call.asker, call.number, call.error)
-        self._begin_changes()
+    def _end_change(self, number: int, child: _Child, error: IgnError | None = None) -> None:
+        """A process has made a change, or is gone."""
+        call = self._calls[number]
+        call.waits_for.discard(child)
+        call.error = call.error or error
+        if not call.waits_for:
+            del self._calls[number]
+            if call.error is not None and not call.change.loads:
+                self._unloaded.discard(call.change.name)
+            self._send(call.asker, call.number, call.error)
 
     @staticmethod
-    def _send(child: _Child, key: int | str, content: ModelChange | IgnError | None) -> None:
-        with contextlib.suppress(OSError):  # it is gone, and `_reap` will notice
-            child.messages.send((key, content))
+    def _send(child: _Child, number: int, content: ModelChange | IgnError | None) -> None:
+        try:
+            child.messages.send((number, content))
+        except BlockingIOError:  # hundreds of messages wait: it hangs, and must miss none
+            child.process.kill()
+        except OSError:  # it is gone, and `_reap` will notice
+            pass
 
     def _kill_if_stuck(self, child: _Child, now: float) -> None:
         silence = _SILENCE_S if child.has_beaten else _START_SILENCE_S
@@ -424,7 +412,8 @@ class _Supervisor:
         child.process.join()
         child.messages.close()
         self._children.remove(child)
-        self._end_changes(child)
+        for number in [*self._calls]:
+            self._end_change(number, child)
         status = child.process.exitcode or 0
         if self._stopping:
             if status != -signal.SIGTERM:  # a process that has just started dies of the signal
