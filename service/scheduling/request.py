@@ -200,19 +200,19 @@ class ScheduledRequest(StepRequest):
         slowest = min((part.steps for part in self.slices if not part.done), default=steps)
         return StreamProgress(steps_done=slowest, steps=steps, rows_done=n - self.rows_left, rows=n)
 
-    def result(self, now: float) -> Result:
-        """The result, once every row is done."""
-        started = now if self.started is None else self.started
-        return self.made(started - self.arrived, now - started)
-
     def ended(self, code: str, now: float) -> Finished:
         """What observers count of this request, which ended at time ``now`` with `ok` or the code
         of an error; reports the end to its own observer.
         """
         started = now if self.started is None else self.started
+        queue_s = started - self.arrived
+        compute_s = now - started
+        if code == "ok":
+            self.result.queue_s = queue_s
+            self.result.compute_s = compute_s
         if self.params.observer is not None:
             self.params.observer.scheduled(self.arrived, self.started, now, code)
-        return Finished(self.count, code, started - self.arrived, now - started)
+        return Finished(self.count, code, queue_s, compute_s)
 
 
 Outputs = list[tuple[ScheduledRequest, StepOutput]]

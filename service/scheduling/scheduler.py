@@ -360,7 +360,7 @@ class Scheduler:
                 if request.rows_left:
                     self._admission.on_rows_done(piece)
                 else:  # closing it counts all that is left
-                    finished[request] = request.result(now)
+                    finished[request] = request.result
         self._finish(finished)
 
     def _on_device_lost(self, lane: Lane, batch: Batch, cause: DeviceLost) -> None:

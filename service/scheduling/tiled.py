@@ -140,7 +140,10 @@ class TiledRun:
             if self._step_params.score:
                 await self._apply(images)
             queue_s = self._queue_s or 0.0
-            return images[0].request.made(queue_s, loop.time() - began - queue_s)
+            result = images[0].request.result
+            result.queue_s = queue_s
+            result.compute_s = loop.time() - began - queue_s
+            return result
         finally:
             images.clear()
 

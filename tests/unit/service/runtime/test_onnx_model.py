@@ -45,7 +45,8 @@ def test_a_rows_bits_depend_on_nothing_but_the_row(shape: ImageShape, threads: i
 def later_onnx() -> bytes:
     model = onnx.load_from_string(model_bytes())
     model.ir_version = 998
-    return model.SerializeToString()
+    data: bytes = model.SerializeToString()
+    return data
 
 
 @pytest.mark.parametrize(
