@@ -155,7 +155,6 @@ class ScheduledRequest(StepRequest):
         self.arrived = arrived
         self.deadline = math.inf if params.deadline is None else params.deadline
         self.expires = self.deadline  # set to infinity at the first event of a stream
-        self.timeout_at = math.inf  # `deadline` as a time of the event loop
         self.started: float | None = None  # when the first row entered a batch
         self.rows_left = self.count  # rows that are not done
         self.closed = False

@@ -241,14 +241,13 @@ class Scheduler:
 
     def _add(self, requests: list[ScheduledRequest], on_events: OnEvents, now: float) -> None:
         assert self._loop is not None  # noqa: S101 - set by `submit`
-        offset = self._loop.time() - now
-        first_deadline = math.inf
+        earliest = math.inf
         for request in requests:
             self._open[request] = on_events
-            request.timeout_at = request.deadline + offset
-            first_deadline = min(first_deadline, request.timeout_at)
-        if first_deadline < (math.inf if self._timer is None else self._timer.when()):
-            self._set_timer(first_deadline)
+            earliest = min(earliest, request.expires)
+        at = self._loop.time() + earliest - now
+        if at < (math.inf if self._timer is None else self._timer.when()):
+            self._set_timer(at)
         if requests and not self._arrivals:
             self._loop.call_soon(self._flush_arrivals)
         self._arrivals += requests
@@ -467,14 +466,13 @@ class Scheduler:
 
     def _on_timer(self) -> None:
         # The first event of a streamed request ends its deadline.
-        now = asyncio.get_running_loop().time() + _TIMER_S
+        now = self._clock()
         timed = [each for each in self._open if each.expires < math.inf]
-        late = [each for each in timed if each.timeout_at <= now]
+        late = [each for each in timed if each.expires <= now + _TIMER_S]
         self._finish({each: DeadlineExceeded("the deadline passed") for each in late})
         self._dispatch()
-        self._set_timer(
-            min((each.timeout_at for each in timed if not each.closed), default=math.inf)
-        )
+        earliest = min((each.expires for each in timed if not each.closed), default=math.inf)
+        self._set_timer(asyncio.get_running_loop().time() + earliest - now)
 
     def _fail_with(
         self, requests: Iterable[ScheduledRequest], text: str, cause: BaseException | None
