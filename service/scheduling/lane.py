@@ -26,9 +26,8 @@ from service.domain.model import (
     padded,
 )
 from service.domain.steps import mean_changes
-from service.scheduling.failures import model_failure
 from service.scheduling.report import ModelCall
-from service.scheduling.request import Batch
+from service.scheduling.request import Batch, model_failure
 
 logger = logging.getLogger(__name__)
 

@@ -34,7 +34,6 @@ from service.domain.tasks import (
     StreamProgress,
 )
 from service.scheduling.admission import Admission
-from service.scheduling.failures import log_device_lost, log_failures, model_failure
 from service.scheduling.lane import Clock, Lane
 from service.scheduling.queue import BatchFormer
 from service.scheduling.report import OnBatch, Report
@@ -43,6 +42,9 @@ from service.scheduling.request import (
     Events,
     OnEvents,
     ScheduledRequest,
+    log_device_lost,
+    log_failures,
+    model_failure,
 )
 
 logger = logging.getLogger(__name__)
