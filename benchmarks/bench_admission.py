@@ -114,7 +114,7 @@ class Simulation:
             heapq.heappush(self._due, (now + pause_s, next(self._numbers), client))
         else:
             self._clients[request] = client
-            self._queue.push([request.begin()])
+            self._queue.push(request.begin())
 
     def _run(self, now: float) -> float:
         """Run a step of the rows whose turn it is; returns its end."""
@@ -140,7 +140,9 @@ class Simulation:
         self._close(
             [*expired, *(piece.request for piece in chosen if not piece.request.rows_left)], end
         )
-        self._queue.push([piece for piece in chosen if not piece.done])
+        for piece in chosen:
+            if not piece.done:
+                self._queue.push(piece)
         return end
 
     def _close(self, requests: Iterable[ScheduledRequest], now: float) -> None:

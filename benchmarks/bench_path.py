@@ -31,7 +31,7 @@ from benchmarks.load_generator.messages import (
 )
 from service.app import build_services, create_app, load_models, make_connections
 from service.domain.latents import FloatRows
-from service.runtime.runners import DirectRunner
+from service.runtime.onnx_model import OnnxModel
 from service.server import uvicorn_server
 from service.server.process import tune_gc
 from service.settings import Settings
@@ -125,7 +125,7 @@ async def measured(options: argparse.Namespace) -> list[Json]:
     make_protocol = partial(protocol, config=config, server_state=ServerState(), app_state={})
     turn = Turn(make_protocol, options.together)
     lines = list[Json]()
-    with patch.object(DirectRunner, "__call__", _copied):
+    with patch.object(OnnxModel, "_compute", _copied):
         for (payload, requests), (sender, headers) in itertools.product(
             payloads().items(), _SENDERS.items()
         ):
@@ -158,7 +158,7 @@ async def cost(turn: Turn, requests: Sequence[bytes], rounds: int) -> Json:
     }
 
 
-def _copied(_: DirectRunner, rows: FloatRows) -> FloatRows:
+def _copied(_: OnnxModel, rows: FloatRows) -> FloatRows:
     return rows.copy()
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import onnxruntime as ort
 
@@ -30,8 +30,8 @@ from service.runtime.session import CudaOptions
 METHOD: Final = (
     "rows/s of repeated calls on seeded latents over `seconds` per round, the ways in turn; "
     "median, least and most of `rounds` rounds; cpu_ms_per_row is the CPU time of the whole "
-    "process; ratio is service.runtime / onnxruntime by medians. On CUDA: resident copies "
-    "rows in and not out; golden: difference over tolerance in every bucket"
+    "process; ratio is service.runtime / onnxruntime by medians. On CUDA golden: difference "
+    "over tolerance in every bucket"
 )
 Way = Callable[[FloatRows], Callable[[], object]]
 
@@ -55,8 +55,7 @@ def measure(options: argparse.Namespace) -> Json:
     }
     result: Json = {}
     targets: list[Json] = []
-    if model.device_batch is not None:
-        ways["resident"] = partial(resident, model)
+    if model.device == "cuda":
         tolerance = model.card.tolerance.fp16 if half else model.card.tolerance.fp32
         golden = check_golden(
             model, read_golden(path.parent / "golden.npz", model.shape), tolerance
@@ -99,17 +98,6 @@ def raw_session(data: bytes, model: OnnxModel, threads: int) -> Callable[[FloatR
 def copied(model: OnnxModel, rows: FloatRows) -> Callable[[], object]:
     """A call with rows copied in and out."""
     return partial(model.run, rows)
-
-
-def resident(model: OnnxModel, rows: FloatRows) -> Callable[[], object]:
-    """A call with rows that are copied in and stay on the device."""
-    batch: Any = model.device_batch
-
-    def step() -> None:
-        batch.upload(rows)
-        batch.run_steps()
-
-    return step
 
 
 def measure_size(

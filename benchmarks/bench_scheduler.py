@@ -27,7 +27,8 @@ from service.domain.latents import FloatRows
 from service.domain.tasks import SchedulingParams, StepParams
 from service.environment import available_cpus
 from service.models.instances import open_instances
-from service.models.repository import LoadedModel, Repository
+from service.models.loaded import LoadedModel
+from service.models.repository import Repository
 from service.observability.metrics import Metrics
 from service.observability.statistics import ModelStatistics
 from service.runtime.onnx_model import OnnxModel

@@ -31,9 +31,10 @@ from service.domain.model import Model
 from service.environment import available_cpus, lower_priority, metrics_file
 from service.images.pool import CodecPool
 from service.models.instances import SizedInstance, TurnLock, open_instances
+from service.models.loaded import LoadedModel
 from service.models.on_demand import Memory, OnDemandRepository
 from service.models.registry import ModelRegistry, ServedModel
-from service.models.repository import LoadedModel, Repository, repository_options
+from service.models.repository import Repository, repository_options
 from service.observability.metrics import Metrics, SharedFiles, SharedTexts
 from service.observability.statistics import ModelStatistics
 from service.runtime.onnx_model import OnnxModel

@@ -23,7 +23,7 @@ import re
 import struct
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -100,11 +100,16 @@ class Accounts:
 
     def next(self, waiting: Collection[str]) -> str:
         """Of callers that wait, the one that holds least, and of those, has spent least."""
+        spent = self.begin((*self.held, *waiting))
+        return min(waiting, key=lambda each: (self.held.get(each, 0), spent[each]))
+
+    def begin(self, callers: Iterable[str]) -> dict[str, float]:
+        """What these callers have spent, from now on; others are forgotten."""
         # A newcomer begins as if it had spent as little as any other: it is next, but not for as
         # long as it was away.
         least = min(self.spent.values(), default=0.0)
-        self.spent = {each: self.spent.get(each, least) for each in (*self.held, *waiting)}
-        return min(waiting, key=lambda each: (self.held.get(each, 0), self.spent[each]))
+        self.spent = {each: self.spent.get(each, least) for each in callers}
+        return self.spent
 
     def is_over_share(self, caller: str, amount: int) -> bool:
         """Whether the caller would hold more than an equal share with ``amount`` more."""

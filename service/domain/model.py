@@ -1,7 +1,10 @@
 """The protocol of a model, and how its device fails."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
+
+import numpy as np
 
 from service.domain.latents import FloatRows
 
@@ -27,29 +30,6 @@ class Model(Protocol):
 
     def reduce_max_batch(self) -> None:
         """After `DeviceOutOfMemory`: give up the largest bucket and start a new session."""
-
-
-class DeviceBatch(Protocol):
-    """Rows that stay in device memory between steps; errors are those of `Model.run`.
-
-    A model may offer one as its attribute `device_batch`, which may be None and may change after
-    `reduce_max_batch`.
-    """
-
-    def upload(self, rows: FloatRows) -> None:
-        """Copy rows (N, C, H, W) to the device, N at most the largest bucket; they replace earlier
-        ones.
-        """
-
-    def run_steps(self, keep_going: Callable[[], bool] | None = None) -> None:
-        """Apply f to the rows on the device, once or while ``keep_going``, called after every step,
-        is true.
-
-        A step that raises leaves the rows as they were before it.
-        """
-
-    def download(self, out: FloatRows) -> None:
-        """Copy the first ``len(out)`` rows from the device to ``out``."""
 
 
 class ModelMemory(Protocol):
@@ -93,3 +73,16 @@ class DeviceLost(Exception):
 def largest_batch(model: Model, max_rows: int) -> int:
     """Most rows of a batch: ``max_rows``, or the model's largest bucket if that is less."""
     return max_rows if model.buckets is None else min(max_rows, model.buckets[-1])
+
+
+def bucket_of(count: int, buckets: Sequence[int] | None) -> int:
+    """The smallest bucket for so many rows; ``count`` itself without one that holds them."""
+    index = bisect_left(buckets or (), count)
+    return buckets[index] if buckets and index < len(buckets) else count
+
+
+def padded(rows: FloatRows, buckets: Sequence[int] | None) -> FloatRows:
+    """The rows (N, C, H, W), up to their bucket followed by copies of the first one."""
+    # A real row: any other values could be out of the model's range.
+    missing = bucket_of(len(rows), buckets) - len(rows)
+    return np.concatenate((rows, np.repeat(rows[:1], missing, axis=0))) if missing else rows

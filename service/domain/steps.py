@@ -48,12 +48,8 @@ def mean_changes(y: FloatRows, x: FloatRows) -> Changes:
 class StepRequest:
     """What is asked of the rows of a request, and their results so far: an entry for each row."""
 
-    # Most requests have one step and stay together, and then all are set at once.
-    outputs: Images
-    steps: NDArray[np.int64]
-    converged: NDArray[np.bool_]
-    distance: NDArray[np.float64]
-    drift: NDArray[np.float64]
+    # Most requests have one step and stay together, and then it is made at once.
+    result: Result  # so far
 
     def __init__(
         self,
@@ -85,25 +81,15 @@ class StepRequest:
         if step_params.record:
             self.trajectory = [[] for _ in range(count)]
 
-    def allocate(self, outputs: Images) -> None:
-        """Make the other results to ``outputs``, for rows that end at different times."""
-        self.outputs = outputs
-        self.steps = np.zeros(self.count, np.int64)
-        self.converged = np.zeros(self.count, np.bool_)
-        self.distance = np.zeros(self.count)
-        self.drift = np.zeros(self.count if self.step_params.score else 0)
-
-    def made(self, queue_s: float, compute_s: float) -> Result:
-        """The result, once every row is done; see `Result` for the durations."""
-        return Result(
-            rows=self.outputs,
-            steps=self.steps,
-            converged=self.converged,
-            distance=self.distance,
-            drift=self.drift if self.step_params.score else None,
+    def allocate(self, rows: Images) -> None:
+        """Make the result, with ``rows`` to be filled."""
+        self.result = Result(
+            rows=rows,
+            steps=np.zeros(self.count, np.int64),
+            converged=np.zeros(self.count, np.bool_),
+            distance=np.zeros(self.count),
+            drift=np.zeros(self.count) if self.step_params.score else None,
             trajectory=self.trajectory,
-            queue_s=queue_s,
-            compute_s=compute_s,
         )
 
 
@@ -145,11 +131,10 @@ class RowSteps:
         """
         request = self.request
         if request.is_plain and self.count == request.count:
-            request.outputs = y
-            request.distance = changes
+            request.allocate(y)
             # More than one step if the request is exact.
-            request.steps = np.full(self.count, request.step_params.steps)
-            request.converged = np.zeros(self.count, np.bool_)
+            request.result.steps[:] = request.step_params.steps
+            request.result.distance = changes
             self.steps = 1
             self.done = True
             return (self,), []
@@ -219,11 +204,12 @@ class RowSteps:
         step_params = request.step_params
         mine = slice(self.start, self.start + self.count)
         if self.scoring:
-            request.drift[mine] = changes
+            assert request.result.drift is not None  # noqa: S101 - as `score` is set
+            request.result.drift[mine] = changes
             self.done = True
             return (self,), []
         if self.steps == 0:
-            request.distance[mine] = changes
+            request.result.distance[mine] = changes
         if self.keep is not None:
             np.copyto(y, self.inputs, where=self.keep)
             changes = request.measure(y, self.rows)
@@ -248,10 +234,10 @@ class RowSteps:
 
     def _end(self, *, converged: bool) -> None:
         # The rows are done unless their drift is still to be measured.
-        request = self.request
+        result = self.request.result
         mine = slice(self.start, self.start + self.count)
-        request.outputs[mine] = self.rows
-        request.steps[mine] = self.steps
-        request.converged[mine] = converged
-        self.scoring = request.step_params.score
+        result.rows[mine] = self.rows
+        result.steps[mine] = self.steps
+        result.converged[mine] = converged
+        self.scoring = self.request.step_params.score
         self.done = not self.scoring

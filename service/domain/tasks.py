@@ -111,8 +111,8 @@ class Result:
     # mean |f(y) − y| of the output; None unless `StepParams.score` is set
     drift: NDArray[np.float64] | None
     trajectory: Sequence[Sequence[StepOutput]]  # the recorded steps of each row
-    queue_s: float  # seconds from submission until the first row entered a batch
-    compute_s: float  # seconds from then until the last row was done
+    queue_s: float = 0.0  # seconds from submission until the first row entered a batch
+    compute_s: float = 0.0  # seconds from then until the last row was done
 
 
 def blend(start: FloatRow, end: FloatRow, strength: float) -> FloatRow:

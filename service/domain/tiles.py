@@ -1,19 +1,22 @@
 """Cut images of any size into tiles of one size, and put the results together without a seam.
 
-    0         overlap                       a tile: f knows too little of the image near an inner
-    edge, so what it │─ unused ─│╱ blend ╱│───────────       gives there is not used. Between two
-    tiles, both results are mixed. │          │╱ blend ╱│──── unused ─│
+    │─ unused ─│╱ blend ╱│───────────
+               │╱ blend ╱│───────────│─ unused ─│
+
+f knows too little of the image near an inner edge of a tile, so what it gives in the overlap is not
+used. Between two tiles, both results are mixed.
 
 At the border of an image a tile ends where the image ends, so f sees the same border as in the
 whole image; with a ``margin``, the image is mirrored beyond every edge first, by as many pixels. An
 image smaller than a tile, or with a side that is no ``multiple``, is mirrored beyond its right and
 lower edge.
 
-A tiling is arithmetic on two sides. It holds no array, so a caller's sizes cost nothing before
-pixels are there.
+A tiling is arithmetic on two sides. It holds no array before the first result is pasted, so a
+caller's sizes cost nothing before pixels are there.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -32,7 +35,7 @@ def strips(image: FloatRow) -> list[slice]:
     return [slice(top, top + _STRIP) for top in range(0, image.shape[1], _STRIP)]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Axis:
     """The tiles along one side of an image. Places are pixels of the mirrored side."""
 
@@ -62,23 +65,21 @@ class _Axis:
         """Where a tile begins."""
         return min(index * self.stride, self.length - self.tile) if index else 0
 
+    @cached_property
+    def _total(self) -> NDArray[np.float64]:
+        total = np.zeros(self.length)
+        for index in range(self.count):
+            start = self.start(index)
+            total[start : start + self.tile] += self._ramps(index)
+        return total
+
     def weights(self, index: int) -> NDArray[np.float32]:
         """The weights (tile,) of a tile's pixels; at every pixel those of all tiles have the sum
         1.
         """
         own = self._ramps(index)
-        if self.count == 1:
-            return own.astype(np.float32)
-        # Tiles share weight only within this distance. The last one may begin anywhere behind the
-        # one before it.
-        reach = -(-(self.tile - 2 * self.overlap) // self.stride) + 1
-        total = np.zeros(self.tile)
-        for other in range(max(0, index - reach), min(self.count, index + reach + 1)):
-            offset = self.start(other) - self.start(index)
-            if abs(offset) < self.tile:
-                ours = slice(max(0, offset), self.tile + min(0, offset))
-                theirs = slice(max(0, -offset), self.tile + min(0, -offset))
-                total[ours] += self._ramps(other)[theirs]
+        start = self.start(index)
+        total = self._total[start : start + self.tile]
         return np.divide(own, total, out=np.zeros(self.tile), where=own > 0).astype(np.float32)
 
     def seen(self, index: int) -> NDArray[np.intp]:

@@ -11,7 +11,7 @@ from service.domain.errors import ModelFailure, wrap_errors
 from service.domain.latents import FloatRows, NoiseSource
 from service.domain.model import DeviceOutOfMemory, Model
 from service.environment import available_cpus
-from service.models.repository import InferenceModel
+from service.models.loaded import InferenceModel
 from service.runtime.session import CudaOptions
 from service.settings import Settings
 

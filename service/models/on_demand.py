@@ -1,14 +1,13 @@
 """Models within a limit of memory (`IGN_MODEL_MEMORY_MIB`): open while rows wait for them, or while
 there is room.
 
-            acquire: rows wait                 release: none are left, or another model's turn
-    closed ────────────────────▶ open, in use ─────────────────────────────────────────────────▶
-    open, idle
-      ▲                               ▲            acquire │   │ │
-      └─────────────────────────────────────────────────────────────┘   │
-      └─────────────────────────────────────────────────────────────────────────────────────────────────┘
-                       another model needs its room: the idle one that was used least recently, then
-                       the one in use whose callers have had most
+              acquire: rows wait            release: none are left, or another model's turn
+    closed ────────────────────▶ open, in use ───────────────────────────────▶ open, idle
+      ▲                              │    ▲                acquire                │  │
+      │                              │    └───────────────────────────────────────┘  │
+      └──────────────────────────────┴───────────────────────────────────────────────┘
+          another model needs its room: the idle one that was used least recently, then
+          the one in use whose callers have had most
 
 Models wait for room in the order of what their callers have had of it. Each caller with rows has an
 account of bytes times seconds, which the callers of a model share equally. A newcomer begins with
@@ -44,11 +43,13 @@ from typing import Any, Final, cast
 
 from service.artifact.files import MODEL_FILES
 from service.artifact.golden import digest_of
+from service.domain.accounts import UNLIMITED, Accounts
 from service.domain.errors import ModelFailure, StartupError, wrap_errors
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceOutOfMemory, ModelMemory
 from service.environment import resident_bytes
-from service.models.repository import InferenceModel, LoadedModel, Repository, describe_failure
+from service.models.loaded import InferenceModel, LoadedModel
+from service.models.repository import Repository, describe_failure
 
 _LOG = logging.getLogger(__name__)
 _MIB: Final = 2**20
@@ -56,8 +57,6 @@ _ESTIMATE: Final = 8  # times its file is what a model gets until it is measured
 # times its file is what an instance takes at least: the weights, and the bytes they were read from
 _LEAST: Final = 2
 _POLL_S: Final = 0.05  # between two looks at what waits for room
-
-_NO_CALLER: Final = {""}.copy  # stands for the callers while a model is to open for none of them
 
 
 class Memory:
@@ -81,7 +80,7 @@ class Memory:
         self._changed = threading.Condition()
         self._open: dict[OnDemandModel, int] = {}  # its bytes; the one used least recently first
         self.waiting: list[OnDemandModel] = []  # the one that came first, first
-        self.accounts: dict[str, float] = {}  # by caller; replaced, never resized
+        self.accounts = Accounts(UNLIMITED)  # bytes times seconds that each caller has spent
         self._looked = 0.0  # when `_look` ran last
 
     def enter(self, model: "OnDemandModel") -> bool:
@@ -143,16 +142,12 @@ class Memory:
         seconds = min(now - self._looked, _POLL_S)
         self._looked = now
         callers = {model: model.present() for model in (*self._open, *self.waiting)}
-        least = min(self.accounts.values(), default=0.0)
-        accounts = {
-            caller: self.accounts.get(caller, least) for caller in set().union(*callers.values())
-        }
+        spent = self.accounts.begin(set().union(*callers.values()))
         for model, its_callers in callers.items():
             for caller in its_callers:
-                accounts[caller] += seconds * self._open.get(model, 0) / len(its_callers)
+                spent[caller] += seconds * self._open.get(model, 0) / len(its_callers)
         for model, its_callers in callers.items():
-            model.rank = min(map(accounts.__getitem__, its_callers), default=math.inf)
-        self.accounts = accounts
+            model.rank = min(map(spent.__getitem__, its_callers), default=math.inf)
 
     def _make_room(self, size: int, models: Sequence["OnDemandModel"]) -> bool:
         """Close as many of these models, or claim them if they are in use, as it takes; whether
@@ -218,25 +213,10 @@ class OnDemandModel(ModelMemory):
     def seconds_to_open(self, caller: str) -> float:
         """See `ModelMemory`, and the module for how it is predicted. Takes no lock."""
         memory = self._memory
-        rank = memory.accounts.get(caller, 0.0)
+        rank = memory.accounts.spent.get(caller, 0.0)
         turns = {self, *(each for each in [*memory.waiting] if each.rank <= rank)}
         seconds = sum(2 * each.opening_s * each.size for each in turns) / memory.limit
         return 0.0 if self.instances else seconds
-
-    def call(self, index: int, method: str, *arguments: Any) -> Any:
-        """Call a method of an instance, which is open meanwhile."""
-        self.callers.append(_NO_CALLER)
-        is_open = self.acquire()
-        self.callers.remove(_NO_CALLER)
-        if not is_open:
-            raise ModelFailure("the model is closed")
-        try:
-            instances = self.instances
-            if not instances:
-                raise ModelFailure("the model cannot be opened", reason=self.failure)
-            return getattr(instances[index], method)(*arguments)
-        finally:
-            self.release()
 
     def _open(self) -> None:
         began = time.monotonic()
@@ -273,27 +253,29 @@ class OnDemandModel(ModelMemory):
 
 
 class OnDemandInstance:
-    """Stands for one instance of an `OnDemandModel` on a CPU, and opens the model for a call if it
-    is closed.
-    """
+    """Stands for one instance of an `OnDemandModel` on a CPU, which a lane opens before a call."""
 
     buckets = None
 
-    def __init__(self, model: OnDemandModel, index: int, opened: InferenceModel) -> None:
+    def __init__(self, model: OnDemandModel, index: int, shape: tuple[int, int, int]) -> None:
         self._model = model
         self._index = index
-        self.shape = opened.card.shape
-        self.warm_up = partial(model.call, index, "warm_up")
-        self.reduce_max_batch = partial(model.call, index, "reduce_max_batch")
+        self.shape = shape
         self.close = model.close
 
     def run(self, rows: FloatRows) -> FloatRows:
         """See `Model`."""
-        instances = self._model.instances  # the lane has acquired them
-        if instances:
-            return instances[self._index].run(rows)
-        result: FloatRows = self._model.call(self._index, "run", rows)
-        return result
+        return self._opened().run(rows)
+
+    def reduce_max_batch(self) -> None:
+        """See `Model`."""
+        self._opened().reduce_max_batch()
+
+    def _opened(self) -> InferenceModel:
+        instances = self._model.instances
+        if not instances:
+            raise ModelFailure("the model cannot be opened", reason=self._model.failure)
+        return instances[self._index]
 
 
 class OnDemandRepository(Repository):
@@ -310,9 +292,9 @@ class OnDemandRepository(Repository):
         file = self._path(ref, MODEL_FILES[self._precision])
         size = sum(stat[2] for stat in self._identities([file]))
         model = OnDemandModel(self._memory, ref, min(self._memory.limit, _ESTIMATE * size))
-        model.callers.append(_NO_CALLER)
+        model.callers.append(lambda: [""])  # while it is loaded, for nobody
         self._memory.enter(model)
-        model.callers.remove(_NO_CALLER)
+        model.callers.clear()
         try:
             before = resident_bytes()
             loaded = super()._load(ref)
@@ -326,10 +308,9 @@ class OnDemandRepository(Repository):
         finally:
             model.ripe_at = 0.0
             model.release()
-        model.open_again = partial(self._open_again, file, loaded.digest, len(loaded.instances))
-        instances = [
-            OnDemandInstance(model, index, opened) for index, opened in enumerate(loaded.instances)
-        ]
+        count = len(loaded.instances)
+        instances = [OnDemandInstance(model, index, loaded.card.shape) for index in range(count)]
+        model.open_again = partial(self._open_again, file, loaded.digest, count)
         return replace(
             loaded, instances=cast(tuple[InferenceModel, ...], tuple(instances)), memory=model
         )

@@ -23,7 +23,8 @@ from service.domain.errors import Draining, LoadFailed, StartupError, UnknownMod
 from service.domain.latents import FloatRow
 from service.domain.tasks import KeepMask, Result, SchedulingParams
 from service.domain.tiles import Size
-from service.models.repository import LOAD_S, LoadedModel, Repository, describe_failure, version_key
+from service.models.loaded import LoadedModel
+from service.models.repository import LOAD_S, Repository, describe_failure, version_key
 from service.models.store import Failures
 from service.observability.statistics import ModelStatistics
 from service.scheduling.scheduler import Scheduler
@@ -252,11 +253,11 @@ class ModelRegistry:
         name and number goes on serving.
         """
         uncopied: Failures = {}
-        if self._repository.has_store and (
-            may_be_new or self._refs(name) or await self._find(name)
-        ):
-            uncopied = await self._refresh()
         async with self._locks.setdefault(name, asyncio.Lock()):
+            if self._repository.has_store and (
+                may_be_new or self._refs(name) or await self._find(name)
+            ):
+                uncopied = await self._refresh()
             refs = await self._find(name)
             if not refs:
                 raise UnknownModel(f"no model {name[:80]!r} in the model directory")

@@ -13,10 +13,10 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePath
 from types import MappingProxyType
-from typing import Any, Final, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 from service.artifact.card import Card, from_metadata
 from service.artifact.files import (
@@ -30,8 +30,8 @@ from service.artifact.files import (
 from service.artifact.golden import Golden, GoldenReport, check_golden, digest_of, read_golden
 from service.artifact.onnx_file import read_metadata
 from service.domain.errors import ModelFailure, StartupError, wrap_errors
-from service.domain.latents import NoiseSource
-from service.domain.model import DeviceLost, DeviceOutOfMemory, Model, ModelMemory
+from service.domain.model import DeviceLost, DeviceOutOfMemory
+from service.models.loaded import Files, InferenceModel, LoadedModel, ModelFactory, close_all
 from service.models.store import Failures, ModelStore, cache_folder
 from service.settings import Settings
 
@@ -48,63 +48,9 @@ _LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-Files = tuple[tuple[int, int, int, int], ...]
-"""Device, inode, size in bytes and modification time in ns of the files of a version; they differ
-after a change.
-"""
-
-
-class InferenceModel(Model, Protocol):
-    """An opened model; the implementation is `service.runtime.onnx_model.OnnxModel`."""
-
-    card: Card
-    digest: str  # SHA-256 of the file, in hexadecimal
-    noise: NoiseSource
-    device: Literal["cpu", "cuda"]
-    provider: str  # onnxruntime's name of it
-    fallback_reason: str | None  # why the device `auto` did not select CUDA
-
-    def warm_up(self) -> None:
-        """Run every batch size once."""
-
-    def close(self) -> None:
-        """Release the session and its memory."""
-
 
 class _FailsOnCuda(StartupError):
     """CUDA does not run the model, or does not reproduce its golden rows."""
-
-
-ModelFactory = Callable[..., Sequence[InferenceModel]]
-"""Opens the bytes of a model file as one or more instances, or as ``count``, if that is passed.
-
-Raises StartupError if they hold no valid model.
-"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class LoadedModel:
-    """A verified model."""
-
-    card: Card
-    digest: str  # SHA-256 of the file that runs, in hexadecimal
-    instances: tuple[InferenceModel, ...]
-    noise: NoiseSource
-    golden: GoldenReport
-    device: Literal["cpu", "cuda"]
-    provider: str
-    fallback_reason: str | None = None  # why `auto` did not select CUDA
-    files: Files = ()  # that it was loaded from
-    memory: ModelMemory | None = None  # of instances that open on demand
-
-    @property
-    def ref(self) -> str:
-        """`name/version`."""
-        return self.card.ref
-
-    def close(self) -> None:
-        """Release every instance; none may run afterwards."""
-        _close(self.instances)
 
 
 def repository_options(settings: Settings) -> dict[str, Any]:
@@ -236,7 +182,7 @@ class Repository:
                 loaded[ref].close()
                 self._try(ref, loaded, failures, is_needed=self._strict or ref == default)
         except BaseException:
-            _close(loaded.values())
+            close_all(loaded.values())
             raise
         return Loaded({ref: loaded[ref] for ref in refs if ref in loaded}, failures)
 
@@ -428,7 +374,7 @@ class Repository:
         try:
             report = self._check_golden(file, golden, models)
         except BaseException:
-            _close(models)
+            close_all(models)
             raise
         model = models[0]
         return LoadedModel(
@@ -530,11 +476,6 @@ def _start(function: Callable[..., T], *arguments: Any) -> Future[T]:
     future = executor.submit(function, *arguments)
     executor.shutdown(wait=False)
     return future
-
-
-def _close(models: Iterable[LoadedModel | InferenceModel]) -> None:
-    for model in models:
-        model.close()
 
 
 def version_key(ref: str) -> tuple[str, int]:

@@ -85,7 +85,7 @@ class ModelStore:
                 store = open_store(self._url, f"IGN_MODEL_DIR={self._url}", _RETRY)
                 objects = _list(store)
         except StartupError as exc:
-            if not (may_fail and self._holds_models()):
+            if not (may_fail and any(self.folder.rglob(MODEL_FILE))):
                 raise
             _LOG.warning("%s; the models that were copied earlier are used", exc.detail)
             return {}
@@ -107,10 +107,6 @@ class ModelStore:
         state.write_text(json.dumps(copied), "utf-8")
         state.replace(self._state)
         return failures
-
-    def _holds_models(self) -> bool:
-        files = (file.relative_to(self.folder).as_posix() for file in self.folder.rglob(MODEL_FILE))
-        return any(map(_FILE.fullmatch, files))
 
     def _copy(self, store: Any, folder: str, paths: Objects, fresh: Path) -> None:
         _LOG.info("copying %s of %s", folder or "the model", self._url)

@@ -1,48 +1,40 @@
 """One instance of an exported network f on one device, run by onnxruntime.
 
 On the CPU a batch runs at its exact size: a row's bits are the same at every batch size, so padding
-would only cost time. On CUDA a batch is padded to a bucket, and runs in device buffers that never
-move: a new batch size would search cuDNN's algorithms and grow the memory arena while callers wait.
-There, rows can also stay in device memory between steps.
+would only cost time. On CUDA a batch is padded to a bucket: a new batch size would search cuDNN's
+algorithms and grow the memory arena while callers wait.
 """
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal
 
 import numpy as np
 
 from service.artifact.card import INPUT, OUTPUT, from_metadata
 from service.artifact.golden import digest_of
 from service.artifact.onnx_file import check_self_contained, read_metadata
-from service.domain.errors import ModelFailure, StartupError
+from service.domain.errors import ModelFailure
 from service.domain.latents import FloatRows
-from service.domain.model import DeviceBatch, DeviceLost, DeviceOutOfMemory
+from service.domain.model import DeviceLost, DeviceOutOfMemory, padded
 from service.environment import lower_priority
-from service.runtime.runners import DirectRunner, ImageShape, PaddedRunner
 from service.runtime.session import (
     CudaOptions,
     CudaUnavailable,
     cpu_session,
     cuda_session,
     kind_of,
-    lacks_code,
-    missing_code,
     short_message,
 )
 
-Runner = DirectRunner | PaddedRunner
-T = TypeVar("T")
-_LOG = logging.getLogger(__name__)
+ImageShape = tuple[int, int, int]
 
 
 class OnnxModel:
     """f: (N, C, H, W) → (N, C, H, W), float32, in the model's value range. The file itself contains
     the card.
 
-    One thread at a time may call :meth:`run`, the methods of `device_batch`, and
-    :meth:`reduce_max_batch`, because on CUDA there is one set of buffers.
+    One thread at a time may call its methods.
 
     ``data`` is an ONNX file that passes `check_self_contained`; `digest` is its SHA-256 in
     hexadecimal. The device `auto` is CUDA if it works, and else the CPU with the reason in
@@ -83,22 +75,14 @@ class OnnxModel:
         self.shape: ImageShape = self.card.shape
         self._shapes = self.card.row_shapes
         self.buckets: tuple[int, ...] | None = None
-        self._missing_code = ""
         if self.device == "cuda":
             self.buckets = bounded_buckets(
                 self.card.buckets, max_batch_rows, single=self._cuda.deterministic
             )
-            self._missing_code = missing_code(self._cuda.device_id)
-            # not an error yet, because another build may hold code for this GPU
-            if self._missing_code:
-                _LOG.warning("%s", self._missing_code)
-        _check_signature(session, self._shapes)
-        self._runner: Runner | None = self._make_runner(session)
-
-    @property
-    def device_batch(self) -> DeviceBatch | None:
-        """The methods that keep rows in device memory between steps; None on the CPU."""
-        return self if self.buckets is not None else None
+        # On CUDA by the shape of their batches: a session keeps the plans of its convolutions for
+        # the latest shape only, and making plans takes longer than running them. With the key ():
+        # that of all shapes on the CPU, and of the first one on CUDA. A closed model has none.
+        self._sessions: dict[tuple[int, ...], Any] = {(): session}
 
     def run(self, rows: FloatRows) -> FloatRows:
         """One step of f: (N, C, H, W) → the same shape and order.
@@ -109,36 +93,26 @@ class OnnxModel:
         lost.
         """
         self._check_rows(rows)
-        return self._call(
-            lambda runner: runner(rows), f"{len(rows)} rows do not fit", resident=False
-        )
-
-    def upload(self, rows: FloatRows) -> None:
-        """Copy rows to the device, at most the largest bucket; needs a `device_batch`. Raises as
-        :meth:`run`.
-        """
-        self._check_rows(rows)
-        self._call(lambda runner: runner.upload(rows), f"{len(rows)} rows do not fit")
-
-    def run_steps(self, keep_going: Callable[[], bool] | None = None) -> None:
-        """See `DeviceBatch.run_steps`; raises as :meth:`run`."""
-        self._call(lambda runner: runner.run_steps(keep_going), "a step does not fit")
-
-    def download(self, out: FloatRows) -> None:
-        """See `DeviceBatch.download`; raises as :meth:`run`."""
-        self._check_rows(out)
-        self._call(lambda runner: runner.download(out), f"{len(out)} rows do not fit")
+        if not self._sessions:
+            raise ModelFailure("the model is closed")
+        batch = rows if self.buckets is None else padded(rows, self.buckets)
+        try:
+            return self._compute(batch)[: len(rows)]
+        except Exception as exc:
+            shortage = self._describe_shortage(exc)
+        # Outside of the handler: a traceback that holds the old session would keep its memory while
+        # `reduce_max_batch` starts a new session.
+        raise DeviceOutOfMemory(f"{len(rows)} rows do not fit: {shortage}")
 
     def warm_up(self) -> None:
-        """Run every bucket in every way, and give up those that do not fit; raises as
-        :meth:`run`.
-        """
+        """Run every bucket, and give up those that do not fit; raises as :meth:`run`."""
         # So no caller waits for algorithm search, or allocations. The CPU searches nothing.
         shape = self.shape if self.device == "cuda" else self._shapes[0]
         while True:
             try:
-                for size in self.buckets or (1,):
-                    self._warm_up_bucket(np.zeros((size, *shape), dtype=np.float32))
+                # Twice, because only the second run of a session allocates as all later ones.
+                for size in (1,) if self.buckets is None else 2 * self.buckets:
+                    self.run(np.zeros((size, *shape), dtype=np.float32))
             except DeviceOutOfMemory:
                 if self.buckets in (None, (1,)):
                     raise
@@ -159,23 +133,13 @@ class OnnxModel:
 
     def close(self) -> None:
         """Release the session and its memory; a later :meth:`run` raises `ModelFailure`."""
-        self._runner = None
-
-    def _warm_up_bucket(self, rows: FloatRows) -> None:
-        self.run(rows)
-        if self.device_batch is not None:
-            # Again, because only the second run of a session allocates as all later ones, and in
-            # both directions.
-            self.upload(rows)
-            for _ in range(2):
-                self.run_steps()
-            self.download(rows)
+        self._sessions.clear()
 
     def _reset_session(self) -> None:
         if self.buckets is not None:
             self.buckets = self.buckets[:-1] or (max(1, self.buckets[-1] // 2),)
         self.close()  # before the new session starts: the device has no room for both
-        self._runner = self._make_runner(self._make_session())
+        self._sessions[()] = self._make_session()
 
     def _make_session(self) -> Any:
         if self.device == "cpu":
@@ -187,12 +151,14 @@ class OnnxModel:
                 return pool.submit(cpu_session, self._data, self._threads, arena=tiled).result()
         return cuda_session(self._data, self._cuda)
 
-    def _make_runner(self, session: Any) -> Runner:
-        if self.buckets is None:
-            return DirectRunner(session)
-        # A session keeps the plans of its convolutions for the latest batch size only, and making
-        # plans takes longer than running them. So every bucket has a session of its own.
-        return PaddedRunner(session, self._make_session, self.buckets, "cuda", self._cuda.device_id)
+    def _compute(self, rows: FloatRows) -> FloatRows:
+        key = () if self.buckets is None else rows.shape
+        if key not in self._sessions:
+            self._sessions[key] = self._sessions.pop((), None) or self._make_session()
+        result: FloatRows = self._sessions[key].run([OUTPUT], {INPUT: rows})[0]
+        if result.shape != rows.shape or result.dtype != np.float32:
+            raise ValueError(f"the model gave {result.dtype} {result.shape} for {rows.shape}")
+        return result
 
     def _check_rows(self, rows: FloatRows) -> None:
         if (
@@ -204,43 +170,22 @@ class OnnxModel:
             shapes = " or ".join(f"(N, *{shape})" for shape in self._shapes)
             raise ValueError(f"rows must be float32 {shapes}, not {rows.dtype} {rows.shape}")
 
-    def _call(self, call: Callable[[PaddedRunner], T], message: str, *, resident: bool = True) -> T:
-        runner = self._runner
-        if runner is None:
-            raise ModelFailure("the model is closed")
-        if resident and self.buckets is None:
-            raise ValueError("rows do not stay on this device")
-        try:
-            return call(cast(PaddedRunner, runner))
-        except Exception as exc:
-            # Resident rows need no probe, which would overwrite them: those of the step before must
-            # survive.
-            shortage = self._describe_shortage(exc, None if resident else runner)
-        # Outside of the handler and without the runner: a traceback that holds the old session
-        # would keep its buffers alive while `reduce_max_batch` starts a new session.
-        del runner
-        raise DeviceOutOfMemory(f"{message}: {shortage}")
-
-    def _describe_shortage(self, exc: Exception, probe: Runner | None) -> str:
+    def _describe_shortage(self, exc: Exception) -> str:
         # A line about memory that ran out; any other error of onnxruntime is raised as `run`
         # documents.
         kind = kind_of(exc)
         message = short_message(exc)
-        if self._missing_code and lacks_code(exc):
-            message = f"{message}; {self._missing_code}"
         if kind == "out of memory":
             return message
-        if kind == "lost" or (
-            kind == "device" and probe is not None and self._fails_on_zeros(probe)
-        ):
+        if kind == "lost" or (kind == "device" and self._fails_on_zeros()):
             raise DeviceLost(message) from exc
         raise ModelFailure("the model failed on these rows", reason=message) from exc
 
-    def _fails_on_zeros(self, runner: Runner) -> bool:
+    def _fails_on_zeros(self) -> bool:
         # If CUDA fails on a row of zeros too, a failure is not the fault of the rows before.
-        zeros = np.zeros((1, *self.shape), dtype=np.float32)
+        zeros = padded(np.zeros((1, *self.shape), dtype=np.float32), self.buckets)
         try:
-            runner(zeros)
+            self._compute(zeros)
         except Exception as exc:
             return kind_of(exc) in ("lost", "device")
         return False
@@ -252,26 +197,3 @@ def bounded_buckets(buckets: Sequence[int], limit: int, *, single: bool) -> tupl
     """
     kept = tuple(size for size in buckets if size <= limit) or (limit,)
     return kept[-1:] if single else kept
-
-
-def _check_signature(session: Any, shapes: Sequence[ImageShape]) -> None:
-    *smaller, shape = shapes
-    for kind, name, values in (
-        ("input", INPUT, session.get_inputs()),
-        ("output", OUTPUT, session.get_outputs()),
-    ):
-        if [value.name for value in values] != [name]:
-            raise StartupError(f"the model needs exactly one {kind}, named {name}")
-        batch, *rest = values[0].shape or (None,)
-        fits = tuple(rest) == shape
-        if smaller:  # height and width are open
-            fits = (
-                rest[:1] == [shape[0]]
-                and len(rest) == 3
-                and not any(isinstance(side, int) for side in rest[1:])
-            )
-        if values[0].type != "tensor(float)" or isinstance(batch, int) or not fits:
-            expected = "×".join(map(str, (shape[0], "any", "any") if smaller else shape))
-            raise StartupError(
-                f"{kind} {name} is not float32 (any batch)×{expected}, as the card says"
-            )

@@ -34,19 +34,7 @@ _NODES_LEFT_TO_CPU: Final = "fallback to CPU EP has been explicitly disabled"
 _SOURCE_LOCATION: Final = re.compile(
     r"\S+\.(?:cc|h|cu|cuh):\d+ (?:[^()\"\n]+\([^()\n]*\)(?: const)?(?: \[with [^\]\n]*\])?|\w+) ?"
 )
-_UNSUPPORTED_VERSION: Final = (
-    re.compile(
-        r"(?P<what>Opset) (?P<needs>\d+) is under development.* is till opset (?P<most>\d+)",
-        re.DOTALL,
-    ),
-    re.compile(
-        r"Unsupported model (?P<what>IR) version: (?P<needs>\d+), max supported IR version: "
-        r"(?P<most>\d+)"
-    ),
-)
-
 Kind = Literal["out of memory", "lost", "device", "other"]
-Capability = tuple[int, int]
 
 _OUT_OF_MEMORY: Final = re.compile(
     # onnxruntime's arena, with and without a limit; CUDA, cuBLAS and cuDNN 9; C++ on the CPU
@@ -86,19 +74,7 @@ _DEVICE: Final = re.compile(
     r"(?:failure|error)\b|cudaError[A-Z]|CUDA_ERROR_|CU(?:BLAS|DNN)_STATUS_",
     re.IGNORECASE,
 )
-_NO_CODE: Final = re.compile(
-    r"NoKernelImage|no kernel image|UnsupportedPtx|unsupported "
-    r"toolchain|InvalidDeviceFunction|invalid device function"
-)
-
-HOLDS_CODE_FOR: Final[tuple[Capability, ...]] = ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (12, 0))
-"""What the wheel of onnxruntime-gpu 1.31 on PyPI was built for, counted in its fat binaries. It
-holds no PTX, which the driver could compile for other GPUs.
-"""
 _LIBRARY: Final = {"win32": "nvcuda.dll"}.get(sys.platform, "libcuda.so.1")
-# CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
-_MAJOR = 75
-_MINOR = 76
 
 
 class CudaUnavailable(StartupError):
@@ -123,12 +99,11 @@ def cuda_is_built_in() -> bool:
 
 def cuda_is_usable() -> bool:
     """Whether this build of onnxruntime has the CUDA provider, and a GPU is visible."""
-    return cuda_is_built_in() and compute_capability(0) is not None
+    return cuda_is_built_in() and gpu_is_visible()
 
 
 def cpu_session(data: bytes, threads: int, *, arena: bool = False) -> Any:
-    """A session on the CPU; raises StartupError if ``data`` is not a model, or it needs a newer
-    onnxruntime.
+    """A session on the CPU; raises StartupError if ``data`` is not a model that it can load.
 
     With an ``arena`` it keeps the memory of its largest run.
     """
@@ -141,16 +116,11 @@ def cpu_session(data: bytes, threads: int, *, arena: bool = False) -> Any:
     try:
         return ort.InferenceSession(data, options, providers=[CPU], enable_fallback=0)
     except Exception as exc:  # onnxruntime's errors share no other base class
-        raise StartupError(
-            _version_error(exc) or f"not a model onnxruntime can load: {short_message(exc)}"
-        ) from exc
+        raise StartupError(f"not a model onnxruntime can load: {short_message(exc)}") from exc
 
 
 def cuda_session(data: bytes, cuda: CudaOptions) -> Any:
-    """A session on a CUDA device that runs every node; raises `CudaUnavailable` if there is none.
-
-    Raises `StartupError` if the file needs a newer onnxruntime.
-    """
+    """A session on a CUDA device that runs every node; raises `CudaUnavailable` without one."""
     if not cuda_is_built_in():
         raise CudaUnavailable(f"CUDA cannot be used: this onnxruntime is built without it{_HINT}")
     providers = [(CUDA, cuda_options(cuda))]
@@ -163,8 +133,6 @@ def cuda_session(data: bytes, cuda: CudaOptions) -> Any:
     try:
         session = ort.InferenceSession(data, options, providers=providers, enable_fallback=0)
     except Exception as exc:  # onnxruntime's errors share no other base class
-        if reason := _version_error(exc):  # the CPU would refuse the file too
-            raise StartupError(reason) from exc
         _LOG.warning("CUDA session failed: %s", exc)
         if _NODES_LEFT_TO_CPU in str(exc):
             # onnxruntime gives the same message for two causes: CUDA cannot run some nodes, or the
@@ -261,18 +229,6 @@ def _session_options(threads: int) -> Any:
     return options
 
 
-def _version_error(exc: Exception) -> str | None:
-    for pattern in _UNSUPPORTED_VERSION:
-        if match := pattern.search(str(exc)):
-            what = match["what"].replace("IR", "IR version").replace("Opset", "opset")
-            return (
-                f"needs ONNX {what} {match['needs']}, and onnxruntime {ort.__version__} "
-                f"supports up to {match['most']}: install a newer onnxruntime, or export the "
-                f"model for {what} {match['most']}"
-            )
-    return None
-
-
 def kind_of(exc: Exception) -> Kind:
     """``lost``: every later call fails. ``out of memory``: a smaller batch may fit. ``other``: not
     about the device.
@@ -288,48 +244,13 @@ def kind_of(exc: Exception) -> Kind:
     return "device" if _DEVICE.search(text) else "other"
 
 
-def lacks_code(exc: Exception) -> bool:
-    """Whether the error says that the library holds no machine code for this GPU."""
-    return _NO_CODE.search(str(exc)) is not None
-
-
-def missing_code(device_id: int) -> str:
-    """Why onnxruntime from PyPI cannot run on a GPU: one line, or an empty string if it can or
-    nothing is known.
-    """
-    capability = compute_capability(device_id)
-    if capability is None or can_run(capability):
-        return ""
-    known = ", ".join(f"{major}.{minor}" for major, minor in HOLDS_CODE_FOR)
-    return (
-        f"GPU {device_id} has compute capability {capability[0]}.{capability[1]}, "
-        f"and onnxruntime-gpu from PyPI holds code for {known} only"
-    )
-
-
-def can_run(capability: Capability) -> bool:
-    """Whether code for one of `HOLDS_CODE_FOR` runs there: that of the same major version, and no
-    later minor one.
-    """
-    return any(major == capability[0] and minor <= capability[1] for major, minor in HOLDS_CODE_FOR)
-
-
-def compute_capability(device_id: int) -> Capability | None:
-    """The compute capability of a visible GPU, major and minor version; None if the driver does not
-    tell.
-    """
+def gpu_is_visible() -> bool:
+    """Whether the driver has a GPU for this process."""
     # By ctypes: `nvidia-smi` ignores `CUDA_VISIBLE_DEVICES`, and torch is not there.
+    count = ctypes.c_int()
     try:
         driver = ctypes.CDLL(_LIBRARY)
     except OSError:
-        return None
-    device = ctypes.c_int()
-    major = ctypes.c_int()
-    minor = ctypes.c_int()
-    failed = (
-        driver.cuInit(0)
-        or driver.cuDeviceGet(ctypes.byref(device), device_id)
-        or driver.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device)
-        or driver.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device)
-    )
-    return None if failed else (major.value, minor.value)
+        return False
+    failed = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    return not failed and count.value > 0

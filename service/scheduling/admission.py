@@ -3,9 +3,7 @@ result.
 """
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import numpy as np
@@ -21,7 +19,6 @@ from service.domain.errors import (
 from service.domain.model import ModelMemory
 from service.scheduling.request import Batch, Counters, ScheduledRequest, Slice
 
-_NOBODY: Final = Counters()
 # Without a call for so long, nothing is known: a service that refuses everybody must start to
 # measure again.
 _MAX_AGE_S: Final = 30.0
@@ -118,7 +115,6 @@ class Admission:
         if memory is not None:
             # Any thread calls it: a copy of a dictionary is one operation of the interpreter.
             memory.callers.append(self._callers.copy)
-        self._reserved = Counter[str]()  # places for rows that are being made, by caller
         self._cost = CostModel()
         self._call_began = 0.0
         # smoothed: row-steps and seconds of a model call
@@ -157,26 +153,22 @@ class Admission:
                     rejected[request] = exc
                     continue
             self._callers[key] = request.caller = caller
-            rows = request.open.rows
-            steps = request.open.steps
             for counters in (self.total, caller):
-                counters.rows += rows
-                counters.steps += steps
+                counters.rows += request.open.rows
+                counters.steps += request.open.steps
         return rejected
 
-    @contextmanager
-    def room_for(self, rows: int, key: str) -> Iterator[None]:
-        """Reserve places for rows of a caller during the block; raises `QueueFull` if there are not
-        so many.
+    def reserve(self, rows: int, key: str) -> None:
+        """Count rows that a caller is about to submit as waiting, or no longer if ``rows`` is
+        negative; raises `QueueFull` if there is no room for them.
         """
-        self._check_room(rows, key)
-        self._reserved[key] += rows
-        try:
-            yield
-        finally:
-            self._reserved[key] -= rows
-            if not self._reserved[key]:
-                del self._reserved[key]
+        caller = self._callers.get(key) or Counters()
+        if rows > 0:
+            self._check_room(rows, caller)
+        self._callers[key] = caller
+        self.total.rows += rows
+        caller.rows += rows
+        self._forget(key, caller)
 
     def close(self, requests: Iterable[ScheduledRequest]) -> dict[ScheduledRequest, int]:
         """Close requests; returns those that were not closed already, with the number of their open
@@ -190,15 +182,17 @@ class Admission:
             own = request.open
             closed[request] = own.rows
             self._count(request, -own.rows, -own.steps, -own.in_batch)
-            caller = request.caller
-            if caller.rows == 0 and self._callers.get(request.params.key) is caller:
-                del self._callers[request.params.key]
+            self._forget(request.params.key, request.caller)
         return closed
 
-    def _check_room(self, rows: int, key: str) -> None:
-        callers = len(self._callers) + (key not in self._callers)  # this one included
-        held = self._callers.get(key, _NOBODY).waiting + self._reserved.get(key, 0)
-        total = self.total.waiting + self._reserved.total()
+    def _forget(self, key: str, caller: Counters) -> None:
+        if not caller.rows and self._callers.get(key) is caller:
+            del self._callers[key]
+
+    def _check_room(self, rows: int, caller: Counters) -> None:
+        callers = len(self._callers) + (not caller.rows)  # this one included
+        held = caller.waiting
+        total = self.total.waiting
         if self._queue.has_room(rows, held, total, callers):
             return
         text = "the queue is full"
@@ -254,8 +248,6 @@ class Admission:
         steps = 1
         work = total.steps
         deadline = math.inf
-        if self._reserved:
-            rows += self._reserved.total()
         for request in requests:
             rows += request.open.rows
             steps = max(steps, request.row_steps)
@@ -270,7 +262,7 @@ class Admission:
     def _check(self, request: ScheduledRequest, caller: Counters, now: float) -> None:
         if request.deadline <= now:
             raise DeadlineUnreachable("the deadline has already passed")
-        self._check_room(request.open.rows, request.params.key)
+        self._check_room(request.open.rows, caller)
         opening = 0.0 if self._memory is None else self._memory.seconds_to_open(request.params.key)
         if now + opening > request.deadline:
             raise NotReady(

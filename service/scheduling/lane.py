@@ -8,7 +8,6 @@ Between the two only the lane changes it, so there is no lock.
 import contextlib
 import logging
 import threading
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -16,25 +15,24 @@ from typing import Final
 
 import numpy as np
 
-from service.domain.errors import ModelFailure
 from service.domain.latents import FloatRows
 from service.domain.model import (
-    DeviceBatch,
     DeviceLost,
     DeviceOutOfMemory,
     Model,
     ModelMemory,
+    bucket_of,
     largest_batch,
+    padded,
 )
 from service.domain.steps import mean_changes
 from service.scheduling.report import ModelCall
-from service.scheduling.request import Batch
+from service.scheduling.request import Batch, model_failure
 
 logger = logging.getLogger(__name__)
 
 # of a batch whose values nobody needs before: progress events are promised every second
 _MAX_RUN_S: Final = 0.1
-_MAX_REASON: Final = 400  # characters
 
 Clock = Callable[[], float]
 
@@ -130,15 +128,18 @@ class Lane:
         x = y = parts[0] if len(parts) == 1 else np.concatenate(parts)
         batch.began = self._clock()
         until = batch.expires if batch.steps == 1 else min(batch.expires, batch.began + _MAX_RUN_S)
-        if batch.steps > 2:
-            y = self._run_on_device(batch, x, until)
         while not self._is_over(batch, until):
+            try:
+                made = self._run_part(batch, y, 0)
+            except DeviceLost as exc:  # every further call would fail too; earlier steps count
+                self.is_lost = True
+                batch.device_lost = exc.with_traceback(None)
+                batch.failed.clear()
+                break
             x = y
-            y = self._run_part(batch, y, 0)
+            y = made
             batch.done += 1
-            if not (
-                batch.failed or batch.lost or batch.done == batch.steps or np.isfinite(y).all()
-            ):
+            if not (batch.failed or batch.done == batch.steps or np.isfinite(y).all()):
                 break
         if batch.done:
             batch.y, batch.changes = y, mean_changes(y, x)
@@ -146,54 +147,10 @@ class Lane:
                 batch.failed.setdefault(index, None)
 
     def _is_over(self, batch: Batch, until: float) -> bool:
-        if batch.done and (
-            batch.done == batch.steps or batch.failed or batch.lost or not self._given.empty()
-        ):
+        if batch.done and (batch.done == batch.steps or batch.failed or not self._given.empty()):
             return True
         claimed = self._memory is not None and batch.done and self._memory.is_claimed
         return bool(batch.is_stopped or claimed or self._clock() >= until)
-
-    def _run_on_device(self, batch: Batch, x: FloatRows, until: float) -> FloatRows:
-        # All steps but the last one, with rows that stay in device memory. A step that fails keeps
-        # those before it. If the rows cannot be copied back or are not finite, these steps are
-        # dropped, and the others find out why.
-        device_batch: DeviceBatch | None = getattr(self._model, "device_batch", None)
-        if device_batch is None or self._is_over(batch, until):
-            return x
-        rows = self._padded(x)
-        steps = 0
-        calls = list[ModelCall]()
-        began = self._clock()
-
-        def keep_going() -> bool:  # called after every step
-            nonlocal steps, began
-            now = self._clock()
-            calls.append(ModelCall(batch.rows, len(rows), now - began, batch.reason, now))
-            steps = steps + 1
-            began = now
-            return (
-                steps < batch.steps - 1
-                and not batch.is_stopped
-                and self._given.empty()
-                and now < until
-            )
-
-        try:
-            device_batch.upload(rows)
-            device_batch.run_steps(keep_going)
-        except Exception as exc:
-            logger.warning(
-                "steps on the device failed, and are repeated one by one: %s", reason_of(exc)
-            )
-        batch.calls += calls
-        with contextlib.suppress(Exception):
-            if steps:
-                y = np.empty_like(rows)
-                device_batch.download(y)
-                if np.isfinite(y).all():
-                    batch.done = steps
-                    return y[: batch.rows]
-        return x
 
     def _run_part(self, batch: Batch, x: FloatRows, start: int) -> FloatRows:
         """One step of the rows from ``start`` on; rows on which the model fails stay as they
@@ -216,10 +173,8 @@ class Lane:
         try:
             if n <= self.limit:
                 return self._call(batch, x)
-        except DeviceLost as exc:  # every further call would fail too
-            self.is_lost, batch.device_lost = True, exc.with_traceback(None)
-            batch.lost.append((start, start + n))
-            return x
+        except DeviceLost:
+            raise
         except DeviceOutOfMemory as exc:
             cause = exc.with_traceback(None)
             can_split = self._reduce_limit(n) and can_split
@@ -235,31 +190,18 @@ class Lane:
         return x
 
     def _call(self, batch: Batch, x: FloatRows) -> FloatRows:
-        rows = self._padded(x) if self.has_buckets else x
+        rows = padded(x, self._model.buckets) if self.has_buckets else x
         began = self._clock()
         y = self._model.run(rows)
-        if y.shape != rows.shape:
-            raise ValueError(f"the model gave {y.shape} for {rows.shape}")
         ended = self._clock()
         reason = batch.reason if len(x) == batch.rows else "retry"
         batch.calls.append(ModelCall(len(x), len(rows), ended - began, reason, ended))
         return y[: len(x)]
 
-    def _padded(self, x: FloatRows) -> FloatRows:
-        # Padding repeats a real row: any other values could be out of the model's range.
-        missing = self._bucket(len(x)) - len(x)
-        return np.concatenate((x, np.repeat(x[:1], missing, axis=0))) if missing else x
-
-    def _bucket(self, n: int) -> int:
-        # The smallest bucket for n rows; n itself without buckets, or above the largest one.
-        buckets = self._model.buckets or ()
-        index = bisect_left(buckets, n)
-        return buckets[index] if index < len(buckets) else n
-
     def _reduce_limit(self, rows: int) -> bool:
         # After so many rows did not fit the device, continue with smaller batches; False if the
         # model cannot.
-        half = self._bucket(rows) // 2
+        half = bucket_of(rows, self._model.buckets) // 2
         try:
             self._model.reduce_max_batch()
         except Exception:
@@ -267,16 +209,3 @@ class Lane:
             return False
         self.limit = max(1, min(largest_batch(self._model, self.limit), half))
         return True
-
-
-def model_failure(text: str, cause: BaseException | None) -> ModelFailure:
-    """A failure whose reason, for the operator, is what the model raised."""
-    failure = ModelFailure(text, reason="" if cause is None else reason_of(cause))
-    failure.__cause__ = cause
-    return failure
-
-
-def reason_of(exc: BaseException) -> str:
-    """The first line of an error, or of the reason of a `ModelFailure`."""
-    reason = exc.reason if isinstance(exc, ModelFailure) else str(exc)
-    return "".join(reason.splitlines()[:1])[:_MAX_REASON] or type(exc).__name__

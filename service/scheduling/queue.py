@@ -1,13 +1,21 @@
-"""The fair queue: rows that wait for a batch, and which of them run next."""
+"""Rows that wait for a batch: which of them run next, and on which lane."""
 
 from bisect import bisect_left, insort
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
-from service.scheduling.request import ScheduledRequest, Slice
+from service.scheduling.lane import Lane
+from service.scheduling.request import Batch, ScheduledRequest, Slice
 
 MAX_SKIPS: Final = 64  # at most every second row of a caller is one that missed this many batches
+
+_OPEN_BATCHES: Final = 2  # of a GPU, or of tiles: one that runs, and the next one
+_MIN_ROWS: Final = 4  # with fewer, a row takes longer on a CPU
+# Of the open rows on a CPU: one is with the callers, one with the event loop, and one in the model.
+# A lane has at most as many batches, which it runs while the event loop is busy.
+_SHARES: Final = 3
+_MAX_STEPS: Final = 64  # of a batch, of which the event loop counts each when the batch ends
 
 
 class _CallerQueue:
@@ -50,18 +58,17 @@ class FairQueue:
         self._batch_number = 0
         self.row_count = 0
 
-    def push(self, slices: Iterable[Slice]) -> None:
-        """Add slices that are not in the queue."""
-        for piece in slices:
-            self._last_seq += 1
-            piece.seq = self._last_seq
-            self.row_count += piece.count
-            request = piece.request
-            caller = self._callers.get(request.params.key)
-            if caller is None:
-                caller = self._callers[request.params.key] = _CallerQueue()
-            insort(caller.by_progress, (piece.steps, request.deadline, piece.seq, piece))
-            caller.by_arrival[piece] = self._batch_number
+    def push(self, piece: Slice) -> None:
+        """Add a slice that is not in the queue."""
+        self._last_seq += 1
+        piece.seq = self._last_seq
+        self.row_count += piece.count
+        request = piece.request
+        caller = self._callers.get(request.params.key)
+        if caller is None:
+            caller = self._callers[request.params.key] = _CallerQueue()
+        insort(caller.by_progress, (piece.steps, request.deadline, piece.seq, piece))
+        caller.by_arrival[piece] = self._batch_number
 
     def take(self, places: int, now: float) -> tuple[list[Slice], list[ScheduledRequest]]:
         """Take at most ``places`` rows for a batch.
@@ -116,3 +123,79 @@ class FairQueue:
             else:
                 del self._callers[key]
         return [piece.cut(count) if piece.seq else piece for piece, count in taken.items()]
+
+
+class BatchFormer:
+    """Forms batches of the rows that wait, for the lanes with the fewest. ``overlaps``: see
+    `Scheduler`. It belongs to the event loop.
+    """
+
+    def __init__(self, lanes: Sequence[Lane], *, overlaps: bool) -> None:
+        self.lanes = lanes  # whose device is not lost
+        self._shares = _SHARES if overlaps else 1
+        # On a CPU a batch takes as long as its rows, so rows of many steps run apart from those of
+        # one, in turn. A GPU computes a few rows in the time of one.
+        self.short = FairQueue()
+        self.long = FairQueue()
+        self._is_apart = not lanes[0].has_buckets
+        self._latest = self.long
+
+    def push(self, slices: Iterable[Slice]) -> None:
+        """Add slices that are in no queue, of those whose rows are not done."""
+        for piece in slices:
+            if not (piece.done or piece.request.closed):
+                self._queue_of(piece.request).push(piece)
+
+    def remove(self, request: ScheduledRequest) -> None:
+        """Remove all waiting rows of a request."""
+        self._queue_of(request).remove(request)
+
+    def lose(self, lane: Lane) -> int:
+        """Form no further batch for a lane; returns the number of those that are left."""
+        self.lanes = [each for each in self.lanes if each is not lane]
+        return len(self.lanes)
+
+    def free_lane(self) -> Lane | None:
+        """The lane for the next batch; None if all have enough."""
+        lane = min(self.lanes, key=lambda lane: len(lane.batches), default=None)
+        if lane is None:
+            return None
+        has_few = lane.has_buckets or lane.limit == 1
+        return lane if len(lane.batches) < (_OPEN_BATCHES if has_few else self._shares) else None
+
+    def form(self, lane: Lane, now: float) -> tuple[Batch | None, list[ScheduledRequest]]:
+        """A batch for a free lane, and the requests that have expired, as `FairQueue.take`."""
+        queue = self.long if self._latest is self.short else self.short
+        if not queue.row_count:
+            queue = self._latest
+        self._latest = queue
+        slices, expired = queue.take(self._places(lane, queue), now)
+        if not slices:
+            return None, expired
+        rows = sum([piece.count for piece in slices])
+        is_rest = not (self.short.row_count or self.long.row_count)
+        batch = Batch(
+            slices=slices,
+            rows=rows,
+            steps=min(_MAX_STEPS, *[piece.steps_to_next_check() for piece in slices]),
+            expires=min([piece.request.expires for piece in slices]),
+            reason="full" if rows >= lane.limit else "drained" if is_rest else "share",
+        )
+        for piece in slices:
+            piece.batch = batch
+        return batch, expired
+
+    def _queue_of(self, request: ScheduledRequest) -> FairQueue:
+        return self.long if self._is_apart and request.row_steps > 1 else self.short
+
+    def _places(self, lane: Lane, queue: FairQueue) -> int:
+        # Rows of many steps and those of a GPU are divided between the lanes that have nothing. Of
+        # others a lane gets a share of those that are open, so that the model, the event loop and
+        # the callers all work.
+        waiting = queue.row_count
+        if queue is self.long or lane.has_buckets:
+            idle = sum(not each.batches for each in self.lanes)
+            return min(lane.limit, -(-waiting // max(1, idle)))
+        waiting += sum([batch.rows for each in self.lanes for batch in each.batches])
+        share = -(-waiting // (self._shares * len(self.lanes)))
+        return min(lane.limit, max(_MIN_ROWS, share))

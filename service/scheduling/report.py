@@ -1,7 +1,10 @@
 """What a scheduler reports to metrics and statistics: once in a turn of the event loop."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from service.domain.tasks import RequestObserver
 
 
 class ModelCall(NamedTuple):
@@ -37,3 +40,9 @@ class Report:
     limits: list[int] = field(default_factory=list)  # new largest batches of devices out of memory
     devices_lost: int = 0  # devices that fail every call from now on
     workers_replaced: int = 0  # threads that died
+
+
+OnBatch = Callable[[Sequence[RequestObserver | None], float, float, int], None]
+"""Called after a batch ran, with the observers of its rows, the times at which it began and ended,
+and the number of steps that every row took.
+"""

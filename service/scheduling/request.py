@@ -1,10 +1,12 @@
-"""A request, the slices of its rows, its results so far, and batches of slices. All belongs to the
-event loop.
+"""A request, the slices of its rows, its results so far, batches of slices, and what is told of
+their failures. All belongs to the event loop.
 """
 
+import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,10 @@ from service.domain.model import DeviceLost
 from service.domain.steps import RowSteps, StepRequest
 from service.domain.tasks import Result, SchedulingParams, StepOutput, StreamProgress
 from service.scheduling.report import Finished, ModelCall
+
+logger = logging.getLogger(__name__)
+_MAX_REASON: Final = 400  # characters
+_MAX_LOGGED_IDS: Final = 16  # of requests, in one line of the log
 
 Event = StepOutput | StreamProgress | Result | IgnError
 """What a caller receives of a request. The last event is a `Result` or an error."""
@@ -40,9 +46,8 @@ class Slice(RowSteps):
     """
 
     # A request begins as one slice, and most of them stay so: one copy into the batch, none out of
-    # it. A slice is cut where its rows part: a batch has room for some, some have converged, or the
-    # device of some is lost. Slices are never joined again, so a request has at most as many slices
-    # as rows.
+    # it. A slice is cut where its rows part: a batch has room for some, or some have converged.
+    # Slices are never joined again, so a request has at most as many slices as rows.
     #
     #     request    0  1  2  3  4  5  6  7
     #     slices    [0  1  2][3  4  5  6  7]      start, count: 0, 3 and 3, 5
@@ -95,58 +100,48 @@ class Batch:
     began: float = 0.0
     # steps that were run; 0 if the batch was stopped, or had expired, before the first one
     done: int = 0
-    # after the last step; rows of failed and lost ones are those before it
+    # after the last step; rows of failed ones are those before it
     y: FloatRows | None = None
     changes: NDArray[np.float64] | None = None  # mean |y − x| of every row in the last step
     # by row; None: values that are not finite
     failed: dict[int, IgnError | None] = field(default_factory=dict)
-    # first row and end of calls that the device was lost in
-    lost: list[tuple[int, int]] = field(default_factory=list)
     calls: list[ModelCall] = field(default_factory=list)
     limit: int = 0  # rows of the lane's largest batch from now on
     device_lost: DeviceLost | None = None
     death: BaseException | None = None  # what ended the thread
 
+    def errors(self) -> list[tuple["ScheduledRequest", IgnError]]:
+        """The errors of failed rows, in order, without those of closed requests."""
+        errors = list[tuple[ScheduledRequest, IgnError]]()
+        at = 0
+        for piece in self.slices:
+            for index in range(piece.count):
+                if at + index in self.failed and not piece.request.closed:
+                    error = self.failed[at + index] or piece.not_finite_error(index, self.done)
+                    errors.append((piece.request, error))
+            at += piece.count
+        return errors
+
     def commit(self) -> "Outputs":
         """Take what was delivered as the next steps of `slices`, which are cut where their rows
-        part.
-
-        Those of closed requests are left out. Returns what is recorded or streamed.
+        part. Those of closed requests are left out. Returns what is recorded or streamed.
         """
         assert self.y is not None  # noqa: S101 - it was run
         assert self.changes is not None  # noqa: S101
         slices = list[Slice]()
         outputs = Outputs()
         at = 0
-        for piece in _cut_at(self.lost, self.slices) if self.lost else self.slices:
+        for piece in self.slices:
             mine = slice(at, at + piece.count)
             at += piece.count
             if piece.request.closed:
                 continue
             piece.steps += self.done - 1  # of which no value was needed
-            if self.lost and any(start <= mine.start < end for start, end in self.lost):
-                piece.rows = self.y[mine]
-                slices.append(piece)
-                continue
             parts, shown = piece.after(self.y[mine], self.changes[mine])
             slices += parts
             outputs += [(piece.request, output) for output in shown]
         self.slices = slices
         return outputs
-
-
-def _cut_at(lost: Sequence[tuple[int, int]], slices: Iterable[Slice]) -> Iterator[Slice]:
-    """The slices of a batch, cut where calls that the device was lost in begin and end."""
-    ends = sorted({index for call in lost for index in call})
-    at = 0
-    for piece in slices:
-        for end in ends:
-            if 0 < end - at < piece.count:
-                head = piece.cut(end - at)
-                at += head.count
-                yield head
-        at += piece.count
-        yield piece
 
 
 class ScheduledRequest(StepRequest):
@@ -166,7 +161,6 @@ class ScheduledRequest(StepRequest):
         self.arrived = arrived
         self.deadline = math.inf if params.deadline is None else params.deadline
         self.expires = self.deadline  # set to infinity at the first event of a stream
-        self.timeout_at = math.inf  # `deadline` as a time of the event loop
         self.started: float | None = None  # when the first row entered a batch
         self.rows_left = self.count  # rows that are not done
         self.closed = False
@@ -211,20 +205,19 @@ class ScheduledRequest(StepRequest):
         slowest = min((part.steps for part in self.slices if not part.done), default=steps)
         return StreamProgress(steps_done=slowest, steps=steps, rows_done=n - self.rows_left, rows=n)
 
-    def result(self, now: float) -> Result:
-        """The result, once every row is done."""
-        started = now if self.started is None else self.started
-        return self.made(started - self.arrived, now - started)
-
-    def finished(self, outcome: Result | IgnError, now: float) -> Finished:
-        """What observers count of this request, which ended at time ``now``; reports the end to its
-        own observer.
+    def ended(self, code: str, now: float) -> Finished:
+        """What observers count of this request, which ended at time ``now`` with `ok` or the code
+        of an error; reports the end to its own observer.
         """
         started = now if self.started is None else self.started
-        code = outcome.error_code if isinstance(outcome, IgnError) else "ok"
+        queue_s = started - self.arrived
+        compute_s = now - started
+        if code == "ok":
+            self.result.queue_s = queue_s
+            self.result.compute_s = compute_s
         if self.params.observer is not None:
             self.params.observer.scheduled(self.arrived, self.started, now, code)
-        return Finished(self.count, code, started - self.arrived, now - started)
+        return Finished(self.count, code, queue_s, compute_s)
 
 
 Outputs = list[tuple[ScheduledRequest, StepOutput]]
@@ -235,20 +228,42 @@ a turn.
 """
 
 
-def check_rows(
-    requests: Sequence[tuple[FloatRows, SchedulingParams]], shape: tuple[int, int, int]
+def model_failure(text: str, cause: BaseException | None) -> ModelFailure:
+    """A failure whose reason, for the operator, is what the model raised."""
+    failure = ModelFailure(text, reason="" if cause is None else reason_of(cause))
+    failure.__cause__ = cause
+    return failure
+
+
+def reason_of(exc: BaseException) -> str:
+    """The first line of an error, or of the reason of a `ModelFailure`."""
+    reason = exc.reason if isinstance(exc, ModelFailure) else str(exc)
+    return "".join(reason.splitlines()[:1])[:_MAX_REASON] or type(exc).__name__
+
+
+def log_failures(errors: Sequence[tuple[ScheduledRequest, IgnError]], rows: int) -> None:
+    """Log a line for each cause of the failures of a batch of so many rows."""
+    by_cause = dict[str, list[str]]()
+    for request, error in errors:
+        if isinstance(error, ModelFailure):
+            by_cause.setdefault(error.reason, []).append(request.params.request_id)
+    for reason, names in by_cause.items():
+        text = "the model failed on %d of %d rows: %s%s"
+        logger.error(text, len(names), rows, reason, _request_ids(names))
+
+
+def log_device_lost(
+    cause: BaseException | None, alive: int, requests: Sequence[ScheduledRequest]
 ) -> None:
-    """Raise `ValueError` unless rows and masks fit a model with rows of this shape."""
-    channels, height, width = shape
-    for rows, params in requests:
-        n = len(rows)
-        mask = params.keep_mask
-        if n < 1 or rows.shape[1:] != shape or rows.dtype != np.float32:
-            raise ValueError(f"rows must be float32 (N ≥ 1, {channels}, {height}, {width})")
-        if mask is None:
-            continue
-        if (
-            mask.shape not in [(n, c, height, width) for c in (1, channels)]
-            or mask.dtype != np.bool_
-        ):
-            raise ValueError(f"keep_mask must be bool ({n}, 1 or {channels}, {height}, {width})")
+    """Log that a device is lost, and how many others are left."""
+    text = "a device is lost: %s. It fails every call until this process is started anew%s%s"
+    others = f"; others go on, {alive} of them" if alive else ""
+    names = [request.params.request_id for request in requests]
+    logger.critical(text, cause, others, _request_ids(names))
+
+
+def _request_ids(names: Sequence[str]) -> str:
+    # The end of a line of the log.
+    ids = [name for name in dict.fromkeys(names) if name]
+    more = f" and {len(ids) - _MAX_LOGGED_IDS} more" if len(ids) > _MAX_LOGGED_IDS else ""
+    return f"; requests {', '.join(ids[:_MAX_LOGGED_IDS])}{more}" if ids else ""

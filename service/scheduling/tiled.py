@@ -32,7 +32,7 @@ from service.domain.tasks import (
     StreamProgress,
 )
 from service.domain.tiles import Tiling, strips
-from service.scheduling.scheduler import Scheduler, SubmittedRun
+from service.scheduling.scheduler import Scheduler
 
 RunCodec = Callable[[str, Callable[[Any], Any]], Awaitable[Any]]
 """Runs a job in a thread of the codec pool, which is its argument; its time counts as `decode` or
@@ -116,12 +116,9 @@ class TiledRun:
         self._scheduler_for = scheduler_for
         self._run_codec = run_codec
         self._on_event = on_event
-        passes = self._step_params.steps + self._step_params.score
-        self._done, self._tiles = 0, passes * sum(image.tiling.count for image in self._images)
-        # Of the tiles that are not done.
-        self._pixels = passes * sum(
-            image.tiling.count * math.prod(image.tiling.tile) for image in self._images
-        )
+        passes = step_params.steps + step_params.score
+        self._done = 0
+        self._tiles = passes * sum(image.tiling.count for image in self._images)
         self._queue_s: float | None = None
 
     async def run(self) -> Result:
@@ -143,7 +140,10 @@ class TiledRun:
             if self._step_params.score:
                 await self._apply(images)
             queue_s = self._queue_s or 0.0
-            return images[0].request.made(queue_s, loop.time() - began - queue_s)
+            result = images[0].request.result
+            result.queue_s = queue_s
+            result.compute_s = loop.time() - began - queue_s
+            return result
         finally:
             images.clear()
 
@@ -153,7 +153,7 @@ class TiledRun:
 
     async def _apply(self, images: Sequence[_Image]) -> None:
         """Apply f to images, tile after tile: another order would round differently."""
-        waiting = deque[tuple[_Wave, SubmittedRun]]()
+        waiting = deque[tuple[_Wave, asyncio.Future[Result]]]()
         try:
             for wave in self._waves(images):
                 submitted = await self._submit(await self._run_codec("decode", partial(_cut, wave)))
@@ -164,7 +164,8 @@ class TiledRun:
                 await self._finish(*waiting.popleft())
         finally:
             for _, submitted in waiting:
-                submitted.cancel()
+                if not submitted.cancel():
+                    submitted.exception()  # or it counts as never retrieved
 
     def _waves(self, images: Sequence[_Image]) -> Iterator[_Wave]:
         for tile, group in groupby(images, key=lambda image: image.tiling.tile):
@@ -173,13 +174,12 @@ class TiledRun:
             while wave := list(islice(tiles, size)):
                 yield wave
 
-    async def _submit(self, rows: FloatRows) -> SubmittedRun:
+    async def _submit(self, rows: FloatRows) -> "asyncio.Future[Result]":
         """Submit tiles; waits while the queue is full, unless nothing of the request has run
         yet.
         """
         scheduler = self._scheduler_for(rows.shape[2:])
-        area = math.prod(rows.shape[2:])
-        later = max(0, self._pixels // area - len(rows))  # as many of this size take as long
+        later = max(0, self._tiles - self._done - len(rows))
         while True:
             params = replace(
                 self._params(),
@@ -199,14 +199,13 @@ class TiledRun:
                 raise DeadlineExceeded("the deadline passed") from exc
             await asyncio.sleep(_RETRY_S)
 
-    async def _finish(self, wave: _Wave, submitted: SubmittedRun) -> None:
-        result = await submitted.result()
+    async def _finish(self, wave: _Wave, submitted: "asyncio.Future[Result]") -> None:
+        result = await submitted
         self._queue_s = result.queue_s if self._queue_s is None else self._queue_s
         total = self._step_params.steps
         passes = min((image.steps for image in self._images if not image.has_ended), default=total)
         shown = await self._run_codec("encode", partial(_paste, wave, np.asarray(result.rows)))
         self._done += len(wave)
-        self._pixels -= len(wave) * math.prod(wave[0][0].tiling.tile)
         self._on_event(
             StreamProgress(steps_done=passes, steps=total, rows_done=self._done, rows=self._tiles)
         )

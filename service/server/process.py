@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -31,12 +31,13 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Final, NoReturn
 
-from service.domain.errors import IgnError, RequestError, StartupError
+from service.domain.errors import IgnError, StartupError
 from service.environment import available_cpus, share_metrics, stop_signals
-from service.models.registry import ModelChange, ModelRegistry
+from service.models.registry import ModelChange
 from service.observability.logs import JsonFormatter, QueuedHandler, count_drops, flush_log
 from service.observability.metrics import Metrics
 from service.server import uvicorn_server
+from service.server.parent import MESSAGE, Parent, report
 from service.settings import Settings
 
 # importable by name, because processes are spawned
@@ -58,19 +59,13 @@ _SILENCE_S: Final = 10.0  # without a beat
 _START_SILENCE_S: Final = 60.0
 _KILL_S: Final = 4.0  # after the time of draining; a process that is not stopped ends within 3 s
 _JOIN_S: Final = 0.5  # for threads that are about to end
-# characters of an error at most: a connection takes so many whole, or not at all
-_MESSAGE: Final = 2000
-# of models at a time: the supervisor must not wait for room in the pipe of one that hangs
-_MOST_CHANGES: Final = 16
-# characters of a model's name; valid ones are shorter, and an error says no more of others
-_MOST_OF_NAME: Final = 80
 _GC_THRESHOLD: Final = 10_000  # new objects between two collections; Python's default is 700
 
 
 def child_main(settings: Settings, messages: Connection) -> None:
     """The main function of one of several server processes.
 
-    It sends None every second, "" when it listens, or the reason why it does not start; `_Parent`
+    It sends None every second, "" when it listens, or the reason why it does not start; `Parent`
     says what else. It drains upon SIGTERM and when its parent ends. systemd sends SIGTERM to every
     process, and the parent passes its own on, so a second SIGTERM changes nothing; SIGINT ends the
     requests of a process that drains.
@@ -85,87 +80,9 @@ def child_main(settings: Settings, messages: Connection) -> None:
         with uvicorn_server.bind(settings.host, settings.port, shared=True) as bound:
             status = run_server(settings, bound, messages)
     except StartupError as exc:
-        _report(messages, exc.detail[:_MESSAGE])
+        report(messages, exc.detail[:MESSAGE])
         status = 0
     leave(status)
-
-
-def _report(messages: Connection, content: object) -> bool:
-    """Send a message to the parent; whether it was sent, as there may be no room for it while the
-    parent is stopped.
-    """
-    try:
-        messages.send(content)
-    except BlockingIOError:
-        return False
-    except OSError:  # it is gone
-        os.kill(os.getpid(), signal.SIGTERM)
-    return True
-
-
-class _Parent:
-    """The connection of a server process to its supervisor, by which all processes change their
-    models together.
-
-    Belongs to the event loop of the process. The process sends a request as `(number, change)`. The
-    supervisor sends `(name, change)` to every process. Each makes the change, and sends `(name,
-    error or None)`. Then the supervisor answers the request with `(number, error or None)`.
-    """
-
-    def __init__(self, messages: Connection, registry: ModelRegistry) -> None:
-        self._messages, self._registry, self._loop = messages, registry, asyncio.get_running_loop()
-        self._answers: dict[int, asyncio.Future[IgnError | None]] = {}
-        self._numbers, self._tasks = itertools.count(), set[asyncio.Task[None]]()
-
-    async def begin(self) -> None:
-        """Unload the models that the first message names: they were unloaded before this process
-        started.
-
-        From then on the process makes the changes that the supervisor sends.
-        """
-        with contextlib.suppress(EOFError, OSError):  # as in `_receive`
-            for name in self._messages.recv():
-                with contextlib.suppress(RequestError):  # its files are gone, too
-                    await self._registry.unload(name)
-        self._loop.add_reader(self._messages.fileno(), self._receive)
-
-    async def change(self, change: ModelChange) -> None:
-        """As `ModelRegistry.change`, in every process; raises the first error of one, when all have
-        tried.
-        """
-        number = next(self._numbers)
-        answer = self._answers[number] = self._loop.create_future()
-        await self._send(number, change._replace(name=change.name[:_MOST_OF_NAME]))
-        if error := await answer:
-            raise error
-
-    def _receive(self) -> None:
-        try:
-            while self._messages.poll():
-                key, content = self._messages.recv()
-                if isinstance(content, ModelChange):
-                    task = self._loop.create_task(self._change(content))
-                    self._tasks.add(task)
-                    task.add_done_callback(self._tasks.discard)
-                elif not (answer := self._answers.pop(key)).done():  # else nobody waits any more
-                    answer.set_result(content)
-        except (EOFError, OSError):  # the supervisor is gone, which the next beat notices
-            self._loop.remove_reader(self._messages.fileno())
-
-    async def _change(self, change: ModelChange) -> None:
-        error: IgnError | None = None
-        try:
-            await self._registry.change(change)
-        except IgnError as exc:
-            error = type(exc)(exc.detail[:_MESSAGE])
-        except Exception:
-            _LOG.exception("changing a model failed")
-            error = IgnError("changing a model failed in a way nobody foresaw; the log says how")
-        await self._send(change.name, error)
-
-    async def _send(self, key: int | str, content: ModelChange | IgnError | None) -> None:
-        while not _report(self._messages, (key, content)):  # noqa: ASYNC110 - no event says when there is room
-            await asyncio.sleep(_TICK_S)
 
 
 def run_server(
@@ -196,12 +113,12 @@ def run_server(
             tasks.append(asyncio.get_running_loop().create_task(start_listening(messages)))
 
     async def start_listening(messages: Connection) -> None:
-        parent = _Parent(messages, services.registry)
+        parent = Parent(messages, services.registry)
         services.change_everywhere = parent.change
         await parent.begin()
         try:
             await server.add_sockets(listeners)
-            _report(messages, "")
+            report(messages, "")
         except OSError as exc:  # another program listens on the port
             on_loaded(uvicorn_server.bind_error(settings.host, settings.port, exc))
 
@@ -211,7 +128,7 @@ def run_server(
     config = uvicorn_server.config(app, connections)
     if messages is not None:
         os.set_blocking(messages.fileno(), False)  # a supervisor that is stopped does not read
-    beat = None if messages is None else partial(_report, messages, None)
+    beat = None if messages is None else partial(report, messages, None)
     server = uvicorn_server.IgnServer(config, services, connections, beat)
     listeners = [listener, *(listener.dup() for _ in range(_ACCEPTS_PER_TICK - 1))]
     count_drops(services.metrics.dropped_log_lines.inc)
@@ -327,7 +244,7 @@ class _Call:
     change: ModelChange
     asker: _Child
     number: int  # that the asker gave it
-    waits_for: set[_Child] = field(default_factory=set)  # empty before it begins
+    waits_for: set[_Child]
     error: IgnError | None = None  # the first
 
 
@@ -346,7 +263,8 @@ class _Supervisor:
         # lose the status.
         self._signals, self._signalled = self._context.Pipe(duplex=False)
         self._children: list[_Child] = []
-        self._calls: list[_Call] = []
+        self._calls: dict[int, _Call] = {}  # by a number of ours
+        self._numbers = itertools.count()
         self._unloaded: set[str] = set()  # names that a replacement unloads before it listens
         self._starts: list[
             tuple[float, int, int]
@@ -385,10 +303,8 @@ class _Supervisor:
         self._folder.mkdir(mode=0o700, exist_ok=True)
         share_metrics(self._folder / f"{place}.prom")
         messages, its_messages = self._context.Pipe()
-        running = {
-            call.change.name for call in self._calls if call.waits_for and not call.change.loads
-        }
-        messages.send(self._unloaded | running)
+        messages.send(self._unloaded)
+        os.set_blocking(messages.fileno(), False)  # a process that hangs does not read
         with its_messages:
             process = self._context.Process(
                 target=self._main, args=(self._child_settings, its_messages)
@@ -434,11 +350,10 @@ class _Supervisor:
                 child.silence = 0.0
                 child.has_beaten = True
                 match message:
-                    case int(number), change:
-                        self._calls.append(_Call(change, child, number))
-                        self._begin_changes()
-                    case name, error:
-                        self._end_changes(child, name, error)
+                    case number, ModelChange() as change:
+                        self._begin_change(_Call(change, child, number, set(self._children)))
+                    case number, error:
+                        self._end_change(number, child, error)
                     case "":
                         child.listened = time.monotonic()
                         self._failures = 0
@@ -448,48 +363,39 @@ class _Supervisor:
                     case str(reason):
                         self._fail(reason)
 
-    def _begin_changes(self) -> None:
-        """Begin the first change of each name; those of one name come in the same order
-        everywhere.
+    def _begin_change(self, call: _Call) -> None:
+        """Have every process make a change; each makes those of one name in the order of their
+        begin.
         """
-        processes = {child for child in self._children if not child.is_killed}
-        if not processes:  # nobody is left who asks
-            self._calls.clear()
-        names = set[str]()
-        for call in self._calls:
-            name = call.change.name
-            if name in names or len(names) >= _MOST_CHANGES:
-                continue
-            names.add(name)
-            if not call.waits_for:
-                call.waits_for = set(processes)
-                if call.change.loads:  # a process that starts loads what the directory holds
-                    self._unloaded.discard(name)
-                for child in processes:
-                    self._send(child, name, call.change)
+        name = call.change.name
+        if call.change.loads:  # a process that starts loads what the directory holds
+            self._unloaded.discard(name)
+        else:
+            self._unloaded.add(name)
+        number = next(self._numbers)
+        self._calls[number] = call
+        for child in call.waits_for:
+            self._send(child, number, call.change)
 
-    def _end_changes(
-        self, child: _Child, name: str | None = None, error: IgnError | None = None
-    ) -> None:
-        """A process has made the change of this name, or, without a name, it is gone: none waits
-        for it any more.
-        """
-        for call in [*self._calls]:
-            if child not in call.waits_for or name not in (None, call.change.name):
-                continue
-            call.waits_for.remove(child)
-            call.error = call.error or error
-            if not call.waits_for:
-                self._calls.remove(call)
-                if call.error is None and not call.change.loads:
-                    self._unloaded.add(call.change.name)
-                self._send(call.asker, call.number, call.error)
-        self._begin_changes()
+    def _end_change(self, number: int, child: _Child, error: IgnError | None = None) -> None:
+        """A process has made a change, or is gone."""
+        call = self._calls[number]
+        call.waits_for.discard(child)
+        call.error = call.error or error
+        if not call.waits_for:
+            del self._calls[number]
+            if call.error is not None and not call.change.loads:
+                self._unloaded.discard(call.change.name)
+            self._send(call.asker, call.number, call.error)
 
     @staticmethod
-    def _send(child: _Child, key: int | str, content: ModelChange | IgnError | None) -> None:
-        with contextlib.suppress(OSError):  # it is gone, and `_reap` will notice
-            child.messages.send((key, content))
+    def _send(child: _Child, number: int, content: ModelChange | IgnError | None) -> None:
+        try:
+            child.messages.send((number, content))
+        except BlockingIOError:  # hundreds of messages wait: it hangs, and must miss none
+            child.process.kill()
+        except OSError:  # it is gone, and `_reap` will notice
+            pass
 
     def _kill_if_stuck(self, child: _Child, now: float) -> None:
         silence = _SILENCE_S if child.has_beaten else _START_SILENCE_S
@@ -506,7 +412,8 @@ class _Supervisor:
         child.process.join()
         child.messages.close()
         self._children.remove(child)
-        self._end_changes(child)
+        for number in [*self._calls]:
+            self._end_change(number, child)
         status = child.process.exitcode or 0
         if self._stopping:
             if status != -signal.SIGTERM:  # a process that has just started dies of the signal

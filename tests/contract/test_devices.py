@@ -36,10 +36,6 @@ class Gpu(OnnxModel):
         self.used.add(self._number)
         return super().run(rows)
 
-    @property
-    def device_batch(self) -> None:
-        return None  # every step is a run
-
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -11,7 +11,8 @@ import pytest
 
 from service.artifact.card import to_metadata
 from service.artifact.onnx_file import read_metadata
-from service.models.repository import LoadedModel, Repository
+from service.models.loaded import LoadedModel
+from service.models.repository import Repository
 from service.runtime.onnx_model import OnnxModel
 from tests.helpers.live import MODELS, SHIPPED, live_service
 

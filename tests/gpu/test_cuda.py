@@ -19,9 +19,10 @@ from service.domain.latents import FloatRows
 from service.domain.model import DeviceOutOfMemory
 from service.domain.tasks import Result
 from service.models.instances import open_instances
-from service.models.repository import LoadedModel, Repository
+from service.models.loaded import LoadedModel
+from service.models.repository import Repository
 from service.runtime.onnx_model import OnnxModel
-from service.runtime.session import CudaOptions, CudaUnavailable, can_run, compute_capability
+from service.runtime.session import CudaOptions, CudaUnavailable, gpu_is_visible
 from service.scheduling.scheduler import Scheduler
 from service.settings import Settings
 from tests.helpers.live import MODELS, SHIPPED
@@ -62,17 +63,6 @@ def shipped(
         default=name,
         precision=precision,
     ).load(name)
-
-
-def stepped(model: OnnxModel, x: FloatRows, steps: int) -> FloatRows:
-    device_batch = model.device_batch
-    out = np.empty_like(x)
-    assert device_batch is not None
-    device_batch.upload(x)
-    for _ in range(steps):
-        device_batch.run_steps()
-    device_batch.download(out)
-    return out
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -126,18 +116,6 @@ def test_a_rows_bits_depend_neither_on_its_place_nor_on_its_neighbours(served: O
             np.testing.assert_array_equal(served.run(others)[place], first[n][0])
 
 
-@pytest.mark.parametrize("name", REFS)
-def test_rows_kept_on_the_device_are_the_same(name: str) -> None:
-    model = shipped(name).instances[0]
-    assert isinstance(model, OnnxModel)
-    for n in (1, 3, 64):
-        x = y = sample_rows(n, model.shape)
-        for _ in range(7):
-            y = model.run(y)
-        np.testing.assert_array_equal(stepped(model, x, 7), y)
-    model.close()
-
-
 def test_a_model_is_loaded_and_closed_while_another_serves() -> None:
     serving = shipped(REFS[0])
     done = threading.Event()
@@ -174,7 +152,7 @@ def test_buckets_that_do_not_fit_are_given_up() -> None:
     model = on_cuda(data, CudaOptions(memory_mib=128))  # 4 MiB a row: 64 rows do not fit, one does
     assert model.buckets is not None
     assert 1 <= model.buckets[-1] < 64
-    rows = sample_rows(64)
+    rows = sample_rows(model.buckets[-1])
     np.testing.assert_allclose(model.run(rows), np.tanh(rows), atol=1e-5)
 
 
@@ -197,8 +175,8 @@ def test_a_long_run_keeps_its_memory() -> None:
         for round_ in range(rounds):
             for n in (1, 3, 7, 20, 64):
                 x = sample_rows(n, model.shape, seed=round_ % 5)
-                model.run(x)
-                stepped(model, x, 10)
+                for _ in range(10):
+                    model.run(x)
 
     work(20)
     before = gpu()
@@ -222,7 +200,9 @@ def test_two_gpus_answer_as_one() -> None:
     one = loaded.instances[0]
     assert isinstance(one, OnnxModel)
     x = sample_rows(64, loaded.card.shape)
-    expected = stepped(one, x, 20)
+    expected = x
+    for _ in range(20):
+        expected = one.run(expected)
 
     scheduler = Scheduler(*loaded.instances, max_batch_rows=16, queue_rows=4096)
 
@@ -239,7 +219,5 @@ def test_two_gpus_answer_as_one() -> None:
         loaded.close()
 
 
-def test_the_driver_tells_the_compute_capability() -> None:
-    capability = compute_capability(0)
-    assert capability is not None
-    assert can_run(capability)  # as the other tests do run
+def test_the_driver_tells_of_a_gpu() -> None:
+    assert gpu_is_visible()

@@ -1,6 +1,5 @@
 """The code path of CUDA on a machine without CUDA, and models whose end can be seen."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,23 +10,15 @@ from service.domain.errors import ModelFailure
 from service.domain.model import DeviceOutOfMemory
 from service.runtime import onnx_model
 from service.runtime.onnx_model import OnnxModel
-from service.runtime.runners import PaddedRunner
 
 
 def cuda_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make models run the code path of CUDA, with sessions and buffers on the CPU."""
+    """Make models run the code path of CUDA, with sessions on the CPU."""
 
     def start(data: bytes, *_: Any) -> Any:
         return onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
 
-    def runner(
-        session: Any, make_session: Any, buckets: Sequence[int], *device: Any
-    ) -> PaddedRunner:
-        assert device[0] == "cuda"
-        return PaddedRunner(session, make_session, buckets, "cpu")
-
     monkeypatch.setattr(onnx_model, "cuda_session", start)
-    monkeypatch.setattr(onnx_model, "PaddedRunner", runner)
 
 
 def is_closed(model: OnnxModel) -> bool:

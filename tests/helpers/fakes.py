@@ -1,6 +1,5 @@
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -55,48 +54,3 @@ class FakeModel:
         self.batch_size_reductions += 1
         if self.buckets is not None and len(self.buckets) > 1:
             self.buckets = self.buckets[:-1]
-
-
-class DeviceModel(FakeModel):
-    """A model on whose device rows may stay; ``calls`` are in order, and a number is the rows of a
-    `run`.
-    """
-
-    def __init__(
-        self,
-        *args: Any,
-        resident: bool = True,
-        breaks_at: int = 0,
-        loses: bool = False,
-        **options: Any,
-    ):
-        super().__init__(*args, **options)
-        self.device_batch = self if resident else None
-        self.calls: list[str | int] = []
-        self.steps_left = breaks_at  # the last of them fails
-        self.loses = loses  # rows cannot be copied back
-        self.there = np.empty((0, *self.shape), np.float32)
-
-    def run(self, rows: FloatRows) -> FloatRows:
-        self.calls.append(len(rows))
-        return super().run(rows)
-
-    def upload(self, rows: FloatRows) -> None:
-        self.calls.append("upload")
-        self.there = rows.copy()
-
-    def run_steps(self, keep_going: Callable[[], bool]) -> None:
-        going = True
-        while going:
-            self.calls.append("step")
-            self.steps_left -= 1
-            if self.steps_left == 0:
-                raise RuntimeError("for once")
-            self.there = super().run(self.there)
-            going = keep_going()
-
-    def download(self, out: FloatRows) -> None:
-        self.calls.append("download")
-        if self.loses:
-            raise RuntimeError("gone")
-        out[...] = self.there[: len(out)]

@@ -10,8 +10,9 @@ from mmap import mmap
 from struct import Struct
 from typing import Final
 
-from service.runtime.session import can_run
-
+# What the wheel of onnxruntime-gpu 1.31 on PyPI was built for, counted in its fat binaries. It runs
+# on later minor versions of the same major one, and holds no PTX.
+_ARCHITECTURES: Final = (75, 80, 86, 89, 90, 120)
 _CONTAINER: Final = Struct("<IHHQ")  # magic, version, bytes of this header, bytes of the entries
 # kind, version, bytes of this header, bytes of the code, …, architecture
 _ENTRY: Final = Struct("<HHIQ12xI")
@@ -42,7 +43,8 @@ def prune(library: bytearray | mmap, architecture: int) -> None:
 
 
 if __name__ == "__main__":
-    if not (sys.argv[1].isdecimal() and can_run(divmod(int(sys.argv[1]), 10))):
+    wanted = int(sys.argv[1]) if sys.argv[1].isdecimal() else 0
+    if not any(each // 10 == wanted // 10 and each <= wanted for each in _ARCHITECTURES):
         sys.exit(f"ARCH={sys.argv[1]}: onnxruntime-gpu from PyPI holds no code for it")
     for name in sys.argv[2:]:
         with open(name, "r+b") as file, mmap(file.fileno(), 0) as mapped:

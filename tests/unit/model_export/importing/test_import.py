@@ -19,7 +19,8 @@ from torch import nn
 
 from model_export import cli
 from model_export.importing import command
-from service.models.repository import LoadedModel, Repository
+from service.models.loaded import LoadedModel
+from service.models.repository import Repository
 from service.runtime.onnx_model import OnnxModel
 from tests.helpers import foreign_torch
 from tests.helpers.foreign import (

@@ -13,8 +13,9 @@ import pytest
 
 from service.domain.errors import Draining, LoadFailed, StartupError, UnloadRefused
 from service.models import registry
+from service.models.loaded import LoadedModel
 from service.models.registry import REFRESH_PAUSE_S, ModelRegistry, ServedModel
-from service.models.repository import LoadedModel, Repository
+from service.models.repository import Repository
 from service.models.store import ModelStore
 from service.observability.metrics import Metrics
 from service.observability.statistics import ModelStatistics

@@ -330,15 +330,3 @@ def test_when_one_cannot_be_made_the_others_are_closed() -> None:
     with pytest.raises(StartupError, match="no more"):
         open_instances(factory.make, Settings(device="cpu"), model_bytes(), 3)
     assert not factory.running()
-
-
-def test_a_model_that_fails_is_left_to_verification() -> None:
-    # It is not taken for a slow one, which would be made again with all threads.
-    assert (
-        len(
-            open_instances(
-                Opener().make, Settings(device="cpu", threads=3), hungry(2**45), alone=True
-            )
-        )
-        == 2
-    )

@@ -1,4 +1,3 @@
-import re
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -10,23 +9,18 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from service.artifact.card import Card
 from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceLost, DeviceOutOfMemory
 from service.runtime.onnx_model import OnnxModel, bounded_buckets
-from service.runtime.runners import PaddedRunner
 from service.runtime.session import CudaOptions, CudaUnavailable
 from tests.helpers.device_fakes import cuda_on_the_cpu
 from tests.helpers.onnx_models import (
-    OPSET,
-    UNKNOWN,
     ImageShape,
     every_other_row,
     hungry,
     make_card,
     model_bytes,
-    network,
     reference,
     sample_rows,
     serialise,
@@ -48,20 +42,11 @@ def test_a_rows_bits_depend_on_nothing_but_the_row(shape: ImageShape, threads: i
             np.testing.assert_array_equal(model.run(rows[some]), alone[some], strict=True)
 
 
-def model_of(x: onnx.ValueInfoProto, y: onnx.ValueInfoProto) -> bytes:
-    """A network that returns its input."""
-    return serialise(
-        helper.make_graph([helper.make_node("Identity", [x.name], [y.name])], "f", [x], [y]),
-        make_card(),
-    )
-
-
-def value(name: str, *shape: str | int, dtype: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, dtype, list(shape))
-
-
-GOOD = ("n", 1, 8, 8)
-SMALLER = {"tiles": {"overlap": 1, "smaller": (4,)}}
+def later_onnx() -> bytes:
+    model = onnx.load_from_string(model_bytes())
+    model.ir_version = 998
+    data: bytes = model.SerializeToString()
+    return data
 
 
 @pytest.mark.parametrize(
@@ -71,19 +56,7 @@ SMALLER = {"tiles": {"overlap": 1, "smaller": (4,)}}
         (model_bytes()[:150], "not a model onnxruntime can load"),
         (serialise(onnx.load_from_string(model_bytes()).graph, None), "no ign.card metadata"),
         (model_bytes().replace(b'"description"', b'"descripti\xffn"'), "its protobuf is damaged"),
-        (model_of(value("x", 4, 1, 8, 8), value("y", *GOOD)), "input x is not float32"),
-        (model_of(value("x", "n", 3, 8, 8), value("y", "n", 3, 8, 8)), "input x is not float32"),
-        (
-            model_of(value("x", *GOOD, dtype=11), value("y", *GOOD, dtype=11)),
-            "input x is not float32",
-        ),
-        (model_of(value("x", *GOOD), value("y", "n", 64)), "output y is not float32"),
-        (
-            serialise(network(), Card(**make_card().model_dump() | UNKNOWN | SMALLER)),
-            "×1×any×any, as the card says",
-        ),
-        (model_of(value("image", *GOOD), value("y", *GOOD)), "exactly one input, named x"),
-        (model_of(value("x", *GOOD), value("image", *GOOD)), "exactly one output, named y"),
+        (later_onnx(), "Unsupported model IR version: 998, max supported IR version: "),
     ],
 )
 def test_files_that_are_no_model_are_refused_in_one_line(data: bytes, says: str) -> None:
@@ -93,33 +66,36 @@ def test_files_that_are_no_model_are_refused_in_one_line(data: bytes, says: str)
     assert "/onnxruntime" not in caught.value.detail
 
 
-@pytest.mark.parametrize("device", ["auto", "cpu", "cuda"])
-@pytest.mark.parametrize(("field", "what"), [("opset", "opset"), ("ir_version", "IR version")])
-def test_a_file_of_a_later_onnx_says_what_it_needs_and_what_there_is(
-    field: str, what: str, device: Literal["auto", "cpu", "cuda"], monkeypatch: pytest.MonkeyPatch
+def model_of(x: onnx.ValueInfoProto, y: onnx.ValueInfoProto) -> bytes:
+    """A network that returns its input."""
+    node = helper.make_node("Cast", [x.name], [y.name], to=y.type.tensor_type.elem_type)
+    return serialise(helper.make_graph([node], "f", [x], [y]), make_card())
+
+
+def value(name: str, *shape: str | int, dtype: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, dtype, list(shape))
+
+
+GOOD = ("n", 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "says"),
+    [
+        (value("x", 4, 1, 8, 8), value("y", 4, 1, 8, 8), "invalid dimensions for input: x"),
+        (value("x", "n", 3, 8, 8), value("y", "n", 3, 8, 8), "invalid dimensions for input: x"),
+        (value("x", *GOOD, dtype=11), value("y", *GOOD), "Unexpected input data type"),
+        (value("x", *GOOD), value("y", *GOOD, dtype=11), "the model gave float64"),
+        (value("image", *GOOD), value("y", *GOOD), "image"),
+        (value("x", *GOOD), value("image", *GOOD), "y"),
+    ],
+)
+def test_a_network_that_is_not_as_its_card_says_fails_its_warm_up(
+    x: onnx.ValueInfoProto, y: onnx.ValueInfoProto, says: str
 ) -> None:
-    """It is not CUDA's fault: a session on the CPU would say the same."""
-    model = onnx.load_from_string(model_bytes())
-    model.ir_version = 998 if field == "ir_version" else model.ir_version
-    model.opset_import[0].version = 998 if field == "opset" else OPSET
-    start = onnxruntime.InferenceSession
-    started = list[object]()
-
-    def counted(data: bytes, *_: Any, **options: Any) -> Any:
-        started.append(options["providers"])
-        return start(data, providers=["CPUExecutionProvider"])
-
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    monkeypatch.setattr(onnxruntime, "InferenceSession", counted)
-    there = re.escape(onnxruntime.__version__)
-    message = (
-        rf"^needs ONNX {what} 998, and onnxruntime {there} supports up to (\d+): .* export "
-        rf"the model for {what} \1$"
-    )
-    with pytest.raises(StartupError, match=message) as caught:
-        OnnxModel(model.SerializeToString(), device=device)
-    assert not isinstance(caught.value, CudaUnavailable)
-    assert len(started) == 1
+    with pytest.raises(ModelFailure) as caught:
+        OnnxModel(model_of(x, y), device="cpu").warm_up()
+    assert says in caught.value.reason
 
 
 def test_another_format_of_onnxruntime_is_refused(tmp_path: Path) -> None:
@@ -192,6 +168,22 @@ def bucketed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., OnnxModel]:
     return lambda data, **options: OnnxModel(data, device="cuda", **options)
 
 
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[FloatRows], str]], None]:
+    """Makes sessions raise what a function says to their rows, if it says anything."""
+    run = onnxruntime.InferenceSession.run
+
+    def fail(message_to: Callable[[FloatRows], str]) -> None:
+        def run_or_fail(session: Any, names: list[str], inputs: dict[str, FloatRows]) -> Any:
+            if message := message_to(inputs["x"]):
+                raise RuntimeError(message)
+            return run(session, names, inputs)
+
+        monkeypatch.setattr(onnxruntime.InferenceSession, "run", run_or_fail)
+
+    return fail
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_buckets_give_the_rows_of_exact_batches(
     bucketed: Callable[..., OnnxModel], shape: ImageShape
@@ -227,112 +219,45 @@ def test_reducing_the_batch_halves_the_single_bucket(
     assert len(model.run(sample_rows(5))) == 5
 
 
-def test_rows_kept_on_the_device_are_the_same(bucketed: Callable[..., OnnxModel]) -> None:
-    data = model_bytes(make_card(buckets=(1, 4, 8)))
-    model = bucketed(data)
-    exact = OnnxModel(data, device="cpu")
-    model.warm_up()
-    device_batch = model.device_batch
-    assert device_batch is not None
-    for rows, steps in ((1, 2), (3, 0), (3, 5), (8, 1)):
-        expected = sample_rows(rows)
-        out = np.empty_like(expected)
-        device_batch.upload(expected)
-        for _ in range(steps):
-            device_batch.run_steps()
-            expected = exact.run(expected)
-        device_batch.download(out)
-        np.testing.assert_array_equal(out, expected)
-        model.run(sample_rows(2, seed=9))  # other rows, in between
-    model.close()
-    with pytest.raises(ModelFailure, match="closed"):
-        device_batch.run_steps()
-    assert exact.device_batch is None
-    with pytest.raises(ValueError, match="device"):
-        exact.upload(sample_rows(1))
-
-
-def test_rows_that_do_not_fit_are_not_uploaded(bucketed: Callable[..., OnnxModel]) -> None:
-    model = bucketed(model_bytes(make_card(buckets=(1, 4))))
-    with pytest.raises(ValueError, match="rows must be"):
-        model.upload(sample_rows(2, (3, 8, 8)))
-    with pytest.raises(ModelFailure) as caught:
-        model.upload(sample_rows(5))
-    assert "5 rows, and the largest bucket is 4" in str(caught.value.__cause__)
-    with pytest.raises(ModelFailure):
-        model.run_steps()  # nothing is loaded
-
-
 UNCLEAR = "CUBLAS failure 13: CUBLAS_STATUS_EXECUTION_FAILED"
 ILLEGAL = "CUDA failure 700: an illegal memory access was encountered"
 MEMORY = "CUDA failure 2: out of memory"
 
 
 @pytest.mark.parametrize(
-    ("said", "probe_says", "in_run", "in_step"),
+    ("said", "probe_says", "kind"),
     [
-        (MEMORY, "", DeviceOutOfMemory, DeviceOutOfMemory),
-        (ILLEGAL, "", DeviceLost, DeviceLost),
-        ("the node has no implementation", "", ModelFailure, ModelFailure),
+        (MEMORY, "", DeviceOutOfMemory),
+        (ILLEGAL, "", DeviceLost),
+        ("the node has no implementation", "", ModelFailure),
         # a row of zeros fails as well, so these rows are not to blame
-        (UNCLEAR, UNCLEAR, DeviceLost, ModelFailure),
-        (UNCLEAR, MEMORY, ModelFailure, ModelFailure),
-        (UNCLEAR, "", ModelFailure, ModelFailure),  # a row of zeros runs
+        (UNCLEAR, UNCLEAR, DeviceLost),
+        (UNCLEAR, MEMORY, ModelFailure),
+        (UNCLEAR, "", ModelFailure),  # a row of zeros runs
     ],
 )
 def test_an_error_is_recognised_by_its_message_and_an_unclear_one_by_a_row_of_zeros(
     said: str,
     probe_says: str,
-    in_run: type[Exception],
-    in_step: type[Exception],
+    kind: type[Exception],
     bucketed: Callable[..., OnnxModel],
-    monkeypatch: pytest.MonkeyPatch,
+    failing: Callable[[Callable[[FloatRows], str]], None],
 ) -> None:
-    """Rows that stay on the device are not probed for: a probe would overwrite those of the step
-    before.
-    """
     probes: list[int] = []
 
-    def fail(rows: FloatRows) -> None:
+    def message(rows: FloatRows) -> str:
         if not rows.any():
             probes.append(len(rows))
-        if message := said if rows.any() else probe_says:
-            raise RuntimeError(f"[ONNXRuntimeError] : 1 : FAIL : {message} ; GPU=0 ; hostname=here")
+        text = said if rows.any() else probe_says
+        return text and f"[ONNXRuntimeError] : 1 : FAIL : {text} ; GPU=0 ; hostname=here"
 
-    x = sample_rows(4)
-    model = bucketed(model_bytes(make_card(buckets=(1, 4, 8))))
-    monkeypatch.setattr(PaddedRunner, "__call__", lambda self, rows: fail(rows))
-    monkeypatch.setattr(PaddedRunner, "run_steps", lambda self, keep_going: fail(x))
-    with pytest.raises(in_run) as of_run:
-        model.run(x)
+    failing(message)
+    with pytest.raises(kind) as caught:
+        bucketed(model_bytes(make_card(buckets=(1, 4, 8)))).run(sample_rows(4))
     assert probes == [1] * (said == UNCLEAR)
-    model.upload(x)
-    with pytest.raises(in_step) as of_step:
-        model.run_steps()
-    assert probes == [1] * (said == UNCLEAR)
-    for error in (of_run.value, of_step.value):
-        reason = error.reason if isinstance(error, ModelFailure) else str(error)
-        assert reason.endswith(said)  # not what the probe says
-
-
-@pytest.mark.parametrize(
-    "said", ["CUDA failure 209: no", "CUDA error cudaErrorNoKernelImageForDevice:no"]
-)
-def test_a_gpu_without_code_in_onnxruntime_is_named(
-    said: str,
-    bucketed: Callable[..., OnnxModel],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    def fail(*_: Any) -> None:
-        raise RuntimeError(f"{said} kernel image is available for execution")
-
-    monkeypatch.setattr("service.runtime.session.compute_capability", lambda device_id: (10, 0))
-    model = bucketed(model_bytes())
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
-    monkeypatch.setattr(PaddedRunner, "run_steps", fail)
-    with pytest.raises(DeviceLost, match=r"no kernel image.*; GPU 0 has compute capability 10\.0"):
-        model.warm_up()
+    error = caught.value
+    reason = error.reason if isinstance(error, ModelFailure) else str(error)
+    assert reason.endswith(said)  # not what the probe says
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,12 @@ from service.runtime.session import (
     CPU,
     CUDA,
     STICKY,
-    Capability,
     CudaOptions,
     CudaUnavailable,
     Kind,
-    can_run,
-    compute_capability,
     cuda_session,
+    gpu_is_visible,
     kind_of,
-    missing_code,
     short_message,
 )
 
@@ -152,54 +149,33 @@ def test_a_message_is_what_an_operator_can_use(said: str, line: str) -> None:
     assert short_message(RuntimeError(said)) == line
 
 
-class Driver:
-    """NVIDIA's driver on a machine with GPUs of these compute capabilities."""
-
-    def __init__(self, *capabilities: Capability, failing: str = "") -> None:
-        self.capabilities = capabilities
-        self.failing = failing
-
-    def load(self, name: str) -> "Driver":
-        if self.failing == "load":
-            raise OSError(f"{name}: cannot open shared object file")
-        return self
-
-    def cuInit(self, flags: int) -> int:
-        return 3 if self.failing == "cuInit" else 0
-
-    def cuDeviceGet(self, device: Any, ordinal: int) -> int:
-        if ordinal >= len(self.capabilities):
-            return 101
-        device._obj.value = 7 + ordinal  # a handle is no ordinal
-        return 0
-
-    def cuDeviceGetAttribute(self, value: Any, attribute: int, device: ctypes.c_int) -> int:
-        value._obj.value = self.capabilities[device.value - 7][attribute - 75]
-        return 1 if self.failing == "cuDeviceGetAttribute" else 0
-
-
-def test_the_driver_tells_the_capability_of_a_visible_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", Driver((9, 0), (10, 3)).load)
-    assert [compute_capability(i) for i in range(3)] == [(9, 0), (10, 3), None]
-    assert missing_code(0) == ""
-    assert missing_code(1) == (
-        "GPU 1 has compute capability 10.3, and onnxruntime-gpu from PyPI holds code for "
-        "7.5, 8.0, 8.6, 8.9, 9.0, 12.0 only"
-    )
-
-
-@pytest.mark.parametrize("failing", ["load", "cuInit", "cuDeviceGetAttribute"])
-def test_a_driver_that_does_not_tell_is_no_reason(
-    monkeypatch: pytest.MonkeyPatch, failing: str
+@pytest.mark.parametrize(
+    ("gpus", "failing", "is_visible"),
+    [
+        (1, "", True),
+        (0, "", False),
+        (1, "load", False),
+        (1, "cuInit", False),
+        (1, "cuDeviceGetCount", False),
+    ],
+)
+def test_the_driver_tells_of_a_visible_gpu(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, failing: str, is_visible: bool
 ) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", Driver((10, 0), failing=failing).load)
-    assert compute_capability(0) is None
-    assert missing_code(0) == ""
+    class Driver:
+        def __init__(self, name: str) -> None:
+            if failing == "load":
+                raise OSError(f"{name}: cannot open shared object file")
 
+        def cuInit(self, flags: int) -> int:
+            return 3 if failing == "cuInit" else 0
 
-def test_code_runs_on_the_same_major_version_and_later_minor_ones() -> None:
-    assert all(map(can_run, [(7, 5), (8, 0), (8, 7), (9, 0), (12, 1)]))
-    assert not any(map(can_run, [(6, 1), (7, 0), (10, 0), (11, 0)]))  # P100, V100, B200, …
+        def cuDeviceGetCount(self, count: Any) -> int:
+            count._obj.value = gpus
+            return 1 if failing == "cuDeviceGetCount" else 0
+
+    monkeypatch.setattr(ctypes, "CDLL", Driver)
+    assert gpu_is_visible() == is_visible
 
 
 @pytest.mark.parametrize(("number", "name"), STICKY.items())

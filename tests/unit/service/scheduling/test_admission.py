@@ -66,16 +66,6 @@ def with_measured_calls(*, queue_rows: int = 10_000, batch_rows: int = 8) -> Adm
     return admission
 
 
-def test_cost_is_a_line_through_the_latest_calls() -> None:
-    cost = CostModel()
-    for n in (50, 60) * 40:
-        cost.add(n, 9.0, 0.0)
-    for n in (*range(1, 65),) * 6:
-        cost.add(n, 0.5 + 0.25 * n, 1.0)
-    assert cost.seconds(10, 1.0) == pytest.approx(3.0)
-    assert cost.seconds(100, 1.0) == pytest.approx(25.5)
-
-
 def test_cost_is_unknown_at_first_and_again_after_a_while() -> None:
     cost = CostModel()
     for _ in range(7):
@@ -112,27 +102,6 @@ def test_queue_limit_counts_waiting_rows_only() -> None:
     assert 1.0 <= retry_after(admission, request(1), QueueFull) <= 60.0
     admission.close([running])
     assert admission.waiting == 4
-
-
-def test_open_work_is_what_is_left() -> None:
-    admission = Admission(100, 8)
-    one = request(3, steps=5, tolerance=0.1)
-    batch = began(admission, one)
-    batch.done = 1
-    admission.on_batch_ended(batch)
-    assert admission.total == Counters(rows=3, steps=3 * 4)
-    rest = batch.slices[0]
-    rest.steps = 1
-    admission.on_rows_done(rest.cut(1))
-    assert admission.total == Counters(rows=2, steps=2 * 4)
-    assert admission.close([one]) == {one: 2}
-    assert admission.close([one]) == {}
-    assert admission.total == Counters()
-
-
-def test_deadlines_are_not_predicted_from_too_few_calls() -> None:
-    assert admit(Admission(100, 8), request(steps=10**6, deadline=0.001)) == ""
-    assert admit(Admission(100, 8), request(deadline=5.0), 5.0) == "deadline_unreachable"
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,8 @@ def request(
 
 def push(queue: FairQueue, *requests: ScheduledRequest) -> None:
     for one in requests:
-        queue.push(one.slices)
+        for piece in one.slices:
+            queue.push(piece)
 
 
 def rows(slices: list[Slice]) -> list[RowId]:
@@ -46,7 +47,7 @@ def run(queue: FairQueue, slices: list[Slice]) -> None:
     """One step over rows that stay."""
     for piece in slices:
         piece.steps += 1
-    queue.push(slices)
+        queue.push(piece)
 
 
 def test_behind_a_very_long_queue_new_rows_get_every_second_place() -> None:
@@ -57,29 +58,6 @@ def test_behind_a_very_long_queue_new_rows_get_every_second_place() -> None:
         run(queue, queue.take(2, 0.0)[0])
     push(queue, fresh)
     assert take(queue, 4).count(fresh) == 2
-
-
-def test_removed_rows_are_never_taken() -> None:
-    queue = FairQueue()
-    removed = request(5, key="a")
-    stays = request(3, key="b")
-    push(queue, removed, stays)
-    assert take(queue, 2) == [removed, stays]
-    queue.remove(removed)
-    queue.remove(removed)
-    assert queue.row_count == 2
-    assert take(queue, 10) == [stays] * 2
-    assert queue.row_count == 0
-
-
-def test_expired_rows_have_no_place() -> None:
-    queue = FairQueue()
-    late = request(2, deadline=1.0)
-    stays = request(2)
-    push(queue, late, stays)
-    slices, expired = queue.take(3, 1.0)
-    assert rows(slices) == [(stays, 0)]
-    assert expired == [late]
 
 
 @given(

@@ -14,7 +14,7 @@ from service.domain.model import DeviceOutOfMemory
 from service.domain.tasks import Result, SchedulingParams, StepParams, StreamProgress
 from service.scheduling.request import Event
 from service.scheduling.scheduler import Scheduler
-from tests.helpers.fakes import DeviceModel, FakeModel
+from tests.helpers.fakes import FakeModel
 from tests.helpers.serving import (
     Clock,
     RecordingFunction,
@@ -46,21 +46,7 @@ def test_drift_is_measured_only_on_request_and_costs_one_step() -> None:
     play(main, model)
 
 
-def test_rows_and_masks_that_do_not_fit_the_model() -> None:
-    short = SchedulingParams(
-        step_params=StepParams(steps=1), keep_mask=np.zeros((2, 1, 4, 4), np.bool_)
-    )
-
-    async def main(scheduler: Scheduler) -> None:
-        for rows, asked in ((np.zeros((1, 1, 4, 5), np.float32), params()), (marked(1), short)):
-            with pytest.raises(ValueError, match="must be"):
-                await scheduler.run(rows, asked)
-
-    play(main, FakeModel())
-
-
-@pytest.mark.parametrize("resident", [False, True])
-def test_a_new_request_interrupts_unobserved_steps(resident: bool) -> None:
+def test_a_new_request_interrupts_unobserved_steps() -> None:
     # time stands still: nothing else can interrupt
     recorded = RecordingFunction()
     clock = Clock()
@@ -81,7 +67,7 @@ def test_a_new_request_interrupts_unobserved_steps(resident: bool) -> None:
                 admitted.wait(300)
             return recorded(rows)
 
-        with serving(DeviceModel(function=watched, resident=resident), clock=clock) as scheduler:
+        with serving(FakeModel(function=watched), clock=clock) as scheduler:
             await scheduler.run(marked(1), params(1000))
             await asyncio.gather(*short)
 
@@ -213,15 +199,6 @@ def test_the_log_says_why_the_model_failed_and_for_which_requests(
     assert first.endswith("failed on 1 of 22 rows: disk full; requests other")
     assert "failed on 20 of 22 rows: CUBLAS failure 13; requests r0, r1, " in second
     assert second.endswith("r15 and 4 more")
-
-
-def test_a_model_that_loses_rows_is_a_failure() -> None:
-    class Short(FakeModel):
-        def run(self, rows: FloatRows) -> FloatRows:
-            return rows[:0]
-
-    with pytest.raises(ModelFailure):
-        play(lambda scheduler: scheduler.run(marked(1, 2, 3), params()), Short())
 
 
 def test_out_of_memory_lowers_the_largest_batch() -> None:
@@ -387,35 +364,29 @@ def test_progress_is_that_of_the_slowest_row() -> None:
     assert {(event.steps, event.rows) for event in progress} == {(9, 2)}
 
 
-@pytest.mark.parametrize(
-    ("options", "steps", "calls"),
-    [
-        # the first step for its distance, the last for the answer
-        ({}, 6, [1, "upload", "step", "step", "step", "step", "download", 1]),
-        ({}, 3, [1, 1, 1]),  # a single unobserved step runs from the host
-        # two steps were made and are not made again; from then on the rows come and go
-        ({"breaks_at": 3}, 8, [1, "upload", "step", "step", "step", "download", 1, 1, 1, 1, 1]),
-        ({"breaks_at": 1}, 5, [1, "upload", "step", 1, 1, 1, 1]),
-        # rows that cannot be downloaded are computed again
-        ({"loses": True}, 5, [1, "upload", "step", "step", "step", "download", 1, 1, 1, 1]),
-    ],
-)
-def test_rows_are_downloaded_only_when_observed(
-    options: dict[str, Any], steps: int, calls: list[str | int]
+@pytest.mark.parametrize("place", ["batch", "report", "events"])
+def test_a_defect_on_the_event_loop_leaves_nobody_waiting(
+    place: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = DeviceModel(**options)
-    result = play(lambda scheduler: scheduler.run(marked(1024), params(steps)), model)
-    np.testing.assert_array_equal(result.rows, marked(1024 * 0.5**steps))
-    assert model.calls == calls
+    failing = True
 
+    def fail(*_: object) -> None:
+        if failing:
+            raise ZeroDivisionError
 
-def test_a_time_limit_ends_unobserved_steps() -> None:
-    clock = Clock()
+    options: dict[str, Any] = {"batch": {"on_batch": fail}, "report": {"observe": fail}}
 
-    def slow(rows: FloatRows) -> FloatRows:
-        clock.now += 0.06
-        return rows
+    async def main(scheduler: Scheduler) -> None:
+        nonlocal failing
+        if place == "events":
+            scheduler.submit([(marked(2), params())], fail)
+        calls = [submitted(scheduler, marked(i), params(3)) for i in range(20)]
+        ended = await asyncio.gather(*calls, return_exceptions=True)
+        kinds = {type(each) for each in ended}
+        assert kinds == {ModelFailure if place == "batch" else Result}
+        failing = False
+        np.testing.assert_array_equal((await scheduler.run(marked(4), params())).rows, marked(2))
+        assert scheduler.healthy
 
-    model = DeviceModel(function=slow)
-    play(lambda scheduler: scheduler.run(marked(1024), params(6)), model, clock=clock)
-    assert model.calls == [1, *["upload", "step", "step", "download"] * 2, 1]
+    play(main, FakeModel(), **options.get(place, {}))
+    assert "ZeroDivisionError" in caplog.text

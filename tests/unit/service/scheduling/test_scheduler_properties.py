@@ -24,7 +24,7 @@ from service.domain.tiles import Tiling
 from service.scheduling.request import Event, ScheduledRequest
 from service.scheduling.scheduler import Scheduler
 from service.scheduling.tiled import TiledRun
-from tests.helpers.fakes import DeviceModel, FakeModel
+from tests.helpers.fakes import FakeModel
 from tests.helpers.serving import Clock, Reports, params, play, rows_open
 
 SHAPE = (2, 2, 2)
@@ -224,7 +224,6 @@ async def told(
     st.sampled_from([None, (1, 2, 4, 8), (3, 8), (8,)]),
     st.sampled_from([None, None, None, 3]),
     st.lists(st.integers(0, 6), max_size=2),
-    st.sampled_from([{"resident": False}, {}, {"breaks_at": 1}, {"breaks_at": 3}, {"loses": True}]),
 )
 def test_every_row_is_what_f_gives_row_by_row(
     mix: list[Ask],
@@ -232,20 +231,15 @@ def test_every_row_is_what_f_gives_row_by_row(
     buckets: tuple[int, ...] | None,
     memory: int | None,
     losses: Collection[int],
-    device: dict[str, Any],
 ) -> None:
-    """Streamed, recorded, masked, with a tolerance, one step and many, with rows that stay on a
-    device or do not.
+    """Streamed, recorded, masked, with a tolerance, one step and many.
 
-    Devices fail on rows and in a step, lack memory, lose rows, and are lost.
+    Devices fail on rows, lack memory, and are lost.
     """
     if buckets is not None and memory is not None:
         memory = max(memory, buckets[0])  # a device on which nothing at all fits is another test
-    devices = [DeviceModel(SHAPE, f, buckets, poison=raises, memory_rows=memory, **device)]
-    devices += [
-        DeviceModel(SHAPE, f, buckets, poison=raises, lost_in=lost_in, **device)
-        for lost_in in losses
-    ]
+    devices = [FakeModel(SHAPE, f, buckets, poison=raises, memory_rows=memory)]
+    devices += [FakeModel(SHAPE, f, buckets, poison=raises, lost_in=lost_in) for lost_in in losses]
 
     async def main(scheduler: Scheduler) -> None:
         for ask, events in zip(mix, await told(scheduler, mix, {}), strict=True):

@@ -327,7 +327,7 @@ def test_several_processes_and_a_gpu_are_refused(
     configured: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setattr("service.runtime.session.cuda_is_built_in", lambda: True)
-    monkeypatch.setattr("service.runtime.session.compute_capability", lambda _: (9, 0))
+    monkeypatch.setattr("service.runtime.session.gpu_is_visible", lambda: True)
     configured(DEVICE="auto")
     for options, said in (
         ({"workers": "2"}, "--workers=2 needs IGN_DEVICE=cpu: a GPU is there"),
