@@ -53,11 +53,6 @@ def test_the_same_pixels_give_the_same_answer_in_any_format(service: Service, na
         assert checked(raw(service, OTHERS[name], kind=kind), ProjectAnswer).images == expected
 
 
-def test_avif(service: Service) -> None:
-    answer = checked(raw(service, save(PIXELS[0], "AVIF"), kind="image/avif"), ProjectAnswer)
-    assert len(answer.images) == 1
-
-
 @pytest.mark.parametrize("how", ["JSON", "form", "raw"])
 def test_every_page_of_a_tiff_is_an_image(service: Service, how: str) -> None:
     if how == "JSON":

@@ -6,12 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.contract.data import latents
 from tests.contract.harness import Service, serving, settings
-from tests.contract.oip import LENGTH, as_binary
 from tests.helpers.onnx_models import write_model
 from tests.helpers.openapi import FILE, document
-from tests.helpers.pictures import noise, save
 
 SHAPE = (1, 28, 28)  # of the model that the examples are for
 DOCUMENT: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
@@ -28,16 +25,6 @@ EXAMPLES = [
     for name, example in operation["requestBody"]["content"]["application/json"]
     .get("examples", {})
     .items()
-]
-PICTURES = {
-    f"image/{form}": save(noise(9, 9, 3), form)
-    for form in ("png", "jpeg", "webp", "tiff", "bmp", "gif", "avif")
-}
-OTHER_BODIES = [
-    (path, kind)
-    for path, operation in OPERATIONS.items()
-    for kind in operation["requestBody"]["content"]
-    if kind != "application/json"
 ]
 
 
@@ -78,25 +65,3 @@ def test_every_example_is_answered_as_documented(mnist: Service, path: str, valu
     assert "200" in OPERATIONS[path]["responses"]
     assert response.headers["Content-Type"] == "application/json"
     assert "application/json" in OPERATIONS[path]["responses"]["200"]["content"]
-
-
-@pytest.mark.parametrize(("path", "kind"), OTHER_BODIES)
-def test_every_other_kind_of_body_is_taken_as_documented(
-    mnist: Service, path: str, kind: str
-) -> None:
-    """Those that JSON cannot hold, and so no example can."""
-    options: dict[str, Any]
-    if kind == "multipart/form-data":
-        options = {"files": [("image", (name, data, name)) for name, data in PICTURES.items()]}
-    elif kind == "application/octet-stream":
-        content, length = as_binary(
-            latents(1, shape=SHAPE), parameters={"binary_data_output": True}
-        )
-        options = {"content": content, "headers": {LENGTH: str(length), "Content-Type": kind}}
-    else:
-        options = {"content": PICTURES[kind], "headers": {"Content-Type": kind}}
-    response = mnist.client.post(path.format(name="mnist", version="1"), **options)
-    assert response.status_code == 200, response.text
-    expected = kind if kind == "application/octet-stream" else "application/json"
-    assert response.headers["Content-Type"] == expected
-    assert expected in OPERATIONS[path]["responses"]["200"]["content"]

@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -55,11 +56,6 @@ def run(name: str, *arguments: object, url: str, folder: Path) -> list[str]:
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.splitlines()
-
-
-@pytest.mark.parametrize("path", SHORT, ids=lambda path: path.stem)
-def test_they_are_short(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
 
 
 def page(width: int, height: int) -> Image.Image:
@@ -132,6 +128,21 @@ def test_clean_a_folder(url: str, tmp_path: Path) -> None:
     with Image.open(tmp_path / "out" / "a.png") as cleaned:
         assert cleaned.size == (150, 90)
         assert np.median(np.asarray(cleaned)) > 240  # paper
+
+
+@pytest.mark.parametrize(("dpi", "size"), [(300, (150, 90)), (150, (300, 180)), (600, (75, 45))])
+def test_the_plugin_for_ocr_cleans_a_page_at_a_readable_size(
+    url: str, monkeypatch: pytest.MonkeyPatch, dpi: int, size: tuple[int, int]
+) -> None:
+    monkeypatch.setenv("IGN_BASE_URL", url)
+    # all that the plugin uses of the program
+    monkeypatch.setitem(sys.modules, "ocrmypdf", SimpleNamespace(hookimpl=lambda hook: hook))
+    scan = page(150, 90)
+    scan.info["dpi"] = (dpi, dpi)
+    cleaned = runpy.run_path(str(EXAMPLES / "ocrmypdf_ign.py"))["filter_ocr_image"](None, scan)
+    assert cleaned.size == size
+    assert cleaned.info["dpi"] == (dpi * size[0] / 150,) * 2
+    assert np.median(np.asarray(cleaned)) > 240  # paper
 
 
 def test_the_triton_client(url: str, tmp_path: Path) -> None:

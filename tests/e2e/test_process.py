@@ -60,6 +60,12 @@ class Process:
             assert next(lines) == "event: step"
             yield lines
 
+    def first(self, path: str) -> int:
+        """The status of a path, as soon as a process listens."""
+        while True:
+            with suppress(httpx.ConnectError):
+                return self.get(path).status_code
+
     def until(self, status: int) -> None:
         while self.get("/readyz").status_code != status:
             pass
@@ -299,14 +305,11 @@ BUSY_EXECUTOR = "Repository.load_all = lambda _: time.sleep(600)"
 def test_it_ends_although_a_thread_does_not(
     environ: dict[str, str], line: str, signals: int, drain_s: str
 ) -> None:
-    with started(
-        environ | {"IGN_DRAIN_S": drain_s}, sys.executable, "-c", STUCK.format(line=line)
-    ) as process:
-        # the startup line comes when the models are loaded
-        while not (ports := listening(process)):
-            pass
-        process.url = f"http://127.0.0.1:{ports[0]}"
-        assert process.get("/healthz").status_code == 200
+    port = free_port()  # the startup line comes when the models are loaded
+    changes = {"IGN_DRAIN_S": drain_s, "IGN_PORT": str(port)}
+    with started(environ | changes, sys.executable, "-c", STUCK.format(line=line)) as process:
+        process.url = f"http://127.0.0.1:{port}"
+        assert process.first("/healthz") == 200
         end = time.monotonic() + PATIENCE_S
         while process.popen.poll() is None and time.monotonic() < end:
             if signals:
@@ -355,23 +358,6 @@ def command_line(pid: str) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:  # it has just ended
         return b""
-
-
-def listening(process: Process) -> list[int]:
-    """The ports on which one process listens."""
-    folder = Path(f"/proc/{process.popen.pid}/fd")
-    with suppress(OSError):  # it has just closed one
-        inodes = {
-            os.readlink(file).removeprefix("socket:[").removesuffix("]")
-            for file in folder.iterdir()
-        }
-        sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-        return [
-            int(one[1].rpartition(":")[2], 16)
-            for one in sockets
-            if one[3] == "0A" and one[9] in inodes
-        ]
-    return []
 
 
 def listeners(process: Process) -> int:
@@ -451,10 +437,7 @@ class TestSeveralProcesses:
         port = free_port()
         with started(environ | TWO | {"IGN_PORT": str(port)}) as process:
             process.url = f"http://127.0.0.1:{port}"
-            while True:
-                with suppress(httpx.ConnectError):
-                    assert process.get("/readyz").status_code == 200
-                    break
+            assert process.first("/readyz") == 200
             assert address_of(process.popen) == process.url
             served_until(process, lambda: listeners(process) == 2)
 
@@ -530,6 +513,3 @@ class TestSeveralProcesses:
             process.popen.wait()
             while any(Path(f"/proc/{pid}").exists() for pid in children):
                 pass
-
-    def test_a_refusal_to_start_is_one_line(self, tmp_path: Path) -> None:
-        assert "nowhere: no such directory" in rejected(missing(tmp_path) | TWO)

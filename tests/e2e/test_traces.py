@@ -4,17 +4,14 @@ import http.server
 import threading
 import time
 from collections.abc import Iterator
-from concurrent import futures
 from contextlib import contextmanager
 from pathlib import Path
 
-import grpc  # type: ignore[import-untyped]
 import httpx
-import pytest
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span, Status
 
-from tests.helpers.live import live_service, until
+from tests.helpers.live import live_service
 from tests.helpers.onnx_models import write_model
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -38,14 +35,6 @@ class Collector:
             for scope in one.scope_spans
             for span in scope.spans
         ]
-
-    def until(self, name: str) -> Span:
-        """The first span with this name."""
-        until(
-            lambda: name in [span.name for span in self.spans()],
-            lambda: [span.name for span in self.spans()],
-        )
-        return next(span for span in self.spans() if span.name == name)
 
 
 @contextmanager
@@ -78,41 +67,6 @@ def over_http() -> Iterator[tuple[Collector, str]]:
         server.server_close()
 
 
-@contextmanager
-def over_grpc() -> Iterator[tuple[Collector, str]]:
-    collector = Collector()
-
-    class Servicer(trace_service_pb2_grpc.TraceServiceServicer):
-        def Export(
-            self,
-            request: trace_service_pb2.ExportTraceServiceRequest,
-            context: grpc.ServicerContext,
-        ) -> trace_service_pb2.ExportTraceServiceResponse:
-            collector.take(request)
-            return trace_service_pb2.ExportTraceServiceResponse()
-
-    server = grpc.server(futures.ThreadPoolExecutor(2))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Servicer(), server)  # type: ignore[no-untyped-call]
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        yield collector, f"http://127.0.0.1:{port}"
-    finally:
-        server.stop(None).wait()
-
-
-@pytest.fixture(scope="module")
-def serving_toy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    directory: Path = tmp_path_factory.mktemp("models")
-    write_model(directory)
-    return {
-        "IGN_MODEL_DIR": str(directory),
-        "IGN_DEFAULT_MODEL": "toy",
-        "IGN_DEVICE": "cpu",
-        "NO_PROXY": "*",
-    }
-
-
 def attributes(span: Span) -> dict[str, str | int]:
     return {
         one.key: one.value.string_value
@@ -122,16 +76,21 @@ def attributes(span: Span) -> dict[str, str | int]:
     }
 
 
-def test_each_request_is_a_trace_of_its_parts(serving_toy: dict[str, str]) -> None:
+def test_each_request_is_a_trace_of_its_parts(tmp_path: Path) -> None:
+    write_model(tmp_path)
     with over_http() as (collector, url):
         variables = {
+            "IGN_MODEL_DIR": str(tmp_path),
+            "IGN_DEFAULT_MODEL": "toy",
+            "IGN_DEVICE": "cpu",
+            "NO_PROXY": "*",
             "OTEL_EXPORTER_OTLP_ENDPOINT": url,
-            "OTEL_BSP_SCHEDULE_DELAY": "50",
+            "OTEL_BSP_SCHEDULE_DELAY": "600000",  # only the end of the process exports
             "OTEL_SERVICE_NAME": "mine",
         }
         before = time.time_ns()
         with (
-            live_service(**serving_toy, **variables) as service,
+            live_service(**variables) as service,
             httpx.Client(base_url=service, timeout=300) as client,
         ):
             response = client.post(
@@ -141,8 +100,6 @@ def test_each_request_is_a_trace_of_its_parts(serving_toy: dict[str, str]) -> No
             )
             assert response.status_code == 200
             assert response.headers["traceparent"].startswith(f"00-{TRACE}-")
-            root = collector.until("POST /generate")
-            collector.until("batch")
             begun = client.post("/generate", json={"n": 0})
             assert begun.status_code == 422
             unsampled = client.post("/generate", json={}, headers={"traceparent": UNSAMPLED})
@@ -160,8 +117,9 @@ def test_each_request_is_a_trace_of_its_parts(serving_toy: dict[str, str]) -> No
         "service.name"
     ] == "mine"
 
+    (root,) = [span for span in collector.spans() if span.parent_span_id.hex() == PARENT]
+    assert root.name == "POST /generate"
     assert root.trace_id.hex() == TRACE
-    assert root.parent_span_id.hex() == PARENT
     assert response.headers["traceparent"] == f"00-{TRACE}-{root.span_id.hex()}-01"
     assert root.kind == Span.SPAN_KIND_SERVER
     assert attributes(root) == {
@@ -221,18 +179,3 @@ def test_each_request_is_a_trace_of_its_parts(serving_toy: dict[str, str]) -> No
     }
     # none without the flag
     assert len([span for span in collector.spans() if span.name == "POST /generate"]) == 3
-
-
-@pytest.mark.slow
-def test_over_grpc_and_at_the_end_of_the_process(serving_toy: dict[str, str]) -> None:
-    with over_grpc() as (collector, url):
-        variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
-        long = {"OTEL_BSP_SCHEDULE_DELAY": "600000"}  # only the end of the process exports
-        with (
-            live_service(**serving_toy, **variables, **long) as service,
-            httpx.Client(base_url=service, timeout=300) as client,
-        ):
-            assert client.post("/generate", json={}).status_code == 200
-        assert {"POST /generate", "batch", "queue", "compute"} <= {
-            span.name for span in collector.spans()
-        }

@@ -2,12 +2,10 @@
 batch.
 """
 
-import asyncio
 import resource
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -17,13 +15,9 @@ from onnx import helper
 from benchmarks.harness.device import gpu
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceOutOfMemory
-from service.domain.tasks import Result
-from service.models.instances import open_instances
 from service.models.repository import LoadedModel, Repository
 from service.runtime.onnx_model import OnnxModel
-from service.runtime.session import CudaOptions, CudaUnavailable, can_run, compute_capability
-from service.scheduling.scheduler import Scheduler
-from service.settings import Settings
+from service.runtime.session import CudaOptions, can_run, compute_capability
 from tests.helpers.live import MODELS, SHIPPED
 from tests.helpers.onnx_models import (
     graph,
@@ -34,7 +28,6 @@ from tests.helpers.onnx_models import (
     sample_rows,
     serialise,
 )
-from tests.helpers.serving import params
 
 pytestmark = pytest.mark.gpu
 
@@ -209,34 +202,6 @@ def test_a_long_run_keeps_its_memory() -> None:
         after, before_mib = (float(each["memory.used"].split()[0]) for each in (gpu(), before))
         assert after - before_mib < 64
     model.close()
-
-
-def test_two_gpus_answer_as_one() -> None:
-    name = REFS[0]
-    try:
-        OnnxModel(model_bytes(), device="cuda", cuda=CudaOptions(device_id=1)).close()
-    except CudaUnavailable as exc:
-        pytest.skip(f"there is no second GPU: {exc.detail}")
-    both = partial(open_instances, OnnxModel, Settings(device="cuda", gpu_count=2))
-    loaded = Repository(MODELS, both, default=name).load(name)
-    one = loaded.instances[0]
-    assert isinstance(one, OnnxModel)
-    x = sample_rows(64, loaded.card.shape)
-    expected = stepped(one, x, 20)
-
-    scheduler = Scheduler(*loaded.instances, max_batch_rows=16, queue_rows=4096)
-
-    async def main() -> list[Result]:
-        return await asyncio.gather(*(scheduler.run(x, params(20)) for _ in range(8)))
-
-    scheduler.start()
-    try:
-        for result in asyncio.run(main()):
-            np.testing.assert_allclose(result.rows, expected, atol=1e-4)
-        assert scheduler.healthy
-    finally:
-        scheduler.close()
-        loaded.close()
 
 
 def test_the_driver_tells_the_compute_capability() -> None:

@@ -107,14 +107,6 @@ def test_the_code_of_the_docs_runs(installed: Path, tmp_path: Path, page: str) -
         runner.run(runner.page)
 
 
-def test_python_m_with_a_safe_path(installed: Path, folder: Path) -> None:
-    """`python -m` looks into the working directory first, unless -P is given."""
-    with live_service(
-        installed / "python", "-P", "-m", "service", cwd=str(folder), PYTHONPATH=""
-    ) as url:
-        assert digits(url).startswith(b"\x89PNG")
-
-
 def test_the_other_commands(installed: Path, folder: Path) -> None:
     done = run([installed / "ign", "serve", "--check"], folder)
     assert (done.returncode, done.stderr) == (0, "")

@@ -69,17 +69,6 @@ def test_without_every_digest_none_is_written(tree: Path, broken: dict[str, str]
     assert texts(tree) == before
 
 
-def test_every_public_image_is_known_to_the_command() -> None:
-    known = {image for _, image, _ in digests.references(ROOT)}
-    public = re.compile(
-        r"(?m)^(?:FROM|\s+image:|ARG BASE=) "
-        r"?(?!\$|ign-service|base|build|runtime)([a-z][^\s@]+:[^\s@]+)"
-    )
-    assert known == {
-        image for name in digests.FILES for image in public.findall((ROOT / name).read_text())
-    }
-
-
 def test_the_audit_says_whether_something_is_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
