@@ -5,7 +5,6 @@ the service.
 import importlib
 import io
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 
 from tests.contract.data import GREY, PICTURE, b64, latents
 from tests.contract.harness import Service
+from tests.helpers.live import run
 from tests.helpers.openapi import FILE
 from tests.helpers.pictures import noise, save
 
@@ -40,13 +40,7 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     options = ["--path", FILE, "--output-path", folder / NAME, "--meta", "none"]
     # it calls ruff by its name
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        [sys.executable, "-m", "openapi_python_client", "generate", *options],
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run(sys.executable, "-m", "openapi_python_client", "generate", *options, PATH=path)
     assert done.returncode == 0, done.stdout + done.stderr
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()

@@ -4,7 +4,6 @@ a logger.
 
 import importlib.util
 import json
-import subprocess
 import sys
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 
 from tests.contract.data import latents, step_params
 from tests.contract.harness import Service
+from tests.helpers.live import run
 
 pytestmark = pytest.mark.skipif(
     not importlib.util.find_spec("kserve"), reason="needs the package kserve 0.21"
@@ -48,7 +48,7 @@ asyncio.run(main(sys.argv[1], json.loads(sys.argv[2])))
 def test_the_client_of_kserve_works_unchanged(service: Service) -> None:
     x = latents(5, n=2)
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT, service.url, json.dumps(x.tolist())]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
+    done = run(*command)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert (found["live"], found["ready"], found["models"]) == (True, True, [True, False])

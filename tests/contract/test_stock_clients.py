@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from tests.contract.data import PICTURE, b64, pixels, unb64
 from tests.contract.harness import Service
 from tests.contract.test_openai import MASK, OUR_MASK
 from tests.contract.test_urls import SEED_OF_ALICE
+from tests.helpers.live import run
 
 NPM_OPENAI = "6.49.0"
 MISSING = "is not installed: pip install '.[dev]'"
@@ -84,15 +84,11 @@ def test_the_openai_client_of_npm(service: Service, tmp_path: Path) -> None:
     if not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("needs node and npm")
     install = ["npm", "install", "--silent", "--no-audit", "--no-fund", f"openai@{NPM_OPENAI}"]
-    if subprocess.run(
-        install, cwd=tmp_path, timeout=1800, check=False, capture_output=True
-    ).returncode:
+    if run(*install, cwd=tmp_path).returncode:
         pytest.skip(f"npm does not get openai {NPM_OPENAI}: is there a network?")
     (tmp_path / "calls.mjs").write_text(NODE)
     command = ["node", "calls.mjs", f"{service.url}/v1", b64(PICTURE), b64(MASK)]
-    done = subprocess.run(
-        command, cwd=tmp_path, timeout=1800, check=False, capture_output=True, text=True
-    )
+    done = run(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     check(service, json.loads(done.stdout))
 

@@ -18,7 +18,6 @@ import math
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -35,10 +34,9 @@ from model_export import cli
 from service import cli as service_cli
 from service.bulk import __main__ as bulk
 from service.settings import Settings, load_settings, variable_of
-from tests.helpers.live import ROOT, START_S, environment, live_service
+from tests.helpers.live import ROOT, START_S, environment, live_service, run
 
 BASE_URL = "http://127.0.0.1:8000"
-MOST_README_LINES = 120
 _NAMES = (
     "README.md",
     "CONTRIBUTING.md",
@@ -170,7 +168,7 @@ def test_python_is_valid_under_strict_rules(tmp_path: Path) -> None:
     (tmp_path / "net.pyi").write_text("from torch import nn\ndef make() -> nn.Module: ...\n")
     # with its usual cache
     command = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run(*command)
     assert done.returncode == 0, done.stdout
 
 
@@ -260,15 +258,13 @@ class Runner:
     def execute(self, block: Block, command: list[str]) -> str:
         path = f"{self.programs}:{environment().get('PATH', '/usr/bin:/bin')}"
         own = {} if self.programs == PROGRAMS else {"PYTHONPATH": ""}
-        done = subprocess.run(
-            command,
+        done = run(
+            *command,
             cwd=self.folder,
-            env=environment(PATH=path, CURL_HOME=str(self.folder), NO_PROXY="*", **own),
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_TIMEOUT_S,
-            check=False,
+            PATH=path,
+            CURL_HOME=str(self.folder),
+            NO_PROXY="*",
+            **own,
         )
         assert done.returncode == 0, (
             f"{self.here}{block.line}: {command[-1]}\n{done.stdout[-2000:]}\n{done.stderr}"
@@ -360,7 +356,3 @@ def anchors(page: Path) -> set[str]:
         r"^#+ +(.+?) *$", _FENCE.sub("", page.read_text(encoding="utf-8")), flags=re.MULTILINE
     )
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-def test_the_readme_is_short() -> None:
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= MOST_README_LINES

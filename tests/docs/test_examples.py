@@ -4,7 +4,6 @@ import asyncio
 import io
 import re
 import runpy
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -17,7 +16,7 @@ import pytest
 from PIL import Image
 
 from ign_client import Client
-from tests.helpers.live import ROOT, SHIPPED, environment, live_service
+from tests.helpers.live import ROOT, SHIPPED, live_service, run
 
 EXAMPLES = ROOT / "examples"
 SHORT = [path for path in sorted(EXAMPLES.glob("*.py")) if path.stem != "readme_pictures"]
@@ -44,15 +43,14 @@ def scans(url: str, tmp_path: Path) -> Path:
     return folder
 
 
-def run(name: str, *arguments: object, url: str, folder: Path) -> list[str]:
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / f"{name}.py", *map(str, arguments)],
+def example(name: str, *arguments: object, url: str, folder: Path) -> list[str]:
+    done = run(
+        sys.executable,
+        EXAMPLES / f"{name}.py",
+        *arguments,
         cwd=folder,
-        env=environment(IGN_BASE_URL=url, NO_PROXY="*"),
-        capture_output=True,
-        text=True,
-        timeout=1800,
-        check=False,
+        IGN_BASE_URL=url,
+        NO_PROXY="*",
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.splitlines()
@@ -108,7 +106,7 @@ def test_it_prints_and_writes_what_it_says(url: str, scans: Path, name: str) -> 
             for image in client.generate(seed=1, n=20):
                 image.save(scans / f"usual-{image.index:02}.png")
     arguments, pattern, file, size = EXAMPLE[name]
-    said = "\n".join(run(name, *arguments, url=url, folder=scans.parent))
+    said = "\n".join(example(name, *arguments, url=url, folder=scans.parent))
     assert re.fullmatch(pattern, said), said
     assert said.count("usual") <= 2
     with Image.open(scans.parent / file) as written:
@@ -120,7 +118,7 @@ def test_clean_a_folder(url: str, tmp_path: Path) -> None:
     pages.mkdir()
     page(150, 90).save(pages / "a.png")
     (pages / "notes.txt").write_text("not a scan")
-    said = run("clean_folder", "pages", "out", url=url, folder=tmp_path)
+    said = example("clean_folder", "pages", "out", url=url, folder=tmp_path)
     assert [line.partition(",")[0] for line in said] == [
         "a.png: 150x90",
         "notes.txt: undecodable_image",
@@ -146,7 +144,9 @@ def test_the_plugin_for_ocr_cleans_a_page_at_a_readable_size(
 
 
 def test_the_triton_client(url: str, tmp_path: Path) -> None:
-    printed = run("triton_client", url.removeprefix("http://"), "mnist", url=url, folder=tmp_path)
+    printed = example(
+        "triton_client", url.removeprefix("http://"), "mnist", url=url, folder=tmp_path
+    )
     distances = [float(line.rpartition(" ")[2]) for line in printed if line.startswith("step ")]
     assert len(distances) == 3
     assert distances[0] > distances[-1]

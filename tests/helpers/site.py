@@ -1,10 +1,9 @@
 """The documentation site, as `make site` builds it."""
 
-import subprocess
 import sys
 from pathlib import Path
 
-from tests.helpers.live import ROOT, environment
+from tests.helpers.live import run
 
 
 def build_site(out: Path) -> Path:
@@ -19,14 +18,6 @@ def build_site(out: Path) -> Path:
         "--site-dir",
         str(out),
     ]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=1800,
-        check=False,
-    )
+    done = run(*command)
     assert done.returncode == 0, done.stderr[-3000:]
     return out

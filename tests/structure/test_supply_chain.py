@@ -4,7 +4,6 @@ vulnerabilities.
 
 import hashlib
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import httpx
 import pytest
 
 from docker import audit, digests
-from tests.helpers.live import ROOT
+from tests.helpers.live import ROOT, run
 
 MANIFEST = b'{"schemaVersion": 2}'
 DIGEST = f"sha256:{hashlib.sha256(MANIFEST).hexdigest()}"
@@ -91,5 +90,5 @@ def test_the_workflows_pass_the_linters(command: list[str]) -> None:
         *command[1:],
         *(ROOT / ".github" / "workflows").glob("*.yml"),
     ]
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    done = run(*line)
     assert done.returncode == 0, done.stdout

@@ -9,7 +9,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
 from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
@@ -24,7 +23,7 @@ from service import __version__
 from service.cluster import DeploymentOptions, replica_settings
 from service.observability.metrics import Metrics
 from service.settings import Settings, load_settings, variable_of
-from tests.helpers.live import MODELS, ROOT, SHIPPED, live_service
+from tests.helpers.live import MODELS, ROOT, SHIPPED, live_service, run
 from tests.slow.monitoring.files import RULES
 from tests.slow.object_store.test_models import pytestmark as needs_bucket
 from tests.slow.object_store.test_models import seaweed as seaweed
@@ -367,9 +366,7 @@ def test_every_index_of_the_job_runs_its_part(chosen: str, tmp_path: Path) -> No
     parts = job["completions"]
     for index in range(parts):
         env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "JOB_COMPLETION_INDEX": str(index)}
-        called = subprocess.run(
-            command, env=env, capture_output=True, text=True, check=True
-        ).stdout.splitlines()
+        called = run(*command, **env).stdout.splitlines()
         given = values(chosen)["job"]["args"]
         assert called == ["-m", "ign", "bulk", *given, "--part", f"{index + 1}/{parts}"]
     assert (job["completionMode"], parts > 1) == ("Indexed", True)

@@ -3,7 +3,6 @@ the service.
 """
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import yaml
 
 from service.observability.metrics import Metrics
 from service.settings import PREFIX, Settings, variable_of
+from tests.helpers.live import run
 from tests.slow.monitoring.files import (
     CONFIG,
     OPERATIONS,
@@ -32,9 +32,7 @@ ALERTS = pytest.mark.parametrize("name", list(alerts()))
 
 
 def promtool(*arguments: str | Path) -> None:
-    done = subprocess.run(
-        ["promtool", *arguments], capture_output=True, text=True, timeout=1800, check=False
-    )
+    done = run("promtool", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
