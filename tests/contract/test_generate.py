@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from service.api.native.schemas import GenerateAnswer
+from service.domain.latents import FloatRows
 from tests.contract.data import (
     COLOUR,
     GREY,
@@ -26,7 +27,7 @@ def generated(service: Service, **options: object) -> GenerateAnswer:
     return checked(service.post("/generate", options), GenerateAnswer)
 
 
-def rows(service: Service, **options: object) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def rows(service: Service, **options: object) -> FloatRows:
     return array(service.post("/generate", options, accept="application/x-npy").content)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.data import GREY, PICTURE, b64, latents
+from tests.contract.data import PICTURE, b64
 from tests.contract.harness import Service
 from tests.helpers.live import run
 from tests.helpers.openapi import FILE
@@ -83,12 +83,6 @@ def test_every_post_of_json(generated: Any, client: Any, service: Service) -> No
         "invalid_value",
         ["n"],
     )
-    tensor = models.Input(
-        name="x", shape=[1, *GREY], datatype="FP32", data=latents(7).ravel().tolist()
-    )
-    infer = generated.call("infer", "open_inference_protocol")
-    answer = infer.sync("grey", client=client, body=models.InferRequest(inputs=[tensor], id="a"))
-    assert (answer.id, answer.outputs[0].shape) == ("a", [1, *GREY])
 
 
 def test_a_form_with_files(generated: Any, client: Any) -> None:

@@ -1,18 +1,16 @@
 """The examples do what they say, with the shipped model, and stay short."""
 
-import asyncio
 import io
 import re
 import runpy
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
-import httpx
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from PIL import Image
 
 from ign_client import Client
@@ -152,31 +150,17 @@ def test_the_triton_client(url: str, tmp_path: Path) -> None:
     assert distances[0] > distances[-1]
 
 
-def test_call_from_another_service(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    page(150, 90).save(tmp_path / "page.png")
+def test_call_from_another_service(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     app = runpy.run_path(str(EXAMPLES / "from_fastapi.py"))["app"]
-
-    @asynccontextmanager
-    async def asking(base_url: str) -> AsyncIterator[httpx.AsyncClient]:
-        monkeypatch.setenv("IGN_BASE_URL", base_url)
-        transport = httpx.ASGITransport(app)
-        async with (
-            app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url="http://a") as asks,
-        ):
-            yield asks
-
-    async def calls() -> None:
-        async with asking(url) as caller:
-            cleaned = await caller.post("/clean", content=(tmp_path / "page.png").read_bytes())
-            assert (cleaned.status_code, cleaned.headers["Content-Type"]) == (200, "image/png")
-            with Image.open(io.BytesIO(cleaned.content)) as image:
-                assert (image.format, image.size) == ("PNG", (150, 90))
-            refused = await caller.post("/clean", content=b"no picture")
-            assert refused.status_code == 422
-        async with asking("http://127.0.0.1:1") as caller:
-            assert (await caller.post("/clean", content=b"x")).status_code == 503
-
-    asyncio.run(calls())
+    scan = io.BytesIO()
+    page(150, 90).save(scan, "PNG")
+    monkeypatch.setenv("IGN_BASE_URL", url)
+    with TestClient(app) as caller:
+        cleaned = caller.post("/clean", content=scan.getvalue())
+        assert (cleaned.status_code, cleaned.headers["Content-Type"]) == (200, "image/png")
+        with Image.open(io.BytesIO(cleaned.content)) as image:
+            assert (image.format, image.size) == ("PNG", (150, 90))
+        assert caller.post("/clean", content=b"no picture").status_code == 422
+    monkeypatch.setenv("IGN_BASE_URL", "http://127.0.0.1:1")
+    with TestClient(app) as caller:
+        assert caller.post("/clean", content=b"x").status_code == 503

@@ -3,9 +3,7 @@ batch.
 """
 
 import resource
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
@@ -129,30 +127,6 @@ def test_rows_kept_on_the_device_are_the_same(name: str) -> None:
             y = model.run(y)
         np.testing.assert_array_equal(stepped(model, x, 7), y)
     model.close()
-
-
-def test_a_model_is_loaded_and_closed_while_another_serves() -> None:
-    serving = shipped(REFS[0])
-    done = threading.Event()
-    x = sample_rows(3, serving.card.shape)
-    expected = serving.instances[0].run(x)
-
-    def serve() -> int:
-        served = 0
-        while not done.is_set():
-            np.testing.assert_array_equal(serving.instances[0].run(x), expected)
-            served += 1
-        return served
-
-    with ThreadPoolExecutor(1) as pool:
-        caller = pool.submit(serve)
-        try:
-            for _ in range(3):
-                shipped(REFS[-1]).close()
-        finally:
-            done.set()
-    assert caller.result()
-    serving.close()
 
 
 def test_buckets_that_do_not_fit_are_given_up() -> None:

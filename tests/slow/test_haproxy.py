@@ -160,7 +160,7 @@ def test_an_upgrade_from_the_previous_commit_under_load_loses_nothing(
 ) -> None:
     ports = [free_port() for _ in range(3)]
     settings = serving_grey(tmp_path)
-    settings |= {"IGN_DRAIN_DELAY_S": "2", "IGN_MAX_CONNECTION_AGE_S": "1"}
+    settings |= {"IGN_DRAIN_DELAY_S": "5", "IGN_MAX_CONNECTION_AGE_S": "1"}
 
     def start(port: int, folder: Path) -> ExitStack:
         stack = ExitStack()

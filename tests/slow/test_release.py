@@ -16,12 +16,11 @@ import httpx
 import pytest
 
 from service import __version__
-from tests.docs.test_docs import blocks, commands, runner_of
+from tests.docs.test_docs import blocks, commands
 from tests.helpers.live import ROOT, SHIPPED, live_service, run
 from tests.slow.conftest import REPOSITORY, make_release
 from tests.structure.test_deployment import LOCKS, locked
 
-OWN_PAGES = ("http-api", "images-by-url", "operations", "sdk", "tutorial-call-from-a-service")
 OWN_PACKAGES = ("service", "model_export", "ign", "ign_client", "models")
 pytest.importorskip("hatchling")
 
@@ -63,44 +62,22 @@ def installed(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return install(sys.executable, dist, tmp_path_factory.mktemp("installed") / "venv")
 
 
-@pytest.fixture(params=["empty folder", "folder with packages of the same names"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    if request.param != "empty folder":
-        for name in OWN_PACKAGES:
-            (tmp_path / name).mkdir()
-            (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong package')\n")
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with packages of the names that the wheels install."""
+    for name in OWN_PACKAGES:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong package')\n")
     return tmp_path
 
 
-def digits(url: str) -> bytes:
-    response = httpx.post(
-        f"{url}/generate", json={"seed": 7, "n": 16}, headers={"Accept": "image/png"}, timeout=60
-    )
-    assert response.status_code == 200
-    return response.content
-
-
-@pytest.mark.parametrize("options", [(), ("--workers", "2", "--device", "cpu")])
-def test_it_serves_digits(installed: Path, folder: Path, options: tuple[str, ...]) -> None:
-    with live_service(
-        installed / "ign", "serve", "--port", "0", *options, cwd=str(folder), PYTHONPATH=""
-    ) as url:
-        assert digits(url).startswith(b"\x89PNG")
+def test_it_serves_digits(installed: Path, folder: Path) -> None:
+    options = ("--port", "0", "--workers", "2", "--device", "cpu")
+    with live_service(installed / "ign", "serve", *options, cwd=str(folder), PYTHONPATH="") as url:
         assert httpx.get(url, headers={"Accept": "text/html"}).status_code == 200
         succeed(folder, installed / "ign", "generate", "--base-url", url, "-n", "2", "-o", "out")
         assert "mnist" in succeed(folder, installed / "ign-client", "models", "--base-url", url)
     assert len(list((folder / "out").iterdir())) == 2
-
-
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{name}.md" for name in OWN_PAGES)])
-def test_the_code_of_the_docs_runs(installed: Path, tmp_path: Path, page: str) -> None:
-    """In an environment that holds the wheel and nothing else."""
-    with live_service(
-        installed / "ign", "serve", "--port", "0", cwd=str(tmp_path), PYTHONPATH=""
-    ) as url:
-        digits(url)  # metrics of a page need a request
-        runner = runner_of(ROOT / page, tmp_path, url, installed)
-        runner.run(runner.page)
 
 
 def test_the_other_commands(installed: Path, folder: Path) -> None:

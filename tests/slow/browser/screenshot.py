@@ -15,27 +15,6 @@ from tests.slow.browser.visit import visiting
 
 FILE: Final = ROOT / "docs" / "images" / "page.png"
 PREVIEW: Final = ROOT / "service" / "page" / "preview.png"  # of links to the page
-THREE: Final = (
-    *(
-        (0.3, 0.22),
-        (0.38, 0.17),
-        (0.47, 0.155),
-        (0.57, 0.18),
-        (0.63, 0.26),
-        (0.6, 0.36),
-        (0.52, 0.43),
-        (0.44, 0.46),
-    ),
-    *(
-        (0.55, 0.49),
-        (0.64, 0.57),
-        (0.66, 0.68),
-        (0.6, 0.78),
-        (0.49, 0.83),
-        (0.37, 0.81),
-        (0.28, 0.74),
-    ),
-)
 
 
 def main() -> None:
@@ -50,7 +29,7 @@ def main() -> None:
         }
         with visiting(browser, service.url, **options) as visit:
             visit.empty()
-            visit.draw(THREE)
+            visit.draw()
             visit.button("+ noise").click()
             visit.settled()
             visit.page.mouse.move(1, 1)
