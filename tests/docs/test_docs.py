@@ -166,6 +166,7 @@ def test_code_runs(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -
         replace(runner, base_url=url).run([block for block in found if block.needs_service])
 
 
+@pytest.mark.slow
 def test_python_is_valid_under_strict_rules(tmp_path: Path) -> None:
     for page in PAGES:
         for block in blocks(page.read_text(encoding="utf-8")):

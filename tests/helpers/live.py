@@ -33,7 +33,7 @@ def environment(**settings: str) -> dict[str, str]:
 
 
 def run(
-    *command: object, cwd: str | Path = ROOT, timeout_s: float = 1800.0, **variables: str
+    *command: object, cwd: str | Path = ROOT, **variables: str
 ) -> "subprocess.CompletedProcess[str]":
     """A command that has ended, in this `environment`."""
     return subprocess.run(
@@ -43,7 +43,7 @@ def run(
         capture_output=True,
         text=True,
         errors="replace",
-        timeout=timeout_s,
+        timeout=1800,
         check=False,
     )
 

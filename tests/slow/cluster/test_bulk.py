@@ -32,7 +32,7 @@ with Bucket(Path.cwd()) as bucket:
 
 def on_ray(*command: object, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     line = [*own_namespace(), sys.executable, "-m", *command]
-    return run(*line, cwd=folder, timeout_s=500, RAY_USAGE_STATS_ENABLED="0", **variables)
+    return run(*line, cwd=folder, RAY_USAGE_STATS_ENABLED="0", **variables)
 
 
 @pytest.mark.slow

@@ -35,7 +35,6 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         sys.executable,
         "-m",
         "tests.slow.cluster.scenario",
-        timeout_s=500,
         IGN_MODEL_DIR=str(models),
         IGN_DEFAULT_MODEL="grey",
         IGN_MAX_STEPS="1000000000",

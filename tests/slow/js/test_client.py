@@ -10,10 +10,10 @@ import pytest
 
 from ign_client import Client
 from tests.contract.harness import serving, settings
-from tests.helpers.live import MODELS, free_port, live_service
+from tests.helpers.live import MODELS, free_port, live_service, run
 from tests.slow.browser.test_site import build, compare, hosting
 from tests.slow.browser.visit import Browser, Page
-from tests.slow.js.conftest import CLIENT, run
+from tests.slow.js.conftest import CLIENT
 
 HERE = Path(__file__).parent
 CALL = "async ([name, ...values]) => (await import('/page.js'))[name](...values)"

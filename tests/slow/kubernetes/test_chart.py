@@ -85,8 +85,8 @@ PROBES = ("startup", "readiness", "liveness")
 # What KServe reads itself, and does not put into the pod.
 OF_KSERVE = {"annotations", "deploymentStrategy", "labels", "maxReplicas", "minReplicas"}
 OF_KSERVE |= {"model", "protocolVersions", "supportedModelFormats"}
-STARTED = ["", "kserve", "models-claim", "open", "traces"]
-STARTED.append(pytest.param("models-bucket", marks=needs_bucket))
+STARTED: list[Any] = ["", "kserve", "models-claim", "open", "traces"]
+STARTED += [pytest.param("models-bucket", marks=needs_bucket)]
 """Sets with which a service is started: their models and keys come in different ways."""
 
 
