@@ -270,7 +270,6 @@ def serving(
     settings: Settings,
     *,
     ready: bool = True,
-    may_refuse: bool = True,
     loop: Literal["auto", "asyncio"] = "auto",
 ) -> Iterator[Service]:
     """Run the service in a thread of its own; nothing may be logged as an error that the test did
@@ -284,7 +283,7 @@ def serving(
         if error is not None:
             refusals.append(error)
 
-    app = create_app(services, on_loaded=on_loaded) if may_refuse else create_app(services)
+    app = create_app(services, on_loaded=on_loaded)
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     how = config(app, make_connections(services))

@@ -89,6 +89,8 @@ def test_defaults(service: Service) -> None:
             "score": True,
             "format": "webp",
             "model": "grey/2",
+            "scale": 3,
+            "resample": "smooth",
         },
         {"strength": 0.25, "resize": "crop", "invert": True, "format": "npy", "model": "colour"},
         {"resize": "stretch", "invert": False, "format": "jpeg"},

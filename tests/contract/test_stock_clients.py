@@ -101,9 +101,7 @@ def test_the_client_of_hugging_face(service: Service, tmp_path: Path) -> None:
     options = {"num_inference_steps": 3, "strength": 0.5}
     calls: list[tuple[str, Any, dict[str, Any], dict[str, Any]]] = [
         ("", PICTURE, {}, {}),  # bytes are sent without a Content-Type
-        ("", str(file), {}, {}),
         ("", PICTURE, prompt | options, {"steps": 3, "strength": 0.5}),
-        ("?model=grey/2&scale=2", file, {}, {"model": "grey/2", "scale": 2}),
         ("?model=grey/2&scale=2", file, prompt, {"model": "grey/2", "scale": 2}),
     ]
     for query, image, more, native in calls:
