@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks.load_generator.messages import HEADER_SETS
 from service.images.decode import EncodedImage
 from tests.contract.data import PICTURE, b64, latents
 from tests.contract.harness import (
@@ -32,7 +33,6 @@ from tests.contract.harness import (
 )
 from tests.contract.oip import INFER, LENGTH, as_binary
 from tests.helpers.connection import Connection
-from tests.helpers.gateways import GATEWAYS, TRACEPARENT
 from tests.helpers.pictures import noise, save
 
 REQUESTS: Final = 400
@@ -69,6 +69,13 @@ def said(line: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
 
 
 # Whatever headers it has
+
+
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+OWN = {"Accept-Encoding": "gzip, deflate, br, zstd", "Idempotency-Key": "1", "X-Unknown": "x"}
+GATEWAYS = {name: dict(headers) for name, headers in HEADER_SETS.items()} | {
+    "a client of its own": OWN
+}
 
 
 FORM = (

@@ -25,11 +25,11 @@ from service.artifact.card import Tiles
 from service.domain.latents import NoiseSource
 from tests.contract.data import Pixels, b64, pixels
 from tests.contract.harness import Service, serving, settings
+from tests.docs.test_site import build_site
 from tests.helpers.foreign import Network
 from tests.helpers.live import MODELS, SHIPPED
 from tests.helpers.onnx_models import write_model
 from tests.helpers.pictures import noise, save
-from tests.helpers.site import build_site
 from tests.slow.browser.test_access import FAILED, used
 from tests.slow.browser.visit import SEVEN, Browser, Visit, visiting
 
