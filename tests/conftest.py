@@ -32,7 +32,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SLOW_FOLDER = Path(__file__).parent / "slow"
-LEFT_OUT = pytest.StashKey[int]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -64,7 +63,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     slow = [item for item in items if item.get_closest_marker("slow")]
     items[:] = [item for item in items if not item.get_closest_marker("slow")]
     config.hook.pytest_deselected(items=slow)
-    config.stash[LEFT_OUT] = len(slow)
 
 
 @pytest.fixture(autouse=True)
@@ -76,27 +74,3 @@ def _no_slow_callback() -> Iterator[None]:
         reported = "; ".join(watchdog.slow)
         watchdog.slow.clear()
         pytest.fail(f"slow callbacks of the service: {reported}")
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A worker of pytest-xdist tells the main process, which collects nothing itself."""
-    if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["slow_left_out"] = session.config.stash.get(LEFT_OUT, 0)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
-    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("slow_left_out", 0)
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """Say it in the last line of the run, below pytest's own summary."""
-    reporter = config.pluginmanager.get_plugin("terminalreporter")
-    if (
-        (count := config.stash.get(LEFT_OUT, 0))
-        and reporter is not None
-        and not hasattr(config, "workeroutput")
-    ):
-        reporter.write_line(
-            f"{count} slow tests were left out; `make test ARGS=--slow` runs them too"
-        )

@@ -142,6 +142,15 @@ class Service:
             options["json"] = json
         return self.client.post(path, headers=headers, **options)
 
+    @contextmanager
+    def stream(self, body: dict[str, Any]) -> Iterator[tuple[httpx.Response, Iterator[str]]]:
+        """A stream of `/generate` whose first line has come, and its other lines."""
+        headers = {"Accept": "text/event-stream"}
+        with self.client.stream("POST", "/generate", json=body, headers=headers) as response:
+            lines = response.iter_lines()
+            assert next(lines) == "event: step"
+            yield response, lines
+
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that carry these labels; now, as `/metrics` may be a second
         old.
@@ -229,27 +238,31 @@ class Service:
     @contextmanager
     def access_log(self) -> Iterator[list[dict[str, Any]]]:
         """The lines of the access log that this service writes meanwhile, as JSON."""
-        handler = _Lines(f"loop of {self.url}")
+        lines: list[dict[str, Any]] = []
+        write = JsonFormatter().format
+        handler = _Heard(self.url, logging.INFO, lambda it: lines.append(json.loads(write(it))))
         logger = logging.getLogger("service.access")
         level = logger.level
         logger.setLevel(logging.INFO)
         logger.addHandler(handler)
         try:
-            yield handler.found
+            yield lines
         finally:
             logger.removeHandler(handler)
             logger.setLevel(level)
 
 
-class _Lines(logging.Handler):
-    def __init__(self, thread: str) -> None:
-        super().__init__(logging.INFO)
-        self.found: list[dict[str, Any]] = []
-        self._thread = thread
+class _Heard(logging.Handler):
+    """Gives to ``take`` what one service logs, among several in this process."""
+
+    def __init__(self, url: str, level: int, take: Callable[[logging.LogRecord], None]) -> None:
+        super().__init__(level)
+        self._thread = f"loop of {url}"
+        self._take = take
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.threadName == self._thread:
-            self.found.append(json.loads(JsonFormatter().format(record)))
+            self._take(record)
 
 
 @contextmanager
@@ -257,7 +270,6 @@ def serving(
     settings: Settings,
     *,
     ready: bool = True,
-    may_refuse: bool = True,
     loop: Literal["auto", "asyncio"] = "auto",
 ) -> Iterator[Service]:
     """Run the service in a thread of its own; nothing may be logged as an error that the test did
@@ -271,7 +283,7 @@ def serving(
         if error is not None:
             refusals.append(error)
 
-    app = create_app(services, on_loaded=on_loaded) if may_refuse else create_app(services)
+    app = create_app(services, on_loaded=on_loaded)
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     how = config(app, make_connections(services))
@@ -281,15 +293,14 @@ def serving(
     thread = threading.Thread(
         target=server.run, kwargs={"sockets": [listener]}, name=f"loop of {url}"
     )
-    heard = _Errors(thread.name)
+    errors: list[logging.LogRecord] = []
+    heard = _Heard(url, logging.ERROR, errors.append)
     for name in ("asyncio", "uvicorn.error", "service"):
         logging.getLogger(name).addHandler(heard)
     thread.start()
     try:
         with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
-            service = Service(
-                url, client, services, refusals, lambda: server.loop, clock, heard.records
-            )
+            service = Service(url, client, services, refusals, lambda: server.loop, clock, errors)
             if ready:
                 service.until(lambda: service.get("/readyz").status_code == 200)
                 watchdog.slow.clear()  # of the start
@@ -300,7 +311,7 @@ def serving(
         for name in ("asyncio", "uvicorn.error", "service"):
             logging.getLogger(name).removeHandler(heard)
     assert not thread.is_alive()
-    assert [logging.Formatter().format(record) for record in heard.records] == []
+    assert [logging.Formatter().format(record) for record in errors] == []
 
 
 class _Server(uvicorn.Server):
@@ -312,19 +323,6 @@ class _Server(uvicorn.Server):
         if isinstance(self.loop, TimedLoop):
             self.loop.clock = self.clock
         await super().serve(sockets)
-
-
-class _Errors(logging.Handler):
-    """What is logged as an error by one service, among several in this process."""
-
-    def __init__(self, thread: str) -> None:
-        super().__init__(logging.ERROR)
-        self.records: list[logging.LogRecord] = []
-        self._thread = thread
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.threadName == self._thread:
-            self.records.append(record)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from service.api.native.schemas import ArithmeticAnswer
+from service.domain.latents import FloatRows
 from tests.contract.data import array, b64, latents, npy, pixels, step_params
 from tests.contract.harness import Service, checked, problem, send
 from tests.helpers.pictures import noise, save
@@ -16,7 +17,7 @@ STEPS = 2  # the card's for generation
 LENGTH = 8.0  # the card's, of an 8×8 latent
 
 
-def row(service: Service, **options: Any) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def row(service: Service, **options: Any) -> FloatRows:
     response = service.post(
         "/latent-arithmetic", {"terms": TERMS} | options, accept="application/x-npy"
     )
@@ -26,7 +27,7 @@ def row(service: Service, **options: Any) -> np.ndarray[tuple[int, ...], np.dtyp
 
 def rescaled(
     z: np.ndarray[tuple[int, ...], np.dtype[Any]],
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+) -> FloatRows:
     return (z * (LENGTH / math.sqrt(float((z.astype(np.float64) ** 2).sum())))).astype(np.float32)
 
 

@@ -47,81 +47,77 @@ def bad_term(*terms: Any, member: str = "") -> Cases:
     return [({"terms": [term]}, f"terms.0{member}") for term in terms]
 
 
+SQUARE = {"rows": 2, "cols": 2}
+
+
 def bad_side(member: str, *values: Any) -> Cases:
-    sides = {"rows": 2, "cols": 2}
     return [
-        ({"points": FOUR, "grid": sides | {member: value}}, f"grid.{member}") for value in values
+        ({"points": FOUR, "grid": SQUARE | {member: value}}, f"grid.{member}") for value in values
     ]
 
 
 ANY_REQUEST = [
-    *bad("steps", 0, -1, 300_001, 10**9, 10**30, 1.5, 2.0, "2", True, [1], {}),
-    *bad("format", "gif", "PNG", "", None, 1, ["png"]),
-    *bad("scale", 0, -1, 33, 10**30, 1.5, 2.0, "2", None, True, [2]),
-    *bad("resample", "lanczos", "Smooth", "", None, 1),
-    *bad("columns", 0, -1, 65_536, 1.5, 2.0, "2", True, [2]),
-    *bad("gap", -1, 65, 10**30, 1.5, 2.0, "2", None, True, [2]),
-    *bad("model", 1, True, ["grey"], {}),
+    *bad("steps", 0, 300_001, 10**30, 1.5, "2", True),
+    *bad("format", "gif", None, 1),
+    *bad("scale", 0, 33, 2.0, None),
+    *bad("resample", "lanczos", None),
+    *bad("columns", 0, 65_536, "2"),
+    *bad("gap", -1, 65, None),
+    *bad("model", 1, ["grey"]),
     *bad("nonsense", 1),
     *bad("Steps", 1),
 ]
 APPLYING = [
-    *bad("tolerance", 0, 0.0, -1, -1e-9, 10**400, "0.1", True, [0.1]),
-    *bad("score", 1, 0, "true", None, []),
-    *bad("record", 3, "0", True, {}, [1, 1], [2, 1], [6], list(range(65)), also={"steps": 5}),
-    *bad_item("record", -1, 1.5, "1", None, True, [0]),
+    *bad("tolerance", 0, -1e-9, 10**400, "0.1", True),
+    *bad("score", 1, "true", None),
+    *bad("record", 3, {}, [1, 1], [2, 1], [6], list(range(65)), also={"steps": 5}),
+    *bad_item("record", -1, 1.5, None, [0]),
 ]
 GENERATE = [
-    *bad("n", 0, -1, 65, 10**30, 1.5, 1.0, "1", None, True, [1], {}),
-    *bad("seed", -1, 2**32, 10**30, 1.5, "", True, [1]),
-    *bad("offset", -1, 2**32, 0.5, "0", None, True),
+    *bad("n", 0, 65, 10**30, 1.0, "1", None, True),
+    *bad("seed", -1, 2**32, 1.5, "", True),
+    *bad("offset", -1, 2**32, "0", None),
     *bad("offset", 2**32 - 1, also={"n": 2}),
-    *bad("noise_scale", -0.1, 2.1, 10**400, "1", None, True),
-    *[case for name in ("width", "height") for case in bad(name, 0, 9, 10**6, "8", 8.0, True)],
+    *bad("noise_scale", -0.1, 2.1, "1", None),
+    *bad("width", 0, 9, 10**6, 8.0),
+    *bad("height", 9),
     *bad("record", list(range(17)), also={"n": 64, "steps": 64}),  # 1088 pictures
 ]
 PROJECT = [
-    *bad("images", None, [], GOOD, {}, 1),
-    *bad_item("images", None, 1, "", [GOOD], {}),
-    *bad("strength", -0.1, 1.1, 10**400, "1", None, True),
-    *bad("resize", "cover", "Fit", "", None, 1),
-    *bad("invert", 0, 1, "true", "Auto", None, []),
-    *bad("mask", "", 1, [GOOD], {}),
-    *bad("masks", [], [GOOD, GOOD], GOOD, 1),
+    *bad("images", None, [], GOOD, 1),
+    *bad_item("images", None, "", {}),
+    *bad("strength", -0.1, 1.1, "1", None),
+    *bad("resize", "cover", None),
+    *bad("invert", 1, "true", None),
+    *bad("mask", "", 1),
+    *bad("masks", [], [GOOD, GOOD], GOOD),
     *bad("masks", [GOOD], also={"mask": GOOD}),
-    *bad_item("masks", None, 1),
-    *[case for name in ("seed", "n", "image", "noise_scale") for case in bad(name, 1)],
+    *bad_item("masks", None),
+    *bad("seed", 1),
 ]
 INTERPOLATE = [
-    *bad("points", None, [], POINTS[:1], POINTS * 9, {}, "1", 1),
-    *bad_points(None, "2", [], {}, {"index": 1}, {"seed": 1, "image": GOOD}),
+    *bad("points", None, [], POINTS[:1], POINTS * 9, {}),
+    *bad_points(None, {}, {"index": 1}, {"seed": 1, "image": GOOD}),
     *bad_points({"image": GOOD, "latent": LATENT}, {"image": GOOD, "index": 0}),
-    *bad_point("seed", -1, 2**32, 1.5, "", True),
-    *bad_point("index", -1, 2**32, 0.5, "0", True),
-    *bad_point("image", "", 1, []),
-    *bad_point("latent", "", 1, []),
+    *bad_point("seed", -1, 2**32, ""),
+    *bad_point("index", -1, 2**32, "0"),
+    *bad_point("image", "", 1),
+    *bad_point("latent", "", 1),
     *bad_point("weight", 1.0),
-    *bad("frames", 1, 0, -2, 257, 10**30, 2.5, "9", True, []),
-    *bad("method", "linear", "SLERP", None, 1),
-    *bad("loop", 1, "true", None),
-    *bad("fps", 0, 51, -1, 1.5, "12", None, True),
-    *bad("grid", [2, 2], 4, "2x2", {"rows": 17, "cols": 16}, also={"points": FOUR}),
-    *bad_side("rows", 1, 0, -1, 2.5, "2", None),
-    *bad_side("cols", 1, "2", None),
+    *bad("frames", 1, 257, 2.5, "9"),
+    *bad("method", "linear", None),
+    *bad("loop", 1, None),
+    *bad("fps", 0, 51, 1.5, None),
+    *bad("grid", 4, {"rows": 17, "cols": 16}, also={"points": FOUR}),
+    *bad_side("rows", 1, "2", None),
+    *bad_side("cols", 1),
     *bad_side("depth", 2),
     ({"points": FOUR, "grid": {"rows": 2}}, "grid.cols"),
-    *bad("grid", {"rows": 2, "cols": 2}, also={"points": FOUR, "frames": 4}),
-    *bad("grid", {"rows": 2, "cols": 2}, also={"points": FOUR, "loop": True}),
-    *[
-        case
-        for k in (2, 3, 8)
-        for case in bad("grid", {"rows": 2, "cols": 2}, also={"points": FOUR[:1] * k})
-    ],
-    *[
-        case
-        for name in ("seed", "n", "strength", "tolerance", "record", "score")
-        for case in bad(name, 1)
-    ],
+    *bad("grid", SQUARE, also={"points": FOUR, "frames": 4}),
+    *bad("grid", SQUARE, also={"points": FOUR, "loop": True}),
+    *bad("grid", SQUARE, also={"points": FOUR[:3]}),
+    *bad("grid", SQUARE, also={"points": FOUR * 2}),
+    *bad("seed", 1),
 ]
 BASES = {path: body for path, body in CALLS.items() if path != "/latent-interpolate"} | {
     "/generate": {},
@@ -129,16 +125,10 @@ BASES = {path: body for path, body in CALLS.items() if path != "/latent-interpol
 }
 ARITHMETIC = [
     *bad("terms", None, [], [{"seed": 1}] * 17),
-    *bad_term(
-        {"seed": 1, "weight": 10.5},
-        {"seed": 1, "weight": "1"},
-        {"seed": 1, "weight": None},
-        member=".weight",
-    ),
+    *bad_term({"seed": 1, "weight": 10.5}, {"seed": 1, "weight": None}, member=".weight"),
     *bad_term({"weight": 1}, {"seed": 1, "image": GOOD}),
     *bad("normalize", 1),
     *bad("tolerance", 0.1),
-    *bad("points", POINTS),
 ]
 SCORE = [
     *bad("images", [], None),
@@ -172,7 +162,7 @@ def test_every_field(service: Service) -> None:
 
 @pytest.mark.parametrize("path", BASES)
 @pytest.mark.parametrize(
-    "model", ["nope", "grey/3", "grey/", "/", "", "grey/10/1", "Grey", "../grey", "x" * 10_000]
+    "model", ["nope", "grey/3", "grey/", "", "grey/10/1", "Grey", "../grey", "x" * 10_000]
 )
 def test_unknown_models(service: Service, path: str, model: str) -> None:
     found = problem(service.post(path, BASES[path] | {"model": model}), 404, "unknown_model")
@@ -212,9 +202,7 @@ def test_several_mistakes_are_all_named(service: Service) -> None:
         b'{"steps": 1,}',
         b'{"steps": 1} x',
         b'{"steps": NaN}',
-        b'{"steps": Infinity}',
         b'{"steps": -Infinity}',
-        b'{"steps": 0x1}',
         b'{"model": "\xff"}',
         b"\xff\xfe{\0}\0",
         b'{"record": ' + b"[" * 40 + b"]" * 40 + b"}",
@@ -230,12 +218,9 @@ def test_what_is_not_json_is_400(service: Service, path: str, content: bytes) ->
     ("content", "field"),
     [
         (b'{"steps": 1e400}', "steps"),
-        (b'{"tolerance": -1e999}', "tolerance"),
         (b'{"points": [{"seed": 1e400}]}', "points.0.seed"),
         (b"[]", "body"),
         (b"null", "body"),
-        (b'"n"', "body"),
-        (b"1", "body"),
     ],
 )
 def test_json_that_no_field_can_hold_is_422(

@@ -4,7 +4,7 @@ nothing is lost.
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -31,21 +31,15 @@ def aged(models: Path) -> Iterator[Service]:
         yield service
 
 
-@contextmanager
-def old_connection(service: Service) -> Iterator[Connection]:
+@pytest.fixture
+def old(aged: Service) -> Iterator[Connection]:
     """A connection that is old at its second request."""
     headers = {"connection": "close"}
     with ExitStack() as stack:
         while "connection" in headers:  # it was old at its first, on a very busy machine
-            connection = stack.enter_context(Connection(service.address))
+            connection = stack.enter_context(Connection(aged.address))
             _, headers, _ = connection.send(GET).answer()
-        service.skip(1.2 * AGE_S)
-        yield connection
-
-
-@pytest.fixture
-def old(aged: Service) -> Iterator[Connection]:
-    with old_connection(aged) as connection:
+        aged.skip(1.2 * AGE_S)
         yield connection
 
 
@@ -83,15 +77,3 @@ def test_what_a_client_sends_after_the_last_response_does_not_destroy_it(
     assert b"connection: close" in received
     assert (received.count(b"HTTP/1.1"), received.count(b"event: done")) == (1, 1)
     aged.until_in_flight(0)
-
-
-@pytest.mark.parametrize("age", [0.0, 86_400.0])
-def test_a_connection_that_is_not_old_goes_on(models: Path, age: float) -> None:
-    with (
-        serving(settings(models, max_connection_age_s=age)) as service,
-        Connection(service.address) as connection,
-    ):
-        for _ in range(20):
-            status, headers, _ = connection.send(GET).answer()
-            assert status == 200
-            assert "connection" not in headers

@@ -27,6 +27,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"n": 1, "offset": 0, "steps": 2, "noise_scale": 1.0, "score": False, "format": "png"},
     ),
     ("/generate", {"seed": 7}, {"model": "grey/10", "tolerance": None, "record": None}),
+    ("/generate", {"seed": 7}, {"scale": 1, "resample": "smooth"}),
     (
         "/project",
         {"images": [WIDE]},

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.contract.data import b64
 from tests.contract.harness import Service, serving, settings, write_models
 from tests.helpers import watchdog
-from tests.helpers.pictures import chunk, noise, save
+from tests.helpers.pictures import chunk
 
 MIB = 1 << 20
 
@@ -21,27 +20,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     models = write_models(tmp_path_factory.mktemp("models"))
     with serving(settings(models), loop="asyncio") as service:
         yield service
-
-
-def picture(side: int, form: str = "PNG") -> bytes:
-    return save(noise(side, side, seed=1), form)
-
-
-def project_json(count: int, side: int) -> Callable[[Service], object]:
-    body = {"images": [b64(picture(side))] * count}
-    return lambda service: service.post("/project", body)
-
-
-def raw(side: int, form: str) -> Callable[[Service], object]:
-    kind = {"Content-Type": f"image/{form.lower()}"}
-    data = picture(side, form)
-    assert len(data) <= MIB
-    return lambda service: service.post("/project", content=data, headers=kind)
-
-
-def form(count: int, side: int) -> Callable[[Service], object]:
-    files = [("image", (f"{i}.png", picture(side), "image/png")) for i in range(count)]
-    return lambda service: service.post("/project", files=files)
 
 
 def latents() -> Callable[[Service], object]:
@@ -77,21 +55,12 @@ def repository_call() -> Callable[[Service], object]:
 ENLARGED = {"n": 64, "scale": 24, "resample": "smooth"}
 REQUESTS: dict[str, Callable[[Service], object]] = {
     "64 colour pictures": lambda service: service.post("/generate", {"n": 64, "model": "colour"}),
-    "64 colour pictures as an array": lambda service: service.post(
-        "/generate", {"n": 64, "model": "colour"}, accept="application/x-npy"
-    ),
-    "64 enlarged pictures": lambda service: service.post("/generate", ENLARGED),
     "a sheet of enlarged pictures": lambda service: service.post(
         "/generate", ENLARGED, accept="image/png"
     ),
     "1024 recorded pictures": lambda service: service.post(
         "/generate", {"n": 64, "steps": 16, "record": list(range(1, 17))}
     ),
-    "a PNG of a megabyte": raw(1000, "PNG"),
-    "a JPEG of a megabyte": raw(1000, "JPEG"),
-    "a WebP": raw(700, "WEBP"),
-    "64 pictures in JSON": project_json(64, 100),
-    "64 files": form(64, 100),
     "an animation": latents(),
     "a megabyte of mistakes": broken(),
     "a PNG with two headers": two_headers(),

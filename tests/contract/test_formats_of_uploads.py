@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from service.api.native.schemas import ProjectAnswer, ScoreAnswer
+from service.api.native.schemas import ProjectAnswer
 from tests.contract.data import FILE, array, b64, pixels, unb64
 from tests.contract.harness import Service, checked, problem
 from tests.helpers.pictures import noise, save
@@ -53,11 +53,6 @@ def test_the_same_pixels_give_the_same_answer_in_any_format(service: Service, na
         assert checked(raw(service, OTHERS[name], kind=kind), ProjectAnswer).images == expected
 
 
-def test_avif(service: Service) -> None:
-    answer = checked(raw(service, save(PIXELS[0], "AVIF"), kind="image/avif"), ProjectAnswer)
-    assert len(answer.images) == 1
-
-
 @pytest.mark.parametrize("how", ["JSON", "form", "raw"])
 def test_every_page_of_a_tiff_is_an_image(service: Service, how: str) -> None:
     if how == "JSON":
@@ -69,13 +64,6 @@ def test_every_page_of_a_tiff_is_an_image(service: Service, how: str) -> None:
     answer = checked(response, ProjectAnswer)
     assert answer.images == projected(service, *FILES).images
     assert [image.index for image in answer.images] == [0, 1, 2]
-
-
-def test_pages_stand_between_other_images(service: Service) -> None:
-    expected = projected(service, FILES[1], *FILES, FILES[2]).images
-    assert projected(service, FILES[1], PAGES, FILES[2]).images == expected
-    scores = checked(service.post("/score", {"images": [b64(FILES[1]), b64(PAGES)]}), ScoreAnswer)
-    assert [score.index for score in scores.images] == [0, 1, 2, 3]
 
 
 def test_one_mask_serves_all_pages_and_masks_serve_images(service: Service) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from service.api.native.schemas import GenerateAnswer
+from service.domain.latents import FloatRows
 from tests.contract.data import (
     COLOUR,
     GREY,
@@ -26,7 +27,7 @@ def generated(service: Service, **options: object) -> GenerateAnswer:
     return checked(service.post("/generate", options), GenerateAnswer)
 
 
-def rows(service: Service, **options: object) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def rows(service: Service, **options: object) -> FloatRows:
     return array(service.post("/generate", options, accept="application/x-npy").content)
 
 
@@ -227,3 +228,25 @@ def test_png_is_compressed_fast(service: Service) -> None:
     data = raw(service, "image/png").content
     start = data.index(b"IDAT") + 4
     assert data[start : start + 2] == b"\x78\x01"  # zlib's header at level 1
+
+
+# Same seed, same bytes: whatever `n`, batch or neighbours
+
+
+def pictures(client: httpx.Client, body: dict[str, Any]) -> list[str]:
+    response = client.post("/generate", json=body)
+    assert response.status_code == 200, response.text
+    return [image["data"] for image in response.json()["images"]]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"steps": 5}, {"model": "colour"}, {"noise_scale": 0.7, "tolerance": 0.05}]
+)
+@pytest.mark.parametrize("form", ["png", "npy"])
+def test_one_by_one_as_in_sixty_four(service: Service, options: dict[str, Any], form: str) -> None:
+    options = options | {"seed": 42, "format": form}
+    together = pictures(service.client, options | {"n": 64})
+    assert len(set(together)) == 64
+    assert [pictures(service.client, options | {"offset": i})[0] for i in range(64)] == together
+    assert pictures(service.client, options | {"offset": 10, "n": 17}) == together[10:27]
+    assert pictures(service.client, options | {"n": 64}) == together

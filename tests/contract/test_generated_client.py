@@ -5,8 +5,6 @@ the service.
 import importlib
 import io
 import os
-import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,41 +13,15 @@ from typing import Any
 
 import pytest
 
-from tests.contract.data import GREY, PICTURE, b64, latents
+from tests.contract.data import PICTURE, b64
 from tests.contract.harness import Service
+from tests.helpers.live import run
 from tests.helpers.openapi import FILE
 from tests.helpers.pictures import noise, save
 
 pytestmark = pytest.mark.slow
 
 NAME = "ign_generated"
-# The generator knows neither of these as the type of a body; forms and JSON carry the same
-# pictures.
-UNKNOWN = {f"image/{form}" for form in ("png", "jpeg", "webp", "tiff", "bmp", "gif", "avif")}
-# Nor does it parse an image; it is the `content` of the response.
-BY_URL = ("/generate", "/latent-interpolate")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("generated")
-
-
-@pytest.fixture(scope="module")
-def report(folder: Path) -> str:
-    """What the generator says while it makes the package."""
-    options = ["--path", str(FILE), "--output-path", str(folder / NAME), "--meta", "none"]
-    # it calls ruff by its name
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        [sys.executable, "-m", "openapi_python_client", "generate", *options],
-        env={**os.environ, "PATH": path, "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        timeout=1800,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
 
 
 class Generated:
@@ -63,7 +35,13 @@ class Generated:
 
 
 @pytest.fixture(scope="module")
-def generated(report: str, folder: Path) -> Iterator[Any]:
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    folder = tmp_path_factory.mktemp("generated")
+    options = ["--path", FILE, "--output-path", folder / NAME, "--meta", "none"]
+    # it calls ruff by its name
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = run(sys.executable, "-m", "openapi_python_client", "generate", *options, PATH=path)
+    assert done.returncode == 0, done.stdout + done.stderr
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
     yield Generated()
@@ -76,17 +54,6 @@ def generated(report: str, folder: Path) -> Iterator[Any]:
 def client(generated: Any, service: Service) -> Iterator[Any]:
     with generated.client.Client(base_url=service.url) as client:
         yield client
-
-
-def test_nothing_is_left_out_but_raw_pictures(report: str) -> None:
-    warnings = re.findall(r"^WARNING parsing (POST|GET) (\S+) .*$", report, re.MULTILINE)
-    assert len(warnings) == report.count("WARNING")
-    reasons = re.findall(r"^Unsupported content type (\S+)$", report, re.MULTILINE)
-    assert set(reasons) == UNKNOWN
-    posts = [path for method, path in warnings if method == "POST"]
-    assert len(reasons) == len(posts) == 2 * len(UNKNOWN), report
-    assert set(posts) == {"/project", "/score"}
-    assert {path for method, path in warnings if method == "GET"} == set(BY_URL), report
 
 
 def test_every_post_of_json(generated: Any, client: Any, service: Service) -> None:
@@ -116,12 +83,6 @@ def test_every_post_of_json(generated: Any, client: Any, service: Service) -> No
         "invalid_value",
         ["n"],
     )
-    tensor = models.Input(
-        name="x", shape=[1, *GREY], datatype="FP32", data=latents(7).ravel().tolist()
-    )
-    infer = generated.call("infer", "open_inference_protocol")
-    answer = infer.sync("grey", client=client, body=models.InferRequest(inputs=[tensor], id="a"))
-    assert (answer.id, answer.outputs[0].shape) == ("a", [1, *GREY])
 
 
 def test_a_form_with_files(generated: Any, client: Any) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from service.api.native.schemas import InterpolateAnswer
-from service.domain.latents import FloatRow, lerp, slerp
+from service.domain.latents import FloatRow, FloatRows, lerp, slerp
 from tests.contract.data import (
     COLOUR,
     GREY,
@@ -31,7 +31,7 @@ def interpolated(service: Service, **options: Any) -> InterpolateAnswer:
     )
 
 
-def rows(service: Service, **options: Any) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def rows(service: Service, **options: Any) -> FloatRows:
     response = service.post(
         "/latent-interpolate", {"points": POINTS} | options, accept="application/x-npy"
     )

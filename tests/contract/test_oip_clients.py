@@ -1,7 +1,6 @@
 """Stock clients against a real server: `tritonclient.http`, its aio twin, and `perf_analyzer`."""
 
 import asyncio
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from tritonclient.utils import InferenceServerException
 
 from tests.contract.data import latents, step_params
 from tests.contract.harness import Service, serving, settings
+from tests.helpers.live import run
 
 X = latents(5, n=2)
 EITHER = [True, False, None]  # None: the output is not listed
@@ -166,14 +166,8 @@ def test_perf_analyzer_measures_it(service: Service, form: list[str], tmp_path: 
     data = ["-b", "2", "--shape", "x:1,8,8", "--input-data", "zero"]
     measured = ["--request-count", "40", "--concurrency-range", "4", *data]
     before = counted()
-    done = subprocess.run(
-        [program, "-m", "grey", "-u", address(service), "-i", "http", *measured, *form],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=1800,
-        check=False,
-    )
+    asked = ("-m", "grey", "-u", address(service), "-i", "http")
+    done = run(program, *asked, *measured, *form, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     assert "Request count: 40" in done.stdout

@@ -7,8 +7,6 @@ import pytest
 
 from service import __version__
 from service.api.oip.tensors import ModelMetadata, ServerMetadata
-from service.domain.errors import UnloadRefused
-from service.models.registry import ModelChange
 from tests.contract.data import latents
 from tests.contract.harness import Service, checked, problem, serving, settings
 from tests.contract.oip import encoded, infer
@@ -121,20 +119,3 @@ def test_unknown_models_and_versions_are_404(service: Service, model: str, suffi
     path = f"/v2/models/{model}{suffix}"
     response = infer(service, encoded(X), path=path) if suffix == "/infer" else service.get(path)
     assert "grey/10" in problem(response, 404, "unknown_model").detail
-
-
-def test_one_of_several_processes_has_all_change_their_models(models: Path) -> None:
-    changes: list[ModelChange] = []
-
-    async def everywhere(change: ModelChange) -> None:
-        changes.append(change)
-        if not change.loads:
-            raise UnloadRefused("as another process says")
-
-    with serving(settings(models, workers=2)) as service:  # one of the two
-        service.services.change_everywhere = everywhere
-        assert service.post("/v2/repository/models/colour/load").json() == {}
-        problem(service.post("/v2/repository/models/colour/unload"), 400, "unload_refused")
-        assert changes == [ModelChange("colour", loads=True), ModelChange("colour", loads=False)]
-        assert len(service.post("/v2/repository/index").json()) == 3
-        assert "model_repository" in checked(service.get("/v2"), ServerMetadata).extensions

@@ -1,17 +1,28 @@
 """The contract for programs: the file is what the service says, and what it says can be done."""
 
 import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.contract.data import latents
+from service.api.cors import EXPOSED_HEADERS
+from service.api.native.schemas import (
+    GenerateRequest,
+    GridRequest,
+    InterpolateRequest,
+    PointRequest,
+    ProjectRequest,
+)
+from service.api.oip.tensors import InferParameters
+from service.api.problems import status_of
+from service.domain import errors
+from service.domain.errors import IgnError
 from tests.contract.harness import Service, serving, settings
-from tests.contract.oip import LENGTH, as_binary
 from tests.helpers.onnx_models import write_model
 from tests.helpers.openapi import FILE, document
-from tests.helpers.pictures import noise, save
 
 SHAPE = (1, 28, 28)  # of the model that the examples are for
 DOCUMENT: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
@@ -28,16 +39,6 @@ EXAMPLES = [
     for name, example in operation["requestBody"]["content"]["application/json"]
     .get("examples", {})
     .items()
-]
-PICTURES = {
-    f"image/{form}": save(noise(9, 9, 3), form)
-    for form in ("png", "jpeg", "webp", "tiff", "bmp", "gif", "avif")
-}
-OTHER_BODIES = [
-    (path, kind)
-    for path, operation in OPERATIONS.items()
-    for kind in operation["requestBody"]["content"]
-    if kind != "application/json"
 ]
 
 
@@ -80,23 +81,58 @@ def test_every_example_is_answered_as_documented(mnist: Service, path: str, valu
     assert "application/json" in OPERATIONS[path]["responses"]["200"]["content"]
 
 
-@pytest.mark.parametrize(("path", "kind"), OTHER_BODIES)
-def test_every_other_kind_of_body_is_taken_as_documented(
-    mnist: Service, path: str, kind: str
-) -> None:
-    """Those that JSON cannot hold, and so no example can."""
-    options: dict[str, Any]
-    if kind == "multipart/form-data":
-        options = {"files": [("image", (name, data, name)) for name, data in PICTURES.items()]}
-    elif kind == "application/octet-stream":
-        content, length = as_binary(
-            latents(1, shape=SHAPE), parameters={"binary_data_output": True}
-        )
-        options = {"content": content, "headers": {LENGTH: str(length), "Content-Type": kind}}
-    else:
-        options = {"content": PICTURES[kind], "headers": {"Content-Type": kind}}
-    response = mnist.client.post(path.format(name="mnist", version="1"), **options)
-    assert response.status_code == 200, response.text
-    expected = kind if kind == "application/octet-stream" else "application/json"
-    assert response.headers["Content-Type"] == expected
-    assert expected in OPERATIONS[path]["responses"]["200"]["content"]
+# docs/http-api.md tells of everything there is
+
+PAGE = (Path(__file__).parents[2] / "docs" / "http-api.md").read_text(encoding="utf-8")
+IN_FIELDS = {
+    "no_noise",
+    "image_too_large",
+    "undecodable_image",
+    "invalid_base64",
+    "invalid_npy",
+    "mask_size",
+}
+
+
+def test_every_path_is_there(service: Service) -> None:
+    paths = service.get("/openapi.json").json()["paths"]
+    for path in paths:
+        assert re.search(rf"[` ]{re.escape(path)}[`\n]", PAGE), path
+
+
+def test_every_option_is_there() -> None:
+    for request in (GenerateRequest, ProjectRequest, InterpolateRequest):
+        for name in request.model_fields:
+            assert f"- `{name}` (" in PAGE, name
+    for name in InferParameters.model_fields:
+        assert f"- `{name}` (" in PAGE, name
+    for part in (PointRequest, GridRequest):
+        for name in part.model_fields:
+            assert f'"{name}"' in PAGE, name
+
+
+def test_every_response_header_is_there() -> None:
+    for name in EXPOSED_HEADERS:
+        assert f"`{name}`" in PAGE, name
+
+
+def raised(kind: type[IgnError]) -> set[tuple[int, str]]:
+    own = set() if kind.__subclasses__() else {(status_of(kind), kind.code)}
+    return own.union(
+        *[raised(below) for below in kind.__subclasses__() if below.__module__ == errors.__name__]
+    )
+
+
+def test_every_code_is_there_and_no_other() -> None:
+    described = {
+        (int(status), code)
+        for status, code in re.findall(r"^- ([45]\d\d) `(\w+)`:", PAGE, re.MULTILINE)
+    }
+    others = {
+        (500, IgnError.code),
+        (404, "not_found"),
+        (405, "method_not_allowed"),
+        (413, "image_too_large"),
+    }
+    others |= {(422, code) for code in IN_FIELDS}
+    assert described == (raised(IgnError) | others) - {(500, errors.StartupError.code)}

@@ -142,16 +142,6 @@ def test_a_browser_asks_whether_its_copy_is_still_true(service: Service) -> None
     assert len(tags) == len(ADDRESSES)
 
 
-@pytest.mark.parametrize("address", ["/", "/page/app.js", "/docs"])
-def test_it_is_only_read(service: Service, address: str) -> None:
-    shown = service.get(address)
-    asked = service.client.head(address)
-    assert (asked.status_code, asked.content) == (200, b"")
-    names = ("Content-Type", "Content-Length", "ETag", "Content-Security-Policy")
-    assert [asked.headers[name] for name in names] == [shown.headers[name] for name in names]
-    problem(service.client.post(address, content=b""), 405, "method_not_allowed")
-
-
 def test_swagger_ui_and_everything_it_names_come_from_the_service(service: Service) -> None:
     docs = service.get("/docs")
     start = service.get("/docs/start.js").text

@@ -364,22 +364,3 @@ def test_bodies_beyond_the_limit_are_413(models: Path) -> None:
             service.client.post("/project", content=b"\0" * 4001, headers=headers), 413, "too_large"
         )
         assert service.post("/generate", {}).status_code == 200
-
-
-@pytest.mark.parametrize("may_refuse", [True, False])
-def test_models_that_cannot_be_loaded(tmp_path: Path, may_refuse: bool) -> None:
-    with serving(settings(tmp_path / "nowhere"), ready=False, may_refuse=may_refuse) as service:
-        service.until(
-            lambda: service.services.phase == "failed" and service.get("/healthz").is_success
-        )
-        found = problem(service.get("/readyz"), 503, "not_ready")
-        assert found.detail == "a model could not be loaded"
-        problem(service.post("/generate", {}), 503, "not_ready")
-        told = (
-            [error.detail for error in service.refusals]
-            if may_refuse
-            else [service.errors[0].getMessage()]
-        )
-        assert len(told) == 1
-        assert told[0].startswith(f"IGN_MODEL_DIR={tmp_path / 'nowhere'}: no such directory")
-        service.errors.clear()

@@ -7,6 +7,7 @@ import pytest
 from PIL import ImageCms
 
 from service.api.native.schemas import ProjectAnswer
+from service.domain.latents import FloatRows
 from tests.contract.data import Pixels, array, b64, pixels, quantised, step_params, unb64
 from tests.contract.harness import Service, checked
 from tests.helpers.pictures import exif, noise, save
@@ -20,7 +21,7 @@ LEFT[:, :4] = 255
 MASK = save(LEFT)  # regenerate the left half
 
 
-def prepared(picture: Pixels) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def prepared(picture: Pixels) -> FloatRows:
     return (picture.astype(np.float64) * 2 / 255 - 1).astype(np.float32)[None, None]
 
 
@@ -29,9 +30,7 @@ def projected(service: Service, *images: bytes, **options: Any) -> ProjectAnswer
     return checked(service.post("/project", body), ProjectAnswer)
 
 
-def rows(
-    service: Service, *images: bytes, **options: Any
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def rows(service: Service, *images: bytes, **options: Any) -> FloatRows:
     body = {"images": [b64(image) for image in images or (PICTURE,)], **options}
     response = service.post("/project", body, accept="application/x-npy")
     assert response.status_code == 200, response.text
@@ -90,6 +89,8 @@ def test_defaults(service: Service) -> None:
             "score": True,
             "format": "webp",
             "model": "grey/2",
+            "scale": 3,
+            "resample": "smooth",
         },
         {"strength": 0.25, "resize": "crop", "invert": True, "format": "npy", "model": "colour"},
         {"resize": "stretch", "invert": False, "format": "jpeg"},
@@ -190,7 +191,7 @@ def test_strength_blends_the_trajectory_but_not_its_input(service: Service) -> N
     assert [step.change for step in image.trajectory or []] == changes
 
 
-def in_painted(steps: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def in_painted(steps: int) -> FloatRows:
     x = prepared(DARK)
     y = x
     for _ in range(steps):

@@ -4,14 +4,17 @@ After each test `tests.helpers.watchdog` fails if a callback of the event loop t
 of CPU time.
 """
 
+import ctypes
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from service.domain.accounts import Accounts
 from tests.contract.any_size import CASES, INFER, LONGEST, TILE, WAYS, ask, write_tiles
 from tests.contract.harness import Service, serving, settings
-from tests.helpers import memory, watchdog
+from tests.helpers import watchdog
 
 SLACK_MIB = 100
 FORESEEN = {200, 413, 422, 429, 504}
@@ -44,23 +47,23 @@ class Meter:
         )
         for make in WAYS.values():  # what is loaded with the first request stays
             ask(service, make((TILE, TILE), 1))
-        memory.trim()
-        self._idle_mib = memory.mib("VmRSS")
+        trim()
+        self._idle_mib = mib("VmRSS")
 
     def begin(self) -> None:
         self._held.most = 0
-        memory.forget_peak()
+        forget_peak()
 
     def beyond_mib(self) -> float:
         """The most memory since `begin`, beyond that of an idle service and what was counted."""
-        return memory.mib("VmHWM") - self._idle_mib - self._held.most / 2**20
+        return mib("VmHWM") - self._idle_mib - self._held.most / 2**20
 
     def left_mib(self) -> float:
         """What is left when no request is in flight."""
         self._service.until_idle()
         assert self._held.total == 0
         self._service.until(lambda: self._service.services.codec.waiting == 0)
-        return memory.mib("VmRSS") - self._idle_mib
+        return mib("VmRSS") - self._idle_mib
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +115,27 @@ def test_memory_is_what_is_counted_and_comes_back(way: str, service: Service, me
         assert ask_quickly(service, data, **headers) in foreseen, (size, count)
         assert meter.beyond_mib() < SLACK_MIB, (size, count)
     assert meter.left_mib() < SLACK_MIB
+
+
+# Memory of this process
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+
+
+def mib(field: Literal["VmRSS", "VmHWM"]) -> float:
+    """Resident memory now, or the most since `forget_peak`."""
+    lines = _STATUS.read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def forget_peak() -> None:
+    """The most resident memory is that of now."""
+    _CLEAR.write_text("5", encoding="ascii")
+
+
+def trim() -> None:
+    """Give what malloc keeps for later back to the system, so that memory which is used again
+    counts again.
+    """
+    ctypes.CDLL(None).malloc_trim(0)

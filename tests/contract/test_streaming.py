@@ -124,11 +124,7 @@ def test_a_deadline_bounds_the_first_event_only(
     chosen = settings(models, max_batch_rows=1, request_timeout_s=LIMIT_S)
     with gated(monkeypatch, chosen, loop="asyncio") as (service, gate), gate:
         body = {"seed": 1, "record": [0], "steps": 2}
-        with service.client.stream(
-            "POST", "/generate", json=body, headers={"Accept": EVENTS}
-        ) as response:
-            found = response.iter_lines()
-            assert next(found) == "event: step"
+        with service.stream(body) as (_, found):
             # Behind it, one waits for its first event in vain.
             late = service.overdue(
                 lambda: service.post("/generate", body, accept=EVENTS),
@@ -142,11 +138,7 @@ def test_a_deadline_bounds_the_first_event_only(
 def test_a_stream_has_an_end(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = settings(models, stream_timeout_s=LIMIT_S)
     with gated(monkeypatch, chosen, loop="asyncio") as (service, gate), gate:
-        with service.client.stream(
-            "POST", "/generate", json={"record": [0]}, headers={"Accept": EVENTS}
-        ) as response:
-            found = response.iter_lines()
-            assert next(found) == "event: step"
+        with service.stream({"record": [0]}) as (response, found):
             service.skip()
             events = parsed("\n".join(["event: step", *found]))
         assert [name for name, _ in events] == ["step", "error"]
@@ -161,11 +153,7 @@ def test_draining_ends_a_stream_with_an_error(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with gated(monkeypatch, settings(models)) as (service, gate), gate:
-        with service.client.stream(
-            "POST", "/generate", json={"record": [0]}, headers={"Accept": EVENTS}
-        ) as response:
-            found = response.iter_lines()
-            assert next(found) == "event: step"
+        with service.stream({"record": [0]}) as (_, found):
             service.services.registry.models["grey/10"].scheduler.close(0)
             events = parsed("\n".join(["event: step", *found]))
         assert (events[-1][0], events[-1][1]["code"], events[-1][1]["status"]) == (
@@ -180,11 +168,7 @@ def test_an_unforeseen_failure_is_logged_and_says_nothing(
 ) -> None:
     with gated(monkeypatch, settings(models)) as (service, gate), gate:
         body = {"record": [0], "steps": 2}
-        with service.client.stream(
-            "POST", "/generate", json=body, headers={"Accept": EVENTS}
-        ) as response:
-            found = response.iter_lines()
-            assert next(found) == "event: step"
+        with service.stream(body) as (_, found):
 
             def broken(*_: object) -> str:
                 raise RuntimeError("secret")
@@ -207,10 +191,8 @@ def test_an_unforeseen_failure_is_logged_and_says_nothing(
 def test_closing_the_stream_cancels_its_rows(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = {"n": 5, "record": [0], "steps": 300_000}
     with gated(monkeypatch, settings(models)) as (service, gate):
-        with service.client.stream(
-            "POST", "/generate", json=body, headers={"Accept": EVENTS}
-        ) as response:
-            assert next(response.iter_lines()) == "event: step"
+        with service.stream(body):
+            pass
         service.until_metric("ign_cancelled_rows_total", 5.0, model="grey/10")
         service.until_metric("ign_queue_rows", 0.0)
         service.until_metric("ign_requests_total", 1.0, endpoint="/generate")
@@ -224,14 +206,11 @@ def test_silence_is_broken_by_comments(models: Path, monkeypatch: pytest.MonkeyP
     assert stream._KEEPALIVE_S == 10.0
     monkeypatch.setattr(stream, "_KEEPALIVE_S", 0.01)
     body = {"seed": 1, "record": [0]}
-    headers = {"Accept": EVENTS}
     with (
         gated(monkeypatch, settings(models)) as (service, gate),
         gate,
-        service.client.stream("POST", "/generate", json=body, headers=headers) as response,
+        service.stream(body) as (_, found),
     ):
-        found = response.iter_lines()
-        assert next(found) == "event: step"
         silent = [next(line for line in found if line.startswith(":")) for _ in range(3)]
         gate.opened.set()
         assert "event: done" in list(found)

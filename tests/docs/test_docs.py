@@ -18,7 +18,6 @@ import math
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -35,10 +34,9 @@ from model_export import cli
 from service import cli as service_cli
 from service.bulk import __main__ as bulk
 from service.settings import Settings, load_settings, variable_of
-from tests.helpers.live import ROOT, START_S, environment, live_service
+from tests.helpers.live import ROOT, START_S, environment, live_service, run
 
 BASE_URL = "http://127.0.0.1:8000"
-MOST_README_LINES = 120
 _NAMES = (
     "README.md",
     "CONTRIBUTING.md",
@@ -150,16 +148,25 @@ def base_url() -> Iterator[str]:
 @every_page_to_run
 def test_code_runs(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     (tmp_path / "models").symlink_to(ROOT / "models")
-    runner = runner_of(page, tmp_path)
-    alone = [block for block in runner.page if not block.needs_service]
+    shutil.copytree(ROOT / "docs" / "images", tmp_path / "docs" / "images")
+    (tmp_path / "node_modules" / "@ign-service").mkdir(parents=True)
+    (tmp_path / "node_modules" / "@ign-service" / "client").symlink_to(ROOT / "sdk" / "js")
+    # A configuration of curl's, for every curl in the commands.
+    (tmp_path / ".curlrc").write_text(
+        f'fail-with-body\nshow-error\nnoproxy = "*"\nmax-time = {_TIMEOUT_S}\n'
+    )
+    found = blocks(page.read_text(encoding="utf-8"))
+    runner = Runner(found, f"{page.relative_to(ROOT)}:", tmp_path)
+    alone = [block for block in found if not block.needs_service]
     runner.run(alone)
-    if len(alone) < len(runner.page):
+    if len(alone) < len(found):
         if "curl " in page.read_text(encoding="utf-8") and shutil.which("curl") is None:
             pytest.skip("curl is not installed, so the page's commands were not run")
         url = request.getfixturevalue("base_url")
-        replace(runner, base_url=url).run([block for block in runner.page if block.needs_service])
+        replace(runner, base_url=url).run([block for block in found if block.needs_service])
 
 
+@pytest.mark.slow
 def test_python_is_valid_under_strict_rules(tmp_path: Path) -> None:
     for page in PAGES:
         for block in blocks(page.read_text(encoding="utf-8")):
@@ -170,23 +177,8 @@ def test_python_is_valid_under_strict_rules(tmp_path: Path) -> None:
     (tmp_path / "net.pyi").write_text("from torch import nn\ndef make() -> nn.Module: ...\n")
     # with its usual cache
     command = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run(*command)
     assert done.returncode == 0, done.stdout
-
-
-def runner_of(
-    page: Path, folder: Path, base_url: str = BASE_URL, programs: Path = PROGRAMS
-) -> "Runner":
-    """A runner of the page's blocks in an empty folder, where it puts the images of the docs."""
-    shutil.copytree(ROOT / "docs" / "images", folder / "docs" / "images")
-    (folder / "node_modules" / "@ign-service").mkdir(parents=True)
-    (folder / "node_modules" / "@ign-service" / "client").symlink_to(ROOT / "sdk" / "js")
-    # A configuration of curl's, for every curl in the commands.
-    (folder / ".curlrc").write_text(
-        f'fail-with-body\nshow-error\nnoproxy = "*"\nmax-time = {_TIMEOUT_S}\n'
-    )
-    found = blocks(page.read_text(encoding="utf-8"))
-    return Runner(found, f"{page.relative_to(ROOT)}:", folder, base_url, programs)
 
 
 @dataclass(frozen=True)
@@ -194,8 +186,7 @@ class Runner:
     page: list[Block]
     here: str
     folder: Path
-    base_url: str
-    programs: Path  # folder of the environment's programs
+    base_url: str = BASE_URL
 
     def run(self, chosen: list[Block]) -> None:
         kinds: dict[str, Callable[[Block], None]] = {
@@ -217,7 +208,7 @@ class Runner:
     def python(self, block: Block) -> None:
         code = block.code + (_REQUESTS if "FastAPI(" in block.code else "")
         code = code.replace(BASE_URL, self.base_url)
-        self.compare(block, self.execute(block, [str(self.programs / "python"), "-c", code]))
+        self.compare(block, self.execute(block, [sys.executable, "-c", code]))
 
     def javascript(self, block: Block) -> None:
         if shutil.which("node") is None:
@@ -242,11 +233,6 @@ class Runner:
                 script = command.replace(BASE_URL, self.base_url)
                 self.execute(block, ["bash", "-euo", "pipefail", "-c", script])
             else:
-                program = command.split()[0]
-                if program.startswith("ign") and self.programs != PROGRAMS:
-                    assert (self.programs / program).is_file(), (
-                        f"{self.here}{block.line}: no program {program}"
-                    )
                 check_named(
                     shlex.split(command, comments=True), f"{self.here}{block.line}: {command}"
                 )
@@ -258,17 +244,13 @@ class Runner:
             raise AssertionError(f"{self.here}{block.line}: {exc}") from exc
 
     def execute(self, block: Block, command: list[str]) -> str:
-        path = f"{self.programs}:{environment().get('PATH', '/usr/bin:/bin')}"
-        own = {} if self.programs == PROGRAMS else {"PYTHONPATH": ""}
-        done = subprocess.run(
-            command,
+        path = f"{PROGRAMS}:{environment().get('PATH', '/usr/bin:/bin')}"
+        done = run(
+            *command,
             cwd=self.folder,
-            env=environment(PATH=path, CURL_HOME=str(self.folder), NO_PROXY="*", **own),
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_TIMEOUT_S,
-            check=False,
+            PATH=path,
+            CURL_HOME=str(self.folder),
+            NO_PROXY="*",
         )
         assert done.returncode == 0, (
             f"{self.here}{block.line}: {command[-1]}\n{done.stdout[-2000:]}\n{done.stderr}"
@@ -360,7 +342,3 @@ def anchors(page: Path) -> set[str]:
         r"^#+ +(.+?) *$", _FENCE.sub("", page.read_text(encoding="utf-8")), flags=re.MULTILINE
     )
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-def test_the_readme_is_short() -> None:
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= MOST_README_LINES

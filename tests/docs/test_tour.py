@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ign_client import Client, ConnectionFailed
-from tests.helpers.live import ROOT, free_port, live_service
+from ign_client import Client
+from tests.helpers.live import ROOT, live_service
 
 TOUR: Final = ROOT / "examples" / "tour.ipynb"
 CELLS = [
@@ -61,16 +61,6 @@ def test_it_runs_with_a_service_that_serves(url: str, monkeypatch: pytest.Monkey
     assert any(hasattr(value, "_repr_html_") for value in shown)
     with Client(url, timeout=300) as client:
         assert client.ready()
-
-
-@pytest.mark.slow
-def test_it_starts_a_service_and_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    port = free_port()
-    monkeypatch.setenv("IGN_PORT", str(port))
-    monkeypatch.setenv("IGN_BASE_URL", f"http://127.0.0.1:{port}")
-    assert run()
-    with pytest.raises(ConnectionFailed), Client(max_retries=0) as client:
-        client.ready()
 
 
 def test_no_outputs_are_stored() -> None:

@@ -2,19 +2,15 @@
 
 import http.server
 import threading
-import time
 from collections.abc import Iterator
-from concurrent import futures
 from contextlib import contextmanager
 from pathlib import Path
 
-import grpc  # type: ignore[import-untyped]
 import httpx
-import pytest
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span, Status
 
-from tests.helpers.live import live_service, until
+from tests.helpers.live import live_service
 from tests.helpers.onnx_models import write_model
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -22,44 +18,16 @@ PARENT = "b7ad6b7169203331"
 SAMPLED, UNSAMPLED = (f"00-{TRACE}-{PARENT}-0{flag}" for flag in "10")
 
 
-class Collector:
-    """What has been exported."""
-
-    def __init__(self) -> None:
-        self.resources: list[ResourceSpans] = []
-
-    def take(self, request: trace_service_pb2.ExportTraceServiceRequest) -> None:
-        self.resources.extend(request.resource_spans)
-
-    def spans(self) -> list[Span]:
-        return [
-            span
-            for one in list(self.resources)
-            for scope in one.scope_spans
-            for span in scope.spans
-        ]
-
-    def until(self, name: str) -> Span:
-        """The first span with this name."""
-        until(
-            lambda: name in [span.name for span in self.spans()],
-            lambda: [span.name for span in self.spans()],
-        )
-        return next(span for span in self.spans() if span.name == name)
-
-
 @contextmanager
-def over_http() -> Iterator[tuple[Collector, str]]:
-    collector = Collector()
+def collector() -> Iterator[tuple[list[ResourceSpans], str]]:
+    """What has been exported to this URL."""
+    exported: list[ResourceSpans] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            assert (self.path, self.headers["Content-Type"]) == (
-                "/v1/traces",
-                "application/x-protobuf",
-            )
-            collector.take(trace_service_pb2.ExportTraceServiceRequest.FromString(body))
+            assert self.path == "/v1/traces"
+            exported.extend(ExportTraceServiceRequest.FromString(body).resource_spans)
             self.send_response(200)
             self.send_header("Content-Length", "0")
             self.end_headers()
@@ -67,50 +35,14 @@ def over_http() -> Iterator[tuple[Collector, str]]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        yield collector, f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-@contextmanager
-def over_grpc() -> Iterator[tuple[Collector, str]]:
-    collector = Collector()
-
-    class Servicer(trace_service_pb2_grpc.TraceServiceServicer):
-        def Export(
-            self,
-            request: trace_service_pb2.ExportTraceServiceRequest,
-            context: grpc.ServicerContext,
-        ) -> trace_service_pb2.ExportTraceServiceResponse:
-            collector.take(request)
-            return trace_service_pb2.ExportTraceServiceResponse()
-
-    server = grpc.server(futures.ThreadPoolExecutor(2))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Servicer(), server)  # type: ignore[no-untyped-call]
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        yield collector, f"http://127.0.0.1:{port}"
-    finally:
-        server.stop(None).wait()
-
-
-@pytest.fixture(scope="module")
-def serving_toy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    directory: Path = tmp_path_factory.mktemp("models")
-    write_model(directory)
-    return {
-        "IGN_MODEL_DIR": str(directory),
-        "IGN_DEFAULT_MODEL": "toy",
-        "IGN_DEVICE": "cpu",
-        "NO_PROXY": "*",
-    }
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield exported, f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def attributes(span: Span) -> dict[str, str | int]:
@@ -122,48 +54,43 @@ def attributes(span: Span) -> dict[str, str | int]:
     }
 
 
-def test_each_request_is_a_trace_of_its_parts(serving_toy: dict[str, str]) -> None:
-    with over_http() as (collector, url):
+def test_each_request_is_a_trace_of_its_parts(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    with collector() as (exported, url):
         variables = {
+            "IGN_MODEL_DIR": str(tmp_path),
+            "IGN_DEFAULT_MODEL": "toy",
+            "IGN_DEVICE": "cpu",
+            "NO_PROXY": "*",
             "OTEL_EXPORTER_OTLP_ENDPOINT": url,
-            "OTEL_BSP_SCHEDULE_DELAY": "50",
+            "OTEL_BSP_SCHEDULE_DELAY": "600000",  # only the end of the process exports
             "OTEL_SERVICE_NAME": "mine",
         }
-        before = time.time_ns()
+        headers = {"traceparent": SAMPLED, "X-Request-ID": "r"}
+        late = {"X-Request-Timeout": "0.05"}
         with (
-            live_service(**serving_toy, **variables) as service,
+            live_service(**variables) as service,
             httpx.Client(base_url=service, timeout=300) as client,
         ):
-            response = client.post(
-                "/generate",
-                json={"n": 2, "steps": 1},
-                headers={"traceparent": SAMPLED, "X-Request-ID": "r"},
-            )
-            assert response.status_code == 200
-            assert response.headers["traceparent"].startswith(f"00-{TRACE}-")
-            root = collector.until("POST /generate")
-            collector.until("batch")
-            begun = client.post("/generate", json={"n": 0})
-            assert begun.status_code == 422
+            answered = client.post("/generate", json={"n": 2, "steps": 1}, headers=headers)
+            refused = client.post("/generate", json={"n": 0})
             unsampled = client.post("/generate", json={}, headers={"traceparent": UNSAMPLED})
             assert unsampled.headers["traceparent"].startswith(f"00-{TRACE}-")
-            client.get("/readyz")
-            late = client.post(
-                "/generate", json={"steps": 300_000}, headers={"X-Request-Timeout": "0.05"}
-            )
-            assert late.status_code == 504
-        after = time.time_ns()
-    (resource,) = {
-        one.resource.SerializeToString(): one.resource for one in collector.resources
-    }.values()
-    assert {one.key: one.value.string_value for one in resource.attributes}[
-        "service.name"
-    ] == "mine"
+            assert client.get("/readyz").status_code == 200
+            client.post("/generate", json={"steps": 300_000}, headers=late)
+    for one in exported:
+        assert "mine" in [each.value.string_value for each in one.resource.attributes]
+    spans = [span for one in exported for scope in one.scope_spans for span in scope.spans]
+    requests = [span for span in spans if span.kind == Span.SPAN_KIND_SERVER]
+    assert {span.name for span in requests} == {"POST /generate"}  # no probe
+    # none without the flag
+    statuses = {attributes(span)["http.response.status_code"]: span for span in requests}
+    assert sorted(statuses) == [200, 422, 504]
+    assert len(requests) == 3
 
-    assert root.trace_id.hex() == TRACE
-    assert root.parent_span_id.hex() == PARENT
-    assert response.headers["traceparent"] == f"00-{TRACE}-{root.span_id.hex()}-01"
-    assert root.kind == Span.SPAN_KIND_SERVER
+    root = statuses[200]
+    assert (root.trace_id.hex(), root.parent_span_id.hex()) == (TRACE, PARENT)
+    assert answered.headers["traceparent"] == f"00-{TRACE}-{root.span_id.hex()}-01"
     assert attributes(root) == {
         "http.request.method": "POST",
         "http.route": "/generate",
@@ -174,65 +101,26 @@ def test_each_request_is_a_trace_of_its_parts(serving_toy: dict[str, str]) -> No
         "ign.rows": 2,
         "ign.steps": 1,
     }
-    of_trace = [
-        span for span in collector.spans() if span.trace_id == root.trace_id and span is not root
-    ]
-    assert sorted(span.name for span in of_trace) == [
-        "batch",
-        "compute",
-        "decode",
-        "encode",
-        "queue",
-    ]
-    children = {span.name: span for span in of_trace}
-    assert all(span.parent_span_id == root.span_id for span in children.values())
-    for span in (root, *children.values()):
-        assert before <= span.start_time_unix_nano <= span.end_time_unix_nano <= after
-    assert children["queue"].end_time_unix_nano <= children["compute"].end_time_unix_nano
-    assert [link.span_id for link in children["batch"].links] == [root.span_id]
-    assert attributes(children["batch"]) == {
-        "ign.model": "toy/1",
-        "ign.batch.rows": 2,
-        "ign.batch.steps": 1,
-    }
+    parts = {span.name: span for span in spans if span.parent_span_id == root.span_id}
+    assert sorted(parts) == ["batch", "compute", "decode", "encode", "queue"]
+    for span in (root, *parts.values()):
+        assert span.start_time_unix_nano <= span.end_time_unix_nano
+    assert parts["queue"].end_time_unix_nano <= parts["compute"].end_time_unix_nano
+    assert [link.span_id for link in parts["batch"].links] == [root.span_id]
+    rows = {"ign.model": "toy/1", "ign.batch.rows": 2, "ign.batch.steps": 1}
+    assert attributes(parts["batch"]) == rows
 
-    (refused,) = [
-        span
-        for span in collector.spans()
-        if attributes(span).get("http.response.status_code") == 422
-    ]
-    assert begun.headers["traceparent"].startswith(
-        f"00-{refused.trace_id.hex()}-{refused.span_id.hex()}-0"
-    )
-    assert not refused.parent_span_id
-    assert attributes(refused)["error.type"] == "invalid_value"
-    assert refused.status.code == Status.STATUS_CODE_UNSET  # the caller's mistake
-    assert not [span for span in collector.spans() if "readyz" in span.name]
-    (failed,) = [span for span in collector.spans() if span.status.code == Status.STATUS_CODE_ERROR]
-    assert attributes(failed)["http.response.status_code"] == 504
-    parts = {
-        span.name: attributes(span)
-        for span in collector.spans()
-        if span.parent_span_id == failed.span_id
+    root = statuses[422]
+    assert not root.parent_span_id
+    started = f"00-{root.trace_id.hex()}-{root.span_id.hex()}-0"
+    assert refused.headers["traceparent"].startswith(started)
+    assert attributes(root)["error.type"] == "invalid_value"
+    assert root.status.code == Status.STATUS_CODE_UNSET  # the caller's mistake
+
+    root = statuses[504]
+    assert root.status.code == Status.STATUS_CODE_ERROR
+    outcomes = {
+        attributes(span).get("ign.outcome") for span in spans if span.parent_span_id == root.span_id
     }
     # Without parts, the deadline passed before the rows were submitted.
-    assert {part["ign.outcome"] for part in parts.values() if "ign.outcome" in part} <= {
-        "deadline_exceeded"
-    }
-    # none without the flag
-    assert len([span for span in collector.spans() if span.name == "POST /generate"]) == 3
-
-
-@pytest.mark.slow
-def test_over_grpc_and_at_the_end_of_the_process(serving_toy: dict[str, str]) -> None:
-    with over_grpc() as (collector, url):
-        variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
-        long = {"OTEL_BSP_SCHEDULE_DELAY": "600000"}  # only the end of the process exports
-        with (
-            live_service(**serving_toy, **variables, **long) as service,
-            httpx.Client(base_url=service, timeout=300) as client,
-        ):
-            assert client.post("/generate", json={}).status_code == 200
-        assert {"POST /generate", "batch", "queue", "compute"} <= {
-            span.name for span in collector.spans()
-        }
+    assert outcomes <= {None, "deadline_exceeded"}

@@ -2,12 +2,8 @@
 batch.
 """
 
-import asyncio
 import resource
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -17,14 +13,10 @@ from onnx import helper
 from benchmarks.harness.device import gpu
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceOutOfMemory
-from service.domain.tasks import Result
-from service.models.instances import open_instances
 from service.models.loaded import LoadedModel
 from service.models.repository import Repository
 from service.runtime.onnx_model import OnnxModel
-from service.runtime.session import CudaOptions, CudaUnavailable, gpu_is_visible
-from service.scheduling.scheduler import Scheduler
-from service.settings import Settings
+from service.runtime.session import CudaOptions, gpu_is_visible
 from tests.helpers.live import MODELS, SHIPPED
 from tests.helpers.onnx_models import (
     graph,
@@ -35,7 +27,6 @@ from tests.helpers.onnx_models import (
     sample_rows,
     serialise,
 )
-from tests.helpers.serving import params
 
 pytestmark = pytest.mark.gpu
 
@@ -116,30 +107,6 @@ def test_a_rows_bits_depend_neither_on_its_place_nor_on_its_neighbours(served: O
             np.testing.assert_array_equal(served.run(others)[place], first[n][0])
 
 
-def test_a_model_is_loaded_and_closed_while_another_serves() -> None:
-    serving = shipped(REFS[0])
-    done = threading.Event()
-    x = sample_rows(3, serving.card.shape)
-    expected = serving.instances[0].run(x)
-
-    def serve() -> int:
-        served = 0
-        while not done.is_set():
-            np.testing.assert_array_equal(serving.instances[0].run(x), expected)
-            served += 1
-        return served
-
-    with ThreadPoolExecutor(1) as pool:
-        caller = pool.submit(serve)
-        try:
-            for _ in range(3):
-                shipped(REFS[-1]).close()
-        finally:
-            done.set()
-    assert caller.result()
-    serving.close()
-
-
 def test_buckets_that_do_not_fit_are_given_up() -> None:
     nodes = [
         helper.make_node("Expand", ["x", "wide"], ["scratch"]),  # 2^14 × 256 bytes for every row
@@ -187,36 +154,6 @@ def test_a_long_run_keeps_its_memory() -> None:
         after, before_mib = (float(each["memory.used"].split()[0]) for each in (gpu(), before))
         assert after - before_mib < 64
     model.close()
-
-
-def test_two_gpus_answer_as_one() -> None:
-    name = REFS[0]
-    try:
-        OnnxModel(model_bytes(), device="cuda", cuda=CudaOptions(device_id=1)).close()
-    except CudaUnavailable as exc:
-        pytest.skip(f"there is no second GPU: {exc.detail}")
-    both = partial(open_instances, OnnxModel, Settings(device="cuda", gpu_count=2))
-    loaded = Repository(MODELS, both, default=name).load(name)
-    one = loaded.instances[0]
-    assert isinstance(one, OnnxModel)
-    x = sample_rows(64, loaded.card.shape)
-    expected = x
-    for _ in range(20):
-        expected = one.run(expected)
-
-    scheduler = Scheduler(*loaded.instances, max_batch_rows=16, queue_rows=4096)
-
-    async def main() -> list[Result]:
-        return await asyncio.gather(*(scheduler.run(x, params(20)) for _ in range(8)))
-
-    scheduler.start()
-    try:
-        for result in asyncio.run(main()):
-            np.testing.assert_allclose(result.rows, expected, atol=1e-4)
-        assert scheduler.healthy
-    finally:
-        scheduler.close()
-        loaded.close()
 
 
 def test_the_driver_tells_of_a_gpu() -> None:

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
 
-from tests.helpers.live import environment, free_port, processes, until
+from tests.helpers.live import environment, free_port, processes, run, until
 from tests.helpers.object_store import ACCESS, Bucket, Proxy
 from tests.unit.service.bulk.conftest import picture, write
 
@@ -47,10 +47,8 @@ def timed(command: list[str], **variables: str) -> tuple[float, float]:
     """Seconds of wall clock and of CPU of a command that succeeds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
-    done = subprocess.run(
-        command, env=environment(IGN_DEVICE="cpu", **variables), capture_output=True, check=False
-    )
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    done = run(*command, IGN_DEVICE="cpu", **variables)
+    assert done.returncode == 0, done.stderr[-2000:]
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.perf_counter() - began, sum(after[:2]) - sum(before[:2])
 
@@ -132,9 +130,12 @@ def memory_of_names(count: int) -> int:
 
     with ThreadingHTTPServer(("127.0.0.1", free_port()), Pages) as server:
         threading.Thread(target=server.serve_forever).start()
-        settings = environment(AWS_ENDPOINT_URL=f"http://127.0.0.1:{server.server_port}", **ACCESS)
-        done = subprocess.run(
-            [sys.executable, "-c", LIST], env=settings, capture_output=True, text=True, check=False
+        done = run(
+            sys.executable,
+            "-c",
+            LIST,
+            AWS_ENDPOINT_URL=f"http://127.0.0.1:{server.server_port}",
+            **ACCESS,
         )
         server.shutdown()
     assert done.returncode == 0, done.stderr

@@ -32,6 +32,22 @@ def environment(**settings: str) -> dict[str, str]:
     return {**inherited, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'sdk'}", **settings}
 
 
+def run(
+    *command: object, cwd: str | Path = ROOT, **variables: str
+) -> "subprocess.CompletedProcess[str]":
+    """A command that has ended, in this `environment`."""
+    return subprocess.run(
+        [*map(str, command)],
+        cwd=cwd,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=1800,
+        check=False,
+    )
+
+
 @contextmanager
 def live_service(*command: str | Path, cwd: str = ".", **settings: str) -> Iterator[str]:
     """Run `python -m service`, or ``command``, on a free port until the block ends; it has to stop
@@ -104,7 +120,7 @@ def certificate(folder: Path) -> Path:
         "-addext",
         "subjectAltName=IP:127.0.0.1",
     ]
-    subprocess.run([*command.split(), *files], capture_output=True, check=True)
+    run(*command.split(), *files).check_returncode()
     return folder / "tls.crt"
 
 

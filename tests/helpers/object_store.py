@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Final
 import httpx
 import pytest
 
-from tests.helpers.live import free_port, until
+from tests.helpers.live import free_port, run, until
 
 WEED: Final = shutil.which("weed", path=sysconfig.get_path("scripts")) or shutil.which("weed")
 KEYS = [{"accessKey": "key", "secretKey": "secret"}]
@@ -155,7 +155,7 @@ class Azurite(Bucket):
         with Path(tempfile.gettempdir(), "azurite.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # two processes would unpack into the same folder
             command = f"npm exec --yes --package={AZURITE} --call='command -v azurite-blob'"
-            got = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+            got = run("sh", "-c", command)
         if got.returncode:
             pytest.skip(
                 f"npm gets no {AZURITE}, so nothing was run on Azure's protocol: "

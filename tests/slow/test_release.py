@@ -6,11 +6,9 @@ import email
 import json
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Sequence
 from itertools import permutations
 from pathlib import Path
 
@@ -18,35 +16,45 @@ import httpx
 import pytest
 
 from service import __version__
-from tests.docs.test_docs import blocks, commands, runner_of
-from tests.helpers.live import ROOT, SHIPPED, environment, live_service
+from tests.docs.test_docs import blocks, commands
+from tests.helpers.live import ROOT, SHIPPED, live_service, run
 from tests.slow.conftest import REPOSITORY, make_release
 from tests.structure.test_deployment import LOCKS, locked
 
-BUILD_S = 600
-START_S = 120
-OWN_PAGES = ("http-api", "images-by-url", "operations", "sdk", "tutorial-call-from-a-service")
 OWN_PACKAGES = ("service", "model_export", "ign", "ign_client", "models")
 pytest.importorskip("hatchling")
 
 
-def install(python: str | Path, dist: Path, folder: Path) -> Path:
+def succeed(folder: Path, *command: object, **variables: str) -> str:
+    """What a command prints that ends well."""
+    done = run(*command, cwd=folder, PYTHONPATH="", **variables)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def fail(folder: Path, *command: object) -> str:
+    """The line of a command that does not do what it is asked."""
+    done = run(*command, cwd=folder, PYTHONPATH="")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+def install(python: str, dist: Path, folder: Path) -> Path:
     """The folder of the programs of a new environment with the service's wheel, its extra `cpu` and
     what they need.
     """
-    made = run(["env", python, "-m", "venv", folder], folder.parent, BUILD_S)
+    made = run("env", python, "-m", "venv", folder, PYTHONPATH="")
     if made.returncode:
         pytest.skip(f"{python} makes no environment: {made.stderr[-300:]}")
-    done = run(
-        [*pip(folder / "bin"), "install", "--find-links", dist, "ign-service[cpu]"], folder, BUILD_S
-    )
+    done = run(*pip(folder / "bin"), "install", "--find-links", dist, "ign-service[cpu]")
     if done.returncode:
         pytest.skip(f"pip found no packages: {done.stderr[-300:]}")
     return folder / "bin"
 
 
 def pip(programs: Path) -> list[str | Path]:
-    return [programs / "python", "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    return [programs / "python", "-I", "-m", "pip", "--disable-pip-version-check", "--quiet"]
 
 
 @pytest.fixture(scope="module")
@@ -54,126 +62,64 @@ def installed(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return install(sys.executable, dist, tmp_path_factory.mktemp("installed") / "venv")
 
 
-@pytest.fixture(params=["empty folder", "folder with packages of the same names"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    if request.param != "empty folder":
-        for name in OWN_PACKAGES:
-            (tmp_path / name).mkdir()
-            (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong package')\n")
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with packages of the names that the wheels install."""
+    for name in OWN_PACKAGES:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong package')\n")
     return tmp_path
 
 
-def run(
-    command: Sequence[str | Path], folder: Path, timeout: float = START_S, **variables: str
-) -> "subprocess.CompletedProcess[str]":
-    env = environment(PYTHONPATH="", **variables)
-    return subprocess.run(
-        command, cwd=folder, env=env, capture_output=True, text=True, timeout=timeout, check=False
-    )
-
-
-def digits(url: str) -> bytes:
-    response = httpx.post(
-        f"{url}/generate", json={"seed": 7, "n": 16}, headers={"Accept": "image/png"}, timeout=60
-    )
-    assert response.status_code == 200
-    return response.content
-
-
-@pytest.mark.parametrize("options", [(), ("--workers", "2", "--device", "cpu")])
-def test_it_serves_digits(installed: Path, folder: Path, options: tuple[str, ...]) -> None:
-    with live_service(
-        installed / "ign", "serve", "--port", "0", *options, cwd=str(folder), PYTHONPATH=""
-    ) as url:
-        assert digits(url).startswith(b"\x89PNG")
+def test_it_serves_digits(installed: Path, folder: Path) -> None:
+    options = ("--port", "0", "--workers", "2", "--device", "cpu")
+    with live_service(installed / "ign", "serve", *options, cwd=str(folder), PYTHONPATH="") as url:
         assert httpx.get(url, headers={"Accept": "text/html"}).status_code == 200
-        done = run(
-            [installed / "ign", "generate", "--base-url", url, "-n", "2", "-o", "out"], folder
-        )
-        assert done.returncode == 0, done.stderr
-        done = run([installed / "ign-client", "models", "--base-url", url], folder)
-        assert "mnist" in done.stdout
+        succeed(folder, installed / "ign", "generate", "--base-url", url, "-n", "2", "-o", "out")
+        assert "mnist" in succeed(folder, installed / "ign-client", "models", "--base-url", url)
     assert len(list((folder / "out").iterdir())) == 2
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{name}.md" for name in OWN_PAGES)])
-def test_the_code_of_the_docs_runs(installed: Path, tmp_path: Path, page: str) -> None:
-    """In an environment that holds the wheel and nothing else."""
-    with live_service(
-        installed / "ign", "serve", "--port", "0", cwd=str(tmp_path), PYTHONPATH=""
-    ) as url:
-        digits(url)  # metrics of a page need a request
-        runner = runner_of(ROOT / page, tmp_path, url, installed)
-        runner.run(runner.page)
-
-
-def test_python_m_with_a_safe_path(installed: Path, folder: Path) -> None:
-    """`python -m` looks into the working directory first, unless -P is given."""
-    with live_service(
-        installed / "python", "-P", "-m", "service", cwd=str(folder), PYTHONPATH=""
-    ) as url:
-        assert digits(url).startswith(b"\x89PNG")
-
-
 def test_the_other_commands(installed: Path, folder: Path) -> None:
-    done = run([installed / "ign", "serve", "--check"], folder)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert f"{SHIPPED['mnist']}: verified on cpu" in done.stdout
-    assert f"* {SHIPPED['mnist']}" in run([installed / "ign", "models"], folder).stdout
-    done = run([installed / "ign", "interpolate", "--local", "1", "2", "-o", "walk.webp"], folder)
-    assert done.returncode == 0, done.stderr
+    ign = installed / "ign"
+    assert f"{SHIPPED['mnist']}: verified on cpu" in succeed(folder, ign, "serve", "--check")
+    assert f"* {SHIPPED['mnist']}" in succeed(folder, ign, "models")
+    succeed(folder, ign, "interpolate", "--local", "1", "2", "-o", "walk.webp")
     assert (folder / "walk.webp").read_bytes().startswith(b"RIFF")
-    done = run([installed / "ign", "bulk", "generate", "-n", "4", "bulk"], folder)
-    assert done.returncode == 0, done.stderr
-    done = run(
-        [installed / "ign", "train", "--preset", "tiny", "--data", "x", "--out", "y"], folder
-    )
-    assert done.returncode == 2
-    assert "pip install 'ign-service[train,cpu]'" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    succeed(folder, ign, "bulk", "generate", "-n", "4", "bulk")
+    train = ("train", "--preset", "tiny", "--data", "x", "--out", "y")
+    assert "pip install 'ign-service[train,cpu]'" in fail(folder, ign, *train)
 
 
 def test_without_onnxruntime_the_line_says_what_to_type(installed: Path, tmp_path: Path) -> None:
     """The command of the line works, although the package is on no index: it is installed."""
-    assert run([*pip(installed), "uninstall", "--yes", "onnxruntime"], tmp_path).returncode == 0
+    succeed(tmp_path, *pip(installed), "uninstall", "--yes", "onnxruntime")
     try:
-        done = run([installed / "ign", "serve"], tmp_path)
-        assert done.returncode == 2
-        (line,) = done.stderr.splitlines()
-        assert "pip install 'ign-service[cpu]'" in line
+        assert "pip install 'ign-service[cpu]'" in fail(tmp_path, installed / "ign", "serve")
     finally:
-        done = run([*pip(installed), "install", "ign-service[cpu]"], tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert run([installed / "ign", "serve", "--check"], tmp_path).returncode == 0
+        succeed(tmp_path, *pip(installed), "install", "ign-service[cpu]")
+    succeed(tmp_path, installed / "ign", "serve", "--check")
 
 
 @pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
 def test_the_wheels_come_and_go_in_either_order(dist: Path, tmp_path: Path, version: str) -> None:
     programs = install(f"python{version}", dist, tmp_path / "venv")
+    remove = (*pip(programs), "uninstall", "--yes")
+    add = (*pip(programs), "install", "--no-deps", "--find-links", dist)
+    generate = (programs / "ign", "generate", "--local", "-o")
     for order in permutations(("ign-service", "ign-client")):
-        assert run([*pip(programs), "uninstall", "--yes", *order], tmp_path).returncode == 0
+        succeed(tmp_path, *remove, *order)
         for name in order:
-            assert (
-                run(
-                    [*pip(programs), "install", "--no-deps", "--find-links", dist, name], tmp_path
-                ).returncode
-                == 0
-            )
-        done = run(
-            [programs / "ign", "generate", "--local", "-o", f"after {order[1]}.png"], tmp_path
-        )
-        assert done.returncode == 0, done.stderr
-        assert run([*pip(programs), "uninstall", "--yes", order[0]], tmp_path).returncode == 0
+            succeed(tmp_path, *add, name)
+        succeed(tmp_path, *generate, f"after {order[1]}.png")
+        succeed(tmp_path, *remove, order[0])
         if order[0] == "ign-service":
-            assert (
-                run([programs / "ign-client", "--version"], tmp_path).stdout
-                == f"ign-client {__version__}\n"
-            )
-            continue
-        assert "* mnist/" in run([programs / "ign", "models"], tmp_path).stdout
-        done = run([programs / "ign", "generate", "--local", "-o", "x.png"], tmp_path)
-        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
-        assert f"`pip install ign-client=={__version__}`" in done.stderr
+            said = succeed(tmp_path, programs / "ign-client", "--version")
+            assert said == f"ign-client {__version__}\n"
+        else:
+            assert "* mnist/" in succeed(tmp_path, programs / "ign", "models")
+            line = fail(tmp_path, *generate, "x.png")
+            assert f"`pip install ign-client=={__version__}`" in line
 
 
 def test_a_second_run_writes_the_same_bytes_which_the_page_says_how_to_check(
@@ -183,14 +129,13 @@ def test_a_second_run_writes_the_same_bytes_which_the_page_says_how_to_check(
     cosign = shutil.which("cosign")
     key = {"COSIGN_PASSWORD": ""}
     if cosign:
-        assert run([cosign, "generate-key-pair"], tmp_path, COSIGN_PASSWORD="").returncode == 0
+        succeed(tmp_path, cosign, "generate-key-pair", COSIGN_PASSWORD="")
         key["COSIGN_KEY"] = str(tmp_path / "cosign.key")
     again = make_release(tmp_path, **key)
     assert (again / "SHA256SUMS").read_bytes() == (dist / "SHA256SUMS").read_bytes()
     assert len((dist / "SHA256SUMS").read_text().splitlines()) == len(list(dist.iterdir())) - 1
     for command in checks[: 2 if cosign else 1]:
-        done = run(["sh", "-c", command.replace("cosign.pub", str(tmp_path / "cosign.pub"))], again)
-        assert done.returncode == 0, done.stderr
+        succeed(again, "sh", "-c", command.replace("cosign.pub", f"{tmp_path}/cosign.pub"))
     if not cosign:
         pytest.skip("cosign is not installed, so nothing was signed")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from service import __version__
-from tests.helpers.live import ROOT, environment
+from tests.helpers.live import ROOT, run
 
 # What `make version` changes itself, and what stands before a version there.
 VERSIONED = ["service/__init__.py", "sdk/ign_client/_version.py", "pyproject.toml", "Dockerfile"]
@@ -65,9 +65,8 @@ def stubs(venv: Path, *names: str, script: str) -> None:
 
 
 def make(venv: Path, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-    command = ["make", "--silent", f"VENV={venv}", *arguments]
-    env = environment(MAKEFLAGS="", MAKELEVEL="", ARGS="", **variables)
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    command = ("make", "--silent", f"VENV={venv}", *arguments)
+    return run(*command, MAKEFLAGS="", MAKELEVEL="", ARGS="", **variables)
 
 
 def test_the_environment_passes_through_make_run(tmp_path: Path) -> None:

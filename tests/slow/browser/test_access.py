@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.contract.harness import Service, gated, serving, settings, write_models
-from tests.helpers.live import SHIPPED
+from tests.helpers.live import ROOT, SHIPPED
 from tests.slow.browser.visit import Browser, Route, Visit, visiting
 
 # what the browser says of any failure, whatever the page makes of it
@@ -30,11 +30,6 @@ def guarded(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     with serving(settings(tiny, api_keys_file=keys), ready=False) as running:
         running.until(lambda: running.get("/readyz").status_code == 200)
         yield running
-
-
-def test_everything_comes_from_the_service(visit: Visit) -> None:
-    used(visit)
-    assert visit.hosts - {""} == {visit.url.removeprefix("http://")}
 
 
 def test_a_key_is_asked_for_and_kept_in_this_tab_only(browser: Browser, guarded: Service) -> None:
@@ -168,25 +163,8 @@ def test_models_are_chosen_and_described(browser: Browser, tiny: Path) -> None:
         visit.one("#palette .swatch").first.wait_for()
         assert visit.one("#invitation").is_hidden()  # the drawing is still there
         visit.settled()
-        visit.one("#about").scroll_into_view_if_needed()
-        chosen = visit.one("#served [aria-pressed=true]")
-        assert "colour/1" in chosen.inner_text()
-        assert "ready" in chosen.inner_text()
-        chosen.locator(".load").filter(has_text=re.compile("idle|pictures/s")).wait_for()
-        with visit.page.expect_response("**/project") as answered:
-            visit.one("#served button").filter(has_text="grey/10").click()
-        assert answered.value.json()["model"]["name"] == "grey"
-
-
-def test_colour_models_draw_in_colour(browser: Browser, tiny: Path) -> None:
-    with (
-        serving(settings(tiny, default_model="colour")) as service,
-        visiting(browser, service.url, reduced_motion="reduce") as visit,
-    ):
-        visit.empty()
-        visit.page.get_by_role("group", name="Colour").get_by_role(
-            "button", name="Colour #d13c2f"
-        ).click()
+        visit.button("Clear").click()
+        visit.page.get_by_role("button", name="Colour #d13c2f").click()
         visit.draw()
         visit.settled()
         red = visit.canvas("RGB").astype("int64")
@@ -196,9 +174,15 @@ def test_colour_models_draw_in_colour(browser: Browser, tiny: Path) -> None:
         assert (grey[..., 0] == grey[..., 1]).all()
         visit.button("→ sketch").click()
         assert (visit.canvas("RGB").astype("int64") != grey).any()
-        for name in ("Grey", "Sketch"):
-            visit.button(name).click()
-            visit.settled()
+        visit.settled()
+        visit.one("#about").scroll_into_view_if_needed()
+        chosen = visit.one("#served [aria-pressed=true]")
+        assert "colour/1" in chosen.inner_text()
+        assert "ready" in chosen.inner_text()
+        chosen.locator(".load").filter(has_text=re.compile("idle|pictures/s")).wait_for()
+        with visit.page.expect_response("**/project") as answered:
+            visit.one("#served button").filter(has_text="grey/10").click()
+        assert answered.value.json()["model"]["name"] == "grey"
 
 
 # Everybody can use it
@@ -254,9 +238,15 @@ def test_the_keyboard_reaches_everything_and_it_shows(visit: Visit) -> None:
     assert {"Generate", "Walk", "Run", "Drawn"} <= set(reached)
 
 
-@pytest.mark.parametrize("model", [SHIPPED["mnist"], ""])
 @pytest.mark.parametrize(
-    ("width", "height"), [(320, 800), (390, 844), (820, 800), (1280, 720), (1440, 900)]
+    ("width", "height", "model"),
+    [
+        (320, 800, ""),
+        (390, 844, SHIPPED["mnist"]),
+        (820, 800, ""),
+        (1280, 720, SHIPPED["mnist"]),
+        (1440, 900, ""),
+    ],
 )
 def test_it_fits(browser: Browser, service: Service, width: int, height: int, model: str) -> None:
     """Canvas, result and verdict are in the first view, nothing makes the page scroll sideways, and
@@ -305,3 +295,31 @@ def test_fingers_draw_and_do_not_scroll(browser: Browser, service: Service) -> N
             visit.one("#paint").evaluate("canvas => getComputedStyle(canvas).touchAction") == "none"
         )
         assert visit.page.evaluate(SMALL) == []
+
+
+# Other pages
+
+
+def test_the_document_is_shown_and_a_request_can_be_sent(
+    browser: Browser, service: Service
+) -> None:
+    with visiting(
+        browser, f"{service.url}/docs"
+    ) as visit:  # fails on errors and on requests to other hosts
+        generate = visit.one("#operations-Images-generate")
+        generate.click()
+        assert f"curl {service.url}/generate" in visit.one(".info").inner_text()
+        assert "OAS 3.1" in visit.one(".info").inner_text()
+        generate.get_by_role("button", name="Try it out").click()
+        generate.get_by_role("button", name="Execute").click()
+        status = generate.locator(".live-responses-table .response-col_status").nth(1)
+        assert status.inner_text().startswith("200")
+
+
+def test_the_example_of_avatars_shows_every_one(browser: Browser, service: Service) -> None:
+    page = browser.new_page()
+    page.goto(f"{(ROOT / 'examples' / 'wall_of_avatars.html').as_uri()}?service={service.url}")
+    page.wait_for_function(
+        "[...document.images].filter(image => image.naturalWidth === 128).length === 10"
+    )
+    page.close()

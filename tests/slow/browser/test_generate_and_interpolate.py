@@ -1,16 +1,13 @@
 """Pictures of a seed, and walks between them."""
 
 import itertools
-import json
-import re
-import shlex
 
 import numpy as np
 import pytest
 
 from tests.contract.data import frames, pixels, unb64
 from tests.contract.harness import Service
-from tests.slow.browser.visit import Browser, Request, Visit, visiting
+from tests.slow.browser.visit import Browser, Visit, visiting
 
 
 def generate(visit: Visit, seed: int) -> None:
@@ -89,7 +86,7 @@ def test_a_walk_is_saved_at_a_size_worth_showing(
         assert (large == np.kron(small, np.ones((scale, scale), np.uint8))).all()
 
 
-def test_a_walk_from_what_is_drawn(visit: Visit, service: Service) -> None:
+def test_a_walk_from_what_is_drawn(visit: Visit) -> None:
     visit.draw()
     visit.one("#walk").scroll_into_view_if_needed()
     visit.says("walk", "32 frames")
@@ -101,26 +98,15 @@ def test_a_walk_from_what_is_drawn(visit: Visit, service: Service) -> None:
     visit.button("Walk").click()
     visit.says("walk", "4 frames")
     assert visit.one("#walk[data-stale]").count() == 0
-    visit.one("#walk summary").click()
-    words = shlex.split(re.sub(r"\$\(.*?\)", "PICTURE", visit.one("#walk code").inner_text()))
-    assert words[1] == f"{service.url}/latent-interpolate"
-    request = json.loads(words[words.index("-d") + 1])
-    assert request["points"] == [{"image": "PICTURE"}, {"seed": 7, "index": 9}]
 
 
 def test_a_field_that_is_out_of_range_sends_nothing(visit: Visit) -> None:
     visit.says("generate", "16 pictures of seed 7")  # those the page begins with
-    asked: list[Request] = []
+    asked: list[str] = []
     # Playwright marks its handlers: no builtin
-    visit.page.on("request", lambda request: asked.append(request))
+    visit.page.on("request", lambda request: asked.append(request.post_data or ""))
     visit.one("#seed").fill("-1")
     visit.button("Generate").click()
     assert visit.one("#seed").evaluate("field => field.matches(':invalid')")
     generate(visit, 8)
-    sent = [
-        json.loads(request.post_data or "")
-        for request in asked
-        if request.url.endswith("/generate")
-    ]
-    # thumbnails of models are single pictures
-    assert [body["seed"] for body in sent if body.get("n") == 16] == [8]
+    assert not any('"seed":-1' in body for body in asked)

@@ -2,11 +2,12 @@
 
 import os
 import shutil
-import subprocess
 from importlib.util import find_spec
 from typing import Final
 
 import pytest
+
+from tests.helpers.live import run
 
 # What Ray leaves behind goes, too: the next one would look for the cluster of which it reads there,
 # for minutes.
@@ -30,6 +31,6 @@ def own_namespace() -> list[str]:
     if shutil.which("unshare") is None or shutil.which("ip") is None or os.geteuid() != 0:
         pytest.skip("Ray needs a network namespace of its own: root, unshare and ip")
     apart = ["unshare", "-n", "-p", "-f", "--mount-proc", "--kill-child"]
-    if subprocess.run([*apart, "true"], capture_output=True, check=False).returncode:
+    if run(*apart, "true").returncode:
         pytest.skip("unshare may not make a network namespace here, which Ray needs")
     return [*apart, "bash", "-c", _WITHIN, "-"]

@@ -4,7 +4,6 @@ under load.
 
 import asyncio
 import json
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,7 +19,7 @@ from service.cluster import DeploymentOptions, Replica, ReplicaMetrics, proxy, r
 from service.domain.errors import Draining, StartupError
 from service.observability.metrics import add_up
 from tests.contract.harness import settings, write_models
-from tests.helpers.live import ROOT, environment
+from tests.helpers.live import run
 from tests.slow.cluster.space import own_namespace
 
 # On a cluster
@@ -31,21 +30,17 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What `tests.slow.cluster.scenario` saw."""
     within = own_namespace()
     models = write_models(tmp_path_factory.mktemp("models"))
-    done = subprocess.run(
-        [*within, sys.executable, "-m", "tests.slow.cluster.scenario"],
-        cwd=ROOT,
-        env=environment(
-            IGN_MODEL_DIR=str(models),
-            IGN_DEFAULT_MODEL="grey",
-            IGN_MAX_STEPS="1000000000",
-            IGN_DRAIN_S="60",
-            RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH="service.cluster.proxy",
-            RAY_USAGE_STATS_ENABLED="0",
-        ),
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
+    done = run(
+        *within,
+        sys.executable,
+        "-m",
+        "tests.slow.cluster.scenario",
+        IGN_MODEL_DIR=str(models),
+        IGN_DEFAULT_MODEL="grey",
+        IGN_MAX_STEPS="1000000000",
+        IGN_DRAIN_S="60",
+        RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH="service.cluster.proxy",
+        RAY_USAGE_STATS_ENABLED="0",
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-5000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -2,14 +2,10 @@
 
 import json
 import re
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 
 from ign_client import Client
-from service import __version__
 from tests.helpers.live import ROOT
 from tests.slow.containers.engine import Engine
 
@@ -34,31 +30,6 @@ def image(target: str, request: pytest.FixtureRequest) -> str:
 def locked(target: str) -> dict[str, str]:
     text = (ROOT / "docker" / "lock" / f"{target}.txt").read_text()
     return dict(re.findall(r"^([\w-]+)==([\w.]+)", text, flags=re.MULTILINE))
-
-
-@TARGETS
-def test_the_image_says_what_it_is(engine: Engine, image: str, target: str) -> None:
-    found = engine.inspect(image)
-    config = found["Config"]
-    assert config["User"] == "10001:10001"
-    assert config["Entrypoint"] == ["/opt/venv/bin/python3", "-m", "service"]
-    assert config["StopSignal"] == "SIGTERM"
-    assert found["Healthcheck"]["Test"] == [
-        "CMD",
-        "/opt/venv/bin/python3",
-        "-I",
-        "/app/healthcheck.py",
-    ]
-    labels = {
-        name.removeprefix("org.opencontainers.image."): text
-        for name, text in config["Labels"].items()
-    }
-    assert (labels["version"], labels["title"], labels["licenses"]) == (
-        __version__,
-        "ign-service",
-        "Apache-2.0",
-    )
-    assert labels["revision"] == ("abc123" if target == "cpu" else "unknown")
 
 
 @TARGETS
@@ -98,50 +69,6 @@ def test_it_serves_on_the_cpu_and_stops_at_sigterm(
         assert (written.returncode, "Read-only file system" in written.stderr) == (1, True)
         container.terminate()
         assert container.ended() == 0
-
-
-def test_a_checkout_kept_to_oneself_makes_the_same_image(
-    engine: Engine, cpu: str, tmp_path: Path
-) -> None:
-    """Copies keep their modes: made with umask 077, the image's user could not read them."""
-    for name in (
-        "Dockerfile",
-        ".dockerignore",
-        "LICENSE",
-        "docker",
-        "ign",
-        "sdk",
-        "service",
-        "models",
-    ):
-        whole = ROOT / name
-        if whole.is_dir():
-            shutil.copytree(whole, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(whole, tmp_path / name)
-    subprocess.run(
-        [
-            "chmod",
-            "-R",
-            "go-rwx",
-            *(tmp_path / name for name in ("LICENSE", "ign", "sdk", "service", "models")),
-        ],
-        check=True,
-    )
-    (tmp_path / "docker" / "healthcheck.py").chmod(0o600)
-    tag = engine.build("docker.io/library/ign-service:kept", "--target=cpu", context=tmp_path)
-    try:
-        with engine.started(tag) as container:
-            container.healthy()
-            with Client(container.url) as client:
-                assert {model.name for model in client.models().models} == {
-                    "avatars64",
-                    "fashion_mnist",
-                    "mnist",
-                    "scans",
-                }
-    finally:
-        engine.say("rmi", tag)
 
 
 def test_a_bad_setting_ends_it_with_a_reason(engine: Engine, cpu: str) -> None:

@@ -4,26 +4,16 @@ empty folder.
 
 import platform
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.live import ROOT, environment
+from tests.helpers.live import ROOT, run
 from tests.slow.browser.conftest import browser as browser
 
 CLIENT = ROOT / "sdk" / "js"
 BUILD_S = 600
 OLDEST_NODE = "18.20.8"
-
-
-def run(
-    *command: str | Path, cwd: Path, timeout: float = BUILD_S
-) -> "subprocess.CompletedProcess[str]":
-    env = environment(MAKEFLAGS="", MAKELEVEL="")
-    return subprocess.run(
-        command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout, check=False
-    )
 
 
 @pytest.fixture(scope="package")

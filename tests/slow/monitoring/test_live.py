@@ -16,7 +16,6 @@ import pytest
 from tests.helpers.live import live_service
 from tests.slow.monitoring.files import (
     Query,
-    alerts,
     needs_prometheus,
     panel_queries,
     rule_queries,
@@ -149,20 +148,6 @@ def test_every_rule_is_evaluated(prometheus: Prometheus) -> None:
     prometheus.until("count(job:ign_slow:ratio3d)", answers)
     found = {rule["name"]: (rule["health"], rule.get("lastError")) for rule in prometheus.rules()}
     assert found == dict.fromkeys(names, ("ok", None))
-
-
-def test_what_goes_wrong_is_seen(prometheus: Prometheus) -> None:
-    """One of the alerts at work in earnest: among so few requests those that failed are many."""
-    errors = prometheus.until(
-        "job:ign_errors:ratio1h", lambda found: found != [] and found[0] > 0.0144
-    )
-    assert errors[0] > 0.0144
-    pending = prometheus.until(
-        'count(ALERTS{alertname="IgnErrorBudgetBurnsFast", alertstate="pending"})',
-        lambda found: found == [1],
-    )
-    assert pending == [1]
-    assert alerts()["IgnErrorBudgetBurnsFast"]["for"] == "2m"
 
 
 def test_traces_are_exemplars(prometheus: Prometheus) -> None:

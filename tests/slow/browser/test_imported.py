@@ -1,20 +1,46 @@
-"""The page with a model that takes images of any size."""
+"""The page with imported networks: one makes nothing of noise, one takes images of any size."""
 
 from pathlib import Path
 
 import numpy as np
 
-from service.artifact.card import Tiles
+from service.artifact.card import Origin, Tiles
 from tests.contract.harness import serving, settings
 from tests.helpers.onnx_models import write_model
 from tests.helpers.pictures import noise, save
 from tests.slow.browser.visit import Browser, visiting
 
 
+def test_what_needs_noise_is_hidden_and_the_rest_works(browser: Browser, tmp_path: Path) -> None:
+    origin = Origin(file="denoiser.onnx", sha256="0" * 64, folded=("y = x − network(x)",))
+    write_model(tmp_path, "denoiser", imported=True, origin=origin)
+    write_model(tmp_path, "toy")
+    chosen = settings(tmp_path, default_model="denoiser")
+    with (
+        serving(chosen) as service,
+        visiting(browser, service.url, reduced_motion="reduce") as visit,
+    ):
+        visit.draw()
+        visit.settled()
+        for section in ("#generate", "#walk", "[data-example=drawn]"):
+            assert not visit.one(section).is_visible()
+        assert visit.one("#noise").is_visible()
+        visit.one("#about").scroll_into_view_if_needed()
+        visit.one("#about-facts").filter(has_text="denoiser.onnx, y = x − network(x)").wait_for()
+        visit.one("#lasting").scroll_into_view_if_needed()
+        visit.one("#strip img").first.wait_for()
+        visit.choose("Toy")
+        visit.says("generate", "16 pictures of seed")
+        assert visit.one("[data-example=drawn]").is_visible()
+
+
+def write_pages(models: Path) -> None:
+    tiles = Tiles(overlap=1)
+    write_model(models, "pages", shape=(1, 32, 32), polarity="none", imported=True, tiles=tiles)
+
+
 def test_an_opened_image_keeps_its_size(browser: Browser, tmp_path: Path) -> None:
-    write_model(
-        tmp_path, "pages", shape=(1, 32, 32), polarity="none", imported=True, tiles=Tiles(overlap=1)
-    )
+    write_pages(tmp_path)
     image = noise(150, 90, seed=1)
     with (
         serving(settings(tmp_path, default_model="pages")) as service,
@@ -38,9 +64,7 @@ def test_an_opened_image_keeps_its_size(browser: Browser, tmp_path: Path) -> Non
 
 
 def test_a_page_is_an_example(browser: Browser, tmp_path: Path) -> None:
-    write_model(
-        tmp_path, "pages", shape=(1, 32, 32), polarity="none", imported=True, tiles=Tiles(overlap=1)
-    )
+    write_pages(tmp_path)
     write_model(tmp_path, "toy")
     with (
         serving(settings(tmp_path, default_model="pages")) as service,

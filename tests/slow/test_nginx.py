@@ -20,10 +20,8 @@ import pytest
 
 from ign_client import Client, Done, Step, TooManyRequests
 from ign_client import TooLarge as TooLargeAnswer
-from service.api.problems import describe
-from service.domain.errors import RateLimited, TooLarge
 from tests.contract.harness import bearer, write_keys
-from tests.helpers.live import ROOT, SHIPPED, certificate, free_port, live_service, until
+from tests.helpers.live import ROOT, SHIPPED, certificate, free_port, live_service, run, until
 
 PATIENCE_S = 300.0
 MAX_BODY = 16 * 2**20
@@ -194,15 +192,6 @@ def test_what_nginx_refuses_is_a_problem_document(served: Front, name: str) -> N
     check_problem(*answer, code)
 
 
-def test_the_codes_are_those_of_the_service() -> None:
-    text = (ROOT / "docker" / "nginx" / "nginx.conf").read_text()
-    codes = dict(re.findall(r"""(\d{3}) '"title": "[^"]+", "code": "(\w+)\"""", text))
-    assert codes["413"] == describe(TooLarge("")).code
-    assert codes["429"] == describe(RateLimited("", retry_after=1)).code
-    contract = (ROOT / "docs" / "http-api.md").read_text()
-    assert all(f"{status} `{code}`" in contract for status, code in codes.items())
-
-
 def test_without_the_service(tmp_path: Path) -> None:
     with (
         front(tmp_path / "front", f"127.0.0.1:{free_port()}") as unserved,
@@ -247,17 +236,14 @@ def test_the_access_log_is_json_and_holds_no_key(served: Front) -> None:
     with served.client() as http:
         probe = http.get("/healthz", headers={"X-Request-ID": "probe"})
         assert probe.status_code == 200
-        body = http.post(
-            "/generate?x=hidden", json={"seed": 7}, headers={**headers, "X-Request-ID": "logged"}
-        ).json()
-        http.post("/generate", json={"seed": 7}, headers={**headers, "X-Request-ID": "logged-2"})
+        for path, name in (("/generate?x=hidden", "logged"), ("/generate", "logged-2")):
+            own = headers | {"X-Request-ID": name}
+            assert http.post(path, json={"seed": 7}, headers=own).json()["request_id"] == name
     entry = served.log("logged-2")
-    assert body["request_id"] == "logged"
-    assert (entry["method"], entry["path"], entry["status"]) == ("POST", "/generate", 200)
+    said = {name: entry[name] for name in ("method", "path", "status", "address")}
+    assert said == {"method": "POST", "path": "/generate", "status": 200, "address": "127.0.0.1"}
     assert entry["model"].startswith(f"{SHIPPED['mnist']}@")
-    assert entry["address"] == "127.0.0.1"
-    assert entry["seconds"] >= 0
-    assert float(entry["upstream_seconds"]) >= 0  # of another clock: it may be a millisecond longer
+    assert min(entry["seconds"], float(entry["upstream_seconds"])) >= 0
     text = (served.folder / "access.log").read_text()
     assert key not in text
     assert "hidden" not in text
@@ -265,21 +251,10 @@ def test_the_access_log_is_json_and_holds_no_key(served: Front) -> None:
 
 
 def test_http_2_and_plain_http(served: Front) -> None:
-    command = [
-        "curl",
-        "--silent",
-        "--cacert",
-        str(served.folder / "tls.crt"),
-        "--noproxy",
-        "*",
-        "--http2",
-    ]
-    shown = ["--output", "/dev/null", "--write-out", "%{http_version} %{http_code}"]
-    for path, status in (("/models", 200), ("/metrics", 404)):
-        done = subprocess.run(
-            [*command, *shown, served.url + path], capture_output=True, text=True, check=True
-        )
-        assert done.stdout == f"2 {status}"
+    silent = ("--silent", "--noproxy", "*", "--output", "/dev/null")
+    trusted = ("--cacert", served.folder / "tls.crt", "--write-out", "%{http_version} %{http_code}")
+    done = run("curl", "--http2", *silent, *trusted, f"{served.url}/models")
+    assert done.stdout == "2 200"
     with httpx.Client(trust_env=False) as http:
         plain = http.get(served.url.replace("https", "http"))
     check_problem(plain.status_code, dict(plain.headers), plain.json(), "malformed")
@@ -310,38 +285,32 @@ def fill(found: Front, stack: ExitStack, keys: Iterable[str], probe: str) -> int
     raise AssertionError("nothing was rejected")
 
 
-def test_each_key_has_its_own_limit(served: Front) -> None:
-    with ExitStack() as stack:
-        assert fill(served, stack, ["alice"] * MOST_HELD, "alice") >= CALLER_LIMIT
-        assert status(served, "bob") == status(served, "") == 200
-        with (
-            served.client() as http,
-            Client(served.url, api_key="alice", http_client=http, max_retries=0) as client,
-        ):
-            with pytest.raises(TooManyRequests) as refused:
-                client.generate(n=1)
-            assert refused.value.code == "rate_limited"
-            assert refused.value.retry_after
-
-
 @pytest.mark.parametrize(
-    ("keys", "probe", "limit", "other"),
+    ("keys", "probe", "limit", "others"),
     [
+        (["alice"] * MOST_HELD, "alice", CALLER_LIMIT, ("bob", "")),
         # callers without a key are limited by address
-        ([""] * MOST_HELD, "", CALLER_LIMIT, "alice"),
+        ([""] * MOST_HELD, "", CALLER_LIMIT, ("alice",)),
         # and many keys do not lift that limit
-        (list(map(str, range(MOST_HELD))), "another", ADDRESS_LIMIT, None),
+        ([f"{key}" for key in range(MOST_HELD)], "another", ADDRESS_LIMIT, ()),
     ],
 )
-def test_an_address_has_a_limit(
-    served: Front, keys: list[str], probe: str, limit: int, other: str | None
+def test_keys_and_addresses_have_limits(
+    served: Front, keys: list[str], probe: str, limit: int, others: tuple[str, ...]
 ) -> None:
     with ExitStack() as stack:
         assert fill(served, stack, keys, probe) >= limit
-        assert other is None or status(served, other) == 200
+        assert [status(served, other) for other in others] == [200] * len(others)
+        with (
+            served.client() as http,
+            Client(served.url, api_key=probe, http_client=http, max_retries=0) as client,
+            pytest.raises(TooManyRequests) as refused,
+        ):
+            client.generate(n=1)
+    assert (refused.value.code, bool(refused.value.retry_after)) == ("rate_limited", True)
 
 
-GETS = 10_000
+GETS = 2000
 URLS = 100
 CALLERS = CALLER_LIMIT - 1
 
@@ -377,20 +346,11 @@ def test_images_by_url_are_made_once(tmp_path: Path) -> None:
         assert len(found) == URLS
         assert rows_run(url) - before == URLS
         with cached.client() as http:
-            first, again = (
-                http.get(paths[1], headers={"X-Request-ID": name}) for name in ("one", "two")
-            )
+            first = http.get(paths[1], headers={"X-Request-ID": "one"})
+            again = http.get(paths[1], headers={"X-Request-ID": "two"})
             assert [first.headers["X-Request-ID"], again.headers["X-Request-ID"]] == ["one", "two"]
-            assert (
-                http.get(paths[1], headers={"If-None-Match": first.headers["ETag"]}).status_code
-                == 304
-            )
-            assert http.get("/generate").content != http.get("/generate").content
-            assert (
-                http.post("/generate", json={"seed": 1}).headers["Content-Type"]
-                == "application/json"
-            )
-            assert rows_run(url) - before == URLS + 3
+            assert http.get("/generate").content != http.get("/generate").content  # no seed
+            assert rows_run(url) - before == URLS + 2
 
 
 def test_a_cached_image_is_for_its_key_alone(tmp_path: Path) -> None:
