@@ -19,10 +19,10 @@ import numpy as np
 import uvloop
 from uvicorn.server import ServerState
 
-from benchmarks.bench_peers import binary_tensor
 from benchmarks.harness.common import MODEL, REF, Json, rounded, run_benchmark, target
 from benchmarks.load_generator.messages import (
     HEADER_SETS,
+    binary_tensor,
     disc,
     encoded,
     post,
@@ -106,7 +106,7 @@ def payloads() -> dict[str, list[bytes]]:
     rows = np.random.default_rng(0).standard_normal((DISTINCT, 28 * 28), np.float32)
     return {
         "PNG /project": [upload("/project?steps=1", picture) for picture in pictures],
-        "raw infer": [binary_tensor(MODEL, row.tobytes()) for row in rows],
+        "raw infer": [binary_tensor("mnist", row.tobytes()) for row in rows],
         "/generate": [
             post("/generate", {"model": "mnist", "seed": n}, "image/png") for n in range(DISTINCT)
         ],

@@ -29,16 +29,15 @@ from benchmarks.harness.common import (
 )
 from benchmarks.harness.processes import ServerProcess, free_port, service, serving
 from benchmarks.load_generator.load import run_load, summary
-from benchmarks.load_generator.messages import JSON, NPY, disc, encoded, get, post, sent_by, upload
+from benchmarks.load_generator.messages import JSON, NPY, disc, encoded, get, post, upload
 from service.domain.latents import FloatRows
 from service.environment import available_cpus
 from service.runtime.onnx_model import OnnxModel
 
 METHOD = (
     "The load generator runs in a process of its own, with keep-alive connections over "
-    "loopback; medians over rounds, the ways in turn. headers: of the clients alone, or also "
-    "of a gateway. share_of_raw: images/s over those of raw onnxruntime at 64 rows with "
-    "steps=1, round by round; raw runs one session with all threads. core-milliseconds: CPU "
+    "loopback; medians over rounds, the ways in turn. share_of_raw: images/s over "
+    "those of raw onnxruntime at 64 rows with steps=1, round by round; raw runs one session with all threads. core-milliseconds: CPU "
     "time of the service and of the generator per image. idle: one connection; over_sum is "
     "its median over the sum of the medians of hello-world and of a raw call"
 )
@@ -69,7 +68,7 @@ def measure(options: argparse.Namespace) -> Json:
     data = MODEL.read_bytes()
     model = OnnxModel(data, threads=available_cpus())
     raw = raw_session(data, model, available_cpus())
-    image = sent_by(options.headers, project(model.card.shape[-1]))
+    image = project(model.card.shape[-1])
     with service(SETTINGS) as server:
         idle = idle_latency(server, raw, model, image, options)
         many = many_rows(server, raw, model, options)
@@ -109,10 +108,7 @@ def idle_latency(
 ) -> list[Json]:
     """Latency of one request at a time."""
     forms = {"npy": NPY, "PNG": "image/png", "JSON": JSON}
-    sent = {
-        f"/generate n=1 as {form}": sent_by(options.headers, generate(forms[form], 1))
-        for form in forms
-    }
+    sent = {f"/generate n=1 as {form}": generate(forms[form], 1) for form in forms}
     sent["/project PNG to PNG"] = image
     row = model.noise.rows(0, 0, 1)
     port = free_port()
@@ -163,8 +159,7 @@ def many_rows(
         )
     }
     for form, (accept, _) in FORMS.items():
-        sent = sent_by(options.headers, generate(accept))
-        ways[form] = partial(run_load, server, sent, FEW_CONNECTIONS, options.seconds)
+        ways[form] = partial(run_load, server, generate(accept), FEW_CONNECTIONS, options.seconds)
     rounds = in_turn(ways, options.rounds)
     bare = rounds.pop("raw")
     limit = each_round(bare, "rows_per_s")
@@ -199,7 +194,6 @@ def single_images(
 
 
 OPTIONS: Final = {
-    "headers": ("plain",),
     "rounds": (5, 1),
     "seconds": (4.0, 0.4),
     "connections": ([1, 2, 4, 8, 16, 32, 64, 128, 256, 512], [1, 32]),

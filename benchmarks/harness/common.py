@@ -29,7 +29,7 @@ PACKAGES = (
     "httptools",
     "pillow",
 )
-_OMITTED = ("results", "model", "environments")  # paths, and what a result states elsewhere
+_OMITTED = ("results", "model", "environment")  # paths, and what a result states elsewhere
 
 
 def positive(text: str) -> int:
@@ -51,7 +51,7 @@ _PARSERS: Final[Mapping[str, Callable[[str], Any]]] = {
     "flat_after": float,
     "start": int,
 }
-_CHOICES: Final = {"headers": ("plain", "gateway"), "device": ("auto", "cpu", "cuda")}
+_CHOICES: Final = {"device": ("auto", "cpu", "cuda")}
 
 MODEL: Final = max(
     ROOT.glob("models/mnist/[0-9]*/model.onnx"),

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.harness.processes import free_port
 from benchmarks.load_generator import load
 from benchmarks.load_generator.load import Spec, failures, run
-from benchmarks.load_generator.messages import HEADER_SETS, request, sent_by
+from benchmarks.load_generator.messages import request
 from tests.unit.benchmarks.fake_server import OK, Seen, fake_server
 
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nbusy"
@@ -34,18 +34,6 @@ def replying(data: bytes, *, close: bool = False, first: bytes | None = None) ->
             writer.close()
 
     return reply
-
-
-def test_a_request_is_http_with_the_headers_of_its_senders() -> None:
-    head = b"POST /a HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: b\r\nContent-Length: 2\r\n\r\nxy"
-    assert request("/a", b"xy", {"Accept": "b"}) == head
-    assert b"Content-Length" not in request("/a", method="GET")
-    assert sent_by("plain", [head]) == [head]
-    sent = sent_by("gateway", [head])
-    assert len(sent) == len(HEADER_SETS) == 7
-    assert all(
-        data.startswith(head[:18]) and data.endswith(head[18:]) and data != head for data in sent
-    )
 
 
 def test_a_closed_loop_has_one_request_by_connection_in_turn() -> None:
