@@ -37,7 +37,8 @@ from service.runtime.onnx_model import OnnxModel
 METHOD = (
     "The load generator runs in a process of its own, with keep-alive connections over "
     "loopback; medians over rounds, the ways in turn. share_of_raw: images/s over "
-    "those of raw onnxruntime at 64 rows with steps=1, round by round; raw runs one session with all threads. core-milliseconds: CPU "
+    "those of raw onnxruntime at 64 rows with steps=1, round by round; raw runs one session "
+    "with all threads. core-milliseconds: CPU "
     "time of the service and of the generator per image. idle: one connection; over_sum is "
     "its median over the sum of the medians of hello-world and of a raw call"
 )

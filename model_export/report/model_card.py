@@ -170,7 +170,7 @@ def _commands(card: TrainedCard) -> str:
         f"python -m model_export evaluate --model models/{card.ref} --data "
         f"{data}{_evaluate_options(card.quality)}"
         if card.noise
-        else f"python -m benchmarks.scans_ocr --model models/{card.ref} --card",
+        else f"python -m benchmarks.authors.scans_ocr --model models/{card.ref} --card",
     )
     return "\n".join(["```sh", *commands, "```"])
 

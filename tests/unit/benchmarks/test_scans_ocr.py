@@ -1,13 +1,12 @@
 """The judge of `scans`: its arithmetic, and its tiles."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import scans_ocr
+from benchmarks.authors import scans_ocr
 
 
 @pytest.mark.parametrize(
@@ -28,15 +27,11 @@ def test_the_error_rate_counts_edits(found: str, wanted: str, rate: float) -> No
 
 def test_means_and_shares_by_group() -> None:
     rates = {"clean": (0.0, 0.0), "light": (0.4, 0.1), "fade": (0.1, 0.3), "new: moire": (0.2, 0.2)}
-    records: list[dict[str, Any]] = []
-    for number in range(2):
-        for condition, (raw, f) in rates.items():
-            records.append({"block": number, "condition": condition, "method": "raw", "cer": raw})
-            pixels = {"changed": 0.01, "moved": 0.002}
-            records.append(
-                {"block": number, "condition": condition, "method": "f", "cer": f, **pixels}
-            )
-    result = scans_ocr.summarise(records)
+    block = {
+        condition: {"cer": {"raw": raw, "f": f}, "changed": 0.01, "moved": 0.002}
+        for condition, (raw, f) in rates.items()
+    }
+    result = scans_ocr.summarise([block] * 2)
     assert result["blocks"] == 2
     assert result["cer"]["light"] == pytest.approx({"raw": 40.0, "f": 10.0})
     assert result["means"]["seen"] == pytest.approx({"raw": 25.0, "f": 20.0})
@@ -44,9 +39,8 @@ def test_means_and_shares_by_group() -> None:
     assert result["worse"]["unseen"]["f"] == 0.0
     assert result["best_of_each"]["seen"] == pytest.approx(25.0)
     assert result["pixels"]["clean"] == pytest.approx({"changed": 1.0, "moved": 0.2})
-    others = {"photographs": {"coins": 3.0}, "page_s": 2.5, "pages": {"fade": {"raw": 7.0}}}
-    text = scans_ocr.render(result | others)
-    assert all(row in text for row in ("| light | 40.0 | 10.0 |", "| fade | 7.0 |"))
+    text = scans_ocr.render(result | {"photographs": {"coins": 3.0}, "page_s": 2.5})
+    assert "| light | 40.0 | 10.0 |" in text
 
 
 def test_pages_of_a_folder_are_read_by_every_method(
@@ -55,7 +49,11 @@ def test_pages_of_a_folder_are_read_by_every_method(
     Image.fromarray(np.full((40, 30), 200, np.uint8)).save(tmp_path / "letter.png", dpi=(150, 150))
     (tmp_path / "letter.txt").write_text("abcd")
     monkeypatch.setattr(
-        scans_ocr, "read", lambda images, **_: ["abcd" if images[0].max() > 250 else "ab"]
+        scans_ocr,
+        "read",
+        lambda images, layout: {
+            name: "abcd" if image.max() > 250 else "ab" for name, image in images.items()
+        },
     )
     methods: dict[str, scans_ocr.Method] = {
         "raw": lambda image, _: image,
