@@ -155,7 +155,7 @@ train: $(TRAIN)  ## train PRESET on DATA into OUT; again to continue
 export: $(TRAIN)  ## export the run in OUT as the next version of its model in MODELS
 	$(BIN)/python -m model_export export --run '$(OUT)' --models '$(MODELS)' $(ARGS)
 
-bench: $(SERVE)  ## measure, as JSON; BENCH is runtime (MODEL by batch size), path, scheduler, service, peers, tiles or soak
+bench: $(DEVELOP)  ## measure, as JSON; BENCH is runtime (MODEL by batch size), path, scheduler, service, peers, tiles or soak
 	@$(BIN)/python -m benchmarks.$(BENCH_$(BENCH)) $(ARGS)
 
 BENCH_runtime := bench_runtime --model '$(MODEL)'

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from benchmarks.harness.common import Json, percentile, rounded, run_benchmark, target
-from benchmarks.load_generator.traffic import Rng
+from benchmarks.reliability.cases import Rng
 from service.domain.tasks import SchedulingParams, StepParams
 from service.scheduling.admission import Admission
 from service.scheduling.queue import FairQueue

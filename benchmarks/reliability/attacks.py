@@ -31,7 +31,7 @@ from benchmarks.load_generator.messages import (
     upload,
     with_headers,
 )
-from benchmarks.load_generator.traffic import Rng, disconnecting, oversized, slow_body
+from benchmarks.reliability.cases import Rng, disconnecting, oversized, slow_body
 from benchmarks.reliability.hostile_inputs import (
     avif_of_items,
     endless_tiff,

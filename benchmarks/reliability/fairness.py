@@ -32,11 +32,12 @@ from benchmarks.harness.processes import (
     rss_mib,
     service,
 )
-from benchmarks.harness.tables import RESULTS, read, shown
+from benchmarks.harness.tables import shown
 from benchmarks.load_generator.fetch import fetch
 from benchmarks.load_generator.messages import encoded, get, post, upload, with_headers
 from benchmarks.reliability.attacks import ATTACKS, BAD_CLIENTS, Attacker, attack, prepare
-from benchmarks.reliability.soak import KNOWN, KnownAnswers, log_errors, right_answers
+from benchmarks.reliability.cases import KNOWN
+from benchmarks.reliability.soak import KnownAnswers, log_errors, right_answers
 
 METHOD: Final = (
     "A service with the default settings for each attack. The second caller sends 5 requests "
@@ -47,10 +48,8 @@ METHOD: Final = (
     "key, of 10 000, and the same address; `no key`: keys are on, the attacker has none and "
     "another address. Attackers run at nice 10 on the same machine. memory: the largest "
     "resident memory over that of the second caller alone. normal after: seconds until ten "
-    "answers in a row are within the limit of p99. before: the verdict before callers had "
-    "accounts"
+    "answers in a row are within the limit of p99"
 )
-BEFORE: Final = RESULTS / "fairness-before.json"
 PER_S: Final = 5
 ORDINARY: Final = (
     KNOWN,
@@ -98,8 +97,6 @@ def write_keys(file: Path) -> None:
 
 def measure(options: argparse.Namespace) -> Json:
     raise_file_limit()
-    before = read(BEFORE)["attacks"] if BEFORE.exists() else []
-    verdicts = {(line["attack"], line["callers"]): line["verdict"] for line in before}
     lines = list[Json]()
     targets = list[Json]()
     for name in options.attacks:
@@ -110,10 +107,7 @@ def measure(options: argparse.Namespace) -> Json:
                 for each in limits
                 if not each["met"]
             ]
-            lines.append(
-                line
-                | {"verdict": ", ".join(missed) or "met", "before": verdicts.get((name, callers))}
-            )
+            lines.append(line | {"verdict": ", ".join(missed) or "met"})
             named = [each | {"what": f"{name}, {callers}: {each['what']}"} for each in limits]
             targets += named[: 3 if options.quick else None]  # too short to judge milliseconds
     return {"targets": targets, "attacks": lines}

@@ -21,7 +21,7 @@ import onnx
 from onnx import ModelProto, TensorProto, helper, parser
 
 from benchmarks.harness.common import MODEL, REF
-from benchmarks.load_generator.traffic import Rng, choose, image
+from benchmarks.reliability.cases import Rng, choose, image
 from benchmarks.reliability.hostile_inputs import VALUES, damaged, damaged_image
 from model_export.errors import UserError
 from model_export.importing import command

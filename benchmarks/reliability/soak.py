@@ -6,7 +6,6 @@ python -m benchmarks.reliability.soak --seconds 600 --results benchmarks/results
 import argparse
 import asyncio
 import itertools
-import json
 import sys
 import time
 from collections import Counter
@@ -20,14 +19,16 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.harness.common import Json, memory, rounded, run_benchmark, target
 from benchmarks.harness.processes import ServerProcess, memory_samples, service
-from benchmarks.load_generator.fetch import Answer, ConnectionClosed, fetch
-from benchmarks.load_generator.messages import JSON, post
-from benchmarks.load_generator.traffic import (
+from benchmarks.load_generator.fetch import ConnectionClosed, fetch
+from benchmarks.reliability.cases import (
+    GOOD,
+    KNOWN,
     REJECTIONS,
     SETTINGS,
     Case,
     Rng,
     choose,
+    content,
     disconnecting,
     good,
     oversized,
@@ -38,8 +39,8 @@ from benchmarks.reliability.hostile_inputs import hostile, images
 
 METHOD = (
     "`clients` clients send random requests, one connection per request. Every status must "
-    "be allowed for its request (429 and 503 always are), and every 200 must contain what "
-    "the request asked for; of hostile requests as in `campaign`. Memory: a least-squares "
+    "be allowed for its request (429 and 503 always are), and every 200 must have the content "
+    "that the request got alone; of hostile requests as in `campaign`. Memory: a least-squares "
     "line through the resident memory of the service from `flat_after` seconds on, by "
     "default the last two thirds of the run; flat means a growth of at most 5 % or 8 MiB. "
     "Runs shorter than two minutes have no memory target"
@@ -52,9 +53,10 @@ SHOWN: Final = 20  # unexpected answers and log lines in the report
 @dataclass(slots=True)
 class Log:
     """The answers of a run, counted by kind of request and outcome, and descriptions of the first
-    unexpected ones.
+    unexpected ones; ``right`` has the only right content of the 200 to a request.
     """
 
+    right: Mapping[bytes, object] = field(default_factory=dict)
     kinds: Counter[tuple[str, str]] = field(default_factory=Counter)
     unexplained: list[str] = field(default_factory=list)
     wrong: int = 0
@@ -78,10 +80,10 @@ async def send(server: ServerProcess, log: Log, case: Case, label: str = "") -> 
         log.note(case, type(exc).__name__, "" if is_right else f"{label}{exc!r}")
     else:
         wrong = problem(case, answer)
+        if answer.status == 200 and case.data in log.right:
+            is_right = content(answer) == log.right[case.data]
+            wrong = "" if is_right else "200 with another content than alone"
         log.note(case, str(answer.status), wrong and label + wrong)
-
-
-KNOWN: Final = post("/generate", {"seed": 1, "steps": 1}, "image/png")
 
 
 async def right_answers(port: int, requests: Sequence[bytes] = (KNOWN,)) -> dict[bytes, object]:
@@ -90,17 +92,6 @@ async def right_answers(port: int, requests: Sequence[bytes] = (KNOWN,)) -> dict
     if wrong := [answer.status for answer in answers.values() if answer.status != 200]:
         raise RuntimeError(f"a known request was answered with {wrong[0]}")
     return {data: content(answer) for data, answer in answers.items()}
-
-
-def content(answer: Answer) -> object:
-    """What the same request always gets: the body, or the images of a JSON answer, which also has
-    times.
-    """
-    return (
-        json.loads(answer.body)["images"]
-        if answer.headers.get("content-type") == JSON
-        else answer.body
-    )
 
 
 @dataclass(slots=True)
@@ -215,6 +206,7 @@ def measure(options: argparse.Namespace) -> Json:
     images()  # now, because they take seconds
 
     async def load(server: ServerProcess, log: Log) -> None:
+        log.right = await right_answers(server.port, GOOD)
         end = time.monotonic() + options.seconds
 
         async def work(rng: Rng) -> None:
