@@ -169,10 +169,11 @@ ifndef BENCH_$(BENCH)
 $(error BENCH=$(BENCH): expected runtime, path, scheduler, service, peers, tiles or soak)
 endif
 
-gpu: $(DEVELOP)  ## on a machine with a GPU, RUNTIME=gpu: test and measure, into runs/gpu; ARGS for the benchmark
+gpu: $(DEVELOP)  ## on a machine with a GPU, RUNTIME=gpu: test and measure, into runs/gpu; ARGS for the benchmarks
 	$(BIN)/python -m service --check --device cuda
 	$(BIN)/python -m pytest -v -m gpu tests/gpu
-	@$(BIN)/python -m benchmarks.bench_gpu --results runs/gpu/gpu.json $(ARGS)
+	@$(BIN)/python -m benchmarks.bench_runtime --device cuda --results runs/gpu/runtime.json $(ARGS)
+	@$(BIN)/python -m benchmarks.bench_service --device cuda --results runs/gpu/service.json $(ARGS)
 
 site: $(DEVELOP)  ## build the documentation site in build/site; from disk all works but `Try it here`, by `ign site`
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --site-dir build/site

@@ -3,7 +3,7 @@ it.
 
     python -m benchmarks.bench_runtime --results benchmarks/results/runtime.json
 
-On CUDA also with rows that stay there, and with golden rows (`make gpu`). Compare the ratios of one
+On CUDA also with rows that stay there (`make gpu`). Compare the ratios of one
 run, not the figures of two runs. Without HTTP and images, this is the most the service can reach.
 """
 
@@ -21,7 +21,6 @@ import onnxruntime as ort
 from benchmarks.harness.common import MODEL, Json, in_turn, rounded, run_benchmark, target
 from benchmarks.harness.device import gpu
 from service.artifact.card import INPUT, OUTPUT
-from service.artifact.golden import check_golden, read_golden
 from service.domain.latents import FloatRows
 from service.environment import available_cpus, prepare_process
 from service.runtime.onnx_model import OnnxModel
@@ -31,7 +30,7 @@ METHOD: Final = (
     "rows/s of repeated calls on seeded latents over `seconds` per round, the ways in turn; "
     "median, least and most of `rounds` rounds; cpu_ms_per_row is the CPU time of the whole "
     "process; ratio is service.runtime / onnxruntime by medians. On CUDA: resident copies "
-    "rows in and not out; golden: difference over tolerance in every bucket"
+    "rows in and not out"
 )
 Way = Callable[[FloatRows], Callable[[], object]]
 
@@ -53,30 +52,16 @@ def measure(options: argparse.Namespace) -> Json:
         "onnxruntime": lambda rows: partial(raw, rows),
         "service.runtime": partial(copied, model),
     }
-    result: Json = {}
-    targets: list[Json] = []
     if model.device_batch is not None:
         ways["resident"] = partial(resident, model)
-        tolerance = model.card.tolerance.fp16 if half else model.card.tolerance.fp32
-        golden = check_golden(
-            model, read_golden(path.parent / "golden.npz", model.shape), tolerance
-        )
-        targets.append(
-            target(
-                "golden rows: difference over tolerance", golden.difference / tolerance, at_most=1.0
-            )
-        )
-        result = {"device": gpu()}
     sizes = [measure_size(size, ways, model, options) for size in options.sizes]
-    first = sizes[0]["onnxruntime"]["rows_per_s"]
-    for line in sizes:
-        line["gain_over_first_size"] = rounded(line["onnxruntime"]["rows_per_s"] / first)
-    return result | {
+    return {
         "model": {"ref": model.card.ref, "digest": model.digest[:12], "shape": model.shape},
         "provider": model.provider,
         "fallback_reason": model.fallback_reason,
+        "device": gpu(),
         "threads": threads,
-        "targets": [*targets, target("largest size, ratio", sizes[-1]["ratio"], at_least=0.9)],
+        "targets": [target("largest size, ratio", sizes[-1]["ratio"], at_least=0.9)],
         "sizes": sizes,
     }
 

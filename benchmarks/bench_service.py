@@ -27,11 +27,12 @@ from benchmarks.harness.common import (
     rounded,
     target,
 )
+from benchmarks.harness.device import gpu
 from benchmarks.harness.processes import ServerProcess, free_port, service, serving
 from benchmarks.load_generator.load import run_load, summary
 from benchmarks.load_generator.messages import JSON, NPY, disc, encoded, get, post, upload
 from service.domain.latents import FloatRows
-from service.environment import available_cpus
+from service.environment import available_cpus, prepare_process
 from service.runtime.onnx_model import OnnxModel
 
 METHOD = (
@@ -66,17 +67,18 @@ def project(size: int = 28) -> list[bytes]:
 
 
 def measure(options: argparse.Namespace) -> Json:
+    prepare_process()
     data = MODEL.read_bytes()
-    model = OnnxModel(data, threads=available_cpus())
+    model = OnnxModel(data, device=options.device, threads=available_cpus())
     raw = raw_session(data, model, available_cpus())
     image = project(model.card.shape[-1])
-    with service(SETTINGS) as server:
+    with service(SETTINGS | {"IGN_DEVICE": options.device}) as server:
         idle = idle_latency(server, raw, model, image, options)
         many = many_rows(server, raw, model, options)
         single = single_images(server, image, options)
     about = {"ref": model.card.ref, "digest": model.digest[:12], "provider": model.provider}
     tables = {"idle": idle, "many_rows": many, "single_images": single}
-    return {"model": about, "targets": targets(idle, many), **tables}
+    return {"model": about, "device": gpu(), "targets": targets(idle, many), **tables}
 
 
 def targets(idle: list[Json], many: list[Json]) -> list[Json]:
@@ -195,6 +197,7 @@ def single_images(
 
 
 OPTIONS: Final = {
+    "device": ("auto",),
     "rounds": (5, 1),
     "seconds": (4.0, 0.4),
     "connections": ([1, 2, 4, 8, 16, 32, 64, 128, 256, 512], [1, 32]),

@@ -41,15 +41,9 @@ def test_a_closed_loop_has_one_request_by_connection_in_turn() -> None:
         report = run(spec(seen, connections=3, requests=[request("/a"), request("/b")]))
     assert (seen.connections, report["sent"]) == (3, len(seen.requests))
     assert 0 < report["ok"]["count"] <= report["sent"]
-    assert report["requests_per_s"] == report["ok_per_s"]
     assert report["ok_per_s"] == pytest.approx(report["ok"]["count"] / report["seconds"], rel=2e-3)
     assert report["seconds"] > 0.19  # timers have a resolution of a millisecond
-    assert (report["errors"], failures(report), report["reconnects"], report["resent"]) == (
-        {},
-        0,
-        0,
-        0,
-    )
+    assert (report["errors"], failures(report)) == ({}, 0)
     assert abs(sum(b"/a" in data[:8] for data in seen.requests) * 2 - len(seen.requests)) <= 1
 
 
@@ -71,30 +65,28 @@ def test_statuses_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reply", "is_ok", "errors", "resent"),
+    ("reply", "is_ok", "errors"),
     [
         (
             replying(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"), close=True),
             True,
             set(),
-            0,
         ),
         # lost with an idle connection, so it is sent again
-        (replying(OK, first=b""), True, set(), 1),
-        (replying(OK[:-1], close=True), False, {"cut_off"}, 0),
-        (replying(b"hello\r\n\r\n"), False, {"not_http"}, 0),
+        (replying(OK, first=b""), True, set()),
+        (replying(OK[:-1], close=True), False, {"cut_off"}),
+        (replying(b"hello\r\n\r\n"), False, {"not_http"}),
     ],
 )
 def test_a_connection_that_ends_is_opened_again(
-    reply: Reply, is_ok: bool, errors: set[str], resent: int
+    reply: Reply, is_ok: bool, errors: set[str]
 ) -> None:
     with fake_server(reply) as seen:
         report = run(spec(seen))
     assert (report["ok"]["count"] > 0) is is_ok
     assert errors <= set(report["errors"])
     assert is_ok is not bool(report["errors"])
-    assert report["resent"] == resent
-    assert report["reconnects"] > 0
+    assert seen.connections > 1
 
 
 @pytest.mark.slow

@@ -39,10 +39,9 @@ def measured(module: str, results: Path, *options: str) -> "subprocess.Completed
 @pytest.mark.parametrize(
     ("command", "targets"),
     [
-        ("bench_gpu --device cpu --sizes 1 2", 2),
+        ("bench_runtime --device cpu --sizes 1 2", 1),
         ("bench_path", 3),
         ("bench_scheduler --seconds 0.1 --depth 100", 3),
-        ("bench_admission --callers 100", 2),
         ("bench_service --seconds 0.2 --connections 2", 7),
         ("bench_peers --seconds 0.3 --connections 4", 6),
         ("reliability.soak --seconds 2 --clients 2", 3),
@@ -82,7 +81,7 @@ def test_a_benchmark_runs(command: str, targets: int, tmp_path: Path) -> None:
     [
         *(
             "bench_runtime --model nowhere",
-            "bench_gpu --device none",
+            "bench_runtime --device none",
             "reliability.soak --seconds 0",
         ),
     ],
