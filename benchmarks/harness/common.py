@@ -46,13 +46,6 @@ def duration(text: str) -> float:
     return number
 
 
-_PARSERS: Final[Mapping[str, Callable[[str], Any]]] = {
-    "seed": int,
-    "flat_after": float,
-    "start": int,
-}
-_CHOICES: Final = {"device": ("auto", "cpu", "cuda")}
-
 MODEL: Final = max(
     ROOT.glob("models/mnist/[0-9]*/model.onnx"),
     key=lambda file: int(file.parent.name),
@@ -108,14 +101,13 @@ def parse_options(method: str, options: Options) -> argparse.Namespace:
     for name, values in options.items():
         several = isinstance(values[0], list)
         example = values[0][0] if several and values[0] else values[0]
-        numbers: dict[type, Callable[[str], Any]] = {int: positive, float: duration}
-        parse = _PARSERS.get(name) or numbers.get(type(example), str)
+        # an example of 0 allows any number
+        kinds: dict[type, Callable[[str], Any]] = {int: positive, float: duration}
+        parse = kinds.get(type(example), str) if example else type(example)
         shown = ", quick ".join(map(str, values))
-        flag = f"--{name.replace('_', '-')}"
         nargs = "+" if several else None
-        cli.add_argument(
-            flag, type=parse, choices=_CHOICES.get(name), nargs=nargs, help=f"(default {shown})"
-        )
+        flag = f"--{name.replace('_', '-')}"
+        cli.add_argument(flag, type=parse, nargs=nargs, help=f"(default {shown})")
     asked = cli.parse_args()
     for name, values in options.items():
         if getattr(asked, name) is None:
@@ -239,13 +231,13 @@ def median_ratio(over: Sequence[float], under: Sequence[float]) -> Any:
     return rounded(statistics.median(a / b for a, b in zip(over, under, strict=True)))
 
 
-def memory(samples: Sequence[tuple[float, float]], *, warmup: float = 1 / 3) -> Json:
-    """Resident memory, and the growth of a line fitted through it after the share ``warmup`` of the
+def memory(samples: Sequence[tuple[float, float]]) -> Json:
+    """Resident memory, and the growth of a line fitted through it in the last two thirds of the
     time.
 
     ``samples`` are (seconds, MiB). A growth of 8 MiB, or of 5 % of the median, is allowed.
     """
-    left_out = samples[0][0] + (samples[-1][0] - samples[0][0]) * warmup
+    left_out = samples[0][0] + (samples[-1][0] - samples[0][0]) / 3
     kept = [sample for sample in samples if sample[0] >= left_out]
     seconds = kept[-1][0] - kept[0][0]
     slope = statistics.linear_regression(*zip(*kept, strict=True)).slope if seconds else 0.0

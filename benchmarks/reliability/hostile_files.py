@@ -9,7 +9,6 @@ import copy
 import io
 import json
 import tempfile
-from argparse import Namespace
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -23,6 +22,7 @@ from onnx import ModelProto, TensorProto, helper, parser
 from benchmarks.harness.common import MODEL, REF
 from benchmarks.reliability.cases import Rng, choose, image
 from benchmarks.reliability.hostile_inputs import VALUES, damaged, damaged_image
+from model_export import cli
 from model_export.errors import UserError
 from model_export.importing import command
 from service.artifact.card import CARD_KEY, Card
@@ -47,6 +47,10 @@ _PLACES: Final = (
 )
 _LIMITS: Final = DecodeLimits(max_pixels=250_000)
 _MOST_PAGES: Final = 64
+_ARGUMENTS: Final = (
+    *("--tile=16", "--overlap=0", "--range=-1,1", "--range=0,1", "--color=luma", "--bgr"),
+    "--residual",
+)
 _THREAD: Final = CodecThread()
 _ROWS: Final = np.zeros((2, 1, 28, 28), np.float32)
 _OPERATORS: Final = sorted(
@@ -204,21 +208,11 @@ def network(rng: Rng, folder: Path) -> str:
     file = folder / "net.onnx"
     sent = list[Any]()
     file.write_bytes(damaged(rng, data) if rng.random() < 0.3 else data)
-    asked: dict[str, Any] = dict.fromkeys(
-        ("module", "shape", "mean", "std", "layout", "noise", "data")
-    )
-    asked |= {"tile": choose(rng, (None, None, 16)), "overlap": choose(rng, (None, None, 0))}
-    asked |= {
-        "range": choose(rng, (None, None, (-1.0, 1.0), (0.0, 1.0))),
-        "licence": "none",
-        "title": "",
-    }
-    asked["color"] = choose(rng, (None, None, "luma"))
-    options = Namespace(
-        file=file, name="net", bgr=rng.random() < 0.1, residual=rng.random() < 0.2, **asked
-    )
+    arguments = ["import", str(file), "--name", "net"]
+    for argument in _ARGUMENTS:
+        arguments += [argument] * bool(rng.random() < 0.3)
     sender: Any = SimpleNamespace(send=sent.append)
-    command._work(options, "1", sender)
+    command._work(cli.parser().parse_args(arguments), "1", sender)
     error = next((each for each in sent if isinstance(each, BaseException)), None)
     if error is not None and ("\n" in str(error) or not isinstance(error, UserError | OSError)):
         raise error

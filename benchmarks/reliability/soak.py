@@ -41,9 +41,8 @@ METHOD = (
     "`clients` clients send random requests, one connection per request. Every status must "
     "be allowed for its request (429 and 503 always are), and every 200 must have the content "
     "that the request got alone; of hostile requests as in `campaign`. Memory: a least-squares "
-    "line through the resident memory of the service from `flat_after` seconds on, by "
-    "default the last two thirds of the run; flat means a growth of at most 5 % or 8 MiB. "
-    "Runs shorter than two minutes have no memory target"
+    "line through the resident memory of the service in the last two thirds of the run; flat "
+    "means a growth of at most 5 % or 8 MiB. Runs shorter than two minutes have no memory target"
 )
 MIN_SECONDS_FOR_MEMORY: Final = 120.0
 SETTLE_S: Final = 10.0
@@ -147,12 +146,10 @@ def run_and_judge(
     load: Callable[[ServerProcess, Log], Coroutine[Any, Any, None]],
     *,
     judges_memory: bool,
-    warmup: float = 1 / 3,
     module: Sequence[str] = ("service",),
 ) -> Json:
-    """Run a service, of this ``module``, under a load; returns the result of a benchmark.
-
-    Memory must be flat after the share ``warmup`` of the run, if ``judges_memory``.
+    """Run a service, of this ``module``, under a load; returns the result of a benchmark. Memory
+    must be flat if ``judges_memory``.
     """
     log = Log()
     with service(settings, module) as server:
@@ -162,7 +159,7 @@ def run_and_judge(
             seconds = time.monotonic() - start
         state = wait_until_idle(server)
         errors = log_errors(server)
-    kept = memory(samples, warmup=warmup)
+    kept = memory(samples)
     targets = [
         target("unexplained answers", log.wrong, at_most=0),
         target("errors in the log", len(errors), at_most=0),
@@ -215,12 +212,7 @@ def measure(options: argparse.Namespace) -> Json:
 
         await asyncio.gather(*map(work, np.random.default_rng(options.seed).spawn(options.clients)))
 
-    return run_and_judge(
-        SETTINGS,
-        load,
-        judges_memory=options.seconds >= MIN_SECONDS_FOR_MEMORY,
-        warmup=min(0.5, options.flat_after / options.seconds) if options.flat_after else 1 / 3,
-    )
+    return run_and_judge(SETTINGS, load, judges_memory=options.seconds >= MIN_SECONDS_FOR_MEMORY)
 
 
 def wait_until_idle(server: ServerProcess) -> dict[str, float]:
@@ -255,7 +247,7 @@ def log_errors(server: ServerProcess) -> list[str]:
     return [line for line in server.log_text().splitlines() if any(sign in line for sign in signs)]
 
 
-OPTIONS: Final = {"seconds": (600.0, 4.0), "flat_after": (0.0,), "clients": (16,), "seed": (0,)}
+OPTIONS: Final = {"seconds": (600.0, 4.0), "clients": (16,), "seed": (0,)}
 
 if __name__ == "__main__":
     sys.exit(run_benchmark("soak", METHOD, measure, OPTIONS, judge=True))

@@ -78,13 +78,7 @@ def test_a_benchmark_runs(command: str, targets: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [
-        *(
-            "bench_runtime --model nowhere",
-            "bench_runtime --device none",
-            "reliability.soak --seconds 0",
-        ),
-    ],
+    ["bench_runtime --model nowhere", "reliability.soak --seconds 0"],
 )
 def test_a_bad_option_is_an_error(command: str, tmp_path: Path) -> None:
     done = measured(command.split()[0], tmp_path / "result.json", *command.split()[1:])
