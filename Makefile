@@ -9,8 +9,7 @@ DATA ?=
 OUT ?= runs/$(PRESET)
 DIST ?= dist
 MODELS ?= models
-MODEL ?= $(lastword $(sort $(wildcard $(MODELS)/mnist/*/model.onnx)))
-BENCH ?= runtime
+BENCH ?= service
 ARGS ?=
 
 # `make version VERSION=0.2.0` changes it, everywhere; `make images` has it in tags and labels.
@@ -155,10 +154,9 @@ train: $(TRAIN)  ## train PRESET on DATA into OUT; again to continue
 export: $(TRAIN)  ## export the run in OUT as the next version of its model in MODELS
 	$(BIN)/python -m model_export export --run '$(OUT)' --models '$(MODELS)' $(ARGS)
 
-bench: $(DEVELOP)  ## measure, as JSON; BENCH is runtime (MODEL by batch size), path, scheduler, service, peers, tiles or soak
+bench: $(DEVELOP)  ## measure, as JSON; BENCH is path, scheduler, service, peers, tiles or soak
 	@$(BIN)/python -m benchmarks.$(BENCH_$(BENCH)) $(ARGS)
 
-BENCH_runtime := bench_runtime --model '$(MODEL)'
 BENCH_path := bench_path
 BENCH_scheduler := bench_scheduler
 BENCH_service := bench_service
@@ -166,14 +164,13 @@ BENCH_peers := bench_peers
 BENCH_tiles := bench_tiles
 BENCH_soak := reliability.soak
 ifndef BENCH_$(BENCH)
-$(error BENCH=$(BENCH): expected runtime, path, scheduler, service, peers, tiles or soak)
+$(error BENCH=$(BENCH): expected path, scheduler, service, peers, tiles or soak)
 endif
 
-gpu: $(DEVELOP)  ## on a machine with a GPU, RUNTIME=gpu: test and measure, into runs/gpu; ARGS for the benchmarks
+gpu: $(DEVELOP)  ## on a machine with a GPU, RUNTIME=gpu: test and measure, into runs/gpu; ARGS for the benchmark
 	$(BIN)/python -m service --check --device cuda
 	$(BIN)/python -m pytest -v -m gpu tests/gpu
-	@$(BIN)/python -m benchmarks.bench_runtime --device cuda --results runs/gpu/runtime.json $(ARGS)
-	@$(BIN)/python -m benchmarks.bench_service --device cuda --results runs/gpu/service.json $(ARGS)
+	@$(BIN)/python -m benchmarks.bench_service --device cuda --results runs/gpu/gpu.json $(ARGS)
 
 site: $(DEVELOP)  ## build the documentation site in build/site; from disk all works but `Try it here`, by `ign site`
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --site-dir build/site

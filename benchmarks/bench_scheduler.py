@@ -20,7 +20,7 @@ from typing import Final
 import numpy as np
 import uvloop
 
-from benchmarks.bench_runtime import raw_session
+from benchmarks.bench_service import raw_session
 from benchmarks.harness.common import MODEL, REF, Json, latency, rounded, run_benchmark, target
 from service.domain.latents import FloatRows
 from service.domain.tasks import SchedulingParams, StepParams
@@ -85,7 +85,7 @@ def measure(options: argparse.Namespace) -> Json:
     with scheduled() as (loaded, run), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         instance = loaded.instances[0]
         assert isinstance(instance, OnnxModel)
-        raw_call = raw_session(MODEL.read_bytes(), instance, available_cpus())
+        raw_call = raw_session(MODEL.read_bytes(), instance)
         about = {"ref": loaded.ref, "digest": loaded.digest[:12], "provider": loaded.provider}
         x = loaded.noise.rows(0, 0, 1)
         neighbours = runner.run(beside_long_ones(run, raw_call, x, options))

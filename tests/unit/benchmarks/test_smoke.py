@@ -39,10 +39,9 @@ def measured(module: str, results: Path, *options: str) -> "subprocess.Completed
 @pytest.mark.parametrize(
     ("command", "targets"),
     [
-        ("bench_runtime --device cpu --sizes 1 2", 1),
         ("bench_path", 3),
         ("bench_scheduler --seconds 0.1 --depth 100", 3),
-        ("bench_service --seconds 0.2 --connections 2", 7),
+        ("bench_service --device cpu --seconds 0.2 --connections 2", 7),
         ("bench_peers --seconds 0.3 --connections 4", 6),
         ("reliability.soak --seconds 2 --clients 2", 3),
         ("reliability.campaign --n 3000", 5),
@@ -78,7 +77,7 @@ def test_a_benchmark_runs(command: str, targets: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["bench_runtime --model nowhere", "reliability.soak --seconds 0"],
+    ["bench_service --device nowhere", "reliability.soak --seconds 0"],
 )
 def test_a_bad_option_is_an_error(command: str, tmp_path: Path) -> None:
     done = measured(command.split()[0], tmp_path / "result.json", *command.split()[1:])
