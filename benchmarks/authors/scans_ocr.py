@@ -1,26 +1,24 @@
 """What tesseract reads from damaged pages: as they are, cleaned by classical methods, and cleaned
 by `scans`.
 
-    python -m benchmarks.authors.scans_ocr --out benchmarks/results/scans-ocr.json
+    python -m benchmarks.authors.scans_ocr --results benchmarks/results/scans-ocr.json
     python -m benchmarks.authors.scans_ocr --real FOLDER
 
-Blocks of text in fonts and words that training never shows are damaged, cleaned by every method,
-and read. It needs Debian's `tesseract-ocr` and `debian-handbook`, fonts of the families
-`HELD_OUT_FONTS`, and OpenCV; unpaper, DoxaPy's Sauvola and damages of Augraphy are measured where
-they are installed. `--card` writes the figures into the card. `--real` reads pictures of a folder
-instead, each with its text beside it, `page.png` and `page.txt`.
+It needs Debian's `tesseract-ocr` and `debian-handbook`, fonts of the families `HELD_OUT_FONTS`, and
+OpenCV; unpaper, DoxaPy's Sauvola and damages of Augraphy are measured where they are installed.
+`--card` writes the figures into the card, `--sheet` a WebP of a block: damaged, background, f.
+`--real` reads pictures of a folder instead of blocks, each with its text beside it, `page.png` and
+`page.txt`.
 """
 
 import argparse
-import json
 import shutil
-import subprocess
 import sys
 import timeit
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,17 +36,24 @@ from benchmarks.authors.scans_methods import (
     read,
     restored,
 )
-from benchmarks.harness.common import Json
-from benchmarks.harness.tables import table
+from benchmarks.harness.common import Json, run_benchmark
+from benchmarks.harness.processes import ROOT
 from model_export.data.pages import HELD_OUT_PICTURES
-from model_export.errors import UserError
 from model_export.export.artifact import Artifact, TrainedCard, publish, read_all, with_card
 from model_export.files import atomic_write
 from service.artifact.pixels import Levels
-from service.environment import available_cpus
+
+METHOD: Final = (
+    "Blocks of text in fonts and words that training never shows are damaged, cleaned by every "
+    "method, and read by tesseract. cer: character error rate in per cent by damage, means: of "
+    "groups of damages; worse: blocks that are read worse than raw by more than one point, in per "
+    "cent; pixels: those that f, and one more f, change by more than 8 levels, in per cent; "
+    "photographs: levels by which they change on a page, on average; page_s: seconds for an A4 "
+    "page at 300 dpi on all cores"
+)
 
 
-def measure(number: int, methods: Mapping[str, Method]) -> dict[str, Json]:
+def measure_block(number: int, methods: Mapping[str, Method]) -> dict[str, Json]:
     """Clean and read one block under every condition: condition → `cer`, which has the error rate
     of every method, and the pixels that f and one more f change.
     """
@@ -173,34 +178,6 @@ def summarise(measured: Sequence[Mapping[str, Json]]) -> Json:
     }
 
 
-def render(result: Mapping[str, Any]) -> str:
-    """The result as Markdown."""
-    means = {f"mean {name}": row for name, row in result["means"].items() if name != "clean"}
-    parts = {
-        f"Character error rate in per cent, {result['blocks']} blocks for each damage": (
-            result["cer"] | means
-        ),
-        "Blocks that are read worse than raw by more than one point, in per cent": result["worse"],
-        "Pixels that f, and one more f, change by more than 8 levels, in per cent": (
-            result["pixels"]
-        ),
-        "Levels by which photographs on a page change, on average": {"": result["photographs"]},
-    }
-    tables = [f"{title}\n\n{shown(rows)}" for title, rows in parts.items()]
-    return "\n\n".join(
-        [*tables, f"An A4 page at 300 dpi: {result['page_s']:.1f} s on {available_cpus()} cores"]
-    )
-
-
-def shown(rows: Mapping[str, Mapping[str, float]]) -> str:
-    return table(
-        [
-            {"": name} | {key: f"{each:.1f}" for key, each in row.items()}
-            for name, row in rows.items()
-        ]
-    )
-
-
 def missing(artifact: Path) -> str:
     """Why nothing can be measured; empty if everything is there."""
     needs = {
@@ -221,57 +198,41 @@ def write_card(folder: Path, result: Mapping[str, Any]) -> None:
     publish(folder, with_card(artifacts, card), keep=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    cli = argparse.ArgumentParser(description="Measure what tesseract reads from cleaned pages.")
-    newest = max(
-        Path("models/scans").glob("*"),
-        key=lambda folder: int(folder.name),
-        default=Path("models/scans"),
-    )
-    cli.add_argument("--model", type=Path, default=newest)
-    cli.add_argument("--blocks", type=int, default=16)
-    cli.add_argument("--out", type=Path, help="JSON")
-    cli.add_argument("--sheet", type=Path, help="WebP of a block: damaged, background, f")
-    cli.add_argument(
-        "--real",
-        type=Path,
-        help="a folder of pages with their texts, which are read instead of blocks",
-    )
-    cli.add_argument("--card", action="store_true", help="write the figures into the model's card")
-    options = cli.parse_args(arguments)
-    if not options.real and (reason := missing(options.model)):
-        print(f"skipped: needs {reason}")
-        return 0
-    artifact = Artifact.read(options.model, threads=1)
+def measure(options: argparse.Namespace) -> Json:
+    folder = Path(options.model)
+    if not options.real and (reason := missing(folder)):
+        raise OSError(f"needs {reason}")
+    artifact = Artifact.read(folder, threads=1)
     methods = methods_of(artifact)
     if options.real:
-        print(shown(real_pages(options.real, methods)))
-        return 0
-    measured = [measure(number, methods) for number in tqdm(range(options.blocks), unit="block")]
-    result = summarise(measured) | {
+        return {"real": real_pages(Path(options.real), methods)}
+    blocks = [measure_block(number, methods) for number in tqdm(range(options.blocks))]
+    result = summarise(blocks) | {
         "photographs": photographs(artifact),
-        "page_s": page_seconds(artifact.folder),
+        "page_s": page_seconds(folder),
         "sauvola": SAUVOLA,
         "not_run": [
             *(name for name in ("doxapy", "augraphy") if not find_spec(name)),
             *(["unpaper"] if "unpaper" not in methods else []),
         ],
     }
-    print(render(result))
     if options.sheet:
-        with atomic_write(options.sheet) as file:
+        with atomic_write(Path(options.sheet)) as file:
             Image.fromarray(sheet(methods)).save(file, "WEBP", quality=70)
-    if options.out:
-        with atomic_write(options.out) as file:
-            file.write((json.dumps(result, indent=1) + "\n").encode())
     if options.card:
-        write_card(options.model, result)
-    return 0
+        write_card(folder, result)
+    return result
 
+
+SCANS: Final = ROOT / "models" / "scans"
+NEWEST: Final = max(SCANS.glob("*"), key=lambda folder: int(folder.name), default=SCANS)
+OPTIONS: Final = {
+    "model": (str(NEWEST),),
+    "blocks": (16, 1),
+    "sheet": ("",),
+    "real": ("",),
+    "card": (False,),
+}
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (UserError, subprocess.CalledProcessError) as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_benchmark("scans", METHOD, measure, OPTIONS))

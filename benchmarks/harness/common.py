@@ -99,6 +99,10 @@ def parse_options(method: str, options: Options) -> argparse.Namespace:
         "--results", help="also write the JSON to this file, such as benchmarks/results/NAME.json"
     )
     for name, values in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        if values == (False,):
+            cli.add_argument(flag, action="store_true")
+            continue
         several = isinstance(values[0], list)
         example = values[0][0] if several and values[0] else values[0]
         # an example of 0 allows any number
@@ -106,7 +110,6 @@ def parse_options(method: str, options: Options) -> argparse.Namespace:
         parse = kinds.get(type(example), str) if example else type(example)
         shown = ", quick ".join(map(str, values))
         nargs = "+" if several else None
-        flag = f"--{name.replace('_', '-')}"
         cli.add_argument(flag, type=parse, nargs=nargs, help=f"(default {shown})")
     asked = cli.parse_args()
     for name, values in options.items():
