@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -77,9 +78,11 @@ BODIES: Final[Mapping[str, list[bytes]]] = {
 # the fastest of those tried
 BATCHING: Final = {1: (32, 2), 2: (8, 1)}
 # the least requests/s over those of the peer, by the number of copies
-LEAST: Final = {1: {PNG: 1.3, RAW: 1.0}, 2: {PNG: 1.0, RAW: 0.8}}
-
-Rounds = Mapping[str, Sequence[Json]]  # one report per round, by entry
+LEAST: Final = {
+    0: {PNG: 0.95, RAW: 0.95},
+    1: {PNG: 1.3, RAW: 1.0},
+    2: {PNG: 1.0, RAW: 0.8},
+}
 
 
 class Entry(NamedTuple):
@@ -178,21 +181,34 @@ class Benchmark:
         self.turn(Entry(OURS, 1), [])  # takes the expected responses
         entries = [Entry(OURS, 0)]
         entries += [Entry(name, copies) for copies in options.copies for name in (OURS, PEER)]
-        rounds = in_turn(
-            {str(entry): partial(self.turn, entry, options.connections) for entry in entries},
-            options.rounds,
-        )
-        loads = [(payload, n) for payload in BODIES for n in options.connections]
-        compared = [
-            ratios(rounds, payload, n, copies)
-            for payload, n in loads
-            for copies in (0, *options.copies)
-        ]
-        return {
-            "targets": [each for line in compared for each in targets(line)],
-            **{f"{payload}_at_{n}_connections": lines(rounds, payload, n) for payload, n in loads},
-            "ratios": compared,
-        }
+        ways = {str(entry): partial(self.turn, entry, options.connections) for entry in entries}
+        rounds = in_turn(ways, options.rounds)
+        result: Json = {"targets": [], "ratios": []}
+        for payload, n in product(BODIES, options.connections):
+            loads = {
+                entry: [each[payload][str(n)] for each in results]
+                for entry, results in rounds.items()
+            }
+            lines = [{"entry": entry} | summary(each) for entry, each in loads.items()]
+            lines.sort(key=lambda line: -float(line["requests_per_s"]))
+            result[f"{payload}_at_{n}_connections"] = lines
+            best = next(line["entry"] for line in lines if f"{OURS} ×" in line["entry"])
+            # as it comes over its own best number of copies, and every other over the peer
+            over = {0: best} | {copies: str(Entry(PEER, copies)) for copies in options.copies}
+            for copies, other in over.items():
+                own = str(Entry(OURS, copies))
+                rate, p99 = (
+                    median_ratio(each_round(loads[own], name), each_round(loads[other], name))
+                    for name in ("ok_per_s", "ok.p99_ms")
+                )
+                where = f"{payload}, {n} connections: {own} over {other}"
+                line = {"of": where, "requests_per_s_ratio": rate, "p99_ratio": p99}
+                result["ratios"].append(line)
+                least = LEAST[min(copies, 2)][payload]
+                result["targets"].append(target(f"{where}, requests/s", rate, at_least=least))
+                if copies:
+                    result["targets"].append(target(f"{where}, p99", p99, at_most=1.0))
+        return result
 
     def turn(self, entry: Entry, connections: Sequence[int]) -> Json:
         """Start a server, compare its responses, and run the loads."""
@@ -216,49 +232,6 @@ class Benchmark:
 async def all_responses(server: ServerProcess, requests: Sequence[bytes]) -> list[Answer]:
     """The responses to requests that are sent at once, so that the server forms batches."""
     return await asyncio.gather(*(fetch(server.port, data) for data in requests))
-
-
-def load_of(results: Sequence[Json], payload: str, connections: int) -> list[Json]:
-    return [result[payload][str(connections)] for result in results]
-
-
-def lines(rounds: Rounds, payload: str, connections: int) -> list[Json]:
-    """One load of each entry, the fastest first."""
-    result = []
-    for entry, results in rounds.items():
-        loads = load_of(results, payload, connections)
-        rates = each_round(loads, "ok_per_s")
-        line = {"entry": entry, "requests_per_s_least": min(rates)}
-        result.append(line | {"requests_per_s_most": max(rates)} | summary(loads))
-    return sorted(result, key=lambda line: float(line["requests_per_s"]), reverse=True)
-
-
-def ratios(rounds: Rounds, payload: str, connections: int, copies: int) -> Json:
-    """This service over the peer with as many copies; as it comes, over its own best number."""
-    if copies:
-        of = str(Entry(PEER, copies))
-    else:
-        order = (str(line["entry"]) for line in lines(rounds, payload, connections))
-        of = next(name for name in order if name.startswith(f"{OURS} ×"))
-    own = str(Entry(OURS, copies))
-    over, under = (load_of(rounds[entry], payload, connections) for entry in (own, of))
-    line = {"payload": payload, "connections": connections, "copies": copies}
-    line |= {"ours": own, "over": of}
-    for name, figure in (("requests_per_s_ratio", "ok_per_s"), ("p99_ratio", "ok.p99_ms")):
-        line[name] = median_ratio(each_round(over, figure), each_round(under, figure))
-    return line
-
-
-def targets(line: Json) -> list[Json]:
-    """For a number of copies: requests/s, and a p99 that is not higher. As it comes: requests/s."""
-    what = (
-        f"{line['payload']}, {line['connections']} connections: {line['ours']} over {line['over']}"
-    )
-    least = LEAST.get(line["copies"], LEAST[2])[line["payload"]] if line["copies"] else 0.95
-    result = [target(f"{what}, requests/s", line["requests_per_s_ratio"], at_least=least)]
-    if line["copies"]:
-        result.append(target(f"{what}, p99", line["p99_ratio"], at_most=1.0))
-    return result
 
 
 def measure(options: argparse.Namespace) -> Json:

@@ -56,21 +56,14 @@ def measure(options: argparse.Namespace) -> Json:
         for what in ("failed", "unexpected_loads")
     ]
     for line in stops:
+        lost, slowest_s = (
+            (0, DRAIN_S + 2) if line["signal"] == "SIGTERM" else (2 * options.clients, 15.0)
+        )
         name = f"{line['signal']}, {line['processes']} processes"
-        is_stop = line["signal"] == "SIGTERM"
         targets += [
-            target(
-                f"{name}: lost requests",
-                line["lost"],
-                at_most=0 if is_stop else 2 * options.clients,
-            ),
+            target(f"{name}: lost requests", line["lost"], at_most=lost),
             target(f"{name}: exit status other than 0", line["bad_exits"], at_most=0),
-            target(
-                f"{name}: slowest",
-                line["slowest_s"],
-                at_most=DRAIN_S + 2 if is_stop else 15.0,
-                unit="s",
-            ),
+            target(f"{name}: slowest", line["slowest_s"], at_most=slowest_s, unit="s"),
         ]
     return {"targets": targets, "reloads": [reloads], "stops": stops}
 
