@@ -9,9 +9,9 @@ import itertools
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import uvloop
@@ -47,42 +47,6 @@ METHOD = (
 MIN_SECONDS_FOR_MEMORY: Final = 120.0
 SETTLE_S: Final = 10.0
 SHOWN: Final = 20  # unexpected answers and log lines in the report
-
-
-@dataclass(slots=True)
-class Log:
-    """The answers of a run, counted by kind of request and outcome, and descriptions of the first
-    unexpected ones; ``right`` has the only right content of the 200 to a request.
-    """
-
-    right: Mapping[bytes, object] = field(default_factory=dict)
-    kinds: Counter[tuple[str, str]] = field(default_factory=Counter)
-    unexplained: list[str] = field(default_factory=list)
-    wrong: int = 0
-
-    def note(self, case: Case, outcome: str, problem: str = "") -> None:
-        self.kinds[case.kind, outcome] += 1
-        if problem:
-            self.wrong += 1
-            if len(self.unexplained) < SHOWN:
-                self.unexplained.append(f"{case.kind}: {problem}"[:500])
-
-
-async def send(server: ServerProcess, log: Log, case: Case, label: str = "") -> None:
-    """Send one request and note what came of it."""
-    try:
-        answer = await fetch(server.port, case.data, leave_after_s=case.leave_after_s)
-    except ConnectionClosed:
-        log.note(case, "left")
-    except OSError as exc:  # a TimeoutError is one, too
-        is_right = case.may_close and not isinstance(exc, TimeoutError)
-        log.note(case, type(exc).__name__, "" if is_right else f"{label}{exc!r}")
-    else:
-        wrong = problem(case, answer)
-        if answer.status == 200 and case.data in log.right:
-            is_right = content(answer) == log.right[case.data]
-            wrong = "" if is_right else "200 with another content than alone"
-        log.note(case, str(answer.status), wrong and label + wrong)
 
 
 async def right_answers(port: int, requests: Sequence[bytes] = (KNOWN,)) -> dict[bytes, object]:
@@ -141,51 +105,89 @@ class KnownAnswers:
             await asyncio.sleep(pause_s)
 
 
-def run_and_judge(
-    settings: Mapping[str, str],
-    load: Callable[[ServerProcess, Log], Coroutine[Any, Any, None]],
-    *,
-    judges_memory: bool,
-    module: Sequence[str] = ("service",),
-) -> Json:
-    """Run a service, of this ``module``, under a load; returns the result of a benchmark. Memory
-    must be flat if ``judges_memory``.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Clients that send the requests of ``make`` to a service of this ``module``, one for each of
+    ``numbers``; every 200 to one of ``known`` must have the content that it has alone.
     """
-    log = Log()
-    with service(settings, module) as server:
-        with memory_samples(server.pid, every_s=0.2) as samples:
-            start = time.monotonic()
-            uvloop.run(load(server, log))
-            seconds = time.monotonic() - start
-        state = wait_until_idle(server)
-        errors = log_errors(server)
-    kept = memory(samples)
-    targets = [
-        target("unexplained answers", log.wrong, at_most=0),
-        target("errors in the log", len(errors), at_most=0),
-        target(
-            "rows still queued, workers replaced, internal errors", sum(state.values()), at_most=0
-        ),
-    ]
-    if judges_memory:
-        name = f"growth of memory in the last {kept['seconds_judged'] / 60:.3g} minutes"
-        targets.append(
-            target(name, kept["growth_mib"], at_most=kept["allowed_growth_mib"], unit="MiB")
-        )
-    return {
-        "settings": dict(settings),
-        "targets": targets,
-        "requests": log.kinds.total(),
-        "requests_per_s": rounded(log.kinds.total() / seconds),
-        "memory": [kept],
-        "answers": [
-            {"kind": kind, "answer": how, "count": n}
-            for (kind, how), n in sorted(log.kinds.items())
-        ],
-        "unexplained": log.unexplained,
-        "log_errors": errors[:SHOWN],
-        "end_state": state,
-    }
+
+    settings: Mapping[str, str]
+    make: Callable[[int], Case]
+    numbers: Iterator[int]
+    known: Sequence[bytes]
+    clients: int
+    judges_memory: bool
+    module: Sequence[str] = ("service",)
+    kinds: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """How often a kind of request had an outcome."""
+    unexplained: list[str] = field(default_factory=list)
+
+    def judged(self) -> Json:
+        """The result of a benchmark."""
+        images()  # now, because they take seconds, and clients that send nothing are closed
+        with service(self.settings, self.module) as server:
+            with memory_samples(server.pid, every_s=0.2) as samples:
+                start = time.monotonic()
+                uvloop.run(self._load(server.port))
+                seconds = time.monotonic() - start
+            state = wait_until_idle(server)
+            errors = log_errors(server)
+        kept = memory(samples)
+        targets = [
+            target("unexplained answers", len(self.unexplained), at_most=0),
+            target("errors in the log", len(errors), at_most=0),
+            target(
+                "rows still queued, workers replaced, internal errors",
+                sum(state.values()),
+                at_most=0,
+            ),
+        ]
+        if self.judges_memory:
+            name = f"growth of memory in the last {kept['seconds_judged'] / 60:.3g} minutes"
+            allowed = kept["allowed_growth_mib"]
+            targets.append(target(name, kept["growth_mib"], at_most=allowed, unit="MiB"))
+        return {
+            "settings": dict(self.settings),
+            "targets": targets,
+            "requests": self.kinds.total(),
+            "requests_per_s": rounded(self.kinds.total() / seconds),
+            "memory": [kept],
+            "answers": [
+                {"kind": kind, "answer": how, "count": n}
+                for (kind, how), n in sorted(self.kinds.items())
+            ],
+            "unexplained": self.unexplained[:SHOWN],
+            "log_errors": errors[:SHOWN],
+            "end_state": state,
+        }
+
+    async def _load(self, port: int) -> None:
+        right = await right_answers(port, self.known)
+
+        async def work() -> None:
+            for number in self.numbers:
+                case = self.make(number)
+                outcome, wrong = await sent(port, case, right)
+                self.kinds[case.kind, outcome] += 1
+                if wrong:
+                    self.unexplained.append(f"request {number}, {case.kind}: {wrong}"[:500])
+
+        await asyncio.gather(*(work() for _ in range(self.clients)))
+
+
+async def sent(port: int, case: Case, right: Mapping[bytes, object]) -> tuple[str, str]:
+    """Send one request; the outcome, and why it is unexpected."""
+    try:
+        answer = await fetch(port, case.data, leave_after_s=case.leave_after_s)
+    except ConnectionClosed:
+        return "left", ""
+    except OSError as exc:  # a TimeoutError is one, too
+        is_right = case.may_close and not isinstance(exc, TimeoutError)
+        return type(exc).__name__, "" if is_right else repr(exc)
+    wrong = problem(case, answer)
+    if answer.status == 200 and case.data in right and content(answer) != right[case.data]:
+        wrong = "200 with another content than alone"
+    return str(answer.status), wrong
 
 
 def pick(rng: Rng) -> Case:
@@ -193,26 +195,26 @@ def pick(rng: Rng) -> Case:
     luck = rng.random()
     if luck < 0.75:
         return good(rng)
-    case: Case = choose(rng, (hostile, oversized, slow_body) if luck < 0.88 else (disconnecting,))(
-        rng
-    )
+    makers = (hostile, oversized, slow_body) if luck < 0.88 else (disconnecting,)
+    case: Case = choose(rng, makers)(rng)
     return case
 
 
+def for_seconds(seconds: float) -> Iterator[int]:
+    """Numbers until the time is over."""
+    end = time.monotonic() + seconds
+    yield from itertools.takewhile(lambda _: time.monotonic() < end, itertools.count())
+
+
 def measure(options: argparse.Namespace) -> Json:
-    images()  # now, because they take seconds
-
-    async def load(server: ServerProcess, log: Log) -> None:
-        log.right = await right_answers(server.port, GOOD)
-        end = time.monotonic() + options.seconds
-
-        async def work(rng: Rng) -> None:
-            while time.monotonic() < end:
-                await send(server, log, pick(rng))
-
-        await asyncio.gather(*map(work, np.random.default_rng(options.seed).spawn(options.clients)))
-
-    return run_and_judge(SETTINGS, load, judges_memory=options.seconds >= MIN_SECONDS_FOR_MEMORY)
+    return Run(
+        settings=SETTINGS,
+        make=lambda number: pick(np.random.default_rng((options.seed, number))),
+        numbers=for_seconds(options.seconds),
+        known=GOOD,
+        clients=options.clients,
+        judges_memory=options.seconds >= MIN_SECONDS_FOR_MEMORY,
+    ).judged()
 
 
 def wait_until_idle(server: ServerProcess) -> dict[str, float]:
