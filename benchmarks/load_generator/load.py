@@ -28,11 +28,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import httptools
 import uvloop
 
 from benchmarks.harness.common import Json, latency, median_of, rounded
 from benchmarks.harness.processes import HOST, ROOT, ServerFailed, ServerProcess, cpu_seconds
+from benchmarks.load_generator.fetch import Connection
 
 _RETRY_S = 0.05  # pause before a connection that was not accepted is opened again
 _SAMPLE = 300  # characters of the body that is kept for each status that is not 2xx
@@ -114,62 +114,6 @@ def run(spec: Spec) -> Json:
         return runner.run(Load(spec).run())
 
 
-class _Connection(asyncio.Protocol):
-    """One keep-alive connection with at most one request in flight."""
-
-    __slots__ = ("_parser", "_status", "body", "error", "heard", "is_open", "transport")
-
-    def __init__(self) -> None:
-        self._parser = httptools.HttpResponseParser(self)
-        self._status = asyncio.get_running_loop().create_future()
-        self.is_open = True
-        self.heard = False  # something of the response has come
-        self.error = ""
-        self.body = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-
-    def send(self, data: bytes) -> "asyncio.Future[int]":
-        """Send a request; the result is its status, or 0 without a whole response."""
-        self.heard = False
-        self.body = b""
-        self._status = asyncio.get_running_loop().create_future()
-        self.transport.write(data)
-        return self._status
-
-    def data_received(self, data: bytes) -> None:
-        self.heard = True
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError:
-            self._end("not_http")
-
-    def on_body(self, body: bytes) -> None:
-        if len(self.body) < _SAMPLE:
-            self.body += body[:_SAMPLE]
-
-    def on_message_complete(self) -> None:
-        status = self._parser.get_status_code()
-        if status < 200:  # 100 Continue and the like: the response follows
-            return
-        if not self._parser.should_keep_alive():
-            self.is_open = False
-            self.transport.close()
-        if not self._status.done():
-            self._status.set_result(status)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._end("cut_off")
-
-    def _end(self, error: str) -> None:
-        self.is_open = False
-        self.transport.close()
-        if not self._status.done():
-            self.error = error
-            self._status.set_result(0)
-
-
 class Load:
     """One run of the generator, on the running event loop."""
 
@@ -213,11 +157,11 @@ class Load:
         pid = self.spec.server_pid
         return time.process_time(), 0.0 if pid is None else cpu_seconds(pid)
 
-    async def _connect(self) -> _Connection:
+    async def _connect(self) -> Connection:
         loop = asyncio.get_running_loop()
-        return (await loop.create_connection(_Connection, HOST, self.spec.port))[1]
+        return (await loop.create_connection(Connection, HOST, self.spec.port))[1]
 
-    async def _client(self, connection: _Connection) -> None:
+    async def _client(self, connection: Connection) -> None:
         """Send requests one after another until the end, on a new connection where it must be."""
         try:
             while (due := time.perf_counter()) < self._end:
@@ -237,7 +181,7 @@ class Load:
         finally:
             connection.transport.close()
 
-    async def _reconnect(self) -> _Connection:
+    async def _reconnect(self) -> Connection:
         while True:
             try:
                 return await self._connect()
@@ -246,7 +190,7 @@ class Load:
                 self._happened.set()
                 await asyncio.sleep(_RETRY_S)
 
-    def _note(self, status: int, due: float, connection: _Connection) -> None:
+    def _note(self, status: int, due: float, connection: Connection) -> None:
         now = time.perf_counter()
         if not status:
             self.errors[connection.error] += 1
