@@ -19,7 +19,7 @@ import numpy as np
 import uvloop
 from uvicorn.server import ServerState
 
-from benchmarks.harness.common import MODEL, REF, Json, rounded, run_benchmark, target
+from benchmarks.harness.common import MODEL, REF, Json, run_benchmark, target
 from benchmarks.load_generator.messages import (
     HEADER_SETS,
     binary_tensor,
@@ -152,9 +152,9 @@ async def cost(turn: Turn, requests: Sequence[bytes], rounds: int) -> Json:
         whole.append((time.process_time() - began) / count * 1e6)
         loop.append((time.thread_time() - loop_began) / count * 1e6)
     return {
-        "us_per_request": rounded(statistics.median(whole)),
-        "least_us": rounded(min(whole)),
-        "loop_us_per_request": rounded(statistics.median(loop)),
+        "us_per_request": statistics.median(whole),
+        "least_us": min(whole),
+        "loop_us_per_request": statistics.median(loop),
     }
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import uvloop
 
 from benchmarks.bench_service import raw_session
-from benchmarks.harness.common import MODEL, REF, Json, latency, rounded, run_benchmark, target
+from benchmarks.harness.common import MODEL, REF, Json, latency, run_benchmark, target
 from service.domain.latents import FloatRows
 from service.domain.tasks import SchedulingParams, StepParams
 from service.environment import available_cpus
@@ -171,7 +171,7 @@ def queued(options: argparse.Namespace) -> list[Json]:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 samples.append(runner.run(fill_and_drain(depth)))
         admit, run, cpu = (
-            rounded(statistics.median(each) / depth * 1e6) for each in zip(*samples, strict=True)
+            (statistics.median(each) / depth * 1e6) for each in zip(*samples, strict=True)
         )
         figures = {"admit_us_per_row": admit, "run_us_per_row": run, "cpu_us_per_row": cpu}
         lines.append({"queued_rows": depth, **figures})

@@ -24,7 +24,6 @@ from benchmarks.harness.common import (
     in_turn,
     median_of,
     median_ratio,
-    rounded,
     target,
 )
 from benchmarks.harness.device import gpu
@@ -181,19 +180,20 @@ def many_rows(
     lines = []
     for form, results in rounds.items():
         figures = summary(results)
-        line = {
-            "form": form,
-            "images_per_s": figures["requests_per_s"] * ROWS,
-            "raw_images_per_s": median_of(bare, "ok_per_s") * ROWS,
-            "share_of_raw": median_ratio(
-                each_round(results, "ok_per_s"), each_round(bare, "ok_per_s")
-            ),
-            "raw_core_ms": median_of(bare, "server_core_ms_per_request") / ROWS,
-            **figures,
-            "server_core_ms": figures["server_core_ms"] / ROWS,
-            "client_core_ms": figures["client_core_ms"] / ROWS,
-        }
-        lines.append({name: rounded(value) for name, value in line.items()})
+        lines.append(
+            {
+                "form": form,
+                "images_per_s": figures["requests_per_s"] * ROWS,
+                "raw_images_per_s": median_of(bare, "ok_per_s") * ROWS,
+                "share_of_raw": median_ratio(
+                    each_round(results, "ok_per_s"), each_round(bare, "ok_per_s")
+                ),
+                "raw_core_ms": median_of(bare, "server_core_ms_per_request") / ROWS,
+                **figures,
+                "server_core_ms": figures["server_core_ms"] / ROWS,
+                "client_core_ms": figures["client_core_ms"] / ROWS,
+            }
+        )
     return lines
 
 

@@ -26,7 +26,6 @@ from benchmarks.harness.common import (
     each_round,
     in_turn,
     median_ratio,
-    rounded,
     run_benchmark,
     target,
 )
@@ -94,12 +93,9 @@ def compare(
     return {
         "targets": [target("pixels/s of a page, share of plain onnxruntime", share, at_least=0.8)],
         "page": [
-            {"way": way, "seconds": rounded(statistics.median(seconds))}
-            for way, seconds in rounds.items()
+            {"way": way, "seconds": statistics.median(seconds)} for way, seconds in rounds.items()
         ],
-        "memory_mib": [
-            {"idle": rounded(samples[0][1]), "most": rounded(max(mib for _, mib in samples))}
-        ],
+        "memory_mib": [{"idle": samples[0][1], "most": max(mib for _, mib in samples)}],
     }
 
 
@@ -163,7 +159,7 @@ async def others(
     for each in repeated:
         each.cancel()
     await asyncio.gather(*repeated, return_exceptions=True)
-    return {name: rounded(max(each_round(rounds, f"ok.{name}"))) for name in ("p50_ms", "p99_ms")}
+    return {name: max(each_round(rounds, f"ok.{name}")) for name in ("p50_ms", "p99_ms")}
 
 
 OPTIONS: Final = {

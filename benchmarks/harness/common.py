@@ -81,7 +81,7 @@ def run_benchmark(
         return 2
     stated = {key: value for key, value in vars(asked).items() if key not in _OMITTED}
     result = {"benchmark": name, "method": method, "options": stated, "machine": before, **measured}
-    text = json.dumps(result, indent=2, ensure_ascii=False)
+    text = json.dumps(rounded(result), indent=2, ensure_ascii=False)
     print(text)
     if asked.results:
         Path(asked.results).parent.mkdir(parents=True, exist_ok=True)
@@ -156,15 +156,19 @@ def target(
         "sign": sign,
         "bound": bound,
         "unit": unit,
-        "measured": rounded(measured),
+        "measured": measured,
         "met": met,
     }
 
 
 def rounded(value: Any) -> Any:
-    """A float rounded to four significant digits, but not beyond whole numbers; other values
-    unchanged.
+    """The value with all floats in it rounded to four significant digits, but not beyond whole
+    numbers.
     """
+    if isinstance(value, dict):
+        return {name: rounded(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [rounded(each) for each in value]
     if not isinstance(value, float) or not math.isfinite(value) or value == 0:
         return value
     return round(value, max(0, 3 - math.floor(math.log10(abs(value)))))
@@ -183,7 +187,7 @@ def latency(seconds: Sequence[float]) -> Json:
     if not seconds:
         return {"count": 0}
     ordered = sorted(seconds)
-    result: Json = {"count": len(ordered), "mean_ms": rounded(statistics.fmean(ordered) * 1e3)}
+    result: Json = {"count": len(ordered), "mean_ms": statistics.fmean(ordered) * 1e3}
     for name, percent in (
         ("p50_ms", 50.0),
         ("p95_ms", 95.0),
@@ -191,7 +195,7 @@ def latency(seconds: Sequence[float]) -> Json:
         ("p999_ms", 99.9),
         ("max_ms", 100.0),
     ):
-        result[name] = rounded(percentile(ordered, percent) * 1e3)
+        result[name] = percentile(ordered, percent) * 1e3
     return result
 
 
@@ -223,15 +227,15 @@ def each_round(rounds: Iterable[Json], name: str) -> list[float]:
 
 
 def median_of(rounds: Iterable[Json], name: str) -> Any:
-    """The median of one figure over all rounds, rounded."""
-    return rounded(statistics.median(each_round(rounds, name)))
+    """The median of one figure over all rounds."""
+    return statistics.median(each_round(rounds, name))
 
 
 def median_ratio(over: Sequence[float], under: Sequence[float]) -> Any:
-    """Median of the ratios of each round, rounded; effects that both share in a round cancel
+    """Median of the ratios of each round; effects that both share in a round cancel
     out.
     """
-    return rounded(statistics.median(a / b for a, b in zip(over, under, strict=True)))
+    return statistics.median(a / b for a, b in zip(over, under, strict=True))
 
 
 def memory(samples: Sequence[tuple[float, float]]) -> Json:
@@ -245,11 +249,10 @@ def memory(samples: Sequence[tuple[float, float]]) -> Json:
     seconds = kept[-1][0] - kept[0][0]
     slope = statistics.linear_regression(*zip(*kept, strict=True)).slope if seconds else 0.0
     middle = statistics.median(value for _, value in kept)
-    result = {
+    return {
         "median_mib": middle,
         "most_mib": max(value for _, value in samples),
         "growth_mib": slope * seconds,
         "allowed_growth_mib": max(8.0, 0.05 * middle),
         "seconds_judged": seconds,
     }
-    return {name: rounded(value) for name, value in result.items()}

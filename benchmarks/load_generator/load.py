@@ -30,7 +30,7 @@ from typing import Any, cast
 
 import uvloop
 
-from benchmarks.harness.common import Json, latency, median_of, rounded
+from benchmarks.harness.common import Json, latency, median_of
 from benchmarks.harness.processes import HOST, ROOT, ServerFailed, ServerProcess, cpu_seconds
 from benchmarks.load_generator.fetch import Connection
 
@@ -148,8 +148,8 @@ class Load:
         count = max(1, sum(map(len, self.latencies.values())))
         return self._report() | {
             "unanswered": len(late),
-            "client_core_ms_per_request": rounded((own_after - own) * 1e3 / count),
-            "server_core_ms_per_request": rounded((servers_after - servers) * 1e3 / count),
+            "client_core_ms_per_request": (own_after - own) * 1e3 / count,
+            "server_core_ms_per_request": (servers_after - servers) * 1e3 / count,
         }
 
     def _cpu_seconds(self) -> tuple[float, float]:
@@ -210,8 +210,8 @@ class Load:
 
         ok = of(status for status in self.latencies if status < 300)
         return {
-            "seconds": rounded(seconds),
-            "ok_per_s": rounded(ok["count"] / seconds),
+            "seconds": seconds,
+            "ok_per_s": (ok["count"] / seconds),
             "ok": ok,
             "rejected": of((429, 503)),
             "statuses": {str(status): of([status]) for status in sorted(self.latencies)},

@@ -20,7 +20,7 @@ from typing import Final
 
 import uvloop
 
-from benchmarks.harness.common import Json, rounded, run_benchmark, target
+from benchmarks.harness.common import Json, run_benchmark, target
 from benchmarks.harness.processes import (
     ServerProcess,
     listening_sockets,
@@ -147,7 +147,7 @@ def half(options: argparse.Namespace, processes: int) -> Json:
         "outages": len(outages),
         "failed_in_outages": len(known.failures) - len(outside),
         "failed_outside": len(outside),
-        "good_share": rounded(good / max(1, good + len(outside))),
+        "good_share": good / max(1, good + len(outside)),
         "wrong": known.outcomes["wrong"],
         "unexpected": len(unexpected),
         "reasons": "; ".join(sorted({*outside, *unexpected})),

@@ -17,7 +17,7 @@ from typing import Final
 
 import uvloop
 
-from benchmarks.harness.common import Json, rounded, run_benchmark, target
+from benchmarks.harness.common import Json, run_benchmark, target
 from benchmarks.harness.processes import (
     ServerProcess,
     cpu_seconds,
@@ -83,7 +83,7 @@ async def attacked(server: ServerProcess, bounded: Attack, seconds: float) -> Js
         "wait_units": (statistics.median(waits) - alone) / unit if unit else None,
         "attacker": counted(attacker.statuses),
     }
-    return {column: rounded(value) for column, value in line.items()}
+    return line
 
 
 async def median_of(server: ServerProcess, requests: Sequence[bytes]) -> float:

@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 import uvloop
 from PIL import Image
 
-from benchmarks.harness.common import Json, percentile, rounded, run_benchmark, target
+from benchmarks.harness.common import Json, percentile, run_benchmark, target
 from benchmarks.harness.processes import (
     HOST,
     ServerProcess,
@@ -153,12 +153,12 @@ async def beside(server: ServerProcess, name: str, callers: Callers, seconds: fl
         "requests": during.outcomes.total(),
         "errors": len(failed),
         "kinds": " ".join(sorted(set(failed))),
-        "alone_p99_ms": rounded(alone_s * 1e3),
-        "limit_ms": rounded(limit_s * 1e3),
-        "p99_ms": rounded(percentile(sorted(during.seconds), 99) * 1e3) if during.seconds else None,
-        "healthz_worst_ms": rounded(max(probes) * 1e3),
-        "memory_mib": rounded(max(value for _, value in samples) - idle),
-        "normal_after_s": rounded(time.monotonic() - start) if is_normal else None,
+        "alone_p99_ms": alone_s * 1e3,
+        "limit_ms": limit_s * 1e3,
+        "p99_ms": (percentile(sorted(during.seconds), 99) * 1e3) if during.seconds else None,
+        "healthz_worst_ms": (max(probes) * 1e3),
+        "memory_mib": (max(value for _, value in samples) - idle),
+        "normal_after_s": (time.monotonic() - start) if is_normal else None,
         "attacker": counted(statuses),
     }
 

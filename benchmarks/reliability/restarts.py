@@ -17,7 +17,7 @@ from typing import Final
 
 import uvloop
 
-from benchmarks.harness.common import REF, Json, rounded, run_benchmark, target
+from benchmarks.harness.common import REF, Json, run_benchmark, target
 from benchmarks.harness.processes import ROOT, ServerFailed, ServerProcess, service
 from benchmarks.load_generator.fetch import fetch
 from benchmarks.load_generator.messages import post
@@ -114,7 +114,7 @@ def stop_often(
             for each in failures
         ),
         "bad_exits": bad_exits,
-        "slowest_s": rounded(max(seconds for _, seconds in rounds)),
+        "slowest_s": max(seconds for _, seconds in rounds),
     }
 
 

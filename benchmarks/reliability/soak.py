@@ -17,7 +17,7 @@ import numpy as np
 import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.harness.common import Json, memory, rounded, run_benchmark, target
+from benchmarks.harness.common import Json, memory, run_benchmark, target
 from benchmarks.harness.processes import ServerProcess, memory_samples, service
 from benchmarks.load_generator.fetch import ConnectionClosed, fetch
 from benchmarks.reliability.cases import (
@@ -150,7 +150,7 @@ class Run:
             "settings": dict(self.settings),
             "targets": targets,
             "requests": self.kinds.total(),
-            "requests_per_s": rounded(self.kinds.total() / seconds),
+            "requests_per_s": (self.kinds.total() / seconds),
             "memory": [kept],
             "answers": [
                 {"kind": kind, "answer": how, "count": n}

@@ -16,7 +16,7 @@ def test_percentiles_are_nearest_ranks_and_figures_have_four_digits() -> None:
         )
     tail = {"p95_ms": 4.0, "p99_ms": 4.0, "p999_ms": 4.0, "max_ms": 4.0}
     assert (
-        common.latency([0.004, 0.001, 0.003, 0.002])
+        common.rounded(common.latency([0.004, 0.001, 0.003, 0.002]))
         == {"count": 4, "mean_ms": 2.5, "p50_ms": 2.0} | tail
     )
     assert common.latency([]) == {"count": 0}

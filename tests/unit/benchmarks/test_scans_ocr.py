@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.authors import scans_ocr
+from benchmarks.authors.scans_methods import Method, error_rate
 from benchmarks.harness.tables import render
 
 
@@ -24,7 +25,7 @@ from benchmarks.harness.tables import render
     ],
 )
 def test_the_error_rate_counts_edits(found: str, wanted: str, rate: float) -> None:
-    assert scans_ocr.error_rate(found, wanted) == pytest.approx(rate)
+    assert error_rate(found, wanted) == pytest.approx(rate)
 
 
 def test_means_and_shares_by_group() -> None:
@@ -56,7 +57,7 @@ def test_pages_of_a_folder_are_read_by_every_method(
             name: "abcd" if image.max() > 250 else "ab" for name, image in images.items()
         },
     )
-    methods: dict[str, scans_ocr.Method] = {
+    methods: dict[str, Method] = {
         "raw": lambda image, _: image,
         "white": lambda image, dpi: np.full_like(
             image, 255 if dpi == 300 and image.shape == (80, 60) else 0
