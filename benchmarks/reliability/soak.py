@@ -23,7 +23,6 @@ from benchmarks.load_generator.fetch import ConnectionClosed, fetch
 from benchmarks.reliability.cases import (
     GOOD,
     KNOWN,
-    REJECTIONS,
     SETTINGS,
     Case,
     Rng,
@@ -79,17 +78,12 @@ class KnownAnswers:
     async def ask(self, port: int, timeout_s: float = 60.0) -> str:
         """Send the next known request on a new connection; returns the outcome."""
         start = time.monotonic()
-        data = next(self._turns)
-        try:
-            answer = await fetch(port, data, timeout_s=timeout_s)
-        except OSError as exc:
-            outcome = type(exc).__name__
-        else:
-            outcome = str(answer.status)
-            if answer.status == 200:
-                outcome = "ok" if content(answer) == self.right[data] else "wrong"
-            elif answer.status in REJECTIONS and "retry-after" in answer.headers:
-                outcome = "rejected"
+        case = Case("known", next(self._turns))
+        outcome, wrong = await sent(port, case, self.right, timeout_s)
+        if outcome == "200":
+            outcome = "wrong" if wrong else "ok"
+        elif not wrong:
+            outcome = "rejected"
         if outcome == "ok":
             self.seconds.append(time.monotonic() - start)
         else:
@@ -175,10 +169,12 @@ class Run:
         await asyncio.gather(*(work() for _ in range(self.clients)))
 
 
-async def sent(port: int, case: Case, right: Mapping[bytes, object]) -> tuple[str, str]:
-    """Send one request; the outcome, and why it is unexpected."""
+async def sent(
+    port: int, case: Case, right: Mapping[bytes, object], timeout_s: float = 60.0
+) -> tuple[str, str]:
+    """Send one request on a new connection; the outcome, and why it is unexpected."""
     try:
-        answer = await fetch(port, case.data, leave_after_s=case.leave_after_s)
+        answer = await fetch(port, case.data, leave_after_s=case.leave_after_s, timeout_s=timeout_s)
     except ConnectionClosed:
         return "left", ""
     except OSError as exc:  # a TimeoutError is one, too
