@@ -161,24 +161,21 @@ async def run(
     known = KnownAnswers(await right_answers(chaos.server.port))
     outages = list[tuple[float, float]]()
     seconds = options.seconds / 2
-    end = time.monotonic() + seconds
-    tasks = [
-        asyncio.create_task(known.work(chaos.server.port, end, pause_s=0.5))
-        for _ in range(options.clients)
-    ]
+    port = chaos.server.port
+    attacker = Attacker(port, chaos.server.pid)
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        attacker = Attacker(chaos.server.port, chaos.server.pid)
         pool.submit(prepare, BAD_CLIENTS)
-        bad = asyncio.get_running_loop().run_in_executor(
-            pool, attack, BAD_CLIENTS, seconds, attacker
-        )
-        for fault in faults:
-            await asyncio.sleep(seconds / (len(faults) + 1))
-            start = time.monotonic()
-            await fault(chaos)
-            if fault in OUTAGES:
-                outages.append((start, time.monotonic() + SETTLE_S))
-        await asyncio.gather(*tasks, bad)
+        async with known.asked_by(options.clients, port, pause_s=0.5):
+            bad = asyncio.get_running_loop().run_in_executor(
+                pool, attack, BAD_CLIENTS, seconds, attacker
+            )
+            for fault in faults:
+                await asyncio.sleep(seconds / (len(faults) + 1))
+                start = time.monotonic()
+                await fault(chaos)
+                if fault in OUTAGES:
+                    outages.append((start, time.monotonic() + SETTLE_S))
+            await bad
     return known, outages
 
 

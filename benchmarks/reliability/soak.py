@@ -9,7 +9,8 @@ import itertools
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -91,12 +92,22 @@ class KnownAnswers:
         self.outcomes[outcome] += 1
         return outcome
 
-    async def work(self, port: int, until: float, pause_s: float = 0.0) -> None:
-        """Ask again and again until a `time.monotonic`."""
-        while time.monotonic() < until:
-            if await self.ask(port) != "ok":
-                await asyncio.sleep(0.1)
-            await asyncio.sleep(pause_s)
+    @asynccontextmanager
+    async def asked_by(self, clients: int, port: int, pause_s: float = 0.0) -> AsyncIterator[None]:
+        """So many clients ask again and again until the block ends."""
+        over = asyncio.Event()
+
+        async def work() -> None:
+            while not over.is_set():
+                if await self.ask(port) != "ok":
+                    await asyncio.sleep(0.1)
+                await asyncio.sleep(pause_s)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(clients):
+                group.create_task(work())
+            yield
+            over.set()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
