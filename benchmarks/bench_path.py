@@ -10,7 +10,7 @@ import itertools
 import os
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
 from unittest.mock import patch
@@ -21,7 +21,7 @@ from uvicorn.server import ServerState
 
 from benchmarks.harness.common import MODEL, REF, Json, run_benchmark, target
 from benchmarks.load_generator.messages import (
-    HEADER_SETS,
+    SENDERS,
     binary_tensor,
     disc,
     encoded,
@@ -46,7 +46,6 @@ AIMS_US: Final = {"PNG /project": 60.0, "raw infer": 42.0, "/generate": 60.0}
 DISTINCT: Final = 32
 _ENOUGH: Final = 400  # requests of a round, at least
 _WARM_UP: Final = 20  # rounds of one request a connection
-_SENDERS: Final[Mapping[str, Mapping[str, str]]] = {"plain": {}, **HEADER_SETS}
 
 
 class Peer(asyncio.Transport):
@@ -71,6 +70,10 @@ class Peer(asyncio.Transport):
     def is_closing(self) -> bool:
         """The peer stays."""
         return False
+
+    def get_write_buffer_size(self) -> int:
+        """Nothing waits to be sent."""
+        return 0
 
     def pause_reading(self) -> None:
         """Nothing arrives unasked."""
@@ -127,7 +130,7 @@ async def measured(options: argparse.Namespace) -> list[Json]:
     lines = list[Json]()
     with patch.object(DirectRunner, "__call__", _copied):
         for (payload, requests), (sender, headers) in itertools.product(
-            payloads().items(), _SENDERS.items()
+            payloads().items(), SENDERS.items()
         ):
             sent = [with_headers(each, headers) for each in requests]
             lines.append(

@@ -149,6 +149,7 @@ HEADER_SETS: Final[Mapping[str, Mapping[str, str]]] = {
     for name, lines in _SETS.items()
 }
 """Name → headers. All of them go to every request of that gateway."""
+SENDERS: Final[Mapping[str, Mapping[str, str]]] = {"plain": {}, **HEADER_SETS}
 
 
 def with_headers(data: bytes, headers: Mapping[str, str]) -> bytes:
