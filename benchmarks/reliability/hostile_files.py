@@ -18,7 +18,6 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
-from google.protobuf.message import Message
 from onnx import ModelProto, TensorProto, parser
 
 from benchmarks.harness.common import MODEL, REF
@@ -141,7 +140,7 @@ def _external(rng: Rng, model: ModelProto) -> None:
         tensor.external_data.add(key=key, value=str(value))
 
 
-def _messages(message: Message) -> Iterator[Message]:
+def _messages(message: Any) -> Iterator[Any]:
     """The message and all below it."""
     yield message
     for field, value in message.ListFields():
