@@ -9,12 +9,8 @@ DATA ?=
 OUT ?= runs/$(PRESET)
 DIST ?= dist
 MODELS ?= models
-MODEL ?= $(lastword $(sort $(wildcard $(MODELS)/mnist/*/model.onnx)))
-BENCH ?= runtime
+BENCH ?= service
 ARGS ?=
-ARCH ?= 90
-KIT_PYTHON ?= 3.12
-CUDA ?= bundle
 
 # `make version VERSION=0.2.0` changes it, everywhere; `make images` has it in tags and labels.
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' service/__init__.py)
@@ -55,7 +51,7 @@ endif
 .NOTPARALLEL:
 .SUFFIXES:
 .PHONY: help run test check format lint types coverage containers budgets lock digests audit sbom licences train export \
-  bench gpu gpu-kit openapi site version images release
+  bench gpu openapi site version images release
 
 help:  ## list the targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -158,25 +154,23 @@ train: $(TRAIN)  ## train PRESET on DATA into OUT; again to continue
 export: $(TRAIN)  ## export the run in OUT as the next version of its model in MODELS
 	$(BIN)/python -m model_export export --run '$(OUT)' --models '$(MODELS)' $(ARGS)
 
-bench: $(SERVE)  ## measure, as JSON; BENCH is runtime (MODEL by batch size), path, scheduler, service, peers or soak
+bench: $(DEVELOP)  ## measure, as JSON; BENCH is path, scheduler, service, peers, tiles or soak
 	@$(BIN)/python -m benchmarks.$(BENCH_$(BENCH)) $(ARGS)
 
-BENCH_runtime := bench_runtime --model '$(MODEL)'
 BENCH_path := bench_path
 BENCH_scheduler := bench_scheduler
 BENCH_service := bench_service
 BENCH_peers := bench_peers
+BENCH_tiles := bench_tiles
 BENCH_soak := reliability.soak
 ifndef BENCH_$(BENCH)
-$(error BENCH=$(BENCH): expected runtime, path, scheduler, service, peers or soak)
+$(error BENCH=$(BENCH): expected path, scheduler, service, peers, tiles or soak)
 endif
 
-gpu: $(DEVELOP)  ## on a machine with a GPU, RUNTIME=gpu: test and measure, into runs/gpu; ARGS for some of the stages
-	@$(BIN)/python -m benchmarks.authors.gpu_kit.run $(ARGS)
-
-# ARCH is the compute capability of that machine's GPU, KIT_PYTHON its Python. CUDA=machine: it has a torch for CUDA 13.
-gpu-kit: $(DEVELOP)  ## write all that `make gpu` needs on a machine without a network into runs/gpu-kit
-	@BIN='$(abspath $(BIN))' ARCH='$(ARCH)' KIT_PYTHON='$(KIT_PYTHON)' CUDA='$(CUDA)' benchmarks/authors/gpu_kit/build runs/gpu-kit
+gpu: $(DEVELOP)  ## on a machine with a GPU, RUNTIME=gpu: test and measure, into runs/gpu; ARGS for the benchmark
+	$(BIN)/python -m service --check --device cuda
+	$(BIN)/python -m pytest -v -m gpu tests/gpu
+	@$(BIN)/python -m benchmarks.bench_service --device cuda --results runs/gpu/gpu.json $(ARGS)
 
 site: $(DEVELOP)  ## build the documentation site in build/site; from disk all works but `Try it here`, by `ign site`
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --site-dir build/site

@@ -10,7 +10,7 @@ import itertools
 import os
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
 from unittest.mock import patch
@@ -19,10 +19,10 @@ import numpy as np
 import uvloop
 from uvicorn.server import ServerState
 
-from benchmarks.bench_peers import binary_tensor
-from benchmarks.harness.common import MODEL, REF, Json, rounded, run_benchmark, target
+from benchmarks.harness.common import MODEL, REF, Json, run_benchmark, target
 from benchmarks.load_generator.messages import (
-    HEADER_SETS,
+    SENDERS,
+    binary_tensor,
     disc,
     encoded,
     post,
@@ -46,7 +46,6 @@ AIMS_US: Final = {"PNG /project": 60.0, "raw infer": 42.0, "/generate": 60.0}
 DISTINCT: Final = 32
 _ENOUGH: Final = 400  # requests of a round, at least
 _WARM_UP: Final = 20  # rounds of one request a connection
-_SENDERS: Final[Mapping[str, Mapping[str, str]]] = {"plain": {}, **HEADER_SETS}
 
 
 class Peer(asyncio.Transport):
@@ -71,6 +70,10 @@ class Peer(asyncio.Transport):
     def is_closing(self) -> bool:
         """The peer stays."""
         return False
+
+    def get_write_buffer_size(self) -> int:
+        """Nothing waits to be sent."""
+        return 0
 
     def pause_reading(self) -> None:
         """Nothing arrives unasked."""
@@ -106,7 +109,7 @@ def payloads() -> dict[str, list[bytes]]:
     rows = np.random.default_rng(0).standard_normal((DISTINCT, 28 * 28), np.float32)
     return {
         "PNG /project": [upload("/project?steps=1", picture) for picture in pictures],
-        "raw infer": [binary_tensor(MODEL, row.tobytes()) for row in rows],
+        "raw infer": [binary_tensor("mnist", row.tobytes()) for row in rows],
         "/generate": [
             post("/generate", {"model": "mnist", "seed": n}, "image/png") for n in range(DISTINCT)
         ],
@@ -127,7 +130,7 @@ async def measured(options: argparse.Namespace) -> list[Json]:
     lines = list[Json]()
     with patch.object(OnnxModel, "_compute", _copied):
         for (payload, requests), (sender, headers) in itertools.product(
-            payloads().items(), _SENDERS.items()
+            payloads().items(), SENDERS.items()
         ):
             sent = [with_headers(each, headers) for each in requests]
             lines.append(
@@ -152,9 +155,9 @@ async def cost(turn: Turn, requests: Sequence[bytes], rounds: int) -> Json:
         whole.append((time.process_time() - began) / count * 1e6)
         loop.append((time.thread_time() - loop_began) / count * 1e6)
     return {
-        "us_per_request": rounded(statistics.median(whole)),
-        "least_us": rounded(min(whole)),
-        "loop_us_per_request": rounded(statistics.median(loop)),
+        "us_per_request": statistics.median(whole),
+        "least_us": min(whole),
+        "loop_us_per_request": statistics.median(loop),
     }
 
 

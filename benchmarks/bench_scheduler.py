@@ -8,21 +8,20 @@ figure is compared with raw onnxruntime on the same model and device, measured i
 
 import argparse
 import asyncio
-import itertools
 import statistics
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import uvloop
 
-from benchmarks.bench_runtime import raw_session
-from benchmarks.harness.common import MODEL, REF, Json, latency, rounded, run_benchmark, target
+from benchmarks.bench_service import raw_session
+from benchmarks.harness.common import MODEL, REF, Json, latency, run_benchmark, target
 from service.domain.latents import FloatRows
 from service.domain.tasks import SchedulingParams, StepParams
 from service.environment import available_cpus
@@ -42,8 +41,7 @@ METHOD: Final = (
     "number, then run on a model that costs nothing; wall time per row of admission and of "
     "the rest, and CPU time of both. The garbage collector is set as in the service. "
     "neighbours: latency of one caller with steps=1, alone and beside eight requests with "
-    "steps=5000 of the same caller key; and of onnxruntime alone: a call with 1 row, and one "
-    "with 8 rows, which has just begun when the request arrives, then one with 1"
+    "steps=5000 of the same caller key; and of a call of onnxruntime alone"
 )
 BATCH_ROWS: Final = 64
 LONG = 8
@@ -88,14 +86,14 @@ def measure(options: argparse.Namespace) -> Json:
     with scheduled() as (loaded, run), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         instance = loaded.instances[0]
         assert isinstance(instance, OnnxModel)
-        raw_call = raw_session(MODEL.read_bytes(), instance, available_cpus())
+        raw_call = raw_session(MODEL.read_bytes(), instance)
         about = {"ref": loaded.ref, "digest": loaded.digest[:12], "provider": loaded.provider}
-        rows = loaded.noise.rows(0, 0, LONG)
-        neighbours = runner.run(beside_long_ones(run, raw_call, rows, options))
+        x = loaded.noise.rows(0, 0, 1)
+        neighbours = runner.run(beside_long_ones(run, raw_call, x, options))
     tune_gc()
     queue = queued(options)
     costs = {line["queued_rows"]: line["cpu_us_per_row"] for line in queue}
-    alone, beside, raw, _ = neighbours
+    raw, alone, beside = neighbours
     deepest = max(costs)
     targets = [
         target(
@@ -119,49 +117,32 @@ def measure(options: argparse.Namespace) -> Json:
 
 
 async def beside_long_ones(
-    run: Run, raw_call: Callable[[FloatRows], object], many: FloatRows, options: argparse.Namespace
+    run: Run, raw_call: Callable[[FloatRows], object], x: FloatRows, options: argparse.Namespace
 ) -> list[Json]:
-    ways: dict[str, list[float]] = {"alone": [], f"beside {LONG} × steps={LONG_STEPS}": []}
-    raw: dict[str, list[float]] = {
-        "onnxruntime: 1 row": [],
-        f"onnxruntime: {LONG} rows, then 1": [],
-    }
-    x = many[:1]
+    """Latency of a row: of onnxruntime alone, and in the scheduler, by the number of long ones."""
+    found: dict[int, list[float]] = {0: [], LONG: []}
+    raw = list[float]()
     for _ in range(options.rounds):
-        for number, latencies in enumerate(ways.values()):
-            work = [
-                repeat(run, x, 1, latencies),
-                *(repeat(run, x, LONG_STEPS) for _ in range(LONG * number)),
-            ]
-            await for_seconds(work, options.seconds, partial(len, latencies))
+        for number, latencies in found.items():
+            work = [asyncio.create_task(repeat(run, x)) for _ in range(number)]
+            end = time.perf_counter() + options.seconds
+            while (start := time.perf_counter()) < end or not latencies:
+                await run(x, 1)
+                latencies.append(time.perf_counter() - start)
+            for task in work:
+                if not task.cancel():
+                    task.result()  # it raises
         end = time.perf_counter() + options.seconds
         while (start := time.perf_counter()) < end:
-            raw_call(many)
-            middle = time.perf_counter()
             raw_call(x)
-            for latencies, began in zip(raw.values(), (middle, start), strict=True):
-                latencies.append(time.perf_counter() - began)
-    return [{"steps=1": name} | latency(latencies) for name, latencies in (ways | raw).items()]
+            raw.append(time.perf_counter() - start)
+    names = {"onnxruntime": raw, "alone": found[0], f"beside {LONG} × {LONG_STEPS}": found[LONG]}
+    return [{"steps=1": name} | latency(latencies) for name, latencies in names.items()]
 
 
-async def repeat(run: Run, x: FloatRows, steps: int, latencies: list[float] | None = None) -> None:
+async def repeat(run: Run, x: FloatRows) -> None:
     while True:
-        start = time.perf_counter()
-        await run(x, steps)
-        if latencies is not None:
-            latencies.append(time.perf_counter() - start)
-
-
-async def for_seconds(
-    work: Sequence[Coroutine[Any, Any, None]], seconds: float, enough: Callable[[], object]
-) -> None:
-    """Run all coroutines for ``seconds``, and again for as long until ``enough`` is true."""
-    async with asyncio.TaskGroup() as group:  # it raises the first exception
-        tasks = [group.create_task(each) for each in work]
-        for _ in itertools.takewhile(lambda turn: not turn or not enough(), itertools.count()):
-            await asyncio.sleep(seconds)
-        for task in tasks:
-            task.cancel()
+        await run(x, LONG_STEPS)
 
 
 class NoopModel:
@@ -191,7 +172,7 @@ def queued(options: argparse.Namespace) -> list[Json]:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 samples.append(runner.run(fill_and_drain(depth)))
         admit, run, cpu = (
-            rounded(statistics.median(each) / depth * 1e6) for each in zip(*samples, strict=True)
+            (statistics.median(each) / depth * 1e6) for each in zip(*samples, strict=True)
         )
         figures = {"admit_us_per_row": admit, "run_us_per_row": run, "cpu_us_per_row": cpu}
         lines.append({"queued_rows": depth, **figures})

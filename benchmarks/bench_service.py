@@ -8,14 +8,14 @@ service is idle.
 """
 
 import argparse
-import statistics
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from benchmarks.bench_runtime import raw_session, timed
+import onnxruntime as ort
+
 from benchmarks.harness import common
 from benchmarks.harness.common import (
     MODEL,
@@ -24,21 +24,22 @@ from benchmarks.harness.common import (
     in_turn,
     median_of,
     median_ratio,
-    rounded,
     target,
 )
+from benchmarks.harness.device import gpu
 from benchmarks.harness.processes import ServerProcess, free_port, service, serving
 from benchmarks.load_generator.load import run_load, summary
-from benchmarks.load_generator.messages import JSON, NPY, disc, encoded, get, post, sent_by, upload
+from benchmarks.load_generator.messages import JSON, NPY, disc, encoded, get, post, upload
+from service.artifact.card import INPUT, OUTPUT
 from service.domain.latents import FloatRows
-from service.environment import available_cpus
+from service.environment import available_cpus, prepare_process
 from service.runtime.onnx_model import OnnxModel
 
 METHOD = (
     "The load generator runs in a process of its own, with keep-alive connections over "
-    "loopback; medians over rounds, the ways in turn. headers: of the clients alone, or also "
-    "of a gateway. share_of_raw: images/s over those of raw onnxruntime at 64 rows with "
-    "steps=1, round by round; raw runs one session with all threads. core-milliseconds: CPU "
+    "loopback; medians over rounds, the ways in turn. share_of_raw: images/s over "
+    "those of raw onnxruntime at 64 rows with steps=1, round by round; raw runs one session "
+    "with all threads. core-milliseconds: CPU "
     "time of the service and of the generator per image. idle: one connection; over_sum is "
     "its median over the sum of the medians of hello-world and of a raw call"
 )
@@ -66,20 +67,14 @@ def project(size: int = 28) -> list[bytes]:
 
 
 def measure(options: argparse.Namespace) -> Json:
+    prepare_process()
     data = MODEL.read_bytes()
-    model = OnnxModel(data, threads=available_cpus())
-    raw = raw_session(data, model, available_cpus())
-    image = sent_by(options.headers, project(model.card.shape[-1]))
-    with service(SETTINGS) as server:
-        idle = idle_latency(server, raw, model, image, options)
+    model = OnnxModel(data, device=options.device, threads=available_cpus())
+    raw = raw_session(data, model)
+    with service(SETTINGS | {"IGN_DEVICE": options.device}) as server:
+        idle = idle_latency(server, raw, model, options)
         many = many_rows(server, raw, model, options)
-        single = single_images(server, image, options)
-    about = {"ref": model.card.ref, "digest": model.digest[:12], "provider": model.provider}
-    tables = {"idle": idle, "many_rows": many, "single_images": single}
-    return {"model": about, "targets": targets(idle, many), **tables}
-
-
-def targets(idle: list[Json], many: list[Json]) -> list[Json]:
+        single = single_images(server, options)
     judged = [
         target(
             f"64 rows as {line['form']}, share of raw",
@@ -97,35 +92,66 @@ def targets(idle: list[Json], many: list[Json]) -> list[Json]:
         for line in idle
         if "over_sum" in line
     ]
-    return judged
+    return {
+        "model": {"ref": model.card.ref, "digest": model.digest[:12], "provider": model.provider},
+        "device": gpu(),
+        "targets": judged,
+        "idle": idle,
+        "many_rows": many,
+        "single_images": single,
+    }
+
+
+def raw_session(data: bytes, model: OnnxModel) -> Raw:
+    """A plain onnxruntime session with all threads, on the provider that the model uses."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = available_cpus()
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = ort.InferenceSession(data, options, providers=[model.provider])
+
+    def run(rows: FloatRows) -> FloatRows:
+        result: FloatRows = session.run([OUTPUT], {INPUT: rows})[0]
+        return result
+
+    return run
+
+
+def repeated(call: Callable[[], object], seconds: float) -> Json:
+    """The report of a load, of calls one after another."""
+    call()
+    latencies = list[float]()
+    cpu = time.process_time()
+    began = time.perf_counter()
+    while (start := time.perf_counter()) < began + seconds:
+        call()
+        latencies.append(time.perf_counter() - start)
+    count = len(latencies)
+    return {
+        "ok": common.latency(latencies),
+        "ok_per_s": count / (time.perf_counter() - began),
+        "server_core_ms_per_request": (time.process_time() - cpu) / count * 1e3,
+    }
 
 
 def idle_latency(
-    server: ServerProcess,
-    raw: Raw,
-    model: OnnxModel,
-    image: list[bytes],
-    options: argparse.Namespace,
+    server: ServerProcess, raw: Raw, model: OnnxModel, options: argparse.Namespace
 ) -> list[Json]:
     """Latency of one request at a time."""
     forms = {"npy": NPY, "PNG": "image/png", "JSON": JSON}
-    sent = {
-        f"/generate n=1 as {form}": sent_by(options.headers, generate(forms[form], 1))
-        for form in forms
-    }
-    sent["/project PNG to PNG"] = image
+    sent = {f"/generate n=1 as {form}": generate(media, 1) for form, media in forms.items()}
+    sent["/project PNG to PNG"] = project()
     row = model.noise.rows(0, 0, 1)
     port = free_port()
     with serving(
         [sys.executable, "-m", "benchmarks.harness.hello", str(port)], port=port, ready="/"
     ) as hello:
         ways: dict[str, Callable[[], Json]] = {
-            "raw call": lambda: {"ok": one_call(lambda: raw(row), options.seconds)},
+            "raw call": partial(repeated, partial(raw, row), options.seconds),
             "hello-world": partial(run_load, hello, [get("/")], 1, options.seconds),
         }
-        ways |= {
-            name: partial(run_load, server, each, 1, options.seconds) for name, each in sent.items()
-        }
+        for name, requests in sent.items():
+            ways[name] = partial(run_load, server, requests, 1, options.seconds)
         rounds = in_turn(ways, options.rounds)
     parts = (each_round(rounds[name], "ok.p50_ms") for name in ("raw call", "hello-world"))
     under = [sum(both) for both in zip(*parts, strict=True)]
@@ -138,68 +164,51 @@ def idle_latency(
     return lines
 
 
-def one_call(call: Callable[[], object], seconds: float) -> Json:
-    call()
-    latencies = []
-    end = time.perf_counter() + seconds
-    while (start := time.perf_counter()) < end:
-        call()
-        latencies.append(time.perf_counter() - start)
-    return common.latency(latencies)
-
-
 def many_rows(
     server: ServerProcess, raw: Raw, model: OnnxModel, options: argparse.Namespace
 ) -> list[Json]:
-    """64 rows per request in three formats, beside raw onnxruntime."""
+    """64 rows per request in three formats, beside raw onnxruntime; figures are of an image."""
     rows = model.noise.rows(0, 0, ROWS)
     ways: dict[str, Callable[[], Json]] = {
-        "raw": lambda: dict(
-            zip(
-                ("rows_per_s", "cpu_s"),
-                timed(lambda: raw(rows), ROWS, options.seconds),
-                strict=True,
-            )
-        )
+        "raw": partial(repeated, partial(raw, rows), options.seconds)
     }
     for form, (accept, _) in FORMS.items():
-        sent = sent_by(options.headers, generate(accept))
+        sent = generate(accept)
         ways[form] = partial(run_load, server, sent, FEW_CONNECTIONS, options.seconds)
     rounds = in_turn(ways, options.rounds)
     bare = rounds.pop("raw")
-    limit = each_round(bare, "rows_per_s")
-    raw_core_ms = median_of(bare, "cpu_s") * 1e3
     lines = []
     for form, results in rounds.items():
-        rates = [rate * ROWS for rate in each_round(results, "ok_per_s")]
-        line: Json = {
-            "form": form,
-            "images_per_s": statistics.median(rates),
-            "raw_images_per_s": statistics.median(limit),
-        }
-        line |= {"share_of_raw": median_ratio(rates, limit), "raw_core_ms": raw_core_ms} | summary(
-            results
+        figures = summary(results)
+        lines.append(
+            {
+                "form": form,
+                "images_per_s": figures["requests_per_s"] * ROWS,
+                "raw_images_per_s": median_of(bare, "ok_per_s") * ROWS,
+                "share_of_raw": median_ratio(
+                    each_round(results, "ok_per_s"), each_round(bare, "ok_per_s")
+                ),
+                "raw_core_ms": median_of(bare, "server_core_ms_per_request") / ROWS,
+                **figures,
+                "server_core_ms": figures["server_core_ms"] / ROWS,
+                "client_core_ms": figures["client_core_ms"] / ROWS,
+            }
         )
-        line |= {f"{side}_core_ms": line[f"{side}_core_ms"] / ROWS for side in ("server", "client")}
-        lines.append({name: rounded(value) for name, value in line.items()})
     return lines
 
 
-def single_images(
-    server: ServerProcess, image: list[bytes], options: argparse.Namespace
-) -> list[Json]:
+def single_images(server: ServerProcess, options: argparse.Namespace) -> list[Json]:
     """One small image per request, PNG to PNG, by number of connections."""
     ways = {
-        str(n): partial(run_load, server, image, n, options.seconds) for n in options.connections
+        str(n): partial(run_load, server, project(), n, options.seconds)
+        for n in options.connections
     }
-    return [
-        {"connections": int(n)} | summary(results)
-        for n, results in in_turn(ways, options.rounds).items()
-    ]
+    rounds = in_turn(ways, options.rounds)
+    return [{"connections": int(n)} | summary(results) for n, results in rounds.items()]
 
 
 OPTIONS: Final = {
-    "headers": ("plain",),
+    "device": ("auto",),
     "rounds": (5, 1),
     "seconds": (4.0, 0.4),
     "connections": ([1, 2, 4, 8, 16, 32, 64, 128, 256, 512], [1, 32]),

@@ -6,6 +6,7 @@ python -m benchmarks.bench_tiles --results benchmarks/results/tiles.json
 import argparse
 import asyncio
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,9 +25,7 @@ from benchmarks.harness.common import (
     Json,
     each_round,
     in_turn,
-    median_of,
     median_ratio,
-    rounded,
     run_benchmark,
     target,
 )
@@ -37,7 +36,6 @@ from benchmarks.load_generator.messages import encoded, upload
 from service.artifact.files import MODEL_FILE
 from service.artifact.pixels import Levels as Pixels
 from service.artifact.pixels import to_rows
-from service.domain.latents import FloatRows
 from service.environment import available_cpus
 from service.runtime.onnx_model import OnnxModel
 from tests.helpers.foreign import Network
@@ -85,31 +83,19 @@ def measure(options: argparse.Namespace) -> Json:
 def compare(
     server: ServerProcess, model: Path, page: Pixels, request: bytes, options: argparse.Namespace
 ) -> Json:
+    ways: dict[str, Callable[[], float]] = {
+        "service": partial(seconds_of, server, request),
+        "plain": plain(model, page),
+    }
     with memory_samples(server.pid, 0.1) as samples:
-        ways: dict[str, Callable[[], Json]] = {
-            "service": partial(seconds_of, server, request),
-            "plain": plain(model, page),
-        }
         rounds = in_turn(ways, options.rounds)
-    share = median_ratio(
-        [each["s"] for each in rounds["plain"]], [each["s"] for each in rounds["service"]]
-    )
-    pixels = options.width * options.height / 1e6
+    share = median_ratio(rounds["plain"], rounds["service"])
     return {
-        "targets": [
-            target("pixels/s of a page, share of plain onnxruntime", share, at_least=0.8),
-        ],
+        "targets": [target("pixels/s of a page, share of plain onnxruntime", share, at_least=0.8)],
         "page": [
-            {
-                "way": way,
-                "seconds": median_of(each, "s"),
-                "megapixels_per_s": rounded(pixels / median_of(each, "s")),
-            }
-            for way, each in rounds.items()
+            {"way": way, "seconds": statistics.median(seconds)} for way, seconds in rounds.items()
         ],
-        "memory_mib": [
-            {"idle": rounded(samples[0][1]), "most": rounded(max(mib for _, mib in samples))}
-        ],
+        "memory_mib": [{"idle": samples[0][1], "most": max(mib for _, mib in samples)}],
     }
 
 
@@ -122,48 +108,38 @@ def import_network(folder: Path, layers: int, *arguments: str) -> Path:
         network.conv(64 if number else 1, 64).add("Relu")
     file = network.conv(64 if layers > 1 else 1, 1, gain=0.3).write(folder / "network.onnx")
     models = folder / "models"
-    command = [
-        sys.executable,
-        "-m",
-        "ign",
-        "import",
-        str(file),
-        "--name",
-        NAME,
-        "--models",
-        str(models),
-        "--residual",
-    ]
-    command += arguments or ("--range", "0,1")
+    options = ["--name", NAME, "--models", str(models), "--residual"]
+    options += arguments or ("--range", "0,1")
+    command = [sys.executable, "-m", "ign", "import", str(file), *options]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=600)
     return models
 
 
-def plain(file: Path, page: Pixels) -> Callable[[], Json]:
-    """What runs the tiles of a page alone."""
+def plain(file: Path, page: Pixels) -> Callable[[], float]:
+    """What runs the tiles of a page alone, and returns its seconds."""
     model = OnnxModel(file.read_bytes(), threads=available_cpus())
     row = to_rows(page[None], *model.card.range)
     tiling = model.card.tiling((page.shape[0], page.shape[1]))
     tiles = np.empty((tiling.count, model.card.shape[0], *tiling.tile), np.float32)
     for index, tile in enumerate(tiles):
         tiling.cut(row, index, tile)
-    return partial(run_plain, model, tiles)
-
-
-def run_plain(model: OnnxModel, tiles: FloatRows) -> Json:
-    began = time.perf_counter()
     batch = model.card.buckets[-1]
-    for first in range(0, len(tiles), batch):
-        model.run(tiles[first : first + batch])
-    return {"s": time.perf_counter() - began}
+
+    def run() -> float:
+        began = time.perf_counter()
+        for first in range(0, len(tiles), batch):
+            model.run(tiles[first : first + batch])
+        return time.perf_counter() - began
+
+    return run
 
 
-def seconds_of(server: ServerProcess, request: bytes) -> Json:
+def seconds_of(server: ServerProcess, request: bytes) -> float:
     began = time.perf_counter()
     answer = asyncio.run(fetch(server.port, request, timeout_s=_WAIT_S))
     if answer.status != 200:
         raise ServerFailed(f"a page got {answer.status}: {answer.body[:300]!r}")
-    return {"s": time.perf_counter() - began}
+    return time.perf_counter() - began
 
 
 async def others(
@@ -183,7 +159,7 @@ async def others(
     for each in repeated:
         each.cancel()
     await asyncio.gather(*repeated, return_exceptions=True)
-    return {name: rounded(max(each_round(rounds, f"ok.{name}"))) for name in ("p50_ms", "p99_ms")}
+    return {name: max(each_round(rounds, f"ok.{name}")) for name in ("p50_ms", "p99_ms")}
 
 
 OPTIONS: Final = {

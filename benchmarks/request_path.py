@@ -30,7 +30,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
 from types import CodeType, FrameType
 from typing import Any, Final
 from unittest.mock import patch
@@ -38,7 +37,7 @@ from unittest.mock import patch
 from benchmarks.harness.common import Json
 from benchmarks.harness.processes import HOST, ROOT, free_port, without_settings
 from benchmarks.load_generator.messages import (
-    HEADER_SETS,
+    SENDERS,
     disc,
     encoded,
     get,
@@ -53,7 +52,6 @@ REQUESTS: Final = {
         "/project", [("image", encoded(disc(size=28)))], "image/png"
     ),
 }
-SENDERS: Final[Mapping[str, Mapping[str, str]]] = {"plain": {}, **HEADER_SETS}
 _REPETITIONS: Final = 5
 _QUIET_S: Final = 0.03  # without a call: all threads wait
 _OWN: Final = str(ROOT / "service") + os.sep

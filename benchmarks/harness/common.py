@@ -29,7 +29,7 @@ PACKAGES = (
     "httptools",
     "pillow",
 )
-_OMITTED = ("results", "model", "environments")  # paths, and what a result states elsewhere
+_OMITTED = ("results", "model", "environment")  # paths, and what a result states elsewhere
 
 
 def positive(text: str) -> int:
@@ -45,13 +45,6 @@ def duration(text: str) -> float:
         raise argparse.ArgumentTypeError("must be above 0")
     return number
 
-
-_PARSERS: Final[Mapping[str, Callable[[str], Any]]] = {
-    "seed": int,
-    "flat_after": float,
-    "start": int,
-}
-_CHOICES: Final = {"headers": ("plain", "gateway"), "device": ("auto", "cpu", "cuda")}
 
 MODEL: Final = max(
     ROOT.glob("models/mnist/[0-9]*/model.onnx"),
@@ -88,7 +81,7 @@ def run_benchmark(
         return 2
     stated = {key: value for key, value in vars(asked).items() if key not in _OMITTED}
     result = {"benchmark": name, "method": method, "options": stated, "machine": before, **measured}
-    text = json.dumps(result, indent=2, ensure_ascii=False)
+    text = json.dumps(rounded(result), indent=2, ensure_ascii=False)
     print(text)
     if asked.results:
         Path(asked.results).parent.mkdir(parents=True, exist_ok=True)
@@ -106,16 +99,18 @@ def parse_options(method: str, options: Options) -> argparse.Namespace:
         "--results", help="also write the JSON to this file, such as benchmarks/results/NAME.json"
     )
     for name, values in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        if values == (False,):
+            cli.add_argument(flag, action="store_true")
+            continue
         several = isinstance(values[0], list)
         example = values[0][0] if several and values[0] else values[0]
-        numbers: dict[type, Callable[[str], Any]] = {int: positive, float: duration}
-        parse = _PARSERS.get(name) or numbers.get(type(example), str)
+        # an example of 0 allows any number
+        kinds: dict[type, Callable[[str], Any]] = {int: positive, float: duration}
+        parse = kinds.get(type(example), str) if example else type(example)
         shown = ", quick ".join(map(str, values))
-        flag = f"--{name.replace('_', '-')}"
         nargs = "+" if several else None
-        cli.add_argument(
-            flag, type=parse, choices=_CHOICES.get(name), nargs=nargs, help=f"(default {shown})"
-        )
+        cli.add_argument(flag, type=parse, nargs=nargs, help=f"(default {shown})")
     asked = cli.parse_args()
     for name, values in options.items():
         if getattr(asked, name) is None:
@@ -161,15 +156,19 @@ def target(
         "sign": sign,
         "bound": bound,
         "unit": unit,
-        "measured": rounded(measured),
+        "measured": measured,
         "met": met,
     }
 
 
 def rounded(value: Any) -> Any:
-    """A float rounded to four significant digits, but not beyond whole numbers; other values
-    unchanged.
+    """The value with all floats in it rounded to four significant digits, but not beyond whole
+    numbers.
     """
+    if isinstance(value, dict):
+        return {name: rounded(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [rounded(each) for each in value]
     if not isinstance(value, float) or not math.isfinite(value) or value == 0:
         return value
     return round(value, max(0, 3 - math.floor(math.log10(abs(value)))))
@@ -188,7 +187,7 @@ def latency(seconds: Sequence[float]) -> Json:
     if not seconds:
         return {"count": 0}
     ordered = sorted(seconds)
-    result: Json = {"count": len(ordered), "mean_ms": rounded(statistics.fmean(ordered) * 1e3)}
+    result: Json = {"count": len(ordered), "mean_ms": statistics.fmean(ordered) * 1e3}
     for name, percent in (
         ("p50_ms", 50.0),
         ("p95_ms", 95.0),
@@ -196,7 +195,7 @@ def latency(seconds: Sequence[float]) -> Json:
         ("p999_ms", 99.9),
         ("max_ms", 100.0),
     ):
-        result[name] = rounded(percentile(ordered, percent) * 1e3)
+        result[name] = percentile(ordered, percent) * 1e3
     return result
 
 
@@ -228,33 +227,32 @@ def each_round(rounds: Iterable[Json], name: str) -> list[float]:
 
 
 def median_of(rounds: Iterable[Json], name: str) -> Any:
-    """The median of one figure over all rounds, rounded."""
-    return rounded(statistics.median(each_round(rounds, name)))
+    """The median of one figure over all rounds."""
+    return statistics.median(each_round(rounds, name))
 
 
 def median_ratio(over: Sequence[float], under: Sequence[float]) -> Any:
-    """Median of the ratios of each round, rounded; effects that both share in a round cancel
+    """Median of the ratios of each round; effects that both share in a round cancel
     out.
     """
-    return rounded(statistics.median(a / b for a, b in zip(over, under, strict=True)))
+    return statistics.median(a / b for a, b in zip(over, under, strict=True))
 
 
-def memory(samples: Sequence[tuple[float, float]], *, warmup: float = 1 / 3) -> Json:
-    """Resident memory, and the growth of a line fitted through it after the share ``warmup`` of the
+def memory(samples: Sequence[tuple[float, float]]) -> Json:
+    """Resident memory, and the growth of a line fitted through it in the last two thirds of the
     time.
 
     ``samples`` are (seconds, MiB). A growth of 8 MiB, or of 5 % of the median, is allowed.
     """
-    left_out = samples[0][0] + (samples[-1][0] - samples[0][0]) * warmup
+    left_out = samples[0][0] + (samples[-1][0] - samples[0][0]) / 3
     kept = [sample for sample in samples if sample[0] >= left_out]
     seconds = kept[-1][0] - kept[0][0]
     slope = statistics.linear_regression(*zip(*kept, strict=True)).slope if seconds else 0.0
     middle = statistics.median(value for _, value in kept)
-    result = {
+    return {
         "median_mib": middle,
         "most_mib": max(value for _, value in samples),
         "growth_mib": slope * seconds,
         "allowed_growth_mib": max(8.0, 0.05 * middle),
         "seconds_judged": seconds,
     }
-    return {name: rounded(value) for name, value in result.items()}

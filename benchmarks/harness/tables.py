@@ -2,8 +2,8 @@
 
     python -m benchmarks.harness.tables benchmarks/results/service.json
 
-A result's `targets` become "target, measured, met or missed"; every other list of flat records is a
-table of its own.
+A result's `targets` become "target, measured, met or missed"; every other list of flat records, or
+records by name, is a table of its own.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from benchmarks.harness.common import Json, flattened
 from benchmarks.harness.processes import ROOT
@@ -48,8 +48,8 @@ def render(result: Json) -> str:
     if result.get("targets"):
         parts.append(table([verdict(line) for line in result["targets"]]))
     for key, value in result.items():
-        if key != "targets" and key not in HIDDEN and is_table(value):
-            lines = [{words(name): each for name, each in flattened(line)} for line in value]
+        if key not in ("targets", *HIDDEN) and (records := records_of(value)):
+            lines = [{words(name): each for name, each in flattened(line)} for line in records]
             parts += [f"**{words(key)}**", table(lines)]
     return "\n\n".join(parts) + "\n\n"
 
@@ -57,18 +57,7 @@ def render(result: Json) -> str:
 def about(result: Json) -> str:
     """The machine of a result in one line."""
     machine = result["machine"]
-    runtime = next(
-        (
-            f"{name} {machine[name]}"
-            for name in ("onnxruntime", "onnxruntime-gpu")
-            if name in machine
-        ),
-        "",
-    )
-    line = (
-        f"{machine['processor']}, {machine['cpus_granted']} cores, Python "
-        f"{machine['python']}, {runtime}"
-    )
+    line = f"{machine['processor']}, {machine['cpus_granted']} cores, Python {machine['python']}"
     if card := result.get("device"):
         line = f"{card['name']}, {card['memory.total']}, driver {card['driver_version']}; {line}"
     if "load_1m" in machine:
@@ -90,8 +79,12 @@ def verdict(line: Json) -> Json:
     }
 
 
-def is_table(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(line, dict) for line in value)
+def records_of(value: Any) -> list[Json]:
+    """A list of records, or records by name; else none."""
+    if isinstance(value, dict) and all(isinstance(each, dict) for each in value.values()):
+        return [{"": name} | each for name, each in value.items()]
+    is_list = isinstance(value, list) and all(isinstance(each, dict) for each in value)
+    return value if is_list else []
 
 
 def table(lines: Sequence[Mapping[str, object]]) -> str:

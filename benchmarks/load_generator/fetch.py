@@ -1,7 +1,10 @@
-"""One request on one connection, by a client that may disconnect before the answer is complete."""
+"""A connection of a client, and one request on a new one, by a client that may disconnect before
+the answer is complete.
+"""
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import cast
 
 import httptools
 
@@ -21,6 +24,77 @@ class ConnectionClosed(Exception):
     """The client closed the connection before the answer was complete."""
 
 
+class Connection(asyncio.Protocol):
+    """A keep-alive connection with at most one request in flight."""
+
+    __slots__ = ("_parser", "_status", "body", "error", "heard", "is_open", "transport")
+
+    def __init__(self) -> None:
+        self._parser = httptools.HttpResponseParser(self)
+        self._status = asyncio.get_running_loop().create_future()
+        self.is_open = True
+        self.heard = False  # something of the response has come
+        self.error = ""
+        self.body = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def send(self, data: bytes) -> "asyncio.Future[int]":
+        """Send a request; the result is its status, or 0 without a whole response."""
+        self.heard = False
+        self.body = b""
+        self._status = asyncio.get_running_loop().create_future()
+        if self.is_open:
+            self.transport.write(data)
+        else:
+            self._end("cut_off")
+        return self._status
+
+    def data_received(self, data: bytes) -> None:
+        self.heard = True
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._end("not_http")
+
+    def on_body(self, body: bytes) -> None:
+        if not self._status.done():
+            self.body += body
+
+    def on_message_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status < 200:  # 100 Continue and the like: the response follows
+            return
+        if not self._parser.should_keep_alive():
+            self.is_open = False
+            self.transport.close()
+        if not self._status.done():
+            self._status.set_result(status)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end("cut_off")
+
+    def _end(self, error: str) -> None:
+        self.is_open = False
+        self.transport.close()
+        if not self._status.done():
+            self.error = error
+            self._status.set_result(0)
+
+
+class _WithHeaders(Connection):
+    """It keeps the headers of the answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.headers: dict[str, str] = {}
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._status.done():
+            self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+
 async def fetch(
     port: int, data: bytes, *, leave_after_s: float | None = None, timeout_s: float = 60.0
 ) -> Answer:
@@ -32,52 +106,17 @@ async def fetch(
         connection before its answer was complete, or it was not HTTP. TimeoutError: ``timeout_s``
         passed.
     """
-    reader, writer = await asyncio.open_connection(HOST, port)
+    loop = asyncio.get_running_loop()
+    transport, connection = await loop.create_connection(_WithHeaders, HOST, port)
     try:
-        writer.write(data)
         async with asyncio.timeout(timeout_s if leave_after_s is None else leave_after_s):
-            return await _read(reader)
+            status = await connection.send(data)
     except TimeoutError as exc:
         if leave_after_s is not None:
             raise ConnectionClosed from exc
         raise
     finally:
-        writer.transport.abort() if leave_after_s is not None else writer.close()
-
-
-async def _read(reader: asyncio.StreamReader) -> Answer:
-    parsing = _Parsing()
-    while not parsing.is_complete:
-        data = await reader.read(1 << 16)
-        if not data:
-            raise ConnectionError("the server closed the connection")
-        try:
-            parsing.parser.feed_data(data)
-        except httptools.HttpParserError as exc:
-            if not parsing.is_complete:
-                raise ConnectionError(f"not HTTP: {exc}") from exc
-    return parsing.answer
-
-
-class _Parsing:
-    """What the parser calls, until the first answer is complete: what follows belongs to a further
-    one.
-    """
-
-    def __init__(self) -> None:
-        self.answer = Answer()
-        self.is_complete = False
-        self.parser = httptools.HttpResponseParser(self)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if not self.is_complete:
-            self.answer.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
-
-    def on_body(self, body: bytes) -> None:
-        if not self.is_complete:
-            self.answer.body += body
-
-    def on_message_complete(self) -> None:
-        if not self.is_complete:
-            self.answer.status = self.parser.get_status_code()
-            self.is_complete = True
+        transport.close() if leave_after_s is None else transport.abort()
+    if not status:
+        raise ConnectionError(connection.error)
+    return Answer(status, connection.headers, connection.body)

@@ -31,7 +31,7 @@ from benchmarks.load_generator.messages import (
     upload,
     with_headers,
 )
-from benchmarks.load_generator.traffic import Rng, disconnecting, oversized, slow_body
+from benchmarks.reliability.cases import Rng, disconnecting, oversized, slow_body
 from benchmarks.reliability.hostile_inputs import (
     avif_of_items,
     endless_tiff,
@@ -264,16 +264,7 @@ def bad_clients(count: int) -> Begin:
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """An attack, and the service that it needs."""
-
-    make: Callable[[], Begin]
-    settings: Mapping[str, str] = field(default_factory=dict)
-    settle_s: float = 0.0  # seconds from its begin in which the service may do what it likes
-
-
-@dataclass(frozen=True, slots=True)
-class Bounded:
-    """An attack on a service of its own, and what it may cost at most; see
+    """An attack, the service that it needs, and what it may cost at most; see
     `benchmarks.reliability.costs`.
 
     Limits are by column: `cpu_s`, `mib` and `left_mib` of the service; `wait_s`, how much longer
@@ -282,10 +273,11 @@ class Bounded:
     """
 
     make: Callable[[], Begin]
-    limits: Mapping[str, float]
+    limits: Mapping[str, float] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
     probe: Sequence[bytes] = ()  # requests, one after another
     unit: Sequence[bytes] = ()
+    settle_s: float = 0.0  # seconds from its begin in which the service may do what it likes
 
 
 GENERATORS: Final = ("mnist", "fashion_mnist", "avatars64")
@@ -293,37 +285,37 @@ A4: Final = (3508, 2480)  # (H, W) at 300 dpi
 LITTLE: Final = post("/generate", {"model": "mnist", "seed": 1, "steps": 1})
 FEW_MODELS: Final = {"IGN_MODEL_MEMORY_MIB": "80", "IGN_DEVICE": "cpu"}
 LONG_STREAM: Final = {"model": "avatars64", "steps": 100_000, "tolerance": 1e-300}
-BOUNDED: Final[dict[str, Bounded]] = {
-    "64 endless TIFFs in JSON": Bounded(
+BOUNDED: Final[dict[str, Attack]] = {
+    "64 endless TIFFs in JSON": Attack(
         lambda: once(post("/project", {"images": [text(endless_tiff())] * 64, "model": "scans"})),
         {"cpu_s": 0.3},
     ),
-    "64 endless TIFFs in a form": Bounded(
+    "64 endless TIFFs in a form": Attack(
         lambda: once(post_form("/project", [("image", endless_tiff())] * 64)), {"cpu_s": 0.3}
     ),
-    "16 TIFFs of 500 pages": Bounded(
+    "16 TIFFs of 500 pages": Attack(
         lambda: once(*[upload("/project", tiff_of_pages(500), media="image/tiff")] * 16),
         {"cpu_s": 0.3},
     ),
-    "16 AVIFs of 2000 items": Bounded(
+    "16 AVIFs of 2000 items": Attack(
         lambda: once(
             *[upload("/project?model=scans", avif_of_items(2000), media="image/avif")] * 16
         ),
         {"cpu_s": 0.3},
     ),
-    "12 impossible shapes": Bounded(
+    "12 impossible shapes": Attack(
         lambda: once(*(impossible(16_000_000 - number) for number in range(12))),
         {"cpu_s": 0.2, "left_mib": 20},
     ),
-    "a stream of 40 lines": Bounded(
+    "a stream of 40 lines": Attack(
         lambda: once(of_scans(1, 16_384, 40, EVENTS), leave_after_s=20.0),
         {"mib": 400, "left_mib": 50},
     ),
-    "100 pages that miss their deadline": Bounded(
+    "100 pages that miss their deadline": Attack(
         lambda: once(*(of_scans(*A4, timeout_s=0.5 + 0.25 * (n % 10)) for n in range(100))),
         {"left_mib": 50},
     ),
-    "a stream of pages": Bounded(
+    "a stream of pages": Attack(
         lambda: on(
             1, waiting(with_headers(of_scans(2339, 1654, 1, EVENTS), {"Connection": "close"}))
         ),
@@ -331,13 +323,13 @@ BOUNDED: Final[dict[str, Bounded]] = {
         probe=[of_scans(90, 90)],
         unit=[of_scans(1200, 1200)],
     ),
-    "a stream while few models are open": Bounded(
+    "a stream while few models are open": Attack(
         lambda: on(1, waiting(post("/generate", LONG_STREAM, EVENTS))),
         {"wait_s": 3.0},
         FEW_MODELS,
         probe=[LITTLE],
     ),
-    "models in turn while few are open": Bounded(
+    "models in turn while few are open": Attack(
         lambda: on(
             8, asking(*(post("/generate", {"model": name, "steps": 1}) for name in GENERATORS))
         ),
@@ -345,7 +337,7 @@ BOUNDED: Final[dict[str, Bounded]] = {
         FEW_MODELS,
         probe=[LITTLE],
     ),
-    "wrong bodies of 40 callers beside a 404": Bounded(
+    "wrong bodies of 40 callers beside a 404": Attack(
         lambda: from_addresses(40, on(1, asking(post("/generate", {"images": [0] * 17_000})))),
         {"wait_s": 1.0},
         probe=[get("/nothing"), LITTLE],
@@ -368,7 +360,9 @@ ATTACKS: Final[dict[str, Attack]] = {
     ),
     "forms of 4 x 16 Mpx": Attack(lambda: on(24, waiting(large_form(4), seconds=30.0))),
     "one of two processes stops": Attack(
-        lambda: stop_process, {"IGN_WORKERS": "2", "IGN_DEVICE": "cpu"}, settle_s=15.0
+        lambda: stop_process,
+        settings={"IGN_WORKERS": "2", "IGN_DEVICE": "cpu"},
+        settle_s=15.0,
     ),
     "16 MiB less one byte": Attack(
         lambda: on(8, waiting(upload("/project", bytes(BODY - 1))[:-1]))
@@ -387,7 +381,7 @@ ATTACKS: Final[dict[str, Attack]] = {
     ),
     "/metrics pipelined": Attack(lambda: on(8, asking(get("/metrics") * 16))),
     "429 on 60 connections": Attack(
-        lambda: on(60, asking(post("/generate", {"steps": 1}))), {"IGN_RATE_LIMIT": "50/s"}
+        lambda: on(60, asking(post("/generate", {"steps": 1}))), settings={"IGN_RATE_LIMIT": "50/s"}
     ),
     "wrong keys": Attack(
         lambda: on(8, asking(with_headers(post("/generate", {"steps": 1}), WRONG_KEY)))
@@ -423,3 +417,8 @@ def attack(name: str, seconds: float, attacker: Attacker) -> Counter[str]:
     """Attack for so long; returns how often each status was received."""
     uvloop.run(made(name)(replace(attacker, end=time.monotonic() + seconds)))
     return attacker.statuses
+
+
+def counted(statuses: Mapping[str, int]) -> str:
+    """What an attacker received, such as `3×200 1×429`."""
+    return " ".join(f"{count}×{status}" for status, count in sorted(statuses.items()))

@@ -6,23 +6,21 @@ The same seed sends the same requests.
 """
 
 import argparse
-import asyncio
 import sys
 from typing import Final
 
 import numpy as np
 
 from benchmarks.harness.common import Json, run_benchmark, target
-from benchmarks.harness.processes import ServerProcess
-from benchmarks.load_generator.traffic import SETTINGS
-from benchmarks.reliability.hostile_inputs import hostile, images
-from benchmarks.reliability.soak import KnownAnswers, Log, right_answers, run_and_judge, send
+from benchmarks.reliability.cases import KNOWN, SETTINGS, Case
+from benchmarks.reliability.hostile_inputs import hostile
+from benchmarks.reliability.soak import Run
 
 METHOD = (
     "`clients` clients send hostile requests, each on a connection of its own. Right is: any "
     "2xx; a 4xx, 501, 503 or 504 that is a problem document with a code and without paths or "
     "tracebacks; for bytes that are no whole request, also a close. hangs: neither within a "
-    "minute. Every `KNOWN_EVERY` requests a good one must get the right bytes. Memory: a "
+    "minute. Every `KNOWN_EVERY`th is a good one, which must get the right bytes. Memory: a "
     "least-squares line through the last two thirds of the run; flat means a growth of at "
     "most 5 % or 8 MiB; shorter runs than `MIN_FOR_MEMORY` requests have no memory target"
 )
@@ -32,34 +30,28 @@ MIN_FOR_MEMORY: Final = 50_000  # about two minutes; before, threads and caches 
 
 
 def measure(options: argparse.Namespace) -> Json:
-    images()  # now, because they take seconds, and clients that connect and send nothing are closed
-    known: list[KnownAnswers] = []
+    def make(number: int) -> Case:
+        if number % KNOWN_EVERY == 0:
+            return Case("known", KNOWN)
+        return hostile(np.random.default_rng((options.seed, number)))
 
-    async def load(server: ServerProcess, log: Log) -> None:
-        known.append(KnownAnswers(await right_answers(server.port)))
-        numbers = iter(range(options.n))
-
-        async def work() -> None:
-            for number in numbers:
-                if number % KNOWN_EVERY == 0:
-                    await known[0].ask(server.port)
-                case = hostile(np.random.default_rng((options.seed, number)))
-                await send(server, log, case, f"request {number}: ")
-
-        await asyncio.gather(*(work() for _ in range(options.clients)))
-
-    unpaced = ("benchmarks.reliability.faulty_service", "unpaced")
-    settings = SETTINGS | LIMITS
-    result = run_and_judge(
-        settings, load, judges_memory=options.n >= MIN_FOR_MEMORY, module=unpaced
+    run = Run(
+        settings=SETTINGS | LIMITS,
+        make=make,
+        numbers=iter(range(options.n)),
+        known=(KNOWN,),
+        clients=options.clients,
+        judges_memory=options.n >= MIN_FOR_MEMORY,
+        module=("benchmarks.reliability.faulty_service", "unpaced"),
     )
-    outcomes = known[0].outcomes
-    hangs = sum(line["count"] for line in result["answers"] if line["answer"] == "TimeoutError")
-    result["targets"] += [
+    judged = run.judged()
+    hangs = sum(n for (_, outcome), n in run.kinds.items() if outcome == "TimeoutError")
+    known = sum(n for (kind, _), n in run.kinds.items() if kind == "known")
+    judged["targets"] += [
         target("hangs", hangs, at_most=0),
-        target("known requests that failed", outcomes.total() - outcomes["ok"], at_most=0),
+        target("known requests that failed", known - run.kinds["known", "200"], at_most=0),
     ]
-    return result
+    return judged
 
 
 OPTIONS: Final = {"n": (200_000, 1000), "clients": (32,), "seed": (0,)}

@@ -13,21 +13,19 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
 
 import uvloop
 
-from benchmarks.harness.common import Json, rounded, run_benchmark, target
+from benchmarks.harness.common import Json, run_benchmark, target
 from benchmarks.harness.processes import (
     ServerProcess,
-    free_port,
     listening_sockets,
-    serving,
+    service,
     serving_processes,
-    without_settings,
 )
 from benchmarks.reliability.attacks import BAD_CLIENTS, Attacker, attack, prepare
 from benchmarks.reliability.soak import KnownAnswers, end_state, right_answers
@@ -49,7 +47,6 @@ class Chaos:
 
     server: ServerProcess
     commands: Path
-    unexpected: list[str] = field(default_factory=list)  # faults with another result than expected
 
     def command(self, line: str) -> None:
         with self.commands.open("a", encoding="utf-8") as file:
@@ -123,42 +120,37 @@ def half(options: argparse.Namespace, processes: int) -> Json:
     """Half of the run, with a service of one or two processes."""
     with tempfile.TemporaryDirectory() as folder:
         commands = Path(folder) / "commands"
-        port = free_port()
         commands.touch()
-        environ = without_settings() | {
-            "IGN_DEVICE": "cpu",
-            "IGN_WORKERS": str(processes),
-            "IGN_PORT": str(port),
-        }
+        # only its own process can make the faults of one
         module = (
-            ["benchmarks.reliability.faulty_service", str(commands)]
+            ("benchmarks.reliability.faulty_service", str(commands))
             if processes == 1
-            else ["service"]
+            else ("service",)
         )
-        with serving(
-            [sys.executable, "-m", *module], port=port, ready="/readyz", environ=environ
-        ) as server:
+        settings = {"IGN_DEVICE": "cpu", "IGN_WORKERS": str(processes)}
+        with service(settings, module) as server:
             chaos = Chaos(server, commands)
             known, outages = uvloop.run(run(chaos, options, FAULTS[processes]))
             ready = server.get("/readyz")[0]
             replaced = end_state(server)["workers replaced"]
-    chaos.unexpected += [f"at the end /readyz is {ready}"] * (ready != 200)
-    chaos.unexpected += [f"{replaced:.0f} threads were replaced"] * (replaced != (processes == 1))
+    unexpected = [f"at the end /readyz is {ready}"] * (ready != 200)
+    unexpected += [f"{replaced:.0f} threads were replaced"] * (replaced != (processes == 1))
     outside = [
         outcome
         for outcome, sent, ended in known.failures
         if not any(sent <= end and ended >= start for start, end in outages)
     ]
+    good = known.outcomes["ok"]
     return {
         "processes": processes,
         "good_requests": known.outcomes.total(),
         "outages": len(outages),
         "failed_in_outages": len(known.failures) - len(outside),
         "failed_outside": len(outside),
-        "good_share": rounded(known.outcomes["ok"] / max(1, known.outcomes["ok"] + len(outside))),
+        "good_share": good / max(1, good + len(outside)),
         "wrong": known.outcomes["wrong"],
-        "unexpected": len(chaos.unexpected),
-        "reasons": "; ".join(sorted({*outside, *chaos.unexpected})),
+        "unexpected": len(unexpected),
+        "reasons": "; ".join(sorted({*outside, *unexpected})),
     }
 
 
@@ -169,24 +161,21 @@ async def run(
     known = KnownAnswers(await right_answers(chaos.server.port))
     outages = list[tuple[float, float]]()
     seconds = options.seconds / 2
-    end = time.monotonic() + seconds
-    tasks = [
-        asyncio.create_task(known.work(chaos.server.port, end, pause_s=0.5))
-        for _ in range(options.clients)
-    ]
+    port = chaos.server.port
+    attacker = Attacker(port, chaos.server.pid)
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        attacker = Attacker(chaos.server.port, chaos.server.pid)
         pool.submit(prepare, BAD_CLIENTS)
-        bad = asyncio.get_running_loop().run_in_executor(
-            pool, attack, BAD_CLIENTS, seconds, attacker
-        )
-        for fault in faults:
-            await asyncio.sleep(seconds / (len(faults) + 1))
-            start = time.monotonic()
-            await fault(chaos)
-            if fault in OUTAGES:
-                outages.append((start, time.monotonic() + SETTLE_S))
-        await asyncio.gather(*tasks, bad)
+        async with known.asked_by(options.clients, port, pause_s=0.5):
+            bad = asyncio.get_running_loop().run_in_executor(
+                pool, attack, BAD_CLIENTS, seconds, attacker
+            )
+            for fault in faults:
+                await asyncio.sleep(seconds / (len(faults) + 1))
+                start = time.monotonic()
+                await fault(chaos)
+                if fault in OUTAGES:
+                    outages.append((start, time.monotonic() + SETTLE_S))
+            await bad
     return known, outages
 
 

@@ -17,7 +17,7 @@ from typing import Final
 
 import uvloop
 
-from benchmarks.harness.common import Json, rounded, run_benchmark, target
+from benchmarks.harness.common import Json, run_benchmark, target
 from benchmarks.harness.processes import (
     ServerProcess,
     cpu_seconds,
@@ -26,7 +26,7 @@ from benchmarks.harness.processes import (
     service,
 )
 from benchmarks.load_generator.fetch import fetch
-from benchmarks.reliability.attacks import BOUNDED, LITTLE, Attacker, Bounded, of_scans
+from benchmarks.reliability.attacks import BOUNDED, LITTLE, Attack, Attacker, counted, of_scans
 from benchmarks.reliability.fairness import OTHER_HOST
 
 METHOD: Final = (
@@ -60,7 +60,7 @@ def measure(options: argparse.Namespace) -> Json:
     return {"targets": targets, "attacks": lines}
 
 
-async def attacked(server: ServerProcess, bounded: Bounded, seconds: float) -> Json:
+async def attacked(server: ServerProcess, bounded: Attack, seconds: float) -> Json:
     """Measure one attack."""
     await median_of(server, WARM)
     alone = await median_of(server, bounded.probe)
@@ -81,11 +81,9 @@ async def attacked(server: ServerProcess, bounded: Bounded, seconds: float) -> J
         "left_mib": rss_mib(server.pid) - idle,
         "wait_s": max(waits) - alone if waits else None,
         "wait_units": (statistics.median(waits) - alone) / unit if unit else None,
-        "attacker": " ".join(
-            f"{count}×{status}" for status, count in sorted(attacker.statuses.items())
-        ),
+        "attacker": counted(attacker.statuses),
     }
-    return {column: rounded(value) for column, value in line.items()}
+    return line
 
 
 async def median_of(server: ServerProcess, requests: Sequence[bytes]) -> float:

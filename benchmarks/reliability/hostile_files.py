@@ -9,8 +9,8 @@ import copy
 import io
 import json
 import tempfile
-from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, MutableSequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,11 +18,12 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
-from onnx import ModelProto, TensorProto, helper, parser
+from onnx import ModelProto, TensorProto, parser
 
 from benchmarks.harness.common import MODEL, REF
-from benchmarks.load_generator.traffic import Rng, choose, image
+from benchmarks.reliability.cases import Rng, choose, image
 from benchmarks.reliability.hostile_inputs import VALUES, damaged, damaged_image
+from model_export import cli
 from model_export.errors import UserError
 from model_export.importing import command
 from service.artifact.card import CARD_KEY, Card
@@ -47,12 +48,16 @@ _PLACES: Final = (
 )
 _LIMITS: Final = DecodeLimits(max_pixels=250_000)
 _MOST_PAGES: Final = 64
+_ARGUMENTS: Final = (
+    *("--tile=16", "--overlap=0", "--range=-1,1", "--range=0,1", "--color=luma", "--bgr"),
+    "--residual",
+)
 _THREAD: Final = CodecThread()
 _ROWS: Final = np.zeros((2, 1, 28, 28), np.float32)
 _OPERATORS: Final = sorted(
     {schema.name for schema in onnx.defs.get_all_schemas() if not schema.domain}
 )
-_ATTRIBUTES: Final = (
+_ATTRIBUTES: Final = [
     "pads",
     "strides",
     "group",
@@ -62,6 +67,12 @@ _ATTRIBUTES: Final = (
     "training_mode",
     "to",
     "perm",
+]
+_NAMES: Final = (
+    _OPERATORS,
+    _ATTRIBUTES,
+    ["x", "y", "first", "a", "evil", "com.microsoft", "ai.onnx.ml", "\x00"],
+    _PLACES,
 )
 _TEXT: Final = """<ir_version: 8, opset_import: ["": 17]>
 f (float[batch,1,28,28] x) => (float[batch,1,28,28] y)
@@ -129,58 +140,35 @@ def _external(rng: Rng, model: ModelProto) -> None:
         tensor.external_data.add(key=key, value=str(value))
 
 
-def _node(rng: Rng, model: ModelProto) -> None:
-    """Another operator, domain, input, output or attribute: unknown operators, cycles, names that
-    are used twice.
+def _messages(message: Any) -> Iterator[Any]:
+    """The message and all below it."""
+    yield message
+    for field, value in message.ListFields():
+        if field.message_type:
+            for each in value if isinstance(value, MutableSequence) else (value,):
+                yield from _messages(each)
+
+
+def _field(rng: Rng, model: ModelProto) -> None:
+    """Another value in a field: unknown operators, cycles, names that are used twice, sizes and
+    types of weights, inputs and outputs.
     """
-    node = choose(rng, model.graph.node)
-    other = choose(rng, model.graph.node)
-    number = int(choose(rng, _NUMBERS))
-    match int(rng.integers(5)):
-        case 0:
-            node.op_type = choose(rng, _OPERATORS)
-        case 1:
-            node.domain = choose(rng, ("evil", "com.microsoft", "ai.onnx.ml", "\0"))
-        case 2 if node.input:
-            node.input[int(rng.integers(len(node.input)))] = other.output[0]
-        case 3:
-            node.output[0] = choose(rng, ("x", "y", "first", "", "a"))
-        case _:
-            value = choose(rng, (number, [number] * 4, 1e30, "SAME", b"\xff"))
-            node.attribute.append(helper.make_attribute(choose(rng, _ATTRIBUTES), value))
-
-
-def _size(rng: Rng, model: ModelProto) -> None:
-    """Another dimension or type of weights, input or output."""
-    number = int(choose(rng, _NUMBERS))
-    tensor = choose(rng, model.graph.initializer)
-    ends = choose(rng, (model.graph.input, model.graph.output))[0].type.tensor_type
-    match int(rng.integers(4)):
-        case 0 if tensor.dims:
-            tensor.dims[int(rng.integers(len(tensor.dims)))] = number
-        case 1:
-            tensor.data_type = int(rng.integers(0, 30))
-        case 2:
-            ends.elem_type = number & 31
-        case _:
-            choose(rng, (*ends.shape.dim, ends.shape.dim.add())).dim_value = number
-
-
-def _head(rng: Rng, model: ModelProto) -> None:
-    model.ir_version = int(choose(rng, (0, 3, 8, 10, 99, 1 << 40)))
-    model.opset_import[0].version = int(choose(rng, (0, 1, 8, 9, 13, 25, 99, 1 << 40)))
-    model.metadata_props.add(key="a" * int(choose(rng, (0, 1, 100_000))), value="\0")
-
-
-_EDITS: Final[tuple[Callable[[Rng, ModelProto], None], ...]] = (
-    _external,
-    _head,
-    _node,
-    _node,
-    _node,
-    _size,
-    _size,
-)
+    message = choose(rng, list(_messages(model)))
+    field = choose(rng, message.DESCRIPTOR.fields)
+    present = getattr(message, field.name)
+    is_list = isinstance(present, MutableSequence)
+    if field.message_type:
+        present.add() if is_list else present.SetInParent()
+        return
+    is_text = field.type in (field.TYPE_STRING, field.TYPE_BYTES)
+    value = choose(rng, choose(rng, _NAMES) if is_text else _NUMBERS)
+    value = value.encode() if field.type == field.TYPE_BYTES else value
+    with suppress(TypeError, ValueError):  # it does not fit
+        if is_list:
+            present.append(value)
+            present[int(rng.integers(len(present)))] = value
+        else:
+            setattr(message, field.name, value)
 
 
 def _model(rng: Rng) -> ModelProto:
@@ -194,7 +182,7 @@ def _model(rng: Rng) -> ModelProto:
     )
     model = _base(rng, middle)
     for _ in range(int(rng.integers(0, 4))):
-        choose(rng, _EDITS)(rng, model)
+        choose(rng, (_external, _field, _field, _field))(rng, model)
     return model
 
 
@@ -204,21 +192,11 @@ def network(rng: Rng, folder: Path) -> str:
     file = folder / "net.onnx"
     sent = list[Any]()
     file.write_bytes(damaged(rng, data) if rng.random() < 0.3 else data)
-    asked: dict[str, Any] = dict.fromkeys(
-        ("module", "shape", "mean", "std", "layout", "noise", "data")
-    )
-    asked |= {"tile": choose(rng, (None, None, 16)), "overlap": choose(rng, (None, None, 0))}
-    asked |= {
-        "range": choose(rng, (None, None, (-1.0, 1.0), (0.0, 1.0))),
-        "licence": "none",
-        "title": "",
-    }
-    asked["color"] = choose(rng, (None, None, "luma"))
-    options = Namespace(
-        file=file, name="net", bgr=rng.random() < 0.1, residual=rng.random() < 0.2, **asked
-    )
+    arguments = ["import", str(file), "--name", "net"]
+    for argument in _ARGUMENTS:
+        arguments += [argument] * bool(rng.random() < 0.3)
     sender: Any = SimpleNamespace(send=sent.append)
-    command._work(options, "1", sender)
+    command._work(cli.parser().parse_args(arguments), "1", sender)
     error = next((each for each in sent if isinstance(each, BaseException)), None)
     if error is not None and ("\n" in str(error) or not isinstance(error, UserError | OSError)):
         raise error

@@ -26,20 +26,13 @@ from benchmarks.load_generator.messages import (
     text,
     upload,
 )
-from benchmarks.load_generator.traffic import Case, Rng, choose, good, image
+from benchmarks.reliability.cases import GOOD, Case, Rng, choose, image
 from service.api.negotiation import PICTURE_TYPES
+from tests.contract.data import CALLS
 from tests.helpers.pictures import chunk
 
 JSON_TYPE: Final = {"Content-Type": JSON}
-INFER: Final = "/v2/models/mnist/infer"
-PATHS: Final = (
-    "/generate",
-    "/project",
-    "/latent-interpolate",
-    "/latent-arithmetic",
-    "/score",
-    INFER,
-)
+PATHS: Final = (*CALLS, "/v2/models/mnist/infer")
 VALUES: Final[tuple[Any, ...]] = (
     *(
         None,
@@ -357,35 +350,29 @@ def repaired(rng: Rng, data: bytes) -> bytes:
     return b"".join(parts)
 
 
-def parts(case: Case) -> tuple[str, dict[str, str], bytes]:
-    """Path, headers without the length, and body of a whole request."""
-    head, _, body = case.data.partition(b"\r\n\r\n")
+def parts(rng: Rng) -> tuple[str, dict[str, str], bytes]:
+    """Path, headers without the length, and body of a good request."""
+    head, _, body = choose(rng, GOOD).partition(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")
-    return (
-        first.split()[1],
-        dict(line.split(": ", 1) for line in lines if "Content-Length" not in line),
-        body,
-    )
+    fields = dict(line.split(": ", 1) for line in lines if "Content-Length" not in line)
+    return first.split()[1], fields, body
 
 
 def damaged_request(rng: Rng) -> Case:
     """A good request with a damaged body: JSON, images, forms, latents and tensors."""
-    path, fields, body = parts(good(rng))
+    path, fields, body = parts(rng)
     return Case("body", request(path, damaged(rng, body), fields))
 
 
 def wrong_options(rng: Rng) -> Case:
     """A good JSON body with wrong or unknown options, for any endpoint and format."""
-    path, fields, body = parts(good(rng))
-    try:
-        options = json.loads(body)
-    except ValueError:
-        options = {}
+    path, fields, body = parts(rng)
+    options = json.loads(body) if body.startswith(b"{") and body.endswith(b"}") else {}
     for _ in range(int(rng.integers(1, 4))):
         options[choose(rng, (*options, "extra", ""))] = choose(rng, VALUES)
     if rng.random() < 0.3:
         path = choose(rng, PATHS)
-        fields = fields | {"Accept": choose(rng, _ACCEPTS)}
+        fields |= {"Accept": choose(rng, _ACCEPTS)}
     return Case("JSON", request(path, json.dumps(options).encode(), fields | JSON_TYPE))
 
 

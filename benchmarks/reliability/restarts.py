@@ -17,7 +17,7 @@ from typing import Final
 
 import uvloop
 
-from benchmarks.harness.common import REF, Json, rounded, run_benchmark, target
+from benchmarks.harness.common import REF, Json, run_benchmark, target
 from benchmarks.harness.processes import ROOT, ServerFailed, ServerProcess, service
 from benchmarks.load_generator.fetch import fetch
 from benchmarks.load_generator.messages import post
@@ -56,21 +56,14 @@ def measure(options: argparse.Namespace) -> Json:
         for what in ("failed", "unexpected_loads")
     ]
     for line in stops:
+        lost, slowest_s = (
+            (0, DRAIN_S + 2) if line["signal"] == "SIGTERM" else (2 * options.clients, 15.0)
+        )
         name = f"{line['signal']}, {line['processes']} processes"
-        is_stop = line["signal"] == "SIGTERM"
         targets += [
-            target(
-                f"{name}: lost requests",
-                line["lost"],
-                at_most=0 if is_stop else 2 * options.clients,
-            ),
+            target(f"{name}: lost requests", line["lost"], at_most=lost),
             target(f"{name}: exit status other than 0", line["bad_exits"], at_most=0),
-            target(
-                f"{name}: slowest",
-                line["slowest_s"],
-                at_most=DRAIN_S + 2 if is_stop else 15.0,
-                unit="s",
-            ),
+            target(f"{name}: slowest", line["slowest_s"], at_most=slowest_s, unit="s"),
         ]
     return {"targets": targets, "reloads": [reloads], "stops": stops}
 
@@ -80,22 +73,15 @@ async def reload_often(server: ServerProcess, file: Path, options: argparse.Name
     whole = await asyncio.to_thread(file.read_bytes)
     unexpected = 0
     known = KnownAnswers(await right_answers(server.port))
-    clients = [
-        asyncio.create_task(known.work(server.port, float("inf"))) for _ in range(options.clients)
-    ]
-    for number in range(options.reloads):
-        data, expected = (whole[: len(whole) // 2], 400) if number % 2 else (whole, 200)
-        await asyncio.to_thread(file.write_bytes, data)
-        unexpected += (await fetch(server.port, LOAD)).status != expected
-    for client in clients:
-        client.cancel()
-    await asyncio.gather(*clients, return_exceptions=True)
-    requests = known.outcomes.total()
-    failed = len(known.failures)
+    async with known.asked_by(options.clients, server.port):
+        for number in range(options.reloads):
+            data, expected = (whole[: len(whole) // 2], 400) if number % 2 else (whole, 200)
+            await asyncio.to_thread(file.write_bytes, data)
+            unexpected += (await fetch(server.port, LOAD)).status != expected
     return {
         "reloads": options.reloads,
-        "requests": requests,
-        "failed": failed,
+        "requests": known.outcomes.total(),
+        "failed": len(known.failures),
         "unexpected_loads": unexpected,
     }
 
@@ -121,7 +107,7 @@ def stop_often(
             for each in failures
         ),
         "bad_exits": bad_exits,
-        "slowest_s": rounded(max(seconds for _, seconds in rounds)),
+        "slowest_s": max(seconds for _, seconds in rounds),
     }
 
 
@@ -130,24 +116,15 @@ async def send_signal(
 ) -> tuple[KnownAnswers, float]:
     """What clients got, and the seconds until the exit or until the next process is there."""
     known = KnownAnswers(await right_answers(server.port))
-    over = False
-
-    async def work() -> None:
-        while not over:
-            if await known.ask(server.port) == NOT_ACCEPTED:
-                await asyncio.sleep(0.05)
-
-    tasks = [asyncio.create_task(work()) for _ in range(clients)]
-    await asyncio.sleep(1.0)
-    began = time.monotonic()
-    if number == signal.SIGTERM:
-        os.kill(server.pid, number)
-        await asyncio.to_thread(server.await_exit)
-    else:
-        await kill_process(Chaos(server, Path()), number)
-    seconds = time.monotonic() - began
-    over = True
-    await asyncio.gather(*tasks)
+    async with known.asked_by(clients, server.port):
+        await asyncio.sleep(1.0)
+        began = time.monotonic()
+        if number == signal.SIGTERM:
+            os.kill(server.pid, number)
+            await asyncio.to_thread(server.await_exit)
+        else:
+            await kill_process(Chaos(server, Path()), number)
+        seconds = time.monotonic() - began
     return known, seconds
 
 

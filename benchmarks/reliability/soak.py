@@ -6,28 +6,29 @@ python -m benchmarks.reliability.soak --seconds 600 --results benchmarks/results
 import argparse
 import asyncio
 import itertools
-import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.harness.common import Json, memory, rounded, run_benchmark, target
+from benchmarks.harness.common import Json, memory, run_benchmark, target
 from benchmarks.harness.processes import ServerProcess, memory_samples, service
-from benchmarks.load_generator.fetch import Answer, ConnectionClosed, fetch
-from benchmarks.load_generator.messages import JSON, post
-from benchmarks.load_generator.traffic import (
-    REJECTIONS,
+from benchmarks.load_generator.fetch import ConnectionClosed, fetch
+from benchmarks.reliability.cases import (
+    GOOD,
+    KNOWN,
     SETTINGS,
     Case,
     Rng,
     choose,
+    content,
     disconnecting,
     good,
     oversized,
@@ -38,50 +39,14 @@ from benchmarks.reliability.hostile_inputs import hostile, images
 
 METHOD = (
     "`clients` clients send random requests, one connection per request. Every status must "
-    "be allowed for its request (429 and 503 always are), and every 200 must contain what "
-    "the request asked for; of hostile requests as in `campaign`. Memory: a least-squares "
-    "line through the resident memory of the service from `flat_after` seconds on, by "
-    "default the last two thirds of the run; flat means a growth of at most 5 % or 8 MiB. "
-    "Runs shorter than two minutes have no memory target"
+    "be allowed for its request (429 and 503 always are), and every 200 must have the content "
+    "that the request got alone; of hostile requests as in `campaign`. Memory: a least-squares "
+    "line through the resident memory of the service in the last two thirds of the run; flat "
+    "means a growth of at most 5 % or 8 MiB. Runs shorter than two minutes have no memory target"
 )
 MIN_SECONDS_FOR_MEMORY: Final = 120.0
 SETTLE_S: Final = 10.0
 SHOWN: Final = 20  # unexpected answers and log lines in the report
-
-
-@dataclass(slots=True)
-class Log:
-    """The answers of a run, counted by kind of request and outcome, and descriptions of the first
-    unexpected ones.
-    """
-
-    kinds: Counter[tuple[str, str]] = field(default_factory=Counter)
-    unexplained: list[str] = field(default_factory=list)
-    wrong: int = 0
-
-    def note(self, case: Case, outcome: str, problem: str = "") -> None:
-        self.kinds[case.kind, outcome] += 1
-        if problem:
-            self.wrong += 1
-            if len(self.unexplained) < SHOWN:
-                self.unexplained.append(f"{case.kind}: {problem}"[:500])
-
-
-async def send(server: ServerProcess, log: Log, case: Case, label: str = "") -> None:
-    """Send one request and note what came of it."""
-    try:
-        answer = await fetch(server.port, case.data, leave_after_s=case.leave_after_s)
-    except ConnectionClosed:
-        log.note(case, "left")
-    except OSError as exc:  # a TimeoutError is one, too
-        is_right = case.may_close and not isinstance(exc, TimeoutError)
-        log.note(case, type(exc).__name__, "" if is_right else f"{label}{exc!r}")
-    else:
-        wrong = problem(case, answer)
-        log.note(case, str(answer.status), wrong and label + wrong)
-
-
-KNOWN: Final = post("/generate", {"seed": 1, "steps": 1}, "image/png")
 
 
 async def right_answers(port: int, requests: Sequence[bytes] = (KNOWN,)) -> dict[bytes, object]:
@@ -90,17 +55,6 @@ async def right_answers(port: int, requests: Sequence[bytes] = (KNOWN,)) -> dict
     if wrong := [answer.status for answer in answers.values() if answer.status != 200]:
         raise RuntimeError(f"a known request was answered with {wrong[0]}")
     return {data: content(answer) for data, answer in answers.items()}
-
-
-def content(answer: Answer) -> object:
-    """What the same request always gets: the body, or the images of a JSON answer, which also has
-    times.
-    """
-    return (
-        json.loads(answer.body)["images"]
-        if answer.headers.get("content-type") == JSON
-        else answer.body
-    )
 
 
 @dataclass(slots=True)
@@ -125,17 +79,12 @@ class KnownAnswers:
     async def ask(self, port: int, timeout_s: float = 60.0) -> str:
         """Send the next known request on a new connection; returns the outcome."""
         start = time.monotonic()
-        data = next(self._turns)
-        try:
-            answer = await fetch(port, data, timeout_s=timeout_s)
-        except OSError as exc:
-            outcome = type(exc).__name__
-        else:
-            outcome = str(answer.status)
-            if answer.status == 200:
-                outcome = "ok" if content(answer) == self.right[data] else "wrong"
-            elif answer.status in REJECTIONS and "retry-after" in answer.headers:
-                outcome = "rejected"
+        case = Case("known", next(self._turns))
+        outcome, wrong = await sent(port, case, self.right, timeout_s)
+        if outcome == "200":
+            outcome = "wrong" if wrong else "ok"
+        elif not wrong:
+            outcome = "rejected"
         if outcome == "ok":
             self.seconds.append(time.monotonic() - start)
         else:
@@ -143,61 +92,109 @@ class KnownAnswers:
         self.outcomes[outcome] += 1
         return outcome
 
-    async def work(self, port: int, until: float, pause_s: float = 0.0) -> None:
-        """Ask again and again until a `time.monotonic`."""
-        while time.monotonic() < until:
-            if await self.ask(port) != "ok":
-                await asyncio.sleep(0.1)
-            await asyncio.sleep(pause_s)
+    @asynccontextmanager
+    async def asked_by(self, clients: int, port: int, pause_s: float = 0.0) -> AsyncIterator[None]:
+        """So many clients ask again and again until the block ends."""
+        over = asyncio.Event()
+
+        async def work() -> None:
+            while not over.is_set():
+                if await self.ask(port) != "ok":
+                    await asyncio.sleep(0.1)
+                await asyncio.sleep(pause_s)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(clients):
+                group.create_task(work())
+            yield
+            over.set()
 
 
-def run_and_judge(
-    settings: Mapping[str, str],
-    load: Callable[[ServerProcess, Log], Coroutine[Any, Any, None]],
-    *,
-    judges_memory: bool,
-    warmup: float = 1 / 3,
-    module: Sequence[str] = ("service",),
-) -> Json:
-    """Run a service, of this ``module``, under a load; returns the result of a benchmark.
-
-    Memory must be flat after the share ``warmup`` of the run, if ``judges_memory``.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Clients that send the requests of ``make`` to a service of this ``module``, one for each of
+    ``numbers``; every 200 to one of ``known`` must have the content that it has alone.
     """
-    log = Log()
-    with service(settings, module) as server:
-        with memory_samples(server.pid, every_s=0.2) as samples:
-            start = time.monotonic()
-            uvloop.run(load(server, log))
-            seconds = time.monotonic() - start
-        state = wait_until_idle(server)
-        errors = log_errors(server)
-    kept = memory(samples, warmup=warmup)
-    targets = [
-        target("unexplained answers", log.wrong, at_most=0),
-        target("errors in the log", len(errors), at_most=0),
-        target(
-            "rows still queued, workers replaced, internal errors", sum(state.values()), at_most=0
-        ),
-    ]
-    if judges_memory:
-        name = f"growth of memory in the last {kept['seconds_judged'] / 60:.3g} minutes"
-        targets.append(
-            target(name, kept["growth_mib"], at_most=kept["allowed_growth_mib"], unit="MiB")
-        )
-    return {
-        "settings": dict(settings),
-        "targets": targets,
-        "requests": log.kinds.total(),
-        "requests_per_s": rounded(log.kinds.total() / seconds),
-        "memory": [kept],
-        "answers": [
-            {"kind": kind, "answer": how, "count": n}
-            for (kind, how), n in sorted(log.kinds.items())
-        ],
-        "unexplained": log.unexplained,
-        "log_errors": errors[:SHOWN],
-        "end_state": state,
-    }
+
+    settings: Mapping[str, str]
+    make: Callable[[int], Case]
+    numbers: Iterator[int]
+    known: Sequence[bytes]
+    clients: int
+    judges_memory: bool
+    module: Sequence[str] = ("service",)
+    kinds: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """How often a kind of request had an outcome."""
+    unexplained: list[str] = field(default_factory=list)
+
+    def judged(self) -> Json:
+        """The result of a benchmark."""
+        images()  # now, because they take seconds, and clients that send nothing are closed
+        with service(self.settings, self.module) as server:
+            with memory_samples(server.pid, every_s=0.2) as samples:
+                start = time.monotonic()
+                uvloop.run(self._load(server.port))
+                seconds = time.monotonic() - start
+            state = wait_until_idle(server)
+            errors = log_errors(server)
+        kept = memory(samples)
+        targets = [
+            target("unexplained answers", len(self.unexplained), at_most=0),
+            target("errors in the log", len(errors), at_most=0),
+            target(
+                "rows still queued, workers replaced, internal errors",
+                sum(state.values()),
+                at_most=0,
+            ),
+        ]
+        if self.judges_memory:
+            name = f"growth of memory in the last {kept['seconds_judged'] / 60:.3g} minutes"
+            allowed = kept["allowed_growth_mib"]
+            targets.append(target(name, kept["growth_mib"], at_most=allowed, unit="MiB"))
+        return {
+            "settings": dict(self.settings),
+            "targets": targets,
+            "requests": self.kinds.total(),
+            "requests_per_s": (self.kinds.total() / seconds),
+            "memory": [kept],
+            "answers": [
+                {"kind": kind, "answer": how, "count": n}
+                for (kind, how), n in sorted(self.kinds.items())
+            ],
+            "unexplained": self.unexplained[:SHOWN],
+            "log_errors": errors[:SHOWN],
+            "end_state": state,
+        }
+
+    async def _load(self, port: int) -> None:
+        right = await right_answers(port, self.known)
+
+        async def work() -> None:
+            for number in self.numbers:
+                case = self.make(number)
+                outcome, wrong = await sent(port, case, right)
+                self.kinds[case.kind, outcome] += 1
+                if wrong:
+                    self.unexplained.append(f"request {number}, {case.kind}: {wrong}"[:500])
+
+        await asyncio.gather(*(work() for _ in range(self.clients)))
+
+
+async def sent(
+    port: int, case: Case, right: Mapping[bytes, object], timeout_s: float = 60.0
+) -> tuple[str, str]:
+    """Send one request on a new connection; the outcome, and why it is unexpected."""
+    try:
+        answer = await fetch(port, case.data, leave_after_s=case.leave_after_s, timeout_s=timeout_s)
+    except ConnectionClosed:
+        return "left", ""
+    except OSError as exc:  # a TimeoutError is one, too
+        is_right = case.may_close and not isinstance(exc, TimeoutError)
+        return type(exc).__name__, "" if is_right else repr(exc)
+    wrong = problem(case, answer)
+    if answer.status == 200 and case.data in right and content(answer) != right[case.data]:
+        wrong = "200 with another content than alone"
+    return str(answer.status), wrong
 
 
 def pick(rng: Rng) -> Case:
@@ -205,30 +202,26 @@ def pick(rng: Rng) -> Case:
     luck = rng.random()
     if luck < 0.75:
         return good(rng)
-    case: Case = choose(rng, (hostile, oversized, slow_body) if luck < 0.88 else (disconnecting,))(
-        rng
-    )
+    makers = (hostile, oversized, slow_body) if luck < 0.88 else (disconnecting,)
+    case: Case = choose(rng, makers)(rng)
     return case
 
 
+def for_seconds(seconds: float) -> Iterator[int]:
+    """Numbers until the time is over."""
+    end = time.monotonic() + seconds
+    yield from itertools.takewhile(lambda _: time.monotonic() < end, itertools.count())
+
+
 def measure(options: argparse.Namespace) -> Json:
-    images()  # now, because they take seconds
-
-    async def load(server: ServerProcess, log: Log) -> None:
-        end = time.monotonic() + options.seconds
-
-        async def work(rng: Rng) -> None:
-            while time.monotonic() < end:
-                await send(server, log, pick(rng))
-
-        await asyncio.gather(*map(work, np.random.default_rng(options.seed).spawn(options.clients)))
-
-    return run_and_judge(
-        SETTINGS,
-        load,
+    return Run(
+        settings=SETTINGS,
+        make=lambda number: pick(np.random.default_rng((options.seed, number))),
+        numbers=for_seconds(options.seconds),
+        known=GOOD,
+        clients=options.clients,
         judges_memory=options.seconds >= MIN_SECONDS_FOR_MEMORY,
-        warmup=min(0.5, options.flat_after / options.seconds) if options.flat_after else 1 / 3,
-    )
+    ).judged()
 
 
 def wait_until_idle(server: ServerProcess) -> dict[str, float]:
@@ -263,7 +256,7 @@ def log_errors(server: ServerProcess) -> list[str]:
     return [line for line in server.log_text().splitlines() if any(sign in line for sign in signs)]
 
 
-OPTIONS: Final = {"seconds": (600.0, 4.0), "flat_after": (0.0,), "clients": (16,), "seed": (0,)}
+OPTIONS: Final = {"seconds": (600.0, 4.0), "clients": (16,), "seed": (0,)}
 
 if __name__ == "__main__":
     sys.exit(run_benchmark("soak", METHOD, measure, OPTIONS, judge=True))

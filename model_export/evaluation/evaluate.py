@@ -40,7 +40,8 @@ def evaluate(
     golden = exported.golden()
     if card.noise is None:
         raise UserError(
-            f"{card.ref}: makes nothing of noise; `python -m benchmarks.scans_ocr` measures it"
+            f"{card.ref}: makes nothing of noise; `python -m benchmarks.authors.scans_ocr` "
+            "measures it"
         )
     for artifact in artifacts:
         check_golden(artifact.function, golden, card, artifact.precision)

@@ -165,7 +165,7 @@ def _commands(artifact: Artifact) -> str:
         export += " --fp16"
     if card.steps.generate != training.config.get("generate_steps", card.steps.generate):
         export += f" --generate-steps {card.steps.generate}"
-    measure = f"benchmarks.scans_ocr --model models/{card.ref} --card"
+    measure = f"benchmarks.authors.scans_ocr --model models/{card.ref} --card"
     if card.noise:
         measure = f"model_export evaluate --model models/{card.ref} "
         measure += f"--data {shlex.quote(card.data.name)}"

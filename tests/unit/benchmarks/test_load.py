@@ -7,7 +7,7 @@ import pytest
 from benchmarks.harness.processes import free_port
 from benchmarks.load_generator import load
 from benchmarks.load_generator.load import Spec, failures, run
-from benchmarks.load_generator.messages import HEADER_SETS, request, sent_by
+from benchmarks.load_generator.messages import request
 from tests.unit.benchmarks.fake_server import OK, Seen, fake_server
 
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nbusy"
@@ -36,32 +36,14 @@ def replying(data: bytes, *, close: bool = False, first: bytes | None = None) ->
     return reply
 
 
-def test_a_request_is_http_with_the_headers_of_its_senders() -> None:
-    head = b"POST /a HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: b\r\nContent-Length: 2\r\n\r\nxy"
-    assert request("/a", b"xy", {"Accept": "b"}) == head
-    assert b"Content-Length" not in request("/a", method="GET")
-    assert sent_by("plain", [head]) == [head]
-    sent = sent_by("gateway", [head])
-    assert len(sent) == len(HEADER_SETS) == 7
-    assert all(
-        data.startswith(head[:18]) and data.endswith(head[18:]) and data != head for data in sent
-    )
-
-
 def test_a_closed_loop_has_one_request_by_connection_in_turn() -> None:
     with fake_server(replying(OK)) as seen:
         report = run(spec(seen, connections=3, requests=[request("/a"), request("/b")]))
     assert (seen.connections, report["sent"]) == (3, len(seen.requests))
     assert 0 < report["ok"]["count"] <= report["sent"]
-    assert report["requests_per_s"] == report["ok_per_s"]
     assert report["ok_per_s"] == pytest.approx(report["ok"]["count"] / report["seconds"], rel=2e-3)
     assert report["seconds"] > 0.19  # timers have a resolution of a millisecond
-    assert (report["errors"], failures(report), report["reconnects"], report["resent"]) == (
-        {},
-        0,
-        0,
-        0,
-    )
+    assert (report["errors"], failures(report)) == ({}, 0)
     assert abs(sum(b"/a" in data[:8] for data in seen.requests) * 2 - len(seen.requests)) <= 1
 
 
@@ -83,30 +65,28 @@ def test_statuses_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reply", "is_ok", "errors", "resent"),
+    ("reply", "is_ok", "errors"),
     [
         (
             replying(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"), close=True),
             True,
             set(),
-            0,
         ),
         # lost with an idle connection, so it is sent again
-        (replying(OK, first=b""), True, set(), 1),
-        (replying(OK[:-1], close=True), False, {"cut_off"}, 0),
-        (replying(b"hello\r\n\r\n"), False, {"not_http"}, 0),
+        (replying(OK, first=b""), True, set()),
+        (replying(OK[:-1], close=True), False, {"cut_off"}),
+        (replying(b"hello\r\n\r\n"), False, {"not_http"}),
     ],
 )
 def test_a_connection_that_ends_is_opened_again(
-    reply: Reply, is_ok: bool, errors: set[str], resent: int
+    reply: Reply, is_ok: bool, errors: set[str]
 ) -> None:
     with fake_server(reply) as seen:
         report = run(spec(seen))
     assert (report["ok"]["count"] > 0) is is_ok
     assert errors <= set(report["errors"])
     assert is_ok is not bool(report["errors"])
-    assert report["resent"] == resent
-    assert report["reconnects"] > 0
+    assert seen.connections > 1
 
 
 @pytest.mark.slow

