@@ -128,10 +128,9 @@ class Output:
         """
         known = (self.previous_job() or {}).get("listing")
         listing = Listing(source, known if is_part or is_url(source) else None, self.place.get)
-        for name, size in (
-            (*listing.rows(0, 1), *listing.rows(listing.files - 1, listing.files)) if known else ()
-        ):
-            if is_url(source) and listing.place.size(name) != size:
+        ends = (listing.rows[0], listing.rows[-1]) if known and is_url(source) else ()
+        for name, size in ends:
+            if listing.place.size(name) != size:
                 raise StartupError(
                     f"{source}: {name} is not what it was when {self.url} began; use another folder"
                 )
