@@ -5,33 +5,23 @@ blocks by appending each to the ones before. A hostile file of 16 MiB can so tak
 minutes. Here every chunk or segment is visited once, and only what decoding needs is passed on. The
 size and the errors of text, profiles and animation have no effect.
 
-    PNG   signature · (length 4, type 4, content, CRC 4)…       ISO/IEC 15948
     JPEG  SOI · (0xFF, code, length 2, content)… · SOS, scan…   ITU-T T.81, table B.1
     WebP  RIFF, length 4, WEBP · (type 4, length 4, content)…   RFC 9649
 """
 
-import base64
 import binascii
 import re
-import struct
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Final
-
-from PIL.Image import Transpose
-from zlib_ng import zlib_ng as zlib
 
 from service.domain.errors import InvalidContent, TooLarge
 
-PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 # Most chunks of a PNG or WebP, and most segments before the first scan of a JPEG. Reading one takes
 # about 1 µs of Python, in which no other thread runs, so 16 MiB of empty ones would take seconds.
 # Encoders write 2000 in 16 MiB.
 MAX_PARTS: Final = 10_000
 
-_PNG_KEPT: Final = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
-
-_EXIF: Final = b"Exif\0\0"
+EXIF: Final = b"Exif\0\0"
 _PADDING = 0xFF
 _SOS = 0xDA
 _APP1 = 0xE1
@@ -45,24 +35,6 @@ _JPEG_COLOURS: Final = frozenset((0xE0, 0xEE))
 _METADATA: Final = frozenset((*range(0xE0, 0xF0), _COMMENT)) - _JPEG_COLOURS
 # segments; encoders write about ten, and Pillow reads the tables in them in loops, too
 _MAX_KEPT: Final = 64
-
-_ORIENTATION: Final = 0x0112
-_NUMBER: Final = {3: "H", 4: "I"}  # TIFF type SHORT or LONG → struct format
-TRANSPOSES: Final = {
-    2: Transpose.FLIP_LEFT_RIGHT,
-    3: Transpose.ROTATE_180,
-    4: Transpose.FLIP_TOP_BOTTOM,
-    5: Transpose.TRANSPOSE,
-    6: Transpose.ROTATE_270,
-    7: Transpose.TRANSVERSE,
-    8: Transpose.ROTATE_90,
-}
-"""What makes an image with this orientation upright."""
-
-SMALL: Final = 1 << 14
-"""Bytes of a small PNG, and its pixels."""
-_HEAD_BYTES: Final = 33  # signature and chunk IHDR
-_COLOUR_TYPES: Final = {1: 0, 2: 4, 3: 2, 4: 6}  # of PNG, by the number of channels
 
 _WHITE_SPACE: Final = b" \t\n\r\f\v"
 _DATA_URL: Final = re.compile(rb"data:image/[^,;]{1,64}(?:;[^,;]{1,64})*;base64,", re.IGNORECASE)
@@ -97,96 +69,6 @@ def decode_base64(text: str, *, field: str, max_chars: int) -> bytes:
         ) from exc
 
 
-def is_png_of(data: bytes | str, size: tuple[int, int]) -> bool:
-    """Whether bytes, or base64 text, are a PNG of at most 16 KiB and of exactly this (width,
-    height), at most 128×128.
-
-    Decoding it takes microseconds. The first 33 bytes decide: signature and IHDR of 8 bits, not
-    interlaced. False for everything else, also for invalid images. The result decides where to
-    decode, not whether.
-    """
-    if len(data) > SMALL or size[0] * size[1] > SMALL:
-        return False
-    if isinstance(data, str):
-        text = data.partition(",")[2] if data.startswith("data:") else data
-        try:
-            data = base64.b64decode(text[: _HEAD_BYTES // 3 * 4], validate=True)
-        except ValueError:  # white space, or not base64
-            return False
-    return data[:_HEAD_BYTES] in _png_heads(size)
-
-
-@lru_cache(maxsize=64)
-def _png_heads(size: tuple[int, int]) -> frozenset[bytes]:
-    return frozenset(
-        [PNG_SIGNATURE + png_header(*size, colour) for colour in _COLOUR_TYPES.values()]
-    )
-
-
-def png_chunk(chunk_type: bytes, content: bytes) -> bytes:
-    """Length of the content, type, content, CRC-32 of type and content."""
-    checksum = zlib.crc32(content, zlib.crc32(chunk_type))
-    return b"".join(
-        (len(content).to_bytes(4, "big"), chunk_type, content, checksum.to_bytes(4, "big"))
-    )
-
-
-PNG_END: Final = png_chunk(b"IEND", b"")
-
-
-def is_plain_png(data: bytes, channels: int) -> bool:
-    """Whether a file for which `is_png_of` is true has so many channels, all in one undamaged
-    chunk, and no others.
-    """
-    is_one_chunk = data[37:41] == b"IDAT" and 57 + int.from_bytes(data[33:37], "big") == len(data)
-    return (
-        is_one_chunk
-        and data[25] == _COLOUR_TYPES[channels]
-        and data.endswith(PNG_END)
-        and zlib.crc32(data[37:-16]) == int.from_bytes(data[-16:-12], "big")
-    )
-
-
-@lru_cache(maxsize=64)
-def png_header(width: int, height: int, colour: int) -> bytes:
-    """The chunk IHDR of an image with 8 bits and this colour type, not interlaced."""
-    return png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0))
-
-
-def png_chunks(data: bytes) -> tuple[list[bytes], bytes]:
-    """Split a PNG file: the signature and the chunks of the first image; and the content of the
-    chunk eXIf, or b"".
-
-    Raises ValueError for more than `MAX_PARTS` chunks, or an IHDR that is not the first of the
-    chunks of the image.
-    """
-    # Malformed lengths need no check here: slices end at the end of the data, and Pillow reports
-    # the damage.
-    parts = [data[:8]]
-    exif = b""
-    start = 8
-    size = len(data)
-    chunks = 0
-    while start + 8 <= size:
-        chunks += 1
-        if chunks > MAX_PARTS:
-            raise ValueError("too many chunks")
-        chunk_type = data[start + 4 : start + 8]
-        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
-        if chunk_type in _PNG_KEPT:
-            # Pillow uses the last IHDR; `is_png_of` and the size limit use the first. Two different
-            # ones would bypass the limit.
-            if chunk_type == b"IHDR" and len(parts) > 1:
-                raise ValueError("more than one IHDR")
-            parts.append(data[start:end])
-        elif chunk_type == b"eXIf":
-            exif = data[start + 8 : end - 4]
-        if chunk_type == b"IEND":
-            break
-        start = end
-    return parts, exif
-
-
 def jpeg_without_metadata(data: bytes) -> tuple[bytes, bytes]:
     """A JPEG file without metadata and padding before its first scan; and its EXIF block, or b"".
 
@@ -198,7 +80,7 @@ def jpeg_without_metadata(data: bytes) -> tuple[bytes, bytes]:
     for code, segment in _jpeg_segments(data):
         if code not in _METADATA:
             kept.append(segment)
-        elif code == _APP1 and not exif and segment.startswith(_EXIF, 4):
+        elif code == _APP1 and not exif and segment.startswith(EXIF, 4):
             exif = segment[4:]
         if len(kept) > _MAX_KEPT:
             raise ValueError("too many segments that decoding needs")
@@ -239,32 +121,3 @@ def check_webp_chunks(data: bytes) -> None:
             raise ValueError("too many chunks")
         length = int.from_bytes(data[position + 4 : position + 8], "little")
         position += 8 + length + length % 2  # a byte of padding follows an odd length
-
-
-def exif_transpose(exif: bytes) -> Transpose | None:
-    """The transpose that makes an image with this EXIF block upright; None if it is upright, absent
-    or damaged.
-    """
-    # Pillow's EXIF reader is not used, because it reports damaged blocks through `warnings`, which
-    # cannot be silenced for one thread. Layout: TIFF 6.0, section 2. Tag: CIPA DC-008 (Exif 2.3),
-    # section 4.6.4.
-    tiff = exif.removeprefix(_EXIF)
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
-    if order is None:
-        return None
-    try:
-        # A directory is a count and entries of 12 bytes: tag 2, type 2, count 4, value 4.
-        (start,) = struct.unpack_from(order + "I", tiff, 4)
-        (entries,) = struct.unpack_from(order + "H", tiff, start)
-        for entry in range(start + 2, start + 2 + 12 * entries, 12):
-            tag, value_type = struct.unpack_from(order + "HH", tiff, entry)
-            if tag == _ORIENTATION:
-                number = _NUMBER.get(value_type)
-                return (
-                    TRANSPOSES.get(struct.unpack_from(order + number, tiff, entry + 8)[0])
-                    if number
-                    else None
-                )
-    except struct.error:  # the block ends before an offset or count in it
-        pass
-    return None
