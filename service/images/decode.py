@@ -126,6 +126,10 @@ class DecodeLimits:
     max_chars: int = 16 * 1024 * 1024  # of base64 text
 
 
+# The first 33 bytes of a small PNG say its size, so no limit can reject it.
+_SMALL: Final = DecodeLimits(max_pixels=png.SMALL)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
     """A decoded image."""
@@ -219,16 +223,14 @@ class ImageBytes:
 
         Its pixels, (H, W) or (H, W, 3), if the file has so many ``channels`` and nothing but them.
         """
-        # The first 33 bytes say its size, so no limit can reject it.
-        limits = DecodeLimits(max_pixels=png.SMALL)
-        content = self._bytes(limits)
+        content = self._bytes(_SMALL)
         if png.is_plain_png(content, channels):
             # One call of a library in C, without Pillow's chunk reader, which is Python. It fails
             # for a damaged file, about which Pillow decides.
             with suppress(RuntimeError):
                 pixels: Pixels = pyspng.load(content)
                 return pixels
-        opened = self._open(limits)
+        opened = self._open(_SMALL)
         return opened._upright(opened._decoded())
 
     def open(self, _: CodecThread, limits: DecodeLimits) -> EncodedImage:
