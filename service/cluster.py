@@ -17,7 +17,7 @@ from service.api.app_state import AppState
 from service.api.problems import describe, problem_response
 from service.domain.errors import NotReady, StartupError
 from service.environment import prepare_process
-from service.observability.metrics import FRESH_S, Texts, add_up
+from service.observability.shared import FRESH_S, Texts, add_up
 from service.settings import Settings, from_environment, log_name_warnings
 
 _REQUEST_ID: Final = b"x-request-id"

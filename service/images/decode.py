@@ -40,7 +40,7 @@ from service.artifact.files import read_npy
 from service.domain.errors import IgnError, InvalidContent, TooLarge
 from service.domain.latents import MAX_MAGNITUDE, FloatRow, is_bounded
 from service.domain.tiles import MAX_SIDE
-from service.images import png, untrusted
+from service.images import untrusted
 from service.images.formats import (
     ORIENTATION,
     PHOTOMETRIC,
@@ -127,7 +127,7 @@ class DecodeLimits:
 
 
 # The first 33 bytes of a small PNG say its size, so no limit can reject it.
-_SMALL: Final = DecodeLimits(max_pixels=png.SMALL)
+_SMALL: Final = DecodeLimits(max_pixels=untrusted.SMALL)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -215,7 +215,7 @@ class ImageBytes:
 
     def is_png_of(self, size: Size) -> bool:
         """Whether `decode_png` may decode it: a small PNG of this (width, height)."""
-        return png.is_png_of(self._data, size)
+        return untrusted.is_png_of(self._data, size)
 
     def decode_png(self, channels: int) -> Picture | Pixels:
         """Decode an image for which `is_png_of` is true, in any thread; raises as
@@ -224,7 +224,7 @@ class ImageBytes:
         Its pixels, (H, W) or (H, W, 3), if the file has so many ``channels`` and nothing but them.
         """
         content = self._bytes(_SMALL)
-        if png.is_plain_png(content, channels):
+        if untrusted.is_plain_png(content, channels):
             # One call of a library in C, without Pillow's chunk reader, which is Python. It fails
             # for a damaged file, about which Pillow decides.
             with suppress(RuntimeError):
@@ -318,7 +318,7 @@ def _open(data: bytes, field: str) -> _Opened:
 
 
 def _opener(data: bytes) -> Callable[[bytes], _Opened] | None:
-    if data.startswith(png.PNG_SIGNATURE):
+    if data.startswith(untrusted.PNG_SIGNATURE):
         return _open_png
     if data.startswith(b"\xff\xd8\xff"):
         return _open_jpeg
@@ -396,7 +396,7 @@ def _load_tiff(page: TiffPage) -> Image.Image:
     if not image.mode.startswith("I;16"):
         return _load(image)
     image.load()
-    levels = Image.fromarray(png.eight_bits(np.asarray(image)))
+    levels = Image.fromarray(untrusted.eight_bits(np.asarray(image)))
     is_white_zero = page.value(PHOTOMETRIC, 1) == 0  # Pillow inverts images of up to 8 bits only
     return ImageChops.invert(levels) if is_white_zero else levels
 
@@ -426,13 +426,13 @@ def _load(image: ImageFile) -> Image.Image:
 
 
 def _open_png(data: bytes) -> _Opened:
-    parts, exif = png.png_chunks(data)
+    parts, exif = untrusted.png_chunks(data)
     transpose = exif_transpose(exif)
     chunks = b"".join(parts)
     image = PngImageFile(io.BytesIO(chunks))
     raw = str(image.tile[0].args)
     if raw.endswith(";16B"):
-        return image.size, transpose, partial(png.load_sixteen_bit, chunks, image, raw)
+        return image.size, transpose, partial(untrusted.load_sixteen_bit, chunks, image, raw)
     key = image.info.get("transparency")
     if isinstance(key, int):
         image.info["transparency"] = key * _KEY_SCALE.get(raw, 1)

@@ -23,8 +23,8 @@ from service.domain.errors import InvalidContent
 from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import Images
 from service.images.decode import Pixels
-from service.images.png import PNG_END, PNG_SIGNATURE, png_chunk, png_header
 from service.images.prepare import as_pixels, background_levels
+from service.images.untrusted import PNG_END, PNG_SIGNATURE, png_chunk, png_header
 
 Resample = Literal["nearest", "smooth"]
 ImageFormat = Literal["png", "webp", "jpeg"]

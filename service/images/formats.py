@@ -18,8 +18,7 @@ from typing import Final, NamedTuple
 
 from PIL.Image import Transpose
 
-from service.images.png import PNG_SIGNATURE, png_chunk
-from service.images.untrusted import EXIF, MAX_PARTS, Unsupported
+from service.images.untrusted import EXIF, MAX_PARTS, PNG_SIGNATURE, Unsupported, png_chunk
 
 TRANSPOSES: Final = {
     2: Transpose.FLIP_LEFT_RIGHT,

@@ -93,7 +93,13 @@ def prepare_many(
     fitted = list[Pixels]()
     inverted = list[bool]()
     for picture, resize, invert in pictures:
-        pixels, inverts = _fitted(picture, resize, invert, card)
+        inverts = invert is True
+        auto = invert == "auto" and card.polarity == "light-on-dark"
+        if isinstance(picture, Picture):
+            pixels, inverts = _fitted(picture, resize, inverts, auto, card)
+        else:
+            inverts = levels.ring_mean(picture) > levels.MID_GREY if auto else inverts
+            pixels = ~picture if inverts else picture
         fitted.append(pixels)
         inverted.append(inverts)
         del picture  # the next image is decoded now, and each may take 60 MB
@@ -101,23 +107,18 @@ def prepare_many(
 
 
 def _fitted(
-    picture: Picture | Pixels, resize: Resize, invert: Invert, card: Card
+    picture: Picture, resize: Resize, inverts: bool, auto: bool, card: Card
 ) -> tuple[Pixels, bool]:
     """The pixels of an image in the model's size, and whether light and dark are exchanged."""
-    auto = invert == "auto" and card.polarity == "light-on-dark"
-    if isinstance(picture, np.ndarray):
-        inverts = levels.ring_mean(picture) > levels.MID_GREY if auto else invert is True
-        return (~picture if inverts else picture), inverts
     mode = "L" if card.shape[0] == 1 else "RGB"
     target = (card.shape[2], card.shape[1])
     background = background_levels(card)
     dark_ink = auto and _is_dark_ink(picture.image, mode)
     flat = composite(picture.image, mode, (255,) * card.shape[0] if dark_ink else background)
-    inverts = dark_ink or invert is True
     # The ring is that of the image before resizing, and the letterbox is background also when
     # inverted.
-    if auto and not dark_ink:
-        inverts = levels.ring_mean(as_pixels(flat)) > levels.MID_GREY
+    if auto:
+        inverts = dark_ink or levels.ring_mean(as_pixels(flat)) > levels.MID_GREY
     if inverts:
         flat = ImageChops.invert(flat)
     if flat.size != target:

@@ -17,7 +17,7 @@ import pytest
 from service.bulk.__main__ import main
 from service.bulk.output import Output
 from service.bulk.places import Bucket
-from service.bulk.shards import ShardPlan, Shards
+from service.bulk.run import ShardPlan, Shards
 from tests.contract.data import b64, unb64
 from tests.contract.harness import Service
 from tests.helpers.onnx_models import write_model

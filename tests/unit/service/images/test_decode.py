@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngImageFile
 from service.domain.errors import IgnError
 from service.images.decode import ImageBytes
 from service.images.formats import exif_transpose
-from service.images.png import PNG_SIGNATURE, is_png_of, png_chunks
+from service.images.untrusted import PNG_SIGNATURE, is_png_of, png_chunks
 from tests.helpers.pictures import (
     GREY,
     PALETTE,

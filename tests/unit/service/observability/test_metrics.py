@@ -21,8 +21,8 @@ from service.observability.metrics import (
     MAX_VALUES,
     OTHER,
     Metrics,
-    SharedFiles,
 )
+from service.observability.shared import SharedFiles
 from service.observability.statistics import ModelStatistics
 from service.scheduling.report import Finished, ModelCall, Report
 
