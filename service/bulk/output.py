@@ -21,12 +21,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
-from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final, Literal
 
 from service.bulk.places import Bucket, Contents, Folder, StoreError, is_url
-from service.bulk.sources import Listing
+from service.bulk.sources import Listing, require_pyarrow
 from service.domain.errors import StartupError
 
 Record = dict[str, Any]
@@ -85,15 +84,10 @@ def check_output(
             raise StartupError(f"{url}: holds files of something else; use another folder")
     except StoreError as exc:
         raise StartupError(f"{url}: cannot be read: {str(exc).removeprefix(f'{url}: ')}") from exc
-    for option in [
-        name
-        for name in (f"--manifest {manifest_format}", f"--pack {pack}")
-        if name.endswith("parquet")
-    ]:
-        if find_spec("pyarrow") is None:
-            raise StartupError(
-                f"{option}: pyarrow is not installed; pip install 'ign-service[bulk]'"
-            )
+    if manifest_format == "parquet":
+        require_pyarrow("--manifest parquet")
+    elif pack == "parquet":
+        require_pyarrow("--pack parquet")
 
 
 class Output:

@@ -210,10 +210,7 @@ class Table(Files):
         self._sizes = dict(listing.rows)
         self._lock = threading.Lock()
         self._readers: dict[int, Iterator[tuple[str, Any]]] = {}  # by the row that comes next
-        if find_spec("pyarrow") is None:
-            raise StartupError(
-                f"{source}: pyarrow is not installed; pip install 'ign-service[bulk]'"
-            )
+        require_pyarrow(source)
         self._metadata = {
             name: self._read_metadata(f"{source}: {name}", name) for name in self._sizes
         }
@@ -315,6 +312,12 @@ class Table(Files):
         yield from repeat("its part of the file is damaged")
 
 
+def require_pyarrow(what: str) -> None:
+    """Raise StartupError, which begins with ``what``, if pyarrow is not installed."""
+    if find_spec("pyarrow") is None:
+        raise StartupError(f"{what}: pyarrow is not installed; pip install 'ign-service[bulk]'")
+
+
 def _check_column(where: str, schema: Any, column: str) -> None:
     from pyarrow import types
 
@@ -323,9 +326,9 @@ def _check_column(where: str, schema: Any, column: str) -> None:
             f"{where}: has no column {column!r}; the columns are {', '.join(schema.names)}"
         )
     kind = schema.field(column).type
-    fields = [kind.field(i) for i in range(kind.num_fields)] if types.is_struct(kind) else []
-    candidates = [field.type for field in fields if field.name == "bytes"] or [kind]
-    if not any(types.is_binary(one) or types.is_large_binary(one) for one in candidates):
+    is_struct = types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+    held = kind.field("bytes").type if is_struct else kind
+    if not (types.is_binary(held) or types.is_large_binary(held)):
         raise StartupError(f"{where}: column {column!r} holds no bytes, but {kind}")
 
 

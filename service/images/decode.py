@@ -244,13 +244,12 @@ class ImageBytes:
         """The pages of a TIFF, at most one more than ``most``, or the one image of another file; as
         `open`.
         """
-        if not self.may_have_pages:
-            return [self.open(thread, limits)]
-        try:
-            pages = list(islice(tiff_pages(self._bytes(limits)), most + 1))
-        except Exception:  # a damaged file raises nearly any, and `open` finds the text for it
-            return [self.open(thread, limits)]
-        if len(pages) == 1:
+        pages = list[TiffPage]()
+        if self.may_have_pages:
+            # a damaged file raises nearly any error, and `open` finds the text for it
+            with suppress(Exception):
+                pages = list(islice(tiff_pages(self._bytes(limits)), most + 1))
+        if len(pages) < 2:
             return [self.open(thread, limits)]
         return [
             _checked(f"{self.field}.page.{number}", _opened_page(page), limits)

@@ -258,11 +258,10 @@ TINY = save(noise(28, 28))
 @pytest.mark.parametrize(
     ("data", "is_small"),
     [
-        *((sized(*size), True) for size in ((28, 28), (128, 128), (1, 16384))),
+        (sized(1, 16384), True),
         (save(noise(28, 28, 4)), True),
-        *((sized(*size), False) for size in ((129, 128), (2**31 - 1, 2**31 - 1))),
+        (sized(129, 128), False),
         (TINY[:32], False),
-        (save(noise(28, 28), "JPEG"), False),
         (TINY + bytes(1 << 14), False),
         (TINY[:29] + bytes(4) + TINY[33:], False),
     ],
