@@ -14,6 +14,7 @@ import operator
 import platform
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -42,8 +43,6 @@ MAX_MODELS: Final = 256
 MAX_CALLERS: Final = 1000
 OTHER: Final = "other"
 _LOG = logging.getLogger(__name__)
-Labels = dict[str, Callable[[str], str]]
-"""The labels of a metric, and for each a function that limits its values."""
 Child = TypeVar("Child", Counter, Series)
 
 _LATENCY: Final = (
@@ -135,10 +134,12 @@ class Metrics:
         self._latest: dict[str, tuple[float, asyncio.Task[tuple[bytes, str]]]] = {}
         if shared is None:
             ProcessCollector(registry=registry)
-        self.model_label = label_limiter(MAX_MODELS)
-        model: Labels = {"model": self.model_label}
-        endpoint: Labels = {"endpoint": label_limiter()}
-        caller: Labels = {"caller": label_limiter(MAX_CALLERS)}
+        self._limits = defaultdict(
+            label_limiter,
+            model=label_limiter(MAX_MODELS),
+            caller=label_limiter(MAX_CALLERS),
+        )
+        self.model_label = self._limits["model"]
         self._described: dict[
             str, list[tuple[Gauge, tuple[str, ...]]]
         ] = {}  # series that describe a loaded model
@@ -151,13 +152,13 @@ class Metrics:
         def counter(name: str, text: str) -> Counter:
             return Counter(name, text, registry=registry)
 
-        def counters(name: str, text: str, labels: Labels) -> Callable[..., Counter]:
-            return _children(Counter(name, text, labels, registry=registry).labels, labels)
+        def counters(name: str, text: str, *labels: str) -> Callable[..., Counter]:
+            return self._children(Counter(name, text, labels, registry=registry).labels, labels)
 
         def histograms(
-            name: str, text: str, labels: Labels, bounds: tuple[float, ...]
+            name: str, text: str, bounds: tuple[float, ...], *labels: str
         ) -> Callable[..., Series]:
-            return _children(Histogram(name, text, [*labels], bounds, registry).labels, labels)
+            return self._children(Histogram(name, text, labels, bounds, registry).labels, labels)
 
         # The process
         self.ready = gauge("ign_ready", "1 while /readyz answers 200, else 0.", combine=min)
@@ -165,22 +166,20 @@ class Metrics:
             "ign_start_time_seconds", "Unix time at which the newest process started.", combine=max
         )
         started.set(time.time())
-        build = ("version", "python", "onnxruntime")
         versions = gauge(
             "ign_build_info",
             "1; versions of the service and of what it runs on.",
-            *build,
+            *("version", "python", "onnxruntime"),
             combine=max,
         )
         versions.labels(__version__, platform.python_version(), onnxruntime_version()).set(1)
         self.dropped_log_lines = counter(
             "ign_dropped_log_lines", "Lines of the log that could not be written in time."
         )
-
         self.process_replacements = counters(
             "ign_process_replacements",
             "Server processes that were replaced: they ended, or hung and were killed.",
-            {"reason": str},
+            "reason",
         )
         for reason in ("ended", "hung"):
             self.process_replacements(reason)
@@ -194,7 +193,7 @@ class Metrics:
         self.closed_connections = counters(
             "ign_closed_connections",
             "Connections that the service closed because of a limit.",
-            {"reason": str},
+            "reason",
         )
         for reason in _CLOSED:
             self.closed_connections(reason)
@@ -202,36 +201,28 @@ class Metrics:
             "ign_files_exhausted",
             "Seconds in which no file could be opened and new connections were closed.",
         )
-        self._requests = counters(
-            "ign_requests", "Responses sent.", endpoint | {"status": str} | model
-        )
-        self._errors = counters(
-            "ign_http_errors", "Error responses sent, by error code.", {"code": label_limiter()}
-        )
+        self._requests = counters("ign_requests", "Responses sent.", "endpoint", "status", "model")
+        self._errors = counters("ign_http_errors", "Error responses sent, by error code.", "code")
         self._latency = histograms(
             "ign_request_seconds",
             "From request headers to the end of the response.",
-            endpoint | model,
             _LATENCY,
+            "endpoint",
+            "model",
         )
         self.in_flight = gauge("ign_requests_in_flight", "Requests in flight, without probes.")
         self._caller_requests = counters(
-            "ign_caller_requests",
-            "Responses sent to callers with an API key.",
-            caller | {"status": str},
+            "ign_caller_requests", "Responses sent to callers with an API key.", "caller", "status"
         )
         self._caller_row_steps = counters(
             "ign_caller_row_steps",
             "Steps applied to finished rows of callers with an API key.",
-            caller,
+            "caller",
         )
 
         # Images and rows
         self._codec = histograms(
-            "ign_codec_seconds",
-            "One call that decodes or encodes images.",
-            {"operation": label_limiter()},
-            _COMPUTE,
+            "ign_codec_seconds", "One call that decodes or encodes images.", _COMPUTE, "operation"
         )
         self.codec_waiting = gauge(
             "ign_codec_waiting_jobs", "Jobs waiting for a thread of the codec pool."
@@ -239,17 +230,19 @@ class Metrics:
         self._distance = histograms(
             "ign_distance",
             "Mean |f(x) - x| of inputs, in the model's units.",
-            model | endpoint,
             _DISTANCE,
+            "model",
+            "endpoint",
         )
         self._drift = histograms(
             "ign_drift",
             "Mean |f(y) - y| of outputs, if requested, in the model's units.",
-            model | endpoint,
             _DRIFT,
+            "model",
+            "endpoint",
         )
         self._row_steps = histograms(
-            "ign_row_steps", "Steps applied to a finished row.", model, _STEPS
+            "ign_row_steps", "Steps applied to a finished row.", _STEPS, "model"
         )
 
         # Models
@@ -273,7 +266,6 @@ class Metrics:
             "ign_opened_models", "Closed models that were opened for a request."
         )
         self._model_bytes = gauge("ign_model_memory_bytes", "Memory of open models, with a limit.")
-
         self._queue_rows = gauge("ign_queue_rows", "Rows waiting for a batch.", "model")
 
         # Their schedulers, recorded by `service.observability.statistics`
@@ -283,53 +275,53 @@ class Metrics:
         self.queue_seconds = histograms(
             "ign_queue_seconds",
             "From submission until the first row enters a batch.",
-            model,
             _LATENCY,
+            "model",
         )
         self.compute_seconds = histograms(
             "ign_compute_seconds",
             "From the first row entering a batch until the last row is done.",
-            model,
             _LATENCY,
+            "model",
         )
         self.batch_rows = histograms(
-            "ign_batch_rows", "Rows in a batch, padding excluded.", model, _ROWS
+            "ign_batch_rows", "Rows in a batch, padding excluded.", _ROWS, "model"
         )
-        self.batch_seconds = histograms("ign_batch_seconds", "One model call.", model, _COMPUTE)
+        self.batch_seconds = histograms("ign_batch_seconds", "One model call.", _COMPUTE, "model")
         self.padding_rows = counters(
-            "ign_padding_rows", "Padding rows computed to fill a bucket.", model
+            "ign_padding_rows", "Padding rows computed to fill a bucket.", "model"
         )
         self.batches = counters(
-            "ign_batches",
-            "Model calls, by why the batch was closed.",
-            model | {"reason": label_limiter()},
+            "ign_batches", "Model calls, by why the batch was closed.", "model", "reason"
         )
         self.scheduled_requests = counters(
             "ign_scheduled_requests",
             "Requests that the scheduler finished, by outcome.",
-            model | {"outcome": label_limiter()},
+            "model",
+            "outcome",
         )
         self.rejected_requests = counters(
-            "ign_rejected_requests",
-            "Requests rejected at admission.",
-            model | {"reason": label_limiter()},
+            "ign_rejected_requests", "Requests rejected at admission.", "model", "reason"
         )
         self.early_exits = counters(
-            "ign_early_exits", "Rows that met their tolerance before their last step.", model
+            "ign_early_exits", "Rows that met their tolerance before their last step.", "model"
         )
         self.cancellations = counters(
-            "ign_cancelled_rows", "Unfinished rows dropped because the client disconnected.", model
+            "ign_cancelled_rows",
+            "Unfinished rows dropped because the client disconnected.",
+            "model",
         )
         self.batch_size_reductions = counters(
             "ign_batch_size_reductions",
             "Times the device ran out of memory, by the new largest batch.",
-            model | {"rows": str},
+            "model",
+            "rows",
         )
         self.devices_lost = counters(
-            "ign_devices_lost", "Devices that fail every call until a restart.", model
+            "ign_devices_lost", "Devices that fail every call until a restart.", "model"
         )
         self.replacements = counters(
-            "ign_worker_replacements", "Worker threads that died and were replaced.", model
+            "ign_worker_replacements", "Worker threads that died and were replaced.", "model"
         )
 
     @classmethod
@@ -340,6 +332,18 @@ class Metrics:
         metrics = cls(SharedFiles(shared))
         metrics.ready.set(1)
         return metrics
+
+    def _children(
+        self, child_of: Callable[..., Child], labels: Sequence[str]
+    ) -> Callable[..., Child]:
+        limits = [self._limits[label] for label in labels]
+
+        @lru_cache(maxsize=1024)  # `child_of` costs more than `inc()`
+        def child(*values: str | None) -> Child:
+            both = zip(limits, values, strict=True)
+            return child_of(*("none" if value is None else limit(value) for limit, value in both))
+
+        return child
 
     def add_callers(self, names: Collection[str]) -> None:
         """Start the counters of these names of API keys at 0; `increase` misses the first event of
@@ -494,12 +498,3 @@ class Metrics:
                 self._warn_once(
                     f"the metrics of this process cannot be written, so /metrics is old: {exc}"
                 )
-
-
-def _children(child_of: Callable[..., Child], labels: Labels) -> Callable[..., Child]:
-    @lru_cache(maxsize=1024)  # `child_of` costs more than `inc()`
-    def child(*values: str | None) -> Child:
-        limits = zip(labels.values(), values, strict=True)
-        return child_of(*("none" if value is None else limit(value) for limit, value in limits))
-
-    return child
