@@ -11,17 +11,19 @@ import logging
 import re
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple
 
+from anyio.from_thread import start_blocking_portal
 from tqdm import tqdm
 
 from service.api.app_state import AppState
 from service.api.native.schemas import Format, GenerateRequest, ImageOptions, ProjectOptions
 from service.app import running_services
 from service.bulk.output import COLUMNS, Fingerprint, Made, Output, Pack, Record, packed, progress
-from service.bulk.pipeline import SCHEMAS, Item, LoopThread, Options, Pipeline
+from service.bulk.pipeline import SCHEMAS, Item, Options, Pipeline
 from service.bulk.places import gather_all, is_url
 from service.bulk.sources import Files, open_source
 from service.domain.errors import IgnError, StartupError
@@ -361,9 +363,12 @@ class Actor:
 
     def __init__(self, job: Job, output: Output, settings: Settings) -> None:
         prepare_process()
-        self._loop = LoopThread()  # Ray may call the actor from different threads
-        self._running = running_services(settings, job.options.model or "")
-        services = self._loop.run(self._running.__aenter__())
+        self._running = ExitStack()  # to the end of the process
+        enter = self._running.enter_context
+        # Ray may call the actor from different threads
+        self._portal = enter(start_blocking_portal())
+        running = running_services(settings, job.options.model or "")
+        services = enter(self._portal.wrap_async_context_manager(running))
         self._shards = Shards(
             job, services, output, open_input(job, output, settings, is_part=True)
         )
@@ -376,7 +381,7 @@ class Actor:
         records = list[Record]()
         error = ""
         try:
-            records = self._loop.run(self._shards.shard(number))
+            records = self._portal.call(self._shards.shard, number)
         except (IgnError, OSError) as exc:
             error = exc.detail if isinstance(exc, IgnError) else str(exc)
         return {"records": [json.dumps(records)], "error": [error]}

@@ -3,7 +3,6 @@
 import asyncio
 import threading
 from functools import partial
-from unittest.mock import ANY
 
 from service.images.pool import CodecPool
 
@@ -36,7 +35,7 @@ def test_a_job_that_nobody_waits_for_never_runs_and_running_ones_end() -> None:
         await asyncio.sleep(0)
         assert pool.waiting == 1
         pool.close()  # cancels what waits
-        assert await asyncio.gather(gone, waiting, return_exceptions=True) == [ANY, ANY]
+        await asyncio.wait([gone, waiting])
         free.set()
         assert await asyncio.gather(*holding) == [True, True]
         assert (gone.cancelled(), waiting.cancelled(), ran.is_set()) == (True, True, False)
