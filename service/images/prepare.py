@@ -167,12 +167,8 @@ def fit_to_canvas(
         left, top = _centred((width, height), image.size)
         image = image.crop((left, top, left + width, top + height))
     size = _inscribed(image.size, target) if resize == "fit" else target
-    if image.size != size:
-        image = image.resize(size, resample)
-    if size == target:
-        return image
     canvas = Image.new(image.mode, target, fill)
-    canvas.paste(image, _centred(size, target))
+    canvas.paste(image.resize(size, resample), _centred(size, target))
     return canvas
 
 

@@ -65,12 +65,6 @@ def test_an_unreadable_subfolder_is_an_error(
         opened(tmp_path)
 
 
-def poison(rows: FloatRows) -> None:
-    """Fail on rows that are wholly light."""
-    if any((row == 1).all() for row in rows):
-        raise RuntimeError("poison")
-
-
 IMAGE = Image.open(io.BytesIO(picture(1)))
 CONTROL = "\x1b[31m\u202egnp.\n.png"
 # Their contents, and the codes of those that fail.
@@ -102,7 +96,8 @@ def test_failed_images_are_listed_and_not_fatal(
     run = OnnxModel.run
 
     def poisoned(self: OnnxModel, rows: FloatRows) -> FloatRows:
-        poison(rows)
+        if any((row == 1).all() for row in rows):  # wholly light
+            raise RuntimeError("poison")
         return run(self, rows)
 
     monkeypatch.setattr(OnnxModel, "run", poisoned)
