@@ -40,9 +40,11 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = _PROG) -> int:
         status = USAGE
     except (IgnError, OSError) as exc:
         detail = exc.detail if isinstance(exc, IgnError) else str(exc)
-        line, status = f"stopped: {detail}; the same command continues", STOPPED
+        line = f"stopped: {detail}; the same command continues"
+        status = STOPPED
     except KeyboardInterrupt:
-        line, status = "interrupted; the same command continues", INTERRUPTED
+        line = "interrupted; the same command continues"
+        status = INTERRUPTED
     print(f"{prog} {options.task}: {line}", file=sys.stderr)
     return status
 

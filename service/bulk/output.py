@@ -94,7 +94,8 @@ class Output:
     """The output of one run, by its path or URL."""
 
     def __init__(self, url: str) -> None:
-        self.url, self.place = url, Bucket(url) if is_url(url) else Folder(url)
+        self.url = url
+        self.place = Bucket(url) if is_url(url) else Folder(url)
 
     def __reduce__(self) -> tuple[Any, ...]:  # a store is opened in the process that uses it
         return Output, (self.url if is_url(self.url) else str(Path(self.url).resolve()),)

@@ -139,12 +139,10 @@ class Bucket:
         ):
             url = f"{parts.scheme}://{parts.hostname}{parts.path}"
             raise StartupError(f"{url}: a URL must hold neither credentials nor a query")
-        # `_store` is that of the first answer, and then the patient one.
-        self.url, self._store, self._patient = (
-            url,
-            open_store(url, url, _AT_FIRST),
-            open_store(url, url, _PATIENT),
-        )
+        self.url = url
+        self._patient = open_store(url, url, _PATIENT)
+        # that of the first answer, and then the patient one
+        self._store = open_store(url, url, _AT_FIRST)
         import obstore
 
         self._api: Any = obstore

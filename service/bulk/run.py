@@ -224,12 +224,10 @@ class Progress:
             dynamic_ncols=True,
             disable=None,
         )
-        self._plan, self._done, self._failed, self._began = (
-            plan,
-            plan.completed,
-            0,
-            time.monotonic(),
-        )
+        self._plan = plan
+        self._done = plan.completed
+        self._failed = 0
+        self._began = time.monotonic()
         if plan.completed:
             _LOG.info("continuing: %d of %d images are complete", plan.completed, plan.images)
 

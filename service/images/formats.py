@@ -316,7 +316,8 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]
         size, kind = struct.unpack_from(">I4s", data, start)
         head = 8
         if size == 1:
-            (size,), head = struct.unpack_from(">Q", data, start + 8), 16
+            (size,) = struct.unpack_from(">Q", data, start + 8)
+            head = 16
         stop = end if size == 0 else start + size
         if stop < start + head or stop > end:
             raise ValueError("a box that ends elsewhere")

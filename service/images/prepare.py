@@ -175,7 +175,8 @@ def fit_to_canvas(
 def _inscribed(size: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
     # The largest size with the aspect ratio of `size` inside `frame`; each side is at least 1. An
     # image of 56×25 in a frame of 28×28 becomes 28×round(25·28/56) = 28×12: ties go to even.
-    (width, height), (frame_width, frame_height) = size, frame
+    width, height = size
+    frame_width, frame_height = frame
     # Compare products of integers, because quotients of floats could decide wrongly for equal
     # ratios.
     if frame_width * height <= frame_height * width:

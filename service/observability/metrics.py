@@ -130,7 +130,8 @@ class Metrics:
         # metrics of the processes that this one replaces
         self._earlier = shared.earlier() if shared else ""
         self._warn_once = lru_cache(_LOG.warning)
-        self._rendering, self._publishing = threading.Lock(), threading.Lock()
+        self._rendering = threading.Lock()
+        self._publishing = threading.Lock()
         self._latest: dict[str, tuple[float, asyncio.Task[tuple[bytes, str]]]] = {}
         if shared is None:
             ProcessCollector(registry=registry)
@@ -140,9 +141,8 @@ class Metrics:
             caller=label_limiter(MAX_CALLERS),
         )
         self.model_label = self._limits["model"]
-        self._described: dict[
-            str, list[tuple[Gauge, tuple[str, ...]]]
-        ] = {}  # series that describe a loaded model
+        # series that describe a loaded model
+        self._described: dict[str, list[tuple[Gauge, tuple[str, ...]]]] = {}
         self._queued: dict[str, str] = {}
 
         def gauge(name: str, text: str, *labels: str, combine: Any = operator.add) -> Gauge:
