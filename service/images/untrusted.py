@@ -236,7 +236,7 @@ def png_chunks(data: bytes) -> tuple[list[bytes], bytes]:
 
 def eight_bits(samples: NDArray[np.uint16]) -> NDArray[np.uint8]:
     """rint(v / 257) of 16-bit samples v."""
-    return (samples * np.uint32(255) + 32_895 >> 16).astype(np.uint8)
+    return (samples * np.float32(1 / 257) + np.float32(0.5)).astype(np.uint8)
 
 
 def load_sixteen_bit(chunks: bytes, image: PngImageFile, raw: str) -> Image.Image:
