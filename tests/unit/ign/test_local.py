@@ -39,9 +39,10 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     before = set(threading.enumerate())
     yield
-    for thread in set(threading.enumerate()) - before:  # nobody waits for the end of a daemon
-        thread.join(0 if thread.daemon else 10)
-        assert not thread.is_alive() or thread.name == "tqdm_monitor", thread.name
+    for thread in set(threading.enumerate()) - before:
+        if thread.name != "tqdm_monitor":
+            thread.join(10)  # a thread of the codec pool may be about to end
+            assert not thread.is_alive(), thread.name
 
 
 @pytest.fixture
