@@ -6,10 +6,12 @@ without a network.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import httpx
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from ign_client import AsyncClient, InputError
 from ign_client._inputs import Pictures, pictures
@@ -17,7 +19,7 @@ from ign_client._picture import Picture
 from ign_client._results import MEASURES, Score
 from service.api.app_state import AppState
 from service.app import create_app, running_services
-from service.bulk.pipeline import Item, LoopThread, Pipeline, parse_options
+from service.bulk.pipeline import Item, Pipeline, parse_options
 from service.domain.errors import RequestError
 from service.settings import local_settings
 
@@ -29,16 +31,12 @@ def local_client(model: str | None) -> Iterator["LocalClient"]:
 
     An event loop runs in a thread until the block ends, which waits for the images that run.
     """
-    loop = LoopThread()
-    running = AsyncExitStack()
-    try:
-        services = loop.run(
-            running.enter_async_context(running_services(local_settings(), model or ""))
-        )
-        yield LocalClient(services, loop)
-    finally:
-        loop.run(running.aclose())
-        loop.close()
+    running = running_services(local_settings(), model or "")
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(running) as services,
+    ):
+        yield LocalClient(services, portal)
 
 
 class LocalClient:
@@ -46,9 +44,9 @@ class LocalClient:
     it.
     """
 
-    def __init__(self, services: AppState, loop: LoopThread) -> None:
+    def __init__(self, services: AppState, portal: BlockingPortal) -> None:
         self._services = services
-        self._loop = loop
+        self._portal = portal
         self._pipeline: Pipeline | None = None
 
     def generate(self, **options: Any) -> Sequence[Picture]:
@@ -62,7 +60,7 @@ class LocalClient:
 
     def score(self, images: Pictures, **options: Any) -> Sequence[Score]:
         """As `Client.score`."""
-        items = self._loop.run(self._run("score", pictures(images), options))
+        items = self._portal.call(self._run, "score", pictures(images), options)
         return [
             Score(index=0, **{name: item.measures[name] for name in MEASURES[1:]}) for item in items
         ]
@@ -70,7 +68,7 @@ class LocalClient:
     def _pictures(
         self, task: str, sources: Iterable[bytes | int], options: dict[str, Any]
     ) -> Sequence[Picture]:
-        items = self._loop.run(self._run(task, sources, options))
+        items = self._portal.call(self._run, task, sources, options)
         return [Picture(bytes=item.content, format=options["format"]) for item in items]
 
     async def _run(
@@ -93,4 +91,6 @@ class LocalClient:
     def __getattr__(self, name: str) -> Any:
         app = httpx.ASGITransport(create_app(self._services))
         method = getattr(AsyncClient("http://local", timeout=None, transport=app), name)
-        return lambda *arguments, **options: self._loop.run(method(*arguments, **options))
+        return lambda *arguments, **options: self._portal.call(
+            partial(method, *arguments, **options)
+        )

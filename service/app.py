@@ -35,7 +35,8 @@ from service.models.loaded import LoadedModel
 from service.models.on_demand import Memory, OnDemandRepository
 from service.models.registry import ModelRegistry, ServedModel
 from service.models.repository import Repository, repository_options
-from service.observability.metrics import Metrics, SharedFiles, SharedTexts
+from service.observability.metrics import Metrics
+from service.observability.shared import SharedFiles, SharedTexts
 from service.observability.statistics import ModelStatistics
 from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import cuda_is_built_in

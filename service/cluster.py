@@ -10,6 +10,7 @@ import time
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -17,11 +18,11 @@ from service.api.app_state import AppState
 from service.api.problems import describe, problem_response
 from service.domain.errors import NotReady, StartupError
 from service.environment import prepare_process
-from service.observability.metrics import FRESH_S, Texts, add_up
+from service.observability.shared import FRESH_S, Texts, add_up
 from service.settings import Settings, from_environment, log_name_warnings
 
-_REQUEST_ID: Final = b"x-request-id"
-_STREAM: Final = b"text/event-stream"
+_REQUEST_ID: Final = "x-request-id"
+_STREAM: Final = "text/event-stream"
 _METRICS: Final = "ign-metrics"  # the actor that holds them
 _ANSWER_S: Final = 5.0
 
@@ -192,37 +193,30 @@ def proxy() -> list[Middleware]:
 
 def _corrected(proxied: ASGIApp) -> ASGIApp:
     async def handle(scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
-        is_complete = False
+        last: Message = {}
         is_stream = False
 
         async def send_corrected(message: Message) -> None:
-            nonlocal started, is_complete, is_stream
-            started = True
-            is_complete = not message.get("more_body", False)
+            nonlocal last, is_stream
+            last = message
             if message["type"] == "http.response.start":
-                headers = list(message.get("headers", ()))
-                is_complete = False
-                is_stream = any(
-                    name == b"content-type" and value.startswith(_STREAM) for name, value in headers
-                )
-                ids = [header for header in headers if header[0].lower() == _REQUEST_ID]
-                message = {
-                    **message,
-                    "headers": [header for header in headers if header not in ids] + ids[:1],
-                }
+                pairs = [(name.lower(), value) for name, value in message.get("headers", ())]
+                headers = MutableHeaders(raw=pairs)
+                is_stream = headers.get("content-type", "").startswith(_STREAM)
+                for request_id in headers.getlist(_REQUEST_ID)[:1]:
+                    headers[_REQUEST_ID] = request_id  # in place of all
+                message = {**message, "headers": headers.raw}
             await send(message)
 
         await proxied(scope, receive, send_corrected)
-        if scope["type"] == "http" and (not started or (is_stream and not is_complete)):
-            ids = [
-                value.decode("latin-1") for name, value in scope["headers"] if name == _REQUEST_ID
-            ]
+        is_complete = last.get("type") == "http.response.body" and not last.get("more_body", False)
+        if scope["type"] == "http" and (not last or (is_stream and not is_complete)):
+            ids = Headers(scope=scope).getlist(_REQUEST_ID)
             gone = NotReady("the replica that had this request is gone; send it again")
             response = problem_response(
                 describe(gone), ids[-1] if ids else "", scope.get("path", "")
             )
-            if not started:
+            if not last:
                 await response(scope, receive, send)
             else:
                 event = b"\n\nevent: error\ndata: %s\n\n" % bytes(response.body)

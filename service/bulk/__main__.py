@@ -14,7 +14,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from service.bulk.output import Output, check_output
 from service.bulk.pipeline import parse_options
-from service.bulk.shards import Job
 from service.domain.errors import IgnError, StartupError
 from service.environment import prepare_process
 from service.settings import local_settings, log_name_warnings
@@ -41,9 +40,11 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = _PROG) -> int:
         status = USAGE
     except (IgnError, OSError) as exc:
         detail = exc.detail if isinstance(exc, IgnError) else str(exc)
-        line, status = f"stopped: {detail}; the same command continues", STOPPED
+        line = f"stopped: {detail}; the same command continues"
+        status = STOPPED
     except KeyboardInterrupt:
-        line, status = "interrupted; the same command continues", INTERRUPTED
+        line = "interrupted; the same command continues"
+        status = INTERRUPTED
     print(f"{prog} {options.task}: {line}", file=sys.stderr)
     return status
 
@@ -54,16 +55,26 @@ def _run(options: argparse.Namespace) -> int:
         print(f"{options.output}: {output.status()}")
         return DONE
     prepare_process()  # before the first import of onnxruntime, whose error is less clear
-    from service.bulk.run import open_input, run_local, run_on_ray
+    from service.bulk.run import Job, open_input, run_local, run_on_ray
 
     settings = local_settings()
     log_name_warnings()
     check_output(output, options.input, options.pack, options.manifest)
-    if options.part and options.part[0] > 1:
-        output.wait()
-    job = _job(options, output)
-    run = partial(run_on_ray, actors=options.actors) if options.ray else run_local
     is_part = options.part is not None
+    if is_part and options.part[0] > 1:
+        output.wait()
+    if options.task == "generate" and options.seed is None:
+        previous = (output.previous_job() or {}).get("options", {})
+        options.seed = previous.get("seed", secrets.randbits(_SEED_BITS))
+    job = Job(
+        options=parse_options(options.task, vars(options)),
+        source=options.input,
+        column=options.column,
+        shard=options.shard,
+        pack=options.pack,
+        part=options.part or (1, 1),
+    )
+    run = partial(run_on_ray, actors=options.actors) if options.ray else run_local
     plan = run(job, open_input(job, output, settings, is_part=is_part), output, settings)
     if left := plan.shards - len(output.complete()):
         print(
@@ -74,23 +85,6 @@ def _run(options: argparse.Namespace) -> int:
     manifest, images, failed = output.merge(plan.shards, options.manifest)
     print(f"{manifest}: {images} images{f', {failed} failed' if failed else ''}")
     return SOME_FAILED if failed and not is_part else DONE
-
-
-def _job(options: argparse.Namespace, output: Output) -> Job:
-    if options.task == "generate" and options.seed is None:
-        previous = (output.previous_job() or {}).get("options", {})
-        options.seed = previous.get("seed", secrets.randbits(_SEED_BITS))
-    part = options.part or (1, 1)
-    shard = options.shard
-    parsed = parse_options(options.task, vars(options))
-    return Job(
-        options=parsed,
-        source=options.input,
-        column=options.column,
-        shard=shard,
-        pack=options.pack,
-        part=part,
-    )
 
 
 def parser(prog: str = _PROG) -> argparse.ArgumentParser:

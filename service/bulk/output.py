@@ -21,12 +21,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
-from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final, Literal
 
 from service.bulk.places import Bucket, Contents, Folder, StoreError, is_url
-from service.bulk.sources import Listing
+from service.bulk.sources import Listing, require_pyarrow
 from service.domain.errors import StartupError
 
 Record = dict[str, Any]
@@ -85,22 +84,18 @@ def check_output(
             raise StartupError(f"{url}: holds files of something else; use another folder")
     except StoreError as exc:
         raise StartupError(f"{url}: cannot be read: {str(exc).removeprefix(f'{url}: ')}") from exc
-    for option in [
-        name
-        for name in (f"--manifest {manifest_format}", f"--pack {pack}")
-        if name.endswith("parquet")
-    ]:
-        if find_spec("pyarrow") is None:
-            raise StartupError(
-                f"{option}: pyarrow is not installed; pip install 'ign-service[bulk]'"
-            )
+    if manifest_format == "parquet":
+        require_pyarrow("--manifest parquet")
+    elif pack == "parquet":
+        require_pyarrow("--pack parquet")
 
 
 class Output:
     """The output of one run, by its path or URL."""
 
     def __init__(self, url: str) -> None:
-        self.url, self.place = url, Bucket(url) if is_url(url) else Folder(url)
+        self.url = url
+        self.place = Bucket(url) if is_url(url) else Folder(url)
 
     def __reduce__(self) -> tuple[Any, ...]:  # a store is opened in the process that uses it
         return Output, (self.url if is_url(self.url) else str(Path(self.url).resolve()),)
@@ -128,10 +123,9 @@ class Output:
         """
         known = (self.previous_job() or {}).get("listing")
         listing = Listing(source, known if is_part or is_url(source) else None, self.place.get)
-        for name, size in (
-            (*listing.rows(0, 1), *listing.rows(listing.files - 1, listing.files)) if known else ()
-        ):
-            if is_url(source) and listing.place.size(name) != size:
+        ends = (listing.rows[0], listing.rows[-1]) if known and is_url(source) else ()
+        for name, size in ends:
+            if listing.place.size(name) != size:
                 raise StartupError(
                     f"{source}: {name} is not what it was when {self.url} began; use another folder"
                 )

@@ -8,13 +8,12 @@ model has tiles while one of them begins or ends.
 """
 
 import asyncio
-import threading
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 from pydantic import ValidationError
@@ -53,7 +52,6 @@ from service.images.formats import Resolution, resolution_of, with_resolution
 from service.images.pool import CodecThread
 from service.images.prepare import Mask, keep_mask, prepare, to_mask
 
-T = TypeVar("T")
 Options = GenerateRequest | ProjectOptions | ScoreOptions
 
 SCHEMAS: Final[Mapping[str, type[Options]]] = {
@@ -281,25 +279,3 @@ class Pipeline:
 
 def _is_large(item: Item) -> bool:
     return item.picture is not None and prod(item.picture.image.size) > _LARGE
-
-
-class LoopThread:
-    """An event loop in a thread, of which a pipeline needs one for its lifetime; any thread may
-    call it.
-    """
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="pipeline", daemon=True)
-        self._thread.start()
-
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """The result of a coroutine."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
-
-    def close(self) -> None:
-        """End the thread, and those that it started."""
-        self.run(self._loop.shutdown_default_executor())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()

@@ -29,19 +29,16 @@ _TEMP_SUFFIX: Final = ".partial"
 _IN_FLIGHT: Final = 64  # requests to a store
 _RANGE: Final = 4 << 20  # bytes of an archive or table in one request
 _PIECE: Final = 1 << 16  # bytes of an answer that are taken at a time
-_BACKOFF: Final = {
-    "init_backoff": timedelta(milliseconds=200),
-    "max_backoff": timedelta(seconds=10),
-    "base": 2.0,
-}
-_PATIENCE_S: Final = 60.0
-_PATIENT: Final = {
+_PATIENCE_S: Final = 60.0  # a store may restart
+_RETRY: Final = {
     "max_retries": 1000,
     "retry_timeout": timedelta(seconds=_PATIENCE_S),
-    "backoff": _BACKOFF,
+    "backoff": {
+        "init_backoff": timedelta(milliseconds=200),
+        "max_backoff": timedelta(seconds=10),
+        "base": 2.0,
+    },
 }
-# the URL may be wrong, or the store restart
-_AT_FIRST: Final = _PATIENT | {"retry_timeout": timedelta(seconds=15)}
 
 
 class StoreError(OSError):
@@ -139,12 +136,8 @@ class Bucket:
         ):
             url = f"{parts.scheme}://{parts.hostname}{parts.path}"
             raise StartupError(f"{url}: a URL must hold neither credentials nor a query")
-        # `_store` is that of the first answer, and then the patient one.
-        self.url, self._store, self._patient = (
-            url,
-            open_store(url, url, _AT_FIRST),
-            open_store(url, url, _PATIENT),
-        )
+        self.url = url
+        self._store = open_store(url, url, _RETRY)
         import obstore
 
         self._api: Any = obstore
@@ -155,7 +148,7 @@ class Bucket:
         if type(self._store).__name__ == "HTTPStore":
             raise StoreError("a web server has single files, which can be read")
         with named(self.url, StoreError):
-            for chunk in self._api.list(self._patient, below or None, chunk_size=1000):
+            for chunk in self._api.list(self._store, below or None, chunk_size=1000):
                 yield from (
                     (each["path"], each["size"], each["last_modified"].timestamp())
                     for each in chunk
@@ -175,7 +168,7 @@ class Bucket:
 
     def _get_range(self, name: str, start: int, length: int) -> bytes:
         with named(self.url, StoreError):
-            found = self._api.get(self._patient, name, options={"range": (start, start + length)})
+            found = self._api.get(self._store, name, options={"range": (start, start + length)})
             content = _received(found, length)
         if len(content) != length:
             raise StoreError(f"{self.url}: {name}: another number of bytes than was asked for")
@@ -189,9 +182,7 @@ class Bucket:
                 try:
                     if not isinstance(content, bytes):
                         content.seek(0)
-                    self._api.put(
-                        self._patient, name, content, mode="create" if new else "overwrite"
-                    )
+                    self._api.put(self._store, name, content, mode="create" if new else "overwrite")
                 except self._api.exceptions.AlreadyExistsError:
                     return False
                 except self._api.exceptions.GenericError:
@@ -211,13 +202,11 @@ class Bucket:
     def _unless_missing(self, call: Callable[..., T], name: str) -> T | None:
         with named(self.url, StoreError):
             try:
-                found = call(self._store, name)
+                return call(self._store, name)
             except FileNotFoundError as exc:
                 if "NoSuchBucket" in str(exc):
                     raise
-                found = None
-            self._store = self._patient
-        return found
+        return None
 
 
 Place = Folder | Bucket

@@ -7,27 +7,22 @@ An image that cannot be read is an error in its place. What concerns the whole s
 import asyncio
 import hashlib
 import json
-import os
-import sqlite3
 import threading
 import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from functools import lru_cache
 from importlib.util import find_spec
-from itertools import accumulate, repeat
+from itertools import accumulate, islice, repeat
 from typing import IO, Any, Final, NamedTuple
 
 from service.bulk.places import Folder, locate
 from service.domain.errors import InvalidContent, RequestError, StartupError, TooLarge
 
 IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
-_KINDS: Final = (IMAGES, (".parquet",), (".zip",))  # the first of which there is a file is read
 _PART: Final = 1 << 16  # names in one file of a listing
-# parts kept in memory, and tables that are read, as so many shards are processed at a time
-_MAX_CACHED: Final = 2
+_MAX_READERS: Final = 2  # of tables, as so many shards are processed at a time
 _AT_ONCE: Final = 32 << 20  # bytes of images, unless it is one
 _MAX_GROUP: Final = 2**31  # bytes of a row group before compression
 _BUFFER: Final = 1 << 20  # bytes of a table that are read at a time
@@ -50,101 +45,64 @@ class SourceItem(NamedTuple):
 class Listing:
     """The files of one kind of a source, without hidden ones, in the order of their names.
 
-    It is made once, in a temporary database on disk, and `parts` go into the output. Workers and
-    later runs read them as needed with ``get``, if they have ``known``, what `summary` was.
+    It is made once, and its `parts` go into the output. From there ``get`` reads them for workers
+    and later runs, which have ``known``, what `summary` was.
     """
 
     def __init__(
         self, source: str, known: dict[str, Any] | None, get: Callable[[str], bytes | None]
     ) -> None:
         self.source = source
-        self._get = get
-        self._is_new = not known
-        self._database = sqlite3.connect("", check_same_thread=False)  # "": removed when closed
-        weakref.finalize(self, self._database.close)
-        self.part = lru_cache(maxsize=_MAX_CACHED)(self._part)
         try:
             self.place, single = locate(source)
-            self.files = known["files"] if known else self._list(single)
-        except (OSError, sqlite3.Error) as exc:
-            where = getattr(exc, "filename", None) or source
-            why = getattr(exc, "strerror", None) or str(exc)
+            if known:
+                self.digest: str = known["digest"]
+                self.rows = self._recorded(known["files"], get)
+            else:
+                self.rows = self._found(single)
+                self.digest = _digest(self.rows)
+        except OSError as exc:
+            where = exc.filename or source
+            why = exc.strerror or str(exc)
             raise StartupError(
                 f"{where}: cannot be read: {why.removeprefix(f'{source}: ')}"
             ) from exc
-        self.digest: str = (
-            known["digest"]
-            if known
-            else _digest(row for n in self._numbers() for row in self.part(n))
-        )
-        self.summary = {"files": self.files, "digest": self.digest}
+        self.summary = {"files": len(self.rows), "digest": self.digest}
 
     def parts(self) -> Iterator[tuple[str, bytes]]:
         """The files for the output."""
-        for number in self._numbers():
-            yield (
-                self._name(number),
-                "".join(f"{json.dumps(row)}\n" for row in self.part(number)).encode(),
-            )
+        for start in range(0, len(self.rows), _PART):
+            rows = self.rows[start : start + _PART]
+            yield self._name(start), "".join(f"{json.dumps(row)}\n" for row in rows).encode()
 
-    def rows(self, start: int, stop: int) -> Rows:
-        """Files ``start`` … ``stop − 1``."""
+    def _name(self, start: int) -> str:
+        return f"source-{self.digest[:12]}/{start // _PART:06}.jsonl"
+
+    def _recorded(self, files: int, get: Callable[[str], bytes | None]) -> Rows:
         rows: Rows = []
-        while (at := start + len(rows)) < stop:
-            rows += self.part(at // _PART)[at % _PART : at % _PART + stop - at]
+        for name in map(self._name, range(0, files, _PART)):
+            if (content := get(name)) is None:
+                raise FileNotFoundError(f"{name}: is gone from the output; use another folder")
+            rows += map(tuple, map(json.loads, content.splitlines()))
         return rows
 
-    def _numbers(self) -> range:
-        return range(-(-self.files // _PART))
-
-    def _name(self, number: int) -> str:
-        return f"source-{self.digest[:12]}/{number:06}.jsonl"
-
-    def _part(self, number: int) -> Rows:
-        if self._is_new:
-            query = "SELECT name, size FROM files WHERE rowid > ? LIMIT ?"
-            found = self._database.execute(query, (number * _PART, _PART))
-            return [(os.fsdecode(name), size) for name, size in found]
-        if (content := self._get(self._name(number))) is None:
-            raise FileNotFoundError(
-                f"{self._name(number)}: is gone from the output; use another folder"
-            )
-        return [(name, size) for name, size in map(json.loads, content.splitlines())]
-
-    def _list(self, single: str) -> int:
-        """Sort names on disk, as stores differ in their order, and a folder has none; returns how
-        many there are.
+    def _found(self, single: str) -> Rows:
+        """The files of the first kind of which there is one; sorted, as stores differ in their
+        order, and a folder has none.
         """
-        database = self._database
-        total = 0
-        database.execute("CREATE TABLE found (name BLOB, size INTEGER, kind INTEGER)")
-
-        def found() -> Iterator[tuple[bytes, int, int]]:
-            nonlocal total
-            for name, size, *_ in (
-                [(single, self.place.size(single))] if single else self.place.files()
-            ):
-                total += 1
-                kind = next(
-                    (n for n, ends in enumerate(_KINDS) if name.lower().endswith(ends)), None
-                )
-                if (
-                    kind is not None
-                    and not _is_hidden(name)
-                    and (single or _KINDS[kind] != (".zip",))
-                ):
-                    yield os.fsencode(name), size or 0, kind
-
-        database.executemany("INSERT INTO found VALUES (?, ?, ?)", found())
-        first_kind = "FROM found WHERE kind = (SELECT min(kind) FROM found)"
-        database.execute(f"CREATE TABLE files AS SELECT name, size {first_kind} ORDER BY name")
-        (files,) = database.execute("SELECT count(*) FROM files").fetchone()
-        if not files:
-            holds = f"holds no {' '.join(IMAGES)} .parquet, and is no .zip"
-            raise StartupError(
-                f"{self.source}: {holds if total else 'no such file or folder, or an empty one'}"
-            )
-        return int(files)
+        found = (
+            [(single, self.place.size(single) or 0)]
+            if single
+            else [(name, size) for name, size, _ in self.place.files()]
+        )
+        for ends in (IMAGES, (".parquet",), (".zip",) if single else ()):
+            rows = [row for row in found if row[0].lower().endswith(ends)]
+            if rows := sorted(row for row in rows if not _is_hidden(row[0])):
+                return rows
+        holds = f"holds no {' '.join(IMAGES)} .parquet, and is no .zip"
+        raise StartupError(
+            f"{self.source}: {holds if found else 'no such file or folder, or an empty one'}"
+        )
 
 
 def open_source(listing: Listing, *, column: str, limit: int) -> "Files":
@@ -155,7 +113,7 @@ def open_source(listing: Listing, *, column: str, limit: int) -> "Files":
     more than ``limit`` bytes, or of more than are listed, becomes an error in its place, and is not
     read.
     """
-    name, size = listing.rows(0, 1)[0]
+    name, size = listing.rows[0]
     if name.lower().endswith(".zip"):
         return Archive(listing, listing.place.open(name, size), limit)
     if name.lower().endswith(IMAGES):
@@ -174,13 +132,14 @@ class Files:
     def __init__(self, listing: Listing, limit: int) -> None:
         self.listing = listing
         self._limit = limit
-        self.images = listing.files
+        self._rows = listing.rows
+        self.images = len(listing.rows)
         self.digest = listing.digest
         self._each = listing.place.each
 
     async def fetch(self, start: int, stop: int) -> list[SourceItem]:
         """Images ``start`` … ``stop − 1``; fewer, but at least one, if they have many bytes."""
-        rows = await asyncio.to_thread(self._rows, start, stop)
+        rows = self._rows[start:stop]
         count = sum(total <= _AT_ONCE for total in accumulate(size for _, size in rows))
         return await self._each(self._item, rows[: max(1, count)])
 
@@ -193,9 +152,6 @@ class Files:
         return SourceItem(
             name, _unreadable(name, "it has more bytes than are listed") if grown else content
         )
-
-    def _rows(self, start: int, stop: int) -> Rows:
-        return self.listing.rows(start, stop)
 
     def _content(self, name: str, size: int) -> bytes | RequestError:
         try:
@@ -225,16 +181,12 @@ class Archive(Files):
             for info in self._zip.infolist()
             if info.filename.lower().endswith(IMAGES)
         }
-        self._members = [members[name] for name in sorted(members) if not _is_hidden(name)]
-        self.images = len(self._members)
-        self.digest = _digest(
-            (member.filename, member.file_size, member.CRC) for member in self._members
-        )
+        names = [name for name in sorted(members) if not _is_hidden(name)]
+        self._rows = [(name, members[name].file_size) for name in names]
+        self.images = len(names)
+        self.digest = _digest((*row, members[row[0]].CRC) for row in self._rows)
         if not self.images:
             raise StartupError(f"{listing.source}: holds no {' '.join(IMAGES)}")
-
-    def _rows(self, start: int, stop: int) -> Rows:
-        return [(member.filename, member.file_size) for member in self._members[start:stop]]
 
     def _content(self, name: str, size: int) -> bytes | RequestError:
         try:
@@ -242,19 +194,6 @@ class Archive(Files):
                 return member.read(size + 1)
         except _DAMAGED:
             return _unreadable(name, "this member of the archive is damaged or encrypted")
-
-
-class _Group(NamedTuple):
-    """A row group of one file. Its first row is row ``first`` of all files; that of its file is row
-    ``file_first``.
-    """
-
-    file: str
-    number: int
-    file_first: int
-    first: int
-    rows: int
-    size: int
 
 
 class Table(Files):
@@ -268,31 +207,25 @@ class Table(Files):
         super().__init__(listing, limit)
         source = listing.source
         self._column = column
-        self._sizes = dict(listing.rows(0, listing.files))
+        self._sizes = dict(listing.rows)
         self._lock = threading.Lock()
         self._readers: dict[int, Iterator[tuple[str, Any]]] = {}  # by the row that comes next
-        if find_spec("pyarrow") is None:
-            raise StartupError(
-                f"{source}: pyarrow is not installed; pip install 'ign-service[bulk]'"
-            )
+        require_pyarrow(source)
         self._metadata = {
             name: self._read_metadata(f"{source}: {name}", name) for name in self._sizes
         }
-        self._groups: list[_Group] = []
-        self.images = 0
-        for name, metadata in self._metadata.items():
-            file_first = self.images
-            for number in range(metadata.num_row_groups):
-                group = metadata.row_group(number)
-                rows = group.num_rows
-                size = group.total_byte_size
-                self._groups.append(_Group(name, number, file_first, self.images, rows, size))
-                self.images += rows
+        self.images = sum(metadata.num_rows for metadata in self._metadata.values())
         self.digest = _digest(
-            (group.file, group.number, group.rows, group.size, column) for group in self._groups
+            (name, number, group.num_rows, group.total_byte_size, column)
+            for name in self._metadata
+            for number, group in self._groups(name)
         )
         if not self.images:
             raise StartupError(f"{source}: holds no rows")
+
+    def _groups(self, name: str) -> Iterator[tuple[int, Any]]:
+        metadata = self._metadata[name]
+        return ((number, metadata.row_group(number)) for number in range(metadata.num_row_groups))
 
     async def fetch(self, start: int, stop: int) -> list[SourceItem]:
         """As that of `Files`; cheapest where an earlier call has ended."""
@@ -307,19 +240,24 @@ class Table(Files):
                 items.append(self._row(*next(rows)))
                 size += len(content) if isinstance(content := items[-1].content, bytes) else 0
             self._readers[start + len(items)] = rows
-            for oldest in [*self._readers][:-_MAX_CACHED]:
+            for oldest in [*self._readers][:-_MAX_READERS]:
                 del self._readers[oldest]
         return items
 
     def _rows_from(self, start: int) -> Iterator[tuple[str, Any]]:
         """Names and values from a row on."""
-        for group in self._groups:
-            if start < group.first + group.rows:
-                for row, value in zip(
-                    range(group.first, group.first + group.rows), self._values(group), strict=False
-                ):
-                    if row >= start:
-                        yield f"{group.file}#{row - group.file_first}", value
+        first = 0
+        for name in self._metadata:
+            row = 0
+            for number, group in self._groups(name):
+                end = row + group.num_rows
+                if start < first + end:
+                    values = islice(self._values(name, number, group), group.num_rows)
+                    for at, value in enumerate(values, row):
+                        if first + at >= start:
+                            yield f"{name}#{at}", value
+                row = end
+            first += row
 
     def _row(self, name: str, value: Any) -> SourceItem:
         if isinstance(value, dict):
@@ -348,24 +286,22 @@ class Table(Files):
         except (ArrowException, OSError) as exc:
             raise StartupError(f"{where}: not Parquet, damaged, or unreadable: {exc}") from exc
 
-    def _values(self, group: _Group) -> Iterator[Any]:
+    def _values(self, name: str, number: int, group: Any) -> Iterator[Any]:
         """The values of a row group, one after the other; in place of one that cannot be read,
         why.
         """
         from pyarrow import ArrowException, parquet
 
-        if group.size > _MAX_GROUP:
+        if group.total_byte_size > _MAX_GROUP:
             yield from repeat(f"its part of the table has more than {_MAX_GROUP} bytes")
         try:
-            with closing(self._open(group.file)) as file:
+            with closing(self._open(name)) as file:
                 opened = parquet.ParquetFile(
-                    file, metadata=self._metadata[group.file], buffer_size=_BUFFER
+                    file, metadata=self._metadata[name], buffer_size=_BUFFER
                 )
                 # One row at a time: a few bytes of a file can say that every row has the same large
                 # value.
-                for batch in opened.iter_batches(
-                    1, row_groups=[group.number], columns=[self._column]
-                ):
+                for batch in opened.iter_batches(1, row_groups=[number], columns=[self._column]):
                     yield from batch.column(0).to_pylist()
         except (ArrowException, ValueError):  # ValueError: of a text that is no UTF-8
             pass
@@ -376,6 +312,12 @@ class Table(Files):
         yield from repeat("its part of the file is damaged")
 
 
+def require_pyarrow(what: str) -> None:
+    """Raise StartupError, which begins with ``what``, if pyarrow is not installed."""
+    if find_spec("pyarrow") is None:
+        raise StartupError(f"{what}: pyarrow is not installed; pip install 'ign-service[bulk]'")
+
+
 def _check_column(where: str, schema: Any, column: str) -> None:
     from pyarrow import types
 
@@ -384,9 +326,9 @@ def _check_column(where: str, schema: Any, column: str) -> None:
             f"{where}: has no column {column!r}; the columns are {', '.join(schema.names)}"
         )
     kind = schema.field(column).type
-    fields = [kind.field(i) for i in range(kind.num_fields)] if types.is_struct(kind) else []
-    candidates = [field.type for field in fields if field.name == "bytes"] or [kind]
-    if not any(types.is_binary(one) or types.is_large_binary(one) for one in candidates):
+    is_struct = types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+    held = kind.field("bytes").type if is_struct else kind
+    if not (types.is_binary(held) or types.is_large_binary(held)):
         raise StartupError(f"{where}: column {column!r} holds no bytes, but {kind}")
 
 

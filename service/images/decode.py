@@ -17,7 +17,7 @@ import ctypes
 import io
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -44,8 +44,10 @@ from service.images import untrusted
 from service.images.formats import (
     ORIENTATION,
     PHOTOMETRIC,
+    TRANSPOSES,
     TiffPage,
     avif_still,
+    exif_transpose,
     gif_first_frame,
     is_tiff,
     tiff_pages,
@@ -59,10 +61,9 @@ from service.images.pool import CodecThread
 _MAX_PROGRESSIVE_SCANS: Final = 100
 _MAX_SEQUENTIAL_SCANS: Final = 1000
 
-_MODES: Final = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by number of bands
 # The chunk tRNS holds the transparent colour as a raw sample; Pillow scales 2-bit and 4-bit pixels
 # to 8 bit.
-_KEY_SCALE: Final = {"1": 1, "L;2": 85, "L;4": 17}
+_KEY_SCALE: Final = {"1": 255, "L;2": 85, "L;4": 17}
 
 _TURNED: Final = (  # which exchange width and height
     *(
@@ -95,11 +96,8 @@ with suppress(OSError, AttributeError):
 
 _TIFF_TEXT: Final = re.compile("SUkq|TU0A")  # base64 of II* and MM\\0*
 _MAX_PREFIX: Final = 200  # characters before it: white space, and `data:image/tiff;base64,`
-_STRIP: Final = 64  # lines that are converted at a time, to hold few temporary arrays
-_HALF: Final = 128  # of 257, rounded down
 
 Pixels = NDArray[np.uint8]  # (…, H, W) grey or (…, H, W, 3) RGB
-Samples = NDArray[np.uint8]  # (H, W, bands)
 Size = tuple[int, int]  # (width, height)
 
 
@@ -126,6 +124,10 @@ class DecodeLimits:
     max_pixels: int  # width × height
     max_side: int = MAX_SIDE  # pixels
     max_chars: int = 16 * 1024 * 1024  # of base64 text
+
+
+# The first 33 bytes of a small PNG say its size, so no limit can reject it.
+_SMALL: Final = DecodeLimits(max_pixels=untrusted.SMALL)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -221,16 +223,14 @@ class ImageBytes:
 
         Its pixels, (H, W) or (H, W, 3), if the file has so many ``channels`` and nothing but them.
         """
-        # The first 33 bytes say its size, so no limit can reject it.
-        limits = DecodeLimits(max_pixels=untrusted.SMALL)
-        content = self._bytes(limits)
+        content = self._bytes(_SMALL)
         if untrusted.is_plain_png(content, channels):
             # One call of a library in C, without Pillow's chunk reader, which is Python. It fails
             # for a damaged file, about which Pillow decides.
             with suppress(RuntimeError):
                 pixels: Pixels = pyspng.load(content)
                 return pixels
-        opened = self._open(limits)
+        opened = self._open(_SMALL)
         return opened._upright(opened._decoded())
 
     def open(self, _: CodecThread, limits: DecodeLimits) -> EncodedImage:
@@ -244,13 +244,12 @@ class ImageBytes:
         """The pages of a TIFF, at most one more than ``most``, or the one image of another file; as
         `open`.
         """
-        if not self.may_have_pages:
-            return [self.open(thread, limits)]
-        try:
-            pages = list(islice(tiff_pages(self._bytes(limits)), most + 1))
-        except Exception:  # a damaged file raises nearly any, and `open` finds the text for it
-            return [self.open(thread, limits)]
-        if len(pages) == 1:
+        pages = list[TiffPage]()
+        if self.may_have_pages:
+            # a damaged file raises nearly any error, and `open` finds the text for it
+            with suppress(Exception):
+                pages = list(islice(tiff_pages(self._bytes(limits)), most + 1))
+        if len(pages) < 2:
             return [self.open(thread, limits)]
         return [
             _checked(f"{self.field}.page.{number}", _opened_page(page), limits)
@@ -335,7 +334,7 @@ def _opener(data: bytes) -> Callable[[bytes], _Opened] | None:
 def _open_webp(data: bytes) -> _Opened:
     untrusted.check_webp_chunks(data)
     image = WebPImageFile(io.BytesIO(data))
-    return image.size, untrusted.exif_transpose(image.info.get("exif", b"")), partial(_load, image)
+    return image.size, exif_transpose(image.info.get("exif", b"")), partial(_load, image)
 
 
 def _open_gif(data: bytes) -> _Opened:
@@ -365,7 +364,7 @@ def _open_avif(data: bytes) -> _Opened:
     if largest > pixels + _AVIF_SLACK or together > 4 * pixels + _AVIF_SLACK:
         raise ValueError("larger than it says")
     load = partial(_load_avif, decoder, mode, size)
-    return size, untrusted.TRANSPOSES.get(orientation), load
+    return size, TRANSPOSES.get(orientation), load
 
 
 def _load_avif(decoder: Any, mode: str, size: Size) -> Image.Image:
@@ -382,7 +381,7 @@ def _open_tiff(data: bytes) -> _Opened:
 def _opened_page(page: TiffPage) -> _Opened:
     return (
         page.size,
-        untrusted.TRANSPOSES.get(page.value(ORIENTATION, 1)),
+        TRANSPOSES.get(page.value(ORIENTATION, 1)),
         partial(_load_tiff, page),
     )
 
@@ -396,9 +395,7 @@ def _load_tiff(page: TiffPage) -> Image.Image:
     if not image.mode.startswith("I;16"):
         return _load(image)
     image.load()
-    levels = Image.fromarray(
-        ((np.asarray(image).astype(np.uint32) + _HALF) // 257).astype(np.uint8)
-    )
+    levels = Image.fromarray(untrusted.eight_bits(np.asarray(image)))
     is_white_zero = page.value(PHOTOMETRIC, 1) == 0  # Pillow inverts images of up to 8 bits only
     return ImageChops.invert(levels) if is_white_zero else levels
 
@@ -416,7 +413,7 @@ def _open_jpeg(data: bytes) -> _Opened:
     limit = _MAX_PROGRESSIVE_SCANS if "progressive" in image.info else _MAX_SEQUENTIAL_SCANS
     if needed.count(b"\xff\xda") > limit:
         raise ValueError("too many scans")
-    return image.size, untrusted.exif_transpose(exif), partial(_load, image)
+    return image.size, exif_transpose(exif), partial(_load, image)
 
 
 def _load(image: ImageFile) -> Image.Image:
@@ -429,110 +426,16 @@ def _load(image: ImageFile) -> Image.Image:
 
 def _open_png(data: bytes) -> _Opened:
     parts, exif = untrusted.png_chunks(data)
-    transpose = untrusted.exif_transpose(exif)
+    transpose = exif_transpose(exif)
     chunks = b"".join(parts)
     image = PngImageFile(io.BytesIO(chunks))
-    return image.size, transpose, partial(load_png, chunks, image)
-
-
-def load_png(chunks: bytes, image: PngImageFile) -> Image.Image:
-    """Decode `image`, opened from `chunks`, as 8-bit L, LA, RGB or RGBA."""
-    raw = str(image.tile[0].args)  # Pillow's name of the layout in the file, such as "RGB;16B"
-    found = image.info.get("transparency")
-    key: tuple[int, ...] = () if found is None else found if isinstance(found, tuple) else (found,)
+    raw = str(image.tile[0].args)
     if raw.endswith(";16B"):
-        return _load_sixteen_bit(chunks, image, raw, key)
-    image.load()
-    if image.mode == "P":
-        return image.convert("RGB" if found is None else "RGBA")
-    grey_or_colour = image.convert("L") if image.mode == "1" else image
-    if found is None:
-        return grey_or_colour
-    pixels = _array(grey_or_colour)
-    return _to_image(
-        _with_alpha(pixels, _equals(pixels, [value * _KEY_SCALE.get(raw, 1) for value in key]))
-    )
-
-
-def _array(image: Image.Image) -> Samples:
-    return np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, -1)
-
-
-def _to_image(pixels: Samples) -> Image.Image:
-    height, width, bands = pixels.shape
-    return Image.frombytes(_MODES[bands], (width, height), pixels.tobytes())
-
-
-def _with_alpha(pixels: Samples, hidden: NDArray[np.bool_]) -> Samples:
-    return np.dstack((pixels, np.where(hidden, np.uint8(0), np.uint8(255))))
-
-
-def _equals(samples: Samples, values: Sequence[int]) -> NDArray[np.bool_]:
-    """Where every band of (H, W, bands) has its value: there a PNG with a transparent colour is
-    transparent.
-    """
-    equal: NDArray[np.bool_] = (samples == np.array(values)).all(axis=2)
-    return equal
-
-
-def _load_sixteen_bit(
-    chunks: bytes, image: PngImageFile, raw: str, key: tuple[int, ...]
-) -> Image.Image:
-    """Convert every 16-bit sample v to rint(v / 257). Pillow keeps only the high byte, and clips
-    grey.
-
-    The conversion takes some lines at a time, because its arrays would take more memory than the
-    image.
-    """
-    sources: list[Image.Image]
-    if raw == "I;16B":
-        image.load()
-        sources = [image]
-    elif raw == "LA;16B":  # two bands of two bytes: read as four bands of one byte
-        sources = [_load_raw(image, "RGBA")]
-    # Pillow keeps the high byte of big-endian samples. Read as little-endian samples, it keeps the
-    # low byte.
-    else:
-        sources = [
-            _load_raw(image, raw),
-            _load_raw(PngImageFile(io.BytesIO(chunks)), raw[:-1] + "L"),
-        ]
-    # "I" stands for one, "LA", "RGB" and "RGBA" for as many as they have letters
-    bands = len(raw.partition(";")[0])
-    result = Image.new(_MODES[bands + bool(key)], image.size)
-    for top in range(0, image.height, _STRIP):
-        box = (0, top, image.width, min(image.height, top + _STRIP))
-        high, low = _high_and_low([source.crop(box) for source in sources], raw)
-        # v = 256·h + l = 257·h + (l − h), so rint(v / 257) is h − 1, h or h + 1
-        above = low.astype(np.int16) - high
-        levels = high + (above > _HALF) - (above < -_HALF)
-        if key:
-            hidden = _equals(high, [value >> 8 for value in key]) & _equals(
-                low, [value & 255 for value in key]
-            )
-            levels = _with_alpha(levels.astype(np.uint8), hidden)
-        result.paste(_to_image(levels.astype(np.uint8)), box)
-    return result
-
-
-def _high_and_low(strips: list[Image.Image], raw: str) -> tuple[Samples, Samples]:
-    """The high and the low bytes of samples, each (lines, W, bands)."""
-    if raw == "I;16B":
-        samples = np.asarray(strips[0])[:, :, None]
-        return (samples >> 8).astype(np.uint8), samples.astype(np.uint8)
-    if raw == "LA;16B":
-        pixels = _array(strips[0])
-        return pixels[:, :, ::2], pixels[:, :, 1::2]
-    return _array(strips[0]), _array(strips[1])
-
-
-def _load_raw(image: PngImageFile, rawmode: str) -> Image.Image:
-    # The decoder undoes filters and interlacing with the number of bytes per pixel only. The raw
-    # mode then says which bytes of a pixel it keeps, so another raw mode with the same number of
-    # bytes reads other bytes.
-    image.tile = [image.tile[0]._replace(args=rawmode)]
-    image.load()
-    return image
+        return image.size, transpose, partial(untrusted.load_sixteen_bit, chunks, image, raw)
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        image.info["transparency"] = key * _KEY_SCALE.get(raw, 1)
+    return image.size, transpose, partial(_load, image)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import binascii
 import io
 import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -44,6 +44,10 @@ _UP = 2
 _GREY = 0
 _RGB = 2
 _SMALL: Final = 1 << 14  # bytes before compression
+_RESAMPLING: Final = {
+    "nearest": Image.Resampling.NEAREST,
+    "smooth": Image.Resampling.LANCZOS,
+}
 
 
 def to_uint8(rows: FloatRows, card: Card) -> Pixels:
@@ -62,14 +66,10 @@ def enlarge(image: Pixels, scale: int, resample: Resample) -> Pixels:
     """Enlarge one image, (H, W[, 3]) → (scale·H, scale·W[, 3]): `nearest` makes pixels squares,
     `smooth` is Lanczos.
     """
-    height, width, *channels = image.shape
     if scale == 1:
         return image
-    if resample == "smooth":
-        size = (width * scale, height * scale)
-        return as_pixels(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
-    squares = np.broadcast_to(image[:, None, :, None], (height, scale, width, scale, *channels))
-    return squares.reshape(height * scale, width * scale, *channels)
+    size = (image.shape[1] * scale, image.shape[0] * scale)
+    return as_pixels(Image.fromarray(image).resize(size, _RESAMPLING[resample]))
 
 
 def sheet_size(
@@ -78,58 +78,30 @@ def sheet_size(
     """(width, height) in pixels of the contact sheet of `n` ≥ 1 images in cells of (H, W)
     pixels.
     """
-    rows, columns = _rows_and_columns(n, columns)
+    columns = min(columns, n) if columns else math.isqrt(n - 1) + 1  # ceil(√n) in integers
+    rows = -(-n // columns)
     height, width = cell
     return columns * (width + gap) - gap, rows * (height + gap) - gap
 
 
 def contact_sheet(
-    images: Pixels, card: Card, *, columns: int | None = None, gap: int = 0
+    images: Sequence[Pixels], card: Card, *, columns: int | None = None, gap: int = 0
 ) -> Pixels:
-    """Combine N ≥ 1 images row-major: (N, H, W[, 3]) → (rows·(H + gap) − gap, columns·(W + gap) −
-    gap[, 3]).
+    """Combine N ≥ 1 images (H, W[, 3]), which may differ in size, row-major in cells that hold the
+    largest: (rows·(H + gap) − gap, columns·(W + gap) − gap[, 3]).
 
-    The background of the card fills empty cells and the gaps between images. At most N ``columns``
-    are used, by default ceil(√N).
-    """
-    n, height, width, *channels = images.shape
-    rows, columns = _rows_and_columns(n, columns)
-    if gap or rows * columns > n:
-        background = np.array(background_levels(card), dtype=np.uint8)
-    if gap:
-        # Every cell gets the gap at its right and at its bottom; the last line cuts it off at the
-        # edges of the sheet.
-        padded = np.empty((n, height + gap, width + gap, *channels), dtype=np.uint8)
-        padded[...] = background
-        padded[:, :height, :width] = images
-        images = padded
-        height = height + gap
-        width = width + gap
-    if rows * columns > n:
-        empty = np.broadcast_to(background, (rows * columns - n, height, width, *channels))
-        images = np.concatenate((images, empty))
-    cells = images.reshape(rows, columns, height, width, *channels)
-    sheet = np.ascontiguousarray(cells.swapaxes(1, 2)).reshape(
-        rows * height, columns * width, *channels
-    )
-    return sheet[: rows * height - gap, : columns * width - gap]
-
-
-def padded(images: Sequence[Pixels], card: Card) -> Pixels:
-    """Images (H, W[, 3]) of several sizes as one array (N, H, W[, 3]), on the background of the
-    card.
+    The background of the card fills what is empty. At most N ``columns`` are used, by default
+    ceil(√N).
     """
     height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
-    result = np.empty((len(images), height, width, *images[0].shape[2:]), dtype=np.uint8)
-    result[...] = np.array(background_levels(card), dtype=np.uint8)
-    for cell, image in zip(result, images, strict=True):
-        cell[: image.shape[0], : image.shape[1]] = image
-    return result
-
-
-def _rows_and_columns(n: int, columns: int | None) -> tuple[int, int]:
-    columns = min(columns, n) if columns else math.isqrt(n - 1) + 1  # ceil(√n) in integers
-    return -(-n // columns), columns
+    across, down = sheet_size(len(images), (height, width), columns=columns, gap=gap)
+    sheet = np.empty((down, across, *images[0].shape[2:]), dtype=np.uint8)
+    sheet[...] = background_levels(card)
+    tops = range(0, down, height + gap)
+    lefts = range(0, across, width + gap)
+    for image, (top, left) in zip(images, product(tops, lefts), strict=False):
+        sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return sheet
 
 
 def check_sides(file_format: str, width: int, height: int) -> None:
@@ -238,9 +210,7 @@ def _frame(
         return Image.fromarray(enlarge(frame, scale, resample))
     reduced = Image.fromarray(frame).convert("P", palette=Image.Palette.ADAPTIVE)
     if resample == "nearest":
-        return reduced.resize(
-            (frame.shape[1] * scale, frame.shape[0] * scale), Image.Resampling.NEAREST
-        )
+        return reduced.resize((frame.shape[1] * scale, frame.shape[0] * scale))
     return Image.fromarray(enlarge(frame, scale, resample)).quantize(
         palette=reduced, dither=Image.Dither.NONE
     )

@@ -5,7 +5,6 @@ All sizes are (width, height) in pixels.
 """
 
 from collections.abc import Iterable
-from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
@@ -93,66 +92,38 @@ def prepare_many(
     """
     fitted = list[Pixels]()
     inverted = list[bool]()
-    late = list[bool]()
-    undecided = list[int]()
     for picture, resize, invert in pictures:
-        pixels, inverts, is_late = _fitted(picture, resize, invert, card)
-        if inverts is None:
-            undecided.append(len(fitted))
+        inverts = invert is True
+        auto = invert == "auto" and card.polarity == "light-on-dark"
+        if isinstance(picture, Picture):
+            pixels, inverts = _fitted(picture, resize, inverts, auto, card)
+        else:
+            inverts = levels.ring_mean(picture) > levels.MID_GREY if auto else inverts
+            pixels = ~picture if inverts else picture
         fitted.append(pixels)
-        inverted.append(bool(inverts))
-        late.append(is_late and bool(inverts))
+        inverted.append(inverts)
         del picture  # the next image is decoded now, and each may take 60 MB
-    pixels = np.stack(fitted)
-    if undecided:
-        light = (
-            pixels[undecided][:, _ring(card.shape[1:])].reshape(len(undecided), -1).mean(axis=1)
-            > levels.MID_GREY
-        )
-        for index, inverts in zip(undecided, light.tolist(), strict=True):
-            late[index] = inverted[index] = inverts
-    if any(late):
-        pixels[late] = ~pixels[late]
-    return to_rows(pixels, card), inverted
+    return to_rows(np.stack(fitted), card), inverted
 
 
 def _fitted(
-    picture: Picture | Pixels, resize: Resize, invert: Invert, card: Card
-) -> tuple[Pixels, bool | None, bool]:
-    """The pixels of an image in the model's size; whether light and dark are exchanged; and whether
-    they still must be.
-
-    None: their ring decides.
-    """
-    auto = invert == "auto" and card.polarity == "light-on-dark"
-    if isinstance(picture, np.ndarray):
-        return picture, None if auto else invert is True, True
+    picture: Picture, resize: Resize, inverts: bool, auto: bool, card: Card
+) -> tuple[Pixels, bool]:
+    """The pixels of an image in the model's size, and whether light and dark are exchanged."""
     mode = "L" if card.shape[0] == 1 else "RGB"
     target = (card.shape[2], card.shape[1])
     background = background_levels(card)
     dark_ink = auto and _is_dark_ink(picture.image, mode)
     flat = composite(picture.image, mode, (255,) * card.shape[0] if dark_ink else background)
-    inverts = dark_ink or invert is True
-    is_undecided = auto and not dark_ink
-    if flat.size == target:
-        return as_pixels(flat), None if is_undecided else inverts, True
     # The ring is that of the image before resizing, and the letterbox is background also when
     # inverted.
-    if is_undecided:
-        inverts = levels.ring_mean(as_pixels(flat)) > levels.MID_GREY
-    flat = ImageChops.invert(flat) if inverts else flat
-    return (
-        as_pixels(fit_to_canvas(flat, target, resize, background, Image.Resampling.LANCZOS)),
-        inverts,
-        False,
-    )
-
-
-@lru_cache(maxsize=16)
-def _ring(size: tuple[int, int]) -> NDArray[np.bool_]:
-    ring = np.ones(size, np.bool_)
-    ring[1:-1, 1:-1] = False
-    return ring
+    if auto:
+        inverts = dark_ink or levels.ring_mean(as_pixels(flat)) > levels.MID_GREY
+    if inverts:
+        flat = ImageChops.invert(flat)
+    if flat.size != target:
+        flat = fit_to_canvas(flat, target, resize, background, Image.Resampling.LANCZOS)
+    return as_pixels(flat), inverts
 
 
 def composite(image: Image.Image, mode: str, background: tuple[int, ...]) -> Image.Image:
@@ -196,19 +167,16 @@ def fit_to_canvas(
         left, top = _centred((width, height), image.size)
         image = image.crop((left, top, left + width, top + height))
     size = _inscribed(image.size, target) if resize == "fit" else target
-    if image.size != size:
-        image = image.resize(size, resample)
-    if size == target:
-        return image
     canvas = Image.new(image.mode, target, fill)
-    canvas.paste(image, _centred(size, target))
+    canvas.paste(image.resize(size, resample), _centred(size, target))
     return canvas
 
 
 def _inscribed(size: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
     # The largest size with the aspect ratio of `size` inside `frame`; each side is at least 1. An
     # image of 56×25 in a frame of 28×28 becomes 28×round(25·28/56) = 28×12: ties go to even.
-    (width, height), (frame_width, frame_height) = size, frame
+    width, height = size
+    frame_width, frame_height = frame
     # Compare products of integers, because quotients of floats could decide wrongly for equal
     # ratios.
     if frame_width * height <= frame_height * width:

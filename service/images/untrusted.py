@@ -12,13 +12,17 @@ size and the errors of text, profiles and animation have no effect.
 
 import base64
 import binascii
+import io
 import re
 import struct
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
-from PIL.Image import Transpose
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 from zlib_ng import zlib_ng as zlib
 
 from service.domain.errors import InvalidContent, TooLarge
@@ -29,9 +33,7 @@ PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 # Encoders write 2000 in 16 MiB.
 MAX_PARTS: Final = 10_000
 
-_PNG_KEPT: Final = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
-
-_EXIF: Final = b"Exif\0\0"
+EXIF: Final = b"Exif\0\0"
 _PADDING = 0xFF
 _SOS = 0xDA
 _APP1 = 0xE1
@@ -46,23 +48,14 @@ _METADATA: Final = frozenset((*range(0xE0, 0xF0), _COMMENT)) - _JPEG_COLOURS
 # segments; encoders write about ten, and Pillow reads the tables in them in loops, too
 _MAX_KEPT: Final = 64
 
-_ORIENTATION: Final = 0x0112
-_NUMBER: Final = {3: "H", 4: "I"}  # TIFF type SHORT or LONG → struct format
-TRANSPOSES: Final = {
-    2: Transpose.FLIP_LEFT_RIGHT,
-    3: Transpose.ROTATE_180,
-    4: Transpose.FLIP_TOP_BOTTOM,
-    5: Transpose.TRANSPOSE,
-    6: Transpose.ROTATE_270,
-    7: Transpose.TRANSVERSE,
-    8: Transpose.ROTATE_90,
-}
-"""What makes an image with this orientation upright."""
+_PNG_KEPT: Final = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
 
 SMALL: Final = 1 << 14
 """Bytes of a small PNG, and its pixels."""
 _HEAD_BYTES: Final = 33  # signature and chunk IHDR
 _COLOUR_TYPES: Final = {1: 0, 2: 4, 3: 2, 4: 6}  # of PNG, by the number of channels
+
+_STRIP: Final = 64  # lines that are converted at a time, to hold few temporary arrays
 
 _WHITE_SPACE: Final = b" \t\n\r\f\v"
 _DATA_URL: Final = re.compile(rb"data:image/[^,;]{1,64}(?:;[^,;]{1,64})*;base64,", re.IGNORECASE)
@@ -95,6 +88,60 @@ def decode_base64(text: str, *, field: str, max_chars: int) -> bytes:
         raise InvalidContent.field(
             field, f"is not padded standard base64{fetch}", code="invalid_base64"
         ) from exc
+
+
+def jpeg_without_metadata(data: bytes) -> tuple[bytes, bytes]:
+    """A JPEG file without metadata and padding before its first scan; and its EXIF block, or b"".
+
+    Raises ValueError for too many segments and bytes of padding, or a marker that cannot stand
+    before the first scan.
+    """
+    kept = [data[:2]]
+    exif = b""
+    for code, segment in _jpeg_segments(data):
+        if code not in _METADATA:
+            kept.append(segment)
+        elif code == _APP1 and not exif and segment.startswith(EXIF, 4):
+            exif = segment[4:]
+        if len(kept) > _MAX_KEPT:
+            raise ValueError("too many segments that decoding needs")
+    return b"".join(kept), exif
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    # The segments with content before the first scan, and then everything from that scan on: marker
+    # and bytes.
+    position = data.find(b"\xff", 2)
+    for _ in range(MAX_PARTS):
+        if not 0 < position < len(data) - 1:
+            return  # no scan: Pillow reports it
+        code = data[position + 1]
+        end = position + 2
+        if code == _SOS:
+            yield code, data[position:]
+            return
+        if code in _INVALID:
+            raise ValueError("unexpected marker")
+        if code == _PADDING:
+            end -= 1  # it may be the first byte of a marker
+        elif code not in _ALONE:
+            # the length counts its own two bytes
+            end += max(2, int.from_bytes(data[end : end + 2], "big"))
+            yield code, data[position:end]
+        position = data.find(b"\xff", end)
+    raise ValueError("too many segments")
+
+
+def check_webp_chunks(data: bytes) -> None:
+    """Raise ValueError if a WebP file has more than `MAX_PARTS` chunks; libwebp visits them all."""
+    position = 12
+    chunks = 0
+    while position + 8 <= len(data):
+        chunks += 1
+        if chunks > MAX_PARTS:
+            raise ValueError("too many chunks")
+        length = int.from_bytes(data[position + 4 : position + 8], "little")
+        position += 8 + length + length % 2  # a byte of padding follows an odd length
 
 
 def is_png_of(data: bytes | str, size: tuple[int, int]) -> bool:
@@ -187,84 +234,51 @@ def png_chunks(data: bytes) -> tuple[list[bytes], bytes]:
     return parts, exif
 
 
-def jpeg_without_metadata(data: bytes) -> tuple[bytes, bytes]:
-    """A JPEG file without metadata and padding before its first scan; and its EXIF block, or b"".
+def eight_bits(samples: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """rint(v / 257) of 16-bit samples v."""
+    return (samples * np.float32(1 / 257) + np.float32(0.5)).astype(np.uint8)
 
-    Raises ValueError for too many segments and bytes of padding, or a marker that cannot stand
-    before the first scan.
+
+def load_sixteen_bit(chunks: bytes, image: PngImageFile, raw: str) -> Image.Image:
+    """Decode `image`, opened from ``chunks``, as 8-bit L, LA, RGB or RGBA; Pillow keeps only the
+    high bytes, and clips grey. ``raw`` is its name of the layout in the file, such as `RGB;16B`.
+
+    The conversion takes some lines at a time, because its arrays would take more memory than the
+    image.
     """
-    kept = [data[:2]]
-    exif = b""
-    for code, segment in _jpeg_segments(data):
-        if code not in _METADATA:
-            kept.append(segment)
-        elif code == _APP1 and not exif and segment.startswith(_EXIF, 4):
-            exif = segment[4:]
-        if len(kept) > _MAX_KEPT:
-            raise ValueError("too many segments that decoding needs")
-    return b"".join(kept), exif
+    key: Any = image.info.get("transparency")
+    # Two bands of two bytes are read as four bands of one byte. Of other colours Pillow keeps the
+    # high byte of big-endian samples; read as little-endian samples, it keeps the low byte.
+    sources = [_load_raw(image, "RGBA" if raw == "LA;16B" else raw)]
+    if raw.startswith("RGB"):
+        sources.append(_load_raw(PngImageFile(io.BytesIO(chunks)), raw[:-1] + "L"))
+    # "I" stands for one, "LA", "RGB" and "RGBA" for as many as they have letters
+    bands = len(raw.partition(";")[0]) + (key is not None)
+    levels = np.full((image.height, image.width, bands), 255, np.uint8)
+    for top in range(0, image.height, _STRIP):
+        box = (0, top, image.width, min(image.height, top + _STRIP))
+        samples = _samples([np.asarray(source.crop(box)) for source in sources])
+        strip = levels[top : top + _STRIP]
+        strip[:, :, : samples.shape[2]] = eight_bits(samples)
+        if key is not None:
+            strip[:, :, -1][(samples == key).all(axis=2)] = 0
+    return Image.fromarray(levels.squeeze(2) if bands == 1 else levels)
 
 
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    # The segments with content before the first scan, and then everything from that scan on: marker
-    # and bytes.
-    position = data.find(b"\xff", 2)
-    for _ in range(MAX_PARTS):
-        if not 0 < position < len(data) - 1:
-            return  # no scan: Pillow reports it
-        code = data[position + 1]
-        end = position + 2
-        if code == _SOS:
-            yield code, data[position:]
-            return
-        if code in _INVALID:
-            raise ValueError("unexpected marker")
-        if code == _PADDING:
-            end -= 1  # it may be the first byte of a marker
-        elif code not in _ALONE:
-            # the length counts its own two bytes
-            end += max(2, int.from_bytes(data[end : end + 2], "big"))
-            yield code, data[position:end]
-        position = data.find(b"\xff", end)
-    raise ValueError("too many segments")
+def _samples(strips: list[NDArray[Any]]) -> NDArray[np.uint16]:
+    """The samples (lines, W, bands) of grey, of grey with alpha, or of high and low bytes."""
+    high, *low = strips
+    if low:
+        high = high.astype(np.uint16) << 8 | low[0]
+    elif high.ndim == 3:
+        high = high.view(">u2")
+    return high if high.ndim == 3 else high[:, :, None]
 
 
-def check_webp_chunks(data: bytes) -> None:
-    """Raise ValueError if a WebP file has more than `MAX_PARTS` chunks; libwebp visits them all."""
-    position = 12
-    chunks = 0
-    while position + 8 <= len(data):
-        chunks += 1
-        if chunks > MAX_PARTS:
-            raise ValueError("too many chunks")
-        length = int.from_bytes(data[position + 4 : position + 8], "little")
-        position += 8 + length + length % 2  # a byte of padding follows an odd length
-
-
-def exif_transpose(exif: bytes) -> Transpose | None:
-    """The transpose that makes an image with this EXIF block upright; None if it is upright, absent
-    or damaged.
-    """
-    # Pillow's EXIF reader is not used, because it reports damaged blocks through `warnings`, which
-    # cannot be silenced for one thread. Layout: TIFF 6.0, section 2. Tag: CIPA DC-008 (Exif 2.3),
-    # section 4.6.4.
-    tiff = exif.removeprefix(_EXIF)
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
-    if order is None:
-        return None
-    try:
-        # A directory is a count and entries of 12 bytes: tag 2, type 2, count 4, value 4.
-        (start,) = struct.unpack_from(order + "I", tiff, 4)
-        (entries,) = struct.unpack_from(order + "H", tiff, start)
-        for entry in range(start + 2, start + 2 + 12 * entries, 12):
-            tag, value_type = struct.unpack_from(order + "HH", tiff, entry)
-            if tag == _ORIENTATION:
-                number = _NUMBER.get(value_type)
-                return (
-                    TRANSPOSES.get(struct.unpack_from(order + number, tiff, entry + 8)[0])
-                    if number
-                    else None
-                )
-    except struct.error:  # the block ends before an offset or count in it
-        pass
-    return None
+def _load_raw(image: PngImageFile, rawmode: str) -> Image.Image:
+    # The decoder undoes filters and interlacing with the number of bytes per pixel only. The raw
+    # mode then says which bytes of a pixel it keeps, so another raw mode with the same number of
+    # bytes reads other bytes.
+    image.tile = [image.tile[0]._replace(args=rawmode)]
+    image.load()
+    return image

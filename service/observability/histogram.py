@@ -22,7 +22,8 @@ class Series:
     """The values of one set of labels. Any thread may call it; one at a time observes."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds, self._lock = np.array(bounds), threading.Lock()
+        self._bounds = np.array(bounds)
+        self._lock = threading.Lock()
         self._new = list[float]()
         # of all other values
         self._counts = np.zeros(len(bounds) + 1, np.int64)

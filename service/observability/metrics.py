@@ -6,25 +6,19 @@ rows.
 
 A scrape must not hold up the event loop, so a thread makes its text, and all scrapes of a second
 share it.
-
-Each of several processes writes its metrics to a file every second, and a scrape adds up the files.
-A process that replaces another one takes over its file, and goes on from the counters there. Files
-are replaced whole and never mapped, so on a full disk they stay as they are, and nothing else
-happens.
 """
 
 import asyncio
-import contextlib
 import logging
 import operator
 import platform
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -39,24 +33,17 @@ from service import __version__
 from service.environment import onnxruntime_version
 from service.observability.histogram import Histogram, Series
 from service.observability.logs import LoggedRequest
+from service.observability.shared import SharedFiles, SharedTexts, add_up
 
 CACHE_S: Final = 1.0
 _OPENMETRICS: Final = "application/openmetrics-text"
-# the gauges of a process that has not written its file for so long do not count
-FRESH_S: Final = 10.0
 
 MAX_VALUES: Final = 64
 MAX_MODELS: Final = 256
 MAX_CALLERS: Final = 1000
 OTHER: Final = "other"
 _LOG = logging.getLogger(__name__)
-Labels = dict[str, Callable[[str], str]]
-"""The labels of a metric, and for each a function that limits its values."""
 Child = TypeVar("Child", Counter, Series)
-Texts = Iterable[tuple[str, bool]]
-"""The metrics of processes, and whether each is alive, so that its gauges count."""
-Combine = Mapping[str, Callable[[float, float], float]]
-"""How two series of a metric become one, by the metric's name."""
 
 _LATENCY: Final = (
     0.001,
@@ -132,7 +119,7 @@ class Metrics:
     the others leave their metrics; `scrape` combines them.
     """
 
-    def __init__(self, shared: "SharedTexts | None" = None) -> None:
+    def __init__(self, shared: SharedTexts | None = None) -> None:
         # Series of creation times double the series of counters, and Prometheus 3 does not need
         # them.
         disable_created_metrics()
@@ -143,17 +130,19 @@ class Metrics:
         # metrics of the processes that this one replaces
         self._earlier = shared.earlier() if shared else ""
         self._warn_once = lru_cache(_LOG.warning)
-        self._rendering, self._publishing = threading.Lock(), threading.Lock()
+        self._rendering = threading.Lock()
+        self._publishing = threading.Lock()
         self._latest: dict[str, tuple[float, asyncio.Task[tuple[bytes, str]]]] = {}
         if shared is None:
             ProcessCollector(registry=registry)
-        self.model_label = label_limiter(MAX_MODELS)
-        model: Labels = {"model": self.model_label}
-        endpoint: Labels = {"endpoint": label_limiter()}
-        caller: Labels = {"caller": label_limiter(MAX_CALLERS)}
-        self._described: dict[
-            str, list[tuple[Gauge, tuple[str, ...]]]
-        ] = {}  # series that describe a loaded model
+        self._limits = defaultdict(
+            label_limiter,
+            model=label_limiter(MAX_MODELS),
+            caller=label_limiter(MAX_CALLERS),
+        )
+        self.model_label = self._limits["model"]
+        # series that describe a loaded model
+        self._described: dict[str, list[tuple[Gauge, tuple[str, ...]]]] = {}
         self._queued: dict[str, str] = {}
 
         def gauge(name: str, text: str, *labels: str, combine: Any = operator.add) -> Gauge:
@@ -163,13 +152,13 @@ class Metrics:
         def counter(name: str, text: str) -> Counter:
             return Counter(name, text, registry=registry)
 
-        def counters(name: str, text: str, labels: Labels) -> Callable[..., Counter]:
-            return _children(Counter(name, text, labels, registry=registry).labels, labels)
+        def counters(name: str, text: str, *labels: str) -> Callable[..., Counter]:
+            return self._children(Counter(name, text, labels, registry=registry).labels, labels)
 
         def histograms(
-            name: str, text: str, labels: Labels, bounds: tuple[float, ...]
+            name: str, text: str, bounds: tuple[float, ...], *labels: str
         ) -> Callable[..., Series]:
-            return _children(Histogram(name, text, [*labels], bounds, registry).labels, labels)
+            return self._children(Histogram(name, text, labels, bounds, registry).labels, labels)
 
         # The process
         self.ready = gauge("ign_ready", "1 while /readyz answers 200, else 0.", combine=min)
@@ -177,67 +166,99 @@ class Metrics:
             "ign_start_time_seconds", "Unix time at which the newest process started.", combine=max
         )
         started.set(time.time())
-        build = ("version", "python", "onnxruntime")
-        text = "1; versions of the service and of what it runs on."
-        versions = gauge("ign_build_info", text, *build, combine=max)
+        versions = gauge(
+            "ign_build_info",
+            "1; versions of the service and of what it runs on.",
+            *("version", "python", "onnxruntime"),
+            combine=max,
+        )
         versions.labels(__version__, platform.python_version(), onnxruntime_version()).set(1)
         self.dropped_log_lines = counter(
             "ign_dropped_log_lines", "Lines of the log that could not be written in time."
         )
-
-        text = "Server processes that were replaced: they ended, or hung and were killed."
-        self.process_replacements = counters("ign_process_replacements", text, {"reason": str})
+        self.process_replacements = counters(
+            "ign_process_replacements",
+            "Server processes that were replaced: they ended, or hung and were killed.",
+            "reason",
+        )
         for reason in ("ended", "hung"):
             self.process_replacements(reason)
 
         # Connections and requests
         self.open_connections = gauge("ign_open_connections", "Open connections.")
-        text = "Most open connections (IGN_MAX_OPEN_CONNECTIONS, ulimit -n)."
-        self.connection_limit = gauge("ign_open_connections_limit", text)
-        text = "Connections that the service closed because of a limit."
-        self.closed_connections = counters("ign_closed_connections", text, {"reason": str})
+        self.connection_limit = gauge(
+            "ign_open_connections_limit",
+            "Most open connections (IGN_MAX_OPEN_CONNECTIONS, ulimit -n).",
+        )
+        self.closed_connections = counters(
+            "ign_closed_connections",
+            "Connections that the service closed because of a limit.",
+            "reason",
+        )
         for reason in _CLOSED:
             self.closed_connections(reason)
-        text = "Seconds in which no file could be opened and new connections were closed."
-        self.files_exhausted = counter("ign_files_exhausted", text)
-        self._requests = counters(
-            "ign_requests", "Responses sent.", endpoint | {"status": str} | model
+        self.files_exhausted = counter(
+            "ign_files_exhausted",
+            "Seconds in which no file could be opened and new connections were closed.",
         )
-        self._errors = counters(
-            "ign_http_errors", "Error responses sent, by error code.", {"code": label_limiter()}
+        self._requests = counters("ign_requests", "Responses sent.", "endpoint", "status", "model")
+        self._errors = counters("ign_http_errors", "Error responses sent, by error code.", "code")
+        self._latency = histograms(
+            "ign_request_seconds",
+            "From request headers to the end of the response.",
+            _LATENCY,
+            "endpoint",
+            "model",
         )
-        text = "From request headers to the end of the response."
-        self._latency = histograms("ign_request_seconds", text, endpoint | model, _LATENCY)
         self.in_flight = gauge("ign_requests_in_flight", "Requests in flight, without probes.")
-        text = "Responses sent to callers with an API key."
-        self._caller_requests = counters("ign_caller_requests", text, caller | {"status": str})
-        text = "Steps applied to finished rows of callers with an API key."
-        self._caller_row_steps = counters("ign_caller_row_steps", text, caller)
+        self._caller_requests = counters(
+            "ign_caller_requests", "Responses sent to callers with an API key.", "caller", "status"
+        )
+        self._caller_row_steps = counters(
+            "ign_caller_row_steps",
+            "Steps applied to finished rows of callers with an API key.",
+            "caller",
+        )
 
         # Images and rows
-        text = "One call that decodes or encodes images."
         self._codec = histograms(
-            "ign_codec_seconds", text, {"operation": label_limiter()}, _COMPUTE
+            "ign_codec_seconds", "One call that decodes or encodes images.", _COMPUTE, "operation"
         )
         self.codec_waiting = gauge(
             "ign_codec_waiting_jobs", "Jobs waiting for a thread of the codec pool."
         )
-        text = "Mean |f(x) - x| of inputs, in the model's units."
-        self._distance = histograms("ign_distance", text, model | endpoint, _DISTANCE)
-        text = "Mean |f(y) - y| of outputs, if requested, in the model's units."
-        self._drift = histograms("ign_drift", text, model | endpoint, _DRIFT)
+        self._distance = histograms(
+            "ign_distance",
+            "Mean |f(x) - x| of inputs, in the model's units.",
+            _DISTANCE,
+            "model",
+            "endpoint",
+        )
+        self._drift = histograms(
+            "ign_drift",
+            "Mean |f(y) - y| of outputs, if requested, in the model's units.",
+            _DRIFT,
+            "model",
+            "endpoint",
+        )
         self._row_steps = histograms(
-            "ign_row_steps", "Steps applied to a finished row.", model, _STEPS
+            "ign_row_steps", "Steps applied to a finished row.", _STEPS, "model"
         )
 
         # Models
-        text = "Percentiles of mean |f(x) - x| of held-out real images, from the model card."
-        self._reference = gauge("ign_distance_reference", text, "model", "percentile", combine=max)
+        self._reference = gauge(
+            "ign_distance_reference",
+            "Percentiles of mean |f(x) - x| of held-out real images, from the model card.",
+            "model",
+            "percentile",
+            combine=max,
+        )
         info = ("model", "digest", "provider", "reproducible")
         self._info = gauge("ign_model_info", "1 for each loaded model.", *info, combine=max)
         self._instances = gauge("ign_model_instances", "Instances of a loaded model.", "model")
-        text = "Versions in the model directory that failed to load."
-        self.failed_models = gauge("ign_failed_models", text, combine=max)
+        self.failed_models = gauge(
+            "ign_failed_models", "Versions in the model directory that failed to load.", combine=max
+        )
         self._open_models = gauge(
             "ign_open_models", "Open models, with a limit (IGN_MODEL_MEMORY_MIB)."
         )
@@ -245,48 +266,62 @@ class Metrics:
             "ign_opened_models", "Closed models that were opened for a request."
         )
         self._model_bytes = gauge("ign_model_memory_bytes", "Memory of open models, with a limit.")
-
         self._queue_rows = gauge("ign_queue_rows", "Rows waiting for a batch.", "model")
 
         # Their schedulers, recorded by `service.observability.statistics`
         self.queue_limit = gauge(
             "ign_queue_limit_rows", "Most rows that may wait for one model (IGN_QUEUE_ROWS)."
         )
-        text = "From submission until the first row enters a batch."
-        self.queue_seconds = histograms("ign_queue_seconds", text, model, _LATENCY)
-        text = "From the first row entering a batch until the last row is done."
-        self.compute_seconds = histograms("ign_compute_seconds", text, model, _LATENCY)
+        self.queue_seconds = histograms(
+            "ign_queue_seconds",
+            "From submission until the first row enters a batch.",
+            _LATENCY,
+            "model",
+        )
+        self.compute_seconds = histograms(
+            "ign_compute_seconds",
+            "From the first row entering a batch until the last row is done.",
+            _LATENCY,
+            "model",
+        )
         self.batch_rows = histograms(
-            "ign_batch_rows", "Rows in a batch, padding excluded.", model, _ROWS
+            "ign_batch_rows", "Rows in a batch, padding excluded.", _ROWS, "model"
         )
-        self.batch_seconds = histograms("ign_batch_seconds", "One model call.", model, _COMPUTE)
+        self.batch_seconds = histograms("ign_batch_seconds", "One model call.", _COMPUTE, "model")
         self.padding_rows = counters(
-            "ign_padding_rows", "Padding rows computed to fill a bucket.", model
+            "ign_padding_rows", "Padding rows computed to fill a bucket.", "model"
         )
-        text = "Model calls, by why the batch was closed."
-        self.batches = counters("ign_batches", text, model | {"reason": label_limiter()})
-        text = "Requests that the scheduler finished, by outcome."
+        self.batches = counters(
+            "ign_batches", "Model calls, by why the batch was closed.", "model", "reason"
+        )
         self.scheduled_requests = counters(
-            "ign_scheduled_requests", text, model | {"outcome": label_limiter()}
+            "ign_scheduled_requests",
+            "Requests that the scheduler finished, by outcome.",
+            "model",
+            "outcome",
         )
-        text = "Requests rejected at admission."
         self.rejected_requests = counters(
-            "ign_rejected_requests", text, model | {"reason": label_limiter()}
+            "ign_rejected_requests", "Requests rejected at admission.", "model", "reason"
         )
         self.early_exits = counters(
-            "ign_early_exits", "Rows that met their tolerance before their last step.", model
+            "ign_early_exits", "Rows that met their tolerance before their last step.", "model"
         )
-        text = "Unfinished rows dropped because the client disconnected."
-        self.cancellations = counters("ign_cancelled_rows", text, model)
-        text = "Times the device ran out of memory, by the new largest batch."
+        self.cancellations = counters(
+            "ign_cancelled_rows",
+            "Unfinished rows dropped because the client disconnected.",
+            "model",
+        )
         self.batch_size_reductions = counters(
-            "ign_batch_size_reductions", text, model | {"rows": str}
+            "ign_batch_size_reductions",
+            "Times the device ran out of memory, by the new largest batch.",
+            "model",
+            "rows",
         )
         self.devices_lost = counters(
-            "ign_devices_lost", "Devices that fail every call until a restart.", model
+            "ign_devices_lost", "Devices that fail every call until a restart.", "model"
         )
         self.replacements = counters(
-            "ign_worker_replacements", "Worker threads that died and were replaced.", model
+            "ign_worker_replacements", "Worker threads that died and were replaced.", "model"
         )
 
     @classmethod
@@ -297,6 +332,18 @@ class Metrics:
         metrics = cls(SharedFiles(shared))
         metrics.ready.set(1)
         return metrics
+
+    def _children(
+        self, child_of: Callable[..., Child], labels: Sequence[str]
+    ) -> Callable[..., Child]:
+        limits = [self._limits[label] for label in labels]
+
+        @lru_cache(maxsize=1024)  # `child_of` costs more than `inc()`
+        def child(*values: str | None) -> Child:
+            both = zip(limits, values, strict=True)
+            return child_of(*("none" if value is None else limit(value) for limit, value in both))
+
+        return child
 
     def add_callers(self, names: Collection[str]) -> None:
         """Start the counters of these names of API keys at 0; `increase` misses the first event of
@@ -451,84 +498,3 @@ class Metrics:
                 self._warn_once(
                     f"the metrics of this process cannot be written, so /metrics is old: {exc}"
                 )
-
-
-def _children(child_of: Callable[..., Child], labels: Labels) -> Callable[..., Child]:
-    @lru_cache(maxsize=1024)  # `child_of` costs more than `inc()`
-    def child(*values: str | None) -> Child:
-        limits = zip(labels.values(), values, strict=True)
-        return child_of(*("none" if value is None else limit(value) for limit, value in limits))
-
-    return child
-
-
-def add_up(texts: Texts, combine: Combine = MappingProxyType({})) -> bytes:
-    """One text of several, each with or without its gauges: equal series become one, by ``combine``
-    or added.
-    """
-    families: dict[str, dict[str, float]] = {}
-    for text, with_gauges in texts:
-        for family in f"\n{text}".split("\n# HELP ")[1:]:
-            head, kind, *lines = family.strip("\n").split("\n")
-            values = families.setdefault(f"# HELP {head}\n{kind}", {})
-            both: Callable[[float, float], float] = combine.get(
-                head.partition(" ")[0], operator.add
-            )
-            if with_gauges or not kind.endswith(" gauge"):
-                for series, _, value in (line.rpartition(" ") for line in lines):
-                    values[series] = (
-                        both(values[series], float(value)) if series in values else float(value)
-                    )
-    lines = [
-        line
-        for head, values in families.items()
-        for line in (head, *(f"{k} {v}" for k, v in values.items()))
-    ]
-    return "\n".join([*lines, ""]).encode()
-
-
-class SharedTexts(Protocol):
-    """Where processes leave their metrics for each other."""
-
-    def earlier(self) -> str:
-        """The metrics of the processes that this one replaces."""
-        ...
-
-    def write(self, text: bytes) -> None:
-        """Leave the metrics of this process, in place of those it has left before; may raise
-        OSError.
-        """
-        ...
-
-    def read(self) -> Texts:
-        """The metrics of each process, and whether it is alive, so that its gauges count."""
-        ...
-
-
-class SharedFiles:
-    """A folder with a file for each process; ``file`` is that of this one."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-
-    def earlier(self) -> str:
-        """As `SharedTexts`."""
-        return self._read(self._file)[0]
-
-    def write(self, text: bytes) -> None:
-        """As `SharedTexts`."""
-        # a program that cleans folders may have removed it
-        self._file.parent.mkdir(mode=0o700, exist_ok=True)
-        new = self._file.with_suffix(".new")
-        new.write_bytes(text)
-        new.replace(self._file)
-
-    def read(self) -> Texts:
-        """As `SharedTexts`."""
-        return map(self._read, self._file.parent.glob(f"*{self._file.suffix}"))
-
-    @staticmethod
-    def _read(file: Path) -> tuple[str, bool]:
-        with contextlib.suppress(OSError):
-            return file.read_bytes().decode(), time.time() - file.stat().st_mtime < FRESH_S
-        return "", False

@@ -4,7 +4,7 @@ Protocol.
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from service.observability.metrics import Metrics
@@ -21,12 +21,9 @@ class ModelStatistics:
     loop.
     """
 
-    def __init__(
-        self, metrics: Metrics, model: str, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, metrics: Metrics, model: str) -> None:
         self._metrics = metrics
         self._model = model
-        self._clock = clock
         # Since the model was loaded; the metrics count since the process started.
         self._succeeded = 0
         self._rows = 0  # of successful requests
@@ -47,13 +44,13 @@ class ModelStatistics:
             metrics.scheduled_requests(model, outcome)
         for reason in _REASONS:
             metrics.rejected_requests(model, reason)
-        counts = (
+        for counter in (
             metrics.early_exits,
             metrics.padding_rows,
             metrics.cancellations,
             metrics.devices_lost,
-        )
-        for counter in (*counts, metrics.replacements):
+            metrics.replacements,
+        ):
             counter(model)
 
     def report(self) -> dict[str, Any]:
@@ -144,7 +141,7 @@ class ModelStatistics:
         metrics.compute_seconds(model).observe(compute)
         self._succeeded += len(succeeded)
         self._rows += sum([request.rows for request in succeeded])
-        self._last_ms = round(self._clock() * 1e3)
+        self._last_ms = round(time.time() * 1e3)
         # perf_analyzer gives up if the parts of a request have different counts, so all have one.
         self._seconds["queue"] += sum([request.queue_s for request in succeeded])
         self._seconds["compute_infer"] += sum(compute)

@@ -28,7 +28,7 @@ with tempfile.TemporaryDirectory() as folder:
     listing = Listing("s3://models/in", None, out.get)
     for part in listing.parts():
         out.put(*part)
-print(listing.files, resident() - start >> 10)
+print(len(listing.rows), resident() - start >> 10)
 """
 ENTRY: Final = "<Key>in/{:09}-of-a-scan.png</Key><LastModified>2026-01-01T00:00:00Z</LastModified><Size>9</Size>"
 

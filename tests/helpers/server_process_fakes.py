@@ -10,7 +10,8 @@ from multiprocessing.connection import Connection
 
 from service.environment import metrics_file
 from service.models.registry import ModelChange
-from service.observability.metrics import Metrics, SharedFiles
+from service.observability.metrics import Metrics
+from service.observability.shared import SharedFiles
 from service.settings import Settings
 
 

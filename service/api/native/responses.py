@@ -33,7 +33,6 @@ from service.images.encode import (
     encode_npy,
     encode_tiff,
     enlarge,
-    padded,
     sheet_size,
     to_uint8,
 )
@@ -298,7 +297,7 @@ def score_content(spec: ResponseSpec, rows: Images, result: Result) -> Any:
         heat = [np.repeat(each[..., None], card.shape[0], axis=-1) for each in heat]
     return [
         encode(
-            contact_sheet(padded(heat, card), card) if len(heat) > 1 else heat[0],
+            contact_sheet(heat, card) if len(heat) > 1 else heat[0],
             RASTER[spec.media],
         )
     ]
@@ -499,9 +498,7 @@ def _raw(spec: ResponseSpec, result: Result) -> bytes:
         images.append(enlarge(pixels, options.scale, options.resample))
     if len(images) == 1:
         return encode(images[0], RASTER[spec.media])
-    sheet = contact_sheet(
-        padded(images, card), card, columns=options.columns or spec.columns, gap=options.gap
-    )
+    sheet = contact_sheet(images, card, columns=options.columns or spec.columns, gap=options.gap)
     return encode(sheet, RASTER[spec.media])
 
 

@@ -17,7 +17,7 @@ from uvicorn.lifespan.on import LifespanOn
 
 from service.cluster import DeploymentOptions, Replica, ReplicaMetrics, proxy, replica_settings
 from service.domain.errors import Draining, StartupError
-from service.observability.metrics import add_up
+from service.observability.shared import add_up
 from tests.contract.harness import settings, write_models
 from tests.helpers.live import run
 from tests.slow.cluster.space import own_namespace

@@ -4,7 +4,6 @@ import errno
 import io
 import json
 import os
-import signal
 import tarfile
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ import pytest
 from service.bulk.__main__ import main
 from service.bulk.output import Output
 from service.bulk.places import Bucket
-from service.bulk.shards import ShardPlan, Shards
+from service.bulk.run import Shards
 from tests.contract.data import b64, unb64
 from tests.contract.harness import Service
 from tests.helpers.onnx_models import write_model
@@ -83,20 +82,8 @@ def test_a_run_gives_what_the_endpoint_gives(
 
 
 def test_an_interrupted_run_returns_130(bulk: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    start = Shards.start
-
-    def interrupted(shards: Shards) -> ShardPlan:
-        plan = start(shards)
-        signal.raise_signal(signal.SIGINT)
-        return plan
-
-    monkeypatch.setattr(Shards, "start", interrupted)
-    # which a job in the background is not given
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        ran = bulk("generate out")
-    finally:
-        signal.signal(signal.SIGINT, before)
+    monkeypatch.setattr(Shards, "start", Mock(side_effect=KeyboardInterrupt))
+    ran = bulk("generate out")
     assert ran.status == 130
     assert "interrupted" in ran.err
 

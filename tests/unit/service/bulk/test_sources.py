@@ -65,12 +65,6 @@ def test_an_unreadable_subfolder_is_an_error(
         opened(tmp_path)
 
 
-def poison(rows: FloatRows) -> None:
-    """Fail on rows that are wholly light."""
-    if any((row == 1).all() for row in rows):
-        raise RuntimeError("poison")
-
-
 IMAGE = Image.open(io.BytesIO(picture(1)))
 CONTROL = "\x1b[31m\u202egnp.\n.png"
 # Their contents, and the codes of those that fail.
@@ -102,7 +96,8 @@ def test_failed_images_are_listed_and_not_fatal(
     run = OnnxModel.run
 
     def poisoned(self: OnnxModel, rows: FloatRows) -> FloatRows:
-        poison(rows)
+        if any((row == 1).all() for row in rows):  # wholly light
+            raise RuntimeError("poison")
         return run(self, rows)
 
     monkeypatch.setattr(OnnxModel, "run", poisoned)
@@ -284,7 +279,11 @@ def test_a_table(shape: str, arrow: Any, bulk: Run, pictures: dict[str, bytes]) 
     assert [line["source"] for line in manifest("table")[:-1]] == named
 
 
-def test_a_damaged_row_group_is_failed_images(arrow: Any, bulk: Run) -> None:
+@pytest.mark.parametrize("limit", [2**31, 99])
+def test_a_damaged_or_large_row_group_is_failed_images(
+    limit: int, arrow: Any, bulk: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.bulk.sources._MAX_GROUP", limit)
     table(arrow, [picture(seed) for seed in range(9)], row_group_size=3, compression="gzip")
     column = arrow.parquet.ParquetFile("in.parquet").metadata.row_group(1).column(0)
     data = bytearray(Path("in.parquet").read_bytes())
@@ -293,8 +292,10 @@ def test_a_damaged_row_group_is_failed_images(arrow: Any, bulk: Run) -> None:
     Path("in.parquet").write_bytes(bytes(data))
     ran = bulk("project in.parquet out --shard 4")
     assert ran.status == 1
-    assert "in.parquet#3: cannot be read: its part of the file is damaged" in ran.err
-    assert errors() == [None] * 3 + ["unreadable"] * 3 + [None] * 3
+    sound = None if limit > 99 else "unreadable"
+    why = "file is damaged" if sound is None else "table has more than 99 bytes"
+    assert f"in.parquet#3: cannot be read: its part of the {why}" in ran.err
+    assert errors() == [sound] * 3 + ["unreadable"] * 3 + [sound] * 3
 
 
 def test_rows_that_share_one_large_value_are_read_one_after_the_other(

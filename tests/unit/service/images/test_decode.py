@@ -16,8 +16,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from service.domain.errors import IgnError
-from service.images.decode import ImageBytes, load_png
-from service.images.untrusted import PNG_SIGNATURE, exif_transpose, is_png_of, png_chunks
+from service.images.decode import ImageBytes
+from service.images.formats import exif_transpose
+from service.images.untrusted import PNG_SIGNATURE, is_png_of, png_chunks
 from tests.helpers.pictures import (
     GREY,
     PALETTE,
@@ -219,7 +220,7 @@ def test_plain_pngs_are_what_pillow_says_wherever_they_are_decoded(data: bytes) 
         ways += [partial(decoded_at_once, image, channels) for channels in (1, 3)]
     try:
         with PngImageFile(io.BytesIO(chunks)) as opened:
-            expected = np.asarray(load_png(chunks, opened))
+            expected = np.asarray(opened)
     except Exception:  # of any kind: Pillow rejects it
         for way in ways:
             with pytest.raises(IgnError):
@@ -257,11 +258,10 @@ TINY = save(noise(28, 28))
 @pytest.mark.parametrize(
     ("data", "is_small"),
     [
-        *((sized(*size), True) for size in ((28, 28), (128, 128), (1, 16384))),
+        (sized(1, 16384), True),
         (save(noise(28, 28, 4)), True),
-        *((sized(*size), False) for size in ((129, 128), (2**31 - 1, 2**31 - 1))),
+        (sized(129, 128), False),
         (TINY[:32], False),
-        (save(noise(28, 28), "JPEG"), False),
         (TINY + bytes(1 << 14), False),
         (TINY[:29] + bytes(4) + TINY[33:], False),
     ],
