@@ -90,7 +90,7 @@ def tint(g: Generator, image: FloatImage, strength: float, em: float) -> FloatIm
             if strips
             else g.uniform(0.03, 0.15 + 0.45 * strength)
         )
-        grain = 0.0
+        grain: FloatImage | float = 0.0
         if not strips and g.random() < 0.5:
             sigma = g.uniform(0.6, 3)
             fine = noise_field(g, image.shape, sigma)
