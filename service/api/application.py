@@ -1,13 +1,4 @@
-"""The service as one ASGI callable.
-
-Every request, of every size and kind, passes the same functions:
-
-    server ─▶ Application.__call__     request id, arrival, caller, trace, errors of the head
-                 │ ├─ CorsMiddleware     only if origins are configured; preflights end here │ ├─
-                 _admit             API key, draining, requests in flight, rate │ ├─ Pipeline.run
-                 an endpoint that runs a model │  or FastAPI         all others: information,
-                 documents, model repository │ ├─ _record            log line, metrics, trace │ └─
-                 ApiRequest.finish  an error waits for earlier ones of its caller, then it is sent
+"""The service as one ASGI callable; docs/architecture.md draws the way of a request.
 
 While it runs, ``scope["state"]["request"]`` is the `ApiRequest`. `service.server` sets ``arrival``
 there, the seconds on `AppState.clock` when the head was complete, ``rejected``, the error of a head
@@ -29,7 +20,7 @@ from service.api.app_state import AppState
 from service.api.cors import CorsMiddleware
 from service.api.heads import check_head
 from service.api.pipeline import Pipeline, Stages
-from service.api.problems import NoEndpoint, describe, log_failure, problem_response
+from service.api.problems import NoEndpoint, log_failure, problem_response
 from service.api.request import ApiRequest, NotModified
 from service.api.table import Endpoint, RouteTable
 from service.domain.accounts import Rates
@@ -187,11 +178,7 @@ class Application:
         if isinstance(exc, NotModified):
             response = Response(status_code=HTTPStatus.NOT_MODIFIED, headers=exc.headers)
         else:
-            problem = describe(exc)
-            request.problem = problem.code
-            if problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
-                log_failure(exc, request.request_id)
-            response = problem_response(problem, request.request_id, request.path)
+            response = problem_response(request.describe(exc), request.request_id, request.path)
         await send(
             {
                 "type": "http.response.start",

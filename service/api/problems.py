@@ -21,6 +21,7 @@ from service.domain import errors
 from service.domain.errors import IgnError, InvalidContent, reason_of
 
 MEDIA_TYPE: Final = "application/problem+json"
+_OIP: Final = "/v2/"  # the paths of the Open Inference Protocol, which knows no 422
 _OPENAI: Final = "/v1/"  # the paths of OpenAI's API, whose clients expect its errors
 
 STATUS: Final[Mapping[type[IgnError], int]] = {
@@ -130,10 +131,12 @@ class NoEndpoint(Exception):
         )
 
 
-def describe(exc: Exception) -> Problem:
-    """The problem document of an exception; one that no rule covers gets status 500 and a fixed
-    text.
+def describe(exc: Exception, path: str = "") -> Problem:
+    """The problem document of an exception for ``path``; one that no rule covers gets status 500
+    and a fixed text.
     """
+    if isinstance(exc, InvalidContent) and path.startswith(_OIP):
+        exc = errors.InvalidInference(exc.detail)
     if isinstance(exc, errors.StartupError):  # its text is for the operator and may name files
         return Problem(status=500, code=exc.error_code, detail=_INTERNAL_ERROR)
     if isinstance(exc, IgnError):

@@ -10,7 +10,6 @@ import asyncio
 import re
 import time
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
@@ -23,6 +22,7 @@ from service.api.body import RequestHeaders, parse_content_type, printable_name,
 from service.api.heads import WHOLE_RESPONSE
 from service.api.limits import Epoch
 from service.api.negotiation import Media, negotiate
+from service.api.problems import Problem, describe, log_failure
 from service.domain.accounts import Rate, Rates
 from service.domain.errors import (
     BodyTooSlow,
@@ -31,7 +31,6 @@ from service.domain.errors import (
     InvalidContent,
     MalformedRequest,
 )
-from service.domain.tasks import Images, Result
 from service.images.pool import Job
 from service.models.registry import ServedModel
 from service.observability.logs import TraceContext
@@ -44,9 +43,8 @@ T = TypeVar("T")
 UNMATCHED: Final = "unmatched"
 RawHeaders = list[tuple[bytes, bytes]]
 """Header fields as ASGI has them."""
-ResponseParts = tuple[RawHeaders, Sequence[bytes | memoryview], str]
-"""Headers, pieces of the body and media type of a response with status 200."""
 
+LARGE_BODY: Final = 1 << 15  # bytes; parsing more takes longer than waking a thread
 _SECONDS: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _DISCARD_BYTES: Final = 1 << 26
 # of a body that is received without a valid key; of its Content-Length
@@ -108,19 +106,14 @@ class ApiRequest:
     problem: str | None = None  # the stable code of an error response
 
     # Of the pipeline. `progress` ends when the task of the request has something to do again.
-    stages: Any = None  # `Stages`
     body = b""
+    inline_body = LARGE_BODY  # bytes; a longer one is parsed in the codec pool
     progress: "asyncio.Future[None] | None" = None
     task: "asyncio.Task[Any] | None" = None  # while it can be cancelled because the client has gone
     is_gone = False
     # the response is complete or the client has gone; a codec job of the request then stops
     is_over = False
-    work: Any = None
-    inputs: Any = None
-    handle: Any = None  # of the scheduler, until the last event
-    events: "asyncio.Queue[Any] | None" = None
-    result: Result | None = None
-    response: ResponseParts | None = None
+    work: Any = None  # `Work`, once the body is parsed
 
     # Of the response.
     status: int = HTTPStatus.INTERNAL_SERVER_ERROR
@@ -257,11 +250,6 @@ class ApiRequest:
         if self.spans is not None:
             self.spans.add(part, seconds)
 
-    @property
-    def is_settled(self) -> bool:
-        """Whether nothing awaits `progress`: it failed, it has advanced, or the client has gone."""
-        return self.progress is None or self.progress.done()
-
     def advance(self) -> None:
         """Let the task of the request continue."""
         if self.progress is not None and not self.progress.done():
@@ -272,21 +260,16 @@ class ApiRequest:
         if self.progress is not None and not self.progress.done():
             self.progress.set_exception(exc)
 
-    def ended(self) -> tuple[Any, Images, Any]:
-        """What `Stages.encode` gets."""
-        return self.work, self.inputs.rows, self.result
-
     def disconnect(self) -> None:
         """End the stages, because the client has gone; the server calls it."""
         if self.task is not None:
             self.is_gone = True
+            self.is_over = True
             self.task.cancel()
 
     def clear(self) -> None:
         """Drop the arrays of a request that is over, whoever still holds it."""
-        self.progress = self.task = self.work = self.inputs = self.events = self.result = (
-            self.response
-        ) = None
+        self.progress = self.task = self.work = None
         self.body = b""
 
     def release(self) -> None:
@@ -305,12 +288,13 @@ class ApiRequest:
 
     # Response
 
-    def response_headers(self, model: ServedModel, seed: int | None = None) -> RawHeaders:
-        """Headers of every successful response, but its Server-Timing."""
-        headers = [(b"x-ign-model", _latin(model.tag)), (b"vary", b"Accept")]
-        if seed is not None:
-            headers.append((b"x-ign-seed", b"%d" % seed))
-        return headers
+    def describe(self, exc: Exception) -> Problem:
+        """The problem document of an exception that ends the request; one of ours is logged."""
+        problem = describe(exc, self.path)
+        self.problem = problem.code
+        if problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            log_failure(exc, self.request_id)
+        return problem
 
     def server_timing(self) -> tuple[bytes, bytes]:
         """The header Server-Timing."""
@@ -430,53 +414,11 @@ class ApiRequest:
 _TIMING: Final = b"decode;dur=%.1f, queue;dur=%.1f, compute;dur=%.1f, encode;dur=%.1f"
 
 
-@lru_cache(maxsize=256)
-def _latin(text: str) -> bytes:
-    return text.encode("latin-1")
-
-
 def raw_headers(headers: Mapping[str, str]) -> RawHeaders:
     """Header fields as ASGI has them."""
     return [
         (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()
     ]
-
-
-def count_rows(ended: Sequence[tuple[ApiRequest, ServedModel, Result]]) -> None:
-    """Add finished requests to their timing, to the metrics and to their log lines."""
-    together: dict[tuple[str, str, str | None], list[Result]] = {}
-    for api, model, result in ended:
-        api.queue_s = result.queue_s
-        api.compute_s = result.compute_s
-        api.seconds["queue"] += result.queue_s
-        api.seconds["compute"] += result.compute_s
-        together.setdefault((model.ref, api.endpoint, api.api_key), []).append(result)
-    for (ref, endpoint, api_key), results in together.items():
-        ended[0][0].services.metrics.rows(
-            ref,
-            endpoint,
-            [steps for result in results for steps in result.steps.tolist()],
-            [distance for result in results for distance in result.distance.tolist()],
-            [
-                drift
-                for result in results
-                if result.drift is not None
-                for drift in result.drift.tolist()
-            ],
-            api_key=api_key,
-        )
-
-
-def count_codec(part: str, requests: Sequence[ApiRequest], start: float) -> None:
-    """Count one codec call on the event loop for several requests, each of which has its share of
-    the time.
-
-    ``start`` is when it began, by `time.perf_counter`.
-    """
-    seconds = time.perf_counter() - start
-    requests[0].services.metrics.codec(part, seconds)
-    for api in requests:
-        api.spend(part, seconds / len(requests))
 
 
 def _seconds(header: str) -> float:

@@ -2,10 +2,12 @@
 rows.
 """
 
+import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate, pairwise
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -22,11 +24,12 @@ from service.api.native.schemas import (
     check_count,
 )
 from service.api.negotiation import PICTURE_TYPES
+from service.api.pipeline import InputRows
 from service.api.request import ApiRequest
 from service.artifact.card import Card
-from service.domain.errors import IgnError, InvalidContent, TooLarge, UnsupportedMedia
+from service.domain.errors import InvalidContent, TooLarge, UnsupportedMedia
 from service.domain.latents import FloatRow
-from service.domain.tasks import Images, KeepMask
+from service.domain.tasks import KeepMask
 from service.images.decode import (
     DecodeLimits,
     EncodedImage,
@@ -90,22 +93,6 @@ class OpenUpload(NamedTuple):
     masks: list[EncodedImage]
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class InputRows:
-    """The input rows of a request: (N, C, H, W) float32 in the model's range, or a list if the
-    model takes any size.
-
-    ``keep`` (N, 1, H, W) bool, or a list as well, is True for pixels that every step restores.
-    ``inverted`` has for each uploaded image whether light and dark were exchanged, and ``chroma``
-    that of one whose luma is its row.
-    """
-
-    rows: Images
-    keep: KeepMask | list[KeepMask] | None = None
-    inverted: Sequence[bool] = ()
-    chroma: Sequence[FloatRow | None] = ()
-
-
 def check_upload(api: ApiRequest, schema: type[ScoreOptions]) -> None:
     """Check the head of a request with images: in a form, JSON or one as the body.
 
@@ -113,6 +100,8 @@ def check_upload(api: ApiRequest, schema: type[ScoreOptions]) -> None:
     """
     if api.content_type in PICTURE_TYPES or api.headers.get(b"content-type") is None:
         _from_query(schema, api.query)
+        if api.content_type:
+            api.inline_body = sys.maxsize  # the body is not parsed
     elif api.content_type not in UPLOAD_TYPES:
         raise _unsupported()
     elif api.content_type != "application/json":
@@ -191,32 +180,20 @@ def open_upload(
     return OpenUpload(images, masks)
 
 
-def decode_small(uploads: Sequence[Upload[Any]], card: Card) -> list[InputRows | IgnError]:
-    """The rows of uploads that `is_small`, to one model; an invalid one has its error in their
-    place.
+def decode_small(uploads: Sequence[Upload[Any]], card: Card) -> list[InputRows]:
+    """The rows of uploads that `is_small`, to one model.
 
     Decoding many before preparing them is faster: the code and data of each step stay in the cache.
     """
-    decoded = list[tuple[Picture | Pixels, Resize, Invert]]()
-    places = list[slice | IgnError]()
-    for upload in uploads:
-        options = upload.options
-        first = len(decoded)
-        try:
-            decoded += [
-                (image.decode_png(card.shape[0]), options.resize, options.invert)
-                for image in upload.images
-            ]
-            places.append(slice(first, len(decoded)))
-        except IgnError as exc:
-            places.append(exc)
-    if not decoded:
-        return [place for place in places if isinstance(place, IgnError)]
-    rows, inverted = prepare_many(decoded, card)
-    return [
-        InputRows(rows=rows[place], inverted=inverted[place]) if isinstance(place, slice) else place
-        for place in places
+    decoded: list[tuple[Picture | Pixels, Resize, Invert]] = [
+        (image.decode_png(card.shape[0]), upload.options.resize, upload.options.invert)
+        for upload in uploads
+        for image in upload.images
     ]
+    rows, inverted = prepare_many(decoded, card)
+    ends = accumulate(len(upload.images) for upload in uploads)
+    places = [slice(*pair) for pair in pairwise((0, *ends))]
+    return [InputRows(rows=rows[place], inverted=inverted[place]) for place in places]
 
 
 def decode_large(

@@ -11,30 +11,37 @@ ignored, because some clients send none.
 
 import inspect
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import prod
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Self
 
 import numpy as np
 from starlette.responses import Response
+from starlette.types import Send
 
 from service import __version__
 from service.api.access import check_host
 from service.api.app_state import AppState
-from service.api.body import read_body
+from service.api.body import parse_as, read_body
 from service.api.info.openapi import BINARY_TENSORS
 from service.api.info.routes import PROBE
 from service.api.negotiation import Json, Media
 from service.api.oip import tensors
-from service.api.pipeline import LARGE_BODY, PathParameters, Plan, Stages
-from service.api.request import ApiRequest, ResponseParts, count_codec, count_rows
+from service.api.pipeline import (
+    Events,
+    InputRows,
+    Plan,
+    ResponseParts,
+    Stages,
+    Work,
+    count_codec,
+)
+from service.api.request import LARGE_BODY, ApiRequest
 from service.api.table import Endpoint, Handler
 from service.artifact.card import INPUT, OUTPUT, Card
-from service.domain.errors import IgnError, InvalidContent, InvalidInference, NotReady
-from service.domain.latents import FloatRows
-from service.domain.tasks import Images, Result, SchedulingParams, StepParams
+from service.domain.errors import NotReady
+from service.domain.tasks import StepParams
 from service.images.pool import CodecThread
 from service.models.registry import ModelChange, ServedModel
 
@@ -53,7 +60,7 @@ def _resolve(api: ApiRequest) -> ServedModel:
     return _serving(api).registry.resolve(_ref(api.route.parameters))
 
 
-def _ref(path_parameters: PathParameters) -> str:
+def _ref(path_parameters: Mapping[str, str]) -> str:
     """`name` or `name/version`."""
     return "/".join(
         path_parameters[part] for part in ("name", "version") if part in path_parameters
@@ -163,51 +170,51 @@ _LARGE_BINARY: Final = 1 << 20
 _MAX_TIMEOUT_US: Final = 10**15
 
 
-class Inputs(NamedTuple):
-    """The rows that the scheduler gets: (N, C, H, W), finite float32."""
-
-    rows: FloatRows
-
-
 @dataclass(slots=True, kw_only=True, eq=False)
-class InferWork:
+class InferWork(Work):
     """An inference request whose JSON has been read."""
 
-    api: ApiRequest
-    model: ServedModel
     inference: tensors.Inference
     body: bytes
-    plan: Plan | None
-    is_large: bool  # a codec thread is to read the rows
-    has_large_response: bool  # a codec thread is to write the response
-    is_tiled: bool = False
 
     def open(self, thread: CodecThread) -> None:
         """Do nothing: the JSON says everything."""
 
-    def scheduling(self, _: Inputs) -> SchedulingParams:
-        """The request as the scheduler sees it."""
-        api = self.api
-        deadline = self.api.deadline
-        timeout_us = self.inference.timeout_us
-        if timeout_us:  # 0 means no timeout
-            deadline = min(deadline, api.arrival + min(timeout_us, _MAX_TIMEOUT_US) / 1e6)
-        return SchedulingParams(
-            step_params=StepParams(steps=self.inference.steps),
-            key=api.caller,
-            deadline=deadline,
-            request_id=api.request_id,
-            observer=api.spans,
-        )
+    @classmethod
+    def decode(cls, works: Sequence[Self]) -> None:
+        """Read the rows of several requests."""
+        start = time.perf_counter()
+        for work in works:
+            work._read()
+        count_codec("decode", works, start)
 
-    async def run_tiles(self, inputs: Inputs) -> Result:
-        """Run the tiles of images of any size."""
-        params = partial(self.scheduling, inputs)
-        return await self.model.run_tiles([*inputs.rows], None, params, self.api.run_codec)
+    def decode_large(self, thread: CodecThread) -> None:
+        """Read the rows of one request."""
+        self._read()
 
-    def error(self, exc: IgnError) -> IgnError:
-        """The error of the response for an error of the scheduler."""
-        return InvalidInference(exc.detail) if isinstance(exc, InvalidContent) else exc
+    def _read(self) -> None:
+        self.inputs = InputRows(rows=tensors.read_rows(self.inference, self.body))
+
+    @classmethod
+    def encode(cls, works: Sequence[Self]) -> None:
+        """Write the bodies of several responses."""
+        for work in works:
+            rows = np.asarray(work.result.rows)
+            pieces, length = tensors.write_response(work.inference, work.model.card, rows)
+            work.content = pieces if len(pieces) == 1 else [b"".join(pieces)]
+            work.headers = [] if length is None else [(tensors.HEADER_FIELD, b"%d" % length)]
+
+    def respond(self) -> ResponseParts:
+        """The response: JSON, and perhaps tensors after it."""
+        seconds = self.api.seconds
+        self.model.statistics.tensors(seconds["decode"], seconds["encode"])
+        assert self.content is not None  # noqa: S101 - it is encoded
+        media_type = BINARY_TENSORS if self.headers else Media.JSON
+        return self.model_headers() + self.headers, self.content, media_type
+
+    async def send_events(self, events: Events, send: Send) -> bytes:
+        """Never called: the protocol has no streams."""
+        raise NotImplementedError
 
 
 def _row_shape(card: Card) -> tuple[int, int, int]:
@@ -215,17 +222,18 @@ def _row_shape(card: Card) -> tuple[int, int, int]:
     return card.shape if card.tiles is None else (card.shape[0], -1, -1)
 
 
-def _has_large_head(api: ApiRequest, body: bytes) -> bool:
-    """Whether parsing needs a thread of the codec pool. The JSON before binary tensors is short."""
-    return len(body) > (_LARGE_BINARY if api.headers.get(tensors.HEADER_FIELD) else LARGE_BODY)
+def _check(api: ApiRequest) -> None:
+    # The Content-Type is ignored. The JSON before binary tensors is short.
+    if api.headers.get(tensors.HEADER_FIELD):
+        api.inline_body = _LARGE_BINARY
 
 
-def infer(api: ApiRequest, body: bytes, path_parameters: PathParameters) -> InferWork:
+def infer(api: ApiRequest, body: bytes) -> InferWork:
     """Apply f to the rows of the input `x`, `steps` times.
 
     Tensors are JSON numbers or little-endian bytes after the JSON.
     """
-    model = api.resolve(_ref(path_parameters))
+    model = api.resolve(_ref(api.route.parameters))
     settings = api.services.settings.for_images(model.card.tiles)
     limits = {
         "max_rows": settings.max_images,
@@ -247,62 +255,21 @@ def infer(api: ApiRequest, body: bytes, path_parameters: PathParameters) -> Infe
         tiles = model.plan_tiles([(size[0], size[1])] * rows)
         rows = tiles.rows
         held += tiles.bytes
+    if inference.timeout_us:
+        timeout = min(inference.timeout_us, _MAX_TIMEOUT_US) / 1e6
+        api.deadline = min(api.deadline, api.arrival + timeout)
     return InferWork(
         api=api,
         model=model,
+        params=StepParams(steps=inference.steps),
         inference=inference,
         body=body,
         plan=Plan(rows=rows, steps=inference.steps, bytes=held),
-        is_large=is_tiled or _has_large_head(api, body),
+        is_large=is_tiled or len(body) > api.inline_body,
         has_large_response=is_tiled
         or (4 * values > _LARGE_BINARY if binary else values * _JSON_BYTES > LARGE_BODY),
         is_tiled=is_tiled,
     )
-
-
-def _decode(works: Sequence[InferWork]) -> list[Inputs | IgnError]:
-    start = time.perf_counter()
-    decoded = list[Inputs | IgnError]()
-    for work in works:
-        try:
-            decoded.append(_decode_one(work))
-        except IgnError as exc:
-            decoded.append(exc)
-    count_codec("decode", [work.api for work in works], start)
-    return decoded
-
-
-def _decode_one(work: InferWork, _: CodecThread | None = None) -> Inputs:
-    return Inputs(tensors.read_rows(work.inference, work.body))
-
-
-Encoded = tuple[Result, list[tensors.Piece], int | None]
-"""A result, the pieces of its response, and how many of their bytes are JSON; None: all of them."""
-
-
-def _encode(ended: Sequence[tuple[InferWork, Images, Result]]) -> list[Encoded]:
-    start = time.perf_counter()
-    encoded = list[Encoded]()
-    for work, _, result in ended:
-        rows = np.asarray(result.rows)
-        encoded.append((result, *tensors.write_response(work.inference, work.model.card, rows)))
-    if not ended[0][0].has_large_response:
-        count_codec("encode", [work.api for work, _, _ in ended], start)
-    return encoded
-
-
-def _respond(ended: Sequence[tuple[InferWork, Encoded]]) -> list[ResponseParts]:
-    count_rows([(work.api, work.model, result) for work, (result, _, _) in ended])
-    responses: list[ResponseParts] = []
-    for work, (_, pieces, length) in ended:
-        work.model.statistics.tensors(work.api.seconds["decode"], work.api.seconds["encode"])
-        headers = work.api.response_headers(work.model)
-        media_type = "application/json"
-        if length is not None:
-            headers.append((tensors.HEADER_FIELD, b"%d" % length))
-            media_type = BINARY_TENSORS
-        responses.append((headers, pieces if len(pieces) == 1 else [b"".join(pieces)], media_type))
-    return responses
 
 
 # The model repository
@@ -362,7 +329,7 @@ async def _read(api: ApiRequest, schema: type[tensors.Schema]) -> tuple[AppState
         api.headers, api.receive, max_bytes=_MAX_REPOSITORY_BYTES, seconds=seconds
     )
     api.request_bytes = len(body)
-    return services, tensors.parse(body, schema)
+    return services, parse_as(schema, body)
 
 
 # The table
@@ -378,10 +345,6 @@ def _of_model(
     )
 
 
-# The head of an inference needs no further check: the Content-Type is ignored.
-_STAGES: Final = Stages(
-    lambda _: None, _has_large_head, infer, _decode, _decode_one, _encode, _respond
-)
 _REPOSITORY: Final = "/v2/repository"
 _POST: Final = ("POST",)
 ENDPOINTS: Final = (
@@ -396,7 +359,7 @@ ENDPOINTS: Final = (
     *_of_model("/stats", statistics, "statistics", answer=Json),
     *_of_model(
         "/infer",
-        _STAGES,
+        Stages(_check, infer),
         "infer",
         methods=_POST,
         request=tensors.InferRequest,

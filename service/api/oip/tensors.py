@@ -19,7 +19,7 @@ from pydantic.config import JsonDict
 from service.api.body import MAX_VALUES, parse_as
 from service.api.native.schemas import Steps, StrictModel
 from service.artifact.card import OUTPUT, Card
-from service.domain.errors import InvalidContent, InvalidInference
+from service.domain.errors import InvalidInference
 from service.domain.latents import MAX_MAGNITUDE, FloatRows, is_bounded
 from service.domain.tiles import MAX_SIDE
 
@@ -287,16 +287,6 @@ def read_rows(inference: Inference, body: bytes) -> FloatRows:
     return rows
 
 
-def parse(body: bytes, schema: type[Schema], *, max_values: int = MAX_VALUES) -> Schema:
-    """Parse a JSON body; an empty one counts as `{}`. Raises `MalformedRequest` or
-    `InvalidInference`.
-    """
-    try:
-        return parse_as(schema, body, max_values=max_values)
-    except InvalidContent as exc:
-        raise InvalidInference(exc.detail) from exc
-
-
 def _json_length(values: Sequence[str]) -> int:
     if len(values) > 1 or not _LENGTH.fullmatch(values[0]) or int(values[0]) == 0:
         raise InvalidInference(
@@ -312,7 +302,7 @@ def _read_json(
     # channels and lines.
     channels, height, width = row_shape
     values = _MAX_ANY_SIZE if width < 0 else max_rows * (1 + channels * (1 + height * (1 + width)))
-    request = parse(head, InferRequest, max_values=MAX_VALUES + values)
+    request = parse_as(InferRequest, head, max_values=MAX_VALUES + values)
     parameters = request.parameters
     if parameters.steps > max_steps:
         raise InvalidInference(f"parameters.steps: must be at most {max_steps}")
