@@ -1,11 +1,11 @@
 """`/models`, `/healthz`, `/readyz` and `/metrics`."""
 
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
-from service.api.native.schemas import MAX_FRAMES
+from service.api.native.schemas import MAX_FRAMES, Described
 from service.api.negotiation import Json
 from service.api.request import ApiRequest
 from service.api.table import Endpoint
@@ -51,14 +51,13 @@ class LoadFailure(BaseModel):
     reason: str
 
 
-class ModelList(BaseModel):
+class ModelList(Described):
     """All loaded models."""
 
-    models: Annotated[list[Json], Field(description="Cards without their arrays.")]
-    failures: Annotated[
-        list[LoadFailure],
-        Field(description="Versions in the model directory that failed to load since the start."),
-    ]
+    models: list[Json]
+    """Cards without their arrays."""
+    failures: list[LoadFailure]
+    """Versions in the model directory that failed to load since the start."""
     default: str
     limits: Limits
 

@@ -37,30 +37,22 @@ _FOUR: Final[JsonDict] = {"minItems": 4, "maxItems": 4}
 class InputParameters(StrictModel):
     """Parameters of an input."""
 
-    binary_data_size: Annotated[
-        int | None,
-        Field(
-            ge=0, description="Number of bytes after the JSON, little-endian, instead of `data`."
-        ),
-    ] = None
+    binary_data_size: Annotated[int | None, Field(ge=0)] = None
+    """Number of bytes after the JSON, little-endian, instead of `data`."""
 
 
 class Input(StrictModel):
     """The rows: N×C×H×W."""
 
-    name: Annotated[Literal["x"], Field(description="`x`")]
-    shape: Annotated[
-        list[Annotated[int, Field(ge=1)]], Field(description="N, C, H, W.", json_schema_extra=_FOUR)
-    ]
-    datatype: Annotated[Literal["FP32"], Field(description="`FP32`")]
+    name: Literal["x"]
+    """`x`"""
+    shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(json_schema_extra=_FOUR)]
+    """N, C, H, W."""
+    datatype: Literal["FP32"]
+    """`FP32`"""
     parameters: InputParameters = InputParameters()
-    data: Annotated[
-        list[Any] | None,
-        Field(
-            description="Numbers in row-major order, flat or nested like the shape; absent for "
-            "binary data."
-        ),
-    ] = None
+    data: list[Any] | None = None
+    """Numbers in row-major order, flat or nested like the shape; absent for binary data."""
 
 
 class OutputParameters(StrictModel):
@@ -72,31 +64,33 @@ class OutputParameters(StrictModel):
 class RequestedOutput(StrictModel):
     """A requested output."""
 
-    name: Annotated[Literal["y"], Field(description="`y`")]
+    name: Literal["y"]
+    """`y`"""
     parameters: OutputParameters = OutputParameters()
 
 
 class InferParameters(StrictModel):
     """Parameters of the inference."""
 
-    steps: Annotated[Steps, Field(description="Number of applications of f.")] = 1
-    timeout: Annotated[int, Field(ge=0, description="Timeout in microseconds; 0 for none.")] = 0
-    priority: Annotated[int, Field(ge=0, description="Accepted, but without effect.")] = 0
-    binary_data_output: Annotated[
-        bool, Field(description="Whether outputs without `binary_data` are binary.")
-    ] = False
+    steps: Steps = 1
+    """Number of applications of f."""
+    timeout: Annotated[int, Field(ge=0)] = 0
+    """Timeout in microseconds; 0 for none."""
+    priority: Annotated[int, Field(ge=0)] = 0
+    """Accepted, but without effect."""
+    binary_data_output: bool = False
+    """Whether outputs without `binary_data` are binary."""
 
 
 class InferRequest(StrictModel):
     """Apply f to rows, `steps` times."""
 
-    id: Annotated[str | None, Field(description="Repeated in the response.")] = None
-    model_name: Annotated[
-        str | None, Field(description="Accepted, but without effect: the path names it.")
-    ] = None
-    model_version: Annotated[
-        str | None, Field(description="Accepted, but without effect: the path names it.")
-    ] = None
+    id: str | None = None
+    """Repeated in the response."""
+    model_name: str | None = None
+    """Accepted, but without effect: the path names it."""
+    model_version: str | None = None
+    """Accepted, but without effect: the path names it."""
     parameters: InferParameters = InferParameters()
     inputs: Annotated[
         list[Input], Field(min_length=1, max_length=_MAX_ITEMS, json_schema_extra=_ONE)
@@ -167,7 +161,8 @@ class ModelMetadata(BaseModel):
 class IndexRequest(StrictModel):
     """Filter of the index."""
 
-    ready: Annotated[bool, Field(description="Only versions that serve.")] = False
+    ready: bool = False
+    """Only versions that serve."""
 
 
 class IndexEntry(BaseModel):
