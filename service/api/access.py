@@ -29,7 +29,7 @@ from pydantic import (
     ValidationError,
 )
 
-from service.api.body import RequestHeaders
+from service.api.message import RequestHeaders
 from service.domain.accounts import EXPECTED, Rate
 from service.domain.errors import ForbiddenError, StartupError, UnauthorizedError, reason_of
 from service.settings import Settings

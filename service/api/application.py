@@ -18,9 +18,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.api.access import ApiKeys, address_key, check_origin, peer_key
 from service.api.app_state import AppState
 from service.api.cors import CorsMiddleware
-from service.api.heads import check_head
+from service.api.message import check_head
 from service.api.pipeline import Pipeline, Stages
-from service.api.problems import NoEndpoint, log_failure, problem_response
+from service.api.problems import NoEndpoint, WrongMethod, log_failure, problem_response
 from service.api.request import ApiRequest, NotModified
 from service.api.table import Endpoint, RouteTable
 from service.domain.accounts import Rates
@@ -131,7 +131,8 @@ class Application:
             self._admit(request)
             endpoint: Endpoint | None = request.route.endpoints.get(request.method)
             if endpoint is None:
-                raise NoEndpoint(request.route.endpoints)
+                allowed = request.route.endpoints
+                raise WrongMethod(allowed) if allowed else NoEndpoint
             if isinstance(endpoint.run, Stages):
                 await self._pipeline.run(endpoint.run, request, send)
             else:

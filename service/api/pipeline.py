@@ -26,7 +26,7 @@ import numpy as np
 from starlette.requests import ClientDisconnect
 from starlette.types import Send
 
-from service.api.body import MIN_HELD
+from service.api.message import MIN_HELD
 from service.api.negotiation import Media
 from service.api.request import ApiRequest, RawHeaders
 from service.domain.errors import IgnError, forget_frames

@@ -24,28 +24,6 @@ MEDIA_TYPE: Final = "application/problem+json"
 _OIP: Final = "/v2/"  # the paths of the Open Inference Protocol, which knows no 422
 _OPENAI: Final = "/v1/"  # the paths of OpenAI's API, whose clients expect its errors
 
-STATUS: Final[Mapping[type[IgnError], int]] = {
-    IgnError: 500,
-    errors.RequestError: 400,
-    errors.UnauthorizedError: 401,
-    errors.ForbiddenError: 403,
-    errors.UnknownModel: 404,
-    errors.NotAcceptable: 406,
-    errors.BodyTooSlow: 408,
-    errors.HeadTooSlow: 408,
-    errors.TooLarge: 413,
-    errors.UnsupportedMedia: 415,
-    InvalidContent: 422,
-    errors.OverloadedError: 429,
-    errors.HeadTooLarge: 431,
-    errors.NotSupported: 501,
-    errors.UnavailableError: 503,
-    errors.DeadlineError: 504,
-}
-"""HTTP status of each error class; a class that is not listed has the status of its nearest
-base.
-"""
-
 # `http.HTTPStatus` of older Pythons has other phrases.
 _TITLES: Final = {413: "Content Too Large", 422: "Unprocessable Content"}
 _INTERNAL_ERROR: Final = (
@@ -108,49 +86,65 @@ class Problem:
         return members
 
 
-class NoEndpoint(Exception):
-    """Nothing is served at a path (404), or not by this method (405); ``allowed`` are the methods
-    that it takes.
-    """
+class NoEndpoint(IgnError, code="not_found"):
+    """Nothing is served at a path."""
 
-    def __init__(self, allowed: Collection[str] = ()) -> None:
-        super().__init__()
+    def __init__(self) -> None:
+        super().__init__("nothing is served at this path; /docs lists the API")
+
+
+class WrongMethod(IgnError, code="method_not_allowed"):
+    """A path is not served by this method, but by those that are ``allowed``."""
+
+    def __init__(self, allowed: Collection[str]) -> None:
         self.allowed = ", ".join(sorted(allowed))
+        super().__init__(f"this path takes {self.allowed}")
 
-    def problem(self) -> Problem:
-        """The problem document."""
-        if not self.allowed:
-            return Problem(
-                status=404,
-                code="not_found",
-                detail="nothing is served at this path; /docs lists the API",
-            )
-        detail = f"this path takes {self.allowed}"
-        return Problem(
-            status=405, code="method_not_allowed", detail=detail, headers={"Allow": self.allowed}
-        )
+
+STATUS: Final[Mapping[type[IgnError], int]] = {
+    IgnError: 500,
+    errors.RequestError: 400,
+    errors.UnauthorizedError: 401,
+    errors.ForbiddenError: 403,
+    errors.UnknownModel: 404,
+    NoEndpoint: 404,
+    WrongMethod: 405,
+    errors.NotAcceptable: 406,
+    errors.BodyTooSlow: 408,
+    errors.HeadTooSlow: 408,
+    errors.TooLarge: 413,
+    errors.UnsupportedMedia: 415,
+    InvalidContent: 422,
+    errors.OverloadedError: 429,
+    errors.HeadTooLarge: 431,
+    errors.NotSupported: 501,
+    errors.UnavailableError: 503,
+    errors.DeadlineError: 504,
+}
+"""HTTP status of each error class; a class that is not listed has the status of its nearest
+base.
+"""
 
 
 def describe(exc: Exception, path: str = "") -> Problem:
     """The problem document of an exception for ``path``; one that no rule covers gets status 500
     and a fixed text.
     """
+    if isinstance(exc, ValidationError):
+        exc = invalid_content(exc)
     if isinstance(exc, InvalidContent) and path.startswith(_OIP):
         exc = errors.InvalidInference(exc.detail)
-    if isinstance(exc, errors.StartupError):  # its text is for the operator and may name files
-        return Problem(status=500, code=exc.error_code, detail=_INTERNAL_ERROR)
-    if isinstance(exc, IgnError):
-        fields = exc.fields if isinstance(exc, InvalidContent) else ()
-        status = status_of(type(exc))
-        headers = _headers(exc)
-        return Problem(
-            status=status, code=exc.error_code, detail=exc.detail, fields=fields, headers=headers
-        )
-    if isinstance(exc, NoEndpoint):
-        return exc.problem()
-    if isinstance(exc, ValidationError):
-        return _invalid_content(exc)
-    return Problem(status=500, code=IgnError.code, detail=_INTERNAL_ERROR)
+    if not isinstance(exc, IgnError):
+        return Problem(status=500, code=IgnError.code, detail=_INTERNAL_ERROR)
+    # The text of a `StartupError` is for the operator and may name files.
+    is_internal = isinstance(exc, errors.StartupError)
+    return Problem(
+        status=status_of(type(exc)),
+        code=exc.error_code,
+        detail=_INTERNAL_ERROR if is_internal else exc.detail,
+        fields=exc.fields if isinstance(exc, InvalidContent) else (),
+        headers=_headers(exc),
+    )
 
 
 def status_of(error: type[IgnError]) -> int:
@@ -177,6 +171,8 @@ def _title(status: int) -> str:
 
 
 def _headers(exc: IgnError) -> dict[str, str]:
+    if isinstance(exc, WrongMethod):
+        return {"Allow": exc.allowed}
     if isinstance(exc, errors.UnauthorizedError):
         return {"WWW-Authenticate": "Bearer"}
     if isinstance(exc, errors.DeadlineUnreachable):
@@ -197,7 +193,8 @@ def _whole_seconds(seconds: float) -> int:
     return math.ceil(min(seconds, _MAX_RETRY_S))
 
 
-def _invalid_content(exc: ValidationError) -> Problem:
+def invalid_content(exc: ValidationError) -> InvalidContent:
+    """What is wrong with the fields of a request; the first 32 of them are named."""
     found = exc.errors(include_url=False, include_input=False)
     fields = [
         (".".join(map(str, error["loc"]))[:_MAX_PATH] or "request", _message(error))
@@ -205,9 +202,7 @@ def _invalid_content(exc: ValidationError) -> Problem:
     ]
     name, message = fields[0]
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    status = status_of(InvalidContent)
-    detail = f"{name}: {message}{more}"
-    return Problem(status=status, code=InvalidContent.code, detail=detail, fields=fields)
+    return InvalidContent(f"{name}: {message}{more}", fields=fields)
 
 
 def _message(error: Mapping[str, Any]) -> str:

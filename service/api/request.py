@@ -7,20 +7,28 @@ between. Each step fills what later ones read, so no part of the service keeps a
 """
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from io import BytesIO
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from starlette.datastructures import QueryParams
+from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from service.api.app_state import AppState
-from service.api.body import RequestHeaders, parse_content_type, printable_name, read_body
-from service.api.heads import WHOLE_RESPONSE
 from service.api.limits import Epoch
+from service.api.message import (
+    MIN_HELD,
+    WHOLE_RESPONSE,
+    RequestHeaders,
+    parse_content_type,
+    printable_name,
+)
 from service.api.negotiation import Media, negotiate
 from service.api.problems import Problem, describe, log_failure
 from service.domain.accounts import Rate, Rates
@@ -30,6 +38,8 @@ from service.domain.errors import (
     IgnError,
     InvalidContent,
     MalformedRequest,
+    TooLarge,
+    UnsupportedMedia,
 )
 from service.images.pool import Job
 from service.models.registry import ServedModel
@@ -48,7 +58,8 @@ LARGE_BODY: Final = 1 << 15  # bytes; parsing more takes longer than waking a th
 _SECONDS: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _DISCARD_BYTES: Final = 1 << 26
 # of a body that is received without a valid key; of its Content-Length
-_UNREAD_BYTES, _MAX_DIGITS = (1 << 16, 10)
+_UNREAD_BYTES: Final = 1 << 16
+_MAX_DIGITS: Final = 18  # of a Content-Length that is a number
 # for the whole of an unwanted body, and for the next part of it
 _DISCARD_S = 30.0
 _QUIET_S = 0.5
@@ -95,7 +106,7 @@ class ApiRequest:
     epoch: Epoch | None = None  # once it is admitted
     held_bytes = 0  # of its body, its response and the arrays that it is made from
     request_bytes: int | None = None  # once the body is read
-    deadline = stream_deadline = 0.0
+    deadline = stream_deadline = math.inf
     content_type = ""  # of the body, in lower case
     media = Media.JSON  # of the response, once it is negotiated
     model: str | None = None  # `name/version`
@@ -178,26 +189,61 @@ class ApiRequest:
         """
         return negotiate(", ".join(self.headers.getlist(b"accept")) or None, offers)
 
-    async def read_body(self) -> bytes:
-        """The whole body, within the limits of size and time."""
+    async def read_body(self, max_bytes: int | None = None) -> bytes:
+        """The whole body, of at most ``max_bytes`` or IGN_MAX_BODY_BYTES; one that is announced as
+        longer is rejected before reading.
+
+        Bytes are held as they arrive. Raises `UnsupportedMedia` for a Content-Encoding, else
+        `TooLarge`, `BodyTooSlow`, `DeadlineExceeded` or `ClientDisconnect`.
+        """
         settings = self.services.settings
-        body_deadline = self.arrival + settings.body_timeout_s
+        encoding = self.headers.first.get(b"content-encoding", b"")
+        if encoding.strip().lower() not in (b"", b"identity"):
+            raise UnsupportedMedia("Content-Encoding: bodies must be sent without one")
+        limit = max_bytes or settings.max_body_bytes
+        name = "" if max_bytes else " (IGN_MAX_BODY_BYTES)"
+        deadline = min(self.arrival + settings.body_timeout_s, self.deadline)
+        # Without an end if the server has all of it.
+        seconds = None if "is_received" in self.state else deadline - self.services.clock()
         try:
-            body = await read_body(
-                self.headers,
-                self.receive,
-                max_bytes=settings.max_body_bytes,
-                setting=" (IGN_MAX_BODY_BYTES)",
-                seconds=min(body_deadline, self.deadline) - self.services.clock(),
-                hold=self.hold,
-                is_received="is_received" in self.state,
-            )
-        except BodyTooSlow as exc:
-            if self.deadline < body_deadline:
+            async with asyncio.timeout(seconds):
+                body = await self._receive_body(limit)
+        except TimeoutError as exc:
+            if deadline == self.deadline:
                 raise DeadlineExceeded("the deadline passed") from exc
-            raise
+            raise BodyTooSlow("the body did not arrive in time") from exc
+        if body is None:
+            raise TooLarge(f"the body is larger than {limit} bytes{name}")
         self.request_bytes = len(body)
         return body
+
+    async def _receive_body(self, limit: int) -> bytes | None:
+        """The whole body, or None if it is longer than ``limit``."""
+        if self._announces_more_than(limit):
+            return None
+        # Its value is not copied at the end, as that of a bytearray.
+        body = BytesIO()
+        held = 0
+        more = True
+        while more:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            more = message.get("more_body", False)
+            body.write(message.get("body", b""))
+            size = body.tell()
+            if size > limit:
+                return None
+            if size - held > MIN_HELD:
+                self.hold(size - held)
+                held = size
+        return body.getvalue()
+
+    def _announces_more_than(self, size: int) -> bool:
+        """Whether the Content-Length is above a size."""
+        length = self.headers.first.get(b"content-length", b"")
+        # `int` takes quadratic time in the number of digits.
+        return length.isdigit() and (len(length) > _MAX_DIGITS or int(length) > size)
 
     def hold(self, size: int) -> None:
         """Count bytes until the request ends; raises as `InFlightRequests.hold`."""
@@ -369,9 +415,9 @@ class ApiRequest:
         """Whether the body of a caller without a valid key is too long to be received and thrown
         away.
         """
-        length = self.headers.get(b"content-length", "")
-        is_short = length.isdecimal() and len(length) < _MAX_DIGITS and int(length) <= _UNREAD_BYTES
-        return self.status == HTTPStatus.UNAUTHORIZED and not is_short
+        return self.status == HTTPStatus.UNAUTHORIZED and (
+            b"content-length" not in self.headers.first or self._announces_more_than(_UNREAD_BYTES)
+        )
 
     def _has_body(self) -> bool:
         headers = self.headers

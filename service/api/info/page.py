@@ -19,7 +19,7 @@ from typing import Final
 
 from starlette.responses import Response
 
-from service.api.body import is_known
+from service.api.message import is_known
 from service.api.problems import NoEndpoint
 from service.api.request import ApiRequest, NotModified
 from service.api.table import Endpoint

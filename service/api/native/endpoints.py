@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from service.api.body import parse_as
+from service.api.message import parse_as
 from service.api.native.responses import NativeWork
 from service.api.native.rows import InPool, RowWork
 from service.api.native.schemas import (

@@ -13,7 +13,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 import numpy as np
 from pydantic import BaseModel
 
-from service.api.body import parse_as, parse_json, printable_name
+from service.api.message import parse_as, parse_json, printable_name
 from service.api.multipart import MUST_BE_A_FILE, parse_fields, parse_multipart, parse_query
 from service.api.native.schemas import (
     PointRequest,

@@ -23,9 +23,9 @@ from starlette.types import Send
 from service import __version__
 from service.api.access import check_host
 from service.api.app_state import AppState
-from service.api.body import parse_as, read_body
 from service.api.info.openapi import BINARY_TENSORS
 from service.api.info.routes import PROBE
+from service.api.message import parse_as
 from service.api.negotiation import Json, Media
 from service.api.oip import tensors
 from service.api.pipeline import (
@@ -324,12 +324,7 @@ async def _read(api: ApiRequest, schema: type[tensors.Schema]) -> tuple[AppState
     if settings.api_keys_file is None:
         check_host(api.headers, settings)
     services.require_serving()
-    seconds = api.arrival + settings.body_timeout_s - services.clock()
-    body = await read_body(
-        api.headers, api.receive, max_bytes=_MAX_REPOSITORY_BYTES, seconds=seconds
-    )
-    api.request_bytes = len(body)
-    return services, parse_as(schema, body)
+    return services, parse_as(schema, await api.read_body(_MAX_REPOSITORY_BYTES))
 
 
 # The table

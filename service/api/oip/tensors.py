@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import BaseModel, Field
 from pydantic.config import JsonDict
 
-from service.api.body import MAX_VALUES, parse_as
+from service.api.message import MAX_VALUES, parse_as
 from service.api.native.schemas import Steps, StrictModel
 from service.artifact.card import OUTPUT, Card
 from service.domain.errors import InvalidInference

@@ -17,7 +17,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field
 
-from service.api.body import parse_as
+from service.api.message import parse_as
 from service.api.native.endpoints import generate, project
 from service.api.native.responses import picture, step_members
 from service.api.native.rows import RowWork
