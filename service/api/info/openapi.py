@@ -14,7 +14,6 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from service import __version__
-from service.api.access import PathSet, open_paths
 from service.api.native.schemas import ProblemDocument, ProgressEvent, StepEvent
 from service.api.negotiation import PICTURE_TYPES, Json, Media
 from service.api.pipeline import Stages
@@ -47,7 +46,7 @@ def endpoint(endpoints: Sequence[Endpoint], settings: Settings) -> Endpoint:
         # it takes 50 ms to make
         return Response(await asyncio.to_thread(encoded), media_type="application/json")
 
-    return Endpoint("/openapi.json", serve)
+    return Endpoint("/openapi.json", serve, access="docs")
 
 
 def document(endpoints: Iterable[Endpoint], settings: Settings) -> Json:
@@ -63,7 +62,7 @@ def document(endpoints: Iterable[Endpoint], settings: Settings) -> Json:
     ]
     found, definitions = TypeAdapter.json_schemas(adapters, ref_template=_REFERENCE)
     schemas = {kind: schema for (kind, _), schema in found.items()}
-    free = PathSet(open_paths(settings.private_endpoints))
+    keyed = ("key", "admin", *settings.private_endpoints)
     base: Json = copy.deepcopy(_read("parts.json")["document"])
     base["info"]["description"] = (_FOLDER / "introduction.md").read_text(encoding="utf-8").strip()
     base["info"]["version"] = __version__
@@ -72,7 +71,7 @@ def document(endpoints: Iterable[Endpoint], settings: Settings) -> Json:
     if has_keys:
         base["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for each in endpoints:
-        guarded = each.template not in free
+        guarded = each.access in keyed
         operation = _operation(each, schemas) | {
             "responses": _responses(each, schemas, guarded=guarded)
         }

@@ -144,7 +144,15 @@ ENDPOINTS: Final = (
     Endpoint("/models", models, "Service", "models", answer=ModelList),
     Endpoint("/models/{name}", model, "Service", "model", answer=ServedCard),
     Endpoint("/models/{name}/{version}", model, "Service", "model_version", answer=ServedCard),
-    Endpoint("/healthz", healthz, "Service", "healthz", PROBE, answer=dict[str, str]),
-    Endpoint("/readyz", readyz, "Service", "readyz", PROBE, answer=Json),
-    Endpoint("/metrics", metrics, "Service", "metrics", formats=("text/plain",)),
+    Endpoint(
+        "/healthz",
+        healthz,
+        "Service",
+        "healthz",
+        PROBE,
+        answer=dict[str, str],
+        access="health",
+    ),
+    Endpoint("/readyz", readyz, "Service", "readyz", PROBE, answer=Json, access="health"),
+    Endpoint("/metrics", metrics, "Service", "metrics", formats=("text/plain",), access="metrics"),
 )

@@ -344,8 +344,12 @@ _REPOSITORY: Final = "/v2/repository"
 _POST: Final = ("POST",)
 ENDPOINTS: Final = (
     Endpoint("/v2", server, _TAG, "server", answer=tensors.ServerMetadata),
-    Endpoint("/v2/health/live", live, _TAG, "live", PROBE, answer=tensors.ServerLive),
-    Endpoint("/v2/health/ready", ready, _TAG, "ready", PROBE, answer=tensors.ServerReady),
+    Endpoint(
+        "/v2/health/live", live, _TAG, "live", PROBE, answer=tensors.ServerLive, access="health"
+    ),
+    Endpoint(
+        "/v2/health/ready", ready, _TAG, "ready", PROBE, answer=tensors.ServerReady, access="health"
+    ),
     # As with Triton, a model named `stats` is not reachable.
     Endpoint("/v2/models/stats", all_statistics, _TAG, "all_statistics", answer=Json),
     *_of_model("", metadata, "metadata", answer=tensors.ModelMetadata),
@@ -380,6 +384,7 @@ ENDPOINTS: Final = (
         _POST,
         tensors.LoadRequest,
         answer=Any,
+        access="admin",
     ),
     Endpoint(
         f"{_REPOSITORY}/models/{{name}}/unload",
@@ -389,5 +394,6 @@ ENDPOINTS: Final = (
         _POST,
         tensors.UnloadRequest,
         answer=Any,
+        access="admin",
     ),
 )
