@@ -106,7 +106,7 @@ class Application:
             request.caller = address_key(request.peer)
         request.added.append((b"x-request-id", request.request_id.encode("ascii")))
         request.error = state.get("rejected") or check_head(scope, headers)
-        if self._tracing is not None or b"traceparent" in headers.first:
+        if self._tracing is not None or b"traceparent" in headers:
             self._start_trace(request, headers.getlist(b"traceparent"))
         return request
 

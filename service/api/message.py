@@ -52,26 +52,17 @@ _MAX_NAME: Final = 200  # characters of a field name from the request that an er
 _PARAMETERLESS: Final = frozenset(("application/json", "image/png", "image/jpeg", "image/webp"))
 
 
-class RequestHeaders:
-    """The header fields of a request, by their names in lower case; ``first`` has the first value
-    of each.
+class RequestHeaders(dict[bytes, str]):
+    """The header fields of a request, by their names in lower case; of repeated ones the first
+    value, all of them are in ``fields``.
     """
 
     def __init__(self, fields: Sequence[tuple[bytes, bytes]]) -> None:
+        super().__init__([(name, value.decode("latin-1")) for name, value in reversed(fields)])
         self.fields = fields
-        self.first = dict(reversed(fields))
-
-    def get(self, name: bytes, default: Any = None) -> Any:
-        """The value of the field, the first one if it is repeated; or ``default``."""
-        value = self.first.get(name)
-        return default if value is None else value.decode("latin-1")
 
     def getlist(self, name: bytes) -> list[str]:
         """Every value of a field, in order."""
-        if name not in self.first:
-            return []
-        if len(self.first) == len(self.fields):  # none is repeated
-            return [self.first[name].decode("latin-1")]
         return [value.decode("latin-1") for each, value in self.fields if each == name]
 
 
@@ -83,10 +74,8 @@ def is_known(headers: Mapping[str, str], request: RequestHeaders) -> bool:
         # weak comparison (section 13.1.2)
         known = {tag.strip(" \t").removeprefix("W/") for tag in tags.split(",")}
         return not known.isdisjoint({"*", headers["ETag"].removeprefix("W/")})
-    since, changed = (
-        parsedate(each)
-        for each in (request.get(b"if-modified-since"), headers.get("Last-Modified"))
-    )
+    since = parsedate(request.get(b"if-modified-since"))
+    changed = parsedate(headers.get("Last-Modified"))
     return since is not None and changed is not None and since >= changed
 
 
@@ -101,27 +90,33 @@ def check_head_size(size: int, count: int) -> None:
 
 def check_head(scope: Scope, headers: RequestHeaders) -> IgnError | None:
     """What is wrong with a parsed head, if anything. The parser has checked `Content-Length`."""
-    names = headers.first
     http_version = scope["http_version"]
     if len(scope["query_string"]) > MAX_QUERY_BYTES:
         return HeadTooLarge(f"the query is longer than {MAX_QUERY_BYTES} bytes")
-    if len(names.get(b"content-type", b"")) > MAX_CONTENT_TYPE:
+    if len(headers.get(b"content-type", "")) > MAX_CONTENT_TYPE:
         return UnsupportedMedia(f"Content-Type: longer than {MAX_CONTENT_TYPE} bytes")
     if http_version not in ("1.1", "1.0"):
         return MalformedRequest("the request is not HTTP/1.1")
-    hosts = headers.getlist(b"host")
-    if len(hosts) > 1 or (not hosts and http_version == "1.1"):
+    if b"host" not in headers and http_version == "1.1":
         return MalformedRequest("Host: send this header once")
-    if len(headers.getlist(b"content-encoding")) > 1:
-        return UnsupportedMedia("Content-Encoding: send this header once")
-    if b"transfer-encoding" in names:
-        return _check_transfer_encoding(http_version, headers.getlist(b"transfer-encoding"))
+    if len(headers) < len(headers.fields) and (error := _check_repeated(headers)):
+        return error
+    if b"transfer-encoding" in headers:
+        return _check_transfer_encoding(http_version, headers)
     return None
 
 
-def _check_transfer_encoding(http_version: str, values: Sequence[str]) -> IgnError | None:
+def _check_repeated(headers: RequestHeaders) -> IgnError | None:
+    for once, error in ((b"host", MalformedRequest), (b"content-encoding", UnsupportedMedia)):
+        if len(headers.getlist(once)) > 1:
+            return error(f"{once.decode().title()}: send this header once")
+    return None
+
+
+def _check_transfer_encoding(http_version: str, headers: RequestHeaders) -> IgnError | None:
     if http_version == "1.0":
         return MalformedRequest("Transfer-Encoding: not defined in HTTP/1.0")
+    values = headers.getlist(b"transfer-encoding")
     if [value.strip().lower() for value in values] != ["chunked"]:
         return NotSupported("Transfer-Encoding: only chunked is supported")
     return None

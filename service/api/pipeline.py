@@ -480,10 +480,8 @@ async def _send(request: ApiRequest, response: ResponseParts, send: Send) -> Non
         (b"content-length", b"%d" % size),
         (b"content-type", media_type.encode("ascii")),
     ]
-    if size <= _SMALL and send == request.send:  # without CORS, which adds headers
-        whole = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        if request.send_whole(HTTPStatus.OK, headers, whole):
-            return
+    if size <= _SMALL:
+        pieces = [b"".join(pieces)]
     await send({"type": "http.response.start", "status": HTTPStatus.OK, "headers": headers})
     for piece in pieces[:-1]:
         await send({"type": "http.response.body", "body": piece, "more_body": True})

@@ -197,8 +197,8 @@ class ApiRequest:
         `TooLarge`, `BodyTooSlow`, `DeadlineExceeded` or `ClientDisconnect`.
         """
         settings = self.services.settings
-        encoding = self.headers.first.get(b"content-encoding", b"")
-        if encoding.strip().lower() not in (b"", b"identity"):
+        encoding = self.headers.get(b"content-encoding", "")
+        if encoding.strip().lower() not in ("", "identity"):
             raise UnsupportedMedia("Content-Encoding: bodies must be sent without one")
         limit = max_bytes or settings.max_body_bytes
         name = "" if max_bytes else " (IGN_MAX_BODY_BYTES)"
@@ -241,9 +241,9 @@ class ApiRequest:
 
     def _announces_more_than(self, size: int) -> bool:
         """Whether the Content-Length is above a size."""
-        length = self.headers.first.get(b"content-length", b"")
+        length = self.headers.get(b"content-length", "")
         # `int` takes quadratic time in the number of digits.
-        return length.isdigit() and (len(length) > _MAX_DIGITS or int(length) > size)
+        return length.isdecimal() and (len(length) > _MAX_DIGITS or int(length) > size)
 
     def hold(self, size: int) -> None:
         """Count bytes until the request ends; raises as `InFlightRequests.hold`."""
@@ -352,16 +352,6 @@ class ApiRequest:
         """The member `timing` of a JSON answer, in milliseconds."""
         return {f"{part}_ms": round(seconds * 1e3, 3) for part, seconds in self.seconds.items()}
 
-    def send_whole(self, status: int, headers: RawHeaders, body: bytes | memoryview) -> bool:
-        """Send a whole response in one call, if the server can; it needs no `finish`."""
-        if self._send_whole is None or self.method == "HEAD":
-            return False
-        if not self._send_whole(status, [*headers, *self.added], body):
-            return False
-        self.started = self.complete = True
-        self.status, self.response_bytes = status, len(body)
-        return True
-
     async def send(self, message: Message) -> None:
         """Pass a message of the response on to the server; the head waits for the first part of the
         body.
@@ -416,15 +406,12 @@ class ApiRequest:
         away.
         """
         return self.status == HTTPStatus.UNAUTHORIZED and (
-            b"content-length" not in self.headers.first or self._announces_more_than(_UNREAD_BYTES)
+            b"content-length" not in self.headers or self._announces_more_than(_UNREAD_BYTES)
         )
 
     def _has_body(self) -> bool:
         headers = self.headers
-        return (
-            headers.get(b"content-length", "0") != "0"
-            or headers.get(b"transfer-encoding") is not None
-        )
+        return headers.get(b"content-length", "0") != "0" or b"transfer-encoding" in headers
 
     def _is_last(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
         """Whether the server closes the connection after the response."""
