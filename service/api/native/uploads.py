@@ -18,9 +18,7 @@ from service.api.multipart import MUST_BE_A_FILE, parse_fields, parse_multipart,
 from service.api.native.schemas import (
     PointRequest,
     ProjectOptions,
-    ProjectRequest,
     ScoreOptions,
-    ScoreRequest,
     check_count,
 )
 from service.api.negotiation import PICTURE_TYPES
@@ -58,7 +56,6 @@ Options = TypeVar("Options", bound=ScoreOptions)
 Form = TypeVar("Form", bound=BaseModel)
 
 UPLOAD_TYPES: Final = ("multipart/form-data", "application/json", *PICTURE_TYPES)
-_CACHED_QUERY: Final = 256  # bytes; a longer query is not cached
 _MAX_FIELDS: Final = 32  # of a form; there are about twelve options
 # no model here has a use for them
 _HUB_IGNORED: Final = ("prompt", "negative_prompt", "guidance_scale", "target_size")
@@ -76,9 +73,12 @@ class Upload(Generic[Form]):
     images: Sequence[ImageBytes]
     masks: Sequence[ImageBytes] = ()
     masks_by_alpha: bool = False  # transparent pixels are regenerated, instead of white ones
-    image_field: str = "image"  # in error messages
-    mask_field: str = "mask"
     has_pages: bool = True  # a TIFF of several pages is as many images
+
+    @property
+    def field(self) -> str:
+        """What errors call the images."""
+        return self.images[0].field.partition(".")[0]
 
     @property
     def must_open(self) -> bool:
@@ -126,10 +126,10 @@ def parse_upload(
         upload = _from_json(_parse_json(api, body, content))
     elif content_type or is_picture(content):
         options = _from_query(schema, api.query)
-        upload = Upload(options=options, images=_named("body", [content]), image_field="body")
+        upload = Upload(options=options, images=_named("body", [content]))
     else:
         raise _unsupported()
-    check_count(upload.image_field, len(upload.images), settings.max_images)
+    check_count(upload.field, len(upload.images), settings.max_images)
     return upload
 
 
@@ -141,15 +141,12 @@ def is_small(upload: Upload[Any], card: Card) -> bool:
     """Whether the event loop may decode the upload: at most four small PNGs of the model's size,
     without masks.
     """
-    if (
-        card.tiles is not None
-        or card.color is not None
-        or upload.masks
-        or len(upload.images) > _MAX_INLINE
-    ):
-        return False
     _, height, width = card.shape
-    return all(image.is_png_of((width, height)) for image in upload.images)
+    return (
+        not (card.tiles or card.color or upload.masks)
+        and len(upload.images) <= _MAX_INLINE
+        and all(image.is_png_of((width, height)) for image in upload.images)
+    )
 
 
 def open_upload(
@@ -169,8 +166,9 @@ def open_upload(
         images += (
             image.pages(thread, limits, most) if upload.has_pages else [image.open(thread, limits)]
         )
-        check_count(upload.image_field, len(images), most)
-    if upload.mask_field == "masks" and upload.masks and len(images) > len(upload.images):
+        check_count(upload.field, len(images), most)
+    is_each = any(mask.field.startswith("masks") for mask in upload.masks)
+    if is_each and len(images) > len(upload.images):
         raise InvalidContent.field("masks", "an image has several pages; give one mask for all")
     masks = list[EncodedImage]()
     for mask in upload.masks:
@@ -342,36 +340,20 @@ def _parse_json(api: ApiRequest, schema: type[Options], content: bytes) -> Optio
     )
 
 
-def _from_json(request: Options) -> Upload[Options]:
-    images = request.images if isinstance(request, ProjectRequest | ScoreRequest) else []
-    masks = list[str]()
-    mask_field = "mask"
-    if isinstance(request, ProjectRequest) and request.masks is not None:
-        masks = request.masks
-        mask_field = "masks"
-    elif isinstance(request, ProjectRequest) and request.mask is not None:
-        masks = [request.mask]
+def _from_json(request: Any) -> Upload[Any]:
+    masks = getattr(request, "masks", None)
+    mask = getattr(request, "mask", None)
     return Upload(
         options=request,
-        images=_named("images", images),
-        masks=_named(mask_field, masks),
-        image_field="images",
-        mask_field=mask_field,
+        images=_named("images", request.images),
+        masks=_named("masks", masks) if masks else _named("mask", [mask] if mask else []),
     )
 
 
+@lru_cache(maxsize=256)
 def _from_query(schema: type[Options], query: bytes) -> Options:
-    return (_parse_query_cached if len(query) <= _CACHED_QUERY else _parse_query)(schema, query)
-
-
-def _parse_query(schema: type[Options], query: bytes) -> Options:
+    """Options in a query. A client sends the same with every image, and nobody changes them."""
     return schema.model_validate(parse_query(query), strict=False)
-
-
-# A client sends the same query with every image, and the parsed options are immutable.
-_parse_query_cached: Callable[[type[Options], bytes], Options] = lru_cache(maxsize=256)(
-    _parse_query
-)
 
 
 def _limits(settings: Settings) -> DecodeLimits:
