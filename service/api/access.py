@@ -165,14 +165,9 @@ def check_host(headers: RequestHeaders, settings: Settings) -> None:
     A site whose name resolves to this service looks like its own (DNS rebinding).
     """
     host = headers.get(b"host", "")
-    name = (
-        host.removeprefix("[").partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    )
-    if (
-        name.lower() != "localhost"
-        and name not in settings.allowed_hosts
-        and _address(name) is None
-    ):
+    name = host.partition(":")[0]
+    is_allowed = name.lower() == "localhost" or name in settings.allowed_hosts
+    if not is_allowed and _address(host) is None:
         raise ForbiddenError(
             "without API keys, only these hosts may change models: addresses, localhost, "
             "IGN_ALLOWED_HOSTS"
@@ -197,22 +192,15 @@ def peer_key(peer: str | None, forwarded: Sequence[str], trusted: Sequence[Netwo
         if before is None:  # the proxy forwarded nonsense, so the proxy is the last known hop
             break
         address = before
-    return _network_of(address)
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    return str(ipaddress.ip_network((int(address), 64), strict=False))
 
 
 @lru_cache(maxsize=1024)  # for peers with many requests
 def address_key(peer: str | None) -> str:
-    """The fairness key of a request without proxies: the address of its peer; IPv6 addresses count
-    by their /64.
-    """
-    address = _address(peer or "")
-    return _network_of(address) if address else peer or "local"
-
-
-def _network_of(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
-    return str(ipaddress.ip_network((int(address), 64), strict=False))
+    """The fairness key of a request without proxies."""
+    return peer_key(peer, (), ())
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

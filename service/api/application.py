@@ -160,10 +160,9 @@ class Application:
             request.added.append((b"connection", b"close"))
             raise request.error
         if self._keys is None:
-            if request.method == "POST" and (
-                "*" not in self._settings.cors_origins or route.is_admin
-            ):
-                check_origin(request.headers, self._settings.cors_origins)
+            origins = self._settings.cors_origins
+            if request.method == "POST" and ("*" not in origins or route.is_admin):
+                check_origin(request.headers, origins)
         elif route.needs_key:
             self._keys.identify(request, "admin" if route.is_admin else "infer")
         if not route.is_probe:

@@ -29,9 +29,7 @@ endpoint.
 # Each kind of parameter in a path, and what it stands for.
 _KINDS: Final = {"": "[^/]+", ":path": ".*", ":text": ".+"}
 _PARAMETER: Final = re.compile(r"\\{(\w+)(:\w+)?\\}")
-# How many paths are remembered, and the longest of them.
-_CACHED: Final = 1024
-_MAX_PATH: Final = 256
+_CACHED: Final = 1024  # paths that are remembered
 
 
 Access = Literal["key", "admin", "health", "metrics", "docs", "page"]
@@ -140,11 +138,8 @@ class RouteTable:
             self._routes[endpoint.pattern] = route._replace(
                 endpoints={**same.endpoints, **route.endpoints}
             )
-        self._find_cached = lru_cache(maxsize=_CACHED)(self._find)
-
-    def find(self, path: str) -> Route:
-        """The first route that matches, or one with the template `unmatched`."""
-        return self._find_cached(path) if len(path) <= _MAX_PATH else self._find(path)
+        self.find: Callable[[str], Route] = lru_cache(maxsize=_CACHED)(self._find)
+        """The first route that matches a path, or one with the template `unmatched`."""
 
     def _find(self, path: str) -> Route:
         for pattern, route in self._routes.items():

@@ -6,7 +6,7 @@ and the card, and resolves the model. Its docstring is the description in `/open
 
 import inspect
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from pydantic import BaseModel
@@ -22,6 +22,7 @@ from service.api.native.schemas import (
     ImageOptions,
     InterpolateAnswer,
     InterpolateRequest,
+    PointRequest,
     ProjectAnswer,
     ProjectOptions,
     ProjectRequest,
@@ -33,7 +34,7 @@ from service.api.native.schemas import (
     check_steps,
     image_size,
     latent_path,
-    no_noise,
+    noise_of,
     step_params,
 )
 from service.api.native.uploads import Upload, check_upload, is_small, parse_upload, read_points
@@ -41,8 +42,9 @@ from service.api.negotiation import PICTURE_TYPES, Json, Media
 from service.api.pipeline import InputRows, Stages
 from service.api.request import ApiRequest
 from service.api.table import Endpoint
+from service.artifact.card import Noise
 from service.domain.errors import InvalidContent, UnsupportedMedia
-from service.domain.latents import Grid, LatentPath, NoiseSource, weighted_sum
+from service.domain.latents import FloatRow, FloatRows, Grid, NoiseSource, weighted_sum
 from service.domain.tasks import StepParams
 from service.images.pool import CodecThread
 from service.models.registry import ServedModel
@@ -73,8 +75,7 @@ def generate(api: ApiRequest, options: GenerateRequest, make: MakeWork = NativeW
     settings = api.services.settings
     check_count("n", options.n, settings.max_images)
     model = api.resolve(options.model)
-    if model.card.noise is None:
-        raise no_noise(model.card)
+    noise_of(model.card)
     params = step_params(
         options, recommended=model.card.steps.generate, rows=options.n, settings=settings
     )
@@ -169,30 +170,21 @@ def latent_interpolate(api: ApiRequest, options: InterpolateRequest) -> RowWork:
     image or a latent. A path as GIF, APNG or WebP is an animation, as PNG or JPEG a strip.
     """
     path = latent_path(options)
-    settings = api.services.settings
+    labels: list[Json]
+    mix: Callable[[Sequence[FloatRow]], FloatRows]
     if isinstance(path, Grid):
         api.media = api.negotiate(FORMATS)
-    model = api.resolve(options.model)
-    if model.card.noise is None:
-        raise no_noise(model.card)
-    steps = check_steps(options.steps, recommended=model.card.steps.generate, settings=settings)
-
-    def make_rows(thread: CodecThread) -> InputRows:
-        points = read_points(thread, api, model, "points", options.points)
-        rows = path.latents(points) if isinstance(path, Grid) else path.rows(points)
-        return InputRows(rows=check_mixture("points", rows))
-
-    return NativeWork(
-        api=api,
-        model=model,
-        options=options,
-        labels=_frame_labels(path),
-        columns=path.cols if isinstance(path, Grid) else path.frames,
-        fps=0 if isinstance(path, Grid) else options.fps,
-        closed=isinstance(path, LatentPath) and path.loop,
-        params=StepParams(steps=steps),
-        source=InPool(make_rows),
-        is_large=True,
+        labels = [
+            {"index": i, "row": row, "col": col} for i, (row, col) in enumerate(path.coordinates())
+        ]
+        shown: Json = {"columns": path.cols}
+        mix = path.latents
+    else:
+        labels = [{"index": i, "t": t} for i, t in enumerate(path.times())]
+        shown = {"columns": path.frames, "fps": options.fps, "closed": path.loop}
+        mix = path.rows
+    return _latent_work(
+        api, options, "points", options.points, lambda rows, _: mix(rows), labels=labels, **shown
     )
 
 
@@ -201,40 +193,50 @@ def latent_arithmetic(api: ApiRequest, options: ArithmeticRequest) -> RowWork:
 
     f^k of a weighted sum of up to 16 seeds, images or latents: one image.
     """
-    settings = api.services.settings
-    model = api.resolve(options.model)
-    noise = model.card.noise
-    if noise is None:
-        raise no_noise(model.card)
-    steps = check_steps(options.steps, recommended=model.card.steps.generate, settings=settings)
 
-    def make_rows(thread: CodecThread) -> InputRows:
-        rows = read_points(thread, api, model, "terms", options.terms)
+    def mix(rows: list[FloatRow], noise: Noise) -> FloatRows:
         norm = noise.norm if options.normalize else None
         try:
-            mixture = weighted_sum(rows, [term.weight for term in options.terms], norm)[None]
+            return weighted_sum(rows, [term.weight for term in options.terms], norm)[None]
         except ValueError as exc:
             raise InvalidContent.field("terms", "their sum is zero, which is no latent") from exc
-        return InputRows(rows=check_mixture("terms", mixture))
+
+    labels = [{"index": 0}]
+    return _latent_work(
+        api, options, "terms", options.terms, mix, labels=labels, members={"seed": None}
+    )
+
+
+def _latent_work(
+    api: ApiRequest,
+    options: ArithmeticRequest | InterpolateRequest,
+    field: str,
+    points: Sequence[PointRequest],
+    mix: Callable[[list[FloatRow], Noise], FloatRows],
+    **shown: Any,
+) -> RowWork:
+    """The work for what ``mix`` makes of the points in a field."""
+    model = api.resolve(options.model)
+    noise = noise_of(model.card)
+    steps = check_steps(
+        options.steps,
+        recommended=model.card.steps.generate,
+        settings=api.services.settings,
+    )
+
+    def make_rows(thread: CodecThread) -> InputRows:
+        rows = mix(read_points(thread, api, model, field, points), noise)
+        return InputRows(rows=check_mixture(field, rows))
 
     return NativeWork(
         api=api,
         model=model,
         options=options,
-        labels=[{"index": 0}],
-        members={"seed": None},
         params=StepParams(steps=steps),
         source=InPool(make_rows),
         is_large=True,
+        **shown,
     )
-
-
-def _frame_labels(path: LatentPath | Grid) -> list[Json]:
-    if isinstance(path, Grid):
-        return [
-            {"index": i, "row": row, "col": col} for i, (row, col) in enumerate(path.coordinates())
-        ]
-    return [{"index": i, "t": t} for i, t in enumerate(path.times())]
 
 
 def _endpoint(

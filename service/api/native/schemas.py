@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic.config import JsonDict, JsonValue
 
-from service.artifact.card import Card
+from service.artifact.card import Card, Noise
 from service.domain.errors import InvalidContent
 from service.domain.latents import (
     MAX_MAGNITUDE,
@@ -337,10 +337,14 @@ def check_count(field: str, count: int, limit: int) -> None:
         raise InvalidContent.field(field, f"must be at most {limit}")
 
 
-def no_noise(card: Card) -> InvalidContent:
-    """The error for a model that makes nothing of noise."""
-    text = f"{card.ref} makes nothing of noise; only /project and /score, and infer of /v2, run it"
-    return InvalidContent.field("model", text, code="no_noise")
+def noise_of(card: Card) -> Noise:
+    """The noise of a model; raises `InvalidContent` for one that makes nothing of it."""
+    if card.noise is None:
+        text = (
+            f"{card.ref} makes nothing of noise; only /project and /score, and infer of /v2, run it"
+        )
+        raise InvalidContent.field("model", text, code="no_noise")
+    return card.noise
 
 
 def image_size(options: GenerateRequest, card: Card, settings: Settings) -> tuple[int, int] | None:
