@@ -63,8 +63,6 @@ class Plan(NamedTuple):
 
     rows: int
     """Rows, or tiles of images of any size."""
-    steps: int
-    """Steps of each row."""
     bytes: int
     """What the response and the arrays that it is made from take, at most."""
 
@@ -107,7 +105,7 @@ class Work(ABC):
     plan: Plan | None = None
     """None until `open`, if it depends on the headers of uploaded files."""
 
-    caching: RawHeaders = field(default_factory=lambda: [(b"vary", b"Accept")])
+    caching: Sequence[tuple[bytes, bytes]] = ((b"vary", b"Accept"),)
     """Headers for caches."""
 
     # Of the pipeline. `handle` is that of the scheduler, until the last event.
@@ -292,7 +290,7 @@ class Pipeline:
         for work in works:
             if work.is_large:
                 work.api.advance()
-        for (kind, model), group in _grouped(work for work in works if not work.is_large):
+        for (kind, model), group in _grouped([work for work in works if not work.is_large]):
             if decoded := _each(kind.decode, group):
                 self._submit(model, decoded)
 
@@ -353,7 +351,7 @@ class Pipeline:
         if len(ended) > MAX_PER_TURN:
             asyncio.get_running_loop().call_soon(self._encode, ended[MAX_PER_TURN:])
         works = [work for work in ended[:MAX_PER_TURN] if not work.api.is_over]
-        for (kind, _), group in _grouped(work for work in works if not work.has_large_response):
+        for (kind, _), group in _grouped([work for work in works if not work.has_large_response]):
             start = time.perf_counter()
             if encoded := _each(kind.encode, group):
                 count_codec("encode", encoded, start)
@@ -385,9 +383,10 @@ async def _deliver(result: Coroutine[Any, Any, Result], events: Events) -> None:
 
 def _hold_plan(work: Work) -> None:
     assert work.plan is not None  # noqa: S101 - only then
-    work.api.rows, work.api.steps, size = work.plan
-    if size > MIN_HELD:
-        work.api.hold(size)
+    work.api.rows = work.plan.rows
+    work.api.steps = work.params.steps
+    if work.plan.bytes > MIN_HELD:
+        work.api.hold(work.plan.bytes)
 
 
 def _parse_small(stages: Stages, request: ApiRequest) -> Work | None:

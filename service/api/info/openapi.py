@@ -52,14 +52,12 @@ def endpoint(endpoints: Sequence[Endpoint], settings: Settings) -> Endpoint:
 def document(endpoints: Iterable[Endpoint], settings: Settings) -> Json:
     """The OpenAPI document of the endpoints that have a tag, with the limits of the settings."""
     endpoints = [each for each in endpoints if each.tag]
-    taken = {each.request for each in endpoints} | {ProblemDocument, ProgressEvent, StepEvent}
-    adapters: list[tuple[Any, _Mode, TypeAdapter[Any]]] = []
-    adapters += [(kind, "validation", TypeAdapter(kind)) for kind in taken if kind]
-    adapters += [
-        (each.answer, "serialization", TypeAdapter(each.answer))
-        for each in endpoints
-        if each.answer
-    ]
+    kinds: dict[Any, _Mode] = dict.fromkeys(
+        (ProblemDocument, ProgressEvent, StepEvent), "validation"
+    )
+    kinds |= {each.request: "validation" for each in endpoints if each.request}
+    kinds |= {each.answer: "serialization" for each in endpoints if each.answer}
+    adapters = [(kind, mode, TypeAdapter(kind)) for kind, mode in kinds.items()]
     found, definitions = TypeAdapter.json_schemas(adapters, ref_template=_REFERENCE)
     schemas = {kind: schema for (kind, _), schema in found.items()}
     keyed = ("key", "admin", *settings.private_endpoints)

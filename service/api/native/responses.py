@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from itertools import islice
 from typing import Final, Self
 
@@ -43,8 +42,6 @@ _IN_DISTRIBUTION: Final = 99.0
 # white of a heat map, in units of the distance of `_IN_DISTRIBUTION`: few pixels change most
 _WHITE: Final = 8
 _LINES: Final = 64
-_PIECE: Final = 1 << 18  # bytes of JSON that are made in one call, or sent at a time
-_ENCODER: Final = json.JSONEncoder(separators=(",", ":"))
 
 
 class NativeWork(RowWork):
@@ -291,27 +288,15 @@ def _json(value: object) -> bytes:
 
 
 def _json_pieces(images: list[Json]) -> list[bytes]:
-    """The JSON of the images in one piece, or in several if it is long.
+    """The JSON of the images, an image a piece.
 
     One call of `json` holds the interpreter lock until it ends: for 60 MB, the event loop would
     wait half a second.
     """
-    if (
-        sum(len(each["data"]) for image in images for each in (image, *(image["trajectory"] or ())))
-        <= _PIECE
-    ):
-        return [_json(images)]
-    pieces: list[bytes] = []
-    texts: list[str] = []
-    size = 0
-    for text in _ENCODER.iterencode(images):
-        texts.append(text)
-        size += len(text)
-        if size >= _PIECE:
-            pieces.append("".join(texts).encode("ascii"))
-            texts = []
-            size = 0
-    return [*pieces, "".join(texts).encode("ascii")]
+    pieces = [b"["]
+    for each in images:
+        pieces += [_json(each), b","]
+    return [*pieces[:-1], b"]"]
 
 
 def round_change(step: StepOutput) -> float | None:
@@ -331,18 +316,18 @@ def _raw(work: RowWork, result: Result) -> bytes:
     if work.api.media is Media.TIFF:
         return encode_tiff(rows, card)
     if work.is_animation:
-        make = partial(
-            animate, scale=options.scale, resample=options.resample, check=work.api.check_not_over
+        return animate(
+            to_uint8(np.asarray(rows), card),
+            ANIMATED[work.api.media],
+            fps=work.fps,
+            scale=options.scale,
+            resample=options.resample,
+            check=work.api.check_not_over,
         )
-        return make(to_uint8(np.asarray(rows), card), ANIMATED[work.api.media], fps=work.fps)
     images = list[Pixels]()
-    for pixels in (
-        to_uint8(rows, card)
-        if isinstance(rows, np.ndarray)
-        else (to_uint8(row, card) for row in rows)
-    ):
+    for row in rows:
         work.api.check_not_over()
-        images.append(enlarge(pixels, options.scale, options.resample))
+        images.append(enlarge(to_uint8(row, card), options.scale, options.resample))
     if len(images) == 1:
         return encode(images[0], RASTER[work.api.media])
     sheet = contact_sheet(

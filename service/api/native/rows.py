@@ -112,7 +112,7 @@ class RowWork(Work):
             tiles = self.model.plan_tiles(self.sizes)
             rows = tiles.rows
             held += tiles.bytes
-        self.plan = Plan(rows=rows, steps=self.params.steps, bytes=held)
+        self.plan = Plan(rows=rows, bytes=held)
 
     @property
     def cell(self) -> tuple[int, int]:

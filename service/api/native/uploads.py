@@ -158,24 +158,35 @@ def open_upload(
     for too many pixels of all together. Other errors are left to the decoder.
     """
     settings = api.services.settings.for_images(card.tiles)
-    limits = _limits(settings)
-    most = settings.max_images
-    images = list[EncodedImage]()
-    for image in upload.images:
-        api.check_not_over()
-        images += (
-            image.pages(thread, limits, most) if upload.has_pages else [image.open(thread, limits)]
-        )
-        check_count(upload.field, len(images), most)
+    images = _open(thread, api, upload.images, settings, pages=upload.has_pages)
     is_each = any(mask.field.startswith("masks") for mask in upload.masks)
     if is_each and len(images) > len(upload.images):
         raise InvalidContent.field("masks", "an image has several pages; give one mask for all")
-    masks = list[EncodedImage]()
-    for mask in upload.masks:
-        api.check_not_over()
-        masks.append(mask.open(thread, limits))
+    masks = _open(thread, api, upload.masks, settings)
     _check_pixels([*images, *masks], settings)
     return OpenUpload(images, masks)
+
+
+def _open(
+    thread: CodecThread,
+    api: ApiRequest,
+    images: Iterable[ImageBytes],
+    settings: Settings,
+    *,
+    pages: bool = False,
+) -> list[EncodedImage]:
+    """Read the headers of images, with ``pages`` those of each page."""
+    limits = DecodeLimits(max_pixels=settings.max_pixels, max_chars=settings.max_body_bytes)
+    most = settings.max_images
+    opened = list[EncodedImage]()
+    for image in images:
+        api.check_not_over()
+        if not pages:
+            opened.append(image.open(thread, limits))
+            continue
+        opened += image.pages(thread, limits, most)
+        check_count(image.field.partition(".")[0], len(opened), most)
+    return opened
 
 
 def decode_small(uploads: Sequence[Upload[Any]], card: Card) -> list[InputRows]:
@@ -266,28 +277,29 @@ def read_points(
     large.
     """
     settings = api.services.settings.for_images(model.card.tiles)
-    limits = _limits(settings)
-    opened = dict[int, EncodedImage]()
+    images = [
+        ImageBytes(f"{field}.{number}.image", point.image)
+        for number, point in enumerate(points)
+        if point.image is not None
+    ]
+    opened = _open(thread, api, images, settings)
+    _check_pixels(opened, settings)
+    rows = list[FloatRow]()
     for number, point in enumerate(points):
-        if point.image is not None:
-            api.check_not_over()
-            opened[number] = ImageBytes(f"{field}.{number}.image", point.image).open(thread, limits)
-    _check_pixels(opened.values(), settings)
-
-    def row(number: int, point: PointRequest) -> FloatRow:
+        api.check_not_over()
         if point.seed is not None:
-            return model.noise.row(point.seed, point.index or 0)
-        if point.image is not None:
-            api.check_not_over()
-            encoded = opened.pop(number)
+            rows.append(model.noise.row(point.seed, point.index or 0))
+        elif point.image is not None:
+            encoded = opened.pop(0)
             with memory_for(encoded.pixels):
-                api.check_not_over()
-                return prepare(encoded.decode(thread), model.card).row
-        name = f"{field}.{number}.latent"
-        array = decode_base64(point.latent or "", field=name, max_chars=settings.max_body_bytes)
-        return decode_npy(array, model.card.shape, field=name)
-
-    return [row(number, point) for number, point in enumerate(points)]
+                api.check_not_over()  # waiting for the block may take long
+                rows.append(prepare(encoded.decode(thread), model.card).row)
+            del encoded  # it holds the pixels, too
+        else:
+            name = f"{field}.{number}.latent"
+            data = decode_base64(point.latent or "", field=name, max_chars=settings.max_body_bytes)
+            rows.append(decode_npy(data, model.card.shape, field=name))
+    return rows
 
 
 def read_form(
@@ -354,10 +366,6 @@ def _from_json(request: Any) -> Upload[Any]:
 def _from_query(schema: type[Options], query: bytes) -> Options:
     """Options in a query. A client sends the same with every image, and nobody changes them."""
     return schema.model_validate(parse_query(query), strict=False)
-
-
-def _limits(settings: Settings) -> DecodeLimits:
-    return DecodeLimits(max_pixels=settings.max_pixels, max_chars=settings.max_body_bytes)
 
 
 def _check_pixels(images: Iterable[EncodedImage], settings: Settings) -> None:

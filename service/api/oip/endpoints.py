@@ -264,7 +264,7 @@ def infer(api: ApiRequest, body: bytes) -> InferWork:
         params=StepParams(steps=inference.steps),
         inference=inference,
         body=body,
-        plan=Plan(rows=rows, steps=inference.steps, bytes=held),
+        plan=Plan(rows=rows, bytes=held),
         is_large=is_tiled or len(body) > api.inline_body,
         has_large_response=is_tiled
         or (4 * values > _LARGE_BINARY if binary else values * _JSON_BYTES > LARGE_BODY),
