@@ -9,8 +9,7 @@ other exception is logged with the request id, and the response has a fixed text
 import json
 import logging
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -34,56 +33,6 @@ _MAX_PATH: Final = 200  # characters; an unknown field can have a name of any le
 _MAX_RETRY_S: Final = 3600
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """A problem document, and headers of its response. ``detail`` names no file's path and holds no
-    traceback.
-
-    ``fields`` are pairs of dotted field path and message, for validation errors.
-    """
-
-    status: int
-    code: str
-    detail: str
-    fields: Sequence[tuple[str, str]] = ()
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-    def body(self, request_id: str, path: str = "") -> dict[str, Any]:
-        """The members of the problem document, ready for JSON; below `/v1`, of the error of
-        OpenAI's API.
-        """
-        if path.startswith(_OPENAI):
-            kind = (
-                "server_error"
-                if self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-                else "invalid_request_error"
-            )
-            kind = "rate_limit_error" if self.status == HTTPStatus.TOO_MANY_REQUESTS else kind
-            parameter = self.fields[0][0] if self.fields else None
-            return {
-                "error": {
-                    "message": self.detail,
-                    "type": kind,
-                    "param": parameter,
-                    "code": self.code,
-                }
-            }
-        members: dict[str, Any] = {
-            "type": "about:blank",
-            "title": _title(self.status),
-            "status": self.status,
-            "detail": self.detail,
-            "code": self.code,
-            "request_id": request_id,
-            "error": self.detail,
-        }
-        if self.fields:
-            members["errors"] = [
-                {"field": name, "message": message} for name, message in self.fields
-            ]
-        return members
 
 
 class NoEndpoint(IgnError, code="not_found"):
@@ -126,25 +75,18 @@ base.
 """
 
 
-def describe(exc: Exception, path: str = "") -> Problem:
-    """The problem document of an exception for ``path``; one that no rule covers gets status 500
-    and a fixed text.
+def describe(exc: Exception, path: str = "") -> IgnError:
+    """What the caller of a ``path`` is told of an exception; one that no rule covers gets status
+    500 and a fixed text.
     """
     if isinstance(exc, ValidationError):
         exc = invalid_content(exc)
     if isinstance(exc, InvalidContent) and path.startswith(_OIP):
-        exc = errors.InvalidInference(exc.detail)
-    if not isinstance(exc, IgnError):
-        return Problem(status=500, code=IgnError.code, detail=_INTERNAL_ERROR)
+        return errors.InvalidInference(exc.detail)
     # The text of a `StartupError` is for the operator and may name files.
-    is_internal = isinstance(exc, errors.StartupError)
-    return Problem(
-        status=status_of(type(exc)),
-        code=exc.error_code,
-        detail=_INTERNAL_ERROR if is_internal else exc.detail,
-        fields=exc.fields if isinstance(exc, InvalidContent) else (),
-        headers=_headers(exc),
-    )
+    if isinstance(exc, errors.StartupError) or not isinstance(exc, IgnError):
+        return IgnError(_INTERNAL_ERROR, code=getattr(exc, "error_code", None))
+    return exc
 
 
 def status_of(error: type[IgnError]) -> int:
@@ -152,22 +94,49 @@ def status_of(error: type[IgnError]) -> int:
     return next(STATUS[base] for base in error.__mro__ if base in STATUS)
 
 
-def problem_response(problem: Problem, request_id: str, path: str = "") -> Response:
+def problem_body(error: IgnError, request_id: str, path: str = "") -> dict[str, Any]:
+    """The members of the problem document, ready for JSON; below `/v1`, of the error of OpenAI's
+    API.
+    """
+    status = status_of(type(error))
+    fields = error.fields if isinstance(error, InvalidContent) else ()
+    if path.startswith(_OPENAI):
+        is_ours = status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        kind = "server_error" if is_ours else "invalid_request_error"
+        return {
+            "error": {
+                "message": error.detail,
+                "type": "rate_limit_error" if status == HTTPStatus.TOO_MANY_REQUESTS else kind,
+                "param": fields[0][0] if fields else None,
+                "code": error.error_code,
+            }
+        }
+    members: dict[str, Any] = {
+        "type": "about:blank",
+        "title": _TITLES.get(status) or HTTPStatus(status).phrase,
+        "status": status,
+        "detail": error.detail,
+        "code": error.error_code,
+        "request_id": request_id,
+        "error": error.detail,
+    }
+    if fields:
+        members["errors"] = [{"field": name, "message": message} for name, message in fields]
+    return members
+
+
+def problem_response(error: IgnError, request_id: str, path: str = "") -> Response:
     """The response to a failed request for ``path``."""
     # JSON in ASCII, because a field name of the caller may hold a lone surrogate, which UTF-8
     # cannot encode.
-    content = json.dumps(problem.body(request_id, path)).encode("ascii")
+    content = json.dumps(problem_body(error, request_id, path)).encode("ascii")
     media_type = "application/json" if path.startswith(_OPENAI) else MEDIA_TYPE
-    return Response(content, problem.status, dict(problem.headers), media_type)
+    return Response(content, status_of(type(error)), _headers(error), media_type)
 
 
 def log_failure(exc: Exception, request_id: str) -> None:
     """Log a server error with its traceback and the id of the request."""
     _logger.error("request %s failed", request_id, exc_info=exc, extra={"request_id": request_id})
-
-
-def _title(status: int) -> str:
-    return _TITLES.get(status) or HTTPStatus(status).phrase
 
 
 def _headers(exc: IgnError) -> dict[str, str]:

@@ -30,7 +30,7 @@ from service.api.message import (
     printable_name,
 )
 from service.api.negotiation import Media, negotiate
-from service.api.problems import Problem, describe, log_failure
+from service.api.problems import describe, log_failure, status_of
 from service.domain.accounts import Rate, Rates
 from service.domain.errors import (
     BodyTooSlow,
@@ -334,13 +334,13 @@ class ApiRequest:
 
     # Response
 
-    def describe(self, exc: Exception) -> Problem:
-        """The problem document of an exception that ends the request; one of ours is logged."""
-        problem = describe(exc, self.path)
-        self.problem = problem.code
-        if problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+    def describe(self, exc: Exception) -> IgnError:
+        """What the caller is told of an exception that ends the request; one of ours is logged."""
+        error = describe(exc, self.path)
+        self.problem = error.error_code
+        if status_of(type(error)) == HTTPStatus.INTERNAL_SERVER_ERROR:
             log_failure(exc, self.request_id)
-        return problem
+        return error
 
     def server_timing(self) -> tuple[bytes, bytes]:
         """The header Server-Timing."""

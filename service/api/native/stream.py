@@ -10,6 +10,7 @@ from starlette.types import Send
 
 from service.api.negotiation import Json, Media
 from service.api.pipeline import Event, Events
+from service.api.problems import problem_body
 from service.api.request import ApiRequest, RawHeaders, raw_headers
 from service.domain.errors import DeadlineExceeded, forget_frames
 from service.domain.tasks import Result
@@ -79,9 +80,9 @@ async def _texts(first: Event, events: Events, encode: Encode) -> AsyncGenerator
 
 
 def _error_event(api: ApiRequest, exc: Exception) -> bytes:
-    problem = api.describe(exc)
+    error = api.describe(exc)
     forget_frames(exc)
-    return event("error", problem.body(api.request_id, api.endpoint))
+    return event("error", problem_body(error, api.request_id, api.path))
 
 
 def event(name: str, members: Json) -> bytes:
