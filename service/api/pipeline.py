@@ -113,12 +113,15 @@ class Work(ABC):
     handle: Any = field(init=False, default=None)
     events: Events | None = field(init=False, default=None)
     result: Result = field(init=False)
-    headers: RawHeaders = field(init=False)  # that tell of the result
-    content: Sequence[Piece] | None = field(init=False, default=None)  # pieces of the body
 
-    @abstractmethod
+    # What `encode` makes: header fields that tell of the result, and pieces of the body.
+    headers: Sequence[tuple[bytes, bytes]] = field(init=False, default=())
+    content: Sequence[Piece] = field(init=False, default=())
+    media_type: str = field(init=False, default=Media.JSON)
+
     def open(self, thread: CodecThread) -> None:
         """Read the headers of uploaded files, and plan the request."""
+        raise NotImplementedError  # nothing to upload
 
     @classmethod
     @abstractmethod
@@ -136,13 +139,13 @@ class Work(ABC):
     def encode(cls, works: Sequence[Self]) -> None:
         """Set the ``content`` of requests to one model, from their results."""
 
-    @abstractmethod
     def respond(self) -> ResponseParts:
         """The response with the content."""
+        return [*self.response_headers(), *self.headers], self.content, self.media_type
 
-    @abstractmethod
     async def send_events(self, events: Events, send: Send) -> bytes:
         """Send what ``events`` bring as a stream; returns its last piece."""
+        raise NotImplementedError  # no streams
 
     def scheduling(self) -> SchedulingParams:
         """The request as the scheduler sees it."""
@@ -160,7 +163,7 @@ class Work(ABC):
             observer=api.spans,
         )
 
-    def model_headers(self) -> RawHeaders:
+    def response_headers(self) -> RawHeaders:
         """Headers of every successful response."""
         return [(b"x-ign-model", self.model.tag.encode("latin-1")), *self.caching]
 
@@ -238,7 +241,7 @@ class Pipeline:
             work.result = await work.run_tiles()
         if work.events is not None:
             return await work.send_events(work.events, send)
-        if work.content is None:  # encoding is large
+        if not work.content:  # encoding is large
             await request.run_codec("encode", lambda _: work.encode([work]))
             count_rows([work])
         return work.respond()

@@ -16,7 +16,7 @@ from service.api.native.rows import ANIMATED, INLINE_VALUES, RASTER, RowWork
 from service.api.native.schemas import ImageOptions
 from service.api.native.stream import event
 from service.api.negotiation import Json, Media
-from service.api.pipeline import ResponseParts, count_codec
+from service.api.pipeline import ResponseParts, Work, count_codec
 from service.api.request import RawHeaders
 from service.artifact.card import Card
 from service.artifact.pixels import to_levels
@@ -55,7 +55,8 @@ class NativeWork(RowWork):
         results = {work: work.result if work.shows_change else work.shown() for work in works}
         files = _encode_pngs({work: results[work] for work in works if _is_plain_png(work)})
         for work, result in results.items():
-            is_json = work.api.media is Media.JSON
+            work.media_type = work.api.media
+            is_json = work.media_type is Media.JSON
             if work.shows_change:
                 work.content = _score_content(work)
             elif is_json:
@@ -67,15 +68,12 @@ class NativeWork(RowWork):
 
     def respond(self) -> ResponseParts:
         """The response: a file, or JSON."""
-        headers = self.response_headers()
-        media = self.api.media
-        assert self.content is not None  # noqa: S101 - it is encoded
-        if media is not Media.JSON:
-            return headers + self.headers, self.content, media
-        # `timing` includes the time of encoding the images, so the rest of the body is written
-        # after them, and the encoded images are inserted as text.
-        before, marker, after = _json(self._envelope([])).partition(b'"images":[')
-        return headers, [before + marker[:-1], *self.content, after[1:]], media
+        if self.media_type is Media.JSON:
+            # `timing` includes the time of encoding the images, so the rest of the body is written
+            # after them, and the encoded images are inserted as text.
+            before, marker, after = _json(self._envelope([])).partition(b'"images":[')
+            self.content = [before + marker[:-1], *self.content, after[1:]]
+        return Work.respond(self)
 
     async def event(self, item: StepOutput | StreamProgress | Result) -> bytes:
         """The events `step`, `progress` and `done`."""

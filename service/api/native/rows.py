@@ -289,7 +289,7 @@ class RowWork(Work):
 
     def response_headers(self) -> RawHeaders:
         """Headers of every successful response, but its Server-Timing."""
-        headers = self.model_headers()
+        headers = Work.response_headers(self)  # `super` does not know a class with slots
         if (seed := self.members.get("seed")) is not None:
             headers.append((b"x-ign-seed", b"%d" % seed))
         return headers

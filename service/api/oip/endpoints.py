@@ -18,7 +18,6 @@ from typing import Any, Final, Self
 
 import numpy as np
 from starlette.responses import Response
-from starlette.types import Send
 
 from service import __version__
 from service.api.access import check_host
@@ -29,7 +28,6 @@ from service.api.message import parse_as
 from service.api.negotiation import Json, Media
 from service.api.oip import tensors
 from service.api.pipeline import (
-    Events,
     InputRows,
     Plan,
     ResponseParts,
@@ -177,9 +175,6 @@ class InferWork(Work):
     inference: tensors.Inference
     body: bytes
 
-    def open(self, thread: CodecThread) -> None:
-        """Do nothing: the JSON says everything."""
-
     @classmethod
     def decode(cls, works: Sequence[Self]) -> None:
         """Read the rows of several requests."""
@@ -200,21 +195,16 @@ class InferWork(Work):
         """Write the bodies of several responses."""
         for work in works:
             rows = np.asarray(work.result.rows)
-            pieces, length = tensors.write_response(work.inference, work.model.card, rows)
-            work.content = pieces if len(pieces) == 1 else [b"".join(pieces)]
-            work.headers = [] if length is None else [(tensors.HEADER_FIELD, b"%d" % length)]
+            work.content, length = tensors.write_response(work.inference, work.model.card, rows)
+            if length is not None:
+                work.headers = [(tensors.HEADER_FIELD, b"%d" % length)]
+                work.media_type = BINARY_TENSORS
 
     def respond(self) -> ResponseParts:
-        """The response: JSON, and perhaps tensors after it."""
+        """The response, which the statistics count."""
         seconds = self.api.seconds
         self.model.statistics.tensors(seconds["decode"], seconds["encode"])
-        assert self.content is not None  # noqa: S101 - it is encoded
-        media_type = BINARY_TENSORS if self.headers else Media.JSON
-        return self.model_headers() + self.headers, self.content, media_type
-
-    async def send_events(self, events: Events, send: Send) -> bytes:
-        """Never called: the protocol has no streams."""
-        raise NotImplementedError
+        return Work.respond(self)
 
 
 def _row_shape(card: Card) -> tuple[int, int, int]:

@@ -33,7 +33,7 @@ from service.api.native.stream import event
 from service.api.native.uploads import Upload, read_form
 from service.api.native.urls import seed_of_field
 from service.api.negotiation import Json, Media
-from service.api.pipeline import ResponseParts, Stages
+from service.api.pipeline import Stages
 from service.api.request import ApiRequest
 from service.api.table import Endpoint
 from service.artifact.card import Card
@@ -158,11 +158,6 @@ class ImagesWork(RowWork):
                 )
                 before = ", "
             work.content = [*pieces, b"]}"]
-
-    def respond(self) -> ResponseParts:
-        """The response, always JSON."""
-        assert self.content is not None  # noqa: S101 - it is encoded
-        return self.response_headers(), self.content, Media.JSON
 
 
 def _parse_generations(api: ApiRequest, body: bytes) -> RowWork:

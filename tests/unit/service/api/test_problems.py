@@ -27,8 +27,6 @@ class Options(BaseModel):
     ("seconds", "header"),
     [
         (0.0, "1"),
-        (0.2, "1"),
-        (1.0, "1"),
         (1.001, "2"),
         (7.5, "8"),
         (math.inf, "3600"),
