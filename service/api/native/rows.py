@@ -50,6 +50,9 @@ _FLOAT_BYTES: Final = 4
 _CHANGE_BYTES: Final = 12  # of one value: a float32 change, and a float64 sum of changes
 
 
+_TEXTS: Final = (Media.JSON, Media.EVENTS)  # their images are base64
+
+
 class InPool(NamedTuple):
     """Makes the rows of a request in a thread of the codec pool."""
 
@@ -126,11 +129,18 @@ class RowWork(Work):
         """Whether the body is an animation."""
         return self.fps > 0 and self.api.media in ANIMATED
 
+    @property
+    def is_array(self) -> bool:
+        """Whether the images are arrays of numbers, or TIFF, which holds such."""
+        media = self.api.media
+        is_text = media in _TEXTS
+        return self.options.format == "npy" if is_text else media in (Media.NPY, Media.TIFF)
+
     def _check_format(self) -> None:
         """Raise, before the model runs, if the format cannot hold the response."""
         media = self.api.media
-        is_json = media in (Media.JSON, Media.EVENTS)
-        if self.params.record and not is_json:
+        has_layout = self.options.has_layout
+        if self.params.record and media not in _TEXTS:
             raise InvalidContent.field(
                 "record", f"only JSON and event streams carry a trajectory, not {media}"
             )
@@ -138,101 +148,80 @@ class RowWork(Work):
             raise InvalidContent.field(
                 "image", "one .npy array holds images of one size; ask for JSON with format npy"
             )
-        options = self.options
-        if options.has_layout or (len(self.sizes) > 1 and media in RASTER):
-            self._check_layout()
-        elif len(self.labels) > 1 and media in RASTER and not self.is_animation:
-            check_sides(
-                RASTER[media], *sheet_size(len(self.labels), self.cell, columns=self.columns)
-            )
-        if self.sizes:
-            height, width = self.cell
-            if media in RASTER or (is_json and options.format != "npy"):
-                check_sides(RASTER.get(media, options.format), width, height)
-            self._check_trajectory()
+        if has_layout:
+            self._check_options()
+        if has_layout or self.sizes or len(self.labels) > 1:
+            self._check_size()
 
-    def _check_trajectory(self) -> None:
-        """Check the recorded steps of images of any size."""
-        recorded = len(self.params.record)
-        pixels = (1 + recorded) * sum(h * w for h, w in self.sizes)
-        limit = self.api.services.settings.max_request_pixels
-        if recorded and pixels > limit:
-            message = (
-                f"the trajectory would have {pixels} pixels; the limit, "
-                f"IGN_MAX_REQUEST_PIXELS, is {limit}"
-            )
-            raise InvalidContent.field("record", message, code="image_too_large")
-
-    def _check_layout(self) -> None:
-        """Check the size of a response that is not laid out by default."""
+    def _check_options(self) -> None:
+        """Raise for an option that the format cannot follow."""
         options = self.options
-        media = self.api.media
-        count = len(self.labels)
-        is_raw = media not in (Media.JSON, Media.EVENTS)
-        if options.scale > 1 and (
-            media in (Media.NPY, Media.TIFF) or (not is_raw and options.format == "npy")
-        ):
+        if options.scale > 1 and self.is_array:
             raise InvalidContent.field(
                 "scale", "only images of 8 bits are enlarged, not arrays and TIFF"
             )
-        is_sheet = media in RASTER and not self.is_animation
         for name, is_given in (("columns", options.columns is not None), ("gap", options.gap > 0)):
-            if is_given and not is_sheet:
-                shown = "an animation" if self.is_animation else media
+            if is_given and (self.is_animation or self.api.media not in RASTER):
+                shown = "an animation" if self.is_animation else self.api.media
                 raise InvalidContent.field(
                     name, f"only a sheet as PNG, WebP or JPEG has {name}, not {shown}"
                 )
-        height, width = (side * options.scale for side in self.cell)
-        if is_sheet:
+
+    def _check_size(self) -> None:
+        """Raise for sides longer than the format allows, and for too many pixels."""
+        options = self.options
+        media = self.api.media
+        settings = self.api.services.settings
+        count = len(self.labels)
+        recorded = len(self.params.record)
+        height, width = self.cell
+        if media in _TEXTS and self.sizes and not self.is_array:
+            check_sides(options.format, width, height)
+        height *= options.scale
+        width *= options.scale
+        if media in RASTER and not self.is_animation:
             columns = options.columns or self.columns
             width, height = sheet_size(count, (height, width), columns=columns, gap=options.gap)
             count = 1
-        if is_raw:
+        if media not in _TEXTS and not self.is_array:
             check_sides(ANIMATED[media] if self.is_animation else RASTER[media], width, height)
-        limit = self.api.services.settings.for_images(self.model.card.tiles).max_pixels
-        pixels = count * (1 + len(self.params.record)) * width * height
-        if pixels > limit:
+        if options.has_layout or (len(self.sizes) > 1 and media in RASTER):
             given = {"scale": options.scale > 1, "gap": options.gap, "columns": options.columns}
             name = next((name for name, is_given in given.items() if is_given), "image")
-            message = (
-                f"the response would have {pixels} pixels; the limit, IGN_MAX_PIXELS, is {limit}"
-            )
-            raise InvalidContent.field(name, message, code="image_too_large")
+            limit = settings.for_images(self.model.card.tiles).max_pixels
+            pixels = count * (1 + recorded) * width * height
+            _check_pixels(name, "response", pixels, "IGN_MAX_PIXELS", limit)
+        if recorded:
+            pixels = (1 + recorded) * sum(h * w for h, w in self.sizes)
+            limit = settings.max_request_pixels
+            _check_pixels("record", "trajectory", pixels, "IGN_MAX_REQUEST_PIXELS", limit)
 
     def _held(self) -> tuple[int, int]:
         """Bytes of the response and of the arrays that it is made from, at most; and the numbers in
         its images, before they are enlarged.
         """
         card = self.model.card
-        options = self.options
         media = self.api.media
         recorded = len(self.params.record)
         channels, height, width = card.shape if card.color is None else card.coloured.shape
         pixels = [h * w for h, w in self.sizes] or [height * width] * len(self.labels)
         values = channels * sum(pixels)
-        is_stream = media is Media.EVENTS
-        is_array = media in (Media.NPY, Media.TIFF) or (
-            options.format == "npy" and (is_stream or media is Media.JSON)
-        )
-        encoded = values * (_FLOAT_BYTES if is_array else options.scale**2)
+        encoded = values * (_FLOAT_BYTES if self.is_array else self.options.scale**2)
         # Input, result and recorded steps; chroma is kept, and blending makes a new result.
         arrays = 2 + recorded + bool(card.color) + (self.strength != 1.0)
-        sent = 1 + recorded
-        if is_stream:  # it sends its images one by one
-            sent = 1
+        if media is Media.JSON:
+            encoded = encoded * 4 // 3
+        if media is Media.EVENTS:  # it sends its images one by one
             encoded = encoded // len(self.labels)
-        held = arrays * values * _FLOAT_BYTES + sent * (
-            encoded * 4 // 3 if media is Media.JSON else encoded
-        )
+        else:
+            encoded *= 1 + recorded
+        held = arrays * values * _FLOAT_BYTES + encoded
         if self.is_tiled:
             # Of one image at a time: its levels, the result of a further pass, and what finds where
             # f changes it most.
             is_repeated = self.params.steps > 1 or self.params.score
-            held += (
-                channels
-                * max(pixels)
-                * (1 + _FLOAT_BYTES * is_repeated + _CHANGE_BYTES * self.shows_change)
-            )
+            each = 1 + _FLOAT_BYTES * is_repeated + _CHANGE_BYTES * self.shows_change
+            held += channels * max(pixels) * each
         return held, values
 
     @classmethod
@@ -293,3 +282,9 @@ class RowWork(Work):
         if (seed := self.members.get("seed")) is not None:
             headers.append((b"x-ign-seed", b"%d" % seed))
         return headers
+
+
+def _check_pixels(field: str, what: str, pixels: int, setting: str, limit: int) -> None:
+    if pixels > limit:
+        message = f"the {what} would have {pixels} pixels; the limit, {setting}, is {limit}"
+        raise InvalidContent.field(field, message, code="image_too_large")
