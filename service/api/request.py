@@ -264,6 +264,16 @@ class ApiRequest:
         self.model = model.ref
         return model
 
+    @property
+    def ref(self) -> str:
+        """The model in the path, `name` or `name/version`."""
+        return "/".join(self.route.parameters.values())
+
+    def named_model(self) -> ServedModel:
+        """The model in the path, if the service serves."""
+        self.services.require_serving()
+        return self.services.registry.resolve(self.ref)
+
     def check_not_over(self) -> None:
         """Raise `DeadlineExceeded` if nobody waits for this request any more; codec jobs call it
         before every image.

@@ -89,9 +89,7 @@ async def models(api: ApiRequest) -> ModelList:
 
 async def model(api: ApiRequest) -> Response:
     """Show the card of a model, and the device that runs it."""
-    services = api.services
-    services.require_serving()
-    return JSONResponse(_card(services.registry.resolve("/".join(api.route.parameters.values()))))
+    return JSONResponse(_card(api.named_model()))
 
 
 async def healthz(_: ApiRequest) -> dict[str, str]:

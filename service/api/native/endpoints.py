@@ -15,6 +15,7 @@ from service.api.message import parse_as
 from service.api.native.responses import NativeWork
 from service.api.native.rows import InPool, RowWork
 from service.api.native.schemas import (
+    MAX_FRAMES,
     ArithmeticAnswer,
     ArithmeticRequest,
     GenerateAnswer,
@@ -30,10 +31,8 @@ from service.api.native.schemas import (
     ScoreOptions,
     ScoreRequest,
     check_count,
-    check_mixture,
     check_steps,
     image_size,
-    latent_path,
     noise_of,
     step_params,
 )
@@ -44,7 +43,16 @@ from service.api.request import ApiRequest
 from service.api.table import Endpoint
 from service.artifact.card import Noise
 from service.domain.errors import InvalidContent, UnsupportedMedia
-from service.domain.latents import FloatRow, FloatRows, Grid, NoiseSource, weighted_sum
+from service.domain.latents import (
+    MAX_MAGNITUDE,
+    FloatRow,
+    FloatRows,
+    Grid,
+    LatentPath,
+    NoiseSource,
+    is_bounded,
+    weighted_sum,
+)
 from service.domain.tasks import StepParams
 from service.images.pool import CodecThread
 from service.models.registry import ServedModel
@@ -169,17 +177,19 @@ def latent_interpolate(api: ApiRequest, options: InterpolateRequest) -> RowWork:
     f^k along a path through 2 to 16 points, or over a grid between four. A point is a seed, an
     image or a latent. A path as GIF, APNG or WebP is an animation, as PNG or JPEG a strip.
     """
-    path = latent_path(options)
     labels: list[Json]
     mix: Callable[[Sequence[FloatRow]], FloatRows]
-    if isinstance(path, Grid):
+    if options.grid is not None:
+        check_count("grid", options.grid.rows * options.grid.cols, MAX_FRAMES)
         api.media = api.negotiate(FORMATS)
+        grid = Grid(rows=options.grid.rows, cols=options.grid.cols, method=options.method)
         labels = [
-            {"index": i, "row": row, "col": col} for i, (row, col) in enumerate(path.coordinates())
+            {"index": i, "row": row, "col": col} for i, (row, col) in enumerate(grid.coordinates())
         ]
-        shown: Json = {"columns": path.cols}
-        mix = path.latents
+        shown: Json = {"columns": grid.cols}
+        mix = grid.latents
     else:
+        path = LatentPath(frames=options.frames or 9, method=options.method, loop=options.loop)
         labels = [{"index": i, "t": t} for i, t in enumerate(path.times())]
         shown = {"columns": path.frames, "fps": options.fps, "closed": path.loop}
         mix = path.rows
@@ -226,7 +236,12 @@ def _latent_work(
 
     def make_rows(thread: CodecThread) -> InputRows:
         rows = mix(read_points(thread, api, model, field, points), noise)
-        return InputRows(rows=check_mixture(field, rows))
+        # Latents within the bound can give a mixture beyond it: by their weights, or on the arc
+        # between almost opposite ones.
+        if not is_bounded(rows):
+            message = f"their mixture holds values beyond ±{MAX_MAGNITUDE:.0f}"
+            raise InvalidContent.field(field, message)
+        return InputRows(rows=rows)
 
     return NativeWork(
         api=api,

@@ -25,13 +25,8 @@ from pydantic.config import JsonDict, JsonValue
 from service.artifact.card import Card, Noise
 from service.domain.errors import InvalidContent
 from service.domain.latents import (
-    MAX_MAGNITUDE,
     MAX_SEED,
     MAX_SEED_TEXT,
-    FloatRows,
-    Grid,
-    LatentPath,
-    is_bounded,
     seed_of,
 )
 from service.domain.tasks import StepParams
@@ -365,18 +360,6 @@ def image_size(options: GenerateRequest, card: Card, settings: Settings) -> tupl
     return size
 
 
-def check_mixture(field: str, rows: FloatRows) -> FloatRows:
-    """Return ``rows``, a mixture of the latents in ``field``, unless a value is beyond
-    ±`MAX_MAGNITUDE`.
-
-    Latents within the bound can give a mixture beyond it: by their weights, or on the arc between
-    almost opposite ones.
-    """
-    if not is_bounded(rows):
-        raise InvalidContent.field(field, f"their mixture holds values beyond ±{MAX_MAGNITUDE:.0f}")
-    return rows
-
-
 def step_params(
     options: StepOptions, *, recommended: int, rows: int, settings: Settings
 ) -> StepParams:
@@ -412,14 +395,6 @@ def check_steps(steps: int | None, *, recommended: int, settings: Settings) -> i
         return min(recommended, settings.max_steps)
     check_count("steps", steps, settings.max_steps)
     return steps
-
-
-def latent_path(request: InterpolateRequest) -> LatentPath | Grid:
-    """The requested path or grid, of at most `MAX_FRAMES` frames."""
-    if request.grid is not None:
-        check_count("grid", request.grid.rows * request.grid.cols, MAX_FRAMES)
-        return Grid(rows=request.grid.rows, cols=request.grid.cols, method=request.method)
-    return LatentPath(frames=request.frames or 9, method=request.method, loop=request.loop)
 
 
 class ModelRef(Described):

@@ -11,7 +11,7 @@ ignored, because some clients send none.
 
 import inspect
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Final, Self
@@ -49,22 +49,6 @@ _MODEL: Final = "/v2/models/{name}"
 _VERSION: Final = "/v2/models/{name}/versions/{version}"
 
 
-def _serving(api: ApiRequest) -> AppState:
-    api.services.require_serving()
-    return api.services
-
-
-def _resolve(api: ApiRequest) -> ServedModel:
-    return _serving(api).registry.resolve(_ref(api.route.parameters))
-
-
-def _ref(path_parameters: Mapping[str, str]) -> str:
-    """`name` or `name/version`."""
-    return "/".join(
-        path_parameters[part] for part in ("name", "version") if part in path_parameters
-    )
-
-
 def _versions(services: AppState, model: ServedModel) -> list[ServedModel]:
     return [
         other for other in services.registry.models.values() if other.card.name == model.card.name
@@ -90,12 +74,13 @@ async def ready(api: ApiRequest) -> tensors.ServerReady:
 
 async def all_statistics(api: ApiRequest) -> Json:
     """Statistics of all models, as Triton gives them."""
-    return _statistics(_serving(api).registry.models.values())
+    api.services.require_serving()
+    return _statistics(api.services.registry.models.values())
 
 
 async def metadata(api: ApiRequest) -> tensors.ModelMetadata:
     """Inputs and outputs of a model."""
-    model = _resolve(api)
+    model = api.named_model()
     shape = [-1, *_row_shape(model.card)]
     x, y = (
         tensors.TensorMetadata(name=name, datatype=tensors.DATATYPE, shape=shape)
@@ -112,7 +97,7 @@ async def metadata(api: ApiRequest) -> tensors.ModelMetadata:
 
 async def model_ready(api: ApiRequest) -> Response:
     """Does a model serve?"""
-    model = _resolve(api)
+    model = api.named_model()
     if not all(scheduler.healthy for scheduler in model.schedulers.values()):
         raise NotReady(f"a worker of {model.ref} is being replaced")
     return Response()
@@ -120,7 +105,7 @@ async def model_ready(api: ApiRequest) -> Response:
 
 async def config(api: ApiRequest) -> Json:
     """Triton's configuration of a model."""
-    model = _resolve(api)
+    model = api.named_model()
     form = {
         "data_type": f"TYPE_{tensors.DATATYPE}",
         "format": "FORMAT_NONE",
@@ -141,7 +126,7 @@ async def config(api: ApiRequest) -> Json:
 
 async def statistics(api: ApiRequest) -> Json:
     """Statistics of one version, or of every version of a model, since it was loaded."""
-    model = _resolve(api)
+    model = api.named_model()
     return _statistics(
         [model] if "version" in api.route.parameters else _versions(api.services, model)
     )
@@ -223,16 +208,12 @@ def infer(api: ApiRequest, body: bytes) -> InferWork:
 
     Tensors are JSON numbers or little-endian bytes after the JSON.
     """
-    model = api.resolve(_ref(api.route.parameters))
+    model = api.resolve(api.ref)
     settings = api.services.settings.for_images(model.card.tiles)
-    limits = {
-        "max_rows": settings.max_images,
-        "max_steps": settings.max_steps,
-        "max_pixels": settings.max_pixels,
-    }
-    inference = tensors.read_head(
-        body, api.headers.getlist(tensors.HEADER_FIELD), _row_shape(model.card), **limits
+    limits = tensors.Limits(
+        _row_shape(model.card), settings.max_images, settings.max_steps, settings.max_pixels
     )
+    inference = tensors.read_head(body, api.headers.getlist(tensors.HEADER_FIELD), limits)
     values = prod(inference.shape)
     binary = inference.binary
     is_tiled = model.card.tiles is not None
@@ -269,10 +250,10 @@ _MAX_REPOSITORY_BYTES: Final = 1 << 14  # of a body; parsing so many takes a mil
 
 async def index(api: ApiRequest) -> list[tensors.IndexEntry]:
     """List every version that serves or is in the model directory."""
-    services, options = await _read(api, tensors.IndexRequest)
+    options = await _read(api, tensors.IndexRequest)
     return [
         tensors.IndexEntry(name=name, version=version, state=entry.state, reason=entry.reason)
-        for entry in await services.registry.index()
+        for entry in await api.services.registry.index()
         for name, _, version in [entry.ref.partition("/")]
         if entry.state == "READY" or not options.ready
     ]
@@ -284,11 +265,9 @@ async def load(api: ApiRequest) -> Any:
     The response is sent when all of them serve. Until then, and if one cannot be verified, the
     previous ones serve.
     """
-    services, _ = await _read(api, tensors.LoadRequest)
-    is_admin = services.settings.api_keys_file is not None  # else anyone may call it
-    return await _change(
-        services, ModelChange(api.route.parameters["name"], loads=True, may_be_new=is_admin)
-    )
+    await _read(api, tensors.LoadRequest)
+    is_admin = api.services.settings.api_keys_file is not None  # else anyone may call it
+    return await _change(api, loads=True, may_be_new=is_admin)
 
 
 async def unload(api: ApiRequest) -> Any:
@@ -296,25 +275,24 @@ async def unload(api: ApiRequest) -> Any:
 
     The default model cannot be unloaded.
     """
-    services, _ = await _read(api, tensors.UnloadRequest)
-    return await _change(services, ModelChange(api.route.parameters["name"], loads=False))
+    await _read(api, tensors.UnloadRequest)
+    return await _change(api, loads=False)
 
 
-async def _change(services: AppState, change: ModelChange) -> Any:
-    await (services.change_everywhere or services.registry.change)(change)
+async def _change(api: ApiRequest, **change: bool) -> Any:
+    services = api.services
+    make = services.change_everywhere or services.registry.change
+    await make(ModelChange(api.ref, **change))
     return {}
 
 
-async def _read(api: ApiRequest, schema: type[tensors.Schema]) -> tuple[AppState, tensors.Schema]:
-    """The services, if the caller may use them, and the body of a call, whatever its
-    Content-Type.
-    """
-    services = api.services
+async def _read(api: ApiRequest, schema: type[tensors.Schema]) -> tensors.Schema:
+    """The body of a call, whatever its Content-Type, if the caller may make it."""
     settings = api.services.settings
     if settings.api_keys_file is None:
         check_host(api.headers, settings)
-    services.require_serving()
-    return services, parse_as(schema, await api.read_body(_MAX_REPOSITORY_BYTES))
+    api.services.require_serving()
+    return parse_as(schema, await api.read_body(_MAX_REPOSITORY_BYTES))
 
 
 # The table

@@ -212,6 +212,17 @@ Dims = tuple[int, ...]  # (N, C, H, W)
 Piece = bytes | memoryview
 
 
+class Limits(NamedTuple):
+    """Limits of a request to a model: the shape of its rows (C, H, W) with −1 for any number, then
+    ``pixels`` is how many all rows together may have.
+    """
+
+    shape: Dims
+    rows: int
+    steps: int
+    pixels: int
+
+
 class Inference(NamedTuple):
     """A validated request, but for the values of its rows, which are ``data`` or begin at ``start``
     of the body.
@@ -229,16 +240,9 @@ class Inference(NamedTuple):
 def read_head(
     body: bytes,
     lengths: Sequence[str],
-    row_shape: Dims,
-    *,
-    max_rows: int,
-    max_steps: int,
-    max_pixels: int,
+    limits: Limits,
 ) -> Inference:
-    """Parse and validate the JSON of a request for rows of a shape (C, H, W); ``lengths``: headers
-    `HEADER_LENGTH`.
-
-    −1 in the shape stands for any number; then all rows together have at most ``max_pixels``.
+    """Parse and validate the JSON of a request; ``lengths`` are the headers `HEADER_LENGTH`.
 
     Raises `MalformedRequest` or `InvalidInference`; the text of the latter names what is invalid.
     """
@@ -249,7 +253,7 @@ def read_head(
             f"{HEADER_LENGTH}: {length} bytes of JSON, but the body has only {len(body)}"
         )
     read = _read_cached if length <= _MAX_CACHED_BYTES else _read_json
-    inference = read(body[:length], row_shape, max_rows, max_steps, max_pixels)
+    inference = read(body[:length], limits)
     if inference.data is not None:
         if rest:
             raise InvalidInference(f"{rest} bytes follow the JSON that belong to no input")
@@ -290,24 +294,24 @@ def _json_length(values: Sequence[str]) -> int:
     return int(values[0])
 
 
-def _read_json(
-    head: bytes, row_shape: Dims, max_rows: int, max_steps: int, max_pixels: int
-) -> Inference:
+def _read_json(head: bytes, limits: Limits) -> Inference:
     # The largest legal body nests every number of `max_rows` rows like the shape: arrays of rows,
     # channels and lines.
-    channels, height, width = row_shape
-    values = _MAX_ANY_SIZE if width < 0 else max_rows * (1 + channels * (1 + height * (1 + width)))
+    channels, height, width = limits.shape
+    values = _MAX_ANY_SIZE
+    if width > 0:
+        values = limits.rows * (1 + channels * (1 + height * (1 + width)))
     request = parse_as(InferRequest, head, max_values=MAX_VALUES + values)
     parameters = request.parameters
-    if parameters.steps > max_steps:
-        raise InvalidInference(f"parameters.steps: must be at most {max_steps}")
+    if parameters.steps > limits.steps:
+        raise InvalidInference(f"parameters.steps: must be at most {limits.steps}")
     for name, given in (("inputs", request.inputs), ("outputs", request.outputs or ())):
         if len(given) > 1:
             raise InvalidInference(f"{name}.1.name: given twice")
     x = request.inputs[0]
     wanted = request.outputs[0].parameters.binary_data if request.outputs else None
     binary = parameters.binary_data_output if wanted is None else wanted
-    _check_input(x, row_shape, max_rows, max_pixels)
+    _check_input(x, limits)
     return Inference(
         request.id,
         tuple(x.shape),
@@ -328,7 +332,8 @@ def _bytes_of(shape: Dims) -> int:
     return math.prod(shape) * _WIRE.itemsize
 
 
-def _check_input(x: Input, row_shape: Dims, max_rows: int, max_pixels: int) -> None:
+def _check_input(x: Input, limits: Limits) -> None:
+    row_shape = limits.shape
     if len(x.shape) != 4 or any(
         want not in (-1, size) for want, size in zip(row_shape, x.shape[1:], strict=True)
     ):
@@ -336,10 +341,10 @@ def _check_input(x: Input, row_shape: Dims, max_rows: int, max_pixels: int) -> N
             name if size < 0 else str(size) for name, size in zip("CHW", row_shape, strict=True)
         )
         raise InvalidInference(f"inputs.0.shape: must be [N, {dims}] with N of at least 1")
-    if x.shape[0] > max_rows:
-        raise InvalidInference(f"inputs.0.shape: at most {max_rows} rows")
+    if x.shape[0] > limits.rows:
+        raise InvalidInference(f"inputs.0.shape: at most {limits.rows} rows")
     if -1 in row_shape:
-        _check_size(x.shape, max_pixels)
+        _check_size(x.shape, limits.pixels)
     size = x.parameters.binary_data_size
     expected = _bytes_of(tuple(x.shape))
     if (x.data is None) == (size is None):

@@ -205,8 +205,7 @@ async def models(api: ApiRequest) -> Json:
 
 async def model(api: ApiRequest) -> Json:
     """Describe one model, `name` or `name/version`."""
-    api.services.require_serving()
-    return _described(api.services.registry.resolve(api.route.parameters["ref"]))
+    return _described(api.named_model())
 
 
 _POST: Final = ("POST",)
