@@ -49,8 +49,10 @@ class Application:
     ) -> None:
         self.services = services
         self.fastapi = fastapi
-        self._routes, self._pipeline = routes, Pipeline()
-        self._keys, self._rates = keys, rates or Rates()
+        self._routes = routes
+        self._pipeline = Pipeline()
+        self._keys = keys
+        self._rates = rates or Rates()
         settings = services.settings
         self._settings = settings
         self._in_flight = services.in_flight

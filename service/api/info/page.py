@@ -46,7 +46,8 @@ _DOCS_POLICY: Final = f"{_POLICY} 'unsafe-inline'"  # Swagger UI sets style attr
 # what the policy in the document of `ign site` cannot say
 _SITE_POLICY: Final = "frame-ancestors 'none'"
 # of a page that links to the other one
-_ROOT, _BOTH = (b'<html lang="en"', b'<html lang="en" data-both')
+_ROOT: Final = b'<html lang="en"'
+_BOTH: Final = b'<html lang="en" data-both'
 
 
 class _File:

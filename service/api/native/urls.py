@@ -40,8 +40,8 @@ _SEEDS: Final = {
     "description": "2 to 16 seeds, joined by commas.",
     "pattern": "^[^,]{1,200}(,[^,]{1,200}){1,15}$",
 }
-# how long caches may keep an image of a named version, of the highest version
-_LONG_S, _SHORT_S = (31_536_000, 60)
+_LONG_S: Final = 31_536_000  # how long caches may keep an image of a named version
+_SHORT_S: Final = 60  # of the highest version
 
 _GENERATE: Final = """Generate images as a URL.
 
