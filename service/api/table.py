@@ -24,7 +24,7 @@ endpoint.
 # Each kind of parameter in a path, and what it stands for.
 _KINDS: Final = {"": "[^/]+", ":path": ".*", ":text": ".+"}
 _PARAMETER: Final = re.compile(r"\\{(\w+)(:\w+)?\\}")
-_CACHED: Final = 1024  # paths that are remembered
+_CACHED: Final = 256  # paths that are remembered, of at most 16 KiB each
 
 
 Access = Literal["key", "admin", "health", "metrics", "docs", "page"]
