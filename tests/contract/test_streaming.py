@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from service.api.native import responses, stream
-from service.api.native.schemas import GenerateAnswer, ProblemDocument, ProjectAnswer
+from service.api.native.answers import GenerateAnswer, ProblemDocument, ProjectAnswer
 from tests.contract.data import b64
 from tests.contract.harness import LIMIT_S, Service, checked, gated, problem, settings
 from tests.helpers.pictures import noise, save

@@ -14,7 +14,7 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from service import __version__
-from service.api.native.schemas import ProblemDocument, ProgressEvent, StepEvent
+from service.api.native.answers import ProblemDocument, ProgressEvent, StepEvent
 from service.api.negotiation import PICTURE_TYPES, Json, Media
 from service.api.pipeline import Stages
 from service.api.problems import MEDIA_TYPE

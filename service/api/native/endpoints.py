@@ -12,22 +12,24 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from service.api.message import parse_as
+from service.api.native.answers import (
+    ArithmeticAnswer,
+    GenerateAnswer,
+    InterpolateAnswer,
+    ProjectAnswer,
+    ScoreAnswer,
+)
 from service.api.native.responses import NativeWork
 from service.api.native.rows import InPool, RowWork
 from service.api.native.schemas import (
     MAX_FRAMES,
-    ArithmeticAnswer,
     ArithmeticRequest,
-    GenerateAnswer,
     GenerateRequest,
     ImageOptions,
-    InterpolateAnswer,
     InterpolateRequest,
     PointRequest,
-    ProjectAnswer,
     ProjectOptions,
     ProjectRequest,
-    ScoreAnswer,
     ScoreOptions,
     ScoreRequest,
     check_count,
