@@ -15,11 +15,10 @@ from fastapi import FastAPI
 
 from service import __version__
 from service.api.access import ApiKeys, load_keys
-from service.api.app_state import AppState
+from service.api.app_state import AppState, InFlightRequests
 from service.api.application import Application
 from service.api.info import openapi, page
 from service.api.info import routes as info
-from service.api.limits import InFlightRequests
 from service.api.native import endpoints as native
 from service.api.native import urls
 from service.api.oip import endpoints as oip

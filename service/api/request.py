@@ -20,8 +20,7 @@ from starlette.datastructures import QueryParams
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
-from service.api.app_state import AppState
-from service.api.limits import Epoch
+from service.api.app_state import AppState, Epoch
 from service.api.message import (
     MIN_HELD,
     WHOLE_RESPONSE,
