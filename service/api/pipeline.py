@@ -483,7 +483,10 @@ async def _send(request: ApiRequest, response: ResponseParts, send: Send) -> Non
         (b"content-type", media_type.encode("ascii")),
     ]
     if size <= _SMALL:
-        pieces = [b"".join(pieces)]
+        pieces = [pieces[0] if len(pieces) == 1 else b"".join(pieces)]
+        # Without CORS, which adds headers.
+        if send == request.send and request.send_whole(HTTPStatus.OK, headers, pieces[0]):
+            return
     await send({"type": "http.response.start", "status": HTTPStatus.OK, "headers": headers})
     for piece in pieces[:-1]:
         await send({"type": "http.response.body", "body": piece, "more_body": True})

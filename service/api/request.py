@@ -202,11 +202,12 @@ class ApiRequest:
         limit = max_bytes or settings.max_body_bytes
         name = "" if max_bytes else " (IGN_MAX_BODY_BYTES)"
         deadline = min(self.arrival + settings.body_timeout_s, self.deadline)
-        # Without an end if the server has all of it.
-        seconds = None if "is_received" in self.state else deadline - self.services.clock()
         try:
-            async with asyncio.timeout(seconds):
+            if "is_received" in self.state:  # the server has all of it: a timer would take time
                 body = await self._receive_body(limit)
+            else:
+                async with asyncio.timeout(deadline - self.services.clock()):
+                    body = await self._receive_body(limit)
         except TimeoutError as exc:
             if deadline == self.deadline:
                 raise DeadlineExceeded("the deadline passed") from exc
@@ -360,6 +361,17 @@ class ApiRequest:
     def timing(self) -> dict[str, float]:
         """The member `timing` of a JSON answer, in milliseconds."""
         return {f"{part}_ms": round(seconds * 1e3, 3) for part, seconds in self.seconds.items()}
+
+    def send_whole(self, status: int, headers: RawHeaders, body: bytes | memoryview) -> bool:
+        """Send a whole response in one call, if the server can; it needs no `finish`."""
+        if self._send_whole is None or self.method == "HEAD":
+            return False
+        if not self._send_whole(status, [*headers, *self.added], body):
+            return False
+        self.started = self.complete = True
+        self.status = status
+        self.response_bytes = len(body)
+        return True
 
     async def send(self, message: Message) -> None:
         """Pass a message of the response on to the server; the head waits for the first part of the
